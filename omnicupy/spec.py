@@ -1,0 +1,162 @@
+"""One compiled kernel variant as a value: what may be asked for, what it costs, and the macros that select it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+# Shared memory one thread block may use (opt-in limit), in bytes: CUDA C++ Programming Guide, table
+# "Technical specifications per compute capability".
+SMEM_LIMIT_BYTES = {
+    "sm_80": 166912,
+    "sm_86": 101376,
+    "sm_89": 101376,
+    "sm_90": 232448,
+    "sm_90a": 232448,
+    "sm_100": 232448,
+    "sm_120": 101376,
+}
+KERNELS = ("naive", "sm80")
+DTYPES = ("float16", "bfloat16")
+MAX_HEAD_DIM = 1024
+MAX_ONE_PIECE = 256  # above it the head dimension is tiled: O no longer fits the registers
+CHUNK = 64  # columns of Q and K streamed at a time when the head dimension is tiled
+NAIVE_THREADS = 128
+
+
+def round_up(value: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is at least `value`."""
+    return -(-value // multiple) * multiple
+
+
+def value_dim_of(head_dim: int) -> int:
+    """Columns of O (and V) one thread block owns: all of them up to 256, else an even share of at most 256."""
+    pieces = -(-head_dim // MAX_ONE_PIECE)
+    return round_up(-(-head_dim // pieces), 16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttnSpec:
+    """One compiled variant. Equal specs are the same cubin; every field is part of the cache key.
+
+    arch: the CUDA target ("sm_80", ...).  kernel: "naive" or "sm80" (mma.sync).  dtype: "float16" or "bfloat16".
+    head_dim: columns of Q and K in the kernel, a multiple of 16 (the tensors' head_dim rounded up).
+    br, bc: tile height (queries) and width (keys), in tokens.  stages: K/V tiles in flight.  warps: warps a block.
+    share_kv: one buffer holds K, then V (stages = 1 only).  swizzle: XOR-swizzled shared memory (False: plain
+    rows, for the bank-conflict study).
+
+    Raises ValueError when the tile is illegal or does not fit the architecture's shared memory.
+    """
+
+    arch: str
+    kernel: str
+    dtype: str
+    head_dim: int
+    br: int
+    bc: int
+    stages: int = 1
+    warps: int = 4
+    share_kv: bool = False
+    swizzle: bool = True
+
+    def __post_init__(self) -> None:
+        self._check_names()
+        self._check_tile()
+        if self.smem_bytes > (limit := SMEM_LIMIT_BYTES[self.arch]):
+            raise ValueError(
+                f"config: the tile needs {self.smem_bytes} B of shared memory, {self.arch} has {limit} B a block; "
+                f"lower br={self.br}, bc={self.bc} or stages={self.stages}"
+            )
+
+    def _check_names(self) -> None:
+        for name, value, known in (
+            ("arch", self.arch, tuple(SMEM_LIMIT_BYTES)),
+            ("kernel", self.kernel, KERNELS),
+            ("dtype", self.dtype, DTYPES),
+        ):
+            if value not in known:
+                raise ValueError(f"config: {name} must be one of {', '.join(known)}, got {value!r}")
+
+    def _check_tile(self) -> None:
+        if self.head_dim % 16 or not 16 <= self.head_dim <= MAX_HEAD_DIM:
+            raise ValueError(
+                f"config: head_dim must be a multiple of 16 from 16 to {MAX_HEAD_DIM}, got {self.head_dim}; "
+                "round the tensors' head_dim up"
+            )
+        if self.bc % 32 or not 32 <= self.bc <= 256:
+            raise ValueError(f"config: bc must be a multiple of 32 from 32 to 256, got {self.bc}")
+        if self.kernel == "naive":
+            return
+        if self.warps not in (1, 2, 4, 8):
+            raise ValueError(f"config: warps must be 1, 2, 4 or 8, got {self.warps}")
+        if self.br not in (16 * self.warps, 32 * self.warps):
+            raise ValueError(
+                f"config: br must be 16 or 32 rows a warp ({16 * self.warps} or {32 * self.warps} with "
+                f"{self.warps} warps), got {self.br}"
+            )
+        if self.stages not in (1, 2, 3):
+            raise ValueError(f"config: stages must be 1, 2 or 3, got {self.stages}")
+        if self.share_kv and self.stages != 1:
+            raise ValueError(f"config: share_kv needs stages=1 (one buffer for K and V), got stages={self.stages}")
+        if self.tiled and (self.share_kv or self.br != 16 * self.warps):
+            raise ValueError(
+                f"config: head_dim {self.head_dim} is tiled (above {MAX_ONE_PIECE}): it needs share_kv=False and "
+                f"br={16 * self.warps} with {self.warps} warps, got share_kv={self.share_kv}, br={self.br}"
+            )
+
+    @property
+    def tiled(self) -> bool:
+        """True when head_dim is cut in pieces (D-tiling)."""
+        return self.kernel == "sm80" and self.head_dim > MAX_ONE_PIECE
+
+    @property
+    def value_dim(self) -> int:
+        """Columns of V and O one thread block owns."""
+        return value_dim_of(self.head_dim) if self.tiled else self.head_dim
+
+    @property
+    def value_pieces(self) -> int:
+        """Thread blocks that share one query block, each with its own columns of V and O."""
+        return -(-self.head_dim // self.value_dim)
+
+    @property
+    def threads(self) -> int:
+        """Threads of one thread block."""
+        return NAIVE_THREADS if self.kernel == "naive" else 32 * self.warps
+
+    @property
+    def smem_bytes(self) -> int:
+        """Dynamic shared memory of one thread block, in bytes."""
+        if self.kernel == "naive":
+            return 4 * (self.head_dim + self.bc + NAIVE_THREADS)  # the query row, one tile of scores, reductions
+        if self.tiled:
+            return 2 * (self.stages * (self.br + self.bc) * CHUNK + self.bc * self.value_dim)
+        buffers = 1 if self.share_kv else 2 * self.stages
+        return 2 * self.head_dim * (self.br + buffers * self.bc)
+
+    @property
+    def source(self) -> str:
+        """Name of the kernel's source file in `kernels/`."""
+        return {"naive": "attention_naive.cu", "sm80": "attention_fwd_sm80.cu"}[self.kernel]
+
+    @property
+    def entry(self) -> str:
+        """Name of the `extern "C"` kernel."""
+        return self.source.removesuffix(".cu")
+
+    def defines(self) -> dict[str, int]:
+        """The macros that the source file reads."""
+        return {
+            "OMNI_HEAD_DIM": self.head_dim,
+            "OMNI_VALUE_DIM": self.value_dim,
+            "OMNI_BR": self.br,
+            "OMNI_BC": self.bc,
+            "OMNI_STAGES": self.stages,
+            "OMNI_WARPS": self.warps,
+            "OMNI_SHARE_KV": int(self.share_kv),
+            "OMNI_SWIZZLE": int(self.swizzle),
+            "OMNI_BF16": int(self.dtype == "bfloat16"),
+        }
+
+    def __str__(self) -> str:
+        fields = asdict(self)
+        return " ".join([self.kernel, self.arch, *(f"{k}={v}" for k, v in fields.items() if k not in ("kernel", "arch"))])
