@@ -1,0 +1,207 @@
+"""Mask: what a caller builds once and passes to every attention call."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, NoReturn
+
+import numpy as np
+
+from omnicupy import bitform, draw, intervals
+from omnicupy.bitform import ByteArray
+from omnicupy.blockmask import BlockMask
+from omnicupy.intervals import Intervals
+from omnicupy.maskargs import integer
+from omnicupy.pairset import PairSet, Segment
+from omnicupy.stats import MaskStats, stats_of
+from omnicupy.tiling import cut
+
+
+class Mask(PairSet):
+    """Which of `k_len` keys each of `q_len` query rows may see; independent of dtype, heads and tile sizes.
+
+    Immutable; equal and hashed by content; combined by `&`, `|` and `~`; pickles and copies without its caches.
+    Build one with `full`, `causal`, `segments`, `documents`, `sliding_window`, `sink`, `prefix`, `ranges`,
+    `intervals`, `from_dense`, `from_predicate` or `random`. `print(mask)` draws it.
+    """
+
+    __slots__ = ("_blocks", "_device")
+
+    _blocks: dict[tuple[int, int], BlockMask]
+    _device: dict[Any, Any]  # device copies, kept by upload.py and freed with the mask
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        *,
+        intervals: Intervals | None = None,
+        bits: ByteArray | None = None,
+        diagonal: int = 0,
+        segments: tuple[Segment, ...] = (),
+    ) -> None:
+        super().__init__(shape, intervals=intervals, bits=bits, diagonal=diagonal, segments=segments)
+        self._store(_blocks={}, _device={})
+
+    def __bool__(self) -> NoReturn:
+        raise ValueError(
+            "the truth value of a mask is not defined; combine masks by &, | and ~, not and, or, not"
+        )
+
+    def __repr__(self) -> str:
+        form = "bits" if self.intervals is None else f"intervals={len(self.intervals[0])}"
+        return f"<Mask {self.shape[0]}x{self.shape[1]} pairs={self.pairs} {form} diagonal={self.diagonal}>"
+
+    def __str__(self) -> str:
+        """The mask drawn as text."""
+        return draw.text(self)
+
+    def __and__(self, other: Mask) -> Mask:
+        """Pairs that both masks allow. Raises ValueError when the shapes differ."""
+        if not isinstance(other, Mask):
+            return NotImplemented
+        self._same_shape("&", other)
+        notes: dict[str, Any] = {
+            "diagonal": self.diagonal or other.diagonal,
+            "segments": self.segments or other.segments,
+        }
+        if self.intervals is None or other.intervals is None:
+            return from_bits(self.packed_bits() & other.packed_bits(), self.shape, **notes)
+        both = intervals.intersection(self.intervals, other.intervals, self.shape[0])
+        return Mask(self.shape, intervals=both, **notes)
+
+    def __or__(self, other: Mask) -> Mask:
+        """Pairs that either mask allows. Raises ValueError when the shapes differ."""
+        if not isinstance(other, Mask):
+            return NotImplemented
+        self._same_shape("|", other)
+        notes: dict[str, Any] = {
+            "diagonal": self.diagonal or other.diagonal,
+            "segments": self.segments or other.segments,
+        }
+        if self.intervals is None or other.intervals is None:
+            return from_bits(self.packed_bits() | other.packed_bits(), self.shape, **notes)
+        either = intervals.union(self.intervals, other.intervals, self.shape[0])
+        return Mask(self.shape, intervals=either, **notes)
+
+    def __invert__(self) -> Mask:
+        """Pairs that the mask does not allow."""
+        if self.intervals is not None:
+            return Mask(
+                self.shape,
+                intervals=intervals.complement(self.intervals, self.shape[0]),
+                diagonal=self.diagonal,
+            )
+        assert self.bits is not None
+        return from_bits(bitform.inverted(self.bits, self.shape[1]), self.shape, diagonal=self.diagonal)
+
+    def _same_shape(self, sign: str, other: Mask) -> None:
+        if self.shape != other.shape:
+            raise ValueError(
+                f"mask {sign} mask: both must have one shape (q_len, k_len), got {self.shape} and {other.shape}; "
+                "slice the larger one"
+            )
+
+    def rows(self, start: int, stop: int, keys: int | None = None) -> Mask:
+        """Query rows [start, stop) against the first `keys` keys (None: all of them), as for a KV cache.
+
+        The new mask has shape (stop - start, keys). Raises ValueError when the rows or the keys do not exist.
+        """
+        q_len, k_len = self.shape
+        start, stop = integer("rows", "start", start), integer("rows", "stop", stop)
+        keys = k_len if keys is None else integer("rows", "keys", keys)
+        if not 0 <= start < stop <= q_len:
+            raise ValueError(
+                f"rows: start and stop must satisfy 0 <= start < stop <= {q_len}, got {start} and {stop}; "
+                "name rows of the mask"
+            )
+        if not 1 <= keys <= k_len:
+            raise ValueError(
+                f"rows: keys must be from 1 to {k_len}, got {keys}; build the mask with more keys"
+            )
+        return self._crop((start, stop), (0, keys))
+
+    def __getitem__(self, index: tuple[slice, slice]) -> Mask:
+        """mask[a:b, c:d]: query rows [a, b) against keys [c, d), renumbered from 0; bounds as for NumPy arrays.
+
+        Raises TypeError for anything but two slices of step 1, ValueError for an empty result.
+        """
+        if not (
+            isinstance(index, tuple) and len(index) == 2 and all(isinstance(part, slice) for part in index)
+        ):
+            raise TypeError(
+                f"mask[...]: expected two slices, as in mask[a:b, c:d], got {index!r}; write them out"
+            )
+        q0, q1, q_step = index[0].indices(self.shape[0])
+        k0, k1, k_step = index[1].indices(self.shape[1])
+        if q_step != 1 or k_step != 1:
+            raise ValueError(
+                f"mask[...]: slices must have step 1, got steps {q_step} and {k_step}; drop the steps"
+            )
+        if q0 >= q1 or k0 >= k1:
+            raise ValueError(
+                f"mask[...]: slices must hold at least one row and one key of {self.shape}, got rows [{q0}, {q1}) and "
+                f"keys [{k0}, {k1}); widen them"
+            )
+        return self._crop((q0, q1), (k0, k1))
+
+    def _crop(self, rows: tuple[int, int], keys: tuple[int, int]) -> Mask:
+        (q0, q1), (k0, k1) = rows, keys
+        shape = (q1 - q0, k1 - k0)
+        notes: dict[str, Any] = {
+            "diagonal": self.diagonal + q0 - k0,
+            "segments": tuple(
+                (kind, max(first, k0) - k0, min(stop, k1) - k0, document)
+                for kind, first, stop, document in self.segments
+                if first < k1 and stop > k0
+            ),
+        }
+        if self.intervals is not None:
+            return Mask(shape, intervals=intervals.crop(self.intervals, rows, keys), **notes)
+        bits = bitform.packed(lambda a, b: self.dense(q0 + a, q0 + b, k0, k1), *shape)
+        return from_bits(bits, shape, **notes)
+
+    def blocks(self, br: int, bc: int) -> BlockMask:
+        """The mask cut into tiles of br query rows (a multiple of 8) and bc keys (a multiple of 32); cached.
+
+        Raises ValueError for other tile sizes.
+        """
+        found = self._blocks.get((br, bc)) if isinstance(br, int) and isinstance(bc, int) else None
+        if found is None:
+            br, bc = _tile("br", br, 8, "query rows"), _tile("bc", bc, 32, "keys")
+            # the block mask holds the pairs, not this object: no cycle, so the caches die with the last reference
+            pairs = PairSet(self.shape, intervals=self.intervals, bits=self.bits, diagonal=self.diagonal)
+            found = self._blocks.setdefault((br, bc), cut(pairs, br, bc))
+        return found
+
+    def stats(self, br: int = 128, bc: int = 128) -> MaskStats:
+        """Pairs, density, tiles by kind and waste of the mask cut at (br, bc); print it."""
+        return stats_of(self.blocks(br, bc), self.pairs)
+
+    def plot(self, path: str, *, br: int = 128, bc: int = 128) -> None:
+        """Save a picture (the suffix names the format) of segments and tile kinds at (br, bc), with a legend.
+
+        Raises ImportError without matplotlib.
+        """
+        draw.plot(self, self.blocks(br, bc), path)
+
+
+def from_bits(
+    bits: ByteArray, shape: tuple[int, int], *, diagonal: int = 0, segments: tuple[Segment, ...] = ()
+) -> Mask:
+    """The mask of packed bits (uint8 (q_len, ceil(k_len / 8)), zero past k_len), as intervals where they are short."""
+    keys = (0, shape[1])
+    short = bitform.short_intervals(lambda q0, q1: bitform.unpacked(bits, (q0, q1), keys), *shape)
+    kept = bits if short is None else None
+    return Mask(shape, intervals=short, bits=kept, diagonal=diagonal, segments=segments)
+
+
+def _tile(name: str, value: int, multiple: int, unit: str) -> int:
+    try:
+        size = operator.index(value)
+    except TypeError:
+        size = 0
+    if size < multiple or size % multiple or size > np.iinfo(np.int32).max // 2:
+        raise ValueError(
+            f"blocks: {name} ({unit}) must be a positive multiple of {multiple}, got {value!r}; round it up"
+        )
+    return size

@@ -1,0 +1,172 @@
+"""The cut: a set of pairs and a tile size to a BlockMask, in time that follows keys + listed tiles.
+
+Interval masks: the row range of a key touches a range of query blocks and covers a part of it fully. Neighbouring keys
+with equal ranges collapse to a run; a sweep over the few run bounds of each key block then gives, exactly, the ranges
+of query blocks to list and, within them, the FULL ones. Only tiles on the diagonal are looked at key by key.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omnicupy.blockmask import CAUSAL, DEAD, FULL, PARTIAL, BlockMask
+from omnicupy.intervals import BoolArray, IntArray, Intervals
+from omnicupy.pairset import PairSet
+from omnicupy.tiling_bits import classify_bits
+
+KeyArray = NDArray[np.int64]
+
+
+def cut(mask: PairSet, br: int, bc: int) -> BlockMask:
+    """Cut `mask` into tiles of br rows (a multiple of 8) and bc keys (a multiple of 32). Arguments are trusted."""
+    q_len, k_len = mask.shape
+    k_blocks = -(-k_len // bc)
+    tiles = np.zeros((0, br, bc // 32), np.uint32)
+    if mask.intervals is not None:
+        row, block, kind = _classify(mask.intervals, q_len, k_len, br, bc)
+        payload = None
+        on_diagonal = np.flatnonzero(kind == PARTIAL)
+        on_diagonal = on_diagonal[_crossed(row[on_diagonal], block[on_diagonal], mask, br, bc)]
+        causal = _causal_tiles(mask.intervals, row[on_diagonal], block[on_diagonal], mask, br, bc)
+        kind[on_diagonal[causal]] = CAUSAL
+    else:
+        row, block, kind, payload, tiles = classify_bits(mask, br, bc)
+    return _assemble(mask, (br, bc), (row, block, kind), payload, tiles, k_blocks)
+
+
+def _codes(bound: IntArray, br: int) -> IntArray:
+    """floor(bound / br) + ceil(bound / br): one integer that names both."""
+    if br & (br - 1):
+        return bound // br + (bound + (br - 1)) // br
+    shift = br.bit_length() - 1
+    return (bound >> shift) + ((bound + (br - 1)) >> shift)
+
+
+def _runs(a: Intervals, q_len: int, br: int, bc: int) -> tuple[KeyArray, IntArray, IntArray, KeyArray]:
+    """Runs of neighbouring keys of one slot and one key block whose intervals meet the same query blocks.
+
+    Returns key block, code of start, code of stop and number of keys of each run.
+    """
+    n, k_len = a[0].shape
+    starts, stops = _codes(a[0], br), _codes(a[1], br)
+    if (
+        q_len % br
+    ):  # rows past q_len do not exist: the short last block is covered by an interval that ends at q_len
+        stops[a[1] == q_len] = 2 * -(-q_len // br)
+    change = np.empty((n, k_len), np.bool_)
+    np.not_equal(starts[:, 1:], starts[:, :-1], out=change[:, 1:])
+    change[:, 1:] |= stops[:, 1:] != stops[:, :-1]
+    change[:, ::bc] = True
+    first = np.flatnonzero(change)
+    length = np.diff(first, append=n * k_len)
+    start, stop = starts.reshape(-1)[first], stops.reshape(-1)[first]
+    key = first if n == 1 else first % k_len
+    used = stop > 0
+    if used.all():
+        return key // bc, start, stop, length
+    return key[used] // bc, start[used], stop[used], length[used]
+
+
+def _classify(a: Intervals, q_len: int, k_len: int, br: int, bc: int) -> tuple[KeyArray, KeyArray, KeyArray]:
+    """Query block, key block and kind (FULL or PARTIAL) of each listed tile: by row, PARTIAL before FULL, by key."""
+    block, start, stop, keys = _runs(a, q_len, br, bc)
+    stride = -(-q_len // br) + 1
+    base = block * stride
+    inner0, inner1 = (start + 1) >> 1, stop >> 1  # query blocks that the interval covers whole
+    whole = inner0 < inner1
+    full = keys[whole] << 32  # weights in keys: FULL in the high word, listed in the low one
+    place = np.concatenate(
+        [base + (start >> 1), base + ((stop + 1) >> 1), (base + inner0)[whole], (base + inner1)[whole]]
+    )
+    weight = np.concatenate([keys, -keys, full, -full])
+    order = np.argsort(place)
+    place = place[order]
+    state = np.cumsum(weight[order])[:-1]
+    length = np.diff(place)
+    listed = np.flatnonzero(((state & 0xFFFFFFFF) > 0) & (length > 0))
+    length = length[listed]
+    block, row = np.divmod(place[listed], stride)
+    is_full = (state[listed] >> 32) == bc
+    return _expand(block, row, length, is_full, -(-k_len // bc))
+
+
+def _expand(
+    block: KeyArray, row: KeyArray, length: KeyArray, is_full: BoolArray, k_blocks: int
+) -> tuple[KeyArray, KeyArray, KeyArray]:
+    """Ranges of rows [row, row + length) of one key block each, to single tiles in the order of the lists."""
+    shift = max(1, (k_blocks - 1).bit_length())
+    step = 2 << shift  # sort key: row, FULL, key block
+    first = (row * 2 + is_full << shift) + block - step * (np.cumsum(length) - length)
+    tiles = np.repeat(first, length)
+    tiles += np.arange(0, step * len(tiles), step)
+    tiles.sort()
+    kind = np.where((tiles >> shift) & 1, FULL, PARTIAL)
+    return tiles >> (shift + 1), tiles & ((1 << shift) - 1), kind
+
+
+def _crossed(row: KeyArray, block: KeyArray, mask: PairSet, br: int, bc: int) -> BoolArray:
+    """Which tiles the diagonal crosses, with all their keys in existence: the only ones that can be CAUSAL."""
+    q_len, k_len = mask.shape
+    q0 = row * br
+    q1 = np.minimum(q0 + br, q_len)
+    k0 = block * bc
+    crossed: BoolArray = (k0 + (bc - 1) > q0 + mask.diagonal) & (k0 < q1 + mask.diagonal) & (k0 + bc <= k_len)
+    return crossed
+
+
+def _causal_tiles(a: Intervals, row: KeyArray, block: KeyArray, mask: PairSet, br: int, bc: int) -> BoolArray:
+    """Which of these tiles hold exactly the pairs k <= q + diagonal, tested key by key."""
+    n, k_len = a[0].shape
+    q0 = (row * br).astype(np.int32)[:, None]
+    q1 = np.minimum(q0 + np.int32(br), np.int32(mask.shape[0]))
+    keys = block.astype(np.int32)[:, None] * np.int32(bc) + np.arange(bc, dtype=np.int32)
+    want = np.clip(keys - np.int32(mask.diagonal), q0, q1)  # the first row that should see the key
+    inside = np.zeros(keys.shape, np.int32)
+    outside = np.zeros(keys.shape, np.int32)
+    whole = k_len // bc
+    for start, stop in zip(*a, strict=True):
+        lo = start[: whole * bc].reshape(whole, bc)[block]
+        hi = np.minimum(stop[: whole * bc].reshape(whole, bc)[block], q1)
+        inside += np.maximum(hi - np.maximum(lo, want), 0)
+        outside += np.maximum(np.minimum(hi, want) - np.maximum(lo, q0), 0)
+    causal: BoolArray = ((inside == q1 - want) & (outside == 0)).all(axis=1)
+    return causal
+
+
+def _assemble(
+    mask: PairSet,
+    tile: tuple[int, int],
+    listed: tuple[KeyArray, KeyArray, KeyArray],
+    payload: IntArray | None,
+    bit_tiles: NDArray[np.uint32],
+    k_blocks: int,
+) -> BlockMask:
+    """The arrays of the BlockMask from the listed tiles (query block, key block, kind), already in list order."""
+    (br, bc), (row, block, kind) = tile, listed
+    q_len, k_len = mask.shape
+    q_blocks = -(-q_len // br)
+    offsets = np.searchsorted(row, np.arange(q_blocks + 1)).astype(np.int32)
+    pieces = np.empty((len(row), 2), np.int32)
+    np.multiply(block, bc, out=pieces[:, 0], casting="unsafe")
+    pieces[:, 1] = bc
+    if k_len % bc:
+        pieces[block == k_blocks - 1, 1] = k_len % bc
+    cost = np.zeros(len(row) + 1, np.int64)
+    np.cumsum(
+        pieces[:, 1] * np.where(kind == FULL, 10, 11), out=cost[1:]
+    )  # a masked tile costs about a tenth more
+    order = np.argsort(-np.diff(cost[offsets]), kind="stable").astype(np.int32)
+    dead = mask.dead_keys()
+    if dead.any():
+        in_block = np.zeros(k_blocks * bc, np.bool_)
+        in_block[:k_len] = dead
+        kind = kind | np.where(in_block.reshape(k_blocks, bc).any(axis=1)[block], DEAD, 0)
+    entries = np.empty((len(row), 4), np.int32)
+    entries[:, 0] = kind
+    entries[:, 1] = -1 if payload is None else payload
+    entries[:, 2] = np.arange(len(row), dtype=np.int32)
+    entries[:, 3] = 1
+    for array in (offsets, entries, pieces, order, bit_tiles):
+        array.setflags(write=False)
+    return BlockMask(mask, br, bc, offsets, entries, pieces, order, bit_tiles)
