@@ -1,0 +1,143 @@
+// The plain baseline: one thread block a query row, K and V read straight from global memory, no tensor cores. Every
+// other kernel is compared with it. It walks the same block mask, so it shares the element rule, not the code.
+#include "omni/softmax.cuh"
+#include "omni/mask.cuh"
+
+namespace omni {
+
+constexpr int kHeadDim = OMNI_HEAD_DIM;
+constexpr int kBr = OMNI_BR;
+constexpr int kBc = OMNI_BC;
+constexpr bool kBf16 = OMNI_BF16;
+constexpr int kThreads = 128;
+constexpr int kOwned = (kHeadDim + kThreads - 1) / kThreads;  // columns of O a thread owns
+
+// Does row q, at `row` of its block, see key k, at `column` of the tile?
+__device__ __forceinline__ bool is_visible(MaskView const& mask, KeyTile const& tile, int q, int row, int column) {
+  int const k = tile.k0 + column;
+  if (tile.kind() == kFull) return true;
+  if (tile.kind() == kCausal) return k <= q + mask.p.diagonal;
+  if (int const payload = tile.payload(mask.p); payload >= 0) {
+    i64 const word = (static_cast<i64>(payload) * kBr + row) * (kBc / 32) + column / 32;
+    return mask.p.bit_tiles[word] >> (column % 32) & 1;
+  }
+  for (int i = 0; i < mask.p.n_spans; ++i) {
+    int2 const span = mask.spans()[static_cast<i64>(i) * mask.p.k_padded + k];
+    if (in_span(q, span.x, span.y)) return true;
+  }
+  return false;
+}
+
+// Combines one value of every thread; all threads get the result. s_reduce: kThreads floats.
+template <class Combine>
+__device__ __forceinline__ float block_reduce(float value, float* s_reduce, Combine combine) {
+  s_reduce[threadIdx.x] = value;
+  __syncthreads();
+  for (int half = kThreads / 2; half > 0; half /= 2) {
+    if (threadIdx.x < half) s_reduce[threadIdx.x] = combine(s_reduce[threadIdx.x], s_reduce[threadIdx.x + half]);
+    __syncthreads();
+  }
+  float const result = s_reduce[0];
+  __syncthreads();
+  return result;
+}
+
+__device__ __forceinline__ float load16(unsigned short const* g, i64 index) { return unpack_half<kBf16>(g[index]); }
+
+__device__ __forceinline__ float dot(float const* s_q, unsigned short const* g_key, int head_dim) {
+  float sum = 0.f;
+  for (int d = 0; d < head_dim; d += 8) {
+    uint4 const eight = *reinterpret_cast<uint4 const*>(g_key + d);
+    u32 const pairs[4] = {eight.x, eight.y, eight.z, eight.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float2 const two = unpack_pair<kBf16>(pairs[i]);
+      sum += s_q[d + 2 * i] * two.x + s_q[d + 2 * i + 1] * two.y;
+    }
+  }
+  return sum;
+}
+
+struct Row {
+  float peak = neg_inf();
+  float sum = 0.f;
+  float out[kOwned] = {};
+};
+
+// One tile of keys of the row: scores to shared memory, then the online softmax, then O.
+__device__ __forceinline__ void add_tile(AttnParams const& p, Row& row, float* s_scores, float* s_reduce, unsigned short const* g_v, int count) {
+  float peak = neg_inf();
+  for (int c = threadIdx.x; c < count; c += kThreads) peak = fmaxf(peak, s_scores[c]);
+  peak = fmaxf(row.peak, block_reduce(peak, s_reduce, [](float a, float b) { return fmaxf(a, b); }));
+  if (peak == neg_inf()) return;
+  float const correction = exp2_approx((row.peak - peak) * p.scale_log2);
+  row.peak = peak;
+  row.sum *= correction;
+#pragma unroll
+  for (int i = 0; i < kOwned; ++i) row.out[i] *= correction;
+  for (int c = 0; c < count; ++c) {
+    if (s_scores[c] == neg_inf()) continue;  // not seen: its V row may hold anything
+    float const weight = exp2_approx((s_scores[c] - peak) * p.scale_log2);
+    row.sum += weight;
+#pragma unroll
+    for (int i = 0; i < kOwned; ++i) {
+      int const d = i * kThreads + threadIdx.x;
+      if (d < p.head_dim) row.out[i] += weight * load16(g_v, c * p.v_strides[2] + d);
+    }
+  }
+}
+
+__device__ __forceinline__ void store_row(AttnParams const& p, Row const& row, int batch, int head, int q) {
+  float const inverse = row.sum == 0.f ? 0.f : 1.f / row.sum;
+  unsigned short* const g_out = static_cast<unsigned short*>(p.out) + batch * p.out_strides[0] +
+                                head * p.out_strides[1] + q * p.out_strides[2];
+#pragma unroll
+  for (int i = 0; i < kOwned; ++i) {
+    int const d = i * kThreads + threadIdx.x;
+    if (d < p.head_dim) g_out[d] = static_cast<unsigned short>(pack_pair<kBf16>(row.out[i] * inverse, 0.f));
+  }
+  if (p.lse != nullptr && threadIdx.x == 0) {
+    float const lse = row.sum == 0.f ? neg_inf() : row.peak * p.scale + log2_approx(row.sum) * 0.693147180559945309f;
+    p.lse[(static_cast<i64>(batch) * p.q_heads + head) * p.q_len + q] = lse;
+  }
+}
+
+__device__ __forceinline__ void attend_row(AttnParams const& p, float* s_memory) {
+  int const q = blockIdx.x % p.q_len;
+  int const head = blockIdx.x / p.q_len % p.q_heads;
+  int const batch = blockIdx.x / p.q_len / p.q_heads;
+  int const mask_index = p.mask_batch == 1 ? 0 : batch;
+  MaskView const mask{p, mask_index * p.q_blocks + q / kBr};
+  float* const s_q = s_memory;
+  float* const s_scores = s_q + kHeadDim;
+  float* const s_reduce = s_scores + kBc;
+  unsigned short const* g_q = static_cast<unsigned short const*>(p.q) + batch * p.q_strides[0] + head * p.q_strides[1] +
+                              q * p.q_strides[2];
+  i64 const k_base = batch * p.k_strides[0] + head / p.group * p.k_strides[1];
+  i64 const v_base = batch * p.v_strides[0] + head / p.group * p.v_strides[1];
+  for (int d = threadIdx.x; d < p.head_dim; d += kThreads) s_q[d] = load16(g_q, d);
+  Row row;
+  Visit visit(p, mask.block_row);
+  while (visit.has_next()) {
+    KeyTile const tile = visit.take(p);
+    __syncthreads();
+    for (int c = threadIdx.x; c < tile.length(); c += kThreads) {
+      bool const seen = is_visible(mask, tile, q, q % kBr, c);
+      unsigned short const* g_key = static_cast<unsigned short const*>(p.k) + k_base + (tile.k0 + c) * p.k_strides[2];
+      s_scores[c] = seen ? dot(s_q, g_key, p.head_dim) : neg_inf();
+    }
+    __syncthreads();
+    unsigned short const* g_v = static_cast<unsigned short const*>(p.v) + v_base + tile.k0 * p.v_strides[2];
+    add_tile(p, row, s_scores, s_reduce, g_v, tile.length());
+  }
+  store_row(p, row, batch, head, q);
+}
+
+}  // namespace omni
+
+static_assert(sizeof(omni::AttnParams) == OMNI_PARAMS_BYTES, "launch.py and params.cuh disagree");
+
+extern "C" __global__ void __launch_bounds__(omni::kThreads) attention_naive(const __grid_constant__ omni::AttnParams p) {
+  extern __shared__ float s_memory[];
+  omni::attend_row(p, s_memory);
+}

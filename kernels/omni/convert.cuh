@@ -1,0 +1,39 @@
+// float32 to 16-bit pairs and back, and the float constants that NVRTC has no header for.
+#pragma once
+
+#include "omni/params.cuh"
+
+namespace omni {
+
+__device__ __forceinline__ float neg_inf() { return __int_as_float(0xff800000); }
+
+// Two floats as one register of 16-bit values, `low` in the low half (PTX ISA, cvt: the first source is the high half).
+template <bool kBf16>
+__device__ __forceinline__ u32 pack_pair(float low, float high) {
+  u32 pair;
+  if constexpr (kBf16) {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  }
+  return pair;
+}
+
+template <bool kBf16>
+__device__ __forceinline__ float unpack_half(u32 bits16) {
+  if constexpr (kBf16) {
+    return __int_as_float(bits16 << 16);
+  } else {
+    float value;
+    asm("{ .reg .b16 h; cvt.u16.u32 h, %1; cvt.f32.f16 %0, h; }" : "=f"(value) : "r"(bits16));
+    return value;
+  }
+}
+
+// The low and the high value of a pair.
+template <bool kBf16>
+__device__ __forceinline__ float2 unpack_pair(u32 pair) {
+  return make_float2(unpack_half<kBf16>(pair & 0xffffu), unpack_half<kBf16>(pair >> 16));
+}
+
+}  // namespace omni

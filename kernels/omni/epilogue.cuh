@@ -1,0 +1,58 @@
+// Normalises the output rows and writes them and their lse to global memory.
+#pragma once
+
+#include "omni/softmax.cuh"
+#include "omni/visit.cuh"
+
+namespace omni {
+
+// One row of the warp's output, normalised and rounded: groups of four 8-column blocks leave as 16 bytes a lane; blocks
+// left over as 4 bytes a lane. g_row: the row at the tile's first column; columns: how many of them exist (a multiple
+// of 8). Every lane of the warp calls it; `write` is false for rows past q_len.
+template <bool kBf16, class Out>
+__device__ __forceinline__ void store_row(
+    Out const& out, int m, int h, float inverse, unsigned char* g_row, int columns, bool write) {
+  int const c = lane_id() % 4;
+#pragma unroll
+  for (int j = 0; j + 4 <= Out::kBlocks; j += 4) {
+    u32 word[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float const* x = &out.x[m][4 * (j + i) + 2 * h];
+      word[i] = pack_pair<kBf16>(x[0] * inverse, x[1] * inverse);
+    }
+    quad_transpose(word);
+    if (write && 8 * (j + c) < columns) {
+      *reinterpret_cast<uint4*>(g_row + 16 * (j + c)) = make_uint4(word[0], word[1], word[2], word[3]);
+    }
+  }
+#pragma unroll
+  for (int j = Out::kBlocks / 4 * 4; j < Out::kBlocks; ++j) {
+    float const* x = &out.x[m][4 * j + 2 * h];
+    if (write && 8 * j < columns) {
+      *reinterpret_cast<u32*>(g_row + 16 * j + 4 * c) = pack_pair<kBf16>(x[0] * inverse, x[1] * inverse);
+    }
+  }
+}
+
+// row0: token of the warp's first row. column0: first column of O that this thread block owns.
+template <bool kBf16, class Out>
+__device__ __forceinline__ void store_output(
+    AttnParams const& p, WorkItem const& work, Out const& out, OnlineSoftmax<Out::kTilesM>& softmax, int row0, int column0) {
+  softmax.finish();
+  unsigned char* const g_out = static_cast<unsigned char*>(p.out) +
+                               2 * (work.batch * p.out_strides[0] + work.head * p.out_strides[1] + column0);
+  i64 const lse0 = (static_cast<i64>(work.batch) * p.q_heads + work.head) * p.q_len;
+#pragma unroll
+  for (int m = 0; m < Out::kTilesM; ++m) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      int const q = row0 + Out::row(m, h);
+      bool const write = q < p.q_len;
+      store_row<kBf16>(out, m, h, softmax.inverse(m, h), g_out + 2 * q * p.out_strides[2], p.head_dim - column0, write);
+      if (write && p.lse != nullptr && column0 == 0 && lane_id() % 4 == 0) p.lse[lse0 + q] = softmax.lse(m, h, p.scale);
+    }
+  }
+}
+
+}  // namespace omni

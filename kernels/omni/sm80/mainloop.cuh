@@ -1,0 +1,176 @@
+// The forward loop for head_dim up to 256: Q stays in shared memory, K and V tiles pass through a ring of kStages
+// buffers each (or one buffer for both, kShareKv), O and S live in registers.
+#pragma once
+
+#include "omni/epilogue.cuh"
+#include "omni/sm80/gemm.cuh"
+
+namespace omni {
+
+template <class Cfg>
+struct Mainloop {
+  using Tile = SmemTile<Cfg::kHeadDim, Cfg::kSwizzle>;
+  using Scores = RegTile<Cfg::kTilesM, Cfg::kBc>;
+  using Out = RegTile<Cfg::kTilesM, Cfg::kHeadDim>;
+  static constexpr int kKvBytes = Cfg::kBc * Tile::kPitchBytes;
+  static constexpr int kQBytes = Cfg::kBr * Tile::kPitchBytes;
+
+  AttnParams const& p;
+  MaskView const mask;
+  Visit visit;
+  unsigned char* const s_base;
+  unsigned char const* g_k;
+  unsigned char const* g_v;
+  int const row0 = threadIdx.x / 32 * Cfg::kWarpRows;  // the warp's first row in the tile
+  u32 s_q, s_lane_kv;
+  Out out;
+  OnlineSoftmax<Cfg::kTilesM> softmax;
+
+  __device__ __forceinline__ Mainloop(AttnParams const& params, WorkItem const& work, unsigned char* s_memory)
+      : p(params), mask{params, work.block_row}, visit(params, work.block_row), s_base(s_memory) {
+    int const kv_head = work.head / p.group;
+    g_k = static_cast<unsigned char const*>(p.k) + 2 * (work.batch * p.k_strides[0] + kv_head * p.k_strides[1]);
+    g_v = static_cast<unsigned char const*>(p.v) + 2 * (work.batch * p.v_strides[0] + kv_head * p.v_strides[1]);
+    s_q = smem_address(s_base) + row0 * Tile::kPitchBytes + Tile::lane_offset();
+    s_lane_kv = smem_address(s_base) + kQBytes + Tile::lane_offset();
+    out.fill(0.f);
+    softmax.init();
+  }
+
+  __device__ __forceinline__ static constexpr int k_slot(int stage) { return stage; }
+  __device__ __forceinline__ static constexpr int v_slot(int stage) { return Cfg::kShareKv ? stage : Cfg::kStages + stage; }
+
+  __device__ __forceinline__ void load_q(WorkItem const& work) {
+    int const q0 = first_query<Cfg::kBr>(p, work.block_row);
+    unsigned char const* g_q =
+        static_cast<unsigned char const*>(p.q) +
+        2 * (work.batch * p.q_strides[0] + work.head * p.q_strides[1] + q0 * p.q_strides[2]);
+    load_tile<Cfg::kThreads, Cfg::kBr, Cfg::kHeadDim, Cfg::kSwizzle>(
+        smem_address(s_base), g_q, 2 * p.q_strides[2], p.q_len - q0, p.head_dim);
+  }
+
+  __device__ __forceinline__ void load_kv(unsigned char const* g_head, i64 stride, KeyTile const& tile, int slot) {
+    load_tile<Cfg::kThreads, Cfg::kBc, Cfg::kHeadDim, Cfg::kSwizzle>(
+        smem_address(s_base) + kQBytes + slot * kKvBytes, g_head + 2 * static_cast<i64>(tile.k0) * stride, 2 * stride, tile.length(), p.head_dim);
+    cp_async_commit();
+  }
+
+  __device__ __forceinline__ void load_k(KeyTile const& tile, int stage) {
+    load_kv(g_k, p.k_strides[2], tile, k_slot(stage));
+  }
+
+  __device__ __forceinline__ void load_v(KeyTile const& tile, int stage) {
+    load_kv(g_v, p.v_strides[2], tile, v_slot(stage));
+  }
+
+  __device__ __forceinline__ void compute_scores(Scores& scores, int stage) {
+    scores.fill(0.f);
+    add_scores<Cfg, Cfg::kHeadDim>(scores, s_q, s_lane_kv + k_slot(stage) * kKvBytes);
+  }
+
+  __device__ __forceinline__ void compute_softmax(Scores& scores, KeyTile const& tile) {
+    softmax_step<Cfg>(scores, out, softmax, mask, tile, row0, p.scale_log2);
+  }
+
+  // V has arrived and every thread knows it.
+  __device__ __forceinline__ void compute_values(Scores const& scores, KeyTile const& tile, int stage) {
+    if (tile.has_dead()) {
+      zero_dead_rows<Cfg::kThreads, Cfg::kHeadDim, Cfg::kSwizzle>(s_base + kQBytes + v_slot(stage) * kKvBytes, mask, tile);
+      __syncthreads();
+    }
+    add_values<Cfg>(out, scores, s_lane_kv + v_slot(stage) * kKvBytes);
+  }
+
+  // One buffer holds K, then V: V flies during the softmax, the next K during nothing.
+  __device__ __forceinline__ void run_shared() {
+    while (visit.has_next()) {
+      KeyTile const tile = visit.take(p);
+      load_k(tile, 0);
+      cp_async_wait<0>();
+      __syncthreads();
+      Scores scores;
+      compute_scores(scores, 0);
+      __syncthreads();  // K is read
+      load_v(tile, 0);
+      compute_softmax(scores, tile);
+      cp_async_wait<0>();
+      __syncthreads();
+      compute_values(scores, tile, 0);
+      __syncthreads();  // V is read
+    }
+  }
+
+  // One buffer each: V flies during S = Q K^T, the next K during the softmax and O += P V.
+  __device__ __forceinline__ void run_single() {
+    if (visit.has_next()) load_k(visit.peek(), 0);
+    while (visit.has_next()) {
+      KeyTile const tile = visit.take(p);
+      cp_async_wait<0>();
+      __syncthreads();  // K has arrived; V of the tile before is read
+      load_v(tile, 0);
+      Scores scores;
+      compute_scores(scores, 0);
+      cp_async_wait<0>();
+      __syncthreads();  // V has arrived; K is read
+      if (visit.has_next()) load_k(visit.peek(), 0);
+      compute_softmax(scores, tile);
+      compute_values(scores, tile, 0);
+    }
+  }
+
+  // Requests the tile at the cursor. Past the last tile: empty groups, which keep the count of groups in step.
+  __device__ __forceinline__ void load_next(int stage) {
+    if (visit.has_next()) {
+      load_k(visit.peek(), stage);
+      load_v(visit.peek(), stage);
+    } else {
+      cp_async_commit();
+      cp_async_commit();
+    }
+  }
+
+  // A ring of kStages buffers each: K and V of the next kStages - 1 tiles fly during the whole step. The cursor stands
+  // at the last tile that was requested; with three stages `between` is the tile before it.
+  __device__ __forceinline__ void run_ring() {
+    constexpr int kAhead = Cfg::kStages - 1;
+    KeyTile between{0, 0, 0};
+    load_next(0);
+    if constexpr (kAhead == 2) {
+      if (visit.has_next()) between = visit.take(p);
+      load_next(1);
+    }
+    int stage = 0;
+    while (kAhead == 2 ? between.packed != 0 : visit.has_next()) {
+      cp_async_wait<2 * kAhead - 2>();
+      __syncthreads();  // this tile has arrived; the buffers of the tile before are read
+      KeyTile tile = between;
+      if constexpr (kAhead == 2) {
+        between = KeyTile{0, 0, 0};
+        if (visit.has_next()) between = visit.take(p);
+      } else {
+        tile = visit.take(p);
+      }
+      load_next(stage == 0 ? kAhead : stage - 1);
+      Scores scores;
+      compute_scores(scores, stage);
+      compute_softmax(scores, tile);
+      compute_values(scores, tile, stage);
+      stage = stage == kAhead ? 0 : stage + 1;
+    }
+  }
+
+  __device__ __forceinline__ void run(WorkItem const& work) {
+    load_q(work);
+    if constexpr (Cfg::kShareKv) {
+      run_shared();
+    } else if constexpr (Cfg::kStages == 1) {
+      run_single();
+    } else {
+      run_ring();
+    }
+    WorkItem const done = work_item(p, block_index());
+    store_output<Cfg::kBf16>(p, done, out, softmax, first_query<Cfg::kBr>(p, done.block_row) + row0, 0);
+  }
+};
+
+}  // namespace omni

@@ -1,0 +1,132 @@
+// The forward loop for head_dim above 256 (D-tiling): Q and K pass through shared memory in chunks of 64 columns, each
+// thread block accumulates kValueDim <= 256 columns of O, and the blocks of one query tile (grid.y) repeat the scores.
+#pragma once
+
+#include "omni/epilogue.cuh"
+#include "omni/sm80/gemm.cuh"
+
+namespace omni {
+
+template <class Cfg>
+struct TiledMainloop {
+  static constexpr int kChunk = 64;
+  static constexpr int kChunks = (Cfg::kHeadDim + kChunk - 1) / kChunk;
+  static constexpr int kAhead = Cfg::kStages - 1;
+  using ChunkTile = SmemTile<kChunk, Cfg::kSwizzle>;
+  using ValueTile = SmemTile<Cfg::kValueDim, Cfg::kSwizzle>;
+  using Scores = RegTile<1, Cfg::kBc>;
+  using Out = RegTile<1, Cfg::kValueDim>;
+  static constexpr int kQBytes = Cfg::kBr * ChunkTile::kPitchBytes;
+  static constexpr int kSlotBytes = kQBytes + Cfg::kBc * ChunkTile::kPitchBytes;
+  static_assert(kChunks >= Cfg::kStages, "V of a tile arrives with one of the tile's own chunks");
+
+  AttnParams const& p;
+  MaskView const mask;
+  Visit visit;
+  unsigned char* const s_base;
+  unsigned char const *g_q, *g_k, *g_v;
+  int const row0 = threadIdx.x / 32 * Cfg::kWarpRows;
+  int const column0 = blockIdx.y * Cfg::kValueDim;
+  int q_rows;           // query rows that exist
+  KeyTile loading;      // the tile whose chunks are being requested
+  int next_chunk = 0;   // the next of them
+  bool more;            // false once every chunk of every tile was requested
+  Out out;
+  OnlineSoftmax<1> softmax;
+
+  __device__ __forceinline__ TiledMainloop(AttnParams const& params, WorkItem const& work, unsigned char* s_memory)
+      : p(params), mask{params, work.block_row}, visit(params, work.block_row), s_base(s_memory) {
+    int const q0 = first_query<Cfg::kBr>(p, work.block_row);
+    q_rows = p.q_len - q0;
+    int const kv_head = work.head / p.group;
+    g_q = static_cast<unsigned char const*>(p.q) +
+          2 * (work.batch * p.q_strides[0] + work.head * p.q_strides[1] + q0 * p.q_strides[2]);
+    g_k = static_cast<unsigned char const*>(p.k) + 2 * (work.batch * p.k_strides[0] + kv_head * p.k_strides[1]);
+    g_v = static_cast<unsigned char const*>(p.v) +
+          2 * (work.batch * p.v_strides[0] + kv_head * p.v_strides[1] + column0);
+    more = visit.has_next();
+    if (more) loading = visit.take(p);
+    out.fill(0.f);
+    softmax.init();
+  }
+
+  // Requests the next chunk of Q and K, of whichever tile it belongs to. No commit.
+  __device__ __forceinline__ void load_chunk(int slot) {
+    if (!more) return;
+    u32 const s_slot = smem_address(s_base) + slot * kSlotBytes;
+    int const column = next_chunk * kChunk;
+    load_tile<Cfg::kThreads, Cfg::kBr, kChunk, Cfg::kSwizzle>(
+        s_slot, g_q + 2 * column, 2 * p.q_strides[2], q_rows, p.head_dim - column);
+    load_tile<Cfg::kThreads, Cfg::kBc, kChunk, Cfg::kSwizzle>(
+        s_slot + kQBytes, g_k + 2 * (static_cast<i64>(loading.k0) * p.k_strides[2] + column), 2 * p.k_strides[2], loading.length(),
+        p.head_dim - column);
+    if (++next_chunk == kChunks) {
+      next_chunk = 0;
+      more = visit.has_next();
+      if (more) loading = visit.take(p);
+    }
+  }
+
+  __device__ __forceinline__ void load_v(KeyTile const& tile) {
+    load_tile<Cfg::kThreads, Cfg::kBc, Cfg::kValueDim, Cfg::kSwizzle>(
+        smem_address(s_base) + Cfg::kStages * kSlotBytes, g_v + 2 * static_cast<i64>(tile.k0) * p.v_strides[2], 2 * p.v_strides[2],
+        tile.length(), p.head_dim - column0);
+  }
+
+  // Waits for this step's chunk and requests the one that is kAhead steps later; V of the tile goes with the first
+  // step's request and so has arrived by the tile's last step.
+  __device__ __forceinline__ void advance(KeyTile const& tile, int chunk, int& slot) {
+    if constexpr (kAhead == 0) {
+      __syncthreads();  // the chunk before is read
+      load_chunk(0);
+      if (chunk == 0) load_v(tile);
+      cp_async_commit();
+      cp_async_wait<0>();
+      __syncthreads();
+    } else {
+      cp_async_wait<kAhead - 1>();
+      __syncthreads();  // the chunk has arrived; the chunk before is read, and the V before too
+      load_chunk(slot == 0 ? kAhead : slot - 1);
+      if (chunk == 0) load_v(tile);
+      cp_async_commit();
+    }
+  }
+
+  __device__ __forceinline__ void step(KeyTile const& tile, int& slot) {
+    u32 const s_lane = smem_address(s_base) + ChunkTile::lane_offset();
+    Scores scores;
+    scores.fill(0.f);
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      advance(tile, chunk, slot);
+      u32 const s_slot = s_lane + slot * kSlotBytes;
+      add_scores<Cfg, kChunk>(scores, s_slot + row0 * ChunkTile::kPitchBytes, s_slot + kQBytes);
+      slot = slot == kAhead ? 0 : slot + 1;
+    }
+    softmax_step<Cfg>(scores, out, softmax, mask, tile, row0, p.scale_log2);
+    u32 const v_offset = Cfg::kStages * kSlotBytes;
+    if (tile.has_dead()) {
+      zero_dead_rows<Cfg::kThreads, Cfg::kValueDim, Cfg::kSwizzle>(s_base + v_offset, mask, tile);
+      __syncthreads();
+    }
+    add_values<Cfg>(out, scores, smem_address(s_base) + v_offset + ValueTile::lane_offset());
+  }
+
+  __device__ __forceinline__ void run() {
+    Visit computing(p, mask.block_row);
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      load_chunk(i);
+      cp_async_commit();
+    }
+    int slot = 0;
+    while (computing.has_next()) {
+      KeyTile const tile = computing.take(p);
+      step(tile, slot);
+    }
+    cp_async_wait<0>();
+    WorkItem const done = work_item(p, block_index());
+    store_output<Cfg::kBf16>(p, done, out, softmax, first_query<Cfg::kBr>(p, done.block_row) + row0, column0);
+  }
+};
+
+}  // namespace omni

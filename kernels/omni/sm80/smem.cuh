@@ -1,0 +1,80 @@
+// Tiles in shared memory: row-major, XOR-swizzled in chunks of 16 bytes, so that the eight rows that one ldmatrix
+// phase reads lie in eight different 16-byte banks. Filled by cp.async, all threads of the block taking part.
+#pragma once
+
+#include "omni/mask.cuh"
+#include "omni/sm80/ptx.cuh"
+
+namespace omni {
+
+__device__ constexpr int gcd(int a, int b) { return b == 0 ? a : gcd(b, a % b); }
+
+// A tile of kCols 16-bit columns. Rows follow each other without padding, so chunk c of row r starts in bank group
+// (r * kChunks + c) mod 8. Eight rows cover 8 / kGroup distinct groups by themselves (kGroup = gcd(kChunks, 8));
+// the XOR with the row's phase, below kGroup, spreads the rest.
+template <int kCols, bool kSwizzle>
+struct SmemTile {
+  static constexpr int kChunks = kCols / 8;
+  static constexpr int kPitchBytes = kCols * 2;
+  static constexpr int kGroup = kSwizzle ? gcd(kChunks, 8) : 1;
+
+  __device__ __forceinline__ static constexpr int phase(int row) { return row / (8 / kGroup) % kGroup; }
+
+  __device__ __forceinline__ static constexpr u32 offset(int row, int chunk) {
+    return row * kPitchBytes + (chunk ^ phase(row)) * 16;
+  }
+
+  // Where this lane's ldmatrix row starts in the 16 x 16 sub-tile at the tile's origin: rows lane % 16, left or right
+  // 8 columns by lane / 16. Moving down by multiples of 8 rows adds row * kPitchBytes, moving right is `at_column`.
+  __device__ __forceinline__ static u32 lane_offset() { return offset(lane_id() % 16, lane_id() / 16); }
+
+  // The lane's address moved right by `column`, a multiple of 16: an XOR inside the swizzle group, an addition past it.
+  __device__ __forceinline__ static u32 at_column(u32 s_lane, int column) {
+    int const chunk = column / 8;
+    return (s_lane ^ (chunk % kGroup * 16)) + chunk / kGroup * kGroup * 16;
+  }
+};
+
+// Starts the copy of a kRows x kCols tile: rows at or past `rows` and columns at or past `columns` become zeros.
+// g_tile: first element of the tile; stride_bytes between rows. 16-byte aligned.
+template <int kThreads, int kRows, int kCols, bool kSwizzle>
+__device__ __forceinline__ void load_tile(u32 s_tile, unsigned char const* g_tile, i64 stride_bytes, int rows, int columns) {
+  using Tile = SmemTile<kCols, kSwizzle>;
+  constexpr int kPieces = kRows * Tile::kChunks;
+  constexpr int kRowStep = kThreads / Tile::kChunks;
+  if constexpr (kThreads % Tile::kChunks == 0 && kRows % kRowStep == 0) {
+    // Every thread keeps its chunk and walks down the rows.
+    int row = threadIdx.x / Tile::kChunks;
+    int const chunk = threadIdx.x % Tile::kChunks;
+    if (chunk * 8 >= columns) rows = 0;
+    g_tile += row * stride_bytes + chunk * 16;
+#pragma unroll 4
+    for (int i = 0; i < kRows / kRowStep; ++i) {
+      cp_async_16(s_tile + Tile::offset(row, chunk), g_tile, row < rows ? 16 : 0);
+      row += kRowStep;
+      g_tile += kRowStep * stride_bytes;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < (kPieces + kThreads - 1) / kThreads; ++i) {
+      int const piece = i * kThreads + static_cast<int>(threadIdx.x);
+      if (kPieces % kThreads != 0 && piece >= kPieces) break;
+      int const row = piece / Tile::kChunks;
+      int const chunk = piece % Tile::kChunks;
+      bool const exists = row < rows && chunk * 8 < columns;
+      cp_async_16(s_tile + Tile::offset(row, chunk), g_tile + row * stride_bytes + chunk * 16, exists ? 16 : 0);
+    }
+  }
+}
+
+// Zeroes the rows of a V tile whose key no row sees, because 0 * NaN = NaN. The tile has arrived; the caller
+// synchronises the block before the tile is read. The swizzle moves chunks inside their row only.
+template <int kThreads, int kCols, bool kSwizzle>
+__device__ __forceinline__ void zero_dead_rows(unsigned char* s_tile, MaskView const& mask, KeyTile const& tile) {
+  using Tile = SmemTile<kCols, kSwizzle>;
+  for (int piece = threadIdx.x; piece < tile.length() * Tile::kChunks; piece += kThreads) {
+    if (mask.is_dead(tile.k0 + piece / Tile::kChunks)) reinterpret_cast<uint4*>(s_tile)[piece] = make_uint4(0, 0, 0, 0);
+  }
+}
+
+}  // namespace omni
