@@ -1,0 +1,153 @@
+"""One or several block masks -> one host buffer that holds every array the kernels read, in the kernels' layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omnicupy.blockmask import CAUSAL, DEAD, FULL, KIND, PARTIAL, BlockMask
+from omnicupy.spec import round_up
+
+KEY_PAD = 256  # spans and dead bits are padded to it: a tile may read past k_len, but finds nothing there
+ALIGN_BYTES = 16  # of every array in the buffer: kernels copy 16 bytes at a time
+
+# name of the array (and of its pointer in AttnParams) -> dtype
+ARRAYS = {
+    "row_offsets": np.int32,
+    "entries": np.int32,
+    "pieces": np.int32,
+    "order": np.int32,
+    "bit_tiles": np.uint32,
+    "spans": np.int32,
+    "dead": np.uint32,
+}
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The device form of `mask_batch` block masks of one tile size; block row b * q_blocks + i is block i of mask b.
+
+    buffer: uint8, all arrays one after the other.  offsets: byte offset of each array of ARRAYS, a multiple of 16.
+    diagonal: that of every CAUSAL entry.  n_spans: intervals a key, 0 when no mask has the interval form.
+    k_padded: k_len rounded up to 256.
+    Shapes: row_offsets (mask_batch * q_blocks + 1,), entries (E, 4), pieces (P, 2), order (mask_batch * q_blocks,),
+    bit_tiles (T, br, bc / 32), spans (mask_batch, n_spans, k_padded, 2) of {first row, number of rows}, dead
+    (mask_batch, k_padded / 32), bit set where a key < k_len is seen by no row of that mask.
+    """
+
+    buffer: NDArray[np.uint8]
+    offsets: dict[str, int]
+    shapes: dict[str, tuple[int, ...]]
+    br: int
+    bc: int
+    q_blocks: int
+    mask_batch: int
+    diagonal: int
+    n_spans: int
+    k_padded: int
+
+    def array(self, name: str) -> NDArray[Any]:
+        """A view of one array of the buffer."""
+        return _view(self.buffer, self.offsets[name], self.shapes[name], ARRAYS[name])
+
+    def without_buffer(self) -> Packed:
+        """The sizes alone, for the device copy to keep."""
+        return replace(self, buffer=np.zeros(0, np.uint8))
+
+
+def pack(blocks: Sequence[BlockMask]) -> Packed:
+    """Pack one block mask, or one per batch element (all of one shape and tile size), into one buffer."""
+    diagonal = next((b.diagonal for b in blocks if (b.kinds == CAUSAL).any()), blocks[0].diagonal)
+    blocks = [_on_diagonal(b, diagonal) for b in blocks]
+    first = blocks[0]
+    batch, q_blocks, k_padded = len(blocks), first.q_blocks, round_up(first.k_len, KEY_PAD)
+    n_spans = max(0 if b.mask.intervals is None else len(b.mask.intervals[0]) for b in blocks)
+    shapes: dict[str, tuple[int, ...]] = {
+        "row_offsets": (batch * q_blocks + 1,),
+        "entries": (sum(len(b.entries) for b in blocks), 4),
+        "pieces": (sum(len(b.pieces) for b in blocks), 2),
+        "order": (batch * q_blocks,),
+        "bit_tiles": (sum(len(b.bit_tiles) for b in blocks), first.br, first.bc // 32),
+        "spans": (batch, n_spans, k_padded, 2),
+        "dead": (batch, k_padded // 32),
+    }
+    offsets: dict[str, int] = {}
+    size = 0
+    for name, shape in shapes.items():
+        offsets[name] = size
+        size += round_up(4 * prod(shape), ALIGN_BYTES)
+    packed = Packed(
+        np.zeros(size, np.uint8), offsets, shapes, first.br, first.bc, q_blocks, batch, diagonal, n_spans, k_padded
+    )
+    _fill_lists(packed, blocks)
+    _fill_keys(packed, blocks)
+    return packed
+
+
+def _view(buffer: NDArray[np.uint8], offset: int, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    return np.ndarray(shape, dtype, buffer, offset)
+
+
+def _fill_lists(packed: Packed, blocks: Sequence[BlockMask]) -> None:
+    """The CSR lists, one mask after the other, with every index moved by what precedes it."""
+    rows, entries, pieces, tiles = (packed.array(name) for name in ("row_offsets", "entries", "pieces", "bit_tiles"))
+    e = p = t = 0
+    for b, block in enumerate(blocks):
+        row = b * packed.q_blocks
+        np.add(block.row_offsets, e, out=rows[row : row + packed.q_blocks + 1])
+        mine = entries[e : e + len(block.entries)]
+        mine[...] = block.entries
+        if b:
+            mine[:, 1] += np.where(mine[:, 1] >= 0, t, 0).astype(np.int32)
+            mine[:, 2] += p
+        pieces[p : p + len(block.pieces)] = block.pieces
+        tiles[t : t + len(block.bit_tiles)] = block.bit_tiles
+        e, p, t = e + len(block.entries), p + len(block.pieces), t + len(block.bit_tiles)
+    packed.array("order")[...] = blocks[0].order if len(blocks) == 1 else _joint_order(rows, entries, pieces)
+
+
+def _joint_order(rows: NDArray[np.int32], entries: NDArray[np.int32], pieces: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Block rows of all masks by descending cost: executed keys, a masked tile a tenth more."""
+    keys = np.concatenate(([0], np.cumsum(pieces[:, 1], dtype=np.int64)))
+    cost = (keys[entries[:, 2] + entries[:, 3]] - keys[entries[:, 2]]) * np.where(entries[:, 0] & KIND == FULL, 10, 11)
+    total = np.concatenate(([0], np.cumsum(cost)))[rows]
+    return np.argsort(-np.diff(total), kind="stable").astype(np.int32)
+
+
+def _fill_keys(packed: Packed, blocks: Sequence[BlockMask]) -> None:
+    """The per-key arrays: spans and dead bits."""
+    spans, dead = packed.array("spans"), packed.array("dead").view(np.uint8)
+    for b, block in enumerate(blocks):
+        if block.mask.intervals is not None:
+            start, stop = block.mask.intervals
+            mine = spans[b, : len(start), : block.k_len]
+            mine[..., 0] = start
+            np.subtract(stop, start, out=mine[..., 1])
+        if len(block.entries) and not (block.entries[:, 0] & DEAD).any():
+            continue  # no visited tile holds a dead key: the kernels never read the bits
+        bits = np.packbits(block.mask.dead_keys(), bitorder="little")
+        dead[b, : len(bits)] = bits
+
+
+def _on_diagonal(block: BlockMask, diagonal: int) -> BlockMask:
+    """The same block mask without CAUSAL entries of another diagonal: a launch has one for all batch elements."""
+    causal = block.kinds == CAUSAL
+    if block.diagonal == diagonal or not causal.any():
+        return block
+    entries = block.entries.copy()
+    entries[causal, 0] += PARTIAL - CAUSAL
+    if block.mask.intervals is not None:
+        return replace(block, entries=entries)
+    # The bits form needs a bit tile for each of them; they differ only by where the diagonal enters the tile.
+    enters = block.rows_of_entries()[causal] * block.br + block.diagonal - block.pieces[entries[causal, 2], 0]
+    distinct, index = np.unique(enters, return_inverse=True)
+    entries[causal, 1] = len(block.bit_tiles) + index.astype(np.int32)
+    rows, keys = np.arange(block.br), np.arange(block.bc)
+    visible = keys <= distinct[:, None, None] + rows[:, None]
+    tiles = np.packbits(visible, axis=2, bitorder="little").view("<u4")
+    return replace(block, entries=entries, bit_tiles=np.concatenate([block.bit_tiles, tiles]))

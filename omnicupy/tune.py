@@ -1,0 +1,135 @@
+"""Which compiled variant a call gets: one table, first matching row wins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from omnicupy.check import Problem
+from omnicupy.errors import UnsupportedError
+from omnicupy.masks import Mask
+from omnicupy.spec import DTYPES, MAX_HEAD_DIM, AttnSpec, round_up
+
+ARCHES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table: when it serves, and with which tile.
+
+    head_dims: (least, greatest) kernel head_dim, both included.  shape: "any", or "small" for problems whose "any"
+    row would leave multiprocessors without a thread block.  mask: "any", or "dense" for masks that are full or
+    causal everywhere.  The rest: as in AttnSpec.
+    """
+
+    head_dims: tuple[int, int]
+    br: int
+    bc: int
+    stages: int = 1
+    warps: int = 4
+    share_kv: bool = False
+    kernel: str = "sm80"
+    shape: str = "any"
+    mask: str = "any"
+    archs: tuple[str, ...] = ARCHES
+    dtypes: tuple[str, ...] = DTYPES
+
+    def spec(self, arch: str, dtype: str, head_dim: int) -> AttnSpec:
+        """The variant for one architecture, dtype and kernel head_dim. Raises ValueError if it does not fit."""
+        return AttnSpec(
+            arch=arch,
+            kernel=self.kernel,
+            dtype=dtype,
+            head_dim=head_dim,
+            br=self.br,
+            bc=self.bc,
+            stages=self.stages,
+            warps=self.warps,
+            share_kv=self.share_kv,
+        )
+
+    def serves(self, arch: str, dtype: str, head_dim: int) -> bool:
+        """True when the row is for this architecture, dtype and kernel head_dim."""
+        least, greatest = self.head_dims
+        return least <= head_dim <= greatest and arch in self.archs and dtype in self.dtypes
+
+
+TABLE = (
+    Row(head_dims=(16, 128), shape="small", br=64, bc=64),
+    Row(head_dims=(16, 64), br=128, bc=64),
+    Row(head_dims=(80, 128), br=128, bc=64),
+    Row(head_dims=(144, 256), br=64, bc=64),
+    Row(head_dims=(272, MAX_HEAD_DIM), br=64, bc=64, stages=2),
+)
+
+
+def arch_of(major: int, minor: int) -> str:
+    """The newest target of ARCHES whose code runs on compute capability major.minor.
+
+    A cubin runs on its own minor version and on later ones of the same major version.
+    Raises UnsupportedError below 8.0 and for a major version that no kernel is compiled for.
+    """
+    capability = 10 * major + minor
+    fitting = [arch for arch in ARCHES if _number(arch) // 10 == major and _number(arch) <= capability]
+    if not fitting:
+        need = "8.0 or later is needed" if major < 8 else f"kernels exist for {', '.join(ARCHES)}"
+        raise UnsupportedError(
+            f"compute capability {major}.{minor} is not supported: {need}; pass NumPy arrays to run on the CPU"
+        )
+    return max(fitting, key=_number)
+
+
+def runs_on(arch: str, major: int, minor: int) -> bool:
+    """True when code compiled for `arch` runs on compute capability major.minor; "a" targets run on theirs alone."""
+    number = _number(arch)
+    if arch.endswith("a"):
+        return number == 10 * major + minor
+    return number // 10 == major and number <= 10 * major + minor
+
+
+def pick(arch: str, problem: Problem, masks: Sequence[Mask], sm_count: int) -> AttnSpec:
+    """The variant for a call: `masks` as from check.masks_of, `sm_count` multiprocessors on the device.
+
+    Raises UnsupportedError when no row serves the architecture, dtype and head_dim.
+    """
+    head_dim = round_up(problem.head_dim, 16)
+    rows = [row for row in TABLE if row.serves(arch, problem.dtype, head_dim)]
+    if any(row.mask != "any" for row in rows):
+        mask = _mask_class(masks)
+        rows = [row for row in rows if row.mask in ("any", mask)]
+    large = next((row for row in rows if row.shape == "any"), None)
+    if large is None:
+        raise UnsupportedError(
+            f"no kernel serves {problem.dtype} with head_dim {problem.head_dim} on {arch}; pad or cast q, k and v"
+        )
+    spec = large.spec(arch, problem.dtype, head_dim)
+    blocks = problem.batch * problem.q_heads * -(-problem.q_len // spec.br) * spec.value_pieces
+    small = next((row for row in rows if row.shape == "small"), None) if blocks < sm_count else None
+    return spec if small is None else small.spec(arch, problem.dtype, head_dim)
+
+
+def rows() -> Iterator[AttnSpec]:
+    """The variant of every row, architecture and dtype, at the row's greatest head_dim: what the tests compile."""
+    seen = set()
+    for row in TABLE:
+        for arch in row.archs:
+            for dtype in row.dtypes:
+                spec = row.spec(arch, dtype, row.head_dims[1])
+                if spec not in seen:
+                    seen.add(spec)
+                    yield spec
+
+
+def _number(arch: str) -> int:
+    return int(arch.removeprefix("sm_").rstrip("a"))
+
+
+def _mask_class(masks: Sequence[Mask]) -> str:
+    for mask in masks:
+        q_len, k_len = mask.shape
+        # Rows of a causal mask see 1 + diagonal keys, one more each, between 0 and k_len.
+        first, last = mask.diagonal + 1, mask.diagonal + q_len
+        clipped = last * (last + 1) // 2 - (first - 1) * first // 2 if first >= 1 and last <= k_len else -1
+        if mask.pairs not in (q_len * k_len, clipped):
+            return "sparse"
+    return "dense"

@@ -1,0 +1,158 @@
+"""Device copies of block masks: made once per (device, tile size), kept on the mask, freed with it.
+
+CuPy's memory pool hands a freed block to the next allocation on the stream that allocated it, without waiting for
+other streams. So a copy remembers which other streams read it, and its allocating stream waits for them before the
+memory goes back.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import cupy
+
+from omnicupy.errors import UnsupportedError
+from omnicupy.masks import Mask
+from omnicupy.packing import Packed, pack
+
+MAX_STACKS = 32  # device copies of different batches that start with one mask
+MAX_USERS = 32  # foreign streams remembered before they are joined early
+_LEGACY_STREAM = 1  # cudaStreamLegacy: ordered with every thread's per-thread stream
+_PER_THREAD_STREAM = 2  # cudaStreamPerThread: one handle, another stream in each thread
+
+
+class DeviceBlocks:
+    """Packed block masks on one device. Made on the device's current stream; the copy is asynchronous.
+
+    packed: sizes and offsets (its host buffer is dropped).  pointers: device address of each array.
+    Raises UnsupportedError while the stream is captured into a graph: the copy would become part of the graph.
+    """
+
+    def __init__(self, packed: Packed, device: int) -> None:
+        self.device = device
+        self._users: dict[int, Any] = {}
+        self.home = cupy.cuda.get_current_stream(device)
+        if self.home.ptr > _PER_THREAD_STREAM and self.home.is_capturing():
+            raise UnsupportedError(
+                "mask: its block lists are not on the device yet and cannot be copied while the stream is captured; "
+                "call attention once with these shapes and this mask before the capture"
+            )
+        # asarray stages through CuPy's pinned pool, which keeps the staging memory until the copy is done.
+        self._buffer = cupy.asarray(packed.buffer)
+        self._uploaded = cupy.cuda.Event(disable_timing=True)
+        self._uploaded.record(self.home)
+        self._arrived = False
+        self._home = _identity(self.home)
+        self.sizes = packed.without_buffer()
+        self.pointers = {name: self._buffer.data.ptr + offset for name, offset in packed.offsets.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Device memory of the copy, in bytes."""
+        return int(self._buffer.nbytes)
+
+    def use(self, stream: Any) -> None:
+        """Order `stream` (of this device) after the copy, and this object's end after the stream's work so far."""
+        identity = stream.ptr
+        if identity == self._home:
+            return
+        if identity == _PER_THREAD_STREAM and (identity := _identity(stream)) == self._home:
+            return
+        if not self._arrived:
+            if self._uploaded.done:
+                self._arrived = True
+            else:
+                stream.wait_event(self._uploaded)
+        if identity not in self._users:
+            if len(self._users) >= MAX_USERS:
+                self.join()
+            self._users[identity] = stream  # kept: a destroyed stream could not be waited for
+
+    def join(self) -> None:
+        """Make the allocating stream wait for the work of every other stream that used the copy."""
+        users, self._users = self._users, {}
+        if any(identity < 0 for identity in (self._home, *users)):
+            # Another thread's stream cannot be named from here; the legacy stream is ordered with all of them.
+            cupy.cuda.Event(disable_timing=True).record(cupy.cuda.ExternalStream(_LEGACY_STREAM, self.device))
+        for identity, stream in users.items():
+            if identity > 0 or stream.ptr == 0:
+                event = cupy.cuda.Event(disable_timing=True)
+                event.record(stream)
+                self.home.wait_event(event)
+
+    def __del__(self) -> None:
+        if sys.is_finalizing() or not getattr(self, "_users", None):
+            return
+        with suppress(cupy.cuda.runtime.CUDARuntimeError), cupy.cuda.Device(self.device) as device:
+            try:
+                self.join()
+            except cupy.cuda.runtime.CUDARuntimeError:  # a stream that its owner destroyed meanwhile
+                device.synchronize()
+
+
+class DeviceCache:
+    """What one mask, or one batch of masks, keeps for the GPU. blocks: by (device, br, bc).  plans: launch.py's."""
+
+    __slots__ = ("_others", "blocks", "plans")
+
+    def __init__(self, others: Sequence[weakref.ref[Mask]] = ()) -> None:
+        self.blocks: dict[tuple[int, int, int], DeviceBlocks] = {}
+        self.plans: dict[Any, Any] = {}
+        self._others = tuple(others)
+
+
+def find_cache(mask: Mask | Sequence[Mask]) -> DeviceCache | None:
+    """The cache of a mask or of a batch of masks if there is one; a cheap look-up, for the warm path."""
+    if isinstance(mask, Mask):
+        found: DeviceCache | None = mask._device.get(())
+        return found
+    return mask[0]._device.get(tuple(map(id, mask))) if mask else None
+
+
+def cache_of(masks: Sequence[Mask]) -> DeviceCache:
+    """The cache of one mask (kept on it), or of a batch (kept on its first mask until any of them is dropped)."""
+    first = masks[0]
+    if len(masks) == 1:
+        only: DeviceCache = first._device.setdefault((), DeviceCache())
+        return only
+    key = tuple(map(id, masks))
+    found: DeviceCache | None = first._device.get(key)
+    if found is None:
+        # Weak, so that a batch keeps none of its masks alive; an id is not used again before its entry is gone.
+        owner = weakref.ref(first)
+        others = [weakref.ref(m, lambda _: _forget(owner, key)) for m in masks if m is not first]
+        stacks = [k for k in list(first._device) if k]
+        for old in stacks[: max(0, len(stacks) - MAX_STACKS + 1)]:
+            first._device.pop(old, None)
+        found = first._device.setdefault(key, DeviceCache(others))
+    return found
+
+
+def device_blocks(masks: Sequence[Mask], br: int, bc: int, device: int) -> DeviceBlocks:
+    """The device copy of one mask, or of one mask per batch element, cut at (br, bc). `device` must be current.
+
+    Raises UnsupportedError when it has to be made while the stream is captured.
+    """
+    blocks = cache_of(masks).blocks
+    found = blocks.get((device, br, bc))
+    if found is None:
+        found = DeviceBlocks(pack([mask.blocks(br, bc) for mask in masks]), device)
+        found = blocks.setdefault((device, br, bc), found)
+    return found
+
+
+def _forget(owner: weakref.ref[Mask], key: tuple[int, ...]) -> None:
+    first = owner()
+    if first is not None:
+        first._device.pop(key, None)
+
+
+def _identity(stream: Any) -> int:
+    """A number for the stream that work goes to: the handle, or minus the thread for the per-thread stream."""
+    handle = int(stream.ptr)
+    return -threading.get_ident() if handle == _PER_THREAD_STREAM else handle
