@@ -1,7 +1,8 @@
-"""Compiled kernels on disk: a key that names everything that decides the bytes -> the path of a checked cubin.
+"""Compiled kernels on disk: a key of everything that decides the bytes -> the path of a checked cubin.
 
-An entry is two files, `<key>.cubin` and `<key>.json` (its checksum and resource report), published in that order by
-os.replace. A reader takes nothing whose checksum does not hold, so a corrupt, truncated or foreign entry is a miss.
+An entry is two files, `<key>.cubin` and `<key>.json` (its checksum and resource report), published in that
+order by os.replace. A reader takes nothing whose checksum does not hold, so a corrupt, truncated or foreign
+entry is a miss.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ Build = Callable[[AttnSpec, Source], Cubin]
 
 @dataclass(frozen=True)
 class Entry:
-    """A cubin on disk. registers, spill_bytes, warnings, log: as in nvrtc.Cubin.  nvrtc: (major, minor) that built it."""
+    """A cubin on disk. nvrtc: (major, minor) of the NVRTC that built it; the rest as in nvrtc.Cubin."""
 
     path: Path
     key: str
@@ -65,7 +66,7 @@ _private_lock = threading.Lock()
 
 
 def cubin(spec: AttnSpec, build: Build = nvrtc.compile) -> Path:
-    """Path of the cubin of `spec`, compiled by `build` unless the cache holds it. Raises what entry() raises."""
+    """Path of the cubin of `spec`, compiled by `build` unless cached. Raises what entry() raises."""
     return entry(spec, build).path
 
 
@@ -86,7 +87,9 @@ def entry(spec: AttnSpec, build: Build = nvrtc.compile) -> Entry:
     try:
         return _build_in(folder, spec, source, build)
     except _UnwritableError as error:
-        _warn_once(f"{error}; compiling into a private temporary folder (set OMNICUPY_CACHE_DIR to keep kernels)")
+        _warn_once(
+            f"{error}; compiling into a private temporary folder (set OMNICUPY_CACHE_DIR to keep kernels)"
+        )
     try:
         return _build_in(_private_folder(os.getpid()), spec, source, build)
     except _UnwritableError as error:
@@ -106,11 +109,13 @@ def key_of(spec: AttnSpec, digest: str, version: tuple[int, int]) -> str:
 
 
 def directory() -> Path:
-    """The cache folder, which may not exist yet: OMNICUPY_CACHE_DIR, else the platform's folder for caches."""
+    """The cache folder (it may not exist yet): OMNICUPY_CACHE_DIR, else the platform's folder for caches."""
     if named := os.environ.get("OMNICUPY_CACHE_DIR"):
         return Path(named).expanduser()
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "omnicupy" / "cache"
+        return (
+            Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "omnicupy" / "cache"
+        )
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "omnicupy"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "omnicupy"
@@ -119,7 +124,8 @@ def directory() -> Path:
 def use_cubins(folder: str | Path | None) -> None:
     """Take every kernel from a folder that export() made, whatever NVRTC made it, and from nowhere else.
 
-    None goes back to the cache. Raises FileNotFoundError without a manifest, ValueError for an unreadable one.
+    None goes back to the cache. Raises FileNotFoundError without a manifest, ValueError for an unreadable
+    one.
     """
     global _override, generation
     found = None if folder is None else _read_manifest(Path(folder))
@@ -241,7 +247,9 @@ def _read_manifest(folder: Path) -> _Override:
         major, minor = manifest["nvrtc"]
         return _Override(folder, (int(major), int(minor)), frozenset(manifest["cubins"]))
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"cubins: {path} is not a manifest of cache.export ({error}); make the folder anew") from error
+        raise ValueError(
+            f"cubins: {path} is not a manifest of cache.export ({error}); make the folder anew"
+        ) from error
 
 
 def _find_override(override: _Override, spec: AttnSpec, source: Source) -> Entry:

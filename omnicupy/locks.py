@@ -1,4 +1,4 @@
-"""A lock between processes (and threads), held through a file, that never waits longer than it was told to."""
+"""A lock between processes (and threads), held through a file, with a bound on the wait."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def version() -> tuple[int, int]:
     return _library()[1]
 
 
-def compile(spec: AttnSpec, source: Source) -> Cubin:  # noqa: A001 - reads as nvrtc.compile
+def compile(spec: AttnSpec, source: Source) -> Cubin:
     """Compile `source` for `spec`. Safe to call from several threads.
 
     Raises CompileError with the spec in its first line and NVRTC's log, UnsupportedError without NVRTC.
@@ -83,10 +83,12 @@ def _library() -> tuple[Any, tuple[int, int]]:
         raise UnsupportedError(
             "GPU kernels are compiled at run time by NVRTC, but no NVRTC library could be loaded "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}); "
-            "install it with: pip install 'cupy-cuda12x[ctk]' cuda-bindings, or pass NumPy arrays to run on the CPU"
+            "install it with: pip install 'cupy-cuda12x[ctk]' cuda-bindings, or pass NumPy arrays for the CPU"
         ) from error
     if int(status):
-        raise UnsupportedError(f"NVRTC does not tell its version ({status.name}); reinstall nvidia-cuda-nvrtc")
+        raise UnsupportedError(
+            f"NVRTC does not tell its version ({status.name}); reinstall nvidia-cuda-nvrtc"
+        )
     return nvrtc, (major, minor)
 
 

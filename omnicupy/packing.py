@@ -1,4 +1,4 @@
-"""One or several block masks -> one host buffer that holds every array the kernels read, in the kernels' layout."""
+"""Block masks -> one host buffer that holds every array the kernels read, in the kernels' layout."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ ARRAYS = {
 
 @dataclass(frozen=True)
 class Packed:
-    """The device form of `mask_batch` block masks of one tile size; block row b * q_blocks + i is block i of mask b.
+    """`mask_batch` block masks of one tile size; block row b * q_blocks + i is query block i of mask b.
 
-    buffer: uint8, all arrays one after the other.  offsets: byte offset of each array of ARRAYS, a multiple of 16.
+    buffer: uint8, all arrays one after the other.  offsets: byte offset of each array of ARRAYS, a multiple
+    of 16.
     diagonal: that of every CAUSAL entry.  n_spans: intervals a key, 0 when no mask has the interval form.
     k_padded: k_len rounded up to 256.
-    Shapes: row_offsets (mask_batch * q_blocks + 1,), entries (E, 4), pieces (P, 2), order (mask_batch * q_blocks,),
-    bit_tiles (T, br, bc / 32), spans (mask_batch, n_spans, k_padded, 2) of {first row, number of rows}, dead
-    (mask_batch, k_padded / 32), bit set where a key < k_len is seen by no row of that mask.
+    Shapes: row_offsets (mask_batch * q_blocks + 1,), entries (E, 4), pieces (P, 2), order (mask_batch *
+    q_blocks,), bit_tiles (T, br, bc / 32), spans (mask_batch, n_spans, k_padded, 2) of {first row, number of
+    rows}, dead (mask_batch, k_padded / 32), bit set where a key < k_len is seen by no row of that mask.
     """
 
     buffer: NDArray[np.uint8]
@@ -82,7 +83,16 @@ def pack(blocks: Sequence[BlockMask]) -> Packed:
         offsets[name] = size
         size += round_up(4 * prod(shape), ALIGN_BYTES)
     packed = Packed(
-        np.zeros(size, np.uint8), offsets, shapes, first.br, first.bc, q_blocks, batch, diagonal, n_spans, k_padded
+        np.zeros(size, np.uint8),
+        offsets,
+        shapes,
+        first.br,
+        first.bc,
+        q_blocks,
+        batch,
+        diagonal,
+        n_spans,
+        k_padded,
     )
     _fill_lists(packed, blocks)
     _fill_keys(packed, blocks)
@@ -95,7 +105,9 @@ def _view(buffer: NDArray[np.uint8], offset: int, shape: tuple[int, ...], dtype:
 
 def _fill_lists(packed: Packed, blocks: Sequence[BlockMask]) -> None:
     """The CSR lists, one mask after the other, with every index moved by what precedes it."""
-    rows, entries, pieces, tiles = (packed.array(name) for name in ("row_offsets", "entries", "pieces", "bit_tiles"))
+    rows, entries, pieces, tiles = (
+        packed.array(name) for name in ("row_offsets", "entries", "pieces", "bit_tiles")
+    )
     e = p = t = 0
     for b, block in enumerate(blocks):
         row = b * packed.q_blocks
@@ -111,10 +123,14 @@ def _fill_lists(packed: Packed, blocks: Sequence[BlockMask]) -> None:
     packed.array("order")[...] = blocks[0].order if len(blocks) == 1 else _joint_order(rows, entries, pieces)
 
 
-def _joint_order(rows: NDArray[np.int32], entries: NDArray[np.int32], pieces: NDArray[np.int32]) -> NDArray[np.int32]:
+def _joint_order(
+    rows: NDArray[np.int32], entries: NDArray[np.int32], pieces: NDArray[np.int32]
+) -> NDArray[np.int32]:
     """Block rows of all masks by descending cost: executed keys, a masked tile a tenth more."""
     keys = np.concatenate(([0], np.cumsum(pieces[:, 1], dtype=np.int64)))
-    cost = (keys[entries[:, 2] + entries[:, 3]] - keys[entries[:, 2]]) * np.where(entries[:, 0] & KIND == FULL, 10, 11)
+    cost = (keys[entries[:, 2] + entries[:, 3]] - keys[entries[:, 2]]) * np.where(
+        entries[:, 0] & KIND == FULL, 10, 11
+    )
     total = np.concatenate(([0], np.cumsum(cost)))[rows]
     return np.argsort(-np.diff(total), kind="stable").astype(np.int32)
 
@@ -135,7 +151,7 @@ def _fill_keys(packed: Packed, blocks: Sequence[BlockMask]) -> None:
 
 
 def _on_diagonal(block: BlockMask, diagonal: int) -> BlockMask:
-    """The same block mask without CAUSAL entries of another diagonal: a launch has one for all batch elements."""
+    """The same block mask without CAUSAL entries of another diagonal: a launch has one diagonal for all."""
     causal = block.kinds == CAUSAL
     if block.diagonal == diagonal or not causal.any():
         return block

@@ -1,10 +1,23 @@
-"""The launch ABI: the NumPy dtype of each kernel's parameter struct, field for field kernels/omni/params.cuh."""
+"""The launch ABI: each kernel's parameter struct as a NumPy dtype, the fields of kernels/omni/params.cuh."""
 
 from __future__ import annotations
 
 import numpy as np
 
-_POINTERS = ("q", "k", "v", "out", "lse", "row_offsets", "entries", "pieces", "order", "bit_tiles", "spans", "dead")
+_POINTERS = (
+    "q",
+    "k",
+    "v",
+    "out",
+    "lse",
+    "row_offsets",
+    "entries",
+    "pieces",
+    "order",
+    "bit_tiles",
+    "spans",
+    "dead",
+)
 _STRIDES = ("q_strides", "k_strides", "v_strides", "out_strides")
 _FLOATS = ("scale", "scale_log2")
 _INTS = (

@@ -1,4 +1,4 @@
-"""The CUDA sources of one kernel: the entry file, every header it includes, and a digest of all their bytes."""
+"""The CUDA sources of one kernel: the entry file, every header it includes, a digest of their bytes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _INCLUDE = re.compile(rb'^[ \t]*#[ \t]*include[ \t]*(["<])([^">\n]+)[">]', re.MU
 class Source:
     """One translation unit, complete: nothing outside it decides the compiled bytes.
 
-    name: file name of the entry.  text: its bytes.  headers: (name as included, bytes), sorted by name; empty when
-    it includes nothing.  digest: sha256 (hex) of all of them, names and lengths included.
+    name: file name of the entry.  text: its bytes.  headers: (name as included, bytes), sorted by name; empty
+    when it includes nothing.  digest: sha256 (hex) of all of them, names and lengths included.
     """
 
     name: str
@@ -35,12 +35,12 @@ def kernels_dir() -> Path:
         if folder.is_dir():
             return folder
     raise FileNotFoundError(
-        f"the kernel sources are missing: expected a folder 'kernels' in {package} or beside it; reinstall omnicupy"
+        f"the kernel sources are missing: expected the folder 'kernels' in {package}; reinstall omnicupy"
     )
 
 
 def load(name: str, root: Path | None = None) -> Source:
-    """Read kernels/`name` and, transitively, every `#include "omni/..."`; root: another folder than kernels_dir().
+    """Read kernels/`name` and, transitively, every `#include "omni/..."`. root: in place of kernels_dir().
 
     The files are read anew at each call, so an edited header is seen at once.
 
@@ -72,8 +72,8 @@ def _includes(name: str, text: bytes) -> list[str]:
     for quote, include in found:
         if quote != b'"' or not include.startswith("omni/") or ".." in include:
             raise ValueError(
-                f'{name}: includes must be spelled from the kernels\' root (#include "omni/..."), got {include!r}; '
-                "NVRTC is given no other headers"
+                f'{name}: includes must be spelled from the kernels\' root (#include "omni/..."), '
+                f"got {include!r}; NVRTC is given no other headers"
             )
     return [include for _, include in found]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from omnicupy.check import Problem
 from omnicupy.errors import UnsupportedError
 from omnicupy.masks import Mask
@@ -17,9 +19,9 @@ ARCHES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 class Row:
     """One line of the table: when it serves, and with which tile.
 
-    head_dims: (least, greatest) kernel head_dim, both included.  shape: "any", or "small" for problems whose "any"
-    row would leave multiprocessors without a thread block.  mask: "any", or "dense" for masks that are full or
-    causal everywhere.  The rest: as in AttnSpec.
+    head_dims: (least, greatest) kernel head_dim, both included.  shape: "any", or "small" for problems whose
+    "any" row would leave multiprocessors without a thread block.  mask: "any", or "dense" for masks that are
+    full or causal everywhere.  The rest: as in AttnSpec.
     """
 
     head_dims: tuple[int, int]
@@ -35,7 +37,7 @@ class Row:
     dtypes: tuple[str, ...] = DTYPES
 
     def spec(self, arch: str, dtype: str, head_dim: int) -> AttnSpec:
-        """The variant for one architecture, dtype and kernel head_dim. Raises ValueError if it does not fit."""
+        """The variant for an architecture, dtype and kernel head_dim. Raises ValueError if it is illegal."""
         return AttnSpec(
             arch=arch,
             kernel=self.kernel,
@@ -74,13 +76,13 @@ def arch_of(major: int, minor: int) -> str:
     if not fitting:
         need = "8.0 or later is needed" if major < 8 else f"kernels exist for {', '.join(ARCHES)}"
         raise UnsupportedError(
-            f"compute capability {major}.{minor} is not supported: {need}; pass NumPy arrays to run on the CPU"
+            f"compute capability {major}.{minor} is not supported: {need}; pass NumPy arrays for the CPU"
         )
     return max(fitting, key=_number)
 
 
 def runs_on(arch: str, major: int, minor: int) -> bool:
-    """True when code compiled for `arch` runs on compute capability major.minor; "a" targets run on theirs alone."""
+    """True when code for `arch` runs on compute capability major.minor; "a" targets run on theirs alone."""
     number = _number(arch)
     if arch.endswith("a"):
         return number == 10 * major + minor
@@ -100,7 +102,7 @@ def pick(arch: str, problem: Problem, masks: Sequence[Mask], sm_count: int) -> A
     large = next((row for row in rows if row.shape == "any"), None)
     if large is None:
         raise UnsupportedError(
-            f"no kernel serves {problem.dtype} with head_dim {problem.head_dim} on {arch}; pad or cast q, k and v"
+            f"no kernel serves {problem.dtype} with head_dim {problem.head_dim} on {arch}; cast q, k and v"
         )
     spec = large.spec(arch, problem.dtype, head_dim)
     blocks = problem.batch * problem.q_heads * -(-problem.q_len // spec.br) * spec.value_pieces
@@ -109,7 +111,7 @@ def pick(arch: str, problem: Problem, masks: Sequence[Mask], sm_count: int) -> A
 
 
 def rows() -> Iterator[AttnSpec]:
-    """The variant of every row, architecture and dtype, at the row's greatest head_dim: what the tests compile."""
+    """The variant of each row, architecture and dtype, at the row's greatest head_dim: the tests' list."""
     seen = set()
     for row in TABLE:
         for arch in row.archs:
@@ -125,11 +127,14 @@ def _number(arch: str) -> int:
 
 
 def _mask_class(masks: Sequence[Mask]) -> str:
+    """ "dense" when every mask is full or causal everywhere, else "sparse"; O(k_len)."""
     for mask in masks:
-        q_len, k_len = mask.shape
-        # Rows of a causal mask see 1 + diagonal keys, one more each, between 0 and k_len.
-        first, last = mask.diagonal + 1, mask.diagonal + q_len
-        clipped = last * (last + 1) // 2 - (first - 1) * first // 2 if first >= 1 and last <= k_len else -1
-        if mask.pairs not in (q_len * k_len, clipped):
+        if mask.intervals is None or len(mask.intervals[0]) > 1:
+            return "sparse"
+        (q_len, k_len), (start,), (stop,) = mask.shape, *mask.intervals
+        first_row = np.clip(np.arange(k_len) - mask.diagonal, 0, q_len)
+        seen = stop > start
+        causal = np.array_equal(seen, first_row < q_len) and np.array_equal(start[seen], first_row[seen])
+        if not (np.all(stop[seen] == q_len) and (causal or (seen.all() and not start.any()))):
             return "sparse"
     return "dense"

@@ -1,8 +1,8 @@
 """Device copies of block masks: made once per (device, tile size), kept on the mask, freed with it.
 
-CuPy's memory pool hands a freed block to the next allocation on the stream that allocated it, without waiting for
-other streams. So a copy remembers which other streams read it, and its allocating stream waits for them before the
-memory goes back.
+CuPy's memory pool hands a freed block to the next allocation on the stream that allocated it, without waiting
+for other streams. So a copy remembers which other streams read it, and its allocating stream waits for them
+before the memory goes back.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class DeviceBlocks:
     """Packed block masks on one device. Made on the device's current stream; the copy is asynchronous.
 
     packed: sizes and offsets (its host buffer is dropped).  pointers: device address of each array.
-    Raises UnsupportedError while the stream is captured into a graph: the copy would become part of the graph.
+    Raises UnsupportedError while the stream is captured into a graph: the copy would become part of the
+    graph.
     """
 
     def __init__(self, packed: Packed, device: int) -> None:
@@ -39,8 +40,8 @@ class DeviceBlocks:
         self.home = cupy.cuda.get_current_stream(device)
         if self.home.ptr > _PER_THREAD_STREAM and self.home.is_capturing():
             raise UnsupportedError(
-                "mask: its block lists are not on the device yet and cannot be copied while the stream is captured; "
-                "call attention once with these shapes and this mask before the capture"
+                "mask: its block lists are not on the device yet and cannot be copied while the stream is "
+                "captured; call attention once with these shapes and this mask before the capture"
             )
         # asarray stages through CuPy's pinned pool, which keeps the staging memory until the copy is done.
         self._buffer = cupy.asarray(packed.buffer)
@@ -57,7 +58,7 @@ class DeviceBlocks:
         return int(self._buffer.nbytes)
 
     def use(self, stream: Any) -> None:
-        """Order `stream` (of this device) after the copy, and this object's end after the stream's work so far."""
+        """Order `stream` (of this device) after the copy, and the copy's end after the work of `stream`."""
         identity = stream.ptr
         if identity == self._home:
             return
@@ -77,7 +78,8 @@ class DeviceBlocks:
         """Make the allocating stream wait for the work of every other stream that used the copy."""
         users, self._users = self._users, {}
         if any(identity < 0 for identity in (self._home, *users)):
-            # Another thread's stream cannot be named from here; the legacy stream is ordered with all of them.
+            # Another thread's stream cannot be named from here; the legacy stream is ordered with all of
+            # them.
             cupy.cuda.Event(disable_timing=True).record(cupy.cuda.ExternalStream(_LEGACY_STREAM, self.device))
         for identity, stream in users.items():
             if identity > 0 or stream.ptr == 0:
@@ -96,7 +98,7 @@ class DeviceBlocks:
 
 
 class DeviceCache:
-    """What one mask, or one batch of masks, keeps for the GPU. blocks: by (device, br, bc).  plans: launch.py's."""
+    """What a mask or a batch of masks keeps for the GPU. blocks: by (device, br, bc).  plans: launch.py's."""
 
     __slots__ = ("_others", "blocks", "plans")
 
@@ -115,7 +117,7 @@ def find_cache(mask: Mask | Sequence[Mask]) -> DeviceCache | None:
 
 
 def cache_of(masks: Sequence[Mask]) -> DeviceCache:
-    """The cache of one mask (kept on it), or of a batch (kept on its first mask until any of them is dropped)."""
+    """The cache of one mask (kept on it), or of a batch (kept on its first mask until any is dropped)."""
     first = masks[0]
     if len(masks) == 1:
         only: DeviceCache = first._device.setdefault((), DeviceCache())
@@ -123,7 +125,8 @@ def cache_of(masks: Sequence[Mask]) -> DeviceCache:
     key = tuple(map(id, masks))
     found: DeviceCache | None = first._device.get(key)
     if found is None:
-        # Weak, so that a batch keeps none of its masks alive; an id is not used again before its entry is gone.
+        # Weak, so that a batch keeps none of its masks alive; an id is not used again before its entry is
+        # gone.
         owner = weakref.ref(first)
         others = [weakref.ref(m, lambda _: _forget(owner, key)) for m in masks if m is not first]
         stacks = [k for k in list(first._device) if k]
@@ -134,7 +137,7 @@ def cache_of(masks: Sequence[Mask]) -> DeviceCache:
 
 
 def device_blocks(masks: Sequence[Mask], br: int, bc: int, device: int) -> DeviceBlocks:
-    """The device copy of one mask, or of one mask per batch element, cut at (br, bc). `device` must be current.
+    """The device copy of one mask, or of one per batch element, cut at (br, bc). `device` must be current.
 
     Raises UnsupportedError when it has to be made while the stream is captured.
     """
@@ -153,6 +156,6 @@ def _forget(owner: weakref.ref[Mask], key: tuple[int, ...]) -> None:
 
 
 def _identity(stream: Any) -> int:
-    """A number for the stream that work goes to: the handle, or minus the thread for the per-thread stream."""
+    """A number for the stream: its handle, or minus the thread's id for the per-thread stream."""
     handle = int(stream.ptr)
     return -threading.get_ident() if handle == _PER_THREAD_STREAM else handle

@@ -1,0 +1,75 @@
+"""attention(): NumPy arrays go to the CPU engine, CuPy arrays to the GPU kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from omnicupy import check, cpu
+from omnicupy.arrays import is_cupy
+from omnicupy.masks import Mask
+from omnicupy.spec import AttnSpec
+
+_on_gpu: Callable[..., Any] | None = None
+
+
+def attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Mask | Sequence[Mask] | None = None,
+    *,
+    scale: float | None = None,
+    return_lse: bool = False,
+    out: Any = None,
+    config: AttnSpec | None = None,
+) -> Any:
+    """Exact softmax attention: softmax(scale * q @ k.T, over the keys that `mask` lets a row see) @ v.
+
+    q: (batch, q_heads, q_len, head_dim).  k, v: (batch, kv_heads, k_len, head_dim); q_heads is a multiple of
+        kv_heads, and query head h reads key head h // (q_heads // kv_heads).
+    mask: a Mask of shape (q_len, k_len) for all batch elements, a list of `batch` such masks, or None (every
+        row sees every key). Keep and pass the same Mask object: its block lists are made once per tile size,
+        copied to each device once, and freed with it.
+    scale: factor of the scores, finite and above 0; None is 1 / sqrt(head_dim).
+    return_lse: also return the natural logarithm of each row's sum of exponentials.
+    out: array to write, of q's shape and dtype, not overlapping q, k or v; None makes a C-contiguous one.
+    config: the kernel variant to run on the GPU; None takes the one that tune.py lists for the problem.
+
+    Returns `out`, or (out, lse) with lse (batch, q_heads, q_len), float32 (float64 for float64 arrays). A row
+    that may see no key has out = 0 and lse = -inf.
+
+    NumPy arrays (float16, bfloat16, float32, float64) run on the CPU. CuPy arrays (float16, bfloat16 =
+    `ml_dtypes.bfloat16`) run on their device, on CuPy's current stream there, without a synchronisation;
+    their last axis must be contiguous and all rows 16-byte aligned, so a (batch, tokens, heads, head_dim)
+    array passes as a transposed view without a copy. Scores and sums are float32. NaN or Inf in a key or
+    value that no row of its batch element may see never reaches the output; in one that some row may see, it
+    reaches that row and may reach the rows that share its tile. In a CUDA graph, call once before the capture
+    and keep the mask while the graph is
+    used: the graph reads the mask's device arrays.
+
+    Raises TypeError and ValueError, before any work, for arguments of the wrong kind, shape, dtype, device,
+    layout or value; UnsupportedError when no kernel serves the device or no NVRTC can be loaded; CompileError
+    when a kernel does not compile.
+    """
+    if not isinstance(q, np.ndarray):
+        launch = _on_gpu or _load_gpu(q, k, v)
+        return launch(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
+    problem = check.problem(q, k, v, mask, scale=scale, out=out, config=config)
+    masks = check.masks_of(mask, problem)
+    return cpu.attention(
+        q, k, v, masks, scale=check.scale_of(scale, problem.head_dim), return_lse=return_lse, out=out
+    )
+
+
+def _load_gpu(q: Any, k: Any, v: Any) -> Callable[..., Any]:
+    """The GPU path, imported at the first call that is not NumPy's: CPU users never import CuPy."""
+    global _on_gpu
+    if not is_cupy(q):
+        check.problem(q, k, v, None)  # refuses it, without importing CuPy
+    from omnicupy import launch
+
+    _on_gpu = launch.attention
+    return _on_gpu
