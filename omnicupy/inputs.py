@@ -1,0 +1,133 @@
+"""Inputs of the verification cases and benchmarks, as NumPy or CuPy arrays (`xp` is the module).
+
+Arrays are written as raw bits, because array libraries differ in what they can do with bfloat16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from omnicupy.arrays import BFLOAT16, narrow
+from omnicupy.cases import BROADCAST, BSHD, LARGE, POISON, REVERSED, Case
+from omnicupy.masks import Mask
+
+LARGE_FACTOR = 40.0  # of Q and of K: with unit normals, scores reach about 1e4
+POOL = 2**25  # random numbers kept on a GPU, from which its inputs are cut: drawing them anew takes longer
+DTYPES = {name: np.dtype(name) for name in ("float16", "float32", "float64")} | {"bfloat16": BFLOAT16}
+# Quiet NaN and infinity of each dtype, as bits.
+NAN_BITS = {
+    "float16": 0x7E00,
+    "bfloat16": 0x7FC0,
+    "float32": 0x7FC00000,
+    "float64": 0x7FF8000000000000,
+}
+INF_BITS = {
+    "float16": 0x7C00,
+    "bfloat16": 0x7F80,
+    "float32": 0x7F800000,
+    "float64": 0x7FF0000000000000,
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """q, k, v as attention takes them, an output array filled with NaN, and copies of k and v without poison.
+
+    The reference reads clean_k and clean_v: a dead key has no weight, but 0 times NaN is NaN in a plain
+    product.
+    """
+
+    q: Any
+    k: Any
+    v: Any
+    out: Any
+    clean_k: Any
+    clean_v: Any
+
+
+def make(case: Case, masks: Sequence[Mask], xp: Any) -> Inputs:
+    """The inputs of a case whose masks were built by case.masks()."""
+    factor = LARGE_FACTOR if LARGE in case.options else 1.0
+    q = _bits(case, "q", (case.batch, case.q_heads, case.q_len, case.head_dim), factor, xp)
+    kv_batch = 1 if BROADCAST in case.options else case.batch
+    shape = (kv_batch, case.kv_heads, case.k_len, case.head_dim)
+    k, v = _bits(case, "k", shape, factor, xp), _bits(case, "v", shape, 1.0, xp)
+    clean_k, clean_v = _placed(case, k, xp), _placed(case, v, xp)
+    dirty_k, dirty_v = clean_k, clean_v
+    if POISON in case.options:
+        for batch in range(kv_batch):
+            dead = np.flatnonzero(masks[batch % len(masks)].dead_keys())
+            for first, pattern in ((0, NAN_BITS), (1, INF_BITS)):
+                chosen = xp.asarray(dead[first::2])
+                k[batch][:, chosen] = pattern[case.dtype]
+                v[batch][:, chosen] = pattern[case.dtype]
+        dirty_k, dirty_v = _placed(case, k, xp), _placed(case, v, xp)
+    return Inputs(_placed(case, q, xp), dirty_k, dirty_v, nan_output(case, xp), clean_k, clean_v)
+
+
+def nan_output(case: Case, xp: Any) -> Any:
+    """An output array with the case's memory layout, every element NaN."""
+    batch, heads, tokens, columns = case.batch, case.q_heads, case.q_len, case.head_dim
+    bshd = BSHD in case.options
+    shape = (batch, tokens, heads, columns) if bshd else (batch, heads, tokens, columns)
+    storage = xp.empty(shape, _unsigned(case.dtype))
+    storage.fill(NAN_BITS[case.dtype])
+    out = storage.view(DTYPES[case.dtype])
+    return out.transpose(0, 2, 1, 3) if bshd else out
+
+
+def normals(count: int, seed: int, xp: Any) -> Any:
+    """`count` standard normal numbers, float32 (count,); on a GPU cut from one pool, which repeats after
+    POOL.
+    """
+    if xp is np:
+        return np.random.default_rng(seed).standard_normal(count, dtype=np.float32)
+    pool = _pool(xp, int(xp.cuda.runtime.getDevice()))
+    first = seed * 7919 % POOL
+    if first + count <= POOL:
+        return pool[first : first + count]
+    pieces, left = [pool[first:]], count - (POOL - first)
+    while left > 0:
+        pieces.append(pool[:left])
+        left -= POOL
+    return xp.concatenate(pieces)
+
+
+def random_bits(shape: tuple[int, ...], seed: int, dtype: str, factor: float, xp: Any) -> Any:
+    """Standard normal numbers times `factor`, rounded to `dtype`, as unsigned integers of its size."""
+    values = normals(int(np.prod(shape)), seed, xp).reshape(shape)
+    if factor != 1.0:
+        values = values * np.float32(factor)
+    return narrow(values, DTYPES[dtype]).view(_unsigned(dtype))
+
+
+@lru_cache(maxsize=1)
+def _pool(xp: Any, device: int) -> Any:
+    return xp.asarray(np.random.default_rng(0).standard_normal(POOL, dtype=np.float32))
+
+
+def _unsigned(dtype: str) -> Any:
+    return np.dtype(f"u{DTYPES[dtype].itemsize}")
+
+
+def _bits(case: Case, name: str, shape: tuple[int, ...], factor: float, xp: Any) -> Any:
+    seed = int(case.generator(f"input {name}").integers(2**31))
+    return random_bits(shape, seed, case.dtype, factor, xp)
+
+
+def _placed(case: Case, bits: Any, xp: Any) -> Any:
+    """An array of the case's dtype and memory layout that holds these bits."""
+    dtype = DTYPES[case.dtype]
+    if BSHD in case.options:
+        return xp.ascontiguousarray(bits.transpose(0, 2, 1, 3)).view(dtype).transpose(0, 2, 1, 3)
+    if REVERSED in case.options:
+        return xp.ascontiguousarray(bits[:, :, ::-1]).view(dtype)[:, :, ::-1]
+    array = bits.copy().view(dtype)
+    if array.shape[0] < case.batch:
+        return xp.broadcast_to(array, (case.batch, *array.shape[1:]))
+    return array
