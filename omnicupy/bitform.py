@@ -1,7 +1,7 @@
 """Packed bits: the exact form of masks that have no short interval form, and the way back to intervals.
 
-`bits` is uint8 (q_len, ceil(k_len / 8)) in NumPy's little bit order; bits past k_len are 0. Rows come in chunks, so
-that no function here holds q_len x k_len booleans.
+`bits` is uint8 (q_len, ceil(k_len / 8)) in NumPy's little bit order; bits past k_len are 0. Rows come in
+chunks, so that no function here holds q_len x k_len booleans.
 """
 
 from __future__ import annotations

@@ -22,17 +22,18 @@ KIND = 3  # entries[:, 0] & KIND is the kind without the flag
 
 @dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
 class BlockMask:
-    """For each block of br query rows the list of key tiles to visit, as read-only CSR arrays (int32, C-contiguous).
+    """For each block of br query rows the list of key tiles to visit: read-only CSR arrays of int32.
 
     mask: the allowed pairs (a PairSet: the mask without its caches, so that dropping the mask frees them).
     row_offsets: (q_blocks + 1,); the entries of query block i are row_offsets[i] : row_offsets[i + 1].
-    entries: (E, 4) of kind | DEAD, payload, first piece, piece count. Within a row CAUSAL and PARTIAL entries come
-        first, then FULL ones, both by ascending key. payload: -1 = the rule is the mask's intervals, else an index
-        into bit_tiles. Tiles without an allowed pair are not listed, so an empty row block has no entries.
+    entries: (E, 4) of kind | DEAD, payload, first piece, piece count. Within a row CAUSAL and PARTIAL entries
+        come first, then FULL ones, both by ascending key. payload: -1 = the rule is the mask's intervals,
+        else an index into bit_tiles. Tiles without an allowed pair are not listed, so an empty row block has
+        no entries.
     pieces: (P, 2) of key offset and length in keys (at most bc, never past k_len).
     order: (q_blocks,), query blocks by descending cost, for launching the longest first.
-    bit_tiles: uint32 (T, br, ceil(bc / 32)), bit b of word w of row r is key offset 32 * w + b of the tile; only for
-        masks held as bits, equal tiles stored once; (0, br, ceil(bc / 32)) for the others.
+    bit_tiles: uint32 (T, br, ceil(bc / 32)), bit b of word w of row r is key offset 32 * w + b of the tile;
+        only for masks held as bits, equal tiles stored once; (0, br, ceil(bc / 32)) for the others.
     """
 
     mask: PairSet
@@ -119,9 +120,11 @@ class BlockMask:
 
     def _coverage(self, entries: IntArray) -> NDArray[np.int64]:
         """How many pieces of these entries hold each key, (k_len,)."""
-        edges = np.zeros(self.k_len + 1, np.int64)
-        for _, _, first, count in entries:
-            for offset, length in self.pieces[first : first + count]:
-                edges[offset] += 1
-                edges[offset + length] -= 1
-        return np.cumsum(edges[:-1])
+        first, count = entries[:, 2].astype(np.int64), entries[:, 3]
+        index = np.repeat(first - (np.cumsum(count) - count), count) + np.arange(count.sum())
+        offset, length = self.pieces[index].T
+        edges = np.bincount(offset, minlength=self.k_len + 1) - np.bincount(
+            offset + length, minlength=self.k_len + 1
+        )
+        covered: NDArray[np.int64] = np.cumsum(edges[:-1])
+        return covered

@@ -1,8 +1,9 @@
 """Interval algebra: sets of (query, key) pairs held as up to n row ranges per key.
 
-A set is a pair of int32 arrays `start`, `stop`, (n, k_len): key k is visible to rows [start[i, k], stop[i, k]) for
-any i. *Canonical* means: per key the intervals ascend, are disjoint and do not touch; unused slots are (0, 0) and
-come last; n is minimal and at least 1. Every function here takes and returns canonical sets unless it says otherwise.
+A set is a pair of int32 arrays `start`, `stop`, (n, k_len): key k is visible to rows [start[i, k], stop[i,
+k]) for any i. *Canonical* means: per key the intervals ascend, are disjoint and do not touch; unused slots
+are (0, 0) and come last; n is minimal and at least 1. Every function here takes and returns canonical sets
+unless it says otherwise.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Intervals: TypeAlias = tuple[IntArray, IntArray]
 
 
 def pack(start: IntArray, stop: IntArray) -> Intervals:
-    """Canonical form of intervals that already ascend per key, disjoint and not touching, but have gaps in the slots.
+    """Canonical form of intervals that ascend per key, disjoint and not touching, but leave slots empty.
 
     start, stop: (n, k_len), a slot with start >= stop is empty. The arrays may be changed in place.
     """
@@ -38,7 +39,7 @@ def pack(start: IntArray, stop: IntArray) -> Intervals:
 
 
 def overlap(start: IntArray, stop: IntArray) -> int | None:
-    """The first key that has two overlapping intervals, None without one. Any order of slots; touching is no overlap."""
+    """The first key with two overlapping intervals (touching is no overlap), None without one; any order."""
     if len(start) == 1:
         return None
     last = np.iinfo(np.int32).max
@@ -49,7 +50,7 @@ def overlap(start: IntArray, stop: IntArray) -> int | None:
 
 
 def _encoded(start: IntArray, stop: IntArray, q_len: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Bounds of the non-empty intervals as single integers key * (q_len + 1) + row: keys never mix in one sort."""
+    """Bounds of the non-empty intervals as integers key * (q_len + 1) + row: one sort keeps keys apart."""
     slot, key = np.nonzero(start < stop)
     base = key * (q_len + 1)
     return base + start[slot, key], base + stop[slot, key]

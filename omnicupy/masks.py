@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from os import PathLike
 from typing import Any, NoReturn
 
 import numpy as np
@@ -13,6 +14,7 @@ from omnicupy.blockmask import BlockMask
 from omnicupy.intervals import Intervals
 from omnicupy.maskargs import integer
 from omnicupy.pairset import PairSet, Segment
+from omnicupy.plot import plot
 from omnicupy.stats import MaskStats, stats_of
 from omnicupy.tiling import cut
 
@@ -20,9 +22,9 @@ from omnicupy.tiling import cut
 class Mask(PairSet):
     """Which of `k_len` keys each of `q_len` query rows may see; independent of dtype, heads and tile sizes.
 
-    Immutable; equal and hashed by content; combined by `&`, `|` and `~`; pickles and copies without its caches.
-    Build one with `full`, `causal`, `segments`, `documents`, `sliding_window`, `sink`, `prefix`, `ranges`,
-    `intervals`, `from_dense`, `from_predicate` or `random`. `print(mask)` draws it.
+    Immutable; equal and hashed by content; combined by `&`, `|` and `~`; pickles and copies without its
+    caches. Build one with `full`, `causal`, `segments`, `documents`, `sliding_window`, `sink`, `prefix`,
+    `ranges`, `intervals`, `from_dense`, `from_predicate` or `random`. `print(mask)` draws it.
     """
 
     __slots__ = ("_blocks", "_device")
@@ -59,11 +61,7 @@ class Mask(PairSet):
         """Pairs that both masks allow. Raises ValueError when the shapes differ."""
         if not isinstance(other, Mask):
             return NotImplemented
-        self._same_shape("&", other)
-        notes: dict[str, Any] = {
-            "diagonal": self.diagonal or other.diagonal,
-            "segments": self.segments or other.segments,
-        }
+        notes = self._combined("&", other)
         if self.intervals is None or other.intervals is None:
             return from_bits(self.packed_bits() & other.packed_bits(), self.shape, **notes)
         both = intervals.intersection(self.intervals, other.intervals, self.shape[0])
@@ -73,11 +71,7 @@ class Mask(PairSet):
         """Pairs that either mask allows. Raises ValueError when the shapes differ."""
         if not isinstance(other, Mask):
             return NotImplemented
-        self._same_shape("|", other)
-        notes: dict[str, Any] = {
-            "diagonal": self.diagonal or other.diagonal,
-            "segments": self.segments or other.segments,
-        }
+        notes = self._combined("|", other)
         if self.intervals is None or other.intervals is None:
             return from_bits(self.packed_bits() | other.packed_bits(), self.shape, **notes)
         either = intervals.union(self.intervals, other.intervals, self.shape[0])
@@ -94,12 +88,14 @@ class Mask(PairSet):
         assert self.bits is not None
         return from_bits(bitform.inverted(self.bits, self.shape[1]), self.shape, diagonal=self.diagonal)
 
-    def _same_shape(self, sign: str, other: Mask) -> None:
+    def _combined(self, sign: str, other: Mask) -> dict[str, Any]:
+        """What a combination inherits: the first diagonal other than 0, the first segments that are known."""
         if self.shape != other.shape:
             raise ValueError(
-                f"mask {sign} mask: both must have one shape (q_len, k_len), got {self.shape} and {other.shape}; "
-                "slice the larger one"
+                f"mask {sign} mask: both must have one shape (q_len, k_len), got {self.shape} and "
+                f"{other.shape}; slice the larger one"
             )
+        return {"diagonal": self.diagonal or other.diagonal, "segments": self.segments or other.segments}
 
     def rows(self, start: int, stop: int, keys: int | None = None) -> Mask:
         """Query rows [start, stop) against the first `keys` keys (None: all of them), as for a KV cache.
@@ -121,7 +117,7 @@ class Mask(PairSet):
         return self._crop((start, stop), (0, keys))
 
     def __getitem__(self, index: tuple[slice, slice]) -> Mask:
-        """mask[a:b, c:d]: query rows [a, b) against keys [c, d), renumbered from 0; bounds as for NumPy arrays.
+        """mask[a:b, c:d]: query rows [a, b) against keys [c, d), renumbered from 0; bounds as in NumPy.
 
         Raises TypeError for anything but two slices of step 1, ValueError for an empty result.
         """
@@ -139,8 +135,8 @@ class Mask(PairSet):
             )
         if q0 >= q1 or k0 >= k1:
             raise ValueError(
-                f"mask[...]: slices must hold at least one row and one key of {self.shape}, got rows [{q0}, {q1}) and "
-                f"keys [{k0}, {k1}); widen them"
+                f"mask[...]: slices must hold at least one row and one key of {self.shape}, got "
+                f"rows [{q0}, {q1}) and keys [{k0}, {k1}); widen them"
             )
         return self._crop((q0, q1), (k0, k1))
 
@@ -168,7 +164,7 @@ class Mask(PairSet):
         found = self._blocks.get((br, bc)) if isinstance(br, int) and isinstance(bc, int) else None
         if found is None:
             br, bc = _tile("br", br, 8, "query rows"), _tile("bc", bc, 32, "keys")
-            # the block mask holds the pairs, not this object: no cycle, so the caches die with the last reference
+            # the block mask holds the pairs, not this object: no cycle, so the caches die with the mask
             pairs = PairSet(self.shape, intervals=self.intervals, bits=self.bits, diagonal=self.diagonal)
             found = self._blocks.setdefault((br, bc), cut(pairs, br, bc))
         return found
@@ -177,18 +173,18 @@ class Mask(PairSet):
         """Pairs, density, tiles by kind and waste of the mask cut at (br, bc); print it."""
         return stats_of(self.blocks(br, bc), self.pairs)
 
-    def plot(self, path: str, *, br: int = 128, bc: int = 128) -> None:
-        """Save a picture (the suffix names the format) of segments and tile kinds at (br, bc), with a legend.
+    def plot(self, path: str | PathLike[str], *, br: int = 128, bc: int = 128) -> None:
+        """Save a picture (the suffix of `path` names the format) of segments and tile kinds at (br, bc).
 
         Raises ImportError without matplotlib.
         """
-        draw.plot(self, self.blocks(br, bc), path)
+        plot(self.blocks(br, bc), self.segments, path)
 
 
 def from_bits(
     bits: ByteArray, shape: tuple[int, int], *, diagonal: int = 0, segments: tuple[Segment, ...] = ()
 ) -> Mask:
-    """The mask of packed bits (uint8 (q_len, ceil(k_len / 8)), zero past k_len), as intervals where they are short."""
+    """The mask of packed bits (see bitform; they are taken over), held as intervals where those are short."""
     keys = (0, shape[1])
     short = bitform.short_intervals(lambda q0, q1: bitform.unpacked(bits, (q0, q1), keys), *shape)
     kept = bits if short is None else None

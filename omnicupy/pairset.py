@@ -17,8 +17,8 @@ Segment: TypeAlias = tuple[str, int, int, int]  # kind, first key, stop key, doc
 class PairSet:
     """The allowed pairs of `q_len` query rows and `k_len` keys; immutable, equal and hashed by content.
 
-    Exactly one of `intervals` and `bits` is set. Made by the constructors of `omnicupy.layouts`, which check their
-    arguments; this one trusts its own: canonical intervals, or bits that are zero past k_len.
+    Exactly one of `intervals` and `bits` is set. Made by the constructors of `omnicupy.layouts`, which check
+    their arguments; this one trusts its own: canonical intervals, or bits that are zero past k_len.
     """
 
     __slots__ = ("__weakref__", "_hash", "_pairs", "bits", "diagonal", "intervals", "segments", "shape")
@@ -106,7 +106,8 @@ class PairSet:
             return dead
         assert self.bits is not None
         seen = np.bitwise_or.reduce(self.bits, axis=0)[None]
-        return ~bitform.unpacked(seen, (0, 1), (0, self.shape[1]))[0]
+        unseen: BoolArray = ~bitform.unpacked(seen, (0, 1), (0, self.shape[1]))[0]
+        return unseen
 
     def dense(self, q0: int, q1: int, k0: int, k1: int) -> BoolArray:
         """Boolean array (q1 - q0, k1 - k0): rows [q0, q1), keys [k0, k1), at the cost of that block alone."""
@@ -133,7 +134,7 @@ class PairSet:
 
 
 def _frozen(array: NDArray[Any], dtype: type[np.generic]) -> NDArray[Any]:
-    """`array` as a C-contiguous, read-only array of `dtype`; copied only where the dtype or the layout differs."""
+    """`array` as a C-contiguous, read-only array of `dtype`; copied only where dtype or layout differ."""
     out = np.ascontiguousarray(array, dtype=dtype)
     out.setflags(write=False)
     return out

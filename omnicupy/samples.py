@@ -19,10 +19,11 @@ TEXT, IMAGE, NOISE = KINDS = ("text", "image", "noise")
 def segments(layout: Sample | Sequence[Sample]) -> Mask:
     """Interleaved segments, one after the other on both axes; a list of samples packs them as documents.
 
-    layout: [(kind, length), ...] is one sample, [[(kind, length), ...], ...] packs several. Lengths in tokens. Kinds:
-    "text": causal inside; "image": bidirectional inside, visible to later tokens of its document; "noise": as
-    image, but hidden from all tokens outside the segment. Every token sees the earlier tokens of its own document
-    that are not hidden from it; documents never see each other. The mask is square, one interval per key.
+    layout: [(kind, length), ...] is one sample, [[(kind, length), ...], ...] packs several. Lengths in
+    tokens. Kinds: "text": causal inside; "image": bidirectional inside, visible to later tokens of its
+    document; "noise": as image, but hidden from all tokens outside the segment. Every token sees the earlier
+    tokens of its own document that are not hidden from it; documents never see each other. The mask is
+    square, one interval per key.
 
     Raises TypeError or ValueError for anything else: an empty list, an unknown kind, a length below 1.
     """
@@ -62,9 +63,10 @@ def random(
 ) -> Mask:
     """A random interleaved layout of `length` tokens, the same for the same arguments.
 
-    Segments alternate text and image, their lengths uniform in the ranges `text` and `image` (both ends included, in
-    tokens; the last segment of a document is cut to fit); an image is "noise" with probability `noise`. `documents`
-    cuts the row at random places into that many packed samples (None: one). Uses numpy.random.default_rng(seed).
+    Segments alternate text and image, their lengths uniform in the ranges `text` and `image` (both ends
+    included, in tokens; the last segment of a document is cut to fit); an image is "noise" with probability
+    `noise`. `documents` cuts the row at random places into that many packed samples (None: one). Uses
+    numpy.random.default_rng(seed).
 
     Raises TypeError or ValueError for arguments out of range.
     """
@@ -97,10 +99,13 @@ def _check_random(
                 f"random: {name} must be (low, high) with 1 <= low <= high, got {bounds}; swap or raise them"
             )
     if not 0 <= noise <= 1:
-        raise ValueError(f"random: noise must be a probability from 0 to 1, got {noise}; pass a share of the images")
+        raise ValueError(
+            f"random: noise must be a probability from 0 to 1, got {noise}; pass a share of the images"
+        )
     if documents is not None and not 1 <= integer("random", "documents", documents) <= length:
         raise ValueError(
-            f"random: documents must be from 1 to length={length}, got {documents}; leave at least a token for each"
+            f"random: documents must be from 1 to length={length}, got {documents}; "
+            "leave at least a token for each"
         )
 
 
@@ -113,7 +118,8 @@ def _documents(layout: Sample | Sequence[Sample]) -> Sequence[Sample]:
         )
     if not layout or any(isinstance(sample, Sequence) and not sample for sample in layout):
         raise ValueError(
-            "segments: layout and each of its documents must hold at least one segment, got an empty list; drop it"
+            "segments: layout and each of its documents must hold at least one segment, got an empty list; "
+            "drop it"
         )
     if isinstance(layout[0], Sequence) and isinstance(layout[0][0], str):
         return [cast("Sample", layout)]
@@ -144,7 +150,9 @@ def _packed(kinds: list[str], lengths: list[int], counts: list[int]) -> Mask:
     stops = np.cumsum(sizes)
     total = int(stops[-1])
     if total > MAX_LENGTH:
-        raise ValueError(f"layout: expected at most {MAX_LENGTH} tokens, got {total}; split it into several masks")
+        raise ValueError(
+            f"layout: expected at most {MAX_LENGTH} tokens, got {total}; split it into several masks"
+        )
     firsts = stops - sizes
     ends = np.repeat(stops[np.cumsum(counts) - 1], counts)
     # the first row that sees key k: k itself in text, the segment's first row elsewhere

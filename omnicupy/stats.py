@@ -13,8 +13,8 @@ class MaskStats:
 
     pairs: allowed pairs.  density: pairs over q_len * k_len.  full, causal, partial: listed tiles by kind.
     tiles: listed tiles.  empty: tiles that are never visited.  dead: listed tiles that hold a dead key.
-    executed: pairs a kernel computes, tiles * br * bc.  waste: executed over pairs (1.0 is none, and 1.0 for an empty
-    mask, which executes nothing).  bit_tiles: stored bit tiles.
+    executed: pairs a kernel computes, tiles * br * bc.  waste: executed over pairs (1.0 is none, and 1.0 for
+    an empty mask, which executes nothing).  bit_tiles: stored bit tiles.
     """
 
     q_len: int

@@ -1,8 +1,9 @@
 """The cut: a set of pairs and a tile size to a BlockMask, in time that follows keys + listed tiles.
 
-Interval masks: the row range of a key touches a range of query blocks and covers a part of it fully. Neighbouring keys
-with equal ranges collapse to a run; a sweep over the few run bounds of each key block then gives, exactly, the ranges
-of query blocks to list and, within them, the FULL ones. Only tiles on the diagonal are looked at key by key.
+Interval masks: the row range of a key touches a range of query blocks and covers a part of it fully.
+Neighbouring keys with equal ranges collapse to a run; a sweep over the few run bounds of each key block then
+gives, exactly, the ranges of query blocks to list and, within them, the FULL ones. Only tiles on the diagonal
+are looked at key by key.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from omnicupy.tiling_bits import classify_bits
 
 KeyArray = NDArray[np.int64]
 
+CHUNK_KEYS = 1 << 14  # bounds looked at together: their arrays stay in the nearest caches
+
 
 def cut(mask: PairSet, br: int, bc: int) -> BlockMask:
-    """Cut `mask` into tiles of br rows (a multiple of 8) and bc keys (a multiple of 32). Arguments are trusted."""
+    """Cut `mask` into tiles of br rows (a multiple of 8) and bc keys (a multiple of 32), both trusted."""
     q_len, k_len = mask.shape
     k_blocks = -(-k_len // bc)
     tiles = np.zeros((0, br, bc // 32), np.uint32)
@@ -35,41 +38,49 @@ def cut(mask: PairSet, br: int, bc: int) -> BlockMask:
     return _assemble(mask, (br, bc), (row, block, kind), payload, tiles, k_blocks)
 
 
-def _codes(bound: IntArray, br: int) -> IntArray:
-    """floor(bound / br) + ceil(bound / br): one integer that names both."""
+def _codes(bound: IntArray, br: int) -> tuple[IntArray, int]:
+    """One integer for floor(bound / br) and ceil(bound / br): their sum, times the unit returned with it."""
+    up = bound + np.int32(br - 1)
     if br & (br - 1):
-        return bound // br + (bound + (br - 1)) // br
-    shift = br.bit_length() - 1
-    return (bound >> shift) + ((bound + (br - 1)) >> shift)
+        up //= np.int32(br)
+        up += bound // np.int32(br)
+        return up, 1
+    up &= np.int32(-br)  # a power of two: masks are several times faster than divisions
+    up += bound & np.int32(-br)
+    return up, br
 
 
 def _runs(a: Intervals, q_len: int, br: int, bc: int) -> tuple[KeyArray, IntArray, IntArray, KeyArray]:
     """Runs of neighbouring keys of one slot and one key block whose intervals meet the same query blocks.
 
-    Returns key block, code of start, code of stop and number of keys of each run.
+    Returns key block, code of start, code of stop and number of keys of each run; see _codes.
     """
     n, k_len = a[0].shape
-    starts, stops = _codes(a[0], br), _codes(a[1], br)
-    if (
-        q_len % br
-    ):  # rows past q_len do not exist: the short last block is covered by an interval that ends at q_len
-        stops[a[1] == q_len] = 2 * -(-q_len // br)
-    change = np.empty((n, k_len), np.bool_)
-    np.not_equal(starts[:, 1:], starts[:, :-1], out=change[:, 1:])
-    change[:, 1:] |= stops[:, 1:] != stops[:, :-1]
-    change[:, ::bc] = True
-    first = np.flatnonzero(change)
-    length = np.diff(first, append=n * k_len)
-    start, stop = starts.reshape(-1)[first], stops.reshape(-1)[first]
-    key = first if n == 1 else first % k_len
+    step = max(1, CHUNK_KEYS // (n * bc)) * bc
+    parts = []
+    for k0 in range(0, k_len, step):
+        starts, stops = a[0][:, k0 : k0 + step], a[1][:, k0 : k0 + step]
+        last = (stops == q_len) if q_len % br else None
+        (starts, unit), (stops, _) = _codes(starts, br), _codes(stops, br)
+        if (
+            last is not None
+        ):  # rows past q_len do not exist: an interval that ends at q_len covers the short last block
+            stops[last] = 2 * unit * -(-q_len // br)
+        change = np.empty(starts.shape, np.bool_)
+        np.not_equal(starts[:, 1:], starts[:, :-1], out=change[:, 1:])
+        change[:, 1:] |= stops[:, 1:] != stops[:, :-1]
+        change[:, ::bc] = True
+        first = np.flatnonzero(change)
+        length = np.diff(first, append=starts.size)
+        block = (first % starts.shape[1] + k0) // bc
+        parts.append((block, starts.reshape(-1)[first] // unit, stops.reshape(-1)[first] // unit, length))
+    block, start, stop, length = (np.concatenate(part) for part in zip(*parts, strict=True))
     used = stop > 0
-    if used.all():
-        return key // bc, start, stop, length
-    return key[used] // bc, start[used], stop[used], length[used]
+    return block[used], start[used], stop[used], length[used]
 
 
 def _classify(a: Intervals, q_len: int, k_len: int, br: int, bc: int) -> tuple[KeyArray, KeyArray, KeyArray]:
-    """Query block, key block and kind (FULL or PARTIAL) of each listed tile: by row, PARTIAL before FULL, by key."""
+    """Query block, key block and kind (FULL or PARTIAL) of each listed tile, in the order of the lists."""
     block, start, stop, keys = _runs(a, q_len, br, bc)
     stride = -(-q_len // br) + 1
     base = block * stride
@@ -80,7 +91,7 @@ def _classify(a: Intervals, q_len: int, k_len: int, br: int, bc: int) -> tuple[K
         [base + (start >> 1), base + ((stop + 1) >> 1), (base + inner0)[whole], (base + inner1)[whole]]
     )
     weight = np.concatenate([keys, -keys, full, -full])
-    order = np.argsort(place)
+    order = np.argsort(place, kind="stable")
     place = place[order]
     state = np.cumsum(weight[order])[:-1]
     length = np.diff(place)
@@ -100,13 +111,13 @@ def _expand(
     first = (row * 2 + is_full << shift) + block - step * (np.cumsum(length) - length)
     tiles = np.repeat(first, length)
     tiles += np.arange(0, step * len(tiles), step)
-    tiles.sort()
-    kind = np.where((tiles >> shift) & 1, FULL, PARTIAL)
+    tiles.sort(kind="stable")  # made of ascending runs, which the stable sort merges
+    kind = PARTIAL - ((tiles >> shift) & 1) * (PARTIAL - FULL)
     return tiles >> (shift + 1), tiles & ((1 << shift) - 1), kind
 
 
 def _crossed(row: KeyArray, block: KeyArray, mask: PairSet, br: int, bc: int) -> BoolArray:
-    """Which tiles the diagonal crosses, with all their keys in existence: the only ones that can be CAUSAL."""
+    """Which tiles the diagonal crosses and whose keys all exist: the only ones that can be CAUSAL."""
     q_len, k_len = mask.shape
     q0 = row * br
     q1 = np.minimum(q0 + br, q_len)
@@ -117,7 +128,7 @@ def _crossed(row: KeyArray, block: KeyArray, mask: PairSet, br: int, bc: int) ->
 
 def _causal_tiles(a: Intervals, row: KeyArray, block: KeyArray, mask: PairSet, br: int, bc: int) -> BoolArray:
     """Which of these tiles hold exactly the pairs k <= q + diagonal, tested key by key."""
-    n, k_len = a[0].shape
+    k_len = mask.shape[1]
     q0 = (row * br).astype(np.int32)[:, None]
     q1 = np.minimum(q0 + np.int32(br), np.int32(mask.shape[0]))
     keys = block.astype(np.int32)[:, None] * np.int32(bc) + np.arange(bc, dtype=np.int32)
@@ -142,7 +153,7 @@ def _assemble(
     bit_tiles: NDArray[np.uint32],
     k_blocks: int,
 ) -> BlockMask:
-    """The arrays of the BlockMask from the listed tiles (query block, key block, kind), already in list order."""
+    """The BlockMask of the listed tiles (query block, key block, kind), which are in list order already."""
     (br, bc), (row, block, kind) = tile, listed
     q_len, k_len = mask.shape
     q_blocks = -(-q_len // br)
@@ -153,15 +164,15 @@ def _assemble(
     if k_len % bc:
         pieces[block == k_blocks - 1, 1] = k_len % bc
     cost = np.zeros(len(row) + 1, np.int64)
-    np.cumsum(
-        pieces[:, 1] * np.where(kind == FULL, 10, 11), out=cost[1:]
-    )  # a masked tile costs about a tenth more
-    order = np.argsort(-np.diff(cost[offsets]), kind="stable").astype(np.int32)
+    np.cumsum(pieces[:, 1] * (11 - (kind == FULL)), out=cost[1:])  # a masked tile costs about a tenth more
+    per_row = cost[offsets[:-1]] - cost[offsets[1:]]
+    order = np.argsort(per_row, kind="stable").astype(np.int32)
     dead = mask.dead_keys()
     if dead.any():
         in_block = np.zeros(k_blocks * bc, np.bool_)
         in_block[:k_len] = dead
-        kind = kind | np.where(in_block.reshape(k_blocks, bc).any(axis=1)[block], DEAD, 0)
+        in_tile: BoolArray = in_block.reshape(k_blocks, bc).any(axis=1)
+        kind = kind | in_tile[block] * DEAD
     entries = np.empty((len(row), 4), np.int32)
     entries[:, 0] = kind
     entries[:, 1] = -1 if payload is None else payload

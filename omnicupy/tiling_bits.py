@@ -13,11 +13,11 @@ Listed = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], IntArray
 
 
 def classify_bits(mask: PairSet, br: int, bc: int) -> Listed:
-    """Query block, key block, kind and payload of each listed tile in list order, and the bit tiles (t, br, bc / 32).
+    """Query block, key block, kind, payload of each listed tile in list order; bit tiles (t, br, bc / 32).
 
     Only PARTIAL tiles have a bit tile (payload >= 0); equal ones are stored once.
     """
-    q_len, k_len = mask.shape
+    q_len = mask.shape[0]
     rows: list[NDArray[np.int64]] = []
     blocks: list[NDArray[np.int64]] = []
     kinds: list[NDArray[np.int64]] = []
