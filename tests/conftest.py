@@ -1,0 +1,65 @@
+"""Options and fixtures of all tests: where a GPU is needed, and a kernel cache that is not the user's."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from small_kernels import Compiler
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-gpu", action="store_true", help="tests marked gpu fail where there is no CUDA device"
+    )
+
+
+@functools.cache
+def gpu_problem() -> str | None:
+    """Why the tests marked gpu cannot run here, or None when they can."""
+    try:
+        import cupy
+
+        return None if cupy.cuda.runtime.getDeviceCount() else "no CUDA device"
+    except Exception as error:  # a missing driver shows in as many ways as there are CuPy versions
+        return f"no CUDA device ({type(error).__name__})"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") is None or (problem := gpu_problem()) is None:
+        return
+    if item.config.getoption("--require-gpu"):
+        pytest.fail(f"--require-gpu: {problem}")
+    pytest.skip(problem)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Kernels of a test run go to a folder of their own, unless OMNICUPY_CACHE_DIR names one."""
+    if "OMNICUPY_CACHE_DIR" in os.environ:
+        yield
+        return
+    os.environ["OMNICUPY_CACHE_DIR"] = str(tmp_path_factory.mktemp("kernels"))
+    yield
+    del os.environ["OMNICUPY_CACHE_DIR"]
+
+
+@pytest.fixture
+def isolated_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty kernel cache for one test: its folder, not made yet. Warnings shown once are forgotten."""
+    from omnicupy import cache
+
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("OMNICUPY_CACHE_DIR", str(folder))
+    cache._warn_once.cache_clear()
+    yield folder
+    cache.use_cubins(None)
+
+
+@pytest.fixture
+def compiler() -> Compiler:
+    """A stand-in for NVRTC that counts its calls."""
+    return Compiler()
