@@ -1,0 +1,123 @@
+"""tune.py: the table covers what the library promises, and short problems take small tiles."""
+
+from __future__ import annotations
+
+import pytest
+
+import omnicupy as oc
+from omnicupy import tune
+from omnicupy.check import Problem
+from omnicupy.errors import UnsupportedError
+from omnicupy.masks import Mask
+from omnicupy.spec import DTYPES, SMEM_LIMIT_BYTES, AttnSpec
+
+H100_SMS = 132
+
+
+def _problem(head_dim: int = 128, q_len: int = 8192, dtype: str = "bfloat16", heads: int = 16) -> Problem:
+    return Problem(1, heads, heads, q_len, q_len, head_dim, dtype)
+
+
+@pytest.mark.parametrize("arch", tune.ARCHES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_head_dim_has_a_row_for_short_and_long_problems(arch: str, dtype: str) -> None:
+    for head_dim in [*range(8, 257, 8), *range(264, 1025, 40), 1024]:
+        for q_len in (1, 70, 8192):
+            spec = tune.pick(arch, _problem(head_dim, q_len, dtype), (oc.full(1),), H100_SMS)
+            assert (spec.arch, spec.dtype, spec.head_dim) == (arch, dtype, -(-head_dim // 16) * 16)
+
+
+@pytest.mark.parametrize("row", tune.TABLE, ids=lambda row: f"d{row.head_dims[0]}-{row.head_dims[1]}-{row.shape}")
+def test_every_row_is_legal_where_it_serves(row: tune.Row) -> None:
+    for arch in row.archs:
+        for dtype in row.dtypes:
+            for head_dim in range(row.head_dims[0], row.head_dims[1] + 1, 16):
+                spec = row.spec(arch, dtype, head_dim)
+                assert spec.smem_bytes <= SMEM_LIMIT_BYTES[arch]
+
+
+def test_rows_lists_each_variant_once() -> None:
+    specs = list(tune.rows())
+    assert len(specs) == len(set(specs))
+    assert {spec.arch for spec in specs} >= set(tune.ARCHES)
+    for row in tune.TABLE:
+        for arch in row.archs:
+            assert row.spec(arch, "float16", row.head_dims[1]) in specs
+
+
+def test_short_problems_fill_the_gpu() -> None:
+    mask = (oc.full(1),)
+    large = tune.pick("sm_90", _problem(q_len=8192), mask, H100_SMS)
+    small = tune.pick("sm_90", _problem(q_len=512), mask, H100_SMS)
+    assert large.br > small.br
+    assert tune.pick("sm_90", _problem(q_len=512), mask, 4) == large
+
+
+def test_no_row_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "TABLE", tune.TABLE[:1])
+    with pytest.raises(UnsupportedError) as error:
+        tune.pick("sm_90", _problem(200), (oc.full(1),), H100_SMS)
+    assert str(error.value) == "no kernel serves bfloat16 with head_dim 200 on sm_90; cast q, k and v"
+
+
+def test_rows_for_dense_masks_serve_those_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = tune.Row(head_dims=(16, 128), br=64, bc=128, mask="dense")
+    monkeypatch.setattr(tune, "TABLE", (dense, *tune.TABLE))
+    problem = _problem(q_len=300, heads=500)
+
+    def picked(*masks: Mask) -> AttnSpec:
+        return tune.pick("sm_90", problem, masks, H100_SMS)
+
+    for mask in (oc.full(300), oc.causal(300), oc.causal(300, 500), oc.causal(300).rows(20, 90)):
+        assert picked(mask).bc == 128
+    for mask in (oc.sliding_window(300, left=299 // 2), oc.random(300, 0), oc.causal(300, 280), ~oc.full(300)):
+        assert picked(mask).bc == (128 if mask == oc.causal(300, 280) else 64)
+    assert picked(oc.full(300), oc.random(300, 0)).bc == 64
+
+
+@pytest.mark.parametrize(
+    ("capability", "arch"),
+    [
+        ((8, 0), "sm_80"),
+        ((8, 6), "sm_86"),
+        ((8, 7), "sm_86"),
+        ((8, 9), "sm_89"),
+        ((9, 0), "sm_90"),
+        ((10, 0), "sm_100"),
+        ((10, 3), "sm_100"),
+        ((12, 0), "sm_120"),
+        ((12, 1), "sm_120"),
+    ],
+)
+def test_arch_of(capability: tuple[int, int], arch: str) -> None:
+    assert tune.arch_of(*capability) == arch
+    assert tune.runs_on(arch, *capability)
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (6, 1), (7, 0)])
+def test_old_devices_are_refused_by_name(capability: tuple[int, int]) -> None:
+    with pytest.raises(UnsupportedError) as error:
+        tune.arch_of(*capability)
+    major, minor = capability
+    assert str(error.value) == (
+        f"compute capability {major}.{minor} is not supported: 8.0 or later is needed; "
+        "pass NumPy arrays for the CPU"
+    )
+
+
+def test_unknown_new_devices_are_refused() -> None:
+    with pytest.raises(UnsupportedError) as error:
+        tune.arch_of(11, 0)
+    assert str(error.value) == (
+        "compute capability 11.0 is not supported: kernels exist for sm_80, sm_86, sm_89, sm_90, sm_100, sm_120; "
+        "pass NumPy arrays for the CPU"
+    )
+
+
+def test_runs_on() -> None:
+    assert tune.runs_on("sm_90a", 9, 0)
+    assert not tune.runs_on("sm_90a", 9, 1)
+    assert not tune.runs_on("sm_90a", 10, 0)
+    assert tune.runs_on("sm_80", 8, 9)
+    assert not tune.runs_on("sm_89", 8, 6)
+    assert not tune.runs_on("sm_90", 10, 0)
