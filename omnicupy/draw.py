@@ -26,12 +26,15 @@ def text(mask: PairSet) -> str:
     share = _cell_counts(mask, q_edges, k_edges) / area
     shade = np.ceil(share * 3).astype(np.int64) + (share == 1)
     cell = f"{-(-q_len // (len(q_edges) - 1))} x {-(-k_len // (len(k_edges) - 1))}"
-    form = "bits" if mask.intervals is None else f"{len(mask.intervals[0])} interval(s) per key"
+    n = len(mask.intervals[0]) if mask.intervals is not None else 0
+    form = "bits" if n == 0 else "1 interval per key" if n == 1 else f"{n} intervals per key"
     density = mask.pairs / (q_len * k_len)
     head = f"mask of {q_len} rows x {k_len} keys, {mask.pairs:,} pairs ({density:.1%}), {form}"
     lines = ["".join(SHADES[level] for level in row) for row in shade]
-    scale = "one character is one pair" if area.max() == 1 else f"one character is up to {cell} pairs"
-    return "\n".join([head, *lines, f"{scale}: {SHADES[0]} none, {SHADES[1:4]} some, {SHADES[4]} all"])
+    if area.max() == 1:
+        return "\n".join([head, *lines, f"one character is one pair: {SHADES[0]} none, {SHADES[4]} allowed"])
+    key = f"{SHADES[0]} none, {SHADES[1:4]} some, {SHADES[4]} all"
+    return "\n".join([head, *lines, f"one character is up to {cell} pairs: {key}"])
 
 
 def _edges(length: int, most: int) -> NDArray[np.int64]:

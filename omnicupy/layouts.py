@@ -124,14 +124,14 @@ def intervals(start: NDArray[Any], stop: NDArray[Any], q_len: int) -> Mask:
         if array.min() < 0 or array.max() > rows:
             slot, key = np.argwhere((array < 0) | (array > rows))[0]
             raise ValueError(
-                f"intervals: {name} must be from 0 to q_len={rows}, got {array[slot, key]} for interval {slot} "
-                f"of key {key}; clip it"
+                f"intervals: {name} must be from 0 to q_len={rows}, got {array[slot, key]} for interval "
+                f"{slot} of key {key}; clip it"
             )
     if (lo > hi).any():
         slot, key = np.argwhere(lo > hi)[0]
         raise ValueError(
-            f"intervals: start must not exceed stop, got [{lo[slot, key]}, {hi[slot, key]}) for interval {slot} "
-            f"of key {key}; swap them"
+            f"intervals: start must not exceed stop, got [{lo[slot, key]}, {hi[slot, key]}) for interval "
+            f"{slot} of key {key}; swap them"
         )
     start32, stop32 = lo.astype(np.int32), hi.astype(np.int32)
     if (double := algebra.overlap(start32, stop32)) is not None:
@@ -211,10 +211,10 @@ def _from_rows(rows: bitform.Rows, q_len: int, k_len: int) -> Mask:
 def _rectangle(place: int, rectangle: Sequence[int], q_len: int, k_len: int) -> list[int]:
     """One checked rectangle."""
     where = f"rectangles[{place}]"
-    if len(rectangle) != 4:
+    if not isinstance(rectangle, Sequence | np.ndarray) or len(rectangle) != 4:
         raise ValueError(
-            f"ranges: {where} must be (q_start, q_stop, k_start, k_stop), got "
-            f"{tuple(rectangle)}; give four numbers"
+            f"ranges: {where} must be (q_start, q_stop, k_start, k_stop), got {rectangle!r}; "
+            "give four numbers"
         )
     q0, q1, k0, k1 = checked = [integer("ranges", where, bound) for bound in rectangle]
     if not (0 <= q0 < q1 <= q_len and 0 <= k0 < k1 <= k_len):

@@ -31,6 +31,11 @@ def segments(layout: Sample | Sequence[Sample]) -> Mask:
     lengths: list[int] = []
     counts: list[int] = []
     for number, sample in enumerate(_documents(layout)):
+        if not isinstance(sample, Sequence) or isinstance(sample, str):
+            raise TypeError(
+                f"segments: document {number} of layout: expected a list of (kind, length), got {sample!r}; "
+                "write a list"
+            )
         for place, segment in enumerate(sample):
             kind, tokens = _segment(segment, number, place)
             kinds.append(kind)
@@ -93,6 +98,8 @@ def _check_random(
 ) -> None:
     checked_length("random", "length", length)
     for name, bounds in (("text", text), ("image", image)):
+        if not isinstance(bounds, Sequence) or len(bounds) != 2:
+            raise TypeError(f"random: {name} must be (low, high), got {bounds!r}; pass two integers")
         low, high = (integer("random", f"{name}[{i}]", bound) for i, bound in enumerate(bounds))
         if not 1 <= low <= high:
             raise ValueError(

@@ -171,8 +171,7 @@ def _assemble(
     if dead.any():
         in_block = np.zeros(k_blocks * bc, np.bool_)
         in_block[:k_len] = dead
-        in_tile: BoolArray = in_block.reshape(k_blocks, bc).any(axis=1)
-        kind = kind | in_tile[block] * DEAD
+        kind = kind | np.logical_or.reduce(in_block.reshape(k_blocks, bc), axis=1)[block] * DEAD
     entries = np.empty((len(row), 4), np.int32)
     entries[:, 0] = kind
     entries[:, 1] = -1 if payload is None else payload
