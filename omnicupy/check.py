@@ -1,0 +1,294 @@
+"""Argument checks of `attention`: the only module that words its argument errors.
+
+Works on NumPy and CuPy arrays alike through the attributes that both have, and never imports CuPy. The checks
+run on every call, so the straight path only compares; words are made where a comparison fails.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from numbers import Real
+from typing import Any, NoReturn
+
+import numpy as np
+
+from omnicupy.arrays import DTYPE_NAMES as DTYPE_NAMES
+from omnicupy.arrays import is_cupy as is_cupy
+from omnicupy.arrays import overlap
+from omnicupy.layouts import full
+from omnicupy.masks import Mask
+from omnicupy.spec import MAX_HEAD_DIM, AttnSpec, round_up
+
+ALIGN_BYTES = 16  # the kernels move 16 bytes per load (cp.async.cg)
+AXES = ("batch", "heads", "tokens")
+GPU_DTYPES = ("float16", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """The sizes of one attention call: q (batch, q_heads, q_len, head_dim), k and v (batch, kv_heads, k_len,
+    head_dim). dtype: "float16", "bfloat16", and on the CPU also "float32" or "float64".
+    """
+
+    batch: int
+    q_heads: int
+    kv_heads: int
+    q_len: int
+    k_len: int
+    head_dim: int
+    dtype: str
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one head of keys and values."""
+        return self.q_heads // self.kv_heads
+
+
+def problem(
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Mask | Sequence[Mask] | None,
+    *,
+    scale: float | None = None,
+    out: Any = None,
+    config: AttnSpec | None = None,
+) -> Problem:
+    """Check the arguments of `attention` before any work and return their sizes.
+
+    q, k, v, out: NumPy or CuPy arrays, all of one kind; the other arguments as in `attention`. Arrays are not
+    read. A stride of zero or below is fine in q, k and v.
+    Raises TypeError for an argument of a wrong type or dtype, ValueError for a wrong shape, value or layout.
+    """
+    on_gpu = _check_kinds(q, k, v)
+    dtype = _check_dtypes(q, k, v, on_gpu)
+    found = _check_shapes(q, k, v, dtype)
+    if on_gpu:
+        _check_head_dim(found.head_dim)
+        for name, array in (("q", q), ("k", k), ("v", v)):
+            _check_layout(name, array)
+    if out is not None:
+        _check_out(out, q, k, v, on_gpu)
+    masks_of(mask, found)
+    if scale is not None:
+        scale_of(scale, found.head_dim)
+    if config is not None:
+        _check_config(config, found, on_gpu)
+    return found
+
+
+def scale_of(scale: float | None, head_dim: int) -> float:
+    """The factor of the scores as a float: `scale`, or 1/sqrt(head_dim) for None.
+
+    Raises TypeError when scale is not a real number, ValueError when it is not finite and above zero.
+    """
+    if scale is None:
+        return 1.0 / math.sqrt(head_dim)
+    if isinstance(scale, (bool, np.bool_)) or not isinstance(scale, Real):
+        raise TypeError(
+            f"scale must be a number or None (1/sqrt(head_dim)), got {_type_name(scale)}; pass float(scale)"
+        )
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale must be finite and above 0, got {scale}; pass None for 1/sqrt(head_dim)")
+    return float(scale)
+
+
+def masks_of(mask: Mask | Sequence[Mask] | None, found: Problem) -> tuple[Mask, ...]:
+    """The masks of a call: one for all batch elements, or one for each.
+
+    None is the full mask. Raises TypeError when something is not a Mask, ValueError when a list has not one
+    mask a batch element or a mask has another shape than (q_len, k_len).
+    """
+    shape = (found.q_len, found.k_len)
+    if mask is None:
+        return (_full(shape),)
+    if isinstance(mask, Mask):
+        if mask.shape != shape:
+            _refuse_mask_shape("mask", mask, shape)
+        return (mask,)
+    if not isinstance(mask, (list, tuple)):
+        hint = "; a boolean array becomes one with from_dense" if hasattr(mask, "dtype") else ""
+        raise TypeError(
+            "mask must be a Mask, a list of one Mask per batch element, or None (full), "
+            f"got {_type_name(mask)}{hint}"
+        )
+    for i, one in enumerate(mask):
+        if not isinstance(one, Mask):
+            raise TypeError(
+                f"mask[{i}] must be a Mask, got {_type_name(one)}; use full(...) where all is visible"
+            )
+        if one.shape != shape:
+            _refuse_mask_shape(f"mask[{i}]", one, shape)
+    if len(mask) != found.batch:
+        raise ValueError(
+            f"mask: a list must hold one Mask per batch element ({found.batch}), got {len(mask)}; "
+            "pass a single Mask to share it"
+        )
+    return tuple(mask)
+
+
+@lru_cache(maxsize=64)
+def _full(shape: tuple[int, int]) -> Mask:
+    # Kept, so that calls without a mask share block masks and device copies like calls with one.
+    return full(*shape)
+
+
+def _check_kinds(q: Any, k: Any, v: Any) -> bool:
+    if isinstance(q, np.ndarray) and isinstance(k, np.ndarray) and isinstance(v, np.ndarray):
+        return False
+    named = (("q", q), ("k", k), ("v", v))
+    for name, array in named:
+        if not isinstance(array, np.ndarray) and not is_cupy(array):
+            _refuse_non_array(name, array)
+    if any(isinstance(array, np.ndarray) for _, array in named):
+        kinds = ", ".join(f"{name}: {_kind(array)}" for name, array in named)
+        raise TypeError(
+            f"q, k and v must all be CuPy arrays or all NumPy arrays, got {kinds}; "
+            "move them with cupy.asarray or cupy.asnumpy"
+        )
+    device = q.data.device_id
+    for name, array in named[1:]:
+        if array.data.device_id != device:
+            _refuse_device(name, array, device)
+    return True
+
+
+def _check_dtypes(q: Any, k: Any, v: Any, on_gpu: bool) -> str:
+    dtype = q.dtype
+    name = DTYPE_NAMES.get(dtype)
+    if name is None or (on_gpu and name not in GPU_DTYPES):
+        wanted = "float16 or bfloat16 on the GPU" if on_gpu else "float16, bfloat16, float32 or float64"
+        raise TypeError(f"q must be {wanted}, got {dtype}; cast q, k and v")
+    for other, array in (("k", k), ("v", v)):
+        if array.dtype != dtype:
+            raise TypeError(f"{other} must have the dtype of q ({dtype}), got {array.dtype}; cast it")
+    return name
+
+
+def _check_shapes(q: Any, k: Any, v: Any, dtype: str) -> Problem:
+    for name, array in (("q", q), ("k", k), ("v", v)):
+        if len(array.shape) != 4:
+            raise ValueError(
+                f"{name} must have 4 axes (batch, heads, tokens, head_dim), got shape {array.shape}; "
+                "add missing axes with None"
+            )
+        if 0 in array.shape:
+            raise ValueError(
+                f"{name} must have no empty axis, got shape {array.shape}; skip the call when it is empty"
+            )
+    batch, q_heads, q_len, head_dim = q.shape
+    k_batch, kv_heads, k_len, k_dim = k.shape
+    if k_batch != batch:
+        raise ValueError(f"k must have the batch size of q ({batch}), got {k_batch}; k.shape is {k.shape}")
+    if k_dim != head_dim:
+        raise ValueError(f"k must have the head_dim of q ({head_dim}), got {k_dim}; k.shape is {k.shape}")
+    if v.shape != k.shape:
+        raise ValueError(f"v must have the shape of k {k.shape}, got {v.shape}")
+    if q_heads % kv_heads:
+        raise ValueError(
+            f"q must have a multiple of the heads of k ({kv_heads}), got {q_heads}; query head h reads "
+            "key head h // (q heads / k heads)"
+        )
+    return Problem(batch, q_heads, kv_heads, q_len, k_len, head_dim, dtype)
+
+
+def _check_head_dim(head_dim: int) -> None:
+    if head_dim % 8 or head_dim > MAX_HEAD_DIM:
+        raise ValueError(
+            f"q must have a head_dim that is a multiple of 8, at most {MAX_HEAD_DIM}, on the GPU, "
+            f"got {head_dim}; pad q, k and v with zero columns (and pass scale)"
+        )
+
+
+def _check_layout(name: str, array: Any) -> None:
+    strides = array.strides
+    if strides[3] != array.dtype.itemsize and array.shape[3] > 1:
+        raise ValueError(
+            f"{name} must have a contiguous last axis (a stride of {array.dtype.itemsize} bytes), "
+            f"got {strides[3]}; copy it with cupy.ascontiguousarray"
+        )
+    if (strides[0] | strides[1] | strides[2]) % ALIGN_BYTES:
+        for axis, stride, length in zip(AXES, strides, array.shape, strict=False):
+            # The stride of an axis of length 1 is never used.
+            if stride % ALIGN_BYTES and length > 1:
+                raise ValueError(
+                    f"{name} must have strides that are multiples of {ALIGN_BYTES} bytes, got {stride} on "
+                    f"the {axis} axis; copy it with cupy.ascontiguousarray"
+                )
+    if array.data.ptr % ALIGN_BYTES:
+        raise ValueError(
+            f"{name} must start on a multiple of {ALIGN_BYTES} bytes, got address {array.data.ptr:#x}; "
+            "copy it with cupy.ascontiguousarray"
+        )
+
+
+def _check_out(out: Any, q: Any, k: Any, v: Any, on_gpu: bool) -> None:
+    if not isinstance(out, np.ndarray) and not is_cupy(out):
+        _refuse_non_array("out", out)
+    if is_cupy(out) != on_gpu:
+        raise TypeError(f"out must be a {_kind(q)} array like q, got a {_kind(out)} array")
+    if on_gpu and out.data.device_id != q.data.device_id:
+        _refuse_device("out", out, q.data.device_id)
+    if out.dtype != q.dtype:
+        raise TypeError(f"out must have the dtype of q ({q.dtype}), got {out.dtype}")
+    if out.shape != q.shape:
+        raise ValueError(f"out must have the shape of q {q.shape}, got {out.shape}")
+    if on_gpu:
+        _check_layout("out", out)
+    elif not out.flags.writeable:
+        raise ValueError("out must be writeable, got a read-only array; pass a copy")
+    if any(s == 0 and n > 1 for s, n in zip(out.strides, out.shape, strict=True)):
+        raise ValueError(
+            f"out must not repeat elements (a stride of 0), got strides {out.strides}; pass a full array"
+        )
+    for name, array in (("q", q), ("k", k), ("v", v)):
+        if overlap(out, array):
+            raise ValueError(
+                f"out must not overlap {name}: inputs are read while out is written; pass another array"
+            )
+
+
+def _check_config(config: AttnSpec, found: Problem, on_gpu: bool) -> None:
+    if not isinstance(config, AttnSpec):
+        raise TypeError(f"config must be an AttnSpec or None (chosen by tune.py), got {_type_name(config)}")
+    if not on_gpu:
+        raise ValueError("config must be None for NumPy arrays: it chooses a GPU kernel; pass CuPy arrays")
+    if config.dtype != found.dtype:
+        raise ValueError(f"config must have the dtype of q ({found.dtype}), got {config.dtype}")
+    if config.head_dim != (wanted := round_up(found.head_dim, 16)):
+        raise ValueError(
+            f"config must have head_dim {wanted} (that of q, {found.head_dim}, rounded up to 16), "
+            f"got {config.head_dim}"
+        )
+
+
+def _refuse_non_array(name: str, value: object) -> NoReturn:
+    how = "cupy.from_dlpack" if hasattr(value, "__dlpack__") else "cupy.asarray or numpy.asarray"
+    raise TypeError(f"{name} must be a CuPy or NumPy array, got {_type_name(value)}; convert it with {how}")
+
+
+def _refuse_device(name: str, array: Any, device: int) -> NoReturn:
+    raise ValueError(
+        f"{name} must be on the device of q (device {device}), got device {array.data.device_id}; "
+        "copy it there"
+    )
+
+
+def _refuse_mask_shape(name: str, mask: Mask, shape: tuple[int, int]) -> NoReturn:
+    raise ValueError(
+        f"{name} must have the shape (q tokens, k tokens) = {shape}, got {mask.shape}; "
+        "build it for these lengths or cut it with mask.rows or mask[a:b, c:d]"
+    )
+
+
+def _kind(array: object) -> str:
+    return "NumPy" if isinstance(array, np.ndarray) else "CuPy"
+
+
+def _type_name(value: object) -> str:
+    kind = type(value)
+    package = kind.__module__.partition(".")[0]
+    return kind.__qualname__ if package == "builtins" else f"{package}.{kind.__qualname__}"
