@@ -24,7 +24,9 @@ MASK_KINDS = (
 
 
 def build(kind: str, q_len: int, k_len: int, rng: np.random.Generator) -> Mask:
-    """A mask (q_len, k_len) of a kind; square layouts are cut to it, as for a KV cache where q_len < k_len."""
+    """A mask (q_len, k_len) of a kind; square layouts are cut to it, as a KV cache does where q_len <
+    k_len.
+    """
     if kind in ("full", "causal"):
         return full(q_len, k_len) if kind == "full" else causal(q_len, k_len)
     if kind == "window":

@@ -1,0 +1,72 @@
+"""Kernel variants as words: "sm80-128x64-s2-w4", "sm80-64x64-s1-w4-shared", "...-plain" (no swizzle),
+"naive".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import product
+
+from omnicupy.spec import MAX_ONE_PIECE, AttnSpec, round_up
+
+_WORDS = re.compile(
+    r"(?P<kernel>\w+)-(?P<br>\d+)x(?P<bc>\d+)-s(?P<stages>\d)-w(?P<warps>\d+)(?P<flags>(-\w+)*)"
+)
+
+
+def parse(text: str, arch: str, dtype: str, head_dim: int) -> AttnSpec:
+    """The spec that a word names, for tensors of `head_dim` columns.
+
+    Raises ValueError for a word of another form, and for a tile that is illegal or does not fit.
+    """
+    padded = round_up(head_dim, 16)
+    if text == "naive":
+        return AttnSpec(arch=arch, kernel="naive", dtype=dtype, head_dim=padded, br=64, bc=64)
+    found = _WORDS.fullmatch(text)
+    flags = set(found["flags"].split("-")[1:]) if found else set()
+    if found is None or flags - {"shared", "plain"}:
+        raise ValueError(
+            "config: expected naive or a name such as sm80-128x64-s2-w4 (rows x keys, stages, warps), maybe "
+            f"with -shared or -plain, got {text!r}"
+        )
+    return AttnSpec(
+        arch=arch,
+        kernel=found["kernel"],
+        dtype=dtype,
+        head_dim=padded,
+        br=int(found["br"]),
+        bc=int(found["bc"]),
+        stages=int(found["stages"]),
+        warps=int(found["warps"]),
+        share_kv="shared" in flags,
+        swizzle="plain" not in flags,
+    )
+
+
+def word(spec: AttnSpec) -> str:
+    """The word that names a spec."""
+    if spec.kernel == "naive":
+        return "naive"
+    flags = ("-shared" if spec.share_kv else "") + ("" if spec.swizzle else "-plain")
+    return f"{spec.kernel}-{spec.br}x{spec.bc}-s{spec.stages}-w{spec.warps}{flags}"
+
+
+def every(arch: str, dtype: str, head_dim: int) -> Iterator[AttnSpec]:
+    """All mma.sync variants that a tile search tries: legal ones that fit the architecture."""
+    shared = (False,) if head_dim > MAX_ONE_PIECE else (False, True)
+    for br, bc, stages, warps, share_kv in product((64, 128, 256), (32, 64, 128), (1, 2, 3), (4, 8), shared):
+        try:
+            yield AttnSpec(
+                arch=arch,
+                kernel="sm80",
+                dtype=dtype,
+                head_dim=round_up(head_dim, 16),
+                br=br,
+                bc=bc,
+                stages=stages,
+                warps=warps,
+                share_kv=share_kv,
+            )
+        except ValueError:
+            continue

@@ -1,0 +1,213 @@
+"""One workload on several systems in one run: correctness first, then interleaved times, then host time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from omnicupy import tune
+from omnicupy.api import attention
+from omnicupy.bench import accuracy, configs, timing
+from omnicupy.bench.peers import COMPILE_LIMIT_S, Peer, Shared, as_cupy, prepare
+from omnicupy.bench.records import OURS, Record
+from omnicupy.check import Problem
+from omnicupy.inputs import DTYPES, random_bits
+from omnicupy.masks import Mask
+from omnicupy.spec import AttnSpec
+from omnicupy.workloads import Workload
+
+GEMM = 8192
+
+
+@dataclass
+class Session:
+    """A benchmark run on the current device. say: shows one line of progress."""
+
+    record: Record
+    arch: str
+    sm_count: int
+    dtype: str = "bfloat16"
+    samples: int = timing.SAMPLES
+    limit_s: float = COMPILE_LIMIT_S
+    say: Callable[[str], None] = field(default=lambda line: None)
+    clock: Any = None
+
+    @classmethod
+    def start(cls, record: Record, **options: Any) -> Session:
+        """A session on the current device, with the time of a large matrix product in the record's header."""
+        import cupy
+
+        from omnicupy.launch import device_info
+
+        info = device_info(cupy.cuda.Device().id)
+        session = cls(record, tune.arch_of(info.major, info.minor), info.sm_count, **options)
+        session.clock = timing.Clock(cupy)
+        record.set(arch=session.arch, dtype=session.dtype, clocks_before=timing.clocks())
+        name, tflops = gemm_tflops(session.clock)
+        record.set(gemm_tflops=round(tflops, 1), gemm=name)
+        session.say(f"{GEMM}^3 product, {name}: {tflops:.0f} TFLOP/s")
+        return session
+
+
+@dataclass
+class _System:
+    """A system of one workload: what to time, and the figures that are known before."""
+
+    call: Callable[[], Any]
+    known: dict[str, Any]
+    executed: int | None = None
+
+
+def gemm_tflops(clock: timing.Clock) -> tuple[str, float]:
+    """Name and TFLOP/s of an 8192^3 product: bfloat16 through torch, float16 through CuPy where torch is
+    missing.
+    """
+    try:
+        import torch
+
+        a, b = (torch.randn(GEMM, GEMM, device="cuda").to(torch.bfloat16) for _ in range(2))
+        name, call = "torch bfloat16", lambda: torch.mm(a, b)
+        call()
+    except Exception:  # any failure of an optional library means: use the other one
+        import cupy
+
+        x, y = (random_bits((GEMM, GEMM), seed, "float16", 1.0, cupy).view(np.float16) for seed in (1, 2))
+        name, call = "CuPy float16", lambda: cupy.matmul(x, y)
+    found = clock.interleaved({"gemm": call}, 20)["gemm"]
+    return name, 2 * GEMM**3 / found.median_ms / 1e9
+
+
+def make_inputs(workload: Workload, mask: Mask, dtype: str) -> tuple[Any, Any, Any]:
+    """Random normal q, k, v of a workload as CuPy arrays."""
+    import cupy
+
+    q_len, k_len = mask.shape
+    shapes = [(workload.batch, workload.q_heads, q_len, workload.head_dim)]
+    shapes += [(workload.batch, workload.kv_heads, k_len, workload.head_dim)] * 2
+    q, k, v = (
+        random_bits(shape, seed, dtype, 1.0, cupy).view(DTYPES[dtype]) for seed, shape in enumerate(shapes, 1)
+    )
+    return q, k, v
+
+
+def measure(session: Session, workload: Workload, systems: Sequence[str]) -> None:
+    """Add a row per system to the record. What cannot run or is wrong gets a row that says why.
+
+    systems: names of peers.SYSTEMS, "omnicupy", or "omnicupy:" and a word of configs.parse.
+    """
+    import cupy
+
+    mask = workload.mask()
+    arrays = make_inputs(workload, mask, session.dtype)
+    judge = accuracy.SampledRows(arrays, mask)
+    shared = None
+    ready: dict[str, _System] = {}
+    for name in systems:
+        session.say(f"{workload.name}: {name}")
+        try:
+            if name.partition(":")[0] == OURS:
+                system, output = _ours(session, workload, mask, arrays, name)
+            else:
+                shared = shared or Shared(workload, mask, arrays)
+                system, output = _theirs(prepare(name, shared, session.limit_s))
+            system.known["error"] = error = judge.error(output())
+            system.known["correct"] = bool(error <= accuracy.TOLERANCE)
+            ready[name] = system
+        except Exception as error:  # whatever a library raises is its result here
+            _row(session, workload, mask, name, {"problem": _reason(error)})
+    _timed(session, workload, mask, ready)
+    del shared, ready, arrays, judge
+    cupy.get_default_memory_pool().free_all_blocks()
+
+
+def _ours(
+    session: Session, workload: Workload, mask: Mask, arrays: tuple[Any, Any, Any], name: str
+) -> tuple[_System, Callable[[], Any]]:
+    words = name.partition(":")[2]
+    config: AttnSpec | None = None
+    q_len, k_len = mask.shape
+    if words:
+        config = configs.parse(words, session.arch, session.dtype, workload.head_dim)
+    sizes = (workload.batch, workload.q_heads, workload.kv_heads, q_len, k_len, workload.head_dim)
+    spec = config or tune.pick(session.arch, Problem(*sizes, session.dtype), (mask,), session.sm_count)
+
+    def call() -> Any:
+        return attention(*arrays, mask, config=config)
+
+    executed = mask.stats(spec.br, spec.bc).executed
+    return _System(
+        call, {"spec": configs.word(spec), "useful": mask.pairs / max(1, executed)}, executed
+    ), call
+
+
+def _theirs(peer: Peer) -> tuple[_System, Callable[[], Any]]:
+    import torch
+
+    def call() -> Any:
+        with torch.no_grad():
+            return peer.call()
+
+    known = {"first_call_s": round(peer.first_call_s, 3)}
+    if peer.build_ms is not None:
+        known["build_ms"] = round(peer.build_ms, 3)
+    return _System(call, known), lambda: as_cupy(peer.output())
+
+
+def _timed(session: Session, workload: Workload, mask: Mask, ready: dict[str, _System]) -> None:
+    import cupy
+
+    try:
+        times = session.clock.interleaved({name: of.call for name, of in ready.items()}, session.samples)
+    except (
+        Exception
+    ) as error:  # one system broke the device or its own state: nothing after it can be trusted
+        for name in ready:
+            _row(session, workload, mask, name, {"problem": _reason(error)})
+        return
+    flops = workload.flops(mask.pairs)
+    gemm = session.record.content.get("gemm_tflops")
+    for name, system in ready.items():
+        took = times[name]
+        figures: dict[str, Any] = {
+            "ms": took.median_ms,
+            "p10_ms": took.p10_ms,
+            "p90_ms": took.p90_ms,
+            "samples": took.samples,
+            "tflops": flops / took.median_ms / 1e9,
+        }
+        if gemm:
+            figures["gemm_share"] = figures["tflops"] / gemm
+        if system.executed is not None:
+            figures["executed_tflops"] = workload.flops(system.executed) / took.median_ms / 1e9
+        synchronize = cupy.cuda.Device().synchronize
+        figures["host_us"] = timing.host_us(system.call, synchronize, 20 if took.median_ms > 5 else 60)
+        _row(session, workload, mask, name, {**figures, **system.known})
+
+
+def _row(session: Session, workload: Workload, mask: Mask, name: str, figures: dict[str, Any]) -> None:
+    q_len, k_len = mask.shape
+    shape = [workload.batch, workload.q_heads, workload.kv_heads, q_len, k_len, workload.head_dim]
+    known = {"workload": workload.name, "system": name, "pass": "forward", "shape": shape}
+    session.record.add(**known, density=mask.pairs / (q_len * k_len), **_rounded(figures))
+    shown = figures.get("problem") or f"{figures['ms']:.3f} ms, {figures['tflops']:.0f} TFLOP/s"
+    session.say(f"{workload.name}: {name}: {shown}")
+
+
+def _rounded(figures: dict[str, Any]) -> dict[str, Any]:
+    """Five significant digits; a figure that is no number (an error that is infinite) becomes its text."""
+    kept = {}
+    for name, value in figures.items():
+        if isinstance(value, float):
+            kept[name] = float(f"{value:.5g}") if np.isfinite(value) else str(value)
+        else:
+            kept[name] = value
+    return kept
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    name = type(error).__name__
+    return (text[0] if name == "MissingError" else f"{name}: {text[0]}" if text else name)[:300]

@@ -1,0 +1,141 @@
+"""The GPU kernels against the float64 reference, which runs on the same GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from omnicupy import inputs, reference, tune
+from omnicupy.api import attention
+from omnicupy.cases import Case
+from omnicupy.masks import Mask
+from omnicupy.verify.compiling import Track, silent
+from omnicupy.verify.outcome import BrokenDeviceError, Outcome
+from omnicupy.verify.special import SPECIAL
+from omnicupy.verify.variants import Variant, variants
+
+REPEATS = 10
+NAIVE_REPEATS = 2  # one thread block a row: there is nothing whose order could change
+
+
+@dataclass(frozen=True)
+class Target:
+    """The current device, and which kernels to verify there. kernels: parts of their names, () for all."""
+
+    arch: str
+    sm_count: int
+    kernels: tuple[str, ...] = ()
+    repeats: int = REPEATS
+
+    @classmethod
+    def current(cls, kernels: Sequence[str] = (), repeats: int = REPEATS) -> Target:
+        """The current CUDA device. Raises UnsupportedError where no kernel serves it."""
+        import cupy
+
+        from omnicupy.launch import device_info
+
+        info = device_info(cupy.cuda.Device().id)
+        return cls(tune.arch_of(info.major, info.minor), info.sm_count, tuple(kernels), repeats)
+
+    def variants(self, case: Case, masks: Sequence[Mask]) -> list[Variant]:
+        """The kernels that the case runs through here."""
+        found = variants(case, masks, self.arch, self.sm_count)
+        return [v for v in found if not self.kernels or any(part in v.name for part in self.kernels)]
+
+
+def run(chosen: Sequence[Case], target: Target, track: Track = silent) -> list[Outcome]:
+    """Every case through every kernel. Raises BrokenDeviceError where one makes the device unusable."""
+    found: list[Outcome] = []
+    for case in track(chosen, "GPU kernels", len(chosen)):
+        found.extend(run_case(case, target))
+    return found
+
+
+def run_case(case: Case, target: Target) -> Iterator[Outcome]:
+    """One case through every kernel of the target; its inputs and its reference are made once."""
+    import cupy
+
+    masks = case.masks()
+    chosen = target.variants(case, masks)
+    if not chosen:
+        return
+    try:
+        if case.tag in SPECIAL:
+            judge = SPECIAL[case.tag](case, masks)
+        else:
+            judge = _numeric(case, masks, target)
+    except Exception as error:
+        yield from (_failed(case, variant, error) for variant in chosen)
+        return
+    for variant in chosen:
+        try:
+            ratio, problem = judge(variant)
+            skipped = problem.startswith("skipped: ")
+            yield Outcome(
+                case,
+                variant.name,
+                variant.spec.source,
+                ratio,
+                "" if skipped else problem,
+                problem if skipped else "",
+            )
+        except Exception as error:  # a case that cannot run has failed; the others still run
+            yield _failed(case, variant, error)
+    del judge
+    if case.work > 1e10:
+        cupy.get_default_memory_pool().free_all_blocks()
+
+
+def _failed(case: Case, variant: Variant, error: Exception) -> Outcome:
+    import cupy
+
+    text = f"{type(error).__name__}: {error}"
+    try:
+        cupy.cuda.Device().synchronize()
+    except cupy.cuda.runtime.CUDARuntimeError as fatal:
+        raise BrokenDeviceError(
+            f"{variant.name}: {case.id}: {text}; the device is unusable ({fatal})"
+        ) from error
+    return Outcome(case, variant.name, variant.spec.source, float("inf"), text)
+
+
+def _numeric(case: Case, masks: Sequence[Mask], target: Target) -> Callable[[Variant], tuple[float, str]]:
+    """Within the error budget, written everywhere, and the same bits at every repetition."""
+    import cupy
+
+    made = inputs.make(case, masks, cupy)
+    mask = masks[0] if len(masks) == 1 else list(masks)
+    expected = reference.budget(made.q, made.k, made.v, mask)
+
+    def judge(variant: Variant) -> tuple[float, str]:
+        config = variant.spec if variant.explicit else None
+        out, lse = attention(
+            made.q,
+            made.k,
+            made.v,
+            mask,
+            return_lse=True,
+            out=inputs.nan_output(case, cupy),
+            config=config,
+        )
+        found = reference.compare(out, lse, expected)
+        if not found.ok:
+            return found.ratio, str(found)
+        repeats = min(target.repeats, NAIVE_REPEATS) if variant.spec.kernel == "naive" else target.repeats
+        different = cupy.zeros((), np.int64)
+        for _ in range(repeats - 1):
+            again, lse_again = attention(made.q, made.k, made.v, mask, return_lse=True, config=config)
+            different += _different(out, again) + _different(lse, lse_again)
+        count = int(different)
+        return found.ratio, f"{count} elements differ over {repeats} repetitions" if count else ""
+
+    return judge
+
+
+def _different(a: Any, b: Any) -> Any:
+    """Elements whose bits differ, as a number on the device."""
+    bits = np.dtype(f"u{a.dtype.itemsize}")
+    return (a.view(bits) != b.view(bits)).sum()
