@@ -1,7 +1,7 @@
 """The CPU engine: `attention` on NumPy arrays, walking the same block mask as the kernels.
 
-One task is a block row of queries and some heads. Its scores are computed in base 2 (the scale times log2(e)
-goes into q), in float32, or in float64 for float64 arrays; both products run in BLAS.
+One task is a block row of queries and some heads. Its scores are in base 2 (multiplied by scale * log2(e)),
+in float32, or in float64 for float64 arrays; both products run in BLAS.
 
 A bound on the scores of a task, |q| |k|, decides how they are kept in range. Up to SAFE_LEVEL, as for almost
 all real inputs, nothing can overflow or vanish, so 2**score is summed as it is; above it, the running maximum
@@ -166,15 +166,16 @@ def _block_row(call: _Call, buffers: _Buffers, where: tuple[int, int], heads: ra
         for h in range(kv * group, (kv + 1) * group, together):
             rows = slice(h, min(h + together, (kv + 1) * group))
             q = widen(call.q[b, rows, q0:q1], call.k[b].dtype)
-            q *= call.factor
             flat = q.reshape(-1, q.shape[2])
-            bound = math.sqrt(np.einsum("rd,rd->r", flat, flat).max()) * call.bounds[b, kv]
+            bound = call.factor * math.sqrt(np.einsum("rd,rd->r", flat, flat).max()) * call.bounds[b, kv]
             walk = _short if bound <= SAFE_LEVEL else _online  # NaN takes the long way
-            out, total, level = walk(flat, call.k[b][kv], call.v[b][kv], steps, buffers)
+            out, total, level = walk(flat, call.k[b][kv], call.v[b][kv], steps, buffers, call.factor)
             empty = total == 0
             out /= np.where(empty, 1, total)[:, None]
             call.out[b, rows, q0:q1] = out.reshape(q.shape)
-            lse = np.where(empty, -np.inf, (np.log2(np.where(empty, 1, total)) + level) * math.log(2))
+            # In float64: where the level is large, another float32 rounding would double the error of lse.
+            lse = (np.log2(np.where(empty, 1, total), dtype=np.float64) + level) * math.log(2)
+            lse[empty] = -np.inf
             call.lse[b, rows, q0:q1] = lse.reshape(q.shape[:2])
 
 
@@ -224,9 +225,13 @@ def _weigh(scores: Array, words: Array | None) -> None:
 
 
 def _short(
-    q: Array, k: Array, v: Array, steps: Sequence[Step], buffers: _Buffers
+    q: Array, k: Array, v: Array, steps: Sequence[Step], buffers: _Buffers, factor: float
 ) -> tuple[Array, Array, Any]:
-    """Sum of 2**score * v, (rows, head_dim), sum of 2**score, (rows,), and the level subtracted (0)."""
+    """Sum of 2**score * v, (rows, head_dim), sum of 2**score, (rows,), and the level subtracted (0).
+
+    factor: scale * log2(e), here multiplied into q.
+    """
+    q = q * factor
     out = np.zeros((len(q), v.shape[1]), q.dtype)
     total = np.zeros(len(q), q.dtype)
     for step in steps:
@@ -238,15 +243,19 @@ def _short(
 
 
 def _online(
-    q: Array, k: Array, v: Array, steps: Sequence[Step], buffers: _Buffers
+    q: Array, k: Array, v: Array, steps: Sequence[Step], buffers: _Buffers, factor: float
 ) -> tuple[Array, Array, Any]:
-    """As _short, for scores of any size: the level is the running maximum of each row."""
+    """As _short, for scores of any size: the level is the running maximum of each row.
+
+    Scores are multiplied by factor here, not q: where they are large, rounding q first would cost accuracy.
+    """
     out = np.zeros((len(q), v.shape[1]), q.dtype)
     total = np.zeros(len(q), q.dtype)
     level = np.full(len(q), -np.inf, q.dtype)
     lowest = np.finfo(q.dtype).minexp  # weights below 2**lowest of the row's largest add nothing to its sums
     for step in steps:
         scores, ones = _scores(q, k, step, buffers)
+        scores *= factor
         if step[2] is not None:
             _hide(scores, step[2])
         raised = np.maximum(level, scores.max(axis=1))

@@ -3,8 +3,8 @@
 It defines the corner cases: a row that sees no key gives out = 0 and lse = -inf; what a dead key (one that no
 row of its batch element sees) holds never reaches the output. Nothing that is meant to be fast imports this.
 
-Works on NumPy arrays, and on CuPy arrays without copying them back, in row chunks: memory grows with the keys,
-not with rows times keys.
+Works on NumPy arrays, and on CuPy arrays without copying them back, in row chunks: memory grows with the
+keys, not with rows times keys.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Budget:
 class Comparison:
     """The worst row of a result. ratio: error over allowed error, inf where a NaN came or nothing is allowed.
 
-    what: "out" or "lse". where: (batch element, query head, row). error: the largest absolute one of that row.
+    what: "out" or "lse". where: (batch element, query head, row). error: the largest absolute one there.
     """
 
     ratio: float
@@ -83,9 +83,9 @@ def attention_emulated(
 ) -> tuple[Array, Array]:
     """The plain way to compute in the dtype of the inputs: what an engine's error is measured against.
 
-    Scores, softmax and sums in float32, weights (exp(score - row maximum)) rounded to the inputs' dtype,
-    their product with V summed in float32, one rounding of the output. Arguments as in attention64; float64 inputs
-    are computed in float64 throughout. Returns out in the inputs' dtype, lse in float32.
+    Scores, softmax and sums in float32, weights (exp(score - row maximum)) rounded to the inputs' dtype, then
+    multiplied with V and summed in float32, one rounding of the output. Arguments as in attention64; float64
+    inputs are computed in float64 throughout. Returns out in the inputs' dtype, lse in float32.
     """
     dtype = q.dtype
     wide = np.dtype(np.float64 if dtype == np.float64 else np.float32)
