@@ -14,6 +14,7 @@ from omnicupy.pairset import Segment
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.collections import PolyCollection
 
 TILE_COLOURS = {0: "#f4f4f4", FULL: "#1f4e79", CAUSAL: "#6aa7d6", PARTIAL: "#f2a65a"}
 TILE_NAMES = {0: "skipped", FULL: "full", CAUSAL: "causal", PARTIAL: "partial"}
@@ -72,36 +73,45 @@ def _grid(blocks: BlockMask) -> tuple[NDArray[np.uint8], tuple[float, float, flo
 
 
 def _segment_bars(axes: Axes, segments: tuple[Segment, ...], blocks: BlockMask) -> None:
-    """Bars for the segments above the picture and, where rows are the same tokens, beside it."""
-    along_keys: Any = axes.get_xaxis_transform()
-    along_rows: Any = axes.get_yaxis_transform()
+    """Bars for the segments, beside the picture too where rows are the same tokens, and document bounds."""
     square = blocks.q_len == blocks.k_len and blocks.diagonal == 0
+    along_keys, along_rows = axes.get_xaxis_transform(), axes.get_yaxis_transform()
     for kind in dict.fromkeys(kind for kind, *_ in segments):
-        spans = [(first, stop - first) for name, first, stop, _ in segments if name == kind]
+        spans = np.array([[first, stop] for name, first, stop, _ in segments if name == kind], np.float64)
         colour = SEGMENT_COLOURS.get(kind, "#777777")
-        style: dict[str, Any] = {
-            "facecolors": colour,
-            "edgecolors": "white",
-            "linewidth": 0.4,
-            "clip_on": False,
-        }
-        axes.broken_barh(spans, (1.01, 0.025), transform=along_keys, **style)
+        axes.add_collection(_boxes(spans, (1.01, 1.035), colour, along_keys))
         if square:
-            for first, length in spans:
-                bar = {"color": colour, "ec": "white", "lw": 0.4, "clip_on": False, "transform": along_rows}
-                axes.add_patch(_rectangle(-0.03, first, 0.02, length, bar))
-    for before, after in pairwise(segments):
-        if before[3] != after[3]:
-            axes.axvline(after[1], color="#222222", linewidth=0.6, linestyle=":")
-            if square:
-                axes.axhline(after[1], color="#222222", linewidth=0.6, linestyle=":")
+            axes.add_collection(_boxes(spans, (-0.03, -0.01), colour, along_rows, upright=True))
+    bounds = [after[1] for before, after in pairwise(segments) if before[3] != after[3]]
+    style: dict[str, Any] = {"colors": "#222222", "linewidth": 0.6, "linestyle": ":"}
+    axes.vlines(bounds, 0, 1, transform=along_keys, **style)
+    if square:
+        axes.hlines(bounds, 0, 1, transform=along_rows, **style)
     axes.set_xlim(0, blocks.k_len)
     axes.set_ylim(blocks.q_len, 0)
     axes.tick_params(axis="y", pad=20 if square else 4)
 
 
-def _rectangle(left: float, top: float, width: float, height: float, style: dict[str, Any]) -> Any:
-    from matplotlib.patches import Rectangle
+def _boxes(
+    spans: NDArray[np.float64],
+    across: tuple[float, float],
+    colour: str,
+    transform: Any,
+    *,
+    upright: bool = False,
+) -> PolyCollection:
+    """One box per span (first, stop) between the positions `across`; upright: spans run along the rows."""
+    from matplotlib.collections import PolyCollection
 
-    style = {("facecolor" if name == "color" else name): value for name, value in style.items()}
-    return Rectangle((left, top), width, height, **style)
+    corners = np.empty((len(spans), 4, 2))
+    corners[:, :, 0] = spans[:, [0, 1, 1, 0]]
+    corners[:, :, 1] = np.array(across)[[0, 0, 1, 1]]
+    edge = 0.5 if len(spans) < 100 else 0  # white gaps would hide many short segments
+    return PolyCollection(
+        list(corners[:, :, ::-1] if upright else corners),
+        facecolors=colour,
+        edgecolors="white",
+        linewidths=edge,
+        transform=transform,
+        clip_on=False,
+    )

@@ -62,9 +62,8 @@ def _runs(a: Intervals, q_len: int, br: int, bc: int) -> tuple[KeyArray, IntArra
         starts, stops = a[0][:, k0 : k0 + step], a[1][:, k0 : k0 + step]
         last = (stops == q_len) if q_len % br else None
         (starts, unit), (stops, _) = _codes(starts, br), _codes(stops, br)
-        if (
-            last is not None
-        ):  # rows past q_len do not exist: an interval that ends at q_len covers the short last block
+        if last is not None:
+            # rows past q_len do not exist: an interval that ends at q_len covers the short last block
             stops[last] = 2 * unit * -(-q_len // br)
         change = np.empty(starts.shape, np.bool_)
         np.not_equal(starts[:, 1:], starts[:, :-1], out=change[:, 1:])

@@ -181,7 +181,7 @@ def test_equality_and_hash_by_content() -> None:
 
 
 def test_long_intervals_equal_bits() -> None:
-    """A mask of 9 intervals per key made by | is held as intervals, from_dense keeps bits: one value still."""
+    """9 intervals per key made by | is held as intervals, from_dense keeps bits, one value still."""
     rows = layouts.ranges([(i, i + 1, 0, 11) for i in range(0, 18, 2)], 18, 11)
     dense = layouts.from_dense(rows.to_dense())
     assert rows.intervals is not None
