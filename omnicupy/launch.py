@@ -132,7 +132,7 @@ def section_of(problem: Problem, mask_batch: int, l2_bytes: int) -> int:
     return min(heads, problem.group * max(1, l2_bytes // 2 // head_bytes))
 
 
-def grid_of(spec: AttnSpec, problem: Problem, mask_batch: int) -> tuple[int, int, int]:
+def grid_of(spec: AttnSpec, problem: Problem) -> tuple[int, int, int]:
     """Thread blocks of a launch. Raises UnsupportedError when there are more than a launch may have."""
     if spec.kernel == "naive":
         grid = (problem.q_len * problem.q_heads * problem.batch, 1, 1)
@@ -173,7 +173,7 @@ class Plan:
         self._blocks = blocks  # keeps the device arrays while the plan may launch
         self.device = blocks.device
         self._function = function
-        self._grid = grid_of(spec, problem, blocks.sizes.mask_batch)
+        self._grid = grid_of(spec, problem)
         self._block = (spec.threads, 1, 1)
         self._smem = spec.smem_bytes
         self._template = template

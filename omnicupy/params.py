@@ -1,8 +1,10 @@
-"""The launch ABI: each kernel's parameter struct as a NumPy dtype, the fields of kernels/omni/params.cuh."""
+"""The launch ABI: each kernel's parameter struct as a NumPy dtype, the fields of omni/params.cuh."""
 
 from __future__ import annotations
 
 import numpy as np
+
+from omnicupy.spec import round_up
 
 _POINTERS = (
     "q",
@@ -26,23 +28,44 @@ _INTS = (
 )
 
 
-def _attn_params() -> np.dtype[np.void]:
+_MAPS = ("q_map", "k_map", "v_map")
+_MAP_BYTES, _MAP_ALIGN = 128, 64  # of one tensor map
+
+
+def _fields() -> list[tuple[str, str, tuple[int, ...]]]:
     """AttnParams: pointers first, then 64-bit, then 32-bit fields, so that C adds no padding inside."""
+    return [
+        *((name, "<u8", ()) for name in _POINTERS),
+        *((name, "<i8", (3,)) for name in _STRIDES),
+        *((name, "<f4", ()) for name in _FLOATS),
+        *((name, "<i4", ()) for name in _INTS),
+    ]
+
+
+def _with_maps() -> np.dtype[np.void]:
+    """AttnParamsSm90: three tensor maps, then AttnParams; the maps' alignment rounds the size up."""
+    maps = [(name, "<u8", (_MAP_BYTES // 8,)) for name in _MAPS]
+    tight = np.dtype([*maps, *_fields()], align=True)
+    fields = dict(tight.fields or {})
     return np.dtype(
-        [
-            *((name, "<u8") for name in _POINTERS),
-            *((name, "<i8", (3,)) for name in _STRIDES),
-            *((name, "<f4") for name in _FLOATS),
-            *((name, "<i4") for name in _INTS),
-        ],
-        align=True,
+        {
+            "names": list(fields),
+            "formats": [field[0] for field in fields.values()],
+            "offsets": [field[1] for field in fields.values()],
+            "itemsize": round_up(tight.itemsize, _MAP_ALIGN),
+        }
     )
 
 
-ATTN_PARAMS = _attn_params()
+ATTN_PARAMS = np.dtype(_fields(), align=True)
+ATTN_PARAMS_SM90 = _with_maps()
 
 # The struct that each kernel kind takes, by value, as its only argument.
-PARAMS: dict[str, np.dtype[np.void]] = {"naive": ATTN_PARAMS, "sm80": ATTN_PARAMS}
+PARAMS: dict[str, np.dtype[np.void]] = {
+    "naive": ATTN_PARAMS,
+    "sm80": ATTN_PARAMS,
+    "sm90": ATTN_PARAMS_SM90,
+}
 
 
 def params_bytes(kernel: str) -> int:

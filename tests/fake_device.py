@@ -1,0 +1,143 @@
+"""Stands in for CuPy's device side, so that planning and launching run where there is no GPU."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from omnicupy import launch, upload
+from omnicupy.params import PARAMS
+from omnicupy.spec import AttnSpec
+
+addresses = itertools.count(1 << 20, 1 << 20)
+
+
+class Memory:
+    def __init__(self, address: int, device: int) -> None:
+        self.ptr, self.device_id = address, device
+
+
+class ndarray:  # noqa: N801 - check.py knows CuPy's arrays by this name
+    """Shape, strides, dtype and address of a device array; no elements."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any, device: int = 0, strides: Any = None) -> None:
+        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+        self.strides = strides or np.empty(shape, np.int16).strides
+        self.data = Memory(next(addresses), device)
+        self.nbytes = int(np.prod(shape)) * self.dtype.itemsize
+
+
+ndarray.__module__ = "cupy"
+
+
+class Stream:
+    def __init__(self, ptr: int = 0) -> None:
+        self.ptr = ptr
+        self.waited: list[Any] = []
+
+    def is_capturing(self) -> bool:
+        return False
+
+    def wait_event(self, event: Any) -> None:
+        self.waited.append(event)
+
+
+class Event:
+    """done: what every event of the class answers."""
+
+    done = False
+    made: list[Event] = []  # noqa: RUF012 - reset by the fixture
+
+    def __init__(self, disable_timing: bool = False) -> None:
+        assert disable_timing
+        self.recorded: Any = None
+        Event.made.append(self)
+
+    def record(self, stream: Any) -> None:
+        self.recorded = stream
+
+
+class Device:
+    """The fake of the whole module: current device and streams, and what was launched."""
+
+    def __init__(self) -> None:
+        self.current = 0
+        self.streams = {0: Stream(), 1: Stream(100)}
+        self.launches: list[dict[str, Any]] = []
+        self.uploads: list[np.ndarray] = []
+        self.switches: list[int] = []
+        self.kernels: list[AttnSpec] = []
+
+    def set(self, device: int) -> None:
+        self.switches.append(device)
+        self.current = device
+
+    def kernel(self, spec: AttnSpec, device: int) -> launch.Kernel:
+        assert device == self.current
+        self.kernels.append(spec)
+
+        def function(grid: Any, block: Any, args: Any, smem: int, stream: Any) -> None:
+            (packed,) = args
+            assert packed.size == 1
+            params = np.frombuffer(packed.tobytes(), PARAMS[spec.kernel])[0]
+            self.launches.append(
+                {
+                    "grid": grid,
+                    "block": block,
+                    "smem": smem,
+                    "stream": stream,
+                    "device": self.current,
+                    "params": params,
+                }
+            )
+
+        return launch.Kernel(None, function)
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> Device:
+    """Replace what launch.py and upload.py use of CuPy. Two devices: an H100 and a small older one."""
+    fake = Device()
+    infos = {0: launch.DeviceInfo(9, 0, 132, 50 << 20), 1: launch.DeviceInfo(8, 6, 20, 4 << 20)}
+
+    class Current:
+        def __init__(self, device: int) -> None:
+            self.device = device
+
+        def __enter__(self) -> Current:
+            self.before, fake.current = fake.current, self.device
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            fake.current = self.before
+
+    class Runtime:
+        CUDARuntimeError = RuntimeError
+        getDevice = staticmethod(lambda: fake.current)  # noqa: N815
+        setDevice = staticmethod(fake.set)  # noqa: N815
+
+    class Cuda:
+        Device, Event, runtime = Current, Event, Runtime
+        get_current_stream = staticmethod(lambda device: fake.streams[device])
+        ExternalStream = staticmethod(lambda ptr, device: Stream(ptr))
+
+    def asarray(host: np.ndarray) -> ndarray:
+        fake.uploads.append(host)
+        return ndarray(host.shape, host.dtype, fake.current)
+
+    class Cupy:
+        cuda = Cuda
+        ndarray = staticmethod(lambda shape, dtype: ndarray(shape, dtype, fake.current))
+
+    Cupy.asarray = staticmethod(asarray)  # type: ignore[attr-defined]
+    Event.done, Event.made = False, []
+    for module in (launch, upload):
+        monkeypatch.setattr(module, "cupy", Cupy)
+    monkeypatch.setattr(launch, "_runtime", Runtime)
+    monkeypatch.setattr(launch, "_current_stream", Cuda.get_current_stream)
+    monkeypatch.setattr(launch, "device_info", infos.__getitem__)
+    monkeypatch.setattr(launch, "kernel", fake.kernel)
+    monkeypatch.setattr(launch, "_unmasked", {})
+    return fake
