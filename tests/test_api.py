@@ -1,0 +1,130 @@
+"""The package's face: what is public, what importing costs, where calls go, what is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import fake_device
+import numpy as np
+import pytest
+
+import omnicupy as oc
+from omnicupy import api
+
+PUBLIC = """
+    AttnSpec BlockMask CompileError Mask UnsupportedError attention causal documents from_dense from_predicate full
+    intervals prefix random ranges segments sink sliding_window
+"""
+
+
+def _numpy(shape: tuple[int, ...] = (1, 2, 20, 16)) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def _run(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    return done.stdout
+
+
+def test_public_names() -> None:
+    assert sorted(oc.__all__) == PUBLIC.split()
+    assert all(getattr(oc, name) is not None for name in oc.__all__)
+
+
+def test_the_version_is_the_project_s() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    assert oc.__version__ == project["project"]["version"]
+
+
+def test_importing_brings_no_gpu_library_and_opens_no_file() -> None:
+    code = """
+import sys, numpy, ml_dtypes
+opened = []
+sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+before = set(sys.modules)
+import omnicupy
+print(sorted({name.partition(".")[0] for name in set(sys.modules) - before} & {"cupy", "cuda", "torch"}))
+print([name for name in opened if not name.endswith((".py", ".pyc", ".so")) and ".pyc." not in name])
+"""
+    assert _run(code).splitlines() == ["[]", "[]"]
+
+
+def test_numpy_arrays_never_import_cupy() -> None:
+    code = """
+import sys, numpy as np, omnicupy as oc
+q = np.ones((1, 1, 8, 16), np.float32)
+oc.attention(q, q, q, oc.causal(8))
+try:
+    oc.attention([1], q, q)
+except TypeError as error:
+    print(error)
+print("cupy" in sys.modules)
+"""
+    assert _run(code).splitlines() == [
+        "q must be a CuPy or NumPy array, got list; convert it with cupy.asarray or numpy.asarray",
+        "False",
+    ]
+
+
+def test_numpy_arrays_run_on_the_cpu() -> None:
+    q = _numpy()
+    out, lse = oc.attention(q, q, q, oc.causal(20), return_lse=True)
+    assert (out.shape, out.dtype, lse.shape, lse.dtype) == (q.shape, np.float32, (1, 2, 20), np.float32)
+    np.testing.assert_allclose(out[:, :, 0], q[:, :, 0], rtol=1e-6)
+    target = np.full_like(q, np.nan)
+    assert oc.attention(q, q, q, oc.causal(20), out=target) is target
+    np.testing.assert_array_equal(target, out)
+
+
+def test_no_mask_is_the_full_mask() -> None:
+    q, k = _numpy(), _numpy((1, 1, 33, 16))
+    np.testing.assert_array_equal(oc.attention(q, k, k), oc.attention(q, k, k, oc.full(20, 33)))
+
+
+def test_the_scale_reaches_the_engine() -> None:
+    q = _numpy()
+    np.testing.assert_allclose(oc.attention(q, q, q, scale=0.25), oc.attention(q, q, q), rtol=1e-5)
+    assert not np.allclose(oc.attention(q, q, q, scale=1.0), oc.attention(q, q, q))
+
+
+def test_options_are_keyword_only() -> None:
+    q = _numpy()
+    with pytest.raises(TypeError, match="positional"):
+        oc.attention(q, q, q, None, 0.5)  # type: ignore[misc]
+
+
+def test_kinds_of_arrays_are_not_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_device.install(monkeypatch)
+    here, there = _numpy().astype(np.float16), fake_device.ndarray((1, 2, 20, 16), np.float16)
+    for arrays in ((here, there, there), (there, here, here), (there, there, here)):
+        with pytest.raises(
+            TypeError, match="q, k and v must all be CuPy arrays or all NumPy arrays, got q: "
+        ):
+            oc.attention(*arrays)
+
+
+def test_cupy_arrays_go_to_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = fake_device.install(monkeypatch)
+    monkeypatch.setattr(api, "_on_gpu", None)
+    q = fake_device.ndarray((1, 2, 20, 16), np.float16)
+    oc.attention(q, q, q)
+    assert len(fake.launches) == 1
+
+
+def test_cupy_arrays_where_there_is_no_nvrtc(monkeypatch: pytest.MonkeyPatch, isolated_cache: Path) -> None:
+    from omnicupy import cache, launch, nvrtc
+
+    fake_device.install(monkeypatch)
+    monkeypatch.setattr(launch, "kernel", lambda spec, device: cache.cubin(spec))
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    nvrtc._library.cache_clear()
+    q = fake_device.ndarray((1, 2, 20, 16), np.float16)
+    with pytest.raises(oc.UnsupportedError, match="no NVRTC library could be loaded"):
+        oc.attention(q, q, q)
+    nvrtc._library.cache_clear()
+    assert not isolated_cache.exists()
