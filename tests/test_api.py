@@ -14,9 +14,10 @@ import pytest
 import omnicupy as oc
 from omnicupy import api
 
+ROOT = Path(__file__).parents[1]
 PUBLIC = """
-    AttnSpec BlockMask CompileError Mask UnsupportedError attention causal documents from_dense from_predicate full
-    intervals prefix random ranges segments sink sliding_window
+    AttnSpec BlockMask CompileError Mask UnsupportedError attention causal documents from_dense
+    from_predicate full intervals prefix random ranges segments sink sliding_window
 """
 
 
@@ -26,7 +27,7 @@ def _numpy(shape: tuple[int, ...] = (1, 2, 20, 16)) -> np.ndarray:
 
 def _run(code: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120, cwd=ROOT
     )
     return done.stdout
 
@@ -37,7 +38,7 @@ def test_public_names() -> None:
 
 
 def test_the_version_is_the_project_s() -> None:
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert oc.__version__ == project["project"]["version"]
 
 

@@ -1,4 +1,4 @@
-"""The GPU path on a device: streams, lifetimes, threads, layouts, graphs. Numerics are only looked at here."""
+"""The GPU path on a device: streams, lifetimes, threads, layouts, graphs; of numerics only a look."""
 
 from __future__ import annotations
 
