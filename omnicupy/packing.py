@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from omnicupy.blockmask import CAUSAL, DEAD, FULL, KIND, PARTIAL, BlockMask
 from omnicupy.spec import round_up
 
-KEY_PAD = 256  # spans and dead bits are padded to it: a tile may read past k_len, but finds nothing there
+KEY_PAD = 256  # spans and dead bits are padded: a tile may read past k_len, but finds nothing there
 ALIGN_BYTES = 16  # of every array in the buffer: kernels copy 16 bytes at a time
 
 # name of the array (and of its pointer in AttnParams) -> dtype
@@ -35,7 +35,7 @@ class Packed:
     buffer: uint8, all arrays one after the other.  offsets: byte offset of each array of ARRAYS, a multiple
     of 16.
     diagonal: that of every CAUSAL entry.  n_spans: intervals a key, 0 when no mask has the interval form.
-    k_padded: k_len rounded up to 256.
+    k_padded: the keys of whole tiles, rounded up to 256.
     Shapes: row_offsets (mask_batch * q_blocks + 1,), entries (E, 4), pieces (P, 2), order (mask_batch *
     q_blocks,), bit_tiles (T, br, bc / 32), spans (mask_batch, n_spans, k_padded, 2) of {first row, number of
     rows}, dead (mask_batch, k_padded / 32), bit set where a key < k_len is seen by no row of that mask.
@@ -66,7 +66,7 @@ def pack(blocks: Sequence[BlockMask]) -> Packed:
     diagonal = next((b.diagonal for b in blocks if (b.kinds == CAUSAL).any()), blocks[0].diagonal)
     blocks = [_on_diagonal(b, diagonal) for b in blocks]
     first = blocks[0]
-    batch, q_blocks, k_padded = len(blocks), first.q_blocks, round_up(first.k_len, KEY_PAD)
+    batch, q_blocks, k_padded = len(blocks), first.q_blocks, round_up(round_up(first.k_len, first.bc), KEY_PAD)
     n_spans = max(0 if b.mask.intervals is None else len(b.mask.intervals[0]) for b in blocks)
     shapes: dict[str, tuple[int, ...]] = {
         "row_offsets": (batch * q_blocks + 1,),

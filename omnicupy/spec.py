@@ -15,7 +15,7 @@ SMEM_LIMIT_BYTES = {
     "sm_100": 232448,
     "sm_120": 101376,
 }
-KERNELS = ("naive", "sm80")
+KERNELS = ("naive", "sm80", "sm90")
 DTYPES = ("float16", "bfloat16")
 MAX_HEAD_DIM = 1024
 MAX_ONE_PIECE = 256  # above it the head dimension is tiled: O no longer fits the registers
@@ -38,11 +38,11 @@ def value_dim_of(head_dim: int) -> int:
 class AttnSpec:
     """One compiled variant. Equal specs are the same cubin; every field is part of the cache key.
 
-    arch: the CUDA target ("sm_80", ...).  kernel: "naive" or "sm80" (mma.sync).  dtype: "float16" or "bfloat16".
+    arch: the CUDA target ("sm_80", ...).  kernel: "naive", "sm80" (mma.sync) or "sm90" (wgmma).  dtype: "float16" or "bfloat16".
     head_dim: columns of Q and K in the kernel, a multiple of 16 (the tensors' head_dim rounded up).
     br, bc: tile height (queries) and width (keys), in tokens.  stages: K/V tiles in flight.  warps: warps a block.
     share_kv: one buffer holds K, then V (stages = 1 only).  swizzle: XOR-swizzled shared memory (False: plain
-    rows, for the bank-conflict study).
+    rows, for the bank-conflict study).  ping_pong: the consumer warpgroups of sm90 take turns at the tensor cores.
 
     Raises ValueError when the tile is illegal or does not fit the architecture's shared memory.
     """
@@ -57,6 +57,7 @@ class AttnSpec:
     warps: int = 4
     share_kv: bool = False
     swizzle: bool = True
+    ping_pong: bool = True
 
     def __post_init__(self) -> None:
         self._check_names()
@@ -84,8 +85,14 @@ class AttnSpec:
             )
         if self.bc % 32 or not 32 <= self.bc <= 256:
             raise ValueError(f"config: bc must be a multiple of 32 from 32 to 256, got {self.bc}")
-        if self.kernel == "naive":
-            return
+        if self.kernel == "sm80":
+            self._check_sm80()
+        if self.kernel == "sm90":
+            self._check_sm90()
+        if self.stages not in (1, 2, 3, 4):
+            raise ValueError(f"config: stages must be 1, 2, 3 or 4, got {self.stages}")
+
+    def _check_sm80(self) -> None:
         if self.warps not in (1, 2, 4, 8):
             raise ValueError(f"config: warps must be 1, 2, 4 or 8, got {self.warps}")
         if self.br not in (16 * self.warps, 32 * self.warps):
@@ -93,14 +100,26 @@ class AttnSpec:
                 f"config: br must be 16 or 32 rows a warp ({16 * self.warps} or {32 * self.warps} with "
                 f"{self.warps} warps), got {self.br}"
             )
-        if self.stages not in (1, 2, 3):
-            raise ValueError(f"config: stages must be 1, 2 or 3, got {self.stages}")
         if self.share_kv and self.stages != 1:
             raise ValueError(f"config: share_kv needs stages=1 (one buffer for K and V), got stages={self.stages}")
         if self.tiled and (self.share_kv or self.br != 16 * self.warps):
             raise ValueError(
                 f"config: head_dim {self.head_dim} is tiled (above {MAX_ONE_PIECE}): it needs share_kv=False and "
                 f"br={16 * self.warps} with {self.warps} warps, got share_kv={self.share_kv}, br={self.br}"
+            )
+
+    def _check_sm90(self) -> None:
+        if self.arch != "sm_90a":
+            raise ValueError(f"config: kernel 'sm90' needs arch='sm_90a' (wgmma), got {self.arch!r}")
+        if self.warps not in (8, 12, 16) or self.br != 16 * (self.warps - 4):
+            raise ValueError(
+                "config: kernel 'sm90' has 4 producer warps and 4 warps for each 64 query rows: br=64, 128 or 192 "
+                f"with warps=8, 12 or 16, got br={self.br}, warps={self.warps}"
+            )
+        if self.head_dim > MAX_ONE_PIECE or self.share_kv or not self.swizzle:
+            raise ValueError(
+                f"config: kernel 'sm90' serves head_dim up to {MAX_ONE_PIECE}, share_kv=False and swizzle=True, got "
+                f"head_dim={self.head_dim}, share_kv={self.share_kv}, swizzle={self.swizzle}; take kernel='sm80'"
             )
 
     @property
@@ -128,6 +147,8 @@ class AttnSpec:
         """Dynamic shared memory of one thread block, in bytes."""
         if self.kernel == "naive":
             return 4 * (self.head_dim + self.bc + NAIVE_THREADS)  # the query row, one tile of scores, reductions
+        if self.kernel == "sm90":  # panels of 64 columns; tile and work slots and barriers in the last KiB
+            return 128 * -(-self.head_dim // 64) * (self.br + 2 * self.stages * self.bc) + 1024
         if self.tiled:
             return 2 * (self.stages * (self.br + self.bc) * CHUNK + self.bc * self.value_dim)
         buffers = 1 if self.share_kv else 2 * self.stages
@@ -136,7 +157,7 @@ class AttnSpec:
     @property
     def source(self) -> str:
         """Name of the kernel's source file in `kernels/`."""
-        return {"naive": "attention_naive.cu", "sm80": "attention_fwd_sm80.cu"}[self.kernel]
+        return "attention_naive.cu" if self.kernel == "naive" else f"attention_fwd_{self.kernel}.cu"
 
     @property
     def entry(self) -> str:
@@ -155,6 +176,8 @@ class AttnSpec:
             "OMNI_SHARE_KV": int(self.share_kv),
             "OMNI_SWIZZLE": int(self.swizzle),
             "OMNI_BF16": int(self.dtype == "bfloat16"),
+            "OMNI_PING_PONG": int(self.ping_pong),
+            "OMNI_SMEM_BYTES": self.smem_bytes,
         }
 
     def __str__(self) -> str:

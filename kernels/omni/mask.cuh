@@ -60,7 +60,7 @@ struct KeepBits {
 #pragma unroll
       for (int w = 0; w < kWords; ++w) {
 #pragma unroll 4
-        for (int j = 0; j < min(16, Scores::kBlocks); ++j) {
+        for (int j = 0; j < min(16, Scores::kBlocks - 16 * w); ++j) {
           int4 const two = *reinterpret_cast<int4 const*>(spans + 8 * (16 * w + j));  // {start, count} of two keys
 #pragma unroll
           for (int m = 0; m < Scores::kTilesM; ++m) {

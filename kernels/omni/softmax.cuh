@@ -65,6 +65,18 @@ struct OnlineSoftmax {
     }
   }
 
+  // Holds the exponentials in front of what follows: ptxas would move them behind a wait for the tensor cores, which
+  // they are meant to run beside, but not over an instruction with side effects that depends on their sums. It never
+  // runs: a sum is not negative.
+  __device__ __forceinline__ void finish_here() const {
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+      asm volatile("{ .reg .pred p; setp.lt.f32 p, %0, 0f00000000; @p nanosleep.u32 1; }" ::"f"(
+                       fminf(row_sum[m][0], row_sum[m][1]))
+                   : "memory");
+    }
+  }
+
   // Adds up the row sums over the quad. After it, inverse(m, h) scales O and lse(m, h) is the natural logarithm of
   // the row's sum of exponentials. A row that saw no key: 0 and -inf.
   __device__ __forceinline__ void finish() {
@@ -85,9 +97,16 @@ struct OnlineSoftmax {
   }
 };
 
-// Multiplies the accumulated rows by their correction.
-template <class Out>
+// Multiplies the accumulated rows by their correction. kSkipSettled: once the maxima have settled every correction of
+// the warp is 1, and a vote skips the multiplications.
+template <bool kSkipSettled, class Out>
 __device__ __forceinline__ void rescale(Out& out, float const (&correction)[Out::kTilesM][2]) {
+  if constexpr (kSkipSettled) {
+    bool settled = true;
+#pragma unroll
+    for (int m = 0; m < Out::kTilesM; ++m) settled = settled && correction[m][0] == 1.f && correction[m][1] == 1.f;
+    if (__all_sync(0xffffffffu, settled)) return;
+  }
 #pragma unroll
   for (int m = 0; m < Out::kTilesM; ++m) {
 #pragma unroll

@@ -68,7 +68,7 @@ __device__ __forceinline__ void softmax_step(
   float correction[Cfg::kTilesM][2];
   if (tile.kind() != kFull) mask_tile<Cfg::kBr>(scores, mask, tile, row0);
   softmax.update(scores, correction, scale_log2);
-  rescale(out, correction);
+  rescale<false>(out, correction);
 }
 
 }  // namespace omni

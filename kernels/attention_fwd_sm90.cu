@@ -1,0 +1,25 @@
+// Forward attention for compute capability 9.0: TMA, mbarrier rings, warp specialisation, wgmma. Persistent: a thread
+// block a multiprocessor, work items handed out longest first.
+#include "omni/sm90/consumer.cuh"
+#include "omni/sm90/producer.cuh"
+
+using Cfg = omni::Sm90Config<OMNI_HEAD_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_PING_PONG, OMNI_BF16>;
+static_assert(sizeof(omni::AttnParamsSm90) == OMNI_PARAMS_BYTES, "launch.py and sm90/config.cuh disagree");
+static_assert(sizeof(omni::SmemSm90<Cfg>) <= OMNI_SMEM_BYTES, "spec.py and sm90/pipe.cuh disagree");
+
+extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
+    attention_fwd_sm90(const __grid_constant__ omni::AttnParamsSm90 args) {
+  extern __shared__ __align__(1024) unsigned char s_memory[];
+  auto& smem = *reinterpret_cast<omni::SmemSm90<Cfg>*>(s_memory);
+  if (threadIdx.x == 0) smem.init_barriers();
+  __syncthreads();
+  // Uniform over the warp, and known to be: wgmma must be executed convergently.
+  int const warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
+  if (warpgroup == 0) {
+    omni::setmaxnreg_dec<Cfg::kProducerRegisters>();
+    if (threadIdx.x == 0) omni::Producer<Cfg>(args, smem).run();
+  } else {
+    omni::setmaxnreg_inc<Cfg::kConsumerRegisters>();
+    omni::Consumer<Cfg>(args.p, smem, warpgroup - 1).run();
+  }
+}

@@ -1,0 +1,43 @@
+// Compile-time shape of the Hopper kernel: one producer warpgroup, kConsumers consumer warpgroups of 64 query rows.
+#pragma once
+
+#include "omni/config.cuh"
+#include "omni/sm90/ptx.cuh"
+
+namespace omni {
+
+struct AttnParamsSm90 {
+  TensorMap q_map, k_map, v_map;
+  AttnParams p;
+  int* counter;  // {next work item, finished thread blocks}: zero at launch, left zero
+  int work_items;
+};
+
+template <int HeadDim, int Br, int Bc, int Stages, int Warps, bool PingPong, bool Bf16>
+struct Sm90Config {
+  static constexpr int kHeadDim = HeadDim;
+  static constexpr int kBr = Br;
+  static constexpr int kBc = Bc;
+  static constexpr int kStages = Stages;
+  static constexpr bool kBf16 = Bf16;
+  static constexpr int kConsumers = Warps / 4 - 1;
+  static constexpr int kThreads = 32 * Warps;
+  static constexpr bool kPingPong = PingPong && kConsumers > 1;
+
+  // Tiles lie in panels of 64 columns (128 bytes, the span of the 128-byte swizzle), rows following each other.
+  static constexpr int kPanels = (HeadDim + 63) / 64;
+  static constexpr int kRowBytes = 128;
+  static constexpr int kQPanelBytes = Br * kRowBytes;
+  static constexpr int kKvPanelBytes = Bc * kRowBytes;
+  static constexpr int kQBytes = kPanels * kQPanelBytes;
+  static constexpr int kKvBytes = kPanels * kKvPanelBytes;
+
+  // Registers a thread: what the block got at entry, shared out anew. The producer's walk needs 40.
+  static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 40;
+  static constexpr int kConsumerRegisters = kConsumers == 1 ? 248 : kConsumers == 2 ? 232 : 160;
+
+  static_assert(Br == 64 * kConsumers && kConsumers >= 1 && kConsumers <= 3, "64 query rows a consumer warpgroup");
+  static_assert(HeadDim % 16 == 0 && HeadDim <= 256 && Bc % 32 == 0 && Bc <= 256, "widths of wgmma");
+};
+
+}  // namespace omni

@@ -1,0 +1,94 @@
+// The producer: one thread that takes work items, walks their tiles and asks the copy engine for Q, K and V.
+#pragma once
+
+#include "omni/sm90/pipe.cuh"
+
+namespace omni {
+
+template <class Cfg>
+struct Producer {
+  using Smem = SmemSm90<Cfg>;
+
+  AttnParamsSm90 const& args;
+  Smem& smem;
+  RingIndex<Cfg::kStages> k_ring, v_ring;
+  RingIndex<Smem::kSlots> slot;
+  int q_parity = 1;  // Q's buffer is empty at first
+  int batch, head;   // of the work item
+
+  __device__ __forceinline__ Producer(AttnParamsSm90 const& params, Smem& memory) : args(params), smem(memory) {}
+
+  // The copies of one operand's panels; the barrier expects whole boxes, also where they reach past the tensor.
+  template <int kRows>
+  __device__ __forceinline__ void load(
+      unsigned char* s_tile, TensorMap const* map, u64* full, int token, int map_head) {
+    constexpr int kPanelBytes = kRows * Cfg::kRowBytes;
+    mbarrier_expect_tx(smem_address(full), Cfg::kPanels * kPanelBytes);
+#pragma unroll
+    for (int panel = 0; panel < Cfg::kPanels; ++panel) {
+      tma_load_4d(smem_address(s_tile) + panel * kPanelBytes, map, smem_address(full), 64 * panel, token, map_head, batch);
+    }
+  }
+
+  __device__ __forceinline__ void load_k(KeyTile const& tile) {
+    mbarrier_wait(smem_address(&smem.k_empty[k_ring.stage]), k_ring.parity ^ 1);
+    smem.tiles[k_ring.stage] = tile;  // released to the consumers by the arrival below
+    load<Cfg::kBc>(smem.k[k_ring.stage], &args.k_map, &smem.k_full[k_ring.stage], tile.k0, head / args.p.group);
+    k_ring.next();
+  }
+
+  __device__ __forceinline__ void load_v(int k0) {
+    mbarrier_wait(smem_address(&smem.v_empty[v_ring.stage]), v_ring.parity ^ 1);
+    load<Cfg::kBc>(smem.v[v_ring.stage], &args.v_map, &smem.v_full[v_ring.stage], k0, head / args.p.group);
+    v_ring.next();
+  }
+
+  __device__ __forceinline__ void announce(WorkSlot const& work) {
+    mbarrier_wait(smem_address(&smem.work_empty[slot.stage]), slot.parity ^ 1);
+    smem.work[slot.stage] = work;
+    mbarrier_arrive(smem_address(&smem.work_full[slot.stage]));
+    slot.next();
+  }
+
+  // K0 Q (K1 V0) (K2 V1) ... V(n-1): in the order in which the consumers need them.
+  __device__ __forceinline__ void produce(WorkItem const& work, Visit& visit) {
+    batch = work.batch;
+    head = work.head;
+    KeyTile tile = visit.take(args.p);
+    load_k(tile);
+    mbarrier_wait(smem_address(&smem.q_empty), q_parity);
+    q_parity ^= 1;
+    load<Cfg::kBr>(smem.q, &args.q_map, &smem.q_full, first_query<Cfg::kBr>(args.p, work.block_row), head);
+    while (visit.has_next()) {
+      int const k0 = tile.k0;
+      tile = visit.take(args.p);
+      load_k(tile);
+      load_v(k0);
+    }
+    load_v(tile.k0);
+  }
+
+  // Work items are handed out by a counter, longest first; the next one is asked for while this one is loaded.
+  __device__ __forceinline__ void run() {
+    prefetch_tensormap(&args.q_map);
+    prefetch_tensormap(&args.k_map);
+    prefetch_tensormap(&args.v_map);
+    int index = blockIdx.x;
+    while (index < args.work_items) {
+      int const next = atomicAdd(args.counter, 1) + gridDim.x;
+      WorkItem const work = work_item(args.p, index);
+      Visit visit(args.p, work.block_row);
+      announce(WorkSlot{work.block_row, work.batch, work.head, visit.end - visit.index});
+      if (visit.has_next()) produce(work, visit);
+      index = next;
+    }
+    announce(WorkSlot{0, 0, -1, 0});
+    // The last block to finish leaves the counters as it found them.
+    if (atomicAdd(args.counter + 1, 1) == static_cast<int>(gridDim.x) - 1) {
+      args.counter[0] = 0;
+      args.counter[1] = 0;
+    }
+  }
+};
+
+}  // namespace omni
