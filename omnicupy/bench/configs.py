@@ -25,13 +25,13 @@ def parse(text: str, arch: str, dtype: str, head_dim: int) -> AttnSpec:
         return AttnSpec(arch=arch, kernel="naive", dtype=dtype, head_dim=padded, br=64, bc=64)
     found = _WORDS.fullmatch(text)
     flags = set(found["flags"].split("-")[1:]) if found else set()
-    if found is None or flags - {"shared", "plain"}:
+    if found is None or flags - {"shared", "plain", "solo"}:
         raise ValueError(
             "config: expected naive or a name such as sm80-128x64-s2-w4 (rows x keys, stages, warps), maybe "
-            f"with -shared or -plain, got {text!r}"
+            f"with -shared, -plain or -solo, got {text!r}"
         )
     return AttnSpec(
-        arch=arch,
+        arch=_target(arch, found["kernel"]),
         kernel=found["kernel"],
         dtype=dtype,
         head_dim=padded,
@@ -41,6 +41,7 @@ def parse(text: str, arch: str, dtype: str, head_dim: int) -> AttnSpec:
         warps=int(found["warps"]),
         share_kv="shared" in flags,
         swizzle="plain" not in flags,
+        ping_pong="solo" not in flags,
     )
 
 
@@ -49,19 +50,22 @@ def word(spec: AttnSpec) -> str:
     if spec.kernel == "naive":
         return "naive"
     flags = ("-shared" if spec.share_kv else "") + ("" if spec.swizzle else "-plain")
+    flags += "" if spec.ping_pong else "-solo"
     return f"{spec.kernel}-{spec.br}x{spec.bc}-s{spec.stages}-w{spec.warps}{flags}"
 
 
-def every(arch: str, dtype: str, head_dim: int) -> Iterator[AttnSpec]:
-    """All mma.sync variants that a tile search tries: legal ones that fit the architecture."""
-    shared = (False,) if head_dim > MAX_ONE_PIECE else (False, True)
-    for br, bc, stages, warps, share_kv in product((64, 128, 256), (32, 64, 128), (1, 2, 3), (4, 8), shared):
+def every(arch: str, dtype: str, head_dim: int, kernel: str = "sm80") -> Iterator[AttnSpec]:
+    """All variants of a kernel that a tile search tries: legal ones that fit the architecture."""
+    tiles = ((64, 4), (128, 4), (128, 8), (256, 8)) if kernel == "sm80" else ((64, 8), (128, 12), (192, 16))
+    switches = (False, True) if kernel == "sm80" and head_dim <= MAX_ONE_PIECE else (False,)
+    padded = round_up(head_dim, 16)
+    for (br, warps), bc, stages, share_kv in product(tiles, (32, 64, 96, 128, 160, 192), (1, 2, 3), switches):
         try:
             yield AttnSpec(
-                arch=arch,
-                kernel="sm80",
+                arch=_target(arch, kernel),
+                kernel=kernel,
                 dtype=dtype,
-                head_dim=round_up(head_dim, 16),
+                head_dim=padded,
                 br=br,
                 bc=bc,
                 stages=stages,
@@ -70,3 +74,8 @@ def every(arch: str, dtype: str, head_dim: int) -> Iterator[AttnSpec]:
             )
         except ValueError:
             continue
+
+
+def _target(arch: str, kernel: str) -> str:
+    """The compilation target: wgmma exists only in architecture-specific code."""
+    return "sm_90a" if kernel == "sm90" else arch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 ROWS = 1024  # rows whose visible keys are looked at together
 
 
+def library(name: str) -> Any:
+    """An optional library, by its module's name. Raises ImportError where it is missing."""
+    return importlib.import_module(name)
+
+
 def compiled(shared: Shared, backend: str) -> tuple[Callable[[], Any], float | None]:
     """Compiled FlexAttention for the shared inputs, and the milliseconds of its block mask (None without
     one).
@@ -23,11 +29,9 @@ def compiled(shared: Shared, backend: str) -> tuple[Callable[[], Any], float | N
     backend: "" for Triton, "FLASH" for the FlashAttention-4 kernels. Recompiled for each workload, static
     shapes.
     """
-    import torch
-    from torch.nn.attention.flex_attention import flex_attention
-
-    torch._dynamo.reset()  # type: ignore[no-untyped-call,unused-ignore]
-    kernel = torch.compile(flex_attention, dynamic=False, fullgraph=True)
+    torch, module = library("torch"), library("torch.nn.attention.flex_attention")
+    torch._dynamo.reset()  # else the ninth workload would silently run uncompiled
+    kernel = torch.compile(module.flex_attention, dynamic=False, fullgraph=True)
     options: dict[str, Any] = {"kernel_options": {"BACKEND": backend}} if backend else {}
     if shared.workload.q_heads != shared.workload.kv_heads:
         options["enable_gqa"] = True
@@ -45,14 +49,12 @@ def block_mask(shared: Shared) -> tuple[Any, float]:
     """FlexAttention's block mask, shared by batch and heads, and the milliseconds of building it a second
     time.
     """
-    import torch
-    from torch.nn.attention.flex_attention import create_block_mask
-
+    torch, module = library("torch"), library("torch.nn.attention.flex_attention")
     rule = mask_rule(shared.mask, shared.kind)
     q_len, k_len = shared.mask.shape
 
     def build(**options: Any) -> Any:
-        return create_block_mask(rule, None, None, q_len, k_len, device="cuda", **options)
+        return module.create_block_mask(rule, None, None, q_len, k_len, device="cuda", **options)
 
     try:
         made = build()
@@ -65,8 +67,7 @@ def block_mask(shared: Shared) -> tuple[Any, float]:
 
 def mask_rule(mask: Mask, kind: str) -> Callable[..., Any]:
     """The leanest mask_mod of a mask: an index compare, the row range of each key, or the dense mask."""
-    import torch
-
+    torch = library("torch")
     if kind == "full":
         return lambda b, h, q, k: q >= 0
     if kind == "causal":
@@ -134,16 +135,14 @@ def end_points(intervals: np.ndarray[Any, np.dtype[np.int32]]) -> np.ndarray[Any
 
 def row_endpoints(mask: Mask, batch: int) -> Any:
     """The end points of all batch elements on the GPU, int32 (1, n, batch * q_len)."""
-    import torch
-
+    torch = library("torch")
     bounds = end_points(row_intervals(mask))
     return torch.from_numpy(np.tile(bounds, (1, batch))[None]).cuda().contiguous()
 
 
 def timed_ms(build: Callable[[], Any]) -> float:
     """Milliseconds of building something on the GPU, the second time: median of three."""
-    import torch
-
+    torch = library("torch")
     took = []
     for _ in range(3):
         torch.cuda.synchronize()

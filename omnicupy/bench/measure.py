@@ -10,7 +10,7 @@ import numpy as np
 
 from omnicupy import tune
 from omnicupy.api import attention
-from omnicupy.bench import accuracy, configs, timing
+from omnicupy.bench import accuracy, configs, flex, timing
 from omnicupy.bench.peers import COMPILE_LIMIT_S, Peer, Shared, as_cupy, prepare
 from omnicupy.bench.records import OURS, Record
 from omnicupy.check import Problem
@@ -65,19 +65,26 @@ def gemm_tflops(clock: timing.Clock) -> tuple[str, float]:
     """Name and TFLOP/s of an 8192^3 product: bfloat16 through torch, float16 through CuPy where torch is
     missing.
     """
-    try:
-        import torch
-
-        a, b = (torch.randn(GEMM, GEMM, device="cuda").to(torch.bfloat16) for _ in range(2))
-        name, call = "torch bfloat16", lambda: torch.mm(a, b)
-        call()
-    except Exception:  # any failure of an optional library means: use the other one
-        import cupy
-
-        x, y = (random_bits((GEMM, GEMM), seed, "float16", 1.0, cupy).view(np.float16) for seed in (1, 2))
-        name, call = "CuPy float16", lambda: cupy.matmul(x, y)
-    found = clock.interleaved({"gemm": call}, 20)["gemm"]
+    name, product = _gemm_of_torch() or _gemm_of_cupy()
+    found = clock.interleaved({"gemm": product}, 20)["gemm"]
     return name, 2 * GEMM**3 / found.median_ms / 1e9
+
+
+def _gemm_of_torch() -> tuple[str, Callable[[], Any]] | None:
+    try:
+        torch = flex.library("torch")
+        a, b = (torch.randn(GEMM, GEMM, device="cuda").to(torch.bfloat16) for _ in range(2))
+        torch.mm(a, b)
+    except Exception:  # any failure of an optional library means: use the other one
+        return None
+    return "torch bfloat16", lambda: torch.mm(a, b)
+
+
+def _gemm_of_cupy() -> tuple[str, Callable[[], Any]]:
+    import cupy
+
+    a, b = (random_bits((GEMM, GEMM), seed, "float16", 1.0, cupy).view(np.float16) for seed in (1, 2))
+    return "CuPy float16", lambda: cupy.matmul(a, b)
 
 
 def make_inputs(workload: Workload, mask: Mask, dtype: str) -> tuple[Any, Any, Any]:
@@ -144,7 +151,7 @@ def _ours(
 
 
 def _theirs(peer: Peer) -> tuple[_System, Callable[[], Any]]:
-    import torch
+    torch = flex.library("torch")
 
     def call() -> Any:
         with torch.no_grad():

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from omnicupy.arrays import BFLOAT16
 from omnicupy.bench import flex
 from omnicupy.masks import Mask
 from omnicupy.workloads import Workload
@@ -70,8 +71,7 @@ class Shared:
 
 def as_torch(array: Any) -> Any:
     """A torch tensor over a CuPy array's memory; bfloat16 travels as int16, which DLPack always knows."""
-    import torch
-
+    torch = flex.library("torch")
     if array.dtype == np.float16:
         return torch.from_dlpack(array)
     return torch.from_dlpack(array.view(np.int16)).view(torch.bfloat16)
@@ -80,27 +80,24 @@ def as_torch(array: Any) -> Any:
 def as_cupy(tensor: Any) -> Any:
     """A CuPy array over a torch tensor's memory (of a contiguous copy, where it is not contiguous)."""
     import cupy
-    import ml_dtypes
-    import torch
 
+    torch = flex.library("torch")
     tensor = tensor.detach().contiguous()
     if tensor.dtype != torch.bfloat16:
         return cupy.from_dlpack(tensor)
-    return cupy.from_dlpack(tensor.view(torch.int16)).view(ml_dtypes.bfloat16)
+    return cupy.from_dlpack(tensor.view(torch.int16)).view(BFLOAT16)
 
 
 def _sdpa(shared: Shared, backend: str) -> Peer:
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    chosen = getattr(SDPBackend, backend)
+    torch, nn = flex.library("torch"), flex.library("torch.nn.attention")
+    chosen = getattr(nn.SDPBackend, backend)
     if shared.kind == "other":
         raise MissingError("no interleaved masks")
     is_causal = shared.kind == "causal"
     grouped = {} if shared.workload.q_heads == shared.workload.kv_heads else {"enable_gqa": True}
 
     def call() -> Any:
-        with sdpa_kernel(chosen):
+        with nn.sdpa_kernel(chosen):
             return torch.nn.functional.scaled_dot_product_attention(
                 shared.q, shared.k, shared.v, is_causal=is_causal, **grouped
             )
@@ -112,9 +109,7 @@ def _sdpa_dense(shared: Shared) -> Peer:
     """The memory-efficient backend with a dense boolean mask: what users without a block-sparse library
     run.
     """
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
+    torch, nn = flex.library("torch"), flex.library("torch.nn.attention")
     q_len, k_len = shared.mask.shape
     if q_len * k_len > MOST_DENSE_PAIRS:
         raise MissingError("dense mask too large")
@@ -128,36 +123,34 @@ def _sdpa_dense(shared: Shared) -> Peer:
     )
 
     def call() -> Any:
-        with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
+        with nn.sdpa_kernel(nn.SDPBackend.EFFICIENT_ATTENTION):
             return torch.nn.functional.scaled_dot_product_attention(shared.q, k, v, attn_mask=dense)
 
     return Peer(call, call, build)
 
 
 def _flash4(shared: Shared) -> Peer:
-    from flash_attn.cute import flash_attn_func
-
     if shared.kind == "other":
         raise MissingError("no interleaved masks through this call")
+    run = flex.library("flash_attn.cute").flash_attn_func
     q, k, v = shared.bshd
 
     def call() -> Any:
-        found = flash_attn_func(q, k, v, causal=shared.kind == "causal")
+        found = run(q, k, v, causal=shared.kind == "causal")
         return found[0] if isinstance(found, tuple) else found
 
     return Peer(call, lambda: call().transpose(1, 2))
 
 
 def _cudnn_flex(shared: Shared) -> Peer:
-    from cudnn.flex_attention import create_mask_plan, flex_attn_func
-
+    module = flex.library("cudnn.flex_attention")
     q, k, v = shared.bshd
     endpoints = flex.row_endpoints(shared.mask, shared.workload.batch)
-    plan = create_mask_plan(endpoints, q, k, v)
-    build = flex.timed_ms(lambda: create_mask_plan(endpoints, q, k, v))
+    plan = module.create_mask_plan(endpoints, q, k, v)
+    build = flex.timed_ms(lambda: module.create_mask_plan(endpoints, q, k, v))
 
     def call() -> Any:
-        found = flex_attn_func(q, k, v, mask_plan=plan)
+        found = module.flex_attn_func(q, k, v, mask_plan=plan)
         return found[0] if isinstance(found, tuple) else found
 
     return Peer(call, lambda: call().transpose(1, 2), build)
@@ -188,7 +181,7 @@ def prepare(name: str, shared: Shared, limit_s: float = COMPILE_LIMIT_S) -> Peer
     if name not in SYSTEMS:
         raise ValueError(f"systems: expected some of {', '.join(SYSTEMS)}, got {name!r}")
     try:
-        import torch
+        torch = flex.library("torch")
     except ImportError as error:
         raise MissingError(f"missing: {error}") from error
     with torch.no_grad(), time_limit(limit_s):

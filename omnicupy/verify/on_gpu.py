@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from omnicupy import inputs, reference, tune
 from omnicupy.api import attention
 from omnicupy.cases import Case
 from omnicupy.masks import Mask
+from omnicupy.spec import AttnSpec
 from omnicupy.verify.compiling import Track, silent
 from omnicupy.verify.outcome import BrokenDeviceError, Outcome
 from omnicupy.verify.special import SPECIAL
@@ -41,9 +42,20 @@ class Target:
         return cls(tune.arch_of(info.major, info.minor), info.sm_count, tuple(kernels), repeats)
 
     def variants(self, case: Case, masks: Sequence[Mask]) -> list[Variant]:
-        """The kernels that the case runs through here."""
+        """The kernels that the case runs through here.
+
+        A kernel that no row of tune.py selects on any architecture runs only where `kernels` names it.
+        """
+        selected = {row.kernel for row in tune.TABLE} | {"naive", "sm80"}
         found = variants(case, masks, self.arch, self.sm_count)
-        return [v for v in found if not self.kernels or any(part in v.name for part in self.kernels)]
+        if not self.kernels:
+            return [variant for variant in found if variant.spec.kernel in selected]
+        return [variant for variant in found if any(part in variant.name for part in self.kernels)]
+
+    def specs(self, chosen: Iterable[Case]) -> list[AttnSpec]:
+        """Every distinct kernel that the cases run through."""
+        found = {v.spec: None for case in chosen for v in self.variants(case, case.masks())}
+        return list(found)
 
 
 def run(chosen: Sequence[Case], target: Target, track: Track = silent) -> list[Outcome]:
@@ -63,10 +75,8 @@ def run_case(case: Case, target: Target) -> Iterator[Outcome]:
     if not chosen:
         return
     try:
-        if case.tag in SPECIAL:
-            judge = SPECIAL[case.tag](case, masks)
-        else:
-            judge = _numeric(case, masks, target)
+        special = SPECIAL.get(case.tag)
+        judge = special(case, masks) if special else _numeric(case, masks, target)
     except Exception as error:
         yield from (_failed(case, variant, error) for variant in chosen)
         return

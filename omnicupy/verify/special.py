@@ -110,7 +110,10 @@ def _streams(case: Case, masks: Sequence[Mask]) -> Judge:
                         slow.data.memset_async(0, slow.nbytes)
                 results.append(attention(made.q, made.k, made.v, mask, return_lse=True, config=config))
         cupy.cuda.Device().synchronize()
-        worst = max((reference.compare(*result, expected) for result in results), key=lambda one: one.ratio)
+        worst = max(
+            (reference.compare(result[0], result[1], expected) for result in results),
+            key=lambda one: one.ratio,
+        )
         return worst.ratio, "" if worst.ok else str(worst)
 
     return judge
@@ -126,7 +129,7 @@ def _addresses(case: Case, masks: Sequence[Mask]) -> Judge:
     def judge(variant: Variant) -> tuple[float, str]:
         config = variant.spec if variant.explicit else None
         results = [attention(m.q, m.k, m.v, masks[0], return_lse=True, config=config) for m in sets]
-        found = [reference.compare(*got, want) for got, want in zip(results, expected, strict=True)]
+        found = [reference.compare(got[0], got[1], want) for got, want in zip(results, expected, strict=True)]
         worst = max(found, key=lambda one: one.ratio)
         return worst.ratio, "" if worst.ok else str(worst)
 
@@ -154,7 +157,7 @@ def _dropped_mask(case: Case, masks: Sequence[Mask]) -> Judge:
         del mask
         litter = [cupy.full(size, 0x7FFFFFFF, np.int32) for size in (64, 256, 1024, 4096, 16384)]
         cupy.cuda.Device().synchronize()
-        found = reference.compare(*result, expected)
+        found = reference.compare(result[0], result[1], expected)
         del litter
         return found.ratio, "" if found.ok else str(found)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from omnicupy import tune
-from omnicupy.cases import Case
+from omnicupy.cases import BROADCAST, REVERSED, Case
 from omnicupy.check import Problem
 from omnicupy.masks import Mask
 from omnicupy.spec import MAX_ONE_PIECE, AttnSpec, round_up
@@ -31,74 +31,62 @@ def problem_of(case: Case) -> Problem:
     return Problem(case.batch, case.q_heads, case.kv_heads, case.q_len, case.k_len, case.head_dim, case.dtype)
 
 
+def serves(kernel: str, case: Case) -> bool:
+    """True when the kernel is made for the case: wgmma tiles need a whole head_dim and strides above zero."""
+    if kernel != "sm90":
+        return True
+    return round_up(case.head_dim, 16) <= MAX_ONE_PIECE and not {BROADCAST, REVERSED} & set(case.options)
+
+
 def variants(case: Case, masks: Sequence[Mask], arch: str, sm_count: int) -> list[Variant]:
     """Every kernel for the case: naive, the fixed ladder, every row of tune.py that serves it, and the
     default.
 
     A tile that the architecture's shared memory cannot hold is not a kernel there, so it is left out.
     """
+    named = [(spec, name) for name, spec in ladder(case, arch) if serves(spec.kernel, case)]
+    found = {spec: Variant(name, spec) for spec, name in reversed(named)}
     head_dim = round_up(case.head_dim, 16)
-    ladder = [("naive", naive(arch, case.dtype, head_dim))]
-    ladder += (
-        _tiled(arch, case.dtype, head_dim)
-        if head_dim > MAX_ONE_PIECE
-        else _one_piece(arch, case.dtype, head_dim)
-    )
-    found = {spec: Variant(name, spec) for name, spec in reversed(ladder)}
     for row in tune.TABLE:
-        if row.serves(arch, case.dtype, head_dim):
-            spec = row.spec(arch, case.dtype, head_dim)
-            found.setdefault(spec, Variant(f"{spec.kernel} {spec.br}x{spec.bc} stages {spec.stages}", spec))
+        for target in (arch, f"{arch}a"):
+            if row.serves(target, case.dtype, head_dim) and serves(row.kernel, case):
+                spec = row.spec(target, case.dtype, head_dim)
+                name = f"{spec.kernel} {spec.br}x{spec.bc} stages {spec.stages} warps {spec.warps}"
+                found.setdefault(spec, Variant(name, spec))
     picked = tune.pick(arch, problem_of(case), masks, sm_count)
-    ordered = sorted(found.values(), key=lambda variant: _rank(variant.name))
+    ordered = sorted(found.values(), key=lambda variant: (variant.name != "naive", variant.name))
     return [*ordered, Variant(DEFAULT, picked, explicit=False)]
 
 
-def naive(arch: str, dtype: str, head_dim: int) -> AttnSpec:
-    """The plain baseline."""
-    return AttnSpec(arch=arch, kernel="naive", dtype=dtype, head_dim=round_up(head_dim, 16), br=64, bc=64)
+def ladder(case: Case, arch: str) -> list[tuple[str, AttnSpec]]:
+    """The kernels that are verified whether tune.py selects them or not, by their names in the report."""
+    head_dim = round_up(case.head_dim, 16)
+    naive = AttnSpec(arch=arch, kernel="naive", dtype=case.dtype, head_dim=head_dim, br=64, bc=64)
+    tiles = [(64, 4), (32, 2), (16, 1)]
+    made: list[tuple[str, AttnSpec | None]] = [("naive", naive)]
+    if head_dim > MAX_ONE_PIECE:
+        for stages in (1, 2, 3):
+            spec = _first(tiles, arch=arch, kernel="sm80", dtype=case.dtype, head_dim=head_dim, stages=stages)
+            made.append((f"sm80 D-tiled, stages {stages}", spec))
+    else:
+        for stages in (1, 2, 3):
+            spec = _first(tiles, arch=arch, kernel="sm80", dtype=case.dtype, head_dim=head_dim, stages=stages)
+            made.append((f"sm80 stages {stages}", spec))
+        common = {"kernel": "sm80", "dtype": case.dtype, "head_dim": head_dim}
+        made.append(("sm80 stages 1, shared K/V", _first(tiles, arch=arch, share_kv=True, **common)))
+    if arch == "sm_90" and head_dim <= MAX_ONE_PIECE:
+        common = {"arch": "sm_90a", "kernel": "sm90", "dtype": case.dtype, "head_dim": head_dim}
+        for rows, warps in ((64, 8), (128, 12)):
+            made.append((f"sm90 {rows} rows", _first([(rows, warps)], stages=2, **common)))
+    return [(name, spec) for name, spec in made if spec is not None]
 
 
-def staged(arch: str, dtype: str, head_dim: int, stages: int, *, share_kv: bool = False) -> AttnSpec | None:
-    """The mma.sync kernel with a moderate tile at a number of stages; None where no tile fits."""
-    for bc in (64, 32):
-        for warps in (4, 2, 1):
+def _first(tiles: Sequence[tuple[int, int]], **fields: object) -> AttnSpec | None:
+    """The spec with the first (rows, warps), then key width, that is legal and fits; None without one."""
+    for br, warps in tiles:
+        for bc in (64, 32):
             try:
-                return AttnSpec(
-                    arch=arch,
-                    kernel="sm80",
-                    dtype=dtype,
-                    head_dim=head_dim,
-                    br=16 * warps,
-                    bc=bc,
-                    stages=stages,
-                    warps=warps,
-                    share_kv=share_kv,
-                )
+                return AttnSpec(br=br, bc=bc, warps=warps, **fields)  # type: ignore[arg-type]
             except ValueError:
                 continue
     return None
-
-
-def _one_piece(arch: str, dtype: str, head_dim: int) -> list[tuple[str, AttnSpec]]:
-    made = [("sm80 stages 1, shared K/V", staged(arch, dtype, head_dim, 1, share_kv=True))]
-    made += [(f"sm80 stages {stages}", staged(arch, dtype, head_dim, stages)) for stages in (1, 2, 3)]
-    return [(name, spec) for name, spec in made if spec is not None]
-
-
-def _tiled(arch: str, dtype: str, head_dim: int) -> list[tuple[str, AttnSpec]]:
-    made = [(f"sm80 D-tiled, stages {stages}", staged(arch, dtype, head_dim, stages)) for stages in (1, 2, 3)]
-    return [(name, spec) for name, spec in made if spec is not None]
-
-
-def _rank(name: str) -> tuple[bool, str]:
-    return name != "naive", name
-
-
-def specs_of(cases: Iterable[Case], arch: str, sm_count: int) -> list[AttnSpec]:
-    """Every distinct kernel that the cases run through."""
-    found: dict[AttnSpec, None] = {}
-    for case in cases:
-        for variant in variants(case, case.masks(), arch, sm_count):
-            found[variant.spec] = None
-    return list(found)

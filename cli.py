@@ -1,0 +1,8 @@
+"""The command line from a checkout: `python cli.py verify`. Installed, the same commands are `omnicupy
+...`.
+"""
+
+from omnicupy.commands import main
+
+if __name__ == "__main__":
+    main()

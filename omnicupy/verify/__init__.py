@@ -1,0 +1,1 @@
+"""Verification: every kernel, or without a GPU the CPU engine, against the float64 reference."""

@@ -1,0 +1,187 @@
+"""One verification run: what is verified where, and what came of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omnicupy import attest, cache, environment, tune
+from omnicupy.cases import FIXED, Case
+from omnicupy.spec import AttnSpec
+from omnicupy.sweep import DEFAULT, sweep
+from omnicupy.verify import on_cpu, on_gpu, report, special, timed
+from omnicupy.verify.compiling import Compiled, Track, compile_all, every_spec, silent
+from omnicupy.verify.outcome import Outcome
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to verify. sweep: random cases (None: the default number).  kernels: parts of kernel names, ()
+    for all.
+
+    cases: parts of case ids, () for all.  cubins: a folder of kernels compiled elsewhere.  attest: file to
+    write.  all_specs: compile the full product of tune.py.  timing: measure speed too.  repeats: calls of
+    each case, which must agree bit for bit.
+    """
+
+    sweep: int | None = None
+    kernels: tuple[str, ...] = ()
+    cases: tuple[str, ...] = ()
+    cubins: Path | None = None
+    attest: Path | None = None
+    all_specs: bool = False
+    timing: bool = True
+    repeats: int = on_gpu.REPEATS
+
+
+@dataclass
+class Report:
+    """What a run found. where: what was verified, in words."""
+
+    where: str
+    header: dict[str, Any]
+    outcomes: list[Outcome] = field(default_factory=list)
+    timings: list[timed.Timed] = field(default_factory=list)
+    compiled: list[Compiled] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def failures(self) -> list[str]:
+        """A line for everything that failed."""
+        return report.failures(self.outcomes, self.timings, self.compiled)
+
+    @property
+    def passed(self) -> bool:
+        """True when something ran and nothing failed."""
+        return bool(self.outcomes or self.compiled) and not self.failures
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The table, a dictionary a line."""
+        return report.lines(self.outcomes, self.timings)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything but the single cases that passed."""
+        return {
+            **self.header,
+            "verified": self.where,
+            "passed": self.passed,
+            "seconds": round(self.seconds, 1),
+            "lines": self.lines(),
+            "kernels_compiled": len(self.compiled),
+            "skipped": [str(one) for one in self.outcomes if one.skipped],
+            "failures": self.failures,
+        }
+
+
+def header(nvrtc_version: str) -> dict[str, Any]:
+    """Device, driver, commit and the version of the NVRTC whose kernels run."""
+    described = environment.device() if environment.has_gpu() else {}
+    return {
+        "device": described.get("name"),
+        "compute_capability": described.get("compute_capability"),
+        "driver": described.get("driver"),
+        "commit": environment.commit() or None,
+        "nvrtc": nvrtc_version or None,
+    }
+
+
+def verify(settings: Settings, track: Track = silent) -> Report:
+    """Verify the current GPU's kernels, or the CPU engine and the compilation of all kernels without a GPU.
+
+    Raises ValueError for settings that this machine cannot serve, and what cache.use_cubins raises.
+    """
+    begin = time.perf_counter()
+    if environment.has_gpu():
+        found = _on_gpu(settings, track)
+    else:
+        if settings.attest or settings.cubins or settings.kernels:
+            raise ValueError(
+                "verify: --attest, --cubins and --kernel need a GPU, and there is none here; run without them"
+            )
+        found = _on_cpu(settings, track)
+    found.seconds = time.perf_counter() - begin
+    return found
+
+
+def chosen_cases(settings: Settings, listed: Sequence[Case]) -> list[Case]:
+    """The listed cases whose id holds one of the settings' parts; all of them without parts."""
+    return [case for case in listed if not settings.cases or any(part in case.id for part in settings.cases)]
+
+
+def _on_cpu(settings: Settings, track: Track) -> Report:
+    found = Report(
+        "the CPU engine; kernels were compiled, none was run: no GPU here",
+        header(environment.nvrtc_version()),
+    )
+    found.outcomes = on_cpu.run(chosen_cases(settings, on_cpu.cases()), track)
+    if not settings.cases:
+        specs = list(every_spec() if settings.all_specs else tune.rows())
+        found.compiled = compile_all(specs, track)
+    return found
+
+
+def gpu_cases(settings: Settings) -> list[Case]:
+    """The cases of a GPU run: fixed ones, special ones, random ones."""
+    random = sweep(DEFAULT if settings.sweep is None else settings.sweep)
+    return chosen_cases(settings, [*FIXED, *special.CASES, *random])
+
+
+def _on_gpu(settings: Settings, track: Track) -> Report:
+    if settings.attest and (settings.cases or settings.kernels):
+        raise ValueError("verify: --attest needs every kernel and case; leave --kernel and --case out")
+    if settings.cubins:
+        cache.use_cubins(settings.cubins)
+    try:
+        target = on_gpu.Target.current(settings.kernels, settings.repeats)
+        cases = gpu_cases(settings)
+        specs = target.specs(cases)
+        if not specs:
+            raise ValueError("verify: no case and kernel is left; widen --case and --kernel")
+        version = ".".join(map(str, cache.entry(specs[0]).nvrtc))
+        found = Report(f"GPU kernels for {target.arch}", header(version))
+        selected = set(tune.rows())
+        if not settings.cubins:
+            specs += [spec for spec in every_spec() if spec.arch == target.arch] if settings.all_specs else []
+            found.compiled = [
+                one for one in compile_all(specs, track) if one.spec in selected or not one.registers
+            ]
+        found.outcomes = on_gpu.run(cases, target, track)
+        if settings.timing:
+            found.timings = timed.run(target, track)
+        if settings.attest and found.passed:
+            attested = {
+                key: found.header[key] for key in ("device", "compute_capability", "driver", "commit")
+            }
+            attest.write(settings.attest, attested, found.outcomes, found.header["nvrtc"])
+        return found
+    finally:
+        if settings.cubins:
+            cache.use_cubins(None)
+
+
+def build_cubins(folder: Path, arch: str, settings: Settings, track: Track = silent) -> int:
+    """Compile what a GPU run with these settings needs on `arch` into a folder for its --cubins; returns
+    how many.
+
+    Raises CompileError, UnsupportedError without NVRTC.
+    """
+    # The device's multiprocessors decide which row of tune.py a case gets; every row is among the variants.
+    target = on_gpu.Target(arch, 1, settings.kernels)
+    specs: list[AttnSpec] = target.specs(gpu_cases(settings))
+    compile_all(specs, track)
+    return cache.export(specs, folder)
+
+
+def summary(found: Report) -> str:
+    """What was verified and how it ended, in one line."""
+    skipped = sum(bool(one.skipped) for one in found.outcomes)
+    parts = [f"{len(found.outcomes)} cases"]
+    if found.compiled:
+        parts.append(f"{len(found.compiled)} kernels compiled")
+    if skipped:
+        parts.append(f"{skipped} skipped")
+    ending = "all passed" if found.passed else f"{len(found.failures)} FAILED"
+    return f"Verified {found.where}. {', '.join(parts)}: {ending} in {found.seconds:.0f} s."
