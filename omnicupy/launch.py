@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
-import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache as cache_forever
 from typing import Any
 
 import cupy
@@ -22,10 +19,13 @@ from omnicupy import cache, check, tune
 from omnicupy.arrays import DTYPE_NAMES
 from omnicupy.check import Problem
 from omnicupy.errors import UnsupportedError
+from omnicupy.loading import DeviceInfo, device_info, kernel
 from omnicupy.masks import Mask
 from omnicupy.params import PARAMS
 from omnicupy.spec import AttnSpec
 from omnicupy.upload import DeviceBlocks, cache_of, device_blocks, find_cache
+
+__all__ = ["Plan", "attention", "device_info", "grid_of", "kernel", "pack_params", "section_of"]
 
 MAX_PLANS = 256  # a mask's plans (shapes, strides, options); the oldest goes first
 MAX_GRID_X = 2**31 - 1
@@ -36,52 +36,6 @@ _POINTERS = struct.Struct("<5Q")  # q, k, v, out, lse: the first fields of AttnP
 _runtime = cupy.cuda.runtime
 _current_stream = cupy.cuda.get_current_stream
 _unmasked: dict[Any, Plan] = {}  # plans of calls without a mask; their keys hold the shapes
-_kernels: dict[tuple[AttnSpec, int, int], Kernel] = {}
-_kernels_lock = threading.Lock()
-
-
-@dataclass(frozen=True)
-class DeviceInfo:
-    """What a plan needs to know of a device. l2_bytes: size of its L2 cache."""
-
-    major: int
-    minor: int
-    sm_count: int
-    l2_bytes: int
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """A loaded kernel. raw: the cupy.RawKernel (resource attributes).  function: what launches it."""
-
-    raw: Any
-    function: Any
-
-
-@cache_forever
-def device_info(device: int) -> DeviceInfo:
-    """Properties of a CUDA device by its index."""
-    handle = cupy.cuda.Device(device)
-    capability = handle.compute_capability  # "90", "120"
-    of = handle.attributes
-    return DeviceInfo(int(capability[:-1]), int(capability[-1]), of["MultiProcessorCount"], of["L2CacheSize"])
-
-
-def kernel(spec: AttnSpec, device: int) -> Kernel:
-    """The kernel of `spec`, loaded on `device` (which must be current); compiled where the cache lacks it.
-
-    Raises CompileError, UnsupportedError (no NVRTC), cupy's CUDA errors when the driver refuses it.
-    """
-    key = (spec, device, cache.generation)
-    found = _kernels.get(key)
-    if found is None:
-        with _kernels_lock:
-            found = _kernels.get(key)
-            if found is None:
-                raw = cupy.RawModule(path=str(cache.cubin(spec))).get_function(spec.entry)
-                raw.max_dynamic_shared_size_bytes = spec.smem_bytes
-                found = _kernels[key] = Kernel(raw, raw.kernel)
-    return found
 
 
 def attention(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from omnicupy import launch, upload
+from omnicupy.loading import DeviceInfo, Kernel
 from omnicupy.params import PARAMS
 from omnicupy.spec import AttnSpec
 
@@ -75,7 +76,7 @@ class Device:
         self.switches.append(device)
         self.current = device
 
-    def kernel(self, spec: AttnSpec, device: int) -> launch.Kernel:
+    def kernel(self, spec: AttnSpec, device: int) -> Kernel:
         assert device == self.current
         self.kernels.append(spec)
 
@@ -94,13 +95,13 @@ class Device:
                 }
             )
 
-        return launch.Kernel(None, function)
+        return Kernel(None, function)
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> Device:
     """Replace what launch.py and upload.py use of CuPy. Two devices: an H100 and a small older one."""
     fake = Device()
-    infos = {0: launch.DeviceInfo(9, 0, 132, 50 << 20), 1: launch.DeviceInfo(8, 6, 20, 4 << 20)}
+    infos = {0: DeviceInfo(9, 0, 132, 50 << 20), 1: DeviceInfo(8, 6, 20, 4 << 20)}
 
     class Current:
         def __init__(self, device: int) -> None:

@@ -1,0 +1,60 @@
+"""Compiled kernels -> functions on a device, and what the library asks of a device."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from functools import cache as cache_forever
+from typing import Any
+
+import cupy
+
+from omnicupy import cache
+from omnicupy.spec import AttnSpec
+
+_kernels: dict[tuple[AttnSpec, int, int], Kernel] = {}
+_kernels_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """What a plan needs to know of a device. l2_bytes: size of its L2 cache."""
+
+    major: int
+    minor: int
+    sm_count: int
+    l2_bytes: int
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A loaded kernel. raw: the cupy.RawKernel (resource attributes).  function: what launches it."""
+
+    raw: Any
+    function: Any
+
+
+@cache_forever
+def device_info(device: int) -> DeviceInfo:
+    """Properties of a CUDA device by its index."""
+    handle = cupy.cuda.Device(device)
+    capability = handle.compute_capability  # "90", "120"
+    of = handle.attributes
+    return DeviceInfo(int(capability[:-1]), int(capability[-1]), of["MultiProcessorCount"], of["L2CacheSize"])
+
+
+def kernel(spec: AttnSpec, device: int) -> Kernel:
+    """The kernel of `spec`, loaded on `device` (which must be current); compiled where the cache lacks it.
+
+    Raises CompileError, UnsupportedError (no NVRTC), cupy's CUDA errors when the driver refuses it.
+    """
+    key = (spec, device, cache.generation)
+    found = _kernels.get(key)
+    if found is None:
+        with _kernels_lock:
+            found = _kernels.get(key)
+            if found is None:
+                raw = cupy.RawModule(path=str(cache.cubin(spec))).get_function(spec.entry)
+                raw.max_dynamic_shared_size_bytes = spec.smem_bytes
+                found = _kernels[key] = Kernel(raw, raw.kernel)
+    return found
