@@ -59,8 +59,8 @@ class Row:
 TABLE = (
     Row(head_dims=(16, 128), shape="small", br=64, bc=64),
     Row(head_dims=(16, 64), br=128, bc=64),
-    Row(head_dims=(80, 128), br=128, bc=64, archs=("sm_90", "sm_100")),
-    Row(head_dims=(80, 128), br=128, bc=64, warps=8),  # 32 rows a warp spill on these architectures
+    Row(head_dims=(80, 128), br=128, bc=64, archs=("sm_90",)),
+    Row(head_dims=(80, 128), br=128, bc=64, warps=8),  # 32 rows a warp spill on the others
     Row(head_dims=(144, 256), br=64, bc=64),
     Row(head_dims=(272, MAX_HEAD_DIM), br=64, bc=64, stages=2),
 )
