@@ -29,7 +29,14 @@ from omnicupy.verify.special import CASES as SPECIAL_CASES
 from omnicupy.verify.variants import serves
 
 SCHEMA = 1
-LAUNCH_MODULES = ("launch.py", "packing.py", "params.py", "tma.py", "upload.py")  # those that exist
+LAUNCH_MODULES = (
+    "launch.py",
+    "loading.py",
+    "packing.py",
+    "params.py",
+    "tma.py",
+    "upload.py",
+)  # those that exist
 _TOKENS = re.compile(
     rb"""(?P<comment>//[^\n]*|/\*.*?\*/)|(?P<text>"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|(?P<space>\s+)""", re.S
 )

@@ -40,7 +40,7 @@ class Session:
         """A session on the current device, with the time of a large matrix product in the record's header."""
         import cupy
 
-        from omnicupy.launch import device_info
+        from omnicupy.loading import device_info
 
         info = device_info(cupy.cuda.Device().id)
         session = cls(record, tune.arch_of(info.major, info.minor), info.sm_count, **options)
@@ -108,6 +108,30 @@ def measure(session: Session, workload: Workload, systems: Sequence[str]) -> Non
     import cupy
 
     mask = workload.mask()
+    ready = _prepared(session, workload, mask, systems)
+    _timed(session, workload, mask, ready)
+    del ready
+    cupy.get_default_memory_pool().free_all_blocks()
+
+
+def latency(session: Session, workload: Workload, systems: Sequence[str]) -> None:
+    """Add each system's time of a whole call from Python, nothing flushed, to the record."""
+    import cupy
+
+    mask = workload.mask()
+    synchronize = cupy.cuda.Device().synchronize
+    for name, system in _prepared(session, workload, mask, systems).items():
+        together, alone = timing.latency_us(system.call, synchronize)
+        host = timing.host_us(system.call, synchronize)
+        figures = {"us_of_100_in_a_row": together, "us_alone": alone, "host_us": host, **system.known}
+        session.record.add(
+            workload=workload.name, system=name, figures=_rounded(figures), **{"pass": "forward"}
+        )
+        session.say(f"{workload.name}: {name}: {together:.1f} us in a row, {alone:.1f} us alone")
+
+
+def _prepared(session: Session, workload: Workload, mask: Mask, systems: Sequence[str]) -> dict[str, _System]:
+    """The systems that run and have been held against the reference; the others get their row at once."""
     arrays = make_inputs(workload, mask, session.dtype)
     judge = accuracy.SampledRows(arrays, mask)
     shared = None
@@ -125,9 +149,7 @@ def measure(session: Session, workload: Workload, systems: Sequence[str]) -> Non
             ready[name] = system
         except Exception as error:  # whatever a library raises is its result here
             _row(session, workload, mask, name, {"problem": _reason(error)})
-    _timed(session, workload, mask, ready)
-    del shared, ready, arrays, judge
-    cupy.get_default_memory_pool().free_all_blocks()
+    return ready
 
 
 def _ours(

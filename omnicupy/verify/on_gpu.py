@@ -36,7 +36,7 @@ class Target:
         """The current CUDA device. Raises UnsupportedError where no kernel serves it."""
         import cupy
 
-        from omnicupy.launch import device_info
+        from omnicupy.loading import device_info
 
         info = device_info(cupy.cuda.Device().id)
         return cls(tune.arch_of(info.major, info.minor), info.sm_count, tuple(kernels), repeats)
