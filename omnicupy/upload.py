@@ -77,15 +77,18 @@ class DeviceBlocks:
     def join(self) -> None:
         """Make the allocating stream wait for the work of every other stream that used the copy."""
         users, self._users = self._users, {}
-        if any(identity < 0 for identity in (self._home, *users)):
-            # Another thread's stream cannot be named from here; the legacy stream is ordered with all of
-            # them.
-            cupy.cuda.Event(disable_timing=True).record(cupy.cuda.ExternalStream(_LEGACY_STREAM, self.device))
+        goal = self.home
+        through_legacy = any(identity < 0 for identity in (self._home, *users))
+        if through_legacy:
+            # Another thread's stream cannot be named from here; the legacy stream is ordered with them all.
+            goal = cupy.cuda.ExternalStream(_LEGACY_STREAM, self.device)
         for identity, stream in users.items():
-            if identity > 0 or stream.ptr == 0:
-                event = cupy.cuda.Event(disable_timing=True)
-                event.record(stream)
-                self.home.wait_event(event)
+            if identity >= 0:
+                _wait(goal, stream)
+        if through_legacy and self._home >= 0:
+            _wait(self.home, goal)
+        elif through_legacy:
+            cupy.cuda.Event(disable_timing=True).record(goal)  # what the home thread does next comes after it
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # At exit this module's names may be gone already, and the driver frees all memory anyway.
@@ -154,6 +157,13 @@ def _forget(owner: weakref.ref[Mask], key: tuple[int, ...]) -> None:
     first = owner()
     if first is not None:
         first._device.pop(key, None)
+
+
+def _wait(waiter: Any, stream: Any) -> None:
+    """Order what `waiter` does next after what `stream` has been given so far."""
+    event = cupy.cuda.Event(disable_timing=True)
+    event.record(stream)
+    waiter.wait_event(event)
 
 
 def _identity(stream: Any) -> int:

@@ -124,9 +124,20 @@ def test_per_thread_streams_of_two_threads_are_two_streams(device: fake_device.D
     thread.join()
     assert device.streams[0].waited == []
     assert len(other.waited) == 1
+    blocks.use(Stream(8))
     made = len(Event.made)
     blocks.join()
-    assert [event.recorded.ptr for event in Event.made[made:]] == [1]
+    assert [event.recorded.ptr for event in Event.made[made:]] == [8, 1]
+
+
+def test_another_thread_s_stream_is_joined_through_the_legacy_stream(device: fake_device.Device) -> None:
+    blocks = _copy(device)
+    blocks.use(Stream(2))
+    made = len(Event.made)
+    blocks.join()
+    (end,) = Event.made[made:]
+    assert end.recorded.ptr == 1
+    assert device.streams[0].waited == [end]
 
 
 def test_a_captured_stream_refuses_the_first_copy(
