@@ -148,11 +148,17 @@ class AttnSpec:
         if self.kernel == "naive":
             return 4 * (self.head_dim + self.bc + NAIVE_THREADS)  # the query row, one tile of scores, reductions
         if self.kernel == "sm90":  # panels of 64 columns; tile and work slots and barriers in the last KiB
-            return 128 * -(-self.head_dim // 64) * (self.br + 2 * self.stages * self.bc) + 1024
+            tiles = 128 * -(-self.head_dim // 64) * (self.br + 2 * self.stages * self.bc)
+            return tiles + self.stages * self._span_bytes + 1024
         if self.tiled:
             return 2 * (self.stages * (self.br + self.bc) * CHUNK + self.bc * self.value_dim)
         buffers = 1 if self.share_kv else 2 * self.stages
-        return 2 * self.head_dim * (self.br + buffers * self.bc)
+        return 2 * self.head_dim * (self.br + buffers * self.bc) + (self.stages + 1) * self._span_bytes
+
+    @property
+    def _span_bytes(self) -> int:
+        """Shared memory for the spans of one PARTIAL tile: two spans a key, 8 bytes each."""
+        return 2 * self.bc * 8
 
     @property
     def source(self) -> str:

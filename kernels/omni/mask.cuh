@@ -51,15 +51,16 @@ struct KeepBits {
     }
   }
 
-  // Each key is seen by the rows of its spans, read from the mask's own arrays.
-  __device__ __forceinline__ void set_spans(MaskView const& mask, int q0, int k0) {
+  // Each key is seen by the rows of its spans. spans: those of the tile's first key; next: from one span of a key to
+  // its next one.
+  __device__ __forceinline__ void set_spans(int2 const* spans, int next, int n_spans, int q0) {
 #pragma unroll
     for (int i = 0; i < Scores::kTilesM * 2 * kWords; ++i) (&bits[0][0][0])[i] = 0;
-    int2 const* spans = mask.spans() + k0 + Scores::col(0, 0);
-    for (int i = 0; i < mask.p.n_spans; ++i, spans += mask.p.k_padded) {
+    spans += Scores::col(0, 0);
+    for (int i = 0; i < n_spans; ++i, spans += next) {
 #pragma unroll
       for (int w = 0; w < kWords; ++w) {
-#pragma unroll 4
+#pragma unroll(Scores::kTilesM == 1 ? 4 : 1)  // two m16 tiles leave few registers
         for (int j = 0; j < min(16, Scores::kBlocks - 16 * w); ++j) {
           int4 const two = *reinterpret_cast<int4 const*>(spans + 8 * (16 * w + j));  // {start, count} of two keys
 #pragma unroll
@@ -113,15 +114,27 @@ struct KeepBits {
   }
 };
 
-// row0: the warp's first row in the tile.
+// Spans of a tile that the kernels bring to shared memory with K; masks with more spans a key read them from global
+// memory.
+constexpr int kSmemSpans = 2;
+
+// Do the spans of the tile travel with its keys?
+__device__ __forceinline__ bool spans_travel(AttnParams const& p, KeyTile const& tile) {
+  return tile.kind() == kPartial && p.n_spans != 0 && p.n_spans <= kSmemSpans;
+}
+
+// row0: the warp's first row in the tile. s_spans: (kSmemSpans, kBc) spans of the tile, or null.
 template <int kBr, class Scores>
-__device__ __forceinline__ void mask_tile(Scores& scores, MaskView const& mask, KeyTile const& tile, int row0) {
+__device__ __forceinline__ void mask_tile(
+    Scores& scores, MaskView const& mask, KeyTile const& tile, int row0, int2 const* s_spans) {
   int const q0 = first_query<kBr>(mask.p, mask.block_row) + row0;
   KeepBits<Scores> keep;
   if (tile.kind() == kCausal) {
     keep.set_causal(mask, q0, tile.k0);
   } else if (int const payload = tile.payload(mask.p); payload < 0) {
-    keep.set_spans(mask, q0, tile.k0);
+    bool const here = s_spans != nullptr && spans_travel(mask.p, tile);
+    int2 const* const spans = here ? s_spans : mask.spans() + tile.k0;
+    keep.set_spans(spans, here ? Scores::kCols : mask.p.k_padded, mask.p.n_spans, q0);
   } else {
     keep.template set_bit_tile<kBr>(mask.p.bit_tiles, payload, row0);
   }

@@ -14,6 +14,7 @@ struct Mainloop {
   using Out = RegTile<Cfg::kTilesM, Cfg::kHeadDim>;
   static constexpr int kKvBytes = Cfg::kBc * Tile::kPitchBytes;
   static constexpr int kQBytes = Cfg::kBr * Tile::kPitchBytes;
+  static constexpr int kSpanOffset = kQBytes + (Cfg::kShareKv ? 1 : 2 * Cfg::kStages) * kKvBytes;
 
   AttnParams const& p;
   MaskView const mask;
@@ -55,7 +56,25 @@ struct Mainloop {
     cp_async_commit();
   }
 
-  __device__ __forceinline__ void load_k(KeyTile const& tile, int stage) {
+  __device__ __forceinline__ int2* s_spans(int slot) const {
+    return reinterpret_cast<int2*>(s_base + kSpanOffset) + slot * kSmemSpans * Cfg::kBc;
+  }
+
+  static_assert(Cfg::kBc / 2 <= Cfg::kThreads, "a thread brings the spans of two keys");
+
+  // The spans of a PARTIAL tile, 16 bytes (two keys) a thread.
+  __device__ __forceinline__ void load_spans(KeyTile const& tile, int slot) {
+    constexpr int kPairs = Cfg::kBc / 2;
+    int const thread = threadIdx.x;
+    if (thread >= kPairs) return;
+    int2 const* g_source = mask.spans() + tile.k0 + 2 * thread;
+    u32 s_target = smem_address(s_spans(slot) + 2 * thread);
+    cp_async_16(s_target, g_source, 16);
+    if (p.n_spans == 2) cp_async_16(s_target + Cfg::kBc * sizeof(int2), g_source + p.k_padded, 16);
+  }
+
+  __device__ __forceinline__ void load_k(KeyTile const& tile, int stage, int span_slot) {
+    if (spans_travel(p, tile)) load_spans(tile, span_slot);
     load_kv(g_k, p.k_strides[2], tile, k_slot(stage));
   }
 
@@ -68,8 +87,8 @@ struct Mainloop {
     add_scores<Cfg, Cfg::kHeadDim>(scores, s_q, s_lane_kv + k_slot(stage) * kKvBytes);
   }
 
-  __device__ __forceinline__ void compute_softmax(Scores& scores, KeyTile const& tile) {
-    softmax_step<Cfg>(scores, out, softmax, mask, tile, row0, p.scale_log2);
+  __device__ __forceinline__ void compute_softmax(Scores& scores, KeyTile const& tile, int span_slot) {
+    softmax_step<Cfg>(scores, out, softmax, mask, tile, row0, s_spans(span_slot), p.scale_log2);
   }
 
   // V has arrived and every thread knows it.
@@ -85,14 +104,14 @@ struct Mainloop {
   __device__ __forceinline__ void run_shared() {
     while (visit.has_next()) {
       KeyTile const tile = visit.take(p);
-      load_k(tile, 0);
+      load_k(tile, 0, 0);
       cp_async_wait<0>();
       __syncthreads();
       Scores scores;
       compute_scores(scores, 0);
       __syncthreads();  // K is read
       load_v(tile, 0);
-      compute_softmax(scores, tile);
+      compute_softmax(scores, tile, 0);
       cp_async_wait<0>();
       __syncthreads();
       compute_values(scores, tile, 0);
@@ -100,9 +119,11 @@ struct Mainloop {
     }
   }
 
-  // One buffer each: V flies during S = Q K^T, the next K during the softmax and O += P V.
+  // One buffer each: V flies during S = Q K^T, the next K during the softmax and O += P V. The next K's spans come
+  // while this tile's are read: two slots.
   __device__ __forceinline__ void run_single() {
-    if (visit.has_next()) load_k(visit.peek(), 0);
+    int slot = 0;
+    if (visit.has_next()) load_k(visit.peek(), 0, slot);
     while (visit.has_next()) {
       KeyTile const tile = visit.take(p);
       cp_async_wait<0>();
@@ -112,16 +133,17 @@ struct Mainloop {
       compute_scores(scores, 0);
       cp_async_wait<0>();
       __syncthreads();  // V has arrived; K is read
-      if (visit.has_next()) load_k(visit.peek(), 0);
-      compute_softmax(scores, tile);
+      if (visit.has_next()) load_k(visit.peek(), 0, slot ^ 1);
+      compute_softmax(scores, tile, slot);
       compute_values(scores, tile, 0);
+      slot ^= 1;
     }
   }
 
   // Requests the tile at the cursor. Past the last tile: empty groups, which keep the count of groups in step.
   __device__ __forceinline__ void load_next(int stage) {
     if (visit.has_next()) {
-      load_k(visit.peek(), stage);
+      load_k(visit.peek(), stage, stage);
       load_v(visit.peek(), stage);
     } else {
       cp_async_commit();
@@ -153,7 +175,7 @@ struct Mainloop {
       load_next(stage == 0 ? kAhead : stage - 1);
       Scores scores;
       compute_scores(scores, stage);
-      compute_softmax(scores, tile);
+      compute_softmax(scores, tile, stage);
       compute_values(scores, tile, stage);
       stage = stage == kAhead ? 0 : stage + 1;
     }

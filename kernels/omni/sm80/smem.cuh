@@ -48,7 +48,7 @@ __device__ __forceinline__ void load_tile(u32 s_tile, unsigned char const* g_til
     int const chunk = threadIdx.x % Tile::kChunks;
     if (chunk * 8 >= columns) rows = 0;
     g_tile += row * stride_bytes + chunk * 16;
-#pragma unroll 4
+#pragma unroll 2
     for (int i = 0; i < kRows / kRowStep; ++i) {
       cp_async_16(s_tile + Tile::offset(row, chunk), g_tile, row < rows ? 16 : 0);
       row += kRowStep;

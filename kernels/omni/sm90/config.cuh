@@ -33,8 +33,8 @@ struct Sm90Config {
   static constexpr int kKvBytes = kPanels * kKvPanelBytes;
 
   // Registers a thread: what the block got at entry, shared out anew. The producer's walk needs 40.
-  static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 40;
-  static constexpr int kConsumerRegisters = kConsumers == 1 ? 248 : kConsumers == 2 ? 232 : 160;
+  static constexpr int kProducerRegisters = 40;
+  static constexpr int kConsumerRegisters = kConsumers == 1 ? 248 : kConsumers == 2 ? 232 : 152;
 
   static_assert(Br == 64 * kConsumers && kConsumers >= 1 && kConsumers <= 3, "64 query rows a consumer warpgroup");
   static_assert(HeadDim % 16 == 0 && HeadDim <= 256 && Bc % 32 == 0 && Bc <= 256, "widths of wgmma");

@@ -82,9 +82,14 @@ struct Consumer {
     bar_sync<kDeadBarrier, 128 * Cfg::kConsumers>();
   }
 
-  // Scores of one tile to P, and the correction of what was accumulated.
+  // Scores of one tile to P, and the correction of what was accumulated. K, and the spans that came with it, are
+  // released as soon as they are read.
   __device__ __forceinline__ void soften(Scores& scores, KeyTile const& tile, int block_row, float (&correction)[1][2]) {
-    if (tile.kind() != kFull) mask_tile<Cfg::kBr>(scores, MaskView{p, block_row}, tile, row0);
+    if (tile.kind() != kFull) {
+      mask_tile<Cfg::kBr>(scores, MaskView{p, block_row}, tile, row0, smem.spans[ring.stage][0]);
+      __syncwarp();
+    }
+    release(smem.k_empty[ring.stage]);
     softmax.update(scores, correction, p.scale_log2);
   }
 
@@ -104,7 +109,6 @@ struct Consumer {
     start_scores<Cfg>(scores, q_descriptor(), k_descriptor());
     wgmma_wait<0>();
     pin_registers(scores.x[0]);
-    release(smem.k_empty[ring.stage]);
     soften(scores, tile, block_row, correction);
     pack(scores);
     behind = ring;
@@ -128,7 +132,6 @@ struct Consumer {
     pass_turn();
     wgmma_wait<1>();
     pin_registers(scores.x[0]);
-    release(smem.k_empty[ring.stage]);
     soften(scores, tile, block_row, correction);
     softmax.finish_here();
     wgmma_wait<0>();

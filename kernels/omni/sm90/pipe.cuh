@@ -3,8 +3,8 @@
 // first, for the other one).
 #pragma once
 
+#include "omni/mask.cuh"
 #include "omni/sm90/config.cuh"
-#include "omni/visit.cuh"
 
 namespace omni {
 
@@ -23,6 +23,7 @@ struct SmemSm90 {
   alignas(1024) unsigned char q[Cfg::kQBytes];
   alignas(1024) unsigned char k[Cfg::kStages][Cfg::kKvBytes];
   alignas(1024) unsigned char v[Cfg::kStages][Cfg::kKvBytes];
+  int2 spans[Cfg::kStages][kSmemSpans][Cfg::kBc];  // of PARTIAL tiles; with K, released with K
   KeyTile tiles[Cfg::kStages];
   WorkSlot work[kSlots];
   u64 q_full, q_empty;

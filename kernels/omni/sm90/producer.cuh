@@ -13,17 +13,18 @@ struct Producer {
   Smem& smem;
   RingIndex<Cfg::kStages> k_ring, v_ring;
   RingIndex<Smem::kSlots> slot;
-  int q_parity = 1;  // Q's buffer is empty at first
-  int batch, head;   // of the work item
+  int q_parity = 1;               // Q's buffer is empty at first
+  int block_row, batch, kv_head;  // of the work item
 
   __device__ __forceinline__ Producer(AttnParamsSm90 const& params, Smem& memory) : args(params), smem(memory) {}
 
   // The copies of one operand's panels; the barrier expects whole boxes, also where they reach past the tensor.
+  // more_bytes: what else comes on the same barrier.
   template <int kRows>
   __device__ __forceinline__ void load(
-      unsigned char* s_tile, TensorMap const* map, u64* full, int token, int map_head) {
+      unsigned char* s_tile, TensorMap const* map, u64* full, int token, int map_head, int more_bytes = 0) {
     constexpr int kPanelBytes = kRows * Cfg::kRowBytes;
-    mbarrier_expect_tx(smem_address(full), Cfg::kPanels * kPanelBytes);
+    mbarrier_expect_tx(smem_address(full), Cfg::kPanels * kPanelBytes + more_bytes);
 #pragma unroll
     for (int panel = 0; panel < Cfg::kPanels; ++panel) {
       tma_load_4d(smem_address(s_tile) + panel * kPanelBytes, map, smem_address(full), 64 * panel, token, map_head, batch);
@@ -33,13 +34,22 @@ struct Producer {
   __device__ __forceinline__ void load_k(KeyTile const& tile) {
     mbarrier_wait(smem_address(&smem.k_empty[k_ring.stage]), k_ring.parity ^ 1);
     smem.tiles[k_ring.stage] = tile;  // released to the consumers by the arrival below
-    load<Cfg::kBc>(smem.k[k_ring.stage], &args.k_map, &smem.k_full[k_ring.stage], tile.k0, head / args.p.group);
+    int const span_bytes = spans_travel(args.p, tile) ? Cfg::kBc * static_cast<int>(sizeof(int2)) : 0;
+    u64* const full = &smem.k_full[k_ring.stage];
+    load<Cfg::kBc>(smem.k[k_ring.stage], &args.k_map, full, tile.k0, kv_head, args.p.n_spans * span_bytes);
+    if (span_bytes != 0) {
+#pragma unroll 1
+      for (int i = 0; i < args.p.n_spans; ++i) {
+        int2 const* const g_spans = MaskView{args.p, block_row}.spans() + i * args.p.k_padded + tile.k0;
+        bulk_load(smem_address(smem.spans[k_ring.stage][i]), g_spans, span_bytes, smem_address(full));
+      }
+    }
     k_ring.next();
   }
 
   __device__ __forceinline__ void load_v(int k0) {
     mbarrier_wait(smem_address(&smem.v_empty[v_ring.stage]), v_ring.parity ^ 1);
-    load<Cfg::kBc>(smem.v[v_ring.stage], &args.v_map, &smem.v_full[v_ring.stage], k0, head / args.p.group);
+    load<Cfg::kBc>(smem.v[v_ring.stage], &args.v_map, &smem.v_full[v_ring.stage], k0, kv_head);
     v_ring.next();
   }
 
@@ -52,13 +62,15 @@ struct Producer {
 
   // K0 Q (K1 V0) (K2 V1) ... V(n-1): in the order in which the consumers need them.
   __device__ __forceinline__ void produce(WorkItem const& work, Visit& visit) {
+    block_row = work.block_row;
     batch = work.batch;
-    head = work.head;
+    kv_head = work.head / args.p.group;
     KeyTile tile = visit.take(args.p);
     load_k(tile);
     mbarrier_wait(smem_address(&smem.q_empty), q_parity);
     q_parity ^= 1;
-    load<Cfg::kBr>(smem.q, &args.q_map, &smem.q_full, first_query<Cfg::kBr>(args.p, work.block_row), head);
+    load<Cfg::kBr>(smem.q, &args.q_map, &smem.q_full, first_query<Cfg::kBr>(args.p, work.block_row), work.head);
+#pragma unroll 1
     while (visit.has_next()) {
       int const k0 = tile.k0;
       tile = visit.take(args.p);
@@ -74,6 +86,7 @@ struct Producer {
     prefetch_tensormap(&args.k_map);
     prefetch_tensormap(&args.v_map);
     int index = blockIdx.x;
+#pragma unroll 1
     while (index < args.work_items) {
       int const next = atomicAdd(args.counter, 1) + gridDim.x;
       WorkItem const work = work_item(args.p, index);

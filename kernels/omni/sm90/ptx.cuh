@@ -57,6 +57,13 @@ __device__ __forceinline__ void tma_load_4d(
       : "memory");
 }
 
+// `bytes` contiguous bytes, a multiple of 16, to shared memory; completes on the barrier.
+__device__ __forceinline__ void bulk_load(u32 s_target, void const* g_source, int bytes, u32 s_barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(s_target),
+               "l"(g_source), "r"(bytes), "r"(s_barrier)
+               : "memory");
+}
+
 // Makes this thread's ordinary writes to shared memory visible to the tensor cores and the copy engine.
 __device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
