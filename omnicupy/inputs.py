@@ -55,6 +55,8 @@ def make(case: Case, masks: Sequence[Mask], xp: Any) -> Inputs:
         for batch in range(kv_batch):
             dead = np.flatnonzero(masks[batch % len(masks)].dead_keys())
             for first, pattern in ((0, NAN_BITS), (1, INF_BITS)):
+                if len(dead) <= first:
+                    continue
                 chosen = xp.asarray(dead[first::2])
                 k[batch][:, chosen] = pattern[case.dtype]
                 v[batch][:, chosen] = pattern[case.dtype]

@@ -58,12 +58,17 @@ class Target:
         return list(found)
 
 
-def run(chosen: Sequence[Case], target: Target, track: Track = silent) -> list[Outcome]:
-    """Every case through every kernel. Raises BrokenDeviceError where one makes the device unusable."""
+def run(chosen: Sequence[Case], target: Target, track: Track = silent) -> tuple[list[Outcome], bool]:
+    """Every case through every kernel. False beside the outcomes: one made the device unusable, the run
+    ended.
+    """
     found: list[Outcome] = []
-    for case in track(chosen, "GPU kernels", len(chosen)):
-        found.extend(run_case(case, target))
-    return found
+    try:
+        for case in track(chosen, "GPU kernels", len(chosen)):
+            found.extend(run_case(case, target))
+    except BrokenDeviceError as error:
+        return [*found, error.outcome], False
+    return found, True
 
 
 def run_case(case: Case, target: Target) -> Iterator[Outcome]:
@@ -106,9 +111,9 @@ def _failed(case: Case, variant: Variant, error: Exception) -> Outcome:
     try:
         cupy.cuda.Device().synchronize()
     except cupy.cuda.runtime.CUDARuntimeError as fatal:
-        raise BrokenDeviceError(
-            f"{variant.name}: {case.id}: {text}; the device is unusable ({fatal})"
-        ) from error
+        text = f"{text}; the device is unusable for this process ({fatal})"
+        broken = Outcome(case, variant.name, variant.spec.source, float("inf"), text)
+        raise BrokenDeviceError(broken) from error
     return Outcome(case, variant.name, variant.spec.source, float("inf"), text)
 
 

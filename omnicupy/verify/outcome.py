@@ -33,4 +33,10 @@ class Outcome:
 
 
 class BrokenDeviceError(RuntimeError):
-    """A kernel left the device unusable for this process; nothing after it can be run."""
+    """A kernel left the device unusable for this process: nothing after it can run. outcome: of the
+    culprit.
+    """
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(str(outcome))
+        self.outcome = outcome

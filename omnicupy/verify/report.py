@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ def lines(outcomes: Iterable[Outcome], timings: Iterable[Timed] = ()) -> list[di
             "kernel": kernel,
             "cases": group,
             "count": len(members),
-            "ratio": max(one.ratio for one in members),
+            "ratio": _finite(max(one.ratio for one in members)),
             "result": _result(members),
         }
         for (kernel, group), members in groups.items()
@@ -34,7 +35,7 @@ def lines(outcomes: Iterable[Outcome], timings: Iterable[Timed] = ()) -> list[di
                 "kernel": timed.kernel,
                 "cases": timed.workload,
                 "count": 1,
-                "ratio": timed.error,
+                "ratio": None if timed.error is None else _finite(timed.error),
                 "result": "PASS" if timed.passed else "FAIL",
                 "ms": timed.ms,
                 "tflops": timed.tflops,
@@ -43,6 +44,11 @@ def lines(outcomes: Iterable[Outcome], timings: Iterable[Timed] = ()) -> list[di
             }
         )
     return sorted(found, key=lambda line: (line["kernel"] != "naive", line["kernel"], "ms" in line))
+
+
+def _finite(ratio: float) -> float | str:
+    """JSON has no infinity."""
+    return ratio if math.isfinite(ratio) else str(ratio)
 
 
 def _result(members: Sequence[Outcome]) -> str:
@@ -72,7 +78,7 @@ def _cells(line: dict[str, Any]) -> tuple[str, ...]:
         line["kernel"],
         line["cases"],
         str(line["count"]),
-        "" if ratio is None else f"{ratio:.3f}",
+        ratio if isinstance(ratio, str) else _number(ratio, ".3f"),
         line["result"],
         _number(line.get("ms"), ".3f"),
         _number(line.get("tflops"), ".1f"),

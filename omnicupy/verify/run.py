@@ -148,8 +148,8 @@ def _on_gpu(settings: Settings, track: Track) -> Report:
             found.compiled = [
                 one for one in compile_all(specs, track) if one.spec in selected or not one.registers
             ]
-        found.outcomes = on_gpu.run(cases, target, track)
-        if settings.timing:
+        found.outcomes, usable = on_gpu.run(cases, target, track)
+        if settings.timing and usable:
             found.timings = timed.run(target, track)
         if settings.attest and found.passed:
             attested = {

@@ -1,0 +1,136 @@
+"""The attestation of the repository, and the digests that it stands on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from omnicupy import attest, tune
+from omnicupy.cases import BASE
+from omnicupy.spec import AttnSpec
+from omnicupy.verify.outcome import Outcome
+
+FILE = Path(__file__).parent / "attestation.json"
+HEADER = {"device": "H100", "compute_capability": "90", "driver": "1", "commit": "abc"}
+SM80 = "attention_fwd_sm80.cu"
+
+
+@pytest.mark.parametrize("name", sorted(attest.selected()))
+def test_every_kernel_that_tune_selects_was_verified_on_a_gpu(name: str) -> None:
+    problem = attest.stale(FILE).get(name)
+    assert problem is None, (
+        f"{name}: {problem}. Run `python cli.py verify --attest tests/attestation.json` on a GPU, "
+        "or take its rows out of tune.py"
+    )
+
+
+def test_sources_are_those_of_the_specs() -> None:
+    shapes = {
+        "naive": {"arch": "sm_80", "br": 64, "warps": 4},
+        "sm80": {"arch": "sm_80", "br": 64, "warps": 4},
+        "sm90": {"arch": "sm_90a", "br": 64, "warps": 8},
+    }
+    for name, kernel in attest.sources().items():
+        spec = AttnSpec(kernel=kernel, dtype="float16", head_dim=64, bc=64, **shapes[kernel])  # type: ignore[arg-type]
+        assert spec.source == name
+
+
+def test_comments_and_white_space_do_not_count_in_cuda() -> None:
+    plain = attest.stripped(b'int a = 1;\nasm("x // y" : : "r"(a));')
+    assert attest.stripped(b'// why\nint  a=1; /* two\nlines */ asm("x // y"::"r"(a)); // end') == plain
+    assert attest.stripped(b'int a = 1;\nasm("x //  y" : : "r"(a));') != plain
+    assert attest.stripped(b"int a = 2;") != attest.stripped(b"int a = 1;")
+
+
+def test_docstrings_and_comments_do_not_count_in_python() -> None:
+    plain = attest.tree("class A:\n    def f(self):\n        return 1\n")
+    documented = (
+        '"""M."""\nclass A:\n    """C."""\n    def f(self):  # why\n        """F."""\n        return 1\n'
+    )
+    assert attest.tree(documented) == plain
+    assert attest.tree("class A:\n    def f(self):\n        return 2\n") != plain
+    assert attest.tree('x = """M."""') != attest.tree('x = ""')
+
+
+def test_layout_names_types_and_offsets() -> None:
+    one = np.dtype([("a", "<u8"), ("b", "<i4", (3,))], align=True)
+    other = np.dtype([("a", "<u8"), ("b", "<i4", (2,)), ("c", "<i4")], align=True)
+    assert attest.layout(one) != attest.layout(other)
+    assert "('b', " in attest.layout(one)
+    assert attest.layout(one).endswith(str(one.itemsize))
+
+
+def test_digest_follows_the_rows_of_tune(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {name: attest.digest(name) for name in attest.sources()}
+    assert len(set(before.values())) == len(before)
+    monkeypatch.setattr(tune, "TABLE", tune.TABLE[:-1])
+    assert attest.digest(SM80) != before[SM80]
+    assert attest.digest("attention_naive.cu") == before["attention_naive.cu"]
+
+
+def _outcomes(ratio: float = 0.5, **changes: str) -> list[Outcome]:
+    case = replace(BASE, group="heads")
+    return [
+        Outcome(case, "naive", "attention_naive.cu", ratio),
+        Outcome(case, "sm80 stages 1", SM80, ratio / 2),
+        Outcome(case, "sm80 stages 2", SM80, ratio, **changes),
+    ]
+
+
+def test_entries_hold_the_worst_ratio_of_each_case(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "attestation.json"
+    attest.write(path, HEADER, _outcomes(), "13.0")
+    content = json.loads(path.read_text())
+    assert content["nvrtc"] == {"13.0": {"attention_naive.cu": 1, SM80: 1}}
+    assert content["kernels"][SM80] == {
+        "digest": attest.digest(SM80),
+        "kernels": ["sm80 stages 1", "sm80 stages 2"],
+        "cases": {BASE.id: 0.5},
+    }
+
+
+def test_a_second_nvrtc_is_added_to_the_same_sources(tmp_path: Path) -> None:
+    path = tmp_path / "attestation.json"
+    attest.write(path, HEADER, _outcomes(0.5), "13.0")
+    attest.write(path, HEADER, _outcomes(0.25), "12.9")
+    content = json.loads(path.read_text())
+    assert set(content["nvrtc"]) == {"12.9", "13.0"}
+    assert content["kernels"][SM80]["cases"] == {BASE.id: 0.5}
+    old = json.loads(path.read_text())
+    old["kernels"][SM80]["digest"] = "another"
+    path.write_text(json.dumps(old))
+    attest.write(path, HEADER, _outcomes(0.25), "12.9")
+    assert set(json.loads(path.read_text())["nvrtc"]) == {"12.9"}
+
+
+@pytest.mark.parametrize("changes", [{"problem": "NaN"}, {"skipped": "skipped: memory"}])
+def test_nothing_is_written_when_a_case_failed_or_was_skipped(
+    tmp_path: Path, changes: dict[str, str]
+) -> None:
+    path = tmp_path / "attestation.json"
+    with pytest.raises(ValueError, match="attest: every case must have passed, but sm80 stages 2: d64"):
+        attest.write(path, HEADER, _outcomes(**changes), "13.0")
+    assert not path.exists()
+
+
+def test_stale_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "attestation.json"
+    assert attest.stale(path)[SM80] == f"{path} is missing or unreadable"
+    path.write_text("{")
+    assert attest.stale(path)[SM80] == f"{path} is missing or unreadable"
+    attest.write(path, HEADER, _outcomes(), "13.0")
+    assert attest.stale(path)[SM80].startswith("the cases are other ones: ")
+    assert attest.stale(path)["attention_fwd_sm90.cu"] == "no entry"
+    monkeypatch.setattr(attest, "planned_ids", lambda kernel: {BASE.id})
+    assert set(attest.stale(path)) == {"attention_fwd_sm90.cu"}
+    content = json.loads(path.read_text())
+    content["kernels"][SM80]["cases"][BASE.id] = 1.5
+    path.write_text(json.dumps(content))
+    assert attest.stale(path)[SM80] == "a case is over its budget"
+    content["kernels"][SM80]["digest"] = "0"
+    path.write_text(json.dumps(content))
+    assert attest.stale(path)[SM80].startswith("the digest is another one")
