@@ -137,7 +137,7 @@ __device__ __forceinline__ void attend_row(AttnParams const& p, float* s_memory)
 
 static_assert(sizeof(omni::AttnParams) == OMNI_PARAMS_BYTES, "launch.py and params.cuh disagree");
 
-extern "C" __global__ void __launch_bounds__(omni::kThreads) attention_naive(const __grid_constant__ omni::AttnParams p) {
+extern "C" __global__ void __launch_bounds__(omni::kThreads, 1) attention_naive(const __grid_constant__ omni::AttnParams p) {
   extern __shared__ float s_memory[];
   omni::attend_row(p, s_memory);
 }

@@ -43,9 +43,10 @@ def _fields() -> list[tuple[str, str, tuple[int, ...]]]:
 
 
 def _with_maps() -> np.dtype[np.void]:
-    """AttnParamsSm90: three tensor maps, then AttnParams; the maps' alignment rounds the size up."""
+    """AttnParamsSm90: three tensor maps, AttnParams, the work counters; the maps' alignment rounds the size up."""
     maps = [(name, "<u8", (_MAP_BYTES // 8,)) for name in _MAPS]
-    tight = np.dtype([*maps, *_fields()], align=True)
+    work = [("counter", "<u8", ()), ("work_items", "<i4", ())]
+    tight = np.dtype([*maps, *_fields(), *work], align=True)
     fields = dict(tight.fields or {})
     return np.dtype(
         {

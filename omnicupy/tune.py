@@ -12,6 +12,7 @@ from omnicupy.errors import UnsupportedError
 from omnicupy.masks import Mask
 from omnicupy.spec import DTYPES, MAX_HEAD_DIM, AttnSpec, round_up
 
+HOPPER = ("sm_90",)
 ARCHES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
 
@@ -33,13 +34,14 @@ class Row:
     kernel: str = "sm80"
     shape: str = "any"
     mask: str = "any"
+    ping_pong: bool = True
     archs: tuple[str, ...] = ARCHES
     dtypes: tuple[str, ...] = DTYPES
 
     def spec(self, arch: str, dtype: str, head_dim: int) -> AttnSpec:
         """The variant for an architecture, dtype and kernel head_dim. Raises ValueError if it is illegal."""
         return AttnSpec(
-            arch=arch,
+            arch="sm_90a" if self.kernel == "sm90" else arch,
             kernel=self.kernel,
             dtype=dtype,
             head_dim=head_dim,
@@ -48,6 +50,7 @@ class Row:
             stages=self.stages,
             warps=self.warps,
             share_kv=self.share_kv,
+            ping_pong=self.ping_pong,
         )
 
     def serves(self, arch: str, dtype: str, head_dim: int) -> bool:
@@ -57,6 +60,10 @@ class Row:
 
 
 TABLE = (
+    Row(kernel="sm90", head_dims=(16, 64), br=192, bc=96, stages=3, warps=16, archs=HOPPER),
+    Row(kernel="sm90", head_dims=(80, 128), br=128, bc=128, stages=2, warps=12, archs=HOPPER),
+    Row(kernel="sm90", head_dims=(144, 192), br=128, bc=96, stages=2, warps=12, archs=HOPPER),
+    Row(kernel="sm90", head_dims=(208, 256), br=128, bc=64, stages=2, warps=12, archs=HOPPER),
     Row(head_dims=(16, 128), shape="small", br=64, bc=64),
     Row(head_dims=(16, 64), br=128, bc=64),
     Row(head_dims=(80, 128), br=128, bc=64, archs=("sm_90",)),
@@ -90,13 +97,21 @@ def runs_on(arch: str, major: int, minor: int) -> bool:
     return number // 10 == major and number <= 10 * major + minor
 
 
-def pick(arch: str, problem: Problem, masks: Sequence[Mask], sm_count: int) -> AttnSpec:
+def pick(
+    arch: str, problem: Problem, masks: Sequence[Mask], sm_count: int, *, mappable: bool = True
+) -> AttnSpec:
     """The variant for a call: `masks` as from check.masks_of, `sm_count` multiprocessors on the device.
+
+    mappable: a tensor map can hold q, k and v, as kernel sm90 needs; where not, kernel sm80 serves.
 
     Raises UnsupportedError when no row serves the architecture, dtype and head_dim.
     """
     head_dim = round_up(problem.head_dim, 16)
-    rows = [row for row in TABLE if row.serves(arch, problem.dtype, head_dim)]
+    rows = [
+        row
+        for row in TABLE
+        if row.serves(arch, problem.dtype, head_dim) and (mappable or row.kernel != "sm90")
+    ]
     if any(row.mask != "any" for row in rows):
         mask = _mask_class(masks)
         rows = [row for row in rows if row.mask in ("any", mask)]

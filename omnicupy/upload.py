@@ -48,7 +48,7 @@ class DeviceBlocks:
         self._uploaded = cupy.cuda.Event(disable_timing=True)
         self._uploaded.record(self.home)
         self._arrived = False
-        self._home = _identity(self.home)
+        self._home = identity(self.home)
         self.sizes = packed.without_buffer()
         self.pointers = {name: self._buffer.data.ptr + offset for name, offset in packed.offsets.items()}
 
@@ -59,31 +59,31 @@ class DeviceBlocks:
 
     def use(self, stream: Any) -> None:
         """Order `stream` (of this device) after the copy, and the copy's end after the work of `stream`."""
-        identity = stream.ptr
-        if identity == self._home:
+        handle = stream.ptr
+        if handle == self._home:
             return
-        if identity == _PER_THREAD_STREAM and (identity := _identity(stream)) == self._home:
+        if handle == _PER_THREAD_STREAM and (handle := identity(stream)) == self._home:
             return
         if not self._arrived:
             if self._uploaded.done:
                 self._arrived = True
             else:
                 stream.wait_event(self._uploaded)
-        if identity not in self._users:
+        if handle not in self._users:
             if len(self._users) >= MAX_USERS:
                 self.join()
-            self._users[identity] = stream  # kept: a destroyed stream could not be waited for
+            self._users[handle] = stream  # kept: a destroyed stream could not be waited for
 
     def join(self) -> None:
         """Make the allocating stream wait for the work of every other stream that used the copy."""
         users, self._users = self._users, {}
         goal = self.home
-        through_legacy = any(identity < 0 for identity in (self._home, *users))
+        through_legacy = any(handle < 0 for handle in (self._home, *users))
         if through_legacy:
             # Another thread's stream cannot be named from here; the legacy stream is ordered with them all.
             goal = cupy.cuda.ExternalStream(_LEGACY_STREAM, self.device)
-        for identity, stream in users.items():
-            if identity >= 0:
+        for handle, stream in users.items():
+            if handle >= 0:
                 _wait(goal, stream)
         if through_legacy and self._home >= 0:
             _wait(self.home, goal)
@@ -166,7 +166,7 @@ def _wait(waiter: Any, stream: Any) -> None:
     waiter.wait_event(event)
 
 
-def _identity(stream: Any) -> int:
+def identity(stream: Any) -> int:
     """A number for the stream: its handle, or minus the thread's id for the per-thread stream."""
     handle = int(stream.ptr)
     return -threading.get_ident() if handle == _PER_THREAD_STREAM else handle

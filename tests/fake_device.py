@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from omnicupy import launch, upload
+from omnicupy import counters, launch, plan, upload
 from omnicupy.loading import DeviceInfo, Kernel
 from omnicupy.params import PARAMS
 from omnicupy.spec import AttnSpec
@@ -98,6 +98,14 @@ class Device:
         return Kernel(None, function)
 
 
+COUNTER = 1 << 16
+
+
+def _tensor_map(pointer: int, shape: Any, strides: Any, dtype: str, rows: int) -> bytes:
+    """Tells what it was made of, in the 128 bytes of a map."""
+    return np.array([pointer, *shape, *strides, rows] + [0] * 6, np.uint64).tobytes()
+
+
 def install(monkeypatch: pytest.MonkeyPatch) -> Device:
     """Replace what launch.py and upload.py use of CuPy. Two devices: an H100 and a small older one."""
     fake = Device()
@@ -134,10 +142,13 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Device:
 
     Cupy.asarray = staticmethod(asarray)  # type: ignore[attr-defined]
     Event.done, Event.made = False, []
-    for module in (launch, upload):
+    for module in (launch, plan, upload):
         monkeypatch.setattr(module, "cupy", Cupy)
     monkeypatch.setattr(launch, "_runtime", Runtime)
-    monkeypatch.setattr(launch, "_current_stream", Cuda.get_current_stream)
+    monkeypatch.setattr(plan, "_current_stream", Cuda.get_current_stream)
+    monkeypatch.setattr(plan, "tensor_map", _tensor_map)
+    monkeypatch.setattr(counters, "prepare", lambda device: None)
+    monkeypatch.setattr(counters, "address", lambda device, stream: COUNTER)
     monkeypatch.setattr(launch, "device_info", infos.__getitem__)
     monkeypatch.setattr(launch, "kernel", fake.kernel)
     monkeypatch.setattr(launch, "_unmasked", {})

@@ -129,8 +129,10 @@ def test_gpu_run_reports_every_kernel(gpu: Any) -> None:
 def test_gpu_run_filters_kernels(gpu: Any) -> None:
     found = run.verify(Settings(cases=(SMALL,), sweep=0, timing=False, kernels=("naive",)))
     assert {outcome.kernel for outcome in found.outcomes} == {"naive"}
-    with pytest.raises(ValueError, match="no case and kernel is left"):
+    with pytest.raises(ValueError, match="verify: no case's id holds nothing; widen --case"):
         run.verify(Settings(cases=("nothing",), sweep=0))
+    with pytest.raises(ValueError, match="verify: no kernel's name holds none; widen --kernel"):
+        run.verify(Settings(kernels=("none",), sweep=0))
 
 
 def test_gpu_failures_are_counted_and_the_run_goes_on(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:

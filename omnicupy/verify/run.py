@@ -107,8 +107,14 @@ def verify(settings: Settings, track: Track = silent) -> Report:
 
 
 def chosen_cases(settings: Settings, listed: Sequence[Case]) -> list[Case]:
-    """The listed cases whose id holds one of the settings' parts; all of them without parts."""
-    return [case for case in listed if not settings.cases or any(part in case.id for part in settings.cases)]
+    """The listed cases whose id holds one of the settings' parts; all of them without parts.
+
+    Raises ValueError when none is left.
+    """
+    found = [case for case in listed if not settings.cases or any(part in case.id for part in settings.cases)]
+    if not found:
+        raise ValueError(f"verify: no case's id holds {' or '.join(settings.cases)}; widen --case")
+    return found
 
 
 def _on_cpu(settings: Settings, track: Track) -> Report:
@@ -139,7 +145,9 @@ def _on_gpu(settings: Settings, track: Track) -> Report:
         cases = gpu_cases(settings)
         specs = target.specs(cases)
         if not specs:
-            raise ValueError("verify: no case and kernel is left; widen --case and --kernel")
+            raise ValueError(
+                f"verify: no kernel's name holds {' or '.join(settings.kernels)}; widen --kernel"
+            )
         version = ".".join(map(str, cache.entry(specs[0]).nvrtc))
         found = Report(f"GPU kernels for {target.arch}", header(version))
         selected = set(tune.rows())
