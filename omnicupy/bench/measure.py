@@ -173,16 +173,10 @@ def _ours(
 
 
 def _theirs(peer: Peer) -> tuple[_System, Callable[[], Any]]:
-    torch = flex.library("torch")
-
-    def call() -> Any:
-        with torch.no_grad():
-            return peer.call()
-
-    known = {"first_call_s": round(peer.first_call_s, 3)}
+    known: dict[str, Any] = {"first_call_s": round(peer.first_call_s, 3)}
     if peer.build_ms is not None:
         known["build_ms"] = round(peer.build_ms, 3)
-    return _System(call, known), lambda: as_cupy(peer.output())
+    return _System(peer.call, known), lambda: as_cupy(peer.output())
 
 
 def _timed(session: Session, workload: Workload, mask: Mask, ready: dict[str, _System]) -> None:

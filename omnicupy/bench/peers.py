@@ -189,6 +189,8 @@ def prepare(name: str, shared: Shared, limit_s: float = COMPILE_LIMIT_S) -> Peer
             peer = SYSTEMS[name](shared)
         except ImportError as error:
             raise MissingError(f"missing: {error}") from error
+        # As a decorator, because every later call runs without gradients too: another mode recompiles.
+        peer.call, peer.output = torch.no_grad()(peer.call), torch.no_grad()(peer.output)
         begin = time.perf_counter()
         peer.call()
         torch.cuda.synchronize()

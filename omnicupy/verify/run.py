@@ -150,7 +150,7 @@ def _on_gpu(settings: Settings, track: Track) -> Report:
             )
         version = ".".join(map(str, cache.entry(specs[0]).nvrtc))
         found = Report(f"GPU kernels for {target.arch}", header(version))
-        selected = set(tune.rows())
+        selected = set(every_spec())
         if not settings.cubins:
             specs += [spec for spec in every_spec() if spec.arch == target.arch] if settings.all_specs else []
             found.compiled = [
