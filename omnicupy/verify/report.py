@@ -19,7 +19,7 @@ def lines(outcomes: Iterable[Outcome], timings: Iterable[Timed] = ()) -> list[di
     groups: dict[tuple[str, str], list[Outcome]] = {}
     for outcome in outcomes:
         groups.setdefault((outcome.kernel, outcome.case.group), []).append(outcome)
-    found = [
+    found: list[dict[str, Any]] = [
         {
             "kernel": kernel,
             "cases": group,
