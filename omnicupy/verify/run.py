@@ -152,7 +152,8 @@ def _on_gpu(settings: Settings, track: Track) -> Report:
         found = Report(f"GPU kernels for {target.arch}", header(version))
         selected = set(every_spec())
         if not settings.cubins:
-            specs += [spec for spec in every_spec() if spec.arch == target.arch] if settings.all_specs else []
+            if settings.all_specs:
+                specs += [spec for spec in every_spec() if spec.arch.rstrip("a") == target.arch]
             found.compiled = [
                 one for one in compile_all(specs, track) if one.spec in selected or not one.registers
             ]

@@ -48,12 +48,11 @@ def variants(case: Case, masks: Sequence[Mask], arch: str, sm_count: int) -> lis
     found = {spec: Variant(name, spec) for spec, name in reversed(named)}
     head_dim = round_up(case.head_dim, 16)
     for row in tune.TABLE:
-        for target in (arch, f"{arch}a"):
-            if row.serves(target, case.dtype, head_dim) and serves(row.kernel, case):
-                spec = row.spec(target, case.dtype, head_dim)
-                name = f"{spec.kernel} {spec.br}x{spec.bc} stages {spec.stages} warps {spec.warps}"
-                found.setdefault(spec, Variant(name, spec))
-    picked = tune.pick(arch, problem_of(case), masks, sm_count)
+        if row.serves(arch, case.dtype, head_dim) and serves(row.kernel, case):
+            spec = row.spec(arch, case.dtype, head_dim)
+            name = f"{spec.kernel} {spec.br}x{spec.bc} stages {spec.stages} warps {spec.warps}"
+            found.setdefault(spec, Variant(name, spec))
+    picked = tune.pick(arch, problem_of(case), masks, sm_count, mappable=serves("sm90", case))
     ordered = sorted(found.values(), key=lambda variant: (variant.name != "naive", variant.name))
     return [*ordered, Variant(DEFAULT, picked, explicit=False)]
 
