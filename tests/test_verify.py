@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from omnicupy.verify import compiling, on_cpu, on_gpu, report, run, special, tim
 from omnicupy.verify.outcome import Outcome
 from omnicupy.verify.run import Settings
 from omnicupy.verify.variants import DEFAULT, ladder, serves, variants
+from omnicupy.verify.watchdog import Watchdog
 from omnicupy.workloads import Workload
 
 SMALL = "d64-bf16-segments-q333k333-h2g1"
@@ -261,3 +263,20 @@ def test_every_spec_is_the_product_of_the_table() -> None:
     specs = list(compiling.every_spec())
     assert len(specs) == len(set(specs))
     assert set(tune.rows()) <= set(specs)
+
+
+def test_a_hanging_kernel_is_named() -> None:
+    said: list[str] = []
+    with Watchdog(0.02, said.append) as watchdog:
+        watchdog.step("sm80: slow case")
+        deadline = time.monotonic() + 5
+        while not said and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert said == ["FAIL  sm80: slow case: still running after 0 s; the process ends here"]
+
+
+def test_a_run_that_moves_on_is_left_alone() -> None:
+    said: list[str] = []
+    with Watchdog(30, said.append) as watchdog:
+        watchdog.step("quick")
+    assert said == []

@@ -17,8 +17,10 @@ from omnicupy.verify.compiling import Track, silent
 from omnicupy.verify.outcome import BrokenDeviceError, Outcome
 from omnicupy.verify.special import SPECIAL
 from omnicupy.verify.variants import Variant, variants
+from omnicupy.verify.watchdog import Watchdog
 
 REPEATS = 10
+HANG_S = 60.0  # far above the slowest case on the slowest kernel
 NAIVE_REPEATS = 2  # one thread block a row: there is nothing whose order could change
 
 
@@ -64,17 +66,21 @@ def run(chosen: Sequence[Case], target: Target, track: Track = silent) -> tuple[
     """
     found: list[Outcome] = []
     try:
-        for case in track(chosen, "GPU kernels", len(chosen)):
-            found.extend(run_case(case, target))
+        with Watchdog(HANG_S) as watchdog:
+            for case in track(chosen, "GPU kernels", len(chosen)):
+                found.extend(run_case(case, target, watchdog.step))
     except BrokenDeviceError as error:
         return [*found, error.outcome], False
     return found, True
 
 
-def run_case(case: Case, target: Target) -> Iterator[Outcome]:
+def run_case(
+    case: Case, target: Target, step: Callable[[str], None] = lambda label: None
+) -> Iterator[Outcome]:
     """One case through every kernel of the target; its inputs and its reference are made once."""
     import cupy
 
+    step(f"reference: {case.id}")
     masks = case.masks()
     chosen = target.variants(case, masks)
     if not chosen:
@@ -86,6 +92,7 @@ def run_case(case: Case, target: Target) -> Iterator[Outcome]:
         yield from (_failed(case, variant, error) for variant in chosen)
         return
     for variant in chosen:
+        step(f"{variant.name}: {case.id}")
         try:
             ratio, problem = judge(variant)
             skipped = problem.startswith("skipped: ")
