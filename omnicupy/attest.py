@@ -30,10 +30,12 @@ from omnicupy.verify.variants import serves
 
 SCHEMA = 1
 LAUNCH_MODULES = (
+    "counters.py",
     "launch.py",
     "loading.py",
     "packing.py",
     "params.py",
+    "plan.py",
     "tma.py",
     "upload.py",
 )  # those that exist

@@ -66,7 +66,8 @@ def pack(blocks: Sequence[BlockMask]) -> Packed:
     diagonal = next((b.diagonal for b in blocks if (b.kinds == CAUSAL).any()), blocks[0].diagonal)
     blocks = [_on_diagonal(b, diagonal) for b in blocks]
     first = blocks[0]
-    batch, q_blocks, k_padded = len(blocks), first.q_blocks, round_up(round_up(first.k_len, first.bc), KEY_PAD)
+    batch, q_blocks = len(blocks), first.q_blocks
+    k_padded = round_up(round_up(first.k_len, first.bc), KEY_PAD)
     n_spans = max(0 if b.mask.intervals is None else len(b.mask.intervals[0]) for b in blocks)
     shapes: dict[str, tuple[int, ...]] = {
         "row_offsets": (batch * q_blocks + 1,),

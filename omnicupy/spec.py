@@ -38,7 +38,8 @@ def value_dim_of(head_dim: int) -> int:
 class AttnSpec:
     """One compiled variant. Equal specs are the same cubin; every field is part of the cache key.
 
-    arch: the CUDA target ("sm_80", ...).  kernel: "naive", "sm80" (mma.sync) or "sm90" (wgmma).  dtype: "float16" or "bfloat16".
+    arch: the CUDA target ("sm_80", ...).  kernel: "naive", "sm80" (mma.sync) or "sm90" (wgmma).  dtype: "float16"
+    or "bfloat16".
     head_dim: columns of Q and K in the kernel, a multiple of 16 (the tensors' head_dim rounded up).
     br, bc: tile height (queries) and width (keys), in tokens.  stages: K/V tiles in flight.  warps: warps a block.
     share_kv: one buffer holds K, then V (stages = 1 only).  swizzle: XOR-swizzled shared memory (False: plain
@@ -101,7 +102,9 @@ class AttnSpec:
                 f"{self.warps} warps), got {self.br}"
             )
         if self.share_kv and self.stages != 1:
-            raise ValueError(f"config: share_kv needs stages=1 (one buffer for K and V), got stages={self.stages}")
+            raise ValueError(
+                f"config: share_kv needs stages=1 (one buffer for K and V), got stages={self.stages}"
+            )
         if self.tiled and (self.share_kv or self.br != 16 * self.warps):
             raise ValueError(
                 f"config: head_dim {self.head_dim} is tiled (above {MAX_ONE_PIECE}): it needs share_kv=False and "
@@ -146,7 +149,8 @@ class AttnSpec:
     def smem_bytes(self) -> int:
         """Dynamic shared memory of one thread block, in bytes."""
         if self.kernel == "naive":
-            return 4 * (self.head_dim + self.bc + NAIVE_THREADS)  # the query row, one tile of scores, reductions
+            # the query row, one tile of scores, reductions
+            return 4 * (self.head_dim + self.bc + NAIVE_THREADS)
         if self.kernel == "sm90":  # panels of 64 columns; tile and work slots and barriers in the last KiB
             tiles = 128 * -(-self.head_dim // 64) * (self.br + 2 * self.stages * self.bc)
             return tiles + self.stages * self._span_bytes + 1024
@@ -187,5 +191,5 @@ class AttnSpec:
         }
 
     def __str__(self) -> str:
-        fields = asdict(self)
-        return " ".join([self.kernel, self.arch, *(f"{k}={v}" for k, v in fields.items() if k not in ("kernel", "arch"))])
+        others = (f"{k}={v}" for k, v in asdict(self).items() if k not in ("kernel", "arch"))
+        return " ".join([self.kernel, self.arch, *others])

@@ -20,14 +20,36 @@ def _problem(head_dim: int = 128, q_len: int = 8192, dtype: str = "bfloat16", he
 
 @pytest.mark.parametrize("arch", tune.ARCHES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_head_dim_has_a_row_for_short_and_long_problems(arch: str, dtype: str) -> None:
+@pytest.mark.parametrize("mappable", [True, False])
+def test_every_head_dim_has_a_row_for_short_and_long_problems(arch: str, dtype: str, mappable: bool) -> None:
     for head_dim in [*range(8, 257, 8), *range(264, 1025, 40), 1024]:
         for q_len in (1, 70, 8192):
-            spec = tune.pick(arch, _problem(head_dim, q_len, dtype), (oc.full(1),), H100_SMS)
-            assert (spec.arch, spec.dtype, spec.head_dim) == (arch, dtype, -(-head_dim // 16) * 16)
+            problem = _problem(head_dim, q_len, dtype)
+            spec = tune.pick(arch, problem, (oc.full(1),), H100_SMS, mappable=mappable)
+            assert (spec.dtype, spec.head_dim) == (dtype, -(-head_dim // 16) * 16)
+            assert spec.arch == ("sm_90a" if spec.kernel == "sm90" else arch)
+            assert spec.kernel == "sm80" or (mappable and arch == "sm_90")
 
 
-@pytest.mark.parametrize("row", tune.TABLE, ids=lambda row: f"d{row.head_dims[0]}-{row.head_dims[1]}-{row.shape}")
+@pytest.mark.parametrize("head_dim", [8, 64, 72, 80, 96, 128, 136, 192, 200, 256])
+def test_hopper_takes_its_own_kernel_for_long_problems(head_dim: int) -> None:
+    spec = tune.pick("sm_90", _problem(head_dim), (oc.full(1),), H100_SMS)
+    assert (spec.kernel, spec.arch) == ("sm90", "sm_90a")
+    for arch in set(tune.ARCHES) - {"sm_90"}:
+        assert tune.pick(arch, _problem(head_dim), (oc.full(1),), H100_SMS).kernel == "sm80"
+
+
+def test_hopper_leaves_to_sm80_what_its_kernel_cannot_do() -> None:
+    mask = (oc.full(1),)
+    assert tune.pick("sm_90", _problem(264), mask, H100_SMS).kernel == "sm80"
+    for head_dim in (64, 128, 256):
+        spec = tune.pick("sm_90", _problem(head_dim), mask, H100_SMS, mappable=False)
+        assert (spec.kernel, spec.arch) == ("sm80", "sm_90")
+
+
+@pytest.mark.parametrize(
+    "row", tune.TABLE, ids=lambda row: f"d{row.head_dims[0]}-{row.head_dims[1]}-{row.shape}"
+)
 def test_every_row_is_legal_where_it_serves(row: tune.Row) -> None:
     for arch in row.archs:
         for dtype in row.dtypes:
@@ -45,12 +67,28 @@ def test_rows_lists_each_variant_once() -> None:
             assert row.spec(arch, "float16", row.head_dims[1]) in specs
 
 
-def test_short_problems_fill_the_gpu() -> None:
+def _tiles(spec: AttnSpec, problem: Problem) -> int:
+    return problem.batch * problem.q_heads * -(-problem.q_len // spec.br) * spec.value_pieces
+
+
+@pytest.mark.parametrize("arch", tune.ARCHES)
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_short_problems_fill_the_gpu(arch: str, head_dim: int) -> None:
     mask = (oc.full(1),)
-    large = tune.pick("sm_90", _problem(q_len=8192), mask, H100_SMS)
-    small = tune.pick("sm_90", _problem(q_len=512), mask, H100_SMS)
-    assert large.br > small.br
-    assert tune.pick("sm_90", _problem(q_len=512), mask, 4) == large
+    large = tune.pick(arch, _problem(head_dim), mask, H100_SMS)
+    problem = _problem(head_dim, 512)
+    small = tune.pick(arch, problem, mask, H100_SMS)
+    assert _tiles(large, problem) < H100_SMS
+    assert (small.br, small.kernel, small.arch) == (64, "sm80", arch)
+    assert _tiles(small, problem) > _tiles(large, problem)
+    assert tune.pick(arch, problem, mask, _tiles(large, problem)) == large
+    assert tune.pick(arch, problem, mask, _tiles(large, problem) + 1) == small
+
+
+def test_without_a_small_row_short_problems_keep_their_kernel() -> None:
+    for head_dim in (144, 192, 256):
+        spec = tune.pick("sm_90", _problem(head_dim, 1), (oc.full(1),), H100_SMS)
+        assert spec.kernel == "sm90"
 
 
 def test_no_row_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,18 +99,19 @@ def test_no_row_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rows_for_dense_masks_serve_those_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    dense = tune.Row(head_dims=(16, 128), br=64, bc=128, mask="dense")
+    dense = tune.Row(head_dims=(16, 128), br=64, bc=96, mask="dense")
     monkeypatch.setattr(tune, "TABLE", (dense, *tune.TABLE))
     problem = _problem(q_len=300, heads=500)
 
-    def picked(*masks: Mask) -> AttnSpec:
-        return tune.pick("sm_90", problem, masks, H100_SMS)
+    def is_dense(*masks: Mask) -> bool:
+        return tune.pick("sm_90", problem, masks, H100_SMS) == dense.spec("sm_90", "bfloat16", 128)
 
-    for mask in (oc.full(300), oc.causal(300), oc.causal(300, 500), oc.causal(300).rows(20, 90)):
-        assert picked(mask).bc == 128
-    for mask in (oc.sliding_window(300, left=299 // 2), oc.random(300, 0), oc.causal(300, 280), ~oc.full(300)):
-        assert picked(mask).bc == (128 if mask == oc.causal(300, 280) else 64)
-    assert picked(oc.full(300), oc.random(300, 0)).bc == 64
+    for mask in (oc.full(300), oc.causal(300), oc.causal(300, 500), oc.causal(300, 280)):
+        assert is_dense(mask)
+    assert is_dense(oc.causal(300).rows(20, 90))
+    for mask in (oc.sliding_window(300, left=299 // 2), oc.random(300, 0), ~oc.full(300)):
+        assert not is_dense(mask)
+    assert not is_dense(oc.full(300), oc.random(300, 0))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,194 @@
+"""plan.py for the Hopper kernel: tensor maps, work counters, persistent grids, what falls to sm80."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fake_device
+import ml_dtypes
+import numpy as np
+import pytest
+from fake_device import ndarray
+
+import omnicupy as oc
+from omnicupy import plan, tune
+from omnicupy.check import Problem
+from omnicupy.errors import UnsupportedError
+from omnicupy.spec import AttnSpec
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+SPEC = AttnSpec(
+    arch="sm_90a", kernel="sm90", dtype="bfloat16", head_dim=128, br=128, bc=128, stages=2, warps=12
+)
+ROWS = {"q_map": SPEC.br, "k_map": SPEC.bc, "v_map": SPEC.bc}
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> fake_device.Device:
+    return fake_device.install(monkeypatch)
+
+
+def _inputs(q_len: int = 5000, heads: int = 8, kv_heads: int = 2) -> list[ndarray]:
+    shape = (2, kv_heads, q_len, 128)
+    return [ndarray((2, heads, q_len, 128), BF16), ndarray(shape, BF16), ndarray(shape, BF16)]
+
+
+def _map_fields(of: Any) -> dict[str, list[int]]:
+    """What fake_device's tensor maps say that they were made of."""
+    words = [int(word) for word in of.astype(np.int64)]
+    return {"pointer": words[:1], "shape": words[1:5], "strides": words[5:9], "rows": words[9:10]}
+
+
+def test_the_parameters_of_a_hopper_call(device: fake_device.Device) -> None:
+    q, k, v = _inputs()
+    out = oc.attention(q, k, v, oc.causal(5000))
+    (launched,), (spec,) = device.launches, device.kernels
+    assert (spec.kernel, spec.arch) == ("sm90", "sm_90a")
+    p = launched["params"]
+    for name, array, rows in (("q_map", q, spec.br), ("k_map", k, spec.bc), ("v_map", v, spec.bc)):
+        assert _map_fields(p[name]) == {
+            "pointer": [array.data.ptr],
+            "shape": list(array.shape),
+            "strides": list(array.strides),
+            "rows": [rows],
+        }
+    assert [int(p[name]) for name in ("q", "k", "v", "out", "lse")] == [
+        *(x.data.ptr for x in (q, k, v, out)),
+        0,
+    ]
+    assert p["counter"] == fake_device.COUNTER
+    assert p["work_items"] == 2 * 8 * -(-5000 // spec.br)
+    assert list(p["out_strides"]) == [stride // 2 for stride in out.strides[:3]]
+    assert launched["block"] == (spec.threads, 1, 1)
+    assert launched["smem"] == spec.smem_bytes
+
+
+@pytest.mark.parametrize(("q_len", "blocks"), [(5000, 132), (1280, 132), (1000, 128), (1, 16)])
+def test_a_persistent_grid_is_the_lesser_of_items_and_multiprocessors(
+    device: fake_device.Device, q_len: int, blocks: int
+) -> None:
+    oc.attention(*_inputs(q_len), config=SPEC)
+    assert device.launches[0]["grid"] == (blocks, 1, 1)
+    assert device.launches[0]["params"]["work_items"] == 16 * -(-q_len // 128)
+
+
+def test_work_items_beyond_a_launch_are_refused() -> None:
+    assert plan.grid_of(SPEC, Problem(1, 8, 8, 300, 300, 128, "bfloat16"), 132) == (24, 1, 1)
+    with pytest.raises(UnsupportedError) as error:
+        plan.grid_of(SPEC, Problem(2**24, 128, 8, 128, 300, 128, "bfloat16"), 132)
+    assert str(error.value) == "q: 2147483648 thread blocks exceed a launch's 2147483647; split the batch"
+
+
+def test_maps_are_made_for_new_addresses_and_reused(
+    device: fake_device.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def counting(pointer: int, *rest: Any) -> bytes:
+        made.append(pointer)
+        return fake_device._tensor_map(pointer, *rest)
+
+    monkeypatch.setattr(plan, "tensor_map", counting)
+    mask, first, second = oc.causal(5000), _inputs(), _inputs()
+    for arrays in (first, first, second, first, [first[0], *second[1:]]):
+        oc.attention(*arrays, mask)
+        p = device.launches[-1]["params"]
+        assert [int(p[name][0]) for name in ROWS] == [x.data.ptr for x in arrays]
+    assert len(device.kernels) == 1
+    assert made == [x.data.ptr for x in (*first, *second, first[0], *second[1:])]
+
+
+def test_a_plan_keeps_a_bounded_number_of_maps(
+    device: fake_device.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "MAX_MAPS", 3)
+    mask = oc.causal(5000)
+    for _ in range(8):
+        arrays = _inputs()
+        oc.attention(*arrays, mask)
+        assert device.launches[-1]["params"]["q_map"][0] == arrays[0].data.ptr
+    (kept,) = mask._device.values()
+    (only,) = kept.plans.values()
+    assert 1 <= len(only._maps) <= 3
+
+
+def test_the_counters_are_those_of_the_stream(
+    device: fake_device.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared: list[int] = []
+    monkeypatch.setattr(plan.counters, "prepare", prepared.append)
+    monkeypatch.setattr(plan.counters, "address", lambda of, stream: 4096 * (of + 1) + stream.ptr)
+    mask, arrays = oc.causal(5000), _inputs()
+    oc.attention(*arrays, mask)
+    device.streams[0] = fake_device.Stream(48)
+    oc.attention(*arrays, mask)
+    assert [int(launched["params"]["counter"]) for launched in device.launches] == [4096, 4144]
+    assert prepared == [0]
+
+
+def _zero_stride(array: ndarray, axis: int) -> ndarray:
+    strides = list(array.strides)
+    strides[axis] = 0
+    array.strides = tuple(strides)
+    return array
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("which", [1, 2])
+def test_arrays_that_no_map_holds_fall_to_sm80(device: fake_device.Device, which: int, axis: int) -> None:
+    arrays = _inputs()
+    strides = _zero_stride(arrays[which], axis).strides
+    oc.attention(*arrays)
+    assert (device.kernels[0].kernel, device.kernels[0].arch) == ("sm80", "sm_90")
+    name = "qkv"[which]
+    assert list(device.launches[0]["params"][f"{name}_strides"]) == [stride // 2 for stride in strides[:3]]
+
+
+def test_negative_strides_reach_the_sm80_kernel(device: fake_device.Device) -> None:
+    q, k, v = _inputs()
+    k.strides = (0, -k.strides[1], -k.strides[2], 2)
+    oc.attention(q, k, v)
+    assert device.kernels[0].kernel == "sm80"
+    assert list(device.launches[0]["params"]["k_strides"]) == [0, k.strides[1] // 2, -128]
+
+
+def test_a_stride_that_is_never_stepped_along_does_not_count(device: fake_device.Device) -> None:
+    arrays = _inputs(kv_heads=1)
+    for array in arrays[1:]:
+        _zero_stride(array, 1)
+    oc.attention(*arrays)
+    assert device.kernels[0].kernel == "sm90"
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_an_explicit_hopper_config_never_falls_back(device: fake_device.Device, which: int) -> None:
+    arrays = _inputs()
+    strides = (-arrays[which].strides[0], *arrays[which].strides[1:])
+    arrays[which].strides = strides
+    with pytest.raises(UnsupportedError) as error:
+        oc.attention(*arrays, config=SPEC)
+    assert str(error.value) == (
+        f"{'qkv'[which]}: kernel 'sm90' needs positive strides, got {strides} (bytes) for shape "
+        f"{arrays[which].shape}; copy the array or pass config=AttnSpec(kernel='sm80', ...)"
+    )
+    assert device.launches == []
+
+
+def test_an_explicit_sm80_config_overrides_the_table(device: fake_device.Device) -> None:
+    config = AttnSpec(arch="sm_90", kernel="sm80", dtype="bfloat16", head_dim=128, br=64, bc=64)
+    oc.attention(*_inputs(), config=config)
+    assert device.kernels == [config]
+
+
+def test_an_explicit_hopper_config_needs_hopper(device: fake_device.Device) -> None:
+    arrays = [ndarray(x.shape, BF16, 1) for x in _inputs()]
+    with pytest.raises(ValueError) as error:
+        oc.attention(*arrays, config=SPEC)
+    assert str(error.value) == (
+        "config: code for sm_90a does not run on this device (compute capability 8.6); use arch='sm_86'"
+    )
+
+
+def test_every_kernel_kind_has_a_plan() -> None:
+    assert plan.PLANS["sm90"] is plan.Sm90Plan
+    assert {row.kernel for row in tune.TABLE} <= set(plan.PLANS)
