@@ -75,7 +75,7 @@ def attention64(
     element. scale: None is 1/sqrt(D). Keys and values that some row sees must be finite.
     Returns out (B, Hq, Sq, D) and lse (B, Hq, Sq), float64; 0 and -inf for a row that sees no key.
     """
-    return _attention(q, k, v, mask, scale, np.dtype(np.float64), lambda weights: weights)
+    return _attention(q, k, v, mask, scale, dtype=np.dtype(np.float64), rounding=lambda weights: weights)
 
 
 def attention_emulated(
@@ -90,7 +90,11 @@ def attention_emulated(
     dtype = q.dtype
     wide = np.dtype(np.float64 if dtype == np.float64 else np.float32)
     xp = module_of(q)
-    out, lse = _attention(q, k, v, mask, scale, wide, lambda weights: widen(narrow(weights, dtype), wide, xp))
+
+    def rounding(weights: Array) -> Array:
+        return widen(narrow(weights, dtype), wide, xp)
+
+    out, lse = _attention(q, k, v, mask, scale, dtype=wide, rounding=rounding)
     return narrow(out, dtype), lse.astype(np.float32)
 
 
@@ -157,6 +161,7 @@ def _attention(
     v: Array,
     mask: Mask | Sequence[Mask],
     scale: float | None,
+    *,
     dtype: np.dtype[Any],
     rounding: Callable[[Array], Array],
 ) -> tuple[Array, Array]:
