@@ -72,19 +72,20 @@ __device__ __forceinline__ void add_tile(AttnParams const& p, Row& row, float* s
   if (peak == neg_inf()) return;
   float const correction = exp2_approx((row.peak - peak) * p.scale_log2);
   row.peak = peak;
-  row.sum *= correction;
+  float sum = 0.f;  // of the tile: shorter chains of additions round less
 #pragma unroll
   for (int i = 0; i < kOwned; ++i) row.out[i] *= correction;
   for (int c = 0; c < count; ++c) {
     if (s_scores[c] == neg_inf()) continue;  // not seen: its V row may hold anything
-    float const weight = exp2_approx((s_scores[c] - peak) * p.scale_log2);
-    row.sum += weight;
+    float const weight = exp2_approx(fmaf(s_scores[c], p.scale_log2, -(peak * p.scale_log2)));
+    sum += weight;
 #pragma unroll
     for (int i = 0; i < kOwned; ++i) {
       int const d = i * kThreads + threadIdx.x;
       if (d < p.head_dim) row.out[i] += weight * load16(g_v, c * p.v_strides[2] + d);
     }
   }
+  row.sum = row.sum * correction + sum;
 }
 
 __device__ __forceinline__ void store_row(AttnParams const& p, Row const& row, int batch, int head, int q) {
@@ -97,7 +98,7 @@ __device__ __forceinline__ void store_row(AttnParams const& p, Row const& row, i
     if (d < p.head_dim) g_out[d] = static_cast<unsigned short>(pack_pair<kBf16>(row.out[i] * inverse, 0.f));
   }
   if (p.lse != nullptr && threadIdx.x == 0) {
-    float const lse = row.sum == 0.f ? neg_inf() : row.peak * p.scale + log2_approx(row.sum) * 0.693147180559945309f;
+    float const lse = log_sum(row.peak, row.sum, p.scale, p.scale_log2);
     p.lse[(static_cast<i64>(batch) * p.q_heads + head) * p.q_len + q] = lse;
   }
 }

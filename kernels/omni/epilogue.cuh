@@ -50,7 +50,9 @@ __device__ __forceinline__ void store_output(
       int const q = row0 + Out::row(m, h);
       bool const write = q < p.q_len;
       store_row<kBf16>(out, m, h, softmax.inverse(m, h), g_out + 2 * q * p.out_strides[2], p.head_dim - column0, write);
-      if (write && p.lse != nullptr && column0 == 0 && lane_id() % 4 == 0) p.lse[lse0 + q] = softmax.lse(m, h, p.scale);
+      if (write && p.lse != nullptr && column0 == 0 && lane_id() % 4 == 0) {
+        p.lse[lse0 + q] = softmax.lse(m, h, p.scale, p.scale_log2);
+      }
     }
   }
 }

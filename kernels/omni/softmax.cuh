@@ -13,10 +13,13 @@ __device__ __forceinline__ float exp2_approx(float x) {
   return y;
 }
 
-__device__ __forceinline__ float log2_approx(float x) {
-  float y;
-  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
+// Natural logarithm of a row's sum of exponentials: `sum` of exp2(score * scale_log2 - round(peak * scale_log2)).
+// -inf for a row that saw no key. The rounding of the subtrahend, exact in `residue`, would show for large scores.
+__device__ __forceinline__ float log_sum(float peak, float sum, float scale, float scale_log2) {
+  constexpr float kLn2 = 0.693147180559945309f;
+  if (sum == 0.f) return neg_inf();
+  float const residue = fmaf(peak, scale_log2, -(peak * scale_log2));
+  return fmaf(peak, scale, fmaf(-residue, kLn2, logf(sum)));
 }
 
 template <int kM>
@@ -32,48 +35,52 @@ struct OnlineSoftmax {
     }
   }
 
-  // Turns scores into exp(scale * (score - max)) in place and leaves in `correction` the factor of everything
-  // accumulated before. A row that has seen no key yet keeps max = -inf, where max - max would be NaN: it uses 0.
+  // The new maximum of the rows (m, h): leaves in `correction` the factor of everything accumulated before and returns
+  // what is taken off the scaled scores. A row that has seen no key yet keeps max = -inf, where max - max would be
+  // NaN: it uses 0. Independent chains keep the comparisons from waiting for each other.
+  template <class Scores>
+  __device__ __forceinline__ float maximum(Scores const& scores, int m, int h, float& correction, float scale_log2) {
+    constexpr int kChains = kM == 1 ? 4 : 2;
+    float peak[kChains];
+#pragma unroll
+    for (int j = 0; j < Scores::kBlocks; ++j) {
+      float const pair = fmaxf(scores.x[m][4 * j + 2 * h], scores.x[m][4 * j + 2 * h + 1]);
+      float const before = j == 0 ? row_max[m][h] : peak[j % kChains];
+      peak[j % kChains] = j > 0 && j < kChains ? pair : fmaxf(pair, before);
+    }
+    float top = fmaxf(peak[0], peak[1]);
+    if constexpr (kChains == 4) top = fmaxf(top, fmaxf(peak[2], peak[3]));
+    top = quad_max(top);
+    float const used = top == neg_inf() ? 0.f : top;
+    correction = exp2_approx((row_max[m][h] - used) * scale_log2);  // exactly 1 where the maximum stands
+    row_max[m][h] = top;
+    row_sum[m][h] *= correction;
+    return used * scale_log2;
+  }
+
+  // Turns the scores of the rows (m, h) into exp(scale * (score - max)) in place and adds them up.
+  template <class Scores>
+  __device__ __forceinline__ void exponentiate(Scores& scores, int m, int h, float offset, float scale_log2) {
+#pragma unroll
+    for (int j = 0; j < Scores::kBlocks; ++j) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        float& score = scores.x[m][4 * j + 2 * h + e];
+        score = exp2_approx(fmaf(score, scale_log2, -offset));
+        row_sum[m][h] += score;
+      }
+    }
+  }
+
+  // Both steps for a whole tile, row by row: the comparisons of one row run under the exponentials of the row before.
   template <class Scores>
   __device__ __forceinline__ void update(Scores& scores, float (&correction)[kM][2], float scale_log2) {
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        float peak = row_max[m][h];
-#pragma unroll
-        for (int j = 0; j < Scores::kBlocks; ++j) {
-          peak = fmaxf(peak, fmaxf(scores.x[m][4 * j + 2 * h], scores.x[m][4 * j + 2 * h + 1]));
-        }
-        peak = quad_max(peak);
-        float const used = peak == neg_inf() ? 0.f : peak;
-        float const offset = used * scale_log2;
-        correction[m][h] = exp2_approx((row_max[m][h] - used) * scale_log2);
-        row_max[m][h] = peak;
-        float sum = row_sum[m][h] * correction[m][h];
-#pragma unroll
-        for (int j = 0; j < Scores::kBlocks; ++j) {
-#pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            float& score = scores.x[m][4 * j + 2 * h + e];
-            score = exp2_approx(fmaf(score, scale_log2, -offset));
-            sum += score;
-          }
-        }
-        row_sum[m][h] = sum;
+        exponentiate(scores, m, h, maximum(scores, m, h, correction[m][h], scale_log2), scale_log2);
       }
-    }
-  }
-
-  // Holds the exponentials in front of what follows: ptxas would move them behind a wait for the tensor cores, which
-  // they are meant to run beside, but not over an instruction with side effects that depends on their sums. It never
-  // runs: a sum is not negative.
-  __device__ __forceinline__ void finish_here() const {
-#pragma unroll
-    for (int m = 0; m < kM; ++m) {
-      asm volatile("{ .reg .pred p; setp.lt.f32 p, %0, 0f00000000; @p nanosleep.u32 1; }" ::"f"(
-                       fminf(row_sum[m][0], row_sum[m][1]))
-                   : "memory");
     }
   }
 
@@ -91,9 +98,8 @@ struct OnlineSoftmax {
     return row_sum[m][h] == 0.f ? 0.f : 1.f / row_sum[m][h];
   }
 
-  __device__ __forceinline__ float lse(int m, int h, float scale) const {
-    constexpr float kLn2 = 0.693147180559945309f;
-    return row_sum[m][h] == 0.f ? neg_inf() : row_max[m][h] * scale + log2_approx(row_sum[m][h]) * kLn2;
+  __device__ __forceinline__ float lse(int m, int h, float scale, float scale_log2) const {
+    return log_sum(row_max[m][h], row_sum[m][h], scale, scale_log2);
   }
 };
 

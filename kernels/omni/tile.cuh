@@ -29,6 +29,14 @@ struct RegTile {
       for (int i = 0; i < kN / 2; ++i) x[m][i] = value;
     }
   }
+
+  __device__ __forceinline__ void add(RegTile const& other) {
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+#pragma unroll
+      for (int i = 0; i < kN / 2; ++i) x[m][i] += other.x[m][i];
+    }
+  }
 };
 
 __device__ __forceinline__ float quad_max(float value) {

@@ -99,7 +99,10 @@ struct TiledMainloop {
     for (int chunk = 0; chunk < kChunks; ++chunk) {
       advance(tile, chunk, slot);
       u32 const s_slot = s_lane + slot * kSlotBytes;
-      add_scores<Cfg, kChunk>(scores, s_slot + row0 * ChunkTile::kPitchBytes, s_slot + kQBytes);
+      Scores part;  // the tensor cores truncate: long chains of their additions would drift
+      part.fill(0.f);
+      add_scores<Cfg, kChunk>(part, s_slot + row0 * ChunkTile::kPitchBytes, s_slot + kQBytes);
+      scores.add(part);
       slot = slot == kAhead ? 0 : slot + 1;
     }
     softmax_step<Cfg>(scores, out, softmax, mask, tile, row0, nullptr, p.scale_log2);

@@ -19,6 +19,7 @@ struct Consumer {
   using Smem = SmemSm90<Cfg>;
   using Scores = RegTile<1, Cfg::kBc>;
   using Out = RegTile<1, Cfg::kHeadDim>;
+  static constexpr int kBlocks = Scores::kBlocks;
 
   AttnParams const& p;
   Smem& smem;
@@ -82,20 +83,21 @@ struct Consumer {
     bar_sync<kDeadBarrier, 128 * Cfg::kConsumers>();
   }
 
-  // Scores of one tile to P, and the correction of what was accumulated. K, and the spans that came with it, are
-  // released as soon as they are read.
-  __device__ __forceinline__ void soften(Scores& scores, KeyTile const& tile, int block_row, float (&correction)[1][2]) {
+  // Masks one tile of scores. K, and the spans that came with it, are released as soon as they are read.
+  __device__ __forceinline__ void mask_scores(Scores& scores, KeyTile const& tile, int block_row) {
     if (tile.kind() != kFull) {
       mask_tile<Cfg::kBr>(scores, MaskView{p, block_row}, tile, row0, smem.spans[ring.stage][0]);
       __syncwarp();
     }
     release(smem.k_empty[ring.stage]);
-    softmax.update(scores, correction, p.scale_log2);
   }
 
-  __device__ __forceinline__ void pack(Scores const& scores) {
+  __device__ __forceinline__ void pack(Scores const& scores, int h) {
 #pragma unroll
-    for (int i = 0; i < Cfg::kBc / 4; ++i) pairs[i] = pack_pair<Cfg::kBf16>(scores.x[0][2 * i], scores.x[0][2 * i + 1]);
+    for (int j = 0; j < kBlocks; ++j) {
+      float const* x = &scores.x[0][4 * j + 2 * h];
+      pairs[2 * j + h] = pack_pair<Cfg::kBf16>(x[0], x[1]);
+    }
   }
 
   __device__ __forceinline__ void first_tile(KeyTile& tile, int block_row) {
@@ -109,8 +111,10 @@ struct Consumer {
     start_scores<Cfg>(scores, q_descriptor(), k_descriptor());
     wgmma_wait<0>();
     pin_registers(scores.x[0]);
-    soften(scores, tile, block_row, correction);
-    pack(scores);
+    mask_scores(scores, tile, block_row);
+    softmax.update(scores, correction, p.scale_log2);
+    pack(scores, 0);
+    pack(scores, 1);
     behind = ring;
     ring.next();
   }
@@ -132,14 +136,20 @@ struct Consumer {
     pass_turn();
     wgmma_wait<1>();
     pin_registers(scores.x[0]);
-    soften(scores, tile, block_row, correction);
-    softmax.finish_here();
+    mask_scores(scores, tile, block_row);
+    // The wait stands where the values are about done: after the exponentials of one row of each pair. What follows
+    // it, packing that row and rescaling, fits under the other row's exponentials, which are bound by their unit.
+    float const offset0 = softmax.maximum(scores, 0, 0, correction[0][0], p.scale_log2);
+    softmax.exponentiate(scores, 0, 0, offset0, p.scale_log2);
+    float const offset1 = softmax.maximum(scores, 0, 1, correction[0][1], p.scale_log2);
     wgmma_wait<0>();
     pin_registers(out.x[0]);
     pin_registers(pairs);
     release(smem.v_empty[behind.stage]);
-    pack(scores);
     rescale<true>(out, correction);
+    pack(scores, 0);
+    softmax.exponentiate(scores, 0, 1, offset1, p.scale_log2);
+    pack(scores, 1);
     behind = ring;
     ring.next();
   }
