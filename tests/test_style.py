@@ -124,6 +124,19 @@ def test_macros_are_read_in_entry_files_alone(name: str) -> None:
         )
 
 
+@pytest.mark.parametrize("command", ["ruff check .", "ruff format --check .", "mypy"])
+def test_linters_are_content(command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *command.split()],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def _imports(name: str) -> Iterator[str]:
     """Modules of the package that a file imports at run time, without "omnicupy."."""
     checked_only = {
