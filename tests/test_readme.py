@@ -1,0 +1,107 @@
+"""What the README shows works: code blocks run, commands parse, the support table is tune.py's."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import omnicupy as oc
+from omnicupy import tune
+from omnicupy.check import Problem
+from omnicupy.commands import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+TESTS = "python -m pytest -q -n 2"
+SETUP = "python3 -m venv .venv && . .venv/bin/activate && pip install -e '.[test]' && "
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def _commands() -> list[str]:
+    lines = [line.removeprefix(SETUP) for block in _blocks("sh") for line in block.splitlines()]
+    return [line.removeprefix("python cli.py") for line in lines if line.startswith("python cli.py")]
+
+
+def _run_code(names: dict[str, Any]) -> None:
+    for block in _blocks("python"):
+        exec(compile(block, "README.md", "exec"), names)
+
+
+def test_the_code_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", np)  # without a device; the gpu test runs it as it stands
+    names: dict[str, Any] = {}
+    _run_code(names)
+    assert names["out"].dtype.name == "bfloat16"
+    assert "1195 rows x 1195 keys" in capsys.readouterr().out
+
+
+@pytest.mark.gpu
+def test_the_code_runs_on_a_gpu() -> None:
+    names: dict[str, Any] = {}
+    _run_code(names)
+    assert type(names["out"]).__module__.startswith("cupy")
+
+
+def test_there_are_two_commands_for_a_fresh_checkout() -> None:
+    first = [line for block in _blocks("sh") for line in block.splitlines() if line.startswith(SETUP)]
+    assert first == [f"{SETUP}python cli.py verify", SETUP + TESTS]
+
+
+def test_ci_runs_the_readme_s_tests() -> None:
+    assert TESTS.removeprefix("python") in (ROOT / ".ci/run").read_text()
+
+
+@pytest.mark.parametrize("line", _commands())
+def test_commands_parse(line: str) -> None:
+    name, *arguments = shlex.split(line)
+    command = main.commands[name]
+    assert isinstance(command.make_context(name, arguments), click.Context)
+
+
+QUICK = [line for line in _commands() if line.split()[0] in ("show", "env", "bench") and "--out" not in line]
+
+
+@pytest.mark.parametrize("line", QUICK)
+def test_commands_that_need_no_gpu_run(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, shlex.split(line))
+    assert (done.exit_code, done.exception) == (0, None), done.output
+    assert ("--png" in line) == (tmp_path / "mask.png").exists()
+
+
+def test_the_mask_table_has_every_constructor() -> None:
+    listed = re.findall(r"^\| `(\w+)\(", README, re.MULTILINE)
+    others = {"AttnSpec", "BlockMask", "CompileError", "Mask", "UnsupportedError", "attention"}
+    assert sorted(listed) == sorted(set(oc.__all__) - others)
+
+
+def test_the_support_table_is_tune_s() -> None:
+    rows = re.findall(r"^\| `(sm_\d+)` \|[^|]*\| (\d+)-(\d+) \| `(\w+)` \|$", README, re.MULTILINE)
+    assert {arch for arch, *_ in rows} == set(tune.ARCHES)
+    for arch in tune.ARCHES:
+        covered = {}
+        for least, greatest, kernel in (row[1:] for row in rows if row[0] == arch):
+            covered |= dict.fromkeys(range(int(least), int(greatest) + 1, 8), kernel)
+        assert sorted(covered) == list(range(8, 1025, 8))
+        for head_dim, kernel in covered.items():
+            problem = Problem(1, 64, 64, 8192, 8192, head_dim, "bfloat16")
+            assert tune.pick(arch, problem, (oc.full(1),), 132).kernel == kernel, (arch, head_dim)
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/design.md"])
+def test_links_and_paths_exist(name: str) -> None:
+    text = (ROOT / name).read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if not target.startswith("http"):
+            assert ((ROOT / name).parent / target).exists(), f"{name} links to {target}"
