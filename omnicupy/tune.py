@@ -60,7 +60,10 @@ class Row:
 
 
 TABLE = (
+    Row(kernel="sm90", head_dims=(16, 128), shape="small", br=64, bc=128, stages=2, warps=8, archs=HOPPER),
+    Row(kernel="sm90", head_dims=(144, 256), shape="small", br=64, bc=64, stages=2, warps=8, archs=HOPPER),
     Row(kernel="sm90", head_dims=(16, 64), br=192, bc=96, stages=3, warps=16, archs=HOPPER),
+    Row(kernel="sm90", head_dims=(80, 128), mask="dense", br=128, bc=160, stages=2, warps=12, archs=HOPPER),
     Row(kernel="sm90", head_dims=(80, 128), br=128, bc=128, stages=2, warps=12, archs=HOPPER),
     Row(kernel="sm90", head_dims=(144, 192), br=128, bc=96, stages=2, warps=12, archs=HOPPER),
     Row(kernel="sm90", head_dims=(208, 256), br=128, bc=64, stages=2, warps=12, archs=HOPPER),

@@ -12,6 +12,10 @@ constexpr int kPartial = 3;
 constexpr int kKindMask = 3;
 constexpr int kDeadFlag = 4;
 
+// Up to this head_dim the weights P go into O += P V as two 16-bit numbers, rounded value and rest: the error of so
+// short a row is a matter of luck otherwise, and the second product costs next to nothing.
+constexpr int kSplitWeightsDim = 16;
+
 template <int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, bool ShareKv, bool Swizzle, bool Bf16>
 struct AttnConfig {
   // The tensor-core instruction that everything is cut to: mma.sync.m16n8k16.
@@ -33,6 +37,7 @@ struct AttnConfig {
   static constexpr int kWarpRows = Br / Warps;
   static constexpr int kTilesM = kWarpRows / kMmaAtomM;  // m16 tiles a warp owns
   static constexpr bool kTiledHeadDim = HeadDim > 256;
+  static constexpr bool kSplitWeights = HeadDim <= kSplitWeightsDim;
 
   static_assert(HeadDim % kMmaAtomK == 0 && ValueDim % kMmaAtomK == 0, "head_dim is padded to 16");
   static_assert(Br == kWarps * kTilesM * kMmaAtomM && (kTilesM == 1 || kTilesM == 2), "16 or 32 rows a warp");

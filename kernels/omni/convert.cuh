@@ -36,4 +36,11 @@ __device__ __forceinline__ float2 unpack_pair(u32 pair) {
   return make_float2(unpack_half<kBf16>(pair & 0xffffu), unpack_half<kBf16>(pair >> 16));
 }
 
+// What rounding two floats to `pair` left, rounded in turn.
+template <bool kBf16>
+__device__ __forceinline__ u32 pack_rest(float low, float high, u32 pair) {
+  float2 const rounded = unpack_pair<kBf16>(pair);
+  return pack_pair<kBf16>(low - rounded.x, high - rounded.y);
+}
+
 }  // namespace omni

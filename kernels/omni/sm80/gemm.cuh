@@ -34,6 +34,16 @@ __device__ __forceinline__ void add_scores(Scores& scores, u32 s_q, u32 s_k) {
   }
 }
 
+// out[:, n : n + 16] += a b over one k16 step.
+template <class Cfg, class Out>
+__device__ __forceinline__ void add_product(Out& out, int n, AFragments<Cfg::kTilesM> const& a, u32 const (&b)[4]) {
+#pragma unroll
+  for (int m = 0; m < Cfg::kTilesM; ++m) {
+    mma_m16n8k16<Cfg::kBf16>(&out.x[m][n / 2], a.r[m], b[0], b[1]);
+    mma_m16n8k16<Cfg::kBf16>(&out.x[m][n / 2 + 4], a.r[m], b[2], b[3]);
+  }
+}
+
 // out += P V. The accumulators of two neighbouring n8 blocks are the A operand of one k16 step: no shuffles.
 // s_v: the lane's address in the V tile.
 template <class Cfg, class Scores, class Out>
@@ -41,21 +51,22 @@ __device__ __forceinline__ void add_values(Out& out, Scores const& p, u32 s_v) {
   using Tile = SmemTile<Cfg::kValueDim, Cfg::kSwizzle>;
 #pragma unroll
   for (int k = 0; k < Scores::kCols; k += Cfg::kMmaAtomK) {
-    AFragments<Cfg::kTilesM> a;
+    AFragments<Cfg::kTilesM> a, rest;
 #pragma unroll
     for (int m = 0; m < Cfg::kTilesM; ++m) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) a.r[m][i] = pack_pair<Cfg::kBf16>(p.x[m][k / 2 + 2 * i], p.x[m][k / 2 + 2 * i + 1]);
+      for (int i = 0; i < 4; ++i) {
+        float const* x = &p.x[m][k / 2 + 2 * i];
+        a.r[m][i] = pack_pair<Cfg::kBf16>(x[0], x[1]);
+        if constexpr (Cfg::kSplitWeights) rest.r[m][i] = pack_rest<Cfg::kBf16>(x[0], x[1], a.r[m][i]);
+      }
     }
 #pragma unroll
     for (int n = 0; n < Out::kCols; n += 16) {
       u32 b[4];
       ldmatrix_x4_trans(b, Tile::at_column(s_v, n) + k * Tile::kPitchBytes);
-#pragma unroll
-      for (int m = 0; m < Cfg::kTilesM; ++m) {
-        mma_m16n8k16<Cfg::kBf16>(&out.x[m][n / 2], a.r[m], b[0], b[1]);
-        mma_m16n8k16<Cfg::kBf16>(&out.x[m][n / 2 + 4], a.r[m], b[2], b[3]);
-      }
+      add_product<Cfg>(out, n, a, b);
+      if constexpr (Cfg::kSplitWeights) add_product<Cfg>(out, n, rest, b);
     }
   }
 }

@@ -22,6 +22,7 @@ struct Sm90Config {
   static constexpr bool kBf16 = Bf16;
   static constexpr int kConsumers = Warps / 4 - 1;
   static constexpr int kThreads = 32 * Warps;
+  static constexpr bool kSplitWeights = HeadDim <= kSplitWeightsDim;
   static constexpr bool kPingPong = PingPong && kConsumers > 1;
 
   // Tiles lie in panels of 64 columns (128 bytes, the span of the 128-byte swizzle), rows following each other.

@@ -30,7 +30,9 @@ struct Consumer {
   RingIndex<Smem::kSlots> slot;
   int q_parity = 0;
   Out out;
+  static constexpr int kRests = Cfg::kSplitWeights ? Cfg::kBc / 4 : 1;
   u32 pairs[Cfg::kBc / 4];  // P of the tile before
+  u32 rests[kRests];        // and what its rounding left, where that counts
   OnlineSoftmax<1> softmax;
 
   __device__ __forceinline__ Consumer(AttnParams const& params, Smem& memory, int warpgroup)
@@ -97,7 +99,21 @@ struct Consumer {
     for (int j = 0; j < kBlocks; ++j) {
       float const* x = &scores.x[0][4 * j + 2 * h];
       pairs[2 * j + h] = pack_pair<Cfg::kBf16>(x[0], x[1]);
+      if constexpr (Cfg::kSplitWeights) rests[2 * j + h] = pack_rest<Cfg::kBf16>(x[0], x[1], pairs[2 * j + h]);
     }
+  }
+
+  __device__ __forceinline__ void pin_weights() {
+    pin_registers(pairs);
+    if constexpr (Cfg::kSplitWeights) pin_registers(rests);
+  }
+
+  // The values of the tile before, started.
+  __device__ __forceinline__ void start_tile_values() {
+    mbarrier_wait(smem_address(&smem.v_full[behind.stage]), behind.parity);
+    start_values<Cfg>(out, pairs, v_descriptor());
+    if constexpr (Cfg::kSplitWeights) start_values<Cfg>(out, rests, v_descriptor());
+    wgmma_commit();
   }
 
   __device__ __forceinline__ void first_tile(KeyTile& tile, int block_row) {
@@ -129,10 +145,9 @@ struct Consumer {
     wait_turn();
     pin_registers(scores.x[0]);
     pin_registers(out.x[0]);
-    pin_registers(pairs);
+    pin_weights();
     start_scores<Cfg>(scores, q_descriptor(), k_descriptor());
-    mbarrier_wait(smem_address(&smem.v_full[behind.stage]), behind.parity);
-    start_values<Cfg>(out, pairs, v_descriptor());
+    start_tile_values();
     pass_turn();
     wgmma_wait<1>();
     pin_registers(scores.x[0]);
@@ -144,7 +159,7 @@ struct Consumer {
     float const offset1 = softmax.maximum(scores, 0, 1, correction[0][1], p.scale_log2);
     wgmma_wait<0>();
     pin_registers(out.x[0]);
-    pin_registers(pairs);
+    pin_weights();
     release(smem.v_empty[behind.stage]);
     rescale<true>(out, correction);
     pack(scores, 0);
@@ -157,10 +172,9 @@ struct Consumer {
   __device__ __forceinline__ void last_values(KeyTile const& tile, int block_row) {
     release(smem.q_empty);
     if (tile.has_dead()) zero_dead_values(tile, block_row);
-    mbarrier_wait(smem_address(&smem.v_full[behind.stage]), behind.parity);
     pin_registers(out.x[0]);
-    pin_registers(pairs);
-    start_values<Cfg>(out, pairs, v_descriptor());
+    pin_weights();
+    start_tile_values();
     wgmma_wait<0>();
     pin_registers(out.x[0]);
     release(smem.v_empty[behind.stage]);

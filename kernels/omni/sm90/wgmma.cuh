@@ -43,7 +43,7 @@ __device__ __forceinline__ void start_scores(Scores& scores, u64 q, u64 k) {
   wgmma_commit();
 }
 
-// O += P V, started. p: P as pairs, in the order of the score registers, which is the order of A fragments.
+// O += P V, started; the caller commits. p: P as pairs, in the order of the score registers, which is the order of A fragments.
 template <class Cfg, class Out>
 __device__ __forceinline__ void start_values(Out& out, u32 const (&p)[Cfg::kBc / 4], u64 v) {
   wgmma_fence();
@@ -51,7 +51,6 @@ __device__ __forceinline__ void start_values(Out& out, u32 const (&p)[Cfg::kBc /
   for (int step = 0; step < Cfg::kBc / 16; ++step) {
     Wgmma<Cfg::kHeadDim, Cfg::kBf16>::values(out.x[0], p + 4 * step, v + ((step * 16 * Cfg::kRowBytes) >> 4));
   }
-  wgmma_commit();
 }
 
 }  // namespace omni
