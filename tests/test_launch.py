@@ -40,11 +40,11 @@ def _inputs(batch: int = 2, heads: int = 4, q_len: int = 300, k_len: int = 300, 
 def test_the_parameters_of_a_call(device: fake_device.Device) -> None:
     q, k, v = _inputs(head_dim=40)
     mask = oc.causal(300)
-    out, lse = oc.attention(q, k, v, mask, scale=0.5, return_lse=True)
+    spec = AttnSpec(arch="sm_90", kernel="sm80", dtype="bfloat16", head_dim=48, br=64, bc=64)
+    out, lse = oc.attention(q, k, v, mask, scale=0.5, return_lse=True, config=spec)
     (launched,) = device.launches
     p = launched["params"]
-    spec = device.kernels[0]
-    assert (spec.arch, spec.head_dim) == ("sm_90", 48)
+    assert device.kernels == [spec]
     assert [int(p[name]) for name in ("q", "k", "v", "out", "lse")] == [
         x.data.ptr for x in (q, k, v, out, lse)
     ]

@@ -71,24 +71,33 @@ def _tiles(spec: AttnSpec, problem: Problem) -> int:
     return problem.batch * problem.q_heads * -(-problem.q_len // spec.br) * spec.value_pieces
 
 
-@pytest.mark.parametrize("arch", tune.ARCHES)
-@pytest.mark.parametrize("head_dim", [64, 128])
-def test_short_problems_fill_the_gpu(arch: str, head_dim: int) -> None:
-    mask = (oc.full(1),)
-    large = tune.pick(arch, _problem(head_dim), mask, H100_SMS)
-    problem = _problem(head_dim, 512)
-    small = tune.pick(arch, problem, mask, H100_SMS)
+SHORT = [(arch, head_dim, True) for arch in tune.ARCHES for head_dim in (64, 128)]
+SHORT += [("sm_90", 192, True), ("sm_90", 256, True), ("sm_90", 64, False), ("sm_90", 128, False)]
+
+
+@pytest.mark.parametrize(("arch", "head_dim", "mappable"), SHORT)
+def test_short_problems_fill_the_gpu(arch: str, head_dim: int, mappable: bool) -> None:
+    def picked(q_len: int, sm_count: int) -> AttnSpec:
+        problem = _problem(head_dim, q_len)
+        return tune.pick(arch, problem, (oc.random(512, 0),), sm_count, mappable=mappable)
+
+    large, small, problem = picked(8192, H100_SMS), picked(512, H100_SMS), _problem(head_dim, 512)
+    assert (small.br, small.kernel, small.arch) == (64, large.kernel, large.arch)
     assert _tiles(large, problem) < H100_SMS
-    assert (small.br, small.kernel, small.arch) == (64, "sm80", arch)
     assert _tiles(small, problem) > _tiles(large, problem)
-    assert tune.pick(arch, problem, mask, _tiles(large, problem)) == large
-    assert tune.pick(arch, problem, mask, _tiles(large, problem) + 1) == small
+    assert picked(512, _tiles(large, problem)) == large
+    assert picked(512, _tiles(large, problem) + 1) == small
 
 
-def test_without_a_small_row_short_problems_keep_their_kernel() -> None:
-    for head_dim in (144, 192, 256):
-        spec = tune.pick("sm_90", _problem(head_dim, 1), (oc.full(1),), H100_SMS)
-        assert spec.kernel == "sm90"
+def test_without_a_small_row_short_problems_keep_their_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "TABLE", [row for row in tune.TABLE if row.shape == "any"])
+    for head_dim in (64, 128, 192, 256):
+        short, long = (
+            tune.pick("sm_90", _problem(head_dim, q_len), (oc.random(512, 0),), H100_SMS)
+            for q_len in (1, 8192)
+        )
+        assert short == long
+        assert short.kernel == "sm90"
 
 
 def test_no_row_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
