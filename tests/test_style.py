@@ -15,6 +15,8 @@ from pathlib import Path
 import cuda_scan
 import pytest
 
+from omnicupy.attest import LAUNCH_MODULES
+
 ROOT = Path(__file__).parents[1]
 MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS = 300, 60, 6
 
@@ -177,6 +179,12 @@ def test_imports_point_one_way(module: str) -> None:
     allowed = ORDER[: ORDER.index(module)]
     later = {_module(imported) for imported in _imports(name)} - {module, *allowed}
     assert not later, f"{name} imports {', '.join(sorted(later))}, which stand above it"
+
+
+def test_the_attestation_digests_all_that_packs_and_launches() -> None:
+    (layer,) = (line.split() for line in LAYERS.splitlines() if "launch" in line)
+    # What tune.py selects is in the digest itself, so that another row leaves other kernels' entries alone.
+    assert {f"{module}.py" for module in ("params", *layer)} - {"tune.py"} == set(LAUNCH_MODULES)
 
 
 @pytest.mark.parametrize("name", [name for name in PYTHON if not name.startswith("tests/")])
