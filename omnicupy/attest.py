@@ -59,12 +59,17 @@ def sources() -> dict[str, str]:
     }
 
 
-def selected() -> dict[str, list[AttnSpec]]:
-    """Kernel source -> the variants that rows of tune.py select, at the rows' greatest head_dim."""
+def rows() -> dict[str, list[AttnSpec]]:
+    """Kernel source -> the variants that rows of tune.py name, at the rows' greatest head_dim."""
     found: dict[str, list[AttnSpec]] = {}
     for spec in tune.rows():
         found.setdefault(spec.source, []).append(spec)
     return found
+
+
+def selected() -> set[str]:
+    """Sources of the kernels that tune.py serves to calls without `config`."""
+    return {spec.source for specs in rows().values() for spec in specs if spec.kernel in tune.SERVED}
 
 
 def digest(name: str) -> str:
@@ -73,7 +78,7 @@ def digest(name: str) -> str:
     total = hashlib.sha256()
     for part, text in ((name, loaded.text), *loaded.headers):
         total.update(f"\0{part}\0".encode() + stripped(text))
-    for spec in selected().get(name, []):
+    for spec in rows().get(name, []):
         total.update(f"\0{spec}\0{nvrtc.options(spec)}".encode())
     total.update(f"\0{layout(PARAMS[sources()[name]])}".encode())
     folder = Path(__file__).parent

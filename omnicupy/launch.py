@@ -152,7 +152,7 @@ def _spec_of(
 ) -> AttnSpec:
     arch = tune.arch_of(info.major, info.minor)
     if config is None:
-        return tune.pick(arch, problem, masks, info.sm_count, mappable=mappable)
+        return tune.select(arch, problem, masks, info.sm_count, mappable=mappable)
     if not tune.runs_on(config.arch, info.major, info.minor):
         raise ValueError(
             f"config: code for {config.arch} does not run on this device (compute capability {info.major}."

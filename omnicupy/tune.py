@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,11 +70,17 @@ TABLE = (
     Row(kernel="sm90", head_dims=(208, 256), br=128, bc=64, stages=2, warps=12, archs=HOPPER),
     Row(head_dims=(16, 128), shape="small", br=64, bc=64),
     Row(head_dims=(16, 64), br=128, bc=64),
-    Row(head_dims=(80, 128), br=128, bc=64, archs=("sm_90",)),
+    Row(head_dims=(80, 128), br=128, bc=64, archs=HOPPER),
     Row(head_dims=(80, 128), br=128, bc=64, warps=8),  # 32 rows a warp spill on the others
     Row(head_dims=(144, 256), br=64, bc=64),
-    Row(head_dims=(272, MAX_HEAD_DIM), br=64, bc=64, stages=2),
+    Row(head_dims=(272, MAX_HEAD_DIM), br=64, bc=64, stages=2, archs=HOPPER),
+    Row(head_dims=(272, MAX_HEAD_DIM), br=64, bc=32, stages=2),
 )
+
+
+# Kernels that calls without `config` may get. A kernel is served only while tests/attestation.json covers it as it
+# stands (a test compares them); until then it is reached by an explicit config.
+SERVED: frozenset[str] = frozenset()
 
 
 def arch_of(major: int, minor: int) -> str:
@@ -127,6 +134,31 @@ def pick(
     blocks = problem.batch * problem.q_heads * -(-problem.q_len // spec.br) * spec.value_pieces
     small = next((row for row in rows if row.shape == "small"), None) if blocks < sm_count else None
     return spec if small is None else small.spec(arch, problem.dtype, head_dim)
+
+
+def select(
+    arch: str, problem: Problem, masks: Sequence[Mask], sm_count: int, *, mappable: bool = True
+) -> AttnSpec:
+    """`pick`, held to the kernels that are served. Raises UnsupportedError for one that is not."""
+    spec = pick(arch, problem, masks, sm_count, mappable=mappable)
+    if spec.kernel not in SERVED:
+        raise UnsupportedError(
+            f"kernel {spec.kernel!r} would serve this call, but no attestation covers it as it stands; verify it on "
+            f"this GPU (`python cli.py verify --kernel {spec.kernel}`) and ask for it: config={spec!r}"
+        )
+    return spec
+
+
+@contextmanager
+def every_kernel() -> Iterator[None]:
+    """Serve every kernel of the table for a while: for verification and measurement, which come before attesting."""
+    global SERVED
+    before = SERVED
+    SERVED = frozenset(row.kernel for row in TABLE)
+    try:
+        yield
+    finally:
+        SERVED = before
 
 
 def rows() -> Iterator[AttnSpec]:

@@ -47,6 +47,18 @@ def _session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     del os.environ["OMNICUPY_CACHE_DIR"]
 
 
+@pytest.fixture(autouse=True)
+def _unattested_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests on a GPU come before the attestation: they may use every kernel."""
+    from omnicupy import tune
+
+    if request.node.get_closest_marker("gpu") is None:
+        yield
+        return
+    with tune.every_kernel():
+        yield
+
+
 @pytest.fixture
 def isolated_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty kernel cache for one test: its folder, not made yet. Warnings shown once are forgotten."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from omnicupy import counters, launch, plan, upload
+from omnicupy import counters, launch, plan, tune, upload
 from omnicupy.loading import DeviceInfo, Kernel
 from omnicupy.params import PARAMS
 from omnicupy.spec import AttnSpec
@@ -152,4 +152,5 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Device:
     monkeypatch.setattr(launch, "device_info", infos.__getitem__)
     monkeypatch.setattr(launch, "kernel", fake.kernel)
     monkeypatch.setattr(launch, "_unmasked", {})
+    monkeypatch.setattr(tune, "SERVED", frozenset(row.kernel for row in tune.TABLE))
     return fake

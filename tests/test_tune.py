@@ -169,3 +169,23 @@ def test_runs_on() -> None:
     assert tune.runs_on("sm_80", 8, 9)
     assert not tune.runs_on("sm_89", 8, 6)
     assert not tune.runs_on("sm_90", 10, 0)
+
+
+def test_only_served_kernels_are_selected(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, masks = _problem(128), (oc.full(300),)
+    monkeypatch.setattr(tune, "SERVED", frozenset())
+    picked = tune.pick("sm_90", problem, masks, H100_SMS)
+    with pytest.raises(UnsupportedError) as error:
+        tune.select("sm_90", problem, masks, H100_SMS)
+    assert str(error.value) == (
+        "kernel 'sm90' would serve this call, but no attestation covers it as it stands; verify it on this GPU "
+        f"(`python cli.py verify --kernel sm90`) and ask for it: config={picked!r}"
+    )
+    with tune.every_kernel():
+        assert tune.select("sm_90", problem, masks, H100_SMS) == picked
+    with pytest.raises(UnsupportedError):
+        tune.select("sm_90", problem, masks, H100_SMS)
+    monkeypatch.setattr(tune, "SERVED", frozenset({"sm90"}))
+    assert tune.select("sm_90", problem, masks, H100_SMS) == picked
+    with pytest.raises(UnsupportedError, match=r"^kernel 'sm80' would serve"):
+        tune.select("sm_80", problem, masks, H100_SMS)

@@ -12,9 +12,11 @@ import time
 import cupy
 
 import omnicupy
+from omnicupy import tune
 from omnicupy.inputs import DTYPES
 
 
+@tune.every_kernel()
 def main(head_dim: int) -> None:
     """Print the milliseconds of the first and the second call, and of another shape's first call."""
     q = cupy.zeros((1, 8, 1024, head_dim), "uint16").view(DTYPES["bfloat16"])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omnicupy import environment
+from omnicupy import environment, tune
 from omnicupy.bench import configs, host, timing
 from omnicupy.bench.measure import Session, latency, measure
 from omnicupy.bench.peers import SYSTEMS
@@ -115,6 +115,7 @@ def listing() -> str:
     return "\n".join(lines)
 
 
+@tune.every_kernel()
 def run(options: Options, say: Say) -> dict[str, Any]:
     """Run the suites; returns the record. A suite that needs a GPU raises ValueError where there is none.
 

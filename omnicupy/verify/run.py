@@ -88,6 +88,7 @@ def header(nvrtc_version: str) -> dict[str, Any]:
     }
 
 
+@tune.every_kernel()
 def verify(settings: Settings, track: Track = silent) -> Report:
     """Verify the current GPU's kernels, or the CPU engine and the compilation of all kernels without a GPU.
 

@@ -55,7 +55,7 @@ __device__ __forceinline__ void load_tile(u32 s_tile, unsigned char const* g_til
       g_tile += kRowStep * stride_bytes;
     }
   } else {
-#pragma unroll
+#pragma unroll 2
     for (int i = 0; i < (kPieces + kThreads - 1) / kThreads; ++i) {
       int const piece = i * kThreads + static_cast<int>(threadIdx.x);
       if (kPieces % kThreads != 0 && piece >= kPieces) break;

@@ -38,7 +38,9 @@ struct Consumer {
   __device__ __forceinline__ Consumer(AttnParams const& params, Smem& memory, int warpgroup)
       : p(params), smem(memory), group(warpgroup), row0(64 * warpgroup + threadIdx.x % 128 / 32 * 16) {}
 
+  // The whole warp has read what the barrier gives back.
   __device__ __forceinline__ static void release(u64& barrier) {
+    __syncwarp();
     if (lane_id() == 0) mbarrier_arrive(smem_address(&barrier));
   }
 
@@ -89,7 +91,6 @@ struct Consumer {
   __device__ __forceinline__ void mask_scores(Scores& scores, KeyTile const& tile, int block_row) {
     if (tile.kind() != kFull) {
       mask_tile<Cfg::kBr>(scores, MaskView{p, block_row}, tile, row0, smem.spans[ring.stage][0]);
-      __syncwarp();
     }
     release(smem.k_empty[ring.stage]);
   }
