@@ -23,6 +23,32 @@ DTYPE_NAMES = {
 OVERLAP_WORK = 100_000
 
 
+class DeviceArray:
+    """Memory on a CUDA device that another library owns, with what checks and launches read of a CuPy array.
+
+    ptr: address.  shape, strides: in elements and in bytes.  owner: the library's own object.
+    """
+
+    __slots__ = ("device_id", "dtype", "owner", "ptr", "shape", "strides")
+
+    copy_with = ".clone(memory_format=torch.contiguous_format)"
+
+    def __init__(self, owner: Any, dtype: np.dtype[Any], ptr: int, device_id: int) -> None:
+        self.owner, self.dtype, self.ptr, self.device_id = owner, dtype, ptr, device_id
+        self.shape: tuple[int, ...] = ()
+        self.strides: tuple[int, ...] = ()
+
+    @property
+    def data(self) -> DeviceArray:
+        """Itself: the address and the device stand where CuPy has them."""
+        return self
+
+
+def on_gpu(array: object) -> bool:
+    """True for arrays whose elements are on a CUDA device: CuPy's, and other libraries' as DeviceArray."""
+    return isinstance(array, DeviceArray) or is_cupy(array)
+
+
 def is_cupy(array: object) -> bool:
     """True for a CuPy array, or one of a class derived from it."""
     return any(

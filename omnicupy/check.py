@@ -17,6 +17,7 @@ import numpy as np
 
 from omnicupy.arrays import DTYPE_NAMES as DTYPE_NAMES
 from omnicupy.arrays import is_cupy as is_cupy
+from omnicupy.arrays import on_gpu as is_on_gpu
 from omnicupy.arrays import overlap
 from omnicupy.layouts import full
 from omnicupy.masks import Mask
@@ -141,7 +142,7 @@ def _check_kinds(q: Any, k: Any, v: Any) -> bool:
         return False
     named = (("q", q), ("k", k), ("v", v))
     for name, array in named:
-        if not isinstance(array, np.ndarray) and not is_cupy(array):
+        if not isinstance(array, np.ndarray) and not is_on_gpu(array):
             _refuse_non_array(name, array)
     if any(isinstance(array, np.ndarray) for _, array in named):
         kinds = ", ".join(f"{name}: {_kind(array)}" for name, array in named)
@@ -204,11 +205,11 @@ def _check_head_dim(head_dim: int) -> None:
 
 
 def _check_layout(name: str, array: Any) -> None:
-    strides = array.strides
+    strides, copy_with = array.strides, getattr(array, "copy_with", "cupy.ascontiguousarray")
     if strides[3] != array.dtype.itemsize and array.shape[3] > 1:
         raise ValueError(
             f"{name} must have a contiguous last axis (a stride of {array.dtype.itemsize} bytes), "
-            f"got {strides[3]}; copy it with cupy.ascontiguousarray"
+            f"got {strides[3]}; copy it with {copy_with}"
         )
     if (strides[0] | strides[1] | strides[2]) % ALIGN_BYTES:
         for axis, stride, length in zip(AXES, strides, array.shape, strict=False):
@@ -216,19 +217,19 @@ def _check_layout(name: str, array: Any) -> None:
             if stride % ALIGN_BYTES and length > 1:
                 raise ValueError(
                     f"{name} must have strides that are multiples of {ALIGN_BYTES} bytes, got {stride} on "
-                    f"the {axis} axis; copy it with cupy.ascontiguousarray"
+                    f"the {axis} axis; copy it with {copy_with}"
                 )
     if array.data.ptr % ALIGN_BYTES:
         raise ValueError(
             f"{name} must start on a multiple of {ALIGN_BYTES} bytes, got address {array.data.ptr:#x}; "
-            "copy it with cupy.ascontiguousarray"
+            f"copy it with {copy_with}"
         )
 
 
 def _check_out(out: Any, q: Any, k: Any, v: Any, on_gpu: bool) -> None:
-    if not isinstance(out, np.ndarray) and not is_cupy(out):
+    if not isinstance(out, np.ndarray) and not is_on_gpu(out):
         _refuse_non_array("out", out)
-    if is_cupy(out) != on_gpu:
+    if is_on_gpu(out) != on_gpu:
         raise TypeError(f"out must be a {_kind(q)} array like q, got a {_kind(out)} array")
     if on_gpu and out.data.device_id != q.data.device_id:
         _refuse_device("out", out, q.data.device_id)

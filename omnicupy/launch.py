@@ -8,7 +8,8 @@ parameter struct and launches; whatever can change under an equal key (addresses
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import cupy
@@ -25,10 +26,12 @@ from omnicupy.upload import DeviceBlocks, cache_of, device_blocks, find_cache
 __all__ = ["Plan", "attention", "device_info", "grid_of", "kernel", "pack_params", "section_of"]
 
 MAX_PLANS = 256  # a mask's plans (shapes, strides, options); the oldest goes first
+MAX_EXTERNAL = 256  # streams of other libraries that are kept
 _LOG2E = math.log2(math.e)
 
 _runtime = cupy.cuda.runtime
 _unmasked: dict[Any, Plan] = {}  # plans of calls without a mask; their keys hold the shapes
+_external: dict[tuple[int, int], Any] = {}  # (device, handle) -> stream
 
 
 def attention(
@@ -41,8 +44,14 @@ def attention(
     return_lse: bool = False,
     out: Any = None,
     config: Any = None,
+    stream: Any = None,
+    empty: Callable[..., Any] | None = None,
 ) -> Any:
-    """omnicupy.attention for CuPy arrays; also words the error when q, k and v are no arrays at all."""
+    """omnicupy.attention for arrays on a device; also words the error when q, k and v are no arrays at all.
+
+    stream: a stream of that device, None for CuPy's current one.  empty: called with the shape and dtype of
+    an output, returns an array like q, C-contiguous; None is cupy.ndarray.
+    """
     key = None
     try:
         device = q.data.device_id
@@ -61,15 +70,26 @@ def attention(
     if plan is None or not plan.takes(q, k, v, out):
         problem = check.problem(q, k, v, mask, scale=scale, out=out, config=config)
         if plan is None:
-            plan = _new_plan(problem, q, k, v, mask, scale=scale, out=out, config=config, key=key)
+            with cupy.cuda.Device(q.data.device_id), stream or nullcontext():
+                plan = _new_plan(problem, q, k, v, mask, scale=scale, out=out, config=config, key=key)
     current = _runtime.getDevice()
     if current == plan.device:
-        return plan.launch(q, k, v, out, return_lse)
+        return plan.launch(q, k, v, out, return_lse, stream=stream, empty=empty)
     _runtime.setDevice(plan.device)
     try:
-        return plan.launch(q, k, v, out, return_lse)
+        return plan.launch(q, k, v, out, return_lse, stream=stream, empty=empty)
     finally:
         _runtime.setDevice(current)
+
+
+def external_stream(device: int, handle: int) -> Any:
+    """The CuPy stream for a stream of another library; kept, so that a warm call makes none."""
+    found = _external.get((device, handle))
+    if found is None:
+        if len(_external) >= MAX_EXTERNAL:
+            _external.clear()
+        found = _external[device, handle] = cupy.cuda.ExternalStream(handle, device)
+    return found
 
 
 def section_of(problem: Problem, mask_batch: int, l2_bytes: int) -> int:
@@ -95,15 +115,14 @@ def _new_plan(
     if all(one is masks[0] for one in masks):
         masks = masks[:1]
     device = q.data.device_id
-    with cupy.cuda.Device(device):
-        info = device_info(device)
-        mappable = all(can_map(array.shape, array.strides) for array in (q, k, v))
-        spec = _spec_of(problem, masks, info, config, mappable)
-        check_strides(spec, q, k, v)
-        launched = Launched(kernel(spec, device).function, grid_of(spec, problem, info.sm_count))
-        blocks = device_blocks(masks, spec.br, spec.bc, device)
-        template = _template_of(spec, problem, blocks, (q, k, v, out), scale=scale, l2_bytes=info.l2_bytes)
-        plan = PLANS[spec.kernel](spec, problem, blocks, template, launched)
+    info = device_info(device)
+    mappable = all(can_map(array.shape, array.strides) for array in (q, k, v))
+    spec = _spec_of(problem, masks, info, config, mappable)
+    check_strides(spec, q, k, v)
+    launched = Launched(kernel(spec, device).function, grid_of(spec, problem, info.sm_count))
+    blocks = device_blocks(masks, spec.br, spec.bc, device)
+    template = _template_of(spec, problem, blocks, (q, k, v, out), scale=scale, l2_bytes=info.l2_bytes)
+    plan = PLANS[spec.kernel](spec, problem, blocks, template, launched)
     plans = _unmasked if mask is None else _plans_of(mask, masks)
     while len(plans) >= MAX_PLANS:
         plans.pop(next(iter(plans), None), None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
+import weakref
 from os import PathLike
 from typing import Any, NoReturn
 
@@ -18,6 +20,8 @@ from omnicupy.plot import plot
 from omnicupy.stats import MaskStats, stats_of
 from omnicupy.tiling import cut
 
+_handles = itertools.count(2)  # compilers of graphs take 0 and 1 for constants
+
 
 class Mask(PairSet):
     """Which of `k_len` keys each of `q_len` query rows may see; independent of dtype, heads and tile sizes.
@@ -27,8 +31,9 @@ class Mask(PairSet):
     `ranges`, `intervals`, `from_dense`, `from_predicate` or `random`. `print(mask)` draws it.
     """
 
-    __slots__ = ("_blocks", "_device")
+    __slots__ = ("_blocks", "_device", "handle")
 
+    handle: int  # names this object where only numbers pass; a copy has another, and none is used twice
     _blocks: dict[tuple[int, int], BlockMask]
     _device: dict[Any, Any]  # device copies, kept by upload.py and freed with the mask
 
@@ -42,7 +47,8 @@ class Mask(PairSet):
         segments: tuple[Segment, ...] = (),
     ) -> None:
         super().__init__(shape, intervals=intervals, bits=bits, diagonal=diagonal, segments=segments)
-        self._store(_blocks={}, _device={})
+        self._store(_blocks={}, _device={}, handle=next(_handles))
+        _by_handle[self.handle] = self
 
     def __bool__(self) -> NoReturn:
         raise ValueError(
@@ -179,6 +185,19 @@ class Mask(PairSet):
         Raises ImportError without matplotlib.
         """
         plot(self.blocks(br, bc), self.segments, path)
+
+
+_by_handle: weakref.WeakValueDictionary[int, Mask] = weakref.WeakValueDictionary()
+
+
+def of_handle(handle: int) -> Mask:
+    """The mask whose `handle` this is. Raises ValueError when it is gone."""
+    found = _by_handle.get(handle)
+    if found is None:
+        raise ValueError(
+            f"mask: no mask with handle {handle} is left; keep a mask while code that was compiled with it runs"
+        )
+    return found
 
 
 def from_bits(

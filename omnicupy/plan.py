@@ -97,13 +97,20 @@ class Plan:
             _may_overlap(out, x) for x in (q, k, v)
         )
 
-    def launch(self, q: Any, k: Any, v: Any, out: Any, return_lse: bool) -> Any:
-        """Run on the current stream of the plan's device, which is current. Returns out, or (out, lse)."""
-        stream = _current_stream(self.device)
+    def launch(
+        self, q: Any, k: Any, v: Any, out: Any, return_lse: bool, *, stream: Any = None, empty: Any = None
+    ) -> Any:
+        """Run on `stream`, or the current one, of the plan's device, which is current; `empty(shape, dtype)`
+        makes the outputs, else cupy.ndarray. Returns out, or (out, lse).
+        """
+        if stream is None:
+            stream = _current_stream(self.device)
+        if empty is None:
+            empty = cupy.ndarray
         self._blocks.use(stream)
         if out is None:
-            out = cupy.ndarray(self._shape, self._dtype)
-        lse = cupy.ndarray(self._lse_shape, np.float32) if return_lse else None
+            out = empty(self._shape, self._dtype)
+        lse = empty(self._lse_shape, np.float32) if return_lse else None
         # Its own struct for each call: the driver reads it in the launch, where other threads may run.
         struct_ = bytearray(self._template)
         lse_pointer = lse.data.ptr if lse is not None else 0

@@ -65,7 +65,10 @@ class DeviceBlocks:
         if handle == _PER_THREAD_STREAM and (handle := identity(stream)) == self._home:
             return
         if not self._arrived:
-            if self._uploaded.done:
+            # A capture forbids both calls below, and its graph is launched later, after the copy was given.
+            if handle > _PER_THREAD_STREAM and stream.is_capturing():
+                pass
+            elif self._uploaded.done:
                 self._arrived = True
             else:
                 stream.wait_event(self._uploaded)
