@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from omnicupy import api, check
+from omnicupy import api
 from omnicupy.arrays import BFLOAT16, DeviceArray
 from omnicupy.errors import UnsupportedError
 from omnicupy.masks import Mask, of_handle
@@ -74,7 +74,7 @@ def attention(
         _check_gradients(q, k, v, out)
     if torch.compiler.is_compiling() or type(q) not in _PLAIN or _modes():
         return _through_operator(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
-    return _run(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
+    return _run_eagerly(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
 
 
 def _run(q: Any, k: Any, v: Any, mask: Any, *, scale: Any, return_lse: bool, out: Any, config: Any) -> Any:
@@ -91,6 +91,10 @@ def _run(q: Any, k: Any, v: Any, mask: Any, *, scale: Any, return_lse: bool, out
     if out is not None:
         torch.autograd.graph.increment_version(out)
     return found
+
+
+# torch.compile leaves a call that it cannot trace to Python; from here on it must not try again.
+_run_eagerly = torch.compiler.disable(_run)
 
 
 def _on_gpu(q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any:
@@ -168,8 +172,10 @@ def _through_operator(
     elif isinstance(mask, (list, tuple)) and all(isinstance(one, Mask) for one in mask):
         handles = [_LIST, *[one.handle for one in mask]]
     else:
-        check.masks_of(mask, check.Problem(1, 1, 1, q.shape[2], k.shape[2], 1, ""))  # raises
-        raise AssertionError
+        raise TypeError(
+            "mask must be a Mask, a list of one Mask per batch element, or None (full); "
+            "a boolean array becomes one with from_dense"
+        )
     if out is None:
         out, lse = _operator(q, k, v, handles, scale, return_lse)
     else:

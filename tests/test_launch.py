@@ -181,7 +181,7 @@ def test_the_device_is_restored_after_a_failure(
     mask = oc.causal(300)
     oc.attention(*_inputs(device=1), mask)
 
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise MemoryError
 
     monkeypatch.setattr(plan.Plan, "launch", fail)

@@ -1,0 +1,76 @@
+"""CUDA tensors for machines without a GPU: what omnicupy.torch reads of them, over fake_device's CuPy."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import fake_device
+import pytest
+import torch
+
+from omnicupy import launch
+from omnicupy import torch as frontend
+
+
+class Cuda(torch.Tensor):
+    """A tensor that says it is on a CUDA device; shape, strides and dtype are a CPU tensor's."""
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return torch.device("cuda", self.index)
+
+    def data_ptr(self) -> int:
+        return self.address
+
+
+def cuda(like: torch.Tensor, index: int = 0) -> Any:
+    """`like` as if it were on CUDA device `index`, at an address of its own."""
+    tensor = like.as_subclass(Cuda)
+    tensor.index, tensor.address = index, next(fake_device.addresses)  # type: ignore[attr-defined]
+    return tensor
+
+
+class Stream(fake_device.Stream):
+    """The CuPy stream of a handle: makes itself current."""
+
+    def __init__(self, fake: fake_device.Device, ptr: int, device: int) -> None:
+        super().__init__(ptr)
+        self.fake, self.device, self.entered = fake, device, 0
+
+    def __enter__(self) -> Stream:
+        self.entered += 1
+        self.before, self.fake.streams[self.device] = self.fake.streams[self.device], self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.fake.streams[self.device] = self.before
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """fake_device's fake; `fake.torch_streams` holds the handle of torch's current stream of each device."""
+    fake: Any = fake_device.install(monkeypatch)
+    fake.torch_streams = {0: 7, 1: 9}
+    made: list[Stream] = []
+    host_empty = torch.empty
+    fake.made = made
+
+    def external(ptr: int, device: int) -> Stream:
+        made.append(Stream(fake, ptr, device))
+        return made[-1]
+
+    def empty(shape: Any, *, dtype: Any, device: Any) -> Any:
+        fake.empties.append((tuple(shape), dtype, device))
+        return cuda(host_empty(shape, dtype=dtype), device.index)
+
+    fake.empties = []
+    frontend._allocator.cache_clear()
+    monkeypatch.setattr(launch, "_external", {})
+    monkeypatch.setattr(launch.cupy.cuda, "ExternalStream", staticmethod(external))
+    monkeypatch.setattr(frontend, "_launch", None)
+    monkeypatch.setattr(frontend, "_PLAIN", (Cuda,))
+    monkeypatch.setattr(
+        torch.cuda, "current_stream", lambda index: SimpleNamespace(cuda_stream=fake.torch_streams[index])
+    )
+    monkeypatch.setattr(torch, "empty", empty)
+    return fake
