@@ -49,7 +49,7 @@ def _files(*patterns: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
 
 
-PYTHON = _files("omnicupy/**/*.py", "tests/*.py", "cli.py")
+PYTHON = _files("omnicupy/**/*.py", "tests/*.py", "examples/*.py", "cli.py")
 CUDA = _files("kernels/**/*.cu", "kernels/**/*.cuh")
 
 

@@ -56,6 +56,17 @@ def test_the_uploading_stream_waits_for_nothing(device: fake_device.Device) -> N
     assert device.streams[0].waited == []
 
 
+def test_a_captured_stream_neither_waits_nor_asks(
+    device: fake_device.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks, captured = _copy(device), Stream(7)
+    monkeypatch.setattr(captured, "is_capturing", lambda: True)
+    monkeypatch.delattr(Event, "done")
+    blocks.use(captured)
+    assert captured.waited == []
+    assert blocks._users[7] is captured, "its work may still read the copy when the mask is dropped"
+
+
 def test_another_stream_waits_until_the_copy_is_known_complete(device: fake_device.Device) -> None:
     blocks = _copy(device)
     (uploaded,) = Event.made

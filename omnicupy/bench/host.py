@@ -12,6 +12,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from omnicupy.blas import BLAS
 from omnicupy.blockmask import BlockMask
 from omnicupy.inputs import normals
 from omnicupy.layouts import causal, segments
+from omnicupy.masks import Mask
 
 FIRST_CALL_LIMIT_S = 120
 LONG_PACKS = 28  # the W1 pack repeated to 1,032,192 tokens
@@ -50,11 +52,26 @@ def warm_calls(record: Record, say: Say) -> None:
         "mask, lse": lambda: attention(q, k, v, mask, return_lse=True),
         "mask, out": lambda: attention(q, k, v, mask, out=out),
     }
+    calls |= _torch_call(q.shape, mask)
     synchronize = cupy.cuda.Device().synchronize
     figures = {
         f"host_us, {name}": round(timing.host_us(call, synchronize, 1000), 2) for name, call in calls.items()
     }
     _add(record, say, "warm call", figures)
+
+
+def _torch_call(shape: tuple[int, ...], mask: Mask) -> dict[str, Callable[[], Any]]:
+    """The call with a mask on torch tensors, where torch and a GPU that it finds are there."""
+    if find_spec("torch") is None:
+        return {}
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    from omnicupy.torch import attention as on_tensors
+
+    q, k, v = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    return {"torch, mask": lambda: on_tensors(q, k, v, mask)}
 
 
 def first_calls(record: Record, say: Say) -> None:
