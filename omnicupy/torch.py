@@ -8,6 +8,7 @@ The only module that imports PyTorch; `import omnicupy` does not import this one
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -74,7 +75,8 @@ def attention(
         _check_gradients(q, k, v, out)
     if torch.compiler.is_compiling() or type(q) not in _PLAIN or _modes():
         return _through_operator(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
-    return _run_eagerly(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
+    run = _run if "torch._dynamo" not in sys.modules else _untraced_run()
+    return run(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
 
 
 def _run(q: Any, k: Any, v: Any, mask: Any, *, scale: Any, return_lse: bool, out: Any, config: Any) -> Any:
@@ -93,8 +95,10 @@ def _run(q: Any, k: Any, v: Any, mask: Any, *, scale: Any, return_lse: bool, out
     return found
 
 
-# torch.compile leaves a call that it cannot trace to Python; from here on it must not try again.
-_run_eagerly = torch.compiler.disable(_run)
+@cache
+def _untraced_run() -> Callable[..., Any]:
+    """_run for a process that compiles: what torch.compile leaves to Python it must not try to trace again."""
+    return torch.compiler.disable(_run)  # type: ignore[no-any-return]
 
 
 def _on_gpu(q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any:

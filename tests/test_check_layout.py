@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from check_calls import call, gpu, host, ndarray, spec
 
-from omnicupy import layouts
+from omnicupy import check, layouts
+from omnicupy.arrays import DeviceArray
 
 COPY = "copy it with cupy.ascontiguousarray"
 TABLE: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
@@ -136,3 +137,23 @@ def test_out_may_lie_between_inputs() -> None:
     gpu(q=parts[0], k=parts[1], v=parts[2], out=parts[3])
     with pytest.raises(ValueError, match="out must not overlap v"):
         gpu(q=parts[0], k=parts[1], v=parts[2], out=parts[2])
+
+
+def _foreign(address: int, shape: tuple[int, ...]) -> DeviceArray:
+    """An array of another library."""
+    array = DeviceArray(None, np.dtype(np.float16), address, 0)
+    array.shape, array.strides = shape, np.empty(shape, np.float16).strides
+    return array
+
+
+def test_device_arrays_of_other_libraries_are_on_the_gpu() -> None:
+    arrays = [_foreign((1 + i) << 20, (2, heads, 8, 16)) for i, heads in enumerate((4, 2, 2))]
+    found = check.problem(*arrays, None, out=_foreign(4 << 20, (2, 4, 8, 16)))
+    assert (found.q_heads, found.kv_heads, found.dtype) == (4, 2, "float16")
+    arrays[1].ptr += 2
+    with pytest.raises(ValueError) as raised:
+        check.problem(*arrays, None)
+    assert str(raised.value) == (
+        "k must start on a multiple of 16 bytes, got address 0x200002; "
+        "copy it with .clone(memory_format=torch.contiguous_format)"
+    )

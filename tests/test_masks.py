@@ -13,7 +13,7 @@ import pytest
 from mask_cases import random_case
 
 from omnicupy import layouts
-from omnicupy.masks import Mask
+from omnicupy.masks import Mask, of_handle
 
 
 def grid(mask: Mask) -> list[str]:
@@ -240,3 +240,17 @@ def test_caches_die_with_the_mask() -> None:
         assert block_ref() is None
     finally:
         gc.enable()
+
+
+def test_a_handle_names_one_object() -> None:
+    mask, other = layouts.causal(40), layouts.causal(40)
+    handle = mask.handle
+    assert of_handle(handle) is mask
+    assert len({handle, other.handle, pickle.loads(pickle.dumps(mask)).handle, copy.copy(mask).handle}) == 4
+    assert handle > 1, "compilers of graphs make constants of 0 and 1"
+    del mask
+    with pytest.raises(ValueError) as raised:
+        of_handle(handle)
+    assert str(raised.value) == (
+        f"mask: no mask with handle {handle} is left; keep a mask while code that was compiled with it runs"
+    )

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import omnicupy as oc
-from omnicupy import api, check
+from omnicupy import api
 
 torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
 
@@ -226,36 +226,12 @@ def test_an_out_that_overlaps() -> None:
         oc.torch.attention(q, k, v, out=q)
 
 
-def test_handles_name_masks() -> None:
-    from omnicupy.masks import of_handle
-
-    mask, other = oc.causal(40), oc.causal(40)
-    handle = mask.handle
-    assert of_handle(handle) is mask
-    assert other.handle != handle
-    del mask
-    with pytest.raises(ValueError) as raised:
-        of_handle(handle)
-    assert str(raised.value) == (
-        f"mask: no mask with handle {handle} is left; keep a mask while code that was compiled with it runs"
-    )
-
-
-def test_the_device_array_is_one_to_the_checks() -> None:
-    from omnicupy.arrays import DeviceArray
-
-    arrays = [DeviceArray(None, np.dtype(np.float16), (1 + i) << 20, 0) for i in range(3)]
-    for array, shape in zip(arrays, SHAPES, strict=True):
-        array.shape, array.strides = shape, np.empty(shape, np.float16).strides
-    found = check.problem(*arrays, oc.causal(40))
-    assert (found.batch, found.q_heads, found.kv_heads, found.dtype) == (2, 4, 2, "float16")
-
-
 def test_cpu_tensors_import_no_cupy_and_torch_is_torch() -> None:
     code = """
 import sys, torch, omnicupy as oc
 print("omnicupy.torch" in sys.modules)
 import omnicupy.torch
+print("torch._dynamo" in sys.modules)  # over a second of importing, which only torch.compile needs
 x = torch.ones(1, 1, 8, 16)
 oc.torch.attention(x, x, x, oc.causal(8))
 print("cupy" in sys.modules, sys.modules["torch"] is torch, hasattr(torch, "Tensor"))
@@ -263,4 +239,4 @@ print("cupy" in sys.modules, sys.modules["torch"] is torch, hasattr(torch, "Tens
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT, check=False
     )
-    assert done.stdout.splitlines() == ["False", "False True True"], done.stderr
+    assert done.stdout.splitlines() == ["False", "False", "False True True"], done.stderr
