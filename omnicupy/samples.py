@@ -41,7 +41,7 @@ def segments(layout: Sample | Sequence[Sample]) -> Mask:
             kinds.append(kind)
             lengths.append(tokens)
         counts.append(len(sample))
-    return _packed(kinds, lengths, counts)
+    return packed(kinds, lengths, counts)
 
 
 def documents(lengths: Sequence[int], causal: bool = True) -> Mask:
@@ -54,7 +54,7 @@ def documents(lengths: Sequence[int], causal: bool = True) -> Mask:
         raise ValueError(
             "documents: lengths must hold at least one length, got none; pass the length of each document"
         )
-    return _packed([TEXT if causal else IMAGE] * len(checked), checked, [1] * len(checked))
+    return packed([TEXT if causal else IMAGE] * len(checked), checked, [1] * len(checked))
 
 
 def random(
@@ -90,7 +90,7 @@ def random(
             lengths.append(tokens)
             left -= tokens
         counts.append(len(kinds) - before)
-    return _packed(kinds, lengths, counts)
+    return packed(kinds, lengths, counts)
 
 
 def _check_random(
@@ -151,7 +151,7 @@ def _segment(segment: object, document: int, place: int) -> tuple[str, int]:
     return kind, tokens
 
 
-def _packed(kinds: list[str], lengths: list[int], counts: list[int]) -> Mask:
+def packed(kinds: list[str], lengths: list[int], counts: list[int]) -> Mask:
     """The mask of segments of these kinds and lengths; counts: segments of each document."""
     sizes = np.array(lengths, np.int64)
     stops = np.cumsum(sizes)

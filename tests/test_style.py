@@ -31,6 +31,7 @@ WIDE_KERNEL_FUNCTIONS = {"kernels/omni/epilogue.cuh:store_row", "kernels/omni/sm
 LAYERS = """
     errors spec
     arrays maskargs intervals bitform pairset blockmask stats draw plot tiling_bits tiling masks samples layouts
+    presets.arguments presets.images presets.showo presets.sequences presets.blocks presets
     check
     blas reference cpu
     source params nvrtc locks cache environment
