@@ -18,6 +18,7 @@ from omnicupy.tiling_bits import classify_bits
 
 KeyArray = NDArray[np.int64]
 
+DENSE_KEYS = 16  # sort keys a listed tile for which marking all of them is quicker than sorting
 CHUNK_KEYS = 1 << 14  # bounds looked at together: their arrays stay in the nearest caches
 
 
@@ -110,9 +111,16 @@ def _expand(
     first = (row * 2 + is_full << shift) + block - step * (np.cumsum(length) - length)
     tiles = np.repeat(first, length)
     tiles += np.arange(0, step * len(tiles), step)
-    tiles.sort(kind="stable")  # made of ascending runs, which the stable sort merges
-    kind = PARTIAL - ((tiles >> shift) & 1) * (PARTIAL - FULL)
-    return tiles >> (shift + 1), tiles & ((1 << shift) - 1), kind
+    last = int((row + length).max(initial=0)) * step  # past every sort key
+    if last <= DENSE_KEYS * len(tiles):  # marking the keys sorts them in time that follows the tiles, too
+        marked = np.zeros(last, np.bool_)
+        marked[tiles] = True
+        tiles = np.flatnonzero(marked)
+    else:
+        tiles.sort(kind="stable")  # made of ascending runs, which the stable sort merges
+    codes = tiles.astype(np.int32) if last < 1 << 31 else tiles
+    kind = np.subtract(PARTIAL, ((codes >> shift) & 1) * (PARTIAL - FULL), dtype=codes.dtype)
+    return codes >> (shift + 1), codes & ((1 << shift) - 1), kind
 
 
 def _crossed(row: KeyArray, block: KeyArray, mask: PairSet, br: int, bc: int) -> BoolArray:
@@ -162,10 +170,13 @@ def _assemble(
     pieces[:, 1] = bc
     if k_len % bc:
         pieces[block == k_blocks - 1, 1] = k_len % bc
-    cost = np.zeros(len(row) + 1, np.int64)
-    np.cumsum(pieces[:, 1] * (11 - (kind == FULL)), out=cost[1:])  # a masked tile costs about a tenth more
-    per_row = cost[offsets[:-1]] - cost[offsets[1:]]
-    order = np.argsort(per_row, kind="stable").astype(np.int32)
+    masked = row[kind != FULL]  # a masked tile costs about a tenth more
+    cost = bc * (10 * np.diff(offsets) + np.bincount(masked, minlength=q_blocks))
+    if k_len % bc:
+        cut_short = block == k_blocks - 1
+        weight = 11 - (kind[cut_short] == FULL)
+        cost = cost - (bc - k_len % bc) * np.bincount(row[cut_short], weight, q_blocks).astype(np.int64)
+    order = np.argsort(-cost, kind="stable").astype(np.int32)
     dead = mask.dead_keys()
     if dead.any():
         in_block = np.zeros(k_blocks * bc, np.bool_)
