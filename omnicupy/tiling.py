@@ -16,7 +16,7 @@ from omnicupy.intervals import BoolArray, IntArray, Intervals
 from omnicupy.pairset import PairSet
 from omnicupy.tiling_bits import classify_bits
 
-KeyArray = NDArray[np.int64]
+KeyArray = NDArray[np.int64]  # for tiles int32 where that holds their number
 
 DENSE_KEYS = 16  # sort keys a listed tile for which marking all of them is quicker than sorting
 CHUNK_KEYS = 1 << 14  # bounds looked at together: their arrays stay in the nearest caches
@@ -108,19 +108,23 @@ def _expand(
     """Ranges of rows [row, row + length) of one key block each, to single tiles in the order of the lists."""
     shift = max(1, (k_blocks - 1).bit_length())
     step = 2 << shift  # sort key: row, FULL, key block
+    last = int((row + length).max(initial=0)) * step  # past every sort key
     first = (row * 2 + is_full << shift) + block - step * (np.cumsum(length) - length)
     tiles = np.repeat(first, length)
     tiles += np.arange(0, step * len(tiles), step)
-    last = int((row + length).max(initial=0)) * step  # past every sort key
-    if last <= DENSE_KEYS * len(tiles):  # marking the keys sorts them in time that follows the tiles, too
+    if last <= DENSE_KEYS * len(tiles):  # marking all sort keys takes time that follows the tiles, too
         marked = np.zeros(last, np.bool_)
         marked[tiles] = True
         tiles = np.flatnonzero(marked)
     else:
         tiles.sort(kind="stable")  # made of ascending runs, which the stable sort merges
-    codes = tiles.astype(np.int32) if last < 1 << 31 else tiles
-    kind = np.subtract(PARTIAL, ((codes >> shift) & 1) * (PARTIAL - FULL), dtype=codes.dtype)
-    return codes >> (shift + 1), codes & ((1 << shift) - 1), kind
+    if last < 1 << 31:
+        tiles = tiles.astype(np.int32)
+    kind = tiles >> shift
+    kind &= 1
+    kind *= FULL - PARTIAL
+    kind += PARTIAL
+    return tiles >> (shift + 1), tiles & ((1 << shift) - 1), kind
 
 
 def _crossed(row: KeyArray, block: KeyArray, mask: PairSet, br: int, bc: int) -> BoolArray:
@@ -164,7 +168,7 @@ def _assemble(
     (br, bc), (row, block, kind) = tile, listed
     q_len, k_len = mask.shape
     q_blocks = -(-q_len // br)
-    offsets = np.searchsorted(row, np.arange(q_blocks + 1)).astype(np.int32)
+    offsets = np.searchsorted(row, np.arange(q_blocks + 1, dtype=row.dtype)).astype(np.int32)
     pieces = np.empty((len(row), 2), np.int32)
     np.multiply(block, bc, out=pieces[:, 0], casting="unsafe")
     pieces[:, 1] = bc
