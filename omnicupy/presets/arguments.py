@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from omnicupy.maskargs import MAX_LENGTH, count, integer
+from omnicupy.maskargs import MAX_LENGTH, integer
 
 Whole = NDArray[np.int64]
 Lengths = Sequence[int] | NDArray[np.integer]
@@ -24,6 +24,8 @@ def numbers(where: str, name: str, values: object, least: int, hint: str) -> Who
     if isinstance(plain, np.ndarray):
         if plain.ndim != 1:
             raise ValueError(f"{where}: {name} must have one axis, got shape {plain.shape}; reshape it")
+        if plain.size and least <= plain.min() and plain.max() <= MAX_LENGTH:
+            return plain.astype(np.int64)
         items: Sequence[object] = plain.tolist()
     else:
         items = plain
@@ -95,16 +97,11 @@ def flag(where: str, name: str, value: object) -> bool:
 
 
 def at_least_one(where: str, name: str, value: object) -> int:
-    """`value` as an integer from 1 to MAX_LENGTH; more is cut to it, as no mask is longer."""
+    """`value` as an integer of at least 1. Raises TypeError or ValueError for anything else."""
     number = integer(where, name, value)
     if number < 1:
         raise ValueError(f"{where}: {name} must be at least 1, got {number}; pass a positive number")
-    return min(number, MAX_LENGTH)
-
-
-def at_least_none(where: str, name: str, value: object) -> int:
-    """`value` as an integer from 0 to MAX_LENGTH; more is cut to it, as no mask is longer."""
-    return min(count(where, name, value), MAX_LENGTH)
+    return number
 
 
 def tokens(where: str, what: str, total: int) -> int:

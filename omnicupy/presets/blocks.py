@@ -6,6 +6,7 @@ import numpy as np
 
 from omnicupy import intervals as algebra
 from omnicupy import samples
+from omnicupy.maskargs import count
 from omnicupy.maskargs import length as checked_length
 from omnicupy.masks import Mask
 from omnicupy.presets import arguments as args
@@ -42,22 +43,23 @@ def self_forcing(
     Raises TypeError or ValueError for other values, and for local_frames or sink_frames with teacher_forcing.
     """
     where = "self_forcing"
-    count, size = (
-        checked_length(where, n, v) for n, v in (("frames", frames), ("frame_tokens", frame_tokens))
+    video, size = (
+        args.at_least_one(where, "frames", frames),
+        checked_length(where, "frame_tokens", frame_tokens),
     )
-    per_block = checked_length(where, "frames_per_block", frames_per_block)
+    per_block = args.at_least_one(where, "frames_per_block", frames_per_block)
     args.choice(where, "layout", layout, LAYOUTS)
-    sinks = args.at_least_none(where, "sink_frames", sink_frames)
+    sinks = count(where, "sink_frames", sink_frames)
     local = None if local_frames is None else args.at_least_one(where, "local_frames", local_frames)
     forced = args.flag(where, "teacher_forcing", teacher_forcing)
-    args.tokens(where, "frames", count * size * (1 + forced))
-    edges = _edges(count, per_block)
+    args.tokens(where, "frames", video * size * (1 + forced))
+    edges = _edges(video, per_block)
     if not forced:
         if local is None:
             return samples.packed(
                 [samples.IMAGE] * (len(edges) - 1), np.diff(edges * size).tolist(), [len(edges) - 1]
             )
-        return _local(edges, size, local, sinks)
+        return _local(edges, size, min(local, video), sinks)
     if local is not None or sinks:
         raise ValueError(
             "self_forcing: teacher_forcing must come without local_frames and sink_frames, got "
@@ -73,19 +75,19 @@ def _edges(length: int, block: int) -> args.Whole:
 
 def _local(edges: args.Whole, size: int, local: int, sinks: int) -> Mask:
     """Blocks [edges[i], edges[i + 1]) of frames of `size` tokens; a row sees `local` frames and the sinks."""
-    count = int(edges[-1])
-    frame = np.arange(count)
+    frames = int(edges[-1])
+    frame = np.arange(frames)
     first = np.repeat(edges[:-1], np.diff(edges))
     # a block sees frame f while its end is at most f + local
     stop = edges[np.searchsorted(edges, frame + local, side="right") - 1]
-    stop[:sinks] = count
+    stop[:sinks] = frames
     alone = stop <= first
     start = np.repeat(first * size, size).astype(np.int32)
     ends = np.repeat(stop * size, size).astype(np.int32)
     if alone.any():  # out of reach of its own block: seen by its own row only
         own = np.flatnonzero(np.repeat(alone, size)).astype(np.int32)
         start[own], ends[own] = own, own + 1
-    return Mask((count * size, count * size), intervals=(start[None], ends[None]))
+    return Mask((frames * size, frames * size), intervals=(start[None], ends[None]))
 
 
 def bd3lm(length: int, block: int, layout: str = SPLIT) -> Mask:
@@ -103,7 +105,7 @@ def bd3lm(length: int, block: int, layout: str = SPLIT) -> Mask:
     Raises TypeError or ValueError for other values.
     """
     total = checked_length("bd3lm", "length", length)
-    size = checked_length("bd3lm", "block", block)
+    size = args.at_least_one("bd3lm", "block", block)
     args.choice("bd3lm", "layout", layout, LAYOUTS)
     args.tokens("bd3lm", "length", 2 * total)
     return _streams(_edges(total, size), layout, clean_first=False)
@@ -140,17 +142,17 @@ def magi(chunks: int, chunk_tokens: int, reach: int | Lengths) -> Mask:
     Source: SandAI-org/MAGI-1, inference/pipeline/video_generate.py.
     Raises TypeError or ValueError for other values.
     """
-    count = checked_length("magi", "chunks", chunks)
+    number = args.at_least_one("magi", "chunks", chunks)
     size = checked_length("magi", "chunk_tokens", chunk_tokens)
-    total = args.tokens("magi", "chunks", count * size)
-    chunk = np.arange(count, dtype=np.int64)
+    total = args.tokens("magi", "chunks", number * size)
+    chunk = np.arange(number, dtype=np.int64)
     if isinstance(reach, int | np.integer) or (isinstance(reach, np.ndarray) and not reach.ndim):
-        back = np.full(count, args.at_least_one("magi", "reach", reach))
+        back = np.full(number, min(args.at_least_one("magi", "reach", reach), number))
     else:
         back = args.numbers("magi", "reach", reach, 1, "give the number of chunks that each chunk sees")
-        if len(back) != count:
+        if len(back) != number:
             raise ValueError(
-                f"magi: reach must have one number for each of the {count} chunks, got {len(back)}; "
+                f"magi: reach must have one number for each of the {number} chunks, got {len(back)}; "
                 "pass one number for all or one for each"
             )
     low = np.maximum(chunk + 1 - back, 0)
@@ -158,9 +160,9 @@ def magi(chunks: int, chunk_tokens: int, reach: int | Lengths) -> Mask:
         seen = np.searchsorted(low, chunk, side="right")
         pairs: algebra.Intervals = (chunk.astype(np.int32)[None], seen.astype(np.int32)[None])
     else:
-        pairs = algebra.rectangles(np.stack([chunk, chunk + 1, low, chunk + 1], axis=1), count, count)
+        pairs = algebra.rectangles(np.stack([chunk, chunk + 1, low, chunk + 1], axis=1), number, number)
     scaled = (pairs[0] * np.int32(size), pairs[1] * np.int32(size))
-    return _repeated(scaled, np.full(count, size), total)
+    return _repeated(scaled, np.full(number, size), total)
 
 
 def _repeated(blocks: algebra.Intervals, sizes: args.Whole, q_len: int) -> Mask:

@@ -122,10 +122,10 @@ def streaming(length: int, sink: int, window: int) -> Mask:
     Raises TypeError or ValueError for other types, a negative sink and a window below 1.
     """
     total = checked_length("streaming", "length", length)
-    kept = args.at_least_none("streaming", "sink", sink)
-    reach = args.at_least_one("streaming", "window", window)
+    kept = count("streaming", "sink", sink)
+    reach = min(args.at_least_one("streaming", "window", window), total)
     start = np.arange(total, dtype=np.int32)
-    stop = np.minimum(start + np.int64(reach), total).astype(np.int32)
+    stop = np.minimum(start, total - reach) + np.int32(reach)
     stop[:kept] = total
     return Mask((total, total), intervals=(start[None], stop[None]))
 
@@ -146,7 +146,7 @@ def mllama(query_length: int, images: Spans, tile_tokens: int = 1601, max_tiles:
     """
     rows = checked_length("mllama", "query_length", query_length)
     size = checked_length("mllama", "tile_tokens", tile_tokens)
-    most = checked_length("mllama", "max_tiles", max_tiles)
+    most = args.at_least_one("mllama", "max_tiles", max_tiles)
     given = args.pairs("mllama", "images", images, "position, tiles")
     if not given:
         raise ValueError("mllama: images must hold at least one image, got none; skip the cross-attention")
@@ -158,7 +158,7 @@ def mllama(query_length: int, images: Spans, tile_tokens: int = 1601, max_tiles:
         if not 0 <= position < last:
             raise ValueError(
                 f"mllama: images[{i}] must be at a place from 0 to {last - 1} (the text has {rows} tokens, "
-                f"positions ascend), got {position}; sort the images"
+                f"positions ascend), got {position}; give the images in the order of the text"
             )
         if not 1 <= tiles <= most:
             raise ValueError(
