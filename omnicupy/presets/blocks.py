@@ -116,10 +116,9 @@ def _streams(edges: args.Whole, layout: str, clean_first: bool) -> Mask:
     first, stop, half = edges[:-1], edges[1:], int(edges[-1])
     sizes = stop - first
     if layout == INTERLEAVED:
+        code = np.array([samples.KINDS.index(kind) for kind in (samples.NOISE, samples.IMAGE)], np.int8)
         blocks = len(sizes)
-        return samples.packed(
-            [samples.NOISE, samples.IMAGE] * blocks, np.repeat(sizes, 2).tolist(), [2 * blocks]
-        )
+        return samples.from_codes(np.tile(code, blocks), np.repeat(sizes, 2), np.array([2 * blocks]))
     clean, noisy = (0, half) if clean_first else (half, 0)
     ends = np.full_like(first, half)
     parts = [

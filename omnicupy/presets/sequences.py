@@ -57,9 +57,8 @@ def varlen(cu_seqlens: Lengths, causal: bool = False) -> Mask:
 
 def _documents(where: str, name: str, sizes: args.Whole, causal: bool) -> Mask:
     args.tokens(where, name, int(sizes.sum()))
-    return samples.packed(
-        [samples.TEXT if causal else samples.IMAGE] * len(sizes), sizes.tolist(), [1] * len(sizes)
-    )
+    kind = samples.KINDS.index(samples.TEXT if causal else samples.IMAGE)
+    return samples.from_codes(np.full(len(sizes), kind, np.int8), sizes, np.ones_like(sizes))
 
 
 def padding(mask: Mask, query_lengths: Lengths, key_lengths: Lengths, *, side: str = "right") -> list[Mask]:
