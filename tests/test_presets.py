@@ -214,3 +214,25 @@ def test_random_layouts(name: str) -> None:
         if turn % 10 == 0:
             assert np.array_equal(mask.blocks(8, 32).to_dense(), expected), (name, turn)
             assert mask == oc.from_dense(expected), (name, turn)
+
+
+def test_masks_name_their_segments_where_these_are_few() -> None:
+    mask = presets.transfusion(9, [(2, 3)])
+    assert mask.segments == (("text", 0, 2, 0), ("image", 2, 5, 0), ("text", 5, 9, 0))
+    assert presets.packed([1] * 3000).segments == ()
+
+
+def test_a_long_context_costs_no_pass_over_its_pairs() -> None:
+    parents = [-1, *(max(0, i - 1 - (7 * i) % 8) for i in range(1, 64))]
+    mask = presets.tree(1001, parents)
+    assert mask.bits is not None
+    assert mask.diagonal == 1001
+    assert presets.tree(1001, range(-1, 63)) == oc.causal(64, 1065)
+    assert presets.tree(1001, range(-1, 63)).intervals is not None
+
+
+def test_padding_shares_masks() -> None:
+    base = oc.causal(6)
+    whole, first, second = presets.padding(base, [6, 4, 4], [6, 5, 5])
+    assert whole is base
+    assert first is second

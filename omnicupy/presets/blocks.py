@@ -119,15 +119,20 @@ def _streams(edges: args.Whole, layout: str, clean_first: bool) -> Mask:
         code = np.array([samples.KINDS.index(kind) for kind in (samples.NOISE, samples.IMAGE)], np.int8)
         blocks = len(sizes)
         return samples.from_codes(np.tile(code, blocks), np.repeat(sizes, 2), np.array([2 * blocks]))
-    clean, noisy = (0, half) if clean_first else (half, 0)
-    ends = np.full_like(first, half)
-    parts = [
-        (np.stack([clean + first, noisy + stop]), np.stack([clean + ends, noisy + ends])),
-        (np.stack([noisy + first, ends * 0]), np.stack([noisy + stop, ends * 0])),
-    ]
-    parts = parts if clean_first else parts[::-1]
-    start, end = (np.concatenate(side, axis=1).astype(np.int32) for side in zip(*parts, strict=True))
-    return _repeated(algebra.canonical(start, end, 2 * half), np.tile(sizes, 2), 2 * half)
+    nothing = np.zeros_like(first)
+    if clean_first:
+        seen = [(first, nothing + half), (half + stop, nothing + 2 * half)]
+        own = [(half + first, half + stop), (nothing, nothing)]
+    else:  # clean block 0 is seen by all rows but those of noisy block 0: one range
+        begins, ends = np.where(first == 0, 2 * half, half + first), np.where(first == 0, 2 * half, half)
+        seen = [(stop, ends), (begins, nothing + 2 * half)]
+        own = [(first, stop), (nothing, nothing)]
+    halves = (seen, own) if clean_first else (own, seen)
+    start, end = (
+        np.array([np.concatenate([copy[slot][side] for copy in halves]) for slot in (0, 1)], np.int32)
+        for side in (0, 1)
+    )
+    return _repeated(algebra.pack(start, end), np.tile(sizes, 2), 2 * half)
 
 
 def magi(chunks: int, chunk_tokens: int, reach: int | Lengths) -> Mask:
