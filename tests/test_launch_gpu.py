@@ -21,7 +21,7 @@ pytestmark = pytest.mark.gpu
 cp: Any = pytest.importorskip("cupy")
 
 SHAPE = (2, 4, 700, 64)
-KERNELS = ("naive", "sm80")
+KERNELS = ("naive", "sm80", "sm90")
 SPIN = """
 extern "C" __global__ void spin(long long clocks) {
   long long const start = clock64();
@@ -63,8 +63,13 @@ def _close(out: Any, arrays: list[Any], mask: Any, lse: Any = None) -> None:
 def _config(kernel: str, array: Any) -> AttnSpec:
     capability = cp.cuda.Device(array.data.device_id).compute_capability
     arch = tune.arch_of(int(capability[:-1]), int(capability[-1]))
+    if kernel == "sm90":
+        if capability != "90":
+            pytest.skip(f"kernel sm90 needs compute capability 9.0, this device has {capability}")
+        arch = "sm_90a"
     dtype = "float16" if array.dtype == np.float16 else "bfloat16"
-    return AttnSpec(arch=arch, kernel=kernel, dtype=dtype, head_dim=array.shape[3], br=64, bc=64)
+    warps = 8 if kernel == "sm90" else 4
+    return AttnSpec(arch=arch, kernel=kernel, dtype=dtype, head_dim=array.shape[3], br=64, bc=64, warps=warps)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

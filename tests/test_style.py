@@ -24,8 +24,6 @@ MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS = 300, 60, 6
 NO_CEILINGS = {"kernels/omni/sm90/wgmma_table.cuh", "tests/make_wgmma.py"}
 # One function is one instruction there: its operands are the instruction's.
 INSTRUCTIONS = re.compile(r"kernels/omni/sm\d+/ptx\.cuh")
-# Wider than the ceiling for now; an entry that no longer is must go.
-WIDE_KERNEL_FUNCTIONS = {"kernels/omni/epilogue.cuh:store_row", "kernels/omni/sm80/gemm.cuh:softmax_step"}
 
 # A module imports only what stands before it. Lines are layers; a new module takes its place here.
 LAYERS = """
@@ -96,21 +94,11 @@ def test_cuda_functions(name: str) -> None:
     for function in found:
         where = f"{name}:{function.line} {function.name}"
         assert function.lines <= MAX_FUNCTION, f"{where} has {function.lines} lines"
-        if not INSTRUCTIONS.fullmatch(name) and f"{name}:{function.name}" not in WIDE_KERNEL_FUNCTIONS:
+        if not INSTRUCTIONS.fullmatch(name):
             assert function.parameters <= MAX_PARAMETERS, f"{where} has {function.parameters} parameters"
     code = cuda_scan.blanked(_text(name))
     declared = len(re.findall(r"\b(?:__device__|__global__) ", code))
     assert len([f for f in found if not f.name.startswith("operator")]) >= declared - code.count("operator")
-
-
-def test_functions_allowed_to_be_wide_are() -> None:
-    wide = {
-        f"{name}:{function.name}"
-        for name in CUDA
-        for function in cuda_scan.functions(_text(name))
-        if function.parameters > MAX_PARAMETERS and not INSTRUCTIONS.fullmatch(name)
-    }
-    assert wide == WIDE_KERNEL_FUNCTIONS
 
 
 @pytest.mark.parametrize("name", CUDA)

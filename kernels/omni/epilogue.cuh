@@ -7,11 +7,11 @@
 namespace omni {
 
 // One row of the warp's output, normalised and rounded: groups of four 8-column blocks leave as 16 bytes a lane; blocks
-// left over as 4 bytes a lane. g_row: the row at the tile's first column; columns: how many of them exist (a multiple
-// of 8). Every lane of the warp calls it; `write` is false for rows past q_len.
+// left over as 4 bytes a lane. g_row: the row at the tile's first column; columns: how many of them to write (a multiple
+// of 8), 0 for rows past q_len. Every lane of the warp calls it.
 template <bool kBf16, class Out>
 __device__ __forceinline__ void store_row(
-    Out const& out, int m, int h, float inverse, unsigned char* g_row, int columns, bool write) {
+    Out const& out, int m, int h, float inverse, unsigned char* g_row, int columns) {
   int const c = lane_id() % 4;
 #pragma unroll
   for (int j = 0; j + 4 <= Out::kBlocks; j += 4) {
@@ -22,14 +22,14 @@ __device__ __forceinline__ void store_row(
       word[i] = pack_pair<kBf16>(x[0] * inverse, x[1] * inverse);
     }
     quad_transpose(word);
-    if (write && 8 * (j + c) < columns) {
+    if (8 * (j + c) < columns) {
       *reinterpret_cast<uint4*>(g_row + 16 * (j + c)) = make_uint4(word[0], word[1], word[2], word[3]);
     }
   }
 #pragma unroll
   for (int j = Out::kBlocks / 4 * 4; j < Out::kBlocks; ++j) {
     float const* x = &out.x[m][4 * j + 2 * h];
-    if (write && 8 * j < columns) {
+    if (8 * j < columns) {
       *reinterpret_cast<u32*>(g_row + 16 * j + 4 * c) = pack_pair<kBf16>(x[0] * inverse, x[1] * inverse);
     }
   }
@@ -49,7 +49,8 @@ __device__ __forceinline__ void store_output(
     for (int h = 0; h < 2; ++h) {
       int const q = row0 + Out::row(m, h);
       bool const write = q < p.q_len;
-      store_row<kBf16>(out, m, h, softmax.inverse(m, h), g_out + 2 * q * p.out_strides[2], p.head_dim - column0, write);
+      int const columns = write ? p.head_dim - column0 : 0;
+      store_row<kBf16>(out, m, h, softmax.inverse(m, h), g_out + 2 * q * p.out_strides[2], columns);
       if (write && p.lse != nullptr && column0 == 0 && lane_id() % 4 == 0) {
         p.lse[lse0 + q] = softmax.lse(m, h, p.scale, p.scale_log2);
       }

@@ -123,20 +123,29 @@ __device__ __forceinline__ bool spans_travel(AttnParams const& p, KeyTile const&
   return tile.kind() == kPartial && p.n_spans != 0 && p.n_spans <= kSmemSpans;
 }
 
-// row0: the warp's first row in the tile. s_spans: (kSmemSpans, kBc) spans of the tile, or null.
+// A tile as one warp sees it. row0: the warp's first row in the tile. s_spans: (kSmemSpans, kBc) spans of the tile in
+// shared memory, or null.
+struct WarpTile {
+  MaskView const& mask;
+  KeyTile const& keys;
+  int row0;
+  int2 const* s_spans;
+};
+
 template <int kBr, class Scores>
-__device__ __forceinline__ void mask_tile(
-    Scores& scores, MaskView const& mask, KeyTile const& tile, int row0, int2 const* s_spans) {
-  int const q0 = first_query<kBr>(mask.p, mask.block_row) + row0;
+__device__ __forceinline__ void mask_tile(Scores& scores, WarpTile const& warp) {
+  MaskView const& mask = warp.mask;
+  KeyTile const& tile = warp.keys;
+  int const q0 = first_query<kBr>(mask.p, mask.block_row) + warp.row0;
   KeepBits<Scores> keep;
   if (tile.kind() == kCausal) {
     keep.set_causal(mask, q0, tile.k0);
   } else if (int const payload = tile.payload(mask.p); payload < 0) {
-    bool const here = s_spans != nullptr && spans_travel(mask.p, tile);
-    int2 const* const spans = here ? s_spans : mask.spans() + tile.k0;
+    bool const here = warp.s_spans != nullptr && spans_travel(mask.p, tile);
+    int2 const* const spans = here ? warp.s_spans : mask.spans() + tile.k0;
     keep.set_spans(spans, here ? Scores::kCols : mask.p.k_padded, mask.p.n_spans, q0);
   } else {
-    keep.template set_bit_tile<kBr>(mask.p.bit_tiles, payload, row0);
+    keep.template set_bit_tile<kBr>(mask.p.bit_tiles, payload, warp.row0);
   }
   keep.apply(scores);
 }

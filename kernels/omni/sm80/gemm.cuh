@@ -74,11 +74,10 @@ __device__ __forceinline__ void add_values(Out& out, Scores const& p, u32 s_v) {
 // Mask, softmax and the rescaling of what was accumulated, for one tile of scores.
 template <class Cfg, class Scores, class Out>
 __device__ __forceinline__ void softmax_step(
-    Scores& scores, Out& out, OnlineSoftmax<Cfg::kTilesM>& softmax, MaskView const& mask, KeyTile const& tile, int row0,
-    int2 const* s_spans, float scale_log2) {
+    Scores& scores, Out& out, OnlineSoftmax<Cfg::kTilesM>& softmax, WarpTile const& warp) {
   float correction[Cfg::kTilesM][2];
-  if (tile.kind() != kFull) mask_tile<Cfg::kBr>(scores, mask, tile, row0, s_spans);
-  softmax.update(scores, correction, scale_log2);
+  if (warp.keys.kind() != kFull) mask_tile<Cfg::kBr>(scores, warp);
+  softmax.update(scores, correction, warp.mask.p.scale_log2);
   rescale<false>(out, correction);
 }
 

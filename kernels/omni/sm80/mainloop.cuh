@@ -88,7 +88,7 @@ struct Mainloop {
   }
 
   __device__ __forceinline__ void compute_softmax(Scores& scores, KeyTile const& tile, int span_slot) {
-    softmax_step<Cfg>(scores, out, softmax, mask, tile, row0, s_spans(span_slot), p.scale_log2);
+    softmax_step<Cfg>(scores, out, softmax, WarpTile{mask, tile, row0, s_spans(span_slot)});
   }
 
   // V has arrived and every thread knows it.

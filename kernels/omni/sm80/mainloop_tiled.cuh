@@ -105,7 +105,7 @@ struct TiledMainloop {
       scores.add(part);
       slot = slot == kAhead ? 0 : slot + 1;
     }
-    softmax_step<Cfg>(scores, out, softmax, mask, tile, row0, nullptr, p.scale_log2);
+    softmax_step<Cfg>(scores, out, softmax, WarpTile{mask, tile, row0, nullptr});
     u32 const v_offset = Cfg::kStages * kSlotBytes;
     if (tile.has_dead()) {
       zero_dead_rows<Cfg::kThreads, Cfg::kValueDim, Cfg::kSwizzle>(s_base + v_offset, mask, tile);

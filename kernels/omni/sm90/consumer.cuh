@@ -90,7 +90,8 @@ struct Consumer {
   // Masks one tile of scores. K, and the spans that came with it, are released as soon as they are read.
   __device__ __forceinline__ void mask_scores(Scores& scores, KeyTile const& tile, int block_row) {
     if (tile.kind() != kFull) {
-      mask_tile<Cfg::kBr>(scores, MaskView{p, block_row}, tile, row0, smem.spans[ring.stage][0]);
+      MaskView const mask{p, block_row};
+      mask_tile<Cfg::kBr>(scores, WarpTile{mask, tile, row0, smem.spans[ring.stage][0]});
     }
     release(smem.k_empty[ring.stage]);
   }
