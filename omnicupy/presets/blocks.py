@@ -39,7 +39,7 @@ def self_forcing(
     it means nothing without teacher_forcing. sink_frames means nothing without local_frames. One interval per
     key, two for "split".
 
-    Source: guandeh17/Self-Forcing and tianweiy/CausVid, wan/modules/causal_model.py.
+    Source: guandeh17/Self-Forcing, wan/modules/causal_model.py (CausVid has the same rule).
     Raises TypeError or ValueError for other values, and for local_frames or sink_frames with teacher_forcing.
     """
     where = "self_forcing"
