@@ -7,6 +7,7 @@
 Importing needs no GPU, reads no file and imports no CuPy.
 """
 
+from omnicupy import presets
 from omnicupy.api import attention
 from omnicupy.blockmask import BlockMask
 from omnicupy.errors import CompileError, UnsupportedError
@@ -43,6 +44,7 @@ __all__ = [
     "full",
     "intervals",
     "prefix",
+    "presets",
     "random",
     "ranges",
     "segments",

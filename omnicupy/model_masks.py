@@ -1,12 +1,11 @@
-"""The masks of the named workloads: the rules of real models, with the lengths of real samples, in tokens."""
+"""The masks of the named workloads: the presets of real models, with the lengths of real samples, in tokens."""
 
 from __future__ import annotations
 
 from itertools import accumulate
 
-import numpy as np
-
-from omnicupy.layouts import causal, documents, from_dense, ranges, segments, sink, sliding_window
+from omnicupy import presets
+from omnicupy.layouts import ranges, segments
 from omnicupy.masks import Mask
 
 Layout = list[tuple[str, int]]
@@ -73,45 +72,34 @@ def text_skips_vae() -> Mask:
     return segments(layout) & ~ranges(hidden, stops[-1])
 
 
-def _padded(layout: Layout, total: int) -> Layout:
-    return [*layout, ("text", total - sum(length for _, length in layout))]
+def _after(texts: tuple[int, ...], size: int) -> list[tuple[int, int]]:
+    """Images of `size` tokens, each after so many tokens of text."""
+    return [(stop - size, size) for stop in accumulate(text + size for text in texts)]
 
 
 def show_o2() -> Mask:
     """Show-o2: six images of 729 tokens in 5,120 tokens."""
-    return segments(_padded([("text", 120), ("image", 729), *[("text", 90), ("image", 729)] * 5], 5120))
+    return presets.show_o2(5120, _after((120, 90, 90, 90, 90, 90), 729))
 
 
 def transfusion() -> Mask:
     """Transfusion: nine images of 256 tokens in 4,096 tokens."""
-    texts = (150, 180, 40, 120, 60, 190, 30, 160, 110)
-    return segments(_padded([part for text in texts for part in (("text", text), ("image", 256))], 4096))
+    return presets.transfusion(4096, _after((150, 180, 40, 120, 60, 190, 30, 160, 110), 256))
 
 
 def hunyuan() -> Mask:
     """HunyuanImage 3: the prefill of an edit."""
-    return segments([("text", 400), ("image", 5120), ("text", 260), ("image", 4096), ("text", 1)])
+    return presets.hunyuan_image3(9877, [(400, 5120), (5780, 4096)])
 
 
 def hunyuan_step() -> Mask:
-    """HunyuanImage 3: the rows of one denoising step against the whole sequence."""
-    return ranges([(0, 1, 0, 5780), (1, 4097, 0, 9876)], 4097, 9877)
+    """HunyuanImage 3: the rows of one denoising step (timestep and image) against the whole sequence."""
+    return hunyuan().rows(5779, 9876)
 
 
-def gemma_global(images: int, size: int, period: int) -> Mask:
-    """Causal text of 16,384 tokens with bidirectional images of `size` tokens at 100, 100 + period, ..."""
-    layout: Layout = [("text", 100)]
-    for _ in range(images):
-        layout += [("image", size), ("text", period - size)]
-    total = sum(length for _, length in layout)
-    layout[-1] = ("text", layout[-1][1] + 16384 - total)
-    return segments(layout)
-
-
-def gemma_local(images: int, size: int, period: int) -> Mask:
-    """The images of gemma_global, cut to a window of 1,024 tokens."""
-    # A token sees nothing 1,024 or more tokens back, not even of its own image.
-    return gemma_global(images, size, period) & sliding_window(16384, left=1023, right=16384)
+def gemma(images: int, size: int, period: int, window: int | None) -> Mask:
+    """Gemma: text of 16,384 tokens with images of `size` tokens at 100, 100 + period, ..."""
+    return presets.gemma3(16384, [(100 + period * i, size) for i in range(images)], window)
 
 
 # Image sizes in cells of 2 x 2 patches; a window is 4 x 4 cells.
@@ -126,48 +114,22 @@ def vit_windows() -> Mask:
         for r in range(0, rows, 4)
         for c in range(0, columns, 4)
     ]
-    return documents(windows, causal=False)
+    return presets.varlen([0, *accumulate(windows)])
 
 
 def vit_images() -> Mask:
     """The same images, each whole."""
-    return documents([4 * rows * columns for rows, columns in GRIDS], causal=False)
+    return presets.packed([4 * rows * columns for rows, columns in GRIDS], causal=False)
 
 
 def mllama() -> Mask:
-    """Text of Llama 3.2 Vision against four images."""
-    # Images of up to 4 tiles of 1,601 tokens; the second and the third come together and end together.
-    shown = ((20, 700, 4), (700, 2200, 2), (701, 2200, 4), (2200, 4096, 1))
-    return ranges(
-        [(q0, q1, i * 6404, i * 6404 + 1601 * n) for i, (q0, q1, n) in enumerate(shown)], 4096, 4 * 6404
-    )
+    """Text of Llama 3.2 Vision against four images; the second and the third come together."""
+    return presets.mllama(4096, [(20, 4), (700, 2), (701, 4), (2200, 1)])
 
 
-def block_causal() -> Mask:
-    """Seven blocks of three video frames; each block sees itself and the earlier ones."""
-    block = 3 * 1560
-    return ranges([(b * block, (b + 1) * block, 0, (b + 1) * block) for b in range(7)], 7 * block)
-
-
-def dual_stream(blocks: int, block: int, clean_first: bool) -> Mask:
-    """Two copies of one sequence, clean and noisy: a clean block sees the clean blocks up to itself, a noisy
-    one itself and the clean blocks before it. clean_first: the order of the copies.
-    """
-    half = blocks * block
-    clean, noisy = (0, half) if clean_first else (half, 0)
-    rectangles = []
-    for b in range(blocks):
-        first, stop = b * block, (b + 1) * block
-        rectangles.append((clean + first, clean + stop, clean, clean + stop))
-        rectangles.append((noisy + first, noisy + stop, noisy + first, noisy + stop))
-        if b:
-            rectangles.append((noisy + first, noisy + stop, clean, clean + first))
-    return ranges(rectangles, 2 * half)
-
-
-def interleaved_streams() -> Mask:
-    """Teacher forcing with the noisy and the clean block of each step side by side."""
-    return segments([("noise", 4680), ("image", 4680)] * 7)
+def video(teacher_forcing: bool, layout: str = "split") -> Mask:
+    """Self-Forcing: seven blocks of three frames of 1,560 tokens."""
+    return presets.self_forcing(21, 1560, 3, teacher_forcing, layout=layout)
 
 
 PACKED = (
@@ -176,14 +138,6 @@ PACKED = (
 )
 
 
-def sink_window() -> Mask:
-    """Four sink tokens and a causal window of 2,000 tokens."""
-    return (sliding_window(32768, left=1999) | sink(32768, 4)) & causal(32768)
-
-
 def draft_tree() -> Mask:
     """64 draft tokens after 8,192 tokens of context: each sees the context and its ancestors."""
-    sees = np.eye(64, dtype=np.bool_)
-    for i in range(1, 64):
-        sees[i] |= sees[max(0, i - 1 - (7 * i) % 8)]
-    return from_dense(np.concatenate([np.ones((64, 8192), np.bool_), sees], axis=1))
+    return presets.tree(8192, [-1, *(max(0, i - 1 - (7 * i) % 8) for i in range(1, 64))])

@@ -27,7 +27,7 @@ class PairSet:
     intervals: Intervals | None  # start, stop: int32 (n, k_len), read-only, canonical
     bits: ByteArray | None  # uint8 (q_len, ceil(k_len / 8)), little bit order, read-only
     diagonal: int  # key minus row of the causal diagonal: CAUSAL tiles are those with k <= q + diagonal
-    segments: tuple[Segment, ...]  # for pictures; () when unknown
+    segments: tuple[Segment, ...]  # for pictures; () when unknown or too many to draw
     _hash: int | None
     _pairs: int | None
 

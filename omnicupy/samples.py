@@ -7,13 +7,16 @@ from itertools import pairwise
 from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from omnicupy.maskargs import MAX_LENGTH, integer
 from omnicupy.maskargs import length as checked_length
 from omnicupy.masks import Mask
+from omnicupy.pairset import Segment
 
 Sample = Sequence[tuple[str, int]]
 TEXT, IMAGE, NOISE = KINDS = ("text", "image", "noise")
+MAX_DRAWN = 2048  # segments that a mask describes; more are no picture, and cost more than the mask
 
 
 def segments(layout: Sample | Sequence[Sample]) -> Mask:
@@ -41,7 +44,7 @@ def segments(layout: Sample | Sequence[Sample]) -> Mask:
             kinds.append(kind)
             lengths.append(tokens)
         counts.append(len(sample))
-    return _packed(kinds, lengths, counts)
+    return packed(kinds, lengths, counts)
 
 
 def documents(lengths: Sequence[int], causal: bool = True) -> Mask:
@@ -54,7 +57,7 @@ def documents(lengths: Sequence[int], causal: bool = True) -> Mask:
         raise ValueError(
             "documents: lengths must hold at least one length, got none; pass the length of each document"
         )
-    return _packed([TEXT if causal else IMAGE] * len(checked), checked, [1] * len(checked))
+    return packed([TEXT if causal else IMAGE] * len(checked), checked, [1] * len(checked))
 
 
 def random(
@@ -90,7 +93,7 @@ def random(
             lengths.append(tokens)
             left -= tokens
         counts.append(len(kinds) - before)
-    return _packed(kinds, lengths, counts)
+    return packed(kinds, lengths, counts)
 
 
 def _check_random(
@@ -151,9 +154,14 @@ def _segment(segment: object, document: int, place: int) -> tuple[str, int]:
     return kind, tokens
 
 
-def _packed(kinds: list[str], lengths: list[int], counts: list[int]) -> Mask:
-    """The mask of segments of these kinds and lengths; counts: segments of each document."""
-    sizes = np.array(lengths, np.int64)
+def packed(kinds: Sequence[str], lengths: Sequence[int], counts: Sequence[int]) -> Mask:
+    """The mask of segments of these kinds and lengths, trusted; counts: segments of each document."""
+    code = np.fromiter(map(KINDS.index, kinds), np.int8, len(kinds))
+    return from_codes(code, np.array(lengths, np.int64), np.array(counts, np.int64))
+
+
+def from_codes(code: NDArray[np.int8], sizes: NDArray[np.int64], counts: NDArray[np.int64]) -> Mask:
+    """`packed` with kinds as places in KINDS; the mask names its segments where they are few enough to draw."""
     stops = np.cumsum(sizes)
     total = int(stops[-1])
     if total > MAX_LENGTH:
@@ -163,11 +171,14 @@ def _packed(kinds: list[str], lengths: list[int], counts: list[int]) -> Mask:
     firsts = stops - sizes
     ends = np.repeat(stops[np.cumsum(counts) - 1], counts)
     # the first row that sees key k: k itself in text, the segment's first row elsewhere
-    first_row = np.where(np.array([kind == TEXT for kind in kinds]), total, firsts).astype(np.int32)
-    end_row = np.where(np.array([kind == NOISE for kind in kinds]), stops, ends).astype(np.int32)
+    first_row = np.where(code == KINDS.index(TEXT), total, firsts).astype(np.int32)
+    end_row = np.where(code == KINDS.index(NOISE), stops, ends).astype(np.int32)
     start = np.repeat(first_row, sizes)
     np.minimum(start, np.arange(total, dtype=np.int32), out=start)
     stop = np.repeat(end_row, sizes)
-    document = np.repeat(np.arange(len(counts)), counts)
-    described = tuple(zip(kinds, firsts.tolist(), stops.tolist(), document.tolist(), strict=True))
+    described: tuple[Segment, ...] = ()
+    if len(sizes) <= MAX_DRAWN:
+        document = np.repeat(np.arange(len(counts)), counts)
+        kinds = [KINDS[i] for i in code.tolist()]
+        described = tuple(zip(kinds, firsts.tolist(), stops.tolist(), document.tolist(), strict=True))
     return Mask((total, total), intervals=(start[None], stop[None]), segments=described)

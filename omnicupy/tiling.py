@@ -16,8 +16,9 @@ from omnicupy.intervals import BoolArray, IntArray, Intervals
 from omnicupy.pairset import PairSet
 from omnicupy.tiling_bits import classify_bits
 
-KeyArray = NDArray[np.int64]
+KeyArray = NDArray[np.int64]  # for tiles int32 where that holds their number
 
+DENSE_KEYS = 16  # sort keys a listed tile for which marking all of them is quicker than sorting
 CHUNK_KEYS = 1 << 14  # bounds looked at together: their arrays stay in the nearest caches
 
 
@@ -107,11 +108,22 @@ def _expand(
     """Ranges of rows [row, row + length) of one key block each, to single tiles in the order of the lists."""
     shift = max(1, (k_blocks - 1).bit_length())
     step = 2 << shift  # sort key: row, FULL, key block
+    last = int((row + length).max(initial=0)) * step  # past every sort key
     first = (row * 2 + is_full << shift) + block - step * (np.cumsum(length) - length)
     tiles = np.repeat(first, length)
     tiles += np.arange(0, step * len(tiles), step)
-    tiles.sort(kind="stable")  # made of ascending runs, which the stable sort merges
-    kind = PARTIAL - ((tiles >> shift) & 1) * (PARTIAL - FULL)
+    if last <= DENSE_KEYS * len(tiles):  # marking all sort keys takes time that follows the tiles, too
+        marked = np.zeros(last, np.bool_)
+        marked[tiles] = True
+        tiles = np.flatnonzero(marked)
+    else:
+        tiles.sort(kind="stable")  # made of ascending runs, which the stable sort merges
+    if last < 1 << 31:
+        tiles = tiles.astype(np.int32)
+    kind = tiles >> shift
+    kind &= 1
+    kind *= FULL - PARTIAL
+    kind += PARTIAL
     return tiles >> (shift + 1), tiles & ((1 << shift) - 1), kind
 
 
@@ -156,16 +168,19 @@ def _assemble(
     (br, bc), (row, block, kind) = tile, listed
     q_len, k_len = mask.shape
     q_blocks = -(-q_len // br)
-    offsets = np.searchsorted(row, np.arange(q_blocks + 1)).astype(np.int32)
+    offsets = np.searchsorted(row, np.arange(q_blocks + 1, dtype=row.dtype)).astype(np.int32)
     pieces = np.empty((len(row), 2), np.int32)
     np.multiply(block, bc, out=pieces[:, 0], casting="unsafe")
     pieces[:, 1] = bc
     if k_len % bc:
         pieces[block == k_blocks - 1, 1] = k_len % bc
-    cost = np.zeros(len(row) + 1, np.int64)
-    np.cumsum(pieces[:, 1] * (11 - (kind == FULL)), out=cost[1:])  # a masked tile costs about a tenth more
-    per_row = cost[offsets[:-1]] - cost[offsets[1:]]
-    order = np.argsort(per_row, kind="stable").astype(np.int32)
+    masked = row[kind != FULL]  # a masked tile costs about a tenth more
+    cost = bc * (10 * np.diff(offsets) + np.bincount(masked, minlength=q_blocks))
+    if k_len % bc:
+        cut_short = block == k_blocks - 1
+        weight = 11 - (kind[cut_short] == FULL)
+        cost = cost - (bc - k_len % bc) * np.bincount(row[cut_short], weight, q_blocks).astype(np.int64)
+    order = np.argsort(-cost, kind="stable").astype(np.int32)
     dead = mask.dead_keys()
     if dead.any():
         in_block = np.zeros(k_blocks * bc, np.bool_)

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from omnicupy import model_masks as rules
-from omnicupy.layouts import causal, documents, full, prefix, random, segments
+from omnicupy import presets
+from omnicupy.layouts import causal, full, random, segments
 from omnicupy.masks import Mask
 
 QWEN = (28, 4, 128)  # query heads, heads of keys, columns of a head
@@ -58,28 +59,34 @@ _LISTED = (
     Workload("W5", 4, (32, 32, 128), rules.transfusion, "Transfusion 7B"),
     Workload("W6", 2, LLAMA, rules.hunyuan, "HunyuanImage 3, edit prefill"),
     Workload("W6b", 2, LLAMA, rules.hunyuan_step, "HunyuanImage 3, one denoising step"),
-    Workload("W7", 1, (8, 4, 256), lambda: rules.gemma_local(16, 256, 1000), "Gemma 3 4B, local layer"),
-    Workload("W7g", 1, (8, 4, 256), lambda: rules.gemma_global(16, 256, 1000), "Gemma 3 4B, global layer"),
+    Workload("W7", 1, (8, 4, 256), lambda: rules.gemma(16, 256, 1000, 1024), "Gemma 3 4B, local layer"),
+    Workload("W7g", 1, (8, 4, 256), lambda: rules.gemma(16, 256, 1000, None), "Gemma 3 4B, global layer"),
     Workload(
-        "W7c", 1, (8, 4, 256), lambda: rules.gemma_local(8, 1120, 2000), "Gemma 4, local layer, large images"
+        "W7c", 1, (8, 4, 256), lambda: rules.gemma(8, 1120, 2000, 1024), "Gemma 4, local layer, large images"
     ),
     Workload("W8", 1, (16, 16, 80), rules.vit_windows, "Qwen2.5-VL vision tower, windowed layer"),
     Workload("W8f", 1, (16, 16, 80), rules.vit_images, "packed images of any size (NaViT)"),
     Workload("W9", 2, LLAMA, rules.mllama, "Llama 3.2 Vision, cross-attention"),
-    Workload("W10", 1, (12, 12, 128), rules.block_causal, "Self-Forcing, block-causal video"),
-    Workload("W10t", 1, (12, 12, 128), lambda: rules.dual_stream(7, 4680, True), "W10, teacher forcing"),
-    Workload("W10i", 1, (12, 12, 128), rules.interleaved_streams, "W10t with its streams interleaved"),
+    Workload("W10", 1, (12, 12, 128), lambda: rules.video(False), "Self-Forcing, block-causal video"),
+    Workload("W10t", 1, (12, 12, 128), lambda: rules.video(True), "W10, teacher forcing"),
+    Workload(
+        "W10i",
+        1,
+        (12, 12, 128),
+        lambda: rules.video(True, "interleaved"),
+        "W10t with its streams interleaved",
+    ),
     Workload(
         "W11",
         1,
         (32, 32, 128),
-        lambda: rules.dual_stream(128, 32, False),
+        lambda: presets.bd3lm(4096, 32),
         "block diffusion (BD3-LM)",
     ),
-    Workload("W12", 1, LLAMA, lambda: documents(rules.PACKED), "packed causal documents"),
-    Workload("W13", 1, LLAMA, rules.sink_window, "attention sink and window"),
+    Workload("W12", 1, LLAMA, lambda: presets.packed(rules.PACKED), "packed causal documents"),
+    Workload("W13", 1, LLAMA, lambda: presets.streaming(32768, 4, 2000), "attention sink and window"),
     Workload("W14", 8, LLAMA, rules.draft_tree, "speculative tree verification"),
-    Workload("W15", 8, (8, 1, 256), lambda: prefix(1152, 1088), "PaliGemma, prefix-LM"),
+    Workload("W15", 8, (8, 1, 256), lambda: presets.paligemma(1088, 1152), "PaliGemma, prefix-LM"),
 )
 NAMED = {workload.name: workload for workload in _LISTED}
 

@@ -91,8 +91,12 @@ def test_commands_that_need_no_gpu_run(line: str, tmp_path: Path, monkeypatch: p
 
 def test_the_mask_table_has_every_constructor() -> None:
     listed = re.findall(r"^\| `(\w+)\(", README, re.MULTILINE)
-    others = {"AttnSpec", "BlockMask", "CompileError", "Mask", "UnsupportedError", "attention"}
+    others = {"AttnSpec", "BlockMask", "CompileError", "Mask", "UnsupportedError", "attention", "presets"}
     assert sorted(listed) == sorted(set(oc.__all__) - others)
+
+
+def test_the_model_table_has_every_preset() -> None:
+    assert set(re.findall(r"`presets\.(\w+)\(", README)) == set(oc.presets.__all__)
 
 
 def test_the_support_table_is_tune_s() -> None:

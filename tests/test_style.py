@@ -29,6 +29,7 @@ INSTRUCTIONS = re.compile(r"kernels/omni/sm\d+/ptx\.cuh")
 LAYERS = """
     errors spec
     arrays maskargs intervals bitform pairset blockmask stats draw plot tiling_bits tiling masks samples layouts
+    presets.arguments presets.images presets.showo presets.sequences presets.blocks presets
     check
     blas reference cpu
     source params nvrtc locks cache environment

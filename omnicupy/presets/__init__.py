@@ -1,0 +1,41 @@
+"""Masks of real models, one call each.
+
+    mask = omnicupy.presets.transfusion(4096, [(150, 256), (586, 256)])
+
+Each function cites the code whose rule it states, in terms of row q and key k. All are built in time
+proportional to the tokens, none looks at single pairs. Lengths and positions are in tokens; NumPy integers and
+arrays pass wherever integers and lists do.
+"""
+
+from omnicupy.presets.blocks import bd3lm, magi, self_forcing
+from omnicupy.presets.images import (
+    bagel,
+    gemma3,
+    hunyuan_image3,
+    janus_cfg,
+    paligemma,
+    show_o2,
+    transfusion,
+)
+from omnicupy.presets.sequences import mllama, packed, padding, streaming, tree, varlen
+from omnicupy.presets.showo import show_o
+
+__all__ = [
+    "bagel",
+    "bd3lm",
+    "gemma3",
+    "hunyuan_image3",
+    "janus_cfg",
+    "magi",
+    "mllama",
+    "packed",
+    "padding",
+    "paligemma",
+    "self_forcing",
+    "show_o",
+    "show_o2",
+    "streaming",
+    "transfusion",
+    "tree",
+    "varlen",
+]
