@@ -38,8 +38,8 @@ def attention(
     out: array to write, of q's shape and dtype, not overlapping q, k or v; None makes a C-contiguous one.
     config: the kernel variant to run on the GPU; None takes the one that tune.py lists for the problem.
 
-    Returns `out`, or (out, lse) with lse (batch, q_heads, q_len), float32 (float64 for float64 arrays). A row
-    that may see no key has out = 0 and lse = -inf.
+    Returns `out`, or (out, lse) with lse (batch, q_heads, q_len), float32. A row that may see no key has
+    out = 0 and lse = -inf.
 
     NumPy arrays (float16, bfloat16, float32, float64) run on the CPU. CuPy arrays (float16, bfloat16 =
     `ml_dtypes.bfloat16`) run on their device, on CuPy's current stream there, without a synchronisation;

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from itertools import accumulate
 
@@ -159,13 +158,9 @@ QUICK: dict[str, Callable[[], Mask]] = {
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_mask_and_tiles_of_36864_tokens_take_milliseconds(name: str) -> None:
-    took = []
-    for _ in range(9):
-        begin = time.perf_counter()
-        mask = QUICK[name]()
-        mask.blocks(128, 128)
-        took.append(time.perf_counter() - begin)
+def test_masks_of_36864_tokens_are_short_intervals(name: str) -> None:
+    mask = QUICK[name]()
     assert mask.shape[1] == L
-    # 2 ms on a core that is free; what a test may ask of a busy machine is the order of growth
-    assert min(took) < 0.010, f"{1e3 * min(took):.2f} ms"
+    assert mask.intervals is not None  # memory and time follow the tokens, not their pairs
+    assert len(mask.intervals[0]) <= 2
+    assert mask.blocks(128, 128).bit_tiles.size == 0
