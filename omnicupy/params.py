@@ -29,7 +29,7 @@ _INTS = (
 
 
 _MAPS = ("q_map", "k_map", "v_map")
-_MAP_BYTES, _MAP_ALIGN = 128, 64  # of one tensor map
+MAP_BYTES, _MAP_ALIGN = 128, 64  # of one tensor map
 
 
 def _fields() -> list[tuple[str, str, tuple[int, ...]]]:
@@ -44,7 +44,7 @@ def _fields() -> list[tuple[str, str, tuple[int, ...]]]:
 
 def _with_maps() -> np.dtype[np.void]:
     """AttnParamsSm90: three tensor maps, AttnParams, the work counters; the maps' alignment rounds the size up."""
-    maps = [(name, "<u8", (_MAP_BYTES // 8,)) for name in _MAPS]
+    maps = [(name, "<u8", (MAP_BYTES // 8,)) for name in _MAPS]
     work = [("counter", "<u8", ()), ("work_items", "<i4", ())]
     tight = np.dtype([*maps, *_fields(), *work], align=True)
     fields = dict(tight.fields or {})

@@ -8,7 +8,6 @@ from typing import Any
 
 from omnicupy.errors import UnsupportedError
 
-MAP_BYTES = 128
 PANEL = 64  # columns of one box: 128 bytes, the span of the 128-byte swizzle
 _STRIDE_LIMIT = 2**40  # of a tensor map, in bytes
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from omnicupy import tma
+from omnicupy import params, tma
 from omnicupy.errors import UnsupportedError
 
 WORDS = list(range(1, 17))
@@ -78,7 +78,7 @@ def _numbers(values: list[Any]) -> list[int]:
 def test_what_a_map_is_made_of(driver: Driver, dtype: str, kind: str) -> None:
     made = tma.tensor_map(4096, SHAPE, STRIDES, dtype, 96)
     assert made == b"".join(word.to_bytes(8, "little") for word in WORDS)
-    assert len(made) == tma.MAP_BYTES
+    assert len(made) == params.MAP_BYTES
     (asked,) = driver.asked
     assert asked[0].name == f"CU_TENSOR_MAP_DATA_TYPE_{kind}"
     assert asked[1:3] == (4, 4096)

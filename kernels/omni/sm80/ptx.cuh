@@ -1,13 +1,9 @@
 // One function, one instruction, named after it (PTX ISA 8.x sections in the comments). No control flow, no policy.
 #pragma once
 
-#include "omni/params.cuh"
+#include "omni/address.cuh"
 
 namespace omni {
-
-__device__ __forceinline__ u32 smem_address(void const* pointer) {
-  return static_cast<u32>(__cvta_generic_to_shared(pointer));
-}
 
 // cp.async.cg: 16 bytes to shared memory past L1; bytes = 0 writes zeros and reads nothing.
 __device__ __forceinline__ void cp_async_16(u32 s_target, void const* g_source, int bytes) {

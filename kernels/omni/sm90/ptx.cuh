@@ -1,7 +1,7 @@
 // One function, one instruction, named after it (PTX ISA 8.x: mbarrier, cp.async.bulk.tensor, wgmma, setmaxnreg).
 #pragma once
 
-#include "omni/params.cuh"
+#include "omni/address.cuh"
 
 namespace omni {
 
@@ -9,10 +9,6 @@ namespace omni {
 struct alignas(64) TensorMap {
   u64 opaque[16];
 };
-
-__device__ __forceinline__ u32 smem_address(void const* pointer) {
-  return static_cast<u32>(__cvta_generic_to_shared(pointer));
-}
 
 __device__ __forceinline__ void mbarrier_init(u32 s_barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(s_barrier), "r"(arrivals) : "memory");
