@@ -131,9 +131,9 @@ def entries(outcomes: Iterable[Outcome]) -> dict[str, Content]:
         if not outcome.passed:
             raise ValueError(f"attest: every case must have passed, but {outcome}; repair it and run again")
         if outcome.source:
-            entry = found.setdefault(
-                outcome.source, {"digest": digest(outcome.source), "kernels": [], "cases": {}}
-            )
+            if outcome.source not in found:  # a digest takes tens of milliseconds: once a source
+                found[outcome.source] = {"digest": digest(outcome.source), "kernels": [], "cases": {}}
+            entry = found[outcome.source]
             if outcome.kernel not in entry["kernels"]:
                 entry["kernels"].append(outcome.kernel)
             before = entry["cases"].get(outcome.case.id, 0.0)
@@ -149,12 +149,12 @@ def write(path: str | Path, header: Content, outcomes: Sequence[Outcome], nvrtc_
     target = Path(path)
     made = entries(outcomes)
     content: Content = {"schema": SCHEMA, **header, "nvrtc": {}, "kernels": made}
+    counts = {name: len(entry["cases"]) for name, entry in made.items()}
     before = _read(target)
     if before and _same_sources(before, made):
         content["nvrtc"] = before["nvrtc"]
         for name, entry in made.items():
             _merge(entry, before["kernels"][name])
-    counts = {name: len(entry["cases"]) for name, entry in entries(outcomes).items()}
     content["nvrtc"] = {**content["nvrtc"], nvrtc_version: counts}
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.tmp")

@@ -104,6 +104,13 @@ def test_entries_hold_the_worst_ratio_of_each_case(tmp_path: Path) -> None:
     }
 
 
+def test_each_source_is_digested_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    digested: list[str] = []
+    monkeypatch.setattr(attest, "digest", lambda name: digested.append(name) or "digest")
+    attest.entries([*_outcomes(), *_outcomes(0.6)])
+    assert len(digested) == len(set(digested)) > 0
+
+
 def test_a_second_nvrtc_is_added_to_the_same_sources(tmp_path: Path) -> None:
     path = tmp_path / "attestation.json"
     attest.write(path, HEADER, _outcomes(0.5), "13.0")
