@@ -10,7 +10,7 @@ template <class Config>
 __device__ __forceinline__ void attend(omni::AttnParams const& p, unsigned char* s_memory) {
   omni::WorkItem const work = omni::work_item(p, blockIdx.x);
   if constexpr (Config::kTiledHeadDim) {
-    omni::TiledMainloop<Config>(p, work, s_memory).run();
+    omni::TiledMainloop<Config>(p, work, s_memory).run(work);
   } else {
     omni::Mainloop<Config>(p, work, s_memory).run(work);
   }

@@ -20,6 +20,6 @@ extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
     if (threadIdx.x == 0) omni::Producer<Cfg>(args, smem).run();
   } else {
     omni::setmaxnreg_inc<Cfg::kConsumerRegisters>();
-    omni::Consumer<Cfg>(args.p, smem, warpgroup - 1).run();
+    omni::Consumer<Cfg>(args, smem, warpgroup - 1).run();
   }
 }

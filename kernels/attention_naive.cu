@@ -12,12 +12,17 @@ constexpr bool kBf16 = OMNI_BF16;
 constexpr int kThreads = 128;
 constexpr int kOwned = (kHeadDim + kThreads - 1) / kThreads;  // columns of O a thread owns
 
+// q inside [start, start + count), in one unsigned comparison.
+__device__ __forceinline__ bool in_span(int q, int start, int count) {
+  return static_cast<u32>(q - start) < static_cast<u32>(count);
+}
+
 // Does row q, at `row` of its block, see key k, at `column` of the tile?
 __device__ __forceinline__ bool is_visible(MaskView const& mask, KeyTile const& tile, int q, int row, int column) {
   int const k = tile.k0 + column;
   if (tile.kind() == kFull) return true;
   if (tile.kind() == kCausal) return k <= q + mask.p.diagonal;
-  if (int const payload = tile.payload(mask.p); payload >= 0) {
+  if (int const payload = tile.payload; payload >= 0) {
     i64 const word = (static_cast<i64>(payload) * kBr + row) * (kBc / 32) + column / 32;
     return mask.p.bit_tiles[word] >> (column % 32) & 1;
   }
@@ -108,7 +113,7 @@ __device__ __forceinline__ void attend_row(AttnParams const& p, float* s_memory)
   int const head = blockIdx.x / p.q_len % p.q_heads;
   int const batch = blockIdx.x / p.q_len / p.q_heads;
   int const mask_index = p.mask_batch == 1 ? 0 : batch;
-  MaskView const mask{p, mask_index * p.q_blocks + q / kBr};
+  MaskView const mask{p, mask_index};
   float* const s_q = s_memory;
   float* const s_scores = s_q + kHeadDim;
   float* const s_reduce = s_scores + kBc;
@@ -118,7 +123,8 @@ __device__ __forceinline__ void attend_row(AttnParams const& p, float* s_memory)
   i64 const v_base = batch * p.v_strides[0] + head / p.group * p.v_strides[1];
   for (int d = threadIdx.x; d < p.head_dim; d += kThreads) s_q[d] = load16(g_q, d);
   Row row;
-  Visit visit(p, mask.block_row);
+  int const* const entries = p.row_offsets + mask_index * p.q_blocks + q / kBr;
+  Visit visit(p, entries[0], entries[1]);
   while (visit.has_next()) {
     KeyTile const tile = visit.take(p);
     __syncthreads();

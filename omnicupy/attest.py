@@ -36,8 +36,10 @@ LAUNCH_MODULES = (
     "packing.py",
     "params.py",
     "plan.py",
+    "schedule.py",
     "tma.py",
     "upload.py",
+    "workspace.py",
 )  # those that exist
 _TOKENS = re.compile(
     rb"""(?P<comment>//[^\n]*|/\*.*?\*/)|(?P<text>"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|(?P<space>\s+)""", re.S

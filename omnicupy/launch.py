@@ -18,7 +18,7 @@ from omnicupy import cache, check, tune
 from omnicupy.check import Problem
 from omnicupy.loading import DeviceInfo, device_info, kernel
 from omnicupy.masks import Mask
-from omnicupy.plan import PLANS, Launched, Plan, check_strides, grid_of, pack_params
+from omnicupy.plan import PLANS, Launched, Plan, check_strides, crew_of, grid_of, pack_params
 from omnicupy.spec import AttnSpec
 from omnicupy.tma import can_map
 from omnicupy.upload import DeviceBlocks, cache_of, device_blocks, find_cache
@@ -119,8 +119,11 @@ def _new_plan(
     mappable = all(can_map(array.shape, array.strides) for array in (q, k, v))
     spec = _spec_of(problem, masks, info, config, mappable)
     check_strides(spec, q, k, v)
-    launched = Launched(kernel(spec, device).function, grid_of(spec, problem, info.sm_count))
-    blocks = device_blocks(masks, spec.br, spec.bc, device)
+    crew = crew_of(spec, problem, len(masks), info.sm_count)
+    function = kernel(spec, device).function
+    blocks = device_blocks(masks, (spec.br, spec.bc), crew, device)
+    work_items = blocks.sizes.n_parts * crew.heads
+    launched = Launched(function, grid_of(spec, problem, work_items, info.sm_count))
     template = _template_of(spec, problem, blocks, (q, k, v, out), scale=scale, l2_bytes=info.l2_bytes)
     plan = PLANS[spec.kernel](spec, problem, blocks, template, launched)
     plans = _unmasked if mask is None else _plans_of(mask, masks)
@@ -147,16 +150,18 @@ def _template_of(
         **blocks.pointers,
         **{
             name: getattr(sizes, name)
-            for name in ("q_blocks", "mask_batch", "diagonal", "n_spans", "k_padded")
+            for name in (
+                *("q_blocks", "mask_batch", "diagonal", "n_spans", "k_padded", "tiers"),
+                *("n_slots", "n_split_rows"),
+            )
         },
+        "work_items": sizes.n_parts * problem.q_heads * (problem.batch // sizes.mask_batch),
         "scale": factor,
         "scale_log2": factor * _LOG2E,
         "section": section_of(problem, sizes.mask_batch, l2_bytes),
     }
     out_strides = _contiguous_strides(q.shape, q.dtype.itemsize) if out is None else out.strides
     strides = {"q": q.strides, "k": k.strides, "v": v.strides, "out": out_strides}
-    if spec.kernel == "sm90":
-        values["work_items"] = sizes.q_blocks * problem.q_heads * problem.batch
     return pack_params(spec, problem, strides, values)
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from omnicupy.blockmask import CAUSAL, DEAD, FULL, KIND, PARTIAL, BlockMask
+from omnicupy.blockmask import CAUSAL, DEAD, FULL, PARTIAL, BlockMask
+from omnicupy.schedule import Crew, Schedule, schedule
 from omnicupy.spec import round_up
 
 KEY_PAD = 256  # spans and dead bits are padded: a tile may read past k_len, but finds nothing there
@@ -20,8 +21,8 @@ ALIGN_BYTES = 16  # of every array in the buffer: kernels copy 16 bytes at a tim
 ARRAYS = {
     "row_offsets": np.int32,
     "entries": np.int32,
-    "pieces": np.int32,
-    "order": np.int32,
+    "parts": np.int32,
+    "splits": np.int32,
     "bit_tiles": np.uint32,
     "spans": np.int32,
     "dead": np.uint32,
@@ -36,9 +37,11 @@ class Packed:
     of 16.
     diagonal: that of every CAUSAL entry.  n_spans: intervals a key, 0 when no mask has the interval form.
     k_padded: the keys of whole tiles, rounded up to 256.
-    Shapes: row_offsets (mask_batch * q_blocks + 1,), entries (E, 4), pieces (P, 2), order (mask_batch *
-    q_blocks,), bit_tiles (T, br, bc / 32), spans (mask_batch, n_spans, k_padded, 2) of {first row, number of
-    rows}, dead (mask_batch, k_padded / 32), bit set where a key < k_len is seen by no row of that mask.
+    tiers, n_slots, n_split_rows: see Schedule.
+    Shapes: row_offsets (mask_batch * q_blocks + 1,), entries (E, 4) of {kind | flag | keys << 8, payload, first key,
+    0}, parts (P, 4) of {first query, mask, first entry, end entry}, splits (P, 4), bit_tiles (T, br, bc / 32), spans
+    (mask_batch, n_spans, k_padded, 2) of {first row, number of rows}, dead (mask_batch, k_padded / 32), bit set
+    where a key < k_len is seen by no row of that mask.
     """
 
     buffer: NDArray[np.uint8]
@@ -51,6 +54,14 @@ class Packed:
     diagonal: int
     n_spans: int
     k_padded: int
+    tiers: tuple[int, ...]
+    n_slots: int
+    n_split_rows: int
+
+    @property
+    def n_parts(self) -> int:
+        """Parts that each head works on."""
+        return self.shapes["parts"][0]
 
     def array(self, name: str) -> NDArray[Any]:
         """A view of one array of the buffer."""
@@ -61,19 +72,24 @@ class Packed:
         return replace(self, buffer=np.zeros(0, np.uint8))
 
 
-def pack(blocks: Sequence[BlockMask]) -> Packed:
-    """Pack one block mask, or one per batch element (all of one shape and tile size), into one buffer."""
+def pack(blocks: Sequence[BlockMask], crew: Crew) -> Packed:
+    """Pack one block mask, or one per batch element (all of one shape and tile size), into one buffer.
+
+    crew: who works on each block row; decides their order and how they are cut.
+    """
     diagonal = next((b.diagonal for b in blocks if (b.kinds == CAUSAL).any()), blocks[0].diagonal)
     blocks = [_on_diagonal(b, diagonal) for b in blocks]
     first = blocks[0]
     batch, q_blocks = len(blocks), first.q_blocks
     k_padded = round_up(round_up(first.k_len, first.bc), KEY_PAD)
     n_spans = max(0 if b.mask.intervals is None else len(b.mask.intervals[0]) for b in blocks)
+    rows = np.concatenate([blocks[0].row_offsets, *_later_offsets(blocks)])
+    work = schedule(rows, np.concatenate([_costs(b) for b in blocks]), crew)
     shapes: dict[str, tuple[int, ...]] = {
         "row_offsets": (batch * q_blocks + 1,),
         "entries": (sum(len(b.entries) for b in blocks), 4),
-        "pieces": (sum(len(b.pieces) for b in blocks), 2),
-        "order": (batch * q_blocks,),
+        "parts": (len(work.rows), 4),
+        "splits": (len(work.rows), 4),
         "bit_tiles": (sum(len(b.bit_tiles) for b in blocks), first.br, first.bc // 32),
         "spans": (batch, n_spans, k_padded, 2),
         "dead": (batch, k_padded // 32),
@@ -94,8 +110,13 @@ def pack(blocks: Sequence[BlockMask]) -> Packed:
         diagonal,
         n_spans,
         k_padded,
+        work.tiers,
+        work.n_slots,
+        work.n_split_rows,
     )
-    _fill_lists(packed, blocks)
+    packed.array("row_offsets")[...] = rows
+    _fill_entries(packed, blocks)
+    _fill_parts(packed, work)
     _fill_keys(packed, blocks)
     return packed
 
@@ -104,36 +125,42 @@ def _view(buffer: NDArray[np.uint8], offset: int, shape: tuple[int, ...], dtype:
     return np.ndarray(shape, dtype, buffer, offset)
 
 
-def _fill_lists(packed: Packed, blocks: Sequence[BlockMask]) -> None:
-    """The CSR lists, one mask after the other, with every index moved by what precedes it."""
-    rows, entries, pieces, tiles = (
-        packed.array(name) for name in ("row_offsets", "entries", "pieces", "bit_tiles")
-    )
-    e = p = t = 0
-    for b, block in enumerate(blocks):
-        row = b * packed.q_blocks
-        np.add(block.row_offsets, e, out=rows[row : row + packed.q_blocks + 1])
+def _later_offsets(blocks: Sequence[BlockMask]) -> list[NDArray[np.int32]]:
+    """Where the entries of each block row of the second mask and later ones end, all masks' entries in one list."""
+    before = np.cumsum([len(b.entries) for b in blocks])
+    return [b.row_offsets[1:] + np.int32(first) for b, first in zip(blocks[1:], before, strict=False)]
+
+
+def _costs(block: BlockMask) -> NDArray[np.float64]:
+    """Of each entry, in whole tiles: its keys, a masked tile a tenth more."""
+    keys = block.pieces[block.entries[:, 2], 1]
+    costs: NDArray[np.float64] = keys * np.where(block.kinds == FULL, 1.0, 1.1) / block.bc
+    return costs
+
+
+def _fill_entries(packed: Packed, blocks: Sequence[BlockMask]) -> None:
+    """The entries with their piece in them, one mask after the other; every entry is one piece."""
+    entries, tiles = packed.array("entries"), packed.array("bit_tiles")
+    e = t = 0
+    for block in blocks:
         mine = entries[e : e + len(block.entries)]
-        mine[...] = block.entries
-        if b:
-            mine[:, 1] += np.where(mine[:, 1] >= 0, t, 0).astype(np.int32)
-            mine[:, 2] += p
-        pieces[p : p + len(block.pieces)] = block.pieces
+        offset, length = block.pieces[block.entries[:, 2]].T
+        mine[:, 0] = block.entries[:, 0] | length << 8
+        payload = block.entries[:, 1]
+        mine[:, 1] = payload if t == 0 else np.where(payload >= 0, payload + t, payload)
+        mine[:, 2] = offset
         tiles[t : t + len(block.bit_tiles)] = block.bit_tiles
-        e, p, t = e + len(block.entries), p + len(block.pieces), t + len(block.bit_tiles)
-    packed.array("order")[...] = blocks[0].order if len(blocks) == 1 else _joint_order(rows, entries, pieces)
+        e, t = e + len(block.entries), t + len(block.bit_tiles)
 
 
-def _joint_order(
-    rows: NDArray[np.int32], entries: NDArray[np.int32], pieces: NDArray[np.int32]
-) -> NDArray[np.int32]:
-    """Block rows of all masks by descending cost: executed keys, a masked tile a tenth more."""
-    keys = np.concatenate(([0], np.cumsum(pieces[:, 1], dtype=np.int64)))
-    cost = (keys[entries[:, 2] + entries[:, 3]] - keys[entries[:, 2]]) * np.where(
-        entries[:, 0] & KIND == FULL, 10, 11
-    )
-    total = np.concatenate(([0], np.cumsum(cost)))[rows]
-    return np.argsort(-np.diff(total), kind="stable").astype(np.int32)
+def _fill_parts(packed: Packed, work: Schedule) -> None:
+    parts = packed.array("parts")
+    mask, block = np.divmod(work.rows, np.int32(packed.q_blocks))
+    parts[:, 0] = block * packed.br
+    parts[:, 1] = mask
+    parts[:, 2] = work.first
+    parts[:, 3] = work.end
+    packed.array("splits")[...] = work.splits
 
 
 def _fill_keys(packed: Packed, blocks: Sequence[BlockMask]) -> None:

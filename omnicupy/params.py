@@ -14,8 +14,7 @@ _POINTERS = (
     "lse",
     "row_offsets",
     "entries",
-    "pieces",
-    "order",
+    "parts",
     "bit_tiles",
     "spans",
     "dead",
@@ -26,6 +25,7 @@ _INTS = (
     *("q_len", "k_len", "head_dim", "batch", "q_heads", "group", "q_blocks", "mask_batch", "diagonal"),
     *("n_spans", "k_padded", "section"),
 )
+TIERS = 4  # of parts: see schedule.py
 
 
 _MAPS = ("q_map", "k_map", "v_map")
@@ -39,13 +39,18 @@ def _fields() -> list[tuple[str, str, tuple[int, ...]]]:
         *((name, "<i8", (3,)) for name in _STRIDES),
         *((name, "<f4", ()) for name in _FLOATS),
         *((name, "<i4", ()) for name in _INTS),
+        ("tiers", "<i4", (TIERS,)),
     ]
 
 
 def _with_maps() -> np.dtype[np.void]:
-    """AttnParamsSm90: three tensor maps, AttnParams, the work counters; the maps' alignment rounds the size up."""
+    """AttnParamsSm90: three tensor maps, AttnParams, the work counters and what split rows need.
+
+    The maps' alignment rounds the size up.
+    """
     maps = [(name, "<u8", (MAP_BYTES // 8,)) for name in _MAPS]
-    work = [("counter", "<u8", ()), ("work_items", "<i4", ())]
+    work = [(name, "<u8", ()) for name in ("counter", "partials", "arrivals", "splits")]
+    work += [(name, "<i4", ()) for name in ("work_items", "n_slots", "n_split_rows")]
     tight = np.dtype([*maps, *_fields(), *work], align=True)
     fields = dict(tight.fields or {})
     return np.dtype(

@@ -9,11 +9,12 @@ from typing import Any
 import cupy
 import numpy as np
 
-from omnicupy import check, counters
+from omnicupy import check, counters, workspace
 from omnicupy.arrays import DTYPE_NAMES
 from omnicupy.check import Problem
 from omnicupy.errors import UnsupportedError
 from omnicupy.params import PARAMS
+from omnicupy.schedule import Crew
 from omnicupy.spec import AttnSpec
 from omnicupy.tma import can_map, tensor_map
 from omnicupy.upload import DeviceBlocks
@@ -22,20 +23,35 @@ MAX_GRID_X = 2**31 - 1
 MAX_MAPS = 64  # address triples whose tensor maps a plan keeps
 ALIGN_MASK = check.ALIGN_BYTES - 1
 _POINTERS = struct.Struct("<5Q")  # q, k, v, out, lse: the first fields of AttnParams
-_COUNTER = struct.Struct("<Q")
+_WORK = struct.Struct("<3Q")  # counter, partials, arrivals: neighbours in AttnParamsSm90
+MOST_PARTIAL_BYTES = 32 * 2**20  # of unfinished rows in one launch
 
 _current_stream = cupy.cuda.get_current_stream
 
 
-def grid_of(spec: AttnSpec, problem: Problem, sm_count: int) -> tuple[int, int, int]:
+def crew_of(spec: AttnSpec, problem: Problem, mask_batch: int, sm_count: int) -> Crew:
+    """Who works on each block row. Only the Hopper kernel may split rows, as far as the merge may use memory."""
+    heads = problem.q_heads * (problem.batch // mask_batch)
+    all_heads = problem.q_heads * problem.batch
+    slots = MOST_PARTIAL_BYTES // (all_heads * partial_bytes(spec)) if spec.kernel == "sm90" else 0
+    return Crew(heads, sm_count, slots)
+
+
+def partial_bytes(spec: AttnSpec) -> int:
+    """What one part of a split row leaves: O in float32, and for each row and lane its peaks and sums."""
+    return spec.br // 16 * (spec.head_dim // 8 + 1) * 32 * 16
+
+
+def grid_of(spec: AttnSpec, problem: Problem, work_items: int, sm_count: int) -> tuple[int, int, int]:
     """Thread blocks of a launch. Raises UnsupportedError when there are more than a launch may have.
 
-    The persistent kernel gets one a multiprocessor, or fewer when there are fewer work items.
+    work_items: parts of block rows, times heads. The persistent kernel gets one block a multiprocessor, or fewer
+    when there are fewer work items.
     """
     if spec.kernel == "naive":
         grid = (problem.q_len * problem.q_heads * problem.batch, 1, 1)
     else:
-        grid = (-(-problem.q_len // spec.br) * problem.q_heads * problem.batch, spec.value_pieces, 1)
+        grid = (work_items, spec.value_pieces, 1)
     if grid[0] > MAX_GRID_X:
         raise UnsupportedError(f"q: {grid[0]} thread blocks exceed a launch's {MAX_GRID_X}; split the batch")
     return (min(grid[0], sm_count), 1, 1) if spec.kernel == "sm90" else grid
@@ -44,15 +60,17 @@ def grid_of(spec: AttnSpec, problem: Problem, sm_count: int) -> tuple[int, int, 
 def pack_params(spec: AttnSpec, problem: Problem, strides: dict[str, Any], values: dict[str, Any]) -> bytes:
     """The parameter struct with null pointers for q, k, v, out and lse.
 
-    strides: byte strides of q, k, v and out.  values: the fields of the mask and of the device, by name.
+    strides: byte strides of q, k, v and out.  values: fields of the mask and of the device, by name; what the kernel
+    does not know of is left out.
     """
     record = np.zeros(1, PARAMS[spec.kernel])
     for name, of_array in strides.items():
         record[f"{name}_strides"] = [stride // 2 for stride in of_array[:3]]  # both dtypes have 2 bytes
     for name in ("q_len", "k_len", "head_dim", "batch", "q_heads", "group"):
         record[name] = getattr(problem, name)
-    for name, value in values.items():
-        record[name] = value
+    for name in PARAMS[spec.kernel].names or ():
+        if name in values:
+            record[name] = values[name]
     return record.tobytes()
 
 
@@ -129,7 +147,7 @@ class Plan:
 class Sm90Plan(Plan):
     """A launch of the Hopper kernel: persistent thread blocks that read q, k and v through tensor maps."""
 
-    __slots__ = ("_counter_at", "_maps", "_rows")
+    __slots__ = ("_maps", "_need", "_rows", "_work_at")
 
     def __init__(
         self, spec: AttnSpec, problem: Problem, blocks: DeviceBlocks, template: bytes, launched: Launched
@@ -138,7 +156,13 @@ class Sm90Plan(Plan):
         counters.prepare(self.device)
         self._maps: dict[tuple[int, int, int], bytes] = {}
         self._rows = (spec.br, spec.bc, spec.bc)
-        self._counter_at = PARAMS[spec.kernel].fields["counter"][1]  # type: ignore[index]
+        self._work_at = PARAMS[spec.kernel].fields["counter"][1]  # type: ignore[index]
+        self._need: workspace.Need | None = None
+        sizes, heads = blocks.sizes, problem.q_heads * problem.batch
+        if sizes.n_split_rows:
+            parts, rows = heads * sizes.n_slots, heads * sizes.n_split_rows
+            self._need = workspace.Need(parts * partial_bytes(spec), rows * (spec.br // 16))
+            workspace.prepare(self.device, self._need)
 
     def _complete(self, struct_: bytearray, q: Any, k: Any, v: Any, stream: Any) -> None:
         addresses = (q.data.ptr, k.data.ptr, v.data.ptr)
@@ -152,7 +176,11 @@ class Sm90Plan(Plan):
                 self._maps.clear()
             self._maps[addresses] = maps
         struct_[: len(maps)] = maps
-        _COUNTER.pack_into(struct_, self._counter_at, counters.address(self.device, stream))
+        partials = arrivals = 0
+        if self._need is not None:
+            space = workspace.of_stream(self.device, stream, self._need)
+            partials, arrivals = space.partials, space.arrivals
+        _WORK.pack_into(struct_, self._work_at, counters.address(self.device, stream), partials, arrivals)
 
 
 PLANS: dict[str, type[Plan]] = {"naive": Plan, "sm80": Plan, "sm90": Sm90Plan}

@@ -14,6 +14,10 @@ from omnicupy.masks import Mask
 from omnicupy.spec import DTYPES, MAX_HEAD_DIM, AttnSpec, round_up
 
 HOPPER = ("sm_90",)
+FEW_ROWS = 64  # query rows that a small tile holds
+SPLIT_TILES = (
+    16  # key tiles from which the Hopper kernel fills the device by splitting rows rather than by small tiles
+)
 ARCHES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
 
@@ -21,9 +25,10 @@ ARCHES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 class Row:
     """One line of the table: when it serves, and with which tile.
 
-    head_dims: (least, greatest) kernel head_dim, both included.  shape: "any", or "small" for problems whose
-    "any" row would leave multiprocessors without a thread block.  mask: "any", or "dense" for masks that are
-    full or causal everywhere.  The rest: as in AttnSpec.
+    head_dims: (least, greatest) kernel head_dim, both included.  shape: "any", or "small" for few query rows
+    and for problems whose "any" row would leave multiprocessors without work.  mask: "any", or "full" or "causal"
+    for masks that are so everywhere.  least_keys: shortest k_len.  most_padding: largest share of the tiles' rows
+    that may lie past q_len.  The rest: as in AttnSpec.
     """
 
     head_dims: tuple[int, int]
@@ -35,6 +40,8 @@ class Row:
     kernel: str = "sm80"
     shape: str = "any"
     mask: str = "any"
+    least_keys: int = 0
+    most_padding: float = 1.0
     ping_pong: bool = True
     archs: tuple[str, ...] = ARCHES
     dtypes: tuple[str, ...] = DTYPES
@@ -59,13 +66,40 @@ class Row:
         least, greatest = self.head_dims
         return least <= head_dim <= greatest and arch in self.archs and dtype in self.dtypes
 
+    def suits(self, problem: Problem) -> bool:
+        """True when the row is for problems of this length."""
+        padding = 1 - problem.q_len / round_up(problem.q_len, self.br)
+        return problem.k_len >= self.least_keys and padding <= self.most_padding
+
 
 TABLE = (
     Row(kernel="sm90", head_dims=(16, 128), shape="small", br=64, bc=128, stages=2, warps=8, archs=HOPPER),
     Row(kernel="sm90", head_dims=(144, 256), shape="small", br=64, bc=64, stages=2, warps=8, archs=HOPPER),
-    Row(kernel="sm90", head_dims=(16, 64), br=192, bc=96, stages=3, warps=16, archs=HOPPER),
-    Row(kernel="sm90", head_dims=(80, 128), mask="dense", br=128, bc=160, stages=2, warps=12, archs=HOPPER),
-    Row(kernel="sm90", head_dims=(80, 128), br=128, bc=128, stages=2, warps=12, archs=HOPPER),
+    Row(kernel="sm90", head_dims=(16, 64), br=192, bc=128, stages=3, warps=16, archs=HOPPER),
+    Row(kernel="sm90", head_dims=(80, 96), br=192, bc=96, stages=2, warps=16, archs=HOPPER),
+    Row(
+        kernel="sm90",
+        head_dims=(112, 128),
+        mask="full",
+        most_padding=0.06,
+        br=192,
+        bc=64,
+        stages=3,
+        warps=16,
+        archs=HOPPER,
+    ),
+    Row(
+        kernel="sm90",
+        head_dims=(112, 128),
+        mask="causal",
+        least_keys=8192,
+        br=128,
+        bc=160,
+        stages=2,
+        warps=12,
+        archs=HOPPER,
+    ),
+    Row(kernel="sm90", head_dims=(112, 128), br=128, bc=128, stages=2, warps=12, archs=HOPPER),
     Row(kernel="sm90", head_dims=(144, 192), br=128, bc=96, stages=2, warps=12, archs=HOPPER),
     Row(kernel="sm90", head_dims=(208, 256), br=128, bc=64, stages=2, warps=12, archs=HOPPER),
     Row(head_dims=(16, 128), shape="small", br=64, bc=64),
@@ -120,7 +154,9 @@ def pick(
     rows = [
         row
         for row in TABLE
-        if row.serves(arch, problem.dtype, head_dim) and (mappable or row.kernel != "sm90")
+        if row.serves(arch, problem.dtype, head_dim)
+        and row.suits(problem)
+        and (mappable or row.kernel != "sm90")
     ]
     if any(row.mask != "any" for row in rows):
         mask = _mask_class(masks)
@@ -131,9 +167,19 @@ def pick(
             f"no kernel serves {problem.dtype} with head_dim {problem.head_dim} on {arch}; cast q, k and v"
         )
     spec = large.spec(arch, problem.dtype, head_dim)
+    small = next((row for row in rows if row.shape == "small"), None)
+    if small is None or not _is_small(problem, spec, sm_count):
+        return spec
+    return small.spec(arch, problem.dtype, head_dim)
+
+
+def _is_small(problem: Problem, spec: AttnSpec, sm_count: int) -> bool:
+    """Would `spec` waste most of its rows, or leave multiprocessors without work?"""
+    if problem.q_len <= FEW_ROWS:
+        return True
     blocks = problem.batch * problem.q_heads * -(-problem.q_len // spec.br) * spec.value_pieces
-    small = next((row for row in rows if row.shape == "small"), None) if blocks < sm_count else None
-    return spec if small is None else small.spec(arch, problem.dtype, head_dim)
+    splits = spec.kernel == "sm90" and problem.k_len >= SPLIT_TILES * spec.bc
+    return blocks < sm_count and not splits
 
 
 def select(
@@ -178,14 +224,20 @@ def _number(arch: str) -> int:
 
 
 def _mask_class(masks: Sequence[Mask]) -> str:
-    """ "dense" when every mask is full or causal everywhere, else "sparse"; O(k_len)."""
-    for mask in masks:
-        if mask.intervals is None or len(mask.intervals[0]) > 1:
-            return "sparse"
-        (q_len, k_len), (start,), (stop,) = mask.shape, *mask.intervals
-        first_row = np.clip(np.arange(k_len) - mask.diagonal, 0, q_len)
-        seen = stop > start
-        causal = np.array_equal(seen, first_row < q_len) and np.array_equal(start[seen], first_row[seen])
-        if not (np.all(stop[seen] == q_len) and (causal or (seen.all() and not start.any()))):
-            return "sparse"
-    return "dense"
+    """ "full" or "causal" when every mask is so everywhere, else "sparse"; O(k_len)."""
+    classes = {_class_of(mask) for mask in masks}
+    return classes.pop() if len(classes) == 1 else "sparse"
+
+
+def _class_of(mask: Mask) -> str:
+    if mask.intervals is None or len(mask.intervals[0]) > 1:
+        return "sparse"
+    (q_len, k_len), (start,), (stop,) = mask.shape, *mask.intervals
+    seen = stop > start
+    if not np.all(stop[seen] == q_len):
+        return "sparse"
+    if seen.all() and not start.any():
+        return "full"
+    first_row = np.clip(np.arange(k_len) - mask.diagonal, 0, q_len)
+    causal = np.array_equal(seen, first_row < q_len) and np.array_equal(start[seen], first_row[seen])
+    return "causal" if causal else "sparse"

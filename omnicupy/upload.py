@@ -19,6 +19,7 @@ import cupy
 from omnicupy.errors import UnsupportedError
 from omnicupy.masks import Mask
 from omnicupy.packing import Packed, pack
+from omnicupy.schedule import Crew
 
 MAX_STACKS = 32  # device copies of different batches that start with one mask
 MAX_USERS = 32  # foreign streams remembered before they are joined early
@@ -105,12 +106,12 @@ class DeviceBlocks:
 
 
 class DeviceCache:
-    """What a mask or a batch of masks keeps for the GPU. blocks: by (device, br, bc).  plans: launch.py's."""
+    """What a mask or a batch of masks keeps for the GPU. blocks: by (device, br, bc, crew).  plans: launch.py's."""
 
     __slots__ = ("_others", "blocks", "plans")
 
     def __init__(self, others: Sequence[weakref.ref[Mask]] = ()) -> None:
-        self.blocks: dict[tuple[int, int, int], DeviceBlocks] = {}
+        self.blocks: dict[tuple[int, int, int, Crew], DeviceBlocks] = {}
         self.plans: dict[Any, Any] = {}
         self._others = tuple(others)
 
@@ -143,16 +144,16 @@ def cache_of(masks: Sequence[Mask]) -> DeviceCache:
     return found
 
 
-def device_blocks(masks: Sequence[Mask], br: int, bc: int, device: int) -> DeviceBlocks:
-    """The device copy of one mask, or of one per batch element, cut at (br, bc). `device` must be current.
+def device_blocks(masks: Sequence[Mask], tile: tuple[int, int], crew: Crew, device: int) -> DeviceBlocks:
+    """The device copy of one mask, or of one per batch element, cut at tile = (br, bc). `device` must be current.
 
-    Raises UnsupportedError when it has to be made while the stream is captured.
+    crew: who works on it.  Raises UnsupportedError when it has to be made while the stream is captured.
     """
     blocks = cache_of(masks).blocks
-    found = blocks.get((device, br, bc))
+    found = blocks.get((device, *tile, crew))
     if found is None:
-        found = DeviceBlocks(pack([mask.blocks(br, bc) for mask in masks]), device)
-        found = blocks.setdefault((device, br, bc), found)
+        found = DeviceBlocks(pack([mask.blocks(*tile) for mask in masks], crew), device)
+        found = blocks.setdefault((device, *tile, crew), found)
     return found
 
 

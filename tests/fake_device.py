@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from omnicupy import counters, launch, plan, tune, upload
+from omnicupy import counters, launch, plan, tune, upload, workspace
 from omnicupy.loading import DeviceInfo, Kernel
 from omnicupy.params import PARAMS
 from omnicupy.spec import AttnSpec
@@ -99,6 +100,7 @@ class Device:
 
 
 COUNTER = 1 << 16
+WORKSPACE = SimpleNamespace(partials=1 << 17, arrivals=1 << 18)
 
 
 def _tensor_map(pointer: int, shape: Any, strides: Any, dtype: str, rows: int) -> bytes:
@@ -149,6 +151,8 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Device:
     monkeypatch.setattr(plan, "tensor_map", _tensor_map)
     monkeypatch.setattr(counters, "prepare", lambda device: None)
     monkeypatch.setattr(counters, "address", lambda device, stream: COUNTER)
+    monkeypatch.setattr(workspace, "prepare", lambda device, need: None)
+    monkeypatch.setattr(workspace, "of_stream", lambda device, stream, need: WORKSPACE)
     monkeypatch.setattr(launch, "device_info", infos.__getitem__)
     monkeypatch.setattr(launch, "kernel", fake.kernel)
     monkeypatch.setattr(launch, "_unmasked", {})

@@ -76,7 +76,7 @@ def test_the_mask_s_arrays_are_one_copy(device: fake_device.Device) -> None:
     (packed,) = device.uploads
     p = device.launches[0]["params"]
     start = int(p["row_offsets"])
-    names = ("entries", "pieces", "order", "bit_tiles", "spans", "dead")
+    names = ("entries", "parts", "splits", "bit_tiles", "spans", "dead")
     assert all(start < int(p[name]) <= start + packed.nbytes and int(p[name]) % 16 == 0 for name in names)
 
 
@@ -257,11 +257,11 @@ def test_section_of() -> None:
 def test_grid_of() -> None:
     problem = Problem(2, 32, 8, 100, 4096, 640, "bfloat16")
     tiled = tune.Row(head_dims=(16, 1024), br=64, bc=64, stages=2).spec("sm_80", "bfloat16", 640)
-    assert plan.grid_of(tiled, problem, 108) == (2 * 64, 3, 1)
+    assert plan.grid_of(tiled, problem, 2 * 64, 108) == (2 * 64, 3, 1)
     naive = tune.Row(head_dims=(16, 1024), kernel="naive", br=64, bc=64).spec("sm_80", "bfloat16", 640)
-    assert plan.grid_of(naive, problem, 108) == (100 * 64, 1, 1)
+    assert plan.grid_of(naive, problem, 2 * 64, 108) == (100 * 64, 1, 1)
     with pytest.raises(UnsupportedError, match="thread blocks exceed a launch's 2147483647; split the batch"):
-        plan.grid_of(naive, Problem(2**20, 32, 8, 100, 4096, 640, "bfloat16"), 108)
+        plan.grid_of(naive, Problem(2**20, 32, 8, 100, 4096, 640, "bfloat16"), 2**26, 108)
 
 
 def test_config_for_another_architecture_is_refused(device: fake_device.Device) -> None:

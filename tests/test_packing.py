@@ -12,8 +12,10 @@ import omnicupy as oc
 from omnicupy.blockmask import CAUSAL, FULL, KIND, PARTIAL
 from omnicupy.masks import Mask
 from omnicupy.packing import ARRAYS, Packed, pack
+from omnicupy.schedule import Crew
 
 TILE = (64, 32)
+CREW = Crew(heads=4, processors=6, slots=50)
 Q_LEN, K_LEN = 200, 300
 
 
@@ -68,9 +70,8 @@ def _dense(packed: Packed, batch: int, q_len: int, k_len: int) -> np.ndarray:
     for block in range(packed.q_blocks):
         rows = np.arange(block * packed.br, min((block + 1) * packed.br, q_len))
         row = batch * packed.q_blocks + block
-        for kind, payload, first, count in a["entries"][a["row_offsets"][row] : a["row_offsets"][row + 1]]:
-            assert count == 1
-            offset, length = a["pieces"][first]
+        for word, payload, offset, _ in a["entries"][a["row_offsets"][row] : a["row_offsets"][row + 1]]:
+            kind, length = word & 0xFF, word >> 8
             span = keys[offset : offset + length]
             if kind & KIND == FULL:
                 rule = np.ones((len(rows), length), bool)
@@ -91,7 +92,7 @@ def _dense(packed: Packed, batch: int, q_len: int, k_len: int) -> np.ndarray:
 @pytest.mark.parametrize("name", MASKS)
 def test_the_packed_lists_mean_the_masks(name: str) -> None:
     masks = MASKS[name]()
-    packed = pack([mask.blocks(*TILE) for mask in masks])
+    packed = pack([mask.blocks(*TILE) for mask in masks], CREW)
     for batch, mask in enumerate(masks):
         assert np.array_equal(_dense(packed, batch, Q_LEN, K_LEN), mask.to_dense())
 
@@ -102,7 +103,7 @@ def test_random_batches(seed: int) -> None:
     q_len, k_len = (int(n) for n in rng.integers(1, 400, 2))
     cases = [random_case(rng, q_len, k_len) for _ in range(int(rng.integers(1, 4)))]
     tile = ((64, 64), (128, 32), (16, 96))[seed % 3]
-    packed = pack([case.mask.blocks(*tile) for case in cases])
+    packed = pack([case.mask.blocks(*tile) for case in cases], CREW)
     for batch, case in enumerate(cases):
         assert np.array_equal(_dense(packed, batch, q_len, k_len), case.dense), case.label
 
@@ -110,7 +111,7 @@ def test_random_batches(seed: int) -> None:
 @pytest.mark.parametrize("name", MASKS)
 def test_layout(name: str) -> None:
     masks = MASKS[name]()
-    packed = pack([mask.blocks(*TILE) for mask in masks])
+    packed = pack([mask.blocks(*TILE) for mask in masks], CREW)
     assert packed.mask_batch == len(masks)
     assert packed.k_padded == 512
     assert packed.buffer.flags.c_contiguous
@@ -124,13 +125,28 @@ def test_layout(name: str) -> None:
     assert packed.array("spans").shape == (len(masks), packed.n_spans, 512, 2)
     assert not packed.array("spans")[:, :, K_LEN:].any()
     assert not packed.array("dead")[:, -(-K_LEN // 32) :].any()
-    assert sorted(packed.array("order")) == list(range(len(masks) * packed.q_blocks))
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_the_parts_hold_each_entry_of_each_row_once(name: str) -> None:
+    packed = pack([mask.blocks(*TILE) for mask in MASKS[name]()], CREW)
+    rows, parts = packed.array("row_offsets"), packed.array("parts")
+    taken = np.zeros(rows[-1], np.int64)
+    met = set()
+    for query, mask, first, end in parts:
+        row = mask * packed.q_blocks + query // packed.br
+        assert query % packed.br == 0
+        assert rows[row] <= first <= end <= rows[row + 1]
+        taken[first:end] += 1
+        met.add(int(row))
+    assert (taken == 1).all()
+    assert met == set(range(packed.mask_batch * packed.q_blocks))  # empty rows are written, too
 
 
 @pytest.mark.parametrize("name", MASKS)
 def test_dead_keys_of_flagged_tiles_are_marked(name: str) -> None:
     masks = MASKS[name]()
-    packed = pack([mask.blocks(*TILE) for mask in masks])
+    packed = pack([mask.blocks(*TILE) for mask in masks], CREW)
     for batch, mask in enumerate(masks):
         dead = np.unpackbits(packed.array("dead")[batch].view(np.uint8), bitorder="little")[:K_LEN].astype(
             bool
@@ -141,21 +157,15 @@ def test_dead_keys_of_flagged_tiles_are_marked(name: str) -> None:
 
 def test_the_longest_block_rows_of_a_batch_come_first() -> None:
     masks = [oc.sliding_window(Q_LEN, K_LEN, left=40), oc.full(Q_LEN, K_LEN)]
-    packed = pack([mask.blocks(*TILE) for mask in masks])
-    of_full = range(packed.q_blocks, 2 * packed.q_blocks)
-    assert list(packed.array("order")[: packed.q_blocks]) == list(of_full)
-
-
-def test_one_mask_keeps_the_order_of_its_blocks() -> None:
-    blocks = oc.random(2000, 3).blocks(128, 64)
-    assert np.array_equal(pack([blocks]).array("order"), blocks.order)
+    packed = pack([mask.blocks(*TILE) for mask in masks], Crew(4, 6))
+    assert (packed.array("parts")[: packed.q_blocks, 1] == 1).all()
 
 
 def test_causal_tiles_survive_where_the_diagonals_agree() -> None:
-    same = pack([_sliced(100).blocks(*TILE), _sliced(100).blocks(*TILE)])
+    same = pack([_sliced(100).blocks(*TILE), _sliced(100).blocks(*TILE)], CREW)
     assert same.diagonal == 100
     assert (same.array("entries")[:, 0] & KIND == CAUSAL).any()
-    mixed = pack([_sliced(0).blocks(*TILE), _sliced(100).blocks(*TILE)])
+    mixed = pack([_sliced(0).blocks(*TILE), _sliced(100).blocks(*TILE)], CREW)
     kinds = mixed.array("entries")[:, 0] & KIND
     second = mixed.array("row_offsets")[mixed.q_blocks]
     assert mixed.diagonal == 0
@@ -167,5 +177,5 @@ def test_causal_tiles_survive_where_the_diagonals_agree() -> None:
 def test_masks_are_not_changed_by_packing() -> None:
     blocks = [_sliced(0).blocks(*TILE), _sliced(100).blocks(*TILE)]
     before = [block.entries.copy() for block in blocks]
-    pack(blocks)
+    pack(blocks, CREW)
     assert all(np.array_equal(a, block.entries) for a, block in zip(before, blocks, strict=True))

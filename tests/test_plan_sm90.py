@@ -63,19 +63,65 @@ def test_the_parameters_of_a_hopper_call(device: fake_device.Device) -> None:
     assert launched["smem"] == spec.smem_bytes
 
 
-@pytest.mark.parametrize(("q_len", "blocks"), [(5000, 132), (1280, 132), (1000, 128), (1, 16)])
+@pytest.mark.parametrize(("q_len", "items"), [(5000, 640), (128 * 132, 2112), (1, 16)])
 def test_a_persistent_grid_is_the_lesser_of_items_and_multiprocessors(
-    device: fake_device.Device, q_len: int, blocks: int
+    device: fake_device.Device, q_len: int, items: int
 ) -> None:
-    oc.attention(*_inputs(q_len), config=SPEC)
-    assert device.launches[0]["grid"] == (blocks, 1, 1)
-    assert device.launches[0]["params"]["work_items"] == 16 * -(-q_len // 128)
+    q, k, v = _inputs(q_len)
+    oc.attention(q, k, v, oc.causal(q_len), config=SPEC)
+    p = device.launches[0]["params"]
+    assert p["work_items"] == items
+    assert device.launches[0]["grid"] == (min(items, 132), 1, 1)
+    assert [int(p[name]) for name in ("partials", "arrivals", "n_slots", "n_split_rows")] == [0, 0, 0, 0]
+
+
+def test_few_rows_are_split_and_get_a_workspace(device: fake_device.Device) -> None:
+    q, k, v = (ndarray((1, 4, n, 128), BF16) for n in (200, 9000, 9000))
+    oc.attention(q, k, v, config=SPEC)
+    p = device.launches[0]["params"]
+    assert p["n_split_rows"] == 2
+    assert p["n_slots"] > 2
+    assert p["work_items"] == 4 * p["n_slots"]
+    assert (p["partials"], p["arrivals"]) == (
+        fake_device.WORKSPACE.partials,
+        fake_device.WORKSPACE.arrivals,
+    )
+    assert device.launches[0]["grid"][0] > 8
+
+
+def test_what_a_split_launch_needs(device: fake_device.Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs: list[Any] = []
+    monkeypatch.setattr(plan.workspace, "prepare", lambda of, need: needs.append(need))
+    q, k, v = (ndarray((1, 4, n, 128), BF16) for n in (200, 9000, 9000))
+    oc.attention(q, k, v, config=SPEC)
+    p = device.launches[0]["params"]
+    rows, lanes = 128, 4  # O and, for each lane that shares a row, a quarter of a vector of peaks and sums
+    assert needs[0].partial_bytes == 4 * int(p["n_slots"]) * rows * (128 * 4 + lanes * 8)
+    assert needs[0].arrivals == 4 * int(p["n_split_rows"]) * rows // 16
+    assert needs[0].partial_bytes <= plan.MOST_PARTIAL_BYTES
+
+
+@pytest.mark.parametrize("kernel", ["naive", "sm80"])
+def test_only_hopper_splits_rows(device: fake_device.Device, kernel: str) -> None:
+    config = AttnSpec(arch="sm_90", kernel=kernel, dtype="bfloat16", head_dim=128, br=64, bc=64)
+    q, k, v = (ndarray((1, 4, n, 128), BF16) for n in (200, 9000, 9000))
+    oc.attention(q, k, v, config=config)
+    (uploaded,) = plan_sizes(device)
+    assert uploaded == 4
+
+
+def plan_sizes(device: fake_device.Device) -> list[int]:
+    """Parts of each mask's copy, by where the arrays behind them start."""
+    p = device.launches[0]["params"]
+    return [(int(p["bit_tiles"]) - int(p["parts"])) // (2 * 16)]  # parts and splits
 
 
 def test_work_items_beyond_a_launch_are_refused() -> None:
-    assert plan.grid_of(SPEC, Problem(1, 8, 8, 300, 300, 128, "bfloat16"), 132) == (24, 1, 1)
+    problem = Problem(1, 8, 8, 300, 300, 128, "bfloat16")
+    assert plan.grid_of(SPEC, problem, 24, 132) == (24, 1, 1)
+    assert plan.grid_of(SPEC, problem, 500, 132) == (132, 1, 1)
     with pytest.raises(UnsupportedError) as error:
-        plan.grid_of(SPEC, Problem(2**24, 128, 8, 128, 300, 128, "bfloat16"), 132)
+        plan.grid_of(SPEC, problem, 2**31, 132)
     assert str(error.value) == "q: 2147483648 thread blocks exceed a launch's 2147483647; split the batch"
 
 

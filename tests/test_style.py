@@ -33,7 +33,7 @@ LAYERS = """
     check
     blas reference cpu
     source params nvrtc locks cache environment
-    packing upload counters tma loading tune plan launch
+    schedule packing upload counters workspace tma loading tune plan launch
     api __init__ torch
     model_masks case_masks cases workloads inputs sweep
     bench bench.configs bench.records bench.timing bench.accuracy bench.flex bench.peers

@@ -89,6 +89,19 @@ def test_short_problems_fill_the_gpu(arch: str, head_dim: int, mappable: bool) -
     assert picked(512, _tiles(large, problem) + 1) == small
 
 
+def test_few_rows_take_small_tiles_however_many_heads_there_are() -> None:
+    for arch in ("sm_80", "sm_90"):
+        problem = Problem(8, 32, 8, 64, 8256, 128, "bfloat16")
+        assert tune.pick(arch, problem, (oc.random(64, 0),), H100_SMS).br == 64
+
+
+def test_long_rows_are_split_rather_than_made_of_small_tiles_on_hopper() -> None:
+    problem = Problem(1, 4, 4, 512, 16384, 128, "bfloat16")
+    masks = (oc.random(512, 0),)
+    assert tune.pick("sm_90", problem, masks, H100_SMS).br == 128
+    assert tune.pick("sm_90", problem, masks, H100_SMS, mappable=False).br == 64
+
+
 def test_without_a_small_row_short_problems_keep_their_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "TABLE", [row for row in tune.TABLE if row.shape == "any"])
     for head_dim in (64, 128, 192, 256):
@@ -107,20 +120,42 @@ def test_no_row_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(error.value) == "no kernel serves bfloat16 with head_dim 200 on sm_90; cast q, k and v"
 
 
-def test_rows_for_dense_masks_serve_those_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    dense = tune.Row(head_dims=(16, 128), br=64, bc=96, mask="dense")
-    monkeypatch.setattr(tune, "TABLE", (dense, *tune.TABLE))
+@pytest.mark.parametrize("kind", ["full", "causal"])
+def test_rows_for_one_kind_of_mask_serve_it_alone(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    special = tune.Row(head_dims=(16, 128), br=64, bc=96, mask=kind)
+    monkeypatch.setattr(tune, "TABLE", (special, *tune.TABLE))
     problem = _problem(q_len=300, heads=500)
 
-    def is_dense(*masks: Mask) -> bool:
-        return tune.pick("sm_90", problem, masks, H100_SMS) == dense.spec("sm_90", "bfloat16", 128)
+    def is_special(*masks: Mask) -> bool:
+        return tune.pick("sm_90", problem, masks, H100_SMS) == special.spec("sm_90", "bfloat16", 128)
 
-    for mask in (oc.full(300), oc.causal(300), oc.causal(300, 500), oc.causal(300, 280)):
-        assert is_dense(mask)
-    assert is_dense(oc.causal(300).rows(20, 90))
+    of_kind = {
+        "full": (oc.full(300), oc.full(300, 7), oc.segments([("image", 300)])),
+        "causal": (
+            *(oc.causal(300), oc.causal(300, 500), oc.causal(300, 280)),
+            *(oc.causal(300).rows(20, 90), oc.segments([("text", 300)])),
+        ),
+    }
+    for name, masks in of_kind.items():
+        assert [is_special(mask) for mask in masks] == [name == kind] * len(masks)
     for mask in (oc.sliding_window(300, left=299 // 2), oc.random(300, 0), ~oc.full(300)):
-        assert not is_dense(mask)
-    assert not is_dense(oc.full(300), oc.random(300, 0))
+        assert not is_special(mask)
+    assert not is_special(of_kind[kind][0], oc.random(300, 0))
+    assert not is_special(oc.full(300), oc.causal(300))
+
+
+def test_rows_for_some_lengths_serve_those_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    special = tune.Row(head_dims=(16, 128), br=128, bc=96, warps=8, least_keys=1000, most_padding=0.1)
+    monkeypatch.setattr(tune, "TABLE", (special, *tune.TABLE))
+
+    def is_special(q_len: int, k_len: int) -> bool:
+        problem = Problem(1, 500, 500, q_len, k_len, 128, "bfloat16")
+        return tune.pick("sm_90", problem, (oc.random(300, 0),), H100_SMS).bc == 96
+
+    assert is_special(1280, 1000)
+    assert is_special(1153, 1000)  # 127 of 1280 rows lie past the end
+    assert not is_special(1025, 1000)  # 127 of 1152
+    assert not is_special(1280, 999)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,11 @@ from omnicupy import upload
 from omnicupy.errors import UnsupportedError
 from omnicupy.masks import Mask
 from omnicupy.packing import ARRAYS
+from omnicupy.schedule import Crew
 from omnicupy.upload import DeviceBlocks, cache_of, device_blocks, find_cache
+
+TILE = (64, 32)
+CREW = Crew(heads=8, processors=132)
 
 
 @pytest.fixture
@@ -27,18 +31,19 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_device.Device]:
 
 
 def _copy(device: fake_device.Device, mask: Mask | None = None) -> DeviceBlocks:
-    return device_blocks((oc.causal(100) if mask is None else mask,), 64, 32, device.current)
+    return device_blocks((oc.causal(100) if mask is None else mask,), TILE, CREW, device.current)
 
 
-def test_one_copy_for_each_tile_and_device(device: fake_device.Device) -> None:
+def test_one_copy_for_each_tile_crew_and_device(device: fake_device.Device) -> None:
     mask = oc.causal(100)
-    first = device_blocks((mask,), 64, 32, 0)
-    assert device_blocks((mask,), 64, 32, 0) is first
-    assert device_blocks((mask,), 128, 32, 0) is not first
+    first = device_blocks((mask,), TILE, CREW, 0)
+    assert device_blocks((mask,), TILE, CREW, 0) is first
+    assert device_blocks((mask,), (128, 32), CREW, 0) is not first
+    assert device_blocks((mask,), TILE, Crew(4, 132), 0) is not first
     device.current = 1
-    assert device_blocks((mask,), 64, 32, 1) is not first
-    assert len(device.uploads) == 3
-    assert device_blocks((oc.causal(100),), 64, 32, 1) is not device_blocks((mask,), 64, 32, 1)
+    assert device_blocks((mask,), TILE, CREW, 1) is not first
+    assert len(device.uploads) == 4
+    assert device_blocks((oc.causal(100),), TILE, CREW, 1) is not device_blocks((mask,), TILE, CREW, 1)
 
 
 def test_pointers_lie_in_one_buffer(device: fake_device.Device) -> None:
@@ -179,7 +184,7 @@ def test_a_batch_is_found_by_its_masks_in_order(device: fake_device.Device) -> N
 @pytest.mark.parametrize("drop", [0, 1])
 def test_a_batch_ends_with_any_of_its_masks(device: fake_device.Device, drop: int) -> None:
     masks = [oc.causal(100), oc.full(100)]
-    device_blocks(masks, 64, 32, 0).use(Stream(8))
+    device_blocks(masks, TILE, CREW, 0).use(Stream(8))
     made = len(Event.made)
     del masks[drop]
     assert len(Event.made) == made + 1  # joined, hence freed
@@ -189,7 +194,7 @@ def test_a_batch_ends_with_any_of_its_masks(device: fake_device.Device, drop: in
 def test_a_batch_keeps_no_mask_alive(device: fake_device.Device) -> None:
     a = oc.causal(100)
     for _ in range(5):
-        device_blocks((a, oc.full(100)), 64, 32, 0)
+        device_blocks((a, oc.full(100)), TILE, CREW, 0)
     assert a._device == {}
 
 

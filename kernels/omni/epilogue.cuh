@@ -35,23 +35,28 @@ __device__ __forceinline__ void store_row(
   }
 }
 
-// row0: token of the warp's first row. column0: first column of O that this thread block owns.
+// Where a warp's rows go. row0: token of the first one; column0: first column of O that the thread block owns.
+struct OutputPlace {
+  int batch, head;
+  int row0, column0;
+};
+
+// softmax: finished.
 template <bool kBf16, class Out>
 __device__ __forceinline__ void store_output(
-    AttnParams const& p, WorkItem const& work, Out const& out, OnlineSoftmax<Out::kTilesM>& softmax, int row0, int column0) {
-  softmax.finish();
+    AttnParams const& p, OutputPlace const& at, Out const& out, OnlineSoftmax<Out::kTilesM> const& softmax) {
   unsigned char* const g_out = static_cast<unsigned char*>(p.out) +
-                               2 * (work.batch * p.out_strides[0] + work.head * p.out_strides[1] + column0);
-  i64 const lse0 = (static_cast<i64>(work.batch) * p.q_heads + work.head) * p.q_len;
+                               2 * (at.batch * p.out_strides[0] + at.head * p.out_strides[1] + at.column0);
+  i64 const lse0 = (static_cast<i64>(at.batch) * p.q_heads + at.head) * p.q_len;
 #pragma unroll
   for (int m = 0; m < Out::kTilesM; ++m) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      int const q = row0 + Out::row(m, h);
+      int const q = at.row0 + Out::row(m, h);
       bool const write = q < p.q_len;
-      int const columns = write ? p.head_dim - column0 : 0;
+      int const columns = write ? p.head_dim - at.column0 : 0;
       store_row<kBf16>(out, m, h, softmax.inverse(m, h), g_out + 2 * q * p.out_strides[2], columns);
-      if (write && p.lse != nullptr && column0 == 0 && lane_id() % 4 == 0) {
+      if (write && p.lse != nullptr && at.column0 == 0 && lane_id() % 4 == 0) {
         p.lse[lse0 + q] = softmax.lse(m, h, p.scale, p.scale_log2);
       }
     }

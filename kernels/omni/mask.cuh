@@ -10,69 +10,81 @@ namespace omni {
 // What the element rule of one mask reads. Pointers are worked out where they are used: registers are dearer.
 struct MaskView {
   AttnParams const& p;
-  int const block_row;
+  int const index;  // of the mask
 
   __device__ __forceinline__ int2 const* spans() const {
-    return p.spans + static_cast<i64>(mask_of(p, block_row)) * p.n_spans * p.k_padded;
+    return p.spans + static_cast<i64>(index) * p.n_spans * p.k_padded;
   }
 
-  __device__ __forceinline__ bool is_dead(int key) const {
-    return p.dead[static_cast<i64>(mask_of(p, block_row)) * (p.k_padded / 32) + key / 32] >> (key % 32) & 1;
+  // Bits of the keys from `key` on, a multiple of 32, that no row sees.
+  __device__ __forceinline__ u32 const* dead_words(int key) const {
+    return p.dead + static_cast<i64>(index) * (p.k_padded / 32) + key / 32;
   }
 };
 
-// q inside [start, start + count), in one unsigned comparison.
-__device__ __forceinline__ bool in_span(int q, int start, int count) {
-  return static_cast<u32>(q - start) < static_cast<u32>(count);
+// Rows of a strip of 32 from `first` on, as bits: all of them for first <= 0, none for first >= 32 (PTX shl clamps).
+__device__ __forceinline__ u32 rows_from(int first) {
+  u32 rows;
+  asm("shl.b32 %0, %1, %2;" : "=r"(rows) : "r"(0xffffffffu), "r"(max(first, 0)));
+  return rows;
 }
 
-// Which elements of a register tile are kept: of the row (m, h), bit 2 * j + e of the words stands for column
-// col(j, e), 16 blocks of 8 columns a word. All element rules fill this, one loop applies it.
+// Rows q0 ... that see two neighbouring keys in one span each. span: {first row, number of rows} of both keys.
+__device__ __forceinline__ uint2 rows_in_span(int2 const* span, int q0) {
+  int4 const two = *reinterpret_cast<int4 const*>(span);
+  int const first = two.x - q0, second = two.z - q0;
+  return make_uint2(rows_from(first) & ~rows_from(first + two.y), rows_from(second) & ~rows_from(second + two.w));
+}
+
+// The same in all spans of the keys, of which there is at least one. next: from one span of a key to its next one.
+__device__ __forceinline__ uint2 rows_in_spans(int2 const* spans, int next, int n_spans, int q0) {
+  uint2 rows = rows_in_span(spans, q0);
+#pragma unroll 1
+  for (int i = 1; i < n_spans; ++i) {
+    uint2 const more = rows_in_span(spans + i * next, q0);
+    rows.x |= more.x;
+    rows.y |= more.y;
+  }
+  return rows;
+}
+
+// Transposes four 8 x 8 bit matrices at once, one a byte: bit i of lane 4 * r + c goes to bit r of lane 4 * i + c.
+__device__ __forceinline__ u32 transpose_over_lanes(u32 x) {
+#pragma unroll
+  for (int step = 1; step <= 4; step *= 2) {
+    u32 const lower = step == 1 ? 0x55555555u : step == 2 ? 0x33333333u : 0x0f0f0f0fu;  // bits that even lanes keep
+    bool const odd = lane_id() / 4 & step;
+    u32 const got = __shfl_xor_sync(0xffffffffu, x, 4 * step);
+    u32 const keep = odd ? ~lower : lower;
+    x = (x & keep) | (__funnelshift_l(got, got, odd ? 32 - step : step) & ~keep);
+  }
+  return x;
+}
+
+// Which elements of a register tile are kept. Bit 16 * e + 8 * h + i of the word [m][g] stands for row (m, h) and column
+// col(8 * g + i, e). All element rules fill this, one loop applies it.
 template <class Scores>
 struct KeepBits {
-  static constexpr int kWords = (Scores::kBlocks + 15) / 16;
-  u32 bits[Scores::kTilesM][2][kWords];
+  static constexpr int kGroups = (Scores::kBlocks + 7) / 8;  // of 64 columns
+  u32 bits[Scores::kTilesM][kGroups];
 
-  // Key k of the tile is seen by row q iff k <= q + diagonal. q0: token of the register tile's row 0.
-  __device__ __forceinline__ void set_causal(MaskView const& mask, int q0, int k0) {
-#pragma unroll
-    for (int m = 0; m < Scores::kTilesM; ++m) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        // Columns up to and with `last` are seen, counted from the lane's own first column.
-        int const last = q0 + Scores::row(m, h) + mask.p.diagonal - k0 - Scores::col(0, 0);
-        int const kept = last < 0 ? 0 : last / 8 * 2 + min(last % 8 + 1, 2);
-#pragma unroll
-        for (int w = 0; w < kWords; ++w) {
-          int const here = kept - 32 * w;
-          bits[m][h][w] = here >= 32 ? 0xffffffffu : here <= 0 ? 0u : (1u << here) - 1;
-        }
-      }
-    }
+  // First of the two neighbouring keys of a group whose rows the lane works out; the last group may be short.
+  __device__ __forceinline__ static int first_key(int group) {
+    int const block = 8 * group + lane_id() / 4;
+    bool const short_group = Scores::kBlocks < 8 * group + 8;
+    return 8 * (short_group ? min(block, Scores::kBlocks - 1) : block) + 2 * (lane_id() % 4);
   }
 
-  // Each key is seen by the rows of its spans. spans: those of the tile's first key; next: from one span of a key to
-  // its next one.
-  __device__ __forceinline__ void set_spans(int2 const* spans, int next, int n_spans, int q0) {
+  // rows_of(key) -> the rows of the register tile that see the keys `key` and `key + 1` of the tile, as bits. A lane
+  // asks for two keys a group and gets back the bits of its own rows for all keys.
+  template <class RowsOf>
+  __device__ __forceinline__ void set_rows(RowsOf const& rows_of) {
 #pragma unroll
-    for (int i = 0; i < Scores::kTilesM * 2 * kWords; ++i) (&bits[0][0][0])[i] = 0;
-    spans += Scores::col(0, 0);
-    for (int i = 0; i < n_spans; ++i, spans += next) {
+    for (int g = 0; g < kGroups; ++g) {
+      uint2 const rows = rows_of(first_key(g));
 #pragma unroll
-      for (int w = 0; w < kWords; ++w) {
-#pragma unroll(Scores::kTilesM == 1 ? 4 : 1)  // two m16 tiles leave few registers
-        for (int j = 0; j < min(16, Scores::kBlocks - 16 * w); ++j) {
-          int4 const two = *reinterpret_cast<int4 const*>(spans + 8 * (16 * w + j));  // {start, count} of two keys
-#pragma unroll
-          for (int m = 0; m < Scores::kTilesM; ++m) {
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-              int const q = q0 + Scores::row(m, h);
-              u32 const pair = (in_span(q, two.x, two.y) ? 1u : 0u) | (in_span(q, two.z, two.w) ? 2u : 0u);
-              bits[m][h][w] |= pair << (2 * j);
-            }
-          }
-        }
+      for (int m = 0; m < Scores::kTilesM; ++m) {
+        bits[m][g] = transpose_over_lanes(__byte_perm(rows.x, rows.y, m == 0 ? 0x5410 : 0x7632));
       }
     }
   }
@@ -85,18 +97,36 @@ struct KeepBits {
 #pragma unroll
     for (int m = 0; m < Scores::kTilesM; ++m) {
 #pragma unroll
+      for (int g = 0; g < kGroups; ++g) bits[m][g] = 0;
+#pragma unroll
       for (int h = 0; h < 2; ++h) {
         u32 const* words = tile + (row0 + Scores::row(m, h)) * kTileWords;
 #pragma unroll
-        for (int w = 0; w < kWords; ++w) bits[m][h][w] = 0;
-#pragma unroll
         for (int w = 0; w < kTileWords; ++w) {
-          u32 pairs = words[w] >> Scores::col(0, 0) & 0x03030303u;  // the lane's two columns of four blocks
-          pairs = (pairs | pairs >> 6) & 0x000f000fu;
-          bits[m][h][w / 4] |= ((pairs | pairs >> 12) & 0xffu) << (8 * (w % 4));
+          u32 const pairs = words[w] >> Scores::col(0, 0);  // the lane's two columns of four blocks: bits 0, 1 of each byte
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            u32 const four = (pairs >> e & 0x01010101u) * 0x01020408u >> 24;  // bit 0 of each byte, gathered
+            bits[m][w / 2] |= four << (16 * e + 8 * h + 4 * (w % 2));
+          }
         }
       }
     }
+  }
+
+  // Does every row of the warp see every key?
+  __device__ __forceinline__ bool is_everything() const {
+    u32 all = 0xffffffffu;
+#pragma unroll
+    for (int m = 0; m < Scores::kTilesM; ++m) {
+#pragma unroll
+      for (int g = 0; g < kGroups; ++g) {
+        constexpr int kShort = Scores::kBlocks % 8;  // blocks of a last group that is not whole
+        u32 const unused = kShort != 0 && g == kGroups - 1 ? 0x01010101u * (0xffu & 0xffu << kShort) : 0;
+        all &= bits[m][g] | unused;
+      }
+    }
+    return __all_sync(0xffffffffu, all == 0xffffffffu);
   }
 
   __device__ __forceinline__ void apply(Scores& scores) const {
@@ -107,7 +137,7 @@ struct KeepBits {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           float& score = scores.x[m][4 * j + i];
-          score = bits[m][i / 2][j / 16] >> (2 * (j % 16) + i % 2) & 1 ? score : neg_inf();
+          score = bits[m][j / 8] >> (16 * (i % 2) + 8 * (i / 2) + j % 8) & 1 ? score : neg_inf();
         }
       }
     }
@@ -123,12 +153,12 @@ __device__ __forceinline__ bool spans_travel(AttnParams const& p, KeyTile const&
   return tile.kind() == kPartial && p.n_spans != 0 && p.n_spans <= kSmemSpans;
 }
 
-// A tile as one warp sees it. row0: the warp's first row in the tile. s_spans: (kSmemSpans, kBc) spans of the tile in
-// shared memory, or null.
+// A tile as one warp sees it. q0: token of the warp's first row; row0: where it stands in the tile. s_spans: (kSmemSpans,
+// kBc) spans of the tile in shared memory, or null.
 struct WarpTile {
   MaskView const& mask;
   KeyTile const& keys;
-  int row0;
+  int q0, row0;
   int2 const* s_spans;
 };
 
@@ -136,18 +166,22 @@ template <int kBr, class Scores>
 __device__ __forceinline__ void mask_tile(Scores& scores, WarpTile const& warp) {
   MaskView const& mask = warp.mask;
   KeyTile const& tile = warp.keys;
-  int const q0 = first_query<kBr>(mask.p, mask.block_row) + warp.row0;
+  int const q0 = warp.q0;
   KeepBits<Scores> keep;
   if (tile.kind() == kCausal) {
-    keep.set_causal(mask, q0, tile.k0);
-  } else if (int const payload = tile.payload(mask.p); payload < 0) {
-    bool const here = warp.s_spans != nullptr && spans_travel(mask.p, tile);
-    int2 const* const spans = here ? warp.s_spans : mask.spans() + tile.k0;
-    keep.set_spans(spans, here ? Scores::kCols : mask.p.k_padded, mask.p.n_spans, q0);
+    int const first = tile.k0 - mask.p.diagonal - q0;  // row that sees the tile's first key as the first one
+    keep.set_rows([&](int key) { return make_uint2(rows_from(first + key), rows_from(first + key + 1)); });
+  } else if (int const payload = tile.payload; payload < 0) {
+    if (warp.s_spans != nullptr && spans_travel(mask.p, tile)) {
+      keep.set_rows([&](int key) { return rows_in_spans(warp.s_spans + key, Scores::kCols, mask.p.n_spans, q0); });
+    } else {
+      int2 const* const g_spans = mask.spans() + tile.k0;
+      keep.set_rows([&](int key) { return rows_in_spans(g_spans + key, mask.p.k_padded, mask.p.n_spans, q0); });
+    }
   } else {
     keep.template set_bit_tile<kBr>(mask.p.bit_tiles, payload, warp.row0);
   }
-  keep.apply(scores);
+  if (!keep.is_everything()) keep.apply(scores);
 }
 
 }  // namespace omni

@@ -15,11 +15,10 @@ struct AttnParams {
   void* out;   // as q
   float* lse;  // (batch, q_heads, q_len), contiguous; null when not wanted
 
-  // The block mask (omnicupy/blockmask.py). Block row b * q_blocks + i is query block i of mask b.
-  int const* row_offsets;  // (mask_batch * q_blocks + 1)
-  int4 const* entries;     // {kind | dead flag, payload, first piece, piece count}
-  int2 const* pieces;      // {key offset, length}
-  int const* order;        // block rows, longest first
+  // The block mask (omnicupy/packing.py). Block row b * q_blocks + i is query block i of mask b.
+  int const* row_offsets;  // (mask_batch * q_blocks + 1): where the entries of each block row start
+  int4 const* entries;     // {kind | dead flag | keys << 8, payload, first key, 0}
+  int4 const* parts;       // {first query, mask, first entry, end entry}: what is worked on, longest first
   u32 const* bit_tiles;    // (tiles, kBr, kBc / 32)
   int2 const* spans;       // (mask_batch, n_spans, k_padded): {first visible row, number of rows} of each key
   u32 const* dead;         // (mask_batch, k_padded / 32): keys that no row sees
@@ -35,7 +34,8 @@ struct AttnParams {
   int batch, q_heads, group;  // group = q_heads / kv_heads
   int q_blocks, mask_batch, diagonal;
   int n_spans, k_padded;
-  int section;  // heads that share L2 before the next block rows of other heads start
+  int section;        // heads that share L2 before the next parts of other heads start
+  int tiers[4];  // where each tier of parts ends
 };
 
 }  // namespace omni

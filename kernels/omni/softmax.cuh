@@ -1,5 +1,8 @@
-// Online softmax over the register tile (Milakov and Gimelshein 2018; rescaling as in FlashAttention-2): running row
-// maximum of the raw scores, row sums kept per thread and added up over the quad once, at the end.
+// Online softmax over the register tile (Milakov and Gimelshein 2018) against standing peaks. What is taken off a row's
+// scores cancels in the end, so it need not be their maximum, only near enough for the exponentials to be numbers. A
+// row's peak is the maximum of its first tile with a key, and it stands until a tile outgrows it. All exponentials are
+// positive, so the sum that a tile adds up anyway says whether one of them is large: most tiles need no maximum, no
+// exchange between threads and no rescaling of what was accumulated.
 #pragma once
 
 #include "omni/convert.cuh"
@@ -22,43 +25,90 @@ __device__ __forceinline__ float log_sum(float peak, float sum, float scale, flo
   return fmaf(peak, scale, fmaf(-residue, kLn2, logf(sum)));
 }
 
+// Multiplies the accumulated rows (m, h) by their correction.
+template <class Out>
+__device__ __forceinline__ void rescale_row(Out& out, int m, int h, float correction) {
+#pragma unroll
+  for (int j = 0; j < Out::kBlocks; ++j) {
+    out.x[m][4 * j + 2 * h] *= correction;
+    out.x[m][4 * j + 2 * h + 1] *= correction;
+  }
+}
+
+// A tile's sum of exponentials, of one row in one thread, up to which the row's peak stands. Any weight below it is far
+// from float16's largest number, 65504, and a peak is outgrown by 2^8 or more before it moves.
+constexpr float kSumLimit = 8192.f;
+
+// The same limit on a score above the peak, in powers of 2.
+constexpr float kGrowthLog2 = 8.f;
+
 template <int kM>
 struct OnlineSoftmax {
-  float row_max[kM][2];
-  float row_sum[kM][2];
+  float peak[kM][2];
+  float row_sum[kM][2];  // of exp2((score - peak) * scale_log2), over this thread's columns
 
   __device__ __forceinline__ void init() {
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
-      row_max[m][0] = row_max[m][1] = neg_inf();
+      peak[m][0] = peak[m][1] = neg_inf();
       row_sum[m][0] = row_sum[m][1] = 0.f;
     }
   }
 
-  // The new maximum of the rows (m, h): leaves in `correction` the factor of everything accumulated before and returns
-  // what is taken off the scaled scores. A row that has seen no key yet keeps max = -inf, where max - max would be
-  // NaN: it uses 0. Independent chains keep the comparisons from waiting for each other.
+  // What is taken off the scaled scores of the rows (m, h). A row that has seen no key takes off a number so far below
+  // any score that hidden keys weigh 0 and the first visible one weighs infinity: its sum does not stand.
+  __device__ __forceinline__ float offset(int m, int h, float scale_log2) const {
+    return fmaxf(peak[m][h] * scale_log2, -1e30f);
+  }
+
+  // The same where the peak was just looked at: a row that has seen no key takes off 0.
+  __device__ __forceinline__ float raised_offset(int m, int h, float scale_log2) const {
+    return peak[m][h] == neg_inf() ? 0.f : peak[m][h] * scale_log2;
+  }
+
+  // Do the whole warp's peaks stand, by the sums of the weights made so far of a tile?
+  __device__ __forceinline__ static bool stand(float const (&sums)[kM][2]) {
+    bool small = true;
+#pragma unroll
+    for (int m = 0; m < kM; ++m) small = small && sums[m][0] < kSumLimit && sums[m][1] < kSumLimit;  // not for NaN
+    return __all_sync(0xffffffffu, small);
+  }
+
+  __device__ __forceinline__ void add(float const (&sums)[kM][2]) {
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+      row_sum[m][0] += sums[m][0];
+      row_sum[m][1] += sums[m][1];
+    }
+  }
+
+  // The greatest score of this thread in the rows (m, h). Independent chains keep the comparisons from waiting for each
+  // other.
   template <class Scores>
-  __device__ __forceinline__ float maximum(Scores const& scores, int m, int h, float& correction, float scale_log2) {
+  __device__ __forceinline__ static float highest(Scores const& scores, int m, int h) {
     constexpr int kChains = kM == 1 ? 4 : 2;
-    float peak[kChains];
+    float top[kChains];
 #pragma unroll
     for (int j = 0; j < Scores::kBlocks; ++j) {
       float const pair = fmaxf(scores.x[m][4 * j + 2 * h], scores.x[m][4 * j + 2 * h + 1]);
-      float const before = j == 0 ? row_max[m][h] : peak[j % kChains];
-      peak[j % kChains] = j > 0 && j < kChains ? pair : fmaxf(pair, before);
+      top[j % kChains] = j < kChains ? pair : fmaxf(pair, top[j % kChains]);
     }
-    float top = fmaxf(peak[0], peak[1]);
-    if constexpr (kChains == 4) top = fmaxf(top, fmaxf(peak[2], peak[3]));
-    top = quad_max(top);
-    float const used = top == neg_inf() ? 0.f : top;
-    correction = exp2_approx((row_max[m][h] - used) * scale_log2);  // exactly 1 where the maximum stands
-    row_max[m][h] = top;
-    row_sum[m][h] *= correction;
-    return used * scale_log2;
+    if constexpr (kChains == 2) return fmaxf(top[0], top[1]);
+    if constexpr (kChains == 4) return fmaxf(fmaxf(top[0], top[1]), fmaxf(top[2], top[3]));
   }
 
-  // Turns the scores of the rows (m, h) into exp(scale * (score - max)) in place and adds them up.
+  // Moves the peak of the rows (m, h) to the maximum of all scores so far, `top` being this thread's greatest new one.
+  // Returns the factor of everything accumulated before: exactly 1 where the peak stands.
+  __device__ __forceinline__ float raise(float top, int m, int h, float scale_log2) {
+    top = quad_max(fmaxf(top, peak[m][h]));
+    float const used = top == neg_inf() ? 0.f : top;
+    float const correction = exp2_approx((peak[m][h] - used) * scale_log2);
+    peak[m][h] = top;
+    row_sum[m][h] *= correction;
+    return correction;
+  }
+
+  // Turns the scores of the rows (m, h) into exp(scale * (score - peak)) in place and adds them up.
   template <class Scores>
   __device__ __forceinline__ void exponentiate(Scores& scores, int m, int h, float offset, float scale_log2) {
 #pragma unroll
@@ -72,14 +122,20 @@ struct OnlineSoftmax {
     }
   }
 
-  // Both steps for a whole tile, row by row: the comparisons of one row run under the exponentials of the row before.
-  template <class Scores>
-  __device__ __forceinline__ void update(Scores& scores, float (&correction)[kM][2], float scale_log2) {
+  // A whole tile, row by row: its scores become weights, in place, and `out` is rescaled where a peak moves.
+  template <class Scores, class Out>
+  __device__ __forceinline__ void update(Scores& scores, Out& out, float scale_log2) {
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        exponentiate(scores, m, h, maximum(scores, m, h, correction[m][h], scale_log2), scale_log2);
+        float const top = highest(scores, m, h);
+        bool const small = (top - peak[m][h]) * scale_log2 <= kGrowthLog2;  // not for NaN: no key yet
+        if (!__all_sync(0xffffffffu, small)) {
+          float const correction = raise(top, m, h, scale_log2);
+          rescale_row(out, m, h, correction);
+        }
+        exponentiate(scores, m, h, raised_offset(m, h, scale_log2), scale_log2);
       }
     }
   }
@@ -99,28 +155,8 @@ struct OnlineSoftmax {
   }
 
   __device__ __forceinline__ float lse(int m, int h, float scale, float scale_log2) const {
-    return log_sum(row_max[m][h], row_sum[m][h], scale, scale_log2);
+    return log_sum(peak[m][h], row_sum[m][h], scale, scale_log2);
   }
 };
-
-// Multiplies the accumulated rows by their correction. kSkipSettled: once the maxima have settled every correction of
-// the warp is 1, and a vote skips the multiplications.
-template <bool kSkipSettled, class Out>
-__device__ __forceinline__ void rescale(Out& out, float const (&correction)[Out::kTilesM][2]) {
-  if constexpr (kSkipSettled) {
-    bool settled = true;
-#pragma unroll
-    for (int m = 0; m < Out::kTilesM; ++m) settled = settled && correction[m][0] == 1.f && correction[m][1] == 1.f;
-    if (__all_sync(0xffffffffu, settled)) return;
-  }
-#pragma unroll
-  for (int m = 0; m < Out::kTilesM; ++m) {
-#pragma unroll
-    for (int j = 0; j < Out::kBlocks; ++j) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) out.x[m][4 * j + i] *= correction[m][i / 2];
-    }
-  }
-}
 
 }  // namespace omni

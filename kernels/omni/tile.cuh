@@ -7,6 +7,13 @@
 
 namespace omni {
 
+// threadIdx.x, hidden from the optimiser: what is worked out from it is not kept in registers.
+__device__ __forceinline__ int thread_index() {
+  int index;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+  return index;
+}
+
 __device__ __forceinline__ int lane_id() { return threadIdx.x & 31; }
 
 // kM tiles of 16 rows by kN columns, owned by one warp. Element (m, j, h, e) lies in x[m][4 * j + 2 * h + e], at

@@ -75,10 +75,8 @@ __device__ __forceinline__ void add_values(Out& out, Scores const& p, u32 s_v) {
 template <class Cfg, class Scores, class Out>
 __device__ __forceinline__ void softmax_step(
     Scores& scores, Out& out, OnlineSoftmax<Cfg::kTilesM>& softmax, WarpTile const& warp) {
-  float correction[Cfg::kTilesM][2];
   if (warp.keys.kind() != kFull) mask_tile<Cfg::kBr>(scores, warp);
-  softmax.update(scores, correction, warp.mask.p.scale_log2);
-  rescale<false>(out, correction);
+  softmax.update(scores, out, warp.mask.p.scale_log2);
 }
 
 }  // namespace omni

@@ -18,31 +18,33 @@ struct Mainloop {
 
   AttnParams const& p;
   MaskView const mask;
+  int const q0;  // token of the first query
   Visit visit;
   unsigned char* const s_base;
   unsigned char const* g_k;
   unsigned char const* g_v;
-  int const row0 = threadIdx.x / 32 * Cfg::kWarpRows;  // the warp's first row in the tile
   u32 s_q, s_lane_kv;
   Out out;
   OnlineSoftmax<Cfg::kTilesM> softmax;
 
   __device__ __forceinline__ Mainloop(AttnParams const& params, WorkItem const& work, unsigned char* s_memory)
-      : p(params), mask{params, work.block_row}, visit(params, work.block_row), s_base(s_memory) {
+      : p(params), mask{params, work.mask}, q0(work.q0), visit(params, work.first, work.end), s_base(s_memory) {
     int const kv_head = work.head / p.group;
     g_k = static_cast<unsigned char const*>(p.k) + 2 * (work.batch * p.k_strides[0] + kv_head * p.k_strides[1]);
     g_v = static_cast<unsigned char const*>(p.v) + 2 * (work.batch * p.v_strides[0] + kv_head * p.v_strides[1]);
-    s_q = smem_address(s_base) + row0 * Tile::kPitchBytes + Tile::lane_offset();
+    s_q = smem_address(s_base) + row0() * Tile::kPitchBytes + Tile::lane_offset();
     s_lane_kv = smem_address(s_base) + kQBytes + Tile::lane_offset();
     out.fill(0.f);
     softmax.init();
   }
 
+  // The warp's first row in the tile.
+  __device__ __forceinline__ static int row0() { return thread_index() / 32 * Cfg::kWarpRows; }
+
   __device__ __forceinline__ static constexpr int k_slot(int stage) { return stage; }
   __device__ __forceinline__ static constexpr int v_slot(int stage) { return Cfg::kShareKv ? stage : Cfg::kStages + stage; }
 
   __device__ __forceinline__ void load_q(WorkItem const& work) {
-    int const q0 = first_query<Cfg::kBr>(p, work.block_row);
     unsigned char const* g_q =
         static_cast<unsigned char const*>(p.q) +
         2 * (work.batch * p.q_strides[0] + work.head * p.q_strides[1] + q0 * p.q_strides[2]);
@@ -88,7 +90,7 @@ struct Mainloop {
   }
 
   __device__ __forceinline__ void compute_softmax(Scores& scores, KeyTile const& tile, int span_slot) {
-    softmax_step<Cfg>(scores, out, softmax, WarpTile{mask, tile, row0, s_spans(span_slot)});
+    softmax_step<Cfg>(scores, out, softmax, WarpTile{mask, tile, q0 + row0(), row0(), s_spans(span_slot)});
   }
 
   // V has arrived and every thread knows it.
@@ -155,7 +157,7 @@ struct Mainloop {
   // at the last tile that was requested; with three stages `between` is the tile before it.
   __device__ __forceinline__ void run_ring() {
     constexpr int kAhead = Cfg::kStages - 1;
-    KeyTile between{0, 0, 0};
+    KeyTile between{};
     load_next(0);
     if constexpr (kAhead == 2) {
       if (visit.has_next()) between = visit.take(p);
@@ -167,7 +169,7 @@ struct Mainloop {
       __syncthreads();  // this tile has arrived; the buffers of the tile before are read
       KeyTile tile = between;
       if constexpr (kAhead == 2) {
-        between = KeyTile{0, 0, 0};
+        between = KeyTile{};
         if (visit.has_next()) between = visit.take(p);
       } else {
         tile = visit.take(p);
@@ -191,7 +193,8 @@ struct Mainloop {
       run_ring();
     }
     WorkItem const done = work_item(p, block_index());
-    store_output<Cfg::kBf16>(p, done, out, softmax, first_query<Cfg::kBr>(p, done.block_row) + row0, 0);
+    softmax.finish();
+    store_output<Cfg::kBf16>(p, OutputPlace{done.batch, done.head, q0 + row0(), 0}, out, softmax);
   }
 };
 

@@ -22,6 +22,7 @@ struct TiledMainloop {
 
   AttnParams const& p;
   MaskView const mask;
+  int const q0;  // token of the first query
   Visit visit;
   unsigned char* const s_base;
   unsigned char const *g_q, *g_k, *g_v;
@@ -35,8 +36,7 @@ struct TiledMainloop {
   OnlineSoftmax<1> softmax;
 
   __device__ __forceinline__ TiledMainloop(AttnParams const& params, WorkItem const& work, unsigned char* s_memory)
-      : p(params), mask{params, work.block_row}, visit(params, work.block_row), s_base(s_memory) {
-    int const q0 = first_query<Cfg::kBr>(p, work.block_row);
+      : p(params), mask{params, work.mask}, q0(work.q0), visit(params, work.first, work.end), s_base(s_memory) {
     q_rows = p.q_len - q0;
     int const kv_head = work.head / p.group;
     g_q = static_cast<unsigned char const*>(p.q) +
@@ -105,7 +105,7 @@ struct TiledMainloop {
       scores.add(part);
       slot = slot == kAhead ? 0 : slot + 1;
     }
-    softmax_step<Cfg>(scores, out, softmax, WarpTile{mask, tile, row0, nullptr});
+    softmax_step<Cfg>(scores, out, softmax, WarpTile{mask, tile, q0 + row0, row0, nullptr});
     u32 const v_offset = Cfg::kStages * kSlotBytes;
     if (tile.has_dead()) {
       zero_dead_rows<Cfg::kThreads, Cfg::kValueDim, Cfg::kSwizzle>(s_base + v_offset, mask, tile);
@@ -114,8 +114,8 @@ struct TiledMainloop {
     add_values<Cfg>(out, scores, smem_address(s_base) + v_offset + ValueTile::lane_offset());
   }
 
-  __device__ __forceinline__ void run() {
-    Visit computing(p, mask.block_row);
+  __device__ __forceinline__ void run(WorkItem const& work) {
+    Visit computing(p, work.first, work.end);
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       load_chunk(i);
@@ -128,7 +128,8 @@ struct TiledMainloop {
     }
     cp_async_wait<0>();
     WorkItem const done = work_item(p, block_index());
-    store_output<Cfg::kBf16>(p, done, out, softmax, first_query<Cfg::kBr>(p, done.block_row) + row0, column0);
+    softmax.finish();
+    store_output<Cfg::kBf16>(p, OutputPlace{done.batch, done.head, q0 + row0, column0}, out, softmax);
   }
 };
 

@@ -72,8 +72,11 @@ __device__ __forceinline__ void load_tile(u32 s_tile, unsigned char const* g_til
 template <int kThreads, int kCols, bool kSwizzle>
 __device__ __forceinline__ void zero_dead_rows(unsigned char* s_tile, MaskView const& mask, KeyTile const& tile) {
   using Tile = SmemTile<kCols, kSwizzle>;
+  u32 const* const g_dead = mask.dead_words(tile.k0);
+#pragma unroll 1  // registers are dearer
   for (int piece = threadIdx.x; piece < tile.length() * Tile::kChunks; piece += kThreads) {
-    if (mask.is_dead(tile.k0 + piece / Tile::kChunks)) reinterpret_cast<uint4*>(s_tile)[piece] = make_uint4(0, 0, 0, 0);
+    int const row = piece / Tile::kChunks;
+    if (g_dead[row / 32] >> (row % 32) & 1) reinterpret_cast<uint4*>(s_tile)[piece] = make_uint4(0, 0, 0, 0);
   }
 }
 

@@ -9,8 +9,11 @@ namespace omni {
 struct AttnParamsSm90 {
   TensorMap q_map, k_map, v_map;
   AttnParams p;
-  int* counter;  // {next work item, finished thread blocks}: zero at launch, left zero
-  int work_items;
+  int* counter;     // {next work item, finished thread blocks}: zero at launch, left zero
+  float4* partials;  // (all heads, n_slots, warps): what parts of split block rows leave; see merge.cuh
+  u32* arrivals;     // (all heads, n_split_rows, warps): zero at launch, left zero
+  int4 const* splits;  // of each part: {its row among the split ones or -1, its number, parts of the row, slot of the first}
+  int work_items, n_slots, n_split_rows;
 };
 
 template <int HeadDim, int Br, int Bc, int Stages, int Warps, bool PingPong, bool Bf16>
@@ -33,9 +36,9 @@ struct Sm90Config {
   static constexpr int kQBytes = kPanels * kQPanelBytes;
   static constexpr int kKvBytes = kPanels * kKvPanelBytes;
 
-  // Registers a thread: what the block got at entry, shared out anew. The producer's walk needs 40.
-  static constexpr int kProducerRegisters = 40;
-  static constexpr int kConsumerRegisters = kConsumers == 1 ? 248 : kConsumers == 2 ? 232 : 152;
+  // Registers a thread: what the block got at entry, shared out anew.
+  static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 40;
+  static constexpr int kConsumerRegisters = kConsumers == 1 ? 248 : kConsumers == 2 ? 232 : 160;
 
   static_assert(Br == 64 * kConsumers && kConsumers >= 1 && kConsumers <= 3, "64 query rows a consumer warpgroup");
   static_assert(HeadDim % 16 == 0 && HeadDim <= 256 && Bc % 32 == 0 && Bc <= 256, "widths of wgmma");

@@ -5,8 +5,9 @@
 
 #include "omni/epilogue.cuh"
 #include "omni/mask.cuh"
+#include "omni/sm90/merge.cuh"
 #include "omni/sm90/pipe.cuh"
-#include "omni/sm90/wgmma.cuh"
+#include "omni/sm90/weights.cuh"
 
 namespace omni {
 
@@ -19,24 +20,21 @@ struct Consumer {
   using Smem = SmemSm90<Cfg>;
   using Scores = RegTile<1, Cfg::kBc>;
   using Out = RegTile<1, Cfg::kHeadDim>;
-  static constexpr int kBlocks = Scores::kBlocks;
 
+  AttnParamsSm90 const& args;
   AttnParams const& p;
   Smem& smem;
   int const group;  // of the consumers
   int const row0;   // the warp's first row in the tile
-  RingIndex<Cfg::kStages> ring;         // the tile whose scores come next
-  RingIndex<Cfg::kStages> behind;       // the tile before it, whose values come next
+  RingIndex<Cfg::kStages> ring;  // the tile whose scores come next; the values of the one before come with them
   RingIndex<Smem::kSlots> slot;
-  int q_parity = 0;
+  int dead_k0;  // first key of the tile before, where it holds dead ones, else -1
   Out out;
-  static constexpr int kRests = Cfg::kSplitWeights ? Cfg::kBc / 4 : 1;
-  u32 pairs[Cfg::kBc / 4];  // P of the tile before
-  u32 rests[kRests];        // and what its rounding left, where that counts
+  Weights<Cfg> weights;  // of the tile before
   OnlineSoftmax<1> softmax;
 
-  __device__ __forceinline__ Consumer(AttnParams const& params, Smem& memory, int warpgroup)
-      : p(params), smem(memory), group(warpgroup), row0(64 * warpgroup + threadIdx.x % 128 / 32 * 16) {}
+  __device__ __forceinline__ Consumer(AttnParamsSm90 const& params, Smem& memory, int warpgroup)
+      : args(params), p(params.p), smem(memory), group(warpgroup), row0(64 * warpgroup + threadIdx.x % 128 / 32 * 16) {}
 
   // The whole warp has read what the barrier gives back.
   __device__ __forceinline__ static void release(u64& barrier) {
@@ -44,168 +42,182 @@ struct Consumer {
     if (lane_id() == 0) mbarrier_arrive(smem_address(&barrier));
   }
 
-  __device__ __forceinline__ u64 q_descriptor() const {
-    return wgmma_descriptor(smem_address(smem.q) + group * 64 * Cfg::kRowBytes, 16);
+  __device__ __forceinline__ u32 q_word() const {
+    return descriptor_word(smem_address(smem.q) + group * 64 * Cfg::kRowBytes, 16);
   }
 
-  __device__ __forceinline__ u64 k_descriptor() const { return wgmma_descriptor(smem_address(smem.k[ring.stage]), 16); }
+  __device__ __forceinline__ u32 k_word() const { return descriptor_word(smem_address(smem.k[ring.stage()]), 16); }
 
-  __device__ __forceinline__ u64 v_descriptor() const {
-    return wgmma_descriptor(smem_address(smem.v[behind.stage]), Cfg::kKvPanelBytes);
+  __device__ __forceinline__ u32 v_word() const {
+    return descriptor_word(smem_address(smem.v[ring.before().stage()]), Cfg::kKvPanelBytes);
+  }
+
+  __device__ __forceinline__ void wait_for_values() {
+    RingIndex<Cfg::kStages> const at = ring.before();
+    mbarrier_wait(smem_address(&smem.v_full[at.stage()]), at.parity());
   }
 
   // Ping-pong: wait for the turn, hand it on.
   __device__ __forceinline__ void wait_turn() const {
-    if constexpr (Cfg::kPingPong) {
-      if (group == 0) bar_sync<kTurnBarrier, 256>();
-      if (group == 1) bar_sync<kTurnBarrier + 1, 256>();
-      if (Cfg::kConsumers == 3 && group == 2) bar_sync<kTurnBarrier + 2, 256>();
-    }
+    if constexpr (Cfg::kPingPong) bar_sync<256>(kTurnBarrier + group);
   }
 
   __device__ __forceinline__ void pass_turn() const {
-    if constexpr (Cfg::kPingPong) {
-      if (group == Cfg::kConsumers - 1) bar_arrive<kTurnBarrier, 256>();
-      if (group == 0) bar_arrive<kTurnBarrier + 1, 256>();
-      if (Cfg::kConsumers == 3 && group == 1) bar_arrive<kTurnBarrier + 2, 256>();
-    }
+    if constexpr (Cfg::kPingPong) bar_arrive<256>(group == Cfg::kConsumers - 1 ? kTurnBarrier : kTurnBarrier + 1 + group);
   }
 
   // V rows of keys that no row sees may hold NaN, and 0 * NaN = NaN. All consumers share the work and meet before any
   // of them multiplies; none holds the turn here. The 128-byte swizzle moves 16-byte chunks inside their row only.
-  __device__ __forceinline__ void zero_dead_values(KeyTile const& tile, int block_row) {
-    MaskView const mask{p, block_row};
-    mbarrier_wait(smem_address(&smem.v_full[behind.stage]), behind.parity);
-    uint4* const s_v = reinterpret_cast<uint4*>(smem.v[behind.stage]);
-    int const chunks = tile.length() * 8;
-    for (int i = threadIdx.x - 128; i < Cfg::kPanels * chunks; i += 128 * Cfg::kConsumers) {
-      int const panel = i / chunks;
-      int const chunk = i - panel * chunks;
-      if (mask.is_dead(tile.k0 + chunk / 8)) s_v[panel * Cfg::kBc * 8 + chunk] = make_uint4(0, 0, 0, 0);
+  __device__ __forceinline__ void zero_dead_values(WorkSlot const& work) {
+    constexpr int kChunks = Cfg::kRowBytes / 16;
+    constexpr int kRowStep = 128 * Cfg::kConsumers / kChunks;
+    u32 const* const g_dead = MaskView{p, work.mask}.dead_words(dead_k0);
+    wait_for_values();
+    uint4* const s_v = reinterpret_cast<uint4*>(smem.v[ring.before().stage()]);
+    int const thread = thread_index() - 128;
+#pragma unroll 4
+    for (int row = thread / kChunks; row < Cfg::kBc; row += kRowStep) {
+      if (!(g_dead[row / 32] >> (row % 32) & 1)) continue;
+#pragma unroll
+      for (int panel = 0; panel < Cfg::kPanels; ++panel) {
+        s_v[(panel * Cfg::kBc + row) * kChunks + thread % kChunks] = make_uint4(0, 0, 0, 0);
+      }
     }
     fence_proxy_async();
-    bar_sync<kDeadBarrier, 128 * Cfg::kConsumers>();
+    bar_sync<128 * Cfg::kConsumers>(kDeadBarrier);
   }
 
-  // Masks one tile of scores. K, and the spans that came with it, are released as soon as they are read.
-  __device__ __forceinline__ void mask_scores(Scores& scores, KeyTile const& tile, int block_row) {
-    if (tile.kind() != kFull) {
-      MaskView const mask{p, block_row};
-      mask_tile<Cfg::kBr>(scores, WarpTile{mask, tile, row0, smem.spans[ring.stage][0]});
+  // Masks one tile of scores, of the kind in `packed`; of most tiles nothing else is read. K, and what came with it, are
+  // released as soon as they are read.
+  __device__ __forceinline__ void mask_scores(Scores& scores, int packed, WorkSlot const& work) {
+    dead_k0 = -1;
+    if ((packed & kKindMask) != kFull) {
+      MaskView const mask{p, work.mask};
+      KeyTile const tile = smem.tiles[ring.stage()];
+      if (tile.has_dead()) dead_k0 = tile.k0;
+      mask_tile<Cfg::kBr>(scores, WarpTile{mask, tile, work.q0 + row0, row0, smem.spans[ring.stage()][0]});
     }
-    release(smem.k_empty[ring.stage]);
+    release(smem.k_empty[ring.stage()]);
   }
 
-  __device__ __forceinline__ void pack(Scores const& scores, int h) {
+  // Weighs a whole tile with peaks of its own. O and the weights are at rest.
+  __device__ __forceinline__ void weigh_anew(Scores const& scores) {
+    float offset[2], sums[1][2];
 #pragma unroll
-    for (int j = 0; j < kBlocks; ++j) {
-      float const* x = &scores.x[0][4 * j + 2 * h];
-      pairs[2 * j + h] = pack_pair<Cfg::kBf16>(x[0], x[1]);
-      if constexpr (Cfg::kSplitWeights) rests[2 * j + h] = pack_rest<Cfg::kBf16>(x[0], x[1], pairs[2 * j + h]);
+    for (int h = 0; h < 2; ++h) {
+      rescale_row(out, 0, h, softmax.raise(softmax.highest(scores, 0, h), 0, h, p.scale_log2));
+      offset[h] = softmax.raised_offset(0, h, p.scale_log2);
     }
+    weights.weigh(scores, sums, offset, p.scale_log2);
+    softmax.add(sums);
   }
 
-  __device__ __forceinline__ void pin_weights() {
-    pin_registers(pairs);
-    if constexpr (Cfg::kSplitWeights) pin_registers(rests);
+  __device__ __forceinline__ void weigh(Scores const& scores) {
+    float sums[1][2];
+    weights.weigh(scores, sums, {softmax.offset(0, 0, p.scale_log2), softmax.offset(0, 1, p.scale_log2)}, p.scale_log2);
+    if (softmax.stand(sums)) {
+      softmax.add(sums);
+    } else {
+      weigh_anew(scores);
+    }
   }
 
   // The values of the tile before, started.
   __device__ __forceinline__ void start_tile_values() {
-    mbarrier_wait(smem_address(&smem.v_full[behind.stage]), behind.parity);
-    start_values<Cfg>(out, pairs, v_descriptor());
-    if constexpr (Cfg::kSplitWeights) start_values<Cfg>(out, rests, v_descriptor());
+    u32 const v = v_word();
+    wait_for_values();
+    wgmma_fence();
+    if constexpr (Cfg::kSplitWeights) start_values<Cfg>(out, weights.rests, v);
+    start_values<Cfg>(out, weights.pairs, v);
     wgmma_commit();
   }
 
-  __device__ __forceinline__ void first_tile(KeyTile& tile, int block_row) {
+  // The values of the tile before are added: O and the weights are at rest, V's buffer is free.
+  __device__ __forceinline__ void finish_values() {
+    wgmma_wait<0>();
+    pin_registers(out.x[0]);
+    weights.pin();
+    release(smem.v_empty[ring.before().stage()]);
+  }
+
+  __device__ __forceinline__ void first_tile(WorkSlot const& work) {
     Scores scores;
-    float correction[1][2];
-    mbarrier_wait(smem_address(&smem.q_full), q_parity);
-    q_parity ^= 1;
-    mbarrier_wait(smem_address(&smem.k_full[ring.stage]), ring.parity);
-    tile = smem.tiles[ring.stage];
+    mbarrier_wait(smem_address(&smem.k_full[ring.stage()]), ring.parity());
+    int const packed = smem.tiles[ring.stage()].packed;
     pin_registers(scores.x[0]);
-    start_scores<Cfg>(scores, q_descriptor(), k_descriptor());
+    start_scores<Cfg>(scores, q_word(), k_word());
     wgmma_wait<0>();
     pin_registers(scores.x[0]);
-    mask_scores(scores, tile, block_row);
-    softmax.update(scores, correction, p.scale_log2);
-    pack(scores, 0);
-    pack(scores, 1);
-    behind = ring;
+    mask_scores(scores, packed, work);
+    weigh_anew(scores);
     ring.next();
   }
 
-  // Scores of this tile beside the values of the tile before. `tile`: in, the tile before; out, this tile.
-  __device__ __forceinline__ void next_tile(KeyTile& tile, int block_row) {
+  // Scores of this tile beside the values of the tile before.
+  __device__ __forceinline__ void next_tile(WorkSlot const& work) {
     Scores scores;
-    float correction[1][2];
-    if (tile.has_dead()) zero_dead_values(tile, block_row);
-    mbarrier_wait(smem_address(&smem.k_full[ring.stage]), ring.parity);
-    tile = smem.tiles[ring.stage];
+    if (dead_k0 >= 0) zero_dead_values(work);
+    u32 const k = k_word();
+    mbarrier_wait(smem_address(&smem.k_full[ring.stage()]), ring.parity());
+    int const packed = smem.tiles[ring.stage()].packed;
     wait_turn();
     pin_registers(scores.x[0]);
     pin_registers(out.x[0]);
-    pin_weights();
-    start_scores<Cfg>(scores, q_descriptor(), k_descriptor());
+    weights.pin();
+    start_scores<Cfg>(scores, q_word(), k);
     start_tile_values();
     pass_turn();
     wgmma_wait<1>();
     pin_registers(scores.x[0]);
-    mask_scores(scores, tile, block_row);
-    // The wait stands where the values are about done: after the exponentials of one row of each pair. What follows
-    // it, packing that row and rescaling, fits under the other row's exponentials, which are bound by their unit.
-    float const offset0 = softmax.maximum(scores, 0, 0, correction[0][0], p.scale_log2);
-    softmax.exponentiate(scores, 0, 0, offset0, p.scale_log2);
-    float const offset1 = softmax.maximum(scores, 0, 1, correction[0][1], p.scale_log2);
-    wgmma_wait<0>();
-    pin_registers(out.x[0]);
-    pin_weights();
-    release(smem.v_empty[behind.stage]);
-    rescale<true>(out, correction);
-    pack(scores, 0);
-    softmax.exponentiate(scores, 0, 1, offset1, p.scale_log2);
-    pack(scores, 1);
-    behind = ring;
+    mask_scores(scores, packed, work);
+    finish_values();
+    weigh(scores);
     ring.next();
   }
 
-  __device__ __forceinline__ void last_values(KeyTile const& tile, int block_row) {
-    release(smem.q_empty);
-    if (tile.has_dead()) zero_dead_values(tile, block_row);
+  __device__ __forceinline__ void last_values(WorkSlot const& work) {
+    if (dead_k0 >= 0) zero_dead_values(work);
     pin_registers(out.x[0]);
-    pin_weights();
+    weights.pin();
     start_tile_values();
-    wgmma_wait<0>();
-    pin_registers(out.x[0]);
-    release(smem.v_empty[behind.stage]);
+    finish_values();
   }
 
-  __device__ __forceinline__ WorkSlot take_work() {
-    mbarrier_wait(smem_address(&smem.work_full[slot.stage]), slot.parity);
-    WorkSlot work = smem.work[slot.stage];
-    // The loop bounds below must be known to be uniform: wgmma in a path that could diverge is serialised (C7520).
-    work.head = __shfl_sync(0xffffffffu, work.head, 0);
-    work.tiles = __shfl_sync(0xffffffffu, work.tiles, 0);
-    release(smem.work_empty[slot.stage]);
-    slot.next();
-    return work;
+  // Are the rows whole? The parts of a split block row are merged by the warp that comes last.
+  __device__ __forceinline__ bool is_complete(WorkSlot const& work) {
+    if (args.n_split_rows == 0) return true;
+    int4 const split = args.splits[work.part];
+    if (split.x < 0) return true;
+    return Merge<Cfg>{args, split, work.batch * p.q_heads + work.head, row0 / 16}.add(out, softmax, p.scale_log2);
+  }
+
+  __device__ __forceinline__ void attend(WorkSlot const& work) {
+    out.fill(0.f);
+    softmax.init();
+    // The bound of the loop must be known to be uniform: wgmma in a path that could diverge is serialised (C7520).
+    int const tiles = __shfl_sync(0xffffffffu, work.tiles, 0);
+    mbarrier_wait(smem_address(&smem.q_full), slot.stage());  // Q comes with every item, which take the slots in turn
+    if (tiles > 0) {
+      first_tile(work);
+      for (int i = 1; i < tiles; ++i) next_tile(work);
+    }
+    release(smem.q_empty);
+    if (tiles > 0) last_values(work);
+    softmax.finish();
+    if (is_complete(work)) {
+      store_output<Cfg::kBf16>(p, OutputPlace{work.batch, work.head, work.q0 + row0, 0}, out, softmax);
+    }
   }
 
   __device__ __forceinline__ void run() {
-    if (Cfg::kPingPong && group == Cfg::kConsumers - 1) bar_arrive<kTurnBarrier, 256>();  // the first turn is group 0's
-    for (WorkSlot work = take_work(); work.head >= 0; work = take_work()) {
-      out.fill(0.f);
-      softmax.init();
-      if (work.tiles > 0) {
-        KeyTile tile;
-        first_tile(tile, work.block_row);
-        for (int i = 1; i < work.tiles; ++i) next_tile(tile, work.block_row);
-        last_values(tile, work.block_row);
-      }
-      int const q0 = first_query<Cfg::kBr>(p, work.block_row) + row0;
-      store_output<Cfg::kBf16>(p, WorkItem{work.block_row, work.batch, work.head}, out, softmax, q0, 0);
+    if (Cfg::kPingPong && group == Cfg::kConsumers - 1) bar_arrive<256>(kTurnBarrier);  // the first turn is group 0's
+    while (true) {
+      mbarrier_wait(smem_address(&smem.work_full[slot.stage()]), slot.parity());
+      WorkSlot const& work = smem.work[slot.stage()];
+      if (__shfl_sync(0xffffffffu, work.head, 0) < 0) break;
+      attend(work);  // reads the slot to the end, rather than keep it in registers
+      release(smem.work_empty[slot.stage()]);
+      slot.next();
     }
   }
 };

@@ -10,15 +10,16 @@ namespace omni {
 
 // What the producer tells the consumers about one work item.
 struct WorkSlot {
-  int block_row;
-  int batch;
+  int q0, mask, batch;
   int head;  // -1: no work left
+  int kv_head;
   int tiles;
+  int part;
 };
 
 template <class Cfg>
 struct SmemSm90 {
-  static constexpr int kSlots = 2;
+  static constexpr int kSlots = 2;  // of work items; Q, of which there is one, takes the parity of their stage
 
   alignas(1024) unsigned char q[Cfg::kQBytes];
   alignas(1024) unsigned char k[Cfg::kStages][Cfg::kKvBytes];
@@ -50,17 +51,19 @@ struct SmemSm90 {
   }
 };
 
-// Position in a ring: the stage, and how often it came round.
+// Position in a ring: the stage, and the parity of how often it came round; in one register, they are dear.
 template <int kStages>
 struct RingIndex {
-  int stage = 0;
-  int parity = 0;
+  static_assert(kStages <= 8, "the stage has three bits");
+  int packed = 0;  // stage | parity << 3
 
-  __device__ __forceinline__ void next() {
-    if (++stage == kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
+  __device__ __forceinline__ int stage() const { return packed & 7; }
+  __device__ __forceinline__ int parity() const { return packed >> 3; }
+  __device__ __forceinline__ void next() { packed = stage() == kStages - 1 ? (packed & 8) ^ 8 : packed + 1; }
+
+  // The position before this one.
+  __device__ __forceinline__ RingIndex before() const {
+    return RingIndex{stage() == 0 ? (packed ^ 8) + kStages - 1 : packed - 1};
   }
 };
 

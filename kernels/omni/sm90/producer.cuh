@@ -13,10 +13,11 @@ struct Producer {
   Smem& smem;
   RingIndex<Cfg::kStages> k_ring, v_ring;
   RingIndex<Smem::kSlots> slot;
-  int q_parity = 1;               // Q's buffer is empty at first
-  int block_row, batch, kv_head;  // of the work item
 
   __device__ __forceinline__ Producer(AttnParamsSm90 const& params, Smem& memory) : args(params), smem(memory) {}
+
+  // The item at hand, in the slot that was announced last: read there rather than kept in registers.
+  __device__ __forceinline__ WorkSlot const& work() const { return smem.work[slot.before().stage()]; }
 
   // The copies of one operand's panels; the barrier expects whole boxes, also where they reach past the tensor.
   // more_bytes: what else comes on the same barrier.
@@ -25,6 +26,7 @@ struct Producer {
       unsigned char* s_tile, TensorMap const* map, u64* full, int token, int map_head, int more_bytes = 0) {
     constexpr int kPanelBytes = kRows * Cfg::kRowBytes;
     mbarrier_expect_tx(smem_address(full), Cfg::kPanels * kPanelBytes + more_bytes);
+    int const batch = work().batch;
 #pragma unroll
     for (int panel = 0; panel < Cfg::kPanels; ++panel) {
       tma_load_4d(smem_address(s_tile) + panel * kPanelBytes, map, smem_address(full), 64 * panel, token, map_head, batch);
@@ -32,44 +34,48 @@ struct Producer {
   }
 
   __device__ __forceinline__ void load_k(KeyTile const& tile) {
-    mbarrier_wait(smem_address(&smem.k_empty[k_ring.stage]), k_ring.parity ^ 1);
-    smem.tiles[k_ring.stage] = tile;  // released to the consumers by the arrival below
+    mbarrier_wait(smem_address(&smem.k_empty[k_ring.stage()]), k_ring.parity() ^ 1);
+    smem.tiles[k_ring.stage()] = tile;  // released to the consumers by the arrival below
     int const span_bytes = spans_travel(args.p, tile) ? Cfg::kBc * static_cast<int>(sizeof(int2)) : 0;
-    u64* const full = &smem.k_full[k_ring.stage];
-    load<Cfg::kBc>(smem.k[k_ring.stage], &args.k_map, full, tile.k0, kv_head, args.p.n_spans * span_bytes);
+    u64* const full = &smem.k_full[k_ring.stage()];
+    load<Cfg::kBc>(smem.k[k_ring.stage()], &args.k_map, full, tile.k0, work().kv_head, args.p.n_spans * span_bytes);
     if (span_bytes != 0) {
 #pragma unroll 1
       for (int i = 0; i < args.p.n_spans; ++i) {
-        int2 const* const g_spans = MaskView{args.p, block_row}.spans() + i * args.p.k_padded + tile.k0;
-        bulk_load(smem_address(smem.spans[k_ring.stage][i]), g_spans, span_bytes, smem_address(full));
+        int2 const* const g_spans = MaskView{args.p, work().mask}.spans() + i * args.p.k_padded + tile.k0;
+        bulk_load(smem_address(smem.spans[k_ring.stage()][i]), g_spans, span_bytes, smem_address(full));
       }
     }
     k_ring.next();
   }
 
   __device__ __forceinline__ void load_v(int k0) {
-    mbarrier_wait(smem_address(&smem.v_empty[v_ring.stage]), v_ring.parity ^ 1);
-    load<Cfg::kBc>(smem.v[v_ring.stage], &args.v_map, &smem.v_full[v_ring.stage], k0, kv_head);
+    mbarrier_wait(smem_address(&smem.v_empty[v_ring.stage()]), v_ring.parity() ^ 1);
+    load<Cfg::kBc>(smem.v[v_ring.stage()], &args.v_map, &smem.v_full[v_ring.stage()], k0, work().kv_head);
     v_ring.next();
   }
 
+  __device__ __forceinline__ void load_q() {
+    mbarrier_wait(smem_address(&smem.q_empty), slot.before().stage() ^ 1);  // items take the two slots in turn
+    load<Cfg::kBr>(smem.q, &args.q_map, &smem.q_full, work().q0, work().head);
+  }
+
   __device__ __forceinline__ void announce(WorkSlot const& work) {
-    mbarrier_wait(smem_address(&smem.work_empty[slot.stage]), slot.parity ^ 1);
-    smem.work[slot.stage] = work;
-    mbarrier_arrive(smem_address(&smem.work_full[slot.stage]));
+    mbarrier_wait(smem_address(&smem.work_empty[slot.stage()]), slot.parity() ^ 1);
+    smem.work[slot.stage()] = work;
+    mbarrier_arrive(smem_address(&smem.work_full[slot.stage()]));
     slot.next();
   }
 
   // K0 Q (K1 V0) (K2 V1) ... V(n-1): in the order in which the consumers need them.
-  __device__ __forceinline__ void produce(WorkItem const& work, Visit& visit) {
-    block_row = work.block_row;
-    batch = work.batch;
-    kv_head = work.head / args.p.group;
-    KeyTile tile = visit.take(args.p);
-    load_k(tile);
-    mbarrier_wait(smem_address(&smem.q_empty), q_parity);
-    q_parity ^= 1;
-    load<Cfg::kBr>(smem.q, &args.q_map, &smem.q_full, first_query<Cfg::kBr>(args.p, work.block_row), work.head);
+  __device__ __forceinline__ void produce(Visit& visit) {
+    KeyTile tile{};
+    bool const any = visit.has_next();
+    if (any) {
+      tile = visit.take(args.p);
+      load_k(tile);
+    }
+    load_q();
 #pragma unroll 1
     while (visit.has_next()) {
       int const k0 = tile.k0;
@@ -77,7 +83,7 @@ struct Producer {
       load_k(tile);
       load_v(k0);
     }
-    load_v(tile.k0);
+    if (any) load_v(tile.k0);
   }
 
   // Work items are handed out by a counter, longest first; the next one is asked for while this one is loaded.
@@ -89,13 +95,13 @@ struct Producer {
 #pragma unroll 1
     while (index < args.work_items) {
       int const next = atomicAdd(args.counter, 1) + gridDim.x;
-      WorkItem const work = work_item(args.p, index);
-      Visit visit(args.p, work.block_row);
-      announce(WorkSlot{work.block_row, work.batch, work.head, visit.end - visit.index});
-      if (visit.has_next()) produce(work, visit);
+      WorkItem const item = work_item(args.p, index);
+      Visit visit(args.p, item.first, item.end);
+      announce(WorkSlot{item.q0, item.mask, item.batch, item.head, item.head / args.p.group, item.end - item.first, item.part});
+      produce(visit);
       index = next;
     }
-    announce(WorkSlot{0, 0, -1, 0});
+    announce(WorkSlot{0, 0, 0, -1, 0, 0, 0});
     // The last block to finish leaves the counters as it found them.
     if (atomicAdd(args.counter + 1, 1) == static_cast<int>(gridDim.x) - 1) {
       args.counter[0] = 0;

@@ -63,6 +63,13 @@ __device__ __forceinline__ void bulk_load(u32 s_target, void const* g_source, in
 // Makes this thread's ordinary writes to shared memory visible to the tensor cores and the copy engine.
 __device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+// A vector that other multiprocessors wrote: not from this one's cache.
+__device__ __forceinline__ float4 load_past_l1(float4 const* g_source) {
+  float4 v;
+  asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(g_source) : "memory");
+  return v;
+}
+
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -83,15 +90,15 @@ __device__ __forceinline__ void setmaxnreg_inc() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-// Named barriers with literal numbers: a number in a register makes ptxas reserve all sixteen.
-template <int kBarrier, int kThreads>
-__device__ __forceinline__ void bar_sync() {
-  asm volatile("bar.sync %0, %1;" ::"n"(kBarrier), "n"(kThreads) : "memory");
+// Named barriers. A number in a register makes ptxas reserve all sixteen, of which one block a multiprocessor has plenty.
+template <int kThreads>
+__device__ __forceinline__ void bar_sync(int barrier) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(kThreads) : "memory");
 }
 
-template <int kBarrier, int kThreads>
-__device__ __forceinline__ void bar_arrive() {
-  asm volatile("bar.arrive %0, %1;" ::"n"(kBarrier), "n"(kThreads) : "memory");
+template <int kThreads>
+__device__ __forceinline__ void bar_arrive(int barrier) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "n"(kThreads) : "memory");
 }
 
 }  // namespace omni

@@ -1,0 +1,84 @@
+// Block rows whose keys were split over several thread blocks: each leaves its part of O, unnormalised and against its own
+// peaks, in global memory, and the warp that comes last adds them up, in the order of the keys, so that the sum is the
+// same whoever comes last. A warp's 16 rows are merged without the other warps.
+#pragma once
+
+#include "omni/sm90/config.cuh"
+#include "omni/softmax.cuh"
+
+namespace omni {
+
+template <class Cfg>
+struct Merge {
+  static constexpr int kWarps = 4 * Cfg::kConsumers;
+  static constexpr int kVectors = Cfg::kHeadDim / 8;  // of four numbers of O a lane; then one of peaks and sums
+
+  AttnParamsSm90 const& args;
+  int4 const split;  // {row among the split ones, number of the part, parts of the row, slot of the first one}
+  int const head;    // of all batch elements
+  int const warp;    // of the consumers
+
+  // The lane's numbers of one part: vector i stands 32 * i further on.
+  __device__ __forceinline__ float4* part(int index) const {
+    i64 const rows = (static_cast<i64>(head) * args.n_slots + split.w + index) * kWarps + warp;
+    return args.partials + rows * (kVectors + 1) * 32 + lane_id();
+  }
+
+  // After `softmax.finish()`. Leaves the warp's rows; true where it came last, `out` and `softmax` then hold the whole.
+  template <class Out>
+  __device__ __forceinline__ bool add(Out& out, OnlineSoftmax<1>& softmax, float scale_log2) const {
+    float4* const mine = part(split.y);
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      float const* x = &out.x[0][4 * i];
+      mine[32 * i] = make_float4(x[0], x[1], x[2], x[3]);
+    }
+    mine[32 * kVectors] = make_float4(softmax.peak[0][0], softmax.peak[0][1], softmax.row_sum[0][0], softmax.row_sum[0][1]);
+    if (!is_last()) return false;
+    float peak[2] = {neg_inf(), neg_inf()};
+    for (int j = 0; j < split.z; ++j) {
+      float4 const found = load_past_l1(part(j) + 32 * kVectors);
+      peak[0] = fmaxf(peak[0], found.x);
+      peak[1] = fmaxf(peak[1], found.y);
+    }
+    out.fill(0.f);
+    softmax.row_sum[0][0] = softmax.row_sum[0][1] = 0.f;
+    for (int j = 0; j < split.z; ++j) {
+      float4 const found = load_past_l1(part(j) + 32 * kVectors);
+      // A part in which the row saw no key counts for nothing.
+      float const first = found.x == neg_inf() ? 0.f : exp2_approx((found.x - peak[0]) * scale_log2);
+      float const second = found.y == neg_inf() ? 0.f : exp2_approx((found.y - peak[1]) * scale_log2);
+      softmax.row_sum[0][0] = fmaf(first, found.z, softmax.row_sum[0][0]);
+      softmax.row_sum[0][1] = fmaf(second, found.w, softmax.row_sum[0][1]);
+#pragma unroll
+      for (int i = 0; i < kVectors; ++i) {
+        float4 const more = load_past_l1(part(j) + 32 * i);
+        float* const x = &out.x[0][4 * i];
+        x[0] = fmaf(first, more.x, x[0]);
+        x[1] = fmaf(first, more.y, x[1]);
+        x[2] = fmaf(second, more.z, x[2]);
+        x[3] = fmaf(second, more.w, x[3]);
+      }
+    }
+    softmax.peak[0][0] = peak[0];
+    softmax.peak[0][1] = peak[1];
+    return true;
+  }
+
+ private:
+  // Counts the warp's arrival. The last one puts the counter back to zero, for the next launch.
+  __device__ __forceinline__ bool is_last() const {
+    __threadfence();  // each lane's rows, before the warp's arrival
+    __syncwarp();
+    u32* const arrivals = args.arrivals + (static_cast<i64>(head) * args.n_split_rows + split.x) * kWarps + warp;
+    int before = 0;
+    if (lane_id() == 0) before = static_cast<int>(atomicAdd(arrivals, 1u));
+    before = __shfl_sync(0xffffffffu, before, 0);
+    if (before != split.z - 1) return false;
+    if (lane_id() == 0) *arrivals = 0;
+    __threadfence();  // the arrivals seen, before the others' rows
+    return true;
+  }
+};
+
+}  // namespace omni
