@@ -1,13 +1,13 @@
-"""Which compiled variant a call gets: one table, first matching row wins."""
+"""Which compiled variant a call gets: one table; the first matching row, or the cheapest of those that compete."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 
-import numpy as np
-
+from omnicupy.blockmask import PARTIAL, BlockMask
 from omnicupy.check import Problem
 from omnicupy.errors import UnsupportedError
 from omnicupy.masks import Mask
@@ -22,13 +22,31 @@ ARCHES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a tile takes of one multiprocessor, in picoseconds, as fitted to measurements.
+
+    pair: a (query, key) pair of a FULL or CAUSAL tile.  partial: one of a PARTIAL tile.  block: a block of query
+    rows, apart from its pairs.
+    """
+
+    pair: float
+    partial: float
+    block: float
+
+    def of(self, blocks: BlockMask) -> float:
+        """The work of one head under a mask cut to the tile."""
+        partial = int((blocks.kinds == PARTIAL).sum())
+        tiles = (len(blocks.kinds) - partial) * self.pair + partial * self.partial
+        return blocks.br * blocks.bc * tiles + blocks.q_blocks * self.block
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One line of the table: when it serves, and with which tile.
 
     head_dims: (least, greatest) kernel head_dim, both included.  shape: "any", or "small" for few query rows
-    and for problems whose "any" row would leave multiprocessors without work.  mask: "any", or "full" or "causal"
-    for masks that are so everywhere.  least_keys: shortest k_len.  most_padding: largest share of the tiles' rows
-    that may lie past q_len.  The rest: as in AttnSpec.
+    and for problems whose "any" row would leave multiprocessors without work.  cost: of rows that compete for the
+    same calls; the mask decides.  The rest: as in AttnSpec.
     """
 
     head_dims: tuple[int, int]
@@ -39,9 +57,7 @@ class Row:
     share_kv: bool = False
     kernel: str = "sm80"
     shape: str = "any"
-    mask: str = "any"
-    least_keys: int = 0
-    most_padding: float = 1.0
+    cost: Cost | None = None
     ping_pong: bool = True
     archs: tuple[str, ...] = ARCHES
     dtypes: tuple[str, ...] = DTYPES
@@ -66,40 +82,33 @@ class Row:
         least, greatest = self.head_dims
         return least <= head_dim <= greatest and arch in self.archs and dtype in self.dtypes
 
-    def suits(self, problem: Problem) -> bool:
-        """True when the row is for problems of this length."""
-        padding = 1 - problem.q_len / round_up(problem.q_len, self.br)
-        return problem.k_len >= self.least_keys and padding <= self.most_padding
-
 
 TABLE = (
     Row(kernel="sm90", head_dims=(16, 128), shape="small", br=64, bc=128, stages=2, warps=8, archs=HOPPER),
     Row(kernel="sm90", head_dims=(144, 256), shape="small", br=64, bc=64, stages=2, warps=8, archs=HOPPER),
-    Row(kernel="sm90", head_dims=(16, 64), br=192, bc=128, stages=3, warps=16, archs=HOPPER),
+    Row(kernel="sm90", head_dims=(16, 16), br=192, bc=96, stages=3, warps=16, archs=HOPPER),
+    Row(kernel="sm90", head_dims=(32, 64), br=192, bc=128, stages=3, warps=16, archs=HOPPER),
     Row(kernel="sm90", head_dims=(80, 96), br=192, bc=96, stages=2, warps=16, archs=HOPPER),
     Row(
         kernel="sm90",
         head_dims=(112, 128),
-        mask="full",
-        most_padding=0.06,
         br=192,
         bc=64,
         stages=3,
         warps=16,
+        cost=Cost(pair=84.8, partial=124.0, block=1.36e6),
         archs=HOPPER,
     ),
     Row(
         kernel="sm90",
         head_dims=(112, 128),
-        mask="causal",
-        least_keys=8192,
         br=128,
-        bc=160,
+        bc=128,
         stages=2,
         warps=12,
+        cost=Cost(pair=87.8, partial=88.6, block=3.06e6),
         archs=HOPPER,
     ),
-    Row(kernel="sm90", head_dims=(112, 128), br=128, bc=128, stages=2, warps=12, archs=HOPPER),
     Row(kernel="sm90", head_dims=(144, 192), br=128, bc=96, stages=2, warps=12, archs=HOPPER),
     Row(kernel="sm90", head_dims=(208, 256), br=128, bc=64, stages=2, warps=12, archs=HOPPER),
     Row(head_dims=(16, 128), shape="small", br=64, bc=64),
@@ -154,14 +163,9 @@ def pick(
     rows = [
         row
         for row in TABLE
-        if row.serves(arch, problem.dtype, head_dim)
-        and row.suits(problem)
-        and (mappable or row.kernel != "sm90")
+        if row.serves(arch, problem.dtype, head_dim) and (mappable or row.kernel != "sm90")
     ]
-    if any(row.mask != "any" for row in rows):
-        mask = _mask_class(masks)
-        rows = [row for row in rows if row.mask in ("any", mask)]
-    large = next((row for row in rows if row.shape == "any"), None)
+    large = _cheapest([row for row in rows if row.shape == "any"], masks)
     if large is None:
         raise UnsupportedError(
             f"no kernel serves {problem.dtype} with head_dim {problem.head_dim} on {arch}; cast q, k and v"
@@ -171,6 +175,19 @@ def pick(
     if small is None or not _is_small(problem, spec, sm_count):
         return spec
     return small.spec(arch, problem.dtype, head_dim)
+
+
+def _cheapest(rows: Sequence[Row], masks: Sequence[Mask]) -> Row | None:
+    """The first row, or of the rows that compete with it the one under which the masks take least. None of none."""
+    competing = list(takewhile(lambda row: row.cost is not None, rows))
+    if len(competing) < 2:
+        return rows[0] if rows else None
+    return min(competing, key=lambda row: _cost(row, masks))
+
+
+def _cost(row: Row, masks: Sequence[Mask]) -> float:
+    assert row.cost is not None
+    return sum(row.cost.of(mask.blocks(row.br, row.bc)) for mask in masks)
 
 
 def _is_small(problem: Problem, spec: AttnSpec, sm_count: int) -> bool:
@@ -221,23 +238,3 @@ def rows() -> Iterator[AttnSpec]:
 
 def _number(arch: str) -> int:
     return int(arch.removeprefix("sm_").rstrip("a"))
-
-
-def _mask_class(masks: Sequence[Mask]) -> str:
-    """ "full" or "causal" when every mask is so everywhere, else "sparse"; O(k_len)."""
-    classes = {_class_of(mask) for mask in masks}
-    return classes.pop() if len(classes) == 1 else "sparse"
-
-
-def _class_of(mask: Mask) -> str:
-    if mask.intervals is None or len(mask.intervals[0]) > 1:
-        return "sparse"
-    (q_len, k_len), (start,), (stop,) = mask.shape, *mask.intervals
-    seen = stop > start
-    if not np.all(stop[seen] == q_len):
-        return "sparse"
-    if seen.all() and not start.any():
-        return "full"
-    first_row = np.clip(np.arange(k_len) - mask.diagonal, 0, q_len)
-    causal = np.array_equal(seen, first_row < q_len) and np.array_equal(start[seen], first_row[seen])
-    return "causal" if causal else "sparse"

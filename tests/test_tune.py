@@ -98,7 +98,7 @@ def test_few_rows_take_small_tiles_however_many_heads_there_are() -> None:
 def test_long_rows_are_split_rather_than_made_of_small_tiles_on_hopper() -> None:
     problem = Problem(1, 4, 4, 512, 16384, 128, "bfloat16")
     masks = (oc.random(512, 0),)
-    assert tune.pick("sm_90", problem, masks, H100_SMS).br == 128
+    assert tune.pick("sm_90", problem, masks, H100_SMS).br > 64
     assert tune.pick("sm_90", problem, masks, H100_SMS, mappable=False).br == 64
 
 
@@ -120,42 +120,45 @@ def test_no_row_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(error.value) == "no kernel serves bfloat16 with head_dim 200 on sm_90; cast q, k and v"
 
 
-@pytest.mark.parametrize("kind", ["full", "causal"])
-def test_rows_for_one_kind_of_mask_serve_it_alone(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    special = tune.Row(head_dims=(16, 128), br=64, bc=96, mask=kind)
-    monkeypatch.setattr(tune, "TABLE", (special, *tune.TABLE))
-    problem = _problem(q_len=300, heads=500)
-
-    def is_special(*masks: Mask) -> bool:
-        return tune.pick("sm_90", problem, masks, H100_SMS) == special.spec("sm_90", "bfloat16", 128)
-
-    of_kind = {
-        "full": (oc.full(300), oc.full(300, 7), oc.segments([("image", 300)])),
-        "causal": (
-            *(oc.causal(300), oc.causal(300, 500), oc.causal(300, 280)),
-            *(oc.causal(300).rows(20, 90), oc.segments([("text", 300)])),
-        ),
-    }
-    for name, masks in of_kind.items():
-        assert [is_special(mask) for mask in masks] == [name == kind] * len(masks)
-    for mask in (oc.sliding_window(300, left=299 // 2), oc.random(300, 0), ~oc.full(300)):
-        assert not is_special(mask)
-    assert not is_special(of_kind[kind][0], oc.random(300, 0))
-    assert not is_special(oc.full(300), oc.causal(300))
+WIDE, NARROW = (
+    tune.Row(head_dims=(16, 128), br=br, bc=bc, warps=8, cost=cost)
+    for br, bc, cost in (
+        (256, 64, tune.Cost(pair=1.0, partial=3.0, block=0.0)),
+        (128, 128, tune.Cost(pair=1.1, partial=1.2, block=10.0)),
+    )
+)
 
 
-def test_rows_for_some_lengths_serve_those_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    special = tune.Row(head_dims=(16, 128), br=128, bc=96, warps=8, least_keys=1000, most_padding=0.1)
-    monkeypatch.setattr(tune, "TABLE", (special, *tune.TABLE))
+def _taken(
+    monkeypatch: pytest.MonkeyPatch, *masks: Mask, table: tuple[tune.Row, ...] = (WIDE, NARROW)
+) -> int:
+    monkeypatch.setattr(tune, "TABLE", (*table, *tune.TABLE))
+    q_len, k_len = masks[0].shape
+    problem = Problem(len(masks), 500, 500, q_len, k_len, 128, "bfloat16")
+    return tune.pick("sm_90", problem, masks, H100_SMS).br
 
-    def is_special(q_len: int, k_len: int) -> bool:
-        problem = Problem(1, 500, 500, q_len, k_len, 128, "bfloat16")
-        return tune.pick("sm_90", problem, (oc.random(300, 0),), H100_SMS).bc == 96
 
-    assert is_special(1280, 1000)
-    assert is_special(1153, 1000)  # 127 of 1280 rows lie past the end
-    assert not is_special(1025, 1000)  # 127 of 1152
-    assert not is_special(1280, 999)
+def test_competing_rows_are_chosen_by_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _taken(monkeypatch, oc.full(2048)) == 256
+    assert _taken(monkeypatch, oc.full(2048), oc.full(2048)) == 256
+    assert _taken(monkeypatch, oc.documents([100] * 20)) == 128
+    assert _taken(monkeypatch, oc.full(2048), *[oc.documents([256] * 8)] * 3) == 256
+    assert _taken(monkeypatch, oc.full(130)) == 128  # half of the taller tile would lie past the end
+
+
+def test_only_neighbours_compete(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = tune.Row(head_dims=(16, 128), br=64, bc=96)
+    mask = oc.documents([100] * 20)
+    assert _taken(monkeypatch, mask, table=(WIDE, plain, NARROW)) == 256
+    assert _taken(monkeypatch, mask, table=(plain, WIDE, NARROW)) == 64
+
+
+def test_the_cost_of_a_mask_counts_tiles_by_kind() -> None:
+    cost = tune.Cost(pair=1.0, partial=10.0, block=1000.0)
+    blocks = oc.causal(96).blocks(32, 32)  # 3 FULL and 3 CAUSAL tiles
+    assert cost.of(blocks) == 6 * 1024 + 3 * 1000.0
+    blocks = oc.sliding_window(96, left=31).blocks(32, 32)
+    assert cost.of(blocks) == 1024 * (3 + 2 * 10.0) + 3 * 1000.0
 
 
 @pytest.mark.parametrize(
