@@ -86,8 +86,8 @@ class Row:
 TABLE = (
     Row(kernel="sm90", head_dims=(16, 128), shape="small", br=64, bc=128, stages=2, warps=8, archs=HOPPER),
     Row(kernel="sm90", head_dims=(144, 256), shape="small", br=64, bc=64, stages=2, warps=8, archs=HOPPER),
-    Row(kernel="sm90", head_dims=(16, 16), br=192, bc=96, stages=3, warps=16, archs=HOPPER),
-    Row(kernel="sm90", head_dims=(32, 64), br=192, bc=128, stages=3, warps=16, archs=HOPPER),
+    Row(kernel="sm90", head_dims=(16, 32), br=192, bc=96, stages=3, warps=16, archs=HOPPER),
+    Row(kernel="sm90", head_dims=(48, 64), br=192, bc=128, stages=3, warps=16, archs=HOPPER),
     Row(kernel="sm90", head_dims=(80, 96), br=192, bc=96, stages=2, warps=16, archs=HOPPER),
     Row(
         kernel="sm90",

@@ -13,8 +13,8 @@ constexpr int kKindMask = 3;
 constexpr int kDeadFlag = 4;
 
 // Up to this head_dim the weights P go into O += P V as two 16-bit numbers, rounded value and rest: the error of so
-// short a row is a matter of luck otherwise, and the second product costs next to nothing.
-constexpr int kSplitWeightsDim = 16;
+// short a row is a matter of luck otherwise, and the second product costs little.
+constexpr int kSplitWeightsDim = 32;
 
 template <int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, bool ShareKv, bool Swizzle, bool Bf16>
 struct AttnConfig {

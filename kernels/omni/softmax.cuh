@@ -1,8 +1,9 @@
 // Online softmax over the register tile (Milakov and Gimelshein 2018) against standing peaks. What is taken off a row's
 // scores cancels in the end, so it need not be their maximum, only near enough for the exponentials to be numbers. A
-// row's peak is the maximum of its first tile with a key, and it stands until a tile outgrows it. All exponentials are
+// row's peak is the maximum up to the first FULL tile, and then stands until a tile outgrows it. All exponentials are
 // positive, so the sum that a tile adds up anyway says whether one of them is large: most tiles need no maximum, no
-// exchange between threads and no rescaling of what was accumulated.
+// exchange between threads and no rescaling of what was accumulated. Rows that see few keys, all of them in masked tiles,
+// keep their exact maximum: a weight of 1 has no rounding error, and theirs would show.
 #pragma once
 
 #include "omni/convert.cuh"
@@ -122,15 +123,17 @@ struct OnlineSoftmax {
     }
   }
 
-  // A whole tile, row by row: its scores become weights, in place, and `out` is rescaled where a peak moves.
+  // A whole tile, row by row: its scores become weights, in place, and `out` is rescaled where a peak moves. may_stand:
+  // the tile and the one before are FULL.
   template <class Scores, class Out>
-  __device__ __forceinline__ void update(Scores& scores, Out& out, float scale_log2) {
+  __device__ __forceinline__ void update(Scores& scores, Out& out, bool may_stand, float scale_log2) {
+    float const growth = may_stand ? kGrowthLog2 : 0.f;
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         float const top = highest(scores, m, h);
-        bool const small = (top - peak[m][h]) * scale_log2 <= kGrowthLog2;  // not for NaN: no key yet
+        bool const small = (top - peak[m][h]) * scale_log2 <= growth;  // not for NaN: no key yet
         if (!__all_sync(0xffffffffu, small)) {
           float const correction = raise(top, m, h, scale_log2);
           rescale_row(out, m, h, correction);

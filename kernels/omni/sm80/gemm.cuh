@@ -71,12 +71,15 @@ __device__ __forceinline__ void add_values(Out& out, Scores const& p, u32 s_v) {
   }
 }
 
-// Mask, softmax and the rescaling of what was accumulated, for one tile of scores.
+// Mask, softmax and the rescaling of what was accumulated, for one tile of scores. after_full: the tile before was FULL;
+// made true or false for the next one.
 template <class Cfg, class Scores, class Out>
 __device__ __forceinline__ void softmax_step(
-    Scores& scores, Out& out, OnlineSoftmax<Cfg::kTilesM>& softmax, WarpTile const& warp) {
-  if (warp.keys.kind() != kFull) mask_tile<Cfg::kBr>(scores, warp);
-  softmax.update(scores, out, warp.mask.p.scale_log2);
+    Scores& scores, Out& out, OnlineSoftmax<Cfg::kTilesM>& softmax, WarpTile const& warp, bool& after_full) {
+  bool const full = warp.keys.kind() == kFull;
+  if (!full) mask_tile<Cfg::kBr>(scores, warp);
+  softmax.update(scores, out, full && after_full, warp.mask.p.scale_log2);
+  after_full = full;
 }
 
 }  // namespace omni

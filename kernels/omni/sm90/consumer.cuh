@@ -28,7 +28,8 @@ struct Consumer {
   int const row0;   // the warp's first row in the tile
   RingIndex<Cfg::kStages> ring;  // the tile whose scores come next; the values of the one before come with them
   RingIndex<Smem::kSlots> slot;
-  int dead_k0;  // first key of the tile before, where it holds dead ones, else -1
+  int dead_k0;      // first key of the tile before, where it holds dead ones, else -1
+  bool after_full;  // the tile before was FULL
   Out out;
   Weights<Cfg> weights;  // of the tile before
   OnlineSoftmax<1> softmax;
@@ -91,7 +92,8 @@ struct Consumer {
   // released as soon as they are read.
   __device__ __forceinline__ void mask_scores(Scores& scores, int packed, WorkSlot const& work) {
     dead_k0 = -1;
-    if ((packed & kKindMask) != kFull) {
+    after_full = (packed & kKindMask) == kFull;
+    if (!after_full) {
       MaskView const mask{p, work.mask};
       KeyTile const tile = smem.tiles[ring.stage()];
       if (tile.has_dead()) dead_k0 = tile.k0;
@@ -112,14 +114,18 @@ struct Consumer {
     softmax.add(sums);
   }
 
-  __device__ __forceinline__ void weigh(Scores const& scores) {
-    float sums[1][2];
-    weights.weigh(scores, sums, {softmax.offset(0, 0, p.scale_log2), softmax.offset(0, 1, p.scale_log2)}, p.scale_log2);
-    if (softmax.stand(sums)) {
-      softmax.add(sums);
-    } else {
-      weigh_anew(scores);
+  // Weighs a tile against the peaks as they are, if they may stand and do. O and the weights are at rest.
+  __device__ __forceinline__ void weigh(Scores const& scores, bool may_stand) {
+    if (may_stand) {
+      float const offset[2] = {softmax.offset(0, 0, p.scale_log2), softmax.offset(0, 1, p.scale_log2)};
+      float sums[1][2];
+      weights.weigh(scores, sums, offset, p.scale_log2);
+      if (softmax.stand(sums)) {
+        softmax.add(sums);
+        return;
+      }
     }
+    weigh_anew(scores);
   }
 
   // The values of the tile before, started.
@@ -169,9 +175,10 @@ struct Consumer {
     pass_turn();
     wgmma_wait<1>();
     pin_registers(scores.x[0]);
+    bool const was_full = after_full;
     mask_scores(scores, packed, work);
     finish_values();
-    weigh(scores);
+    weigh(scores, was_full && after_full);
     ring.next();
   }
 
