@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from omnicupy import commands, environment
+from omnicupy import console, environment
 from omnicupy.bench import records
 from omnicupy.commands import main
 from omnicupy.layouts import random
@@ -167,6 +167,6 @@ def test_bench_errors_are_one_line(arguments: tuple[str, ...], message: str) -> 
 
 
 def test_progress_is_a_line_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(commands._track(iter([1, 2]), "compiling", 2)) == [1, 2]
+    assert list(console.track(iter([1, 2]), "compiling", 2)) == [1, 2]
     assert capsys.readouterr().err == "compiling: 2\n"
-    assert list(commands._bar(iter([1, 2]), "compiling", 2)) == [1, 2]
+    assert list(console.bar(iter([1, 2]), "compiling", 2)) == [1, 2]

@@ -35,13 +35,13 @@ LAYERS = """
     source params nvrtc locks cache environment
     packing upload counters tma loading tune plan launch
     api __init__ torch
-    model_masks case_masks cases workloads inputs sweep
+    model_masks case_masks cases workloads maskspec inputs sweep
     bench bench.configs bench.records bench.timing bench.accuracy bench.flex bench.peers
     verify verify.watchdog verify.outcome verify.variants verify.compiling verify.special
     verify.on_cpu verify.on_gpu attest
     bench.measure bench.host bench.first_call bench.suites
     verify.timed verify.report verify.run
-    commands
+    console commands
 """
 ORDER = LAYERS.split()
 
