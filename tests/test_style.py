@@ -32,7 +32,7 @@ LAYERS = """
     presets.arguments presets.images presets.showo presets.sequences presets.blocks presets
     check
     blas reference cpu
-    source params nvrtc locks cache environment
+    source params nvrtc locks cache tuned environment
     packing upload counters tma loading tune plan launch
     api __init__ torch
     model_masks case_masks cases workloads maskspec inputs sweep
