@@ -14,6 +14,7 @@ from omnicupy.console import JSON, print_json, say, track
 from omnicupy.errors import CompileError, UnsupportedError
 from omnicupy.layouts import random, segments
 from omnicupy.masks import Mask
+from omnicupy.study_commands import tune
 
 EXPECTED = (ValueError, TypeError, OSError, ImportError, UnsupportedError, CompileError)
 
@@ -167,3 +168,6 @@ def env(as_json: bool) -> None:
         parts = value.items() if isinstance(value, dict) else [("", value)]
         for key, part in parts:
             click.echo(f"{name if not key else f'{name}.{key}':32} {'none' if part is None else part}")
+
+
+main.add_command(tune)

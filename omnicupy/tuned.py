@@ -133,23 +133,25 @@ def keep(machine: Machine, problem: ProblemClass, spec: AttnSpec, measured: dict
     measured: figures for the reader of the file, kept as they are. Returns the file. Raises OSError when it
     cannot be written.
     """
+    digest = source.load(spec.source).digest
+    return _replace(machine, problem, [{"spec": asdict(spec), "digest": digest, "measured": measured}])
+
+
+def drop(machine: Machine, problem: ProblemClass) -> None:
+    """Take the choice for a machine and class out of the file, if there is one. Raises OSError as keep()."""
+    if path().exists():
+        _replace(machine, problem, [])
+
+
+def _replace(machine: Machine, problem: ProblemClass, new: list[dict[str, Any]]) -> Path:
+    """The file with `new` in place of what it holds for a machine and class."""
     target = path()
-    row = {
-        "machine": asdict(machine),
-        "problem": asdict(problem),
-        "spec": asdict(spec),
-        "digest": source.load(spec.source).digest,
-        "measured": measured,
-    }
+    key = {"machine": asdict(machine), "problem": asdict(problem)}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with held(target.with_suffix(".lock"), LOCK_TIMEOUT_S):
-            rows = [
-                one
-                for one in _rows_of(target)
-                if (one["machine"], one["problem"]) != (row["machine"], row["problem"])
-            ]
-            content = {"schema": SCHEMA, "choices": [*rows, row]}
+            others = [row for row in _rows_of(target) if {name: row[name] for name in key} != key]
+            content = {"schema": SCHEMA, "choices": [*others, *({**key, **row} for row in new)]}
             cache.replace_file(target, (json.dumps(content, indent=1) + "\n").encode())
     except OSError as error:
         raise OSError(

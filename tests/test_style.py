@@ -39,9 +39,9 @@ LAYERS = """
     bench bench.configs bench.records bench.timing bench.accuracy bench.flex bench.peers
     verify verify.watchdog verify.outcome verify.variants verify.compiling verify.special
     verify.on_cpu verify.on_gpu attest
-    bench.measure bench.host bench.first_call bench.suites
+    bench.measure bench.search bench.tuning bench.host bench.first_call bench.suites
     verify.timed verify.report verify.run
-    console commands
+    console study_commands commands
 """
 ORDER = LAYERS.split()
 
