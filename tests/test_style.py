@@ -36,10 +36,10 @@ LAYERS = """
     packing upload counters tma loading tune plan launch
     api __init__ torch
     model_masks case_masks cases workloads maskspec inputs sweep
-    bench bench.configs bench.records bench.timing bench.accuracy bench.flex bench.peers
+    bench bench.configs bench.records bench.timing bench.accuracy bench.flex bench.peers bench.catalog
     verify verify.watchdog verify.outcome verify.variants verify.compiling verify.special
     verify.on_cpu verify.on_gpu attest
-    bench.measure bench.search bench.tuning bench.host bench.first_call bench.suites
+    bench.measure bench.search bench.tuning bench.host bench.first_call bench.building bench.memory bench.suites
     verify.timed verify.report verify.run
     console study_commands commands
 """

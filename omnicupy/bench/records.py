@@ -16,11 +16,12 @@ OURS = "omnicupy"
 
 class Record:
     """A run being written. rows: one dictionary a measurement, with "workload", "system", "pass" and
-    figures.
+    figures. suite: named in each row that is added; "" for none.
     """
 
     def __init__(self, path: Path | None, header: dict[str, Any]) -> None:
         self.path = path
+        self.suite = ""
         self.content: dict[str, Any] = {"schema": SCHEMA, **header, "rows": []}
         self._write()
 
@@ -32,6 +33,7 @@ class Record:
 
     def add(self, **row: Any) -> Row:
         """Append a row and write the file, so that a run that is cut short keeps it."""
+        row = {"suite": self.suite, **row} if self.suite else row
         self.rows.append(row)
         self._write()
         return row
