@@ -14,7 +14,7 @@ from omnicupy.console import JSON, print_json, say, track
 from omnicupy.errors import CompileError, UnsupportedError
 from omnicupy.layouts import random, segments
 from omnicupy.masks import Mask
-from omnicupy.study_commands import tune
+from omnicupy.study_commands import explain, tune
 
 EXPECTED = (ValueError, TypeError, OSError, ImportError, UnsupportedError, CompileError)
 
@@ -171,3 +171,4 @@ def env(as_json: bool) -> None:
 
 
 main.add_command(tune)
+main.add_command(explain)

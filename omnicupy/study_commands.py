@@ -1,8 +1,9 @@
-"""Commands that study one problem: `tune` searches tiles for it."""
+"""Commands that study one problem: `tune` searches tiles for it, `explain` says where its time goes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -76,3 +77,45 @@ def tune(text: str, dtype: str, dry_run: bool, export: bool, as_json: bool, **op
     click.echo(kept)
     if export:
         click.echo(tuning.proposed_row(result))
+
+
+@click.command()
+@_sizes
+@DTYPE
+@click.option(
+    "--variant", metavar="WORD", help="This variant, such as sm90-128x128-s2-w12, instead of the choice."
+)
+@click.option(
+    "--fit",
+    "records",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Fit the ceilings on this record instead, and stop; may be repeated.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Where --fit writes them (default: the library's own)."
+)
+@JSON
+def explain(
+    text: str, dtype: str, variant: str | None, records: tuple[Path, ...], out: Path | None, **options: Any
+) -> None:
+    """Say where the time of a call goes: tiles, balance, launch, and what each waste comes from.
+
+    The time is predicted from measured ceilings; with a GPU it is measured, too.
+    """
+    from omnicupy import explain as explaining
+    from omnicupy.bench import fitting
+
+    as_json = options.pop("as_json")
+    if records:
+        fitted = fitting.from_files(records, out)
+        if as_json:
+            print_json(fitted.ceilings.as_json())
+        else:
+            click.echo(str(fitted))
+        return
+    found = explaining.run(_problem(text, options), dtype, variant)
+    if as_json:
+        print_json(found.as_json())
+    else:
+        click.echo(str(found))
