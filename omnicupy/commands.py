@@ -94,13 +94,21 @@ def verify(build: Path | None, arch: str, no_timing: bool, as_json: bool, **chos
 @click.option(
     "--table", "record", type=click.Path(path_type=Path), help="Print the tables of a record, and stop."
 )
+@click.option(
+    "--plot",
+    "picture",
+    type=click.Path(path_type=Path),
+    help="Save a picture of each suite (with --table: of it).",
+)
 @JSON
-def bench(record: Path | None, out: Path | None, as_json: bool, **chosen: Any) -> None:
+def bench(record: Path | None, picture: Path | None, out: Path | None, as_json: bool, **chosen: Any) -> None:
     """Measure SUITES; without one, list them."""
-    from omnicupy.bench import records, suites
+    from omnicupy.bench import plots, records, suites
 
     if record:
-        click.echo(records.markdown(records.load(record)), nl=False)
+        loaded = records.load(record)
+        click.echo(records.markdown(loaded), nl=False)
+        _name_files(plots.plot(loaded, picture) if picture else [])
         return
     if not chosen["suites"] and not chosen["workloads"]:
         click.echo(suites.listing())
@@ -110,6 +118,12 @@ def bench(record: Path | None, out: Path | None, as_json: bool, **chosen: Any) -
         print_json(content)
     else:
         click.echo(records.markdown(content), nl=False)
+    _name_files(plots.plot(content, picture) if picture else [])
+
+
+def _name_files(files: list[Path]) -> None:
+    for file in files:
+        say(f"saved {file}")
 
 
 @main.command()

@@ -36,7 +36,8 @@ LAYERS = """
     packing upload counters tma loading tune plan launch
     api __init__ torch
     model_masks case_masks cases workloads maskspec inputs sweep waste costs
-    bench bench.configs bench.records bench.timing bench.accuracy bench.flex bench.peers bench.catalog bench.fitting
+    bench bench.configs bench.records bench.timing bench.accuracy bench.flex bench.peers
+    bench.catalog bench.fitting bench.sparsity bench.plotstyle bench.plotrows bench.plots
     verify verify.watchdog verify.outcome verify.variants verify.compiling verify.special
     verify.on_cpu verify.on_gpu attest
     bench.measure explain bench.search bench.tuning bench.host bench.first_call bench.building bench.memory bench.suites

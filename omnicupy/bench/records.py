@@ -72,7 +72,7 @@ def markdown(content: dict[str, Any]) -> str:
     """The tables of a record: kernels by workload and system, then all other figures one a line."""
     rows = [row for row in content["rows"] if row.get("ms") is not None or row.get("problem")]
     others = [row for row in content["rows"] if row.get("figures")]
-    parts = [_caption(content)]
+    parts = [caption(content)]
     if rows:
         parts.append(_kernel_table(rows))
     if others:
@@ -80,7 +80,8 @@ def markdown(content: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _caption(content: dict[str, Any]) -> str:
+def caption(content: dict[str, Any]) -> str:
+    """Device, driver, NVRTC and calibration of a record in one line."""
     gemm = content.get("gemm_tflops")
     known = (
         content.get("device"),
