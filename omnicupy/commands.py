@@ -14,7 +14,7 @@ from omnicupy.console import JSON, print_json, say, track
 from omnicupy.errors import CompileError, UnsupportedError
 from omnicupy.layouts import random, segments
 from omnicupy.masks import Mask
-from omnicupy.study_commands import explain, tune
+from omnicupy.study_commands import explain, report, tune
 
 EXPECTED = (ValueError, TypeError, OSError, ImportError, UnsupportedError, CompileError)
 
@@ -184,5 +184,5 @@ def env(as_json: bool) -> None:
             click.echo(f"{name if not key else f'{name}.{key}':32} {'none' if part is None else part}")
 
 
-main.add_command(tune)
-main.add_command(explain)
+for command in (tune, explain, report):
+    main.add_command(command)

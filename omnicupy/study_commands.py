@@ -1,4 +1,6 @@
-"""Commands that study one problem: `tune` searches tiles for it, `explain` says where its time goes."""
+"""Commands of the studies: `tune` searches tiles for a problem, `explain` says where its time goes, `report` writes
+docs/report.md anew.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from typing import Any
 import click
 
 from omnicupy import maskspec
-from omnicupy.console import JSON, print_json, track
+from omnicupy.console import JSON, print_json, say, track
 from omnicupy.workloads import Workload
 
 MASK = click.option(
@@ -119,3 +121,30 @@ def explain(
         print_json(found.as_json())
     else:
         click.echo(str(found))
+
+
+@click.command()
+@click.option(
+    "--docs",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("docs"),
+    show_default=True,
+    help="Folder of report.md and results.",
+)
+@click.option(
+    "--check", is_flag=True, help="Change nothing; exit status 1 if the tables are not the records'."
+)
+@click.option("--no-pictures", is_flag=True, help="Make the tables alone.")
+def report(docs: Path, check: bool, no_pictures: bool) -> None:
+    """Make the tables and pictures of docs/report.md anew from docs/results, without a GPU."""
+    from omnicupy import report as reporting
+
+    if check:
+        if reporting.stale(docs):
+            raise ValueError(
+                f"report: the tables of {docs / 'report.md'} are not those of its records; run `report`"
+            )
+        click.echo("The tables are those of the records.")
+        return
+    for file in reporting.update(docs, with_pictures=not no_pictures):
+        say(f"wrote {file}")

@@ -38,9 +38,11 @@ LAYERS = """
     model_masks case_masks cases workloads maskspec inputs sweep waste costs
     bench bench.configs bench.records bench.timing bench.accuracy bench.flex bench.peers
     bench.catalog bench.fitting bench.sparsity bench.plotstyle bench.plotrows bench.plots
+    bench.roofline
     verify verify.watchdog verify.outcome verify.variants verify.compiling verify.special
     verify.on_cpu verify.on_gpu attest
     bench.measure explain bench.search bench.tuning bench.host bench.first_call bench.building bench.memory bench.suites
+    report.library report.tables report.studies report.pictures report
     verify.timed verify.report verify.run
     console study_commands commands
 """

@@ -170,4 +170,3 @@ GPU_SUITES = {
         ),
     ),
 }
-ALIASES = {"models": "vlm"}  # names of suites in older records

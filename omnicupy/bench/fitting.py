@@ -120,7 +120,7 @@ def points(content: dict[str, Any]) -> list[Point]:
         problem = Problem(batch, q_heads, kv_heads, q_len, k_len, head_dim, dtype)
         blocks = by_name(row["workload"]).mask().blocks(spec.br, spec.bc)
         work = costs.work_of(spec, problem, blocks, device)
-        suite = row.get("suite") or ",".join(content.get("suites", []))
+        suite = records.suite_of(row, content)
         found.append(Point(row["workload"], suite, spec, work, 1e3 * row["ms"]))
     return found
 

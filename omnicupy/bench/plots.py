@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from omnicupy.bench import plotrows, sparsity
 from omnicupy.bench import plotstyle as look
-from omnicupy.bench.catalog import ALIASES
 from omnicupy.bench.plotrows import RATE, Content, timed
-from omnicupy.bench.records import OURS, Row, caption
+from omnicupy.bench.records import OURS, Row, caption, suite_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +23,7 @@ def plot(content: Content, path: str | Path) -> list[Path]:
     when no suite of the record can be drawn, ImportError without matplotlib.
     """
     target = Path(path)
-    found = [name for name in suites_of(content) if name in DRAWN]
+    found = [name for name in suites_of(content) if can_draw(name, rows_of(content, name))]
     if not found:
         raise ValueError(
             f"plot: expected a record of some of {', '.join(DRAWN)}, got {suites_of(content) or 'none'}"
@@ -37,23 +36,22 @@ def plot(content: Content, path: str | Path) -> list[Path]:
     return files
 
 
+def can_draw(suite: str, rows: Sequence[Row]) -> bool:
+    """True when some row holds what the suite's picture shows."""
+    if suite not in DRAWN:
+        return False
+    needed = FIGURES.get(suite)
+    return any(needed in row.get("figures", {}) for row in rows) if needed else bool(timed(rows))
+
+
 def suites_of(content: Content) -> list[str]:
     """The suites that a record's rows belong to, by their present names."""
-    alone = content.get("suites") or []
-    names = [row.get("suite") or (alone[0] if len(alone) == 1 else "") for row in content["rows"]]
-    return [name for name in dict.fromkeys(ALIASES.get(name, name) for name in names) if name]
+    return [name for name in dict.fromkeys(suite_of(row, content) for row in content["rows"]) if name]
 
 
 def rows_of(content: Content, suite: str) -> list[Row]:
-    """The rows of a suite; those of older records name none, and are of the record's only suite."""
-    alone = content.get("suites") or []
-    only = ALIASES.get(alone[0], alone[0]) if len(alone) == 1 else ""
-    return [
-        row
-        for row in content["rows"]
-        if ALIASES.get(row.get("suite", ""), row.get("suite", "")) == suite
-        or ("suite" not in row and only == suite)
-    ]
+    """The rows of a suite."""
+    return [row for row in content["rows"] if suite_of(row, content) == suite]
 
 
 def shapes(rows: Sequence[Row], content: Content) -> Figure:
@@ -163,3 +161,5 @@ DRAWN: dict[str, Callable[[Sequence[Row], Content], Figure]] = {
     "build": plotrows.building,
     "memory": plotrows.memory,
 }
+# Figures without which there is nothing to draw, of suites whose rows are not plain times.
+FIGURES = {"short": "us_alone", "build": "new_mask_call_ms", "memory": "kept_bytes"}

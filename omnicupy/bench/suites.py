@@ -10,10 +10,10 @@ from typing import Any
 
 from omnicupy import environment, tune
 from omnicupy.bench import building, configs, host, memory, timing
-from omnicupy.bench.catalog import ALIASES, GPU_SUITES, Part, Suite
+from omnicupy.bench.catalog import GPU_SUITES, Part, Suite
 from omnicupy.bench.measure import Session, latency, measure
 from omnicupy.bench.peers import SYSTEMS, missing
-from omnicupy.bench.records import OURS, Record
+from omnicupy.bench.records import ALIASES, OURS, Record
 from omnicupy.verify.compiling import compile_all
 from omnicupy.workloads import Workload, by_name
 
