@@ -196,10 +196,15 @@ def work_of(spec: AttnSpec, problem: Problem, blocks: BlockMask, device: Device)
         charges[:, column] = tile * np.bincount(rows[chosen], minlength=blocks.q_blocks)
     heads = problem.q_heads * problem.batch
     section = section_of(problem, 1, device.l2_bytes)
-    widths = [min(section, heads - first) for first in range(0, heads, section)]
-    order = np.concatenate([np.repeat(blocks.order.astype(np.int64), width) for width in widths])
+    order = _in_sections(blocks.order.astype(np.int64), heads, section)
     resident = _resident(spec)
     return Work(charges, np.tile(order, spec.value_pieces), resident * device.sm_count, resident)
+
+
+def _in_sections(order: NDArray[np.int64], heads: int, section: int) -> NDArray[np.int64]:
+    """The block row of each work item: all rows for some heads side by side, then for the next ones."""
+    widths = [min(section, heads - first) for first in range(0, heads, section)]
+    return np.concatenate([np.repeat(order, width) for width in widths])
 
 
 def assign(work: Work, weights_us: FloatArray) -> NDArray[np.int64]:

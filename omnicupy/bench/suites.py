@@ -15,6 +15,7 @@ from omnicupy.bench.measure import Session, latency, measure
 from omnicupy.bench.peers import SYSTEMS, missing
 from omnicupy.bench.records import ALIASES, OURS, Record
 from omnicupy.verify.compiling import compile_all
+from omnicupy.verify.watchdog import Watchdog
 from omnicupy.workloads import Workload, by_name
 
 Say = Callable[[str], None]
@@ -23,6 +24,7 @@ Kind = Callable[[Session, Workload, Sequence[str]], None]
 GPU_HOST = {"host": host.warm_calls, "cold": host.first_calls}
 CPU_HOST = {"build": host.mask_building, "cpu": host.cpu_engine}
 TILE_SAMPLES = 10  # at most, of each of hundreds of tiles
+HANG_S = 240.0  # without a word from a study of tiles, after which the process ends and names the last one
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,14 @@ def _tiles(session: Session, head_dim: int, kernel: str) -> list[str]:
 def _measure_tiles(kernel: str) -> Kind:
     def run_one(session: Session, workload: Workload, systems: Sequence[str]) -> None:
         chosen = systems or _tiles(session, workload.head_dim, kernel)
-        measure(replace(session, samples=min(session.samples, TILE_SAMPLES)), workload, chosen)
+        with Watchdog(HANG_S) as watchdog:  # among hundreds of tiles that nobody runs, one may hang
+
+            def say(line: str) -> None:
+                watchdog.step(line)
+                session.say(line)
+
+            few = min(session.samples, TILE_SAMPLES)
+            measure(replace(session, samples=few, say=say), workload, chosen)
 
     return run_one
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
@@ -15,18 +15,20 @@ from omnicupy.masks import Mask
 from omnicupy.spec import AttnSpec, round_up
 from omnicupy.tuned import Machine, ProblemClass
 from omnicupy.verify.compiling import Track, silent
+from omnicupy.verify.watchdog import Watchdog
 from omnicupy.workloads import Workload
 
 MOST_LINES = 20  # of the printed ranking
+HANG_S = 120.0  # after which a variant that does not end is named and the process ended
 
 
 class GpuTrial:
-    """A workload's inputs on the current GPU, as search.Trial."""
+    """A workload's inputs on the current GPU, as search.Trial. step: told of each variant before it runs."""
 
-    def __init__(self, workload: Workload, mask: Mask, dtype: str) -> None:
+    def __init__(self, workload: Workload, mask: Mask, dtype: str, step: Callable[[str], None]) -> None:
         import cupy
 
-        self._mask = mask
+        self._mask, self._step = mask, step
         self._arrays = measure.make_inputs(workload, mask, dtype)
         self._judge = accuracy.SampledRows(self._arrays, mask)
         self._clock = timing.Clock(cupy)
@@ -40,6 +42,7 @@ class GpuTrial:
         return self._clock.sample(lambda: self._call(spec))
 
     def _call(self, spec: AttnSpec) -> Any:
+        self._step(configs.word(spec))
         return attention(*self._arrays, self._mask, config=spec)
 
 
@@ -89,7 +92,7 @@ def run(
     """Search the legal variants of `kernels` (() for all that serve the device) for a workload on this GPU.
 
     dtype: "bfloat16" or "float16". Raises ValueError without a GPU, UnsupportedError when no kernel serves the
-    problem, and what search.search raises.
+    problem, and what search.search raises. A variant that hangs ends the process, which names it.
     """
     if not environment.has_gpu():
         raise ValueError("tune: a GPU is needed, and there is none here")
@@ -106,7 +109,15 @@ def run(
     with tune.every_kernel():
         builtin = tune.pick(arch, problem, (mask,), info.sm_count)
         specs = search.candidates(arch, dtype, workload.head_dim, q_len, kernels or ("sm90", "sm80"))
-        found = search.search(specs, builtin, GpuTrial(workload, mask, dtype), settings, track)
+        with Watchdog(HANG_S) as watchdog:
+
+            def watched(items: Iterable[Any], label: str, length: int) -> Iterator[Any]:
+                for item in track(items, label, length):
+                    watchdog.step(label)
+                    yield item
+
+            trial = GpuTrial(workload, mask, dtype, watchdog.step)
+            found = search.search(specs, builtin, trial, settings, watched)
     problem_class = tuned.class_of(problem, (mask,), info.sm_count)
     machine = tuned.current_machine()
     return Tuned(workload, problem, arch, machine, problem_class, workload.flops(mask.pairs), found)
