@@ -98,6 +98,11 @@ def path() -> Path:
     return cache.directory() / FILE
 
 
+def count() -> int:
+    """Choices in the file now; 0 where there is none or it cannot be read."""
+    return sum(len(machines) for machines in _read(path()).of.values())
+
+
 def find(problem: Problem, masks: Sequence[Mask], sm_count: int) -> AttnSpec | None:
     """The variant kept for this class of problem on the current CUDA device, or None without one.
 

@@ -30,7 +30,7 @@ def run(*arguments: str) -> Result:
 def test_help_names_every_command() -> None:
     found = run("--help")
     assert found.exit_code == 0
-    for name in ("verify", "bench", "show", "env"):
+    for name in ("verify", "bench", "show", "tune", "explain", "report", "env"):
         assert name in found.output
         assert run(name, "--help").exit_code == 0
 
@@ -93,6 +93,7 @@ def test_env_lists_versions() -> None:
     assert "packages.numpy" in found.output
     content = json.loads(run("env", "--json").output)
     assert content["device"] is None
+    assert content["tuned_choices"] == 0
     assert content["packages"]["numpy"]
 
 

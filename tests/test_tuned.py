@@ -94,7 +94,7 @@ def test_a_later_choice_replaces_that_of_its_class_alone(machine: Path) -> None:
     _keep()
     tuned.keep(HERE, causal, other, {})
     _keep(replace(SPEC, stages=1))
-    assert len(json.loads(machine.read_text())["choices"]) == 2
+    assert len(json.loads(machine.read_text())["choices"]) == tuned.count() == 2
     assert _select() == replace(SPEC, stages=1)
     assert _select(mask=oc.causal(300)) == other
 
@@ -203,6 +203,7 @@ ROW = {
 def test_a_corrupt_file_costs_one_warning_and_is_replaced(machine: Path, content: str) -> None:
     machine.parent.mkdir()
     machine.write_text(content)
+    assert tuned.count() == 0
     text = _warned(_select)
     assert text.startswith(f"the tuned choices in {machine} are ignored: it is not a file of `tune` (")
     assert text.endswith("; run `python cli.py tune` again or delete the file")
