@@ -133,6 +133,11 @@ def use_cubins(folder: str | Path | None) -> None:
     generation += 1
 
 
+def uses_cubins() -> bool:
+    """True while use_cubins() has named a folder."""
+    return _override is not None
+
+
 def export(specs: Iterable[AttnSpec], folder: str | Path, build: Build = nvrtc.compile) -> int:
     """Put the cubins of `specs`, compiled by this machine's NVRTC, into `folder` for use_cubins() elsewhere.
 
@@ -147,13 +152,13 @@ def export(specs: Iterable[AttnSpec], folder: str | Path, build: Build = nvrtc.c
     entries = {(made := entry(spec, build)).key: (made, spec) for spec in specs}
     for key, (made, _) in entries.items():
         for suffix in (".cubin", ".json"):
-            _write(target / f"{key}{suffix}", made.path.with_suffix(suffix).read_bytes())
+            replace_file(target / f"{key}{suffix}", made.path.with_suffix(suffix).read_bytes())
     manifest = {
         "schema": SCHEMA,
         "nvrtc": nvrtc.version(),
         "cubins": {key: str(spec) for key, (_, spec) in entries.items()},
     }
-    _write(target / MANIFEST, json.dumps(manifest, indent=1).encode())
+    replace_file(target / MANIFEST, json.dumps(manifest, indent=1).encode())
     return len(entries)
 
 
@@ -198,12 +203,12 @@ def _publish(folder: Path, key: str, spec: AttnSpec, made: Cubin) -> None:
         "warnings": made.warnings,
         "log": made.log,
     }
-    _write(folder / f"{key}.cubin", made.image)
-    _write(folder / f"{key}.json", json.dumps(record, indent=1).encode())
+    replace_file(folder / f"{key}.cubin", made.image)
+    replace_file(folder / f"{key}.json", json.dumps(record, indent=1).encode())
 
 
-def _write(path: Path, content: bytes) -> None:
-    """All or nothing: a reader sees the old file or the whole new one."""
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file all or nothing: a reader sees the old one or the whole new one. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         temporary.write_bytes(content)

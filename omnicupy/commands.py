@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from omnicupy import environment as surroundings
+from omnicupy import maskspec
+from omnicupy.console import JSON, print_json, say, track
 from omnicupy.errors import CompileError, UnsupportedError
 from omnicupy.layouts import random, segments
 from omnicupy.masks import Mask
+from omnicupy.study_commands import explain, report, tune
 
 EXPECTED = (ValueError, TypeError, OSError, ImportError, UnsupportedError, CompileError)
 
@@ -32,26 +33,6 @@ class _Group(click.Group):
 @click.version_option(package_name="omnicupy", message="%(prog)s %(version)s")
 def main() -> None:
     """Exact attention for irregular, interleaved masks: check it, measure it, look at masks."""
-
-
-def _track(items: Iterable[Any], label: str, length: int) -> Iterable[Any]:
-    """The items behind a progress bar on stderr; a plain line where that is no terminal."""
-    if not sys.stderr.isatty():
-        click.echo(f"{label}: {length}", err=True)
-        return items
-    return _bar(items, label, length)
-
-
-def _bar(items: Iterable[Any], label: str, length: int) -> Iterable[Any]:
-    with click.progressbar(items, length=length, label=label.ljust(12), file=sys.stderr) as bar:
-        yield from bar
-
-
-def _print_json(content: Any) -> None:
-    click.echo(json.dumps(content, indent=1))
-
-
-JSON = click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 
 
 @main.command()
@@ -83,12 +64,12 @@ def verify(build: Path | None, arch: str, no_timing: bool, as_json: bool, **chos
 
     settings = run.Settings(timing=not no_timing, **chosen)
     if build:
-        count = run.build_cubins(build, arch, settings, _track)
+        count = run.build_cubins(build, arch, settings, track)
         click.echo(f"{count} kernels for {arch} in {build}")
         return
-    found = run.verify(settings, _track)
+    found = run.verify(settings, track)
     if as_json:
-        _print_json(found.as_json())
+        print_json(found.as_json())
     else:
         click.echo(table(found.lines()))
         for failure in found.failures[:MOST_FAILURES]:
@@ -113,22 +94,36 @@ def verify(build: Path | None, arch: str, no_timing: bool, as_json: bool, **chos
 @click.option(
     "--table", "record", type=click.Path(path_type=Path), help="Print the tables of a record, and stop."
 )
+@click.option(
+    "--plot",
+    "picture",
+    type=click.Path(path_type=Path),
+    help="Save a picture of each suite (with --table: of it).",
+)
 @JSON
-def bench(record: Path | None, out: Path | None, as_json: bool, **chosen: Any) -> None:
+def bench(record: Path | None, picture: Path | None, out: Path | None, as_json: bool, **chosen: Any) -> None:
     """Measure SUITES; without one, list them."""
-    from omnicupy.bench import records, suites
+    from omnicupy.bench import plots, records, suites
 
     if record:
-        click.echo(records.markdown(records.load(record)), nl=False)
+        loaded = records.load(record)
+        click.echo(records.markdown(loaded), nl=False)
+        _name_files(plots.plot(loaded, picture) if picture else [])
         return
     if not chosen["suites"] and not chosen["workloads"]:
         click.echo(suites.listing())
         return
-    content = suites.run(suites.Options(out=out, **chosen), lambda line: click.echo(line, err=True))
+    content = suites.run(suites.Options(out=out, **chosen), say)
     if as_json:
-        _print_json(content)
+        print_json(content)
     else:
         click.echo(records.markdown(content), nl=False)
+    _name_files(plots.plot(content, picture) if picture else [])
+
+
+def _name_files(files: list[Path]) -> None:
+    for file in files:
+        say(f"saved {file}")
 
 
 @main.command()
@@ -151,7 +146,7 @@ def show(br: int, bc: int, png: str | None, as_json: bool, **chosen: Any) -> Non
     stats = mask.stats(br, bc)
     if as_json:
         names = (*stats.__dataclass_fields__, "density", "tiles", "empty", "executed", "waste")
-        _print_json({name: getattr(stats, name) for name in names})
+        print_json({name: getattr(stats, name) for name in names})
     else:
         click.echo(str(mask))
         click.echo(str(stats))
@@ -170,16 +165,9 @@ def _chosen_mask(
 
         return by_name(workload).mask()
     if layout is not None:
-        return segments([[_segment(part) for part in one.split(",")] for one in layout.split("/")])
+        return segments(maskspec.layout(layout, "--segments"))
     assert length is not None
     return random(length, seed, documents=documents)
-
-
-def _segment(part: str) -> tuple[str, int]:
-    kind, _, tokens = part.strip().partition(":")
-    if not tokens.strip().isdigit():
-        raise click.UsageError(f'--segments: expected kind:length, as in text:120, got "{part}"')
-    return kind, int(tokens)
 
 
 @main.command()
@@ -188,9 +176,13 @@ def env(as_json: bool) -> None:
     """Print versions, devices and the kernel cache."""
     found = surroundings.environment()
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     for name, value in found.items():
         parts = value.items() if isinstance(value, dict) else [("", value)]
         for key, part in parts:
             click.echo(f"{name if not key else f'{name}.{key}':32} {'none' if part is None else part}")
+
+
+for command in (tune, explain, report):
+    main.add_command(command)

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from omnicupy import cache, nvrtc
+from omnicupy import cache, nvrtc, tuned
 from omnicupy.errors import UnsupportedError
 
 PACKAGES = ("numpy", "ml_dtypes", "cuda-bindings", "click", "torch", "triton", "matplotlib")
@@ -88,6 +88,7 @@ def environment() -> dict[str, Any]:
         "device": device() if has_gpu() else None,
         "cache": str(cache.directory()),
         "cached_kernels": sum(1 for _ in cache.directory().glob("*.cubin")),
+        "tuned_choices": tuned.count(),
         "commit": commit() or None,
     }
 

@@ -84,7 +84,7 @@ def pack(blocks: Sequence[BlockMask], crew: Crew) -> Packed:
     k_padded = round_up(round_up(first.k_len, first.bc), KEY_PAD)
     n_spans = max(0 if b.mask.intervals is None else len(b.mask.intervals[0]) for b in blocks)
     rows = np.concatenate([blocks[0].row_offsets, *_later_offsets(blocks)])
-    work = schedule(rows, np.concatenate([_costs(b) for b in blocks]), crew)
+    work = schedule(rows, np.concatenate([entry_costs(b) for b in blocks]), crew)
     shapes: dict[str, tuple[int, ...]] = {
         "row_offsets": (batch * q_blocks + 1,),
         "entries": (sum(len(b.entries) for b in blocks), 4),
@@ -131,7 +131,7 @@ def _later_offsets(blocks: Sequence[BlockMask]) -> list[NDArray[np.int32]]:
     return [b.row_offsets[1:] + np.int32(first) for b, first in zip(blocks[1:], before, strict=False)]
 
 
-def _costs(block: BlockMask) -> NDArray[np.float64]:
+def entry_costs(block: BlockMask) -> NDArray[np.float64]:
     """Of each entry, in whole tiles: its keys, a masked tile a tenth more."""
     keys = block.pieces[block.entries[:, 2], 1]
     costs: NDArray[np.float64] = keys * np.where(block.kinds == FULL, 1.0, 1.1) / block.bc

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 
+from omnicupy import tuned
 from omnicupy.blockmask import PARTIAL, BlockMask
 from omnicupy.check import Problem
 from omnicupy.errors import UnsupportedError
@@ -202,8 +203,15 @@ def _is_small(problem: Problem, spec: AttnSpec, sm_count: int) -> bool:
 def select(
     arch: str, problem: Problem, masks: Sequence[Mask], sm_count: int, *, mappable: bool = True
 ) -> AttnSpec:
-    """`pick`, held to the kernels that are served. Raises UnsupportedError for one that is not."""
+    """The variant that the user's tuned choices name, else `pick`'s, held to the kernels that are served.
+
+    A tuned choice whose kernel is not served, or that needs tensor maps where none can be, is left out.
+    Raises UnsupportedError when the kernel of `pick` is not served.
+    """
     spec = pick(arch, problem, masks, sm_count, mappable=mappable)
+    chosen = tuned.find(problem, masks, sm_count)
+    if chosen is not None and chosen.kernel in SERVED and (mappable or chosen.kernel != "sm90"):
+        return chosen
     if spec.kernel not in SERVED:
         raise UnsupportedError(
             f"kernel {spec.kernel!r} would serve this call, but no attestation covers it as it stands; verify it on "
@@ -214,12 +222,15 @@ def select(
 
 @contextmanager
 def every_kernel() -> Iterator[None]:
-    """Serve every kernel of the table for a while: for verification and measurement, which come before attesting."""
+    """Serve every kernel of the table for a while, and no tuned choice: for verification and measurement, which
+    come before attesting.
+    """
     global SERVED
     before = SERVED
     SERVED = frozenset(row.kernel for row in TABLE)
     try:
-        yield
+        with tuned.ignored():
+            yield
     finally:
         SERVED = before
 

@@ -6,7 +6,12 @@ W1 to W15 are laid out as the models lay them out; every mask is exact. Lengths 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import pairwise
+from typing import TypeAlias
+
+import numpy as np
 
 from omnicupy import model_masks as rules
 from omnicupy import presets
@@ -15,6 +20,9 @@ from omnicupy.masks import Mask
 
 QWEN = (28, 4, 128)  # query heads, heads of keys, columns of a head
 LLAMA = (32, 8, 128)
+FRONTS = 32  # lengths of an image in front that `sparse_layout` tries
+
+Layout: TypeAlias = list[list[tuple[str, int]]]
 
 
 @dataclass(frozen=True)
@@ -88,19 +96,58 @@ _LISTED = (
     Workload("W14", 8, LLAMA, rules.draft_tree, "speculative tree verification"),
     Workload("W15", 8, (8, 1, 256), lambda: presets.paligemma(1088, 1152), "PaliGemma, prefix-LM"),
 )
+MASKS: dict[str, Callable[[int], Mask]] = {"full": full, "causal": causal}
 NAMED = {workload.name: workload for workload in _LISTED}
 
 
-def dense(length: int, head_dim: int, is_causal: bool) -> Workload:
-    """Full or causal attention of `length` tokens: at least 16,384 tokens in all, a hidden size of 2,048."""
-    heads = 2048 // head_dim
-    kind = "causal" if is_causal else "full"
+def dense(length: int, kind: str, sizes: tuple[int, int, int], batch: int) -> Workload:
+    """Attention of `length` tokens with the mask of a kind of MASKS. sizes: query heads, heads of keys, head_dim."""
+    return Workload(f"{kind}-d{sizes[2]}-s{length}", batch, sizes, lambda: MASKS[kind](length), kind)
 
-    def mask() -> Mask:
-        return causal(length) if is_causal else full(length)
 
-    sizes = (heads, heads, head_dim)
-    return Workload(f"{kind}-d{head_dim}-s{length}", max(1, 16384 // length), sizes, mask, kind)
+def sparse(length: int, per_mille: int, seed: int, sizes: tuple[int, int, int], batch: int) -> Workload:
+    """A random interleaved mask of about a density, in thousandths: see `sparse_layout`."""
+    name = f"sparse-d{sizes[2]}-s{length}-p{per_mille}-seed{seed}"
+    return Workload(
+        name, batch, sizes, lambda: segments(sparse_layout(length, per_mille, seed)), "random, of a density"
+    )
+
+
+@cache
+def sparse_layout(length: int, per_mille: int, seed: int) -> Layout:
+    """Seeded random documents of text, image and noise whose mask allows about per_mille / 1000 of all pairs.
+
+    Dense ones begin with a long image (the whole row at 1000), sparse ones are cut into documents of about equal
+    lengths: of several lengths of that image and numbers of documents, those whose density is nearest. A fifth of
+    the other images is noise. Raises ValueError for per_mille outside [1, 1000].
+    """
+    if not 1 <= per_mille <= 1000:
+        raise ValueError(f"density: expected 1 to 1000 thousandths, got {per_mille}")
+    wanted = per_mille / 1000 * length * length
+    tries = [
+        (length * step // (FRONTS * count), count) for count in (1, 2) for step in range(FRONTS + 2 - count)
+    ]
+    tries += [(0, count) for count in range(3, min(length // 64, 2000 // per_mille) + 1)]
+    made = [_documents(length, front, count, seed) for front, count in tries]
+    return min(made, key=lambda layout: abs(segments(layout).pairs - wanted))
+
+
+def _documents(length: int, front: int, count: int, seed: int) -> Layout:
+    rng = np.random.default_rng([seed, count, length])
+    jitter = rng.uniform(-0.2, 0.2, count - 1)
+    bounds = [0, *np.rint((np.arange(1, count) + jitter) * length / count).astype(int).tolist(), length]
+    layout = []
+    for first, stop in pairwise(bounds):
+        whole = 0 if first else min(front, stop)
+        document = [("image", whole)] if whole else []
+        left = stop - first - whole
+        while left:
+            is_text = len(document) % 2 == (1 if whole else 0)
+            tokens = min(left, int(rng.integers(*((32, 256) if is_text else (256, 1024)), endpoint=True)))
+            document.append(("text" if is_text else "noise" if rng.random() < 0.2 else "image", tokens))
+            left -= tokens
+        layout.append(document)
+    return layout
 
 
 def interleaved(length: int, seed: int, sizes: tuple[int, int, int], batch: int) -> Workload:
@@ -118,28 +165,34 @@ def interleaved(length: int, seed: int, sizes: tuple[int, int, int], batch: int)
 
 
 def by_name(name: str) -> Workload:
-    """The workload of a name: W1 ..., full-d128-s4096, causal-d64-s16384, random-d64-s1024-seed0.
+    """The workload of a name: W1 ..., full-d128-s4096, causal-d64-s16384, random-d64-s1024-seed0, or
+    sparse-d128-s16384-p250-seed0 (a density of about 0.25).
 
-    A `random` name may go on with its heads and batch, as in random-d128-s1024-seed0-h28-k4-b4.
-    Raises ValueError for other names.
+    A name may go on with its heads and batch, as in random-d128-s1024-seed0-h28-k4-b1; else the hidden size is
+    2,048 and the batch holds 16,384 tokens. Raises ValueError for other names.
     """
     if name in NAMED:
         return NAMED[name]
     kind, *rest = name.split("-")
     try:
-        sizes = dict(_numbered(part) for part in rest)
-        d, s = sizes.pop("d"), sizes.pop("s")
-        if kind in ("full", "causal") and not sizes:
-            return dense(s, d, kind == "causal")
-        if kind == "random" and set(sizes) <= {"seed", "h", "k", "b"}:
-            heads = sizes.get("h", 2048 // d)
-            batch = sizes.get("b", max(1, 16384 // s))
-            return interleaved(s, sizes.get("seed", 0), (heads, sizes.get("k", heads), d), batch)
+        given = dict(_numbered(part) for part in rest)
+        d, s = given.pop("d"), given.pop("s")
+        heads = given.pop("h", 2048 // d)
+        sizes, batch = (heads, given.pop("k", heads), d), given.pop("b", max(1, 16384 // s))
+        if kind in MASKS and not given:
+            made = dense(s, kind, sizes, batch)
+        elif kind == "random" and set(given) <= {"seed"}:
+            made = interleaved(s, given.get("seed", 0), sizes, batch)
+        elif kind == "sparse" and "p" in given and set(given) <= {"seed", "p"}:
+            made = sparse(s, given["p"], given.get("seed", 0), sizes, batch)
+        else:
+            raise ValueError(kind)
+        return replace(made, name=name)
     except (KeyError, ValueError, ZeroDivisionError):
         pass
     raise ValueError(
-        f"workload: expected one of {', '.join(NAMED)}, or a name such as full-d128-s4096, "
-        f"causal-d64-s16384 or random-d64-s1024-seed0, got {name!r}"
+        f"workload: expected one of {', '.join(NAMED)}, or a name such as full-d128-s4096, causal-d64-s16384, "
+        f"random-d64-s1024-seed0 or sparse-d128-s16384-p250-seed0, got {name!r}"
     )
 
 

@@ -62,13 +62,15 @@ def _unattested_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture
 def isolated_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty kernel cache for one test: its folder, not made yet. Warnings shown once are forgotten."""
-    from omnicupy import cache
+    from omnicupy import cache, tuned
 
     folder = tmp_path / "cache"
     monkeypatch.setenv("OMNICUPY_CACHE_DIR", str(folder))
     cache._warn_once.cache_clear()
+    tuned.forget()
     yield folder
     cache.use_cubins(None)
+    tuned.forget()
 
 
 @pytest.fixture

@@ -43,6 +43,16 @@ class Stream:
         pass
 
 
+class MemoryHook:
+    """Knows of no allocation: NumPy has no pool."""
+
+    def __enter__(self) -> MemoryHook:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 class CUDARuntimeError(RuntimeError):
     pass
 
@@ -64,7 +74,16 @@ PROPERTIES = {"name": b"Fake H100", "multiProcessorCount": 132, "totalGlobalMem"
 def install(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Put the module in CuPy's place, on a machine that says it has an H100."""
     fake = ModuleType("cupy")
-    for name in ("asarray", "ascontiguousarray", "broadcast_to", "concatenate", "zeros", "full", "matmul"):
+    for name in (
+        "asarray",
+        "ascontiguousarray",
+        "broadcast_to",
+        "concatenate",
+        "zeros",
+        "full",
+        "matmul",
+        "copyto",
+    ):
         setattr(fake, name, getattr(np, name))
     fake.uint8 = np.uint8  # type: ignore[attr-defined]
     fake.empty = lambda shape, dtype: np.empty(
@@ -75,6 +94,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     fake.cuda = SimpleNamespace(  # type: ignore[attr-defined]
         Device=Device,
         Event=Event,
+        MemoryHook=MemoryHook,
         Stream=Stream,
         get_elapsed_time=lambda start, stop: 1e3 * (stop.at - start.at),
         runtime=SimpleNamespace(

@@ -14,7 +14,7 @@ import numpy as np
 import numpy_gpu
 import pytest
 
-from omnicupy.bench import accuracy, configs, flex, host, measure, peers, records, suites, timing
+from omnicupy.bench import accuracy, catalog, configs, flex, host, measure, peers, records, suites, timing
 from omnicupy.bench.records import Record
 from omnicupy.layouts import causal, full, random, segments
 from omnicupy.spec import AttnSpec
@@ -91,7 +91,7 @@ def test_files_that_are_no_records_raise(tmp_path: Path, content: str) -> None:
 
 
 def test_config_words_name_specs_and_back() -> None:
-    for word in (*suites.LADDER, "naive", "sm90-128x128-s2-w12", "sm90-128x128-s2-w12-solo"):
+    for word in (*catalog.LADDER, "naive", "sm90-128x128-s2-w12", "sm90-128x128-s2-w12-solo"):
         spec = configs.parse(word, "sm_90", "bfloat16", 60)
         assert configs.word(spec) == word
         assert spec.head_dim == 64
@@ -172,6 +172,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     fake = numpy_gpu.install(monkeypatch)
     monkeypatch.setattr(measure, "attention", numpy_gpu.attention)
     monkeypatch.setattr(measure, "gemm_tflops", lambda clock: ("fake", 778.0))
+    monkeypatch.setattr(measure, "COPY_BYTES", 1000)
     monkeypatch.setitem(sys.modules, "torch", None)
     workload = Workload("tiny", 1, (2, 1, 16), lambda: segments([("text", 30), ("image", 50)]), "")
     monkeypatch.setattr(suites, "by_name", lambda name: workload)
@@ -180,22 +181,26 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_a_suite_fills_the_record(gpu: Any, tmp_path: Path) -> None:
     said: list[str] = []
-    systems = ("omnicupy", "omnicupy:sm80-64x64-s2-w4", "omnicupy:sm80-9x9-s1-w4", "flex")
+    ours = ("omnicupy", "omnicupy:sm80-64x64-s2-w4", "omnicupy:sm80-9x9-s1-w4")
+    systems = (*ours, "flex")
     options = suites.Options(("masks",), ("W1",), systems, samples=3, out=tmp_path / "run.json")
     content = suites.run(options, said.append)
     assert content == json.loads((tmp_path / "run.json").read_text())
     assert content["device"] == "Fake H100"
     assert content["gemm_tflops"] == 778.0
     rows = {row["system"]: row for row in content["rows"]}
-    assert set(rows) == set(systems)
-    for name in systems[:2]:
+    assert set(rows) == set(ours)
+    assert content["missing"]["flex"]
+    assert (content["multiprocessors"], content["l2_bytes"]) == (132, 50 << 20)
+    assert content["copy_tbps"] > 0
+    for name in ours[:2]:
+        assert rows[name]["suite"] == "masks"
         row = rows[name]
         assert row["correct"] is True
         assert row["shape"] == [1, 2, 1, 80, 80, 16]
         assert {"ms", "tflops", "executed_tflops", "host_us", "useful", "spec", "gemm_share"} <= set(row)
     assert rows["omnicupy:sm80-64x64-s2-w4"]["spec"] == "sm80-64x64-s2-w4"
     assert rows["omnicupy:sm80-9x9-s1-w4"]["problem"].startswith("ValueError: config: ")
-    assert rows["flex"]["problem"].startswith(("missing: ", "ModuleNotFoundError", "ImportError"))
     assert "tiny" in records.markdown(content)
 
 
@@ -214,21 +219,10 @@ def test_the_latency_suite_times_whole_calls(gpu: Any) -> None:
     assert {"us_of_100_in_a_row", "us_alone", "host_us", "error"} <= set(row["figures"])
 
 
-def test_the_tile_suite_leaves_spilling_tiles_out(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from omnicupy.verify.compiling import Compiled
-
-    few = list(configs.every("sm_90", "bfloat16", 16))[:3]
-    monkeypatch.setattr(suites.configs, "every", lambda *arguments: iter(few))
-    monkeypatch.setattr(suites, "compile_all", lambda specs: [Compiled(few[0], 9, "8 bytes of spills")])
-    monkeypatch.setattr(suites, "_tiles", lambda *arguments: [f"omnicupy:{configs.word(s)}" for s in few[1:]])
-    content = suites.run(suites.Options(("tiles",), ("W1",), samples=3), lambda line: None)
-    assert [row["spec"] for row in content["rows"]] == [configs.word(spec) for spec in few[1:]]
-
-
 def test_bad_options_raise_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suites.environment, "has_gpu", lambda: False)
     cases = (
-        (suites.Options(("speed",)), "bench: SUITES must be some of dense, masks"),
+        (suites.Options(("speed",)), "bench: SUITES must be some of shapes, vlm, sparsity"),
         (suites.Options(("build",), ("W99",)), "workload: expected one of W1"),
         (suites.Options(("build",), (), ("flash9",)), "bench: --system must be one of omnicupy"),
         (
@@ -239,24 +233,6 @@ def test_bad_options_raise_before_any_work(monkeypatch: pytest.MonkeyPatch) -> N
     for options, message in cases:
         with pytest.raises(ValueError, match=message):
             suites.run(options, lambda line: None)
-
-
-def test_seeds_choose_random_masks() -> None:
-    names = suites.GPU_SUITES["random"].workloads
-    assert len(names) == 16
-    assert len(suites._with_seeds(names, 2)) == 4
-    assert suites._with_seeds(("W1", "W4"), 1) == ["W1", "W4"]
-
-
-def test_every_suite_names_real_workloads_and_systems() -> None:
-    from omnicupy.workloads import by_name
-
-    for suite in suites.GPU_SUITES.values():
-        for name in suite.workloads:
-            by_name(name)
-        for system in suite.systems:
-            assert system.partition(":")[0] in ("omnicupy", *peers.SYSTEMS)
-        assert all(name in suites.listing() for name in (*suites.GPU_SUITES, "host", "cold", "build", "cpu"))
 
 
 def test_cpu_suites_run_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ def test_a_folder_that_cannot_be_written_warns_once_and_works(
     if how == "read-only":
         _refuse_writes(isolated_cache, monkeypatch)
     if how == "full disk":
-        monkeypatch.setattr(cache, "_write", _full_below(isolated_cache, cache._write))
+        monkeypatch.setattr(cache, "replace_file", _full_below(isolated_cache, cache.replace_file))
     with pytest.warns(RuntimeWarning) as seen:
         first, again, _ = (cache.entry(spec, compiler) for spec in (SPEC, SPEC, replace(SPEC, bc=128)))
     assert len(seen) == 1

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from omnicupy import commands, environment
+from omnicupy import console, environment
 from omnicupy.bench import records
 from omnicupy.commands import main
 from omnicupy.layouts import random
@@ -30,7 +30,7 @@ def run(*arguments: str) -> Result:
 def test_help_names_every_command() -> None:
     found = run("--help")
     assert found.exit_code == 0
-    for name in ("verify", "bench", "show", "env"):
+    for name in ("verify", "bench", "show", "tune", "explain", "report", "env"):
         assert name in found.output
         assert run(name, "--help").exit_code == 0
 
@@ -93,6 +93,7 @@ def test_env_lists_versions() -> None:
     assert "packages.numpy" in found.output
     content = json.loads(run("env", "--json").output)
     assert content["device"] is None
+    assert content["tuned_choices"] == 0
     assert content["packages"]["numpy"]
 
 
@@ -167,6 +168,6 @@ def test_bench_errors_are_one_line(arguments: tuple[str, ...], message: str) -> 
 
 
 def test_progress_is_a_line_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(commands._track(iter([1, 2]), "compiling", 2)) == [1, 2]
+    assert list(console.track(iter([1, 2]), "compiling", 2)) == [1, 2]
     assert capsys.readouterr().err == "compiling: 2\n"
-    assert list(commands._bar(iter([1, 2]), "compiling", 2)) == [1, 2]
+    assert list(console.bar(iter([1, 2]), "compiling", 2)) == [1, 2]

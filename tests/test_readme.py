@@ -78,7 +78,11 @@ def test_commands_parse(line: str) -> None:
     assert isinstance(command.make_context(name, arguments), click.Context)
 
 
-QUICK = [line for line in _commands() if line.split()[0] in ("show", "env", "bench") and "--out" not in line]
+QUICK = [
+    line
+    for line in _commands()
+    if line.split()[0] in ("show", "env", "bench", "explain") and "--out" not in line
+]
 
 
 @pytest.mark.parametrize("line", QUICK)

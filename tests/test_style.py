@@ -32,16 +32,19 @@ LAYERS = """
     presets.arguments presets.images presets.showo presets.sequences presets.blocks presets
     check
     blas reference cpu
-    source params nvrtc locks cache environment
+    source params nvrtc locks cache tuned environment
     schedule packing upload counters workspace tma loading tune plan launch
     api __init__ torch
-    model_masks case_masks cases workloads inputs sweep
+    model_masks case_masks cases workloads maskspec inputs sweep waste costs
     bench bench.configs bench.records bench.timing bench.accuracy bench.flex bench.peers
+    bench.catalog bench.fitting bench.sparsity bench.plotstyle bench.plotrows bench.plots
+    bench.roofline
     verify verify.watchdog verify.outcome verify.variants verify.compiling verify.special
     verify.on_cpu verify.on_gpu attest
-    bench.measure bench.host bench.first_call bench.suites
+    bench.measure explain bench.search bench.tuning bench.host bench.first_call bench.building bench.memory bench.suites
+    report.library report.tables report.studies report.pictures report
     verify.timed verify.report verify.run
-    commands
+    console study_commands commands
 """
 ORDER = LAYERS.split()
 
@@ -221,6 +224,6 @@ def test_the_wheel_carries_the_kernels(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as opened:
         names = set(opened.namelist())
     assert {f"omnicupy/{name}" for name in CUDA} <= names
-    assert set(_files("omnicupy/**/*.py")) <= names
+    assert set(_files("omnicupy/**/*.py", "omnicupy/*.json")) <= names
     version = tomllib.loads(_text("pyproject.toml"))["project"]["version"]
     assert {name.partition("/")[0] for name in names} == {"omnicupy", f"omnicupy-{version}.dist-info"}

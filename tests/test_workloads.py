@@ -87,8 +87,47 @@ def test_names_reach_every_kind() -> None:
     assert by_name("random-d64-s16384").mask() == workloads.interleaved(16384, 0, (32, 32, 64), 1).mask()
 
 
+@pytest.mark.parametrize("length", [2048, 16384])
+@pytest.mark.parametrize("per_mille", [1000, 900, 750, 600, 500, 350, 250, 150, 100, 50, 35, 20])
+def test_sparse_masks_have_about_their_density(length: int, per_mille: int) -> None:
+    found = by_name(f"sparse-d128-s{length}-p{per_mille}-seed1")
+    mask = found.mask()
+    assert mask == workloads.sparse(length, per_mille, 1, (16, 16, 128), 1).mask()
+    assert mask.shape == (length, length)
+    density = mask.pairs / length**2
+    assert density == pytest.approx(per_mille / 1000, rel=0.2)
+    if per_mille == 1000:
+        assert density == 1
+    other = workloads.sparse_layout(length, per_mille, 2)
+    assert (other == workloads.sparse_layout(length, per_mille, 1)) == (per_mille == 1000)
+    assert (found.sizes, found.batch) == ((16, 16, 128), 16384 // length)
+
+
+@pytest.mark.parametrize("per_mille", [0, 1001])
+def test_densities_out_of_range_raise(per_mille: int) -> None:
+    with pytest.raises(ValueError, match=f"density: expected 1 to 1000 thousandths, got {per_mille}"):
+        workloads.sparse_layout(1000, per_mille, 0)
+
+
+def test_names_may_give_heads_and_batch() -> None:
+    found = by_name("causal-d128-s256-h28-k4-b1")
+    assert (found.name, found.batch, found.sizes) == ("causal-d128-s256-h28-k4-b1", 1, (28, 4, 128))
+    assert by_name("full-d128-s256").sizes == (16, 16, 128)
+    assert by_name("full-d128-s256").batch == 64
+
+
 @pytest.mark.parametrize(
-    "name", ["W99", "full", "causal-d64", "random-d0-s64", "full-d64-sx", "full-d64-s64-x1"]
+    "name",
+    [
+        "W99",
+        "full",
+        "causal-d64",
+        "random-d0-s64",
+        "full-d64-sx",
+        "full-d64-s64-x1",
+        "full-d64-s64-seed1",
+        "sparse-d64-s64",
+    ],
 )
 def test_unknown_names_raise(name: str) -> None:
     with pytest.raises(ValueError, match="workload: expected one of W1, W2"):

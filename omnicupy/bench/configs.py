@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 from omnicupy.spec import MAX_ONE_PIECE, AttnSpec, round_up
@@ -13,6 +13,9 @@ from omnicupy.spec import MAX_ONE_PIECE, AttnSpec, round_up
 _WORDS = re.compile(
     r"(?P<kernel>\w+)-(?P<br>\d+)x(?P<bc>\d+)-s(?P<stages>\d)-w(?P<warps>\d+)(?P<flags>(-\w+)*)"
 )
+
+WIDTHS = tuple(range(32, 257, 32))  # keys of a tile
+STAGES = (1, 2, 3, 4)
 
 
 def parse(text: str, arch: str, dtype: str, head_dim: int) -> AttnSpec:
@@ -54,26 +57,47 @@ def word(spec: AttnSpec) -> str:
     return f"{spec.kernel}-{spec.br}x{spec.bc}-s{spec.stages}-w{spec.warps}{flags}"
 
 
-def every(arch: str, dtype: str, head_dim: int, kernel: str = "sm80") -> Iterator[AttnSpec]:
-    """All variants of a kernel that a tile search tries: legal ones that fit the architecture."""
-    tiles = ((64, 4), (128, 4), (128, 8), (256, 8)) if kernel == "sm80" else ((64, 8), (128, 12), (192, 16))
-    switches = (False, True) if kernel == "sm80" and head_dim <= MAX_ONE_PIECE else (False,)
-    padded = round_up(head_dim, 16)
-    for (br, warps), bc, stages, share_kv in product(tiles, (32, 64, 96, 128, 160, 192), (1, 2, 3), switches):
-        try:
-            yield AttnSpec(
-                arch=_target(arch, kernel),
-                kernel=kernel,
-                dtype=dtype,
-                head_dim=padded,
-                br=br,
-                bc=bc,
-                stages=stages,
-                warps=warps,
-                share_kv=share_kv,
-            )
-        except ValueError:
-            continue
+def every(
+    arch: str, dtype: str, head_dim: int, kernel: str = "sm80", *, plain: bool = False
+) -> Iterator[AttnSpec]:
+    """All variants of a kernel that a tile search tries: legal ones that fit the architecture.
+
+    plain: also those without swizzle, for the study of bank conflicts.
+    """
+    tiles, switches = _shapes(kernel, head_dim, plain)
+    for (br, warps), bc, stages in product(tiles, WIDTHS, STAGES):
+        for share_kv, swizzle, ping_pong in switches:
+            try:
+                spec = AttnSpec(
+                    arch=_target(arch, kernel),
+                    kernel=kernel,
+                    dtype=dtype,
+                    head_dim=round_up(head_dim, 16),
+                    br=br,
+                    bc=bc,
+                    stages=stages,
+                    warps=warps,
+                    share_kv=share_kv,
+                    swizzle=swizzle,
+                    ping_pong=ping_pong,
+                )
+            except ValueError:
+                continue
+            if ping_pong or br > 64:  # a single consumer warpgroup has nobody to take turns with
+                yield spec
+
+
+def _shapes(
+    kernel: str, head_dim: int, plain: bool
+) -> tuple[Sequence[tuple[int, int]], Sequence[tuple[bool, bool, bool]]]:
+    """(rows, warps) and (share_kv, swizzle, ping_pong) to try."""
+    if kernel == "sm90":
+        return ((64, 8), (128, 12), (192, 16)), ((False, True, True), (False, True, False))
+    switches = [(False, True, True)]
+    if head_dim <= MAX_ONE_PIECE:
+        switches.append((True, True, True))
+        switches += [(False, False, True), (True, False, True)] if plain else []
+    return tuple((rows * warps, warps) for warps in (1, 2, 4, 8) for rows in (16, 32)), switches
 
 
 def _target(arch: str, kernel: str) -> str:

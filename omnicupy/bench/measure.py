@@ -15,11 +15,19 @@ from omnicupy.bench.peers import COMPILE_LIMIT_S, Peer, Shared, as_cupy, prepare
 from omnicupy.bench.records import OURS, Record
 from omnicupy.check import Problem
 from omnicupy.inputs import DTYPES, random_bits
+from omnicupy.layouts import from_dense, segments
 from omnicupy.masks import Mask
 from omnicupy.spec import AttnSpec
 from omnicupy.workloads import Workload
 
 GEMM = 8192
+COPY_BYTES = 2**30  # several times any L2 cache
+# Masks that allow everything, made in the ways in which users come to one: they are compared with no mask at all.
+FULL_OBJECTS: dict[str, Callable[[int, int], Mask | None]] = {
+    "nomask": lambda q_len, k_len: None,
+    "image": lambda q_len, k_len: segments([("image", q_len)]),
+    "ones": lambda q_len, k_len: from_dense(np.ones((q_len, k_len), np.bool_)),
+}
 
 
 @dataclass
@@ -37,7 +45,7 @@ class Session:
 
     @classmethod
     def start(cls, record: Record, **options: Any) -> Session:
-        """A session on the current device, with the time of a large matrix product in the record's header."""
+        """A session on the current device, with the speed of a large matrix product and of a copy in the header."""
         import cupy
 
         from omnicupy.loading import device_info
@@ -46,9 +54,11 @@ class Session:
         session = cls(record, tune.arch_of(info.major, info.minor), info.sm_count, **options)
         session.clock = timing.Clock(cupy)
         record.set(arch=session.arch, dtype=session.dtype, clocks_before=timing.clocks())
+        record.set(multiprocessors=info.sm_count, l2_bytes=info.l2_bytes)
         name, tflops = gemm_tflops(session.clock)
-        record.set(gemm_tflops=round(tflops, 1), gemm=name)
-        session.say(f"{GEMM}^3 product, {name}: {tflops:.0f} TFLOP/s")
+        copy = copy_tbps(session.clock)
+        record.set(gemm_tflops=round(tflops, 1), gemm=name, copy_tbps=round(copy, 3))
+        session.say(f"{GEMM}^3 product, {name}: {tflops:.0f} TFLOP/s; copies: {copy:.2f} TB/s")
         return session
 
 
@@ -68,6 +78,15 @@ def gemm_tflops(clock: timing.Clock) -> tuple[str, float]:
     name, product = _gemm_of_torch() or _gemm_of_cupy()
     found = clock.interleaved({"gemm": product}, 20)["gemm"]
     return name, 2 * GEMM**3 / found.median_ms / 1e9
+
+
+def copy_tbps(clock: timing.Clock) -> float:
+    """Terabytes read and written a second by a copy within device memory."""
+    import cupy
+
+    source, target = cupy.zeros(COPY_BYTES, cupy.uint8), cupy.empty(COPY_BYTES, cupy.uint8)
+    found = clock.interleaved({"copy": lambda: cupy.copyto(target, source)}, 10)["copy"]
+    return 2 * COPY_BYTES / found.median_ms / 1e9
 
 
 def _gemm_of_torch() -> tuple[str, Callable[[], Any]] | None:
@@ -125,7 +144,7 @@ def latency(session: Session, workload: Workload, systems: Sequence[str]) -> Non
         host = timing.host_us(system.call, synchronize)
         figures = {"us_of_100_in_a_row": together, "us_alone": alone, "host_us": host, **system.known}
         session.record.add(
-            workload=workload.name, system=name, figures=_rounded(figures), **{"pass": "forward"}
+            workload=workload.name, system=name, figures=rounded(figures), **{"pass": "forward"}
         )
         session.say(f"{workload.name}: {name}: {together:.1f} us in a row, {alone:.1f} us alone")
 
@@ -148,7 +167,7 @@ def _prepared(session: Session, workload: Workload, mask: Mask, systems: Sequenc
             system.known["correct"] = bool(error <= accuracy.TOLERANCE)
             ready[name] = system
         except Exception as error:  # whatever a library raises is its result here
-            _row(session, workload, mask, name, {"problem": _reason(error)})
+            _row(session, workload, mask, name, {"problem": reason(error)})
     return ready
 
 
@@ -157,14 +176,19 @@ def _ours(
 ) -> tuple[_System, Callable[[], Any]]:
     words = name.partition(":")[2]
     config: AttnSpec | None = None
+    passed: Mask | None = mask
     q_len, k_len = mask.shape
-    if words:
+    if words in FULL_OBJECTS:
+        if mask.pairs != q_len * k_len or q_len != k_len:
+            raise ValueError(f"{name}: for square full masks alone, got {workload.name}")
+        passed = FULL_OBJECTS[words](q_len, k_len)
+    elif words:
         config = configs.parse(words, session.arch, session.dtype, workload.head_dim)
     sizes = (workload.batch, workload.q_heads, workload.kv_heads, q_len, k_len, workload.head_dim)
     spec = config or tune.pick(session.arch, Problem(*sizes, session.dtype), (mask,), session.sm_count)
 
     def call() -> Any:
-        return attention(*arrays, mask, config=config)
+        return attention(*arrays, passed, config=config)
 
     executed = mask.stats(spec.br, spec.bc).executed
     return _System(
@@ -188,7 +212,7 @@ def _timed(session: Session, workload: Workload, mask: Mask, ready: dict[str, _S
         Exception
     ) as error:  # one system broke the device or its own state: nothing after it can be trusted
         for name in ready:
-            _row(session, workload, mask, name, {"problem": _reason(error)})
+            _row(session, workload, mask, name, {"problem": reason(error)})
         return
     flops = workload.flops(mask.pairs)
     gemm = session.record.content.get("gemm_tflops")
@@ -214,12 +238,12 @@ def _row(session: Session, workload: Workload, mask: Mask, name: str, figures: d
     q_len, k_len = mask.shape
     shape = [workload.batch, workload.q_heads, workload.kv_heads, q_len, k_len, workload.head_dim]
     known = {"workload": workload.name, "system": name, "pass": "forward", "shape": shape}
-    session.record.add(**known, density=mask.pairs / (q_len * k_len), **_rounded(figures))
+    session.record.add(**known, density=mask.pairs / (q_len * k_len), **rounded(figures))
     shown = figures.get("problem") or f"{figures['ms']:.3f} ms, {figures['tflops']:.0f} TFLOP/s"
     session.say(f"{workload.name}: {name}: {shown}")
 
 
-def _rounded(figures: dict[str, Any]) -> dict[str, Any]:
+def rounded(figures: dict[str, Any]) -> dict[str, Any]:
     """Five significant digits; a figure that is no number (an error that is infinite) becomes its text."""
     kept = {}
     for name, value in figures.items():
@@ -230,7 +254,7 @@ def _rounded(figures: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     name = type(error).__name__
     return (text[0] if name == "MissingError" else f"{name}: {text[0]}" if text else name)[:300]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -170,6 +170,24 @@ SYSTEMS: dict[str, Callable[[Shared], Peer]] = {
     "fa4": _flash4,
     "cudnn-flex": _cudnn_flex,
 }
+NEEDS = {  # modules beside torch
+    "flex": ("torch.nn.attention.flex_attention",),
+    "flex-flash": ("torch.nn.attention.flex_attention", "flash_attn.cute"),
+    "fa4": ("flash_attn.cute",),
+    "cudnn-flex": ("cudnn.flex_attention",),
+}
+
+
+def missing(names: Iterable[str]) -> dict[str, str]:
+    """Of these systems, those whose library cannot be imported, and why."""
+    found = {}
+    for name in names:
+        try:
+            for module in ("torch", *NEEDS.get(name, ())):
+                flex.library(module)
+        except Exception as error:  # a library that breaks when it is imported is missing too
+            found[name] = str(error) or type(error).__name__
+    return found
 
 
 def prepare(name: str, shared: Shared, limit_s: float = COMPILE_LIMIT_S) -> Peer:

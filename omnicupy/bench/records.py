@@ -12,15 +12,19 @@ Row = dict[str, Any]
 
 SCHEMA = 1
 OURS = "omnicupy"
+ALIASES = {"models": "vlm"}  # names of suites in older records
+# How the workloads of host suites begin: rows of older records do not name their suite.
+_BEGINNINGS = {"warm call": "host", "first call": "cold", "mask build": "build", "CPU engine": "cpu"}
 
 
 class Record:
     """A run being written. rows: one dictionary a measurement, with "workload", "system", "pass" and
-    figures.
+    figures. suite: named in each row that is added; "" for none.
     """
 
     def __init__(self, path: Path | None, header: dict[str, Any]) -> None:
         self.path = path
+        self.suite = ""
         self.content: dict[str, Any] = {"schema": SCHEMA, **header, "rows": []}
         self._write()
 
@@ -32,6 +36,7 @@ class Record:
 
     def add(self, **row: Any) -> Row:
         """Append a row and write the file, so that a run that is cut short keeps it."""
+        row = {"suite": self.suite, **row} if self.suite else row
         self.rows.append(row)
         self._write()
         return row
@@ -66,19 +71,29 @@ def load(path: str | Path) -> dict[str, Any]:
     return found
 
 
+def suite_of(row: Row, content: dict[str, Any]) -> str:
+    """The suite that a row belongs to, by its present name; "" where the record does not tell."""
+    named = content.get("suites") or []
+    alone = named[0] if len(named) == 1 else ""
+    told = [suite for start, suite in _BEGINNINGS.items() if str(row["workload"]).startswith(start)]
+    name = str(row.get("suite") or (told[0] if told else alone))
+    return ALIASES.get(name, name)
+
+
 def markdown(content: dict[str, Any]) -> str:
     """The tables of a record: kernels by workload and system, then all other figures one a line."""
     rows = [row for row in content["rows"] if row.get("ms") is not None or row.get("problem")]
     others = [row for row in content["rows"] if row.get("figures")]
-    parts = [_caption(content)]
+    parts = [caption(content)]
     if rows:
-        parts.append(_kernel_table(rows))
+        parts.append(kernel_table(rows))
     if others:
-        parts.append(_figure_table(others))
+        parts.append(figure_table(others))
     return "\n\n".join(parts) + "\n"
 
 
-def _caption(content: dict[str, Any]) -> str:
+def caption(content: dict[str, Any]) -> str:
+    """Device, driver, NVRTC and calibration of a record in one line."""
     gemm = content.get("gemm_tflops")
     known = (
         content.get("device"),
@@ -89,7 +104,7 @@ def _caption(content: dict[str, Any]) -> str:
     return ", ".join(part for part in known if part) or "no device"
 
 
-def _kernel_table(rows: Sequence[Row]) -> str:
+def kernel_table(rows: Sequence[Row]) -> str:
     """One line a workload: useful TFLOP/s of every system, and how many times faster ours is."""
     systems = list(dict.fromkeys(row["system"] for row in rows))
     rivals = [system for system in systems if not system.startswith(OURS)]
@@ -101,7 +116,7 @@ def _kernel_table(rows: Sequence[Row]) -> str:
         cells = [_speed(of.get(system)) for system in systems]
         ratios = [_ratio(of.get(OURS), of.get(rival)) for rival in rivals]
         lines.append([workload, "" if density is None else f"{density:.1%}", *cells, *ratios])
-    return _table(lines)
+    return table(lines)
 
 
 def _speed(row: Row | None) -> str:
@@ -119,14 +134,16 @@ def _ratio(ours: Row | None, theirs: Row | None) -> str:
     return f"{theirs['ms'] / ours['ms']:.2f}x"
 
 
-def _figure_table(rows: Sequence[Row]) -> str:
+def figure_table(rows: Sequence[Row]) -> str:
+    """All other figures, one a line."""
     lines = [["workload", "system", "figure", "value"], ["---", "---", "---", "---:"]]
     for row in rows:
         for name, value in row["figures"].items():
             shown = f"{value:.4g}" if isinstance(value, float) else str(value)
             lines.append([row["workload"], row["system"], name, shown])
-    return _table(lines)
+    return table(lines)
 
 
-def _table(lines: Sequence[Sequence[str]]) -> str:
+def table(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells in Markdown; the second line is the rule below the head."""
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

@@ -1,92 +1,30 @@
-"""The suites: which workloads run on which systems, and which host measurements there are."""
+"""Running suites: the workloads and systems of the catalogue, and the host measurements."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from omnicupy import environment, tune
-from omnicupy.bench import configs, host, timing
+from omnicupy.bench import building, configs, host, memory, timing
+from omnicupy.bench.catalog import GPU_SUITES, Part, Suite
 from omnicupy.bench.measure import Session, latency, measure
-from omnicupy.bench.peers import SYSTEMS
-from omnicupy.bench.records import OURS, Record
+from omnicupy.bench.peers import SYSTEMS, missing
+from omnicupy.bench.records import ALIASES, OURS, Record
 from omnicupy.verify.compiling import compile_all
-from omnicupy.workloads import NAMED, by_name
+from omnicupy.verify.watchdog import Watchdog
+from omnicupy.workloads import Workload, by_name
 
 Say = Callable[[str], None]
+Kind = Callable[[Session, Workload, Sequence[str]], None]
 
-LADDER = (
-    *("sm80-64x64-s1-w4-shared", "sm80-64x64-s1-w4", "sm80-64x64-s2-w4", "sm80-64x64-s3-w4"),
-    *("sm80-128x64-s1-w4-shared", "sm80-128x64-s1-w4", "sm80-128x64-s2-w4"),
-    *("sm80-128x64-s1-w8", "sm80-128x64-s2-w8", "sm80-64x64-s2-w4-plain", "sm80-128x64-s1-w4-plain"),
-)
-DENSE = tuple(
-    f"{kind}-d{head_dim}-s{length}"
-    for head_dim in (64, 128)
-    for length in (4096, 16384)
-    for kind in ("full", "causal")
-)
-
-
-@dataclass(frozen=True)
-class Suite:
-    """Workloads by systems. run: what it does with a workload.  note: what it is for."""
-
-    note: str
-    workloads: tuple[str, ...] = ()
-    systems: tuple[str, ...] = ()
-    kind: str = "measure"
-
-
-LATENCY = (
-    "s1024-seed0-h28-k4-b4",
-    "s2048-seed0-h28-k4-b8",
-    "s1024-seed0-h16-k16-b4",
-    "s2048-seed0-h16-k16-b8",
-)
-GPU_SUITES = {
-    "dense": Suite(
-        "full and causal, D 64 and 128",
-        DENSE,
-        (OURS, "sdpa-flash", "sdpa-cudnn", "flex", "fa4", "cudnn-flex"),
-    ),
-    "masks": Suite(
-        "the masks of real models, and dense S 4096 for the executed rate",
-        ("full-d128-s4096", "W1", "W4", "W5", "W11", "W12"),
-        (OURS, "flex", "flex-flash", "cudnn-flex"),
-    ),
-    "models": Suite("every named workload", tuple(NAMED), (OURS, "cudnn-flex", "flex")),
-    "random": Suite(
-        "random interleaved masks, D 64",
-        tuple(f"random-d64-s{length}-seed{seed}" for length in (1024, 16384) for seed in range(8)),
-        (OURS, "flex"),
-    ),
-    "latency": Suite(
-        "whole calls from Python, nothing flushed",
-        ("W15", *(f"random-d128-{rest}" for rest in LATENCY)),
-        (OURS, "flex", "flex-flash", "cudnn-flex"),
-        "latency",
-    ),
-    "variants": Suite(
-        "stages, shared K/V buffer, swizzle",
-        ("full-d64-s4096", "full-d128-s4096", "causal-d128-s16384", "W4"),
-        tuple(f"{OURS}:{word}" for word in LADDER),
-    ),
-    "tiles": Suite(
-        "every legal tile of the mma.sync kernel",
-        ("full-d64-s4096", "causal-d64-s4096", "full-d128-s4096", "causal-d128-s4096"),
-        (),
-        "tiles",
-    ),
-    "tiles90": Suite(
-        "every legal tile of the wgmma kernel", ("full-d64-s4096", "full-d128-s4096"), (), "tiles90"
-    ),
-}
 GPU_HOST = {"host": host.warm_calls, "cold": host.first_calls}
 CPU_HOST = {"build": host.mask_building, "cpu": host.cpu_engine}
+TILE_SAMPLES = 10  # at most, of each of hundreds of tiles
+HANG_S = 240.0  # without a word from a study of tiles, after which the process ends and names the last one
 
 
 @dataclass(frozen=True)
@@ -110,7 +48,8 @@ def listing() -> str:
     lines = ["suites on a GPU:"]
     lines += [f"  {name:10} {suite.note}" for name, suite in GPU_SUITES.items()]
     lines += ["  host       host time of warm calls", "  cold       first calls in fresh processes"]
-    lines += ["suites anywhere:", "  build      mask building", "  cpu        the CPU engine"]
+    lines += ["suites anywhere:", "  build      mask building (on a GPU beside its rivals', too)"]
+    lines += ["  cpu        the CPU engine"]
     lines += [f"systems: {OURS}, {OURS}:sm80-128x64-s2-w4 (any tile), {', '.join(SYSTEMS)}"]
     return "\n".join(lines)
 
@@ -138,22 +77,26 @@ def run(options: Options, say: Say) -> dict[str, Any]:
     )
     for name in options.suites:
         if name in CPU_HOST:
+            record.suite = name
             CPU_HOST[name](record, say)
-    names = [name for name in options.suites if name in GPU_SUITES]
+    names = [ALIASES.get(name, name) for name in options.suites]
+    names = [name for name in names if name in GPU_SUITES] if gpu else []
     if names or options.workloads:
         settings = {"samples": options.samples, "limit_s": options.limit, "dtype": options.dtype, "say": say}
         session = Session.start(record, **settings)
         for name in names or [""]:
-            _run_suite(session, GPU_SUITES.get(name, Suite("", systems=(OURS,))), options)
+            record.suite = name
+            _run_suite(session, GPU_SUITES.get(name, Suite("", (Part((), (OURS,)),))), options)
         record.set(clocks_after=timing.clocks())
     for name in options.suites:
         if name in GPU_HOST:
+            record.suite = name
             GPU_HOST[name](record, say)
     return record.content
 
 
 def _check(options: Options) -> None:
-    known = [*GPU_SUITES, *GPU_HOST, *CPU_HOST]
+    known = list(dict.fromkeys((*GPU_SUITES, *GPU_HOST, *CPU_HOST, *ALIASES)))
     for name in options.suites:
         if name not in known:
             raise ValueError(f"bench: SUITES must be some of {', '.join(known)}, got {name!r}")
@@ -170,16 +113,20 @@ def _check(options: Options) -> None:
 
 
 def _run_suite(session: Session, suite: Suite, options: Options) -> None:
-    systems = options.systems or suite.systems
+    """Each part's workloads; systems whose library cannot be imported are named once, in the record's header."""
+    absent = missing([name for name in options.systems or suite.systems if name in SYSTEMS])
+    if absent:
+        session.record.set(missing={**session.record.content.get("missing", {}), **absent})
+    for name, systems, kind in _jobs(suite, options):
+        KINDS[kind](session, by_name(name), [system for system in systems if system not in absent])
+
+
+def _jobs(suite: Suite, options: Options) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """(workload, systems, kind): the parts' own, or the options' workloads, each as in the part that has it."""
+    parts = {name: part for part in suite.parts for name in part.workloads}
     for name in options.workloads or _with_seeds(suite.workloads, options.seeds):
-        workload = by_name(name)
-        if suite.kind.startswith("tiles"):
-            found = _tiles(session, workload.head_dim, "sm90" if suite.kind == "tiles90" else "sm80")
-            measure(replace(session, samples=min(session.samples, 10)), workload, options.systems or found)
-        elif suite.kind == "latency":
-            latency(session, workload, systems)
-        else:
-            measure(session, workload, systems)
+        part = parts.get(name, suite.parts[0])
+        yield name, options.systems or part.systems, part.kind
 
 
 def _with_seeds(names: Sequence[str], seeds: int) -> list[str]:
@@ -189,11 +136,42 @@ def _with_seeds(names: Sequence[str], seeds: int) -> list[str]:
 
 
 def _tiles(session: Session, head_dim: int, kernel: str) -> list[str]:
-    """Every tile of a kernel that compiles without spills, as system names."""
-    specs = list(configs.every(session.arch, session.dtype, head_dim, kernel))
+    """Every tile of a kernel that compiles without spills, as system names.
+
+    Without swizzle (every tile is several times slower so) only those that the comparison needs.
+    """
+    found = configs.every(session.arch, session.dtype, head_dim, kernel, plain=True)
+    specs = [
+        spec for spec in found if spec.br >= 64 and (spec.swizzle or (spec.bc == 64 and spec.stages < 3))
+    ]
     compiled = compile_all(specs)
     for one in compiled:
         if one.problem:
             session.say(f"left out: {configs.word(one.spec)}: {one.problem.splitlines()[0]}")
     good = {one.spec for one in compiled if not one.problem}
     return [f"{OURS}:{configs.word(spec)}" for spec in specs if spec in good]
+
+
+def _measure_tiles(kernel: str) -> Kind:
+    def run_one(session: Session, workload: Workload, systems: Sequence[str]) -> None:
+        chosen = systems or _tiles(session, workload.head_dim, kernel)
+        with Watchdog(HANG_S) as watchdog:  # among hundreds of tiles that nobody runs, one may hang
+
+            def say(line: str) -> None:
+                watchdog.step(line)
+                session.say(line)
+
+            few = min(session.samples, TILE_SAMPLES)
+            measure(replace(session, samples=few, say=say), workload, chosen)
+
+    return run_one
+
+
+KINDS: dict[str, Kind] = {
+    "measure": measure,
+    "latency": latency,
+    "tiles": _measure_tiles("sm80"),
+    "tiles90": _measure_tiles("sm90"),
+    "build": building.measure,
+    "memory": memory.measure,
+}

@@ -1,0 +1,90 @@
+"""What a new mask costs before the first result: building, cutting, uploading, beside what rivals make of it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from omnicupy import tune
+from omnicupy.api import attention
+from omnicupy.bench import flex
+from omnicupy.bench.measure import Session, make_inputs, reason, rounded
+from omnicupy.bench.peers import MissingError, Shared, prepare
+from omnicupy.bench.records import OURS
+from omnicupy.check import Problem
+from omnicupy.masks import Mask
+from omnicupy.workloads import Workload
+
+TURNS = 7
+
+
+def measure(session: Session, workload: Workload, systems: Sequence[str]) -> None:
+    """Add each system's time of making its mask or plan, and of the first call with it, to the record.
+
+    Ours: mask_ms builds the mask, cut_ms cuts it at the tile of the call, new_mask_call_ms is a whole call with a
+    mask that was never used (cut, upload and launch), same_mask_call_ms one with the mask of the call before; all
+    but the first with a loaded kernel. Rivals: build_ms makes the block mask or plan a second time, and
+    build_compiled_ms does so under torch.compile; first_call_s compiles.
+    """
+    mask = workload.mask()
+    arrays = make_inputs(workload, mask, session.dtype)
+    shared: Shared | None = None
+    for name in systems:
+        try:
+            if name.partition(":")[0] == OURS:
+                figures = _ours(session, workload, arrays)
+            else:
+                shared = shared or Shared(workload, mask, arrays)
+                figures = _theirs(name, shared, session.limit_s)
+        except Exception as error:  # whatever a library raises is its result here
+            figures = {"problem": reason(error)}
+        row = {"workload": workload.name, "system": name, "pass": "forward"}
+        session.record.add(**row, figures=rounded(figures))
+        session.say(f"{workload.name}: {name}: {', '.join(f'{k} {v}' for k, v in rounded(figures).items())}")
+
+
+def _ours(session: Session, workload: Workload, arrays: tuple[Any, Any, Any]) -> dict[str, Any]:
+    import cupy
+
+    synchronize = cupy.cuda.Device().synchronize
+    q_len, k_len = workload.mask().shape
+    sizes = (workload.batch, workload.q_heads, workload.kv_heads, q_len, k_len, workload.head_dim)
+
+    def call(mask: Mask) -> None:
+        attention(*arrays, mask)
+        synchronize()
+
+    call(workload.mask())  # loads the kernel
+    steps: dict[str, list[float]] = {}
+    for _ in range(TURNS):
+        mask, took = timed(workload.mask)
+        fresh = workload.mask()
+        spec = tune.pick(session.arch, Problem(*sizes, session.dtype), (fresh,), session.sm_count)
+        for name, ms in (
+            ("mask_ms", took),
+            ("cut_ms", timed(partial(fresh.blocks, spec.br, spec.bc))[1]),
+            ("new_mask_call_ms", timed(partial(call, mask))[1]),
+            ("same_mask_call_ms", timed(partial(call, mask))[1]),
+        ):
+            steps.setdefault(name, []).append(ms)
+    return {name: statistics.median(values) for name, values in steps.items()}
+
+
+def _theirs(name: str, shared: Shared, limit_s: float) -> dict[str, Any]:
+    peer = prepare(name, shared, limit_s)
+    if peer.build_ms is None:
+        raise MissingError("makes no object of a mask")
+    figures = {"build_ms": peer.build_ms, "first_call_s": peer.first_call_s}
+    if name == "flex":
+        figures["build_compiled_ms"] = flex.compiled_build_ms(shared)
+    return figures
+
+
+def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    """What a call returns, and its milliseconds on the host."""
+    begin = time.perf_counter()
+    found = call()
+    return found, 1e3 * (time.perf_counter() - begin)

@@ -1,0 +1,253 @@
+"""Ceilings of the cost model, fitted by least squares on benchmark records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from omnicupy import costs, tune
+from omnicupy.bench import configs, records
+from omnicupy.bench.records import OURS, Row
+from omnicupy.check import Problem
+from omnicupy.costs import PARTS, Ceiling, Ceilings, Device, FloatArray, Work
+from omnicupy.spec import AttnSpec
+from omnicupy.workloads import by_name
+
+TURNS = 30  # of fitting and assigning anew; it settles in a few
+SETTLED = 1e-4
+SHARED = len(PARTS)  # columns after those of the head_dims: three of PARTS and the launch
+# Of records from before their header said so.
+DEVICES = {"NVIDIA H200": Device("NVIDIA H200", 132, 50 << 20)}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measurement: which variant took how long for which work."""
+
+    workload: str
+    suite: str
+    spec: AttnSpec
+    work: Work
+    us: float
+
+
+@dataclass(frozen=True)
+class Residual:
+    """A measurement beside what the model says. error: predicted over measured, less one."""
+
+    point: Point
+    predicted_us: float
+
+    @property
+    def error(self) -> float:
+        """Share by which the prediction is too long."""
+        return self.predicted_us / self.point.us - 1
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Ceilings, how well they fit, and how well fits on all other measurements predict each one."""
+
+    ceilings: Ceilings
+    residuals: tuple[Residual, ...]
+    held_out: tuple[Residual, ...]
+
+    def __str__(self) -> str:
+        sm_count = self.ceilings.device.sm_count
+        lines = [f"{self.ceilings.device.name}, {len(self.residuals)} measurements"]
+        for one in self.ceilings.of:
+            partial, causal = one.partial_ps / one.pair_ps, one.causal_ps / one.pair_ps
+            lines.append(
+                f"{one.kernel} head_dim {one.head_dim:4}, {one.br:3} rows: {one.full_tflops(sm_count):4.0f} TFLOP/s "
+                f"over full tiles; partial {partial:+.0%}, causal {causal:+.0%} a pair; item {one.item_us:.2f} us; "
+                f"launch {one.launch_us:.1f} us"
+            )
+        for name, of in (("fitted", self.residuals), ("held out", self.held_out)):
+            worst = max(of, key=lambda one: abs(one.error), default=None)
+            if worst:
+                errors = [abs(one.error) for one in of]
+                lines.append(
+                    f"{name:9} error {np.median(errors):.1%} in the median, at most {abs(worst.error):.1%} "
+                    f"({worst.point.workload}, {configs.word(worst.point.spec)})"
+                )
+        return "\n".join(lines)
+
+
+def from_files(paths: Sequence[Path], out: Path | None = None) -> Fitted:
+    """Fit the records of one device and put its ceilings into `out` (None: the library's own file).
+
+    Raises ValueError for records of several devices, and what fit() and records.load() raise.
+    """
+    contents = [records.load(path) for path in paths]
+    devices = list(dict.fromkeys(device_of(content) for content in contents))
+    if len(devices) != 1:
+        raise ValueError(
+            f"--fit: expected records of one device, got {', '.join(one.name for one in devices)}"
+        )
+    measured = [point for content in contents for point in points(content)]
+    ceilings = fit(devices[0], measured, [path.name for path in paths])
+    costs.save(ceilings, out or costs.FILE)
+    return Fitted(ceilings, tuple(residuals(ceilings, measured)), tuple(held_out(measured)))
+
+
+def device_of(content: dict[str, Any]) -> Device:
+    """The device of a record. Raises ValueError for a record without a GPU, or that lacks its sizes."""
+    name = content.get("device")
+    if name and content.get("multiprocessors"):
+        return Device(name, int(content["multiprocessors"]), int(content["l2_bytes"]))
+    if name in DEVICES:
+        return DEVICES[name]
+    raise ValueError(
+        f"record: expected one of a GPU with its multiprocessors, got device {name!r}; measure it anew"
+    )
+
+
+def points(content: dict[str, Any]) -> list[Point]:
+    """The measurements of a record that the model describes: right results of what tune.py chose, then or now."""
+    device, arch, dtype = device_of(content), content["arch"], content["dtype"]
+    found = []
+    for row in content["rows"]:
+        if not _usable(row):
+            continue
+        batch, q_heads, kv_heads, q_len, k_len, head_dim = row["shape"]
+        spec = configs.parse(row["spec"], arch, dtype, head_dim)
+        if row["system"] != OURS and spec not in _table(arch, dtype, spec.head_dim):
+            continue
+        problem = Problem(batch, q_heads, kv_heads, q_len, k_len, head_dim, dtype)
+        blocks = by_name(row["workload"]).mask().blocks(spec.br, spec.bc)
+        work = costs.work_of(spec, problem, blocks, device)
+        suite = records.suite_of(row, content)
+        found.append(Point(row["workload"], suite, spec, work, 1e3 * row["ms"]))
+    return found
+
+
+def fit(device: Device, measured: Sequence[Point], sources: Sequence[str] = ()) -> Ceilings:
+    """Ceilings that make the least squares of relative errors.
+
+    For each kernel a time a pair at each head_dim and tile height, and, shared by these, what PARTIAL and CAUSAL
+    pairs take longer, the time of a work item and of a launch; none below zero. Which multiprocessor ends last
+    depends on them, so fitting and assigning take turns. Raises ValueError when a kernel has fewer measurements than
+    numbers.
+    """
+    found: list[Ceiling] = []
+    for kernel in dict.fromkeys(point.spec.kernel for point in measured):
+        found += _fit_kernel(kernel, [point for point in measured if point.spec.kernel == kernel])
+    if not found:
+        raise ValueError(
+            "fit: the records hold no measurement of a variant that tune.TABLE names; measure vlm and dense"
+        )
+    return Ceilings(device, tuple(found), tuple(sources))
+
+
+def residuals(ceilings: Ceilings, measured: Sequence[Point]) -> list[Residual]:
+    """Each measurement beside its prediction."""
+    return [
+        Residual(
+            point,
+            costs.predict(point.work, ceilings.at(point.spec.kernel, point.spec.head_dim, point.spec.br)).us,
+        )
+        for point in measured
+    ]
+
+
+def held_out(measured: Sequence[Point]) -> list[Residual]:
+    """Each measurement beside what a fit on all others says; those that are alone in their class are left out.
+
+    Which multiprocessor ends last is taken from the fit on all of them.
+    """
+    found = []
+    for kernel in dict.fromkeys(point.spec.kernel for point in measured):
+        of_kernel = [point for point in measured if point.spec.kernel == kernel]
+        classes = sorted({_class_of(point) for point in of_kernel})
+        rows = np.array(list(_design(of_kernel, classes, _numbers(of_kernel, classes))))
+        target = np.array([point.us for point in of_kernel])
+        for place, point in enumerate(of_kernel):
+            others = np.arange(len(of_kernel)) != place
+            if (rows[others, classes.index(_class_of(point))] > 0).any():
+                numbers = _not_negative((rows / target[:, None])[others], np.ones(others.sum()))
+                found.append(Residual(point, float(rows[place] @ numbers)))
+    return found
+
+
+def _usable(row: Row) -> bool:
+    return bool(
+        row["system"].startswith(OURS) and row.get("ms") and row.get("correct") and row.get("spec") != "naive"
+    )
+
+
+def _table(arch: str, dtype: str, head_dim: int) -> set[AttnSpec]:
+    """The variants that tune.pick can give: the first row of each shape or all that compete, with and without maps."""
+    serving = [row for row in tune.TABLE if row.serves(arch, dtype, head_dim)]
+    found = set()
+    for rows in (serving, [row for row in serving if row.kernel != "sm90"]):
+        first = {(row.shape, row.cost): row for row in reversed(rows)}
+        found |= {row.spec(arch, dtype, head_dim) for row in first.values()}
+    return found
+
+
+def _class_of(point: Point) -> tuple[int, int]:
+    """Measurements of one class share the time of a pair: head_dim and tile height."""
+    return point.spec.head_dim, point.spec.br
+
+
+def _fit_kernel(kernel: str, measured: Sequence[Point]) -> list[Ceiling]:
+    classes = sorted({_class_of(point) for point in measured})
+    needed = len(classes) + SHARED
+    if len(measured) < needed:
+        raise ValueError(
+            f"fit: kernel {kernel!r} needs {needed} measurements or more for {len(classes)} classes, got "
+            f"{len(measured)}; measure more workloads"
+        )
+    numbers = _numbers(measured, classes).tolist()
+    partial, causal, item, launch = numbers[len(classes) :]
+    return [
+        Ceiling(kernel, dim, br, pair * 1e6, partial * 1e6, causal * 1e6, item, launch)
+        for (dim, br), pair in zip(classes, numbers, strict=False)
+    ]
+
+
+def _numbers(measured: Sequence[Point], classes: Sequence[tuple[int, int]]) -> FloatArray:
+    """Microseconds of a pair of each class, then of what they share, in the order of Ceiling.weights_us."""
+    target = np.array([point.us for point in measured])
+    numbers = np.array([1e-4] * len(classes) + [2e-5, 1e-5, 1.0, 5.0])  # a start
+    for _ in range(TURNS):
+        rows = np.array(list(_design(measured, classes, numbers)))
+        fitted = _not_negative(rows / target[:, None], np.ones(len(target)))
+        settled = np.allclose(fitted, numbers, rtol=SETTLED, atol=0)
+        numbers = fitted
+        if settled:
+            break
+    return numbers
+
+
+def _design(
+    measured: Sequence[Point], classes: Sequence[tuple[int, int]], numbers: FloatArray
+) -> Iterator[FloatArray]:
+    """For each measurement the charges of the slot that ends last under these numbers."""
+    count = len(classes)
+    for point in measured:
+        column = classes.index(_class_of(point))
+        weights = np.array([numbers[column], *numbers[count:-1]])
+        charged = costs.loads(point.work, costs.assign(point.work, weights))
+        last = charged[int((charged @ weights).argmax())]
+        row = np.zeros(len(numbers))
+        row[column], row[count:-1], row[-1] = last[0], last[1:], 1.0
+        yield row
+
+
+def _not_negative(rows: FloatArray, target: FloatArray) -> FloatArray:
+    """Least squares without negative numbers: the most negative one is held at zero until none is left."""
+    scale = np.abs(rows).max(axis=0)
+    scale[scale == 0] = 1.0
+    kept = list(range(rows.shape[1]))
+    while True:
+        found = np.linalg.lstsq((rows / scale)[:, kept], target, rcond=None)[0]
+        if found.min(initial=0.0) >= 0:
+            out = np.zeros(rows.shape[1])
+            out[kept] = found / scale[kept]
+            return out
+        kept.pop(int(found.argmin()))

@@ -1,0 +1,262 @@
+"""The cost model: what a call should take, from the tiles of its mask and a few measured speeds of the device.
+
+A work item (one block of query rows of one head) costs a time for each pair of its tiles, more for the pairs of
+CAUSAL and PARTIAL ones, and a fixed time of its own. Work items go to the multiprocessors in the kernel's order,
+each to the one that is free first; the last one to finish, and the launch, make the call's time. The speeds are data
+(`ceilings.json`), one set for each kernel and head_dim, fitted by bench/fitting.py; none belongs to a workload.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omnicupy.blockmask import CAUSAL, PARTIAL, BlockMask
+from omnicupy.check import Problem
+from omnicupy.errors import UnsupportedError
+from omnicupy.launch import section_of
+from omnicupy.packing import entry_costs
+from omnicupy.plan import crew_of
+from omnicupy.schedule import schedule
+from omnicupy.spec import SMEM_LIMIT_BYTES, AttnSpec
+
+FloatArray = NDArray[np.float64]
+
+SCHEMA = 1
+FILE = Path(__file__).with_name("ceilings.json")
+# What a work item is charged for, in this order: pairs of all tiles, of PARTIAL ones, of CAUSAL ones, itself.
+PARTS = ("tiles", "partial", "causal", "items")
+FITTED = ("pair_ps", "partial_ps", "causal_ps", "item_us", "launch_us")
+REGISTERS = 65536  # of one multiprocessor
+REGISTERS_A_THREAD = 256  # the sm80 kernel's accumulators leave it no fewer
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """The speeds of a kernel at a head_dim (the kernel's) and tile height on one multiprocessor.
+
+    pair_ps: picoseconds a pair of a full tile.  partial_ps, causal_ps: what a pair of such a tile takes longer.
+    item_us: microseconds a work item takes beside its tiles.  launch_us: of each call.
+    """
+
+    kernel: str
+    head_dim: int
+    br: int
+    pair_ps: float
+    partial_ps: float
+    causal_ps: float
+    item_us: float
+    launch_us: float
+
+    def full_tflops(self, sm_count: int) -> float:
+        """The rate of `sm_count` multiprocessors over full tiles alone, in TFLOP/s."""
+        return 4 * self.head_dim * sm_count / self.pair_ps
+
+    @property
+    def weights_us(self) -> FloatArray:
+        """Microseconds of each of PARTS."""
+        return np.array([self.pair_ps * 1e-6, self.partial_ps * 1e-6, self.causal_ps * 1e-6, self.item_us])
+
+
+@dataclass(frozen=True)
+class Device:
+    """What the model needs to know of a GPU."""
+
+    name: str
+    sm_count: int
+    l2_bytes: int
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """The speeds of one device. sources: the records that they were fitted on."""
+
+    device: Device
+    of: tuple[Ceiling, ...]
+    sources: tuple[str, ...] = ()
+
+    def at(self, kernel: str, head_dim: int, br: int) -> Ceiling:
+        """The speeds at a head_dim of the kernel, with tiles of `br` rows or the nearest height that was fitted there.
+
+        Between the head_dims that were fitted they are interpolated. Below the least one a pair costs what it costs
+        there (the exponentials stay), above the greatest in proportion to head_dim. Raises UnsupportedError for a
+        kernel without any.
+        """
+        of_kernel = [one for one in self.of if one.kernel == kernel]
+        if not of_kernel:
+            raise UnsupportedError(
+                f"no ceilings of kernel {kernel!r} on {self.device.name} are known; fit them from a benchmark record"
+            )
+        dims_of = {one.br: [other.head_dim for other in of_kernel if other.br == one.br] for one in of_kernel}
+        height = min(
+            dims_of,
+            key=lambda known: (
+                not min(dims_of[known]) <= head_dim <= max(dims_of[known]),
+                abs(known - br),
+                known,
+            ),
+        )
+        found = sorted((one for one in of_kernel if one.br == height), key=lambda one: one.head_dim)
+        dims = [one.head_dim for one in found]
+        values = np.array([[getattr(one, name) for name in FITTED] for one in found])
+        picked = dict(
+            zip(FITTED, (float(np.interp(head_dim, dims, column)) for column in values.T), strict=True)
+        )
+        picked["pair_ps"] *= max(1.0, head_dim / dims[-1])
+        return Ceiling(kernel, head_dim, height, **picked)
+
+    def as_json(self) -> dict[str, Any]:
+        """As it stands in the file."""
+        return {
+            "device": asdict(self.device),
+            "sources": list(self.sources),
+            "ceilings": [
+                {
+                    name: float(f"{value:.5g}") if name in FITTED else value
+                    for name, value in asdict(one).items()
+                }
+                for one in self.of
+            ],
+        }
+
+
+def load(path: Path = FILE) -> list[Ceilings]:
+    """The ceilings of every device in a file. Raises ValueError for a file that holds none, OSError."""
+    try:
+        content = json.loads(path.read_text())
+        if content["schema"] != SCHEMA:
+            raise ValueError(f"schema {content['schema']}, expected {SCHEMA}")
+        return [
+            Ceilings(
+                Device(**one["device"]),
+                tuple(Ceiling(**ceiling) for ceiling in one["ceilings"]),
+                tuple(one["sources"]),
+            )
+            for one in content["devices"]
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} holds no ceilings ({error}); fit them anew") from error
+
+
+def save(ceilings: Ceilings, path: Path = FILE) -> None:
+    """Put the ceilings of a device into a file, in place of those of the same device."""
+    others = [one for one in load(path) if one.device.name != ceilings.device.name] if path.exists() else []
+    content = {"schema": SCHEMA, "devices": [one.as_json() for one in (*others, ceilings)]}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work items of a call. charges: (parts of block rows, 4), how much of each of PARTS a part has.
+
+    order: part of each work item, in the order in which the kernel takes them.  slots: thread blocks that run
+    at once.  resident: those of one multiprocessor, which share its speed.
+    """
+
+    charges: FloatArray
+    order: NDArray[np.int64]
+    slots: int
+    resident: int = 1
+
+    @cached_property
+    def total(self) -> FloatArray:
+        """All work items' charges, (4,)."""
+        total: FloatArray = np.bincount(self.order, minlength=len(self.charges)) @ self.charges
+        return total
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a call should take. parts_us: by PARTS, "imbalance" (the last multiprocessor after the mean one) and
+    "launch"; they add up to it.  balance: mean load over the greatest, 1 where all finish together.
+    """
+
+    us: float
+    parts_us: dict[str, float]
+    balance: float
+    slots: int
+    items: int
+
+
+def work_of(spec: AttnSpec, problem: Problem, blocks: BlockMask, device: Device) -> Work:
+    """The work items of a call whose batch elements share one mask, cut as `spec` asks.
+
+    Raises UnsupportedError for kernels whose work items the model does not describe.
+    """
+    if spec.kernel not in ("sm80", "sm90"):
+        raise UnsupportedError(f"the cost model describes kernels 'sm80' and 'sm90', got {spec.kernel!r}")
+    each = np.stack([np.ones(len(blocks.kinds)), blocks.kinds == PARTIAL, blocks.kinds == CAUSAL], axis=1)
+    total = np.concatenate([np.zeros((1, 3)), np.cumsum(spec.br * spec.bc * each, axis=0)])
+    parts = schedule(blocks.row_offsets, entry_costs(blocks), crew_of(spec, problem, 1, device.sm_count))
+    charges = np.column_stack([total[parts.end] - total[parts.first], np.ones(len(parts.rows))])
+    heads, section = problem.q_heads * problem.batch, section_of(problem, 1, device.l2_bytes)
+    tiers = np.split(np.arange(len(parts.rows)), parts.tiers[:-1])
+    order = np.concatenate([_in_sections(tier, heads, section) for tier in tiers if len(tier)])
+    resident = _resident(spec)
+    return Work(charges, np.tile(order, spec.value_pieces), resident * device.sm_count, resident)
+
+
+def _in_sections(order: NDArray[np.int64], heads: int, section: int) -> NDArray[np.int64]:
+    """The part of each work item: all of a tier for some heads side by side, then for the next ones."""
+    widths = [min(section, heads - first) for first in range(0, heads, section)]
+    return np.concatenate([np.repeat(order, width) for width in widths])
+
+
+def assign(work: Work, weights_us: FloatArray) -> NDArray[np.int64]:
+    """The slot of each work item: each goes, in order, to the slot that is free first; (items,)."""
+    costs = (work.charges @ weights_us)[work.order].tolist()
+    free = [(0.0, slot) for slot in range(min(work.slots, len(costs)))]
+    found = np.empty(len(costs), np.int64)
+    for item, cost in enumerate(costs):
+        time, slot = free[0]
+        found[item] = slot
+        heapq.heapreplace(free, (time + cost, slot))
+    return found
+
+
+def loads(work: Work, slots: NDArray[np.int64]) -> FloatArray:
+    """The charges of each slot, (slots, 4), in what a multiprocessor alone would need for them."""
+    used = int(slots.max(initial=0)) + 1
+    found = np.zeros((used, len(PARTS)))
+    for column in range(len(PARTS)):
+        found[:, column] = np.bincount(slots, work.charges[work.order, column], minlength=used)
+    return found * work.resident
+
+
+def predict(work: Work, ceiling: Ceiling) -> Prediction:
+    """The time of a call, and what it goes to. A call without a tile takes its items and the launch."""
+    weights = ceiling.weights_us
+    charged = loads(work, assign(work, weights))
+    times = charged @ weights
+    count = min(work.slots, len(work.order))
+    mean = work.total * work.resident / count * weights
+    parts = dict(zip(PARTS, mean.tolist(), strict=True))
+    parts["imbalance"] = float(times.max() - mean.sum())
+    parts["launch"] = ceiling.launch_us
+    return Prediction(sum(parts.values()), parts, float(mean.sum() / times.max()), count, len(work.order))
+
+
+def nearest(devices: Sequence[Ceilings], name: str | None) -> tuple[Ceilings, str]:
+    """The ceilings of a device by its name, and "" or a sentence that says whose they are instead."""
+    for one in devices:
+        if one.device.name == name:
+            return one, ""
+    found = devices[0]
+    asked = f"{name} has not been measured" if name else "there is no GPU here"
+    return found, f"{asked}: these are the ceilings of {found.device.name}"
+
+
+def _resident(spec: AttnSpec) -> int:
+    """Thread blocks of a variant that one multiprocessor holds; the persistent kernel has one."""
+    if spec.kernel == "sm90":
+        return 1
+    shared = (SMEM_LIMIT_BYTES[spec.arch] + 1024) // (spec.smem_bytes + 1024)  # each block reserves 1 KiB
+    return max(1, min(shared, REGISTERS // (REGISTERS_A_THREAD * spec.threads)))

@@ -1,0 +1,74 @@
+"""docs/report.md: its prose is written by hand, its tables and pictures are made from docs/results.
+
+A generated block stands between `<!-- generated: NAME -->` and `<!-- end -->`; everything else is left as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from omnicupy.report import pictures, studies, tables
+from omnicupy.report.library import Library
+
+BLOCK = re.compile(r"<!-- generated: (?P<name>[^>]*?) -->\n.*?<!-- end -->", re.DOTALL)
+OPENING = "<!-- generated:"
+
+BLOCKS: dict[str, Callable[[Library], str]] = {
+    "records": tables.records_used,
+    "dense": tables.dense,
+    "models": tables.models,
+    "sparsity lines": studies.lines,
+    "sparsity crossings": studies.crossings,
+    "choices": studies.choices,
+    "variants": tables.variants,
+    "short": tables.figures("short"),
+    "latency": tables.figures("latency"),
+    "build": tables.figures("build"),
+    "memory": tables.figures("memory"),
+    "host": tables.figures("host"),
+    "cold": tables.figures("cold"),
+    "cpu": tables.figures("cpu"),
+    "bounds": tables.bounds,
+    "ceilings": studies.ceilings,
+    "predictions": studies.predictions,
+    "predicted models": studies.predicted_models,
+    **{f"picture {name}": partial(pictures.block, name) for name in pictures.SHOWN},
+}
+
+
+def render(text: str, library: Library) -> str:
+    """A report's text with every generated block made anew.
+
+    Raises ValueError for a block of an unknown name and for one that does not end.
+    """
+
+    def made(found: re.Match[str]) -> str:
+        name = found["name"]
+        if name not in BLOCKS:
+            raise ValueError(f"report: expected a block of some of {', '.join(BLOCKS)}, got {name!r}")
+        return f"<!-- generated: {name} -->\n\n{BLOCKS[name](library).strip()}\n\n<!-- end -->"
+
+    if len(BLOCK.findall(text)) != text.count(OPENING):
+        raise ValueError("report: a generated block does not end; close it with <!-- end -->")
+    return BLOCK.sub(made, text)
+
+
+def update(docs: Path, *, with_pictures: bool = True) -> list[Path]:
+    """Make docs/report.md and docs/plots anew from docs/results; returns the files that were written.
+
+    Raises ValueError for a report or a record that is none, OSError, ImportError without matplotlib (when pictures
+    are wanted).
+    """
+    library = Library.open(docs / "results")
+    path = docs / "report.md"
+    path.write_text(render(path.read_text(), library))
+    return [path, *(pictures.save(library, docs / "plots") if with_pictures else [])]
+
+
+def stale(docs: Path) -> bool:
+    """True when the report's tables are not those of the records."""
+    text = (docs / "report.md").read_text()
+    return render(text, Library.open(docs / "results")) != text

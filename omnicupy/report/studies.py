@@ -1,0 +1,186 @@
+"""The report's tables of studies: sparsity, the choice of tiles, and the cost model beside its measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from omnicupy import costs, tune
+from omnicupy.bench import configs, fitting, plotstyle, sparsity
+from omnicupy.bench.records import Row, table
+from omnicupy.check import Problem
+from omnicupy.costs import Ceilings
+from omnicupy.report.library import Found, Library
+from omnicupy.report.tables import NONE
+from omnicupy.workloads import by_name
+
+LEAST_DENSITY = 0.05  # below it launches and single tiles show
+
+
+def lines(library: Library) -> str:
+    """Time against executed pairs: the fitted line of each size and its residuals."""
+    found = library.newest("sparsity")
+    if not found:
+        return NONE
+    head = [
+        "sizes",
+        "masks",
+        "launch, ms",
+        "10^9 pairs a ms",
+        "R^2",
+        "largest residual",
+        f"above {LEAST_DENSITY:.0%} density",
+    ]
+    rows = [head, ["---", *["---:"] * 6]]
+    for group in sparsity.groups(found.rows):
+        try:
+            fit = sparsity.line(group)
+        except ValueError:
+            continue
+        dense = [abs(residual) for density, residual in fit.residuals if density > LEAST_DENSITY]
+        cells = [
+            f"{len(fit.residuals)}",
+            f"{fit.launch_ms:.4f}",
+            f"{fit.pairs_per_ms / 1e9:.3f}",
+            f"{fit.r_squared:.4f}",
+        ]
+        rows.append([group.name, *cells, f"{fit.worst:.1%}", f"{max(dense, default=0.0):.1%}"])
+    return f"{found.source}\n\n{table(rows)}"
+
+
+def crossings(library: Library) -> str:
+    """Below which density each system is faster than the fastest dense rival, and full masks against none."""
+    found = library.newest("sparsity")
+    if not found:
+        return NONE
+    rows = [["sizes", "system", "faster than", "below density"], ["---", "---", "---", "---:"]]
+    objects = [["sizes", "full mask", "time over mask=None"], ["---", "---", "---:"]]
+    for group in sparsity.groups(found.rows):
+        for one in sparsity.crossings(group):
+            where = (
+                f"{one.density:.0%}"
+                if one.density is not None
+                else {"faster": "always", "slower": "never"}[one.always]
+            )
+            rows.append(
+                [group.name, *(plotstyle.style(name).label for name in (one.system, one.rival)), where]
+            )
+        for name, ratio in sparsity.full_objects(group).items():
+            objects.append([group.name, plotstyle.style(name).label, f"{ratio:.3f}"])
+    parts = [found.source, table(rows)] + ([table(objects)] if len(objects) > 2 else [])
+    return "\n\n".join(parts)
+
+
+def choices(library: Library) -> str:
+    """What tune.py chooses beside the best tile that the search of all found."""
+    parts = []
+    head = ["workload", "chosen", "TFLOP/s", "best tile", "TFLOP/s", "best over chosen"]
+    for suite in ("tiles90", "tiles"):
+        found = library.newest(suite)
+        if not found:
+            continue
+        rows = [head, ["---", "---", "---:", "---", "---:", "---:"]]
+        for name in dict.fromkeys(row["workload"] for row in found.rows):
+            of = {
+                row["spec"]: row
+                for row in found.rows
+                if row["workload"] == name and row.get("ms") and row.get("correct")
+            }
+            if not of:
+                continue
+            best = max(of.values(), key=lambda row: float(row["tflops"]))
+            word = _chosen(found, best)
+            mine = of.get(word)
+            cells = [f"{mine['tflops']:.0f}" if mine else "", best["spec"], f"{best['tflops']:.0f}"]
+            rows.append([name, word, *cells, f"{best['tflops'] / mine['tflops']:.3f}" if mine else ""])
+        parts.append(f"{found.source}\n\n{table(rows)}")
+    return "\n\n".join(parts) or NONE
+
+
+def _chosen(found: Found, row: Row) -> str:
+    """The word of the variant that tune.py has for a row's problem, with this suite's kernel."""
+    content = found.content
+    batch, heads, kv_heads, q_len, k_len, head_dim = row["shape"]
+    problem = Problem(batch, heads, kv_heads, q_len, k_len, head_dim, content["dtype"])
+    sm_count = fitting.device_of(content).sm_count
+    mappable = found.suite == "tiles90"
+    mask = by_name(row["workload"]).mask()
+    return configs.word(tune.pick(content["arch"], problem, (mask,), sm_count, mappable=mappable))
+
+
+def ceilings(library: Library) -> str:
+    """The cost model's numbers of each device."""
+    head = [
+        "device",
+        "kernel",
+        "head_dim",
+        "rows",
+        "full tiles, TFLOP/s",
+        "partial pair",
+        "causal pair",
+        "work item, us",
+        "launch, us",
+    ]
+    rows = [head, ["---", "---", *["---:"] * 7]]
+    for of in costs.load():
+        for one in of.of:
+            cells = [f"{one.full_tflops(of.device.sm_count):.0f}"]
+            cells += [f"{extra / one.pair_ps:+.0%}" for extra in (one.partial_ps, one.causal_ps)]
+            cells += [f"{one.item_us:.2f}", f"{one.launch_us:.1f}"]
+            rows.append([of.device.name, one.kernel, str(one.head_dim), str(one.br), *cells])
+    return table(rows)
+
+
+def predictions(library: Library) -> str:
+    """How well the model predicts: records that it was fitted on, the same held out, and records that it never saw."""
+    head = ["device", "record", "in the fit", "measurements", "median error", "largest", "of"]
+    rows = [head, ["---", "---", "---", "---:", "---:", "---:", "---"]]
+    for of in costs.load():
+        known = [name for name in of.sources if name in library.of]
+        for name, content in library.of.items():
+            if content.get("device") == of.device.name and content.get("gemm_tflops"):
+                errors = fitting.residuals(of, library.points(name))
+                rows += _errors([of.device.name, name, "yes" if name in known else "no"], errors)
+        held_out = (
+            fitting.held_out([point for name in known for point in library.points(name)]) if known else []
+        )
+        rows += _errors([of.device.name, ", ".join(known), "all but itself"], held_out)
+    return table(rows) if len(rows) > 2 else NONE
+
+
+def _errors(head: list[str], found: Sequence[fitting.Residual]) -> list[list[str]]:
+    if not found:
+        return []
+    worst = max(found, key=lambda one: abs(one.error))
+    cells = [
+        str(len(found)),
+        f"{np.median([abs(one.error) for one in found]):.1%}",
+        f"{abs(worst.error):.1%}",
+    ]
+    return [[*head, *cells, f"{worst.point.workload}, {configs.word(worst.point.spec)}"]]
+
+
+def predicted_models(library: Library) -> str:
+    """The named workloads: predicted and measured time."""
+    found = library.newest("vlm", "masks")
+    known = [of for of in costs.load() if found and of.device.name == found.content.get("device")]
+    if not found or not known:
+        return NONE
+    rows = [["workload", "measured, ms", "predicted, ms", "error"], ["---", "---:", "---:", "---:"]]
+    for one in residuals_of(found, known[0], library):
+        rows.append(
+            [
+                one.point.workload,
+                f"{one.point.us / 1e3:.3f}",
+                f"{one.predicted_us / 1e3:.3f}",
+                f"{one.error:+.1%}",
+            ]
+        )
+    return f"{found.source}\n\n{table(rows)}"
+
+
+def residuals_of(found: Found, known: Ceilings, library: Library) -> list[fitting.Residual]:
+    """Our rows of a suite beside their predictions."""
+    points = [point for point in library.points(found.name) if point.suite == found.suite]
+    return [one for one in fitting.residuals(known, points) if one.point.spec.kernel == "sm90"]
