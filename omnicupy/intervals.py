@@ -130,6 +130,21 @@ def crop(a: Intervals, rows: tuple[int, int], keys: tuple[int, int]) -> Interval
     return pack(start, stop)
 
 
+def stacked(above: Intervals, below: Intervals, q_len: int) -> Intervals:
+    """The q_len rows of `above`, then those of `below`, which has the keys of `above` or more."""
+    n, old = above[0].shape
+    used = below[0] < below[1]
+    start, stop = (np.zeros((n + len(used), used.shape[1]), np.int32) for _ in range(2))
+    for side, upper, lower in ((start, above[0], below[0]), (stop, above[1], below[1])):
+        side[:n, :old] = upper
+        side[n:] = np.where(used, lower + np.int32(q_len), 0)
+    key = np.flatnonzero((above[1].max(axis=0) == q_len) & used[0, :old] & (below[0][0, :old] == 0))
+    last = (above[0] < above[1]).sum(axis=0)[key] - 1
+    stop[last, key] = stop[n, key]  # touching: one interval
+    start[n, key] = stop[n, key] = 0
+    return pack(start, stop)
+
+
 def dense(a: Intervals, rows: tuple[int, int], keys: tuple[int, int]) -> BoolArray:
     """Boolean array (q1 - q0, k1 - k0) of rows [q0, q1) and keys [k0, k1)."""
     start, stop = a[0][:, keys[0] : keys[1]], a[1][:, keys[0] : keys[1]]

@@ -28,7 +28,8 @@ INSTRUCTIONS = re.compile(r"kernels/omni/sm\d+/ptx\.cuh")
 # A module imports only what stands before it. Lines are layers; a new module takes its place here.
 LAYERS = """
     errors spec
-    arrays maskargs intervals bitform pairset blockmask stats draw plot tiling_bits tiling masks samples layouts
+    arrays maskargs intervals bitform pairset segmented blockmask stats draw plot tiling_bits tiling masks
+    samples layouts
     presets.arguments presets.images presets.showo presets.sequences presets.blocks presets
     check
     blas reference cpu
