@@ -36,6 +36,7 @@ LAYERS = """
     source params nvrtc locks cache environment
     packing upload counters tma loading tune plan launch
     api __init__ torch
+    transformers.rules transformers.closures transformers.masking transformers.forward transformers
     model_masks case_masks cases workloads inputs sweep
     bench bench.configs bench.records bench.timing bench.accuracy bench.flex bench.peers
     verify verify.watchdog verify.outcome verify.variants verify.compiling verify.special
