@@ -178,3 +178,34 @@ def test_rules_without_transformers() -> None:
     q, k = np.arange(4, 10)[:, None], np.arange(2, 11)[None]
     wanted = ((q - k >= 0) & (q - k <= 4)) | ((k - 1) // 3 == (q - 1) // 3)
     np.testing.assert_array_equal(masks[2].to_dense(), wanted)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_documents_with_rules_of_their_own_positions(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    edges = np.array([0, *np.sort(rng.choice(49, 3, replace=False) + 1), 50])
+    lengths = np.diff(edges)
+    position = np.concatenate([np.arange(n) + rng.integers(0, 4) for n in lengths])
+    document = np.repeat(rng.permutation(4), lengths)
+    size, marks = int(rng.integers(2, 9)), rng.integers(-1, 2, 60)
+    q, k = position[:, None], position[None]
+    cases = (
+        (rules.Band(0, size), (k <= q) & (q - k <= size)),
+        (rules.Chunks(size, np.array([1])), (k - 1) // size == (q - 1) // size),
+        (rules.Labels(marks[None], least=0), (marks[q] == marks[k]) & (marks[q] >= 0)),
+        (
+            rules.both(rules.Band(low=0), rules.Chunks(size, np.array([0]))),
+            (k <= q) & (k // size == q // size),
+        ),
+    )
+    assert rules.packed(document[None], position[None])
+    for inner, wanted in cases:
+        mask = rules.Documents(document[None], position[None], inner).mask(rules.View(0, 50, 0, 50), 0)
+        np.testing.assert_array_equal(mask.to_dense(), wanted & (document[:, None] == document[None]))
+        assert mask.intervals is not None
+
+
+def test_what_packed_sequences_are() -> None:
+    assert rules.packed(np.array([[0, 0, 1]]), np.array([[4, 5, 0]]))
+    for labels, positions in (([0, 0, 1], [4, 6, 0]), ([0, 1, 0], [0, 0, 1]), ([0, 0, 1], [1, 0, 0])):
+        assert not rules.packed(np.array([labels]), np.array([positions]))
