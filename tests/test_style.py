@@ -35,7 +35,7 @@ LAYERS = """
     blas reference cpu
     source params nvrtc locks cache environment
     packing upload counters tma loading tune plan launch
-    api __init__ torch
+    api __init__ tensors torch
     transformers.rules transformers.closures transformers.masking transformers.forward transformers
     model_masks case_masks cases workloads inputs sweep
     bench bench.configs bench.records bench.timing bench.accuracy bench.flex bench.peers
