@@ -58,6 +58,14 @@ def test_logits(name: str, side: str) -> None:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", tiny.OTHERS)
+def test_models_that_do_not_generate(name: str, side: str) -> None:
+    eager, ours = _pair(name)
+    inputs = tiny.OTHERS[name].inputs(side)
+    _same(ours(**inputs).last_hidden_state, eager(**inputs).last_hidden_state, inputs["attention_mask"])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", ["llama", "mistral", "llama4"])
 def test_padding_longer_than_a_window(name: str, side: str) -> None:
     eager, ours = _pair(name)

@@ -43,7 +43,7 @@ class Tiny:
 
 def model(name: str, attn_implementation: Any, **changes: Any) -> Any:
     """The model of that name with that attention, the same weights every time; changes: of the text's config."""
-    kind, config = MODELS[name].make()
+    kind, config = (MODELS | OTHERS)[name].make()
     text = config.get_text_config()
     for key, value in changes.items():
         setattr(text, key, value)
@@ -193,4 +193,44 @@ MODELS = {
     "gemma3": Tiny(_gemma3, _gemma3_inputs),
     "paligemma": Tiny(_paligemma, _paligemma_inputs),
     "qwen2_5_vl": Tiny(_qwen2_5_vl, _qwen_inputs),
+}
+
+
+ENCODER = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "pad_token_id": PAD,
+}
+
+
+def _bert() -> tuple[Any, Any]:
+    return transformers.BertModel, transformers.BertConfig(**ENCODER)
+
+
+def _modernbert() -> tuple[Any, Any]:
+    config = transformers.ModernBertConfig(**ENCODER, local_attention=8, global_attn_every_n_layers=2)
+    return transformers.ModernBertModel, config
+
+
+def _bart() -> tuple[Any, Any]:
+    sizes = {
+        f"{part}_{name}": n
+        for part in ("encoder", "decoder")
+        for name, n in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 48))
+    }
+    config = transformers.BartConfig(
+        vocab_size=VOCABULARY, d_model=32, max_position_embeddings=64, pad_token_id=PAD, **sizes
+    )
+    return transformers.BartModel, config
+
+
+# Models that are no language models: both-sided attention and windows, attention to another sequence.
+OTHERS = {
+    "bert": Tiny(_bert, _text_inputs),
+    "modernbert": Tiny(_modernbert, _text_inputs),
+    "bart": Tiny(_bart, _text_inputs),
 }
