@@ -8,7 +8,7 @@ Importing needs no GPU, reads no file and imports no CuPy.
 """
 
 from omnicupy import presets
-from omnicupy.api import attention
+from omnicupy.api import attention, prepare
 from omnicupy.blockmask import BlockMask
 from omnicupy.errors import CompileError, UnsupportedError
 from omnicupy.layouts import (
@@ -44,6 +44,7 @@ __all__ = [
     "full",
     "intervals",
     "prefix",
+    "prepare",
     "presets",
     "random",
     "ranges",

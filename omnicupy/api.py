@@ -46,9 +46,8 @@ def attention(
     their last axis must be contiguous and all rows 16-byte aligned, so a (batch, tokens, heads, head_dim)
     array passes as a transposed view without a copy. Scores and sums are float32. NaN or Inf in a key or
     value that no row of its batch element may see never reaches the output; in one that some row may see, it
-    reaches that row and may reach the rows that share its tile. In a CUDA graph, call once before the capture
-    and keep the mask while the graph is
-    used: the graph reads the mask's device arrays.
+    reaches that row and may reach the rows that share its tile. In a CUDA graph, call `prepare` or this
+    once before the capture and keep the mask while the graph is used: the graph reads the mask's device arrays.
 
     Raises TypeError and ValueError, before any work, for arguments of the wrong kind, shape, dtype, device,
     layout or value; UnsupportedError when no kernel serves the device or no NVRTC can be loaded; CompileError
@@ -62,6 +61,35 @@ def attention(
     return cpu.attention(
         q, k, v, masks, scale=check.scale_of(scale, problem.head_dim), return_lse=return_lse, out=out
     )
+
+
+def prepare(
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Mask | Sequence[Mask] | None = None,
+    *,
+    scale: float | None = None,
+    out: Any = None,
+    config: AttnSpec | None = None,
+) -> None:
+    """All that the first `attention` call with these arguments does before its launch: then capture it.
+
+    Cuts the mask into tiles and copies them to the device, on CuPy's current stream there; compiles the kernel
+    where the disk cache lacks it, and loads it. Reads no element of q, k and v, and writes none of `out`. What
+    counts is what `attention` plans by: shapes, strides, dtypes, device, scale, config and the mask object, and
+    whether `out` is given; another array like q does as well. Keep the mask: what is made lives on it.
+
+    On NumPy arrays it checks the arguments and does nothing else.
+    Raises what `attention` raises.
+    """
+    if isinstance(q, np.ndarray):
+        check.problem(q, k, v, mask, scale=scale, out=out, config=config)
+        return
+    _load_gpu(q, k, v)
+    from omnicupy import launch
+
+    launch.plan_of(q, k, v, mask, scale=scale, out=out, config=config, stream=None)
 
 
 def _load_gpu(q: Any, k: Any, v: Any) -> Callable[..., Any]:

@@ -267,7 +267,9 @@ def _check_config(config: AttnSpec, found: Problem, on_gpu: bool) -> None:
 
 
 def _refuse_non_array(name: str, value: object) -> NoReturn:
-    how = "cupy.from_dlpack" if hasattr(value, "__dlpack__") else "cupy.asarray or numpy.asarray"
+    how = "cupy.asarray or numpy.asarray"
+    if hasattr(value, "__dlpack__"):
+        how = "numpy.asarray on the CPU, with cupy.from_dlpack on a GPU"
     raise TypeError(f"{name} must be a CuPy or NumPy array, got {_type_name(value)}; convert it with {how}")
 
 

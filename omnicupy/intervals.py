@@ -101,6 +101,12 @@ def rectangles(bounds: NDArray[np.int64], q_len: int, k_len: int) -> Intervals:
 
 def union(a: Intervals, b: Intervals, q_len: int) -> Intervals:
     """Pairs in a or b."""
+    if len(a[0]) == len(b[0]) == 1:
+        joint = np.maximum(a[0], b[0]) <= np.minimum(a[1], b[1])  # they overlap or touch
+        only_a, only_b = b[0] >= b[1], a[0] >= a[1]
+        if (joint | only_a | only_b).all():  # no key needs a second interval, so nothing is sorted
+            start = np.where(only_a, a[0], np.where(only_b, b[0], np.minimum(a[0], b[0])))
+            return start, np.maximum(a[1], b[1])
     return canonical(np.concatenate([a[0], b[0]]), np.concatenate([a[1], b[1]]), q_len)
 
 
@@ -127,6 +133,21 @@ def crop(a: Intervals, rows: tuple[int, int], keys: tuple[int, int]) -> Interval
     (q0, q1), (k0, k1) = rows, keys
     start = np.clip(a[0][:, k0:k1], q0, q1) - np.int32(q0)
     stop = np.clip(a[1][:, k0:k1], q0, q1) - np.int32(q0)
+    return pack(start, stop)
+
+
+def stacked(above: Intervals, below: Intervals, q_len: int) -> Intervals:
+    """The q_len rows of `above`, then those of `below`, which has the keys of `above` or more."""
+    n, old = above[0].shape
+    used = below[0] < below[1]
+    start, stop = (np.zeros((n + len(used), used.shape[1]), np.int32) for _ in range(2))
+    for side, upper, lower in ((start, above[0], below[0]), (stop, above[1], below[1])):
+        side[:n, :old] = upper
+        side[n:] = np.where(used, lower + np.int32(q_len), 0)
+    key = np.flatnonzero((above[1].max(axis=0) == q_len) & used[0, :old] & (below[0][0, :old] == 0))
+    last = (above[0] < above[1]).sum(axis=0)[key] - 1
+    stop[last, key] = stop[n, key]  # touching: one interval
+    start[n, key] = stop[n, key] = 0
     return pack(start, stop)
 
 

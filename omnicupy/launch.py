@@ -23,7 +23,7 @@ from omnicupy.spec import AttnSpec
 from omnicupy.tma import can_map
 from omnicupy.upload import DeviceBlocks, cache_of, device_blocks, find_cache
 
-__all__ = ["Plan", "attention", "device_info", "grid_of", "kernel", "pack_params", "section_of"]
+__all__ = ["Plan", "attention", "device_info", "grid_of", "kernel", "pack_params", "plan_of", "section_of"]
 
 MAX_PLANS = 256  # a mask's plans (shapes, strides, options); the oldest goes first
 MAX_EXTERNAL = 256  # streams of other libraries that are kept
@@ -52,6 +52,21 @@ def attention(
     stream: a stream of that device, None for CuPy's current one.  empty: called with the shape and dtype of
     an output, returns an array like q, C-contiguous; None is cupy.ndarray.
     """
+    plan = plan_of(q, k, v, mask, scale=scale, out=out, config=config, stream=stream)
+    current = _runtime.getDevice()
+    if current == plan.device:
+        return plan.launch(q, k, v, out, return_lse, stream=stream, empty=empty)
+    _runtime.setDevice(plan.device)
+    try:
+        return plan.launch(q, k, v, out, return_lse, stream=stream, empty=empty)
+    finally:
+        _runtime.setDevice(current)
+
+
+def plan_of(q: Any, k: Any, v: Any, mask: Any, *, scale: Any, out: Any, config: Any, stream: Any) -> Plan:
+    """The plan that was made for such arguments, or a new one: the kernel loaded, the block lists on their way to
+    the device. Raises every argument error.
+    """
     key = None
     try:
         device = q.data.device_id
@@ -72,14 +87,7 @@ def attention(
         if plan is None:
             with cupy.cuda.Device(q.data.device_id), stream or nullcontext():
                 plan = _new_plan(problem, q, k, v, mask, scale=scale, out=out, config=config, key=key)
-    current = _runtime.getDevice()
-    if current == plan.device:
-        return plan.launch(q, k, v, out, return_lse, stream=stream, empty=empty)
-    _runtime.setDevice(plan.device)
-    try:
-        return plan.launch(q, k, v, out, return_lse, stream=stream, empty=empty)
-    finally:
-        _runtime.setDevice(current)
+    return plan
 
 
 def external_stream(device: int, handle: int) -> Any:

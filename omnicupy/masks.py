@@ -5,18 +5,20 @@ from __future__ import annotations
 import itertools
 import operator
 import weakref
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any, NoReturn
 
 import numpy as np
 
-from omnicupy import bitform, draw, intervals
+from omnicupy import bitform, draw, intervals, segmented
 from omnicupy.bitform import ByteArray
 from omnicupy.blockmask import BlockMask
 from omnicupy.intervals import Intervals
-from omnicupy.maskargs import integer
+from omnicupy.maskargs import integer, length
 from omnicupy.pairset import PairSet, Segment
 from omnicupy.plot import plot
+from omnicupy.segmented import Sample
 from omnicupy.stats import MaskStats, stats_of
 from omnicupy.tiling import cut
 
@@ -160,6 +162,59 @@ class Mask(PairSet):
         if self.intervals is not None:
             return Mask(shape, intervals=intervals.crop(self.intervals, rows, keys), **notes)
         bits = bitform.packed(lambda a, b: self.dense(q0 + a, q0 + b, k0, k1), *shape)
+        return from_bits(bits, shape, **notes)
+
+    def extend(self, added: Mask | Sample | Sequence[Sample], *, new_document: bool = False) -> Mask:
+        """The mask with tokens appended, equal to the one built whole; this one stays as it is.
+
+        added: segments, as `segments` takes them, for a mask that `segments`, `documents`, `causal` or a
+        preset made of segments alone: mask.extend([("text", 12), ("image", 64)]). They continue the last
+        document, or start a new one (new_document); of a list of samples the first continues. Or a mask of
+        the new rows against all keys, old ones first, of shape (new rows, old keys + new keys), for any mask;
+        the old rows do not see the new keys: whole == whole.rows(0, a, b).extend(whole.rows(a, q_len)) where
+        no row before a sees a key from b on.
+
+        Raises TypeError or ValueError for other lists, for segments where the mask is not made of segments
+        (windows, for one, do not say what further rows see) and for a mask with fewer keys.
+        """
+        if isinstance(added, Mask):
+            return self._with_rows(added, new_document)
+        new = segmented.checked("extend", added)
+        q_len, k_len = self.shape
+        old = segmented.of_segments(self.segments or [(segmented.TEXT, 0, k_len, 0)])
+        # `&` and slices keep the segments for pictures, so the pairs decide whether they make the mask
+        if (
+            q_len != k_len
+            or old.tokens != k_len
+            or Mask(self.shape, intervals=segmented.spans(old)[0]) != self
+        ):
+            raise ValueError(
+                f"extend: segments continue only a mask made of at most {segmented.MAX_DRAWN} segments and "
+                f"nothing else, got {self!r}; append a mask of the new rows against all keys instead"
+            )
+        pairs, described = segmented.spans(segmented.joined(old, new, new_document))
+        total = pairs[0].shape[1]
+        return Mask((total, total), intervals=pairs, diagonal=self.diagonal, segments=described)
+
+    def _with_rows(self, rows: Mask, new_document: bool) -> Mask:
+        q_len, k_len = self.shape
+        shape = (length("extend", "the rows of both masks", q_len + rows.shape[0]), rows.shape[1])
+        if new_document:
+            raise ValueError(
+                "extend: new_document goes with segments, got it with a mask; the mask's rows say what they see"
+            )
+        if rows.shape[1] < k_len:
+            raise ValueError(
+                f"extend: a mask of new rows must have the {k_len} keys of this mask or more, got shape "
+                f"{rows.shape}; build it against all keys, old ones first"
+            )
+        notes: dict[str, Any] = {"diagonal": self.diagonal, "segments": rows.segments or self.segments}
+        if self.intervals is not None and rows.intervals is not None:
+            return Mask(shape, intervals=intervals.stacked(self.intervals, rows.intervals, q_len), **notes)
+        bits = np.zeros((shape[0], -(-shape[1] // 8)), np.uint8)
+        old = self.packed_bits()
+        bits[:q_len, : old.shape[1]] = old
+        bits[q_len:] = rows.packed_bits()
         return from_bits(bits, shape, **notes)
 
     def blocks(self, br: int, bc: int) -> BlockMask:

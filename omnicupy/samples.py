@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from omnicupy.maskargs import MAX_LENGTH, integer
+from omnicupy import segmented
+from omnicupy.maskargs import integer
 from omnicupy.maskargs import length as checked_length
 from omnicupy.masks import Mask
-from omnicupy.pairset import Segment
-
-Sample = Sequence[tuple[str, int]]
-TEXT, IMAGE, NOISE = KINDS = ("text", "image", "noise")
-MAX_DRAWN = 2048  # segments that a mask describes; more are no picture, and cost more than the mask
+from omnicupy.segmented import IMAGE as IMAGE
+from omnicupy.segmented import KINDS as KINDS
+from omnicupy.segmented import NOISE as NOISE
+from omnicupy.segmented import TEXT as TEXT
+from omnicupy.segmented import Layout, Sample
 
 
 def segments(layout: Sample | Sequence[Sample]) -> Mask:
@@ -30,21 +30,7 @@ def segments(layout: Sample | Sequence[Sample]) -> Mask:
 
     Raises TypeError or ValueError for anything else: an empty list, an unknown kind, a length below 1.
     """
-    kinds: list[str] = []
-    lengths: list[int] = []
-    counts: list[int] = []
-    for number, sample in enumerate(_documents(layout)):
-        if not isinstance(sample, Sequence) or isinstance(sample, str):
-            raise TypeError(
-                f"segments: document {number} of layout: expected a list of (kind, length), got {sample!r}; "
-                "write a list"
-            )
-        for place, segment in enumerate(sample):
-            kind, tokens = _segment(segment, number, place)
-            kinds.append(kind)
-            lengths.append(tokens)
-        counts.append(len(sample))
-    return packed(kinds, lengths, counts)
+    return _mask(segmented.checked("segments", layout))
 
 
 def documents(lengths: Sequence[int], causal: bool = True) -> Mask:
@@ -119,66 +105,17 @@ def _check_random(
         )
 
 
-def _documents(layout: Sample | Sequence[Sample]) -> Sequence[Sample]:
-    """The samples of a layout; one sample is a list of one."""
-    if isinstance(layout, str) or not isinstance(layout, Sequence):
-        raise TypeError(
-            f"segments: layout must be a list of (kind, length) or a list of such lists, got "
-            f'{type(layout).__name__}; write for example [("text", 120), ("image", 729)]'
-        )
-    if not layout or any(isinstance(sample, Sequence) and not sample for sample in layout):
-        raise ValueError(
-            "segments: layout and each of its documents must hold at least one segment, got an empty list; "
-            "drop it"
-        )
-    if isinstance(layout[0], Sequence) and isinstance(layout[0][0], str):
-        return [cast("Sample", layout)]
-    return cast("Sequence[Sample]", layout)
-
-
-def _segment(segment: object, document: int, place: int) -> tuple[str, int]:
-    """One checked (kind, length)."""
-    if isinstance(segment, tuple) and len(segment) == 2:
-        kind, tokens = segment
-        if type(tokens) is int and tokens > 0 and kind in KINDS:
-            return kind, tokens
-    where = f"segments: document {document}, segment {place} of layout"
-    if not isinstance(segment, Sequence) or isinstance(segment, str) or len(segment) != 2:
-        raise TypeError(f"{where}: expected (kind, length), got {segment!r}; write a pair")
-    kind, tokens = segment
-    if kind not in KINDS:
-        raise ValueError(f"{where}: kind must be one of {', '.join(KINDS)}, got {kind!r}; name one of these")
-    tokens = integer(where, "length", tokens)
-    if tokens < 1:
-        raise ValueError(f"{where}: length must be at least 1 token, got {tokens}; drop the segment")
-    return kind, tokens
-
-
 def packed(kinds: Sequence[str], lengths: Sequence[int], counts: Sequence[int]) -> Mask:
     """The mask of segments of these kinds and lengths, trusted; counts: segments of each document."""
-    code = np.fromiter(map(KINDS.index, kinds), np.int8, len(kinds))
-    return from_codes(code, np.array(lengths, np.int64), np.array(counts, np.int64))
+    return _mask(segmented.coded(kinds, lengths, counts))
 
 
 def from_codes(code: NDArray[np.int8], sizes: NDArray[np.int64], counts: NDArray[np.int64]) -> Mask:
     """`packed` with kinds as places in KINDS; the mask names its segments where they are few enough to draw."""
-    stops = np.cumsum(sizes)
-    total = int(stops[-1])
-    if total > MAX_LENGTH:
-        raise ValueError(
-            f"layout: expected at most {MAX_LENGTH} tokens, got {total}; split it into several masks"
-        )
-    firsts = stops - sizes
-    ends = np.repeat(stops[np.cumsum(counts) - 1], counts)
-    # the first row that sees key k: k itself in text, the segment's first row elsewhere
-    first_row = np.where(code == KINDS.index(TEXT), total, firsts).astype(np.int32)
-    end_row = np.where(code == KINDS.index(NOISE), stops, ends).astype(np.int32)
-    start = np.repeat(first_row, sizes)
-    np.minimum(start, np.arange(total, dtype=np.int32), out=start)
-    stop = np.repeat(end_row, sizes)
-    described: tuple[Segment, ...] = ()
-    if len(sizes) <= MAX_DRAWN:
-        document = np.repeat(np.arange(len(counts)), counts)
-        kinds = [KINDS[i] for i in code.tolist()]
-        described = tuple(zip(kinds, firsts.tolist(), stops.tolist(), document.tolist(), strict=True))
-    return Mask((total, total), intervals=(start[None], stop[None]), segments=described)
+    return _mask(Layout(code, sizes, counts))
+
+
+def _mask(layout: Layout) -> Mask:
+    pairs, described = segmented.spans(layout)
+    total = pairs[0].shape[1]
+    return Mask((total, total), intervals=pairs, segments=described)

@@ -3,7 +3,7 @@
     import omnicupy as oc, omnicupy.torch
     out = oc.torch.attention(q, k, v, mask)
 
-The only module that imports PyTorch; `import omnicupy` does not import this one.
+`import omnicupy` does not import this module, so PyTorch stays optional.
 """
 
 from __future__ import annotations
@@ -16,21 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from omnicupy import api
-from omnicupy.arrays import BFLOAT16, DeviceArray
+from omnicupy import api, tensors
+from omnicupy.arrays import DeviceArray
 from omnicupy.errors import UnsupportedError
 from omnicupy.masks import Mask, of_handle
 from omnicupy.spec import AttnSpec
 
-__all__ = ["attention"]
+__all__ = ["attention", "prepare"]
 
-DTYPES = {
-    torch.float16: np.dtype(np.float16),
-    torch.bfloat16: BFLOAT16,
-    torch.float32: np.dtype(np.float32),
-    torch.float64: np.dtype(np.float64),
-}
-_TORCH = {dtype: name for name, dtype in DTYPES.items()}
+_TORCH = {dtype: name for name, dtype in tensors.DTYPES.items()}
 _PLAIN = (torch.Tensor, torch.nn.Parameter)  # other subclasses go through the dispatcher, which knows them
 _LIST = 0  # no mask's handle: what follows is a list of masks, one a batch element
 
@@ -60,36 +54,57 @@ def attention(
     torch allocates the outputs. CPU tensors (float16, bfloat16, float32, float64) run on NumPy and BLAS.
     Inside torch.compile the call is one operator of the graph, and masks are inputs of it: pass them as
     arguments, and a new mask of the same shape recompiles nothing (the second one does, once).
-    In a CUDA graph, call once before the capture and keep the mask while the graph is used.
+    In a CUDA graph, call `prepare` or this once before the capture and keep the mask while the graph is used.
 
     Returns `out`, or (out, lse) with lse (batch, q_heads, q_len), float32.
     Raises what `omnicupy.attention` raises; UnsupportedError for tensors that require a gradient outside of
     torch.no_grad() and torch.inference_mode(), and for `config` inside torch.compile.
     """
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(tensor, torch.Tensor):
-            _refuse(name, tensor)
-    if out is not None and not isinstance(out, torch.Tensor):
-        _refuse("out", out)
+    tensors.check(q, k, v, out)
     if torch.is_grad_enabled():
-        _check_gradients(q, k, v, out)
+        tensors.check_gradients(q, k, v, out)
     if torch.compiler.is_compiling() or type(q) not in _PLAIN or _modes():
         return _through_operator(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
     run = _run if "torch._dynamo" not in sys.modules else _untraced_run()
     return run(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
 
 
+def prepare(
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Mask | Sequence[Mask] | None = None,
+    *,
+    scale: float | None = None,
+    out: Any = None,
+    config: AttnSpec | None = None,
+) -> None:
+    """`omnicupy.prepare` on torch tensors: what the first `attention` call with these arguments does before its
+    launch, on torch's current stream. On CPU tensors it checks the arguments and does nothing else.
+
+    Raises what `attention` raises, but for gradients: none are lost here.
+    """
+    tensors.check(q, k, v, out)
+    on_gpu = tensors.device_type(q, k, v, out) == "cuda"
+    take: Any = tensors.on_device if on_gpu else tensors.on_host
+    arrays = (take("q", q), take("k", k), take("v", v), mask)
+    options: dict[str, Any] = {
+        "scale": scale,
+        "out": None if out is None else take("out", out),
+        "config": config,
+    }
+    if on_gpu:
+        launch, index = _launcher(), q.device.index
+        stream = launch.external_stream(index, torch.cuda.current_stream(index).cuda_stream)
+        launch.plan_of(*arrays, stream=stream, **options)
+    else:
+        api.prepare(*arrays, **options)
+
+
 def _run(q: Any, k: Any, v: Any, mask: Any, *, scale: Any, return_lse: bool, out: Any, config: Any) -> Any:
     """The call on real tensors."""
-    device = q.device
-    if k.device != device or v.device != device or (out is not None and out.device != device):
-        _refuse_devices(device, (("k", k), ("v", v), ("out", out)))
-    if device.type == "cuda":
-        found = _on_gpu(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
-    elif device.type == "cpu":
-        found = _on_cpu(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
-    else:
-        raise ValueError(f"q must be on a CPU or a CUDA device, got {device}; move q, k and v to one")
+    run = _on_gpu if tensors.device_type(q, k, v, out) == "cuda" else _on_cpu
+    found = run(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
     if out is not None:
         torch.autograd.graph.increment_version(out)
     return found
@@ -102,34 +117,29 @@ def _untraced_run() -> Callable[..., Any]:
 
 
 def _on_gpu(q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any:
-    global _launch
-    if _launch is None:
-        from omnicupy import launch
-
-        _launch = launch
-    index = q.device.index
+    launch, index = _launch or _launcher(), q.device.index
     # The tensors are named in this frame and their callers', so they outlive the launch.
     out = options.pop("out")
-    found = _launch.attention(
-        _on_device("q", q),
-        _on_device("k", k),
-        _on_device("v", v),
+    found = launch.attention(
+        tensors.on_device("q", q),
+        tensors.on_device("k", k),
+        tensors.on_device("v", v),
         mask,
-        out=None if out is None else _on_device("out", out),
-        stream=_launch.external_stream(index, torch.cuda.current_stream(index).cuda_stream),
+        out=None if out is None else tensors.on_device("out", out),
+        stream=launch.external_stream(index, torch.cuda.current_stream(index).cuda_stream),
         empty=_allocator(index),
         **options,
     )
     return (found[0].owner, found[1].owner) if options["return_lse"] else found.owner
 
 
-def _on_device(name: str, tensor: Any) -> DeviceArray:
-    dtype = DTYPES.get(tensor.dtype) or _refuse_dtype(name, tensor)
-    array = DeviceArray(tensor, dtype, tensor.data_ptr(), tensor.device.index)
-    size = dtype.itemsize
-    array.shape = tuple(tensor.shape)
-    array.strides = tuple([size * stride for stride in tensor.stride()])
-    return array
+def _launcher() -> Any:
+    global _launch
+    if _launch is None:
+        from omnicupy import launch
+
+        _launch = launch
+    return _launch
 
 
 @cache
@@ -148,19 +158,12 @@ def _allocator(index: int) -> Callable[[tuple[int, ...], Any], DeviceArray]:
 def _on_cpu(q: Any, k: Any, v: Any, mask: Any, *, scale: Any, return_lse: bool, out: Any, config: Any) -> Any:
     if config is not None:
         raise ValueError("config must be None for CPU tensors: it chooses a GPU kernel; pass CUDA tensors")
-    inputs = (_on_host("q", q), _on_host("k", k), _on_host("v", v))
+    inputs = (tensors.on_host("q", q), tensors.on_host("k", k), tensors.on_host("v", v))
     target = torch.empty(q.shape, dtype=q.dtype) if out is None else out
-    found = api.attention(*inputs, mask, scale=scale, return_lse=return_lse, out=_on_host("out", target))
+    found = api.attention(
+        *inputs, mask, scale=scale, return_lse=return_lse, out=tensors.on_host("out", target)
+    )
     return (target, torch.from_numpy(found[1])) if return_lse else target
-
-
-def _on_host(name: str, tensor: Any) -> Any:
-    """The NumPy array of a CPU tensor's own memory."""
-    dtype = DTYPES.get(tensor.dtype) or _refuse_dtype(name, tensor)
-    tensor = tensor.detach()
-    if tensor.dtype == torch.bfloat16:  # NumPy knows it by ml_dtypes' name, torch does not
-        return tensor.view(torch.int16).numpy().view(dtype)
-    return tensor.numpy()
 
 
 def _through_operator(
@@ -237,37 +240,3 @@ _operator_out = torch.library.custom_op(
     schema=f"(Tensor q, Tensor k, Tensor v, Tensor(a!) out, {_REST}) -> Tensor",
 )
 _operator_out.register_fake(_forward_out_fake)
-
-
-def _check_gradients(*tensors: Any) -> None:
-    for name, tensor in zip(("q", "k", "v", "out"), tensors, strict=True):
-        if tensor is not None and tensor.requires_grad:
-            raise UnsupportedError(
-                f"{name} requires a gradient, but attention has no backward pass yet; call it under "
-                f"torch.no_grad() or pass {name}.detach()"
-            )
-
-
-def _refuse(name: str, value: object) -> None:
-    kind = type(value)
-    module = kind.__module__.partition(".")[0]
-    shown = kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
-    raise TypeError(
-        f"{name} must be a torch.Tensor, got {shown}; convert it with torch.as_tensor, or call "
-        "omnicupy.attention, which takes CuPy and NumPy arrays"
-    )
-
-
-def _refuse_dtype(name: str, tensor: Any) -> Any:
-    raise TypeError(
-        f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}; cast q, k and v"
-    )
-
-
-def _refuse_devices(device: Any, named: Sequence[tuple[str, Any]]) -> None:
-    for name, tensor in named:
-        if tensor is not None and tensor.device != device:
-            raise ValueError(
-                f"{name} must be on the device of q ({device}), got {tensor.device}; move it with "
-                f"{name}.to({str(device)!r})"
-            )

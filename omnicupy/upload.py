@@ -42,7 +42,7 @@ class DeviceBlocks:
         if self.home.ptr > _PER_THREAD_STREAM and self.home.is_capturing():
             raise UnsupportedError(
                 "mask: its block lists are not on the device yet and cannot be copied while the stream is "
-                "captured; call attention once with these shapes and this mask before the capture"
+                "captured; call prepare or attention with these shapes and this mask before the capture"
             )
         # asarray stages through CuPy's pinned pool, which keeps the staging memory until the copy is done.
         self._buffer = cupy.asarray(packed.buffer)

@@ -17,6 +17,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """One thread a worker (-n): threads of several workers would wait for each other on the same cores."""
+    if config.getoption("numprocesses", None):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers are started later and inherit it
+
+
 @functools.cache
 def gpu_problem() -> str | None:
     """Why the tests marked gpu cannot run here, or None when they can."""

@@ -185,12 +185,13 @@ def test_threads_share_a_mask() -> None:
         _close(outs[i], call, mask)
 
 
-def test_a_graph_replays_on_new_inputs() -> None:
+@pytest.mark.parametrize("first", ["attention", "prepare"])
+def test_a_graph_replays_on_new_inputs(first: str) -> None:
     arrays, mask = _arrays(), _mask()
     out = cp.empty(SHAPE, np.float16)
     stream = cp.cuda.Stream(non_blocking=True)
     with stream:
-        oc.attention(*arrays, mask, out=out)
+        getattr(oc, first)(*arrays, mask, out=out)
         stream.synchronize()
         stream.begin_capture()
         oc.attention(*arrays, mask, out=out)

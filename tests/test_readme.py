@@ -34,10 +34,18 @@ def _commands() -> list[str]:
     return [line.removeprefix("python cli.py") for line in lines if line.startswith("python cli.py")]
 
 
+OPTIONAL = ("transformers", "torch", "jax")  # a block belongs to the first that it imports
+
+
+def _library(block: str) -> str | None:
+    """The optional library that a block shows."""
+    return next((name for name in OPTIONAL if re.search(rf"^(?:import|from) {name}\b", block, re.M)), None)
+
+
 def _run_code(names: dict[str, Any]) -> None:
-    """The blocks in their order, but for that of PyTorch, which has a test of its own."""
+    """The blocks in their order, but for those of optional libraries, which have a test of their own."""
     for block in _blocks("python"):
-        if "import torch" not in block:
+        if _library(block) is None:
             exec(compile(block, "README.md", "exec"), names)
 
 
@@ -49,9 +57,10 @@ def test_the_code_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     assert "1195 rows x 1195 keys" in capsys.readouterr().out
 
 
-def test_the_torch_code_runs() -> None:
-    pytest.importorskip("torch", reason="PyTorch is not installed")
-    (block,) = (block for block in _blocks("python") if "import torch" in block)
+@pytest.mark.parametrize("library", OPTIONAL)
+def test_the_code_of_an_optional_library_runs(library: str) -> None:
+    pytest.importorskip(library, reason=f"{library} is not installed")
+    (block,) = (block for block in _blocks("python") if _library(block) == library)
     exec(compile(block, "README.md", "exec"), {})
 
 
@@ -95,7 +104,8 @@ def test_commands_that_need_no_gpu_run(line: str, tmp_path: Path, monkeypatch: p
 
 def test_the_mask_table_has_every_constructor() -> None:
     listed = re.findall(r"^\| `(\w+)\(", README, re.MULTILINE)
-    others = {"AttnSpec", "BlockMask", "CompileError", "Mask", "UnsupportedError", "attention", "presets"}
+    others = {"AttnSpec", "BlockMask", "CompileError", "Mask", "UnsupportedError"}
+    others |= {"attention", "prepare", "presets"}
     assert sorted(listed) == sorted(set(oc.__all__) - others)
 
 

@@ -28,13 +28,15 @@ INSTRUCTIONS = re.compile(r"kernels/omni/sm\d+/ptx\.cuh")
 # A module imports only what stands before it. Lines are layers; a new module takes its place here.
 LAYERS = """
     errors spec
-    arrays maskargs intervals bitform pairset blockmask stats draw plot tiling_bits tiling masks samples layouts
+    arrays maskargs intervals bitform pairset segmented blockmask stats draw plot tiling_bits tiling masks
+    samples layouts
     presets.arguments presets.images presets.showo presets.sequences presets.blocks presets
     check
     blas reference cpu
     source params nvrtc locks cache tuned environment
     schedule packing upload counters workspace tma loading tune plan launch
-    api __init__ torch
+    api __init__ tensors torch
+    transformers.rules transformers.closures transformers.masking transformers.forward transformers
     model_masks case_masks cases workloads maskspec inputs sweep waste costs
     bench bench.configs bench.records bench.timing bench.accuracy bench.flex bench.peers
     bench.catalog bench.fitting bench.sparsity bench.plotstyle bench.plotrows bench.plots

@@ -108,12 +108,13 @@ def test_a_mask_first_used_on_one_stream_is_waited_for_on_another() -> None:
     _close(out, arrays, mask)
 
 
-def test_a_cuda_graph_replays_on_new_inputs() -> None:
+@pytest.mark.parametrize("first", ["attention", "prepare"])
+def test_a_cuda_graph_replays_on_new_inputs(first: str) -> None:
     arrays, mask = _inputs(), _mask()
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        oc.torch.attention(*arrays, mask)
+        getattr(oc.torch, first)(*arrays, mask)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):  # on a stream of its own, which the mask has not met

@@ -165,7 +165,7 @@ def test_a_captured_stream_refuses_the_first_copy(
         _copy(device)
     assert str(error.value) == (
         "mask: its block lists are not on the device yet and cannot be copied while the stream is captured; "
-        "call attention once with these shapes and this mask before the capture"
+        "call prepare or attention with these shapes and this mask before the capture"
     )
     assert device.uploads == []
 

@@ -1,0 +1,92 @@
+"""PyTorch tensors as the arrays that the library takes, without a copy, and what is wrong with some."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from omnicupy.arrays import BFLOAT16, DeviceArray
+from omnicupy.errors import UnsupportedError
+
+DTYPES = {
+    torch.float16: np.dtype(np.float16),
+    torch.bfloat16: BFLOAT16,
+    torch.float32: np.dtype(np.float32),
+    torch.float64: np.dtype(np.float64),
+}
+
+
+def on_device(name: str, tensor: Any) -> DeviceArray:
+    """The memory of a CUDA tensor."""
+    dtype = DTYPES.get(tensor.dtype) or _refuse_dtype(name, tensor)
+    array = DeviceArray(tensor, dtype, tensor.data_ptr(), tensor.device.index)
+    size = dtype.itemsize
+    array.shape = tuple(tensor.shape)
+    array.strides = tuple([size * stride for stride in tensor.stride()])
+    return array
+
+
+def on_host(name: str, tensor: Any) -> Any:
+    """The NumPy array of a CPU tensor's own memory."""
+    dtype = DTYPES.get(tensor.dtype) or _refuse_dtype(name, tensor)
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:  # NumPy knows it by ml_dtypes' name, torch does not
+        return tensor.view(torch.int16).numpy().view(dtype)
+    return tensor.numpy()
+
+
+def check(q: Any, k: Any, v: Any, out: Any) -> None:
+    """Raises TypeError where one is no tensor; out may be None."""
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(tensor, torch.Tensor):
+            _refuse(name, tensor)
+    if out is not None and not isinstance(out, torch.Tensor):
+        _refuse("out", out)
+
+
+def device_type(q: Any, k: Any, v: Any, out: Any) -> str:
+    """ "cuda" or "cpu"; raises ValueError for other devices and where the tensors are on several."""
+    device = q.device
+    if k.device != device or v.device != device or (out is not None and out.device != device):
+        _refuse_devices(device, (("k", k), ("v", v), ("out", out)))
+    if device.type not in ("cuda", "cpu"):
+        raise ValueError(f"q must be on a CPU or a CUDA device, got {device}; move q, k and v to one")
+    return str(device.type)
+
+
+def check_gradients(*tensors: Any) -> None:
+    """Raises UnsupportedError where q, k, v or out requires a gradient."""
+    for name, tensor in zip(("q", "k", "v", "out"), tensors, strict=True):
+        if tensor is not None and tensor.requires_grad:
+            raise UnsupportedError(
+                f"{name} requires a gradient, but attention has no backward pass yet; call it under "
+                f"torch.no_grad() or pass {name}.detach()"
+            )
+
+
+def _refuse(name: str, value: object) -> None:
+    kind = type(value)
+    module = kind.__module__.partition(".")[0]
+    shown = kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
+    raise TypeError(
+        f"{name} must be a torch.Tensor, got {shown}; convert it with torch.as_tensor, or call "
+        "omnicupy.attention, which takes CuPy and NumPy arrays"
+    )
+
+
+def _refuse_dtype(name: str, tensor: Any) -> Any:
+    raise TypeError(
+        f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}; cast q, k and v"
+    )
+
+
+def _refuse_devices(device: Any, named: Sequence[tuple[str, Any]]) -> None:
+    for name, tensor in named:
+        if tensor is not None and tensor.device != device:
+            raise ValueError(
+                f"{name} must be on the device of q ({device}), got {tensor.device}; move it with "
+                f"{name}.to({str(device)!r})"
+            )

@@ -1,0 +1,53 @@
+"""Attention of Hugging Face transformers' models through omnicupy, without a change to the models.
+
+    import omnicupy.transformers
+    omnicupy.transformers.register()
+    model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="omnicupy")
+
+Imported by name: `import omnicupy` imports neither PyTorch nor transformers.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from omnicupy.transformers.forward import attention
+from omnicupy.transformers.masking import MaskTensor, attention_mask, make_mask
+
+__all__ = ["MaskTensor", "attention_mask", "register"]
+
+VARLEN = "_flash_varlen"  # transformers asks only names with "flash" for packed sequences
+TAKEN = ("flash", "sdpa", "flex", "eager", "paged", "/", ":")  # parts of names that mean something to it
+
+
+def register(name: str = "omnicupy") -> str:
+    """Make attn_implementation=name mean omnicupy, for attention and its masks. Returns the name.
+
+    The masks are those that a model asks for (causal, windows, chunks, packed sequences, padding, images that
+    see themselves and whatever joins these by and, or), as intervals and without a look at single pairs;
+    functions that are not known are evaluated, chunk by chunk, to the same pairs. A row that sees nothing
+    (padding) gives zeros. Prefill, steps with a cache and static caches work; models run on the CPU and on
+    CUDA devices, in the dtypes of omnicupy.torch.attention.
+
+    Raises UnsupportedError at the first forward pass that asks for what is missing, and names it: soft caps,
+    sinks, dropout, position biases, sparse indices, attention weights, gradients, continuous batching.
+
+    Also registers f"{name}_flash_varlen" for vision towers that pack images (Qwen2.5-VL): one call with all of
+    them instead of one an image. Set it on the tower's configuration once the model is loaded:
+    model.model.visual.config._attn_implementation = "omnicupy_flash_varlen".
+
+    Raises TypeError for a name that is no string, ValueError for one that transformers gives a meaning.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"register: name must be a string, got {type(name).__name__} {name!r}; pass a name")
+    found = [part for part in TAKEN if part in name]
+    if not name or found:
+        raise ValueError(
+            f"register: name must hold none of {', '.join(TAKEN)}, which transformers reads as its own, got "
+            f"{name!r}; take 'omnicupy'"
+        )
+    for one in (name, name + VARLEN):
+        AttentionInterface.register(one, attention)
+        AttentionMaskInterface.register(one, torch.compiler.disable(make_mask))  # a mask is data, no graph
+    return name

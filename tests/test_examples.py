@@ -1,0 +1,50 @@
+"""The scripts in examples/ run on the CPU and print what they promise."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# Script: arguments, the optional library it needs, what it prints.
+EXAMPLES: dict[str, tuple[list[str], str | None, str]] = {
+    "segments.py": ([], None, r"token 382 sees 319 of 383 keys"),
+    "bagel_pack.py": (["--scale", "0.02"], None, r"393 tokens, .*without the mask \d\d+% of the rows"),
+    "plot_mask.py": (["{folder}"], "matplotlib", r"streaming.png: 16% of the pairs"),
+    "torch_compile.py": (
+        ["--tokens", "128", "--steps", "5"],
+        "torch",
+        r"graphs compiled for 5 masks: 2; largest difference to eager: 0.0e\+00",
+    ),
+    "transformers_gemma3.py": (["--tokens", "10"], "transformers", r"tokens that are the same: 100%"),
+}
+
+
+def test_every_example_is_run() -> None:
+    assert sorted(path.name for path in (ROOT / "examples").glob("*.py")) == sorted(EXAMPLES)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_it_runs(name: str, tmp_path: Path) -> None:
+    arguments, library, printed = EXAMPLES[name]
+    if library is not None and importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    done = subprocess.run(
+        [sys.executable, f"examples/{name}", *(part.format(folder=tmp_path) for part in arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(printed, done.stdout, re.DOTALL), done.stdout
+    if library == "matplotlib":
+        assert len(list(tmp_path.glob("*.png"))) == 4
