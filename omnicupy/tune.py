@@ -124,7 +124,7 @@ TABLE = (
 
 # Kernels that calls without `config` may get. A kernel is served only while tests/attestation.json covers it as it
 # stands (a test compares them); until then it is reached by an explicit config.
-SERVED: frozenset[str] = frozenset()
+SERVED: frozenset[str] = frozenset({"sm80", "sm90"})
 
 
 def arch_of(major: int, minor: int) -> str:
