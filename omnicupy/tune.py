@@ -27,12 +27,13 @@ class Cost:
     """What a tile takes of one multiprocessor, in picoseconds, as fitted to measurements.
 
     pair: a (query, key) pair of a FULL or CAUSAL tile.  partial: one of a PARTIAL tile.  block: a block of query
-    rows, apart from its pairs.
+    rows, apart from its pairs.  launch: what a call takes apart from its blocks.
     """
 
     pair: float
     partial: float
     block: float
+    launch: float = 0.0
 
     def of(self, blocks: BlockMask) -> float:
         """The work of one head under a mask cut to the tile."""
@@ -97,7 +98,7 @@ TABLE = (
         bc=64,
         stages=3,
         warps=16,
-        cost=Cost(pair=84.8, partial=124.0, block=1.36e6),
+        cost=Cost(pair=84.8, partial=124.0, block=1.36e6, launch=38.4e6),
         archs=HOPPER,
     ),
     Row(
@@ -107,7 +108,7 @@ TABLE = (
         bc=128,
         stages=2,
         warps=12,
-        cost=Cost(pair=87.8, partial=88.6, block=3.06e6),
+        cost=Cost(pair=87.8, partial=88.6, block=3.06e6, launch=17.3e6),
         archs=HOPPER,
     ),
     Row(kernel="sm90", head_dims=(144, 192), br=128, bc=96, stages=2, warps=12, archs=HOPPER),
@@ -166,7 +167,8 @@ def pick(
         for row in TABLE
         if row.serves(arch, problem.dtype, head_dim) and (mappable or row.kernel != "sm90")
     ]
-    large = _cheapest([row for row in rows if row.shape == "any"], masks)
+    share = problem.q_heads * problem.batch / len(masks) / sm_count
+    large = _cheapest([row for row in rows if row.shape == "any"], masks, share)
     if large is None:
         raise UnsupportedError(
             f"no kernel serves {problem.dtype} with head_dim {problem.head_dim} on {arch}; cast q, k and v"
@@ -178,17 +180,20 @@ def pick(
     return small.spec(arch, problem.dtype, head_dim)
 
 
-def _cheapest(rows: Sequence[Row], masks: Sequence[Mask]) -> Row | None:
-    """The first row, or of the rows that compete with it the one under which the masks take least. None of none."""
+def _cheapest(rows: Sequence[Row], masks: Sequence[Mask], share: float) -> Row | None:
+    """The first row, or of the rows that compete with it the one under which the call takes least. None of none.
+
+    share: heads that a multiprocessor works on, for each mask.
+    """
     competing = list(takewhile(lambda row: row.cost is not None, rows))
     if len(competing) < 2:
         return rows[0] if rows else None
-    return min(competing, key=lambda row: _cost(row, masks))
+    return min(competing, key=lambda row: _time(row, masks, share))
 
 
-def _cost(row: Row, masks: Sequence[Mask]) -> float:
+def _time(row: Row, masks: Sequence[Mask], share: float) -> float:
     assert row.cost is not None
-    return sum(row.cost.of(mask.blocks(row.br, row.bc)) for mask in masks)
+    return row.cost.launch + share * sum(row.cost.of(mask.blocks(row.br, row.bc)) for mask in masks)
 
 
 def _is_small(problem: Problem, spec: AttnSpec, sm_count: int) -> bool:

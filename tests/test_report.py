@@ -171,14 +171,14 @@ def test_the_command_writes_and_checks(tmp_path: Path) -> None:
     arguments = ["report", "--docs", str(docs)]
     done = CliRunner().invoke(main, [*arguments, "--check"])
     assert (done.exit_code, done.output) == (0, "The tables are those of the records.\n")
-    content = records.load(docs / "results" / "h200-dense.json")
+    content = records.load(docs / "results" / "h100-dense.json")
     content["rows"][0]["tflops"] = 999.0
     records.Record(
-        docs / "results" / "h200-dense.json",
+        docs / "results" / "h100-dense.json",
         {k: v for k, v in content.items() if k not in ("rows", "schema")},
     )
     record = records.Record(
-        docs / "results" / "h200-dense.json", {k: v for k, v in content.items() if k != "rows"}
+        docs / "results" / "h100-dense.json", {k: v for k, v in content.items() if k != "rows"}
     )
     for row in content["rows"]:
         record.add(**row)

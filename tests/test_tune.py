@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import omnicupy as oc
@@ -144,6 +146,17 @@ def test_competing_rows_are_chosen_by_the_mask(monkeypatch: pytest.MonkeyPatch) 
     assert _taken(monkeypatch, oc.documents([100] * 20)) == 128
     assert _taken(monkeypatch, oc.full(2048), *[oc.documents([256] * 8)] * 3) == 256
     assert _taken(monkeypatch, oc.full(130)) == 128  # half of the taller tile would lie past the end
+
+
+def test_what_a_launch_costs_decides_for_few_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    costly = replace(WIDE, cost=replace(WIDE.cost, launch=1e8))
+    monkeypatch.setattr(tune, "TABLE", (costly, NARROW))
+
+    def taken(heads: int) -> int:
+        problem = Problem(1, heads, heads, 2048, 2048, 128, "bfloat16")
+        return tune.pick("sm_90", problem, (oc.full(2048),), H100_SMS).br
+
+    assert (taken(10), taken(100_000)) == (128, 256)
 
 
 def test_only_neighbours_compete(monkeypatch: pytest.MonkeyPatch) -> None:
