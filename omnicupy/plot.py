@@ -15,6 +15,7 @@ from omnicupy.pairset import Segment
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.collections import PolyCollection
+    from matplotlib.figure import Figure
 
 TILE_COLOURS = {0: "#f4f4f4", FULL: "#1f4e79", CAUSAL: "#6aa7d6", PARTIAL: "#f2a65a"}
 TILE_NAMES = {0: "skipped", FULL: "full", CAUSAL: "causal", PARTIAL: "partial"}
@@ -22,19 +23,25 @@ SEGMENT_COLOURS = {"text": "#5b8c5a", "image": "#8e5ea2", "noise": "#c0392b"}
 MOST_CELLS = 1024  # of the picture on each axis; larger masks show the most masked kind of each cell
 
 
+def figure_class() -> type[Figure]:
+    """matplotlib's Figure, which draws without a display. Raises ImportError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "plot: matplotlib is needed, but cannot be imported; pip install 'omnicupy[plot]'"
+        ) from error
+    return Figure
+
+
 def plot(blocks: BlockMask, segments: tuple[Segment, ...], path: str | PathLike[str]) -> None:
     """Save a picture of `blocks` and `segments` (() for none) at `path`, whose suffix names the format.
 
     Raises ImportError without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
-    except ImportError as error:
-        raise ImportError(
-            "plot: matplotlib is needed, but cannot be imported; pip install 'omnicupy[plot]'"
-        ) from error
-    figure = Figure(figsize=(9.5, 8), layout="constrained", dpi=120)
+    figure = figure_class()(figsize=(9.5, 8), layout="constrained", dpi=120)
+    from matplotlib.patches import Patch
+
     axes = figure.add_subplot()
     grid, extent = _grid(blocks)
     palette = np.array([_rgb(TILE_COLOURS[kind]) for kind in sorted(TILE_COLOURS)], np.uint8)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omnicupy.bench.records import OURS
+from omnicupy.plot import figure_class
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,13 +76,7 @@ def figure(
 
     Raises ImportError without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "plot: matplotlib is needed, but cannot be imported; pip install 'omnicupy[plot]'"
-        ) from error
-    made = Figure(
+    made = figure_class()(
         figsize=size, layout="constrained", dpi=DPI, facecolor=PAPER, edgecolor=FRAME, linewidth=1.0
     )
     made.suptitle(f"{title}\n", color=INK, fontsize=12, fontweight="bold")  # the second line is the caption's
