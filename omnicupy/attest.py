@@ -40,7 +40,7 @@ LAUNCH_MODULES = (
     "tma.py",
     "upload.py",
     "workspace.py",
-)  # those that exist
+)
 _TOKENS = re.compile(
     rb"""(?P<comment>//[^\n]*|/\*.*?\*/)|(?P<text>"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|(?P<space>\s+)""", re.S
 )

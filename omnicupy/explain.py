@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from omnicupy import costs, environment, tune, tuned
+from omnicupy import costs, environment, tune
 from omnicupy.api import attention
 from omnicupy.bench import accuracy, configs, measure, timing
 from omnicupy.check import Problem
@@ -137,14 +137,12 @@ def run(workload: Workload, dtype: str, variant: str | None = None) -> Explanati
     ceilings, note = costs.nearest(costs.load(), environment.device()["name"] if gpu else None)
     device, arch = _device(ceilings, gpu)
     mask = workload.mask()
-    q_len, k_len = mask.shape
-    sizes = (workload.batch, workload.q_heads, workload.kv_heads, q_len, k_len, workload.head_dim)
-    problem = Problem(*sizes, dtype)
+    problem = workload.problem(mask, dtype)
     if variant:
         spec = configs.parse(variant, arch, dtype, workload.head_dim)
     else:
-        kept = tuned.find(problem, (mask,), device.sm_count) if gpu else None
-        spec = kept or tune.pick(arch, problem, (mask,), device.sm_count)
+        choose = tune.select if gpu else tune.pick  # tuned choices are of the GPU at hand
+        spec = choose(arch, problem, (mask,), device.sm_count)
     blocks = mask.blocks(spec.br, spec.bc)
     ceiling = ceilings.at(spec.kernel, spec.head_dim, spec.br)
     return Explanation(

@@ -26,11 +26,8 @@ ITEM, LEAVE = 1.2, 1.0
 LEAST_TILES = 2  # of a part
 MOST_PARTS = 64  # of a row
 ENOUGH = 0.98  # of the multiprocessors' time in use: no split can gain more than it costs
-TIER_SHARES = (
-    1 / 16,
-    1 / 32,
-    1 / 64,
-)  # of the whole time: longer parts are in the tier, shorter ones in the next
+# Of the whole time: longer parts are in the tier, shorter ones in the next.
+TIER_SHARES = (1 / 16, 1 / 32, 1 / 64)
 
 
 @dataclass(frozen=True)

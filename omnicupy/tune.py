@@ -16,9 +16,8 @@ from omnicupy.spec import DTYPES, MAX_HEAD_DIM, AttnSpec, round_up
 
 HOPPER = ("sm_90",)
 FEW_ROWS = 64  # query rows that a small tile holds
-SPLIT_TILES = (
-    16  # key tiles from which the Hopper kernel fills the device by splitting rows rather than by small tiles
-)
+# Key tiles from which the Hopper kernel fills the device by splitting rows rather than by small tiles.
+SPLIT_TILES = 16
 ARCHES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
 
@@ -213,10 +212,10 @@ def select(
     A tuned choice whose kernel is not served, or that needs tensor maps where none can be, is left out.
     Raises UnsupportedError when the kernel of `pick` is not served.
     """
-    spec = pick(arch, problem, masks, sm_count, mappable=mappable)
     chosen = tuned.find(problem, masks, sm_count)
     if chosen is not None and chosen.kernel in SERVED and (mappable or chosen.kernel != "sm90"):
         return chosen
+    spec = pick(arch, problem, masks, sm_count, mappable=mappable)
     if spec.kernel not in SERVED:
         raise UnsupportedError(
             f"kernel {spec.kernel!r} would serve this call, but no attestation covers it as it stands; verify it on "

@@ -15,6 +15,7 @@ import numpy as np
 
 from omnicupy import model_masks as rules
 from omnicupy import presets
+from omnicupy.check import Problem
 from omnicupy.layouts import causal, full, random, segments
 from omnicupy.masks import Mask
 
@@ -52,6 +53,10 @@ class Workload:
     def head_dim(self) -> int:
         """Columns of a head."""
         return self.sizes[2]
+
+    def problem(self, mask: Mask, dtype: str) -> Problem:
+        """The sizes of a call under `mask`, this workload's, with inputs of a dtype."""
+        return Problem(self.batch, self.q_heads, self.kv_heads, *mask.shape, self.head_dim, dtype)
 
     def flops(self, pairs: int) -> float:
         """Floating-point operations of the forward pass over `pairs` (query, key) pairs of each head."""

@@ -14,7 +14,6 @@ from omnicupy.bench import flex
 from omnicupy.bench.measure import Session, make_inputs, reason, rounded
 from omnicupy.bench.peers import MissingError, Shared, prepare
 from omnicupy.bench.records import OURS
-from omnicupy.check import Problem
 from omnicupy.masks import Mask
 from omnicupy.workloads import Workload
 
@@ -50,8 +49,6 @@ def _ours(session: Session, workload: Workload, arrays: tuple[Any, Any, Any]) ->
     import cupy
 
     synchronize = cupy.cuda.Device().synchronize
-    q_len, k_len = workload.mask().shape
-    sizes = (workload.batch, workload.q_heads, workload.kv_heads, q_len, k_len, workload.head_dim)
 
     def call(mask: Mask) -> None:
         attention(*arrays, mask)
@@ -62,7 +59,7 @@ def _ours(session: Session, workload: Workload, arrays: tuple[Any, Any, Any]) ->
     for _ in range(TURNS):
         mask, took = timed(workload.mask)
         fresh = workload.mask()
-        spec = tune.pick(session.arch, Problem(*sizes, session.dtype), (fresh,), session.sm_count)
+        spec = tune.pick(session.arch, workload.problem(fresh, session.dtype), (fresh,), session.sm_count)
         for name, ms in (
             ("mask_ms", took),
             ("cut_ms", timed(partial(fresh.blocks, spec.br, spec.bc))[1]),

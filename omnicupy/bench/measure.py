@@ -13,7 +13,6 @@ from omnicupy.api import attention
 from omnicupy.bench import accuracy, configs, flex, timing
 from omnicupy.bench.peers import COMPILE_LIMIT_S, Peer, Shared, as_cupy, prepare
 from omnicupy.bench.records import OURS, Record
-from omnicupy.check import Problem
 from omnicupy.inputs import DTYPES, random_bits
 from omnicupy.layouts import from_dense, segments
 from omnicupy.masks import Mask
@@ -184,8 +183,8 @@ def _ours(
         passed = FULL_OBJECTS[words](q_len, k_len)
     elif words:
         config = configs.parse(words, session.arch, session.dtype, workload.head_dim)
-    sizes = (workload.batch, workload.q_heads, workload.kv_heads, q_len, k_len, workload.head_dim)
-    spec = config or tune.pick(session.arch, Problem(*sizes, session.dtype), (mask,), session.sm_count)
+    problem = workload.problem(mask, session.dtype)
+    spec = config or tune.pick(session.arch, problem, (mask,), session.sm_count)
 
     def call() -> Any:
         return attention(*arrays, passed, config=config)
@@ -255,6 +254,7 @@ def rounded(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def reason(error: BaseException) -> str:
+    """The first line of what a library raised, for a row or a list; at most 300 characters."""
     text = str(error).strip().splitlines()
     name = type(error).__name__
     return (text[0] if name == "MissingError" else f"{name}: {text[0]}" if text else name)[:300]

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from omnicupy.bench import accuracy, configs
+from omnicupy.bench import accuracy, configs, measure
 from omnicupy.errors import UnsupportedError
 from omnicupy.spec import AttnSpec
 from omnicupy.verify.compiling import Compiled, Track, compile_all, silent
@@ -150,7 +150,7 @@ def _checked(
         try:
             error = trial.error(spec)
         except Exception as failure:  # whatever a launch raises is this variant's result
-            dropped.append((spec, _reason(failure)))
+            dropped.append((spec, measure.reason(failure)))
             continue
         if error <= accuracy.TOLERANCE:
             entries.append(Entry(spec, error))
@@ -180,7 +180,7 @@ def _screened(
         except Exception as failure:
             samples.pop(entry.spec, None)
             left.remove(entry)
-            dropped.append((entry.spec, _reason(failure)))
+            dropped.append((entry.spec, measure.reason(failure)))
     for entry in left:
         entry.screened_ms = statistics.median(samples[entry.spec])
     return left
@@ -206,8 +206,3 @@ def _winners(samples: NDArray[np.float64], table: int, settings: Settings) -> se
     limit = min(medians.min() * (1 + settings.tie), medians[table] * (1 - settings.margin))
     often = (samples < samples[table]).mean(axis=1) >= settings.turns
     return set(np.flatnonzero((medians <= limit) & often).tolist())
-
-
-def _reason(failure: BaseException) -> str:
-    lines = str(failure).strip().splitlines()
-    return f"{type(failure).__name__}: {lines[0]}" if lines else type(failure).__name__

@@ -103,12 +103,10 @@ def run(
     info = device_info(cupy.cuda.Device().id)
     arch = tune.arch_of(info.major, info.minor)
     mask = workload.mask()
-    q_len, k_len = mask.shape
-    sizes = (workload.batch, workload.q_heads, workload.kv_heads, q_len, k_len, workload.head_dim)
-    problem = Problem(*sizes, dtype)
+    problem = workload.problem(mask, dtype)
     with tune.every_kernel():
         builtin = tune.pick(arch, problem, (mask,), info.sm_count)
-        specs = search.candidates(arch, dtype, workload.head_dim, q_len, kernels or ("sm90", "sm80"))
+        specs = search.candidates(arch, dtype, workload.head_dim, mask.shape[0], kernels or ("sm90", "sm80"))
         with Watchdog(HANG_S) as watchdog:
 
             def watched(items: Iterable[Any], label: str, length: int) -> Iterator[Any]:
