@@ -37,6 +37,7 @@ LAUNCH_MODULES = (
     "params.py",
     "plan.py",
     "schedule.py",
+    "skips.py",
     "tma.py",
     "upload.py",
     "workspace.py",

@@ -26,7 +26,8 @@ struct Consumer {
   Smem& smem;
   int const group;  // of the consumers
   int const row0;   // the warp's first row in the tile
-  RingIndex<Cfg::kStages> ring;  // the tile whose scores come next; the values of the one before come with them
+  RingIndex<Cfg::kStages> ring;    // the tile whose scores come next; the values of the one before come with them
+  RingIndex<Cfg::kStages> before;  // the tile before: the last one that was not skipped
   RingIndex<Smem::kSlots> slot;
   int dead_k0;      // first key of the tile before, where it holds dead ones, else -1
   bool after_full;  // the tile before was FULL
@@ -50,12 +51,11 @@ struct Consumer {
   __device__ __forceinline__ u32 k_word() const { return descriptor_word(smem_address(smem.k[ring.stage()]), 16); }
 
   __device__ __forceinline__ u32 v_word() const {
-    return descriptor_word(smem_address(smem.v[ring.before().stage()]), Cfg::kKvPanelBytes);
+    return descriptor_word(smem_address(smem.v[before.stage()]), Cfg::kKvPanelBytes);
   }
 
   __device__ __forceinline__ void wait_for_values() {
-    RingIndex<Cfg::kStages> const at = ring.before();
-    mbarrier_wait(smem_address(&smem.v_full[at.stage()]), at.parity());
+    mbarrier_wait(smem_address(&smem.v_full[before.stage()]), before.parity());
   }
 
   // Ping-pong: wait for the turn, hand it on.
@@ -74,7 +74,7 @@ struct Consumer {
     constexpr int kRowStep = 128 * Cfg::kConsumers / kChunks;
     u32 const* const g_dead = MaskView{p, work.mask}.dead_words(dead_k0);
     wait_for_values();
-    uint4* const s_v = reinterpret_cast<uint4*>(smem.v[ring.before().stage()]);
+    uint4* const s_v = reinterpret_cast<uint4*>(smem.v[before.stage()]);
     int const thread = thread_index() - 128;
 #pragma unroll 4
     for (int row = thread / kChunks; row < Cfg::kBc; row += kRowStep) {
@@ -143,7 +143,26 @@ struct Consumer {
     wgmma_wait<0>();
     pin_registers(out.x[0]);
     weights.pin();
-    release(smem.v_empty[ring.before().stage()]);
+    release(smem.v_empty[before.stage()]);
+  }
+
+  // The tile is behind: its weights wait for its values.
+  __device__ __forceinline__ void step() {
+    before = ring;
+    ring.next();
+  }
+
+  // Gives the next tile back unread where none of the warpgroup's rows sees it. Not the tile whose values need the stage
+  // that the tile before still holds: the producer would wait for this warpgroup, and it for the producer.
+  __device__ __forceinline__ bool skip_tile(bool any_before) {
+    if (any_before && ring.stage() == before.stage()) return false;
+    mbarrier_wait(smem_address(&smem.k_full[ring.stage()]), ring.parity());
+    if (!__shfl_sync(0xffffffffu, smem.tiles[ring.stage()].is_skipped(group), 0)) return false;
+    release(smem.k_empty[ring.stage()]);
+    mbarrier_wait(smem_address(&smem.v_full[ring.stage()]), ring.parity());
+    release(smem.v_empty[ring.stage()]);
+    ring.next();
+    return true;
   }
 
   __device__ __forceinline__ void first_tile(WorkSlot const& work) {
@@ -156,30 +175,30 @@ struct Consumer {
     pin_registers(scores.x[0]);
     mask_scores(scores, packed, work);
     weigh_anew(scores);
-    ring.next();
+    step();
   }
 
-  // Scores of this tile beside the values of the tile before.
-  __device__ __forceinline__ void next_tile(WorkSlot const& work) {
+  // Scores of this tile beside the values of the tile before. in_turn: all warpgroups attend to it, and take turns.
+  __device__ __forceinline__ void next_tile(WorkSlot const& work, bool in_turn) {
     Scores scores;
     if (dead_k0 >= 0) zero_dead_values(work);
     u32 const k = k_word();
     mbarrier_wait(smem_address(&smem.k_full[ring.stage()]), ring.parity());
     int const packed = smem.tiles[ring.stage()].packed;
-    wait_turn();
+    if (in_turn) wait_turn();
     pin_registers(scores.x[0]);
     pin_registers(out.x[0]);
     weights.pin();
     start_scores<Cfg>(scores, q_word(), k);
     start_tile_values();
-    pass_turn();
+    if (in_turn) pass_turn();
     wgmma_wait<1>();
     pin_registers(scores.x[0]);
     bool const was_full = after_full;
     mask_scores(scores, packed, work);
     finish_values();
     weigh(scores, was_full && after_full);
-    ring.next();
+    step();
   }
 
   __device__ __forceinline__ void last_values(WorkSlot const& work) {
@@ -201,15 +220,22 @@ struct Consumer {
   __device__ __forceinline__ void attend(WorkSlot const& work) {
     out.fill(0.f);
     softmax.init();
-    // The bound of the loop must be known to be uniform: wgmma in a path that could diverge is serialised (C7520).
+    // The bounds of the loops must be known to be uniform: wgmma in a path that could diverge is serialised (C7520).
     int const tiles = __shfl_sync(0xffffffffu, work.tiles, 0);
+    int const lead = __shfl_sync(0xffffffffu, work.lead, 0);
     mbarrier_wait(smem_address(&smem.q_full), slot.stage());  // Q comes with every item, which take the slots in turn
-    if (tiles > 0) {
+    int i = 0;
+    while (i < lead && skip_tile(false)) ++i;
+    bool const any = i < tiles;
+    if (any) {
       first_tile(work);
-      for (int i = 1; i < tiles; ++i) next_tile(work);
+      for (++i; i < tiles; ++i) {
+        if (i < lead && skip_tile(true)) continue;
+        next_tile(work, i > lead);
+      }
     }
     release(smem.q_empty);
-    if (tiles > 0) last_values(work);
+    if (any) last_values(work);
     softmax.finish();
     if (is_complete(work)) {
       store_output<Cfg::kBf16>(p, OutputPlace{work.batch, work.head, work.q0 + row0, 0}, out, softmax);

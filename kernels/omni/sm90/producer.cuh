@@ -97,11 +97,13 @@ struct Producer {
       int const next = atomicAdd(args.counter, 1) + gridDim.x;
       WorkItem const item = work_item(args.p, index);
       Visit visit(args.p, item.first, item.end);
-      announce(WorkSlot{item.q0, item.mask, item.batch, item.head, item.head / args.p.group, item.end - item.first, item.part});
+      int const tiles = item.end - item.first;
+      int const lead = visit.has_next() ? min(visit.peek().lead, tiles) : 0;
+      announce(WorkSlot{item.q0, item.mask, item.batch, item.head, item.head / args.p.group, tiles, lead, item.part});
       produce(visit);
       index = next;
     }
-    announce(WorkSlot{0, 0, 0, -1, 0, 0, 0});
+    announce(WorkSlot{0, 0, 0, -1, 0, 0, 0, 0});
     // The last block to finish leaves the counters as it found them.
     if (atomicAdd(args.counter + 1, 1) == static_cast<int>(gridDim.x) - 1) {
       args.counter[0] = 0;
