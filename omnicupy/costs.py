@@ -26,6 +26,7 @@ from omnicupy.launch import section_of
 from omnicupy.packing import entry_costs
 from omnicupy.plan import crew_of
 from omnicupy.schedule import schedule
+from omnicupy.skips import shares, with_skips
 from omnicupy.spec import SMEM_LIMIT_BYTES, AttnSpec
 
 FloatArray = NDArray[np.float64]
@@ -193,8 +194,10 @@ def work_of(spec: AttnSpec, problem: Problem, blocks: BlockMask, device: Device)
     """
     if spec.kernel not in ("sm80", "sm90"):
         raise UnsupportedError(f"the cost model describes kernels 'sm80' and 'sm90', got {spec.kernel!r}")
-    each = np.stack([np.ones(len(blocks.kinds)), blocks.kinds == PARTIAL, blocks.kinds == CAUSAL], axis=1)
-    total = np.concatenate([np.zeros((1, 3)), np.cumsum(spec.br * spec.bc * each, axis=0)])
+    blocks = with_skips(blocks)
+    pairs = spec.br * spec.bc * (shares(blocks) if spec.kernel == "sm90" else np.ones(len(blocks.kinds)))
+    each = np.stack([pairs, pairs * (blocks.kinds == PARTIAL), pairs * (blocks.kinds == CAUSAL)], axis=1)
+    total = np.concatenate([np.zeros((1, 3)), np.cumsum(each, axis=0)])
     parts = schedule(blocks.row_offsets, entry_costs(blocks), crew_of(spec, problem, 1, device.sm_count))
     charges = np.column_stack([total[parts.end] - total[parts.first], np.ones(len(parts.rows))])
     heads, section = problem.q_heads * problem.batch, section_of(problem, 1, device.l2_bytes)

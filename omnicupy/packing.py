@@ -40,9 +40,9 @@ class Packed:
     k_padded: the keys of whole tiles, rounded up to 256.
     tiers, n_slots, n_split_rows: see Schedule.
     Shapes: row_offsets (mask_batch * q_blocks + 1,), entries (E, 4) of {kind | flags | keys << 8, payload, first key,
-    lead} in the order of skips.py, parts (P, 4) of {first query, mask, first entry, end entry}, splits (P, 4), bit_tiles (T, br, bc / 32), spans
-    (mask_batch, n_spans, k_padded, 2) of {first row, number of rows}, dead (mask_batch, k_padded / 32), bit set
-    where a key < k_len is seen by no row of that mask.
+    lead} as skips.py orders them, parts (P, 4) of {first query, mask, first entry, end entry}, splits (P, 4), bit_tiles
+    (T, br, bc / 32), spans (mask_batch, n_spans, k_padded, 2) of {first row, number of rows}, dead (mask_batch,
+    k_padded / 32), bit set where a key < k_len is seen by no row of that mask.
     """
 
     buffer: NDArray[np.uint8]

@@ -52,7 +52,9 @@ def leads(block: BlockMask) -> IntArray:
 
 def shares(block: BlockMask) -> NDArray[np.float64]:
     """Of each entry, the share of its block's groups that look at it."""
-    found: NDArray[np.float64] = 1.0 - _skipping(block.entries[:, 0]) * (GROUP_ROWS / block.br)
+    found: NDArray[np.float64] = 1.0 - _skipping(block.entries[:, 0]).astype(np.float64) * (
+        GROUP_ROWS / block.br
+    )
     return found
 
 
@@ -112,7 +114,7 @@ def _bounds(block: BlockMask, of_key: IntArray, reduce: np.ufunc) -> IntArray:
 def _seen_in_bits(block: BlockMask, group: int) -> BoolArray:
     """Of each bit tile, whether any row of the group sees any key."""
     rows = block.bit_tiles[:, group * GROUP_ROWS : (group + 1) * GROUP_ROWS]
-    found: BoolArray = rows.any(axis=(1, 2))
+    found: BoolArray = np.bitwise_or.reduce(rows.reshape(len(rows), -1), axis=1) != 0
     return found
 
 

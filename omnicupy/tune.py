@@ -25,8 +25,9 @@ ARCHES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 class Cost:
     """What a tile takes of one multiprocessor, in picoseconds, as fitted to measurements.
 
-    pair: a (query, key) pair of a FULL or CAUSAL tile.  partial: one of a PARTIAL tile.  block: a block of query
-    rows, apart from its pairs.  launch: what a call takes apart from its blocks.
+    pair: a (query, key) pair of a FULL or CAUSAL tile.  partial: one of a PARTIAL tile, in the mean of those that some
+    warpgroup skips and those that none does.  block: a block of query rows, apart from its pairs.  launch: what a call
+    takes apart from its blocks.
     """
 
     pair: float
@@ -97,7 +98,7 @@ TABLE = (
         bc=64,
         stages=3,
         warps=16,
-        cost=Cost(pair=84.8, partial=124.0, block=1.36e6, launch=38.4e6),
+        cost=Cost(pair=85.5, partial=123.5, block=0.5e6, launch=35.6e6),
         archs=HOPPER,
     ),
     Row(
@@ -107,7 +108,7 @@ TABLE = (
         bc=128,
         stages=2,
         warps=12,
-        cost=Cost(pair=87.8, partial=88.6, block=3.06e6, launch=17.3e6),
+        cost=Cost(pair=92.1, partial=111.3, block=1.48e6, launch=17.6e6),
         archs=HOPPER,
     ),
     Row(kernel="sm90", head_dims=(144, 192), br=128, bc=96, stages=2, warps=12, archs=HOPPER),

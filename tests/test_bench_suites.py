@@ -68,8 +68,8 @@ def test_the_studies_cover_what_they_are_of() -> None:
 
 def test_seeds_choose_random_masks() -> None:
     names = GPU_SUITES["random"].workloads
-    assert len(names) == 16
-    assert len(suites._with_seeds(names, 2)) == 4
+    assert len(names) == 24
+    assert len(suites._with_seeds(names, 2)) == 6
     assert suites._with_seeds(("W1", "W4"), 1) == ["W1", "W4"]
     many = GPU_SUITES["sparsity"].workloads
     assert len(suites._with_seeds(many, 1)) == len(many) - len(catalog.PER_MILLE)

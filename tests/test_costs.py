@@ -18,6 +18,7 @@ from omnicupy.errors import UnsupportedError
 from omnicupy.packing import entry_costs
 from omnicupy.plan import crew_of
 from omnicupy.schedule import Schedule, schedule
+from omnicupy.skips import shares, with_skips
 from omnicupy.spec import AttnSpec
 
 DEVICE = Device("Fake", 4, 50 << 20)
@@ -35,22 +36,22 @@ def _work(
 
 
 def _parts(mask: oc.Mask, heads: int) -> Schedule:
-    blocks = mask.blocks(SPEC.br, SPEC.bc)
+    blocks = with_skips(mask.blocks(SPEC.br, SPEC.bc))
     problem = Problem(1, heads, heads, *mask.shape, SPEC.head_dim, "bfloat16")
     return schedule(blocks.row_offsets, entry_costs(blocks), crew_of(SPEC, problem, 1, DEVICE.sm_count))
 
 
 def test_work_items_are_charged_for_their_tiles() -> None:
     mask = oc.segments([("text", 200), ("image", 150), ("noise", 90)])
-    work, blocks, parts = _work(mask), mask.blocks(128, 64), _parts(mask, 3)
-    tile = 128 * 64
+    work, blocks, parts = _work(mask), with_skips(mask.blocks(128, 64)), _parts(mask, 3)
     expected = []
     for first, end in zip(parts.first, parts.end, strict=True):
-        kinds = blocks.kinds[first:end].tolist()
-        masked = (kinds.count(PARTIAL), kinds.count(CAUSAL))
-        expected.append([tile * len(kinds), *(tile * count for count in masked), 1.0])
+        pairs = 128 * 64 * shares(blocks)[first:end]
+        kinds = blocks.kinds[first:end]
+        expected.append([sum(pairs), sum(pairs[kinds == PARTIAL]), sum(pairs[kinds == CAUSAL]), 1.0])
     assert work.charges.tolist() == expected
     assert work.charges[:, 1].any()
+    assert (shares(blocks) == 0.5).any()  # a warpgroup's share of a tile that the other one skips
     assert work.total.tolist() == (3 * work.charges.sum(axis=0)).tolist()
     assert sorted(work.order.tolist()) == np.repeat(np.arange(len(expected)), 3).tolist()
 

@@ -145,8 +145,10 @@ GPU_SUITES = {
         "random interleaved masks, D 64",
         (
             Part(
-                tuple(f"random-d64-s{length}-seed{seed}" for length in (1024, 16384) for seed in range(8)),
-                (OURS, "flex"),
+                tuple(
+                    f"random-d64-s{length}-seed{seed}" for length in (1024, 8192, 16384) for seed in range(8)
+                ),
+                (OURS, f"{OURS}:sm80-128x64-s1-w4", "flex", "cudnn-flex"),
             ),
         ),
     ),

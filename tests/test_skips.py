@@ -1,0 +1,122 @@
+"""skips.py: a flag where, and only where, none of a group's rows sees a tile; the order that goes with it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from mask_cases import random_case
+
+import omnicupy as oc
+from omnicupy.blockmask import DEAD, KIND, PARTIAL, BlockMask
+from omnicupy.skips import GROUP_ROWS, SKIP, SKIP_SHIFT, leads, shares, with_skips
+
+TILES = ((128, 32), (128, 64), (192, 96), (192, 32))
+
+
+def _sees(block: BlockMask, dense: np.ndarray, entry: int, row: int) -> list[bool]:
+    """Of each group of the entry's block, whether any of its rows sees any key of the entry."""
+    offset, length = block.pieces[block.entries[entry, 2]]
+    first = range(row * block.br, (row + 1) * block.br, GROUP_ROWS)
+    return [bool(dense[q0 : q0 + GROUP_ROWS, offset : offset + length].any()) for q0 in first]
+
+
+def _flags(word: int, groups: int) -> list[bool]:
+    return [bool(word >> (SKIP_SHIFT + group) & 1) for group in range(groups)]
+
+
+def _as_multiset(block: BlockMask) -> list[tuple[int, ...]]:
+    rows = block.rows_of_entries()
+    return sorted(
+        (int(row), int(e[0] & ~SKIP), *map(int, e[1:])) for row, e in zip(rows, block.entries, strict=True)
+    )
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_flags_are_safe_and_the_entries_stay(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    q_len, k_len = (int(n) for n in rng.integers(1, 700, 2))
+    case = random_case(rng, q_len, k_len)
+    block = case.mask.blocks(*TILES[seed % len(TILES)])
+    found = with_skips(block)
+    assert _as_multiset(found) == _as_multiset(block)
+    assert np.array_equal(found.to_dense(), case.dense)
+    groups = block.br // GROUP_ROWS
+    for entry, row in enumerate(found.rows_of_entries()):
+        word = int(found.entries[entry, 0])
+        skipped = _flags(word, groups)
+        sees = _sees(found, case.dense, entry, int(row))
+        assert not any(skip and see for skip, see in zip(skipped, sees, strict=True)), case.label
+        assert not (word & DEAD and any(skipped))
+        if found.entries[entry, 1] >= 0 and word & KIND == PARTIAL and not word & DEAD:
+            assert skipped == [not see for see in sees]  # bit tiles tell exactly
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize(
+    "mask",
+    [
+        oc.causal(1000),
+        oc.sliding_window(1000, left=300),
+        oc.segments([("text", 90), ("image", 333), ("noise", 200), ("text", 177)]),
+        oc.ranges([(0, 300, 0, 250), (300, 611, 250, 640)], 611, 640),
+    ],
+    ids=["causal", "window", "segments", "cross"],
+)
+def test_what_one_range_a_key_allows_is_told_exactly(mask: oc.Mask, tile: tuple[int, int]) -> None:
+    """Each key's rows are one range here, and those of a tile's keys overlap: the bounds say all there is to say."""
+    found = with_skips(mask.blocks(*tile))
+    dense, groups = mask.to_dense(), found.br // GROUP_ROWS
+    masked = 0
+    for entry, row in enumerate(found.rows_of_entries()):
+        if found.entries[entry, 0] & DEAD:
+            continue
+        sees = _sees(found, dense, entry, int(row))
+        assert _flags(int(found.entries[entry, 0]), groups) == [not see for see in sees]
+        masked += not all(sees)
+    assert masked
+
+
+def test_flagged_entries_lead_and_alternate() -> None:
+    """Two documents that meet inside a block of rows: each half looks at its own keys, and they take turns."""
+    mask = oc.ranges([(0, 64, 0, 640), (64, 128, 640, 1280)], 128, 1280)
+    found = with_skips(mask.blocks(128, 64))
+    words = found.entries[:, 0] >> SKIP_SHIFT
+    assert words.tolist() == [1, 2] * 10
+    assert leads(found).tolist() == list(range(20, 0, -1))
+    assert shares(found).tolist() == [0.5] * 20
+
+
+def test_leads_stop_at_the_row_s_end() -> None:
+    found = with_skips(oc.causal(768).blocks(192, 64))
+    lead = leads(found)
+    for row in range(found.q_blocks):
+        first, end = found.row_offsets[row : row + 2]
+        flagged = (found.entries[first:end, 0] & SKIP) != 0
+        count = int(flagged.sum())
+        assert (
+            count == 2
+        )  # below the diagonal's first 64 keys a group looks at nothing of the other two tiles
+        assert flagged[:count].all()
+        assert lead[first : first + count].tolist() == [2, 1]
+        assert not lead[first + count : end].any()
+
+
+def test_rows_past_the_end_look_at_nothing() -> None:
+    found = with_skips(oc.full(200, 256).blocks(192, 64))
+    last = found.entries[found.row_offsets[1] :, 0] >> SKIP_SHIFT
+    assert last.tolist() == [6] * 4  # eight rows: the first group's
+    assert not (found.entries[: found.row_offsets[1], 0] & SKIP).any()
+
+
+@pytest.mark.parametrize("tile", [(64, 64), (96, 32), (32, 32), (256, 64)])
+def test_other_blocks_are_left_alone(tile: tuple[int, int]) -> None:
+    block = oc.causal(500).blocks(*tile)
+    assert with_skips(block) is block
+    assert not leads(block).any()
+
+
+def test_nothing_to_skip_is_nothing_new() -> None:
+    block = oc.full(384, 384).blocks(128, 128)
+    assert with_skips(block) is block
+    empty = (~oc.full(384, 384)).blocks(128, 128)
+    assert with_skips(empty) is empty
