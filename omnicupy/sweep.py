@@ -6,7 +6,7 @@ import numpy as np
 
 from omnicupy.cases import BSHD, PER_BATCH, POISON, Case
 
-DEFAULT = 520  # cases of a GPU run
+DEFAULT = 1160  # cases of a GPU run
 RATIOS = (1, 2, 3, 4, 7, 8)
 # head_dims above 256; few, each costs compilations
 WIDE = (264, 288, 320, 384, 448, 512, 640, 768, 1000, 1024)

@@ -62,7 +62,8 @@ def _add(made: Record, name: str, systems: tuple[str, ...], kind: str) -> None:
     draw = np.random.default_rng(list(name.encode()))
     density = mask.pairs / (q_len * k_len)
     known = {"workload": name, "pass": "forward", "shape": list(sizes), "density": density}
-    for system in systems or tuple(f"omnicupy:{word}" for word in TILE_WORDS[kind]):
+    tiles = (f"omnicupy:{word}" for word in TILE_WORDS.get(kind, ()))
+    for system in systems or (("omnicupy",) if kind == "choices" else ()) + tuple(tiles):
         ours = system.partition(":")[0] == "omnicupy"
         try:
             spec = _spec(system, sizes) if ours else None
@@ -109,6 +110,7 @@ TILE_WORDS = {
         for bc in (32, 64, 96, 128)
         for stages in (1, 2, 3)
     ],
+    "choices": ["sm90-128x64-s2-w12", "sm90-128x96-s2-w12"],
 }
 
 

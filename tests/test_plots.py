@@ -22,6 +22,7 @@ FEW = {
     "sparsity": ("d128",),
     "tiles": ("full-d128-s4096", "W4"),
     "tiles90": ("full-d64-s4096", "W4", "W7"),
+    "choices": ("s4096", "W4", "W7"),
     "random": ("s1024",),
 }
 

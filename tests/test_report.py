@@ -127,8 +127,9 @@ def test_dense_figures_are_the_record_s() -> None:
     assert f"{full:.0f} (wrong) / " in tables.dense(Library({"x.json": content}))
 
 
-def test_choices_are_compared_with_the_best_tile() -> None:
-    content = made_records.record("tiles90", only=("W4",))
+@pytest.mark.parametrize("suite", ["choices", "tiles90"])
+def test_choices_are_compared_with_the_best_tile(suite: str) -> None:
+    content = made_records.record(suite, only=("W4",))
     rows = [row for row in content["rows"] if row.get("ms")]
     best = max(rows, key=lambda row: row["tflops"])
     text = studies.choices(Library({"x.json": content}))

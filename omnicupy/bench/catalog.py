@@ -69,6 +69,7 @@ def _sparse(head_dim: int, sizes: str, seeds: int) -> tuple[str, ...]:
 
 
 _FULL_OBJECTS = tuple(f"{OURS}:{word}" for word in ("nomask", "image", "ones"))
+_RANDOM = tuple(f"random-d64-s{length}-seed0" for length in (1024, 8192, 16384))
 _LATENCY = (
     "s1024-seed0-h28-k4-b4",
     "s2048-seed0-h28-k4-b8",
@@ -100,6 +101,10 @@ GPU_SUITES = {
     "tiles90": Suite(
         "every tile of the wgmma kernel",
         (Part(("full-d64-s4096", "full-d128-s4096", "causal-d128-s4096", "W4", "W7"), (), "tiles90"),),
+    ),
+    "choices": Suite(
+        "shapes and vlm on the tiles of the wgmma kernel that are worth a look: is the table's choice the best?",
+        (Part((*_dense((64, 128, 256), LENGTHS), *NAMED, *_RANDOM), (), "choices"),),
     ),
     "short": Suite(
         "whole calls from Python, 128 to 4096 tokens",

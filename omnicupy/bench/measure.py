@@ -31,7 +31,7 @@ FULL_OBJECTS: dict[str, Callable[[int, int], Mask | None]] = {
 
 @dataclass
 class Session:
-    """A benchmark run on the current device. say: shows one line of progress."""
+    """A benchmark run on the current device. host: measure host time, too.  say: shows one line of progress."""
 
     record: Record
     arch: str
@@ -39,6 +39,7 @@ class Session:
     dtype: str = "bfloat16"
     samples: int = timing.SAMPLES
     limit_s: float = COMPILE_LIMIT_S
+    host: bool = True
     say: Callable[[str], None] = field(default=lambda line: None)
     clock: Any = None
 
@@ -228,8 +229,9 @@ def _timed(session: Session, workload: Workload, mask: Mask, ready: dict[str, _S
             figures["gemm_share"] = figures["tflops"] / gemm
         if system.executed is not None:
             figures["executed_tflops"] = workload.flops(system.executed) / took.median_ms / 1e9
-        synchronize = cupy.cuda.Device().synchronize
-        figures["host_us"] = timing.host_us(system.call, synchronize, 20 if took.median_ms > 5 else 60)
+        if session.host:
+            synchronize = cupy.cuda.Device().synchronize
+            figures["host_us"] = timing.host_us(system.call, synchronize, 20 if took.median_ms > 5 else 60)
         _row(session, workload, mask, name, {**figures, **system.known})
 
 

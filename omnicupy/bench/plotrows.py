@@ -98,6 +98,33 @@ def _cells(panel: Axes, name: str, rows: Sequence[Row]) -> None:
     look.label(panel, f"{name}: {RATE}, and the best stages", "keys of a tile", "")
 
 
+def choices(rows: Sequence[Row], content: Content) -> Figure:
+    """The rate of what the table chooses, as a share of the best tile's: a line a workload."""
+    rows = timed(rows)
+    names = list(dict.fromkeys(row["workload"] for row in rows))
+    made, axes = look.figure("The table's choice", caption(content), (8.5, 0.19 * len(names) + 2.0))
+    panel = axes[0, 0]
+    for y, name in enumerate(names):
+        of = [row for row in rows if row["workload"] == name]
+        best = max(of, key=lambda row: float(row["tflops"]))
+        for row in of:
+            mark = "o" if row["system"] == OURS else "|"
+            colour = look.STYLES[OURS].colour if row["system"] == OURS else "#8a8f98"
+            panel.plot(row["tflops"] / best["tflops"], y, mark, color=colour, markersize=5)
+        panel.text(1.01, y, best["spec"], fontsize=6, va="center", color=look.INK)
+    panel.axvline(0.95, color=look.INK, linewidth=0.8, linestyle="--")
+    panel.set_xlim(0.7, 1.09)
+    panel.set_yticks(range(len(names)), names, fontsize=7)
+    panel.set_ylim(len(names) - 0.5, -0.5)
+    look.label(
+        panel,
+        "dot: chosen; ticks: other tiles; dashed: 5% below the best, named",
+        "share of the best rate",
+        "",
+    )
+    return made
+
+
 def variants(rows: Sequence[Row], content: Content) -> Figure:
     """Each variant's rate as a bar, a panel a workload."""
     rows = timed(rows)

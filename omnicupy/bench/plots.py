@@ -156,6 +156,7 @@ DRAWN: dict[str, Callable[[Sequence[Row], Content], Figure]] = {
     "sparsity": sparse,
     "tiles": plotrows.tiles,
     "tiles90": plotrows.tiles,
+    "choices": plotrows.choices,
     "variants": plotrows.variants,
     "short": short,
     "build": plotrows.building,

@@ -14,6 +14,7 @@ from omnicupy.bench.catalog import GPU_SUITES, Part, Suite
 from omnicupy.bench.measure import Session, latency, measure
 from omnicupy.bench.peers import SYSTEMS, missing
 from omnicupy.bench.records import ALIASES, OURS, Record
+from omnicupy.spec import AttnSpec
 from omnicupy.verify.compiling import compile_all
 from omnicupy.verify.watchdog import Watchdog
 from omnicupy.workloads import Workload, by_name
@@ -141,30 +142,59 @@ def _tiles(session: Session, head_dim: int, kernel: str) -> list[str]:
     Without swizzle (every tile is several times slower so) only those that the comparison needs.
     """
     found = configs.every(session.arch, session.dtype, head_dim, kernel, plain=True)
-    specs = [
-        spec for spec in found if spec.br >= 64 and (spec.swizzle or (spec.bc == 64 and spec.stages < 3))
-    ]
-    compiled = compile_all(specs)
-    for one in compiled:
+    return _compiled(
+        session,
+        [spec for spec in found if spec.br >= 64 and (spec.swizzle or (spec.bc == 64 and spec.stages < 3))],
+    )
+
+
+def _likely_tiles(session: Session, workload: Workload) -> list[str]:
+    """What a call of a workload gets, and the tiles of the wgmma kernel that have won anywhere: warpgroups that take
+    turns, at least 64 keys, the deepest ring of up to three stages.
+    """
+    mask = workload.mask()
+    picked = tune.pick(session.arch, workload.problem(mask, session.dtype), (mask,), session.sm_count)
+    deepest: dict[tuple[int, int], AttnSpec] = {}
+    for spec in configs.every(session.arch, session.dtype, workload.head_dim, "sm90"):
+        if spec.ping_pong and 64 <= spec.bc <= 2 * spec.br and spec.stages in (2, 3):
+            known = deepest.setdefault((spec.br, spec.bc), spec)
+            deepest[spec.br, spec.bc] = max(known, spec, key=lambda one: one.stages)
+    others = [spec for spec in deepest.values() if spec != picked]
+    return [OURS, *_compiled(session, others)]
+
+
+def _compiled(session: Session, specs: Sequence[AttnSpec]) -> list[str]:
+    """Those that compile without spills, as system names; says which do not."""
+    good = []
+    for one in compile_all(specs):
         if one.problem:
             session.say(f"left out: {configs.word(one.spec)}: {one.problem.splitlines()[0]}")
-    good = {one.spec for one in compiled if not one.problem}
+        else:
+            good.append(one.spec)
     return [f"{OURS}:{configs.word(spec)}" for spec in specs if spec in good]
 
 
 def _measure_tiles(kernel: str) -> Kind:
     def run_one(session: Session, workload: Workload, systems: Sequence[str]) -> None:
-        chosen = systems or _tiles(session, workload.head_dim, kernel)
-        with Watchdog(HANG_S) as watchdog:  # among hundreds of tiles that nobody runs, one may hang
-
-            def say(line: str) -> None:
-                watchdog.step(line)
-                session.say(line)
-
-            few = min(session.samples, TILE_SAMPLES)
-            measure(replace(session, samples=few, say=say), workload, chosen)
+        _watched(session, workload, systems or _tiles(session, workload.head_dim, kernel))
 
     return run_one
+
+
+def _measure_choice(session: Session, workload: Workload, systems: Sequence[str]) -> None:
+    _watched(session, workload, systems or _likely_tiles(session, workload))
+
+
+def _watched(session: Session, workload: Workload, systems: Sequence[str]) -> None:
+    """Measure tiles that nobody runs else: among hundreds of them one may hang."""
+    with Watchdog(HANG_S) as watchdog:
+
+        def say(line: str) -> None:
+            watchdog.step(line)
+            session.say(line)
+
+        few = min(session.samples, TILE_SAMPLES)
+        measure(replace(session, samples=few, host=False, say=say), workload, systems)
 
 
 KINDS: dict[str, Kind] = {
@@ -172,6 +202,7 @@ KINDS: dict[str, Kind] = {
     "latency": latency,
     "tiles": _measure_tiles("sm80"),
     "tiles90": _measure_tiles("sm90"),
+    "choices": _measure_choice,
     "build": building.measure,
     "memory": memory.measure,
 }

@@ -24,6 +24,7 @@ SHOWN: dict[str, tuple[tuple[str, ...], str]] = {
     "sparsity": (("sparsity",), "time against density"),
     "tiles90": (("tiles90",), "TFLOP/s of every tile of the wgmma kernel"),
     "tiles": (("tiles",), "TFLOP/s of every tile of the mma.sync kernel"),
+    "choices": (("choices",), "what the table chooses, as a share of the best tile's rate"),
     "variants": (("variants",), "TFLOP/s by stages, shared buffer and swizzle"),
     "short": (("short",), "time of whole calls against tokens"),
     "build": (("build",), "time of a new mask before its first result"),

@@ -76,7 +76,7 @@ def choices(library: Library) -> str:
     """What tune.py chooses beside the best tile that the search of all found."""
     parts = []
     head = ["workload", "chosen", "TFLOP/s", "best tile", "TFLOP/s", "best over chosen"]
-    for suite in ("tiles90", "tiles"):
+    for suite in ("choices", "tiles90", "tiles"):
         found = library.newest(suite)
         if not found:
             continue
@@ -104,7 +104,7 @@ def _chosen(found: Found, row: Row) -> str:
     batch, heads, kv_heads, q_len, k_len, head_dim = row["shape"]
     problem = Problem(batch, heads, kv_heads, q_len, k_len, head_dim, content["dtype"])
     sm_count = fitting.device_of(content).sm_count
-    mappable = found.suite == "tiles90"
+    mappable = found.suite != "tiles"
     mask = by_name(row["workload"]).mask()
     return configs.word(tune.pick(content["arch"], problem, (mask,), sm_count, mappable=mappable))
 
