@@ -36,7 +36,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--sweep", type=click.IntRange(min=0), help="Random cases on a GPU (default: 520).")
+@click.option("--sweep", type=click.IntRange(min=0), help="Random cases on a GPU (default: 1200).")
 @click.option(
     "--kernel", "kernels", multiple=True, help="Only kernels whose name holds this; may be repeated."
 )

@@ -12,8 +12,10 @@ from omnicupy import inputs
 from omnicupy.arrays import widen
 from omnicupy.case_masks import MASK_KINDS, build
 from omnicupy.cases import BASE, BROADCAST, BSHD, LARGE, OPTIONS, PER_BATCH, POISON, REVERSED
+from omnicupy.spec import MAX_ONE_PIECE
+from omnicupy.verify.variants import serves
 
-TILES = ((64, 64), (128, 64), (128, 128), (64, 32))
+TILES = ((64, 64), (128, 64), (128, 128), (64, 32), (64, 128), (192, 64), (192, 96), (192, 128))
 
 
 def test_ids_are_unique_and_stable() -> None:
@@ -34,7 +36,8 @@ def test_every_option_head_dim_and_mask_occurs() -> None:
 
 def test_the_sweep_is_drawn_as_documented() -> None:
     cases = sweep(DEFAULT)
-    assert len(cases) >= 500
+    assert len(cases) >= 1100
+    assert sum(serves("sm90", case) for case in cases) >= 1000
     assert sum(case.q_len != case.k_len for case in cases) * 3 >= len(cases)
     assert {case.q_heads // case.kv_heads for case in cases} == {1, 2, 3, 4, 7, 8}
     assert {case.head_dim for case in cases if case.head_dim <= 256} == set(range(8, 257, 8))
@@ -43,10 +46,11 @@ def test_the_sweep_is_drawn_as_documented() -> None:
     assert min(min(case.q_len, case.k_len) for case in cases) < 128
 
 
-def test_at_least_a_hundred_random_cases_hold_dead_keys_inside_visited_tiles() -> None:
+def test_at_least_two_hundred_random_cases_hold_dead_keys_inside_visited_tiles() -> None:
     poisoned = [case for case in sweep(DEFAULT) if POISON in case.options]
     inside = [case for case in poisoned if min(dead_tiles(case.masks(), *tile) for tile in TILES) > 0]
-    assert len(inside) >= 100
+    assert sum(serves("sm90", case) for case in inside) >= 200
+    assert sum(case.head_dim > MAX_ONE_PIECE for case in inside) >= 50
 
 
 def test_masks_follow_from_the_id() -> None:

@@ -119,7 +119,7 @@ def choices(rows: Sequence[Row], content: Content) -> Figure:
     look.label(
         panel,
         "dot: chosen; ticks: other tiles; dashed: 5% below the best, named",
-        "share of the best rate",
+        "TFLOP/s as a share of the best",
         "",
     )
     return made
