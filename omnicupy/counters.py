@@ -18,6 +18,19 @@ _addresses: dict[tuple[int, int], int] = {}
 _lock = threading.Lock()
 
 
+def zeroed(size: int, zeros: int) -> Any:
+    """`size` bytes on the current device for any stream, the first `zeros` of them 0 before this returns.
+
+    Waits for these zeros alone: what the current stream was given may run on.
+    """
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        found = cupy.empty(size, np.uint8)
+        found.data.memset_async(0, zeros, stream)
+    stream.synchronize()
+    return found
+
+
 def prepare(device: int) -> None:
     """Make the first counters of `device`, which must be current; waits for their zeros, once a device."""
     if device not in _blocks:
@@ -47,7 +60,4 @@ def _next(device: int) -> int:
 
 
 def _zeros() -> Any:
-    # Other streams use them without an event: they are zero before anybody gets one.
-    counters = cupy.zeros(_STREAMS * _BYTES // 4, np.int32)
-    cupy.cuda.get_current_stream().synchronize()
-    return counters
+    return zeroed(_STREAMS * _BYTES, _STREAMS * _BYTES)

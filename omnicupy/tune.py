@@ -90,7 +90,7 @@ TABLE = (
     Row(kernel="sm90", head_dims=(144, 256), shape="small", br=64, bc=64, stages=2, warps=8, archs=HOPPER),
     Row(kernel="sm90", head_dims=(16, 32), br=192, bc=96, stages=3, warps=16, archs=HOPPER),
     Row(kernel="sm90", head_dims=(48, 64), br=192, bc=128, stages=3, warps=16, archs=HOPPER),
-    Row(kernel="sm90", head_dims=(80, 96), br=192, bc=96, stages=2, warps=16, archs=HOPPER),
+    Row(kernel="sm90", head_dims=(80, 96), br=192, bc=96, stages=3, warps=16, archs=HOPPER),
     Row(
         kernel="sm90",
         head_dims=(112, 128),
@@ -98,7 +98,7 @@ TABLE = (
         bc=64,
         stages=3,
         warps=16,
-        cost=Cost(pair=85.5, partial=123.5, block=0.5e6, launch=35.6e6),
+        cost=Cost(pair=84.3, partial=148.7, block=0.95e6, launch=42.1e6),
         archs=HOPPER,
     ),
     Row(
@@ -108,7 +108,7 @@ TABLE = (
         bc=128,
         stages=2,
         warps=12,
-        cost=Cost(pair=92.1, partial=111.3, block=1.48e6, launch=17.6e6),
+        cost=Cost(pair=88.8, partial=119.0, block=3.5e6, launch=19.8e6),
         archs=HOPPER,
     ),
     Row(kernel="sm90", head_dims=(144, 192), br=128, bc=96, stages=2, warps=12, archs=HOPPER),

@@ -9,9 +9,7 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
-import cupy
-import numpy as np
-
+from omnicupy.counters import zeroed
 from omnicupy.errors import UnsupportedError
 from omnicupy.spec import round_up
 from omnicupy.upload import identity
@@ -29,15 +27,12 @@ class Need:
 
 
 class Workspace:
-    """One allocation: counters, then rows. Made on the current device, which it waits for."""
+    """One allocation: counters, then rows. Made on the current device, whose streams run on meanwhile."""
 
     def __init__(self, need: Need) -> None:
         self.need = need
         counters = round_up(4 * need.arrivals, _ALIGN)
-        self._buffer = cupy.empty(counters + need.partial_bytes, np.uint8)
-        self._buffer[:counters] = 0
-        # Other streams use it without an event: the counters are zero before anybody gets them.
-        cupy.cuda.get_current_stream().synchronize()
+        self._buffer = zeroed(counters + need.partial_bytes, counters)
         self.arrivals = int(self._buffer.data.ptr)
         self.partials = self.arrivals + counters
 

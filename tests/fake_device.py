@@ -99,6 +99,52 @@ class Device:
         return Kernel(None, function)
 
 
+class Allocating:
+    """What counters.zeroed uses of CuPy: buffers full of ones; `waited`: the streams that it waited for, in turn.
+
+    There is no current stream: waiting for it would be waiting for a user's work.
+    """
+
+    def __init__(self) -> None:
+        self.made: list[Any] = []
+        self.waited: list[Any] = []
+        fake = self
+
+        class Own:
+            def __init__(self, *, non_blocking: bool) -> None:
+                assert non_blocking
+
+            def __enter__(self) -> None:
+                fake.entered = self
+
+            def __exit__(self, *_: object) -> None:
+                fake.entered = None
+
+            def synchronize(self) -> None:
+                fake.waited.append(self)
+
+        self.entered: Any = None
+        self.cuda = SimpleNamespace(Stream=Own)
+
+    def empty(self, size: int, dtype: Any) -> Any:
+        assert self.entered
+        buffer = np.ones(size, dtype).view(_Buffer)
+        buffer.address = next(addresses)
+        self.made.append(buffer)
+        return buffer
+
+
+class _Buffer(np.ndarray):
+    address: int
+
+    @property
+    def data(self) -> Any:
+        def memset_async(value: int, size: int, stream: Any) -> None:
+            self.view(np.ndarray)[:size] = value
+
+        return SimpleNamespace(ptr=self.address, memset_async=memset_async)
+
+
 COUNTER = 1 << 16
 WORKSPACE = SimpleNamespace(partials=1 << 17, arrivals=1 << 18)
 

@@ -3,48 +3,30 @@
 from __future__ import annotations
 
 import threading
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from fake_device import Stream, ndarray
+from fake_device import Allocating, Stream
 
 from omnicupy import counters
 
 
-class Cupy:
-    """Hands out arrays; tells whether their zeros were waited for."""
-
-    def __init__(self) -> None:
-        self.made: list[ndarray] = []
-        self.waited = 0
-        stream = SimpleNamespace(synchronize=self._wait)
-        self.cuda = SimpleNamespace(get_current_stream=lambda: stream)
-
-    def _wait(self) -> None:
-        self.waited += 1
-
-    def zeros(self, size: int, dtype: Any) -> ndarray:
-        self.made.append(ndarray((size,), dtype))
-        return self.made[-1]
-
-
 @pytest.fixture
-def cupy(monkeypatch: pytest.MonkeyPatch) -> Cupy:
-    fake = Cupy()
+def cupy(monkeypatch: pytest.MonkeyPatch) -> Allocating:
+    fake = Allocating()
     monkeypatch.setattr(counters, "cupy", fake)
     monkeypatch.setattr(counters, "_blocks", {})
     monkeypatch.setattr(counters, "_addresses", {})
     return fake
 
 
-def test_preparing_waits_once_a_device(cupy: Cupy) -> None:
+def test_preparing_waits_once_a_device(cupy: Allocating) -> None:
     for device in (0, 0, 1, 0, 1):
         counters.prepare(device)
-    assert (len(cupy.made), cupy.waited) == (2, 2)
+    assert (len(cupy.made), len(cupy.waited)) == (2, 2)
+    assert not any(array.any() for array in cupy.made)
 
 
-def test_a_stream_keeps_its_counters(cupy: Cupy) -> None:
+def test_a_stream_keeps_its_counters(cupy: Allocating) -> None:
     counters.prepare(0)
     first, second = Stream(16), Stream(32)
     addresses = [counters.address(0, stream) for stream in (first, second, first, Stream(32))]
@@ -52,24 +34,24 @@ def test_a_stream_keeps_its_counters(cupy: Cupy) -> None:
     assert addresses == [start, start + 8, start, start + 8]
 
 
-def test_devices_share_no_counters(cupy: Cupy) -> None:
+def test_devices_share_no_counters(cupy: Allocating) -> None:
     for device in (0, 1):
         counters.prepare(device)
     assert [counters.address(device, Stream(16)) for device in (0, 1)] == [x.data.ptr for x in cupy.made]
 
 
-def test_more_streams_get_more_counters(cupy: Cupy) -> None:
+def test_more_streams_get_more_counters(cupy: Allocating) -> None:
     counters.prepare(0)
     addresses = [counters.address(0, Stream(16 * i + 16)) for i in range(2 * counters._STREAMS + 1)]
     assert len(set(addresses)) == len(addresses)
-    assert (len(cupy.made), cupy.waited) == (3, 3)
+    assert (len(cupy.made), len(cupy.waited)) == (3, 3)
     for address, array in ((addresses[0], 0), (addresses[counters._STREAMS], 1), (addresses[-1], 2)):
         assert address == cupy.made[array].data.ptr
     last = addresses[counters._STREAMS - 1] + counters._BYTES
     assert last == cupy.made[0].data.ptr + cupy.made[0].nbytes
 
 
-def test_each_thread_s_own_stream_is_another_stream(cupy: Cupy) -> None:
+def test_each_thread_s_own_stream_is_another_stream(cupy: Allocating) -> None:
     counters.prepare(0)
     found: list[int] = []
     gate = threading.Barrier(3)

@@ -2,42 +2,14 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
-import numpy as np
 import pytest
-from fake_device import Stream, addresses
+from fake_device import Allocating, Stream
 
-from omnicupy import workspace
+from omnicupy import counters, workspace
 from omnicupy.errors import UnsupportedError
 from omnicupy.workspace import Need, Workspace
 
 SMALL, LARGE = Need(1000, 10), Need(5000, 70)
-
-
-class Buffer(np.ndarray):
-    @property
-    def data(self) -> Any:
-        return SimpleNamespace(ptr=self.at)
-
-
-class Cupy:
-    """Hands out buffers full of ones; tells whether they were waited for."""
-
-    def __init__(self) -> None:
-        self.made: list[Buffer] = []
-        self.waited = 0
-        self.cuda = SimpleNamespace(get_current_stream=lambda: SimpleNamespace(synchronize=self._wait))
-
-    def _wait(self) -> None:
-        self.waited += 1
-
-    def empty(self, size: int, dtype: Any) -> Buffer:
-        buffer = np.ones(size, dtype).view(Buffer)
-        buffer.at = next(addresses)
-        self.made.append(buffer)
-        return buffer
 
 
 class Captured(Stream):
@@ -46,27 +18,28 @@ class Captured(Stream):
 
 
 @pytest.fixture
-def cupy(monkeypatch: pytest.MonkeyPatch) -> Cupy:
-    fake = Cupy()
-    monkeypatch.setattr(workspace, "cupy", fake)
+def cupy(monkeypatch: pytest.MonkeyPatch) -> Allocating:
+    fake = Allocating()
+    monkeypatch.setattr(counters, "cupy", fake)
     for name in ("_of_stream", "_spares"):
         monkeypatch.setattr(workspace, name, {})
     monkeypatch.setattr(workspace, "_replaced", [])
     return fake
 
 
-def test_counters_are_zero_and_waited_for_and_rows_follow_them(cupy: Cupy) -> None:
+def test_counters_are_zero_and_waited_for_and_rows_follow_them(cupy: Allocating) -> None:
     made = Workspace(LARGE)
-    assert cupy.waited == 1
+    assert len(cupy.waited) == 1
     (buffer,) = cupy.made
     assert not buffer[: 4 * LARGE.arrivals].any()
+    assert buffer[-LARGE.partial_bytes :].all()  # the rows are left as they are
     assert made.arrivals == buffer.data.ptr
     assert made.partials >= made.arrivals + 4 * LARGE.arrivals
     assert made.partials % 16 == 0
     assert made.partials + LARGE.partial_bytes <= buffer.data.ptr + buffer.nbytes
 
 
-def test_a_stream_keeps_its_piece(cupy: Cupy) -> None:
+def test_a_stream_keeps_its_piece(cupy: Allocating) -> None:
     workspace.prepare(0, SMALL)
     first, second = Stream(16), Stream(32)
     found = [workspace.of_stream(0, stream, SMALL) for stream in (first, second, first, Stream(32))]
@@ -76,7 +49,7 @@ def test_a_stream_keeps_its_piece(cupy: Cupy) -> None:
     assert workspace.of_stream(1, first, SMALL) is not found[0]
 
 
-def test_a_larger_need_gets_a_larger_piece_and_the_old_one_stays(cupy: Cupy) -> None:
+def test_a_larger_need_gets_a_larger_piece_and_the_old_one_stays(cupy: Allocating) -> None:
     stream = Stream(16)
     small = workspace.of_stream(0, stream, SMALL)
     large = workspace.of_stream(0, stream, LARGE)
@@ -86,7 +59,7 @@ def test_a_larger_need_gets_a_larger_piece_and_the_old_one_stays(cupy: Cupy) -> 
     assert workspace._replaced == [small]
 
 
-def test_a_captured_stream_finds_what_was_prepared(cupy: Cupy) -> None:
+def test_a_captured_stream_finds_what_was_prepared(cupy: Allocating) -> None:
     workspace.prepare(0, LARGE)
     count = len(cupy.made)
     found = workspace.of_stream(0, Captured(16), SMALL)
@@ -95,7 +68,7 @@ def test_a_captured_stream_finds_what_was_prepared(cupy: Cupy) -> None:
     assert workspace.of_stream(0, Captured(16), LARGE) is found
 
 
-def test_a_captured_stream_refuses_what_was_not_prepared(cupy: Cupy) -> None:
+def test_a_captured_stream_refuses_what_was_not_prepared(cupy: Allocating) -> None:
     with pytest.raises(UnsupportedError) as error:
         workspace.of_stream(0, Captured(16), SMALL)
     assert str(error.value) == (
@@ -105,6 +78,6 @@ def test_a_captured_stream_refuses_what_was_not_prepared(cupy: Cupy) -> None:
     assert cupy.made == []
 
 
-def test_a_call_leaves_a_spare_for_the_next_stream(cupy: Cupy) -> None:
+def test_a_call_leaves_a_spare_for_the_next_stream(cupy: Allocating) -> None:
     workspace.of_stream(0, Stream(16), LARGE)
     assert workspace.of_stream(0, Captured(32), LARGE).holds(LARGE)
