@@ -121,6 +121,7 @@ def _from_end_points(bounds: np.ndarray, k_len: int) -> np.ndarray:
 def test_row_end_points_are_the_mask(seed: int) -> None:
     mask = random(150, seed, text=(1, 20), image=(5, 40))[seed:, :]
     bounds = flex.end_points(flex.row_intervals(mask))
+    assert (np.diff(bounds, axis=0) >= 0).all()
     assert len(bounds) % 2 == 1
     assert bounds.dtype == np.int32
     assert np.array_equal(_from_end_points(bounds, 150), mask.to_dense())

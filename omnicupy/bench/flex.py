@@ -131,7 +131,8 @@ def end_points(intervals: np.ndarray[Any, np.dtype[np.int32]]) -> np.ndarray[Any
     """Row intervals as (2 n + 1, q_len) bounds F of [0, F0) and [F1, F2) and so on; n - 1 pairs do where
     they can.
 
-    An interval that starts at key 0 is the first range; a row without one has F0 = 0.
+    An interval that starts at key 0 is the first range; a row without one has F0 = 0. The bounds of a row never
+    decrease: a range that it has no use for is an empty one at the end of the range before.
     """
     q_len = len(intervals)
     at_zero = (intervals[:, 0, 0] == 0) & (intervals[:, 0, 1] > 0)
@@ -143,7 +144,7 @@ def end_points(intervals: np.ndarray[Any, np.dtype[np.int32]]) -> np.ndarray[Any
     out = np.zeros((2 * used + 1, q_len), np.int32)
     out[0] = np.where(at_zero, intervals[:, 0, 1], 0)
     out[1:] = shifted[:, :used].reshape(q_len, 2 * used).T
-    return out
+    return np.maximum.accumulate(out, axis=0)
 
 
 def row_endpoints(mask: Mask, batch: int) -> Any:
