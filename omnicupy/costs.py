@@ -148,9 +148,9 @@ def load(path: Path = FILE) -> list[Ceilings]:
 
 
 def save(ceilings: Ceilings, path: Path = FILE) -> None:
-    """Put the ceilings of a device into a file, in place of those of the same device."""
+    """Put the ceilings of a device into a file, before those of others and in place of older ones of its own."""
     others = [one for one in load(path) if one.device.name != ceilings.device.name] if path.exists() else []
-    content = {"schema": SCHEMA, "devices": [one.as_json() for one in (*others, ceilings)]}
+    content = {"schema": SCHEMA, "devices": [one.as_json() for one in (ceilings, *others)]}
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
@@ -247,13 +247,19 @@ def predict(work: Work, ceiling: Ceiling) -> Prediction:
     return Prediction(sum(parts.values()), parts, float(mean.sum() / times.max()), count, len(work.order))
 
 
-def nearest(devices: Sequence[Ceilings], name: str | None) -> tuple[Ceilings, str]:
-    """The ceilings of a device by its name, and "" or a sentence that says whose they are instead."""
-    for one in devices:
+def nearest(devices: Sequence[Ceilings], name: str | None, kernel: str) -> tuple[Ceilings, str]:
+    """The ceilings of a device by its name, and "" or a sentence that says whose they are instead.
+
+    kernel: which one they must be of, where those of any device are.
+    """
+    having = [one for one in devices if any(of.kernel == kernel for of in one.of)] or list(devices)
+    for one in having:
         if one.device.name == name:
             return one, ""
-    found = devices[0]
+    found = having[0]
     asked = f"{name} has not been measured" if name else "there is no GPU here"
+    if any(one.device.name == name for one in devices):
+        asked = f"kernel {kernel} has not been measured on {name}"
     return found, f"{asked}: these are the ceilings of {found.device.name}"
 
 

@@ -134,8 +134,8 @@ def run(workload: Workload, dtype: str, variant: str | None = None) -> Explanati
     for a word of another form, UnsupportedError where the model or the library does not serve the problem.
     """
     gpu = environment.has_gpu()
-    ceilings, note = costs.nearest(costs.load(), environment.device()["name"] if gpu else None)
-    device, arch = _device(ceilings, gpu)
+    known, name = costs.load(), environment.device()["name"] if gpu else None
+    device, arch = _device(costs.nearest(known, name, "")[0], gpu)
     mask = workload.mask()
     problem = workload.problem(mask, dtype)
     if variant:
@@ -143,6 +143,8 @@ def run(workload: Workload, dtype: str, variant: str | None = None) -> Explanati
     else:
         choose = tune.select if gpu else tune.pick  # tuned choices are of the GPU at hand
         spec = choose(arch, problem, (mask,), device.sm_count)
+    ceilings, note = costs.nearest(known, name, spec.kernel)
+    device, _ = _device(ceilings, gpu)
     blocks = mask.blocks(spec.br, spec.bc)
     ceiling = ceilings.at(spec.kernel, spec.head_dim, spec.br)
     return Explanation(

@@ -29,6 +29,12 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)  # other subclasses go through the d
 _LIST = 0  # no mask's handle: what follows is a list of masks, one a batch element
 
 _launch: Any = None  # omnicupy.launch, imported at the first CUDA tensor: CPU users never import CuPy
+# The handle of torch's current stream of a device; through the public call it would cost a Stream object each time.
+_raw_stream: Callable[[int], int] = getattr(
+    torch._C,
+    "_cuda_getCurrentRawStream",
+    lambda index: int(torch.cuda.current_stream(index).cuda_stream),
+)
 _modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 
 
@@ -95,7 +101,7 @@ def prepare(
     }
     if on_gpu:
         launch, index = _launcher(), q.device.index
-        stream = launch.external_stream(index, torch.cuda.current_stream(index).cuda_stream)
+        stream = launch.external_stream(index, _raw_stream(index))
         launch.plan_of(*arrays, stream=stream, **options)
     else:
         api.prepare(*arrays, **options)
@@ -126,7 +132,7 @@ def _on_gpu(q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any:
         tensors.on_device("v", v),
         mask,
         out=None if out is None else tensors.on_device("out", out),
-        stream=launch.external_stream(index, torch.cuda.current_stream(index).cuda_stream),
+        stream=launch.external_stream(index, _raw_stream(index)),
         empty=_allocator(index),
         **options,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import fake_device
@@ -69,8 +68,6 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(launch.cupy.cuda, "ExternalStream", staticmethod(external))
     monkeypatch.setattr(frontend, "_launch", None)
     monkeypatch.setattr(frontend, "_PLAIN", (Cuda,))
-    monkeypatch.setattr(
-        torch.cuda, "current_stream", lambda index: SimpleNamespace(cuda_stream=fake.torch_streams[index])
-    )
+    monkeypatch.setattr(frontend, "_raw_stream", lambda index: fake.torch_streams[index])
     monkeypatch.setattr(torch, "empty", empty)
     return fake

@@ -14,7 +14,7 @@ from omnicupy.check import Problem
 from omnicupy.spec import AttnSpec
 from omnicupy.workloads import by_name
 
-CEILINGS = costs.load()[0]
+CEILINGS = {kernel: costs.nearest(costs.load(), None, kernel)[0] for kernel in ("sm80", "sm90")}
 HEADER = {
     "device": "Made H100",
     "driver": "580.0",
@@ -127,8 +127,9 @@ def _spec(system: str, sizes: tuple[int, ...]) -> AttnSpec:
 def _our_ms(spec: AttnSpec, sizes: tuple[int, ...], mask: Any) -> float:
     if spec.kernel == "naive":
         return float(4 * sizes[5] * mask.pairs * sizes[0] * sizes[1] / 1e9 / 2.0)
-    work = costs.work_of(spec, Problem(*sizes, "bfloat16"), mask.blocks(spec.br, spec.bc), CEILINGS.device)  # type: ignore[arg-type]
-    us = costs.predict(work, CEILINGS.at(spec.kernel, spec.head_dim, spec.br)).us
+    ceilings = CEILINGS[spec.kernel]
+    work = costs.work_of(spec, Problem(*sizes, "bfloat16"), mask.blocks(spec.br, spec.bc), ceilings.device)  # type: ignore[arg-type]
+    us = costs.predict(work, ceilings.at(spec.kernel, spec.head_dim, spec.br)).us
     slow = (
         (4 if not spec.swizzle else 1)
         * (1.15 if spec.share_kv else 1)

@@ -196,13 +196,13 @@ def test_ceilings_are_files_by_device(tmp_path: Path) -> None:
     costs.save(other, path)
     newer = Ceilings(DEVICE, (replace(CEILING, pair_ps=1.0),), ("b.json",))
     costs.save(newer, path)
-    assert costs.load(path) == [other, newer]
-    assert costs.nearest(costs.load(path), "Fake") == (newer, "")
-    assert costs.nearest([other, newer], "New") == (
+    assert costs.load(path) == [newer, other]
+    assert costs.nearest(costs.load(path), "Fake", "sm90") == (newer, "")
+    assert costs.nearest([other, newer], "New", "sm90") == (
         other,
         "New has not been measured: these are the ceilings of Other",
     )
-    assert costs.nearest([other], None)[1] == "there is no GPU here: these are the ceilings of Other"
+    assert costs.nearest([other], None, "sm90")[1] == "there is no GPU here: these are the ceilings of Other"
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"schema": 9}', '{"schema": 1, "devices": [{}]}'])

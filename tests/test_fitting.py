@@ -175,6 +175,15 @@ def test_files_of_one_device_are_fitted_together(tmp_path: Path) -> None:
         fitting.from_files(paths, out)
 
 
+def test_kernels_without_ceilings_have_no_residuals() -> None:
+    (h100,) = (one for one in costs.load() if "H100" in one.device.name)
+    measured = fitting.points(records.load(ROOT / "h200-dense.json"))
+    kernels = {point.spec.kernel for point in measured}
+    assert kernels == {"sm80", "sm90"}
+    without = replace(h100, of=tuple(one for one in h100.of if one.kernel == "sm90"))
+    assert {one.point.spec.kernel for one in fitting.residuals(without, measured)} == {"sm90"}
+
+
 @pytest.mark.parametrize("ceilings", costs.load(), ids=lambda one: one.device.name)
 def test_the_library_s_ceilings_predict_their_records(ceilings: Ceilings) -> None:
     measured = [point for source in ceilings.sources for point in fitting.points(records.load(ROOT / source))]

@@ -155,7 +155,7 @@ def test_measured_dense_figures_are_those_of_the_record() -> None:
 
 
 def test_measured_model_figures_are_those_of_the_record() -> None:
-    measured = _tflops("h100-models.json")
+    measured = _tflops("h100-choices.json")
     (header,) = re.findall(r"^\| real masks \|(.+)\|$", README, re.M)
     (line,) = re.findall(r"^\| omnicupy, TFLOP/s \(ms\) \|(.+)\|$", README, re.M)
     for name, cell in zip(header.split("|"), line.split("|"), strict=True):

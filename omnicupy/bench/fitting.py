@@ -115,7 +115,7 @@ def points(content: dict[str, Any]) -> list[Point]:
             continue
         batch, q_heads, kv_heads, q_len, k_len, head_dim = row["shape"]
         spec = configs.parse(row["spec"], arch, dtype, head_dim)
-        if row["system"] != OURS and spec not in _table(arch, dtype, spec.head_dim):
+        if row["system"] != OURS and (spec not in _table(arch, dtype, spec.head_dim) or spec.br > q_len):
             continue
         problem = Problem(batch, q_heads, kv_heads, q_len, k_len, head_dim, dtype)
         blocks = by_name(row["workload"]).mask().blocks(spec.br, spec.bc)
@@ -144,13 +144,15 @@ def fit(device: Device, measured: Sequence[Point], sources: Sequence[str] = ()) 
 
 
 def residuals(ceilings: Ceilings, measured: Sequence[Point]) -> list[Residual]:
-    """Each measurement beside its prediction."""
+    """Each measurement beside its prediction; those of kernels without ceilings are left out."""
+    known = {one.kernel for one in ceilings.of}
     return [
         Residual(
             point,
             costs.predict(point.work, ceilings.at(point.spec.kernel, point.spec.head_dim, point.spec.br)).us,
         )
         for point in measured
+        if point.spec.kernel in known
     ]
 
 
