@@ -135,7 +135,7 @@ def run(workload: Workload, dtype: str, variant: str | None = None) -> Explanati
     """
     gpu = environment.has_gpu()
     known, name = costs.load(), environment.device()["name"] if gpu else None
-    device, arch = _device(costs.nearest(known, name, "")[0], gpu)
+    device, arch = _device(known[0], gpu)
     mask = workload.mask()
     problem = workload.problem(mask, dtype)
     if variant:
@@ -144,7 +144,7 @@ def run(workload: Workload, dtype: str, variant: str | None = None) -> Explanati
         choose = tune.select if gpu else tune.pick  # tuned choices are of the GPU at hand
         spec = choose(arch, problem, (mask,), device.sm_count)
     ceilings, note = costs.nearest(known, name, spec.kernel)
-    device, _ = _device(ceilings, gpu)
+    device = device if gpu else ceilings.device
     blocks = mask.blocks(spec.br, spec.bc)
     ceiling = ceilings.at(spec.kernel, spec.head_dim, spec.br)
     return Explanation(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ import omnicupy.transformers  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 NAME = oc.transformers.register()
-DEVICE = os.environ.get("OMNICUPY_TEST_DEVICE", "cuda")
 NEW_TOKENS = 6
 
 
@@ -28,7 +26,7 @@ def _no_gradients() -> Any:
 
 
 def _on_device(name: str, side: str) -> dict[str, Any]:
-    return {key: value.to(DEVICE) for key, value in tiny.MODELS[name].inputs(side).items()}
+    return {key: value.cuda() for key, value in tiny.MODELS[name].inputs(side).items()}
 
 
 def _in_bfloat16(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -40,10 +38,10 @@ def _in_bfloat16(inputs: dict[str, Any]) -> dict[str, Any]:
 def test_bfloat16_is_as_exact_as_sdpa(name: str, side: str) -> None:
     inputs = _on_device(name, side)
     keep = inputs["attention_mask"].bool()
-    exact = tiny.model(name, "eager").to(DEVICE)(**inputs).logits[keep]
+    exact = tiny.model(name, "eager").cuda()(**inputs).logits[keep]
     errors = {}
     for how in (NAME, "sdpa"):
-        found = tiny.model(name, how).to(DEVICE).bfloat16()(**_in_bfloat16(inputs)).logits
+        found = tiny.model(name, how).cuda().bfloat16()(**_in_bfloat16(inputs)).logits
         assert how != NAME or found.isfinite().all()
         errors[how] = float((found.float()[keep] - exact).abs().max())
     assert 0 < errors[NAME] <= 2 * errors["sdpa"]
@@ -55,7 +53,7 @@ def test_tokens_are_generated_from_finite_logits(name: str) -> None:
     inputs = _in_bfloat16(_on_device(name, "left"))
     options = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True}
     ours, theirs = (
-        tiny.model(name, how).to(DEVICE).bfloat16().generate(**inputs, max_new_tokens=NEW_TOKENS, **options)
+        tiny.model(name, how).cuda().bfloat16().generate(**inputs, max_new_tokens=NEW_TOKENS, **options)
         for how in (NAME, "sdpa")
     )
     assert len(ours.logits) == NEW_TOKENS

@@ -17,6 +17,7 @@ LADDER = (
     *("sm80-128x64-s1-w8", "sm80-128x64-s2-w8", "sm80-64x64-s2-w4-plain", "sm80-128x64-s1-w4-plain"),
 )
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
+RANDOM_LENGTHS = (1024, 8192, 16384)
 SHORT_LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 PER_MILLE = (1000, 900, 750, 600, 500, 350, 250, 150, 100, 70, 50, 35, 20)
 WHOLE_SIZES = "h28-k4-b1"  # of the whole-call suite
@@ -59,6 +60,10 @@ def _dense(head_dims: tuple[int, ...], lengths: tuple[int, ...]) -> tuple[str, .
     )
 
 
+def _random(seeds: int) -> tuple[str, ...]:
+    return tuple(f"random-d64-s{length}-seed{seed}" for length in RANDOM_LENGTHS for seed in range(seeds))
+
+
 def _sparse(head_dim: int, sizes: str, seed: int = 0) -> tuple[str, ...]:
     """sizes: how the names go on, with {} for density and seed."""
     return tuple(
@@ -67,7 +72,6 @@ def _sparse(head_dim: int, sizes: str, seed: int = 0) -> tuple[str, ...]:
 
 
 _FULL_OBJECTS = tuple(f"{OURS}:{word}" for word in ("nomask", "image", "ones"))
-_RANDOM = tuple(f"random-d64-s{length}-seed0" for length in (1024, 8192, 16384))
 _LATENCY = (
     "s1024-seed0-h28-k4-b4",
     "s2048-seed0-h28-k4-b8",
@@ -103,7 +107,7 @@ GPU_SUITES = {
     ),
     "choices": Suite(
         "shapes and vlm on the tiles of the wgmma kernel that are worth a look: is the table's choice the best?",
-        (Part((*_dense((64, 128, 256), LENGTHS), *NAMED, *_RANDOM), (), "choices"),),
+        (Part((*_dense((64, 128, 256), LENGTHS), *NAMED, *_random(1)), (), "choices"),),
     ),
     "short": Suite(
         "whole calls from Python, 128 to 4096 tokens",
@@ -149,9 +153,7 @@ GPU_SUITES = {
         "random interleaved masks, D 64",
         (
             Part(
-                tuple(
-                    f"random-d64-s{length}-seed{seed}" for length in (1024, 8192, 16384) for seed in range(8)
-                ),
+                _random(8),
                 (OURS, f"{OURS}:sm80-128x64-s1-w4", "flex", "cudnn-flex"),
             ),
         ),

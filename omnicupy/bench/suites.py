@@ -150,27 +150,27 @@ def _tiles(session: Session, head_dim: int, kernel: str) -> list[str]:
 
 def _likely_tiles(session: Session, workload: Workload) -> list[str]:
     """What a call of a workload gets, and the tiles of the wgmma kernel that have won anywhere: warpgroups that take
-    turns, at least 64 keys, the deepest ring of up to three stages.
+    turns, 64 keys up to twice the rows, the deepest ring of up to three stages.
     """
     mask = workload.mask()
     picked = tune.pick(session.arch, workload.problem(mask, session.dtype), (mask,), session.sm_count)
-    deepest: dict[tuple[int, int], AttnSpec] = {}
-    for spec in configs.every(session.arch, session.dtype, workload.head_dim, "sm90"):
-        if spec.ping_pong and 64 <= spec.bc <= 2 * spec.br and spec.stages in (2, 3):
-            known = deepest.setdefault((spec.br, spec.bc), spec)
-            deepest[spec.br, spec.bc] = max(known, spec, key=lambda one: one.stages)
+    every = configs.every(session.arch, session.dtype, workload.head_dim, "sm90")
+    likely = [
+        spec for spec in every if spec.ping_pong and 64 <= spec.bc <= 2 * spec.br and spec.stages in (2, 3)
+    ]
+    deepest = {(spec.br, spec.bc): spec for spec in sorted(likely, key=lambda one: one.stages)}
     others = [spec for spec in deepest.values() if spec != picked]
     return [OURS, *_compiled(session, others)]
 
 
 def _compiled(session: Session, specs: Sequence[AttnSpec]) -> list[str]:
     """Those that compile without spills, as system names; says which do not."""
-    good = []
+    good = set()
     for one in compile_all(specs):
         if one.problem:
             session.say(f"left out: {configs.word(one.spec)}: {one.problem.splitlines()[0]}")
         else:
-            good.append(one.spec)
+            good.add(one.spec)
     return [f"{OURS}:{configs.word(spec)}" for spec in specs if spec in good]
 
 
@@ -186,7 +186,7 @@ def _measure_choice(session: Session, workload: Workload, systems: Sequence[str]
 
 
 def _watched(session: Session, workload: Workload, systems: Sequence[str]) -> None:
-    """Measure tiles that nobody runs else: among hundreds of them one may hang."""
+    """Measure tiles that nobody else runs: among hundreds of them one may hang."""
     with Watchdog(HANG_S) as watchdog:
 
         def say(line: str) -> None:
