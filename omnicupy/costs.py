@@ -23,10 +23,10 @@ from omnicupy.blockmask import CAUSAL, PARTIAL, BlockMask
 from omnicupy.check import Problem
 from omnicupy.errors import UnsupportedError
 from omnicupy.launch import section_of
+from omnicupy.order import ordered, shares
 from omnicupy.packing import entry_costs
 from omnicupy.plan import crew_of
 from omnicupy.schedule import schedule
-from omnicupy.skips import shares, with_skips
 from omnicupy.spec import SMEM_LIMIT_BYTES, AttnSpec
 
 FloatArray = NDArray[np.float64]
@@ -194,7 +194,7 @@ def work_of(spec: AttnSpec, problem: Problem, blocks: BlockMask, device: Device)
     """
     if spec.kernel not in ("sm80", "sm90"):
         raise UnsupportedError(f"the cost model describes kernels 'sm80' and 'sm90', got {spec.kernel!r}")
-    blocks = with_skips(blocks)
+    blocks = ordered(blocks)
     pairs = spec.br * spec.bc * (shares(blocks) if spec.kernel == "sm90" else np.ones(len(blocks.kinds)))
     each = np.stack([pairs, pairs * (blocks.kinds == PARTIAL), pairs * (blocks.kinds == CAUSAL)], axis=1)
     total = np.concatenate([np.zeros((1, 3)), np.cumsum(each, axis=0)])

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnicupy.blockmask import CAUSAL, DEAD, FULL, PARTIAL, BlockMask
+from omnicupy.order import commons, ordered
 from omnicupy.schedule import Crew, Schedule, schedule
-from omnicupy.skips import leads, with_skips
 from omnicupy.spec import round_up
 
 KEY_PAD = 256  # spans and dead bits are padded: a tile may read past k_len, but finds nothing there
@@ -40,9 +40,9 @@ class Packed:
     k_padded: the keys of whole tiles, rounded up to 256.
     tiers, n_slots, n_split_rows: see Schedule.
     Shapes: row_offsets (mask_batch * q_blocks + 1,), entries (E, 4) of {kind | flags | keys << 8, payload, first key,
-    lead} as skips.py orders them, parts (P, 4) of {first query, mask, first entry, end entry}, splits (P, 4), bit_tiles
-    (T, br, bc / 32), spans (mask_batch, n_spans, k_padded, 2) of {first row, number of rows}, dead (mask_batch,
-    k_padded / 32), bit set where a key < k_len is seen by no row of that mask.
+    common} as order.py orders them, parts (P, 4) of {first query, mask, first entry, end entry}, splits (P, 4),
+    bit_tiles (T, br, bc / 32), spans (mask_batch, n_spans, k_padded, 2) of {first row, number of rows}, dead
+    (mask_batch, k_padded / 32), bit set where a key < k_len is seen by no row of that mask.
     """
 
     buffer: NDArray[np.uint8]
@@ -79,7 +79,7 @@ def pack(blocks: Sequence[BlockMask], crew: Crew) -> Packed:
     crew: who works on each block row; decides their order and how they are cut.
     """
     diagonal = next((b.diagonal for b in blocks if (b.kinds == CAUSAL).any()), blocks[0].diagonal)
-    blocks = [with_skips(_on_diagonal(b, diagonal)) for b in blocks]
+    blocks = [ordered(_on_diagonal(b, diagonal)) for b in blocks]
     first = blocks[0]
     batch, q_blocks = len(blocks), first.q_blocks
     k_padded = round_up(round_up(first.k_len, first.bc), KEY_PAD)
@@ -150,7 +150,7 @@ def _fill_entries(packed: Packed, blocks: Sequence[BlockMask]) -> None:
         payload = block.entries[:, 1]
         mine[:, 1] = payload if t == 0 else np.where(payload >= 0, payload + t, payload)
         mine[:, 2] = offset
-        mine[:, 3] = leads(block)
+        mine[:, 3] = commons(block)
         tiles[t : t + len(block.bit_tiles)] = block.bit_tiles
         e, t = e + len(block.entries), t + len(block.bit_tiles)
 

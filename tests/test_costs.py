@@ -15,10 +15,10 @@ from omnicupy.blockmask import CAUSAL, PARTIAL
 from omnicupy.check import Problem
 from omnicupy.costs import Ceiling, Ceilings, Device, Work
 from omnicupy.errors import UnsupportedError
+from omnicupy.order import ordered, shares
 from omnicupy.packing import entry_costs
 from omnicupy.plan import crew_of
 from omnicupy.schedule import Schedule, schedule
-from omnicupy.skips import shares, with_skips
 from omnicupy.spec import AttnSpec
 
 DEVICE = Device("Fake", 4, 50 << 20)
@@ -36,14 +36,14 @@ def _work(
 
 
 def _parts(mask: oc.Mask, heads: int) -> Schedule:
-    blocks = with_skips(mask.blocks(SPEC.br, SPEC.bc))
+    blocks = ordered(mask.blocks(SPEC.br, SPEC.bc))
     problem = Problem(1, heads, heads, *mask.shape, SPEC.head_dim, "bfloat16")
     return schedule(blocks.row_offsets, entry_costs(blocks), crew_of(SPEC, problem, 1, DEVICE.sm_count))
 
 
 def test_work_items_are_charged_for_their_tiles() -> None:
     mask = oc.segments([("text", 200), ("image", 150), ("noise", 90)])
-    work, blocks, parts = _work(mask), with_skips(mask.blocks(128, 64)), _parts(mask, 3)
+    work, blocks, parts = _work(mask), ordered(mask.blocks(128, 64)), _parts(mask, 3)
     expected = []
     for first, end in zip(parts.first, parts.end, strict=True):
         pairs = 128 * 64 * shares(blocks)[first:end]

@@ -5,14 +5,16 @@
 
 namespace omni {
 
-// Kinds of block-mask entries (omnicupy/blockmask.py) and the flags beside them: the tile holds dead keys; none of the
-// query rows 64 * g to 64 * g + 63 of the block sees a key of it (bit kSkipShift + g, g < 3; never with the other flag).
+// Kinds of block-mask entries (omnicupy/blockmask.py) and the flags beside them (omnicupy/order.py): the tile holds dead
+// keys; none of the query rows 64 * g to 64 * g + 63 of the block sees a key of it (bit kSkipShift + g, g < 3; never of
+// a tile with dead keys); the block row has a FULL tile before this one.
 constexpr int kFull = 1;
 constexpr int kCausal = 2;
 constexpr int kPartial = 3;
 constexpr int kKindMask = 3;
 constexpr int kDeadFlag = 4;
 constexpr int kSkipShift = 3;
+constexpr int kStandsFlag = 64;
 
 // Up to this head_dim the weights P go into O += P V as two 16-bit numbers, rounded value and rest: the error of so
 // short a row is a matter of luck otherwise, and the second product costs little.

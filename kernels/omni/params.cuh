@@ -17,7 +17,7 @@ struct AttnParams {
 
   // The block mask (omnicupy/packing.py). Block row b * q_blocks + i is query block i of mask b.
   int const* row_offsets;  // (mask_batch * q_blocks + 1): where the entries of each block row start
-  int4 const* entries;     // {kind | flags | keys << 8, payload, first key, lead}
+  int4 const* entries;     // {kind | flags | keys << 8, payload, first key, common}
   int4 const* parts;       // {first query, mask, first entry, end entry}: what is worked on, longest first
   u32 const* bit_tiles;    // (tiles, kBr, kBc / 32)
   int2 const* spans;       // (mask_batch, n_spans, k_padded): {first visible row, number of rows} of each key

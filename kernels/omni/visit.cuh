@@ -60,10 +60,11 @@ struct KeyTile {
   alignas(16) int packed;  // entry kind and flags in the low 8 bits, number of keys that exist above
   int payload;             // of a PARTIAL tile: -1 = spans, else the index of its bit tile
   int k0;                  // first key, in tokens
-  int lead;                // entries from this one on, one after another, that have a skip flag
+  int common;              // entries from this one on, up to the first that has a skip flag
 
   __device__ __forceinline__ int kind() const { return packed & kKindMask; }
   __device__ __forceinline__ bool has_dead() const { return packed & kDeadFlag; }
+  __device__ __forceinline__ bool may_stand() const { return packed & kStandsFlag; }
   __device__ __forceinline__ bool is_skipped(int group) const { return packed >> (kSkipShift + group) & 1; }
   __device__ __forceinline__ int length() const { return packed >> 8; }
 };

@@ -71,15 +71,14 @@ __device__ __forceinline__ void add_values(Out& out, Scores const& p, u32 s_v) {
   }
 }
 
-// Mask, softmax and the rescaling of what was accumulated, for one tile of scores. after_full: the tile before was FULL;
-// made true or false for the next one.
+// Mask, softmax and the rescaling of what was accumulated, for one tile of scores.
 template <class Cfg, class Scores, class Out>
 __device__ __forceinline__ void softmax_step(
-    Scores& scores, Out& out, OnlineSoftmax<Cfg::kTilesM>& softmax, WarpTile const& warp, bool& after_full) {
+    Scores& scores, Out& out, OnlineSoftmax<Cfg::kTilesM>& softmax, WarpTile const& warp) {
   bool const full = warp.keys.kind() == kFull;
   if (!full) mask_tile<Cfg::kBr>(scores, warp);
-  softmax.update(scores, out, full && after_full, warp.mask.p.scale_log2);
-  after_full = full;
+  // Exact maxima for all tiles where the head dimension is cut: registers are dearer there than rescaling.
+  softmax.update(scores, out, !Cfg::kTiledHeadDim && full && warp.keys.may_stand(), warp.mask.p.scale_log2);
 }
 
 }  // namespace omni

@@ -26,7 +26,6 @@ struct Mainloop {
   u32 s_q, s_lane_kv;
   Out out;
   OnlineSoftmax<Cfg::kTilesM> softmax;
-  bool after_full = false;  // the tile before was FULL
 
   __device__ __forceinline__ Mainloop(AttnParams const& params, WorkItem const& work, unsigned char* s_memory)
       : p(params), mask{params, work.mask}, q0(work.q0), visit(params, work.first, work.end), s_base(s_memory) {
@@ -91,7 +90,7 @@ struct Mainloop {
   }
 
   __device__ __forceinline__ void compute_softmax(Scores& scores, KeyTile const& tile, int span_slot) {
-    softmax_step<Cfg>(scores, out, softmax, WarpTile{mask, tile, q0 + row0(), row0(), s_spans(span_slot)}, after_full);
+    softmax_step<Cfg>(scores, out, softmax, WarpTile{mask, tile, q0 + row0(), row0(), s_spans(span_slot)});
   }
 
   // V has arrived and every thread knows it.

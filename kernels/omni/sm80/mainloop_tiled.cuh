@@ -105,8 +105,7 @@ struct TiledMainloop {
       scores.add(part);
       slot = slot == kAhead ? 0 : slot + 1;
     }
-    bool after_full = false;  // exact maxima for all tiles: registers are dearer here than rescaling
-    softmax_step<Cfg>(scores, out, softmax, WarpTile{mask, tile, q0 + row0, row0, nullptr}, after_full);
+    softmax_step<Cfg>(scores, out, softmax, WarpTile{mask, tile, q0 + row0, row0, nullptr});
     u32 const v_offset = Cfg::kStages * kSlotBytes;
     if (tile.has_dead()) {
       zero_dead_rows<Cfg::kThreads, Cfg::kValueDim, Cfg::kSwizzle>(s_base + v_offset, mask, tile);

@@ -30,7 +30,6 @@ struct Consumer {
   RingIndex<Cfg::kStages> before;  // the tile before: the last one that was not skipped
   RingIndex<Smem::kSlots> slot;
   int dead_k0;      // first key of the tile before, where it holds dead ones, else -1
-  bool after_full;  // the tile before was FULL
   Out out;
   Weights<Cfg> weights;  // of the tile before
   OnlineSoftmax<1> softmax;
@@ -92,8 +91,7 @@ struct Consumer {
   // released as soon as they are read.
   __device__ __forceinline__ void mask_scores(Scores& scores, int packed, WorkSlot const& work) {
     dead_k0 = -1;
-    after_full = (packed & kKindMask) == kFull;
-    if (!after_full) {
+    if ((packed & kKindMask) != kFull) {
       MaskView const mask{p, work.mask};
       KeyTile const tile = smem.tiles[ring.stage()];
       if (tile.has_dead()) dead_k0 = tile.k0;
@@ -194,10 +192,9 @@ struct Consumer {
     if (in_turn) pass_turn();
     wgmma_wait<1>();
     pin_registers(scores.x[0]);
-    bool const was_full = after_full;
     mask_scores(scores, packed, work);
     finish_values();
-    weigh(scores, was_full && after_full);
+    weigh(scores, packed & kStandsFlag);
     step();
   }
 
@@ -222,16 +219,16 @@ struct Consumer {
     softmax.init();
     // The bounds of the loops must be known to be uniform: wgmma in a path that could diverge is serialised (C7520).
     int const tiles = __shfl_sync(0xffffffffu, work.tiles, 0);
-    int const lead = __shfl_sync(0xffffffffu, work.lead, 0);
+    int const common = __shfl_sync(0xffffffffu, work.common, 0);
     mbarrier_wait(smem_address(&smem.q_full), slot.stage());  // Q comes with every item, which take the slots in turn
     int i = 0;
-    while (i < lead && skip_tile(false)) ++i;
+    while (i >= common && i < tiles && skip_tile(false)) ++i;
     bool const any = i < tiles;
     if (any) {
       first_tile(work);
       for (++i; i < tiles; ++i) {
-        if (i < lead && skip_tile(true)) continue;
-        next_tile(work, i > lead);
+        if (i >= common && skip_tile(true)) continue;
+        next_tile(work, i < common);
       }
     }
     release(smem.q_empty);

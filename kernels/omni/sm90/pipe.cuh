@@ -14,7 +14,7 @@ struct WorkSlot {
   int head;  // -1: no work left
   int kv_head;
   int tiles;
-  int lead;  // tiles at the start that some warpgroup may skip
+  int common;  // tiles at the start that no warpgroup skips
   int part;
 };
 

@@ -98,8 +98,8 @@ struct Producer {
       WorkItem const item = work_item(args.p, index);
       Visit visit(args.p, item.first, item.end);
       int const tiles = item.end - item.first;
-      int const lead = visit.has_next() ? min(visit.peek().lead, tiles) : 0;
-      announce(WorkSlot{item.q0, item.mask, item.batch, item.head, item.head / args.p.group, tiles, lead, item.part});
+      int const common = visit.has_next() ? min(visit.peek().common, tiles) : 0;
+      announce(WorkSlot{item.q0, item.mask, item.batch, item.head, item.head / args.p.group, tiles, common, item.part});
       produce(visit);
       index = next;
     }

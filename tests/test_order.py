@@ -1,4 +1,4 @@
-"""skips.py: a flag where, and only where, none of a group's rows sees a tile; the order that goes with it."""
+"""order.py: FULL tiles first, skipped ones last; a flag where, and only where, none of a group's rows sees a tile."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import pytest
 from mask_cases import random_case
 
 import omnicupy as oc
-from omnicupy.blockmask import DEAD, KIND, PARTIAL, BlockMask
-from omnicupy.skips import GROUP_ROWS, SKIP, SKIP_SHIFT, leads, shares, with_skips
+from omnicupy.blockmask import DEAD, FULL, KIND, PARTIAL, BlockMask
+from omnicupy.order import GROUP_ROWS, SKIP, SKIP_SHIFT, STANDS, commons, ordered, shares
 
 TILES = ((128, 32), (128, 64), (192, 96), (192, 32))
 
@@ -27,7 +27,8 @@ def _flags(word: int, groups: int) -> list[bool]:
 def _as_multiset(block: BlockMask) -> list[tuple[int, ...]]:
     rows = block.rows_of_entries()
     return sorted(
-        (int(row), int(e[0] & ~SKIP), *map(int, e[1:])) for row, e in zip(rows, block.entries, strict=True)
+        (int(row), int(e[0] & ~(SKIP | STANDS)), *map(int, e[1:]))
+        for row, e in zip(rows, block.entries, strict=True)
     )
 
 
@@ -37,7 +38,7 @@ def test_flags_are_safe_and_the_entries_stay(seed: int) -> None:
     q_len, k_len = (int(n) for n in rng.integers(1, 700, 2))
     case = random_case(rng, q_len, k_len)
     block = case.mask.blocks(*TILES[seed % len(TILES)])
-    found = with_skips(block)
+    found = ordered(block)
     assert _as_multiset(found) == _as_multiset(block)
     assert np.array_equal(found.to_dense(), case.dense)
     groups = block.br // GROUP_ROWS
@@ -64,7 +65,7 @@ def test_flags_are_safe_and_the_entries_stay(seed: int) -> None:
 )
 def test_what_one_range_a_key_allows_is_told_exactly(mask: oc.Mask, tile: tuple[int, int]) -> None:
     """Each key's rows are one range here, and those of a tile's keys overlap: the bounds say all there is to say."""
-    found = with_skips(mask.blocks(*tile))
+    found = ordered(mask.blocks(*tile))
     dense, groups = mask.to_dense(), found.br // GROUP_ROWS
     masked = 0
     for entry, row in enumerate(found.rows_of_entries()):
@@ -76,47 +77,72 @@ def test_what_one_range_a_key_allows_is_told_exactly(mask: oc.Mask, tile: tuple[
     assert masked
 
 
-def test_flagged_entries_lead_and_alternate() -> None:
+@pytest.mark.parametrize("seed", range(30))
+def test_full_tiles_come_first_and_skipped_ones_last(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    case = random_case(rng, *(int(n) for n in rng.integers(200, 700, 2)))
+    block = case.mask.blocks(*((128, 32), (192, 32), (64, 32))[seed % 3])
+    found = ordered(block)
+    common = commons(found)
+    for row in range(found.q_blocks):
+        first, end = found.row_offsets[row : row + 2]
+        words = found.entries[first:end, 0]
+        skipped, full = (words & SKIP) != 0, (words & KIND) == FULL
+        place = np.where(skipped, 2, np.where(full, 0, 1))
+        assert (np.diff(place) >= 0).all()
+        assert ((words & STANDS) != 0).tolist() == [bool(full[:i].any()) for i in range(len(full))]
+        count = int((~skipped).sum())
+        assert common[first:end].tolist() == [max(0, count - i) for i in range(len(words))]
+        if block.br == 64:
+            assert not skipped.any()
+        before = block.entries[first:end]
+        unmoved = before[(before[:, 0] & KIND) == FULL, 2]
+        if not skipped.any():  # else FULL ones of rows past the end may be among them
+            assert found.entries[first:end][full, 2].tolist() == unmoved.tolist()
+
+
+def test_skipped_entries_alternate() -> None:
     """Two documents that meet inside a block of rows: each half looks at its own keys, and they take turns."""
     mask = oc.ranges([(0, 64, 0, 640), (64, 128, 640, 1280)], 128, 1280)
-    found = with_skips(mask.blocks(128, 64))
+    found = ordered(mask.blocks(128, 64))
     words = found.entries[:, 0] >> SKIP_SHIFT
     assert words.tolist() == [1, 2] * 10
-    assert leads(found).tolist() == list(range(20, 0, -1))
+    assert commons(found).tolist() == [0] * 20
     assert shares(found).tolist() == [0.5] * 20
 
 
-def test_leads_stop_at_the_row_s_end() -> None:
-    found = with_skips(oc.causal(768).blocks(192, 64))
-    lead = leads(found)
+def test_a_block_on_the_diagonal_ends_with_what_its_first_rows_skip() -> None:
+    found = ordered(oc.causal(768).blocks(192, 64))
     for row in range(found.q_blocks):
         first, end = found.row_offsets[row : row + 2]
-        flagged = (found.entries[first:end, 0] & SKIP) != 0
-        count = int(flagged.sum())
-        assert (
-            count == 2
-        )  # below the diagonal's first 64 keys a group looks at nothing of the other two tiles
-        assert flagged[:count].all()
-        assert lead[first : first + count].tolist() == [2, 1]
-        assert not lead[first + count : end].any()
+        words = found.entries[first:end, 0] >> SKIP_SHIFT & 7
+        assert words.tolist() == [0] * (3 * row + 1) + [3, 1]
+        assert (found.entries[first : end - 3, 0] & KIND == FULL).all()
+
+
+def test_spans_of_a_key_are_looked_at_one_by_one() -> None:
+    """Keys that two far ranges of rows see: between them nobody does."""
+    mask = oc.ranges([(0, 10, 0, 64), (380, 384, 0, 64), (100, 150, 64, 128)], 384, 128)
+    assert mask.intervals is not None
+    assert len(mask.intervals[0]) == 2
+    found = ordered(mask.blocks(192, 64))
+    assert sorted((found.entries[:, 0] >> SKIP_SHIFT & 7).tolist()) == [1, 3, 6]
 
 
 def test_rows_past_the_end_look_at_nothing() -> None:
-    found = with_skips(oc.full(200, 256).blocks(192, 64))
-    last = found.entries[found.row_offsets[1] :, 0] >> SKIP_SHIFT
+    found = ordered(oc.full(200, 256).blocks(192, 64))
+    last = found.entries[found.row_offsets[1] :, 0] >> SKIP_SHIFT & 7
     assert last.tolist() == [6] * 4  # eight rows: the first group's
     assert not (found.entries[: found.row_offsets[1], 0] & SKIP).any()
 
 
 @pytest.mark.parametrize("tile", [(64, 64), (96, 32), (32, 32), (256, 64)])
-def test_other_blocks_are_left_alone(tile: tuple[int, int]) -> None:
-    block = oc.causal(500).blocks(*tile)
-    assert with_skips(block) is block
-    assert not leads(block).any()
+def test_blocks_of_other_heights_skip_nothing(tile: tuple[int, int]) -> None:
+    found = ordered(oc.causal(500).blocks(*tile))
+    assert not (found.entries[:, 0] & SKIP).any()
+    assert (shares(found) == 1).all()
 
 
-def test_nothing_to_skip_is_nothing_new() -> None:
-    block = oc.full(384, 384).blocks(128, 128)
-    assert with_skips(block) is block
+def test_an_empty_mask_stays_empty() -> None:
     empty = (~oc.full(384, 384)).blocks(128, 128)
-    assert with_skips(empty) is empty
+    assert ordered(empty) is empty

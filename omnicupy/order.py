@@ -1,0 +1,165 @@
+"""The order in which kernels visit the tiles of a block row, and what they may know about each: flags in its entries.
+
+FULL tiles come first: after one of them a row's peak is no accident of a few keys and may stand, in masked tiles, too
+(kernels/omni/softmax.cuh). Last come the tiles that some of the block's query rows need not look at. The Hopper kernel
+gives each 64 rows of a block to a warpgroup; where none of the 64 sees a key of a tile, at the edges of windows,
+documents and images, the warpgroup gives the tile back unread (kernels/omni/sm90/consumer.cuh).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omnicupy.blockmask import CAUSAL, DEAD, FULL, KIND, PARTIAL, BlockMask
+from omnicupy.intervals import BoolArray, IntArray
+
+GROUP_ROWS = 64
+SKIP_SHIFT = 3  # flag of the block's first 64 rows in entries[:, 0], above the kind and DEAD
+SKIP = 7 << SKIP_SHIFT  # flags of all groups
+STANDS = 64  # flag of entries that come after a FULL one of their row
+
+
+def ordered(block: BlockMask) -> BlockMask:
+    """The same block mask with its entries in the kernels' order and with flags.
+
+    Within a row: FULL entries, the other ones, then those that some group of 64 rows skips; of these the ones of the
+    same groups apart from each other, so that the groups skip in turn and work in turn. Entries with dead keys are
+    never skipped, because all groups help to clear these; nor are those of blocks that are not two or three whole
+    groups.
+    """
+    if not len(block.entries):
+        return block
+    rows = block.rows_of_entries()
+    full = block.kinds == FULL
+    skips = _skips(block, rows)
+    place = _places(block.row_offsets, rows, full, skips)
+    entries = np.empty_like(block.entries)
+    entries[place] = block.entries
+    entries[place, 0] |= skips
+    before = np.zeros(len(rows) + 1, np.int32)
+    np.cumsum((entries[:, 0] & KIND) == FULL, out=before[1:])
+    stands = before[:-1] > np.repeat(before[block.row_offsets[:-1]], np.diff(block.row_offsets))
+    entries[:, 0] += stands * np.int32(STANDS)
+    return replace(block, entries=entries)
+
+
+def commons(block: BlockMask) -> IntArray:
+    """Of each entry of `ordered(block)`, how many of its row come from it on up to the first that is skipped."""
+    skipped = np.concatenate(([0], np.cumsum((block.entries[:, 0] & SKIP) != 0)))
+    first = block.row_offsets[1:] - np.diff(skipped[block.row_offsets])
+    until = np.repeat(first, np.diff(block.row_offsets)) - np.arange(len(block.entries))
+    found: IntArray = np.maximum(until, 0).astype(np.int32)
+    return found
+
+
+def shares(block: BlockMask) -> NDArray[np.float64]:
+    """Of each entry of `ordered(block)`, the share of its block's groups that look at it."""
+    found: NDArray[np.float64] = 1.0 - _count(block.entries[:, 0]).astype(np.float64) * (
+        GROUP_ROWS / block.br
+    )
+    return found
+
+
+def _count(words: IntArray) -> IntArray:
+    """How many groups skip entries with these words."""
+    bits = words >> SKIP_SHIFT
+    found: IntArray = (bits & 1) + (bits >> 1 & 1) + (bits >> 2 & 1)
+    return found
+
+
+def _places(offsets: IntArray, rows: IntArray, full: BoolArray, skips: IntArray) -> NDArray[np.int64]:
+    """The place of each entry in the new order."""
+    starts, lengths = offsets[:-1], np.diff(offsets)
+    skipped = skips != 0
+    first, other = full & ~skipped, ~full & ~skipped
+    rank_first, count_first = _ranks(first, offsets)
+    rank_other, _ = _ranks(other, offsets)
+    start = np.repeat(starts, lengths)
+    place = np.where(first, start + rank_first, start + np.repeat(count_first, lengths) + rank_other)
+    some = np.flatnonzero(skipped)
+    if len(some):
+        # In each row the first entry of each set of groups, then the second ones: FULL ones before the others.
+        some = some[np.argsort(2 * rows[some].astype(np.int64) + ~full[some], kind="stable")]
+        alike = rows[some].astype(np.int64) << 6 | skips[some]
+        by_set = np.argsort(alike, kind="stable")
+        number = np.empty(len(some), np.int64)
+        number[by_set] = _counting(np.unique(alike, return_counts=True)[1])
+        some = some[np.lexsort((skips[some], -_count(skips[some]), number, rows[some]))]
+        of_row = np.bincount(rows[some], minlength=len(lengths))
+        place[some] = (offsets[1:] - of_row)[rows[some]] + _counting(of_row)
+    return place.astype(np.int64)
+
+
+def _ranks(chosen: BoolArray, offsets: IntArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The number of chosen entries before each entry in its row, and of those in each row."""
+    total = np.concatenate(([0], np.cumsum(chosen)))
+    at_start = total[offsets[:-1]]
+    return total[:-1] - np.repeat(at_start, np.diff(offsets)), total[offsets[1:]] - at_start
+
+
+def _counting(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """0, 1, ... within each run of the given sizes."""
+    return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+
+
+def _skips(block: BlockMask, rows: IntArray) -> IntArray:
+    """The skip flags of each entry, 0 for those that every group looks at."""
+    flags = np.zeros(len(rows), np.int32)
+    if block.br % GROUP_ROWS or not GROUP_ROWS < block.br <= 3 * GROUP_ROWS:
+        return flags
+    looked_at = block.kinds != FULL
+    if block.q_len % block.br:  # some groups of the last block may have no row at all
+        looked_at |= rows == block.q_blocks - 1
+    some = np.flatnonzero(looked_at & ((block.entries[:, 0] & DEAD) == 0))
+    ranges = _row_ranges(block, some)
+    in_bits = np.flatnonzero((block.kinds[some] == PARTIAL) & (block.entries[some, 1] >= 0))
+    for group in range(block.br // GROUP_ROWS):
+        row0 = rows[some] * np.int32(block.br) + np.int32(group * GROUP_ROWS)
+        row1 = np.minimum(row0 + np.int32(GROUP_ROWS), np.int32(block.q_len))
+        skipped = row1 <= row0
+        apart = np.ones(len(some), np.bool_)
+        for first, stop in ranges:
+            apart &= (row1 <= first) | (row0 >= stop)
+        skipped |= apart
+        if len(in_bits):
+            sees = _seen_in_bits(block, group)
+            skipped[in_bits] |= ~sees[block.entries[some[in_bits], 1]]
+        flags[some] |= skipped.astype(np.int32) << np.int32(SKIP_SHIFT + group)
+    return flags
+
+
+def _row_ranges(block: BlockMask, some: NDArray[np.int64]) -> list[tuple[IntArray, IntArray]]:
+    """Ranges of rows, first ones and stops, outside of all of which no row sees a key of these entries."""
+    offset, length = block.pieces[block.entries[some, 2]].T
+    if block.mask.intervals is None:
+        first = np.zeros(len(some), np.int32)
+        causal = block.kinds[some] == CAUSAL
+        first[causal] = offset[causal] - block.diagonal
+        return [(first, np.full(len(some), block.q_len, np.int32))]
+    low, high = offset // block.bc, (offset + length - 1) // block.bc  # blocks of keys that the piece lies in
+    found = []
+    for start, stop in zip(*block.mask.intervals, strict=True):
+        lives = stop > start
+        starts = _of_blocks(np.where(lives, start, np.int32(block.q_len)), block, np.minimum)
+        stops = _of_blocks(np.where(lives, stop, np.int32(0)), block, np.maximum)
+        found.append((np.minimum(starts[low], starts[high]), np.maximum(stops[low], stops[high])))
+    return found
+
+
+def _of_blocks(of_key: IntArray, block: BlockMask, reduce: np.ufunc) -> IntArray:
+    """The least or greatest of the keys' numbers in each block of bc keys."""
+    whole = block.k_len // block.bc * block.bc
+    found = reduce.reduce(of_key[:whole].reshape(-1, block.bc), axis=1)
+    if whole < block.k_len:
+        found = np.append(found, reduce.reduce(of_key[whole:]))
+    return np.asarray(found, np.int32)
+
+
+def _seen_in_bits(block: BlockMask, group: int) -> BoolArray:
+    """Of each bit tile, whether any row of the group sees any key."""
+    rows = block.bit_tiles[:, group * GROUP_ROWS : (group + 1) * GROUP_ROWS]
+    found: BoolArray = np.bitwise_or.reduce(rows.reshape(len(rows), -1), axis=1) != 0
+    return found
