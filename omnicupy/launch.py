@@ -18,7 +18,7 @@ from omnicupy import cache, check, tune
 from omnicupy.check import Problem
 from omnicupy.loading import DeviceInfo, device_info, kernel
 from omnicupy.masks import Mask
-from omnicupy.plan import PLANS, Launched, Plan, check_strides, crew_of, grid_of, pack_params
+from omnicupy.plan import PLANS, Launched, Plan, check_strides, crew_of, grid_of, pack_params, reach
 from omnicupy.spec import AttnSpec
 from omnicupy.tma import can_map
 from omnicupy.upload import DeviceBlocks, cache_of, device_blocks, find_cache
@@ -131,7 +131,8 @@ def _new_plan(
     function = kernel(spec, device).function
     blocks = device_blocks(masks, (spec.br, spec.bc), crew, device)
     work_items = blocks.sizes.n_parts * crew.heads
-    launched = Launched(function, grid_of(spec, problem, work_items, info.sm_count))
+    reaches = tuple(reach(array) for array in (q, k, v, out) if array is not None)
+    launched = Launched(function, grid_of(spec, problem, work_items, info.sm_count), reaches)
     template = _template_of(spec, problem, blocks, (q, k, v, out), scale=scale, l2_bytes=info.l2_bytes)
     plan = PLANS[spec.kernel](spec, problem, blocks, template, launched)
     plans = _unmasked if mask is None else _plans_of(mask, masks)

@@ -8,12 +8,12 @@ documents and images, the warpgroup gives the tile back unread (kernels/omni/sm9
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from omnicupy.blockmask import CAUSAL, DEAD, FULL, KIND, PARTIAL, BlockMask
+from omnicupy.blockmask import CAUSAL, DEAD, FULL, PARTIAL, BlockMask
 from omnicupy.intervals import BoolArray, IntArray
 
 GROUP_ROWS = 64
@@ -22,37 +22,46 @@ SKIP = 7 << SKIP_SHIFT  # flags of all groups
 STANDS = 64  # flag of entries that come after a FULL one of their row
 
 
-def ordered(block: BlockMask) -> BlockMask:
-    """The same block mask with its entries in the kernels' order and with flags.
+@dataclass(frozen=True)
+class Arrangement:
+    """place: where each entry goes in the kernels' order, (E,).  words: kind and flags of each.  common: of each place,
+    how many entries of its row come from it on up to the first that is skipped.
+    """
+
+    place: IntArray
+    words: IntArray
+    common: IntArray
+
+
+def arrange(block: BlockMask) -> Arrangement:
+    """The kernels' order of a block mask's entries, and their flags.
 
     Within a row: FULL entries, the other ones, then those that some group of 64 rows skips; of these the ones of the
     same groups apart from each other, so that the groups skip in turn and work in turn. Entries with dead keys are
     never skipped, because all groups help to clear these; nor are those of blocks that are not two or three whole
     groups.
     """
-    if not len(block.entries):
-        return block
-    rows = block.rows_of_entries()
-    full = block.kinds == FULL
+    offsets, rows = block.row_offsets, block.rows_of_entries()
+    lengths = np.diff(offsets)
     skips = _skips(block, rows)
-    place = _places(block.row_offsets, rows, full, skips)
+    full = (block.kinds == FULL) & (skips == 0)
+    rank, of_row = _ranks(full, offsets)
+    words = block.entries[:, 0] | skips
+    words += np.repeat(np.where(of_row > 0, np.int32(STANDS), np.int32(0)), lengths)
+    words[full & (rank == 0)] -= np.int32(STANDS)  # the first of its row
+    of_row_skipped = _ranks(skips != 0, offsets)[1]
+    common = np.repeat(offsets[1:] - of_row_skipped, lengths) - np.arange(len(rows), dtype=np.int32)
+    np.maximum(common, np.int32(0), out=common)
+    return Arrangement(_places(offsets, rows, full, rank, of_row, skips), words, common)
+
+
+def ordered(block: BlockMask) -> BlockMask:
+    """The same block mask with its entries as `arrange` has them."""
+    found = arrange(block)
     entries = np.empty_like(block.entries)
-    entries[place] = block.entries
-    entries[place, 0] |= skips
-    before = np.zeros(len(rows) + 1, np.int32)
-    np.cumsum((entries[:, 0] & KIND) == FULL, out=before[1:])
-    stands = before[:-1] > np.repeat(before[block.row_offsets[:-1]], np.diff(block.row_offsets))
-    entries[:, 0] += stands * np.int32(STANDS)
+    entries[found.place] = block.entries
+    entries[found.place, 0] = found.words
     return replace(block, entries=entries)
-
-
-def commons(block: BlockMask) -> IntArray:
-    """Of each entry of `ordered(block)`, how many of its row come from it on up to the first that is skipped."""
-    skipped = np.concatenate(([0], np.cumsum((block.entries[:, 0] & SKIP) != 0)))
-    first = block.row_offsets[1:] - np.diff(skipped[block.row_offsets])
-    until = np.repeat(first, np.diff(block.row_offsets)) - np.arange(len(block.entries))
-    found: IntArray = np.maximum(until, 0).astype(np.int32)
-    return found
 
 
 def shares(block: BlockMask) -> NDArray[np.float64]:
@@ -70,34 +79,46 @@ def _count(words: IntArray) -> IntArray:
     return found
 
 
-def _places(offsets: IntArray, rows: IntArray, full: BoolArray, skips: IntArray) -> NDArray[np.int64]:
-    """The place of each entry in the new order."""
-    starts, lengths = offsets[:-1], np.diff(offsets)
-    skipped = skips != 0
-    first, other = full & ~skipped, ~full & ~skipped
-    rank_first, count_first = _ranks(first, offsets)
-    rank_other, _ = _ranks(other, offsets)
-    start = np.repeat(starts, lengths)
-    place = np.where(first, start + rank_first, start + np.repeat(count_first, lengths) + rank_other)
-    some = np.flatnonzero(skipped)
-    if len(some):
-        # In each row the first entry of each set of groups, then the second ones: FULL ones before the others.
-        some = some[np.argsort(2 * rows[some].astype(np.int64) + ~full[some], kind="stable")]
-        alike = rows[some].astype(np.int64) << 6 | skips[some]
-        by_set = np.argsort(alike, kind="stable")
-        number = np.empty(len(some), np.int64)
-        number[by_set] = _counting(np.unique(alike, return_counts=True)[1])
-        some = some[np.lexsort((skips[some], -_count(skips[some]), number, rows[some]))]
-        of_row = np.bincount(rows[some], minlength=len(lengths))
-        place[some] = (offsets[1:] - of_row)[rows[some]] + _counting(of_row)
-    return place.astype(np.int64)
+def _places(
+    offsets: IntArray, rows: IntArray, first: BoolArray, rank: IntArray, of_row: IntArray, skips: IntArray
+) -> IntArray:
+    """The place of each entry in the new order. first: those that go before the others, of which they are the
+    rank-th in their row and of_row in all.
+    """
+    lengths = np.diff(offsets)
+    start = np.repeat(offsets[:-1], lengths)
+    # Others follow as they are: each is as far behind its row's first entries as there are others before it.
+    others = np.arange(len(rows), dtype=np.int32) - rank + np.repeat(of_row, lengths)
+    some = np.flatnonzero(skips)
+    if not len(some):
+        return np.where(first, start + rank, others)
+    others -= _ranks(skips != 0, offsets)[0]
+    place = np.where(first, start + rank, others)
+    # In each row the first entry of each set of groups, then the second ones: FULL ones, which stand last, first.
+    some = some[::-1]
+    row, flags = rows[some], skips[some]
+    by_set = np.argsort(row << np.int32(6) | flags, kind="stable")
+    sizes = np.unique(row << np.int32(6) | flags, return_counts=True)[1]
+    number = np.empty(len(some), np.int64)
+    number[by_set] = _counting(sizes)
+    turns = np.lexsort((flags, -_count(flags), number, row))
+    skipped_of_row = np.bincount(row, minlength=len(lengths))
+    place[some[turns]] = np.repeat(offsets[1:] - skipped_of_row, skipped_of_row) + _counting(skipped_of_row)
+    return place
 
 
-def _ranks(chosen: BoolArray, offsets: IntArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _counts(chosen: BoolArray) -> IntArray:
+    """How many are chosen before each entry, and in all."""
+    found = np.zeros(len(chosen) + 1, np.int32)
+    np.cumsum(chosen, out=found[1:], dtype=np.int32)
+    return found
+
+
+def _ranks(chosen: BoolArray, offsets: IntArray) -> tuple[IntArray, IntArray]:
     """The number of chosen entries before each entry in its row, and of those in each row."""
-    total = np.concatenate(([0], np.cumsum(chosen)))
-    at_start = total[offsets[:-1]]
-    return total[:-1] - np.repeat(at_start, np.diff(offsets)), total[offsets[1:]] - at_start
+    counts = _counts(chosen)
+    at_start = counts[offsets]
+    return counts[:-1] - np.repeat(at_start[:-1], np.diff(offsets)), np.diff(at_start)
 
 
 def _counting(sizes: NDArray[np.int64]) -> NDArray[np.int64]:

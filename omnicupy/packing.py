@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnicupy.blockmask import CAUSAL, DEAD, FULL, PARTIAL, BlockMask
-from omnicupy.order import commons, ordered
+from omnicupy.order import Arrangement, arrange
 from omnicupy.schedule import Crew, Schedule, schedule
 from omnicupy.spec import round_up
 
@@ -79,13 +79,16 @@ def pack(blocks: Sequence[BlockMask], crew: Crew) -> Packed:
     crew: who works on each block row; decides their order and how they are cut.
     """
     diagonal = next((b.diagonal for b in blocks if (b.kinds == CAUSAL).any()), blocks[0].diagonal)
-    blocks = [ordered(_on_diagonal(b, diagonal)) for b in blocks]
+    blocks = [_on_diagonal(b, diagonal) for b in blocks]
+    arranged = [arrange(b) for b in blocks]
     first = blocks[0]
     batch, q_blocks = len(blocks), first.q_blocks
     k_padded = round_up(round_up(first.k_len, first.bc), KEY_PAD)
     n_spans = max(0 if b.mask.intervals is None else len(b.mask.intervals[0]) for b in blocks)
     rows = np.concatenate([blocks[0].row_offsets, *_later_offsets(blocks)])
-    work = schedule(rows, np.concatenate([entry_costs(b) for b in blocks]), crew)
+    work = schedule(
+        rows, np.concatenate([_in_order(b, a) for b, a in zip(blocks, arranged, strict=True)]), crew
+    )
     shapes: dict[str, tuple[int, ...]] = {
         "row_offsets": (batch * q_blocks + 1,),
         "entries": (sum(len(b.entries) for b in blocks), 4),
@@ -116,7 +119,7 @@ def pack(blocks: Sequence[BlockMask], crew: Crew) -> Packed:
         work.n_split_rows,
     )
     packed.array("row_offsets")[...] = rows
-    _fill_entries(packed, blocks)
+    _fill_entries(packed, blocks, arranged)
     _fill_parts(packed, work)
     _fill_keys(packed, blocks)
     return packed
@@ -139,18 +142,26 @@ def entry_costs(block: BlockMask) -> NDArray[np.float64]:
     return costs
 
 
-def _fill_entries(packed: Packed, blocks: Sequence[BlockMask]) -> None:
+def _in_order(block: BlockMask, arrangement: Arrangement) -> NDArray[np.float64]:
+    """The costs of the entries as they are arranged."""
+    costs = np.empty(len(block.entries))
+    costs[arrangement.place] = entry_costs(block)
+    return costs
+
+
+def _fill_entries(packed: Packed, blocks: Sequence[BlockMask], arranged: Sequence[Arrangement]) -> None:
     """The entries with their piece in them, one mask after the other; every entry is one piece."""
     entries, tiles = packed.array("entries"), packed.array("bit_tiles")
     e = t = 0
-    for block in blocks:
+    for block, arrangement in zip(blocks, arranged, strict=True):
         mine = entries[e : e + len(block.entries)]
+        place = arrangement.place
         offset, length = block.pieces[block.entries[:, 2]].T
-        mine[:, 0] = block.entries[:, 0] | length << 8
         payload = block.entries[:, 1]
-        mine[:, 1] = payload if t == 0 else np.where(payload >= 0, payload + t, payload)
-        mine[:, 2] = offset
-        mine[:, 3] = commons(block)
+        mine[place, 0] = arrangement.words | length << 8
+        mine[place, 1] = payload if t == 0 else np.where(payload >= 0, payload + t, payload)
+        mine[place, 2] = offset
+        mine[:, 3] = arrangement.common
         tiles[t : t + len(block.bit_tiles)] = block.bit_tiles
         e, t = e + len(block.entries), t + len(block.bit_tiles)
 

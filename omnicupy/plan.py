@@ -76,17 +76,20 @@ def pack_params(spec: AttnSpec, problem: Problem, strides: dict[str, Any], value
 
 @dataclass(frozen=True)
 class Launched:
-    """What is launched, and how many thread blocks of it."""
+    """What is launched, and how many thread blocks of it. reaches: of q, k, v and, where it is given, out, the first
+    byte and the one past the last, from the array's address.
+    """
 
     function: Any
     grid: tuple[int, int, int]
+    reaches: tuple[tuple[int, int], ...]
 
 
 class Plan:
     """One launch, ready but for the addresses of q, k, v, out and lse."""
 
     __slots__ = (
-        *("_block", "_blocks", "_bytes", "_dtype", "_function", "_grid", "_lse_shape", "_offset"),
+        *("_block", "_blocks", "_bytes", "_dtype", "_function", "_grid", "_lse_shape", "_offset", "_reaches"),
         *("_shape", "_smem", "_template", "device", "spec"),
     )
 
@@ -96,7 +99,7 @@ class Plan:
         self.spec = spec
         self._blocks = blocks  # keeps the device arrays while the plan may launch
         self.device = blocks.device
-        self._function, self._grid = launched.function, launched.grid
+        self._function, self._grid, self._reaches = launched.function, launched.grid, launched.reaches
         self._block = (spec.threads, 1, 1)
         self._smem = spec.smem_bytes
         self._template = template
@@ -111,8 +114,14 @@ class Plan:
         a, b, c = q.data.ptr, k.data.ptr, v.data.ptr
         if out is None:
             return not (a | b | c) & ALIGN_MASK
-        return not (a | b | c | out.data.ptr) & ALIGN_MASK and not any(
-            _may_overlap(out, x) for x in (q, k, v)
+        target = out.data.ptr
+        if (a | b | c | target) & ALIGN_MASK:
+            return False
+        # A cheap test that only the full check can overrule: no address ranges meet.
+        *inputs, (first, stop) = self._reaches
+        return all(
+            target + stop <= pointer + x0 or pointer + x1 <= target + first
+            for pointer, (x0, x1) in zip((a, b, c), inputs, strict=True)
         )
 
     def launch(
@@ -196,15 +205,8 @@ def check_strides(spec: AttnSpec, q: Any, k: Any, v: Any) -> None:
             )
 
 
-def _may_overlap(a: Any, b: Any) -> bool:
-    """True when the address ranges of two arrays meet: a cheap test that only the full check can overrule."""
-    (a0, a1), (b0, b1) = _range(a), _range(b)
-    return a0 < b1 and b0 < a1
-
-
-def _range(array: Any) -> tuple[int, int]:
-    reach = [stride * (length - 1) for stride, length in zip(array.strides, array.shape, strict=True)]
-    start = array.data.ptr
-    return start + sum(r for r in reach if r < 0), start + sum(
-        r for r in reach if r > 0
-    ) + array.dtype.itemsize
+def reach(array: Any) -> tuple[int, int]:
+    """The first byte of an array and the one past its last, counted from its address."""
+    steps = [stride * (length - 1) for stride, length in zip(array.strides, array.shape, strict=True)]
+    last = sum(step for step in steps if step > 0) + array.dtype.itemsize
+    return sum(step for step in steps if step < 0), int(last)
