@@ -1,7 +1,7 @@
 // Forward attention for compute capability 9.0: TMA, mbarrier rings, warp specialisation, wgmma. Persistent: a thread
 // block a multiprocessor, work items handed out longest first.
-#include "omni/sm90/consumer.cuh"
 #include "omni/sm90/producer.cuh"
+#include "omni/sm90/walk.cuh"
 
 using Cfg = omni::Sm90Config<OMNI_HEAD_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_PING_PONG, OMNI_BF16>;
 static_assert(sizeof(omni::AttnParamsSm90) == OMNI_PARAMS_BYTES, "launch.py and sm90/config.cuh disagree");
@@ -20,6 +20,6 @@ extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
     if (threadIdx.x == 0) omni::Producer<Cfg>(args, smem).run();
   } else {
     omni::setmaxnreg_inc<Cfg::kConsumerRegisters>();
-    omni::Consumer<Cfg>(args, smem, warpgroup - 1).run();
+    omni::ItemWalk<Cfg>(args, smem, warpgroup - 1).run();
   }
 }

@@ -26,6 +26,9 @@ struct Sm90Config {
   static constexpr int kConsumers = Warps / 4 - 1;
   static constexpr int kThreads = 32 * Warps;
   static constexpr bool kSplitWeights = HeadDim <= kSplitWeightsDim;
+  // Does the first tile of an item start beside the last values of the one before? Registers do not allow it with many
+  // scores beside three warpgroups.
+  static constexpr bool kCrossItems = kConsumers < 3 || Bc <= 64;
   static constexpr bool kPingPong = PingPong && kConsumers > 1;
 
   // Tiles lie in panels of 64 columns (128 bytes, the span of the 128-byte swizzle), rows following each other.

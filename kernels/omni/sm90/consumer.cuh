@@ -28,7 +28,6 @@ struct Consumer {
   int const row0;   // the warp's first row in the tile
   RingIndex<Cfg::kStages> ring;    // the tile whose scores come next; the values of the one before come with them
   RingIndex<Cfg::kStages> before;  // the tile before: the last one that was not skipped
-  RingIndex<Smem::kSlots> slot;
   int dead_k0;      // first key of the tile before, where it holds dead ones, else -1
   Out out;
   Weights<Cfg> weights;  // of the tile before
@@ -100,12 +99,14 @@ struct Consumer {
     release(smem.k_empty[ring.stage()]);
   }
 
-  // Weighs a whole tile with peaks of its own. O and the weights are at rest.
+  // Weighs a whole tile with peaks of its own. O and the weights are at rest. kRescale: O holds something.
+  template <bool kRescale = true>
   __device__ __forceinline__ void weigh_anew(Scores const& scores) {
     float offset[2], sums[1][2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      rescale_row(out, 0, h, softmax.raise(softmax.highest(scores, 0, h), 0, h, p.scale_log2));
+      float const correction = softmax.raise(softmax.highest(scores, 0, h), 0, h, p.scale_log2);
+      if constexpr (kRescale) rescale_row(out, 0, h, correction);
       offset[h] = softmax.raised_offset(0, h, p.scale_log2);
     }
     weights.weigh(scores, sums, offset, p.scale_log2);
@@ -163,7 +164,8 @@ struct Consumer {
     return true;
   }
 
-  __device__ __forceinline__ void first_tile(WorkSlot const& work) {
+  // The first tile of an item whose rows follow nothing. is_last: the item has no further tile.
+  __device__ __forceinline__ void first_tile(WorkSlot const& work, bool is_last) {
     Scores scores;
     mbarrier_wait(smem_address(&smem.k_full[ring.stage()]), ring.parity());
     int const packed = smem.tiles[ring.stage()].packed;
@@ -171,13 +173,14 @@ struct Consumer {
     start_scores<Cfg>(scores, q_word(), k_word());
     wgmma_wait<0>();
     pin_registers(scores.x[0]);
+    if (is_last) release(smem.q_empty);
     mask_scores(scores, packed, work);
-    weigh_anew(scores);
+    weigh_anew<false>(scores);
     step();
   }
 
   // Scores of this tile beside the values of the tile before. in_turn: all warpgroups attend to it, and take turns.
-  __device__ __forceinline__ void next_tile(WorkSlot const& work, bool in_turn) {
+  __device__ __forceinline__ void next_tile(WorkSlot const& work, bool in_turn, bool is_last) {
     Scores scores;
     if (dead_k0 >= 0) zero_dead_values(work);
     u32 const k = k_word();
@@ -192,6 +195,7 @@ struct Consumer {
     if (in_turn) pass_turn();
     wgmma_wait<1>();
     pin_registers(scores.x[0]);
+    if (is_last) release(smem.q_empty);
     mask_scores(scores, packed, work);
     finish_values();
     weigh(scores, packed & kStandsFlag);
@@ -214,41 +218,39 @@ struct Consumer {
     return Merge<Cfg>{args, split, work.batch * p.q_heads + work.head, row0 / 16}.add(out, softmax, p.scale_log2);
   }
 
-  __device__ __forceinline__ void attend(WorkSlot const& work) {
-    out.fill(0.f);
-    softmax.init();
-    // The bounds of the loops must be known to be uniform: wgmma in a path that could diverge is serialised (C7520).
-    int const tiles = __shfl_sync(0xffffffffu, work.tiles, 0);
-    int const common = __shfl_sync(0xffffffffu, work.common, 0);
-    mbarrier_wait(smem_address(&smem.q_full), slot.stage());  // Q comes with every item, which take the slots in turn
-    int i = 0;
-    while (i >= common && i < tiles && skip_tile(false)) ++i;
-    bool const any = i < tiles;
-    if (any) {
-      first_tile(work);
-      for (++i; i < tiles; ++i) {
-        if (i >= common && skip_tile(true)) continue;
-        next_tile(work, i < common);
-      }
-    }
-    release(smem.q_empty);
-    if (any) last_values(work);
-    softmax.finish();
-    if (is_complete(work)) {
-      store_output<Cfg::kBf16>(p, OutputPlace{work.batch, work.head, work.q0 + row0, 0}, out, softmax);
-    }
+  __device__ __forceinline__ void store(WorkSlot const& work) const {
+    store_output<Cfg::kBf16>(p, OutputPlace{work.batch, work.head, work.q0 + row0, 0}, out, softmax);
   }
 
-  __device__ __forceinline__ void run() {
-    if (Cfg::kPingPong && group == Cfg::kConsumers - 1) bar_arrive<256>(kTurnBarrier);  // the first turn is group 0's
-    while (true) {
-      mbarrier_wait(smem_address(&smem.work_full[slot.stage()]), slot.parity());
-      WorkSlot const& work = smem.work[slot.stage()];
-      if (__shfl_sync(0xffffffffu, work.head, 0) < 0) break;
-      attend(work);  // reads the slot to the end, rather than keep it in registers
-      release(smem.work_empty[slot.stage()]);
-      slot.next();
-    }
+  __device__ __forceinline__ void begin_rows() {
+    out.fill(0.f);
+    softmax.init();
+  }
+
+  // The first tile of the next item: its scores beside the last values of the item before and the storing of its rows.
+  __device__ __forceinline__ void cross_tile(WorkSlot const& done, WorkSlot const& work, bool is_last) {
+    Scores scores;
+    u32 const k = k_word();
+    mbarrier_wait(smem_address(&smem.k_full[ring.stage()]), ring.parity());
+    int const packed = smem.tiles[ring.stage()].packed;
+    pin_registers(scores.x[0]);
+    pin_registers(out.x[0]);
+    weights.pin();
+    start_tile_values();
+    start_scores<Cfg>(scores, q_word(), k);
+    wgmma_wait<1>();
+    pin_registers(out.x[0]);
+    weights.pin();
+    release(smem.v_empty[before.stage()]);
+    softmax.finish();
+    store(done);
+    wgmma_wait<0>();
+    pin_registers(scores.x[0]);
+    if (is_last) release(smem.q_empty);
+    begin_rows();
+    mask_scores(scores, packed, work);
+    weigh_anew<false>(scores);
+    step();
   }
 };
 

@@ -1,0 +1,117 @@
+"""The barriers and buffers of one thread block of the Hopper kernel (kernels/omni/sm90/pipe.cuh), as a model."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+Steps = Iterator[None]
+Name = tuple[int, int]  # item, tile
+
+
+@dataclass
+class Barrier:
+    """An mbarrier: its phase ends with `count` arrivals; waiting is for the end of a phase, by its parity."""
+
+    count: int
+    left: int = 0
+    phase: int = 0
+
+    def __post_init__(self) -> None:
+        self.left = self.count
+
+    def arrive(self) -> None:
+        assert self.left > 0
+        self.left -= 1
+        if not self.left:
+            self.phase, self.left = self.phase + 1, self.count
+
+    def wait(self, parity: int) -> Steps:
+        while self.phase & 1 == parity:
+            yield
+
+
+@dataclass
+class Named:
+    """A named barrier of the block, for `count` warpgroups."""
+
+    count: int
+    here: int = 0
+    rounds: int = 0
+
+    def arrive(self) -> None:
+        self.here += 1
+        if self.here == self.count:
+            self.here, self.rounds = 0, self.rounds + 1
+
+    def sync(self) -> Steps:
+        before = self.rounds
+        self.arrive()
+        while self.rounds == before:
+            yield
+
+
+@dataclass
+class Place:
+    """RingIndex of pipe.cuh."""
+
+    stages: int
+    stage: int = 0
+    parity: int = 0
+
+    def next(self) -> None:
+        self.stage += 1
+        if self.stage == self.stages:
+            self.stage, self.parity = 0, self.parity ^ 1
+
+    def copy(self) -> Place:
+        return Place(self.stages, self.stage, self.parity)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """skips: a bit for each warpgroup.  dead: it holds dead keys."""
+
+    skips: int = 0
+    dead: bool = False
+
+
+@dataclass(frozen=True)
+class Item:
+    tiles: tuple[Tile, ...]
+
+    @property
+    def common(self) -> int:
+        """Tiles at the start that nobody skips."""
+        return next((i for i, tile in enumerate(self.tiles) if tile.skips), len(self.tiles))
+
+
+@dataclass
+class Block:
+    """Shared memory of one thread block. Buffers hold the names of what was copied into them, None while it comes."""
+
+    groups: int
+    stages: int
+    items: list[Item]
+    crossing: bool  # items start beside the end of those before
+    draw: random.Random
+    events: int = 0
+    seen: list[list[Name]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        n, g = self.stages, self.groups
+        self.k_full, self.v_full = [Barrier(1) for _ in range(n)], [Barrier(1) for _ in range(n)]
+        self.k_empty, self.v_empty = [Barrier(g) for _ in range(n)], [Barrier(g) for _ in range(n)]
+        self.q_full, self.q_empty = Barrier(1), Barrier(g)
+        self.work_full, self.work_empty = [Barrier(1), Barrier(1)], [Barrier(g), Barrier(g)]
+        self.turn, self.dead = [Named(2) for _ in range(g)], Named(g)
+        self.k: list[Name | None] = [None] * n
+        self.v: list[Name | None] = [None] * n
+        self.q = -1
+        self.work = [-1, -1]
+        self.seen = [[] for _ in range(g)]
+
+    def some_time(self) -> Steps:
+        for _ in range(self.draw.randint(0, 3)):
+            yield
