@@ -78,6 +78,10 @@ _LATENCY = (
     "s1024-seed0-h16-k16-b4",
     "s2048-seed0-h16-k16-b8",
 )
+_RANDOM = (
+    *(f"random-d64-s{length}-seed0" for length in (1024, 8192, 16384)),
+    *(f"random-d128-{rest}" for rest in _LATENCY),
+)
 
 GPU_SUITES = {
     "shapes": Suite(
