@@ -44,15 +44,16 @@ def arrange(block: BlockMask) -> Arrangement:
     offsets, rows = block.row_offsets, block.rows_of_entries()
     lengths = np.diff(offsets)
     skips = _skips(block, rows)
-    full = (block.kinds == FULL) & (skips == 0)
-    rank, of_row = _ranks(full, offsets)
-    words = block.entries[:, 0] | skips
-    words += np.repeat(np.where(of_row > 0, np.int32(STANDS), np.int32(0)), lengths)
-    words[full & (rank == 0)] -= np.int32(STANDS)  # the first of its row
+    full = block.kinds == FULL
+    place = _places(offsets, rows, full & (skips == 0), skips)
+    in_place = np.empty(len(rows), np.bool_)
+    in_place[place] = full
+    stands = (_ranks(in_place, offsets)[0] > 0)[place]
+    words = block.entries[:, 0] | skips | stands * np.int32(STANDS)
     of_row_skipped = _ranks(skips != 0, offsets)[1]
     common = np.repeat(offsets[1:] - of_row_skipped, lengths) - np.arange(len(rows), dtype=np.int32)
     np.maximum(common, np.int32(0), out=common)
-    return Arrangement(_places(offsets, rows, full, rank, of_row, skips), words, common)
+    return Arrangement(place, words, common)
 
 
 def ordered(block: BlockMask) -> BlockMask:
@@ -79,13 +80,10 @@ def _count(words: IntArray) -> IntArray:
     return found
 
 
-def _places(
-    offsets: IntArray, rows: IntArray, first: BoolArray, rank: IntArray, of_row: IntArray, skips: IntArray
-) -> IntArray:
-    """The place of each entry in the new order. first: those that go before the others, of which they are the
-    rank-th in their row and of_row in all.
-    """
+def _places(offsets: IntArray, rows: IntArray, first: BoolArray, skips: IntArray) -> IntArray:
+    """The place of each entry in the new order. first: those that go before all others of their row."""
     lengths = np.diff(offsets)
+    rank, of_row = _ranks(first, offsets)
     start = np.repeat(offsets[:-1], lengths)
     # Others follow as they are: each is as far behind its row's first entries as there are others before it.
     others = np.arange(len(rows), dtype=np.int32) - rank + np.repeat(of_row, lengths)

@@ -90,8 +90,7 @@ def test_full_tiles_come_first_and_skipped_ones_last(seed: int) -> None:
         skipped, full = (words & SKIP) != 0, (words & KIND) == FULL
         place = np.where(skipped, 2, np.where(full, 0, 1))
         assert (np.diff(place) >= 0).all()
-        first_full = full & ~skipped
-        assert ((words & STANDS) != 0).tolist() == [bool(first_full[:i].any()) for i in range(len(full))]
+        assert ((words & STANDS) != 0).tolist() == [bool(full[:i].any()) for i in range(len(full))]
         count = int((~skipped).sum())
         assert common[first:end].tolist() == [max(0, count - i) for i in range(len(words))]
         if block.br == 64:
@@ -142,6 +141,13 @@ def test_blocks_of_other_heights_skip_nothing(tile: tuple[int, int]) -> None:
     found = ordered(oc.causal(500).blocks(*tile))
     assert not (found.entries[:, 0] & SKIP).any()
     assert (shares(found) == 1).all()
+
+
+def test_peaks_stand_in_a_last_block_that_groups_without_rows_skip() -> None:
+    found = ordered(oc.full(184, 512).blocks(128, 64))
+    last = found.entries[found.row_offsets[1] :, 0]
+    assert (last >> SKIP_SHIFT & 7).tolist() == [2] * 8
+    assert (last & STANDS).tolist() == [0] + [STANDS] * 7
 
 
 def test_an_empty_mask_stays_empty() -> None:

@@ -3,7 +3,8 @@
 // row's peak is the maximum up to the first FULL tile, and then stands until a tile outgrows it. All exponentials are
 // positive, so the sum that a tile adds up anyway says whether one of them is large: most tiles need no maximum, no
 // exchange between threads and no rescaling of what was accumulated. Rows that see few keys, none of them in a FULL tile,
-// keep their exact maximum: a weight of 1 has no rounding error, and theirs would show.
+// keep their exact maximum: a weight of 1 has no rounding error, and theirs would show. mma.sync keeps it in all
+// masked tiles: nearer to the plain computation, and moving it costs little there.
 #pragma once
 
 #include "omni/convert.cuh"
@@ -124,7 +125,7 @@ struct OnlineSoftmax {
   }
 
   // A whole tile, row by row: its scores become weights, in place, and `out` is rescaled where a peak moves. may_stand:
-  // a tile before was FULL.
+  // this tile is FULL, and one before it was.
   template <class Scores, class Out>
   __device__ __forceinline__ void update(Scores& scores, Out& out, bool may_stand, float scale_log2) {
     float const growth = may_stand ? kGrowthLog2 : 0.f;

@@ -28,7 +28,7 @@ struct Consumer {
   int const row0;   // the warp's first row in the tile
   RingIndex<Cfg::kStages> ring;    // the tile whose scores come next; the values of the one before come with them
   RingIndex<Cfg::kStages> before;  // the tile before: the last one that was not skipped
-  int dead_k0;      // first key of the tile before, where it holds dead ones, else -1
+  int dead_k0;      // first key of the tile before, where it holds dead ones that are to be zeroed, else -1
   Out out;
   Weights<Cfg> weights;  // of the tile before
   OnlineSoftmax<1> softmax;
