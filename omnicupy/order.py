@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from omnicupy.blockmask import CAUSAL, DEAD, FULL, PARTIAL, BlockMask
 from omnicupy.intervals import BoolArray, IntArray
+from omnicupy.schedule import number_in_run
 
 GROUP_ROWS = 64
 SKIP_SHIFT = 3  # flag of the block's first 64 rows in entries[:, 0], above the kind and DEAD
@@ -98,10 +99,12 @@ def _places(offsets: IntArray, rows: IntArray, first: BoolArray, skips: IntArray
     by_set = np.argsort(row << np.int32(6) | flags, kind="stable")
     sizes = np.unique(row << np.int32(6) | flags, return_counts=True)[1]
     number = np.empty(len(some), np.int64)
-    number[by_set] = _counting(sizes)
+    number[by_set] = number_in_run(sizes)
     turns = np.lexsort((flags, -_count(flags), number, row))
     skipped_of_row = np.bincount(row, minlength=len(lengths))
-    place[some[turns]] = np.repeat(offsets[1:] - skipped_of_row, skipped_of_row) + _counting(skipped_of_row)
+    place[some[turns]] = np.repeat(offsets[1:] - skipped_of_row, skipped_of_row) + number_in_run(
+        skipped_of_row
+    )
     return place
 
 
@@ -117,11 +120,6 @@ def _ranks(chosen: BoolArray, offsets: IntArray) -> tuple[IntArray, IntArray]:
     counts = _counts(chosen)
     at_start = counts[offsets]
     return counts[:-1] - np.repeat(at_start[:-1], np.diff(offsets)), np.diff(at_start)
-
-
-def _counting(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """0, 1, ... within each run of the given sizes."""
-    return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
 
 
 def _skips(block: BlockMask, rows: IntArray) -> IntArray:

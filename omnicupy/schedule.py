@@ -69,7 +69,7 @@ def schedule(offsets: IntArray, costs: FloatArray, crew: Crew) -> Schedule:
     counts = np.diff(offsets)
     pieces = _pieces(of_row, counts, crew)
     rows = np.repeat(np.arange(len(counts), dtype=np.int32), pieces)
-    number = _number_in_run(pieces)
+    number = number_in_run(pieces)
     of_part = pieces[rows]
     first = offsets[rows] + counts[rows].astype(np.int64) * number // of_part
     end = offsets[rows] + counts[rows].astype(np.int64) * (number + 1) // of_part
@@ -95,7 +95,7 @@ def schedule(offsets: IntArray, costs: FloatArray, crew: Crew) -> Schedule:
 assert len(TIER_SHARES) == TIERS - 1
 
 
-def _number_in_run(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+def number_in_run(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """0, 1, ... within each run of the given lengths."""
     return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 

@@ -78,10 +78,7 @@ _LATENCY = (
     "s1024-seed0-h16-k16-b4",
     "s2048-seed0-h16-k16-b8",
 )
-_RANDOM = (
-    *(f"random-d64-s{length}-seed0" for length in (1024, 8192, 16384)),
-    *(f"random-d128-{rest}" for rest in _LATENCY),
-)
+_SHORT_RANDOM = tuple(f"random-d128-{rest}" for rest in _LATENCY)
 
 GPU_SUITES = {
     "shapes": Suite(
@@ -111,7 +108,7 @@ GPU_SUITES = {
     ),
     "choices": Suite(
         "shapes and vlm on the tiles of the wgmma kernel that are worth a look: is the table's choice the best?",
-        (Part((*_dense((64, 128, 256), LENGTHS), *NAMED, *_random(1)), (), "choices"),),
+        (Part((*_dense((64, 128, 256), LENGTHS), *NAMED, *_random(1), *_SHORT_RANDOM), (), "choices"),),
     ),
     "short": Suite(
         "whole calls from Python, 128 to 4096 tokens",
@@ -166,7 +163,7 @@ GPU_SUITES = {
         "whole calls of small batches",
         (
             Part(
-                ("W15", *(f"random-d128-{rest}" for rest in _LATENCY)),
+                ("W15", *_SHORT_RANDOM),
                 (OURS, "flex", "flex-flash", "cudnn-flex"),
                 "latency",
             ),
