@@ -3,7 +3,8 @@
 #include "omni/sm90/producer.cuh"
 #include "omni/sm90/walk.cuh"
 
-using Cfg = omni::Sm90Config<OMNI_HEAD_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_PING_PONG, OMNI_BF16>;
+using Cfg = omni::Sm90Config<OMNI_HEAD_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_Q_SLOTS, OMNI_PING_PONG,
+                             OMNI_BF16>;
 static_assert(sizeof(omni::AttnParamsSm90) == OMNI_PARAMS_BYTES, "launch.py and sm90/config.cuh disagree");
 static_assert(sizeof(omni::SmemSm90<Cfg>) <= OMNI_SMEM_BYTES, "spec.py and sm90/pipe.cuh disagree");
 

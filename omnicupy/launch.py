@@ -100,11 +100,16 @@ def external_stream(device: int, handle: int) -> Any:
     return found
 
 
-def section_of(problem: Problem, mask_batch: int, l2_bytes: int) -> int:
-    """Query heads worked on side by side: whole groups, as many as have their K and V in half of the L2."""
+def section_of(problem: Problem, mask_batch: int, parts: int, sm_count: int, l2_bytes: int) -> int:
+    """Query heads worked on side by side: whole groups, as many as give each multiprocessor a part of their block rows.
+
+    More of them would ask for K and V of many heads at once, which come from memory in one rush (docs/kernels.md).
+    Never more than have their K and V in half of the L2.  parts: of the block rows of one head, under all masks.
+    """
     heads = problem.q_heads * (problem.batch // mask_batch)
     head_bytes = 2 * 2 * problem.k_len * problem.head_dim  # K and V of one key head, 2 bytes an element
-    return min(heads, problem.group * max(1, l2_bytes // 2 // head_bytes))
+    enough = -(-max(1, round(sm_count / max(1, parts))) // problem.group)
+    return min(heads, problem.group * max(1, min(enough, l2_bytes // 2 // head_bytes)))
 
 
 def _new_plan(
@@ -133,7 +138,7 @@ def _new_plan(
     work_items = blocks.sizes.n_parts * crew.heads
     reaches = tuple(reach(array) for array in (q, k, v, out) if array is not None)
     launched = Launched(function, grid_of(spec, problem, work_items, info.sm_count), reaches)
-    template = _template_of(spec, problem, blocks, (q, k, v, out), scale=scale, l2_bytes=info.l2_bytes)
+    template = _template_of(spec, problem, blocks, (q, k, v, out), scale=scale, info=info)
     plan = PLANS[spec.kernel](spec, problem, blocks, template, launched)
     plans = _unmasked if mask is None else _plans_of(mask, masks)
     while len(plans) >= MAX_PLANS:
@@ -150,7 +155,7 @@ def _template_of(
     arrays: tuple[Any, Any, Any, Any],
     *,
     scale: Any,
-    l2_bytes: int,
+    info: DeviceInfo,
 ) -> bytes:
     q, k, v, out = arrays
     factor = check.scale_of(scale, problem.head_dim)
@@ -167,7 +172,7 @@ def _template_of(
         "work_items": sizes.n_parts * problem.q_heads * (problem.batch // sizes.mask_batch),
         "scale": factor,
         "scale_log2": factor * _LOG2E,
-        "section": section_of(problem, sizes.mask_batch, l2_bytes),
+        "section": section_of(problem, sizes.mask_batch, sizes.n_parts, info.sm_count, info.l2_bytes),
     }
     out_strides = _contiguous_strides(q.shape, q.dtype.itemsize) if out is None else out.strides
     strides = {"q": q.strides, "k": k.strides, "v": v.strides, "out": out_strides}

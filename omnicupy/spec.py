@@ -151,13 +151,22 @@ class AttnSpec:
         if self.kernel == "naive":
             # the query row, one tile of scores, reductions
             return 4 * (self.head_dim + self.bc + NAIVE_THREADS)
-        if self.kernel == "sm90":  # panels of 64 columns; tile and work slots and barriers in the last KiB
-            tiles = 128 * -(-self.head_dim // 64) * (self.br + 2 * self.stages * self.bc)
-            return tiles + self.stages * self._span_bytes + 1024
+        if self.kernel == "sm90":
+            return self._sm90_bytes(self.q_slots)
         if self.tiled:
             return 2 * (self.stages * (self.br + self.bc) * CHUNK + self.bc * self.value_dim)
         buffers = 1 if self.share_kv else 2 * self.stages
         return 2 * self.head_dim * (self.br + buffers * self.bc) + (self.stages + 1) * self._span_bytes
+
+    @property
+    def q_slots(self) -> int:
+        """Query blocks that kernel "sm90" holds in shared memory: two where they fit, so that one is loaded early."""
+        return 2 if self._sm90_bytes(2) <= SMEM_LIMIT_BYTES[self.arch] else 1
+
+    def _sm90_bytes(self, q_slots: int) -> int:
+        # Panels of 64 columns; tile and work slots and barriers in the last KiB.
+        tiles = 128 * -(-self.head_dim // 64) * (q_slots * self.br + 2 * self.stages * self.bc)
+        return tiles + self.stages * self._span_bytes + 1024
 
     @property
     def _span_bytes(self) -> int:
@@ -183,6 +192,7 @@ class AttnSpec:
             "OMNI_BC": self.bc,
             "OMNI_STAGES": self.stages,
             "OMNI_WARPS": self.warps,
+            "OMNI_Q_SLOTS": self.q_slots,
             "OMNI_SHARE_KV": int(self.share_kv),
             "OMNI_SWIZZLE": int(self.swizzle),
             "OMNI_BF16": int(self.dtype == "bfloat16"),

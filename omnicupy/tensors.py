@@ -22,7 +22,7 @@ DTYPES = {
 def on_device(name: str, tensor: Any) -> DeviceArray:
     """The memory of a CUDA tensor."""
     dtype = DTYPES.get(tensor.dtype) or _refuse_dtype(name, tensor)
-    array = DeviceArray(tensor, dtype, tensor.data_ptr(), tensor.device.index)
+    array = DeviceArray(tensor, dtype, tensor.data_ptr(), tensor.get_device())
     size = dtype.itemsize
     array.shape = tuple(tensor.shape)
     array.strides = tuple([size * stride for stride in tensor.stride()])
@@ -52,14 +52,18 @@ def device_type(q: Any, k: Any, v: Any, out: Any) -> str:
     device = q.device
     if k.device != device or v.device != device or (out is not None and out.device != device):
         _refuse_devices(device, (("k", k), ("v", v), ("out", out)))
-    if device.type not in ("cuda", "cpu"):
+    if q.is_cuda:
+        return "cuda"
+    if not q.is_cpu:
         raise ValueError(f"q must be on a CPU or a CUDA device, got {device}; move q, k and v to one")
-    return str(device.type)
+    return "cpu"
 
 
-def check_gradients(*tensors: Any) -> None:
+def check_gradients(q: Any, k: Any, v: Any, out: Any) -> None:
     """Raises UnsupportedError where q, k, v or out requires a gradient."""
-    for name, tensor in zip(("q", "k", "v", "out"), tensors, strict=True):
+    if not (q.requires_grad or k.requires_grad or v.requires_grad or (out is not None and out.requires_grad)):
+        return
+    for name, tensor in (("q", q), ("k", k), ("v", v), ("out", out)):
         if tensor is not None and tensor.requires_grad:
             raise UnsupportedError(
                 f"{name} requires a gradient, but attention has no backward pass yet; call it under "

@@ -133,7 +133,7 @@ def _on_gpu(q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any:
         mask,
         out=None if out is None else tensors.on_device("out", out),
         stream=launch.external_stream(index, _raw_stream(index)),
-        empty=_allocator(index),
+        empty=_allocator(q, index),
         **options,
     )
     return (found[0].owner, found[1].owner) if options["return_lse"] else found.owner
@@ -148,14 +148,14 @@ def _launcher() -> Any:
     return _launch
 
 
-@cache
-def _allocator(index: int) -> Callable[[tuple[int, ...], Any], DeviceArray]:
-    """Makes outputs on CUDA device `index` from torch's memory, on torch's current stream."""
-    device = torch.device("cuda", index)
+def _allocator(q: Any, index: int) -> Callable[[tuple[int, ...], Any], DeviceArray]:
+    """Makes outputs on CUDA device `index`, where q is, from torch's memory, on torch's current stream."""
 
     def empty(shape: tuple[int, ...], dtype: Any) -> DeviceArray:
-        dtype = np.dtype(dtype)
-        tensor = torch.empty(shape, dtype=_TORCH[dtype], device=device)
+        if len(shape) == q.dim():  # out, which is as q
+            tensor = torch.empty_like(q, memory_format=torch.contiguous_format)
+        else:
+            tensor = q.new_empty(shape, dtype=_TORCH[np.dtype(dtype)])
         return DeviceArray(tensor, dtype, tensor.data_ptr(), index)  # a launch reads its address alone
 
     return empty

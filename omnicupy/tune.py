@@ -114,6 +114,7 @@ TABLE = (
     Row(kernel="sm90", head_dims=(144, 192), br=128, bc=96, stages=2, warps=12, archs=HOPPER),
     Row(kernel="sm90", head_dims=(208, 256), br=128, bc=64, stages=2, warps=12, archs=HOPPER),
     Row(head_dims=(16, 128), shape="small", br=64, bc=64),
+    Row(head_dims=(16, 64), br=128, bc=96, stages=2, archs=HOPPER),
     Row(head_dims=(16, 64), br=128, bc=64),
     Row(head_dims=(80, 128), br=128, bc=64, archs=HOPPER),
     Row(head_dims=(80, 128), br=128, bc=64, warps=8),  # 32 rows a warp spill on the others

@@ -13,14 +13,31 @@ from omnicupy import torch as frontend
 
 
 class Cuda(torch.Tensor):
-    """A tensor that says it is on a CUDA device; shape, strides and dtype are a CPU tensor's."""
+    """A tensor that says it is on a CUDA device; shape, strides and dtype are a CPU tensor's.
+
+    empties: what was made of such tensors, (shape, dtype, device) each.
+    """
+
+    empties: list[tuple[Any, ...]] = []  # noqa: RUF012  a new one by `install`
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
         return torch.device("cuda", self.index)
 
+    @property
+    def is_cuda(self) -> bool:  # type: ignore[override]
+        return True
+
+    def get_device(self) -> int:
+        return int(self.index)
+
     def data_ptr(self) -> int:
         return self.address
+
+    def new_empty(self, shape: Any, *, dtype: torch.dtype | None = None) -> Any:
+        made = cuda(torch.empty(tuple(shape), dtype=dtype or self.dtype), self.index)
+        self.empties.append((tuple(shape), made.dtype, made.device))
+        return made
 
 
 def cuda(like: torch.Tensor, index: int = 0) -> Any:
@@ -51,23 +68,22 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Any:
     fake: Any = fake_device.install(monkeypatch)
     fake.torch_streams = {0: 7, 1: 9}
     made: list[Stream] = []
-    host_empty = torch.empty
     fake.made = made
+    fake.empties = []
+    monkeypatch.setattr(Cuda, "empties", fake.empties)
 
     def external(ptr: int, device: int) -> Stream:
         made.append(Stream(fake, ptr, device))
         return made[-1]
 
-    def empty(shape: Any, *, dtype: Any, device: Any) -> Any:
-        fake.empties.append((tuple(shape), dtype, device))
-        return cuda(host_empty(shape, dtype=dtype), device.index)
+    def empty_like(like: Any, *, memory_format: torch.memory_format) -> Any:
+        assert memory_format is torch.contiguous_format
+        return like.new_empty(like.shape)
 
-    fake.empties = []
-    frontend._allocator.cache_clear()
     monkeypatch.setattr(launch, "_external", {})
     monkeypatch.setattr(launch.cupy.cuda, "ExternalStream", staticmethod(external))
     monkeypatch.setattr(frontend, "_launch", None)
     monkeypatch.setattr(frontend, "_PLAIN", (Cuda,))
     monkeypatch.setattr(frontend, "_raw_stream", lambda index: fake.torch_streams[index])
-    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(torch, "empty_like", empty_like)
     return fake

@@ -94,7 +94,7 @@ class Block:
     groups: int
     stages: int
     items: list[Item]
-    crossing: bool  # items start beside the end of those before
+    q_slots: int
     draw: random.Random
     events: int = 0
     seen: list[list[Name]] = field(default_factory=list)
@@ -103,14 +103,19 @@ class Block:
         n, g = self.stages, self.groups
         self.k_full, self.v_full = [Barrier(1) for _ in range(n)], [Barrier(1) for _ in range(n)]
         self.k_empty, self.v_empty = [Barrier(g) for _ in range(n)], [Barrier(g) for _ in range(n)]
-        self.q_full, self.q_empty = Barrier(1), Barrier(g)
+        self.q_full = [Barrier(1) for _ in range(self.q_slots)]
+        self.q_empty = [Barrier(g) for _ in range(self.q_slots)]
         self.work_full, self.work_empty = [Barrier(1), Barrier(1)], [Barrier(g), Barrier(g)]
         self.turn, self.dead = [Named(2) for _ in range(g)], Named(g)
         self.k: list[Name | None] = [None] * n
         self.v: list[Name | None] = [None] * n
-        self.q = -1
+        self.q = [-1] * self.q_slots
         self.work = [-1, -1]
         self.seen = [[] for _ in range(g)]
+
+    def q_place(self, slot: Place) -> tuple[int, int]:
+        """Where the Q of the item in a slot lies, and its parity."""
+        return (slot.stage, slot.parity) if self.q_slots == 2 else (0, slot.stage)
 
     def some_time(self) -> Steps:
         for _ in range(self.draw.randint(0, 3)):

@@ -35,6 +35,14 @@ class Producer:
         yield from self.block.v_empty[self.v.stage].wait(self.v.parity ^ 1)
         yield from self.copy(self.block.v, self.v, name, self.block.v_full)
 
+    def load_q(self, number: int, slot: Place) -> Steps:
+        place, parity = self.block.q_place(slot)
+        yield from self.block.q_empty[place].wait(parity ^ 1)
+        self.block.q[place] = -1
+        yield from self.block.some_time()
+        self.block.q[place] = number
+        self.block.q_full[place].arrive()
+
     def announce(self, number: int) -> Steps:
         yield from self.block.work_empty[self.slot.stage].wait(self.slot.parity ^ 1)
         self.block.work[self.slot.stage] = number
@@ -44,17 +52,12 @@ class Producer:
     def run(self) -> Steps:
         block = self.block
         for number, item in enumerate(block.items):
+            slot = self.slot.copy()
             yield from self.announce(number)
             names = [(number, tile) for tile in range(len(item.tiles))]
             for name in names[:1]:
                 yield from self.load_k(name)
-            yield from block.q_empty.wait(
-                self.slot.stage
-            )  # of the slot before: the other one, and its parity flipped
-            block.q = -1
-            yield from block.some_time()
-            block.q = number
-            block.q_full.arrive()
+            yield from self.load_q(number, slot)
             for before, name in pairwise(names):
                 yield from self.load_k(name)
                 yield from self.load_v(before)
@@ -100,13 +103,11 @@ class Consumer:
         self.block.events += 1
         return True
 
-    def scored(self, name: Name, is_last: bool) -> Steps:
-        """Scores are there: K, and after the last ones Q, go back."""
+    def scored(self, name: Name) -> Steps:
+        """Scores are there: K goes back."""
         yield from self.block.some_time()
         assert self.block.k[self.ring.stage] == name
-        assert self.block.q == name[0]
-        if is_last:
-            self.block.q_empty.arrive()
+        assert self.block.q[self.block.q_place(self.slot)[0]] == name[0]
         self.is_dead = self.tile(name).dead
         self.block.k_empty[self.ring.stage].arrive()
 
@@ -122,12 +123,12 @@ class Consumer:
         self.block.seen[self.group].append(name)
         self.block.events += 1
 
-    def first_tile(self, name: Name, is_last: bool) -> Steps:
+    def first_tile(self, name: Name) -> Steps:
         yield from self.keys(name)
-        yield from self.scored(name, is_last)
+        yield from self.scored(name)
         self.step(name)
 
-    def next_tile(self, name: Name, in_turn: bool, is_last: bool) -> Steps:
+    def next_tile(self, name: Name, in_turn: bool) -> Steps:
         yield from self.zero_dead()
         yield from self.keys(name)
         turns = in_turn and self.block.groups > 1
@@ -136,98 +137,46 @@ class Consumer:
         yield from self.values()
         if turns:
             self.block.turn[(self.group + 1) % self.block.groups].arrive()
-        yield from self.scored(name, is_last)
+        yield from self.scored(name)
         yield from self.added()
-        self.step(name)
-
-    def cross_tile(self, name: Name, is_last: bool) -> Steps:
-        yield from self.keys(name)
-        yield from self.values()
-        yield from self.added()
-        yield from self.scored(name, is_last)
         self.step(name)
 
     def last_values(self) -> Steps:
         yield from self.zero_dead()
         yield from self.values()
         yield from self.added()
-        self.is_dead = False
 
-    def take(self, at: Place) -> Iterator[None]:
-        """Returns the number of the item in a slot, -1 at the end."""
-        yield from self.block.work_full[at.stage].wait(at.parity)
-        return self.block.work[at.stage]
+    def take(self) -> Iterator[None]:
+        """Returns the number of the item in the slot, -1 at the end."""
+        yield from self.block.work_full[self.slot.stage].wait(self.slot.parity)
+        return self.block.work[self.slot.stage]
 
-    def open(self, at: Place, number: int, any_before: bool) -> Iterator[None]:
-        """Returns the first tile that the warpgroup looks at."""
+    def tiles_of(self, number: int) -> Iterator[None]:
+        """Returns whether the warpgroup looked at any."""
         item = self.block.items[number]
-        yield from self.block.q_full.wait(at.stage)
-        assert self.block.q == number
+        any_tile = False
         for tile in range(len(item.tiles)):
-            if tile < item.common or not (yield from self.skip((number, tile), any_before)):
-                return tile
-        return len(item.tiles)
-
-    def further_tiles(self, number: int, first: int) -> Steps:
-        item = self.block.items[number]
-        for tile in range(first + 1, len(item.tiles)):
-            is_last = self.block.crossing and tile + 1 == len(item.tiles)
-            if tile >= item.common and (yield from self.skip((number, tile), True)):
-                if is_last:
-                    self.block.q_empty.arrive()
-            else:
-                yield from self.next_tile((number, tile), tile < item.common, is_last)
-
-    def close(self) -> None:
-        self.block.work_empty[self.slot.stage].arrive()
-        self.slot.next()
-        self.block.events += 1
+            name, in_turn = (number, tile), tile < item.common
+            if not in_turn and (yield from self.skip(name, any_tile)):
+                continue
+            yield from self.next_tile(name, in_turn) if any_tile else self.first_tile(name)
+            any_tile = True
+        return any_tile
 
     def run(self) -> Steps:
         if self.block.groups > 1 and self.group == self.block.groups - 1:
             self.block.turn[0].arrive()
-        yield from self.run_crossing() if self.block.crossing else self.run_apart()
-
-    def run_apart(self) -> Steps:
-        while (number := (yield from self.take(self.slot))) >= 0:
-            first = yield from self.open(self.slot, number, False)
-            any_tile = first < len(self.block.items[number].tiles)
-            if any_tile:
-                yield from self.first_tile((number, first), False)
-                yield from self.further_tiles(number, first)
-            self.block.q_empty.arrive()
+        while (number := (yield from self.take())) >= 0:
+            place, parity = self.block.q_place(self.slot)
+            yield from self.block.q_full[place].wait(parity)
+            assert self.block.q[place] == number
+            any_tile = yield from self.tiles_of(number)
+            self.block.q_empty[place].arrive()
             if any_tile:
                 yield from self.last_values()
-            self.close()
-
-    def run_crossing(self) -> Steps:
-        first = -1
-        while (number := (yield from self.take(self.slot))) >= 0:
-            if first < 0:
-                first = yield from self.open(self.slot, number, False)
-            if first < len(self.block.items[number].tiles):
-                yield from self.first_tile((number, first), first + 1 == len(self.block.items[number].tiles))
-                while True:
-                    yield from self.further_tiles(number, first)
-                    first = -1
-                    yield from self.zero_dead()
-                    self.is_dead = False
-                    following = self.slot.copy()
-                    following.next()
-                    number = yield from self.take(following)
-                    if number < 0:
-                        break
-                    first = yield from self.open(following, number, True)
-                    count = len(self.block.items[number].tiles)
-                    if first == count:
-                        break
-                    yield from self.cross_tile((number, first), first + 1 == count)
-                    self.close()
-                yield from self.last_values()
-            else:
-                first = -1
-                self.block.q_empty.arrive()
-            self.close()
+            self.block.work_empty[self.slot.stage].arrive()
+            self.slot.next()
+            self.block.events += 1
 
 
 def play(block: Block) -> None:

@@ -35,10 +35,10 @@ def _work(
     return costs.work_of(spec, problem, mask.blocks(spec.br, spec.bc), device)
 
 
-def _parts(mask: oc.Mask, heads: int) -> Schedule:
+def _parts(mask: oc.Mask, heads: int, device: Device = DEVICE) -> Schedule:
     blocks = ordered(mask.blocks(SPEC.br, SPEC.bc))
     problem = Problem(1, heads, heads, *mask.shape, SPEC.head_dim, "bfloat16")
-    return schedule(blocks.row_offsets, entry_costs(blocks), crew_of(SPEC, problem, 1, DEVICE.sm_count))
+    return schedule(blocks.row_offsets, entry_costs(blocks), crew_of(SPEC, problem, 1, device.sm_count))
 
 
 def test_work_items_are_charged_for_their_tiles() -> None:
@@ -58,11 +58,13 @@ def test_work_items_are_charged_for_their_tiles() -> None:
 
 def test_sections_of_heads_follow_each_other_in_each_tier() -> None:
     mask = oc.causal(512)
-    head_bytes = 4 * 512 * 64
-    work = _work(mask, heads=5, device=replace(DEVICE, l2_bytes=4 * head_bytes))  # two heads in half of it
+    device = replace(DEVICE, sm_count=8)  # as many as parts of two heads
+    parts = _parts(mask, 5, device)
+    assert len(parts.rows) == 4
+    work = _work(mask, heads=5, device=device)
     expected: list[int] = []
     first = 0
-    for end in _parts(mask, 5).tiers:
+    for end in parts.tiers:
         tier = np.arange(first, end)
         expected += [*np.repeat(tier, 2), *np.repeat(tier, 2), *tier]
         first = end

@@ -247,11 +247,16 @@ def test_a_list_that_repeats_one_mask_shares_its_copy(device: fake_device.Device
 
 
 def test_section_of() -> None:
-    problem = Problem(2, 32, 8, 4096, 4096, 128, "bfloat16")  # 2 MiB of K and V a key head
-    assert launch.section_of(problem, 1, 50 << 20) == 4 * 12
-    assert launch.section_of(problem, 1, 1 << 40) == 64
-    assert launch.section_of(problem, 2, 1 << 40) == 32
-    assert launch.section_of(problem, 1, 1 << 20) == 4
+    problem = Problem(2, 32, 8, 4096, 4096, 128, "bfloat16")  # groups of 4; 2 MiB of K and V a key head
+    assert launch.section_of(problem, 1, 1, 132, 50 << 20) == 4 * 12  # half of the L2
+    assert launch.section_of(problem, 1, 1, 132, 1 << 40) == 64  # all heads
+    assert launch.section_of(problem, 2, 1, 132, 1 << 40) == 32
+    assert launch.section_of(problem, 1, 8, 132, 1 << 40) == 16  # 8 parts each: 128 of 132 multiprocessors
+    assert launch.section_of(problem, 1, 7, 132, 1 << 40) == 20
+    assert launch.section_of(problem, 1, 32, 132, 1 << 40) == 4
+    assert launch.section_of(problem, 1, 999, 132, 1 << 40) == 4
+    assert launch.section_of(problem, 1, 8, 132, 1 << 20) == 4
+    assert launch.section_of(problem, 1, 0, 132, 1 << 40) == 64  # no rows
 
 
 def test_grid_of() -> None:

@@ -21,15 +21,15 @@ def _items(draw: random.Random, groups: int) -> list[Item]:
     return items
 
 
-@pytest.mark.parametrize("crossing", [False, True], ids=["apart", "crossing"])
+@pytest.mark.parametrize("q_slots", [1, 2])
 @pytest.mark.parametrize("stages", [2, 3])
 @pytest.mark.parametrize("groups", [1, 2, 3])
 def test_any_schedule_ends_and_keeps_buffers_until_they_are_read(
-    groups: int, stages: int, crossing: bool
+    groups: int, stages: int, q_slots: int
 ) -> None:
     for seed in range(150):
         draw = random.Random(seed)
-        block = Block(groups, stages, _items(draw, groups), crossing, draw)
+        block = Block(groups, stages, _items(draw, groups), q_slots, draw)
         play(block)
         for group, seen in enumerate(block.seen):
             wanted = {
@@ -42,6 +42,26 @@ def test_any_schedule_ends_and_keeps_buffers_until_they_are_read(
             assert seen == sorted(seen)
 
 
+def _play_often(items: list[Item]) -> None:
+    for seed in range(50):
+        play(Block(2, 2, items, 1, random.Random(seed)))
+
+
+def test_the_model_sees_a_buffer_given_back_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Q given back before the last scores have read it."""
+
+    def early(self: Consumer, name: Name) -> Iterator[None]:
+        if name[1] == 2:
+            self.block.q_empty[self.block.q_place(self.slot)[0]].arrive()
+        yield from scored(self, name)
+
+    scored = Consumer.scored
+    monkeypatch.setattr(Consumer, "scored", early)
+    items = [Item((Tile(),) * 3)] * 3
+    with pytest.raises(AssertionError):
+        _play_often(items)
+
+
 def test_the_model_sees_a_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skipping the tile whose V needs the stage that the warpgroup still holds."""
 
@@ -52,4 +72,4 @@ def test_the_model_sees_a_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(Consumer, "skip", skip_always)
     tiles = (Tile(skips=2), Tile(skips=1), Tile(skips=1), Tile(skips=1), Tile(skips=2))
     with pytest.raises(AssertionError, match="wait for ever"):
-        play(Block(2, 2, [Item(tiles)], False, random.Random(0)))
+        play(Block(2, 2, [Item(tiles)], 1, random.Random(0)))

@@ -16,7 +16,7 @@ struct AttnParamsSm90 {
   int work_items, n_slots, n_split_rows;
 };
 
-template <int HeadDim, int Br, int Bc, int Stages, int Warps, bool PingPong, bool Bf16>
+template <int HeadDim, int Br, int Bc, int Stages, int Warps, int QSlots, bool PingPong, bool Bf16>
 struct Sm90Config {
   static constexpr int kHeadDim = HeadDim;
   static constexpr int kBr = Br;
@@ -26,9 +26,9 @@ struct Sm90Config {
   static constexpr int kConsumers = Warps / 4 - 1;
   static constexpr int kThreads = 32 * Warps;
   static constexpr bool kSplitWeights = HeadDim <= kSplitWeightsDim;
-  // Does the first tile of an item start beside the last values of the one before? Registers do not allow it with many
-  // scores beside three warpgroups.
-  static constexpr bool kCrossItems = kConsumers < 3 || Bc <= 64;
+  // Two where shared memory has room: the next item's Q is there when this one's last values are added, and its first
+  // scores run beside them.
+  static constexpr int kQSlots = QSlots;
   static constexpr bool kPingPong = PingPong && kConsumers > 1;
 
   // Tiles lie in panels of 64 columns (128 bytes, the span of the 128-byte swizzle), rows following each other.

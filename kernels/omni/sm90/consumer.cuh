@@ -26,6 +26,7 @@ struct Consumer {
   Smem& smem;
   int const group;  // of the consumers
   int const row0;   // the warp's first row in the tile
+  u32 q_word;       // of the warpgroup's first row of the item at hand
   RingIndex<Cfg::kStages> ring;    // the tile whose scores come next; the values of the one before come with them
   RingIndex<Cfg::kStages> before;  // the tile before: the last one that was not skipped
   int dead_k0;      // first key of the tile before, where it holds dead ones that are to be zeroed, else -1
@@ -42,8 +43,8 @@ struct Consumer {
     if (lane_id() == 0) mbarrier_arrive(smem_address(&barrier));
   }
 
-  __device__ __forceinline__ u32 q_word() const {
-    return descriptor_word(smem_address(smem.q) + group * 64 * Cfg::kRowBytes, 16);
+  __device__ __forceinline__ void set_q(int slot) {
+    q_word = descriptor_word(smem_address(smem.q[slot]) + group * 64 * Cfg::kRowBytes, 16);
   }
 
   __device__ __forceinline__ u32 k_word() const { return descriptor_word(smem_address(smem.k[ring.stage()]), 16); }
@@ -164,23 +165,29 @@ struct Consumer {
     return true;
   }
 
-  // The first tile of an item whose rows follow nothing. is_last: the item has no further tile.
-  __device__ __forceinline__ void first_tile(WorkSlot const& work, bool is_last) {
+  __device__ __forceinline__ void begin_rows() {
+    out.fill(0.f);
+    softmax.init();
+  }
+
+  // The first tile of an item that the warpgroup looks at.
+  __device__ __forceinline__ void first_tile(WorkSlot const& work) {
     Scores scores;
+    u32 const k = k_word();
     mbarrier_wait(smem_address(&smem.k_full[ring.stage()]), ring.parity());
     int const packed = smem.tiles[ring.stage()].packed;
     pin_registers(scores.x[0]);
-    start_scores<Cfg>(scores, q_word(), k_word());
+    start_scores<Cfg>(scores, q_word, k);
     wgmma_wait<0>();
     pin_registers(scores.x[0]);
-    if (is_last) release(smem.q_empty);
+    begin_rows();
     mask_scores(scores, packed, work);
     weigh_anew<false>(scores);
     step();
   }
 
   // Scores of this tile beside the values of the tile before. in_turn: all warpgroups attend to it, and take turns.
-  __device__ __forceinline__ void next_tile(WorkSlot const& work, bool in_turn, bool is_last) {
+  __device__ __forceinline__ void next_tile(WorkSlot const& work, bool in_turn) {
     Scores scores;
     if (dead_k0 >= 0) zero_dead_values(work);
     u32 const k = k_word();
@@ -190,24 +197,15 @@ struct Consumer {
     pin_registers(scores.x[0]);
     pin_registers(out.x[0]);
     weights.pin();
-    start_scores<Cfg>(scores, q_word(), k);
+    start_scores<Cfg>(scores, q_word, k);
     start_tile_values();
     if (in_turn) pass_turn();
     wgmma_wait<1>();
     pin_registers(scores.x[0]);
-    if (is_last) release(smem.q_empty);
     mask_scores(scores, packed, work);
     finish_values();
     weigh(scores, packed & kStandsFlag);
     step();
-  }
-
-  __device__ __forceinline__ void last_values(WorkSlot const& work) {
-    if (dead_k0 >= 0) zero_dead_values(work);
-    pin_registers(out.x[0]);
-    weights.pin();
-    start_tile_values();
-    finish_values();
   }
 
   // Are the rows whole? The parts of a split block row are merged by the warp that comes last.
@@ -218,39 +216,19 @@ struct Consumer {
     return Merge<Cfg>{args, split, work.batch * p.q_heads + work.head, row0 / 16}.add(out, softmax, p.scale_log2);
   }
 
-  __device__ __forceinline__ void store(WorkSlot const& work) const {
-    store_output<Cfg::kBf16>(p, OutputPlace{work.batch, work.head, work.q0 + row0, 0}, out, softmax);
-  }
-
-  __device__ __forceinline__ void begin_rows() {
-    out.fill(0.f);
-    softmax.init();
-  }
-
-  // The first tile of the next item: its scores beside the last values of the item before and the storing of its rows.
-  __device__ __forceinline__ void cross_tile(WorkSlot const& done, WorkSlot const& work, bool is_last) {
-    Scores scores;
-    u32 const k = k_word();
-    mbarrier_wait(smem_address(&smem.k_full[ring.stage()]), ring.parity());
-    int const packed = smem.tiles[ring.stage()].packed;
-    pin_registers(scores.x[0]);
+  // The values of an item's last tile.
+  __device__ __forceinline__ void last_values(WorkSlot const& work) {
+    if (dead_k0 >= 0) zero_dead_values(work);
     pin_registers(out.x[0]);
     weights.pin();
     start_tile_values();
-    start_scores<Cfg>(scores, q_word(), k);
-    wgmma_wait<1>();
-    pin_registers(out.x[0]);
-    weights.pin();
-    release(smem.v_empty[before.stage()]);
+    finish_values();
+  }
+
+  __device__ __forceinline__ void store_rows(WorkSlot const& work) {
     softmax.finish();
-    store(done);
-    wgmma_wait<0>();
-    pin_registers(scores.x[0]);
-    if (is_last) release(smem.q_empty);
-    begin_rows();
-    mask_scores(scores, packed, work);
-    weigh_anew<false>(scores);
-    step();
+    if (!is_complete(work)) return;
+    store_output<Cfg::kBf16>(p, OutputPlace{work.batch, work.head, work.q0 + row0, 0}, out, softmax);
   }
 };
 

@@ -18,40 +18,6 @@ struct WorkSlot {
   int part;
 };
 
-template <class Cfg>
-struct SmemSm90 {
-  static constexpr int kSlots = 2;  // of work items; Q, of which there is one, takes the parity of their stage
-
-  alignas(1024) unsigned char q[Cfg::kQBytes];
-  alignas(1024) unsigned char k[Cfg::kStages][Cfg::kKvBytes];
-  alignas(1024) unsigned char v[Cfg::kStages][Cfg::kKvBytes];
-  int2 spans[Cfg::kStages][kSmemSpans][Cfg::kBc];  // of PARTIAL tiles; with K, released with K
-  KeyTile tiles[Cfg::kStages];
-  WorkSlot work[kSlots];
-  u64 q_full, q_empty;
-  u64 k_full[Cfg::kStages], k_empty[Cfg::kStages];
-  u64 v_full[Cfg::kStages], v_empty[Cfg::kStages];
-  u64 work_full[kSlots], work_empty[kSlots];
-
-  // By one thread, before the block's first __syncthreads. Consumers arrive once a warp.
-  __device__ __forceinline__ void init_barriers() {
-    constexpr int kConsumerWarps = 4 * Cfg::kConsumers;
-    mbarrier_init(smem_address(&q_full), 1);
-    mbarrier_init(smem_address(&q_empty), kConsumerWarps);
-    for (int i = 0; i < Cfg::kStages; ++i) {
-      mbarrier_init(smem_address(&k_full[i]), 1);
-      mbarrier_init(smem_address(&v_full[i]), 1);
-      mbarrier_init(smem_address(&k_empty[i]), kConsumerWarps);
-      mbarrier_init(smem_address(&v_empty[i]), kConsumerWarps);
-    }
-    for (int i = 0; i < kSlots; ++i) {
-      mbarrier_init(smem_address(&work_full[i]), 1);
-      mbarrier_init(smem_address(&work_empty[i]), kConsumerWarps);
-    }
-    fence_mbarrier_init();
-  }
-};
-
 // Position in a ring: the stage, and the parity of how often it came round; in one register, they are dear.
 template <int kStages>
 struct RingIndex {
@@ -65,6 +31,49 @@ struct RingIndex {
   // The position before this one.
   __device__ __forceinline__ RingIndex before() const {
     return RingIndex{stage() == 0 ? (packed ^ 8) + kStages - 1 : packed - 1};
+  }
+};
+
+template <class Cfg>
+struct SmemSm90 {
+  static constexpr int kSlots = 2;  // of work items
+  using Slot = RingIndex<kSlots>;
+
+  alignas(1024) unsigned char q[Cfg::kQSlots][Cfg::kQBytes];
+  alignas(1024) unsigned char k[Cfg::kStages][Cfg::kKvBytes];
+  alignas(1024) unsigned char v[Cfg::kStages][Cfg::kKvBytes];
+  int2 spans[Cfg::kStages][kSmemSpans][Cfg::kBc];  // of PARTIAL tiles; with K, released with K
+  KeyTile tiles[Cfg::kStages];
+  WorkSlot work[kSlots];
+  u64 q_full[Cfg::kQSlots], q_empty[Cfg::kQSlots];
+  u64 k_full[Cfg::kStages], k_empty[Cfg::kStages];
+  u64 v_full[Cfg::kStages], v_empty[Cfg::kStages];
+  u64 work_full[kSlots], work_empty[kSlots];
+
+  // Where an item's Q lies, and the parity that its barriers are waited for with.
+  __device__ __forceinline__ static int q_slot(Slot slot) { return Cfg::kQSlots == kSlots ? slot.stage() : 0; }
+  __device__ __forceinline__ static int q_parity(Slot slot) {
+    return Cfg::kQSlots == kSlots ? slot.parity() : slot.stage();
+  }
+
+  // By one thread, before the block's first __syncthreads. Consumers arrive once a warp.
+  __device__ __forceinline__ void init_barriers() {
+    constexpr int kConsumerWarps = 4 * Cfg::kConsumers;
+    for (int i = 0; i < Cfg::kQSlots; ++i) {
+      mbarrier_init(smem_address(&q_full[i]), 1);
+      mbarrier_init(smem_address(&q_empty[i]), kConsumerWarps);
+    }
+    for (int i = 0; i < Cfg::kStages; ++i) {
+      mbarrier_init(smem_address(&k_full[i]), 1);
+      mbarrier_init(smem_address(&v_full[i]), 1);
+      mbarrier_init(smem_address(&k_empty[i]), kConsumerWarps);
+      mbarrier_init(smem_address(&v_empty[i]), kConsumerWarps);
+    }
+    for (int i = 0; i < kSlots; ++i) {
+      mbarrier_init(smem_address(&work_full[i]), 1);
+      mbarrier_init(smem_address(&work_empty[i]), kConsumerWarps);
+    }
+    fence_mbarrier_init();
   }
 };
 

@@ -12,7 +12,7 @@ struct Producer {
   AttnParamsSm90 const& args;
   Smem& smem;
   RingIndex<Cfg::kStages> k_ring, v_ring;
-  RingIndex<Smem::kSlots> slot;
+  typename Smem::Slot slot;
 
   __device__ __forceinline__ Producer(AttnParamsSm90 const& params, Smem& memory) : args(params), smem(memory) {}
 
@@ -56,8 +56,10 @@ struct Producer {
   }
 
   __device__ __forceinline__ void load_q() {
-    mbarrier_wait(smem_address(&smem.q_empty), slot.before().stage() ^ 1);  // items take the two slots in turn
-    load<Cfg::kBr>(smem.q, &args.q_map, &smem.q_full, work().q0, work().head);
+    typename Smem::Slot const at = slot.before();
+    int const i = Smem::q_slot(at);
+    mbarrier_wait(smem_address(&smem.q_empty[i]), Smem::q_parity(at) ^ 1);
+    load<Cfg::kBr>(smem.q[i], &args.q_map, &smem.q_full[i], work().q0, work().head);
   }
 
   __device__ __forceinline__ void announce(WorkSlot const& work) {
