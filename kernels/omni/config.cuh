@@ -7,7 +7,7 @@ namespace omni {
 
 // Kinds of block-mask entries (omnicupy/blockmask.py) and the flags beside them (omnicupy/order.py): the tile holds dead
 // keys; none of the query rows 64 * g to 64 * g + 63 of the block sees a key of it (bit kSkipShift + g, g < 3; never of
-// a tile with dead keys); the block row has a FULL tile before this one.
+// a tile with dead keys); the block row has FULL tiles of 64 keys before this one.
 constexpr int kFull = 1;
 constexpr int kCausal = 2;
 constexpr int kPartial = 3;
