@@ -129,21 +129,19 @@ def explain(
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("docs"),
     show_default=True,
-    help="Folder of report.md and results.",
+    help="Folder of report.md and results, beside README.md.",
 )
 @click.option(
     "--check", is_flag=True, help="Change nothing; exit status 1 if the tables are not the records'."
 )
 @click.option("--no-pictures", is_flag=True, help="Make the tables alone.")
 def report(docs: Path, check: bool, no_pictures: bool) -> None:
-    """Make the tables and pictures of docs/report.md anew from docs/results, without a GPU."""
+    """Make the tables and pictures of docs/report.md and README.md anew from docs/results, without a GPU."""
     from omnicupy import report as reporting
 
     if check:
-        if reporting.stale(docs):
-            raise ValueError(
-                f"report: the tables of {docs / 'report.md'} are not those of its records; run `report`"
-            )
+        for path in reporting.stale(docs):
+            raise ValueError(f"report: the tables of {path} are not those of the records; run `report`")
         click.echo("The tables are those of the records.")
         return
     for file in reporting.update(docs, with_pictures=not no_pictures):

@@ -75,12 +75,6 @@ def test_seeds_choose_random_masks() -> None:
     assert len(suites._with_seeds(many, 1)) == len(many) - len(catalog.PER_MILLE)
 
 
-def test_old_names_of_suites_still_run(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suites, "by_name", lambda name: Workload("tiny", 1, (2, 1, 16), _mixed, ""))
-    content = suites.run(suites.Options(("models",), ("W1",), ("omnicupy",), samples=3), lambda line: None)
-    assert [row["suite"] for row in content["rows"]] == ["vlm"]
-
-
 def test_a_workload_is_measured_as_in_the_part_that_has_it() -> None:
     suite = GPU_SUITES["sparsity"]
     jobs = list(suites._jobs(suite, suites.Options(seeds=8)))

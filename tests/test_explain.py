@@ -137,12 +137,12 @@ def test_a_wrong_result_is_not_timed(gpu: list[Any], monkeypatch: pytest.MonkeyP
 
 def test_ceilings_are_fitted_by_a_command(tmp_path: Path) -> None:
     out = tmp_path / "ceilings.json"
-    arguments = ["--fit", str(RECORDS / "h200-dense.json"), "--fit", str(RECORDS / "h200-models.json")]
+    arguments = ["--fit", str(RECORDS / "h100-dense.json"), "--fit", str(RECORDS / "h100-choices.json")]
     text = _run(*arguments, "--out", str(out))
-    assert text.startswith("NVIDIA H200, ")
+    assert text.startswith("NVIDIA H100 80GB HBM3, ")
     assert "held out  error" in text
     (saved,) = costs.load(out)
-    assert saved.sources == ("h200-dense.json", "h200-models.json")
+    assert saved.sources == ("h100-dense.json", "h100-choices.json")
     content = json.loads(_run(*arguments, "--out", str(out), "--json"))
     assert content == saved.as_json()
 

@@ -120,7 +120,6 @@ def test_what_cannot_be_fitted_says_so() -> None:
     old = {key: value for key, value in content.items() if key != "multiprocessors"}
     with pytest.raises(ValueError, match="got device 'Fake H100'; measure it anew"):
         fitting.device_of(old)
-    assert fitting.device_of({**old, "device": "NVIDIA H200"}).sm_count == 132
 
 
 def test_only_right_results_of_what_is_chosen_are_fitted() -> None:
@@ -177,7 +176,7 @@ def test_files_of_one_device_are_fitted_together(tmp_path: Path) -> None:
 
 def test_kernels_without_ceilings_have_no_residuals() -> None:
     (h100,) = (one for one in costs.load() if "H100" in one.device.name)
-    measured = fitting.points(records.load(ROOT / "h200-dense.json"))
+    measured = fitting.points(records.load(ROOT / "h100-dense.json"))
     kernels = {point.spec.kernel for point in measured}
     assert kernels == {"sm80", "sm90"}
     without = replace(h100, of=tuple(one for one in h100.of if one.kernel == "sm90"))

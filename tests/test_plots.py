@@ -137,13 +137,15 @@ def test_each_suite_of_a_record_has_its_file(tmp_path: Path) -> None:
         plots.plot({"rows": [{"suite": "cpu", "workload": "w", "system": "s"}]}, tmp_path / "y.png")
 
 
-@pytest.mark.parametrize(("name", "suite"), [("dense", "dense"), ("models", "vlm"), ("variants", "variants")])
-def test_older_records_are_drawn(tmp_path: Path, name: str, suite: str) -> None:
-    content = records.load(RESULTS / f"h200-{name}.json")
+@pytest.mark.parametrize(
+    ("name", "suite"), [("h100-dense", "dense"), ("h100-models", "vlm"), ("h200-variants", "variants")]
+)
+def test_records_of_the_repository_are_drawn(tmp_path: Path, name: str, suite: str) -> None:
+    content = records.load(RESULTS / f"{name}.json")
     assert plots.suites_of(content) == [suite]
     assert plots.rows_of(content, suite) == content["rows"]
     done = CliRunner().invoke(
-        main, ["bench", "--table", str(RESULTS / f"h200-{name}.json"), "--plot", str(tmp_path / "x.png")]
+        main, ["bench", "--table", str(RESULTS / f"{name}.json"), "--plot", str(tmp_path / "x.png")]
     )
     assert done.exit_code == 0, done.output
     assert (tmp_path / "x.png").stat().st_size > 10_000

@@ -15,19 +15,22 @@ from omnicupy import costs, report
 from omnicupy.bench import records
 from omnicupy.bench.catalog import GPU_SUITES
 from omnicupy.commands import main
-from omnicupy.report import pictures, studies, tables
+from omnicupy.report import pictures, studies, tables, targets
 from omnicupy.report.library import Library
 
 DOCS = Path(__file__).parents[1] / "docs"
 TEXT = (DOCS / "report.md").read_text()
+README = (DOCS.parent / "README.md").read_text()
 
 
-def test_the_committed_tables_are_those_of_the_records() -> None:
-    assert report.render(TEXT, Library.open(DOCS / "results")) == TEXT, "run `python cli.py report`"
+@pytest.mark.parametrize("text", [TEXT, README], ids=["report.md", "README.md"])
+def test_the_committed_tables_are_those_of_the_records(text: str) -> None:
+    assert report.render(text, Library.open(DOCS / "results")) == text, "run `python cli.py report`"
 
 
 def test_the_report_has_every_block_once() -> None:
-    assert sorted(re.findall(r"<!-- generated: (.*?) -->", TEXT)) == sorted(report.BLOCKS)
+    blocks = re.findall(r"<!-- generated: (.*?) -->", TEXT + README)
+    assert sorted(blocks) == sorted(report.BLOCKS)
 
 
 def test_pictures_and_links_exist_and_no_other_pictures() -> None:
@@ -117,6 +120,23 @@ def test_the_newest_record_is_taken() -> None:
     assert tables.dense(Library({"a.json": {**newer, "rows": []}})) == tables.NONE
 
 
+def test_older_records_of_the_device_add_workloads() -> None:
+    older = made_records.record("dense", started="2025-01-01")
+    newer = made_records.record("dense", only=("full-d128-s4096",), started="2026-01-01")
+    other = {**made_records.record("dense", started="2025-06-01"), "device": "Other GPU"}
+    found = Library({"old.json": older, "new.json": newer, "other.json": other}).newest("dense")
+    assert found is not None
+    assert found.records == ("new.json", "old.json")
+    names = [row["workload"] for row in found.rows]
+    assert names.count("full-d128-s4096") == sum(
+        row["workload"] == "full-d128-s4096" for row in newer["rows"]
+    )
+    assert set(names) == {row["workload"] for row in older["rows"]}
+    assert [len(found.rows), len(found.others[0].rows)] == [len(names), len(names) - len(newer["rows"])]
+    assert "[new.json](results/new.json)" in found.source
+    assert "[old.json](results/old.json)" in found.source
+
+
 def test_dense_figures_are_the_record_s() -> None:
     content = made_records.record("dense", only=("d128-s4096",))
     of = {(row["workload"], row["system"]): row["tflops"] for row in content["rows"]}
@@ -164,6 +184,7 @@ def _copy(tmp_path: Path) -> Path:
     docs = tmp_path / "docs"
     shutil.copytree(DOCS / "results", docs / "results")
     shutil.copy(DOCS / "report.md", docs / "report.md")
+    shutil.copy(DOCS.parent / "README.md", tmp_path / "README.md")
     return docs
 
 
@@ -185,9 +206,54 @@ def test_the_command_writes_and_checks(tmp_path: Path) -> None:
         record.add(**row)
     done = CliRunner().invoke(main, [*arguments, "--check"])
     assert done.exit_code == 1
-    assert "are not those of its records; run `report`" in done.output
+    assert "are not those of the records; run `report`" in done.output
     done = CliRunner().invoke(main, [*arguments, "--no-pictures"])
     assert done.exit_code == 0, done.output
     assert "999 / " in (docs / "report.md").read_text()
     assert not (docs / "plots").exists()
     assert CliRunner().invoke(main, [*arguments, "--check"]).exit_code == 0
+
+
+def test_targets_are_held_against_the_records() -> None:
+    content = made_records.record("dense", started="2026-01-01")
+    of = {(row["workload"], row["system"]): row for row in content["rows"]}
+    ours, theirs = of["full-d128-s16384", "omnicupy"], of["full-d128-s16384", "sdpa-cudnn"]
+    ours["tflops"], theirs["tflops"] = 800.0, 400.0
+    text = targets.hopper(Library({"x.json": content}))
+    line = "| D 128, S 16384, full | 800 | cuDNN (SDPA) | 400 | {} | 1.08 |  |"
+    assert line.format("2.000") in text
+    ours["tflops"] = 431.9  # 1.07975: rounding must not hide that it is short
+    text = targets.hopper(Library({"x.json": content}))
+    assert line.replace("800", "432").format("**1.080**") in text
+    assert "| W1 |  | cuDNN flex_attention |  | not measured | 0.95 |  |" in text
+    theirs["correct"] = False
+    text = targets.hopper(Library({"x.json": content}))
+    assert "| D 128, S 16384, full |  | cuDNN (SDPA) |  | not measured | 1.08 |  |" in text
+
+
+def test_targets_of_whole_calls_are_ratios_of_times() -> None:
+    names = {"omnicupy": 50.0, "flex": 120.0, "cudnn-flex": 80.0}
+    rows = [
+        {
+            "suite": "latency",
+            "workload": "W15",
+            "system": name,
+            "figures": {targets.ALONE: time, "correct": True},
+        }
+        for name, time in names.items()
+    ]
+    content = {**made_records.record("dense", only=("W15",)), "suites": ["latency"], "rows": rows}
+    text = targets.hopper(Library({"x.json": content}))
+    assert "| W15, whole calls alone | 50 | FlexAttention (Triton) | 120 | 2.400 | 2.00 |  |" in text
+    assert "|  | 50 | cuDNN flex_attention | 80 | 1.600 |  | 3.00 |" in text
+
+
+def test_the_mean_of_ratios_is_geometric() -> None:
+    rows = [
+        {"suite": "vlm", "workload": name, "system": system, "tflops": rate, "correct": True}
+        for name, factor in zip(targets.MODELS, [4.0, 0.25] * 6 + [1.0], strict=True)
+        for system, rate in (("omnicupy", 100.0 * factor), ("cudnn-flex", 100.0))
+    ]
+    content = {**made_records.record("vlm", only=("W1",)), "suites": ["vlm"], "rows": rows}
+    text = targets.hopper(Library({"x.json": content}))
+    assert "| W1 to W13, geometric mean |  | cuDNN flex_attention |  | 1.000 | 1.00 | 1.15 |" in text

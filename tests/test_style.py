@@ -44,7 +44,7 @@ LAYERS = """
     verify verify.watchdog verify.outcome verify.variants verify.compiling verify.special
     verify.on_cpu verify.on_gpu attest
     bench.measure explain bench.search bench.tuning bench.host bench.first_call bench.building bench.memory bench.suites
-    report.library report.tables report.studies report.pictures report
+    report.library report.tables report.studies report.targets report.pictures report
     verify.timed verify.report verify.run
     console study_commands commands
 """

@@ -20,8 +20,6 @@ from omnicupy.workloads import by_name
 TURNS = 30  # of fitting and assigning anew; it settles in a few
 SETTLED = 1e-4
 SHARED = len(PARTS)  # columns after those of the head_dims: three of PARTS and the launch
-# Of records from before their header said so.
-DEVICES = {"NVIDIA H200": Device("NVIDIA H200", 132, 50 << 20)}
 
 
 @dataclass(frozen=True)
@@ -99,8 +97,6 @@ def device_of(content: dict[str, Any]) -> Device:
     name = content.get("device")
     if name and content.get("multiprocessors"):
         return Device(name, int(content["multiprocessors"]), int(content["l2_bytes"]))
-    if name in DEVICES:
-        return DEVICES[name]
     raise ValueError(
         f"record: expected one of a GPU with its multiprocessors, got device {name!r}; measure it anew"
     )

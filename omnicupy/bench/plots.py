@@ -45,7 +45,7 @@ def can_draw(suite: str, rows: Sequence[Row]) -> bool:
 
 
 def suites_of(content: Content) -> list[str]:
-    """The suites that a record's rows belong to, by their present names."""
+    """The suites that a record's rows belong to."""
     return [name for name in dict.fromkeys(suite_of(row, content) for row in content["rows"]) if name]
 
 
@@ -72,7 +72,7 @@ def shapes(rows: Sequence[Row], content: Content) -> Figure:
             look.draw(axes[i, j], system, *zip(*points, strict=True), place=place)
         look.label(axes[i, j], f"{kind}, head_dim {dim}", "tokens a sequence", RATE)
         look.tokens(axes[i, j], (row["shape"][3] for row in of_panel))
-        axes[i, j].set_ylim(bottom=0)
+        axes[i, j].set_ylim(0, 1.08 * max((row["tflops"] for row in of_panel), default=1.0))
     look.legend(made, axes.flat)
     return made
 

@@ -12,7 +12,6 @@ Row = dict[str, Any]
 
 SCHEMA = 1
 OURS = "omnicupy"
-ALIASES = {"models": "vlm"}  # names of suites in older records
 # How the workloads of host suites begin: rows of older records do not name their suite.
 _BEGINNINGS = {"warm call": "host", "first call": "cold", "mask build": "build", "CPU engine": "cpu"}
 
@@ -72,12 +71,11 @@ def load(path: str | Path) -> dict[str, Any]:
 
 
 def suite_of(row: Row, content: dict[str, Any]) -> str:
-    """The suite that a row belongs to, by its present name; "" where the record does not tell."""
+    """The suite that a row belongs to, "" where the record does not tell."""
     named = content.get("suites") or []
     alone = named[0] if len(named) == 1 else ""
     told = [suite for start, suite in _BEGINNINGS.items() if str(row["workload"]).startswith(start)]
-    name = str(row.get("suite") or (told[0] if told else alone))
-    return ALIASES.get(name, name)
+    return str(row.get("suite") or (told[0] if told else alone))
 
 
 def markdown(content: dict[str, Any]) -> str:

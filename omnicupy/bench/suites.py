@@ -13,7 +13,7 @@ from omnicupy.bench import building, configs, host, memory, timing
 from omnicupy.bench.catalog import GPU_SUITES, Part, Suite
 from omnicupy.bench.measure import Session, latency, measure
 from omnicupy.bench.peers import SYSTEMS, missing
-from omnicupy.bench.records import ALIASES, OURS, Record
+from omnicupy.bench.records import OURS, Record
 from omnicupy.spec import AttnSpec
 from omnicupy.verify.compiling import compile_all
 from omnicupy.verify.watchdog import Watchdog
@@ -80,8 +80,7 @@ def run(options: Options, say: Say) -> dict[str, Any]:
         if name in CPU_HOST:
             record.suite = name
             CPU_HOST[name](record, say)
-    names = [ALIASES.get(name, name) for name in options.suites]
-    names = [name for name in names if name in GPU_SUITES] if gpu else []
+    names = [name for name in options.suites if name in GPU_SUITES] if gpu else []
     if names or options.workloads:
         settings = {"samples": options.samples, "limit_s": options.limit, "dtype": options.dtype, "say": say}
         session = Session.start(record, **settings)
@@ -97,7 +96,7 @@ def run(options: Options, say: Say) -> dict[str, Any]:
 
 
 def _check(options: Options) -> None:
-    known = list(dict.fromkeys((*GPU_SUITES, *GPU_HOST, *CPU_HOST, *ALIASES)))
+    known = list(dict.fromkeys((*GPU_SUITES, *GPU_HOST, *CPU_HOST)))
     for name in options.suites:
         if name not in known:
             raise ValueError(f"bench: SUITES must be some of {', '.join(known)}, got {name!r}")

@@ -1,4 +1,4 @@
-"""docs/report.md: its prose is written by hand, its tables and pictures are made from docs/results.
+"""docs/report.md and what README.md says was measured: prose by hand, tables and pictures made from docs/results.
 
 A generated block stands between `<!-- generated: NAME -->` and `<!-- end -->`; everything else is left as it is.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from omnicupy.report import pictures, studies, tables
+from omnicupy.report import pictures, studies, tables, targets
 from omnicupy.report.library import Library
 
 BLOCK = re.compile(r"<!-- generated: (?P<name>[^>]*?) -->\n.*?<!-- end -->", re.DOTALL)
@@ -18,6 +18,8 @@ OPENING = "<!-- generated:"
 
 BLOCKS: dict[str, Callable[[Library], str]] = {
     "records": tables.records_used,
+    "hopper targets": targets.hopper,
+    "portable targets": targets.portable,
     "dense": tables.dense,
     "models": tables.models,
     "sparsity lines": studies.lines,
@@ -57,18 +59,24 @@ def render(text: str, library: Library) -> str:
 
 
 def update(docs: Path, *, with_pictures: bool = True) -> list[Path]:
-    """Make docs/report.md and docs/plots anew from docs/results; returns the files that were written.
+    """Make docs/report.md, the README.md beside docs, and docs/plots anew from docs/results; returns the files that
+    were written.
 
-    Raises ValueError for a report or a record that is none, OSError, ImportError without matplotlib (when pictures
-    are wanted).
+    Raises ValueError for a text or a record that is none, OSError, ImportError without matplotlib (when pictures are
+    wanted).
     """
     library = Library.open(docs / "results")
-    path = docs / "report.md"
-    path.write_text(render(path.read_text(), library))
-    return [path, *(pictures.save(library, docs / "plots") if with_pictures else [])]
+    for path in texts(docs):
+        path.write_text(render(path.read_text(), library))
+    return [*texts(docs), *(pictures.save(library, docs / "plots") if with_pictures else [])]
 
 
-def stale(docs: Path) -> bool:
-    """True when the report's tables are not those of the records."""
-    text = (docs / "report.md").read_text()
-    return render(text, Library.open(docs / "results")) != text
+def stale(docs: Path) -> list[Path]:
+    """The texts whose tables are not those of the records."""
+    library = Library.open(docs / "results")
+    return [path for path in texts(docs) if render(path.read_text(), library) != path.read_text()]
+
+
+def texts(docs: Path) -> tuple[Path, Path]:
+    """What holds generated blocks."""
+    return docs / "report.md", docs.absolute().parent / "README.md"

@@ -182,5 +182,10 @@ def predicted_models(library: Library) -> str:
 
 def residuals_of(found: Found, known: Ceilings, library: Library) -> list[fitting.Residual]:
     """Our rows of a suite beside their predictions."""
-    points = [point for point in library.points(found.name) if point.suite == found.suite]
+    points = [
+        point
+        for one in (found, *found.others)
+        for point in library.points(one.name)
+        if point.suite == found.suite and point.workload in {row["workload"] for row in one.rows}
+    ]
     return [one for one in fitting.residuals(known, points) if one.point.spec.kernel == "sm90"]
