@@ -2,7 +2,8 @@
 
 A work item (one block of query rows of one head) costs a time for each pair of its tiles, more for the pairs of
 CAUSAL and PARTIAL ones, and a fixed time of its own. Work items go to the multiprocessors in the kernel's order,
-each to the one that is free first; the last one to finish, and the launch, make the call's time. The speeds are data
+each to the one that is free first; the last one to finish, the launch, and what fetching the operands into an empty
+cache adds make the call's time. The speeds are data
 (`ceilings.json`), one set for each kernel and head_dim, fitted by bench/fitting.py; none belongs to a workload.
 """
 
@@ -35,7 +36,7 @@ SCHEMA = 1
 FILE = Path(__file__).with_name("ceilings.json")
 # What a work item is charged for, in this order: pairs of all tiles, of PARTIAL ones, of CAUSAL ones, itself.
 PARTS = ("tiles", "partial", "causal", "items")
-FITTED = ("pair_ps", "partial_ps", "causal_ps", "item_us", "launch_us")
+FITTED = ("pair_ps", "partial_ps", "causal_ps", "item_us", "launch_us", "megabyte_us")
 REGISTERS = 65536  # of one multiprocessor
 REGISTERS_A_THREAD = 256  # the sm80 kernel's accumulators leave it no fewer
 
@@ -45,7 +46,8 @@ class Ceiling:
     """The speeds of a kernel at a head_dim (the kernel's) and tile height on one multiprocessor.
 
     pair_ps: picoseconds a pair of a full tile.  partial_ps, causal_ps: what a pair of such a tile takes longer.
-    item_us: microseconds a work item takes beside its tiles.  launch_us: of each call.
+    item_us: microseconds a work item takes beside its tiles.  launch_us: of each call.  megabyte_us: what a megabyte of
+    q, k, v and the result adds to it, while the tensor cores wait for memory.
     """
 
     kernel: str
@@ -56,6 +58,7 @@ class Ceiling:
     causal_ps: float
     item_us: float
     launch_us: float
+    megabyte_us: float
 
     def full_tflops(self, sm_count: int) -> float:
         """The rate of `sm_count` multiprocessors over full tiles alone, in TFLOP/s."""
@@ -159,13 +162,14 @@ class Work:
     """The work items of a call. charges: (parts of block rows, 4), how much of each of PARTS a part has.
 
     order: part of each work item, in the order in which the kernel takes them.  slots: thread blocks that run
-    at once.  resident: those of one multiprocessor, which share its speed.
+    at once.  resident: those of one multiprocessor, which share its speed.  megabytes: of q, k, v and the result.
     """
 
     charges: FloatArray
     order: NDArray[np.int64]
     slots: int
     resident: int = 1
+    megabytes: float = 0.0
 
     @cached_property
     def total(self) -> FloatArray:
@@ -176,8 +180,8 @@ class Work:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a call should take. parts_us: by PARTS, "imbalance" (the last multiprocessor after the mean one) and
-    "launch"; they add up to it.  balance: mean load over the greatest, 1 where all finish together.
+    """What a call should take. parts_us: by PARTS, "imbalance" (the last multiprocessor after the mean one),
+    "launch" and "memory"; they add up to it.  balance: mean load over the greatest, 1 where all finish together.
     """
 
     us: float
@@ -205,7 +209,18 @@ def work_of(spec: AttnSpec, problem: Problem, blocks: BlockMask, device: Device)
     tiers = np.split(np.arange(len(parts.rows)), parts.tiers[:-1])
     order = np.concatenate([_in_sections(tier, heads, section) for tier in tiers if len(tier)])
     resident = _resident(spec)
-    return Work(charges, np.tile(order, spec.value_pieces), resident * device.sm_count, resident)
+    return Work(
+        charges,
+        np.tile(order, spec.value_pieces),
+        resident * device.sm_count,
+        resident,
+        _megabytes(problem),
+    )
+
+
+def _megabytes(problem: Problem) -> float:
+    rows = 2 * problem.q_heads * problem.q_len + 2 * problem.q_heads // problem.group * problem.k_len
+    return problem.batch * rows * problem.head_dim * 2 / 1e6
 
 
 def _in_sections(order: NDArray[np.int64], heads: int, section: int) -> NDArray[np.int64]:
@@ -236,7 +251,7 @@ def loads(work: Work, slots: NDArray[np.int64]) -> FloatArray:
 
 
 def predict(work: Work, ceiling: Ceiling) -> Prediction:
-    """The time of a call, and what it goes to. A call without a tile takes its items and the launch."""
+    """The time of a call, and what it goes to. A call without a tile takes its items, the launch and memory."""
     weights = ceiling.weights_us
     charged = loads(work, assign(work, weights))
     times = charged @ weights
@@ -245,6 +260,7 @@ def predict(work: Work, ceiling: Ceiling) -> Prediction:
     parts = dict(zip(PARTS, mean.tolist(), strict=True))
     parts["imbalance"] = float(times.max() - mean.sum())
     parts["launch"] = ceiling.launch_us
+    parts["memory"] = work.megabytes * ceiling.megabyte_us
     return Prediction(sum(parts.values()), parts, float(mean.sum() / times.max()), count, len(work.order))
 
 

@@ -22,7 +22,17 @@ from omnicupy.schedule import Schedule, schedule
 from omnicupy.spec import AttnSpec
 
 DEVICE = Device("Fake", 4, 50 << 20)
-CEILING = Ceiling("sm90", 64, 128, pair_ps=70.0, partial_ps=50.0, causal_ps=5.0, item_us=2.0, launch_us=10.0)
+CEILING = Ceiling(
+    "sm90",
+    64,
+    128,
+    pair_ps=70.0,
+    partial_ps=50.0,
+    causal_ps=5.0,
+    item_us=2.0,
+    launch_us=10.0,
+    megabyte_us=0.0,
+)
 SPEC = AttnSpec(
     arch="sm_90a", kernel="sm90", dtype="bfloat16", head_dim=64, br=128, bc=64, stages=2, warps=12
 )
@@ -97,7 +107,16 @@ def test_a_prediction_adds_up() -> None:
     tiles = 4 * 8 * 128 * 64 * 70e-6
     assert found.us == pytest.approx(tiles + 4 * 2.0 + 10.0)
     assert found.parts_us == pytest.approx(
-        {"tiles": tiles, "partial": 0, "causal": 0, "items": 8.0, "imbalance": 0, "launch": 10.0}, abs=1e-9
+        {
+            "tiles": tiles,
+            "partial": 0,
+            "causal": 0,
+            "items": 8.0,
+            "imbalance": 0,
+            "launch": 10.0,
+            "memory": 0.0,
+        },
+        abs=1e-9,
     )
     assert (found.balance, found.slots, found.items) == (pytest.approx(1.0), 4, 16)
 
@@ -223,3 +242,13 @@ def test_the_library_has_ceilings_and_names_their_records() -> None:
         assert ceilings.sources
         for source in ceilings.sources:
             assert json.loads((root / source).read_text())["device"] == ceilings.device.name
+
+
+def test_memory_is_charged_by_the_bytes_of_operands_and_result() -> None:
+    problem = Problem(2, 8, 2, 512, 768, 64, "bfloat16")
+    work = costs.work_of(SPEC, problem, oc.full(512, 768).blocks(128, 64), DEVICE)
+    elements = 2 * 64 * (2 * 8 * 512 + 2 * 2 * 768)  # q and out, k and v
+    assert work.megabytes == pytest.approx(2 * elements / 1e6)
+    free, dear = (costs.predict(work, replace(CEILING, megabyte_us=us)) for us in (0.0, 0.5))
+    assert dear.us - free.us == pytest.approx(0.5 * work.megabytes)
+    assert dear.parts_us["memory"] == pytest.approx(0.5 * work.megabytes)

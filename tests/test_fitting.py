@@ -19,8 +19,28 @@ from omnicupy.workloads import by_name
 ROOT = Path(__file__).parents[1] / "docs" / "results"
 DEVICE = Device("Fake H100", 132, 50 << 20)
 TRUE = {
-    64: Ceiling("sm90", 64, 192, pair_ps=68.0, partial_ps=60.0, causal_ps=9.0, item_us=2.0, launch_us=15.0),
-    128: Ceiling("sm90", 128, 128, pair_ps=95.0, partial_ps=60.0, causal_ps=9.0, item_us=2.0, launch_us=15.0),
+    64: Ceiling(
+        "sm90",
+        64,
+        192,
+        pair_ps=68.0,
+        partial_ps=60.0,
+        causal_ps=9.0,
+        item_us=2.0,
+        launch_us=15.0,
+        megabyte_us=0.05,
+    ),
+    128: Ceiling(
+        "sm90",
+        128,
+        128,
+        pair_ps=95.0,
+        partial_ps=60.0,
+        causal_ps=9.0,
+        item_us=2.0,
+        launch_us=15.0,
+        megabyte_us=0.05,
+    ),
 }
 NAMES = (
     *("full-d64-s2048", "causal-d64-s4096", "random-d64-s4096-seed0", "random-d64-s2048-seed1"),
@@ -108,7 +128,7 @@ def test_nothing_is_fitted_below_zero() -> None:
 def test_what_cannot_be_fitted_says_so() -> None:
     content = _record()
     with pytest.raises(
-        ValueError, match=r"fit: kernel 'sm90' needs 6 measurements or more for 2 classes, got 5"
+        ValueError, match=r"fit: kernel 'sm90' needs 7 measurements or more for 2 classes, got 5"
     ):
         fitting.fit(DEVICE, fitting.points(_record(NAMES[:5])))
     with pytest.raises(ValueError, match="fit: the records hold no measurement"):

@@ -19,7 +19,7 @@ from omnicupy.workloads import by_name
 
 TURNS = 30  # of fitting and assigning anew; it settles in a few
 SETTLED = 1e-4
-SHARED = len(PARTS)  # columns after those of the head_dims: three of PARTS and the launch
+SHARED = len(PARTS) + 1  # columns after those of the head_dims: three of PARTS, the launch and megabytes
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Fitted:
             lines.append(
                 f"{one.kernel} head_dim {one.head_dim:4}, {one.br:3} rows: {one.full_tflops(sm_count):4.0f} TFLOP/s "
                 f"over full tiles; partial {partial:+.0%}, causal {causal:+.0%} a pair; item {one.item_us:.2f} us; "
-                f"launch {one.launch_us:.1f} us"
+                f"launch {one.launch_us:.1f} us + {one.megabyte_us:.3f} us a MB"
             )
         for name, of in (("fitted", self.residuals), ("held out", self.held_out)):
             worst = max(of, key=lambda one: abs(one.error), default=None)
@@ -128,9 +128,9 @@ def fit(device: Device, measured: Sequence[Point], sources: Sequence[str] = ()) 
     """Ceilings that make the least squares of relative errors.
 
     For each kernel a time a pair at each head_dim and tile height, and, shared by these, what PARTIAL and CAUSAL
-    pairs take longer, the time of a work item and of a launch; none below zero. Which multiprocessor ends last
-    depends on them, so fitting and assigning take turns. Raises ValueError when a kernel has fewer measurements than
-    numbers.
+    pairs take longer, the time of a work item, of a launch and of a megabyte; none below zero. Which multiprocessor
+    ends last depends on them, so fitting and assigning take turns. Raises ValueError when a kernel has fewer
+    measurements than numbers.
     """
     found: list[Ceiling] = []
     for kernel in dict.fromkeys(point.spec.kernel for point in measured):
@@ -204,9 +204,9 @@ def _fit_kernel(kernel: str, measured: Sequence[Point]) -> list[Ceiling]:
             f"{len(measured)}; measure more workloads"
         )
     numbers = _numbers(measured, classes).tolist()
-    partial, causal, item, launch = numbers[len(classes) :]
+    partial, causal, item, launch, megabyte = numbers[len(classes) :]
     return [
-        Ceiling(kernel, dim, br, pair * 1e6, partial * 1e6, causal * 1e6, item, launch)
+        Ceiling(kernel, dim, br, pair * 1e6, partial * 1e6, causal * 1e6, item, launch, megabyte)
         for (dim, br), pair in zip(classes, numbers, strict=False)
     ]
 
@@ -214,7 +214,7 @@ def _fit_kernel(kernel: str, measured: Sequence[Point]) -> list[Ceiling]:
 def _numbers(measured: Sequence[Point], classes: Sequence[tuple[int, int]]) -> FloatArray:
     """Microseconds of a pair of each class, then of what they share, in the order of Ceiling.weights_us."""
     target = np.array([point.us for point in measured])
-    numbers = np.array([1e-4] * len(classes) + [2e-5, 1e-5, 1.0, 5.0])  # a start
+    numbers = np.array([1e-4] * len(classes) + [2e-5, 1e-5, 1.0, 5.0, 0.1])  # a start
     for _ in range(TURNS):
         rows = np.array(list(_design(measured, classes, numbers)))
         fitted = _not_negative(rows / target[:, None], np.ones(len(target)))
@@ -232,11 +232,11 @@ def _design(
     count = len(classes)
     for point in measured:
         column = classes.index(_class_of(point))
-        weights = np.array([numbers[column], *numbers[count:-1]])
+        weights = np.array([numbers[column], *numbers[count:-2]])
         charged = costs.loads(point.work, costs.assign(point.work, weights))
         last = charged[int((charged @ weights).argmax())]
         row = np.zeros(len(numbers))
-        row[column], row[count:-1], row[-1] = last[0], last[1:], 1.0
+        row[column], row[count:-2], row[-2:] = last[0], last[1:], (1.0, point.work.megabytes)
         yield row
 
 
