@@ -140,8 +140,9 @@ def report(docs: Path, check: bool, no_pictures: bool) -> None:
     from omnicupy import report as reporting
 
     if check:
-        for path in reporting.stale(docs):
-            raise ValueError(f"report: the tables of {path} are not those of the records; run `report`")
+        if stale := reporting.stale(docs):
+            names = " and ".join(str(path) for path in stale)
+            raise ValueError(f"report: the tables of {names} are not those of the records; run `report`")
         click.echo("The tables are those of the records.")
         return
     for file in reporting.update(docs, with_pictures=not no_pictures):

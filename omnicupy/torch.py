@@ -165,7 +165,7 @@ def _on_cpu(q: Any, k: Any, v: Any, mask: Any, *, scale: Any, return_lse: bool, 
     if config is not None:
         raise ValueError("config must be None for CPU tensors: it chooses a GPU kernel; pass CUDA tensors")
     inputs = (tensors.on_host("q", q), tensors.on_host("k", k), tensors.on_host("v", v))
-    target = torch.empty(q.shape, dtype=q.dtype) if out is None else out
+    target = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
     found = api.attention(
         *inputs, mask, scale=scale, return_lse=return_lse, out=tensors.on_host("out", target)
     )

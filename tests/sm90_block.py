@@ -109,8 +109,10 @@ class Block:
         self.turn, self.dead = [Named(2) for _ in range(g)], Named(g)
         self.k: list[Name | None] = [None] * n
         self.v: list[Name | None] = [None] * n
-        self.q = [-1] * self.q_slots
+        self.q: list[int | None] = [None] * self.q_slots
         self.work = [-1, -1]
+        self.cleared = [0] * n  # groups that have zeroed their dead rows of V
+        self.copies: list[Steps] = []  # under way, finished in any order
         self.seen = [[] for _ in range(g)]
 
     def q_place(self, slot: Place) -> tuple[int, int]:

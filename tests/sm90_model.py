@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 from sm90_block import Barrier, Block, Name, Place, Steps, Tile
 
@@ -19,29 +20,31 @@ class Producer:
         self.block = block
         self.k, self.v, self.slot = Place(block.stages), Place(block.stages), Place(2)
 
-    def copy(self, into: list[Name | None], place: Place, name: Name, full: list[Barrier]) -> Steps:
-        into[place.stage] = None
+    def copy(self, into: list[Any], stage: int, name: Any, full: Barrier) -> Steps:
+        """One that the copy engine does meanwhile."""
         yield from self.block.some_time()
-        into[place.stage] = name
-        full[place.stage].arrive()
-        place.next()
+        assert into[stage] is None
+        into[stage] = name
+        full.arrive()
         self.block.events += 1
 
     def load_k(self, name: Name) -> Steps:
         yield from self.block.k_empty[self.k.stage].wait(self.k.parity ^ 1)
-        yield from self.copy(self.block.k, self.k, name, self.block.k_full)
+        self.block.k[self.k.stage] = None
+        self.block.copies.append(self.copy(self.block.k, self.k.stage, name, self.block.k_full[self.k.stage]))
+        self.k.next()
 
     def load_v(self, name: Name) -> Steps:
         yield from self.block.v_empty[self.v.stage].wait(self.v.parity ^ 1)
-        yield from self.copy(self.block.v, self.v, name, self.block.v_full)
+        self.block.v[self.v.stage], self.block.cleared[self.v.stage] = None, 0
+        self.block.copies.append(self.copy(self.block.v, self.v.stage, name, self.block.v_full[self.v.stage]))
+        self.v.next()
 
     def load_q(self, number: int, slot: Place) -> Steps:
         place, parity = self.block.q_place(slot)
         yield from self.block.q_empty[place].wait(parity ^ 1)
-        self.block.q[place] = -1
-        yield from self.block.some_time()
-        self.block.q[place] = number
-        self.block.q_full[place].arrive()
+        self.block.q[place] = None
+        self.block.copies.append(self.copy(self.block.q, place, number, self.block.q_full[place]))
 
     def announce(self, number: int) -> Steps:
         yield from self.block.work_empty[self.slot.stage].wait(self.slot.parity ^ 1)
@@ -87,6 +90,8 @@ class Consumer:
     def zero_dead(self) -> Steps:
         if self.is_dead:
             yield from self.values()
+            yield from self.block.some_time()
+            self.block.cleared[self.before.stage] += 1
             yield from self.block.dead.sync()
 
     def skip(self, name: Name, any_before: bool) -> Iterator[None]:
@@ -113,6 +118,8 @@ class Consumer:
 
     def added(self) -> Steps:
         """Values are added: V goes back."""
+        if self.tile(self.name_before).dead:
+            assert self.block.cleared[self.before.stage] == self.block.groups
         yield from self.block.some_time()
         assert self.block.v[self.before.stage] == self.name_before
         self.block.v_empty[self.before.stage].arrive()
@@ -174,6 +181,8 @@ class Consumer:
             self.block.q_empty[place].arrive()
             if any_tile:
                 yield from self.last_values()
+            yield from self.block.some_time()
+            assert self.block.work[self.slot.stage] == number
             self.block.work_empty[self.slot.stage].arrive()
             self.slot.next()
             self.block.events += 1
@@ -185,6 +194,8 @@ def play(block: Block) -> None:
     running |= {f"group {group}": Consumer(block, group).run() for group in range(block.groups)}
     quiet, events = 0, 0
     while running:
+        running |= {f"copy {id(copy)}": copy for copy in block.copies}
+        block.copies.clear()
         name = block.draw.choice(list(running))
         for _ in range(block.draw.choice((1, 1, 5, 40))):  # some are far ahead of others
             if next(running[name], running) is running:

@@ -15,7 +15,7 @@ from omnicupy import costs, report
 from omnicupy.bench import records
 from omnicupy.bench.catalog import GPU_SUITES
 from omnicupy.commands import main
-from omnicupy.report import pictures, studies, tables, targets
+from omnicupy.report import pictures, studies, tables
 from omnicupy.report.library import Library
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -115,7 +115,7 @@ def test_the_newest_record_is_taken() -> None:
     library = Library({"z.json": older, "a.json": newer})
     found = library.newest("shapes", "dense")
     assert found is not None
-    assert (found.name, found.suite) == ("a.json", "dense")
+    assert ([part.name for part in found.parts], found.suite) == (["a.json"], "dense")
     assert library.newest("memory") is None
     assert tables.dense(Library({"a.json": {**newer, "rows": []}})) == tables.NONE
 
@@ -126,13 +126,13 @@ def test_older_records_of_the_device_add_workloads() -> None:
     other = {**made_records.record("dense", started="2025-06-01"), "device": "Other GPU"}
     found = Library({"old.json": older, "new.json": newer, "other.json": other}).newest("dense")
     assert found is not None
-    assert found.records == ("new.json", "old.json")
+    assert [part.name for part in found.parts] == ["new.json", "old.json"]
     names = [row["workload"] for row in found.rows]
     assert names.count("full-d128-s4096") == sum(
         row["workload"] == "full-d128-s4096" for row in newer["rows"]
     )
     assert set(names) == {row["workload"] for row in older["rows"]}
-    assert [len(found.rows), len(found.others[0].rows)] == [len(names), len(names) - len(newer["rows"])]
+    assert [len(part.rows) for part in found.parts] == [len(newer["rows"]), len(names) - len(newer["rows"])]
     assert "[new.json](results/new.json)" in found.source
     assert "[old.json](results/old.json)" in found.source
 
@@ -214,46 +214,12 @@ def test_the_command_writes_and_checks(tmp_path: Path) -> None:
     assert CliRunner().invoke(main, [*arguments, "--check"]).exit_code == 0
 
 
-def test_targets_are_held_against_the_records() -> None:
-    content = made_records.record("dense", started="2026-01-01")
-    of = {(row["workload"], row["system"]): row for row in content["rows"]}
-    ours, theirs = of["full-d128-s16384", "omnicupy"], of["full-d128-s16384", "sdpa-cudnn"]
-    ours["tflops"], theirs["tflops"] = 800.0, 400.0
-    text = targets.hopper(Library({"x.json": content}))
-    line = "| D 128, S 16384, full | 800 | cuDNN (SDPA) | 400 | {} | 1.08 |  |"
-    assert line.format("2.000") in text
-    ours["tflops"] = 431.9  # 1.07975: rounding must not hide that it is short
-    text = targets.hopper(Library({"x.json": content}))
-    assert line.replace("800", "432").format("**1.080**") in text
-    assert "| W1 |  | cuDNN flex_attention |  | not measured | 0.95 |  |" in text
-    theirs["correct"] = False
-    text = targets.hopper(Library({"x.json": content}))
-    assert "| D 128, S 16384, full |  | cuDNN (SDPA) |  | not measured | 1.08 |  |" in text
-
-
-def test_targets_of_whole_calls_are_ratios_of_times() -> None:
-    names = {"omnicupy": 50.0, "flex": 120.0, "cudnn-flex": 80.0}
-    rows = [
-        {
-            "suite": "latency",
-            "workload": "W15",
-            "system": name,
-            "figures": {targets.ALONE: time, "correct": True},
-        }
-        for name, time in names.items()
-    ]
-    content = {**made_records.record("dense", only=("W15",)), "suites": ["latency"], "rows": rows}
-    text = targets.hopper(Library({"x.json": content}))
-    assert "| W15, whole calls alone | 50 | FlexAttention (Triton) | 120 | 2.400 | 2.00 |  |" in text
-    assert "|  | 50 | cuDNN flex_attention | 80 | 1.600 |  | 3.00 |" in text
-
-
-def test_the_mean_of_ratios_is_geometric() -> None:
-    rows = [
-        {"suite": "vlm", "workload": name, "system": system, "tflops": rate, "correct": True}
-        for name, factor in zip(targets.MODELS, [4.0, 0.25] * 6 + [1.0], strict=True)
-        for system, rate in (("omnicupy", 100.0 * factor), ("cudnn-flex", 100.0))
-    ]
-    content = {**made_records.record("vlm", only=("W1",)), "suites": ["vlm"], "rows": rows}
-    text = targets.hopper(Library({"x.json": content}))
-    assert "| W1 to W13, geometric mean |  | cuDNN flex_attention |  | 1.000 | 1.00 | 1.15 |" in text
+def test_a_suite_of_another_device_hides_nothing() -> None:
+    here = made_records.record("dense", only=("full-d128-s4096",), started="2026-01-01")
+    other = {
+        **made_records.record("shapes", only=("full-d128-s4096",), started="2025-01-01"),
+        "device": "Other GPU",
+    }
+    found = Library({"here.json": here, "other.json": other}).newest("shapes", "dense")
+    assert found is not None
+    assert (found.suite, found.content["device"]) == ("dense", here["device"])

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 
 import pytest
-from sm90_block import Block, Item, Name, Tile
+from sm90_block import Block, Item, Name, Named, Tile
 from sm90_model import Consumer, play
 
 
@@ -22,12 +22,12 @@ def _items(draw: random.Random, groups: int) -> list[Item]:
 
 
 @pytest.mark.parametrize("q_slots", [1, 2])
-@pytest.mark.parametrize("stages", [2, 3])
+@pytest.mark.parametrize("stages", [1, 2, 3, 4])
 @pytest.mark.parametrize("groups", [1, 2, 3])
 def test_any_schedule_ends_and_keeps_buffers_until_they_are_read(
     groups: int, stages: int, q_slots: int
 ) -> None:
-    for seed in range(150):
+    for seed in range(60):
         draw = random.Random(seed)
         block = Block(groups, stages, _items(draw, groups), q_slots, draw)
         play(block)
@@ -58,6 +58,31 @@ def test_the_model_sees_a_buffer_given_back_early(monkeypatch: pytest.MonkeyPatc
     scored = Consumer.scored
     monkeypatch.setattr(Consumer, "scored", early)
     items = [Item((Tile(),) * 3)] * 3
+    with pytest.raises(AssertionError):
+        _play_often(items)
+
+
+def test_the_model_sees_a_slot_given_back_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The work slot, which is read to the end of an item, before its tiles."""
+
+    def early(self: Consumer, number: int) -> Iterator[None]:
+        self.block.work_empty[self.slot.stage].arrive()
+        found = yield from tiles_of(self, number)
+        for _ in range(40):
+            yield
+        return found
+
+    tiles_of = Consumer.tiles_of
+    monkeypatch.setattr(Consumer, "tiles_of", early)
+    items = [Item((Tile(),) * 3)] * 5
+    with pytest.raises(AssertionError):
+        _play_often(items)
+
+
+def test_the_model_sees_values_that_were_not_cleared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dead rows of V, where groups do not wait for each other."""
+    monkeypatch.setattr(Named, "sync", lambda self: iter(()))
+    items = [Item((Tile(dead=True),) * 4)] * 3
     with pytest.raises(AssertionError):
         _play_often(items)
 

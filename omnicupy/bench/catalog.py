@@ -9,6 +9,7 @@ from omnicupy.bench.records import OURS
 from omnicupy.workloads import NAMED
 
 EVERY = (OURS, *SYSTEMS)
+PORTABLE = (f"{OURS}:sm80-128x64-s1-w4", f"{OURS}:sm80-128x96-s2-w4")  # the mma.sync kernel's tiles on Hopper
 SPARSE_MASKS = ("flex", "flex-flash", "cudnn-flex", "sdpa-efficient")  # peers that take any mask
 
 LADDER = (
@@ -133,20 +134,21 @@ GPU_SUITES = {
         (Part(("full-d128-s16384", "causal-d128-s16384", "W1", "W4", "W12"), EVERY, "memory"),),
     ),
     "dense": Suite(
-        "full and causal, D 64 and 128: a short form of shapes",
+        "full and causal, D 64, 128 and 256: a short form of shapes, and the mma.sync kernel",
         (
             Part(
                 _dense((64, 128), (4096, 16384)),
-                (OURS, "sdpa-flash", "sdpa-cudnn", "flex", "fa4", "cudnn-flex"),
+                (OURS, *PORTABLE, "sdpa-flash", "sdpa-cudnn", "flex", "fa4", "cudnn-flex"),
             ),
+            Part(_dense((256,), (16384,)), (OURS, "sdpa-flash", "sdpa-cudnn", "fa4")),
         ),
     ),
     "masks": Suite(
-        "a short form of vlm, and dense S 4096 for the executed rate",
+        "a short form of vlm, also with the mma.sync kernel, and dense S 4096 for the executed rate",
         (
             Part(
                 ("full-d128-s4096", "W1", "W4", "W5", "W11", "W12"),
-                (OURS, "flex", "flex-flash", "cudnn-flex"),
+                (OURS, PORTABLE[0], "flex", "flex-flash", "cudnn-flex"),
             ),
         ),
     ),
@@ -155,7 +157,7 @@ GPU_SUITES = {
         (
             Part(
                 _random(8),
-                (OURS, f"{OURS}:sm80-128x64-s1-w4", "flex", "cudnn-flex"),
+                (OURS, *PORTABLE, "flex", "cudnn-flex"),
             ),
         ),
     ),

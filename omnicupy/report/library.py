@@ -14,30 +14,53 @@ from omnicupy.bench.records import Row
 
 
 @dataclass(frozen=True)
-class Found:
-    """The rows of one suite. name: of the record's file.  content: the whole record.  others: older records of the
-    same device, with the rows of workloads that no newer one has among `rows`.
-    """
+class FromRecord:
+    """Rows of one suite in one record. name: of its file.  content: the whole record."""
 
     name: str
     suite: str
     content: dict[str, Any]
     rows: tuple[Row, ...]
-    others: tuple[Found, ...] = ()
 
     @property
-    def records(self) -> tuple[str, ...]:
-        """Names of the files that the rows come from."""
-        return (self.name, *(one.name for one in self.others))
+    def source(self) -> str:
+        """Where the rows come from, in words and with a link from docs/report.md."""
+        return f"[{self.name}](results/{self.name}): {records.caption(self.content)}"
+
+    @property
+    def age(self) -> tuple[str, str]:
+        """Grows with the time at which the record was started."""
+        return str(self.content.get("started")), self.name
+
+
+@dataclass(frozen=True)
+class Found:
+    """The rows of one suite on one device. parts: by record, the newest first, no workload in two of them."""
+
+    parts: tuple[FromRecord, ...]
+
+    @property
+    def suite(self) -> str:
+        """Its name."""
+        return self.parts[0].suite
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The newest record."""
+        return self.parts[0].content
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """Those of all records; of several in the order of the workloads' names."""
+        rows = [row for part in self.parts for row in part.rows]
+        if len(self.parts) > 1:
+            rows.sort(key=lambda row: _natural(str(row.get("workload"))))
+        return tuple(rows)
 
     @property
     def source(self) -> str:
         """Where the rows come from, in words and with links from docs/report.md."""
-        lines = [
-            f"[{one.name}](results/{one.name}): {records.caption(one.content)}"
-            for one in (self, *self.others)
-        ]
-        return "; of workloads that it lacks ".join(lines)
+        return "; of workloads that it lacks ".join(part.source for part in self.parts)
 
 
 class Library:
@@ -63,40 +86,39 @@ class Library:
             )
         return cls(found)
 
-    def parts(self) -> Iterator[Found]:
+    def parts(self) -> Iterator[FromRecord]:
         """Each suite of each record."""
         for name, content in self.of.items():
             for suite in plots.suites_of(content):
-                yield Found(name, suite, content, tuple(plots.rows_of(content, suite)))
+                yield FromRecord(name, suite, content, tuple(plots.rows_of(content, suite)))
 
     def newest(self, *suites: str) -> Found | None:
-        """The rows of the first of these suites that a record has: of each workload those of the record that was
-        started last, among records of the device of the last.
+        """The rows of the first of these suites that has any on the device of the record that was started last; of
+        each workload those of the newest record.
         """
+        found = sorted(
+            (part for part in self.parts() if part.suite in suites), key=lambda part: part.age, reverse=True
+        )
+        here = [part for part in found if part.content.get("device") == found[0].content.get("device")]
         for suite in suites:
-            found = [part for part in self.parts() if part.suite == suite]
-            if found:
-                found.sort(key=lambda part: (str(part.content.get("started")), part.name), reverse=True)
-                return _together(
-                    [one for one in found if one.content.get("device") == found[0].content.get("device")]
-                )
+            of_suite = [part for part in here if part.suite == suite]
+            if of_suite:
+                return _together(of_suite)
         return None
 
 
-def _together(parts: Sequence[Found]) -> Found:
-    """Newer records first; rows of a workload come from the first that has it, in the order of the workloads' names."""
-    newest, rows, others = parts[0], list(parts[0].rows), []
-    for part in parts[1:]:
-        known = {row.get("workload") for row in rows}
-        more = tuple(row for row in part.rows if row.get("workload") not in known)
-        if more:
-            rows += more
-            others.append(replace(part, rows=more))
-    if others:
-        rows.sort(key=lambda row: _natural(str(row.get("workload"))))
-    return replace(newest, rows=tuple(rows), others=tuple(others))
+def _together(newest_first: Sequence[FromRecord]) -> Found:
+    """Rows of a workload come from the newest record that has it."""
+    known: set[object] = set()
+    parts: list[FromRecord] = []
+    for part in newest_first:
+        rows = tuple(row for row in part.rows if row.get("workload") not in known)
+        if rows or not parts:
+            parts.append(replace(part, rows=rows))
+        known |= {row.get("workload") for row in rows}
+    return Found(tuple(parts))
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """W2 comes before W10."""
-    return [(int(part or 0), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]

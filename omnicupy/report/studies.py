@@ -185,8 +185,8 @@ def residuals_of(found: Found, known: Ceilings, library: Library) -> list[fittin
     """Our rows of a suite beside their predictions."""
     points = [
         point
-        for one in (found, *found.others)
-        for point in library.points(one.name)
-        if point.suite == found.suite and point.workload in {row["workload"] for row in one.rows}
+        for part in found.parts
+        for point in library.points(part.name)
+        if point.suite == found.suite and point.workload in {row["workload"] for row in part.rows}
     ]
     return [one for one in fitting.residuals(known, points) if one.point.spec.kernel == "sm90"]

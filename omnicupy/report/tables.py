@@ -144,7 +144,7 @@ def _bounds(found: Found) -> str:
         "bound / time",
     ]
     lines = [head, ["---", "---", *["---:"] * 4, "---", "---:"]]
-    for one in roofline.bounds(found.rows, found.content):
+    for one in (one for part in found.parts for one in roofline.bounds(part.rows, part.content)):
         name, ms = one.bound
         known = [
             f"{part:.3f}" if part is not None else "" for part in (one.tensor, one.exponentials, one.memory)

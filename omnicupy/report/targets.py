@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from omnicupy.bench import plotstyle
+from omnicupy.bench import plotstyle, records
 from omnicupy.bench.records import OURS, Row, table
-from omnicupy.report.library import Found, Library
+from omnicupy.report.library import Found, FromRecord, Library
 
 MATRIX_PRODUCT = "8192^3 matrix product"
 IN_A_ROW, ALONE = "us_of_100_in_a_row", "us_alone"
@@ -25,15 +25,15 @@ LONG_RANDOM = ("random-d64-s8192-seed0", "random-d64-s16384-seed0")
 class Target:
     """One line: how many times as fast as a rival, at least and if possible.
 
-    suites: of which the first with a record is looked at.  workloads: the worst of them counts.  rival: a system, or
-    MATRIX_PRODUCT, or "" for the fastest of all.  ours: our system.  figure: of rows that hold no rate: the name of a
-    time.  mean: the geometric mean instead of the worst.
+    suites: of which the first with a record is looked at.  workloads: the worst of them counts.  rivals: systems, of
+    which the fastest counts, or MATRIX_PRODUCT; all must have been measured.  ours: our system.  figure: of rows that
+    hold no rate: the name of a time.  mean: the geometric mean instead of the worst.
     """
 
     label: str
     suites: tuple[str, ...]
     workloads: tuple[str, ...]
-    rival: str
+    rivals: tuple[str, ...]
     least: float | None = None
     aim: float | None = None
     ours: str = OURS
@@ -42,7 +42,7 @@ class Target:
 
 
 def _dense(label: str, name: str, rival: str, least: float | None, aim: float | None = None) -> Target:
-    return Target(label, ("shapes", "dense"), (name,), rival, least, aim)
+    return Target(label, ("shapes", "dense"), (name,), (rival,), least, aim)
 
 
 def _hopper() -> Iterator[Target]:
@@ -56,17 +56,17 @@ def _hopper() -> Iterator[Target]:
             name = f"{kind}-d{head_dim}-s16384"
             yield _dense(f"D {head_dim}, S 16384, {kind}", name, "sdpa-cudnn", least, aim)
     for name in MODELS:
-        yield Target(name, ("vlm",), (name,), "cudnn-flex", 0.95)
-        yield Target("", ("vlm",), (name,), "flex", 1.4)
-    yield Target("W1 to W13, geometric mean", ("vlm",), MODELS, "cudnn-flex", 1.0, 1.15, mean=True)
+        yield Target(name, ("vlm",), (name,), ("cudnn-flex",), 0.95)
+        yield Target("", ("vlm",), (name,), ("flex",), 1.4)
+    yield Target("W1 to W13, geometric mean", ("vlm",), MODELS, ("cudnn-flex",), 1.0, 1.15, mean=True)
     for name in LONG_RANDOM:
-        yield Target(_random_label(name), ("random",), (name,), "flex", 2.0)
-        yield Target("", ("random",), (name,), "cudnn-flex", None, 1.2)
+        yield Target(_random_label(name), ("random",), (name,), ("flex",), 2.0)
+        yield Target("", ("random",), (name,), ("cudnn-flex",), None, 1.2)
     for name in ("W15", *SHORT):
         for figure, how in ((IN_A_ROW, "in a row"), (ALONE, "alone")):
             label = f"{'W15' if name == 'W15' else _random_label(name)}, whole calls {how}"
-            yield Target(label, ("latency",), (name,), "flex", 2.0, figure=figure)
-            yield Target("", ("latency",), (name,), "", None, 3.0, figure=figure)
+            yield Target(label, ("latency",), (name,), ("flex",), 2.0, figure=figure)
+            yield Target("", ("latency",), (name,), ("flex", "cudnn-flex"), None, 3.0, figure=figure)
 
 
 def _portable() -> Iterator[Target]:
@@ -74,11 +74,15 @@ def _portable() -> Iterator[Target]:
         for length in (4096, 16384):
             for kind in ("full", "causal"):
                 label, name = f"D {head_dim}, S {length}, {kind}", f"{kind}-d{head_dim}-s{length}"
-                yield Target(label, ("shapes", "dense"), (name,), "sdpa-flash", 0.95, ours=f"{OURS}:{ours}")
+                yield Target(
+                    label, ("shapes", "dense"), (name,), ("sdpa-flash",), 0.95, ours=f"{OURS}:{ours}"
+                )
     for name in ("W1", "W4", "W5", "W11", "W12"):
-        yield Target(name, ("masks",), (name,), "flex", 0.75, ours=f"{OURS}:sm80-128x64-s1-w4")
+        yield Target(name, ("masks",), (name,), ("flex",), 0.75, ours=f"{OURS}:sm80-128x64-s1-w4")
     for name in ("random-d64-s1024-seed0", "random-d64-s16384-seed0"):
-        yield Target(_random_label(name), ("random",), (name,), "flex", 1.2, ours=f"{OURS}:sm80-128x96-s2-w4")
+        yield Target(
+            _random_label(name), ("random",), (name,), ("flex",), 1.2, ours=f"{OURS}:sm80-128x96-s2-w4"
+        )
 
 
 def _random_label(name: str) -> str:
@@ -101,70 +105,75 @@ def _table(library: Library, targets: Sequence[Target]) -> str:
     """Lines without a measurement are shown as such: none is left out."""
     lines = [["case", "omnicupy", "against", "theirs", "times as fast", "at least", "aim"]]
     lines.append(["---", *["---:", "---", "---:", "---:", "---:", "---:"]])
-    used: dict[str, Found] = {}
+    used: dict[str, FromRecord] = {}
     for target in targets:
         found = library.newest(*target.suites)
-        rival, ours, theirs, ratio = "", "", "", "not measured"
         compared = _compared(target, found) if found else None
-        if found and compared:
-            used |= {one.name: one for one in (found, *found.others)}
-            rival, ours, theirs = compared.rival, compared.ours, compared.theirs
+        cells = ["", " or ".join(map(_label, target.rivals)), "", "not measured"]
+        if compared:
+            used |= {part.name: part for part in compared.parts}
             ratio = f"{compared.ratio:.3f}"
             if target.least is not None and compared.ratio < target.least:
                 ratio = f"**{ratio}**"
+            cells = [compared.ours, _label(compared.rival), compared.theirs, ratio]
         wanted = [f"{one:.2f}" if one is not None else "" for one in (target.least, target.aim)]
-        lines.append([target.label, ours, _label(rival or target.rival), theirs, ratio, *wanted])
-    names = ", ".join(f"`{name}` ({_product(one)})" for name, one in sorted(used.items()))
+        lines.append([target.label, *cells, *wanted])
+    names = "; ".join(f"`{name}` ({records.caption(part.content)})" for name, part in sorted(used.items()))
     return f"TFLOP/s, or us of whole calls; bold: below the least. Records: {names or 'none yet'}.\n\n{table(lines)}"
 
 
 @dataclass(frozen=True)
 class Compared:
+    """One comparison. rival: the system.  ours, theirs: figures.  parts: the records that they are from."""
+
     rival: str
     ours: str
     theirs: str
     ratio: float
+    parts: tuple[FromRecord, ...]
 
 
 def _compared(target: Target, found: Found) -> Compared | None:
     """None where a row is missing or wrong."""
-    value: Callable[[Row], float | None] = (
-        (lambda row: row.get("figures", {}).get(target.figure))
-        if target.figure
-        else (lambda row: row.get("tflops"))
-    )
-    of = {
-        (row["workload"], row["system"]): number
-        for row in found.rows
-        if row.get("correct") is not False and (number := value(row))
-    }
-    pairs = []
-    for name in target.workloads:
-        ours, rival = of.get((name, target.ours)), target.rival or _fastest(of, name)
-        theirs = found.content.get("gemm_tflops") if rival == MATRIX_PRODUCT else of.get((name, rival))
-        if ours is None or theirs is None:
-            return None
-        pairs.append((rival, ours, theirs))
-    ratios = [theirs / ours if target.figure else ours / theirs for _, ours, theirs in pairs]
+    each = [_on(name, target, found) for name in target.workloads]
+    known = [one for one in each if one]
+    if len(known) < len(each):
+        return None
     if target.mean:
-        return Compared(pairs[0][0], "", "", math.exp(sum(map(math.log, ratios)) / len(ratios)))
-    worst = min(range(len(pairs)), key=ratios.__getitem__)
-    rival, mine, his = pairs[worst]
-    return Compared(rival, f"{mine:.0f}", f"{his:.0f}", ratios[worst])
+        mean = math.exp(sum(math.log(one.ratio) for one in known) / len(known))
+        return Compared(known[0].rival, "", "", mean, tuple(part for one in known for part in one.parts))
+    return min(known, key=lambda one: one.ratio)
 
 
-def _fastest(of: dict[tuple[str, str], float], workload: str) -> str:
-    """Of rivals' times: the least one's system."""
-    found = {name: time for (of_name, name), time in of.items() if of_name == workload and name != OURS}
-    return min(found, key=found.__getitem__, default="")
+def _on(workload: str, target: Target, found: Found) -> Compared | None:
+    """The comparison on one workload, whose rows are all of one record."""
+    for part in found.parts:
+        of = {row["system"]: row for row in part.rows if row["workload"] == workload and _is_right(row)}
+        if target.ours not in of:
+            continue
+        ours = _value(of[target.ours], target)
+        rates = {rival: _value(of[rival], target) for rival in target.rivals if rival in of}
+        if MATRIX_PRODUCT in target.rivals:
+            rates[MATRIX_PRODUCT] = part.content.get("gemm_tflops")
+        theirs = {rival: rate for rival, rate in rates.items() if rate}
+        if not ours or len(theirs) < len(target.rivals):
+            return None
+        fastest = (min if target.figure else max)(theirs, key=theirs.__getitem__)
+        his = theirs[fastest]
+        ratio = his / ours if target.figure else ours / his
+        return Compared(fastest, f"{ours:.0f}", f"{his:.0f}", ratio, (part,))
+    return None
+
+
+def _is_right(row: Row) -> bool:
+    """Was the result held against the reference and found right?"""
+    return row.get("correct", row.get("figures", {}).get("correct")) is True
+
+
+def _value(row: Row, target: Target) -> float | None:
+    found = row.get("figures", {}).get(target.figure) if target.figure else row.get("tflops")
+    return float(found) if found else None
 
 
 def _label(system: str) -> str:
-    if system in ("", MATRIX_PRODUCT):
-        return system or "the fastest"
-    return plotstyle.style(system).label
-
-
-def _product(found: Found) -> str:
-    rate = found.content.get("gemm_tflops")
-    return f"{MATRIX_PRODUCT} {rate:.0f}" if rate else "no matrix product"
+    return system if system == MATRIX_PRODUCT else plotstyle.style(system).label
