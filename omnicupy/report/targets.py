@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from omnicupy.bench import plotstyle, records
+from omnicupy.bench import plotstyle
 from omnicupy.bench.records import OURS, Row, table
 from omnicupy.report.library import Found, FromRecord, Library
 
@@ -23,7 +24,7 @@ LONG_RANDOM = ("random-d64-s8192-seed0", "random-d64-s16384-seed0")
 
 @dataclass(frozen=True)
 class Target:
-    """One line: how many times as fast as a rival, at least and if possible.
+    """How many times as fast as a rival, at least and if possible. Those of one label share a line.
 
     suites: of which the first with a record is looked at.  workloads: the worst of them counts.  rivals: systems, of
     which the fastest counts, or MATRIX_PRODUCT; all must have been measured.  ours: our system.  figure: of rows that
@@ -45,28 +46,40 @@ def _dense(label: str, name: str, rival: str, least: float | None, aim: float | 
     return Target(label, ("shapes", "dense"), (name,), (rival,), least, aim)
 
 
-def _hopper() -> Iterator[Target]:
-    yield _dense("D 128, S 16384, full", "full-d128-s16384", "sdpa-cudnn", 1.08)
-    yield _dense("", "full-d128-s16384", "fa4", 0.97)
-    yield _dense("", "full-d128-s16384", MATRIX_PRODUCT, None, 0.9)
-    yield _dense("D 128, S 16384, causal", "causal-d128-s16384", "sdpa-cudnn", 1.1, 1.2)
-    yield _dense("D 128, S 4096, causal", "causal-d128-s4096", "sdpa-cudnn", 1.0, 1.2)
-    for head_dim, least, aim in ((64, 1.1, 1.25), (256, 1.0, 1.15)):
-        for kind in ("full", "causal"):
-            name = f"{kind}-d{head_dim}-s16384"
-            yield _dense(f"D {head_dim}, S 16384, {kind}", name, "sdpa-cudnn", least, aim)
+def _full_and_causal() -> Iterator[Target]:
+    label, name = "D 128, S 16384, full", "full-d128-s16384"
+    yield _dense(label, name, "sdpa-cudnn", 1.08)
+    yield _dense(label, name, "fa4", 0.97)
+    yield _dense(label, name, MATRIX_PRODUCT, None, 0.9)
+    for kind, head_dim, length, least, aim in (
+        ("causal", 128, 16384, 1.1, 1.2),
+        ("causal", 128, 4096, 1.0, 1.2),
+        ("full", 64, 16384, 1.1, 1.25),
+        ("causal", 64, 16384, 1.1, 1.25),
+        ("full", 256, 16384, 1.0, 1.15),
+        ("causal", 256, 16384, 1.0, 1.15),
+    ):
+        label, name = f"D {head_dim}, S {length}, {kind}", f"{kind}-d{head_dim}-s{length}"
+        yield _dense(label, name, "sdpa-cudnn", least, aim)
+        yield _dense(label, name, "fa4", None)
+
+
+def _masks() -> Iterator[Target]:
     for name in MODELS:
         yield Target(name, ("vlm",), (name,), ("cudnn-flex",), 0.95)
-        yield Target("", ("vlm",), (name,), ("flex",), 1.4)
+        yield Target(name, ("vlm",), (name,), ("flex",), 1.4)
     yield Target("W1 to W13, geometric mean", ("vlm",), MODELS, ("cudnn-flex",), 1.0, 1.15, mean=True)
     for name in LONG_RANDOM:
+        yield Target(_random_label(name), ("random",), (name,), ("cudnn-flex",), None, 1.2)
         yield Target(_random_label(name), ("random",), (name,), ("flex",), 2.0)
-        yield Target("", ("random",), (name,), ("cudnn-flex",), None, 1.2)
+
+
+def _whole_calls() -> Iterator[Target]:
     for name in ("W15", *SHORT):
         for figure, how in ((IN_A_ROW, "in a row"), (ALONE, "alone")):
-            label = f"{'W15' if name == 'W15' else _random_label(name)}, whole calls {how}"
+            label = f"{'W15' if name == 'W15' else _random_label(name)}, {how}"
             yield Target(label, ("latency",), (name,), ("flex",), 2.0, figure=figure)
-            yield Target("", ("latency",), (name,), ("flex", "cudnn-flex"), None, 3.0, figure=figure)
+            yield Target(label, ("latency",), (name,), ("flex", "cudnn-flex"), None, 3.0, figure=figure)
 
 
 def _portable() -> Iterator[Target]:
@@ -91,35 +104,86 @@ def _random_label(name: str) -> str:
     return f"random, D {head_dim[1:]}, S {length[1:]}{heads}"
 
 
+HOPPER = {
+    "Full and causal": tuple(_full_and_causal()),
+    "Masks": tuple(_masks()),
+    "Whole calls from Python, us (alone: with a synchronisation; in a row: a hundred, then one)": tuple(
+        _whole_calls()
+    ),
+}
+PORTABLE = {"mma.sync": tuple(_portable())}
+
+
 def hopper(library: Library) -> str:
     """The Hopper kernel beside its rivals."""
-    return _table(library, tuple(_hopper()))
+    return _tables(library, HOPPER)
 
 
 def portable(library: Library) -> str:
     """The mma.sync kernel on the same GPU."""
-    return _table(library, tuple(_portable()))
+    return _tables(library, PORTABLE)
 
 
-def _table(library: Library, targets: Sequence[Target]) -> str:
-    """Lines without a measurement are shown as such: none is left out."""
-    lines = [["case", "omnicupy", "against", "theirs", "times as fast", "at least", "aim"]]
-    lines.append(["---", *["---:", "---", "---:", "---:", "---:", "---:"]])
+def _tables(library: Library, groups: Mapping[str, Sequence[Target]]) -> str:
+    """A table for each group. Targets without a measurement are shown as such: none is left out."""
     used: dict[str, FromRecord] = {}
-    for target in targets:
-        found = library.newest(*target.suites)
-        compared = _compared(target, found) if found else None
-        cells = ["", " or ".join(map(_label, target.rivals)), "", "not measured"]
-        if compared:
-            used |= {part.name: part for part in compared.parts}
-            ratio = f"{compared.ratio:.3f}"
-            if target.least is not None and compared.ratio < target.least:
-                ratio = f"**{ratio}**"
-            cells = [compared.ours, _label(compared.rival), compared.theirs, ratio]
-        wanted = [f"{one:.2f}" if one is not None else "" for one in (target.least, target.aim)]
-        lines.append([target.label, *cells, *wanted])
-    names = "; ".join(f"`{name}` ({records.caption(part.content)})" for name, part in sorted(used.items()))
-    return f"TFLOP/s, or us of whole calls; bold: below the least. Records: {names or 'none yet'}.\n\n{table(lines)}"
+    parts = [
+        "Theirs (TFLOP/s where nothing else is said): how many times as fast omnicupy is, in brackets what was set out "
+        "for; bold where it is below the least."
+    ]
+    for title, targets in groups.items():
+        parts.append((f"{title}:\n\n" if len(groups) > 1 else "") + _table(library, targets, used))
+    names = [f"`{name}` ({_product(part.content)})" for name, part in sorted(used.items())]
+    devices = sorted({str(part.content.get("device")) for part in used.values()})
+    parts.append(f"Records of {', '.join(devices)}: {', '.join(names)}." if used else "No record yet.")
+    return "\n\n".join(parts)
+
+
+def _product(content: dict[str, Any]) -> str:
+    rate = content.get("gemm_tflops")
+    return f"{MATRIX_PRODUCT} {rate:.0f}" if rate else "no matrix product"
+
+
+def _table(library: Library, targets: Sequence[Target], used: dict[str, FromRecord]) -> str:
+    """Lines by label, a column a rival. used: records that the figures are from are added."""
+    rivals = list(dict.fromkeys(rival for target in targets for rival in target.rivals))
+    lines = [["", "omnicupy", *map(_label, rivals)], ["---", *["---:"] * (1 + len(rivals))]]
+    for label in dict.fromkeys(target.label for target in targets):
+        ours = ""
+        cells: dict[str, Cell] = {}
+        for target in (one for one in targets if one.label == label):
+            found = library.newest(*target.suites)
+            compared = _compared(target, found) if found else None
+            rival = compared.rival if compared else target.rivals[-1]
+            cell = cells.setdefault(rival, Cell(compared))
+            cell.least = cell.least or target.least
+            cell.aim = cell.aim or target.aim
+            if compared:
+                ours = compared.ours
+                used |= {part.name: part for part in compared.parts}
+        lines.append([label, ours, *(str(cells.get(rival, "")) for rival in rivals)])
+    return table(lines)
+
+
+@dataclass
+class Cell:
+    """One comparison in a table, and what is wanted of it."""
+
+    compared: Compared | None
+    least: float | None = None
+    aim: float | None = None
+
+    def __str__(self) -> str:
+        wanted = [f"{word} {one:.2f}" for word, one in (("least", self.least), ("aim", self.aim)) if one]
+        return f"{self._measured()} ({', '.join(wanted)})" if wanted else self._measured()
+
+    def _measured(self) -> str:
+        if self.compared is None:
+            return "not measured"
+        ratio = f"{self.compared.ratio:.3f}"
+        if self.least and self.compared.ratio < self.least:
+            ratio = f"**{ratio}**"
+        return f"{self.compared.theirs}: {ratio}" if self.compared.theirs else ratio
 
 
 @dataclass(frozen=True)
