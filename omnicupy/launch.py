@@ -101,17 +101,13 @@ def external_stream(device: int, handle: int) -> Any:
 
 
 def section_of(problem: Problem, mask_batch: int, parts: int, sm_count: int, l2_bytes: int) -> int:
-    """Query heads worked on side by side: whole groups, about as many as give each multiprocessor a part of their block
-    rows.
+    """Query heads worked on side by side: whole groups, as many as give each multiprocessor a part of their block rows.
 
     More of them would ask for K and V of many heads at once, which come from memory in one rush (docs/kernels.md).
-    Beyond one group, no more than have their K and V in half of the L2.  parts: of the block rows of one head, under
-    all masks; with one mask for each of mask_batch batch elements a head stands for that many.
+    Never more than have their K and V in half of the L2.  parts: of the block rows of one head, under all masks.
     """
     heads = problem.q_heads * (problem.batch // mask_batch)
-    head_bytes = (
-        mask_batch * 2 * 2 * problem.k_len * problem.head_dim
-    )  # K and V of a key head, 2 bytes an element
+    head_bytes = 2 * 2 * problem.k_len * problem.head_dim  # K and V of one key head, 2 bytes an element
     enough = -(-max(1, round(sm_count / max(1, parts))) // problem.group)
     return min(heads, problem.group * max(1, min(enough, l2_bytes // 2 // head_bytes)))
 

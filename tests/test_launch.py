@@ -251,7 +251,6 @@ def test_section_of() -> None:
     assert launch.section_of(problem, 1, 1, 132, 50 << 20) == 4 * 12  # half of the L2
     assert launch.section_of(problem, 1, 1, 132, 1 << 40) == 64  # all heads
     assert launch.section_of(problem, 2, 1, 132, 1 << 40) == 32
-    assert launch.section_of(problem, 2, 1, 132, 50 << 20) == 4 * 6  # a head of two batch elements
     assert launch.section_of(problem, 1, 8, 132, 1 << 40) == 16  # 8 parts each: 128 of 132 multiprocessors
     assert launch.section_of(problem, 1, 7, 132, 1 << 40) == 20
     assert launch.section_of(problem, 1, 32, 132, 1 << 40) == 4
