@@ -26,8 +26,7 @@ struct Sm90Config {
   static constexpr int kConsumers = Warps / 4 - 1;
   static constexpr int kThreads = 32 * Warps;
   static constexpr bool kSplitWeights = HeadDim <= kSplitWeightsDim;
-  // Two where shared memory has room: the next item's Q is there when this one's last values are added, and its first
-  // scores run beside them.
+  // Two where shared memory has room: the next item's Q is loaded while this one is worked on.
   static constexpr int kQSlots = QSlots;
   static constexpr bool kPingPong = PingPong && kConsumers > 1;
 

@@ -25,7 +25,8 @@ struct ItemWalk {
     return uniform(smem.work[slot.stage()].head) >= 0;
   }
 
-  // Item after item. The slots are read to the end of an item, rather than kept in registers.
+  // Item after item. The slots are read to the end of an item, rather than kept in registers. Rows are stored in both
+  // branches: where it is done behind them, ptxas no longer knows that warps are uniform (tests/test_compile.py).
   __device__ __forceinline__ void run() {
     if (Cfg::kPingPong && rows.group == Cfg::kConsumers - 1) bar_arrive<256>(kTurnBarrier);  // the first turn is group 0's
     for (Slot slot{}; take(slot); slot.next()) {
