@@ -3,8 +3,8 @@
 A work item (one block of query rows of one head) costs a time for each pair of its tiles, more for the pairs of
 CAUSAL and PARTIAL ones, and a fixed time of its own. Work items go to the multiprocessors in the kernel's order,
 each to the one that is free first; the last one to finish, the launch, and what fetching the operands into an empty
-cache adds make the call's time. The speeds are data
-(`ceilings.json`), one set for each kernel and head_dim, fitted by bench/fitting.py; none belongs to a workload.
+cache adds make the call's time. The speeds are data (`ceilings.json`), one set for each kernel and head_dim, fitted by
+bench/fitting.py; none belongs to a workload.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ FILE = Path(__file__).with_name("ceilings.json")
 # What a work item is charged for, in this order: pairs of all tiles, of PARTIAL ones, of CAUSAL ones, itself.
 PARTS = ("tiles", "partial", "causal", "items")
 FITTED = ("pair_ps", "partial_ps", "causal_ps", "item_us", "launch_us", "megabyte_us")
+ELEMENT_BYTES = 2
 REGISTERS = 65536  # of one multiprocessor
 REGISTERS_A_THREAD = 256  # the sm80 kernel's accumulators leave it no fewer
 
@@ -214,13 +215,14 @@ def work_of(spec: AttnSpec, problem: Problem, blocks: BlockMask, device: Device)
         np.tile(order, spec.value_pieces),
         resident * device.sm_count,
         resident,
-        _megabytes(problem),
+        operand_bytes(problem) / 1e6,
     )
 
 
-def _megabytes(problem: Problem) -> float:
-    rows = 2 * problem.q_heads * problem.q_len + 2 * problem.q_heads // problem.group * problem.k_len
-    return problem.batch * rows * problem.head_dim * 2 / 1e6
+def operand_bytes(problem: Problem) -> int:
+    """Of q, k, v and the result together, in the dtypes that kernels have."""
+    rows = 2 * problem.q_heads * problem.q_len + 2 * problem.kv_heads * problem.k_len
+    return ELEMENT_BYTES * problem.batch * rows * problem.head_dim
 
 
 def _in_sections(order: NDArray[np.int64], heads: int, section: int) -> NDArray[np.int64]:

@@ -32,23 +32,13 @@ class Barrier:
             yield
 
 
-@dataclass
-class Named:
-    """A named barrier of the block, for `count` warpgroups."""
-
-    count: int
-    here: int = 0
-    rounds: int = 0
-
-    def arrive(self) -> None:
-        self.here += 1
-        if self.here == self.count:
-            self.here, self.rounds = 0, self.rounds + 1
+class Named(Barrier):
+    """A named barrier of the block, for `count` warpgroups: who arrives may stay until all have."""
 
     def sync(self) -> Steps:
-        before = self.rounds
+        before = self.phase
         self.arrive()
-        while self.rounds == before:
+        while self.phase == before:
             yield
 
 

@@ -18,29 +18,10 @@ from omnicupy.workloads import by_name
 
 ROOT = Path(__file__).parents[1] / "docs" / "results"
 DEVICE = Device("Fake H100", 132, 50 << 20)
+SHARED = {"partial_ps": 60.0, "causal_ps": 9.0, "item_us": 2.0, "launch_us": 15.0, "megabyte_us": 0.05}
 TRUE = {
-    64: Ceiling(
-        "sm90",
-        64,
-        192,
-        pair_ps=68.0,
-        partial_ps=60.0,
-        causal_ps=9.0,
-        item_us=2.0,
-        launch_us=15.0,
-        megabyte_us=0.05,
-    ),
-    128: Ceiling(
-        "sm90",
-        128,
-        128,
-        pair_ps=95.0,
-        partial_ps=60.0,
-        causal_ps=9.0,
-        item_us=2.0,
-        launch_us=15.0,
-        megabyte_us=0.05,
-    ),
+    64: Ceiling("sm90", 64, 192, pair_ps=68.0, **SHARED),
+    128: Ceiling("sm90", 128, 128, pair_ps=95.0, **SHARED),
 }
 NAMES = (
     *("full-d64-s2048", "causal-d64-s4096", "random-d64-s4096-seed0", "random-d64-s2048-seed1"),
@@ -66,9 +47,7 @@ def _record(names: Any = NAMES, noise: float = 0.0, **header: Any) -> dict[str, 
         br = TRUE[head_dim].br
         word = f"sm90-{br}x{96 if br == 192 else 128}-s2-w{br // 16 + 4}"
         spec = configs.parse(word, "sm_90", "bfloat16", head_dim)
-        problem = Problem(
-            workload.batch, workload.q_heads, workload.kv_heads, *mask.shape, head_dim, "bfloat16"
-        )
+        problem = workload.problem(mask, "bfloat16")
         work = costs.work_of(spec, problem, mask.blocks(spec.br, spec.bc), DEVICE)
         us = costs.predict(work, TRUE[head_dim]).us * (1 + noise * draw.standard_normal())
         shape = [workload.batch, workload.q_heads, workload.kv_heads, *mask.shape, head_dim]

@@ -9,7 +9,10 @@ from omnicupy.bench.records import OURS
 from omnicupy.workloads import NAMED
 
 EVERY = (OURS, *SYSTEMS)
-PORTABLE = (f"{OURS}:sm80-128x64-s1-w4", f"{OURS}:sm80-128x96-s2-w4")  # the mma.sync kernel's tiles on Hopper
+PORTABLE_TILES = (
+    f"{OURS}:sm80-128x64-s1-w4",
+    f"{OURS}:sm80-128x96-s2-w4",
+)  # the mma.sync kernel's tiles on Hopper
 SPARSE_MASKS = ("flex", "flex-flash", "cudnn-flex", "sdpa-efficient")  # peers that take any mask
 
 LADDER = (
@@ -79,7 +82,7 @@ _LATENCY = (
     "s1024-seed0-h16-k16-b4",
     "s2048-seed0-h16-k16-b8",
 )
-_SHORT_RANDOM = tuple(f"random-d128-{rest}" for rest in _LATENCY)
+SHORT_RANDOM = tuple(f"random-d128-{rest}" for rest in _LATENCY)
 
 GPU_SUITES = {
     "shapes": Suite(
@@ -109,7 +112,7 @@ GPU_SUITES = {
     ),
     "choices": Suite(
         "shapes and vlm on the tiles of the wgmma kernel that are worth a look: is the table's choice the best?",
-        (Part((*_dense((64, 128, 256), LENGTHS), *NAMED, *_random(1), *_SHORT_RANDOM), (), "choices"),),
+        (Part((*_dense((64, 128, 256), LENGTHS), *NAMED, *_random(1), *SHORT_RANDOM), (), "choices"),),
     ),
     "short": Suite(
         "whole calls from Python, 128 to 4096 tokens",
@@ -138,7 +141,7 @@ GPU_SUITES = {
         (
             Part(
                 _dense((64, 128), (4096, 16384)),
-                (OURS, *PORTABLE, "sdpa-flash", "sdpa-cudnn", "flex", "fa4", "cudnn-flex"),
+                (OURS, *PORTABLE_TILES, "sdpa-flash", "sdpa-cudnn", "flex", "fa4", "cudnn-flex"),
             ),
             Part(_dense((256,), (16384,)), (OURS, "sdpa-flash", "sdpa-cudnn", "fa4")),
         ),
@@ -148,7 +151,7 @@ GPU_SUITES = {
         (
             Part(
                 ("full-d128-s4096", "W1", "W4", "W5", "W11", "W12"),
-                (OURS, PORTABLE[0], "flex", "flex-flash", "cudnn-flex"),
+                (OURS, PORTABLE_TILES[0], "flex", "flex-flash", "cudnn-flex"),
             ),
         ),
     ),
@@ -157,7 +160,7 @@ GPU_SUITES = {
         (
             Part(
                 _random(8),
-                (OURS, *PORTABLE, "flex", "cudnn-flex"),
+                (OURS, *PORTABLE_TILES, "flex", "cudnn-flex"),
             ),
         ),
     ),
@@ -165,7 +168,7 @@ GPU_SUITES = {
         "whole calls of small batches",
         (
             Part(
-                ("W15", *_SHORT_RANDOM),
+                ("W15", *SHORT_RANDOM),
                 (OURS, "flex", "flex-flash", "cudnn-flex"),
                 "latency",
             ),

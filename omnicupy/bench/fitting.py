@@ -12,7 +12,6 @@ import numpy as np
 from omnicupy import costs, tune
 from omnicupy.bench import configs, records
 from omnicupy.bench.records import OURS, Row
-from omnicupy.check import Problem
 from omnicupy.costs import PARTS, Ceiling, Ceilings, Device, FloatArray, Work
 from omnicupy.spec import AttnSpec
 from omnicupy.workloads import by_name
@@ -112,11 +111,12 @@ def points(content: dict[str, Any]) -> list[Point]:
     for row in content["rows"]:
         if not _usable(row):
             continue
-        batch, q_heads, kv_heads, q_len, k_len, head_dim = row["shape"]
-        spec = configs.parse(row["spec"], arch, dtype, head_dim)
-        if row["system"] != OURS and (spec not in _table(arch, dtype, spec.head_dim) or spec.br > q_len):
+        problem = records.problem_of(row, content)
+        spec = configs.parse(row["spec"], arch, dtype, problem.head_dim)
+        if row["system"] != OURS and (
+            spec not in _table(arch, dtype, spec.head_dim) or spec.br > problem.q_len
+        ):
             continue
-        problem = Problem(batch, q_heads, kv_heads, q_len, k_len, head_dim, dtype)
         blocks = by_name(row["workload"]).mask().blocks(spec.br, spec.bc)
         work = costs.work_of(spec, problem, blocks, device)
         suite = records.suite_of(row, content)

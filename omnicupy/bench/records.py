@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from omnicupy.check import Problem
+
 Row = dict[str, Any]
 
 SCHEMA = 1
@@ -76,6 +78,12 @@ def suite_of(row: Row, content: dict[str, Any]) -> str:
     alone = named[0] if len(named) == 1 else ""
     told = [suite for start, suite in _BEGINNINGS.items() if str(row["workload"]).startswith(start)]
     return str(row.get("suite") or (told[0] if told else alone))
+
+
+def problem_of(row: Row, content: dict[str, Any]) -> Problem:
+    """The sizes of the call that a row measured."""
+    batch, q_heads, kv_heads, q_len, k_len, head_dim = row["shape"]
+    return Problem(batch, q_heads, kv_heads, q_len, k_len, head_dim, content["dtype"])
 
 
 def markdown(content: dict[str, Any]) -> str:

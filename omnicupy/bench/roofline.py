@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from omnicupy import costs
 from omnicupy.bench import fitting
 from omnicupy.bench import plotstyle as look
-from omnicupy.bench.records import OURS, Row, caption
+from omnicupy.bench.records import OURS, Row, caption, problem_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,7 +19,6 @@ Content = dict[str, Any]
 # ex2 a clock of one multiprocessor: CUDA C++ Programming Guide, table "Throughput of native arithmetic
 # instructions", compute capability 9.0.
 EX2_A_CLOCK = 16
-BYTES = 2  # of an element
 MOST_SHOWN = 2.0  # times the matrix product's rate: a ceiling above it bounds nothing
 
 
@@ -63,17 +63,17 @@ def bounds(rows: Iterable[Row], content: Content) -> list[Bounds]:
             or not row.get("correct")
         ):
             continue
-        batch, q_heads, kv_heads, q_len, k_len, head_dim = row["shape"]
+        problem = problem_of(row, content)
         flops = row["executed_tflops"] * row["ms"] * 1e9
-        size = BYTES * batch * head_dim * (2 * q_heads * q_len + 2 * kv_heads * k_len)
+        size = costs.operand_bytes(problem)
         found.append(
             Bounds(
                 row["workload"],
                 row["spec"],
-                head_dim,
+                problem.head_dim,
                 row["ms"],
                 flops / gemm / 1e9,
-                flops / (4 * head_dim) / rate / 1e9 if rate else None,
+                flops / (4 * problem.head_dim) / rate / 1e9 if rate else None,
                 size / content["copy_tbps"] / 1e9 if content.get("copy_tbps") else None,
                 row["tflops"] * row["ms"] * 1e9 / size,
                 row["tflops"],

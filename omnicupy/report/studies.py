@@ -8,8 +8,7 @@ import numpy as np
 
 from omnicupy import costs, tune
 from omnicupy.bench import configs, fitting, plotstyle, sparsity
-from omnicupy.bench.records import Row, table
-from omnicupy.check import Problem
+from omnicupy.bench.records import Row, problem_of, table
 from omnicupy.costs import Ceilings
 from omnicupy.report.library import Found, Library
 from omnicupy.report.tables import NONE
@@ -101,8 +100,7 @@ def choices(library: Library) -> str:
 def _chosen(found: Found, row: Row) -> str:
     """The word of the variant that tune.py has for a row's problem, with this suite's kernel."""
     content = found.content
-    batch, heads, kv_heads, q_len, k_len, head_dim = row["shape"]
-    problem = Problem(batch, heads, kv_heads, q_len, k_len, head_dim, content["dtype"])
+    problem = problem_of(row, content)
     sm_count = fitting.device_of(content).sm_count
     mappable = found.suite != "tiles"
     mask = by_name(row["workload"]).mask()

@@ -1,4 +1,4 @@
-"""What was aimed at, beside what was measured: the table of README.md."""
+"""What was aimed at, beside what was measured: the tables of README.md."""
 
 from __future__ import annotations
 
@@ -8,17 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from omnicupy.bench import plotstyle
+from omnicupy.bench.catalog import PORTABLE_TILES, SHORT_RANDOM
 from omnicupy.bench.records import OURS, Row, table
 from omnicupy.report.library import Found, FromRecord, Library
 
 MATRIX_PRODUCT = "8192^3 matrix product"
 IN_A_ROW, ALONE = "us_of_100_in_a_row", "us_alone"
 MODELS = ("W1", "W2", "W3", "W4", "W5", "W6", "W7", "W8f", "W9", "W10", "W11", "W12", "W13")
-SHORT = tuple(
-    f"random-d128-s{length}-seed0-{heads}-b{batch}"
-    for length, batch in ((1024, 4), (2048, 8))
-    for heads in ("h28-k4", "h16-k16")
-)
 LONG_RANDOM = ("random-d64-s8192-seed0", "random-d64-s16384-seed0")
 
 
@@ -75,7 +71,7 @@ def _masks() -> Iterator[Target]:
 
 
 def _whole_calls() -> Iterator[Target]:
-    for name in ("W15", *SHORT):
+    for name in ("W15", *SHORT_RANDOM):
         for figure, how in ((IN_A_ROW, "in a row"), (ALONE, "alone")):
             label = f"{'W15' if name == 'W15' else _random_label(name)}, {how}"
             yield Target(label, ("latency",), (name,), ("flex",), 2.0, figure=figure)
@@ -83,19 +79,16 @@ def _whole_calls() -> Iterator[Target]:
 
 
 def _portable() -> Iterator[Target]:
-    for head_dim, ours in ((64, "sm80-128x96-s2-w4"), (128, "sm80-128x64-s1-w4")):
+    narrow, wide = PORTABLE_TILES
+    for head_dim, ours in ((64, wide), (128, narrow)):
         for length in (4096, 16384):
             for kind in ("full", "causal"):
                 label, name = f"D {head_dim}, S {length}, {kind}", f"{kind}-d{head_dim}-s{length}"
-                yield Target(
-                    label, ("shapes", "dense"), (name,), ("sdpa-flash",), 0.95, ours=f"{OURS}:{ours}"
-                )
+                yield Target(label, ("shapes", "dense"), (name,), ("sdpa-flash",), 0.95, ours=ours)
     for name in ("W1", "W4", "W5", "W11", "W12"):
-        yield Target(name, ("masks",), (name,), ("flex",), 0.75, ours=f"{OURS}:sm80-128x64-s1-w4")
+        yield Target(name, ("masks",), (name,), ("flex",), 0.75, ours=narrow)
     for name in ("random-d64-s1024-seed0", "random-d64-s16384-seed0"):
-        yield Target(
-            _random_label(name), ("random",), (name,), ("flex",), 1.2, ours=f"{OURS}:sm80-128x96-s2-w4"
-        )
+        yield Target(_random_label(name), ("random",), (name,), ("flex",), 1.2, ours=wide)
 
 
 def _random_label(name: str) -> str:
