@@ -34,6 +34,7 @@ LAUNCH_MODULES = (
     "launch.py",
     "loading.py",
     "order.py",
+    "overlap.py",
     "packing.py",
     "params.py",
     "plan.py",

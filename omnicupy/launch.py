@@ -104,12 +104,13 @@ def section_of(problem: Problem, mask_batch: int, parts: int, sm_count: int, l2_
     """Query heads worked on side by side: whole groups, as many as give each multiprocessor a part of their block rows.
 
     More of them would ask for K and V of many heads at once, which come from memory in one rush (docs/kernels.md).
-    Never more than have their K and V in half of the L2.  parts: of the block rows of one head, under all masks.
+    Never more than have their K and V, under all masks, in half of the L2.  parts: of the block rows of one head, under
+    all masks.
     """
     heads = problem.q_heads * (problem.batch // mask_batch)
     head_bytes = 2 * 2 * problem.k_len * problem.head_dim  # K and V of one key head, 2 bytes an element
     enough = -(-max(1, round(sm_count / max(1, parts))) // problem.group)
-    return min(heads, problem.group * max(1, min(enough, l2_bytes // 2 // head_bytes)))
+    return min(heads, problem.group * max(1, min(enough, l2_bytes // 2 // (mask_batch * head_bytes))))
 
 
 def _new_plan(

@@ -10,6 +10,7 @@ from typing import Any
 import cupy
 
 from omnicupy import cache
+from omnicupy.overlap import LEAST_DRIVER, Overlapping
 from omnicupy.spec import AttnSpec
 
 _kernels: dict[tuple[AttnSpec, int, int], Kernel] = {}
@@ -56,5 +57,11 @@ def kernel(spec: AttnSpec, device: int) -> Kernel:
             if found is None:
                 raw = cupy.RawModule(path=str(cache.cubin(spec))).get_function(spec.entry)
                 raw.max_dynamic_shared_size_bytes = spec.smem_bytes
-                found = _kernels[key] = Kernel(raw, raw.kernel)
+                found = _kernels[key] = Kernel(raw, _launcher(spec, raw.kernel))
     return found
+
+
+def _launcher(spec: AttnSpec, function: Any) -> Any:
+    """What launches a kernel. That for Hopper waits by itself for what is ahead of it; others must be made to."""
+    overlaps = spec.kernel == "sm90" and cupy.cuda.runtime.driverGetVersion() >= LEAST_DRIVER
+    return Overlapping(function) if overlaps else function

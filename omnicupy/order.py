@@ -13,14 +13,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from omnicupy.blockmask import CAUSAL, DEAD, FULL, PARTIAL, BlockMask
+from omnicupy.blockmask import CAUSAL, DEAD, FULL, KIND, PARTIAL, BlockMask
 from omnicupy.intervals import BoolArray, IntArray
 from omnicupy.schedule import number_in_run
 
 GROUP_ROWS = 64
 SKIP_SHIFT = 3  # flag of the block's first 64 rows in entries[:, 0], above the kind and DEAD
-SKIP = 7 << SKIP_SHIFT  # flags of all groups
-STANDS = 64  # flag of entries that come after STANDING_KEYS keys in FULL ones of their row
+STANDS = 64  # flag of entries that come after STANDING_KEYS keys in FULL ones of their part of a row
 # The peak of 32 keys is too often far below the row's: weights far above 1, rounded, took one case in 15,857 over its
 # budget.
 STANDING_KEYS = 64
@@ -28,8 +27,8 @@ STANDING_KEYS = 64
 
 @dataclass(frozen=True)
 class Arrangement:
-    """place: where each entry goes in the kernels' order, (E,).  words: kind and flags of each.  common: of each place,
-    how many entries of its row come from it on up to the first that is skipped.
+    """place: where each entry goes in the kernels' order, (E,).  words: kind and flags of each, without STANDS.
+    common: of each place, how many entries of its row come from it on up to the first that is skipped.
     """
 
     place: IntArray
@@ -38,7 +37,7 @@ class Arrangement:
 
 
 def arrange(block: BlockMask) -> Arrangement:
-    """The kernels' order of a block mask's entries, and their flags.
+    """The kernels' order of a block mask's entries, and their flags but for STANDS (see `standing`).
 
     Within a row: FULL entries, the other ones, then those that some group of 64 rows skips; of these the ones of the
     same groups apart from each other, so that the groups skip in turn and work in turn. Entries with dead keys are
@@ -50,14 +49,23 @@ def arrange(block: BlockMask) -> Arrangement:
     skips = _skips(block, rows)
     full = block.kinds == FULL
     place = _places(offsets, rows, full & (skips == 0), skips)
-    in_place = np.empty(len(rows), np.bool_)
-    in_place[place] = full
-    stands = (_ranks(in_place, offsets)[0] * block.bc >= STANDING_KEYS)[place]
-    words = block.entries[:, 0] | skips | stands * np.int32(STANDS)
+    words = block.entries[:, 0] | skips
     of_row_skipped = _ranks(skips != 0, offsets)[1]
     common = np.repeat(offsets[1:] - of_row_skipped, lengths) - np.arange(len(rows), dtype=np.int32)
     np.maximum(common, np.int32(0), out=common)
     return Arrangement(place, words, common)
+
+
+def standing(words: IntArray, firsts: IntArray, bc: int) -> BoolArray:
+    """Of each entry in the kernels' order, whether peaks may stand there, STANDING_KEYS keys of FULL tiles behind.
+
+    words: of all entries, (E,).  firsts: the first entry of each part of a block row, also of parts without entries;
+    one thread block works on a part, whose peaks start anew.
+    """
+    full = words & KIND == FULL
+    starts = np.sort(np.append(firsts, np.array([0, len(words)], np.int32)))
+    found: BoolArray = _ranks(full, starts)[0] * bc >= STANDING_KEYS
+    return found
 
 
 def ordered(block: BlockMask) -> BlockMask:
@@ -153,7 +161,7 @@ def _skips(block: BlockMask, rows: IntArray) -> IntArray:
 
 def _row_ranges(block: BlockMask, some: NDArray[np.int64]) -> list[tuple[IntArray, IntArray]]:
     """Ranges of rows, first ones and stops, outside of all of which no row sees a key of these entries."""
-    offset, length = block.pieces[block.entries[some, 2]].T
+    offset, length = block.pieces.take(block.entries[some, 2], axis=0).T
     if block.mask.intervals is None:
         first = np.zeros(len(some), np.int32)
         causal = block.kinds[some] == CAUSAL

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnicupy.blockmask import CAUSAL, DEAD, FULL, PARTIAL, BlockMask
-from omnicupy.order import Arrangement, arrange
+from omnicupy.order import STANDS, Arrangement, arrange, standing
 from omnicupy.schedule import Crew, Schedule, schedule
 from omnicupy.spec import round_up
 
@@ -120,6 +120,8 @@ def pack(blocks: Sequence[BlockMask], crew: Crew) -> Packed:
     )
     packed.array("row_offsets")[...] = rows
     _fill_entries(packed, blocks, arranged)
+    words = packed.array("entries")[:, 0]
+    words |= standing(words, work.first, first.bc) * np.int32(STANDS)
     _fill_parts(packed, work)
     _fill_keys(packed, blocks)
     return packed
@@ -137,7 +139,7 @@ def _later_offsets(blocks: Sequence[BlockMask]) -> list[NDArray[np.int32]]:
 
 def entry_costs(block: BlockMask) -> NDArray[np.float64]:
     """Of each entry, in whole tiles: its keys, a masked tile a tenth more."""
-    keys = block.pieces[block.entries[:, 2], 1]
+    keys = block.pieces[:, 1].take(block.entries[:, 2])
     costs: NDArray[np.float64] = keys * np.where(block.kinds == FULL, 1.0, 1.1) / block.bc
     return costs
 
@@ -156,7 +158,7 @@ def _fill_entries(packed: Packed, blocks: Sequence[BlockMask], arranged: Sequenc
     for block, arrangement in zip(blocks, arranged, strict=True):
         mine = entries[e : e + len(block.entries)]
         place = arrangement.place
-        offset, length = block.pieces[block.entries[:, 2]].T
+        offset, length = block.pieces.take(block.entries[:, 2], axis=0).T
         payload = block.entries[:, 1]
         mine[place, 0] = arrangement.words | length << 8
         mine[place, 1] = payload if t == 0 else np.where(payload >= 0, payload + t, payload)

@@ -21,8 +21,8 @@ FloatArray: TypeAlias = NDArray[np.float64]
 IntArray: TypeAlias = NDArray[np.int32]
 
 # Costs in whole tiles. A part costs its tiles, and for fetching Q, starting and storing O as much as ITEM of them;
-# a part of a split row also what it leaves for the merge.
-ITEM, LEAVE = 1.2, 1.0
+# a part of a split row also what it leaves for the merge (measured: docs/kernels.md).
+ITEM, LEAVE = 1.2, 6.0
 LEAST_TILES = 2  # of a part
 MOST_PARTS = 64  # of a row
 ENOUGH = 0.98  # of the multiprocessors' time in use: no split can gain more than it costs
@@ -127,15 +127,23 @@ def ends(of_row: FloatArray, pieces: NDArray[np.int64], crew: Crew) -> float:
 
 
 def _ways(of_row: FloatArray, counts: IntArray, crew: Crew) -> Iterator[NDArray[np.int64]]:
-    """Cuts worth a look: no part longer than a share of the whole time; only as many rows as fill the last round."""
+    """Cuts worth a look: no part longer than a share of the whole time; only as many rows as fill the last round.
+
+    The last round of all rows, or of those that are longer than half of the longest.
+    """
     most = np.clip(counts.astype(np.int64) // LEAST_TILES, 1, MOST_PARTS)
     whole = float(of_row.sum()) * crew.heads / crew.processors
     for share in (1, 2, 3, 4, 6, 8):
         yield np.minimum(np.ceil(of_row * share / whole).astype(np.int64).clip(1), most)
     longest = np.argsort(-of_row, kind="stable")
-    left_over = len(of_row) * crew.heads % crew.processors
-    for items in (left_over, crew.processors):
-        rows = longest[: -(-items // crew.heads)]
+    long = int((of_row > of_row.max() / 2).sum())
+    rounds = (
+        long * crew.heads % crew.processors,
+        len(of_row) * crew.heads % crew.processors,
+        crew.processors,
+    )
+    for count in dict.fromkeys(-(-items // crew.heads) for items in rounds):
+        rows = longest[:count]
         for parts in (2, 3, 4, 6):
             pieces = np.ones(len(of_row), np.int64)
             pieces[rows] = np.minimum(parts, most[rows])

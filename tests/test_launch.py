@@ -257,6 +257,7 @@ def test_section_of() -> None:
     assert launch.section_of(problem, 1, 999, 132, 1 << 40) == 4
     assert launch.section_of(problem, 1, 8, 132, 1 << 20) == 4
     assert launch.section_of(problem, 1, 0, 132, 1 << 40) == 64  # no rows
+    assert launch.section_of(problem, 2, 1, 132, 50 << 20) == 4 * 6  # each head's K and V twice
 
 
 def test_grid_of() -> None:

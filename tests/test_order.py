@@ -8,8 +8,9 @@ from mask_cases import random_case
 
 import omnicupy as oc
 from omnicupy.blockmask import DEAD, FULL, KIND, PARTIAL, BlockMask
-from omnicupy.order import GROUP_ROWS, SKIP, SKIP_SHIFT, STANDING_KEYS, STANDS, arrange, ordered, shares
+from omnicupy.order import GROUP_ROWS, SKIP_SHIFT, STANDING_KEYS, arrange, ordered, shares, standing
 
+SKIP = 7 << SKIP_SHIFT  # flags of all groups
 TILES = ((128, 32), (128, 64), (192, 96), (192, 32))
 
 
@@ -27,8 +28,7 @@ def _flags(word: int, groups: int) -> list[bool]:
 def _as_multiset(block: BlockMask) -> list[tuple[int, ...]]:
     rows = block.rows_of_entries()
     return sorted(
-        (int(row), int(e[0] & ~(SKIP | STANDS)), *map(int, e[1:]))
-        for row, e in zip(rows, block.entries, strict=True)
+        (int(row), int(e[0] & ~SKIP), *map(int, e[1:])) for row, e in zip(rows, block.entries, strict=True)
     )
 
 
@@ -85,13 +85,14 @@ def test_full_tiles_come_first_and_skipped_ones_last(seed: int) -> None:
     found = ordered(block)
     need = STANDING_KEYS // block.bc
     common = arrange(block).common
+    stands = standing(found.entries[:, 0], found.row_offsets, block.bc)
     for row in range(found.q_blocks):
         first, end = found.row_offsets[row : row + 2]
         words = found.entries[first:end, 0]
         skipped, full = (words & SKIP) != 0, (words & KIND) == FULL
         place = np.where(skipped, 2, np.where(full, 0, 1))
         assert (np.diff(place) >= 0).all()
-        assert ((words & STANDS) != 0).tolist() == [int(full[:i].sum()) >= need for i in range(len(full))]
+        assert stands[first:end].tolist() == [int(full[:i].sum()) >= need for i in range(len(full))]
         count = int((~skipped).sum())
         assert common[first:end].tolist() == [max(0, count - i) for i in range(len(words))]
         if block.br == 64:
@@ -148,7 +149,19 @@ def test_peaks_stand_in_a_last_block_that_groups_without_rows_skip() -> None:
     found = ordered(oc.full(184, 512).blocks(128, 64))
     last = found.entries[found.row_offsets[1] :, 0]
     assert (last >> SKIP_SHIFT & 7).tolist() == [2] * 8
-    assert (last & STANDS).tolist() == [0] + [STANDS] * 7
+    stands = standing(found.entries[:, 0], found.row_offsets, 64)
+    assert stands[found.row_offsets[1] :].tolist() == [False] + [True] * 7
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_peaks_stand_after_full_keys_of_the_same_part(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    words = rng.choice([FULL, PARTIAL, FULL | 1 << SKIP_SHIFT], 40).astype(np.int32)
+    firsts = rng.permutation(np.append(rng.integers(0, 41, 9), 0)).astype(np.int32)  # some twice: empty parts
+    found = standing(words, firsts, 32)
+    for entry in range(40):
+        begin = max(first for first in firsts if first <= entry)
+        assert found[entry] == (int((words[begin:entry] & KIND == FULL).sum()) * 32 >= STANDING_KEYS)
 
 
 def test_an_empty_mask_stays_empty() -> None:

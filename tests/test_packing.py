@@ -11,6 +11,7 @@ from mask_cases import random_case
 import omnicupy as oc
 from omnicupy.blockmask import CAUSAL, FULL, KIND, PARTIAL
 from omnicupy.masks import Mask
+from omnicupy.order import STANDS
 from omnicupy.packing import ARRAYS, Packed, pack
 from omnicupy.schedule import Crew
 
@@ -153,6 +154,15 @@ def test_dead_keys_of_flagged_tiles_are_marked(name: str) -> None:
         )
         flagged = (mask.blocks(*TILE).entries[:, 0] & ~KIND).any()
         assert np.array_equal(dead, mask.dead_keys() if flagged or dead.any() else np.zeros(K_LEN, bool))
+
+
+def test_peaks_of_a_part_stand_after_its_own_full_tiles() -> None:
+    """A long row on many processors is split; each part's thread block starts with no peaks."""
+    packed = pack([oc.full(128, 4096).blocks(128, 64)], Crew(1, 64, slots=64))
+    parts, words = packed.array("parts"), packed.array("entries")[:, 0]
+    assert len(parts) > 2
+    for _, _, first, end in parts:
+        assert ((words[first:end] & STANDS) != 0).tolist() == [False] + [True] * (end - first - 1)
 
 
 def test_the_longest_block_rows_of_a_batch_come_first() -> None:

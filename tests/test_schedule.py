@@ -74,7 +74,7 @@ def test_splits_number_the_parts_of_a_row_in_the_order_of_its_entries(seed: int)
 
 @pytest.mark.parametrize(
     ("counts", "heads"),
-    [([64] * 4, 8), ([65], 32), ([100, 3, 3, 3], 16), ([9] * 9, 4), ([500], 1)],
+    [([64] * 4, 8), ([65], 32), ([100, 3, 3, 3], 16), ([30] * 9, 4), ([500], 1)],
 )
 def test_few_rows_are_cut_and_end_sooner(counts: list[int], heads: int) -> None:
     whole = _made(counts, Crew(heads, 132))

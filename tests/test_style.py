@@ -34,7 +34,7 @@ LAYERS = """
     check
     blas reference cpu
     source params nvrtc locks cache tuned environment
-    schedule order packing upload counters workspace tma loading tune plan launch
+    schedule order packing upload counters workspace tma overlap loading tune plan launch
     api __init__ tensors torch
     transformers.rules transformers.closures transformers.masking transformers.forward transformers
     model_masks case_masks cases workloads maskspec inputs sweep waste costs

@@ -80,6 +80,9 @@ struct Visit {
 
   __device__ __forceinline__ bool has_next() const { return index < end; }
 
+  // Tiles from the cursor on.
+  __device__ __forceinline__ int left() const { return end - index; }
+
   // The tile at the cursor.
   __device__ __forceinline__ KeyTile peek() const { return next; }
 

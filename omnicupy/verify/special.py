@@ -1,5 +1,5 @@
 """GPU cases that are more than one call: tensors of more than 2**31 elements, streams, addresses, dropped
-masks.
+masks, calls that read what the call before wrote.
 
 Each function prepares its inputs and returns a judge: variant -> (error over budget, problem or "").
 """
@@ -22,6 +22,7 @@ Judge = Callable[[Variant], tuple[float, str]]
 
 BIG_ROWS = 1_050_001  # times 16 heads times 128 columns is just above 2**31
 BIG_BYTES = 20 * 2**30
+CHAIN = 12  # calls in a row
 CHECKED = 200  # rows compared around each place of interest
 
 _BASE = replace(BASE, group="special", head_dim=128, q_heads=4, kv_heads=2, q_len=500, k_len=500)
@@ -31,6 +32,7 @@ CASES = (
     replace(_BASE, tag="streams"),
     replace(_BASE, tag="addresses"),
     replace(_BASE, tag="dropped-mask"),
+    replace(_BASE, tag="chained"),
 )
 
 
@@ -164,10 +166,47 @@ def _dropped_mask(case: Case, masks: Sequence[Mask]) -> Judge:
     return judge
 
 
+def _chained(case: Case, masks: Sequence[Mask]) -> Judge:
+    """The result of each call is q of the next one, nothing waits in between: thread blocks that come up early
+    (omnicupy/overlap.py) must not read before it is written, nor write what is still read.
+    """
+    import cupy
+
+    made = inputs.make(case, masks, cupy)
+
+    def judge(variant: Variant) -> tuple[float, str]:
+        config = variant.spec if variant.explicit else None
+
+        def call(q: Any, out: Any = None) -> Any:
+            return attention(q, made.k, made.v, masks[0], out=out, config=config)
+
+        results = [made.q]
+        for _ in range(CHAIN):
+            results.append(call(results[-1]))
+        first, second = inputs.nan_output(case, cupy), inputs.nan_output(case, cupy)
+        call(made.q, first)
+        for _ in range(CHAIN // 2):  # to and fro: each call overwrites what the one before read
+            call(first, second)
+            call(second, first)
+        cupy.cuda.Device().synchronize()
+        q = made.q
+        for step, result in enumerate((*results[1:], first)):
+            alone = call(q)
+            cupy.cuda.Device().synchronize()
+            if not bool((alone.view(np.uint16) == result.view(np.uint16)).all()):
+                return 0.0, f"call {step} of the chain differs from the same call alone"
+            q = alone
+        found = reference.compare(first, None, reference.budget(results[-1], made.k, made.v, masks[0]))
+        return found.ratio, "" if found.ok else str(found)
+
+    return judge
+
+
 SPECIAL: dict[str, Callable[[Case, Sequence[Mask]], Judge]] = {
     "big-q": _big,
     "big-kv": _big,
     "streams": _streams,
     "addresses": _addresses,
     "dropped-mask": _dropped_mask,
+    "chained": _chained,
 }

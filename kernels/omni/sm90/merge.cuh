@@ -36,28 +36,28 @@ struct Merge {
     mine[32 * kVectors] = make_float4(softmax.peak[0][0], softmax.peak[0][1], softmax.row_sum[0][0], softmax.row_sum[0][1]);
     if (!is_last()) return false;
     float peak[2] = {neg_inf(), neg_inf()};
-    for (int j = 0; j < split.z; ++j) {
-      float4 const found = load_past_l1(part(j) + 32 * kVectors);
-      peak[0] = fmaxf(peak[0], found.x);
-      peak[1] = fmaxf(peak[1], found.y);
-    }
     out.fill(0.f);
     softmax.row_sum[0][0] = softmax.row_sum[0][1] = 0.f;
+#pragma unroll 1
     for (int j = 0; j < split.z; ++j) {
       float4 const found = load_past_l1(part(j) + 32 * kVectors);
-      // A part in which the row saw no key counts for nothing.
-      float const first = found.x == neg_inf() ? 0.f : exp2_approx((found.x - peak[0]) * scale_log2);
-      float const second = found.y == neg_inf() ? 0.f : exp2_approx((found.y - peak[1]) * scale_log2);
-      softmax.row_sum[0][0] = fmaf(first, found.z, softmax.row_sum[0][0]);
-      softmax.row_sum[0][1] = fmaf(second, found.w, softmax.row_sum[0][1]);
+      float const keep[2] = {raise(peak[0], found.x, scale_log2), raise(peak[1], found.y, scale_log2)};
+      float const add[2] = {share(found.x, peak[0], scale_log2), share(found.y, peak[1], scale_log2)};
+      softmax.row_sum[0][0] = fmaf(add[0], found.z, keep[0] * softmax.row_sum[0][0]);
+      softmax.row_sum[0][1] = fmaf(add[1], found.w, keep[1] * softmax.row_sum[0][1]);
 #pragma unroll
-      for (int i = 0; i < kVectors; ++i) {
-        float4 const more = load_past_l1(part(j) + 32 * i);
-        float* const x = &out.x[0][4 * i];
-        x[0] = fmaf(first, more.x, x[0]);
-        x[1] = fmaf(first, more.y, x[1]);
-        x[2] = fmaf(second, more.z, x[2]);
-        x[3] = fmaf(second, more.w, x[3]);
+      for (int i = 0; i < kVectors; i += kAtOnce) {
+        float4 more[kAtOnce];
+#pragma unroll
+        for (int n = 0; n < kAtOnce; ++n) more[n] = load_past_l1(part(j) + 32 * (i + n));
+#pragma unroll
+        for (int n = 0; n < kAtOnce; ++n) {
+          float* const x = &out.x[0][4 * (i + n)];
+          x[0] = fmaf(add[0], more[n].x, keep[0] * x[0]);
+          x[1] = fmaf(add[0], more[n].y, keep[0] * x[1]);
+          x[2] = fmaf(add[1], more[n].z, keep[1] * x[2]);
+          x[3] = fmaf(add[1], more[n].w, keep[1] * x[3]);
+        }
       }
     }
     softmax.peak[0][0] = peak[0];
@@ -66,6 +66,20 @@ struct Merge {
   }
 
  private:
+  static constexpr int kAtOnce = kVectors % 8 == 0 ? 8 : kVectors % 4 == 0 ? 4 : 2;  // loads under way together
+
+  // What weights against a peak are worth against another one. A part in which the row saw no key counts for nothing.
+  __device__ __forceinline__ static float share(float from, float to, float scale_log2) {
+    return from == neg_inf() ? 0.f : exp2_approx((from - to) * scale_log2);
+  }
+
+  // Raises a peak to that of one more part; returns what the sum so far is worth then.
+  __device__ __forceinline__ static float raise(float& peak, float more, float scale_log2) {
+    float const before = peak;
+    peak = fmaxf(peak, more);
+    return share(before, peak, scale_log2);
+  }
+
   // Counts the warp's arrival. The last one puts the counter back to zero, for the next launch.
   __device__ __forceinline__ bool is_last() const {
     __threadfence();  // each lane's rows, before the warp's arrival

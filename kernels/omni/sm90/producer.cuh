@@ -69,8 +69,15 @@ struct Producer {
     slot.next();
   }
 
-  // K0 Q (K1 V0) (K2 V1) ... V(n-1): in the order in which the consumers need them.
-  __device__ __forceinline__ void produce(Visit& visit) {
+  // Asks for the work item after this one.
+  __device__ __forceinline__ int ask() const { return atomicAdd(args.counter, 1) + gridDim.x; }
+
+  // K0 Q (K1 V0) (K2 V1) ... V(n-1): in the order in which the consumers need them. Returns the next work item, asked for
+  // kAskAt tiles before the end: so late that whoever is done first gets it, in time for the answer.
+  __device__ __forceinline__ int produce(Visit& visit) {
+    constexpr int kAskAt = 2;
+    int next = 0;
+    if (visit.left() <= kAskAt) next = ask();
     KeyTile tile{};
     bool const any = visit.has_next();
     if (any) {
@@ -80,15 +87,18 @@ struct Producer {
     load_q();
 #pragma unroll 1
     while (visit.has_next()) {
+      if (visit.left() == kAskAt) next = ask();
       int const k0 = tile.k0;
       tile = visit.take(args.p);
       load_k(tile);
       load_v(k0);
     }
     if (any) load_v(tile.k0);
+    return next;
   }
 
-  // Work items are handed out by a counter, longest first; the next one is asked for while this one is loaded.
+  // Work items are handed out by a counter, longest first. The block mask was there before the kernel ahead began; what
+  // else is read or written, by the consumers too, comes after that kernel has ended.
   __device__ __forceinline__ void run() {
     prefetch_tensormap(&args.q_map);
     prefetch_tensormap(&args.k_map);
@@ -96,15 +106,15 @@ struct Producer {
     int index = blockIdx.x;
 #pragma unroll 1
     while (index < args.work_items) {
-      int const next = atomicAdd(args.counter, 1) + gridDim.x;
       WorkItem const item = work_item(args.p, index);
       Visit visit(args.p, item.first, item.end);
       int const tiles = item.end - item.first;
       int const common = visit.has_next() ? min(visit.peek().common, tiles) : 0;
       announce(WorkSlot{item.q0, item.mask, item.batch, item.head, item.head / args.p.group, tiles, common, item.part});
-      produce(visit);
-      index = next;
+      wait_for_kernel_ahead();
+      index = produce(visit);
     }
+    let_next_kernel_come();
     announce(WorkSlot{0, 0, 0, -1, 0, 0, 0, 0});
     // The last block to finish leaves the counters as it found them.
     if (atomicAdd(args.counter + 1, 1) == static_cast<int>(gridDim.x) - 1) {

@@ -90,6 +90,13 @@ __device__ __forceinline__ void setmaxnreg_inc() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
+// Programmatic dependent launch (omnicupy/overlap.py): returns when the kernel ahead in the stream has ended, its writes
+// visible; at once where there is none or the launch is an ordinary one.
+__device__ __forceinline__ void wait_for_kernel_ahead() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+// From when all thread blocks have said so, those of the next kernel may come up.
+__device__ __forceinline__ void let_next_kernel_come() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
 // Named barriers. A number in a register makes ptxas reserve all sixteen, of which one block a multiprocessor has plenty.
 template <int kThreads>
 __device__ __forceinline__ void bar_sync(int barrier) {
