@@ -130,7 +130,13 @@ GPU_SUITES = {
     ),
     "build": Suite(
         "what a new mask costs before the first result",
-        (Part(("W1", "W4", "W12", "W13", "W10"), (OURS, "flex", "flex-flash", "cudnn-flex"), "build"),),
+        (
+            Part(
+                ("W1", "W3", "W4", "W7g", "W12", "W13", "W10"),
+                (OURS, "flex", "flex-flash", "cudnn-flex"),
+                "build",
+            ),
+        ),
     ),
     "memory": Suite(
         "peak device memory of a call and of a mask object",
