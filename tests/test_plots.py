@@ -138,7 +138,7 @@ def test_each_suite_of_a_record_has_its_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "suite"), [("h100-dense", "dense"), ("h100-models", "vlm"), ("h200-variants", "variants")]
+    ("name", "suite"), [("h100-dense", "dense"), ("h100-models", "vlm"), ("h100-variants", "variants")]
 )
 def test_records_of_the_repository_are_drawn(tmp_path: Path, name: str, suite: str) -> None:
     content = records.load(RESULTS / f"{name}.json")

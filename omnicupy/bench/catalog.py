@@ -112,7 +112,19 @@ GPU_SUITES = {
     ),
     "choices": Suite(
         "shapes and vlm on the tiles of the wgmma kernel that are worth a look: is the table's choice the best?",
-        (Part((*_dense((64, 128, 256), LENGTHS), *NAMED, *_random(1), *SHORT_RANDOM), (), "choices"),),
+        (
+            Part(
+                (
+                    *_dense((64, 128, 256), LENGTHS),
+                    *_dense((80,), (4096, 16384)),
+                    *NAMED,
+                    *_random(1),
+                    *SHORT_RANDOM,
+                ),
+                (),
+                "choices",
+            ),
+        ),
     ),
     "short": Suite(
         "whole calls from Python, 128 to 4096 tokens",
