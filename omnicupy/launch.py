@@ -139,7 +139,9 @@ def _new_plan(
     work_items = blocks.sizes.n_parts * crew.heads
     reaches = tuple(reach(array) for array in (q, k, v, out) if array is not None)
     launched = Launched(function, grid_of(spec, problem, work_items, info.sm_count), reaches)
-    template = _template_of(spec, problem, blocks, (q, k, v, out), scale=scale, info=info)
+    template = _template_of(
+        spec, problem, blocks, (q, k, v, out), scale=scale, info=info, work_items=work_items
+    )
     plan = PLANS[spec.kernel](spec, problem, blocks, template, launched)
     plans = _unmasked if mask is None else _plans_of(mask, masks)
     while len(plans) >= MAX_PLANS:
@@ -157,6 +159,7 @@ def _template_of(
     *,
     scale: Any,
     info: DeviceInfo,
+    work_items: int,
 ) -> bytes:
     q, k, v, out = arrays
     factor = check.scale_of(scale, problem.head_dim)
@@ -170,7 +173,7 @@ def _template_of(
                 *("n_slots", "n_split_rows"),
             )
         },
-        "work_items": sizes.n_parts * problem.q_heads * (problem.batch // sizes.mask_batch),
+        "work_items": work_items,
         "scale": factor,
         "scale_log2": factor * _LOG2E,
         "section": section_of(problem, sizes.mask_batch, sizes.n_parts, info.sm_count, info.l2_bytes),

@@ -27,17 +27,17 @@ STANDING_KEYS = 64
 
 @dataclass(frozen=True)
 class Arrangement:
-    """place: where each entry goes in the kernels' order, (E,).  words: kind and flags of each, without STANDS.
-    common: of each place, how many entries of its row come from it on up to the first that is skipped.
+    """entry: which entry stands at each place of the kernels' order, (E,).  words: kind and flags of each entry,
+    without STANDS.  common: of each place, how many entries of its row come from it on up to the first skipped one.
     """
 
-    place: IntArray
+    entry: IntArray
     words: IntArray
     common: IntArray
 
 
 def arrange(block: BlockMask) -> Arrangement:
-    """The kernels' order of a block mask's entries, and their flags but for STANDS (see `standing`).
+    """The kernels' order of the entries of a cut (entry i is piece i), and their flags but for STANDS (see `standing`).
 
     Within a row: FULL entries, the other ones, then those that some group of 64 rows skips; of these the ones of the
     same groups apart from each other, so that the groups skip in turn and work in turn. Entries with dead keys are
@@ -45,15 +45,18 @@ def arrange(block: BlockMask) -> Arrangement:
     groups.
     """
     offsets, rows = block.row_offsets, block.rows_of_entries()
-    lengths = np.diff(offsets)
+    lengths = offsets[1:] - offsets[:-1]
     skips = _skips(block, rows)
-    full = block.kinds == FULL
-    place = _places(offsets, rows, full & (skips == 0), skips)
-    words = block.entries[:, 0] | skips
-    of_row_skipped = _ranks(skips != 0, offsets)[1]
-    common = np.repeat(offsets[1:] - of_row_skipped, lengths) - np.arange(len(rows), dtype=np.int32)
-    np.maximum(common, np.int32(0), out=common)
-    return Arrangement(place, words, common)
+    skipped = np.flatnonzero(skips)
+    skipped_of_row = np.bincount(rows[skipped], minlength=len(lengths)).astype(np.int32)
+    place = _places(offsets, block.kinds == FULL, skips, skipped)
+    if len(skipped):
+        place[skipped] = _places_of_skipped(rows[skipped], skips[skipped], offsets[1:] - skipped_of_row)
+    common = np.repeat(offsets[1:] - skipped_of_row, lengths)
+    common -= np.arange(len(rows), dtype=np.int32)
+    entry = np.empty_like(place)
+    entry[place] = np.arange(len(rows), dtype=np.int32)
+    return Arrangement(entry, block.entries[:, 0] | skips, np.maximum(common, np.int32(0), out=common))
 
 
 def standing(words: IntArray, firsts: IntArray, bc: int) -> BoolArray:
@@ -71,9 +74,8 @@ def standing(words: IntArray, firsts: IntArray, bc: int) -> BoolArray:
 def ordered(block: BlockMask) -> BlockMask:
     """The same block mask with its entries as `arrange` has them."""
     found = arrange(block)
-    entries = np.empty_like(block.entries)
-    entries[found.place] = block.entries
-    entries[found.place, 0] = found.words
+    entries = block.entries.take(found.entry, axis=0)
+    entries[:, 0] = found.words.take(found.entry)
     return replace(block, entries=entries)
 
 
@@ -92,31 +94,38 @@ def _count(words: IntArray) -> IntArray:
     return found
 
 
-def _places(offsets: IntArray, rows: IntArray, first: BoolArray, skips: IntArray) -> IntArray:
-    """The place of each entry in the new order. first: those that go before all others of their row."""
-    lengths = np.diff(offsets)
-    rank, of_row = _ranks(first, offsets)
-    start = np.repeat(offsets[:-1], lengths)
-    # Others follow as they are: each is as far behind its row's first entries as there are others before it.
-    others = np.arange(len(rows), dtype=np.int32) - rank + np.repeat(of_row, lengths)
-    some = np.flatnonzero(skips)
-    if not len(some):
-        return np.where(first, start + rank, others)
-    others -= _ranks(skips != 0, offsets)[0]
-    place = np.where(first, start + rank, others)
-    # In each row the first entry of each set of groups, then the second ones: FULL ones, which stand last, first.
-    some = some[::-1]
-    row, flags = rows[some], skips[some]
-    by_set = np.argsort(row << np.int32(6) | flags, kind="stable")
-    sizes = np.unique(row << np.int32(6) | flags, return_counts=True)[1]
-    number = np.empty(len(some), np.int64)
-    number[by_set] = number_in_run(sizes)
-    turns = np.lexsort((flags, -_count(flags), number, row))
-    skipped_of_row = np.bincount(row, minlength=len(lengths))
-    place[some[turns]] = np.repeat(offsets[1:] - skipped_of_row, skipped_of_row) + number_in_run(
-        skipped_of_row
-    )
-    return place
+def _places(offsets: IntArray, full: BoolArray, skips: IntArray, skipped: NDArray[np.int64]) -> IntArray:
+    """The place of each entry in the new order, but for the skipped ones: FULL ones, then the others, as they are."""
+    lengths = offsets[1:] - offsets[:-1]
+    first = full & (skips == 0) if len(skipped) else full
+    before = _counts(first)
+    at_start = before[offsets]
+    # A first entry is behind the first ones of its row; another one behind all of them and the others before it.
+    others = np.arange(len(first), dtype=np.int32) - before[:-1]
+    if not len(skipped):
+        others += np.repeat(at_start[1:], lengths)
+    else:
+        left_out = _counts(skips != 0)
+        others -= left_out[:-1]
+        others += np.repeat(at_start[1:] + left_out[offsets[:-1]], lengths)
+    return np.where(first, np.repeat(offsets[:-1] - at_start[:-1], lengths) + before[:-1], others)
+
+
+def _places_of_skipped(rows: IntArray, skips: IntArray, first: IntArray) -> IntArray:
+    """The places of skipped entries, given in list order. first: the first of them, in each row.
+
+    In each row the first entry of each set of groups, then the second ones: FULL ones, which stand last, first.
+    """
+    rows, skips = rows[::-1], skips[::-1]
+    sets = rows << np.int32(6) | skips
+    by_set = np.argsort(sets, kind="stable")
+    number = np.empty(len(rows), np.int64)
+    number[by_set] = number_in_run(np.unique(sets, return_counts=True)[1])
+    turns = np.lexsort((skips, -_count(skips), number, rows))
+    of_row = np.bincount(rows, minlength=len(first))
+    place = np.empty(len(rows), np.int32)
+    place[turns] = np.repeat(first, of_row) + number_in_run(of_row)
+    return place[::-1]
 
 
 def _counts(chosen: BoolArray) -> IntArray:
@@ -130,7 +139,7 @@ def _ranks(chosen: BoolArray, offsets: IntArray) -> tuple[IntArray, IntArray]:
     """The number of chosen entries before each entry in its row, and of those in each row."""
     counts = _counts(chosen)
     at_start = counts[offsets]
-    return counts[:-1] - np.repeat(at_start[:-1], np.diff(offsets)), np.diff(at_start)
+    return counts[:-1] - np.repeat(at_start[:-1], offsets[1:] - offsets[:-1]), at_start[1:] - at_start[:-1]
 
 
 def _skips(block: BlockMask, rows: IntArray) -> IntArray:
@@ -161,7 +170,7 @@ def _skips(block: BlockMask, rows: IntArray) -> IntArray:
 
 def _row_ranges(block: BlockMask, some: NDArray[np.int64]) -> list[tuple[IntArray, IntArray]]:
     """Ranges of rows, first ones and stops, outside of all of which no row sees a key of these entries."""
-    offset, length = block.pieces.take(block.entries[some, 2], axis=0).T
+    offset, length = block.pieces[:, 0].take(some), block.pieces[:, 1].take(some)
     if block.mask.intervals is None:
         first = np.zeros(len(some), np.int32)
         causal = block.kinds[some] == CAUSAL

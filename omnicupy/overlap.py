@@ -42,13 +42,13 @@ class Overlapping:
         key = (grid, block, smem, stream.ptr)
         config = self._configs.get(key)
         if config is None:
-            config = self._configs_with(key)
+            config = self._config_of(key)
         address = args[0].__array_interface__["data"][0]
         (status,) = self._driver.cuLaunchKernelEx(config, self._handle, _POINTER.pack(address), 0)
         if status:
             raise cupy.cuda.driver.CUDADriverError(int(status))
 
-    def _configs_with(self, key: tuple[Any, ...]) -> Any:
+    def _config_of(self, key: tuple[Any, ...]) -> Any:
         grid, block, smem, stream = key
         driver = self._driver
         attribute = driver.CUlaunchAttribute()

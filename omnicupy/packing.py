@@ -146,23 +146,19 @@ def entry_costs(block: BlockMask) -> NDArray[np.float64]:
 
 def _in_order(block: BlockMask, arrangement: Arrangement) -> NDArray[np.float64]:
     """The costs of the entries as they are arranged."""
-    costs = np.empty(len(block.entries))
-    costs[arrangement.place] = entry_costs(block)
-    return costs
+    return entry_costs(block).take(arrangement.entry)
 
 
 def _fill_entries(packed: Packed, blocks: Sequence[BlockMask], arranged: Sequence[Arrangement]) -> None:
-    """The entries with their piece in them, one mask after the other; every entry is one piece."""
+    """The entries with their piece in them, one mask after the other; entry i is piece i, as the cut makes them."""
     entries, tiles = packed.array("entries"), packed.array("bit_tiles")
     e = t = 0
     for block, arrangement in zip(blocks, arranged, strict=True):
         mine = entries[e : e + len(block.entries)]
-        place = arrangement.place
-        offset, length = block.pieces.take(block.entries[:, 2], axis=0).T
-        payload = block.entries[:, 1]
-        mine[place, 0] = arrangement.words | length << 8
-        mine[place, 1] = payload if t == 0 else np.where(payload >= 0, payload + t, payload)
-        mine[place, 2] = offset
+        entry, payload = arrangement.entry, block.entries[:, 1]
+        mine[:, 0] = (arrangement.words | block.pieces[:, 1] << 8).take(entry)
+        mine[:, 1] = (payload if t == 0 else np.where(payload >= 0, payload + t, payload)).take(entry)
+        mine[:, 2] = block.pieces[:, 0].take(entry)
         mine[:, 3] = arrangement.common
         tiles[t : t + len(block.bit_tiles)] = block.bit_tiles
         e, t = e + len(block.entries), t + len(block.bit_tiles)

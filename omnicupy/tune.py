@@ -18,6 +18,7 @@ HOPPER = ("sm_90",)
 FEW_ROWS = 64  # query rows that a small tile holds
 # Key tiles from which the Hopper kernel fills the device by splitting rows rather than by small tiles.
 SPLIT_TILES = 16
+WORTH_A_CUT = 0.05  # of a call's time: cutting the mask for another tile must promise to save as much
 ARCHES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
 
@@ -40,6 +41,10 @@ class Cost:
         partial = int((blocks.kinds == PARTIAL).sum())
         tiles = (len(blocks.kinds) - partial) * self.pair + partial * self.partial
         return blocks.br * blocks.bc * tiles + blocks.q_blocks * self.block
+
+    def least(self, mask: Mask, br: int) -> float:
+        """The same if tiles of `br` rows held nothing but allowed pairs: no cut takes less."""
+        return mask.pairs * self.pair - (-mask.shape[0] // br) * self.block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,12 +208,19 @@ def pick(
 def _cheapest(rows: Sequence[Row], masks: Sequence[Mask], share: float) -> Row | None:
     """The first row, or of the rows that compete with it the one under which the call takes least. None of none.
 
-    share: heads that a multiprocessor works on, for each mask.
+    The masks are cut for a row only if that could save WORTH_A_CUT of the time: a cut takes longer than the rest of the
+    choice.  share: heads that a multiprocessor works on, for each mask.
     """
     competing = list(takewhile(lambda row: row.cost is not None, rows))
     if len(competing) < 2:
         return rows[0] if rows else None
-    return min(competing, key=lambda row: _time(row, masks, share))
+    best, shortest = competing[0], _time(competing[0], masks, share)
+    for row in competing[1:]:
+        assert row.cost is not None
+        least = row.cost.launch + share * sum(row.cost.least(mask, row.br) for mask in masks)
+        if least < (1 - WORTH_A_CUT) * shortest and (time := _time(row, masks, share)) < shortest:
+            best, shortest = row, time
+    return best
 
 
 def _time(row: Row, masks: Sequence[Mask], share: float) -> float:

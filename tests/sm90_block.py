@@ -33,7 +33,7 @@ class Barrier:
 
 
 class Named(Barrier):
-    """A named barrier of the block, for `count` warpgroups: who arrives may stay until all have."""
+    """A barrier for `count` warpgroups: who arrives may stay until all have."""
 
     def sync(self) -> Steps:
         before = self.phase

@@ -3,8 +3,7 @@
 // row's peak is the maximum of the first 64 keys in FULL tiles, and then stands until a tile outgrows it. All exponentials are
 // positive, so the sum that a tile adds up anyway says whether one of them is large: most tiles need no maximum, no
 // exchange between threads and no rescaling of what was accumulated. Rows that see few keys, none of them in a FULL tile,
-// keep their exact maximum: a weight of 1 has no rounding error, and theirs would show. mma.sync keeps it in all
-// masked tiles: nearer to the plain computation, and moving it costs little there.
+// keep their exact maximum: a weight of 1 has no rounding error, and theirs would show.
 #pragma once
 
 #include "omni/convert.cuh"
@@ -125,7 +124,7 @@ struct OnlineSoftmax {
   }
 
   // A whole tile, row by row: its scores become weights, in place, and `out` is rescaled where a peak moves. may_stand:
-  // this tile is FULL, and follows FULL ones.
+  // this tile follows FULL ones.
   template <class Scores, class Out>
   __device__ __forceinline__ void update(Scores& scores, Out& out, bool may_stand, float scale_log2) {
     float const growth = may_stand ? kGrowthLog2 : 0.f;

@@ -75,10 +75,9 @@ __device__ __forceinline__ void add_values(Out& out, Scores const& p, u32 s_v) {
 template <class Cfg, class Scores, class Out>
 __device__ __forceinline__ void softmax_step(
     Scores& scores, Out& out, OnlineSoftmax<Cfg::kTilesM>& softmax, WarpTile const& warp) {
-  bool const full = warp.keys.kind() == kFull;
-  if (!full) mask_tile<Cfg::kBr>(scores, warp);
+  if (warp.keys.kind() != kFull) mask_tile<Cfg::kBr>(scores, warp);
   // Exact maxima for all tiles where the head dimension is cut: registers are dearer there than rescaling.
-  softmax.update(scores, out, !Cfg::kTiledHeadDim && full && warp.keys.may_stand(), warp.mask.p.scale_log2);
+  softmax.update(scores, out, !Cfg::kTiledHeadDim && warp.keys.may_stand(), warp.mask.p.scale_log2);
 }
 
 }  // namespace omni

@@ -11,9 +11,8 @@
 
 namespace omni {
 
-// Named barriers; 0 is __syncthreads.
-constexpr int kTurnBarrier = 1;  // + warpgroup: its turn at the tensor cores
-constexpr int kDeadBarrier = 5;  // all consumers: dead V rows are zeroed
+// Named barriers from this one on, one a warpgroup: its turn at the tensor cores. 0 is __syncthreads.
+constexpr int kTurnBarrier = 1;
 
 template <class Cfg>
 struct Consumer {
@@ -84,7 +83,7 @@ struct Consumer {
       }
     }
     fence_proxy_async();
-    bar_sync<128 * Cfg::kConsumers>(kDeadBarrier);
+    mbarrier_meet(smem_address(&smem.dead_zeroed));
   }
 
   // Masks one tile of scores, of the kind in `packed`; of most tiles nothing else is read. K, and what came with it, are

@@ -49,6 +49,7 @@ struct SmemSm90 {
   u64 k_full[Cfg::kStages], k_empty[Cfg::kStages];
   u64 v_full[Cfg::kStages], v_empty[Cfg::kStages];
   u64 work_full[kSlots], work_empty[kSlots];
+  u64 dead_zeroed;  // all consumers meet there: dead V rows are zeroed
 
   // Where an item's Q lies, and the parity that its barriers are waited for with.
   __device__ __forceinline__ static int q_slot(Slot slot) { return Cfg::kQSlots == kSlots ? slot.stage() : 0; }
@@ -73,6 +74,7 @@ struct SmemSm90 {
       mbarrier_init(smem_address(&work_full[i]), 1);
       mbarrier_init(smem_address(&work_empty[i]), kConsumerWarps);
     }
+    mbarrier_init(smem_address(&dead_zeroed), 128 * Cfg::kConsumers);
     fence_mbarrier_init();
   }
 };

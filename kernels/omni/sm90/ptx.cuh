@@ -22,6 +22,20 @@ __device__ __forceinline__ void mbarrier_arrive(u32 s_barrier) {
   asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(s_barrier) : "memory");
 }
 
+// Arrives, and returns when all others of the phase have.
+__device__ __forceinline__ void mbarrier_meet(u32 s_barrier) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      ".reg .b64 phase;\n"
+      "mbarrier.arrive.release.cta.shared::cta.b64 phase, [%0];\n"
+      "again:\n"
+      "mbarrier.try_wait.shared::cta.b64 done, [%0], phase;\n"
+      "@!done bra again;\n"
+      "}" ::"r"(s_barrier)
+      : "memory");
+}
+
 __device__ __forceinline__ void mbarrier_expect_tx(u32 s_barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(s_barrier), "r"(bytes) : "memory");
 }
