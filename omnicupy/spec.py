@@ -93,7 +93,9 @@ class AttnSpec:
         if self.stages not in (1, 2, 3, 4):
             raise ValueError(f"config: stages must be 1, 2, 3 or 4, got {self.stages}")
         if self.kernel == "sm80" and self.stages == 4:
-            raise ValueError("config: kernel 'sm80' has 1, 2 or 3 stages, got 4; take stages=3 or kernel='sm90'")
+            raise ValueError(
+                "config: kernel 'sm80' has 1, 2 or 3 stages, got 4; take stages=3 or kernel='sm90'"
+            )
 
     def _check_sm80(self) -> None:
         if self.warps not in (1, 2, 4, 8):
