@@ -93,9 +93,9 @@ def library() -> Library:
     )
     rows = [
         {"suite": name, "workload": "w", "system": "omnicupy", "figures": {"ms": 1.5}}
-        for name in ("host", "cold", "cpu")
+        for name in ("host", "cold", "cpu", "counters")
     ]
-    made["host.json"] = {**made_records.HEADER, "suites": ["host", "cold", "cpu"], "rows": rows}
+    made["host.json"] = {**made_records.HEADER, "suites": ["host", "cold", "cpu", "counters"], "rows": rows}
     return Library(made)
 
 
@@ -212,6 +212,20 @@ def test_the_command_writes_and_checks(tmp_path: Path) -> None:
     assert "999 / " in (docs / "report.md").read_text()
     assert not (docs / "plots").exists()
     assert CliRunner().invoke(main, [*arguments, "--check"]).exit_code == 0
+
+
+def test_a_newer_record_without_a_call_as_users_make_it_hides_nothing() -> None:
+    whole = made_records.record("dense", only=("full-d128-s4096",), started="2025-01-01")
+    part = made_records.record("dense", only=("full-d128-s4096",), started="2026-01-01")
+    part["rows"] = [row for row in part["rows"] if row["system"] != "omnicupy"]
+    library = Library({"whole.json": whole, "part.json": part})
+    found = library.newest("dense")
+    assert found is not None
+    assert [one.name for one in found.parts] == ["whole.json"]
+    assert [one.name for one in library.every("dense")] == ["part.json", "whole.json"]
+    alone = Library({"part.json": part}).newest("dense")
+    assert alone is not None
+    assert len(alone.rows) == len(part["rows"])
 
 
 def test_a_suite_of_another_device_hides_nothing() -> None:

@@ -92,6 +92,45 @@ def test_a_warm_call_plans_nothing(device: Any, monkeypatch: pytest.MonkeyPatch)
     assert device.made[0].entered == 1
 
 
+def test_warm_calls_ask_for_no_plan_where_torch_s_words_are_the_same(
+    device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask, target = oc.causal(300), cuda(_zeros((2, 4, 300, 64), dtype=BF16))
+    calls = (
+        lambda: oc.torch.attention(*_inputs(), mask),
+        lambda: oc.torch.attention(*_inputs()),
+        lambda: oc.torch.attention(*_inputs(), mask, scale=0.5),
+        lambda: oc.torch.attention(*_inputs(), mask, out=target),
+        lambda: oc.torch.attention(*_inputs(1), mask),
+    )
+    asked: list[Any] = []
+    plan_of = launch.plan_of
+    monkeypatch.setattr(launch, "plan_of", lambda *a, **o: asked.append(a) or plan_of(*a, **o))
+    for call in calls:
+        call()
+    assert len(asked) == len(calls)
+    for call in calls:
+        call()
+    assert len(asked) == len(calls)
+    assert [one["device"] for one in device.launches] == [0, 0, 0, 0, 1] * 2
+    monkeypatch.setattr(launch.cache, "generation", launch.cache.generation + 1)  # kernels from elsewhere
+    calls[0]()
+    oc.torch.attention(*_inputs(), oc.causal(300))
+    assert len(asked) == len(calls) + 2
+
+
+def test_a_warm_call_still_looks_at_addresses(device: Any) -> None:
+    mask, (q, k, v) = oc.causal(300), _inputs()
+    oc.torch.attention(q, k, v, mask)
+    with pytest.raises(ValueError, match="k must"):
+        oc.torch.attention(*_misaligned(), mask)
+    target = cuda(_zeros((2, 4, 300, 64), dtype=BF16))
+    oc.torch.attention(q, k, v, mask, out=target)
+    target.address = q.address
+    with pytest.raises(ValueError, match="out must not overlap q"):
+        oc.torch.attention(q, k, v, mask, out=target)
+
+
 def test_a_list_of_masks(device: Any) -> None:
     masks = [oc.causal(300), oc.full(300)]
     oc.torch.attention(*_inputs(), masks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import omnicupy as oc
@@ -157,6 +158,27 @@ def test_what_a_launch_costs_decides_for_few_heads(monkeypatch: pytest.MonkeyPat
         return tune.pick("sm_90", problem, (oc.full(2048),), H100_SMS).br
 
     assert (taken(10), taken(100_000)) == (128, 256)
+
+
+def test_a_mask_is_cut_again_only_where_that_may_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a full mask nothing can be saved; of a causal one less than a twentieth; of windows much."""
+    for mask, sizes in (
+        (oc.full(4096), {(256, 64)}),
+        (oc.causal(1 << 14), {(256, 64)}),
+        (oc.documents([100] * 40), {(256, 64), (128, 128)}),
+    ):
+        _taken(monkeypatch, mask)
+        assert set(mask._blocks) == sizes
+
+
+def test_no_cut_costs_less_than_the_least() -> None:
+    rng = np.random.default_rng(0)
+    cost = tune.Cost(pair=1.0, partial=3.0, block=50.0)
+    for seed in range(20):
+        mask = oc.random(int(rng.integers(1, 3000)), seed)
+        for br, bc in ((64, 64), (128, 128), (192, 96)):
+            assert cost.least(mask, br) <= cost.of(mask.blocks(br, bc))
+    assert cost.least(oc.full(256), 128) == cost.of(oc.full(256).blocks(128, 64)) == 256 * 256 + 100.0
 
 
 def test_only_neighbours_compete(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from omnicupy.bench import plots, records
 from omnicupy.bench.fitting import Point, points
-from omnicupy.bench.records import Row
+from omnicupy.bench.records import OURS, Row
 
 
 @dataclass(frozen=True)
@@ -94,29 +94,34 @@ class Library:
 
     def newest(self, *suites: str) -> Found | None:
         """The rows of the first of these suites that has any on the device of the record that was started last; of
-        each workload those of the newest record.
+        each workload those of the newest record, of the newest with a call as users make it where there is one.
+        """
+        every = self.every(*suites)
+        return _together([part for part in every if part.suite == every[0].suite]) if every else None
+
+    def every(self, *suites: str) -> list[FromRecord]:
+        """The rows of these suites in all records of the device of the one that was started last: suite by suite, the
+        newest first.
         """
         found = sorted(
             (part for part in self.parts() if part.suite in suites), key=lambda part: part.age, reverse=True
         )
         here = [part for part in found if part.content.get("device") == found[0].content.get("device")]
-        for suite in suites:
-            of_suite = [part for part in here if part.suite == suite]
-            if of_suite:
-                return _together(of_suite)
-        return None
+        return sorted(here, key=lambda part: suites.index(part.suite))
 
 
 def _together(newest_first: Sequence[FromRecord]) -> Found:
-    """Rows of a workload come from the newest record that has it."""
-    known: set[object] = set()
-    parts: list[FromRecord] = []
-    for part in newest_first:
-        rows = tuple(row for row in part.rows if row.get("workload") not in known)
-        if rows or not parts:
-            parts.append(replace(part, rows=rows))
-        known |= {row.get("workload") for row in rows}
-    return Found(tuple(parts))
+    """Rows of a workload come from one record."""
+    of: dict[object, FromRecord] = {}
+    for part in reversed(newest_first):
+        complete = {row.get("workload") for row in part.rows if row.get("system") == OURS}
+        of |= {row.get("workload"): part for row in part.rows if row.get("workload") not in of}
+        of |= dict.fromkeys(complete, part)
+    parts = [
+        replace(part, rows=tuple(row for row in part.rows if of[row.get("workload")] is part))
+        for part in newest_first
+    ]
+    return Found(tuple(part for part in parts if part.rows) or tuple(parts[:1]))
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from omnicupy.bench.records import Row, problem_of, table
 from omnicupy.costs import Ceilings
 from omnicupy.report.library import Found, Library
 from omnicupy.report.tables import NONE
-from omnicupy.workloads import by_name
+from omnicupy.workloads import NAMED, by_name
 
 LEAST_DENSITY = 0.05  # below it launches and single tiles show
 
@@ -161,19 +162,26 @@ def _errors(head: list[str], found: Sequence[fitting.Residual]) -> list[list[str
 
 
 def predicted_models(library: Library) -> str:
-    """The named workloads: predicted and measured time."""
+    """The named workloads: predicted and measured time, and the error of a fit that saw none of them."""
     found = library.newest("vlm", "masks")
     known = [of for of in costs.load() if found and of.device.name == found.content.get("device")]
     if not found or not known:
         return NONE
-    rows = [["workload", "measured, ms", "predicted, ms", "error"], ["---", "---:", "---:", "---:"]]
-    for one in residuals_of(found, known[0], library):
+    rows = [
+        ["workload", "measured, ms", "predicted, ms", "error", "error, all of these held out of the fit"],
+        ["---", *["---:"] * 4],
+    ]
+    others = [point for name in known[0].sources if name in library.of for point in library.points(name)]
+    others = [point for point in others if point.workload not in NAMED]
+    held_out = residuals_of(found, fitting.fit(known[0].device, others), library) if others else []
+    for one, other in zip_longest(residuals_of(found, known[0], library), held_out):
         rows.append(
             [
                 one.point.workload,
                 f"{one.point.us / 1e3:.3f}",
                 f"{one.predicted_us / 1e3:.3f}",
                 f"{one.error:+.1%}",
+                f"{other.error:+.1%}" if other else "",
             ]
         )
     return f"{found.source}\n\n{table(rows)}"

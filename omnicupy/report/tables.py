@@ -49,8 +49,9 @@ def records_used(library: Library) -> str:
 
 
 def dense(library: Library) -> str:
-    """Full and causal attention by head_dim and length, a column a system."""
-    return _from(library, ("shapes", "dense"), _dense)
+    """Full and causal attention by head_dim and length, a column a system: every length, then every system."""
+    found = [one for one in (library.newest("shapes"), library.newest("dense")) if one]
+    return "\n\n".join(f"{one.source}\n\n{_dense(one)}" for one in found) or NONE
 
 
 def _dense(found: Found) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from omnicupy.bench import plotstyle
 from omnicupy.bench.catalog import PORTABLE_TILES, SHORT_RANDOM
 from omnicupy.bench.records import OURS, Row, table
-from omnicupy.report.library import Found, FromRecord, Library
+from omnicupy.report.library import FromRecord, Library
 
 MATRIX_PRODUCT = "8192^3 matrix product"
 IN_A_ROW, ALONE = "us_of_100_in_a_row", "us_alone"
@@ -22,9 +22,9 @@ LONG_RANDOM = ("random-d64-s8192-seed0", "random-d64-s16384-seed0")
 class Target:
     """How many times as fast as a rival, at least and if possible. Those of one label share a line.
 
-    suites: of which the first with a record is looked at.  workloads: the worst of them counts.  rivals: systems, of
-    which the fastest counts, or MATRIX_PRODUCT; all must have been measured.  ours: our system.  figure: of rows that
-    hold no rate: the name of a time.  mean: the geometric mean instead of the worst.
+    suites: looked at in this order, for the newest record that has all systems.  workloads: the worst of them counts.
+    rivals: systems, of which the fastest counts, or MATRIX_PRODUCT.  ours: our system.  figure: of rows that hold no
+    rate: the name of a time.  mean: the geometric mean instead of the worst.
     """
 
     label: str
@@ -39,7 +39,7 @@ class Target:
 
 
 def _dense(label: str, name: str, rival: str, least: float | None, aim: float | None = None) -> Target:
-    return Target(label, ("shapes", "dense"), (name,), (rival,), least, aim)
+    return Target(label, ("dense", "shapes"), (name,), (rival,), least, aim)
 
 
 def _full_and_causal() -> Iterator[Target]:
@@ -84,7 +84,7 @@ def _portable() -> Iterator[Target]:
         for length in (4096, 16384):
             for kind in ("full", "causal"):
                 label, name = f"D {head_dim}, S {length}, {kind}", f"{kind}-d{head_dim}-s{length}"
-                yield Target(label, ("shapes", "dense"), (name,), ("sdpa-flash",), 0.95, ours=ours)
+                yield Target(label, ("dense",), (name,), ("sdpa-flash",), 0.95, ours=ours)
     for name in ("W1", "W4", "W5", "W11", "W12"):
         yield Target(name, ("masks",), (name,), ("flex",), 0.75, ours=narrow)
     for name in ("random-d64-s1024-seed0", "random-d64-s16384-seed0"):
@@ -145,8 +145,7 @@ def _table(library: Library, targets: Sequence[Target], used: dict[str, FromReco
         ours = ""
         cells: dict[str, Cell] = {}
         for target in (one for one in targets if one.label == label):
-            found = library.newest(*target.suites)
-            compared = _compared(target, found) if found else None
+            compared = _compared(target, library.every(*target.suites))
             rival = compared.rival if compared else target.rivals[-1]
             cell = cells.setdefault(rival, Cell(compared))
             cell.least = cell.least or target.least
@@ -190,9 +189,9 @@ class Compared:
     parts: tuple[FromRecord, ...]
 
 
-def _compared(target: Target, found: Found) -> Compared | None:
+def _compared(target: Target, parts: Sequence[FromRecord]) -> Compared | None:
     """None where a row is missing or wrong."""
-    each = [_on(name, target, found) for name in target.workloads]
+    each = [_on(name, target, parts) for name in target.workloads]
     known = [one for one in each if one]
     if len(known) < len(each):
         return None
@@ -202,13 +201,14 @@ def _compared(target: Target, found: Found) -> Compared | None:
     return min(known, key=lambda one: one.ratio)
 
 
-def _on(workload: str, target: Target, found: Found) -> Compared | None:
-    """The comparison on one workload, whose rows are all of one record."""
-    for part in found.parts:
-        of = {row["system"]: row for row in part.rows if row["workload"] == workload and _is_right(row)}
-        if target.ours not in of:
+def _on(workload: str, target: Target, parts: Sequence[FromRecord]) -> Compared | None:
+    """The comparison on one workload, in the first record that has all its rows."""
+    for part in parts:
+        rows = {row["system"]: row for row in part.rows if row["workload"] == workload}
+        if not {target.ours, *target.rivals} - {MATRIX_PRODUCT} <= set(rows):
             continue
-        ours = _value(of[target.ours], target)
+        of = {system: row for system, row in rows.items() if _is_right(row)}
+        ours = _value(of[target.ours], target) if target.ours in of else None
         rates = {rival: _value(of[rival], target) for rival in target.rivals if rival in of}
         if MATRIX_PRODUCT in target.rivals:
             rates[MATRIX_PRODUCT] = part.content.get("gemm_tflops")
