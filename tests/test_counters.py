@@ -24,7 +24,7 @@ def counters() -> ModuleType:
 
 def _csv(counters: ModuleType) -> str:
     values = {"ID": "0", "device__attribute_display_name": "Some GPU"}
-    values |= {metric: "12.34" for metric in counters.METRICS.values()}
+    values |= dict.fromkeys(counters.METRICS.values(), "12.34")
     values |= {
         "sm__cycles_active.avg": "90,000.0",
         "sm__cycles_elapsed.max": "100,000",
