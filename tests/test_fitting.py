@@ -130,7 +130,7 @@ def test_only_right_results_of_what_is_chosen_are_fitted() -> None:
         {**good, "correct": False},
         {**good, "ms": None, "problem": "x"},
         {**good, "system": "omnicupy:naive", "spec": "naive"},
-        {**good, "system": "omnicupy:sm80-16x32-s4-w1", "spec": "sm80-16x32-s4-w1"},
+        {**good, "system": "omnicupy:sm80-16x32-s3-w1", "spec": "sm80-16x32-s3-w1"},
     ]
     assert len(fitting.points(content)) == 2
     content["rows"].append({**good, "system": "omnicupy:x", "spec": configs.word(chosen)})
