@@ -31,7 +31,6 @@ class BlockMask:
         else an index into bit_tiles. Tiles without an allowed pair are not listed, so an empty row block has
         no entries.
     pieces: (P, 2) of key offset and length in keys (at most bc, never past k_len).
-    order: (q_blocks,), query blocks by descending cost, for launching the longest first.
     bit_tiles: uint32 (T, br, ceil(bc / 32)), bit b of word w of row r is key offset 32 * w + b of the tile;
         only for masks held as bits, equal tiles stored once; (0, br, ceil(bc / 32)) for the others.
     """
@@ -42,7 +41,6 @@ class BlockMask:
     row_offsets: IntArray
     entries: IntArray
     pieces: IntArray
-    order: IntArray
     bit_tiles: TileArray
 
     @property
@@ -75,6 +73,15 @@ class BlockMask:
         """Kind of each entry without the DEAD flag, (E,)."""
         kinds: IntArray = self.entries[:, 0] & KIND
         return kinds
+
+    @property
+    def order(self) -> IntArray:
+        """Query blocks by descending cost, (q_blocks,), for working on the longest first; masked tiles cost 11, FULL ones 10."""
+        keys = self.pieces[:, 1].take(self.entries[:, 2])
+        costs = np.bincount(self.rows_of_entries(), keys * (11 - (self.kinds == FULL)), self.q_blocks)
+        order = np.argsort(-costs, kind="stable").astype(np.int32)
+        order.setflags(write=False)
+        return order
 
     def rows_of_entries(self) -> IntArray:
         """Query block of each entry, (E,)."""

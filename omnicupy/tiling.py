@@ -144,15 +144,24 @@ def _causal_tiles(a: Intervals, row: KeyArray, block: KeyArray, mask: PairSet, b
     q1 = np.minimum(q0 + np.int32(br), np.int32(mask.shape[0]))
     keys = block.astype(np.int32)[:, None] * np.int32(bc) + np.arange(bc, dtype=np.int32)
     want = np.clip(keys - np.int32(mask.diagonal), q0, q1)  # the first row that should see the key
+    whole = k_len // bc
+    bounds = [
+        (start[: whole * bc].reshape(whole, bc)[block], stop[: whole * bc].reshape(whole, bc)[block])
+        for start, stop in zip(*a, strict=True)
+    ]
+    causal: BoolArray
+    if len(bounds) == 1:
+        lo, hi = np.maximum(bounds[0][0], q0), np.minimum(bounds[0][1], q1)
+        # The range begins where it should and goes on to the last row; or it is empty, and should be.
+        causal = (((lo == want) & (hi == q1)) | ((want == q1) & (lo >= hi))).all(axis=1)
+        return causal
     inside = np.zeros(keys.shape, np.int32)
     outside = np.zeros(keys.shape, np.int32)
-    whole = k_len // bc
-    for start, stop in zip(*a, strict=True):
-        lo = start[: whole * bc].reshape(whole, bc)[block]
-        hi = np.minimum(stop[: whole * bc].reshape(whole, bc)[block], q1)
-        inside += np.maximum(hi - np.maximum(lo, want), 0)
-        outside += np.maximum(np.minimum(hi, want) - np.maximum(lo, q0), 0)
-    causal: BoolArray = ((inside == q1 - want) & (outside == 0)).all(axis=1)
+    for start, stop in bounds:
+        hi = np.minimum(stop, q1)
+        inside += np.maximum(hi - np.maximum(start, want), 0)
+        outside += np.maximum(np.minimum(hi, want) - np.maximum(start, q0), 0)
+    causal = ((inside == q1 - want) & (outside == 0)).all(axis=1)
     return causal
 
 
@@ -174,13 +183,6 @@ def _assemble(
     pieces[:, 1] = bc
     if k_len % bc:
         pieces[block == k_blocks - 1, 1] = k_len % bc
-    masked = row[kind != FULL]  # a masked tile costs about a tenth more
-    cost = bc * (10 * np.diff(offsets) + np.bincount(masked, minlength=q_blocks))
-    if k_len % bc:
-        cut_short = block == k_blocks - 1
-        weight = 11 - (kind[cut_short] == FULL)
-        cost = cost - (bc - k_len % bc) * np.bincount(row[cut_short], weight, q_blocks).astype(np.int64)
-    order = np.argsort(-cost, kind="stable").astype(np.int32)
     dead = mask.dead_keys()
     if dead.any():
         in_block = np.zeros(k_blocks * bc, np.bool_)
@@ -191,6 +193,6 @@ def _assemble(
     entries[:, 1] = -1 if payload is None else payload
     entries[:, 2] = np.arange(len(row), dtype=np.int32)
     entries[:, 3] = 1
-    for array in (offsets, entries, pieces, order, bit_tiles):
+    for array in (offsets, entries, pieces, bit_tiles):
         array.setflags(write=False)
-    return BlockMask(mask, br, bc, offsets, entries, pieces, order, bit_tiles)
+    return BlockMask(mask, br, bc, offsets, entries, pieces, bit_tiles)
