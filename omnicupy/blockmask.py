@@ -76,7 +76,7 @@ class BlockMask:
 
     @property
     def order(self) -> IntArray:
-        """Query blocks by descending cost, (q_blocks,), for working on the longest first; masked tiles cost 11, FULL ones 10."""
+        """Query blocks by descending cost, (q_blocks,), for working on the longest first; a masked tile costs 1.1."""
         keys = self.pieces[:, 1].take(self.entries[:, 2])
         costs = np.bincount(self.rows_of_entries(), keys * (11 - (self.kinds == FULL)), self.q_blocks)
         order = np.argsort(-costs, kind="stable").astype(np.int32)
