@@ -63,10 +63,15 @@ def profiled(workload: str, kernel: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
+def table(text: str) -> dict[str, str]:
+    """The columns of ncu's CSV, of its one kernel."""
+    rows = [row for row in csv.reader(text.splitlines()) if len(row) > 10]
+    return dict(zip(rows[0], rows[2], strict=False))
+
+
 def figures(text: str) -> dict[str, float]:
     """The metrics of ncu's CSV: shares, microseconds, and where warps wait most, in percent of their time."""
-    rows = [row for row in csv.reader(text.splitlines()) if len(row) > 10]
-    values = {name: value.replace(",", "") for name, value in zip(rows[0], rows[2], strict=False)}
+    values = {name: value.replace(",", "") for name, value in table(text).items()}
     found = {name: float(values[metric]) for name, metric in METRICS.items()}
     active = found.pop("active") / found.pop("elapsed")
     made = {"us": round(found.pop("ns") / 1e3, 1)} | {name: round(one, 1) for name, one in found.items()}
@@ -89,8 +94,7 @@ def read(folder: Path) -> tuple[dict[str, object], dict[tuple[str, str], str]]:
     for path in paths:
         workload, _, kernel = path.stem.removeprefix("ncu-").rpartition("-")
         texts[workload, kernel] = path.read_text()
-    rows = [row for row in csv.reader(paths[0].read_text().splitlines()) if len(row) > 10]
-    device = dict(zip(rows[0], rows[2], strict=False))["device__attribute_display_name"]
+    device = table(paths[0].read_text())["device__attribute_display_name"]
     return {"device": device, "started": _stamp(min(path.stat().st_mtime for path in paths))}, texts
 
 
@@ -114,7 +118,8 @@ def main(out: str, *words: str) -> None:
         pairs = [(word.partition(":")[0], word.partition(":")[2] or "sm90") for word in words]
         texts = {pair: profiled(*pair) for pair in pairs}
     record = Record(Path(out), {**header, "suites": ["counters"]})
-    for (workload, kernel), text in texts.items():
+    for (workload, _), text in texts.items():
+        kernel = table(text)["Kernel Name"].rpartition("_")[2]
         record.add(suite="counters", workload=workload, system=f"omnicupy:{kernel}", figures=figures(text))
 
 

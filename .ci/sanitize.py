@@ -73,6 +73,8 @@ def main(words: list[str]) -> None:
                 print(f"{kernel} d{spec.head_dim} {spec.br}x{spec.bc} {name}", flush=True)
                 call(spec, mask)
                 count += 3
+    if not count:
+        raise SystemExit(f"no row of tune.py is asked for by {words}: kernels are naive, sm80 and sm90")
     print(f"{count} calls")
 
 

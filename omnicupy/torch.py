@@ -26,7 +26,6 @@ __all__ = ["attention", "prepare"]
 
 _TORCH = {dtype: name for name, dtype in tensors.DTYPES.items()}
 _PLAIN = (torch.Tensor, torch.nn.Parameter)  # other subclasses go through the dispatcher, which knows them
-_UNREAD = np.dtype(np.float16)  # dtype of arrays of which a launch reads the address alone
 _LIST = 0  # no mask's handle: what follows is a list of masks, one a batch element
 
 _unmasked: dict[Any, Any] = {}  # plans of calls without a mask
@@ -134,12 +133,10 @@ def _on_gpu(q: Any, k: Any, v: Any, mask: Any, *, scale: Any, return_lse: bool, 
         None if out is None else (out.shape, out.stride(), out.dtype),
     )
     # The tensors are named in this frame and their callers', so they outlive the launch.
-    arrays = [DeviceArray(tensor, _UNREAD, tensor.data_ptr(), index) for tensor in (q, k, v)]
-    target = None if out is None else DeviceArray(out, _UNREAD, out.data_ptr(), index)
-    try:
-        plan = _plans_of(mask).get(key)
-    except (AttributeError, TypeError):  # no mask, or one that was not used yet: plan_of says which
-        plan = None
+    arrays = [tensors.Placed(tensor) for tensor in (q, k, v)]
+    target = None if out is None else tensors.Placed(out)
+    plans = _plans_of(mask)
+    plan = None if plans is None else plans.get(key)
     if plan is None or not plan.takes(*arrays, target):
         plan = launch.plan_of(
             *(tensors.on_device(name, tensor) for name, tensor in (("q", q), ("k", k), ("v", v))),
@@ -149,7 +146,7 @@ def _on_gpu(q: Any, k: Any, v: Any, mask: Any, *, scale: Any, return_lse: bool, 
             config=config,
             stream=stream,
         )
-        _keep(plan, _plans_of(mask), key)
+        _keep(plan, _plans_of(mask), key)  # the mask may have a place for it now
     runtime = launch.cupy.cuda.runtime
     current = runtime.getDevice()
     if current != index:
@@ -162,17 +159,26 @@ def _on_gpu(q: Any, k: Any, v: Any, mask: Any, *, scale: Any, return_lse: bool, 
     return (found[0].owner, found[1].owner) if return_lse else found.owner
 
 
-def _plans_of(mask: Any) -> dict[Any, Any]:
-    """Where plans are kept under torch's keys: with a mask's other ones. Raises AttributeError or TypeError where there
-    is no such place.
+def _plans_of(mask: Any) -> dict[Any, Any] | None:
+    """Where plans are kept under torch's keys: with a mask's other ones. None for a mask that was not used yet, and for
+    what is none.
     """
     if mask is None:
         return _unmasked
-    plans: dict[Any, Any] = _launch.find_cache(mask).plans
-    return plans
+    if isinstance(mask, (list, tuple)) and len(mask) == 1:
+        mask = mask[0]
+    if not isinstance(mask, (Mask, list, tuple)):
+        return None
+    try:
+        found = _launch.find_cache(mask)
+    except (AttributeError, TypeError):  # a list of other things
+        return None
+    return None if found is None else found.plans
 
 
-def _keep(plan: Any, plans: dict[Any, Any], key: Any) -> None:
+def _keep(plan: Any, plans: dict[Any, Any] | None, key: Any) -> None:
+    if plans is None:
+        return
     while len(plans) >= _launch.MAX_PLANS:
         plans.pop(next(iter(plans), None), None)
     plans[key] = plan

@@ -151,6 +151,7 @@ WORKSPACE = SimpleNamespace(partials=1 << 17, arrivals=1 << 18)
 
 def _tensor_map(pointer: int, shape: Any, strides: Any, dtype: str, rows: int) -> bytes:
     """Tells what it was made of, in the 128 bytes of a map."""
+    assert len(shape) == len(strides) == 4
     return np.array([pointer, *shape, *strides, rows] + [0] * 6, np.uint64).tobytes()
 
 

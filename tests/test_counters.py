@@ -1,62 +1,68 @@
-""".ci/counters.py: what it makes of ncu's CSV files."""
+"""counters.py: every (device, stream) has work counters of its own, zero before anybody gets them."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
-from pathlib import Path
-from types import ModuleType
+import threading
 
 import pytest
+from fake_device import Allocating, Stream
 
-SCRIPT = Path(__file__).parent.parent / ".ci" / "counters.py"
-
-
-@pytest.fixture(scope="module")
-def counters() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("counters", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from omnicupy import counters
 
 
-def _csv(counters: ModuleType) -> str:
-    values = {"ID": "0", "device__attribute_display_name": "Some GPU"}
-    values |= dict.fromkeys(counters.METRICS.values(), "12.34")
-    values |= {
-        "sm__cycles_active.avg": "90,000.0",
-        "sm__cycles_elapsed.max": "100,000",
-        "gpu__time_duration.sum": "64,480",
-    }
-    stalls = {"wait": 3.0, "barrier": 1.0, "long_scoreboard": 0.5, "no_instruction": 0.25, "selected": 0.25}
-    values |= {f"{counters.STALL}{name}_per_issue_active.ratio": str(one) for name, one in stalls.items()}
-    lines = (values, dict.fromkeys(values, "%"), values.values())
-    rows = [",".join(f'"{cell}"' for cell in line) for line in lines]
-    return "==PROF== Connected\n" + "\n".join(rows) + "\n"
+@pytest.fixture
+def cupy(monkeypatch: pytest.MonkeyPatch) -> Allocating:
+    fake = Allocating()
+    monkeypatch.setattr(counters, "cupy", fake)
+    monkeypatch.setattr(counters, "_blocks", {})
+    monkeypatch.setattr(counters, "_addresses", {})
+    return fake
 
 
-def test_shares_and_times(counters: ModuleType) -> None:
-    found = counters.figures(_csv(counters))
-    assert (found["us"], found["tensor cores, %"], found["multiprocessors at work, %"]) == (64.5, 12.3, 90.0)
-    assert [
-        found[f"warps: {name}, %"] for name in ("wait", "barrier", "long scoreboard", "no instruction")
-    ] == [
-        60.0,
-        20.0,
-        10.0,
-        5.0,
-    ]
+def test_preparing_waits_once_a_device(cupy: Allocating) -> None:
+    for device in (0, 0, 1, 0, 1):
+        counters.prepare(device)
+    assert (len(cupy.made), len(cupy.waited)) == (2, 2)
+    assert not any(array.any() for array in cupy.made)
 
 
-def test_files_become_a_record(counters: ModuleType, tmp_path: Path) -> None:
-    for name in ("ncu-W1-sm90.csv", "ncu-random-d64-s1024-seed0-sm80.csv"):
-        (tmp_path / name).write_text(_csv(counters))
-    counters.main(str(tmp_path / "out.json"), "--from", str(tmp_path))
-    content = json.loads((tmp_path / "out.json").read_text())
-    assert (content["device"], content["suites"]) == ("Some GPU", ["counters"])
-    assert [(row["workload"], row["system"]) for row in content["rows"]] == [
-        ("W1", "omnicupy:sm90"),
-        ("random-d64-s1024-seed0", "omnicupy:sm80"),
-    ]
+def test_a_stream_keeps_its_counters(cupy: Allocating) -> None:
+    counters.prepare(0)
+    first, second = Stream(16), Stream(32)
+    addresses = [counters.address(0, stream) for stream in (first, second, first, Stream(32))]
+    start = cupy.made[0].data.ptr
+    assert addresses == [start, start + 8, start, start + 8]
+
+
+def test_devices_share_no_counters(cupy: Allocating) -> None:
+    for device in (0, 1):
+        counters.prepare(device)
+    assert [counters.address(device, Stream(16)) for device in (0, 1)] == [x.data.ptr for x in cupy.made]
+
+
+def test_more_streams_get_more_counters(cupy: Allocating) -> None:
+    counters.prepare(0)
+    addresses = [counters.address(0, Stream(16 * i + 16)) for i in range(2 * counters._STREAMS + 1)]
+    assert len(set(addresses)) == len(addresses)
+    assert (len(cupy.made), len(cupy.waited)) == (3, 3)
+    for address, array in ((addresses[0], 0), (addresses[counters._STREAMS], 1), (addresses[-1], 2)):
+        assert address == cupy.made[array].data.ptr
+    last = addresses[counters._STREAMS - 1] + counters._BYTES
+    assert last == cupy.made[0].data.ptr + cupy.made[0].nbytes
+
+
+def test_each_thread_s_own_stream_is_another_stream(cupy: Allocating) -> None:
+    counters.prepare(0)
+    found: list[int] = []
+    gate = threading.Barrier(3)
+
+    def ask() -> None:
+        found.append(counters.address(0, Stream(2)))
+        gate.wait()  # a thread that ended may pass its identity on
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(found)) == 3

@@ -119,6 +119,30 @@ def test_warm_calls_ask_for_no_plan_where_torch_s_words_are_the_same(
     assert len(asked) == len(calls) + 2
 
 
+def test_tensor_maps_are_made_of_the_tensors(device: Any) -> None:
+    """In the call that plans and in a warm one at other addresses."""
+    mask = oc.causal(300)
+    for _ in range(2):
+        tensors = _inputs()
+        oc.torch.attention(*tensors, mask)
+        params = device.launches[-1]["params"]
+        for name, tensor in zip("qkv", tensors, strict=True):
+            wanted = [tensor.data_ptr(), *tensor.shape, *(2 * stride for stride in tensor.stride())]
+            assert params[f"{name}_map"].ravel()[:9].tolist() == wanted
+
+
+def test_lists_of_one_mask_and_of_a_mask_that_nobody_keeps(device: Any) -> None:
+    q, k, v = (cuda(_zeros((1, heads, 300, 64), dtype=BF16)) for heads in (4, 2, 2))
+    mask = oc.causal(300)
+    for masks in ([mask], (mask,), [oc.full(300)], mask):
+        oc.torch.attention(q, k, v, masks)
+    assert len(device.launches) == 4
+    with pytest.raises(TypeError, match=r"mask\[0\] must be a Mask, got int"):
+        oc.torch.attention(q, k, v, [1])
+    with pytest.raises(TypeError, match="mask must be a Mask"):
+        oc.torch.attention(q, k, v, "causal")
+
+
 def test_a_warm_call_still_looks_at_addresses(device: Any) -> None:
     mask, (q, k, v) = oc.causal(300), _inputs()
     oc.torch.attention(q, k, v, mask)

@@ -25,8 +25,8 @@ RANDOM_LENGTHS = (1024, 8192, 16384)
 SHORT_LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 PER_MILLE = (1000, 900, 750, 600, 500, 350, 250, 150, 100, 70, 50, 35, 20)
 WHOLE_SIZES = "h28-k4-b1"  # of the whole-call suite
-# Where the naive kernel is measured too. With 16 heads some multiprocessors had two block rows, others one: time did not
-# follow the pairs.
+# Where the naive kernel is measured too. With 16 heads some multiprocessors had two block rows, others one, and
+# time did not follow the pairs.
 SMALL = "s2048-{}h64-k64-b1"
 
 

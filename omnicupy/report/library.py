@@ -112,11 +112,12 @@ class Library:
 
 def _together(newest_first: Sequence[FromRecord]) -> Found:
     """Rows of a workload come from one record."""
-    of: dict[object, FromRecord] = {}
+    newest: dict[object, FromRecord] = {}
+    whole: dict[object, FromRecord] = {}
     for part in reversed(newest_first):
-        complete = {row.get("workload") for row in part.rows if row.get("system") == OURS}
-        of |= {row.get("workload"): part for row in part.rows if row.get("workload") not in of}
-        of |= dict.fromkeys(complete, part)
+        newest |= {row.get("workload"): part for row in part.rows}
+        whole |= {row.get("workload"): part for row in part.rows if row.get("system") == OURS}
+    of = newest | whole
     parts = [
         replace(part, rows=tuple(row for row in part.rows if of[row.get("workload")] is part))
         for part in newest_first

@@ -211,7 +211,9 @@ def _on(workload: str, target: Target, parts: Sequence[FromRecord]) -> Compared 
         ours = _value(of[target.ours], target) if target.ours in of else None
         rates = {rival: _value(of[rival], target) for rival in target.rivals if rival in of}
         if MATRIX_PRODUCT in target.rivals:
-            rates[MATRIX_PRODUCT] = part.content.get("gemm_tflops")
+            if not part.content.get("gemm_tflops"):
+                continue
+            rates[MATRIX_PRODUCT] = part.content["gemm_tflops"]
         theirs = {rival: rate for rival, rate in rates.items() if rate}
         if not ours or len(theirs) < len(target.rivals):
             return None
