@@ -32,11 +32,12 @@ from omnicupy.spec import SMEM_LIMIT_BYTES, AttnSpec
 
 FloatArray = NDArray[np.float64]
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = Path(__file__).with_name("ceilings.json")
-# What a work item is charged for, in this order: pairs of all tiles, of PARTIAL ones, of CAUSAL ones, itself.
-PARTS = ("tiles", "partial", "causal", "items")
-FITTED = ("pair_ps", "partial_ps", "causal_ps", "item_us", "launch_us", "megabyte_us")
+# What a work item is charged for, in this order: pairs of all tiles, of PARTIAL ones, of CAUSAL ones, those that a
+# warpgroup skips, itself.
+PARTS = ("tiles", "partial", "causal", "skipped", "items")
+FITTED = ("pair_ps", "partial_ps", "causal_ps", "skipped_ps", "item_us", "launch_us", "megabyte_us")
 ELEMENT_BYTES = 2
 REGISTERS = 65536  # of one multiprocessor
 REGISTERS_A_THREAD = 256  # the sm80 kernel's accumulators leave it no fewer
@@ -47,6 +48,7 @@ class Ceiling:
     """The speeds of a kernel at a head_dim (the kernel's) and tile height on one multiprocessor.
 
     pair_ps: picoseconds a pair of a full tile.  partial_ps, causal_ps: what a pair of such a tile takes longer.
+    skipped_ps: what a pair takes whose warpgroup gives the tile back unread; such a pair counts for nothing else.
     item_us: microseconds a work item takes beside its tiles.  launch_us: of each call.  megabyte_us: what a megabyte of
     q, k, v and the result adds to it, while the tensor cores wait for memory.
     """
@@ -57,6 +59,7 @@ class Ceiling:
     pair_ps: float
     partial_ps: float
     causal_ps: float
+    skipped_ps: float
     item_us: float
     launch_us: float
     megabyte_us: float
@@ -68,7 +71,8 @@ class Ceiling:
     @property
     def weights_us(self) -> FloatArray:
         """Microseconds of each of PARTS."""
-        return np.array([self.pair_ps * 1e-6, self.partial_ps * 1e-6, self.causal_ps * 1e-6, self.item_us])
+        of_pairs = (self.pair_ps, self.partial_ps, self.causal_ps, self.skipped_ps)
+        return np.array([*(1e-6 * one for one in of_pairs), self.item_us])
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,7 @@ def save(ceilings: Ceilings, path: Path = FILE) -> None:
 
 @dataclass(frozen=True)
 class Work:
-    """The work items of a call. charges: (parts of block rows, 4), how much of each of PARTS a part has.
+    """The work items of a call. charges: (parts of block rows, 5), how much of each of PARTS a part has.
 
     order: part of each work item, in the order in which the kernel takes them.  slots: thread blocks that run
     at once.  resident: those of one multiprocessor, which share its speed.  megabytes: of q, k, v and the result.
@@ -174,7 +178,7 @@ class Work:
 
     @cached_property
     def total(self) -> FloatArray:
-        """All work items' charges, (4,)."""
+        """All work items' charges, (5,)."""
         total: FloatArray = np.bincount(self.order, minlength=len(self.charges)) @ self.charges
         return total
 
@@ -200,9 +204,11 @@ def work_of(spec: AttnSpec, problem: Problem, blocks: BlockMask, device: Device)
     if spec.kernel not in ("sm80", "sm90"):
         raise UnsupportedError(f"the cost model describes kernels 'sm80' and 'sm90', got {spec.kernel!r}")
     blocks = ordered(blocks)
-    pairs = spec.br * spec.bc * (shares(blocks) if spec.kernel == "sm90" else np.ones(len(blocks.kinds)))
-    each = np.stack([pairs, pairs * (blocks.kinds == PARTIAL), pairs * (blocks.kinds == CAUSAL)], axis=1)
-    total = np.concatenate([np.zeros((1, 3)), np.cumsum(each, axis=0)])
+    whole = spec.br * spec.bc
+    pairs = whole * (shares(blocks) if spec.kernel == "sm90" else np.ones(len(blocks.kinds)))
+    kinds = (pairs * (blocks.kinds == kind) for kind in (PARTIAL, CAUSAL))
+    each = np.stack([pairs, *kinds, whole - pairs], axis=1)
+    total = np.concatenate([np.zeros((1, 4)), np.cumsum(each, axis=0)])
     parts = schedule(blocks.row_offsets, entry_costs(blocks), crew_of(spec, problem, 1, device.sm_count))
     charges = np.column_stack([total[parts.end] - total[parts.first], np.ones(len(parts.rows))])
     heads = problem.q_heads * problem.batch
@@ -244,7 +250,7 @@ def assign(work: Work, weights_us: FloatArray) -> NDArray[np.int64]:
 
 
 def loads(work: Work, slots: NDArray[np.int64]) -> FloatArray:
-    """The charges of each slot, (slots, 4), in what a multiprocessor alone would need for them."""
+    """The charges of each slot, (slots, 5), in what a multiprocessor alone would need for them."""
     used = int(slots.max(initial=0)) + 1
     found = np.zeros((used, len(PARTS)))
     for column in range(len(PARTS)):

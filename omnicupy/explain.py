@@ -102,7 +102,8 @@ class Explanation:
             f"           {shares}",
             f"ceilings   {self.ceilings.device.name}: {rate:.0f} TFLOP/s over full tiles; a pair of a partial tile "
             f"{self.ceiling.partial_ps / self.ceiling.pair_ps:+.0%}, of a causal one "
-            f"{self.ceiling.causal_ps / self.ceiling.pair_ps:+.0%}",
+            f"{self.ceiling.causal_ps / self.ceiling.pair_ps:+.0%}, a skipped one "
+            f"{self.ceiling.skipped_ps / self.ceiling.pair_ps:.0%}",
         ]
         if self.note:
             lines.append(f"           {self.note}")

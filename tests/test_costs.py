@@ -29,6 +29,7 @@ CEILING = Ceiling(
     pair_ps=70.0,
     partial_ps=50.0,
     causal_ps=5.0,
+    skipped_ps=20.0,
     item_us=2.0,
     launch_us=10.0,
     megabyte_us=0.0,
@@ -57,8 +58,10 @@ def test_work_items_are_charged_for_their_tiles() -> None:
     expected = []
     for first, end in zip(parts.first, parts.end, strict=True):
         pairs = 128 * 64 * shares(blocks)[first:end]
-        kinds = blocks.kinds[first:end]
-        expected.append([sum(pairs), sum(pairs[kinds == PARTIAL]), sum(pairs[kinds == CAUSAL]), 1.0])
+        kinds, skipped = blocks.kinds[first:end], 128 * 64 - pairs
+        expected.append(
+            [sum(pairs), sum(pairs[kinds == PARTIAL]), sum(pairs[kinds == CAUSAL]), sum(skipped), 1.0]
+        )
     assert work.charges.tolist() == expected
     assert work.charges[:, 1].any()
     assert (shares(blocks) == 0.5).any()  # a warpgroup's share of a tile that the other one skips
@@ -83,8 +86,8 @@ def test_sections_of_heads_follow_each_other_in_each_tier() -> None:
 
 def test_each_item_goes_to_the_place_that_is_free_first() -> None:
     costs_of = np.array([5.0, 4.0, 3.0, 3.0, 2.0, 2.0, 1.0])
-    work = Work(np.column_stack([costs_of, np.zeros((7, 3))]), np.arange(7), 3)
-    slots = costs.assign(work, np.array([1.0, 0, 0, 0]))
+    work = Work(np.column_stack([costs_of, np.zeros((7, 4))]), np.arange(7), 3)
+    slots = costs.assign(work, np.array([1.0, 0, 0, 0, 0]))
     assert slots.tolist() == [0, 1, 2, 2, 1, 0, 1]
     assert costs.loads(work, slots)[:, 0].tolist() == [7.0, 7.0, 6.0]
 
@@ -92,9 +95,9 @@ def test_each_item_goes_to_the_place_that_is_free_first() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_no_place_idles_while_work_waits(seed: int) -> None:
     draw = np.random.default_rng(seed)
-    charges = np.column_stack([draw.uniform(1, 9, 40), np.zeros((40, 3))])
+    charges = np.column_stack([draw.uniform(1, 9, 40), np.zeros((40, 4))])
     work = Work(charges, draw.permutation(40), 6)
-    weights = np.array([1.0, 0, 0, 0])
+    weights = np.array([1.0, 0, 0, 0, 0])
     loads = costs.loads(work, costs.assign(work, weights)) @ weights
     assert loads.sum() == pytest.approx(charges[:, 0].sum())
     assert loads.max() - loads.min() <= charges[:, 0].max()
@@ -111,6 +114,7 @@ def test_a_prediction_adds_up() -> None:
             "tiles": tiles,
             "partial": 0,
             "causal": 0,
+            "skipped": 0,
             "items": 8.0,
             "imbalance": 0,
             "launch": 10.0,
@@ -138,6 +142,15 @@ def test_masked_pairs_cost_more() -> None:
     for mask, extra in ((oc.full(128), 0.0), (causal, 5.0), (partial, 50.0)):
         found = costs.predict(_work(mask, 1, spec=spec, device=device), CEILING)
         assert found.us == pytest.approx(tile * (70.0 + extra) + 12.0)
+
+
+def test_skipped_pairs_cost_a_time_of_their_own() -> None:
+    """A window of 64 rows and keys: each warpgroup sees one of the two tiles of its block."""
+    mask, device = oc.documents([64, 64], causal=False), replace(DEVICE, sm_count=1)
+    found = costs.predict(_work(mask, 1, device=device), CEILING)
+    half = 64 * 64 * 1e-6
+    assert found.parts_us["skipped"] == pytest.approx(2 * half * 20.0)
+    assert found.us == pytest.approx(2 * half * (70.0 + 50.0 + 20.0) + 12.0)
 
 
 def test_an_empty_mask_takes_its_items_and_the_launch() -> None:

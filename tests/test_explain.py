@@ -100,7 +100,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_on_a_gpu_the_time_is_measured_beside(gpu: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     known = costs.Ceilings(
         costs.Device("Fake H100", 132, 50 << 20),
-        (costs.Ceiling("sm90", 16, 64, 70.0, 50.0, 5.0, 2.0, 10.0, 0.0),),
+        (costs.Ceiling("sm90", 16, 64, 70.0, 50.0, 5.0, 20.0, 2.0, 10.0, 0.0),),
         ("x.json",),
     )
     monkeypatch.setattr(costs, "load", lambda: [known])

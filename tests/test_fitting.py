@@ -18,7 +18,14 @@ from omnicupy.workloads import by_name
 
 ROOT = Path(__file__).parents[1] / "docs" / "results"
 DEVICE = Device("Fake H100", 132, 50 << 20)
-SHARED = {"partial_ps": 60.0, "causal_ps": 9.0, "item_us": 2.0, "launch_us": 15.0, "megabyte_us": 0.05}
+SHARED = {
+    "partial_ps": 60.0,
+    "causal_ps": 9.0,
+    "skipped_ps": 20.0,
+    "item_us": 2.0,
+    "launch_us": 15.0,
+    "megabyte_us": 0.05,
+}
 TRUE = {
     64: Ceiling("sm90", 64, 192, pair_ps=68.0, **SHARED),
     128: Ceiling("sm90", 128, 128, pair_ps=95.0, **SHARED),
@@ -107,7 +114,7 @@ def test_nothing_is_fitted_below_zero() -> None:
 def test_what_cannot_be_fitted_says_so() -> None:
     content = _record()
     with pytest.raises(
-        ValueError, match=r"fit: kernel 'sm90' needs 7 measurements or more for 2 classes, got 5"
+        ValueError, match=r"fit: kernel 'sm90' needs 8 measurements or more for 2 classes, got 5"
     ):
         fitting.fit(DEVICE, fitting.points(_record(NAMES[:5])))
     with pytest.raises(ValueError, match="fit: the records hold no measurement"):

@@ -18,7 +18,9 @@ from omnicupy.workloads import by_name
 
 TURNS = 30  # of fitting and assigning anew; it settles in a few
 SETTLED = 1e-4
-SHARED = len(PARTS) + 1  # columns after those of the head_dims: three of PARTS, the launch and megabytes
+SHARED = (
+    len(PARTS) + 1
+)  # columns after those of the head_dims: all but one of PARTS, the launch and megabytes
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,13 @@ class Fitted:
         sm_count = self.ceilings.device.sm_count
         lines = [f"{self.ceilings.device.name}, {len(self.residuals)} measurements"]
         for one in self.ceilings.of:
-            partial, causal = one.partial_ps / one.pair_ps, one.causal_ps / one.pair_ps
+            partial, causal, skipped = (
+                extra / one.pair_ps for extra in (one.partial_ps, one.causal_ps, one.skipped_ps)
+            )
             lines.append(
                 f"{one.kernel} head_dim {one.head_dim:4}, {one.br:3} rows: {one.full_tflops(sm_count):4.0f} TFLOP/s "
-                f"over full tiles; partial {partial:+.0%}, causal {causal:+.0%} a pair; item {one.item_us:.2f} us; "
-                f"launch {one.launch_us:.1f} us + {one.megabyte_us:.3f} us a MB"
+                f"over full tiles; partial {partial:+.0%}, causal {causal:+.0%}, skipped {skipped:.0%} a pair; "
+                f"item {one.item_us:.2f} us; launch {one.launch_us:.1f} us + {one.megabyte_us:.3f} us a MB"
             )
         for name, of in (("fitted", self.residuals), ("held out", self.held_out)):
             worst = max(of, key=lambda one: abs(one.error), default=None)
@@ -128,9 +132,9 @@ def fit(device: Device, measured: Sequence[Point], sources: Sequence[str] = ()) 
     """Ceilings that make the least squares of relative errors.
 
     For each kernel a time a pair at each head_dim and tile height, and, shared by these, what PARTIAL and CAUSAL
-    pairs take longer, the time of a work item, of a launch and of a megabyte; none below zero. Which multiprocessor
-    ends last depends on them, so fitting and assigning take turns. Raises ValueError when a kernel has fewer
-    measurements than numbers.
+    pairs take longer, the time of a skipped pair, of a work item, of a launch and of a megabyte; none below zero. Which
+    multiprocessor ends last depends on them, so fitting and assigning take turns. Raises ValueError when a kernel has
+    fewer measurements than numbers.
     """
     found: list[Ceiling] = []
     for kernel in dict.fromkeys(point.spec.kernel for point in measured):
@@ -204,9 +208,10 @@ def _fit_kernel(kernel: str, measured: Sequence[Point]) -> list[Ceiling]:
             f"{len(measured)}; measure more workloads"
         )
     numbers = _numbers(measured, classes).tolist()
-    partial, causal, item, launch, megabyte = numbers[len(classes) :]
+    partial, causal, skipped, *others = numbers[len(classes) :]
+    extra = (partial * 1e6, causal * 1e6, skipped * 1e6)
     return [
-        Ceiling(kernel, dim, br, pair * 1e6, partial * 1e6, causal * 1e6, item, launch, megabyte)
+        Ceiling(kernel, dim, br, pair * 1e6, *extra, *others)
         for (dim, br), pair in zip(classes, numbers, strict=False)
     ]
 
@@ -214,7 +219,7 @@ def _fit_kernel(kernel: str, measured: Sequence[Point]) -> list[Ceiling]:
 def _numbers(measured: Sequence[Point], classes: Sequence[tuple[int, int]]) -> FloatArray:
     """Microseconds of a pair of each class, then of what they share, in the order of Ceiling.weights_us."""
     target = np.array([point.us for point in measured])
-    numbers = np.array([1e-4] * len(classes) + [2e-5, 1e-5, 1.0, 5.0, 0.1])  # a start
+    numbers = np.array([1e-4] * len(classes) + [2e-5, 1e-5, 1e-5, 1.0, 5.0, 0.1])  # a start
     for _ in range(TURNS):
         rows = np.array(list(_design(measured, classes, numbers)))
         fitted = _not_negative(rows / target[:, None], np.ones(len(target)))

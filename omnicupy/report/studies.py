@@ -118,16 +118,22 @@ def ceilings(library: Library) -> str:
         "full tiles, TFLOP/s",
         "partial pair",
         "causal pair",
+        "skipped pair",
         "work item, us",
         "launch, us",
         "a MB, us",
     ]
-    rows = [head, ["---", "---", *["---:"] * 8]]
+    rows = [head, ["---", "---", *["---:"] * 9]]
     for of in costs.load():
         for one in of.of:
             cells = [f"{one.full_tflops(of.device.sm_count):.0f}"]
             cells += [f"{extra / one.pair_ps:+.0%}" for extra in (one.partial_ps, one.causal_ps)]
-            cells += [f"{one.item_us:.2f}", f"{one.launch_us:.1f}", f"{one.megabyte_us:.3f}"]
+            cells += [
+                f"{one.skipped_ps / one.pair_ps:.0%}",
+                f"{one.item_us:.2f}",
+                f"{one.launch_us:.1f}",
+                f"{one.megabyte_us:.3f}",
+            ]
             rows.append([of.device.name, one.kernel, str(one.head_dim), str(one.br), *cells])
     return table(rows)
 
