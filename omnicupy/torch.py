@@ -136,7 +136,10 @@ def _on_gpu(q: Any, k: Any, v: Any, mask: Any, *, scale: Any, return_lse: bool, 
     arrays = [tensors.Placed(tensor) for tensor in (q, k, v)]
     target = None if out is None else tensors.Placed(out)
     plans = _plans_of(mask)
-    plan = None if plans is None else plans.get(key)
+    try:
+        plan = None if plans is None else plans.get(key)
+    except TypeError:  # a scale or config that is none: plan_of says so
+        plan = None
     if plan is None or not plan.takes(*arrays, target):
         plan = launch.plan_of(
             *(tensors.on_device(name, tensor) for name, tensor in (("q", q), ("k", k), ("v", v))),

@@ -143,6 +143,15 @@ def test_lists_of_one_mask_and_of_a_mask_that_nobody_keeps(device: Any) -> None:
         oc.torch.attention(q, k, v, "causal")
 
 
+@pytest.mark.parametrize("options", [{"scale": [1.0]}, {"config": {}}])
+def test_a_warm_mask_hides_no_bad_option(device: Any, options: dict[str, Any]) -> None:
+    mask = oc.causal(300)
+    oc.torch.attention(*_inputs(), mask)
+    (name,) = options
+    with pytest.raises(TypeError, match=f"^{name} must be"):
+        oc.torch.attention(*_inputs(), mask, **options)
+
+
 def test_a_warm_call_still_looks_at_addresses(device: Any) -> None:
     mask, (q, k, v) = oc.causal(300), _inputs()
     oc.torch.attention(q, k, v, mask)
