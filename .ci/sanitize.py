@@ -55,13 +55,11 @@ def call(spec: AttnSpec, mask: Mask) -> None:
     )
     dead = cupy.asarray(np.flatnonzero(mask.dead_keys()))
     k[:, :, dead], v[:, :, dead] = np.nan, np.nan
-    out, lse = oc.attention(q, k, v, mask, config=spec, return_lse=True)
+    out, _ = oc.attention(q, k, v, mask, config=spec, return_lse=True)
     out = oc.attention(out, k, v, mask, config=spec)
     oc.attention(out, k, v, mask, config=spec)
     cupy.cuda.Device().synchronize()
-    sees = mask.pairs > 0
-    assert not sees or bool(cupy.isfinite(out.astype(np.float32)).all()), (spec, "NaN from dead keys")
-    del lse
+    assert bool(cupy.isfinite(out.astype(np.float32)).all()), (spec, "NaN from dead keys")
 
 
 def main(words: list[str]) -> None:

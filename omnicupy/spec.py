@@ -92,10 +92,6 @@ class AttnSpec:
             self._check_sm90()
         if self.stages not in (1, 2, 3, 4):
             raise ValueError(f"config: stages must be 1, 2, 3 or 4, got {self.stages}")
-        if self.kernel == "sm80" and self.stages == 4:
-            raise ValueError(
-                "config: kernel 'sm80' has 1, 2 or 3 stages, got 4; take stages=3 or kernel='sm90'"
-            )
 
     def _check_sm80(self) -> None:
         if self.warps not in (1, 2, 4, 8):
@@ -108,6 +104,10 @@ class AttnSpec:
         if self.share_kv and self.stages != 1:
             raise ValueError(
                 f"config: share_kv needs stages=1 (one buffer for K and V), got stages={self.stages}"
+            )
+        if self.stages == 4:
+            raise ValueError(
+                "config: kernel 'sm80' has 1, 2 or 3 stages, got 4; take stages=3 or kernel='sm90'"
             )
         if self.tiled and (self.share_kv or self.br != 16 * self.warps):
             raise ValueError(

@@ -19,32 +19,6 @@ DTYPES = {
 }
 
 
-class Placed:
-    """A CUDA tensor as a launch reads it: its address, and where that is new to the plan, its shape and strides."""
-
-    __slots__ = ("owner", "ptr")
-
-    def __init__(self, owner: Any) -> None:
-        self.owner = owner
-        self.ptr = owner.data_ptr()
-
-    @property
-    def data(self) -> Placed:
-        """Itself: the address stands where CuPy has it."""
-        return self
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """In elements."""
-        return tuple(self.owner.shape)
-
-    @property
-    def strides(self) -> tuple[int, ...]:
-        """In bytes."""
-        size = self.owner.element_size()
-        return tuple([size * stride for stride in self.owner.stride()])
-
-
 def on_device(name: str, tensor: Any) -> DeviceArray:
     """The memory of a CUDA tensor."""
     dtype = DTYPES.get(tensor.dtype) or _refuse_dtype(name, tensor)

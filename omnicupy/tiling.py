@@ -144,24 +144,15 @@ def _causal_tiles(a: Intervals, row: KeyArray, block: KeyArray, mask: PairSet, b
     q1 = np.minimum(q0 + np.int32(br), np.int32(mask.shape[0]))
     keys = block.astype(np.int32)[:, None] * np.int32(bc) + np.arange(bc, dtype=np.int32)
     want = np.clip(keys - np.int32(mask.diagonal), q0, q1)  # the first row that should see the key
-    whole = k_len // bc
-    bounds = [
-        (start[: whole * bc].reshape(whole, bc)[block], stop[: whole * bc].reshape(whole, bc)[block])
-        for start, stop in zip(*a, strict=True)
-    ]
-    causal: BoolArray
-    if len(bounds) == 1:
-        lo, hi = np.maximum(bounds[0][0], q0), np.minimum(bounds[0][1], q1)
-        # The range begins where it should and goes on to the last row; or it is empty, and should be.
-        causal = (((lo == want) & (hi == q1)) | ((want == q1) & (lo >= hi))).all(axis=1)
-        return causal
     inside = np.zeros(keys.shape, np.int32)
     outside = np.zeros(keys.shape, np.int32)
-    for start, stop in bounds:
-        hi = np.minimum(stop, q1)
-        inside += np.maximum(hi - np.maximum(start, want), 0)
-        outside += np.maximum(np.minimum(hi, want) - np.maximum(start, q0), 0)
-    causal = ((inside == q1 - want) & (outside == 0)).all(axis=1)
+    whole = k_len // bc
+    for start, stop in zip(*a, strict=True):
+        lo = start[: whole * bc].reshape(whole, bc)[block]
+        hi = np.minimum(stop[: whole * bc].reshape(whole, bc)[block], q1)
+        inside += np.maximum(hi - np.maximum(lo, want), 0)
+        outside += np.maximum(np.minimum(hi, want) - np.maximum(lo, q0), 0)
+    causal: BoolArray = ((inside == q1 - want) & (outside == 0)).all(axis=1)
     return causal
 
 

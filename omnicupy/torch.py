@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from functools import cache as cached
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 
-from omnicupy import api, cache, tensors
+from omnicupy import api, tensors
 from omnicupy.arrays import DeviceArray
 from omnicupy.errors import UnsupportedError
 from omnicupy.masks import Mask, of_handle
@@ -28,7 +28,6 @@ _TORCH = {dtype: name for name, dtype in tensors.DTYPES.items()}
 _PLAIN = (torch.Tensor, torch.nn.Parameter)  # other subclasses go through the dispatcher, which knows them
 _LIST = 0  # no mask's handle: what follows is a list of masks, one a batch element
 
-_unmasked: dict[Any, Any] = {}  # plans of calls without a mask
 _launch: Any = None  # omnicupy.launch, imported at the first CUDA tensor: CPU users never import CuPy
 # The handle of torch's current stream of a device; through the public call it would cost a Stream object each time.
 _raw_stream: Callable[[int], int] = getattr(
@@ -117,74 +116,27 @@ def _run(q: Any, k: Any, v: Any, mask: Any, *, scale: Any, return_lse: bool, out
     return found
 
 
-@cached
+@cache
 def _untraced_run() -> Callable[..., Any]:
     """_run for a process that compiles: what torch.compile leaves to Python it must not try to trace again."""
     return torch.compiler.disable(_run)  # type: ignore[no-any-return]
 
 
-def _on_gpu(q: Any, k: Any, v: Any, mask: Any, *, scale: Any, return_lse: bool, out: Any, config: Any) -> Any:
-    """A plan is looked up by what torch says of the tensors: cheaper than to say it in NumPy's words first."""
-    launch, index = _launch or _launcher(), q.get_device()
-    stream = launch.external_stream(index, _raw_stream(index))
-    key = (
-        *(q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(), q.dtype, k.dtype, v.dtype),
-        *(index, scale, config, cache.generation),
-        None if out is None else (out.shape, out.stride(), out.dtype),
-    )
+def _on_gpu(q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any:
+    launch, index = _launch or _launcher(), q.device.index
     # The tensors are named in this frame and their callers', so they outlive the launch.
-    arrays = [tensors.Placed(tensor) for tensor in (q, k, v)]
-    target = None if out is None else tensors.Placed(out)
-    plans = _plans_of(mask)
-    try:
-        plan = None if plans is None else plans.get(key)
-    except TypeError:  # a scale or config that is none: plan_of says so
-        plan = None
-    if plan is None or not plan.takes(*arrays, target):
-        plan = launch.plan_of(
-            *(tensors.on_device(name, tensor) for name, tensor in (("q", q), ("k", k), ("v", v))),
-            mask,
-            scale=scale,
-            out=None if out is None else tensors.on_device("out", out),
-            config=config,
-            stream=stream,
-        )
-        _keep(plan, _plans_of(mask), key)  # the mask may have a place for it now
-    runtime = launch.cupy.cuda.runtime
-    current = runtime.getDevice()
-    if current != index:
-        runtime.setDevice(index)
-    try:
-        found = plan.launch(*arrays, target, return_lse, stream=stream, empty=_allocator(q, index))
-    finally:
-        if current != index:
-            runtime.setDevice(current)
-    return (found[0].owner, found[1].owner) if return_lse else found.owner
-
-
-def _plans_of(mask: Any) -> dict[Any, Any] | None:
-    """Where plans are kept under torch's keys: with a mask's other ones. None for a mask that was not used yet, and for
-    what is none.
-    """
-    if mask is None:
-        return _unmasked
-    if isinstance(mask, (list, tuple)) and len(mask) == 1:
-        mask = mask[0]
-    if not isinstance(mask, (Mask, list, tuple)):
-        return None
-    try:
-        found = _launch.find_cache(mask)
-    except (AttributeError, TypeError):  # a list of other things
-        return None
-    return None if found is None else found.plans
-
-
-def _keep(plan: Any, plans: dict[Any, Any] | None, key: Any) -> None:
-    if plans is None:
-        return
-    while len(plans) >= _launch.MAX_PLANS:
-        plans.pop(next(iter(plans), None), None)
-    plans[key] = plan
+    out = options.pop("out")
+    found = launch.attention(
+        tensors.on_device("q", q),
+        tensors.on_device("k", k),
+        tensors.on_device("v", v),
+        mask,
+        out=None if out is None else tensors.on_device("out", out),
+        stream=launch.external_stream(index, _raw_stream(index)),
+        empty=_allocator(q, index),
+        **options,
+    )
+    return (found[0].owner, found[1].owner) if options["return_lse"] else found.owner
 
 
 def _launcher() -> Any:

@@ -67,7 +67,6 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Any:
     """fake_device's fake; `fake.torch_streams` holds the handle of torch's current stream of each device."""
     fake: Any = fake_device.install(monkeypatch)
     fake.torch_streams = {0: 7, 1: 9}
-    monkeypatch.setattr(frontend, "_unmasked", {})
     made: list[Stream] = []
     fake.made = made
     fake.empties = []

@@ -92,33 +92,6 @@ def test_a_warm_call_plans_nothing(device: Any, monkeypatch: pytest.MonkeyPatch)
     assert device.made[0].entered == 1
 
 
-def test_warm_calls_ask_for_no_plan_where_torch_s_words_are_the_same(
-    device: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mask, target = oc.causal(300), cuda(_zeros((2, 4, 300, 64), dtype=BF16))
-    calls = (
-        lambda: oc.torch.attention(*_inputs(), mask),
-        lambda: oc.torch.attention(*_inputs()),
-        lambda: oc.torch.attention(*_inputs(), mask, scale=0.5),
-        lambda: oc.torch.attention(*_inputs(), mask, out=target),
-        lambda: oc.torch.attention(*_inputs(1), mask),
-    )
-    asked: list[Any] = []
-    plan_of = launch.plan_of
-    monkeypatch.setattr(launch, "plan_of", lambda *a, **o: asked.append(a) or plan_of(*a, **o))
-    for call in calls:
-        call()
-    assert len(asked) == len(calls)
-    for call in calls:
-        call()
-    assert len(asked) == len(calls)
-    assert [one["device"] for one in device.launches] == [0, 0, 0, 0, 1] * 2
-    monkeypatch.setattr(launch.cache, "generation", launch.cache.generation + 1)  # kernels from elsewhere
-    calls[0]()
-    oc.torch.attention(*_inputs(), oc.causal(300))
-    assert len(asked) == len(calls) + 2
-
-
 def test_tensor_maps_are_made_of_the_tensors(device: Any) -> None:
     """In the call that plans and in a warm one at other addresses."""
     mask = oc.causal(300)

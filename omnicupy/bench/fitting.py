@@ -18,9 +18,8 @@ from omnicupy.workloads import by_name
 
 TURNS = 30  # of fitting and assigning anew; it settles in a few
 SETTLED = 1e-4
-SHARED = (
-    len(PARTS) + 1
-)  # columns after those of the head_dims: all but one of PARTS, the launch and megabytes
+# Columns after those of the head_dims: all but one of PARTS, the launch and megabytes.
+SHARED = len(PARTS) + 1
 
 
 @dataclass(frozen=True)
