@@ -1,6 +1,6 @@
 """Producer and consumers of the Hopper kernel, as processes that random schedules can interleave.
 
-A transcription of kernels/omni/sm90/producer.cuh, consumer.cuh and walk.cuh: what each waits for and gives back, and
+A transcription of kernels/omni/sm90/work.cuh, producer.cuh, consumer.cuh and walk.cuh: what each waits for and gives back, and
 what is in the buffers meanwhile; a warpgroup is one process. Whoever changes the order there changes it here first.
 """
 
@@ -15,10 +15,38 @@ from sm90_block import Barrier, Block, Name, Place, Steps, Tile
 LONGEST_QUIET = 6000  # turns without an event after which everybody waits for ever
 
 
+ASK_AT = 2  # tiles before an item's end
+
+
+class WorkList:
+    def __init__(self, block: Block) -> None:
+        self.block, self.slot = block, Place(2)
+
+    def announce(self, number: int) -> Steps:
+        self.block.first_tiles[self.slot.stage] = number
+        yield from self.block.work_empty[self.slot.stage].wait(self.slot.parity ^ 1)
+        self.block.work[self.slot.stage] = number
+        self.block.work_full[self.slot.stage].arrive()
+        self.slot.next()
+
+
+class Scheduler:
+    def __init__(self, block: Block) -> None:
+        self.list = WorkList(block)
+
+    def run(self) -> Steps:
+        block = self.list.block
+        for number in range(len(block.items)):
+            yield from self.list.announce(number)
+            yield from block.work_wanted.wait(number % 2)
+            yield from block.some_time()
+        yield from self.list.announce(-1)
+
+
 class Producer:
     def __init__(self, block: Block) -> None:
-        self.block = block
-        self.k, self.v, self.slot = Place(block.stages), Place(block.stages), Place(2)
+        self.block, self.list = block, WorkList(block)
+        self.k, self.v = Place(block.stages), Place(block.stages)
 
     def copy(self, into: list[Any], stage: int, name: Any, full: Barrier) -> Steps:
         """One that the copy engine does meanwhile."""
@@ -46,27 +74,42 @@ class Producer:
         self.block.q[place] = None
         self.block.copies.append(self.copy(self.block.q, place, number, self.block.q_full[place]))
 
-    def announce(self, number: int) -> Steps:
-        yield from self.block.work_empty[self.slot.stage].wait(self.slot.parity ^ 1)
-        self.block.work[self.slot.stage] = number
-        self.block.work_full[self.slot.stage].arrive()
-        self.slot.next()
+    def ask(self) -> None:
+        if self.block.scheduler:
+            self.block.work_wanted.arrive()
+
+    def item(self) -> Iterator[None]:
+        """Returns the number of the next item, -1 at the end."""
+        block, slot = self.block, self.list.slot
+        if block.scheduler:
+            yield from block.work_full[slot.stage].wait(slot.parity)
+            number = block.work[slot.stage]
+            assert number == -1 or block.first_tiles[slot.stage] == number
+            slot.next()
+            return number
+        yield from self.list.announce(next(self.numbers, -1))
+        return block.work[slot.stage ^ 1]
 
     def run(self) -> Steps:
         block = self.block
-        for number, item in enumerate(block.items):
-            slot = self.slot.copy()
-            yield from self.announce(number)
-            names = [(number, tile) for tile in range(len(item.tiles))]
+        self.numbers = iter(range(len(block.items)))
+        while True:
+            slot = self.list.slot.copy()
+            if (number := (yield from self.item())) < 0:
+                return
+            names = [(number, tile) for tile in range(len(block.items[number].tiles))]
+            if len(names) <= ASK_AT:
+                self.ask()
             for name in names[:1]:
                 yield from self.load_k(name)
             yield from self.load_q(number, slot)
             for before, name in pairwise(names):
+                if len(names) - name[1] == ASK_AT:
+                    self.ask()
                 yield from self.load_k(name)
                 yield from self.load_v(before)
             for name in names[-1:]:
                 yield from self.load_v(name)
-        yield from self.announce(-1)
 
 
 class Consumer:
@@ -75,6 +118,7 @@ class Consumer:
         self.ring, self.before, self.slot = Place(block.stages), Place(block.stages), Place(2)
         self.name_before: Name = (-1, -1)
         self.is_dead = False
+        self.times = 1
 
     def tile(self, name: Name) -> Tile:
         return self.block.items[name[0]].tiles[name[1]]
@@ -92,10 +136,15 @@ class Consumer:
             yield from self.values()
             yield from self.block.some_time()
             self.block.cleared[self.before.stage] += 1
-            yield from self.block.dead.sync()
+            yield from self.block.meeting.sync()
 
     def skip(self, name: Name, any_before: bool) -> Iterator[None]:
         """Returns whether it skipped."""
+        if self.block.items[name[0]].narrow:
+            if name[1] % 2 == self.group:
+                return False
+            self.ring.next()
+            return True
         if any_before and self.ring.stage == self.before.stage:
             return False
         yield from self.keys(name)
@@ -114,7 +163,7 @@ class Consumer:
         assert self.block.k[self.ring.stage] == name
         assert self.block.q[self.block.q_place(self.slot)[0]] == name[0]
         self.is_dead = self.tile(name).dead
-        self.block.k_empty[self.ring.stage].arrive()
+        self.block.k_empty[self.ring.stage].arrive(self.times)
 
     def added(self) -> Steps:
         """Values are added: V goes back."""
@@ -122,7 +171,7 @@ class Consumer:
             assert self.block.cleared[self.before.stage] == self.block.groups
         yield from self.block.some_time()
         assert self.block.v[self.before.stage] == self.name_before
-        self.block.v_empty[self.before.stage].arrive()
+        self.block.v_empty[self.before.stage].arrive(self.times)
 
     def step(self, name: Name) -> None:
         self.before, self.name_before = self.ring.copy(), name
@@ -170,6 +219,19 @@ class Consumer:
             any_tile = True
         return any_tile
 
+    def share_rows(self, number: int, place: int) -> Steps:
+        """The second warpgroup's rows pass through the place of Q, which is not given back before."""
+        yield from self.block.meeting.sync()
+        if self.group == 1:
+            assert self.block.q[place] == number
+            yield from self.block.some_time()
+            self.block.q[place] = "rows"
+        yield from self.block.meeting.sync()
+        if self.group == 0:
+            yield from self.block.some_time()
+            assert self.block.q[place] == "rows"
+        self.block.q_empty[place].arrive()
+
     def run(self) -> Steps:
         if self.block.groups > 1 and self.group == self.block.groups - 1:
             self.block.turn[0].arrive()
@@ -177,10 +239,15 @@ class Consumer:
             place, parity = self.block.q_place(self.slot)
             yield from self.block.q_full[place].wait(parity)
             assert self.block.q[place] == number
+            narrow = self.block.items[number].narrow
+            self.times = 2 if narrow else 1
             any_tile = yield from self.tiles_of(number)
-            self.block.q_empty[place].arrive()
+            if not narrow:
+                self.block.q_empty[place].arrive()
             if any_tile:
                 yield from self.last_values()
+            if narrow:
+                yield from self.share_rows(number, place)
             yield from self.block.some_time()
             assert self.block.work[self.slot.stage] == number
             self.block.work_empty[self.slot.stage].arrive()
@@ -191,6 +258,8 @@ class Consumer:
 def play(block: Block) -> None:
     """Everybody takes steps in random order until all are done."""
     running = {"producer": Producer(block).run()}
+    if block.scheduler:
+        running["scheduler"] = Scheduler(block).run()
     running |= {f"group {group}": Consumer(block, group).run() for group in range(block.groups)}
     quiet, events = 0, 0
     while running:

@@ -8,7 +8,7 @@
 
 namespace omni {
 
-// What the producer tells the consumers about one work item.
+// What the consumers are told about one work item.
 struct WorkSlot {
   int q0, mask, batch;
   int head;  // -1: no work left
@@ -50,6 +50,8 @@ struct SmemSm90 {
   u64 v_full[Cfg::kStages], v_empty[Cfg::kStages];
   u64 work_full[kSlots], work_empty[kSlots];
   u64 dead_zeroed;  // all consumers meet there: dead V rows are zeroed
+  u64 work_wanted;  // the producer asks the scheduler for the next item
+  Visit walks[Cfg::kScheduler ? kSlots : 1];  // of the items in the slots, for the producer
 
   // Where an item's Q lies, and the parity that its barriers are waited for with.
   __device__ __forceinline__ static int q_slot(Slot slot) { return Cfg::kQSlots == kSlots ? slot.stage() : 0; }
@@ -75,6 +77,7 @@ struct SmemSm90 {
       mbarrier_init(smem_address(&work_empty[i]), kConsumerWarps);
     }
     mbarrier_init(smem_address(&dead_zeroed), 128 * Cfg::kConsumers);
+    if constexpr (Cfg::kScheduler) mbarrier_init(smem_address(&work_wanted), 1);
     fence_mbarrier_init();
   }
 };

@@ -1,7 +1,7 @@
-// The producer: one thread that takes work items, walks their tiles and asks the copy engine for Q, K and V.
+// The producer: one thread that walks the tiles of work items and asks the copy engine for Q, K and V.
 #pragma once
 
-#include "omni/sm90/pipe.cuh"
+#include "omni/sm90/work.cuh"
 
 namespace omni {
 
@@ -12,12 +12,13 @@ struct Producer {
   AttnParamsSm90 const& args;
   Smem& smem;
   RingIndex<Cfg::kStages> k_ring, v_ring;
-  typename Smem::Slot slot;
+  WorkList<Cfg> list;  // its slot is the one after that of the item at hand
 
-  __device__ __forceinline__ Producer(AttnParamsSm90 const& params, Smem& memory) : args(params), smem(memory) {}
+  __device__ __forceinline__ Producer(AttnParamsSm90 const& params, Smem& memory)
+      : args(params), smem(memory), list(params, memory) {}
 
-  // The item at hand, in the slot that was announced last: read there rather than kept in registers.
-  __device__ __forceinline__ WorkSlot const& work() const { return smem.work[slot.before().stage()]; }
+  // The item at hand: read in its slot rather than kept in registers.
+  __device__ __forceinline__ WorkSlot const& work() const { return smem.work[list.slot.before().stage()]; }
 
   // The copies of one operand's panels; the barrier expects whole boxes, also where they reach past the tensor.
   // more_bytes: what else comes on the same barrier.
@@ -56,21 +57,18 @@ struct Producer {
   }
 
   __device__ __forceinline__ void load_q() {
-    typename Smem::Slot const at = slot.before();
+    typename Smem::Slot const at = list.slot.before();
     int const i = Smem::q_slot(at);
     mbarrier_wait(smem_address(&smem.q_empty[i]), Smem::q_parity(at) ^ 1);
     load<Cfg::kBr>(smem.q[i], &args.q_map, &smem.q_full[i], work().q0, work().head);
   }
 
-  __device__ __forceinline__ void announce(WorkSlot const& work) {
-    mbarrier_wait(smem_address(&smem.work_empty[slot.stage()]), slot.parity() ^ 1);
-    smem.work[slot.stage()] = work;
-    mbarrier_arrive(smem_address(&smem.work_full[slot.stage()]));
-    slot.next();
+  // Asks for the work item after this one; a scheduler answers through the slot.
+  __device__ __forceinline__ int ask() const {
+    if constexpr (!Cfg::kScheduler) return list.take();
+    mbarrier_arrive(smem_address(&smem.work_wanted));
+    return 0;
   }
-
-  // Asks for the work item after this one.
-  __device__ __forceinline__ int ask() const { return atomicAdd(args.counter, 1) + gridDim.x; }
 
   // K0 Q (K1 V0) (K2 V1) ... V(n-1): in the order in which the consumers need them. Returns the next work item, asked for
   // kAskAt tiles before the end: so late that whoever is done first gets it, in time for the answer.
@@ -97,29 +95,35 @@ struct Producer {
     return next;
   }
 
-  // Work items are handed out by a counter, longest first. The block mask was there before the kernel ahead began; what
-  // else is read or written, by the consumers too, comes after that kernel has ended.
+  // The block mask was there before the kernel ahead began; what else is read or written, by the consumers too, comes
+  // after that kernel has ended.
   __device__ __forceinline__ void run() {
     prefetch_tensormap(&args.q_map);
     prefetch_tensormap(&args.k_map);
     prefetch_tensormap(&args.v_map);
-    int index = blockIdx.x;
-#pragma unroll 1
-    while (index < args.work_items) {
-      WorkItem const item = work_item(args.p, index);
-      Visit visit(args.p, item.first, item.end);
-      int const tiles = item.end - item.first;
-      int const common = visit.has_next() ? min(visit.peek().common, tiles) : 0;
-      announce(WorkSlot{item.q0, item.mask, item.batch, item.head, item.head / args.p.group, tiles, common, item.part});
+    if constexpr (Cfg::kScheduler) {
       wait_for_kernel_ahead();
-      index = produce(visit);
-    }
-    let_next_kernel_come();
-    announce(WorkSlot{0, 0, 0, -1, 0, 0, 0, 0});
-    // The last block to finish leaves the counters as it found them.
-    if (atomicAdd(args.counter + 1, 1) == static_cast<int>(gridDim.x) - 1) {
-      args.counter[0] = 0;
-      args.counter[1] = 0;
+#pragma unroll 1
+      while (true) {
+        mbarrier_wait(smem_address(&smem.work_full[list.slot.stage()]), list.slot.parity());
+        list.slot.next();
+        if (work().head < 0) break;
+        Visit visit = smem.walks[list.slot.before().stage()];
+        produce(visit);
+      }
+      let_next_kernel_come();
+    } else {
+      int index = blockIdx.x;
+#pragma unroll 1
+      while (index < args.work_items) {
+        WorkItem const item = work_item(args.p, index);
+        Visit visit(args.p, item.first, item.end);
+        list.announce_item(item, visit);
+        wait_for_kernel_ahead();
+        index = produce(visit);
+      }
+      let_next_kernel_come();
+      list.end();
     }
   }
 };
