@@ -188,6 +188,22 @@ def test_kernels_without_ceilings_have_no_residuals() -> None:
     assert {one.point.spec.kernel for one in fitting.residuals(without, measured)} == {"sm90"}
 
 
+def test_models_and_random_masks_outside_of_the_fit_are_predicted() -> None:
+    (h100,) = (one for one in costs.load() if "H100" in one.device.name)
+    measured = [point for source in h100.sources for point in fitting.points(records.load(ROOT / source))]
+    outside = [
+        point
+        for name in ("h100-models.json", "h100-randoms.json")
+        for point in fitting.points(records.load(ROOT / name))
+    ]
+    names = {point.workload for point in outside}
+    found = fitting.fit(h100.device, [point for point in measured if point.workload not in names])
+    assert {f"W{number}" for number in range(1, 14)} < names
+    assert sum(name.startswith("random") for name in names) >= 10
+    for residual in fitting.residuals(found, outside):
+        assert abs(residual.error) < 0.15, residual.point.workload
+
+
 @pytest.mark.parametrize("ceilings", costs.load(), ids=lambda one: one.device.name)
 def test_the_library_s_ceilings_predict_their_records(ceilings: Ceilings) -> None:
     measured = [point for source in ceilings.sources for point in fitting.points(records.load(ROOT / source))]
