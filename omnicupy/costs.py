@@ -2,15 +2,16 @@
 
 A work item (one block of query rows of one head) costs a time for each pair of its tiles, more for the pairs of
 CAUSAL and PARTIAL ones, and a fixed time of its own. Work items go to the multiprocessors in the kernel's order,
-each to the one that is free first; the last one to finish, the launch, and what fetching the operands into an empty
-cache adds make the call's time. The speeds are data (`ceilings.json`), one set for each kernel and head_dim, fitted by
-bench/fitting.py; none belongs to a workload.
+each to the one that is free first. Beside that, q, k, v and the result pass between memory and an empty cache. Both
+and the launch make the call's time. The speeds are data (`ceilings.json`), one set for each kernel and head_dim, fitted
+by bench/fitting.py; none belongs to a workload.
 """
 
 from __future__ import annotations
 
 import heapq
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -32,7 +33,7 @@ from omnicupy.spec import SMEM_LIMIT_BYTES, AttnSpec
 
 FloatArray = NDArray[np.float64]
 
-SCHEMA = 2
+SCHEMA = 3
 FILE = Path(__file__).with_name("ceilings.json")
 # What a work item is charged for, in this order: pairs of all tiles, of PARTIAL ones, of CAUSAL ones, those that a
 # warpgroup skips, itself.
@@ -49,8 +50,8 @@ class Ceiling:
 
     pair_ps: picoseconds a pair of a full tile.  partial_ps, causal_ps: what a pair of such a tile takes longer.
     skipped_ps: what a pair takes whose warpgroup gives the tile back unread; such a pair counts for nothing else.
-    item_us: microseconds a work item takes beside its tiles.  launch_us: of each call.  megabyte_us: what a megabyte of
-    q, k, v and the result adds to it, while the tensor cores wait for memory.
+    item_us: microseconds a work item takes beside its tiles.  launch_us: of each call.  megabyte_us: of a megabyte of
+    q, k, v and the result in memory.
     """
 
     kernel: str
@@ -185,8 +186,8 @@ class Work:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a call should take. parts_us: by PARTS, "imbalance" (the last multiprocessor after the mean one),
-    "launch" and "memory"; they add up to it.  balance: mean load over the greatest, 1 where all finish together.
+    """What a call should take. parts_us: by PARTS, "imbalance" (the last multiprocessor after the mean one), "launch"
+    and "memory" (what it adds); they add up to it.  balance: mean load over the greatest, 1 where all finish together.
     """
 
     us: float
@@ -215,20 +216,15 @@ def work_of(spec: AttnSpec, problem: Problem, blocks: BlockMask, device: Device)
     section = section_of(problem, 1, len(parts.rows), device.sm_count, device.l2_bytes)
     tiers = np.split(np.arange(len(parts.rows)), parts.tiers[:-1])
     order = np.concatenate([_in_sections(tier, heads, section) for tier in tiers if len(tier)])
-    resident = _resident(spec)
-    return Work(
-        charges,
-        np.tile(order, spec.value_pieces),
-        resident * device.sm_count,
-        resident,
-        operand_bytes(problem) / 1e6,
-    )
+    resident, megabytes = _resident(spec), operand_bytes(problem) / 1e6
+    items = np.tile(order, spec.value_pieces)
+    return Work(charges, items, resident * device.sm_count, resident, megabytes)
 
 
 def operand_bytes(problem: Problem) -> int:
     """Of q, k, v and the result together, in the dtypes that kernels have."""
-    rows = 2 * problem.q_heads * problem.q_len + 2 * problem.kv_heads * problem.k_len
-    return ELEMENT_BYTES * problem.batch * rows * problem.head_dim
+    rows = problem.q_heads * problem.q_len + problem.kv_heads * problem.k_len
+    return 2 * ELEMENT_BYTES * problem.batch * rows * problem.head_dim
 
 
 def _in_sections(order: NDArray[np.int64], heads: int, section: int) -> NDArray[np.int64]:
@@ -258,17 +254,24 @@ def loads(work: Work, slots: NDArray[np.int64]) -> FloatArray:
     return found * work.resident
 
 
+def beside_memory(multiprocessor_us: float, memory_us: float) -> float:
+    """How long both take beside each other: the longer one where the other is short, more where they are alike, because
+    each waits for the other at times. (A power that is fitted instead comes out at 1.6 to 1.9.)
+    """
+    return math.hypot(multiprocessor_us, memory_us)
+
+
 def predict(work: Work, ceiling: Ceiling) -> Prediction:
-    """The time of a call, and what it goes to. A call without a tile takes its items, the launch and memory."""
+    """The time of a call, and what it goes to."""
     weights = ceiling.weights_us
-    charged = loads(work, assign(work, weights))
-    times = charged @ weights
+    times = loads(work, assign(work, weights)) @ weights
     count = min(work.slots, len(work.order))
     mean = work.total * work.resident / count * weights
     parts = dict(zip(PARTS, mean.tolist(), strict=True))
     parts["imbalance"] = float(times.max() - mean.sum())
     parts["launch"] = ceiling.launch_us
-    parts["memory"] = work.megabytes * ceiling.megabyte_us
+    last = float(times.max())
+    parts["memory"] = beside_memory(last, work.megabytes * ceiling.megabyte_us) - last
     return Prediction(sum(parts.values()), parts, float(mean.sum() / times.max()), count, len(work.order))
 
 

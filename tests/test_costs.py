@@ -263,5 +263,18 @@ def test_memory_is_charged_by_the_bytes_of_operands_and_result() -> None:
     elements = 2 * 64 * (2 * 8 * 512 + 2 * 2 * 768)  # q and out, k and v
     assert work.megabytes == pytest.approx(2 * elements / 1e6)
     free, dear = (costs.predict(work, replace(CEILING, megabyte_us=us)) for us in (0.0, 0.5))
-    assert dear.us - free.us == pytest.approx(0.5 * work.megabytes)
-    assert dear.parts_us["memory"] == pytest.approx(0.5 * work.megabytes)
+    assert free.parts_us["memory"] == 0
+    assert dear.us - free.us == pytest.approx(dear.parts_us["memory"])
+    multiprocessors = free.us - CEILING.launch_us
+    assert dear.us == pytest.approx(
+        (multiprocessors**2 + (0.5 * work.megabytes) ** 2) ** 0.5 + CEILING.launch_us
+    )
+
+
+def test_memory_bounds_a_call_and_hides_behind_long_work() -> None:
+    work = _work(oc.full(512))
+    of_item = costs.predict(work, CEILING).us - CEILING.launch_us
+    bound = costs.predict(work, replace(CEILING, megabyte_us=100 * of_item / work.megabytes))
+    assert bound.us - CEILING.launch_us == pytest.approx(100 * of_item, rel=1e-3)
+    hidden = costs.predict(work, replace(CEILING, megabyte_us=of_item / work.megabytes / 100))
+    assert hidden.parts_us["memory"] < of_item / 1e4

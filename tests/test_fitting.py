@@ -22,13 +22,12 @@ SHARED = {
     "partial_ps": 60.0,
     "causal_ps": 9.0,
     "skipped_ps": 20.0,
-    "item_us": 2.0,
     "launch_us": 15.0,
-    "megabyte_us": 0.05,
+    "megabyte_us": 0.3,
 }
 TRUE = {
-    64: Ceiling("sm90", 64, 192, pair_ps=68.0, **SHARED),
-    128: Ceiling("sm90", 128, 128, pair_ps=95.0, **SHARED),
+    64: Ceiling("sm90", 64, 192, pair_ps=68.0, item_us=1.5, **SHARED),  # 3/4 of the other's elements an item
+    128: Ceiling("sm90", 128, 128, pair_ps=95.0, item_us=2.0, **SHARED),
 }
 NAMES = (
     *("full-d64-s2048", "causal-d64-s4096", "random-d64-s4096-seed0", "random-d64-s2048-seed1"),
@@ -187,6 +186,22 @@ def test_kernels_without_ceilings_have_no_residuals() -> None:
     assert kernels == {"sm80", "sm90"}
     without = replace(h100, of=tuple(one for one in h100.of if one.kernel == "sm90"))
     assert {one.point.spec.kernel for one in fitting.residuals(without, measured)} == {"sm90"}
+
+
+def test_models_and_random_masks_outside_of_the_fit_are_predicted() -> None:
+    (h100,) = (one for one in costs.load() if "H100" in one.device.name)
+    measured = [point for source in h100.sources for point in fitting.points(records.load(ROOT / source))]
+    outside = [
+        point
+        for name in ("h100-models.json", "h100-randoms.json")
+        for point in fitting.points(records.load(ROOT / name))
+    ]
+    names = {point.workload for point in outside}
+    found = fitting.fit(h100.device, [point for point in measured if point.workload not in names])
+    assert {f"W{number}" for number in range(1, 14)} < names
+    assert sum(name.startswith("random") for name in names) >= 10
+    for residual in fitting.residuals(found, outside):
+        assert abs(residual.error) < 0.15, residual.point.workload
 
 
 @pytest.mark.parametrize("ceilings", costs.load(), ids=lambda one: one.device.name)

@@ -16,7 +16,10 @@ from omnicupy.costs import PARTS, Ceiling, Ceilings, Device, FloatArray, Work
 from omnicupy.spec import AttnSpec
 from omnicupy.workloads import by_name
 
-TURNS = 30  # of fitting and assigning anew; it settles in a few
+# A work item's own time is fitted as that of so many query elements and in proportion for other blocks, because it goes
+# into fetching Q and storing the result.
+ITEM_ELEMENTS = 128 * 128
+TURNS = 40  # of fitting and assigning anew
 SETTLED = 1e-4
 # Columns after those of the head_dims: all but one of PARTS, the launch and megabytes.
 SHARED = len(PARTS) + 1
@@ -131,13 +134,14 @@ def fit(device: Device, measured: Sequence[Point], sources: Sequence[str] = ()) 
     """Ceilings that make the least squares of relative errors.
 
     For each kernel a time a pair at each head_dim and tile height, and, shared by these, what PARTIAL and CAUSAL
-    pairs take longer, the time of a skipped pair, of a work item, of a launch and of a megabyte; none below zero. Which
-    multiprocessor ends last depends on them, so fitting and assigning take turns. Raises ValueError when a kernel has
-    fewer measurements than numbers.
+    pairs take longer, the time of a skipped pair, of a work item and of a launch; for all kernels that of a megabyte,
+    which the kernel with the most measurements tells, because memory is the device's; none below zero. Which
+    multiprocessor ends last, and how much of its time memory hides, depend on them, so fitting and assigning take
+    turns. Raises ValueError when a kernel has fewer measurements than numbers.
     """
     found: list[Ceiling] = []
-    for kernel in dict.fromkeys(point.spec.kernel for point in measured):
-        found += _fit_kernel(kernel, [point for point in measured if point.spec.kernel == kernel])
+    for kernel, of_kernel in _by_kernel(measured):
+        found += _fit_kernel(kernel, of_kernel, found[0].megabyte_us if found else None)
     if not found:
         raise ValueError(
             "fit: the records hold no measurement of a variant that tune.TABLE names; measure vlm and dense"
@@ -161,20 +165,30 @@ def residuals(ceilings: Ceilings, measured: Sequence[Point]) -> list[Residual]:
 def held_out(measured: Sequence[Point]) -> list[Residual]:
     """Each measurement beside what a fit on all others says; those that are alone in their class are left out.
 
-    Which multiprocessor ends last is taken from the fit on all of them.
+    Which multiprocessor ends last, and how much of its time memory hides, is taken from the fit on all of them.
     """
-    found = []
-    for kernel in dict.fromkeys(point.spec.kernel for point in measured):
-        of_kernel = [point for point in measured if point.spec.kernel == kernel]
+    found: list[Residual] = []
+    megabyte_us = None
+    for _, of_kernel in _by_kernel(measured):
         classes = sorted({_class_of(point) for point in of_kernel})
-        rows = np.array(list(_design(of_kernel, classes, _numbers(of_kernel, classes))))
+        numbers = _numbers(of_kernel, classes, megabyte_us)
+        rows = np.array(list(_design(of_kernel, classes, numbers)))
         target = np.array([point.us for point in of_kernel])
         for place, point in enumerate(of_kernel):
             others = np.arange(len(of_kernel)) != place
             if (rows[others, classes.index(_class_of(point))] > 0).any():
-                numbers = _not_negative((rows / target[:, None])[others], np.ones(others.sum()))
-                found.append(Residual(point, float(rows[place] @ numbers)))
+                without = _solve(rows[others], target[others], megabyte_us)
+                found.append(Residual(point, float(rows[place] @ without)))
+        megabyte_us = megabyte_us or float(numbers[-1])
     return found
+
+
+def _by_kernel(measured: Sequence[Point]) -> list[tuple[str, list[Point]]]:
+    """The measurements of each kernel, that with the most of them first."""
+    found: dict[str, list[Point]] = {}
+    for point in measured:
+        found.setdefault(point.spec.kernel, []).append(point)
+    return sorted(found.items(), key=lambda one: -len(one[1]))
 
 
 def _usable(row: Row) -> bool:
@@ -198,7 +212,7 @@ def _class_of(point: Point) -> tuple[int, int]:
     return point.spec.head_dim, point.spec.br
 
 
-def _fit_kernel(kernel: str, measured: Sequence[Point]) -> list[Ceiling]:
+def _fit_kernel(kernel: str, measured: Sequence[Point], megabyte_us: float | None) -> list[Ceiling]:
     classes = sorted({_class_of(point) for point in measured})
     needed = len(classes) + SHARED
     if len(measured) < needed:
@@ -206,24 +220,28 @@ def _fit_kernel(kernel: str, measured: Sequence[Point]) -> list[Ceiling]:
             f"fit: kernel {kernel!r} needs {needed} measurements or more for {len(classes)} classes, got "
             f"{len(measured)}; measure more workloads"
         )
-    numbers = _numbers(measured, classes).tolist()
-    partial, causal, skipped, *others = numbers[len(classes) :]
+    numbers = _numbers(measured, classes, megabyte_us).tolist()
+    partial, causal, skipped, item, *others = numbers[len(classes) :]
     extra = (partial * 1e6, causal * 1e6, skipped * 1e6)
     return [
-        Ceiling(kernel, dim, br, pair * 1e6, *extra, *others)
+        Ceiling(kernel, dim, br, pair * 1e6, *extra, item * dim * br / ITEM_ELEMENTS, *others)
         for (dim, br), pair in zip(classes, numbers, strict=False)
     ]
 
 
-def _numbers(measured: Sequence[Point], classes: Sequence[tuple[int, int]]) -> FloatArray:
-    """Microseconds of a pair of each class, then of what they share, in the order of Ceiling.weights_us."""
+def _numbers(
+    measured: Sequence[Point], classes: Sequence[tuple[int, int]], megabyte_us: float | None
+) -> FloatArray:
+    """Microseconds of a pair of each class, then of what they share, in the order of Ceiling.weights_us; the time of a
+    work item is that of ITEM_ELEMENTS. megabyte_us: where it is known.
+    """
     target = np.array([point.us for point in measured])
     numbers = np.array([1e-4] * len(classes) + [2e-5, 1e-5, 1e-5, 1.0, 5.0, 0.1])  # a start
     for _ in range(TURNS):
         rows = np.array(list(_design(measured, classes, numbers)))
-        fitted = _not_negative(rows / target[:, None], np.ones(len(target)))
+        fitted = _solve(rows, target, megabyte_us)
         settled = np.allclose(fitted, numbers, rtol=SETTLED, atol=0)
-        numbers = fitted
+        numbers = (numbers + fitted) / 2  # whole steps may go to and fro between two assignments for ever
         if settled:
             break
     return numbers
@@ -232,16 +250,32 @@ def _numbers(measured: Sequence[Point], classes: Sequence[tuple[int, int]]) -> F
 def _design(
     measured: Sequence[Point], classes: Sequence[tuple[int, int]], numbers: FloatArray
 ) -> Iterator[FloatArray]:
-    """For each measurement the charges of the slot that ends last under these numbers."""
+    """For each measurement the charges of the slot that ends last under these numbers, and those of memory and the
+    launch: their sum at these numbers is the prediction, and their weights are how it changes with the numbers.
+    """
     count = len(classes)
     for point in measured:
         column = classes.index(_class_of(point))
-        weights = np.array([numbers[column], *numbers[count:-2]])
+        dim, br = classes[column]
+        share = np.array([*[1.0] * (len(PARTS) - 1), dim * br / ITEM_ELEMENTS])
+        weights = share * np.array([numbers[column], *numbers[count:-2]])
         charged = costs.loads(point.work, costs.assign(point.work, weights))
         last = charged[int((charged @ weights).argmax())]
+        us, memory_us = float(last @ weights), float(point.work.megabytes * numbers[-1])
+        both = costs.beside_memory(us, memory_us) or 1.0
+        last, megabytes = last * share * us / both, point.work.megabytes * memory_us / both
         row = np.zeros(len(numbers))
-        row[column], row[count:-2], row[-2:] = last[0], last[1:], (1.0, point.work.megabytes)
+        row[column], row[count:-2], row[-2:] = last[0], last[1:], (1.0, megabytes)
         yield row
+
+
+def _solve(rows: FloatArray, target: FloatArray, megabyte_us: float | None) -> FloatArray:
+    """Numbers of the least squares of relative errors; megabyte_us is the last of them where it is known."""
+    shares = rows / target[:, None]
+    if megabyte_us is None:
+        return _not_negative(shares, np.ones(len(target)))
+    rest = _not_negative(shares[:, :-1], 1 - shares[:, -1] * megabyte_us)
+    return np.append(rest, megabyte_us)
 
 
 def _not_negative(rows: FloatArray, target: FloatArray) -> FloatArray:

@@ -52,8 +52,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Line:
-    """ms = launch_ms + executed pairs over pairs_per_ms, fitted by least squares of relative errors.
+    """ms = launch_ms + executed pairs over pairs_per_ms, both fitted by least squares of relative errors.
 
+    launch_ms: what a call takes that has no pairs: besides its launch also memory and work items, of which there are as
+    many at any density.  r_squared: of milliseconds, not of relative errors.
     residuals: (density, measured over fitted, less one) of each mask.
     """
 

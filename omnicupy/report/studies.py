@@ -26,7 +26,7 @@ def lines(library: Library) -> str:
     head = [
         "sizes",
         "masks",
-        "launch, ms",
+        "without pairs, ms",
         "10^9 pairs a ms",
         "R^2",
         "largest residual",
