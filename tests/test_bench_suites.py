@@ -81,7 +81,7 @@ def test_a_workload_is_measured_as_in_the_part_that_has_it() -> None:
     assert [name for name, *_ in jobs] == list(suite.workloads)
     of = {name: systems for name, systems, _ in jobs}
     assert "omnicupy:nomask" in of["full-d128-s16384"]
-    assert "omnicupy:naive" in of["sparse-d128-s2048-p500-seed0-h64-k64-b1"]
+    assert "omnicupy:naive" in of["sparse-d128-s2048-p500-seed0-h32-k32-b1"]
     assert "omnicupy:naive" not in of["sparse-d128-s16384-p500-seed0"]
     chosen = suites._jobs(suite, suites.Options(workloads=("W1",), systems=("flex",)))
     assert list(chosen) == [("W1", ("flex",), "measure")]

@@ -25,9 +25,9 @@ RANDOM_LENGTHS = (1024, 8192, 16384)
 SHORT_LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 PER_MILLE = (1000, 900, 750, 600, 500, 350, 250, 150, 100, 70, 50, 35, 20)
 WHOLE_SIZES = "h28-k4-b1"  # of the whole-call suite
-# Where the naive kernel is measured too. With 16 heads some multiprocessors had two block rows, others one, and
-# time did not follow the pairs.
-SMALL = "s2048-{}h64-k64-b1"
+# Where the naive kernel is measured too. With 16 heads some multiprocessors have two block rows, others one, and time
+# does not follow the pairs; with 64 the tile is another one from a density of 0.75 on.
+SMALL = "s2048-{}h32-k32-b1"
 
 
 @dataclass(frozen=True)
