@@ -29,9 +29,8 @@ struct Sm90Config {
   // Two where shared memory has room: the next item's Q is loaded while this one is worked on.
   static constexpr int kQSlots = QSlots;
   static constexpr bool kPingPong = PingPong && kConsumers > 1;
-  // A thread beside the producer takes the work items. Where Q has two slots the producer is ahead of the consumers and
-  // better does it by itself; beside three warpgroups it lacks the registers.
-  static constexpr bool kScheduler = kQSlots == 1 && kConsumers < 3;
+  // A thread beside the producer takes the work items; beside three warpgroups it lacks the registers.
+  static constexpr bool kScheduler = kConsumers < 3;
 
   // Tiles lie in panels of 64 columns (128 bytes, the span of the 128-byte swizzle), rows following each other.
   static constexpr int kPanels = (HeadDim + 63) / 64;

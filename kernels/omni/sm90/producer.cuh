@@ -8,122 +8,140 @@ namespace omni {
 template <class Cfg>
 struct Producer {
   using Smem = SmemSm90<Cfg>;
+  using Slot = typename Smem::Slot;
+
+  // Tiles before an item's end at which the next item is asked for: so late that whoever is done first gets it, in time for
+  // the answer.
+  static constexpr int kAskAt = Cfg::kScheduler && Cfg::kQSlots == 2 ? 3 : 2;
 
   AttnParamsSm90 const& args;
   Smem& smem;
   RingIndex<Cfg::kStages> k_ring, v_ring;
-  WorkList<Cfg> list;  // its slot is the one after that of the item at hand
+  Slot slot;  // of the item at hand, which is read there rather than kept in registers
 
-  __device__ __forceinline__ Producer(AttnParamsSm90 const& params, Smem& memory)
-      : args(params), smem(memory), list(params, memory) {}
+  __device__ __forceinline__ Producer(AttnParamsSm90 const& params, Smem& memory) : args(params), smem(memory) {}
 
-  // The item at hand: read in its slot rather than kept in registers.
-  __device__ __forceinline__ WorkSlot const& work() const { return smem.work[list.slot.before().stage()]; }
+  __device__ __forceinline__ WorkSlot const& work(Slot at) const { return smem.work[at.stage()]; }
 
   // The copies of one operand's panels; the barrier expects whole boxes, also where they reach past the tensor.
   // more_bytes: what else comes on the same barrier.
   template <int kRows>
   __device__ __forceinline__ void load(
-      unsigned char* s_tile, TensorMap const* map, u64* full, int token, int map_head, int more_bytes = 0) {
+      Slot at, unsigned char* s_tile, TensorMap const* map, u64* full, int token, int map_head, int more_bytes = 0) {
     constexpr int kPanelBytes = kRows * Cfg::kRowBytes;
     mbarrier_expect_tx(smem_address(full), Cfg::kPanels * kPanelBytes + more_bytes);
-    int const batch = work().batch;
+    int const batch = work(at).batch;
 #pragma unroll
     for (int panel = 0; panel < Cfg::kPanels; ++panel) {
       tma_load_4d(smem_address(s_tile) + panel * kPanelBytes, map, smem_address(full), 64 * panel, token, map_head, batch);
     }
   }
 
-  __device__ __forceinline__ void load_k(KeyTile const& tile) {
+  __device__ __forceinline__ void load_k(Slot at, KeyTile const& tile) {
     mbarrier_wait(smem_address(&smem.k_empty[k_ring.stage()]), k_ring.parity() ^ 1);
     smem.tiles[k_ring.stage()] = tile;  // released to the consumers by the arrival below
     int const span_bytes = spans_travel(args.p, tile) ? Cfg::kBc * static_cast<int>(sizeof(int2)) : 0;
     u64* const full = &smem.k_full[k_ring.stage()];
-    load<Cfg::kBc>(smem.k[k_ring.stage()], &args.k_map, full, tile.k0, work().kv_head, args.p.n_spans * span_bytes);
+    load<Cfg::kBc>(at, smem.k[k_ring.stage()], &args.k_map, full, tile.k0, work(at).kv_head, args.p.n_spans * span_bytes);
     if (span_bytes != 0) {
 #pragma unroll 1
       for (int i = 0; i < args.p.n_spans; ++i) {
-        int2 const* const g_spans = MaskView{args.p, work().mask}.spans() + i * args.p.k_padded + tile.k0;
+        int2 const* const g_spans = MaskView{args.p, work(at).mask}.spans() + i * args.p.k_padded + tile.k0;
         bulk_load(smem_address(smem.spans[k_ring.stage()][i]), g_spans, span_bytes, smem_address(full));
       }
     }
     k_ring.next();
   }
 
-  __device__ __forceinline__ void load_v(int k0) {
+  __device__ __forceinline__ void load_v(Slot at, int k0) {
     mbarrier_wait(smem_address(&smem.v_empty[v_ring.stage()]), v_ring.parity() ^ 1);
-    load<Cfg::kBc>(smem.v[v_ring.stage()], &args.v_map, &smem.v_full[v_ring.stage()], k0, work().kv_head);
+    load<Cfg::kBc>(at, smem.v[v_ring.stage()], &args.v_map, &smem.v_full[v_ring.stage()], k0, work(at).kv_head);
     v_ring.next();
   }
 
-  __device__ __forceinline__ void load_q() {
-    typename Smem::Slot const at = list.slot.before();
+  __device__ __forceinline__ void load_q(Slot at) {
     int const i = Smem::q_slot(at);
     mbarrier_wait(smem_address(&smem.q_empty[i]), Smem::q_parity(at) ^ 1);
-    load<Cfg::kBr>(smem.q[i], &args.q_map, &smem.q_full[i], work().q0, work().head);
+    load<Cfg::kBr>(at, smem.q[i], &args.q_map, &smem.q_full[i], work(at).q0, work(at).head);
   }
 
-  // Asks for the work item after this one; a scheduler answers through the slot.
-  __device__ __forceinline__ int ask() const {
-    if constexpr (!Cfg::kScheduler) return list.take();
-    mbarrier_arrive(smem_address(&smem.work_wanted));
-    return 0;
-  }
-
-  // K0 Q (K1 V0) (K2 V1) ... V(n-1): in the order in which the consumers need them. Returns the next work item, asked for
-  // kAskAt tiles before the end: so late that whoever is done first gets it, in time for the answer.
-  __device__ __forceinline__ int produce(Visit& visit) {
-    constexpr int kAskAt = 2;
-    int next = 0;
-    if (visit.left() <= kAskAt) next = ask();
+  // One item: K0 Q (K1 V0) (K2 V1) ... V(n-1), in the order in which the consumers need them. ask() asks for the next
+  // item, before_last() comes before the last V, for which a buffer is waited for. has_q: Q is on its way.
+  template <class Ask, class BeforeLast>
+  __device__ __forceinline__ void produce(
+      Slot at, Visit& visit, bool has_q, Ask const& ask, BeforeLast const& before_last) {
+    if (visit.left() <= kAskAt) ask();
     KeyTile tile{};
     bool const any = visit.has_next();
     if (any) {
       tile = visit.take(args.p);
-      load_k(tile);
+      load_k(at, tile);
     }
-    load_q();
+    if (!has_q) load_q(at);
 #pragma unroll 1
     while (visit.has_next()) {
-      if (visit.left() == kAskAt) next = ask();
+      if (visit.left() == kAskAt) ask();
       int const k0 = tile.k0;
       tile = visit.take(args.p);
-      load_k(tile);
-      load_v(k0);
+      load_k(at, tile);
+      load_v(at, k0);
     }
-    if (any) load_v(tile.k0);
-    return next;
+    before_last();
+    if (any) load_v(at, tile.k0);
   }
 
-  // The block mask was there before the kernel ahead began; what else is read or written, by the consumers too, comes
-  // after that kernel has ended.
+  // Takes the items itself. The block mask was there before the kernel ahead began; what else is read or written, by the
+  // consumers too, comes after that kernel has ended.
+  __device__ __forceinline__ void run_alone() {
+    WorkList<Cfg> const list{args, smem};
+    int index = blockIdx.x;
+#pragma unroll 1
+    while (index < args.work_items) {
+      WorkItem const item = work_item(args.p, index);
+      Visit visit(args.p, item.first, item.end);
+      list.announce_item(slot, item, visit);
+      slot.next();
+      wait_for_kernel_ahead();
+      produce(slot.before(), visit, false, [&] { index = list.take(); }, [] {});
+    }
+    let_next_kernel_come();
+    list.end(slot);
+  }
+
+  __device__ __forceinline__ void wait_for_item(Slot at) const {
+    mbarrier_wait(smem_address(&smem.work_full[at.stage()]), at.parity());
+  }
+
+  // Behind a scheduler, which knows the next item by the end of this one: where Q has two slots the next one is loaded then.
+  __device__ __forceinline__ void run_behind() {
+    wait_for_kernel_ahead();
+    auto const ask = [&] { mbarrier_arrive(smem_address(&smem.work_wanted)); };
+    auto const load_next_q = [&] {
+      if constexpr (Cfg::kQSlots == 1) return;
+      Slot next = slot;
+      next.next();
+      wait_for_item(next);
+      if (work(next).head >= 0) load_q(next);
+    };
+#pragma unroll 1
+    for (bool has_q = false;; has_q = Cfg::kQSlots == 2) {
+      wait_for_item(slot);
+      if (work(slot).head < 0) break;
+      Visit visit = smem.walks[slot.stage()];
+      produce(slot, visit, has_q, ask, load_next_q);
+      slot.next();
+    }
+    let_next_kernel_come();
+  }
+
   __device__ __forceinline__ void run() {
     prefetch_tensormap(&args.q_map);
     prefetch_tensormap(&args.k_map);
     prefetch_tensormap(&args.v_map);
     if constexpr (Cfg::kScheduler) {
-      wait_for_kernel_ahead();
-#pragma unroll 1
-      while (true) {
-        mbarrier_wait(smem_address(&smem.work_full[list.slot.stage()]), list.slot.parity());
-        list.slot.next();
-        if (work().head < 0) break;
-        Visit visit = smem.walks[list.slot.before().stage()];
-        produce(visit);
-      }
-      let_next_kernel_come();
+      run_behind();
     } else {
-      int index = blockIdx.x;
-#pragma unroll 1
-      while (index < args.work_items) {
-        WorkItem const item = work_item(args.p, index);
-        Visit visit(args.p, item.first, item.end);
-        list.announce_item(item, visit);
-        wait_for_kernel_ahead();
-        index = produce(visit);
-      }
-      let_next_kernel_come();
-      list.end();
+      run_alone();
     }
   }
 };

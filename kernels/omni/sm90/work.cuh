@@ -10,32 +10,31 @@ template <class Cfg>
 struct WorkList {
   using Smem = SmemSm90<Cfg>;
 
+  using Slot = typename Smem::Slot;
+
   AttnParamsSm90 const& args;
   Smem& smem;
-  typename Smem::Slot slot;
 
-  __device__ __forceinline__ WorkList(AttnParamsSm90 const& params, Smem& memory) : args(params), smem(memory) {}
-
-  __device__ __forceinline__ void announce(WorkSlot const& work) {
+  __device__ __forceinline__ void announce(Slot slot, WorkSlot const& work) const {
     mbarrier_wait(smem_address(&smem.work_empty[slot.stage()]), slot.parity() ^ 1);
     smem.work[slot.stage()] = work;
     mbarrier_arrive(smem_address(&smem.work_full[slot.stage()]));
-    slot.next();
   }
 
   // visit: the walk over the item's tiles, at their start.
-  __device__ __forceinline__ void announce_item(WorkItem const& item, Visit const& visit) {
+  __device__ __forceinline__ void announce_item(Slot slot, WorkItem const& item, Visit const& visit) const {
     int const tiles = item.end - item.first;
     int const common = visit.has_next() ? min(visit.peek().common, tiles) : 0;
-    announce(WorkSlot{item.q0, item.mask, item.batch, item.head, item.head / args.p.group, tiles, common, item.part});
+    announce(slot,
+             WorkSlot{item.q0, item.mask, item.batch, item.head, item.head / args.p.group, tiles, common, item.part});
   }
 
   // The work item that comes next. Items are handed out by a counter, longest first.
   __device__ __forceinline__ int take() const { return atomicAdd(args.counter, 1) + gridDim.x; }
 
   // No work is left. The last block to finish leaves the counters as it found them.
-  __device__ __forceinline__ void end() {
-    announce(WorkSlot{0, 0, 0, -1, 0, 0, 0, 0});
+  __device__ __forceinline__ void end(Slot slot) const {
+    announce(slot, WorkSlot{0, 0, 0, -1, 0, 0, 0, 0});
     if (atomicAdd(args.counter + 1, 1) == static_cast<int>(gridDim.x) - 1) {
       args.counter[0] = 0;
       args.counter[1] = 0;
@@ -47,8 +46,9 @@ struct WorkList {
 template <class Cfg>
 struct Scheduler {
   WorkList<Cfg> list;
+  typename SmemSm90<Cfg>::Slot slot;
 
-  __device__ __forceinline__ Scheduler(AttnParamsSm90 const& params, SmemSm90<Cfg>& memory) : list(params, memory) {}
+  __device__ __forceinline__ Scheduler(AttnParamsSm90 const& params, SmemSm90<Cfg>& memory) : list{params, memory} {}
 
   // The producer says when the next item is wanted. The block mask was there before the kernel ahead began; the counter
   // is read after that kernel has ended.
@@ -58,13 +58,14 @@ struct Scheduler {
     for (int parity = 0; index < list.args.work_items; parity ^= 1) {
       WorkItem const item = work_item(list.args.p, index);
       Visit const visit(list.args.p, item.first, item.end);
-      list.smem.walks[list.slot.stage()] = visit;
-      list.announce_item(item, visit);
+      list.smem.walks[slot.stage()] = visit;
+      list.announce_item(slot, item, visit);
+      slot.next();
       wait_for_kernel_ahead();
       mbarrier_wait(smem_address(&list.smem.work_wanted), parity);
       index = list.take();
     }
-    list.end();
+    list.end(slot);
   }
 };
 
