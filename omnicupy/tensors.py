@@ -68,6 +68,8 @@ def cuda_index(q: Any, k: Any, v: Any, out: Any) -> int | None:
 
 def check_gradients(q: Any, k: Any, v: Any, out: Any) -> None:
     """Raises UnsupportedError where q, k, v or out requires a gradient."""
+    if not (q.requires_grad or k.requires_grad or v.requires_grad or (out is not None and out.requires_grad)):
+        return
     for name, tensor in (("q", q), ("k", k), ("v", v), ("out", out)):
         if tensor is not None and tensor.requires_grad:
             raise UnsupportedError(

@@ -117,8 +117,9 @@ def _run(q: Any, k: Any, v: Any, mask: Any, *, scale: Any, return_lse: bool, out
         # The tensors are named in this frame, so they outlive the launch.
         to = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
         lse = q.new_empty(q.shape[:3], dtype=torch.float32) if return_lse else None
-        outputs = to.data_ptr(), 0 if lse is None else lse.data_ptr()
-        launch.on_device(index, plan.launch, *addresses[:3], *outputs, stream)
+        at_q, at_k, at_v, _ = addresses
+        at_lse = 0 if lse is None else lse.data_ptr()
+        launch.on_device(index, plan.launch, at_q, at_k, at_v, to.data_ptr(), at_lse, stream)
         found = (to, lse) if return_lse else to
     if out is not None:
         torch.autograd.graph.increment_version(out)
