@@ -162,7 +162,9 @@ def entry_costs(block: BlockMask) -> NDArray[np.float64]:
 
 
 def _costs(keys: IntArray, kinds: IntArray, bc: int) -> NDArray[np.float64]:
-    costs: NDArray[np.float64] = keys * np.where(kinds == FULL, 1.0, 1.1) / bc
+    costs = np.where(kinds == FULL, 1.0, 1.1)
+    costs *= keys
+    costs /= bc
     return costs
 
 
