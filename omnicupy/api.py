@@ -89,7 +89,7 @@ def prepare(
     _load_gpu(q, k, v)
     from omnicupy import launch
 
-    launch.plan_of(q, k, v, mask, scale=scale, out=out, config=config, stream=None)
+    launch.plan_of(q, k, v, mask, scale=scale, out=out, config=config)
 
 
 def _load_gpu(q: Any, k: Any, v: Any) -> Callable[..., Any]:

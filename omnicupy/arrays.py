@@ -24,7 +24,7 @@ OVERLAP_WORK = 100_000
 
 
 class DeviceArray:
-    """Memory on a CUDA device that another library owns, with what checks and launches read of a CuPy array.
+    """Memory on a CUDA device that another library owns, with what checks and plans read of a CuPy array.
 
     ptr: address.  shape, strides: in elements and in bytes.  owner: the library's own object.
     """

@@ -1,8 +1,9 @@
 """attention() on CuPy arrays: what shapes, strides and mask decide is planned once, the rest is a launch.
 
 A plan is found by what it depends on, through a dictionary kept on the mask (so it is freed with the mask and
-its device arrays). A warm call builds the key, allocates the outputs, writes five pointers into a copy of the
-parameter struct and launches; whatever can change under an equal key (addresses) is checked there.
+its device arrays). A warm call builds the key, allocates the outputs, writes five addresses into a copy of the
+parameter struct and launches; whatever can change under an equal key (addresses) is checked there. torch.py finds
+and launches the same plans.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import cupy
+import numpy as np
 
 from omnicupy import cache, check, tune
 from omnicupy.check import Problem
 from omnicupy.loading import DeviceInfo, device_info, kernel
 from omnicupy.masks import Mask
-from omnicupy.plan import PLANS, Launched, Plan, check_strides, crew_of, grid_of, pack_params, reach
+from omnicupy.plan import PLANS, Launched, Plan, check_strides, crew_of, grid_of, pack_params
 from omnicupy.spec import AttnSpec
 from omnicupy.tma import can_map
 from omnicupy.upload import DeviceBlocks, cache_of, device_blocks, find_cache
@@ -29,7 +31,10 @@ MAX_PLANS = 256  # a mask's plans (shapes, strides, options); the oldest goes fi
 MAX_EXTERNAL = 256  # streams of other libraries that are kept
 _LOG2E = math.log2(math.e)
 
+_T = TypeVar("_T")
+
 _runtime = cupy.cuda.runtime
+_current_stream = cupy.cuda.get_current_stream
 _unmasked: dict[Any, Plan] = {}  # plans of calls without a mask; their keys hold the shapes
 _external: dict[tuple[int, int], Any] = {}  # (device, handle) -> stream
 
@@ -44,50 +49,76 @@ def attention(
     return_lse: bool = False,
     out: Any = None,
     config: Any = None,
-    stream: Any = None,
-    empty: Callable[..., Any] | None = None,
 ) -> Any:
-    """omnicupy.attention for arrays on a device; also words the error when q, k and v are no arrays at all.
-
-    stream: a stream of that device, None for CuPy's current one.  empty: called with the shape and dtype of
-    an output, returns an array like q, C-contiguous; None is cupy.ndarray.
-    """
-    plan = plan_of(q, k, v, mask, scale=scale, out=out, config=config, stream=stream)
-    current = _runtime.getDevice()
-    if current == plan.device:
-        return plan.launch(q, k, v, out, return_lse, stream=stream, empty=empty)
-    _runtime.setDevice(plan.device)
-    try:
-        return plan.launch(q, k, v, out, return_lse, stream=stream, empty=empty)
-    finally:
-        _runtime.setDevice(current)
+    """omnicupy.attention for CuPy arrays; also words the error when q, k and v are no arrays at all."""
+    plan = plan_of(q, k, v, mask, scale=scale, out=out, config=config)
+    found = on_device(plan.device, _launched, plan, (q, k, v), out, return_lse)
+    return found if return_lse else found[0]
 
 
-def plan_of(q: Any, k: Any, v: Any, mask: Any, *, scale: Any, out: Any, config: Any, stream: Any) -> Plan:
-    """The plan that was made for such arguments, or a new one: the kernel loaded, the block lists on their way to
+def plan_of(q: Any, k: Any, v: Any, mask: Any, *, scale: Any, out: Any, config: Any) -> Plan:
+    """The plan that was made for such CuPy arrays, or a new one: the kernel loaded, the block lists on their way to
     the device. Raises every argument error.
     """
-    key = None
+    words: Any = None
+    plan = None
     try:
-        device = q.data.device_id
-        key = (
-            *(q.shape, q.strides, k.shape, k.strides, v.shape, v.strides, q.dtype, k.dtype, v.dtype),
-            *(device, k.data.device_id, v.data.device_id, scale, config, cache.generation),
-            None if out is None else (out.shape, out.strides, out.dtype, out.data.device_id),
+        x, y, z, target = q.data, k.data, v.data, None if out is None else out.data
+        words = (
+            (q.shape, q.strides, k.shape, k.strides, v.shape, v.strides, q.dtype, k.dtype, v.dtype),
+            (x.device_id, y.device_id, z.device_id),
+            None if target is None else (out.shape, out.strides, out.dtype, target.device_id),
         )
-        if mask is None:
-            plan = _unmasked.get(key)
-        else:
-            found = find_cache(mask)
-            plan = None if found is None else found.plans.get(key)
-    except (AttributeError, TypeError):  # not CuPy arrays, or not a mask: the checks below say so
-        plan = None
-    if plan is None or not plan.takes(q, k, v, out):
-        problem = check.problem(q, k, v, mask, scale=scale, out=out, config=config)
-        if plan is None:
-            with cupy.cuda.Device(q.data.device_id), stream or nullcontext():
-                plan = _new_plan(problem, q, k, v, mask, scale=scale, out=out, config=config, key=key)
+        addresses = (x.ptr, y.ptr, z.ptr, None if target is None else target.ptr)
+    except AttributeError:  # not CuPy arrays: the checks say so
+        pass
+    else:
+        plan = find_plan(words, addresses, mask, scale, config)
+    return plan or make_plan(words, (q, k, v, out), mask, scale=scale, config=config, stream=None)
+
+
+def find_plan(
+    words: Any, addresses: tuple[int, int, int, int | None], mask: Any, scale: Any, config: Any
+) -> Plan | None:
+    """The plan that `make_plan` kept for such arguments; None where it has to look at them.
+
+    words: all that a plan depends on of q, k, v and `out`, in words that equal no other library's for other arrays.
+    addresses: of q, k, v and `out`, None for no `out`.
+    """
+    plan = _kept((words, scale, config, cache.generation), mask)
+    return plan if plan is not None and plan.takes(*addresses) else None
+
+
+def make_plan(
+    words: Any, arrays: tuple[Any, Any, Any, Any], mask: Any, *, scale: Any, config: Any, stream: Any
+) -> Plan:
+    """Checks all arguments, then as `find_plan`, or a new plan, which is kept under these words unless they are None.
+
+    arrays: q, k, v and `out` or None.  stream: uploads the mask, of their device; None for CuPy's current one.
+    Raises every argument error.
+    """
+    q, k, v, out = arrays
+    problem = check.problem(q, k, v, mask, scale=scale, out=out, config=config)
+    key = (words, scale, config, cache.generation)
+    plan = None if words is None else _kept(key, mask)
+    if plan is None:
+        with cupy.cuda.Device(q.data.device_id), stream or nullcontext():
+            plan = _new_plan(problem, arrays, mask, scale=scale, config=config)
+        if words is not None:
+            _keep(plan, key, mask)
     return plan
+
+
+def on_device(device: int, call: Callable[..., _T], *arguments: Any) -> _T:
+    """call(*arguments) while `device` is current."""
+    current = _runtime.getDevice()
+    if current == device:
+        return call(*arguments)
+    _runtime.setDevice(device)
+    try:
+        return call(*arguments)
+    finally:
+        _runtime.setDevice(current)
 
 
 def external_stream(device: int, handle: int) -> Any:
@@ -113,18 +144,40 @@ def section_of(problem: Problem, mask_batch: int, parts: int, sm_count: int, l2_
     return min(heads, problem.group * max(1, min(enough, l2_bytes // 2 // (mask_batch * head_bytes))))
 
 
+def _launched(plan: Plan, inputs: tuple[Any, Any, Any], out: Any, return_lse: bool) -> tuple[Any, Any]:
+    """out and lse, None unless it is wanted, of a launch on CuPy's current stream; the plan's device is current."""
+    q, k, v = inputs
+    stream = _current_stream(plan.device)
+    if out is None:
+        out = cupy.ndarray(plan.shape, plan.dtype)
+    lse = cupy.ndarray(plan.shape[:3], np.float32) if return_lse else None
+    plan.launch(q.data.ptr, k.data.ptr, v.data.ptr, out.data.ptr, 0 if lse is None else lse.data.ptr, stream)
+    return out, lse
+
+
+def _kept(key: Any, mask: Any) -> Plan | None:
+    try:
+        if mask is None:
+            return _unmasked.get(key)
+        found = find_cache(mask)
+        return None if found is None else found.plans.get(key)
+    except (AttributeError, TypeError):  # no mask, scale or config: the checks say so
+        return None
+
+
+def _keep(plan: Plan, key: Any, mask: Any) -> None:
+    # A list that repeats one mask is looked up as a list, but shares that mask's device arrays.
+    masks = (mask,) if isinstance(mask, Mask) else mask
+    plans = _unmasked if mask is None else cache_of(masks).plans
+    while len(plans) >= MAX_PLANS:
+        plans.pop(next(iter(plans), None), None)
+    plans[key] = plan
+
+
 def _new_plan(
-    problem: Problem,
-    q: Any,
-    k: Any,
-    v: Any,
-    mask: Any,
-    *,
-    scale: Any,
-    out: Any,
-    config: AttnSpec | None,
-    key: Any,
+    problem: Problem, arrays: tuple[Any, Any, Any, Any], mask: Any, *, scale: Any, config: AttnSpec | None
 ) -> Plan:
+    q, k, v, out = arrays
     masks = check.masks_of(mask, problem)
     if all(one is masks[0] for one in masks):
         masks = masks[:1]
@@ -137,18 +190,14 @@ def _new_plan(
     function = kernel(spec, device).function
     blocks = device_blocks(masks, (spec.br, spec.bc), crew, device)
     work_items = blocks.sizes.n_parts * crew.heads
-    reaches = tuple(reach(array) for array in (q, k, v, out) if array is not None)
-    launched = Launched(function, grid_of(spec, problem, work_items, info.sm_count), reaches)
-    template = _template_of(
-        spec, problem, blocks, (q, k, v, out), scale=scale, info=info, work_items=work_items
+    launched = Launched(
+        function,
+        grid_of(spec, problem, work_items, info.sm_count),
+        ((q.shape, q.strides), (k.shape, k.strides), (v.shape, v.strides)),
+        None if out is None else (out.shape, out.strides),
     )
-    plan = PLANS[spec.kernel](spec, problem, blocks, template, launched)
-    plans = _unmasked if mask is None else _plans_of(mask, masks)
-    while len(plans) >= MAX_PLANS:
-        plans.pop(next(iter(plans), None), None)
-    if key is not None:
-        plans[key] = plan
-    return plan
+    template = _template_of(spec, problem, blocks, arrays, scale=scale, info=info, work_items=work_items)
+    return PLANS[spec.kernel](spec, problem, blocks, template, launched)
 
 
 def _template_of(
@@ -181,12 +230,6 @@ def _template_of(
     out_strides = _contiguous_strides(q.shape, q.dtype.itemsize) if out is None else out.strides
     strides = {"q": q.strides, "k": k.strides, "v": v.strides, "out": out_strides}
     return pack_params(spec, problem, strides, values)
-
-
-def _plans_of(mask: Mask | Sequence[Mask], masks: Sequence[Mask]) -> dict[Any, Plan]:
-    # A list that repeats one mask is looked up as a list, but shares that mask's device arrays.
-    plans: dict[Any, Plan] = cache_of(masks if isinstance(mask, Mask) else tuple(mask)).plans
-    return plans
 
 
 def _spec_of(

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from omnicupy.blockmask import CAUSAL, DEAD, FULL, KIND, PARTIAL, BlockMask
 from omnicupy.intervals import BoolArray, IntArray
-from omnicupy.schedule import number_in_run
 
 GROUP_ROWS = 64
 SKIP_SHIFT = 3  # flag of the block's first 64 rows in entries[:, 0], above the kind and DEAD
@@ -27,36 +26,45 @@ STANDING_KEYS = 64
 
 @dataclass(frozen=True)
 class Arrangement:
-    """entry: which entry stands at each place of the kernels' order, (E,).  words: kind and flags of each entry,
-    without STANDS.  common: of each place, how many entries of its row come from it on up to the first skipped one.
+    """entry: which entry stands at each place of the kernels' order, (E,).  words: of each place, kind and flags of its
+    entry, without STANDS.  common: of each place, how many entries of its row come from it on up to the first skipped
+    one.
     """
 
-    entry: IntArray
+    entry: NDArray[np.intp]
     words: IntArray
     common: IntArray
 
 
 def arrange(block: BlockMask) -> Arrangement:
-    """The kernels' order of the entries of a cut (entry i is piece i), and their flags but for STANDS (see `standing`).
+    """The kernels' order of the entries of a cut (entry i is piece i, FULL ones are the last ones of their row), and
+    their flags but for STANDS (see `standing`).
 
     Within a row: FULL entries, the other ones, then those that some group of 64 rows skips; of these the ones of the
     same groups apart from each other, so that the groups skip in turn and work in turn. Entries with dead keys are
     never skipped, because all groups help to clear these; nor are those of blocks that are not two or three whole
     groups.
     """
-    offsets, rows = block.row_offsets, block.rows_of_entries()
-    lengths = offsets[1:] - offsets[:-1]
-    skips = _skips(block, rows)
-    skipped = np.flatnonzero(skips)
-    skipped_of_row = np.bincount(rows[skipped], minlength=len(lengths)).astype(np.int32)
-    place = _places(offsets, block.kinds == FULL, skips, skipped)
+    offsets, kinds, words = block.row_offsets, block.kinds, block.entries[:, 0]
+    masked = np.flatnonzero(kinds != FULL)
+    skipped, skips = _skips(block, kinds, masked)
+    ahead = np.searchsorted(skipped, offsets)  # of each row, and in all
+    of_row = ahead[1:] - ahead[:-1]
+    place = _places(offsets, masked, ahead, skipped[kinds[skipped] == FULL])
+    behind = offsets[1:] - of_row  # where the skipped ones of each row begin
     if len(skipped):
-        place[skipped] = _places_of_skipped(rows[skipped], skips[skipped], offsets[1:] - skipped_of_row)
-    common = np.repeat(offsets[1:] - skipped_of_row, lengths)
-    common -= np.arange(len(rows), dtype=np.int32)
-    entry = np.empty_like(place)
-    entry[place] = np.arange(len(rows), dtype=np.int32)
-    return Arrangement(entry, block.entries[:, 0] | skips, np.maximum(common, np.int32(0), out=common))
+        left_out = np.zeros(len(place), np.bool_)
+        left_out[skipped] = True
+        place -= _counts(left_out)[:-1]
+        rows = np.repeat(np.arange(len(of_row)), of_row)
+        place[skipped] = _places_of_skipped(rows, skips, behind - ahead[:-1])
+        words = words.copy()
+        words[skipped] |= skips
+    numbers = np.arange(len(kinds))
+    entry = np.empty(len(kinds), np.intp)
+    entry[place] = numbers
+    common = (np.repeat(behind, offsets[1:] - offsets[:-1]) - numbers).astype(np.int32)
+    return Arrangement(entry, words.take(entry), np.maximum(common, np.int32(0), out=common))
 
 
 def standing(words: IntArray, firsts: IntArray, bc: int) -> BoolArray:
@@ -67,7 +75,9 @@ def standing(words: IntArray, firsts: IntArray, bc: int) -> BoolArray:
     """
     full = words & KIND == FULL
     starts = np.sort(np.append(firsts, np.array([0, len(words)], np.int32)))
-    found: BoolArray = _ranks(full, starts)[0] * bc >= STANDING_KEYS
+    before = _counts(full)
+    behind = before[:-1] - np.repeat(before[starts[:-1]], starts[1:] - starts[:-1])  # in the part
+    found: BoolArray = behind * bc >= STANDING_KEYS
     return found
 
 
@@ -75,7 +85,7 @@ def ordered(block: BlockMask) -> BlockMask:
     """The same block mask with its entries as `arrange` has them."""
     found = arrange(block)
     entries = block.entries.take(found.entry, axis=0)
-    entries[:, 0] = found.words.take(found.entry)
+    entries[:, 0] = found.words
     return replace(block, entries=entries)
 
 
@@ -94,37 +104,48 @@ def _count(words: IntArray) -> IntArray:
     return found
 
 
-def _places(offsets: IntArray, full: BoolArray, skips: IntArray, skipped: NDArray[np.int64]) -> IntArray:
-    """The place of each entry in the new order, but for the skipped ones: FULL ones, then the others, as they are."""
-    lengths = offsets[1:] - offsets[:-1]
-    first = full & (skips == 0) if len(skipped) else full
-    before = _counts(first)
-    at_start = before[offsets]
-    # A first entry is behind the first ones of its row; another one behind all of them and the others before it.
-    others = np.arange(len(first), dtype=np.int32) - before[:-1]
-    if not len(skipped):
-        others += np.repeat(at_start[1:], lengths)
-    else:
-        left_out = _counts(skips != 0)
-        others -= left_out[:-1]
-        others += np.repeat(at_start[1:] + left_out[offsets[:-1]], lengths)
-    return np.where(first, np.repeat(offsets[:-1] - at_start[:-1], lengths) + before[:-1], others)
+def _places(
+    offsets: IntArray, masked: NDArray[np.intp], ahead: NDArray[np.intp], skipped_full: NDArray[np.intp]
+) -> NDArray[np.intp]:
+    """The place of each entry: FULL ones of a row, then the others, as they are; less the skipped ones before it.
+
+    masked, skipped_full: the entries that are not FULL, the FULL ones that are skipped, ascending.  ahead: skipped
+    ones before each row, and in all. Means nothing for skipped ones.
+    """
+    all_masked, all_full = _in_rows(masked, offsets), _in_rows(skipped_full, offsets)
+    of_row = ahead[1:] - ahead[:-1]
+    runs = np.stack([all_masked, offsets[1:] - offsets[:-1] - all_masked], axis=1)
+    # The masked entries of a row and its FULL ones change sides.
+    shifts = np.stack([runs[:, 1] - all_full, of_row - all_full - all_masked], axis=1) + ahead[:-1, None]
+    place = np.repeat(shifts.reshape(-1), runs.reshape(-1))
+    place += np.arange(len(place))
+    return place
 
 
-def _places_of_skipped(rows: IntArray, skips: IntArray, first: IntArray) -> IntArray:
-    """The places of skipped entries, given in list order. first: the first of them, in each row.
+def _in_rows(some: NDArray[np.intp], offsets: IntArray) -> NDArray[np.intp]:
+    """How many of some entries, ascending, are in each row."""
+    before = np.searchsorted(some, offsets)
+    return before[1:] - before[:-1]
+
+
+def _places_of_skipped(rows: NDArray[np.intp], skips: IntArray, first: NDArray[np.intp]) -> NDArray[np.intp]:
+    """The places of skipped entries, given in list order. first: of each row, where they begin, less those of the rows
+    before it.
 
     In each row the first entry of each set of groups, then the second ones: FULL ones, which stand last, first.
     """
-    rows, skips = rows[::-1], skips[::-1]
-    sets = rows << np.int32(6) | skips
+    backward, skips = rows[::-1], skips[::-1]
+    sets = backward << 6 | skips
     by_set = np.argsort(sets, kind="stable")
-    number = np.empty(len(rows), np.int64)
-    number[by_set] = number_in_run(np.unique(sets, return_counts=True)[1])
-    turns = np.lexsort((skips, -_count(skips), number, rows))
-    of_row = np.bincount(rows, minlength=len(first))
-    place = np.empty(len(rows), np.int32)
-    place[turns] = np.repeat(first, of_row) + number_in_run(of_row)
+    numbers = np.arange(len(rows))
+    is_first = np.ones(len(rows), np.bool_)
+    is_first[1:] = np.diff(sets[by_set]) != 0
+    number = np.empty_like(numbers)
+    number[by_set] = numbers - np.maximum.accumulate(numbers * is_first)
+    # One sort key of row, number, groups (most of them first) and set: no row has 2^26 tiles, no mask as many rows.
+    turns = np.argsort(backward << 34 | number << 8 | (3 - _count(skips)) << 6 | skips)
+    place = np.empty_like(numbers)
+    place[turns] = first[rows] + numbers
     return place[::-1]
 
 
@@ -135,64 +156,57 @@ def _counts(chosen: BoolArray) -> IntArray:
     return found
 
 
-def _ranks(chosen: BoolArray, offsets: IntArray) -> tuple[IntArray, IntArray]:
-    """The number of chosen entries before each entry in its row, and of those in each row."""
-    counts = _counts(chosen)
-    at_start = counts[offsets]
-    return counts[:-1] - np.repeat(at_start[:-1], offsets[1:] - offsets[:-1]), at_start[1:] - at_start[:-1]
-
-
-def _skips(block: BlockMask, rows: IntArray) -> IntArray:
-    """The skip flags of each entry, 0 for those that every group looks at."""
-    flags = np.zeros(len(rows), np.int32)
+def _skips(block: BlockMask, kinds: IntArray, masked: NDArray[np.intp]) -> tuple[NDArray[np.intp], IntArray]:
+    """The entries that not every group looks at, ascending, and their skip flags. masked: those that are not FULL."""
     if block.br % GROUP_ROWS or not GROUP_ROWS < block.br <= 3 * GROUP_ROWS:
-        return flags
-    looked_at = block.kinds != FULL
+        return np.zeros(0, np.intp), np.zeros(0, np.int32)
+    some = masked
     if block.q_len % block.br:  # some groups of the last block may have no row at all
-        looked_at |= rows == block.q_blocks - 1
-    some = np.flatnonzero(looked_at & ((block.entries[:, 0] & DEAD) == 0))
-    ranges = _row_ranges(block, some)
-    in_bits = np.flatnonzero((block.kinds[some] == PARTIAL) & (block.entries[some, 1] >= 0))
+        last = int(block.row_offsets[-2])
+        some = np.concatenate([masked[: np.searchsorted(masked, last)], np.arange(last, len(kinds))])
+    words = block.entries[some, 0]
+    if (words & DEAD).any():
+        some = some[words & DEAD == 0]
+    row0 = (np.searchsorted(block.row_offsets, some, "right") - 1).astype(np.int32) * np.int32(block.br)
+    ranges = _row_ranges(block, kinds, some)
+    in_bits = np.flatnonzero((kinds[some] == PARTIAL) & (block.entries[some, 1] >= 0))
+    flags = np.zeros(len(some), np.int32)
     for group in range(block.br // GROUP_ROWS):
-        row0 = rows[some] * np.int32(block.br) + np.int32(group * GROUP_ROWS)
         row1 = np.minimum(row0 + np.int32(GROUP_ROWS), np.int32(block.q_len))
-        skipped = row1 <= row0
-        apart = np.ones(len(some), np.bool_)
+        skipped = np.ones(len(some), np.bool_)
         for first, stop in ranges:
-            apart &= (row1 <= first) | (row0 >= stop)
-        skipped |= apart
+            skipped &= (row1 <= first) | (row0 >= stop)
+        if block.q_len % block.br:
+            skipped |= row1 <= row0
         if len(in_bits):
             sees = _seen_in_bits(block, group)
             skipped[in_bits] |= ~sees[block.entries[some[in_bits], 1]]
-        flags[some] |= skipped.astype(np.int32) << np.int32(SKIP_SHIFT + group)
-    return flags
+        flags |= skipped.astype(np.int32) << np.int32(SKIP_SHIFT + group)
+        row0 += np.int32(GROUP_ROWS)
+    found = np.flatnonzero(flags)
+    return some[found], flags[found]
 
 
-def _row_ranges(block: BlockMask, some: NDArray[np.int64]) -> list[tuple[IntArray, IntArray]]:
+def _row_ranges(block: BlockMask, kinds: IntArray, some: NDArray[np.intp]) -> list[tuple[IntArray, IntArray]]:
     """Ranges of rows, first ones and stops, outside of all of which no row sees a key of these entries."""
-    offset, length = block.pieces[:, 0].take(some), block.pieces[:, 1].take(some)
+    offset = block.pieces[some, 0]
     if block.mask.intervals is None:
         first = np.zeros(len(some), np.int32)
-        causal = block.kinds[some] == CAUSAL
+        causal = kinds[some] == CAUSAL
         first[causal] = offset[causal] - block.diagonal
         return [(first, np.full(len(some), block.q_len, np.int32))]
-    low, high = offset // block.bc, (offset + length - 1) // block.bc  # blocks of keys that the piece lies in
+    tile = offset // block.bc
     found = []
     for start, stop in zip(*block.mask.intervals, strict=True):
-        lives = stop > start
-        starts = _of_blocks(np.where(lives, start, np.int32(block.q_len)), block, np.minimum)
-        stops = _of_blocks(np.where(lives, stop, np.int32(0)), block, np.maximum)
-        found.append((np.minimum(starts[low], starts[high]), np.maximum(stops[low], stops[high])))
+        starts = start if stop.all() else np.where(stop == 0, np.int32(block.q_len), start)  # unused: (0, 0)
+        found.append((_of_blocks(starts, block, np.minimum)[tile], _of_blocks(stop, block, np.maximum)[tile]))
     return found
 
 
 def _of_blocks(of_key: IntArray, block: BlockMask, reduce: np.ufunc) -> IntArray:
     """The least or greatest of the keys' numbers in each block of bc keys."""
-    whole = block.k_len // block.bc * block.bc
-    found = reduce.reduce(of_key[:whole].reshape(-1, block.bc), axis=1)
-    if whole < block.k_len:
-        found = np.append(found, reduce.reduce(of_key[whole:]))
-    return np.asarray(found, np.int32)
+    found: IntArray = reduce.reduceat(of_key, np.arange(0, block.k_len, block.bc))
+    return found
 
 
 def _seen_in_bits(block: BlockMask, group: int) -> BoolArray:

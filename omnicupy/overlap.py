@@ -9,6 +9,7 @@ that hides is the launch itself, which shows where calls are short.
 from __future__ import annotations
 
 import struct
+from ctypes import addressof, c_char
 from typing import Any
 
 import cupy
@@ -17,6 +18,7 @@ MAX_CONFIGS = 256  # launch configurations that are kept: one a grid and stream
 LEAST_DRIVER = 12030  # the first that keeps such a launch in a graph it captures
 
 _POINTER = struct.Struct("@P")
+_bytes_of = c_char.from_buffer
 
 
 class Overlapping:
@@ -38,12 +40,15 @@ class Overlapping:
         smem: int,
         stream: Any,
     ) -> None:
-        """args: one NumPy array of one element, which is passed by value. Raises cupy.cuda.driver.CUDADriverError."""
+        """args: one writable NumPy array of one element, which is passed by value.
+
+        Raises cupy.cuda.driver.CUDADriverError.
+        """
         key = (grid, block, smem, stream.ptr)
         config = self._configs.get(key)
         if config is None:
             config = self._config_of(key)
-        address = args[0].__array_interface__["data"][0]
+        address = addressof(_bytes_of(args[0]))  # several times faster than asking NumPy for it
         (status,) = self._driver.cuLaunchKernelEx(config, self._handle, _POINTER.pack(address), 0)
         if status:
             raise cupy.cuda.driver.CUDADriverError(int(status))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from omnicupy.blockmask import CAUSAL, DEAD, FULL, PARTIAL, BlockMask
+from omnicupy.blockmask import CAUSAL, DEAD, FULL, KIND, PARTIAL, BlockMask
+from omnicupy.intervals import IntArray
 from omnicupy.order import STANDS, Arrangement, arrange, standing
 from omnicupy.schedule import Crew, Schedule, schedule
 from omnicupy.spec import round_up
@@ -73,22 +74,37 @@ class Packed:
         return replace(self, buffer=np.zeros(0, np.uint8))
 
 
+class _Placed(NamedTuple):
+    """A cut, the kernels' order of its entries, and the keys of the entry at each place; entry i is piece i."""
+
+    block: BlockMask
+    arrangement: Arrangement
+    keys: IntArray
+
+    @classmethod
+    def of(cls, block: BlockMask) -> _Placed:
+        arrangement = arrange(block)
+        return cls(block, arrangement, block.pieces[:, 1].take(arrangement.entry))
+
+
 def pack(blocks: Sequence[BlockMask], crew: Crew) -> Packed:
     """Pack one block mask, or one per batch element (all of one shape and tile size), into one buffer.
 
     crew: who works on each block row; decides their order and how they are cut.
     """
-    diagonal = next((b.diagonal for b in blocks if (b.kinds == CAUSAL).any()), blocks[0].diagonal)
-    blocks = [_on_diagonal(b, diagonal) for b in blocks]
-    arranged = [arrange(b) for b in blocks]
+    if len({b.diagonal for b in blocks}) > 1:
+        diagonal = next((b.diagonal for b in blocks if (b.kinds == CAUSAL).any()), blocks[0].diagonal)
+        blocks = [_on_diagonal(b, diagonal) for b in blocks]
+    else:
+        diagonal = blocks[0].diagonal
+    placed = [_Placed.of(block) for block in blocks]
     first = blocks[0]
     batch, q_blocks = len(blocks), first.q_blocks
     k_padded = round_up(round_up(first.k_len, first.bc), KEY_PAD)
     n_spans = max(0 if b.mask.intervals is None else len(b.mask.intervals[0]) for b in blocks)
     rows = np.concatenate([blocks[0].row_offsets, *_later_offsets(blocks)])
-    work = schedule(
-        rows, np.concatenate([_in_order(b, a) for b, a in zip(blocks, arranged, strict=True)]), crew
-    )
+    words = _joined([arrangement.words for _, arrangement, _ in placed])
+    work = schedule(rows, _costs(_joined([keys for _, _, keys in placed]), words & KIND, first.bc), crew)
     shapes: dict[str, tuple[int, ...]] = {
         "row_offsets": (batch * q_blocks + 1,),
         "entries": (sum(len(b.entries) for b in blocks), 4),
@@ -119,9 +135,8 @@ def pack(blocks: Sequence[BlockMask], crew: Crew) -> Packed:
         work.n_split_rows,
     )
     packed.array("row_offsets")[...] = rows
-    _fill_entries(packed, blocks, arranged)
-    words = packed.array("entries")[:, 0]
-    words |= standing(words, work.first, first.bc) * np.int32(STANDS)
+    _fill_entries(packed, placed)
+    packed.array("entries")[:, 0] |= standing(words, work.first, first.bc) * np.int32(STANDS)
     _fill_parts(packed, work)
     _fill_keys(packed, blocks)
     return packed
@@ -129,6 +144,10 @@ def pack(blocks: Sequence[BlockMask], crew: Crew) -> Packed:
 
 def _view(buffer: NDArray[np.uint8], offset: int, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     return np.ndarray(shape, dtype, buffer, offset)
+
+
+def _joined(arrays: Sequence[IntArray]) -> IntArray:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def _later_offsets(blocks: Sequence[BlockMask]) -> list[NDArray[np.int32]]:
@@ -139,29 +158,31 @@ def _later_offsets(blocks: Sequence[BlockMask]) -> list[NDArray[np.int32]]:
 
 def entry_costs(block: BlockMask) -> NDArray[np.float64]:
     """Of each entry, in whole tiles: its keys, a masked tile a tenth more."""
-    keys = block.pieces[:, 1].take(block.entries[:, 2])
-    costs: NDArray[np.float64] = keys * np.where(block.kinds == FULL, 1.0, 1.1) / block.bc
+    return _costs(block.pieces[:, 1].take(block.entries[:, 2]), block.kinds, block.bc)
+
+
+def _costs(keys: IntArray, kinds: IntArray, bc: int) -> NDArray[np.float64]:
+    costs = np.where(kinds == FULL, 1.0, 1.1)
+    costs *= keys
+    costs /= bc
     return costs
 
 
-def _in_order(block: BlockMask, arrangement: Arrangement) -> NDArray[np.float64]:
-    """The costs of the entries as they are arranged."""
-    return entry_costs(block).take(arrangement.entry)
-
-
-def _fill_entries(packed: Packed, blocks: Sequence[BlockMask], arranged: Sequence[Arrangement]) -> None:
-    """The entries with their piece in them, one mask after the other; entry i is piece i, as the cut makes them."""
+def _fill_entries(packed: Packed, placed: Sequence[_Placed]) -> None:
+    """The entries with their piece in them, one mask after the other."""
     entries, tiles = packed.array("entries"), packed.array("bit_tiles")
     e = t = 0
-    for block, arrangement in zip(blocks, arranged, strict=True):
-        mine = entries[e : e + len(block.entries)]
-        entry, payload = arrangement.entry, block.entries[:, 1]
-        mine[:, 0] = (arrangement.words | block.pieces[:, 1] << 8).take(entry)
-        mine[:, 1] = (payload if t == 0 else np.where(payload >= 0, payload + t, payload)).take(entry)
-        mine[:, 2] = block.pieces[:, 0].take(entry)
+    for block, arrangement, keys in placed:
+        mine = entries[e : e + len(keys)]
+        mine[:, 0] = arrangement.words | keys << 8
+        mine[:, 1] = -1
+        if len(block.bit_tiles):
+            payload = block.entries[:, 1].take(arrangement.entry)
+            mine[:, 1] = np.where(payload >= 0, payload + t, payload)
+        mine[:, 2] = block.pieces[:, 0].take(arrangement.entry)
         mine[:, 3] = arrangement.common
         tiles[t : t + len(block.bit_tiles)] = block.bit_tiles
-        e, t = e + len(block.entries), t + len(block.bit_tiles)
+        e, t = e + len(keys), t + len(block.bit_tiles)
 
 
 def _fill_parts(packed: Packed, work: Schedule) -> None:

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
-import cupy
 import numpy as np
+from numpy.typing import NDArray
 
 from omnicupy import check, counters, workspace
 from omnicupy.arrays import DTYPE_NAMES
 from omnicupy.check import Problem
 from omnicupy.errors import UnsupportedError
-from omnicupy.params import PARAMS
+from omnicupy.params import MAP_BYTES, PARAMS
 from omnicupy.schedule import Crew
 from omnicupy.spec import AttnSpec
 from omnicupy.tma import can_map, tensor_map
 from omnicupy.upload import DeviceBlocks
 
+ITEM_BYTES = 2  # of float16 and bfloat16
 MAX_GRID_X = 2**31 - 1
 MAX_MAPS = 64  # address triples whose tensor maps a plan keeps
 ALIGN_MASK = check.ALIGN_BYTES - 1
 _POINTERS = struct.Struct("<5Q")  # q, k, v, out, lse: the first fields of AttnParams
-_WORK = struct.Struct("<3Q")  # counter, partials, arrivals: neighbours in AttnParamsSm90
+_MAPS = struct.Struct(f"<{3 * MAP_BYTES}s")  # of q, k and v: the first fields of AttnParamsSm90
+_WORK = struct.Struct("<3Q")  # counter, partials, arrivals: neighbours there
 MOST_PARTIAL_BYTES = 32 * 2**20  # of unfinished rows in one launch
 
-_current_stream = cupy.cuda.get_current_stream
+Layout: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]  # shape, strides in bytes
+Addresses: TypeAlias = tuple[int, int, int]  # of q, k and v
 
 
 def crew_of(spec: AttnSpec, problem: Problem, mask_batch: int, sm_count: int) -> Crew:
@@ -65,7 +69,7 @@ def pack_params(spec: AttnSpec, problem: Problem, strides: dict[str, Any], value
     """
     record = np.zeros(1, PARAMS[spec.kernel])
     for name, of_array in strides.items():
-        record[f"{name}_strides"] = [stride // 2 for stride in of_array[:3]]  # both dtypes have 2 bytes
+        record[f"{name}_strides"] = [stride // ITEM_BYTES for stride in of_array[:3]]
     for name in ("q_len", "k_len", "head_dim", "batch", "q_heads", "group"):
         record[name] = getattr(problem, name)
     for name in PARAMS[spec.kernel].names or ():
@@ -76,21 +80,25 @@ def pack_params(spec: AttnSpec, problem: Problem, strides: dict[str, Any], value
 
 @dataclass(frozen=True)
 class Launched:
-    """What is launched, and how many thread blocks of it. reaches: of q, k, v and, where it is given, out, the first
-    byte and the one past the last, from the array's address.
+    """What is launched, how many thread blocks of it, and on which arrays: the layouts of q, k and v, and of `out`
+    where it is given.
     """
 
     function: Any
     grid: tuple[int, int, int]
-    reaches: tuple[tuple[int, int], ...]
+    layouts: tuple[Layout, Layout, Layout]
+    out: Layout | None
 
 
 class Plan:
-    """One launch, ready but for the addresses of q, k, v, out and lse."""
+    """One launch, ready but for the addresses of q, k, v, out and lse.
+
+    shape, dtype: of the output.  device: which runs it.
+    """
 
     __slots__ = (
-        *("_block", "_blocks", "_bytes", "_dtype", "_function", "_grid", "_lse_shape", "_offset", "_reaches"),
-        *("_shape", "_smem", "_template", "device", "spec"),
+        *("_block", "_blocks", "_function", "_grid", "_near", "_offset", "_smem", "_template"),
+        *("device", "dtype", "shape", "spec"),
     )
 
     def __init__(
@@ -99,72 +107,50 @@ class Plan:
         self.spec = spec
         self._blocks = blocks  # keeps the device arrays while the plan may launch
         self.device = blocks.device
-        self._function, self._grid, self._reaches = launched.function, launched.grid, launched.reaches
+        self._function, self._grid = launched.function, launched.grid
         self._block = (spec.threads, 1, 1)
         self._smem = spec.smem_bytes
-        self._template = template
+        self._template = np.frombuffer(template, np.dtype(("V", len(template))))
         self._offset = PARAMS[spec.kernel].fields["q"][1]  # type: ignore[index]
-        self._shape = (problem.batch, problem.q_heads, problem.q_len, problem.head_dim)
-        self._lse_shape = self._shape[:3]
-        self._dtype = next(dtype for dtype, name in DTYPE_NAMES.items() if name == problem.dtype)
-        self._bytes = np.dtype(("V", len(template)))
+        self.shape = (problem.batch, problem.q_heads, problem.q_len, problem.head_dim)
+        self.dtype = next(dtype for dtype, name in DTYPE_NAMES.items() if name == problem.dtype)
+        self._near = () if launched.out is None else _near(launched.layouts, launched.out)
 
-    def takes(self, q: Any, k: Any, v: Any, out: Any) -> bool:
-        """What an equal key leaves open: aligned addresses, `out` apart from the inputs. False: check all."""
-        a, b, c = q.data.ptr, k.data.ptr, v.data.ptr
+    def takes(self, q: int, k: int, v: int, out: int | None) -> bool:
+        """What an equal key leaves open of these addresses: aligned, `out` apart from the inputs. False: check all."""
         if out is None:
-            return not (a | b | c) & ALIGN_MASK
-        target = out.data.ptr
-        if (a | b | c | target) & ALIGN_MASK:
+            return not (q | k | v) & ALIGN_MASK
+        if (q | k | v | out) & ALIGN_MASK:
             return False
         # A cheap test that only the full check can overrule: no address ranges meet.
-        *inputs, (first, stop) = self._reaches
-        return all(
-            target + stop <= pointer + x0 or pointer + x1 <= target + first
-            for pointer, (x0, x1) in zip((a, b, c), inputs, strict=True)
-        )
+        (q0, q1), (k0, k1), (v0, v1) = self._near
+        return not (q0 < q - out < q1 or k0 < k - out < k1 or v0 < v - out < v1)
 
-    def launch(
-        self, q: Any, k: Any, v: Any, out: Any, return_lse: bool, *, stream: Any = None, empty: Any = None
-    ) -> Any:
-        """Run on `stream`, or the current one, of the plan's device, which is current; `empty(shape, dtype)`
-        makes the outputs, else cupy.ndarray. Returns out, or (out, lse).
-        """
-        if stream is None:
-            stream = _current_stream(self.device)
-        if empty is None:
-            empty = cupy.ndarray
+    def launch(self, q: int, k: int, v: int, out: int, lse: int, stream: Any) -> None:
+        """Run on `stream`, of the plan's device, which is current. q ... lse: addresses, lse 0 for none."""
         self._blocks.use(stream)
-        if out is None:
-            out = empty(self._shape, self._dtype)
-        lse = empty(self._lse_shape, np.float32) if return_lse else None
         # Its own struct for each call: the driver reads it in the launch, where other threads may run.
-        struct_ = bytearray(self._template)
-        lse_pointer = lse.data.ptr if lse is not None else 0
-        _POINTERS.pack_into(
-            struct_, self._offset, q.data.ptr, k.data.ptr, v.data.ptr, out.data.ptr, lse_pointer
-        )
-        self._complete(struct_, q, k, v, stream)
-        argument = np.frombuffer(struct_, self._bytes)  # size one: CuPy passes it by value
+        argument = self._template.copy()  # size one: CuPy passes it by value
+        _POINTERS.pack_into(argument, self._offset, q, k, v, out, lse)
+        self._complete(argument, (q, k, v), stream)
         self._function(self._grid, self._block, (argument,), self._smem, stream)
-        return (out, lse) if return_lse else out
 
-    def _complete(self, struct_: bytearray, q: Any, k: Any, v: Any, stream: Any) -> None:
+    def _complete(self, argument: NDArray[np.void], addresses: Addresses, stream: Any) -> None:
         """What else a kernel kind's struct holds."""
 
 
 class Sm90Plan(Plan):
     """A launch of the Hopper kernel: persistent thread blocks that read q, k and v through tensor maps."""
 
-    __slots__ = ("_maps", "_need", "_rows", "_work_at")
+    __slots__ = ("_layouts", "_maps", "_need", "_work_at")
 
     def __init__(
         self, spec: AttnSpec, problem: Problem, blocks: DeviceBlocks, template: bytes, launched: Launched
     ) -> None:
         super().__init__(spec, problem, blocks, template, launched)
         counters.prepare(self.device)
-        self._maps: dict[tuple[int, int, int], bytes] = {}
-        self._rows = (spec.br, spec.bc, spec.bc)
+        self._maps: dict[Addresses, bytes] = {}
+        self._layouts = launched.layouts
         self._work_at = PARAMS[spec.kernel].fields["counter"][1]  # type: ignore[index]
         self._need: workspace.Need | None = None
         sizes, heads = blocks.sizes, problem.q_heads * problem.batch
@@ -173,23 +159,23 @@ class Sm90Plan(Plan):
             self._need = workspace.Need(parts * partial_bytes(spec), rows * (spec.br // 16))
             workspace.prepare(self.device, self._need)
 
-    def _complete(self, struct_: bytearray, q: Any, k: Any, v: Any, stream: Any) -> None:
-        addresses = (q.data.ptr, k.data.ptr, v.data.ptr)
+    def _complete(self, argument: NDArray[np.void], addresses: Addresses, stream: Any) -> None:
         maps = self._maps.get(addresses)
         if maps is None:
+            rows = (self.spec.br, self.spec.bc, self.spec.bc)
             maps = b"".join(
-                tensor_map(array.data.ptr, array.shape, array.strides, self.spec.dtype, rows)
-                for array, rows in zip((q, k, v), self._rows, strict=True)
+                tensor_map(address, *layout, self.spec.dtype, boxed)
+                for address, layout, boxed in zip(addresses, self._layouts, rows, strict=True)
             )
             if len(self._maps) >= MAX_MAPS:
                 self._maps.clear()
             self._maps[addresses] = maps
-        struct_[: len(maps)] = maps
+        _MAPS.pack_into(argument, 0, maps)
         partials = arrivals = 0
         if self._need is not None:
             space = workspace.of_stream(self.device, stream, self._need)
             partials, arrivals = space.partials, space.arrivals
-        _WORK.pack_into(struct_, self._work_at, counters.address(self.device, stream), partials, arrivals)
+        _WORK.pack_into(argument, self._work_at, counters.address(self.device, stream), partials, arrivals)
 
 
 PLANS: dict[str, type[Plan]] = {"naive": Plan, "sm80": Plan, "sm90": Sm90Plan}
@@ -205,8 +191,14 @@ def check_strides(spec: AttnSpec, q: Any, k: Any, v: Any) -> None:
             )
 
 
-def reach(array: Any) -> tuple[int, int]:
+def _near(inputs: Sequence[Layout], out: Layout) -> Sequence[tuple[int, int]]:
+    """Of each input, between which distances from `out` its address range meets that of `out`; exclusive both."""
+    first, stop = _reach(out)
+    return tuple((first - end, stop - begin) for begin, end in map(_reach, inputs))
+
+
+def _reach(layout: Layout) -> tuple[int, int]:
     """The first byte of an array and the one past its last, counted from its address."""
-    steps = [stride * (length - 1) for stride, length in zip(array.strides, array.shape, strict=True)]
-    last = sum(step for step in steps if step > 0) + array.dtype.itemsize
-    return sum(step for step in steps if step < 0), int(last)
+    steps = [stride * (length - 1) for length, stride in zip(*layout, strict=True)]
+    last = sum(step for step in steps if step > 0) + ITEM_BYTES
+    return sum(step for step in steps if step < 0), last

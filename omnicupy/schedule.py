@@ -64,7 +64,8 @@ def schedule(offsets: IntArray, costs: FloatArray, crew: Crew) -> Schedule:
 
     costs: of each entry, in whole tiles, (E,).
     """
-    total = np.concatenate(([0.0], np.cumsum(costs)))
+    total = np.zeros(len(costs) + 1)
+    np.cumsum(costs, out=total[1:])
     of_row = total[offsets[1:]] - total[offsets[:-1]]
     counts = np.diff(offsets)
     pieces = _pieces(of_row, counts, crew)
@@ -106,10 +107,11 @@ def _pieces(of_row: FloatArray, counts: IntArray, crew: Crew) -> NDArray[np.int6
     if not crew.slots or not counts.any():
         return best
     soonest = ends(of_row, best, crew)
-    for pieces in _ways(of_row, counts, crew):
-        if ENOUGH * soonest <= float(of_row.sum() + ITEM * len(of_row)) * crew.heads / crew.processors:
-            break
-        if int(pieces[pieces > 1].sum()) <= crew.slots and (end := ends(of_row, pieces, crew)) < soonest:
+    least = float(of_row.sum() + ITEM * len(of_row)) * crew.heads / crew.processors
+    ways = _ways(of_row, counts, crew)
+    while ENOUGH * soonest > least and (pieces := next(ways, None)) is not None:
+        slots = int(pieces[pieces > 1].sum())
+        if 0 < slots <= crew.slots and (end := ends(of_row, pieces, crew)) < soonest:
             best, soonest = pieces, end
     return best
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -40,27 +39,37 @@ def on_host(name: str, tensor: Any) -> Any:
 
 def check(q: Any, k: Any, v: Any, out: Any) -> None:
     """Raises TypeError where one is no tensor; out may be None."""
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(tensor, torch.Tensor):
-            _refuse(name, tensor)
-    if out is not None and not isinstance(out, torch.Tensor):
+    kind = torch.Tensor
+    if not (isinstance(q, kind) and isinstance(k, kind) and isinstance(v, kind)):
+        for name, tensor in (("q", q), ("k", k), ("v", v)):
+            if not isinstance(tensor, kind):
+                _refuse(name, tensor)
+    if out is not None and not isinstance(out, kind):
         _refuse("out", out)
 
 
-def device_type(q: Any, k: Any, v: Any, out: Any) -> str:
-    """ "cuda" or "cpu"; raises ValueError for other devices and where the tensors are on several."""
+def cuda_index(q: Any, k: Any, v: Any, out: Any) -> int | None:
+    """The CUDA device that all are on, None for the CPU; raises ValueError for other devices and for several."""
+    if q.is_cuda and k.is_cuda and v.is_cuda and (out is None or out.is_cuda):
+        index: int = q.get_device()
+        if k.get_device() == v.get_device() == index and (out is None or out.get_device() == index):
+            return index
     device = q.device
-    if k.device != device or v.device != device or (out is not None and out.device != device):
-        _refuse_devices(device, (("k", k), ("v", v), ("out", out)))
-    if q.is_cuda:
-        return "cuda"
+    for name, tensor in (("k", k), ("v", v), ("out", out)):
+        if tensor is not None and tensor.device != device:
+            raise ValueError(
+                f"{name} must be on the device of q ({device}), got {tensor.device}; move it with "
+                f"{name}.to({str(device)!r})"
+            )
     if not q.is_cpu:
         raise ValueError(f"q must be on a CPU or a CUDA device, got {device}; move q, k and v to one")
-    return "cpu"
+    return None
 
 
 def check_gradients(q: Any, k: Any, v: Any, out: Any) -> None:
     """Raises UnsupportedError where q, k, v or out requires a gradient."""
+    if not (q.requires_grad or k.requires_grad or v.requires_grad or (out is not None and out.requires_grad)):
+        return
     for name, tensor in (("q", q), ("k", k), ("v", v), ("out", out)):
         if tensor is not None and tensor.requires_grad:
             raise UnsupportedError(
@@ -83,12 +92,3 @@ def _refuse_dtype(name: str, tensor: Any) -> Any:
     raise TypeError(
         f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}; cast q, k and v"
     )
-
-
-def _refuse_devices(device: Any, named: Sequence[tuple[str, Any]]) -> None:
-    for name, tensor in named:
-        if tensor is not None and tensor.device != device:
-            raise ValueError(
-                f"{name} must be on the device of q ({device}), got {tensor.device}; move it with "
-                f"{name}.to({str(device)!r})"
-            )

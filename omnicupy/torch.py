@@ -13,18 +13,15 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 
 from omnicupy import api, tensors
-from omnicupy.arrays import DeviceArray
 from omnicupy.errors import UnsupportedError
 from omnicupy.masks import Mask, of_handle
 from omnicupy.spec import AttnSpec
 
 __all__ = ["attention", "prepare"]
 
-_TORCH = {dtype: name for name, dtype in tensors.DTYPES.items()}
 _PLAIN = (torch.Tensor, torch.nn.Parameter)  # other subclasses go through the dispatcher, which knows them
 _LIST = 0  # no mask's handle: what follows is a list of masks, one a batch element
 
@@ -34,6 +31,12 @@ _raw_stream: Callable[[int], int] = getattr(
     torch._C,
     "_cuda_getCurrentRawStream",
     lambda index: int(torch.cuda.current_stream(index).cuda_stream),
+)
+# What torch.compile has set to look at frames; None where nothing is, and older versions do not say.
+_tracer: Callable[[], Any] = getattr(
+    torch._C._dynamo.eval_frame,
+    "get_eval_frame_callback",
+    lambda: sys.modules.get("torch._dynamo"),
 )
 _modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 
@@ -71,7 +74,7 @@ def attention(
         tensors.check_gradients(q, k, v, out)
     if torch.compiler.is_compiling() or type(q) not in _PLAIN or _modes():
         return _through_operator(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
-    run = _run if "torch._dynamo" not in sys.modules else _untraced_run()
+    run = _run if _tracer() is None else _untraced_run()
     return run(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
 
 
@@ -91,26 +94,33 @@ def prepare(
     Raises what `attention` raises, but for gradients: none are lost here.
     """
     tensors.check(q, k, v, out)
-    on_gpu = tensors.device_type(q, k, v, out) == "cuda"
-    take: Any = tensors.on_device if on_gpu else tensors.on_host
-    arrays = (take("q", q), take("k", k), take("v", v), mask)
-    options: dict[str, Any] = {
-        "scale": scale,
-        "out": None if out is None else take("out", out),
-        "config": config,
-    }
-    if on_gpu:
-        launch, index = _launcher(), q.device.index
-        stream = launch.external_stream(index, _raw_stream(index))
-        launch.plan_of(*arrays, stream=stream, **options)
-    else:
-        api.prepare(*arrays, **options)
+    index = tensors.cuda_index(q, k, v, out)
+    if index is not None:
+        stream = (_launch or _launcher()).external_stream(index, _raw_stream(index))
+        _plan_of((q, k, v, out), _addresses(q, k, v, out), mask, scale, config, stream)
+        return
+    arrays = (tensors.on_host("q", q), tensors.on_host("k", k), tensors.on_host("v", v))
+    target = None if out is None else tensors.on_host("out", out)
+    api.prepare(*arrays, mask, scale=scale, out=target, config=config)
 
 
 def _run(q: Any, k: Any, v: Any, mask: Any, *, scale: Any, return_lse: bool, out: Any, config: Any) -> Any:
     """The call on real tensors."""
-    run = _on_gpu if tensors.device_type(q, k, v, out) == "cuda" else _on_cpu
-    found = run(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
+    index = tensors.cuda_index(q, k, v, out)
+    if index is None:
+        found = _on_cpu(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
+    else:
+        launch = _launch or _launcher()
+        stream = launch.external_stream(index, _raw_stream(index))
+        addresses = _addresses(q, k, v, out)
+        plan = _plan_of((q, k, v, out), addresses, mask, scale, config, stream)
+        # The tensors are named in this frame, so they outlive the launch.
+        to = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
+        lse = q.new_empty(q.shape[:3], dtype=torch.float32) if return_lse else None
+        at_q, at_k, at_v, _ = addresses
+        at_lse = 0 if lse is None else lse.data_ptr()
+        launch.on_device(index, plan.launch, at_q, at_k, at_v, to.data_ptr(), at_lse, stream)
+        found = (to, lse) if return_lse else to
     if out is not None:
         torch.autograd.graph.increment_version(out)
     return found
@@ -122,21 +132,28 @@ def _untraced_run() -> Callable[..., Any]:
     return torch.compiler.disable(_run)  # type: ignore[no-any-return]
 
 
-def _on_gpu(q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any:
-    launch, index = _launch or _launcher(), q.device.index
-    # The tensors are named in this frame and their callers', so they outlive the launch.
-    out = options.pop("out")
-    found = launch.attention(
-        tensors.on_device("q", q),
-        tensors.on_device("k", k),
-        tensors.on_device("v", v),
-        mask,
-        out=None if out is None else tensors.on_device("out", out),
-        stream=launch.external_stream(index, _raw_stream(index)),
-        empty=_allocator(q, index),
-        **options,
+def _addresses(q: Any, k: Any, v: Any, out: Any) -> tuple[int, int, int, int | None]:
+    return q.data_ptr(), k.data_ptr(), v.data_ptr(), None if out is None else out.data_ptr()
+
+
+def _plan_of(
+    named: tuple[Any, Any, Any, Any], addresses: Any, mask: Any, scale: Any, config: Any, stream: Any
+) -> Any:
+    """The plan for q, k, v and `out`, all of one CUDA device: found by torch's words for them, or a new one."""
+    q, k, v, out = named
+    words = (
+        (q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(), q.dtype, k.dtype, v.dtype),
+        q.get_device(),
+        None if out is None else (out.shape, out.stride(), out.dtype),
     )
-    return (found[0].owner, found[1].owner) if options["return_lse"] else found.owner
+    plan = _launch.find_plan(words, addresses, mask, scale, config)
+    if plan is None:
+        arrays = tuple(
+            None if tensor is None else tensors.on_device(name, tensor)
+            for name, tensor in zip(("q", "k", "v", "out"), named, strict=True)
+        )
+        plan = _launch.make_plan(words, arrays, mask, scale=scale, config=config, stream=stream)
+    return plan
 
 
 def _launcher() -> Any:
@@ -146,19 +163,6 @@ def _launcher() -> Any:
 
         _launch = launch
     return _launch
-
-
-def _allocator(q: Any, index: int) -> Callable[[tuple[int, ...], Any], DeviceArray]:
-    """Makes outputs on CUDA device `index`, where q is, from torch's memory, on torch's current stream."""
-
-    def empty(shape: tuple[int, ...], dtype: Any) -> DeviceArray:
-        if len(shape) == q.dim():  # out, which is as q
-            tensor = torch.empty_like(q, memory_format=torch.contiguous_format)
-        else:
-            tensor = q.new_empty(shape, dtype=_TORCH[np.dtype(dtype)])
-        return DeviceArray(tensor, dtype, tensor.data_ptr(), index)  # a launch reads its address alone
-
-    return empty
 
 
 def _on_cpu(q: Any, k: Any, v: Any, mask: Any, *, scale: Any, return_lse: bool, out: Any, config: Any) -> Any:

@@ -191,10 +191,10 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Device:
 
     Cupy.asarray = staticmethod(asarray)  # type: ignore[attr-defined]
     Event.done, Event.made = False, []
-    for module in (launch, plan, upload):
+    for module in (launch, upload):
         monkeypatch.setattr(module, "cupy", Cupy)
     monkeypatch.setattr(launch, "_runtime", Runtime)
-    monkeypatch.setattr(plan, "_current_stream", Cuda.get_current_stream)
+    monkeypatch.setattr(launch, "_current_stream", Cuda.get_current_stream)
     monkeypatch.setattr(plan, "tensor_map", _tensor_map)
     monkeypatch.setattr(counters, "prepare", lambda device: None)
     monkeypatch.setattr(counters, "address", lambda device, stream: COUNTER)

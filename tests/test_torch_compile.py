@@ -158,6 +158,17 @@ def test_errors_without_fullgraph_are_the_library_s(what: str, error: type[Excep
         call(*_inputs(), _compiled(fullgraph=False))
 
 
+def test_what_the_compiler_leaves_to_python_is_not_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    tracer, seen, run = oc.torch._tracer, [], oc.torch._on_cpu
+    assert tracer() is None
+    monkeypatch.setattr(
+        oc.torch, "_on_cpu", lambda *args, **options: seen.append(tracer()) or run(*args, **options)
+    )
+    with pytest.raises(ValueError, match="config must be None"):
+        TRACED["a config"][0](*_inputs(), _compiled(fullgraph=False))
+    assert seen == [None]
+
+
 def test_gradients_are_fine_where_none_are_kept() -> None:
     q, k, v = _inputs()
     layer, wanted = _compiled(), _layer(q, k, v, None)
