@@ -21,9 +21,9 @@ class Barrier:
     def __post_init__(self) -> None:
         self.left = self.count
 
-    def arrive(self, times: int = 1) -> None:
-        assert self.left >= times
-        self.left -= times
+    def arrive(self) -> None:
+        assert self.left > 0
+        self.left -= 1
         if not self.left:
             self.phase, self.left = self.phase + 1, self.count
 
@@ -69,16 +69,11 @@ class Tile:
 
 @dataclass(frozen=True)
 class Item:
-    """narrow: the two warpgroups share its tiles."""
-
     tiles: tuple[Tile, ...]
-    narrow: bool = False
 
     @property
     def common(self) -> int:
         """Tiles at the start that nobody skips."""
-        if self.narrow:
-            return 0
         return next((i for i, tile in enumerate(self.tiles) if tile.skips), len(self.tiles))
 
 
@@ -103,11 +98,11 @@ class Block:
         self.q_empty = [Barrier(g) for _ in range(self.q_slots)]
         self.work_full, self.work_empty = [Barrier(1), Barrier(1)], [Barrier(g), Barrier(g)]
         self.work_wanted = Barrier(1)
-        self.turn, self.meeting = [Named(2) for _ in range(g)], Named(g)
+        self.turn, self.dead = [Named(2) for _ in range(g)], Named(g)
         self.k: list[Name | None] = [None] * n
         self.v: list[Name | None] = [None] * n
         self.q: list[int | str | None] = [None] * self.q_slots
-        self.work, self.first_tiles = [-1, -1], [-1, -1]
+        self.work, self.walks = [-1, -1], [-1, -1]
         self.cleared = [0] * n  # groups that have zeroed their dead rows of V
         self.copies: list[Steps] = []  # under way, finished in any order
         self.seen = [[] for _ in range(g)]

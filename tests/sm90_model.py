@@ -1,7 +1,8 @@
 """Producer and consumers of the Hopper kernel, as processes that random schedules can interleave.
 
-A transcription of kernels/omni/sm90/work.cuh, producer.cuh, consumer.cuh and walk.cuh: what each waits for and gives back, and
-what is in the buffers meanwhile; a warpgroup is one process. Whoever changes the order there changes it here first.
+A transcription of kernels/omni/sm90/work.cuh, producer.cuh, consumer.cuh and walk.cuh: what each waits for and gives
+back, and what is in the buffers meanwhile; a warpgroup is one process. Whoever changes the order there changes it here
+first.
 """
 
 from __future__ import annotations
@@ -13,8 +14,6 @@ from typing import Any
 from sm90_block import Barrier, Block, Name, Place, Steps, Tile
 
 LONGEST_QUIET = 6000  # turns without an event after which everybody waits for ever
-
-
 ASK_AT = 2  # tiles before an item's end
 
 
@@ -23,7 +22,7 @@ class WorkList:
         self.block, self.slot = block, Place(2)
 
     def announce(self, number: int) -> Steps:
-        self.block.first_tiles[self.slot.stage] = number
+        self.block.walks[self.slot.stage] = number
         yield from self.block.work_empty[self.slot.stage].wait(self.slot.parity ^ 1)
         self.block.work[self.slot.stage] = number
         self.block.work_full[self.slot.stage].arrive()
@@ -45,8 +44,8 @@ class Scheduler:
 
 class Producer:
     def __init__(self, block: Block) -> None:
-        self.block, self.list = block, WorkList(block)
-        self.k, self.v = Place(block.stages), Place(block.stages)
+        self.block = block
+        self.k, self.v, self.slot = Place(block.stages), Place(block.stages), Place(2)
 
     def copy(self, into: list[Any], stage: int, name: Any, full: Barrier) -> Steps:
         """One that the copy engine does meanwhile."""
@@ -74,42 +73,59 @@ class Producer:
         self.block.q[place] = None
         self.block.copies.append(self.copy(self.block.q, place, number, self.block.q_full[place]))
 
+    def produce(self, number: int, slot: Place, has_q: bool) -> Steps:
+        block = self.block
+        names = [(number, tile) for tile in range(len(block.items[number].tiles))]
+        if len(names) <= ASK_AT:
+            self.ask()
+        for name in names[:1]:
+            yield from self.load_k(name)
+        if not has_q:
+            yield from self.load_q(number, slot)
+        for before, name in pairwise(names):
+            if len(names) - name[1] == ASK_AT:
+                self.ask()
+            yield from self.load_k(name)
+            yield from self.load_v(before)
+        yield from self.before_last()
+        for name in names[-1:]:
+            yield from self.load_v(name)
+
     def ask(self) -> None:
         if self.block.scheduler:
             self.block.work_wanted.arrive()
 
-    def item(self) -> Iterator[None]:
-        """Returns the number of the next item, -1 at the end."""
-        block, slot = self.block, self.list.slot
-        if block.scheduler:
-            yield from block.work_full[slot.stage].wait(slot.parity)
-            number = block.work[slot.stage]
-            assert number == -1 or block.first_tiles[slot.stage] == number
-            slot.next()
-            return number
-        yield from self.list.announce(next(self.numbers, -1))
-        return block.work[slot.stage ^ 1]
+    def before_last(self) -> Steps:
+        if self.block.scheduler and self.block.q_slots == 2:
+            following = self.slot.copy()
+            following.next()
+            number = yield from self.item(following)
+            if number >= 0:
+                yield from self.load_q(number, following)
+
+    def item(self, slot: Place) -> Iterator[None]:
+        """Returns the number of the item that the scheduler has put into a slot, -1 at the end."""
+        yield from self.block.work_full[slot.stage].wait(slot.parity)
+        return self.block.work[slot.stage]
 
     def run(self) -> Steps:
-        block = self.block
-        self.numbers = iter(range(len(block.items)))
-        while True:
-            slot = self.list.slot.copy()
-            if (number := (yield from self.item())) < 0:
-                return
-            names = [(number, tile) for tile in range(len(block.items[number].tiles))]
-            if len(names) <= ASK_AT:
-                self.ask()
-            for name in names[:1]:
-                yield from self.load_k(name)
-            yield from self.load_q(number, slot)
-            for before, name in pairwise(names):
-                if len(names) - name[1] == ASK_AT:
-                    self.ask()
-                yield from self.load_k(name)
-                yield from self.load_v(before)
-            for name in names[-1:]:
-                yield from self.load_v(name)
+        yield from self.run_behind() if self.block.scheduler else self.run_alone()
+
+    def run_alone(self) -> Steps:
+        words = WorkList(self.block)
+        for number in range(len(self.block.items)):
+            slot = words.slot.copy()
+            yield from words.announce(number)
+            yield from self.produce(number, slot, False)
+        yield from words.announce(-1)
+
+    def run_behind(self) -> Steps:
+        has_q = False
+        while (number := (yield from self.item(self.slot))) >= 0:
+            assert self.block.walks[self.slot.stage] == number
+            yield from self.produce(number, self.slot, has_q)
+            self.slot.next()
+            has_q = self.block.q_slots == 2
 
 
 class Consumer:
@@ -118,7 +134,6 @@ class Consumer:
         self.ring, self.before, self.slot = Place(block.stages), Place(block.stages), Place(2)
         self.name_before: Name = (-1, -1)
         self.is_dead = False
-        self.times = 1
 
     def tile(self, name: Name) -> Tile:
         return self.block.items[name[0]].tiles[name[1]]
@@ -136,15 +151,10 @@ class Consumer:
             yield from self.values()
             yield from self.block.some_time()
             self.block.cleared[self.before.stage] += 1
-            yield from self.block.meeting.sync()
+            yield from self.block.dead.sync()
 
     def skip(self, name: Name, any_before: bool) -> Iterator[None]:
         """Returns whether it skipped."""
-        if self.block.items[name[0]].narrow:
-            if name[1] % 2 == self.group:
-                return False
-            self.ring.next()
-            return True
         if any_before and self.ring.stage == self.before.stage:
             return False
         yield from self.keys(name)
@@ -163,7 +173,7 @@ class Consumer:
         assert self.block.k[self.ring.stage] == name
         assert self.block.q[self.block.q_place(self.slot)[0]] == name[0]
         self.is_dead = self.tile(name).dead
-        self.block.k_empty[self.ring.stage].arrive(self.times)
+        self.block.k_empty[self.ring.stage].arrive()
 
     def added(self) -> Steps:
         """Values are added: V goes back."""
@@ -171,7 +181,7 @@ class Consumer:
             assert self.block.cleared[self.before.stage] == self.block.groups
         yield from self.block.some_time()
         assert self.block.v[self.before.stage] == self.name_before
-        self.block.v_empty[self.before.stage].arrive(self.times)
+        self.block.v_empty[self.before.stage].arrive()
 
     def step(self, name: Name) -> None:
         self.before, self.name_before = self.ring.copy(), name
@@ -219,19 +229,6 @@ class Consumer:
             any_tile = True
         return any_tile
 
-    def share_rows(self, number: int, place: int) -> Steps:
-        """The second warpgroup's rows pass through the place of Q, which is not given back before."""
-        yield from self.block.meeting.sync()
-        if self.group == 1:
-            assert self.block.q[place] == number
-            yield from self.block.some_time()
-            self.block.q[place] = "rows"
-        yield from self.block.meeting.sync()
-        if self.group == 0:
-            yield from self.block.some_time()
-            assert self.block.q[place] == "rows"
-        self.block.q_empty[place].arrive()
-
     def run(self) -> Steps:
         if self.block.groups > 1 and self.group == self.block.groups - 1:
             self.block.turn[0].arrive()
@@ -239,15 +236,10 @@ class Consumer:
             place, parity = self.block.q_place(self.slot)
             yield from self.block.q_full[place].wait(parity)
             assert self.block.q[place] == number
-            narrow = self.block.items[number].narrow
-            self.times = 2 if narrow else 1
             any_tile = yield from self.tiles_of(number)
-            if not narrow:
-                self.block.q_empty[place].arrive()
+            self.block.q_empty[place].arrive()
             if any_tile:
                 yield from self.last_values()
-            if narrow:
-                yield from self.share_rows(number, place)
             yield from self.block.some_time()
             assert self.block.work[self.slot.stage] == number
             self.block.work_empty[self.slot.stage].arrive()

@@ -10,12 +10,9 @@ from sm90_block import Block, Item, Name, Named, Tile
 from sm90_model import Consumer, play
 
 
-def _items(draw: random.Random, groups: int, stages: int) -> list[Item]:
+def _items(draw: random.Random, groups: int) -> list[Item]:
     items = []
     for _ in range(draw.randint(1, 7)):
-        if groups == stages == 2 and draw.random() < 0.4:
-            items.append(Item((Tile(),) * draw.choice((2, 3, 4, 7)), narrow=True))
-            continue
         tiles = [Tile() for _ in range(draw.choice((0, 0, 1, 2, 5, 9)))]
         tiles += [Tile(dead=draw.random() < 0.5) for _ in range(draw.choice((0, 0, 1, 2, 3)))]
         if groups > 1:
@@ -33,18 +30,17 @@ def test_any_schedule_ends_and_keeps_buffers_until_they_are_read(
 ) -> None:
     for seed in range(40):
         draw = random.Random(seed)
-        block = Block(groups, stages, _items(draw, groups, stages), q_slots, scheduler, draw)
+        block = Block(groups, stages, _items(draw, groups), q_slots, scheduler, draw)
         play(block)
         for group, seen in enumerate(block.seen):
             wanted = {
                 (number, tile)
                 for number, item in enumerate(block.items)
                 for tile, one in enumerate(item.tiles)
-                if (tile % 2 == group if item.narrow else not one.skips >> group & 1)
+                if not one.skips >> group & 1
             }
             assert wanted <= set(seen)
             assert seen == sorted(seen)
-            assert all(tile % 2 == group for number, tile in seen if block.items[number].narrow)
 
 
 def _play_often(items: list[Item]) -> None:
@@ -103,12 +99,3 @@ def test_the_model_sees_a_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None
     tiles = (Tile(skips=2), Tile(skips=1), Tile(skips=1), Tile(skips=1), Tile(skips=2))
     with pytest.raises(AssertionError, match="wait for ever"):
         play(Block(2, 2, [Item(tiles)], 1, False, random.Random(0)))
-
-
-def test_the_model_sees_rows_shared_in_the_place_of_a_q_that_is_still_read(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Narrow parts, where the warpgroups do not wait for each other before the second one leaves its rows."""
-    monkeypatch.setattr(Named, "sync", lambda self: iter(()))
-    with pytest.raises(AssertionError):
-        _play_often([Item((Tile(),) * 5, narrow=True)] * 3)

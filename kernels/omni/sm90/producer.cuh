@@ -23,17 +23,22 @@ struct Producer {
 
   __device__ __forceinline__ WorkSlot const& work(Slot at) const { return smem.work[at.stage()]; }
 
+  struct Rows {
+    int token, head;  // the first of a tile, and the head in its tensor
+  };
+
   // The copies of one operand's panels; the barrier expects whole boxes, also where they reach past the tensor.
   // more_bytes: what else comes on the same barrier.
   template <int kRows>
   __device__ __forceinline__ void load(
-      Slot at, unsigned char* s_tile, TensorMap const* map, u64* full, int token, int map_head, int more_bytes = 0) {
+      Slot at, unsigned char* s_tile, TensorMap const* map, u64* full, Rows rows, int more_bytes = 0) {
     constexpr int kPanelBytes = kRows * Cfg::kRowBytes;
     mbarrier_expect_tx(smem_address(full), Cfg::kPanels * kPanelBytes + more_bytes);
     int const batch = work(at).batch;
 #pragma unroll
     for (int panel = 0; panel < Cfg::kPanels; ++panel) {
-      tma_load_4d(smem_address(s_tile) + panel * kPanelBytes, map, smem_address(full), 64 * panel, token, map_head, batch);
+      tma_load_4d(smem_address(s_tile) + panel * kPanelBytes, map, smem_address(full), 64 * panel, rows.token,
+                  rows.head, batch);
     }
   }
 
@@ -42,7 +47,8 @@ struct Producer {
     smem.tiles[k_ring.stage()] = tile;  // released to the consumers by the arrival below
     int const span_bytes = spans_travel(args.p, tile) ? Cfg::kBc * static_cast<int>(sizeof(int2)) : 0;
     u64* const full = &smem.k_full[k_ring.stage()];
-    load<Cfg::kBc>(at, smem.k[k_ring.stage()], &args.k_map, full, tile.k0, work(at).kv_head, args.p.n_spans * span_bytes);
+    load<Cfg::kBc>(at, smem.k[k_ring.stage()], &args.k_map, full, Rows{tile.k0, work(at).kv_head},
+                   args.p.n_spans * span_bytes);
     if (span_bytes != 0) {
 #pragma unroll 1
       for (int i = 0; i < args.p.n_spans; ++i) {
@@ -55,14 +61,15 @@ struct Producer {
 
   __device__ __forceinline__ void load_v(Slot at, int k0) {
     mbarrier_wait(smem_address(&smem.v_empty[v_ring.stage()]), v_ring.parity() ^ 1);
-    load<Cfg::kBc>(at, smem.v[v_ring.stage()], &args.v_map, &smem.v_full[v_ring.stage()], k0, work(at).kv_head);
+    load<Cfg::kBc>(at, smem.v[v_ring.stage()], &args.v_map, &smem.v_full[v_ring.stage()],
+                   Rows{k0, work(at).kv_head});
     v_ring.next();
   }
 
   __device__ __forceinline__ void load_q(Slot at) {
     int const i = Smem::q_slot(at);
     mbarrier_wait(smem_address(&smem.q_empty[i]), Smem::q_parity(at) ^ 1);
-    load<Cfg::kBr>(at, smem.q[i], &args.q_map, &smem.q_full[i], work(at).q0, work(at).head);
+    load<Cfg::kBr>(at, smem.q[i], &args.q_map, &smem.q_full[i], Rows{work(at).q0, work(at).head});
   }
 
   // One item: K0 Q (K1 V0) (K2 V1) ... V(n-1), in the order in which the consumers need them. ask() asks for the next

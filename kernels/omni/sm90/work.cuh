@@ -9,7 +9,6 @@ namespace omni {
 template <class Cfg>
 struct WorkList {
   using Smem = SmemSm90<Cfg>;
-
   using Slot = typename Smem::Slot;
 
   AttnParamsSm90 const& args;
