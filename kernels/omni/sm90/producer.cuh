@@ -17,10 +17,11 @@ struct Producer {
   AttnParamsSm90 const& args;
   Smem& smem;
   RingIndex<Cfg::kStages> k_ring, v_ring;
-  Slot slot;  // of the item at hand, which is read there rather than kept in registers
+  Slot slot;  // of the item at hand, or the one after it where this thread announces items
 
   __device__ __forceinline__ Producer(AttnParamsSm90 const& params, Smem& memory) : args(params), smem(memory) {}
 
+  // An item is read in its slot rather than kept in registers.
   __device__ __forceinline__ WorkSlot const& work(Slot at) const { return smem.work[at.stage()]; }
 
   struct Rows {
