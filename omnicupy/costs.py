@@ -27,7 +27,7 @@ from omnicupy.errors import UnsupportedError
 from omnicupy.launch import section_of
 from omnicupy.order import ordered, shares
 from omnicupy.packing import entry_costs
-from omnicupy.plan import crew_of
+from omnicupy.plan import crew_of, in_tiles
 from omnicupy.schedule import schedule
 from omnicupy.spec import SMEM_LIMIT_BYTES, AttnSpec
 
@@ -205,17 +205,17 @@ def work_of(spec: AttnSpec, problem: Problem, blocks: BlockMask, device: Device)
     if spec.kernel not in ("sm80", "sm90"):
         raise UnsupportedError(f"the cost model describes kernels 'sm80' and 'sm90', got {spec.kernel!r}")
     blocks = ordered(blocks)
-    whole = spec.br * spec.bc
+    whole = spec.heads * spec.br * spec.bc
     pairs = whole * (shares(blocks) if spec.kernel == "sm90" else np.ones(len(blocks.kinds)))
     kinds = (pairs * (blocks.kinds == kind) for kind in (PARTIAL, CAUSAL))
     each = np.stack([pairs, *kinds, whole - pairs], axis=1)
     total = np.concatenate([np.zeros((1, 4)), np.cumsum(each, axis=0)])
-    parts = schedule(blocks.row_offsets, entry_costs(blocks), crew_of(spec, problem, 1, device.sm_count))
+    crew, tiled = crew_of(spec, problem, 1, device.sm_count), in_tiles(spec, problem)
+    parts = schedule(blocks.row_offsets, entry_costs(blocks), crew)
     charges = np.column_stack([total[parts.end] - total[parts.first], np.ones(len(parts.rows))])
-    heads = problem.q_heads * problem.batch
-    section = section_of(problem, 1, len(parts.rows), device.sm_count, device.l2_bytes)
+    section = section_of(tiled, 1, len(parts.rows), device.sm_count, device.l2_bytes)
     tiers = np.split(np.arange(len(parts.rows)), parts.tiers[:-1])
-    order = np.concatenate([_in_sections(tier, heads, section) for tier in tiers if len(tier)])
+    order = np.concatenate([_in_sections(tier, crew.heads, section) for tier in tiers if len(tier)])
     resident, megabytes = _resident(spec), operand_bytes(problem) / 1e6
     items = np.tile(order, spec.value_pieces)
     return Work(charges, items, resident * device.sm_count, resident, megabytes)

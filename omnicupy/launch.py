@@ -20,7 +20,7 @@ from omnicupy import cache, check, tune
 from omnicupy.check import Problem
 from omnicupy.loading import DeviceInfo, device_info, kernel
 from omnicupy.masks import Mask
-from omnicupy.plan import PLANS, Launched, Plan, check_strides, crew_of, grid_of, pack_params
+from omnicupy.plan import PLANS, Launched, Plan, check_strides, crew_of, grid_of, in_tiles, pack_params
 from omnicupy.spec import AttnSpec
 from omnicupy.tma import can_map
 from omnicupy.upload import DeviceBlocks, cache_of, device_blocks, find_cache
@@ -132,7 +132,8 @@ def external_stream(device: int, handle: int) -> Any:
 
 
 def section_of(problem: Problem, mask_batch: int, parts: int, sm_count: int, l2_bytes: int) -> int:
-    """Query heads worked on side by side: whole groups, as many as give each multiprocessor a part of their block rows.
+    """Query heads worked on side by side: whole groups, as many as give each multiprocessor a part of their block rows;
+    heads that share a tile count as one.
 
     More of them would ask for K and V of many heads at once, which come from memory in one rush (docs/kernels.md).
     Never more than have their K and V, under all masks, in half of the L2.  parts: of the block rows of one head, under
@@ -225,7 +226,9 @@ def _template_of(
         "work_items": work_items,
         "scale": factor,
         "scale_log2": factor * _LOG2E,
-        "section": section_of(problem, sizes.mask_batch, sizes.n_parts, info.sm_count, info.l2_bytes),
+        "section": section_of(
+            in_tiles(spec, problem), sizes.mask_batch, sizes.n_parts, info.sm_count, info.l2_bytes
+        ),
     }
     out_strides = _contiguous_strides(q.shape, q.dtype.itemsize) if out is None else out.strides
     strides = {"q": q.strides, "k": k.strides, "v": v.strides, "out": out_strides}

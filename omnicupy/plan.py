@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -33,8 +33,19 @@ Layout: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]  # shape, strides in
 Addresses: TypeAlias = tuple[int, int, int]  # of q, k and v
 
 
+def in_tiles(spec: AttnSpec, problem: Problem) -> Problem:
+    """The problem with heads that share a tile counted as one. Raises ValueError where they do not fill tiles."""
+    if problem.group % spec.heads:
+        raise ValueError(
+            f"config: br={spec.br} with warps={spec.warps} puts {spec.heads} query heads of one group into a tile, "
+            f"but a group has {problem.group}; take warps={spec.br // 16 + 4}"
+        )
+    return replace(problem, q_heads=problem.q_heads // spec.heads)
+
+
 def crew_of(spec: AttnSpec, problem: Problem, mask_batch: int, sm_count: int) -> Crew:
     """Who works on each block row. Only the Hopper kernel may split rows, as far as the merge may use memory."""
+    problem = in_tiles(spec, problem)
     heads = problem.q_heads * (problem.batch // mask_batch)
     all_heads = problem.q_heads * problem.batch
     slots = MOST_PARTIAL_BYTES // (all_heads * partial_bytes(spec)) if spec.kernel == "sm90" else 0
@@ -43,7 +54,7 @@ def crew_of(spec: AttnSpec, problem: Problem, mask_batch: int, sm_count: int) ->
 
 def partial_bytes(spec: AttnSpec) -> int:
     """What one part of a split row leaves: O in float32, and for each row and lane its peaks and sums."""
-    return spec.br // 16 * (spec.head_dim // 8 + 1) * 32 * 16
+    return spec.heads * spec.br // 16 * (spec.head_dim // 8 + 1) * 32 * 16
 
 
 def grid_of(spec: AttnSpec, problem: Problem, work_items: int, sm_count: int) -> tuple[int, int, int]:
@@ -153,19 +164,19 @@ class Sm90Plan(Plan):
         self._layouts = launched.layouts
         self._work_at = PARAMS[spec.kernel].fields["counter"][1]  # type: ignore[index]
         self._need: workspace.Need | None = None
-        sizes, heads = blocks.sizes, problem.q_heads * problem.batch
+        sizes, heads = blocks.sizes, in_tiles(spec, problem).q_heads * problem.batch
         if sizes.n_split_rows:
             parts, rows = heads * sizes.n_slots, heads * sizes.n_split_rows
-            self._need = workspace.Need(parts * partial_bytes(spec), rows * (spec.br // 16))
+            self._need = workspace.Need(parts * partial_bytes(spec), rows * (spec.heads * spec.br // 16))
             workspace.prepare(self.device, self._need)
 
     def _complete(self, argument: NDArray[np.void], addresses: Addresses, stream: Any) -> None:
         maps = self._maps.get(addresses)
         if maps is None:
-            rows = (self.spec.br, self.spec.bc, self.spec.bc)
+            boxes = ((self.spec.br, self.spec.heads), (self.spec.bc, 1), (self.spec.bc, 1))
             maps = b"".join(
-                tensor_map(address, *layout, self.spec.dtype, boxed)
-                for address, layout, boxed in zip(addresses, self._layouts, rows, strict=True)
+                tensor_map(address, *layout, self.spec.dtype, box)
+                for address, layout, box in zip(addresses, self._layouts, boxes, strict=True)
             )
             if len(self._maps) >= MAX_MAPS:
                 self._maps.clear()

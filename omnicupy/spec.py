@@ -118,10 +118,11 @@ class AttnSpec:
     def _check_sm90(self) -> None:
         if self.arch != "sm_90a":
             raise ValueError(f"config: kernel 'sm90' needs arch='sm_90a' (wgmma), got {self.arch!r}")
-        if self.warps not in (8, 12, 16) or self.br != 16 * (self.warps - 4):
+        if self.warps not in (8, 12, 16) or self.br not in (64, 16 * (self.warps - 4)):
             raise ValueError(
                 "config: kernel 'sm90' has 4 producer warps and 4 warps for each 64 query rows: br=64, 128 or 192 "
-                f"with warps=8, 12 or 16, got br={self.br}, warps={self.warps}"
+                "with warps=8, 12 or 16, or br=64 for 2 or 3 heads with warps=12 or 16, got "
+                f"br={self.br}, warps={self.warps}"
             )
         if self.head_dim > MAX_ONE_PIECE or self.share_kv or not self.swizzle:
             raise ValueError(
@@ -133,6 +134,11 @@ class AttnSpec:
     def tiled(self) -> bool:
         """True when head_dim is cut in pieces (D-tiling)."""
         return self.kernel == "sm80" and self.head_dim > MAX_ONE_PIECE
+
+    @property
+    def heads(self) -> int:
+        """Query heads of one group in a tile, `br` rows of each: more than one shares what is read of K and V."""
+        return 16 * (self.warps - 4) // self.br if self.kernel == "sm90" else 1
 
     @property
     def value_dim(self) -> int:
@@ -169,7 +175,7 @@ class AttnSpec:
 
     def _sm90_bytes(self, q_slots: int) -> int:
         # Panels of 64 columns; tile and work slots and barriers in the last KiB.
-        tiles = 128 * -(-self.head_dim // 64) * (q_slots * self.br + 2 * self.stages * self.bc)
+        tiles = 128 * -(-self.head_dim // 64) * (q_slots * self.heads * self.br + 2 * self.stages * self.bc)
         return tiles + self.stages * self._span_bytes + 1024
 
     @property

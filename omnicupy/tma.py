@@ -25,12 +25,12 @@ def can_map(shape: Sequence[int], strides: Sequence[int]) -> bool:
 
 @lru_cache(maxsize=1024)
 def tensor_map(
-    pointer: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str, rows: int
+    pointer: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str, box: tuple[int, int]
 ) -> bytes:
-    """The map of a (batch, head, token, column) tensor, for boxes of 64 columns by `rows` tokens.
+    """The map of a (batch, head, token, column) tensor, for boxes of 64 columns by box = (tokens, heads).
 
     pointer: device address, a multiple of 16.  strides: in bytes, such that `can_map` holds.  dtype: "float16" or
-    "bfloat16".  rows: 1 to 256.  Columns and tokens past the tensor's end read as zeros. Returns 128 bytes.
+    "bfloat16".  box: 1 to 256 each.  Columns and tokens past the tensor's end read as zeros. Returns 128 bytes.
     Raises UnsupportedError where cuda-bindings or the driver cannot make one.
     """
     driver = _driver()
@@ -50,7 +50,7 @@ def tensor_map(
         pointer,
         [u64(columns), u64(tokens), u64(heads), u64(batch)],
         [u64(legal[2]), u64(legal[1]), u64(legal[0])],
-        [u32(PANEL), u32(rows), u32(1), u32(1)],
+        [u32(PANEL), u32(box[0]), u32(box[1]), u32(1)],
         [u32(1)] * 4,
         driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
         driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,

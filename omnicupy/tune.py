@@ -52,7 +52,8 @@ class Row:
     """One line of the table: when it serves, and with which tile.
 
     head_dims: (least, greatest) kernel head_dim, both included.  shape: "any", or "small" for few query rows
-    and for problems whose "any" row would leave multiprocessors without work.  cost: of rows that compete for the
+    and for problems whose "any" row would leave multiprocessors without work, or "shared" for few query rows of groups
+    whose heads fill tiles.  cost: of rows that compete for the
     same calls; the mask decides.  The rest: as in AttnSpec.
     """
 
@@ -91,6 +92,8 @@ class Row:
 
 
 TABLE = (
+    Row(kernel="sm90", head_dims=(16, 128), shape="shared", br=64, bc=128, stages=2, warps=12, archs=HOPPER),
+    Row(kernel="sm90", head_dims=(144, 256), shape="shared", br=64, bc=64, stages=2, warps=12, archs=HOPPER),
     Row(kernel="sm90", head_dims=(16, 128), shape="small", br=64, bc=128, stages=2, warps=8, archs=HOPPER),
     Row(kernel="sm90", head_dims=(144, 256), shape="small", br=64, bc=64, stages=2, warps=8, archs=HOPPER),
     Row(kernel="sm90", head_dims=(16, 32), br=192, bc=96, stages=3, warps=16, archs=HOPPER),
@@ -199,10 +202,15 @@ def pick(
             f"no kernel serves {problem.dtype} with head_dim {problem.head_dim} on {arch}; cast q, k and v"
         )
     spec = large.spec(arch, problem.dtype, head_dim)
-    small = next((row for row in rows if row.shape == "small"), None)
-    if small is None or not _is_small(problem, spec, sm_count):
+    if not _is_small(problem, spec, sm_count):
         return spec
-    return small.spec(arch, problem.dtype, head_dim)
+    shapes = ("shared", "small") if problem.q_len <= FEW_ROWS else ("small",)
+    for shape in shapes:
+        for row in rows:
+            small = row.spec(arch, problem.dtype, head_dim)
+            if row.shape == shape and problem.group % small.heads == 0:
+                return small
+    return spec
 
 
 def _cheapest(rows: Sequence[Row], masks: Sequence[Mask], share: float) -> Row | None:

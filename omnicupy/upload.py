@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import cupy
@@ -136,7 +137,9 @@ def cache_of(masks: Sequence[Mask]) -> DeviceCache:
         # Weak, so that a batch keeps none of its masks alive; an id is not used again before its entry is
         # gone.
         owner = weakref.ref(first)
-        others = [weakref.ref(m, lambda _: _forget(owner, key)) for m in masks if m is not first]
+        # At exit this module's names may be gone already: the callback holds what it calls.
+        forget = partial(_forget, owner, key)
+        others = [weakref.ref(m, forget) for m in masks if m is not first]
         stacks = [k for k in list(first._device) if k]
         for old in stacks[: max(0, len(stacks) - MAX_STACKS + 1)]:
             first._device.pop(old, None)
@@ -157,7 +160,7 @@ def device_blocks(masks: Sequence[Mask], tile: tuple[int, int], crew: Crew, devi
     return found
 
 
-def _forget(owner: weakref.ref[Mask], key: tuple[int, ...]) -> None:
+def _forget(owner: weakref.ref[Mask], key: tuple[int, ...], _: object = None) -> None:
     first = owner()
     if first is not None:
         first._device.pop(key, None)

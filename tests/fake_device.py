@@ -149,10 +149,10 @@ COUNTER = 1 << 16
 WORKSPACE = SimpleNamespace(partials=1 << 17, arrivals=1 << 18)
 
 
-def _tensor_map(pointer: int, shape: Any, strides: Any, dtype: str, rows: int) -> bytes:
+def _tensor_map(pointer: int, shape: Any, strides: Any, dtype: str, box: tuple[int, int]) -> bytes:
     """Tells what it was made of, in the 128 bytes of a map."""
     assert len(shape) == len(strides) == 4
-    return np.array([pointer, *shape, *strides, rows] + [0] * 6, np.uint64).tobytes()
+    return np.array([pointer, *shape, *strides, *box] + [0] * 5, np.uint64).tobytes()
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> Device:

@@ -36,7 +36,7 @@ def _inputs(q_len: int = 5000, heads: int = 8, kv_heads: int = 2) -> list[ndarra
 def _map_fields(of: Any) -> dict[str, list[int]]:
     """What fake_device's tensor maps say that they were made of."""
     words = [int(word) for word in of.astype(np.int64)]
-    return {"pointer": words[:1], "shape": words[1:5], "strides": words[5:9], "rows": words[9:10]}
+    return {"pointer": words[:1], "shape": words[1:5], "strides": words[5:9], "box": words[9:11]}
 
 
 def test_the_parameters_of_a_hopper_call(device: fake_device.Device) -> None:
@@ -50,7 +50,7 @@ def test_the_parameters_of_a_hopper_call(device: fake_device.Device) -> None:
             "pointer": [array.data.ptr],
             "shape": list(array.shape),
             "strides": list(array.strides),
-            "rows": [rows],
+            "box": [rows, 1],
         }
     assert [int(p[name]) for name in ("q", "k", "v", "out", "lse")] == [
         *(x.data.ptr for x in (q, k, v, out)),
@@ -238,3 +238,33 @@ def test_an_explicit_hopper_config_needs_hopper(device: fake_device.Device) -> N
 def test_every_kernel_kind_has_a_plan() -> None:
     assert plan.PLANS["sm90"] is plan.Sm90Plan
     assert {row.kernel for row in tune.TABLE} <= set(plan.PLANS)
+
+
+def test_few_rows_of_a_group_share_tiles(device: fake_device.Device) -> None:
+    """Two heads of 64 rows to a tile: a box holds both, and they are one work item."""
+    q, k, v = _inputs(64)
+    k_len = 5000
+    k, v = (ndarray((2, 2, k_len, 128), BF16) for _ in range(2))
+    oc.attention(q, k, v, oc.full(64, k_len))
+    (launched,), (spec,) = device.launches, device.kernels
+    assert (spec.br, spec.warps, spec.heads) == (64, 12, 2)
+    p = launched["params"]
+    assert _map_fields(p["q_map"])["box"] == [64, 2]
+    assert _map_fields(p["k_map"])["box"] == [spec.bc, 1]
+    problem = Problem(2, 8, 2, 64, k_len, 128, "bfloat16")
+    crew = plan.crew_of(spec, problem, 1, 132)
+    assert crew.heads == 2 * 8 // 2
+    assert int(p["work_items"]) % crew.heads == 0
+    assert plan.partial_bytes(spec) == plan.partial_bytes(SPEC)
+
+
+def test_heads_that_fill_no_tiles_are_refused(device: fake_device.Device) -> None:
+    spec = AttnSpec(
+        arch="sm_90a", kernel="sm90", dtype="bfloat16", head_dim=128, br=64, bc=128, stages=2, warps=12
+    )
+    q, k, v = _inputs(64, heads=6)
+    with pytest.raises(ValueError) as error:
+        oc.attention(q, k, v, config=spec)
+    assert str(error.value) == (
+        "config: br=64 with warps=12 puts 2 query heads of one group into a tile, but a group has 3; take warps=8"
+    )

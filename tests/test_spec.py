@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -51,9 +52,9 @@ TABLE = [
     (SM90, {"arch": "sm_90"}, "config: kernel 'sm90' needs arch='sm_90a' (wgmma), got 'sm_90'"),
     (
         SM90,
-        {"br": 64},
+        {"br": 192},
         "config: kernel 'sm90' has 4 producer warps and 4 warps for each 64 query rows: br=64, 128 or 192 with "
-        "warps=8, 12 or 16, got br=64, warps=12",
+        "warps=8, 12 or 16, or br=64 for 2 or 3 heads with warps=12 or 16, got br=192, warps=12",
     ),
 ]
 
@@ -64,3 +65,15 @@ def test_tiles_that_no_kernel_has(fields: dict[str, Any], changed: dict[str, Any
     with pytest.raises(ValueError, match="config: ") as caught:
         AttnSpec(**(fields | changed))
     assert str(caught.value) == message
+
+
+SM90_ROWS = {br: {"kernel": "sm90", "br": br, "warps": 12} for br in (64, 128)}
+
+
+def test_heads_that_share_a_tile_take_the_memory_of_its_rows() -> None:
+    whole = AttnSpec(arch="sm_90a", dtype="bfloat16", head_dim=128, bc=128, stages=2, **SM90_ROWS[128])
+    shared = AttnSpec(arch="sm_90a", dtype="bfloat16", head_dim=128, bc=128, stages=2, **SM90_ROWS[64])
+    assert (whole.heads, shared.heads) == (1, 2)
+    assert whole.smem_bytes == shared.smem_bytes
+    assert whole.q_slots == shared.q_slots
+    assert replace(shared, bc=64, warps=16).heads == 3

@@ -76,7 +76,7 @@ def _numbers(values: list[Any]) -> list[int]:
 
 @pytest.mark.parametrize(("dtype", "kind"), [("float16", "FLOAT16"), ("bfloat16", "BFLOAT16")])
 def test_what_a_map_is_made_of(driver: Driver, dtype: str, kind: str) -> None:
-    made = tma.tensor_map(4096, SHAPE, STRIDES, dtype, 96)
+    made = tma.tensor_map(4096, SHAPE, STRIDES, dtype, (96, 2))
     assert made == b"".join(word.to_bytes(8, "little") for word in WORDS)
     assert len(made) == params.MAP_BYTES
     (asked,) = driver.asked
@@ -84,7 +84,7 @@ def test_what_a_map_is_made_of(driver: Driver, dtype: str, kind: str) -> None:
     assert asked[1:3] == (4, 4096)
     assert _numbers(asked[3]) == [128, 300, 4, 2]  # fastest axis first
     assert _numbers(asked[4]) == [256, 300 * 256, 4 * 300 * 256]  # of the axes after it, in bytes
-    assert _numbers(asked[5]) == [tma.PANEL, 96, 1, 1]
+    assert _numbers(asked[5]) == [tma.PANEL, 96, 2, 1]
     assert _numbers(asked[6]) == [1, 1, 1, 1]
     assert [setting.name.partition("MAP_")[2] for setting in asked[7:]] == [
         "INTERLEAVE_NONE",
@@ -95,21 +95,21 @@ def test_what_a_map_is_made_of(driver: Driver, dtype: str, kind: str) -> None:
 
 
 def test_an_axis_of_length_one_gets_a_legal_stride(driver: Driver) -> None:
-    tma.tensor_map(4096, (1, 1, 300, 128), (0, -256, 256, 2), "float16", 64)
+    tma.tensor_map(4096, (1, 1, 300, 128), (0, -256, 256, 2), "float16", (64, 1))
     assert _numbers(driver.asked[0][4]) == [256, 16, 16]
 
 
 def test_a_map_is_made_once(driver: Driver) -> None:
     for pointer in (4096, 8192, 4096, 4096):
-        tma.tensor_map(pointer, SHAPE, STRIDES, "float16", 64)
-    tma.tensor_map(4096, SHAPE, STRIDES, "float16", 128)
+        tma.tensor_map(pointer, SHAPE, STRIDES, "float16", (64, 1))
+    tma.tensor_map(4096, SHAPE, STRIDES, "float16", (128, 1))
     assert [asked[2] for asked in driver.asked] == [4096, 8192, 4096]
 
 
 def test_the_driver_s_refusal_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     _install(monkeypatch, Driver(error=1))
     with pytest.raises(UnsupportedError) as error:
-        tma.tensor_map(4096, SHAPE, STRIDES, "bfloat16", 64)
+        tma.tensor_map(4096, SHAPE, STRIDES, "bfloat16", (64, 1))
     assert str(error.value) == (
         f"no tensor map for shape {SHAPE}, strides {STRIDES} (bytes), bfloat16: the driver says "
         "CUDA_ERROR_INVALID_VALUE; pass config=AttnSpec(kernel='sm80', ...)"
@@ -119,7 +119,7 @@ def test_the_driver_s_refusal_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_cuda_bindings_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     with pytest.raises(UnsupportedError) as error:
-        tma.tensor_map(4096, SHAPE, STRIDES, "bfloat16", 64)
+        tma.tensor_map(4096, SHAPE, STRIDES, "bfloat16", (64, 1))
     assert str(error.value) == (
         "the Hopper kernel needs cuda-bindings to make tensor maps: pip install cuda-bindings"
     )

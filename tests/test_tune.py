@@ -98,6 +98,20 @@ def test_few_rows_take_small_tiles_however_many_heads_there_are() -> None:
         assert tune.pick(arch, problem, (oc.random(64, 0),), H100_SMS).br == 64
 
 
+@pytest.mark.parametrize(("head_dim", "bc"), [(64, 128), (128, 128), (256, 64)])
+def test_few_rows_of_whole_groups_share_tiles_on_hopper(head_dim: int, bc: int) -> None:
+    def picked(q_heads: int, q_len: int = 64) -> tuple[int, int, int]:
+        problem = Problem(4, q_heads, 2, q_len, 9000, head_dim, "bfloat16")
+        spec = tune.pick("sm_90", problem, (oc.full(q_len, 9000),), 132)
+        assert spec.bc == bc or q_len > 64
+        return spec.br, spec.warps, spec.heads
+
+    assert picked(8) == (64, 12, 2)
+    assert picked(4) == (64, 12, 2)
+    assert picked(6) == picked(2) == (64, 8, 1)  # three heads, one head a group
+    assert picked(8, 65)[2] == 1
+
+
 def test_long_rows_are_split_rather_than_made_of_small_tiles_on_hopper() -> None:
     problem = Problem(1, 4, 4, 512, 16384, 128, "bfloat16")
     masks = (oc.random(512, 0),)

@@ -98,7 +98,10 @@ def test_variants_hold_the_ladder_every_row_and_the_default() -> None:
     assert {f"sm80 stages {n}" for n in (1, 2, 3)} | {"sm80 stages 1, shared K/V"} <= set(names)
     specs = {variant.spec for variant in found}
     rows = {row.spec("sm_90", "bfloat16", 128) for row in tune.TABLE if row.serves("sm_90", "bfloat16", 128)}
-    assert rows <= specs
+    ratio = case.q_heads // case.kv_heads
+    assert {spec for spec in rows if ratio % spec.heads == 0} <= specs
+    paired = replace(case, q_heads=2 * case.kv_heads)
+    assert rows <= {variant.spec for variant in variants(paired, paired.masks(), "sm_90", 132)}
     assert len(names) == len(set(names))
 
 

@@ -18,9 +18,12 @@ constexpr int kTiers = sizeof(AttnParams::tiers) / sizeof(int);
 
 // Work index -> (tier, section of heads, part by rank, head in section). Parts of block rows come longest first. The heads
 // of one section, whose K and V fit L2 together, are worked on side by side; short parts of all heads come after the long
-// ones of all heads, so that what is worked on last is short.
+// ones of all heads, so that what is worked on last is short. kHeads: heads that share a tile and count as one; the first
+// is returned.
+template <int kHeads = 1>
 __device__ __forceinline__ WorkItem work_item(AttnParams const& p, int index) {
-  int const heads = p.q_heads * (p.batch / p.mask_batch);
+  int const of_batch = p.q_heads / kHeads;
+  int const heads = of_batch * (p.batch / p.mask_batch);
   int first = 0, end = p.tiers[0];
 #pragma unroll
   for (int i = 0; i < kTiers - 1; ++i) {
@@ -40,8 +43,8 @@ __device__ __forceinline__ WorkItem work_item(AttnParams const& p, int index) {
   WorkItem work;
   work.q0 = part.x;
   work.mask = part.y;
-  work.batch = p.mask_batch == 1 ? head / p.q_heads : part.y;
-  work.head = p.mask_batch == 1 ? head % p.q_heads : head;
+  work.batch = p.mask_batch == 1 ? head / of_batch : part.y;
+  work.head = kHeads * (p.mask_batch == 1 ? head % of_batch : head);
   work.first = part.z;
   work.end = part.w;
   work.part = first + rank;

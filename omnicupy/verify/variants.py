@@ -50,6 +50,8 @@ def variants(case: Case, masks: Sequence[Mask], arch: str, sm_count: int) -> lis
     for row in tune.TABLE:
         if row.serves(arch, case.dtype, head_dim) and serves(row.kernel, case):
             spec = row.spec(arch, case.dtype, head_dim)
+            if case.q_heads // case.kv_heads % spec.heads:
+                continue
             name = f"{spec.kernel} {spec.br}x{spec.bc} stages {spec.stages} warps {spec.warps}"
             found.setdefault(spec, Variant(name, spec))
     picked = tune.pick(arch, problem_of(case), masks, sm_count, mappable=serves("sm90", case))

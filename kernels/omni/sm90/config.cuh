@@ -24,6 +24,9 @@ struct Sm90Config {
   static constexpr int kStages = Stages;
   static constexpr bool kBf16 = Bf16;
   static constexpr int kConsumers = Warps / 4 - 1;
+  static constexpr int kQRows = 64 * kConsumers;
+  // Query heads of one group that lie in a tile one below the other, each a warpgroup's: they read K and V once.
+  static constexpr int kHeads = kQRows / Br;
   static constexpr int kThreads = 32 * Warps;
   static constexpr bool kSplitWeights = HeadDim <= kSplitWeightsDim;
   // Two where shared memory has room: the next item's Q is loaded while this one is worked on.
@@ -35,7 +38,7 @@ struct Sm90Config {
   // Tiles lie in panels of 64 columns (128 bytes, the span of the 128-byte swizzle), rows following each other.
   static constexpr int kPanels = (HeadDim + 63) / 64;
   static constexpr int kRowBytes = 128;
-  static constexpr int kQPanelBytes = Br * kRowBytes;
+  static constexpr int kQPanelBytes = kQRows * kRowBytes;
   static constexpr int kKvPanelBytes = Bc * kRowBytes;
   static constexpr int kQBytes = kPanels * kQPanelBytes;
   static constexpr int kKvBytes = kPanels * kKvPanelBytes;
@@ -44,7 +47,8 @@ struct Sm90Config {
   static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 40;
   static constexpr int kConsumerRegisters = kConsumers == 1 ? 248 : kConsumers == 2 ? 232 : 160;
 
-  static_assert(Br == 64 * kConsumers && kConsumers >= 1 && kConsumers <= 3, "64 query rows a consumer warpgroup");
+  static_assert(kConsumers >= 1 && kConsumers <= 3, "64 query rows a consumer warpgroup");
+  static_assert(Br == kQRows || Br == 64, "one head in a tile, or one a warpgroup");
   static_assert(HeadDim % 16 == 0 && HeadDim <= 256 && Bc % 32 == 0 && Bc <= 256, "widths of wgmma");
 };
 

@@ -24,7 +24,7 @@ struct Consumer {
   AttnParams const& p;
   Smem& smem;
   int const group;  // of the consumers
-  int const row0;   // the warp's first row in the tile
+  int const row0;   // the warp's first row in its head's tile
   u32 q_word;       // of the warpgroup's first row of the item at hand
   RingIndex<Cfg::kStages> ring;    // the tile whose scores come next; the values of the one before come with them
   RingIndex<Cfg::kStages> before;  // the tile before: the last one that was not skipped
@@ -34,7 +34,10 @@ struct Consumer {
   OnlineSoftmax<1> softmax;
 
   __device__ __forceinline__ Consumer(AttnParamsSm90 const& params, Smem& memory, int warpgroup)
-      : args(params), p(params.p), smem(memory), group(warpgroup), row0(64 * warpgroup + threadIdx.x % 128 / 32 * 16) {}
+      : args(params), p(params.p), smem(memory), group(warpgroup), row0((Cfg::kHeads == 1 ? 64 * warpgroup : 0) + threadIdx.x % 128 / 32 * 16) {}
+
+  // The warpgroup's head.
+  __device__ __forceinline__ int head(WorkSlot const& work) const { return work.head + (Cfg::kHeads == 1 ? 0 : group); }
 
   // The whole warp has read what the barrier gives back.
   __device__ __forceinline__ static void release(u64& barrier) {
@@ -207,12 +210,14 @@ struct Consumer {
     step();
   }
 
+  __device__ __forceinline__ int warp_of_tile() const { return (Cfg::kHeads == 1 ? 0 : 4 * group) + row0 / 16; }
+
   // Are the rows whole? The parts of a split block row are merged by the warp that comes last.
   __device__ __forceinline__ bool is_complete(WorkSlot const& work) {
     if (args.n_split_rows == 0) return true;
     int4 const split = args.splits[work.part];
     if (split.x < 0) return true;
-    return Merge<Cfg>{args, split, work.batch * p.q_heads + work.head, row0 / 16}.add(out, softmax, p.scale_log2);
+    return Merge<Cfg>{args, split, (work.batch * p.q_heads + work.head) / Cfg::kHeads, warp_of_tile()}.add(out, softmax, p.scale_log2);
   }
 
   // The values of an item's last tile.
@@ -227,7 +232,7 @@ struct Consumer {
   __device__ __forceinline__ void store_rows(WorkSlot const& work) {
     softmax.finish();
     if (!is_complete(work)) return;
-    store_output<Cfg::kBf16>(p, OutputPlace{work.batch, work.head, work.q0 + row0, 0}, out, softmax);
+    store_output<Cfg::kBf16>(p, OutputPlace{work.batch, head(work), work.q0 + row0, 0}, out, softmax);
   }
 };
 

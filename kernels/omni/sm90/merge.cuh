@@ -15,7 +15,7 @@ struct Merge {
 
   AttnParamsSm90 const& args;
   int4 const split;  // {row among the split ones, number of the part, parts of the row, slot of the first one}
-  int const head;    // of all batch elements
+  int const head;    // of all batch elements; heads that share a tile count as one
   int const warp;    // of the consumers
 
   // The lane's numbers of one part: vector i stands 32 * i further on.

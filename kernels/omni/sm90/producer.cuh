@@ -70,7 +70,7 @@ struct Producer {
   __device__ __forceinline__ void load_q(Slot at) {
     int const i = Smem::q_slot(at);
     mbarrier_wait(smem_address(&smem.q_empty[i]), Smem::q_parity(at) ^ 1);
-    load<Cfg::kBr>(at, smem.q[i], &args.q_map, &smem.q_full[i], Rows{work(at).q0, work(at).head});
+    load<Cfg::kQRows>(at, smem.q[i], &args.q_map, &smem.q_full[i], Rows{work(at).q0, work(at).head});
   }
 
   // One item: K0 Q (K1 V0) (K2 V1) ... V(n-1), in the order in which the consumers need them. ask() asks for the next
@@ -105,7 +105,7 @@ struct Producer {
     int index = blockIdx.x;
 #pragma unroll 1
     while (index < args.work_items) {
-      WorkItem const item = work_item(args.p, index);
+      WorkItem const item = work_item<Cfg::kHeads>(args.p, index);
       Visit visit(args.p, item.first, item.end);
       list.announce_item(slot, item, visit);
       slot.next();

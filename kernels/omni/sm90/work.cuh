@@ -55,7 +55,7 @@ struct Scheduler {
     int index = blockIdx.x;
 #pragma unroll 1
     for (int parity = 0; index < list.args.work_items; parity ^= 1) {
-      WorkItem const item = work_item(list.args.p, index);
+      WorkItem const item = work_item<Cfg::kHeads>(list.args.p, index);
       Visit const visit(list.args.p, item.first, item.end);
       list.smem.walks[slot.stage()] = visit;
       list.announce_item(slot, item, visit);
