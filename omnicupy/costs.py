@@ -205,7 +205,7 @@ def work_of(spec: AttnSpec, problem: Problem, blocks: BlockMask, device: Device)
     if spec.kernel not in ("sm80", "sm90"):
         raise UnsupportedError(f"the cost model describes kernels 'sm80' and 'sm90', got {spec.kernel!r}")
     blocks = ordered(blocks)
-    whole = spec.heads * spec.br * spec.bc
+    whole = spec.rows * spec.bc
     pairs = whole * (shares(blocks) if spec.kernel == "sm90" else np.ones(len(blocks.kinds)))
     kinds = (pairs * (blocks.kinds == kind) for kind in (PARTIAL, CAUSAL))
     each = np.stack([pairs, *kinds, whole - pairs], axis=1)

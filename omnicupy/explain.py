@@ -147,7 +147,7 @@ def run(workload: Workload, dtype: str, variant: str | None = None) -> Explanati
     ceilings, note = costs.nearest(known, name, spec.kernel)
     device = device if gpu else ceilings.device
     blocks = mask.blocks(spec.br, spec.bc)
-    ceiling = ceilings.at(spec.kernel, spec.head_dim, spec.br)
+    ceiling = ceilings.at(spec.kernel, spec.head_dim, spec.rows)
     return Explanation(
         workload,
         problem,

@@ -141,6 +141,11 @@ class AttnSpec:
         return 16 * (self.warps - 4) // self.br if self.kernel == "sm90" else 1
 
     @property
+    def rows(self) -> int:
+        """Query rows of a tile, those of all its heads."""
+        return self.heads * self.br
+
+    @property
     def value_dim(self) -> int:
         """Columns of V and O one thread block owns."""
         return value_dim_of(self.head_dim) if self.tiled else self.head_dim
@@ -175,7 +180,7 @@ class AttnSpec:
 
     def _sm90_bytes(self, q_slots: int) -> int:
         # Panels of 64 columns; tile and work slots and barriers in the last KiB.
-        tiles = 128 * -(-self.head_dim // 64) * (q_slots * self.heads * self.br + 2 * self.stages * self.bc)
+        tiles = 128 * -(-self.head_dim // 64) * (q_slots * self.rows + 2 * self.stages * self.bc)
         return tiles + self.stages * self._span_bytes + 1024
 
     @property

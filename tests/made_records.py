@@ -129,7 +129,7 @@ def _our_ms(spec: AttnSpec, sizes: tuple[int, ...], mask: Any) -> float:
         return float(4 * sizes[5] * mask.pairs * sizes[0] * sizes[1] / 1e9 / 2.0)
     ceilings = CEILINGS[spec.kernel]
     work = costs.work_of(spec, Problem(*sizes, "bfloat16"), mask.blocks(spec.br, spec.bc), ceilings.device)  # type: ignore[arg-type]
-    us = costs.predict(work, ceilings.at(spec.kernel, spec.head_dim, spec.br)).us
+    us = costs.predict(work, ceilings.at(spec.kernel, spec.head_dim, spec.rows)).us
     slow = (
         (4 if not spec.swizzle else 1)
         * (1.15 if spec.share_kv else 1)

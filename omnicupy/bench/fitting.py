@@ -155,7 +155,7 @@ def residuals(ceilings: Ceilings, measured: Sequence[Point]) -> list[Residual]:
     return [
         Residual(
             point,
-            costs.predict(point.work, ceilings.at(point.spec.kernel, point.spec.head_dim, point.spec.br)).us,
+            costs.predict(point.work, ceilings.at(point.spec.kernel, point.spec.head_dim, point.spec.rows)).us,
         )
         for point in measured
         if point.spec.kernel in known
@@ -209,7 +209,7 @@ def _table(arch: str, dtype: str, head_dim: int) -> set[AttnSpec]:
 
 def _class_of(point: Point) -> tuple[int, int]:
     """Measurements of one class share the time of a pair: head_dim and tile height."""
-    return point.spec.head_dim, point.spec.br
+    return point.spec.head_dim, point.spec.rows
 
 
 def _fit_kernel(kernel: str, measured: Sequence[Point], megabyte_us: float | None) -> list[Ceiling]:
