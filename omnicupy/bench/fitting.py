@@ -155,7 +155,9 @@ def residuals(ceilings: Ceilings, measured: Sequence[Point]) -> list[Residual]:
     return [
         Residual(
             point,
-            costs.predict(point.work, ceilings.at(point.spec.kernel, point.spec.head_dim, point.spec.rows)).us,
+            costs.predict(
+                point.work, ceilings.at(point.spec.kernel, point.spec.head_dim, point.spec.rows)
+            ).us,
         )
         for point in measured
         if point.spec.kernel in known
