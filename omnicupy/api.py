@@ -54,6 +54,7 @@ def attention(
     when a kernel does not compile.
     """
     if not isinstance(q, np.ndarray):
+        _check_kind(q, k, v, mask)
         launch = _on_gpu or _load_gpu(q, k, v)
         return launch(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
     problem = check.problem(q, k, v, mask, scale=scale, out=out, config=config)
@@ -86,10 +87,17 @@ def prepare(
     if isinstance(q, np.ndarray):
         check.problem(q, k, v, mask, scale=scale, out=out, config=config)
         return
+    _check_kind(q, k, v, mask)
     _load_gpu(q, k, v)
     from omnicupy import launch
 
     launch.plan_of(q, k, v, mask, scale=scale, out=out, config=config)
+
+
+def _check_kind(q: Any, k: Any, v: Any, mask: Any) -> None:
+    """Refuses what is no mask before it is looked up: an array has no truth value."""
+    if mask is not None and not isinstance(mask, (Mask, list, tuple)):
+        check.masks_of(mask, check.problem(q, k, v, None))
 
 
 def _load_gpu(q: Any, k: Any, v: Any) -> Callable[..., Any]:

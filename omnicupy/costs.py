@@ -46,7 +46,7 @@ REGISTERS_A_THREAD = 256  # the sm80 kernel's accumulators leave it no fewer
 
 @dataclass(frozen=True)
 class Ceiling:
-    """The speeds of a kernel at a head_dim (the kernel's) and tile height on one multiprocessor.
+    """The speeds of a kernel at a head_dim (the kernel's) and a number of query rows in a tile, on one multiprocessor.
 
     pair_ps: picoseconds a pair of a full tile.  partial_ps, causal_ps: what a pair of such a tile takes longer.
     skipped_ps: what a pair takes whose warpgroup gives the tile back unread; such a pair counts for nothing else.
@@ -117,10 +117,11 @@ class Ceilings:
         found = sorted((one for one in of_kernel if one.br == height), key=lambda one: one.head_dim)
         dims = [one.head_dim for one in found]
         values = np.array([[getattr(one, name) for name in FITTED] for one in found])
-        picked = dict(
-            zip(FITTED, (float(np.interp(head_dim, dims, column)) for column in values.T), strict=True)
-        )
-        picked["pair_ps"] *= max(1.0, head_dim / dims[-1])
+        columns = (float(np.interp(head_dim, dims, column)) for column in values.T)
+        picked = dict(zip(FITTED, columns, strict=True))
+        for name in ("pair_ps", "item_us"):
+            picked[name] *= max(1.0, head_dim / dims[-1])
+        picked["item_us"] *= br / height
         return Ceiling(kernel, head_dim, height, **picked)
 
     def as_json(self) -> dict[str, Any]:

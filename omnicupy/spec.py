@@ -41,7 +41,9 @@ class AttnSpec:
     arch: the CUDA target ("sm_80", ...).  kernel: "naive", "sm80" (mma.sync) or "sm90" (wgmma).  dtype: "float16"
     or "bfloat16".
     head_dim: columns of Q and K in the kernel, a multiple of 16 (the tensors' head_dim rounded up).
-    br, bc: tile height (queries) and width (keys), in tokens.  stages: K/V tiles in flight.  warps: warps a block.
+    br, bc: tile height (queries of one head) and width (keys), in tokens.  stages: K/V tiles in flight.
+    warps: warps a block; sm90 with br=64 and 12 or 16 of them has two or three heads of a group in a tile (three are in
+    no row of tune.py and unverified).
     share_kv: one buffer holds K, then V (stages = 1 only).  swizzle: XOR-swizzled shared memory (False: plain
     rows, for the bank-conflict study).  ping_pong: the consumer warpgroups of sm90 take turns at the tensor cores.
 
@@ -64,9 +66,10 @@ class AttnSpec:
         self._check_names()
         self._check_tile()
         if self.smem_bytes > (limit := SMEM_LIMIT_BYTES[self.arch]):
+            rows = f"br={self.br}" if self.heads == 1 else f"warps={self.warps}"
             raise ValueError(
                 f"config: the tile needs {self.smem_bytes} B of shared memory, {self.arch} has {limit} B a block; "
-                f"lower br={self.br}, bc={self.bc} or stages={self.stages}"
+                f"lower {rows}, bc={self.bc} or stages={self.stages}"
             )
 
     def _check_names(self) -> None:
@@ -179,7 +182,7 @@ class AttnSpec:
         return 2 if self._sm90_bytes(2) <= SMEM_LIMIT_BYTES[self.arch] else 1
 
     def _sm90_bytes(self, q_slots: int) -> int:
-        # Panels of 64 columns; tile and work slots and barriers in the last KiB.
+        # Panels of 64 columns; tile and work slots, walks and barriers in the last KiB.
         tiles = 128 * -(-self.head_dim // 64) * (q_slots * self.rows + 2 * self.stages * self.bc)
         return tiles + self.stages * self._span_bytes + 1024
 

@@ -146,7 +146,11 @@ def _plan_of(
         q.get_device(),
         None if out is None else (out.shape, out.stride(), out.dtype),
     )
-    plan = _launch.find_plan(words, addresses, mask, scale, config)
+    plan = None
+    if mask is None or isinstance(
+        mask, (Mask, list, tuple)
+    ):  # others are refused, and may have no truth value
+        plan = _launch.find_plan(words, addresses, mask, scale, config)
     if plan is None:
         arrays = tuple(
             None if tensor is None else tensors.on_device(name, tensor)

@@ -53,8 +53,7 @@ class Row:
 
     head_dims: (least, greatest) kernel head_dim, both included.  shape: "any", or "small" for few query rows
     and for problems whose "any" row would leave multiprocessors without work, or "shared" for few query rows of groups
-    whose heads fill tiles.  cost: of rows that compete for the
-    same calls; the mask decides.  The rest: as in AttnSpec.
+    whose heads fill tiles.  cost: of rows that compete for the same calls; the mask decides.  The rest: as in AttnSpec.
     """
 
     head_dims: tuple[int, int]
@@ -250,11 +249,13 @@ def select(
 ) -> AttnSpec:
     """The variant that the user's tuned choices name, else `pick`'s, held to the kernels that are served.
 
-    A tuned choice whose kernel is not served, or that needs tensor maps where none can be, is left out.
+    A tuned choice whose kernel is not served, that needs tensor maps where none can be, or whose tiles hold more heads
+    than the problem's groups fill, is left out.
     Raises UnsupportedError when the kernel of `pick` is not served.
     """
     chosen = tuned.find(problem, masks, sm_count)
-    if chosen is not None and chosen.kernel in SERVED and (mappable or chosen.kernel != "sm90"):
+    fits = chosen is not None and (mappable or chosen.kernel != "sm90") and problem.group % chosen.heads == 0
+    if chosen is not None and chosen.kernel in SERVED and fits:
         return chosen
     spec = pick(arch, problem, masks, sm_count, mappable=mappable)
     if spec.kernel not in SERVED:

@@ -210,15 +210,18 @@ def mask_class(masks: Sequence[Mask]) -> str:
 
 
 def shape_class(problem: Problem, sm_count: int) -> str:
-    """What decides how well tiles fill the device: rows, blocks of 128 rows a multiprocessor, and keys."""
+    """What decides how well tiles fill the device: rows, blocks of 128 rows a multiprocessor, and keys; for few rows
+    also whether two heads of a group can share a tile.
+    """
     blocks = problem.batch * problem.q_heads * -(-problem.q_len // _ROWS_OF_A_BLOCK)
-    return ", ".join(
-        (
-            _bucket("rows", problem.q_len, QUERY_ROWS),
-            _bucket("waves", blocks / sm_count, WAVES),
-            _bucket("keys", problem.k_len, KEYS),
-        )
-    )
+    found = [
+        _bucket("rows", problem.q_len, QUERY_ROWS),
+        _bucket("waves", blocks / sm_count, WAVES),
+        _bucket("keys", problem.k_len, KEYS),
+    ]
+    if problem.q_len <= QUERY_ROWS[0] and problem.group % 2 == 0:
+        found.append("heads in twos")
+    return ", ".join(found)
 
 
 def current_machine() -> Machine:

@@ -14,7 +14,6 @@ from typing import Any
 from sm90_block import Barrier, Block, Name, Place, Steps, Tile
 
 LONGEST_QUIET = 6000  # turns without an event after which everybody waits for ever
-ASK_AT = 2  # tiles before an item's end
 
 
 class WorkList:
@@ -46,6 +45,7 @@ class Producer:
     def __init__(self, block: Block) -> None:
         self.block = block
         self.k, self.v, self.slot = Place(block.stages), Place(block.stages), Place(2)
+        self.ask_at = 3 if block.scheduler and block.q_slots == 2 else 2  # tiles before an item's end
 
     def copy(self, into: list[Any], stage: int, name: Any, full: Barrier) -> Steps:
         """One that the copy engine does meanwhile."""
@@ -76,14 +76,14 @@ class Producer:
     def produce(self, number: int, slot: Place, has_q: bool) -> Steps:
         block = self.block
         names = [(number, tile) for tile in range(len(block.items[number].tiles))]
-        if len(names) <= ASK_AT:
+        if len(names) <= self.ask_at:
             self.ask()
         for name in names[:1]:
             yield from self.load_k(name)
         if not has_q:
             yield from self.load_q(number, slot)
         for before, name in pairwise(names):
-            if len(names) - name[1] == ASK_AT:
+            if len(names) - name[1] == self.ask_at:
                 self.ask()
             yield from self.load_k(name)
             yield from self.load_v(before)

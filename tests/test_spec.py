@@ -77,3 +77,5 @@ def test_heads_that_share_a_tile_take_the_memory_of_its_rows() -> None:
     assert whole.smem_bytes == shared.smem_bytes
     assert whole.q_slots == shared.q_slots
     assert replace(shared, bc=64, warps=16).heads == 3
+    with pytest.raises(ValueError, match=r"lower warps=12, bc=160 or stages=2$"):
+        replace(shared, bc=160, head_dim=256)

@@ -43,3 +43,12 @@ def test_shape_classes() -> None:
     assert of(65, 513, 133) == "rows<=128, waves<=2, keys<=2048"
     assert of(129, 8192, 264) == "rows>128, waves<=4, keys<=8192"
     assert of(16384, 8193, 16) == "rows>128, waves>8, keys>8192"
+
+
+def test_few_rows_of_groups_of_two_are_a_class_of_their_own() -> None:
+    def of(q_len: int, q_heads: int) -> str:
+        return tuned.shape_class(Problem(1, q_heads, 2, q_len, 9000, 64, "float16"), SMS)
+
+    assert of(64, 8) == "rows<=64, waves<=1, keys>8192, heads in twos"
+    assert of(64, 6) == of(64, 2) == "rows<=64, waves<=1, keys>8192"
+    assert of(65, 8) == "rows<=128, waves<=1, keys>8192"

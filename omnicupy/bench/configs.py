@@ -58,13 +58,14 @@ def word(spec: AttnSpec) -> str:
 
 
 def every(
-    arch: str, dtype: str, head_dim: int, kernel: str = "sm80", *, plain: bool = False
+    arch: str, dtype: str, head_dim: int, kernel: str = "sm80", *, plain: bool = False, group: int = 1
 ) -> Iterator[AttnSpec]:
     """All variants of a kernel that a tile search tries: legal ones that fit the architecture.
 
-    plain: also those without swizzle, for the study of bank conflicts.
+    group: query heads a head of keys; two or three of them share a tile where they fill it.  plain: also those without
+    swizzle, for the study of bank conflicts.
     """
-    tiles, switches = _shapes(kernel, head_dim, plain)
+    tiles, switches = _shapes(kernel, head_dim, plain, group)
     for (br, warps), bc, stages in product(tiles, WIDTHS, STAGES):
         for share_kv, swizzle, ping_pong in switches:
             try:
@@ -83,16 +84,17 @@ def every(
                 )
             except ValueError:
                 continue
-            if ping_pong or br > 64:  # a single consumer warpgroup has nobody to take turns with
+            if ping_pong or spec.rows > 64:  # a single consumer warpgroup has nobody to take turns with
                 yield spec
 
 
 def _shapes(
-    kernel: str, head_dim: int, plain: bool
+    kernel: str, head_dim: int, plain: bool, group: int
 ) -> tuple[Sequence[tuple[int, int]], Sequence[tuple[bool, bool, bool]]]:
     """(rows, warps) and (share_kv, swizzle, ping_pong) to try."""
     if kernel == "sm90":
-        return ((64, 8), (128, 12), (192, 16)), ((False, True, True), (False, True, False))
+        shared = tuple((64, 4 + 4 * heads) for heads in (2, 3) if group % heads == 0)
+        return ((64, 8), (128, 12), (192, 16), *shared), ((False, True, True), (False, True, False))
     switches = [(False, True, True)]
     if head_dim <= MAX_ONE_PIECE:
         switches.append((True, True, True))

@@ -181,7 +181,7 @@ def held_out(measured: Sequence[Point]) -> list[Residual]:
             if (rows[others, classes.index(_class_of(point))] > 0).any():
                 without = _solve(rows[others], target[others], megabyte_us)
                 found.append(Residual(point, float(rows[place] @ without)))
-        megabyte_us = megabyte_us or float(numbers[-1])
+        megabyte_us = float(numbers[-1]) if megabyte_us is None else megabyte_us
     return found
 
 

@@ -92,15 +92,19 @@ class Found:
         return self.entry(self.builtin).ms / self.entry(self.winner).ms - 1
 
 
-def candidates(arch: str, dtype: str, head_dim: int, q_len: int, kernels: Sequence[str]) -> list[AttnSpec]:
-    """The legal variants of `kernels` that are worth compiling for a problem of `q_len` rows."""
+def candidates(
+    arch: str, dtype: str, head_dim: int, q_len: int, kernels: Sequence[str], group: int = 1
+) -> list[AttnSpec]:
+    """The legal variants of `kernels` that are worth compiling for a problem of `q_len` rows and `group` query heads a
+    head of keys.
+    """
     found = [
         spec
         for kernel in kernels
         if kernel != "sm90" or arch == "sm_90"
-        for spec in configs.every(arch, dtype, head_dim, kernel)
+        for spec in configs.every(arch, dtype, head_dim, kernel, group=group)
     ]
-    return [spec for spec in found if q_len <= SHORT_ROWS or spec.br >= SHORT_ROWS]
+    return [spec for spec in found if q_len <= SHORT_ROWS or (spec.br >= SHORT_ROWS and spec.heads == 1)]
 
 
 def search(

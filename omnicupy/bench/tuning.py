@@ -106,7 +106,8 @@ def run(
     problem = workload.problem(mask, dtype)
     with tune.every_kernel():
         builtin = tune.pick(arch, problem, (mask,), info.sm_count)
-        specs = search.candidates(arch, dtype, workload.head_dim, mask.shape[0], kernels or ("sm90", "sm80"))
+        kinds = kernels or ("sm90", "sm80")
+        specs = search.candidates(arch, dtype, workload.head_dim, mask.shape[0], kinds, problem.group)
         with Watchdog(HANG_S) as watchdog:
 
             def watched(items: Iterable[Any], label: str, length: int) -> Iterator[Any]:
@@ -186,6 +187,8 @@ def proposed_row(result: Tuned) -> str:
         for one in fields(tune.Row)
         if hasattr(found.winner, one.name)
     }
+    if origin.shape == "shared" and found.winner.heads == 1:
+        of_spec["shape"] = "small"
     row = replace(origin, **of_spec, head_dims=(head_dim, head_dim), archs=(result.arch,), cost=None)
     shown = ", ".join(
         f"{one.name}={getattr(row, one.name)!r}"

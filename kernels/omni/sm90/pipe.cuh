@@ -1,6 +1,6 @@
 // Shared memory of the Hopper kernel and the barriers that hand it around. K and V of tile t use stage t % kStages; a
-// thread that waits for the n-th time on a barrier waits for parity n % 2 (the producer, who finds every stage empty at
-// first, for the other one).
+// thread that waits for the n-th time on a barrier waits for parity n % 2 (who fills a stage or slot finds it empty at
+// first, and waits for the other one).
 #pragma once
 
 #include "omni/mask.cuh"
