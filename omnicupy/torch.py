@@ -146,7 +146,7 @@ def _plan_of(
         q.get_device(),
         None if out is None else (out.shape, out.stride(), out.dtype),
     )
-    plan = None
+    plan, mask = None, api.unwrapped(mask, q, k)
     if mask is None or isinstance(
         mask, (Mask, list, tuple)
     ):  # others are refused, and may have no truth value

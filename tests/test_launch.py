@@ -284,11 +284,3 @@ def test_what_is_no_mask_is_refused(device: fake_device.Device, mask: object) ->
     with pytest.raises((TypeError, ValueError), match="mask"):
         oc.attention(*_inputs(), mask)
     assert device.launches == []
-
-
-def test_an_array_for_a_mask_is_refused_by_name(device: fake_device.Device) -> None:
-    """Its truth value, which a look-up might ask for, is an error of another kind."""
-    arrays = [ndarray((2, 4, 300, 64), BF16) for _ in range(3)]
-    for call in (oc.attention, oc.prepare):
-        with pytest.raises(TypeError, match=r"a boolean array becomes one with from_dense$"):
-            call(*arrays, np.ones((300, 300), np.bool_))
