@@ -109,17 +109,21 @@ def _expand(
     shift = max(1, (k_blocks - 1).bit_length())
     step = 2 << shift  # sort key: row, FULL, key block
     last = int((row + length).max(initial=0)) * step  # past every sort key
+    count = int(length.sum())
+    narrow = (
+        max(last, step * count) < 1 << 31
+    )  # half of the memory, most of which is new to the process each time
+    dtype = np.int32 if narrow else np.int64
     first = (row * 2 + is_full << shift) + block - step * (np.cumsum(length) - length)
-    tiles = np.repeat(first, length)
-    tiles += np.arange(0, step * len(tiles), step)
+    tiles = np.repeat(first.astype(dtype), length)
+    tiles += np.arange(0, step * count, step, dtype=dtype)
     if last <= DENSE_KEYS * len(tiles):  # marking all sort keys takes time that follows the tiles, too
         marked = np.zeros(last, np.bool_)
         marked[tiles] = True
         tiles = np.flatnonzero(marked)
     else:
         tiles.sort(kind="stable")  # made of ascending runs, which the stable sort merges
-    if last < 1 << 31:
-        tiles = tiles.astype(np.int32)
+    tiles = tiles.astype(dtype, copy=False)
     kind = tiles >> shift
     kind &= 1
     kind *= FULL - PARTIAL
@@ -139,19 +143,40 @@ def _crossed(row: KeyArray, block: KeyArray, mask: PairSet, br: int, bc: int) ->
 
 def _causal_tiles(a: Intervals, row: KeyArray, block: KeyArray, mask: PairSet, br: int, bc: int) -> BoolArray:
     """Which of these tiles hold exactly the pairs k <= q + diagonal, tested key by key."""
-    k_len = mask.shape[1]
+    found = np.ones(len(row), np.bool_)
+    for columns in (
+        slice(0, None, bc - 1),
+        slice(None),
+    ):  # the outermost keys first: most other tiles fail there
+        left = np.flatnonzero(found)
+        found[left] = _see_causally(a, row[left], block[left], mask, (br, bc), columns)
+    return found
+
+
+def _see_causally(
+    a: Intervals, row: KeyArray, block: KeyArray, mask: PairSet, tile: tuple[int, int], columns: slice
+) -> BoolArray:
+    """Of which tiles these columns hold exactly the pairs k <= q + diagonal."""
+    br, bc = tile
     q0 = (row * br).astype(np.int32)[:, None]
     q1 = np.minimum(q0 + np.int32(br), np.int32(mask.shape[0]))
-    keys = block.astype(np.int32)[:, None] * np.int32(bc) + np.arange(bc, dtype=np.int32)
-    want = np.clip(keys - np.int32(mask.diagonal), q0, q1)  # the first row that should see the key
-    inside = np.zeros(keys.shape, np.int32)
-    outside = np.zeros(keys.shape, np.int32)
-    whole = k_len // bc
+    # The first row that should see each key; in place, as all that follows: new memory costs more than the sums.
+    first = np.arange(-mask.diagonal, bc - mask.diagonal, dtype=np.int32)[columns]
+    want = block.astype(np.int32)[:, None] * np.int32(bc) + first
+    np.maximum(want, q0, out=want)
+    np.minimum(want, q1, out=want)
+    inside, outside, rows = np.zeros_like(want), np.zeros_like(want), np.empty_like(want)
+    whole = mask.shape[1] // bc * bc
     for start, stop in zip(*a, strict=True):
-        lo = start[: whole * bc].reshape(whole, bc)[block]
-        hi = np.minimum(stop[: whole * bc].reshape(whole, bc)[block], q1)
-        inside += np.maximum(hi - np.maximum(lo, want), 0)
-        outside += np.maximum(np.minimum(hi, want) - np.maximum(lo, q0), 0)
+        lo, hi = (bound[:whole].reshape(-1, bc)[:, columns].take(block, axis=0) for bound in (start, stop))
+        np.minimum(hi, q1, out=hi)
+        np.maximum(lo, want, out=rows)
+        np.subtract(hi, rows, out=rows)
+        inside += np.maximum(rows, 0, out=rows)
+        np.minimum(hi, want, out=hi)
+        np.maximum(lo, q0, out=lo)
+        hi -= lo
+        outside += np.maximum(hi, 0, out=hi)
     causal: BoolArray = ((inside == q1 - want) & (outside == 0)).all(axis=1)
     return causal
 
@@ -178,7 +203,8 @@ def _assemble(
     if dead.any():
         in_block = np.zeros(k_blocks * bc, np.bool_)
         in_block[:k_len] = dead
-        kind = kind | np.logical_or.reduce(in_block.reshape(k_blocks, bc), axis=1)[block] * DEAD
+        flags = in_block.reshape(k_blocks, bc).any(axis=1) * kind.dtype.type(DEAD)
+        kind = kind | flags.take(block)
     entries = np.empty((len(row), 4), np.int32)
     entries[:, 0] = kind
     entries[:, 1] = -1 if payload is None else payload
