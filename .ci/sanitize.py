@@ -15,6 +15,7 @@ import numpy as np
 
 import omnicupy as oc
 from omnicupy import tune
+from omnicupy.bench import configs
 from omnicupy.inputs import DTYPES, random_bits
 from omnicupy.masks import Mask
 from omnicupy.spec import AttnSpec
@@ -68,7 +69,7 @@ def main(words: list[str]) -> None:
     for kernel in kernels:
         for spec in specs(kernel, {int(word) for word in words if word.isdigit()}):
             for name, mask in masks():
-                print(f"{kernel} d{spec.head_dim} {spec.br}x{spec.bc} {name}", flush=True)
+                print(f"{configs.word(spec)} d{spec.head_dim} {name}", flush=True)
                 call(spec, mask)
                 count += 3
     if not count:

@@ -6,7 +6,8 @@ with `ml_dtypes.bfloat16`. `xp` is the array module, numpy or cupy.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -23,20 +24,20 @@ DTYPE_NAMES = {
 OVERLAP_WORK = 100_000
 
 
+@dataclass(frozen=True, eq=False)
 class DeviceArray:
     """Memory on a CUDA device that another library owns, with what checks and plans read of a CuPy array.
 
-    ptr: address.  shape, strides: in elements and in bytes.  owner: the library's own object.
+    ptr: address.  shape, strides: in elements and in bytes.
     """
 
-    __slots__ = ("device_id", "dtype", "owner", "ptr", "shape", "strides")
+    dtype: np.dtype[Any]
+    ptr: int
+    device_id: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
 
-    copy_with = ".clone(memory_format=torch.contiguous_format)"
-
-    def __init__(self, owner: Any, dtype: np.dtype[Any], ptr: int, device_id: int) -> None:
-        self.owner, self.dtype, self.ptr, self.device_id = owner, dtype, ptr, device_id
-        self.shape: tuple[int, ...] = ()
-        self.strides: tuple[int, ...] = ()
+    copy_with: ClassVar[str] = ".clone(memory_format=torch.contiguous_format)"
 
     @property
     def data(self) -> DeviceArray:

@@ -21,11 +21,8 @@ DTYPES = {
 def on_device(name: str, tensor: Any) -> DeviceArray:
     """The memory of a CUDA tensor."""
     dtype = DTYPES.get(tensor.dtype) or _refuse_dtype(name, tensor)
-    array = DeviceArray(tensor, dtype, tensor.data_ptr(), tensor.get_device())
-    size = dtype.itemsize
-    array.shape = tuple(tensor.shape)
-    array.strides = tuple([size * stride for stride in tensor.stride()])
-    return array
+    strides = tuple(dtype.itemsize * stride for stride in tensor.stride())
+    return DeviceArray(dtype, tensor.data_ptr(), tensor.get_device(), tuple(tensor.shape), strides)
 
 
 def on_host(name: str, tensor: Any) -> Any:

@@ -110,10 +110,8 @@ def _expand(
     step = 2 << shift  # sort key: row, FULL, key block
     last = int((row + length).max(initial=0)) * step  # past every sort key
     count = int(length.sum())
-    narrow = (
-        max(last, step * count) < 1 << 31
-    )  # half of the memory, most of which is new to the process each time
-    dtype = np.int32 if narrow else np.int64
+    # Half of the memory where it can be, most of which is new to the process each time.
+    dtype = np.int32 if max(last, step * count) < 1 << 31 else np.int64
     first = (row * 2 + is_full << shift) + block - step * (np.cumsum(length) - length)
     tiles = np.repeat(first.astype(dtype), length)
     tiles += np.arange(0, step * count, step, dtype=dtype)
@@ -144,10 +142,7 @@ def _crossed(row: KeyArray, block: KeyArray, mask: PairSet, br: int, bc: int) ->
 def _causal_tiles(a: Intervals, row: KeyArray, block: KeyArray, mask: PairSet, br: int, bc: int) -> BoolArray:
     """Which of these tiles hold exactly the pairs k <= q + diagonal, tested key by key."""
     found = np.ones(len(row), np.bool_)
-    for columns in (
-        slice(0, None, bc - 1),
-        slice(None),
-    ):  # the outermost keys first: most other tiles fail there
+    for columns in (slice(bc - 1, None), slice(None)):  # the last keys first: most other tiles fail there
         left = np.flatnonzero(found)
         found[left] = _see_causally(a, row[left], block[left], mask, (br, bc), columns)
     return found

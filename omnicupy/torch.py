@@ -146,11 +146,10 @@ def _plan_of(
         q.get_device(),
         None if out is None else (out.shape, out.stride(), out.dtype),
     )
-    plan, mask = None, api.unwrapped(mask, q, k)
-    if mask is None or isinstance(
-        mask, (Mask, list, tuple)
-    ):  # others are refused, and may have no truth value
-        plan = _launch.find_plan(words, addresses, mask, scale, config)
+    mask = api.unwrapped(mask, q, k)
+    # What is no mask goes to the checks, which refuse it: a look-up might ask its truth value, which arrays lack.
+    known = mask is None or isinstance(mask, (Mask, list, tuple))
+    plan = _launch.find_plan(words, addresses, mask, scale, config) if known else None
     if plan is None:
         arrays = tuple(
             None if tensor is None else tensors.on_device(name, tensor)

@@ -204,12 +204,8 @@ def pick(
     if not _is_small(problem, spec, sm_count):
         return spec
     shapes = ("shared", "small") if problem.q_len <= FEW_ROWS else ("small",)
-    for shape in shapes:
-        for row in rows:
-            small = row.spec(arch, problem.dtype, head_dim)
-            if row.shape == shape and problem.group % small.heads == 0:
-                return small
-    return spec
+    small = (row.spec(arch, problem.dtype, head_dim) for row in rows if row.shape in shapes)
+    return next((one for one in small if problem.group % one.heads == 0), spec)
 
 
 def _cheapest(rows: Sequence[Row], masks: Sequence[Mask], share: float) -> Row | None:
@@ -254,8 +250,12 @@ def select(
     Raises UnsupportedError when the kernel of `pick` is not served.
     """
     chosen = tuned.find(problem, masks, sm_count)
-    fits = chosen is not None and (mappable or chosen.kernel != "sm90") and problem.group % chosen.heads == 0
-    if chosen is not None and chosen.kernel in SERVED and fits:
+    if (
+        chosen is not None
+        and chosen.kernel in SERVED
+        and (mappable or chosen.kernel != "sm90")
+        and problem.group % chosen.heads == 0
+    ):
         return chosen
     spec = pick(arch, problem, masks, sm_count, mappable=mappable)
     if spec.kernel not in SERVED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -141,16 +142,14 @@ def test_out_may_lie_between_inputs() -> None:
 
 def _foreign(address: int, shape: tuple[int, ...]) -> DeviceArray:
     """An array of another library."""
-    array = DeviceArray(None, np.dtype(np.float16), address, 0)
-    array.shape, array.strides = shape, np.empty(shape, np.float16).strides
-    return array
+    return DeviceArray(np.dtype(np.float16), address, 0, shape, np.empty(shape, np.float16).strides)
 
 
 def test_device_arrays_of_other_libraries_are_on_the_gpu() -> None:
     arrays = [_foreign((1 + i) << 20, (2, heads, 8, 16)) for i, heads in enumerate((4, 2, 2))]
     found = check.problem(*arrays, None, out=_foreign(4 << 20, (2, 4, 8, 16)))
     assert (found.q_heads, found.kv_heads, found.dtype) == (4, 2, "float16")
-    arrays[1].ptr += 2
+    arrays[1] = replace(arrays[1], ptr=arrays[1].ptr + 2)
     with pytest.raises(ValueError) as raised:
         check.problem(*arrays, None)
     assert str(raised.value) == (

@@ -46,15 +46,15 @@ def variants(case: Case, masks: Sequence[Mask], arch: str, sm_count: int) -> lis
     """
     named = [(spec, name) for name, spec in ladder(case, arch) if serves(spec.kernel, case)]
     found = {spec: Variant(name, spec) for spec, name in reversed(named)}
-    head_dim = round_up(case.head_dim, 16)
+    head_dim, problem = round_up(case.head_dim, 16), problem_of(case)
     for row in tune.TABLE:
         if row.serves(arch, case.dtype, head_dim) and serves(row.kernel, case):
             spec = row.spec(arch, case.dtype, head_dim)
-            if case.q_heads // case.kv_heads % spec.heads:
+            if problem.group % spec.heads:
                 continue
             name = f"{spec.kernel} {spec.br}x{spec.bc} stages {spec.stages} warps {spec.warps}"
             found.setdefault(spec, Variant(name, spec))
-    picked = tune.pick(arch, problem_of(case), masks, sm_count, mappable=serves("sm90", case))
+    picked = tune.pick(arch, problem, masks, sm_count, mappable=serves("sm90", case))
     ordered = sorted(found.values(), key=lambda variant: (variant.name != "naive", variant.name))
     return [*ordered, Variant(DEFAULT, picked, explicit=False)]
 
