@@ -19,7 +19,9 @@ extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
   if (warpgroup == 0) {
     omni::setmaxnreg_dec<Cfg::kProducerRegisters>();
     if (threadIdx.x == 0) omni::Producer<Cfg>(args, smem).run();
-    if (Cfg::kScheduler && threadIdx.x == 32) omni::Scheduler<Cfg>(args, smem).run();
+    if constexpr (Cfg::kScheduler) {
+      if (threadIdx.x == 32) omni::Scheduler<Cfg>(args, smem).run();
+    }
   } else {
     omni::setmaxnreg_inc<Cfg::kConsumerRegisters>();
     omni::ItemWalk<Cfg>(args, smem, warpgroup - 1).run();

@@ -54,7 +54,6 @@ def attention(
     when a kernel does not compile.
     """
     if not isinstance(q, np.ndarray):
-        mask = _kind_checked(q, k, v, mask)
         launch = _on_gpu or _load_gpu(q, k, v)
         return launch(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
     problem = check.problem(q, k, v, mask, scale=scale, out=out, config=config)
@@ -87,31 +86,10 @@ def prepare(
     if isinstance(q, np.ndarray):
         check.problem(q, k, v, mask, scale=scale, out=out, config=config)
         return
-    mask = _kind_checked(q, k, v, mask)
     _load_gpu(q, k, v)
     from omnicupy import launch
 
     launch.plan_of(q, k, v, mask, scale=scale, out=out, config=config)
-
-
-def unwrapped(mask: Any, q: Any, k: Any) -> Any:
-    """The mask in a list of one, where it is right for a batch of one: it is then found as the mask that it is. Else
-    `mask`.
-    """
-    if not isinstance(mask, (list, tuple)) or len(mask) != 1 or not isinstance(mask[0], Mask):
-        return mask
-    of_q, of_k = (tuple(getattr(array, "shape", ())) for array in (q, k))
-    fits = len(of_q) == len(of_k) == 4 and of_q[0] == 1 and mask[0].shape == (of_q[2], of_k[2])
-    return mask[0] if fits else mask
-
-
-def _kind_checked(q: Any, k: Any, v: Any, mask: Any) -> Any:
-    """The mask as it is looked up. Refuses what is none before that: an array has no truth value."""
-    if mask is None or isinstance(mask, Mask):
-        return mask
-    if not isinstance(mask, (list, tuple)):
-        check.masks_of(mask, check.problem(q, k, v, None))
-    return unwrapped(mask, q, k)
 
 
 def _load_gpu(q: Any, k: Any, v: Any) -> Callable[..., Any]:

@@ -23,7 +23,7 @@ from omnicupy.masks import Mask
 from omnicupy.plan import PLANS, Launched, Plan, check_strides, crew_of, grid_of, in_tiles, pack_params
 from omnicupy.spec import AttnSpec
 from omnicupy.tma import can_map
-from omnicupy.upload import DeviceBlocks, cache_of, device_blocks, find_cache
+from omnicupy.upload import DeviceBlocks, cache_of, device_blocks, find_cache, foreign_stream
 
 __all__ = ["Plan", "attention", "device_info", "grid_of", "kernel", "pack_params", "plan_of", "section_of"]
 
@@ -85,7 +85,7 @@ def find_plan(
     words: all that a plan depends on of q, k, v and `out`, in words that equal no other library's for other arrays.
     addresses: of q, k, v and `out`, None for no `out`.
     """
-    plan = _kept((words, scale, config, cache.generation), mask)
+    plan = _kept(_key(words, mask, scale, config), mask)
     return plan if plan is not None and plan.takes(*addresses) else None
 
 
@@ -99,7 +99,7 @@ def make_plan(
     """
     q, k, v, out = arrays
     problem = check.problem(q, k, v, mask, scale=scale, out=out, config=config)
-    key = (words, scale, config, cache.generation)
+    key = _key(words, mask, scale, config)
     plan = None if words is None else _kept(key, mask)
     if plan is None:
         with cupy.cuda.Device(q.data.device_id), stream or nullcontext():
@@ -127,7 +127,7 @@ def external_stream(device: int, handle: int) -> Any:
     if found is None:
         if len(_external) >= MAX_EXTERNAL:
             _external.clear()
-        found = _external[device, handle] = cupy.cuda.ExternalStream(handle, device)
+        found = _external[device, handle] = foreign_stream(handle)
     return found
 
 
@@ -154,6 +154,11 @@ def _launched(plan: Plan, inputs: tuple[Any, Any, Any], out: Any, return_lse: bo
     lse = cupy.ndarray(plan.shape[:3], np.float32) if return_lse else None
     plan.launch(q.data.ptr, k.data.ptr, v.data.ptr, out.data.ptr, 0 if lse is None else lse.data.ptr, stream)
     return out, lse
+
+
+def _key(words: Any, mask: Any, scale: Any, config: Any) -> Any:
+    """What a plan is kept under. A list of one shares the mask's cache, but is right for a batch of one alone."""
+    return words, scale, config, cache.generation, isinstance(mask, (list, tuple))
 
 
 def _kept(key: Any, mask: Any) -> Plan | None:

@@ -54,7 +54,7 @@ def crew_of(spec: AttnSpec, problem: Problem, mask_batch: int, sm_count: int) ->
 
 def partial_bytes(spec: AttnSpec) -> int:
     """What one part of a split row leaves: O in float32, and for each row and lane its peaks and sums."""
-    return spec.heads * spec.br // 16 * (spec.head_dim // 8 + 1) * 32 * 16
+    return spec.rows // 16 * (spec.head_dim // 8 + 1) * 32 * 16
 
 
 def grid_of(spec: AttnSpec, problem: Problem, work_items: int, sm_count: int) -> tuple[int, int, int]:
@@ -167,7 +167,7 @@ class Sm90Plan(Plan):
         sizes, heads = blocks.sizes, in_tiles(spec, problem).q_heads * problem.batch
         if sizes.n_split_rows:
             parts, rows = heads * sizes.n_slots, heads * sizes.n_split_rows
-            self._need = workspace.Need(parts * partial_bytes(spec), rows * (spec.heads * spec.br // 16))
+            self._need = workspace.Need(parts * partial_bytes(spec), rows * (spec.rows // 16))
             workspace.prepare(self.device, self._need)
 
     def _complete(self, argument: NDArray[np.void], addresses: Addresses, stream: Any) -> None:

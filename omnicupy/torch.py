@@ -146,10 +146,7 @@ def _plan_of(
         q.get_device(),
         None if out is None else (out.shape, out.stride(), out.dtype),
     )
-    mask = api.unwrapped(mask, q, k)
-    # What is no mask goes to the checks, which refuse it: a look-up might ask its truth value, which arrays lack.
-    known = mask is None or isinstance(mask, (Mask, list, tuple))
-    plan = _launch.find_plan(words, addresses, mask, scale, config) if known else None
+    plan = _launch.find_plan(words, addresses, mask, scale, config)
     if plan is None:
         arrays = tuple(
             None if tensor is None else tensors.on_device(name, tensor)

@@ -28,6 +28,23 @@ _LEGACY_STREAM = 1  # cudaStreamLegacy: ordered with every thread's per-thread s
 _PER_THREAD_STREAM = 2  # cudaStreamPerThread: one handle, another stream in each thread
 
 
+class _Handle:
+    """A stream of somebody else, as CUDA's stream protocol names it."""
+
+    __slots__ = ("_handle",)
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._handle
+
+
+def foreign_stream(handle: int) -> Any:
+    """CuPy's stream for the handle of one that somebody else owns; of the device that is current where it is used."""
+    return cupy.cuda.Stream.from_external(_Handle(handle))
+
+
 class DeviceBlocks:
     """Packed block masks on one device. Made on the device's current stream; the copy is asynchronous.
 
@@ -86,7 +103,7 @@ class DeviceBlocks:
         through_legacy = any(handle < 0 for handle in (self._home, *users))
         if through_legacy:
             # Another thread's stream cannot be named from here; the legacy stream is ordered with them all.
-            goal = cupy.cuda.ExternalStream(_LEGACY_STREAM, self.device)
+            goal = foreign_stream(_LEGACY_STREAM)
         for handle, stream in users.items():
             if handle >= 0:
                 _wait(goal, stream)
@@ -117,12 +134,16 @@ class DeviceCache:
         self._others = tuple(others)
 
 
-def find_cache(mask: Mask | Sequence[Mask]) -> DeviceCache | None:
-    """The cache of a mask or of a batch of masks if there is one; a cheap look-up, for the warm path."""
+def find_cache(mask: Any) -> DeviceCache | None:
+    """The cache of a mask or of a list of masks if there is one, None for what is neither; a cheap look-up, for the
+    warm path. Raises AttributeError for a list of something else.
+    """
+    found: DeviceCache | None = None
     if isinstance(mask, Mask):
-        found: DeviceCache | None = mask._device.get(())
-        return found
-    return mask[0]._device.get(tuple(map(id, mask))) if mask else None
+        found = mask._device.get(())
+    elif isinstance(mask, (list, tuple)) and mask:
+        found = mask[0]._device.get(() if len(mask) == 1 else tuple(map(id, mask)))
+    return found
 
 
 def cache_of(masks: Sequence[Mask]) -> DeviceCache:

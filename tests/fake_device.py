@@ -176,10 +176,15 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Device:
         getDevice = staticmethod(lambda: fake.current)  # noqa: N815
         setDevice = staticmethod(fake.set)  # noqa: N815
 
+    class External:
+        """CuPy's streams over those of others."""
+
+        from_external = staticmethod(lambda owner: Stream(owner.__cuda_stream__()[1]))
+
     class Cuda:
         Device, Event, runtime = Current, Event, Runtime
         get_current_stream = staticmethod(lambda device: fake.streams[device])
-        ExternalStream = staticmethod(lambda ptr, device: Stream(ptr))
+        Stream = External
 
     def asarray(host: np.ndarray) -> ndarray:
         fake.uploads.append(host)

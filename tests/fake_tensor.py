@@ -50,12 +50,13 @@ def cuda(like: torch.Tensor, index: int = 0) -> Any:
 class Stream(fake_device.Stream):
     """The CuPy stream of a handle: makes itself current."""
 
-    def __init__(self, fake: fake_device.Device, ptr: int, device: int) -> None:
+    def __init__(self, fake: fake_device.Device, ptr: int) -> None:
         super().__init__(ptr)
-        self.fake, self.device, self.entered = fake, device, 0
+        self.fake, self.device, self.entered = fake, -1, 0
 
     def __enter__(self) -> Stream:
         self.entered += 1
+        self.device = self.fake.current
         self.before, self.fake.streams[self.device] = self.fake.streams[self.device], self
         return self
 
@@ -72,8 +73,8 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Any:
     fake.empties = []
     monkeypatch.setattr(Cuda, "empties", fake.empties)
 
-    def external(ptr: int, device: int) -> Stream:
-        made.append(Stream(fake, ptr, device))
+    def external(handle: int) -> Stream:
+        made.append(Stream(fake, handle))
         return made[-1]
 
     def empty_like(like: Any, *, memory_format: torch.memory_format) -> Any:
@@ -81,7 +82,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Any:
         return like.new_empty(like.shape)
 
     monkeypatch.setattr(launch, "_external", {})
-    monkeypatch.setattr(launch.cupy.cuda, "ExternalStream", staticmethod(external))
+    monkeypatch.setattr(launch, "foreign_stream", external)
     monkeypatch.setattr(frontend, "_launch", None)
     monkeypatch.setattr(frontend, "_PLAIN", (Cuda,))
     monkeypatch.setattr(frontend, "_raw_stream", lambda index: fake.torch_streams[index])

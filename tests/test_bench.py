@@ -42,9 +42,15 @@ def test_host_time_counts_every_call() -> None:
     calls: list[int] = []
     assert timing.host_us(lambda: calls.append(1), lambda: None, 60) >= 0
     assert len(calls) == 65
-    together, alone = timing.latency_us(lambda: calls.append(1), lambda: None)
-    assert together >= 0 <= alone
-    assert len(calls) == 65 + 305
+
+
+def test_whole_calls_are_timed_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "REST_S", 0.0)
+    order: list[str] = []
+    calls = {name: (lambda name=name: order.append(name)) for name in "ab"}
+    found = timing.latencies_us(calls, lambda: None)
+    assert all(together >= 0 <= alone for together, alone in found.values())
+    assert "".join(order) == ("a" * 150 + "b" * 150) * 5
 
 
 HEADER = {"device": "H100", "driver": "580", "nvrtc": "13.0", "gemm_tflops": 778.4}

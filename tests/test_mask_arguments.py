@@ -35,6 +35,11 @@ def test_a_list_of_one_mask_is_planned_once(device: fake_device.Device, as_list:
     for masks in (as_list([mask]), as_list([mask]), mask):
         oc.attention(*arrays, masks)
     assert len(device.launches) == 3
-    assert len(mask._device[()].plans) == 1
+    assert len(mask._device[()].plans) == 2  # of the mask, and of lists of it
+    assert len(device.uploads) == 1
     with pytest.raises(ValueError, match=r"^mask\[0\]"):
         oc.attention(*arrays, as_list([oc.causal(299)]))
+    two = [ndarray((2, 4, 300, 64), BF16) for _ in range(3)]
+    oc.attention(*two, mask)
+    with pytest.raises(ValueError, match="^mask"):
+        oc.attention(*two, as_list([mask]))

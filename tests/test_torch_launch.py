@@ -110,7 +110,8 @@ def test_lists_of_one_mask_and_of_a_mask_that_nobody_keeps(device: Any) -> None:
     for masks in ([mask], (mask,), [oc.full(300)], mask):
         oc.torch.attention(q, k, v, masks)
     assert len(device.launches) == 4
-    assert len(mask._device[()].plans) == 1
+    assert len(mask._device[()].plans) == 2  # of the mask, and of lists of it
+    assert len(mask._device[()].blocks) == 1
     with pytest.raises(TypeError, match=r"mask\[0\] must be a Mask, got int"):
         oc.torch.attention(q, k, v, [1])
     with pytest.raises(TypeError, match="mask must be a Mask"):

@@ -129,15 +129,30 @@ struct KeepBits {
     return __all_sync(0xffffffffu, all == 0xffffffffu);
   }
 
+  // Four neighbouring bits of a byte after the other: ptxas turns them into predicates by one instruction, and four
+  // leave room for those that live around this. With seven at once (bits in order) the others are worked out anew in
+  // every tile, masked or not.
   __device__ __forceinline__ void apply(Scores& scores) const {
 #pragma unroll
     for (int m = 0; m < Scores::kTilesM; ++m) {
 #pragma unroll
-      for (int j = 0; j < Scores::kBlocks; ++j) {
+      for (int g = 0; g < kGroups; ++g) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          float& score = scores.x[m][4 * j + i];
-          score = bits[m][j / 8] >> (16 * (i % 2) + 8 * (i / 2) + j % 8) & 1 ? score : neg_inf();
+        for (int part = 0; part < 8; part += 4) {
+          u32 fours = bits[m][g] >> part;
+          asm("" : "+r"(fours));  // another word: ptxas does not join the halves
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+#pragma unroll
+              for (int i = 0; i < 4; ++i) {
+                if (8 * g + part + i >= Scores::kBlocks) continue;
+                float& score = scores.x[m][4 * (8 * g + part + i) + 2 * h + e];
+                score = fours & 1u << (16 * e + 8 * h + i) ? score : neg_inf();
+              }
+            }
+          }
         }
       }
     }
@@ -162,25 +177,47 @@ struct WarpTile {
   int2 const* s_spans;
 };
 
+// Finds what a tile hides, without a loop: products of the tensor cores may be under way. False for spans that have to be
+// read in one: find_in_spans.
 template <int kBr, class Scores>
-__device__ __forceinline__ void mask_tile(Scores& scores, WarpTile const& warp) {
+__device__ __forceinline__ bool find_at_once(KeepBits<Scores>& keep, WarpTile const& warp) {
   MaskView const& mask = warp.mask;
   KeyTile const& tile = warp.keys;
   int const q0 = warp.q0;
-  KeepBits<Scores> keep;
   if (tile.kind() == kCausal) {
     int const first = tile.k0 - mask.p.diagonal - q0;  // row that sees the tile's first key as the first one
     keep.set_rows([&](int key) { return make_uint2(rows_from(first + key), rows_from(first + key + 1)); });
-  } else if (int const payload = tile.payload; payload < 0) {
-    if (warp.s_spans != nullptr && spans_travel(mask.p, tile)) {
-      keep.set_rows([&](int key) { return rows_in_spans(warp.s_spans + key, Scores::kCols, mask.p.n_spans, q0); });
-    } else {
-      int2 const* const g_spans = mask.spans() + tile.k0;
-      keep.set_rows([&](int key) { return rows_in_spans(g_spans + key, mask.p.k_padded, mask.p.n_spans, q0); });
-    }
-  } else {
-    keep.template set_bit_tile<kBr>(mask.p.bit_tiles, payload, warp.row0);
+    return true;
   }
+  if (tile.payload >= 0) {
+    keep.template set_bit_tile<kBr>(mask.p.bit_tiles, tile.payload, warp.row0);
+    return true;
+  }
+  if (warp.s_spans == nullptr || !spans_travel(mask.p, tile)) return false;
+  keep.set_rows([&](int key) {
+    uint2 rows = rows_in_span(warp.s_spans + key, q0);
+    if (mask.p.n_spans == 2) {
+      uint2 const more = rows_in_span(warp.s_spans + Scores::kCols + key, q0);
+      rows.x |= more.x;
+      rows.y |= more.y;
+    }
+    return rows;
+  });
+  return true;
+}
+
+// The same from spans in global memory, any number of them.
+template <class Scores>
+__device__ __forceinline__ void find_in_spans(KeepBits<Scores>& keep, WarpTile const& warp) {
+  MaskView const& mask = warp.mask;
+  int2 const* const g_spans = mask.spans() + warp.keys.k0;
+  keep.set_rows([&](int key) { return rows_in_spans(g_spans + key, mask.p.k_padded, mask.p.n_spans, warp.q0); });
+}
+
+template <int kBr, class Scores>
+__device__ __forceinline__ void mask_tile(Scores& scores, WarpTile const& warp) {
+  KeepBits<Scores> keep;
+  if (!find_at_once<kBr>(keep, warp)) find_in_spans(keep, warp);
   if (!keep.is_everything()) keep.apply(scores);
 }
 

@@ -109,24 +109,9 @@ struct OnlineSoftmax {
     return correction;
   }
 
-  // Turns the scores of the rows (m, h) into exp(scale * (score - peak)) in place and adds them up.
-  template <class Scores>
-  __device__ __forceinline__ void exponentiate(Scores& scores, int m, int h, float offset, float scale_log2) {
-#pragma unroll
-    for (int j = 0; j < Scores::kBlocks; ++j) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        float& score = scores.x[m][4 * j + 2 * h + e];
-        score = exp2_approx(fmaf(score, scale_log2, -offset));
-        row_sum[m][h] += score;
-      }
-    }
-  }
-
-  // A whole tile, row by row: its scores become weights, in place, and `out` is rescaled where a peak moves. may_stand:
-  // this tile follows FULL ones.
+  // Moves the peaks that a tile outgrows, row by row, and rescales `out` there. may_stand: this tile follows FULL ones.
   template <class Scores, class Out>
-  __device__ __forceinline__ void update(Scores& scores, Out& out, bool may_stand, float scale_log2) {
+  __device__ __forceinline__ void settle(Scores const& scores, Out& out, bool may_stand, float scale_log2) {
     float const growth = may_stand ? kGrowthLog2 : 0.f;
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
@@ -138,9 +123,15 @@ struct OnlineSoftmax {
           float const correction = raise(top, m, h, scale_log2);
           rescale_row(out, m, h, correction);
         }
-        exponentiate(scores, m, h, raised_offset(m, h, scale_log2), scale_log2);
       }
     }
+  }
+
+  // exp(scale * (score - peak)) of a score in the rows (m, h), which their sum takes in.
+  __device__ __forceinline__ float weigh(float score, int m, int h, float offset, float scale_log2) {
+    float const weight = exp2_approx(fmaf(score, scale_log2, -offset));
+    row_sum[m][h] += weight;
+    return weight;
   }
 
   // Adds up the row sums over the quad. After it, inverse(m, h) scales O and lse(m, h) is the natural logarithm of

@@ -139,8 +139,10 @@ def latency(session: Session, workload: Workload, systems: Sequence[str]) -> Non
 
     mask = workload.mask()
     synchronize = cupy.cuda.Device().synchronize
-    for name, system in _prepared(session, workload, mask, systems).items():
-        together, alone = timing.latency_us(system.call, synchronize)
+    ready = _prepared(session, workload, mask, systems)
+    times = timing.latencies_us({name: system.call for name, system in ready.items()}, synchronize)
+    for name, system in ready.items():
+        together, alone = times[name]
         host = timing.host_us(system.call, synchronize)
         figures = {"us_of_100_in_a_row": together, "us_alone": alone, "host_us": host, **system.known}
         session.record.add(

@@ -17,6 +17,8 @@ FLUSH_BYTES = 256 * 2**20  # several times any L2 cache
 # launch, so the device never waits for the host inside a sample.
 FLUSH_WRITES = 6
 SAMPLES = 30
+TURNS, IN_A_ROW, ALONE = 5, 100, 200  # of whole calls
+REST_S = 0.05
 SYSTEM_BUDGET_S = 4.0  # most time that the samples of one system may take
 
 
@@ -94,25 +96,38 @@ def host_us(call: Call, synchronize: Call, calls: int = 200) -> float:
     return statistics.median(took) / 1e3
 
 
-def latency_us(call: Call, synchronize: Call) -> tuple[float, float]:
-    """Time of a whole call, host included, nothing flushed: per call of a hundred in a row, and of one
-    alone.
+def latencies_us(systems: Mapping[str, Call], synchronize: Call) -> dict[str, tuple[float, float]]:
+    """Time of a whole call, host included, nothing flushed: per call of a hundred in a row, and of one alone.
+
+    The systems take turns, so that a host that is busy for a while reaches all alike: the median of five hundreds, and
+    of two hundred calls, forty a turn. Each starts from a rest: what ran before may have brought the chip to its power
+    limit, some systems sooner than others, and a call that is alone does not come after a hundred.
     """
+    together: dict[str, list[float]] = {name: [] for name in systems}
+    alone: dict[str, list[float]] = {name: [] for name in systems}
+    for _ in range(TURNS):
+        for name, call in systems.items():
+            _rest(call, synchronize)
+            begin = time.perf_counter_ns()
+            for _ in range(IN_A_ROW):
+                call()
+            synchronize()
+            together[name].append((time.perf_counter_ns() - begin) / IN_A_ROW / 1e3)
+            _rest(call, synchronize)
+            for _ in range(ALONE // TURNS):
+                begin = time.perf_counter_ns()
+                call()
+                synchronize()
+                alone[name].append((time.perf_counter_ns() - begin) / 1e3)
+    return {name: (statistics.median(together[name]), statistics.median(alone[name])) for name in systems}
+
+
+def _rest(call: Call, synchronize: Call) -> None:
+    """A pause, and a few calls after which clocks and caches are as in use."""
+    time.sleep(REST_S)
     for _ in range(5):
         call()
     synchronize()
-    begin = time.perf_counter_ns()
-    for _ in range(100):
-        call()
-    synchronize()
-    together = (time.perf_counter_ns() - begin) / 100
-    alone = []
-    for _ in range(200):
-        begin = time.perf_counter_ns()
-        call()
-        synchronize()
-        alone.append(time.perf_counter_ns() - begin)
-    return together / 1e3, statistics.median(alone) / 1e3
 
 
 def clocks() -> dict[str, str]:

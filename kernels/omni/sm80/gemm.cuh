@@ -1,4 +1,4 @@
-// The two products of one tile for one warp: S = Q K^T and O += P V, by mma.sync with operands from ldmatrix.
+// One tile for one warp: S = Q K^T, its mask and peaks, O += P V, by mma.sync with operands from ldmatrix.
 #pragma once
 
 #include "omni/sm80/smem.cuh"
@@ -44,11 +44,29 @@ __device__ __forceinline__ void add_product(Out& out, int n, AFragments<Cfg::kTi
   }
 }
 
-// out += P V. The accumulators of two neighbouring n8 blocks are the A operand of one k16 step: no shuffles.
-// s_v: the lane's address in the V tile.
+// Masks one tile of scores and moves the peaks that it outgrows. What the scores weigh is worked out in add_values.
 template <class Cfg, class Scores, class Out>
-__device__ __forceinline__ void add_values(Out& out, Scores const& p, u32 s_v) {
+__device__ __forceinline__ void settle_scores(
+    Scores& scores, Out& out, OnlineSoftmax<Cfg::kTilesM>& softmax, WarpTile const& warp) {
+  if (warp.keys.kind() != kFull) mask_tile<Cfg::kBr>(scores, warp);
+  // Exact maxima for all tiles where the head dimension is cut: registers are dearer there than rescaling.
+  softmax.settle(scores, out, !Cfg::kTiledHeadDim && warp.keys.may_stand(), warp.mask.p.scale_log2);
+}
+
+// out += P V, where P is what the scores weigh. The accumulators of two neighbouring n8 blocks are the A operand of one
+// k16 step: no shuffles. Exponentials and products stand in one straight path, without the votes on the peaks between
+// them, so that ptxas puts the exponentials of one step beside the products of another. s_v: the lane's address in the
+// V tile.
+template <class Cfg, class Scores, class Out>
+__device__ __forceinline__ void add_values(
+    Out& out, Scores const& scores, OnlineSoftmax<Cfg::kTilesM>& softmax, float scale_log2, u32 s_v) {
   using Tile = SmemTile<Cfg::kValueDim, Cfg::kSwizzle>;
+  float offset[Cfg::kTilesM][2];
+#pragma unroll
+  for (int m = 0; m < Cfg::kTilesM; ++m) {
+    offset[m][0] = softmax.raised_offset(m, 0, scale_log2);
+    offset[m][1] = softmax.raised_offset(m, 1, scale_log2);
+  }
 #pragma unroll
   for (int k = 0; k < Scores::kCols; k += Cfg::kMmaAtomK) {
     AFragments<Cfg::kTilesM> a, rest;
@@ -56,9 +74,11 @@ __device__ __forceinline__ void add_values(Out& out, Scores const& p, u32 s_v) {
     for (int m = 0; m < Cfg::kTilesM; ++m) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        float const* x = &p.x[m][k / 2 + 2 * i];
-        a.r[m][i] = pack_pair<Cfg::kBf16>(x[0], x[1]);
-        if constexpr (Cfg::kSplitWeights) rest.r[m][i] = pack_rest<Cfg::kBf16>(x[0], x[1], a.r[m][i]);
+        float const* x = &scores.x[m][k / 2 + 2 * i];
+        float const first = softmax.weigh(x[0], m, i % 2, offset[m][i % 2], scale_log2);
+        float const second = softmax.weigh(x[1], m, i % 2, offset[m][i % 2], scale_log2);
+        a.r[m][i] = pack_pair<Cfg::kBf16>(first, second);
+        if constexpr (Cfg::kSplitWeights) rest.r[m][i] = pack_rest<Cfg::kBf16>(first, second, a.r[m][i]);
       }
     }
 #pragma unroll
@@ -69,15 +89,6 @@ __device__ __forceinline__ void add_values(Out& out, Scores const& p, u32 s_v) {
       if constexpr (Cfg::kSplitWeights) add_product<Cfg>(out, n, rest, b);
     }
   }
-}
-
-// Mask, softmax and the rescaling of what was accumulated, for one tile of scores.
-template <class Cfg, class Scores, class Out>
-__device__ __forceinline__ void softmax_step(
-    Scores& scores, Out& out, OnlineSoftmax<Cfg::kTilesM>& softmax, WarpTile const& warp) {
-  if (warp.keys.kind() != kFull) mask_tile<Cfg::kBr>(scores, warp);
-  // Exact maxima for all tiles where the head dimension is cut: registers are dearer there than rescaling.
-  softmax.update(scores, out, !Cfg::kTiledHeadDim && warp.keys.may_stand(), warp.mask.p.scale_log2);
 }
 
 }  // namespace omni

@@ -89,8 +89,8 @@ struct Mainloop {
     add_scores<Cfg, Cfg::kHeadDim>(scores, s_q, s_lane_kv + k_slot(stage) * kKvBytes);
   }
 
-  __device__ __forceinline__ void compute_softmax(Scores& scores, KeyTile const& tile, int span_slot) {
-    softmax_step<Cfg>(scores, out, softmax, WarpTile{mask, tile, q0 + row0(), row0(), s_spans(span_slot)});
+  __device__ __forceinline__ void settle(Scores& scores, KeyTile const& tile, int span_slot) {
+    settle_scores<Cfg>(scores, out, softmax, WarpTile{mask, tile, q0 + row0(), row0(), s_spans(span_slot)});
   }
 
   // V has arrived and every thread knows it.
@@ -99,7 +99,7 @@ struct Mainloop {
       zero_dead_rows<Cfg::kThreads, Cfg::kHeadDim, Cfg::kSwizzle>(s_base + kQBytes + v_slot(stage) * kKvBytes, mask, tile);
       __syncthreads();
     }
-    add_values<Cfg>(out, scores, s_lane_kv + v_slot(stage) * kKvBytes);
+    add_values<Cfg>(out, scores, softmax, p.scale_log2, s_lane_kv + v_slot(stage) * kKvBytes);
   }
 
   // One buffer holds K, then V: V flies during the softmax, the next K during nothing.
@@ -113,7 +113,7 @@ struct Mainloop {
       compute_scores(scores, 0);
       __syncthreads();  // K is read
       load_v(tile, 0);
-      compute_softmax(scores, tile, 0);
+      settle(scores, tile, 0);
       cp_async_wait<0>();
       __syncthreads();
       compute_values(scores, tile, 0);
@@ -136,7 +136,7 @@ struct Mainloop {
       cp_async_wait<0>();
       __syncthreads();  // V has arrived; K is read
       if (visit.has_next()) load_k(visit.peek(), 0, slot ^ 1);
-      compute_softmax(scores, tile, slot);
+      settle(scores, tile, slot);
       compute_values(scores, tile, 0);
       slot ^= 1;
     }
@@ -177,7 +177,7 @@ struct Mainloop {
       load_next(stage == 0 ? kAhead : stage - 1);
       Scores scores;
       compute_scores(scores, stage);
-      compute_softmax(scores, tile, stage);
+      settle(scores, tile, stage);
       compute_values(scores, tile, stage);
       stage = stage == kAhead ? 0 : stage + 1;
     }

@@ -105,13 +105,13 @@ struct TiledMainloop {
       scores.add(part);
       slot = slot == kAhead ? 0 : slot + 1;
     }
-    softmax_step<Cfg>(scores, out, softmax, WarpTile{mask, tile, q0 + row0, row0, nullptr});
+    settle_scores<Cfg>(scores, out, softmax, WarpTile{mask, tile, q0 + row0, row0, nullptr});
     u32 const v_offset = Cfg::kStages * kSlotBytes;
     if (tile.has_dead()) {
       zero_dead_rows<Cfg::kThreads, Cfg::kValueDim, Cfg::kSwizzle>(s_base + v_offset, mask, tile);
       __syncthreads();
     }
-    add_values<Cfg>(out, scores, smem_address(s_base) + v_offset + ValueTile::lane_offset());
+    add_values<Cfg>(out, scores, softmax, p.scale_log2, smem_address(s_base) + v_offset + ValueTile::lane_offset());
   }
 
   __device__ __forceinline__ void run(WorkItem const& work) {

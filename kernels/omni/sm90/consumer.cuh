@@ -89,15 +89,32 @@ struct Consumer {
     mbarrier_meet(smem_address(&smem.dead_zeroed));
   }
 
-  // Masks one tile of scores, of the kind in `packed`; of most tiles nothing else is read. K, and what came with it, are
-  // released as soon as they are read.
-  __device__ __forceinline__ void mask_scores(Scores& scores, int packed, WorkSlot const& work) {
+  // What a tile hides from the warp's rows: looked at while its scores are on their way, where that takes no loop.
+  enum Hidden : int { kNothing, kFound, kNotFound };
+
+  __device__ __forceinline__ WarpTile warp_tile(MaskView const& mask, KeyTile const& tile, WorkSlot const& work) const {
+    return WarpTile{mask, tile, work.q0 + row0, row0, smem.spans[ring.stage()][0]};
+  }
+
+  // packed: the tile's kind; of most tiles nothing else is read.
+  __device__ __forceinline__ int look_at_mask(KeepBits<Scores>& keep, int packed, WorkSlot const& work) {
     dead_k0 = -1;
-    if ((packed & kKindMask) != kFull) {
-      MaskView const mask{p, work.mask};
-      KeyTile const tile = smem.tiles[ring.stage()];
-      if (tile.has_dead()) dead_k0 = tile.k0;
-      mask_tile<Cfg::kBr>(scores, WarpTile{mask, tile, work.q0 + row0, row0, smem.spans[ring.stage()][0]});
+    if ((packed & kKindMask) == kFull) return kNothing;
+    MaskView const mask{p, work.mask};
+    KeyTile const tile = smem.tiles[ring.stage()];
+    if (tile.has_dead()) dead_k0 = tile.k0;
+    if (!find_at_once<Cfg::kBr>(keep, warp_tile(mask, tile, work))) return kNotFound;
+    return keep.is_everything() ? kNothing : kFound;
+  }
+
+  // Masks one tile of scores. K, and what came with it, are released as soon as they are read.
+  __device__ __forceinline__ void mask_scores(Scores& scores, KeepBits<Scores>& keep, int hidden, WorkSlot const& work) {
+    if (hidden != kNothing) {
+      if (hidden == kNotFound) {
+        MaskView const mask{p, work.mask};
+        find_in_spans(keep, warp_tile(mask, smem.tiles[ring.stage()], work));
+      }
+      keep.apply(scores);
     }
     release(smem.k_empty[ring.stage()]);
   }
@@ -180,10 +197,12 @@ struct Consumer {
     int const packed = smem.tiles[ring.stage()].packed;
     pin_registers(scores.x[0]);
     start_scores<Cfg>(scores, q_word, k);
+    KeepBits<Scores> keep;
+    int const hidden = look_at_mask(keep, packed, work);
     wgmma_wait<0>();
     pin_registers(scores.x[0]);
     begin_rows();
-    mask_scores(scores, packed, work);
+    mask_scores(scores, keep, hidden, work);
     weigh_anew<false>(scores);
     step();
   }
@@ -202,9 +221,11 @@ struct Consumer {
     start_scores<Cfg>(scores, q_word, k);
     start_tile_values();
     if (in_turn) pass_turn();
+    KeepBits<Scores> keep;
+    int const hidden = look_at_mask(keep, packed, work);
     wgmma_wait<1>();
     pin_registers(scores.x[0]);
-    mask_scores(scores, packed, work);
+    mask_scores(scores, keep, hidden, work);
     finish_values();
     weigh(scores, packed & kStandsFlag);
     step();
