@@ -14,7 +14,19 @@ import numpy as np
 import numpy_gpu
 import pytest
 
-from omnicupy.bench import accuracy, catalog, configs, flex, host, measure, peers, records, suites, timing
+from omnicupy.bench import (
+    accuracy,
+    catalog,
+    configs,
+    flex,
+    host,
+    measure,
+    peers,
+    preset_masks,
+    records,
+    suites,
+    timing,
+)
 from omnicupy.bench.records import Record
 from omnicupy.layouts import causal, full, random, segments
 from omnicupy.spec import AttnSpec
@@ -234,7 +246,7 @@ def test_bad_options_raise_before_any_work(monkeypatch: pytest.MonkeyPatch) -> N
         (suites.Options(("build",), (), ("flash9",)), "bench: --system must be one of omnicupy"),
         (
             suites.Options(("dense", "cpu")),
-            "these suites need a GPU, and there is none here; run build or cpu",
+            "these suites need a GPU, and there is none here; run build or presets or cpu",
         ),
     )
     for options, message in cases:
@@ -251,6 +263,17 @@ def test_cpu_suites_run_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = segments([("text", 300), ("noise", 200), ("image", 100)]).blocks(128, 128)
     seen = sum((q1 - q0) * (k1 - k0) for q0, q1, spans in host._runs(blocks) for k0, k1 in spans)
     assert seen >= blocks.mask.pairs if hasattr(blocks.mask, "pairs") else seen > 0
+
+
+def test_presets_are_timed_with_their_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preset_masks, "TURNS", 2)
+    content = suites.run(suites.Options(("presets",)), lambda line: None)
+    rows = {row["workload"]: row["figures"] for row in content["rows"]}
+    assert set(rows) == {f"{name}, 36,864 tokens" for name in preset_masks.LAYOUTS}
+    assert rows["bagel, 36,864 tokens"]["tiles"] == 10064
+    assert all(
+        figures["mask_ms"] > 0 and 0 < figures["cut_ms"] <= figures["ms"] * 2 for figures in rows.values()
+    )
 
 
 def test_a_fresh_process_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

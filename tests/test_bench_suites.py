@@ -48,7 +48,7 @@ def test_every_suite_names_real_workloads_and_systems() -> None:
         for system in suite.systems:
             assert system.partition(":")[0] in ("omnicupy", *peers.SYSTEMS)
         assert {part.kind for part in suite.parts} <= set(suites.KINDS)
-    assert all(name in suites.listing() for name in (*GPU_SUITES, "host", "cold", "build", "cpu"))
+    assert all(name in suites.listing() for name in (*GPU_SUITES, "host", "cold", "build", "presets", "cpu"))
 
 
 def test_the_studies_cover_what_they_are_of() -> None:

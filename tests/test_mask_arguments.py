@@ -41,5 +41,5 @@ def test_a_list_of_one_mask_is_planned_once(device: fake_device.Device, as_list:
         oc.attention(*arrays, as_list([oc.causal(299)]))
     two = [ndarray((2, 4, 300, 64), BF16) for _ in range(3)]
     oc.attention(*two, mask)
-    with pytest.raises(ValueError, match="^mask"):
+    with pytest.raises(ValueError, match=r"^mask"):
         oc.attention(*two, as_list([mask]))

@@ -10,6 +10,7 @@ import pytest
 
 import omnicupy as oc
 from omnicupy import presets
+from omnicupy.bench.preset_masks import LAYOUTS, TOKENS
 from omnicupy.masks import Mask
 from omnicupy.workloads import NAMED
 
@@ -131,36 +132,14 @@ def test_workload(name: str) -> None:
         assert f"{100 * mask.pairs / (mask.shape[0] * mask.shape[1]):.{decimals}f}" == percent
 
 
-L = 36864
-IMAGES = every(100, 1100, 33, 1024)
-# Layouts of 36,864 tokens; janus_cfg and padding make several masks of one.
-QUICK: dict[str, Callable[[], Mask]] = {
-    "bagel": lambda: bagel(*W1),
-    "transfusion": lambda: presets.transfusion(L, IMAGES),
-    "show_o2": lambda: presets.show_o2(L, IMAGES),
-    "hunyuan_image3": lambda: presets.hunyuan_image3(L, IMAGES),
-    "show_o": lambda: presets.show_o(L, "t2i", pad_end=90, images=IMAGES),
-    "gemma3": lambda: presets.gemma3(L, IMAGES, 1024),
-    "gemma3 before": lambda: presets.gemma3(L, IMAGES, 1024, "window_over_causal"),
-    "paligemma": lambda: presets.paligemma(4096, L),
-    "mllama": lambda: presets.mllama(4096, [(20 + 600 * i, 3) for i in range(6)], 1536),
-    "packed": lambda: presets.packed([576] * 64),
-    "varlen": lambda: presets.varlen(np.arange(0, L + 1, 64)),
-    "self_forcing": lambda: presets.self_forcing(24, 1536, 3),
-    "self_forcing split": lambda: presets.self_forcing(12, 1536, 3, True),
-    "self_forcing local": lambda: presets.self_forcing(24, 1536, 3, local_frames=9, sink_frames=1),
-    "magi": lambda: presets.magi(8, 4608, [5, 5, 4, 4, 3, 2, 1, 1]),
-    "bd3lm": lambda: presets.bd3lm(L // 2, 32),
-    "streaming": lambda: presets.streaming(L, 4, 2000),
-    "janus_cfg": lambda: presets.janus_cfg(L, 600, False),
-    "padding": lambda: presets.padding(presets.streaming(L, 4, 2000), [30000], [30000])[0],
-}
-
-
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_masks_of_36864_tokens_are_short_intervals(name: str) -> None:
-    mask = QUICK[name]()
-    assert mask.shape[1] == L
+    mask = LAYOUTS[name]()
+    assert mask.shape[1] == TOKENS
     assert mask.intervals is not None  # memory and time follow the tokens, not their pairs
     assert len(mask.intervals[0]) <= 2
     assert mask.blocks(128, 128).bit_tiles.size == 0
+
+
+def test_every_preset_is_timed() -> None:
+    assert {name.partition(",")[0] for name in LAYOUTS} | {"tree"} == set(presets.__all__)

@@ -62,7 +62,7 @@ def warm_calls(record: Record, say: Say) -> None:
     figures = {
         f"host_us, {name}": round(statistics.median(found[name] for found in rounds), 2) for name in calls
     }
-    _add(record, say, "warm call", figures)
+    add(record, say, "warm call", figures)
 
 
 def _torch_call(shape: tuple[int, ...], mask: Mask) -> dict[str, Callable[[], Any]]:
@@ -89,7 +89,7 @@ def first_calls(record: Record, say: Say) -> None:
                     for turn in range(3)
                 ]
                 figures = {name: statistics.median(one[name] for one in found) for name in found[0]}
-                _add(record, say, f"first call, {state} disk cache, D {head_dim}", figures)
+                add(record, say, f"first call, {state} disk cache, D {head_dim}", figures)
 
 
 def first_call(head_dim: int, cache: Path) -> dict[str, float]:
@@ -134,7 +134,7 @@ def mask_building(record: Record, say: Say) -> None:
             "peak_mib": round(peak, 1),
             "tiles": len(kept.entries),
         }
-        _add(record, say, f"mask build and cut at 128 x 128, {name}", figures)
+        add(record, say, f"mask build and cut at 128 x 128, {name}", figures)
 
 
 def cpu_engine(record: Record, say: Say) -> None:
@@ -149,7 +149,7 @@ def cpu_engine(record: Record, say: Say) -> None:
     threaded = _best(lambda: _products(q[0], k[0], v[0], tiles, os.cpu_count() or 1))
     products = min(serial, threaded)
     figures = {"engine_ms": engine, "products_ms": products, "ratio": engine / products}
-    _add(record, say, "CPU engine, S 4096, D 64, 8 heads", {name: round(x, 3) for name, x in figures.items()})
+    add(record, say, "CPU engine, S 4096, D 64, 8 heads", {name: round(x, 3) for name, x in figures.items()})
 
 
 def _runs(blocks: BlockMask) -> list[tuple[int, int, list[tuple[int, int]]]]:
@@ -197,6 +197,7 @@ def _best(call: Callable[[], Any], turns: int = 7) -> float:
     return statistics.median(took)
 
 
-def _add(record: Record, say: Say, workload: str, figures: dict[str, Any]) -> None:
+def add(record: Record, say: Say, workload: str, figures: dict[str, Any]) -> None:
+    """A row of figures of ours."""
     record.add(workload=workload, system="omnicupy", figures=figures, **{"pass": "forward"})
     say(f"{workload}: {', '.join(f'{name} {value}' for name, value in figures.items())}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omnicupy import environment, tune
-from omnicupy.bench import building, configs, host, memory, timing
+from omnicupy.bench import building, configs, host, memory, preset_masks, timing
 from omnicupy.bench.catalog import GPU_SUITES, Part, Suite
 from omnicupy.bench.measure import Session, latency, measure
 from omnicupy.bench.peers import SYSTEMS, missing
@@ -23,7 +23,11 @@ Say = Callable[[str], None]
 Kind = Callable[[Session, Workload, Sequence[str]], None]
 
 GPU_HOST = {"host": host.warm_calls, "cold": host.first_calls}
-CPU_HOST = {"build": host.mask_building, "cpu": host.cpu_engine}
+CPU_HOST = {
+    "build": host.mask_building,
+    "presets": preset_masks.building,
+    "cpu": host.cpu_engine,
+}
 TILE_SAMPLES = 10  # at most, of each of hundreds of tiles
 HANG_S = 240.0  # without a word from a study of tiles, after which the process ends and names the last one
 
@@ -50,7 +54,7 @@ def listing() -> str:
     lines += [f"  {name:10} {suite.note}" for name, suite in GPU_SUITES.items()]
     lines += ["  host       host time of warm calls", "  cold       first calls in fresh processes"]
     lines += ["suites anywhere:", "  build      mask building (on a GPU beside its rivals', too)"]
-    lines += ["  cpu        the CPU engine"]
+    lines += ["  presets    every preset at 36,864 tokens", "  cpu        the CPU engine"]
     lines += [f"systems: {OURS}, {OURS}:sm80-128x64-s2-w4 (any tile), {', '.join(SYSTEMS)}"]
     return "\n".join(lines)
 

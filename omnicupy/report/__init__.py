@@ -33,6 +33,7 @@ BLOCKS: dict[str, Callable[[Library], str]] = {
     "host": tables.figures("host"),
     "cold": tables.figures("cold"),
     "cpu": tables.figures("cpu"),
+    "presets": tables.figures("presets"),
     "counters": tables.figures("counters"),
     "bounds": tables.bounds,
     "ceilings": studies.ceilings,
