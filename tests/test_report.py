@@ -93,9 +93,13 @@ def library() -> Library:
     )
     rows = [
         {"suite": name, "workload": "w", "system": "omnicupy", "figures": {"ms": 1.5}}
-        for name in ("host", "cold", "cpu", "counters")
+        for name in ("host", "cold", "cpu", "presets", "counters")
     ]
-    made["host.json"] = {**made_records.HEADER, "suites": ["host", "cold", "cpu", "counters"], "rows": rows}
+    made["host.json"] = {
+        **made_records.HEADER,
+        "suites": ["host", "cold", "cpu", "presets", "counters"],
+        "rows": rows,
+    }
     return Library(made)
 
 
