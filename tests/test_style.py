@@ -43,8 +43,8 @@ LAYERS = """
     bench.roofline
     verify verify.watchdog verify.outcome verify.variants verify.compiling verify.special
     verify.on_cpu verify.on_gpu attest
-    bench.measure explain bench.search bench.tuning bench.host bench.first_call bench.building bench.memory bench.preset_masks
-    bench.suites
+    bench.measure explain bench.search bench.tuning bench.host bench.first_call bench.building bench.memory
+    bench.preset_masks bench.suites
     report.library report.tables report.studies report.targets report.pictures report
     verify.timed verify.report verify.run
     console study_commands commands
