@@ -57,12 +57,18 @@ def test_host_time_counts_every_call() -> None:
 
 
 def test_whole_calls_are_timed_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "REST_S", 0.0)
+    """Each turn from a rest and five calls: a hundred and one wait; again, then forty and a wait after each."""
     order: list[str] = []
+    monkeypatch.setattr(timing.time, "sleep", lambda seconds: order.append("z"))
+    monkeypatch.setattr(
+        timing.time, "perf_counter_ns", lambda: 1000 * order.count("a") + 3000 * order.count("b")
+    )
     calls = {name: (lambda name=name: order.append(name)) for name in "ab"}
-    found = timing.latencies_us(calls, lambda: None)
-    assert all(together >= 0 <= alone for together, alone in found.values())
-    assert "".join(order) == ("a" * 150 + "b" * 150) * 5
+    found = timing.latencies_us(calls, lambda: order.append("|"))
+    assert "".join(order) == "".join(
+        f"z{5 * name}|{100 * name}|z{5 * name}|" + 40 * f"{name}|" for _ in range(5) for name in "ab"
+    )
+    assert found == {"a": (1, 1), "b": (3, 3)}
 
 
 HEADER = {"device": "H100", "driver": "580", "nvrtc": "13.0", "gemm_tflops": 778.4}
@@ -271,9 +277,6 @@ def test_presets_are_timed_with_their_tiles(monkeypatch: pytest.MonkeyPatch) -> 
     rows = {row["workload"]: row["figures"] for row in content["rows"]}
     assert set(rows) == {f"{name}, 36,864 tokens" for name in preset_masks.LAYOUTS}
     assert rows["bagel, 36,864 tokens"]["tiles"] == 10064
-    assert all(
-        figures["mask_ms"] > 0 and 0 < figures["cut_ms"] <= figures["ms"] * 2 for figures in rows.values()
-    )
 
 
 def test_a_fresh_process_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

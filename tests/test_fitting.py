@@ -198,13 +198,12 @@ def test_models_and_random_masks_outside_of_the_fit_are_predicted() -> None:
     ]
     names = {point.workload for point in outside}
     found = fitting.fit(h100.device, [point for point in measured if point.workload not in names])
-    outside = [
-        point for point in outside if point.workload != "W14"
-    ]  # 64 rows and memory: predicted a fifth too long
     assert {f"W{number}" for number in range(1, 14)} < names
     assert sum(name.startswith("random") for name in names) >= 10
     for residual in fitting.residuals(found, outside):
-        assert abs(residual.error) < 0.15, residual.point.workload
+        # W14, a draft tree, is few rows that wait for memory: predicted a fifth too long.
+        limit = 0.25 if residual.point.workload == "W14" else 0.15
+        assert abs(residual.error) < limit, residual.point.workload
 
 
 @pytest.mark.parametrize("ceilings", costs.load(), ids=lambda one: one.device.name)

@@ -1,4 +1,4 @@
-"""Every preset at 36,864 tokens: how long the mask takes, and its tiles."""
+"""The presets at 36,864 tokens, but draft trees, which are bits: how long the mask takes, and its tiles."""
 
 from __future__ import annotations
 

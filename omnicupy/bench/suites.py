@@ -54,7 +54,7 @@ def listing() -> str:
     lines += [f"  {name:10} {suite.note}" for name, suite in GPU_SUITES.items()]
     lines += ["  host       host time of warm calls", "  cold       first calls in fresh processes"]
     lines += ["suites anywhere:", "  build      mask building (on a GPU beside its rivals', too)"]
-    lines += ["  presets    every preset at 36,864 tokens", "  cpu        the CPU engine"]
+    lines += ["  presets    presets at 36,864 tokens", "  cpu        the CPU engine"]
     lines += [f"systems: {OURS}, {OURS}:sm80-128x64-s2-w4 (any tile), {', '.join(SYSTEMS)}"]
     return "\n".join(lines)
 

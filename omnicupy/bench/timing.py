@@ -123,7 +123,7 @@ def latencies_us(systems: Mapping[str, Call], synchronize: Call) -> dict[str, tu
 
 
 def _rest(call: Call, synchronize: Call) -> None:
-    """A pause, and a few calls after which clocks and caches are as in use."""
+    """A pause, so that no system inherits the heat of another, and a few calls to warm up."""
     time.sleep(REST_S)
     for _ in range(5):
         call()

@@ -39,13 +39,18 @@ def records_used(library: Library) -> str:
                 content.get("device") or "CPU",
                 content.get("driver") or "",
                 content.get("nvrtc") or "",
-                str(content.get("commit") or "")[:8],
+                _commit(str(content.get("commit") or "")),
                 f"{gemm:.0f} TFLOP/s" if gemm else "",
                 f"{copy:.2f} TB/s" if copy else "",
                 f"{', '.join(clocks)} MHz" if all(clocks) else "",
             ]
         )
     return table(lines)
+
+
+def _commit(name: str) -> str:
+    """The beginning of a commit's name; "+" stays: the tree was not that commit's alone."""
+    return name[:8] + "+" * name.endswith("+")
 
 
 def dense(library: Library) -> str:

@@ -100,9 +100,8 @@ def _random_label(name: str) -> str:
 HOPPER = {
     "Full and causal": tuple(_full_and_causal()),
     "Masks": tuple(_masks()),
-    "Whole calls from Python, us (alone: with a synchronisation; in a row: a hundred, then one)": tuple(
-        _whole_calls()
-    ),
+    "Whole calls from Python, us (alone: with a synchronisation; in a row: a hundred, then one; each turn after "
+    "a rest of 50 ms)": tuple(_whole_calls()),
 }
 PORTABLE = {"mma.sync": tuple(_portable())}
 

@@ -93,7 +93,7 @@ struct Mainloop {
     settle_scores<Cfg>(scores, out, softmax, WarpTile{mask, tile, q0 + row0(), row0(), s_spans(span_slot)});
   }
 
-  // V has arrived and every thread knows it.
+  // Weighs the scores and adds the values. V has arrived and every thread knows it.
   __device__ __forceinline__ void compute_values(Scores const& scores, KeyTile const& tile, int stage) {
     if (tile.has_dead()) {
       zero_dead_rows<Cfg::kThreads, Cfg::kHeadDim, Cfg::kSwizzle>(s_base + kQBytes + v_slot(stage) * kKvBytes, mask, tile);
@@ -102,7 +102,7 @@ struct Mainloop {
     add_values<Cfg>(out, scores, softmax, p.scale_log2, s_lane_kv + v_slot(stage) * kKvBytes);
   }
 
-  // One buffer holds K, then V: V flies during the softmax, the next K during nothing.
+  // One buffer holds K, then V: V flies while the scores are masked and the peaks move, the next K during nothing.
   __device__ __forceinline__ void run_shared() {
     while (visit.has_next()) {
       KeyTile const tile = visit.take(p);

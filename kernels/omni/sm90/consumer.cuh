@@ -96,7 +96,8 @@ struct Consumer {
     return WarpTile{mask, tile, work.q0 + row0, row0, smem.spans[ring.stage()][0]};
   }
 
-  // packed: the tile's kind; of most tiles nothing else is read.
+  // packed: the tile's kind; of most tiles nothing else is read. `keep` is filled where kFound is returned. Sets dead_k0, by
+  // which the next step zeroes.
   __device__ __forceinline__ int look_at_mask(KeepBits<Scores>& keep, int packed, WorkSlot const& work) {
     dead_k0 = -1;
     if ((packed & kKindMask) == kFull) return kNothing;
