@@ -77,6 +77,20 @@ def overlap(a: Any, b: Any) -> bool:
         return True
 
 
+def overlaps_itself(array: Any) -> bool:
+    """True when two elements share memory, or when strides are so interwoven that this is not plain."""
+    reach = (
+        array.dtype.itemsize
+    )  # bytes from the first element of the axes so far to the end of their last one
+    for stride, length in sorted(
+        (abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1
+    ):
+        if stride < reach:
+            return True
+        reach += stride * (length - 1)
+    return False
+
+
 def _stand_in(array: Any) -> NDArray[Any]:
     # NumPy decides from addresses, shapes and strides alone, so it can do so for device memory as well. The
     # elements of the stand-in must never be read.

@@ -7,6 +7,7 @@ run on every call, so the straight path only compares; words are made where a co
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +19,7 @@ import numpy as np
 from omnicupy.arrays import DTYPE_NAMES as DTYPE_NAMES
 from omnicupy.arrays import is_cupy as is_cupy
 from omnicupy.arrays import on_gpu as is_on_gpu
-from omnicupy.arrays import overlap
+from omnicupy.arrays import overlap, overlaps_itself
 from omnicupy.layouts import full
 from omnicupy.masks import Mask
 from omnicupy.spec import MAX_HEAD_DIM, AttnSpec, round_up
@@ -92,7 +93,7 @@ def scale_of(scale: float | None, head_dim: int) -> float:
         raise TypeError(
             f"scale must be a number or None (1/sqrt(head_dim)), got {_type_name(scale)}; pass float(scale)"
         )
-    if not (math.isfinite(scale) and scale > 0):
+    if not 0 < scale <= sys.float_info.max:  # not for NaN, nor for integers beyond any float
         raise ValueError(f"scale must be finite and above 0, got {scale}; pass None for 1/sqrt(head_dim)")
     return float(scale)
 
@@ -241,9 +242,9 @@ def _check_out(out: Any, q: Any, k: Any, v: Any, on_gpu: bool) -> None:
         _check_layout("out", out)
     elif not out.flags.writeable:
         raise ValueError("out must be writeable, got a read-only array; pass a copy")
-    if any(s == 0 and n > 1 for s, n in zip(out.strides, out.shape, strict=True)):
+    if overlaps_itself(out):
         raise ValueError(
-            f"out must not repeat elements (a stride of 0), got strides {out.strides}; pass a full array"
+            f"out must not repeat elements, got strides {out.strides} for shape {out.shape}; pass a full array"
         )
     for name, array in (("q", q), ("k", k), ("v", v)):
         if overlap(out, array):

@@ -16,7 +16,10 @@ from omnicupy.layouts import random, segments
 from omnicupy.masks import Mask
 from omnicupy.study_commands import explain, report, tune
 
-EXPECTED = (ValueError, TypeError, OSError, ImportError, UnsupportedError, CompileError)
+EXPECTED = (
+    *(ValueError, TypeError, OSError, ImportError, MemoryError, OverflowError),
+    *(UnsupportedError, CompileError),
+)
 
 
 class _Group(click.Group):
@@ -113,6 +116,8 @@ def bench(record: Path | None, picture: Path | None, out: Path | None, as_json: 
     if not chosen["suites"] and not chosen["workloads"]:
         click.echo(suites.listing())
         return
+    if picture:
+        plots.check(chosen["suites"], gpu=surroundings.has_gpu())
     content = suites.run(suites.Options(out=out, **chosen), say)
     if as_json:
         print_json(content)
@@ -128,7 +133,9 @@ def _name_files(files: list[Path]) -> None:
 
 @main.command()
 @click.option("--random", "length", type=int, help="Tokens of a random interleaved layout.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random layout.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random layout."
+)
 @click.option("--documents", type=int, help="Packed samples of the random layout.")
 @click.option(
     "--segments", "layout", help='Segments, as in "text:120,image:729,noise:64"; / starts a document.'
@@ -151,8 +158,9 @@ def show(br: int, bc: int, png: str | None, as_json: bool, **chosen: Any) -> Non
         click.echo(str(mask))
         click.echo(str(stats))
     if png:
-        mask.plot(png, br=br, bc=bc)
-        click.echo(f"saved {png}", err=True)
+        picture = Path(png) if Path(png).suffix else Path(f"{png}.png")
+        mask.plot(picture, br=br, bc=bc)
+        click.echo(f"saved {picture}", err=True)
 
 
 def _chosen_mask(

@@ -17,6 +17,7 @@ from omnicupy.waste import Waste, wastes
 from omnicupy.workloads import Workload
 
 ORIGINS = 10  # of waste that are printed
+MOST_ITEMS = 2_000_000  # of the model: a few seconds
 DEFAULT_ARCH = "sm_90"  # without a GPU: that of the ceilings that ship with the library
 
 
@@ -132,7 +133,8 @@ def run(workload: Workload, dtype: str, variant: str | None = None) -> Explanati
     """Explain a call of a workload: with a GPU on it and measured there, else on the device of the ceilings.
 
     dtype: "bfloat16" or "float16".  variant: a word of bench.configs, None for what a call gets. Raises ValueError
-    for a word of another form, UnsupportedError where the model or the library does not serve the problem.
+    for a word of another form and for more work items than can be played, UnsupportedError where the model or the
+    library does not serve the problem.
     """
     gpu = environment.has_gpu()
     known, name = costs.load(), environment.device()["name"] if gpu else None
@@ -147,6 +149,11 @@ def run(workload: Workload, dtype: str, variant: str | None = None) -> Explanati
     ceilings, note = costs.nearest(known, name, spec.kernel)
     device = device if gpu else ceilings.device
     blocks = mask.blocks(spec.br, spec.bc)
+    if (items := problem.batch * problem.q_heads * blocks.q_blocks) > MOST_ITEMS:
+        raise ValueError(
+            f"explain: expected at most {MOST_ITEMS} block rows of all heads, whose turns are played one by one, got "
+            f"{items}; give a smaller --batch"
+        )
     ceiling = ceilings.at(spec.kernel, spec.head_dim, spec.rows)
     return Explanation(
         workload,

@@ -48,7 +48,7 @@ def causal(q_len: int, k_len: int | None = None) -> Mask:
     """
     rows, keys = shape("causal", q_len, k_len)
     start = np.maximum(np.arange(keys, dtype=np.int32) - np.int32(keys - rows), 0)
-    return _uniform(start, np.full(keys, rows, np.int32), rows, keys - rows)
+    return _uniform(start, np.full(keys, rows, np.int32), rows, keys - rows, growing=rows == keys)
 
 
 def sliding_window(q_len: int, k_len: int | None = None, *, left: int, right: int = 0) -> Mask:
@@ -195,9 +195,12 @@ def from_predicate(
     return _from_rows(evaluate, rows, keys)
 
 
-def _uniform(start: IntArray, stop: IntArray, q_len: int, diagonal: int = 0) -> Mask:
+def _uniform(
+    start: IntArray, stop: IntArray, q_len: int, diagonal: int = 0, *, growing: bool = False
+) -> Mask:
     """One interval per key; the arrays (k_len,) are taken over."""
-    return Mask((q_len, len(start)), intervals=algebra.pack(start[None], stop[None]), diagonal=diagonal)
+    pairs = algebra.pack(start[None], stop[None])
+    return Mask((q_len, len(start)), intervals=pairs, diagonal=diagonal, growing=growing)
 
 
 def _from_rows(rows: bitform.Rows, q_len: int, k_len: int) -> Mask:

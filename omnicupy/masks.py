@@ -47,8 +47,11 @@ class Mask(PairSet):
         bits: ByteArray | None = None,
         diagonal: int = 0,
         segments: tuple[Segment, ...] = (),
+        growing: bool = False,
     ) -> None:
-        super().__init__(shape, intervals=intervals, bits=bits, diagonal=diagonal, segments=segments)
+        super().__init__(
+            shape, intervals=intervals, bits=bits, diagonal=diagonal, segments=segments, growing=growing
+        )
         self._store(_blocks={}, _device={}, handle=next(_handles))
         _by_handle[self.handle] = self
 
@@ -160,7 +163,8 @@ class Mask(PairSet):
             ),
         }
         if self.intervals is not None:
-            return Mask(shape, intervals=intervals.crop(self.intervals, rows, keys), **notes)
+            growing = self.growing and rows == keys and q0 == 0  # its first tokens
+            return Mask(shape, intervals=intervals.crop(self.intervals, rows, keys), growing=growing, **notes)
         bits = bitform.packed(lambda a, b: self.dense(q0 + a, q0 + b, k0, k1), *shape)
         return from_bits(bits, shape, **notes)
 
@@ -177,14 +181,19 @@ class Mask(PairSet):
         Raises TypeError or ValueError for other lists, for segments where the mask is not made of segments
         (windows, for one, do not say what further rows see) and for a mask with fewer keys.
         """
+        if not isinstance(new_document, bool):
+            raise TypeError(
+                f"extend: new_document must be True or False, got {new_document!r}; pass one of them"
+            )
         if isinstance(added, Mask):
             return self._with_rows(added, new_document)
         new = segmented.checked("extend", added)
-        q_len, k_len = self.shape
+        k_len = self.shape[1]
         old = segmented.of_segments(self.segments or [(segmented.TEXT, 0, k_len, 0)])
-        # `&` and slices keep the segments for pictures, so the pairs decide whether they make the mask
+        # A window that is wider than the mask leaves the same pairs, but not the same further rows; more segments than
+        # are described leave none here.
         if (
-            q_len != k_len
+            not self.growing
             or old.tokens != k_len
             or Mask(self.shape, intervals=segmented.spans(old)[0]) != self
         ):
@@ -194,7 +203,7 @@ class Mask(PairSet):
             )
         pairs, described = segmented.spans(segmented.joined(old, new, new_document))
         total = pairs[0].shape[1]
-        return Mask((total, total), intervals=pairs, diagonal=self.diagonal, segments=described)
+        return Mask((total, total), intervals=pairs, diagonal=self.diagonal, segments=described, growing=True)
 
     def _with_rows(self, rows: Mask, new_document: bool) -> Mask:
         q_len, k_len = self.shape

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from omnicupy.layouts import causal, full, random, segments
 from omnicupy.masks import Mask
+from omnicupy.spec import MAX_HEAD_DIM
 from omnicupy.workloads import Workload, by_name
 
 FORMS = 'full, causal, random:SEED, a workload such as W4, or segments such as "text:120,image:729"'
@@ -44,6 +45,8 @@ def problem_of(text: str, sizes: Sizes) -> Workload:
     heads = _given("--heads", sizes.heads, named.q_heads if named else None)
     kv_heads = sizes.kv_heads or (named.kv_heads if named and sizes.heads is None else heads)
     head_dim = _given("--head-dim", sizes.head_dim, named.head_dim if named else None)
+    if head_dim % 8 or head_dim > MAX_HEAD_DIM:
+        raise ValueError(f"--head-dim: expected a multiple of 8, at most {MAX_HEAD_DIM}, got {head_dim}")
     if heads % kv_heads:
         raise ValueError(
             f"--kv-heads: expected a divisor of --heads {heads}, got {kv_heads}; query heads share key heads "
@@ -69,9 +72,13 @@ def layout(text: str, option: str) -> list[list[tuple[str, int]]]:
 
 def _segment(part: str, option: str) -> tuple[str, int]:
     kind, _, tokens = part.strip().partition(":")
-    if not tokens.strip().isdigit():
+    if not _is_number(tokens.strip()):
         raise ValueError(f'{option}: expected kind:length, as in text:120, got "{part}"')
     return kind, int(tokens)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
 
 
 def _builder(text: str, sizes: Sizes) -> tuple[Workload | None, Callable[[], Mask]]:
@@ -82,7 +89,7 @@ def _builder(text: str, sizes: Sizes) -> tuple[Workload | None, Callable[[], Mas
         return None, lambda: (causal if text == "causal" else full)(rows, keys)
     kind, colon, seed = text.partition(":")
     if kind == "random" and colon:
-        if not seed.isdigit():
+        if not _is_number(seed):
             raise ValueError(f"--mask: expected random:SEED, as in random:3, got {text!r}")
         tokens = _given("--length", sizes.length, None)
         return None, lambda: random(tokens, int(seed))

@@ -21,13 +21,24 @@ class PairSet:
     their arguments; this one trusts its own: canonical intervals, or bits that are zero past k_len.
     """
 
-    __slots__ = ("__weakref__", "_hash", "_pairs", "bits", "diagonal", "intervals", "segments", "shape")
+    __slots__ = (
+        "__weakref__",
+        "_hash",
+        "_pairs",
+        "bits",
+        "diagonal",
+        "growing",
+        "intervals",
+        "segments",
+        "shape",
+    )
 
     shape: tuple[int, int]  # (q_len, k_len)
     intervals: Intervals | None  # start, stop: int32 (n, k_len), read-only, canonical
     bits: ByteArray | None  # uint8 (q_len, ceil(k_len / 8)), little bit order, read-only
     diagonal: int  # key minus row of the causal diagonal: CAUSAL tiles are those with k <= q + diagonal
     segments: tuple[Segment, ...]  # for pictures; () when unknown or too many to draw
+    growing: bool  # made of its segments and nothing else: they say what further rows see
     _hash: int | None
     _pairs: int | None
 
@@ -39,12 +50,14 @@ class PairSet:
         bits: ByteArray | None = None,
         diagonal: int = 0,
         segments: tuple[Segment, ...] = (),
+        growing: bool = False,
     ) -> None:
         if intervals is not None:
             intervals = (_frozen(intervals[0], np.int32), _frozen(intervals[1], np.int32))
         self._store(
             shape=shape, diagonal=diagonal, segments=segments, intervals=intervals, _hash=None, _pairs=None
         )
+        self._store(growing=growing)
         self._store(bits=None if bits is None else _frozen(bits, np.uint8))
 
     def _store(self, **values: object) -> None:
@@ -59,7 +72,8 @@ class PairSet:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Content only: caches and device arrays stay behind."""
-        return _rebuild, (type(self), self.shape, self.intervals, self.bits, self.diagonal, self.segments)
+        content = (self.shape, self.intervals, self.bits, self.diagonal, self.segments, self.growing)
+        return _rebuild, (type(self), *content)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, PairSet):
@@ -147,5 +161,6 @@ def _rebuild(
     bits: ByteArray | None,
     diagonal: int,
     segments: tuple[Segment, ...],
+    growing: bool = False,  # masks that were pickled before there was such a thing
 ) -> PairSet:
-    return cls(shape, intervals=intervals, bits=bits, diagonal=diagonal, segments=segments)
+    return cls(shape, intervals=intervals, bits=bits, diagonal=diagonal, segments=segments, growing=growing)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnicupy import segmented
-from omnicupy.maskargs import integer
+from omnicupy.maskargs import count, integer
 from omnicupy.maskargs import length as checked_length
 from omnicupy.masks import Mask
 from omnicupy.segmented import IMAGE as IMAGE
@@ -38,6 +38,12 @@ def documents(lengths: Sequence[int], causal: bool = True) -> Mask:
 
     Raises TypeError or ValueError for no documents or a length below 1.
     """
+    if not isinstance(lengths, Sequence | np.ndarray) or isinstance(lengths, str):
+        raise TypeError(
+            f"documents: lengths must be a list of lengths, got {type(lengths).__name__} {lengths!r}; make it a list"
+        )
+    if not isinstance(causal, bool | np.bool_):
+        raise TypeError(f"documents: causal must be True or False, got {causal!r}; pass one of them")
     checked = [checked_length("documents", f"lengths[{i}]", size) for i, size in enumerate(lengths)]
     if not checked:
         raise ValueError(
@@ -65,6 +71,7 @@ def random(
     Raises TypeError or ValueError for arguments out of range.
     """
     _check_random(length, text, image, noise, documents)
+    count("random", "seed", seed)
     rng = np.random.default_rng(seed)
     cuts = np.sort(rng.choice(length - 1, documents - 1, replace=False) + 1) if documents else np.array([])
     kinds: list[str] = []
@@ -118,4 +125,4 @@ def from_codes(code: NDArray[np.int8], sizes: NDArray[np.int64], counts: NDArray
 def _mask(layout: Layout) -> Mask:
     pairs, described = segmented.spans(layout)
     total = pairs[0].shape[1]
-    return Mask((total, total), intervals=pairs, segments=described)
+    return Mask((total, total), intervals=pairs, segments=described, growing=True)

@@ -130,7 +130,7 @@ def _segment(caller: str, segment: object, document: int, place: int) -> tuple[s
     """One checked (kind, length)."""
     if isinstance(segment, tuple) and len(segment) == 2:
         kind, tokens = segment
-        if type(tokens) is int and tokens > 0 and kind in KINDS:
+        if type(tokens) is int and 0 < tokens <= MAX_LENGTH and kind in KINDS:
             return kind, tokens
     where = f"{caller}: document {document}, segment {place} of layout"
     if not isinstance(segment, Sequence) or isinstance(segment, str) or len(segment) != 2:
@@ -141,4 +141,8 @@ def _segment(caller: str, segment: object, document: int, place: int) -> tuple[s
     tokens = integer(where, "length", tokens)
     if tokens < 1:
         raise ValueError(f"{where}: length must be at least 1 token, got {tokens}; drop the segment")
+    if tokens > MAX_LENGTH:
+        raise ValueError(
+            f"{where}: length must be at most {MAX_LENGTH} tokens, got {tokens}; split it into several masks"
+        )
     return kind, tokens

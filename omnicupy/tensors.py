@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd import forward_ad
 
 from omnicupy.arrays import BFLOAT16, DeviceArray
 from omnicupy.errors import UnsupportedError
@@ -61,6 +62,16 @@ def cuda_index(q: Any, k: Any, v: Any, out: Any) -> int | None:
     if not q.is_cpu:
         raise ValueError(f"q must be on a CPU or a CUDA device, got {device}; move q, k and v to one")
     return None
+
+
+def check_tangents(**named: Any) -> None:
+    """Raises UnsupportedError where a tensor carries a tangent, that of forward-mode differentiation."""
+    for name, tensor in named.items():
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise UnsupportedError(
+                f"{name} carries a tangent, but attention has no derivative yet; pass "
+                f"torch.autograd.forward_ad.unpack_dual({name}).primal"
+            )
 
 
 def check_gradients(q: Any, k: Any, v: Any, out: Any) -> None:

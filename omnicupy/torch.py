@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from omnicupy import api, tensors
 from omnicupy.errors import UnsupportedError
@@ -67,7 +68,7 @@ def attention(
 
     Returns `out`, or (out, lse) with lse (batch, q_heads, q_len), float32.
     Raises what `omnicupy.attention` raises; UnsupportedError for tensors that require a gradient outside of
-    torch.no_grad() and torch.inference_mode(), and for `config` inside torch.compile.
+    torch.no_grad() and torch.inference_mode() or carry a tangent, and for `config` inside torch.compile.
     """
     tensors.check(q, k, v, out)
     if torch.is_grad_enabled():
@@ -106,6 +107,8 @@ def prepare(
 
 def _run(q: Any, k: Any, v: Any, mask: Any, *, scale: Any, return_lse: bool, out: Any, config: Any) -> Any:
     """The call on real tensors."""
+    if getattr(forward_ad, "_current_level", -1) >= 0:  # there are tangents, which would be lost
+        tensors.check_tangents(q=q, k=k, v=v, out=out)
     index = tensors.cuda_index(q, k, v, out)
     if index is None:
         found = _on_cpu(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)

@@ -162,6 +162,12 @@ TABLE: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     ),
     (
         call,
+        {"scale": 10**400},
+        ValueError,
+        f"scale must be finite and above 0, got 1{400 * '0'}; pass None for 1/sqrt(head_dim)",
+    ),
+    (
+        call,
         {"scale": 0},
         ValueError,
         "scale must be finite and above 0, got 0; pass None for 1/sqrt(head_dim)",

@@ -75,7 +75,13 @@ TABLE: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
         gpu,
         {"out": ndarray(strides=(1024, 0, 32, 2), ptr=9 << 20)},
         ValueError,
-        "out must not repeat elements (a stride of 0), got strides (1024, 0, 32, 2); pass a full array",
+        "out must not repeat elements, got strides (1024, 0, 32, 2) for shape (2, 4, 8, 16); pass a full array",
+    ),
+    (
+        gpu,
+        {"out": ndarray(strides=(1024, 128, 32, 2), ptr=9 << 20)},
+        ValueError,
+        "out must not repeat elements, got strides (1024, 128, 32, 2) for shape (2, 4, 8, 16); pass a full array",
     ),
     (
         call,

@@ -102,8 +102,51 @@ def test_verify_prints_a_table_and_passes() -> None:
     assert found.exit_code == 0
     assert "error/budget" in found.output
     assert "PASS" in found.output
-    assert "no GPU here" in found.output
+    assert "no kernel was run: no GPU here" in found.output
     assert "all passed" in found.output
+
+
+def test_what_cannot_be_is_said_in_a_line(tmp_path: Path) -> None:
+    for arguments, said in (
+        (["bench", "build", "--workload", "W4"], "bench: workloads need a GPU, and there is none here"),
+        (["bench", "presets", "--plot", "x.png"], "got presets without one; leave --plot out"),
+        (["bench", "build", "--plot", "x.png"], "got build without one; leave --plot out"),
+        (["bench", "build", "--out", str(tmp_path)], "--out: expected a file, got the folder"),
+        (["show", "--segments", f"text:{2**62},text:{2**62}"], "length must be at most 1073741824 tokens"),
+        (["show", "--segments", "text:\u00b2"], "--segments: expected kind:length"),
+        (["show", "--random", "10", "--seed", "-1"], "--seed"),
+        (
+            ["explain", "--mask", "causal", "--heads", "8", "--head-dim", "63", "--length", "64"],
+            "a multiple of 8",
+        ),
+        (
+            [
+                "explain",
+                "--mask",
+                "causal",
+                "--heads",
+                "8",
+                "--head-dim",
+                "64",
+                "--length",
+                "64",
+                "--batch",
+                "9999999",
+            ],
+            "explain: expected at most 2000000 block rows",
+        ),
+    ):
+        found = run(*arguments)
+        assert found.exit_code in (1, 2), arguments
+        assert said in found.output, (arguments, found.output)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_picture_without_a_suffix_is_named_as_it_is_saved(tmp_path: Path) -> None:
+    found = run("show", "--random", "100", "--png", str(tmp_path / "mask"))
+    assert found.exit_code == 0
+    assert f"saved {tmp_path / 'mask.png'}" in found.output
+    assert (tmp_path / "mask.png").exists()
 
 
 def test_verify_prints_json() -> None:

@@ -38,7 +38,12 @@ BAD_CALLS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: layouts.segments([[("text", 1)], [("text", 1.5)]]), TypeError, "segments: document 1, segment 0 of layout: length must be an integer, got float 1.5; pass a whole number"),
     (lambda: layouts.segments([[("text", 1)], [("text",)]]), TypeError, "segments: document 1, segment 0 of layout: expected (kind, length), got ('text',); write a pair"),
     (lambda: layouts.segments([3, 4]), TypeError, "segments: document 0 of layout: expected a list of (kind, length), got 3; write a list"),
-    (lambda: layouts.segments([("text", TOO_LONG)]), ValueError, f"layout: expected at most 1073741824 tokens, got {TOO_LONG}; split it into several masks"),
+    (lambda: layouts.segments([("text", TOO_LONG)]), ValueError, f"segments: document 0, segment 0 of layout: length must be at most 1073741824 tokens, got {TOO_LONG}; split it into several masks"),
+    (lambda: layouts.segments([("text", 2**62)] * 4), ValueError, f"segments: document 0, segment 0 of layout: length must be at most 1073741824 tokens, got {2**62}; split it into several masks"),
+    (lambda: layouts.segments([("text", 2**30)] * 4), ValueError, "layout: expected at most 1073741824 tokens, got 4294967296; split it into several masks"),
+    (lambda: layouts.documents(5), TypeError, "documents: lengths must be a list of lengths, got int 5; make it a list"),  # type: ignore[arg-type]
+    (lambda: layouts.documents([3], causal="no"), TypeError, "documents: causal must be True or False, got 'no'; pass one of them"),  # type: ignore[arg-type]
+    (lambda: layouts.random(10, -1), ValueError, "random: seed must be at least 0, got -1; pass a number in that range"),
     (lambda: layouts.documents([]), ValueError, "documents: lengths must hold at least one length, got none; pass the length of each document"),
     (lambda: layouts.documents([3, 0]), ValueError, "documents: lengths[1] must be from 1 to 1073741824 tokens, got 0; pass a length in that range"),
     (lambda: layouts.random(0, 0), ValueError, "random: length must be from 1 to 1073741824 tokens, got 0; pass a length in that range"),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 
 import mask_cases as cases
@@ -97,6 +98,13 @@ def test_what_is_made_of_segments_goes_on(mask: oc.Mask) -> None:
     np.testing.assert_array_equal(longer.to_dense(), dense)
 
 
+def test_what_a_copy_and_a_longer_mask_are_made_of_is_known() -> None:
+    mask = pickle.loads(pickle.dumps(layouts.segments([("text", 3), ("image", 4)])))
+    assert mask.extend([("text", 2)]).extend([("text", 1)]) == layouts.segments(
+        [("text", 3), ("image", 4), ("text", 3)]
+    )
+
+
 def test_text_grows_by_tokens_without_a_list_of_them() -> None:
     mask = layouts.segments([[("image", 3)], [("text", 2)]])
     for _ in range(5):
@@ -122,6 +130,10 @@ INSTEAD = "; append a mask of the new rows against all keys instead"
 TEXT = [("text", 1)]
 BAD: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: layouts.sliding_window(9, left=2).extend(TEXT), ValueError, f"{ONLY}<Mask 9x9 pairs=24 intervals=1 diagonal=0>{INSTEAD}"),
+    (lambda: layouts.sliding_window(9, left=9).extend(TEXT), ValueError, f"{ONLY}<Mask 9x9 pairs=45 intervals=1 diagonal=0>{INSTEAD}"),
+    (lambda: presets.gemma3(9, [(2, 4)], window=64).extend(TEXT), ValueError, f"{ONLY}<Mask 9x9 pairs=51 intervals=1 diagonal=0>{INSTEAD}"),
+    (lambda: presets.streaming(9, 1, 64).extend(TEXT), ValueError, f"{ONLY}<Mask 9x9 pairs=45 intervals=1 diagonal=0>{INSTEAD}"),
+    (lambda: layouts.causal(9).extend(TEXT, new_document="no"), TypeError, "extend: new_document must be True or False, got 'no'; pass one of them"),  # type: ignore[arg-type]
     (lambda: layouts.causal(3, 9).extend(TEXT), ValueError, f"{ONLY}<Mask 3x9 pairs=24 intervals=1 diagonal=6>{INSTEAD}"),
     (lambda: (layouts.segments([("text", 2), ("image", 2)]) & layouts.sink(4, 2)).extend(TEXT), ValueError, f"{ONLY}<Mask 4x4 pairs=7 intervals=1 diagonal=0>{INSTEAD}"),
     (lambda: layouts.segments([("text", 5), ("image", 9)])[2:9, 1:8].extend(TEXT), ValueError, f"{ONLY}<Mask 7x7 pairs=37 intervals=1 diagonal=1>{INSTEAD}"),

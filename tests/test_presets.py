@@ -236,3 +236,9 @@ def test_padding_shares_masks() -> None:
     whole, first, second = presets.padding(base, [6, 4, 4], [6, 5, 5])
     assert whole is base
     assert first is second
+
+
+def test_empty_samples_are_skipped_wherever_they_stand() -> None:
+    wanted = presets.bagel([100, 50], [60, 40, 50], ["causal", "full", "noise"])
+    for lengths in ([0, 100, 50], [0, 0, 100, 0, 50, 0]):
+        assert presets.bagel(lengths, [60, 40, 50], ["causal", "full", "noise"]) == wanted

@@ -187,6 +187,21 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "attention_mask: masks[1] must be a Mask, got int; build it with omnicupy",
     ),
+    "another batch than the list's": (
+        lambda: oc.transformers.attention_mask([oc.causal(3), oc.causal(3)], batch=3),
+        ValueError,
+        "attention_mask: batch must be the number of masks (2) or left out, got 3; pass a single mask to share it",
+    ),
+    "no batch": (
+        lambda: oc.transformers.attention_mask(oc.causal(3), batch=-1),
+        ValueError,
+        "attention_mask: batch must be at least 1, got -1; pass the number of elements",
+    ),
+    "another batch than the inputs'": (
+        lambda: _attention(oc.transformers.attention_mask(oc.causal(6), batch=5)),
+        ValueError,
+        "attention_mask must have the batch size of the inputs (1) or 1, got 5; pass one mask an element",
+    ),
     "masks of several shapes": (
         lambda: oc.transformers.attention_mask([oc.causal(3), oc.causal(4)]),
         ValueError,

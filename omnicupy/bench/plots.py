@@ -36,6 +36,16 @@ def plot(content: Content, path: str | Path) -> list[Path]:
     return files
 
 
+def check(suites: Sequence[str], *, gpu: bool) -> None:
+    """Refuse, before anything is measured, suites that no picture is drawn of. Raises ValueError."""
+    drawn = [name for name in suites if name in DRAWN and (gpu or name not in FIGURES)]
+    if suites and not drawn:
+        raise ValueError(
+            f"plot: expected some of {', '.join(DRAWN)} on a GPU, got {', '.join(suites)}"
+            f"{'' if gpu else ' without one'}; leave --plot out"
+        )
+
+
 def can_draw(suite: str, rows: Sequence[Row]) -> bool:
     """True when some row holds what the suite's picture shows."""
     if suite not in DRAWN:

@@ -1,4 +1,4 @@
-"""The presets at 36,864 tokens, but draft trees, which are bits: how long the mask takes, and its tiles."""
+"""The presets at 36,864 tokens, of one or two intervals a key: how long the mask takes, and its tiles."""
 
 from __future__ import annotations
 

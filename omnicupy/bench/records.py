@@ -24,6 +24,8 @@ class Record:
     """
 
     def __init__(self, path: Path | None, header: dict[str, Any]) -> None:
+        if path is not None and path.is_dir():
+            raise ValueError(f"--out: expected a file, got the folder {path}; name a file in it")
         self.path = path
         self.suite = ""
         self.content: dict[str, Any] = {"schema": SCHEMA, **header, "rows": []}

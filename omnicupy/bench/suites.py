@@ -109,10 +109,10 @@ def _check(options: Options) -> None:
     for system in options.systems:
         if system.partition(":")[0] not in (OURS, *SYSTEMS):
             raise ValueError(f"bench: --system must be one of {OURS}, {', '.join(SYSTEMS)}, got {system!r}")
-    needs_gpu = set(options.suites) - set(CPU_HOST) or (options.workloads and not options.suites)
-    if needs_gpu and not environment.has_gpu():
+    if (options.workloads or set(options.suites) - set(CPU_HOST)) and not environment.has_gpu():
         raise ValueError(
-            f"bench: these suites need a GPU, and there is none here; run {' or '.join(CPU_HOST)}"
+            f"bench: {'workloads' if options.workloads else 'these suites'} need a GPU, and there is none here; run "
+            f"{' or '.join(CPU_HOST)}"
         )
 
 

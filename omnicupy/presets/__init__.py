@@ -2,9 +2,9 @@
 
     mask = omnicupy.presets.transfusion(4096, [(150, 256), (586, 256)])
 
-Each function cites the code whose rule it states, in terms of row q and key k. All are built in time
-proportional to the tokens, none looks at single pairs. Lengths and positions are in tokens; NumPy integers and
-arrays pass wherever integers and lists do.
+Each function cites the code whose rule it states, in terms of row q and key k. All are built in time proportional
+to the tokens (and, `show_o` with "lvg", to the images); none looks at single pairs. Lengths and positions are in
+tokens; NumPy integers and arrays pass wherever integers and lists do.
 """
 
 from omnicupy.presets.blocks import bd3lm, magi, self_forcing

@@ -69,7 +69,7 @@ def _last_splits(lengths: args.Whole, splits: args.Whole) -> args.Whole:
         raise ValueError("bagel: sample_lens must hold at least one token, got 0 tokens; drop the empty pack")
     args.tokens("bagel", "sample_lens", int(ends[-1]))
     last = np.searchsorted(stops, ends)
-    cut = np.flatnonzero(stops[last] != ends)
+    cut = np.flatnonzero((stops[last] != ends) & (ends > 0))
     if len(cut):
         i, j = int(cut[0]), int(last[cut[0]])
         raise ValueError(
@@ -77,6 +77,7 @@ def _last_splits(lengths: args.Whole, splits: args.Whole) -> args.Whole:
             f"split_lens[{j}] of tokens [{stops[j] - splits[j]}, {stops[j]}); make the splits of each sample "
             "add up to it"
         )
+    last[ends == 0] = -1  # empty samples in front end before the first split
     return last
 
 

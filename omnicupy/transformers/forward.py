@@ -64,6 +64,11 @@ def _masks(
     """The mask of a call as omnicupy.torch takes it."""
     if isinstance(given, MaskTensor):
         masks = given.masks
+        if given.shape[0] not in (1, query.shape[0]):
+            raise ValueError(
+                f"attention_mask must have the batch size of the inputs ({query.shape[0]}) or 1, got {given.shape[0]}; "
+                "pass one mask an element"
+            )
     elif given is not None:
         masks = from_tensor(given)
     elif options.get("cu_seq_lens_q") is not None:

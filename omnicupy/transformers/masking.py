@@ -13,6 +13,7 @@ from transformers.masking_utils import causal_mask_function
 
 from omnicupy.errors import UnsupportedError
 from omnicupy.layouts import from_dense
+from omnicupy.maskargs import integer
 from omnicupy.masks import Mask
 from omnicupy.transformers import rules
 from omnicupy.transformers.closures import Reader, array, known
@@ -63,7 +64,8 @@ def attention_mask(masks: Mask | Sequence[Mask], batch: int = 1, device: Any = "
     masks: one for all of `batch` elements, or a list with one for each. Models with several kinds of layers
     (Gemma 3) take a dict of these by kind. device: where the model is. For `forward`; `generate` makes its
     own masks.
-    Raises TypeError for other types, ValueError for an empty list and masks of several shapes.
+    Raises TypeError for other types, ValueError for an empty list, masks of several shapes and another `batch` than
+    the list's.
     """
     given = [masks] if isinstance(masks, Mask) else list(masks)
     for i, mask in enumerate(given):
@@ -78,7 +80,17 @@ def attention_mask(masks: Mask | Sequence[Mask], batch: int = 1, device: Any = "
             )
     if not given:
         raise ValueError("attention_mask: masks must hold at least one mask, got none; pass one an element")
-    return MaskTensor(given, batch if isinstance(masks, Mask) else len(given), device)
+    elements = integer("attention_mask", "batch", batch)
+    if elements < 1:
+        raise ValueError(
+            f"attention_mask: batch must be at least 1, got {batch}; pass the number of elements"
+        )
+    if not isinstance(masks, Mask) and elements not in (1, len(given)):
+        raise ValueError(
+            f"attention_mask: batch must be the number of masks ({len(given)}) or left out, got {batch}; pass a single "
+            "mask to share it"
+        )
+    return MaskTensor(given, elements if isinstance(masks, Mask) else len(given), device)
 
 
 def make_mask(

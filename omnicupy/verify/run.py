@@ -119,12 +119,13 @@ def chosen_cases(settings: Settings, listed: Sequence[Case]) -> list[Case]:
 
 
 def _on_cpu(settings: Settings, track: Track) -> Report:
+    compiles = not settings.cases
     found = Report(
-        "the CPU engine; kernels were compiled, none was run: no GPU here",
+        f"the CPU engine; {'kernels were compiled, none was run' if compiles else 'no kernel was run'}: no GPU here",
         header(environment.nvrtc_version()),
     )
     found.outcomes = on_cpu.run(chosen_cases(settings, on_cpu.cases()), track)
-    if not settings.cases:
+    if compiles:
         specs = list(every_spec() if settings.all_specs else tune.rows())
         found.compiled = compile_all(specs, track)
     return found
