@@ -57,7 +57,7 @@ def test_host_time_counts_every_call() -> None:
 
 
 def test_whole_calls_are_timed_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each turn from a rest and five calls: a hundred and one wait; again, then forty and a wait after each."""
+    """From a rest and five calls a hundred and one wait; again, then two hundred and a wait after each."""
     order: list[str] = []
     monkeypatch.setattr(timing.time, "sleep", lambda seconds: order.append("z"))
     monkeypatch.setattr(
@@ -66,7 +66,7 @@ def test_whole_calls_are_timed_in_turns(monkeypatch: pytest.MonkeyPatch) -> None
     calls = {name: (lambda name=name: order.append(name)) for name in "ab"}
     found = timing.latencies_us(calls, lambda: order.append("|"))
     assert "".join(order) == "".join(
-        f"z{5 * name}|{100 * name}|z{5 * name}|" + 40 * f"{name}|" for _ in range(5) for name in "ab"
+        f"z{5 * name}|{100 * name}|z{5 * name}|" + 200 * f"{name}|" for _ in range(3) for name in "ab"
     )
     assert found == {"a": (1, 1), "b": (3, 3)}
 

@@ -17,7 +17,7 @@ FLUSH_BYTES = 256 * 2**20  # several times any L2 cache
 # launch, so the device never waits for the host inside a sample.
 FLUSH_WRITES = 6
 SAMPLES = 30
-TURNS, IN_A_ROW, ALONE = 5, 100, 200  # of whole calls
+TURNS, IN_A_ROW, ALONE = 3, 100, 200  # of whole calls
 REST_S = 0.05
 SYSTEM_BUDGET_S = 4.0  # most time that the samples of one system may take
 
@@ -97,11 +97,12 @@ def host_us(call: Call, synchronize: Call, calls: int = 200) -> float:
 
 
 def latencies_us(systems: Mapping[str, Call], synchronize: Call) -> dict[str, tuple[float, float]]:
-    """Time of a whole call, host included, nothing flushed: per call of a hundred in a row, and of one alone.
+    """Time of a whole call, host included, nothing flushed: per call of a hundred in a row, and of one alone, the
+    median of two hundred.
 
-    The systems take turns, so that a host that is busy for a while reaches all alike: the median of five hundreds, and
-    of two hundred calls, forty a turn. Each starts from a rest: what ran before may have brought the chip to its power
-    limit, some systems sooner than others, and a call that is alone does not come after a hundred.
+    The systems take turns, so that a host that is busy for a while reaches all alike; of the turns the median. The
+    hundred and the two hundred start from a rest each: what ran before may have brought the chip to its power limit,
+    some systems sooner than others.
     """
     together: dict[str, list[float]] = {name: [] for name in systems}
     alone: dict[str, list[float]] = {name: [] for name in systems}
@@ -114,11 +115,13 @@ def latencies_us(systems: Mapping[str, Call], synchronize: Call) -> dict[str, tu
             synchronize()
             together[name].append((time.perf_counter_ns() - begin) / IN_A_ROW / 1e3)
             _rest(call, synchronize)
-            for _ in range(ALONE // TURNS):
+            took = []
+            for _ in range(ALONE):
                 begin = time.perf_counter_ns()
                 call()
                 synchronize()
-                alone[name].append((time.perf_counter_ns() - begin) / 1e3)
+                took.append((time.perf_counter_ns() - begin) / 1e3)
+            alone[name].append(statistics.median(took))
     return {name: (statistics.median(together[name]), statistics.median(alone[name])) for name in systems}
 
 
