@@ -14,6 +14,7 @@ from omnicupy.console import JSON, print_json, say, track
 from omnicupy.errors import CompileError, UnsupportedError
 from omnicupy.layouts import random, segments
 from omnicupy.masks import Mask
+from omnicupy.plot import file_of
 from omnicupy.study_commands import explain, report, tune
 
 EXPECTED = (
@@ -158,7 +159,7 @@ def show(br: int, bc: int, png: str | None, as_json: bool, **chosen: Any) -> Non
         click.echo(str(mask))
         click.echo(str(stats))
     if png:
-        picture = Path(png) if Path(png).suffix else Path(f"{png}.png")
+        picture = file_of(png)
         mask.plot(picture, br=br, bc=bc)
         click.echo(f"saved {picture}", err=True)
 

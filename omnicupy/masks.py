@@ -15,7 +15,7 @@ from omnicupy import bitform, draw, intervals, segmented
 from omnicupy.bitform import ByteArray
 from omnicupy.blockmask import BlockMask
 from omnicupy.intervals import Intervals
-from omnicupy.maskargs import integer, length
+from omnicupy.maskargs import flag, integer, length
 from omnicupy.pairset import PairSet, Segment
 from omnicupy.plot import plot
 from omnicupy.segmented import Sample
@@ -181,10 +181,7 @@ class Mask(PairSet):
         Raises TypeError or ValueError for other lists, for segments where the mask is not made of segments
         (windows, for one, do not say what further rows see) and for a mask with fewer keys.
         """
-        if not isinstance(new_document, bool):
-            raise TypeError(
-                f"extend: new_document must be True or False, got {new_document!r}; pass one of them"
-            )
+        new_document = flag("extend", "new_document", new_document)
         if isinstance(added, Mask):
             return self._with_rows(added, new_document)
         new = segmented.checked("extend", added)

@@ -54,10 +54,8 @@ class PairSet:
     ) -> None:
         if intervals is not None:
             intervals = (_frozen(intervals[0], np.int32), _frozen(intervals[1], np.int32))
-        self._store(
-            shape=shape, diagonal=diagonal, segments=segments, intervals=intervals, _hash=None, _pairs=None
-        )
-        self._store(growing=growing)
+        self._store(shape=shape, diagonal=diagonal, segments=segments, growing=growing)
+        self._store(intervals=intervals, _hash=None, _pairs=None)
         self._store(bits=None if bits is None else _frozen(bits, np.uint8))
 
     def _store(self, **values: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +33,11 @@ def figure_class() -> type[Figure]:
             "plot: matplotlib is needed, but cannot be imported; pip install 'omnicupy[plot]'"
         ) from error
     return Figure
+
+
+def file_of(path: str | PathLike[str]) -> Path:
+    """Where a picture goes: PNG where the path names no format."""
+    return Path(path) if Path(path).suffix else Path(f"{path}.png")
 
 
 def plot(blocks: BlockMask, segments: tuple[Segment, ...], path: str | PathLike[str]) -> None:

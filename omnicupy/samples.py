@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnicupy import segmented
-from omnicupy.maskargs import count, integer
+from omnicupy.maskargs import count, flag, integer, plain
 from omnicupy.maskargs import length as checked_length
 from omnicupy.masks import Mask
 from omnicupy.segmented import IMAGE as IMAGE
@@ -38,18 +38,14 @@ def documents(lengths: Sequence[int], causal: bool = True) -> Mask:
 
     Raises TypeError or ValueError for no documents or a length below 1.
     """
-    if not isinstance(lengths, Sequence | np.ndarray) or isinstance(lengths, str):
-        raise TypeError(
-            f"documents: lengths must be a list of lengths, got {type(lengths).__name__} {lengths!r}; make it a list"
-        )
-    if not isinstance(causal, bool | np.bool_):
-        raise TypeError(f"documents: causal must be True or False, got {causal!r}; pass one of them")
-    checked = [checked_length("documents", f"lengths[{i}]", size) for i, size in enumerate(lengths)]
+    kind = TEXT if flag("documents", "causal", causal) else IMAGE
+    given = plain("documents", "lengths", lengths)
+    checked = [checked_length("documents", f"lengths[{i}]", size) for i, size in enumerate(given)]
     if not checked:
         raise ValueError(
             "documents: lengths must hold at least one length, got none; pass the length of each document"
         )
-    return packed([TEXT if causal else IMAGE] * len(checked), checked, [1] * len(checked))
+    return packed([kind] * len(checked), checked, [1] * len(checked))
 
 
 def random(

@@ -41,8 +41,8 @@ BAD_CALLS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: layouts.segments([("text", TOO_LONG)]), ValueError, f"segments: document 0, segment 0 of layout: length must be at most 1073741824 tokens, got {TOO_LONG}; split it into several masks"),
     (lambda: layouts.segments([("text", 2**62)] * 4), ValueError, f"segments: document 0, segment 0 of layout: length must be at most 1073741824 tokens, got {2**62}; split it into several masks"),
     (lambda: layouts.segments([("text", 2**30)] * 4), ValueError, "layout: expected at most 1073741824 tokens, got 4294967296; split it into several masks"),
-    (lambda: layouts.documents(5), TypeError, "documents: lengths must be a list of lengths, got int 5; make it a list"),  # type: ignore[arg-type]
-    (lambda: layouts.documents([3], causal="no"), TypeError, "documents: causal must be True or False, got 'no'; pass one of them"),  # type: ignore[arg-type]
+    (lambda: layouts.documents(5), TypeError, "documents: lengths must be a list or an array, got int 5; make it a list"),  # type: ignore[arg-type]
+    (lambda: layouts.documents([3], causal="no"), TypeError, "documents: causal must be True or False, got str 'no'; pass a bool"),  # type: ignore[arg-type]
     (lambda: layouts.random(10, -1), ValueError, "random: seed must be at least 0, got -1; pass a number in that range"),
     (lambda: layouts.documents([]), ValueError, "documents: lengths must hold at least one length, got none; pass the length of each document"),
     (lambda: layouts.documents([3, 0]), ValueError, "documents: lengths[1] must be from 1 to 1073741824 tokens, got 0; pass a length in that range"),

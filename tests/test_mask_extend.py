@@ -133,7 +133,7 @@ BAD: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: layouts.sliding_window(9, left=9).extend(TEXT), ValueError, f"{ONLY}<Mask 9x9 pairs=45 intervals=1 diagonal=0>{INSTEAD}"),
     (lambda: presets.gemma3(9, [(2, 4)], window=64).extend(TEXT), ValueError, f"{ONLY}<Mask 9x9 pairs=51 intervals=1 diagonal=0>{INSTEAD}"),
     (lambda: presets.streaming(9, 1, 64).extend(TEXT), ValueError, f"{ONLY}<Mask 9x9 pairs=45 intervals=1 diagonal=0>{INSTEAD}"),
-    (lambda: layouts.causal(9).extend(TEXT, new_document="no"), TypeError, "extend: new_document must be True or False, got 'no'; pass one of them"),  # type: ignore[arg-type]
+    (lambda: layouts.causal(9).extend(TEXT, new_document="no"), TypeError, "extend: new_document must be True or False, got str 'no'; pass a bool"),  # type: ignore[arg-type]
     (lambda: layouts.causal(3, 9).extend(TEXT), ValueError, f"{ONLY}<Mask 3x9 pairs=24 intervals=1 diagonal=6>{INSTEAD}"),
     (lambda: (layouts.segments([("text", 2), ("image", 2)]) & layouts.sink(4, 2)).extend(TEXT), ValueError, f"{ONLY}<Mask 4x4 pairs=7 intervals=1 diagonal=0>{INSTEAD}"),
     (lambda: layouts.segments([("text", 5), ("image", 9)])[2:9, 1:8].extend(TEXT), ValueError, f"{ONLY}<Mask 7x7 pairs=37 intervals=1 diagonal=1>{INSTEAD}"),

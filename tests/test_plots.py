@@ -128,6 +128,12 @@ def test_tables_of_tiles_show_the_best_of_each() -> None:
     assert [text.splitlines()[0] for text in bold] == [f"{best:.0f}"]
 
 
+def test_a_path_without_a_suffix_is_a_png(tmp_path: Path) -> None:
+    (file,) = plots.plot(made_records.record("vlm", only=("W4",)), tmp_path / "x")
+    assert file == tmp_path / "x.png"
+    assert file.read_bytes().startswith(b"\x89PNG")
+
+
 def test_each_suite_of_a_record_has_its_file(tmp_path: Path) -> None:
     content = made_records.record("vlm", "memory", only=("W4",))
     files = plots.plot(content, tmp_path / "new" / "x.png")

@@ -195,7 +195,7 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no batch": (
         lambda: oc.transformers.attention_mask(oc.causal(3), batch=-1),
         ValueError,
-        "attention_mask: batch must be at least 1, got -1; pass the number of elements",
+        "attention_mask: batch must be at least 1, got -1; pass a positive number",
     ),
     "another batch than the inputs'": (
         lambda: _attention(oc.transformers.attention_mask(oc.causal(6), batch=5)),

@@ -10,6 +10,7 @@ from omnicupy.bench import plotrows, sparsity
 from omnicupy.bench import plotstyle as look
 from omnicupy.bench.plotrows import RATE, Content, timed
 from omnicupy.bench.records import OURS, Row, caption, suite_of
+from omnicupy.plot import file_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +23,7 @@ def plot(content: Content, path: str | Path) -> list[Path]:
     The suffix of `path` names the format; with several suites each one's name goes in front of it. Raises ValueError
     when no suite of the record can be drawn, ImportError without matplotlib.
     """
-    target = Path(path)
+    target = file_of(path)
     found = [name for name in suites_of(content) if can_draw(name, rows_of(content, name))]
     if not found:
         raise ValueError(

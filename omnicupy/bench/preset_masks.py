@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from omnicupy import model_masks, presets
 from omnicupy.bench import host
+from omnicupy.bench.building import timed
 from omnicupy.bench.records import Record
 from omnicupy.masks import Mask
+from omnicupy.presets.images import MODES
 
 TOKENS = 36864
 BR, BC = 128, 128
 TURNS = 25
 
-_MODES = {"text": "causal", "image": "full", "noise": "noise"}
+_MODE_OF = {kind: mode for mode, kind in MODES.items()}
 _IMAGES = [(100 + 1100 * i, 1024) for i in range(33)]  # (offset, length)
 
 
@@ -26,7 +28,7 @@ def _bagel() -> Mask:
     pack = model_masks.bagel_pack()
     splits = [split for sample in pack for split in sample]
     lengths = [sum(length for _, length in sample) for sample in pack]
-    return presets.bagel(lengths, [length for _, length in splits], [_MODES[kind] for kind, _ in splits])
+    return presets.bagel(lengths, [length for _, length in splits], [_MODE_OF[kind] for kind, _ in splits])
 
 
 def _with_guidance() -> Mask:
@@ -65,11 +67,9 @@ def building(record: Record, say: host.Say) -> None:
         build().blocks(BR, BC)
         took = []
         for _ in range(TURNS):
-            begin = time.perf_counter()
-            mask = build()
-            built = time.perf_counter()
-            blocks = mask.blocks(BR, BC)
-            took.append((1e3 * (built - begin), 1e3 * (time.perf_counter() - built)))
+            mask, mask_ms = timed(build)
+            blocks, cut_ms = timed(partial(mask.blocks, BR, BC))
+            took.append((mask_ms, cut_ms))
         figures = {
             "mask_ms": round(statistics.median(one for one, _ in took), 3),
             "cut_ms": round(statistics.median(one for _, one in took), 3),

@@ -82,9 +82,7 @@ class Clock:
 
 def host_us(call: Call, synchronize: Call, calls: int = 200) -> float:
     """Median host time of a warm call in microseconds: what it keeps the CPU busy, the device apart."""
-    for _ in range(5):
-        call()
-    synchronize()
+    _warm(call, synchronize)
     took = []
     for turn in range(calls):
         begin = time.perf_counter_ns()
@@ -126,8 +124,12 @@ def latencies_us(systems: Mapping[str, Call], synchronize: Call) -> dict[str, tu
 
 
 def _rest(call: Call, synchronize: Call) -> None:
-    """A pause, so that no system inherits the heat of another, and a few calls to warm up."""
+    """A pause, so that no system inherits the heat of another."""
     time.sleep(REST_S)
+    _warm(call, synchronize)
+
+
+def _warm(call: Call, synchronize: Call) -> None:
     for _ in range(5):
         call()
     synchronize()

@@ -8,7 +8,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from omnicupy.maskargs import MAX_LENGTH, integer
+from omnicupy.maskargs import MAX_LENGTH, integer, plain
+from omnicupy.maskargs import at_least_one as at_least_one
+from omnicupy.maskargs import flag as flag
 
 Whole = NDArray[np.int64]
 Lengths = Sequence[int] | NDArray[np.integer]
@@ -20,15 +22,15 @@ def numbers(where: str, name: str, values: object, least: int, hint: str) -> Who
 
     Raises TypeError for other types, ValueError for other values and for none at all.
     """
-    plain = _plain(where, name, values)
-    if isinstance(plain, np.ndarray):
-        if plain.ndim != 1:
-            raise ValueError(f"{where}: {name} must have one axis, got shape {plain.shape}; reshape it")
-        if plain.size and least <= plain.min() and plain.max() <= MAX_LENGTH:
-            return plain.astype(np.int64)
-        items: Sequence[object] = plain.tolist()
+    given = plain(where, name, values)
+    if isinstance(given, np.ndarray):
+        if given.ndim != 1:
+            raise ValueError(f"{where}: {name} must have one axis, got shape {given.shape}; reshape it")
+        if given.size and least <= given.min() and given.max() <= MAX_LENGTH:
+            return given.astype(np.int64)
+        items: Sequence[object] = given.tolist()
     else:
-        items = plain
+        items = given
     if not len(items):
         raise ValueError(f"{where}: {name} must hold at least one number, got none; {hint}")
     for i, item in enumerate(items):
@@ -46,9 +48,9 @@ def pairs(where: str, name: str, values: object, parts: str) -> list[tuple[int, 
 
     Raises TypeError for anything else.
     """
-    plain = _plain(where, name, values)
+    given = plain(where, name, values)
     found = []
-    for i, pair in enumerate(plain.tolist() if isinstance(plain, np.ndarray) else plain):
+    for i, pair in enumerate(given.tolist() if isinstance(given, np.ndarray) else given):
         if not isinstance(pair, Sequence | np.ndarray) or isinstance(pair, str) or len(pair) != 2:
             raise TypeError(f"{where}: {name}[{i}] must be a pair ({parts}), got {pair!r}; give two integers")
         first, second = (integer(where, f"{name}[{i}]", part) for part in pair)
@@ -87,23 +89,6 @@ def choice(where: str, name: str, value: object, allowed: tuple[str, ...]) -> st
     return str(value)
 
 
-def flag(where: str, name: str, value: object) -> bool:
-    """`value` as a bool. Raises TypeError for anything but True and False."""
-    if not isinstance(value, bool | np.bool_):
-        raise TypeError(
-            f"{where}: {name} must be True or False, got {type(value).__name__} {value!r}; pass a bool"
-        )
-    return bool(value)
-
-
-def at_least_one(where: str, name: str, value: object) -> int:
-    """`value` as an integer of at least 1. Raises TypeError or ValueError for anything else."""
-    number = integer(where, name, value)
-    if number < 1:
-        raise ValueError(f"{where}: {name} must be at least 1, got {number}; pass a positive number")
-    return number
-
-
 def tokens(where: str, what: str, total: int) -> int:
     """`total`, a number of tokens that `what` amounts to. Raises ValueError above MAX_LENGTH."""
     if total > MAX_LENGTH:
@@ -111,16 +96,3 @@ def tokens(where: str, what: str, total: int) -> int:
             f"{where}: {what} must make at most {MAX_LENGTH} tokens, got {total}; split the sequence"
         )
     return total
-
-
-def _plain(where: str, name: str, values: object) -> Sequence[object] | NDArray[np.integer]:
-    """A list as it is, an array if it holds integers."""
-    if isinstance(values, np.ndarray) and values.ndim:
-        if values.size and values.dtype.kind not in "iu":
-            raise TypeError(f"{where}: {name} must hold integers, got an array of {values.dtype}; convert it")
-        return values
-    if isinstance(values, Sequence) and not isinstance(values, str | bytes):
-        return values
-    raise TypeError(
-        f"{where}: {name} must be a list or an array, got {type(values).__name__} {values!r}; make it a list"
-    )

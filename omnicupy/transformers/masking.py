@@ -13,7 +13,7 @@ from transformers.masking_utils import causal_mask_function
 
 from omnicupy.errors import UnsupportedError
 from omnicupy.layouts import from_dense
-from omnicupy.maskargs import integer
+from omnicupy.maskargs import at_least_one
 from omnicupy.masks import Mask
 from omnicupy.transformers import rules
 from omnicupy.transformers.closures import Reader, array, known
@@ -80,11 +80,7 @@ def attention_mask(masks: Mask | Sequence[Mask], batch: int = 1, device: Any = "
             )
     if not given:
         raise ValueError("attention_mask: masks must hold at least one mask, got none; pass one an element")
-    elements = integer("attention_mask", "batch", batch)
-    if elements < 1:
-        raise ValueError(
-            f"attention_mask: batch must be at least 1, got {batch}; pass the number of elements"
-        )
+    elements = at_least_one("attention_mask", "batch", batch)
     if not isinstance(masks, Mask) and elements not in (1, len(given)):
         raise ValueError(
             f"attention_mask: batch must be the number of masks ({len(given)}) or left out, got {batch}; pass a single "
