@@ -37,13 +37,23 @@ __device__ __forceinline__ uint2 rows_in_span(int2 const* span, int q0) {
 }
 
 // The same in all spans of the keys, of which there is at least one. next: from one span of a key to its next one.
+// kMost: their number is at most this, and no loop is left; 0: any number.
+template <int kMost>
 __device__ __forceinline__ uint2 rows_in_spans(int2 const* spans, int next, int n_spans, int q0) {
   uint2 rows = rows_in_span(spans, q0);
-#pragma unroll 1
-  for (int i = 1; i < n_spans; ++i) {
+  auto const join = [&](int i) {
     uint2 const more = rows_in_span(spans + i * next, q0);
     rows.x |= more.x;
     rows.y |= more.y;
+  };
+  if constexpr (kMost > 0) {
+#pragma unroll
+    for (int i = 1; i < kMost; ++i) {
+      if (i < n_spans) join(i);
+    }
+  } else {
+#pragma unroll 1
+    for (int i = 1; i < n_spans; ++i) join(i);
   }
   return rows;
 }
@@ -194,15 +204,7 @@ __device__ __forceinline__ bool find_at_once(KeepBits<Scores>& keep, WarpTile co
     return true;
   }
   if (warp.s_spans == nullptr || !spans_travel(mask.p, tile)) return false;
-  keep.set_rows([&](int key) {
-    uint2 rows = rows_in_span(warp.s_spans + key, q0);
-    if (mask.p.n_spans == 2) {
-      uint2 const more = rows_in_span(warp.s_spans + Scores::kCols + key, q0);
-      rows.x |= more.x;
-      rows.y |= more.y;
-    }
-    return rows;
-  });
+  keep.set_rows([&](int key) { return rows_in_spans<kSmemSpans>(warp.s_spans + key, Scores::kCols, mask.p.n_spans, q0); });
   return true;
 }
 
@@ -211,7 +213,7 @@ template <class Scores>
 __device__ __forceinline__ void find_in_spans(KeepBits<Scores>& keep, WarpTile const& warp) {
   MaskView const& mask = warp.mask;
   int2 const* const g_spans = mask.spans() + warp.keys.k0;
-  keep.set_rows([&](int key) { return rows_in_spans(g_spans + key, mask.p.k_padded, mask.p.n_spans, warp.q0); });
+  keep.set_rows([&](int key) { return rows_in_spans<0>(g_spans + key, mask.p.k_padded, mask.p.n_spans, warp.q0); });
 }
 
 template <int kBr, class Scores>

@@ -98,7 +98,7 @@ struct Consumer {
 
   // packed: the tile's kind; of most tiles nothing else is read. `keep` is filled where kFound is returned. Sets dead_k0, by
   // which the next step zeroes.
-  __device__ __forceinline__ int look_at_mask(KeepBits<Scores>& keep, int packed, WorkSlot const& work) {
+  __device__ __forceinline__ Hidden look_at_mask(KeepBits<Scores>& keep, int packed, WorkSlot const& work) {
     dead_k0 = -1;
     if ((packed & kKindMask) == kFull) return kNothing;
     MaskView const mask{p, work.mask};
@@ -109,14 +109,13 @@ struct Consumer {
   }
 
   // Masks one tile of scores. K, and what came with it, are released as soon as they are read.
-  __device__ __forceinline__ void mask_scores(Scores& scores, KeepBits<Scores>& keep, int hidden, WorkSlot const& work) {
-    if (hidden != kNothing) {
-      if (hidden == kNotFound) {
-        MaskView const mask{p, work.mask};
-        find_in_spans(keep, warp_tile(mask, smem.tiles[ring.stage()], work));
-      }
-      keep.apply(scores);
+  __device__ __forceinline__ void mask_scores(Scores& scores, KeepBits<Scores>& keep, Hidden hidden, WorkSlot const& work) {
+    if (hidden == kNotFound) {
+      MaskView const mask{p, work.mask};
+      find_in_spans(keep, warp_tile(mask, smem.tiles[ring.stage()], work));
+      if (keep.is_everything()) hidden = kNothing;
     }
+    if (hidden != kNothing) keep.apply(scores);
     release(smem.k_empty[ring.stage()]);
   }
 
@@ -199,7 +198,7 @@ struct Consumer {
     pin_registers(scores.x[0]);
     start_scores<Cfg>(scores, q_word, k);
     KeepBits<Scores> keep;
-    int const hidden = look_at_mask(keep, packed, work);
+    Hidden const hidden = look_at_mask(keep, packed, work);
     wgmma_wait<0>();
     pin_registers(scores.x[0]);
     begin_rows();
@@ -223,7 +222,7 @@ struct Consumer {
     start_tile_values();
     if (in_turn) pass_turn();
     KeepBits<Scores> keep;
-    int const hidden = look_at_mask(keep, packed, work);
+    Hidden const hidden = look_at_mask(keep, packed, work);
     wgmma_wait<1>();
     pin_registers(scores.x[0]);
     mask_scores(scores, keep, hidden, work);
