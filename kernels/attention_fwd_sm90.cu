@@ -1,5 +1,6 @@
 // Forward attention for compute capability 9.0: TMA, mbarrier rings, warp specialisation, wgmma. Persistent: a thread
 // block a multiprocessor, work items handed out longest first.
+#include "omni/sm90/early.cuh"
 #include "omni/sm90/producer.cuh"
 #include "omni/sm90/walk.cuh"
 
@@ -20,6 +21,7 @@ extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
     omni::setmaxnreg_dec<Cfg::kProducerRegisters>();
     if (threadIdx.x == 0) omni::Producer<Cfg>(args, smem).run();
     if constexpr (Cfg::kScheduler) {
+      if (threadIdx.x >= omni::Early<Cfg>::kFirstThread) omni::Early<Cfg>{args}.run();
       if (threadIdx.x == 32) omni::Scheduler<Cfg>(args, smem).run();
     }
   } else {

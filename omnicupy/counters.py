@@ -1,4 +1,4 @@
-"""Work counters of persistent kernels: two integers a (device, stream), zero before and after each launch."""
+"""Work counters of persistent kernels: three integers a (device, stream), zero before and after each launch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from omnicupy.upload import identity
 
 _STREAMS = 256  # counters made at once, so that a stream that is being captured finds one ready
-_BYTES = 8  # of one stream's counters
+BYTES = 16  # of one stream's counters
 
 _blocks: dict[int, list[Any]] = {}  # device -> arrays of counters, never freed
 _addresses: dict[tuple[int, int], int] = {}
@@ -56,8 +56,8 @@ def _next(device: int) -> int:
     block, index = divmod(used, _STREAMS)
     if block == len(_blocks[device]):
         _blocks[device].append(_zeros())
-    return int(_blocks[device][block].data.ptr) + index * _BYTES
+    return int(_blocks[device][block].data.ptr) + index * BYTES
 
 
 def _zeros() -> Any:
-    return zeroed(_STREAMS * _BYTES, _STREAMS * _BYTES)
+    return zeroed(_STREAMS * BYTES, _STREAMS * BYTES)

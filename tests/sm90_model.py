@@ -35,10 +35,12 @@ class Scheduler:
     def run(self) -> Steps:
         block = self.list.block
         for number in range(len(block.items)):
+            last = self.list.slot.copy()
             yield from self.list.announce(number)
             yield from block.work_wanted.wait(number % 2)
             yield from block.some_time()
         yield from self.list.announce(-1)
+        yield from block.work_empty[last.stage].wait(last.parity)  # then the block counts itself as ended
 
 
 class Producer:

@@ -66,7 +66,9 @@ def test_whole_calls_are_timed_in_turns(monkeypatch: pytest.MonkeyPatch) -> None
     calls = {name: (lambda name=name: order.append(name)) for name in "ab"}
     found = timing.latencies_us(calls, lambda: order.append("|"))
     assert "".join(order) == "".join(
-        f"z{5 * name}|{100 * name}|z{5 * name}|" + 200 * f"{name}|" for _ in range(3) for name in "ab"
+        f"z{5 * name}|{100 * name}|z{5 * name}|" + 200 * f"{name}|"
+        for _ in range(timing.TURNS)
+        for name in "ab"
     )
     assert found == {"a": (1, 1), "b": (3, 3)}
 

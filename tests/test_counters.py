@@ -31,7 +31,7 @@ def test_a_stream_keeps_its_counters(cupy: Allocating) -> None:
     first, second = Stream(16), Stream(32)
     addresses = [counters.address(0, stream) for stream in (first, second, first, Stream(32))]
     start = cupy.made[0].data.ptr
-    assert addresses == [start, start + 8, start, start + 8]
+    assert addresses == [start, start + 16, start, start + 16]
 
 
 def test_devices_share_no_counters(cupy: Allocating) -> None:
@@ -47,7 +47,7 @@ def test_more_streams_get_more_counters(cupy: Allocating) -> None:
     assert (len(cupy.made), len(cupy.waited)) == (3, 3)
     for address, array in ((addresses[0], 0), (addresses[counters._STREAMS], 1), (addresses[-1], 2)):
         assert address == cupy.made[array].data.ptr
-    last = addresses[counters._STREAMS - 1] + counters._BYTES
+    last = addresses[counters._STREAMS - 1] + counters.BYTES
     assert last == cupy.made[0].data.ptr + cupy.made[0].nbytes
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import omnicupy as oc
-from omnicupy import tune
+from omnicupy import counters, tune
 from omnicupy.arrays import widen
 from omnicupy.masks import Mask
 from omnicupy.spec import AttnSpec
@@ -85,6 +85,22 @@ def test_the_tuned_kernel_runs_and_repeats_bit_for_bit(arrays: list[Any]) -> Non
     _close(first, arrays, mask)
     second = oc.attention(*arrays, mask)
     assert cp.asnumpy(first).tobytes() == cp.asnumpy(second).tobytes()
+
+
+def test_work_counters_are_zero_after_launches_in_a_row() -> None:
+    calls = [_arrays(shape=shape) for shape in (SHAPE, (1, 2, 100, 64), (2, 16, 700, 64), (1, 40, 700, 128))]
+    configs = [_config("sm90", arrays[0]) for arrays in calls]
+    stream = cp.cuda.Stream(non_blocking=True)
+    cp.cuda.Device().synchronize()
+    with stream:
+        for _ in range(20):
+            for arrays, config in zip(calls, configs, strict=True):
+                oc.attention(*arrays, config=config)
+    stream.synchronize()
+    address = counters.address(cp.cuda.Device().id, stream)
+    memory = cp.cuda.UnownedMemory(address, counters.BYTES, None)
+    found = cp.ndarray((counters.BYTES // 4,), np.int32, cp.cuda.MemoryPointer(memory, 0))
+    assert cp.asnumpy(found).tolist() == [0] * len(found)
 
 
 def test_masks_of_a_batch(arrays: list[Any]) -> None:

@@ -17,7 +17,7 @@ FLUSH_BYTES = 256 * 2**20  # several times any L2 cache
 # launch, so the device never waits for the host inside a sample.
 FLUSH_WRITES = 6
 SAMPLES = 30
-TURNS, IN_A_ROW, ALONE = 3, 100, 200  # of whole calls
+TURNS, IN_A_ROW, ALONE = 7, 100, 200  # of whole calls
 REST_S = 0.05
 SYSTEM_BUDGET_S = 4.0  # most time that the samples of one system may take
 

@@ -9,7 +9,7 @@ namespace omni {
 struct AttnParamsSm90 {
   TensorMap q_map, k_map, v_map;
   AttnParams p;
-  int* counter;     // {next work item, finished thread blocks}: zero at launch, left zero
+  int* counter;     // {next work item, thread blocks that handed out all, that ended}: zero at launch, left zero
   float4* partials;  // (all heads, n_slots, warps): what parts of split block rows leave; see merge.cuh
   u32* arrivals;     // (all heads, n_split_rows, warps): zero at launch, left zero
   int4 const* splits;  // of each part: {its row among the split ones or -1, its number, parts of the row, slot of the first}

@@ -57,6 +57,13 @@ __device__ __forceinline__ void prefetch_tensormap(TensorMap const* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
+// Counts to `last`, then from 0 again. Nobody waits for it.
+__device__ __forceinline__ void count_round(int* g_counter, int last) {
+  asm volatile("red.relaxed.gpu.global.inc.u32 [%0], %1;" ::"l"(g_counter), "r"(last) : "memory");
+}
+
+__device__ __forceinline__ void prefetch_to_l2(void const* g_line) { asm volatile("prefetch.global.L2 [%0];" ::"l"(g_line)); }
+
 // One box of a (column, token, head, batch) tensor to shared memory; completes on the barrier.
 __device__ __forceinline__ void tma_load_4d(
     u32 s_target, TensorMap const* map, u32 s_barrier, int column, int token, int head, int batch) {

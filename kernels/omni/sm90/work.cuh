@@ -31,12 +31,18 @@ struct WorkList {
   // The work item that comes next. Items are handed out by a counter, longest first.
   __device__ __forceinline__ int take() const { return atomicAdd(args.counter, 1) + gridDim.x; }
 
-  // No work is left. The last block to finish leaves the counters as it found them.
+  // No work is left. The last block to hand out all leaves those counters as it found them; the one of blocks that ended
+  // goes round. It says to the next launch whether this one is under way (early.cuh).
   __device__ __forceinline__ void end(Slot slot) const {
     announce(slot, WorkSlot{0, 0, 0, -1, 0, 0, 0, 0});
     if (atomicAdd(args.counter + 1, 1) == static_cast<int>(gridDim.x) - 1) {
       args.counter[0] = 0;
       args.counter[1] = 0;
+    }
+    if constexpr (Cfg::kScheduler) {
+      Slot const last = slot.before();
+      mbarrier_wait(smem_address(&smem.work_empty[last.stage()]), last.parity());
+      count_round(args.counter + 2, gridDim.x - 1);
     }
   }
 };
