@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import heapq
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -33,13 +32,14 @@ from omnicupy.spec import SMEM_LIMIT_BYTES, AttnSpec
 
 FloatArray = NDArray[np.float64]
 
-SCHEMA = 3
+SCHEMA = 4
 FILE = Path(__file__).with_name("ceilings.json")
 # What a work item is charged for, in this order: pairs of all tiles, of PARTIAL ones, of CAUSAL ones, those that a
 # warpgroup skips, itself.
 PARTS = ("tiles", "partial", "causal", "skipped", "items")
 FITTED = ("pair_ps", "partial_ps", "causal_ps", "skipped_ps", "item_us", "launch_us", "megabyte_us")
 ELEMENT_BYTES = 2
+OVERLAP = 3  # power in which the times of multiprocessors and memory add up (docs/design.md)
 REGISTERS = 65536  # of one multiprocessor
 REGISTERS_A_THREAD = 256  # the sm80 kernel's accumulators leave it no fewer
 
@@ -256,10 +256,9 @@ def loads(work: Work, slots: NDArray[np.int64]) -> FloatArray:
 
 
 def beside_memory(multiprocessor_us: float, memory_us: float) -> float:
-    """How long both take beside each other: the longer one where the other is short, more where they are alike, because
-    each waits for the other at times. (A power that is fitted instead comes out at 1.6 to 1.9.)
-    """
-    return math.hypot(multiprocessor_us, memory_us)
+    """How long both take beside each other: the longer one, and more where they are alike and wait for each other."""
+    shorter, longer = sorted((multiprocessor_us, memory_us))
+    return float(longer * (1 + (shorter / (longer or 1.0)) ** OVERLAP) ** (1 / OVERLAP))
 
 
 def predict(work: Work, ceiling: Ceiling) -> Prediction:

@@ -267,7 +267,7 @@ def test_memory_is_charged_by_the_bytes_of_operands_and_result() -> None:
     assert dear.us - free.us == pytest.approx(dear.parts_us["memory"])
     multiprocessors = free.us - CEILING.launch_us
     assert dear.us == pytest.approx(
-        (multiprocessors**2 + (0.5 * work.megabytes) ** 2) ** 0.5 + CEILING.launch_us
+        (multiprocessors**3 + (0.5 * work.megabytes) ** 3) ** (1 / 3) + CEILING.launch_us
     )
 
 

@@ -201,9 +201,7 @@ def test_models_and_random_masks_outside_of_the_fit_are_predicted() -> None:
     assert {f"W{number}" for number in range(1, 14)} < names
     assert sum(name.startswith("random") for name in names) >= 10
     for residual in fitting.residuals(found, outside):
-        # W14, a draft tree, is few rows that wait for memory: predicted a fifth too long.
-        limit = 0.25 if residual.point.workload == "W14" else 0.15
-        assert abs(residual.error) < limit, residual.point.workload
+        assert abs(residual.error) < 0.15, residual.point.workload
 
 
 @pytest.mark.parametrize("ceilings", costs.load(), ids=lambda one: one.device.name)

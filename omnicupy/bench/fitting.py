@@ -265,7 +265,8 @@ def _design(
         last = charged[int((charged @ weights).argmax())]
         us, memory_us = float(last @ weights), float(point.work.megabytes * numbers[-1])
         both = costs.beside_memory(us, memory_us) or 1.0
-        last, megabytes = last * share * us / both, point.work.megabytes * memory_us / both
+        last = last * share * (us / both) ** (costs.OVERLAP - 1)
+        megabytes = point.work.megabytes * (memory_us / both) ** (costs.OVERLAP - 1)
         row = np.zeros(len(numbers))
         row[column], row[count:-2], row[-2:] = last[0], last[1:], (1.0, megabytes)
         yield row
