@@ -80,9 +80,7 @@ def overlap(a: Any, b: Any) -> bool:
 def overlaps_itself(array: Any) -> bool:
     """True when two elements share memory, or when strides are so interwoven that this is not plain."""
     used = [(abs(stride), n) for stride, n in zip(array.strides, array.shape, strict=True) if n > 1]
-    reach = (
-        array.dtype.itemsize
-    )  # bytes from the first element of the axes so far to the end of their last one
+    reach = array.dtype.itemsize  # bytes that the axes so far span
     for stride, length in sorted(used):
         if stride < reach:
             return True

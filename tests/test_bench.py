@@ -279,6 +279,9 @@ def test_presets_are_timed_with_their_tiles(monkeypatch: pytest.MonkeyPatch) -> 
     rows = {row["workload"]: row["figures"] for row in content["rows"]}
     assert set(rows) == {f"{name}, 36,864 tokens" for name in preset_masks.LAYOUTS}
     assert rows["bagel, 36,864 tokens"]["tiles"] == 10064
+    assert all(
+        figures["mask_ms"] > 0 and 0 < figures["cut_ms"] <= figures["ms"] * 2 for figures in rows.values()
+    )
 
 
 def test_a_fresh_process_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
