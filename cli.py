@@ -2,7 +2,7 @@
 ...`.
 """
 
-from omnicupy.commands import main
+from omnicupy.tools.cli.main import main
 
 if __name__ == "__main__":
     main()

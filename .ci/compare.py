@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from omnicupy.bench import records
+from omnicupy.tools.bench import records
 
 ROUNDS = 2
 

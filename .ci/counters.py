@@ -13,8 +13,9 @@ import sys
 import time
 from pathlib import Path
 
-from omnicupy import environment
-from omnicupy.bench.records import Record
+from omnicupy.jit import nvrtc
+from omnicupy.tools import environment
+from omnicupy.tools.bench.records import Record
 
 # name in the record -> ncu's metric; shares of the peak in percent of the whole launch
 METRICS = {
@@ -111,7 +112,7 @@ def main(out: str, *words: str) -> None:
         header = {
             "device": described.get("name"),
             "driver": described.get("driver"),
-            "nvrtc": environment.nvrtc_version() or None,
+            "nvrtc": nvrtc.version_text() or None,
             "commit": environment.commit() or None,
             "started": _stamp(time.time()),
         }

@@ -14,11 +14,10 @@ import cupy
 import numpy as np
 
 import omnicupy as oc
-from omnicupy import tune
-from omnicupy.bench import configs
-from omnicupy.inputs import DTYPES, random_bits
-from omnicupy.masks import Mask
-from omnicupy.spec import AttnSpec
+from omnicupy.choose import table, variants
+from omnicupy.jit.spec import AttnSpec
+from omnicupy.masks.mask import Mask
+from omnicupy.tools.random_arrays import DTYPES, random_bits
 
 Q_LEN, K_LEN = 300, 420
 
@@ -37,7 +36,7 @@ def masks() -> Iterator[tuple[str, Mask]]:
 
 def specs(kernel: str, head_dims: set[int]) -> Iterator[AttnSpec]:
     """The rows of a kernel that an H100 runs, in bfloat16; the naive kernel has none and takes one of its own."""
-    found = [spec for spec in tune.rows() if spec.kernel == kernel and spec.arch in ("sm_90", "sm_90a")]
+    found = [spec for spec in table.rows() if spec.kernel == kernel and spec.arch in ("sm_90", "sm_90a")]
     if kernel == "naive":
         found = [AttnSpec(arch="sm_90", kernel="naive", dtype="bfloat16", head_dim=64, br=64, bc=64)]
     for spec in found:
@@ -69,7 +68,7 @@ def main(words: list[str]) -> None:
     for kernel in kernels:
         for spec in specs(kernel, {int(word) for word in words if word.isdigit()}):
             for name, mask in masks():
-                print(f"{configs.word(spec)} d{spec.head_dim} {name}", flush=True)
+                print(f"{variants.word(spec)} d{spec.head_dim} {name}", flush=True)
                 call(spec, mask)
                 count += 3
     if not count:

@@ -9,24 +9,22 @@ Importing needs no GPU, reads no file and imports no CuPy.
 
 from omnicupy import presets
 from omnicupy.api import attention, prepare
-from omnicupy.blockmask import BlockMask
 from omnicupy.errors import CompileError, UnsupportedError
-from omnicupy.layouts import (
+from omnicupy.jit.spec import AttnSpec
+from omnicupy.masks.block_mask import BlockMask
+from omnicupy.masks.constructors import (
     causal,
-    documents,
     from_dense,
     from_predicate,
     full,
     intervals,
     prefix,
-    random,
     ranges,
-    segments,
     sink,
     sliding_window,
 )
-from omnicupy.masks import Mask
-from omnicupy.spec import AttnSpec
+from omnicupy.masks.mask import Mask
+from omnicupy.masks.segment_masks import documents, random, segments
 
 __version__ = "0.1.0"
 

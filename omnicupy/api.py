@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from omnicupy import check, cpu
-from omnicupy.arrays import is_cupy
-from omnicupy.masks import Mask
-from omnicupy.spec import AttnSpec
+from omnicupy.call import check
+from omnicupy.call.arrays import is_cupy
+from omnicupy.cpu import attention as cpu_attention
+from omnicupy.jit.spec import AttnSpec
+from omnicupy.masks.mask import Mask
 
 _on_gpu: Callable[..., Any] | None = None
 
@@ -36,7 +37,7 @@ def attention(
     scale: factor of the scores, finite and above 0; None is 1 / sqrt(head_dim).
     return_lse: also return the natural logarithm of each row's sum of exponentials.
     out: array to write, of q's shape and dtype, not overlapping q, k or v; None makes a C-contiguous one.
-    config: the kernel variant to run on the GPU; None takes the one that tune.py lists for the problem.
+    config: the kernel variant to run on the GPU; None takes the one that the table lists for the problem.
 
     Returns `out`, or (out, lse) with lse (batch, q_heads, q_len), float32. A row that may see no key has
     out = 0 and lse = -inf.
@@ -56,11 +57,8 @@ def attention(
     if not isinstance(q, np.ndarray):
         launch = _on_gpu or _load_gpu(q, k, v)
         return launch(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
-    problem = check.problem(q, k, v, mask, scale=scale, out=out, config=config)
-    masks = check.masks_of(mask, problem)
-    return cpu.attention(
-        q, k, v, masks, scale=check.scale_of(scale, problem.head_dim), return_lse=return_lse, out=out
-    )
+    call = check.call(q, k, v, mask, scale=scale, out=out, config=config)
+    return cpu_attention.attention(call, q, k, v, return_lse=return_lse, out=out)
 
 
 def prepare(
@@ -84,20 +82,20 @@ def prepare(
     Raises what `attention` raises.
     """
     if isinstance(q, np.ndarray):
-        check.problem(q, k, v, mask, scale=scale, out=out, config=config)
+        check.call(q, k, v, mask, scale=scale, out=out, config=config)
         return
     _load_gpu(q, k, v)
-    from omnicupy import launch
+    from omnicupy.gpu import attention as gpu_attention
 
-    launch.plan_of(q, k, v, mask, scale=scale, out=out, config=config)
+    gpu_attention.plan_of(q, k, v, mask, scale=scale, out=out, config=config)
 
 
 def _load_gpu(q: Any, k: Any, v: Any) -> Callable[..., Any]:
     """The GPU path, imported at the first call that is not NumPy's: CPU users never import CuPy."""
     global _on_gpu
     if not is_cupy(q):
-        check.problem(q, k, v, None)  # refuses it, without importing CuPy
-    from omnicupy import launch
+        check.call(q, k, v, None)  # refuses it, without importing CuPy
+    from omnicupy.gpu import attention as gpu_attention
 
-    _on_gpu = launch.attention
+    _on_gpu = gpu_attention.attention
     return _on_gpu

@@ -56,27 +56,28 @@ def _session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _unattested_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
     """Tests on a GPU come before the attestation: they may use every kernel."""
-    from omnicupy import tune
+    from omnicupy.choose import pick
 
     if request.node.get_closest_marker("gpu") is None:
         yield
         return
-    with tune.every_kernel():
+    with pick.serve_every_kernel():
         yield
 
 
 @pytest.fixture
 def isolated_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty kernel cache for one test: its folder, not made yet. Warnings shown once are forgotten."""
-    from omnicupy import cache, tuned
+    from omnicupy.choose import saved
+    from omnicupy.jit import cache
 
     folder = tmp_path / "cache"
     monkeypatch.setenv("OMNICUPY_CACHE_DIR", str(folder))
     cache._warn_once.cache_clear()
-    tuned.forget()
+    saved.forget()
     yield folder
-    cache.use_cubins(None)
-    tuned.forget()
+    cache.compiled_elsewhere(None)
+    saved.forget()
 
 
 @pytest.fixture

@@ -118,10 +118,11 @@ def test_cupy_arrays_go_to_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_cupy_arrays_where_there_is_no_nvrtc(monkeypatch: pytest.MonkeyPatch, isolated_cache: Path) -> None:
-    from omnicupy import cache, launch, nvrtc
+    from omnicupy.gpu import planning
+    from omnicupy.jit import cache, nvrtc
 
     fake_device.install(monkeypatch)
-    monkeypatch.setattr(launch, "kernel", lambda spec, device: cache.cubin(spec))
+    monkeypatch.setattr(planning, "kernel", lambda spec, device: cache.cubin(spec))
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     nvrtc._library.cache_clear()
     q = fake_device.ndarray((1, 2, 20, 16), np.float16)

@@ -27,6 +27,9 @@ class Foreign:
         return self._array.__dlpack_device__()
 
 
+Foreign.__module__ = "producer"
+
+
 def _inputs(dtype: Any = np.float32) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     return [rng.standard_normal((1, heads, 40, 16)).astype(dtype) for heads in (4, 2, 2)]
@@ -41,7 +44,7 @@ def test_any_producer() -> None:
     with pytest.raises(TypeError) as raised:
         oc.attention(Foreign(arrays[0]), *arrays[1:], MASK)
     assert str(raised.value) == (
-        "q must be a CuPy or NumPy array, got test_dlpack.Foreign; convert it with numpy.asarray on the CPU, with "
+        "q must be a CuPy or NumPy array, got producer.Foreign; convert it with numpy.asarray on the CPU, with "
         "cupy.from_dlpack on a GPU"
     )
 
@@ -52,13 +55,13 @@ def test_jax(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = _inputs(dtype)
     theirs = [jax.numpy.asarray(array) for array in arrays]
     seen: list[int] = []
-    engine = api.cpu.attention
+    engine = api.cpu_attention.attention
 
     def spy(*given: Any, **options: Any) -> Any:
-        seen.extend(array.ctypes.data for array in given[:3])
+        seen.extend(array.ctypes.data for array in given[1:4])
         return engine(*given, **options)
 
-    monkeypatch.setattr(api.cpu, "attention", spy)
+    monkeypatch.setattr(api.cpu_attention, "attention", spy)
     found = jax.numpy.asarray(oc.attention(*map(np.asarray, theirs), MASK))
     assert seen == [array.unsafe_buffer_pointer() for array in theirs]  # no copy
     assert found.dtype == dtype

@@ -14,9 +14,10 @@ import pytest
 from click.testing import CliRunner
 
 import omnicupy as oc
-from omnicupy import tune
-from omnicupy.check import Problem
-from omnicupy.commands import main
+from omnicupy.call.problem import Problem
+from omnicupy.choose import pick
+from omnicupy.jit import archs
+from omnicupy.tools.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -114,15 +115,15 @@ def test_the_model_table_has_every_preset() -> None:
 
 def test_the_support_table_is_tune_s() -> None:
     rows = re.findall(r"^\| `(sm_\d+)` \|[^|]*\| (\d+)-(\d+) \| `(\w+)` \|$", README, re.MULTILINE)
-    assert {arch for arch, *_ in rows} == set(tune.ARCHES)
-    for arch in tune.ARCHES:
+    assert {arch for arch, *_ in rows} == set(archs.ARCHES)
+    for arch in archs.ARCHES:
         covered = {}
         for least, greatest, kernel in (row[1:] for row in rows if row[0] == arch):
             covered |= dict.fromkeys(range(int(least), int(greatest) + 1, 8), kernel)
         assert sorted(covered) == list(range(8, 1025, 8))
         for head_dim, kernel in covered.items():
             problem = Problem(1, 64, 64, 8192, 8192, head_dim, "bfloat16")
-            assert tune.pick(arch, problem, (oc.full(1),), 132).kernel == kernel, (arch, head_dim)
+            assert pick.pick(arch, problem, (oc.full(1),), 132).kernel == kernel, (arch, head_dim)
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/design.md"])

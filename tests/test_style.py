@@ -10,53 +10,36 @@ import tomllib
 import zipfile
 from collections.abc import Iterator
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import cuda_scan
 import pytest
 
-from omnicupy.attest import LAUNCH_MODULES
-
 ROOT = Path(__file__).parents[1]
 MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS = 300, 60, 6
 
 # Made text, and the script whose text it is.
-NO_CEILINGS = {"kernels/omni/sm90/wgmma_table.cuh", "tests/make_wgmma.py"}
+NO_CEILINGS = {"kernels/omni/sm90/wgmma_table.cuh", "tests/helpers/make_wgmma.py"}
 # One function is one instruction there: its operands are the instruction's.
 INSTRUCTIONS = re.compile(r"kernels/omni/sm\d+/ptx\.cuh")
 
-# A module imports only what stands before it. Lines are layers; a new module takes its place here.
-LAYERS = """
-    errors spec
-    arrays maskargs intervals bitform pairset segmented blockmask stats draw plot tiling_bits tiling masks
-    samples layouts
-    presets.arguments presets.images presets.showo presets.sequences presets.blocks presets
-    check
-    blas reference cpu
-    source params nvrtc locks cache tuned environment
-    schedule order packing upload counters workspace tma overlap loading tune plan launch
-    api __init__ tensors torch
-    transformers.rules transformers.closures transformers.masking transformers.forward transformers
-    model_masks case_masks cases workloads maskspec inputs sweep waste costs
-    bench bench.configs bench.records bench.timing bench.accuracy bench.flex bench.peers
-    bench.catalog bench.fitting bench.sparsity bench.plotstyle bench.plotrows bench.plots
-    bench.roofline
-    verify verify.watchdog verify.outcome verify.variants verify.compiling verify.special
-    verify.on_cpu verify.on_gpu attest
-    bench.measure explain bench.search bench.tuning bench.host bench.first_call bench.building bench.memory
-    bench.preset_masks bench.suites
-    report.library report.tables report.studies report.targets report.pictures report
-    verify.timed verify.report verify.run
-    console study_commands commands
-"""
-ORDER = LAYERS.split()
+# A file imports from its own folder and from what stands before it; folders between two commas are apart: neither
+# imports the other. docs/design.md says why.
+ORDER = (
+    "errors, masks; presets, jit; call; schedule; cpu, reference; choose; gpu; api; __init__; torch; transformers; "
+    "tools.environment, tools.watchdog, tools.random_arrays, tools.workloads; tools.bench; "
+    "tools.verify, tools.tune, tools.explain; tools.report; tools.cli"
+)
+RANKS = {part: rank for rank, parts in enumerate(ORDER.split("; ")) for part in parts.split(", ")}
 
 
 def _files(*patterns: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
 
 
-PYTHON = _files("omnicupy/**/*.py", "tests/*.py", "examples/*.py", "cli.py")
+PYTHON = _files("omnicupy/**/*.py", "tests/**/*.py", "examples/*.py", "cli.py")
+PACKAGE = [name for name in PYTHON if name.startswith("omnicupy/")]
 CUDA = _files("kernels/**/*.cu", "kernels/**/*.cuh")
 
 
@@ -134,52 +117,136 @@ def test_linters_are_content(command: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def _imports(name: str) -> Iterator[str]:
-    """Modules of the package that a file imports at run time, without "omnicupy."."""
-    checked_only = {
+def _module(name: str) -> str:
+    """ "omnicupy/masks/cut.py" -> "masks.cut", "omnicupy/gpu/__init__.py" -> "gpu"."""
+    dotted = name.removeprefix("omnicupy/").removesuffix(".py").replace("/", ".")
+    return dotted.removesuffix(".__init__")
+
+
+MODULES = {_module(name): name for name in PACKAGE}
+
+
+def _part(module: str) -> str:
+    """The part of the library that a module stands in: "tools.bench", "masks", "api"."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] == "tools" and len(parts) > 1 else parts[0]
+
+
+def _loaded(imported: str) -> str:
+    """The module that an import such as "omnicupy.masks.mask.Mask" loads: "masks.mask"."""
+    parts = imported.split(".")[1:]
+    while parts and ".".join(parts) not in MODULES:
+        parts.pop()
+    return ".".join(parts) or "__init__"
+
+
+@cache
+def _imports(module: str) -> frozenset[str]:
+    """Modules of the package that a file names, also for type checking alone."""
+    name, found = MODULES[module], set()
+    for node in ast.walk(_tree(name)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.partition(".")[0] == "omnicupy"}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}:{node.lineno}: imports are absolute"
+            if (node.module or "").partition(".")[0] == "omnicupy":
+                found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(map(_loaded, found)) - {module}
+
+
+def test_every_part_has_a_place() -> None:
+    parts = {_part(module) for module in MODULES} - {"tools"}
+    assert parts == set(RANKS), "a new folder takes its place in ORDER"
+    assert not _imports("tools")
+    top = {module.partition(".")[0] for module in MODULES}
+    assert len(top) <= 16, "about a dozen names stand at the top of omnicupy/"
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_point_one_way(module: str) -> None:
+    mine = _part(module)
+    later = {
+        other
+        for other in _imports(module)
+        if _part(other) != mine and RANKS[_part(other)] >= RANKS.get(mine, 0)
+    }
+    assert not later, f"{MODULES[module]} imports {', '.join(sorted(later))}, which do not stand before it"
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    done: set[str] = set()
+
+    def follow(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, f"a circle: {' -> '.join([*path[path.index(module) :], module])}"
+        if module not in done:
+            for other in sorted(_imports(module)):
+                follow(other, (*path, module))
+            done.add(module)
+
+    for module in sorted(MODULES):
+        follow(module, ())
+
+
+def _imported_libraries(name: str) -> Iterator[tuple[str, bool]]:
+    """Each library that a file names, and whether it does so inside a function."""
+    inside = {
+        id(inner)
+        for node in ast.walk(_tree(name))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for inner in ast.walk(node)
+    }
+    checked = {
         id(inner)
         for node in ast.walk(_tree(name))
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
         for inner in ast.walk(node)
     }
     for node in ast.walk(_tree(name)):
-        if id(node) in checked_only:
-            continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.partition(".")[0] == "omnicupy")
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name}:{node.lineno}: imports are absolute"
-            if (node.module or "").partition(".")[0] == "omnicupy":
-                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        if id(node) not in checked:
+            if isinstance(node, ast.Import):
+                yield from ((alias.name.partition(".")[0], id(node) in inside) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                yield (node.module or "").partition(".")[0], id(node) in inside
 
 
-def _module(imported: str) -> str:
-    """The module that an import such as "omnicupy.bench.peers.Shared" loads: "bench.peers"."""
-    parts = imported.split(".")[1:]
-    while parts and ".".join(parts) not in ORDER:
-        parts.pop()
-    return ".".join(parts) or "__init__"
+@pytest.mark.parametrize("name", PACKAGE)
+def test_optional_libraries_are_imported_where_they_may_be(name: str) -> None:
+    module = _module(name)
+    for library, in_function in _imported_libraries(name):
+        where = f"{name} imports {library}"
+        if library == "click":
+            assert _part(module) == "tools.cli", where
+        elif library == "matplotlib":
+            assert in_function, f"{where} outside of a function"
+            assert module == "masks.picture" or _part(module) == "tools.report", where
+        elif library in ("torch", "transformers") and not in_function:
+            assert _part(module) in ("torch", "transformers"), where
+        elif library == "cupy" and not in_function:
+            assert _part(module) == "gpu" or module == "tools.bench.first_call", where
 
 
-def test_every_module_has_a_layer() -> None:
-    names = _files("omnicupy/**/*.py")
-    modules = [name.removeprefix("omnicupy/").removesuffix(".py").replace("/", ".") for name in names]
-    assert sorted(ORDER) == sorted(module.removesuffix(".__init__") for module in modules)
-
-
-@pytest.mark.parametrize("module", ORDER)
-def test_imports_point_one_way(module: str) -> None:
-    path = f"omnicupy/{module.replace('.', '/')}"
-    name = f"{path}.py" if (ROOT / f"{path}.py").exists() else f"{path}/__init__.py"
-    allowed = ORDER[: ORDER.index(module)]
-    later = {_module(imported) for imported in _imports(name)} - {module, *allowed}
-    assert not later, f"{name} imports {', '.join(sorted(later))}, which stand above it"
-
-
-def test_the_attestation_digests_all_that_packs_and_launches() -> None:
-    (layer,) = (line.split() for line in LAYERS.splitlines() if "launch" in line)
-    # What tune.py selects is in the digest itself, so that another row leaves other kernels' entries alone.
-    assert {f"{module}.py" for module in ("params", *layer)} - {"tune.py"} == set(LAUNCH_MODULES)
+def test_everything_but_gpu_imports_without_cupy() -> None:
+    names = [module for module in MODULES if _part(module) not in ("gpu", "torch", "transformers")]
+    names += [
+        module
+        for module in MODULES
+        if _part(module) in ("torch", "transformers") and find_spec(_part(module))
+    ]
+    names = [module for module in names if module not in ("tools.bench.first_call", "__init__")]
+    code = f"""
+import importlib, sys
+sys.modules["cupy"] = None
+importlib.import_module("omnicupy")
+for name in {sorted(names)!r}:
+    if name.startswith("transformers") and importlib.util.find_spec("torch") is None:
+        continue
+    importlib.import_module(f"omnicupy.{{name}}")
+print("done")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=ROOT, check=False
+    )
+    assert (done.stdout.strip(), done.returncode) == ("done", 0), done.stderr
 
 
 @pytest.mark.parametrize("name", [name for name in PYTHON if not name.startswith("tests/")])
@@ -206,7 +273,8 @@ def hook(event, args):
             seen.append((event, args))
 sys.dont_write_bytecode = True
 sys.addaudithook(hook)
-import omnicupy, omnicupy.commands, omnicupy.cache, omnicupy.cases, omnicupy.tune, omnicupy.workloads
+import omnicupy, omnicupy.jit.cache, omnicupy.choose.pick
+import omnicupy.tools.cli.main, omnicupy.tools.verify.cases, omnicupy.tools.workloads.workload
 print(seen)
 """
     done = subprocess.run(
@@ -227,6 +295,6 @@ def test_the_wheel_carries_the_kernels(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as opened:
         names = set(opened.namelist())
     assert {f"omnicupy/{name}" for name in CUDA} <= names
-    assert set(_files("omnicupy/**/*.py", "omnicupy/*.json")) <= names
+    assert set(_files("omnicupy/**/*.py", "omnicupy/**/*.json")) <= names
     version = tomllib.loads(_text("pyproject.toml"))["project"]["version"]
     assert {name.partition("/")[0] for name in names} == {"omnicupy", f"omnicupy-{version}.dist-info"}

@@ -7,18 +7,10 @@ to the tokens (and, `show_o` with "lvg", to the images); none looks at single pa
 tokens; NumPy integers and arrays pass wherever integers and lists do.
 """
 
-from omnicupy.presets.blocks import bd3lm, magi, self_forcing
-from omnicupy.presets.images import (
-    bagel,
-    gemma3,
-    hunyuan_image3,
-    janus_cfg,
-    paligemma,
-    show_o2,
-    transfusion,
-)
+from omnicupy.presets.block_causal import bd3lm, magi, self_forcing
+from omnicupy.presets.images import bagel, gemma3, hunyuan_image3, janus_cfg, paligemma, show_o2, transfusion
 from omnicupy.presets.sequences import mllama, packed, padding, streaming, tree, varlen
-from omnicupy.presets.showo import show_o
+from omnicupy.presets.show_o import show_o
 
 __all__ = [
     "bagel",

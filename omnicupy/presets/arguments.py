@@ -8,9 +8,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from omnicupy.maskargs import MAX_LENGTH, integer, plain
-from omnicupy.maskargs import at_least_one as at_least_one
-from omnicupy.maskargs import flag as flag
+from omnicupy.masks.arguments import MAX_LENGTH, integer, plain
 
 Whole = NDArray[np.int64]
 Lengths = Sequence[int] | NDArray[np.integer]

@@ -8,15 +8,17 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from omnicupy import layouts, samples
-from omnicupy.intervals import IntArray
-from omnicupy.maskargs import count
-from omnicupy.maskargs import length as checked_length
-from omnicupy.masks import Mask
-from omnicupy.presets import arguments as args
+from omnicupy.masks import arguments as masks_arguments
+from omnicupy.masks import constructors, segment_masks
+from omnicupy.masks import segments as segment_lists
+from omnicupy.masks.arguments import count
+from omnicupy.masks.arguments import length as checked_length
+from omnicupy.masks.intervals import IntArray
+from omnicupy.masks.mask import Mask
+from omnicupy.presets import arguments
 from omnicupy.presets.arguments import Lengths, Spans
 
-MODES = {"causal": samples.TEXT, "full": samples.IMAGE, "noise": samples.NOISE}
+MODES = {"causal": segment_lists.TEXT, "full": segment_lists.IMAGE, "noise": segment_lists.NOISE}
 OVER_ALL, OVER_CAUSAL = COMPOSITIONS = ("window_over_all", "window_over_causal")
 
 
@@ -34,8 +36,8 @@ def bagel(sample_lens: Lengths, split_lens: Lengths, attn_modes: Sequence[str]) 
     Raises TypeError or ValueError for other types and modes, and where a sample does not end with a split.
     """
     hint = "pass the number of tokens of each"
-    lengths = args.numbers("bagel", "sample_lens", sample_lens, 0, hint)
-    splits = args.numbers("bagel", "split_lens", split_lens, 0, hint)
+    lengths = arguments.numbers("bagel", "sample_lens", sample_lens, 0, hint)
+    splits = arguments.numbers("bagel", "split_lens", split_lens, 0, hint)
     modes = attn_modes.tolist() if isinstance(attn_modes, np.ndarray) else attn_modes
     if not isinstance(modes, Sequence) or isinstance(modes, str):
         raise TypeError(
@@ -47,17 +49,18 @@ def bagel(sample_lens: Lengths, split_lens: Lengths, attn_modes: Sequence[str]) 
             "give both lists over all samples"
         )
     kinds = [
-        MODES[args.choice("bagel", f"attn_modes[{i}]", mode, tuple(MODES))] for i, mode in enumerate(modes)
+        MODES[arguments.choice("bagel", f"attn_modes[{i}]", mode, tuple(MODES))]
+        for i, mode in enumerate(modes)
     ]
     last = _last_splits(lengths, splits)
     used = splits > 0
     before = np.concatenate([[0], np.cumsum(used)])
     counts = np.diff(before[last + 1], prepend=0)
     kept = [kind for kind, keep in zip(kinds, used.tolist(), strict=True) if keep]
-    return samples.packed(kept, splits[used].tolist(), counts[counts > 0].tolist())
+    return segment_masks.packed(kept, splits[used].tolist(), counts[counts > 0].tolist())
 
 
-def _last_splits(lengths: args.Whole, splits: args.Whole) -> args.Whole:
+def _last_splits(lengths: arguments.Whole, splits: arguments.Whole) -> arguments.Whole:
     """The split with which each sample ends."""
     ends, stops = np.cumsum(lengths), np.cumsum(splits)
     if ends[-1] != stops[-1]:
@@ -67,7 +70,7 @@ def _last_splits(lengths: args.Whole, splits: args.Whole) -> args.Whole:
         )
     if ends[-1] == 0:
         raise ValueError("bagel: sample_lens must hold at least one token, got 0 tokens; drop the empty pack")
-    args.tokens("bagel", "sample_lens", int(ends[-1]))
+    arguments.tokens("bagel", "sample_lens", int(ends[-1]))
     last = np.searchsorted(stops, ends)
     cut = np.flatnonzero((stops[last] != ends) & (ends > 0))
     if len(cut):
@@ -136,11 +139,11 @@ def gemma3(length: int, image_spans: Spans, window: int | None = None, compose: 
     below 1 and other compositions.
     """
     total = checked_length("gemma3", "length", length)
-    images = args.spans("gemma3", "image_spans", image_spans, total)
-    args.choice("gemma3", "compose", compose, COMPOSITIONS)
+    images = arguments.spans("gemma3", "image_spans", image_spans, total)
+    arguments.choice("gemma3", "compose", compose, COMPOSITIONS)
     if window is None:
         return _interleaved(total, images)
-    reach = args.at_least_one("gemma3", "window", window)
+    reach = masks_arguments.at_least_one("gemma3", "window", window)
     key = np.arange(total, dtype=np.int32)
     stop = (
         np.minimum(key, total - reach) + np.int32(reach) if reach < total else np.full(total, total, np.int32)
@@ -165,7 +168,7 @@ def paligemma(prefix: int, length: int) -> Mask:
     """
     total = checked_length("paligemma", "length", length)
     first = count("paligemma", "prefix", prefix, total, "the prefix comes first: paligemma(prefix, length)")
-    return layouts.prefix(total, first)
+    return constructors.prefix(total, first)
 
 
 def janus_cfg(length: int, prompt: int, cond: bool | Sequence[bool] | NDArray[np.bool_]) -> Mask | list[Mask]:
@@ -189,7 +192,7 @@ def janus_cfg(length: int, prompt: int, cond: bool | Sequence[bool] | NDArray[np
             f"janus_cfg: cond must be a bool or a list of bools, got {type(values).__name__} {values!r}; "
             "pass True for the conditional half"
         )
-    flags = [args.flag("janus_cfg", f"cond[{i}]", value) for i, value in enumerate(values)]
+    flags = [masks_arguments.flag("janus_cfg", f"cond[{i}]", value) for i, value in enumerate(values)]
     if not flags:
         raise ValueError("janus_cfg: cond must hold at least one bool, got none; give one a batch element")
     masks = {value: _guided(total, hidden, value) for value in set(flags)}
@@ -207,14 +210,14 @@ def _guided(total: int, prompt: int, cond: bool) -> Mask:
 
 def _with_images(where: str, length: int, spans: Spans) -> Mask:
     total = checked_length(where, "length", length)
-    return _interleaved(total, args.spans(where, "spans", spans, total))
+    return _interleaved(total, arguments.spans(where, "spans", spans, total))
 
 
 def _interleaved(total: int, images: list[tuple[int, int]]) -> Mask:
     """Causal text around images [start, stop)."""
     kinds, firsts, stops, _ = zip(*_segments(total, images), strict=True)
     sizes = [stop - first for first, stop in zip(firsts, stops, strict=True)]
-    return samples.packed(list(kinds), sizes, [len(sizes)])
+    return segment_masks.packed(list(kinds), sizes, [len(sizes)])
 
 
 def _segments(total: int, images: list[tuple[int, int]]) -> tuple[tuple[str, int, int, int], ...]:
@@ -223,9 +226,9 @@ def _segments(total: int, images: list[tuple[int, int]]) -> tuple[tuple[str, int
     found: list[tuple[str, int, int, int]] = []
     for (_, before), (first, stop) in pairwise(marks):
         if before < first:
-            found.append((samples.TEXT, before, first, 0))
+            found.append((segment_lists.TEXT, before, first, 0))
         if first < stop:
-            found.append((samples.IMAGE, first, stop, 0))
+            found.append((segment_lists.IMAGE, first, stop, 0))
     return tuple(found)
 
 

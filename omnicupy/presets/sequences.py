@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from omnicupy import bitform, samples
-from omnicupy.maskargs import count
-from omnicupy.maskargs import length as checked_length
-from omnicupy.masks import Mask
-from omnicupy.presets import arguments as args
+from omnicupy.masks import arguments as masks_arguments
+from omnicupy.masks import bits as masks_bits
+from omnicupy.masks import segment_masks
+from omnicupy.masks import segments as segment_lists
+from omnicupy.masks.arguments import count
+from omnicupy.masks.arguments import length as checked_length
+from omnicupy.masks.mask import Mask
+from omnicupy.presets import arguments
 from omnicupy.presets.arguments import Lengths, Spans
 
 SIDES = ("right", "left")
@@ -24,8 +27,8 @@ def packed(lengths: Lengths, causal: bool = True) -> Mask:
     Source: lucidrains/vit-pytorch, vit_pytorch/na_vit.py; huggingface/transformers, masking_utils.py.
     Raises TypeError or ValueError for other types, no sequences and lengths below 1.
     """
-    sizes = args.numbers("packed", "lengths", lengths, 1, "pass the number of tokens of each sequence")
-    return _documents("packed", "lengths", sizes, args.flag("packed", "causal", causal))
+    sizes = arguments.numbers("packed", "lengths", lengths, 1, "pass the number of tokens of each sequence")
+    return _documents("packed", "lengths", sizes, masks_arguments.flag("packed", "causal", causal))
 
 
 def varlen(cu_seqlens: Lengths, causal: bool = False) -> Mask:
@@ -40,7 +43,7 @@ def varlen(cu_seqlens: Lengths, causal: bool = False) -> Mask:
     Raises TypeError or ValueError for other types and bounds that do not start at 0 or descend.
     """
     hint = "pass 0 and the running sums of the lengths"
-    bounds = args.numbers("varlen", "cu_seqlens", cu_seqlens, 0, hint)
+    bounds = arguments.numbers("varlen", "cu_seqlens", cu_seqlens, 0, hint)
     if bounds[0] != 0:
         raise ValueError(f"varlen: cu_seqlens must start at 0, got {bounds[0]}; {hint}")
     sizes = np.diff(bounds)
@@ -52,13 +55,15 @@ def varlen(cu_seqlens: Lengths, causal: bool = False) -> Mask:
         )
     if bounds[-1] == 0:
         raise ValueError(f"varlen: cu_seqlens must hold at least one token, got an end of 0; {hint}")
-    return _documents("varlen", "cu_seqlens", sizes[sizes > 0], args.flag("varlen", "causal", causal))
+    return _documents(
+        "varlen", "cu_seqlens", sizes[sizes > 0], masks_arguments.flag("varlen", "causal", causal)
+    )
 
 
-def _documents(where: str, name: str, sizes: args.Whole, causal: bool) -> Mask:
-    args.tokens(where, name, int(sizes.sum()))
-    kind = samples.KINDS.index(samples.TEXT if causal else samples.IMAGE)
-    return samples.from_codes(np.full(len(sizes), kind, np.int8), sizes, np.ones_like(sizes))
+def _documents(where: str, name: str, sizes: arguments.Whole, causal: bool) -> Mask:
+    arguments.tokens(where, name, int(sizes.sum()))
+    kind = segment_lists.KINDS.index(segment_lists.TEXT if causal else segment_lists.IMAGE)
+    return segment_masks.from_codes(np.full(len(sizes), kind, np.int8), sizes, np.ones_like(sizes))
 
 
 def padding(mask: Mask, query_lengths: Lengths, key_lengths: Lengths, *, side: str = "right") -> list[Mask]:
@@ -75,13 +80,13 @@ def padding(mask: Mask, query_lengths: Lengths, key_lengths: Lengths, *, side: s
     """
     if not isinstance(mask, Mask):
         raise TypeError(f"padding: mask must be a Mask, got {type(mask).__name__}; build one first")
-    args.choice("padding", "side", side, SIDES)
+    arguments.choice("padding", "side", side, SIDES)
     sizes = []
     for name, values, most in (
         ("query_lengths", query_lengths, mask.shape[0]),
         ("key_lengths", key_lengths, mask.shape[1]),
     ):
-        found = args.numbers("padding", name, values, 0, "give one length a batch element")
+        found = arguments.numbers("padding", name, values, 0, "give one length a batch element")
         if (found > most).any():
             i = int(np.argmax(found > most))
             raise ValueError(
@@ -122,7 +127,7 @@ def streaming(length: int, sink: int, window: int) -> Mask:
     """
     total = checked_length("streaming", "length", length)
     kept = count("streaming", "sink", sink)
-    reach = min(args.at_least_one("streaming", "window", window), total)
+    reach = min(masks_arguments.at_least_one("streaming", "window", window), total)
     start = np.arange(total, dtype=np.int32)
     stop = np.minimum(start, total - reach) + np.int32(reach)
     stop[:kept] = total
@@ -145,11 +150,11 @@ def mllama(query_length: int, images: Spans, tile_tokens: int = 1601, max_tiles:
     """
     rows = checked_length("mllama", "query_length", query_length)
     size = checked_length("mllama", "tile_tokens", tile_tokens)
-    most = args.at_least_one("mllama", "max_tiles", max_tiles)
-    given = args.pairs("mllama", "images", images, "position, tiles")
+    most = masks_arguments.at_least_one("mllama", "max_tiles", max_tiles)
+    given = arguments.pairs("mllama", "images", images, "position, tiles")
     if not given:
         raise ValueError("mllama: images must hold at least one image, got none; skip the cross-attention")
-    args.tokens("mllama", "images", len(given) * most * size)
+    arguments.tokens("mllama", "images", len(given) * most * size)
     end = last = rows
     ends = []
     for i in reversed(range(len(given))):
@@ -189,7 +194,7 @@ def tree(context: int, parents: Lengths) -> Mask:
     """
     before = count("tree", "context", context)
     hint = "give each draft the index of its parent, -1 for a root"
-    drafts = args.numbers("tree", "parents", parents, -1, hint).tolist()
+    drafts = arguments.numbers("tree", "parents", parents, -1, hint).tolist()
     sees = np.eye(len(drafts), dtype=np.bool_)
     for i, parent in enumerate(drafts):
         if parent >= i:
@@ -199,8 +204,8 @@ def tree(context: int, parents: Lengths) -> Mask:
         if parent >= 0:
             sees[i] |= sees[parent]
     rows = len(drafts)
-    keys = args.tokens("tree", "context and parents", before + rows)
-    short = bitform.short_intervals(lambda q0, q1: sees[q0:q1], rows, rows)
+    keys = arguments.tokens("tree", "context and parents", before + rows)
+    short = masks_bits.short_intervals(lambda q0, q1: sees[q0:q1], rows, rows)
     if short is not None:
         start = np.zeros((len(short[0]), keys), np.int32)
         stop = np.zeros_like(start)

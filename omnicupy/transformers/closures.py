@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import masking_utils as library
 
-from omnicupy.intervals import BoolArray
+from omnicupy.masks.intervals import BoolArray
 from omnicupy.transformers import rules
 from omnicupy.transformers.rules import Band, Chunks, Documents, Evaluated, Joined, Keys, Labels, Rule, View
 

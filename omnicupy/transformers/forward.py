@@ -9,7 +9,7 @@ import torch
 
 from omnicupy import torch as front
 from omnicupy.errors import UnsupportedError
-from omnicupy.masks import Mask
+from omnicupy.masks.mask import Mask
 from omnicupy.presets import varlen
 from omnicupy.transformers.closures import array
 from omnicupy.transformers.masking import MaskTensor, derived, from_tensor, kept

@@ -12,9 +12,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers.masking_utils import causal_mask_function
 
 from omnicupy.errors import UnsupportedError
-from omnicupy.layouts import from_dense
-from omnicupy.maskargs import at_least_one
-from omnicupy.masks import Mask
+from omnicupy.masks.arguments import at_least_one
+from omnicupy.masks.constructors import from_dense
+from omnicupy.masks.mask import Mask
 from omnicupy.transformers import rules
 from omnicupy.transformers.closures import Reader, array, known
 from omnicupy.transformers.rules import Keys, View

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from omnicupy.intervals import BoolArray, pack
-from omnicupy.layouts import from_predicate
-from omnicupy.masks import Mask
+from omnicupy.masks.constructors import from_predicate
+from omnicupy.masks.intervals import BoolArray, tidy
+from omnicupy.masks.mask import Mask
 
 Whole = NDArray[np.int64]
 _FAR = 2**40  # further than any position
@@ -237,7 +237,7 @@ def _steps(labels: Whole) -> Whole:
 def _of_rows(view: View, start: Whole, stop: Whole) -> Mask:
     """Key i is seen by the positions [start[i], stop[i])."""
     lo, hi = (np.clip(bound - view.q0, 0, view.q_len).astype(np.int32)[None] for bound in (start, stop))
-    return Mask(view.shape, intervals=pack(lo, hi), diagonal=view.q0 - view.k0)
+    return Mask(view.shape, intervals=tidy(lo, hi), diagonal=view.q0 - view.k0)
 
 
 def _same_labels(view: View, row: Whole, key: Whole, least: int | None) -> Mask:

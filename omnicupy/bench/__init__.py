@@ -1,1 +1,0 @@
-"""Benchmarks: timing, the rival libraries, suites of workloads, and the JSON records of what was measured."""

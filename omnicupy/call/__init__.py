@@ -1,0 +1,1 @@
+"""What a call is given: arrays, sizes, and every argument error."""

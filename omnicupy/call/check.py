@@ -1,0 +1,262 @@
+"""Argument checks of `attention`: the only module that words its argument errors.
+
+Works on NumPy and CuPy arrays alike through the attributes that both have, and never imports CuPy. The checks
+run on every call, so the straight path only compares; words are made where a comparison fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NoReturn
+
+import numpy as np
+
+from omnicupy.call.arrays import DTYPE_NAMES, overlap, overlaps_itself
+from omnicupy.call.arrays import on_gpu as is_on_gpu
+from omnicupy.call.problem import Problem, scale_of, type_name
+from omnicupy.jit.spec import MAX_HEAD_DIM, AttnSpec, round_up
+from omnicupy.masks.constructors import full
+from omnicupy.masks.mask import Mask
+
+ALIGN_BYTES = 16  # the kernels move 16 bytes per load (cp.async.cg)
+AXES = ("batch", "heads", "tokens")
+GPU_DTYPES = ("float16", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of `attention` that was checked.
+
+    masks: one for all batch elements, or one for each.  scale: the factor of the scores.
+    """
+
+    problem: Problem
+    masks: tuple[Mask, ...]
+    scale: float
+
+
+def call(
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Mask | Sequence[Mask] | None,
+    *,
+    scale: float | None = None,
+    out: Any = None,
+    config: AttnSpec | None = None,
+) -> Call:
+    """Check the arguments of `attention` before any work, once: what they come to is all that engines need.
+
+    q, k, v, out: NumPy or CuPy arrays, all of one kind; the other arguments as in `attention`. Arrays are not
+    read. A stride of zero or below is fine in q, k and v.
+    Raises TypeError for an argument of a wrong type or dtype, ValueError for a wrong shape, value or layout.
+    """
+    on_gpu = _check_kinds(q, k, v)
+    dtype = _check_dtypes(q, k, v, on_gpu)
+    problem = _check_shapes(q, k, v, dtype)
+    if on_gpu:
+        _check_head_dim(problem.head_dim)
+        for name, array in (("q", q), ("k", k), ("v", v)):
+            _check_layout(name, array)
+    if out is not None:
+        _check_out(out, q, k, v, on_gpu)
+    found = Call(problem, _masks_of(mask, problem), scale_of(scale, problem.head_dim))
+    if config is not None:
+        _check_config(config, problem, on_gpu)
+    return found
+
+
+def _masks_of(mask: Mask | Sequence[Mask] | None, found: Problem) -> tuple[Mask, ...]:
+    """The masks of a call: one for all batch elements, or one for each.
+
+    None is the full mask. Raises TypeError when something is not a Mask, ValueError when a list has not one
+    mask a batch element or a mask has another shape than (q_len, k_len).
+    """
+    shape = (found.q_len, found.k_len)
+    if mask is None:
+        return (_full(shape),)
+    if isinstance(mask, Mask):
+        if mask.shape != shape:
+            _refuse_mask_shape("mask", mask, shape)
+        return (mask,)
+    if not isinstance(mask, (list, tuple)):
+        hint = "; a boolean array becomes one with from_dense" if hasattr(mask, "dtype") else ""
+        raise TypeError(
+            "mask must be a Mask, a list of one Mask per batch element, or None (full), "
+            f"got {type_name(mask)}{hint}"
+        )
+    for i, one in enumerate(mask):
+        if not isinstance(one, Mask):
+            raise TypeError(
+                f"mask[{i}] must be a Mask, got {type_name(one)}; use full(...) where all is visible"
+            )
+        if one.shape != shape:
+            _refuse_mask_shape(f"mask[{i}]", one, shape)
+    if len(mask) != found.batch:
+        raise ValueError(
+            f"mask: a list must hold one Mask per batch element ({found.batch}), got {len(mask)}; "
+            "pass a single Mask to share it"
+        )
+    return tuple(mask)
+
+
+@lru_cache(maxsize=64)
+def _full(shape: tuple[int, int]) -> Mask:
+    # Kept, so that calls without a mask share block masks and device copies like calls with one.
+    return full(*shape)
+
+
+def _check_kinds(q: Any, k: Any, v: Any) -> bool:
+    if isinstance(q, np.ndarray) and isinstance(k, np.ndarray) and isinstance(v, np.ndarray):
+        return False
+    named = (("q", q), ("k", k), ("v", v))
+    for name, array in named:
+        if not isinstance(array, np.ndarray) and not is_on_gpu(array):
+            _refuse_non_array(name, array)
+    if any(isinstance(array, np.ndarray) for _, array in named):
+        kinds = ", ".join(f"{name}: {_kind(array)}" for name, array in named)
+        raise TypeError(
+            f"q, k and v must all be CuPy arrays or all NumPy arrays, got {kinds}; "
+            "move them with cupy.asarray or cupy.asnumpy"
+        )
+    device = q.data.device_id
+    for name, array in named[1:]:
+        if array.data.device_id != device:
+            _refuse_device(name, array, device)
+    return True
+
+
+def _check_dtypes(q: Any, k: Any, v: Any, on_gpu: bool) -> str:
+    dtype = q.dtype
+    name = DTYPE_NAMES.get(dtype)
+    if name is None or (on_gpu and name not in GPU_DTYPES):
+        wanted = "float16 or bfloat16 on the GPU" if on_gpu else "float16, bfloat16, float32 or float64"
+        raise TypeError(f"q must be {wanted}, got {dtype}; cast q, k and v")
+    for other, array in (("k", k), ("v", v)):
+        if array.dtype != dtype:
+            raise TypeError(f"{other} must have the dtype of q ({dtype}), got {array.dtype}; cast it")
+    return name
+
+
+def _check_shapes(q: Any, k: Any, v: Any, dtype: str) -> Problem:
+    for name, array in (("q", q), ("k", k), ("v", v)):
+        if len(array.shape) != 4:
+            raise ValueError(
+                f"{name} must have 4 axes (batch, heads, tokens, head_dim), got shape {array.shape}; "
+                "add missing axes with None"
+            )
+        if 0 in array.shape:
+            raise ValueError(
+                f"{name} must have no empty axis, got shape {array.shape}; skip the call when it is empty"
+            )
+    batch, q_heads, q_len, head_dim = q.shape
+    k_batch, kv_heads, k_len, k_dim = k.shape
+    if k_batch != batch:
+        raise ValueError(f"k must have the batch size of q ({batch}), got {k_batch}; k.shape is {k.shape}")
+    if k_dim != head_dim:
+        raise ValueError(f"k must have the head_dim of q ({head_dim}), got {k_dim}; k.shape is {k.shape}")
+    if v.shape != k.shape:
+        raise ValueError(f"v must have the shape of k {k.shape}, got {v.shape}")
+    if q_heads % kv_heads:
+        raise ValueError(
+            f"q must have a multiple of the heads of k ({kv_heads}), got {q_heads}; query head h reads "
+            "key head h // (q heads / k heads)"
+        )
+    return Problem(batch, q_heads, kv_heads, q_len, k_len, head_dim, dtype)
+
+
+def _check_head_dim(head_dim: int) -> None:
+    if head_dim % 8 or head_dim > MAX_HEAD_DIM:
+        raise ValueError(
+            f"q must have a head_dim that is a multiple of 8, at most {MAX_HEAD_DIM}, on the GPU, "
+            f"got {head_dim}; pad q, k and v with zero columns (and pass scale)"
+        )
+
+
+def _check_layout(name: str, array: Any) -> None:
+    strides, copy_with = array.strides, getattr(array, "copy_with", "cupy.ascontiguousarray")
+    if strides[3] != array.dtype.itemsize and array.shape[3] > 1:
+        raise ValueError(
+            f"{name} must have a contiguous last axis (a stride of {array.dtype.itemsize} bytes), "
+            f"got {strides[3]}; copy it with {copy_with}"
+        )
+    if (strides[0] | strides[1] | strides[2]) % ALIGN_BYTES:
+        for axis, stride, length in zip(AXES, strides, array.shape, strict=False):
+            # The stride of an axis of length 1 is never used.
+            if stride % ALIGN_BYTES and length > 1:
+                raise ValueError(
+                    f"{name} must have strides that are multiples of {ALIGN_BYTES} bytes, got {stride} on "
+                    f"the {axis} axis; copy it with {copy_with}"
+                )
+    if array.data.ptr % ALIGN_BYTES:
+        raise ValueError(
+            f"{name} must start on a multiple of {ALIGN_BYTES} bytes, got address {array.data.ptr:#x}; "
+            f"copy it with {copy_with}"
+        )
+
+
+def _check_out(out: Any, q: Any, k: Any, v: Any, on_gpu: bool) -> None:
+    if not isinstance(out, np.ndarray) and not is_on_gpu(out):
+        _refuse_non_array("out", out)
+    if is_on_gpu(out) != on_gpu:
+        raise TypeError(f"out must be a {_kind(q)} array like q, got a {_kind(out)} array")
+    if on_gpu and out.data.device_id != q.data.device_id:
+        _refuse_device("out", out, q.data.device_id)
+    if out.dtype != q.dtype:
+        raise TypeError(f"out must have the dtype of q ({q.dtype}), got {out.dtype}")
+    if out.shape != q.shape:
+        raise ValueError(f"out must have the shape of q {q.shape}, got {out.shape}")
+    if on_gpu:
+        _check_layout("out", out)
+    elif not out.flags.writeable:
+        raise ValueError("out must be writeable, got a read-only array; pass a copy")
+    if overlaps_itself(out):
+        raise ValueError(
+            f"out must not repeat elements, got strides {out.strides} for shape {out.shape}; pass a full array"
+        )
+    for name, array in (("q", q), ("k", k), ("v", v)):
+        if overlap(out, array):
+            raise ValueError(
+                f"out must not overlap {name}: inputs are read while out is written; pass another array"
+            )
+
+
+def _check_config(config: AttnSpec, found: Problem, on_gpu: bool) -> None:
+    if not isinstance(config, AttnSpec):
+        raise TypeError(f"config must be an AttnSpec or None (chosen by tune.py), got {type_name(config)}")
+    if not on_gpu:
+        raise ValueError("config must be None for NumPy arrays: it chooses a GPU kernel; pass CuPy arrays")
+    if config.dtype != found.dtype:
+        raise ValueError(f"config must have the dtype of q ({found.dtype}), got {config.dtype}")
+    if config.head_dim != (wanted := round_up(found.head_dim, 16)):
+        raise ValueError(
+            f"config must have head_dim {wanted} (that of q, {found.head_dim}, rounded up to 16), "
+            f"got {config.head_dim}"
+        )
+
+
+def _refuse_non_array(name: str, value: object) -> NoReturn:
+    how = "cupy.asarray or numpy.asarray"
+    if hasattr(value, "__dlpack__"):
+        how = "numpy.asarray on the CPU, with cupy.from_dlpack on a GPU"
+    raise TypeError(f"{name} must be a CuPy or NumPy array, got {type_name(value)}; convert it with {how}")
+
+
+def _refuse_device(name: str, array: Any, device: int) -> NoReturn:
+    raise ValueError(
+        f"{name} must be on the device of q (device {device}), got device {array.data.device_id}; "
+        "copy it there"
+    )
+
+
+def _refuse_mask_shape(name: str, mask: Mask, shape: tuple[int, int]) -> NoReturn:
+    raise ValueError(
+        f"{name} must have the shape (q tokens, k tokens) = {shape}, got {mask.shape}; "
+        "build it for these lengths or cut it with mask.rows or mask[a:b, c:d]"
+    )
+
+
+def _kind(array: object) -> str:
+    return "NumPy" if isinstance(array, np.ndarray) else "CuPy"

@@ -1,0 +1,1 @@
+"""Which kernel variant a call gets, and what the call should take."""

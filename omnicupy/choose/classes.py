@@ -1,0 +1,75 @@
+"""Problems that share a tuned choice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from omnicupy.call.problem import Problem
+from omnicupy.jit.spec import round_up
+from omnicupy.masks.constructors import causal
+from omnicupy.masks.mask import Mask
+
+# Upper ends of the classes, in rows a span of a key has on average, and in query rows, waves and keys.
+SPAN_ROWS = (64, 256, 1024, 4096)
+QUERY_ROWS = (64, 128)
+WAVES = (1, 2, 4, 8)
+KEYS = (512, 2048, 8192)
+
+_ROWS_OF_A_BLOCK = 128  # of the query blocks that waves are counted in
+
+
+@dataclass(frozen=True)
+class ProblemClass:
+    """Problems that share a choice. head_dim: the kernel's.  mask, shape: as mask_class and shape_class say."""
+
+    dtype: str
+    head_dim: int
+    mask: str
+    shape: str
+
+
+def class_of(problem: Problem, masks: Sequence[Mask], sm_count: int) -> ProblemClass:
+    """The class of a call's problem; O(k_len) for masks held as intervals."""
+    head_dim = round_up(problem.head_dim, 16)
+    return ProblemClass(problem.dtype, head_dim, mask_class(masks), shape_class(problem, sm_count))
+
+
+def mask_class(masks: Sequence[Mask]) -> str:
+    """ "full", "causal", "bits" (a mask held as bits), or how many rows see a key in one go, on average.
+
+    The last decides how much of a tile is wasted at its edges: "spans<=64", up to "spans>4096"; "spans<=64"
+    too where nothing is allowed.
+    """
+    q_len, k_len = masks[0].shape
+    if all(mask.pairs == q_len * k_len for mask in masks):
+        return "full"
+    plain = causal(q_len, k_len)
+    if all(mask.pairs == plain.pairs and mask == plain for mask in masks):
+        return "causal"
+    if any(mask.intervals is None for mask in masks):
+        return "bits"
+    spans = sum(int((m.intervals[0] < m.intervals[1]).sum()) for m in masks if m.intervals is not None)
+    return _bucket("spans", sum(mask.pairs for mask in masks) / max(1, spans), SPAN_ROWS)
+
+
+def shape_class(problem: Problem, sm_count: int) -> str:
+    """What decides how well tiles fill the device: rows, blocks of 128 rows a multiprocessor, and keys; for few rows
+    also whether two heads of a group can share a tile.
+    """
+    blocks = problem.batch * problem.q_heads * -(-problem.q_len // _ROWS_OF_A_BLOCK)
+    found = [
+        _bucket("rows", problem.q_len, QUERY_ROWS),
+        _bucket("waves", blocks / sm_count, WAVES),
+        _bucket("keys", problem.k_len, KEYS),
+    ]
+    if problem.q_len <= QUERY_ROWS[0] and problem.group % 2 == 0:
+        found.append("heads in twos")
+    return ", ".join(found)
+
+
+def _bucket(name: str, value: float, ends: Sequence[int]) -> str:
+    for end in ends:
+        if value <= end:
+            return f"{name}<={end}"
+    return f"{name}>{ends[-1]}"

@@ -1,0 +1,126 @@
+"""Which compiled variant a call gets: the first matching row of the table, the cheapest of those that compete, or the
+user's choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import takewhile
+
+from omnicupy.call.problem import Problem
+from omnicupy.choose import saved, table
+from omnicupy.choose.table import Row
+from omnicupy.errors import UnsupportedError
+from omnicupy.jit.spec import AttnSpec, round_up
+from omnicupy.masks.mask import Mask
+
+FEW_ROWS = 64  # query rows that a small tile holds
+# Key tiles from which the Hopper kernel fills the device by splitting rows rather than by small tiles.
+SPLIT_TILES = 16
+WORTH_A_CUT = 0.05  # of a call's time: cutting the mask for another tile must promise to save as much
+# Kernels that calls without `config` may get. A kernel is served only while tests/attestation.json covers it as it
+# stands (a test compares them); until then it is reached by an explicit config.
+SERVED: frozenset[str] = frozenset({"sm80", "sm90"})
+
+
+def pick(
+    arch: str, problem: Problem, masks: Sequence[Mask], sm_count: int, *, mappable: bool = True
+) -> AttnSpec:
+    """The variant for a call: `masks` as in check.Call, `sm_count` multiprocessors on the device.
+
+    mappable: a tensor map can hold q, k and v, as kernel sm90 needs; where not, kernel sm80 serves.
+
+    Raises UnsupportedError when no row serves the architecture, dtype and head_dim.
+    """
+    head_dim = round_up(problem.head_dim, 16)
+    rows = [
+        row
+        for row in table.TABLE
+        if row.serves(arch, problem.dtype, head_dim) and (mappable or row.kernel != "sm90")
+    ]
+    share = problem.q_heads * problem.batch / len(masks) / sm_count
+    large = _cheapest([row for row in rows if row.shape == "any"], masks, share)
+    if large is None:
+        raise UnsupportedError(
+            f"no kernel serves {problem.dtype} with head_dim {problem.head_dim} on {arch}; cast q, k and v"
+        )
+    spec = large.spec(arch, problem.dtype, head_dim)
+    if not _is_small(problem, spec, sm_count):
+        return spec
+    shapes = ("shared", "small") if problem.q_len <= FEW_ROWS else ("small",)
+    small = (row.spec(arch, problem.dtype, head_dim) for row in rows if row.shape in shapes)
+    return next((one for one in small if problem.group % one.heads == 0), spec)
+
+
+def _cheapest(rows: Sequence[Row], masks: Sequence[Mask], share: float) -> Row | None:
+    """The first row, or of the rows that compete with it the one under which the call takes least. None of none.
+
+    The masks are cut for a row only if that could save WORTH_A_CUT of the time: a cut takes longer than the rest of the
+    choice.  share: heads that a multiprocessor works on, for each mask.
+    """
+    competing = list(takewhile(lambda row: row.cost is not None, rows))
+    if len(competing) < 2:
+        return rows[0] if rows else None
+    best, shortest = competing[0], _time(competing[0], masks, share)
+    for row in competing[1:]:
+        assert row.cost is not None
+        least = row.cost.launch + share * sum(row.cost.least(mask, row.br) for mask in masks)
+        if least < (1 - WORTH_A_CUT) * shortest and (time := _time(row, masks, share)) < shortest:
+            best, shortest = row, time
+    return best
+
+
+def _time(row: Row, masks: Sequence[Mask], share: float) -> float:
+    assert row.cost is not None
+    return row.cost.launch + share * sum(row.cost.of(mask.blocks(row.br, row.bc)) for mask in masks)
+
+
+def _is_small(problem: Problem, spec: AttnSpec, sm_count: int) -> bool:
+    """Would `spec` waste most of its rows, or leave multiprocessors without work?"""
+    if problem.q_len <= FEW_ROWS:
+        return True
+    blocks = problem.batch * problem.q_heads * -(-problem.q_len // spec.br) * spec.value_pieces
+    splits = spec.kernel == "sm90" and problem.k_len >= SPLIT_TILES * spec.bc
+    return blocks < sm_count and not splits
+
+
+def select(
+    arch: str, problem: Problem, masks: Sequence[Mask], sm_count: int, *, mappable: bool = True
+) -> AttnSpec:
+    """The variant that the user's tuned choices name, else `pick`'s, held to the kernels that are served.
+
+    A tuned choice whose kernel is not served, that needs tensor maps where none can be, or whose tiles hold more heads
+    than the problem's groups fill, is left out.
+    Raises UnsupportedError when the kernel of `pick` is not served.
+    """
+    chosen = saved.find(problem, masks, sm_count)
+    if (
+        chosen is not None
+        and chosen.kernel in SERVED
+        and (mappable or chosen.kernel != "sm90")
+        and problem.group % chosen.heads == 0
+    ):
+        return chosen
+    spec = pick(arch, problem, masks, sm_count, mappable=mappable)
+    if spec.kernel not in SERVED:
+        raise UnsupportedError(
+            f"kernel {spec.kernel!r} would serve this call, but no attestation covers it as it stands; verify it on "
+            f"this GPU (`python cli.py verify --kernel {spec.kernel}`) and ask for it: config={spec!r}"
+        )
+    return spec
+
+
+@contextmanager
+def serve_every_kernel() -> Iterator[None]:
+    """Serve every kernel of the table for a while, and no tuned choice: for verification and measurement, which
+    come before attesting.
+    """
+    global SERVED
+    before = SERVED
+    SERVED = frozenset(row.kernel for row in table.TABLE)
+    try:
+        with saved.without_saved_choices():
+            yield
+    finally:
+        SERVED = before

@@ -1,0 +1,229 @@
+"""The user's tuned choices: variants that `tune` found best on a GPU, kept in one file beside the kernel cache.
+
+The file is read at most once a process, at the first plan that could use it. A choice is found by everything that
+it may depend on: the machine (device, driver, NVRTC), the digest of the kernel's sources, and the class of the
+problem. A file that cannot be read, or a choice made with something else, costs one warning and is not used.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache as cache_forever
+from pathlib import Path
+from typing import Any
+
+from omnicupy.call.problem import Problem
+from omnicupy.choose.classes import ProblemClass, class_of
+from omnicupy.jit import cache, files, nvrtc, source
+from omnicupy.jit.files import held
+from omnicupy.jit.spec import AttnSpec, round_up
+from omnicupy.masks.mask import Mask
+
+FILE = "tuned.json"
+SCHEMA = 1
+LOCK_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a choice was made on. driver: the CUDA version that the driver serves.  nvrtc: "major.minor"."""
+
+    device: str
+    driver: str
+    nvrtc: str
+
+
+@dataclass(frozen=True)
+class _Choice:
+    spec: AttnSpec
+    digest: str
+
+
+class _Choices:
+    """The file's choices, by device and class. problem: why the file is not used, "" where it is."""
+
+    def __init__(self, path: Path, rows: Sequence[dict[str, Any]], problem: str = "") -> None:
+        self.path = path
+        self.problem = problem
+        self.warned = False
+        self.of: dict[tuple[str, ProblemClass], dict[Machine, _Choice]] = {}
+        for row in rows:
+            machine, problem_class = Machine(**row["machine"]), ProblemClass(**row["problem"])
+            choice = _Choice(AttnSpec(**row["spec"]), row["digest"])
+            if (choice.spec.dtype, choice.spec.head_dim) != (problem_class.dtype, problem_class.head_dim):
+                raise ValueError(f"the spec {choice.spec} is not for {problem_class}")
+            self.of.setdefault((machine.device, problem_class), {})[machine] = choice
+        self.columns = {(of.dtype, of.head_dim) for _, of in self.of}
+
+    def warn(self, reason: str) -> None:
+        """One RuntimeWarning, however often it is called."""
+        if not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"the tuned choices in {self.path} {reason}; run `python cli.py tune` again or delete the file",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+_choices: _Choices | None = None
+_lock = threading.Lock()
+_ignored = 0  # bodies of ignored() that are running
+
+
+def path() -> Path:
+    """The file of the choices; it may not exist."""
+    return files.directory() / FILE
+
+
+def count() -> int:
+    """Choices in the file now; 0 where there is none or it cannot be read."""
+    return sum(len(machines) for machines in _read(path()).of.values())
+
+
+def find(problem: Problem, masks: Sequence[Mask], sm_count: int) -> AttnSpec | None:
+    """The variant kept for this class of problem on the current CUDA device, or None without one.
+
+    masks: as in check.Call.  sm_count: multiprocessors of the device. Never raises for what the file
+    holds. None inside ignored(), and while cache.use_cubins is on: its folder holds the table's variants.
+    """
+    if _ignored or cache.uses_compiled_elsewhere():
+        return None
+    kept = _kept()
+    if kept.problem:
+        kept.warn(f"are ignored: {kept.problem}")
+    if (problem.dtype, round_up(problem.head_dim, 16)) not in kept.columns:
+        return None
+    here = current_machine()
+    found = kept.of.get((here.device, class_of(problem, masks, sm_count)))
+    if found is None:
+        return None
+    choice = found.get(here)
+    if choice is None:
+        kept.warn(
+            f"were made with another driver or NVRTC than {here.driver} and {here.nvrtc}, and are not used"
+        )
+        return None
+    if choice.digest != _digest_of(choice.spec.source):
+        kept.warn(f"were made with another {choice.spec.source}, and are not used")
+        return None
+    return choice.spec
+
+
+def keep(machine: Machine, problem: ProblemClass, spec: AttnSpec, measured: dict[str, Any]) -> Path:
+    """Put a choice into the file, in place of one for the same machine and class; later plans use it.
+
+    measured: figures for the reader of the file, kept as they are. Returns the file. Raises OSError when it
+    cannot be written.
+    """
+    digest = source.load(spec.source).digest
+    return _replace(machine, problem, [{"spec": asdict(spec), "digest": digest, "measured": measured}])
+
+
+def drop(machine: Machine, problem: ProblemClass) -> None:
+    """Take the choice for a machine and class out of the file, if there is one. Raises OSError as keep()."""
+    if path().exists():
+        _replace(machine, problem, [])
+
+
+def _replace(machine: Machine, problem: ProblemClass, new: list[dict[str, Any]]) -> Path:
+    """The file with `new` in place of what it holds for a machine and class."""
+    target = path()
+    key = {"machine": asdict(machine), "problem": asdict(problem)}
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with held(target.with_suffix(".lock"), LOCK_TIMEOUT_S):
+            others = [row for row in _rows_of(target) if {name: row[name] for name in key} != key]
+            content = {"schema": SCHEMA, "choices": [*others, *({**key, **row} for row in new)]}
+            files.replace_file(target, (json.dumps(content, indent=1) + "\n").encode())
+    except OSError as error:
+        raise OSError(
+            f"the tuned choices cannot be kept in {target} ({error.strerror or error}); set OMNICUPY_CACHE_DIR "
+            "to a folder that can be written"
+        ) from error
+    forget()
+    return target
+
+
+def forget() -> None:
+    """Read the file anew at the next plan that could use it."""
+    global _choices
+    with _lock:
+        _choices = None
+
+
+@contextmanager
+def without_saved_choices() -> Iterator[None]:
+    """Leave the choices out for a while: for verification and measurement of the built-in table."""
+    global _ignored
+    _ignored += 1
+    try:
+        yield
+    finally:
+        _ignored -= 1
+
+
+def current_machine() -> Machine:
+    """The current CUDA device and what compiles for it. Needs CuPy and a device."""
+    import cupy
+
+    return _machine(int(cupy.cuda.runtime.getDevice()))
+
+
+@cache_forever
+def _machine(device: int) -> Machine:
+    from cupy.cuda import runtime
+
+    name = runtime.getDeviceProperties(device)["name"].decode()
+    major, minor = divmod(int(runtime.driverGetVersion()), 1000)
+    return Machine(name, f"{major}.{minor // 10}", nvrtc.version_text())
+
+
+def _kept() -> _Choices:
+    """The choices of the file, read once a process."""
+    global _choices
+    found = _choices
+    if found is None:
+        with _lock:
+            found = _choices
+            if found is None:
+                found = _choices = _read(path())
+    return found
+
+
+def _read(target: Path) -> _Choices:
+    """Never raises for what the file holds: a file that is not whole and legal has no choices, and says why."""
+    try:
+        content = target.read_bytes()
+    except FileNotFoundError:
+        return _Choices(target, [])
+    except OSError as error:
+        return _Choices(target, [], f"it cannot be read ({error.strerror or error})")
+    try:
+        return _Choices(target, _parsed(content))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return _Choices(target, [], f"it is not a file of `tune` ({type(error).__name__}: {error})")
+
+
+def _parsed(content: bytes) -> list[dict[str, Any]]:
+    found = json.loads(content)
+    if found["schema"] != SCHEMA:
+        raise ValueError(f"schema {found['schema']}, expected {SCHEMA}")
+    rows: list[dict[str, Any]] = found["choices"]
+    return rows
+
+
+def _rows_of(target: Path) -> list[dict[str, Any]]:
+    """The rows of a file that is whole, [] for any other: it is about to be replaced."""
+    return [] if _read(target).problem or not target.exists() else _parsed(target.read_bytes())
+
+
+@cache_forever
+def _digest_of(name: str) -> str:
+    """The digest of a kernel's sources, worked out once a process: what it has loaded stays as it is."""
+    return source.load(name).digest

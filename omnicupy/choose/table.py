@@ -1,0 +1,168 @@
+"""The built-in table: which variants serve which calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from omnicupy.jit.archs import ARCHES
+from omnicupy.jit.spec import DTYPES, MAX_HEAD_DIM, AttnSpec
+from omnicupy.masks.block_mask import PARTIAL, BlockMask
+from omnicupy.masks.mask import Mask
+
+
+def every_spec() -> Iterator[AttnSpec]:
+    """The full product of tune.py: each row at each head_dim, architecture and dtype that it serves."""
+    seen: set[AttnSpec] = set()
+    for row in TABLE:
+        least, greatest = row.head_dims
+        for head_dim in range(least, greatest + 1, 16):
+            for arch in row.archs:
+                for dtype in row.dtypes:
+                    spec = row.spec(arch, dtype, head_dim)
+                    if spec not in seen:
+                        seen.add(spec)
+                        yield spec
+
+
+HOPPER = ("sm_90",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a tile takes of one multiprocessor, in picoseconds, as fitted to measurements.
+
+    pair: a (query, key) pair of a FULL or CAUSAL tile.  partial: one of a PARTIAL tile, in the mean of those that some
+    warpgroup skips and those that none does.  block: a block of query rows, apart from its pairs.  launch: what a call
+    takes apart from its blocks.
+    """
+
+    pair: float
+    partial: float
+    block: float
+    launch: float = 0.0
+
+    def of(self, blocks: BlockMask) -> float:
+        """The work of one head under a mask cut to the tile."""
+        partial = int((blocks.kinds == PARTIAL).sum())
+        tiles = (len(blocks.kinds) - partial) * self.pair + partial * self.partial
+        return blocks.br * blocks.bc * tiles + blocks.q_blocks * self.block
+
+    def least(self, mask: Mask, br: int) -> float:
+        """The same if tiles of `br` rows held nothing but allowed pairs: no cut takes less."""
+        return mask.pairs * self.pair - (-mask.shape[0] // br) * self.block
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table: when it serves, and with which tile.
+
+    head_dims: (least, greatest) kernel head_dim, both included.  shape: "any", or "small" for few query rows
+    and for problems whose "any" row would leave multiprocessors without work, or "shared" for few query rows of groups
+    whose heads fill tiles.  cost: of rows that compete for the same calls; the mask decides.  The rest: as in AttnSpec.
+    """
+
+    head_dims: tuple[int, int]
+    br: int
+    bc: int
+    stages: int = 1
+    warps: int = 4
+    share_kv: bool = False
+    kernel: str = "sm80"
+    shape: str = "any"
+    cost: Cost | None = None
+    ping_pong: bool = True
+    archs: tuple[str, ...] = ARCHES
+    dtypes: tuple[str, ...] = DTYPES
+
+    def spec(self, arch: str, dtype: str, head_dim: int) -> AttnSpec:
+        """The variant for an architecture, dtype and kernel head_dim. Raises ValueError if it is illegal."""
+        return AttnSpec(
+            arch="sm_90a" if self.kernel == "sm90" else arch,
+            kernel=self.kernel,
+            dtype=dtype,
+            head_dim=head_dim,
+            br=self.br,
+            bc=self.bc,
+            stages=self.stages,
+            warps=self.warps,
+            share_kv=self.share_kv,
+            ping_pong=self.ping_pong,
+        )
+
+    def serves(self, arch: str, dtype: str, head_dim: int) -> bool:
+        """True when the row is for this architecture, dtype and kernel head_dim."""
+        least, greatest = self.head_dims
+        return least <= head_dim <= greatest and arch in self.archs and dtype in self.dtypes
+
+
+TABLE = (
+    Row(kernel="sm90", head_dims=(16, 128), shape="shared", br=64, bc=128, stages=2, warps=12, archs=HOPPER),
+    Row(kernel="sm90", head_dims=(144, 256), shape="shared", br=64, bc=64, stages=2, warps=12, archs=HOPPER),
+    Row(kernel="sm90", head_dims=(16, 128), shape="small", br=64, bc=128, stages=2, warps=8, archs=HOPPER),
+    Row(kernel="sm90", head_dims=(144, 256), shape="small", br=64, bc=64, stages=2, warps=8, archs=HOPPER),
+    Row(kernel="sm90", head_dims=(16, 32), br=192, bc=96, stages=3, warps=16, archs=HOPPER),
+    Row(kernel="sm90", head_dims=(48, 64), br=192, bc=128, stages=3, warps=16, archs=HOPPER),
+    Row(
+        kernel="sm90",
+        head_dims=(80, 96),
+        br=192,
+        bc=96,
+        stages=3,
+        warps=16,
+        cost=Cost(pair=63.0, partial=95.2, block=2.17e6),
+        archs=HOPPER,
+    ),
+    Row(
+        kernel="sm90",
+        head_dims=(80, 96),
+        br=128,
+        bc=64,
+        stages=3,
+        warps=12,
+        cost=Cost(pair=93.0, partial=145.9, block=0.72e6),
+        archs=HOPPER,
+    ),
+    Row(
+        kernel="sm90",
+        head_dims=(112, 128),
+        br=192,
+        bc=64,
+        stages=3,
+        warps=16,
+        cost=Cost(pair=84.3, partial=148.7, block=0.95e6, launch=42.1e6),
+        archs=HOPPER,
+    ),
+    Row(
+        kernel="sm90",
+        head_dims=(112, 128),
+        br=128,
+        bc=128,
+        stages=2,
+        warps=12,
+        cost=Cost(pair=88.8, partial=119.0, block=3.5e6, launch=19.8e6),
+        archs=HOPPER,
+    ),
+    Row(kernel="sm90", head_dims=(144, 192), br=128, bc=96, stages=2, warps=12, archs=HOPPER),
+    Row(kernel="sm90", head_dims=(208, 256), br=128, bc=64, stages=2, warps=12, archs=HOPPER),
+    Row(head_dims=(16, 128), shape="small", br=64, bc=64),
+    Row(head_dims=(16, 64), br=128, bc=96, stages=2, archs=HOPPER),
+    Row(head_dims=(16, 64), br=128, bc=64),
+    Row(head_dims=(80, 128), br=128, bc=64, archs=HOPPER),
+    Row(head_dims=(80, 128), br=128, bc=64, warps=8),  # 32 rows a warp spill on the others
+    Row(head_dims=(144, 256), br=64, bc=64),
+    Row(head_dims=(272, MAX_HEAD_DIM), br=64, bc=64, stages=2, archs=HOPPER),
+    Row(head_dims=(272, MAX_HEAD_DIM), br=64, bc=32, stages=2),
+)
+
+
+def rows() -> Iterator[AttnSpec]:
+    """The variant of each row, architecture and dtype, at the row's greatest head_dim: the tests' list."""
+    seen = set()
+    for row in TABLE:
+        for arch in row.archs:
+            for dtype in row.dtypes:
+                spec = row.spec(arch, dtype, row.head_dims[1])
+                if spec not in seen:
+                    seen.add(spec)
+                    yield spec

@@ -1,0 +1,107 @@
+"""Kernel variants as words: "sm80-128x64-s2-w4", "sm80-64x64-s1-w4-shared", "...-plain" (no swizzle),
+"naive".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import product
+
+from omnicupy.jit.spec import MAX_ONE_PIECE, AttnSpec, round_up
+
+_WORDS = re.compile(
+    r"(?P<kernel>\w+)-(?P<br>\d+)x(?P<bc>\d+)-s(?P<stages>\d)-w(?P<warps>\d+)(?P<flags>(-\w+)*)"
+)
+
+WIDTHS = tuple(range(32, 257, 32))  # keys of a tile
+STAGES = (1, 2, 3, 4)
+
+
+def parse(text: str, arch: str, dtype: str, head_dim: int) -> AttnSpec:
+    """The spec that a word names, for tensors of `head_dim` columns.
+
+    Raises ValueError for a word of another form, and for a tile that is illegal or does not fit.
+    """
+    padded = round_up(head_dim, 16)
+    if text == "naive":
+        return AttnSpec(arch=arch, kernel="naive", dtype=dtype, head_dim=padded, br=64, bc=64)
+    found = _WORDS.fullmatch(text)
+    flags = set(found["flags"].split("-")[1:]) if found else set()
+    if found is None or flags - {"shared", "plain", "solo"}:
+        raise ValueError(
+            "config: expected naive or a name such as sm80-128x64-s2-w4 (rows x keys, stages, warps), maybe "
+            f"with -shared, -plain or -solo, got {text!r}"
+        )
+    return AttnSpec(
+        arch=_target(arch, found["kernel"]),
+        kernel=found["kernel"],
+        dtype=dtype,
+        head_dim=padded,
+        br=int(found["br"]),
+        bc=int(found["bc"]),
+        stages=int(found["stages"]),
+        warps=int(found["warps"]),
+        share_kv="shared" in flags,
+        swizzle="plain" not in flags,
+        ping_pong="solo" not in flags,
+    )
+
+
+def word(spec: AttnSpec) -> str:
+    """The word that names a spec."""
+    if spec.kernel == "naive":
+        return "naive"
+    flags = ("-shared" if spec.share_kv else "") + ("" if spec.swizzle else "-plain")
+    flags += "" if spec.ping_pong else "-solo"
+    return f"{spec.kernel}-{spec.br}x{spec.bc}-s{spec.stages}-w{spec.warps}{flags}"
+
+
+def every(
+    arch: str, dtype: str, head_dim: int, kernel: str = "sm80", *, plain: bool = False, group: int = 1
+) -> Iterator[AttnSpec]:
+    """All variants of a kernel that a tile search tries: legal ones that fit the architecture.
+
+    group: query heads a head of keys; two or three of them share a tile where they fill it.  plain: also those without
+    swizzle, for the study of bank conflicts.
+    """
+    tiles, switches = _shapes(kernel, head_dim, plain, group)
+    for (br, warps), bc, stages in product(tiles, WIDTHS, STAGES):
+        for share_kv, swizzle, ping_pong in switches:
+            try:
+                spec = AttnSpec(
+                    arch=_target(arch, kernel),
+                    kernel=kernel,
+                    dtype=dtype,
+                    head_dim=round_up(head_dim, 16),
+                    br=br,
+                    bc=bc,
+                    stages=stages,
+                    warps=warps,
+                    share_kv=share_kv,
+                    swizzle=swizzle,
+                    ping_pong=ping_pong,
+                )
+            except ValueError:
+                continue
+            if ping_pong or spec.rows > 64:  # a single consumer warpgroup has nobody to take turns with
+                yield spec
+
+
+def _shapes(
+    kernel: str, head_dim: int, plain: bool, group: int
+) -> tuple[Sequence[tuple[int, int]], Sequence[tuple[bool, bool, bool]]]:
+    """(rows, warps) and (share_kv, swizzle, ping_pong) to try."""
+    if kernel == "sm90":
+        shared = tuple((64, 4 + 4 * heads) for heads in (2, 3) if group % heads == 0)
+        return ((64, 8), (128, 12), (192, 16), *shared), ((False, True, True), (False, True, False))
+    switches = [(False, True, True)]
+    if head_dim <= MAX_ONE_PIECE:
+        switches.append((True, True, True))
+        switches += [(False, False, True), (True, False, True)] if plain else []
+    return tuple((rows * warps, warps) for warps in (1, 2, 4, 8) for rows in (16, 32)), switches
+
+
+def _target(arch: str, kernel: str) -> str:
+    """The compilation target: wgmma exists only in architecture-specific code."""
+    return "sm_90a" if kernel == "sm90" else arch

@@ -1,0 +1,1 @@
+"""Attention on CuPy arrays: the only part of the library that imports CuPy."""

@@ -1,0 +1,132 @@
+"""attention() on CuPy arrays: what shapes, strides and mask decide is planned once, the rest is a launch.
+
+A plan is found by what it depends on, through a dictionary kept on the mask (so it is freed with the mask and
+its device arrays). A warm call builds the key, allocates the outputs, writes five addresses into a copy of the
+parameter struct and launches; whatever can change under an equal key (addresses) is checked there. torch/eager.py
+finds and launches the same plans.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import cupy
+import numpy as np
+
+from omnicupy.call import check
+from omnicupy.gpu.mask_cache import cache_for, existing_cache
+from omnicupy.gpu.plan import Plan
+from omnicupy.gpu.planning import new_plan
+from omnicupy.gpu.streams import on_device
+from omnicupy.jit import cache
+from omnicupy.masks.mask import Mask
+
+MAX_PLANS = 256  # a mask's plans (shapes, strides, options); the oldest goes first
+_current_stream = cupy.cuda.get_current_stream
+_unmasked: dict[Any, Plan] = {}  # plans of calls without a mask; their keys hold the shapes
+
+
+def attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Any,
+    *,
+    scale: Any = None,
+    return_lse: bool = False,
+    out: Any = None,
+    config: Any = None,
+) -> Any:
+    """omnicupy.attention for CuPy arrays; also array_key the error when q, k and v are no arrays at all."""
+    plan = plan_of(q, k, v, mask, scale=scale, out=out, config=config)
+    found = on_device(plan.device, _launched, plan, (q, k, v), out, return_lse)
+    return found if return_lse else found[0]
+
+
+def plan_of(q: Any, k: Any, v: Any, mask: Any, *, scale: Any, out: Any, config: Any) -> Plan:
+    """The plan that was made for such CuPy arrays, or a new one: the kernel loaded, the block lists on their way to
+    the device. Raises every argument error.
+    """
+    array_key: Any = None
+    plan = None
+    try:
+        x, y, z, target = q.data, k.data, v.data, None if out is None else out.data
+        array_key = (
+            (q.shape, q.strides, k.shape, k.strides, v.shape, v.strides, q.dtype, k.dtype, v.dtype),
+            (x.device_id, y.device_id, z.device_id),
+            None if target is None else (out.shape, out.strides, out.dtype, target.device_id),
+        )
+        addresses = (x.ptr, y.ptr, z.ptr, None if target is None else target.ptr)
+    except AttributeError:  # not CuPy arrays: the checks say so
+        pass
+    else:
+        plan = find_plan(array_key, addresses, mask, scale, config)
+    return plan or make_plan(array_key, (q, k, v, out), mask, scale=scale, config=config, stream=None)
+
+
+def find_plan(
+    array_key: Any, addresses: tuple[int, int, int, int | None], mask: Any, scale: Any, config: Any
+) -> Plan | None:
+    """The plan that `make_plan` kept for such arguments; None where it has to look at them.
+
+    array_key: all that a plan depends on of q, k, v and `out`; equals no other library's for other arrays.
+    addresses: of q, k, v and `out`, None for no `out`.
+    """
+    plan = _kept(_key(array_key, mask, scale, config), mask)
+    return plan if plan is not None and plan.fits_addresses(*addresses) else None
+
+
+def make_plan(
+    array_key: Any, arrays: tuple[Any, Any, Any, Any], mask: Any, *, scale: Any, config: Any, stream: Any
+) -> Plan:
+    """Checks all arguments, then as `find_plan`, or a new plan, which is kept unless `array_key` is None.
+
+    arrays: q, k, v and `out` or None.  stream: uploads the mask, of their device; None for CuPy's current one.
+    Raises every argument error.
+    """
+    q, k, v, out = arrays
+    call = check.call(q, k, v, mask, scale=scale, out=out, config=config)
+    key = _key(array_key, mask, scale, config)
+    plan = None if array_key is None else _kept(key, mask)
+    if plan is None:
+        with cupy.cuda.Device(q.data.device_id), stream or nullcontext():
+            plan = new_plan(call, arrays, config)
+        if array_key is not None:
+            _keep(plan, key, mask)
+    return plan
+
+
+def _launched(plan: Plan, inputs: tuple[Any, Any, Any], out: Any, return_lse: bool) -> tuple[Any, Any]:
+    """out and lse, None unless it is wanted, of a launch on CuPy's current stream; the plan's device is current."""
+    q, k, v = inputs
+    stream = _current_stream(plan.device)
+    if out is None:
+        out = cupy.ndarray(plan.shape, plan.dtype)
+    lse = cupy.ndarray(plan.shape[:3], np.float32) if return_lse else None
+    plan.launch(q.data.ptr, k.data.ptr, v.data.ptr, out.data.ptr, 0 if lse is None else lse.data.ptr, stream)
+    return out, lse
+
+
+def _key(array_key: Any, mask: Any, scale: Any, config: Any) -> Any:
+    """What a plan is kept under. A list of one shares the mask's cache, but is right for a batch of one alone."""
+    return array_key, scale, config, cache.epoch, isinstance(mask, (list, tuple))
+
+
+def _kept(key: Any, mask: Any) -> Plan | None:
+    try:
+        if mask is None:
+            return _unmasked.get(key)
+        found = existing_cache(mask)
+        return None if found is None else found.plans.get(key)
+    except (AttributeError, TypeError):  # no mask, scale or config: the checks say so
+        return None
+
+
+def _keep(plan: Plan, key: Any, mask: Any) -> None:
+    # A list that repeats one mask is looked up as a list, but shares that mask's device arrays.
+    masks = (mask,) if isinstance(mask, Mask) else mask
+    plans = _unmasked if mask is None else cache_for(masks).plans
+    while len(plans) >= MAX_PLANS:
+        plans.pop(next(iter(plans), None), None)
+    plans[key] = plan

@@ -1,0 +1,47 @@
+"""Cubins to functions on a device."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import cupy
+
+from omnicupy.gpu.dependent_launch import LEAST_DRIVER, Overlapping
+from omnicupy.jit import cache
+from omnicupy.jit.spec import AttnSpec
+
+_kernels: dict[tuple[AttnSpec, int, int], Kernel] = {}
+_kernels_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A loaded kernel. raw: the cupy.RawKernel (resource attributes).  function: what launches it."""
+
+    raw: Any
+    function: Any
+
+
+def kernel(spec: AttnSpec, device: int) -> Kernel:
+    """The kernel of `spec`, loaded on `device` (which must be current); compiled where the cache lacks it.
+
+    Raises CompileError, UnsupportedError (no NVRTC), cupy's CUDA errors when the driver refuses it.
+    """
+    key = (spec, device, cache.epoch)
+    found = _kernels.get(key)
+    if found is None:
+        with _kernels_lock:
+            found = _kernels.get(key)
+            if found is None:
+                raw = cupy.RawModule(path=str(cache.cubin(spec))).get_function(spec.entry)
+                raw.max_dynamic_shared_size_bytes = spec.smem_bytes
+                found = _kernels[key] = Kernel(raw, _launcher(spec, raw.kernel))
+    return found
+
+
+def _launcher(spec: AttnSpec, function: Any) -> Any:
+    """What launches a kernel. That for Hopper waits by itself for what is ahead of it; others must be made to."""
+    overlaps = spec.kernel == "sm90" and cupy.cuda.runtime.driverGetVersion() >= LEAST_DRIVER
+    return Overlapping(function) if overlaps else function

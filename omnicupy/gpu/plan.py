@@ -1,0 +1,145 @@
+"""One launch, planned: the grid, the parameter struct and what a warm call still has to fill in."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omnicupy.call import check
+from omnicupy.call.arrays import DTYPE_NAMES
+from omnicupy.call.problem import Problem
+from omnicupy.gpu import workspace
+from omnicupy.gpu.device_blocks import DeviceBlocks
+from omnicupy.gpu.tensor_maps import tensor_map
+from omnicupy.jit.params import MAP_BYTES, PARAMS
+from omnicupy.jit.spec import AttnSpec
+
+ITEM_BYTES = 2  # of float16 and bfloat16
+MAX_MAPS = 64  # address triples whose tensor maps a plan keeps
+ALIGN_MASK = check.ALIGN_BYTES - 1
+_POINTERS = struct.Struct("<5Q")  # q, k, v, out, lse: the first fields of AttnParams
+_MAPS = struct.Struct(f"<{3 * MAP_BYTES}s")  # of q, k and v: the first fields of AttnParamsSm90
+_WORK = struct.Struct("<3Q")  # counter, partials, arrivals: neighbours there
+Layout: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]  # shape, strides in bytes
+Addresses: TypeAlias = tuple[int, int, int]  # of q, k and v
+
+
+@dataclass(frozen=True)
+class KernelCall:
+    """What is launched, how many thread blocks of it, and on which arrays: the layouts of q, k and v, and of `out`
+    where it is given.  need: memory for parts of split rows, None where none are split.
+    """
+
+    function: Any
+    grid: tuple[int, int, int]
+    layouts: tuple[Layout, Layout, Layout]
+    out: Layout | None
+    need: workspace.Need | None = None
+
+
+class Plan:
+    """One launch, ready but for the addresses of q, k, v, out and lse.
+
+    shape, dtype: of the output.  device: which runs it.
+    """
+
+    __slots__ = (
+        *("_block", "_blocks", "_function", "_grid", "_near", "_offset", "_smem", "_template"),
+        *("device", "dtype", "shape", "spec"),
+    )
+
+    def __init__(
+        self, spec: AttnSpec, problem: Problem, blocks: DeviceBlocks, template: bytes, launched: KernelCall
+    ) -> None:
+        self.spec = spec
+        self._blocks = blocks  # keeps the device arrays while the plan may launch
+        self.device = blocks.device
+        self._function, self._grid = launched.function, launched.grid
+        self._block = (spec.threads, 1, 1)
+        self._smem = spec.smem_bytes
+        self._template = np.frombuffer(template, np.dtype(("V", len(template))))
+        self._offset = PARAMS[spec.kernel].fields["q"][1]  # type: ignore[index]
+        self.shape = (problem.batch, problem.q_heads, problem.q_len, problem.head_dim)
+        self.dtype = next(dtype for dtype, name in DTYPE_NAMES.items() if name == problem.dtype)
+        self._near = () if launched.out is None else _forbidden_distances(launched.layouts, launched.out)
+
+    def fits_addresses(self, q: int, k: int, v: int, out: int | None) -> bool:
+        """What an equal key leaves open of these addresses: aligned, `out` apart from the inputs. False: check all."""
+        if out is None:
+            return not (q | k | v) & ALIGN_MASK
+        if (q | k | v | out) & ALIGN_MASK:
+            return False
+        # A cheap test that only the full check can overrule: no address ranges meet.
+        (q0, q1), (k0, k1), (v0, v1) = self._near
+        return not (q0 < q - out < q1 or k0 < k - out < k1 or v0 < v - out < v1)
+
+    def launch(self, q: int, k: int, v: int, out: int, lse: int, stream: Any) -> None:
+        """Run on `stream`, of the plan's device, which is current. q ... lse: addresses, lse 0 for none."""
+        self._blocks.use(stream)
+        # Its own struct for each call: the driver reads it in the launch, where other threads may run.
+        argument = self._template.copy()  # size one: CuPy passes it by value
+        _POINTERS.pack_into(argument, self._offset, q, k, v, out, lse)
+        self._complete(argument, (q, k, v), stream)
+        self._function(self._grid, self._block, (argument,), self._smem, stream)
+
+    def _complete(self, argument: NDArray[np.void], addresses: Addresses, stream: Any) -> None:
+        """What else a kernel kind's struct holds."""
+
+
+class Sm90Plan(Plan):
+    """A launch of the Hopper kernel: persistent thread blocks that read q, k and v through tensor maps."""
+
+    __slots__ = ("_layouts", "_maps", "_need", "_work_at")
+
+    def __init__(
+        self, spec: AttnSpec, problem: Problem, blocks: DeviceBlocks, template: bytes, launched: KernelCall
+    ) -> None:
+        super().__init__(spec, problem, blocks, template, launched)
+        workspace.prepare_counters(self.device)
+        self._maps: dict[Addresses, bytes] = {}
+        self._layouts = launched.layouts
+        self._work_at = PARAMS[spec.kernel].fields["counter"][1]  # type: ignore[index]
+        self._need = launched.need
+        if self._need is not None:
+            workspace.prepare_space(self.device, self._need)
+
+    def _complete(self, argument: NDArray[np.void], addresses: Addresses, stream: Any) -> None:
+        maps = self._maps.get(addresses)
+        if maps is None:
+            boxes = ((self.spec.br, self.spec.heads), (self.spec.bc, 1), (self.spec.bc, 1))
+            maps = b"".join(
+                tensor_map(address, *layout, self.spec.dtype, box)
+                for address, layout, box in zip(addresses, self._layouts, boxes, strict=True)
+            )
+            if len(self._maps) >= MAX_MAPS:
+                self._maps.clear()
+            self._maps[addresses] = maps
+        _MAPS.pack_into(argument, 0, maps)
+        partials = arrivals = 0
+        if self._need is not None:
+            space = workspace.space_of(self.device, stream, self._need)
+            partials, arrivals = space.partials, space.arrivals
+        _WORK.pack_into(
+            argument, self._work_at, workspace.counters_of(self.device, stream), partials, arrivals
+        )
+
+
+PLANS: dict[str, type[Plan]] = {"naive": Plan, "sm80": Plan, "sm90": Sm90Plan}
+
+
+def _forbidden_distances(inputs: Sequence[Layout], out: Layout) -> Sequence[tuple[int, int]]:
+    """Of each input, between which distances from `out` its address range meets that of `out`; exclusive both."""
+    first, stop = _byte_range(out)
+    return tuple((first - end, stop - begin) for begin, end in map(_byte_range, inputs))
+
+
+def _byte_range(layout: Layout) -> tuple[int, int]:
+    """The first byte of an array and the one past its last, counted from its address."""
+    steps = [stride * (length - 1) for length, stride in zip(*layout, strict=True)]
+    last = sum(step for step in steps if step > 0) + ITEM_BYTES
+    return sum(step for step in steps if step < 0), last

@@ -1,0 +1,113 @@
+"""A call becomes a plan: variant, kernel, block lists, parameter struct."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from omnicupy.call.check import Call
+from omnicupy.choose import pick
+from omnicupy.errors import UnsupportedError
+from omnicupy.gpu.device import DeviceInfo, device_info
+from omnicupy.gpu.device_blocks import DeviceBlocks
+from omnicupy.gpu.mask_cache import device_blocks
+from omnicupy.gpu.modules import kernel
+from omnicupy.gpu.plan import ITEM_BYTES, PLANS, KernelCall, Plan
+from omnicupy.gpu.tensor_maps import can_map
+from omnicupy.gpu.workspace import Need
+from omnicupy.jit import archs
+from omnicupy.jit.params import PARAMS
+from omnicupy.jit.spec import AttnSpec
+from omnicupy.schedule.grid import Grid
+
+_LOG2E = math.log2(math.e)
+# What the parameter struct takes over from the packed block lists.
+_BLOCK_FIELDS = (
+    "q_blocks",
+    "mask_batch",
+    "diagonal",
+    "n_spans",
+    "k_padded",
+    "tiers",
+    "n_slots",
+    "n_split_rows",
+)
+
+
+def new_plan(call: Call, arrays: tuple[Any, Any, Any, Any], config: AttnSpec | None) -> Plan:
+    """The plan of a checked call on q, k, v and `out` or None; their device is current."""
+    q, k, v, out = arrays
+    masks = call.masks[:1] if all(one is call.masks[0] for one in call.masks) else call.masks
+    device = q.data.device_id
+    info = device_info(device)
+    mappable = all(can_map(array.shape, array.strides) for array in (q, k, v))
+    spec = config or pick.select(
+        archs.arch_of(info.major, info.minor), call.problem, masks, info.sm_count, mappable=mappable
+    )
+    _check_runs(spec, info)
+    _check_strides(spec, q, k, v)
+    grid = Grid.of(spec, call.problem, len(masks), sm_count=info.sm_count, l2_bytes=info.l2_bytes)
+    function = kernel(spec, device).function
+    blocks = device_blocks(masks, (spec.br, spec.bc), grid.workers, device)
+    sizes = blocks.sizes
+    need = Need(*grid.partials(sizes.n_slots, sizes.n_split_rows)) if sizes.n_split_rows else None
+    layouts = ((q.shape, q.strides), (k.shape, k.strides), (v.shape, v.strides))
+    of_out = None if out is None else (out.shape, out.strides)
+    launched = KernelCall(function, grid.thread_blocks(sizes.n_parts), layouts, of_out, need)
+    return PLANS[spec.kernel](
+        spec, call.problem, blocks, _struct_of(grid, call.scale, blocks, arrays), launched
+    )
+
+
+def _struct_of(grid: Grid, scale: float, blocks: DeviceBlocks, arrays: tuple[Any, Any, Any, Any]) -> bytes:
+    """The parameter struct of a launch, with null pointers for q, k, v, out and lse."""
+    q, k, v, out = arrays
+    sizes = blocks.sizes
+    values = {
+        **blocks.pointers,
+        **{name: getattr(sizes, name) for name in _BLOCK_FIELDS},
+        "work_items": grid.work_items(sizes.n_parts),
+        "scale": scale,
+        "scale_log2": scale * _LOG2E,
+        "section": grid.section(sizes.n_parts),
+    }
+    out_strides = _contiguous_strides(q.shape, q.dtype.itemsize) if out is None else out.strides
+    strides = {"q": q.strides, "k": k.strides, "v": v.strides, "out": out_strides}
+    record = np.zeros(1, PARAMS[grid.spec.kernel])
+    for name, of_array in strides.items():
+        record[f"{name}_strides"] = [stride // ITEM_BYTES for stride in of_array[:3]]
+    for name in ("q_len", "k_len", "head_dim", "batch", "q_heads", "group"):
+        record[name] = getattr(grid.problem, name)
+    for name in record.dtype.names or ():
+        if name in values:  # a kernel's struct has what it reads
+            record[name] = values[name]
+    return record.tobytes()
+
+
+def _contiguous_strides(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
+    strides = [itemsize]
+    for length in reversed(shape[1:]):
+        strides.append(strides[-1] * length)
+    return tuple(reversed(strides))
+
+
+def _check_runs(spec: AttnSpec, info: DeviceInfo) -> None:
+    """Raises ValueError when code for the architecture of `spec` does not run on the device."""
+    if not archs.runs_on(spec.arch, info.major, info.minor):
+        raise ValueError(
+            f"config: code for {spec.arch} does not run on this device (compute capability {info.major}."
+            f"{info.minor}); use arch={archs.arch_of(info.major, info.minor)!r}"
+        )
+
+
+def _check_strides(spec: AttnSpec, q: Any, k: Any, v: Any) -> None:
+    """Raises UnsupportedError when `spec` asks for tensor maps of arrays that no map holds."""
+    for name, array in (("q", q), ("k", k), ("v", v)):
+        if spec.kernel == "sm90" and not can_map(array.shape, array.strides):
+            raise UnsupportedError(
+                f"{name}: kernel 'sm90' needs positive strides, got {array.strides} (bytes) for shape "
+                f"{array.shape}; copy the array or pass config=AttnSpec(kernel='sm80', ...)"
+            )

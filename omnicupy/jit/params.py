@@ -1,0 +1,79 @@
+"""The launch ABI: each kernel's parameter struct as a NumPy dtype, the fields of omni/params.cuh."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from omnicupy.jit.spec import round_up
+
+_POINTERS = (
+    "q",
+    "k",
+    "v",
+    "out",
+    "lse",
+    "row_offsets",
+    "entries",
+    "parts",
+    "bit_tiles",
+    "spans",
+    "dead",
+)
+_STRIDES = ("q_strides", "k_strides", "v_strides", "out_strides")
+_FLOATS = ("scale", "scale_log2")
+_INTS = (
+    *("q_len", "k_len", "head_dim", "batch", "q_heads", "group", "q_blocks", "mask_batch", "diagonal"),
+    *("n_spans", "k_padded", "section"),
+)
+TIERS = 4  # of parts: see schedule.py
+
+
+_MAPS = ("q_map", "k_map", "v_map")
+MAP_BYTES, _MAP_ALIGN = 128, 64  # of one tensor map
+
+
+def _fields() -> list[tuple[str, str, tuple[int, ...]]]:
+    """AttnParams: pointers first, then 64-bit, then 32-bit fields, so that C adds no padding inside."""
+    return [
+        *((name, "<u8", ()) for name in _POINTERS),
+        *((name, "<i8", (3,)) for name in _STRIDES),
+        *((name, "<f4", ()) for name in _FLOATS),
+        *((name, "<i4", ()) for name in _INTS),
+        ("tiers", "<i4", (TIERS,)),
+    ]
+
+
+def _with_maps() -> np.dtype[np.void]:
+    """AttnParamsSm90: three tensor maps, AttnParams, the work counters and what split rows need.
+
+    The maps' alignment rounds the size up.
+    """
+    maps = [(name, "<u8", (MAP_BYTES // 8,)) for name in _MAPS]
+    work = [(name, "<u8", ()) for name in ("counter", "partials", "arrivals", "splits")]
+    work += [(name, "<i4", ()) for name in ("work_items", "n_slots", "n_split_rows")]
+    tight = np.dtype([*maps, *_fields(), *work], align=True)
+    fields = dict(tight.fields or {})
+    return np.dtype(
+        {
+            "names": list(fields),
+            "formats": [field[0] for field in fields.values()],
+            "offsets": [field[1] for field in fields.values()],
+            "itemsize": round_up(tight.itemsize, _MAP_ALIGN),
+        }
+    )
+
+
+ATTN_PARAMS = np.dtype(_fields(), align=True)
+ATTN_PARAMS_SM90 = _with_maps()
+
+# The struct that each kernel kind takes, by value, as its only argument.
+PARAMS: dict[str, np.dtype[np.void]] = {
+    "naive": ATTN_PARAMS,
+    "sm80": ATTN_PARAMS,
+    "sm90": ATTN_PARAMS_SM90,
+}
+
+
+def params_bytes(kernel: str) -> int:
+    """Size of the parameter struct of a kernel kind, in bytes; the entry file compares it with its own."""
+    return PARAMS[kernel].itemsize

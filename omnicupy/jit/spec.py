@@ -1,0 +1,214 @@
+"""One compiled kernel variant as a value: what may be asked for, what it costs, and the macros that select it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from omnicupy.jit.archs import SMEM_LIMIT_BYTES
+
+KERNELS = ("naive", "sm80", "sm90")
+DTYPES = ("float16", "bfloat16")
+MAX_HEAD_DIM = 1024
+MAX_ONE_PIECE = 256  # above it the head dimension is tiled: O no longer fits the registers
+CHUNK = 64  # columns of Q and K streamed at a time when the head dimension is tiled
+NAIVE_THREADS = 128
+
+
+def round_up(value: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is at least `value`."""
+    return -(-value // multiple) * multiple
+
+
+def value_dim_of(head_dim: int) -> int:
+    """Columns of O (and V) one thread block owns: all of them up to 256, else an even share of at most 256."""
+    pieces = -(-head_dim // MAX_ONE_PIECE)
+    return round_up(-(-head_dim // pieces), 16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttnSpec:
+    """One compiled variant. Equal specs are the same cubin; every field is part of the cache key.
+
+    arch: the CUDA target ("sm_80", ...).  kernel: "naive", "sm80" (mma.sync) or "sm90" (wgmma).  dtype: "float16"
+    or "bfloat16".
+    head_dim: columns of Q and K in the kernel, a multiple of 16 (the tensors' head_dim rounded up).
+    br, bc: tile height (queries of one head) and width (keys), in tokens.  stages: K/V tiles in flight.
+    warps: warps a block; sm90 with br=64 and 12 or 16 of them has two or three heads of a group in a tile (three are in
+    no row of tune.py and unverified).
+    share_kv: one buffer holds K, then V (stages = 1 only).  swizzle: XOR-swizzled shared memory (False: plain
+    rows, for the bank-conflict study).  ping_pong: the consumer warpgroups of sm90 take turns at the tensor cores.
+
+    Raises ValueError when the tile is illegal or does not fit the architecture's shared memory.
+    """
+
+    arch: str
+    kernel: str
+    dtype: str
+    head_dim: int
+    br: int
+    bc: int
+    stages: int = 1
+    warps: int = 4
+    share_kv: bool = False
+    swizzle: bool = True
+    ping_pong: bool = True
+
+    def __post_init__(self) -> None:
+        self._check_names()
+        self._check_tile()
+        if self.smem_bytes > (limit := SMEM_LIMIT_BYTES[self.arch]):
+            rows = f"br={self.br}" if self.heads == 1 else f"warps={self.warps}"
+            raise ValueError(
+                f"config: the tile needs {self.smem_bytes} B of shared memory, {self.arch} has {limit} B a block; "
+                f"lower {rows}, bc={self.bc} or stages={self.stages}"
+            )
+
+    def _check_names(self) -> None:
+        for name, value, known in (
+            ("arch", self.arch, tuple(SMEM_LIMIT_BYTES)),
+            ("kernel", self.kernel, KERNELS),
+            ("dtype", self.dtype, DTYPES),
+        ):
+            if value not in known:
+                raise ValueError(f"config: {name} must be one of {', '.join(known)}, got {value!r}")
+
+    def _check_tile(self) -> None:
+        if self.head_dim % 16 or not 16 <= self.head_dim <= MAX_HEAD_DIM:
+            raise ValueError(
+                f"config: head_dim must be a multiple of 16 from 16 to {MAX_HEAD_DIM}, got {self.head_dim}; "
+                "round the tensors' head_dim up"
+            )
+        if self.bc % 32 or not 32 <= self.bc <= 256:
+            raise ValueError(f"config: bc must be a multiple of 32 from 32 to 256, got {self.bc}")
+        if self.kernel == "sm80":
+            self._check_sm80()
+        if self.kernel == "sm90":
+            self._check_sm90()
+        if self.stages not in (1, 2, 3, 4):
+            raise ValueError(f"config: stages must be 1, 2, 3 or 4, got {self.stages}")
+
+    def _check_sm80(self) -> None:
+        if self.warps not in (1, 2, 4, 8):
+            raise ValueError(f"config: warps must be 1, 2, 4 or 8, got {self.warps}")
+        if self.br not in (16 * self.warps, 32 * self.warps):
+            raise ValueError(
+                f"config: br must be 16 or 32 rows a warp ({16 * self.warps} or {32 * self.warps} with "
+                f"{self.warps} warps), got {self.br}"
+            )
+        if self.share_kv and self.stages != 1:
+            raise ValueError(
+                f"config: share_kv needs stages=1 (one buffer for K and V), got stages={self.stages}"
+            )
+        if self.stages == 4:
+            raise ValueError(
+                "config: kernel 'sm80' has 1, 2 or 3 stages, got 4; take stages=3 or kernel='sm90'"
+            )
+        if self.tiled and (self.share_kv or self.br != 16 * self.warps):
+            raise ValueError(
+                f"config: head_dim {self.head_dim} is tiled (above {MAX_ONE_PIECE}): it needs share_kv=False and "
+                f"br={16 * self.warps} with {self.warps} warps, got share_kv={self.share_kv}, br={self.br}"
+            )
+
+    def _check_sm90(self) -> None:
+        if self.arch != "sm_90a":
+            raise ValueError(f"config: kernel 'sm90' needs arch='sm_90a' (wgmma), got {self.arch!r}")
+        if self.warps not in (8, 12, 16) or self.br not in (64, 16 * (self.warps - 4)):
+            raise ValueError(
+                "config: kernel 'sm90' has 4 producer warps and 4 warps for each 64 query rows: br=64, 128 or 192 "
+                "with warps=8, 12 or 16, or br=64 for 2 or 3 heads with warps=12 or 16, got "
+                f"br={self.br}, warps={self.warps}"
+            )
+        if self.head_dim > MAX_ONE_PIECE or self.share_kv or not self.swizzle:
+            raise ValueError(
+                f"config: kernel 'sm90' serves head_dim up to {MAX_ONE_PIECE}, share_kv=False and swizzle=True, got "
+                f"head_dim={self.head_dim}, share_kv={self.share_kv}, swizzle={self.swizzle}; take kernel='sm80'"
+            )
+
+    @property
+    def tiled(self) -> bool:
+        """True when head_dim is cut in pieces (D-tiling)."""
+        return self.kernel == "sm80" and self.head_dim > MAX_ONE_PIECE
+
+    @property
+    def heads(self) -> int:
+        """Query heads of one group in a tile, `br` rows of each: more than one shares what is read of K and V."""
+        return 16 * (self.warps - 4) // self.br if self.kernel == "sm90" else 1
+
+    @property
+    def rows(self) -> int:
+        """Query rows of a tile, those of all its heads."""
+        return self.heads * self.br
+
+    @property
+    def value_dim(self) -> int:
+        """Columns of V and O one thread block owns."""
+        return value_dim_of(self.head_dim) if self.tiled else self.head_dim
+
+    @property
+    def value_pieces(self) -> int:
+        """Thread blocks that share one query block, each with its own columns of V and O."""
+        return -(-self.head_dim // self.value_dim)
+
+    @property
+    def threads(self) -> int:
+        """Threads of one thread block."""
+        return NAIVE_THREADS if self.kernel == "naive" else 32 * self.warps
+
+    @property
+    def smem_bytes(self) -> int:
+        """Dynamic shared memory of one thread block, in bytes."""
+        if self.kernel == "naive":
+            # the query row, one tile of scores, reductions
+            return 4 * (self.head_dim + self.bc + NAIVE_THREADS)
+        if self.kernel == "sm90":
+            return self._sm90_bytes(self.q_slots)
+        if self.tiled:
+            return 2 * (self.stages * (self.br + self.bc) * CHUNK + self.bc * self.value_dim)
+        buffers = 1 if self.share_kv else 2 * self.stages
+        return 2 * self.head_dim * (self.br + buffers * self.bc) + (self.stages + 1) * self._span_bytes
+
+    @property
+    def q_slots(self) -> int:
+        """Query blocks that kernel "sm90" holds in shared memory: two where they fit, so that one is loaded early."""
+        return 2 if self._sm90_bytes(2) <= SMEM_LIMIT_BYTES[self.arch] else 1
+
+    def _sm90_bytes(self, q_slots: int) -> int:
+        # Panels of 64 columns; tile and work slots, walks and barriers in the last KiB.
+        tiles = 128 * -(-self.head_dim // 64) * (q_slots * self.rows + 2 * self.stages * self.bc)
+        return tiles + self.stages * self._span_bytes + 1024
+
+    @property
+    def _span_bytes(self) -> int:
+        """Shared memory for the spans of one PARTIAL tile: two spans a key, 8 bytes each."""
+        return 2 * self.bc * 8
+
+    @property
+    def source(self) -> str:
+        """Name of the kernel's source file in `kernels/`."""
+        return "attention_naive.cu" if self.kernel == "naive" else f"attention_fwd_{self.kernel}.cu"
+
+    @property
+    def entry(self) -> str:
+        """Name of the `extern "C"` kernel."""
+        return self.source.removesuffix(".cu")
+
+    def defines(self) -> dict[str, int]:
+        """The macros that the source file reads."""
+        return {
+            "OMNI_HEAD_DIM": self.head_dim,
+            "OMNI_VALUE_DIM": self.value_dim,
+            "OMNI_BR": self.br,
+            "OMNI_BC": self.bc,
+            "OMNI_STAGES": self.stages,
+            "OMNI_WARPS": self.warps,
+            "OMNI_Q_SLOTS": self.q_slots,
+            "OMNI_SHARE_KV": int(self.share_kv),
+            "OMNI_SWIZZLE": int(self.swizzle),
+            "OMNI_BF16": int(self.dtype == "bfloat16"),
+            "OMNI_PING_PONG": int(self.ping_pong),
+            "OMNI_SMEM_BYTES": self.smem_bytes,
+        }
+
+    def __str__(self) -> str:
+        others = (f"{k}={v}" for k, v in asdict(self).items() if k not in ("kernel", "arch"))
+        return " ".join([self.kernel, self.arch, *others])

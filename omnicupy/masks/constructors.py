@@ -1,0 +1,225 @@
+"""The mask constructors. Rows are queries, columns are keys; lengths and positions are in tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omnicupy.masks import bits
+from omnicupy.masks import intervals as masks_intervals
+from omnicupy.masks.arguments import count, integer, length, shape
+from omnicupy.masks.intervals import BoolArray, IntArray
+from omnicupy.masks.mask import Mask
+
+
+def full(q_len: int, k_len: int | None = None) -> Mask:
+    """Every row sees every key; k_len None means q_len.
+
+    Raises TypeError or ValueError for lengths below 1.
+    """
+    rows, keys = shape("full", q_len, k_len)
+    return _uniform(np.zeros(keys, np.int32), np.full(keys, rows, np.int32), rows)
+
+
+def causal(q_len: int, k_len: int | None = None) -> Mask:
+    """Row q sees keys k <= q + k_len - q_len: aligned at the bottom right corner; k_len None means q_len.
+
+    With fewer keys than rows the first q_len - k_len rows see nothing. Raises TypeError or ValueError for
+    lengths below 1.
+    """
+    rows, keys = shape("causal", q_len, k_len)
+    start = np.maximum(np.arange(keys, dtype=np.int32) - np.int32(keys - rows), 0)
+    return _uniform(start, np.full(keys, rows, np.int32), rows, keys - rows, growing=rows == keys)
+
+
+def sliding_window(q_len: int, k_len: int | None = None, *, left: int, right: int = 0) -> Mask:
+    """Row q, at position p = q + k_len - q_len of the keys, sees keys p - left to p + right, both included.
+
+    Aligned at the bottom right corner as `causal`; k_len None means q_len. left, right: tokens; 0 and 0 leave
+    the diagonal. Raises TypeError or ValueError for lengths below 1 and negative windows.
+    """
+    rows, keys = shape("sliding_window", q_len, k_len)
+    hint = "give the number of tokens on that side"
+    reach = rows + keys  # further than any pair
+    left = min(count("sliding_window", "left", left, hint=hint), reach)
+    right = min(count("sliding_window", "right", right, hint=hint), reach)
+    row = np.arange(keys, dtype=np.int64) - (keys - rows)  # of the same position
+    start, stop = np.clip(row - right, 0, rows), np.clip(row + left + 1, 0, rows)
+    return _uniform(start.astype(np.int32), stop.astype(np.int32), rows, keys - rows)
+
+
+def sink(n: int, k: int, k_len: int | None = None) -> Mask:
+    """n rows that all see the first k keys and nothing else; k_len None means n. Made to be combined:
+    `causal(n) & (sliding_window(n, left=w) | sink(n, 4))`.
+
+    k: from 0 to the number of keys. Raises TypeError or ValueError for other values.
+    """
+    rows, keys = length("sink", "n", n), length("sink", "k_len", n if k_len is None else k_len)
+    first = count("sink", "k", k, keys, "the length comes first: sink(n, k)")
+    stop = np.zeros(keys, np.int32)
+    stop[:first] = rows
+    return _uniform(np.zeros(keys, np.int32), stop, rows)
+
+
+def prefix(n: int, p: int) -> Mask:
+    """n tokens of which the first p see each other, the rest is causal (prefix-LM). The length comes first.
+
+    p: from 0 (causal) to n (full). Raises TypeError or ValueError for other values.
+    """
+    rows = length("prefix", "n", n)
+    first = count("prefix", "p", p, rows, "the length comes first: prefix(n, p)")
+    start = np.arange(rows, dtype=np.int32)
+    start[:first] = 0
+    return _uniform(start, np.full(rows, rows, np.int32), rows)
+
+
+def ranges(rectangles: Sequence[tuple[int, int, int, int]], q_len: int, k_len: int | None = None) -> Mask:
+    """The union of rectangles (q_start, q_stop, k_start, k_stop): these rows see these keys.
+
+    k_len None means q_len.
+
+    Rectangles may overlap; an empty list allows nothing. Raises TypeError or ValueError for a rectangle that
+    is empty, reversed or outside (q_len, k_len).
+    """
+    rows, keys = shape("ranges", q_len, k_len)
+    checked = [_rectangle(i, rectangle, rows, keys) for i, rectangle in enumerate(rectangles)]
+    bounds = np.array(checked, np.int64).reshape(-1, 4)
+    return Mask((rows, keys), intervals=masks_intervals.rectangles(bounds, rows, keys))
+
+
+def intervals(start: NDArray[Any], stop: NDArray[Any], q_len: int) -> Mask:
+    """Key k is visible to rows [start[i, k], stop[i, k]) for any i: the raw form of every mask without bits.
+
+    start, stop: integer arrays (n, k_len), or (k_len,) for n = 1; copied. start == stop is empty; intervals
+    of one key may come in any order and may touch. Raises TypeError for other dtypes, ValueError for reversed
+    or overlapping intervals and bounds outside [0, q_len].
+    """
+    rows = length("intervals", "q_len", q_len)
+    lo, hi = _bounds("start", start), _bounds("stop", stop)
+    if lo.shape != hi.shape:
+        raise ValueError(
+            f"intervals: start and stop must have one shape, got {lo.shape} and {hi.shape}; "
+            "pass both (n, k_len)"
+        )
+    for name, array in (("start", lo), ("stop", hi)):
+        if array.min() < 0 or array.max() > rows:
+            slot, key = np.argwhere((array < 0) | (array > rows))[0]
+            raise ValueError(
+                f"intervals: {name} must be from 0 to q_len={rows}, got {array[slot, key]} for interval "
+                f"{slot} of key {key}; clip it"
+            )
+    if (lo > hi).any():
+        slot, key = np.argwhere(lo > hi)[0]
+        raise ValueError(
+            f"intervals: start must not exceed stop, got [{lo[slot, key]}, {hi[slot, key]}) for interval "
+            f"{slot} of key {key}; swap them"
+        )
+    start32, stop32 = lo.astype(np.int32), hi.astype(np.int32)
+    if (double := masks_intervals.first_overlapping_key(start32, stop32)) is not None:
+        raise ValueError(
+            f"intervals: the intervals of one key must not overlap, those of key {double} do: start "
+            f"{start32[:, double].tolist()}, stop {stop32[:, double].tolist()}; merge them"
+        )
+    return Mask((rows, lo.shape[1]), intervals=masks_intervals.canonical(start32, stop32, rows))
+
+
+def from_dense(dense: BoolArray) -> Mask:
+    """The mask of a boolean NumPy array (q_len, k_len), True where the row sees the key; copied.
+
+    Kept as intervals where no key needs more than 4, else as bits (an eighth of the array). Raises TypeError
+    for anything but a boolean NumPy array, ValueError for other ranks and empty axes.
+    """
+    if not isinstance(dense, np.ndarray):
+        raise TypeError(f"from_dense: dense must be a NumPy array, got {type(dense).__name__}; convert it")
+    if dense.dtype != np.bool_:
+        raise TypeError(f"from_dense: dense must be boolean, got {dense.dtype}; pass dense != 0")
+    if dense.ndim != 2 or 0 in dense.shape:
+        raise ValueError(
+            f"from_dense: dense must have shape (q_len, k_len), neither 0, got {dense.shape}; "
+            "index or reshape it"
+        )
+    rows, keys = shape("from_dense", *dense.shape)
+    return _from_rows(lambda q0, q1: dense[q0:q1], rows, keys)
+
+
+def from_predicate(
+    fn: Callable[[NDArray[np.int64], NDArray[np.int64]], BoolArray], q_len: int, k_len: int | None = None
+) -> Mask:
+    """The mask of a vectorised rule: fn(q, k) gets rows (r, 1) and keys (1, k_len), int64, returns booleans.
+
+    The result must broadcast to (r, k_len). fn is called for a few rows at a time, so that memory stays
+    bounded while the mask has a short interval form; it must give the same answer each time. k_len None means
+    q_len.
+
+    Raises TypeError when fn is not callable or gives another dtype, ValueError when the result does not
+    broadcast.
+    """
+    rows, keys = shape("from_predicate", q_len, k_len)
+    if not callable(fn):
+        raise TypeError(
+            f"from_predicate: fn must be a function of (q, k), got {type(fn).__name__}; pass a function"
+        )
+    key = np.arange(keys)[None]
+
+    def evaluate(q0: int, q1: int) -> BoolArray:
+        found = np.asarray(fn(np.arange(q0, q1)[:, None], key))
+        if found.dtype != np.bool_:
+            raise TypeError(f"from_predicate: fn must return booleans, got {found.dtype}; compare inside it")
+        try:
+            return np.broadcast_to(found, (q1 - q0, keys))
+        except ValueError:
+            raise ValueError(
+                f"from_predicate: fn must return an array that broadcasts to ({q1 - q0}, {keys}), "
+                f"got {found.shape}; combine q and k by broadcasting"
+            ) from None
+
+    return _from_rows(evaluate, rows, keys)
+
+
+def _uniform(
+    start: IntArray, stop: IntArray, q_len: int, diagonal: int = 0, *, growing: bool = False
+) -> Mask:
+    """One interval per key; the arrays (k_len,) are taken over."""
+    pairs = masks_intervals.tidy(start[None], stop[None])
+    return Mask((q_len, len(start)), intervals=pairs, diagonal=diagonal, growing=growing)
+
+
+def _from_rows(rows: bits.Rows, q_len: int, k_len: int) -> Mask:
+    """The mask whose rows `rows` gives, as intervals where they are short."""
+    short = bits.short_intervals(rows, q_len, k_len)
+    if short is not None:
+        return Mask((q_len, k_len), intervals=short)
+    return Mask((q_len, k_len), bits=bits.from_rows(rows, q_len, k_len))
+
+
+def _rectangle(place: int, rectangle: Sequence[int], q_len: int, k_len: int) -> list[int]:
+    """One checked rectangle."""
+    where = f"rectangles[{place}]"
+    if not isinstance(rectangle, Sequence | np.ndarray) or len(rectangle) != 4:
+        raise ValueError(
+            f"ranges: {where} must be (q_start, q_stop, k_start, k_stop), got {rectangle!r}; "
+            "give four numbers"
+        )
+    q0, q1, k0, k1 = checked = [integer("ranges", where, bound) for bound in rectangle]
+    if not (0 <= q0 < q1 <= q_len and 0 <= k0 < k1 <= k_len):
+        raise ValueError(
+            f"ranges: {where} must satisfy 0 <= q_start < q_stop <= {q_len} and "
+            f"0 <= k_start < k_stop <= {k_len}, got {tuple(checked)}; clip or drop it"
+        )
+    return checked
+
+
+def _bounds(name: str, values: object) -> NDArray[Any]:
+    """An argument of `intervals` as an integer array (n, k_len)."""
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "iu":
+        kind = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
+        raise TypeError(f"intervals: {name} must be a NumPy array of integers, got {kind}; convert it")
+    if values.ndim not in (1, 2) or 0 in values.shape:
+        raise ValueError(
+            f"intervals: {name} must have shape (n, k_len) or (k_len,), neither 0, got {values.shape}; "
+            "reshape it"
+        )
+    return np.atleast_2d(values)

@@ -1,0 +1,210 @@
+"""The cut: a set of pairs and a tile size to a BlockMask, in time that follows keys + listed tiles.
+
+Interval masks: the row range of a key touches a range of query blocks and covers a part of it fully.
+Neighbouring keys with equal ranges collapse to a run; a sweep over the few run bounds of each key block then
+gives, exactly, the ranges of query blocks to list and, within them, the FULL ones. Only tiles on the diagonal
+are looked at key by key.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omnicupy.masks.block_mask import CAUSAL, DEAD, FULL, PARTIAL, BlockMask
+from omnicupy.masks.cut_bits import classify_bits
+from omnicupy.masks.intervals import BoolArray, IntArray, Intervals
+from omnicupy.masks.pairs import PairSet
+
+KeyArray = NDArray[np.int64]  # for tiles int32 where that holds their number
+
+DENSE_KEYS = 16  # sort keys a listed tile for which marking all of them is quicker than sorting
+CHUNK_KEYS = 1 << 14  # bounds looked at together: their arrays stay in the nearest caches
+
+
+def cut(mask: PairSet, br: int, bc: int) -> BlockMask:
+    """Cut `mask` into tiles of br rows (a multiple of 8) and bc keys (a multiple of 32), both trusted."""
+    q_len, k_len = mask.shape
+    k_blocks = -(-k_len // bc)
+    tiles = np.zeros((0, br, bc // 32), np.uint32)
+    if mask.intervals is not None:
+        row, block, kind = _classify(mask.intervals, q_len, k_len, br, bc)
+        payload = None
+        on_diagonal = np.flatnonzero(kind == PARTIAL)
+        on_diagonal = on_diagonal[_crossed(row[on_diagonal], block[on_diagonal], mask, br, bc)]
+        causal = _causal_tiles(mask.intervals, row[on_diagonal], block[on_diagonal], mask, br, bc)
+        kind[on_diagonal[causal]] = CAUSAL
+    else:
+        row, block, kind, payload, tiles = classify_bits(mask, br, bc)
+    return _assemble(mask, (br, bc), (row, block, kind), payload, tiles, k_blocks)
+
+
+def _codes(bound: IntArray, br: int) -> tuple[IntArray, int]:
+    """One integer for floor(bound / br) and ceil(bound / br): their sum, times the unit returned with it."""
+    up = bound + np.int32(br - 1)
+    if br & (br - 1):
+        up //= np.int32(br)
+        up += bound // np.int32(br)
+        return up, 1
+    up &= np.int32(-br)  # a power of two: masks are several times faster than divisions
+    up += bound & np.int32(-br)
+    return up, br
+
+
+def _runs(a: Intervals, q_len: int, br: int, bc: int) -> tuple[KeyArray, IntArray, IntArray, KeyArray]:
+    """Runs of neighbouring keys of one slot and one key block whose intervals meet the same query blocks.
+
+    Returns key block, code of start, code of stop and number of keys of each run; see _codes.
+    """
+    n, k_len = a[0].shape
+    step = max(1, CHUNK_KEYS // (n * bc)) * bc
+    parts = []
+    for k0 in range(0, k_len, step):
+        starts, stops = a[0][:, k0 : k0 + step], a[1][:, k0 : k0 + step]
+        last = (stops == q_len) if q_len % br else None
+        (starts, unit), (stops, _) = _codes(starts, br), _codes(stops, br)
+        if last is not None:
+            # rows past q_len do not exist: an interval that ends at q_len covers the short last block
+            stops[last] = 2 * unit * -(-q_len // br)
+        change = np.empty(starts.shape, np.bool_)
+        np.not_equal(starts[:, 1:], starts[:, :-1], out=change[:, 1:])
+        change[:, 1:] |= stops[:, 1:] != stops[:, :-1]
+        change[:, ::bc] = True
+        first = np.flatnonzero(change)
+        length = np.diff(first, append=starts.size)
+        block = (first % starts.shape[1] + k0) // bc
+        parts.append((block, starts.reshape(-1)[first] // unit, stops.reshape(-1)[first] // unit, length))
+    block, start, stop, length = (np.concatenate(part) for part in zip(*parts, strict=True))
+    used = stop > 0
+    return block[used], start[used], stop[used], length[used]
+
+
+def _classify(a: Intervals, q_len: int, k_len: int, br: int, bc: int) -> tuple[KeyArray, KeyArray, KeyArray]:
+    """Query block, key block and kind (FULL or PARTIAL) of each listed tile, in the order of the lists."""
+    block, start, stop, keys = _runs(a, q_len, br, bc)
+    stride = -(-q_len // br) + 1
+    base = block * stride
+    inner0, inner1 = (start + 1) >> 1, stop >> 1  # query blocks that the interval covers whole
+    whole = inner0 < inner1
+    full = keys[whole] << 32  # weights in keys: FULL in the high word, listed in the low one
+    place = np.concatenate(
+        [base + (start >> 1), base + ((stop + 1) >> 1), (base + inner0)[whole], (base + inner1)[whole]]
+    )
+    weight = np.concatenate([keys, -keys, full, -full])
+    order = np.argsort(place, kind="stable")
+    place = place[order]
+    state = np.cumsum(weight[order])[:-1]
+    length = np.diff(place)
+    listed = np.flatnonzero(((state & 0xFFFFFFFF) > 0) & (length > 0))
+    length = length[listed]
+    block, row = np.divmod(place[listed], stride)
+    is_full = (state[listed] >> 32) == bc
+    return _expand(block, row, length, is_full, -(-k_len // bc))
+
+
+def _expand(
+    block: KeyArray, row: KeyArray, length: KeyArray, is_full: BoolArray, k_blocks: int
+) -> tuple[KeyArray, KeyArray, KeyArray]:
+    """Ranges of rows [row, row + length) of one key block each, to single tiles in the order of the lists."""
+    shift = max(1, (k_blocks - 1).bit_length())
+    step = 2 << shift  # sort key: row, FULL, key block
+    last = int((row + length).max(initial=0)) * step  # past every sort key
+    count = int(length.sum())
+    # Half of the memory where it can be, most of which is new to the process each time.
+    dtype = np.int32 if max(last, step * count) < 1 << 31 else np.int64
+    first = (row * 2 + is_full << shift) + block - step * (np.cumsum(length) - length)
+    tiles = np.repeat(first.astype(dtype), length)
+    tiles += np.arange(0, step * count, step, dtype=dtype)
+    if last <= DENSE_KEYS * len(tiles):  # marking all sort keys takes time that follows the tiles, too
+        marked = np.zeros(last, np.bool_)
+        marked[tiles] = True
+        tiles = np.flatnonzero(marked)
+    else:
+        tiles.sort(kind="stable")  # made of ascending runs, which the stable sort merges
+    tiles = tiles.astype(dtype, copy=False)
+    kind = tiles >> shift
+    kind &= 1
+    kind *= FULL - PARTIAL
+    kind += PARTIAL
+    return tiles >> (shift + 1), tiles & ((1 << shift) - 1), kind
+
+
+def _crossed(row: KeyArray, block: KeyArray, mask: PairSet, br: int, bc: int) -> BoolArray:
+    """Which tiles the diagonal crosses and whose keys all exist: the only ones that can be CAUSAL."""
+    q_len, k_len = mask.shape
+    q0 = row * br
+    q1 = np.minimum(q0 + br, q_len)
+    k0 = block * bc
+    crossed: BoolArray = (k0 + (bc - 1) > q0 + mask.diagonal) & (k0 < q1 + mask.diagonal) & (k0 + bc <= k_len)
+    return crossed
+
+
+def _causal_tiles(a: Intervals, row: KeyArray, block: KeyArray, mask: PairSet, br: int, bc: int) -> BoolArray:
+    """Which of these tiles hold exactly the pairs k <= q + diagonal, tested key by key."""
+    found = np.ones(len(row), np.bool_)
+    for columns in (slice(bc - 1, None), slice(None)):  # the last keys first: most other tiles fail there
+        left = np.flatnonzero(found)
+        found[left] = _see_causally(a, row[left], block[left], mask, (br, bc), columns)
+    return found
+
+
+def _see_causally(
+    a: Intervals, row: KeyArray, block: KeyArray, mask: PairSet, tile: tuple[int, int], columns: slice
+) -> BoolArray:
+    """Of which tiles these columns hold exactly the pairs k <= q + diagonal."""
+    br, bc = tile
+    q0 = (row * br).astype(np.int32)[:, None]
+    q1 = np.minimum(q0 + np.int32(br), np.int32(mask.shape[0]))
+    # The first row that should see each key; in place, as all that follows: new memory costs more than the sums.
+    first = np.arange(-mask.diagonal, bc - mask.diagonal, dtype=np.int32)[columns]
+    want = block.astype(np.int32)[:, None] * np.int32(bc) + first
+    np.maximum(want, q0, out=want)
+    np.minimum(want, q1, out=want)
+    inside, outside, rows = np.zeros_like(want), np.zeros_like(want), np.empty_like(want)
+    whole = mask.shape[1] // bc * bc
+    for start, stop in zip(*a, strict=True):
+        lo, hi = (bound[:whole].reshape(-1, bc)[:, columns].take(block, axis=0) for bound in (start, stop))
+        np.minimum(hi, q1, out=hi)
+        np.maximum(lo, want, out=rows)
+        np.subtract(hi, rows, out=rows)
+        inside += np.maximum(rows, 0, out=rows)
+        np.minimum(hi, want, out=hi)
+        np.maximum(lo, q0, out=lo)
+        hi -= lo
+        outside += np.maximum(hi, 0, out=hi)
+    causal: BoolArray = ((inside == q1 - want) & (outside == 0)).all(axis=1)
+    return causal
+
+
+def _assemble(
+    mask: PairSet,
+    tile: tuple[int, int],
+    listed: tuple[KeyArray, KeyArray, KeyArray],
+    payload: IntArray | None,
+    bit_tiles: NDArray[np.uint32],
+    k_blocks: int,
+) -> BlockMask:
+    """The BlockMask of the listed tiles (query block, key block, kind), which are in list order already."""
+    (br, bc), (row, block, kind) = tile, listed
+    q_len, k_len = mask.shape
+    q_blocks = -(-q_len // br)
+    offsets = np.searchsorted(row, np.arange(q_blocks + 1, dtype=row.dtype)).astype(np.int32)
+    pieces = np.empty((len(row), 2), np.int32)
+    np.multiply(block, bc, out=pieces[:, 0], casting="unsafe")
+    pieces[:, 1] = bc
+    if k_len % bc:
+        pieces[block == k_blocks - 1, 1] = k_len % bc
+    dead = mask.dead_keys()
+    if dead.any():
+        in_block = np.zeros(k_blocks * bc, np.bool_)
+        in_block[:k_len] = dead
+        flags = in_block.reshape(k_blocks, bc).any(axis=1) * kind.dtype.type(DEAD)
+        kind = kind | flags.take(block)
+    entries = np.empty((len(row), 4), np.int32)
+    entries[:, 0] = kind
+    entries[:, 1] = -1 if payload is None else payload
+    entries[:, 2] = np.arange(len(row), dtype=np.int32)
+    entries[:, 3] = 1
+    for array in (offsets, entries, pieces, bit_tiles):
+        array.setflags(write=False)
+    return BlockMask(mask, br, bc, offsets, entries, pieces, bit_tiles)

@@ -1,0 +1,131 @@
+"""A cut mask as a picture: tile kinds in the plane of rows and keys, segments along the axes."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omnicupy.masks.block_mask import CAUSAL, FULL, PARTIAL, BlockMask
+from omnicupy.masks.pairs import Segment
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.collections import PolyCollection
+    from matplotlib.figure import Figure
+
+
+TILE_COLOURS = {0: "#f4f4f4", FULL: "#1f4e79", CAUSAL: "#6aa7d6", PARTIAL: "#f2a65a"}
+TILE_NAMES = {0: "skipped", FULL: "full", CAUSAL: "causal", PARTIAL: "partial"}
+SEGMENT_COLOURS = {"text": "#5b8c5a", "image": "#8e5ea2", "noise": "#c0392b"}
+MOST_CELLS = 1024  # of the picture on each axis; larger masks show the most masked kind of each cell
+
+
+def figure_class() -> type[Figure]:
+    """matplotlib's Figure, which draws without a display. Raises ImportError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "plot: matplotlib is needed, but cannot be imported; pip install 'omnicupy[plot]'"
+        ) from error
+    return Figure
+
+
+def file_of(path: str | PathLike[str]) -> Path:
+    """Where a picture goes: PNG where the path names no format."""
+    return Path(path) if Path(path).suffix else Path(f"{path}.png")
+
+
+def plot(blocks: BlockMask, segments: tuple[Segment, ...], path: str | PathLike[str]) -> None:
+    """Save a picture of `blocks` and `segments` (() for none) at `path`, whose suffix names the format.
+
+    Raises ImportError without matplotlib.
+    """
+    figure = figure_class()(figsize=(9.5, 8), layout="constrained", dpi=120)
+    from matplotlib.patches import Patch
+
+    axes = figure.add_subplot()
+    grid, extent = _grid(blocks)
+    palette = np.array([_rgb(TILE_COLOURS[kind]) for kind in sorted(TILE_COLOURS)], np.uint8)
+    axes.imshow(palette[grid], extent=extent, interpolation="nearest", aspect="auto")
+    names = [(TILE_COLOURS[kind], f"{TILE_NAMES[kind]} tile") for kind in (FULL, CAUSAL, PARTIAL, 0)]
+    if segments:
+        _segment_bars(axes, segments, blocks)
+        kinds = dict.fromkeys(kind for kind, *_ in segments)
+        names += [(SEGMENT_COLOURS.get(kind, "#777777"), f"{kind} segment") for kind in kinds]
+    axes.set_xlabel("key (token)")
+    axes.set_ylabel("query row (token)")
+    axes.set_title(f"{blocks.q_len} rows x {blocks.k_len} keys, tiles of {blocks.br} x {blocks.bc}", pad=22)
+    handles = [Patch(facecolor=colour, edgecolor="#444444", label=name) for colour, name in names]
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    figure.savefig(path)
+
+
+def _rgb(colour: str) -> tuple[int, int, int]:
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+
+
+def _grid(blocks: BlockMask) -> tuple[NDArray[np.uint8], tuple[float, float, float, float]]:
+    """Kind of each cell of the picture (0: skipped) and the extent of the cells in tokens.
+
+    A cell is one tile or, in large masks, several; then it shows PARTIAL over CAUSAL over FULL.
+    """
+    step = -(-max(blocks.q_blocks, blocks.k_blocks) // MOST_CELLS)
+    grid = np.zeros((-(-blocks.q_blocks // step), -(-blocks.k_blocks // step)), np.uint8)
+    count = blocks.entries[:, 3]
+    first = np.cumsum(count) - count
+    index = np.repeat(blocks.entries[:, 2] - first, count) + np.arange(count.sum())
+    rows, columns = np.repeat(blocks.rows_of_entries(), count), blocks.pieces[index, 0] // blocks.bc
+    np.maximum.at(grid, (rows // step, columns // step), np.repeat(blocks.kinds, count).astype(np.uint8))
+    right, bottom = grid.shape[1] * step * blocks.bc, grid.shape[0] * step * blocks.br
+    return grid, (0.0, float(right), float(bottom), 0.0)
+
+
+def _segment_bars(axes: Axes, segments: tuple[Segment, ...], blocks: BlockMask) -> None:
+    """Bars for the segments, beside the picture too where rows are the same tokens, and document bounds."""
+    square = blocks.q_len == blocks.k_len and blocks.diagonal == 0
+    along_keys, along_rows = axes.get_xaxis_transform(), axes.get_yaxis_transform()
+    for kind in dict.fromkeys(kind for kind, *_ in segments):
+        spans = np.array([[first, stop] for name, first, stop, _ in segments if name == kind], np.float64)
+        colour = SEGMENT_COLOURS.get(kind, "#777777")
+        axes.add_collection(_boxes(spans, (1.01, 1.035), colour, along_keys))
+        if square:
+            axes.add_collection(_boxes(spans, (-0.03, -0.01), colour, along_rows, upright=True))
+    bounds = [after[1] for before, after in pairwise(segments) if before[3] != after[3]]
+    style: dict[str, Any] = {"colors": "#222222", "linewidth": 0.6, "linestyle": ":"}
+    axes.vlines(bounds, 0, 1, transform=along_keys, **style)
+    if square:
+        axes.hlines(bounds, 0, 1, transform=along_rows, **style)
+    axes.set_xlim(0, blocks.k_len)
+    axes.set_ylim(blocks.q_len, 0)
+    axes.tick_params(axis="y", pad=20 if square else 4)
+
+
+def _boxes(
+    spans: NDArray[np.float64],
+    across: tuple[float, float],
+    colour: str,
+    transform: Any,
+    *,
+    upright: bool = False,
+) -> PolyCollection:
+    """One box per span (first, stop) between the positions `across`; upright: spans run along the rows."""
+    from matplotlib.collections import PolyCollection
+
+    corners = np.empty((len(spans), 4, 2))
+    corners[:, :, 0] = spans[:, [0, 1, 1, 0]]
+    corners[:, :, 1] = np.array(across)[[0, 0, 1, 1]]
+    edge = 0.5 if len(spans) < 100 else 0  # white gaps would hide many short segments
+    return PolyCollection(
+        list(corners[:, :, ::-1] if upright else corners),
+        facecolors=colour,
+        edgecolors="white",
+        linewidths=edge,
+        transform=transform,
+        clip_on=False,
+    )

@@ -1,0 +1,120 @@
+"""Masks of packed sequences: segments (text, image, noise), documents, and seeded random layouts of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omnicupy.masks import segments as segment_lists
+from omnicupy.masks.arguments import count, flag, integer, plain
+from omnicupy.masks.arguments import length as checked_length
+from omnicupy.masks.mask import Mask
+from omnicupy.masks.segments import IMAGE, NOISE, TEXT, Layout, Sample
+
+
+def segments(layout: Sample | Sequence[Sample]) -> Mask:
+    """Interleaved segments, one after the other on both axes; a list of samples packs them as documents.
+
+    layout: [(kind, length), ...] is one sample, [[(kind, length), ...], ...] packs several. Lengths in
+    tokens. Kinds: "text": causal inside; "image": bidirectional inside, visible to later tokens of its
+    document; "noise": as image, but hidden from all tokens outside the segment. Every token sees the earlier
+    tokens of its own document that are not hidden from it; documents never see each other. The mask is
+    square, one interval per key.
+
+    Raises TypeError or ValueError for anything else: an empty list, an unknown kind, a length below 1.
+    """
+    return _mask(segment_lists.checked("segments", layout))
+
+
+def documents(lengths: Sequence[int], causal: bool = True) -> Mask:
+    """Packed samples of these lengths, in tokens; each sees itself alone, causally or (causal=False) whole.
+
+    Raises TypeError or ValueError for no documents or a length below 1.
+    """
+    kind = TEXT if flag("documents", "causal", causal) else IMAGE
+    given = plain("documents", "lengths", lengths)
+    checked = [checked_length("documents", f"lengths[{i}]", size) for i, size in enumerate(given)]
+    if not checked:
+        raise ValueError(
+            "documents: lengths must hold at least one length, got none; pass the length of each document"
+        )
+    return packed([kind] * len(checked), checked, [1] * len(checked))
+
+
+def random(
+    length: int,
+    seed: int,
+    *,
+    text: tuple[int, int] = (32, 256),
+    image: tuple[int, int] = (256, 1024),
+    noise: float = 0.5,
+    documents: int | None = None,
+) -> Mask:
+    """A random interleaved layout of `length` tokens, the same for the same arguments.
+
+    Segments alternate text and image, their lengths uniform in the ranges `text` and `image` (both ends
+    included, in tokens; the last segment of a document is cut to fit); an image is "noise" with probability
+    `noise`. `documents` cuts the row at random places into that many packed samples (None: one). Uses
+    numpy.random.default_rng(seed).
+
+    Raises TypeError or ValueError for arguments out of range.
+    """
+    _check_random(length, text, image, noise, documents)
+    count("random", "seed", seed)
+    rng = np.random.default_rng(seed)
+    cuts = np.sort(rng.choice(length - 1, documents - 1, replace=False) + 1) if documents else np.array([])
+    kinds: list[str] = []
+    lengths: list[int] = []
+    counts: list[int] = []
+    for first, stop in pairwise([0, *cuts.tolist(), length]):
+        before, left = len(kinds), stop - first
+        while left:
+            is_text = (len(kinds) - before) % 2 == 0
+            tokens = min(left, int(rng.integers(*(text if is_text else image), endpoint=True)))
+            kinds.append(TEXT if is_text else NOISE if rng.random() < noise else IMAGE)
+            lengths.append(tokens)
+            left -= tokens
+        counts.append(len(kinds) - before)
+    return packed(kinds, lengths, counts)
+
+
+def _check_random(
+    length: int, text: tuple[int, int], image: tuple[int, int], noise: float, documents: int | None
+) -> None:
+    checked_length("random", "length", length)
+    for name, bounds in (("text", text), ("image", image)):
+        if not isinstance(bounds, Sequence) or len(bounds) != 2:
+            raise TypeError(f"random: {name} must be (low, high), got {bounds!r}; pass two integers")
+        low, high = (integer("random", f"{name}[{i}]", bound) for i, bound in enumerate(bounds))
+        if not 1 <= low <= high:
+            raise ValueError(
+                f"random: {name} must be (low, high) with 1 <= low <= high, got {bounds}; swap or raise them"
+            )
+    if not 0 <= noise <= 1:
+        raise ValueError(
+            f"random: noise must be a probability from 0 to 1, got {noise}; pass a share of the images"
+        )
+    if documents is not None and not 1 <= integer("random", "documents", documents) <= length:
+        raise ValueError(
+            f"random: documents must be from 1 to length={length}, got {documents}; "
+            "leave at least a token for each"
+        )
+
+
+def packed(kinds: Sequence[str], lengths: Sequence[int], counts: Sequence[int]) -> Mask:
+    """The mask of segments of these kinds and lengths, trusted; counts: segments of each document."""
+    return _mask(segment_lists.coded(kinds, lengths, counts))
+
+
+def from_codes(code: NDArray[np.int8], sizes: NDArray[np.int64], counts: NDArray[np.int64]) -> Mask:
+    """`packed` with kinds as places in KINDS; the mask names its segments where they are few enough to draw."""
+    return _mask(Layout(code, sizes, counts))
+
+
+def _mask(layout: Layout) -> Mask:
+    pairs, described = segment_lists.spans(layout)
+    total = pairs[0].shape[1]
+    return Mask((total, total), intervals=pairs, segments=described, growing=True)

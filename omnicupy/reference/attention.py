@@ -1,0 +1,104 @@
+"""The float64 reference that defines attention here, and the error budget that every engine is held to.
+
+It defines the corner cases: a row that sees no key gives out = 0 and lse = -inf; what a dead key (one that no
+row of its batch element sees) holds never reaches the output. Nothing that is meant to be fast imports this.
+
+Works on NumPy arrays, and on CuPy arrays without copying them back, in row chunks: memory grows with the
+keys, not with rows times keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from omnicupy.call.arrays import is_cupy, module_of, narrow, widen
+from omnicupy.call.problem import scale_of
+from omnicupy.masks.mask import Mask
+
+CHUNK_CPU, CHUNK_GPU = 1 << 21, 1 << 25  # scores held at a time
+Array = Any  # NumPy or CuPy
+
+
+def attention64(
+    q: Array, k: Array, v: Array, mask: Mask | Sequence[Mask], scale: float | None = None
+) -> tuple[Array, Array]:
+    """Attention in float64 on the exact inputs.
+
+    q: (B, Hq, Sq, D), k and v: (B, Hkv, Skv, D), of any supported dtype. mask: one Mask, or one per batch
+    element. scale: None is 1/sqrt(D). Keys and values that some row sees must be finite.
+    Returns out (B, Hq, Sq, D) and lse (B, Hq, Sq), float64; 0 and -inf for a row that sees no key.
+    """
+    return _attention(q, k, v, mask, scale, dtype=np.dtype(np.float64), rounding=lambda weights: weights)
+
+
+def attention_emulated(
+    q: Array, k: Array, v: Array, mask: Mask | Sequence[Mask], scale: float | None = None
+) -> tuple[Array, Array]:
+    """The plain way to compute in the dtype of the inputs: what an engine's error is measured against.
+
+    Scores, softmax and sums in float32, weights (exp(score - row maximum)) rounded to the inputs' dtype, then
+    multiplied with V and summed in float32, one rounding of the output. Arguments as in attention64; float64
+    inputs are computed in float64 throughout. Returns out in the inputs' dtype, lse in float32.
+    """
+    dtype = q.dtype
+    wide = np.dtype(np.float64 if dtype == np.float64 else np.float32)
+    xp = module_of(q)
+
+    def rounding(weights: Array) -> Array:
+        return widen(narrow(weights, dtype), wide, xp)
+
+    out, lse = _attention(q, k, v, mask, scale, dtype=wide, rounding=rounding)
+    return narrow(out, dtype), lse.astype(np.float32)
+
+
+def _attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Mask | Sequence[Mask],
+    scale: float | None,
+    *,
+    dtype: np.dtype[Any],
+    rounding: Callable[[Array], Array],
+) -> tuple[Array, Array]:
+    xp = module_of(q)
+    factor = scale_of(scale, q.shape[3])
+    out = xp.empty(q.shape, dtype)
+    lse = xp.empty(q.shape[:3], dtype)
+    q_len, k_len = q.shape[2], k.shape[2]
+    group = q.shape[1] // k.shape[1]
+    rows = max(1, (CHUNK_GPU if is_cupy(q) else CHUNK_CPU) // (group * k_len))
+    for b, one in enumerate(masks(mask, len(q))):
+        live = xp.asarray(~one.dead_keys())[:, None]
+        keys, values = (xp.where(live, widen(x[b], dtype, xp), dtype.type(0)) for x in (k, v))
+        for q0 in range(0, q_len, rows):
+            q1 = min(q0 + rows, q_len)
+            visible = xp.asarray(one.dense(q0, q1, 0, k_len))
+            for kv in range(k.shape[1]):
+                heads = slice(kv * group, (kv + 1) * group)
+                scores = widen(q[b, heads, q0:q1], dtype, xp) @ keys[kv].T
+                scores *= dtype.type(factor)
+                weights, total, lse[b, heads, q0:q1] = _softmax(scores, visible, xp)
+                product = rounding(weights) @ values[kv]
+                out[b, heads, q0:q1] = product / xp.where(total == 0, dtype.type(1), total)[..., None]
+    return out, lse
+
+
+def _softmax(scores: Array, visible: Array, xp: Any) -> tuple[Array, Array, Array]:
+    """exp(score - row maximum) of the visible pairs, (.., rows, keys), its sum and the lse, (.., rows)."""
+    zero, one = scores.dtype.type(0), scores.dtype.type(1)
+    top = xp.where(visible, scores, -np.inf).max(axis=-1)
+    empty = top == -np.inf
+    top = xp.where(empty, zero, top)
+    weights = xp.where(visible, xp.exp(xp.where(visible, scores - top[..., None], zero)), zero)
+    total = weights.sum(axis=-1)
+    return weights, total, xp.where(empty, -np.inf, top + xp.log(xp.where(empty, one, total)))
+
+
+def masks(mask: Mask | Sequence[Mask], batch: int) -> list[Mask]:
+    if isinstance(mask, Mask):
+        return [mask] * batch
+    return [mask[b % len(mask)] for b in range(batch)]

@@ -1,0 +1,132 @@
+"""The error that is allowed, row by row, and the comparison with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from omnicupy.call.arrays import DTYPE_NAMES, module_of, widen
+from omnicupy.call.problem import scale_of
+from omnicupy.masks.mask import Mask
+from omnicupy.reference.attention import Array, attention64, attention_emulated, masks
+
+# Unit roundoff (half the distance from 1 to the next number), and half the smallest number.
+ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
+UNDERFLOW = {"float16": 2.0**-25, "bfloat16": 2.0**-134, "float32": 2.0**-150, "float64": 0.0}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A reference result and the error allowed on it; all float64, of the inputs' array module.
+
+    out: (B, Hq, Sq, D). lse: (B, Hq, Sq). out_allowed, lse_allowed: (B, Hq, Sq), zero for rows without keys.
+    """
+
+    out: Array
+    lse: Array
+    out_allowed: Array
+    lse_allowed: Array
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The worst row of a result. ratio: error over allowed error, inf where a NaN came or nothing is allowed.
+
+    what: "out" or "lse". where: (batch element, query head, row). error: the largest absolute one there.
+    """
+
+    ratio: float
+    what: str
+    where: tuple[int, int, int]
+    error: float
+    allowed: float
+
+    @property
+    def ok(self) -> bool:
+        """True when the result is within the budget."""
+        return self.ratio <= 1
+
+    def __str__(self) -> str:
+        b, h, q = self.where
+        return (
+            f"worst {self.what} at batch {b}, head {h}, row {q}: error {self.error:.3g}, "
+            f"allowed {self.allowed:.3g} (ratio {self.ratio:.3g})"
+        )
+
+
+def budget(q: Array, k: Array, v: Array, mask: Mask | Sequence[Mask], scale: float | None = None) -> Budget:
+    """The reference result and the error allowed on each row. Arguments as in attention64.
+
+    With u the unit roundoff of the inputs' dtype, w that of the arithmetic (float32, or float64 for float64
+    inputs), and c = scale * |q| * max |k|, which bounds the scores of a row:
+
+    - out, largest absolute error of a row: 2 * (that of attention_emulated) + u * max |out| (one rounding of
+      the output) + 2 * w * (1 + c) * max |v| (what one rounding of each score and weight can move).
+    - lse: 2 * (the largest error of attention_emulated over the rows of the head) + 2**-24 * |lse| (one
+      rounding to float32) + w * (1 + c). A row has only one lse, on which the emulation may be exact by luck,
+      so the head counts.
+
+    The terms in w matter for float32 and float64, where only the order of sums tells the emulation from an
+    engine; on outputs in float16 and bfloat16 they are far below the others. Rows without keys get none.
+    """
+    xp = module_of(q)
+    name = DTYPE_NAMES[np.dtype(q.dtype)]
+    out, lse = attention64(q, k, v, mask, scale)
+    emulated_out, emulated_lse = attention_emulated(q, k, v, mask, scale)
+    out_error = xp.abs(widen(emulated_out, np.float64, xp) - out).max(axis=3)
+    empty = lse == -np.inf
+    lse_error = xp.abs(xp.where(empty, 0.0, widen(emulated_lse, np.float64, xp)) - xp.where(empty, 0.0, lse))
+    score, value = _sizes(q, k, v, mask, scale)
+    noise = (ROUNDOFF["float64"] if name == "float64" else ROUNDOFF["float32"]) * (1 + score)
+    allowed = 2 * out_error + ROUNDOFF[name] * xp.abs(out).max(axis=3) + UNDERFLOW[name] + 2 * noise * value
+    lse_size = xp.abs(xp.where(empty, 0.0, lse))
+    lse_allowed = 2 * lse_error.max(axis=2, keepdims=True) + ROUNDOFF["float32"] * lse_size + noise
+    return Budget(out, lse, xp.where(empty, 0.0, allowed), xp.where(empty, 0.0, lse_allowed))
+
+
+def compare(out: Array, lse: Array | None, expected: Budget) -> Comparison:
+    """The row of a result that uses most of its budget.
+
+    out: (B, Hq, Sq, D) of any supported dtype, lse: (B, Hq, Sq) or None (not compared). NaN is never allowed.
+    """
+    xp = module_of(expected.out)
+    error = xp.abs(widen(out, np.float64, xp) - expected.out).max(axis=3)
+    found = [_worst(error, expected.out_allowed, "out", xp)]
+    if lse is not None:
+        # Equal infinities agree; their difference would be NaN.
+        lse = widen(lse, np.float64, xp)
+        with np.errstate(invalid="ignore"):
+            error = xp.where(lse == expected.lse, 0.0, xp.abs(lse - expected.lse))
+        found.append(_worst(error, expected.lse_allowed, "lse", xp))
+    return max(found, key=lambda one: one.ratio)
+
+
+def _worst(error: Array, allowed: Array, what: str, xp: Any) -> Comparison:
+    error = xp.where(xp.isnan(error), np.inf, error)
+    known = allowed > 0
+    ratio = xp.where(known, error / xp.where(known, allowed, 1.0), xp.where(error == 0, 0.0, np.inf))
+    at = int(ratio.argmax())
+    b, h, row = (int(i) for i in np.unravel_index(at, ratio.shape))
+    where = (b, h, row)
+    return Comparison(float(ratio[where]), what, where, float(error[where]), float(allowed[where]))
+
+
+def _sizes(
+    q: Array, k: Array, v: Array, mask: Mask | Sequence[Mask], scale: float | None
+) -> tuple[Array, Array]:
+    """A bound on |score|, (B, Hq, Sq), and the largest |v|, (B, Hq, 1), over the keys that some row sees."""
+    xp = module_of(q)
+    group = q.shape[1] // k.shape[1]
+    norms = xp.sqrt((widen(q, np.float64, xp) ** 2).sum(axis=3))
+    key = xp.empty((*k.shape[:2], 1))
+    value = xp.empty((*k.shape[:2], 1))
+    for b, one in enumerate(masks(mask, len(q))):
+        live = xp.asarray(~one.dead_keys())[:, None]
+        keys, values = (xp.where(live, widen(x[b], np.float64, xp), 0.0) for x in (k, v))
+        key[b, :, 0] = xp.sqrt((keys**2).sum(axis=2).max(axis=1))
+        value[b, :, 0] = xp.abs(values).max(axis=(1, 2))
+    bound = scale_of(scale, q.shape[3]) * norms * xp.repeat(key, group, axis=1)
+    return bound, xp.repeat(value, group, axis=1)

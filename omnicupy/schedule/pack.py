@@ -1,0 +1,229 @@
+"""Block masks -> one host buffer that holds every array the kernels read, in the kernels' layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omnicupy.jit.spec import round_up
+from omnicupy.masks.block_mask import CAUSAL, DEAD, FULL, KIND, PARTIAL, BlockMask
+from omnicupy.masks.intervals import IntArray
+from omnicupy.schedule.order import STANDS, Arrangement, arrange, standing
+from omnicupy.schedule.parts import Schedule, Workers, schedule
+
+KEY_PAD = 256  # spans and dead bits are padded: a tile may read past k_len, but finds nothing there
+ALIGN_BYTES = 16  # of every array in the buffer: kernels copy 16 bytes at a time
+
+# name of the array (and of its pointer in AttnParams) -> dtype
+ARRAYS = {
+    "row_offsets": np.int32,
+    "entries": np.int32,
+    "parts": np.int32,
+    "splits": np.int32,
+    "bit_tiles": np.uint32,
+    "spans": np.int32,
+    "dead": np.uint32,
+}
+
+
+@dataclass(frozen=True)
+class Packed:
+    """`mask_batch` block masks of one tile size; block row b * q_blocks + i is query block i of mask b.
+
+    buffer: uint8, all arrays one after the other.  offsets: byte offset of each array of ARRAYS, a multiple
+    of 16.
+    diagonal: that of every CAUSAL entry.  n_spans: intervals a key, 0 when no mask has the interval form.
+    k_padded: the keys of whole tiles, rounded up to 256.
+    tiers, n_slots, n_split_rows: see Schedule.
+    Shapes: row_offsets (mask_batch * q_blocks + 1,), entries (E, 4) of {kind | flags | keys << 8, payload, first key,
+    common} as order.py orders them, parts (P, 4) of {first query, mask, first entry, end entry}, splits (P, 4),
+    bit_tiles (T, br, bc / 32), spans (mask_batch, n_spans, k_padded, 2) of {first row, number of rows}, dead
+    (mask_batch, k_padded / 32), bit set where a key < k_len is seen by no row of that mask.
+    """
+
+    buffer: NDArray[np.uint8]
+    offsets: dict[str, int]
+    shapes: dict[str, tuple[int, ...]]
+    br: int
+    bc: int
+    q_blocks: int
+    mask_batch: int
+    diagonal: int
+    n_spans: int
+    k_padded: int
+    tiers: tuple[int, ...]
+    n_slots: int
+    n_split_rows: int
+
+    @property
+    def n_parts(self) -> int:
+        """Parts that each head works on."""
+        return self.shapes["parts"][0]
+
+    def array(self, name: str) -> NDArray[Any]:
+        """A view of one array of the buffer."""
+        return _view(self.buffer, self.offsets[name], self.shapes[name], ARRAYS[name])
+
+    def without_buffer(self) -> Packed:
+        """The sizes alone, for the device copy to keep."""
+        return replace(self, buffer=np.zeros(0, np.uint8))
+
+
+class _Placed(NamedTuple):
+    """A cut, the kernels' order of its entries, and the keys of the entry at each place; entry i is piece i."""
+
+    block: BlockMask
+    arrangement: Arrangement
+    keys: IntArray
+
+    @classmethod
+    def of(cls, block: BlockMask) -> _Placed:
+        arrangement = arrange(block)
+        return cls(block, arrangement, block.pieces[:, 1].take(arrangement.entry))
+
+
+def pack(blocks: Sequence[BlockMask], workers: Workers) -> Packed:
+    """Pack one block mask, or one per batch element (all of one shape and tile size), into one buffer.
+
+    workers: who works on each block row; decides their order and how they are cut.
+    """
+    if len({b.diagonal for b in blocks}) > 1:
+        diagonal = next((b.diagonal for b in blocks if (b.kinds == CAUSAL).any()), blocks[0].diagonal)
+        blocks = [_on_diagonal(b, diagonal) for b in blocks]
+    else:
+        diagonal = blocks[0].diagonal
+    placed = [_Placed.of(block) for block in blocks]
+    first = blocks[0]
+    batch, q_blocks = len(blocks), first.q_blocks
+    k_padded = round_up(round_up(first.k_len, first.bc), KEY_PAD)
+    n_spans = max(0 if b.mask.intervals is None else len(b.mask.intervals[0]) for b in blocks)
+    rows = np.concatenate([blocks[0].row_offsets, *_later_offsets(blocks)])
+    words = _joined([arrangement.words for _, arrangement, _ in placed])
+    work = schedule(rows, _costs(_joined([keys for _, _, keys in placed]), words & KIND, first.bc), workers)
+    shapes: dict[str, tuple[int, ...]] = {
+        "row_offsets": (batch * q_blocks + 1,),
+        "entries": (sum(len(b.entries) for b in blocks), 4),
+        "parts": (len(work.rows), 4),
+        "splits": (len(work.rows), 4),
+        "bit_tiles": (sum(len(b.bit_tiles) for b in blocks), first.br, first.bc // 32),
+        "spans": (batch, n_spans, k_padded, 2),
+        "dead": (batch, k_padded // 32),
+    }
+    offsets: dict[str, int] = {}
+    size = 0
+    for name, shape in shapes.items():
+        offsets[name] = size
+        size += round_up(4 * prod(shape), ALIGN_BYTES)
+    packed = Packed(
+        np.zeros(size, np.uint8),
+        offsets,
+        shapes,
+        first.br,
+        first.bc,
+        q_blocks,
+        batch,
+        diagonal,
+        n_spans,
+        k_padded,
+        work.tiers,
+        work.n_slots,
+        work.n_split_rows,
+    )
+    packed.array("row_offsets")[...] = rows
+    _fill_entries(packed, placed)
+    packed.array("entries")[:, 0] |= standing(words, work.first, first.bc) * np.int32(STANDS)
+    _fill_parts(packed, work)
+    _fill_keys(packed, blocks)
+    return packed
+
+
+def _view(buffer: NDArray[np.uint8], offset: int, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    return np.ndarray(shape, dtype, buffer, offset)
+
+
+def _joined(arrays: Sequence[IntArray]) -> IntArray:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _later_offsets(blocks: Sequence[BlockMask]) -> list[NDArray[np.int32]]:
+    """Where the entries of each block row of the second mask and later ones end, all masks' entries in one list."""
+    before = np.cumsum([len(b.entries) for b in blocks])
+    return [b.row_offsets[1:] + np.int32(first) for b, first in zip(blocks[1:], before, strict=False)]
+
+
+def entry_costs(block: BlockMask) -> NDArray[np.float64]:
+    """Of each entry, in whole tiles: its keys, a masked tile a tenth more."""
+    return _costs(block.pieces[:, 1].take(block.entries[:, 2]), block.kinds, block.bc)
+
+
+def _costs(keys: IntArray, kinds: IntArray, bc: int) -> NDArray[np.float64]:
+    costs = np.where(kinds == FULL, 1.0, 1.1)
+    costs *= keys
+    costs /= bc
+    return costs
+
+
+def _fill_entries(packed: Packed, placed: Sequence[_Placed]) -> None:
+    """The entries with their piece in them, one mask after the other."""
+    entries, tiles = packed.array("entries"), packed.array("bit_tiles")
+    e = t = 0
+    for block, arrangement, keys in placed:
+        mine = entries[e : e + len(keys)]
+        mine[:, 0] = arrangement.words | keys << 8
+        mine[:, 1] = -1
+        if len(block.bit_tiles):
+            payload = block.entries[:, 1].take(arrangement.entry)
+            mine[:, 1] = np.where(payload >= 0, payload + t, payload)
+        mine[:, 2] = block.pieces[:, 0].take(arrangement.entry)
+        mine[:, 3] = arrangement.common
+        tiles[t : t + len(block.bit_tiles)] = block.bit_tiles
+        e, t = e + len(keys), t + len(block.bit_tiles)
+
+
+def _fill_parts(packed: Packed, work: Schedule) -> None:
+    parts = packed.array("parts")
+    mask, block = np.divmod(work.rows, np.int32(packed.q_blocks))
+    parts[:, 0] = block * packed.br
+    parts[:, 1] = mask
+    parts[:, 2] = work.first
+    parts[:, 3] = work.end
+    packed.array("splits")[...] = work.splits
+
+
+def _fill_keys(packed: Packed, blocks: Sequence[BlockMask]) -> None:
+    """The per-key arrays: spans and dead bits."""
+    spans, dead = packed.array("spans"), packed.array("dead").view(np.uint8)
+    for b, block in enumerate(blocks):
+        if block.mask.intervals is not None:
+            start, stop = block.mask.intervals
+            mine = spans[b, : len(start), : block.k_len]
+            mine[..., 0] = start
+            np.subtract(stop, start, out=mine[..., 1])
+        if len(block.entries) and not (block.entries[:, 0] & DEAD).any():
+            continue  # no visited tile holds a dead key: the kernels never read the bits
+        bits = np.packbits(block.mask.dead_keys(), bitorder="little")
+        dead[b, : len(bits)] = bits
+
+
+def _on_diagonal(block: BlockMask, diagonal: int) -> BlockMask:
+    """The same block mask without CAUSAL entries of another diagonal: a launch has one diagonal for all."""
+    causal = block.kinds == CAUSAL
+    if block.diagonal == diagonal or not causal.any():
+        return block
+    entries = block.entries.copy()
+    entries[causal, 0] += PARTIAL - CAUSAL
+    if block.mask.intervals is not None:
+        return replace(block, entries=entries)
+    # The bits form needs a bit tile for each of them; they differ only by where the diagonal enters the tile.
+    enters = block.rows_of_entries()[causal] * block.br + block.diagonal - block.pieces[entries[causal, 2], 0]
+    distinct, index = np.unique(enters, return_inverse=True)
+    entries[causal, 1] = len(block.bit_tiles) + index.astype(np.int32)
+    rows, keys = np.arange(block.br), np.arange(block.bc)
+    visible = keys <= distinct[:, None, None] + rows[:, None]
+    tiles = np.packbits(visible, axis=2, bitorder="little").view("<u4")
+    return replace(block, entries=entries, bit_tiles=np.concatenate([block.bit_tiles, tiles]))

@@ -1,0 +1,1 @@
+"""What stands behind the commands. Nothing outside of it imports it."""

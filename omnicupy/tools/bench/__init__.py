@@ -1,0 +1,1 @@
+"""Measuring: suites, clocks, peers and records."""

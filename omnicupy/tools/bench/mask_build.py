@@ -1,0 +1,89 @@
+"""What a new mask costs before the first result: building, cutting, uploading, beside what rivals make of it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from omnicupy.api import attention
+from omnicupy.choose import pick
+from omnicupy.masks.mask import Mask
+from omnicupy.tools.bench import peer_masks
+from omnicupy.tools.bench.measure import Session, make_inputs, reason, rounded
+from omnicupy.tools.bench.peers import MissingError, prepare
+from omnicupy.tools.bench.records import OURS
+from omnicupy.tools.bench.torch_inputs import Shared
+from omnicupy.tools.workloads.workload import Workload
+
+TURNS = 31  # so many that a host that is busy for a while hardly moves the median
+
+
+def measure(session: Session, workload: Workload, systems: Sequence[str]) -> None:
+    """Add each system's time of making its mask or plan, and of the first call with it, to the record.
+
+    Ours: mask_ms builds the mask, cut_ms cuts it at the tile of the call, new_mask_call_ms is a whole call with a
+    mask that was never used (cut, upload and launch), same_mask_call_ms one with the mask of the call before; all
+    but the first with a loaded kernel. Rivals: build_ms makes the block mask or plan a second time, and
+    build_compiled_ms does so under torch.compile; first_call_s compiles.
+    """
+    mask = workload.mask()
+    arrays = make_inputs(workload, mask, session.dtype)
+    shared: Shared | None = None
+    for name in systems:
+        try:
+            if name.partition(":")[0] == OURS:
+                figures = _ours(session, workload, arrays)
+            else:
+                shared = shared or Shared(workload, mask, arrays)
+                figures = _theirs(name, shared, session.limit_s)
+        except Exception as error:  # whatever a library raises is its result here
+            figures = {"problem": reason(error)}
+        row = {"workload": workload.name, "system": name, "pass": "forward"}
+        session.record.add(**row, figures=rounded(figures))
+        session.say(f"{workload.name}: {name}: {', '.join(f'{k} {v}' for k, v in rounded(figures).items())}")
+
+
+def _ours(session: Session, workload: Workload, arrays: tuple[Any, Any, Any]) -> dict[str, Any]:
+    import cupy
+
+    synchronize = cupy.cuda.Device().synchronize
+
+    def call(mask: Mask) -> None:
+        attention(*arrays, mask)
+        synchronize()
+
+    first = workload.mask()
+    call(first)  # loads the kernel
+    spec = pick.pick(session.arch, workload.problem(first, session.dtype), (first,), session.sm_count)
+    steps: dict[str, list[float]] = {}
+    for _ in range(TURNS):
+        mask, took = timed(workload.mask)
+        fresh = workload.mask()  # cut for no tile yet
+        for name, ms in (
+            ("mask_ms", took),
+            ("cut_ms", timed(partial(fresh.blocks, spec.br, spec.bc))[1]),
+            ("new_mask_call_ms", timed(partial(call, mask))[1]),
+            ("same_mask_call_ms", timed(partial(call, mask))[1]),
+        ):
+            steps.setdefault(name, []).append(ms)
+    return {name: statistics.median(values) for name, values in steps.items()}
+
+
+def _theirs(name: str, shared: Shared, limit_s: float) -> dict[str, Any]:
+    peer = prepare(name, shared, limit_s)
+    if peer.build_ms is None:
+        raise MissingError("makes no object of a mask")
+    figures = {"build_ms": peer.build_ms, "first_call_s": peer.first_call_s}
+    if name == "flex":
+        figures["build_compiled_ms"] = peer_masks.compiled_build_ms(shared)
+    return figures
+
+
+def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    """What a call returns, and its milliseconds on the host."""
+    begin = time.perf_counter()
+    found = call()
+    return found, 1e3 * (time.perf_counter() - begin)

@@ -1,0 +1,268 @@
+"""One workload on several systems in one run: correctness first, then interleaved times, then host time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from omnicupy.api import attention
+from omnicupy.choose import pick, variants
+from omnicupy.jit import archs
+from omnicupy.jit.spec import AttnSpec
+from omnicupy.masks.constructors import from_dense
+from omnicupy.masks.mask import Mask
+from omnicupy.masks.segment_masks import segments
+from omnicupy.reference import sampled_rows
+from omnicupy.tools.bench import timing, torch_inputs
+from omnicupy.tools.bench.peers import COMPILE_LIMIT_S, Peer, prepare
+from omnicupy.tools.bench.records import OURS, Record
+from omnicupy.tools.bench.torch_inputs import Shared, as_cupy
+from omnicupy.tools.random_arrays import DTYPES, random_bits
+from omnicupy.tools.workloads.workload import Workload
+
+GEMM = 8192
+COPY_BYTES = 2**30  # several times any L2 cache
+# Masks that allow everything, made in the ways in which users come to one: they are compared with no mask at all.
+FULL_OBJECTS: dict[str, Callable[[int, int], Mask | None]] = {
+    "nomask": lambda q_len, k_len: None,
+    "image": lambda q_len, k_len: segments([("image", q_len)]),
+    "ones": lambda q_len, k_len: from_dense(np.ones((q_len, k_len), np.bool_)),
+}
+
+
+@dataclass
+class Session:
+    """A benchmark run on the current device. host: measure host time, too.  say: shows one line of progress."""
+
+    record: Record
+    arch: str
+    sm_count: int
+    dtype: str = "bfloat16"
+    samples: int = timing.SAMPLES
+    limit_s: float = COMPILE_LIMIT_S
+    host: bool = True
+    say: Callable[[str], None] = field(default=lambda line: None)
+    clock: Any = None
+
+    @classmethod
+    def start(cls, record: Record, **options: Any) -> Session:
+        """A session on the current device, with the speed of a large matrix product and of a copy in the header."""
+        import cupy
+
+        from omnicupy.gpu.device import device_info
+
+        info = device_info(cupy.cuda.Device().id)
+        session = cls(record, archs.arch_of(info.major, info.minor), info.sm_count, **options)
+        session.clock = timing.Clock(cupy)
+        record.set(arch=session.arch, dtype=session.dtype, clocks_before=timing.clocks())
+        record.set(multiprocessors=info.sm_count, l2_bytes=info.l2_bytes)
+        name, tflops = gemm_tflops(session.clock)
+        copy = copy_tbps(session.clock)
+        record.set(gemm_tflops=round(tflops, 1), gemm=name, copy_tbps=round(copy, 3))
+        session.say(f"{GEMM}^3 product, {name}: {tflops:.0f} TFLOP/s; copies: {copy:.2f} TB/s")
+        return session
+
+
+@dataclass
+class _System:
+    """A system of one workload: what to time, and the figures that are known before."""
+
+    call: Callable[[], Any]
+    known: dict[str, Any]
+    executed: int | None = None
+
+
+def gemm_tflops(clock: timing.Clock) -> tuple[str, float]:
+    """Name and TFLOP/s of an 8192^3 product: bfloat16 through torch, float16 through CuPy where torch is
+    missing.
+    """
+    name, product = _gemm_of_torch() or _gemm_of_cupy()
+    found = clock.interleaved({"gemm": product}, 20)["gemm"]
+    return name, 2 * GEMM**3 / found.median_ms / 1e9
+
+
+def copy_tbps(clock: timing.Clock) -> float:
+    """Terabytes read and written a second by a copy within device memory."""
+    import cupy
+
+    source, target = cupy.zeros(COPY_BYTES, cupy.uint8), cupy.empty(COPY_BYTES, cupy.uint8)
+    found = clock.interleaved({"copy": lambda: cupy.copyto(target, source)}, 10)["copy"]
+    return 2 * COPY_BYTES / found.median_ms / 1e9
+
+
+def _gemm_of_torch() -> tuple[str, Callable[[], Any]] | None:
+    try:
+        torch = torch_inputs.library("torch")
+        a, b = (torch.randn(GEMM, GEMM, device="cuda").to(torch.bfloat16) for _ in range(2))
+        torch.mm(a, b)
+    except Exception:  # any failure of an optional library means: use the other one
+        return None
+    return "torch bfloat16", lambda: torch.mm(a, b)
+
+
+def _gemm_of_cupy() -> tuple[str, Callable[[], Any]]:
+    import cupy
+
+    a, b = (random_bits((GEMM, GEMM), seed, "float16", 1.0, cupy).view(np.float16) for seed in (1, 2))
+    return "CuPy float16", lambda: cupy.matmul(a, b)
+
+
+def make_inputs(workload: Workload, mask: Mask, dtype: str) -> tuple[Any, Any, Any]:
+    """Random normal q, k, v of a workload as CuPy arrays."""
+    import cupy
+
+    q_len, k_len = mask.shape
+    shapes = [(workload.batch, workload.q_heads, q_len, workload.head_dim)]
+    shapes += [(workload.batch, workload.kv_heads, k_len, workload.head_dim)] * 2
+    q, k, v = (
+        random_bits(shape, seed, dtype, 1.0, cupy).view(DTYPES[dtype]) for seed, shape in enumerate(shapes, 1)
+    )
+    return q, k, v
+
+
+def measure(session: Session, workload: Workload, systems: Sequence[str]) -> None:
+    """Add a row per system to the record. What cannot run or is wrong gets a row that says why.
+
+    systems: names of peers.SYSTEMS, "omnicupy", or "omnicupy:" and a word of configs.parse.
+    """
+    import cupy
+
+    mask = workload.mask()
+    ready = _prepared(session, workload, mask, systems)
+    _timed(session, workload, mask, ready)
+    del ready
+    cupy.get_default_memory_pool().free_all_blocks()
+
+
+def latency(session: Session, workload: Workload, systems: Sequence[str]) -> None:
+    """Add each system's time of a whole call from Python, nothing flushed, to the record."""
+    import cupy
+
+    mask = workload.mask()
+    synchronize = cupy.cuda.Device().synchronize
+    ready = _prepared(session, workload, mask, systems)
+    times = timing.latencies_us({name: system.call for name, system in ready.items()}, synchronize)
+    for name, system in ready.items():
+        together, alone = times[name]
+        host = timing.host_us(system.call, synchronize)
+        figures = {"us_of_100_in_a_row": together, "us_alone": alone, "host_us": host, **system.known}
+        session.record.add(
+            workload=workload.name, system=name, figures=rounded(figures), **{"pass": "forward"}
+        )
+        session.say(f"{workload.name}: {name}: {together:.1f} us in a row, {alone:.1f} us alone")
+
+
+def _prepared(session: Session, workload: Workload, mask: Mask, systems: Sequence[str]) -> dict[str, _System]:
+    """The systems that run and have been held against the reference; the others get their row at once."""
+    arrays = make_inputs(workload, mask, session.dtype)
+    judge = sampled_rows.SampledRows(arrays, mask)
+    shared = None
+    ready: dict[str, _System] = {}
+    for name in systems:
+        session.say(f"{workload.name}: {name}")
+        try:
+            if name.partition(":")[0] == OURS:
+                system, output = _ours(session, workload, mask, arrays, name)
+            else:
+                shared = shared or Shared(workload, mask, arrays)
+                system, output = _theirs(prepare(name, shared, session.limit_s))
+            system.known["error"] = error = judge.error(output())
+            system.known["correct"] = bool(error <= sampled_rows.TOLERANCE)
+            ready[name] = system
+        except Exception as error:  # whatever a library raises is its result here
+            _row(session, workload, mask, name, {"problem": reason(error)})
+    return ready
+
+
+def _ours(
+    session: Session, workload: Workload, mask: Mask, arrays: tuple[Any, Any, Any], name: str
+) -> tuple[_System, Callable[[], Any]]:
+    words = name.partition(":")[2]
+    config: AttnSpec | None = None
+    passed: Mask | None = mask
+    q_len, k_len = mask.shape
+    if words in FULL_OBJECTS:
+        if mask.pairs != q_len * k_len or q_len != k_len:
+            raise ValueError(f"{name}: for square full masks alone, got {workload.name}")
+        passed = FULL_OBJECTS[words](q_len, k_len)
+    elif words:
+        config = variants.parse(words, session.arch, session.dtype, workload.head_dim)
+    problem = workload.problem(mask, session.dtype)
+    spec = config or pick.pick(session.arch, problem, (mask,), session.sm_count)
+
+    def call() -> Any:
+        return attention(*arrays, passed, config=config)
+
+    executed = mask.stats(spec.br, spec.bc).executed
+    return _System(
+        call, {"spec": variants.word(spec), "useful": mask.pairs / max(1, executed)}, executed
+    ), call
+
+
+def _theirs(peer: Peer) -> tuple[_System, Callable[[], Any]]:
+    known: dict[str, Any] = {"first_call_s": round(peer.first_call_s, 3)}
+    if peer.build_ms is not None:
+        known["build_ms"] = round(peer.build_ms, 3)
+    return _System(peer.call, known), lambda: as_cupy(peer.output())
+
+
+def _timed(session: Session, workload: Workload, mask: Mask, ready: dict[str, _System]) -> None:
+    import cupy
+
+    try:
+        times = session.clock.interleaved({name: of.call for name, of in ready.items()}, session.samples)
+    except (
+        Exception
+    ) as error:  # one system broke the device or its own state: nothing after it can be trusted
+        for name in ready:
+            _row(session, workload, mask, name, {"problem": reason(error)})
+        return
+    flops = workload.flops(mask.pairs)
+    gemm = session.record.content.get("gemm_tflops")
+    for name, system in ready.items():
+        took = times[name]
+        figures: dict[str, Any] = {
+            "ms": took.median_ms,
+            "p10_ms": took.p10_ms,
+            "p90_ms": took.p90_ms,
+            "samples": took.samples,
+            "tflops": flops / took.median_ms / 1e9,
+        }
+        if gemm:
+            figures["gemm_share"] = figures["tflops"] / gemm
+        if system.executed is not None:
+            figures["executed_tflops"] = workload.flops(system.executed) / took.median_ms / 1e9
+        if session.host:
+            synchronize = cupy.cuda.Device().synchronize
+            figures["host_us"] = timing.host_us(system.call, synchronize, 20 if took.median_ms > 5 else 60)
+        _row(session, workload, mask, name, {**figures, **system.known})
+
+
+def _row(session: Session, workload: Workload, mask: Mask, name: str, figures: dict[str, Any]) -> None:
+    q_len, k_len = mask.shape
+    shape = [workload.batch, workload.q_heads, workload.kv_heads, q_len, k_len, workload.head_dim]
+    known = {"workload": workload.name, "system": name, "pass": "forward", "shape": shape}
+    session.record.add(**known, density=mask.pairs / (q_len * k_len), **rounded(figures))
+    shown = figures.get("problem") or f"{figures['ms']:.3f} ms, {figures['tflops']:.0f} TFLOP/s"
+    session.say(f"{workload.name}: {name}: {shown}")
+
+
+def rounded(figures: dict[str, Any]) -> dict[str, Any]:
+    """Five significant digits; a figure that is no number (an error that is infinite) becomes its text."""
+    kept = {}
+    for name, value in figures.items():
+        if isinstance(value, float):
+            kept[name] = float(f"{value:.5g}") if np.isfinite(value) else str(value)
+        else:
+            kept[name] = value
+    return kept
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what a library raised, for a row or a list; at most 300 characters."""
+    text = str(error).strip().splitlines()
+    name = type(error).__name__
+    return (text[0] if name == "MissingError" else f"{name}: {text[0]}" if text else name)[:300]

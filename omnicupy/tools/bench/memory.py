@@ -1,0 +1,145 @@
+"""Device memory of a call and of the mask object that it needs, for us and for rivals."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from omnicupy.api import attention
+from omnicupy.masks.mask import Mask
+from omnicupy.tools.bench import torch_inputs
+from omnicupy.tools.bench.measure import Session, make_inputs, reason, rounded
+from omnicupy.tools.bench.peers import prepare
+from omnicupy.tools.bench.records import OURS
+from omnicupy.tools.bench.torch_inputs import Shared
+from omnicupy.tools.workloads.workload import Workload
+
+
+def measure(session: Session, workload: Workload, systems: Sequence[str]) -> None:
+    """Add each system's device memory to the record, in bytes and beside q, k and v.
+
+    output_bytes: of the result.  call_bytes: the most that a warm call holds at once, its result left out.
+    first_bytes: the same of making the mask object and the first call.  kept_bytes: what the mask object keeps.
+    All are what the library's own allocator hands out; taken_bytes is how much less memory the device has free
+    after the first call, with what the allocators keep for themselves.
+    """
+    mask = workload.mask()
+    arrays = make_inputs(workload, mask, session.dtype)
+    for name in systems:
+        try:
+            if name.partition(":")[0] == OURS:
+                figures = _ours(workload, arrays)
+            else:
+                figures = _theirs(name, Shared(workload, mask, arrays), session.limit_s)
+        except Exception as error:  # whatever a library raises is its result here
+            figures = {"problem": reason(error)}
+        row = {"workload": workload.name, "system": name, "pass": "forward"}
+        session.record.add(**row, figures=rounded(figures))
+        session.say(f"{workload.name}: {name}: {', '.join(f'{k} {v}' for k, v in figures.items())}")
+
+
+class Peak:
+    """The most bytes that are held at once, of those taken after it was made."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, int] = {}
+        self.most = 0
+
+    def take(self, block: int, size: int) -> None:
+        """A block of `size` bytes is handed out."""
+        self.held[block] = size
+        self.most = max(self.most, sum(self.held.values()))
+
+    def give(self, block: int) -> None:
+        """A block comes back; one that was handed out before is no matter."""
+        self.held.pop(block, None)
+
+
+def _ours(workload: Workload, arrays: tuple[Any, Any, Any]) -> dict[str, Any]:
+    import cupy
+
+    device = cupy.cuda.Device()
+    attention(*arrays, workload.mask())  # loads the kernel
+    device.synchronize()
+    mask = workload.mask()
+
+    def call() -> None:
+        attention(*arrays, mask)
+        device.synchronize()
+
+    free = _free_after_emptying()
+    first = _peak_of_cupy(call)
+    taken = free - int(device.mem_info[0])
+    return _figures(int(arrays[0].nbytes), _peak_of_cupy(call), first, _kept_by(mask), taken)
+
+
+def _theirs(name: str, shared: Shared, limit_s: float) -> dict[str, Any]:
+    torch = torch_inputs.library("torch")
+    shared.bshd  # noqa: B018 - copies of the inputs in another layout are inputs, not memory of the call
+    free, before = _free_after_emptying(), int(torch.cuda.memory_allocated())
+    peer, first = _peak_of_torch(lambda: prepare(name, shared, limit_s))
+    taken = free - int(torch.cuda.mem_get_info()[0])
+    gc.collect()
+    kept = int(torch.cuda.memory_allocated()) - before
+    return _figures(int(shared.q.nbytes), _peak_of_torch(peer.call)[1], first, kept, taken)
+
+
+def _figures(output: int, warm: int, first: int, kept: int, taken: int) -> dict[str, Any]:
+    return {
+        "output_bytes": output,
+        "call_bytes": warm - output,
+        "first_bytes": first - output,
+        "kept_bytes": kept,
+        "taken_bytes": taken,
+    }
+
+
+def _peak_of_cupy(call: Callable[[], Any]) -> int:
+    import cupy
+
+    peak = Peak()
+
+    class Hook(cupy.cuda.MemoryHook):  # type: ignore[misc]
+        name = "peak"
+
+        def malloc_postprocess(self, **event: int) -> None:
+            peak.take(event["pmem_id"], event["mem_size"])
+
+        def free_postprocess(self, **event: int) -> None:
+            peak.give(event["pmem_id"])
+
+    with Hook():
+        call()
+    return peak.most
+
+
+def _peak_of_torch(call: Callable[[], Any]) -> tuple[Any, int]:
+    """What a call returns, and the most bytes of torch's that it held at once."""
+    torch = torch_inputs.library("torch")
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = int(torch.cuda.memory_allocated())
+    found = call()
+    torch.cuda.synchronize()
+    return found, int(torch.cuda.max_memory_allocated()) - before
+
+
+def _free_after_emptying() -> int:
+    """Bytes free on the device once no allocator keeps any for itself."""
+    import cupy
+
+    gc.collect()
+    cupy.get_default_memory_pool().free_all_blocks()
+    if sys.modules.get("torch") is not None:
+        torch_inputs.library("torch").cuda.empty_cache()
+    return int(cupy.cuda.Device().mem_info[0])
+
+
+def _kept_by(mask: Mask) -> int:
+    """Bytes of a mask's device copies."""
+    from omnicupy.gpu.mask_cache import existing_cache
+
+    found = existing_cache(mask)
+    return sum(blocks.nbytes for blocks in found.blocks.values()) if found else 0

@@ -1,0 +1,155 @@
+"""The JSON record of a benchmark run, written after every row, and the Markdown tables made from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omnicupy.call.problem import Problem
+from omnicupy.jit.files import replace_file
+
+Row = dict[str, Any]
+
+SCHEMA = 1
+OURS = "omnicupy"
+# How the workloads of host suites begin: rows of older records do not name their suite.
+_BEGINNINGS = {"warm call": "host", "first call": "cold", "mask build": "build", "CPU engine": "cpu"}
+
+
+class Record:
+    """A run being written. rows: one dictionary a measurement, with "workload", "system", "pass" and
+    figures. suite: named in each row that is added; "" for none.
+    """
+
+    def __init__(self, path: Path | None, header: dict[str, Any]) -> None:
+        if path is not None and path.is_dir():
+            raise ValueError(f"--out: expected a file, got the folder {path}; name a file in it")
+        self.path = path
+        self.suite = ""
+        self.content: dict[str, Any] = {"schema": SCHEMA, **header, "rows": []}
+        self._write()
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows so far."""
+        found: list[Row] = self.content["rows"]
+        return found
+
+    def add(self, **row: Any) -> Row:
+        """Append a row and write the file, so that a run that is cut short keeps it."""
+        row = {"suite": self.suite, **row} if self.suite else row
+        self.rows.append(row)
+        self._write()
+        return row
+
+    def set(self, **header: Any) -> None:
+        """Set fields of the header, such as gemm_tflops."""
+        rows = self.content.pop("rows")
+        self.content.update(header)
+        self.content["rows"] = rows
+        self._write()
+
+    def _write(self) -> None:
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(self.path, (json.dumps(self.content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """A record from its file. Raises ValueError for a file that is none, OSError when it cannot be read."""
+    try:
+        content = json.loads(Path(path).read_text())
+        if content["schema"] != SCHEMA or not isinstance(content["rows"], list):
+            raise ValueError(f"schema {content['schema']}, expected {SCHEMA}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"table: {path} is not a benchmark record ({error}); make it with: bench --out"
+        ) from error
+    found: dict[str, Any] = content
+    return found
+
+
+def suite_of(row: Row, content: dict[str, Any]) -> str:
+    """The suite that a row belongs to, "" where the record does not tell."""
+    named = content.get("suites") or []
+    alone = named[0] if len(named) == 1 else ""
+    told = [suite for start, suite in _BEGINNINGS.items() if str(row["workload"]).startswith(start)]
+    return str(row.get("suite") or (told[0] if told else alone))
+
+
+def problem_of(row: Row, content: dict[str, Any]) -> Problem:
+    """The sizes of the call that a row measured."""
+    batch, q_heads, kv_heads, q_len, k_len, head_dim = row["shape"]
+    return Problem(batch, q_heads, kv_heads, q_len, k_len, head_dim, content["dtype"])
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """The tables of a record: kernels by workload and system, then all other figures one a line."""
+    rows = [row for row in content["rows"] if row.get("ms") is not None or row.get("problem")]
+    others = [row for row in content["rows"] if row.get("figures")]
+    parts = [caption(content)]
+    if rows:
+        parts.append(kernel_table(rows))
+    if others:
+        parts.append(figure_table(others))
+    return "\n\n".join(parts) + "\n"
+
+
+def caption(content: dict[str, Any]) -> str:
+    """Device, driver, NVRTC and calibration of a record in one line."""
+    gemm = content.get("gemm_tflops")
+    known = (
+        content.get("device"),
+        f"driver {content['driver']}" if content.get("driver") else None,
+        f"NVRTC {content['nvrtc']}" if content.get("nvrtc") else None,
+        f"8192^3 GEMM {gemm:.0f} TFLOP/s" if gemm else None,
+    )
+    return ", ".join(part for part in known if part) or "no device"
+
+
+def kernel_table(rows: Sequence[Row]) -> str:
+    """One line a workload: useful TFLOP/s of every system, and how many times faster ours is."""
+    systems = list(dict.fromkeys(row["system"] for row in rows))
+    rivals = [system for system in systems if not system.startswith(OURS)]
+    head = ["workload", "density", *systems, *(f"vs {rival}" for rival in rivals)]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for workload in dict.fromkeys(row["workload"] for row in rows):
+        of = {row["system"]: row for row in rows if row["workload"] == workload}
+        density = next((row["density"] for row in of.values() if row.get("density") is not None), None)
+        cells = [_speed(of.get(system)) for system in systems]
+        ratios = [_ratio(of.get(OURS), of.get(rival)) for rival in rivals]
+        lines.append([workload, "" if density is None else f"{density:.1%}", *cells, *ratios])
+    return table(lines)
+
+
+def _speed(row: Row | None) -> str:
+    if row is None:
+        return ""
+    if row.get("ms") is None:
+        return str(row.get("problem", "missing")).split(":")[0]
+    wrong = " (wrong)" if row.get("correct") is False else ""
+    return f"{row['tflops']:.0f} ({row['ms']:.3g} ms){wrong}"
+
+
+def _ratio(ours: Row | None, theirs: Row | None) -> str:
+    if ours is None or theirs is None or ours.get("ms") is None or theirs.get("ms") is None:
+        return ""
+    return f"{theirs['ms'] / ours['ms']:.2f}x"
+
+
+def figure_table(rows: Sequence[Row]) -> str:
+    """All other figures, one a line."""
+    lines = [["workload", "system", "figure", "value"], ["---", "---", "---", "---:"]]
+    for row in rows:
+        for name, value in row["figures"].items():
+            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+            lines.append([row["workload"], row["system"], name, shown])
+    return table(lines)
+
+
+def table(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells in Markdown; the second line is the rule below the head."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

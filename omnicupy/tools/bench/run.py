@@ -1,0 +1,213 @@
+"""Running suites: the workloads and systems of the catalogue, and the host measurements."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from omnicupy.choose import pick, variants
+from omnicupy.jit import nvrtc
+from omnicupy.jit.build import compile_all
+from omnicupy.jit.spec import AttnSpec
+from omnicupy.tools import environment
+from omnicupy.tools.bench import host, mask_build, memory, preset_build, timing
+from omnicupy.tools.bench.measure import Session, latency, measure
+from omnicupy.tools.bench.peers import SYSTEMS, missing
+from omnicupy.tools.bench.records import OURS, Record
+from omnicupy.tools.bench.suites import GPU_SUITES, Part, Suite
+from omnicupy.tools.watchdog import Watchdog
+from omnicupy.tools.workloads.workload import Workload, by_name
+
+Say = Callable[[str], None]
+Kind = Callable[[Session, Workload, Sequence[str]], None]
+
+GPU_HOST = {"host": host.warm_calls, "cold": host.first_calls}
+CPU_HOST = {
+    "build": host.mask_building,
+    "presets": preset_build.building,
+    "cpu": host.cpu_engine,
+}
+TILE_SAMPLES = 10  # at most, of each of hundreds of tiles
+HANG_S = 240.0  # without a word from a study of tiles, after which the process ends and names the last one
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run. workloads, systems: instead of the suites' own.  seeds: of random masks.  limit: seconds
+    that a rival may take to compile.  out: file of the record.
+    """
+
+    suites: tuple[str, ...] = ()
+    workloads: tuple[str, ...] = ()
+    systems: tuple[str, ...] = ()
+    dtype: str = "bfloat16"
+    samples: int = timing.SAMPLES
+    seeds: int = 8
+    limit: float = 120.0
+    out: Path | None = None
+
+
+def listing() -> str:
+    """The suites and the systems, one a line."""
+    lines = ["suites on a GPU:"]
+    lines += [f"  {name:10} {suite.note}" for name, suite in GPU_SUITES.items()]
+    lines += ["  host       host time of warm calls", "  cold       first calls in fresh processes"]
+    lines += ["suites anywhere:", "  build      mask building (on a GPU beside its rivals', too)"]
+    lines += ["  presets    presets at 36,864 tokens", "  cpu        the CPU engine"]
+    lines += [f"systems: {OURS}, {OURS}:sm80-128x64-s2-w4 (any tile), {', '.join(SYSTEMS)}"]
+    return "\n".join(lines)
+
+
+@pick.serve_every_kernel()
+def run(options: Options, say: Say) -> dict[str, Any]:
+    """Run the suites; returns the record. A suite that needs a GPU raises ValueError where there is none.
+
+    A system that fails is a row with its reason; the others go on.
+    """
+    _check(options)
+    gpu = environment.has_gpu()
+    described = environment.device() if gpu else {}
+    record = Record(
+        options.out,
+        {
+            "device": described.get("name"),
+            "driver": described.get("driver"),
+            "nvrtc": nvrtc.version_text() or None,
+            "commit": environment.commit() or None,
+            "packages": environment.package_versions(),
+            "suites": list(options.suites),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        },
+    )
+    for name in options.suites:
+        if name in CPU_HOST:
+            record.suite = name
+            CPU_HOST[name](record, say)
+    names = [name for name in options.suites if name in GPU_SUITES] if gpu else []
+    if names or options.workloads:
+        settings = {"samples": options.samples, "limit_s": options.limit, "dtype": options.dtype, "say": say}
+        session = Session.start(record, **settings)
+        for name in names or [""]:
+            record.suite = name
+            _run_suite(session, GPU_SUITES.get(name, Suite("", (Part((), (OURS,)),))), options)
+        record.set(clocks_after=timing.clocks())
+    for name in options.suites:
+        if name in GPU_HOST:
+            record.suite = name
+            GPU_HOST[name](record, say)
+    return record.content
+
+
+def _check(options: Options) -> None:
+    known = list(dict.fromkeys((*GPU_SUITES, *GPU_HOST, *CPU_HOST)))
+    for name in options.suites:
+        if name not in known:
+            raise ValueError(f"bench: SUITES must be some of {', '.join(known)}, got {name!r}")
+    for workload in options.workloads:
+        by_name(workload)
+    for system in options.systems:
+        if system.partition(":")[0] not in (OURS, *SYSTEMS):
+            raise ValueError(f"bench: --system must be one of {OURS}, {', '.join(SYSTEMS)}, got {system!r}")
+    if (options.workloads or set(options.suites) - set(CPU_HOST)) and not environment.has_gpu():
+        raise ValueError(
+            f"bench: {'workloads' if options.workloads else 'these suites'} need a GPU, and there is none here; run "
+            f"{' or '.join(CPU_HOST)}"
+        )
+
+
+def _run_suite(session: Session, suite: Suite, options: Options) -> None:
+    """Each part's workloads; systems whose library cannot be imported are named once, in the record's header."""
+    absent = missing([name for name in options.systems or suite.systems if name in SYSTEMS])
+    if absent:
+        session.record.set(missing={**session.record.content.get("missing", {}), **absent})
+    for name, systems, kind in _jobs(suite, options):
+        KINDS[kind](session, by_name(name), [system for system in systems if system not in absent])
+
+
+def _jobs(suite: Suite, options: Options) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """(workload, systems, kind): the parts' own, or the options' workloads, each as in the part that has it."""
+    parts = {name: part for part in suite.parts for name in part.workloads}
+    for name in options.workloads or _with_seeds(suite.workloads, options.seeds):
+        part = parts.get(name, suite.parts[0])
+        yield name, options.systems or part.systems, part.kind
+
+
+def _with_seeds(names: Sequence[str], seeds: int) -> list[str]:
+    return [
+        name for name in names if "-seed" not in name or int(name.split("-seed")[1].split("-")[0]) < seeds
+    ]
+
+
+def _tiles(session: Session, head_dim: int, kernel: str) -> list[str]:
+    """Every tile of a kernel that compiles without spills, as system names.
+
+    Without swizzle (every tile is several times slower so) only those that the comparison needs.
+    """
+    found = variants.every(session.arch, session.dtype, head_dim, kernel, plain=True)
+    return _compiled(
+        session,
+        [spec for spec in found if spec.br >= 64 and (spec.swizzle or (spec.bc == 64 and spec.stages < 3))],
+    )
+
+
+def _likely_tiles(session: Session, workload: Workload) -> list[str]:
+    """What a call of a workload gets, and the tiles of the wgmma kernel that have won anywhere: warpgroups that take
+    turns, 64 keys up to twice the rows, the deepest ring of up to three stages.
+    """
+    mask = workload.mask()
+    picked = pick.pick(session.arch, workload.problem(mask, session.dtype), (mask,), session.sm_count)
+    every = variants.every(session.arch, session.dtype, workload.head_dim, "sm90")
+    likely = [
+        spec for spec in every if spec.ping_pong and 64 <= spec.bc <= 2 * spec.br and spec.stages in (2, 3)
+    ]
+    deepest = {(spec.br, spec.bc): spec for spec in sorted(likely, key=lambda one: one.stages)}
+    others = [spec for spec in deepest.values() if spec != picked]
+    return [OURS, *_compiled(session, others)]
+
+
+def _compiled(session: Session, specs: Sequence[AttnSpec]) -> list[str]:
+    """Those that compile without spills, as system names; says which do not."""
+    good = set()
+    for one in compile_all(specs):
+        if one.problem:
+            session.say(f"left out: {variants.word(one.spec)}: {one.problem.splitlines()[0]}")
+        else:
+            good.add(one.spec)
+    return [f"{OURS}:{variants.word(spec)}" for spec in specs if spec in good]
+
+
+def _measure_tiles(kernel: str) -> Kind:
+    def run_one(session: Session, workload: Workload, systems: Sequence[str]) -> None:
+        _watched(session, workload, systems or _tiles(session, workload.head_dim, kernel))
+
+    return run_one
+
+
+def _measure_choice(session: Session, workload: Workload, systems: Sequence[str]) -> None:
+    _watched(session, workload, systems or _likely_tiles(session, workload))
+
+
+def _watched(session: Session, workload: Workload, systems: Sequence[str]) -> None:
+    """Measure tiles that nobody else runs: among hundreds of them one may hang."""
+    with Watchdog(HANG_S) as watchdog:
+
+        def say(line: str) -> None:
+            watchdog.step(line)
+            session.say(line)
+
+        few = min(session.samples, TILE_SAMPLES)
+        measure(replace(session, samples=few, host=False, say=say), workload, systems)
+
+
+KINDS: dict[str, Kind] = {
+    "measure": measure,
+    "latency": latency,
+    "tiles": _measure_tiles("sm80"),
+    "tiles90": _measure_tiles("sm90"),
+    "choices": _measure_choice,
+    "build": mask_build.measure,
+    "memory": memory.measure,
+}

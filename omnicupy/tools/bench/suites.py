@@ -1,0 +1,206 @@
+"""What the suites are: workloads by systems, and what is done with each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omnicupy.tools.bench.peers import SYSTEMS
+from omnicupy.tools.bench.records import OURS
+from omnicupy.tools.workloads.workload import NAMED
+
+EVERY = (OURS, *SYSTEMS)
+PORTABLE_TILES = (
+    f"{OURS}:sm80-128x64-s1-w4",
+    f"{OURS}:sm80-128x96-s2-w4",
+)  # the mma.sync kernel's tiles on Hopper
+SPARSE_MASKS = ("flex", "flex-flash", "cudnn-flex", "sdpa-efficient")  # peers that take any mask
+
+LADDER = (
+    *("sm80-64x64-s1-w4-shared", "sm80-64x64-s1-w4", "sm80-64x64-s2-w4", "sm80-64x64-s3-w4"),
+    *("sm80-128x64-s1-w4-shared", "sm80-128x64-s1-w4", "sm80-128x64-s2-w4"),
+    *("sm80-128x64-s1-w8", "sm80-128x64-s2-w8", "sm80-64x64-s2-w4-plain", "sm80-128x64-s1-w4-plain"),
+)
+LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
+RANDOM_LENGTHS = (1024, 8192, 16384)
+SHORT_LENGTHS = (128, 256, 512, 1024, 2048, 4096)
+PER_MILLE = (1000, 900, 750, 600, 500, 350, 250, 150, 100, 70, 50, 35, 20)
+WHOLE_SIZES = "h28-k4-b1"  # of the whole-call suite
+# Where the naive kernel is measured too. With 16 heads some multiprocessors have two block rows, others one, and time
+# does not follow the pairs; with 64 the tile is another one from a density of 0.75 on.
+SMALL = "s2048-{}h32-k32-b1"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Workloads on systems. kind: what is done with each workload, a key of suites.KINDS."""
+
+    workloads: tuple[str, ...]
+    systems: tuple[str, ...]
+    kind: str = "measure"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Parts that go into one record. note: what it is for."""
+
+    note: str
+    parts: tuple[Part, ...]
+
+    @property
+    def workloads(self) -> tuple[str, ...]:
+        """The workloads of all parts."""
+        return tuple(name for part in self.parts for name in part.workloads)
+
+    @property
+    def systems(self) -> tuple[str, ...]:
+        """The systems of all parts."""
+        return tuple(dict.fromkeys(name for part in self.parts for name in part.systems))
+
+
+def _dense(head_dims: tuple[int, ...], lengths: tuple[int, ...]) -> tuple[str, ...]:
+    return tuple(
+        f"{kind}-d{head_dim}-s{length}"
+        for head_dim in head_dims
+        for length in lengths
+        for kind in ("full", "causal")
+    )
+
+
+def _random(seeds: int) -> tuple[str, ...]:
+    return tuple(f"random-d64-s{length}-seed{seed}" for length in RANDOM_LENGTHS for seed in range(seeds))
+
+
+def _sparse(head_dim: int, sizes: str, seed: int = 0) -> tuple[str, ...]:
+    """sizes: how the names go on, with {} for density and seed."""
+    return tuple(
+        f"sparse-d{head_dim}-{sizes.format(f'p{share}-seed{seed}-')}".rstrip("-") for share in PER_MILLE
+    )
+
+
+_FULL_OBJECTS = tuple(f"{OURS}:{word}" for word in ("nomask", "image", "ones"))
+_LATENCY = (
+    "s1024-seed0-h28-k4-b4",
+    "s2048-seed0-h28-k4-b8",
+    "s1024-seed0-h16-k16-b4",
+    "s2048-seed0-h16-k16-b8",
+)
+SHORT_RANDOM = tuple(f"random-d128-{rest}" for rest in _LATENCY)
+
+GPU_SUITES = {
+    "shapes": Suite(
+        "D 64, 128, 256 by S 512 to 32768, full and causal", (Part(_dense((64, 128, 256), LENGTHS), EVERY),)
+    ),
+    "vlm": Suite("the masks of real models, W1 to W15", (Part(tuple(NAMED), (OURS, *SPARSE_MASKS)),)),
+    "sparsity": Suite(
+        "random interleaved masks from density 1 down to 0.02, beside dense attention",
+        (
+            Part(("full-d128-s16384", "full-d64-s16384"), (*_FULL_OBJECTS, OURS, "sdpa-cudnn", "sdpa-flash")),
+            Part(_sparse(128, "s16384-{}"), (OURS, "flex")),
+            Part(_sparse(128, "s16384-{}", seed=1), (OURS,)),
+            Part(_sparse(64, "s16384-{}"), (OURS, "flex")),
+            Part(
+                (f"full-d128-{SMALL.format('')}", *_sparse(128, SMALL)),
+                (OURS, f"{OURS}:naive", "sdpa-cudnn", "sdpa-flash", "flex"),
+            ),
+        ),
+    ),
+    "tiles": Suite(
+        "every tile of the mma.sync kernel, with and without swizzle and a shared K/V buffer",
+        (Part(("full-d64-s4096", "full-d128-s4096", "causal-d128-s4096", "W4"), (), "tiles"),),
+    ),
+    "tiles90": Suite(
+        "every tile of the wgmma kernel",
+        (Part(("full-d64-s4096", "full-d128-s4096", "causal-d128-s4096", "W4", "W7"), (), "tiles90"),),
+    ),
+    "choices": Suite(
+        "shapes and vlm on the tiles of the wgmma kernel that are worth a look: is the table's choice the best?",
+        (
+            Part(
+                (
+                    *_dense((64, 128, 256), LENGTHS),
+                    *_dense((80,), (4096, 16384)),
+                    *NAMED,
+                    *_random(1),
+                    *SHORT_RANDOM,
+                ),
+                (),
+                "choices",
+            ),
+        ),
+    ),
+    "short": Suite(
+        "whole calls from Python, 128 to 4096 tokens",
+        (
+            Part(
+                tuple(
+                    f"{kind}-d128-s{length}-{WHOLE_SIZES}"
+                    for length in SHORT_LENGTHS
+                    for kind in ("causal", "random")
+                ),
+                EVERY,
+                "latency",
+            ),
+        ),
+    ),
+    "build": Suite(
+        "what a new mask costs before the first result",
+        (
+            Part(
+                ("W1", "W3", "W4", "W7g", "W12", "W13", "W10"),
+                (OURS, "flex", "flex-flash", "cudnn-flex"),
+                "build",
+            ),
+        ),
+    ),
+    "memory": Suite(
+        "peak device memory of a call and of a mask object",
+        (Part(("full-d128-s16384", "causal-d128-s16384", "W1", "W4", "W12"), EVERY, "memory"),),
+    ),
+    "dense": Suite(
+        "full and causal, D 64, 128 and 256: a short form of shapes, and the mma.sync kernel",
+        (
+            Part(
+                _dense((64, 128), (4096, 16384)),
+                (OURS, *PORTABLE_TILES, "sdpa-flash", "sdpa-cudnn", "flex", "fa4", "cudnn-flex"),
+            ),
+            Part(_dense((256,), (16384,)), (OURS, "sdpa-flash", "sdpa-cudnn", "fa4")),
+        ),
+    ),
+    "masks": Suite(
+        "a short form of vlm, also with the mma.sync kernel, and dense S 4096 for the executed rate",
+        (
+            Part(
+                ("full-d128-s4096", "W1", "W4", "W5", "W11", "W12"),
+                (OURS, PORTABLE_TILES[0], "flex", "flex-flash", "cudnn-flex"),
+            ),
+        ),
+    ),
+    "random": Suite(
+        "random interleaved masks, D 64",
+        (
+            Part(
+                _random(8),
+                (OURS, *PORTABLE_TILES, "flex", "cudnn-flex"),
+            ),
+        ),
+    ),
+    "latency": Suite(
+        "whole calls of small batches",
+        (
+            Part(
+                ("W15", *SHORT_RANDOM),
+                (OURS, "flex", "flex-flash", "cudnn-flex"),
+                "latency",
+            ),
+        ),
+    ),
+    "variants": Suite(
+        "stages, shared K/V buffer, swizzle",
+        (
+            Part(
+                ("full-d64-s4096", "full-d128-s4096", "causal-d128-s16384", "W4"),
+                tuple(f"{OURS}:{word}" for word in LADDER),
+            ),
+        ),
+    ),
+}

@@ -1,0 +1,48 @@
+"""The command `tune`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from omnicupy.tools.cli.console import JSON, print_json, track
+from omnicupy.tools.cli.options import DTYPE, problem_options, sizes
+
+
+@click.command()
+@sizes
+@DTYPE
+@click.option(
+    "--kernel", "kernels", multiple=True, type=click.Choice(["sm80", "sm90"]), help="Only these kernels."
+)
+@click.option("--samples", type=click.IntRange(min=3), default=20, show_default=True, help="Samples a round.")
+@click.option(
+    "--finalists", type=click.IntRange(min=2), default=8, show_default=True, help="Entries of rounds."
+)
+@click.option("--dry-run", is_flag=True, help="Print the ranking, keep nothing.")
+@click.option("--export", is_flag=True, help="Also print the winner as a row for the built-in table.")
+@JSON
+def tune(text: str, dtype: str, dry_run: bool, export: bool, as_json: bool, **options: Any) -> None:
+    """Search the fastest kernel variant for a problem on this GPU, and keep it for later calls.
+
+    Every legal variant is compiled, held against the reference and timed. One that beats the table's choice in
+    two rounds is kept in a file beside the kernel cache; calls of the same class of problem then use it.
+    """
+    from omnicupy.tools.tune import run as tune_run
+    from omnicupy.tools.tune import search
+
+    workload = problem_options(text, options)
+    settings = search.Settings(samples=options["samples"], finalists=options["finalists"])
+    result = tune_run.run(workload, dtype, options["kernels"], settings, track)
+    kept = "Nothing was kept." if dry_run else tune_run.keep(result)
+    if as_json:
+        row = {"row": tune_run.proposed_row(result)} if export else {}
+        print_json({**result.as_json(), **row})
+        click.echo(kept, err=True)
+        return
+    click.echo(f"{result.machine.device}: {tune_run.describe(result)}")
+    click.echo(tune_run.table(result))
+    click.echo(kept)
+    if export:
+        click.echo(tune_run.proposed_row(result))

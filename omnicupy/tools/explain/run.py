@@ -1,0 +1,205 @@
+"""What stands behind `explain`: where the time of one call goes, by the cost model and, with a GPU, by measuring."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from omnicupy.api import attention
+from omnicupy.call.problem import Problem
+from omnicupy.choose import ceilings as choose_ceilings
+from omnicupy.choose import pick, prediction, variants
+from omnicupy.choose.ceilings import Ceiling, Ceilings
+from omnicupy.choose.prediction import Prediction
+from omnicupy.jit import archs
+from omnicupy.jit.spec import AttnSpec
+from omnicupy.masks.mask import Mask
+from omnicupy.masks.stats import MaskStats
+from omnicupy.reference import sampled_rows
+from omnicupy.tools import environment
+from omnicupy.tools.bench import measure, timing
+from omnicupy.tools.explain.waste import Waste, wastes
+from omnicupy.tools.workloads.workload import Workload
+
+ORIGINS = 10  # of waste that are printed
+MOST_ITEMS = 2_000_000  # of the model: a few seconds
+DEFAULT_ARCH = "sm_90"  # without a GPU: that of the ceilings that ship with the library
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A variant's time on the GPU at hand. error: of sampled rows, over the same-precision reference's."""
+
+    ms: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One call explained. note: whose ceilings they are where they are not of the device at hand, else ""."""
+
+    workload: Workload
+    problem: Problem
+    spec: AttnSpec
+    stats: MaskStats
+    ceilings: Ceilings
+    ceiling: Ceiling
+    prediction: Prediction
+    wastes: tuple[Waste, ...]
+    note: str = ""
+    measured: Measured | None = None
+
+    @property
+    def predicted_ms(self) -> float:
+        """The predicted time."""
+        return self.prediction.us / 1e3
+
+    @property
+    def flops(self) -> float:
+        """Useful operations of the call."""
+        return self.workload.flops(self.stats.pairs)
+
+    @property
+    def error(self) -> float | None:
+        """Predicted over measured, less one; None where nothing was measured."""
+        return None if self.measured is None else self.predicted_ms / self.measured.ms - 1
+
+    def as_json(self) -> dict[str, Any]:
+        """All figures, for programs."""
+        names = (*self.stats.__dataclass_fields__, "density", "tiles", "empty", "executed", "waste")
+        return {
+            "workload": self.workload.name,
+            "problem": asdict(self.problem),
+            "variant": variants.word(self.spec),
+            "stats": {name: getattr(self.stats, name) for name in names},
+            "ceilings": {**asdict(self.ceiling), "device": self.ceilings.device.name, "note": self.note},
+            "predicted_ms": self.predicted_ms,
+            "parts_us": self.prediction.parts_us,
+            "balance": self.prediction.balance,
+            "work_items": self.prediction.items,
+            "slots": self.prediction.slots,
+            "measured": None if self.measured is None else asdict(self.measured),
+            "error": self.error,
+            "wastes": [asdict(one) for one in self.wastes],
+        }
+
+    def __str__(self) -> str:
+        return "\n".join((*self._sizes(), *self._time(), *self._waste()))
+
+    def _sizes(self) -> list[str]:
+        of, stats = self.problem, self.stats
+        return [
+            f"problem    {self.workload.name}: {of.dtype}, batch {of.batch}, {of.q_heads} query heads on "
+            f"{of.kv_heads}, head_dim {of.head_dim}",
+            f"variant    {variants.word(self.spec)} for {self.spec.arch}",
+            *(
+                line.replace("  ", "   ", 1) if line[0] != " " else f" {line}"
+                for line in str(stats).splitlines()
+            ),
+        ]
+
+    def _time(self) -> list[str]:
+        of = self.prediction
+        rate = self.ceiling.full_tflops(self.ceilings.device.sm_count)
+        shares = ", ".join(f"{name} {us / of.us:.1%}" for name, us in of.parts_us.items() if us)
+        lines = [
+            f"work       {of.items:,} items on {of.slots} places; balance {of.balance:.1%}",
+            f"predicted  {self.predicted_ms:.4f} ms, {self.flops / of.us / 1e6:.0f} TFLOP/s useful",
+            f"           {shares}",
+            f"ceilings   {self.ceilings.device.name}: {rate:.0f} TFLOP/s over full tiles; a pair of a partial tile "
+            f"{self.ceiling.partial_ps / self.ceiling.pair_ps:+.0%}, of a causal one "
+            f"{self.ceiling.causal_ps / self.ceiling.pair_ps:+.0%}, a skipped one "
+            f"{self.ceiling.skipped_ps / self.ceiling.pair_ps:.0%}",
+        ]
+        if self.note:
+            lines.append(f"           {self.note}")
+        if self.measured is not None and self.error is not None:
+            lines.append(
+                f"measured   {self.measured.ms:.4f} ms, {self.flops / self.measured.ms / 1e9:.0f} TFLOP/s useful; "
+                f"the prediction is {abs(self.error):.1%} too {'long' if self.error > 0 else 'short'}"
+            )
+        return lines
+
+    def _waste(self) -> list[str]:
+        executed = max(1, self.stats.executed)
+        total = sum(one.pairs for one in self.wastes)
+        lines = [f"waste      {total:,} executed pairs are not allowed ({total / executed:.2%})"]
+        for one in self.wastes[:ORIGINS]:
+            lines.append(f"  {one.pairs / executed:6.2%}   {one.what}: {one.why} ({one.tiles} tiles)")
+        hidden = self.wastes[ORIGINS:]
+        if hidden:
+            lines.append(
+                f"  {sum(one.pairs for one in hidden) / executed:6.2%}   {len(hidden)} other origins"
+            )
+        return lines
+
+
+def run(workload: Workload, dtype: str, variant: str | None = None) -> Explanation:
+    """Explain a call of a workload: with a GPU on it and measured there, else on the device of the ceilings.
+
+    dtype: "bfloat16" or "float16".  variant: a word of bench.configs, None for what a call gets. Raises ValueError
+    for a word of another form and for more work items than can be played, UnsupportedError where the model or the
+    library does not serve the problem.
+    """
+    gpu = environment.has_gpu()
+    known, name = choose_ceilings.load(), environment.device()["name"] if gpu else None
+    device, arch = _device(known[0], gpu)
+    mask = workload.mask()
+    problem = workload.problem(mask, dtype)
+    if variant:
+        spec = variants.parse(variant, arch, dtype, workload.head_dim)
+    else:
+        choose = pick.select if gpu else pick.pick  # tuned choices are of the GPU at hand
+        spec = choose(arch, problem, (mask,), device.sm_count)
+    ceilings, note = choose_ceilings.nearest(known, name, spec.kernel)
+    device = device if gpu else ceilings.device
+    blocks = mask.blocks(spec.br, spec.bc)
+    if (items := problem.batch * problem.q_heads * blocks.q_blocks) > MOST_ITEMS:
+        raise ValueError(
+            f"explain: expected at most {MOST_ITEMS} block rows of all heads, whose turns are played one by one, got "
+            f"{items}; give a smaller --batch"
+        )
+    ceiling = ceilings.at(spec.kernel, spec.head_dim, spec.rows)
+    return Explanation(
+        workload,
+        problem,
+        spec,
+        mask.stats(spec.br, spec.bc),
+        ceilings,
+        ceiling,
+        prediction.predict(prediction.work_of(spec, problem, blocks, device), ceiling),
+        tuple(wastes(mask, blocks)),
+        note,
+        _measure(workload, mask, spec) if gpu else None,
+    )
+
+
+def _device(ceilings: Ceilings, gpu: bool) -> tuple[choose_ceilings.Device, str]:
+    """The device that is described and its architecture."""
+    if not gpu:
+        return ceilings.device, DEFAULT_ARCH
+    import cupy
+
+    from omnicupy.gpu.device import device_info
+
+    info = device_info(cupy.cuda.Device().id)
+    named = choose_ceilings.Device(environment.device()["name"], info.sm_count, info.l2_bytes)
+    return named, archs.arch_of(info.major, info.minor)
+
+
+def _measure(workload: Workload, mask: Mask, spec: AttnSpec) -> Measured:
+    """The median time of a call from a cold L2 cache, after its sampled rows were held against the reference."""
+    import cupy
+
+    arrays = measure.make_inputs(workload, mask, spec.dtype)
+
+    def call() -> Any:
+        return attention(*arrays, mask, config=spec)
+
+    error = sampled_rows.SampledRows(arrays, mask).error(call())
+    if not error <= sampled_rows.TOLERANCE:
+        raise ValueError(
+            f"explain: {variants.word(spec)} gives a wrong result (error {error:.3g} of the reference's, allowed "
+            f"{sampled_rows.TOLERANCE}); verify it (`python cli.py verify`)"
+        )
+    return Measured(timing.Clock(cupy).interleaved({"call": call})["call"].median_ms, error)

@@ -1,0 +1,85 @@
+"""docs/report.md and what README.md says was measured: prose by hand, tables and pictures made from docs/results.
+
+A generated block stands between `<!-- generated: NAME -->` and `<!-- end -->`; everything else is left as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from omnicupy.jit.files import replace_file
+from omnicupy.tools.report import pictures, studies, tables, targets
+from omnicupy.tools.report.library import Library
+
+BLOCK = re.compile(r"<!-- generated: (?P<name>[^>]*?) -->\n.*?<!-- end -->", re.DOTALL)
+OPENING = "<!-- generated:"
+
+BLOCKS: dict[str, Callable[[Library], str]] = {
+    "records": tables.records_used,
+    "hopper targets": targets.hopper,
+    "portable targets": targets.portable,
+    "dense": tables.dense,
+    "models": tables.models,
+    "sparsity lines": studies.lines,
+    "sparsity crossings": studies.crossings,
+    "choices": studies.choices,
+    "variants": tables.variants,
+    "short": tables.figures("short"),
+    "latency": tables.figures("latency"),
+    "build": tables.figures("build"),
+    "memory": tables.figures("memory"),
+    "host": tables.figures("host"),
+    "cold": tables.figures("cold"),
+    "cpu": tables.figures("cpu"),
+    "presets": tables.figures("presets"),
+    "counters": tables.figures("counters"),
+    "bounds": tables.bounds,
+    "ceilings": studies.ceilings,
+    "predictions": studies.predictions,
+    "predicted models": studies.predicted_models,
+    **{f"picture {name}": partial(pictures.block, name) for name in pictures.SHOWN},
+}
+
+
+def render(text: str, library: Library) -> str:
+    """A report's text with every generated block made anew.
+
+    Raises ValueError for a block of an unknown name and for one that does not end.
+    """
+
+    def made(found: re.Match[str]) -> str:
+        name = found["name"]
+        if name not in BLOCKS:
+            raise ValueError(f"report: expected a block of some of {', '.join(BLOCKS)}, got {name!r}")
+        return f"<!-- generated: {name} -->\n\n{BLOCKS[name](library).strip()}\n\n<!-- end -->"
+
+    if len(BLOCK.findall(text)) != text.count(OPENING):
+        raise ValueError("report: a generated block does not end; close it with <!-- end -->")
+    return BLOCK.sub(made, text)
+
+
+def update(docs: Path, *, with_pictures: bool = True) -> list[Path]:
+    """Make docs/report.md, the README.md beside docs, and docs/plots anew from docs/results; returns the files that
+    were written.
+
+    Raises ValueError for a text or a record that is none, OSError, ImportError without matplotlib (when pictures are
+    wanted).
+    """
+    library = Library.open(docs / "results")
+    for path in texts(docs):
+        replace_file(path, render(path.read_text(), library).encode())
+    return [*texts(docs), *(pictures.save(library, docs / "plots") if with_pictures else [])]
+
+
+def stale(docs: Path) -> list[Path]:
+    """The texts whose tables are not those of the records."""
+    library = Library.open(docs / "results")
+    return [path for path in texts(docs) if render(path.read_text(), library) != path.read_text()]
+
+
+def texts(docs: Path) -> tuple[Path, Path]:
+    """What holds generated blocks."""
+    return docs / "report.md", docs.absolute().parent / "README.md"

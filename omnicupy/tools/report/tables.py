@@ -1,0 +1,187 @@
+"""The report's tables of times: each is made from the newest record of its suite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from omnicupy.tools.bench.records import OURS, Row, table
+from omnicupy.tools.report import roofline
+from omnicupy.tools.report import style as plot_style
+from omnicupy.tools.report.library import Found, Library
+
+NONE = "No record of this suite yet."
+
+
+def records_used(library: Library) -> str:
+    """Every record: what it holds, where it was measured, and the calibration of its run."""
+    lines = [
+        [
+            "record",
+            "suites",
+            "device",
+            "driver",
+            "NVRTC",
+            "commit",
+            "8192^3 product",
+            "copies",
+            "clock before, after",
+        ],
+        [*["---"] * 6, "---:", "---:", "---:"],
+    ]
+    for name, content in library.of.items():
+        gemm, copy = content.get("gemm_tflops"), content.get("copy_tbps")
+        clocks = [
+            str((content.get(f"clocks_{when}") or {}).get("clocks.sm", "")) for when in ("before", "after")
+        ]
+        lines.append(
+            [
+                f"[{name}](results/{name})",
+                ", ".join(content.get("suites") or []),
+                content.get("device") or "CPU",
+                content.get("driver") or "",
+                content.get("nvrtc") or "",
+                _commit(str(content.get("commit") or "")),
+                f"{gemm:.0f} TFLOP/s" if gemm else "",
+                f"{copy:.2f} TB/s" if copy else "",
+                f"{', '.join(clocks)} MHz" if all(clocks) else "",
+            ]
+        )
+    return table(lines)
+
+
+def _commit(name: str) -> str:
+    """The beginning of a commit's name; "+" stays: the tree was not that commit's alone."""
+    return name[:8] + "+" * name.endswith("+")
+
+
+def dense(library: Library) -> str:
+    """Full and causal attention by head_dim and length, a column a system: every length, then every system."""
+    found = [one for one in (library.newest("shapes"), library.newest("dense")) if one]
+    return "\n\n".join(f"{one.source}\n\n{_dense(one)}" for one in found) or NONE
+
+
+def _dense(found: Found) -> str:
+    rows = [
+        row for row in found.rows if row["workload"].partition("-")[0] in ("full", "causal") and row.get("ms")
+    ]
+    systems = plot_style.ordered(row["system"] for row in rows)
+    of = {(_sizes(row), row["workload"].partition("-")[0], row["system"]): row for row in rows}
+    lines = [["full / causal", *(plot_style.style(system).label for system in systems)]]
+    lines.append(["---", *["---:"] * len(systems)])
+    for sizes in sorted({_sizes(row) for row in rows}):
+        cells = []
+        for system in systems:
+            pair = [of.get((sizes, kind, system)) for kind in ("full", "causal")]
+            cells.append(" / ".join(_rate(row) for row in pair) if any(pair) else "")
+        lines.append([f"D {sizes[0]}, S {sizes[1]}", *cells])
+    return f"Useful TFLOP/s.\n\n{table(lines)}"
+
+
+def models(library: Library) -> str:
+    """The named workloads: useful and executed rates, the share of the rivals' time."""
+    return _from(library, ("vlm", "masks"), _models)
+
+
+def _models(found: Found) -> str:
+    rows = [row for row in found.rows if row.get("ms") and row.get("correct") is not False]
+    rivals = [name for name in plot_style.ordered(row["system"] for row in rows) if not name.startswith(OURS)]
+    of = {(row["workload"], row["system"]): row for row in rows}
+    head = ["workload", "density", "variant", "ms", "useful TFLOP/s", "executed TFLOP/s", "useful pairs"]
+    lines = [[*head, *(f"times {plot_style.style(rival).label}" for rival in rivals)]]
+    lines.append([*["---", "---:", "---"], *["---:"] * (len(lines[0]) - 3)])
+    for name in dict.fromkeys(row["workload"] for row in rows):
+        ours = of.get((name, OURS))
+        if ours is None:
+            continue
+        cells = [f"{ours['density']:.1%}", ours["spec"], f"{ours['ms']:.3f}", f"{ours['tflops']:.0f}"]
+        cells += [f"{ours['executed_tflops']:.0f}", f"{ours['useful']:.1%}"]
+        lines.append([name, *cells, *(_times(ours, of.get((name, rival))) for rival in rivals)])
+    return table(lines)
+
+
+def variants(library: Library) -> str:
+    """The ladder of variants, TFLOP/s by workload."""
+    return _from(library, ("variants",), _variants)
+
+
+def _variants(found: Found) -> str:
+    rows = [row for row in found.rows if row.get("ms")]
+    names = list(dict.fromkeys(row["workload"] for row in rows))
+    of = {(row["spec"], row["workload"]): row for row in rows}
+    lines = [["variant", *names], ["---", *["---:"] * len(names)]]
+    for word in dict.fromkeys(row["spec"] for row in rows):
+        lines.append([word, *(_rate(of.get((word, name))) for name in names)])
+    return f"Useful TFLOP/s.\n\n{table(lines)}"
+
+
+def figures(*suites: str) -> Callable[[Library], str]:
+    """A table of everything else that a suite measured: a line a workload and system, a column a figure."""
+    return lambda library: _from(library, suites, _figures)
+
+
+def _figures(found: Found) -> str:
+    rows = [row for row in found.rows if row.get("figures")]
+    names = list(dict.fromkeys(name for row in rows for name in row["figures"]))
+    lines = [["workload", "system", *names], ["---", "---", *["---:"] * len(names)]]
+    for row in rows:
+        system = plot_style.style(row["system"]).label
+        lines.append([row["workload"], system, *(_figure(row["figures"].get(name)) for name in names)])
+    return table(lines)
+
+
+def bounds(library: Library) -> str:
+    """The least time that each ceiling allows, and what was taken."""
+    parts = []
+    for suites in (("shapes", "dense"), ("vlm", "masks")):
+        found = library.newest(*suites)
+        if found:
+            parts.append(f"{found.source}\n\n{_bounds(found)}")
+    return "\n\n".join(parts) or NONE
+
+
+def _bounds(found: Found) -> str:
+    head = [
+        "workload",
+        "variant",
+        "measured ms",
+        "tensor cores",
+        "exponentials",
+        "memory",
+        "bound by",
+        "bound / time",
+    ]
+    lines = [head, ["---", "---", *["---:"] * 4, "---", "---:"]]
+    for one in (one for part in found.parts for one in roofline.bounds(part.rows, part.content)):
+        name, ms = one.bound
+        known = [
+            f"{part:.3f}" if part is not None else "" for part in (one.tensor, one.exponentials, one.memory)
+        ]
+        lines.append([one.workload, one.spec, f"{one.ms:.3f}", *known, name, f"{ms / one.ms:.0%}"])
+    return table(lines)
+
+
+def _from(library: Library, suites: Sequence[str], make: Callable[[Found], str]) -> str:
+    found = library.newest(*suites)
+    return f"{found.source}\n\n{make(found)}" if found else NONE
+
+
+def _sizes(row: Row) -> tuple[int, int]:
+    return row["shape"][5], row["shape"][3]
+
+
+def _rate(row: Row | None) -> str:
+    if row is None or not row.get("ms"):
+        return "-"
+    return f"{row['tflops']:.0f}" + (" (wrong)" if row.get("correct") is False else "")
+
+
+def _times(ours: Row, theirs: Row | None) -> str:
+    return f"{theirs['ms'] / ours['ms']:.2f}" if theirs else ""
+
+
+def _figure(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float) or (isinstance(value, int) and abs(value) >= 10**6):
+        return f"{value:.4g}"
+    return str(value)

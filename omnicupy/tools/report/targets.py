@@ -1,0 +1,237 @@
+"""What was aimed at, beside what was measured: the tables of README.md."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omnicupy.tools.bench.records import OURS, Row, table
+from omnicupy.tools.bench.suites import PORTABLE_TILES, SHORT_RANDOM
+from omnicupy.tools.report import style as plot_style
+from omnicupy.tools.report.library import FromRecord, Library
+
+MATRIX_PRODUCT = "8192^3 matrix product"
+IN_A_ROW, ALONE = "us_of_100_in_a_row", "us_alone"
+MODELS = ("W1", "W2", "W3", "W4", "W5", "W6", "W7", "W8f", "W9", "W10", "W11", "W12", "W13")
+LONG_RANDOM = ("random-d64-s8192-seed0", "random-d64-s16384-seed0")
+
+
+@dataclass(frozen=True)
+class Target:
+    """How many times as fast as a rival, at least and if possible. Those of one label share a line.
+
+    suites: looked at in this order, for the newest record that has all systems.  workloads: the worst of them counts.
+    rivals: systems, of which the fastest counts, or MATRIX_PRODUCT.  ours: our system.  figure: of rows that hold no
+    rate: the name of a time.  mean: the geometric mean instead of the worst.
+    """
+
+    label: str
+    suites: tuple[str, ...]
+    workloads: tuple[str, ...]
+    rivals: tuple[str, ...]
+    least: float | None = None
+    aim: float | None = None
+    ours: str = OURS
+    figure: str = ""
+    mean: bool = False
+
+
+def _dense(label: str, name: str, rival: str, least: float | None, aim: float | None = None) -> Target:
+    return Target(label, ("dense", "shapes"), (name,), (rival,), least, aim)
+
+
+def _full_and_causal() -> Iterator[Target]:
+    label, name = "D 128, S 16384, full", "full-d128-s16384"
+    yield _dense(label, name, "sdpa-cudnn", 1.08)
+    yield _dense(label, name, "fa4", 0.97)
+    yield _dense(label, name, MATRIX_PRODUCT, None, 0.9)
+    for kind, head_dim, length, least, aim in (
+        ("causal", 128, 16384, 1.1, 1.2),
+        ("causal", 128, 4096, 1.0, 1.2),
+        ("full", 64, 16384, 1.1, 1.25),
+        ("causal", 64, 16384, 1.1, 1.25),
+        ("full", 256, 16384, 1.0, 1.15),
+        ("causal", 256, 16384, 1.0, 1.15),
+    ):
+        label, name = f"D {head_dim}, S {length}, {kind}", f"{kind}-d{head_dim}-s{length}"
+        yield _dense(label, name, "sdpa-cudnn", least, aim)
+        yield _dense(label, name, "fa4", None)
+
+
+def _masks() -> Iterator[Target]:
+    for name in MODELS:
+        yield Target(name, ("vlm",), (name,), ("cudnn-flex",), 0.95)
+        yield Target(name, ("vlm",), (name,), ("flex",), 1.4)
+    yield Target("W1 to W13, geometric mean", ("vlm",), MODELS, ("cudnn-flex",), 1.0, 1.15, mean=True)
+    for name in LONG_RANDOM:
+        yield Target(_random_label(name), ("random",), (name,), ("cudnn-flex",), None, 1.2)
+        yield Target(_random_label(name), ("random",), (name,), ("flex",), 2.0)
+
+
+def _whole_calls() -> Iterator[Target]:
+    for name in ("W15", *SHORT_RANDOM):
+        for figure, how in ((IN_A_ROW, "in a row"), (ALONE, "alone")):
+            label = f"{'W15' if name == 'W15' else _random_label(name)}, {how}"
+            yield Target(label, ("latency",), (name,), ("flex",), 2.0, figure=figure)
+            yield Target(label, ("latency",), (name,), ("flex", "cudnn-flex"), None, 3.0, figure=figure)
+
+
+def _portable() -> Iterator[Target]:
+    narrow, wide = PORTABLE_TILES
+    for head_dim, ours in ((64, wide), (128, narrow)):
+        for length in (4096, 16384):
+            for kind in ("full", "causal"):
+                label, name = f"D {head_dim}, S {length}, {kind}", f"{kind}-d{head_dim}-s{length}"
+                yield Target(label, ("dense",), (name,), ("sdpa-flash",), 0.95, ours=ours)
+    for name in ("W1", "W4", "W5", "W11", "W12"):
+        yield Target(name, ("masks",), (name,), ("flex",), 0.75, ours=narrow)
+    for name in ("random-d64-s1024-seed0", "random-d64-s16384-seed0"):
+        yield Target(_random_label(name), ("random",), (name,), ("flex",), 1.2, ours=wide)
+
+
+def _random_label(name: str) -> str:
+    _, head_dim, length, _, *sizes = name.split("-")
+    heads = f", {sizes[0][1:]} heads of {sizes[1][1:]}, batch {sizes[2][1:]}" if sizes else ""
+    return f"random, D {head_dim[1:]}, S {length[1:]}{heads}"
+
+
+HOPPER = {
+    "Full and causal": tuple(_full_and_causal()),
+    "Masks": tuple(_masks()),
+    "Whole calls from Python, us (alone: with a synchronisation; in a row: a hundred, then one; each turn after "
+    "a rest of 50 ms)": tuple(_whole_calls()),
+}
+PORTABLE = {"mma.sync": tuple(_portable())}
+
+
+def hopper(library: Library) -> str:
+    """The Hopper kernel beside its rivals."""
+    return _tables(library, HOPPER)
+
+
+def portable(library: Library) -> str:
+    """The mma.sync kernel on the same GPU."""
+    return _tables(library, PORTABLE)
+
+
+def _tables(library: Library, groups: Mapping[str, Sequence[Target]]) -> str:
+    """A table for each group. Targets without a measurement are shown as such: none is left out."""
+    used: dict[str, FromRecord] = {}
+    parts = [
+        "Theirs (TFLOP/s where nothing else is said): how many times as fast omnicupy is, in brackets what was set out "
+        "for; bold where it is below the least."
+    ]
+    for title, targets in groups.items():
+        parts.append((f"{title}:\n\n" if len(groups) > 1 else "") + _table(library, targets, used))
+    names = [f"`{name}` ({_product(part.content)})" for name, part in sorted(used.items())]
+    devices = sorted({str(part.content.get("device")) for part in used.values()})
+    parts.append(f"Records of {', '.join(devices)}: {', '.join(names)}." if used else "No record yet.")
+    return "\n\n".join(parts)
+
+
+def _product(content: dict[str, Any]) -> str:
+    rate = content.get("gemm_tflops")
+    return f"{MATRIX_PRODUCT} {rate:.0f}" if rate else "no matrix product"
+
+
+def _table(library: Library, targets: Sequence[Target], used: dict[str, FromRecord]) -> str:
+    """Lines by label, a column a rival. used: records that the figures are from are added."""
+    rivals = list(dict.fromkeys(rival for target in targets for rival in target.rivals))
+    lines = [["", "omnicupy", *map(_label, rivals)], ["---", *["---:"] * (1 + len(rivals))]]
+    for label in dict.fromkeys(target.label for target in targets):
+        ours = ""
+        cells: dict[str, Cell] = {}
+        for target in (one for one in targets if one.label == label):
+            compared = _compared(target, library.every(*target.suites))
+            rival = compared.rival if compared else target.rivals[-1]
+            cell = cells.setdefault(rival, Cell(compared))
+            cell.least = cell.least or target.least
+            cell.aim = cell.aim or target.aim
+            if compared:
+                ours = compared.ours
+                used |= {part.name: part for part in compared.parts}
+        lines.append([label, ours, *(str(cells.get(rival, "")) for rival in rivals)])
+    return table(lines)
+
+
+@dataclass
+class Cell:
+    """One comparison in a table, and what is wanted of it."""
+
+    compared: Compared | None
+    least: float | None = None
+    aim: float | None = None
+
+    def __str__(self) -> str:
+        wanted = [f"{word} {one:.2f}" for word, one in (("least", self.least), ("aim", self.aim)) if one]
+        return f"{self._measured()} ({', '.join(wanted)})" if wanted else self._measured()
+
+    def _measured(self) -> str:
+        if self.compared is None:
+            return "not measured"
+        ratio = f"{self.compared.ratio:.3f}"
+        if self.least and self.compared.ratio < self.least:
+            ratio = f"**{ratio}**"
+        return f"{self.compared.theirs}: {ratio}" if self.compared.theirs else ratio
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One comparison. rival: the system.  ours, theirs: figures.  parts: the records that they are from."""
+
+    rival: str
+    ours: str
+    theirs: str
+    ratio: float
+    parts: tuple[FromRecord, ...]
+
+
+def _compared(target: Target, parts: Sequence[FromRecord]) -> Compared | None:
+    """None where a row is missing or wrong."""
+    each = [_on(name, target, parts) for name in target.workloads]
+    known = [one for one in each if one]
+    if len(known) < len(each):
+        return None
+    if target.mean:
+        mean = math.exp(sum(math.log(one.ratio) for one in known) / len(known))
+        return Compared(known[0].rival, "", "", mean, tuple(part for one in known for part in one.parts))
+    return min(known, key=lambda one: one.ratio)
+
+
+def _on(workload: str, target: Target, parts: Sequence[FromRecord]) -> Compared | None:
+    """The comparison on one workload, in the first record that has all its rows."""
+    for part in parts:
+        rows = {row["system"]: row for row in part.rows if row["workload"] == workload}
+        if not {target.ours, *target.rivals} - {MATRIX_PRODUCT} <= set(rows):
+            continue
+        of = {system: row for system, row in rows.items() if _is_right(row)}
+        ours = _value(of[target.ours], target) if target.ours in of else None
+        rates = {rival: _value(of[rival], target) for rival in target.rivals if rival in of}
+        if MATRIX_PRODUCT in target.rivals:
+            if not part.content.get("gemm_tflops"):
+                continue
+            rates[MATRIX_PRODUCT] = part.content["gemm_tflops"]
+        theirs = {rival: rate for rival, rate in rates.items() if rate}
+        if not ours or len(theirs) < len(target.rivals):
+            return None
+        fastest = (min if target.figure else max)(theirs, key=theirs.__getitem__)
+        his = theirs[fastest]
+        ratio = his / ours if target.figure else ours / his
+        return Compared(fastest, f"{ours:.0f}", f"{his:.0f}", ratio, (part,))
+    return None
+
+
+def _is_right(row: Row) -> bool:
+    """Was the result held against the reference and found right?"""
+    return row.get("correct", row.get("figures", {}).get("correct")) is True
+
+
+def _value(row: Row, target: Target) -> float | None:
+    found = row.get("figures", {}).get(target.figure) if target.figure else row.get("tflops")
+    return float(found) if found else None
+
+
+def _label(system: str) -> str:
+    return system if system == MATRIX_PRODUCT else plot_style.style(system).label

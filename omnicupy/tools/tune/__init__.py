@@ -1,0 +1,1 @@
+"""Searching the fastest variant for a problem on this GPU."""

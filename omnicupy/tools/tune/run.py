@@ -1,0 +1,204 @@
+"""What stands behind `tune`: the search on the current GPU, its table, the choice that is kept, a row for tune.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from typing import Any
+
+from omnicupy.api import attention
+from omnicupy.call.problem import Problem
+from omnicupy.choose import classes, pick, saved, variants
+from omnicupy.choose import table as choose_table
+from omnicupy.choose.classes import ProblemClass
+from omnicupy.choose.saved import Machine
+from omnicupy.jit import archs
+from omnicupy.jit.build import Track, silent
+from omnicupy.jit.spec import AttnSpec, round_up
+from omnicupy.masks.mask import Mask
+from omnicupy.reference import sampled_rows
+from omnicupy.tools import environment
+from omnicupy.tools.bench import measure, timing
+from omnicupy.tools.tune import search
+from omnicupy.tools.tune.search import Entry, Found
+from omnicupy.tools.watchdog import Watchdog
+from omnicupy.tools.workloads.workload import Workload
+
+MOST_LINES = 20  # of the printed ranking
+HANG_S = 120.0  # after which a variant that does not end is named and the process ended
+
+
+class GpuTrial:
+    """A workload's inputs on the current GPU, as search.Trial. step: told of each variant before it runs."""
+
+    def __init__(self, workload: Workload, mask: Mask, dtype: str, step: Callable[[str], None]) -> None:
+        import cupy
+
+        self._mask, self._step = mask, step
+        self._arrays = measure.make_inputs(workload, mask, dtype)
+        self._judge = sampled_rows.SampledRows(self._arrays, mask)
+        self._clock = timing.Clock(cupy)
+
+    def error(self, spec: AttnSpec) -> float:
+        """The largest error of sampled rows over that of the same-precision reference."""
+        return self._judge.error(self._call(spec))
+
+    def sample(self, spec: AttnSpec) -> float:
+        """Milliseconds of one call, from a cold L2 cache."""
+        return self._clock.sample(lambda: self._call(spec))
+
+    def _call(self, spec: AttnSpec) -> Any:
+        self._step(variants.word(spec))
+        return attention(*self._arrays, self._mask, config=spec)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A finished search and what it was of. arch: the device's.  flops: of one forward pass."""
+
+    workload: Workload
+    problem: Problem
+    arch: str
+    machine: Machine
+    problem_class: ProblemClass
+    flops: float
+    found: Found
+
+    def as_json(self) -> dict[str, Any]:
+        """All figures, for programs."""
+        return {
+            "machine": asdict(self.machine),
+            "problem": asdict(self.problem),
+            "mask": self.workload.name,
+            "class": asdict(self.problem_class),
+            "builtin": variants.word(self.found.builtin),
+            "winner": variants.word(self.found.winner),
+            "gain": round(self.found.gain, 4),
+            "ranking": [self._line(entry) for entry in self.found.ranking],
+            "dropped": {variants.word(spec): reason for spec, reason in self.found.dropped},
+        }
+
+    def _line(self, entry: Entry) -> dict[str, Any]:
+        return {
+            "variant": variants.word(entry.spec),
+            "ms": round(entry.ms, 5),
+            "tflops": round(self.flops / entry.ms / 1e9, 1),
+            "rounds_ms": [round(ms, 5) for ms in entry.rounds_ms],
+            "error": round(entry.error, 3),
+        }
+
+
+def run(
+    workload: Workload,
+    dtype: str,
+    kernels: Sequence[str] = (),
+    settings: search.Settings | None = None,
+    track: Track = silent,
+) -> Tuned:
+    """Search the legal variants of `kernels` (() for all that serve the device) for a workload on this GPU.
+
+    dtype: "bfloat16" or "float16". Raises ValueError without a GPU, UnsupportedError when no kernel serves the
+    problem, and what search.search raises. A variant that hangs ends the process, which names it.
+    """
+    if not environment.has_gpu():
+        raise ValueError("tune: a GPU is needed, and there is none here")
+    import cupy
+
+    from omnicupy.gpu.device import device_info
+
+    info = device_info(cupy.cuda.Device().id)
+    arch = archs.arch_of(info.major, info.minor)
+    mask = workload.mask()
+    problem = workload.problem(mask, dtype)
+    with pick.serve_every_kernel():
+        builtin = pick.pick(arch, problem, (mask,), info.sm_count)
+        kinds = kernels or ("sm90", "sm80")
+        specs = search.candidates(arch, dtype, workload.head_dim, mask.shape[0], kinds, problem.group)
+        with Watchdog(HANG_S) as watchdog:
+
+            def watched(items: Iterable[Any], label: str, length: int) -> Iterator[Any]:
+                for item in track(items, label, length):
+                    watchdog.step(label)
+                    yield item
+
+            trial = GpuTrial(workload, mask, dtype, watchdog.step)
+            found = search.search(specs, builtin, trial, settings, watched)
+    problem_class = classes.class_of(problem, (mask,), info.sm_count)
+    machine = saved.current_machine()
+    return Tuned(workload, problem, arch, machine, problem_class, workload.flops(mask.pairs), found)
+
+
+def keep(result: Tuned) -> str:
+    """Keep the winner for later calls of its class; returns a sentence that says what was done.
+
+    Where the table's choice stays, one that was kept before is dropped. Raises OSError when the file cannot be
+    written.
+    """
+    found = result.found
+    if found.winner == found.builtin:
+        saved.drop(result.machine, result.problem_class)
+        return "The table's choice stays: no other variant won both rounds."
+    winner = found.entry(found.winner)
+    measured = {
+        "ms": winner.ms,
+        "table": variants.word(found.builtin),
+        "table_ms": found.entry(found.builtin).ms,
+    }
+    path = saved.keep(result.machine, result.problem_class, found.winner, measured)
+    text = f"Kept {variants.word(found.winner)} ({found.gain:.1%} faster) in {path}, for {describe(result)}."
+    if found.winner.kernel not in pick.SERVED:
+        text += f" Calls use it once kernel {found.winner.kernel!r} is attested."
+    return text
+
+
+def describe(result: Tuned) -> str:
+    """The class of problems in words."""
+    of = result.problem_class
+    return f"{of.dtype}, head_dim {of.head_dim}, mask {of.mask}, {of.shape}"
+
+
+def table(result: Tuned) -> str:
+    """The ranking as text, a variant a line, and how many were left out why."""
+    lines = [f"{'':4}{'variant':28}{'ms':>10}{'TFLOP/s':>10}{'vs table':>10}"]
+    table_ms = result.found.entry(result.found.builtin).ms
+    for place, entry in enumerate(result.found.ranking, 1):
+        mark = "  the table's" if entry.spec == result.found.builtin else ""
+        if place > MOST_LINES and not mark:
+            continue
+        rate = result.flops / entry.ms / 1e9
+        lines.append(
+            f"{place:<4}{variants.word(entry.spec):28}{entry.ms:10.4f}{rate:10.0f}{table_ms / entry.ms:9.3f}x{mark}"
+        )
+    hidden = len(result.found.ranking) - len(lines) + 1
+    if hidden:
+        lines.append(f"... and {hidden} slower ones")
+    if result.found.dropped:
+        lines.append(f"left out: {len(result.found.dropped)} that do not compile cleanly, fail or are wrong")
+    return "\n".join(lines)
+
+
+def proposed_row(result: Tuned) -> str:
+    """The winner as a line for tune.TABLE, for this head_dim, architecture and the kind of problem it was found on."""
+    found = result.found
+    head_dim = round_up(result.problem.head_dim, 16)
+    dtype = result.problem.dtype
+    origin = next(
+        row
+        for row in choose_table.TABLE
+        if row.serves(result.arch, dtype, head_dim)
+        and row.spec(result.arch, dtype, head_dim) == found.builtin
+    )
+    of_spec = {
+        one.name: getattr(found.winner, one.name)
+        for one in fields(choose_table.Row)
+        if hasattr(found.winner, one.name)
+    }
+    if origin.shape == "shared" and found.winner.heads == 1:
+        of_spec["shape"] = "small"
+    row = replace(origin, **of_spec, head_dims=(head_dim, head_dim), archs=(result.arch,), cost=None)
+    shown = ", ".join(
+        f"{one.name}={getattr(row, one.name)!r}"
+        for one in fields(row)
+        if one.default is MISSING or getattr(row, one.name) != one.default
+    )
+    return f"Row({shown}),"

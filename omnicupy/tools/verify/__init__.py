@@ -1,0 +1,1 @@
+"""Verifying: cases, engines, the table of outcomes, and the attestation."""

@@ -1,0 +1,193 @@
+"""The verification cases: what every kernel, and the CPU engine, is compared with the float64 reference on.
+
+A case is a value with a stable, readable id; its masks and inputs follow from the id alone. `FIXED` is the
+list made by hand, `sweep.py` draws random ones.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from omnicupy.masks.mask import Mask
+from omnicupy.tools.verify.case_masks import MASK_KINDS, alive, build
+
+SHORT = {"float16": "f16", "bfloat16": "bf16", "float32": "f32", "float64": "f64"}
+POISON, BSHD, LARGE, PER_BATCH, BROADCAST, REVERSED = OPTIONS = (
+    *("poison", "bshd", "large", "masks", "broadcast", "reversed"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One comparison: q (batch, q_heads, q_len, head_dim) with k and v (batch, kv_heads, k_len, head_dim).
+
+    group: the line of the report it counts for.  mask: one of case_masks.MASK_KINDS.  options:
+    "poison": some keys are dead, their K and V are NaN and Inf;  "bshd": the arrays are (batch, tokens,
+    heads, head_dim) in memory;  "large": scores up to about 1e4;  "masks": each batch element has its own
+    mask; "broadcast": K and V of one batch element serve all (stride 0);  "reversed": K and V run backwards
+    in memory. seed: varies masks and inputs of otherwise equal cases.  tag: leads the id of a random case.
+    """
+
+    group: str
+    mask: str
+    dtype: str
+    head_dim: int
+    q_len: int
+    k_len: int
+    q_heads: int = 2
+    kv_heads: int = 2
+    batch: int = 1
+    options: tuple[str, ...] = ()
+    seed: int = 0
+    tag: str = ""
+
+    def __post_init__(self) -> None:
+        if self.mask not in MASK_KINDS:
+            raise ValueError(f"case: mask must be one of {', '.join(MASK_KINDS)}, got {self.mask!r}")
+        if unknown := set(self.options) - set(OPTIONS):
+            raise ValueError(
+                f"case: options must be of {', '.join(OPTIONS)}, got {', '.join(sorted(unknown))}"
+            )
+
+    @property
+    def id(self) -> str:
+        """Stable and unique: every field but the group."""
+        parts = [f"d{self.head_dim}", SHORT[self.dtype], self.mask, f"q{self.q_len}k{self.k_len}"]
+        parts.append(f"h{self.q_heads}g{self.q_heads // self.kv_heads}")
+        if self.batch > 1:
+            parts.append(f"b{self.batch}")
+        parts += self.options
+        if self.seed:
+            parts.append(f"s{self.seed}")
+        return "-".join([self.tag, *parts] if self.tag else parts)
+
+    @property
+    def work(self) -> int:
+        """Multiply-adds of the two products over all pairs: what a reference costs."""
+        return 2 * self.batch * self.q_heads * self.q_len * self.k_len * self.head_dim
+
+    def generator(self, purpose: str) -> np.random.Generator:
+        """Random numbers that depend on the case and on what they are for."""
+        return np.random.default_rng(zlib.crc32(f"{self.id} {purpose}".encode()))
+
+    def masks(self) -> list[Mask]:
+        """One mask for the batch, or one for each of its elements."""
+        rng = self.generator("mask")
+        count = self.batch if PER_BATCH in self.options else 1
+        made = [build(self.mask, self.q_len, self.k_len, rng) for _ in range(count)]
+        if POISON in self.options:
+            made = [mask & alive(self.q_len, self.k_len, rng) for mask in made]
+        return made
+
+
+def dead_tiles(masks: list[Mask], br: int, bc: int) -> int:
+    """Visited tiles that hold a dead key, of all masks cut at (br, bc)."""
+    return sum(mask.stats(br, bc).dead for mask in masks)
+
+
+BASE = Case(group="", mask="segments", dtype="bfloat16", head_dim=64, q_len=200, k_len=200)
+RAGGED = (1, 2, 63, 64, 65, 127, 128, 129, 255, 257, 1000)
+
+
+def _head_dims() -> Iterator[Case]:
+    """Every multiple of 8 up to 256, and tiled ones up to 1024; the dtypes alternate, the tuned ones get
+    both.
+    """
+    tuned = (64, 72, 80, 96, 128, 192, 256, 512, 1024)
+    for i, head_dim in enumerate([*range(8, 257, 8), 264, 320, 384, 512, 520, 640, 768, 1000, 1024]):
+        for j, dtype in enumerate(("bfloat16", "float16")):
+            if head_dim in tuned or i % 2 == j:
+                mask = ("segments", "causal", "documents")[i % 3]
+                case = replace(BASE, group="head dims", head_dim=head_dim, dtype=dtype, mask=mask)
+                yield replace(case, q_len=150 + i, k_len=190 + 3 * (i % 5), q_heads=4, kv_heads=2)
+
+
+def _masks() -> Iterator[Case]:
+    for mask in MASK_KINDS:
+        for head_dim, dtype in ((64, "bfloat16"), (128, "float16"), (320, "bfloat16")):
+            case = replace(BASE, group="masks", mask=mask, head_dim=head_dim, dtype=dtype)
+            yield replace(case, q_len=333, k_len=333)
+            if head_dim < 320:
+                yield replace(case, q_len=130, k_len=517)
+                yield replace(case, q_len=517, k_len=130)
+
+
+def _ragged() -> Iterator[Case]:
+    for i, q_len in enumerate(RAGGED):
+        for j, k_len in enumerate(RAGGED):
+            mask = ("full", "causal", "segments")[(i + j) % 3]
+            dtype = ("bfloat16", "float16")[j % 2]
+            head_dim = (64, 128, 40)[(i + 2 * j) % 3]
+            yield replace(
+                BASE, group="ragged", mask=mask, q_len=q_len, k_len=k_len, dtype=dtype, head_dim=head_dim
+            )
+
+
+def _heads() -> Iterator[Case]:
+    for group in (1, 2, 3, 4, 7, 8):
+        for kv_heads in (1, 3):
+            case = replace(BASE, group="heads", q_heads=group * kv_heads, kv_heads=kv_heads, batch=2)
+            yield replace(case, q_len=140, k_len=301, head_dim=128 if group % 2 else 64)
+
+
+def _empty_rows() -> Iterator[Case]:
+    for mask in ("empty", "holes", "ranges", "causal"):
+        for head_dim in (64, 128, 512):
+            yield replace(
+                BASE, group="empty rows", mask=mask, head_dim=head_dim, q_len=400, k_len=150, seed=1
+            )
+
+
+def _poison() -> Iterator[Case]:
+    for mask in MASK_KINDS:
+        if mask != "empty":
+            for head_dim, dtype in ((64, "bfloat16"), (128, "float16"), (256, "bfloat16"), (512, "float16")):
+                case = replace(BASE, group="dead keys", mask=mask, head_dim=head_dim, dtype=dtype)
+                yield replace(case, q_len=261, k_len=390, options=(POISON,))
+
+
+def _strides() -> Iterator[Case]:
+    for head_dim in (64, 128, 320):
+        for option in (BSHD, BROADCAST, REVERSED):
+            case = replace(BASE, group="strides", head_dim=head_dim, options=(option,), batch=2)
+            yield replace(case, q_heads=4, kv_heads=2, q_len=170, k_len=230)
+
+
+def _batches() -> Iterator[Case]:
+    for i, mask in enumerate(("segments", "window", "ranges", "streams", "bits", "documents")):
+        case = replace(
+            BASE, group="batches", mask=mask, options=(PER_BATCH,), batch=3, head_dim=(64, 128)[i % 2]
+        )
+        yield replace(case, q_len=300, k_len=300)
+        yield replace(case, q_len=150, k_len=400, options=(POISON, PER_BATCH))
+
+
+def _large() -> Iterator[Case]:
+    for head_dim in (64, 128, 512):
+        for dtype in ("bfloat16", "float16"):
+            case = replace(BASE, group="large scores", head_dim=head_dim, dtype=dtype, options=(LARGE,))
+            yield replace(case, mask="segments")
+            yield replace(case, mask="full")
+
+
+def _long() -> Iterator[Case]:
+    for mask, head_dim in (("full", 64), ("causal", 128), ("segments", 64), ("segments", 128), ("bits", 128)):
+        yield replace(
+            BASE, group="long", mask=mask, head_dim=head_dim, q_len=4096, k_len=4096, q_heads=4, kv_heads=2
+        )
+    yield replace(BASE, group="long", mask="segments", head_dim=256, q_len=1024, k_len=8191, q_heads=4)
+    yield replace(BASE, group="long", mask="segments", head_dim=512, q_len=2048, k_len=2048)
+
+
+def _fixed() -> tuple[Case, ...]:
+    makers = (_head_dims, _masks, _ragged, _heads, _empty_rows, _poison, _strides, _batches, _large, _long)
+    return tuple(dict.fromkeys(case for make in makers for case in make()))
+
+
+FIXED = _fixed()
+# What the CPU engine is verified on everywhere: all but the few problems that take seconds in float64.
+CPU_SIZED = tuple(case for case in FIXED if case.work <= 5e8)

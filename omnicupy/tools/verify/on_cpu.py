@@ -1,0 +1,57 @@
+"""The CPU engine against the float64 reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from omnicupy.api import attention
+from omnicupy.jit.build import Track, silent
+from omnicupy.reference import budget
+from omnicupy.tools.verify import inputs
+from omnicupy.tools.verify.cases import CPU_SIZED, Case
+from omnicupy.tools.verify.outcome import Outcome
+
+ENGINE = "CPU engine"
+
+
+def cases() -> tuple[Case, ...]:
+    """The CPU-sized cases, and some of them in float32 and float64."""
+    return (*CPU_SIZED, *_wide(CPU_SIZED))
+
+
+def _wide(narrow: Iterable[Case]) -> Iterator[Case]:
+    for i, case in enumerate(narrow):
+        if case.group in ("masks", "dead keys", "large scores") and case.head_dim <= 128:
+            yield replace(case, dtype=("float32", "float64")[i % 2])
+
+
+def run(chosen: Sequence[Case], track: Track = silent) -> list[Outcome]:
+    """Every case through the CPU engine."""
+    return [run_case(case) for case in track(chosen, "CPU engine", len(chosen))]
+
+
+def run_case(case: Case) -> Outcome:
+    """One case: within the budget, and the same bits the second time."""
+    masks = case.masks()
+    made = inputs.inputs_of(case, masks, np)
+    mask = masks[0] if len(masks) == 1 else masks
+    # Poison and large scores overflow on purpose, in keys that no row may see and in exponents.
+    with np.errstate(all="ignore"):
+        expected = budget.budget(made.q, made.k, made.v, mask)
+        out, lse = attention(made.q, made.k, made.v, mask, return_lse=True, out=made.out)
+        again = attention(made.q, made.k, made.v, mask)
+    found = budget.compare(out, lse, expected)
+    problem = "" if found.ok else str(found)
+    if not problem and not same_bits(out, again, np):
+        problem = "the second call gave other bits"
+    return Outcome(case, ENGINE, "", found.ratio, problem)
+
+
+def same_bits(a: object, b: object, xp: object) -> bool:
+    """True when two arrays of one dtype and shape hold the same bits; NaN equals itself."""
+    left, right = (xp.ascontiguousarray(x) for x in (a, b))  # type: ignore[attr-defined]
+    bits = np.dtype(f"u{left.dtype.itemsize}")
+    return bool((left.view(bits) == right.view(bits)).all())

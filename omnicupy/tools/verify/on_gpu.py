@@ -1,0 +1,166 @@
+"""The GPU kernels against the float64 reference, which runs on the same GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from omnicupy.api import attention
+from omnicupy.choose import table
+from omnicupy.jit import archs
+from omnicupy.jit.build import Track, silent
+from omnicupy.jit.spec import AttnSpec
+from omnicupy.masks.mask import Mask
+from omnicupy.reference import budget
+from omnicupy.tools.verify import inputs
+from omnicupy.tools.verify.case_kernels import Variant, variants
+from omnicupy.tools.verify.cases import Case
+from omnicupy.tools.verify.outcome import BrokenDeviceError, Outcome
+from omnicupy.tools.verify.special_cases import SPECIAL
+from omnicupy.tools.watchdog import Watchdog
+
+REPEATS = 10
+HANG_S = 60.0  # far above the slowest case on the slowest kernel
+NAIVE_REPEATS = 2  # one thread block a row: there is nothing whose order could change
+
+
+@dataclass(frozen=True)
+class Target:
+    """The current device, and which kernels to verify there. kernels: parts of their names, () for all."""
+
+    arch: str
+    sm_count: int
+    kernels: tuple[str, ...] = ()
+    repeats: int = REPEATS
+
+    @classmethod
+    def current(cls, kernels: Sequence[str] = (), repeats: int = REPEATS) -> Target:
+        """The current CUDA device. Raises UnsupportedError where no kernel serves it."""
+        import cupy
+
+        from omnicupy.gpu.device import device_info
+
+        info = device_info(cupy.cuda.Device().id)
+        return cls(archs.arch_of(info.major, info.minor), info.sm_count, tuple(kernels), repeats)
+
+    def variants(self, case: Case, masks: Sequence[Mask]) -> list[Variant]:
+        """The kernels that the case runs through here.
+
+        A kernel that no row of tune.py selects on any architecture runs only where `kernels` names it.
+        """
+        selected = {row.kernel for row in table.TABLE} | {"naive", "sm80"}
+        found = variants(case, masks, self.arch, self.sm_count)
+        if not self.kernels:
+            return [variant for variant in found if variant.spec.kernel in selected]
+        return [variant for variant in found if any(part in variant.name for part in self.kernels)]
+
+    def specs(self, chosen: Iterable[Case]) -> list[AttnSpec]:
+        """Every distinct kernel that the cases run through."""
+        found = {v.spec: None for case in chosen for v in self.variants(case, case.masks())}
+        return list(found)
+
+
+def run(chosen: Sequence[Case], target: Target, track: Track = silent) -> tuple[list[Outcome], bool]:
+    """Every case through every kernel. False beside the outcomes: one made the device unusable, the run
+    ended.
+    """
+    found: list[Outcome] = []
+    try:
+        with Watchdog(HANG_S) as watchdog:
+            for case in track(chosen, "GPU kernels", len(chosen)):
+                found.extend(run_case(case, target, watchdog.step))
+    except BrokenDeviceError as error:
+        return [*found, error.outcome], False
+    return found, True
+
+
+def run_case(
+    case: Case, target: Target, step: Callable[[str], None] = lambda label: None
+) -> Iterator[Outcome]:
+    """One case through every kernel of the target; its inputs and its reference are made once."""
+    import cupy
+
+    step(f"reference: {case.id}")
+    masks = case.masks()
+    chosen = target.variants(case, masks)
+    if not chosen:
+        return
+    try:
+        special = SPECIAL.get(case.tag)
+        judge = special(case, masks) if special else _numeric(case, masks, target)
+    except Exception as error:
+        yield from (_failed(case, variant, error) for variant in chosen)
+        return
+    for variant in chosen:
+        step(f"{variant.name}: {case.id}")
+        try:
+            ratio, problem = judge(variant)
+            skipped = problem.startswith("skipped: ")
+            yield Outcome(
+                case,
+                variant.name,
+                variant.spec.source,
+                ratio,
+                "" if skipped else problem,
+                problem if skipped else "",
+            )
+        except Exception as error:  # a case that cannot run has failed; the others still run
+            yield _failed(case, variant, error)
+    del judge
+    if case.work > 1e10:
+        cupy.get_default_memory_pool().free_all_blocks()
+
+
+def _failed(case: Case, variant: Variant, error: Exception) -> Outcome:
+    import cupy
+
+    text = f"{type(error).__name__}: {error}"
+    try:
+        cupy.cuda.Device().synchronize()
+    except cupy.cuda.runtime.CUDARuntimeError as fatal:
+        text = f"{text}; the device is unusable for this process ({fatal})"
+        broken = Outcome(case, variant.name, variant.spec.source, float("inf"), text)
+        raise BrokenDeviceError(broken) from error
+    return Outcome(case, variant.name, variant.spec.source, float("inf"), text)
+
+
+def _numeric(case: Case, masks: Sequence[Mask], target: Target) -> Callable[[Variant], tuple[float, str]]:
+    """Within the error budget, written everywhere, and the same bits at every repetition."""
+    import cupy
+
+    made = inputs.inputs_of(case, masks, cupy)
+    mask = masks[0] if len(masks) == 1 else list(masks)
+    expected = budget.budget(made.q, made.k, made.v, mask)
+
+    def judge(variant: Variant) -> tuple[float, str]:
+        config = variant.spec if variant.explicit else None
+        out, lse = attention(
+            made.q,
+            made.k,
+            made.v,
+            mask,
+            return_lse=True,
+            out=inputs.nan_output(case, cupy),
+            config=config,
+        )
+        found = budget.compare(out, lse, expected)
+        if not found.ok:
+            return found.ratio, str(found)
+        repeats = min(target.repeats, NAIVE_REPEATS) if variant.spec.kernel == "naive" else target.repeats
+        different = cupy.zeros((), np.int64)
+        for _ in range(repeats - 1):
+            again, lse_again = attention(made.q, made.k, made.v, mask, return_lse=True, config=config)
+            different += _different(out, again) + _different(lse, lse_again)
+        count = int(different)
+        return found.ratio, f"{count} elements differ over {repeats} repetitions" if count else ""
+
+    return judge
+
+
+def _different(a: Any, b: Any) -> Any:
+    """Elements whose bits differ, as a number on the device."""
+    bits = np.dtype(f"u{a.dtype.itemsize}")
+    return (a.view(bits) != b.view(bits)).sum()

@@ -1,0 +1,1 @@
+"""The problems that are measured: masks of models and their sizes, by name."""

@@ -1,0 +1,11 @@
+"""attention() on PyTorch tensors: no copy, torch's stream and allocator, and no graph break in torch.compile.
+
+    import omnicupy as oc, omnicupy.torch
+    out = oc.torch.attention(q, k, v, mask)
+
+`import omnicupy` does not import this package, so PyTorch stays optional.
+"""
+
+from omnicupy.torch.call import attention, prepare
+
+__all__ = ["attention", "prepare"]

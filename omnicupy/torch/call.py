@@ -1,0 +1,80 @@
+"""attention() and prepare() on tensors: eager, or an operator of a graph."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from omnicupy.jit.spec import AttnSpec
+from omnicupy.masks.mask import Mask
+from omnicupy.torch import tensors
+from omnicupy.torch.eager import prepare_eagerly, run_eagerly, run_untraced
+from omnicupy.torch.operator import through_operator
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)  # other subclasses go through the dispatcher, which knows them
+# What torch.compile has set to look at frames; None where nothing is, and older versions do not say.
+_tracer: Callable[[], Any] = getattr(
+    torch._C._dynamo.eval_frame,
+    "get_eval_frame_callback",
+    lambda: sys.modules.get("torch._dynamo"),
+)
+_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
+
+
+def attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Mask | Sequence[Mask] | None = None,
+    *,
+    scale: float | None = None,
+    return_lse: bool = False,
+    out: Any = None,
+    config: AttnSpec | None = None,
+) -> Any:
+    """`omnicupy.attention` on torch tensors: same meaning, shapes, promises and errors.
+
+    q: (batch, q_heads, q_len, head_dim).  k, v: (batch, kv_heads, k_len, head_dim).  out: as q, or None for a
+    new C-contiguous tensor. All on one device. Any strides on the CPU; on a GPU the last axis is contiguous
+    and rows are 16-byte aligned, so x.transpose(1, 2) of a (batch, tokens, heads, head_dim) tensor passes.
+    No tensor is copied.
+
+    CUDA tensors (float16, bfloat16) run on torch's current stream of their device, without a synchronisation;
+    torch allocates the outputs. CPU tensors (float16, bfloat16, float32, float64) run on NumPy and BLAS.
+    Inside torch.compile the call is one operator of the graph, and masks are inputs of it: pass them as
+    arguments, and a new mask of the same shape recompiles nothing (the second one does, once).
+    In a CUDA graph, call `prepare` or this once before the capture and keep the mask while the graph is used.
+
+    Returns `out`, or (out, lse) with lse (batch, q_heads, q_len), float32.
+    Raises what `omnicupy.attention` raises; UnsupportedError for tensors that require a gradient outside of
+    torch.no_grad() and torch.inference_mode() or carry a tangent, and for `config` inside torch.compile.
+    """
+    tensors.check(q, k, v, out)
+    if torch.is_grad_enabled():
+        tensors.check_gradients(q, k, v, out)
+    if torch.compiler.is_compiling() or type(q) not in _PLAIN or _modes():
+        return through_operator(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
+    run = run_eagerly if _tracer() is None else run_untraced()
+    return run(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
+
+
+def prepare(
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Mask | Sequence[Mask] | None = None,
+    *,
+    scale: float | None = None,
+    out: Any = None,
+    config: AttnSpec | None = None,
+) -> None:
+    """`omnicupy.prepare` on torch tensors: what the first `attention` call with these arguments does before its
+    launch, on torch's current stream. On CPU tensors it checks the arguments and does nothing else.
+
+    Raises what `attention` raises, but for gradients: none are lost here.
+    """
+    tensors.check(q, k, v, out)
+    prepare_eagerly(q, k, v, mask, scale=scale, out=out, config=config)

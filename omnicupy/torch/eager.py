@@ -1,0 +1,111 @@
+"""The call on real tensors: torch's stream, torch's allocator, no dispatcher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+
+from omnicupy import api
+from omnicupy.torch import tensors
+
+_gpu: Any = None  # what a launch needs of omnicupy.gpu, imported at the first CUDA tensor: CPU users never import CuPy
+# The handle of torch's current stream of a device; through the public call it would cost a Stream object each time.
+_raw_stream: Callable[[int], int] = getattr(
+    torch._C,
+    "_cuda_getCurrentRawStream",
+    lambda index: int(torch.cuda.current_stream(index).cuda_stream),
+)
+
+
+def run_eagerly(
+    q: Any, k: Any, v: Any, mask: Any, *, scale: Any, return_lse: bool, out: Any, config: Any
+) -> Any:
+    """The call on real tensors."""
+    if getattr(forward_ad, "_current_level", -1) >= 0:  # there are tangents, which would be lost
+        tensors.check_tangents(q=q, k=k, v=v, out=out)
+    index = tensors.cuda_index(q, k, v, out)
+    if index is None:
+        found = _on_cpu(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
+    else:
+        gpu = _gpu or _load_gpu()
+        addresses = (q.data_ptr(), k.data_ptr(), v.data_ptr(), None if out is None else out.data_ptr())
+        stream = gpu.external_stream(index, _raw_stream(index))
+        plan = _plan_of((q, k, v, out), addresses, mask, scale, config, stream)
+        # The tensors are named in this frame, so they outlive the launch.
+        to = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
+        lse = q.new_empty(q.shape[:3], dtype=torch.float32) if return_lse else None
+        at_q, at_k, at_v, _ = addresses
+        at_lse = 0 if lse is None else lse.data_ptr()
+        gpu.on_device(index, plan.launch, at_q, at_k, at_v, to.data_ptr(), at_lse, stream)
+        found = (to, lse) if return_lse else to
+    if out is not None:
+        torch.autograd.graph.increment_version(out)
+    return found
+
+
+@cache
+def run_untraced() -> Callable[..., Any]:
+    """run_eagerly for a process that compiles: what torch.compile leaves to Python it must not try to trace again."""
+    return torch.compiler.disable(run_eagerly)  # type: ignore[no-any-return]
+
+
+def prepare_eagerly(q: Any, k: Any, v: Any, mask: Any, *, scale: Any, out: Any, config: Any) -> None:
+    """What the first call with these real tensors does before its launch."""
+    index = tensors.cuda_index(q, k, v, out)
+    if index is not None:
+        addresses = (q.data_ptr(), k.data_ptr(), v.data_ptr(), None if out is None else out.data_ptr())
+        stream = (_gpu or _load_gpu()).external_stream(index, _raw_stream(index))
+        _plan_of((q, k, v, out), addresses, mask, scale, config, stream)
+        return
+    arrays = (tensors.on_host("q", q), tensors.on_host("k", k), tensors.on_host("v", v))
+    target = None if out is None else tensors.on_host("out", out)
+    api.prepare(*arrays, mask, scale=scale, out=target, config=config)
+
+
+def _plan_of(
+    named: tuple[Any, Any, Any, Any], addresses: Any, mask: Any, scale: Any, config: Any, stream: Any
+) -> Any:
+    """The plan for q, k, v and `out`, all of one CUDA device: found by what torch tells of them, or a new one."""
+    q, k, v, out = named
+    array_key = (
+        (q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(), q.dtype, k.dtype, v.dtype),
+        q.get_device(),
+        None if out is None else (out.shape, out.stride(), out.dtype),
+    )
+    plan = _gpu.find_plan(array_key, addresses, mask, scale, config)
+    if plan is None:
+        arrays = tuple(
+            None if tensor is None else tensors.on_device(name, tensor)
+            for name, tensor in zip(("q", "k", "v", "out"), named, strict=True)
+        )
+        plan = _gpu.make_plan(array_key, arrays, mask, scale=scale, config=config, stream=stream)
+    return plan
+
+
+def _load_gpu() -> Any:
+    global _gpu
+    from omnicupy.gpu import attention, streams
+
+    _gpu = SimpleNamespace(
+        find_plan=attention.find_plan,
+        make_plan=attention.make_plan,
+        external_stream=streams.external_stream,
+        on_device=streams.on_device,
+    )
+    return _gpu
+
+
+def _on_cpu(q: Any, k: Any, v: Any, mask: Any, *, scale: Any, return_lse: bool, out: Any, config: Any) -> Any:
+    if config is not None:
+        raise ValueError("config must be None for CPU tensors: it chooses a GPU kernel; pass CUDA tensors")
+    inputs = (tensors.on_host("q", q), tensors.on_host("k", k), tensors.on_host("v", v))
+    target = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
+    found = api.attention(
+        *inputs, mask, scale=scale, return_lse=return_lse, out=tensors.on_host("out", target)
+    )
+    return (target, torch.from_numpy(found[1])) if return_lse else target

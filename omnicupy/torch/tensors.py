@@ -1,0 +1,102 @@
+"""PyTorch tensors as the arrays that the library takes, without a copy, and what is wrong with some."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.autograd import forward_ad
+
+from omnicupy.call.arrays import BFLOAT16, DeviceArray
+from omnicupy.errors import UnsupportedError
+
+DTYPES = {
+    torch.float16: np.dtype(np.float16),
+    torch.bfloat16: BFLOAT16,
+    torch.float32: np.dtype(np.float32),
+    torch.float64: np.dtype(np.float64),
+}
+
+
+def on_device(name: str, tensor: Any) -> DeviceArray:
+    """The memory of a CUDA tensor."""
+    dtype = DTYPES.get(tensor.dtype) or _refuse_dtype(name, tensor)
+    strides = tuple(dtype.itemsize * stride for stride in tensor.stride())
+    return DeviceArray(dtype, tensor.data_ptr(), tensor.get_device(), tuple(tensor.shape), strides)
+
+
+def on_host(name: str, tensor: Any) -> Any:
+    """The NumPy array of a CPU tensor's own memory."""
+    dtype = DTYPES.get(tensor.dtype) or _refuse_dtype(name, tensor)
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:  # NumPy knows it by ml_dtypes' name, torch does not
+        return tensor.view(torch.int16).numpy().view(dtype)
+    return tensor.numpy()
+
+
+def check(q: Any, k: Any, v: Any, out: Any) -> None:
+    """Raises TypeError where one is no tensor; out may be None."""
+    kind = torch.Tensor
+    if not (isinstance(q, kind) and isinstance(k, kind) and isinstance(v, kind)):
+        for name, tensor in (("q", q), ("k", k), ("v", v)):
+            if not isinstance(tensor, kind):
+                _refuse(name, tensor)
+    if out is not None and not isinstance(out, kind):
+        _refuse("out", out)
+
+
+def cuda_index(q: Any, k: Any, v: Any, out: Any) -> int | None:
+    """The CUDA device that all are on, None for the CPU; raises ValueError for other devices and for several."""
+    if q.is_cuda and k.is_cuda and v.is_cuda and (out is None or out.is_cuda):
+        index: int = q.get_device()
+        if k.get_device() == v.get_device() == index and (out is None or out.get_device() == index):
+            return index
+    device = q.device
+    for name, tensor in (("k", k), ("v", v), ("out", out)):
+        if tensor is not None and tensor.device != device:
+            raise ValueError(
+                f"{name} must be on the device of q ({device}), got {tensor.device}; move it with "
+                f"{name}.to({str(device)!r})"
+            )
+    if not q.is_cpu:
+        raise ValueError(f"q must be on a CPU or a CUDA device, got {device}; move q, k and v to one")
+    return None
+
+
+def check_tangents(**named: Any) -> None:
+    """Raises UnsupportedError where a tensor carries a tangent, that of forward-mode differentiation."""
+    for name, tensor in named.items():
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise UnsupportedError(
+                f"{name} carries a tangent, but attention has no derivative yet; pass "
+                f"torch.autograd.forward_ad.unpack_dual({name}).primal"
+            )
+
+
+def check_gradients(q: Any, k: Any, v: Any, out: Any) -> None:
+    """Raises UnsupportedError where q, k, v or out requires a gradient."""
+    if not (q.requires_grad or k.requires_grad or v.requires_grad or (out is not None and out.requires_grad)):
+        return
+    for name, tensor in (("q", q), ("k", k), ("v", v), ("out", out)):
+        if tensor is not None and tensor.requires_grad:
+            raise UnsupportedError(
+                f"{name} requires a gradient, but attention has no backward pass yet; call it under "
+                f"torch.no_grad() or pass {name}.detach()"
+            )
+
+
+def _refuse(name: str, value: object) -> None:
+    kind = type(value)
+    module = kind.__module__.partition(".")[0]
+    shown = kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
+    raise TypeError(
+        f"{name} must be a torch.Tensor, got {shown}; convert it with torch.as_tensor, or call "
+        "omnicupy.attention, which takes CuPy and NumPy arrays"
+    )
+
+
+def _refuse_dtype(name: str, tensor: Any) -> Any:
+    raise TypeError(
+        f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}; cast q, k and v"
+    )

@@ -1,0 +1,103 @@
+"""overlap.py: what the driver is asked for, without a driver."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda.bindings import driver
+
+from omnicupy.gpu import dependent_launch, modules
+from omnicupy.gpu.dependent_launch import Overlapping
+from omnicupy.jit.spec import AttnSpec
+
+GRID, BLOCK, SMEM = (132, 1, 1), (384, 1, 1), 200_000
+
+
+class Asked:
+    """cuLaunchKernelEx that keeps the configuration and the bytes of the one argument; the rest is the driver's."""
+
+    def __init__(self, status: int = 0) -> None:
+        self.status = driver.CUresult(status)
+        self.launches: list[tuple[Any, int, bytes]] = []
+        self.length = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(driver, name)
+
+    def cuLaunchKernelEx(self, config: Any, function: Any, parameters: bytes, extra: int) -> tuple[Any]:  # noqa: N802
+        (address,) = struct.unpack("@P", parameters)
+        self.launches.append((config, int(function), ctypes.string_at(address, self.length)))
+        assert extra == 0
+        return (self.status,)
+
+
+def _made(asked: Asked) -> Overlapping:
+    found = Overlapping(SimpleNamespace(ptr=77))
+    found._driver = asked
+    return found
+
+
+def _argument(asked: Asked, content: bytes) -> np.ndarray:
+    asked.length = len(content)
+    return np.frombuffer(bytearray(content), f"V{len(content)}")
+
+
+def test_a_launch_says_that_it_may_begin_early() -> None:
+    asked = Asked()
+    launch = _made(asked)
+    launch(GRID, BLOCK, (_argument(asked, b"the parameters"),), SMEM, SimpleNamespace(ptr=5))
+    ((config, function, content),) = asked.launches
+    assert (config.gridDimX, config.gridDimY, config.gridDimZ) == GRID
+    assert (config.blockDimX, config.blockDimY, config.blockDimZ) == BLOCK
+    assert (config.sharedMemBytes, int(config.hStream), function) == (SMEM, 5, 77)
+    assert content == b"the parameters"
+    (attribute,) = config.attrs
+    assert config.numAttrs == 1
+    assert attribute.id == driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    assert attribute.value.programmaticStreamSerializationAllowed == 1
+
+
+def test_configurations_are_kept_a_grid_and_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dependent_launch, "MAX_CONFIGS", 2)
+    asked = Asked()
+    launch = _made(asked)
+    argument = (_argument(asked, b"x"),)
+    for grid, stream in ((GRID, 5), (GRID, 5), (GRID, 6), ((7, 1, 1), 5), (GRID, 5)):
+        launch(grid, BLOCK, argument, SMEM, SimpleNamespace(ptr=stream))
+    configs = [config for config, _, _ in asked.launches]
+    assert configs[0] is configs[1]
+    assert len({id(config) for config in configs}) == 4  # the oldest were forgotten
+    assert [int(config.hStream) for config in configs] == [5, 5, 6, 5, 5]
+    assert [config.gridDimX for config in configs] == [132, 132, 132, 7, 132]
+
+
+def test_the_drivers_error_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    class CUDADriverError(Exception):
+        pass
+
+    fake = SimpleNamespace(cuda=SimpleNamespace(driver=SimpleNamespace(CUDADriverError=CUDADriverError)))
+    monkeypatch.setattr(dependent_launch, "cupy", fake)
+    asked = Asked(status=1)
+    with pytest.raises(CUDADriverError, match="1"):
+        _made(asked)(GRID, BLOCK, (_argument(asked, b"x"),), SMEM, SimpleNamespace(ptr=0))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "version", "early"), [("sm90", 12030, True), ("sm90", 12020, False), ("sm80", 13000, False)]
+)
+def test_who_may_begin_early(monkeypatch: pytest.MonkeyPatch, kernel: str, version: int, early: bool) -> None:
+    runtime = SimpleNamespace(driverGetVersion=lambda: version)
+    monkeypatch.setattr(modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(runtime=runtime)))
+    function = SimpleNamespace(ptr=3)
+    size = {"br": 128, "bc": 64, "warps": 12 if kernel == "sm90" else 4}
+    spec = AttnSpec(
+        arch="sm_90a" if kernel == "sm90" else "sm_90", kernel=kernel, dtype="float16", head_dim=64, **size
+    )
+    found = modules._launcher(spec, function)
+    assert isinstance(found, Overlapping) == early
+    assert early or found is function

@@ -1,0 +1,211 @@
+"""upload.py: how device copies are shared, ordered between streams, and freed; on a fake device."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+
+import fake_device
+import pytest
+from fake_device import Event, Stream
+
+import omnicupy as oc
+from omnicupy.errors import UnsupportedError
+from omnicupy.gpu import device_blocks as gpu_device_blocks
+from omnicupy.gpu import mask_cache
+from omnicupy.gpu.device_blocks import DeviceBlocks
+from omnicupy.gpu.mask_cache import cache_for, device_blocks, existing_cache
+from omnicupy.masks.mask import Mask
+from omnicupy.schedule.pack import ARRAYS
+from omnicupy.schedule.parts import Workers
+
+TILE = (64, 32)
+WORKERS = Workers(heads=8, sm_count=132)
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_device.Device]:
+    fake = fake_device.install(monkeypatch)
+    gc.disable()  # whatever dies in these tests dies by its last reference
+    yield fake
+    gc.enable()
+
+
+def _copy(device: fake_device.Device, mask: Mask | None = None) -> DeviceBlocks:
+    return device_blocks((oc.causal(100) if mask is None else mask,), TILE, WORKERS, device.current)
+
+
+def test_one_copy_for_each_tile_crew_and_device(device: fake_device.Device) -> None:
+    mask = oc.causal(100)
+    first = device_blocks((mask,), TILE, WORKERS, 0)
+    assert device_blocks((mask,), TILE, WORKERS, 0) is first
+    assert device_blocks((mask,), (128, 32), WORKERS, 0) is not first
+    assert device_blocks((mask,), TILE, Workers(4, 132), 0) is not first
+    device.current = 1
+    assert device_blocks((mask,), TILE, WORKERS, 1) is not first
+    assert len(device.uploads) == 4
+    assert device_blocks((oc.causal(100),), TILE, WORKERS, 1) is not device_blocks((mask,), TILE, WORKERS, 1)
+
+
+def test_pointers_lie_in_one_buffer(device: fake_device.Device) -> None:
+    blocks = _copy(device)
+    base = blocks.pointers["row_offsets"]
+    assert set(blocks.pointers) == set(ARRAYS)
+    assert {name: at - base for name, at in blocks.pointers.items()} == blocks.sizes.offsets
+    assert blocks.nbytes == device.uploads[0].nbytes
+    assert blocks.sizes.buffer.nbytes == 0
+
+
+def test_the_uploading_stream_waits_for_nothing(device: fake_device.Device) -> None:
+    blocks = _copy(device)
+    blocks.use(device.streams[0])
+    assert device.streams[0].waited == []
+
+
+def test_a_captured_stream_neither_waits_nor_asks(
+    device: fake_device.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks, captured = _copy(device), Stream(7)
+    monkeypatch.setattr(captured, "is_capturing", lambda: True)
+    monkeypatch.delattr(Event, "done")
+    blocks.use(captured)
+    assert captured.waited == []
+    assert blocks._users[7] is captured, "its work may still read the copy when the mask is dropped"
+
+
+def test_another_stream_waits_until_the_copy_is_known_complete(device: fake_device.Device) -> None:
+    blocks = _copy(device)
+    (uploaded,) = Event.made
+    assert uploaded.recorded is device.streams[0]
+    other = Stream(8)
+    blocks.use(other)
+    blocks.use(other)
+    assert other.waited == [uploaded, uploaded]
+    Event.done = True
+    blocks.use(other)
+    Event.done = False
+    blocks.use(other)
+    assert other.waited == [uploaded, uploaded]
+
+
+def test_the_allocating_stream_waits_for_the_others_at_the_end(device: fake_device.Device) -> None:
+    mask = oc.causal(100)
+    home, other, third = device.streams[0], Stream(8), Stream(16)
+    for stream in (home, other, third, other):
+        _copy(device, mask).use(stream)
+    made = len(Event.made)
+    del mask
+    ends = Event.made[made:]
+    assert [event.recorded for event in ends] == [other, third]
+    assert home.waited == ends
+
+
+def test_a_copy_used_by_its_own_stream_ends_quietly(device: fake_device.Device) -> None:
+    mask = oc.causal(100)
+    _copy(device, mask).use(device.streams[0])
+    made = len(Event.made)
+    del mask
+    assert len(Event.made) == made
+
+
+def test_many_streams_are_joined_early(device: fake_device.Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_device_blocks, "MAX_USERS", 2)
+    blocks = _copy(device)
+    for i in range(5):
+        blocks.use(Stream(100 + i))
+    assert len(blocks._users) == 1
+    assert len(device.streams[0].waited) == 4
+
+
+def test_the_device_of_the_copy_is_current_at_its_end(
+    device: fake_device.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask = oc.causal(100)
+    device.current = 1
+    _copy(device, mask).use(Stream(8))
+    device.current = 0
+    seen = []
+    monkeypatch.setattr(DeviceBlocks, "join", lambda self: seen.append(device.current))
+    del mask
+    assert seen == [1]
+    assert device.current == 0
+
+
+def test_per_thread_streams_of_two_threads_are_two_streams(device: fake_device.Device) -> None:
+    device.streams[0] = Stream(2)
+    blocks = _copy(device)
+    blocks.use(device.streams[0])
+    other = Stream(2)
+    thread = threading.Thread(target=blocks.use, args=(other,))
+    thread.start()
+    thread.join()
+    assert device.streams[0].waited == []
+    assert len(other.waited) == 1
+    blocks.use(Stream(8))
+    made = len(Event.made)
+    blocks.join()
+    assert [event.recorded.ptr for event in Event.made[made:]] == [8, 1]
+
+
+def test_another_thread_s_stream_is_joined_through_the_legacy_stream(device: fake_device.Device) -> None:
+    blocks = _copy(device)
+    blocks.use(Stream(2))
+    made = len(Event.made)
+    blocks.join()
+    (end,) = Event.made[made:]
+    assert end.recorded.ptr == 1
+    assert device.streams[0].waited == [end]
+
+
+def test_a_captured_stream_refuses_the_first_copy(
+    device: fake_device.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device.streams[0] = Stream(8)
+    monkeypatch.setattr(Stream, "is_capturing", lambda self: True)
+    with pytest.raises(UnsupportedError) as error:
+        _copy(device)
+    assert str(error.value) == (
+        "mask: its block lists are not on the device yet and cannot be copied while the stream is captured; "
+        "call prepare or attention with these shapes and this mask before the capture"
+    )
+    assert device.uploads == []
+
+
+def test_a_batch_is_found_by_its_masks_in_order(device: fake_device.Device) -> None:
+    a, b = oc.causal(100), oc.full(100)
+    kept = cache_for((a, b))
+    assert existing_cache([a, b]) is kept
+    assert existing_cache((a, b)) is kept
+    assert existing_cache([b, a]) is None
+    assert existing_cache([a, oc.full(100)]) is None
+    assert existing_cache(a) is None
+    assert cache_for((a,)) is existing_cache(a)
+
+
+@pytest.mark.parametrize("drop", [0, 1])
+def test_a_batch_ends_with_any_of_its_masks(device: fake_device.Device, drop: int) -> None:
+    masks = [oc.causal(100), oc.full(100)]
+    device_blocks(masks, TILE, WORKERS, 0).use(Stream(8))
+    made = len(Event.made)
+    del masks[drop]
+    assert len(Event.made) == made + 1  # joined, hence freed
+    assert masks[0]._device == {}
+
+
+def test_a_batch_keeps_no_mask_alive(device: fake_device.Device) -> None:
+    a = oc.causal(100)
+    for _ in range(5):
+        device_blocks((a, oc.full(100)), TILE, WORKERS, 0)
+    assert a._device == {}
+
+
+def test_batches_of_one_mask_are_bounded(device: fake_device.Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mask_cache, "MAX_STACKS", 3)
+    first, others = oc.causal(100), [oc.full(100) for _ in range(6)]
+    cache_for((first,))
+    for other in others:
+        cache_for((first, other))
+    assert len(first._device) == 4
+    assert existing_cache([first, others[-1]]) is not None
+    assert existing_cache(first) is not None

@@ -1,0 +1,227 @@
+"""Stands in for CuPy's device side, so that planning and launching run where there is no GPU."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from omnicupy.choose import pick, table
+from omnicupy.gpu import attention as gpu_attention
+from omnicupy.gpu import device_blocks, plan, planning, streams, workspace
+from omnicupy.gpu.device import DeviceInfo
+from omnicupy.gpu.modules import Kernel
+from omnicupy.jit.params import PARAMS
+from omnicupy.jit.spec import AttnSpec
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+addresses = itertools.count(1 << 20, 1 << 20)
+
+
+class Memory:
+    def __init__(self, address: int, device: int) -> None:
+        self.ptr, self.device_id = address, device
+
+
+class ndarray:  # noqa: N801 - check.py knows CuPy's arrays by this name
+    """Shape, strides, dtype and address of a device array; no elements."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any, device: int = 0, strides: Any = None) -> None:
+        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+        self.strides = strides or np.empty(shape, np.int16).strides
+        self.data = Memory(next(addresses), device)
+        self.nbytes = int(np.prod(shape)) * self.dtype.itemsize
+
+
+ndarray.__module__ = "cupy"
+
+
+def inputs(batch: int = 2, heads: int = 4, q_len: int = 300, k_len: int = 300, **more: Any) -> list[ndarray]:
+    """q, k and v of a call."""
+    kv_heads, head_dim, at = more.get("kv_heads", 2), more.get("head_dim", 64), more.get("device", 0)
+    return [
+        ndarray((batch, heads, q_len, head_dim), BF16, at),
+        ndarray((batch, kv_heads, k_len, head_dim), BF16, at),
+        ndarray((batch, kv_heads, k_len, head_dim), BF16, at),
+    ]
+
+
+class Stream:
+    def __init__(self, ptr: int = 0) -> None:
+        self.ptr = ptr
+        self.waited: list[Any] = []
+
+    def is_capturing(self) -> bool:
+        return False
+
+    def wait_event(self, event: Any) -> None:
+        self.waited.append(event)
+
+
+class Event:
+    """done: what every event of the class answers."""
+
+    done = False
+    made: list[Event] = []  # noqa: RUF012 - reset by the fixture
+
+    def __init__(self, disable_timing: bool = False) -> None:
+        assert disable_timing
+        self.recorded: Any = None
+        Event.made.append(self)
+
+    def record(self, stream: Any) -> None:
+        self.recorded = stream
+
+
+class Device:
+    """The fake of the whole module: current device and streams, and what was launched."""
+
+    def __init__(self) -> None:
+        self.current = 0
+        self.streams = {0: Stream(), 1: Stream(100)}
+        self.launches: list[dict[str, Any]] = []
+        self.uploads: list[np.ndarray] = []
+        self.switches: list[int] = []
+        self.kernels: list[AttnSpec] = []
+
+    def set(self, device: int) -> None:
+        self.switches.append(device)
+        self.current = device
+
+    def kernel(self, spec: AttnSpec, device: int) -> Kernel:
+        assert device == self.current
+        self.kernels.append(spec)
+
+        def function(grid: Any, block: Any, args: Any, smem: int, stream: Any) -> None:
+            (packed,) = args
+            assert packed.size == 1
+            params = np.frombuffer(packed.tobytes(), PARAMS[spec.kernel])[0]
+            self.launches.append(
+                {
+                    "grid": grid,
+                    "block": block,
+                    "smem": smem,
+                    "stream": stream,
+                    "device": self.current,
+                    "params": params,
+                }
+            )
+
+        return Kernel(None, function)
+
+
+class Allocating:
+    """What counters.zeroed uses of CuPy: buffers full of ones; `waited`: the streams that it waited for, in turn.
+
+    There is no current stream: waiting for it would be waiting for a user's work.
+    """
+
+    def __init__(self) -> None:
+        self.made: list[Any] = []
+        self.waited: list[Any] = []
+        fake = self
+
+        class Own:
+            def __init__(self, *, non_blocking: bool) -> None:
+                assert non_blocking
+
+            def __enter__(self) -> None:
+                fake.entered = self
+
+            def __exit__(self, *_: object) -> None:
+                fake.entered = None
+
+            def synchronize(self) -> None:
+                fake.waited.append(self)
+
+        self.entered: Any = None
+        self.cuda = SimpleNamespace(Stream=Own)
+
+    def empty(self, size: int, dtype: Any) -> Any:
+        assert self.entered
+        buffer = np.ones(size, dtype).view(_Buffer)
+        buffer.address = next(addresses)
+        self.made.append(buffer)
+        return buffer
+
+
+class _Buffer(np.ndarray):
+    address: int
+
+    @property
+    def data(self) -> Any:
+        def memset_async(value: int, size: int, stream: Any) -> None:
+            self.view(np.ndarray)[:size] = value
+
+        return SimpleNamespace(ptr=self.address, memset_async=memset_async)
+
+
+COUNTER = 1 << 16
+WORKSPACE = SimpleNamespace(partials=1 << 17, arrivals=1 << 18)
+
+
+def _tensor_map(pointer: int, shape: Any, strides: Any, dtype: str, box: tuple[int, int]) -> bytes:
+    """Tells what it was made of, in the 128 bytes of a map."""
+    assert len(shape) == len(strides) == 4
+    return np.array([pointer, *shape, *strides, *box] + [0] * 5, np.uint64).tobytes()
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> Device:
+    """Replace what omnicupy.gpu uses of CuPy. Two devices: an H100 and a small older one."""
+    fake = Device()
+    infos = {0: DeviceInfo(9, 0, 132, 50 << 20), 1: DeviceInfo(8, 6, 20, 4 << 20)}
+
+    class Current:
+        def __init__(self, device: int) -> None:
+            self.device = device
+
+        def __enter__(self) -> Current:
+            self.before, fake.current = fake.current, self.device
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            fake.current = self.before
+
+    class Runtime:
+        CUDARuntimeError = RuntimeError
+        getDevice = staticmethod(lambda: fake.current)  # noqa: N815
+        setDevice = staticmethod(fake.set)  # noqa: N815
+
+    class External:
+        """CuPy's streams over those of others."""
+
+        from_external = staticmethod(lambda owner: Stream(owner.__cuda_stream__()[1]))
+
+    class Cuda:
+        Device, Event, runtime = Current, Event, Runtime
+        get_current_stream = staticmethod(lambda device: fake.streams[device])
+        Stream = External
+
+    def asarray(host: np.ndarray) -> ndarray:
+        fake.uploads.append(host)
+        return ndarray(host.shape, host.dtype, fake.current)
+
+    class Cupy:
+        cuda = Cuda
+        ndarray = staticmethod(lambda shape, dtype: ndarray(shape, dtype, fake.current))
+
+    Cupy.asarray = staticmethod(asarray)  # type: ignore[attr-defined]
+    Event.done, Event.made = False, []
+    for module in (gpu_attention, device_blocks, streams):
+        monkeypatch.setattr(module, "cupy", Cupy)
+    monkeypatch.setattr(streams, "_runtime", Runtime)
+    monkeypatch.setattr(gpu_attention, "_current_stream", Cuda.get_current_stream)
+    monkeypatch.setattr(plan, "tensor_map", _tensor_map)
+    monkeypatch.setattr(workspace, "prepare_counters", lambda device: None)
+    monkeypatch.setattr(workspace, "counters_of", lambda device, stream: COUNTER)
+    monkeypatch.setattr(workspace, "prepare_space", lambda device, need: None)
+    monkeypatch.setattr(workspace, "space_of", lambda device, stream, need: WORKSPACE)
+    monkeypatch.setattr(planning, "device_info", infos.__getitem__)
+    monkeypatch.setattr(planning, "kernel", fake.kernel)
+    monkeypatch.setattr(gpu_attention, "_unmasked", {})
+    monkeypatch.setattr(pick, "SERVED", frozenset(row.kernel for row in table.TABLE))
+    return fake

@@ -1,0 +1,91 @@
+"""CUDA tensors for machines without a GPU: what omnicupy.torch reads of them, over fake_device's CuPy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fake_device
+import pytest
+import torch
+
+from omnicupy.gpu import streams
+from omnicupy.torch import call as torch_call
+from omnicupy.torch import eager
+
+
+class Cuda(torch.Tensor):
+    """A tensor that says it is on a CUDA device; shape, strides and dtype are a CPU tensor's.
+
+    empties: what was made of such tensors, (shape, dtype, device) each.
+    """
+
+    empties: list[tuple[Any, ...]] = []  # noqa: RUF012  a new one by `install`
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return torch.device("cuda", self.index)
+
+    @property
+    def is_cuda(self) -> bool:  # type: ignore[override]
+        return True
+
+    def get_device(self) -> int:
+        return int(self.index)
+
+    def data_ptr(self) -> int:
+        return self.address
+
+    def new_empty(self, shape: Any, *, dtype: torch.dtype | None = None) -> Any:
+        made = cuda(torch.empty(tuple(shape), dtype=dtype or self.dtype), self.index)
+        self.empties.append((tuple(shape), made.dtype, made.device))
+        return made
+
+
+def cuda(like: torch.Tensor, index: int = 0) -> Any:
+    """`like` as if it were on CUDA device `index`, at an address of its own."""
+    tensor = like.as_subclass(Cuda)
+    tensor.index, tensor.address = index, next(fake_device.addresses)  # type: ignore[attr-defined]
+    return tensor
+
+
+class Stream(fake_device.Stream):
+    """The CuPy stream of a handle: makes itself current."""
+
+    def __init__(self, fake: fake_device.Device, ptr: int) -> None:
+        super().__init__(ptr)
+        self.fake, self.device, self.entered = fake, -1, 0
+
+    def __enter__(self) -> Stream:
+        self.entered += 1
+        self.device = self.fake.current
+        self.before, self.fake.streams[self.device] = self.fake.streams[self.device], self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.fake.streams[self.device] = self.before
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """fake_device's fake; `fake.torch_streams` holds the handle of torch's current stream of each device."""
+    fake: Any = fake_device.install(monkeypatch)
+    fake.torch_streams = {0: 7, 1: 9}
+    made: list[Stream] = []
+    fake.made = made
+    fake.empties = []
+    monkeypatch.setattr(Cuda, "empties", fake.empties)
+
+    def external(handle: int) -> Stream:
+        made.append(Stream(fake, handle))
+        return made[-1]
+
+    def empty_like(like: Any, *, memory_format: torch.memory_format) -> Any:
+        assert memory_format is torch.contiguous_format
+        return like.new_empty(like.shape)
+
+    monkeypatch.setattr(streams, "_external", {})
+    monkeypatch.setattr(streams, "foreign_stream", external)
+    monkeypatch.setattr(eager, "_gpu", None)
+    monkeypatch.setattr(torch_call, "_PLAIN", (Cuda,))
+    monkeypatch.setattr(eager, "_raw_stream", lambda index: fake.torch_streams[index])
+    monkeypatch.setattr(torch, "empty_like", empty_like)
+    return fake

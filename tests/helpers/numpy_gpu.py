@@ -1,0 +1,121 @@
+"""A module that looks like CuPy and computes with NumPy, so that GPU-side code runs where there is no GPU.
+
+It has what verification and benchmarks use, no more. Attention itself goes to the CPU engine.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from omnicupy import api
+from omnicupy.tools import environment
+
+
+class Array(np.ndarray):
+    """A NumPy array with the asynchronous memset of CuPy's memory pointers."""
+
+    @property
+    def data(self) -> Any:
+        return SimpleNamespace(memset_async=lambda value, size: None, ptr=0)
+
+
+class Event:
+    def record(self) -> None:
+        self.at = time.perf_counter()
+
+    def synchronize(self) -> None:
+        pass
+
+
+class Stream:
+    def __init__(self, non_blocking: bool = False) -> None:
+        pass
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class MemoryHook:
+    """Knows of no allocation: NumPy has no pool."""
+
+    def __enter__(self) -> MemoryHook:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class CUDARuntimeError(RuntimeError):
+    pass
+
+
+class Device:
+    id = 0
+    compute_capability = "90"
+    mem_info = (100 << 30, 141 << 30)
+    broken = False
+
+    def synchronize(self) -> None:
+        if Device.broken:
+            raise CUDARuntimeError("illegal memory access")
+
+
+PROPERTIES = {"name": b"Fake H100", "multiProcessorCount": 132, "totalGlobalMem": 1 << 36}
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Put the module in CuPy's place, on a machine that says it has an H100."""
+    fake = ModuleType("cupy")
+    for name in (
+        "asarray",
+        "ascontiguousarray",
+        "broadcast_to",
+        "concatenate",
+        "zeros",
+        "full",
+        "matmul",
+        "copyto",
+    ):
+        setattr(fake, name, getattr(np, name))
+    fake.uint8 = np.uint8  # type: ignore[attr-defined]
+    fake.empty = lambda shape, dtype: np.empty(
+        min(shape, 1024) if isinstance(shape, int) else shape, dtype
+    ).view(Array)  # type: ignore[attr-defined]
+    fake.empty_like = np.empty_like  # type: ignore[attr-defined]
+    fake.get_default_memory_pool = lambda: SimpleNamespace(free_all_blocks=lambda: None)  # type: ignore[attr-defined]
+    fake.cuda = SimpleNamespace(  # type: ignore[attr-defined]
+        Device=Device,
+        Event=Event,
+        MemoryHook=MemoryHook,
+        Stream=Stream,
+        get_elapsed_time=lambda start, stop: 1e3 * (stop.at - start.at),
+        runtime=SimpleNamespace(
+            CUDARuntimeError=CUDARuntimeError,
+            getDevice=lambda: 0,
+            getDeviceCount=lambda: 1,
+            getDeviceProperties=lambda device: PROPERTIES,
+            runtimeGetVersion=lambda: 12090,
+            driverGetVersion=lambda: 13000,
+        ),
+    )
+    device = ModuleType("omnicupy.gpu.device")
+    device.device_info = lambda device: SimpleNamespace(major=9, minor=0, sm_count=132, l2_bytes=50 << 20)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cupy", fake)
+    monkeypatch.setitem(sys.modules, "omnicupy.gpu.device", device)
+    monkeypatch.setattr(Device, "broken", False)
+    monkeypatch.setattr(environment, "query_smi", lambda fields: "")
+    return fake
+
+
+def attention(q: Any, k: Any, v: Any, mask: Any = None, *, config: Any = None, **options: Any) -> Any:
+    """The CPU engine in a kernel's place."""
+    return api.attention(*(np.asarray(x) for x in (q, k, v)), mask, **options)

@@ -1,0 +1,81 @@
+"""spec.py: tiles that no kernel has raise, saying what was expected, what came and what to do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from omnicupy.jit.spec import AttnSpec
+
+SM80: dict[str, Any] = {
+    "arch": "sm_90",
+    "kernel": "sm80",
+    "dtype": "bfloat16",
+    "head_dim": 64,
+    "br": 128,
+    "bc": 64,
+}
+SM90: dict[str, Any] = SM80 | {"arch": "sm_90a", "kernel": "sm90", "stages": 2, "warps": 12}
+
+TABLE = [
+    (SM80, {"kernel": "sm75"}, "config: kernel must be one of naive, sm80, sm90, got 'sm75'"),
+    (
+        SM80,
+        {"head_dim": 72},
+        "config: head_dim must be a multiple of 16 from 16 to 1024, got 72; round the tensors' head_dim up",
+    ),
+    (SM80, {"bc": 48}, "config: bc must be a multiple of 32 from 32 to 256, got 48"),
+    (SM80, {"warps": 3}, "config: warps must be 1, 2, 4 or 8, got 3"),
+    (
+        SM80,
+        {"br": 96},
+        "config: br must be 16 or 32 rows a warp (64 or 128 with 4 warps), got 96",
+    ),
+    (
+        SM80,
+        {"share_kv": True, "stages": 2},
+        "config: share_kv needs stages=1 (one buffer for K and V), got stages=2",
+    ),
+    (SM80, {"stages": 5}, "config: stages must be 1, 2, 3 or 4, got 5"),
+    (
+        SM80,
+        {"stages": 4},
+        "config: kernel 'sm80' has 1, 2 or 3 stages, got 4; take stages=3 or kernel='sm90'",
+    ),
+    (
+        SM80,
+        {"arch": "sm_86", "head_dim": 256, "stages": 3},
+        "config: the tile needs 266240 B of shared memory, sm_86 has 101376 B a block; lower br=128, bc=64 or stages=3",
+    ),
+    (SM90, {"arch": "sm_90"}, "config: kernel 'sm90' needs arch='sm_90a' (wgmma), got 'sm_90'"),
+    (
+        SM90,
+        {"br": 192},
+        "config: kernel 'sm90' has 4 producer warps and 4 warps for each 64 query rows: br=64, 128 or 192 with "
+        "warps=8, 12 or 16, or br=64 for 2 or 3 heads with warps=12 or 16, got br=192, warps=12",
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "changed", "message"), TABLE, ids=range(len(TABLE)))
+def test_tiles_that_no_kernel_has(fields: dict[str, Any], changed: dict[str, Any], message: str) -> None:
+    AttnSpec(**fields)
+    with pytest.raises(ValueError, match="config: ") as caught:
+        AttnSpec(**(fields | changed))
+    assert str(caught.value) == message
+
+
+SM90_ROWS = {br: {"kernel": "sm90", "br": br, "warps": 12} for br in (64, 128)}
+
+
+def test_heads_that_share_a_tile_take_the_memory_of_its_rows() -> None:
+    whole = AttnSpec(arch="sm_90a", dtype="bfloat16", head_dim=128, bc=128, stages=2, **SM90_ROWS[128])
+    shared = AttnSpec(arch="sm_90a", dtype="bfloat16", head_dim=128, bc=128, stages=2, **SM90_ROWS[64])
+    assert (whole.heads, shared.heads) == (1, 2)
+    assert whole.smem_bytes == shared.smem_bytes
+    assert whole.q_slots == shared.q_slots
+    assert replace(shared, bc=64, warps=16).heads == 3
+    with pytest.raises(ValueError, match=r"lower warps=12, bc=160 or stages=2$"):
+        replace(shared, bc=160, head_dim=256)

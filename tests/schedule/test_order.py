@@ -1,0 +1,169 @@
+"""order.py: FULL tiles first, skipped ones last; a flag where, and only where, none of a group's rows sees a tile."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from mask_cases import random_case
+
+import omnicupy as oc
+from omnicupy.masks.block_mask import DEAD, FULL, KIND, PARTIAL, BlockMask
+from omnicupy.schedule.order import GROUP_ROWS, SKIP_SHIFT, STANDING_KEYS, arrange, ordered, shares, standing
+
+SKIP = 7 << SKIP_SHIFT  # flags of all groups
+TILES = ((128, 32), (128, 64), (192, 96), (192, 32))
+
+
+def _sees(block: BlockMask, dense: np.ndarray, entry: int, row: int) -> list[bool]:
+    """Of each group of the entry's block, whether any of its rows sees any key of the entry."""
+    offset, length = block.pieces[block.entries[entry, 2]]
+    first = range(row * block.br, (row + 1) * block.br, GROUP_ROWS)
+    return [bool(dense[q0 : q0 + GROUP_ROWS, offset : offset + length].any()) for q0 in first]
+
+
+def _flags(word: int, groups: int) -> list[bool]:
+    return [bool(word >> (SKIP_SHIFT + group) & 1) for group in range(groups)]
+
+
+def _as_multiset(block: BlockMask) -> list[tuple[int, ...]]:
+    rows = block.rows_of_entries()
+    return sorted(
+        (int(row), int(e[0] & ~SKIP), *map(int, e[1:])) for row, e in zip(rows, block.entries, strict=True)
+    )
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_flags_are_safe_and_the_entries_stay(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    q_len, k_len = (int(n) for n in rng.integers(1, 700, 2))
+    case = random_case(rng, q_len, k_len)
+    block = case.mask.blocks(*TILES[seed % len(TILES)])
+    found = ordered(block)
+    assert _as_multiset(found) == _as_multiset(block)
+    assert np.array_equal(found.to_dense(), case.dense)
+    groups = block.br // GROUP_ROWS
+    for entry, row in enumerate(found.rows_of_entries()):
+        word = int(found.entries[entry, 0])
+        skipped = _flags(word, groups)
+        sees = _sees(found, case.dense, entry, int(row))
+        assert not any(skip and see for skip, see in zip(skipped, sees, strict=True)), case.label
+        assert not (word & DEAD and any(skipped))
+        if found.entries[entry, 1] >= 0 and word & KIND == PARTIAL and not word & DEAD:
+            assert skipped == [not see for see in sees]  # bit tiles tell exactly
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize(
+    "mask",
+    [
+        oc.causal(1000),
+        oc.sliding_window(1000, left=300),
+        oc.segments([("text", 90), ("image", 333), ("noise", 200), ("text", 177)]),
+        oc.ranges([(0, 300, 0, 250), (300, 611, 250, 640)], 611, 640),
+    ],
+    ids=["causal", "window", "segments", "cross"],
+)
+def test_what_one_range_a_key_allows_is_told_exactly(mask: oc.Mask, tile: tuple[int, int]) -> None:
+    """Each key's rows are one range here, and those of a tile's keys overlap: the bounds say all there is to say."""
+    found = ordered(mask.blocks(*tile))
+    dense, groups = mask.to_dense(), found.br // GROUP_ROWS
+    masked = 0
+    for entry, row in enumerate(found.rows_of_entries()):
+        if found.entries[entry, 0] & DEAD:
+            continue
+        sees = _sees(found, dense, entry, int(row))
+        assert _flags(int(found.entries[entry, 0]), groups) == [not see for see in sees]
+        masked += not all(sees)
+    assert masked
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_full_tiles_come_first_and_skipped_ones_last(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    case = random_case(rng, *(int(n) for n in rng.integers(200, 700, 2)))
+    block = case.mask.blocks(*((128, 32), (192, 64), (64, 32))[seed % 3])
+    found = ordered(block)
+    need = STANDING_KEYS // block.bc
+    common = arrange(block).common
+    stands = standing(found.entries[:, 0], found.row_offsets, block.bc)
+    for row in range(found.q_blocks):
+        first, end = found.row_offsets[row : row + 2]
+        words = found.entries[first:end, 0]
+        skipped, full = (words & SKIP) != 0, (words & KIND) == FULL
+        place = np.where(skipped, 2, np.where(full, 0, 1))
+        assert (np.diff(place) >= 0).all()
+        assert stands[first:end].tolist() == [int(full[:i].sum()) >= need for i in range(len(full))]
+        count = int((~skipped).sum())
+        assert common[first:end].tolist() == [max(0, count - i) for i in range(len(words))]
+        if block.br == 64:
+            assert not skipped.any()
+        before = block.entries[first:end]
+        unmoved = before[(before[:, 0] & KIND) == FULL, 2]
+        if not skipped.any():  # else FULL ones of rows past the end may be among them
+            assert found.entries[first:end][full, 2].tolist() == unmoved.tolist()
+
+
+def test_skipped_entries_alternate() -> None:
+    """Two documents that meet inside a block of rows: each half looks at its own keys, and they take turns."""
+    mask = oc.ranges([(0, 64, 0, 640), (64, 128, 640, 1280)], 128, 1280)
+    found = ordered(mask.blocks(128, 64))
+    words = found.entries[:, 0] >> SKIP_SHIFT
+    assert words.tolist() == [1, 2] * 10
+    assert arrange(mask.blocks(128, 64)).common.tolist() == [0] * 20
+    assert shares(found).tolist() == [0.5] * 20
+
+
+def test_a_block_on_the_diagonal_ends_with_what_its_first_rows_skip() -> None:
+    found = ordered(oc.causal(768).blocks(192, 64))
+    for row in range(found.q_blocks):
+        first, end = found.row_offsets[row : row + 2]
+        words = found.entries[first:end, 0] >> SKIP_SHIFT & 7
+        assert words.tolist() == [0] * (3 * row + 1) + [3, 1]
+        assert (found.entries[first : end - 3, 0] & KIND == FULL).all()
+
+
+def test_spans_of_a_key_are_looked_at_one_by_one() -> None:
+    """Keys that two far ranges of rows see: between them nobody does."""
+    mask = oc.ranges([(0, 10, 0, 64), (380, 384, 0, 64), (100, 150, 64, 128)], 384, 128)
+    assert mask.intervals is not None
+    assert len(mask.intervals[0]) == 2
+    found = ordered(mask.blocks(192, 64))
+    assert sorted((found.entries[:, 0] >> SKIP_SHIFT & 7).tolist()) == [1, 3, 6]
+
+
+def test_rows_past_the_end_look_at_nothing() -> None:
+    found = ordered(oc.full(200, 256).blocks(192, 64))
+    last = found.entries[found.row_offsets[1] :, 0] >> SKIP_SHIFT & 7
+    assert last.tolist() == [6] * 4  # eight rows: the first group's
+    assert not (found.entries[: found.row_offsets[1], 0] & SKIP).any()
+
+
+@pytest.mark.parametrize("tile", [(64, 64), (96, 32), (32, 32), (256, 64)])
+def test_blocks_of_other_heights_skip_nothing(tile: tuple[int, int]) -> None:
+    found = ordered(oc.causal(500).blocks(*tile))
+    assert not (found.entries[:, 0] & SKIP).any()
+    assert (shares(found) == 1).all()
+
+
+def test_peaks_stand_in_a_last_block_that_groups_without_rows_skip() -> None:
+    found = ordered(oc.full(184, 512).blocks(128, 64))
+    last = found.entries[found.row_offsets[1] :, 0]
+    assert (last >> SKIP_SHIFT & 7).tolist() == [2] * 8
+    stands = standing(found.entries[:, 0], found.row_offsets, 64)
+    assert stands[found.row_offsets[1] :].tolist() == [False] + [True] * 7
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_peaks_stand_after_full_keys_of_the_same_part(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    words = rng.choice([FULL, PARTIAL, FULL | 1 << SKIP_SHIFT], 40).astype(np.int32)
+    firsts = rng.permutation(np.append(rng.integers(0, 41, 9), 0)).astype(np.int32)  # some twice: empty parts
+    found = standing(words, firsts, 32)
+    for entry in range(40):
+        begin = max(first for first in firsts if first <= entry)
+        assert found[entry] == (int((words[begin:entry] & KIND == FULL).sum()) * 32 >= STANDING_KEYS)
+
+
+def test_an_empty_mask_stays_empty() -> None:
+    empty = (~oc.full(384, 384)).blocks(128, 128)
+    assert len(ordered(empty).entries) == 0

@@ -1,0 +1,251 @@
+"""omnicupy.torch on CPU tensors: numbers, memory, strides, dtypes, errors; and what importing it costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import omnicupy as oc
+from omnicupy import api
+
+torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+import omnicupy.torch  # noqa: E402 - needs torch
+
+ROOT = Path(__file__).parents[2]
+DTYPES = {
+    torch.float16: np.float16,
+    torch.bfloat16: ml_dtypes.bfloat16,
+    torch.float32: np.float32,
+    torch.float64: np.float64,
+}
+SHAPES = ((2, 4, 40, 16), (2, 2, 40, 16), (2, 2, 40, 16))
+
+
+def _inputs(dtype: Any = torch.float32) -> list[Any]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in SHAPES]
+
+
+def _numpy(tensor: Any) -> np.ndarray:
+    """A copy as a NumPy array, in the dtype that holds the same bits."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor.float().numpy().astype(ml_dtypes.bfloat16)
+    return tensor.numpy().copy()
+
+
+def _same(tensor: Any, array: np.ndarray) -> None:
+    assert _numpy(tensor).dtype == array.dtype
+    assert _numpy(tensor).tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_numbers_are_those_of_numpy_arrays(dtype: Any) -> None:
+    arrays, mask = _inputs(dtype), oc.random(40, 3)
+    out, lse = oc.torch.attention(*arrays, mask, scale=0.3, return_lse=True)
+    wanted, wanted_lse = oc.attention(*map(_numpy, arrays), mask, scale=0.3, return_lse=True)
+    assert (out.dtype, lse.dtype, out.shape, lse.shape) == (dtype, torch.float32, SHAPES[0], SHAPES[0][:3])
+    assert wanted.dtype == DTYPES[dtype]
+    _same(out, wanted)
+    _same(lse, wanted_lse)
+
+
+def test_the_numbers_are_those_of_scaled_dot_product_attention() -> None:
+    q, k, v = _inputs()
+    mask = oc.segments([("text", 10), ("image", 20), ("text", 10)])
+    wanted = torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, torch.from_numpy(mask.to_dense()), enable_gqa=True
+    )
+    torch.testing.assert_close(oc.torch.attention(q, k, v, mask), wanted)
+
+
+def test_no_mask_and_a_list_of_masks() -> None:
+    arrays, masks = _inputs(), [oc.causal(40), oc.random(40, 1)]
+    for mask in (None, masks):
+        _same(oc.torch.attention(*arrays, mask), oc.attention(*map(_numpy, arrays), mask))
+
+
+def test_rows_that_see_nothing() -> None:
+    out, lse = oc.torch.attention(*_inputs(), ~oc.full(40), return_lse=True)
+    assert not out.any()
+    assert torch.isneginf(lse).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_no_tensor_is_copied(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    engine = api.cpu_attention.attention
+
+    def spy(*arrays: Any, **options: Any) -> Any:
+        seen.extend([*arrays[1:4], options["out"]])
+        return engine(*arrays, **options)
+
+    monkeypatch.setattr(api.cpu_attention, "attention", spy)
+    tensors = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in _inputs(dtype)]
+    out = oc.torch.attention(*tensors, oc.causal(40))
+    assert out.is_contiguous()
+    for array, tensor in zip(seen, [*tensors, out], strict=True):
+        assert array.ctypes.data == tensor.data_ptr()
+        assert array.strides == tuple(tensor.element_size() * stride for stride in tensor.stride())
+
+
+def test_any_strides() -> None:
+    q, k, v = _inputs(torch.bfloat16)
+    mask = oc.random(40, 5)
+    wanted = oc.torch.attention(q, k[:, :1].repeat(1, 2, 1, 1), v, mask)
+    views = [
+        q.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1),
+        k[:, :1].expand(2, 2, 40, 16),
+        torch.cat([v, v], 3)[..., 16:],
+    ]
+    assert torch.equal(oc.torch.attention(*views, mask), wanted)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_out_is_written_in_place(dtype: Any) -> None:
+    arrays, mask = _inputs(dtype), oc.causal(40)
+    stored = torch.full((2, 40, 4, 16), torch.nan, dtype=dtype)
+    version = stored._version
+    target = stored.transpose(1, 2)
+    assert oc.torch.attention(*arrays, mask, out=target) is target
+    assert torch.equal(stored.transpose(1, 2), oc.torch.attention(*arrays, mask))
+    assert stored._version == version + 1, "autograd must see that the tensor has changed"
+
+
+def test_parameters_of_a_frozen_model() -> None:
+    q, k, v = _inputs()
+    held = torch.nn.Parameter(q, requires_grad=False)
+    assert torch.equal(oc.torch.attention(held, k, v), oc.torch.attention(q, k, v))
+
+
+def test_tangents_are_refused_where_they_would_be_lost() -> None:
+    q, k, v = (torch.randn(1, 2, 5, 8) for _ in range(3))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(k, torch.ones_like(k))
+        with pytest.raises(oc.UnsupportedError, match=r"^k carries a tangent"):
+            oc.torch.attention(q, dual, v)
+        assert oc.torch.attention(q, k, v).shape == q.shape
+
+
+@pytest.mark.parametrize("quiet", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("index", range(4))
+def test_gradients_are_refused_where_they_would_be_lost(index: int, quiet: Callable[[], Any]) -> None:
+    arrays = [*_inputs(), torch.empty(SHAPES[0])]
+    arrays[index].requires_grad_()
+    name = ("q", "k", "v", "out")[index]
+    with pytest.raises(oc.UnsupportedError) as raised:
+        oc.torch.attention(*arrays[:3], out=arrays[3])
+    assert str(raised.value) == (
+        f"{name} requires a gradient, but attention has no backward pass yet; call it under "
+        f"torch.no_grad() or pass {name}.detach()"
+    )
+    if name != "out":
+        with quiet():
+            wanted = oc.torch.attention(*(x.detach() for x in arrays[:3]))
+            assert torch.equal(oc.torch.attention(*arrays[:3]), wanted)
+
+
+def _call(**changed: Any) -> Any:
+    q, k, v = _inputs()
+    arguments: dict[str, Any] = {"q": q, "k": k, "v": v} | changed
+    return oc.torch.attention(**arguments)
+
+
+BAD = {
+    "an array": (
+        lambda: _call(k=np.zeros(SHAPES[1], np.float32)),
+        TypeError,
+        "k must be a torch.Tensor, got numpy.ndarray; convert it with torch.as_tensor, or call "
+        "omnicupy.attention, which takes CuPy and NumPy arrays",
+    ),
+    "out a list": (
+        lambda: _call(out=[]),
+        TypeError,
+        "out must be a torch.Tensor, got list; convert it with torch.as_tensor, or call "
+        "omnicupy.attention, which takes CuPy and NumPy arrays",
+    ),
+    "dtype": (
+        lambda: _call(q=torch.zeros(SHAPES[0], dtype=torch.int32)),
+        TypeError,
+        "q must be float16, bfloat16, float32 or float64, got torch.int32; cast q, k and v",
+    ),
+    "other dtype": (
+        lambda: _call(v=_inputs(torch.bfloat16)[2]),
+        TypeError,
+        "v must have the dtype of q (float32), got bfloat16; cast it",
+    ),
+    "shape": (
+        lambda: _call(q=torch.zeros(40, 16)),
+        ValueError,
+        "q must have 4 axes (batch, heads, tokens, head_dim), got shape (40, 16); add missing axes with None",
+    ),
+    "mask": (
+        lambda: _call(mask=oc.causal(39)),
+        ValueError,
+        "mask must have the shape (q tokens, k tokens) = (40, 40), got (39, 39); build it for these lengths "
+        "or cut it with mask.rows or mask[a:b, c:d]",
+    ),
+    "mask tensor": (
+        lambda: _call(mask=torch.ones(40, 40, dtype=torch.bool)),
+        TypeError,
+        "mask must be a Mask, a list of one Mask per batch element, or None (full), got torch.Tensor; "
+        "a boolean array becomes one with from_dense",
+    ),
+    "scale": (
+        lambda: _call(scale=-1.0),
+        ValueError,
+        "scale must be finite and above 0, got -1.0; pass None for 1/sqrt(head_dim)",
+    ),
+    "config": (
+        lambda: _call(config=object()),
+        ValueError,
+        "config must be None for CPU tensors: it chooses a GPU kernel; pass CUDA tensors",
+    ),
+    "device": (
+        lambda: oc.torch.attention(*(x.to("meta") for x in _inputs())),
+        ValueError,
+        "q must be on a CPU or a CUDA device, got meta; move q, k and v to one",
+    ),
+    "devices": (
+        lambda: _call(k=_inputs()[1].to("meta")),
+        ValueError,
+        "k must be on the device of q (cpu), got meta; move it with k.to('cpu')",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_errors(what: str) -> None:
+    call, error, message = BAD[what]
+    with pytest.raises(error) as raised:
+        call()
+    assert str(raised.value) == message
+
+
+def test_an_out_that_overlaps() -> None:
+    q, k, v = _inputs()
+    with pytest.raises(ValueError, match="out must not overlap q"):
+        oc.torch.attention(q, k, v, out=q)
+
+
+def test_cpu_tensors_import_no_cupy_and_torch_is_torch() -> None:
+    code = """
+import sys, torch, omnicupy as oc
+print("omnicupy.torch" in sys.modules)
+import omnicupy.torch
+print("torch._dynamo" in sys.modules)  # over a second of importing, which only torch.compile needs
+x = torch.ones(1, 1, 8, 16)
+oc.torch.attention(x, x, x, oc.causal(8))
+print("cupy" in sys.modules, sys.modules["torch"] is torch, hasattr(torch, "Tensor"))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT, check=False
+    )
+    assert done.stdout.splitlines() == ["False", "False", "False True True"], done.stderr
