@@ -17,7 +17,6 @@ from fake_device import inputs as _inputs
 import omnicupy as oc
 from omnicupy.gpu import attention as gpu_attention
 from omnicupy.gpu import plan as gpu_plan
-from omnicupy.gpu import planning
 from omnicupy.jit import cache
 from omnicupy.jit.spec import AttnSpec
 
@@ -79,7 +78,7 @@ def test_no_lse_is_a_null_pointer(device: fake_device.Device) -> None:
 def test_a_warm_call_plans_nothing(device: fake_device.Device, monkeypatch: pytest.MonkeyPatch) -> None:
     mask = oc.causal(300)
     oc.attention(*_inputs(), mask)
-    monkeypatch.setattr(planning, "new_plan", None)
+    monkeypatch.setattr(gpu_attention, "new_plan", None)
     monkeypatch.setattr(gpu_attention.check, "call", None)
     q, k, v = _inputs()
     oc.attention(q, k, v, mask, return_lse=True)

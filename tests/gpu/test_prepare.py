@@ -12,7 +12,7 @@ from fake_device import inputs as _inputs
 
 import omnicupy as oc
 from omnicupy.call import check
-from omnicupy.gpu import planning
+from omnicupy.gpu import attention as gpu_attention
 from omnicupy.jit.spec import AttnSpec
 
 NAIVE = AttnSpec(arch="sm_90", kernel="naive", dtype="bfloat16", head_dim=64, br=64, bc=64)
@@ -52,7 +52,7 @@ def test_the_call_after_it_can_be_captured(
     assert oc.prepare(*_inputs(), mask, **made) is None
     assert (device.launches, len(device.kernels), len(device.uploads)) == ([], 1, 1)
     device.streams[0].capturing = True
-    monkeypatch.setattr(planning, "new_plan", None)  # nothing is planned
+    monkeypatch.setattr(gpu_attention, "new_plan", None)  # nothing is planned
     q, k, v = _inputs()
     if "out" in made:
         made["out"] = ndarray(q.shape, BF16)
@@ -102,7 +102,7 @@ def test_bad_arguments_are_those_of_attention(device: fake_device.Device) -> Non
 def test_numpy_arrays_are_checked_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     from omnicupy import api
 
-    monkeypatch.setattr(api, "cpu", None)
+    monkeypatch.setattr(api, "cpu_attention", None)
     mask, x = oc.causal(30), np.zeros((1, 2, 30, 16), np.float32)
     assert oc.prepare(x, x, x, mask) is None
     assert not mask._blocks
@@ -127,6 +127,6 @@ def test_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     assert oc.torch.prepare(*tensors, mask) is None
     assert (fake.launches, fake.empties, len(fake.uploads)) == ([], [], 1)
     assert fake.made[0].entered == 1  # the copy was given to torch's stream
-    monkeypatch.setattr(planning, "new_plan", None)
+    monkeypatch.setattr(gpu_attention, "new_plan", None)
     oc.torch.attention(*tensors, mask)
     assert len(fake.launches) == 1

@@ -159,10 +159,10 @@ def test_errors_without_fullgraph_are_the_library_s(what: str, error: type[Excep
 
 
 def test_what_the_compiler_leaves_to_python_is_not_traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    tracer, seen, run = oc.torch._tracer, [], oc.torch._on_cpu
+    tracer, seen, run = oc.torch.call._tracer, [], oc.torch.eager._on_cpu
     assert tracer() is None
     monkeypatch.setattr(
-        oc.torch, "_on_cpu", lambda *args, **options: seen.append(tracer()) or run(*args, **options)
+        oc.torch.eager, "_on_cpu", lambda *args, **options: seen.append(tracer()) or run(*args, **options)
     )
     with pytest.raises(ValueError, match="config must be None"):
         TRACED["a config"][0](*_inputs(), _compiled(fullgraph=False))

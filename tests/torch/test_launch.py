@@ -14,7 +14,6 @@ from fake_tensor import cuda  # noqa: E402
 import omnicupy as oc  # noqa: E402
 import omnicupy.torch  # noqa: E402
 from omnicupy.gpu import attention as gpu_attention  # noqa: E402
-from omnicupy.gpu import planning  # noqa: E402
 
 BF16 = torch.bfloat16
 _zeros = torch.zeros
@@ -86,8 +85,8 @@ def test_tensors_run_on_their_own_device(device: Any) -> None:
 def test_a_warm_call_plans_nothing(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     mask = oc.causal(300)
     oc.torch.attention(*_inputs(), mask)
-    monkeypatch.setattr(planning, "new_plan", None)
-    monkeypatch.setattr(gpu_attention.check, "problem", None)
+    monkeypatch.setattr(gpu_attention, "new_plan", None)
+    monkeypatch.setattr(gpu_attention.check, "call", None)
     oc.torch.attention(*_inputs(), mask, return_lse=True)
     assert len(device.launches) == 2
     assert device.made[0].entered == 1

@@ -276,7 +276,7 @@ print("cupy" in sys.modules)
         capture_output=True,
         text=True,
         timeout=120,
-        cwd=ROOT / "tests",
+        cwd=ROOT / "tests" / "helpers",
         check=False,
     )
     assert done.stdout.splitlines() == ["False False False", "False"], done.stderr
