@@ -24,8 +24,7 @@ from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.block_mask import CAUSAL, PARTIAL, BlockMask
 from omnicupy.schedule.grid import Grid
 from omnicupy.schedule.order import ordered, shares
-from omnicupy.schedule.pack import entry_costs
-from omnicupy.schedule.parts import schedule
+from omnicupy.schedule.parts import entry_costs, schedule
 
 # What a work item is charged for, in this order: pairs of all tiles, of PARTIAL ones, of CAUSAL ones, those that a
 # warpgroup skips, itself.

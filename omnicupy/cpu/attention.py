@@ -29,6 +29,7 @@ from omnicupy.call.arrays import widen
 from omnicupy.cpu.blas import BLAS
 from omnicupy.masks.block_mask import CAUSAL, FULL, KIND, BlockMask
 from omnicupy.masks.mask import Mask
+from omnicupy.schedule.parts import entry_costs
 
 DEFAULT_BR, DEFAULT_BC = 256, 256  # measured on 2 cores: S = 4096, D = 64 and 128
 ROWS = 512  # query rows of one product, over the heads that share keys
@@ -116,7 +117,7 @@ def _run(call: _Call, workers: int) -> None:
     """All tasks, longest block rows first, on `workers` threads where that pays."""
     kv_heads = call.k[0].shape[0]
     group = call.q.shape[1] // kv_heads
-    rows = [(b, int(i)) for b, blocks in enumerate(call.blocks) for i in blocks.order]
+    rows = [(b, int(i)) for b, blocks in enumerate(call.blocks) for i in _longest_first(blocks)]
     scores = sum(len(blocks.entries) * blocks.br * blocks.bc for blocks in call.blocks) * call.q.shape[1]
     if scores < MIN_PARALLEL_SCORES:
         workers = 1
@@ -179,13 +180,18 @@ def _block_row(call: _Call, buffers: _Buffers, where: tuple[int, int], heads: ra
             call.lse[b, rows, q0:q1] = lse.reshape(q.shape[:2])
 
 
+def _longest_first(blocks: BlockMask) -> Array:
+    """Query blocks by descending cost, (q_blocks,)."""
+    costs = np.bincount(blocks.rows_of_entries(), entry_costs(blocks), blocks.q_blocks)
+    return np.argsort(-costs, kind="stable")
+
+
 def _steps(blocks: BlockMask, row: int, width: int, dtype: np.dtype[Any]) -> Iterator[Step]:
     """The visited key ranges of a block row; neighbouring FULL tiles are merged up to `width` keys."""
     q0, q1 = row * blocks.br, min((row + 1) * blocks.br, blocks.q_len)
     run = (0, 0)
     for e in range(blocks.row_offsets[row], blocks.row_offsets[row + 1]):
-        kind, _, piece, _ = (int(x) for x in blocks.entries[e])
-        k0, length = (int(x) for x in blocks.pieces[piece])
+        kind, _, k0, length = (int(x) for x in blocks.entries[e])
         if kind & KIND == FULL:
             if k0 == run[1] and k0 + length - run[0] <= width:
                 run = (run[0], k0 + length)

@@ -23,20 +23,20 @@ from omnicupy.gpu.streams import (
     is_capturing,
     wait_for,
 )
-from omnicupy.schedule.pack import Packed
+from omnicupy.schedule.block_lists import BlockLists
 
 MAX_USERS = 32  # foreign streams remembered before they are joined early
 
 
 class DeviceBlocks:
-    """Packed block masks on one device. Made on the device's current stream; the copy is asynchronous.
+    """BlockLists block masks on one device. Made on the device's current stream; the copy is asynchronous.
 
-    packed: sizes and offsets (its host buffer is dropped).  pointers: device address of each array.
+    lists: sizes and offsets (its host buffer is dropped).  pointers: device address of each array.
     Raises UnsupportedError while the stream is captured into a graph: the copy would become part of the
     graph.
     """
 
-    def __init__(self, packed: Packed, device: int) -> None:
+    def __init__(self, lists: BlockLists, device: int) -> None:
         self.device = device
         self._users: dict[int, Any] = {}
         self.home = cupy.cuda.get_current_stream(device)
@@ -46,13 +46,13 @@ class DeviceBlocks:
                 "captured; call prepare or attention with these shapes and this mask before the capture"
             )
         # asarray stages through CuPy's pinned pool, which keeps the staging memory until the copy is done.
-        self._buffer = cupy.asarray(packed.buffer)
+        self._buffer = cupy.asarray(lists.buffer)
         self._uploaded = cupy.cuda.Event(disable_timing=True)
         self._uploaded.record(self.home)
         self._arrived = False
         self._home = identity(self.home)
-        self.sizes = packed.without_buffer()
-        self.pointers = {name: self._buffer.data.ptr + offset for name, offset in packed.offsets.items()}
+        self.sizes = lists.without_buffer()
+        self.pointers = {name: self._buffer.data.ptr + offset for name, offset in lists.offsets.items()}
 
     @property
     def nbytes(self) -> int:

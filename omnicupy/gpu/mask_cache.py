@@ -9,7 +9,7 @@ from typing import Any
 
 from omnicupy.gpu.device_blocks import DeviceBlocks
 from omnicupy.masks.mask import Mask
-from omnicupy.schedule.pack import pack
+from omnicupy.schedule.block_lists import block_lists
 from omnicupy.schedule.parts import Workers
 
 MAX_STACKS = 32  # device copies of different batches that start with one mask
@@ -70,7 +70,7 @@ def device_blocks(
     blocks = cache_for(masks).blocks
     found = blocks.get((device, *tile, workers))
     if found is None:
-        found = DeviceBlocks(pack([mask.blocks(*tile) for mask in masks], workers), device)
+        found = DeviceBlocks(block_lists([mask.blocks(*tile) for mask in masks], workers), device)
         found = blocks.setdefault((device, *tile, workers), found)
     return found
 

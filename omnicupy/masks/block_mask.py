@@ -26,11 +26,10 @@ class BlockMask:
 
     mask: the allowed pairs (a PairSet: the mask without its caches, so that dropping the mask frees them).
     row_offsets: (q_blocks + 1,); the entries of query block i are row_offsets[i] : row_offsets[i + 1].
-    entries: (E, 4) of kind | DEAD, payload, first piece, piece count. Within a row CAUSAL and PARTIAL entries
-        come first, then FULL ones, both by ascending key. payload: -1 = the rule is the mask's intervals,
-        else an index into bit_tiles. Tiles without an allowed pair are not listed, so an empty row block has
-        no entries.
-    pieces: (P, 2) of key offset and length in keys (at most bc, never past k_len).
+    entries: (E, 4) of kind | DEAD, payload, first key, key count (at most bc, never past k_len). Within a row
+        CAUSAL and PARTIAL entries come first, then FULL ones, both by ascending key. payload: -1 = the rule is
+        the mask's intervals, else an index into bit_tiles. Tiles without an allowed pair are not listed, so an
+        empty row block has no entries.
     bit_tiles: uint32 (T, br, ceil(bc / 32)), bit b of word w of row r is key offset 32 * w + b of the tile;
         only for masks held as bits, equal tiles stored once; (0, br, ceil(bc / 32)) for the others.
     """
@@ -40,7 +39,6 @@ class BlockMask:
     bc: int
     row_offsets: IntArray
     entries: IntArray
-    pieces: IntArray
     bit_tiles: TileArray
 
     @property
@@ -73,15 +71,6 @@ class BlockMask:
         """Kind of each entry without the DEAD flag, (E,)."""
         kinds: IntArray = self.entries[:, 0] & KIND
         return kinds
-
-    @property
-    def order(self) -> IntArray:
-        """Query blocks by descending cost, (q_blocks,), for working on the longest first; a masked tile costs 1.1."""
-        keys = self.pieces[:, 1].take(self.entries[:, 2])
-        costs = np.bincount(self.rows_of_entries(), keys * (11 - (self.kinds == FULL)), self.q_blocks)
-        order = np.argsort(-costs, kind="stable").astype(np.int32)
-        order.setflags(write=False)
-        return order
 
     def rows_of_entries(self) -> IntArray:
         """Query block of each entry, (E,)."""
@@ -116,22 +105,17 @@ class BlockMask:
         count += self._coverage(entries[kinds == CAUSAL]) * diagonal
         if by_rule.any():
             count += self._coverage(entries[by_rule]) * self.mask.dense(q0, q1, 0, self.k_len)
-        for _, payload, first, pieces in entries[(kinds == PARTIAL) & ~by_rule]:
+        for _, payload, first, keys in entries[(kinds == PARTIAL) & ~by_rule]:
             words = np.ascontiguousarray(self.bit_tiles[payload, : q1 - q0])
             tile = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")
-            column = 0
-            for offset, length in self.pieces[first : first + pieces]:
-                count[:, offset : offset + length] += tile[:, column : column + length]
-                column += length
+            count[:, first : first + keys] += tile[:, :keys]
         return count
 
     def _coverage(self, entries: IntArray) -> NDArray[np.int64]:
-        """How many pieces of these entries hold each key, (k_len,)."""
-        first, count = entries[:, 2].astype(np.int64), entries[:, 3]
-        index = np.repeat(first - (np.cumsum(count) - count), count) + np.arange(count.sum())
-        offset, length = self.pieces[index].T
-        edges = np.bincount(offset, minlength=self.k_len + 1) - np.bincount(
-            offset + length, minlength=self.k_len + 1
+        """How many of these entries hold each key, (k_len,)."""
+        first, keys = entries[:, 2], entries[:, 3]
+        edges = np.bincount(first, minlength=self.k_len + 1) - np.bincount(
+            first + keys, minlength=self.k_len + 1
         )
         covered: NDArray[np.int64] = np.cumsum(edges[:-1])
         return covered

@@ -189,11 +189,6 @@ def _assemble(
     q_len, k_len = mask.shape
     q_blocks = -(-q_len // br)
     offsets = np.searchsorted(row, np.arange(q_blocks + 1, dtype=row.dtype)).astype(np.int32)
-    pieces = np.empty((len(row), 2), np.int32)
-    np.multiply(block, bc, out=pieces[:, 0], casting="unsafe")
-    pieces[:, 1] = bc
-    if k_len % bc:
-        pieces[block == k_blocks - 1, 1] = k_len % bc
     dead = mask.dead_keys()
     if dead.any():
         in_block = np.zeros(k_blocks * bc, np.bool_)
@@ -203,8 +198,10 @@ def _assemble(
     entries = np.empty((len(row), 4), np.int32)
     entries[:, 0] = kind
     entries[:, 1] = -1 if payload is None else payload
-    entries[:, 2] = np.arange(len(row), dtype=np.int32)
-    entries[:, 3] = 1
-    for array in (offsets, entries, pieces, bit_tiles):
+    np.multiply(block, bc, out=entries[:, 2], casting="unsafe")
+    entries[:, 3] = bc
+    if k_len % bc:
+        entries[block == k_blocks - 1, 3] = k_len % bc
+    for array in (offsets, entries, bit_tiles):
         array.setflags(write=False)
-    return BlockMask(mask, br, bc, offsets, entries, pieces, bit_tiles)
+    return BlockMask(mask, br, bc, offsets, entries, bit_tiles)

@@ -77,11 +77,8 @@ def _grid(blocks: BlockMask) -> tuple[NDArray[np.uint8], tuple[float, float, flo
     """
     step = -(-max(blocks.q_blocks, blocks.k_blocks) // MOST_CELLS)
     grid = np.zeros((-(-blocks.q_blocks // step), -(-blocks.k_blocks // step)), np.uint8)
-    count = blocks.entries[:, 3]
-    first = np.cumsum(count) - count
-    index = np.repeat(blocks.entries[:, 2] - first, count) + np.arange(count.sum())
-    rows, columns = np.repeat(blocks.rows_of_entries(), count), blocks.pieces[index, 0] // blocks.bc
-    np.maximum.at(grid, (rows // step, columns // step), np.repeat(blocks.kinds, count).astype(np.uint8))
+    rows, columns = blocks.rows_of_entries(), blocks.entries[:, 2] // blocks.bc
+    np.maximum.at(grid, (rows // step, columns // step), blocks.kinds.astype(np.uint8))
     right, bottom = grid.shape[1] * step * blocks.bc, grid.shape[0] * step * blocks.br
     return grid, (0.0, float(right), float(bottom), 0.0)
 

@@ -1,9 +1,9 @@
 """The order in which kernels visit the tiles of a block row, and what they may know about each: flags in its entries.
 
-FULL tiles come first: after 64 keys of them a row's peak is no accident of a few keys and may stand, in masked
-tiles, too (kernels/omni/softmax.cuh). Last come the tiles that some of the block's query rows need not look at. The
-Hopper kernel gives each 64 rows of a block to a warpgroup; where none of the 64 sees a key of a tile, at the edges of
-windows, documents and images, the warpgroup gives the tile back unread (kernels/omni/sm90/consumer.cuh).
+FULL tiles come first: after 64 keys of them a row_max is no accident of a few keys, and rescaling may be lazy, in
+masked tiles, too (kernels/omni/softmax.cuh). Last come the tiles that some of the block's query rows need not look at.
+The Hopper kernel gives each 64 rows of a block to a warpgroup; where none of the 64 sees a key of a tile, at the edges
+of windows, documents and images, the warpgroup skips the tile (kernels/omni/sm90/forward/consumer.cuh).
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from omnicupy.masks.intervals import BoolArray, IntArray
 
 GROUP_ROWS = 64
 SKIP_SHIFT = 3  # flag of the block's first 64 rows in entries[:, 0], above the kind and DEAD
-STANDS = 64  # flag of entries that come after STANDING_KEYS keys in FULL ones of their part of a row
-# The peak of 32 keys is too often far below the row's: weights far above 1, rounded, took one case in 15,857 over its
-# budget.
-STANDING_KEYS = 64
+LAZY = 64  # flag of entries behind LAZY_KEYS keys in FULL ones of their part of a row: rescaling may be lazy there
+# The maximum of 32 keys is too often far below the row's: weights far above 1, rounded, took one case in 15,857 over
+# its budget.
+LAZY_KEYS = 64
 
 
 @dataclass(frozen=True)
 class Arrangement:
-    """entry: which entry stands at each place of the kernels' order, (E,).  words: of each place, kind and flags of its
-    entry, without STANDS.  common: of each place, how many entries of its row come from it on up to the first skipped
+    """entry: which entry stands at each place of the kernels' order, (E,).  flags: of each place, kind and flags of its
+    entry, without LAZY.  unskipped: of each place, how many entries of its row come from it on up to the first skipped
     one.
     """
 
     entry: NDArray[np.intp]
-    words: IntArray
-    common: IntArray
+    flags: IntArray
+    unskipped: IntArray
 
 
 def arrange(block: BlockMask) -> Arrangement:
-    """The kernels' order of the entries of a cut (entry i is piece i, FULL ones are the last ones of their row), and
-    their flags but for STANDS (see `standing`).
+    """The kernels' order of the entries of a cut (FULL ones are the last ones of their row), and
+    their flags but for LAZY (see `lazy_entries`).
 
     Within a row: FULL entries, the other ones, then those that some group of 64 rows skips; of these the ones of the
     same groups apart from each other, so that the groups skip in turn and work in turn. Entries with dead keys are
     never skipped, because all groups help to clear these; nor are those of blocks that are not two or three whole
     groups.
     """
-    offsets, kinds, words = block.row_offsets, block.kinds, block.entries[:, 0]
+    offsets, kinds, flags = block.row_offsets, block.kinds, block.entries[:, 0]
     masked = np.flatnonzero(kinds != FULL)
     skipped, skips = _skips(block, kinds, masked)
     ahead = np.searchsorted(skipped, offsets)  # of each row, and in all
@@ -58,26 +58,26 @@ def arrange(block: BlockMask) -> Arrangement:
         place -= _counts(left_out)[:-1]
         rows = np.repeat(np.arange(len(of_row)), of_row)
         place[skipped] = _places_of_skipped(rows, skips, behind - ahead[:-1])
-        words = words.copy()
-        words[skipped] |= skips
+        flags = flags.copy()
+        flags[skipped] |= skips
     numbers = np.arange(len(kinds))
     entry = np.empty(len(kinds), np.intp)
     entry[place] = numbers
-    common = (np.repeat(behind, offsets[1:] - offsets[:-1]) - numbers).astype(np.int32)
-    return Arrangement(entry, words.take(entry), np.maximum(common, np.int32(0), out=common))
+    unskipped = (np.repeat(behind, offsets[1:] - offsets[:-1]) - numbers).astype(np.int32)
+    return Arrangement(entry, flags.take(entry), np.maximum(unskipped, np.int32(0), out=unskipped))
 
 
-def standing(words: IntArray, firsts: IntArray, bc: int) -> BoolArray:
-    """Of each entry in the kernels' order, whether peaks may stand there, STANDING_KEYS keys of FULL tiles behind.
+def lazy_entries(flags: IntArray, firsts: IntArray, bc: int) -> BoolArray:
+    """Of each entry in the kernels' order, whether rescaling may be lazy there, behind LAZY_KEYS keys of FULL tiles.
 
-    words: of all entries, (E,).  firsts: the first entry of each part of a block row, also of parts without entries;
-    one thread block works on a part, whose peaks start anew.
+    flags: of all entries, (E,).  firsts: the first entry of each part of a block row, also of parts without entries;
+    one thread block works on a part, whose row_max starts anew.
     """
-    full = words & KIND == FULL
-    starts = np.sort(np.append(firsts, np.array([0, len(words)], np.int32)))
+    full = flags & KIND == FULL
+    starts = np.sort(np.append(firsts, np.array([0, len(flags)], np.int32)))
     before = _counts(full)
     behind = before[:-1] - np.repeat(before[starts[:-1]], starts[1:] - starts[:-1])  # in the part
-    found: BoolArray = behind * bc >= STANDING_KEYS
+    found: BoolArray = behind * bc >= LAZY_KEYS
     return found
 
 
@@ -85,7 +85,7 @@ def ordered(block: BlockMask) -> BlockMask:
     """The same block mask with its entries as `arrange` has them."""
     found = arrange(block)
     entries = block.entries.take(found.entry, axis=0)
-    entries[:, 0] = found.words
+    entries[:, 0] = found.flags
     return replace(block, entries=entries)
 
 
@@ -97,9 +97,9 @@ def shares(block: BlockMask) -> NDArray[np.float64]:
     return found
 
 
-def _count(words: IntArray) -> IntArray:
-    """How many groups skip entries with these words."""
-    bits = words >> SKIP_SHIFT
+def _count(flags: IntArray) -> IntArray:
+    """How many groups skip entries with these flags."""
+    bits = flags >> SKIP_SHIFT
     found: IntArray = (bits & 1) + (bits >> 1 & 1) + (bits >> 2 & 1)
     return found
 
@@ -164,9 +164,9 @@ def _skips(block: BlockMask, kinds: IntArray, masked: NDArray[np.intp]) -> tuple
     if block.q_len % block.br:  # some groups of the last block may have no row at all
         last = int(block.row_offsets[-2])
         some = np.concatenate([masked[: np.searchsorted(masked, last)], np.arange(last, len(kinds))])
-    words = block.entries[some, 0]
-    if (words & DEAD).any():
-        some = some[words & DEAD == 0]
+    of_entry = block.entries[some, 0]
+    if (of_entry & DEAD).any():
+        some = some[of_entry & DEAD == 0]
     row0 = (np.searchsorted(block.row_offsets, some, "right") - 1).astype(np.int32) * np.int32(block.br)
     ranges = _row_ranges(block, kinds, some)
     in_bits = np.flatnonzero((kinds[some] == PARTIAL) & (block.entries[some, 1] >= 0))
@@ -189,7 +189,7 @@ def _skips(block: BlockMask, kinds: IntArray, masked: NDArray[np.intp]) -> tuple
 
 def _row_ranges(block: BlockMask, kinds: IntArray, some: NDArray[np.intp]) -> list[tuple[IntArray, IntArray]]:
     """Ranges of rows, first ones and stops, outside of all of which no row sees a key of these entries."""
-    offset = block.pieces[some, 0]
+    offset = block.entries[some, 2]
     if block.mask.intervals is None:
         first = np.zeros(len(some), np.int32)
         causal = kinds[some] == CAUSAL

@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnicupy.jit.params import TIERS
+from omnicupy.masks.block_mask import FULL, BlockMask
 
 FloatArray: TypeAlias = NDArray[np.float64]
 IntArray: TypeAlias = NDArray[np.int32]
 
-# Costs in whole tiles. A part costs its tiles, and for fetching Q, starting and storing O as much as ITEM of them;
-# a part of a split row also what it leaves for the merge (measured: docs/kernels.md).
-ITEM, LEAVE = 1.2, 6.0
+# What scheduling takes work to cost, in FULL tiles: a masked tile, a part of a block row beside its tiles (it fetches
+# Q, starts and stores O), and what a part of a split row leaves for the merge (measured: docs/tries.md).
+MASKED, ITEM, LEAVE = 1.1, 1.2, 6.0
 LEAST_TILES = 2  # of a part
 MOST_PARTS = 64  # of a row
 ENOUGH = 0.98  # of the multiprocessors' time in use: no split can gain more than it costs
@@ -59,6 +60,19 @@ class Schedule:
     n_split_rows: int
 
 
+def entry_costs(block: BlockMask) -> FloatArray:
+    """Of each entry, in FULL tiles of bc keys, (E,)."""
+    return costs_of(block.entries[:, 3], block.kinds, block.bc)
+
+
+def costs_of(keys: IntArray, kinds: IntArray, bc: int) -> FloatArray:
+    """Of entries of so many keys and such kinds, in FULL tiles of bc keys."""
+    costs = np.where(kinds == FULL, 1.0, MASKED)
+    costs *= keys
+    costs /= bc
+    return costs
+
+
 def schedule(offsets: IntArray, costs: FloatArray, workers: Workers) -> Schedule:
     """Order and cut the block rows whose entries are offsets[i] : offsets[i + 1].
 
@@ -68,14 +82,14 @@ def schedule(offsets: IntArray, costs: FloatArray, workers: Workers) -> Schedule
     np.cumsum(costs, out=total[1:])
     of_row = total[offsets[1:]] - total[offsets[:-1]]
     counts = np.diff(offsets)
-    pieces = _pieces(of_row, counts, workers)
-    rows = np.repeat(np.arange(len(counts), dtype=np.int32), pieces)
-    number = number_in_run(pieces)
-    of_part = pieces[rows]
+    parts = _parts_of_rows(of_row, counts, workers)
+    rows = np.repeat(np.arange(len(counts), dtype=np.int32), parts)
+    number = number_in_run(parts)
+    of_part = parts[rows]
     first = offsets[rows] + counts[rows].astype(np.int64) * number // of_part
     end = offsets[rows] + counts[rows].astype(np.int64) * (number + 1) // of_part
-    is_split = pieces > 1
-    slot = np.cumsum(np.where(is_split, pieces, 0)) - np.where(is_split, pieces, 0)
+    is_split = parts > 1
+    slot = np.cumsum(np.where(is_split, parts, 0)) - np.where(is_split, parts, 0)
     among = np.where(is_split, np.cumsum(is_split) - 1, -1)
     splits = np.stack([among[rows], number, of_part, slot[rows]], axis=1).astype(np.int32)
     cost = total[end] - total[first] + ITEM
@@ -88,7 +102,7 @@ def schedule(offsets: IntArray, costs: FloatArray, workers: Workers) -> Schedule
         end[order].astype(np.int32),
         splits[order],
         (*tiers, len(rows)),
-        int(pieces[is_split].sum()),
+        int(parts[is_split].sum()),
         int(is_split.sum()),
     )
 
@@ -101,7 +115,7 @@ def number_in_run(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
-def _pieces(of_row: FloatArray, counts: IntArray, workers: Workers) -> NDArray[np.int64]:
+def _parts_of_rows(of_row: FloatArray, counts: IntArray, workers: Workers) -> NDArray[np.int64]:
     """Into how many parts each row is cut: what ends soonest of a few ways to cut, none if that is about as good."""
     best = np.ones(len(of_row), np.int64)
     if not workers.split_slots or not counts.any():
@@ -109,19 +123,19 @@ def _pieces(of_row: FloatArray, counts: IntArray, workers: Workers) -> NDArray[n
     soonest = ends(of_row, best, workers)
     least = float(of_row.sum() + ITEM * len(of_row)) * workers.heads / workers.sm_count
     ways = _ways(of_row, counts, workers)
-    while ENOUGH * soonest > least and (pieces := next(ways, None)) is not None:
-        slots = int(pieces[pieces > 1].sum())
-        if 0 < slots <= workers.split_slots and (end := ends(of_row, pieces, workers)) < soonest:
-            best, soonest = pieces, end
+    while ENOUGH * soonest > least and (parts := next(ways, None)) is not None:
+        slots = int(parts[parts > 1].sum())
+        if 0 < slots <= workers.split_slots and (end := ends(of_row, parts, workers)) < soonest:
+            best, soonest = parts, end
     return best
 
 
-def ends(of_row: FloatArray, pieces: NDArray[np.int64], workers: Workers) -> float:
+def ends(of_row: FloatArray, parts: NDArray[np.int64], workers: Workers) -> float:
     """When the work ends, in whole tiles: a bound from below that handing out the longest first comes near to.
 
     Of the n * w + 1 longest parts, on n multiprocessors, some w + 1 are on one.
     """
-    cost = np.repeat(of_row / pieces + ITEM + np.where(pieces > 1, LEAVE, 0.0), pieces)
+    cost = np.repeat(of_row / parts + ITEM + np.where(parts > 1, LEAVE, 0.0), parts)
     cost = -np.sort(-cost)
     at = np.arange(0, len(cost) * workers.heads, workers.sm_count)
     together = (np.arange(len(at)) + 1) * cost[at // workers.heads]
@@ -146,7 +160,7 @@ def _ways(of_row: FloatArray, counts: IntArray, workers: Workers) -> Iterator[ND
     )
     for count in dict.fromkeys(-(-items // workers.heads) for items in rounds):
         rows = longest[:count]
-        for parts in (2, 3, 4, 6):
-            pieces = np.ones(len(of_row), np.int64)
-            pieces[rows] = np.minimum(parts, most[rows])
-            yield pieces
+        for many in (2, 3, 4, 6):
+            parts = np.ones(len(of_row), np.int64)
+            parts[rows] = np.minimum(many, most[rows])
+            yield parts

@@ -21,8 +21,7 @@ from omnicupy.masks.block_mask import CAUSAL, PARTIAL
 from omnicupy.schedule import grid
 from omnicupy.schedule.grid import Grid
 from omnicupy.schedule.order import ordered, shares
-from omnicupy.schedule.pack import entry_costs
-from omnicupy.schedule.parts import Schedule, schedule
+from omnicupy.schedule.parts import Schedule, entry_costs, schedule
 
 DEVICE = Device("Fake", 4, 50 << 20)
 CEILING = Ceiling(

@@ -14,7 +14,7 @@ from omnicupy.call.check import call
 from omnicupy.cpu import attention as cpu_attention
 from omnicupy.cpu.blas import BLAS
 from omnicupy.masks import constructors, segment_masks
-from omnicupy.masks.block_mask import DEAD
+from omnicupy.masks.block_mask import DEAD, FULL
 from omnicupy.masks.mask import Mask
 from omnicupy.reference import budget
 
@@ -202,3 +202,16 @@ def test_an_error_in_a_task_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     for length in (8, 600):
         with pytest.raises(MemoryError, match="no room"):
             run(inputs((1, 1, 1, length, length, 8), np.float32), [constructors.full(length)])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_block_rows_are_worked_on_longest_first(seed: int) -> None:
+    """A permutation by descending cost, rows of equal cost as they stand."""
+    blocks = segment_masks.random(700, seed).blocks(64, 64)
+    cost = np.zeros(blocks.q_blocks)
+    weights = blocks.entries[:, 3] * np.where(blocks.kinds == FULL, 10, 11)
+    np.add.at(cost, blocks.rows_of_entries(), weights)
+    order = cpu_attention._longest_first(blocks)
+    assert sorted(order.tolist()) == list(range(blocks.q_blocks))
+    assert (np.diff(cost[order]) <= 0).all()
+    assert cpu_attention._longest_first(constructors.full(200).blocks(64, 64)).tolist() == [0, 1, 2, 3]

@@ -17,7 +17,7 @@ from omnicupy.gpu import mask_cache
 from omnicupy.gpu.device_blocks import DeviceBlocks
 from omnicupy.gpu.mask_cache import cache_for, device_blocks, existing_cache
 from omnicupy.masks.mask import Mask
-from omnicupy.schedule.pack import ARRAYS
+from omnicupy.schedule.block_lists import ARRAYS
 from omnicupy.schedule.parts import Workers
 
 TILE = (64, 32)

@@ -23,7 +23,7 @@ HYPOTHESIS_MASKS = 200
 def kinds_of(blocks: BlockMask) -> np.ndarray:
     """Kind of every tile, (q_blocks, k_blocks), from the lists."""
     grid = np.zeros((blocks.q_blocks, blocks.k_blocks), np.int64)
-    columns = blocks.pieces[blocks.entries[:, 2], 0] // blocks.bc
+    columns = blocks.entries[:, 2] // blocks.bc
     grid[blocks.rows_of_entries(), columns] = blocks.entries[:, 0] & KIND
     return grid
 
@@ -36,16 +36,14 @@ def check_cut(case: Case, br: int, bc: int) -> None:
     expected = oracle.tile_kinds(case.dense, br, bc, case.mask.diagonal)
     np.testing.assert_array_equal(kinds_of(blocks), expected, err_msg=where)
     rows, kind = blocks.rows_of_entries(), blocks.kinds
-    offset, length = blocks.pieces[blocks.entries[:, 2]].T
+    offset, length = blocks.entries[:, 2:].T
     place = list(zip(rows.tolist(), (kind == FULL).tolist(), offset.tolist(), strict=True))
     assert place == sorted(place), where
     assert len(place) == (expected > 0).sum(), where
     assert (length == np.minimum(bc, blocks.k_len - offset)).all(), where
     dead = oracle.dead_blocks(case.dense, bc)[offset // bc]
     np.testing.assert_array_equal((blocks.entries[:, 0] & DEAD) != 0, dead, err_msg=where)
-    assert (blocks.entries[:, 3] == 1).all()
     check_payloads(case, blocks)
-    check_order(blocks)
 
 
 def check_payloads(case: Case, blocks: BlockMask) -> None:
@@ -56,14 +54,6 @@ def check_payloads(case: Case, blocks: BlockMask) -> None:
     assert set(payload[by_bits].tolist()) == set(range(len(blocks.bit_tiles)))
     assert blocks.bit_tiles.shape[1:] == (blocks.br, blocks.bc // 32)
     assert len({tile.tobytes() for tile in blocks.bit_tiles}) == len(blocks.bit_tiles)
-
-
-def check_order(blocks: BlockMask) -> None:
-    """A permutation of the block rows by descending, stable cost."""
-    cost = np.zeros(blocks.q_blocks, np.int64)
-    keys = blocks.pieces[blocks.entries[:, 2], 1]
-    np.add.at(cost, blocks.rows_of_entries(), keys * np.where(blocks.kinds == FULL, 10, 11))
-    assert blocks.order.tolist() == sorted(range(blocks.q_blocks), key=lambda i: (-cost[i], i))
 
 
 def check_mask(case: Case) -> None:
@@ -145,9 +135,7 @@ def test_causal_lists_literally() -> None:
     """Two rows of tiles: the diagonal is CAUSAL and first, the tile below it FULL."""
     blocks = constructors.causal(64).blocks(32, 32)
     assert blocks.row_offsets.tolist() == [0, 1, 3]
-    assert blocks.entries.tolist() == [[CAUSAL, -1, 0, 1], [CAUSAL, -1, 1, 1], [FULL, -1, 2, 1]]
-    assert blocks.pieces.tolist() == [[0, 32], [32, 32], [0, 32]]
-    assert blocks.order.tolist() == [1, 0]
+    assert blocks.entries.tolist() == [[CAUSAL, -1, 0, 32], [CAUSAL, -1, 32, 32], [FULL, -1, 0, 32]]
     assert (blocks.q_blocks, blocks.k_blocks, blocks.q_len, blocks.k_len, blocks.diagonal) == (
         2,
         2,
@@ -162,7 +150,7 @@ def test_ragged_causal_lists_literally() -> None:
     blocks = constructors.causal(70, 40).blocks(32, 32)
     assert blocks.diagonal == -30
     assert blocks.row_offsets.tolist() == [0, 1, 3, 5]
-    kinds_and_keys = [(int(e[0]), *blocks.pieces[e[2]].tolist()) for e in blocks.entries]
+    kinds_and_keys = [(int(kind), int(first), int(keys)) for kind, _, first, keys in blocks.entries]
     assert kinds_and_keys == [
         (CAUSAL, 0, 32),
         (CAUSAL, 0, 32),
@@ -191,8 +179,6 @@ def test_empty_mask_has_no_entries() -> None:
     blocks = constructors.ranges([], 50, 70).blocks(16, 32)
     assert blocks.row_offsets.tolist() == [0] * 5
     assert blocks.entries.shape == (0, 4)
-    assert blocks.pieces.shape == (0, 2)
-    assert blocks.order.tolist() == [0, 1, 2, 3]
     assert not blocks.to_dense().any()
 
 
@@ -220,7 +206,7 @@ def test_arrays_are_read_only_int32() -> None:
         constructors.from_dense(np.random.default_rng(0).random((60, 60)) < 0.5),
     ):
         blocks = mask.blocks(16, 32)
-        for array in (blocks.row_offsets, blocks.entries, blocks.pieces, blocks.order):
+        for array in (blocks.row_offsets, blocks.entries):
             assert array.dtype == np.int32
             assert array.flags.c_contiguous
             assert not array.flags.writeable
@@ -241,28 +227,14 @@ def test_cut_is_cached_and_pickles() -> None:
 
 def test_double_cover_raises() -> None:
     blocks = constructors.full(16, 64).blocks(16, 32)
-    twice = dataclasses.replace(blocks, pieces=np.array([[0, 32], [16, 32]], np.int32))
+    entries = blocks.entries.copy()
+    entries[:, 2] = [0, 16]
+    twice = dataclasses.replace(blocks, entries=entries)
     with pytest.raises(ValueError) as caught:
         twice.to_dense()
     assert str(caught.value) == (
         "entries: each allowed pair must lie in one entry, row 0 and key 16 lie in 2; cut the mask again"
     )
-
-
-def test_entries_of_several_pieces_expand() -> None:
-    """What packed and paged keys will use: one FULL entry of two pieces, one PARTIAL bit tile of two."""
-    one = constructors.full(8, 64).blocks(8, 64)
-    split = dataclasses.replace(
-        one, pieces=np.array([[0, 20], [20, 44]], np.int32), entries=np.array([[FULL, -1, 0, 2]], np.int32)
-    )
-    assert split.to_dense().all()
-    dense = np.random.default_rng(1).random((32, 64)) < 0.5
-    bits = constructors.from_dense(dense).blocks(32, 64)
-    assert bits.entries.tolist() == [[PARTIAL, 0, 0, 1]]
-    split = dataclasses.replace(
-        bits, pieces=np.array([[0, 20], [20, 44]], np.int32), entries=np.array([[PARTIAL, 0, 0, 2]], np.int32)
-    )
-    np.testing.assert_array_equal(split.to_dense(), dense)
 
 
 def test_million_tokens_tile_without_touching_the_square() -> None:

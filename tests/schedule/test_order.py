@@ -8,7 +8,7 @@ from mask_cases import random_case
 
 import omnicupy as oc
 from omnicupy.masks.block_mask import DEAD, FULL, KIND, PARTIAL, BlockMask
-from omnicupy.schedule.order import GROUP_ROWS, SKIP_SHIFT, STANDING_KEYS, arrange, ordered, shares, standing
+from omnicupy.schedule.order import GROUP_ROWS, LAZY_KEYS, SKIP_SHIFT, arrange, lazy_entries, ordered, shares
 
 SKIP = 7 << SKIP_SHIFT  # flags of all groups
 TILES = ((128, 32), (128, 64), (192, 96), (192, 32))
@@ -16,7 +16,7 @@ TILES = ((128, 32), (128, 64), (192, 96), (192, 32))
 
 def _sees(block: BlockMask, dense: np.ndarray, entry: int, row: int) -> list[bool]:
     """Of each group of the entry's block, whether any of its rows sees any key of the entry."""
-    offset, length = block.pieces[block.entries[entry, 2]]
+    offset, length = block.entries[entry, 2:]
     first = range(row * block.br, (row + 1) * block.br, GROUP_ROWS)
     return [bool(dense[q0 : q0 + GROUP_ROWS, offset : offset + length].any()) for q0 in first]
 
@@ -83,18 +83,18 @@ def test_full_tiles_come_first_and_skipped_ones_last(seed: int) -> None:
     case = random_case(rng, *(int(n) for n in rng.integers(200, 700, 2)))
     block = case.mask.blocks(*((128, 32), (192, 64), (64, 32))[seed % 3])
     found = ordered(block)
-    need = STANDING_KEYS // block.bc
-    common = arrange(block).common
-    stands = standing(found.entries[:, 0], found.row_offsets, block.bc)
+    need = LAZY_KEYS // block.bc
+    unskipped = arrange(block).unskipped
+    lazy = lazy_entries(found.entries[:, 0], found.row_offsets, block.bc)
     for row in range(found.q_blocks):
         first, end = found.row_offsets[row : row + 2]
-        words = found.entries[first:end, 0]
-        skipped, full = (words & SKIP) != 0, (words & KIND) == FULL
+        flags = found.entries[first:end, 0]
+        skipped, full = (flags & SKIP) != 0, (flags & KIND) == FULL
         place = np.where(skipped, 2, np.where(full, 0, 1))
         assert (np.diff(place) >= 0).all()
-        assert stands[first:end].tolist() == [int(full[:i].sum()) >= need for i in range(len(full))]
+        assert lazy[first:end].tolist() == [int(full[:i].sum()) >= need for i in range(len(full))]
         count = int((~skipped).sum())
-        assert common[first:end].tolist() == [max(0, count - i) for i in range(len(words))]
+        assert unskipped[first:end].tolist() == [max(0, count - i) for i in range(len(flags))]
         if block.br == 64:
             assert not skipped.any()
         before = block.entries[first:end]
@@ -107,9 +107,9 @@ def test_skipped_entries_alternate() -> None:
     """Two documents that meet inside a block of rows: each half looks at its own keys, and they take turns."""
     mask = oc.ranges([(0, 64, 0, 640), (64, 128, 640, 1280)], 128, 1280)
     found = ordered(mask.blocks(128, 64))
-    words = found.entries[:, 0] >> SKIP_SHIFT
-    assert words.tolist() == [1, 2] * 10
-    assert arrange(mask.blocks(128, 64)).common.tolist() == [0] * 20
+    flags = found.entries[:, 0] >> SKIP_SHIFT
+    assert flags.tolist() == [1, 2] * 10
+    assert arrange(mask.blocks(128, 64)).unskipped.tolist() == [0] * 20
     assert shares(found).tolist() == [0.5] * 20
 
 
@@ -117,8 +117,8 @@ def test_a_block_on_the_diagonal_ends_with_what_its_first_rows_skip() -> None:
     found = ordered(oc.causal(768).blocks(192, 64))
     for row in range(found.q_blocks):
         first, end = found.row_offsets[row : row + 2]
-        words = found.entries[first:end, 0] >> SKIP_SHIFT & 7
-        assert words.tolist() == [0] * (3 * row + 1) + [3, 1]
+        flags = found.entries[first:end, 0] >> SKIP_SHIFT & 7
+        assert flags.tolist() == [0] * (3 * row + 1) + [3, 1]
         assert (found.entries[first : end - 3, 0] & KIND == FULL).all()
 
 
@@ -145,23 +145,23 @@ def test_blocks_of_other_heights_skip_nothing(tile: tuple[int, int]) -> None:
     assert (shares(found) == 1).all()
 
 
-def test_peaks_stand_in_a_last_block_that_groups_without_rows_skip() -> None:
+def test_rescaling_is_lazy_in_a_last_block_that_groups_without_rows_skip() -> None:
     found = ordered(oc.full(184, 512).blocks(128, 64))
     last = found.entries[found.row_offsets[1] :, 0]
     assert (last >> SKIP_SHIFT & 7).tolist() == [2] * 8
-    stands = standing(found.entries[:, 0], found.row_offsets, 64)
-    assert stands[found.row_offsets[1] :].tolist() == [False] + [True] * 7
+    lazy = lazy_entries(found.entries[:, 0], found.row_offsets, 64)
+    assert lazy[found.row_offsets[1] :].tolist() == [False] + [True] * 7
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_peaks_stand_after_full_keys_of_the_same_part(seed: int) -> None:
+def test_rescaling_is_lazy_after_full_keys_of_the_same_part(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    words = rng.choice([FULL, PARTIAL, FULL | 1 << SKIP_SHIFT], 40).astype(np.int32)
+    flags = rng.choice([FULL, PARTIAL, FULL | 1 << SKIP_SHIFT], 40).astype(np.int32)
     firsts = rng.permutation(np.append(rng.integers(0, 41, 9), 0)).astype(np.int32)  # some twice: empty parts
-    found = standing(words, firsts, 32)
+    found = lazy_entries(flags, firsts, 32)
     for entry in range(40):
         begin = max(first for first in firsts if first <= entry)
-        assert found[entry] == (int((words[begin:entry] & KIND == FULL).sum()) * 32 >= STANDING_KEYS)
+        assert found[entry] == (int((flags[begin:entry] & KIND == FULL).sum()) * 32 >= LAZY_KEYS)
 
 
 def test_an_empty_mask_stays_empty() -> None:

@@ -159,7 +159,7 @@ def _runs(blocks: BlockMask) -> list[tuple[int, int, list[tuple[int, int]]]]:
     for row in range(blocks.q_blocks):
         entries = blocks.entries[blocks.row_offsets[row] : blocks.row_offsets[row + 1]]
         spans: list[tuple[int, int]] = []
-        for first in sorted(int(blocks.pieces[entry[2], 0]) for entry in entries):
+        for first in sorted(entries[:, 2].tolist()):
             stop = min(first + blocks.bc, blocks.k_len)
             if spans and spans[-1][1] == first:
                 spans[-1] = (spans[-1][0], stop)

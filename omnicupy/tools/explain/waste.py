@@ -96,7 +96,7 @@ def _named(parts: list[Segment], place: int, blocks: BlockMask) -> tuple[str, in
 def _wasteful(blocks: BlockMask) -> Iterator[tuple[Counts, Counts]]:
     """First row and first key of the tiles that may hold a pair for nothing, some at a time."""
     q0 = blocks.rows_of_entries().astype(np.int64) * blocks.br
-    k0 = blocks.pieces[blocks.entries[:, 2], 0].astype(np.int64)
+    k0 = blocks.entries[:, 2].astype(np.int64)
     short = (q0 + blocks.br > blocks.q_len) | (k0 + blocks.bc > blocks.k_len)
     chosen = np.flatnonzero((blocks.kinds != FULL) | short)
     for start in range(0, len(chosen), CHUNK):

@@ -11,8 +11,8 @@ from mask_cases import random_case
 import omnicupy as oc
 from omnicupy.masks.block_mask import CAUSAL, FULL, KIND, PARTIAL
 from omnicupy.masks.mask import Mask
-from omnicupy.schedule.order import STANDS
-from omnicupy.schedule.pack import ARRAYS, Packed, pack
+from omnicupy.schedule.block_lists import ARRAYS, BlockLists, block_lists
+from omnicupy.schedule.order import LAZY
 from omnicupy.schedule.parts import Workers
 
 TILE = (64, 32)
@@ -63,21 +63,21 @@ def _causal_bits() -> Mask:
     return mask
 
 
-def _dense(packed: Packed, batch: int, q_len: int, k_len: int) -> np.ndarray:
-    """What a kernel sees of one mask: its walk over the packed arrays, pair by pair."""
-    a = {name: packed.array(name) for name in ARRAYS}
+def _dense(lists: BlockLists, batch: int, q_len: int, k_len: int) -> np.ndarray:
+    """What a kernel sees of one mask: its walk over the lists arrays, pair by pair."""
+    a = {name: lists.array(name) for name in ARRAYS}
     seen = np.zeros((q_len, k_len), np.int64)
     keys = np.arange(k_len)
-    for block in range(packed.q_blocks):
-        rows = np.arange(block * packed.br, min((block + 1) * packed.br, q_len))
-        row = batch * packed.q_blocks + block
+    for block in range(lists.q_blocks):
+        rows = np.arange(block * lists.br, min((block + 1) * lists.br, q_len))
+        row = batch * lists.q_blocks + block
         for word, payload, offset, _ in a["entries"][a["row_offsets"][row] : a["row_offsets"][row + 1]]:
             kind, length = word & 0xFF, word >> 8
             span = keys[offset : offset + length]
             if kind & KIND == FULL:
                 rule = np.ones((len(rows), length), bool)
             elif kind & KIND == CAUSAL:
-                rule = span <= rows[:, None] + packed.diagonal
+                rule = span <= rows[:, None] + lists.diagonal
             elif payload >= 0:
                 bits = np.unpackbits(a["bit_tiles"][payload].view(np.uint8), axis=1, bitorder="little")
                 rule = bits[: len(rows), :length].astype(bool)
@@ -93,9 +93,9 @@ def _dense(packed: Packed, batch: int, q_len: int, k_len: int) -> np.ndarray:
 @pytest.mark.parametrize("name", MASKS)
 def test_the_packed_lists_mean_the_masks(name: str) -> None:
     masks = MASKS[name]()
-    packed = pack([mask.blocks(*TILE) for mask in masks], WORKERS)
+    lists = block_lists([mask.blocks(*TILE) for mask in masks], WORKERS)
     for batch, mask in enumerate(masks):
-        assert np.array_equal(_dense(packed, batch, Q_LEN, K_LEN), mask.to_dense())
+        assert np.array_equal(_dense(lists, batch, Q_LEN, K_LEN), mask.to_dense())
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -104,52 +104,52 @@ def test_random_batches(seed: int) -> None:
     q_len, k_len = (int(n) for n in rng.integers(1, 400, 2))
     cases = [random_case(rng, q_len, k_len) for _ in range(int(rng.integers(1, 4)))]
     tile = ((64, 64), (128, 32), (16, 96))[seed % 3]
-    packed = pack([case.mask.blocks(*tile) for case in cases], WORKERS)
+    lists = block_lists([case.mask.blocks(*tile) for case in cases], WORKERS)
     for batch, case in enumerate(cases):
-        assert np.array_equal(_dense(packed, batch, q_len, k_len), case.dense), case.label
+        assert np.array_equal(_dense(lists, batch, q_len, k_len), case.dense), case.label
 
 
 @pytest.mark.parametrize("name", MASKS)
 def test_layout(name: str) -> None:
     masks = MASKS[name]()
-    packed = pack([mask.blocks(*TILE) for mask in masks], WORKERS)
-    assert packed.mask_batch == len(masks)
-    assert packed.k_padded == 512
-    assert packed.buffer.flags.c_contiguous
-    assert packed.n_spans == max(0 if m.intervals is None else len(m.intervals[0]) for m in masks)
+    lists = block_lists([mask.blocks(*TILE) for mask in masks], WORKERS)
+    assert lists.mask_batch == len(masks)
+    assert lists.k_padded == 512
+    assert lists.buffer.flags.c_contiguous
+    assert lists.n_spans == max(0 if m.intervals is None else len(m.intervals[0]) for m in masks)
     ends = 0
     for array in ARRAYS:
-        assert packed.offsets[array] % 16 == 0
-        assert packed.offsets[array] >= ends
-        ends = packed.offsets[array] + packed.array(array).nbytes
-    assert ends <= packed.buffer.nbytes
-    assert packed.array("spans").shape == (len(masks), packed.n_spans, 512, 2)
-    assert not packed.array("spans")[:, :, K_LEN:].any()
-    assert not packed.array("dead")[:, -(-K_LEN // 32) :].any()
+        assert lists.offsets[array] % 16 == 0
+        assert lists.offsets[array] >= ends
+        ends = lists.offsets[array] + lists.array(array).nbytes
+    assert ends <= lists.buffer.nbytes
+    assert lists.array("spans").shape == (len(masks), lists.n_spans, 512, 2)
+    assert not lists.array("spans")[:, :, K_LEN:].any()
+    assert not lists.array("dead")[:, -(-K_LEN // 32) :].any()
 
 
 @pytest.mark.parametrize("name", MASKS)
 def test_the_parts_hold_each_entry_of_each_row_once(name: str) -> None:
-    packed = pack([mask.blocks(*TILE) for mask in MASKS[name]()], WORKERS)
-    rows, parts = packed.array("row_offsets"), packed.array("parts")
+    lists = block_lists([mask.blocks(*TILE) for mask in MASKS[name]()], WORKERS)
+    rows, parts = lists.array("row_offsets"), lists.array("parts")
     taken = np.zeros(rows[-1], np.int64)
     met = set()
     for query, mask, first, end in parts:
-        row = mask * packed.q_blocks + query // packed.br
-        assert query % packed.br == 0
+        row = mask * lists.q_blocks + query // lists.br
+        assert query % lists.br == 0
         assert rows[row] <= first <= end <= rows[row + 1]
         taken[first:end] += 1
         met.add(int(row))
     assert (taken == 1).all()
-    assert met == set(range(packed.mask_batch * packed.q_blocks))  # empty rows are written, too
+    assert met == set(range(lists.mask_batch * lists.q_blocks))  # empty rows are written, too
 
 
 @pytest.mark.parametrize("name", MASKS)
 def test_dead_keys_of_flagged_tiles_are_marked(name: str) -> None:
     masks = MASKS[name]()
-    packed = pack([mask.blocks(*TILE) for mask in masks], WORKERS)
+    lists = block_lists([mask.blocks(*TILE) for mask in masks], WORKERS)
     for batch, mask in enumerate(masks):
-        dead = np.unpackbits(packed.array("dead")[batch].view(np.uint8), bitorder="little")[:K_LEN].astype(
+        dead = np.unpackbits(lists.array("dead")[batch].view(np.uint8), bitorder="little")[:K_LEN].astype(
             bool
         )
         flagged = (mask.blocks(*TILE).entries[:, 0] & ~KIND).any()
@@ -158,24 +158,24 @@ def test_dead_keys_of_flagged_tiles_are_marked(name: str) -> None:
 
 def test_peaks_of_a_part_stand_after_its_own_full_tiles() -> None:
     """A long row on many processors is split; each part's thread block starts with no peaks."""
-    packed = pack([oc.full(128, 4096).blocks(128, 64)], Workers(1, 64, split_slots=64))
-    parts, words = packed.array("parts"), packed.array("entries")[:, 0]
+    lists = block_lists([oc.full(128, 4096).blocks(128, 64)], Workers(1, 64, split_slots=64))
+    parts, words = lists.array("parts"), lists.array("entries")[:, 0]
     assert len(parts) > 2
     for _, _, first, end in parts:
-        assert ((words[first:end] & STANDS) != 0).tolist() == [False] + [True] * (end - first - 1)
+        assert ((words[first:end] & LAZY) != 0).tolist() == [False] + [True] * (end - first - 1)
 
 
 def test_the_longest_block_rows_of_a_batch_come_first() -> None:
     masks = [oc.sliding_window(Q_LEN, K_LEN, left=40), oc.full(Q_LEN, K_LEN)]
-    packed = pack([mask.blocks(*TILE) for mask in masks], Workers(4, 6))
-    assert (packed.array("parts")[: packed.q_blocks, 1] == 1).all()
+    lists = block_lists([mask.blocks(*TILE) for mask in masks], Workers(4, 6))
+    assert (lists.array("parts")[: lists.q_blocks, 1] == 1).all()
 
 
 def test_causal_tiles_survive_where_the_diagonals_agree() -> None:
-    same = pack([_sliced(100).blocks(*TILE), _sliced(100).blocks(*TILE)], WORKERS)
+    same = block_lists([_sliced(100).blocks(*TILE), _sliced(100).blocks(*TILE)], WORKERS)
     assert same.diagonal == 100
     assert (same.array("entries")[:, 0] & KIND == CAUSAL).any()
-    mixed = pack([_sliced(0).blocks(*TILE), _sliced(100).blocks(*TILE)], WORKERS)
+    mixed = block_lists([_sliced(0).blocks(*TILE), _sliced(100).blocks(*TILE)], WORKERS)
     kinds = mixed.array("entries")[:, 0] & KIND
     second = mixed.array("row_offsets")[mixed.q_blocks]
     assert mixed.diagonal == 0
@@ -187,5 +187,5 @@ def test_causal_tiles_survive_where_the_diagonals_agree() -> None:
 def test_masks_are_not_changed_by_packing() -> None:
     blocks = [_sliced(0).blocks(*TILE), _sliced(100).blocks(*TILE)]
     before = [block.entries.copy() for block in blocks]
-    pack(blocks, WORKERS)
+    block_lists(blocks, WORKERS)
     assert all(np.array_equal(a, block.entries) for a, block in zip(before, blocks, strict=True))

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnicupy.jit.spec import round_up
-from omnicupy.masks.block_mask import CAUSAL, DEAD, FULL, KIND, PARTIAL, BlockMask
+from omnicupy.masks.block_mask import CAUSAL, DEAD, KIND, PARTIAL, BlockMask
 from omnicupy.masks.intervals import IntArray
-from omnicupy.schedule.order import STANDS, Arrangement, arrange, standing
-from omnicupy.schedule.parts import Schedule, Workers, schedule
+from omnicupy.schedule.order import LAZY, Arrangement, arrange, lazy_entries
+from omnicupy.schedule.parts import Schedule, Workers, costs_of, schedule
 
 KEY_PAD = 256  # spans and dead bits are padded: a tile may read past k_len, but finds nothing there
 ALIGN_BYTES = 16  # of every array in the buffer: kernels copy 16 bytes at a time
@@ -32,7 +32,7 @@ ARRAYS = {
 
 
 @dataclass(frozen=True)
-class Packed:
+class BlockLists:
     """`mask_batch` block masks of one tile size; block row b * q_blocks + i is query block i of mask b.
 
     buffer: uint8, all arrays one after the other.  offsets: byte offset of each array of ARRAYS, a multiple
@@ -41,7 +41,7 @@ class Packed:
     k_padded: the keys of whole tiles, rounded up to 256.
     tiers, n_slots, n_split_rows: see Schedule.
     Shapes: row_offsets (mask_batch * q_blocks + 1,), entries (E, 4) of {kind | flags | keys << 8, payload, first key,
-    common} as order.py orders them, parts (P, 4) of {first query, mask, first entry, end entry}, splits (P, 4),
+    unskipped} as order.py orders them, parts (P, 4) of {first query, mask, first entry, end entry}, splits (P, 4),
     bit_tiles (T, br, bc / 32), spans (mask_batch, n_spans, k_padded, 2) of {first row, number of rows}, dead
     (mask_batch, k_padded / 32), bit set where a key < k_len is seen by no row of that mask.
     """
@@ -69,13 +69,13 @@ class Packed:
         """A view of one array of the buffer."""
         return _view(self.buffer, self.offsets[name], self.shapes[name], ARRAYS[name])
 
-    def without_buffer(self) -> Packed:
+    def without_buffer(self) -> BlockLists:
         """The sizes alone, for the device copy to keep."""
         return replace(self, buffer=np.zeros(0, np.uint8))
 
 
 class _Placed(NamedTuple):
-    """A cut, the kernels' order of its entries, and the keys of the entry at each place; entry i is piece i."""
+    """A cut, the kernels' order of its entries, and the keys of the entry at each place."""
 
     block: BlockMask
     arrangement: Arrangement
@@ -84,11 +84,11 @@ class _Placed(NamedTuple):
     @classmethod
     def of(cls, block: BlockMask) -> _Placed:
         arrangement = arrange(block)
-        return cls(block, arrangement, block.pieces[:, 1].take(arrangement.entry))
+        return cls(block, arrangement, block.entries[:, 3].take(arrangement.entry))
 
 
-def pack(blocks: Sequence[BlockMask], workers: Workers) -> Packed:
-    """Pack one block mask, or one per batch element (all of one shape and tile size), into one buffer.
+def block_lists(blocks: Sequence[BlockMask], workers: Workers) -> BlockLists:
+    """One block mask, or one per batch element (all of one shape and tile size), in one buffer.
 
     workers: who works on each block row; decides their order and how they are cut.
     """
@@ -103,8 +103,8 @@ def pack(blocks: Sequence[BlockMask], workers: Workers) -> Packed:
     k_padded = round_up(round_up(first.k_len, first.bc), KEY_PAD)
     n_spans = max(0 if b.mask.intervals is None else len(b.mask.intervals[0]) for b in blocks)
     rows = np.concatenate([blocks[0].row_offsets, *_later_offsets(blocks)])
-    words = _joined([arrangement.words for _, arrangement, _ in placed])
-    work = schedule(rows, _costs(_joined([keys for _, _, keys in placed]), words & KIND, first.bc), workers)
+    flags = _joined([arrangement.flags for _, arrangement, _ in placed])
+    work = schedule(rows, costs_of(_joined([keys for _, _, keys in placed]), flags & KIND, first.bc), workers)
     shapes: dict[str, tuple[int, ...]] = {
         "row_offsets": (batch * q_blocks + 1,),
         "entries": (sum(len(b.entries) for b in blocks), 4),
@@ -119,7 +119,7 @@ def pack(blocks: Sequence[BlockMask], workers: Workers) -> Packed:
     for name, shape in shapes.items():
         offsets[name] = size
         size += round_up(4 * prod(shape), ALIGN_BYTES)
-    packed = Packed(
+    lists = BlockLists(
         np.zeros(size, np.uint8),
         offsets,
         shapes,
@@ -134,12 +134,12 @@ def pack(blocks: Sequence[BlockMask], workers: Workers) -> Packed:
         work.n_slots,
         work.n_split_rows,
     )
-    packed.array("row_offsets")[...] = rows
-    _fill_entries(packed, placed)
-    packed.array("entries")[:, 0] |= standing(words, work.first, first.bc) * np.int32(STANDS)
-    _fill_parts(packed, work)
-    _fill_keys(packed, blocks)
-    return packed
+    lists.array("row_offsets")[...] = rows
+    _fill_entries(lists, placed)
+    lists.array("entries")[:, 0] |= lazy_entries(flags, work.first, first.bc) * np.int32(LAZY)
+    _fill_parts(lists, work)
+    _fill_keys(lists, blocks)
+    return lists
 
 
 def _view(buffer: NDArray[np.uint8], offset: int, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
@@ -156,48 +156,36 @@ def _later_offsets(blocks: Sequence[BlockMask]) -> list[NDArray[np.int32]]:
     return [b.row_offsets[1:] + np.int32(first) for b, first in zip(blocks[1:], before, strict=False)]
 
 
-def entry_costs(block: BlockMask) -> NDArray[np.float64]:
-    """Of each entry, in whole tiles: its keys, a masked tile a tenth more."""
-    return _costs(block.pieces[:, 1].take(block.entries[:, 2]), block.kinds, block.bc)
-
-
-def _costs(keys: IntArray, kinds: IntArray, bc: int) -> NDArray[np.float64]:
-    costs = np.where(kinds == FULL, 1.0, 1.1)
-    costs *= keys
-    costs /= bc
-    return costs
-
-
-def _fill_entries(packed: Packed, placed: Sequence[_Placed]) -> None:
-    """The entries with their piece in them, one mask after the other."""
-    entries, tiles = packed.array("entries"), packed.array("bit_tiles")
+def _fill_entries(lists: BlockLists, placed: Sequence[_Placed]) -> None:
+    """The entries as kernels read them, one mask after the other."""
+    entries, tiles = lists.array("entries"), lists.array("bit_tiles")
     e = t = 0
     for block, arrangement, keys in placed:
         mine = entries[e : e + len(keys)]
-        mine[:, 0] = arrangement.words | keys << 8
+        mine[:, 0] = arrangement.flags | keys << 8
         mine[:, 1] = -1
         if len(block.bit_tiles):
             payload = block.entries[:, 1].take(arrangement.entry)
             mine[:, 1] = np.where(payload >= 0, payload + t, payload)
-        mine[:, 2] = block.pieces[:, 0].take(arrangement.entry)
-        mine[:, 3] = arrangement.common
+        mine[:, 2] = block.entries[:, 2].take(arrangement.entry)
+        mine[:, 3] = arrangement.unskipped
         tiles[t : t + len(block.bit_tiles)] = block.bit_tiles
         e, t = e + len(keys), t + len(block.bit_tiles)
 
 
-def _fill_parts(packed: Packed, work: Schedule) -> None:
-    parts = packed.array("parts")
-    mask, block = np.divmod(work.rows, np.int32(packed.q_blocks))
-    parts[:, 0] = block * packed.br
+def _fill_parts(lists: BlockLists, work: Schedule) -> None:
+    parts = lists.array("parts")
+    mask, block = np.divmod(work.rows, np.int32(lists.q_blocks))
+    parts[:, 0] = block * lists.br
     parts[:, 1] = mask
     parts[:, 2] = work.first
     parts[:, 3] = work.end
-    packed.array("splits")[...] = work.splits
+    lists.array("splits")[...] = work.splits
 
 
-def _fill_keys(packed: Packed, blocks: Sequence[BlockMask]) -> None:
+def _fill_keys(lists: BlockLists, blocks: Sequence[BlockMask]) -> None:
     """The per-key arrays: spans and dead bits."""
-    spans, dead = packed.array("spans"), packed.array("dead").view(np.uint8)
+    spans, dead = lists.array("spans"), lists.array("dead").view(np.uint8)
     for b, block in enumerate(blocks):
         if block.mask.intervals is not None:
             start, stop = block.mask.intervals
@@ -220,7 +208,7 @@ def _on_diagonal(block: BlockMask, diagonal: int) -> BlockMask:
     if block.mask.intervals is not None:
         return replace(block, entries=entries)
     # The bits form needs a bit tile for each of them; they differ only by where the diagonal enters the tile.
-    enters = block.rows_of_entries()[causal] * block.br + block.diagonal - block.pieces[entries[causal, 2], 0]
+    enters = block.rows_of_entries()[causal] * block.br + block.diagonal - entries[causal, 2]
     distinct, index = np.unique(enters, return_inverse=True)
     entries[causal, 1] = len(block.bit_tiles) + index.astype(np.int32)
     rows, keys = np.arange(block.br), np.arange(block.bc)
