@@ -1,6 +1,6 @@
 """Small calls of every kernel, for compute-sanitizer: `compute-sanitizer --tool racecheck python .ci/sanitize.py sm90`.
 
-Arguments: kernels (naive, sm80, sm90), and head_dims that they are limited to. Each row of tune.py runs documents,
+Arguments: kernels (naive, sm80, sm90), and head_dims that they are limited to. Each row of the table runs documents,
 windows, keys that no row sees, grouped heads, ragged lengths, rows that are split, and calls that read what the one
 before wrote.
 """
@@ -72,7 +72,7 @@ def main(words: list[str]) -> None:
                 call(spec, mask)
                 count += 3
     if not count:
-        raise SystemExit(f"no row of tune.py is asked for by {words}: kernels are naive, sm80 and sm90")
+        raise SystemExit(f"no row of the table is asked for by {words}: kernels are naive, sm80 and sm90")
     print(f"{count} calls")
 
 

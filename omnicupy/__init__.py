@@ -28,6 +28,10 @@ from omnicupy.masks.segment_masks import documents, random, segments
 
 __version__ = "0.1.0"
 
+# A pickle names a class by its module: by this one, so that no move of a file breaks one.
+for _public in (AttnSpec, BlockMask, CompileError, Mask, UnsupportedError):
+    _public.__module__ = "omnicupy"
+
 __all__ = [
     "AttnSpec",
     "BlockMask",

@@ -14,3 +14,6 @@ class CompileError(RuntimeError):
         super().__init__(f"{spec}: NVRTC failed\n{log}")
         self.spec = spec
         self.log = log
+
+    def __reduce__(self) -> tuple[type[CompileError], tuple[str, str]]:
+        return type(self), (self.spec, self.log)

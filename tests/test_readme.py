@@ -1,4 +1,4 @@
-"""What the README shows works: code blocks run, commands parse, the support table is tune.py's."""
+"""What the README shows works: code blocks run, commands parse, the support table is choose/pick.py's."""
 
 from __future__ import annotations
 

@@ -225,7 +225,7 @@ def _check_out(out: Any, q: Any, k: Any, v: Any, on_gpu: bool) -> None:
 
 def _check_config(config: AttnSpec, found: Problem, on_gpu: bool) -> None:
     if not isinstance(config, AttnSpec):
-        raise TypeError(f"config must be an AttnSpec or None (chosen by tune.py), got {type_name(config)}")
+        raise TypeError(f"config must be an AttnSpec or None (chosen by the table), got {type_name(config)}")
     if not on_gpu:
         raise ValueError("config must be None for NumPy arrays: it chooses a GPU kernel; pass CuPy arrays")
     if config.dtype != found.dtype:

@@ -12,7 +12,7 @@ from omnicupy.masks.mask import Mask
 
 
 def every_spec() -> Iterator[AttnSpec]:
-    """The full product of tune.py: each row at each head_dim, architecture and dtype that it serves."""
+    """The full product of the table: each row at each head_dim, architecture and dtype that it serves."""
     seen: set[AttnSpec] = set()
     for row in TABLE:
         least, greatest = row.head_dims

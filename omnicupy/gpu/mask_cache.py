@@ -16,7 +16,10 @@ MAX_STACKS = 32  # device copies of different batches that start with one mask
 
 
 class DeviceCache:
-    """What a mask or a batch of masks keeps for the GPU. blocks: by (device, br, bc, workers).  plans: launch.py's."""
+    """What a mask or a batch of masks keeps for the GPU.
+
+    blocks: by (device, br, bc, workers).  plans: those of gpu/attention.py.
+    """
 
     __slots__ = ("_others", "blocks", "plans")
 

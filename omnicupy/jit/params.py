@@ -25,7 +25,7 @@ _INTS = (
     *("q_len", "k_len", "head_dim", "batch", "q_heads", "group", "q_blocks", "mask_batch", "diagonal"),
     *("n_spans", "k_padded", "section"),
 )
-TIERS = 4  # of parts: see schedule.py
+TIERS = 4  # of parts: see schedule/parts.py
 
 
 _MAPS = ("q_map", "k_map", "v_map")

@@ -34,7 +34,7 @@ class AttnSpec:
     head_dim: columns of Q and K in the kernel, a multiple of 16 (the tensors' head_dim rounded up).
     br, bc: tile height (queries of one head) and width (keys), in tokens.  stages: K/V tiles in flight.
     warps: warps a block; sm90 with br=64 and 12 or 16 of them has two or three heads of a group in a tile (three are in
-    no row of tune.py and unverified).
+    no row of the table and unverified).
     share_kv: one buffer holds K, then V (stages = 1 only).  swizzle: XOR-swizzled shared memory (False: plain
     rows, for the bank-conflict study).  ping_pong: the consumer warpgroups of sm90 take turns at the tensor cores.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,14 @@ class BlockMask:
     row_offsets: IntArray
     entries: IntArray
     bit_tiles: TileArray
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        lists = (self.br, self.bc, self.row_offsets, self.entries, self.bit_tiles)
+        return type(self)._rebuilt, (self.mask.content(), *lists)
+
+    @classmethod
+    def _rebuilt(cls, mask: dict[str, Any], *lists: Any) -> Self:
+        return cls(PairSet(**mask), *lists)
 
     @property
     def q_len(self) -> int:

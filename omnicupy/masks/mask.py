@@ -40,7 +40,7 @@ class Mask(PairSet):
 
     handle: int  # names this object where only numbers pass; a copy has another, and none is used twice
     _blocks: dict[tuple[int, int], BlockMask]
-    _device: dict[Any, Any]  # device copies, kept by upload.py and freed with the mask
+    _device: dict[Any, Any]  # device copies, kept by omnicupy.gpu and freed with the mask
 
     def __init__(
         self,

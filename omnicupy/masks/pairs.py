@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,10 +69,17 @@ class PairSet:
     def __delattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"{name} cannot be deleted: masks are immutable; build a new one")
 
+    def content(self) -> dict[str, Any]:
+        """What the set is made of: the arguments that make an equal one. Caches and device arrays are no part of it."""
+        names = ("shape", "intervals", "bits", "diagonal", "segments", "growing")
+        return {name: getattr(self, name) for name in names}
+
     def __reduce__(self) -> tuple[Any, ...]:
-        """Content only: caches and device arrays stay behind."""
-        content = (self.shape, self.intervals, self.bits, self.diagonal, self.segments, self.growing)
-        return _rebuild, (type(self), *content)
+        return type(self)._rebuilt, (self.content(),)
+
+    @classmethod
+    def _rebuilt(cls, content: dict[str, Any]) -> Self:
+        return cls(**content)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, PairSet):
@@ -151,15 +158,3 @@ def _frozen(array: NDArray[Any], dtype: type[np.generic]) -> NDArray[Any]:
     out = np.ascontiguousarray(array, dtype=dtype)
     out.setflags(write=False)
     return out
-
-
-def _rebuild(
-    cls: type[PairSet],
-    shape: tuple[int, int],
-    intervals: Intervals | None,
-    bits: ByteArray | None,
-    diagonal: int,
-    segments: tuple[Segment, ...],
-    growing: bool = False,  # masks that were pickled before there was such a thing
-) -> PairSet:
-    return cls(shape, intervals=intervals, bits=bits, diagonal=diagonal, segments=segments, growing=growing)

@@ -96,7 +96,12 @@ TABLE: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
         ValueError,
         "out must not overlap q: inputs are read while out is written; pass another array",
     ),
-    (call, {"config": "fast"}, TypeError, "config must be an AttnSpec or None (chosen by tune.py), got str"),
+    (
+        call,
+        {"config": "fast"},
+        TypeError,
+        "config must be an AttnSpec or None (chosen by the table), got str",
+    ),
     (
         call,
         {"config": spec()},

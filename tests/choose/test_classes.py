@@ -1,4 +1,4 @@
-"""tuned.py: which problems share a choice."""
+"""choose/classes.py: which problems share a choice."""
 
 from __future__ import annotations
 

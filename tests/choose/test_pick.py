@@ -1,4 +1,4 @@
-"""tune.py: the table covers what the library promises, and short problems take small tiles."""
+"""choose/pick.py: the table covers what the library promises, and short problems take small tiles."""
 
 from __future__ import annotations
 

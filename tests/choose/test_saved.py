@@ -1,4 +1,4 @@
-"""tuned.py: choices are kept, found and dropped by what they depend on; tune.select and calls use them."""
+"""choose/saved.py: choices are kept, found and dropped by what they depend on; pick.select and calls use them."""
 
 from __future__ import annotations
 

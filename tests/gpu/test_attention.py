@@ -1,4 +1,4 @@
-"""launch.py: plans, parameters, devices and streams, on a fake device."""
+"""gpu/attention.py: plans, parameters, devices and streams, on a fake device."""
 
 from __future__ import annotations
 

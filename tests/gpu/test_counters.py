@@ -1,4 +1,4 @@
-"""counters.py: every (device, stream) has work counters of its own, zero before anybody gets them."""
+"""gpu/workspace.py: every (device, stream) has work counters of its own, zero before anybody gets them."""
 
 from __future__ import annotations
 

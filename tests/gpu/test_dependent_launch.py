@@ -1,4 +1,4 @@
-"""overlap.py: what the driver is asked for, without a driver."""
+"""gpu/dependent_launch.py: what the driver is asked for, without a driver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""upload.py: how device copies are shared, ordered between streams, and freed; on a fake device."""
+"""Device copies of block lists: how they are shared, ordered between streams, and freed; on a fake device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""plan.py for the Hopper kernel: tensor maps, work counters, persistent grids, what falls to sm80."""
+"""gpu/plan.py for the Hopper kernel: tensor maps, work counters, persistent grids, what falls to sm80."""
 
 from __future__ import annotations
 

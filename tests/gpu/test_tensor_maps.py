@@ -1,4 +1,4 @@
-"""tma.py: which arrays a tensor map can hold, and what the driver is asked for. No driver is needed."""
+"""gpu/tensor_maps.py: which arrays a tensor map can hold, and what the driver is asked for. No driver is needed."""
 
 from __future__ import annotations
 

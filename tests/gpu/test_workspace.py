@@ -1,4 +1,4 @@
-"""workspace.py: every (device, stream) has memory of its own for unfinished rows, its counters zero at first."""
+"""gpu/workspace.py: every (device, stream) has memory of its own for unfinished rows, its counters zero at first."""
 
 from __future__ import annotations
 

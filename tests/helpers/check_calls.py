@@ -1,4 +1,4 @@
-"""Calls of check.problem, good but for what a test changes, and stand-ins for arrays of other libraries."""
+"""Calls of check.call, good but for what a test changes, and stand-ins for arrays of other libraries."""
 
 from __future__ import annotations
 

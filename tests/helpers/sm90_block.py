@@ -1,4 +1,4 @@
-"""The barriers and buffers of one thread block of the Hopper kernel (kernels/omni/sm90/pipe.cuh), as a model."""
+"""The barriers and buffers of one thread block of the Hopper kernel (kernels/omni/sm90/ring.cuh), as a model."""
 
 from __future__ import annotations
 

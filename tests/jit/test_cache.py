@@ -1,4 +1,4 @@
-"""cache.py: keys, damaged entries, races, folders that cannot be written, cubins built elsewhere."""
+"""jit/cache.py: keys, damaged entries, races, folders that cannot be written, cubins built elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""cache.py: folders that cannot be written, and where the cache lies."""
+"""jit/cache.py: folders that cannot be written, and where the cache lies."""
 
 from __future__ import annotations
 

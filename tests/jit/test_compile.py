@@ -1,4 +1,4 @@
-"""Every row of tune.py compiles for every architecture it names: no spill, no warning, registers that fit."""
+"""Every row of the table compiles for every architecture it names: no spill, no warning, registers that fit."""
 
 from __future__ import annotations
 

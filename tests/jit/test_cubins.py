@@ -1,4 +1,4 @@
-"""cache.py: cubins built elsewhere, by another NVRTC."""
+"""jit/cache.py: cubins built elsewhere, by another NVRTC."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""nvrtc.py: compiling without a GPU, the resource report, errors."""
+"""jit/nvrtc.py: compiling without a GPU, the resource report, errors."""
 
 from __future__ import annotations
 

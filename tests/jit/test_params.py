@@ -1,4 +1,4 @@
-"""params.py agrees with the structs of the kernels' headers: names, order, offsets, size."""
+"""jit/params.py agrees with the structs of the kernels' headers: names, order, offsets, size."""
 
 from __future__ import annotations
 

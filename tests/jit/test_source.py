@@ -1,4 +1,4 @@
-"""source.py: what a kernel's bytes are made of."""
+"""jit/source.py: what a kernel's bytes are made of."""
 
 from __future__ import annotations
 

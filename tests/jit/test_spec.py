@@ -1,4 +1,4 @@
-"""spec.py: tiles that no kernel has raise, saying what was expected, what came and what to do."""
+"""jit/spec.py: tiles that no kernel has raise, saying what was expected, what came and what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""packing.py: the host buffer holds what the kernels read, whatever masks are stacked."""
+"""schedule/block_lists.py: the host buffer holds what the kernels read, whatever masks are stacked."""
 
 from __future__ import annotations
 

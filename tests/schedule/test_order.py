@@ -1,4 +1,4 @@
-"""order.py: FULL tiles first, skipped ones last; a flag where, and only where, none of a group's rows sees a tile."""
+"""The order of tiles: FULL ones first, skipped ones last; flagged where, and only where, no row of a group sees one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""schedule.py: every entry is in one part, long ones come first, and cutting rows ends sooner where rows are few."""
+"""schedule/parts.py: every entry is in one part, long ones first, and cutting rows ends sooner where rows are few."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from omnicupy.tools.cli.console import JSON, print_json, track
 @click.option(
     "--attest", type=click.Path(path_type=Path), help="Write the attestation to this file if all passes."
 )
-@click.option("--all-specs", is_flag=True, help="Compile every row of tune.py at every head_dim.")
+@click.option("--all-specs", is_flag=True, help="Compile every row of the table at every head_dim.")
 @click.option("--repeats", type=click.IntRange(min=1), default=10, show_default=True, help="Calls per case.")
 @click.option("--no-timing", is_flag=True, help="Leave the speed part out.")
 @click.option(

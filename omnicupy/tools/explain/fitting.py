@@ -110,7 +110,7 @@ def device_of(content: dict[str, Any]) -> Device:
 
 
 def points(content: dict[str, Any]) -> list[Point]:
-    """The measurements of a record that the model describes: right results of what tune.py chose, then or now.
+    """The measurements of a record that the model describes: right results of what the table chose, then or now.
 
     Of a choice of now on a problem with fewer rows than its tile, nothing: it would not be chosen there.
     """

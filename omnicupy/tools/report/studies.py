@@ -76,7 +76,7 @@ def crossings(library: Library) -> str:
 
 
 def choices(library: Library) -> str:
-    """What tune.py chooses beside the best tile that the search of all found."""
+    """What the table chooses beside the best tile that the search of all found."""
     parts = []
     head = ["workload", "chosen", "TFLOP/s", "best tile", "TFLOP/s", "best over chosen"]
     for suite in ("choices", "tiles90", "tiles"):
@@ -102,7 +102,7 @@ def choices(library: Library) -> str:
 
 
 def _chosen(found: Found, row: Row) -> str:
-    """The word of the variant that tune.py has for a row's problem, with this suite's kernel."""
+    """The word of the variant that the table has for a row's problem, with this suite's kernel."""
     content = found.content
     problem = problem_of(row, content)
     sm_count = fitting.device_of(content).sm_count

@@ -1,4 +1,4 @@
-"""What stands behind `tune`: the search on the current GPU, its table, the choice that is kept, a row for tune.py."""
+"""What stands behind `tune`: the search on the current GPU, its table, the choice that is kept, a row for the table."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def sources() -> dict[str, str]:
 
 
 def rows() -> dict[str, list[AttnSpec]]:
-    """Kernel source -> the variants that rows of tune.py name, at the rows' greatest head_dim."""
+    """Kernel source -> the variants that rows of the table name, at the rows' greatest head_dim."""
     found: dict[str, list[AttnSpec]] = {}
     for spec in table.rows():
         found.setdefault(spec.source, []).append(spec)
@@ -64,7 +64,7 @@ def rows() -> dict[str, list[AttnSpec]]:
 
 
 def selected() -> set[str]:
-    """Sources of the kernels that tune.py serves to calls without `config`."""
+    """Sources of the kernels that `choose.pick` serves to calls without `config`."""
     return {spec.source for specs in rows().values() for spec in specs if spec.kernel in pick.SERVED}
 
 
@@ -187,7 +187,7 @@ def _read(path: Path) -> Content | None:
 
 
 def stale(path: str | Path) -> dict[str, str]:
-    """Kernel source -> why no row of tune.py may select it, for every source that an attestation does not
+    """Kernel source -> why no row of the table may select it, for every source that an attestation does not
     cover.
     """
     content = _read(Path(path))

@@ -11,12 +11,12 @@ from omnicupy.jit.spec import MAX_ONE_PIECE, AttnSpec, round_up
 from omnicupy.masks.mask import Mask
 from omnicupy.tools.verify.cases import BROADCAST, REVERSED, Case
 
-DEFAULT = "chosen by tune.py"
+DEFAULT = "chosen by the table"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A kernel as the report names it. spec: its config; the default variant's is what tune.py picks.
+    """A kernel as the report names it. spec: its config; the default variant's is what the table has for it.
 
     explicit: pass the spec as `config`, else leave the choice to the call.
     """
@@ -39,7 +39,7 @@ def serves(kernel: str, case: Case) -> bool:
 
 
 def variants(case: Case, masks: Sequence[Mask], arch: str, sm_count: int) -> list[Variant]:
-    """Every kernel for the case: naive, the fixed ladder, every row of tune.py that serves it, and the
+    """Every kernel for the case: naive, the fixed ladder, every row of the table that serves it, and the
     default.
 
     A tile that the architecture's shared memory cannot hold is not a kernel there, so it is left out.
@@ -60,7 +60,7 @@ def variants(case: Case, masks: Sequence[Mask], arch: str, sm_count: int) -> lis
 
 
 def ladder(case: Case, arch: str) -> list[tuple[str, AttnSpec]]:
-    """The kernels that are verified whether tune.py selects them or not, by their names in the report."""
+    """The kernels that are verified whether the table selects them or not, by their names in the report."""
     head_dim = round_up(case.head_dim, 16)
     naive = AttnSpec(arch=arch, kernel="naive", dtype=case.dtype, head_dim=head_dim, br=64, bc=64)
     tiles = [(64, 4), (32, 2), (16, 1)]

@@ -49,7 +49,7 @@ class Target:
     def variants(self, case: Case, masks: Sequence[Mask]) -> list[Variant]:
         """The kernels that the case runs through here.
 
-        A kernel that no row of tune.py selects on any architecture runs only where `kernels` names it.
+        A kernel that no row of the table selects on any architecture runs only where `kernels` names it.
         """
         selected = {row.kernel for row in table.TABLE} | {"naive", "sm80"}
         found = variants(case, masks, self.arch, self.sm_count)

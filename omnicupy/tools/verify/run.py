@@ -27,7 +27,7 @@ class Settings:
     for all.
 
     cases: parts of case ids, () for all.  cubins: a folder of kernels compiled elsewhere.  attest: file to
-    write.  all_specs: compile the full product of tune.py.  timing: measure speed too.  repeats: calls of
+    write.  all_specs: compile the full product of the table.  timing: measure speed too.  repeats: calls of
     each case, which must agree bit for bit.
     """
 
@@ -183,7 +183,7 @@ def build_cubins(folder: Path, arch: str, settings: Settings, track: Track = sil
 
     Raises CompileError, UnsupportedError without NVRTC.
     """
-    # The device's multiprocessors decide which row of tune.py a case gets; every row is among the variants.
+    # The device's multiprocessors decide which row of the table a case gets; every row is among the variants.
     target = on_gpu.Target(arch, 1, settings.kernels)
     specs: list[AttnSpec] = target.specs(gpu_cases(settings))
     compile_all(specs, track)

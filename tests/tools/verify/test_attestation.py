@@ -21,7 +21,7 @@ SM80 = "attention_fwd_sm80.cu"
 
 
 def _unverified() -> dict[str, str]:
-    """Sources that tune.py serves without a current attestation -> what is wrong with theirs."""
+    """Sources that `choose.pick` serves without a current attestation -> what is wrong with theirs."""
     stale = attestation.stale(FILE)
     return {name: problem for name in attestation.selected() if (problem := stale.get(name))}
 

@@ -1,4 +1,4 @@
-"""A NumPy mirror of how a warp finds the bits of its mask (kernels/omni/mask.cuh): lanes ask for keys, get rows."""
+"""How a warp finds the bits of its mask (kernels/omni/mask/keep.cuh), in NumPy: lanes ask for keys, get rows."""
 
 from __future__ import annotations
 
