@@ -17,6 +17,7 @@ EXAMPLES: dict[str, tuple[list[str], str | None, str]] = {
     "segments.py": ([], None, r"token 382 sees 319 of 383 keys"),
     "bagel_pack.py": (["--scale", "0.02"], None, r"393 tokens, .*without the mask \d\d+% of the rows"),
     "plot_mask.py": (["{folder}"], "matplotlib", r"streaming.png: 16% of the pairs"),
+    "jax_arrays.py": (["--tokens", "60"], "jax", r"bfloat16 \(1, 8, 60, 64\)\n.*the same bits: True"),
     "torch_compile.py": (
         ["--tokens", "128", "--steps", "5"],
         "torch",

@@ -21,6 +21,7 @@ from omnicupy.tools.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+DOCUMENTS = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md"))]
 TESTS = "python -m pytest -q -n 2"
 SETUP = "python3 -m venv .venv && . .venv/bin/activate && pip install -e '.[test]' && "
 
@@ -34,7 +35,7 @@ def _commands() -> list[str]:
     return [line.removeprefix("python cli.py") for line in lines if line.startswith("python cli.py")]
 
 
-OPTIONAL = ("transformers", "torch", "jax")  # a block belongs to the first that it imports
+OPTIONAL = ("transformers", "torch")  # a block belongs to the first that it imports
 
 
 def _library(block: str) -> str | None:
@@ -71,6 +72,12 @@ def test_the_code_runs_on_a_gpu() -> None:
     assert type(names["out"]).__module__.startswith("cupy")
 
 
+def test_it_is_short_enough_to_be_read() -> None:
+    lines = README.splitlines()
+    assert len(lines) <= 220
+    assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
+
+
 def test_there_are_two_commands_for_a_fresh_checkout() -> None:
     first = [line for block in _blocks("sh") for line in block.splitlines() if line.startswith(SETUP)]
     assert first == [f"{SETUP}python cli.py verify", SETUP + TESTS]
@@ -82,7 +89,7 @@ def test_ci_runs_the_readme_s_tests() -> None:
 
 @pytest.mark.parametrize("line", _commands())
 def test_commands_parse(line: str) -> None:
-    name, *arguments = shlex.split(line)
+    name, *arguments = shlex.split(line, comments=True)
     command = main.commands[name]
     assert isinstance(command.make_context(name, arguments), click.Context)
 
@@ -97,7 +104,7 @@ QUICK = [
 @pytest.mark.parametrize("line", QUICK)
 def test_commands_that_need_no_gpu_run(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(main, shlex.split(line))
+    done = CliRunner().invoke(main, shlex.split(line, comments=True))
     assert (done.exit_code, done.exception) == (0, None), done.output
     assert ("--png" in line) == (tmp_path / "mask.png").exists()
 
@@ -126,9 +133,17 @@ def test_the_support_table_is_tune_s() -> None:
             assert pick.pick(arch, problem, (oc.full(1),), 132).kernel == kernel, (arch, head_dim)
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/design.md"])
+def _anchors(path: Path) -> set[str]:
+    """What links may name behind a #: the headings, as Markdown pages spell them."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCUMENTS])
 def test_links_and_paths_exist(name: str) -> None:
-    text = (ROOT / name).read_text()
-    for target in re.findall(r"\]\(([^)#]+)\)", text):
+    path = ROOT / name
+    for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", path.read_text()):
         if not target.startswith("http"):
-            assert ((ROOT / name).parent / target).exists(), f"{name} links to {target}"
+            page = path.parent / target if target else path
+            assert page.exists(), f"{name} links to {target}"
+            assert not anchor or anchor in _anchors(page), f"{name} links to #{anchor} of {page.name}"

@@ -17,7 +17,7 @@ from omnicupy.tools.bench import host, mask_build, memory, preset_build, timing
 from omnicupy.tools.bench.measure import Session, latency, measure
 from omnicupy.tools.bench.peers import SYSTEMS, missing
 from omnicupy.tools.bench.records import OURS, Record
-from omnicupy.tools.bench.suites import GPU_SUITES, Part, Suite
+from omnicupy.tools.bench.suites import GPU_SUITES, OTHER_SUITES, Part, Suite
 from omnicupy.tools.watchdog import Watchdog
 from omnicupy.tools.workloads.workload import Workload, by_name
 
@@ -54,9 +54,9 @@ def listing() -> str:
     """The suites and the systems, one a line."""
     lines = ["suites on a GPU:"]
     lines += [f"  {name:10} {suite.note}" for name, suite in GPU_SUITES.items()]
-    lines += ["  host       host time of warm calls", "  cold       first calls in fresh processes"]
+    lines += [f"  {name:10} {OTHER_SUITES[name]}" for name in GPU_HOST]
     lines += ["suites anywhere:", "  build      mask building (on a GPU beside its rivals', too)"]
-    lines += ["  presets    presets at 36,864 tokens", "  cpu        the CPU engine"]
+    lines += [f"  {name:10} {OTHER_SUITES[name]}" for name in CPU_HOST if name != "build"]
     lines += [f"systems: {OURS}, {OURS}:sm80-128x64-s2-w4 (any tile), {', '.join(SYSTEMS)}"]
     return "\n".join(lines)
 

@@ -204,3 +204,12 @@ GPU_SUITES = {
         ),
     ),
 }
+
+# What other suites are for, and what other tools write.
+OTHER_SUITES = {
+    "host": "host time of warm calls",
+    "cold": "first calls in fresh processes",
+    "presets": "presets at 36,864 tokens",
+    "cpu": "the CPU engine",
+    "counters": "hardware counters of calls (`.ci/counters.py`)",
+}

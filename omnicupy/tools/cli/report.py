@@ -22,7 +22,7 @@ from omnicupy.tools.cli.console import say
 )
 @click.option("--no-pictures", is_flag=True, help="Make the tables alone.")
 def report(docs: Path, check: bool, no_pictures: bool) -> None:
-    """Make the tables and pictures of docs/report.md and README.md anew from docs/results, without a GPU."""
+    """Make the tables and pictures of docs/report.md and both README.md anew from docs/results, without a GPU."""
     from omnicupy.tools.report import run as report_run
 
     if check:

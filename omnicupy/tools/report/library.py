@@ -61,14 +61,19 @@ class Found:
     @property
     def source(self) -> str:
         """Where the rows come from, in words and with links from docs/report.md."""
-        return "; of workloads that it lacks ".join(part.source for part in self.parts)
+        return "; other workloads: ".join(part.source for part in self.parts)
 
 
 class Library:
-    """All records of a folder. of: their contents by name."""
+    """All records of a folder. of: their contents by name.  elsewhere: those of folders in it, of other devices, which
+    are listed and of which no table is made.
+    """
 
-    def __init__(self, of: dict[str, dict[str, Any]]) -> None:
+    def __init__(
+        self, of: dict[str, dict[str, Any]], elsewhere: dict[str, dict[str, Any]] | None = None
+    ) -> None:
         self.of = of
+        self.elsewhere = elsewhere or {}
         self._points: dict[str, list[Point]] = {}
 
     def points(self, name: str) -> list[Point]:
@@ -79,13 +84,17 @@ class Library:
 
     @classmethod
     def open(cls, folder: Path) -> Library:
-        """Read every record of a folder. Raises ValueError for a JSON file that is none, or for no record at all."""
+        """Read every record of a folder and of the folders in it.
+
+        Raises ValueError for a JSON file that is none, or for no record at all in the folder itself.
+        """
         found = {path.name: records.load(path) for path in sorted(folder.glob("*.json"))}
         if not found:
             raise ValueError(
                 f"report: expected records (*.json) in {folder}, found none; run `bench` with --out"
             )
-        return cls(found)
+        below = sorted(folder.glob("*/*.json"))
+        return cls(found, {str(path.relative_to(folder)): records.load(path) for path in below})
 
     def parts(self) -> Iterator[FromRecord]:
         """Each suite of each record."""

@@ -1,4 +1,5 @@
-"""docs/report.md and what README.md says was measured: prose by hand, tables and pictures made from docs/results.
+"""docs/report.md, docs/results/README.md and the table of results in README.md: prose by hand, tables and pictures
+made from the records of docs/results.
 
 A generated block stands between `<!-- generated: NAME -->` and `<!-- end -->`; everything else is left as it is.
 """
@@ -18,6 +19,8 @@ BLOCK = re.compile(r"<!-- generated: (?P<name>[^>]*?) -->\n.*?<!-- end -->", re.
 OPENING = "<!-- generated:"
 
 BLOCKS: dict[str, Callable[[Library], str]] = {
+    "results": targets.best_others,
+    "every record": tables.every_record,
     "records": tables.records_used,
     "hopper targets": targets.hopper,
     "portable targets": targets.portable,
@@ -62,7 +65,7 @@ def render(text: str, library: Library) -> str:
 
 
 def update(docs: Path, *, with_pictures: bool = True) -> list[Path]:
-    """Make docs/report.md, the README.md beside docs, and docs/plots anew from docs/results; returns the files that
+    """Make the tables of `texts(docs)` and the pictures of docs/plots anew from docs/results; returns the files that
     were written.
 
     Raises ValueError for a text or a record that is none, OSError, ImportError without matplotlib (when pictures are
@@ -80,6 +83,6 @@ def stale(docs: Path) -> list[Path]:
     return [path for path in texts(docs) if render(path.read_text(), library) != path.read_text()]
 
 
-def texts(docs: Path) -> tuple[Path, Path]:
+def texts(docs: Path) -> tuple[Path, Path, Path]:
     """What holds generated blocks."""
-    return docs / "report.md", docs.absolute().parent / "README.md"
+    return docs / "report.md", docs / "results" / "README.md", docs.absolute().parent / "README.md"

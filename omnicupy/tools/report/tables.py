@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from omnicupy.tools.bench.records import OURS, Row, table
-from omnicupy.tools.report import roofline
+from omnicupy.tools.bench.suites import GPU_SUITES, OTHER_SUITES
+from omnicupy.tools.report import plots, roofline
 from omnicupy.tools.report import style as plot_style
 from omnicupy.tools.report.library import Found, Library
+from omnicupy.tools.workloads.workload import by_name
 
 NONE = "No record of this suite yet."
 
@@ -49,6 +52,32 @@ def records_used(library: Library) -> str:
     return table(lines)
 
 
+def every_record(library: Library) -> str:
+    """Every record, those of other devices too: what it measured, and where. For docs/results/README.md."""
+    lines = [
+        ["record", "what it measured", "device", "driver", "NVRTC", "commit", "started (UTC)"],
+        ["---"] * 7,
+    ]
+    for name, content in (library.of | library.elsewhere).items():
+        described = "; ".join(_measured(suite, content) for suite in content.get("suites") or [])
+        where = [content.get("device") or "CPU", content.get("driver") or "", content.get("nvrtc") or ""]
+        started = str(content.get("started") or "").rstrip("Z").replace("T", " ")
+        commit = _commit(str(content.get("commit") or ""))
+        lines.append([f"[{name}]({name})", described, *where, commit, started])
+    return table(lines)
+
+
+def _measured(suite: str, content: dict[str, Any]) -> str:
+    """What a record holds of a suite, in words."""
+    note = GPU_SUITES[suite].note if suite in GPU_SUITES else OTHER_SUITES.get(suite, "")
+    text = f"`{suite}`: {note}" if note else f"`{suite}`"
+    if suite not in GPU_SUITES:
+        return text
+    names = set(GPU_SUITES[suite].workloads)
+    here = names & {row["workload"] for row in plots.rows_of(content, suite)}
+    return text if here in (names, set()) else f"{text} ({len(here)} of {len(names)} workloads)"
+
+
 def _commit(name: str) -> str:
     """The beginning of a commit's name; "+" stays: the tree was not that commit's alone."""
     return name[:8] + "+" * name.endswith("+")
@@ -86,16 +115,27 @@ def _models(found: Found) -> str:
     rows = [row for row in found.rows if row.get("ms") and row.get("correct") is not False]
     rivals = [name for name in plot_style.ordered(row["system"] for row in rows) if not name.startswith(OURS)]
     of = {(row["workload"], row["system"]): row for row in rows}
-    head = ["workload", "density", "variant", "ms", "useful TFLOP/s", "executed TFLOP/s", "useful pairs"]
+    head = [
+        "workload",
+        "mask",
+        "density",
+        "variant",
+        "ms",
+        "useful TFLOP/s",
+        "executed TFLOP/s",
+        "useful pairs",
+    ]
     lines = [[*head, *(f"times {plot_style.style(rival).label}" for rival in rivals)]]
-    lines.append([*["---", "---:", "---"], *["---:"] * (len(lines[0]) - 3)])
+    lines.append([*["---", "---", "---:", "---"], *["---:"] * (len(lines[0]) - 4)])
     for name in dict.fromkeys(row["workload"] for row in rows):
         ours = of.get((name, OURS))
         if ours is None:
             continue
         cells = [f"{ours['density']:.1%}", ours["spec"], f"{ours['ms']:.3f}", f"{ours['tflops']:.0f}"]
         cells += [f"{ours['executed_tflops']:.0f}", f"{ours['useful']:.1%}"]
-        lines.append([name, *cells, *(_times(ours, of.get((name, rival))) for rival in rivals)])
+        lines.append(
+            [name, by_name(name).note, *cells, *(_times(ours, of.get((name, rival))) for rival in rivals)]
+        )
     return table(lines)
 
 

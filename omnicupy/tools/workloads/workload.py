@@ -105,7 +105,7 @@ _LISTED = (
     ),
     Workload("W12", 1, LLAMA, lambda: presets.packed(model_masks.PACKED), "packed causal documents"),
     Workload("W13", 1, LLAMA, lambda: presets.streaming(32768, 4, 2000), "attention sink and window"),
-    Workload("W14", 8, LLAMA, model_masks.draft_tree, "speculative tree verification"),
+    Workload("W14", 8, LLAMA, model_masks.draft_tree, "EAGLE, verifying a draft tree"),
     Workload("W15", 8, (8, 1, 256), lambda: presets.paligemma(1088, 1152), "PaliGemma, prefix-LM"),
 )
 MASKS: dict[str, Callable[[int], Mask]] = {"full": full, "causal": causal}

@@ -22,23 +22,41 @@ from omnicupy.tools.report.library import Library
 DOCS = Path(__file__).parents[3] / "docs"
 TEXT = (DOCS / "report.md").read_text()
 README = (DOCS.parent / "README.md").read_text()
+RECORDS = (DOCS / "results" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("text", [TEXT, README], ids=["report.md", "README.md"])
+@pytest.mark.parametrize("text", [TEXT, RECORDS, README], ids=["report.md", "results/README.md", "README.md"])
 def test_the_committed_tables_are_those_of_the_records(text: str) -> None:
     assert report_run.render(text, Library.open(DOCS / "results")) == text, "run `python cli.py report`"
 
 
 def test_the_report_has_every_block_once() -> None:
-    blocks = re.findall(r"<!-- generated: (.*?) -->", TEXT + README)
+    blocks = re.findall(r"<!-- generated: (.*?) -->", TEXT + RECORDS + README)
     assert sorted(blocks) == sorted(report_run.BLOCKS)
 
 
 def test_pictures_and_links_exist_and_no_other_pictures() -> None:
     linked = set(re.findall(r"\]\((plots/[^)]+)\)", TEXT))
     assert {f"plots/{path.name}" for path in (DOCS / "plots").iterdir()} == linked
-    for target in re.findall(r"\]\(([^)]+)\)", TEXT):
+    for target in re.findall(r"\]\(([^)#]+)", TEXT):
         assert (DOCS / target).exists(), target
+
+
+def test_every_record_is_listed_with_what_it_measured() -> None:
+    listed = re.findall(r"^\| \[([^]]+)\]\(\1\) \|", RECORDS, re.MULTILINE)
+    files = [str(path.relative_to(DOCS / "results")) for path in (DOCS / "results").rglob("*.json")]
+    assert sorted(listed) == sorted(files)
+    part = made_records.record("dense", only=("d64",), commit="0123456789abcdef+")
+    library = Library({"part.json": part}, {"other/all.json": made_records.record("memory", device="Other")})
+    text = tables.every_record(library)
+    assert (
+        "the mma.sync kernel (4 of 10 workloads) | Made H100 | 580.0 | 12.9 | 01234567+ | 2026-01-02 03:04:05 |"
+        in text
+    )
+    assert (
+        "| [other/all.json](other/all.json) | `memory`: peak device memory of a call and of a mask object |"
+        in text
+    )
 
 
 def test_the_text_between_the_blocks_states_no_figures() -> None:
@@ -64,7 +82,7 @@ def test_rendering_twice_changes_nothing_and_leaves_the_text() -> None:
     [
         (
             "<!-- generated: speed -->\n<!-- end -->",
-            "report: expected a block of some of records, .*, got 'speed'",
+            "report: expected a block of some of results, .*, got 'speed'",
         ),
         ("<!-- generated: records -->\n", "report: a generated block does not end"),
     ],
@@ -111,7 +129,7 @@ def test_every_block_is_made_from_records(library: Library, name: str) -> None:
     if not name.startswith("picture"):
         assert found.count("\n| ") >= 2, found
     assert "nan" not in found
-    assert "Old GPU" not in found or name == "records"
+    assert "Old GPU" not in found or name in ("records", "every record")
 
 
 def test_the_newest_record_is_taken() -> None:
