@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from omnicupy.jit.files import replace_file
 
 FloatArray = NDArray[np.float64]
 
-SCHEMA = 4
+SCHEMA = 5
 FILE = Path(__file__).with_name("ceilings.json")
 FITTED = ("pair_ps", "partial_ps", "causal_ps", "skipped_ps", "item_us", "launch_us", "megabyte_us")
 
@@ -54,6 +55,30 @@ class Ceiling:
 
 
 @dataclass(frozen=True)
+class TileCost:
+    """What a tile takes of one multiprocessor, where several tiles of the table compete for a call.
+
+    head_dims: (least, greatest) kernel head_dim.  pair_ps: picoseconds a pair of a FULL or CAUSAL tile.  partial_ps: a
+    pair of a PARTIAL tile, in the mean of those that some warpgroup skips and those that none does.  block_us: a block
+    of query rows of one head, apart from its pairs.  launch_us: what a call takes apart from its blocks.
+    """
+
+    kernel: str
+    head_dims: tuple[int, int]
+    br: int
+    bc: int
+    pair_ps: float
+    partial_ps: float
+    block_us: float
+    launch_us: float
+
+    def serves(self, kernel: str, head_dim: int, br: int, bc: int) -> bool:
+        """True when it is the cost of this tile at this head_dim of the kernel."""
+        least, greatest = self.head_dims
+        return (self.kernel, self.br, self.bc) == (kernel, br, bc) and least <= head_dim <= greatest
+
+
+@dataclass(frozen=True)
 class Device:
     """What the model needs to know of a GPU."""
 
@@ -64,11 +89,12 @@ class Device:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """The speeds of one device. sources: the records that they were fitted on."""
+    """The speeds of one device. sources: the records that they were fitted on.  tiles: costs of competing tiles."""
 
     device: Device
     of: tuple[Ceiling, ...]
     sources: tuple[str, ...] = ()
+    tiles: tuple[TileCost, ...] = ()
 
     def at(self, kernel: str, head_dim: int, br: int) -> Ceiling:
         """The speeds at a head_dim of the kernel, with tiles of `br` rows or the nearest height that was fitted there.
@@ -113,6 +139,16 @@ class Ceilings:
                 }
                 for one in self.of
             ],
+            "tiles": [
+                {
+                    **{
+                        name: float(f"{value:.5g}") if isinstance(value, float) else value
+                        for name, value in asdict(one).items()
+                    },
+                    "head_dims": list(one.head_dims),
+                }
+                for one in self.tiles
+            ],
         }
 
 
@@ -127,11 +163,33 @@ def load(path: Path = FILE) -> list[Ceilings]:
                 Device(**one["device"]),
                 tuple(Ceiling(**ceiling) for ceiling in one["ceilings"]),
                 tuple(one["sources"]),
+                tuple(TileCost(**{**tile, "head_dims": tuple(tile["head_dims"])}) for tile in one["tiles"]),
             )
             for one in content["devices"]
         ]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} holds no ceilings ({error}); fit them anew") from error
+
+
+@cache
+def _of_the_library() -> list[Ceilings]:
+    return load()
+
+
+def tile_cost(kernel: str, head_dim: int, br: int, bc: int) -> TileCost:
+    """The cost of a tile that competes, on the first device of the library's file that knows it.
+
+    Devices differ in their speeds, hardly in which of two tiles is the faster one. Raises UnsupportedError for a tile
+    without one.
+    """
+    for ceilings in _of_the_library():
+        for tile in ceilings.tiles:
+            if tile.serves(kernel, head_dim, br, bc):
+                return tile
+    raise UnsupportedError(
+        f"the cost of {br} x {bc} tiles of kernel {kernel!r} at head_dim {head_dim} is not known; measure "
+        "`bench choices` and fit it with `explain --fit`"
+    )
 
 
 def save(ceilings: Ceilings, path: Path = FILE) -> None:

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from itertools import takewhile
 
 from omnicupy.call.problem import Problem
-from omnicupy.choose import saved, table
+from omnicupy.choose import ceilings, prediction, saved, table
+from omnicupy.choose.ceilings import TileCost
 from omnicupy.choose.table import Row
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.spec import AttnSpec, round_up
@@ -40,7 +41,7 @@ def pick(
         if row.serves(arch, problem.dtype, head_dim) and (mappable or row.kernel != "sm90")
     ]
     share = problem.q_heads * problem.batch / len(masks) / sm_count
-    large = _cheapest([row for row in rows if row.shape == "any"], masks, share)
+    large = _cheapest([row for row in rows if row.shape == "any"], head_dim, masks, share)
     if large is None:
         raise UnsupportedError(
             f"no kernel serves {problem.dtype} with head_dim {problem.head_dim} on {arch}; cast q, k and v"
@@ -53,27 +54,28 @@ def pick(
     return next((one for one in small if problem.group % one.heads == 0), spec)
 
 
-def _cheapest(rows: Sequence[Row], masks: Sequence[Mask], share: float) -> Row | None:
+def _cheapest(rows: Sequence[Row], head_dim: int, masks: Sequence[Mask], share: float) -> Row | None:
     """The first row, or of the rows that compete with it the one under which the call takes least. None of none.
 
     The masks are cut for a row only if that could save WORTH_A_CUT of the time: a cut takes longer than the rest of the
     choice.  share: heads that a multiprocessor works on, for each mask.
     """
-    competing = list(takewhile(lambda row: row.cost is not None, rows))
+    competing = list(takewhile(lambda row: row.competes, rows))
     if len(competing) < 2:
         return rows[0] if rows else None
-    best, shortest = competing[0], _time(competing[0], masks, share)
-    for row in competing[1:]:
-        assert row.cost is not None
-        least = row.cost.launch + share * sum(row.cost.least(mask, row.br) for mask in masks)
-        if least < (1 - WORTH_A_CUT) * shortest and (time := _time(row, masks, share)) < shortest:
-            best, shortest = row, time
+
+    def time(cost: TileCost) -> float:
+        return prediction.tile_us(cost, [mask.blocks(cost.br, cost.bc) for mask in masks], share)
+
+    costs = [ceilings.tile_cost(row.kernel, head_dim, row.br, row.bc) for row in competing]
+    best, shortest = competing[0], time(costs[0])
+    for row, cost in zip(competing[1:], costs[1:], strict=True):
+        if (
+            prediction.least_tile_us(cost, masks, share) < (1 - WORTH_A_CUT) * shortest
+            and (us := time(cost)) < shortest
+        ):
+            best, shortest = row, us
     return best
-
-
-def _time(row: Row, masks: Sequence[Mask], share: float) -> float:
-    assert row.cost is not None
-    return row.cost.launch + share * sum(row.cost.of(mask.blocks(row.br, row.bc)) for mask in masks)
 
 
 def _is_small(problem: Problem, spec: AttnSpec, sm_count: int) -> bool:

@@ -10,6 +10,7 @@ belongs to a workload.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnicupy.call.problem import Problem
-from omnicupy.choose.ceilings import Ceiling, Device, FloatArray
+from omnicupy.choose.ceilings import Ceiling, Device, FloatArray, TileCost
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.archs import SMEM_LIMIT_BYTES
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.block_mask import CAUSAL, PARTIAL, BlockMask
+from omnicupy.masks.mask import Mask
 from omnicupy.schedule.grid import Grid
 from omnicupy.schedule.order import ordered, shares
 from omnicupy.schedule.parts import entry_costs, schedule
@@ -152,3 +154,24 @@ def _resident(spec: AttnSpec) -> int:
         return 1
     shared = (SMEM_LIMIT_BYTES[spec.arch] + 1024) // (spec.smem_bytes + 1024)  # each block reserves 1 KiB
     return max(1, min(shared, REGISTERS // (REGISTERS_A_THREAD * spec.threads)))
+
+
+def tile_us(cost: TileCost, cuts: Sequence[BlockMask], share: float) -> float:
+    """What a call takes under a tile that competes, cheaply: tiles by kind, without a schedule.
+
+    cuts: the masks of the call, cut to the tile.  share: heads that a multiprocessor works on, for each mask.
+    """
+    work = 0.0
+    for blocks in cuts:
+        partial = int((blocks.kinds == PARTIAL).sum())
+        tiles_ps = (len(blocks.kinds) - partial) * cost.pair_ps + partial * cost.partial_ps
+        work += 1e-6 * blocks.br * blocks.bc * tiles_ps + blocks.q_blocks * cost.block_us
+    return cost.launch_us + share * work
+
+
+def least_tile_us(cost: TileCost, masks: Sequence[Mask], share: float) -> float:
+    """The same if tiles held nothing but allowed pairs: no cut takes less."""
+    work = sum(
+        1e-6 * mask.pairs * cost.pair_ps - (-mask.shape[0] // cost.br) * cost.block_us for mask in masks
+    )
+    return cost.launch_us + share * work

@@ -7,50 +7,8 @@ from dataclasses import dataclass
 
 from omnicupy.jit.archs import ARCHES
 from omnicupy.jit.spec import DTYPES, MAX_HEAD_DIM, AttnSpec
-from omnicupy.masks.block_mask import PARTIAL, BlockMask
-from omnicupy.masks.mask import Mask
-
-
-def every_spec() -> Iterator[AttnSpec]:
-    """The full product of the table: each row at each head_dim, architecture and dtype that it serves."""
-    seen: set[AttnSpec] = set()
-    for row in TABLE:
-        least, greatest = row.head_dims
-        for head_dim in range(least, greatest + 1, 16):
-            for arch in row.archs:
-                for dtype in row.dtypes:
-                    spec = row.spec(arch, dtype, head_dim)
-                    if spec not in seen:
-                        seen.add(spec)
-                        yield spec
-
 
 HOPPER = ("sm_90",)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """What a tile takes of one multiprocessor, in picoseconds, as fitted to measurements.
-
-    pair: a (query, key) pair of a FULL or CAUSAL tile.  partial: one of a PARTIAL tile, in the mean of those that some
-    warpgroup skips and those that none does.  block: a block of query rows, apart from its pairs.  launch: what a call
-    takes apart from its blocks.
-    """
-
-    pair: float
-    partial: float
-    block: float
-    launch: float = 0.0
-
-    def of(self, blocks: BlockMask) -> float:
-        """The work of one head under a mask cut to the tile."""
-        partial = int((blocks.kinds == PARTIAL).sum())
-        tiles = (len(blocks.kinds) - partial) * self.pair + partial * self.partial
-        return blocks.br * blocks.bc * tiles + blocks.q_blocks * self.block
-
-    def least(self, mask: Mask, br: int) -> float:
-        """The same if tiles of `br` rows held nothing but allowed pairs: no cut takes less."""
-        return mask.pairs * self.pair - (-mask.shape[0] // br) * self.block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +17,8 @@ class Row:
 
     head_dims: (least, greatest) kernel head_dim, both included.  shape: "any", or "small" for few query rows
     and for problems whose "any" row would leave multiprocessors without work, or "shared" for few query rows of groups
-    whose heads fill tiles.  cost: of rows that compete for the same calls; the mask decides.  The rest: as in AttnSpec.
+    whose heads fill tiles.  competes: neighbours that do compete for the same calls, and the mask decides by what the
+    tiles cost (ceilings.tile_cost).  The rest: as in AttnSpec.
     """
 
     head_dims: tuple[int, int]
@@ -70,7 +29,7 @@ class Row:
     share_kv: bool = False
     kernel: str = "sm80"
     shape: str = "any"
-    cost: Cost | None = None
+    competes: bool = False
     ping_pong: bool = True
     archs: tuple[str, ...] = ARCHES
     dtypes: tuple[str, ...] = DTYPES
@@ -110,7 +69,7 @@ TABLE = (
         bc=96,
         stages=3,
         warps=16,
-        cost=Cost(pair=63.0, partial=95.2, block=2.17e6),
+        competes=True,
         archs=HOPPER,
     ),
     Row(
@@ -120,7 +79,7 @@ TABLE = (
         bc=64,
         stages=3,
         warps=12,
-        cost=Cost(pair=93.0, partial=145.9, block=0.72e6),
+        competes=True,
         archs=HOPPER,
     ),
     Row(
@@ -130,7 +89,7 @@ TABLE = (
         bc=64,
         stages=3,
         warps=16,
-        cost=Cost(pair=84.3, partial=148.7, block=0.95e6, launch=42.1e6),
+        competes=True,
         archs=HOPPER,
     ),
     Row(
@@ -140,7 +99,7 @@ TABLE = (
         bc=128,
         stages=2,
         warps=12,
-        cost=Cost(pair=88.8, partial=119.0, block=3.5e6, launch=19.8e6),
+        competes=True,
         archs=HOPPER,
     ),
     Row(kernel="sm90", head_dims=(144, 192), br=128, bc=96, stages=2, warps=12, archs=HOPPER),
@@ -166,3 +125,17 @@ def rows() -> Iterator[AttnSpec]:
                 if spec not in seen:
                     seen.add(spec)
                     yield spec
+
+
+def every_spec() -> Iterator[AttnSpec]:
+    """The full product of the table: each row at each head_dim, architecture and dtype that it serves."""
+    seen: set[AttnSpec] = set()
+    for row in TABLE:
+        least, greatest = row.head_dims
+        for head_dim in range(least, greatest + 1, 16):
+            for arch in row.archs:
+                for dtype in row.dtypes:
+                    spec = row.spec(arch, dtype, head_dim)
+                    if spec not in seen:
+                        seen.add(spec)
+                        yield spec

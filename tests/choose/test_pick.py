@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 import omnicupy as oc
 from omnicupy.call.problem import Problem
-from omnicupy.choose import pick
+from omnicupy.choose import ceilings, pick
 from omnicupy.choose import table as choose_table
+from omnicupy.choose.ceilings import Ceilings, Device, TileCost
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit import archs
 from omnicupy.jit.archs import SMEM_LIMIT_BYTES
@@ -141,18 +141,25 @@ def test_no_row_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 WIDE, NARROW = (
-    choose_table.Row(head_dims=(16, 128), br=br, bc=bc, warps=8, cost=cost)
-    for br, bc, cost in (
-        (256, 64, choose_table.Cost(pair=1.0, partial=3.0, block=0.0)),
-        (128, 128, choose_table.Cost(pair=1.1, partial=1.2, block=10.0)),
-    )
+    choose_table.Row(head_dims=(16, 128), br=br, bc=bc, warps=8, competes=True)
+    for br, bc in ((256, 64), (128, 128))
 )
+COSTS = (
+    TileCost("sm80", (16, 128), 256, 64, pair_ps=1.0, partial_ps=3.0, block_us=0.0, launch_us=0.0),
+    TileCost("sm80", (16, 128), 128, 128, pair_ps=1.1, partial_ps=1.2, block_us=1e-5, launch_us=0.0),
+)
+
+
+def _known(monkeypatch: pytest.MonkeyPatch, *costs: TileCost) -> None:
+    known = [Ceilings(Device("a GPU", H100_SMS, 50 << 20), (), tiles=costs), *ceilings.load()]
+    monkeypatch.setattr(ceilings, "_of_the_library", lambda: known)
 
 
 def _taken(
     monkeypatch: pytest.MonkeyPatch, *masks: Mask, table: tuple[choose_table.Row, ...] = (WIDE, NARROW)
 ) -> int:
     monkeypatch.setattr(choose_table, "TABLE", (*table, *choose_table.TABLE))
+    _known(monkeypatch, *COSTS)
     q_len, k_len = masks[0].shape
     problem = Problem(len(masks), 500, 500, q_len, k_len, 128, "bfloat16")
     return pick.pick("sm_90", problem, masks, H100_SMS).br
@@ -167,8 +174,8 @@ def test_competing_rows_are_chosen_by_the_mask(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_a_launch_costs_decides_for_few_heads(monkeypatch: pytest.MonkeyPatch) -> None:
-    costly = replace(WIDE, cost=replace(WIDE.cost, launch=1e8))
-    monkeypatch.setattr(choose_table, "TABLE", (costly, NARROW))
+    monkeypatch.setattr(choose_table, "TABLE", (WIDE, NARROW))
+    _known(monkeypatch, replace(COSTS[0], launch_us=1e2), COSTS[1])
 
     def taken(heads: int) -> int:
         problem = Problem(1, heads, heads, 2048, 2048, 128, "bfloat16")
@@ -188,14 +195,17 @@ def test_a_mask_is_cut_again_only_where_that_may_pay(monkeypatch: pytest.MonkeyP
         assert set(mask._blocks) == sizes
 
 
-def test_no_cut_costs_less_than_the_least() -> None:
-    rng = np.random.default_rng(0)
-    cost = choose_table.Cost(pair=1.0, partial=3.0, block=50.0)
-    for seed in range(20):
-        mask = oc.random(int(rng.integers(1, 3000)), seed)
-        for br, bc in ((64, 64), (128, 128), (192, 96)):
-            assert cost.least(mask, br) <= cost.of(mask.blocks(br, bc))
-    assert cost.least(oc.full(256), 128) == cost.of(oc.full(256).blocks(128, 64)) == 256 * 256 + 100.0
+def test_every_row_that_competes_has_a_cost() -> None:
+    for row in choose_table.TABLE:
+        for head_dim in range(row.head_dims[0], row.head_dims[1] + 1, 16) if row.competes else ():
+            cost = ceilings.tile_cost(row.kernel, head_dim, row.br, row.bc)
+            assert cost.pair_ps > 0
+    with pytest.raises(UnsupportedError) as error:
+        ceilings.tile_cost("sm90", 128, 64, 32)
+    assert str(error.value) == (
+        "the cost of 64 x 32 tiles of kernel 'sm90' at head_dim 128 is not known; measure `bench choices` and fit it "
+        "with `explain --fit`"
+    )
 
 
 def test_only_neighbours_compete(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,14 +213,6 @@ def test_only_neighbours_compete(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = oc.documents([100] * 20)
     assert _taken(monkeypatch, mask, table=(WIDE, plain, NARROW)) == 256
     assert _taken(monkeypatch, mask, table=(plain, WIDE, NARROW)) == 64
-
-
-def test_the_cost_of_a_mask_counts_tiles_by_kind() -> None:
-    cost = choose_table.Cost(pair=1.0, partial=10.0, block=1000.0)
-    blocks = oc.causal(96).blocks(32, 32)  # 3 FULL and 3 CAUSAL tiles
-    assert cost.of(blocks) == 6 * 1024 + 3 * 1000.0
-    blocks = oc.sliding_window(96, left=31).blocks(32, 32)
-    assert cost.of(blocks) == 1024 * (3 + 2 * 10.0) + 3 * 1000.0
 
 
 @pytest.mark.parametrize(

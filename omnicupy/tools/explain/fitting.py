@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ import numpy as np
 
 from omnicupy.choose import ceilings as choose_ceilings
 from omnicupy.choose import prediction, table, variants
-from omnicupy.choose.ceilings import Ceiling, Ceilings, Device, FloatArray
+from omnicupy.choose.ceilings import Ceiling, Ceilings, Device, FloatArray, TileCost
 from omnicupy.choose.prediction import TERMS, Work
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.tools.bench import records
 from omnicupy.tools.bench.records import OURS, Row
+from omnicupy.tools.explain.least_squares import not_negative
+from omnicupy.tools.explain.tile_costs import fit_tiles
 from omnicupy.tools.workloads.workload import by_name
 
 # A work item's own time is fitted as that of so many query elements and in proportion for other blocks, because it goes
@@ -23,7 +25,7 @@ from omnicupy.tools.workloads.workload import by_name
 ITEM_ELEMENTS = 128 * 128
 TURNS = 40  # of fitting and assigning anew
 SETTLED = 1e-4
-# Columns after those of the head_dims: all but one of PARTS, the launch and megabytes.
+# Columns after those of the head_dims: all but one of TERMS, the launch and megabytes.
 SHARED = len(TERMS) + 1
 
 
@@ -95,8 +97,16 @@ def from_files(paths: Sequence[Path], out: Path | None = None) -> Fitted:
         )
     measured = [point for content in contents for point in points(content)]
     ceilings = fit(devices[0], measured, [path.name for path in paths])
-    choose_ceilings.save(ceilings, out or choose_ceilings.FILE)
+    target = out or choose_ceilings.FILE
+    ceilings = replace(ceilings, tiles=fit_tiles(contents, devices[0]) or _tiles_of(devices[0], target))
+    choose_ceilings.save(ceilings, target)
     return Fitted(ceilings, tuple(residuals(ceilings, measured)), tuple(held_out(measured)))
+
+
+def _tiles_of(device: Device, path: Path) -> tuple[TileCost, ...]:
+    """The costs of competing tiles that a file has for a device: kept where no record tells them."""
+    known = choose_ceilings.load(path) if path.exists() else []
+    return next((one.tiles for one in known if one.device.name == device.name), ())
 
 
 def device_of(content: dict[str, Any]) -> Device:
@@ -146,7 +156,7 @@ def fit(device: Device, measured: Sequence[Point], sources: Sequence[str] = ()) 
         found += _fit_kernel(kernel, of_kernel, found[0].megabyte_us if found else None)
     if not found:
         raise ValueError(
-            "fit: the records hold no measurement of a variant that tune.TABLE names; measure vlm and dense"
+            "fit: the records hold no measurement of a variant that the table names; measure vlm and dense"
         )
     return Ceilings(device, tuple(found), tuple(sources))
 
@@ -202,11 +212,11 @@ def _usable(row: Row) -> bool:
 
 
 def _table(arch: str, dtype: str, head_dim: int) -> set[AttnSpec]:
-    """The variants that tune.pick can give: the first row of each shape or all that compete, with and without maps."""
+    """The variants that pick can give: the first row of each shape or all that compete, with and without maps."""
     serving = [row for row in table.TABLE if row.serves(arch, dtype, head_dim)]
     found = set()
     for rows in (serving, [row for row in serving if row.kernel != "sm90"]):
-        first = {(row.shape, row.cost): row for row in reversed(rows)}
+        first = {(row.shape, row.br if row.competes else 0): row for row in reversed(rows)}
         found |= {row.spec(arch, dtype, head_dim) for row in first.values()}
     return found
 
@@ -278,20 +288,6 @@ def _solve(rows: FloatArray, target: FloatArray, megabyte_us: float | None) -> F
     """Numbers of the least squares of relative errors; megabyte_us is the last of them where it is known."""
     shares = rows / target[:, None]
     if megabyte_us is None:
-        return _not_negative(shares, np.ones(len(target)))
-    rest = _not_negative(shares[:, :-1], 1 - shares[:, -1] * megabyte_us)
+        return not_negative(shares, np.ones(len(target)))
+    rest = not_negative(shares[:, :-1], 1 - shares[:, -1] * megabyte_us)
     return np.append(rest, megabyte_us)
-
-
-def _not_negative(rows: FloatArray, target: FloatArray) -> FloatArray:
-    """Least squares without negative numbers: the most negative one is held at zero until none is left."""
-    scale = np.abs(rows).max(axis=0)
-    scale[scale == 0] = 1.0
-    kept = list(range(rows.shape[1]))
-    while True:
-        found = np.linalg.lstsq((rows / scale)[:, kept], target, rcond=None)[0]
-        if found.min(initial=0.0) >= 0:
-            out = np.zeros(rows.shape[1])
-            out[kept] = found / scale[kept]
-            return out
-        kept.pop(int(found.argmin()))

@@ -195,7 +195,7 @@ def proposed_row(result: Tuned) -> str:
     }
     if origin.shape == "shared" and found.winner.heads == 1:
         of_spec["shape"] = "small"
-    row = replace(origin, **of_spec, head_dims=(head_dim, head_dim), archs=(result.arch,), cost=None)
+    row = replace(origin, **of_spec, head_dims=(head_dim, head_dim), archs=(result.arch,), competes=False)
     shown = ", ".join(
         f"{one.name}={getattr(row, one.name)!r}"
         for one in fields(row)

@@ -15,7 +15,7 @@ from omnicupy.choose import pick, prediction, variants
 from omnicupy.choose.ceilings import Ceiling, Ceilings, Device
 from omnicupy.tools.bench import records
 from omnicupy.tools.bench.records import Record
-from omnicupy.tools.explain import fitting
+from omnicupy.tools.explain import fitting, least_squares
 from omnicupy.tools.workloads.workload import by_name
 
 ROOT = Path(__file__).parents[3] / "docs" / "results"
@@ -106,9 +106,9 @@ def test_nothing_is_fitted_below_zero() -> None:
     draw = np.random.default_rng(3)
     for _ in range(20):
         rows = draw.uniform(0, 1, (8, 4))
-        found = fitting._not_negative(rows, rows @ np.array([1.0, -0.5, 0.0, 2.0]))
+        found = least_squares.not_negative(rows, rows @ np.array([1.0, -0.5, 0.0, 2.0]))
         assert found.min() >= 0
-    exact = fitting._not_negative(rows, rows @ np.array([1.0, 0.5, 0.25, 2.0]))
+    exact = least_squares.not_negative(rows, rows @ np.array([1.0, 0.5, 0.25, 2.0]))
     assert exact == pytest.approx([1.0, 0.5, 0.25, 2.0])
 
 
