@@ -11,6 +11,7 @@ from omnicupy.call import check
 from omnicupy.call.arrays import is_cupy
 from omnicupy.cpu import attention as cpu_attention
 from omnicupy.jit.spec import AttnSpec
+from omnicupy.masks.arguments import flag
 from omnicupy.masks.mask import Mask
 
 _on_gpu: Callable[..., Any] | None = None
@@ -34,13 +35,14 @@ def attention(
     mask: a Mask of shape (q_len, k_len) for all batch elements, a list of `batch` such masks, or None (every
         row sees every key). Keep and pass the same Mask object: its block lists are made once per tile size,
         copied to each device once, and freed with it.
-    scale: factor of the scores, finite and above 0; None is 1 / sqrt(head_dim).
+    scale: factor of the scores; None is 1 / sqrt(head_dim). A normal, positive number in the dtype that scores
+        are computed in (float32; float64 for float64 arrays), also when multiplied by log2(e).
     return_lse: also return the natural logarithm of each row's sum of exponentials.
     out: array to write, of q's shape and dtype, not overlapping q, k or v; None makes a C-contiguous one.
     config: the kernel variant to run on the GPU; None takes the one that the table lists for the problem.
 
-    Returns `out`, or (out, lse) with lse (batch, q_heads, q_len), float32. A row that may see no key has
-    out = 0 and lse = -inf.
+    Returns `out`, or (out, lse) with lse (batch, q_heads, q_len), float32, for float64 arrays float64. A row that
+    may see no key has out = 0 and lse = -inf.
 
     NumPy arrays (float16, bfloat16, float32, float64) run on the CPU. CuPy arrays (float16, bfloat16 =
     `ml_dtypes.bfloat16`) run on their device, on CuPy's current stream there, without a synchronisation;
@@ -54,6 +56,8 @@ def attention(
     layout or value; UnsupportedError when no kernel serves the device or no NVRTC can be loaded; CompileError
     when a kernel does not compile.
     """
+    if type(return_lse) is not bool:
+        return_lse = flag("attention", "return_lse", return_lse)
     if not isinstance(q, np.ndarray):
         launch = _on_gpu or _load_gpu(q, k, v)
         return launch(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)

@@ -17,6 +17,7 @@ from omnicupy.call.arrays import DTYPE_NAMES, overlap, overlaps_itself
 from omnicupy.call.arrays import on_gpu as is_on_gpu
 from omnicupy.call.problem import Problem, scale_of, type_name
 from omnicupy.jit.spec import MAX_HEAD_DIM, AttnSpec, round_up
+from omnicupy.masks.arguments import plain_array
 from omnicupy.masks.constructors import full
 from omnicupy.masks.mask import Mask
 
@@ -62,7 +63,7 @@ def call(
             _check_layout(name, array)
     if out is not None:
         _check_out(out, q, k, v, on_gpu)
-    found = Call(problem, _masks_of(mask, problem), scale_of(scale, problem.head_dim))
+    found = Call(problem, _masks_of(mask, problem), scale_of(scale, problem.head_dim, dtype))
     if config is not None:
         _check_config(config, problem, on_gpu)
     return found
@@ -109,9 +110,11 @@ def _full(shape: tuple[int, int]) -> Mask:
 
 
 def _check_kinds(q: Any, k: Any, v: Any) -> bool:
-    if isinstance(q, np.ndarray) and isinstance(k, np.ndarray) and isinstance(v, np.ndarray):
-        return False
     named = (("q", q), ("k", k), ("v", v))
+    if isinstance(q, np.ndarray) and isinstance(k, np.ndarray) and isinstance(v, np.ndarray):
+        for name, array in named:
+            plain_array(name, array)
+        return False
     for name, array in named:
         if not isinstance(array, np.ndarray) and not is_on_gpu(array):
             _refuse_non_array(name, array)
@@ -198,7 +201,9 @@ def _check_layout(name: str, array: Any) -> None:
 
 
 def _check_out(out: Any, q: Any, k: Any, v: Any, on_gpu: bool) -> None:
-    if not isinstance(out, np.ndarray) and not is_on_gpu(out):
+    if isinstance(out, np.ndarray):
+        plain_array("out", out)
+    elif not is_on_gpu(out):
         _refuse_non_array("out", out)
     if is_on_gpu(out) != on_gpu:
         raise TypeError(f"out must be a {_kind(q)} array like q, got a {_kind(out)} array")

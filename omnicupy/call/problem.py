@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 from numbers import Real
 
@@ -30,10 +29,10 @@ class Problem:
         return self.q_heads // self.kv_heads
 
 
-def scale_of(scale: float | None, head_dim: int) -> float:
-    """The factor of the scores as a float: `scale`, or 1/sqrt(head_dim) for None.
+def scale_of(scale: float | None, head_dim: int, dtype: str = "float32") -> float:
+    """The factor of the scores as a float: `scale`, or 1/sqrt(head_dim) for None. dtype: that of the inputs.
 
-    Raises TypeError when scale is not a real number, ValueError when it is not finite and above zero.
+    Raises TypeError when scale is not a real number, ValueError where `checked_scale` does.
     """
     if scale is None:
         return 1.0 / math.sqrt(head_dim)
@@ -41,12 +40,31 @@ def scale_of(scale: float | None, head_dim: int) -> float:
         raise TypeError(
             f"scale must be a number or None (1/sqrt(head_dim)), got {type_name(scale)}; pass float(scale)"
         )
-    if not 0 < scale <= sys.float_info.max:  # not for NaN, nor for integers beyond any float
-        raise ValueError(f"scale must be finite and above 0, got {scale}; pass None for 1/sqrt(head_dim)")
-    return float(scale)
+    return checked_scale(scale, dtype)
 
 
 def type_name(value: object) -> str:
     kind = type(value)
     package = kind.__module__.partition(".")[0]
     return kind.__qualname__ if package == "builtins" else f"{package}.{kind.__qualname__}"
+
+
+LOG2_E = math.log2(math.e)
+
+
+def checked_scale(scale: Real, dtype: str) -> float:
+    """`scale` as a float. dtype: that of the inputs; all but float64 are computed in float32.
+
+    Raises ValueError where it, or its product with log2(e), by which engines multiply, is not a normal, positive
+    number there: an infinite factor makes every score NaN, one that vanishes makes every key count alike.
+    """
+    limits = np.finfo(np.float64 if dtype == "float64" else np.float32)
+    try:
+        factor = float(scale)
+    except OverflowError:  # an integer beyond any float
+        factor = math.inf
+    if not float(limits.tiny) <= factor <= float(limits.max) / LOG2_E:  # not for NaN
+        raise ValueError(
+            f"scale must be finite and above 0 in {limits.dtype}, got {scale}; pass None for 1/sqrt(head_dim)"
+        )
+    return factor

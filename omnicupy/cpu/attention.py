@@ -75,14 +75,15 @@ def attention(
     checked: what `check.call` made of these arguments.  q: (B, Hq, Sq, D), k and v: (B, Hkv, Skv, D), any strides;
     float16, bfloat16, float32 or float64.  br, bc: tile height and width in tokens; they change the speed and the
     rounding, nothing else.
-    Returns out (as q), and with return_lse also lse (B, Hq, Sq) float32, natural logarithm. A row that sees
-    no key gives out = 0, lse = -inf. The same call twice gives the same bits.
+    Returns out (as q), and with return_lse also lse (B, Hq, Sq), natural logarithm, in float32, for float64 inputs
+    in float64. A row that sees no key gives out = 0, lse = -inf, whatever the values of its tile hold. The same
+    call twice gives the same bits.
     """
     if out is None:
         out = np.empty(q.shape, q.dtype)
-    lse = np.empty(q.shape[:3], np.float32)
     of_batch = [checked.masks[b % len(checked.masks)] for b in range(len(q))]
     dtype = np.dtype(np.float64 if q.dtype == np.float64 else np.float32)
+    lse = np.empty(q.shape[:3], dtype)
     blocks = [mask.blocks(br, bc) for mask in of_batch]
     call = _Call(q, *_prepare(k, v, of_batch, dtype), blocks, out, lse, checked.scale * math.log2(math.e))
     with BLAS.single() as workers:
@@ -173,6 +174,7 @@ def _block_row(call: _Call, buffers: _Buffers, where: tuple[int, int], heads: ra
             out, total, level = walk(flat, call.k[b][kv], call.v[b][kv], steps, buffers, call.factor)
             empty = total == 0
             out /= np.where(empty, 1, total)[:, None]
+            out[empty] = 0  # a weight of 0 times an infinite value, which other rows see, is NaN
             call.out[b, rows, q0:q1] = out.reshape(q.shape)
             # In float64: where the level is large, another float32 rounding would double the error of lse.
             lse = (np.log2(np.where(empty, 1, total), dtype=np.float64) + level) * math.log(2)

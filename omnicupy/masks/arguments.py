@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 MAX_LENGTH = 2**30  # rows or keys of a mask: twice as many still fit the int32 arrays
+PLAIN_ARRAYS = (np.ndarray, np.memmap)  # classes without rules of their own
+ON_HOST = 1  # a DLPack device: the memory of the CPU
 
 
 def integer(where: str, name: str, value: object) -> int:
@@ -31,6 +34,11 @@ def length(where: str, name: str, value: object) -> int:
             f"{where}: {name} must be from 1 to {MAX_LENGTH} tokens, got {size}; pass a length in that range"
         )
     return size
+
+
+def tokens(where: str, name: str, value: object) -> int:
+    """`value` as a number of tokens from 0 to MAX_LENGTH: that of a part which may be missing."""
+    return count(where, name, value, MAX_LENGTH, "pass a length in that range")
 
 
 def shape(where: str, q_len: object, k_len: object) -> tuple[int, int]:
@@ -67,9 +75,38 @@ def at_least_one(where: str, name: str, value: object) -> int:
     return number
 
 
+def plain_array(name: str, array: NDArray[Any]) -> None:
+    """Raises TypeError for an array of a derived class, such as a masked array or a matrix.
+
+    Such a class has rules of its own (hidden elements, other products, units), which would be dropped unsaid.
+    """
+    if type(array) not in PLAIN_ARRAYS:
+        kind = type(array)
+        raise TypeError(
+            f"{name} must be a plain NumPy array, got {kind.__module__}.{kind.__qualname__}, whose own rules "
+            "would be ignored; pass numpy.asarray of it where its plain elements are meant"
+        )
+
+
+def host_array(where: str, name: str, values: Any) -> NDArray[Any]:
+    """A tensor or array of another library as a NumPy array, without a copy. Raises TypeError for one on a GPU."""
+    if values.__dlpack_device__()[0] != ON_HOST:
+        raise TypeError(
+            f"{where}: {name} must be in the memory of the CPU, got {type(values).__name__} on another device; "
+            "move it there first, which waits for the device"
+        )
+    return np.asarray(values) if hasattr(values, "__array__") else np.from_dlpack(values)
+
+
 def plain(where: str, name: str, values: object) -> Sequence[object] | NDArray[np.integer]:
-    """A list as it is, an array if it holds integers. Raises TypeError for anything else."""
+    """A list as it is; an array, or a tensor of another library on the CPU, as an array if it holds integers.
+
+    Raises TypeError for anything else.
+    """
+    if hasattr(values, "__dlpack_device__") and not isinstance(values, np.ndarray):
+        values = host_array(where, name, values)
     if isinstance(values, np.ndarray) and values.ndim:
+        plain_array(f"{where}: {name}", values)
         if values.size and values.dtype.kind not in "iu":
             raise TypeError(f"{where}: {name} must hold integers, got an array of {values.dtype}; convert it")
         return values

@@ -43,7 +43,7 @@ class BlockMask:
 
     def __reduce__(self) -> tuple[Any, ...]:
         lists = (self.br, self.bc, self.row_offsets, self.entries, self.bit_tiles)
-        return type(self)._rebuilt, (self.mask.content(), *lists)
+        return type(self)._rebuilt, (self.mask._content(), *lists)
 
     @classmethod
     def _rebuilt(cls, mask: dict[str, Any], *lists: Any) -> Self:

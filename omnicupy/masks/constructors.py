@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from omnicupy.masks import bits
+from omnicupy.masks import bits, predicates
 from omnicupy.masks import intervals as masks_intervals
-from omnicupy.masks.arguments import count, integer, length, shape
+from omnicupy.masks.arguments import at_least_one, count, length, plain_array, shape
 from omnicupy.masks.intervals import BoolArray, IntArray
 from omnicupy.masks.mask import Mask
+from omnicupy.masks.rectangles import checked as checked_rectangles
+from omnicupy.masks.strips import Progress
 
 
 def full(q_len: int, k_len: int | None = None) -> Mask:
@@ -76,17 +78,20 @@ def prefix(n: int, p: int) -> Mask:
     return _uniform(start, np.full(rows, rows, np.int32), rows)
 
 
-def ranges(rectangles: Sequence[tuple[int, int, int, int]], q_len: int, k_len: int | None = None) -> Mask:
+def ranges(
+    rectangles: Sequence[tuple[int, int, int, int]] | NDArray[np.integer],
+    q_len: int,
+    k_len: int | None = None,
+) -> Mask:
     """The union of rectangles (q_start, q_stop, k_start, k_stop): these rows see these keys.
 
-    k_len None means q_len.
+    k_len None means q_len. rectangles: a list, or an integer array (n, 4).
 
-    Rectangles may overlap; an empty list allows nothing. Raises TypeError or ValueError for a rectangle that
-    is empty, reversed or outside (q_len, k_len).
+    Rectangles may overlap; those without rows or keys add nothing, and an empty list allows nothing. Raises
+    TypeError or ValueError for a rectangle that is reversed or outside (q_len, k_len).
     """
     rows, keys = shape("ranges", q_len, k_len)
-    checked = [_rectangle(i, rectangle, rows, keys) for i, rectangle in enumerate(rectangles)]
-    bounds = np.array(checked, np.int64).reshape(-1, 4)
+    bounds = checked_rectangles("ranges", "rectangles", rectangles, rows, keys)
     return Mask((rows, keys), intervals=masks_intervals.rectangles(bounds, rows, keys))
 
 
@@ -123,7 +128,7 @@ def intervals(start: NDArray[Any], stop: NDArray[Any], q_len: int) -> Mask:
             f"intervals: the intervals of one key must not overlap, those of key {double} do: start "
             f"{start32[:, double].tolist()}, stop {stop32[:, double].tolist()}; merge them"
         )
-    return Mask((rows, lo.shape[1]), intervals=masks_intervals.canonical(start32, stop32, rows))
+    return Mask((rows, lo.shape[1]), intervals=masks_intervals.canonical(start32, stop32))
 
 
 def from_dense(dense: BoolArray) -> Mask:
@@ -134,6 +139,7 @@ def from_dense(dense: BoolArray) -> Mask:
     """
     if not isinstance(dense, np.ndarray):
         raise TypeError(f"from_dense: dense must be a NumPy array, got {type(dense).__name__}; convert it")
+    plain_array("from_dense: dense", dense)
     if dense.dtype != np.bool_:
         raise TypeError(f"from_dense: dense must be boolean, got {dense.dtype}; pass dense != 0")
     if dense.ndim != 2 or 0 in dense.shape:
@@ -145,38 +151,74 @@ def from_dense(dense: BoolArray) -> Mask:
     return _from_rows(lambda q0, q1: dense[q0:q1], rows, keys)
 
 
+@overload
 def from_predicate(
-    fn: Callable[[NDArray[np.int64], NDArray[np.int64]], BoolArray], q_len: int, k_len: int | None = None
-) -> Mask:
-    """The mask of a vectorised rule: fn(q, k) gets rows (r, 1) and keys (1, k_len), int64, returns booleans.
+    fn: Callable[..., Any],
+    q_len: int,
+    k_len: int | None = None,
+    *,
+    batch: None = None,
+    threads: int = 2,
+    progress: Progress | None = None,
+    xp: Any = np,
+) -> Mask: ...
+@overload
+def from_predicate(
+    fn: Callable[..., Any],
+    q_len: int,
+    k_len: int | None = None,
+    *,
+    batch: int,
+    threads: int = 2,
+    progress: Progress | None = None,
+    xp: Any = np,
+) -> list[Mask]: ...
+def from_predicate(
+    fn: Callable[..., Any],
+    q_len: int,
+    k_len: int | None = None,
+    *,
+    batch: int | None = None,
+    threads: int = 2,
+    progress: Progress | None = None,
+    xp: Any = np,
+) -> Mask | list[Mask]:
+    """The mask of a vectorised rule fn(q, k), or of FlexAttention's mask_mod(b, h, q, k); k_len None means q_len.
 
-    The result must broadcast to (r, k_len). fn is called for a few rows at a time, so that memory stays
-    bounded while the mask has a short interval form; it must give the same answer each time. k_len None means
-    q_len.
+    fn gets rows q (r, 1) and keys k (1, k_len), int64 arrays, and returns booleans of two axes that broadcast to
+    (r, k_len), or one boolean. It is called for some rows at a time, in two threads (threads=1: in one), and
+    must give the same answer each time; some rows are asked for twice, all of them where a key needs more than
+    4 intervals. Memory stays bounded: some MiB, and an eighth of a byte a pair where the mask is kept as bits.
 
-    Raises TypeError when fn is not callable or gives another dtype, ValueError when the result does not
-    broadcast.
+    A mask_mod is told by its four arguments. One that reads b needs batch, the number of batch elements; the
+    result is then a list of so many masks, equal ones the same object. One that reads h is refused: masks are
+    shared by heads.
+
+    progress: called as progress(rows done, rows in all), from 0 again where the mask turns out to need bits.
+    xp: numpy, or cupy for a rule that works on CuPy arrays: it then gets and returns those, on one thread.
+
+    Raises TypeError when fn is not callable, has another number of arguments, reads h, or b without batch, or
+    gives another dtype, ValueError when the result has other axes or lengths.
     """
     rows, keys = shape("from_predicate", q_len, k_len)
     if not callable(fn):
         raise TypeError(
             f"from_predicate: fn must be a function of (q, k), got {type(fn).__name__}; pass a function"
         )
-    key = np.arange(keys)[None]
+    way = predicates.way_of(threads, progress, xp)
 
-    def evaluate(q0: int, q1: int) -> BoolArray:
-        found = np.asarray(fn(np.arange(q0, q1)[:, None], key))
-        if found.dtype != np.bool_:
-            raise TypeError(f"from_predicate: fn must return booleans, got {found.dtype}; compare inside it")
-        try:
-            return np.broadcast_to(found, (q1 - q0, keys))
-        except ValueError:
+    def mask_of(rule: predicates.Rule) -> Mask:
+        return _from_rows(predicates.rows_of(rule, rows, keys, xp), rows, keys, way)
+
+    if not predicates.takes_batch(fn):
+        if batch is not None:
             raise ValueError(
-                f"from_predicate: fn must return an array that broadcasts to ({q1 - q0}, {keys}), "
-                f"got {found.shape}; combine q and k by broadcasting"
-            ) from None
-
-    return _from_rows(evaluate, rows, keys)
+                f"from_predicate: batch goes with a mask_mod of (b, h, q, k), got batch={batch!r} with a "
+                "function of (q, k); drop it"
+            )
+        return mask_of(fn)
+    elements = 1 if batch is None else at_least_one("from_predicate", "batch", batch)
+    return predicates.of_batch(fn, mask_of, elements, as_list=batch is not None)
 
 
 def _uniform(
@@ -187,29 +229,12 @@ def _uniform(
     return Mask((q_len, len(start)), intervals=pairs, diagonal=diagonal, growing=growing)
 
 
-def _from_rows(rows: bits.Rows, q_len: int, k_len: int) -> Mask:
+def _from_rows(rows: bits.Rows, q_len: int, k_len: int, way: bits.Way = bits.ONE) -> Mask:
     """The mask whose rows `rows` gives, as intervals where they are short."""
-    short = bits.short_intervals(rows, q_len, k_len)
+    short = bits.short_intervals(rows, q_len, k_len, way)
     if short is not None:
         return Mask((q_len, k_len), intervals=short)
-    return Mask((q_len, k_len), bits=bits.from_rows(rows, q_len, k_len))
-
-
-def _rectangle(place: int, rectangle: Sequence[int], q_len: int, k_len: int) -> list[int]:
-    """One checked rectangle."""
-    where = f"rectangles[{place}]"
-    if not isinstance(rectangle, Sequence | np.ndarray) or len(rectangle) != 4:
-        raise ValueError(
-            f"ranges: {where} must be (q_start, q_stop, k_start, k_stop), got {rectangle!r}; "
-            "give four numbers"
-        )
-    q0, q1, k0, k1 = checked = [integer("ranges", where, bound) for bound in rectangle]
-    if not (0 <= q0 < q1 <= q_len and 0 <= k0 < k1 <= k_len):
-        raise ValueError(
-            f"ranges: {where} must satisfy 0 <= q_start < q_stop <= {q_len} and "
-            f"0 <= k_start < k_stop <= {k_len}, got {tuple(checked)}; clip or drop it"
-        )
-    return checked
+    return Mask((q_len, k_len), bits=bits.from_rows(rows, q_len, k_len, way))
 
 
 def _bounds(name: str, values: object) -> NDArray[Any]:
@@ -217,6 +242,7 @@ def _bounds(name: str, values: object) -> NDArray[Any]:
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "iu":
         kind = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
         raise TypeError(f"intervals: {name} must be a NumPy array of integers, got {kind}; convert it")
+    plain_array(f"intervals: {name}", values)
     if values.ndim not in (1, 2) or 0 in values.shape:
         raise ValueError(
             f"intervals: {name} must have shape (n, k_len) or (k_len,), neither 0, got {values.shape}; "

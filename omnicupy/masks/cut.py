@@ -39,15 +39,20 @@ def cut(mask: PairSet, br: int, bc: int) -> BlockMask:
     return _assemble(mask, (br, bc), (row, block, kind), payload, tiles, k_blocks)
 
 
-def _codes(bound: IntArray, br: int) -> tuple[IntArray, int]:
-    """One integer for floor(bound / br) and ceil(bound / br): their sum, times the unit returned with it."""
-    up = bound + np.int32(br - 1)
+def _codes(bound: IntArray, br: int) -> tuple[NDArray[np.uint32], int]:
+    """One integer for floor(bound / br) and ceil(bound / br): their sum, times the unit returned with it.
+
+    Unsigned, because the sum for a bound of MAX_LENGTH rows is 2**31 and more.
+    """
+    whole = bound.view(np.uint32)
+    up = whole + np.uint32(br - 1)
     if br & (br - 1):
-        up //= np.int32(br)
-        up += bound // np.int32(br)
+        up //= np.uint32(br)
+        up += whole // np.uint32(br)
         return up, 1
-    up &= np.int32(-br)  # a power of two: masks are several times faster than divisions
-    up += bound & np.int32(-br)
+    low = np.uint32(2**32 - br)  # a power of two: masks are several times faster than divisions
+    up &= low
+    up += whole & low
     return up, br
 
 
@@ -62,18 +67,19 @@ def _runs(a: Intervals, q_len: int, br: int, bc: int) -> tuple[KeyArray, IntArra
     for k0 in range(0, k_len, step):
         starts, stops = a[0][:, k0 : k0 + step], a[1][:, k0 : k0 + step]
         last = (stops == q_len) if q_len % br else None
-        (starts, unit), (stops, _) = _codes(starts, br), _codes(stops, br)
+        (begins, unit), (ends, _) = _codes(starts, br), _codes(stops, br)
         if last is not None:
             # rows past q_len do not exist: an interval that ends at q_len covers the short last block
-            stops[last] = 2 * unit * -(-q_len // br)
-        change = np.empty(starts.shape, np.bool_)
-        np.not_equal(starts[:, 1:], starts[:, :-1], out=change[:, 1:])
-        change[:, 1:] |= stops[:, 1:] != stops[:, :-1]
+            ends[last] = 2 * unit * -(-q_len // br)
+        change = np.empty(begins.shape, np.bool_)
+        np.not_equal(begins[:, 1:], begins[:, :-1], out=change[:, 1:])
+        change[:, 1:] |= ends[:, 1:] != ends[:, :-1]
         change[:, ::bc] = True
         first = np.flatnonzero(change)
-        length = np.diff(first, append=starts.size)
-        block = (first % starts.shape[1] + k0) // bc
-        parts.append((block, starts.reshape(-1)[first] // unit, stops.reshape(-1)[first] // unit, length))
+        length = np.diff(first, append=begins.size)
+        block = (first % begins.shape[1] + k0) // bc
+        blocks_of = (codes.reshape(-1)[first] // np.uint32(unit) for codes in (begins, ends))
+        parts.append((block, *(code.astype(np.int32) for code in blocks_of), length))
     block, start, stop, length = (np.concatenate(part) for part in zip(*parts, strict=True))
     used = stop > 0
     return block[used], start[used], stop[used], length[used]

@@ -8,14 +8,19 @@ unless it says otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from omnicupy.masks import columns
+
 IntArray: TypeAlias = NDArray[np.int32]
 BoolArray: TypeAlias = NDArray[np.bool_]
 Intervals: TypeAlias = tuple[IntArray, IntArray]
+
+MOST_RUNS = 1 << 14  # rectangles times runs of keys that are swept at once
 
 
 def tidy(start: IntArray, stop: IntArray) -> Intervals:
@@ -31,29 +36,24 @@ def tidy(start: IntArray, stop: IntArray) -> Intervals:
     if len(start) == 1:
         return start, stop
     if (empty[:-1] & ~empty[1:]).any():  # a used slot after an unused one
-        order = np.argsort(empty, axis=0, kind="stable")
-        start = np.take_along_axis(start, order, axis=0)
-        stop = np.take_along_axis(stop, order, axis=0)
+
+        def work(keys: slice) -> Intervals:
+            lo, hi = columns.marked(start[:, keys], stop[:, keys])
+            return columns.in_order(lo), columns.in_order(hi)
+
+        return columns.canonical(work, len(start), start.shape[1])
     n = max(1, int((stop > 0).any(axis=1).sum()))
     return start[:n], stop[:n]
 
 
 def first_overlapping_key(start: IntArray, stop: IntArray) -> int | None:
     """The first key with two overlapping intervals (touching is no overlap), None without one; any order."""
-    if len(start) == 1:
-        return None
-    last = np.iinfo(np.int32).max
-    order = np.argsort(np.where(start < stop, start, last), axis=0, kind="stable")
-    lo, hi = np.take_along_axis(start, order, axis=0), np.take_along_axis(stop, order, axis=0)
-    bad = ((lo[1:] < hi[:-1]) & (lo[1:] < hi[1:])).any(axis=0)
-    return int(np.argmax(bad)) if bad.any() else None
-
-
-def _encoded(start: IntArray, stop: IntArray, q_len: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Bounds of the non-empty intervals as integers key * (q_len + 1) + row: one sort keeps keys apart."""
-    slot, key = np.nonzero(start < stop)
-    base = key * (q_len + 1)
-    return base + start[slot, key], base + stop[slot, key]
+    for keys in columns.chunks(len(start), start.shape[1]) if len(start) > 1 else []:
+        lo, hi = map(columns.in_order, columns.marked(start[:, keys], stop[:, keys]))
+        bad = (lo[1:] < hi[:-1]).any(axis=0)
+        if bad.any():
+            return int(keys.start + np.argmax(bad))
+    return None
 
 
 def sweep(
@@ -83,23 +83,51 @@ def from_encoded(lo: NDArray[np.int64], hi: NDArray[np.int64], q_len: int, k_len
     return start, stop
 
 
-def canonical(start: IntArray, stop: IntArray, q_len: int) -> Intervals:
+def canonical(start: IntArray, stop: IntArray) -> Intervals:
     """Canonical form of any intervals (any order, overlapping or touching); they are not changed."""
     if len(start) == 1:
         return tidy(start.copy(), stop.copy())
-    return from_encoded(*sweep(*_encoded(start, stop, q_len), 1), q_len, start.shape[1])
+
+    def work(keys: slice) -> Intervals:
+        lo, hi = columns.marked(start[:, keys], stop[:, keys])
+        return columns.covered(columns.in_order(lo), columns.in_order(hi))
+
+    return columns.canonical(work, len(start), start.shape[1])
 
 
 def rectangles(bounds: NDArray[np.int64], q_len: int, k_len: int) -> Intervals:
-    """The union of rectangles (q_start, q_stop, k_start, k_stop), (r, 4), each not empty."""
-    widths = bounds[:, 3] - bounds[:, 2]
-    first = np.repeat(bounds[:, 2] - (np.cumsum(widths) - widths), widths)
-    base = (first + np.arange(len(first))) * (q_len + 1)
-    lo, hi = base + np.repeat(bounds[:, 0], widths), base + np.repeat(bounds[:, 1], widths)
-    return from_encoded(*sweep(lo, hi, 1), q_len, k_len)
+    """The union of rectangles (q_start, q_stop, k_start, k_stop), (r, 4), each not empty.
+
+    Between two neighbouring edges all keys have the same intervals: these are found once and repeated.
+    """
+    edges, pairs = _of_rectangles(bounds[np.argsort(bounds[:, 2], kind="stable")], q_len, k_len)
+    widths = np.diff(edges)
+    start, stop = (np.repeat(side, widths, axis=1) for side in pairs)
+    return start, stop
 
 
-def union(a: Intervals, b: Intervals, q_len: int) -> Intervals:
+def _of_rectangles(bounds: NDArray[np.int64], q_len: int, k_len: int) -> tuple[NDArray[np.int64], Intervals]:
+    """The bounds of the runs of keys that rectangles, in order of their first keys, see alike, and their sets."""
+    edges = np.unique(np.concatenate([[0, k_len], bounds[:, 2], bounds[:, 3]]))
+    first, stop = np.searchsorted(edges, bounds[:, 2]), np.searchsorted(edges, bounds[:, 3])
+    runs = stop - first
+    if int(runs.sum()) <= MOST_RUNS or len(bounds) == 1:
+        run = np.arange(int(runs.sum())) + np.repeat(first - (np.cumsum(runs) - runs), runs)
+        base = run * (q_len + 1)
+        lo, hi = base + np.repeat(bounds[:, 0], runs), base + np.repeat(bounds[:, 1], runs)
+        return edges, from_encoded(*sweep(lo, hi, 1), q_len, len(edges) - 1)
+    half = len(bounds) // 2  # nested ones: each half is short once it is one set
+    parts = [_of_rectangles(part, q_len, k_len) for part in (bounds[:half], bounds[half:])]
+    edges = np.unique(np.concatenate([own for own, _ in parts]))
+    place = [np.searchsorted(own, edges[:-1], side="right") - 1 for own, _ in parts]
+    a, b = ((start[:, at], stop[:, at]) for at, (_, (start, stop)) in zip(place, parts, strict=True))
+    lo, hi = union(a, b)
+    changed = np.ones(lo.shape[1], np.bool_)
+    changed[1:] = (lo[:, 1:] != lo[:, :-1]).any(axis=0) | (hi[:, 1:] != hi[:, :-1]).any(axis=0)
+    return np.concatenate([edges[:-1][changed], edges[-1:]]), (lo[:, changed], hi[:, changed])
+
+
+def union(a: Intervals, b: Intervals) -> Intervals:
     """Pairs in a or b."""
     if len(a[0]) == len(b[0]) == 1:
         joint = np.maximum(a[0], b[0]) <= np.minimum(a[1], b[1])  # they overlap or touch
@@ -107,16 +135,24 @@ def union(a: Intervals, b: Intervals, q_len: int) -> Intervals:
         if (joint | only_a | only_b).all():  # no key needs a second interval, so nothing is sorted
             start = np.where(only_a, a[0], np.where(only_b, b[0], np.minimum(a[0], b[0])))
             return start, np.maximum(a[1], b[1])
-    return canonical(np.concatenate([a[0], b[0]]), np.concatenate([a[1], b[1]]), q_len)
+    return _merged(a, b, columns.covered)
 
 
-def intersection(a: Intervals, b: Intervals, q_len: int) -> Intervals:
+def intersection(a: Intervals, b: Intervals) -> Intervals:
     """Pairs in a and b."""
     if len(a[0]) == 1 or len(b[0]) == 1:  # each piece lies in a slot of the longer one: already in order
         return tidy(np.maximum(a[0], b[0]), np.minimum(a[1], b[1]))
-    (a_lo, a_hi), (b_lo, b_hi) = _encoded(*a, q_len), _encoded(*b, q_len)
-    lo, hi = sweep(np.concatenate([a_lo, b_lo]), np.concatenate([a_hi, b_hi]), 2)
-    return from_encoded(lo, hi, q_len, a[0].shape[1])
+    return _merged(a, b, columns.covered_twice)
+
+
+def _merged(a: Intervals, b: Intervals, join: Callable[[IntArray, IntArray], Intervals]) -> Intervals:
+    """`join` of the sorted starts and stops of both."""
+
+    def work(keys: slice) -> Intervals:
+        (a0, a1), (b0, b1) = (columns.marked(start[:, keys], stop[:, keys]) for start, stop in (a, b))
+        return join(columns.merged(a0, b0), columns.merged(a1, b1))
+
+    return columns.canonical(work, len(a[0]) + len(b[0]), a[0].shape[1])
 
 
 def complement(a: Intervals, q_len: int) -> Intervals:

@@ -19,7 +19,6 @@ from omnicupy.masks.arguments import flag, integer, length
 from omnicupy.masks.bits import ByteArray
 from omnicupy.masks.block_mask import BlockMask
 from omnicupy.masks.cut import cut
-from omnicupy.masks.intervals import Intervals
 from omnicupy.masks.pairs import PairSet, Segment
 from omnicupy.masks.picture import plot
 from omnicupy.masks.segments import Sample
@@ -42,19 +41,8 @@ class Mask(PairSet):
     _blocks: dict[tuple[int, int], BlockMask]
     _device: dict[Any, Any]  # device copies, kept by omnicupy.gpu and freed with the mask
 
-    def __init__(
-        self,
-        shape: tuple[int, int],
-        *,
-        intervals: Intervals | None = None,
-        bits: ByteArray | None = None,
-        diagonal: int = 0,
-        segments: tuple[Segment, ...] = (),
-        growing: bool = False,
-    ) -> None:
-        super().__init__(
-            shape, intervals=intervals, bits=bits, diagonal=diagonal, segments=segments, growing=growing
-        )
+    def __init__(self, shape: tuple[int, int], **content: Any) -> None:
+        super().__init__(shape, **content)
         self._store(_blocks={}, _device={}, handle=next(_handles))
         _by_handle[self.handle] = self
 
@@ -72,24 +60,26 @@ class Mask(PairSet):
         return text.text(self)
 
     def __and__(self, other: Mask) -> Mask:
-        """Pairs that both masks allow. Raises ValueError when the shapes differ."""
-        if not isinstance(other, Mask):
-            return NotImplemented
+        """Pairs that both masks allow. Raises ValueError when the shapes differ, TypeError for what is no mask."""
         notes = self._combined("&", other)
         if self.intervals is None or other.intervals is None:
             return from_bits(self.packed_bits() & other.packed_bits(), self.shape, **notes)
-        both = masks_intervals.intersection(self.intervals, other.intervals, self.shape[0])
+        both = masks_intervals.intersection(self.intervals, other.intervals)
         return Mask(self.shape, intervals=both, **notes)
 
     def __or__(self, other: Mask) -> Mask:
-        """Pairs that either mask allows. Raises ValueError when the shapes differ."""
-        if not isinstance(other, Mask):
-            return NotImplemented
+        """Pairs that either mask allows. Raises ValueError when the shapes differ, TypeError for what is no mask."""
         notes = self._combined("|", other)
         if self.intervals is None or other.intervals is None:
             return from_bits(self.packed_bits() | other.packed_bits(), self.shape, **notes)
-        either = masks_intervals.union(self.intervals, other.intervals, self.shape[0])
+        either = masks_intervals.union(self.intervals, other.intervals)
         return Mask(self.shape, intervals=either, **notes)
+
+    def __rand__(self, other: object) -> NoReturn:
+        self._refuse("&", other)
+
+    def __ror__(self, other: object) -> NoReturn:
+        self._refuse("|", other)
 
     def __invert__(self) -> Mask:
         """Pairs that the mask does not allow."""
@@ -102,14 +92,22 @@ class Mask(PairSet):
         assert self.bits is not None
         return from_bits(masks_bits.inverted(self.bits, self.shape[1]), self.shape, diagonal=self.diagonal)
 
-    def _combined(self, sign: str, other: Mask) -> dict[str, Any]:
+    def _combined(self, sign: str, other: object) -> dict[str, Any]:
         """What a combination inherits: the first diagonal other than 0, the first segments that are known."""
+        if not isinstance(other, Mask):
+            self._refuse(sign, other)
         if self.shape != other.shape:
             raise ValueError(
                 f"mask {sign} mask: both must have one shape (q_len, k_len), got {self.shape} and "
                 f"{other.shape}; slice the larger one"
             )
         return {"diagonal": self.diagonal or other.diagonal, "segments": self.segments or other.segments}
+
+    def _refuse(self, sign: str, other: object) -> NoReturn:
+        raise TypeError(
+            f"mask {sign} mask: both must be masks, got {type(other).__name__}; a boolean array becomes one "
+            "with from_dense"
+        )
 
     def rows(self, start: int, stop: int, keys: int | None = None) -> Mask:
         """Query rows [start, stop) against the first `keys` keys (None: all of them), as for a KV cache.
@@ -141,8 +139,11 @@ class Mask(PairSet):
             raise TypeError(
                 f"mask[...]: expected two slices, as in mask[a:b, c:d], got {index!r}; write them out"
             )
-        q0, q1, q_step = index[0].indices(self.shape[0])
-        k0, k1, k_step = index[1].indices(self.shape[1])
+        try:
+            q0, q1, q_step = index[0].indices(self.shape[0])
+            k0, k1, k_step = index[1].indices(self.shape[1])
+        except TypeError:
+            raise TypeError(f"mask[...]: bounds must be integers, got {index}; pass whole numbers") from None
         if q_step != 1 or k_step != 1:
             raise ValueError(
                 f"mask[...]: slices must have step 1, got steps {q_step} and {k_step}; drop the steps"
@@ -178,7 +179,8 @@ class Mask(PairSet):
 
         added: segments, as `segments` takes them, for a mask that `segments`, `documents`, `causal` or a
         preset made of segments alone: mask.extend([("text", 12), ("image", 64)]). They continue the last
-        document, or start a new one (new_document); of a list of samples the first continues. Or a mask of
+        document, or start a new one (new_document); of a list of samples the first continues. Without tokens
+        they add nothing. Or a mask of
         the new rows against all keys, old ones first, of shape (new rows, old keys + new keys), for any mask;
         the old rows do not see the new keys: whole == whole.rows(0, a, b).extend(whole.rows(a, q_len)) where
         no row before a sees a key from b on.
@@ -190,6 +192,8 @@ class Mask(PairSet):
         if isinstance(added, Mask):
             return self._with_rows(added, new_document)
         new = segment_lists.checked("extend", added)
+        if not len(new.kinds):
+            return self
         k_len = self.shape[1]
         old = segment_lists.of_segments(self.segments or [(segment_lists.TEXT, 0, k_len, 0)])
         # A window that is wider than the mask leaves the same pairs, but not the same further rows; more segments than
@@ -272,8 +276,7 @@ def from_bits(
     bits: ByteArray, shape: tuple[int, int], *, diagonal: int = 0, segments: tuple[Segment, ...] = ()
 ) -> Mask:
     """The mask of packed bits (see bitform; they are taken over), held as intervals where those are short."""
-    keys = (0, shape[1])
-    short = masks_bits.short_intervals(lambda q0, q1: masks_bits.unpacked(bits, (q0, q1), keys), *shape)
+    short = masks_bits.short_intervals_of(bits, shape[1])
     kept = bits if short is None else None
     return Mask(shape, intervals=short, bits=kept, diagonal=diagonal, segments=segments)
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from omnicupy.masks import bits as masks_bits
 from omnicupy.masks import intervals as masks_intervals
+from omnicupy.masks.arguments import integer
 from omnicupy.masks.bits import ByteArray
 from omnicupy.masks.intervals import BoolArray, Intervals
 
@@ -21,6 +22,8 @@ class PairSet:
     Exactly one of `intervals` and `bits` is set. Made by the constructors of `omnicupy.masks.constructors`, which check
     their arguments; this one trusts its own: canonical intervals, or bits that are zero past k_len.
     """
+
+    __array_ufunc__ = None  # operators of NumPy arrays leave masks to the ones below
 
     __slots__ = (
         "__weakref__",
@@ -69,13 +72,13 @@ class PairSet:
     def __delattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"{name} cannot be deleted: masks are immutable; build a new one")
 
-    def content(self) -> dict[str, Any]:
+    def _content(self) -> dict[str, Any]:
         """What the set is made of: the arguments that make an equal one. Caches and device arrays are no part of it."""
         names = ("shape", "intervals", "bits", "diagonal", "segments", "growing")
         return {name: getattr(self, name) for name in names}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self)._rebuilt, (self.content(),)
+        return type(self)._rebuilt, (self._content(),)
 
     @classmethod
     def _rebuilt(cls, content: dict[str, Any]) -> Self:
@@ -83,6 +86,11 @@ class PairSet:
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, PairSet):
+            if hasattr(other, "__array__") or hasattr(other, "__dlpack__"):
+                raise TypeError(
+                    f"mask == array: a mask equals masks alone, got {type(other).__name__}; compare "
+                    "mask.to_dense() with it, or from_dense of it with the mask"
+                )
             return NotImplemented
         if self is other:
             return True
@@ -132,6 +140,7 @@ class PairSet:
     def dense(self, q0: int, q1: int, k0: int, k1: int) -> BoolArray:
         """Boolean array (q1 - q0, k1 - k0): rows [q0, q1), keys [k0, k1), at the cost of that block alone."""
         q_len, k_len = self.shape
+        q0, q1, k0, k1 = (integer("dense", "each bound", bound) for bound in (q0, q1, k0, k1))
         if not (0 <= q0 <= q1 <= q_len and 0 <= k0 <= k1 <= k_len):
             raise ValueError(
                 f"dense: rows [{q0}, {q1}) and keys [{k0}, {k1}) must lie within the mask's {q_len} rows and "

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from numbers import Real
 
 import numpy as np
 from numpy.typing import NDArray
 
 from omnicupy.masks import segments as segment_lists
-from omnicupy.masks.arguments import count, flag, integer, plain
+from omnicupy.masks.arguments import count, flag, integer, plain, tokens
 from omnicupy.masks.arguments import length as checked_length
 from omnicupy.masks.mask import Mask
 from omnicupy.masks.segments import IMAGE, NOISE, TEXT, Layout, Sample
@@ -22,26 +23,36 @@ def segments(layout: Sample | Sequence[Sample]) -> Mask:
     tokens. Kinds: "text": causal inside; "image": bidirectional inside, visible to later tokens of its
     document; "noise": as image, but hidden from all tokens outside the segment. Every token sees the earlier
     tokens of its own document that are not hidden from it; documents never see each other. The mask is
-    square, one interval per key.
+    square, one interval per key. Segments of length 0 and documents without tokens are skipped.
 
-    Raises TypeError or ValueError for anything else: an empty list, an unknown kind, a length below 1.
+    Raises TypeError or ValueError for anything else: no token at all, an unknown kind, a length below 0.
     """
-    return _mask(segment_lists.checked("segments", layout))
+    found = segment_lists.checked("segments", layout)
+    if not len(found.kinds):
+        raise ValueError(
+            "segments: layout must hold at least one token, got none; pass the segments of a sequence"
+        )
+    return _mask(found._replace(counts=found.counts[found.counts > 0]))
 
 
 def documents(lengths: Sequence[int], causal: bool = True) -> Mask:
     """Packed samples of these lengths, in tokens; each sees itself alone, causally or (causal=False) whole.
 
-    Raises TypeError or ValueError for no documents or a length below 1.
+    Those of length 0 are skipped. Raises TypeError or ValueError for other types, lengths below 0 and no token
+    at all.
     """
     kind = TEXT if flag("documents", "causal", causal) else IMAGE
     given = plain("documents", "lengths", lengths)
-    checked = [checked_length("documents", f"lengths[{i}]", size) for i, size in enumerate(given)]
-    if not checked:
+    if isinstance(given, np.ndarray) and given.ndim != 1:
+        raise ValueError(f"documents: lengths must have one axis, got shape {given.shape}; reshape it")
+    sizes = [tokens("documents", f"lengths[{i}]", size) for i, size in enumerate(given)]
+    kept = [size for size in sizes if size]
+    if not kept:
         raise ValueError(
-            "documents: lengths must hold at least one length, got none; pass the length of each document"
+            f"documents: lengths must hold at least one token, got {len(sizes)} documents without any; pass the "
+            "length of each document"
         )
-    return packed([kind] * len(checked), checked, [1] * len(checked))
+    return packed([kind] * len(kept), kept, [1] * len(kept))
 
 
 def random(
@@ -93,6 +104,10 @@ def _check_random(
             raise ValueError(
                 f"random: {name} must be (low, high) with 1 <= low <= high, got {bounds}; swap or raise them"
             )
+    if isinstance(noise, bool | np.bool_) or not isinstance(noise, Real):
+        raise TypeError(
+            f"random: noise must be a number, got {type(noise).__name__} {noise!r}; pass a share of the images"
+        )
     if not 0 <= noise <= 1:
         raise ValueError(
             f"random: noise must be a probability from 0 to 1, got {noise}; pass a share of the images"

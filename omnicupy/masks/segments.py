@@ -35,7 +35,9 @@ class Layout(NamedTuple):
 def checked(where: str, layout: object) -> Layout:
     """[(kind, length), ...] or a list of such lists, as `segments` takes it; `where` names the caller.
 
-    Raises TypeError or ValueError for anything else: an empty list, an unknown kind, a length below 1.
+    Segments of length 0 are left out, and so are samples without others; but for the first sample, since that
+    may continue one: it then has a count of 0. Raises TypeError or ValueError for anything else: an unknown
+    kind, a length below 0.
     """
     kinds: list[str] = []
     lengths: list[int] = []
@@ -46,11 +48,14 @@ def checked(where: str, layout: object) -> Layout:
                 f"{where}: document {number} of layout: expected a list of (kind, length), got {sample!r}; "
                 "write a list"
             )
+        before = len(kinds)
         for place, segment in enumerate(sample):
             kind, tokens = _segment(where, segment, number, place)
-            kinds.append(kind)
-            lengths.append(tokens)
-        counts.append(len(sample))
+            if tokens:
+                kinds.append(kind)
+                lengths.append(tokens)
+        if len(kinds) > before or not counts:
+            counts.append(len(kinds) - before)
     return coded(kinds, lengths, counts)
 
 
@@ -68,12 +73,14 @@ def of_segments(described: Sequence[Segment]) -> Layout:
 
 
 def joined(first: Layout, then: Layout, new_document: bool) -> Layout:
-    """`then` after `first`; its first sample goes on with the last document, unless `new_document`."""
+    """`then` after `first`; its first sample, which may be empty, goes on with the last document, unless
+    `new_document`.
+    """
     kinds = np.concatenate([first.kinds, then.kinds])
     sizes = np.concatenate([first.sizes, then.sizes])
     counts = np.concatenate([first.counts, then.counts])
-    if new_document:
-        return Layout(kinds, sizes, counts)
+    if new_document or not then.counts[0]:
+        return Layout(kinds, sizes, counts[counts > 0])
     last, place = len(first.counts) - 1, len(first.kinds)
     counts[last] += counts[last + 1]
     counts = np.delete(counts, last + 1)
@@ -116,12 +123,8 @@ def _documents(where: str, layout: object) -> Sequence[Sample]:
             f"{where}: layout must be a list of (kind, length) or a list of such lists, got "
             f'{type(layout).__name__}; write for example [("text", 120), ("image", 729)]'
         )
-    if not layout or any(isinstance(sample, Sequence) and not sample for sample in layout):
-        raise ValueError(
-            f"{where}: layout and each of its documents must hold at least one segment, got an empty list; "
-            "drop it"
-        )
-    if isinstance(layout[0], Sequence) and isinstance(layout[0][0], str):
+    some = next((one for one in layout if not isinstance(one, Sequence) or len(one)), None)
+    if isinstance(some, Sequence) and not isinstance(some, str) and isinstance(some[0], str):
         return [cast("Sample", layout)]
     return cast("Sequence[Sample]", layout)
 
@@ -130,17 +133,17 @@ def _segment(caller: str, segment: object, document: int, place: int) -> tuple[s
     """One checked (kind, length)."""
     if isinstance(segment, tuple) and len(segment) == 2:
         kind, tokens = segment
-        if type(tokens) is int and 0 < tokens <= MAX_LENGTH and kind in KINDS:
+        if type(tokens) is int and 0 <= tokens <= MAX_LENGTH and isinstance(kind, str) and kind in KINDS:
             return kind, tokens
     where = f"{caller}: document {document}, segment {place} of layout"
     if not isinstance(segment, Sequence) or isinstance(segment, str) or len(segment) != 2:
         raise TypeError(f"{where}: expected (kind, length), got {segment!r}; write a pair")
     kind, tokens = segment
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"{where}: kind must be one of {', '.join(KINDS)}, got {kind!r}; name one of these")
     tokens = integer(where, "length", tokens)
-    if tokens < 1:
-        raise ValueError(f"{where}: length must be at least 1 token, got {tokens}; drop the segment")
+    if tokens < 0:
+        raise ValueError(f"{where}: length must be at least 0 tokens, got {tokens}; pass a length in tokens")
     if tokens > MAX_LENGTH:
         raise ValueError(
             f"{where}: length must be at most {MAX_LENGTH} tokens, got {tokens}; split it into several masks"

@@ -59,16 +59,16 @@ def pairs(where: str, name: str, values: object, parts: str) -> list[tuple[int, 
 def spans(where: str, name: str, values: object, length: int, first: int = 0) -> list[tuple[int, int]]:
     """Spans (offset, length) as [start, stop) in ascending order, disjoint, within [first, `length`).
 
-    Raises TypeError for other types, ValueError for spans that are empty, outside or overlapping.
+    Those of length 0 are left out. Raises TypeError for other types, ValueError for spans outside or overlapping.
     """
     given = pairs(where, name, values, "offset, length")
     for i, (offset, size) in enumerate(given):
-        if size < 1 or offset < first or offset + size > length:
+        if size < 0 or offset < first or offset + size > length:
             raise ValueError(
-                f"{where}: {name}[{i}] must hold at least one of the tokens [{first}, {length}) and no other, "
+                f"{where}: {name}[{i}] must hold some of the tokens [{first}, {length}) and no other, "
                 f"got offset {offset} and length {size}; give (offset, length) in tokens"
             )
-    order = sorted(range(len(given)), key=lambda i: given[i])
+    order = sorted((i for i in range(len(given)) if given[i][1]), key=lambda i: given[i])
     for i, j in pairwise(order):
         if given[i][0] + given[i][1] > given[j][0]:
             raise ValueError(

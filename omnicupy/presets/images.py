@@ -92,7 +92,7 @@ def transfusion(length: int, spans: Spans) -> Mask:
     length: tokens. spans: [(offset, length), ...] of the modalities, disjoint, in any order.
 
     Source: lucidrains/transfusion-pytorch, transfusion_pytorch/transfusion.py.
-    Raises TypeError or ValueError for other types and spans that are empty, outside or overlapping.
+    Raises TypeError or ValueError for other types and spans outside or overlapping.
     """
     return _with_images("transfusion", length, spans)
 
@@ -105,7 +105,7 @@ def show_o2(length: int, spans: Spans) -> Mask:
     length: tokens. spans: [(offset, length), ...] of the modalities, disjoint, in any order.
 
     Source: showlab/Show-o, show-o2/models/omni_attention.py.
-    Raises TypeError or ValueError for other types and spans that are empty, outside or overlapping.
+    Raises TypeError or ValueError for other types and spans outside or overlapping.
     """
     return _with_images("show_o2", length, spans)
 
@@ -119,7 +119,7 @@ def hunyuan_image3(length: int, spans: Spans) -> Mask:
     A denoising step is `mask.rows(first, stop)` of the timestep and image tokens.
 
     Source: Tencent-Hunyuan/HunyuanImage-3.0, hunyuan_image_3/hunyuan.py.
-    Raises TypeError or ValueError for other types and spans that are empty, outside or overlapping.
+    Raises TypeError or ValueError for other types and spans outside or overlapping.
     """
     return _with_images("hunyuan_image3", length, spans)
 
@@ -135,7 +135,7 @@ def gemma3(length: int, image_spans: Spans, window: int | None = None, compose: 
     has had the first composition since June 2026, the second before.
 
     Source: huggingface/transformers, models/gemma3/modeling_gemma3.py and gemma4/modeling_gemma4.py.
-    Raises TypeError or ValueError for other types, spans that are empty, outside or overlapping, a window
+    Raises TypeError or ValueError for other types, spans outside or overlapping, a window
     below 1 and other compositions.
     """
     total = checked_length("gemma3", "length", length)

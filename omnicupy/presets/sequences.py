@@ -6,7 +6,7 @@ import numpy as np
 
 from omnicupy.masks import arguments as masks_arguments
 from omnicupy.masks import bits as masks_bits
-from omnicupy.masks import segment_masks
+from omnicupy.masks import intervals, segment_masks
 from omnicupy.masks import segments as segment_lists
 from omnicupy.masks.arguments import count
 from omnicupy.masks.arguments import length as checked_length
@@ -22,42 +22,68 @@ def packed(lengths: Lengths, causal: bool = True) -> Mask:
 
         same_sequence(q, k) and (k <= q or not causal)
 
-    lengths: tokens of each sequence, at least one each.
+    lengths: tokens of each sequence; those of length 0 are skipped.
 
     Source: lucidrains/vit-pytorch, vit_pytorch/na_vit.py; huggingface/transformers, masking_utils.py.
-    Raises TypeError or ValueError for other types, no sequences and lengths below 1.
+    Raises TypeError or ValueError for other types, no token at all and lengths below 0.
     """
-    sizes = arguments.numbers("packed", "lengths", lengths, 1, "pass the number of tokens of each sequence")
-    return _documents("packed", "lengths", sizes, masks_arguments.flag("packed", "causal", causal))
+    hint = "pass the number of tokens of each sequence"
+    sizes = arguments.numbers("packed", "lengths", lengths, 0, hint)
+    if not sizes.any():
+        raise ValueError(f"packed: lengths must hold at least one token, got none; {hint}")
+    return _documents("packed", "lengths", sizes[sizes > 0], masks_arguments.flag("packed", "causal", causal))
 
 
-def varlen(cu_seqlens: Lengths, causal: bool = False) -> Mask:
+def varlen(cu_seqlens: Lengths, causal: bool = False, *, cu_seqlens_k: Lengths | None = None) -> Mask:
     """Packed sequences given by their bounds, as FlashAttention takes them (Qwen-VL's vision windows).
 
         same_sequence(q, k) and (k <= q or not causal)
+        with cu_seqlens_k:  same_sequence(q, k) and (k' <= q' + keys - rows or not causal)
+                            (q', k': places in the sequence; rows, keys: how many it has of both)
 
-    cu_seqlens: 0 and the running sums of the lengths; equal neighbours are an empty sequence. One interval
-    per key.
+    cu_seqlens: 0 and the running sums of the lengths; equal neighbours are an empty sequence. cu_seqlens_k: the
+    same for the keys, where these have bounds of their own (cross-attention of packs, packed caches); rows of a
+    sequence without keys see nothing. One interval per key.
 
-    Source: huggingface/transformers, models/qwen2_5_vl/modeling_qwen2_5_vl.py and vision_utils.py.
-    Raises TypeError or ValueError for other types and bounds that do not start at 0 or descend.
+    Source: huggingface/transformers, models/qwen2_5_vl/modeling_qwen2_5_vl.py and vision_utils.py;
+    Dao-AILab/flash-attention, flash_attn/flash_attn_interface.py.
+    Raises TypeError or ValueError for other types and bounds that do not start at 0, descend or end at 0.
     """
+    rows = _sizes("cu_seqlens", cu_seqlens)
+    is_causal = masks_arguments.flag("varlen", "causal", causal)
+    if cu_seqlens_k is None:
+        return _documents("varlen", "cu_seqlens", rows[rows > 0], is_causal)
+    keys = _sizes("cu_seqlens_k", cu_seqlens_k)
+    if len(rows) != len(keys):
+        raise ValueError(
+            f"varlen: cu_seqlens and cu_seqlens_k must bound as many sequences, got {len(rows)} and "
+            f"{len(keys)}; repeat a bound for an empty one"
+        )
+    q_len, k_len = (arguments.tokens("varlen", "bounds", int(sizes.sum())) for sizes in (rows, keys))
+    stop = np.cumsum(rows)
+    first, end = np.repeat(stop - rows, keys), np.repeat(stop, keys)
+    start = first
+    if is_causal:  # the key's place, counted from the end of the sequence on both sides
+        start = np.clip(np.arange(k_len) + np.repeat(stop - np.cumsum(keys), keys), first, end)
+    pairs = intervals.tidy(start.astype(np.int32)[None], end.astype(np.int32)[None])
+    return Mask((q_len, k_len), intervals=pairs)
+
+
+def _sizes(name: str, bounds: Lengths) -> arguments.Whole:
+    """The lengths between the checked bounds of sequences."""
     hint = "pass 0 and the running sums of the lengths"
-    bounds = arguments.numbers("varlen", "cu_seqlens", cu_seqlens, 0, hint)
-    if bounds[0] != 0:
-        raise ValueError(f"varlen: cu_seqlens must start at 0, got {bounds[0]}; {hint}")
-    sizes = np.diff(bounds)
+    found = arguments.numbers("varlen", name, bounds, 0, hint)
+    if found[0] != 0:
+        raise ValueError(f"varlen: {name} must start at 0, got {found[0]}; {hint}")
+    sizes = np.diff(found)
     if (sizes < 0).any():
         i = int(np.argmax(sizes < 0))
         raise ValueError(
-            f"varlen: cu_seqlens must not descend, got {bounds[i]} and {bounds[i + 1]} at places {i} and "
-            f"{i + 1}; {hint}"
+            f"varlen: {name} must not descend, got {found[i]} and {found[i + 1]} at places {i} and {i + 1}; {hint}"
         )
-    if bounds[-1] == 0:
-        raise ValueError(f"varlen: cu_seqlens must hold at least one token, got an end of 0; {hint}")
-    return _documents(
-        "varlen", "cu_seqlens", sizes[sizes > 0], masks_arguments.flag("varlen", "causal", causal)
-    )
+    if found[-1] == 0:
+        raise ValueError(f"varlen: {name} must hold at least one token, got an end of 0; {hint}")
+    return sizes
 
 
 def _documents(where: str, name: str, sizes: arguments.Whole, causal: bool) -> Mask:
@@ -142,8 +168,9 @@ def mllama(query_length: int, images: Spans, tile_tokens: int = 1601, max_tiles:
     where an image ends at the next one, and images at consecutive places end together. Rows before the first
     image see nothing (out = 0, where transformers makes such rows see all and drops them later).
 
-    query_length: text tokens. images: [(position, tiles), ...], positions ascending, tiles from 1 to
-    max_tiles. tile_tokens: tokens of a tile. Keys: len(images) * max_tiles * tile_tokens.
+    query_length: text tokens. images: [(position, tiles), ...], positions ascending, tiles from 0 to max_tiles
+    (an image without tiles keeps its keys, which nobody sees). tile_tokens: tokens of a tile. Keys:
+    len(images) * max_tiles * tile_tokens.
 
     Source: huggingface/transformers, models/mllama/processing_mllama.py and modeling_mllama.py.
     Raises TypeError or ValueError for other types, no images and images out of order or range.
@@ -164,9 +191,9 @@ def mllama(query_length: int, images: Spans, tile_tokens: int = 1601, max_tiles:
                 f"mllama: images[{i}] must be at a place from 0 to {last - 1} (the text has {rows} tokens, "
                 f"positions ascend), got {position}; give the images in the order of the text"
             )
-        if not 1 <= tiles <= most:
+        if not 0 <= tiles <= most:
             raise ValueError(
-                f"mllama: images[{i}] must have from 1 to max_tiles={most} tiles, got {tiles}; raise max_tiles"
+                f"mllama: images[{i}] must have from 0 to max_tiles={most} tiles, got {tiles}; raise max_tiles"
             )
         if position != last - 1:
             end = last

@@ -33,7 +33,7 @@ def show_o(length: int, task: str, *, pad_end: int = 0, prefix: int = 0, images:
     that the dense code and the comment beside it have.
 
     Source: showlab/Show-o, training/omni_attention.py and training/prompting_utils.py.
-    Raises TypeError or ValueError for other types and tasks, spans that are empty, outside or overlapping,
+    Raises TypeError or ValueError for other types and tasks, spans outside or overlapping,
     and an argument that the task does not take.
     """
     total = checked_length("show_o", "length", length)

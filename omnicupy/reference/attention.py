@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from omnicupy.call.arrays import is_cupy, module_of, narrow, widen
+from omnicupy.call.arrays import DTYPE_NAMES, is_cupy, module_of, narrow, widen
 from omnicupy.call.problem import scale_of
 from omnicupy.masks.mask import Mask
 
@@ -41,7 +41,8 @@ def attention_emulated(
 
     Scores, softmax and sums in float32, weights (exp(score - row maximum)) rounded to the inputs' dtype, then
     multiplied with V and summed in float32, one rounding of the output. Arguments as in attention64; float64
-    inputs are computed in float64 throughout. Returns out in the inputs' dtype, lse in float32.
+    inputs are computed in float64 throughout. Returns out in the inputs' dtype, lse in float32 or (float64
+    inputs) float64.
     """
     dtype = q.dtype
     wide = np.dtype(np.float64 if dtype == np.float64 else np.float32)
@@ -51,7 +52,7 @@ def attention_emulated(
         return widen(narrow(weights, dtype), wide, xp)
 
     out, lse = _attention(q, k, v, mask, scale, dtype=wide, rounding=rounding)
-    return narrow(out, dtype), lse.astype(np.float32)
+    return narrow(out, dtype), lse
 
 
 def _attention(
@@ -65,13 +66,13 @@ def _attention(
     rounding: Callable[[Array], Array],
 ) -> tuple[Array, Array]:
     xp = module_of(q)
-    factor = scale_of(scale, q.shape[3])
+    factor = scale_of(scale, q.shape[3], DTYPE_NAMES[np.dtype(q.dtype)])
     out = xp.empty(q.shape, dtype)
     lse = xp.empty(q.shape[:3], dtype)
     q_len, k_len = q.shape[2], k.shape[2]
     group = q.shape[1] // k.shape[1]
     rows = max(1, (CHUNK_GPU if is_cupy(q) else CHUNK_CPU) // (group * k_len))
-    for b, one in enumerate(masks(mask, len(q))):
+    for b, one in enumerate(masks_of(mask, len(q))):
         live = xp.asarray(~one.dead_keys())[:, None]
         keys, values = (xp.where(live, widen(x[b], dtype, xp), dtype.type(0)) for x in (k, v))
         for q0 in range(0, q_len, rows):
@@ -83,7 +84,8 @@ def _attention(
                 scores *= dtype.type(factor)
                 weights, total, lse[b, heads, q0:q1] = _softmax(scores, visible, xp)
                 product = rounding(weights) @ values[kv]
-                out[b, heads, q0:q1] = product / xp.where(total == 0, dtype.type(1), total)[..., None]
+                product /= xp.where(total == 0, dtype.type(1), total)[..., None]
+                out[b, heads, q0:q1] = xp.where((total == 0)[..., None], dtype.type(0), product)
     return out, lse
 
 
@@ -98,7 +100,23 @@ def _softmax(scores: Array, visible: Array, xp: Any) -> tuple[Array, Array, Arra
     return weights, total, xp.where(empty, -np.inf, top + xp.log(xp.where(empty, one, total)))
 
 
-def masks(mask: Mask | Sequence[Mask], batch: int) -> list[Mask]:
+def keys_of_rows(mask: Mask | Sequence[Mask], batch: int, xp: Any) -> Array:
+    """How many keys each row sees, float64 (B, Sq)."""
+    counts: dict[int, Array] = {}
+    of_batch = masks_of(mask, batch)
+    for one in of_batch:
+        if id(one) not in counts:
+            (q_len, k_len), seen = one.shape, np.empty(one.shape[0])
+            step = max(1, CHUNK_CPU // k_len)
+            for q0 in range(0, q_len, step):
+                q1 = min(q0 + step, q_len)
+                seen[q0:q1] = one.dense(q0, q1, 0, k_len).sum(axis=1)
+            counts[id(one)] = seen
+    return xp.asarray(np.stack([counts[id(one)] for one in of_batch]))
+
+
+def masks_of(mask: Mask | Sequence[Mask], batch: int) -> list[Mask]:
+    """The mask of each batch element."""
     if isinstance(mask, Mask):
         return [mask] * batch
     return [mask[b % len(mask)] for b in range(batch)]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from omnicupy.jit.spec import AttnSpec
+from omnicupy.masks.arguments import flag
 from omnicupy.masks.mask import Mask
 from omnicupy.torch import tensors
 from omnicupy.torch.eager import prepare_eagerly, run_eagerly, run_untraced
@@ -48,11 +49,13 @@ def attention(
     arguments, and a new mask of the same shape recompiles nothing (the second one does, once).
     In a CUDA graph, call `prepare` or this once before the capture and keep the mask while the graph is used.
 
-    Returns `out`, or (out, lse) with lse (batch, q_heads, q_len), float32.
+    Returns `out`, or (out, lse) with lse (batch, q_heads, q_len), float32, for float64 tensors float64.
     Raises what `omnicupy.attention` raises; UnsupportedError for tensors that require a gradient outside of
     torch.no_grad() and torch.inference_mode() or carry a tangent, and for `config` inside torch.compile.
     """
     tensors.check(q, k, v, out)
+    if type(return_lse) is not bool:
+        return_lse = flag("attention", "return_lse", return_lse)
     if torch.is_grad_enabled():
         tensors.check_gradients(q, k, v, out)
     if torch.compiler.is_compiling() or type(q) not in _PLAIN or _modes():

@@ -72,7 +72,8 @@ def _forward_out_fake(*arguments: Any) -> Any:
 
 
 def _empty_lse(q: Any, wanted: bool) -> Any:
-    return torch.empty(q.shape[:3] if wanted else (0,), dtype=torch.float32, device=q.device)
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return torch.empty(q.shape[:3] if wanted else (0,), dtype=dtype, device=q.device)
 
 
 _REST = "SymInt[] masks, float? scale, bool return_lse"

@@ -195,7 +195,7 @@ class Evaluated:
             first = view.q0 + int(q[0, 0])
             return self.rows(element, first, first + len(q), view)
 
-        return from_predicate(some, *view.shape)
+        return from_predicate(some, *view.shape, threads=1)  # torch keeps modes for each thread
 
     def same(self, element: int) -> object:
         return element

@@ -16,6 +16,7 @@ from omnicupy.cpu.blas import BLAS
 from omnicupy.masks import constructors, segment_masks
 from omnicupy.masks.block_mask import DEAD, FULL
 from omnicupy.masks.mask import Mask
+from omnicupy.reference import attention as reference_attention
 from omnicupy.reference import budget
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
@@ -62,7 +63,7 @@ def check(arrays: list[np.ndarray], masks: list[Mask], **options: Any) -> None:
     expected = budget.budget(*arrays, masks)
     out, lse = run(arrays, masks, **options)
     assert out.dtype == arrays[0].dtype
-    assert lse.dtype == np.float32
+    assert lse.dtype == (np.float64 if arrays[0].dtype == np.float64 else np.float32)
     worst = budget.compare(out, lse, expected)
     assert worst.ok, worst
 
@@ -82,6 +83,29 @@ def test_ragged_lengths(q_len: int, k_len: int) -> None:
     for kind in ("causal", "window", "trailing"):
         check(inputs((1, 1, 2, q_len, k_len, 8), np.float32), [MASKS[kind](q_len, k_len)], br=64, bc=128)
     check(inputs((1, 1, 1, q_len, k_len, 24), np.float16), [constructors.causal(q_len, k_len)])
+
+
+ALIKE = ["keys", "values", "keys values", "queries keys values", "zero keys", "positive values"]
+
+
+@pytest.mark.parametrize("alike", ALIKE)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_terms_that_are_alike_and_small_head_dims(dtype: Any, alike: str) -> None:
+    """Sums whose additions all round to one side; random normal inputs never show that."""
+    for k_len, head_dim, large in ((1, 1, 1.0), (7, 2, 1.0), (300, 1, 1.0), (2000, 1, 1.0), (2000, 8, LARGE)):
+        q_len = min(k_len, 24)
+        q, k, v = (x.astype(np.float64) for x in inputs((1, 1, 2, q_len, k_len, head_dim), dtype, large))
+        for name, array in (("queries", q), ("keys", k), ("values", v)):
+            if name in alike.split():
+                array[...] = array[:, :, :1]
+        if alike == "zero keys":
+            k[...] = 0
+        if alike == "positive values":
+            v = 1 / 3 + np.abs(v)
+        arrays = [x.astype(dtype) for x in (q, k, v)]
+        for mask in (constructors.full(q_len, k_len), constructors.causal(q_len, k_len)):
+            for br, bc in ((256, 256), (16, 32)):
+                check(arrays, [mask], br=br, bc=bc)
 
 
 @pytest.mark.parametrize("group", [1, 2, 3, 4, 7, 8])
@@ -135,6 +159,29 @@ def test_visible_nan_reaches_its_rows() -> None:
     assert np.isnan(out[0, 0, 5:]).all()
     assert np.isnan(lse[0, 0, 5:]).all()
     assert np.isfinite(out[0, 0, :5]).all()
+
+
+@pytest.mark.parametrize("poison", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("large", [1.0, LARGE])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_other_rows_see_leaves_empty_rows_empty(dtype: Any, large: float, poison: float) -> None:
+    """Rows without keys in tiles with infinite keys and values that others see; the reference agrees."""
+    mask = constructors.ranges([(10, 20, 0, 30)], 40, 30)
+    empty = ~mask.to_dense().any(axis=1)
+    for place in (1, 2):  # in the keys, in the values
+        arrays = inputs((1, 1, 2, 40, 30, 8), dtype, large)
+        arrays[place][:, :, 4] = poison
+        with np.errstate(all="ignore"):
+            results = [run(arrays, [mask], br=br, bc=32) for br in (8, 64)]
+            results += [
+                reference_attention.attention64(*arrays, mask),
+                reference_attention.attention_emulated(*arrays, mask),
+            ]
+        for out, lse in results:
+            assert (out[:, :, empty] == 0).all()
+            assert (lse[:, :, empty] == -np.inf).all()
+            if place == 2:
+                assert not np.isfinite(out[:, :, ~empty].astype(np.float64)).any()
 
 
 def test_rows_without_keys() -> None:

@@ -71,6 +71,8 @@ def test_dead_keys_do_not_matter() -> None:
         array[:, :, mask.dead_keys()] = np.nan
         array[:, :, 7] = np.inf
     after = budget.budget(q, k, v, mask)
+    seen = mask.to_dense().sum(axis=1)
+    assert np.array_equal(reference_attention.keys_of_rows(mask, 2, np), np.stack([seen] * 2))
     for name in ("out", "lse", "out_allowed", "lse_allowed"):
         assert np.array_equal(getattr(before, name), getattr(after, name))
 

@@ -249,3 +249,16 @@ print("cupy" in sys.modules, sys.modules["torch"] is torch, hasattr(torch, "Tens
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT, check=False
     )
     assert done.stdout.splitlines() == ["False", "False", "False True True"], done.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_lse_is_float64_for_float64_alone(dtype: torch.dtype) -> None:
+    x = torch.randn(1, 2, 9, 8).to(dtype)
+    wanted = torch.float64 if dtype == torch.float64 else torch.float32
+    assert oc.torch.attention(x, x, x, return_lse=True)[1].dtype == wanted
+    traced = omnicupy.torch._forward_fake(x, x, x, [], None, True)
+    assert [one.dtype for one in traced] == [dtype, wanted]
+    with pytest.raises(
+        TypeError, match=r"^attention: return_lse must be True or False, got str 'no'; pass a bool$"
+    ):
+        oc.torch.attention(x, x, x, return_lse="no")  # type: ignore[arg-type]
