@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+import os
 import weakref
 from collections.abc import Sequence
 from os import PathLike
@@ -24,7 +25,9 @@ from omnicupy.masks.picture import plot
 from omnicupy.masks.segments import Sample
 from omnicupy.masks.stats import MaskStats, stats_of
 
-_handles = itertools.count(2)  # compilers of graphs take 0 and 1 for constants
+# Compilers of graphs take 0 and 1 for constants. Each process begins elsewhere, so that a program that was stored with
+# a handle finds no mask of another process by it.
+_handles = itertools.count(2 + (int.from_bytes(os.urandom(4), "little") << 28))
 
 
 class Mask(PairSet):

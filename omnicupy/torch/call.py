@@ -7,7 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
+from torch.utils.data._utils.collate import default_collate_fn_map
 
+from omnicupy.errors import UnsupportedError
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.arguments import flag
 from omnicupy.masks.mask import Mask
@@ -23,6 +26,8 @@ _tracer: Callable[[], Any] = getattr(
     lambda: sys.modules.get("torch._dynamo"),
 )
 _modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
+# Whether a transform of torch.func (vmap, functionalize) wraps the tensors.
+_transform: Callable[[], Any] = getattr(torch._C._functorch, "maybe_current_level", lambda: None)
 
 
 def attention(
@@ -56,12 +61,27 @@ def attention(
     tensors.check(q, k, v, out)
     if type(return_lse) is not bool:
         return_lse = flag("attention", "return_lse", return_lse)
+    q, k, v = tensors.autocast(q, k, v)
     if torch.is_grad_enabled():
         tensors.check_gradients(q, k, v, out)
-    if torch.compiler.is_compiling() or type(q) not in _PLAIN or _modes():
-        return through_operator(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
+    if getattr(forward_ad, "_current_level", -1) >= 0:  # there are tangents, which would be lost
+        tensors.check_tangents(q=q, k=k, v=v, out=out)
+    options = {"scale": scale, "return_lse": return_lse, "out": out, "config": config}
+    if torch.compiler.is_compiling():
+        return through_operator(q, k, v, mask, **options)
     run = run_eagerly if _tracer() is None else run_untraced()
-    return run(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
+    plain = (
+        type(q) in _PLAIN and type(k) in _PLAIN and type(v) in _PLAIN and (out is None or type(out) in _PLAIN)
+    )
+    if not plain or _modes() or _transform() is not None:
+        run = through_operator
+    elif torch.jit.is_tracing():
+        raise UnsupportedError("torch.jit.trace cannot record attention; use torch.compile")
+    try:
+        return run(q, k, v, mask, **options)
+    except (RuntimeError, TypeError):  # of torch, which says nothing of which tensor it is
+        tensors.check_storage(q=q, k=k, v=v, out=out)
+        raise
 
 
 def prepare(
@@ -80,4 +100,13 @@ def prepare(
     Raises what `attention` raises, but for gradients: none are lost here.
     """
     tensors.check(q, k, v, out)
+    q, k, v = tensors.autocast(q, k, v)
     prepare_eagerly(q, k, v, mask, scale=scale, out=out, config=config)
+
+
+def _collated(masks: Sequence[Mask], *, collate_fn_map: Any = None) -> list[Mask]:
+    return list(masks)
+
+
+# A DataLoader makes of a batch's masks what attention takes: a list with one for each element.
+default_collate_fn_map[Mask] = _collated

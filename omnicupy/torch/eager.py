@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 
 from omnicupy import api
 from omnicupy.torch import tensors
@@ -26,14 +25,14 @@ def run_eagerly(
     q: Any, k: Any, v: Any, mask: Any, *, scale: Any, return_lse: bool, out: Any, config: Any
 ) -> Any:
     """The call on real tensors."""
-    if getattr(forward_ad, "_current_level", -1) >= 0:  # there are tangents, which would be lost
-        tensors.check_tangents(q=q, k=k, v=v, out=out)
     index = tensors.cuda_index(q, k, v, out)
     if index is None:
         found = _on_cpu(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
     else:
         gpu = _gpu or _load_gpu()
         addresses = (q.data_ptr(), k.data_ptr(), v.data_ptr(), None if out is None else out.data_ptr())
+        if 0 in addresses or q.is_neg() or k.is_neg() or v.is_neg() or (out is not None and out.is_neg()):
+            tensors.check_storage(q=q, k=k, v=v, out=out)
         stream = gpu.external_stream(index, _raw_stream(index))
         plan = _plan_of((q, k, v, out), addresses, mask, scale, config, stream)
         # The tensors are named in this frame, so they outlive the launch.
@@ -58,6 +57,7 @@ def prepare_eagerly(q: Any, k: Any, v: Any, mask: Any, *, scale: Any, out: Any, 
     """What the first call with these real tensors does before its launch."""
     index = tensors.cuda_index(q, k, v, out)
     if index is not None:
+        tensors.check_storage(q=q, k=k, v=v, out=out)
         addresses = (q.data_ptr(), k.data_ptr(), v.data_ptr(), None if out is None else out.data_ptr())
         stream = (_gpu or _load_gpu()).external_stream(index, _raw_stream(index))
         _plan_of((q, k, v, out), addresses, mask, scale, config, stream)

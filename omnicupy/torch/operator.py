@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from omnicupy.errors import UnsupportedError
 from omnicupy.masks.mask import Mask, of_handle
+from omnicupy.torch import tensors
 from omnicupy.torch.eager import run_eagerly
 
-_LIST = 0  # no mask's handle: what follows is a list of masks, one a batch element
+# No mask's handles: every row sees every key; what follows is a list of masks, one a batch element.
+_LIST, _FULL = 0, 1
+_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 def through_operator(
@@ -21,11 +24,11 @@ def through_operator(
     if config is not None:
         raise UnsupportedError("config must be None inside torch.compile; call attention outside of it")
     if mask is None:
-        handles = []
+        handles = [_FULL]  # no empty list: AOTInductor passes None for one
     elif isinstance(mask, Mask):
-        handles = [mask.handle]
+        handles = handles_of([mask])
     elif isinstance(mask, (list, tuple)) and all(isinstance(one, Mask) for one in mask):
-        handles = [_LIST, *[one.handle for one in mask]]
+        handles = [_LIST, *handles_of(mask)]
     else:
         raise TypeError(
             "mask must be a Mask, a list of one Mask per batch element, or None (full); "
@@ -38,8 +41,17 @@ def through_operator(
     return (out, lse) if return_lse else out
 
 
+def handles_of(masks: Sequence[Mask]) -> list[int]:
+    """The masks as operators take them. Raises UnsupportedError in torch.export, whose programs outlive masks."""
+    if _exporting():
+        raise UnsupportedError(
+            "mask must be None in torch.export: a stored program would name a mask of this process; use torch.compile"
+        )
+    return [mask.handle for mask in masks]
+
+
 def _masks_of(handles: Sequence[int]) -> Mask | list[Mask] | None:
-    if not handles:
+    if not handles or handles[0] == _FULL:
         return None
     if handles[0] == _LIST:
         return [of_handle(handle) for handle in handles[1:]]
@@ -49,6 +61,7 @@ def _masks_of(handles: Sequence[int]) -> Mask | list[Mask] | None:
 def _forward(*arguments: Any) -> Any:
     """(q, k, v, handles, scale, return_lse) -> (out, lse); lse has no elements when it is not wanted."""
     q, k, v, handles, scale, return_lse = arguments
+    tensors.check_tangents(q=q, k=k, v=v)
     found = run_eagerly(
         q, k, v, _masks_of(handles), scale=scale, return_lse=return_lse, out=None, config=None
     )
@@ -63,6 +76,7 @@ def _forward_fake(*arguments: Any) -> Any:
 def _forward_out(*arguments: Any) -> Any:
     """(q, k, v, out, handles, scale, return_lse) -> lse."""
     q, k, v, out, handles, scale, return_lse = arguments
+    tensors.check_tangents(q=q, k=k, v=v, out=out)
     found = run_eagerly(q, k, v, _masks_of(handles), scale=scale, return_lse=return_lse, out=out, config=None)
     return found[1] if return_lse else _empty_lse(q, False)
 

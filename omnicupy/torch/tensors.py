@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.autograd import forward_ad
 
 from omnicupy.call.arrays import BFLOAT16, DeviceArray
 from omnicupy.errors import UnsupportedError
@@ -33,6 +32,48 @@ def on_host(name: str, tensor: Any) -> Any:
     if tensor.dtype == torch.bfloat16:  # NumPy knows it by ml_dtypes' name, torch does not
         return tensor.view(torch.int16).numpy().view(dtype)
     return tensor.numpy()
+
+
+def autocast(q: Any, k: Any, v: Any) -> tuple[Any, Any, Any]:
+    """The tensors as torch.autocast has scaled_dot_product_attention take them: in its dtype, but for float64."""
+    kind = "cuda" if q.is_cuda else "cpu"  # others are refused
+    if not torch.is_autocast_enabled(kind):
+        return q, k, v
+    dtype = torch.get_autocast_dtype(kind)
+    q, k, v = (
+        tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
+        for tensor in (q, k, v)
+    )
+    return q, k, v
+
+
+def check_storage(**named: Any) -> None:
+    """Raises UnsupportedError for a tensor whose elements do not lie in its own memory, by its strides."""
+    for name, tensor in named.items():
+        if tensor is None:
+            continue
+        if tensor.is_nested:
+            raise UnsupportedError(
+                f"{name} is a nested tensor; pass its sequences one after the other, as {name}.values(), with a mask "
+                "of presets.varlen"
+            )
+        if tensor.layout is not torch.strided:
+            raise UnsupportedError(f"{name} is stored as {tensor.layout}; pass {name}.to_dense()")
+        if tensor.is_neg():
+            raise UnsupportedError(f"{name} is a negated view; pass {name}.resolve_neg()")
+        if tensor.device.type in ("cpu", "cuda") and tensor.numel() and not _address(tensor):
+            raise UnsupportedError(
+                f"{name} holds no memory of its own, as a {type(tensor).__qualname__} that wraps other tensors; pass "
+                "the plain tensor that it stands for"
+            )
+
+
+def _address(tensor: Any) -> int:
+    try:
+        address: int = tensor.data_ptr()
+    except RuntimeError:
+        return 0
+    return address
 
 
 def check(q: Any, k: Any, v: Any, out: Any) -> None:
@@ -67,11 +108,19 @@ def cuda_index(q: Any, k: Any, v: Any, out: Any) -> int | None:
 def check_tangents(**named: Any) -> None:
     """Raises UnsupportedError where a tensor carries a tangent, that of forward-mode differentiation."""
     for name, tensor in named.items():
-        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+        if tensor is not None and _tangent(tensor) is not None:
             raise UnsupportedError(
                 f"{name} carries a tangent, but attention has no derivative yet; pass "
                 f"torch.autograd.forward_ad.unpack_dual({name}).primal"
             )
+
+
+def _tangent(tensor: Any) -> Any:
+    # Of level 0, the only one there is: a compiled program enters it without a word to torch.autograd.forward_ad.
+    try:
+        return torch._VF._unpack_dual(tensor, 0)[1]
+    except RuntimeError:  # a tracer that has autograd's part of the dispatcher off
+        return None
 
 
 def check_gradients(q: Any, k: Any, v: Any, out: Any) -> None:

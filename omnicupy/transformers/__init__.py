@@ -9,11 +9,17 @@ Imported by name: `import omnicupy` imports neither PyTorch nor transformers.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from functools import partial
+
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from omnicupy.transformers.forward import attention
-from omnicupy.transformers.masking import MaskTensor, attention_mask, make_mask
+from omnicupy.transformers.loading import watch
+from omnicupy.transformers.mask_tensor import MaskTensor
+from omnicupy.transformers.masking import attention_mask, make_mask
+from omnicupy.transformers.options import check_ignored
 
 __all__ = ["MaskTensor", "attention_mask", "register"]
 
@@ -21,23 +27,27 @@ VARLEN = "_flash_varlen"  # transformers asks only names with "flash" for packed
 TAKEN = ("flash", "sdpa", "flex", "eager", "paged", "/", ":")  # parts of names that mean something to it
 
 
-def register(name: str = "omnicupy") -> str:
+def register(name: str = "omnicupy", *, ignore: Collection[str] = ()) -> str:
     """Make attn_implementation=name mean omnicupy, for attention and its masks. Returns the name.
 
     The masks are those that a model asks for (causal, windows, chunks, packed sequences, padding, images that
     see themselves and whatever joins these by and, or), as intervals and without a look at single pairs;
     functions that are not known are evaluated, chunk by chunk, to the same pairs. A row that sees nothing
     (padding) gives zeros. Prefill, steps with a cache and static caches work; models run on the CPU and on
-    CUDA devices, in the dtypes of omnicupy.torch.attention.
+    CUDA devices, in the dtypes of omnicupy.torch.attention, and under torch.autocast.
 
-    Raises UnsupportedError at the first forward pass that asks for what is missing, and names it: soft caps,
-    sinks, dropout, position biases, sparse indices, attention weights, gradients, continuous batching.
+    Raises UnsupportedError when a model is loaded that takes its attention from nowhere but its own code, and
+    at the first forward pass that asks for what is missing, and names it: soft caps, sinks, dropout, position
+    biases, sparse indices, attention weights, gradients, continuous batching. So does an option that reaches
+    attention and that this version does not know (omnicupy.transformers.options lists all).
+    ignore: names of further options that change nothing of attention, such as those of a model of your own.
 
     Also registers f"{name}_flash_varlen" for vision towers that pack images (Qwen2.5-VL): one call with all of
     them instead of one an image. Set it on the tower's configuration once the model is loaded:
     model.model.visual.config._attn_implementation = "omnicupy_flash_varlen".
 
-    Raises TypeError for a name that is no string, ValueError for one that transformers gives a meaning.
+    Raises TypeError for a name that is no string, ValueError for one that transformers gives a meaning and for
+    an `ignore` that changes the result.
     """
     if not isinstance(name, str):
         raise TypeError(f"register: name must be a string, got {type(name).__name__} {name!r}; pass a name")
@@ -47,7 +57,10 @@ def register(name: str = "omnicupy") -> str:
             f"register: name must hold none of {', '.join(TAKEN)}, which transformers reads as its own, got "
             f"{name!r}; take 'omnicupy'"
         )
+    ignored = check_ignored(ignore)
     for one in (name, name + VARLEN):
-        AttentionInterface.register(one, attention)
-        AttentionMaskInterface.register(one, torch.compiler.disable(make_mask))  # a mask is data, no graph
+        AttentionInterface.register(one, partial(attention, ignored=ignored) if ignored else attention)
+        # A mask is data, no part of a graph.
+        AttentionMaskInterface.register(one, torch.compiler.disable(partial(make_mask, ignored=ignored)))
+    watch(name, name + VARLEN)
     return name

@@ -11,7 +11,7 @@ import operator
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from types import CodeType
 from typing import Any
@@ -42,12 +42,15 @@ class Known:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads the mask functions of one call. device, use_vmap: how transformers would evaluate them."""
+    """Reads the mask functions of one call. device, use_vmap: how transformers would evaluate them. labels: of packed
+    sequences that the function before keeps apart, (batch, positions).
+    """
 
     view: View
     table: Mapping[CodeType, Known]
     device: Any = "cpu"
     use_vmap: bool = False
+    labels: Any = None
 
     def rule(self, function: MaskFunction) -> Rule:
         """The rule of a function (batch, head, row, key) -> bool: Evaluated where it is not known."""
@@ -58,20 +61,27 @@ class Reader:
     def joined(self, cells: Cells, join: Callable[[Any, Any], Any]) -> Rule:
         """The rule of what and_masks or or_masks made."""
         functions = cells["mask_functions"]
-        found = self._documents(functions) if join is operator.and_ else None
-        return Joined([self.rule(function) for function in functions], join) if found is None else found
+        reader = self
+        if join is operator.and_:
+            for function in functions:
+                known = self.table.get(_code(function))
+                if known is not None and known.name == "packed":
+                    reader = replace(self, labels=array(_cells(function)["packed_sequence_mask"]))
+        return Joined([reader.rule(function) for function in functions], join)
 
-    def _documents(self, functions: tuple[MaskFunction, ...]) -> Rule | None:
-        """What packed_sequence_compatibility_function joins, where Documents holds for it."""
-        known = [self.table.get(_code(function)) for function in functions]
-        if [one.name for one in known if one] != ["packed", "positions"] or len(known) != 2:
+    def documents(self, cells: Cells) -> Rule | None:
+        """The rule of remap_positions_for_packed_sequence among sequences that are kept apart, where Documents holds:
+        of pairs in one document alone, as no others are left. None elsewhere: tokens at one position need not be
+        neighbours.
+        """
+        labels, positions = self.labels, array(cells["position_ids"])
+        if (
+            labels is None
+            or positions.shape != labels.shape
+            or self.view != (0, length := labels.shape[1], 0, length)
+        ):
             return None
-        outer, inner = map(_cells, functions)
-        labels, positions = array(outer["packed_sequence_mask"]), array(inner["position_ids"])
-        length = labels.shape[1]
-        if self.view != (0, length, 0, length) or positions.shape != labels.shape:
-            return None
-        rule = self.rule(inner["mask_function"])
+        rule = replace(self, labels=None).rule(cells["mask_function"])
         return (
             None if _asks(rule) or not rules.packed(labels, positions) else Documents(labels, positions, rule)
         )
@@ -138,7 +148,12 @@ def _table() -> tuple[Known, ...]:
     causal = library.causal_mask_function
     window = library.sliding_window_overlay
     both_sides = library.sliding_window_bidirectional_overlay
-    packed = library.packed_sequence_mask_function
+    packed, together = library.packed_sequence_mask_function, library.and_masks
+
+    def remapped(function: MaskFunction, positions: Any) -> MaskFunction:
+        made: MaskFunction = library.remap_positions_for_packed_sequence(function, positions)
+        return made
+
     return (
         Known("causal", lambda *_: Band(low=0), (lambda: causal,)),
         Known("all", lambda *_: Band(), (lambda: library.bidirectional_mask_function,)),
@@ -164,8 +179,8 @@ def _table() -> tuple[Known, ...]:
         ),
         Known(
             "positions",
-            lambda *_: None,  # alone it is not known: tokens at one position need not be neighbours
-            (lambda: library.remap_positions_for_packed_sequence(causal, places),),
+            Reader.documents,
+            (lambda: remapped(causal, places),),
         ),
         Known(
             "or",
@@ -176,10 +191,12 @@ def _table() -> tuple[Known, ...]:
             "and",
             lambda reader, cells: reader.joined(cells, operator.and_),
             (
-                lambda: library.and_masks(causal, window(3)),
-                lambda: library.packed_sequence_compatibility_function(causal, places, documents),
-                lambda: library.packed_sequence_compatibility_function(
-                    library.chunked_overlay(4, left), places, documents
+                lambda: together(causal, window(3)),
+                lambda: together(packed(documents), remapped(causal, places)),
+                lambda: together(remapped(library.chunked_overlay(4, left), places), packed(documents)),
+                lambda: together(
+                    library.or_masks(remapped(window(3), places), library.blockwise_overlay(ids)),
+                    packed(documents),
                 ),
             ),
         ),

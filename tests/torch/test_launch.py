@@ -191,3 +191,36 @@ def test_errors(device: Any, make: Any, error: type[Exception], message: str) ->
         oc.torch.attention(*make(), oc.causal(300))
     assert message in str(raised.value)
     assert device.launches == []
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("name", ["q", "k", "v", "out"])
+def test_a_null_pointer_never_reaches_a_kernel(device: Any, name: str, warm: bool) -> None:
+    given = dict(zip(("q", "k", "v"), _inputs(), strict=True)) | {
+        "out": cuda(_zeros((2, 4, 300, 64), dtype=BF16))
+    }
+    if warm:
+        oc.torch.attention(**given)
+    launches = len(device.launches)
+    given[name].address = 0
+    for call in (oc.torch.attention, oc.torch.prepare):
+        with pytest.raises(
+            oc.UnsupportedError, match=f"^{name} holds no memory of its own, as a Cuda that wraps"
+        ):
+            call(**given)
+    assert len(device.launches) == launches
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_a_negated_view_never_reaches_a_kernel(
+    device: Any, name: str, warm: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = dict(zip(("q", "k", "v"), _inputs(), strict=True))
+    if warm:
+        oc.torch.attention(**given)
+    launches = len(device.launches)
+    monkeypatch.setattr(fake_tensor.Cuda, "is_neg", lambda self: self is given[name])
+    with pytest.raises(oc.UnsupportedError, match=f"^{name} is a negated view; pass {name}.resolve_neg"):
+        oc.torch.attention(**given)
+    assert len(device.launches) == launches

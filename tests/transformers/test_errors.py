@@ -17,7 +17,6 @@ import tiny_models as tiny  # noqa: E402 - after what it needs
 
 import omnicupy as oc  # noqa: E402
 import omnicupy.transformers  # noqa: E402
-from omnicupy.transformers import forward  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 IDS = torch.arange(2, 12)[None]
@@ -54,7 +53,8 @@ def _with_dense(dense: Any) -> Any:
 
 
 REST = ", which omnicupy does not compute; load the model with attn_implementation='eager'"
-NO_BIAS = "only 0 (visible) and -inf (hidden); use attn_implementation='sdpa' for this model"
+EAGER = "load the model with attn_implementation='eager'"
+NO_BIAS = f"only 0 (visible) and -1e4 or less (hidden); {EAGER}"
 BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "soft cap": (
         lambda: _made("Gemma2").eval()(IDS),
@@ -95,19 +95,34 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a mask for each head": (
         lambda: _with_dense(torch.arange(10) <= torch.arange(4)[:, None, None].expand(1, 4, 10, 1)),
         oc.UnsupportedError,
-        "attention_mask: a mask for each head, of shape (1, 4, 10, 10), is not supported; use "
-        "attn_implementation='sdpa' for this model",
+        f"attention_mask: a mask for each head, of shape (1, 4, 10, 10), is not supported; {EAGER}",
     ),
     "a mask of integers": (
-        lambda: _with_dense(torch.ones(1, 1, 10, 10, dtype=torch.long)),
+        lambda: _with_dense(torch.full((1, 1, 10, 10), 2)),
+        oc.UnsupportedError,
+        f"attention_mask: integers must be 0 and 1, or 0 (visible) and -1e4 or less (hidden); {EAGER}",
+    ),
+    "a mask of zeros": (
+        lambda: _with_dense(torch.zeros(1, 1, 10, 10, dtype=torch.long)),
         TypeError,
-        "attention_mask must be boolean or 0 and -inf, got torch.int64; pass attention_mask.bool()",
+        "attention_mask: integers that are all 0 can mean that everything is visible, or nothing; pass booleans",
+    ),
+    "a mask of other numbers": (
+        lambda: _with_dense(torch.zeros(1, 1, 10, 10, dtype=torch.complex64)),
+        TypeError,
+        "attention_mask must be boolean, floating point or integers, got torch.complex64; pass a boolean mask",
     ),
     "a mask of other tokens": (
         lambda: _with_dense(torch.ones(1, 1, 10, 12, dtype=torch.bool)),
         ValueError,
-        "mask must have the shape (q tokens, k tokens) = (10, 10), got (10, 12); build it for these lengths or "
-        "cut it with mask.rows or mask[a:b, c:d]",
+        "attention_mask must broadcast to (batch, heads, rows, keys) = (1, 4, 10, 10), got shape (1, 1, 10, 12); "
+        "build it for these lengths",
+    ),
+    "an option that nobody knows": (
+        lambda: _made("Llama").eval()(IDS, attention_temperature=2.0),
+        oc.UnsupportedError,
+        f"LlamaAttention passes attention_temperature (2.0), which omnicupy does not know; {EAGER}, or, where it "
+        "changes nothing of attention, call omnicupy.transformers.register(ignore=['attention_temperature'])",
     ),
 }
 
@@ -118,138 +133,6 @@ def test_models(what: str) -> None:
     with torch.no_grad(), pytest.raises(error) as raised:
         call()
     assert str(raised.value) == message
-
-
-class Layer(torch.nn.Module):
-    is_causal = True
-
-
-class PagedAttentionCache:
-    """By this name transformers passes the cache of continuous batching."""
-
-    def __repr__(self) -> str:
-        return "a paged cache"
-
-
-def _attention(mask: Any = None, rows: int = 6, keys: int = 6, **options: Any) -> Any:
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, h, n, 8, generator=generator) for h, n in ((4, rows), (2, keys), (2, keys)))
-    given = {"query": q, "key": k, "value": v} | options
-    return forward.attention(Layer(), attention_mask=mask, **given)[0]
-
-
-CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
-    "continuous batching": (
-        lambda: _attention(cache=PagedAttentionCache()),
-        oc.UnsupportedError,
-        f"Layer asks for continuous batching (cache: a paged cache){REST}",
-    ),
-    "indices": (
-        lambda: _attention(indices=torch.zeros(1, 6, 3)),
-        oc.UnsupportedError,
-        f"Layer asks for sparse attention by indices (indices: a tensor (1, 6, 3)){REST}",
-    ),
-    "a window": (
-        lambda: _attention(sliding_window=4),
-        oc.UnsupportedError,
-        f"Layer asks for a window without a mask (sliding_window: 4){REST}",
-    ),
-    "values": (
-        lambda: _attention(value=torch.zeros(1, 2, 6, 16)),
-        oc.UnsupportedError,
-        "Layer asks for a head_dim of the values other than that of the queries (8) (value: a tensor "
-        f"(1, 2, 6, 16)){REST}",
-    ),
-    "a padding mask": (
-        lambda: _attention(torch.ones(1, 6, dtype=torch.bool)),
-        TypeError,
-        "attention_mask must have 4 axes (batch, heads, rows, keys), got shape (1, 6); pass a mask of shape "
-        "(batch, tokens) to the model, which makes one of it",
-    ),
-    "bounds of other keys": (
-        lambda: _attention(cu_seq_lens_q=torch.tensor([0, 6]), cu_seq_lens_k=torch.tensor([0, 2, 6])),
-        oc.UnsupportedError,
-        "cu_seq_lens_k other than cu_seq_lens_q is not supported; use attn_implementation='sdpa'",
-    ),
-    "bounds with a cache": (
-        lambda: _attention(cu_seq_lens_q=torch.tensor([0, 6]), keys=9),
-        ValueError,
-        "cu_seq_lens_q goes with a batch of one and as many keys as rows, got (1, 4, 6, 8) and (1, 2, 9, 8); put "
-        "all sequences in one row",
-    ),
-    "no masks": (
-        lambda: oc.transformers.attention_mask([]),
-        ValueError,
-        "attention_mask: masks must hold at least one mask, got none; pass one an element",
-    ),
-    "no mask": (
-        lambda: oc.transformers.attention_mask([oc.causal(3), 4]),
-        TypeError,
-        "attention_mask: masks[1] must be a Mask, got int; build it with omnicupy",
-    ),
-    "another batch than the list's": (
-        lambda: oc.transformers.attention_mask([oc.causal(3), oc.causal(3)], batch=3),
-        ValueError,
-        "attention_mask: batch must be the number of masks (2) or left out, got 3; pass a single mask to share it",
-    ),
-    "no batch": (
-        lambda: oc.transformers.attention_mask(oc.causal(3), batch=-1),
-        ValueError,
-        "attention_mask: batch must be at least 1, got -1; pass a positive number",
-    ),
-    "another batch than the inputs'": (
-        lambda: _attention(oc.transformers.attention_mask(oc.causal(6), batch=5)),
-        ValueError,
-        "attention_mask must have the batch size of the inputs (1) or 1, got 5; pass one mask an element",
-    ),
-    "masks of several shapes": (
-        lambda: oc.transformers.attention_mask([oc.causal(3), oc.causal(4)]),
-        ValueError,
-        "attention_mask: masks must have one shape, got (3, 3) and masks[1] of (4, 4); pad them with "
-        "presets.padding",
-    ),
-    "a name": (
-        lambda: oc.transformers.register(3),
-        TypeError,
-        "register: name must be a string, got int 3; pass a name",
-    ),
-    "a name with a meaning": (
-        lambda: oc.transformers.register("my_flash"),
-        ValueError,
-        "register: name must hold none of flash, sdpa, flex, eager, paged, /, :, which transformers reads as its "
-        "own, got 'my_flash'; take 'omnicupy'",
-    ),
-}
-
-
-@pytest.mark.parametrize("what", CALLS)
-def test_calls(what: str) -> None:
-    call, error, message = CALLS[what]
-    with pytest.raises(error) as raised:
-        call()
-    assert str(raised.value) == message
-
-
-@pytest.mark.parametrize(("rows", "keys"), [(6, 6), (6, 9), (9, 6), (1, 6)])
-@pytest.mark.parametrize("is_causal", [None, True, False])
-def test_without_a_mask_it_is_what_sdpa_does(rows: int, keys: int, is_causal: bool | None) -> None:
-    sdpa = transformers.AttentionInterface()["sdpa"]
-    q, k, v = (
-        torch.randn(2, 2, n, 8, generator=torch.Generator().manual_seed(n)) for n in (rows, keys, keys)
-    )
-    wanted, _ = sdpa(Layer(), q, k, v, None, is_causal=is_causal, scaling=0.3)
-    found, weights = forward.attention(Layer(), q, k, v, None, is_causal=is_causal, scaling=0.3)
-    torch.testing.assert_close(found, wanted)
-    assert found.is_contiguous()
-    assert weights is None
-
-
-def test_sequences_by_their_bounds() -> None:
-    bounds = torch.tensor([0, 2, 2, 6], dtype=torch.int32)
-    for is_causal in (True, False):
-        mask = oc.presets.varlen([0, 2, 6], causal=is_causal)
-        wanted = _attention(oc.transformers.attention_mask(mask))
-        assert torch.equal(_attention(cu_seq_lens_q=bounds, is_causal=is_causal), wanted)
 
 
 def test_other_names_can_be_registered() -> None:

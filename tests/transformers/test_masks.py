@@ -118,14 +118,23 @@ def _documents(rng: Rng) -> tuple[Any, Any]:
     return library.find_packed_sequence_indices(ids), ids
 
 
+def _apart(function: Any, positions: Any, labels: Any) -> Any:
+    """Packed sequences kept apart, in either order of the two functions."""
+    parts = [
+        library.packed_sequence_mask_function(labels),
+        library.remap_positions_for_packed_sequence(function, positions),
+    ]
+    return library.and_masks(*(parts if labels.sum() % 2 else parts[::-1]))
+
+
 @pytest.mark.skipif(
-    not hasattr(library, "packed_sequence_compatibility_function"), reason="an older transformers"
+    not hasattr(library, "remap_positions_for_packed_sequence"), reason="an older transformers"
 )
 @pytest.mark.parametrize("seed", range(100))
 def test_packed_sequences_with_positions_of_their_own(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(seed)
     labels, positions = _documents(rng)
-    function = library.packed_sequence_compatibility_function(_function(rng, 2), positions, labels)
+    function = _apart(_function(rng, 2), positions, labels)
     if rng.random() < 0.5:
         function = library.or_masks(function, library.blockwise_overlay(_labels(rng, -1)))
     call = {"batch_size": BATCH, "q_length": LENGTH, "kv_length": LENGTH}
@@ -144,10 +153,8 @@ def test_positions_that_are_no_packed_sequences_are_evaluated() -> None:
     call = {"batch_size": BATCH, "q_length": LENGTH, "kv_length": LENGTH}
     for function in (
         library.remap_positions_for_packed_sequence(library.causal_mask_function, positions),
-        library.packed_sequence_compatibility_function(
-            library.causal_mask_function, positions.flip(1), labels
-        ),
-        library.packed_sequence_compatibility_function(unknown, positions, labels),
+        _apart(library.causal_mask_function, positions.flip(1), labels),
+        _apart(unknown, positions, labels),
     ):
         np.testing.assert_array_equal(
             _dense(make_mask(**call, mask_function=function)), _wanted(call, function)

@@ -167,21 +167,6 @@ def test_masks_of_one_s_own_by_kind_of_layer() -> None:
     )
 
 
-def test_a_tensor_that_every_layer_gets_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    read = []
-    masks_of = oc.transformers.masking._masks_of
-    monkeypatch.setattr(oc.transformers.masking, "_masks_of", lambda x: read.append(x) or masks_of(x))
-    model, ids = tiny.model("llama", NAME), tiny.text_rows("left", 12, 12)["input_ids"]
-    dense = torch.ones(12, 12, dtype=torch.bool).tril()[None, None]
-    first = model(ids, attention_mask=dense).logits
-    assert len(read) == 1
-    dense[0, 0, 5:, 2] = False
-    assert not torch.equal(model(ids, attention_mask=dense).logits[:, 5:], first[:, 5:])
-    assert len(read) == 2
-    with torch.inference_mode():
-        _same(model(ids, attention_mask=dense.clone()).logits, model(ids, attention_mask=dense).logits)
-
-
 def test_a_vision_tower_in_one_call_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     eager, ours = _pair("qwen2_5_vl")
     inputs = tiny.MODELS["qwen2_5_vl"].inputs("left")

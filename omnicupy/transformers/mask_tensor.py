@@ -1,0 +1,119 @@
+"""MaskTensor: masks in the place of a mask tensor, which becomes one where a model computes with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils import _pytree
+
+from omnicupy.errors import UnsupportedError
+from omnicupy.masks.mask import Mask
+from omnicupy.transformers.dense import from_tensor
+
+_aten = torch.ops.aten
+_ALIASES = {_aten.detach.default, _aten.alias.default}
+_SUMS = {_aten.add, _aten.add_, _aten.sub, _aten.sub_, _aten.rsub}
+_COPIES = {_aten.clone.default, _aten._to_copy.default}
+
+
+@dataclass
+class Held:
+    """What a MaskTensor and its aliases hold. dense: its elements, once something has asked for them: from then on
+    they count, since they may be written.
+    """
+
+    masks: tuple[Mask, ...]
+    dense: Any = None
+
+
+class MaskTensor(torch.Tensor):  # type: ignore[misc]  # no types where torch is missing
+    """A boolean tensor (batch, 1, rows, keys), True where a row sees a key, that holds masks instead of elements.
+
+    masks: one for all batch elements, or one for each. Moving and copying it costs nothing. Whatever else is done to
+    it (slices, repetitions, reading, writing) makes its elements first, batch * rows * keys bytes, and is done to them.
+    Adding it to numbers raises UnsupportedError.
+    """
+
+    held: Held
+
+    @staticmethod
+    def __new__(cls, masks: Sequence[Mask], batch: int, device: Any) -> MaskTensor:
+        return cls._with(Held(tuple(masks)), batch, device)
+
+    @classmethod
+    def _with(cls, held: Held, batch: int, device: Any) -> MaskTensor:
+        shape = (batch, 1, *held.masks[0].shape)
+        made: MaskTensor = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=torch.bool, device=device)
+        made.held = held
+        return made
+
+    @property
+    def masks(self) -> tuple[Mask, ...]:
+        """The masks, those of the elements where there are any."""
+        held = self.held
+        return held.masks if held.dense is None else from_tensor(held.dense, tuple(self.shape))
+
+    def dense(self) -> Any:
+        """The elements, a boolean tensor (batch, 1, rows, keys) that is made once; writing it writes this tensor."""
+        if self.held.dense is None:
+            found = np.stack([mask.to_dense() for mask in self.held.masks])[:, None]
+            self.held.dense = torch.from_numpy(found).expand(self.shape).to(self.device).contiguous()
+        return self.held.dense
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        first = args[0] if args else None
+        if isinstance(first, MaskTensor) and first.held.dense is None:
+            if func in _ALIASES:
+                return cls._with(first.held, first.shape[0], first.device)
+            if func in _COPIES and options.get("dtype") in (None, torch.bool):
+                return cls(first.held.masks, first.shape[0], options.get("device") or first.device)
+        return _on_elements(func, args, options)
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """The elements as an array."""
+        return self.dense().numpy(force=force)
+
+    def tolist(self) -> Any:
+        """The elements as nested lists."""
+        return self.dense().tolist()
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Callable[..., MaskTensor], tuple[Any, ...]]:
+        """Pickled as its masks: a data loader's workers send no elements."""
+        return MaskTensor, (self.masks, self.shape[0], self.device)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MaskTensor:
+        copied = memo.setdefault(id(self), MaskTensor(self.masks, self.shape[0], self.device))
+        assert isinstance(copied, MaskTensor)
+        return copied
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        masks = ", ".join(map(repr, self.held.masks)) if self.held.dense is None else "elements"
+        return f"MaskTensor({masks}, batch={self.shape[0]}, device={str(self.device)!r})"
+
+
+def _on_elements(func: Any, args: Any, options: Any) -> Any:
+    """An operation on the elements of the MaskTensors among its arguments."""
+    if getattr(func, "overloadpacket", None) in _SUMS:
+        raise UnsupportedError(
+            f"attention_mask: {func} adds a mask to numbers, but this mask is boolean, as that of 'sdpa' is; load the "
+            "model with attn_implementation='eager'"
+        )
+    of_dense: dict[int, MaskTensor] = {}
+
+    def elements(value: Any) -> Any:
+        if not isinstance(value, MaskTensor):
+            return value
+        of_dense[id(dense := value.dense())] = value
+        return dense
+
+    found = func(*_pytree.tree_map(elements, args), **_pytree.tree_map(elements, options))
+    # An operation in place returns its argument.
+    return _pytree.tree_map(lambda value: of_dense.get(id(value), value), found)
