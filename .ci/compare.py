@@ -1,7 +1,8 @@
-"""Measures this tree beside another one: `python .ci/compare.py ../before --workload W1 --system omnicupy`
+"""Measures this tree beside another one: `python .ci/compare.py ../before 5 --workload W1 --system omnicupy`
 
-The arguments after the other tree are those of `cli.py bench`, which checks results before it times them. It runs in
-each tree by turns, twice each, because chips get warm; a line a figure says how the medians compare.
+The arguments after the other tree and the number of rounds are those of `cli.py bench`, which checks results before it
+times them. It runs in each tree by turns, because chips get warm, and which of them begins changes from round to round;
+a line a figure says how the medians over the rounds compare.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ import tempfile
 from pathlib import Path
 
 from omnicupy.tools.bench import records
-
-ROUNDS = 2
 
 Figures = dict[tuple[str, str, str], float]  # by workload, system and name
 
@@ -36,13 +35,13 @@ def measured(tree: Path, arguments: list[str]) -> Figures:
     }
 
 
-def main(other: str, *arguments: str) -> None:
-    """Print the other tree's figures, this one's, and the first over the second."""
+def main(other: str, rounds: str, *arguments: str) -> None:
+    """Print the other tree's figures, this one's, and the first over the second, as medians over the rounds."""
     trees = (Path(other).resolve(), Path(__file__).resolve().parent.parent)
     found: tuple[list[Figures], list[Figures]] = ([], [])
-    for _ in range(ROUNDS):
-        for tree, runs in zip(trees, found, strict=True):
-            runs.append(measured(tree, list(arguments)))
+    for turn in range(int(rounds)):
+        for place in (0, 1) if turn % 2 == 0 else (1, 0):
+            found[place].append(measured(trees[place], list(arguments)))
     print(f"{'other':>12} {'this':>12} {'other/this':>10}")
     for key in found[1][0]:
         if all(key in run for runs in found for run in runs):
