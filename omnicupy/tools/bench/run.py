@@ -13,7 +13,7 @@ from omnicupy.jit import nvrtc
 from omnicupy.jit.build import compile_all
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.tools import environment
-from omnicupy.tools.bench import host, mask_build, memory, preset_build, timing
+from omnicupy.tools.bench import host, mask_build, memory, preset_build, scaling, timing
 from omnicupy.tools.bench.measure import Session, latency, measure
 from omnicupy.tools.bench.peers import SYSTEMS, missing
 from omnicupy.tools.bench.records import OURS, Record
@@ -28,6 +28,7 @@ GPU_HOST = {"host": host.warm_calls, "cold": host.first_calls}
 CPU_HOST = {
     "build": host.mask_building,
     "presets": preset_build.building,
+    "scaling": scaling.scaling,
     "cpu": host.cpu_engine,
 }
 TILE_SAMPLES = 10  # at most, of each of hundreds of tiles

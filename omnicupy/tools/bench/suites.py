@@ -210,6 +210,7 @@ OTHER_SUITES = {
     "host": "host time of warm calls",
     "cold": "first calls in fresh processes",
     "presets": "presets at 36,864 tokens",
+    "scaling": "masks of a million tokens",
     "cpu": "the CPU engine",
     "counters": "hardware counters of calls (`.ci/counters.py`)",
 }

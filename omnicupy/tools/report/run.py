@@ -38,6 +38,7 @@ BLOCKS: dict[str, Callable[[Library], str]] = {
     "cold": tables.figures("cold"),
     "cpu": tables.figures("cpu"),
     "presets": tables.figures("presets"),
+    "scaling": tables.figures("scaling"),
     "counters": tables.figures("counters"),
     "bounds": tables.bounds,
     "ceilings": studies.ceilings,

@@ -19,7 +19,16 @@ from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.constructors import causal, full
 from omnicupy.masks.segment_masks import random, segments
 from omnicupy.reference import sampled_rows
-from omnicupy.tools.bench import host, measure, peer_masks, peers, preset_build, records, suites, timing
+from omnicupy.tools.bench import (
+    host,
+    measure,
+    peer_masks,
+    peers,
+    preset_build,
+    records,
+    suites,
+    timing,
+)
 from omnicupy.tools.bench import run as bench_run
 from omnicupy.tools.bench.records import Record
 from omnicupy.tools.workloads.workload import NAMED, Workload
@@ -250,7 +259,7 @@ def test_bad_options_raise_before_any_work(monkeypatch: pytest.MonkeyPatch) -> N
         (bench_run.Options(("build",), (), ("flash9",)), "bench: --system must be one of omnicupy"),
         (
             bench_run.Options(("dense", "cpu")),
-            "these suites need a GPU, and there is none here; run build or presets or cpu",
+            "these suites need a GPU, and there is none here; run build or presets or scaling or cpu",
         ),
     )
     for options, message in cases:

@@ -52,7 +52,8 @@ def test_every_suite_names_real_workloads_and_systems() -> None:
             assert system.partition(":")[0] in ("omnicupy", *peers.SYSTEMS)
         assert {part.kind for part in suite.parts} <= set(bench_run.KINDS)
     assert all(
-        name in bench_run.listing() for name in (*GPU_SUITES, "host", "cold", "build", "presets", "cpu")
+        name in bench_run.listing()
+        for name in (*GPU_SUITES, "host", "cold", "build", "presets", "scaling", "cpu")
     )
 
 
