@@ -1,18 +1,19 @@
 // Forward attention for compute capability 9.0: TMA, mbarrier rings, warp specialisation, wgmma. Persistent: a thread
 // block a multiprocessor, work items handed out longest first.
-#include "omni/sm90/early.cuh"
-#include "omni/sm90/producer.cuh"
-#include "omni/sm90/walk.cuh"
+#include "omni/sm90/forward/first_tile.cuh"
+#include "omni/sm90/forward/loop.cuh"
+#include "omni/sm90/forward/producer.cuh"
 
-using Cfg = omni::Sm90Config<OMNI_HEAD_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_Q_SLOTS, OMNI_PING_PONG,
-                             OMNI_BF16>;
-static_assert(sizeof(omni::AttnParamsSm90) == OMNI_PARAMS_BYTES, "launch.py and sm90/config.cuh disagree");
-static_assert(sizeof(omni::SmemSm90<Cfg>) <= OMNI_SMEM_BYTES, "spec.py and sm90/pipe.cuh disagree");
+using Cfg =
+    omni::Sm90Config<OMNI_HEAD_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_Q_SLOTS, OMNI_PING_PONG, OMNI_BF16>;
+static_assert(sizeof(omni::ForwardParamsSm90) == OMNI_PARAMS_BYTES, "params.py and sm90/forward/config.cuh disagree");
+using Smem = omni::ForwardSmem<Cfg>;
+static_assert(sizeof(Smem) <= OMNI_SMEM_BYTES, "spec.py and sm90/forward/smem.cuh disagree");
 
 extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
-    attention_fwd_sm90(const __grid_constant__ omni::AttnParamsSm90 args) {
+    attention_fwd_sm90(const __grid_constant__ omni::ForwardParamsSm90 args) {
   extern __shared__ __align__(1024) unsigned char s_memory[];
-  auto& smem = *reinterpret_cast<omni::SmemSm90<Cfg>*>(s_memory);
+  auto& smem = *reinterpret_cast<Smem*>(s_memory);
   if (threadIdx.x == 0) smem.init_barriers();
   __syncthreads();
   // Uniform over the warp, and known to be: wgmma must be executed convergently.
@@ -21,11 +22,11 @@ extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
     omni::setmaxnreg_dec<Cfg::kProducerRegisters>();
     if (threadIdx.x == 0) omni::Producer<Cfg>(args, smem).run();
     if constexpr (Cfg::kScheduler) {
-      if (threadIdx.x >= omni::Early<Cfg>::kFirstThread) omni::Early<Cfg>{args}.run();
-      if (threadIdx.x == 32) omni::Scheduler<Cfg>(args, smem).run();
+      if (threadIdx.x >= omni::FirstTilePrefetch<Cfg>::kFirstThread) omni::FirstTilePrefetch<Cfg>{args}.run();
+      if (threadIdx.x == 32) omni::Scheduler<Smem>(args, smem).run();
     }
   } else {
     omni::setmaxnreg_inc<Cfg::kConsumerRegisters>();
-    omni::ItemWalk<Cfg>(args, smem, warpgroup - 1).run();
+    omni::ForwardLoop<Cfg>(args, smem, warpgroup - 1).run();
   }
 }

@@ -1,7 +1,10 @@
 // The plain baseline: one thread block a query row, K and V read straight from global memory, no tensor cores. Every
-// other kernel is compared with it. It walks the same block mask, so it shares the element rule, not the code.
-#include "omni/softmax.cuh"
-#include "omni/mask.cuh"
+// other kernel is compared with it. It shares with them the walk over the block mask (EntryWalk), where the element
+// rule's spans lie (MaskView), the exponential and the logarithm of a sum (exp2_approx, log_sum), and how 16-bit
+// values are read and rounded: an error in these is in all kernels at once, and only the reference shows it. The
+// element rule itself, the products and the softmax are written anew here.
+#include "omni/mask/rule.cuh"
+#include "omni/numbers.cuh"
 
 namespace omni {
 
@@ -18,13 +21,13 @@ __device__ __forceinline__ bool in_span(int q, int start, int count) {
 }
 
 // Does row q, at `row` of its block, see key k, at `column` of the tile?
-__device__ __forceinline__ bool is_visible(MaskView const& mask, KeyTile const& tile, int q, int row, int column) {
-  int const k = tile.k0 + column;
+__device__ __forceinline__ bool is_visible(MaskView const& mask, Tile const& tile, int q, int row, int column) {
+  int const k = tile.first + column;
   if (tile.kind() == kFull) return true;
   if (tile.kind() == kCausal) return k <= q + mask.p.diagonal;
   if (int const payload = tile.payload; payload >= 0) {
     i64 const word = (static_cast<i64>(payload) * kBr + row) * (kBc / 32) + column / 32;
-    return mask.p.bit_tiles[word] >> (column % 32) & 1;
+    return mask.p.lists.bit_tiles[word] >> (column % 32) & 1;
   }
   for (int i = 0; i < mask.p.n_spans; ++i) {
     int2 const span = mask.spans()[static_cast<i64>(i) * mask.p.k_padded + k];
@@ -64,51 +67,52 @@ __device__ __forceinline__ float dot(float const* s_q, unsigned short const* g_k
 }
 
 struct Row {
-  float peak = neg_inf();
+  float row_max = neg_inf();
   float sum = 0.f;
   float out[kOwned] = {};
 };
 
 // One tile of keys of the row: scores to shared memory, then the online softmax, then O.
-__device__ __forceinline__ void add_tile(AttnParams const& p, Row& row, float* s_scores, float* s_reduce, unsigned short const* g_v, int count) {
-  float peak = neg_inf();
-  for (int c = threadIdx.x; c < count; c += kThreads) peak = fmaxf(peak, s_scores[c]);
-  peak = fmaxf(row.peak, block_reduce(peak, s_reduce, [](float a, float b) { return fmaxf(a, b); }));
-  if (peak == neg_inf()) return;
-  float const correction = exp2_approx((row.peak - peak) * p.scale_log2);
-  row.peak = peak;
+__device__ __forceinline__ void add_tile(
+    ForwardParams const& p, Row& row, float* s_scores, float* s_reduce, unsigned short const* g_v, int count) {
+  float row_max = neg_inf();
+  for (int c = threadIdx.x; c < count; c += kThreads) row_max = fmaxf(row_max, s_scores[c]);
+  row_max = fmaxf(row.row_max, block_reduce(row_max, s_reduce, [](float a, float b) { return fmaxf(a, b); }));
+  if (row_max == neg_inf()) return;
+  float const correction = exp2_approx((row.row_max - row_max) * p.scale_log2);
+  row.row_max = row_max;
   float sum = 0.f;  // of the tile: shorter chains of additions round less
 #pragma unroll
   for (int i = 0; i < kOwned; ++i) row.out[i] *= correction;
   for (int c = 0; c < count; ++c) {
     if (s_scores[c] == neg_inf()) continue;  // not seen: its V row may hold anything
-    float const weight = exp2_approx(fmaf(s_scores[c], p.scale_log2, -(peak * p.scale_log2)));
+    float const weight = exp2_approx(fmaf(s_scores[c], p.scale_log2, -(row_max * p.scale_log2)));
     sum += weight;
 #pragma unroll
     for (int i = 0; i < kOwned; ++i) {
       int const d = i * kThreads + threadIdx.x;
-      if (d < p.head_dim) row.out[i] += weight * load16(g_v, c * p.v_strides[2] + d);
+      if (d < p.head_dim) row.out[i] += weight * load16(g_v, c * p.v_strides.token + d);
     }
   }
   row.sum = row.sum * correction + sum;
 }
 
-__device__ __forceinline__ void store_row(AttnParams const& p, Row const& row, int batch, int head, int q) {
+__device__ __forceinline__ void store_row(ForwardParams const& p, Row const& row, int batch, int head, int q) {
   float const inverse = row.sum == 0.f ? 0.f : 1.f / row.sum;
-  unsigned short* const g_out = static_cast<unsigned short*>(p.out) + batch * p.out_strides[0] +
-                                head * p.out_strides[1] + q * p.out_strides[2];
+  unsigned short* const g_out = static_cast<unsigned short*>(p.out) + batch * p.out_strides.batch +
+                                head * p.out_strides.head + q * p.out_strides.token;
 #pragma unroll
   for (int i = 0; i < kOwned; ++i) {
     int const d = i * kThreads + threadIdx.x;
     if (d < p.head_dim) g_out[d] = static_cast<unsigned short>(pack_pair<kBf16>(row.out[i] * inverse, 0.f));
   }
   if (p.lse != nullptr && threadIdx.x == 0) {
-    float const lse = log_sum(row.peak, row.sum, p.scale, p.scale_log2);
+    float const lse = log_sum(row.row_max, row.sum, p.scale, p.scale_log2);
     p.lse[(static_cast<i64>(batch) * p.q_heads + head) * p.q_len + q] = lse;
   }
 }
 
-__device__ __forceinline__ void attend_row(AttnParams const& p, float* s_memory) {
+__device__ __forceinline__ void attend_row(ForwardParams const& p, float* s_memory) {
   int const q = blockIdx.x % p.q_len;
   int const head = blockIdx.x / p.q_len % p.q_heads;
   int const batch = blockIdx.x / p.q_len / p.q_heads;
@@ -117,24 +121,25 @@ __device__ __forceinline__ void attend_row(AttnParams const& p, float* s_memory)
   float* const s_q = s_memory;
   float* const s_scores = s_q + kHeadDim;
   float* const s_reduce = s_scores + kBc;
-  unsigned short const* g_q = static_cast<unsigned short const*>(p.q) + batch * p.q_strides[0] + head * p.q_strides[1] +
-                              q * p.q_strides[2];
-  i64 const k_base = batch * p.k_strides[0] + head / p.group * p.k_strides[1];
-  i64 const v_base = batch * p.v_strides[0] + head / p.group * p.v_strides[1];
+  unsigned short const* g_q = static_cast<unsigned short const*>(p.q) + batch * p.q_strides.batch +
+                              head * p.q_strides.head + q * p.q_strides.token;
+  i64 const k_base = batch * p.k_strides.batch + head / p.group * p.k_strides.head;
+  i64 const v_base = batch * p.v_strides.batch + head / p.group * p.v_strides.head;
   for (int d = threadIdx.x; d < p.head_dim; d += kThreads) s_q[d] = load16(g_q, d);
   Row row;
-  int const* const entries = p.row_offsets + mask_index * p.q_blocks + q / kBr;
-  Visit visit(p, entries[0], entries[1]);
-  while (visit.has_next()) {
-    KeyTile const tile = visit.take(p);
+  int const* const entries = p.lists.row_offsets + mask_index * p.q_blocks + q / kBr;
+  EntryWalk walk(p.lists, entries[0], entries[1]);
+  while (walk.has_next()) {
+    Tile const tile = walk.take(p.lists);
     __syncthreads();
     for (int c = threadIdx.x; c < tile.length(); c += kThreads) {
       bool const seen = is_visible(mask, tile, q, q % kBr, c);
-      unsigned short const* g_key = static_cast<unsigned short const*>(p.k) + k_base + (tile.k0 + c) * p.k_strides[2];
+      unsigned short const* g_key =
+          static_cast<unsigned short const*>(p.k) + k_base + (tile.first + c) * p.k_strides.token;
       s_scores[c] = seen ? dot(s_q, g_key, p.head_dim) : neg_inf();
     }
     __syncthreads();
-    unsigned short const* g_v = static_cast<unsigned short const*>(p.v) + v_base + tile.k0 * p.v_strides[2];
+    unsigned short const* g_v = static_cast<unsigned short const*>(p.v) + v_base + tile.first * p.v_strides.token;
     add_tile(p, row, s_scores, s_reduce, g_v, tile.length());
   }
   store_row(p, row, batch, head, q);
@@ -142,9 +147,10 @@ __device__ __forceinline__ void attend_row(AttnParams const& p, float* s_memory)
 
 }  // namespace omni
 
-static_assert(sizeof(omni::AttnParams) == OMNI_PARAMS_BYTES, "launch.py and params.cuh disagree");
+static_assert(sizeof(omni::ForwardParams) == OMNI_PARAMS_BYTES, "params.py and params.cuh disagree");
 
-extern "C" __global__ void __launch_bounds__(omni::kThreads, 1) attention_naive(const __grid_constant__ omni::AttnParams p) {
+extern "C" __global__ void __launch_bounds__(omni::kThreads, 1)
+    attention_naive(const __grid_constant__ omni::ForwardParams p) {
   extern __shared__ float s_memory[];
   omni::attend_row(p, s_memory);
 }

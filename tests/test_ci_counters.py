@@ -1,4 +1,4 @@
-""".ci/gpu/workspace.py: what it makes of ncu's CSV files."""
+""".ci/counters.py: what it makes of ncu's CSV files."""
 
 from __future__ import annotations
 

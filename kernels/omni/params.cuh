@@ -1,5 +1,5 @@
-// The launch ABI: one struct by value. omnicupy/launch.py packs the same fields in the same order; the entry files
-// compare the sizes at compile time.
+// The launch ABI: structs that kernels take by value. params.py packs the same fields in the same order, without the
+// nesting; the entry files compare the sizes at compile time.
 #pragma once
 
 namespace omni {
@@ -8,25 +8,48 @@ using u32 = unsigned int;
 using u64 = unsigned long long;
 using i64 = long long;
 
-struct AttnParams {
+// Steps from one element to the next along an axis, in elements. Along the columns it is 1.
+struct Strides {
+  i64 batch, head, token;
+};
+
+// A tensor of 16-bit elements, (batch, heads, tokens, head_dim).
+struct Tensor {
+  void const* data;
+  Strides const& strides;
+
+  // Where the rows of a head begin.
+  __device__ __forceinline__ unsigned char const* rows(int batch, int head) const {
+    return static_cast<unsigned char const*>(data) + 2 * (batch * strides.batch + head * strides.head);
+  }
+
+  __device__ __forceinline__ unsigned char const* row(int batch, int head, int token) const {
+    return static_cast<unsigned char const*>(data) +
+           2 * (batch * strides.batch + head * strides.head + token * strides.token);
+  }
+};
+
+// The block mask: for each block row the tiles that are to be visited, and what the element rule reads.
+struct BlockLists {
+  // (mask_batch * q_blocks + 1): where the entries of each block row start; row b * q_blocks + i is block i of mask b.
+  int const* row_offsets;
+  int4 const* entries;   // {kind | flags | keys << 8, payload, first key, unskipped}
+  int4 const* parts;     // {first query, mask, first entry, end entry}: what is worked on, longest first
+  u32 const* bit_tiles;  // (tiles, kBr, kBc / 32)
+  int2 const* spans;     // (mask_batch, n_spans, k_padded): {first visible row, number of rows} of each key
+  u32 const* dead;       // (mask_batch, k_padded / 32): keys that no row sees
+};
+
+struct ForwardParams {
   void const* q;  // (batch, q_heads, q_len, head_dim)
   void const* k;  // (batch, kv_heads, k_len, head_dim)
   void const* v;
   void* out;   // as q
   float* lse;  // (batch, q_heads, q_len), contiguous; null when not wanted
 
-  // The block mask (omnicupy/packing.py). Block row b * q_blocks + i is query block i of mask b.
-  int const* row_offsets;  // (mask_batch * q_blocks + 1): where the entries of each block row start
-  int4 const* entries;     // {kind | flags | keys << 8, payload, first key, common}
-  int4 const* parts;       // {first query, mask, first entry, end entry}: what is worked on, longest first
-  u32 const* bit_tiles;    // (tiles, kBr, kBc / 32)
-  int2 const* spans;       // (mask_batch, n_spans, k_padded): {first visible row, number of rows} of each key
-  u32 const* dead;         // (mask_batch, k_padded / 32): keys that no row sees
+  BlockLists lists;
 
-  i64 q_strides[3];  // batch, head, token; in elements
-  i64 k_strides[3];
-  i64 v_strides[3];
-  i64 out_strides[3];
+  Strides q_strides, k_strides, v_strides, out_strides;
 
   float scale;       // of the scores
   float scale_log2;  // scale * log2(e)
@@ -34,8 +57,12 @@ struct AttnParams {
   int batch, q_heads, group;  // group = q_heads / kv_heads
   int q_blocks, mask_batch, diagonal;
   int n_spans, k_padded;
-  int section;        // heads that share L2 before the next parts of other heads start
+  int section;   // heads that share L2 before the next parts of other heads start
   int tiers[4];  // where each tier of parts ends
+
+  __device__ __forceinline__ Tensor query() const { return Tensor{q, q_strides}; }
+  __device__ __forceinline__ Tensor key() const { return Tensor{k, k_strides}; }
+  __device__ __forceinline__ Tensor value() const { return Tensor{v, v_strides}; }
 };
 
 }  // namespace omni

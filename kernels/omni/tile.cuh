@@ -1,5 +1,5 @@
 // The register tile that every tensor-core kernel shares: for float32 accumulators mma.m16n8k16 and each warp of
-// wgmma.m64nNk16 give a thread the same slice (PTX ISA, "Matrix fragments"), so mask, softmax and epilogue are
+// wgmma.m64nNk16 give a thread the same slice (PTX ISA, "Matrix fragments"), so mask, softmax and stores are
 // written once over it.
 #pragma once
 

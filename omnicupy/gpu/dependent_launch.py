@@ -2,8 +2,8 @@
 
 CUDA calls it programmatic dependent launch (CUDA C++ Programming Guide, "Programmatic Dependent Launch and
 Synchronization"). The kernel takes its work items, reads their part of the block mask, and then waits for the kernel
-ahead to end before it touches anything that others write (griddepcontrol.wait in kernels/omni/sm90/producer.cuh and
-work.cuh). What that hides is the launch itself, which shows where calls are short.
+ahead to end before it touches anything that others write (griddepcontrol.wait in kernels/omni/sm90/work_list.cuh and
+forward/producer.cuh). What that hides is the launch itself, which shows where calls are short.
 """
 
 from __future__ import annotations

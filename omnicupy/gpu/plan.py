@@ -22,8 +22,8 @@ from omnicupy.jit.spec import AttnSpec
 ITEM_BYTES = 2  # of float16 and bfloat16
 MAX_MAPS = 64  # address triples whose tensor maps a plan keeps
 ALIGN_MASK = check.ALIGN_BYTES - 1
-_POINTERS = struct.Struct("<5Q")  # q, k, v, out, lse: the first fields of AttnParams
-_MAPS = struct.Struct(f"<{3 * MAP_BYTES}s")  # of q, k and v: the first fields of AttnParamsSm90
+_POINTERS = struct.Struct("<5Q")  # q, k, v, out, lse: the first fields of ForwardParams
+_MAPS = struct.Struct(f"<{3 * MAP_BYTES}s")  # of q, k and v: the first fields of ForwardParamsSm90
 _WORK = struct.Struct("<3Q")  # counter, partials, arrivals: neighbours there
 Layout: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]  # shape, strides in bytes
 Addresses: TypeAlias = tuple[int, int, int]  # of q, k and v

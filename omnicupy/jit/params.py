@@ -33,7 +33,7 @@ MAP_BYTES, _MAP_ALIGN = 128, 64  # of one tensor map
 
 
 def _fields() -> list[tuple[str, str, tuple[int, ...]]]:
-    """AttnParams: pointers first, then 64-bit, then 32-bit fields, so that C adds no padding inside."""
+    """ForwardParams: pointers first, then 64-bit, then 32-bit fields, so that C adds no padding inside."""
     return [
         *((name, "<u8", ()) for name in _POINTERS),
         *((name, "<i8", (3,)) for name in _STRIDES),
@@ -44,7 +44,7 @@ def _fields() -> list[tuple[str, str, tuple[int, ...]]]:
 
 
 def _with_maps() -> np.dtype[np.void]:
-    """AttnParamsSm90: three tensor maps, AttnParams, the work counters and what split rows need.
+    """ForwardParamsSm90: three tensor maps, ForwardParams, the work counters and what split rows need.
 
     The maps' alignment rounds the size up.
     """

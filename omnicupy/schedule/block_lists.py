@@ -19,7 +19,7 @@ from omnicupy.schedule.parts import Schedule, Workers, costs_of, schedule
 KEY_PAD = 256  # spans and dead bits are padded: a tile may read past k_len, but finds nothing there
 ALIGN_BYTES = 16  # of every array in the buffer: kernels copy 16 bytes at a time
 
-# name of the array (and of its pointer in AttnParams) -> dtype
+# name of the array (and of its pointer in the kernel's struct) -> dtype
 ARRAYS = {
     "row_offsets": np.int32,
     "entries": np.int32,

@@ -1,7 +1,7 @@
 """What is worked on, in which order: block rows or parts of them, so that all multiprocessors end together.
 
 A block row whose keys take longer than the rest would wait for is cut into parts; each attends to some of the
-row's tiles, and the part that ends last merges them (kernels/omni/sm90/merge.cuh). The heads of a section share
+row's tiles, and the part that ends last merges them (kernels/omni/sm90/forward/merge.cuh). The heads of a section share
 K and V in the L2 cache, so the list is walked section by section; tiers bring the short parts of all sections
 behind the long ones of all.
 """

@@ -20,8 +20,8 @@ HEADER = """\
 
 namespace omni {
 
-// m64 n{kN} k16, float32 accumulators, 16-bit inputs. `scores`: A and B from shared memory, both K-major.
-// `values`: A from registers, B from shared memory, MN-major. accumulate = 0: d = a b, else d += a b.
+// m64 n{kN} k16, float32 accumulators, 16-bit inputs. ss_kk: A and B from shared memory, both K-major. rs_n: A from
+// registers, B from shared memory, N-major. accumulate = 0: d = a b, else d += a b.
 template <int kN, bool kBf16>
 struct Wgmma;
 """
@@ -29,14 +29,14 @@ struct Wgmma;
 STRUCT = """
 template <>
 struct Wgmma<{n}, {flag}> {{
-  __device__ __forceinline__ static void scores(float (&d)[{regs}], u64 a, u64 b, int accumulate) {{
+  __device__ __forceinline__ static void ss_kk(float (&d)[{regs}], u64 a, u64 b, int accumulate) {{
     asm volatile(
         "{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{p_ss}, 0;\\n"
         "wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{type}.{type} {{{list}}}, %{a_ss}, %{b_ss}, p, 1, 1, 0, 0;\\n}}"
         : {outs}
         : "l"(a), "l"(b), "r"(accumulate));
   }}
-  __device__ __forceinline__ static void values(float (&d)[{regs}], u32 const* a, u64 b) {{
+  __device__ __forceinline__ static void rs_n(float (&d)[{regs}], u32 const* a, u64 b) {{
     asm volatile(
         "wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{type}.{type} {{{list}}}, {{%{a0}, %{a1}, %{a2}, %{a3}}}, %{b_rs}, 1, 1, 1, 1;"
         : {outs}

@@ -44,7 +44,7 @@ class Named(Barrier):
 
 @dataclass
 class Place:
-    """RingIndex of pipe.cuh."""
+    """RingIndex of ring.cuh."""
 
     stages: int
     stage: int = 0
@@ -72,7 +72,7 @@ class Item:
     tiles: tuple[Tile, ...]
 
     @property
-    def common(self) -> int:
+    def unskipped(self) -> int:
         """Tiles at the start that nobody skips."""
         return next((i for i, tile in enumerate(self.tiles) if tile.skips), len(self.tiles))
 

@@ -1,8 +1,8 @@
 """Producer and consumers of the Hopper kernel, as processes that random schedules can interleave.
 
-A transcription of kernels/omni/sm90/work.cuh, producer.cuh, consumer.cuh and walk.cuh: what each waits for and gives
-back, and what is in the buffers meanwhile; a warpgroup is one process. Whoever changes the order there changes it here
-first.
+A transcription of kernels/omni/sm90/work_list.cuh and forward/producer.cuh, consumer.cuh and loop.cuh: what each waits
+for and gives back, and what is in the buffers meanwhile; a warpgroup is one process. Whoever changes the order there
+changes it here first.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class Producer:
 class Consumer:
     def __init__(self, block: Block, group: int) -> None:
         self.block, self.group = block, group
-        self.ring, self.before, self.slot = Place(block.stages), Place(block.stages), Place(2)
+        self.ring, self.value_stage, self.slot = Place(block.stages), Place(block.stages), Place(2)
         self.name_before: Name = (-1, -1)
         self.is_dead = False
 
@@ -145,19 +145,19 @@ class Consumer:
         assert self.block.k[self.ring.stage] == name
 
     def values(self) -> Steps:
-        yield from self.block.v_full[self.before.stage].wait(self.before.parity)
-        assert self.block.v[self.before.stage] == self.name_before
+        yield from self.block.v_full[self.value_stage.stage].wait(self.value_stage.parity)
+        assert self.block.v[self.value_stage.stage] == self.name_before
 
     def zero_dead(self) -> Steps:
         if self.is_dead:
             yield from self.values()
             yield from self.block.some_time()
-            self.block.cleared[self.before.stage] += 1
+            self.block.cleared[self.value_stage.stage] += 1
             yield from self.block.dead.sync()
 
     def skip(self, name: Name, any_before: bool) -> Iterator[None]:
         """Returns whether it skipped."""
-        if any_before and self.ring.stage == self.before.stage:
+        if any_before and self.ring.stage == self.value_stage.stage:
             return False
         yield from self.keys(name)
         if not self.tile(name).skips >> self.group & 1:
@@ -180,13 +180,13 @@ class Consumer:
     def added(self) -> Steps:
         """Values are added: V goes back."""
         if self.tile(self.name_before).dead:
-            assert self.block.cleared[self.before.stage] == self.block.groups
+            assert self.block.cleared[self.value_stage.stage] == self.block.groups
         yield from self.block.some_time()
-        assert self.block.v[self.before.stage] == self.name_before
-        self.block.v_empty[self.before.stage].arrive()
+        assert self.block.v[self.value_stage.stage] == self.name_before
+        self.block.v_empty[self.value_stage.stage].arrive()
 
     def step(self, name: Name) -> None:
-        self.before, self.name_before = self.ring.copy(), name
+        self.value_stage, self.name_before = self.ring.copy(), name
         self.ring.next()
         self.block.seen[self.group].append(name)
         self.block.events += 1
@@ -224,7 +224,7 @@ class Consumer:
         item = self.block.items[number]
         any_tile = False
         for tile in range(len(item.tiles)):
-            name, in_turn = (number, tile), tile < item.common
+            name, in_turn = (number, tile), tile < item.unskipped
             if not in_turn and (yield from self.skip(name, any_tile)):
                 continue
             yield from self.next_tile(name, in_turn) if any_tile else self.first_tile(name)

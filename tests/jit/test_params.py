@@ -1,39 +1,64 @@
-"""jit/params.py agrees with the structs of the kernels' headers: names, order, offsets, size."""
+"""jit/params.py agrees with the structs of the kernels' headers, nested ones too: names, order, offsets, size."""
 
 from __future__ import annotations
 
 import re
 
 import numpy as np
+import pytest
 
 from omnicupy.jit.params import ATTN_PARAMS, ATTN_PARAMS_SM90, PARAMS, params_bytes
 from omnicupy.jit.source import kernels_dir
 from omnicupy.jit.spec import KERNELS
 
-HEADERS = {"AttnParams": "omni/params.cuh", "AttnParamsSm90": "omni/sm90/config.cuh"}
-# Size and alignment of what a field may be.
-SIZES = {"float": (4, 4), "int": (4, 4), "u32": (4, 4), "i64": (8, 8), "u64": (8, 8)}
-SIZES |= {"TensorMap": (128, 64), "AttnParams": (256, 8)}
+HEADERS = {
+    "Strides": "omni/params.cuh",
+    "BlockLists": "omni/params.cuh",
+    "ForwardParams": "omni/params.cuh",
+    "ForwardParamsSm90": "omni/sm90/forward/config.cuh",
+}
+# Size and alignment of what a field may be, besides a pointer or a struct of HEADERS.
+SIZES = {"float": (4, 4), "int": (4, 4), "u32": (4, 4), "i64": (8, 8), "u64": (8, 8), "TensorMap": (128, 64)}
+# Structs whose fields params.py packs as fields of the struct around them; another struct is one field, an array.
+FLAT = {"BlockLists", "ForwardParams"}
+FUNCTION = re.compile(
+    r"^  __device__.*\n(?:(?:    .*|  })\n)*", re.MULTILINE
+)  # of a struct, by its indentation
 FIELD = re.compile(r"((?:[\w:]+ )?(?:[\w:]+)(?: const)?\*?) (\w.*)", re.DOTALL)
 
+Fields = list[tuple[str, int, int]]  # (name, offset, bytes)
 
-def _fields(struct: str) -> list[tuple[str, int, int]]:
-    """(name, offset, bytes) of each field of a C struct of pointers, scalars, arrays and structs of SIZES."""
-    text = (kernels_dir() / HEADERS[struct]).read_text()
-    body = re.search(rf"struct {struct} {{(.*?)\n}};", text, re.DOTALL)
+
+def _struct(name: str) -> tuple[Fields, int, int]:
+    """The fields, size and alignment of a C struct of pointers, scalars, arrays and structs, by the rules of C."""
+    text = (kernels_dir() / HEADERS[name]).read_text()
+    body = re.search(rf"struct {name} {{(.*?)\n}};", text, re.DOTALL)
     assert body is not None
-    declarations = re.sub(r"//[^\n]*", "", body[1]).split(";")
-    found, end = [], 0
+    code = re.sub(r"//[^\n]*", "", body[1])
+    declarations = FUNCTION.sub("", code + "\n").split(";")
+    found: Fields = []
+    end, strictest = 0, 1
     for declaration in (d.strip() for d in declarations if d.strip()):
         kind, names = FIELD.fullmatch(declaration).groups()  # type: ignore[union-attr]
-        size, align = (8, 8) if kind.endswith("*") else SIZES[kind]
-        for name in names.split(","):
-            match = re.fullmatch(r"(\w+)(?:\[(\d+)\])?", name.strip())
+        inner, size, align = _kind(kind)
+        strictest = max(strictest, align)
+        for field in names.split(","):
+            match = re.fullmatch(r"(\w+)(?:\[(\d+)\])?", field.strip())
             assert match is not None, declaration
             offset = -(-end // align) * align
             end = offset + size * int(match[2] or 1)
-            found.append((match[1], offset, end - offset))
-    return found
+            if kind in FLAT:
+                found += [(of, offset + at, held) for of, at, held in inner]
+            else:
+                found.append((match[1], offset, end - offset))
+    return found, -(-end // strictest) * strictest, strictest
+
+
+def _kind(kind: str) -> tuple[Fields, int, int]:
+    """The fields that a type has itself, its size and its alignment."""
+    if kind in HEADERS:
+        return _struct(kind)
+    return ([], 8, 8) if kind.endswith("*") else ([], *SIZES[kind])
 
 
 def _mine(dtype: np.dtype[np.void]) -> list[tuple[str, int, int]]:
@@ -41,25 +66,29 @@ def _mine(dtype: np.dtype[np.void]) -> list[tuple[str, int, int]]:
     return [(name, offset, of.itemsize) for name, of, offset in fields]
 
 
-def test_attn_params_has_the_fields_of_the_header() -> None:
-    mine = _mine(ATTN_PARAMS)
-    assert mine == _fields("AttnParams")
-    assert mine[-1][1] + mine[-1][2] <= ATTN_PARAMS.itemsize
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("ForwardParams", ATTN_PARAMS), ("ForwardParamsSm90", ATTN_PARAMS_SM90)]
+)
+def test_a_struct_has_the_fields_and_the_size_of_its_header(name: str, dtype: np.dtype[np.void]) -> None:
+    fields, size, _ = _struct(name)
+    assert _mine(dtype) == fields
+    assert dtype.itemsize == size
 
 
-def test_attn_params_sm90_has_the_fields_of_its_header() -> None:
-    nested: list[tuple[str, int, int]] = []
-    for name, offset, size in _fields("AttnParamsSm90"):
-        if name == "p":
-            assert size == ATTN_PARAMS.itemsize
-            nested += [(inner, offset + at, of) for inner, at, of in _fields("AttnParams")]
-        else:
-            nested.append((name, offset, size))
-    assert _mine(ATTN_PARAMS_SM90) == nested
+def test_strides_are_an_array_of_three() -> None:
+    assert _struct("Strides") == ([("batch", 0, 8), ("head", 8, 8), ("token", 16, 8)], 24, 8)
+
+
+def test_block_lists_stand_together() -> None:
+    """They are a struct of their own, in which nothing but them may lie."""
+    fields, size, align = _struct("BlockLists")
+    assert (size, align) == (8 * len(fields), 8)
+    first = ATTN_PARAMS.fields[fields[0][0]][1]  # type: ignore[index]
+    assert [(name, first + offset, held) for name, offset, held in fields] == _mine(ATTN_PARAMS)[5:11]
 
 
 def test_a_tensor_map_is_what_the_header_says() -> None:
-    text = (kernels_dir() / "omni/sm90/ptx.cuh").read_text()
+    text = (kernels_dir() / "omni/sm90/tma.cuh").read_text()
     size, align = SIZES["TensorMap"]
     assert re.search(rf"struct alignas\({align}\) TensorMap {{\s*u64 \w+\[{size // 8}\];", text)
 

@@ -1,6 +1,7 @@
-// One tile for one warp: S = Q K^T, its mask and peaks, O += P V, by mma.sync with operands from ldmatrix.
+// One tile for one warp: S = Q K^T, its mask and row maxima, O += P V, by mma.sync with operands from ldmatrix.
 #pragma once
 
+#include "omni/mask/keep.cuh"
 #include "omni/sm80/smem.cuh"
 #include "omni/softmax.cuh"
 
@@ -15,16 +16,18 @@ struct AFragments {
 // scores += Q K^T over kCols columns. s_q: the lane's address in the warp's own Q rows; s_k: in the K tile.
 template <class Cfg, int kCols, class Scores>
 __device__ __forceinline__ void add_scores(Scores& scores, u32 s_q, u32 s_k) {
-  using Tile = SmemTile<kCols, Cfg::kSwizzle>;
+  using Shared = SmemTile<kCols, Cfg::kSwizzle>;
 #pragma unroll
   for (int d = 0; d < kCols; d += Cfg::kMmaAtomK) {
     AFragments<Cfg::kTilesM> a;
 #pragma unroll
-    for (int m = 0; m < Cfg::kTilesM; ++m) ldmatrix_x4(a.r[m], Tile::at_column(s_q, d) + 16 * m * Tile::kPitchBytes);
+    for (int m = 0; m < Cfg::kTilesM; ++m) {
+      ldmatrix_x4(a.r[m], Shared::at_column(s_q, d) + 16 * m * Shared::kPitchBytes);
+    }
 #pragma unroll
     for (int n = 0; n < Scores::kCols; n += 16) {
       u32 b[4];
-      ldmatrix_x4(b, Tile::at_column(s_k, d) + n * Tile::kPitchBytes);
+      ldmatrix_x4(b, Shared::at_column(s_k, d) + n * Shared::kPitchBytes);
 #pragma unroll
       for (int m = 0; m < Cfg::kTilesM; ++m) {
         mma_m16n8k16<Cfg::kBf16>(&scores.x[m][n / 2], a.r[m], b[0], b[2]);
@@ -44,23 +47,24 @@ __device__ __forceinline__ void add_product(Out& out, int n, AFragments<Cfg::kTi
   }
 }
 
-// Masks one tile of scores and moves the peaks that it outgrows. What the scores weigh is worked out in add_values.
+// Masks one tile of scores, and raises the row maxima that it outgrows. What the scores weigh is worked out in
+// add_values.
 template <class Cfg, class Scores, class Out>
-__device__ __forceinline__ void settle_scores(
+__device__ __forceinline__ void mask_and_rescale(
     Scores& scores, Out& out, OnlineSoftmax<Cfg::kTilesM>& softmax, WarpTile const& warp) {
   if (warp.keys.kind() != kFull) mask_tile<Cfg::kBr>(scores, warp);
   // Exact maxima for all tiles where the head dimension is cut: registers are dearer there than rescaling.
-  softmax.settle(scores, out, !Cfg::kTiledHeadDim && warp.keys.may_stand(), warp.mask.p.scale_log2);
+  softmax.rescale_outgrown(scores, out, !Cfg::kTiledHeadDim && warp.keys.allows_lazy(), warp.mask.p.scale_log2);
 }
 
 // out += P V, where P is what the scores weigh. The accumulators of two neighbouring n8 blocks are the A operand of one
-// k16 step: no shuffles. Exponentials and products stand in one straight path, without the votes on the peaks between
+// k16 step: no shuffles. Exponentials and products stand in one straight path, without the votes on row maxima between
 // them, so that ptxas puts the exponentials of one step beside the products of another. s_v: the lane's address in the
 // V tile.
 template <class Cfg, class Scores, class Out>
 __device__ __forceinline__ void add_values(
     Out& out, Scores const& scores, OnlineSoftmax<Cfg::kTilesM>& softmax, float scale_log2, u32 s_v) {
-  using Tile = SmemTile<Cfg::kValueDim, Cfg::kSwizzle>;
+  using Shared = SmemTile<Cfg::kValueDim, Cfg::kSwizzle>;
   float offset[Cfg::kTilesM][2];
 #pragma unroll
   for (int m = 0; m < Cfg::kTilesM; ++m) {
@@ -84,7 +88,7 @@ __device__ __forceinline__ void add_values(
 #pragma unroll
     for (int n = 0; n < Out::kCols; n += 16) {
       u32 b[4];
-      ldmatrix_x4_trans(b, Tile::at_column(s_v, n) + k * Tile::kPitchBytes);
+      ldmatrix_x4_trans(b, Shared::at_column(s_v, n) + k * Shared::kPitchBytes);
       add_product<Cfg>(out, n, a, b);
       if constexpr (Cfg::kSplitWeights) add_product<Cfg>(out, n, rest, b);
     }

@@ -2,8 +2,9 @@
 // phase reads lie in eight different 16-byte banks. Filled by cp.async, all threads of the block taking part.
 #pragma once
 
-#include "omni/mask.cuh"
+#include "omni/mask/rule.cuh"
 #include "omni/sm80/ptx.cuh"
+#include "omni/tile.cuh"
 
 namespace omni {
 
@@ -38,19 +39,20 @@ struct SmemTile {
 // Starts the copy of a kRows x kCols tile: rows at or past `rows` and columns at or past `columns` become zeros.
 // g_tile: first element of the tile; stride_bytes between rows. 16-byte aligned.
 template <int kThreads, int kRows, int kCols, bool kSwizzle>
-__device__ __forceinline__ void load_tile(u32 s_tile, unsigned char const* g_tile, i64 stride_bytes, int rows, int columns) {
-  using Tile = SmemTile<kCols, kSwizzle>;
-  constexpr int kPieces = kRows * Tile::kChunks;
-  constexpr int kRowStep = kThreads / Tile::kChunks;
-  if constexpr (kThreads % Tile::kChunks == 0 && kRows % kRowStep == 0) {
+__device__ __forceinline__ void load_tile(
+    u32 s_tile, unsigned char const* g_tile, i64 stride_bytes, int rows, int columns) {
+  using Shared = SmemTile<kCols, kSwizzle>;
+  constexpr int kPieces = kRows * Shared::kChunks;
+  constexpr int kRowStep = kThreads / Shared::kChunks;
+  if constexpr (kThreads % Shared::kChunks == 0 && kRows % kRowStep == 0) {
     // Every thread keeps its chunk and walks down the rows.
-    int row = threadIdx.x / Tile::kChunks;
-    int const chunk = threadIdx.x % Tile::kChunks;
+    int row = threadIdx.x / Shared::kChunks;
+    int const chunk = threadIdx.x % Shared::kChunks;
     if (chunk * 8 >= columns) rows = 0;
     g_tile += row * stride_bytes + chunk * 16;
 #pragma unroll 2
     for (int i = 0; i < kRows / kRowStep; ++i) {
-      cp_async_16(s_tile + Tile::offset(row, chunk), g_tile, row < rows ? 16 : 0);
+      cp_async_16(s_tile + Shared::offset(row, chunk), g_tile, row < rows ? 16 : 0);
       row += kRowStep;
       g_tile += kRowStep * stride_bytes;
     }
@@ -59,10 +61,10 @@ __device__ __forceinline__ void load_tile(u32 s_tile, unsigned char const* g_til
     for (int i = 0; i < (kPieces + kThreads - 1) / kThreads; ++i) {
       int const piece = i * kThreads + static_cast<int>(threadIdx.x);
       if (kPieces % kThreads != 0 && piece >= kPieces) break;
-      int const row = piece / Tile::kChunks;
-      int const chunk = piece % Tile::kChunks;
+      int const row = piece / Shared::kChunks;
+      int const chunk = piece % Shared::kChunks;
       bool const exists = row < rows && chunk * 8 < columns;
-      cp_async_16(s_tile + Tile::offset(row, chunk), g_tile + row * stride_bytes + chunk * 16, exists ? 16 : 0);
+      cp_async_16(s_tile + Shared::offset(row, chunk), g_tile + row * stride_bytes + chunk * 16, exists ? 16 : 0);
     }
   }
 }
@@ -70,12 +72,12 @@ __device__ __forceinline__ void load_tile(u32 s_tile, unsigned char const* g_til
 // Zeroes the rows of a V tile whose key no row sees, because 0 * NaN = NaN. The tile has arrived; the caller
 // synchronises the block before the tile is read. The swizzle moves chunks inside their row only.
 template <int kThreads, int kCols, bool kSwizzle>
-__device__ __forceinline__ void zero_dead_rows(unsigned char* s_tile, MaskView const& mask, KeyTile const& tile) {
-  using Tile = SmemTile<kCols, kSwizzle>;
-  u32 const* const g_dead = mask.dead_words(tile.k0);
+__device__ __forceinline__ void zero_dead_rows(unsigned char* s_tile, MaskView const& mask, Tile const& tile) {
+  using Shared = SmemTile<kCols, kSwizzle>;
+  u32 const* const g_dead = mask.dead_words(tile.first);
 #pragma unroll 1  // registers are dearer
-  for (int piece = threadIdx.x; piece < tile.length() * Tile::kChunks; piece += kThreads) {
-    int const row = piece / Tile::kChunks;
+  for (int piece = threadIdx.x; piece < tile.length() * Shared::kChunks; piece += kThreads) {
+    int const row = piece / Shared::kChunks;
     if (g_dead[row / 32] >> (row % 32) & 1) reinterpret_cast<uint4*>(s_tile)[piece] = make_uint4(0, 0, 0, 0);
   }
 }

@@ -5,11 +5,6 @@
 
 namespace omni {
 
-// 128 bytes that cuTensorMapEncodeTiled filled; the hardware wants them 64-byte aligned.
-struct alignas(64) TensorMap {
-  u64 opaque[16];
-};
-
 __device__ __forceinline__ void mbarrier_init(u32 s_barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(s_barrier), "r"(arrivals) : "memory");
 }
@@ -37,7 +32,8 @@ __device__ __forceinline__ void mbarrier_meet(u32 s_barrier) {
 }
 
 __device__ __forceinline__ void mbarrier_expect_tx(u32 s_barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(s_barrier), "r"(bytes) : "memory");
+  asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(s_barrier), "r"(bytes)
+               : "memory");
 }
 
 // Returns when the phase of the given parity has completed.
@@ -53,7 +49,7 @@ __device__ __forceinline__ void mbarrier_wait(u32 s_barrier, int parity) {
       : "memory");
 }
 
-__device__ __forceinline__ void prefetch_tensormap(TensorMap const* map) {
+__device__ __forceinline__ void prefetch_tensormap(void const* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
@@ -62,23 +58,26 @@ __device__ __forceinline__ void count_round(int* g_counter, int last) {
   asm volatile("red.relaxed.gpu.global.inc.u32 [%0], %1;" ::"l"(g_counter), "r"(last) : "memory");
 }
 
-__device__ __forceinline__ void prefetch_to_l2(void const* g_line) { asm volatile("prefetch.global.L2 [%0];" ::"l"(g_line)); }
+__device__ __forceinline__ void prefetch_to_l2(void const* g_line) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(g_line));
+}
 
-// One box of a (column, token, head, batch) tensor to shared memory; completes on the barrier.
+// One box of a (column, token, head, batch) tensor to shared memory, by its tensor map; completes on the barrier.
 __device__ __forceinline__ void tma_load_4d(
-    u32 s_target, TensorMap const* map, u32 s_barrier, int column, int token, int head, int batch) {
+    u32 s_target, void const* map, u32 s_barrier, int column, int token, int head, int batch) {
   asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(
-          s_target),
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "
+      "[%1, {%3, %4, %5, %6}], [%2];" ::"r"(s_target),
       "l"(map), "r"(s_barrier), "r"(column), "r"(token), "r"(head), "r"(batch)
       : "memory");
 }
 
 // `bytes` contiguous bytes, a multiple of 16, to shared memory; completes on the barrier.
 __device__ __forceinline__ void bulk_load(u32 s_target, void const* g_source, int bytes, u32 s_barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(s_target),
-               "l"(g_source), "r"(bytes), "r"(s_barrier)
-               : "memory");
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(s_target),
+      "l"(g_source), "r"(bytes), "r"(s_barrier)
+      : "memory");
 }
 
 // Makes this thread's ordinary writes to shared memory visible to the tensor cores and the copy engine.
@@ -87,7 +86,10 @@ __device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.
 // A vector that other multiprocessors wrote: not from this one's cache.
 __device__ __forceinline__ float4 load_past_l1(float4 const* g_source) {
   float4 v;
-  asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(g_source) : "memory");
+  asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "l"(g_source)
+               : "memory");
   return v;
 }
 
@@ -111,14 +113,17 @@ __device__ __forceinline__ void setmaxnreg_inc() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-// Programmatic dependent launch (omnicupy/overlap.py): returns when the kernel ahead in the stream has ended, its writes
+// Programmatic dependent launch: returns when the kernel ahead in the stream has ended, its writes
 // visible; at once where there is none or the launch is an ordinary one.
 __device__ __forceinline__ void wait_for_kernel_ahead() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 // From when all thread blocks have said so, those of the next kernel may come up.
-__device__ __forceinline__ void let_next_kernel_come() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+__device__ __forceinline__ void let_next_kernel_come() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
 
-// Named barriers. A number in a register makes ptxas reserve all sixteen, of which one block a multiprocessor has plenty.
+// Named barriers. A number in a register makes ptxas reserve all sixteen, of which one block a multiprocessor has
+// plenty.
 template <int kThreads>
 __device__ __forceinline__ void bar_sync(int barrier) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(kThreads) : "memory");

@@ -1,7 +1,8 @@
-// The weights P of one tile in the registers of a consumer warpgroup, in the order of A fragments, and how scores become
-// weights.
+// The weights P of one tile in the registers of a consumer warpgroup, in the order of A fragments, and how scores
+// become weights.
 #pragma once
 
+#include "omni/sm90/forward/config.cuh"
 #include "omni/sm90/wgmma.cuh"
 #include "omni/softmax.cuh"
 

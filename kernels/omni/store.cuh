@@ -1,17 +1,16 @@
-// Normalises the output rows and writes them and their lse to global memory.
+// Rows of a register tile to global memory: scaled and rounded to 16 bits; of the output, with the rows' lse.
 #pragma once
 
 #include "omni/softmax.cuh"
-#include "omni/visit.cuh"
 
 namespace omni {
 
-// One row of the warp's output, normalised and rounded: groups of four 8-column blocks leave as 16 bytes a lane; blocks
-// left over as 4 bytes a lane. g_row: the row at the tile's first column; columns: how many of them to write (a multiple
-// of 8), 0 for rows past q_len. Every lane of the warp calls it.
+// One row of the warp's tile, times `factor` and rounded: groups of four 8-column blocks leave as 16 bytes a lane;
+// blocks left over as 4 bytes a lane. g_row: the row at the tile's first column; columns: how many of them to write
+// (a multiple of 8), 0 for rows past q_len. Every lane of the warp calls it.
 template <bool kBf16, class Out>
 __device__ __forceinline__ void store_row(
-    Out const& out, int m, int h, float inverse, unsigned char* g_row, int columns) {
+    Out const& out, int m, int h, float factor, unsigned char* g_row, int columns) {
   int const c = lane_id() % 4;
 #pragma unroll
   for (int j = 0; j + 4 <= Out::kBlocks; j += 4) {
@@ -19,7 +18,7 @@ __device__ __forceinline__ void store_row(
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       float const* x = &out.x[m][4 * (j + i) + 2 * h];
-      word[i] = pack_pair<kBf16>(x[0] * inverse, x[1] * inverse);
+      word[i] = pack_pair<kBf16>(x[0] * factor, x[1] * factor);
     }
     quad_transpose(word);
     if (8 * (j + c) < columns) {
@@ -30,7 +29,7 @@ __device__ __forceinline__ void store_row(
   for (int j = Out::kBlocks / 4 * 4; j < Out::kBlocks; ++j) {
     float const* x = &out.x[m][4 * j + 2 * h];
     if (8 * j < columns) {
-      *reinterpret_cast<u32*>(g_row + 16 * j + 4 * c) = pack_pair<kBf16>(x[0] * inverse, x[1] * inverse);
+      *reinterpret_cast<u32*>(g_row + 16 * j + 4 * c) = pack_pair<kBf16>(x[0] * factor, x[1] * factor);
     }
   }
 }
@@ -41,12 +40,12 @@ struct OutputPlace {
   int row0, column0;
 };
 
-// softmax: finished.
+// The normalised output and its lse. softmax: finished.
 template <bool kBf16, class Out>
 __device__ __forceinline__ void store_output(
-    AttnParams const& p, OutputPlace const& at, Out const& out, OnlineSoftmax<Out::kTilesM> const& softmax) {
+    ForwardParams const& p, OutputPlace const& at, Out const& out, OnlineSoftmax<Out::kTilesM> const& softmax) {
   unsigned char* const g_out = static_cast<unsigned char*>(p.out) +
-                               2 * (at.batch * p.out_strides[0] + at.head * p.out_strides[1] + at.column0);
+                               2 * (at.batch * p.out_strides.batch + at.head * p.out_strides.head + at.column0);
   i64 const lse0 = (static_cast<i64>(at.batch) * p.q_heads + at.head) * p.q_len;
 #pragma unroll
   for (int m = 0; m < Out::kTilesM; ++m) {
@@ -55,7 +54,7 @@ __device__ __forceinline__ void store_output(
       int const q = at.row0 + Out::row(m, h);
       bool const write = q < p.q_len;
       int const columns = write ? p.head_dim - at.column0 : 0;
-      store_row<kBf16>(out, m, h, softmax.inverse(m, h), g_out + 2 * q * p.out_strides[2], columns);
+      store_row<kBf16>(out, m, h, softmax.inverse(m, h), g_out + 2 * q * p.out_strides.token, columns);
       if (write && p.lse != nullptr && at.column0 == 0 && lane_id() % 4 == 0) {
         p.lse[lse0 + q] = softmax.lse(m, h, p.scale, p.scale_log2);
       }

@@ -1,18 +1,19 @@
-// Compile-time shape of the Hopper kernel: one producer warpgroup, kConsumers consumer warpgroups of 64 query rows.
+// What the Hopper forward kernel is launched with, and its compile-time shape: one producer warpgroup, kConsumers
+// consumer warpgroups of 64 query rows.
 #pragma once
 
-#include "omni/config.cuh"
-#include "omni/sm90/ptx.cuh"
+#include "omni/numbers.cuh"
+#include "omni/sm90/tma.cuh"
 
 namespace omni {
 
-struct AttnParamsSm90 {
+struct ForwardParamsSm90 {
   TensorMap q_map, k_map, v_map;
-  AttnParams p;
-  int* counter;     // {next work item, thread blocks that handed out all, that ended}: zero at launch, left zero
-  float4* partials;  // (all heads, n_slots, warps): what parts of split block rows leave; see merge.cuh
-  u32* arrivals;     // (all heads, n_split_rows, warps): zero at launch, left zero
-  int4 const* splits;  // of each part: {its row among the split ones or -1, its number, parts of the row, slot of the first}
+  ForwardParams p;
+  int* counter;        // {next work item, thread blocks that handed out all, that ended}: zero at launch, left zero
+  float4* partials;    // (all heads, n_slots, warps): what parts of split block rows leave; see merge.cuh
+  u32* arrivals;       // (all heads, n_split_rows, warps): zero at launch, left zero
+  int4 const* splits;  // of each part: {row among the split ones or -1, its number, parts of the row, first slot}
   int work_items, n_slots, n_split_rows;
 };
 
@@ -35,11 +36,9 @@ struct Sm90Config {
   // A thread beside the producer takes the work items; beside three warpgroups it lacks the registers.
   static constexpr bool kScheduler = kConsumers < 3;
 
-  // Tiles lie in panels of 64 columns (128 bytes, the span of the 128-byte swizzle), rows following each other.
-  static constexpr int kPanels = (HeadDim + 63) / 64;
-  static constexpr int kRowBytes = 128;
-  static constexpr int kQPanelBytes = kQRows * kRowBytes;
-  static constexpr int kKvPanelBytes = Bc * kRowBytes;
+  static constexpr int kPanels = (HeadDim + kPanelColumns - 1) / kPanelColumns;
+  static constexpr int kQPanelBytes = kQRows * kPanelRowBytes;
+  static constexpr int kKvPanelBytes = Bc * kPanelRowBytes;
   static constexpr int kQBytes = kPanels * kQPanelBytes;
   static constexpr int kKvBytes = kPanels * kKvPanelBytes;
 

@@ -1,62 +1,12 @@
-// The element rule inside CAUSAL and PARTIAL tiles. Scores are set to -inf by select, never by addition.
+// Which scores of a register tile are kept inside CAUSAL and PARTIAL tiles; its rows are queries. Scores are set to
+// -inf by select, never by addition.
 #pragma once
 
-#include "omni/convert.cuh"
+#include "omni/mask/rule.cuh"
+#include "omni/numbers.cuh"
 #include "omni/tile.cuh"
-#include "omni/visit.cuh"
 
 namespace omni {
-
-// What the element rule of one mask reads. Pointers are worked out where they are used: registers are dearer.
-struct MaskView {
-  AttnParams const& p;
-  int const index;  // of the mask
-
-  __device__ __forceinline__ int2 const* spans() const {
-    return p.spans + static_cast<i64>(index) * p.n_spans * p.k_padded;
-  }
-
-  // Bits of the keys from `key` on, a multiple of 32, that no row sees.
-  __device__ __forceinline__ u32 const* dead_words(int key) const {
-    return p.dead + static_cast<i64>(index) * (p.k_padded / 32) + key / 32;
-  }
-};
-
-// Rows of a strip of 32 from `first` on, as bits: all of them for first <= 0, none for first >= 32 (PTX shl clamps).
-__device__ __forceinline__ u32 rows_from(int first) {
-  u32 rows;
-  asm("shl.b32 %0, %1, %2;" : "=r"(rows) : "r"(0xffffffffu), "r"(max(first, 0)));
-  return rows;
-}
-
-// Rows q0 ... that see two neighbouring keys in one span each. span: {first row, number of rows} of both keys.
-__device__ __forceinline__ uint2 rows_in_span(int2 const* span, int q0) {
-  int4 const two = *reinterpret_cast<int4 const*>(span);
-  int const first = two.x - q0, second = two.z - q0;
-  return make_uint2(rows_from(first) & ~rows_from(first + two.y), rows_from(second) & ~rows_from(second + two.w));
-}
-
-// The same in all spans of the keys, of which there is at least one. next: from one span of a key to its next one.
-// kMost: their number is at most this, and no loop is left; 0: any number.
-template <int kMost>
-__device__ __forceinline__ uint2 rows_in_spans(int2 const* spans, int next, int n_spans, int q0) {
-  uint2 rows = rows_in_span(spans, q0);
-  auto const join = [&](int i) {
-    uint2 const more = rows_in_span(spans + i * next, q0);
-    rows.x |= more.x;
-    rows.y |= more.y;
-  };
-  if constexpr (kMost > 0) {
-#pragma unroll
-    for (int i = 1; i < kMost; ++i) {
-      if (i < n_spans) join(i);
-    }
-  } else {
-#pragma unroll 1
-    for (int i = 1; i < n_spans; ++i) join(i);
-  }
-  return rows;
-}
 
 // Transposes four 8 x 8 bit matrices at once, one a byte: bit i of lane 4 * r + c goes to bit r of lane 4 * i + c.
 __device__ __forceinline__ u32 transpose_over_lanes(u32 x) {
@@ -71,8 +21,8 @@ __device__ __forceinline__ u32 transpose_over_lanes(u32 x) {
   return x;
 }
 
-// Which elements of a register tile are kept. Bit 16 * e + 8 * h + i of the word [m][g] stands for row (m, h) and column
-// col(8 * g + i, e). All element rules fill this, one loop applies it.
+// Which elements of a register tile are kept. Bit 16 * e + 8 * h + i of the word [m][g] stands for row (m, h) and
+// column col(8 * g + i, e). All element rules fill this, one loop applies it.
 template <class Scores>
 struct KeepBits {
   static constexpr int kGroups = (Scores::kBlocks + 7) / 8;  // of 64 columns
@@ -113,7 +63,8 @@ struct KeepBits {
         u32 const* words = tile + (row0 + Scores::row(m, h)) * kTileWords;
 #pragma unroll
         for (int w = 0; w < kTileWords; ++w) {
-          u32 const pairs = words[w] >> Scores::col(0, 0);  // the lane's two columns of four blocks: bits 0, 1 of each byte
+          // The lane's two columns of four blocks: bits 0, 1 of each byte.
+          u32 const pairs = words[w] >> Scores::col(0, 0);
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
             u32 const four = (pairs >> e & 0x01010101u) * 0x01020408u >> 24;  // bit 0 of each byte, gathered
@@ -169,42 +120,34 @@ struct KeepBits {
   }
 };
 
-// Spans of a tile that the kernels bring to shared memory with K; masks with more spans a key read them from global
-// memory.
-constexpr int kSmemSpans = 2;
-
-// Do the spans of the tile travel with its keys?
-__device__ __forceinline__ bool spans_travel(AttnParams const& p, KeyTile const& tile) {
-  return tile.kind() == kPartial && p.n_spans != 0 && p.n_spans <= kSmemSpans;
-}
-
-// A tile as one warp sees it. q0: token of the warp's first row; row0: where it stands in the tile. s_spans: (kSmemSpans,
-// kBc) spans of the tile in shared memory, or null.
+// A tile as one warp sees it. q0: token of the warp's first row; row0: where it stands in the tile. s_spans:
+// (kSmemSpans, kBc) spans of the tile in shared memory, or null.
 struct WarpTile {
   MaskView const& mask;
-  KeyTile const& keys;
+  Tile const& keys;
   int q0, row0;
   int2 const* s_spans;
 };
 
-// Finds what a tile hides, without a loop: products of the tensor cores may be under way. False for spans that have to be
-// read in one: find_in_spans.
+// Finds what a tile hides, without a loop: products of the tensor cores may be under way. False for spans that have
+// to be read in one: find_in_spans.
 template <int kBr, class Scores>
 __device__ __forceinline__ bool find_at_once(KeepBits<Scores>& keep, WarpTile const& warp) {
   MaskView const& mask = warp.mask;
-  KeyTile const& tile = warp.keys;
+  Tile const& tile = warp.keys;
   int const q0 = warp.q0;
   if (tile.kind() == kCausal) {
-    int const first = tile.k0 - mask.p.diagonal - q0;  // row that sees the tile's first key as the first one
+    int const first = tile.first - mask.p.diagonal - q0;  // row that sees the tile's first key as the first one
     keep.set_rows([&](int key) { return make_uint2(rows_from(first + key), rows_from(first + key + 1)); });
     return true;
   }
   if (tile.payload >= 0) {
-    keep.template set_bit_tile<kBr>(mask.p.bit_tiles, tile.payload, warp.row0);
+    keep.template set_bit_tile<kBr>(mask.p.lists.bit_tiles, tile.payload, warp.row0);
     return true;
   }
   if (warp.s_spans == nullptr || !spans_travel(mask.p, tile)) return false;
-  keep.set_rows([&](int key) { return rows_in_spans<kSmemSpans>(warp.s_spans + key, Scores::kCols, mask.p.n_spans, q0); });
+  keep.set_rows(
+      [&](int key) { return rows_in_spans<kSmemSpans>(warp.s_spans + key, Scores::kCols, mask.p.n_spans, q0); });
   return true;
 }
 
@@ -212,7 +155,7 @@ __device__ __forceinline__ bool find_at_once(KeepBits<Scores>& keep, WarpTile co
 template <class Scores>
 __device__ __forceinline__ void find_in_spans(KeepBits<Scores>& keep, WarpTile const& warp) {
   MaskView const& mask = warp.mask;
-  int2 const* const g_spans = mask.spans() + warp.keys.k0;
+  int2 const* const g_spans = mask.spans() + warp.keys.first;
   keep.set_rows([&](int key) { return rows_in_spans<0>(g_spans + key, mask.p.k_padded, mask.p.n_spans, warp.q0); });
 }
 

@@ -1,9 +1,14 @@
-// float32 to 16-bit pairs and back, and the float constants that NVRTC has no header for.
+// Numbers: pairs of 16-bit values and back, exponentials, the logarithm of a sum of them, and constants that NVRTC
+// has no header for.
 #pragma once
 
 #include "omni/params.cuh"
 
 namespace omni {
+
+// Up to this head_dim the weights P go into O += P V as two 16-bit numbers, rounded value and rest: the error of so
+// short a row is a matter of luck otherwise, and the second product costs little.
+constexpr int kSplitWeightsDim = 32;
 
 __device__ __forceinline__ float neg_inf() { return __int_as_float(0xff800000); }
 
@@ -41,6 +46,21 @@ template <bool kBf16>
 __device__ __forceinline__ u32 pack_rest(float low, float high, u32 pair) {
   float2 const rounded = unpack_pair<kBf16>(pair);
   return pack_pair<kBf16>(low - rounded.x, high - rounded.y);
+}
+
+__device__ __forceinline__ float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Natural logarithm of a row's sum of exponentials: `sum` of exp2(score * scale_log2 - round(row_max * scale_log2)).
+// -inf for a row that saw no key. The rounding of the subtrahend, exact in `residue`, would show for large scores.
+__device__ __forceinline__ float log_sum(float row_max, float sum, float scale, float scale_log2) {
+  constexpr float kLn2 = 0.693147180559945309f;
+  if (sum == 0.f) return neg_inf();
+  float const residue = fmaf(row_max, scale_log2, -(row_max * scale_log2));
+  return fmaf(row_max, scale, fmaf(-residue, kLn2, logf(sum)));
 }
 
 }  // namespace omni

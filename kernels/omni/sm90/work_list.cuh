@@ -1,17 +1,29 @@
 // Work items: one thread takes them, looks up what the block mask says about each, and announces it to the producer and
-// the consumers.
+// the consumers, in a ring of slots in shared memory.
 #pragma once
 
-#include "omni/sm90/pipe.cuh"
+#include "omni/entries.cuh"
+#include "omni/sm90/ring.cuh"
+#include "omni/work.cuh"
 
 namespace omni {
 
-template <class Cfg>
+// What the consumers are told about one work item.
+struct WorkSlot {
+  int q0, mask, batch;
+  int head;  // -1: no work left
+  int kv_head;
+  int tiles;
+  int unskipped;  // tiles at the start that no warpgroup skips
+  int part;
+};
+
+// Smem: a kernel's shared memory, which names its Config and its Params.
+template <class Smem>
 struct WorkList {
-  using Smem = SmemSm90<Cfg>;
   using Slot = typename Smem::Slot;
 
-  AttnParamsSm90 const& args;
+  typename Smem::Params const& args;
   Smem& smem;
 
   __device__ __forceinline__ void announce(Slot slot, WorkSlot const& work) const {
@@ -20,26 +32,27 @@ struct WorkList {
     mbarrier_arrive(smem_address(&smem.work_full[slot.stage()]));
   }
 
-  // visit: the walk over the item's tiles, at their start.
-  __device__ __forceinline__ void announce_item(Slot slot, WorkItem const& item, Visit const& visit) const {
+  // walk: the walk over the item's tiles, at their start.
+  __device__ __forceinline__ void announce_item(Slot slot, WorkItem const& item, EntryWalk const& walk) const {
     int const tiles = item.end - item.first;
-    int const common = visit.has_next() ? min(visit.peek().common, tiles) : 0;
-    announce(slot,
-             WorkSlot{item.q0, item.mask, item.batch, item.head, item.head / args.p.group, tiles, common, item.part});
+    int const unskipped = walk.has_next() ? min(walk.peek().unskipped, tiles) : 0;
+    announce(
+        slot,
+        WorkSlot{item.q0, item.mask, item.batch, item.head, item.head / args.p.group, tiles, unskipped, item.part});
   }
 
   // The work item that comes next. Items are handed out by a counter, longest first.
   __device__ __forceinline__ int take() const { return atomicAdd(args.counter, 1) + gridDim.x; }
 
-  // No work is left. The last block to hand out all leaves those counters as it found them; the one of blocks that ended
-  // goes round. It says to the next launch whether this one is under way (early.cuh).
+  // No work is left. The last block to hand out all leaves those counters as it found them; the one of blocks that
+  // ended goes round. It says to the next launch whether this one is under way (first_tile.cuh).
   __device__ __forceinline__ void end(Slot slot) const {
     announce(slot, WorkSlot{0, 0, 0, -1, 0, 0, 0, 0});
     if (atomicAdd(args.counter + 1, 1) == static_cast<int>(gridDim.x) - 1) {
       args.counter[0] = 0;
       args.counter[1] = 0;
     }
-    if constexpr (Cfg::kScheduler) {
+    if constexpr (Smem::Config::kScheduler) {
       Slot const last = slot.before();
       mbarrier_wait(smem_address(&smem.work_empty[last.stage()]), last.parity());
       count_round(args.counter + 2, gridDim.x - 1);
@@ -48,12 +61,12 @@ struct WorkList {
 };
 
 // A thread that does nothing else: the three trips to L2 of an item, one after the other, keep nobody waiting.
-template <class Cfg>
+template <class Smem>
 struct Scheduler {
-  WorkList<Cfg> list;
-  typename SmemSm90<Cfg>::Slot slot;
+  WorkList<Smem> list;
+  typename Smem::Slot slot;
 
-  __device__ __forceinline__ Scheduler(AttnParamsSm90 const& params, SmemSm90<Cfg>& memory) : list{params, memory} {}
+  __device__ __forceinline__ Scheduler(typename Smem::Params const& params, Smem& memory) : list{params, memory} {}
 
   // The producer says when the next item is wanted. The block mask was there before the kernel ahead began; the counter
   // is read after that kernel has ended.
@@ -61,10 +74,10 @@ struct Scheduler {
     int index = blockIdx.x;
 #pragma unroll 1
     for (int parity = 0; index < list.args.work_items; parity ^= 1) {
-      WorkItem const item = work_item<Cfg::kHeads>(list.args.p, index);
-      Visit const visit(list.args.p, item.first, item.end);
-      list.smem.walks[slot.stage()] = visit;
-      list.announce_item(slot, item, visit);
+      WorkItem const item = work_item<Smem::Config::kHeads>(list.args.p, index);
+      EntryWalk const walk(list.args.p.lists, item.first, item.end);
+      list.smem.walks[slot.stage()] = walk;
+      list.announce_item(slot, item, walk);
       slot.next();
       wait_for_kernel_ahead();
       mbarrier_wait(smem_address(&list.smem.work_wanted), parity);

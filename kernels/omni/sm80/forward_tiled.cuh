@@ -2,13 +2,14 @@
 // thread block accumulates kValueDim <= 256 columns of O, and the blocks of one query tile (grid.y) repeat the scores.
 #pragma once
 
-#include "omni/epilogue.cuh"
 #include "omni/sm80/gemm.cuh"
+#include "omni/store.cuh"
+#include "omni/work.cuh"
 
 namespace omni {
 
 template <class Cfg>
-struct TiledMainloop {
+struct TiledForward {
   static constexpr int kChunk = 64;
   static constexpr int kChunks = (Cfg::kHeadDim + kChunk - 1) / kChunk;
   static constexpr int kAhead = Cfg::kStages - 1;
@@ -20,32 +21,31 @@ struct TiledMainloop {
   static constexpr int kSlotBytes = kQBytes + Cfg::kBc * ChunkTile::kPitchBytes;
   static_assert(kChunks >= Cfg::kStages, "V of a tile arrives with one of the tile's own chunks");
 
-  AttnParams const& p;
+  ForwardParams const& p;
   MaskView const mask;
   int const q0;  // token of the first query
-  Visit visit;
+  EntryWalk walk;
   unsigned char* const s_base;
   unsigned char const *g_q, *g_k, *g_v;
   int const row0 = threadIdx.x / 32 * Cfg::kWarpRows;
   int const column0 = blockIdx.y * Cfg::kValueDim;
-  int q_rows;           // query rows that exist
-  KeyTile loading;      // the tile whose chunks are being requested
-  int next_chunk = 0;   // the next of them
-  bool more;            // false once every chunk of every tile was requested
+  int q_rows;          // query rows that exist
+  Tile loading;        // the tile whose chunks are being requested
+  int next_chunk = 0;  // the next of them
+  bool more;           // false once every chunk of every tile was requested
   Out out;
   OnlineSoftmax<1> softmax;
 
-  __device__ __forceinline__ TiledMainloop(AttnParams const& params, WorkItem const& work, unsigned char* s_memory)
-      : p(params), mask{params, work.mask}, q0(work.q0), visit(params, work.first, work.end), s_base(s_memory) {
+  __device__ __forceinline__ TiledForward(ForwardParams const& params, WorkItem const& work, unsigned char* s_memory)
+      : p(params), mask{params, work.mask}, q0(work.q0), walk(params.lists, work.first, work.end), s_base(s_memory) {
     q_rows = p.q_len - q0;
     int const kv_head = work.head / p.group;
-    g_q = static_cast<unsigned char const*>(p.q) +
-          2 * (work.batch * p.q_strides[0] + work.head * p.q_strides[1] + q0 * p.q_strides[2]);
-    g_k = static_cast<unsigned char const*>(p.k) + 2 * (work.batch * p.k_strides[0] + kv_head * p.k_strides[1]);
+    g_q = p.query().row(work.batch, work.head, q0);
+    g_k = p.key().rows(work.batch, kv_head);
     g_v = static_cast<unsigned char const*>(p.v) +
-          2 * (work.batch * p.v_strides[0] + kv_head * p.v_strides[1] + column0);
-    more = visit.has_next();
-    if (more) loading = visit.take(p);
+          2 * (work.batch * p.v_strides.batch + kv_head * p.v_strides.head + column0);
+    more = walk.has_next();
+    if (more) loading = walk.take(p.lists);
     out.fill(0.f);
     softmax.init();
   }
@@ -56,26 +56,26 @@ struct TiledMainloop {
     u32 const s_slot = smem_address(s_base) + slot * kSlotBytes;
     int const column = next_chunk * kChunk;
     load_tile<Cfg::kThreads, Cfg::kBr, kChunk, Cfg::kSwizzle>(
-        s_slot, g_q + 2 * column, 2 * p.q_strides[2], q_rows, p.head_dim - column);
+        s_slot, g_q + 2 * column, 2 * p.q_strides.token, q_rows, p.head_dim - column);
     load_tile<Cfg::kThreads, Cfg::kBc, kChunk, Cfg::kSwizzle>(
-        s_slot + kQBytes, g_k + 2 * (static_cast<i64>(loading.k0) * p.k_strides[2] + column), 2 * p.k_strides[2], loading.length(),
-        p.head_dim - column);
+        s_slot + kQBytes, g_k + 2 * (static_cast<i64>(loading.first) * p.k_strides.token + column),
+        2 * p.k_strides.token, loading.length(), p.head_dim - column);
     if (++next_chunk == kChunks) {
       next_chunk = 0;
-      more = visit.has_next();
-      if (more) loading = visit.take(p);
+      more = walk.has_next();
+      if (more) loading = walk.take(p.lists);
     }
   }
 
-  __device__ __forceinline__ void load_v(KeyTile const& tile) {
+  __device__ __forceinline__ void load_v(Tile const& tile) {
     load_tile<Cfg::kThreads, Cfg::kBc, Cfg::kValueDim, Cfg::kSwizzle>(
-        smem_address(s_base) + Cfg::kStages * kSlotBytes, g_v + 2 * static_cast<i64>(tile.k0) * p.v_strides[2], 2 * p.v_strides[2],
-        tile.length(), p.head_dim - column0);
+        smem_address(s_base) + Cfg::kStages * kSlotBytes, g_v + 2 * static_cast<i64>(tile.first) * p.v_strides.token,
+        2 * p.v_strides.token, tile.length(), p.head_dim - column0);
   }
 
   // Waits for this step's chunk and requests the one that is kAhead steps later; V of the tile goes with the first
   // step's request and so has arrived by the tile's last step.
-  __device__ __forceinline__ void advance(KeyTile const& tile, int chunk, int& slot) {
+  __device__ __forceinline__ void advance(Tile const& tile, int chunk, int& slot) {
     if constexpr (kAhead == 0) {
       __syncthreads();  // the chunk before is read
       load_chunk(0);
@@ -92,7 +92,7 @@ struct TiledMainloop {
     }
   }
 
-  __device__ __forceinline__ void step(KeyTile const& tile, int& slot) {
+  __device__ __forceinline__ void step(Tile const& tile, int& slot) {
     u32 const s_lane = smem_address(s_base) + ChunkTile::lane_offset();
     Scores scores;
     scores.fill(0.f);
@@ -105,7 +105,7 @@ struct TiledMainloop {
       scores.add(part);
       slot = slot == kAhead ? 0 : slot + 1;
     }
-    settle_scores<Cfg>(scores, out, softmax, WarpTile{mask, tile, q0 + row0, row0, nullptr});
+    mask_and_rescale<Cfg>(scores, out, softmax, WarpTile{mask, tile, q0 + row0, row0, nullptr});
     u32 const v_offset = Cfg::kStages * kSlotBytes;
     if (tile.has_dead()) {
       zero_dead_rows<Cfg::kThreads, Cfg::kValueDim, Cfg::kSwizzle>(s_base + v_offset, mask, tile);
@@ -115,7 +115,7 @@ struct TiledMainloop {
   }
 
   __device__ __forceinline__ void run(WorkItem const& work) {
-    Visit computing(p, work.first, work.end);
+    EntryWalk computing(p.lists, work.first, work.end);
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       load_chunk(i);
@@ -123,7 +123,7 @@ struct TiledMainloop {
     }
     int slot = 0;
     while (computing.has_next()) {
-      KeyTile const tile = computing.take(p);
+      Tile const tile = computing.take(p.lists);
       step(tile, slot);
     }
     cp_async_wait<0>();

@@ -1,116 +1,98 @@
 // The producer: one thread that walks the tiles of work items and asks the copy engine for Q, K and V.
 #pragma once
 
-#include "omni/sm90/work.cuh"
+#include "omni/sm90/forward/smem.cuh"
 
 namespace omni {
 
 template <class Cfg>
 struct Producer {
-  using Smem = SmemSm90<Cfg>;
+  using Smem = ForwardSmem<Cfg>;
   using Slot = typename Smem::Slot;
 
-  // Tiles before an item's end at which the next item is asked for: so late that whoever is done first gets it, in time for
-  // the answer.
+  // Tiles before an item's end at which the next item is asked for: so late that whoever is done first gets it, in
+  // time for the answer.
   static constexpr int kAskAt = Cfg::kScheduler && Cfg::kQSlots == 2 ? 3 : 2;
 
-  AttnParamsSm90 const& args;
+  ForwardParamsSm90 const& args;
   Smem& smem;
   RingIndex<Cfg::kStages> k_ring, v_ring;
   Slot slot;  // of the item at hand, or the one after it where this thread announces items
 
-  __device__ __forceinline__ Producer(AttnParamsSm90 const& params, Smem& memory) : args(params), smem(memory) {}
+  __device__ __forceinline__ Producer(ForwardParamsSm90 const& params, Smem& memory) : args(params), smem(memory) {}
 
   // An item is read in its slot rather than kept in registers.
   __device__ __forceinline__ WorkSlot const& work(Slot at) const { return smem.work[at.stage()]; }
 
-  struct Rows {
-    int token, head;  // the first of a tile, and the head in its tensor
-  };
-
-  // The copies of one operand's panels; the barrier expects whole boxes, also where they reach past the tensor.
-  // more_bytes: what else comes on the same barrier.
-  template <int kRows>
-  __device__ __forceinline__ void load(
-      Slot at, unsigned char* s_tile, TensorMap const* map, u64* full, Rows rows, int more_bytes = 0) {
-    constexpr int kPanelBytes = kRows * Cfg::kRowBytes;
-    mbarrier_expect_tx(smem_address(full), Cfg::kPanels * kPanelBytes + more_bytes);
-    int const batch = work(at).batch;
-#pragma unroll
-    for (int panel = 0; panel < Cfg::kPanels; ++panel) {
-      tma_load_4d(smem_address(s_tile) + panel * kPanelBytes, map, smem_address(full), 64 * panel, rows.token,
-                  rows.head, batch);
-    }
-  }
-
-  __device__ __forceinline__ void load_k(Slot at, KeyTile const& tile) {
+  __device__ __forceinline__ void load_k(Slot at, Tile const& tile) {
     mbarrier_wait(smem_address(&smem.k_empty[k_ring.stage()]), k_ring.parity() ^ 1);
     smem.tiles[k_ring.stage()] = tile;  // released to the consumers by the arrival below
     int const span_bytes = spans_travel(args.p, tile) ? Cfg::kBc * static_cast<int>(sizeof(int2)) : 0;
     u64* const full = &smem.k_full[k_ring.stage()];
-    load<Cfg::kBc>(at, smem.k[k_ring.stage()], &args.k_map, full, Rows{tile.k0, work(at).kv_head},
-                   args.p.n_spans * span_bytes);
+    TileOrigin const origin{tile.first, work(at).kv_head, work(at).batch};
+    load_panels<Cfg::kBc, Cfg::kPanels>(smem.k[k_ring.stage()], &args.k_map, full, origin, args.p.n_spans * span_bytes);
     if (span_bytes != 0) {
 #pragma unroll 1
       for (int i = 0; i < args.p.n_spans; ++i) {
-        int2 const* const g_spans = MaskView{args.p, work(at).mask}.spans() + i * args.p.k_padded + tile.k0;
+        int2 const* const g_spans = MaskView{args.p, work(at).mask}.spans() + i * args.p.k_padded + tile.first;
         bulk_load(smem_address(smem.spans[k_ring.stage()][i]), g_spans, span_bytes, smem_address(full));
       }
     }
     k_ring.next();
   }
 
-  __device__ __forceinline__ void load_v(Slot at, int k0) {
+  __device__ __forceinline__ void load_v(Slot at, int first) {
     mbarrier_wait(smem_address(&smem.v_empty[v_ring.stage()]), v_ring.parity() ^ 1);
-    load<Cfg::kBc>(at, smem.v[v_ring.stage()], &args.v_map, &smem.v_full[v_ring.stage()],
-                   Rows{k0, work(at).kv_head});
+    TileOrigin const origin{first, work(at).kv_head, work(at).batch};
+    load_panels<Cfg::kBc, Cfg::kPanels>(smem.v[v_ring.stage()], &args.v_map, &smem.v_full[v_ring.stage()], origin);
     v_ring.next();
   }
 
   __device__ __forceinline__ void load_q(Slot at) {
     int const i = Smem::q_slot(at);
     mbarrier_wait(smem_address(&smem.q_empty[i]), Smem::q_parity(at) ^ 1);
-    load<Cfg::kQRows>(at, smem.q[i], &args.q_map, &smem.q_full[i], Rows{work(at).q0, work(at).head});
+    TileOrigin const origin{work(at).q0, work(at).head, work(at).batch};
+    load_panels<Cfg::kQRows, Cfg::kPanels>(smem.q[i], &args.q_map, &smem.q_full[i], origin);
   }
 
   // One item: K0 Q (K1 V0) (K2 V1) ... V(n-1), in the order in which the consumers need them. ask() asks for the next
   // item, before_last() comes before the last V, for which a buffer is waited for. has_q: Q is on its way.
   template <class Ask, class BeforeLast>
   __device__ __forceinline__ void produce(
-      Slot at, Visit& visit, bool has_q, Ask const& ask, BeforeLast const& before_last) {
-    if (visit.left() <= kAskAt) ask();
-    KeyTile tile{};
-    bool const any = visit.has_next();
+      Slot at, EntryWalk& walk, bool has_q, Ask const& ask, BeforeLast const& before_last) {
+    if (walk.left() <= kAskAt) ask();
+    Tile tile{};
+    bool const any = walk.has_next();
     if (any) {
-      tile = visit.take(args.p);
+      tile = walk.take(args.p.lists);
       load_k(at, tile);
     }
     if (!has_q) load_q(at);
 #pragma unroll 1
-    while (visit.has_next()) {
-      if (visit.left() == kAskAt) ask();
-      int const k0 = tile.k0;
-      tile = visit.take(args.p);
+    while (walk.has_next()) {
+      if (walk.left() == kAskAt) ask();
+      int const before = tile.first;
+      tile = walk.take(args.p.lists);
       load_k(at, tile);
-      load_v(at, k0);
+      load_v(at, before);
     }
     before_last();
-    if (any) load_v(at, tile.k0);
+    if (any) load_v(at, tile.first);
   }
 
-  // Takes the items itself. The block mask was there before the kernel ahead began; what else is read or written, by the
-  // consumers too, comes after that kernel has ended.
+  // Takes the items itself. The block mask was there before the kernel ahead began; what else is read or written, by
+  // the consumers too, comes after that kernel has ended.
   __device__ __forceinline__ void run_alone() {
-    WorkList<Cfg> const list{args, smem};
+    WorkList<Smem> const list{args, smem};
     int index = blockIdx.x;
 #pragma unroll 1
     while (index < args.work_items) {
       WorkItem const item = work_item<Cfg::kHeads>(args.p, index);
-      Visit visit(args.p, item.first, item.end);
-      list.announce_item(slot, item, visit);
+      EntryWalk walk(args.p.lists, item.first, item.end);
+      list.announce_item(slot, item, walk);
       slot.next();
       wait_for_kernel_ahead();
-      produce(slot.before(), visit, false, [&] { index = list.take(); }, [] {});
+      produce(slot.before(), walk, false, [&] { index = list.take(); }, [] {});
     }
     let_next_kernel_come();
     list.end(slot);
@@ -120,7 +102,8 @@ struct Producer {
     mbarrier_wait(smem_address(&smem.work_full[at.stage()]), at.parity());
   }
 
-  // Behind a scheduler, which knows the next item by the end of this one: where Q has two slots the next one is loaded then.
+  // Behind a scheduler, which knows the next item by the end of this one: where Q has two slots the next one is
+  // loaded then.
   __device__ __forceinline__ void run_behind() {
     wait_for_kernel_ahead();
     auto const ask = [&] { mbarrier_arrive(smem_address(&smem.work_wanted)); };
@@ -135,8 +118,8 @@ struct Producer {
     for (bool has_q = false;; has_q = Cfg::kQSlots == 2) {
       wait_for_item(slot);
       if (work(slot).head < 0) break;
-      Visit visit = smem.walks[slot.stage()];
-      produce(slot, visit, has_q, ask, load_next_q);
+      EntryWalk walk = smem.walks[slot.stage()];
+      produce(slot, walk, has_q, ask, load_next_q);
       slot.next();
     }
     let_next_kernel_come();

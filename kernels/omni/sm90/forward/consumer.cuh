@@ -1,0 +1,246 @@
+// The steps of a consumer warpgroup, which owns 64 query rows with S, P and O in registers: waiting for tiles and
+// giving them back, products, mask, weights, rows stored. loop.cuh puts them in order.
+#pragma once
+
+#include "omni/mask/keep.cuh"
+#include "omni/sm90/forward/merge.cuh"
+#include "omni/sm90/forward/smem.cuh"
+#include "omni/sm90/forward/weights.cuh"
+#include "omni/store.cuh"
+
+namespace omni {
+
+// Named barriers from this one on, one a warpgroup: its turn at the tensor cores. 0 is __syncthreads.
+constexpr int kTurnBarrier = 1;
+
+// What is left to do about what a tile hides from the warp's rows, once its scores are there: nothing, as it hides
+// nothing; to apply the bits, which are found; to find them first, in a loop that no product may be under way for.
+enum class MaskWork : int { kNone, kReady, kLater };
+
+// What a warpgroup carries from tile to tile.
+template <class Cfg>
+struct TileState {
+  RingIndex<Cfg::kStages> ring;         // the tile whose scores come next; the values of the one before come with them
+  RingIndex<Cfg::kStages> value_stage;  // the tile before: the last one that was not skipped
+  int dead_tile_k0;  // first key of the tile before, where it holds dead ones that are to be zeroed, else -1
+  RegTile<1, Cfg::kHeadDim> out;
+  Weights<Cfg> weights;  // of the tile before
+  OnlineSoftmax<1> softmax;
+
+  // O and the weights, which products under way read and write.
+  __device__ __forceinline__ void pin() {
+    pin_registers(out.x[0]);
+    weights.pin();
+  }
+
+  // The tile is behind: its weights wait for its values.
+  __device__ __forceinline__ void step() {
+    value_stage = ring;
+    ring.next();
+  }
+};
+
+template <class Cfg>
+struct Consumer {
+  using Smem = ForwardSmem<Cfg>;
+  using Scores = RegTile<1, Cfg::kBc>;
+
+  ForwardParamsSm90 const& args;
+  ForwardParams const& p;
+  Smem& smem;
+  int const group;       // of the consumers
+  int const row0;        // the warp's first row in its head's tile
+  u32 q_descriptor_low;  // of the warpgroup's first row of the item at hand
+  TileState<Cfg> state;
+
+  __device__ __forceinline__ Consumer(ForwardParamsSm90 const& params, Smem& memory, int warpgroup)
+      : args(params),
+        p(params.p),
+        smem(memory),
+        group(warpgroup),
+        row0((Cfg::kHeads == 1 ? 64 * warpgroup : 0) + threadIdx.x % 128 / 32 * 16) {}
+
+  // The warpgroup's head.
+  __device__ __forceinline__ int head(WorkSlot const& work) const { return work.head + (Cfg::kHeads == 1 ? 0 : group); }
+
+  __device__ __forceinline__ void set_q(int slot) {
+    q_descriptor_low = descriptor_low(smem_address(smem.q[slot]) + group * 64 * kPanelRowBytes, 16);
+  }
+
+  __device__ __forceinline__ u32 k_descriptor_low() const {
+    return descriptor_low(smem_address(smem.k[state.ring.stage()]), 16);
+  }
+
+  __device__ __forceinline__ u32 v_descriptor_low() const {
+    return descriptor_low(smem_address(smem.v[state.value_stage.stage()]), Cfg::kKvPanelBytes);
+  }
+
+  // Returns the tile's kind and flags.
+  __device__ __forceinline__ int wait_for_keys() {
+    mbarrier_wait(smem_address(&smem.k_full[state.ring.stage()]), state.ring.parity());
+    return smem.tiles[state.ring.stage()].packed;
+  }
+
+  __device__ __forceinline__ void wait_for_values() {
+    mbarrier_wait(smem_address(&smem.v_full[state.value_stage.stage()]), state.value_stage.parity());
+  }
+
+  // Ping-pong: the first turn is group 0's, and the last group hands it on.
+  __device__ __forceinline__ void pass_first_turn() const {
+    if (Cfg::kPingPong && group == Cfg::kConsumers - 1) bar_arrive<256>(kTurnBarrier);
+  }
+
+  __device__ __forceinline__ void wait_turn() const {
+    if constexpr (Cfg::kPingPong) bar_sync<256>(kTurnBarrier + group);
+  }
+
+  __device__ __forceinline__ void pass_turn() const {
+    if constexpr (Cfg::kPingPong) {
+      bar_arrive<256>(group == Cfg::kConsumers - 1 ? kTurnBarrier : kTurnBarrier + 1 + group);
+    }
+  }
+
+  // Gives the next tile back unread where none of the warpgroup's rows sees it. Not the tile whose values need the
+  // stage that the tile before still holds: the producer would wait for this warpgroup, and it for the producer.
+  __device__ __forceinline__ bool skip_tile(bool any_before) {
+    RingIndex<Cfg::kStages>& ring = state.ring;
+    if (any_before && ring.stage() == state.value_stage.stage()) return false;
+    mbarrier_wait(smem_address(&smem.k_full[ring.stage()]), ring.parity());
+    if (!__shfl_sync(0xffffffffu, smem.tiles[ring.stage()].is_skipped(group), 0)) return false;
+    release(smem.k_empty[ring.stage()]);
+    mbarrier_wait(smem_address(&smem.v_full[ring.stage()]), ring.parity());
+    release(smem.v_empty[ring.stage()]);
+    ring.next();
+    return true;
+  }
+
+  // V rows of keys that no row sees may hold NaN, and 0 * NaN = NaN. All consumers share the work and meet before any
+  // of them multiplies; none holds the turn here. The 128-byte swizzle moves 16-byte chunks inside their row only.
+  __device__ __forceinline__ void zero_dead_values(WorkSlot const& work) {
+    constexpr int kChunks = kPanelRowBytes / 16;
+    constexpr int kRowStep = 128 * Cfg::kConsumers / kChunks;
+    u32 const* const g_dead = MaskView{p, work.mask}.dead_words(state.dead_tile_k0);
+    wait_for_values();
+    uint4* const s_v = reinterpret_cast<uint4*>(smem.v[state.value_stage.stage()]);
+    int const thread = thread_index() - 128;
+#pragma unroll 4
+    for (int row = thread / kChunks; row < Cfg::kBc; row += kRowStep) {
+      if (!(g_dead[row / 32] >> (row % 32) & 1)) continue;
+#pragma unroll
+      for (int panel = 0; panel < Cfg::kPanels; ++panel) {
+        s_v[(panel * Cfg::kBc + row) * kChunks + thread % kChunks] = make_uint4(0, 0, 0, 0);
+      }
+    }
+    fence_proxy_async();
+    mbarrier_meet(smem_address(&smem.dead_zeroed));
+  }
+
+  // S = Q K^T, started. k: descriptor_low of the K tile, worked out ahead of the wait for it.
+  __device__ __forceinline__ void start_scores(Scores& scores, u32 k) {
+    wgmma_fence();
+    start_ss_kk<Cfg::kHeadDim, Cfg::kQPanelBytes, Cfg::kKvPanelBytes, Cfg::kBf16>(scores, q_descriptor_low, k);
+    wgmma_commit();
+  }
+
+  // O += P V of the tile before, started.
+  __device__ __forceinline__ void start_values() {
+    u32 const v = v_descriptor_low();
+    wait_for_values();
+    wgmma_fence();
+    if constexpr (Cfg::kSplitWeights) start_rs_n<Cfg::kBc, Cfg::kBf16>(state.out, state.weights.rests, v);
+    start_rs_n<Cfg::kBc, Cfg::kBf16>(state.out, state.weights.pairs, v);
+    wgmma_commit();
+  }
+
+  // The values of the tile before are added: O and the weights are at rest, V's buffer is free.
+  __device__ __forceinline__ void finish_values() {
+    wgmma_wait<0>();
+    state.pin();
+    release(smem.v_empty[state.value_stage.stage()]);
+  }
+
+  __device__ __forceinline__ WarpTile warp_tile(MaskView const& mask, Tile const& tile, WorkSlot const& work) const {
+    return WarpTile{mask, tile, work.q0 + row0, row0, smem.spans[state.ring.stage()][0]};
+  }
+
+  // Finds what a tile hides while its scores are on their way, where that takes no loop. packed: the tile's kind; of
+  // most tiles nothing else is read. `keep` is filled where kReady is returned. Sets dead_tile_k0, by which the next
+  // step zeroes.
+  __device__ __forceinline__ MaskWork look_at_mask(KeepBits<Scores>& keep, int packed, WorkSlot const& work) {
+    state.dead_tile_k0 = -1;
+    if ((packed & kKindMask) == kFull) return MaskWork::kNone;
+    MaskView const mask{p, work.mask};
+    Tile const tile = smem.tiles[state.ring.stage()];
+    if (tile.has_dead()) state.dead_tile_k0 = tile.first;
+    if (!find_at_once<Cfg::kBr>(keep, warp_tile(mask, tile, work))) return MaskWork::kLater;
+    return keep.is_everything() ? MaskWork::kNone : MaskWork::kReady;
+  }
+
+  // Masks one tile of scores. K, and what came with it, are released as soon as they are read.
+  __device__ __forceinline__ void mask_scores(
+      Scores& scores, KeepBits<Scores>& keep, MaskWork mask_work, WorkSlot const& work) {
+    if (mask_work == MaskWork::kLater) {
+      MaskView const mask{p, work.mask};
+      find_in_spans(keep, warp_tile(mask, smem.tiles[state.ring.stage()], work));
+      if (keep.is_everything()) mask_work = MaskWork::kNone;
+    }
+    if (mask_work != MaskWork::kNone) keep.apply(scores);
+    release(smem.k_empty[state.ring.stage()]);
+  }
+
+  // Weighs a whole tile against a new row_max. O and the weights are at rest. kRescale: O holds something.
+  template <bool kRescale = true>
+  __device__ __forceinline__ void weigh_anew(Scores const& scores) {
+    OnlineSoftmax<1>& softmax = state.softmax;
+    float offset[2], sums[1][2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float const correction = softmax.raise_max(softmax.highest(scores, 0, h), 0, h, p.scale_log2);
+      if constexpr (kRescale) rescale_row(state.out, 0, h, correction);
+      offset[h] = softmax.raised_offset(0, h, p.scale_log2);
+    }
+    state.weights.weigh(scores, sums, offset, p.scale_log2);
+    softmax.add(sums);
+  }
+
+  // Weighs a tile against row_max as it is, where lazy rescaling is allowed and row_max holds. O and the weights are
+  // at rest.
+  __device__ __forceinline__ void weigh(Scores const& scores, bool allow_lazy) {
+    OnlineSoftmax<1>& softmax = state.softmax;
+    if (allow_lazy) {
+      float const offset[2] = {softmax.offset(0, 0, p.scale_log2), softmax.offset(0, 1, p.scale_log2)};
+      float sums[1][2];
+      state.weights.weigh(scores, sums, offset, p.scale_log2);
+      if (softmax.holds(sums)) {
+        softmax.add(sums);
+        return;
+      }
+    }
+    weigh_anew(scores);
+  }
+
+  __device__ __forceinline__ void begin_rows() {
+    state.out.fill(0.f);
+    state.softmax.init();
+  }
+
+  __device__ __forceinline__ void store_rows(WorkSlot const& work) {
+    state.softmax.finish();
+    if (!is_complete(work)) return;
+    store_output<Cfg::kBf16>(p, OutputPlace{work.batch, head(work), work.q0 + row0, 0}, state.out, state.softmax);
+  }
+
+ private:
+  __device__ __forceinline__ int warp_of_tile() const { return (Cfg::kHeads == 1 ? 0 : 4 * group) + row0 / 16; }
+
+  // Are the rows whole? The parts of a split block row are merged by the warp that comes last.
+  __device__ __forceinline__ bool is_complete(WorkSlot const& work) {
+    if (args.n_split_rows == 0) return true;
+    int4 const split = args.splits[work.part];
+    if (split.x < 0) return true;
+    Merge<Cfg> const merge{args, split, (work.batch * p.q_heads + work.head) / Cfg::kHeads, warp_of_tile()};
+    return merge.add(state.out, state.softmax, p.scale_log2);
+  }
+};
+
+}  // namespace omni
