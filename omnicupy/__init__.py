@@ -25,6 +25,7 @@ from omnicupy.masks.constructors import (
 )
 from omnicupy.masks.mask import Mask
 from omnicupy.masks.segment_masks import documents, random, segments
+from omnicupy.masks.tile_masks import from_tiles
 
 __version__ = "0.1.0"
 
@@ -43,6 +44,7 @@ __all__ = [
     "documents",
     "from_dense",
     "from_predicate",
+    "from_tiles",
     "full",
     "intervals",
     "prefix",

@@ -23,6 +23,7 @@ from bad_values import (
     FLAG,
     INTEGER,
     LAYOUT,
+    LISTS,
     LOW_HIGH,
     MASKED,
     MODES,
@@ -30,9 +31,11 @@ from bad_values import (
     NEEDED,
     NOISE,
     NUMBERS,
+    ONE_OF,
     PREDICATE,
     PROGRESS,
     RECTANGLES,
+    SLICES,
     SPANS,
     Bad,
     a_mask,
@@ -69,6 +72,9 @@ ARGUMENTS: dict[str, dict[str, tuple[list[Bad], Any]]] = {
         "fn": (PREDICATE, lambda b, h, q, k: q >= k), **SHAPE, "batch": (INTEGER, 2), "threads": (NEEDED, 1),
         "progress": (PROGRESS, None), "xp": (MODULE, np),
     },
+    "from_tiles": {
+        "lists": (LISTS, [[0]]), **SHAPE, "br": (NEEDED, 8), "bc": (NEEDED, 8),
+    },
     "segments": {"layout": (LAYOUT, [("text", 3)])},
     "documents": {"lengths": (NUMBERS, [3, 4]), "causal": (FLAG, True)},
     "random": {
@@ -96,9 +102,17 @@ ARGUMENTS: dict[str, dict[str, tuple[list[Bad], Any]]] = {
     "presets.tree": {"context": (NEEDED, 2), "parents": (NUMBERS, [-1, 0])},
     "presets.self_forcing": {
         "frames": (NEEDED, 4), "frame_tokens": (NEEDED, 2), "frames_per_block": (NEEDED, 2), "teacher_forcing": (FLAG, False),
-        "layout": (choice("split, interleaved"), "split"), "local_frames": (INTEGER, 2), "sink_frames": (NEEDED, 1),
+        "layout": (choice("split, interleaved, ranked"), "split"), "ranks": (INTEGER, 2), "first_frames": (INTEGER, 1),
+        "local_frames": (INTEGER, 2), "sink_frames": (NEEDED, 1), "key_frame_tokens": (INTEGER, 2),
     },
-    "presets.bd3lm": LENGTH | {"block": (NEEDED, 2), "layout": (choice("split, interleaved"), "split")},
+    "presets.bd3lm": {
+        "length": (INTEGER, 8), "block": (NEEDED, 2), "layout": (choice("split, interleaved"), "split"), "lengths": (ONE_OF, None),
+    },
+    "presets.block_causal": LENGTH | {"block": (NEEDED, 2), "prompt": (NEEDED, 2), "causal_prompt": (FLAG, True)},
+    "presets.chunks": LENGTH | {"chunk": (NEEDED, 2), "left": (INTEGER, 2)},
+    "presets.gemma4": LENGTH | {"image_spans": (SPANS, [(1, 2)]), "window": (INTEGER, 3)},
+    "presets.one_label": LENGTH | {"spans": (SPANS, [(1, 2)])},
+    "presets.slices": {"given": (SLICES, [(0, 2, 0, 2, "full")]), **SHAPE},
     "presets.magi": {"chunks": (NEEDED, 3), "chunk_tokens": (NEEDED, 2), "reach": (NUMBERS[7:], [1, 1, 2])},
     "presets.show_o": LENGTH | {
         "task": (choice("t2i, lm, mmu, lvg"), "t2i"), "pad_end": (NEEDED, 1), "prefix": (NEEDED, 0), "images": (SPANS, [(2, 3)]),
@@ -109,8 +123,9 @@ ARGUMENTS: dict[str, dict[str, tuple[list[Bad], Any]]] = {
     "Mask.stats": {"br": (tile("query rows", 8), 8), "bc": (tile("keys", 32), 32)},
     "Mask.dense": {"q0": (BOUND, 0), "q1": (BOUND, 1), "k0": (BOUND, 0), "k1": (BOUND, 1)},
 }  # fmt: skip
-# Classes whose own tests have such tables, modules, and `plot`, whose path is matplotlib's.
-ELSEWHERE = {"AttnSpec", "BlockMask", "CompileError", "Mask", "UnsupportedError", "presets", "Mask.plot"}
+# Classes whose own tests have such tables, modules, `plot`, whose path is matplotlib's, and what drawing alone calls.
+ELSEWHERE = {"AttnSpec", "BlockMask", "CompileError", "Mask", "UnsupportedError", "presets"}
+ELSEWHERE |= {"Mask.plot", "Mask.key_counts_of"}
 WITHOUT_ARGUMENTS = {"Mask.to_dense", "Mask.key_counts", "Mask.dead_keys", "Mask.packed_bits"}
 
 

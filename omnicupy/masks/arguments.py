@@ -115,3 +115,16 @@ def plain(where: str, name: str, values: object) -> Sequence[object] | NDArray[n
     raise TypeError(
         f"{where}: {name} must be a list or an array, got {type(values).__name__} {values!r}; make it a list"
     )
+
+
+def tile(name: str, value: int, multiple: int, unit: str) -> int:
+    """`value` as a number of rows or keys of a tile, a positive multiple of `multiple`; as `blocks` words it."""
+    try:
+        size = operator.index(value)
+    except TypeError:
+        size = 0
+    if size < multiple or size % multiple or size > np.iinfo(np.int32).max // 2:
+        raise ValueError(
+            f"blocks: {name} ({unit}) must be a positive multiple of {multiple}, got {value!r}; round it up"
+        )
+    return size

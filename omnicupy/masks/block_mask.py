@@ -47,7 +47,7 @@ class BlockMask:
 
     @classmethod
     def _rebuilt(cls, mask: dict[str, Any], *lists: Any) -> Self:
-        return cls(PairSet(**mask), *lists)
+        return cls(PairSet._rebuilt(mask), *lists)
 
     @property
     def q_len(self) -> int:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from omnicupy.masks.block_mask import CAUSAL, DEAD, FULL, PARTIAL, BlockMask
 from omnicupy.masks.cut_bits import classify_bits
+from omnicupy.masks.cut_tiles import classify_lists
 from omnicupy.masks.intervals import BoolArray, IntArray, Intervals
 from omnicupy.masks.pairs import PairSet
 
@@ -34,8 +35,11 @@ def cut(mask: PairSet, br: int, bc: int) -> BlockMask:
         on_diagonal = on_diagonal[_crossed(row[on_diagonal], block[on_diagonal], mask, br, bc)]
         causal = _causal_tiles(mask.intervals, row[on_diagonal], block[on_diagonal], mask, br, bc)
         kind[on_diagonal[causal]] = CAUSAL
-    else:
+    elif mask.bits is not None:
         row, block, kind, payload, tiles = classify_bits(mask, br, bc)
+    else:
+        inner = None if mask.tiles is None or mask.tiles.inner is None else mask.tiles.inner.blocks(br, bc)
+        row, block, kind, payload, tiles = classify_lists(mask, br, bc, inner)
     return _assemble(mask, (br, bc), (row, block, kind), payload, tiles, k_blocks)
 
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import operator
-import os
-import weakref
 from collections.abc import Sequence
 from os import PathLike
 from typing import Any, NoReturn
@@ -15,27 +11,24 @@ import numpy as np
 from omnicupy.masks import bits as masks_bits
 from omnicupy.masks import intervals as masks_intervals
 from omnicupy.masks import segments as segment_lists
-from omnicupy.masks import text
-from omnicupy.masks.arguments import flag, integer, length
+from omnicupy.masks import text, tile_algebra
+from omnicupy.masks.arguments import flag, integer, length, tile
 from omnicupy.masks.bits import ByteArray
 from omnicupy.masks.block_mask import BlockMask
 from omnicupy.masks.cut import cut
+from omnicupy.masks.handles import handle_for
 from omnicupy.masks.pairs import PairSet, Segment
 from omnicupy.masks.picture import plot
 from omnicupy.masks.segments import Sample
 from omnicupy.masks.stats import MaskStats, stats_of
 
-# Compilers of graphs take 0 and 1 for constants. Each process begins elsewhere, so that a program that was stored with
-# a handle finds no mask of another process by it.
-_handles = itertools.count(2 + (int.from_bytes(os.urandom(4), "little") << 28))
-
 
 class Mask(PairSet):
-    """Which of `k_len` keys each of `q_len` query rows may see; independent of dtype, heads and tile sizes.
+    """Which of `k_len` keys each of `q_len` query rows may see; independent of dtype, heads and kernels.
 
     Immutable; equal and hashed by content; combined by `&`, `|` and `~`; pickles and copies without its
     caches. Build one with `full`, `causal`, `segments`, `documents`, `sliding_window`, `sink`, `prefix`,
-    `ranges`, `intervals`, `from_dense`, `from_predicate` or `random`. `print(mask)` draws it.
+    `ranges`, `intervals`, `from_dense`, `from_predicate`, `from_tiles` or `random`. `print(mask)` draws it.
     """
 
     __slots__ = ("_blocks", "_device", "handle")
@@ -46,8 +39,7 @@ class Mask(PairSet):
 
     def __init__(self, shape: tuple[int, int], **content: Any) -> None:
         super().__init__(shape, **content)
-        self._store(_blocks={}, _device={}, handle=next(_handles))
-        _by_handle[self.handle] = self
+        self._store(_blocks={}, _device={}, handle=handle_for(self))
 
     def __bool__(self) -> NoReturn:
         raise ValueError(
@@ -55,7 +47,13 @@ class Mask(PairSet):
         )
 
     def __repr__(self) -> str:
-        form = "bits" if self.intervals is None else f"intervals={len(self.intervals[0])}"
+        form = (
+            "tiles"
+            if self.tiles is not None
+            else "bits"
+            if self.intervals is None
+            else f"intervals={len(self.intervals[0])}"
+        )
         return f"<Mask {self.shape[0]}x{self.shape[1]} pairs={self.pairs} {form} diagonal={self.diagonal}>"
 
     def __str__(self) -> str:
@@ -65,18 +63,24 @@ class Mask(PairSet):
     def __and__(self, other: Mask) -> Mask:
         """Pairs that both masks allow. Raises ValueError when the shapes differ, TypeError for what is no mask."""
         notes = self._combined("&", other)
+        if self.tiles is not None or other.tiles is not None:
+            return Mask(self.shape, tiles=tile_algebra.intersection(self, other), **notes)
         if self.intervals is None or other.intervals is None:
             return from_bits(self.packed_bits() & other.packed_bits(), self.shape, **notes)
-        both = masks_intervals.intersection(self.intervals, other.intervals)
-        return Mask(self.shape, intervals=both, **notes)
+        return Mask(
+            self.shape, intervals=masks_intervals.intersection(self.intervals, other.intervals), **notes
+        )
 
     def __or__(self, other: Mask) -> Mask:
         """Pairs that either mask allows. Raises ValueError when the shapes differ, TypeError for what is no mask."""
         notes = self._combined("|", other)
+        if self.tiles is not None or other.tiles is not None:
+            if (lists := tile_algebra.union(self, other)) is not None:
+                return Mask(self.shape, tiles=lists, **notes)
+            return self._without_tiles(**notes) | other._without_tiles()
         if self.intervals is None or other.intervals is None:
             return from_bits(self.packed_bits() | other.packed_bits(), self.shape, **notes)
-        either = masks_intervals.union(self.intervals, other.intervals)
-        return Mask(self.shape, intervals=either, **notes)
+        return Mask(self.shape, intervals=masks_intervals.union(self.intervals, other.intervals), **notes)
 
     def __rand__(self, other: object) -> NoReturn:
         self._refuse("&", other)
@@ -86,14 +90,21 @@ class Mask(PairSet):
 
     def __invert__(self) -> Mask:
         """Pairs that the mask does not allow."""
+        notes: dict[str, Any] = {"diagonal": self.diagonal}
+        if self.tiles is not None:
+            lists = tile_algebra.complement(self.tiles)
+            return ~self._without_tiles(**notes) if lists is None else Mask(self.shape, tiles=lists, **notes)
         if self.intervals is not None:
             return Mask(
-                self.shape,
-                intervals=masks_intervals.complement(self.intervals, self.shape[0]),
-                diagonal=self.diagonal,
+                self.shape, intervals=masks_intervals.complement(self.intervals, self.shape[0]), **notes
             )
         assert self.bits is not None
-        return from_bits(masks_bits.inverted(self.bits, self.shape[1]), self.shape, diagonal=self.diagonal)
+        return from_bits(masks_bits.inverted(self.bits, self.shape[1]), self.shape, **notes)
+
+    def _without_tiles(self, **notes: Any) -> Mask:
+        """The same pairs as intervals or bits."""
+        short, bits = (self.intervals, self.bits) if self.tiles is None else tile_algebra.other_form(self)
+        return Mask(self.shape, intervals=short, bits=bits, **notes)
 
     def _combined(self, sign: str, other: object) -> dict[str, Any]:
         """What a combination inherits: the first diagonal other than 0, the first segments that are known."""
@@ -174,6 +185,8 @@ class Mask(PairSet):
             return Mask(
                 shape, intervals=masks_intervals.crop(self.intervals, rows, keys), growing=growing, **notes
             )
+        if self.tiles is not None:
+            return Mask(shape, tiles=self.tiles.crop(rows, keys), **notes)
         bits = masks_bits.from_rows(lambda a, b: self.dense(q0 + a, q0 + b, k0, k1), *shape)
         return from_bits(bits, shape, **notes)
 
@@ -183,10 +196,9 @@ class Mask(PairSet):
         added: segments, as `segments` takes them, for a mask that `segments`, `documents`, `causal` or a
         preset made of segments alone: mask.extend([("text", 12), ("image", 64)]). They continue the last
         document, or start a new one (new_document); of a list of samples the first continues. Without tokens
-        they add nothing. Or a mask of
-        the new rows against all keys, old ones first, of shape (new rows, old keys + new keys), for any mask;
-        the old rows do not see the new keys: whole == whole.rows(0, a, b).extend(whole.rows(a, q_len)) where
-        no row before a sees a key from b on.
+        they add nothing. Or a mask of the new rows against all keys, old ones first, of shape (new rows, old keys
+        + new keys), for any mask; the old rows do not see the new keys: whole == whole.rows(0, a,
+        b).extend(whole.rows(a, q_len)) where no row before a sees a key from b on.
 
         Raises TypeError or ValueError for other lists, for segments where the mask is not made of segments
         (windows, for one, do not say what further rows see) and for a mask with fewer keys.
@@ -244,9 +256,10 @@ class Mask(PairSet):
         """
         found = self._blocks.get((br, bc)) if isinstance(br, int) and isinstance(bc, int) else None
         if found is None:
-            br, bc = _tile("br", br, 8, "query rows"), _tile("bc", bc, 32, "keys")
+            br, bc = tile("br", br, 8, "query rows"), tile("bc", bc, 32, "keys")
             # the block mask holds the pairs, not this object: no cycle, so the caches die with the mask
-            pairs = PairSet(self.shape, intervals=self.intervals, bits=self.bits, diagonal=self.diagonal)
+            held = {"intervals": self.intervals, "bits": self.bits, "tiles": self.tiles}
+            pairs = PairSet(self.shape, **held, diagonal=self.diagonal)  # type: ignore[arg-type]
             found = self._blocks.setdefault((br, bc), cut(pairs, br, bc))
         return found
 
@@ -262,35 +275,10 @@ class Mask(PairSet):
         plot(self.blocks(br, bc), self.segments, path)
 
 
-_by_handle: weakref.WeakValueDictionary[int, Mask] = weakref.WeakValueDictionary()
-
-
-def of_handle(handle: int) -> Mask:
-    """The mask whose `handle` this is. Raises ValueError when it is gone."""
-    found = _by_handle.get(handle)
-    if found is None:
-        raise ValueError(
-            f"mask: no mask with handle {handle} is left; keep a mask while code that was compiled with it runs"
-        )
-    return found
-
-
 def from_bits(
     bits: ByteArray, shape: tuple[int, int], *, diagonal: int = 0, segments: tuple[Segment, ...] = ()
 ) -> Mask:
-    """The mask of packed bits (see bitform; they are taken over), held as intervals where those are short."""
+    """The mask of packed bits (see bits.py; they are taken over), held as intervals where those are short."""
     short = masks_bits.short_intervals_of(bits, shape[1])
     kept = bits if short is None else None
     return Mask(shape, intervals=short, bits=kept, diagonal=diagonal, segments=segments)
-
-
-def _tile(name: str, value: int, multiple: int, unit: str) -> int:
-    try:
-        size = operator.index(value)
-    except TypeError:
-        size = 0
-    if size < multiple or size % multiple or size > np.iinfo(np.int32).max // 2:
-        raise ValueError(
-            f"blocks: {name} ({unit}) must be a positive multiple of {multiple}, got {value!r}; round it up"
-        )
-    return size

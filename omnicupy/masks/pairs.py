@@ -1,4 +1,4 @@
-"""PairSet: the immutable set of allowed (query, key) pairs behind a mask, in one of two exact forms."""
+"""PairSet: the immutable set of allowed (query, key) pairs behind a mask, in one of three exact forms."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from omnicupy.masks import intervals as masks_intervals
 from omnicupy.masks.arguments import integer
 from omnicupy.masks.bits import ByteArray
 from omnicupy.masks.intervals import BoolArray, Intervals
+from omnicupy.masks.tiles import Tiles
 
 Segment: TypeAlias = tuple[str, int, int, int]  # kind, first key, stop key, document
 
@@ -19,7 +20,7 @@ Segment: TypeAlias = tuple[str, int, int, int]  # kind, first key, stop key, doc
 class PairSet:
     """The allowed pairs of `q_len` query rows and `k_len` keys; immutable, equal and hashed by content.
 
-    Exactly one of `intervals` and `bits` is set. Made by the constructors of `omnicupy.masks.constructors`, which check
+    Exactly one of `intervals`, `bits` and `tiles` is set. Made by the constructors of `omnicupy.masks`, which check
     their arguments; this one trusts its own: canonical intervals, or bits that are zero past k_len.
     """
 
@@ -35,11 +36,13 @@ class PairSet:
         "intervals",
         "segments",
         "shape",
+        "tiles",
     )
 
     shape: tuple[int, int]  # (q_len, k_len)
     intervals: Intervals | None  # start, stop: int32 (n, k_len), read-only, canonical
     bits: ByteArray | None  # uint8 (q_len, ceil(k_len / 8)), little bit order, read-only
+    tiles: Tiles | None
     diagonal: int  # key minus row of the causal diagonal: CAUSAL tiles are those with k <= q + diagonal
     segments: tuple[Segment, ...]  # for pictures; () when unknown or too many to draw
     growing: bool  # made of its segments and nothing else: they say what further rows see
@@ -52,6 +55,7 @@ class PairSet:
         *,
         intervals: Intervals | None = None,
         bits: ByteArray | None = None,
+        tiles: Tiles | None = None,
         diagonal: int = 0,
         segments: tuple[Segment, ...] = (),
         growing: bool = False,
@@ -59,7 +63,7 @@ class PairSet:
         if intervals is not None:
             intervals = (_frozen(intervals[0], np.int32), _frozen(intervals[1], np.int32))
         self._store(shape=shape, diagonal=diagonal, segments=segments, growing=growing)
-        self._store(intervals=intervals, _hash=None, _pairs=None)
+        self._store(intervals=intervals, tiles=tiles, _hash=None, _pairs=None)
         self._store(bits=None if bits is None else _frozen(bits, np.uint8))
 
     def _store(self, **values: object) -> None:
@@ -75,13 +79,16 @@ class PairSet:
     def _content(self) -> dict[str, Any]:
         """What the set is made of: the arguments that make an equal one. Caches and device arrays are no part of it."""
         names = ("shape", "intervals", "bits", "diagonal", "segments", "growing")
-        return {name: getattr(self, name) for name in names}
+        tiles = None if self.tiles is None else self.tiles.content()
+        return {**{name: getattr(self, name) for name in names}, "tiles": tiles}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self)._rebuilt, (self._content(),)
 
     @classmethod
     def _rebuilt(cls, content: dict[str, Any]) -> Self:
+        if content.get("tiles") is not None:
+            content = {**content, "tiles": Tiles(content["shape"], **content["tiles"])}
         return cls(**content)
 
     def __eq__(self, other: object) -> bool:
@@ -124,15 +131,28 @@ class PairSet:
         """Rows that see each key, int64 (k_len,)."""
         if self.intervals is not None:
             return masks_intervals.key_counts(self.intervals)
-        assert self.bits is not None
-        return masks_bits.key_counts(self.bits, self.shape[1])
+        return self.key_counts_of(0, self.shape[0])
+
+    def key_counts_of(self, q0: int, q1: int) -> NDArray[np.int64]:
+        """How many of the rows [q0, q1) see each key, int64 (k_len,)."""
+        if self.intervals is not None:
+            start, stop = self.intervals
+            inside = np.maximum(np.minimum(stop, np.int32(q1)) - np.maximum(start, np.int32(q0)), 0)
+            counts: NDArray[np.int64] = inside.sum(0, dtype=np.int64)
+            return counts
+        if self.bits is not None:
+            return masks_bits.key_counts(self.bits[q0:q1], self.shape[1])
+        assert self.tiles is not None
+        return self.tiles.key_counts(q0, q1)
 
     def dead_keys(self) -> BoolArray:
         """Boolean (k_len,): keys that no row sees."""
         if self.intervals is not None:
             dead: BoolArray = self.intervals[1][0] == 0  # canonical: unused slots are (0, 0) and come last
             return dead
-        assert self.bits is not None
+        if self.bits is None:
+            hidden: BoolArray = self.key_counts() == 0
+            return hidden
         seen = np.bitwise_or.reduce(self.bits, axis=0)[None]
         unseen: BoolArray = ~masks_bits.unpacked(seen, (0, 1), (0, self.shape[1]))[0]
         return unseen
@@ -148,8 +168,10 @@ class PairSet:
             )
         if self.intervals is not None:
             return masks_intervals.dense(self.intervals, (q0, q1), (k0, k1))
-        assert self.bits is not None
-        return masks_bits.unpacked(self.bits, (q0, q1), (k0, k1))
+        if self.bits is not None:
+            return masks_bits.unpacked(self.bits, (q0, q1), (k0, k1))
+        assert self.tiles is not None
+        return self.tiles.dense((q0, q1), (k0, k1))
 
     def to_dense(self) -> BoolArray:
         """Boolean array (q_len, k_len), True where the row sees the key. Holds all pairs: for small masks."""

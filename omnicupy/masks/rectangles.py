@@ -1,4 +1,4 @@
-"""Lists of (rows, keys) bounds: checked, and the cumulative lengths of two packed sides as rectangles."""
+"""Lists of rectangles of a mask, (q_start, q_stop, k_start, k_stop) in tokens, checked."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ from omnicupy.masks.arguments import integer, plain
 Bounds = NDArray[np.int64]  # (n, 4): q_start, q_stop, k_start, k_stop
 
 
-def checked(where: str, name: str, rectangles: object, q_len: int, k_len: int) -> Bounds:
-    """`rectangles`, a list or an integer array (n, 4), within the mask; those without rows or keys are left out.
+def checked(
+    where: str, name: str, rectangles: object, q_len: int, k_len: int, *, keep_empty: bool = False
+) -> Bounds:
+    """`rectangles`, a list or an integer array (n, 4), within the mask.
+
+    Those without rows or keys are left out, unless keep_empty.
 
     Raises TypeError or ValueError for other types, and for rectangles that are reversed or outside.
     """
@@ -27,6 +31,8 @@ def checked(where: str, name: str, rectangles: object, q_len: int, k_len: int) -
     else:
         rows = [_checked_one(f"{where}: {name}[{i}]", one, q_len, k_len) for i, one in enumerate(given)]
         bounds = np.array(rows, np.int64).reshape(-1, 4)
+    if keep_empty:
+        return bounds
     return bounds[(bounds[:, 0] < bounds[:, 1]) & (bounds[:, 2] < bounds[:, 3])]
 
 

@@ -7,7 +7,6 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from omnicupy.masks import bits
 from omnicupy.masks.pairs import PairSet
 
 WIDTH = 64  # characters a row of the drawing has at most; half as many rows, because characters are tall
@@ -27,7 +26,15 @@ def text(mask: PairSet) -> str:
     shade = np.ceil(share * 3).astype(np.int64) + (share == 1)
     cell = f"{-(-q_len // (len(q_edges) - 1))} x {-(-k_len // (len(k_edges) - 1))}"
     n = len(mask.intervals[0]) if mask.intervals is not None else 0
-    form = "bits" if n == 0 else "1 interval per key" if n == 1 else f"{n} intervals per key"
+    form = (
+        "tiles"
+        if mask.tiles is not None
+        else "bits"
+        if n == 0
+        else "1 interval per key"
+        if n == 1
+        else f"{n} intervals per key"
+    )
     density = mask.pairs / (q_len * k_len)
     head = f"mask of {q_len} rows x {k_len} keys, {mask.pairs:,} pairs ({density:.1%}), {form}"
     lines = ["".join(SHADES[level] for level in row) for row in shade]
@@ -46,17 +53,5 @@ def _cell_counts(mask: PairSet, q_edges: NDArray[np.int64], k_edges: NDArray[np.
     """Allowed pairs in each cell, exact; holds one number per key at a time."""
     counts = np.empty((len(q_edges) - 1, len(k_edges) - 1), np.int64)
     for i, (q0, q1) in enumerate(pairwise(q_edges)):
-        counts[i] = np.add.reduceat(_seen(mask, int(q0), int(q1)), k_edges[:-1])
+        counts[i] = np.add.reduceat(mask.key_counts_of(int(q0), int(q1)), k_edges[:-1])
     return counts
-
-
-def _seen(mask: PairSet, q0: int, q1: int) -> NDArray[np.int64]:
-    """How many of the rows [q0, q1) see each key, (k_len,)."""
-    if mask.intervals is None:
-        assert mask.bits is not None
-        return bits.key_counts(mask.bits[q0:q1], mask.shape[1])
-    start, stop = mask.intervals
-    inside: NDArray[np.int64] = np.maximum(np.minimum(stop, q1) - np.maximum(start, q0), 0).sum(
-        0, dtype=np.int64
-    )
-    return inside

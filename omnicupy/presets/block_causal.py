@@ -10,9 +10,10 @@ from omnicupy.masks.arguments import count
 from omnicupy.masks.arguments import length as checked_length
 from omnicupy.masks.mask import Mask
 from omnicupy.presets import arguments as presets_arguments
+from omnicupy.presets import streams
 from omnicupy.presets.arguments import Lengths
 
-SPLIT, INTERLEAVED = LAYOUTS = ("split", "interleaved")
+SPLIT, INTERLEAVED, RANKED = LAYOUTS = ("split", "interleaved", "ranked")
 
 
 def self_forcing(
@@ -22,59 +23,89 @@ def self_forcing(
     teacher_forcing: bool = False,
     *,
     layout: str = SPLIT,
+    ranks: int | None = None,
+    first_frames: int | None = None,
     local_frames: int | None = None,
     sink_frames: int = 0,
+    key_frame_tokens: int | None = None,
 ) -> Mask:
-    """Self-Forcing and CausVid: video in blocks of frames, each sees itself and the blocks before it.
+    """Self-Forcing, CausVid, LongLive: video in blocks of frames, each sees itself and the blocks before it.
 
         k < end(block(q))
         local_frames:  (k < end(block(q)) and (k >= end(block(q)) - local_frames * frame_tokens
                                                or k < sink_frames * frame_tokens)) or q == k
+        key_frame_tokens:  the same of frame(q) and frame(k) in place of q and k (Matrix-Game: actions as keys)
         teacher_forcing, two copies of the video, with positions q and k inside their copies:
             clean q:  clean k and k < end(block(q))
             noisy q:  (noisy k and block(k) == block(q)) or (clean k and block(k) < block(q))
 
     frames, frame_tokens (tokens of a frame), frames_per_block: at least 1; the last block may be short.
-    layout of the two copies: "split" is [clean | noisy], "interleaved" is [noisy 0, clean 0, noisy 1, ...];
-    it means nothing without teacher_forcing. sink_frames means nothing without local_frames. One interval per
-    key, two for "split".
+    first_frames: frames of the first block where it differs (1: the image of image-to-video).
+    layout of the two copies: "split" is [clean | noisy], "interleaved" is [noisy 0, clean 0, noisy 1, ...] by
+    block, "ranked" is [clean 0, noisy 0, clean 1, ...] by rank, `ranks` equal parts of each copy (LongLive's
+    sequence parallelism); both mean nothing without teacher_forcing. sink_frames means nothing without
+    local_frames. key_frame_tokens: keys of each frame, for cross-attention. One interval per key, two for
+    "split", up to two for each rank for "ranked".
 
-    Source: guandeh17/Self-Forcing, wan/modules/causal_model.py (CausVid has the same rule).
-    Raises TypeError or ValueError for other values, and for local_frames or sink_frames with teacher_forcing.
+    Source: guandeh17/Self-Forcing, wan/modules/causal_model.py (CausVid has the same rule); NVlabs/LongLive;
+    SkyworkAI/Matrix-Game (whose `q_idx == kv_idx` compares a token with a frame: frames are compared here).
+    Raises TypeError or ValueError for other values, what does not go together, and ranks that divide no copy.
     """
     where = "self_forcing"
-    video, size = (
-        arguments.at_least_one(where, "frames", frames),
-        checked_length(where, "frame_tokens", frame_tokens),
-    )
+    video = arguments.at_least_one(where, "frames", frames)
+    size = checked_length(where, "frame_tokens", frame_tokens)
     per_block = arguments.at_least_one(where, "frames_per_block", frames_per_block)
+    lead = per_block if first_frames is None else arguments.at_least_one(where, "first_frames", first_frames)
     presets_arguments.choice(where, "layout", layout, LAYOUTS)
     sinks = count(where, "sink_frames", sink_frames)
     local = None if local_frames is None else arguments.at_least_one(where, "local_frames", local_frames)
+    of_key = None if key_frame_tokens is None else checked_length(where, "key_frame_tokens", key_frame_tokens)
+    parts = None if ranks is None else arguments.at_least_one(where, "ranks", ranks)
     forced = arguments.flag(where, "teacher_forcing", teacher_forcing)
-    presets_arguments.tokens(where, "frames", video * size * (1 + forced))
-    edges = _edges(video, per_block)
+    presets_arguments.tokens(where, "frames", video * max(size * (1 + forced), of_key or 0))
+    edges = _edges(video, per_block, lead)
     if not forced:
-        if local is None:
-            return segment_masks.packed(
-                [segment_lists.IMAGE] * (len(edges) - 1), np.diff(edges * size).tolist(), [len(edges) - 1]
-            )
-        return _local(edges, size, min(local, video), sinks)
-    if local is not None or sinks:
+        if local is None and of_key is None:
+            sizes = np.diff(edges * size).tolist()
+            return segment_masks.packed([segment_lists.IMAGE] * len(sizes), sizes, [len(sizes)])
+        return _local(edges, (size, of_key), video if local is None else min(local, video), sinks)
+    if local is not None or sinks or of_key is not None:
         raise ValueError(
-            "self_forcing: teacher_forcing must come without local_frames and sink_frames, got "
-            f"local_frames={local_frames} and sink_frames={sink_frames}; combine masks by & for such a rule"
+            "self_forcing: teacher_forcing must come without local_frames, sink_frames and key_frame_tokens, got "
+            f"local_frames={local_frames}, sink_frames={sink_frames} and key_frame_tokens={key_frame_tokens}; "
+            "combine masks by & for such a rule"
         )
-    return _streams(edges * size, layout, clean_first=True)
+    return _two_copies(edges * size, layout, parts)
 
 
-def _edges(length: int, block: int) -> presets_arguments.Whole:
-    """Bounds of blocks of `block` in [0, length]: 0, block, ..., length."""
-    return np.minimum(np.arange(0, length + min(block, length), min(block, length), dtype=np.int64), length)
+def _two_copies(edges: presets_arguments.Whole, layout: str, ranks: int | None) -> Mask:
+    """A clean and a noisy copy of one video in blocks [edges[i], edges[i + 1])."""
+    if layout == INTERLEAVED:
+        return _interleaved([edges])
+    if layout == SPLIT:
+        return _clean_then_noisy(edges)
+    if ranks is None or int(edges[-1]) % ranks:
+        raise ValueError(
+            f'self_forcing: layout "ranked" needs ranks, a divisor of the {edges[-1]} tokens of the video, got '
+            f"{ranks}; pass how many ranks share the video"
+        )
+    return streams.ranked(edges, ranks)
 
 
-def _local(edges: presets_arguments.Whole, size: int, local: int, sinks: int) -> Mask:
-    """Blocks [edges[i], edges[i + 1]) of frames of `size` tokens; a row sees `local` frames and the sinks."""
+def _edges(length: int, block: int, first: int | None = None) -> presets_arguments.Whole:
+    """Bounds of blocks in [0, length]: the first of `first` (None: of `block`), the others of `block`."""
+    step, lead = min(block, length), min(block if first is None else first, length)
+    edges: presets_arguments.Whole = np.arange(lead - step, length + step, step, dtype=np.int64)
+    edges[0] = 0
+    return np.minimum(edges, length)
+
+
+def _local(edges: presets_arguments.Whole, sizes: tuple[int, int | None], local: int, sinks: int) -> Mask:
+    """Blocks [edges[i], edges[i + 1]) of frames; a row sees `local` frames and the sinks.
+
+    sizes: tokens of a frame of rows, and of keys (None: the rows are the keys).
+    """
+    size, of_key = sizes
     frames = int(edges[-1])
     frame = np.arange(frames)
     first = np.repeat(edges[:-1], np.diff(edges))
@@ -82,59 +113,82 @@ def _local(edges: presets_arguments.Whole, size: int, local: int, sinks: int) ->
     stop = edges[np.searchsorted(edges, frame + local, side="right") - 1]
     stop[:sinks] = frames
     alone = stop <= first
-    start = np.repeat(first * size, size).astype(np.int32)
-    ends = np.repeat(stop * size, size).astype(np.int32)
+    if of_key is not None:  # out of reach of its own block: seen by its own frame only
+        start = np.where(alone, frame, first)
+        stop = np.where(alone, frame + 1, stop)
+        lo, hi = (np.repeat(bound * size, of_key).astype(np.int32)[None] for bound in (start, stop))
+        return Mask((frames * size, frames * of_key), intervals=(lo, hi))
+    lo = np.repeat(first * size, size).astype(np.int32)
+    hi = np.repeat(stop * size, size).astype(np.int32)
     if alone.any():  # out of reach of its own block: seen by its own row only
         own = np.flatnonzero(np.repeat(alone, size)).astype(np.int32)
-        start[own], ends[own] = own, own + 1
-    return Mask((frames * size, frames * size), intervals=(start[None], ends[None]))
+        lo[own], hi[own] = own, own + 1
+    return Mask((frames * size, frames * size), intervals=(lo[None], hi[None]))
 
 
-def bd3lm(length: int, block: int, layout: str = SPLIT) -> Mask:
+def bd3lm(
+    length: int | None = None,
+    block: int | None = None,
+    layout: str = SPLIT,
+    *,
+    lengths: Lengths | None = None,
+) -> Mask:
     """Block diffusion (BD3-LM, LLaDA2, SDAR): a noisy and a clean copy of one text, in blocks.
 
-        with positions q and k inside their copies:
+        with positions q and k inside their copies, of one sample:
             clean q:  clean k and block(k) <= block(q)
             noisy q:  (noisy k and block(k) == block(q)) or (clean k and block(k) < block(q))
 
-    length: tokens of the clean copy; the mask has 2 * length rows and keys. block: tokens of a block; the last
-    may be short. layout: "split" is [noisy | clean], two intervals per key; "interleaved" is
-    [noisy 0, clean 0, noisy 1, ...], one.
+    length: tokens of the clean copy; the mask has 2 * length rows and keys. lengths, in place of it: those of
+    packed samples, each with both copies, one after the other; samples of length 0 are skipped. block: tokens of
+    a block; the last of a sample may be short. layout: "split" is [noisy | clean], two intervals per key;
+    "interleaved" is [noisy 0, clean 0, noisy 1, ...], one.
 
-    Source: kuleshov-group/bd3lms, models/dit.py.
-    Raises TypeError or ValueError for other values.
+    Source: kuleshov-group/bd3lms, models/dit.py; JetAstra/SDAR (packed).
+    Raises TypeError or ValueError for other values, and for both or none of length and lengths.
     """
-    total = checked_length("bd3lm", "length", length)
     size = arguments.at_least_one("bd3lm", "block", block)
-    presets_arguments.choice("bd3lm", "layout", layout, LAYOUTS)
-    presets_arguments.tokens("bd3lm", "length", 2 * total)
-    return _streams(_edges(total, size), layout, clean_first=False)
-
-
-def _streams(edges: presets_arguments.Whole, layout: str, clean_first: bool) -> Mask:
-    """Two copies of one sequence in blocks [edges[i], edges[i + 1]); clean_first: their order in "split"."""
-    first, stop, half = edges[:-1], edges[1:], int(edges[-1])
-    sizes = stop - first
-    if layout == INTERLEAVED:
-        code = np.array(
-            [segment_lists.KINDS.index(kind) for kind in (segment_lists.NOISE, segment_lists.IMAGE)], np.int8
+    presets_arguments.choice("bd3lm", "layout", layout, LAYOUTS[:2])
+    if (length is None) == (lengths is None):
+        raise ValueError(
+            f"bd3lm: one of length and lengths must be given, got length={length!r} and lengths={lengths!r}; "
+            "pass lengths for packed samples"
         )
-        blocks = len(sizes)
-        return segment_masks.from_codes(np.tile(code, blocks), np.repeat(sizes, 2), np.array([2 * blocks]))
+    if lengths is None:
+        total = checked_length("bd3lm", "length", length)
+        presets_arguments.tokens("bd3lm", "length", 2 * total)
+        each = [total]
+    else:
+        hint = "pass the number of tokens of each sample"
+        each = [n for n in presets_arguments.numbers("bd3lm", "lengths", lengths, 0, hint).tolist() if n]
+        presets_arguments.tokens("bd3lm", "lengths", 2 * sum(each))
+        if not each:
+            raise ValueError(f"bd3lm: lengths must hold at least one token, got none; {hint}")
+    edges = [_edges(n, size) for n in each]
+    return _interleaved(edges) if layout == INTERLEAVED else streams.packed(edges)
+
+
+def _interleaved(of_samples: list[presets_arguments.Whole]) -> Mask:
+    """Blocks of two copies of each sample as [noisy 0, clean 0, noisy 1, ...]."""
+    sizes = [np.diff(edges) for edges in of_samples]
+    code = np.array(
+        [segment_lists.KINDS.index(kind) for kind in (segment_lists.NOISE, segment_lists.IMAGE)], np.int8
+    )
+    every = np.concatenate(sizes)
+    counts = np.array([2 * len(one) for one in sizes])
+    return segment_masks.from_codes(np.tile(code, len(every)), np.repeat(every, 2), counts)
+
+
+def _clean_then_noisy(edges: presets_arguments.Whole) -> Mask:
+    first, stop, half = edges[:-1], edges[1:], int(edges[-1])
     nothing = np.zeros_like(first)
-    if clean_first:
-        seen = [(first, nothing + half), (half + stop, nothing + 2 * half)]
-        own = [(half + first, half + stop), (nothing, nothing)]
-    else:  # clean block 0 is seen by all rows but those of noisy block 0: one range
-        begins, ends = np.where(first == 0, 2 * half, half + first), np.where(first == 0, 2 * half, half)
-        seen = [(stop, ends), (begins, nothing + 2 * half)]
-        own = [(first, stop), (nothing, nothing)]
-    halves = (seen, own) if clean_first else (own, seen)
+    seen = [(first, nothing + half), (half + stop, nothing + 2 * half)]
+    own = [(half + first, half + stop), (nothing, nothing)]
     start, end = (
-        np.array([np.concatenate([copy[slot][side] for copy in halves]) for slot in (0, 1)], np.int32)
+        np.array([np.concatenate([copy[slot][side] for copy in (seen, own)]) for slot in (0, 1)], np.int32)
         for side in (0, 1)
     )
-    return _repeated(intervals.tidy(start, end), np.tile(sizes, 2), 2 * half)
+    return _repeated(intervals.tidy(start, end), np.tile(stop - first, 2), 2 * half)
 
 
 def magi(chunks: int, chunk_tokens: int, reach: int | Lengths) -> Mask:

@@ -125,7 +125,7 @@ def hunyuan_image3(length: int, spans: Spans) -> Mask:
 
 
 def gemma3(length: int, image_spans: Spans, window: int | None = None, compose: str = OVER_ALL) -> Mask:
-    """Gemma 3 and the local layers of Gemma 4: causal text, images that see themselves; one interval per key.
+    """Gemma 3: causal text, images that see themselves; one interval per key.
 
         window None (global layer):           k <= q or same_image(q, k)
         compose "window_over_all":            (k <= q or same_image(q, k)) and k > q - window
@@ -134,7 +134,7 @@ def gemma3(length: int, image_spans: Spans, window: int | None = None, compose: 
     length: tokens. image_spans: [(offset, length), ...]. window: tokens, the row's own included. transformers
     has had the first composition since June 2026, the second before.
 
-    Source: huggingface/transformers, models/gemma3/modeling_gemma3.py and gemma4/modeling_gemma4.py.
+    Source: huggingface/transformers, models/gemma3/modeling_gemma3.py.
     Raises TypeError or ValueError for other types, spans outside or overlapping, a window
     below 1 and other compositions.
     """
@@ -143,7 +143,30 @@ def gemma3(length: int, image_spans: Spans, window: int | None = None, compose: 
     arguments.choice("gemma3", "compose", compose, COMPOSITIONS)
     if window is None:
         return _interleaved(total, images)
-    reach = masks_arguments.at_least_one("gemma3", "window", window)
+    return _within(total, images, masks_arguments.at_least_one("gemma3", "window", window), compose)
+
+
+def gemma4(length: int, image_spans: Spans, window: int | None = None) -> Mask:
+    """Gemma 4: images see themselves in the layers with a window alone; one interval per key.
+
+        window None (global layer):           k <= q
+        window (local layer):                 (k <= q or same_image(q, k)) and k > q - window
+
+    length: tokens. image_spans: [(offset, length), ...] of images and videos; () for the smaller models, whose
+    use_bidirectional_attention is unset. window: tokens, the row's own included.
+
+    Source: huggingface/transformers, models/gemma4/modeling_gemma4.py.
+    Raises TypeError or ValueError for other types, spans outside or overlapping and a window below 1.
+    """
+    total = checked_length("gemma4", "length", length)
+    images = arguments.spans("gemma4", "image_spans", image_spans, total)
+    if window is None:
+        return constructors.causal(total)
+    return _within(total, images, masks_arguments.at_least_one("gemma4", "window", window), OVER_ALL)
+
+
+def _within(total: int, images: list[tuple[int, int]], reach: int, compose: str) -> Mask:
+    """Causal text and images [start, stop) under a window of `reach` tokens."""
     key = np.arange(total, dtype=np.int32)
     stop = (
         np.minimum(key, total - reach) + np.int32(reach) if reach < total else np.full(total, total, np.int32)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from omnicupy.errors import UnsupportedError
-from omnicupy.masks.mask import Mask, of_handle
+from omnicupy.masks.handles import of_handle
+from omnicupy.masks.mask import Mask
 from omnicupy.torch import tensors
 from omnicupy.torch.eager import run_eagerly
 
@@ -55,7 +56,8 @@ def _masks_of(handles: Sequence[int]) -> Mask | list[Mask] | None:
         return None
     if handles[0] == _LIST:
         return [of_handle(handle) for handle in handles[1:]]
-    return of_handle(handles[0])
+    found: Mask = of_handle(handles[0])
+    return found
 
 
 def _forward(*arguments: Any) -> Any:

@@ -10,7 +10,8 @@ import torch
 
 from omnicupy import torch as front
 from omnicupy.errors import UnsupportedError
-from omnicupy.masks.mask import Mask, of_handle
+from omnicupy.masks.handles import of_handle
+from omnicupy.masks.mask import Mask
 from omnicupy.torch import tensors
 from omnicupy.torch.operator import handles_of
 from omnicupy.transformers import options as transformers_options

@@ -201,6 +201,37 @@ RECTANGLES: list[Bad] = [
         "ranges: rectangles[0] must satisfy 0 <= q_start <= q_stop <= 8 and 0 <= k_start <= k_stop <= 8, got (0, 1, 2, 1); clip or drop it",
     ),
 ]
+SLICES: list[Bad] = [
+    *a_list(),
+    ([3], ValueError, "slices: given[0] must be (q0, q1, k0, k1, type), got 3; give four numbers and a type"),
+    (
+        ["0101f"],
+        ValueError,
+        "slices: given[0] must be (q0, q1, k0, k1, type), got '0101f'; give four numbers and a type",
+    ),
+    (
+        [(0, 1, 0, 1.0, "full")],
+        TypeError,
+        "slices: given[0] must be an integer, got float 1.0; pass a whole number",
+    ),
+    (
+        [(0, 1, 0, 1, "Full")],
+        ValueError,
+        "slices: given[0] must have a type of full, causal, inverse_causal, both (0 to 3), got 'Full'; name one of these",
+    ),
+    (
+        [(0, 1, 0, 1, 1.0)],
+        ValueError,
+        "slices: given[0] must have a type of full, causal, inverse_causal, both (0 to 3), got 1.0; name one of these",
+    ),
+]
+ONE_OF: list[Bad] = [
+    (v, ValueError, f"bd3lm: one of length and lengths must be given, got length=8 and lengths={v!r}; pass lengths for packed samples") for v in ([8], 8, "8")
+]  # fmt: skip
+LISTS: list[Bad] = [
+    (v, TypeError, f"from_tiles: lists must be a list of lists or an array, got {named(v)}; give the key blocks of each row block")
+    for v in (5, 2.0, None, "0", {0: [0]}, {0})
+] + [(MASKED, TypeError, "from_tiles: lists " + OWN_RULES)]  # fmt: skip
 LAYOUT: list[Bad] = [
     (
         v,

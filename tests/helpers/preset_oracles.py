@@ -145,6 +145,88 @@ def streams(length: int, block: int, layout: str) -> Bools:
     return table(2 * length, 2 * length, rule)
 
 
+def self_forcing_edges(frames: int, per_block: int, first: int) -> list[int]:
+    """The end of the block of each frame."""
+    return [
+        min(first if f < first else first + ((f - first) // per_block + 1) * per_block, frames)
+        for f in range(frames)
+    ]
+
+
+def video(sizes: tuple[int, int, int | None], ends: Sequence[int], local: int | None, sinks: int) -> Bools:
+    """self_forcing with a first block or keys of its own. sizes: frames, tokens of a frame of rows and of keys."""
+    frames, size, of_key = sizes
+
+    def rule(q: int, k: int) -> bool:
+        f, g = q // size, k // (of_key or size)
+        near = local is None or g >= ends[f] - local or g < sinks
+        return (g < ends[f] and near) or (f == g if of_key else q == k)
+
+    return table(frames * size, frames * (of_key or size), rule)
+
+
+def two_videos(order: Sequence[tuple[str, int]], ends: Sequence[int], size: int) -> Bools:
+    """Teacher forcing: `order` names (copy, place in the copy) of each token; ends: of the block of each frame."""
+
+    def rule(q: int, k: int) -> bool:
+        (q_copy, q_at), (k_copy, k_at) = order[q], order[k]
+        q_end, k_end = ends[q_at // size], ends[k_at // size]
+        if q_copy == "clean":
+            return k_copy == "clean" and k_end <= q_end
+        return k_end == q_end if k_copy == "noisy" else k_end < q_end
+
+    return table(len(order), len(order), rule)
+
+
+def block_diagonal(parts: Sequence[Bools]) -> Bools:
+    out = np.zeros((sum(map(len, parts)),) * 2, np.bool_)
+    at = 0
+    for part in parts:
+        out[at : at + len(part), at : at + len(part)] = part
+        at += len(part)
+    return out
+
+
+def gemma4(length: int, spans: Spans, window: int | None) -> Bools:
+    if window is None:
+        return table(length, length, lambda q, k: k <= q)
+    return table(length, length, lambda q, k: (k <= q or same_span(spans, q, k)) and k > q - window)
+
+
+def slices(given: Sequence[tuple[int, int, int, int, int]], q_len: int, k_len: int) -> Bools:
+    def rule(q: int, k: int) -> bool:
+        return any(
+            q0 <= q < q1
+            and k0 <= k < k1
+            and (kind not in (1, 3) or k - k1 <= q - q1)
+            and (kind not in (2, 3) or k - k0 >= q - q0)
+            for q0, q1, k0, k1, kind in given
+        )
+
+    return table(q_len, k_len, rule)
+
+
+def one_label(length: int, spans: Spans) -> Bools:
+    return table(length, length, lambda q, k: k <= q or (in_span(spans, q) and in_span(spans, k)))
+
+
+def chunks(length: int, chunk: int, left: int | None) -> Bools:
+    def rule(q: int, k: int) -> bool:
+        back = q // chunk - k // chunk
+        return back >= 0 and (left is None or back <= left)
+
+    return table(length, length, rule)
+
+
+def block_causal(length: int, block: int, prompt: int, causal_prompt: bool) -> Bools:
+    def rule(q: int, k: int) -> bool:
+        if q < prompt:
+            return k <= q if causal_prompt else k < prompt
+        return k < prompt + ((q - prompt) // block + 1) * block
+
+    return table(length, length, rule)
+
+
 def magi(chunks: int, size: int, reach: Sequence[int]) -> Bools:
     def rule(q: int, k: int) -> bool:
         j, c = q // size, k // size

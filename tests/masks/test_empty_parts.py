@@ -82,6 +82,17 @@ def with_spans(make: Callable[[list[tuple[int, int]]], oc.Mask]) -> Callable[[Rn
     return case
 
 
+def slices(rng: Rng) -> Made:
+    bounds = np.sort(rng.integers(0, 20, (4, 2, 2)), axis=2).reshape(4, 4).tolist()
+    given = [(*one, int(rng.integers(4))) for one in bounds if one[0] < one[1] and one[2] < one[3]]
+    return presets.slices(mixed(rng, given, lambda: (3, 3, 0, 9, 1)), 20), presets.slices(given, 20)
+
+
+def bd3lm(rng: Rng) -> Made:
+    sizes = lengths(rng)
+    return presets.bd3lm(lengths=mixed(rng, sizes, lambda: 0), block=3), presets.bd3lm(lengths=sizes, block=3)
+
+
 CASES: dict[str, Callable[[Rng], Made]] = {
     "documents": documents,
     "packed": packed,
@@ -91,6 +102,10 @@ CASES: dict[str, Callable[[Rng], Made]] = {
     "ranges": ranges,
     "transfusion": with_spans(lambda spans: presets.transfusion(60, spans)),
     "gemma3": with_spans(lambda spans: presets.gemma3(60, spans, window=9)),
+    "gemma4": with_spans(lambda spans: presets.gemma4(60, spans, window=9)),
+    "one_label": with_spans(lambda spans: presets.one_label(60, spans)),
+    "slices": slices,
+    "bd3lm": bd3lm,
     "show_o": with_spans(lambda spans: presets.show_o(60, "lvg", images=spans)),
 }
 

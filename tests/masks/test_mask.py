@@ -13,7 +13,8 @@ import pytest
 from mask_cases import random_case
 
 from omnicupy.masks import constructors, segment_masks
-from omnicupy.masks.mask import Mask, of_handle
+from omnicupy.masks.handles import of_handle
+from omnicupy.masks.mask import Mask
 
 
 def grid(mask: Mask) -> list[str]:

@@ -47,6 +47,13 @@ LAYOUTS: dict[str, Callable[[], Mask]] = {
     "show_o, t2i": lambda: presets.show_o(TOKENS, "t2i", pad_end=90, images=_IMAGES),
     "gemma3, window over all": lambda: presets.gemma3(TOKENS, _IMAGES, 1024),
     "gemma3, window over causal": lambda: presets.gemma3(TOKENS, _IMAGES, 1024, "window_over_causal"),
+    "gemma4": lambda: presets.gemma4(TOKENS, _IMAGES, 1024),
+    "one_label": lambda: presets.one_label(TOKENS, _IMAGES[:2]),
+    "slices": lambda: presets.slices(
+        [(512 * i, 512 * i + 512, 0, 512 * i + 512, 1) for i in range(72)], TOKENS
+    ),
+    "chunks": lambda: presets.chunks(TOKENS, 14, 5),
+    "block_causal": lambda: presets.block_causal(TOKENS, 32, prompt=4096),
     "paligemma": lambda: presets.paligemma(4096, TOKENS),
     "mllama": lambda: presets.mllama(4096, [(20 + 600 * i, 3) for i in range(6)], 1536),
     "packed": lambda: presets.packed([576] * 64),
@@ -56,6 +63,7 @@ LAYOUTS: dict[str, Callable[[], Mask]] = {
     "self_forcing, local": lambda: presets.self_forcing(24, 1536, 3, local_frames=9, sink_frames=1),
     "magi": lambda: presets.magi(8, 4608, [5, 5, 4, 4, 3, 2, 1, 1]),
     "bd3lm": lambda: presets.bd3lm(TOKENS // 2, 32),
+    "bd3lm, packed": lambda: presets.bd3lm(lengths=[576] * 32, block=32),
     "streaming": lambda: presets.streaming(TOKENS, 4, 2000),
     "janus_cfg": _with_guidance,
     "padding": lambda: presets.padding(presets.streaming(TOKENS, 4, 2000), [30000], [30000])[0],
