@@ -49,8 +49,9 @@ def attention(
     their last axis must be contiguous and all rows 16-byte aligned, so a (batch, tokens, heads, head_dim)
     array passes as a transposed view without a copy. Scores and sums are float32. NaN or Inf in a key or
     value that no row of its batch element may see never reaches the output; in one that some row may see, it
-    reaches that row and may reach the rows that share its tile. In a CUDA graph, call `prepare` or this
-    once before the capture and keep the mask while the graph is used: the graph reads the mask's device arrays.
+    reaches that row and may reach the rows that share its tile. To capture it into a CUDA graph, call `prepare` or
+    this once before. What a capture uses beside the arrays (work memory, the mask's device arrays) is its own until
+    its graph ends: graphs of different captures may run beside each other and beside other calls.
 
     Raises TypeError and ValueError, before any work, for arguments of the wrong kind, shape, dtype, device,
     layout or value; UnsupportedError when no kernel serves the device or no NVRTC can be loaded; CompileError
@@ -80,7 +81,7 @@ def prepare(
     Cuts the mask into tiles and copies them to the device, on CuPy's current stream there; compiles the kernel
     where the disk cache lacks it, and loads it. Reads no element of q, k and v, and writes none of `out`. What
     counts is what `attention` plans by: shapes, strides, dtypes, device, scale, config and the mask object, and
-    whether `out` is given; another array like q does as well. Keep the mask: what is made lives on it.
+    whether `out` is given; another array like q does as well. Keep the mask until the call: what is made lives on it.
 
     On NumPy arrays it checks the arguments and does nothing else.
     Raises what `attention` raises.

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnicupy.errors import UnsupportedError
+from omnicupy.jit import trust
 from omnicupy.jit.files import replace_file
 
 FloatArray = NDArray[np.float64]
@@ -155,7 +156,7 @@ class Ceilings:
 def load(path: Path = FILE) -> list[Ceilings]:
     """The ceilings of every device in a file. Raises ValueError for a file that holds none, OSError."""
     try:
-        content = json.loads(path.read_text())
+        content = trust.parsed_json(path.read_bytes())
         if content["schema"] != SCHEMA:
             raise ValueError(f"schema {content['schema']}, expected {SCHEMA}")
         return [

@@ -19,7 +19,7 @@ from typing import Any
 
 from omnicupy.call.problem import Problem
 from omnicupy.choose.classes import ProblemClass, class_of
-from omnicupy.jit import cache, files, nvrtc, source
+from omnicupy.jit import cache, files, nvrtc, source, trust
 from omnicupy.jit.files import held
 from omnicupy.jit.spec import AttnSpec, round_up
 from omnicupy.masks.mask import Mask
@@ -78,7 +78,7 @@ _ignored = 0  # bodies of ignored() that are running
 
 def path() -> Path:
     """The file of the choices; it may not exist."""
-    return files.directory() / FILE
+    return files.own_directory() / FILE
 
 
 def count() -> int:
@@ -136,11 +136,11 @@ def _replace(machine: Machine, problem: ProblemClass, new: list[dict[str, Any]])
     target = path()
     key = {"machine": asdict(machine), "problem": asdict(problem)}
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        trust.make_folder(target.parent)
         with held(target.with_suffix(".lock"), LOCK_TIMEOUT_S):
             others = [row for row in _rows_of(target) if {name: row[name] for name in key} != key]
             content = {"schema": SCHEMA, "choices": [*others, *({**key, **row} for row in new)]}
-            files.replace_file(target, (json.dumps(content, indent=1) + "\n").encode())
+            files.replace_file(target, (json.dumps(content, indent=1) + "\n").encode(), trust.OWN_MODE)
     except OSError as error:
         raise OSError(
             f"the tuned choices cannot be kept in {target} ({error.strerror or error}); set OMNICUPY_CACHE_DIR "
@@ -199,19 +199,19 @@ def _kept() -> _Choices:
 def _read(target: Path) -> _Choices:
     """Never raises for what the file holds: a file that is not whole and legal has no choices, and says why."""
     try:
-        content = target.read_bytes()
+        content = trust.read_trusted(target)
     except FileNotFoundError:
         return _Choices(target, [])
     except OSError as error:
         return _Choices(target, [], f"it cannot be read ({error.strerror or error})")
     try:
         return _Choices(target, _parsed(content))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         return _Choices(target, [], f"it is not a file of `tune` ({type(error).__name__}: {error})")
 
 
 def _parsed(content: bytes) -> list[dict[str, Any]]:
-    found = json.loads(content)
+    found = trust.parsed_json(content)
     if found["schema"] != SCHEMA:
         raise ValueError(f"schema {found['schema']}, expected {SCHEMA}")
     rows: list[dict[str, Any]] = found["choices"]
@@ -220,7 +220,7 @@ def _parsed(content: bytes) -> list[dict[str, Any]]:
 
 def _rows_of(target: Path) -> list[dict[str, Any]]:
     """The rows of a file that is whole, [] for any other: it is about to be replaced."""
-    return [] if _read(target).problem or not target.exists() else _parsed(target.read_bytes())
+    return [] if _read(target).problem or not target.exists() else _parsed(trust.read_trusted(target))
 
 
 @cache_forever

@@ -8,6 +8,7 @@ for it, so OpenBLAS, which its wheels carry, is asked directly.
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,9 +29,17 @@ class BlasThreads:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._holders = 0
+        self._holders: dict[int, int] = {}  # thread -> how many blocks of single() it is in
         self._count = 1
         self._pair = _functions()
+        if hasattr(
+            os, "register_at_fork"
+        ):  # nobody else holds the lock then, so that the child can release its copy
+            os.register_at_fork(
+                before=lambda: self._lock.acquire(),
+                after_in_parent=lambda: self._lock.release(),
+                after_in_child=self._forget_other_threads,
+            )
 
     @property
     def known(self) -> bool:
@@ -41,25 +50,37 @@ class BlasThreads:
     def single(self) -> Iterator[int]:
         """Let BLAS use one thread inside the block; gives the number of threads it may use outside.
 
-        Calls may nest and run at the same time in several threads: the last one out restores the count.
+        Calls may nest and run at the same time in several threads: the last one out restores the count. A child
+        process has the count as it was outside, but for blocks that the thread is in that forked.
         Gives 1, and changes nothing, where the count cannot be controlled.
         """
         if self._pair is None:
             yield 1
             return
         get, put = self._pair
+        me = threading.get_ident()
         with self._lock:
-            if self._holders == 0:
+            if not self._holders:
                 self._count = int(get())
                 put(1)
-            self._holders += 1
+            self._holders[me] = self._holders.get(me, 0) + 1
         try:
             yield self._count
         finally:
             with self._lock:
-                self._holders -= 1
-                if self._holders == 0:
+                self._holders[me] -= 1
+                if not self._holders[me]:
+                    del self._holders[me]
+                if not self._holders:
                     put(self._count)
+
+    def _forget_other_threads(self) -> None:
+        """In a forked child, which has the thread that forked alone."""
+        held, me = bool(self._holders), threading.get_ident()
+        self._holders = {me: self._holders[me]} if me in self._holders else {}
+        if self._pair is not None and held and not self._holders:
+            self._pair[1](self._count)
+        self._lock.release()
 
 
 def _functions() -> tuple[ctypes._NamedFuncPointer, ctypes._NamedFuncPointer] | None:

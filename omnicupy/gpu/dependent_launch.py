@@ -12,7 +12,7 @@ import struct
 from ctypes import addressof, c_char
 from typing import Any
 
-import cupy
+from omnicupy.gpu import bindings
 
 MAX_CONFIGS = 256  # launch configurations that are kept: one a grid and stream
 LEAST_DRIVER = 12030  # the first that keeps such a launch in a graph it captures
@@ -25,11 +25,9 @@ class Overlapping:
     """Launches one function as cupy.cuda.Function does. function: the loaded function; it stays loaded with this."""
 
     def __init__(self, function: Any) -> None:
-        from cuda.bindings import driver
-
-        self._driver = driver
+        self._driver = bindings.driver()
         self._function = function
-        self._handle = driver.CUfunction(function.ptr)
+        self._handle = self._driver.CUfunction(function.ptr)
         self._configs: dict[tuple[Any, ...], Any] = {}
 
     def __call__(
@@ -51,7 +49,7 @@ class Overlapping:
         address = addressof(_bytes_of(args[0]))  # several times faster than asking NumPy for it
         (status,) = self._driver.cuLaunchKernelEx(config, self._handle, _POINTER.pack(address), 0)
         if status:
-            raise cupy.cuda.driver.CUDADriverError(int(status))
+            bindings.check(status)
 
     def _config_of(self, key: tuple[Any, ...]) -> Any:
         grid, block, smem, stream = key

@@ -13,6 +13,9 @@ from omnicupy.schedule.block_lists import block_lists
 from omnicupy.schedule.parts import Workers
 
 MAX_STACKS = 32  # device copies of different batches that start with one mask
+MAX_COPIES = (
+    32  # of one mask or batch: for so many tile sizes, numbers of heads and devices; the oldest goes first
+)
 
 
 class DeviceCache:
@@ -74,8 +77,17 @@ def device_blocks(
     found = blocks.get((device, *tile, workers))
     if found is None:
         found = DeviceBlocks(block_lists([mask.blocks(*tile) for mask in masks], workers), device)
+        _keep_few(cache_for(masks))
         found = blocks.setdefault((device, *tile, workers), found)
     return found
+
+
+def _keep_few(kept: DeviceCache) -> None:
+    """Make room for a copy: without the oldest ones, and without the plans that would keep them."""
+    while len(kept.blocks) >= MAX_COPIES:
+        oldest = kept.blocks.pop(next(iter(kept.blocks)))
+        for key in [key for key, plan in list(kept.plans.items()) if plan.blocks is oldest]:
+            kept.plans.pop(key, None)
 
 
 def _forget(owner: weakref.ref[Mask], key: tuple[int, ...], _: object = None) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import cupy
 
 from omnicupy.gpu.dependent_launch import LEAST_DRIVER, Overlapping
+from omnicupy.gpu.streams import allowing_unsafe_calls
 from omnicupy.jit import cache
 from omnicupy.jit.spec import AttnSpec
 
@@ -35,8 +36,12 @@ def kernel(spec: AttnSpec, device: int) -> Kernel:
         with _kernels_lock:
             found = _kernels.get(key)
             if found is None:
-                raw = cupy.RawModule(path=str(cache.cubin(spec))).get_function(spec.entry)
-                raw.max_dynamic_shared_size_bytes = spec.smem_bytes
+                path = str(cache.cubin(spec))
+                with (
+                    allowing_unsafe_calls()
+                ):  # a plan may be made, and its kernel loaded, while a stream is captured
+                    raw = cupy.RawModule(path=path).get_function(spec.entry)
+                    raw.max_dynamic_shared_size_bytes = spec.smem_bytes
                 found = _kernels[key] = Kernel(raw, _launcher(spec, raw.kernel))
     return found
 

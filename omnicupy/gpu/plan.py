@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from omnicupy.call import check
 from omnicupy.call.arrays import DTYPE_NAMES
 from omnicupy.call.problem import Problem
-from omnicupy.gpu import workspace
+from omnicupy.gpu import stream_memory
 from omnicupy.gpu.device_blocks import DeviceBlocks
+from omnicupy.gpu.stream_memory import StreamMemory
 from omnicupy.gpu.tensor_maps import tensor_map
+from omnicupy.gpu.workspace import Need
 from omnicupy.jit.params import MAP_BYTES, PARAMS
 from omnicupy.jit.spec import AttnSpec
 
@@ -39,25 +41,25 @@ class KernelCall:
     grid: tuple[int, int, int]
     layouts: tuple[Layout, Layout, Layout]
     out: Layout | None
-    need: workspace.Need | None = None
+    need: Need | None = None
 
 
 class Plan:
     """One launch, ready but for the addresses of q, k, v, out and lse.
 
-    shape, dtype: of the output.  device: which runs it.
+    shape, dtype: of the output.  device: which runs it.  blocks: the device copy that it reads.
     """
 
     __slots__ = (
-        *("_block", "_blocks", "_function", "_grid", "_near", "_offset", "_smem", "_template"),
-        *("device", "dtype", "shape", "spec"),
+        *("_block", "_function", "_grid", "_near", "_offset", "_smem", "_template"),
+        *("blocks", "device", "dtype", "shape", "spec"),
     )
 
     def __init__(
         self, spec: AttnSpec, problem: Problem, blocks: DeviceBlocks, template: bytes, launched: KernelCall
     ) -> None:
         self.spec = spec
-        self._blocks = blocks  # keeps the device arrays while the plan may launch
+        self.blocks = blocks  # keeps the device arrays while the plan may launch
         self.device = blocks.device
         self._function, self._grid = launched.function, launched.grid
         self._block = (spec.threads, 1, 1)
@@ -80,14 +82,26 @@ class Plan:
 
     def launch(self, q: int, k: int, v: int, out: int, lse: int, stream: Any) -> None:
         """Run on `stream`, of the plan's device, which is current. q ... lse: addresses, lse 0 for none."""
-        self._blocks.use(stream)
         # Its own struct for each call: the driver reads it in the launch, where other threads may run.
         argument = self._template.copy()  # size one: CuPy passes it by value
         _POINTERS.pack_into(argument, self._offset, q, k, v, out, lse)
-        self._complete(argument, (q, k, v), stream)
-        self._function(self._grid, self._block, (argument,), self._smem, stream)
+        blocks = self.blocks
+        while True:
+            memory = stream_memory.memory_of(self.device, stream)
+            if memory.user not in blocks.users:
+                memory.reads(blocks)
+            with memory.lock:
+                if memory.closed:
+                    continue
+                self._complete(argument, (q, k, v), memory)
+                self._function(self._grid, self._block, (argument,), self._smem, stream)
+            if (
+                memory.user not in blocks.users
+            ):  # another thread may have made them forget the stream meanwhile
+                memory.reads(blocks)
+            return
 
-    def _complete(self, argument: NDArray[np.void], addresses: Addresses, stream: Any) -> None:
+    def _complete(self, argument: NDArray[np.void], addresses: Addresses, memory: StreamMemory) -> None:
         """What else a kernel kind's struct holds."""
 
 
@@ -100,15 +114,13 @@ class Sm90Plan(Plan):
         self, spec: AttnSpec, problem: Problem, blocks: DeviceBlocks, template: bytes, launched: KernelCall
     ) -> None:
         super().__init__(spec, problem, blocks, template, launched)
-        workspace.prepare_counters(self.device)
         self._maps: dict[Addresses, bytes] = {}
         self._layouts = launched.layouts
         self._work_at = PARAMS[spec.kernel].fields["counter"][1]  # type: ignore[index]
         self._need = launched.need
-        if self._need is not None:
-            workspace.prepare_space(self.device, self._need)
+        stream_memory.prepare(self.device, self._need)
 
-    def _complete(self, argument: NDArray[np.void], addresses: Addresses, stream: Any) -> None:
+    def _complete(self, argument: NDArray[np.void], addresses: Addresses, memory: StreamMemory) -> None:
         maps = self._maps.get(addresses)
         if maps is None:
             boxes = ((self.spec.br, self.spec.heads), (self.spec.bc, 1), (self.spec.bc, 1))
@@ -122,11 +134,9 @@ class Sm90Plan(Plan):
         _MAPS.pack_into(argument, 0, maps)
         partials = arrivals = 0
         if self._need is not None:
-            space = workspace.space_of(self.device, stream, self._need)
+            space = memory.workspace(self._need)
             partials, arrivals = space.partials, space.arrivals
-        _WORK.pack_into(
-            argument, self._work_at, workspace.counters_of(self.device, stream), partials, arrivals
-        )
+        _WORK.pack_into(argument, self._work_at, memory.counters, partials, arrivals)
 
 
 PLANS: dict[str, type[Plan]] = {"naive": Plan, "sm80": Plan, "sm90": Sm90Plan}

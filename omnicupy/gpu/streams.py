@@ -1,18 +1,24 @@
-"""CUDA streams: their names, their order, and those that another library owns."""
+"""CUDA streams: their numbers, their order, and those that another library owns."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import cupy
 
+from omnicupy.gpu import bindings
+
 MAX_EXTERNAL = 256  # streams of other libraries that are kept
+LEGACY_STREAM = 1  # cudaStreamLegacy: ordered with every thread's per-thread stream; 0 names it, too
+PER_THREAD_STREAM = 2  # cudaStreamPerThread: one handle, another stream in each thread
+# cudaErrorStreamCaptureImplicit: a blocking stream is captured, which makes the legacy stream unusable.
+CAPTURE_IMPLICIT = 906
 _T = TypeVar("_T")
 
 _runtime = cupy.cuda.runtime
-_external: dict[tuple[int, int], Any] = {}  # (device, handle) -> stream
+_external: dict[tuple[int, int], Any] = {}  # (device, handle) -> stream, which knows no more than its handle
 
 
 def on_device(device: int, call: Callable[..., _T], *arguments: Any) -> _T:
@@ -37,13 +43,55 @@ def external_stream(device: int, handle: int) -> Any:
     return found
 
 
-LEGACY_STREAM = 1  # cudaStreamLegacy: ordered with every thread's per-thread stream
-PER_THREAD_STREAM = 2  # cudaStreamPerThread: one handle, another stream in each thread
+def number_of(device: int, stream: Any) -> int:
+    """The number of a stream of `device`, which no other stream of this process ever has.
+
+    A handle does for none of this: a new stream may get that of a destroyed one, whose work still runs, and the
+    per-thread stream has one handle in all threads. Below zero for the legacy stream, which has no number of its own
+    while a blocking stream is captured.
+    """
+    handle = stream.ptr
+    if handle <= LEGACY_STREAM:
+        return -1 - device
+    status, number = bindings.driver().cuStreamGetId(handle)
+    if status:
+        bindings.check(status)
+    return number  # type: ignore[no-any-return]
 
 
 def is_capturing(stream: Any) -> bool:
-    """True while `stream` is captured into a graph; the default streams, of small handles, never are."""
-    return bool(stream.ptr > PER_THREAD_STREAM and stream.is_capturing())
+    """True while `stream` is captured into a graph; the legacy stream never is."""
+    return bool(stream.ptr > LEGACY_STREAM and stream.is_capturing())
+
+
+def is_unusable(stream: Any) -> bool:
+    """May `stream` not be recorded or made to wait now? So it is while it is captured, where that would become part of
+    the graph, and for the legacy stream while a blocking stream is captured.
+    """
+    try:
+        return bool(stream.is_capturing())
+    except _runtime.CUDARuntimeError as error:
+        # Another error is that of a stream that its owner destroyed: whoever uses it finds out.
+        return bool(error.status == CAPTURE_IMPLICIT)
+    except RuntimeError:  # a capture that failed and has not ended yet
+        return True
+
+
+@contextmanager
+def allowing_unsafe_calls() -> Iterator[None]:
+    """Lets this thread allocate, query and wait while a stream is captured, by this thread or another one.
+
+    The capture sees nothing of it, so it must stand outside of what the graph does (CUDA driver API,
+    cuThreadExchangeStreamCaptureMode).
+    """
+    driver = bindings.driver()
+    relaxed = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+    status, before = driver.cuThreadExchangeStreamCaptureMode(relaxed)
+    bindings.check(status)
+    try:
+        yield
+    finally:
+        driver.cuThreadExchangeStreamCaptureMode(before)
 
 
 class _Handle:
@@ -68,9 +116,3 @@ def wait_for(waiter: Any, stream: Any) -> None:
     event = cupy.cuda.Event(disable_timing=True)
     event.record(stream)
     waiter.wait_event(event)
-
-
-def identity(stream: Any) -> int:
-    """A number for the stream: its handle, or minus the thread's id for the per-thread stream."""
-    handle = int(stream.ptr)
-    return -threading.get_ident() if handle == PER_THREAD_STREAM else handle

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 from omnicupy.errors import UnsupportedError
+from omnicupy.gpu import bindings
 
 PANEL = 64  # columns of one box: 128 bytes, the span of the 128-byte swizzle
 _STRIDE_LIMIT = 2**40  # of a tensor map, in bytes
@@ -33,7 +33,7 @@ def tensor_map(
     "bfloat16".  box: 1 to 256 each.  Columns and tokens past the tensor's end read as zeros. Returns 128 bytes.
     Raises UnsupportedError where cuda-bindings or the driver cannot make one.
     """
-    driver = _driver()
+    driver = bindings.driver()
     batch, heads, tokens, columns = shape
     kinds = driver.CUtensorMapDataType
     kind = (
@@ -63,13 +63,3 @@ def tensor_map(
             "pass config=AttnSpec(kernel='sm80', ...)"
         )
     return b"".join(int(word).to_bytes(8, "little") for word in made.opaque)
-
-
-def _driver() -> Any:
-    try:
-        from cuda.bindings import driver
-    except ImportError as error:
-        raise UnsupportedError(
-            "the Hopper kernel needs cuda-bindings to make tensor maps: pip install cuda-bindings"
-        ) from error
-    return driver

@@ -1,24 +1,30 @@
-"""Device memory that launches share on a stream: work counters, and the parts of split rows. Never freed.
+"""Device memory of launches beside their arrays: work counters of persistent kernels, and the parts of split rows.
 
-Work counters of persistent kernels are three integers a (device, stream), zero before and after each launch. The parts
-of split rows leave their results in one piece a (device, stream). Graphs that were captured on a stream keep reading
-theirs, so a larger piece replaces it only for later launches.
+Launches that run one after another may share it (stream_memory.py says which those are); here lies what nobody uses at
+the moment. Counters are three integers, zero before and after each launch; parts of split rows leave their results in
+a workspace.
 """
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import cupy
 import numpy as np
 
-from omnicupy.errors import UnsupportedError
-from omnicupy.gpu.streams import identity, is_capturing
+from omnicupy.gpu.streams import allowing_unsafe_calls
 from omnicupy.jit.spec import round_up
 
+COUNTER_BYTES = 16  # of one set of counters
+SPARES = 1  # workspaces that are kept for the next stream or capture
+_SETS = 256  # sets of counters made at once
 _ALIGN = 256
+_LEAST_PARTIAL_BYTES, _LEAST_ARRIVALS = 1 << 16, 1 << 8
+_T = TypeVar("_T")
+
+_own_streams: dict[int, Any] = {}  # by device
 
 
 @dataclass(frozen=True)
@@ -28,9 +34,27 @@ class Need:
     partial_bytes: int
     arrivals: int
 
+    def rounded(self) -> Need:
+        """Powers of two, so that many needs share few sizes."""
+        return Need(
+            max(_LEAST_PARTIAL_BYTES, _power_of_two(self.partial_bytes)),
+            max(_LEAST_ARRIVALS, _power_of_two(self.arrivals)),
+        )
+
+    def joined(self, other: Need) -> Need:
+        """What holds both."""
+        return Need(max(self.partial_bytes, other.partial_bytes), max(self.arrivals, other.arrivals))
+
+    def within(self, other: Need) -> bool:
+        """Does what `other` needs hold this as well?"""
+        return self.partial_bytes <= other.partial_bytes and self.arrivals <= other.arrivals
+
 
 class Workspace:
-    """One allocation: counters, then rows. Made on the current device, whose streams run on meanwhile."""
+    """One allocation on the current device: counters of arrivals, then rows.
+
+    need: what it holds.  arrivals, partials: addresses.  Its streams run on while it is made.
+    """
 
     def __init__(self, need: Need) -> None:
         self.need = need
@@ -39,108 +63,121 @@ class Workspace:
         self.arrivals = int(self._buffer.data.ptr)
         self.partials = self.arrivals + counters
 
-    def holds(self, need: Need) -> bool:
-        """Is it large enough?"""
-        return need.partial_bytes <= self.need.partial_bytes and need.arrivals <= self.need.arrivals
+    @property
+    def nbytes(self) -> int:
+        """Device memory, in bytes."""
+        return int(self._buffer.nbytes)
 
 
-_of_stream: dict[tuple[int, int], Workspace] = {}
-_spares: dict[int, Workspace] = {}  # device -> one for the next stream, which may be captured just then
-_replaced: list[Workspace] = []  # what captured graphs may still use
-_lock = threading.Lock()
+class Pool:
+    """Counters and workspaces of one device, which must be current, that no launch to come uses.
 
-
-def prepare_space(device: int, need: Need) -> None:
-    """Have a piece ready for the next stream of `device`, which must be current."""
-    with _lock:
-        _refill(device, need)
-
-
-def space_of(device: int, stream: Any, need: Need) -> Workspace:
-    """The piece of a stream of `device`, which must be current.
-
-    Raises UnsupportedError where one has to be made while the stream is captured.
+    Each is kept with the event after which its last launch has ended, None where that is known to be so. For one
+    thread at a time.
     """
-    key = (device, identity(stream))
-    found = _of_stream.get(key)
-    if found is not None and found.holds(need):
+
+    def __init__(self) -> None:
+        self._arrays: list[Any] = []  # with all counters, of those who have them as well; never freed
+        self._counters: list[tuple[int, Any]] = []
+        self._workspaces: list[tuple[Workspace, Any]] = []
+
+    def take_counters(self) -> int:
+        """The address of counters that nothing on the device uses."""
+        _settle(self._counters)
+        found = self._take_idle(self._counters, lambda _: True)
+        if found is None:
+            self._make_counters()
+            found, _ = self._counters.pop()
         return found
-    with _lock:
-        capturing = is_capturing(stream)
-        if not capturing:
-            _refill(device, need)
-        spare = _spares.get(device)
-        if spare is None or not spare.holds(need):
-            raise UnsupportedError(
-                "mask: this call splits rows over several thread blocks and has no memory for that on this stream "
-                "yet; call attention once on it before the capture"
-            )
-        if found is not None:
-            _replaced.append(found)
-        _of_stream[key] = _spares.pop(device)
-        if not capturing:
-            _refill(device, need)
-    return spare
 
+    def take_workspace(self, need: Need, stream: Any) -> Workspace:
+        """A workspace that holds `need`. stream: which uses it next, after all who had it; None where that cannot be
+        said, so that nothing on the device may use it any more.
+        """
+        _settle(self._workspaces)
+        for i, (one, last) in enumerate(self._workspaces):
+            # First those in use: else captures would find none, and streams that come and go would need ever more.
+            if stream is not None and last is not None and need.within(one.need):
+                stream.wait_event(last)
+                del self._workspaces[i]
+                return one
+        found = self._take_idle(self._workspaces, lambda one: need.within(one.need))
+        return found or Workspace(need.rounded())
 
-def _refill(device: int, need: Need) -> None:
-    spare = _spares.get(device)
-    if spare is None or not spare.holds(need):
-        largest = Need(
-            max(need.partial_bytes, spare.need.partial_bytes if spare else 0),
-            max(need.arrivals, spare.need.arrivals if spare else 0),
-        )
-        _spares[device] = Workspace(largest)
+    def give_back(self, counters: int | None, workspaces: list[Workspace], last: Any) -> None:
+        """Take over what no launch to come uses. last: the event after the last launch, None where all have ended."""
+        if counters is not None:
+            self._counters.append((counters, last))
+        self._workspaces += [(one, last) for one in workspaces]
+        self._trim()
 
+    def prepare(self, need: Need | None) -> None:
+        """Have ready what a capture takes: counters, and a workspace that holds `need`."""
+        if not self._arrays:
+            self._make_counters()
+        self._trim()
+        idle = [one.need for one, last in self._workspaces if last is None]
+        if need is not None and not any(map(need.within, idle)):
+            for other in idle:
+                need = need.joined(other)
+            self._workspaces.append((Workspace(need.rounded()), None))
+            self._trim()
 
-_STREAMS = 256  # counters made at once, so that a stream that is being captured finds one ready
-COUNTER_BYTES = 16  # of one stream's counters
+    @property
+    def nbytes(self) -> int:
+        """Device memory that is kept for whoever comes, in bytes."""
+        counters = sum(int(array.nbytes) for array in self._arrays)
+        return counters + sum(one.nbytes for one, _ in self._workspaces)
 
-_counter_arrays: dict[int, list[Any]] = {}  # device -> arrays of counters, never freed
-_counter_addresses: dict[tuple[int, int], int] = {}
-_counter_lock = threading.Lock()
+    def _make_counters(self) -> None:
+        made = zeroed(_SETS * COUNTER_BYTES, _SETS * COUNTER_BYTES)
+        self._arrays.append(made)
+        self._counters += [(int(made.data.ptr) + i * COUNTER_BYTES, None) for i in reversed(range(_SETS))]
+
+    def _take_idle(self, kept: list[tuple[_T, Any]], fits: Callable[[_T], bool]) -> _T | None:
+        for i, (one, last) in enumerate(kept):
+            if last is None and fits(one):
+                del kept[i]
+                return one
+        return None
+
+    def _trim(self) -> None:
+        """Free the smallest of those that nothing uses; in the end the smallest come first."""
+        _settle(self._workspaces)
+        self._workspaces.sort(key=lambda kept: kept[0].nbytes)
+        idle = [kept for kept in self._workspaces if kept[1] is None]
+        for surplus in idle[: max(0, len(idle) - SPARES)]:
+            self._workspaces.remove(surplus)
 
 
 def zeroed(size: int, zeros: int) -> Any:
     """`size` bytes on the current device for any stream, the first `zeros` of them 0 before this returns.
 
-    Waits for these zeros alone: what the current stream was given may run on.
+    Waits for these zeros alone: what streams were given may run on. No capture sees it.
     """
-    stream = cupy.cuda.Stream(non_blocking=True)
-    with stream:
+    with allowing_unsafe_calls(), _own_stream() as stream:
         found = cupy.empty(size, np.uint8)
         found.data.memset_async(0, zeros, stream)
-    stream.synchronize()
+        stream.synchronize()
     return found
 
 
-def prepare_counters(device: int) -> None:
-    """Make the first counters of `device`, which must be current; waits for their zeros, once a device."""
-    if device not in _counter_arrays:
-        with _counter_lock:
-            if device not in _counter_arrays:
-                _counter_arrays[device] = [_zero_counters()]
+def _own_stream() -> Any:
+    """A stream of the current device for memory that any stream may use. One for all: CuPy's pool hands what it freed
+    only to the stream that had it before.
+    """
+    device = int(cupy.cuda.runtime.getDevice())
+    if device not in _own_streams:
+        _own_streams[device] = cupy.cuda.Stream(non_blocking=True)
+    return _own_streams[device]
 
 
-def counters_of(device: int, stream: Any) -> int:
-    """Device address of the counters of a stream of `device`, which must be current and prepared."""
-    key = (device, identity(stream))
-    found = _counter_addresses.get(key)
-    if found is None:
-        with _counter_lock:
-            found = _counter_addresses.get(key)
-            if found is None:
-                found = _counter_addresses[key] = _next_counters(device)
-    return found
+def _settle(kept: list[tuple[_T, Any]]) -> None:
+    """Note whose last launch has ended."""
+    if any(last is not None for _, last in kept):  # asking for events is one of these calls
+        with allowing_unsafe_calls():
+            kept[:] = [(one, None if last is None or last.done else last) for one, last in kept]
 
 
-def _next_counters(device: int) -> int:
-    used = sum(1 for of_device, _ in _counter_addresses if of_device == device)
-    block, index = divmod(used, _STREAMS)
-    if block == len(_counter_arrays[device]):
-        _counter_arrays[device].append(_zero_counters())
-    return int(_counter_arrays[device][block].data.ptr) + index * COUNTER_BYTES
-
-
-def _zero_counters() -> Any:
-    return zeroed(_STREAMS * COUNTER_BYTES, _STREAMS * COUNTER_BYTES)
+def _power_of_two(size: int) -> int:
+    return 1 << max(0, size - 1).bit_length()

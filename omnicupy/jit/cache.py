@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from omnicupy.errors import UnsupportedError
-from omnicupy.jit import nvrtc
-from omnicupy.jit.files import directory, held, replace_file
+from omnicupy.jit import nvrtc, trust
+from omnicupy.jit.files import held, own_directory, replace_file
 from omnicupy.jit.nvrtc import Cubin
 from omnicupy.jit.source import Source, load
 from omnicupy.jit.spec import AttnSpec
@@ -79,7 +79,7 @@ def entry(spec: AttnSpec, build: Build = nvrtc.compile) -> Entry:
         return _find_override(_override, spec, source)
     version = nvrtc.version()
     key = key_of(spec, source.digest, version)
-    folder = directory()
+    folder = own_directory()
     if found := _find(folder, key):
         return found
     try:
@@ -137,7 +137,7 @@ def export(specs: Iterable[AttnSpec], folder: str | Path, build: Build = nvrtc.c
     entries = {(made := entry(spec, build)).key: (made, spec) for spec in specs}
     for key, (made, _) in entries.items():
         for suffix in (".cubin", ".json"):
-            replace_file(target / f"{key}{suffix}", made.path.with_suffix(suffix).read_bytes())
+            replace_file(target / f"{key}{suffix}", trust.read_trusted(made.path.with_suffix(suffix)))
     manifest = {
         "schema": SCHEMA,
         "nvrtc": nvrtc.version(),
@@ -158,7 +158,7 @@ def _build_in(folder: Path, spec: AttnSpec, source: Source, build: Build) -> Ent
     key = key_of(spec, source.digest, nvrtc.version())
     with ExitStack() as stack:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            trust.make_folder(folder)
             locked = stack.enter_context(held(folder / f"{key}.lock", LOCK_TIMEOUT_S))
         except OSError as error:
             raise _UnwritableError(folder, error) from error
@@ -188,18 +188,25 @@ def _publish(folder: Path, key: str, spec: AttnSpec, made: Cubin) -> None:
         "warnings": made.warnings,
         "log": made.log,
     }
-    replace_file(folder / f"{key}.cubin", made.image)
-    replace_file(folder / f"{key}.json", json.dumps(record, indent=1).encode())
+    replace_file(folder / f"{key}.cubin", made.image, trust.OWN_MODE)
+    replace_file(folder / f"{key}.json", json.dumps(record, indent=1).encode(), trust.OWN_MODE)
 
 
-def _find(folder: Path, key: str) -> Entry | None:
-    """The entry if it is there and whole. Never raises for what a file may hold: that is a miss."""
+def _find(folder: Path, key: str, *, from_anyone: bool = False) -> Entry | None:
+    """The entry if it is there, whole, and nobody's but ours. Never raises for what a file may be or hold: that is a
+    miss.
+
+    from_anyone: whoever wrote it, for a folder that the caller has named.
+    """
     path = folder / f"{key}.cubin"
+    if not from_anyone and not trust.is_ours(folder):
+        return None
     try:
-        record: Any = json.loads((folder / f"{key}.json").read_bytes())
+        record: Any = trust.parsed_json(trust.read_trusted(folder / f"{key}.json", from_anyone=from_anyone))
         if record["schema"] != SCHEMA or record["key"] != key:
             return None
-        if hashlib.sha256(path.read_bytes()).hexdigest() != record["sha256"]:
+        image = trust.read_trusted(path, from_anyone=from_anyone)
+        if hashlib.sha256(image).hexdigest() != record["sha256"]:
             return None
         major, minor = record["nvrtc"]
         return Entry(
@@ -220,12 +227,12 @@ def _read_manifest(folder: Path) -> _Override:
     if not path.is_file():
         raise FileNotFoundError(f"cubins: expected the file {path}; make the folder with cache.export")
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = trust.parsed_json(trust.read_trusted(path, from_anyone=True))
         if manifest["schema"] != SCHEMA:
             raise ValueError(f"schema {manifest['schema']}, expected {SCHEMA}")
         major, minor = manifest["nvrtc"]
         return _Override(folder, (int(major), int(minor)), frozenset(manifest["cubins"]))
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"cubins: {path} is not a manifest of cache.export ({error}); make the folder anew"
         ) from error
@@ -233,7 +240,7 @@ def _read_manifest(folder: Path) -> _Override:
 
 def _find_override(override: _Override, spec: AttnSpec, source: Source) -> Entry:
     key = key_of(spec, source.digest, override.nvrtc)
-    found = _find(override.folder, key) if key in override.keys else None
+    found = _find(override.folder, key, from_anyone=True) if key in override.keys else None
     if found is None:
         state = "is corrupt" if key in override.keys else "is missing"
         raise UnsupportedError(

@@ -14,6 +14,9 @@ from omnicupy.jit.params import params_bytes
 from omnicupy.jit.source import Source
 from omnicupy.jit.spec import AttnSpec
 
+# Whose kernels were verified on a GPU, all cases (tests/attestation.json).
+ATTESTED = ("12.9", "13.0")
+
 _REGISTERS = re.compile(r"Used (\d+) registers")
 _SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
 # ptxas reports a serialised wgmma pipeline (C7510 and neighbours) as an info line: slow code, not an error.
@@ -133,3 +136,13 @@ def version_text(of: tuple[int, int] | None = None) -> str:
         return ".".join(map(str, of or version()))
     except UnsupportedError:
         return ""
+
+
+def unattested(text: str) -> str:
+    """ "" for a version of `version_text` whose kernels were verified on a GPU, else a sentence that says so."""
+    if not text or text in ATTESTED:
+        return ""
+    return (
+        f"Kernels of NVRTC {text} were not verified for this release (those of {' and '.join(ATTESTED)} were): run "
+        "`omnicupy verify` on this GPU before you rely on them."
+    )

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omnicupy.choose import saved
-from omnicupy.jit import files
-from omnicupy.jit.nvrtc import version_text
+from omnicupy.jit import files, nvrtc
 
 PACKAGES = ("numpy", "ml_dtypes", "cuda-bindings", "click", "torch", "triton", "matplotlib")
 CUPY_PACKAGES = ("cupy-cuda12x", "cupy-cuda13x", "cupy")
@@ -77,10 +76,11 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": package_versions(),
-        "nvrtc": version_text() or None,
+        "nvrtc": nvrtc.version_text() or None,
+        "nvrtc_attested": nvrtc.version_text() in nvrtc.ATTESTED,
         "device": device() if has_gpu() else None,
-        "cache": str(files.directory()),
-        "cached_kernels": sum(1 for _ in files.directory().glob("*.cubin")),
+        "cache": str(files.own_directory()),
+        "cached_kernels": sum(1 for _ in files.own_directory().glob("*.cubin")),
         "tuned_choices": saved.count(),
         "commit": commit() or None,
     }

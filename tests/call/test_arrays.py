@@ -6,7 +6,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from omnicupy.call.arrays import BFLOAT16, bfloat16_bits, is_cupy, module_of, narrow, overlap, widen
+from omnicupy.call.arrays import (
+    BFLOAT16,
+    OVERLAP_WORK,
+    bfloat16_bits,
+    is_cupy,
+    module_of,
+    narrow,
+    overlap,
+    widen,
+)
 
 
 def test_every_bfloat16_widens_as_ml_dtypes_does() -> None:
@@ -46,6 +55,17 @@ def test_overlap_is_exact() -> None:
     values = np.zeros((8, 4))
     assert not overlap(values[:, :2], values[:, 2:])
     assert overlap(values[:, :3], values[:, 2:])
+
+
+def test_what_is_too_hard_to_tell_counts_as_overlap() -> None:
+    """Strides without a common divisor: to find a common element is a search without an end in sight."""
+    room = np.zeros(192163377, np.int8)  # never touched, so it takes no memory
+    strided = np.lib.stride_tricks.as_strided
+    first = strided(room, (1049,) * 3, (36674, 61119, 85569))
+    second = strided(room[64023025:], (1049, 1049, 1), (12223, 12224, 1))
+    with pytest.raises(np.exceptions.TooHardError):
+        np.shares_memory(first, second, max_work=OVERLAP_WORK)
+    assert overlap(first, second)
 
 
 def test_kinds() -> None:

@@ -136,7 +136,7 @@ def test_plans_and_copies_die_with_the_mask(device: fake_device.Device) -> None:
     mask = oc.causal(300)
     oc.attention(*_inputs(), mask)
     (kept,) = mask._device.values()
-    plan = weakref.ref(next(iter(kept.plans.values()))._blocks)
+    plan = weakref.ref(next(iter(kept.plans.values())).blocks)
     del kept
     gc.disable()
     try:

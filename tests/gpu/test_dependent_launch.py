@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from cuda.bindings import driver
 
-from omnicupy.gpu import dependent_launch, modules
+from omnicupy.gpu import bindings, dependent_launch, modules
 from omnicupy.gpu.dependent_launch import Overlapping
 from omnicupy.jit.spec import AttnSpec
 
@@ -81,7 +81,7 @@ def test_the_drivers_error_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
     fake = SimpleNamespace(cuda=SimpleNamespace(driver=SimpleNamespace(CUDADriverError=CUDADriverError)))
-    monkeypatch.setattr(dependent_launch, "cupy", fake)
+    monkeypatch.setattr(bindings, "cupy", fake)
     asked = Asked(status=1)
     with pytest.raises(CUDADriverError, match="1"):
         _made(asked)(GRID, BLOCK, (_argument(asked, b"x"),), SMEM, SimpleNamespace(ptr=0))

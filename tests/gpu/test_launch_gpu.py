@@ -9,10 +9,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from busy_gpu import spinner
 
 import omnicupy as oc
 from omnicupy.call.arrays import widen
-from omnicupy.gpu import workspace
+from omnicupy.gpu import stream_memory, workspace
 from omnicupy.gpu.mask_cache import existing_cache
 from omnicupy.jit import archs
 from omnicupy.jit.spec import AttnSpec
@@ -23,20 +24,11 @@ cp: Any = pytest.importorskip("cupy")
 
 SHAPE = (2, 4, 700, 64)
 KERNELS = ("naive", "sm80", "sm90")
-SPIN = """
-extern "C" __global__ void spin(long long clocks) {
-  long long const start = clock64();
-  while (clock64() - start < clocks) {}
-}
-"""
 
 
 @pytest.fixture(scope="module")
 def spin() -> Callable[[], None]:
-    """Keeps the current stream busy for about half a second."""
-    kernel = cp.RawKernel(SPIN, "spin")
-    kernel((1,), (1,), (np.int64(1),))
-    return lambda: kernel((1,), (1,), (np.int64(800_000_000),))
+    return spinner(cp)
 
 
 @pytest.fixture(params=["float16", "bfloat16"])
@@ -98,7 +90,7 @@ def test_work_counters_are_zero_after_launches_in_a_row() -> None:
             for arrays, config in zip(calls, configs, strict=True):
                 oc.attention(*arrays, config=config)
     stream.synchronize()
-    address = workspace.counters_of(cp.cuda.Device().id, stream)
+    address = stream_memory.memory_of(cp.cuda.Device().id, stream).counters
     memory = cp.cuda.UnownedMemory(address, workspace.COUNTER_BYTES, None)
     found = cp.ndarray((workspace.COUNTER_BYTES // 4,), np.int32, cp.cuda.MemoryPointer(memory, 0))
     assert cp.asnumpy(found).tolist() == [0] * len(found)

@@ -15,6 +15,8 @@ from omnicupy.call.problem import Problem
 from omnicupy.choose import table
 from omnicupy.errors import UnsupportedError
 from omnicupy.gpu import plan
+from omnicupy.gpu.stream_memory import memory_of
+from omnicupy.gpu.workspace import Need
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.schedule import grid
 
@@ -58,7 +60,7 @@ def test_the_parameters_of_a_hopper_call(device: fake_device.Device) -> None:
         *(x.data.ptr for x in (q, k, v, out)),
         0,
     ]
-    assert p["counter"] == fake_device.COUNTER
+    assert p["counter"] == memory_of(0, device.streams[0]).counters != 0
     assert p["work_items"] == 2 * 8 * -(-5000 // spec.br)
     assert list(p["out_strides"]) == [stride // 2 for stride in out.strides[:3]]
     assert launched["block"] == (spec.threads, 1, 1)
@@ -84,16 +86,14 @@ def test_few_rows_are_split_and_get_a_workspace(device: fake_device.Device) -> N
     assert p["n_split_rows"] == 2
     assert p["n_slots"] > 2
     assert p["work_items"] == 4 * p["n_slots"]
-    assert (p["partials"], p["arrivals"]) == (
-        fake_device.WORKSPACE.partials,
-        fake_device.WORKSPACE.arrivals,
-    )
+    space = memory_of(0, device.streams[0]).workspace(Need(1, 1))
+    assert (p["partials"], p["arrivals"]) == (space.partials, space.arrivals)
     assert device.launches[0]["grid"][0] > 8
 
 
 def test_what_a_split_launch_needs(device: fake_device.Device, monkeypatch: pytest.MonkeyPatch) -> None:
     needs: list[Any] = []
-    monkeypatch.setattr(plan.workspace, "prepare_space", lambda of, need: needs.append(need))
+    monkeypatch.setattr(plan.stream_memory, "prepare", lambda of, need: needs.append(need))
     q, k, v = (ndarray((1, 4, n, 128), BF16) for n in (200, 9000, 9000))
     oc.attention(q, k, v, config=SPEC)
     p = device.launches[0]["params"]
@@ -151,18 +151,15 @@ def test_a_plan_keeps_a_bounded_number_of_maps(
     assert 1 <= len(only._maps) <= 3
 
 
-def test_the_counters_are_those_of_the_stream(
-    device: fake_device.Device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prepared: list[int] = []
-    monkeypatch.setattr(plan.workspace, "prepare_counters", prepared.append)
-    monkeypatch.setattr(plan.workspace, "counters_of", lambda of, stream: 4096 * (of + 1) + stream.ptr)
+def test_the_counters_are_those_of_the_stream(device: fake_device.Device) -> None:
     mask, arrays = oc.causal(5000), _inputs()
     oc.attention(*arrays, mask)
     device.streams[0] = fake_device.Stream(48)
-    oc.attention(*arrays, mask)
-    assert [int(launched["params"]["counter"]) for launched in device.launches] == [4096, 4144]
-    assert prepared == [0]
+    for _ in range(2):
+        oc.attention(*arrays, mask)
+    counters = [int(launched["params"]["counter"]) for launched in device.launches]
+    assert counters[0] != counters[1] == counters[2]
+    assert counters[1] == memory_of(0, fake_device.Stream(48)).counters
 
 
 def _zero_stride(array: ndarray, axis: int) -> ndarray:

@@ -18,21 +18,10 @@ from omnicupy.jit.spec import AttnSpec
 NAIVE = AttnSpec(arch="sm_90", kernel="naive", dtype="bfloat16", head_dim=64, br=64, bc=64)
 
 
-class Captured(fake_device.Stream):
-    """A stream that can be captured."""
-
-    def __init__(self) -> None:
-        super().__init__(7)
-        self.capturing = False
-
-    def is_capturing(self) -> bool:
-        return self.capturing
-
-
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> fake_device.Device:
     fake = fake_device.install(monkeypatch)
-    fake.streams[0] = Captured()
+    fake.streams[0] = fake_device.Stream(7)
     check._full.cache_clear()  # what calls without a mask share, device copies included
     return fake
 
@@ -51,7 +40,7 @@ def test_the_call_after_it_can_be_captured(
         made["out"] = ndarray(_inputs()[0].shape, BF16)
     assert oc.prepare(*_inputs(), mask, **made) is None
     assert (device.launches, len(device.kernels), len(device.uploads)) == ([], 1, 1)
-    device.streams[0].capturing = True
+    device.driver.begin(device.streams[0])
     monkeypatch.setattr(gpu_attention, "new_plan", None)  # nothing is planned
     q, k, v = _inputs()
     if "out" in made:
@@ -64,7 +53,7 @@ def test_the_call_after_it_can_be_captured(
 
 
 def test_without_it_the_capture_refuses_the_copy(device: fake_device.Device) -> None:
-    device.streams[0].capturing = True
+    device.driver.begin(device.streams[0])
     with pytest.raises(
         oc.UnsupportedError, match="call prepare or attention with these shapes and this mask"
     ):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from omnicupy.errors import UnsupportedError
-from omnicupy.gpu import tensor_maps
+from omnicupy.gpu import bindings, tensor_maps
 from omnicupy.jit import params
 
 WORDS = list(range(1, 17))
@@ -47,7 +47,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
 
 
 def _install(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> Driver:
-    monkeypatch.setattr(tensor_maps, "_driver", lambda: driver)
+    monkeypatch.setattr(bindings, "driver", lambda: driver)
     return driver
 
 
@@ -118,9 +118,11 @@ def test_the_driver_s_refusal_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_cuda_bindings_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    bindings.driver.cache_clear()
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     with pytest.raises(UnsupportedError) as error:
         tensor_maps.tensor_map(4096, SHAPE, STRIDES, "bfloat16", (64, 1))
     assert str(error.value) == (
-        "the Hopper kernel needs cuda-bindings to make tensor maps: pip install cuda-bindings"
+        "the GPU path needs cuda-bindings, to ask CUDA for streams, graphs and tensor maps: "
+        "pip install cuda-bindings"
     )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from fake_driver import RELAXED, Driver
 
 from omnicupy.choose import pick, table
 from omnicupy.gpu import attention as gpu_attention
-from omnicupy.gpu import device_blocks, plan, planning, streams, workspace
+from omnicupy.gpu import bindings, device_blocks, plan, planning, stream_memory, streams, workspace
 from omnicupy.gpu.device import DeviceInfo
 from omnicupy.gpu.modules import Kernel
 from omnicupy.jit.params import PARAMS
@@ -51,22 +53,35 @@ def inputs(batch: int = 2, heads: int = 4, q_len: int = 300, k_len: int = 300, *
 
 
 class Stream:
+    """driver: that of the newest fake; it knows who is captured."""
+
+    driver: Driver
+
     def __init__(self, ptr: int = 0) -> None:
         self.ptr = ptr
         self.waited: list[Any] = []
 
     def is_capturing(self) -> bool:
-        return False
+        return self.ptr in self.driver.captured
 
     def wait_event(self, event: Any) -> None:
         self.waited.append(event)
 
 
+class CUDARuntimeError(RuntimeError):
+    """status: CUDA's number of the error."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"CUDA error {status}")
+        self.status = status
+
+
 class Event:
-    """done: what every event of the class answers."""
+    """done: what every event of the class answers.  synchronized: those that were waited for."""
 
     done = False
     made: list[Event] = []  # noqa: RUF012 - reset by the fixture
+    synchronized: list[Event] = []  # noqa: RUF012
 
     def __init__(self, disable_timing: bool = False) -> None:
         assert disable_timing
@@ -75,6 +90,9 @@ class Event:
 
     def record(self, stream: Any) -> None:
         self.recorded = stream
+
+    def synchronize(self) -> None:
+        Event.synchronized.append(self)
 
 
 class Device:
@@ -87,6 +105,9 @@ class Device:
         self.uploads: list[np.ndarray] = []
         self.switches: list[int] = []
         self.kernels: list[AttnSpec] = []
+        self.synchronized: list[int] = []
+        self.driver = Driver()
+        self.allocating = Allocating(self)
 
     def set(self, device: int) -> None:
         self.switches.append(device)
@@ -115,37 +136,49 @@ class Device:
 
 
 class Allocating:
-    """What counters.zeroed uses of CuPy: buffers full of ones; `waited`: the streams that it waited for, in turn.
+    """What workspace.py uses of CuPy: buffers full of ones; `waited`: the streams that it waited for, in turn.
 
-    There is no current stream: waiting for it would be waiting for a user's work.
+    There is no current stream: waiting for it would be waiting for a user's work. nbytes: of the buffers that live.
     """
 
-    def __init__(self) -> None:
-        self.made: list[Any] = []
+    def __init__(self, fake: Device) -> None:
+        self.made = 0
+        self.buffers: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # by address
         self.waited: list[Any] = []
-        fake = self
+        allocating = self
 
         class Own:
             def __init__(self, *, non_blocking: bool) -> None:
                 assert non_blocking
 
-            def __enter__(self) -> None:
-                fake.entered = self
+            def __enter__(self) -> Own:
+                allocating.entered = self
+                return self
 
             def __exit__(self, *_: object) -> None:
-                fake.entered = None
+                allocating.entered = None
 
             def synchronize(self) -> None:
-                fake.waited.append(self)
+                assert fake.driver.mode == RELAXED, "a wait that a capture forbids"
+                allocating.waited.append(self)
 
         self.entered: Any = None
-        self.cuda = SimpleNamespace(Stream=Own)
+        self.driver = fake.driver
+        self.cuda = SimpleNamespace(Stream=Own, runtime=SimpleNamespace(getDevice=lambda: fake.current))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(buffer.nbytes for buffer in self.buffers.values())
 
     def empty(self, size: int, dtype: Any) -> Any:
         assert self.entered
+        assert self.driver.mode == RELAXED, "an allocation that a capture forbids"
         buffer = np.ones(size, dtype).view(_Buffer)
         buffer.address = next(addresses)
-        self.made.append(buffer)
+        for _ in range(size >> 20):
+            next(addresses)
+        self.made += 1
+        self.buffers[buffer.address] = buffer
         return buffer
 
 
@@ -160,20 +193,14 @@ class _Buffer(np.ndarray):
         return SimpleNamespace(ptr=self.address, memset_async=memset_async)
 
 
-COUNTER = 1 << 16
-WORKSPACE = SimpleNamespace(partials=1 << 17, arrivals=1 << 18)
-
-
 def _tensor_map(pointer: int, shape: Any, strides: Any, dtype: str, box: tuple[int, int]) -> bytes:
     """Tells what it was made of, in the 128 bytes of a map."""
     assert len(shape) == len(strides) == 4
     return np.array([pointer, *shape, *strides, *box] + [0] * 5, np.uint64).tobytes()
 
 
-def install(monkeypatch: pytest.MonkeyPatch) -> Device:
-    """Replace what omnicupy.gpu uses of CuPy. Two devices: an H100 and a small older one."""
-    fake = Device()
-    infos = {0: DeviceInfo(9, 0, 132, 50 << 20), 1: DeviceInfo(8, 6, 20, 4 << 20)}
+def _cupy(fake: Device) -> Any:
+    """What omnicupy.gpu uses of CuPy, over the fake."""
 
     class Current:
         def __init__(self, device: int) -> None:
@@ -186,40 +213,46 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Device:
         def __exit__(self, *_: object) -> None:
             fake.current = self.before
 
-    class Runtime:
-        CUDARuntimeError = RuntimeError
-        getDevice = staticmethod(lambda: fake.current)  # noqa: N815
-        setDevice = staticmethod(fake.set)  # noqa: N815
-
-    class External:
-        """CuPy's streams over those of others."""
-
-        from_external = staticmethod(lambda owner: Stream(owner.__cuda_stream__()[1]))
-
-    class Cuda:
-        Device, Event, runtime = Current, Event, Runtime
-        get_current_stream = staticmethod(lambda device: fake.streams[device])
-        Stream = External
+        def synchronize(self) -> None:
+            fake.synchronized.append(self.device)
 
     def asarray(host: np.ndarray) -> ndarray:
         fake.uploads.append(host)
         return ndarray(host.shape, host.dtype, fake.current)
 
-    class Cupy:
-        cuda = Cuda
-        ndarray = staticmethod(lambda shape, dtype: ndarray(shape, dtype, fake.current))
+    runtime = SimpleNamespace(
+        CUDARuntimeError=CUDARuntimeError, getDevice=lambda: fake.current, setDevice=fake.set
+    )
+    cuda = SimpleNamespace(
+        Device=Current,
+        Event=Event,
+        Stream=SimpleNamespace(from_external=lambda owner: Stream(owner.__cuda_stream__()[1])),
+        get_current_stream=lambda device: fake.streams[device],
+        runtime=runtime,
+    )
+    return SimpleNamespace(
+        asarray=asarray, cuda=cuda, ndarray=lambda shape, dtype: ndarray(shape, dtype, fake.current)
+    )
 
-    Cupy.asarray = staticmethod(asarray)  # type: ignore[attr-defined]
-    Event.done, Event.made = False, []
-    for module in (gpu_attention, device_blocks, streams):
-        monkeypatch.setattr(module, "cupy", Cupy)
-    monkeypatch.setattr(streams, "_runtime", Runtime)
-    monkeypatch.setattr(gpu_attention, "_current_stream", Cuda.get_current_stream)
+
+def install(monkeypatch: pytest.MonkeyPatch) -> Device:
+    """Replace what omnicupy.gpu uses of CuPy. Two devices: an H100 and a small older one."""
+    fake = Device()
+    infos = {0: DeviceInfo(9, 0, 132, 50 << 20), 1: DeviceInfo(8, 6, 20, 4 << 20)}
+    cupy = _cupy(fake)
+    Event.done, Event.made, Event.synchronized = False, [], []
+    Stream.driver = fake.driver
+    for module in (gpu_attention, device_blocks, streams, stream_memory):
+        monkeypatch.setattr(module, "cupy", cupy)
+    monkeypatch.setattr(bindings, "driver", lambda: fake.driver)
+    monkeypatch.setattr(workspace, "cupy", fake.allocating)
+    monkeypatch.setattr(workspace, "_own_streams", {})
+    for name in ("_pools", "_of_stream", "_captures"):
+        monkeypatch.setattr(stream_memory, name, {})
+    monkeypatch.setattr(device_blocks, "_waiting", [])
+    monkeypatch.setattr(streams, "_runtime", cupy.cuda.runtime)
+    monkeypatch.setattr(gpu_attention, "_current_stream", cupy.cuda.get_current_stream)
     monkeypatch.setattr(plan, "tensor_map", _tensor_map)
-    monkeypatch.setattr(workspace, "prepare_counters", lambda device: None)
-    monkeypatch.setattr(workspace, "counters_of", lambda device, stream: COUNTER)
-    monkeypatch.setattr(workspace, "prepare_space", lambda device, need: None)
-    monkeypatch.setattr(workspace, "space_of", lambda device, stream, need: WORKSPACE)
     monkeypatch.setattr(planning, "device_info", infos.__getitem__)
     monkeypatch.setattr(planning, "kernel", fake.kernel)
     monkeypatch.setattr(gpu_attention, "_unmasked", {})

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -214,3 +215,21 @@ def test_the_portable_lock_of_a_killed_process_is_taken_over(
     with files.held(lock, 1.0) as held:
         assert held
     assert not lock.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
+    """It has the file of the lock open for as long as it lives."""
+    reading, writing = os.pipe()
+    with files.held(tmp_path / "lock", 1.0) as got, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of forks beside threads
+        assert got
+        child = os.fork()
+        if child == 0:
+            os.close(writing)
+            os.read(reading, 1)  # until the parent has tried
+            os._exit(0)
+    with files.held(tmp_path / "lock", 0.0) as again:
+        os.close(writing)
+        os.waitpid(child, 0)
+        assert again

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -67,11 +69,11 @@ def test_a_folder_that_cannot_be_written_warns_once_and_works(
     assert isolated_cache not in first.path.parents
 
 
-def _full_below(folder: Path, write: Callable[[Path, bytes], None]) -> Callable[[Path, bytes], None]:
-    def full(path: Path, content: bytes) -> None:
+def _full_below(folder: Path, write: Callable[..., None]) -> Callable[..., None]:
+    def full(path: Path, content: bytes, mode: int) -> None:
         if folder in path.parents:
             raise OSError(28, "No space left on device", str(path))
-        write(path, content)
+        write(path, content, mode)
 
     return full
 
@@ -113,3 +115,23 @@ def test_directory(variables: dict[str, str], folder: str, monkeypatch: pytest.M
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert files.directory() == Path(folder)
+
+
+CHILD = """
+import os, sys
+from omnicupy.jit import cache
+folder = cache._private_folder(os.getpid())
+child = os.fork()
+if child == 0:
+    sys.exit(0)  # with all that a process does at its end
+assert os.waitpid(child, 0)[1] == 0
+print(folder.is_dir(), folder)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_leaves_its_parent_the_private_folder() -> None:
+    done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=True)
+    there, folder = done.stdout.split()
+    assert there == "True"
+    assert not Path(folder).exists(), "the parent removes it at its own end"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omnicupy.call.problem import Problem
+from omnicupy.jit import trust
 from omnicupy.jit.files import replace_file
 
 Row = dict[str, Any]
@@ -61,7 +62,7 @@ class Record:
 def load(path: str | Path) -> dict[str, Any]:
     """A record from its file. Raises ValueError for a file that is none, OSError when it cannot be read."""
     try:
-        content = json.loads(Path(path).read_text())
+        content = trust.parsed_json(Path(path).read_bytes())
         if content["schema"] != SCHEMA or not isinstance(content["rows"], list):
             raise ValueError(f"schema {content['schema']}, expected {SCHEMA}")
     except (ValueError, KeyError, TypeError) as error:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from omnicupy.errors import CompileError, UnsupportedError
+from omnicupy.jit import nvrtc
 from omnicupy.tools import environment
 from omnicupy.tools.cli.bench import bench
 from omnicupy.tools.cli.console import JSON, print_json
@@ -50,6 +51,8 @@ def env(as_json: bool) -> None:
         parts = value.items() if isinstance(value, dict) else [("", value)]
         for key, part in parts:
             click.echo(f"{name if not key else f'{name}.{key}':32} {'none' if part is None else part}")
+    if note := nvrtc.unattested(found["nvrtc"] or ""):
+        click.echo(note)
 
 
 for command in (verify, bench, show, tune, explain, report, env):

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from omnicupy.choose import pick, table
-from omnicupy.jit import nvrtc, source
+from omnicupy.jit import nvrtc, source, trust
 from omnicupy.jit.files import replace_file
 from omnicupy.jit.params import PARAMS
 from omnicupy.jit.spec import KERNELS, AttnSpec
@@ -180,9 +180,9 @@ def _same_sources(before: Content, made: dict[str, Content]) -> bool:
 
 def _read(path: Path) -> Content | None:
     try:
-        content: Content = json.loads(path.read_text())
+        content: Content = trust.parsed_json(path.read_bytes())
         return content if content.get("schema") == SCHEMA else None
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):
         return None
 
 

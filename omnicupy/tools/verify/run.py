@@ -89,6 +89,7 @@ def header(nvrtc_version: str) -> dict[str, Any]:
         "driver": described.get("driver"),
         "commit": environment.commit() or None,
         "nvrtc": nvrtc_version or None,
+        "nvrtc_attested": nvrtc_version in nvrtc.ATTESTED,
     }
 
 
@@ -191,7 +192,7 @@ def build_cubins(folder: Path, arch: str, settings: Settings, track: Track = sil
 
 
 def summary(found: Report) -> str:
-    """What was verified and how it ended, in one line."""
+    """What was verified and how it ended, in a line, and one more for an NVRTC that is not attested."""
     skipped = sum(bool(one.skipped) for one in found.outcomes)
     parts = [f"{len(found.outcomes)} cases"]
     if found.compiled:
@@ -199,4 +200,5 @@ def summary(found: Report) -> str:
     if skipped:
         parts.append(f"{skipped} skipped")
     ending = "all passed" if found.passed else f"{len(found.failures)} FAILED"
-    return f"Verified {found.where}. {', '.join(parts)}: {ending} in {found.seconds:.0f} s."
+    line = f"Verified {found.where}. {', '.join(parts)}: {ending} in {found.seconds:.0f} s."
+    return "\n".join(filter(None, (line, nvrtc.unattested(found.header["nvrtc"] or ""))))

@@ -1,0 +1,331 @@
+"""Faults put into the code on purpose, each of which a test must find: `python .ci/mutate.py [word]`
+
+Run by hand, after larger changes. Each fault of the list below is put into a copy of the tree, and the tests that are
+named beside it must fail there. word: only faults whose file or text has it. The exit status is the number of faults
+that no test found. No GPU is needed.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("omnicupy", "tests", "kernels", "pyproject.toml", "cli.py")
+LIMIT_S = 300
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A text of a file, which stands there once, and what it becomes. tests: what must fail, as pytest takes it."""
+
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+CALLS = [
+    Fault(
+        "gpu/planning.py",
+        "_contiguous_strides(q.shape, q.dtype.itemsize) if out is None else out.strides",
+        "_contiguous_strides(q.shape, q.dtype.itemsize)",
+        "tests/gpu/test_given_out.py",
+    ),
+    Fault(
+        "gpu/attention.py",
+        "(out.shape, out.strides, out.dtype, target.device_id)",
+        "(out.shape, out.dtype, target.device_id)",
+        "tests/gpu/test_given_out.py",
+    ),
+    Fault(
+        "gpu/plan.py",
+        "k0 < k - out < k1 or v0 < v - out < v1)",
+        "k0 < k - out < k1)",
+        "tests/gpu/test_given_out.py",
+    ),
+    Fault(
+        "gpu/plan.py",
+        "return sum(step for step in steps if step < 0), last",
+        "return 0, last",
+        "tests/gpu/test_given_out.py",
+    ),
+    Fault(
+        "call/arrays.py",
+        "except np.exceptions.TooHardError:\n        return True",
+        "except np.exceptions.TooHardError:\n        return False",
+        "tests/call/test_arrays.py",
+    ),
+    Fault(
+        "cpu/attention.py",
+        "np.log2(np.where(empty, 1, total), dtype=np.float64)",
+        "np.log2(np.where(empty, 1, total))",
+        "tests/cpu/test_lse.py",
+    ),
+    Fault(
+        "schedule/parts.py",
+        "if 0 < slots <= workers.split_slots and",
+        "if 0 < slots and",
+        "tests/schedule/test_limits.py",
+    ),
+    Fault(
+        "schedule/grid.py",
+        "slots = MOST_PARTIAL_BYTES // (all_heads * partial_bytes(spec)) if",
+        "slots = MOST_PARTIAL_BYTES // partial_bytes(spec) if",
+        "tests/schedule/test_limits.py",
+    ),
+    Fault(
+        "schedule/order.py",
+        "    if (words & DEAD).any():\n        some = some[words & DEAD == 0]\n",
+        "",
+        "tests/schedule/test_order.py",
+    ),
+    Fault(
+        "schedule/order.py",
+        "not GROUP_ROWS < block.br <= 3 * GROUP_ROWS",
+        "not GROUP_ROWS < block.br",
+        "tests/schedule/test_order.py",
+    ),
+    Fault(
+        "schedule/order.py",
+        "starts = start if stop.all() else np.where(stop == 0, np.int32(block.q_len), start)",
+        "starts = start",
+        "tests/schedule/test_limits.py",
+    ),
+    Fault(
+        "masks/mask.py",
+        '{"diagonal": self.diagonal, "segments": rows.segments or self.segments}',
+        '{"diagonal": 0, "segments": rows.segments or self.segments}',
+        "tests/masks/test_extend_blocks.py",
+    ),
+]
+
+MEMORY = [
+    Fault(
+        "gpu/workspace.py",
+        "return self.partial_bytes <= other.partial_bytes and self.arrivals <= other.arrivals",
+        "return self.partial_bytes <= other.partial_bytes",
+        "tests/gpu/test_workspace.py",
+    ),
+    Fault(
+        "gpu/workspace.py",
+        "                stream.wait_event(last)\n",
+        "",
+        "tests/gpu/test_workspace.py tests/gpu/test_stream_memory.py",
+    ),
+    Fault(
+        "gpu/workspace.py",
+        "            if last is None and fits(one):",
+        "            if fits(one):",
+        "tests/gpu/test_workspace.py",
+    ),
+    Fault(
+        "gpu/workspace.py",
+        "            self._workspaces.remove(surplus)",
+        "            pass",
+        "tests/gpu/test_workspace.py tests/gpu/test_stream_memory.py",
+    ),
+    Fault(
+        "gpu/workspace.py",
+        "    with allowing_unsafe_calls(), _own_stream() as stream:",
+        "    with _own_stream() as stream:",
+        "tests/gpu/test_workspace.py",
+    ),
+    Fault(
+        "gpu/stream_memory.py",
+        "        if stream.is_capturing():\n            return _captured",
+        "        if False:\n            return _captured",
+        "tests/gpu/test_stream_memory.py tests/gpu/test_captures.py",
+    ),
+    Fault(
+        "gpu/stream_memory.py",
+        "found = capture.memory.get(number)\n            if found is None:",
+        "found = next(iter(capture.memory.values()), None)\n            if found is None:",
+        "tests/gpu/test_stream_memory.py",
+    ),
+    Fault(
+        "gpu/stream_memory.py",
+        "            blocks.wait_for_copy()\n",
+        "",
+        "tests/gpu/test_captures.py",
+    ),
+    Fault(
+        "gpu/stream_memory.py",
+        "            self._blocks[id(blocks)] = blocks\n",
+        "            self._blocks[id(blocks)] = None\n",
+        "tests/gpu/test_captures.py",
+    ),
+    Fault(
+        "gpu/stream_memory.py",
+        "        self.memory.clear()  # they name this\n",
+        "",
+        "tests/gpu/test_stream_memory.py",
+    ),
+    Fault(
+        "gpu/stream_memory.py",
+        "            self.closed = True\n",
+        "",
+        "tests/gpu/test_stream_memory.py",
+    ),
+    Fault(
+        "gpu/stream_memory.py",
+        "next((pair for pair in others if not pair[1].is_busy()), (0, None))",
+        "others[0]",
+        "tests/gpu/test_stream_memory.py",
+    ),
+    Fault(
+        "gpu/streams.py",
+        "    status, number = bindings.driver().cuStreamGetId(handle)",
+        "    status, number = 0, handle",
+        "tests/gpu/test_stream_memory.py",
+    ),
+    Fault(
+        "gpu/device_blocks.py",
+        "    if any(map(is_unusable, streams)):\n        return False\n",
+        "",
+        "tests/gpu/test_device_blocks.py",
+    ),
+    Fault(
+        "gpu/device_blocks.py",
+        "        stream.wait_event(self._uploaded)\n",
+        "",
+        "tests/gpu/test_device_blocks.py",
+    ),
+    Fault(
+        "gpu/graph_end.py",
+        "        if not self._over and _locks()",
+        "        if _locks()",
+        "tests/gpu/test_graph_end.py",
+    ),
+    Fault(
+        "gpu/mask_cache.py",
+        "            kept.plans.pop(key, None)\n",
+        "            pass\n",
+        "tests/gpu/test_device_blocks.py",
+    ),
+]
+
+FILES = [
+    Fault(
+        "jit/cache.py",
+        "        if os.getpid() == process:",
+        "        if True:",
+        "tests/jit/test_cache_folders.py",
+    ),
+    Fault(
+        "jit/cache.py",
+        "    if not from_anyone and not trust.is_ours(folder):\n        return None\n",
+        "",
+        "tests/jit/test_trust.py",
+    ),
+    Fault(
+        "jit/trust.py",
+        '    | getattr(os, "O_NOFOLLOW", 0)\n',
+        "",
+        "tests/jit/test_trust.py",
+    ),
+    Fault(
+        "jit/trust.py",
+        "        if not from_anyone and not _is_ours(found):\n",
+        "        if False:\n",
+        "tests/jit/test_trust.py",
+    ),
+    Fault(
+        "jit/trust.py",
+        "    if len(content) > MAX_BYTES:\n",
+        "    if False:\n",
+        "tests/jit/test_trust.py",
+    ),
+    Fault(
+        "jit/trust.py",
+        "    except RecursionError:\n",
+        "    except MemoryError:\n",
+        "tests/jit/test_trust_json.py",
+    ),
+    Fault("jit/trust.py", ", parse_float=_finite)", ")", "tests/jit/test_trust_json.py"),
+    Fault("jit/trust.py", "    if not is_ours(folder):\n", "    if False:\n", "tests/jit/test_trust.py"),
+    Fault("jit/files.py", " | os.O_NOFOLLOW | os.O_NONBLOCK", "", "tests/jit/test_trust.py"),
+    Fault(
+        "jit/files.py",
+        "                fcntl.flock(file, fcntl.LOCK_UN)\n",
+        "                pass\n",
+        "tests/jit/test_cache.py",
+    ),
+    Fault(
+        "cpu/blas.py",
+        "        self._holders = {me: self._holders[me]} if me in self._holders else {}\n",
+        "",
+        "tests/cpu/test_fork.py",
+    ),
+    Fault(
+        "cpu/blas.py",
+        "{me: self._holders[me]} if me in self._holders else {}",
+        "{}",
+        "tests/cpu/test_fork.py",
+    ),
+]
+
+FAULTS = CALLS + MEMORY + FILES
+
+
+def text_with(fault: Fault, root: Path = ROOT) -> str:
+    """The file with the fault in it. Raises ValueError where the text to change does not stand there once."""
+    text = (root / "omnicupy" / fault.file).read_text()
+    if text.count(fault.old) != 1:
+        raise ValueError(f"{fault.file} has {text.count(fault.old)} times, expected 1:\n{fault.old}")
+    return text.replace(fault.old, fault.new)
+
+
+def is_found(fault: Fault, copy: Path) -> bool:
+    """Whether the tests fail in a copy of the tree with the fault."""
+    path = copy / "omnicupy" / fault.file
+    before = path.read_text()
+    path.write_text(text_with(fault, copy))
+    try:
+        return _failed(copy, fault.tests.split())
+    finally:
+        path.write_text(before)
+
+
+def _failed(copy: Path, tests: list[str]) -> bool:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-n", "0", *tests]
+    try:
+        done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return True
+    if done.returncode not in (0, 1):
+        raise RuntimeError(
+            f"pytest ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        )
+    return done.returncode == 1
+
+
+def main(word: str = "") -> int:
+    """Try all faults whose file or text has the word; returns how many were not found."""
+    chosen = [fault for fault in FAULTS if word in f"{fault.file}\n{fault.old}"]
+    survivors = 0
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for name in COPIED:
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, copy / name)
+        if _failed(copy, sorted({test for fault in chosen for test in fault.tests.split()})):
+            raise RuntimeError("the tests fail already without any fault")
+        for fault in chosen:
+            found = is_found(fault, copy)
+            survivors += not found
+            line = fault.old.strip().splitlines()[0]
+            print(f"{'found' if found else 'SURVIVES':9} {fault.file:24} {line}", flush=True)
+    print(f"{len(chosen) - survivors} of {len(chosen)} faults were found")
+    return survivors
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
