@@ -95,9 +95,7 @@ class Plan:
                     continue
                 self._complete(argument, (q, k, v), memory)
                 self._function(self._grid, self._block, (argument,), self._smem, stream)
-            if (
-                memory.user not in blocks.users
-            ):  # another thread may have made them forget the stream meanwhile
+            if memory.user not in blocks.users:  # another thread has made them forget the stream meanwhile
                 memory.reads(blocks)
             return
 

@@ -17,7 +17,7 @@ import cupy
 from omnicupy.gpu import bindings
 from omnicupy.gpu.device_blocks import DeviceBlocks
 from omnicupy.gpu.graph_end import GraphEnd
-from omnicupy.gpu.streams import LEGACY_STREAM, allowing_unsafe_calls, is_unusable, number_of
+from omnicupy.gpu.streams import LEGACY_STREAM, allowing_unsafe_calls, is_unusable, key_in_capture, number_of
 from omnicupy.gpu.workspace import Need, Pool, Workspace
 
 MAX_STREAMS = 32  # of a device; another one takes over what the one that came first had
@@ -36,11 +36,11 @@ class StreamMemory:
     for another.  counters: address of the work counters.  user: what DeviceBlocks.users knows the stream by.
     """
 
-    def __init__(self, device: int, stream: Any, number: int) -> None:
+    def __init__(self, device: int, stream: Any, number: int | None) -> None:
         self.lock = threading.Lock()
         self.closed = False
         self.device = device
-        self.user: Any = number
+        self.user = number
         self._pool = _pool_of(device)
         self._workspaces: list[Workspace] = []
         self._stream = stream  # kept: a stream that was destroyed could not be waited for
@@ -48,7 +48,7 @@ class StreamMemory:
 
     def reads(self, blocks: DeviceBlocks) -> None:
         """Order the launch that follows after the copy of `blocks`, and their end after the launch."""
-        if self.user not in blocks.users:
+        if self.user is not None and self.user not in blocks.users:
             blocks.add_user(self.user, self._stream)
 
     def workspace(self, need: Need) -> Workspace:
@@ -94,11 +94,9 @@ class StreamMemory:
 class CapturedMemory(StreamMemory):
     """What launches of one stream share in one capture. Workspaces that became too small stay with their launches."""
 
-    def __init__(self, capture: Capture, device: int, stream: Any, number: int) -> None:
-        super().__init__(device, stream, number)
+    def __init__(self, capture: Capture, device: int) -> None:
+        super().__init__(device, None, None)  # no copy knows it by a number: a graph's launches have no order
         self._capture = capture
-        self._stream = None
-        self.user = None  # no copy knows it: a graph's launches have no order
 
     def reads(self, blocks: DeviceBlocks) -> None:
         """Keep `blocks` for the graph, which has no order after their copy: so that has to be over."""
@@ -113,7 +111,7 @@ class CapturedMemory(StreamMemory):
 
 
 class Capture:
-    """What one capture uses. memory: by the number of the stream."""
+    """What one capture uses. memory: by streams.key_in_capture."""
 
     def __init__(self, graph: Any) -> None:
         self.memory: dict[int, CapturedMemory] = {}
@@ -141,10 +139,10 @@ def memory_of(device: int, stream: Any) -> StreamMemory:
     """
     if stream.ptr <= LEGACY_STREAM:
         number = -1 - device  # what number_of says, without the call
+    elif stream.is_capturing():
+        return _captured(device, stream)
     else:
         number = number_of(device, stream)
-        if stream.is_capturing():
-            return _captured(device, stream, number)
     return _of_stream.get(number) or _new(device, stream, number)
 
 
@@ -172,20 +170,21 @@ def _new(device: int, stream: Any, number: int) -> StreamMemory:
     return found
 
 
-def _captured(device: int, stream: Any, number: int) -> CapturedMemory:
+def _captured(device: int, stream: Any) -> CapturedMemory:
+    place = key_in_capture(stream)
     status, _, key, graph = bindings.driver().cuStreamGetCaptureInfo(stream.ptr)[:4]
     bindings.check(status)
     capture = _captures.get(int(key))
-    found = None if capture is None else capture.memory.get(number)
+    found = None if capture is None else capture.memory.get(place)
     if found is None:
         with _lock:
             _return_of_ended()
             capture = _captures.get(int(key))
             if capture is None:
                 capture = _captures[int(key)] = Capture(graph)
-            found = capture.memory.get(number)
+            found = capture.memory.get(place)
             if found is None:
-                found = capture.memory[number] = CapturedMemory(capture, device, stream, number)
+                found = capture.memory[place] = CapturedMemory(capture, device)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -48,15 +49,23 @@ def number_of(device: int, stream: Any) -> int:
 
     A handle does for none of this: a new stream may get that of a destroyed one, whose work still runs, and the
     per-thread stream has one handle in all threads. Below zero for the legacy stream, which has no number of its own
-    while a blocking stream is captured.
+    while a blocking stream is captured. A stream that is captured itself has none that can be asked for.
     """
     handle = stream.ptr
     if handle <= LEGACY_STREAM:
         return -1 - device
     status, number = bindings.driver().cuStreamGetId(handle)
-    if status:
+    if status:  # maybe for the sake of a capture elsewhere
+        with allowing_unsafe_calls():
+            status, number = bindings.driver().cuStreamGetId(handle)
         bindings.check(status)
     return number  # type: ignore[no-any-return]
+
+
+def key_in_capture(stream: Any) -> int:
+    """What tells a stream from others of the same capture, which none of them can leave before it ends."""
+    handle = int(stream.ptr)
+    return -threading.get_ident() if handle == PER_THREAD_STREAM else handle
 
 
 def is_capturing(stream: Any) -> bool:

@@ -25,6 +25,9 @@ _tracer: Callable[[], Any] = getattr(
     "get_eval_frame_callback",
     lambda: sys.modules.get("torch._dynamo"),
 )
+# The public names of these cost several times as much.
+_any_autocast: Callable[[], bool] = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
+_jit_traces: Callable[[], bool] = getattr(torch._C, "_is_tracing", torch.jit.is_tracing)
 _modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 # Whether a transform of torch.func (vmap, functionalize) wraps the tensors.
 _transform: Callable[[], Any] = getattr(torch._C._functorch, "maybe_current_level", lambda: None)
@@ -61,24 +64,24 @@ def attention(
     tensors.check(q, k, v, out)
     if type(return_lse) is not bool:
         return_lse = flag("attention", "return_lse", return_lse)
-    q, k, v = tensors.autocast(q, k, v)
+    if _any_autocast():
+        q, k, v = tensors.autocast(q, k, v)
     if torch.is_grad_enabled():
         tensors.check_gradients(q, k, v, out)
     if getattr(forward_ad, "_current_level", -1) >= 0:  # there are tangents, which would be lost
         tensors.check_tangents(q=q, k=k, v=v, out=out)
-    options = {"scale": scale, "return_lse": return_lse, "out": out, "config": config}
     if torch.compiler.is_compiling():
-        return through_operator(q, k, v, mask, **options)
+        return through_operator(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
     run = run_eagerly if _tracer() is None else run_untraced()
     plain = (
         type(q) in _PLAIN and type(k) in _PLAIN and type(v) in _PLAIN and (out is None or type(out) in _PLAIN)
     )
     if not plain or _modes() or _transform() is not None:
         run = through_operator
-    elif torch.jit.is_tracing():
+    elif _jit_traces():
         raise UnsupportedError("torch.jit.trace cannot record attention; use torch.compile")
     try:
-        return run(q, k, v, mask, **options)
+        return run(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
     except (RuntimeError, TypeError):  # of torch, which says nothing of which tensor it is
         tensors.check_storage(q=q, k=k, v=v, out=out)
         raise

@@ -62,6 +62,8 @@ class Driver:
 
     def cuStreamGetId(self, handle: int) -> tuple[int, int]:  # noqa: N802
         assert handle > 1
+        if handle in self.captured:  # CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+            return 900, 0
         key = (handle, threading.get_ident() if handle == PER_THREAD else 0)
         return 0, self._numbers.setdefault(key, next(self._next_number))
 
