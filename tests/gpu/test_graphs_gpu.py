@@ -77,8 +77,11 @@ def _captured(
 ) -> Any:
     with stream:
         stream.begin_capture(mode)
-        oc.attention(*arrays, mask, out=out, **options)
-        return stream.end_capture()
+        try:
+            oc.attention(*arrays, mask, out=out, **options)
+        finally:  # else every later call would find the stream under capture
+            graph = stream.end_capture()
+        return graph
 
 
 class _SideBySide:
