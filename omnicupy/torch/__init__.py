@@ -7,5 +7,6 @@
 """
 
 from omnicupy.torch.call import attention, prepare
+from omnicupy.torch.mask_mods import from_mask_mod
 
-__all__ = ["attention", "prepare"]
+__all__ = ["attention", "from_mask_mod", "prepare"]

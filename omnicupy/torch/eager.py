@@ -47,7 +47,7 @@ def run_eagerly(
     return found
 
 
-@cache
+@cache  # of nothing that changes
 def run_untraced() -> Callable[..., Any]:
     """run_eagerly for a process that compiles: what torch.compile leaves to Python it must not try to trace again."""
     return torch.compiler.disable(run_eagerly)  # type: ignore[no-any-return]
@@ -72,6 +72,8 @@ def _plan_of(
 ) -> Any:
     """The plan for q, k, v and `out`, all of one CUDA device: found by what torch tells of them, or a new one."""
     q, k, v, out = named
+    # A plan is determined by these and by mask, scale and config, and by where the addresses lie, which find_plan looks
+    # at; what else a tensor may be (a subclass, negated, without memory) has been refused or sent elsewhere.
     array_key = (
         (q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(), q.dtype, k.dtype, v.dtype),
         q.get_device(),

@@ -105,7 +105,7 @@ def array(tensor: Any, dtype: Any = np.int64) -> NDArray[Any]:
     return np.asarray(tensor.detach().cpu().numpy(), dtype)
 
 
-@cache
+@cache  # the installed version determines it, and a process has one
 def known() -> Mapping[CodeType, Known]:
     """The functions that this version of transformers has and that mean what their rules say."""
     found: dict[CodeType, Known] = {}

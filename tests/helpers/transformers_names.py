@@ -1,4 +1,4 @@
-"""Lists the names that the installed transformers can pass to an attention function: `python transformers_names.py`
+"""Lists the names that the installed transformers can pass to an attention function; a script without arguments.
 
 Read from its source: what the calls of attention functions name, what models and layers add to the `**kwargs` that end
 there (a name ends at the first forward that has a parameter of that name), and what their callers may pass, by the

@@ -60,3 +60,56 @@ def test_tokens_are_generated_from_finite_logits(name: str) -> None:
     assert all(logits.isfinite().all() for logits in ours.logits)
     wanted = theirs.logits[0].float()
     assert (ours.logits[0].float() - wanted).abs().max() <= 0.05 * wanted.abs().max()
+
+
+def _additive(mask: oc.Mask) -> Any:
+    return torch.where(torch.from_numpy(mask.to_dense()), 0.0, -1e9)[None, None].cuda().bfloat16()
+
+
+def test_a_buffer_that_is_written_is_read_again() -> None:
+    model = tiny.model("llama", NAME).cuda().bfloat16()
+    ids = tiny.text_rows("left", 20, 20)["input_ids"].cuda()
+    buffer, new = _additive(oc.causal(20)), _additive(oc.segments([("text", 4), ("image", 10), ("text", 6)]))
+    first = model(ids, attention_mask=buffer).logits
+    buffer.data.copy_(new)
+    assert torch.equal(
+        model(ids, attention_mask=buffer).logits, model(ids, attention_mask=new.clone()).logits
+    )
+    assert not torch.equal(model(ids, attention_mask=buffer).logits, first)
+
+
+def test_a_mask_tensor_is_not_read_in_a_capture() -> None:
+    model = tiny.model("llama", NAME).cuda().bfloat16()
+    ids, buffer = tiny.text_rows("left", 20, 20)["input_ids"].cuda(), _additive(oc.causal(20))
+    held = oc.transformers.attention_mask(oc.causal(20), batch=2, device="cuda")
+    wanted = model(ids, attention_mask=held, use_cache=False).logits
+    for _ in range(2):  # once read and once not
+        graph = torch.cuda.CUDAGraph()
+        with (
+            pytest.raises(
+                oc.UnsupportedError, match="a tensor cannot be read for its mask while a CUDA graph"
+            ),
+            torch.cuda.graph(graph),
+        ):
+            model(ids, attention_mask=buffer, use_cache=False)
+        torch.cuda.synchronize()
+        model(ids, attention_mask=buffer, use_cache=False)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = model(ids, attention_mask=held, use_cache=False).logits
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_of_float32_weights(dtype: Any) -> None:
+    inputs = _on_device("gemma3", "left")
+    keep = inputs["attention_mask"].bool()
+    exact = tiny.model("gemma3", "eager").cuda()(**inputs).logits[keep]
+    with torch.autocast("cuda", dtype=dtype):
+        errors = [
+            float((tiny.model("gemma3", how).cuda()(**inputs).logits[keep] - exact).abs().mean())
+            for how in (NAME, "sdpa")
+        ]
+    assert errors[0] <= 1.5 * errors[1]
