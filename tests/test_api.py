@@ -17,7 +17,7 @@ from omnicupy import api
 ROOT = Path(__file__).parents[1]
 PUBLIC = """
     AttnSpec BlockMask CompileError Mask UnsupportedError attention causal documents from_dense
-    from_predicate full intervals prefix prepare presets random ranges segments sink sliding_window
+    from_predicate from_tiles full intervals prefix prepare presets random ranges segments sink sliding_window
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import asdict, dataclass
 
 from omnicupy.jit.archs import SMEM_LIMIT_BYTES
@@ -38,7 +39,8 @@ class AttnSpec:
     share_kv: one buffer holds K, then V (stages = 1 only).  swizzle: XOR-swizzled shared memory (False: plain
     rows, for the bank-conflict study).  ping_pong: the consumer warpgroups of sm90 take turns at the tensor cores.
 
-    Raises ValueError when the tile is illegal or does not fit the architecture's shared memory.
+    Raises TypeError for fields of other types, ValueError when the tile is illegal or does not fit the architecture's
+    shared memory.
     """
 
     arch: str
@@ -54,6 +56,7 @@ class AttnSpec:
     ping_pong: bool = True
 
     def __post_init__(self) -> None:
+        self._check_types()
         self._check_names()
         self._check_tile()
         if self.smem_bytes > (limit := SMEM_LIMIT_BYTES[self.arch]):
@@ -63,13 +66,37 @@ class AttnSpec:
                 f"lower {rows}, bc={self.bc} or stages={self.stages}"
             )
 
+    def _check_types(self) -> None:
+        """Numbers become int and flags bool: what is only equal to one (2.0, 1 for True) would make another macro."""
+        for name in ("head_dim", "br", "bc", "stages", "warps"):
+            value = getattr(self, name)
+            try:
+                number = operator.index(value)
+            except TypeError:
+                number = None
+            if number is None or isinstance(value, bool):
+                raise TypeError(
+                    f"config: {name} must be an integer, got {type(value).__name__} {value!r}; pass a whole number"
+                )
+            object.__setattr__(self, name, number)
+        for name in ("share_kv", "swizzle", "ping_pong"):
+            value = getattr(self, name)
+            if type(value).__name__ not in (
+                "bool",
+                "bool_",
+            ):  # NumPy's too, of which nothing else is known here
+                raise TypeError(
+                    f"config: {name} must be True or False, got {type(value).__name__} {value!r}; pass a bool"
+                )
+            object.__setattr__(self, name, bool(value))
+
     def _check_names(self) -> None:
         for name, value, known in (
             ("arch", self.arch, tuple(SMEM_LIMIT_BYTES)),
             ("kernel", self.kernel, KERNELS),
             ("dtype", self.dtype, DTYPES),
         ):
-            if value not in known:
+            if not isinstance(value, str) or value not in known:
                 raise ValueError(f"config: {name} must be one of {', '.join(known)}, got {value!r}")
 
     def _check_tile(self) -> None:

@@ -25,16 +25,17 @@ CHUNK_KEYS = 1 << 14  # bounds looked at together: their arrays stay in the near
 
 def cut(mask: PairSet, br: int, bc: int) -> BlockMask:
     """Cut `mask` into tiles of br rows (a multiple of 8) and bc keys (a multiple of 32), both trusted."""
-    q_len, k_len = mask.shape
-    k_blocks = -(-k_len // bc)
+    k_blocks = -(-mask.shape[1] // bc)
     tiles = np.zeros((0, br, bc // 32), np.uint32)
     if mask.intervals is not None:
-        row, block, kind = _classify(mask.intervals, q_len, k_len, br, bc)
+        few = mask.shape[0] <= br and len(mask.intervals[0]) == 1
+        row, block, kind = _classify_one_row(mask, bc) if few else _classify(mask, br, bc)
         payload = None
         on_diagonal = np.flatnonzero(kind == PARTIAL)
         on_diagonal = on_diagonal[_crossed(row[on_diagonal], block[on_diagonal], mask, br, bc)]
-        causal = _causal_tiles(mask.intervals, row[on_diagonal], block[on_diagonal], mask, br, bc)
-        kind[on_diagonal[causal]] = CAUSAL
+        if len(on_diagonal):
+            causal = _causal_tiles(mask.intervals, row[on_diagonal], block[on_diagonal], mask, br, bc)
+            kind[on_diagonal[causal]] = CAUSAL
     elif mask.bits is not None:
         row, block, kind, payload, tiles = classify_bits(mask, br, bc)
     else:
@@ -60,16 +61,19 @@ def _codes(bound: IntArray, br: int) -> tuple[NDArray[np.uint32], int]:
     return up, br
 
 
-def _runs(a: Intervals, q_len: int, br: int, bc: int) -> tuple[KeyArray, IntArray, IntArray, KeyArray]:
+def _runs(
+    a: Intervals, keys: tuple[int, int], q_len: int, br: int, bc: int
+) -> tuple[KeyArray, IntArray, IntArray, KeyArray]:
     """Runs of neighbouring keys of one slot and one key block whose intervals meet the same query blocks.
 
-    Returns key block, code of start, code of stop and number of keys of each run; see _codes.
+    keys: a range of whole key blocks (but for the last key), outside of which nothing is used. Returns key block,
+    code of start, code of stop and number of keys of each run; see _codes.
     """
-    n, k_len = a[0].shape
+    n = len(a[0])
     step = max(1, CHUNK_KEYS // (n * bc)) * bc
     parts = []
-    for k0 in range(0, k_len, step):
-        starts, stops = a[0][:, k0 : k0 + step], a[1][:, k0 : k0 + step]
+    for k0 in range(*keys, step):
+        starts, stops = (side[:, k0 : min(k0 + step, keys[1])] for side in a)
         last = (stops == q_len) if q_len % br else None
         (begins, unit), (ends, _) = _codes(starts, br), _codes(stops, br)
         if last is not None:
@@ -89,9 +93,11 @@ def _runs(a: Intervals, q_len: int, br: int, bc: int) -> tuple[KeyArray, IntArra
     return block[used], start[used], stop[used], length[used]
 
 
-def _classify(a: Intervals, q_len: int, k_len: int, br: int, bc: int) -> tuple[KeyArray, KeyArray, KeyArray]:
+def _classify(mask: PairSet, br: int, bc: int) -> tuple[KeyArray, KeyArray, KeyArray]:
     """Query block, key block and kind (FULL or PARTIAL) of each listed tile, in the order of the lists."""
-    block, start, stop, keys = _runs(a, q_len, br, bc)
+    assert mask.intervals is not None
+    q_len, k_len = mask.shape
+    block, start, stop, keys = _runs(mask.intervals, _live_blocks(mask, bc), q_len, br, bc)
     stride = -(-q_len // br) + 1
     base = block * stride
     inner0, inner1 = (start + 1) >> 1, stop >> 1  # query blocks that the interval covers whole
@@ -110,6 +116,30 @@ def _classify(a: Intervals, q_len: int, k_len: int, br: int, bc: int) -> tuple[K
     block, row = np.divmod(place[listed], stride)
     is_full = (state[listed] >> 32) == bc
     return _expand(block, row, length, is_full, -(-k_len // bc))
+
+
+def _classify_one_row(mask: PairSet, bc: int) -> tuple[KeyArray, KeyArray, KeyArray]:
+    """`_classify` of one block of query rows and one interval a key, as decoding has them: key block by key block."""
+    assert mask.intervals is not None
+    first, last = _live_blocks(mask, bc)
+    start, stop = (side[0, first:last] for side in mask.intervals)
+    places = np.arange(0, last - first, bc)
+    full = (np.minimum.reduceat(stop, places) == mask.shape[0]) & (np.maximum.reduceat(start, places) == 0)
+    if (last - first) % bc:
+        full[-1] = False  # not all of its keys exist
+    listed = np.maximum.reduceat(stop, places) > 0
+    masked, whole = np.flatnonzero(listed & ~full), np.flatnonzero(full)
+    block = np.concatenate([masked, whole])
+    block += first // bc
+    kind = np.full(len(block), FULL)
+    kind[: len(masked)] = PARTIAL
+    return np.zeros_like(block), block, kind
+
+
+def _live_blocks(mask: PairSet, bc: int) -> tuple[int, int]:
+    """The keys of the key blocks from the first to the last of which some row sees a key; at least one block."""
+    first, stop = mask.live
+    return first // bc * bc, min(-(-max(stop, 1) // bc) * bc, mask.shape[1])
 
 
 def _expand(
@@ -199,12 +229,13 @@ def _assemble(
     q_len, k_len = mask.shape
     q_blocks = -(-q_len // br)
     offsets = np.searchsorted(row, np.arange(q_blocks + 1, dtype=row.dtype)).astype(np.int32)
-    dead = mask.dead_keys()
+    first, stop = _live_blocks(mask, bc)  # no tile of other keys is listed
+    dead = mask.dead_keys(first, stop)
     if dead.any():
-        in_block = np.zeros(k_blocks * bc, np.bool_)
-        in_block[:k_len] = dead
-        flags = in_block.reshape(k_blocks, bc).any(axis=1) * kind.dtype.type(DEAD)
-        kind = kind | flags.take(block)
+        in_block = np.zeros(-(-(stop - first) // bc) * bc, np.bool_)
+        in_block[: stop - first] = dead
+        flags = in_block.reshape(-1, bc).any(axis=1) * kind.dtype.type(DEAD)
+        kind = kind | flags.take(block - first // bc)
     entries = np.empty((len(row), 4), np.int32)
     entries[:, 0] = kind
     entries[:, 1] = -1 if payload is None else payload

@@ -31,8 +31,8 @@ def tidy(start: IntArray, stop: IntArray) -> Intervals:
     empty = start >= stop
     if not empty.any():
         return start, stop
-    start[empty] = 0
-    stop[empty] = 0
+    np.copyto(start, 0, where=empty)
+    np.copyto(stop, 0, where=empty)
     if len(start) == 1:
         return start, stop
     if (empty[:-1] & ~empty[1:]).any():  # a used slot after an unused one
@@ -167,8 +167,10 @@ def complement(a: Intervals, q_len: int) -> Intervals:
 def crop(a: Intervals, rows: tuple[int, int], keys: tuple[int, int]) -> Intervals:
     """The set seen through rows [q0, q1) and keys [k0, k1), both renumbered from 0."""
     (q0, q1), (k0, k1) = rows, keys
-    start = np.clip(a[0][:, k0:k1], q0, q1) - np.int32(q0)
-    stop = np.clip(a[1][:, k0:k1], q0, q1) - np.int32(q0)
+    start, stop = (np.clip(side[:, k0:k1], np.int32(q0), np.int32(q1)) for side in a)
+    if q0:
+        start -= np.int32(q0)  # in place: new memory costs more than the sums
+        stop -= np.int32(q0)
     return tidy(start, stop)
 
 

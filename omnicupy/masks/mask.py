@@ -258,8 +258,8 @@ class Mask(PairSet):
         if found is None:
             br, bc = tile("br", br, 8, "query rows"), tile("bc", bc, 32, "keys")
             # the block mask holds the pairs, not this object: no cycle, so the caches die with the mask
-            held = {"intervals": self.intervals, "bits": self.bits, "tiles": self.tiles}
-            pairs = PairSet(self.shape, **held, diagonal=self.diagonal)  # type: ignore[arg-type]
+            notes: dict[str, Any] = {"diagonal": self.diagonal, "live": self.live}
+            pairs = PairSet(self.shape, intervals=self.intervals, bits=self.bits, tiles=self.tiles, **notes)
             found = self._blocks.setdefault((br, bc), cut(pairs, br, bc))
         return found
 

@@ -21,7 +21,7 @@ class PairSet:
     """The allowed pairs of `q_len` query rows and `k_len` keys; immutable, equal and hashed by content.
 
     Exactly one of `intervals`, `bits` and `tiles` is set. Made by the constructors of `omnicupy.masks`, which check
-    their arguments; this one trusts its own: canonical intervals, or bits that are zero past k_len.
+    their arguments; this one trusts its own: canonical intervals, bits that are zero past k_len, `live` if known.
     """
 
     __array_ufunc__ = None  # operators of NumPy arrays leave masks to the ones below
@@ -29,6 +29,7 @@ class PairSet:
     __slots__ = (
         "__weakref__",
         "_hash",
+        "_live",
         "_pairs",
         "bits",
         "diagonal",
@@ -47,6 +48,7 @@ class PairSet:
     segments: tuple[Segment, ...]  # for pictures; () when unknown or too many to draw
     growing: bool  # made of its segments and nothing else: they say what further rows see
     _hash: int | None
+    _live: tuple[int, int] | None
     _pairs: int | None
 
     def __init__(
@@ -59,11 +61,12 @@ class PairSet:
         diagonal: int = 0,
         segments: tuple[Segment, ...] = (),
         growing: bool = False,
+        live: tuple[int, int] | None = None,
     ) -> None:
         if intervals is not None:
             intervals = (_frozen(intervals[0], np.int32), _frozen(intervals[1], np.int32))
         self._store(shape=shape, diagonal=diagonal, segments=segments, growing=growing)
-        self._store(intervals=intervals, tiles=tiles, _hash=None, _pairs=None)
+        self._store(intervals=intervals, tiles=tiles, _hash=None, _live=live, _pairs=None)
         self._store(bits=None if bits is None else _frozen(bits, np.uint8))
 
     def _store(self, **values: object) -> None:
@@ -145,17 +148,33 @@ class PairSet:
         assert self.tiles is not None
         return self.tiles.key_counts(q0, q1)
 
-    def dead_keys(self) -> BoolArray:
-        """Boolean (k_len,): keys that no row sees."""
+    def dead_keys(self, first: int = 0, stop: int | None = None) -> BoolArray:
+        """Boolean (k_len,): keys that no row sees; or of the keys [first, stop) alone."""
+        keys = slice(first, stop)
         if self.intervals is not None:
-            dead: BoolArray = self.intervals[1][0] == 0  # canonical: unused slots are (0, 0) and come last
+            dead: BoolArray = (
+                self.intervals[1][0, keys] == 0
+            )  # canonical: unused slots are (0, 0) and come last
             return dead
         if self.bits is None:
-            hidden: BoolArray = self.key_counts() == 0
+            hidden: BoolArray = self.key_counts()[keys] == 0
             return hidden
         seen = np.bitwise_or.reduce(self.bits, axis=0)[None]
-        unseen: BoolArray = ~masks_bits.unpacked(seen, (0, 1), (0, self.shape[1]))[0]
+        unseen: BoolArray = ~masks_bits.unpacked(seen, (0, 1), (0, self.shape[1]))[0, keys]
         return unseen
+
+    @property
+    def live(self) -> tuple[int, int]:
+        """Keys [first, stop) outside of which no row sees a key; (0, 0) where none does, all keys of other forms."""
+        if self._live is None:
+            live = (0, self.shape[1])
+            if self.intervals is not None:
+                seen = self.intervals[1][0] != 0  # canonical, as in dead_keys
+                first = int(seen.argmax())
+                live = (first, self.shape[1] - int(seen[::-1].argmax())) if seen[first] else (0, 0)
+            self._store(_live=live)
+        assert self._live is not None
+        return self._live
 
     def dense(self, q0: int, q1: int, k0: int, k1: int) -> BoolArray:
         """Boolean array (q1 - q0, k1 - k0): rows [q0, q1), keys [k0, k1), at the cost of that block alone."""

@@ -40,9 +40,9 @@ class Unread:
         self.why = why
 
     def __getattr__(self, name: str) -> NoReturn:
-        if name.startswith("__array") or name == "__cuda_array_interface__":
-            raise UnreadError(self.why)
-        raise AttributeError(name)
+        if name.startswith("__") and not name.startswith(("__array", "__cuda_array")):
+            raise AttributeError(name)  # what Python and copying ask of any object
+        raise UnreadError(self.why)
 
 
 _OPERATORS = (
@@ -134,6 +134,11 @@ def rows_of(rule: Rule, q_len: int, k_len: int, xp: Any) -> Rows:
         found = rule(xp.arange(q0, q1, dtype=np.int64)[:, None], key)
         if xp is np and isinstance(found, np.ndarray):
             plain_array("from_predicate: the result of fn", found)
+        if xp is np and hasattr(found, "__cuda_array_interface__"):
+            raise TypeError(
+                f"from_predicate: fn must return NumPy arrays, got {type(found).__name__} on a GPU; pass xp=cupy for "
+                "rules of CuPy arrays"
+            )
         found = xp.asarray(found)
         if found.dtype != np.bool_:
             raise TypeError(f"from_predicate: fn must return booleans, got {found.dtype}; compare inside it")

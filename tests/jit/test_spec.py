@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from omnicupy.jit.spec import AttnSpec
@@ -79,3 +80,38 @@ def test_heads_that_share_a_tile_take_the_memory_of_its_rows() -> None:
     assert replace(shared, bc=64, warps=16).heads == 3
     with pytest.raises(ValueError, match=r"lower warps=12, bc=160 or stages=2$"):
         replace(shared, bc=160, head_dim=256)
+
+
+@pytest.mark.parametrize("name", ["head_dim", "br", "bc", "stages", "warps"])
+@pytest.mark.parametrize("value", [2.0, 64.0, "64", None, True, np.float32(64), [64], np.array([64, 64])])
+def test_numbers_are_integers(name: str, value: Any) -> None:
+    with pytest.raises(TypeError) as caught:
+        AttnSpec(**SM80 | {name: value})
+    assert str(caught.value) == (
+        f"config: {name} must be an integer, got {type(value).__name__} {value!r}; pass a whole number"
+    )
+
+
+@pytest.mark.parametrize("name", ["share_kv", "swizzle", "ping_pong"])
+@pytest.mark.parametrize("value", [1, 0, None, "no", 1.0, [True]])
+def test_flags_are_bools(name: str, value: Any) -> None:
+    with pytest.raises(TypeError) as caught:
+        AttnSpec(**SM80 | {name: value})
+    assert str(caught.value) == (
+        f"config: {name} must be True or False, got {type(value).__name__} {value!r}; pass a bool"
+    )
+
+
+@pytest.mark.parametrize("name", ["arch", "kernel", "dtype"])
+@pytest.mark.parametrize("value", [None, 80, b"sm80", ["sm80"], np.array(["sm80"])])
+def test_names_are_strings(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^config: {name} must be one of .*, got "):
+        AttnSpec(**SM80 | {name: value})
+
+
+def test_equal_specs_have_equal_macros() -> None:
+    plain = AttnSpec(**SM80)
+    of_numpy = AttnSpec(**SM80 | {"br": np.int64(128), "bc": np.uint8(64), "swizzle": np.True_})
+    assert of_numpy == plain
+    assert repr(of_numpy) == repr(plain)
+    assert of_numpy.defines() == plain.defines()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from mask_cases import random_case
 
-from omnicupy.masks import constructors, segment_masks
+from omnicupy.masks import constructors, cut, segment_masks
 from omnicupy.masks.handles import of_handle
 from omnicupy.masks.mask import Mask
 
@@ -103,6 +103,33 @@ def test_shape_pairs_and_dead_keys() -> None:
     dense = np.random.default_rng(0).random((40, 30)) < 0.5
     dense[:, 7] = False
     assert np.flatnonzero(constructors.from_dense(dense).dead_keys()).tolist() == [7]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_live_keys(seed: int) -> None:
+    """Where the keys are that some row sees, also where a constructor says it; dead keys of a part."""
+    rng = np.random.default_rng(seed)
+    q_len, k_len = int(rng.integers(1, 40)), int(rng.integers(1, 90))
+    left, right = (int(n) for n in rng.integers(0, 60, 2))
+    window = constructors.sliding_window(q_len, k_len, left=left, right=right)
+    for mask in (window, random_case(rng).mask, window[:, k_len // 2 :]):
+        seen = np.flatnonzero(mask.to_dense().any(axis=0))
+        if mask.intervals is not None:
+            assert mask.live == ((int(seen[0]), int(seen[-1]) + 1) if len(seen) else (0, 0))
+        first = int(rng.integers(mask.shape[1]))
+        assert np.array_equal(mask.dead_keys(first, first + 9), mask.dead_keys()[first : first + 9])
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_few_rows_are_cut_as_many_are(seed: int) -> None:
+    """One block of query rows and one interval a key have a way of their own, with the results of the other."""
+    rng = np.random.default_rng(seed)
+    for _ in range(10):
+        mask = random_case(rng, int(rng.integers(1, 65)), int(rng.integers(1, 700))).mask
+        if mask.intervals is not None and len(mask.intervals[0]) == 1:
+            for br, bc in ((64, 64), (64, 96), (128, 32)):
+                few, many = cut._classify_one_row(mask, bc), cut._classify(mask, br, bc)
+                assert all(map(np.array_equal, few, many))
 
 
 def test_pairs_are_exact_beyond_32_bits() -> None:

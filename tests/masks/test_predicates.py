@@ -177,6 +177,7 @@ READS_HEAD: dict[str, Callable[..., Any]] = {
     "function": lambda b, h, q, k: np.maximum(h, q) > k,
     "take": lambda b, h, q, k: np.take(HEADS, h) > q - k,
     "key of a dict": lambda b, h, q, k: {0: q >= k}[h],
+    "attribute": lambda b, h, q, k: q - k < h.item(),
     "returned": lambda b, h, q, k: h,
 }
 
@@ -208,6 +209,7 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: oc.from_predicate(lambda q, k: ROWS[:, None], 3), ValueError, "from_predicate: fn must return an array of two axes that broadcasts to (3, 3), or one boolean, got shape (8, 1); combine q (rows, 1) and k (1, keys) as they come"),
     (lambda: oc.from_predicate(lambda q, k: (q >= k)[None], 3), ValueError, "from_predicate: fn must return an array of two axes that broadcasts to (3, 3), or one boolean, got shape (1, 3, 3); combine q (rows, 1) and k (1, keys) as they come"),
     (lambda: oc.from_predicate(lambda q, k: np.ma.masked_array(q >= k, q == k), 3), TypeError, "from_predicate: the result of fn must be a plain NumPy array, got numpy.ma.MaskedArray, whose own rules would be ignored; pass numpy.asarray of it where its plain elements are meant"),
+    (lambda: oc.from_predicate(lambda q, k: types.SimpleNamespace(__cuda_array_interface__={}), 3), TypeError, "from_predicate: fn must return NumPy arrays, got SimpleNamespace on a GPU; pass xp=cupy for rules of CuPy arrays"),
     (lambda: oc.from_predicate(lambda q, k: None, 3), TypeError, "from_predicate: fn must return booleans, got object; compare inside it"),
     (lambda: oc.from_predicate(lambda q: q > 1, 3), TypeError, "from_predicate: fn must be a function of (q, k) or a mask_mod of (b, h, q, k), got one of 1 arguments; write a function of one of these forms"),
     (lambda: oc.from_predicate(lambda b, q, k: q > k, 3), TypeError, "from_predicate: fn must be a function of (q, k) or a mask_mod of (b, h, q, k), got one of 3 arguments; write a function of one of these forms"),

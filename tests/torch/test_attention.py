@@ -268,3 +268,15 @@ def test_lse_is_float64_for_float64_alone(dtype: torch.dtype) -> None:
         TypeError, match=r"^attention: return_lse must be True or False, got str 'no'; pass a bool$"
     ):
         oc.torch.attention(x, x, x, return_lse="no")  # type: ignore[arg-type]
+
+
+def test_lengths_and_bounds_may_be_tensors() -> None:
+    bounds = torch.tensor([0, 3, 3, 8], dtype=torch.int32)
+    assert oc.presets.varlen(bounds) == oc.presets.varlen([0, 3, 3, 8])
+    assert oc.documents(torch.tensor([3, 0, 5])) == oc.documents([3, 0, 5])
+    assert oc.ranges(torch.tensor([[0, 3, 1, 4]]), 8) == oc.ranges([(0, 3, 1, 4)], 8)
+    lists = torch.tensor([[0, 1], [1, -1]])
+    assert oc.from_tiles(lists, 8, 8, 4, 4) == oc.from_tiles([[0, 1], [1]], 8, 8, 4, 4)
+    for wrong in (torch.tensor([0.0, 3.0]), torch.tensor([True])):
+        with pytest.raises(TypeError, match=r"^varlen: cu_seqlens must hold integers, got an array of "):
+            oc.presets.varlen(wrong)
