@@ -18,7 +18,7 @@ def driver() -> Any:
     except ImportError as error:
         raise UnsupportedError(
             "the GPU path needs cuda-bindings, to ask CUDA for streams, graphs and tensor maps: "
-            "pip install cuda-bindings"
+            "in the checkout, pip install '.[cuda12]' or '.[cuda13]'"
         ) from error
     return found
 

@@ -86,7 +86,7 @@ def _library() -> tuple[Any, tuple[int, int]]:
         raise UnsupportedError(
             "GPU kernels are compiled at run time by NVRTC, but no NVRTC library could be loaded "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}); "
-            "install it with: pip install 'cupy-cuda12x[ctk]' cuda-bindings, or pass NumPy arrays for the CPU"
+            "in the checkout, pip install '.[cuda12]' or '.[cuda13]', or pass NumPy arrays for the CPU"
         ) from error
     if int(status):
         raise UnsupportedError(
