@@ -1,6 +1,6 @@
 """Pictures of the masks of real models: segments, tiles by kind, and how much of them is wanted.
 
-Run: python examples/plot_mask.py [FOLDER]. Needs matplotlib: pip install 'omnicupy[plot]'.
+Run: python examples/plot_mask.py [FOLDER]. Needs matplotlib: pip install '.[plot]' in the checkout.
 """
 
 from __future__ import annotations

@@ -73,6 +73,7 @@ def prepare(
     mask: Mask | Sequence[Mask] | None = None,
     *,
     scale: float | None = None,
+    return_lse: bool = False,
     out: Any = None,
     config: AttnSpec | None = None,
 ) -> None:
@@ -81,11 +82,14 @@ def prepare(
     Cuts the mask into tiles and copies them to the device, on CuPy's current stream there; compiles the kernel
     where the disk cache lacks it, and loads it. Reads no element of q, k and v, and writes none of `out`. What
     counts is what `attention` plans by: shapes, strides, dtypes, device, scale, config and the mask object, and
-    whether `out` is given; another array like q does as well. Keep the mask until the call: what is made lives on it.
+    whether `out` is given; another array like q does as well. With `return_lse` or without, the same is made, and
+    serves both. Keep the mask until the call: what is made lives on it.
 
     On NumPy arrays it checks the arguments and does nothing else.
     Raises what `attention` raises.
     """
+    if type(return_lse) is not bool:
+        flag("prepare", "return_lse", return_lse)
     if isinstance(q, np.ndarray):
         check.call(q, k, v, mask, scale=scale, out=out, config=config)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 import tomllib
@@ -130,3 +131,14 @@ def test_cupy_arrays_where_there_is_no_nvrtc(monkeypatch: pytest.MonkeyPatch, is
         oc.attention(q, q, q)
     nvrtc._library.cache_clear()
     assert not isolated_cache.exists()
+
+
+def test_prepare_takes_what_attention_takes() -> None:
+    taken = {
+        name: (one.kind, one.default) for name, one in inspect.signature(oc.attention).parameters.items()
+    }
+    assert {
+        name: (one.kind, one.default) for name, one in inspect.signature(oc.prepare).parameters.items()
+    } == taken
+    q = np.ones((1, 2, 9, 8), np.float32)
+    assert oc.prepare(q, q, q, oc.causal(9), scale=0.5, return_lse=True, out=np.empty_like(q)) is None

@@ -59,7 +59,7 @@ SHAPE = {"q_len": (NEEDED, 8), "k_len": (INTEGER, 8)}
 # Of each function the kind of each parameter and a value that is right.
 ARGUMENTS: dict[str, dict[str, tuple[list[Bad], Any]]] = {
     "attention": CALL | {"return_lse": (FLAG, False)},
-    "prepare": CALL,
+    "prepare": CALL | {"return_lse": (FLAG, False)},
     "full": SHAPE,
     "causal": SHAPE,
     "sliding_window": SHAPE | {"left": (NEEDED, 2), "right": (NEEDED, 1)},

@@ -29,7 +29,7 @@ INSTRUCTIONS = re.compile(r"kernels/omni/sm\d+/ptx\.cuh")
 ORDER = (
     "errors, masks; presets, jit; call; schedule; cpu, reference; choose; gpu; api; __init__; torch; transformers; "
     "tools.environment, tools.watchdog, tools.random_arrays, tools.workloads; tools.bench; "
-    "tools.verify, tools.tune, tools.explain; tools.report; tools.cli"
+    "tools.verify, tools.tune, tools.explain; tools.report; tools.cli; __main__"
 )
 RANKS = {part: rank for rank, parts in enumerate(ORDER.split("; ")) for part in parts.split(", ")}
 
@@ -295,6 +295,6 @@ def test_the_wheel_carries_the_kernels(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as opened:
         names = set(opened.namelist())
     assert {f"omnicupy/{name}" for name in CUDA} <= names
-    assert set(_files("omnicupy/**/*.py", "omnicupy/**/*.json")) <= names
+    assert set(_files("omnicupy/**/*.py", "omnicupy/**/*.json", "omnicupy/py.typed")) <= names
     version = tomllib.loads(_text("pyproject.toml"))["project"]["version"]
     assert {name.partition("/")[0] for name in names} == {"omnicupy", f"omnicupy-{version}.dist-info"}

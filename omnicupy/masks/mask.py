@@ -18,7 +18,7 @@ from omnicupy.masks.block_mask import BlockMask
 from omnicupy.masks.cut import cut
 from omnicupy.masks.handles import handle_for
 from omnicupy.masks.pairs import PairSet, Segment
-from omnicupy.masks.picture import plot
+from omnicupy.masks.picture import checked_file, plot
 from omnicupy.masks.segments import Sample
 from omnicupy.masks.stats import MaskStats, stats_of
 
@@ -270,9 +270,11 @@ class Mask(PairSet):
     def plot(self, path: str | PathLike[str], *, br: int = 128, bc: int = 128) -> None:
         """Save a picture (the suffix of `path` names the format) of segments and tile kinds at (br, bc).
 
-        Raises ImportError without matplotlib.
+        Raises, before anything is cut or drawn, ImportError without matplotlib, TypeError and ValueError for a path
+        that cannot be written.
         """
-        plot(self.blocks(br, bc), self.segments, path)
+        target = checked_file(path)
+        plot(self.blocks(br, bc), self.segments, target)
 
 
 def from_bits(

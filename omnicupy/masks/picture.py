@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
@@ -21,8 +22,14 @@ if TYPE_CHECKING:
 
 TILE_COLOURS = {0: "#f4f4f4", FULL: "#1f4e79", CAUSAL: "#6aa7d6", PARTIAL: "#f2a65a"}
 TILE_NAMES = {0: "skipped", FULL: "full", CAUSAL: "causal", PARTIAL: "partial"}
+HATCHES = {
+    CAUSAL: "///",
+    PARTIAL: "..",
+}  # in the legend, of what `_hatched` draws, so that kinds differ in grey too
 SEGMENT_COLOURS = {"text": "#5b8c5a", "image": "#8e5ea2", "noise": "#c0392b"}
+SEGMENT_HATCHES = {"image": "////", "noise": "xxxx"}
 MOST_CELLS = 1024  # of the picture on each axis; larger masks show the most masked kind of each cell
+PIXELS = 1536  # of the picture on each axis, at least: about two on one of the screen
 
 
 def figure_class() -> type[Figure]:
@@ -31,7 +38,7 @@ def figure_class() -> type[Figure]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            "plot: matplotlib is needed, but cannot be imported; pip install 'omnicupy[plot]'"
+            "plot: matplotlib is needed, but cannot be imported; in the checkout: pip install '.[plot]'"
         ) from error
     return Figure
 
@@ -41,29 +48,88 @@ def file_of(path: str | PathLike[str]) -> Path:
     return Path(path) if Path(path).suffix else Path(f"{path}.png")
 
 
+def checked_file(path: str | PathLike[str]) -> Path:
+    """`file_of` a path that a picture can be saved at, looked at before anything is drawn; its folders are made.
+
+    Raises TypeError for what is no path; ValueError for a folder, for a place that cannot be written, and for a format
+    that matplotlib does not write; ImportError without matplotlib.
+    """
+    if not isinstance(path, (str, PathLike)):
+        raise TypeError(f"plot: path must be a path, got {type(path).__name__}; name a file such as mask.png")
+    figure_class()
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if not str(path) or Path(path).is_dir():
+        raise ValueError(f"plot: expected a file, got the folder {str(path)!r}; name a file in it")
+    target = file_of(path)
+    there = next(one for one in (target, *target.absolute().parents) if one.exists())
+    if there != target and not there.is_dir():
+        raise ValueError(f"plot: expected a file in a folder, got {str(target)!r}, but {there} is no folder")
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"plot: {there} cannot be written; name a file elsewhere than {str(target)!r}")
+    known = FigureCanvasBase.get_supported_filetypes()
+    if target.suffix[1:].lower() not in known:
+        raise ValueError(f"plot: expected a suffix of {', '.join(sorted(known))}, got {target.suffix!r}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
+
+
 def plot(blocks: BlockMask, segments: tuple[Segment, ...], path: str | PathLike[str]) -> None:
     """Save a picture of `blocks` and `segments` (() for none) at `path`, whose suffix names the format.
 
-    Raises ImportError without matplotlib.
+    The picture ends where the mask does. Raises what `checked_file` raises.
     """
+    target = checked_file(path)
+    drawn(blocks, segments).savefig(target)
+
+
+def drawn(blocks: BlockMask, segments: tuple[Segment, ...]) -> Figure:
+    """The picture that `plot` saves."""
     figure = figure_class()(figsize=(9.5, 8), layout="constrained", dpi=120)
     from matplotlib.patches import Patch
 
     axes = figure.add_subplot()
     grid, extent = _grid(blocks)
-    palette = np.array([_rgb(TILE_COLOURS[kind]) for kind in sorted(TILE_COLOURS)], np.uint8)
-    axes.imshow(palette[grid], extent=extent, interpolation="nearest", aspect="auto")
-    names = [(TILE_COLOURS[kind], f"{TILE_NAMES[kind]} tile") for kind in (FULL, CAUSAL, PARTIAL, 0)]
+    axes.imshow(_hatched(grid), extent=extent, interpolation="nearest", aspect="auto")
+    axes.set_xlim(0, blocks.k_len)  # tiles may reach further
+    axes.set_ylim(blocks.q_len, 0)
+    handles = [
+        Patch(
+            facecolor=TILE_COLOURS[kind], edgecolor="#444444", hatch=HATCHES.get(kind), label=f"{name} tile"
+        )
+        for kind, name in ((kind, TILE_NAMES[kind]) for kind in (FULL, CAUSAL, PARTIAL, 0))
+    ]
     if segments:
         _segment_bars(axes, segments, blocks)
-        kinds = dict.fromkeys(kind for kind, *_ in segments)
-        names += [(SEGMENT_COLOURS.get(kind, "#777777"), f"{kind} segment") for kind in kinds]
+        handles += [
+            Patch(
+                facecolor=SEGMENT_COLOURS.get(kind, "#777777"),
+                edgecolor="white",
+                hatch=SEGMENT_HATCHES.get(kind),
+                label=f"{kind} segment",
+            )
+            for kind in dict.fromkeys(kind for kind, *_ in segments)
+        ]
     axes.set_xlabel("key (token)")
     axes.set_ylabel("query row (token)")
     axes.set_title(f"{blocks.q_len} rows x {blocks.k_len} keys, tiles of {blocks.br} x {blocks.bc}", pad=22)
-    handles = [Patch(facecolor=colour, edgecolor="#444444", label=name) for colour, name in names]
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
-    figure.savefig(path)
+    return figure
+
+
+def _hatched(grid: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The cells' kinds as pixels (rows, columns, RGB): stripes over CAUSAL, dots over PARTIAL.
+
+    The pattern runs through all cells, so that it is seen however small one is, at the cost of one image.
+    """
+    up, across = (-(-PIXELS // size) for size in grid.shape)
+    kinds = grid.repeat(up, 0).repeat(across, 1)
+    y, x = np.ogrid[: kinds.shape[0], : kinds.shape[1]]
+    dark = ((kinds == CAUSAL) & ((x + y) % 24 < 6)) | ((kinds == PARTIAL) & (x % 16 < 6) & (y % 16 < 6))
+    palette = np.array([_rgb(TILE_COLOURS[kind]) for kind in sorted(TILE_COLOURS)], np.uint8)
+    pixels = palette[kinds]
+    pixels[dark] = pixels[dark] // 2
+    return pixels
 
 
 def _rgb(colour: str) -> tuple[int, int, int]:
@@ -89,24 +155,21 @@ def _segment_bars(axes: Axes, segments: tuple[Segment, ...], blocks: BlockMask) 
     along_keys, along_rows = axes.get_xaxis_transform(), axes.get_yaxis_transform()
     for kind in dict.fromkeys(kind for kind, *_ in segments):
         spans = np.array([[first, stop] for name, first, stop, _ in segments if name == kind], np.float64)
-        colour = SEGMENT_COLOURS.get(kind, "#777777")
-        axes.add_collection(_boxes(spans, (1.01, 1.035), colour, along_keys))
+        axes.add_collection(_boxes(spans, (1.01, 1.035), kind, along_keys))
         if square:
-            axes.add_collection(_boxes(spans, (-0.03, -0.01), colour, along_rows, upright=True))
+            axes.add_collection(_boxes(spans, (-0.03, -0.01), kind, along_rows, upright=True))
     bounds = [after[1] for before, after in pairwise(segments) if before[3] != after[3]]
     style: dict[str, Any] = {"colors": "#222222", "linewidth": 0.6, "linestyle": ":"}
     axes.vlines(bounds, 0, 1, transform=along_keys, **style)
     if square:
         axes.hlines(bounds, 0, 1, transform=along_rows, **style)
-    axes.set_xlim(0, blocks.k_len)
-    axes.set_ylim(blocks.q_len, 0)
     axes.tick_params(axis="y", pad=20 if square else 4)
 
 
 def _boxes(
     spans: NDArray[np.float64],
     across: tuple[float, float],
-    colour: str,
+    kind: str,
     transform: Any,
     *,
     upright: bool = False,
@@ -120,7 +183,8 @@ def _boxes(
     edge = 0.5 if len(spans) < 100 else 0  # white gaps would hide many short segments
     return PolyCollection(
         list(corners[:, :, ::-1] if upright else corners),
-        facecolors=colour,
+        facecolors=SEGMENT_COLOURS.get(kind, "#777777"),
+        hatch=SEGMENT_HATCHES.get(kind) if edge else None,
         edgecolors="white",
         linewidths=edge,
         transform=transform,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from omnicupy.choose import saved
-from omnicupy.jit import files, nvrtc
+from omnicupy.jit import files
+from omnicupy.jit.nvrtc import ATTESTED, unattested, version_text
 
 PACKAGES = ("numpy", "ml_dtypes", "cuda-bindings", "click", "torch", "triton", "matplotlib")
 CUPY_PACKAGES = ("cupy-cuda12x", "cupy-cuda13x", "cupy")
@@ -48,8 +50,47 @@ def device() -> dict[str, Any]:
         "multiprocessors": int(properties["multiProcessorCount"]),
         "memory_bytes": int(properties["totalGlobalMem"]),
         "driver": query_smi("driver_version") or str(cupy.cuda.runtime.driverGetVersion()),
+        "driver_cuda": driver_cuda(),
         "cuda_runtime": str(cupy.cuda.runtime.runtimeGetVersion()),
     }
+
+
+def driver_cuda() -> str:
+    """The newest CUDA that the driver serves, as "13.0". Needs a GPU."""
+    import cupy
+
+    number = int(cupy.cuda.runtime.driverGetVersion())
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def notes(nvrtc: str, driver: str, packages: Mapping[str, str]) -> list[str]:
+    """What a user should know of the versions at hand, a sentence each; [] where all is as it was verified.
+
+    nvrtc: the version whose kernels run, "" for none.  driver: as `driver_cuda`, "" without a GPU.
+    packages: the versions of what is installed.
+    """
+    found = []
+    bindings = packages.get("cuda-bindings", "")
+    if _is_newer_major(bindings, driver):
+        found.append(
+            f"cuda-bindings {bindings} is made for a newer CUDA than the driver's, {driver}: update the driver, or "
+            "pip install 'cuda-bindings<13'"
+        )
+    if _is_newer_major(nvrtc, driver):
+        found.append(
+            f"NVRTC {nvrtc} compiles for a newer CUDA than the driver's, {driver}, which may refuse its kernels: "
+            "update the driver, or install '.[cuda12]' in an environment without a torch for CUDA 13"
+        )
+    elif note := unattested(nvrtc):
+        found.append(note)
+    if len(both := [name for name in CUPY_PACKAGES if name in packages]) > 1:
+        found.append(f"{' and '.join(both)} overwrite each other: uninstall both, then install one")
+    return found
+
+
+def _is_newer_major(version: str, driver: str) -> bool:
+    """True where both are known and a version is of a CUDA that comes after the driver's."""
+    return bool(version and driver) and int(version.partition(".")[0]) > int(driver.partition(".")[0])
 
 
 def query_smi(fields: str) -> str:
@@ -58,31 +99,37 @@ def query_smi(fields: str) -> str:
     return _first_line(command, None)
 
 
-def commit() -> str:
+def commit(apart_from: Path | None = None) -> str:
     """The commit of the checkout that the package lies in, with "+" when files differ from it; "" outside
-    one.
+    one. apart_from: a file that may differ.
     """
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return ""
     found = _first_line(["git", "rev-parse", "HEAD"], folder)
-    changed = _first_line(["git", "status", "--porcelain", "--untracked-files=no"], folder)
+    status = ["git", "status", "--porcelain", "--untracked-files=no"]
+    if apart_from is not None and apart_from.resolve().is_relative_to(folder):
+        status += ["--", ".", f":(exclude){apart_from.resolve().relative_to(folder).as_posix()}"]
+    changed = _first_line(status, folder)
     return found + "+" if found and changed else found
 
 
 def environment() -> dict[str, Any]:
     """Everything that `omnicupy env` prints."""
+    packages, of = package_versions(), device() if has_gpu() else None
+    nvrtc = version_text()
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": package_versions(),
-        "nvrtc": nvrtc.version_text() or None,
-        "nvrtc_attested": nvrtc.version_text() in nvrtc.ATTESTED,
-        "device": device() if has_gpu() else None,
+        "packages": packages,
+        "nvrtc": nvrtc or None,
+        "nvrtc_attested": nvrtc in ATTESTED,
+        "device": of,
         "cache": str(files.own_directory()),
         "cached_kernels": sum(1 for _ in files.own_directory().glob("*.cubin")),
         "tuned_choices": saved.count(),
         "commit": commit() or None,
+        "notes": notes(nvrtc, of["driver_cuda"] if of else "", packages),
     }
 
 

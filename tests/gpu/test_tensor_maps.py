@@ -124,5 +124,5 @@ def test_without_cuda_bindings_the_remedy_is_told(monkeypatch: pytest.MonkeyPatc
         tensor_maps.tensor_map(4096, SHAPE, STRIDES, "bfloat16", (64, 1))
     assert str(error.value) == (
         "the GPU path needs cuda-bindings, to ask CUDA for streams, graphs and tensor maps: "
-        "pip install cuda-bindings"
+        "in the checkout, pip install '.[cuda12]' or '.[cuda13]'"
     )

@@ -93,7 +93,9 @@ def test_no_cuda_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert text.startswith(
         "GPU kernels are compiled at run time by NVRTC, but no NVRTC library could be loaded (Mod"
     )
-    assert text.endswith("pip install 'cupy-cuda12x[ctk]' cuda-bindings, or pass NumPy arrays for the CPU")
+    assert text.endswith(
+        "in the checkout, pip install '.[cuda12]' or '.[cuda13]', or pass NumPy arrays for the CPU"
+    )
 
 
 @pytest.mark.usefixtures("_no_library")
@@ -108,6 +110,6 @@ def test_no_nvrtc_library(monkeypatch: pytest.MonkeyPatch) -> None:
         nvrtc.version()
     assert str(error.value) == (
         "GPU kernels are compiled at run time by NVRTC, but no NVRTC library could be loaded "
-        "(RuntimeError: Failure finding libnvrtc.so); install it with: pip install 'cupy-cuda12x[ctk]' "
-        "cuda-bindings, or pass NumPy arrays for the CPU"
+        "(RuntimeError: Failure finding libnvrtc.so); in the checkout, pip install '.[cuda12]' or '.[cuda13]', or "
+        "pass NumPy arrays for the CPU"
     )

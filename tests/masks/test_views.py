@@ -82,7 +82,7 @@ def test_plot_without_matplotlib_says_what_to_install(
     with pytest.raises(ImportError) as caught:
         constructors.causal(9).plot(tmp_path / "x.png")
     assert str(caught.value) == (
-        "plot: matplotlib is needed, but cannot be imported; pip install 'omnicupy[plot]'"
+        "plot: matplotlib is needed, but cannot be imported; in the checkout: pip install '.[plot]'"
     )
 
 

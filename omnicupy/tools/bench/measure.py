@@ -110,6 +110,20 @@ def _gemm_of_cupy() -> tuple[str, Callable[[], Any]]:
     return "CuPy float16", lambda: cupy.matmul(a, b)
 
 
+def check_memory(workload: Workload, mask: Mask) -> None:
+    """Raises ValueError when the device has less free memory than a workload's 16-bit inputs and output take."""
+    import cupy
+
+    q_len, k_len = mask.shape
+    rows = workload.q_heads * q_len * 2 + workload.kv_heads * k_len * 2
+    needed, free = 2 * workload.batch * rows * workload.head_dim, int(cupy.cuda.Device().mem_info[0])
+    if needed > free:
+        raise ValueError(
+            f"{workload.name}: q, k, v and the output take {needed / 2**30:.1f} GiB of device memory, "
+            f"{free / 2**30:.1f} are free; take a shorter mask, fewer heads or a smaller batch"
+        )
+
+
 def make_inputs(workload: Workload, mask: Mask, dtype: str) -> tuple[Any, Any, Any]:
     """Random normal q, k, v of a workload as CuPy arrays."""
     import cupy

@@ -14,7 +14,7 @@ from omnicupy.jit.build import compile_all
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.tools import environment
 from omnicupy.tools.bench import host, mask_build, memory, preset_build, scaling, timing
-from omnicupy.tools.bench.measure import Session, latency, measure
+from omnicupy.tools.bench.measure import Session, check_memory, latency, measure
 from omnicupy.tools.bench.peers import SYSTEMS, missing
 from omnicupy.tools.bench.records import OURS, Record
 from omnicupy.tools.bench.suites import GPU_SUITES, OTHER_SUITES, Part, Suite
@@ -37,12 +37,12 @@ HANG_S = 240.0  # without a word from a study of tiles, after which the process 
 
 @dataclass(frozen=True)
 class Options:
-    """What to run. workloads, systems: instead of the suites' own.  seeds: of random masks.  limit: seconds
-    that a rival may take to compile.  out: file of the record.
+    """What to run. workloads, by name or as they are, and systems: instead of the suites' own.  seeds: of random
+    masks.  limit: seconds that a rival may take to compile.  out: file of the record.
     """
 
     suites: tuple[str, ...] = ()
-    workloads: tuple[str, ...] = ()
+    workloads: tuple[str | Workload, ...] = ()
     systems: tuple[str, ...] = ()
     dtype: str = "bfloat16"
     samples: int = timing.SAMPLES
@@ -51,15 +51,36 @@ class Options:
     out: Path | None = None
 
 
+def catalogue() -> dict[str, Any]:
+    """What can be measured: suites that need a GPU and those that do not, each with what it is for, and systems."""
+    return {
+        "gpu": {
+            **{name: suite.note for name, suite in GPU_SUITES.items()},
+            **{name: OTHER_SUITES[name] for name in GPU_HOST},
+        },
+        "anywhere": {
+            "build": "mask building (on a GPU beside its rivals', too)",
+            **{name: OTHER_SUITES[name] for name in CPU_HOST if name != "build"},
+        },
+        "systems": [OURS, *SYSTEMS],
+    }
+
+
 def listing() -> str:
-    """The suites and the systems, one a line."""
-    lines = ["suites on a GPU:"]
-    lines += [f"  {name:10} {suite.note}" for name, suite in GPU_SUITES.items()]
-    lines += [f"  {name:10} {OTHER_SUITES[name]}" for name in GPU_HOST]
-    lines += ["suites anywhere:", "  build      mask building (on a GPU beside its rivals', too)"]
-    lines += [f"  {name:10} {OTHER_SUITES[name]}" for name in CPU_HOST if name != "build"]
+    """The catalogue, a line each."""
+    of = catalogue()
+    lines = ["suites on a GPU:", *(f"  {name:10} {note}" for name, note in of["gpu"].items())]
+    lines += ["suites anywhere:", *(f"  {name:10} {note}" for name, note in of["anywhere"].items())]
     lines += [f"systems: {OURS}, {OURS}:sm80-128x64-s2-w4 (any tile), {', '.join(SYSTEMS)}"]
     return "\n".join(lines)
+
+
+def measures(suites: Sequence[str]) -> bool:
+    """True when one of the suites, here, measures workloads on systems; others look at the host alone."""
+    on_gpu = [
+        name for name in suites if name in GPU_SUITES and (name not in CPU_HOST or environment.has_gpu())
+    ]
+    return bool(on_gpu)
 
 
 @pick.serve_every_kernel()
@@ -107,8 +128,9 @@ def _check(options: Options) -> None:
     for name in options.suites:
         if name not in known:
             raise ValueError(f"bench: SUITES must be some of {', '.join(known)}, got {name!r}")
-    for workload in options.workloads:
-        by_name(workload)
+    for given in options.workloads:
+        if isinstance(given, str):
+            by_name(given)
     for system in options.systems:
         if system.partition(":")[0] not in (OURS, *SYSTEMS):
             raise ValueError(f"bench: --system must be one of {OURS}, {', '.join(SYSTEMS)}, got {system!r}")
@@ -117,6 +139,9 @@ def _check(options: Options) -> None:
             f"bench: {'workloads' if options.workloads else 'these suites'} need a GPU, and there is none here; run "
             f"{' or '.join(CPU_HOST)}"
         )
+    for given in options.workloads:
+        workload = by_name(given) if isinstance(given, str) else given
+        check_memory(workload, workload.mask())
 
 
 def _run_suite(session: Session, suite: Suite, options: Options) -> None:
@@ -124,16 +149,17 @@ def _run_suite(session: Session, suite: Suite, options: Options) -> None:
     absent = missing([name for name in options.systems or suite.systems if name in SYSTEMS])
     if absent:
         session.record.set(missing={**session.record.content.get("missing", {}), **absent})
-    for name, systems, kind in _jobs(suite, options):
-        KINDS[kind](session, by_name(name), [system for system in systems if system not in absent])
+    for given, systems, kind in _jobs(suite, options):
+        workload = by_name(given) if isinstance(given, str) else given
+        KINDS[kind](session, workload, [system for system in systems if system not in absent])
 
 
-def _jobs(suite: Suite, options: Options) -> Iterator[tuple[str, tuple[str, ...], str]]:
+def _jobs(suite: Suite, options: Options) -> Iterator[tuple[str | Workload, tuple[str, ...], str]]:
     """(workload, systems, kind): the parts' own, or the options' workloads, each as in the part that has it."""
     parts = {name: part for part in suite.parts for name in part.workloads}
-    for name in options.workloads or _with_seeds(suite.workloads, options.seeds):
-        part = parts.get(name, suite.parts[0])
-        yield name, options.systems or part.systems, part.kind
+    for given in options.workloads or _with_seeds(suite.workloads, options.seeds):
+        part = parts.get(given if isinstance(given, str) else given.name, suite.parts[0])
+        yield given, options.systems or part.systems, part.kind
 
 
 def _with_seeds(names: Sequence[str], seeds: int) -> list[str]:

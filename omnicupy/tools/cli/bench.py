@@ -7,15 +7,34 @@ from typing import Any
 
 import click
 
+from omnicupy.masks.picture import checked_file
 from omnicupy.tools import environment
 from omnicupy.tools.cli.console import JSON, print_json, say
+from omnicupy.tools.cli.options import DTYPE, MASK_HELP, SIZES, refuse_unused, sizes, take_sizes
+from omnicupy.tools.workloads import words
+
+MEASURING = (
+    "systems",
+    "dtype",
+    "samples",
+    "seeds",
+    "limit",
+)  # parameters that suites of the host alone do not read
 
 
 @click.command()
 @click.argument("suites", nargs=-1)
-@click.option("--workload", "workloads", multiple=True, help="These workloads instead of the suite's own.")
+@click.option(
+    "--mask",
+    "texts",
+    multiple=True,
+    metavar="SPEC",
+    help=f"Instead of the suite's own workloads. {MASK_HELP}",
+)
+@sizes
+@click.option("--workload", "workloads", multiple=True, hidden=True, help="As --mask.")
 @click.option("--system", "systems", multiple=True, help="These systems instead of the suite's own.")
-@click.option("--dtype", type=click.Choice(["bfloat16", "float16"]), default="bfloat16", show_default=True)
+@DTYPE
 @click.option(
     "--samples", type=click.IntRange(min=3), default=30, show_default=True, help="Samples per system."
 )
@@ -34,30 +53,50 @@ from omnicupy.tools.cli.console import JSON, print_json, say
     help="Save a picture of each suite (with --table: of it).",
 )
 @JSON
-def bench(record: Path | None, picture: Path | None, out: Path | None, as_json: bool, **chosen: Any) -> None:
+def bench(record: Path | None, picture: Path | None, as_json: bool, **chosen: Any) -> None:
     """Measure SUITES; without one, list them."""
     from omnicupy.tools.bench import records
     from omnicupy.tools.bench import run as bench_run
     from omnicupy.tools.report import plots
 
-    if record:
-        loaded = records.load(record)
-        click.echo(records.markdown(loaded), nl=False)
-        _name_files(plots.plot(loaded, picture) if picture else [])
-        return
-    if not chosen["suites"] and not chosen["workloads"]:
-        click.echo(bench_run.listing())
-        return
     if picture:
-        plots.check(chosen["suites"], gpu=environment.has_gpu())
-    content = bench_run.run(bench_run.Options(out=out, **chosen), say)
+        picture = checked_file(picture)
+    if record:
+        refuse_unused("with --table", keep=("record", "picture", "as_json"))
+        content = records.load(record)
+    elif not chosen["suites"] and not chosen["texts"] and not chosen["workloads"]:
+        refuse_unused("without SUITES or --mask", keep=("as_json",))
+        if as_json:
+            print_json(bench_run.catalogue())
+        else:
+            click.echo(bench_run.listing())
+        return
+    else:
+        options = _options(chosen)
+        if picture:
+            plots.check(options.suites, gpu=environment.has_gpu())
+        content = bench_run.run(options, say)
     if as_json:
         print_json(content)
     else:
         click.echo(records.markdown(content), nl=False)
-    _name_files(plots.plot(content, picture) if picture else [])
-
-
-def _name_files(files: list[Path]) -> None:
-    for file in files:
+    for file in plots.plot(content, picture) if picture else []:
         say(f"saved {file}")
+
+
+def _options(chosen: dict[str, Any]) -> Any:
+    """The run that the options describe."""
+    from omnicupy.tools.bench import run as bench_run
+
+    given = take_sizes(chosen)
+    texts, names = chosen.pop("texts"), chosen.pop("workloads")
+    suites = tuple(name.lower() for name in chosen.pop("suites"))
+    systems = tuple(name.lower() for name in chosen.pop("systems"))
+    if not texts:
+        refuse_unused("without --mask", drop=SIZES)
+    if texts or names:
+        refuse_unused("with --mask", drop=("seeds",))
+    elif not bench_run.measures(suites):
+        refuse_unused(f"with {', '.join(suites)} here, which measure the host alone", drop=MEASURING)
+    workloads = (*(words.problem_of(text, given) for text in texts), *(words.named(name) for name in names))
+    return bench_run.Options(suites, workloads, systems, **chosen)

@@ -8,10 +8,11 @@ from typing import Any
 import click
 
 from omnicupy.tools.cli.console import JSON, print_json
-from omnicupy.tools.cli.options import DTYPE, problem_options, sizes
+from omnicupy.tools.cli.options import DTYPE, MASK, problem_options, refuse_unused, sizes
 
 
 @click.command()
+@MASK
 @sizes
 @DTYPE
 @click.option(
@@ -28,9 +29,7 @@ from omnicupy.tools.cli.options import DTYPE, problem_options, sizes
     "--out", type=click.Path(path_type=Path), help="Where --fit writes them (default: the library's own)."
 )
 @JSON
-def explain(
-    text: str, dtype: str, variant: str | None, records: tuple[Path, ...], out: Path | None, **options: Any
-) -> None:
+def explain(text: str, dtype: str, records: tuple[Path, ...], out: Path | None, **options: Any) -> None:
     """Say where the time of a call goes: tiles, balance, launch, and what each waste comes from.
 
     The time is predicted from measured ceilings; with a GPU it is measured, too.
@@ -38,15 +37,17 @@ def explain(
     from omnicupy.tools.explain import fitting
     from omnicupy.tools.explain import run as explain_run
 
-    as_json = options.pop("as_json")
+    as_json, variant = options.pop("as_json"), options.pop("variant")
     if records:
+        refuse_unused("with --fit", keep=("records", "out", "as_json"))
         fitted = fitting.from_files(records, out)
         if as_json:
             print_json(fitted.ceilings.as_json())
         else:
             click.echo(str(fitted))
         return
-    found = explain_run.run(problem_options(text, options), dtype, variant)
+    refuse_unused("without --fit", drop=("out",))
+    found = explain_run.run(problem_options(text, options), dtype, variant and variant.lower())
     if as_json:
         print_json(found.as_json())
     else:

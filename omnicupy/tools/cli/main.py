@@ -7,10 +7,9 @@ from typing import Any
 import click
 
 from omnicupy.errors import CompileError, UnsupportedError
-from omnicupy.jit import nvrtc
 from omnicupy.tools import environment
 from omnicupy.tools.cli.bench import bench
-from omnicupy.tools.cli.console import JSON, print_json
+from omnicupy.tools.cli.console import JSON, print_json, signs_of_life
 from omnicupy.tools.cli.explain import explain
 from omnicupy.tools.cli.report import report
 from omnicupy.tools.cli.show import show
@@ -28,7 +27,8 @@ class _Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with signs_of_life(lambda: ctx.invoked_subcommand or "omnicupy"):
+                return super().invoke(ctx)
         except EXPECTED as error:
             raise click.ClickException(str(error)) from error
 
@@ -47,12 +47,13 @@ def env(as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
+    notes = found.pop("notes")
     for name, value in found.items():
         parts = value.items() if isinstance(value, dict) else [("", value)]
         for key, part in parts:
             click.echo(f"{name if not key else f'{name}.{key}':32} {'none' if part is None else part}")
-    if note := nvrtc.unattested(found["nvrtc"] or ""):
-        click.echo(note)
+    for note in notes:
+        click.echo(f"note: {note}")
 
 
 for command in (verify, bench, show, tune, explain, report, env):

@@ -1,18 +1,25 @@
-"""Options that commands share."""
+"""Options that commands share, and the rule that an option which does nothing is refused."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from omnicupy.tools.cli import mask_words
+from omnicupy.tools.workloads import words
 from omnicupy.tools.workloads.workload import Workload
 
-MASK = click.option(
-    "--mask", "text", default="full", show_default=True, metavar="SPEC", help=f"One of: {mask_words.FORMS}."
+MASK_HELP = f"One of: {words.FORMS}."
+MASK = click.option("--mask", "text", default="full", show_default=True, metavar="SPEC", help=MASK_HELP)
+DTYPE = click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float16"], case_sensitive=False),
+    default="bfloat16",
+    show_default=True,
 )
+SIZES = tuple(words.Sizes.__dataclass_fields__)
 
 
 def sizes(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -27,15 +34,39 @@ def sizes(command: Callable[..., Any]) -> Callable[..., Any]:
     }
     for name, text in reversed(helps.items()):
         command = click.option(name, type=int, help=text)(command)
-    return MASK(command)
+    return command
 
 
-DTYPE = click.option(
-    "--dtype", type=click.Choice(["bfloat16", "float16"]), default="bfloat16", show_default=True
-)
+def take_sizes(options: dict[str, Any]) -> words.Sizes:
+    """The values of the options of `sizes`; takes them out of `options`."""
+    return words.Sizes(**{name: options.pop(name) for name in SIZES})
 
 
 def problem_options(text: str, options: dict[str, Any]) -> Workload:
     """The workload that --mask and the options of `sizes` name; takes them out of `options`."""
-    names = mask_words.Sizes.__dataclass_fields__
-    return mask_words.problem_of(text, mask_words.Sizes(**{name: options.pop(name) for name in names}))
+    return words.problem_of(text, take_sizes(options))
+
+
+def given() -> list[click.Parameter]:
+    """The parameters of the running command that were given, not left at their defaults."""
+    context = click.get_current_context()
+    sources = context.get_parameter_source
+    return [
+        one
+        for one in context.command.params
+        if one.name
+        and sources(one.name) not in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP, None)
+        and context.params.get(one.name) not in ((), None)  # click before 8.3 calls an absent argument given
+    ]
+
+
+def refuse_unused(why: str, *, keep: Collection[str] = (), drop: Collection[str] = ()) -> None:
+    """Refuse given parameters that would do nothing. why: goes on "does nothing ...", such as "with --fit".
+
+    keep: the names of the parameters that do something, all others are refused; or drop: those that are refused.
+    Raises click.UsageError.
+    """
+    for one in given():
+        if (one.name in drop) if drop else (one.name not in keep):
+            said = max(one.opts, key=len) if isinstance(one, click.Option) else (one.name or "").upper()
+            raise click.UsageError(f"{said} does nothing {why}; leave it out")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from omnicupy.tools.cli.console import say
+from omnicupy.tools.cli.console import JSON, print_json, say, track
+from omnicupy.tools.cli.options import refuse_unused
 
 
 @click.command()
@@ -21,15 +22,24 @@ from omnicupy.tools.cli.console import say
     "--check", is_flag=True, help="Change nothing; exit status 1 if the tables are not the records'."
 )
 @click.option("--no-pictures", is_flag=True, help="Make the tables alone.")
-def report(docs: Path, check: bool, no_pictures: bool) -> None:
+@JSON
+def report(docs: Path, check: bool, no_pictures: bool, as_json: bool) -> None:
     """Make the tables and pictures of docs/report.md and both README.md anew from docs/results, without a GPU."""
     from omnicupy.tools.report import run as report_run
 
-    if check:
-        if stale := report_run.stale(docs):
-            names = " and ".join(str(path) for path in stale)
-            raise ValueError(f"report: the tables of {names} are not those of the records; run `report`")
-        click.echo("The tables are those of the records.")
+    if not check:
+        written = report_run.update(docs, track, with_pictures=not no_pictures)
+        for file in written:
+            say(f"wrote {file}")
+        if as_json:
+            print_json({"written": [str(file) for file in written]})
         return
-    for file in report_run.update(docs, with_pictures=not no_pictures):
-        say(f"wrote {file}")
+    refuse_unused("with --check", drop=("no_pictures",))
+    stale = [str(path) for path in report_run.stale(docs, track)]
+    if as_json:
+        print_json({"stale": stale})
+    elif not stale:
+        click.echo("The tables are those of the records.")
+    if stale:
+        names = " and ".join(stale)
+        raise ValueError(f"report: the tables of {names} are not those of the records; run `report`")

@@ -7,22 +7,21 @@ from typing import Any
 import click
 
 from omnicupy.masks.mask import Mask
-from omnicupy.masks.picture import file_of
-from omnicupy.masks.segment_masks import random, segments
-from omnicupy.tools.cli import mask_words
-from omnicupy.tools.cli.console import JSON, print_json
+from omnicupy.masks.picture import checked_file
+from omnicupy.tools.cli.console import JSON, print_json, say
+from omnicupy.tools.cli.options import MASK_HELP, refuse_unused
+from omnicupy.tools.workloads import words
 
 
 @click.command()
-@click.option("--random", "length", type=int, help="Tokens of a random interleaved layout.")
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random layout."
-)
-@click.option("--documents", type=int, help="Packed samples of the random layout.")
-@click.option(
-    "--segments", "layout", help='Segments, as in "text:120,image:729,noise:64"; / starts a document.'
-)
-@click.option("--workload", help="A named workload, such as W4.")
+@click.option("--mask", "text", metavar="SPEC", help=MASK_HELP)
+@click.option("--length", type=int, help="Query rows, in tokens, of full, causal and random masks.")
+@click.option("--kv-length", type=int, help="Keys, in tokens (default: the length).")
+@click.option("--documents", type=click.IntRange(min=1), help="Packed samples of a random mask.")
+@click.option("--random", "tokens", type=int, hidden=True, help="Tokens of a random mask.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, hidden=True, help="Seed of --random.")
+@click.option("--segments", "layout", hidden=True, help="Segments, as --mask takes them.")
+@click.option("--workload", hidden=True, help="A named workload.")
 @click.option("--br", type=int, default=128, show_default=True, help="Query rows of a tile.")
 @click.option("--bc", type=int, default=128, show_default=True, help="Keys of a tile.")
 @click.option(
@@ -31,7 +30,8 @@ from omnicupy.tools.cli.console import JSON, print_json
 @JSON
 def show(br: int, bc: int, png: str | None, as_json: bool, **chosen: Any) -> None:
     """Draw a mask as text, with its statistics at a tile size."""
-    mask = _chosen_mask(**chosen)
+    picture = checked_file(png) if png else None
+    mask = _mask(br, bc, **chosen)
     stats = mask.stats(br, bc)
     if as_json:
         names = (*stats.__dataclass_fields__, "density", "tiles", "empty", "executed", "waste")
@@ -39,22 +39,36 @@ def show(br: int, bc: int, png: str | None, as_json: bool, **chosen: Any) -> Non
     else:
         click.echo(str(mask))
         click.echo(str(stats))
-    if png:
-        picture = file_of(png)
+    if picture:
         mask.plot(picture, br=br, bc=bc)
-        click.echo(f"saved {picture}", err=True)
+        say(f"saved {picture}")
 
 
-def _chosen_mask(
-    length: int | None, seed: int, documents: int | None, layout: str | None, workload: str | None
-) -> Mask:
-    if sum(value is not None for value in (length, layout, workload)) != 1:
-        raise click.UsageError("choose one mask: --random LENGTH, --segments LIST or --workload NAME")
-    if workload is not None:
-        from omnicupy.tools.workloads.workload import by_name
+def _mask(br: int, bc: int, **chosen: Any) -> Mask:
+    """The mask of --mask, or of one of the older options --random, --segments and --workload."""
+    older = [name for name in ("tokens", "layout", "workload") if chosen[name] is not None]
+    if (chosen["text"] is not None) + len(older) != 1:
+        raise click.UsageError(f"choose one mask: --mask SPEC, which is {words.FORMS}")
+    if older:
+        refuse_unused("without --mask", drop=("length", "kv_length"))
+    if older != ["tokens"]:
+        refuse_unused("without --random; as --mask say random:SEED", drop=("seed",))
+    text, length = _words(chosen)
+    if not text.lower().startswith("random:"):
+        refuse_unused("unless the mask is a random one", drop=("documents",))
+    sizes = words.Sizes(length=length, kv_length=chosen["kv_length"])
+    sizes.check()
+    described = words.describe(text, length, chosen["kv_length"], chosen["documents"])
+    return words.mask_of(text, described, sizes, br, bc)
 
-        return by_name(workload).mask()
-    if layout is not None:
-        return segments(mask_words.layout(layout, "--segments"))
-    assert length is not None
-    return random(length, seed, documents=documents)
+
+def _words(chosen: dict[str, Any]) -> tuple[str, int | None]:
+    """The mask as --mask takes it, and its length where an option gives one."""
+    if chosen["tokens"] is not None:
+        return f"random:{chosen['seed']}", chosen["tokens"]
+    if chosen["layout"] is not None:
+        words.layout(chosen["layout"], "--segments")
+        return chosen["layout"], None
+    if chosen["workload"] is not None:
+        return words.named(chosen["workload"]).name, None
+    return chosen["text"], chosen["length"]

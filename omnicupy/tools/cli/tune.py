@@ -7,14 +7,19 @@ from typing import Any
 import click
 
 from omnicupy.tools.cli.console import JSON, print_json, track
-from omnicupy.tools.cli.options import DTYPE, problem_options, sizes
+from omnicupy.tools.cli.options import DTYPE, MASK, problem_options, sizes
 
 
 @click.command()
+@MASK
 @sizes
 @DTYPE
 @click.option(
-    "--kernel", "kernels", multiple=True, type=click.Choice(["sm80", "sm90"]), help="Only these kernels."
+    "--kernel",
+    "kernels",
+    multiple=True,
+    type=click.Choice(["sm80", "sm90"], case_sensitive=False),
+    help="Only these kernels.",
 )
 @click.option("--samples", type=click.IntRange(min=3), default=20, show_default=True, help="Samples a round.")
 @click.option(

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from omnicupy.tools import environment
 from omnicupy.tools.cli.console import JSON, print_json, track
+from omnicupy.tools.cli.options import refuse_unused
+
+BUILDING = ("build", "arch", "sweep", "kernels", "cases", "as_json")
+LISTING = ("listing", "sweep", "cases", "as_json")
+ON_A_GPU = ("sweep", "repeats", "no_timing")  # parameters of a run that nothing reads without one
 
 
 @click.command()
@@ -16,13 +23,20 @@ from omnicupy.tools.cli.console import JSON, print_json, track
 @click.option(
     "--kernel", "kernels", multiple=True, help="Only kernels whose name holds this; may be repeated."
 )
-@click.option("--case", "cases", multiple=True, help="Only cases whose id holds this; may be repeated.")
+@click.option(
+    "--case",
+    "cases",
+    multiple=True,
+    help="Only cases whose id, or group as the table prints it, holds this; may be repeated.",
+)
+@click.option("--list", "listing", is_flag=True, help="Print the group and id of each case, and stop.")
 @click.option(
     "--cubins", type=click.Path(path_type=Path), help="Folder of kernels compiled elsewhere (--build)."
 )
 @click.option(
     "--attest", type=click.Path(path_type=Path), help="Write the attestation to this file if all passes."
 )
+@click.option("--commit", metavar="SHA", help="The commit that --attest names, where there is no git.")
 @click.option("--all-specs", is_flag=True, help="Compile every row of the table at every head_dim.")
 @click.option("--repeats", type=click.IntRange(min=1), default=10, show_default=True, help="Calls per case.")
 @click.option("--no-timing", is_flag=True, help="Leave the speed part out.")
@@ -31,17 +45,26 @@ from omnicupy.tools.cli.console import JSON, print_json, track
 )
 @click.option("--arch", default="sm_90", show_default=True, help="Architecture of --build.")
 @JSON
-def verify(build: Path | None, arch: str, no_timing: bool, as_json: bool, **chosen: Any) -> None:
+def verify(build: Path | None, listing: bool, no_timing: bool, as_json: bool, **chosen: Any) -> None:
     """Hold every kernel against the float64 reference; without a GPU the CPU engine, and compile all
     kernels.
     """
     from omnicupy.tools.verify import run as verify_run
     from omnicupy.tools.verify.report import MOST_FAILURES, table
 
+    arch = chosen.pop("arch").lower()
     settings = verify_run.Settings(timing=not no_timing, **chosen)
+    _refuse(settings, build, listing)
+    if listing:
+        cases = [(case.group, case.id) for case in verify_run.listed(settings)]
+        _print_cases([*cases, *(("timed", one.name) for one in verify_run.timed(settings))], as_json)
+        return
     if build:
         count = verify_run.build_cubins(build, arch, settings, track)
-        click.echo(f"{count} kernels for {arch} in {build}")
+        if as_json:
+            print_json({"kernels": count, "arch": arch, "folder": str(build)})
+        else:
+            click.echo(f"{count} kernels for {arch} in {build}")
         return
     found = verify_run.verify(settings, track)
     if as_json:
@@ -50,5 +73,34 @@ def verify(build: Path | None, arch: str, no_timing: bool, as_json: bool, **chos
         click.echo(table(found.lines()))
         for failure in found.failures[:MOST_FAILURES]:
             click.echo(f"FAIL  {failure}")
+        for note in found.notes:
+            click.echo(f"note: {note}")
         click.echo(verify_run.summary(found))
     sys.exit(0 if found.passed else 1)
+
+
+def _refuse(settings: Any, build: Path | None, listing: bool) -> None:
+    """Refuse options that do nothing in the mode that the others choose."""
+    gpu = environment.has_gpu()
+    if listing:
+        refuse_unused("with --list", keep=LISTING)
+    elif build:
+        refuse_unused("with --build", keep=BUILDING)
+        return
+    refuse_unused("without --build", drop=("arch",))
+    if not settings.attest:
+        refuse_unused("without --attest", drop=("commit",))
+    if not gpu:
+        refuse_unused("without a GPU", drop=ON_A_GPU)
+    if settings.cases and not gpu:
+        refuse_unused("with --case where no kernel is compiled", drop=("all_specs",))
+    if settings.cubins:
+        refuse_unused("with --cubins", drop=("all_specs",))
+
+
+def _print_cases(cases: Sequence[tuple[str, str]], as_json: bool) -> None:
+    if as_json:
+        print_json([{"group": group, "id": name} for group, name in cases])
+        return
+    for group, name in cases:
+        click.echo(f"{group:14}{name}")

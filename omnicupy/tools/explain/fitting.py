@@ -18,7 +18,7 @@ from omnicupy.tools.bench import records
 from omnicupy.tools.bench.records import OURS, Row
 from omnicupy.tools.explain.least_squares import not_negative
 from omnicupy.tools.explain.tile_costs import fit_tiles
-from omnicupy.tools.workloads.workload import by_name
+from omnicupy.tools.workloads import words
 
 # A work item's own time is fitted as that of so many query elements and in proportion for other blocks, because it goes
 # into fetching Q and storing the result.
@@ -135,7 +135,7 @@ def points(content: dict[str, Any]) -> list[Point]:
             spec not in _table(arch, dtype, spec.head_dim) or spec.br > problem.q_len
         ):
             continue
-        blocks = by_name(row["workload"]).mask().blocks(spec.br, spec.bc)
+        blocks = words.of_record(row["workload"], row["shape"]).mask().blocks(spec.br, spec.bc)
         work = prediction.work_of(spec, problem, blocks, device)
         suite = records.suite_of(row, content)
         found.append(Point(row["workload"], suite, spec, work, 1e3 * row["ms"]))

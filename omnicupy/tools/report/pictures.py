@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omnicupy.choose import ceilings
+from omnicupy.jit.build import Track, silent
 from omnicupy.tools.bench.records import caption
 from omnicupy.tools.report import plots, roofline
 from omnicupy.tools.report import style as plot_style
@@ -57,10 +58,10 @@ def block(name: str, library: Library) -> str:
     return f"![{SHOWN[name][1]}](plots/{name}.png)\n\n{found.source}"
 
 
-def save(library: Library, folder: Path) -> list[Path]:
+def save(library: Library, folder: Path, track: Track = silent) -> list[Path]:
     """Draw every picture that has a record into a folder; returns the files. Raises ImportError without matplotlib."""
     files = []
-    for name in SHOWN:
+    for name in track(SHOWN, "pictures", len(SHOWN)):
         found = found_of(name, library)
         if found is not None:
             draw = DRAWN.get(name)

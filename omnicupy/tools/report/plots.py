@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omnicupy.masks.picture import file_of
+from omnicupy.masks.picture import checked_file
 from omnicupy.tools.bench.records import OURS, Row, caption, suite_of
 from omnicupy.tools.report import row_plots, sparsity
 from omnicupy.tools.report import style as plot_style
@@ -21,9 +21,9 @@ def plot(content: Content, path: str | Path) -> list[Path]:
     """Save a picture of each suite of a record that has one; returns the files.
 
     The suffix of `path` names the format; with several suites each one's name goes in front of it. Raises ValueError
-    when no suite of the record can be drawn, ImportError without matplotlib.
+    when no suite of the record can be drawn or nothing can be saved there, ImportError without matplotlib.
     """
-    target = file_of(path)
+    target = checked_file(path)
     found = [name for name in suites_of(content) if can_draw(name, rows_of(content, name))]
     if not found:
         raise ValueError(

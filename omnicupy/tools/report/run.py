@@ -11,7 +11,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from omnicupy.jit.build import Track, silent
 from omnicupy.jit.files import replace_file
+from omnicupy.masks.picture import figure_class
 from omnicupy.tools.report import pictures, studies, tables, targets
 from omnicupy.tools.report.library import Library
 
@@ -48,14 +50,15 @@ BLOCKS: dict[str, Callable[[Library], str]] = {
 }
 
 
-def render(text: str, library: Library) -> str:
-    """A report's text with every generated block made anew.
+def render(text: str, library: Library, step: Callable[[], object] = lambda: None) -> str:
+    """A report's text with every generated block made anew. step: called before each.
 
     Raises ValueError for a block of an unknown name and for one that does not end.
     """
 
     def made(found: re.Match[str]) -> str:
         name = found["name"]
+        step()
         if name not in BLOCKS:
             raise ValueError(f"report: expected a block of some of {', '.join(BLOCKS)}, got {name!r}")
         return f"<!-- generated: {name} -->\n\n{BLOCKS[name](library).strip()}\n\n<!-- end -->"
@@ -65,23 +68,35 @@ def render(text: str, library: Library) -> str:
     return BLOCK.sub(made, text)
 
 
-def update(docs: Path, *, with_pictures: bool = True) -> list[Path]:
+def update(docs: Path, track: Track = silent, *, with_pictures: bool = True) -> list[Path]:
     """Make the tables of `texts(docs)` and the pictures of docs/plots anew from docs/results; returns the files that
     were written.
 
     Raises ValueError for a text or a record that is none, OSError, ImportError without matplotlib (when pictures are
-    wanted).
+    wanted) before anything is made.
     """
+    if with_pictures:
+        figure_class()
     library = Library.open(docs / "results")
-    for path in texts(docs):
-        replace_file(path, render(path.read_text(), library).encode())
-    return [*texts(docs), *(pictures.save(library, docs / "plots") if with_pictures else [])]
+    for path, text in _rendered(docs, library, track):
+        replace_file(path, text.encode())
+    return [*texts(docs), *(pictures.save(library, docs / "plots", track) if with_pictures else [])]
 
 
-def stale(docs: Path) -> list[Path]:
+def stale(docs: Path, track: Track = silent) -> list[Path]:
     """The texts whose tables are not those of the records."""
     library = Library.open(docs / "results")
-    return [path for path in texts(docs) if render(path.read_text(), library) != path.read_text()]
+    return [path for path, text in _rendered(docs, library, track) if text != path.read_text()]
+
+
+def _rendered(docs: Path, library: Library, track: Track) -> list[tuple[Path, str]]:
+    """Each text with its blocks made anew."""
+    before = {path: path.read_text() for path in texts(docs)}
+    count = sum(text.count(OPENING) for text in before.values())
+    steps = iter(track(range(count), "tables", count))
+    found = [(path, render(text, library, lambda: next(steps, None))) for path, text in before.items()]
+    next(steps, None)  # the bar is full
+    return found
 
 
 def texts(docs: Path) -> tuple[Path, Path, Path]:

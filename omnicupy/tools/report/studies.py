@@ -16,7 +16,8 @@ from omnicupy.tools.report import sparsity
 from omnicupy.tools.report import style as plot_style
 from omnicupy.tools.report.library import Found, Library
 from omnicupy.tools.report.tables import NONE
-from omnicupy.tools.workloads.workload import NAMED, by_name
+from omnicupy.tools.workloads import words
+from omnicupy.tools.workloads.workload import NAMED
 
 LEAST_DENSITY = 0.05  # below it launches and single tiles show
 
@@ -107,7 +108,7 @@ def _chosen(found: Found, row: Row) -> str:
     problem = problem_of(row, content)
     sm_count = fitting.device_of(content).sm_count
     mappable = found.suite != "tiles"
-    mask = by_name(row["workload"]).mask()
+    mask = words.of_record(row["workload"], row["shape"]).mask()
     return variants.word(pick.pick(content["arch"], problem, (mask,), sm_count, mappable=mappable))
 
 

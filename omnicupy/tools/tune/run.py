@@ -110,6 +110,7 @@ def run(
     arch = archs.arch_of(info.major, info.minor)
     mask = workload.mask()
     problem = workload.problem(mask, dtype)
+    measure.check_memory(workload, mask)
     with pick.serve_every_kernel():
         builtin = pick.pick(arch, problem, (mask,), info.sm_count)
         kinds = kernels or ("sm90", "sm80")

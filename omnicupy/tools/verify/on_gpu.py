@@ -55,7 +55,9 @@ class Target:
         found = variants(case, masks, self.arch, self.sm_count)
         if not self.kernels:
             return [variant for variant in found if variant.spec.kernel in selected]
-        return [variant for variant in found if any(part in variant.name for part in self.kernels)]
+        return [
+            variant for variant in found if any(part.lower() in variant.name.lower() for part in self.kernels)
+        ]
 
     def specs(self, chosen: Iterable[Case]) -> list[AttnSpec]:
         """Every distinct kernel that the cases run through."""

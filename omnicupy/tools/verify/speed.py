@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,10 +58,17 @@ class Timed:
         return not self.problem
 
 
-def run(target: Target, track: Track = silent, *, with_flex: bool = True) -> list[Timed]:
+def chosen(parts: Sequence[str]) -> list[Workload]:
+    """The workloads whose name holds one of the parts, in any case; all without parts."""
+    return [one for one in WORKLOADS if not parts or any(part.lower() in one.name.lower() for part in parts)]
+
+
+def run(
+    target: Target, workloads: Sequence[Workload], track: Track = silent, *, with_flex: bool = True
+) -> list[Timed]:
     """Every kernel of the target on every workload, in bfloat16."""
     found: list[Timed] = []
-    for workload in track(WORKLOADS, "timing", len(WORKLOADS)):
+    for workload in track(workloads, "timing", len(workloads)):
         found.extend(_run_one(workload, target, with_flex))
     return found
 

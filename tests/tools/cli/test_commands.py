@@ -55,10 +55,10 @@ def test_show_prints_the_mask_and_its_statistics() -> None:
 def test_show_takes_segments_and_workloads() -> None:
     found = run("show", "--segments", "text:120, image:200,noise:64/text:40", "--json")
     assert found.exit_code == 0
-    figures = json.loads(found.output)
+    figures = json.loads(found.stdout)
     assert (figures["q_len"], figures["br"]) == (424, 128)
     assert figures["waste"] >= 1
-    assert json.loads(run("show", "--workload", "W15", "--json").output)["q_len"] == 1152
+    assert json.loads(run("show", "--workload", "W15", "--json").stdout)["q_len"] == 1152
 
 
 def test_show_saves_a_picture(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_show_saves_a_picture(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "choose one mask: --random LENGTH, --segments LIST or --workload NAME"),
+        ((), "choose one mask: --mask SPEC, which is full, causal, random:SEED, a workload such as W4"),
         (("--random", "5", "--workload", "W1"), "choose one mask"),
         (("--segments", "text"), '--segments: expected kind:length, as in text:120, got "text"'),
         (("--segments", "text:x"), "--segments: expected kind:length"),
@@ -92,7 +92,7 @@ def test_env_lists_versions() -> None:
     found = run("env")
     assert found.exit_code == 0
     assert "packages.numpy" in found.output
-    content = json.loads(run("env", "--json").output)
+    content = json.loads(run("env", "--json").stdout)
     assert content["device"] is None
     assert content["tuned_choices"] == 0
     assert content["packages"]["numpy"]
@@ -135,6 +135,15 @@ def test_what_cannot_be_is_said_in_a_line(tmp_path: Path) -> None:
                 "9999999",
             ],
             "explain: expected at most 2000000 block rows",
+        ),
+        (
+            ["show", "--mask", "causal", "--length", "9000000"],
+            "--mask: expected at most 67,108,864 tiles, got 9,000,000",
+        ),
+        (["show", "--mask", "full-d64-s2000000"], "--mask: expected at most 67,108,864 tiles"),
+        (
+            ["show", "--mask", "text:9000000", "--br", "8", "--bc", "32"],
+            "tiles of 8 x 32; take a shorter mask",
         ),
     ):
         found = run(*arguments)

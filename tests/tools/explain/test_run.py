@@ -14,9 +14,9 @@ from omnicupy.choose import ceilings, variants
 from omnicupy.choose import saved as choose_saved
 from omnicupy.tools import environment
 from omnicupy.tools.cli.main import main
-from omnicupy.tools.cli.mask_words import Sizes, problem_of
 from omnicupy.tools.explain import run as explain_run
 from omnicupy.tools.explain.waste import wastes
+from omnicupy.tools.workloads.words import Sizes, problem_of
 
 RECORDS = Path(__file__).parents[3] / "docs" / "results"
 LAYOUT = "text:100,image:200,noise:100/text:50,image:120"

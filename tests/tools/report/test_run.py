@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -215,7 +216,8 @@ def test_the_command_writes_and_checks(tmp_path: Path) -> None:
     docs = _copy(tmp_path)
     arguments = ["report", "--docs", str(docs)]
     done = CliRunner().invoke(main, [*arguments, "--check"])
-    assert (done.exit_code, done.output) == (0, "The tables are those of the records.\n")
+    assert (done.exit_code, done.stdout) == (0, "The tables are those of the records.\n")
+    assert done.stderr.startswith("tables: ")
     content = records.load(docs / "results" / "h100-dense.json")
     content["rows"][0]["tflops"] = 999.0
     records.Record(
@@ -227,14 +229,15 @@ def test_the_command_writes_and_checks(tmp_path: Path) -> None:
     )
     for row in content["rows"]:
         record.add(**row)
-    done = CliRunner().invoke(main, [*arguments, "--check"])
-    assert done.exit_code == 1
-    assert "are not those of the records; run `report`" in done.output
+    done = CliRunner().invoke(main, [*arguments, "--check", "--json"])
+    assert "are not those of the records; run `report`" in done.stderr
+    assert (done.exit_code, json.loads(done.stdout)) == (1, {"stale": [str(docs / "report.md")]})
     done = CliRunner().invoke(main, [*arguments, "--no-pictures"])
     assert done.exit_code == 0, done.output
     assert "999 / " in (docs / "report.md").read_text()
     assert not (docs / "plots").exists()
-    assert CliRunner().invoke(main, [*arguments, "--check"]).exit_code == 0
+    done = CliRunner().invoke(main, [*arguments, "--check", "--json"])
+    assert (done.exit_code, json.loads(done.stdout)) == (0, {"stale": []})
 
 
 def test_a_newer_record_without_a_call_as_users_make_it_hides_nothing() -> None:

@@ -20,10 +20,10 @@ from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.segment_masks import random
 from omnicupy.reference import sampled_rows
 from omnicupy.tools.cli.main import main
-from omnicupy.tools.cli.mask_words import Sizes, problem_of
 from omnicupy.tools.tune import run as tune_run
 from omnicupy.tools.tune import search
 from omnicupy.tools.watchdog import Watchdog
+from omnicupy.tools.workloads.words import Sizes, problem_of
 
 
 @pytest.fixture

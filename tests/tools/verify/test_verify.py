@@ -27,6 +27,7 @@ from omnicupy.tools.verify.run import Settings
 from omnicupy.tools.watchdog import Watchdog
 from omnicupy.tools.workloads.workload import Workload
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SMALL = "d64-bf16-segments-q333k333-h2g1"
 
 
@@ -82,16 +83,6 @@ def test_changing_bits_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     assert outcome.problem == "the second call gave other bits"
 
 
-def test_without_a_gpu_cases_run_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify_run.environment, "has_gpu", lambda: False)
-    found = verify_run.verify(Settings(cases=("d64-bf16-causal-q1",)))
-    assert found.passed
-    assert found.where.startswith("the CPU engine")
-    assert {line["kernel"] for line in found.lines()} == {"CPU engine"}
-    with pytest.raises(ValueError, match="--attest, --cubins and --kernel need a GPU"):
-        verify_run.verify(Settings(attest=Path("x")))
-
-
 def test_variants_hold_the_ladder_every_row_and_the_default() -> None:
     case = replace(BASE, group="x", head_dim=128)
     found = variants(case, case.masks(), "sm_90", 132)
@@ -137,10 +128,26 @@ def test_gpu_run_reports_every_kernel(gpu: Any) -> None:
 def test_gpu_run_filters_kernels(gpu: Any) -> None:
     found = verify_run.verify(Settings(cases=(SMALL,), sweep=0, timing=False, kernels=("naive",)))
     assert {outcome.kernel for outcome in found.outcomes} == {"naive"}
-    with pytest.raises(ValueError, match="verify: no case's id holds nothing; widen --case"):
+    with pytest.raises(ValueError, match="verify: no case's id or group holds nothing; widen --case"):
         verify_run.verify(Settings(cases=("nothing",), sweep=0))
     with pytest.raises(ValueError, match="verify: no kernel's name holds none; widen --kernel"):
         verify_run.verify(Settings(kernels=("none",), sweep=0))
+
+
+def test_timed_problems_are_chosen_by_their_names_too(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def run(target: Any, workloads: Any, track: Any) -> list[speed.Timed]:
+        asked.extend(one.name for one in workloads)
+        return [speed.Timed("naive", one.name, 0.5, 1.0) for one in workloads]
+
+    monkeypatch.setattr(speed, "run", run)
+    found = verify_run.verify(Settings(cases=("Causal, S 4096",), sweep=0))
+    assert asked == ["causal, S 4096, D 128"]
+    assert (found.passed, found.outcomes) == (True, [])
+    asked.clear()
+    verify_run.verify(Settings(cases=(SMALL,), sweep=0))
+    assert asked == []
 
 
 def test_gpu_failures_are_counted_and_the_run_goes_on(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,9 +209,8 @@ def test_unwritten_rows_of_big_tensors_are_found(gpu: Any, monkeypatch: pytest.M
 
 def test_timing_compares_kernels(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     workload = Workload("tiny", 1, (2, 2, 16), lambda: tune_free_mask(), "")
-    monkeypatch.setattr(speed, "WORKLOADS", (workload,))
     monkeypatch.setattr(timing, "FLUSH_BYTES", 64)
-    found = speed.run(on_gpu.Target("sm_90", 132), with_flex=False)
+    found = speed.run(on_gpu.Target("sm_90", 132), [workload], with_flex=False)
     assert all(one.passed for one in found), [one.problem for one in found]
     naive = next(one for one in found if one.kernel == "naive")
     assert naive.over_naive == 1.0
@@ -223,9 +229,11 @@ def test_attested_run_writes_the_file(gpu: Any, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(verify_run, "FIXED", small)
     monkeypatch.setattr(special_cases, "CASES", ())
     path = tmp_path / "attestation.json"
-    found = verify_run.verify(Settings(sweep=0, timing=False, attest=path, repeats=2))
+    monkeypatch.setattr(verify_run.environment, "commit", lambda apart_from=None: "")
+    found = verify_run.verify(Settings(sweep=0, timing=False, attest=path, repeats=2, commit=COMMIT))
     assert found.passed, found.failures
     content = json.loads(path.read_text())
+    assert content["commit"] == COMMIT
     assert content["device"] == "Fake H100"
     assert content["kernels"]["attention_naive.cu"]["digest"] == attestation.digest("attention_naive.cu")
     assert list(content["kernels"]["attention_fwd_sm80.cu"]["cases"]) == [SMALL]

@@ -7,7 +7,7 @@ import re
 import pytest
 
 import omnicupy as oc
-from omnicupy.tools.cli.mask_words import Sizes, problem_of
+from omnicupy.tools.workloads.words import Sizes, problem_of
 from omnicupy.tools.workloads.workload import by_name
 
 SHAPE = Sizes(heads=8, head_dim=64, length=300)
