@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from omnicupy.torch.eager import run_eagerly
 
 # No mask's handles: every row sees every key; what follows is a list of masks, one a batch element.
 _LIST, _FULL = 0, 1
-_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 def through_operator(
@@ -42,9 +41,14 @@ def through_operator(
     return (out, lse) if return_lse else out
 
 
+def is_exporting() -> bool:
+    """True in torch.export. Not `torch.compiler.is_exporting`: torch.compile takes that for true in itself up to 2.12."""
+    return bool(getattr(torch.compiler, "_is_exporting_flag", False))
+
+
 def handles_of(masks: Sequence[Mask]) -> list[int]:
     """The masks as operators take them. Raises UnsupportedError in torch.export, whose programs outlive masks."""
-    if _exporting():
+    if is_exporting():
         raise UnsupportedError(
             "mask must be None in torch.export: a stored program would name a mask of this process; use torch.compile"
         )

@@ -6,12 +6,12 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from transformers.masking_utils import causal_mask_function
 
 from omnicupy.errors import UnsupportedError
 from omnicupy.masks.arguments import at_least_one
 from omnicupy.masks.mask import Mask
+from omnicupy.torch.operator import is_exporting
 from omnicupy.transformers import options, rules
 from omnicupy.transformers.closures import Reader, array, known
 from omnicupy.transformers.kept import kept
@@ -71,7 +71,7 @@ def make_mask(
     that change nothing. Raises UnsupportedError for an option that is not known.
     """
     options.check_mask_options(rest, ignored)
-    if getattr(torch.compiler, "is_exporting", lambda: False)():
+    if is_exporting():
         raise UnsupportedError(
             "torch.export cannot store a mask that is made while the model runs; load the "
             "model with attn_implementation='sdpa'"
