@@ -80,7 +80,7 @@ CALLS = [
     ),
     Fault(
         "schedule/order.py",
-        "    if (words & DEAD).any():\n        some = some[words & DEAD == 0]\n",
+        "    if (of_entry & DEAD).any():\n        some = some[of_entry & DEAD == 0]\n",
         "",
         "tests/schedule/test_order.py",
     ),
@@ -137,14 +137,14 @@ MEMORY = [
     ),
     Fault(
         "gpu/stream_memory.py",
-        "        if stream.is_capturing():\n            return _captured",
-        "        if False:\n            return _captured",
+        "    elif stream.is_capturing():\n        return _captured",
+        "    elif False:\n        return _captured",
         "tests/gpu/test_stream_memory.py tests/gpu/test_captures.py",
     ),
     Fault(
         "gpu/stream_memory.py",
-        "found = capture.memory.get(number)\n            if found is None:",
-        "found = next(iter(capture.memory.values()), None)\n            if found is None:",
+        "            found = capture.memory.get(place)\n            if found is None:",
+        "            found = next(iter(capture.memory.values()), None)\n            if found is None:",
         "tests/gpu/test_stream_memory.py",
     ),
     Fault(
@@ -179,8 +179,8 @@ MEMORY = [
     ),
     Fault(
         "gpu/streams.py",
-        "    status, number = bindings.driver().cuStreamGetId(handle)",
-        "    status, number = 0, handle",
+        "    status, number = bindings.driver().cuStreamGetId(handle)\n    if status:",
+        "    status, number = 0, handle\n    if status:",
         "tests/gpu/test_stream_memory.py",
     ),
     Fault(

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md"))]
 TESTS = "python -m pytest -q -n 2"
-SETUP = "python3 -m venv .venv && . .venv/bin/activate && pip install -e '.[test]' && "
+SETUP = "python3 -m venv .venv && . .venv/bin/activate && pip install -e '.[cuda12,test]' && "
 
 
 def _blocks(language: str) -> list[str]:

@@ -217,7 +217,7 @@ RECIPES = [
     Recipe("block diffusion.*inference|DiffusionGemma", ("presets.block_causal(",), block_causal),
     Recipe("Molmo2", ("presets.one_label(",), one_label),
     Recipe("[Ss]treaming speech|Nemotron", ("presets.chunks(",), chunks),
-    Recipe("mask_mod", ("from_predicate",), mask_mod),
+    Recipe("mask_mod", ("from_predicate", "omnicupy.torch.from_mask_mod"), mask_mod),
     Recipe("dense boolean mask", ("from_dense",), dense_mask),
     Recipe("cu_seqlens", ("presets.varlen(",), cu_seqlens),
     Recipe("MagiAttention", ("presets.slices(",), magi_slices),

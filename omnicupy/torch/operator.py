@@ -42,7 +42,7 @@ def through_operator(
 
 
 def is_exporting() -> bool:
-    """True in torch.export. Not `torch.compiler.is_exporting`: torch.compile takes that for true in itself up to 2.12."""
+    """True in torch.export. `torch.compiler.is_exporting` is also true in torch.compile, up to 2.12."""
     return bool(getattr(torch.compiler, "_is_exporting_flag", False))
 
 

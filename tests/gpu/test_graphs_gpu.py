@@ -21,9 +21,8 @@ pytestmark = pytest.mark.gpu
 cp: Any = pytest.importorskip("cupy")
 
 ROUNDS = 300
-SPEC = AttnSpec(
-    arch="sm_90a", kernel="sm90", dtype="float16", head_dim=128, br=128, bc=128, stages=2, warps=12
-)
+_SM90: dict[str, Any] = {"arch": "sm_90a", "kernel": "sm90", "stages": 2, "warps": 12}
+SPEC = AttnSpec(dtype="float16", head_dim=128, br=128, bc=128, **_SM90)
 
 
 @pytest.fixture(autouse=True)
