@@ -34,7 +34,7 @@ def run_eagerly(
         if 0 in addresses or q.is_neg() or k.is_neg() or v.is_neg() or (out is not None and out.is_neg()):
             tensors.check_storage(q=q, k=k, v=v, out=out)
         stream = gpu.external_stream(index, _raw_stream(index))
-        plan = _plan_of((q, k, v, out), addresses, mask, scale, config, stream)
+        plan = _plan_of((q, k, v, out), index, addresses, mask, scale, config, stream=stream)
         # The tensors are named in this frame, so they outlive the launch.
         to = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
         lse = q.new_empty(q.shape[:3], dtype=torch.float32) if return_lse else None
@@ -60,7 +60,7 @@ def prepare_eagerly(q: Any, k: Any, v: Any, mask: Any, *, scale: Any, out: Any, 
         tensors.check_storage(q=q, k=k, v=v, out=out)
         addresses = (q.data_ptr(), k.data_ptr(), v.data_ptr(), None if out is None else out.data_ptr())
         stream = (_gpu or _load_gpu()).external_stream(index, _raw_stream(index))
-        _plan_of((q, k, v, out), addresses, mask, scale, config, stream)
+        _plan_of((q, k, v, out), index, addresses, mask, scale, config, stream=stream)
         return
     arrays = (tensors.on_host("q", q), tensors.on_host("k", k), tensors.on_host("v", v))
     target = None if out is None else tensors.on_host("out", out)
@@ -68,15 +68,22 @@ def prepare_eagerly(q: Any, k: Any, v: Any, mask: Any, *, scale: Any, out: Any, 
 
 
 def _plan_of(
-    named: tuple[Any, Any, Any, Any], addresses: Any, mask: Any, scale: Any, config: Any, stream: Any
+    named: tuple[Any, Any, Any, Any],
+    index: int,
+    addresses: Any,
+    mask: Any,
+    scale: Any,
+    config: Any,
+    *,
+    stream: Any,
 ) -> Any:
-    """The plan for q, k, v and `out`, all of one CUDA device: found by what torch tells of them, or a new one."""
+    """The plan for q, k, v and `out`, all of CUDA device `index`: found by what torch tells of them, or a new one."""
     q, k, v, out = named
     # A plan is determined by these and by mask, scale and config, and by where the addresses lie, which find_plan looks
     # at; what else a tensor may be (a subclass, negated, without memory) has been refused or sent elsewhere.
     array_key = (
         (q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(), q.dtype, k.dtype, v.dtype),
-        q.get_device(),
+        index,
         None if out is None else (out.shape, out.stride(), out.dtype),
     )
     plan = _gpu.find_plan(array_key, addresses, mask, scale, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from collections.abc import Callable
@@ -280,3 +281,18 @@ def test_lengths_and_bounds_may_be_tensors() -> None:
     for wrong in (torch.tensor([0.0, 3.0]), torch.tensor([True])):
         with pytest.raises(TypeError, match=r"^varlen: cu_seqlens must hold integers, got an array of "):
             oc.presets.varlen(wrong)
+
+
+@pytest.mark.parametrize("call", ["attention", "prepare"])
+def test_the_arguments_are_those_of_numpy_arrays(call: str) -> None:
+    ours, theirs = (inspect.signature(getattr(module, call)).parameters for module in (oc.torch, oc))
+    assert {n: (p.kind, p.default) for n, p in ours.items()} == {
+        n: (p.kind, p.default) for n, p in theirs.items()
+    }
+
+
+def test_prepare_refuses_what_attention_refuses() -> None:
+    q = torch.zeros(1, 2, 9, 8)
+    assert oc.torch.prepare(q, q, q, oc.causal(9), return_lse=True) is None
+    with pytest.raises(TypeError, match=r"^prepare: return_lse must be"):
+        oc.torch.prepare(q, q, q, return_lse=1)
