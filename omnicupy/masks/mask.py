@@ -19,7 +19,7 @@ from omnicupy.masks.cut import cut
 from omnicupy.masks.handles import handle_for
 from omnicupy.masks.pairs import PairSet, Segment
 from omnicupy.masks.picture import checked_file, plot
-from omnicupy.masks.segments import Sample
+from omnicupy.masks.segments import Document
 from omnicupy.masks.stats import MaskStats, stats_of
 
 
@@ -190,12 +190,12 @@ class Mask(PairSet):
         bits = masks_bits.from_rows(lambda a, b: self.dense(q0 + a, q0 + b, k0, k1), *shape)
         return from_bits(bits, shape, **notes)
 
-    def extend(self, added: Mask | Sample | Sequence[Sample], *, new_document: bool = False) -> Mask:
+    def extend(self, added: Mask | Document | Sequence[Document], *, new_document: bool = False) -> Mask:
         """The mask with tokens appended, equal to the one built whole; this one stays as it is.
 
         added: segments, as `segments` takes them, for a mask that `segments`, `documents`, `causal` or a
         preset made of segments alone: mask.extend([("text", 12), ("image", 64)]). They continue the last
-        document, or start a new one (new_document); of a list of samples the first continues. Without tokens
+        document, or start a new one (new_document); of a list of documents the first continues. Without tokens
         they add nothing. Or a mask of the new rows against all keys, old ones first, of shape (new rows, old keys
         + new keys), for any mask; the old rows do not see the new keys: whole == whole.rows(0, a,
         b).extend(whole.rows(a, q_len)) where no row before a sees a key from b on.

@@ -13,13 +13,13 @@ from omnicupy.masks import segments as segment_lists
 from omnicupy.masks.arguments import count, flag, integer, plain, tokens
 from omnicupy.masks.arguments import length as checked_length
 from omnicupy.masks.mask import Mask
-from omnicupy.masks.segments import IMAGE, NOISE, TEXT, Layout, Sample
+from omnicupy.masks.segments import IMAGE, NOISE, TEXT, Document, Segments
 
 
-def segments(layout: Sample | Sequence[Sample]) -> Mask:
-    """Interleaved segments, one after the other on both axes; a list of samples packs them as documents.
+def segments(layout: Document | Sequence[Document]) -> Mask:
+    """Interleaved segments, one after the other on both axes; a list of such lists packs them as documents.
 
-    layout: [(kind, length), ...] is one sample, [[(kind, length), ...], ...] packs several. Lengths in
+    layout: [(kind, length), ...] is one document, [[(kind, length), ...], ...] packs several. Lengths in
     tokens. Kinds: "text": causal inside; "image": bidirectional inside, visible to later tokens of its
     document; "noise": as image, but hidden from all tokens outside the segment. Every token sees the earlier
     tokens of its own document that are not hidden from it; documents never see each other. The mask is
@@ -36,7 +36,7 @@ def segments(layout: Sample | Sequence[Sample]) -> Mask:
 
 
 def documents(lengths: Sequence[int], causal: bool = True) -> Mask:
-    """Packed samples of these lengths, in tokens; each sees itself alone, causally or (causal=False) whole.
+    """Packed documents of these lengths, in tokens; each sees itself alone, causally or (causal=False) whole.
 
     Those of length 0 are skipped. Raises TypeError or ValueError for other types, lengths below 0 and no token
     at all.
@@ -68,7 +68,7 @@ def random(
 
     Segments alternate text and image, their lengths uniform in the ranges `text` and `image` (both ends
     included, in tokens; the last segment of a document is cut to fit); an image is "noise" with probability
-    `noise`. `documents` cuts the row at random places into that many packed samples (None: one). Uses
+    `noise`. `documents` cuts the row at random places into that many packed documents (None: one). Uses
     numpy.random.default_rng(seed).
 
     Raises TypeError or ValueError for arguments out of range.
@@ -126,10 +126,10 @@ def packed(kinds: Sequence[str], lengths: Sequence[int], counts: Sequence[int]) 
 
 def from_codes(code: NDArray[np.int8], sizes: NDArray[np.int64], counts: NDArray[np.int64]) -> Mask:
     """`packed` with kinds as places in KINDS; the mask names its segments where they are few enough to draw."""
-    return _mask(Layout(code, sizes, counts))
+    return _mask(Segments(code, sizes, counts))
 
 
-def _mask(layout: Layout) -> Mask:
+def _mask(layout: Segments) -> Mask:
     pairs, described = segment_lists.spans(layout)
     total = pairs[0].shape[1]
     return Mask((total, total), intervals=pairs, segments=described, growing=True)

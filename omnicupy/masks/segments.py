@@ -1,4 +1,4 @@
-"""Packed samples as segments (text, image, noise): their checked lists, their codes, the intervals they mean."""
+"""Packed documents as segments (text, image, noise): their checked lists, their codes, the intervals they mean."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from omnicupy.masks.arguments import MAX_LENGTH, integer
 from omnicupy.masks.intervals import Intervals
 from omnicupy.masks.pairs import Segment
 
-Sample: TypeAlias = Sequence[tuple[str, int]]
+Document: TypeAlias = Sequence[tuple[str, int]]
 TEXT, IMAGE, NOISE = KINDS = ("text", "image", "noise")
 MAX_DRAWN = 2048  # segments that a mask describes; more are no picture, and cost more than the mask
 
 
-class Layout(NamedTuple):
+class Segments(NamedTuple):
     """Segments one after the other. kinds: places in KINDS, int8 (s,).  sizes: tokens of each, int64 (s,).
     counts: segments of each document, int64 (d,).
     """
@@ -32,24 +32,24 @@ class Layout(NamedTuple):
         return int(self.sizes.sum())
 
 
-def checked(where: str, layout: object) -> Layout:
+def checked(where: str, layout: object) -> Segments:
     """[(kind, length), ...] or a list of such lists, as `segments` takes it; `where` names the caller.
 
-    Segments of length 0 are left out, and so are samples without others; but for the first sample, since that
+    Segments of length 0 are left out, and so are documents without others; but for the first one, since that
     may continue one: it then has a count of 0. Raises TypeError or ValueError for anything else: an unknown
     kind, a length below 0.
     """
     kinds: list[str] = []
     lengths: list[int] = []
     counts: list[int] = []
-    for number, sample in enumerate(_documents(where, layout)):
-        if not isinstance(sample, Sequence) or isinstance(sample, str):
+    for number, document in enumerate(_documents(where, layout)):
+        if not isinstance(document, Sequence) or isinstance(document, str):
             raise TypeError(
-                f"{where}: document {number} of layout: expected a list of (kind, length), got {sample!r}; "
+                f"{where}: document {number} of layout: expected a list of (kind, length), got {document!r}; "
                 "write a list"
             )
         before = len(kinds)
-        for place, segment in enumerate(sample):
+        for place, segment in enumerate(document):
             kind, tokens = _segment(where, segment, number, place)
             if tokens:
                 kinds.append(kind)
@@ -59,28 +59,28 @@ def checked(where: str, layout: object) -> Layout:
     return coded(kinds, lengths, counts)
 
 
-def coded(kinds: Sequence[str], lengths: Sequence[int], counts: Sequence[int]) -> Layout:
+def coded(kinds: Sequence[str], lengths: Sequence[int], counts: Sequence[int]) -> Segments:
     """Segments of these kinds and lengths, trusted; counts: segments of each document."""
     codes = np.fromiter(map(KINDS.index, kinds), np.int8, len(kinds))
-    return Layout(codes, np.array(lengths, np.int64), np.array(counts, np.int64))
+    return Segments(codes, np.array(lengths, np.int64), np.array(counts, np.int64))
 
 
-def of_segments(described: Sequence[Segment]) -> Layout:
+def of_segments(described: Sequence[Segment]) -> Segments:
     """The layout of segments as a mask describes them; at least one."""
     kinds, firsts, stops, documents = zip(*described, strict=True)
     counts = np.unique(documents, return_counts=True)[1]
-    return Layout(coded(kinds, [], []).kinds, np.subtract(stops, firsts), counts)
+    return Segments(coded(kinds, [], []).kinds, np.subtract(stops, firsts), counts)
 
 
-def joined(first: Layout, then: Layout, new_document: bool) -> Layout:
-    """`then` after `first`; its first sample, which may be empty, goes on with the last document, unless
+def joined(first: Segments, then: Segments, new_document: bool) -> Segments:
+    """`then` after `first`; its first document, which may be empty, goes on with the last document, unless
     `new_document`.
     """
     kinds = np.concatenate([first.kinds, then.kinds])
     sizes = np.concatenate([first.sizes, then.sizes])
     counts = np.concatenate([first.counts, then.counts])
     if new_document or not then.counts[0]:
-        return Layout(kinds, sizes, counts[counts > 0])
+        return Segments(kinds, sizes, counts[counts > 0])
     last, place = len(first.counts) - 1, len(first.kinds)
     counts[last] += counts[last + 1]
     counts = np.delete(counts, last + 1)
@@ -88,10 +88,10 @@ def joined(first: Layout, then: Layout, new_document: bool) -> Layout:
         sizes[place - 1] += sizes[place]
         counts[last] -= 1
         kinds, sizes = np.delete(kinds, place), np.delete(sizes, place)
-    return Layout(kinds, sizes, counts)
+    return Segments(kinds, sizes, counts)
 
 
-def spans(layout: Layout) -> tuple[Intervals, tuple[Segment, ...]]:
+def spans(layout: Segments) -> tuple[Intervals, tuple[Segment, ...]]:
     """One interval per key, int32 (1, tokens), and the segments where they are few enough to draw."""
     kinds, sizes, counts = layout
     stops = np.cumsum(sizes)
@@ -116,8 +116,8 @@ def spans(layout: Layout) -> tuple[Intervals, tuple[Segment, ...]]:
     return (start[None], stop[None]), described
 
 
-def _documents(where: str, layout: object) -> Sequence[Sample]:
-    """The samples of a layout; one sample is a list of one."""
+def _documents(where: str, layout: object) -> Sequence[Document]:
+    """The documents of a layout; one document is a list of one."""
     if isinstance(layout, str) or not isinstance(layout, Sequence):
         raise TypeError(
             f"{where}: layout must be a list of (kind, length) or a list of such lists, got "
@@ -125,8 +125,8 @@ def _documents(where: str, layout: object) -> Sequence[Sample]:
         )
     some = next((one for one in layout if not isinstance(one, Sequence) or len(one)), None)
     if isinstance(some, Sequence) and not isinstance(some, str) and isinstance(some[0], str):
-        return [cast("Sample", layout)]
-    return cast("Sequence[Sample]", layout)
+        return [cast("Document", layout)]
+    return cast("Sequence[Document]", layout)
 
 
 def _segment(caller: str, segment: object, document: int, place: int) -> tuple[str, int]:

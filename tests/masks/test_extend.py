@@ -16,10 +16,10 @@ from omnicupy.masks import constructors, segment_masks
 from omnicupy.masks import segments as segment_lists
 
 KINDS = ("text", "image", "noise")
-Sample = list[tuple[str, int]]
+Document = list[tuple[str, int]]
 
 
-def _sample(rng: np.random.Generator) -> Sample:
+def _sample(rng: np.random.Generator) -> Document:
     return [(str(rng.choice(KINDS)), cases.upto(rng, 12, 1)) for _ in range(cases.upto(rng, 4, 1))]
 
 

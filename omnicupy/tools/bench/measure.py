@@ -15,7 +15,7 @@ from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.constructors import from_dense
 from omnicupy.masks.mask import Mask
 from omnicupy.masks.segment_masks import segments
-from omnicupy.reference import sampled_rows
+from omnicupy.reference import checked_rows
 from omnicupy.tools.bench import timing, torch_inputs
 from omnicupy.tools.bench.peers import COMPILE_LIMIT_S, Peer, prepare
 from omnicupy.tools.bench.records import OURS, Record
@@ -172,7 +172,7 @@ def latency(session: Session, workload: Workload, systems: Sequence[str]) -> Non
 def _prepared(session: Session, workload: Workload, mask: Mask, systems: Sequence[str]) -> dict[str, _System]:
     """The systems that run and have been held against the reference; the others get their row at once."""
     arrays = make_inputs(workload, mask, session.dtype)
-    judge = sampled_rows.SampledRows(arrays, mask)
+    judge = checked_rows.CheckedRows(arrays, mask)
     shared = None
     ready: dict[str, _System] = {}
     for name in systems:
@@ -184,7 +184,7 @@ def _prepared(session: Session, workload: Workload, mask: Mask, systems: Sequenc
                 shared = shared or Shared(workload, mask, arrays)
                 system, output = _theirs(prepare(name, shared, session.limit_s))
             system.known["error"] = error = judge.error(output())
-            system.known["correct"] = bool(error <= sampled_rows.TOLERANCE)
+            system.known["correct"] = bool(error <= checked_rows.TOLERANCE)
             ready[name] = system
         except Exception as error:  # whatever a library raises is its result here
             _row(session, workload, mask, name, {"problem": reason(error)})

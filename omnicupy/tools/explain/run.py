@@ -15,7 +15,7 @@ from omnicupy.jit import archs
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.mask import Mask
 from omnicupy.masks.stats import MaskStats
-from omnicupy.reference import sampled_rows
+from omnicupy.reference import checked_rows
 from omnicupy.tools import environment
 from omnicupy.tools.bench import measure, timing
 from omnicupy.tools.explain.waste import Waste, wastes
@@ -28,7 +28,7 @@ DEFAULT_ARCH = "sm_90"  # without a GPU: that of the ceilings that ship with the
 
 @dataclass(frozen=True)
 class Measured:
-    """A variant's time on the GPU at hand. error: of sampled rows, over the same-precision reference's."""
+    """A variant's time on the GPU at hand. error: of checked rows, over the same-precision reference's."""
 
     ms: float
     error: float
@@ -190,7 +190,7 @@ def _device(ceilings: Ceilings, gpu: bool) -> tuple[choose_ceilings.Device, str]
 
 
 def _measure(workload: Workload, mask: Mask, spec: AttnSpec) -> Measured:
-    """The median time of a call from a cold L2 cache, after its sampled rows were held against the reference."""
+    """The median time of a call from a cold L2 cache, after its checked rows were held against the reference."""
     import cupy
 
     arrays = measure.make_inputs(workload, mask, spec.dtype)
@@ -198,10 +198,10 @@ def _measure(workload: Workload, mask: Mask, spec: AttnSpec) -> Measured:
     def call() -> Any:
         return attention(*arrays, mask, config=spec)
 
-    error = sampled_rows.SampledRows(arrays, mask).error(call())
-    if not error <= sampled_rows.TOLERANCE:
+    error = checked_rows.CheckedRows(arrays, mask).error(call())
+    if not error <= checked_rows.TOLERANCE:
         raise ValueError(
             f"explain: {variants.word(spec)} gives a wrong result (error {error:.3g} of the reference's, allowed "
-            f"{sampled_rows.TOLERANCE}); verify it (`python cli.py verify`)"
+            f"{checked_rows.TOLERANCE}); verify it (`python cli.py verify`)"
         )
     return Measured(timing.Clock(cupy).interleaved({"call": call})["call"].median_ms, error)

@@ -16,7 +16,7 @@ from omnicupy.jit import archs
 from omnicupy.jit.build import Track, silent
 from omnicupy.jit.spec import AttnSpec, round_up
 from omnicupy.masks.mask import Mask
-from omnicupy.reference import sampled_rows
+from omnicupy.reference import checked_rows
 from omnicupy.tools import environment
 from omnicupy.tools.bench import measure, timing
 from omnicupy.tools.tune import search
@@ -36,11 +36,11 @@ class GpuTrial:
 
         self._mask, self._step = mask, step
         self._arrays = measure.make_inputs(workload, mask, dtype)
-        self._judge = sampled_rows.SampledRows(self._arrays, mask)
+        self._judge = checked_rows.CheckedRows(self._arrays, mask)
         self._clock = timing.Clock(cupy)
 
     def error(self, spec: AttnSpec) -> float:
-        """The largest error of sampled rows over that of the same-precision reference."""
+        """The largest error of checked rows over that of the same-precision reference."""
         return self._judge.error(self._call(spec))
 
     def sample(self, spec: AttnSpec) -> float:

@@ -19,7 +19,7 @@ from omnicupy.choose import variants
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.build import Compiled, Track, compile_all, silent
 from omnicupy.jit.spec import AttnSpec
-from omnicupy.reference import sampled_rows
+from omnicupy.reference import checked_rows
 from omnicupy.tools.bench import measure
 
 ROUNDS = 2
@@ -150,7 +150,7 @@ def search(
 def _checked(
     specs: Sequence[AttnSpec], trial: Trial, dropped: list[tuple[AttnSpec, str]], track: Track
 ) -> list[Entry]:
-    """The variants whose sampled rows are right, before anything is timed."""
+    """The variants whose checked rows are right, before anything is timed."""
     entries = []
     for spec in track(specs, "checking", len(specs)):
         try:
@@ -158,11 +158,11 @@ def _checked(
         except Exception as failure:  # whatever a launch raises is this variant's result
             dropped.append((spec, measure.reason(failure)))
             continue
-        if error <= sampled_rows.TOLERANCE:
+        if error <= checked_rows.TOLERANCE:
             entries.append(Entry(spec, error))
         else:
             dropped.append(
-                (spec, f"wrong: error {error:.3g} of the reference's, allowed {sampled_rows.TOLERANCE}")
+                (spec, f"wrong: error {error:.3g} of the reference's, allowed {checked_rows.TOLERANCE}")
             )
     return entries
 

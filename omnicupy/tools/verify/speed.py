@@ -11,7 +11,7 @@ from omnicupy.jit.build import Track, silent
 from omnicupy.masks.constructors import causal, full
 from omnicupy.masks.mask import Mask
 from omnicupy.masks.segment_masks import random
-from omnicupy.reference import sampled_rows
+from omnicupy.reference import checked_rows
 from omnicupy.tools.bench import measure, peers, timing, torch_inputs
 from omnicupy.tools.verify.cases import BASE
 from omnicupy.tools.verify.on_gpu import Target
@@ -37,7 +37,7 @@ WORKLOADS = (
 
 @dataclass(frozen=True)
 class Timed:
-    """A kernel on a problem. error: of sampled rows, over that of the same-precision reference (None: it
+    """A kernel on a problem. error: of checked rows, over that of the same-precision reference (None: it
     failed).
 
     over_naive, over_flex: how many times faster than these; None where they did not run.
@@ -90,7 +90,7 @@ def _run_one(workload: Workload, target: Target, with_flex: bool) -> list[Timed]
         batch=workload.batch,
     )
     arrays = measure.make_inputs(workload, mask, "bfloat16")
-    judge = sampled_rows.SampledRows(arrays, mask)
+    judge = checked_rows.CheckedRows(arrays, mask)
     calls: dict[str, Callable[[], Any]] = {}
     errors: dict[str, float] = {}
     failed = []
@@ -119,7 +119,7 @@ def _run_one(workload: Workload, target: Target, with_flex: bool) -> list[Timed]
 def _timed(name: str, workload: str, error: float, times: dict[str, timing.Timing], flops: float) -> Timed:
     ms = times[name].median_ms
     naive, flex = times.get("naive"), times.get("flex")
-    wrong = f"error {error:.3g} of the reference's, allowed {sampled_rows.TOLERANCE}"
+    wrong = f"error {error:.3g} of the reference's, allowed {checked_rows.TOLERANCE}"
     return Timed(
         kernel=name,
         workload=workload,
@@ -128,7 +128,7 @@ def _timed(name: str, workload: str, error: float, times: dict[str, timing.Timin
         tflops=flops / ms / 1e9,
         over_naive=naive.median_ms / ms if naive else None,
         over_flex=flex.median_ms / ms if flex else None,
-        problem="" if error <= sampled_rows.TOLERANCE else wrong,
+        problem="" if error <= checked_rows.TOLERANCE else wrong,
     )
 
 

@@ -9,12 +9,12 @@ from omnicupy.masks.constructors import ranges
 from omnicupy.masks.mask import Mask
 from omnicupy.masks.segment_masks import segments
 
-Layout = list[tuple[str, int]]
+Document = list[tuple[str, int]]
 
 
 def edit_sample(
     first: tuple[int, int], turns: list[tuple[int, int, int, int]], last: tuple[int, int]
-) -> Layout:
+) -> Document:
     """An image-editing sample of BAGEL: an image as VAE and ViT tokens, then per turn text, the noised target
     and the clean target twice; the last turn ends with its noised target.
 
@@ -26,15 +26,15 @@ def edit_sample(
     return [*layout, ("text", last[0]), ("noise", last[1])]
 
 
-def _generate(text: int, noise: int) -> Layout:
+def _generate(text: int, noise: int) -> Document:
     return [("text", text), ("noise", noise)]
 
 
-def _understand(first: int, second: int, text: int) -> Layout:
+def _understand(first: int, second: int, text: int) -> Document:
     return [("image", first), ("image", second), ("text", text)]
 
 
-def bagel_pack() -> list[Layout]:
+def bagel_pack() -> list[Document]:
     """The samples of W1."""
     return [
         edit_sample((1940, 752), [(33, 2042, 2042, 622)], (16, 3138)),
@@ -54,7 +54,7 @@ def bagel_sft() -> Mask:
     )
 
 
-def bagel_turns() -> Layout:
+def bagel_turns() -> Document:
     """One BAGEL sample of four edits."""
     return edit_sample((1602, 786), [(48, 1602, 1602, 786)] * 3, (48, 1602))
 

@@ -24,7 +24,7 @@ QWEN = (28, 4, 128)  # query heads, heads of keys, columns of a head
 LLAMA = (32, 8, 128)
 FRONTS = 32  # lengths of an image in front that `sparse_layout` tries
 
-Layout: TypeAlias = list[list[tuple[str, int]]]
+Documents: TypeAlias = list[list[tuple[str, int]]]
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def sparse(length: int, per_mille: int, seed: int, sizes: tuple[int, int, int], 
 
 
 @cache
-def sparse_layout(length: int, per_mille: int, seed: int) -> Layout:
+def sparse_layout(length: int, per_mille: int, seed: int) -> Documents:
     """Seeded random documents of text, image and noise whose mask allows about per_mille / 1000 of all pairs.
 
     Dense ones begin with a long image (the whole row at 1000), sparse ones are cut into documents of about equal
@@ -144,7 +144,7 @@ def sparse_layout(length: int, per_mille: int, seed: int) -> Layout:
     return min(made, key=lambda layout: abs(segments(layout).pairs - wanted))
 
 
-def _documents(length: int, front: int, count: int, seed: int) -> Layout:
+def _documents(length: int, front: int, count: int, seed: int) -> Documents:
     rng = np.random.default_rng([seed, count, length])
     jitter = rng.uniform(-0.2, 0.2, count - 1)
     bounds = [0, *np.rint((np.arange(1, count) + jitter) * length / count).astype(int).tolist(), length]

@@ -18,7 +18,7 @@ from omnicupy.choose import variants
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.constructors import causal, full
 from omnicupy.masks.segment_masks import random, segments
-from omnicupy.reference import sampled_rows
+from omnicupy.reference import checked_rows
 from omnicupy.tools.bench import (
     host,
     measure,
@@ -163,21 +163,21 @@ def test_row_end_points_of_empty_and_full_rows() -> None:
     )
 
 
-def test_sampled_rows_cover_both_ends() -> None:
-    assert sampled_rows.sampled(100) == [(0, 100)]
-    runs = sampled_rows.sampled(10000)
+def test_checked_rows_cover_both_ends() -> None:
+    assert checked_rows.runs(100) == [(0, 100)]
+    runs = checked_rows.runs(10000)
     assert runs[0][0] == 0
     assert runs[-1][1] == 10000
-    assert all(stop - first == sampled_rows.ROWS for first, stop in runs)
+    assert all(stop - first == checked_rows.ROWS for first, stop in runs)
 
 
-def test_sampled_rows_tell_right_from_wrong() -> None:
+def test_checked_rows_tell_right_from_wrong() -> None:
     mask = segments([("text", 200), ("image", 300)])
     q, k, v = (np.random.default_rng(n).standard_normal((1, 2, 500, 16)).astype(np.float16) for n in range(3))
-    judge = sampled_rows.SampledRows((q, k, v), mask)
+    judge = checked_rows.CheckedRows((q, k, v), mask)
     out = numpy_gpu.attention(q, k, v, mask)
-    assert judge.error(out) <= sampled_rows.TOLERANCE
-    assert judge.error(numpy_gpu.attention(q, k, v, causal(500))) > sampled_rows.TOLERANCE
+    assert judge.error(out) <= checked_rows.TOLERANCE
+    assert judge.error(numpy_gpu.attention(q, k, v, causal(500))) > checked_rows.TOLERANCE
     out[0, 0, 499, 0] = np.nan
     assert judge.error(out) == np.inf
 

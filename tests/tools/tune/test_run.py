@@ -18,7 +18,7 @@ from omnicupy.call.problem import Problem
 from omnicupy.choose import pick, saved, table, variants
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.segment_masks import random
-from omnicupy.reference import sampled_rows
+from omnicupy.reference import checked_rows
 from omnicupy.tools.cli.main import main
 from omnicupy.tools.tune import run as tune_run
 from omnicupy.tools.tune import search
@@ -119,12 +119,12 @@ def test_a_trial_on_the_gpu_holds_the_kernel_against_the_reference(monkeypatch: 
     workload = problem_of("random:1", Sizes(heads=2, kv_heads=1, head_dim=16, length=200))
     steps: list[str] = []
     trial = tune_run.GpuTrial(workload, workload.mask(), "bfloat16", steps.append)
-    assert 0 < trial.error(BUILTIN) <= sampled_rows.TOLERANCE
+    assert 0 < trial.error(BUILTIN) <= checked_rows.TOLERANCE
     assert trial.sample(SPECS[0]) > 0
     assert asked == [BUILTIN, SPECS[0]]
     assert steps == [variants.word(BUILTIN), variants.word(SPECS[0])]
     monkeypatch.setattr(tune_run, "attention", lambda q, *_, config: q)
-    assert trial.error(BUILTIN) > sampled_rows.TOLERANCE
+    assert trial.error(BUILTIN) > checked_rows.TOLERANCE
 
 
 def test_a_variant_that_hangs_is_named(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from noisy_gpu import BUILTIN, SPECS, Noisy, clean
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.build import Compiled
 from omnicupy.jit.spec import AttnSpec
-from omnicupy.reference import sampled_rows
+from omnicupy.reference import checked_rows
 from omnicupy.tools.tune import search
 
 
@@ -83,7 +83,7 @@ def test_hopeless_variants_are_sampled_once_and_finalists_always_hold_the_table_
 
 def test_wrong_and_failing_variants_are_dropped_before_any_timing() -> None:
     trial = Noisy({SPECS[0]: 0.1, SPECS[1]: 0.1})
-    trial.wrong[SPECS[0]] = sampled_rows.TOLERANCE * 1.01
+    trial.wrong[SPECS[0]] = checked_rows.TOLERANCE * 1.01
     trial.wrong[SPECS[3]] = float("nan")
     trial.failing.add(SPECS[1])
 

@@ -14,23 +14,23 @@ from omnicupy.masks.mask import Mask
 from omnicupy.tools.bench.preset_build import LAYOUTS, TOKENS
 from omnicupy.tools.workloads.workload import NAMED
 
-Sample = list[tuple[str, int]]
+Document = list[tuple[str, int]]
 MODES = {"c": "causal", "f": "full", "n": "noise"}
 
 
-def edit(*sizes: int) -> Sample:
+def edit(*sizes: int) -> Document:
     return list(zip("ffcnffcn", sizes, strict=True))
 
 
-def generate(text: int, noise: int) -> Sample:
+def generate(text: int, noise: int) -> Document:
     return [("c", text), ("n", noise)]
 
 
-def understand(first: int, second: int, text: int) -> Sample:
+def understand(first: int, second: int, text: int) -> Document:
     return [("f", first), ("f", second), ("c", text)]
 
 
-def bagel(*samples: Sample) -> Mask:
+def bagel(*samples: Document) -> Mask:
     splits = [split for sample in samples for split in sample]
     sizes = np.array([size for _, size in splits])
     lengths = [sum(size for _, size in sample) for sample in samples]
@@ -46,7 +46,7 @@ W1 = (
     understand(2459, 1838, 471),
     [("c", 972)],
 )
-W3: Sample = [
+W3: Document = [
     *[("f", 1602), ("f", 786)],
     *[("c", 48), ("n", 1602), ("f", 1602), ("f", 786)] * 3,
     *[("c", 48), ("n", 1602)],

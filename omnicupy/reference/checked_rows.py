@@ -13,12 +13,12 @@ from omnicupy.reference import attention as reference_attention
 
 BLOCKS = 6  # runs of rows that are compared
 ROWS = 32  # rows of one run
-# Largest error over all sampled rows, over the same-precision reference's largest error there. Rivals round
+# Largest error over all checked rows, over the same-precision reference's largest error there. Rivals round
 # in other places than we do; a wrong mask or a wrong tile gives tens to thousands.
 TOLERANCE = 4.0
 
 
-class SampledRows:
+class CheckedRows:
     """The reference of a few runs of rows: the first, the last, and seeded random ones, all heads and
     batches.
     """
@@ -28,7 +28,7 @@ class SampledRows:
         self._xp = module_of(q)
         self._parts = []
         scale = scale_of(None, q.shape[3])
-        for q0, q1 in sampled(mask.shape[0]):
+        for q0, q1 in runs(mask.shape[0]):
             rows = mask.rows(q0, q1)
             exact = reference_attention.attention64(q[:, :, q0:q1], k, v, [rows], scale)[0]
             near = reference_attention.attention_emulated(q[:, :, q0:q1], k, v, [rows], scale)[0]
@@ -46,7 +46,7 @@ class SampledRows:
         return worst / unit
 
 
-def sampled(q_len: int) -> list[tuple[int, int]]:
+def runs(q_len: int) -> list[tuple[int, int]]:
     """Runs of rows of a problem: [first, stop) each, disjoint where q_len allows, ascending."""
     if q_len <= BLOCKS * ROWS:
         return [(0, q_len)]
