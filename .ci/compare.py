@@ -1,4 +1,4 @@
-"""Measures this tree beside another one: `python .ci/compare.py ../before 5 --workload W1 --system omnicupy`
+"""Measures this tree beside another one: `python .ci/compare.py ../before 5 --mask W1 --system omnicupy`
 
 The arguments after the other tree and the number of rounds are those of `cli.py bench`, which checks results before it
 times them. It runs in each tree by turns, because chips get warm, and which of them begins changes from round to round;

@@ -1,4 +1,4 @@
-"""attention(): NumPy arrays go to the CPU engine, CuPy arrays to the GPU kernels."""
+"""attention() and prepare(): NumPy arrays go to the CPU engine, CuPy arrays to the GPU kernels."""
 
 from __future__ import annotations
 

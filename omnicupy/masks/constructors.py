@@ -100,7 +100,7 @@ def ranges(
 
 
 def intervals(start: NDArray[Any], stop: NDArray[Any], q_len: int) -> Mask:
-    """Key k is visible to rows [start[i, k], stop[i, k]) for any i: the raw form of every mask without bits.
+    """Key k is visible to rows [start[i, k], stop[i, k]) for any i: how most masks are stored.
 
     start, stop: integer arrays (n, k_len), or (k_len,) for n = 1; copied. start == stop is empty; intervals
     of one key may come in any order and may touch. Raises TypeError for other dtypes, ValueError for reversed

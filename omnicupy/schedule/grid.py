@@ -73,7 +73,7 @@ class Grid:
         """Query heads worked on side by side: whole groups, as many as give each multiprocessor a part of their block
         rows; heads that share a tile count as one.
 
-        More of them would ask for K and V of many heads at once, which come from memory in one rush (docs/kernels.md).
+        More of them would ask for K and V of many heads at once, all at once from memory (docs/design.md).
         Never more than have their K and V, under all masks, in half of the L2.  parts: as in `thread_blocks`.
         """
         problem, group = self.problem, self.tile_group

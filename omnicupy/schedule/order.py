@@ -1,7 +1,8 @@
 """The order in which kernels visit the tiles of a block row, and what they may know about each: flags in its entries.
 
-FULL tiles come first: after 64 keys of them a row_max is no accident of a few keys, and rescaling may be lazy, in
-masked tiles, too (kernels/omni/softmax.cuh). Last come the tiles that some of the block's query rows need not look at.
+FULL tiles come first: after 64 of their keys row_max (what is subtracted from a row's scores) is close enough to the
+maximum for lazy rescaling, also in the masked tiles that follow (kernels/omni/softmax.cuh).
+Last come the tiles that some of the block's query rows need not look at.
 The Hopper kernel gives each 64 rows of a block to a warpgroup; where none of the 64 sees a key of a tile, at the edges
 of windows, documents and images, the warpgroup skips the tile (kernels/omni/sm90/forward/consumer.cuh).
 """

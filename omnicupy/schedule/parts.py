@@ -1,9 +1,8 @@
 """What is worked on, in which order: block rows or parts of them, so that all multiprocessors end together.
 
-A block row whose keys take longer than the rest would wait for is cut into parts; each attends to some of the
-row's tiles, and the part that ends last merges them (kernels/omni/sm90/forward/merge.cuh). The heads of a section share
-K and V in the L2 cache, so the list is walked section by section; tiers bring the short parts of all sections
-behind the long ones of all.
+A block row so long that it would delay the end of the launch is split over its keys into parts; the warp that ends last
+merges them (kernels/omni/sm90/forward/merge.cuh). The K and V of a section's heads fit half of the L2 cache, so work
+is taken section by section. Tiers come first: the long parts of all sections precede the short parts of all.
 """
 
 from __future__ import annotations
