@@ -32,15 +32,18 @@ METRICS = {
 STALL = "smsp__average_warps_issue_stalled_"
 CALL = """
 import sys, cupy
-from omnicupy import tune, workloads
-from omnicupy.bench.measure import make_inputs
-from omnicupy.launch import attention, device_info
-workload = workloads.by_name(sys.argv[1])
+from omnicupy.api import attention
+from omnicupy.choose import pick
+from omnicupy.gpu.device import device_info
+from omnicupy.jit.archs import arch_of
+from omnicupy.tools.bench.measure import make_inputs
+from omnicupy.tools.workloads.workload import by_name
+workload = by_name(sys.argv[1])
 mask = workload.mask()
 problem, info = workload.problem(mask, "bfloat16"), device_info(0)
-with tune.every_kernel():
-    arch = tune.arch_of(info.major, info.minor)
-    spec = tune.pick(arch, problem, (mask,), info.sm_count, mappable=sys.argv[2] != "sm80")
+with pick.serve_every_kernel():
+    arch = arch_of(info.major, info.minor)
+    spec = pick.pick(arch, problem, (mask,), info.sm_count, mappable=sys.argv[2] != "sm80")
     arrays = make_inputs(workload, mask, "bfloat16")
     for _ in range(3):
         attention(*arrays, mask, config=spec)
