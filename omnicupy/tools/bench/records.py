@@ -106,7 +106,7 @@ def caption(content: dict[str, Any]) -> str:
         content.get("device"),
         f"driver {content['driver']}" if content.get("driver") else None,
         f"NVRTC {content['nvrtc']}" if content.get("nvrtc") else None,
-        f"8192^3 GEMM {gemm:.0f} TFLOP/s" if gemm else None,
+        f"8192^3 matrix product {gemm:.0f} TFLOP/s" if gemm else None,
     )
     return ", ".join(part for part in known if part) or "no device"
 

@@ -30,11 +30,11 @@ def lines(library: Library) -> str:
     head = [
         "sizes",
         "masks",
-        "without pairs, ms",
+        "constant, ms",
         "10^9 pairs a ms",
         "R^2",
         "largest residual",
-        f"above {LEAST_DENSITY:.0%} density",
+        f"largest residual above {LEAST_DENSITY:.0%} density",
     ]
     rows = [head, ["---", *["---:"] * 6]]
     for group in sparsity.groups(found.rows):
@@ -118,11 +118,11 @@ def ceilings(library: Library) -> str:
         "device",
         "kernel",
         "head_dim",
-        "rows",
+        "query rows of a tile",
         "full tiles, TFLOP/s",
-        "partial pair",
-        "causal pair",
-        "skipped pair",
+        "partial pair, extra",
+        "causal pair, extra",
+        "skipped pair, of a full one",
         "work item, us",
         "launch, us",
         "a MB, us",
@@ -144,7 +144,15 @@ def ceilings(library: Library) -> str:
 
 def predictions(library: Library) -> str:
     """How well the model predicts: records that it was fitted on, the same held out, and records that it never saw."""
-    head = ["device", "record", "in the fit", "measurements", "median error", "largest", "of"]
+    head = [
+        "device",
+        "record",
+        "in the fit",
+        "measurements",
+        "median error",
+        "largest error",
+        "measurement with it",
+    ]
     rows = [head, ["---", "---", "---", "---:", "---:", "---:", "---"]]
     for of in choose_ceilings.load():
         known = [name for name in of.sources if name in library.of]

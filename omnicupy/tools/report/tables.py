@@ -25,8 +25,8 @@ def records_used(library: Library) -> str:
             "driver",
             "NVRTC",
             "commit",
-            "8192^3 product",
-            "copies",
+            "8192^3 matrix product, TFLOP/s",
+            "copies, TB/s",
             "clock before, after",
         ],
         [*["---"] * 6, "---:", "---:", "---:"],
@@ -123,9 +123,9 @@ def _models(found: Found) -> str:
         "ms",
         "useful TFLOP/s",
         "executed TFLOP/s",
-        "useful pairs",
+        "allowed / executed pairs",
     ]
-    lines = [[*head, *(f"times {plot_style.style(rival).label}" for rival in rivals)]]
+    lines = [[*head, *(f"speed-up over {plot_style.style(rival).label}" for rival in rivals)]]
     lines.append([*["---", "---", "---:", "---"], *["---:"] * (len(lines[0]) - 4)])
     for name in dict.fromkeys(row["workload"] for row in rows):
         ours = of.get((name, OURS))

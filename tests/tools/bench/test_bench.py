@@ -101,7 +101,7 @@ def test_records_are_written_row_by_row(tmp_path: Path) -> None:
 
 def test_tables_of_a_record() -> None:
     text = records.markdown({**HEADER, "rows": ROWS})
-    assert text.splitlines()[0] == "H100, driver 580, NVRTC 13.0, 8192^3 GEMM 778 TFLOP/s"
+    assert text.splitlines()[0] == "H100, driver 580, NVRTC 13.0, 8192^3 matrix product 778 TFLOP/s"
     assert "| workload | density | omnicupy | flex | fa4 | vs flex | vs fa4 |" in text
     assert "| W1 | 11.4% | 300 (2 ms) | 200 (3 ms) | no interleaved masks | 1.50x |  |" in text
     assert "| W4 |  | 400 (1 ms) (wrong) |  |  |  |  |" in text
