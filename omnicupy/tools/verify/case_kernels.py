@@ -16,7 +16,7 @@ DEFAULT = "chosen by the table"
 
 @dataclass(frozen=True)
 class Variant:
-    """A kernel as the report names it. spec: its config; the default variant's is what the table has for it.
+    """A kernel as the report names it. spec: what runs; the default variant's is what the table has for it.
 
     explicit: pass the spec as `config`, else leave the choice to the call.
     """
@@ -24,6 +24,11 @@ class Variant:
     name: str
     spec: AttnSpec
     explicit: bool = True
+
+    @property
+    def config(self) -> AttnSpec | None:
+        """The `config` of the call."""
+        return self.spec if self.explicit else None
 
 
 def problem_of(case: Case) -> Problem:

@@ -138,7 +138,6 @@ def _numeric(case: Case, masks: Sequence[Mask], target: Target) -> Callable[[Var
     expected = budget.budget(made.q, made.k, made.v, mask)
 
     def judge(variant: Variant) -> tuple[float, str]:
-        config = variant.spec if variant.explicit else None
         out, lse = attention(
             made.q,
             made.k,
@@ -146,7 +145,7 @@ def _numeric(case: Case, masks: Sequence[Mask], target: Target) -> Callable[[Var
             mask,
             return_lse=True,
             out=inputs.nan_output(case, cupy),
-            config=config,
+            config=variant.config,
         )
         found = budget.compare(out, lse, expected)
         if not found.ok:
@@ -154,7 +153,7 @@ def _numeric(case: Case, masks: Sequence[Mask], target: Target) -> Callable[[Var
         repeats = min(target.repeats, NAIVE_REPEATS) if variant.spec.kernel == "naive" else target.repeats
         different = cupy.zeros((), np.int64)
         for _ in range(repeats - 1):
-            again, lse_again = attention(made.q, made.k, made.v, mask, return_lse=True, config=config)
+            again, lse_again = attention(made.q, made.k, made.v, mask, return_lse=True, config=variant.config)
             different += _different(out, again) + _different(lse, lse_again)
         count = int(different)
         return found.ratio, f"{count} elements differ over {repeats} repetitions" if count else ""

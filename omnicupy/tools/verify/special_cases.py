@@ -6,7 +6,7 @@ Each function prepares its inputs and returns a judge: variant -> (error over bu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +36,12 @@ CASES = (
     replace(_BASE, tag="dropped-mask"),
     replace(_BASE, tag="chained"),
 )
+
+
+def _verdict(found: Iterable[reference_budget.Comparison]) -> tuple[float, str]:
+    """What a judge says of results: the worst ratio, and what is wrong there."""
+    worst = max(found, key=lambda one: one.ratio)
+    return worst.ratio, "" if worst.ok else str(worst)
 
 
 def _filled(shape: tuple[int, int, int, int], seed: int) -> Any:
@@ -74,21 +80,20 @@ def _beyond_2_31_elements(case: Case, masks: Sequence[Mask]) -> Compare:
 
     def judge(variant: Variant) -> tuple[float, str]:
         out = inputs.nan_output(case, cupy)
-        attention(q, k, v, masks[0], out=out, config=variant.spec if variant.explicit else None)
-        found = [
+        attention(q, k, v, masks[0], out=out, config=variant.config)
+        ratio, problem = _verdict(
             reference_budget.compare(out[b : b + 1, h : h + 1, row:stop], None, budget)
             for b, h, row, stop, budget in expected
-        ]
-        worst = max(found, key=lambda one: one.ratio)
-        if not worst.ok:
-            return worst.ratio, str(worst)
+        )
+        if problem:
+            return ratio, problem
         bits = out.view(np.uint16)
         unwritten = sum(
             int(((bits[b, h] & 0x7F80) == 0x7F80).sum())
             for b in range(case.batch)
             for h in range(case.q_heads)
         )
-        return worst.ratio, f"{unwritten} elements were not written" if unwritten else ""
+        return ratio, f"{unwritten} elements were not written" if unwritten else ""
 
     return judge
 
@@ -102,7 +107,6 @@ def _streams(case: Case, masks: Sequence[Mask]) -> Compare:
     slow = cupy.empty(2**28, np.uint8)
 
     def judge(variant: Variant) -> tuple[float, str]:
-        config = variant.spec if variant.explicit else None
         mask = case.masks()[0]  # a new object: nothing of it is on the device yet
         first, second = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
         cupy.cuda.Device().synchronize()
@@ -112,13 +116,11 @@ def _streams(case: Case, masks: Sequence[Mask]) -> Compare:
                 if stream is first:
                     for _ in range(20):
                         slow.data.memset_async(0, slow.nbytes)
-                results.append(attention(made.q, made.k, made.v, mask, return_lse=True, config=config))
+                results.append(
+                    attention(made.q, made.k, made.v, mask, return_lse=True, config=variant.config)
+                )
         cupy.cuda.Device().synchronize()
-        worst = max(
-            (reference_budget.compare(result[0], result[1], expected) for result in results),
-            key=lambda one: one.ratio,
-        )
-        return worst.ratio, "" if worst.ok else str(worst)
+        return _verdict(reference_budget.compare(result[0], result[1], expected) for result in results)
 
     return judge
 
@@ -131,14 +133,11 @@ def _addresses(case: Case, masks: Sequence[Mask]) -> Compare:
     expected = [reference_budget.budget(made.q, made.k, made.v, masks[0]) for made in sets]
 
     def judge(variant: Variant) -> tuple[float, str]:
-        config = variant.spec if variant.explicit else None
-        results = [attention(m.q, m.k, m.v, masks[0], return_lse=True, config=config) for m in sets]
-        found = [
-            reference_budget.compare(got[0], got[1], want)
-            for got, want in zip(results, expected, strict=True)
-        ]
-        worst = max(found, key=lambda one: one.ratio)
-        return worst.ratio, "" if worst.ok else str(worst)
+        results = [attention(m.q, m.k, m.v, masks[0], return_lse=True, config=variant.config) for m in sets]
+        return _verdict(
+            reference_budget.compare(result[0], result[1], wanted)
+            for result, wanted in zip(results, expected, strict=True)
+        )
 
     return judge
 
@@ -152,21 +151,20 @@ def _dropped_mask(case: Case, masks: Sequence[Mask]) -> Compare:
     slow = cupy.empty(2**28, np.uint8)
 
     def judge(variant: Variant) -> tuple[float, str]:
-        config = variant.spec if variant.explicit else None
         mask = case.masks()[0]
-        attention(made.q, made.k, made.v, mask, config=config)
+        attention(made.q, made.k, made.v, mask, config=variant.config)
         stream = cupy.cuda.Stream(non_blocking=True)
         cupy.cuda.Device().synchronize()
         with stream:
             for _ in range(20):
                 slow.data.memset_async(0, slow.nbytes)
-            result = attention(made.q, made.k, made.v, mask, return_lse=True, config=config)
+            result = attention(made.q, made.k, made.v, mask, return_lse=True, config=variant.config)
         del mask
         litter = [cupy.full(size, 0x7FFFFFFF, np.int32) for size in (64, 256, 1024, 4096, 16384)]
         cupy.cuda.Device().synchronize()
         found = reference_budget.compare(result[0], result[1], expected)
         del litter
-        return found.ratio, "" if found.ok else str(found)
+        return _verdict([found])
 
     return judge
 
@@ -180,10 +178,9 @@ def _calls_in_a_row(case: Case, masks: Sequence[Mask]) -> Compare:
     made = inputs.inputs_of(case, masks, cupy)
 
     def judge(variant: Variant) -> tuple[float, str]:
-        config = variant.spec if variant.explicit else None
 
         def call(q: Any, out: Any = None) -> Any:
-            return attention(q, made.k, made.v, masks[0], out=out, config=config)
+            return attention(q, made.k, made.v, masks[0], out=out, config=variant.config)
 
         results = [made.q]
         for _ in range(CHAIN):
@@ -201,10 +198,8 @@ def _calls_in_a_row(case: Case, masks: Sequence[Mask]) -> Compare:
             if not bool((alone.view(np.uint16) == result.view(np.uint16)).all()):
                 return 0.0, f"call {step} of the chain differs from the same call alone"
             q = alone
-        found = reference_budget.compare(
-            first, None, reference_budget.budget(results[-1], made.k, made.v, masks[0])
-        )
-        return found.ratio, "" if found.ok else str(found)
+        wanted = reference_budget.budget(results[-1], made.k, made.v, masks[0])
+        return _verdict([reference_budget.compare(first, None, wanted)])
 
     return judge
 

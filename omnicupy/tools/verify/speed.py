@@ -95,9 +95,8 @@ def _run_one(workload: Workload, target: Target, with_flex: bool) -> list[Timed]
     errors: dict[str, float] = {}
     failed = []
     for variant in target.variants(case, [mask]):
-        config = variant.spec if variant.explicit else None
 
-        def call(config: Any = config) -> Any:
+        def call(config: Any = variant.config) -> Any:
             return attention(*arrays, mask, config=config)
 
         try:
