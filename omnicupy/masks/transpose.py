@@ -1,4 +1,4 @@
-"""A block mask by blocks of keys: for each the tiles of query rows that see one of its keys. The backward pass walks it."""
+"""A block mask by blocks of keys, as the backward pass walks it: for each the tiles of queries that see one of them."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ def key_lists(blocks: Sequence[BlockMask], workers: Workers) -> BlockLists:
     """As block_lists, by blocks of keys: an entry is {kind | flags | queries << 8, payload, first query, 0}, a part
     {first key, mask, first entry, end entry}, a bit tile has bc rows of queries, and `q_blocks` counts blocks of keys.
 
-    dead: (0, 0) where no tile that is visited holds a dead key.  dead_rows: (mask_batch, q_padded / 32), bit set where a
-    row of that mask sees no key; (0, 0) where every row sees one.
+    dead: (0, 0) where no tile that is visited holds a dead key.  dead_rows: (mask_batch, q_padded / 32), bit set where
+    a row of that mask sees no key; (0, 0) where every row sees one.
 
     workers: who works on each block of keys; its `heads` are heads of keys.
     """
@@ -33,7 +33,10 @@ def key_lists(blocks: Sequence[BlockMask], workers: Workers) -> BlockLists:
     n_spans = max(0 if b.mask.intervals is None else len(b.mask.intervals[0]) for b in blocks)
     counts = np.cumsum([0, *(len(one.entries) for one in turned)])
     offsets = np.concatenate(
-        [turned[0].offsets, *(one.offsets[1:] + np.int32(at) for one, at in zip(turned[1:], counts[1:], strict=False))]
+        [
+            turned[0].offsets,
+            *(one.offsets[1:] + np.int32(at) for one, at in zip(turned[1:], counts[1:], strict=False)),
+        ]
     )
     queries = np.concatenate([one.entries[:, 3] for one in turned])
     kinds = np.concatenate([one.kinds for one in turned])
@@ -45,7 +48,9 @@ def key_lists(blocks: Sequence[BlockMask], workers: Workers) -> BlockLists:
         "splits": (len(work.rows), 4),
         "bit_tiles": (sum(len(one.bit_tiles) for one in turned), first.bc, first.br // 32),
         "spans": (len(blocks), n_spans, k_padded, 2),
-        "dead": (len(blocks), k_padded // 32) if any((b.entries[:, 0] & DEAD).any() for b in blocks) else (0, 0),
+        "dead": (len(blocks), k_padded // 32)
+        if any((b.entries[:, 0] & DEAD).any() for b in blocks)
+        else (0, 0),
         "dead_rows": (0, 0),
     }
     dead = [dead_rows(block.mask) for block in blocks]
