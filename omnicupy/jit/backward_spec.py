@@ -116,6 +116,14 @@ class BackwardKernel:
         return self.br if self.part == "dkdv" else self.bc
 
     @property
+    def prepared_rows(self) -> int:
+        """Rows of one head that a thread block of part "prepare" works on: some lanes for each, 8 columns a lane."""
+        lanes = 1
+        while lanes < self.head_dim // 8 and lanes < 32:
+            lanes *= 2
+        return PREPARE_THREADS // lanes
+
+    @property
     def threads(self) -> int:
         """Threads of one thread block."""
         if self.part == "prepare":

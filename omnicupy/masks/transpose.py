@@ -68,8 +68,8 @@ def dead_rows(mask: PairSet) -> BoolArray:
     q_len, k_len = mask.shape
     if mask.intervals is not None:
         start, stop = (np.bincount(side.ravel(), minlength=q_len + 1) for side in mask.intervals)
-        covered: BoolArray = np.cumsum(start - stop)[:q_len] == 0
-        return covered
+        covered = np.cumsum(start - stop)[:q_len]
+        return np.equal(covered, 0)
     if mask.bits is not None:
         unseen: BoolArray = ~mask.bits.any(axis=1)
         return unseen
