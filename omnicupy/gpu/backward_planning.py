@@ -52,40 +52,40 @@ class Layouts:
 
 
 @dataclass(frozen=True)
-class _Device:
-    index: int
+class _Setting:
+    """A checked call with its distinct masks, on a device."""
+
+    call: BackwardCall
+    masks: Sequence[Mask]
+    device: int
     info: DeviceInfo
+
+    def grid(self, part: BackwardKernel) -> BackwardGrid:
+        return BackwardGrid(part, self.call.problem, len(self.masks), self.info.sm_count, self.info.l2_bytes)
+
+    def blocks(self, part: BackwardKernel) -> DeviceBlocks:
+        pack = key_lists if part.part == "dkdv" else block_lists
+        return device_blocks(self.masks, (part.br, part.bc), self.grid(part).workers, self.device, pack)
 
 
 def new_plan(call: BackwardCall, layouts: Layouts, device: int, config: BackwardSpec | None) -> BackwardPlan:
     """The plan of a checked call; its device is current."""
     masks = call.masks[:1] if all(one is call.masks[0] for one in call.masks) else call.masks
-    on = _Device(device, device_info(device))
+    on = _Setting(call, masks, device, device_info(device))
     problem = call.problem
     arch = archs.arch_of(on.info.major, on.info.minor)
     spec = config or backward_table.pick(arch, problem.dtype, problem.head_dim)
     check_runs(spec, on.info)
     parts = spec.kernels()
-    of_rows = _blocks(parts["dq"], call, masks, on)
-    of_keys = _blocks(parts["dkdv"], call, masks, on)
+    of_keys = on.blocks(parts["dkdv"])
     space = _space(call, layouts, spec.kernel == "sm90", of_keys)
     read = _read_layouts(layouts, space)
-    launches = [_launch(parts["prepare"], call, layouts, of_keys, on, len(masks), space)]
+    launches = [_launch(on, parts["prepare"], layouts, of_keys, space)]
     if call.wanted[1] or call.wanted[2]:
-        launches.append(_launch(parts["dkdv"], call, read, of_keys, on, len(masks), space))
+        launches.append(_launch(on, parts["dkdv"], read, of_keys, space))
     if call.wanted[0]:
-        launches.append(_launch(parts["dq"], call, read, of_rows, on, len(masks), space))
+        launches.append(_launch(on, parts["dq"], read, on.blocks(parts["dq"]), space))
     return BackwardPlan(spec, device, launches, space)
-
-
-def _grid(part: BackwardKernel, call: BackwardCall, masks: int, on: _Device) -> BackwardGrid:
-    return BackwardGrid(part, call.problem, masks, on.info.sm_count, on.info.l2_bytes)
-
-
-def _blocks(part: BackwardKernel, call: BackwardCall, masks: Sequence[Mask], on: _Device) -> DeviceBlocks:
-    pack = key_lists if part.part == "dkdv" else block_lists
-    workers = _grid(part, call, len(masks), on).workers
-    return device_blocks(masks, (part.br, part.bc), workers, on.index, pack)
 
 
 def _space(call: BackwardCall, layouts: Layouts, needs_maps: bool, keys: DeviceBlocks) -> Space:
@@ -131,20 +131,13 @@ def _read_layouts(layouts: Layouts, space: Space) -> Layouts:
 
 
 def _launch(
-    part: BackwardKernel,
-    call: BackwardCall,
-    layouts: Layouts,
-    blocks: DeviceBlocks,
-    on: _Device,
-    masks: int,
-    space: Space,
+    on: _Setting, part: BackwardKernel, layouts: Layouts, blocks: DeviceBlocks, space: Space
 ) -> Launch:
-    grid = _grid(part, call, masks, on)
-    template = _struct_of(grid, call, layouts, blocks)
-    function = kernel(part, on.index).function
+    grid = on.grid(part)
+    template = _struct_of(grid, on.call, layouts, blocks)
     shape = grid.thread_blocks(blocks.sizes.n_parts, space.k >= 0 or space.v >= 0)
     maps = (layouts.q, layouts.dout, layouts.k, layouts.v) if part.params == "bwd_sm90" else ()
-    return Launch(part, function, shape, template, blocks, maps)
+    return Launch(part, kernel(part, on.device).function, shape, template, blocks, maps)
 
 
 def _struct_of(grid: BackwardGrid, call: BackwardCall, layouts: Layouts, blocks: DeviceBlocks) -> Any:

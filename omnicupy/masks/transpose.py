@@ -71,8 +71,7 @@ def dead_rows(mask: PairSet) -> BoolArray:
         covered = np.cumsum(start - stop)[:q_len]
         return np.equal(covered, 0)
     if mask.bits is not None:
-        unseen: BoolArray = ~mask.bits.any(axis=1)
-        return unseen
+        return np.logical_not(mask.bits.any(axis=1))
     parts = [~mask.dense(*q, 0, k_len).any(axis=1) for q in masks_bits.chunks(q_len, k_len)]
     return np.concatenate(parts)
 
