@@ -65,7 +65,9 @@ struct KeyProducer {
         int4 const e = args.b.p.lists.entries[entry];
 #pragma unroll 1
         for (int i = 0; i < args.b.p.group; ++i) {
-          load_queries(Tile{e.x, e.y, e.z, e.w}, work().kv_head * args.b.p.group + i);
+          int const head = work().kv_head * args.b.p.group + i;
+          // In place of a count that key blocks do not have: which of all heads it is.
+          load_queries(Tile{e.x, e.y, e.z, work().batch * args.b.p.q_heads + head}, head);
         }
       }
       slot.next();
