@@ -63,8 +63,8 @@ struct OneOf<false, A, B> {
 };
 
 template <class Cfg>
-using Hidden = typename OneOf<
-    Cfg::kOwnsKeys, HiddenFromKeys<Cfg, StepTile<Cfg>>, HiddenFromQueries<Cfg, StepTile<Cfg>>>::Type;
+using Hidden =
+    typename OneOf<Cfg::kOwnsKeys, HiddenFromKeys<Cfg, StepTile<Cfg>>, HiddenFromQueries<Cfg, StepTile<Cfg>>>::Type;
 
 // lse2 or delta of the rows and columns of a register tile. Queries are columns where keys are owned: values of the
 // walked tile lie in shared memory. Else they are rows, and the values stay in registers.
@@ -147,21 +147,6 @@ __device__ __forceinline__ void add_products(Out& out, Factors const& factors, u
       u32 b[4];
       ldmatrix_x4_trans(b, Shared::at_column(s_rows, n) + k * Shared::kPitchBytes);
       add_product<Cfg>(out, n, a, b);
-    }
-  }
-}
-
-// Rows of a gradient that a warp has made. row0: token of the first one; column0: first column of the thread block.
-template <class Cfg, class Out>
-__device__ __forceinline__ void store_gradient(
-    Out const& out, unsigned char* g_head, i64 token_stride, int2 row0_and_len, int columns, float factor) {
-#pragma unroll
-  for (int m = 0; m < Out::kTilesM; ++m) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      int const token = row0_and_len.x + Out::row(m, h);
-      store_row<Cfg::kBf16>(
-          out, m, h, factor, g_head + 2 * token * token_stride, token < row0_and_len.y ? columns : 0);
     }
   }
 }

@@ -11,10 +11,10 @@ namespace omni {
 struct WarpStep {
   MaskView const& mask;
   Tile const& tile;
-  int owned0;    // the warp's first token
-  int row0;      // where it stands in the thread block's
-  int walked0;   // the step's first token
-  int column0;   // where it stands in the tile
+  int owned0;   // the warp's first token
+  int row0;     // where it stands in the thread block's
+  int walked0;  // the step's first token
+  int column0;  // where it stands in the tile
 };
 
 // Rows are keys. Of the word [m][h][w], shifted to the lane's columns, bit 8 * j + e stands for row (m, h) and column

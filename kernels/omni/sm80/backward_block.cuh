@@ -1,0 +1,171 @@
+// What both mma.sync backward loops share: what a thread block knows of its work, the copies into shared memory, a step
+// of walked tokens up to the gradients of its scores, and the stores.
+#pragma once
+
+#include "omni/sm80/backward_gemm.cuh"
+
+namespace omni {
+
+// Walks tiles, and inside each the query heads that count for it: one for dQ, those of the group for dK and dV. Their
+// sums stay in registers, and no two thread blocks add to the same gradient.
+struct HeadWalk {
+  EntryWalk walk;
+  Tile tile;
+  int heads, head;  // how many, and which
+  bool more;        // tile and head are there
+
+  __device__ __forceinline__ HeadWalk(BlockLists const& lists, WorkItem const& work, int count)
+      : walk(lists, work.first, work.end), heads(count), head(0) {
+    more = walk.has_next();
+    if (more) tile = walk.take(lists);
+  }
+
+  __device__ __forceinline__ void advance(BlockLists const& lists) {
+    if (++head < heads) return;
+    head = 0;
+    more = walk.has_next();
+    if (more) tile = walk.take(lists);
+  }
+};
+
+template <class Cfg>
+struct BackwardBlock {
+  using Step = StepTile<Cfg>;
+  using Out = RegTile<Cfg::kTilesM, Cfg::kColumns>;
+  static constexpr int kStatisticBytes = Cfg::kOwnsKeys ? 2 * 4 * Cfg::kWalked : 0;  // of a tile's queries
+
+  BackwardParams const& params;
+  ForwardParams const& p;
+  MaskView const mask;
+  int const owned0;  // first token
+  int const batch;
+  int const head;  // kv head where keys are owned, else query head
+  HeadWalk walk;
+  unsigned char* const s_base;
+  RowStatistic<Cfg> lse2, delta;  // where queries are owned
+  Out first, second;              // dK and dV, or dQ
+
+  __device__ __forceinline__ BackwardBlock(BackwardParams const& all, WorkItem const& work, unsigned char* s_memory)
+      : params(all),
+        p(all.p),
+        mask{all.p, work.mask},
+        owned0(work.q0),
+        batch(work.batch),
+        head(work.head),
+        walk(all.p.lists, work, Cfg::kOwnsKeys ? all.p.group : 1),
+        s_base(s_memory) {
+    first.fill(0.f);
+    if constexpr (Cfg::kOwnsKeys) second.fill(0.f);
+  }
+
+  // The warp's first row among the tokens that the thread block owns.
+  __device__ __forceinline__ static int row0() { return thread_index() / 32 * Cfg::kWarpRows; }
+
+  // First column of the gradients that the thread block makes.
+  __device__ __forceinline__ static int column0() {
+    return Cfg::kColumns == Cfg::kHeadDim ? 0 : blockIdx.y * Cfg::kColumns;
+  }
+
+  // Starts the copy of a tile of kRows tokens from `token` on, of which `rows` exist, and kCols columns from `column` on.
+  template <int kRows, int kCols>
+  __device__ __forceinline__ void load(
+      int offset, Tensor const& from, int of_head, int token, int rows, int column) const {
+    load_tile<Cfg::kThreads, kRows, kCols, Cfg::kSwizzle>(
+        smem_address(s_base) + offset, from.row(batch, of_head, token) + 2 * column, 2 * from.strides.token, rows,
+        p.head_dim - column);
+  }
+
+  // K and V of the keys, or Q and dO of the queries, that the thread block owns: one behind the other.
+  template <int kCols>
+  __device__ __forceinline__ void load_owned(int offset, int column) const {
+    constexpr int kBytes = Cfg::kOwned * 2 * kCols;
+    Tensor const from = Cfg::kOwnsKeys ? p.key() : p.query();
+    Tensor const second_from = Cfg::kOwnsKeys ? p.value() : params.gradient_of_out();
+    int const rows = (Cfg::kOwnsKeys ? p.k_len : p.q_len) - owned0;
+    load<Cfg::kOwned, kCols>(offset, from, head, owned0, rows, column);
+    load<Cfg::kOwned, kCols>(offset + kBytes, second_from, head, owned0, rows, column);
+  }
+
+  // The same of the tile at the cursor: Q and dO, or K and V.
+  template <int kCols>
+  __device__ __forceinline__ void load_walked(int offset, int column) const {
+    constexpr int kBytes = Cfg::kWalked * 2 * kCols;
+    Tensor const from = Cfg::kOwnsKeys ? p.query() : p.key();
+    Tensor const second_from = Cfg::kOwnsKeys ? params.gradient_of_out() : p.value();
+    int const of_head = walked_head(), token = walk.tile.first, rows = walk.tile.length();
+    load<Cfg::kWalked, kCols>(offset, from, of_head, token, rows, column);
+    load<Cfg::kWalked, kCols>(offset + kBytes, second_from, of_head, token, rows, column);
+  }
+
+  __device__ __forceinline__ int walked_head() const {
+    return Cfg::kOwnsKeys ? head * p.group + walk.head : head / p.group;
+  }
+
+  static_assert(Cfg::kWalked / 2 <= Cfg::kThreads, "a thread brings 16 bytes of lse2 or of delta");
+
+  // lse2 and delta of the queries: of the tile at the cursor to shared memory, 16 bytes a thread.
+  __device__ __forceinline__ void load_walked_statistics(int offset) const {
+    constexpr int kPieces = Cfg::kWalked / 4;
+    int const thread = threadIdx.x;
+    if (thread >= 2 * kPieces) return;
+    float const* const g_source = thread < kPieces ? params.lse2 : params.delta;
+    i64 const at = params.statistics(batch, walked_head()) + walk.tile.first + 4 * (thread % kPieces);
+    cp_async_16(smem_address(s_base) + offset + 16 * thread, g_source + at, 16);
+  }
+
+  // The same of the warp's own queries, to registers.
+  __device__ __forceinline__ void load_owned_statistics() {
+    i64 const at = params.statistics(batch, head) + owned0 + row0();
+    lse2.load(params.lse2 + at);
+    delta.load(params.delta + at);
+  }
+
+  // Finds what a step hides from the warp, which starts in `column` of the tile. False when the warp has nothing to do.
+  __device__ __forceinline__ bool find_hidden(Hidden<Cfg>& hidden, Tile const& tile, int column) const {
+    if (tile.kind() == kFull) return true;
+    hidden.find(WarpStep{mask, tile, owned0 + row0(), row0(), tile.first + column, column});
+    return hidden.is_anything();
+  }
+
+  // Scores to weights, gradients of weights to gradients of scores. s_statistics: of the step's queries.
+  __device__ __forceinline__ void differentiate_step(
+      Step& weights, Step& grads, Hidden<Cfg> const& hidden, Tile const& tile, float const* s_statistics) const {
+    if constexpr (Cfg::kOwnsKeys) {
+      weigh(weights, ColumnStatistic<Cfg>{s_statistics}, p.scale_log2);
+    } else {
+      weigh(weights, lse2, p.scale_log2);
+    }
+    if (tile.kind() != kFull) hidden.apply(weights);
+    if constexpr (Cfg::kOwnsKeys) {
+      differentiate(grads, weights, ColumnStatistic<Cfg>{s_statistics + Cfg::kWalked});
+    } else {
+      differentiate(grads, weights, delta);
+    }
+  }
+
+  __device__ __forceinline__ void store(void* gradient, Strides const& strides, Out const& out, int len, float factor) {
+    if (gradient == nullptr) return;
+    unsigned char* const g_head =
+        static_cast<unsigned char*>(gradient) + 2 * (batch * strides.batch + head * strides.head + column0());
+#pragma unroll
+    for (int m = 0; m < Out::kTilesM; ++m) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        int const token = owned0 + row0() + Out::row(m, h);
+        int const columns = token < len ? min(p.head_dim - column0(), Cfg::kColumns) : 0;
+        store_row<Cfg::kBf16>(out, m, h, factor, g_head + 2 * token * strides.token, columns);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void store_gradients() {
+    if constexpr (Cfg::kOwnsKeys) {
+      store(params.dk, params.dk_strides, first, p.k_len, p.scale);
+      store(params.dv, params.dv_strides, second, p.k_len, 1.f);
+    } else {
+      store(params.dq, params.dq_strides, first, p.q_len, p.scale);
+    }
+  }
+};
+
+}  // namespace omni
