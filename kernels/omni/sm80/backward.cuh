@@ -32,7 +32,7 @@ struct Backward : BackwardBlock<Cfg> {
   __device__ __forceinline__ void compute_step(Tile const& tile, int stage, int column) {
     Hidden<Cfg> hidden;
     if (!this->find_hidden(hidden, tile, column)) return;
-    u32 const s_lane = smem_address(this->s_base) + Shared::lane_offset();
+    u32 const s_lane = this->template lane_address<Cfg::kHeadDim>();
     u32 const s_owned = s_lane + this->row0() * Shared::kPitchBytes;
     u32 const s_walked = s_lane + slot(stage) + column * Shared::kPitchBytes;
     Step weights, grads;
@@ -56,25 +56,24 @@ struct Backward : BackwardBlock<Cfg> {
 
   __device__ __forceinline__ void run() {
     auto& walk = this->walk;
-    BlockLists const& lists = this->p.lists;
     this->template load_owned<Cfg::kHeadDim>(0, 0);
     if constexpr (!Cfg::kOwnsKeys) this->load_owned_statistics();
-    if (walk.more) request(0);
+    if (walk.has_tile()) request(0);
     int stage = 0;
-    while (walk.more) {
+    while (walk.has_tile()) {
       Tile const tile = walk.tile;
       cp_async_wait<0>();
       __syncthreads();  // this tile has arrived; the other buffer is read
       if constexpr (Cfg::kStages == 2) {
-        walk.advance(lists);
-        if (walk.more) request(stage ^ 1);
+        this->advance();
+        if (walk.has_tile()) request(stage ^ 1);
         compute(tile, stage);
         stage ^= 1;
       } else {
         compute(tile, 0);
-        walk.advance(lists);
+        this->advance();
         __syncthreads();  // the buffer is read
-        if (walk.more) request(0);
+        if (walk.has_tile()) request(0);
       }
     }
     cp_async_wait<0>();

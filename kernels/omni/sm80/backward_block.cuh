@@ -10,21 +10,26 @@ namespace omni {
 // sums stay in registers, and no two thread blocks add to the same gradient.
 struct HeadWalk {
   EntryWalk walk;
-  Tile tile;
-  int heads, head;  // how many, and which
-  bool more;        // tile and head are there
+  Tile tile;  // kind 0: no more tiles
+  int head;   // which of the heads
 
-  __device__ __forceinline__ HeadWalk(BlockLists const& lists, WorkItem const& work, int count)
-      : walk(lists, work.first, work.end), heads(count), head(0) {
-    more = walk.has_next();
-    if (more) tile = walk.take(lists);
+  __device__ __forceinline__ HeadWalk(BlockLists const& lists, WorkItem const& work)
+      : walk(lists, work.first, work.end) {
+    take(lists);
   }
 
-  __device__ __forceinline__ void advance(BlockLists const& lists) {
-    if (++head < heads) return;
+  __device__ __forceinline__ bool has_tile() const { return tile.packed != 0; }
+
+  // heads: how many count for a tile.
+  __device__ __forceinline__ void advance(BlockLists const& lists, int heads) {
+    if (++head >= heads) take(lists);
+  }
+
+ private:
+  __device__ __forceinline__ void take(BlockLists const& lists) {
     head = 0;
-    more = walk.has_next();
-    if (more) tile = walk.take(lists);
+    tile.packed = 0;
+    if (walk.has_next()) tile = walk.take(lists);
   }
 };
 
@@ -52,49 +57,91 @@ struct BackwardBlock {
         owned0(work.q0),
         batch(work.batch),
         head(work.head),
-        walk(all.p.lists, work, Cfg::kOwnsKeys ? all.p.group : 1),
+        walk(all.p.lists, work),
         s_base(s_memory) {
     first.fill(0.f);
     if constexpr (Cfg::kOwnsKeys) second.fill(0.f);
   }
 
+  __device__ __forceinline__ void advance() { walk.advance(p.lists, Cfg::kOwnsKeys ? p.group : 1); }
+
   // The warp's first row among the tokens that the thread block owns.
   __device__ __forceinline__ static int row0() { return thread_index() / 32 * Cfg::kWarpRows; }
+
+  // The lane's address in the 16 x 16 sub-tile at the origin of a tile of kCols columns, worked out where it is used.
+  template <int kCols>
+  __device__ __forceinline__ u32 lane_address() const {
+    int const lane = thread_index() & 31;
+    return smem_address(s_base) + SmemTile<kCols, Cfg::kSwizzle>::offset(lane % 16, lane / 16);
+  }
 
   // First column of the gradients that the thread block makes.
   __device__ __forceinline__ static int column0() {
     return Cfg::kColumns == Cfg::kHeadDim ? 0 : blockIdx.y * Cfg::kColumns;
   }
 
-  // Starts the copy of a tile of kRows tokens from `token` on, of which `rows` exist, and kCols columns from `column` on.
+  // Starts the copies of two tiles, one behind the other in shared memory, of kRows tokens from `token` on, of which
+  // `rows` exist, and kCols columns from `column` on. Other rows and columns become zeros. What a thread brings is worked
+  // out here and not kept in registers.
   template <int kRows, int kCols>
   __device__ __forceinline__ void load(
-      int offset, Tensor const& from, int of_head, int token, int rows, int column) const {
-    load_tile<Cfg::kThreads, kRows, kCols, Cfg::kSwizzle>(
-        smem_address(s_base) + offset, from.row(batch, of_head, token) + 2 * column, 2 * from.strides.token, rows,
-        p.head_dim - column);
+      u32 s_target, Tensor const& one, Tensor const& other, int2 head_and_token, int rows, int column) const {
+    using Shared = SmemTile<kCols, Cfg::kSwizzle>;
+    constexpr int kPieces = kRows * Shared::kChunks;
+    constexpr int kRowStep = Cfg::kThreads / Shared::kChunks;
+    int const thread = thread_index();
+    auto const copy = [&](u32 offset, unsigned char const* g_one, unsigned char const* g_other, bool exists) {
+      cp_async_16(s_target + offset, g_one, exists ? 16 : 0);
+      cp_async_16(s_target + kRows * Shared::kPitchBytes + offset, g_other, exists ? 16 : 0);
+    };
+    if constexpr (Cfg::kThreads % Shared::kChunks == 0 && kRows % kRowStep == 0) {
+      // Every thread keeps its chunk and walks down the rows.
+      int const row = thread / Shared::kChunks, chunk = thread % Shared::kChunks;
+      unsigned char const* g_one = one.row(batch, head_and_token.x, head_and_token.y + row) + 2 * column + 16 * chunk;
+      unsigned char const* g_other =
+          other.row(batch, head_and_token.x, head_and_token.y + row) + 2 * column + 16 * chunk;
+      rows = 8 * chunk < p.head_dim - column ? rows - row : 0;
+#pragma unroll
+      for (int i = 0; i < kRows / kRowStep; ++i) {
+        copy(Shared::offset(row + i * kRowStep, chunk), g_one, g_other, i * kRowStep < rows);
+        g_one += 2 * kRowStep * one.strides.token;
+        g_other += 2 * kRowStep * other.strides.token;
+      }
+    } else {
+#pragma unroll 1
+      for (int piece = thread; piece < kPieces; piece += Cfg::kThreads) {
+        int const row = piece / Shared::kChunks, chunk = piece % Shared::kChunks;
+        int const token = head_and_token.y + row;
+        copy(
+            Shared::offset(row, chunk), one.row(batch, head_and_token.x, token) + 2 * column + 16 * chunk,
+            other.row(batch, head_and_token.x, token) + 2 * column + 16 * chunk,
+            row < rows && 8 * chunk < p.head_dim - column);
+      }
+    }
   }
 
-  // K and V of the keys, or Q and dO of the queries, that the thread block owns: one behind the other.
+  // K and V of the keys, or Q and dO of the queries, that the thread block owns.
   template <int kCols>
   __device__ __forceinline__ void load_owned(int offset, int column) const {
-    constexpr int kBytes = Cfg::kOwned * 2 * kCols;
-    Tensor const from = Cfg::kOwnsKeys ? p.key() : p.query();
-    Tensor const second_from = Cfg::kOwnsKeys ? p.value() : params.gradient_of_out();
     int const rows = (Cfg::kOwnsKeys ? p.k_len : p.q_len) - owned0;
-    load<Cfg::kOwned, kCols>(offset, from, head, owned0, rows, column);
-    load<Cfg::kOwned, kCols>(offset + kBytes, second_from, head, owned0, rows, column);
+    u32 const s_target = smem_address(s_base) + offset;
+    if constexpr (Cfg::kOwnsKeys) {
+      load<Cfg::kOwned, kCols>(s_target, p.key(), p.value(), make_int2(head, owned0), rows, column);
+    } else {
+      load<Cfg::kOwned, kCols>(s_target, p.query(), params.gradient_of_out(), make_int2(head, owned0), rows, column);
+    }
   }
 
   // The same of the tile at the cursor: Q and dO, or K and V.
   template <int kCols>
   __device__ __forceinline__ void load_walked(int offset, int column) const {
-    constexpr int kBytes = Cfg::kWalked * 2 * kCols;
-    Tensor const from = Cfg::kOwnsKeys ? p.query() : p.key();
-    Tensor const second_from = Cfg::kOwnsKeys ? params.gradient_of_out() : p.value();
-    int const of_head = walked_head(), token = walk.tile.first, rows = walk.tile.length();
-    load<Cfg::kWalked, kCols>(offset, from, of_head, token, rows, column);
-    load<Cfg::kWalked, kCols>(offset + kBytes, second_from, of_head, token, rows, column);
+    int2 const from = make_int2(walked_head(), walk.tile.first);
+    u32 const s_target = smem_address(s_base) + offset;
+    if constexpr (Cfg::kOwnsKeys) {
+      load<Cfg::kWalked, kCols>(s_target, p.query(), params.gradient_of_out(), from, walk.tile.length(), column);
+    } else {
+      load<Cfg::kWalked, kCols>(s_target, p.key(), p.value(), from, walk.tile.length(), column);
+    }
   }
 
   __device__ __forceinline__ int walked_head() const {
@@ -106,7 +153,7 @@ struct BackwardBlock {
   // lse2 and delta of the queries: of the tile at the cursor to shared memory, 16 bytes a thread.
   __device__ __forceinline__ void load_walked_statistics(int offset) const {
     constexpr int kPieces = Cfg::kWalked / 4;
-    int const thread = threadIdx.x;
+    int const thread = thread_index();
     if (thread >= 2 * kPieces) return;
     float const* const g_source = thread < kPieces ? params.lse2 : params.delta;
     i64 const at = params.statistics(batch, walked_head()) + walk.tile.first + 4 * (thread % kPieces);

@@ -43,7 +43,7 @@ struct TiledBackward : BackwardBlock<Cfg> {
   __device__ __forceinline__ void compute(Tile const& tile) {
     Hidden<Cfg> hidden;
     bool const visible = this->find_hidden(hidden, tile, 0);
-    u32 const s_lane = smem_address(this->s_base) + Shared::lane_offset();
+    u32 const s_lane = this->template lane_address<kSlice>();
     u32 const s_owned = s_lane + this->row0() * Shared::kPitchBytes;
     u32 const s_walked = s_lane + 2 * kOwnedBytes;
     Step weights, grads;
@@ -66,9 +66,9 @@ struct TiledBackward : BackwardBlock<Cfg> {
 
   __device__ __forceinline__ void run() {
     if constexpr (!Cfg::kOwnsKeys) this->load_owned_statistics();
-    while (this->walk.more) {
+    while (this->walk.has_tile()) {
       compute(this->walk.tile);
-      this->walk.advance(this->p.lists);
+      this->advance();
     }
     this->store_gradients();
   }
