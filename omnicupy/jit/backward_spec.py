@@ -162,11 +162,12 @@ class BackwardKernel:
         return panels * 2 * (self.bc + self.stages * self.br) + 8 * self.stages * self.br + weights + 1024
 
     def _sm80_bytes(self) -> int:
-        owned, walked = (self.bc, self.br) if self.part == "dkdv" else (self.br, self.bc)
-        statistics = 2 * 4 * walked if self.part == "dkdv" else 0  # lse2 and delta
+        statistics = 2 * 4 * self.br  # lse2 and delta
         if self.head_dim > MAX_ONE_PIECE:
-            return 2 * 2 * SLICE * (owned + walked) + statistics
-        return 2 * 2 * self.head_dim * owned + self.stages * (2 * 2 * self.head_dim * walked + statistics)
+            return 2 * 2 * SLICE * (self.br + self.bc) + statistics
+        queries, keys = 2 * 2 * self.head_dim * self.br + statistics, 2 * 2 * self.head_dim * self.bc
+        owned, walked = (keys, queries) if self.part == "dkdv" else (queries, keys)
+        return owned + self.stages * walked
 
     @property
     def columns(self) -> int:

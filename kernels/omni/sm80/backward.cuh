@@ -13,18 +13,26 @@ struct Backward : BackwardBlock<Cfg> {
   using Step = StepTile<Cfg>;
   static constexpr int kOwnedBytes = Cfg::kOwned * Shared::kPitchBytes;
   static constexpr int kWalkedBytes = Cfg::kWalked * Shared::kPitchBytes;
-  static constexpr int kSlotBytes = 2 * kWalkedBytes + Block::kStatisticBytes;
-  static constexpr int kSmemBytes = 2 * kOwnedBytes + Cfg::kStages * kSlotBytes;
+  static constexpr int kSlotBytes = 2 * kWalkedBytes + (Cfg::kOwnsKeys ? Block::kStatisticBytes : 0);
+  static constexpr int kOwnedTotal = 2 * kOwnedBytes + (Cfg::kOwnsKeys ? 0 : Block::kStatisticBytes);
+  static constexpr int kSmemBytes = kOwnedTotal + Cfg::kStages * kSlotBytes;
 
   using Block::Block;
 
   // Where the buffers of a stage begin.
-  __device__ __forceinline__ static constexpr int slot(int stage) { return 2 * kOwnedBytes + stage * kSlotBytes; }
+  __device__ __forceinline__ static constexpr int slot(int stage) { return kOwnedTotal + stage * kSlotBytes; }
+
+  // Where lse2 and delta lie of the queries of the tile in a stage, or of the thread block's own.
+  __device__ __forceinline__ static constexpr int statistics(int stage) {
+    return Cfg::kOwnsKeys ? slot(stage) + 2 * kWalkedBytes : 2 * kOwnedBytes;
+  }
 
   // Starts the copies of the tile at the cursor.
   __device__ __forceinline__ void request(int stage) {
     this->template load_walked<Cfg::kHeadDim>(slot(stage), 0);
-    if constexpr (Cfg::kOwnsKeys) this->load_walked_statistics(slot(stage) + 2 * kWalkedBytes);
+    if constexpr (Cfg::kOwnsKeys) {
+      this->load_statistics(statistics(stage), this->walked_head(), this->walk.tile.first);
+    }
     cp_async_commit();
   }
 
@@ -40,8 +48,7 @@ struct Backward : BackwardBlock<Cfg> {
     add_scores<Cfg, Cfg::kHeadDim>(weights, s_owned, s_walked);
     grads.fill(0.f);
     add_scores<Cfg, Cfg::kHeadDim>(grads, s_owned + kOwnedBytes, s_walked + kWalkedBytes);
-    unsigned char const* const s_statistics = this->s_base + slot(stage) + 2 * kWalkedBytes;
-    this->differentiate_step(weights, grads, hidden, tile, reinterpret_cast<float const*>(s_statistics) + column);
+    this->differentiate_step(weights, grads, hidden, tile, statistics(stage), column);
     int const from = this->column0();
     if constexpr (Cfg::kOwnsKeys) {
       add_products<Cfg, Cfg::kHeadDim>(this->second, weights, s_walked + kWalkedBytes + 2 * from, Cfg::kHeadDim - from);
@@ -57,7 +64,7 @@ struct Backward : BackwardBlock<Cfg> {
   __device__ __forceinline__ void run() {
     auto& walk = this->walk;
     this->template load_owned<Cfg::kHeadDim>(0, 0);
-    if constexpr (!Cfg::kOwnsKeys) this->load_owned_statistics();
+    if constexpr (!Cfg::kOwnsKeys) this->load_statistics(statistics(0), this->head, this->owned0);
     if (walk.has_tile()) request(0);
     int stage = 0;
     while (walk.has_tile()) {

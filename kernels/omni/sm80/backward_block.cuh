@@ -33,11 +33,17 @@ struct HeadWalk {
   }
 };
 
+// The same number, of which the optimiser knows nothing: what is worked out from it is not kept in registers.
+__device__ __forceinline__ int hidden_from_optimiser(int number) {
+  asm volatile("" : "+r"(number));
+  return number;
+}
+
 template <class Cfg>
 struct BackwardBlock {
   using Step = StepTile<Cfg>;
   using Out = RegTile<Cfg::kTilesM, Cfg::kColumns>;
-  static constexpr int kStatisticBytes = Cfg::kOwnsKeys ? 2 * 4 * Cfg::kWalked : 0;  // of a tile's queries
+  static constexpr int kStatisticBytes = 2 * 4 * Cfg::kBr;  // lse2 and delta of the queries of a tile
 
   BackwardParams const& params;
   ForwardParams const& p;
@@ -47,8 +53,7 @@ struct BackwardBlock {
   int const head;  // kv head where keys are owned, else query head
   HeadWalk walk;
   unsigned char* const s_base;
-  RowStatistic<Cfg> lse2, delta;  // where queries are owned
-  Out first, second;              // dK and dV, or dQ
+  Out first, second;  // dK and dV, or dQ
 
   __device__ __forceinline__ BackwardBlock(BackwardParams const& all, WorkItem const& work, unsigned char* s_memory)
       : params(all),
@@ -89,7 +94,7 @@ struct BackwardBlock {
     using Shared = SmemTile<kCols, Cfg::kSwizzle>;
     constexpr int kPieces = kRows * Shared::kChunks;
     constexpr int kRowStep = Cfg::kThreads / Shared::kChunks;
-    int const thread = thread_index();
+    int const thread = thread_index(), of_batch = hidden_from_optimiser(batch);
     auto const copy = [&](u32 offset, unsigned char const* g_one, unsigned char const* g_other, bool exists) {
       cp_async_16(s_target + offset, g_one, exists ? 16 : 0);
       cp_async_16(s_target + kRows * Shared::kPitchBytes + offset, g_other, exists ? 16 : 0);
@@ -97,9 +102,10 @@ struct BackwardBlock {
     if constexpr (Cfg::kThreads % Shared::kChunks == 0 && kRows % kRowStep == 0) {
       // Every thread keeps its chunk and walks down the rows.
       int const row = thread / Shared::kChunks, chunk = thread % Shared::kChunks;
-      unsigned char const* g_one = one.row(batch, head_and_token.x, head_and_token.y + row) + 2 * column + 16 * chunk;
+      unsigned char const* g_one =
+          one.row(of_batch, head_and_token.x, head_and_token.y + row) + 2 * column + 16 * chunk;
       unsigned char const* g_other =
-          other.row(batch, head_and_token.x, head_and_token.y + row) + 2 * column + 16 * chunk;
+          other.row(of_batch, head_and_token.x, head_and_token.y + row) + 2 * column + 16 * chunk;
       rows = 8 * chunk < p.head_dim - column ? rows - row : 0;
 #pragma unroll
       for (int i = 0; i < kRows / kRowStep; ++i) {
@@ -113,8 +119,8 @@ struct BackwardBlock {
         int const row = piece / Shared::kChunks, chunk = piece % Shared::kChunks;
         int const token = head_and_token.y + row;
         copy(
-            Shared::offset(row, chunk), one.row(batch, head_and_token.x, token) + 2 * column + 16 * chunk,
-            other.row(batch, head_and_token.x, token) + 2 * column + 16 * chunk,
+            Shared::offset(row, chunk), one.row(of_batch, head_and_token.x, token) + 2 * column + 16 * chunk,
+            other.row(of_batch, head_and_token.x, token) + 2 * column + 16 * chunk,
             row < rows && 8 * chunk < p.head_dim - column);
       }
     }
@@ -145,26 +151,20 @@ struct BackwardBlock {
   }
 
   __device__ __forceinline__ int walked_head() const {
-    return Cfg::kOwnsKeys ? head * p.group + walk.head : head / p.group;
+    int const of_head = hidden_from_optimiser(head);
+    return Cfg::kOwnsKeys ? of_head * p.group + walk.head : of_head / p.group;
   }
 
-  static_assert(Cfg::kWalked / 2 <= Cfg::kThreads, "a thread brings 16 bytes of lse2 or of delta");
+  static_assert(Cfg::kBr / 2 <= Cfg::kThreads, "a thread brings 16 bytes of lse2 or of delta");
 
-  // lse2 and delta of the queries: of the tile at the cursor to shared memory, 16 bytes a thread.
-  __device__ __forceinline__ void load_walked_statistics(int offset) const {
-    constexpr int kPieces = Cfg::kWalked / 4;
+  // Starts the copies of lse2 and delta of the kBr queries of a head from `token` on, one behind the other.
+  __device__ __forceinline__ void load_statistics(int offset, int query_head, int token) const {
+    constexpr int kPieces = Cfg::kBr / 4;
     int const thread = thread_index();
     if (thread >= 2 * kPieces) return;
     float const* const g_source = thread < kPieces ? params.lse2 : params.delta;
-    i64 const at = params.statistics(batch, walked_head()) + walk.tile.first + 4 * (thread % kPieces);
+    i64 const at = params.statistics(hidden_from_optimiser(batch), query_head) + token + 4 * (thread % kPieces);
     cp_async_16(smem_address(s_base) + offset + 16 * thread, g_source + at, 16);
-  }
-
-  // The same of the warp's own queries, to registers.
-  __device__ __forceinline__ void load_owned_statistics() {
-    i64 const at = params.statistics(batch, head) + owned0 + row0();
-    lse2.load(params.lse2 + at);
-    delta.load(params.delta + at);
   }
 
   // Finds what a step hides from the warp, which starts in `column` of the tile. False when the warp has nothing to do.
@@ -174,20 +174,14 @@ struct BackwardBlock {
     return hidden.is_anything();
   }
 
-  // Scores to weights, gradients of weights to gradients of scores. s_statistics: of the step's queries.
+  // Scores to weights, gradients of weights to gradients of scores. offset: of lse2 and delta; the step starts in `column`
+  // of the tile.
   __device__ __forceinline__ void differentiate_step(
-      Step& weights, Step& grads, Hidden<Cfg> const& hidden, Tile const& tile, float const* s_statistics) const {
-    if constexpr (Cfg::kOwnsKeys) {
-      weigh(weights, ColumnStatistic<Cfg>{s_statistics}, p.scale_log2);
-    } else {
-      weigh(weights, lse2, p.scale_log2);
-    }
+      Step& weights, Step& grads, Hidden<Cfg> const& hidden, Tile const& tile, int offset, int column) const {
+    float const* const s_lse2 = reinterpret_cast<float const*>(s_base + offset) + (Cfg::kOwnsKeys ? column : row0());
+    weigh(weights, Statistic<Cfg>{s_lse2}, p.scale_log2);
     if (tile.kind() != kFull) hidden.apply(weights);
-    if constexpr (Cfg::kOwnsKeys) {
-      differentiate(grads, weights, ColumnStatistic<Cfg>{s_statistics + Cfg::kWalked});
-    } else {
-      differentiate(grads, weights, delta);
-    }
+    differentiate(grads, weights, Statistic<Cfg>{s_lse2 + Cfg::kBr});
   }
 
   __device__ __forceinline__ void store(void* gradient, Strides const& strides, Out const& out, int len, float factor) {

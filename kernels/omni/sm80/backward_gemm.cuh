@@ -66,36 +66,26 @@ template <class Cfg>
 using Hidden =
     typename OneOf<Cfg::kOwnsKeys, HiddenFromKeys<Cfg, StepTile<Cfg>>, HiddenFromQueries<Cfg, StepTile<Cfg>>>::Type;
 
-// lse2 or delta of the rows and columns of a register tile. Queries are columns where keys are owned: values of the
-// walked tile lie in shared memory. Else they are rows, and the values stay in registers.
+// lse2 or delta of the queries of a step, in shared memory: of its columns where keys are owned, else of its rows.
+// s_values: at the first of them.
 template <class Cfg>
-struct ColumnStatistic {
-  float const* s_values;  // of the step
+struct Statistic {
+  float const* s_values;
 
-  __device__ __forceinline__ float2 pair(int, int, int j) const {
-    return *reinterpret_cast<float2 const*>(s_values + StepTile<Cfg>::col(j, 0));
-  }
-};
-
-template <class Cfg>
-struct RowStatistic {
-  float values[Cfg::kTilesM][2];
-
-  // g_values: at the warp's first row.
-  __device__ __forceinline__ void load(float const* g_values) {
-#pragma unroll
-    for (int m = 0; m < Cfg::kTilesM; ++m) {
-      values[m][0] = g_values[StepTile<Cfg>::row(m, 0)];
-      values[m][1] = g_values[StepTile<Cfg>::row(m, 1)];
+  // Of the rows (m, h), at the columns (j, 0) and (j, 1).
+  __device__ __forceinline__ float2 pair(int m, int h, int j) const {
+    if constexpr (Cfg::kOwnsKeys) {
+      return *reinterpret_cast<float2 const*>(s_values + StepTile<Cfg>::col(j, 0));
+    } else {
+      float const value = s_values[StepTile<Cfg>::row(m, h)];
+      return make_float2(value, value);
     }
   }
-
-  __device__ __forceinline__ float2 pair(int m, int h, int) const { return make_float2(values[m][h], values[m][h]); }
 };
 
 // Scores to weights. A query without keys, or past the last one, has lse2 = +inf: weight 0.
-template <class Tile, class Statistic>
-__device__ __forceinline__ void weigh(Tile& scores, Statistic const& lse2, float scale_log2) {
+template <class Cfg, class Tile>
+__device__ __forceinline__ void weigh(Tile& scores, Statistic<Cfg> const& lse2, float scale_log2) {
 #pragma unroll
   for (int m = 0; m < Tile::kTilesM; ++m) {
 #pragma unroll
@@ -109,8 +99,8 @@ __device__ __forceinline__ void weigh(Tile& scores, Statistic const& lse2, float
 }
 
 // Gradients of the weights to gradients of the scores, but for their scale.
-template <class Tile, class Statistic>
-__device__ __forceinline__ void differentiate(Tile& grads, Tile const& weights, Statistic const& delta) {
+template <class Cfg, class Tile>
+__device__ __forceinline__ void differentiate(Tile& grads, Tile const& weights, Statistic<Cfg> const& delta) {
 #pragma unroll
   for (int m = 0; m < Tile::kTilesM; ++m) {
 #pragma unroll

@@ -26,7 +26,10 @@ struct TiledBackward : BackwardBlock<Cfg> {
     __syncthreads();  // the slice before is read
     this->template load_owned<kSlice>(0, slice * kSlice);
     this->template load_walked<kSlice>(2 * kOwnedBytes, slice * kSlice);
-    if (Cfg::kOwnsKeys && with_statistics) this->load_walked_statistics(kStatisticOffset);
+    if (with_statistics) {
+      int const head = Cfg::kOwnsKeys ? this->walked_head() : this->head;
+      this->load_statistics(kStatisticOffset, head, Cfg::kOwnsKeys ? this->walk.tile.first : this->owned0);
+    }
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();
@@ -58,14 +61,12 @@ struct TiledBackward : BackwardBlock<Cfg> {
       add_slice(grads, s_owned + kOwnedBytes, s_walked + kWalkedBytes);
     }
     if (!visible) return;
-    unsigned char const* const s_statistics = this->s_base + kStatisticOffset;
-    this->differentiate_step(weights, grads, hidden, tile, reinterpret_cast<float const*>(s_statistics));
+    this->differentiate_step(weights, grads, hidden, tile, kStatisticOffset, 0);
     if constexpr (Cfg::kOwnsKeys) add_products<Cfg, kSlice>(this->second, weights, s_walked + kWalkedBytes, kSlice);
     add_products<Cfg, kSlice>(this->first, grads, s_walked, kSlice);
   }
 
   __device__ __forceinline__ void run() {
-    if constexpr (!Cfg::kOwnsKeys) this->load_owned_statistics();
     while (this->walk.has_tile()) {
       compute(this->walk.tile);
       this->advance();
