@@ -3,12 +3,12 @@
 #include "omni/sm80/backward.cuh"
 #include "omni/sm80/backward_tiled.cuh"
 
-using Cfg = omni::BackwardConfig<OMNI_HEAD_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_PART, OMNI_BF16>;
+using Cfg = omni::BackwardConfig<
+    OMNI_HEAD_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_PART, OMNI_BF16, OMNI_SMEM_BYTES>;
 static_assert(sizeof(omni::BackwardParams) == OMNI_PARAMS_BYTES, "params.py and backward_params.cuh disagree");
 
 template <class Loop>
 __device__ __forceinline__ void differentiate(omni::BackwardParams const& params, unsigned char* s_memory) {
-  static_assert(Loop::kSmemBytes == OMNI_SMEM_BYTES, "backward_spec.py and the kernel's layout disagree");
   int const heads = Cfg::kOwnsKeys ? params.kv_heads : params.p.q_heads;
   Loop(params, omni::work_item_among(params.p, heads, blockIdx.x), s_memory).run();
 }

@@ -14,6 +14,7 @@ PARTS = ("prepare", "dkdv", "dq")  # of a backward pass, in the order in which t
 PREPARE_THREADS = 256
 NAIVE_THREADS = 128
 SLICE = 64  # columns at a time where kernel "sm80" cuts the head dimension
+SM80_WORK_BYTES = 16  # of shared memory: what a thread block of kernel "sm80" works on
 WIDE_HEAD_DIM = 128  # above it dK and dV of a key block lie in two warpgroups of kernel "sm90"
 
 
@@ -164,10 +165,10 @@ class BackwardKernel:
     def _sm80_bytes(self) -> int:
         statistics = 2 * 4 * self.br  # lse2 and delta
         if self.head_dim > MAX_ONE_PIECE:
-            return 2 * 2 * SLICE * (self.br + self.bc) + statistics
+            return 2 * 2 * SLICE * (self.br + self.bc) + statistics + SM80_WORK_BYTES
         queries, keys = 2 * 2 * self.head_dim * self.br + statistics, 2 * 2 * self.head_dim * self.bc
         owned, walked = (keys, queries) if self.part == "dkdv" else (queries, keys)
-        return owned + self.stages * walked
+        return owned + self.stages * walked + SM80_WORK_BYTES
 
     @property
     def columns(self) -> int:

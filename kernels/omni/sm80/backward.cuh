@@ -15,7 +15,7 @@ struct Backward : BackwardBlock<Cfg> {
   static constexpr int kWalkedBytes = Cfg::kWalked * Shared::kPitchBytes;
   static constexpr int kSlotBytes = 2 * kWalkedBytes + (Cfg::kOwnsKeys ? Block::kStatisticBytes : 0);
   static constexpr int kOwnedTotal = 2 * kOwnedBytes + (Cfg::kOwnsKeys ? 0 : Block::kStatisticBytes);
-  static constexpr int kSmemBytes = kOwnedTotal + Cfg::kStages * kSlotBytes;
+  static_assert(Cfg::kSmemBytes == kOwnedTotal + Cfg::kStages * kSlotBytes + Block::kWorkBytes, "backward_spec.py");
 
   using Block::Block;
 
@@ -64,7 +64,7 @@ struct Backward : BackwardBlock<Cfg> {
   __device__ __forceinline__ void run() {
     auto& walk = this->walk;
     this->template load_owned<Cfg::kHeadDim>(0, 0);
-    if constexpr (!Cfg::kOwnsKeys) this->load_statistics(statistics(0), this->head, this->owned0);
+    if constexpr (!Cfg::kOwnsKeys) this->load_statistics(statistics(0), this->head(), this->owned0());
     if (walk.has_tile()) request(0);
     int stage = 0;
     while (walk.has_tile()) {

@@ -33,40 +33,39 @@ struct HeadWalk {
   }
 };
 
-// The same number, of which the optimiser knows nothing: what is worked out from it is not kept in registers.
-__device__ __forceinline__ int hidden_from_optimiser(int number) {
-  asm volatile("" : "+r"(number));
-  return number;
-}
-
 template <class Cfg>
 struct BackwardBlock {
   using Step = StepTile<Cfg>;
   using Out = RegTile<Cfg::kTilesM, Cfg::kColumns>;
   static constexpr int kStatisticBytes = 2 * 4 * Cfg::kBr;  // lse2 and delta of the queries of a tile
 
+  static constexpr int kWorkBytes = 16;
+  static constexpr int kWorkOffset = Cfg::kSmemBytes - kWorkBytes;
+
   BackwardParams const& params;
   ForwardParams const& p;
-  MaskView const mask;
-  int const owned0;  // first token
-  int const batch;
-  int const head;  // kv head where keys are owned, else query head
   HeadWalk walk;
   unsigned char* const s_base;
   Out first, second;  // dK and dV, or dQ
 
   __device__ __forceinline__ BackwardBlock(BackwardParams const& all, WorkItem const& work, unsigned char* s_memory)
-      : params(all),
-        p(all.p),
-        mask{all.p, work.mask},
-        owned0(work.q0),
-        batch(work.batch),
-        head(work.head),
-        walk(all.p.lists, work),
-        s_base(s_memory) {
+      : params(all), p(all.p), walk(all.p.lists, work), s_base(s_memory) {
+    *reinterpret_cast<int4*>(s_base + kWorkOffset) = make_int4(work.q0, work.mask, work.batch, work.head);
     first.fill(0.f);
     if constexpr (Cfg::kOwnsKeys) second.fill(0.f);
   }
+
+  // What is worked on lies in shared memory, where each thread has written it, and is read anew wherever it is needed:
+  // registers are dearer.
+  template <int kField>
+  __device__ __forceinline__ int work() const {
+    return reinterpret_cast<int const volatile*>(s_base + kWorkOffset)[kField];
+  }
+
+  __device__ __forceinline__ int owned0() const { return work<0>(); }  // first token
+  __device__ __forceinline__ MaskView mask() const { return MaskView{p, work<1>()}; }
+  __device__ __forceinline__ int batch() const { return work<2>(); }
+  __device__ __forceinline__ int head() const { return work<3>(); }  // kv head where keys are owned, else query head
 
   __device__ __forceinline__ void advance() { walk.advance(p.lists, Cfg::kOwnsKeys ? p.group : 1); }
 
@@ -94,7 +93,7 @@ struct BackwardBlock {
     using Shared = SmemTile<kCols, Cfg::kSwizzle>;
     constexpr int kPieces = kRows * Shared::kChunks;
     constexpr int kRowStep = Cfg::kThreads / Shared::kChunks;
-    int const thread = thread_index(), of_batch = hidden_from_optimiser(batch);
+    int const thread = thread_index(), of_batch = batch();
     auto const copy = [&](u32 offset, unsigned char const* g_one, unsigned char const* g_other, bool exists) {
       cp_async_16(s_target + offset, g_one, exists ? 16 : 0);
       cp_async_16(s_target + kRows * Shared::kPitchBytes + offset, g_other, exists ? 16 : 0);
@@ -129,12 +128,13 @@ struct BackwardBlock {
   // K and V of the keys, or Q and dO of the queries, that the thread block owns.
   template <int kCols>
   __device__ __forceinline__ void load_owned(int offset, int column) const {
-    int const rows = (Cfg::kOwnsKeys ? p.k_len : p.q_len) - owned0;
+    int const rows = (Cfg::kOwnsKeys ? p.k_len : p.q_len) - owned0();
     u32 const s_target = smem_address(s_base) + offset;
     if constexpr (Cfg::kOwnsKeys) {
-      load<Cfg::kOwned, kCols>(s_target, p.key(), p.value(), make_int2(head, owned0), rows, column);
+      load<Cfg::kOwned, kCols>(s_target, p.key(), p.value(), make_int2(head(), owned0()), rows, column);
     } else {
-      load<Cfg::kOwned, kCols>(s_target, p.query(), params.gradient_of_out(), make_int2(head, owned0), rows, column);
+      load<Cfg::kOwned, kCols>(
+          s_target, p.query(), params.gradient_of_out(), make_int2(head(), owned0()), rows, column);
     }
   }
 
@@ -151,7 +151,7 @@ struct BackwardBlock {
   }
 
   __device__ __forceinline__ int walked_head() const {
-    int const of_head = hidden_from_optimiser(head);
+    int const of_head = head();
     return Cfg::kOwnsKeys ? of_head * p.group + walk.head : of_head / p.group;
   }
 
@@ -163,14 +163,15 @@ struct BackwardBlock {
     int const thread = thread_index();
     if (thread >= 2 * kPieces) return;
     float const* const g_source = thread < kPieces ? params.lse2 : params.delta;
-    i64 const at = params.statistics(hidden_from_optimiser(batch), query_head) + token + 4 * (thread % kPieces);
+    i64 const at = params.statistics(batch(), query_head) + token + 4 * (thread % kPieces);
     cp_async_16(smem_address(s_base) + offset + 16 * thread, g_source + at, 16);
   }
 
   // Finds what a step hides from the warp, which starts in `column` of the tile. False when the warp has nothing to do.
   __device__ __forceinline__ bool find_hidden(Hidden<Cfg>& hidden, Tile const& tile, int column) const {
     if (tile.kind() == kFull) return true;
-    hidden.find(WarpStep{mask, tile, owned0 + row0(), row0(), tile.first + column, column});
+    MaskView const view = mask();
+    hidden.find(WarpStep{view, tile, owned0() + row0(), row0(), tile.first + column, column});
     return hidden.is_anything();
   }
 
@@ -187,12 +188,12 @@ struct BackwardBlock {
   __device__ __forceinline__ void store(void* gradient, Strides const& strides, Out const& out, int len, float factor) {
     if (gradient == nullptr) return;
     unsigned char* const g_head =
-        static_cast<unsigned char*>(gradient) + 2 * (batch * strides.batch + head * strides.head + column0());
+        static_cast<unsigned char*>(gradient) + 2 * (batch() * strides.batch + head() * strides.head + column0());
 #pragma unroll
     for (int m = 0; m < Out::kTilesM; ++m) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        int const token = owned0 + row0() + Out::row(m, h);
+        int const token = owned0() + row0() + Out::row(m, h);
         int const columns = token < len ? min(p.head_dim - column0(), Cfg::kColumns) : 0;
         store_row<Cfg::kBf16>(out, m, h, factor, g_head + 2 * token * strides.token, columns);
       }

@@ -22,7 +22,7 @@ constexpr int gradient_columns(int head_dim, bool owns_keys) {
   return (head_dim / 2 + page - 1) / page * page;
 }
 
-template <int HeadDim, int Br, int Bc, int Stages, int Warps, int Part, bool Bf16>
+template <int HeadDim, int Br, int Bc, int Stages, int Warps, int Part, bool Bf16, int SmemBytes>
 struct BackwardConfig {
   static constexpr int kMmaAtomK = 16;  // of mma.sync.m16n8k16
   static constexpr int kHeadDim = HeadDim;
@@ -34,6 +34,7 @@ struct BackwardConfig {
   static constexpr bool kOwnsKeys = Part == 1;  // makes dK and dV; else dQ
   static constexpr bool kSwizzle = true;
   static constexpr bool kBf16 = Bf16;
+  static constexpr int kSmemBytes = SmemBytes;
 
   static constexpr int kOwned = kOwnsKeys ? Bc : Br;
   static constexpr int kWalked = kOwnsKeys ? Br : Bc;

@@ -16,7 +16,7 @@ struct TiledBackward : BackwardBlock<Cfg> {
   static constexpr int kOwnedBytes = Cfg::kOwned * Shared::kPitchBytes;
   static constexpr int kWalkedBytes = Cfg::kWalked * Shared::kPitchBytes;
   static constexpr int kStatisticOffset = 2 * kOwnedBytes + 2 * kWalkedBytes;
-  static constexpr int kSmemBytes = kStatisticOffset + Block::kStatisticBytes;
+  static_assert(Cfg::kSmemBytes == kStatisticOffset + Block::kStatisticBytes + Block::kWorkBytes, "backward_spec.py");
   static_assert(Cfg::kStep == Cfg::kWalked, "a tile is one step: its scores are added up over the slices");
 
   using Block::Block;
@@ -27,8 +27,8 @@ struct TiledBackward : BackwardBlock<Cfg> {
     this->template load_owned<kSlice>(0, slice * kSlice);
     this->template load_walked<kSlice>(2 * kOwnedBytes, slice * kSlice);
     if (with_statistics) {
-      int const head = Cfg::kOwnsKeys ? this->walked_head() : this->head;
-      this->load_statistics(kStatisticOffset, head, Cfg::kOwnsKeys ? this->walk.tile.first : this->owned0);
+      int const head = Cfg::kOwnsKeys ? this->walked_head() : this->head();
+      this->load_statistics(kStatisticOffset, head, Cfg::kOwnsKeys ? this->walk.tile.first : this->owned0());
     }
     cp_async_commit();
     cp_async_wait<0>();
