@@ -82,7 +82,7 @@ TABLE = (
         head_dims=(144, MAX_ONE_PIECE), dkdv=TileShape(32, 64, 1, 4), dq=TileShape(64, 32, 1, 4), archs=SMALL
     ),
     BackwardRow(
-        head_dims=(MAX_ONE_PIECE + 16, MAX_HEAD_DIM), dkdv=TileShape(64, 64, 1, 4), dq=TileShape(64, 64, 1, 4)
+        head_dims=(MAX_ONE_PIECE + 16, MAX_HEAD_DIM), dkdv=TileShape(32, 64, 1, 4), dq=TileShape(64, 32, 1, 4)
     ),
 )
 

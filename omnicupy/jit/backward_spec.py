@@ -14,6 +14,7 @@ PARTS = ("prepare", "dkdv", "dq")  # of a backward pass, in the order in which t
 PREPARE_THREADS = 256
 NAIVE_THREADS = 128
 SLICE = 64  # columns at a time where kernel "sm80" cuts the head dimension
+SM80_WORK_BYTES = 16  # of shared memory: what a thread block of kernel "sm80" works on
 WIDE_HEAD_DIM = 128  # above it dK and dV of a key block lie in two warpgroups of kernel "sm90"
 
 
@@ -170,11 +171,12 @@ class BackwardKernel:
         return panels * 2 * (self.bc + self.stages * self.br) + 8 * self.stages * self.br + weights + 1024
 
     def _sm80_bytes(self) -> int:
+        statistics = 2 * 4 * self.br  # lse2 and delta
         if self.head_dim > MAX_ONE_PIECE:
-            return 2 * 2 * SLICE * (self.br + self.bc) + 2 * 4 * self.br
-        owned, walked = (self.bc, self.br) if self.part == "dkdv" else (self.br, self.bc)
-        statistics = 2 * 4 * walked if self.part == "dkdv" else 0
-        return 2 * 2 * self.head_dim * owned + self.stages * (2 * 2 * self.head_dim * walked + statistics)
+            return 2 * 2 * SLICE * (self.br + self.bc) + statistics + SM80_WORK_BYTES
+        queries, keys = 2 * 2 * self.head_dim * self.br + statistics, 2 * 2 * self.head_dim * self.bc
+        owned, walked = (keys, queries) if self.part == "dkdv" else (queries, keys)
+        return owned + self.stages * walked + SM80_WORK_BYTES
 
     @property
     def columns(self) -> int:
