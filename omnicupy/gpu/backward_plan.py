@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import cupy
 import numpy as np
-from numpy.typing import NDArray
 
 from omnicupy.gpu import stream_memory
 from omnicupy.gpu.device_blocks import DeviceBlocks
@@ -16,7 +16,8 @@ from omnicupy.gpu.plan import MAX_MAPS, Layout
 from omnicupy.gpu.stream_memory import StreamMemory
 from omnicupy.gpu.tensor_maps import tensor_map
 from omnicupy.gpu.workspace import Need
-from omnicupy.jit.backward_spec import BackwardKernel, BackwardSpec
+from omnicupy.jit.backward_kernel import BackwardKernel
+from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.params import MAP_BYTES, PARAMS
 
 _INPUTS = struct.Struct("<5Q")  # q, k, v, out, lse: the first fields of ForwardParams
@@ -41,7 +42,7 @@ class Addresses(NamedTuple):
 
 
 class Space(NamedTuple):
-    """Where things lie in work memory: bytes from its start, -1 for copies that are not made. size: of all."""
+    """Where things lie in work memory: bytes from its start, -1 for what is not there. sums: of dQ.  size: of all."""
 
     lse2: int
     delta: int
@@ -49,6 +50,7 @@ class Space(NamedTuple):
     dout: int
     k: int
     v: int
+    sums: int
     size: int
 
 
@@ -57,34 +59,39 @@ class Launch:
     """One kernel launch. template: its struct without addresses.  blocks: the device copy that it reads.
 
     layouts: of q, dout, k and v as this kernel reads them, for tensor maps; () for kernels that need none.
+    zeroes: bytes of sums that must be 0 before it.
     """
 
     kernel: BackwardKernel
     function: Any
     grid: tuple[int, int, int]
-    template: NDArray[np.void]
+    template: bytes
     blocks: DeviceBlocks
     layouts: Sequence[Layout] = ()
+    zeroes: int = 0
     _maps: dict[tuple[int, ...], bytes] = field(default_factory=dict)
 
-    def run(self, at: Addresses, work: Addresses, gradients: bytes, counters: int, stream: Any) -> None:
-        """Give the launch to `stream`. at: what it reads as q, k, v and dout.  work: as the call has them.
+    def __post_init__(self) -> None:
+        self._by_value = np.dtype(("V", len(self.template)))
 
-        gradients: packed, from dout on.
-        """
+    def run(self, at: Addresses, gradients: bytes, sums: int, counters: int, stream: Any) -> None:
+        """Give the launch to `stream`. at: what it reads.  gradients: addresses packed, from dout on."""
         fields = PARAMS[self.kernel.params].fields
         assert fields is not None
-        argument = self.template.copy()  # size one: CuPy passes it by value
-        _INPUTS.pack_into(argument, fields["q"][1], at.q, at.k, at.v, work.out, work.lse)
+        argument = bytearray(self.template)
+        _INPUTS.pack_into(argument, fields["q"][1], at.q, at.k, at.v, at.out, at.lse)
         argument_at = fields["dout"][1]
-        _GRADIENTS.pack_into(argument, argument_at, *_GRADIENTS.unpack(gradients))
+        argument[argument_at : argument_at + len(gradients)] = gradients
+        _ADDRESS.pack_into(argument, argument_at, at.dout)
+        if "dq_sums" in fields:
+            _ADDRESS.pack_into(argument, fields["dq_sums"][1], sums)
+        if self.zeroes:
+            cupy.cuda.runtime.memsetAsync(sums, 0, self.zeroes, stream.ptr)
         if self.layouts:
-            _ADDRESS.pack_into(argument, argument_at, at.dout)
             _MAPS.pack_into(argument, 0, self._maps_of((at.q, at.dout, at.k, at.v)))
             _ADDRESS.pack_into(argument, fields["counter"][1], counters)
-        elif self.kernel.part != "prepare":
-            _ADDRESS.pack_into(argument, argument_at, at.dout)
-        self.function(self.grid, (self.kernel.threads, 1, 1), (argument,), self.kernel.smem_bytes, stream)
+        by_value = np.frombuffer(argument, self._by_value)  # of one element, which CuPy passes by value
+        self.function(self.grid, (self.kernel.threads, 1, 1), (by_value,), self.kernel.smem_bytes, stream)
 
     def _maps_of(self, addresses: tuple[int, ...]) -> bytes:
         maps = self._maps.get(addresses)
@@ -158,4 +165,4 @@ class BackwardPlan:
         copied = work._replace(q=q or work.q, k=k or work.k, v=v or work.v, dout=dout or work.dout)
         for one in self._launches:
             at = work if one.kernel.part == "prepare" else copied
-            one.run(at, work, gradients, memory.counters, stream)
+            one.run(at, gradients, base + space.sums, memory.counters, stream)

@@ -19,7 +19,8 @@ from omnicupy.gpu.plan import ITEM_BYTES, Layout
 from omnicupy.gpu.planning import LOG2E, check_runs, contiguous_strides
 from omnicupy.gpu.tensor_maps import can_map
 from omnicupy.jit import archs
-from omnicupy.jit.backward_spec import BackwardKernel, BackwardSpec, padded_rows
+from omnicupy.jit.backward_kernel import BackwardKernel
+from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
 from omnicupy.jit.params import PARAMS
 from omnicupy.jit.spec import round_up
 from omnicupy.masks.mask import Mask
@@ -64,11 +65,13 @@ class _Setting:
         return BackwardGrid(part, self.call.problem, len(self.masks), self.info.sm_count, self.info.l2_bytes)
 
     def blocks(self, part: BackwardKernel) -> DeviceBlocks:
-        pack = key_lists if part.part == "dkdv" else block_lists
+        pack = block_lists if part.part == "dq" else key_lists
         return device_blocks(self.masks, (part.br, part.bc), self.grid(part).workers, self.device, pack)
 
 
-def new_plan(call: BackwardCall, layouts: Layouts, device: int, config: BackwardSpec | None) -> BackwardPlan:
+def new_plan(
+    call: BackwardCall, layouts: Layouts, device: int, config: BackwardSpec | None, *, deterministic: bool
+) -> BackwardPlan:
     """The plan of a checked call; its device is current."""
     masks = call.masks[:1] if all(one is call.masks[0] for one in call.masks) else call.masks
     on = _Setting(call, masks, device, device_info(device))
@@ -77,10 +80,16 @@ def new_plan(call: BackwardCall, layouts: Layouts, device: int, config: Backward
     spec = config or backward_table.pick(arch, problem.dtype, problem.head_dim)
     check_runs(spec, on.info)
     parts = spec.kernels()
-    of_keys = on.blocks(parts["dkdv"])
-    space = _space(call, layouts, spec.kernel == "sm90", of_keys)
+    # One gradient alone is made faster by its own kernel.
+    fused = not deterministic and "fused" in parts and call.wanted[0] and (call.wanted[1] or call.wanted[2])
+    of_keys = on.blocks(parts["fused" if fused else "dkdv"])
+    space = _space(call, layouts, parts["fused" if fused else "dkdv"], of_keys)
     read = _read_layouts(layouts, space)
     launches = [_launch(on, parts["prepare"], layouts, of_keys, space)]
+    if fused:
+        launches.append(_launch(on, parts["fused"], read, of_keys, space))
+        launches.append(_launch(on, parts["convert"], read, of_keys, space))
+        return BackwardPlan(spec, device, launches, space)
     if call.wanted[1] or call.wanted[2]:
         launches.append(_launch(on, parts["dkdv"], read, of_keys, space))
     if call.wanted[0]:
@@ -88,7 +97,7 @@ def new_plan(call: BackwardCall, layouts: Layouts, device: int, config: Backward
     return BackwardPlan(spec, device, launches, space)
 
 
-def _space(call: BackwardCall, layouts: Layouts, needs_maps: bool, keys: DeviceBlocks) -> Space:
+def _space(call: BackwardCall, layouts: Layouts, part: BackwardKernel, keys: DeviceBlocks) -> Space:
     """Where statistics and copies lie. Copied is what a kernel cannot read as it is: queries, where some see no key,
     and keys of tiles that hold dead ones, as what lies there may be NaN; arrays that no tensor map holds; dout of any
     other layout.
@@ -98,7 +107,7 @@ def _space(call: BackwardCall, layouts: Layouts, needs_maps: bool, keys: DeviceB
     rows = problem.batch * problem.q_heads * padded_rows(problem.q_len)
 
     def mapped(layout: Layout) -> bool:
-        return not needs_maps or can_map(*layout)
+        return part.kernel != "sm90" or can_map(*layout)
 
     dout = layouts.dout
     plain = layouts.dout_aligned and dout[1][3] == ITEM_BYTES
@@ -116,7 +125,10 @@ def _space(call: BackwardCall, layouts: Layouts, needs_maps: bool, keys: DeviceB
         if is_copied:
             shape = layouts.k[0] if name in "kv" else layouts.q[0]
             size += round_up(ITEM_BYTES * int(np.prod(shape, dtype=np.int64)), _COPY_ALIGN)
-    return Space(lse2=0, delta=4 * rows, **places, size=size)
+    sums = -1
+    if part.part == "fused":
+        sums, size = size, size + 4 * rows * part.head_dim
+    return Space(lse2=0, delta=4 * rows, **places, sums=sums, size=size)
 
 
 def _read_layouts(layouts: Layouts, space: Space) -> Layouts:
@@ -137,10 +149,11 @@ def _launch(
     template = _struct_of(grid, on.call, layouts, blocks)
     shape = grid.thread_blocks(blocks.sizes.n_parts, space.k >= 0 or space.v >= 0)
     maps = (layouts.q, layouts.dout, layouts.k, layouts.v) if part.params == "bwd_sm90" else ()
-    return Launch(part, kernel(part, on.device).function, shape, template, blocks, maps)
+    zeroes = space.size - space.sums if part.part == "fused" else 0
+    return Launch(part, kernel(part, on.device).function, shape, template, blocks, maps, zeroes)
 
 
-def _struct_of(grid: BackwardGrid, call: BackwardCall, layouts: Layouts, blocks: DeviceBlocks) -> Any:
+def _struct_of(grid: BackwardGrid, call: BackwardCall, layouts: Layouts, blocks: DeviceBlocks) -> bytes:
     """The parameter struct of a launch, without the addresses of arrays."""
     sizes, problem = blocks.sizes, call.problem
     values: dict[str, Any] = {
@@ -167,4 +180,4 @@ def _struct_of(grid: BackwardGrid, call: BackwardCall, layouts: Layouts, blocks:
     for name in record.dtype.names or ():
         if name in values:  # a kernel's struct has what it reads
             record[name] = values[name]
-    return np.frombuffer(record.tobytes(), np.dtype(("V", record.nbytes)))
+    return record.tobytes()
