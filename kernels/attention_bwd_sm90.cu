@@ -20,7 +20,7 @@ extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
   int const warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
     omni::setmaxnreg_dec<Cfg::kProducerRegisters>();
-    if (threadIdx.x == 0) omni::KeyProducer<Cfg>(args, smem).run();
+    if (threadIdx.x == 0) omni::KeyProducer<Cfg, Smem>(args, smem).run();
     if constexpr (Smem::kStaged) {
       int const buffer = threadIdx.x / 32 - 1;
       if (threadIdx.x % 32 == 0 && buffer >= 0 && buffer < Smem::kBuffers) omni::add_tiles<Cfg>(args, smem, buffer);

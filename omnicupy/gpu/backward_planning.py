@@ -82,18 +82,23 @@ def new_plan(
     parts = spec.kernels()
     # One gradient alone is made faster by its own kernel.
     fused = not deterministic and "fused" in parts and call.wanted[0] and (call.wanted[1] or call.wanted[2])
-    of_keys = on.blocks(parts["fused" if fused else "dkdv"])
-    space = _space(call, layouts, parts["fused" if fused else "dkdv"], of_keys)
+    keys = parts["fused" if fused else "dkdv"]
+    of_keys = on.blocks(keys)
+    space = _space(call, layouts, keys, of_keys)
     read = _read_layouts(layouts, space)
     launches = [_launch(on, parts["prepare"], layouts, of_keys, space)]
-    if fused:
-        launches.append(_launch(on, parts["fused"], read, of_keys, space))
-        launches.append(_launch(on, parts["convert"], read, of_keys, space))
-        return BackwardPlan(spec, device, launches, space)
     if call.wanted[1] or call.wanted[2]:
-        launches.append(_launch(on, parts["dkdv"], read, of_keys, space))
-    if call.wanted[0]:
+        launches.append(_launch(on, keys, read, of_keys, space))
+    if fused:
+        launches.append(_launch(on, parts["convert"], read, of_keys, space))
+    elif call.wanted[0]:
         launches.append(_launch(on, parts["dq"], read, on.blocks(parts["dq"]), space))
+    # The kernels for Hopper wait by themselves for what is ahead of them; that of dQ only for the one that prepares,
+    # which has ended when that of dK and dV lets it come up.
+    for one, ahead in zip(launches[1:], launches, strict=False):
+        one.comes_early = one.kernel.params == "bwd_sm90" and (
+            one.kernel.part != "dq" or ahead.kernel is keys
+        )
     return BackwardPlan(spec, device, launches, space)
 
 
@@ -149,8 +154,7 @@ def _launch(
     template = _struct_of(grid, on.call, layouts, blocks)
     shape = grid.thread_blocks(blocks.sizes.n_parts, space.k >= 0 or space.v >= 0)
     maps = (layouts.q, layouts.dout, layouts.k, layouts.v) if part.params == "bwd_sm90" else ()
-    zeroes = space.size - space.sums if part.part == "fused" else 0
-    return Launch(part, kernel(part, on.device).function, shape, template, blocks, maps, zeroes)
+    return Launch(part, kernel(part, on.device), shape, template, blocks, maps)
 
 
 def _struct_of(grid: BackwardGrid, call: BackwardCall, layouts: Layouts, blocks: DeviceBlocks) -> bytes:

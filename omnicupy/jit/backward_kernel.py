@@ -90,10 +90,8 @@ class BackwardKernel:
                     f"config: {name} of {self.part} must be a multiple of 32 from 32 to 256, got {value}"
                 )
         if self.kernel != "sm90":
-            if self.kernel == "sm80" and self.warps not in (4, 8):
-                raise ValueError(f"config: warps of {self.part} must be 4 or 8, got {self.warps}")
-            if self.kernel == "sm80" and self.stages not in (1, 2):
-                raise ValueError(f"config: stages of {self.part} must be 1 or 2, got {self.stages}")
+            if self.kernel == "sm80":
+                self._check_sm80()
             return
         owned = self.br if self.part == "dq" else self.bc
         wide = self.part == "dkdv" and self.head_dim > WIDE_HEAD_DIM
@@ -123,6 +121,21 @@ class BackwardKernel:
         if not least <= self.stages <= most:
             raise ValueError(
                 f"config: stages of {self.part} must be from {least} to {most}, got {self.stages}"
+            )
+
+    def _check_sm80(self) -> None:
+        owned, walked = (self.bc, self.br) if self.part == "dkdv" else (self.br, self.bc)
+        if self.warps not in (4, 8) or owned not in (16 * self.warps, 32 * self.warps):
+            raise ValueError(
+                f"config: {self.part} of kernel 'sm80' has 4 or 8 warps and owns 16 or 32 tokens for each of them, "
+                f"keys (bc) for dkdv, queries (br) for dq; got br={self.br}, bc={self.bc}, warps={self.warps}"
+            )
+        if self.stages not in (1, 2):
+            raise ValueError(f"config: stages of {self.part} must be 1 or 2, got {self.stages}")
+        if self.head_dim > MAX_ONE_PIECE and walked != 32:
+            raise ValueError(
+                f"config: head_dim {self.head_dim} is cut in slices (above {MAX_ONE_PIECE}): {self.part} walks 32 "
+                f"tokens at a time, got br={self.br}, bc={self.bc}"
             )
 
     @property

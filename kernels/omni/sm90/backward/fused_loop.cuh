@@ -10,6 +10,8 @@ namespace omni {
 
 template <class Cfg>
 struct FusedSmem : KeySmem<Cfg> {
+  // Sums of dQ of several heads at a time would not stay in L2.
+  static constexpr bool kHeadByHead = true;
   static constexpr int kLag = Cfg::kConsumers == 3 ? 1 : 0;
   static constexpr int kRing = kLag + 2;  // of dS: kLag + 1 exclude a deadlock, one more keeps warpgroups apart
   static constexpr bool kStaged = Cfg::kConsumers == 2;
@@ -54,7 +56,9 @@ struct FusedLoop {
   using Smem = FusedSmem<Cfg>;
   using Pairs = typename KeyConsumer<Cfg>::Pairs;
   static constexpr int kLag = Smem::kLag;
-  static constexpr int kTilesM = Cfg::kBr / 64;
+  // dQ in two products of half of its columns: the first is taken while the second is under way.
+  static constexpr int kHalves = Cfg::kHeadDim == 2 * kPanelColumns && Smem::kStaged ? 2 : 1;
+  static_assert(Cfg::kBr == 64, "a warpgroup's rows");
 
   Smem& smem;
   KeyLoop<Cfg> keys;
@@ -136,39 +140,45 @@ struct FusedLoop {
     i64 const at = static_cast<i64>(places[late - 1]) * (Cfg::kBr * Cfg::kHeadDim);
     mbarrier_wait(smem_address(&smem.ds_full[from.stage()]), from.parity());
     u32 const k = descriptor_low(smem_address(smem.k), Cfg::kKvPanelBytes);
-    RegTile<1, Cfg::kHeadDim> dq[kTilesM];
+    u32 const ds = descriptor_low(smem_address(smem.ds[from.stage()]), 16);
+    RegTile<1, Cfg::kHeadDim / kHalves> dq[kHalves];
 #pragma unroll
-    for (int m = 0; m < kTilesM; ++m) pin_registers(dq[m].x[0]);
-    wgmma_fence();
-#pragma unroll
-    for (int m = 0; m < kTilesM; ++m) {
-      u32 const ds = descriptor_low(smem_address(smem.ds[from.stage()]) + m * 64 * kPanelRowBytes, 16);
-      start_ss_kn<Cfg::kBc, Cfg::kQPanelBytes, Cfg::kBf16>(dq[m], ds, k);
+    for (int half = 0; half < kHalves; ++half) {
+      pin_registers(dq[half].x[0]);
+      wgmma_fence();
+      start_ss_kn<Cfg::kBc, Cfg::kQPanelBytes, Cfg::kBf16>(dq[half], ds, k + (half * Cfg::kKvPanelBytes >> 4));
+      wgmma_commit();
     }
-    wgmma_commit();
     if constexpr (Smem::kStaged) {
       mbarrier_wait(smem_address(&smem.sums_empty[buffer]), round(late) ^ 1);
       if (thread_index() % 128 == 0) smem.sums_at[buffer] = at;
     }
-    wgmma_wait<0>();
-#pragma unroll
-    for (int m = 0; m < kTilesM; ++m) pin_registers(dq[m].x[0]);
-    release(smem.ds_empty[from.stage()]);
-#pragma unroll
-    for (int m = 0; m < kTilesM; ++m) {
-#pragma unroll
-      for (int i = 0; i < Cfg::kHeadDim / 8; ++i) {
-        int const place = 4 * ((m * (Cfg::kHeadDim / 8) + i) * 128 + thread_index() % 128);
-        if constexpr (Smem::kStaged) {
-          store_shared4(smem_address(smem.sums[buffer]) + 4 * place, &dq[m].x[0][4 * i]);
-        } else {
-          red_add4(keys.consumer.args.dq_sums + at + place, &dq[m].x[0][4 * i]);
-        }
-      }
+    if constexpr (kHalves == 2) {
+      wgmma_wait<1>();
+      take(dq[0], 0, buffer, at);
     }
+    wgmma_wait<0>();
+    pin_registers(dq[kHalves - 1].x[0]);
+    release(smem.ds_empty[from.stage()]);
+    take(dq[kHalves - 1], kHalves - 1, buffer, at);
     if constexpr (Smem::kStaged) {
       fence_proxy_async();
       release(smem.sums_full[buffer]);
+    }
+  }
+
+  // A half's accumulators, to shared memory or added to the sums, 512 bytes a warp side by side.
+  template <class Half>
+  __device__ __forceinline__ void take(Half& dq, int half, int buffer, i64 at) {
+    pin_registers(dq.x[0]);
+#pragma unroll
+    for (int i = 0; i < Half::kBlocks; ++i) {
+      int const place = 4 * ((half * Half::kBlocks + i) * 128 + thread_index() % 128);
+      if constexpr (Smem::kStaged) {
+        store_shared4(smem_address(smem.sums[buffer]) + 4 * place, &dq.x[0][4 * i]);
+      } else {
+        red_add4(keys.consumer.args.dq_sums + at + place, &dq.x[0][4 * i]);
+      }
     }
   }
 
