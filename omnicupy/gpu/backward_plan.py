@@ -12,7 +12,6 @@ import numpy as np
 
 from omnicupy.gpu import stream_memory
 from omnicupy.gpu.device_blocks import DeviceBlocks
-from omnicupy.gpu.modules import Kernel, launcher_behind
 from omnicupy.gpu.plan import MAX_MAPS, Layout
 from omnicupy.gpu.stream_memory import StreamMemory
 from omnicupy.gpu.tensor_maps import tensor_map
@@ -58,26 +57,24 @@ class Space(NamedTuple):
 
 @dataclass
 class Launch:
-    """One kernel launch. loaded: the kernel.  template: its struct without addresses.  blocks: the device copy that it
-    reads.
+    """One kernel launch. function: what launches it.  template: its struct without addresses.  blocks: the device copy
+    that it reads.
 
     layouts: of q, dout, k and v as this kernel reads them, for tensor maps; () for kernels that need none.
-    comes_early: its thread blocks may come up while the kernel ahead of it still runs.
     """
 
     kernel: BackwardKernel
-    loaded: Kernel
+    function: Any
     grid: tuple[int, int, int]
     template: bytes
     blocks: DeviceBlocks
     layouts: Sequence[Layout] = ()
-    comes_early: bool = False
     _maps: dict[tuple[int, ...], bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._early = launcher_behind(self.loaded)
         self._by_value = np.dtype(("V", len(self.template)))
-        fields = PARAMS[self.kernel.params].fields or {}
+        fields = PARAMS[self.kernel.params].fields
+        assert fields is not None
         self._at = {name: fields[name][1] for name in ("q", "dout", "dq_sums", "counter") if name in fields}
 
     def run(self, at: Addresses, gradients: bytes, sums: int, counters: int, stream: Any) -> None:
@@ -92,8 +89,7 @@ class Launch:
             _MAPS.pack_into(argument, 0, self._maps_of((at.q, at.dout, at.k, at.v)))
             _ADDRESS.pack_into(argument, places["counter"], counters)
         by_value = np.frombuffer(argument, self._by_value)  # of one element, which CuPy passes by value
-        launch = self._early if self.comes_early else self.loaded.function
-        launch(self.grid, (self.kernel.threads, 1, 1), (by_value,), self.kernel.smem_bytes, stream)
+        self.function(self.grid, (self.kernel.threads, 1, 1), (by_value,), self.kernel.smem_bytes, stream)
 
     def _maps_of(self, addresses: tuple[int, ...]) -> bytes:
         maps = self._maps.get(addresses)
@@ -132,8 +128,8 @@ class BackwardPlan:
     def launch(self, work: Addresses, stream: Any, scratch: int = 0) -> None:
         """Run on `stream`, of the plan's device, which is current.
 
-        scratch: address of `scratch_bytes` that are this launch's alone on the stream, a multiple of 256; 0 takes memory
-        that stays with the stream, or with the capture at hand.
+        scratch: address of `scratch_bytes` that are this launch's alone on the stream, a multiple of 256; 0 takes
+        memory that stays with the stream, or with the capture at hand.
         """
         while True:
             memory = stream_memory.memory_of(self.device, stream)

@@ -14,7 +14,7 @@ from omnicupy.gpu.backward_plan import BackwardPlan, Launch, Space
 from omnicupy.gpu.device import DeviceInfo, device_info
 from omnicupy.gpu.device_blocks import DeviceBlocks
 from omnicupy.gpu.mask_cache import device_blocks
-from omnicupy.gpu.modules import kernel
+from omnicupy.gpu.modules import kernel, launcher_behind
 from omnicupy.gpu.plan import ITEM_BYTES, Layout
 from omnicupy.gpu.planning import LOG2E, check_runs, contiguous_strides
 from omnicupy.gpu.tensor_maps import can_map
@@ -88,17 +88,13 @@ def new_plan(
     read = _read_layouts(layouts, space)
     launches = [_launch(on, parts["prepare"], layouts, of_keys, space)]
     if call.wanted[1] or call.wanted[2]:
-        launches.append(_launch(on, keys, read, of_keys, space))
+        launches.append(_launch(on, keys, read, of_keys, space, comes_early=keys.kernel == "sm90"))
     if fused:
         launches.append(_launch(on, parts["convert"], read, of_keys, space))
     elif call.wanted[0]:
-        launches.append(_launch(on, parts["dq"], read, on.blocks(parts["dq"]), space))
-    # The kernels for Hopper wait by themselves for what is ahead of them; that of dQ only for the one that prepares,
-    # which has ended when that of dK and dV lets it come up.
-    for one, ahead in zip(launches[1:], launches, strict=False):
-        one.comes_early = one.kernel.params == "bwd_sm90" and (
-            one.kernel.part != "dq" or ahead.kernel is keys
-        )
+        # For Hopper it takes the places that the kernel of dK and dV leaves. That one waited for the one that prepares.
+        early = spec.kernel == "sm90" and len(launches) == 2
+        launches.append(_launch(on, parts["dq"], read, on.blocks(parts["dq"]), space, comes_early=early))
     return BackwardPlan(spec, device, launches, space)
 
 
@@ -148,13 +144,22 @@ def _read_layouts(layouts: Layouts, space: Space) -> Layouts:
 
 
 def _launch(
-    on: _Setting, part: BackwardKernel, layouts: Layouts, blocks: DeviceBlocks, space: Space
+    on: _Setting,
+    part: BackwardKernel,
+    layouts: Layouts,
+    blocks: DeviceBlocks,
+    space: Space,
+    *,
+    comes_early: bool = False,
 ) -> Launch:
+    """comes_early: its thread blocks may come up while the kernel ahead runs; they wait for what they need of it."""
     grid = on.grid(part)
     template = _struct_of(grid, on.call, layouts, blocks)
     shape = grid.thread_blocks(blocks.sizes.n_parts, space.k >= 0 or space.v >= 0)
     maps = (layouts.q, layouts.dout, layouts.k, layouts.v) if part.params == "bwd_sm90" else ()
-    return Launch(part, kernel(part, on.device), shape, template, blocks, maps)
+    loaded = kernel(part, on.device)
+    function = launcher_behind(loaded) if comes_early else loaded.function
+    return Launch(part, function, shape, template, blocks, maps)
 
 
 def _struct_of(grid: BackwardGrid, call: BackwardCall, layouts: Layouts, blocks: DeviceBlocks) -> bytes:
