@@ -27,12 +27,11 @@ struct Backward : BackwardBlock<Cfg> {
     return Cfg::kOwnsKeys ? slot(stage) + 2 * kWalkedBytes : 2 * kOwnedBytes;
   }
 
-  // Starts the copies of the tile at the cursor.
-  __device__ __forceinline__ void request(int stage) {
-    this->template load_walked<Cfg::kHeadDim>(slot(stage), 0);
-    if constexpr (Cfg::kOwnsKeys) {
-      this->load_statistics(statistics(stage), this->walked_head(), this->walk.tile.first);
-    }
+  // Starts the copies of the tile at a cursor.
+  __device__ __forceinline__ void request(Cursor const& at, int stage) {
+    if (!at.has_tile()) return;
+    this->template load_walked<Cfg::kHeadDim>(at, slot(stage), 0);
+    if constexpr (Cfg::kOwnsKeys) this->load_statistics(statistics(stage), this->walked_head(at), at.tile.first);
     cp_async_commit();
   }
 
@@ -62,25 +61,20 @@ struct Backward : BackwardBlock<Cfg> {
   }
 
   __device__ __forceinline__ void run() {
-    auto& walk = this->walk;
     this->template load_owned<Cfg::kHeadDim>(0, 0);
     if constexpr (!Cfg::kOwnsKeys) this->load_statistics(statistics(0), this->head(), this->owned0());
-    if (walk.has_tile()) request(0);
-    int stage = 0;
-    while (walk.has_tile()) {
-      Tile const tile = walk.tile;
+    request(this->cursor(0), 0);
+    for (int parity = 0; this->cursor(parity).has_tile(); parity ^= 1) {
       cp_async_wait<0>();
-      __syncthreads();  // this tile has arrived; the other buffer is read
+      __syncthreads();  // this tile has arrived; the other buffer is read, and the other cursor too
       if constexpr (Cfg::kStages == 2) {
-        this->advance();
-        if (walk.has_tile()) request(stage ^ 1);
-        compute(tile, stage);
-        stage ^= 1;
+        request(this->advance(parity), parity ^ 1);
+        compute(this->cursor(parity).tile, parity);
       } else {
-        compute(tile, 0);
-        this->advance();
+        compute(this->cursor(parity).tile, 0);
+        Cursor const next = this->advance(parity);
         __syncthreads();  // the buffer is read
-        if (walk.has_tile()) request(0);
+        request(next, 0);
       }
     }
     cp_async_wait<0>();

@@ -8,13 +8,12 @@ namespace omni {
 
 // Walks tiles, and inside each the query heads that count for it: one for dQ, those of the group for dK and dV. Their
 // sums stay in registers, and no two thread blocks add to the same gradient.
-struct HeadWalk {
+struct Cursor {
   EntryWalk walk;
   Tile tile;  // kind 0: no more tiles
   int head;   // which of the heads
 
-  __device__ __forceinline__ HeadWalk(BlockLists const& lists, WorkItem const& work)
-      : walk(lists, work.first, work.end) {
+  __device__ __forceinline__ Cursor(BlockLists const& lists, WorkItem const& work) : walk(lists, work.first, work.end) {
     take(lists);
   }
 
@@ -39,23 +38,25 @@ struct BackwardBlock {
   using Out = RegTile<Cfg::kTilesM, Cfg::kColumns>;
   static constexpr int kStatisticBytes = 2 * 4 * Cfg::kBr;  // lse2 and delta of the queries of a tile
 
-  static constexpr int kWorkBytes = 16;
+  static constexpr int kCursorBytes = 128;
+  static constexpr int kWorkBytes = 16 + 2 * kCursorBytes;
   static constexpr int kWorkOffset = Cfg::kSmemBytes - kWorkBytes;
+  static_assert(sizeof(Cursor) <= kCursorBytes, "backward_spec.py");
 
   BackwardParams const& params;
   ForwardParams const& p;
-  HeadWalk walk;
   unsigned char* const s_base;
   Out first, second;  // dK and dV, or dQ
 
   __device__ __forceinline__ BackwardBlock(BackwardParams const& all, WorkItem const& work, unsigned char* s_memory)
-      : params(all), p(all.p), walk(all.p.lists, work), s_base(s_memory) {
+      : params(all), p(all.p), s_base(s_memory) {
     *reinterpret_cast<int4*>(s_base + kWorkOffset) = make_int4(work.q0, work.mask, work.batch, work.head);
+    cursor(0) = Cursor(p.lists, work);
     first.fill(0.f);
     if constexpr (Cfg::kOwnsKeys) second.fill(0.f);
   }
 
-  // What is worked on lies in shared memory, where each thread has written it, and is read anew wherever it is needed:
+  // What is worked on lies in shared memory, where every thread writes the same, and is read anew wherever it is needed:
   // registers are dearer.
   template <int kField>
   __device__ __forceinline__ int work() const {
@@ -67,7 +68,18 @@ struct BackwardBlock {
   __device__ __forceinline__ int batch() const { return work<2>(); }
   __device__ __forceinline__ int head() const { return work<3>(); }  // kv head where keys are owned, else query head
 
-  __device__ __forceinline__ void advance() { walk.advance(p.lists, Cfg::kOwnsKeys ? p.group : 1); }
+  // Where the walk stands, for tiles that are even or odd by their count: one is read while the next one is written.
+  __device__ __forceinline__ Cursor& cursor(int parity) const {
+    return *reinterpret_cast<Cursor*>(s_base + kWorkOffset + 16 + parity * kCursorBytes);
+  }
+
+  // From the cursor of `parity` to the other one, which is returned. Between two calls lies a barrier.
+  __device__ __forceinline__ Cursor advance(int parity) const {
+    Cursor next = cursor(parity);
+    next.advance(p.lists, Cfg::kOwnsKeys ? p.group : 1);
+    cursor(parity ^ 1) = next;
+    return next;
+  }
 
   // The warp's first row among the tokens that the thread block owns.
   __device__ __forceinline__ static int row0() { return thread_index() / 32 * Cfg::kWarpRows; }
@@ -138,21 +150,22 @@ struct BackwardBlock {
     }
   }
 
-  // The same of the tile at the cursor: Q and dO, or K and V.
+  // The same of the tile at a cursor: Q and dO, or K and V.
   template <int kCols>
-  __device__ __forceinline__ void load_walked(int offset, int column) const {
-    int2 const from = make_int2(walked_head(), walk.tile.first);
+  __device__ __forceinline__ void load_walked(Cursor const& at, int offset, int column) const {
+    int2 const from = make_int2(walked_head(at), at.tile.first);
+    int const rows = at.tile.length();
     u32 const s_target = smem_address(s_base) + offset;
     if constexpr (Cfg::kOwnsKeys) {
-      load<Cfg::kWalked, kCols>(s_target, p.query(), params.gradient_of_out(), from, walk.tile.length(), column);
+      load<Cfg::kWalked, kCols>(s_target, p.query(), params.gradient_of_out(), from, rows, column);
     } else {
-      load<Cfg::kWalked, kCols>(s_target, p.key(), p.value(), from, walk.tile.length(), column);
+      load<Cfg::kWalked, kCols>(s_target, p.key(), p.value(), from, rows, column);
     }
   }
 
-  __device__ __forceinline__ int walked_head() const {
+  __device__ __forceinline__ int walked_head(Cursor const& at) const {
     int const of_head = head();
-    return Cfg::kOwnsKeys ? of_head * p.group + walk.head : of_head / p.group;
+    return Cfg::kOwnsKeys ? of_head * p.group + at.head : of_head / p.group;
   }
 
   static_assert(Cfg::kBr / 2 <= Cfg::kThreads, "a thread brings 16 bytes of lse2 or of delta");

@@ -21,15 +21,13 @@ struct TiledBackward : BackwardBlock<Cfg> {
 
   using Block::Block;
 
-  // Brings a slice of the four tensors.
-  __device__ __forceinline__ void load_slice(int slice, bool with_statistics) {
-    __syncthreads();  // the slice before is read
+  // Brings a slice of the four tensors, lse2 and delta.
+  __device__ __forceinline__ void load_slice(Cursor const& at, int slice) {
+    __syncthreads();  // the slice before is read, and the other cursor too
     this->template load_owned<kSlice>(0, slice * kSlice);
-    this->template load_walked<kSlice>(2 * kOwnedBytes, slice * kSlice);
-    if (with_statistics) {
-      int const head = Cfg::kOwnsKeys ? this->walked_head() : this->head();
-      this->load_statistics(kStatisticOffset, head, Cfg::kOwnsKeys ? this->walk.tile.first : this->owned0());
-    }
+    this->template load_walked<kSlice>(at, 2 * kOwnedBytes, slice * kSlice);
+    int const query_head = Cfg::kOwnsKeys ? this->walked_head(at) : this->head();
+    this->load_statistics(kStatisticOffset, query_head, Cfg::kOwnsKeys ? at.tile.first : this->owned0());
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();
@@ -43,7 +41,8 @@ struct TiledBackward : BackwardBlock<Cfg> {
     scores.add(part);
   }
 
-  __device__ __forceinline__ void compute(Tile const& tile) {
+  __device__ __forceinline__ void compute(Cursor const& at) {
+    Tile const& tile = at.tile;
     Hidden<Cfg> hidden;
     bool const visible = this->find_hidden(hidden, tile, 0);
     u32 const s_lane = this->template lane_address<kSlice>();
@@ -55,7 +54,7 @@ struct TiledBackward : BackwardBlock<Cfg> {
     int slice = blockIdx.y;
     for (int i = 0; i < kSlices; ++i) {
       slice = slice + 1 == kSlices ? 0 : slice + 1;  // the block's own one comes last, and is there for the products
-      load_slice(slice, i == 0);
+      load_slice(at, slice);
       if (!visible) continue;
       add_slice(weights, s_owned, s_walked);
       add_slice(grads, s_owned + kOwnedBytes, s_walked + kWalkedBytes);
@@ -67,9 +66,9 @@ struct TiledBackward : BackwardBlock<Cfg> {
   }
 
   __device__ __forceinline__ void run() {
-    while (this->walk.has_tile()) {
-      compute(this->walk.tile);
-      this->advance();
+    for (int parity = 0; this->cursor(parity).has_tile(); parity ^= 1) {
+      compute(this->cursor(parity));
+      this->advance(parity);
     }
     this->store_gradients();
   }
