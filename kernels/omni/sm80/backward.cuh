@@ -15,7 +15,7 @@ struct Backward : BackwardBlock<Cfg> {
   static constexpr int kWalkedBytes = Cfg::kWalked * Shared::kPitchBytes;
   static constexpr int kSlotBytes = 2 * kWalkedBytes + (Cfg::kOwnsKeys ? Block::kStatisticBytes : 0);
   static constexpr int kOwnedTotal = 2 * kOwnedBytes + (Cfg::kOwnsKeys ? 0 : Block::kStatisticBytes);
-  static_assert(Cfg::kSmemBytes == kOwnedTotal + Cfg::kStages * kSlotBytes + Block::kWorkBytes, "backward_spec.py");
+  static_assert(Cfg::kSmemBytes == kOwnedTotal + Cfg::kStages * kSlotBytes + Block::kWorkBytes, "backward_kernel.py");
 
   using Block::Block;
 

@@ -41,7 +41,7 @@ struct BackwardBlock {
   static constexpr int kCursorBytes = 128;
   static constexpr int kWorkBytes = 16 + 2 * kCursorBytes;
   static constexpr int kWorkOffset = Cfg::kSmemBytes - kWorkBytes;
-  static_assert(sizeof(Cursor) <= kCursorBytes, "backward_spec.py");
+  static_assert(sizeof(Cursor) <= kCursorBytes, "backward_kernel.py");
 
   BackwardParams const& params;
   ForwardParams const& p;

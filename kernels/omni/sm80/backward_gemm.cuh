@@ -14,7 +14,7 @@ namespace omni {
 
 // Columns of each gradient that one thread block makes. dK and dV of more than 128 columns do not fit the registers:
 // thread blocks side by side (grid.y) make a part each, cut where the swizzle of shared memory begins anew, and repeat
-// the scores. backward_spec.py has the same figures (columns).
+// the scores. backward_kernel.py has the same figures (columns).
 constexpr int gradient_columns(int head_dim, bool owns_keys) {
   if (head_dim > 256) return 64;
   if (!owns_keys || head_dim <= 128) return head_dim;

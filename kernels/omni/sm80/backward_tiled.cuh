@@ -16,7 +16,7 @@ struct TiledBackward : BackwardBlock<Cfg> {
   static constexpr int kOwnedBytes = Cfg::kOwned * Shared::kPitchBytes;
   static constexpr int kWalkedBytes = Cfg::kWalked * Shared::kPitchBytes;
   static constexpr int kStatisticOffset = 2 * kOwnedBytes + 2 * kWalkedBytes;
-  static_assert(Cfg::kSmemBytes == kStatisticOffset + Block::kStatisticBytes + Block::kWorkBytes, "backward_spec.py");
+  static_assert(Cfg::kSmemBytes == kStatisticOffset + Block::kStatisticBytes + Block::kWorkBytes, "backward_kernel.py");
   static_assert(Cfg::kStep == Cfg::kWalked, "a tile is one step: its scores are added up over the slices");
 
   using Block::Block;
