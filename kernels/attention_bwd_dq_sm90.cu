@@ -7,7 +7,7 @@ using Cfg = omni::BackwardConfig<
     OMNI_HEAD_DIM, OMNI_VALUE_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_BF16>;
 static_assert(sizeof(omni::BackwardParamsSm90) == OMNI_PARAMS_BYTES, "params.py and sm90/backward/config.cuh disagree");
 using Smem = omni::QuerySmem<Cfg>;
-static_assert(sizeof(Smem) <= OMNI_SMEM_BYTES, "backward_kernel.py and sm90/backward/query_smem.cuh disagree");
+static_assert(sizeof(Smem) <= OMNI_SMEM_BYTES, "backward_spec.py and sm90/backward/query_smem.cuh disagree");
 static_assert(Cfg::kBr == 64 * Cfg::kConsumers, "64 queries a consumer warpgroup");
 
 extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
