@@ -56,8 +56,8 @@ struct BackwardBlock {
     if constexpr (Cfg::kOwnsKeys) second.fill(0.f);
   }
 
-  // What is worked on lies in shared memory, where every thread writes the same, and is read anew wherever it is needed:
-  // registers are dearer.
+  // What is worked on lies in shared memory, where every thread writes the same, and is read anew wherever it is
+  // needed: registers are dearer.
   template <int kField>
   __device__ __forceinline__ int work() const {
     return reinterpret_cast<int const volatile*>(s_base + kWorkOffset)[kField];
@@ -97,8 +97,8 @@ struct BackwardBlock {
   }
 
   // Starts the copies of two tiles, one behind the other in shared memory, of kRows tokens from `token` on, of which
-  // `rows` exist, and kCols columns from `column` on. Other rows and columns become zeros. What a thread brings is worked
-  // out here and not kept in registers.
+  // `rows` exist, and kCols columns from `column` on. Other rows and columns become zeros. What a thread brings is
+  // worked out here and not kept in registers.
   template <int kRows, int kCols>
   __device__ __forceinline__ void load(
       u32 s_target, Tensor const& one, Tensor const& other, int2 head_and_token, int rows, int column) const {
@@ -188,8 +188,8 @@ struct BackwardBlock {
     return hidden.is_anything();
   }
 
-  // Scores to weights, gradients of weights to gradients of scores. offset: of lse2 and delta; the step starts in `column`
-  // of the tile.
+  // Scores to weights, gradients of weights to gradients of scores. offset: of lse2 and delta; the step starts in
+  // `column` of the tile.
   __device__ __forceinline__ void differentiate_step(
       Step& weights, Step& grads, Hidden<Cfg> const& hidden, Tile const& tile, int offset, int column) const {
     float const* const s_lse2 = reinterpret_cast<float const*>(s_base + offset) + (Cfg::kOwnsKeys ? column : row0());

@@ -1,7 +1,7 @@
-// The compile-time shape of the mma.sync backward kernels, and what both of their loops do with a step of walked tokens:
-// weights, gradients of scores, and products whose A operand is these. A thread block owns tokens of one side, keys for
-// dK and dV or queries for dQ, and walks tokens of the other side. A row of a warp's register tile is a token that it
-// owns: weights are the A operand of the next product as they are, and never leave the registers.
+// The compile-time shape of the mma.sync backward kernels, and what both of their loops do with a step of walked
+// tokens: weights, gradients of scores, and products whose A operand is these. A thread block owns tokens of one side,
+// keys for dK and dV or queries for dQ, and walks tokens of the other side. A row of a warp's register tile is a token
+// that it owns: weights are the A operand of the next product as they are, and never leave the registers.
 #pragma once
 
 #include "omni/backward_params.cuh"
@@ -115,9 +115,9 @@ __device__ __forceinline__ void differentiate(Tile& grads, Tile const& weights, 
   }
 }
 
-// out += factors * rows: the accumulators of two neighbouring n8 blocks are the A operand of one k16 step. kCols: of the
-// tile in shared memory. s_rows: the lane's address in the step's rows, at the first of the columns; columns: how many
-// there are from it on.
+// out += factors * rows: the accumulators of two neighbouring n8 blocks are the A operand of one k16 step. kCols: of
+// the tile in shared memory. s_rows: the lane's address in the step's rows, at the first of the columns; columns: how
+// many there are from it on.
 template <class Cfg, int kCols, class Out, class Factors>
 __device__ __forceinline__ void add_products(Out& out, Factors const& factors, u32 s_rows, int columns) {
   using Shared = SmemTile<kCols, Cfg::kSwizzle>;

@@ -1,5 +1,6 @@
-// The mma.sync backward loop for head_dim above 256: all four tensors pass through shared memory in slices of 64 columns
-// and a thread block makes one slice of its gradients; the blocks of one slice each (grid.y) repeat the scores.
+// The mma.sync backward loop for head_dim above 256: all four tensors pass through shared memory in slices of 64
+// columns, and a thread block makes one slice of its gradients; the blocks of one slice each (grid.y) repeat the
+// scores.
 #pragma once
 
 #include "omni/sm80/backward_block.cuh"
