@@ -41,7 +41,7 @@ struct BackwardConfig {
   static constexpr int kWarpRows = kOwned / Warps;
   static constexpr int kTilesM = kWarpRows / 16;
   static constexpr bool kTiledHeadDim = HeadDim > 256;
-  static constexpr int kBlocks = !kOwnsKeys && HeadDim <= 64 && Warps == 4 ? 3 : 1;  // a multiprocessor, by registers
+  static constexpr int kBlocks = !kOwnsKeys && HeadDim <= 64 && Warps == 4 && Stages == 2 ? 3 : 1;  // on a processor
   static constexpr int kColumns = gradient_columns(HeadDim, kOwnsKeys);
   static constexpr int kStep = kTilesM == 1 && kWalked % 64 == 0 ? 64 : 32;  // walked tokens at a time
 
