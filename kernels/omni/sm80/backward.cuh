@@ -39,24 +39,25 @@ struct Backward : BackwardBlock<Cfg> {
   __device__ __forceinline__ void compute_step(Tile const& tile, int stage, int column) {
     Hidden<Cfg> hidden;
     if (!this->find_hidden(hidden, tile, column)) return;
-    u32 const s_lane = this->template lane_address<Cfg::kHeadDim>();
-    u32 const s_owned = s_lane + this->row0() * Shared::kPitchBytes;
-    u32 const s_walked = s_lane + slot(stage) + column * Shared::kPitchBytes;
+    int const from = slot(stage) + column * Shared::kPitchBytes;
+    u32 const s_owned = this->template lane_address<Cfg::kHeadDim>() + this->row0() * Shared::kPitchBytes;
+    u32 const s_dots = this->template dot_address<Cfg::kHeadDim>() + from;
     Step weights, grads;
     weights.fill(0.f);
-    add_scores<Cfg, Cfg::kHeadDim>(weights, s_owned, s_walked);
+    add_dots<Cfg, Cfg::kHeadDim>(weights, s_owned, s_dots);
     grads.fill(0.f);
-    add_scores<Cfg, Cfg::kHeadDim>(grads, s_owned + kOwnedBytes, s_walked + kWalkedBytes);
+    add_dots<Cfg, Cfg::kHeadDim>(grads, s_owned + kOwnedBytes, s_dots + kWalkedBytes);
     this->differentiate_step(weights, grads, hidden, tile, statistics(stage), column);
-    int const from = this->column0();
+    int const column0 = this->column0(), columns = Cfg::kHeadDim - column0;
+    u32 const s_rows = this->template lane_address<Cfg::kHeadDim>() + from + 2 * column0;
     if constexpr (Cfg::kOwnsKeys) {
-      add_products<Cfg, Cfg::kHeadDim>(this->second, weights, s_walked + kWalkedBytes + 2 * from, Cfg::kHeadDim - from);
+      add_products<Cfg, Cfg::kHeadDim>(this->second, weights, s_rows + kWalkedBytes, columns);
     }
-    add_products<Cfg, Cfg::kHeadDim>(this->first, grads, s_walked + 2 * from, Cfg::kHeadDim - from);
+    add_products<Cfg, Cfg::kHeadDim>(this->first, grads, s_rows, columns);
   }
 
   __device__ __forceinline__ void compute(Tile const& tile, int stage) {
-#pragma unroll 1
+#pragma unroll
     for (int column = 0; column < Cfg::kWalked; column += Cfg::kStep) compute_step(tile, stage, column);
   }
 

@@ -84,11 +84,19 @@ struct BackwardBlock {
   // The warp's first row among the tokens that the thread block owns.
   __device__ __forceinline__ static int row0() { return thread_index() / 32 * Cfg::kWarpRows; }
 
-  // The lane's address in the 16 x 16 sub-tile at the origin of a tile of kCols columns, worked out where it is used.
+  // The lane's address in the 16 x 16 sub-tile at the origin of a tile of kCols columns, worked out where it is used:
+  // for an A operand, or for a B operand that is transposed on its way.
   template <int kCols>
   __device__ __forceinline__ u32 lane_address() const {
     int const lane = thread_index() & 31;
     return smem_address(s_base) + SmemTile<kCols, Cfg::kSwizzle>::offset(lane % 16, lane / 16);
+  }
+
+  // The same for a B operand of add_dots.
+  template <int kCols>
+  __device__ __forceinline__ u32 dot_address() const {
+    int const lane = thread_index() & 31;
+    return smem_address(s_base) + SmemTile<kCols, Cfg::kSwizzle>::offset(lane / 16 * 8 + lane % 8, lane / 8 % 2);
   }
 
   // First column of the gradients that the thread block makes.

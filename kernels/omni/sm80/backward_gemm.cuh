@@ -68,6 +68,28 @@ template <class Cfg>
 using Hidden =
     typename OneOf<Cfg::kOwnsKeys, HiddenFromKeys<Cfg, StepTile<Cfg>>, HiddenFromQueries<Cfg, StepTile<Cfg>>>::Type;
 
+// scores += owned * walked^T over kCols columns. s_owned: the lane's address for the A operand, in the warp's rows.
+// s_walked: for the B operand, in the step's rows, so that the two registers of an instruction stand side by side: rows
+// 0 to 7 left and right, then rows 8 to 15 (other than in add_scores, whose operands ptxas has to move together).
+template <class Cfg, int kCols, class Scores>
+__device__ __forceinline__ void add_dots(Scores& scores, u32 s_owned, u32 s_walked) {
+  using Shared = SmemTile<kCols, Cfg::kSwizzle>;
+#pragma unroll
+  for (int d = 0; d < kCols; d += Cfg::kMmaAtomK) {
+    AFragments<Cfg::kTilesM> a;
+#pragma unroll
+    for (int m = 0; m < Cfg::kTilesM; ++m) {
+      ldmatrix_x4(a.r[m], Shared::at_column(s_owned, d) + 16 * m * Shared::kPitchBytes);
+    }
+#pragma unroll
+    for (int n = 0; n < Scores::kCols; n += 16) {
+      u32 b[4];
+      ldmatrix_x4(b, Shared::at_column(s_walked, d) + n * Shared::kPitchBytes);
+      add_product<Cfg>(scores, n, a, b);
+    }
+  }
+}
+
 // lse2 or delta of the queries of a step, in shared memory: of its columns where keys are owned, else of its rows.
 // s_values: at the first of them.
 template <class Cfg>

@@ -38,7 +38,7 @@ struct TiledBackward : BackwardBlock<Cfg> {
   __device__ __forceinline__ static void add_slice(Step& scores, u32 s_owned, u32 s_walked) {
     Step part;
     part.fill(0.f);
-    add_scores<Cfg, kSlice>(part, s_owned, s_walked);
+    add_dots<Cfg, kSlice>(part, s_owned, s_walked);
     scores.add(part);
   }
 
@@ -49,6 +49,7 @@ struct TiledBackward : BackwardBlock<Cfg> {
     u32 const s_lane = this->template lane_address<kSlice>();
     u32 const s_owned = s_lane + this->row0() * Shared::kPitchBytes;
     u32 const s_walked = s_lane + 2 * kOwnedBytes;
+    u32 const s_dots = this->template dot_address<kSlice>() + 2 * kOwnedBytes;
     Step weights, grads;
     weights.fill(0.f);
     grads.fill(0.f);
@@ -57,8 +58,8 @@ struct TiledBackward : BackwardBlock<Cfg> {
       slice = slice + 1 == kSlices ? 0 : slice + 1;  // the block's own one comes last, and is there for the products
       load_slice(at, slice);
       if (!visible) continue;
-      add_slice(weights, s_owned, s_walked);
-      add_slice(grads, s_owned + kOwnedBytes, s_walked + kWalkedBytes);
+      add_slice(weights, s_owned, s_dots);
+      add_slice(grads, s_owned + kOwnedBytes, s_dots + kWalkedBytes);
     }
     if (!visible) return;
     this->differentiate_step(weights, grads, hidden, tile, kStatisticOffset, 0);
