@@ -199,7 +199,7 @@ __device__ __forceinline__ void key_gradients(BackwardParams const& params, Shar
 
 static_assert(sizeof(omni::BackwardParams) == OMNI_PARAMS_BYTES, "params.py and backward_params.cuh disagree");
 
-extern "C" __global__ void __launch_bounds__(omni::kThreads)
+extern "C" __global__ void __launch_bounds__(omni::kThreads, 1)
     attention_bwd_naive(const __grid_constant__ omni::BackwardParams params) {
   extern __shared__ float s_memory[];
   if constexpr (omni::kOfKeys) {
