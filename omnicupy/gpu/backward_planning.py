@@ -14,7 +14,7 @@ from omnicupy.gpu.backward_plan import BackwardPlan, Launch, Space
 from omnicupy.gpu.device import DeviceInfo, device_info
 from omnicupy.gpu.device_blocks import DeviceBlocks
 from omnicupy.gpu.mask_cache import device_blocks
-from omnicupy.gpu.modules import kernel
+from omnicupy.gpu.modules import kernel, launcher_behind
 from omnicupy.gpu.plan import ITEM_BYTES, Layout
 from omnicupy.gpu.planning import LOG2E, check_runs, contiguous_strides
 from omnicupy.gpu.tensor_maps import can_map
@@ -31,7 +31,16 @@ from omnicupy.schedule.key_lists import key_lists
 _ROW_BYTES = 16  # rows are read in pieces of it
 _COPY_ALIGN = 256
 # What the parameter struct takes over from packed lists.
-_LIST_FIELDS = ("q_blocks", "mask_batch", "diagonal", "n_spans", "k_padded", "tiers")
+_LIST_FIELDS = (
+    "q_blocks",
+    "mask_batch",
+    "diagonal",
+    "n_spans",
+    "k_padded",
+    "tiers",
+    "n_slots",
+    "n_split_rows",
+)
 
 
 @dataclass(frozen=True)
@@ -84,30 +93,26 @@ def new_plan(
     fused = not deterministic and "fused" in parts and call.wanted[0] and (call.wanted[1] or call.wanted[2])
     keys = parts["fused" if fused else "dkdv"]
     of_keys = on.blocks(keys)
-    space = _space(call, layouts, keys, of_keys)
+    space = _space(call, layouts, on.grid(keys), of_keys)
     read = _read_layouts(layouts, space)
     launches = [_launch(on, parts["prepare"], layouts, of_keys, space)]
     if call.wanted[1] or call.wanted[2]:
-        launches.append(_launch(on, keys, read, of_keys, space))
+        launches.append(_launch(on, keys, read, of_keys, space, comes_early=keys.kernel == "sm90"))
     if fused:
         launches.append(_launch(on, parts["convert"], read, of_keys, space))
     elif call.wanted[0]:
-        launches.append(_launch(on, parts["dq"], read, on.blocks(parts["dq"]), space))
-    # The kernels for Hopper wait by themselves for what is ahead of them; that of dQ only for the one that prepares,
-    # which has ended when that of dK and dV lets it come up.
-    for one, ahead in zip(launches[1:], launches, strict=False):
-        one.comes_early = one.kernel.params == "bwd_sm90" and (
-            one.kernel.part != "dq" or ahead.kernel is keys
-        )
+        # For Hopper it takes the places that the kernel of dK and dV leaves. That one waited for the one that prepares.
+        early = spec.kernel == "sm90" and len(launches) == 2
+        launches.append(_launch(on, parts["dq"], read, on.blocks(parts["dq"]), space, comes_early=early))
     return BackwardPlan(spec, device, launches, space)
 
 
-def _space(call: BackwardCall, layouts: Layouts, part: BackwardKernel, keys: DeviceBlocks) -> Space:
+def _space(call: BackwardCall, layouts: Layouts, grid: BackwardGrid, keys: DeviceBlocks) -> Space:
     """Where statistics and copies lie. Copied is what a kernel cannot read as it is: queries, where some see no key,
     and keys of tiles that hold dead ones, as what lies there may be NaN; arrays that no tensor map holds; dout of any
     other layout.
     """
-    problem, shapes = call.problem, keys.sizes.shapes
+    part, problem, shapes = grid.kernel, call.problem, keys.sizes.shapes
     dead_rows, dead_keys = shapes["dead_rows"][0] > 0, shapes["dead"][0] > 0
     rows = problem.batch * problem.q_heads * padded_rows(problem.q_len)
 
@@ -133,7 +138,9 @@ def _space(call: BackwardCall, layouts: Layouts, part: BackwardKernel, keys: Dev
     sums = -1
     if part.part == "fused":
         sums, size = size, size + 4 * rows * part.head_dim
-    return Space(lse2=0, delta=4 * rows, **places, sums=sums, size=size)
+    partials, (partial_bytes, arrivals) = size, grid.partials(keys.sizes.n_slots, keys.sizes.n_split_rows)
+    places |= {"sums": sums, "partials": partials, "size": size + partial_bytes, "arrivals": arrivals}
+    return Space(lse2=0, delta=4 * rows, **places)
 
 
 def _read_layouts(layouts: Layouts, space: Space) -> Layouts:
@@ -148,13 +155,22 @@ def _read_layouts(layouts: Layouts, space: Space) -> Layouts:
 
 
 def _launch(
-    on: _Setting, part: BackwardKernel, layouts: Layouts, blocks: DeviceBlocks, space: Space
+    on: _Setting,
+    part: BackwardKernel,
+    layouts: Layouts,
+    blocks: DeviceBlocks,
+    space: Space,
+    *,
+    comes_early: bool = False,
 ) -> Launch:
+    """comes_early: its thread blocks may come up while the kernel ahead runs; they wait for what they need of it."""
     grid = on.grid(part)
     template = _struct_of(grid, on.call, layouts, blocks)
     shape = grid.thread_blocks(blocks.sizes.n_parts, space.k >= 0 or space.v >= 0)
     maps = (layouts.q, layouts.dout, layouts.k, layouts.v) if part.params == "bwd_sm90" else ()
-    return Launch(part, kernel(part, on.device), shape, template, blocks, maps)
+    loaded = kernel(part, on.device)
+    function = launcher_behind(loaded) if comes_early else loaded.function
+    return Launch(part, function, shape, template, blocks, maps)
 
 
 def _struct_of(grid: BackwardGrid, call: BackwardCall, layouts: Layouts, blocks: DeviceBlocks) -> bytes:

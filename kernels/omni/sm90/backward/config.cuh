@@ -11,9 +11,12 @@ namespace omni {
 struct BackwardParamsSm90 {
   TensorMap q_map, dout_map, k_map, v_map;
   BackwardParams b;
-  int* counter;  // {next work item, thread blocks that handed out all, that ended}: zero at launch, left zero
-  int work_items;
-  float* dq_sums;  // (batch, q_heads, q_padded / kBr, kBr * kHeadDim): of the kernel that makes all gradients
+  int* counter;        // {next work item, thread blocks that handed out all, that ended}: zero at launch, left zero
+  float* dq_sums;      // (batch, q_heads, q_padded / kBr, kBr * kHeadDim): of the kernel that makes all gradients
+  float4* partials;    // (all heads of keys, n_slots, 2, warps): what parts of split key blocks leave; see key_merge.cuh
+  u32* arrivals;       // (all heads of keys, n_split_rows, 2, warps): zero at launch, left zero
+  int4 const* splits;  // of each part: {block among the split ones or -1, its number, parts of the block, first slot}
+  int work_items, n_slots, n_split_rows;
 };
 
 // Panels of 64 columns that hold so many columns.
@@ -22,7 +25,7 @@ constexpr int panels_of(int columns) { return (columns + kPanelColumns - 1) / kP
 // Above it dK and dV of 64 keys do not fit one warpgroup's registers: a role a warpgroup.
 constexpr int kWideHeadDim = 128;
 
-template <int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, bool Bf16>
+template <int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, bool Bf16, bool Fused = false>
 struct BackwardConfig {
   static constexpr int kHeadDim = HeadDim;
   static constexpr int kValueDim = ValueDim;
@@ -32,6 +35,7 @@ struct BackwardConfig {
   static constexpr bool kBf16 = Bf16;
   static constexpr int kConsumers = Warps / 4 - 1;
   static constexpr int kThreads = 32 * Warps;
+  static constexpr bool kFused = Fused;  // one kernel for all gradients
   static constexpr bool kScheduler = false;  // the producer takes the work items
 
   static constexpr int kHeadPanels = panels_of(HeadDim);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "omni/mask/keep_transposed.cuh"
+#include "omni/sm90/backward/key_merge.cuh"
 #include "omni/sm90/backward/key_smem.cuh"
 #include "omni/sm90/backward/uniform.cuh"
 #include "omni/sm90/wgmma.cuh"
@@ -87,14 +88,42 @@ struct KeyConsumer {
     }
   }
 
-  __device__ __forceinline__ void weigh(Scores& scores, WorkSlot const& work, int group) const {
+  // What a tile hides, found while its scores are on their way. False: nothing, `words` are not filled.
+  __device__ __forceinline__ bool look_at_mask(u32 (&words)[2][Cfg::kBr / 32], WorkSlot const& work, int group) const {
     Tile const& tile = smem.tiles[ring.stage()];
-    if (uniform(tile.kind()) == kFull) {
+    if (uniform(tile.kind()) == kFull) return false;
+    MaskView const mask{args.b.p, work.mask};
+    int const row = row0(group);
+    KeepQueries<Cfg::kBr, Cfg::kBc, Smem::kSpans> const keep{mask, tile, work.q0 + row, row, smem.spans[0]};
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+#pragma unroll
+      for (int i = 0; i < Cfg::kBr / 32; ++i) words[h][i] = keep.word(h, i);
+    }
+    return true;
+  }
+
+  // Where three warpgroups leave no registers for it, the mask is looked at once the scores are there.
+  static constexpr bool kLooksAhead = Cfg::kConsumers < 3;
+
+  template <class WaitForScores>
+  __device__ __forceinline__ void weigh(
+      Scores& scores, WorkSlot const& work, int group, WaitForScores const& wait_for_scores) const {
+    u32 words[2][Cfg::kBr / 32];
+    bool masked;
+    if constexpr (kLooksAhead) masked = look_at_mask(words, work, group);
+    wait_for_scores();
+    pin_registers(scores.x[0]);
+    if constexpr (!kLooksAhead) masked = uniform(smem.tiles[ring.stage()].kind()) != kFull;
+    if (!masked) {
       weigh_tile<false>(scores, [](int, int) { return 0u; });
+    } else if constexpr (kLooksAhead) {
+      weigh_tile<true>(scores, [&](int h, int i) { return words[h][i]; });
     } else {
-      int const row = row0(group);
       MaskView const mask{args.b.p, work.mask};
-      KeepQueries<Cfg::kBr, Cfg::kBc> const keep{mask, tile, work.q0 + row, row};
+      int const row = row0(group);
+      Tile const& tile = smem.tiles[ring.stage()];
+      KeepQueries<Cfg::kBr, Cfg::kBc, Smem::kSpans> const keep{mask, tile, work.q0 + row, row, smem.spans[0]};
       weigh_tile<true>(scores, [&](int h, int i) { return keep.word(h, i); });
     }
   }
@@ -122,12 +151,18 @@ struct KeyConsumer {
     }
   }
 
-  // Rows of dK or dV. A gradient that is not wanted has no address.
+  // Rows of dK (gradient 0) or dV (1), once they are whole. A gradient that is not wanted has no address.
   template <class Out>
-  __device__ __forceinline__ void store(
-      Out const& out, void* to, Strides const& strides, float factor, WorkSlot const& work, int group) const {
+  __device__ __forceinline__ void store(Out& out, int gradient, float factor, WorkSlot const& work, int group) const {
+    void* const to = gradient == 0 ? args.b.dk : args.b.dv;
     if (to == nullptr) return;
+    Strides const& strides = gradient == 0 ? args.b.dk_strides : args.b.dv_strides;
     ForwardParams const& p = args.b.p;
+    if (args.n_split_rows != 0) {
+      int4 const split = args.splits[work.part];
+      KeyMerge<Cfg> const merge{args, split, work.batch * args.b.kv_heads + work.head};
+      if (split.x >= 0 && !merge.add(out, gradient, row0(group) / 16)) return;
+    }
     unsigned char* const g_head =
         static_cast<unsigned char*>(to) + 2 * (work.batch * strides.batch + work.head * strides.head);
 #pragma unroll

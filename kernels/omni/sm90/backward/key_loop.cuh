@@ -62,9 +62,7 @@ struct KeyLoop {
     consumer.wait_for_dout();
     pin_registers(gradients.x[0]);
     consumer.start_weight_gradients(gradients, group());
-    wgmma_wait<1>();
-    pin_registers(scores.x[0]);
-    consumer.weigh(scores, work, group());
+    consumer.weigh(scores, work, group(), [] { wgmma_wait<1>(); });
     wgmma_wait<0>();
     pin_registers(gradients.x[0]);
     consumer.pack_weights(weights, scores);
@@ -90,10 +88,9 @@ struct KeyLoop {
     consumer.ring.next();
   }
 
-  __device__ __forceinline__ void store(WorkSlot const& work) const {
-    BackwardParams const& b = consumer.args.b;
-    consumer.store(dk, b.dk, b.dk_strides, b.p.scale, work, group());
-    consumer.store(dv, b.dv, b.dv_strides, 1.f, work, group());
+  __device__ __forceinline__ void store(WorkSlot const& work) {
+    consumer.store(dk, 0, consumer.args.b.p.scale, work, group());
+    consumer.store(dv, 1, 1.f, work, group());
   }
 
   __device__ __forceinline__ void run() { run_items<Cfg>(*this, consumer.smem); }
@@ -122,9 +119,7 @@ struct ValueRole {
     consumer.wait_for_q();
     pin_registers(scores.x[0]);
     consumer.start_scores(scores, 0);
-    wgmma_wait<0>();
-    pin_registers(scores.x[0]);
-    consumer.weigh(scores, work, 0);
+    consumer.weigh(scores, work, 0, [] { wgmma_wait<0>(); });
     release(smem.q_empty[consumer.ring.stage()]);
     mbarrier_wait(smem_address(&smem.weights_empty), (tiles & 1) ^ 1);
     float4* const s_weights = smem.weights + thread_index() % 128;
@@ -147,10 +142,7 @@ struct ValueRole {
     ++tiles;
   }
 
-  __device__ __forceinline__ void store(WorkSlot const& work) const {
-    BackwardParams const& b = consumer.args.b;
-    consumer.store(dv, b.dv, b.dv_strides, 1.f, work, 0);
-  }
+  __device__ __forceinline__ void store(WorkSlot const& work) { consumer.store(dv, 1, 1.f, work, 0); }
 
   __device__ __forceinline__ void run() { run_items<Cfg>(*this, consumer.smem); }
 };
@@ -196,9 +188,8 @@ struct KeyRole {
     ++tiles;
   }
 
-  __device__ __forceinline__ void store(WorkSlot const& work) const {
-    BackwardParams const& b = consumer.args.b;
-    consumer.store(dk, b.dk, b.dk_strides, b.p.scale, work, 0);
+  __device__ __forceinline__ void store(WorkSlot const& work) {
+    consumer.store(dk, 0, consumer.args.b.p.scale, work, 0);
   }
 
   __device__ __forceinline__ void run() { run_items<Cfg>(*this, consumer.smem); }
