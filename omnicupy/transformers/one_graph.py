@@ -47,8 +47,10 @@ def mask_in_graph(
     ignored: Collection[str] = (),
     **rest: Any,
 ) -> Any:
-    """The arguments of `make_mask` to a boolean tensor (batch, 1, rows, keys), or None where a layer's is_causal says
-    the same. Raises UnsupportedError for an option that is not known.
+    """The arguments of `make_mask` to a boolean tensor (batch, 1, rows, keys).
+
+    Never None, by which sdpa_mask leaves it to a layer's is_causal: layers that do not serve sdpa need not set that.
+    Raises UnsupportedError for an option that is not known.
     """
     options.check_mask_options(rest, ignored)
     return sdpa_mask(
@@ -59,13 +61,11 @@ def mask_in_graph(
         kv_offset=kv_offset,
         mask_function=mask_function,
         attention_mask=attention_mask,
+        allow_is_causal_skip=False,
+        allow_is_bidirectional_skip=False,
         use_vmap=use_vmap,
         device=device,
-        **{name: value for name, value in rest.items() if name in _SKIPS},
     )
-
-
-_SKIPS = ("local_size", "allow_is_causal_skip", "allow_is_bidirectional_skip")
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
