@@ -144,9 +144,7 @@ def test_numbers_are_integers(field: str, value: Any) -> None:
 def test_shapes_are_tuples(name: str, value: Any) -> None:
     with pytest.raises(TypeError) as caught:
         BackwardSpec(**SM80 | {name: value})
-    assert str(caught.value) == (
-        f"config: {name} must be a TileShape (br, bc, stages, warps), got {value!r}"
-    )
+    assert str(caught.value) == (f"config: {name} must be a TileShape (br, bc, stages, warps), got {value!r}")
 
 
 def test_a_plain_tuple_is_a_shape_and_numpy_integers_are_integers() -> None:

@@ -17,9 +17,7 @@ PLAIN = [
 ]
 # Rows share the kernel that prepares, and maybe tiles.
 KERNELS = list(
-    dict.fromkeys(
-        kernel for spec in (*backward_table.rows(), *PLAIN) for kernel in spec.kernels().values()
-    )
+    dict.fromkeys(kernel for spec in (*backward_table.rows(), *PLAIN) for kernel in spec.kernels().values())
 )
 HOPPER = [kernel for kernel in KERNELS if kernel.params == "bwd_sm90"]
 

@@ -24,7 +24,9 @@ def pairs_of(turned: KeyBlocks) -> Dense:
     diagonal = np.arange(k_len) <= np.arange(q_len)[:, None] + mask.diagonal
     for block in range(len(turned.offsets) - 1):
         keys = slice(block * bc, min((block + 1) * bc, k_len))
-        for word, payload, first, queries in turned.entries[turned.offsets[block] : turned.offsets[block + 1]]:
+        for word, payload, first, queries in turned.entries[
+            turned.offsets[block] : turned.offsets[block + 1]
+        ]:
             rows = slice(first, first + queries)
             if word & KIND == FULL:
                 rule: Dense = np.ones((queries, keys.stop - keys.start), bool)
@@ -53,7 +55,9 @@ def check(block: BlockMask, dense: Dense, label: str = "") -> KeyBlocks:
     assert np.array_equal(queries, np.minimum(block.br, q_len - first))
     column = np.repeat(np.arange(len(turned.offsets) - 1), np.diff(turned.offsets))
     places = list(zip(column.tolist(), first.tolist(), strict=True))
-    assert places == sorted(set(places)), f"{where}: queries ascend in each block of keys, no tile comes twice"
+    assert places == sorted(set(places)), (
+        f"{where}: queries ascend in each block of keys, no tile comes twice"
+    )
     for array in (turned.offsets, turned.entries, turned.bit_tiles):
         assert not array.flags.writeable
     assert np.array_equal(turned.kinds, turned.entries[:, 0] & KIND)

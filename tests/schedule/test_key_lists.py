@@ -96,7 +96,9 @@ def _counts(lists: BlockLists, q_len: int, k_len: int) -> np.ndarray:
     return count
 
 
-def _check(masks: list[Mask], tile: tuple[int, int], workers: Workers = WORKERS, label: str = "") -> BlockLists:
+def _check(
+    masks: list[Mask], tile: tuple[int, int], workers: Workers = WORKERS, label: str = ""
+) -> BlockLists:
     q_len, k_len = masks[0].shape
     lists = key_lists([mask.blocks(*tile) for mask in masks], workers)
     wanted = np.stack([mask.to_dense() for mask in masks]).astype(np.int64)
@@ -125,7 +127,7 @@ def _check_parts(lists: BlockLists, k_len: int) -> None:
 
 def _check_flags(lists: BlockLists, masks: list[Mask]) -> None:
     """Dead keys and rows as bits, of all masks as soon as one has some."""
-    q_len, k_len = masks[0].shape
+    q_len = masks[0].shape[0]
     dense = [mask.to_dense() for mask in masks]
     for name, axis, words in (("dead", 0, lists.k_padded // 32), ("dead_rows", 1, padded_rows(q_len) // 32)):
         dead = np.stack([~pairs.any(axis=axis) for pairs in dense])
