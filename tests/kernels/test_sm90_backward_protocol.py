@@ -1,4 +1,4 @@
-"""Barriers of the backward pass's Hopper kernels under random schedules: no wait for ever, nothing overwritten unread."""
+"""The barriers of the backward pass's Hopper kernels under random schedules: all ends, nothing is overwritten unread."""
 
 from __future__ import annotations
 
