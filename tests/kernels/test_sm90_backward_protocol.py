@@ -1,4 +1,4 @@
-"""The barriers of the backward pass's Hopper kernels under random schedules: all ends, nothing is overwritten unread."""
+"""Barriers of the Hopper kernels of the backward pass, under random schedules: all ends, nothing is lost unread."""
 
 from __future__ import annotations
 
