@@ -36,7 +36,9 @@ def attention_backward(
     return on_device(plan.device, _launched, plan, given, options)
 
 
-def prepare_backward(q: Any, k: Any, v: Any, mask: Any, *, scale: Any = None, config: Any = None) -> None:
+def prepare_backward(
+    q: Any, k: Any, v: Any, mask: Any, *, scale: Any = None, config: Any = None, deterministic: Any = True
+) -> None:
     """What the first backward pass of such a call does before its launches: that with all gradients, where out, dout
     and lse are contiguous, then finds its plan. Others plan anew, but find kernels, block lists and memory ready.
     Raises the argument errors of attention_backward.
@@ -48,7 +50,7 @@ def prepare_backward(q: Any, k: Any, v: Any, mask: Any, *, scale: Any = None, co
         lse = _stand_in(shape[:3], np.dtype(np.float32), device)
     except AttributeError:  # q is no array: the checks say so
         pass
-    _plan_of((dout, q, k, v, out, lse), mask, {"scale": scale, "config": config})
+    _plan_of((dout, q, k, v, out, lse), mask, {"scale": scale, "config": config, "deterministic": deterministic})
 
 
 def _stand_in(shape: tuple[int, ...], dtype: Any, device: int) -> DeviceArray:
@@ -69,7 +71,13 @@ def _plan_of(given: tuple[Any, ...], mask: Any, options: dict[str, Any]) -> Back
     if plan is None:
         q = given[1]
         with cupy.cuda.Device(q.data.device_id):
-            plan = new_plan(call, _layouts(given, options), q.data.device_id, options.get("config"))
+            plan = new_plan(
+                call,
+                _layouts(given, options),
+                q.data.device_id,
+                options.get("config"),
+                deterministic=options.get("deterministic", True),
+            )
         if key is not None:
             _keep(plan, key, mask)
     return plan
