@@ -50,7 +50,9 @@ def prepare_backward(
         lse = _stand_in(shape[:3], np.dtype(np.float32), device)
     except AttributeError:  # q is no array: the checks say so
         pass
-    _plan_of((dout, q, k, v, out, lse), mask, {"scale": scale, "config": config, "deterministic": deterministic})
+    _plan_of(
+        (dout, q, k, v, out, lse), mask, {"scale": scale, "config": config, "deterministic": deterministic}
+    )
 
 
 def _stand_in(shape: tuple[int, ...], dtype: Any, device: int) -> DeviceArray:

@@ -8,7 +8,7 @@ from omnicupy.choose import backward_table
 from omnicupy.choose.backward_table import LARGE, SMALL, TABLE, pick, rows
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.archs import ARCHES, SMEM_LIMIT_BYTES
-from omnicupy.jit.backward_spec import PARTS, WIDE_HEAD_DIM
+from omnicupy.jit.backward_kernel import PARTS, WIDE_HEAD_DIM
 from omnicupy.jit.spec import DTYPES, MAX_HEAD_DIM, MAX_ONE_PIECE
 
 
@@ -53,6 +53,13 @@ def test_the_rows_of_the_tests_are_the_widest_of_each_range() -> None:
 def test_no_row_spans_the_two_forms_of_dk_and_dv_on_hopper() -> None:
     """Above this head_dim a warpgroup has a role, and another number of keys is right."""
     assert any(row.head_dims[1] == WIDE_HEAD_DIM for row in TABLE if row.kernel == "sm90")
+
+
+def test_one_kernel_for_all_gradients_is_of_hopper_up_to_its_widest() -> None:
+    for arch in ARCHES:
+        for padded in range(16, MAX_HEAD_DIM + 1, 16):
+            spec = pick(arch, "bfloat16", padded)
+            assert (spec.fused is not None) == (arch == "sm_90" and padded <= WIDE_HEAD_DIM)
 
 
 def test_what_is_not_served_raises(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,8 @@ from omnicupy.errors import UnsupportedError
 from omnicupy.gpu import backward_plan
 from omnicupy.gpu.stream_memory import memory_of
 from omnicupy.gpu.workspace import Need
-from omnicupy.jit.backward_spec import BackwardSpec, TileShape, padded_rows
+from omnicupy.jit.backward_kernel import PARTS, TileShape
+from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
 
 SM80 = BackwardSpec(
     arch="sm_90",
@@ -55,7 +56,7 @@ def test_three_launches_in_order(device: fake_device.Device) -> None:
     for made, of in ((dq, call.q), (dk, call.k), (dv, call.v)):
         assert (made.shape, made.dtype, made.flags.c_contiguous) == (of.shape, BF16, True)
     spec = backward_table.pick("sm_90", "bfloat16", 64)
-    assert [launched["spec"] for launched in device.launches] == list(spec.kernels().values())
+    assert [launched["spec"] for launched in device.launches] == [spec.part(part) for part in PARTS]
     for launched in device.launches:
         kernel = launched["spec"]
         assert (launched["block"], launched["smem"]) == ((kernel.threads, 1, 1), kernel.smem_bytes)
@@ -111,12 +112,41 @@ def test_tensor_maps_are_of_tiles(device: fake_device.Device) -> None:
                 "strides": list(array.strides),
                 "box": [kernel.br if name in ("q_map", "dout_map") else kernel.bc, 1],
             }
-        assert launched["params"]["counter"] == memory_of(0, device.streams[0]).counters
         items = int(launched["params"]["work_items"])
         assert launched["grid"] == (min(132, items), 1, 1)
         heads = 2 if kernel.part == "dkdv" else 4
         owned = kernel.bc if kernel.part == "dkdv" else kernel.br
         assert items == 2 * heads * -(-300 // owned)
+
+
+def test_kernels_that_run_side_by_side_have_counters_of_their_own(device: fake_device.Device) -> None:
+    """That of dQ may come up while that of dK and dV ends."""
+    _run(Call(), oc.causal(300))
+    memory = memory_of(0, device.streams[0])
+    space = memory.workspace(Need(1, 0))
+    _, dkdv, of_q = (launched["params"] for launched in device.launches)
+    assert (dkdv["counter"], of_q["counter"]) == (memory.counters, space.arrivals)
+    assert dkdv["arrivals"] == of_q["arrivals"] == space.arrivals + 16
+
+
+@pytest.mark.parametrize(
+    ("options", "early"),
+    [
+        ({}, ["dkdv", "dq"]),
+        ({"wanted": ("k",)}, ["dkdv"]),
+        ({"wanted": ("q",)}, []),  # nothing ahead has waited for the launch that prepares
+        ({"deterministic": False}, ["fused"]),
+        ({"config": SM80}, []),
+        ({"config": NAIVE}, []),
+    ],
+    ids=str,
+)
+def test_what_may_come_up_while_the_kernel_ahead_runs(
+    device: fake_device.Device, options: dict[str, Any], early: list[str]
+) -> None:
+    """Those that wait by themselves: the first launch of a call never does."""
+    _run(Call(), oc.causal(300), **options)
+    assert parts([launched for launched in device.launches if launched.get("early")]) == early
 
 
 def test_maps_are_kept_by_addresses(device: fake_device.Device, monkeypatch: pytest.MonkeyPatch) -> None:

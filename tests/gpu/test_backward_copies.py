@@ -16,7 +16,8 @@ from omnicupy.call import check
 from omnicupy.choose import backward_table
 from omnicupy.gpu.stream_memory import memory_of
 from omnicupy.gpu.workspace import Need
-from omnicupy.jit.backward_spec import BackwardSpec, TileShape, padded_rows
+from omnicupy.jit.backward_kernel import TileShape
+from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
 
 NAIVE = backward_table.naive("sm_90", "bfloat16", 64)
 SM80 = BackwardSpec(

@@ -16,7 +16,10 @@ MAPS = ("q_map", "dout_map", "k_map", "v_map")
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> fake_device.Device:
-    """fake_device.install, and the same in the place of what the backward pass uses. copied: what was made compact."""
+    """fake_device.install, and the same in the place of what the backward pass uses.
+
+    copied: what was made compact.  zeroed: address, bytes, stream and launches before each.
+    """
     fake = fake_device.install(monkeypatch)
     fake.copied = []  # type: ignore[attr-defined]
 
@@ -32,7 +35,27 @@ def install(monkeypatch: pytest.MonkeyPatch) -> fake_device.Device:
     monkeypatch.setattr(backward_plan, "tensor_map", fake_device._tensor_map)
     monkeypatch.setattr(backward_planning, "device_info", planning.device_info)
     monkeypatch.setattr(backward_planning, "kernel", fake.kernel)
+    monkeypatch.setattr(backward_planning, "launcher_behind", lambda found: _Early(fake, found.function))
+    monkeypatch.setattr(backward_plan, "cupy", cupy)
+    fake.zeroed = []  # type: ignore[attr-defined]
+
+    def memset(address: int, value: int, size: int, stream: int) -> None:
+        assert value == 0
+        fake.zeroed.append((address, size, stream, len(fake.launches)))  # type: ignore[attr-defined]
+
+    cupy.cuda.runtime.memsetAsync = memset
     return fake
+
+
+class _Early:
+    """Launches what may come up while the kernel ahead runs."""
+
+    def __init__(self, fake: fake_device.Device, function: Any) -> None:
+        self.fake, self.function = fake, function
+
+    def __call__(self, *arguments: Any) -> None:
+        self.function(*arguments)
+        self.fake.launches[-1]["early"] = True
 
 
 class Call:

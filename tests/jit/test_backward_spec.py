@@ -10,7 +10,8 @@ import pytest
 
 from omnicupy.jit import params
 from omnicupy.jit.archs import SMEM_LIMIT_BYTES
-from omnicupy.jit.backward_spec import PARTS, BackwardKernel, BackwardSpec, TileShape, padded_rows
+from omnicupy.jit.backward_kernel import FUSED_PARTS, PARTS, BackwardKernel, TileShape
+from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
 from omnicupy.jit.source import kernels_dir
 
 SM80: dict[str, Any] = {
@@ -34,6 +35,13 @@ WIDE: dict[str, Any] = SM90 | {
     "dkdv": TileShape(64, 64, 2, 12),
     "dq": TileShape(128, 64, 3, 12),
 }
+
+
+def _sm80_tile(part: str, br: int, bc: int, warps: int) -> str:
+    return (
+        f"config: {part} of kernel 'sm80' has 4 or 8 warps and owns 16 or 32 tokens for each of them, keys (bc) for "
+        f"dkdv, queries (br) for dq; got br={br}, bc={bc}, warps={warps}"
+    )
 
 
 def _sm90_tile(part: str, br: int, bc: int, warps: int) -> str:
@@ -66,8 +74,27 @@ ILLEGAL = [
         {"dq": TileShape(0, 64, 1, 4)},
         "config: br of dq must be a multiple of 32 from 32 to 256, got 0",
     ),
-    (SM80, {"dq": TileShape(64, 64, 1, 2)}, "config: warps of dq must be 4 or 8, got 2"),
-    (SM80, {"dkdv": TileShape(64, 64, 1)}, "config: warps of dkdv must be 4 or 8, got 12"),
+    (SM80, {"dq": TileShape(64, 64, 1, 2)}, _sm80_tile("dq", 64, 64, 2)),
+    (SM80, {"dkdv": TileShape(64, 64, 1)}, _sm80_tile("dkdv", 64, 64, 12)),
+    (SM80, {"dkdv": TileShape(64, 256, 1, 4)}, _sm80_tile("dkdv", 64, 256, 4)),
+    (SM80, {"dq": TileShape(32, 64, 1, 4)}, _sm80_tile("dq", 32, 64, 4)),
+    (
+        SM80,
+        {"head_dim": 272, "dkdv": TileShape(64, 64, 1, 4)},
+        "config: head_dim 272 is cut in slices (above 256): dkdv walks 32 tokens at a time, got br=64, bc=64",
+    ),
+    (
+        SM90,
+        {"fused": TileShape(96, 128, 2, 12)},
+        "config: the fused kernel has tiles of 64 queries and head_dim up to 128, got br=96 and 128; leave fused out",
+    ),
+    (
+        WIDE,
+        {"fused": TileShape(64, 64, 2, 8)},
+        "config: the fused kernel has tiles of 64 queries and head_dim up to 128, got br=64 and 256; leave fused out",
+    ),
+    (SM90, {"fused": TileShape(64, 128, 2, 16)}, _sm90_tile("fused", 64, 128, 16)),
+    (SM90, {"fused": TileShape(64, 128, 3, 12)}, "config: stages of fused must be from 2 to 2, got 3"),
     (SM80, {"dkdv": TileShape(64, 64, 3, 4)}, "config: stages of dkdv must be 1 or 2, got 3"),
     (
         SM90,
@@ -91,7 +118,7 @@ ILLEGAL = [
     (
         SM80,
         {"arch": "sm_86", "head_dim": 256},
-        "config: the dkdv tile needs 263168 B of shared memory, sm_86 has 101376 B a block; "
+        "config: the dkdv tile needs 263184 B of shared memory, sm_86 has 101376 B a block; "
         "lower br=64, bc=128 or stages=2",
     ),
     (
@@ -114,7 +141,7 @@ def test_tiles_that_no_kernel_has(given: dict[str, Any], changed: dict[str, Any]
 @pytest.mark.parametrize(
     ("given", "changed"),
     [
-        (SM80, {"dkdv": TileShape(256, 32, 1, 8), "dq": TileShape(32, 256, 1, 4)}),
+        (SM80, {"dkdv": TileShape(256, 128, 1, 8), "dq": TileShape(256, 256, 1, 8)}),
         (SM90, {"dkdv": TileShape(96, 64, 2, 8), "dq": TileShape(64, 32, 8, 8)}),
         (SM90, {"head_dim": 64, "dkdv": TileShape(64, 192, 2, 16), "dq": TileShape(192, 64, 3, 16)}),
         (WIDE, {"dkdv": TileShape(32, 64, 2, 12)}),
@@ -145,6 +172,17 @@ def test_shapes_are_tuples(name: str, value: Any) -> None:
     with pytest.raises(TypeError) as caught:
         BackwardSpec(**SM80 | {name: value})
     assert str(caught.value) == (f"config: {name} must be a TileShape (br, bc, stages, warps), got {value!r}")
+
+
+def test_one_kernel_for_all_gradients_comes_with_one_that_converts() -> None:
+    spec = BackwardSpec(**SM90 | {"fused": (64, 128, 2, 12)})
+    assert list(spec.kernels()) == [*PARTS, *FUSED_PARTS]
+    assert str(spec).endswith(" dkdv=64x128x2x12 dq=128x128x4x12 fused=64x128x2x12")
+    fused, convert = (spec.part(part) for part in FUSED_PARTS)
+    assert (fused.source, fused.params, fused.step) == ("attention_bwd_sm90.cu", "bwd_sm90", 64)
+    assert (convert.source, convert.params) == ("attention_bwd_convert.cu", "bwd_convert")
+    assert (convert.threads, convert.smem_bytes, convert.br) == (128, 0, 64)
+    assert fused.smem_bytes > spec.part("dkdv").smem_bytes
 
 
 def test_a_plain_tuple_is_a_shape_and_numpy_integers_are_integers() -> None:
@@ -205,7 +243,9 @@ def test_values_as_wide_as_keys() -> None:
     with pytest.raises(ValueError) as caught:
         replace(kernel, value_dim=32)
     assert str(caught.value) == "config: the values must be as wide as the keys, 64 columns, got 32"
-    with pytest.raises(ValueError, match=r"config: part must be one of prepare, dkdv, dq, got 'dv'"):
+    with pytest.raises(
+        ValueError, match=r"config: part must be one of prepare, dkdv, dq, fused, convert, got 'dv'"
+    ):
         replace(kernel, part="dv")
 
 

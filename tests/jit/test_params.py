@@ -25,6 +25,7 @@ HEADERS = {
     "ForwardParamsSm90": "omni/sm90/forward/config.cuh",
     "BackwardParams": "omni/backward_params.cuh",
     "BackwardParamsSm90": "omni/sm90/backward/config.cuh",
+    "ConvertParams": "attention_bwd_convert.cu",
 }
 # Size and alignment of what a field may be, besides a pointer or a struct of HEADERS.
 SIZES = {"float": (4, 4), "int": (4, 4), "u32": (4, 4), "i64": (8, 8), "u64": (8, 8), "TensorMap": (128, 64)}
@@ -82,6 +83,7 @@ def _mine(dtype: np.dtype[np.void]) -> list[tuple[str, int, int]]:
         ("ForwardParamsSm90", ATTN_PARAMS_SM90),
         ("BackwardParams", BACKWARD_PARAMS),
         ("BackwardParamsSm90", BACKWARD_PARAMS_SM90),
+        ("ConvertParams", PARAMS["bwd_convert"]),
     ],
 )
 def test_a_struct_has_the_fields_and_the_size_of_its_header(name: str, dtype: np.dtype[np.void]) -> None:
@@ -112,7 +114,8 @@ def test_the_structs_have_c_sizes() -> None:
     assert ATTN_PARAMS.itemsize == 256
     assert ATTN_PARAMS_SM90.itemsize == 704  # 3 * 128 + 256 + 4 * 8 + 3 * 4 = 684, rounded up to 64
     assert BACKWARD_PARAMS.itemsize == 464  # 256 + 12 * 8 + 4 * 24 + 8 + 2 * 4
-    assert BACKWARD_PARAMS_SM90.itemsize == 1024  # 4 * 128 + 464 + 8 + 4 = 988, rounded up to 64
+    assert BACKWARD_PARAMS_SM90.itemsize == 1088  # 4 * 128 + 464 + 5 * 8 + 3 * 4 = 1028, rounded up to 64
+    assert params_bytes("bwd_convert") == 472  # 464 + 8
 
 
 def test_the_maps_come_before_the_same_fields() -> None:
@@ -142,6 +145,8 @@ def test_the_backward_s_pointers_come_together() -> None:
     for dtype in (BACKWARD_PARAMS, BACKWARD_PARAMS_SM90):
         offsets = [dtype.fields[name][1] for name in names]  # type: ignore[index]
         assert np.array_equal(np.diff(offsets), [8] * 10)
+    work = [BACKWARD_PARAMS_SM90.fields[name][1] for name in ["counter", "dq_sums", "partials", "arrivals"]]  # type: ignore[index]
+    assert np.array_equal(np.diff(work), [8] * 3)
 
 
 def test_every_kernel_kind_has_a_struct() -> None:

@@ -10,8 +10,10 @@ import pytest
 from omnicupy.call.problem import Problem
 from omnicupy.choose import backward_table
 from omnicupy.errors import UnsupportedError
-from omnicupy.jit.backward_spec import PARTS, BackwardSpec, TileShape, padded_rows
+from omnicupy.jit.backward_kernel import PARTS, TileShape
+from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
 from omnicupy.schedule.backward_grid import BackwardGrid
+from omnicupy.schedule.grid import MOST_PARTIAL_BYTES
 
 HOPPER = BackwardSpec(
     arch="sm_90a",
@@ -33,7 +35,7 @@ def test_heads_are_of_keys_for_dk_and_dv_and_of_queries_for_dq() -> None:
     assert [_grid(part).heads for part in ("dkdv", "dq")] == [8, 32]
     assert [_grid(part).workers.heads for part in ("dkdv", "dq")] == [16, 64]
     assert [_grid(part, masks=2).workers.heads for part in ("dkdv", "dq")] == [8, 32]
-    assert _grid("dq").workers.split_slots == 0  # these kernels split no rows
+    assert [_grid(part).workers.repeats for part in ("dkdv", "dq")] == [4, 1]  # heads of a group
     assert [_grid(part).work_items(5) for part in ("dkdv", "dq")] == [80, 320]
     assert _grid("dkdv", masks=2).work_items(10) == 80
 
@@ -58,6 +60,33 @@ def test_every_head_gets_every_part_once(masks: int) -> None:
             rank, head = divmod(at - number * (end - first) * section, width)
             seen.append((first + rank, number * section + head))
         assert sorted(seen) == [(part, head) for part in range(parts) for head in range(heads)]
+
+
+def test_the_hopper_kernel_of_dk_and_dv_may_split_blocks_of_keys() -> None:
+    """As far as float32 sums of its parts fit what a stream may use."""
+    slot = 2 * 4 * 128 * 128
+    assert _grid("dkdv").workers.split_slots == MOST_PARTIAL_BYTES // (16 * slot) > 0
+    assert _grid("dkdv", masks=2).workers.split_slots == MOST_PARTIAL_BYTES // (16 * slot)
+    assert _grid("dq").workers.split_slots == 0
+    for kernel in (
+        backward_table.naive("sm_90", "bfloat16", 128),
+        backward_table.pick("sm_80", "bfloat16", 128),
+    ):
+        assert _grid("dkdv", kernel).workers.split_slots == 0
+    grid = _grid("dkdv")
+    assert grid.partials(0, 0) == (0, 0)
+    assert grid.partials(3, 1) == (16 * 3 * slot, 16 * 2 * 128 // 16)
+    assert grid.partials(grid.workers.split_slots, 1)[0] <= MOST_PARTIAL_BYTES
+
+
+def test_the_launch_that_converts_has_a_block_for_64_queries() -> None:
+    spec = replace(HOPPER, fused=TileShape(64, 128, 2, 12))
+    problem = Problem(3, 4, 2, 1000, 777, 128, "bfloat16")
+    assert _grid("convert", spec, problem).thread_blocks(5) == (3 * 4 * 16, 1, 1)
+    fused = _grid("fused", spec, problem)
+    assert (fused.heads, fused.workers) == (2, _grid("dkdv", spec, problem).workers)
+    assert fused.thread_blocks(5) == (min(132, 5 * 6), 1, 1)
+    assert fused.section(5) == _grid("dkdv", spec, problem).section(5)
 
 
 def test_persistent_kernels_have_a_block_a_multiprocessor() -> None:

@@ -109,20 +109,32 @@ def _check(
 
 
 def _check_parts(lists: BlockLists, k_len: int) -> None:
-    """Each block of keys of each mask is in one part: dK and dV of keys that nobody sees are written, too."""
-    parts, offsets = lists.array("parts"), lists.array("row_offsets")
+    """Each block of keys is in one part, or cut in parts: dK and dV of keys that nobody sees are written, too."""
+    parts, splits, offsets = (lists.array(name) for name in ("parts", "splits", "row_offsets"))
     assert lists.q_blocks == -(-k_len // lists.bc)
-    place = parts[:, 1] * lists.q_blocks + parts[:, 0] // lists.bc
-    assert sorted(place.tolist()) == list(range(lists.mask_batch * lists.q_blocks))
     assert not (parts[:, 0] % lists.bc).any()
-    np.testing.assert_array_equal(parts[:, 2], offsets[place])
-    np.testing.assert_array_equal(parts[:, 3], offsets[place + 1])
+    place = parts[:, 1] * lists.q_blocks + parts[:, 0] // lists.bc
+    assert set(place.tolist()) == set(range(lists.mask_batch * lists.q_blocks))
+    slots, among = [], []
+    for block in np.unique(place):
+        mine = np.flatnonzero(place == block)
+        mine = mine[np.argsort(splits[mine, 1])]
+        assert splits[mine, 1].tolist() == list(range(len(mine)))
+        assert (splits[mine, 2] == len(mine)).all()
+        ends = [offsets[block], *parts[mine, 3]]
+        assert parts[mine, 2].tolist() == ends[:-1]
+        assert ends[-1] == offsets[block + 1]
+        if len(mine) > 1:
+            assert (parts[mine, 3] > parts[mine, 2]).all()
+            slots += (splits[mine, 3] + splits[mine, 1]).tolist()
+            among.append(int(splits[mine[0], 0]))
+            assert len(set(splits[mine, 0].tolist())) == 1
+        else:
+            assert splits[mine, 0].tolist() == [-1]
+    assert sorted(slots) == list(range(lists.n_slots))
+    assert sorted(among) == list(range(lists.n_split_rows))
     assert offsets[-1] == len(lists.array("entries"))
     assert lists.n_parts == len(parts) == lists.tiers[-1]
-    assert (lists.n_slots, lists.n_split_rows) == (0, 0)
-    assert (lists.array("splits")[:, 0] == -1).all()
-    length = parts[:, 3] - parts[:, 2]
-    assert length[0] >= length[-1]
 
 
 def _check_flags(lists: BlockLists, masks: list[Mask]) -> None:
@@ -170,6 +182,28 @@ def test_layout(name: str) -> None:
         assert lists.offsets[array] >= ends
         ends = lists.offsets[array] + lists.array(array).nbytes
     assert ends <= lists.buffer.nbytes
+
+
+@pytest.mark.parametrize("repeats", [1, 4])
+def test_long_blocks_of_keys_are_split(repeats: int) -> None:
+    """Few keys that many queries see: without, few multiprocessors would work."""
+    masks = [oc.causal(6000, 200), oc.ranges([(100, 5900, 0, 150)], 6000, 200)]
+    workers = Workers(heads=1, sm_count=132, split_slots=60, repeats=repeats)
+    lists = _check(masks, (64, 64), workers)
+    assert 2 <= lists.n_split_rows <= 8
+    assert lists.n_split_rows < lists.n_slots <= 60
+    whole = _check(masks, (64, 64), Workers(heads=1, sm_count=132, repeats=repeats))
+    assert (whole.n_slots, whole.n_split_rows, whole.n_parts) == (0, 0, 8)
+
+
+def test_heads_that_repeat_a_block_make_splits_worth_it() -> None:
+    """A part costs as much for one head as for a group: the more heads, the more its tiles count."""
+    block = oc.full(512, 192).blocks(64, 64)
+    found = [
+        key_lists([block], Workers(heads=1, sm_count=132, split_slots=100, repeats=repeats)).n_parts
+        for repeats in (1, 8)
+    ]
+    assert found[0] < found[1]
 
 
 def test_causal_entries_have_one_diagonal() -> None:
