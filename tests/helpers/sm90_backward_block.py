@@ -36,6 +36,10 @@ class Shared:
     def ring(self, name: str, count: int) -> list[Barrier]:
         return [self.barrier(name, count) for _ in range(self.launch.stages)]
 
+    def helpers(self) -> list[Steps]:
+        """Other threads of the block."""
+        return []
+
     def some_time(self) -> Steps:
         for _ in range(self.launch.draw.randint(0, 3)):
             yield
@@ -110,7 +114,7 @@ class Launch:
     """items: of all thread blocks, which take them by a counter.  blocks: how many.  form: as sm90_backward_model.py.
 
     lost_at, lost: a barrier that loses an arrival in each place, and which one.  early: a barrier on which consumers
-    arrive before they have read.  more_key_tiles: places for spans, more than the kernel has.
+    arrive before they have read.  more_key_tiles, more_ring: places for spans and for dS, more than the kernels have.
     """
 
     form: str
@@ -123,13 +127,13 @@ class Launch:
     lost: int = 1
     early: str = ""
     more_key_tiles: int = 0
+    more_ring: int = 0
     events: int = 0
     counter: list[int] = field(default_factory=lambda: [0, 0])
     seen: dict[tuple[int, int, int], list[Name]] = field(default_factory=dict)  # by block, group, warp
 
     def shared(self) -> list[Shared]:
-        made: Callable[[Launch, int], Shared] = QueryShared if self.form == "dq" else KeyShared
-        return [made(self, number) for number in range(self.blocks)]
+        return [SHARED[self.form](self, number) for number in range(self.blocks)]
 
     def take(self) -> int:
         """The next item; the first ones are those of the blocks' own numbers."""
@@ -145,3 +149,11 @@ class Launch:
     def parity(self, slot: Place) -> int:
         """Of barriers that an item has once: items take turns at two slots."""
         return slot.stage
+
+
+# By form.
+SHARED: dict[str, Callable[[Launch, int], Shared]] = {
+    "keys": KeyShared,
+    "roles": KeyShared,
+    "dq": QueryShared,
+}

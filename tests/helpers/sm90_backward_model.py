@@ -45,6 +45,7 @@ class Consumer:
             yield from shared.work_full[stage].wait(self.slot.parity)
             self.number = shared.work[stage]
             if self.number < 0:
+                yield from self.end()
                 return
             self.give_back_early("work_empty", shared.work_empty[stage])
             yield from full.wait(self.launch.parity(self.slot))
@@ -55,6 +56,8 @@ class Consumer:
                 self.launch.events += 1
                 yield from shared.some_time()
                 self.check_owned()
+            yield from self.finish()
+            self.check_owned()
             self.give_back("owned", empty)
             yield from shared.some_time()
             assert shared.work[stage] == self.number  # rows are stored by it
@@ -67,6 +70,14 @@ class Consumer:
 
     def tile(self, name: Name) -> Steps:
         raise NotImplementedError
+
+    def finish(self) -> Steps:
+        """What owned buffers are still needed for after the last tile."""
+        yield from ()
+
+    def end(self) -> Steps:
+        """No work is left."""
+        yield from ()
 
 
 class KeyConsumer(Consumer):
@@ -109,11 +120,16 @@ class KeyLoop(KeyConsumer):
         yield from self.wait_for_dout()
         yield from self.reads(name, shared.q, shared.dout)
         yield from self.reads(name, shared.rows, shared.tiles)
-        yield from self.reads(name, shared.q, shared.dout)
+        yield from self.hand_over(name)
+        yield from self.reads(name, shared.q, shared.dout, shared.tiles)
         self.give_back("dout_empty", shared.dout_empty[stage])
         yield from self.reads(name, shared.q)
         self.give_back("q_empty", shared.q_empty[stage])
         self.step(name)
+
+    def hand_over(self, name: Name) -> Steps:
+        """dS^T, for who needs more of it than dK."""
+        yield from ()
 
 
 class ValueRole(KeyConsumer):
@@ -196,24 +212,29 @@ class QueryLoop(Consumer):
         self.seen.append(name)
 
 
+# By form: the producer, and the consumer of a warpgroup.
+PRODUCERS: dict[str, Any] = {"keys": KeyProducer, "roles": KeyProducer, "dq": QueryProducer}
+CONSUMERS: dict[str, Any] = {
+    "keys": lambda group: KeyLoop,
+    "roles": lambda group: (ValueRole, KeyRole)[group],
+    "dq": lambda group: QueryLoop,
+}
+
+
 def _processes(shared: Shared) -> dict[str, Steps]:
     launch = shared.launch
-    producers: dict[str, Any] = {"keys": KeyProducer, "roles": KeyProducer, "dq": QueryProducer}
-    consumers: dict[str, Any] = {
-        "keys": lambda group: KeyLoop,
-        "roles": lambda group: (ValueRole, KeyRole)[group],
-        "dq": lambda group: QueryLoop,
-    }
-    made = {f"{shared.number} producer": producers[launch.form](shared).run()}
+    made = {f"{shared.number} producer": PRODUCERS[launch.form](shared).run()}
     for group in range(launch.groups):
         for warp in range(WARPS):
-            consumer = consumers[launch.form](group)(shared, group, warp)
+            consumer = CONSUMERS[launch.form](group)(shared, group, warp)
             made[f"{shared.number} group {group} warp {warp}"] = consumer.run()
+    for i, helper in enumerate(shared.helpers()):
+        made[f"{shared.number} helper {i}"] = helper
     return made
 
 
-def play(launch: Launch) -> None:
-    """Everybody takes steps in random order until all are done."""
+def play(launch: Launch) -> list[Shared]:
+    """Everybody takes steps in random order until all are done. Returns the thread blocks."""
     blocks, draw = launch.shared(), launch.draw
     running = {name: steps for block in blocks for name, steps in _processes(block).items()}
     quiet, events = 0, 0
@@ -229,3 +250,4 @@ def play(launch: Launch) -> None:
         quiet = 0 if launch.events != events else quiet + 1
         events = launch.events
         assert quiet < LONGEST_QUIET, f"{sorted(running)} wait for ever"
+    return blocks

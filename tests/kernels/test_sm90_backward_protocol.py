@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import sm90_backward_model as model
+import sm90_fused_model  # noqa: F401 - adds the form "fused"
 from sm90_backward_block import WARPS, Launch
 from sm90_backward_model import play
 from sm90_block import Item, Place, Tile
 
 FORMS = [("keys", 1), ("keys", 2), ("keys", 3), ("roles", 2), ("dq", 1), ("dq", 2), ("dq", 3)]
+FORMS += [("fused", groups) for groups in (1, 2, 3)]
 
 
 def _items(draw: random.Random, form: str, groups: int) -> list[Item]:
@@ -38,8 +40,14 @@ def _launch(form: str, groups: int, seed: int, items: Any = None, **more: Any) -
 def test_any_schedule_ends_and_keeps_buffers_until_they_are_read(form: str, groups: int, stages: int) -> None:
     for seed in range(12):
         launch = _launch(form, groups, 100 * stages + seed, stages=stages)
-        play(launch)
+        blocks = play(launch)
         assert launch.counter == [0, 0]  # as the launch found them
+        if form == "fused":  # dQ of every tile, once
+            added = [one for block in blocks for one in block.added]  # type: ignore[attr-defined]
+            names = [
+                (number, tile) for number, item in enumerate(launch.items) for tile in range(len(item.tiles))
+            ]
+            assert sorted(added) == [(name, warp) for name in names for warp in range(WARPS)]
         for group in range(groups):
             wanted = [
                 (number, tile)
@@ -61,6 +69,7 @@ LOSSES = [
     *(("keys", barrier) for barrier in OF_KEYS),
     *(("roles", barrier) for barrier in (*OF_KEYS, "weights_full", "weights_empty")),
     *(("dq", barrier) for barrier in (*COMMON, "q_full", "q_empty", "kv_full", "kv_empty")),
+    *(("fused", barrier) for barrier in (*OF_KEYS, "ds_full", "ds_empty", "sums_full", "sums_empty")),
 ]
 
 
@@ -89,6 +98,7 @@ def test_the_model_sees_a_lost_arrival(
             for barrier in ("q_empty", "dout_empty", "owned", "work_empty", "weights_empty")
         ),
         *(("dq", barrier) for barrier in ("keys", "owned", "work_empty")),
+        *(("fused", barrier) for barrier in ("q_empty", "owned", "work_empty", "ds_empty")),
     ],
 )
 @pytest.mark.parametrize("stages", [2, 3])
@@ -120,6 +130,18 @@ def test_the_model_sees_too_few_places_for_spans(stages: int) -> None:
     """Half of the slots, rounded up, hold keys at the same time."""
     with pytest.raises(AssertionError):
         _play_often(form="dq", groups=2, stages=stages, more_key_tiles=-1, seeds=60)
+
+
+@pytest.mark.parametrize("groups", [2, 3])
+def test_the_model_sees_too_small_a_ring_of_score_gradients(
+    monkeypatch: pytest.MonkeyPatch, groups: int
+) -> None:
+    """Two places less than the kernel has; one less is enough to end, and makes warpgroups wait for each other."""
+    monkeypatch.setattr(model, "LONGEST_QUIET", 3000)
+    _play_often(form="fused", groups=groups, stages=2, more_ring=-1, seeds=10)
+    if groups == 3:
+        with pytest.raises(AssertionError, match="wait for ever"):
+            _play_often(form="fused", groups=groups, stages=2, more_ring=-2)
 
 
 def test_the_model_sees_counters_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
