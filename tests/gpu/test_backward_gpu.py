@@ -143,6 +143,33 @@ def test_work_memory_may_hold_anything(mask: Callable[[], Any]) -> None:
             assert cp.asnumpy(counters).tolist() == [0] * len(counters)
 
 
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_sums_in_any_order_are_near_and_dk_and_dv_the_same(head_dim: int) -> None:
+    call, stream = Gradients(cp, [_mask(), _holes()], (2, 4, 700, head_dim), kv_heads=2), _stream()
+    with stream:
+        first = call.run(deterministic=False)
+        call.check(first)
+        wanted = bits(cp, first[1:])
+        for _ in range(10):
+            _, space = work_memory(cp, stream)
+            space.fill(255)
+            made = call.run(deterministic=False, out_grads=call.targets())
+            assert bits(cp, made[1:]) == wanted
+            call.check(made)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_split_blocks_of_keys_have_the_same_bits(deterministic: bool) -> None:
+    """Few keys that many queries see: several thread blocks make dK and dV of each block of keys."""
+    call = Gradients(cp, oc.full(6000, 200), (1, 2, 6000, 128), kv_heads=1)
+    first = call.run(deterministic=deterministic)
+    call.check(first)
+    for _ in range(50):
+        made = call.run(deterministic=deterministic, out_grads=call.targets())
+        assert bits(cp, made[1:]) == bits(cp, first[1:])
+    call.check(made)
+
+
 def test_counters_are_zero_after_launches_in_a_row() -> None:
     """Forward and backward passes of many shapes take turns at a stream's counters."""
     calls = [
