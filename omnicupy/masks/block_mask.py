@@ -80,6 +80,12 @@ class BlockMask:
         kinds: IntArray = self.entries[:, 0] & KIND
         return kinds
 
+    @property
+    def tiles(self) -> IntArray:
+        """Tiles of each entry, (E,)."""
+        tiles: IntArray = -(-self.entries[:, 3] // self.bc)
+        return tiles
+
     def rows_of_entries(self) -> IntArray:
         """Query block of each entry, (E,)."""
         return np.repeat(np.arange(self.q_blocks, dtype=np.int32), np.diff(self.row_offsets))

@@ -14,21 +14,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from omnicupy.masks.block_mask import CAUSAL, DEAD, FULL, KIND, PARTIAL, BlockMask
+from omnicupy.masks.block_mask import CAUSAL, DEAD, FULL, PARTIAL, BlockMask
 from omnicupy.masks.intervals import BoolArray, IntArray
+from omnicupy.schedule.parts import tiles_before
 
 GROUP_ROWS = 64
 SKIP_SHIFT = 3  # flag of the block's first 64 rows in entries[:, 0], above the kind and DEAD
-LAZY = 64  # flag of entries behind LAZY_KEYS keys in FULL ones of their part of a row: rescaling may be lazy there
-# The maximum of 32 keys is too often far below the row's: weights far above 1, rounded, took one case in 15,857 over
-# its budget.
-LAZY_KEYS = 64
+LAZY = 64  # flag of entries in which rescaling may be lazy (pieces.py)
+LAST = 128  # flag of the last entry of a part of a row
 
 
 @dataclass(frozen=True)
 class Arrangement:
     """entry: which entry stands at each place of the kernels' order, (E,).  flags: of each place, kind and flags of its
-    entry, without LAZY.  unskipped: of each place, how many entries of its row come from it on up to the first skipped
+    entry, without LAZY.  unskipped: of each place, how many tiles of its row come from it on up to the first skipped
     one.
     """
 
@@ -39,7 +38,7 @@ class Arrangement:
 
 def arrange(block: BlockMask) -> Arrangement:
     """The kernels' order of the entries of a cut (FULL ones are the last ones of their row), and
-    their flags but for LAZY (see `lazy_entries`).
+    their flags but for LAZY (see pieces.py).
 
     Within a row: FULL entries, the other ones, then those that some group of 64 rows skips; of these the ones of the
     same groups apart from each other, so that the groups skip in turn and work in turn. Entries with dead keys are
@@ -64,22 +63,9 @@ def arrange(block: BlockMask) -> Arrangement:
     numbers = np.arange(len(kinds))
     entry = np.empty(len(kinds), np.intp)
     entry[place] = numbers
-    unskipped = (np.repeat(behind, offsets[1:] - offsets[:-1]) - numbers).astype(np.int32)
+    before = tiles_before(block.tiles.take(entry))
+    unskipped = (np.repeat(before[behind], offsets[1:] - offsets[:-1]) - before[:-1]).astype(np.int32)
     return Arrangement(entry, flags.take(entry), np.maximum(unskipped, np.int32(0), out=unskipped))
-
-
-def lazy_entries(flags: IntArray, firsts: IntArray, bc: int) -> BoolArray:
-    """Of each entry in the kernels' order, whether rescaling may be lazy there, behind LAZY_KEYS keys of FULL tiles.
-
-    flags: of all entries, (E,).  firsts: the first entry of each part of a block row, also of parts without entries;
-    one thread block works on a part, whose row_max starts anew.
-    """
-    full = flags & KIND == FULL
-    starts = np.sort(np.append(firsts, np.array([0, len(flags)], np.int32)))
-    before = _counts(full)
-    behind = before[:-1] - np.repeat(before[starts[:-1]], starts[1:] - starts[:-1])  # in the part
-    found: BoolArray = behind * bc >= LAZY_KEYS
-    return found
 
 
 def ordered(block: BlockMask) -> BlockMask:

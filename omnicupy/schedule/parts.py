@@ -46,15 +46,15 @@ class Workers:
 
 @dataclass(frozen=True)
 class Schedule:
-    """rows: block row of each part, (P,), longest first. first, end: its entries, (P,) each.
+    """rows: block row of each part, (P,), longest first. first, end: its tiles, all rows' in one row, int64 (P,) each.
 
     splits: (P, 4) of {row among the split ones or -1, number of the part, parts of the row, slot of the first}.
     tiers: where each tier ends in P.  n_slots: parts of split rows.  n_split_rows: split rows.
     """
 
     rows: IntArray
-    first: IntArray
-    end: IntArray
+    first: NDArray[np.int64]
+    end: NDArray[np.int64]
     splits: IntArray
     tiers: tuple[int, ...]
     n_slots: int
@@ -62,7 +62,7 @@ class Schedule:
 
 
 def entry_costs(block: BlockMask) -> FloatArray:
-    """Of each entry, in FULL tiles of bc keys, (E,)."""
+    """Of each entry, in FULL tiles of bc keys, (E,): of a run of them, their number."""
     return costs_of(block.entries[:, 3], block.kinds, block.bc)
 
 
@@ -74,33 +74,44 @@ def costs_of(keys: IntArray, kinds: IntArray, bc: int) -> FloatArray:
     return costs
 
 
-def schedule(offsets: IntArray, costs: FloatArray, workers: Workers) -> Schedule:
+def tiles_before(tiles: IntArray) -> NDArray[np.int64]:
+    """How many tiles come before each entry, and in all, int64 (E + 1,). tiles: of each entry."""
+    before = np.zeros(len(tiles) + 1, np.int64)
+    np.cumsum(tiles, out=before[1:])
+    return before
+
+
+def schedule(
+    offsets: IntArray, costs: FloatArray, workers: Workers, tiles: IntArray | None = None
+) -> Schedule:
     """Order and cut the block rows whose entries are offsets[i] : offsets[i + 1].
 
-    costs: of each entry, in whole tiles, (E,).
+    costs: of each entry, in whole tiles, (E,).  tiles: of each entry, which a part may begin between; None: one.
     """
     total = np.zeros(len(costs) + 1)
     np.cumsum(costs, out=total[1:])
     of_row = total[offsets[1:]] - total[offsets[:-1]]
-    counts = np.diff(offsets)
+    before = np.arange(len(costs) + 1) if tiles is None else tiles_before(tiles)
+    bounds = before[offsets]
+    counts = np.diff(bounds)
     parts = _parts_of_rows(of_row, counts, workers)
     rows = np.repeat(np.arange(len(counts), dtype=np.int32), parts)
     number = number_in_run(parts)
     of_part = parts[rows]
-    first = offsets[rows] + counts[rows].astype(np.int64) * number // of_part
-    end = offsets[rows] + counts[rows].astype(np.int64) * (number + 1) // of_part
+    first = bounds[rows] + counts[rows] * number // of_part
+    end = bounds[rows] + counts[rows] * (number + 1) // of_part
     is_split = parts > 1
     slot = np.cumsum(np.where(is_split, parts, 0)) - np.where(is_split, parts, 0)
     among = np.where(is_split, np.cumsum(is_split) - 1, -1)
     splits = np.stack([among[rows], number, of_part, slot[rows]], axis=1).astype(np.int32)
-    cost = total[end] - total[first] + ITEM
+    cost = np.interp(end, before, total) - np.interp(first, before, total) + ITEM
     order = np.argsort(-cost, kind="stable")
     whole = float(cost.sum()) * workers.heads / workers.sm_count
     tiers = [int((cost > share * whole).sum()) for share in TIER_SHARES]
     return Schedule(
         rows[order],
-        first[order].astype(np.int32),
-        end[order].astype(np.int32),
+        first[order],
+        end[order],
         splits[order],
         (*tiers, len(rows)),
         int(parts[is_split].sum()),
@@ -116,7 +127,7 @@ def number_in_run(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
-def _parts_of_rows(of_row: FloatArray, counts: IntArray, workers: Workers) -> NDArray[np.int64]:
+def _parts_of_rows(of_row: FloatArray, counts: NDArray[np.int64], workers: Workers) -> NDArray[np.int64]:
     """Into how many parts each row is cut: what ends soonest of a few ways to cut, none if that is about as good."""
     best = np.ones(len(of_row), np.int64)
     if not workers.split_slots or not counts.any():
@@ -143,12 +154,12 @@ def ends(of_row: FloatArray, parts: NDArray[np.int64], workers: Workers) -> floa
     return max(float(cost.sum()) * workers.heads / workers.sm_count, float(together.max()))
 
 
-def _ways(of_row: FloatArray, counts: IntArray, workers: Workers) -> Iterator[NDArray[np.int64]]:
+def _ways(of_row: FloatArray, counts: NDArray[np.int64], workers: Workers) -> Iterator[NDArray[np.int64]]:
     """Cuts worth a look: no part longer than a share of the whole time; only as many rows as fill the last round.
 
     The last round of all rows, or of those that are longer than half of the longest.
     """
-    most = np.clip(counts.astype(np.int64) // LEAST_TILES, 1, MOST_PARTS)
+    most = np.clip(counts // LEAST_TILES, 1, MOST_PARTS)
     whole = float(of_row.sum()) * workers.heads / workers.sm_count
     for share in (1, 2, 3, 4, 6, 8):
         yield np.minimum(np.ceil(of_row * share / whole).astype(np.int64).clip(1), most)
