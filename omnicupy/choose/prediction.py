@@ -172,7 +172,7 @@ def tile_us(cost: TileCost, cuts: Sequence[BlockMask], share: float) -> float:
     work = 0.0
     for blocks in cuts:
         partial = int((blocks.kinds == PARTIAL).sum())
-        tiles_ps = (len(blocks.kinds) - partial) * cost.pair_ps + partial * cost.partial_ps
+        tiles_ps = (int(blocks.tiles.sum()) - partial) * cost.pair_ps + partial * cost.partial_ps
         work += 1e-6 * blocks.br * blocks.bc * tiles_ps + blocks.q_blocks * cost.block_us
     return cost.launch_us + share * work
 

@@ -105,7 +105,7 @@ def schedule(
     among = np.where(is_split, np.cumsum(is_split) - 1, -1)
     splits = np.stack([among[rows], number, of_part, slot[rows]], axis=1).astype(np.int32)
     cost = np.interp(end, before, total) - np.interp(first, before, total) + ITEM
-    order = np.argsort(-cost, kind="stable")
+    order = np.argsort(-np.round(cost, 6), kind="stable")  # equal ones as their rows are, however sums round
     whole = float(cost.sum()) * workers.heads / workers.sm_count
     tiers = [int((cost > share * whole).sum()) for share in TIER_SHARES]
     return Schedule(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from omnicupy.masks.block_mask import FULL, BlockMask
+from omnicupy.masks.block_mask import FULL, KIND, BlockMask
 from omnicupy.schedule.block_lists import BlockLists
 from omnicupy.schedule.order import LAST, LAZY
 
@@ -83,7 +83,7 @@ def tile_by_tile(blocks: BlockMask) -> BlockMask:
         for kind, payload, first, keys in blocks.entries[
             blocks.row_offsets[row] : blocks.row_offsets[row + 1]
         ].tolist():
-            assert keys <= blocks.bc or (kind == FULL and keys % blocks.bc == 0)
+            assert keys <= blocks.bc or (kind & KIND == FULL and keys % blocks.bc == 0)
             entries += [
                 (kind, payload, first + ahead, min(keys - ahead, blocks.bc))
                 for ahead in range(0, keys, blocks.bc)
