@@ -158,7 +158,9 @@ def _classify_one_row(mask: PairSet, bc: int) -> tuple[KeyArray, KeyArray, KeyAr
         full[-1] = False  # not all of its keys exist
     listed = np.maximum.reduceat(stop, places) > 0
     masked = np.flatnonzero(listed & ~full)
-    edges = np.flatnonzero(np.diff(full, prepend=False, append=False))
+    beside = np.zeros(len(full) + 2, np.bool_)
+    beside[1:-1] = full
+    edges = np.flatnonzero(beside[1:] != beside[:-1])
     block = np.concatenate([masked, edges[::2]])
     kind = np.full(len(block), FULL)
     kind[: len(masked)] = PARTIAL

@@ -18,6 +18,7 @@ from omnicupy.schedule.parts import Schedule, Workers, costs_of, schedule
 from omnicupy.schedule.pieces import Pieces, pieces
 
 KEY_PAD = 256  # spans and dead bits are padded: a tile may read past k_len, but finds nothing there
+SPAN_BYTES = 8  # {first row, number of rows}
 ALIGN_BYTES = 16  # of every array in the buffer: kernels copy 16 bytes at a time
 
 # name of the array (and of its pointer in the kernel's struct) -> dtype
@@ -40,7 +41,7 @@ class BlockLists:
     buffer: uint8, all arrays one after the other.  offsets: byte offset of each array of ARRAYS, a multiple
     of 16.
     diagonal: that of every CAUSAL entry.  n_spans: intervals a key, 0 when no mask has the interval form.
-    k_padded: the keys of whole tiles, rounded up to 256.
+    k_first, k_padded: the per-key arrays are of k_padded keys from k_first on, multiples of 256: of all listed tiles.
     tiers, n_slots, n_split_rows: see Schedule.
     Shapes: row_offsets (mask_batch * q_blocks + 1,), entries (E, 4) of {kind | flags | keys << 8, payload, first key,
     unskipped} as order.py orders them and pieces.py cuts them, parts (P, 4) of {first query, mask, first entry, tiles},
@@ -62,6 +63,7 @@ class BlockLists:
     tiers: tuple[int, ...]
     n_slots: int
     n_split_rows: int
+    k_first: int = 0
 
     @property
     def n_parts(self) -> int:
@@ -101,7 +103,7 @@ def block_lists(blocks: Sequence[BlockMask], workers: Workers) -> BlockLists:
     placed = [_Placed.of(block) for block in blocks]
     first = blocks[0]
     batch, q_blocks = len(blocks), first.q_blocks
-    k_padded = round_up(round_up(first.k_len, first.bc), KEY_PAD)
+    k_first, k_padded = _key_range(blocks)
     n_spans = max(0 if b.mask.intervals is None else len(b.mask.intervals[0]) for b in blocks)
     rows = np.concatenate([blocks[0].row_offsets, *_later_offsets(blocks)])
     flags = _joined([one.arrangement.flags for one in placed])
@@ -137,6 +139,7 @@ def block_lists(blocks: Sequence[BlockMask], workers: Workers) -> BlockLists:
         work.tiers,
         work.n_slots,
         work.n_split_rows,
+        k_first,
     )
     lists.array("row_offsets")[...] = np.searchsorted(cut.entry, rows)
     _fill_entries(lists, placed, cut)
@@ -201,13 +204,22 @@ def _fill_parts(lists: BlockLists, work: Schedule, cut: Pieces) -> None:
     lists.array("splits")[...] = work.splits
 
 
+def _key_range(blocks: Sequence[BlockMask]) -> tuple[int, int]:
+    """First key and number of keys of the per-key arrays: those of all listed tiles, in whole units of KEY_PAD."""
+    bc = blocks[0].bc
+    first = min(block.mask.live[0] for block in blocks) // bc * bc // KEY_PAD * KEY_PAD
+    last = max(1, *(block.mask.live[1] for block in blocks))
+    return first, round_up(round_up(last, bc), KEY_PAD) - first
+
+
 def fill_spans(lists: BlockLists, blocks: Sequence[BlockMask]) -> None:
     """The spans of each key."""
     spans = lists.array("spans")
     for b, block in enumerate(blocks):
         if block.mask.intervals is not None:
-            start, stop = block.mask.intervals
-            mine = spans[b, : len(start), : block.k_len]
+            live, last = block.mask.live  # other keys have no spans, and the buffer holds zeros
+            start, stop = (side[:, live:last] for side in block.mask.intervals)
+            mine = spans[b, : len(start), live - lists.k_first : last - lists.k_first]
             mine[..., 0] = start
             np.subtract(stop, start, out=mine[..., 1])
 
@@ -218,7 +230,9 @@ def _fill_dead(lists: BlockLists, blocks: Sequence[BlockMask]) -> None:
     for b, block in enumerate(blocks):
         if len(block.entries) and not (block.entries[:, 0] & DEAD).any():
             continue  # no visited tile holds a dead key: the kernels never read the bits
-        bits = np.packbits(block.mask.dead_keys(), bitorder="little")
+        bits = np.packbits(
+            block.mask.dead_keys(lists.k_first, lists.k_first + lists.k_padded), bitorder="little"
+        )
         dead[b, : len(bits)] = bits
 
 

@@ -182,9 +182,13 @@ def _row_ranges(block: BlockMask, kinds: IntArray, some: NDArray[np.intp]) -> li
         causal = kinds[some] == CAUSAL
         first[causal] = offset[causal] - block.diagonal
         return [(first, np.full(len(some), block.q_len, np.int32))]
-    tile = offset // block.bc
+    live, last = block.mask.live  # no entry is of other blocks of keys
+    begin = live // block.bc * block.bc
+    tile = (offset - np.int32(begin)) // np.int32(block.bc)
     found = []
-    for start, stop in zip(*block.mask.intervals, strict=True):
+    for start, stop in (
+        (start[begin:last], stop[begin:last]) for start, stop in zip(*block.mask.intervals, strict=True)
+    ):
         starts = start if stop.all() else np.where(stop == 0, np.int32(block.q_len), start)  # unused: (0, 0)
         found.append((_of_blocks(starts, block, np.minimum)[tile], _of_blocks(stop, block, np.maximum)[tile]))
     return found
@@ -192,7 +196,7 @@ def _row_ranges(block: BlockMask, kinds: IntArray, some: NDArray[np.intp]) -> li
 
 def _of_blocks(of_key: IntArray, block: BlockMask, reduce: np.ufunc) -> IntArray:
     """The least or greatest of the keys' numbers in each block of bc keys."""
-    found: IntArray = reduce.reduceat(of_key, np.arange(0, block.k_len, block.bc))
+    found: IntArray = reduce.reduceat(of_key, np.arange(0, len(of_key), block.bc))
     return found
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import ceil
 from typing import TypeAlias
 
 import numpy as np
@@ -25,6 +26,9 @@ IntArray: TypeAlias = NDArray[np.int32]
 MASKED, ITEM, LEAVE = 1.1, 1.2, 6.0
 LEAST_TILES = 2  # of a part
 MOST_PARTS = 64  # of a row
+# What is tried: parts no longer than 1 / share of the whole time, and some rows in so many parts.
+SHARES = (1, 2, 3, 4, 6, 8)
+CUTS = (2, 3, 4, 6)
 ENOUGH = 0.98  # of the multiprocessors' time in use: no split can gain more than it costs
 # Of the whole time: longer parts are in the tier, shorter ones in the next.
 TIER_SHARES = (1 / 16, 1 / 32, 1 / 64)
@@ -132,13 +136,41 @@ def _parts_of_rows(of_row: FloatArray, counts: NDArray[np.int64], workers: Worke
     best = np.ones(len(of_row), np.int64)
     if not workers.split_slots or not counts.any():
         return best
+    if len(of_row) == 1:
+        best[0] = parts_of_one_row(float(of_row[0]), int(counts[0]), workers)
+        return best
     soonest = ends(of_row, best, workers)
     least = float(of_row.sum() + ITEM * len(of_row)) * workers.heads / workers.sm_count
-    ways = _ways(of_row, counts, workers)
+    ways, tried = _ways(of_row, counts, workers), {best.tobytes()}
     while ENOUGH * soonest > least and (parts := next(ways, None)) is not None:
+        if (way := parts.tobytes()) in tried:
+            continue  # of few rows most ways are the same
+        tried.add(way)
         slots = int(parts[parts > 1].sum())
         if 0 < slots <= workers.split_slots and (end := ends(of_row, parts, workers)) < soonest:
             best, soonest = parts, end
+    return best
+
+
+def parts_of_one_row(cost: float, count: int, workers: Workers) -> int:
+    """Into how many parts a row is cut that is the only one, as in decoding: as of many rows, without arrays.
+
+    cost: of its tiles.  count: of them, at least one.
+    """
+
+    def end(parts: int) -> float:
+        each = cost / parts + ITEM + (LEAVE if parts > 1 else 0.0)
+        return -(-parts * workers.heads // workers.sm_count) * each
+
+    most = min(max(count // LEAST_TILES, 1), MOST_PARTS)
+    least = (cost + ITEM) * workers.heads / workers.sm_count
+    best, soonest = 1, end(1)
+    for wanted in (*(ceil(share * workers.sm_count / workers.heads) for share in SHARES), *CUTS):
+        parts = min(wanted, most)
+        if ENOUGH * soonest <= least:
+            break
+        if 1 < parts <= workers.split_slots and end(parts) < soonest:
+            best, soonest = parts, end(parts)
     return best
 
 
@@ -161,8 +193,8 @@ def _ways(of_row: FloatArray, counts: NDArray[np.int64], workers: Workers) -> It
     """
     most = np.clip(counts // LEAST_TILES, 1, MOST_PARTS)
     whole = float(of_row.sum()) * workers.heads / workers.sm_count
-    for share in (1, 2, 3, 4, 6, 8):
-        yield np.minimum(np.ceil(of_row * share / whole).astype(np.int64).clip(1), most)
+    shares = np.array(SHARES)[:, None]
+    yield from np.minimum(np.maximum(np.ceil(of_row * shares / whole).astype(np.int64), 1), most)
     longest = np.argsort(-of_row, kind="stable")
     long = int((of_row > of_row.max() / 2).sum())
     rounds = (
@@ -170,9 +202,9 @@ def _ways(of_row: FloatArray, counts: NDArray[np.int64], workers: Workers) -> It
         len(of_row) * workers.heads % workers.sm_count,
         workers.sm_count,
     )
-    for count in dict.fromkeys(-(-items // workers.heads) for items in rounds):
+    for count in dict.fromkeys(min(-(-items // workers.heads), len(of_row)) for items in rounds):
         rows = longest[:count]
-        for many in (2, 3, 4, 6):
+        for many in CUTS:
             parts = np.ones(len(of_row), np.int64)
             parts[rows] = np.minimum(many, most[rows])
             yield parts

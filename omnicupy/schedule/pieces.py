@@ -42,35 +42,31 @@ def pieces(flags: IntArray, tiles: IntArray, parts: NDArray[np.int64], bc: int) 
     part of a block row, in any order, also of parts without tiles; one thread block works on a part, whose row_max
     starts anew.
     """
-    before = tiles_before(tiles)
-    full_before = tiles_before(tiles * (flags & KIND == FULL))
-    begins = np.unique(parts)
+    before, full = tiles_before(tiles), flags & KIND == FULL
+    full_before, is_full = tiles_before(tiles * full), np.append(full, False)
+
+    def full_at(places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """FULL tiles before each place."""
+        entry = before.searchsorted(places, "right") - 1
+        found: NDArray[np.int64] = full_before[entry] + (places - before[entry]) * is_full[entry]
+        return found
+
+    begins = np.sort(parts)
     need = -(-LAZY_KEYS // bc)  # FULL tiles
-    full_ahead = _at(begins, before, full_before)
-    turns = np.searchsorted(full_before, full_ahead + need) - 1  # the entry in which rescaling turns lazy
+    full_ahead = full_at(begins)
+    turns = full_before.searchsorted(full_ahead + need) - 1  # the entry in which rescaling turns lazy
     found = turns < len(flags)
-    lazy = before[turns[found]] + (full_ahead[found] + need - full_before[turns[found]])
-    cuts = np.unique(
-        np.concatenate([before[:-1], begins, lazy, _within_long(tiles, before, MOST_KEYS // bc)])
-    )
-    place = cuts[: np.searchsorted(cuts, before[-1])]
-    entry = np.searchsorted(before, place, "right") - 1
-    full_behind = _at(place, before, full_before) - full_ahead[np.searchsorted(begins, place, "right") - 1]
-    counts = np.diff(place, append=before[-1]).astype(np.int32)
-    return Pieces(entry, counts, (place - before[entry]).astype(np.int32), full_behind >= need, place)
+    turns = turns[found]
+    lazy = before[turns] + (full_ahead[found] + need - full_before[turns])
+    cuts = np.sort(np.concatenate([before, begins, lazy, *_within_long(tiles, before, MOST_KEYS // bc)]))
+    place = cuts[:-1][cuts[1:] != cuts[:-1]]  # the last one is the end of all
+    entry = before.searchsorted(place, "right") - 1
+    full_behind = full_at(place) - full_ahead[begins.searchsorted(place, "right") - 1]
+    counts = np.append(place[1:], before[-1]) - place
+    ahead = place - before[entry]
+    return Pieces(entry, counts.astype(np.int32), ahead.astype(np.int32), full_behind >= need, place)
 
 
-def _at(
-    places: NDArray[np.int64], before: NDArray[np.int64], full_before: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """FULL tiles before each place."""
-    entry = np.searchsorted(before[1:], places, "right")
-    inside = np.where(np.diff(full_before, append=full_before[-1])[entry] > 0, places - before[entry], 0)
-    found: NDArray[np.int64] = full_before[entry] + inside
-    return found
-
-
-def _within_long(tiles: IntArray, before: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+def _within_long(tiles: IntArray, before: NDArray[np.int64], most: int) -> list[NDArray[np.int64]]:
     """Where entries of more than `most` tiles are cut."""
-    cuts = [before[i] + np.arange(most, tiles[i], most) for i in np.flatnonzero(tiles > most)]
-    return np.concatenate([np.zeros(0, np.int64), *cuts])
+    return [before[i] + np.arange(most, tiles[i], most) for i in np.flatnonzero(tiles > most)]

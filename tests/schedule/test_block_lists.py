@@ -12,7 +12,7 @@ from mask_cases import random_case
 import omnicupy as oc
 from omnicupy.masks.block_mask import CAUSAL, FULL, KIND, PARTIAL
 from omnicupy.masks.mask import Mask
-from omnicupy.schedule.block_lists import ARRAYS, BlockLists, block_lists
+from omnicupy.schedule.block_lists import ARRAYS, KEY_PAD, BlockLists, block_lists
 from omnicupy.schedule.order import LAST, LAZY, SKIP_SHIFT
 from omnicupy.schedule.parts import Workers
 from omnicupy.schedule.pieces import LAZY_KEYS
@@ -82,7 +82,7 @@ def _dense(lists: BlockLists, batch: int, q_len: int, k_len: int) -> np.ndarray:
                 bits = np.unpackbits(a["bit_tiles"][payload].view(np.uint8), axis=1, bitorder="little")
                 rule = bits[: len(rows), :length].astype(bool)
             else:
-                first_row, height = a["spans"][batch, :, span, 0], a["spans"][batch, :, span, 1]
+                first_row, height = np.moveaxis(a["spans"][batch, :, span - lists.k_first], -1, 0)
                 inside = (rows[:, None, None] - first_row).astype(np.uint32) < height.astype(np.uint32)
                 rule = inside.any(axis=2)
             seen[np.ix_(rows, span)] += rule
@@ -127,7 +127,8 @@ def test_layout(name: str) -> None:
     masks = MASKS[name]()
     lists = block_lists([mask.blocks(*TILE) for mask in masks], WORKERS)
     assert lists.mask_batch == len(masks)
-    assert lists.k_padded == 512
+    k_padded = 256 if name == "empty" else 512  # of the keys that a row sees
+    assert (lists.k_first, lists.k_padded) == (0, k_padded)
     assert lists.buffer.flags.c_contiguous
     assert lists.n_spans == max(0 if m.intervals is None else len(m.intervals[0]) for m in masks)
     ends = 0
@@ -136,9 +137,32 @@ def test_layout(name: str) -> None:
         assert lists.offsets[array] >= ends
         ends = lists.offsets[array] + lists.array(array).nbytes
     assert ends <= lists.buffer.nbytes
-    assert lists.array("spans").shape == (len(masks), lists.n_spans, 512, 2)
+    assert lists.array("spans").shape == (len(masks), lists.n_spans, k_padded, 2)
     assert not lists.array("spans")[:, :, K_LEN:].any()
     assert not lists.array("dead")[:, -(-K_LEN // 32) :].any()
+
+
+@pytest.mark.parametrize("bc", [32, 96, 128])
+@pytest.mark.parametrize("q_len", [1, 70])
+def test_keys_that_no_row_sees_have_no_room(q_len: int, bc: int) -> None:
+    """A window over a long cache, as in decoding: arrays of its own keys alone."""
+    k_len = 1 << 17
+    masks = [oc.sliding_window(q_len, k_len, left=900), oc.ranges([(0, q_len, 129000, 129400)], q_len, k_len)]
+    dead = oc.ranges([(0, q_len, 90000, 90100), (0, q_len, 90103, 90200)], q_len, k_len)
+    for batch in (masks[:1], masks, [dead], [~oc.full(q_len, k_len)]):
+        lists = block_lists([mask.blocks(64, bc) for mask in batch], WORKERS)
+        assert lists.k_first % KEY_PAD == lists.k_padded % KEY_PAD == 0
+        assert lists.k_padded <= (130 << 10) - 129000 + 3 * KEY_PAD
+        assert lists.buffer.nbytes < 1 << 16
+        for number, mask in enumerate(batch):
+            first, stop = mask.live
+            assert lists.k_first <= first or not stop
+            seen = _dense(lists, number, q_len, k_len)
+            assert np.array_equal(seen, mask.to_dense())
+    bits = block_lists([dead.blocks(64, bc)], WORKERS).array("dead")[0]
+    flags = np.unpackbits(bits.view(np.uint8), bitorder="little").astype(bool)
+    first = 90000 // bc * bc // KEY_PAD * KEY_PAD
+    assert np.array_equal(flags, dead.dead_keys(first, first + len(flags)))
 
 
 @pytest.mark.parametrize("name", MASKS)
@@ -164,11 +188,13 @@ def test_dead_keys_of_flagged_tiles_are_marked(name: str) -> None:
     masks = MASKS[name]()
     lists = block_lists([mask.blocks(*TILE) for mask in masks], WORKERS)
     for batch, mask in enumerate(masks):
-        dead = np.unpackbits(lists.array("dead")[batch].view(np.uint8), bitorder="little")[:K_LEN].astype(
-            bool
-        )
+        keys = min(K_LEN, lists.k_padded)
+        bits = np.unpackbits(lists.array("dead")[batch].view(np.uint8), bitorder="little")
+        dead = bits[:keys].astype(bool)
         flagged = (mask.blocks(*TILE).entries[:, 0] & ~KIND).any()
-        assert np.array_equal(dead, mask.dead_keys() if flagged or dead.any() else np.zeros(K_LEN, bool))
+        assert np.array_equal(
+            dead, mask.dead_keys()[:keys] if flagged or dead.any() else np.zeros(keys, bool)
+        )
 
 
 def test_peaks_of_a_part_stand_after_its_own_full_tiles() -> None:
