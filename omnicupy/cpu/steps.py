@@ -16,13 +16,13 @@ Step = tuple[int, int, Array | None]
 
 
 def steps_of(blocks: BlockMask, row: int, width: int, dtype: np.dtype[Any]) -> Iterator[Step]:
-    """The visited key ranges of a block row; neighbouring FULL tiles are joined, and long runs cut, to `width` keys."""
+    """The visited key ranges of a block row; neighbouring FULL tiles are joined, and cut to at most `width` keys."""
     q0, q1 = row * blocks.br, min((row + 1) * blocks.br, blocks.q_len)
     run = (0, 0)
     for e in range(blocks.row_offsets[row], blocks.row_offsets[row + 1]):
         kind, _, k0, length = (int(x) for x in blocks.entries[e])
         if kind & KIND == FULL:
-            if k0 == run[1] and k0 + length - run[0] <= width:
+            if k0 == run[1]:
                 run = (run[0], k0 + length)
                 continue
             yield from _pieces(*run, width)
