@@ -117,7 +117,7 @@ class BackwardKernel:
                 f"config: the fused kernel has tiles of 64 queries and head_dim up to {WIDE_HEAD_DIM}, got "
                 f"br={self.br} and {self.head_dim}; leave fused out"
             )
-        least, most = (2, 8) if self.part == "dq" else (2, 2)
+        least, most = (2, 8) if self.part == "dq" else (2, 4)
         if not least <= self.stages <= most:
             raise ValueError(
                 f"config: stages of {self.part} must be from {least} to {most}, got {self.stages}"
