@@ -53,14 +53,16 @@ struct BackwardBlock {
 
   __device__ __forceinline__ BackwardBlock(BackwardParams const& all, WorkItem const& work, unsigned char* s_memory)
       : params(all), p(all.p), s_base(s_memory) {
-    *reinterpret_cast<int4*>(s_base + kWorkOffset) = make_int4(work.q0, work.mask, work.batch, work.head);
-    cursor(0) = Cursor(p.lists, work);
+    if (thread_index() == 0) {
+      *reinterpret_cast<int4*>(s_base + kWorkOffset) = make_int4(work.q0, work.mask, work.batch, work.head);
+      cursor(0) = Cursor(p.lists, work);
+    }
+    __syncthreads();
     first.fill(0.f);
     if constexpr (Cfg::kOwnsKeys) second.fill(0.f);
   }
 
-  // What is worked on lies in shared memory, where every thread writes the same, and is read anew wherever it is
-  // needed: registers are dearer.
+  // What is worked on lies in shared memory and is read anew wherever it is needed: registers are dearer.
   template <int kField>
   __device__ __forceinline__ int work() const {
     return reinterpret_cast<int const volatile*>(s_base + kWorkOffset)[kField];
@@ -71,16 +73,17 @@ struct BackwardBlock {
   __device__ __forceinline__ int batch() const { return work<2>(); }
   __device__ __forceinline__ int head() const { return work<3>(); }  // kv head where keys are owned, else query head
 
-  // Where the walk stands, for tiles that are even or odd by their count: one is read while the next one is written.
+  // Where the walk stands, for tiles that are even or odd by their count: one is read while the other one is written.
   __device__ __forceinline__ Cursor& cursor(int parity) const {
     return *reinterpret_cast<Cursor*>(s_base + kWorkOffset + 16 + parity * kCursorBytes);
   }
 
-  // From the cursor of `parity` to the other one, which is returned. Between two calls lies a barrier.
+  // From the cursor of `parity` to the other one, which is returned; others find it there behind the next barrier, and
+  // have to be done with it before.
   __device__ __forceinline__ Cursor advance(int parity) const {
     Cursor next = cursor(parity);
     next.advance(p.lists, Cfg::kOwnsKeys ? p.group : 1);
-    cursor(parity ^ 1) = next;
+    if (thread_index() == 0) cursor(parity ^ 1) = next;
     return next;
   }
 
