@@ -278,8 +278,8 @@ GRADIENTS = [
     ),
     Fault(
         "masks/transpose.py",
-        "np.minimum(single[:, 3] - number * np.int32(block.bc), block.bc)",
-        "np.minimum(single[:, 3], block.bc)",
+        "single[:, 2] += number * np.int32(block.bc)",
+        "single[:, 2] += number",
         "tests/masks/test_transpose.py",
     ),
     Fault(
