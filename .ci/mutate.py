@@ -32,8 +32,8 @@ class Fault:
 CALLS = [
     Fault(
         "gpu/planning.py",
-        "_contiguous_strides(q.shape, q.dtype.itemsize) if out is None else out.strides",
-        "_contiguous_strides(q.shape, q.dtype.itemsize)",
+        "contiguous_strides(q.shape, q.dtype.itemsize) if out is None else out.strides",
+        "contiguous_strides(q.shape, q.dtype.itemsize)",
         "tests/gpu/test_given_out.py",
     ),
     Fault(
