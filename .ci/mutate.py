@@ -97,6 +97,12 @@ CALLS = [
         "tests/schedule/test_limits.py",
     ),
     Fault(
+        "masks/cut.py",
+        "np.int32 if max(last, step * count) < 1 << 31 else np.int64",
+        "np.int32",
+        "tests/masks/test_wide_codes.py",
+    ),
+    Fault(
         "masks/mask.py",
         '{"diagonal": self.diagonal, "segments": rows.segments or self.segments}',
         '{"diagonal": 0, "segments": rows.segments or self.segments}',
