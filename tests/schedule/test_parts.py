@@ -129,6 +129,20 @@ def test_short_parts_of_all_sections_come_last() -> None:
     assert _played(found, Workers(16, 132)) < 1.02 * ideal
 
 
+@pytest.mark.parametrize(("longest", "divisors"), [(60, (2, 4, 8)), (30, (16, 32, 64))])
+def test_tiers_are_of_long_parts_where_one_takes_half_of_the_time(
+    longest: int, divisors: tuple[int, ...]
+) -> None:
+    """As blocks of keys that a whole group of heads works on."""
+    counts = [longest, *[12] * 20, *[3] * 30]
+    workers = Workers(heads=2, sm_count=10)
+    found = _made(counts, workers)
+    ideal = _costs(found).sum() * workers.heads / workers.sm_count
+    assert (_costs(found)[0] > ideal / 2) == (divisors[0] == 2)
+    for end, divisor in zip(found.tiers, divisors, strict=False):
+        assert end == (_costs(found) > ideal / divisor).sum()
+
+
 def test_the_estimate_is_near_what_is_played() -> None:
     for counts, heads in (([30] * 20, 16), (list(range(1, 60)), 8), ([100] + [5] * 40, 12)):
         workers = Workers(heads, 132)
