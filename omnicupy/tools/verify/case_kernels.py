@@ -26,6 +26,11 @@ class Variant:
     explicit: bool = True
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """Its files in `kernels/`."""
+        return (self.spec.source,)
+
+    @property
     def config(self) -> AttnSpec | None:
         """The `config` of the call."""
         return self.spec if self.explicit else None

@@ -47,7 +47,7 @@ def run_case(case: Case) -> Outcome:
     problem = "" if found.ok else str(found)
     if not problem and not same_bits(out, again, np):
         problem = "the second call gave other bits"
-    return Outcome(case, ENGINE, "", found.ratio, problem)
+    return Outcome(case, ENGINE, (), found.ratio, problem)
 
 
 def same_bits(a: object, b: object, xp: object) -> bool:

@@ -29,35 +29,44 @@ NAIVE_REPEATS = 2  # one thread block a row: there is nothing whose order could 
 
 @dataclass(frozen=True)
 class Target:
-    """The current device, and which kernels to verify there. kernels: parts of their names, () for all."""
+    """The current device, and which kernels to verify there. kernels: parts of their names, () for all.
+
+    sources: files in `kernels/`; only kernels that are compiled of one of them, () for all.
+    """
 
     arch: str
     sm_count: int
     kernels: tuple[str, ...] = ()
     repeats: int = REPEATS
+    sources: tuple[str, ...] = ()
 
     @classmethod
-    def current(cls, kernels: Sequence[str] = (), repeats: int = REPEATS) -> Target:
+    def current(
+        cls, kernels: Sequence[str] = (), repeats: int = REPEATS, sources: Sequence[str] = ()
+    ) -> Target:
         """The current CUDA device. Raises UnsupportedError where no kernel serves it."""
         import cupy
 
         from omnicupy.gpu.device import device_info
 
         info = device_info(cupy.cuda.Device().id)
-        return cls(archs.arch_of(info.major, info.minor), info.sm_count, tuple(kernels), repeats)
+        return cls(
+            archs.arch_of(info.major, info.minor), info.sm_count, tuple(kernels), repeats, tuple(sources)
+        )
 
     def variants(self, case: Case, masks: Sequence[Mask]) -> list[Variant]:
         """The kernels that the case runs through here.
 
-        A kernel that no row of the table selects on any architecture runs only where `kernels` names it.
+        A kernel that no row of the table selects on any architecture runs only where `kernels` or `sources` names it.
         """
         selected = {row.kernel for row in table.TABLE} | {"naive", "sm80"}
         found = variants(case, masks, self.arch, self.sm_count)
-        if not self.kernels:
-            return [variant for variant in found if variant.spec.kernel in selected]
-        return [
-            variant for variant in found if any(part.lower() in variant.name.lower() for part in self.kernels)
-        ]
+        if self.sources:
+            found = [variant for variant in found if set(self.sources) & set(variant.sources)]
+        if self.kernels:
+            parts = [part.lower() for part in self.kernels]
+            return [variant for variant in found if any(part in variant.name.lower() for part in parts)]
+        return [variant for variant in found if self.sources or variant.spec.kernel in selected]
 
     def specs(self, chosen: Iterable[Case]) -> list[AttnSpec]:
         """Every distinct kernel that the cases run through."""
@@ -65,16 +74,26 @@ class Target:
         return list(found)
 
 
-def run(chosen: Sequence[Case], target: Target, track: Track = silent) -> tuple[list[Outcome], bool]:
+def run(
+    chosen: Sequence[Case],
+    target: Target,
+    track: Track = silent,
+    done: Callable[[list[Outcome]], None] = lambda outcomes: None,
+) -> tuple[list[Outcome], bool]:
     """Every case through every kernel. False beside the outcomes: one made the device unusable, the run
     ended.
+
+    done: called after each case, with its outcomes on all kernels.
     """
     found: list[Outcome] = []
     try:
         with Watchdog(HANG_S) as watchdog:
             for case in track(chosen, "GPU kernels", len(chosen)):
+                first = len(found)
                 found.extend(run_case(case, target, watchdog.step))
+                done(found[first:])
     except BrokenDeviceError as error:
+        done([error.outcome])
         return [*found, error.outcome], False
     return found, True
 
@@ -104,7 +123,7 @@ def run_case(
             yield Outcome(
                 case,
                 variant.name,
-                variant.spec.source,
+                variant.sources,
                 ratio,
                 "" if skipped else problem,
                 problem if skipped else "",
@@ -124,9 +143,9 @@ def _failed(case: Case, variant: Variant, error: Exception) -> Outcome:
         cupy.cuda.Device().synchronize()
     except cupy.cuda.runtime.CUDARuntimeError as fatal:
         text = f"{text}; the device is unusable for this process ({fatal})"
-        broken = Outcome(case, variant.name, variant.spec.source, float("inf"), text)
+        broken = Outcome(case, variant.name, variant.sources, float("inf"), text)
         raise BrokenDeviceError(broken) from error
-    return Outcome(case, variant.name, variant.spec.source, float("inf"), text)
+    return Outcome(case, variant.name, variant.sources, float("inf"), text)
 
 
 def _numeric(case: Case, masks: Sequence[Mask], target: Target) -> Callable[[Variant], tuple[float, str]]:

@@ -139,6 +139,9 @@ def test_what_a_row_of_a_record_names_is_found_again() -> None:
         ("verify --arch sm_80", "--arch does nothing without --build"),
         ("verify --build x --repeats 3", "--repeats does nothing with --build"),
         ("verify --commit abc", "--commit does nothing without --attest"),
+        ("verify --resume", "--resume does nothing without --attest"),
+        ("verify --list --source attention_naive.cu", "--source does nothing with --list"),
+        ("verify --list --part 1/2", "--part does nothing with --list"),
         ("verify --sweep 5", "--sweep does nothing without a GPU"),
         ("verify --no-timing", "--no-timing does nothing without a GPU"),
         (
