@@ -18,11 +18,8 @@ constexpr int kTiers = sizeof(ForwardParams::tiers) / sizeof(int);
 
 // Work index -> (tier, section of heads, part by rank, head in section). Parts of block rows come longest first. The
 // heads of one section, whose K and V fit L2 together, are worked on side by side; short parts of all heads come
-// after the long ones of all heads, so that what is worked on last is short. kHeads: heads that share a tile and
-// count as one; the first is returned.
-template <int kHeads = 1>
-__device__ __forceinline__ WorkItem work_item(ForwardParams const& p, int index) {
-  int const of_batch = p.q_heads / kHeads;
+// after the long ones of all heads, so that what is worked on last is short. of_batch: heads of a batch element.
+__device__ __forceinline__ WorkItem work_item_among(ForwardParams const& p, int of_batch, int index) {
   int const heads = of_batch * (p.batch / p.mask_batch);
   int first = 0, end = p.tiers[0];
 #pragma unroll
@@ -44,10 +41,18 @@ __device__ __forceinline__ WorkItem work_item(ForwardParams const& p, int index)
   work.q0 = part.x;
   work.mask = part.y;
   work.batch = p.mask_batch == 1 ? head / of_batch : part.y;
-  work.head = kHeads * (p.mask_batch == 1 ? head % of_batch : head);
+  work.head = p.mask_batch == 1 ? head % of_batch : head;
   work.first = part.z;
   work.end = part.w;
   work.part = first + rank;
+  return work;
+}
+
+// The same for query heads. kHeads: heads that share a tile and count as one; the first is returned.
+template <int kHeads = 1>
+__device__ __forceinline__ WorkItem work_item(ForwardParams const& p, int index) {
+  WorkItem work = work_item_among(p, p.q_heads / kHeads, index);
+  work.head *= kHeads;
   return work;
 }
 

@@ -11,9 +11,9 @@ import cupy
 from omnicupy.gpu.dependent_launch import LEAST_DRIVER, Overlapping
 from omnicupy.gpu.streams import allowing_unsafe_calls
 from omnicupy.jit import cache
-from omnicupy.jit.spec import AttnSpec
+from omnicupy.jit.spec import KernelSpec
 
-_kernels: dict[tuple[AttnSpec, int, int], Kernel] = {}
+_kernels: dict[tuple[KernelSpec, int, int], Kernel] = {}
 _kernels_lock = threading.Lock()
 
 
@@ -25,7 +25,7 @@ class Kernel:
     function: Any
 
 
-def kernel(spec: AttnSpec, device: int) -> Kernel:
+def kernel(spec: KernelSpec, device: int) -> Kernel:
     """The kernel of `spec`, loaded on `device` (which must be current); compiled where the cache lacks it.
 
     Raises CompileError, UnsupportedError (no NVRTC), cupy's CUDA errors when the driver refuses it.
@@ -46,7 +46,7 @@ def kernel(spec: AttnSpec, device: int) -> Kernel:
     return found
 
 
-def _launcher(spec: AttnSpec, function: Any) -> Any:
+def _launcher(spec: KernelSpec, function: Any) -> Any:
     """What launches a kernel. That for Hopper waits by itself for what is ahead of it; others must be made to."""
-    overlaps = spec.kernel == "sm90" and cupy.cuda.runtime.driverGetVersion() >= LEAST_DRIVER
+    overlaps = spec.params == "sm90" and cupy.cuda.runtime.driverGetVersion() >= LEAST_DRIVER
     return Overlapping(function) if overlaps else function

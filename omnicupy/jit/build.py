@@ -6,11 +6,13 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from omnicupy.errors import CompileError
 from omnicupy.jit import cache
-from omnicupy.jit.spec import AttnSpec
+from omnicupy.jit.spec import KernelSpec
+
+Spec = TypeVar("Spec", bound=KernelSpec)
 
 # Wraps an iterable for display: track(iterable, label, length) yields its items and shows how far it is.
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
@@ -22,15 +24,15 @@ def silent(items: Iterable[Any], label: str, length: int) -> Iterable[Any]:
 
 
 @dataclass(frozen=True)
-class Compiled:
+class Compiled(Generic[Spec]):
     """One kernel. problem: "" where it compiled without spills and warnings, else what is wrong."""
 
-    spec: AttnSpec
+    spec: Spec
     registers: int
     problem: str
 
 
-def compile_all(specs: Sequence[AttnSpec], track: Track = silent) -> list[Compiled]:
+def compile_all(specs: Sequence[Spec], track: Track = silent) -> list[Compiled[Spec]]:
     """Compile (or find in the cache) every spec, on all cores; NVRTC runs without the interpreter lock.
 
     Raises UnsupportedError without NVRTC; a kernel that does not compile is reported instead.
@@ -45,7 +47,7 @@ def compile_all(specs: Sequence[AttnSpec], track: Track = silent) -> list[Compil
             raise
 
 
-def _one(spec: AttnSpec) -> Compiled:
+def _one(spec: Spec) -> Compiled[Spec]:
     try:
         entry = cache.entry(spec)
     except CompileError as error:

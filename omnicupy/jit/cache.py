@@ -27,13 +27,13 @@ from omnicupy.jit import nvrtc, trust
 from omnicupy.jit.files import held, own_directory, replace_file
 from omnicupy.jit.nvrtc import Cubin
 from omnicupy.jit.source import Source, load
-from omnicupy.jit.spec import AttnSpec
+from omnicupy.jit.spec import KernelSpec
 
 SCHEMA = 1  # of keys and records; a new number leaves all old entries unread
 LOCK_TIMEOUT_S = 60.0  # compiling takes about a second: a longer wait means that the holder hangs
 MANIFEST = "manifest.json"
 
-Build = Callable[[AttnSpec, Source], Cubin]
+Build = Callable[[KernelSpec, Source], Cubin]
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,12 @@ epoch = 0  # counts use_cubins calls, so that launch plans made before one are n
 _private_lock = threading.Lock()
 
 
-def cubin(spec: AttnSpec, build: Build = nvrtc.compile) -> Path:
+def cubin(spec: KernelSpec, build: Build = nvrtc.compile) -> Path:
     """Path of the cubin of `spec`, compiled by `build` unless cached. Raises what entry() raises."""
     return entry(spec, build).path
 
 
-def entry(spec: AttnSpec, build: Build = nvrtc.compile) -> Entry:
+def entry(spec: KernelSpec, build: Build = nvrtc.compile) -> Entry:
     """The cache entry of `spec`, compiled by `build` on a miss; of several processes that miss, one compiles.
 
     A cache folder that cannot be written costs one RuntimeWarning per process and a private temporary folder.
@@ -94,11 +94,11 @@ def entry(spec: AttnSpec, build: Build = nvrtc.compile) -> Entry:
         raise OSError(f"{error}; set OMNICUPY_CACHE_DIR to a folder that can be written") from error
 
 
-def key_of(spec: AttnSpec, digest: str, version: tuple[int, int]) -> str:
+def key_of(spec: KernelSpec, digest: str, version: tuple[int, int]) -> str:
     """The name of an entry: a digest of everything that decides a cubin's bytes."""
     parts = {
         "schema": SCHEMA,
-        "spec": asdict(spec),
+        "spec": asdict(spec),  # type: ignore[call-overload]
         "source": digest,
         "nvrtc": version,
         "options": nvrtc.options(spec),
@@ -123,7 +123,7 @@ def uses_compiled_elsewhere() -> bool:
     return _override is not None
 
 
-def export(specs: Iterable[AttnSpec], folder: str | Path, build: Build = nvrtc.compile) -> int:
+def export(specs: Iterable[KernelSpec], folder: str | Path, build: Build = nvrtc.compile) -> int:
     """Put the cubins of `specs`, compiled by this machine's NVRTC, into `folder` for use_cubins() elsewhere.
 
     Returns their number. The manifest is written last: a folder without one is unfinished.
@@ -154,7 +154,7 @@ class _UnwritableError(Exception):
         super().__init__(f"the kernel cache {folder} cannot be written ({error.strerror or error})")
 
 
-def _build_in(folder: Path, spec: AttnSpec, source: Source, build: Build) -> Entry:
+def _build_in(folder: Path, spec: KernelSpec, source: Source, build: Build) -> Entry:
     key = key_of(spec, source.digest, nvrtc.version())
     with ExitStack() as stack:
         try:
@@ -176,12 +176,12 @@ def _build_in(folder: Path, spec: AttnSpec, source: Source, build: Build) -> Ent
     raise _UnwritableError(folder, OSError("it does not return what is written to it"))
 
 
-def _publish(folder: Path, key: str, spec: AttnSpec, made: Cubin) -> None:
+def _publish(folder: Path, key: str, spec: KernelSpec, made: Cubin) -> None:
     record = {
         "schema": SCHEMA,
         "key": key,
         "sha256": hashlib.sha256(made.image).hexdigest(),
-        "spec": asdict(spec),
+        "spec": asdict(spec),  # type: ignore[call-overload]
         "nvrtc": nvrtc.version(),
         "registers": made.registers,
         "spill_bytes": made.spill_bytes,
@@ -238,7 +238,7 @@ def _read_manifest(folder: Path) -> _Override:
         ) from error
 
 
-def _find_override(override: _Override, spec: AttnSpec, source: Source) -> Entry:
+def _find_override(override: _Override, spec: KernelSpec, source: Source) -> Entry:
     key = key_of(spec, source.digest, override.nvrtc)
     found = _find(override.folder, key, from_anyone=True) if key in override.keys else None
     if found is None:

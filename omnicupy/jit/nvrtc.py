@@ -12,7 +12,7 @@ from typing import Any
 from omnicupy.errors import CompileError, UnsupportedError
 from omnicupy.jit.params import params_bytes
 from omnicupy.jit.source import Source
-from omnicupy.jit.spec import AttnSpec
+from omnicupy.jit.spec import KernelSpec
 
 # Whose kernels were verified on a GPU, all cases (tests/attestation.json).
 ATTESTED = ("12.9", "13.0")
@@ -38,9 +38,9 @@ class Cubin:
     log: str
 
 
-def options(spec: AttnSpec) -> tuple[str, ...]:
+def options(spec: KernelSpec) -> tuple[str, ...]:
     """The NVRTC command line of a spec. All of it is part of the cache key."""
-    defines = {**spec.defines(), "OMNI_PARAMS_BYTES": params_bytes(spec.kernel)}
+    defines = {**spec.defines(), "OMNI_PARAMS_BYTES": params_bytes(spec.params)}
     return (
         f"-arch={spec.arch}",
         "--std=c++17",
@@ -58,7 +58,7 @@ def version() -> tuple[int, int]:
     return _library()[1]
 
 
-def compile(spec: AttnSpec, source: Source) -> Cubin:
+def compile(spec: KernelSpec, source: Source) -> Cubin:
     """Compile `source` for `spec`. Safe to call from several threads.
 
     Raises CompileError with the spec in its first line and NVRTC's log, UnsupportedError without NVRTC.
@@ -96,7 +96,7 @@ def _library() -> tuple[Any, tuple[int, int]]:
 
 
 @contextmanager
-def _program(nvrtc: Any, spec: AttnSpec, source: Source) -> Iterator[Any]:
+def _program(nvrtc: Any, spec: KernelSpec, source: Source) -> Iterator[Any]:
     names = [name.encode() for name, _ in source.headers]
     texts = [text for _, text in source.headers]
     status, program = nvrtc.nvrtcCreateProgram(source.text, source.name.encode(), len(names), texts, names)

@@ -1,4 +1,6 @@
-"""The launch ABI: each kernel's parameter struct as a NumPy dtype, the fields of omni/params.cuh."""
+"""The launch ABI: each kernel's parameter struct as a NumPy dtype, field by field as omni/params.cuh and
+omni/backward_params.cuh have them.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,14 @@ _INTS = (
 TIERS = 4  # of parts: see schedule/parts.py
 
 
+_BACKWARD_POINTERS = (
+    *("dout", "dlse", "lse2", "delta", "dq", "dk", "dv"),
+    *("q_copy", "dout_copy", "k_copy", "v_copy", "dead_rows"),
+)
+_BACKWARD_STRIDES = ("dout_strides", "dq_strides", "dk_strides", "dv_strides")
+
 _MAPS = ("q_map", "k_map", "v_map")
+_BACKWARD_MAPS = ("q_map", "dout_map", "k_map", "v_map")
 MAP_BYTES, _MAP_ALIGN = 128, 64  # of one tensor map
 
 
@@ -43,15 +52,26 @@ def _fields() -> list[tuple[str, str, tuple[int, ...]]]:
     ]
 
 
-def _with_maps() -> np.dtype[np.void]:
-    """ForwardParamsSm90: three tensor maps, ForwardParams, the work counters and what split rows need.
+def _backward_fields() -> list[tuple[str, str, tuple[int, ...]]]:
+    """BackwardParams: ForwardParams, then its own fields in the same order."""
+    return [
+        *_fields(),
+        *((name, "<u8", ()) for name in _BACKWARD_POINTERS),
+        *((name, "<i8", (3,)) for name in _BACKWARD_STRIDES),
+        ("dout_column", "<i8", ()),
+        ("q_padded", "<i4", ()),
+        ("kv_heads", "<i4", ()),
+    ]
 
-    The maps' alignment rounds the size up.
-    """
-    maps = [(name, "<u8", (MAP_BYTES // 8,)) for name in _MAPS]
-    work = [(name, "<u8", ()) for name in ("counter", "partials", "arrivals", "splits")]
-    work += [(name, "<i4", ()) for name in ("work_items", "n_slots", "n_split_rows")]
-    tight = np.dtype([*maps, *_fields(), *work], align=True)
+
+def _with_maps(
+    names: tuple[str, ...],
+    fields_between: list[tuple[str, str, tuple[int, ...]]],
+    work: list[tuple[str, str]],
+) -> np.dtype[np.void]:
+    """Tensor maps, a struct, and fields for the work of persistent kernels. The maps' alignment rounds the size up."""
+    maps = [(name, "<u8", (MAP_BYTES // 8,)) for name in names]
+    tight = np.dtype([*maps, *fields_between, *((name, kind, ()) for name, kind in work)], align=True)
     fields = dict(tight.fields or {})
     return np.dtype(
         {
@@ -63,17 +83,26 @@ def _with_maps() -> np.dtype[np.void]:
     )
 
 
+_WORK = [(name, "<u8") for name in ("counter", "partials", "arrivals", "splits")]
+_WORK += [(name, "<i4") for name in ("work_items", "n_slots", "n_split_rows")]
+
 ATTN_PARAMS = np.dtype(_fields(), align=True)
-ATTN_PARAMS_SM90 = _with_maps()
+ATTN_PARAMS_SM90 = _with_maps(_MAPS, _fields(), _WORK)  # ForwardParamsSm90
+BACKWARD_PARAMS = np.dtype(_backward_fields(), align=True)
+BACKWARD_PARAMS_SM90 = _with_maps(
+    _BACKWARD_MAPS, _backward_fields(), [("counter", "<u8"), ("work_items", "<i4")]
+)  # BackwardParamsSm90
 
 # The struct that each kernel kind takes, by value, as its only argument.
 PARAMS: dict[str, np.dtype[np.void]] = {
     "naive": ATTN_PARAMS,
     "sm80": ATTN_PARAMS,
     "sm90": ATTN_PARAMS_SM90,
+    "bwd": BACKWARD_PARAMS,
+    "bwd_sm90": BACKWARD_PARAMS_SM90,
 }
 
 
-def params_bytes(kernel: str) -> int:
+def params_bytes(kind: str) -> int:
     """Size of the parameter struct of a kernel kind, in bytes; the entry file compares it with its own."""
-    return PARAMS[kernel].itemsize
+    return PARAMS[kind].itemsize

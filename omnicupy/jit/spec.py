@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import asdict, dataclass
+from typing import Protocol
 
 from omnicupy.jit.archs import SMEM_LIMIT_BYTES
 
@@ -24,6 +25,28 @@ def value_dim_of(head_dim: int) -> int:
     """Columns of O (and V) one thread block owns: all of them up to 256, else an even share of at most 256."""
     pieces = -(-head_dim // MAX_ONE_PIECE)
     return round_up(-(-head_dim // pieces), 16)
+
+
+class KernelSpec(Protocol):
+    """One compiled kernel, of whichever pass: what compiling, caching and loading it need. A frozen dataclass, whose
+    fields are the cache key. params: key of the parameter struct in params.PARAMS.
+    """
+
+    @property
+    def arch(self) -> str: ...
+    @property
+    def kernel(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def entry(self) -> str: ...
+    @property
+    def params(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def smem_bytes(self) -> int: ...
+    def defines(self) -> dict[str, int]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +236,11 @@ class AttnSpec:
     def source(self) -> str:
         """Name of the kernel's source file in `kernels/`."""
         return "attention_naive.cu" if self.kernel == "naive" else f"attention_fwd_{self.kernel}.cu"
+
+    @property
+    def params(self) -> str:
+        """Which parameter struct it takes: a key of params.PARAMS."""
+        return self.kernel
 
     @property
     def entry(self) -> str:

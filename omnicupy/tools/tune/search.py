@@ -115,7 +115,7 @@ def search(
     trial: Trial,
     settings: Settings | None = None,
     track: Track = silent,
-    build: Callable[[Sequence[AttnSpec], Track], list[Compiled]] = compile_all,
+    build: Callable[[Sequence[AttnSpec], Track], list[Compiled[AttnSpec]]] = compile_all,
 ) -> Found:
     """Compile, check, screen and rank `specs` and the table's choice `builtin` on a trial.
 

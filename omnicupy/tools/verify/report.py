@@ -92,7 +92,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def failures(
-    outcomes: Iterable[Outcome], timings: Iterable[Timed] = (), compiled: Iterable[Compiled] = ()
+    outcomes: Iterable[Outcome], timings: Iterable[Timed] = (), compiled: Iterable[Compiled[Any]] = ()
 ) -> list[str]:
     """A line for everything that failed."""
     found = [str(outcome) for outcome in outcomes if outcome.problem]

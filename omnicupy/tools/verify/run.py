@@ -57,7 +57,7 @@ class Report:
     header: dict[str, Any]
     outcomes: list[Outcome] = field(default_factory=list)
     timings: list[speed.Timed] = field(default_factory=list)
-    compiled: list[Compiled] = field(default_factory=list)
+    compiled: list[Compiled[Any]] = field(default_factory=list)
     seconds: float = 0.0
     nothing_left: bool = False
 

@@ -1,0 +1,114 @@
+"""The built-in table of the backward pass: which kernels make the gradients of which calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from omnicupy.errors import UnsupportedError
+from omnicupy.jit.archs import ARCHES, SMEM_LIMIT_BYTES
+from omnicupy.jit.backward_spec import BackwardSpec, TileShape
+from omnicupy.jit.spec import DTYPES, MAX_HEAD_DIM, MAX_ONE_PIECE, round_up
+
+# Kernels that calls without `config` may get; as in pick.SERVED, those that the attestation covers.
+SERVED: frozenset[str] = frozenset({"sm80", "sm90", "naive"})
+
+SMALL = tuple(arch for arch in ARCHES if SMEM_LIMIT_BYTES[arch] < 110_000)
+LARGE = tuple(arch for arch in ARCHES if arch not in SMALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackwardRow:
+    """One line of the table. head_dims: (least, greatest) kernel head_dim.  The rest: as in BackwardSpec.
+
+    archs: which it serves.
+    """
+
+    head_dims: tuple[int, int]
+    dkdv: TileShape
+    dq: TileShape
+    kernel: str = "sm80"
+    archs: tuple[str, ...] = ARCHES
+
+    def spec(self, arch: str, dtype: str, head_dim: int) -> BackwardSpec:
+        """The kernels for an architecture, dtype and kernel head_dim. Raises ValueError if they are illegal."""
+        target = "sm_90a" if self.kernel == "sm90" else arch
+        return BackwardSpec(
+            arch=target, kernel=self.kernel, dtype=dtype, head_dim=head_dim, dkdv=self.dkdv, dq=self.dq
+        )
+
+    def serves(self, arch: str, head_dim: int) -> bool:
+        """True when the row is for this architecture and kernel head_dim."""
+        return self.head_dims[0] <= head_dim <= self.head_dims[1] and arch in self.archs
+
+
+HOPPER = ("sm_90",)
+TABLE = (
+    BackwardRow(
+        kernel="sm90",
+        head_dims=(16, 64),
+        dkdv=TileShape(64, 192, 2, 16),
+        dq=TileShape(192, 64, 6, 16),
+        archs=HOPPER,
+    ),
+    BackwardRow(
+        kernel="sm90",
+        head_dims=(80, 128),
+        dkdv=TileShape(64, 128, 2, 12),
+        dq=TileShape(128, 128, 4, 12),
+        archs=HOPPER,
+    ),
+    BackwardRow(
+        kernel="sm90",
+        head_dims=(144, 192),
+        dkdv=TileShape(64, 64, 2, 12),
+        dq=TileShape(128, 96, 3, 12),
+        archs=HOPPER,
+    ),
+    BackwardRow(
+        kernel="sm90",
+        head_dims=(208, MAX_ONE_PIECE),
+        dkdv=TileShape(64, 64, 2, 12),
+        dq=TileShape(128, 64, 3, 12),
+        archs=HOPPER,
+    ),
+    BackwardRow(head_dims=(16, 64), dkdv=TileShape(64, 128, 1, 8), dq=TileShape(128, 64, 1, 8)),
+    BackwardRow(head_dims=(80, 128), dkdv=TileShape(64, 64, 1, 8), dq=TileShape(64, 64, 1, 8)),
+    BackwardRow(
+        head_dims=(144, MAX_ONE_PIECE), dkdv=TileShape(64, 64, 1, 8), dq=TileShape(64, 64, 1, 8), archs=LARGE
+    ),
+    BackwardRow(
+        head_dims=(144, MAX_ONE_PIECE), dkdv=TileShape(32, 32, 1, 4), dq=TileShape(32, 32, 1, 4), archs=SMALL
+    ),
+    BackwardRow(
+        head_dims=(MAX_ONE_PIECE + 16, MAX_HEAD_DIM), dkdv=TileShape(64, 64, 1, 8), dq=TileShape(64, 64, 1, 8)
+    ),
+)
+
+
+def naive(arch: str, dtype: str, head_dim: int) -> BackwardSpec:
+    """The plain kernels, which the others are compared with."""
+    shape = TileShape(64, 64, 1, 4)
+    return BackwardSpec(
+        arch=arch, kernel="naive", dtype=dtype, head_dim=round_up(head_dim, 16), dkdv=shape, dq=shape
+    )
+
+
+def pick(arch: str, dtype: str, head_dim: int) -> BackwardSpec:
+    """The kernels of a call's backward pass. Raises UnsupportedError when no row serves them."""
+    padded = round_up(head_dim, 16)
+    for row in TABLE:
+        if row.kernel in SERVED and row.serves(arch, padded):
+            return row.spec(arch, dtype, padded)
+    raise UnsupportedError(
+        f"attention_backward: no kernel serves {dtype} with head_dim {head_dim} on {arch}; "
+        "pass NumPy arrays for the CPU"
+    )
+
+
+def rows() -> Iterator[BackwardSpec]:
+    """The kernels of each row, architecture and dtype, at the row's greatest head_dim: the tests' list."""
+    for row in TABLE:
+        for arch in row.archs:
+            for dtype in DTYPES:
+                yield row.spec(arch, dtype, row.head_dims[1])
