@@ -72,6 +72,13 @@ __device__ __forceinline__ void tma_load_4d(
       : "memory");
 }
 
+// Two neighbouring floats. Volatile, so that they are read where they are used: registers are dearer than the latency.
+__device__ __forceinline__ float2 load_shared_pair(float const* s_pair) {
+  float2 pair;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(pair.x), "=f"(pair.y) : "r"(smem_address(s_pair)) : "memory");
+  return pair;
+}
+
 // `bytes` contiguous bytes, a multiple of 16, to shared memory; completes on the barrier.
 __device__ __forceinline__ void bulk_load(u32 s_target, void const* g_source, int bytes, u32 s_barrier) {
   asm volatile(

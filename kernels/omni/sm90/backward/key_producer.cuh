@@ -1,0 +1,77 @@
+// The producer of the kernel that makes dK and dV: one thread that takes blocks of keys, and asks the copy engine for K and
+// V once, and for Q and dO of every tile, for each query head of the group.
+#pragma once
+
+#include "omni/sm90/backward/key_smem.cuh"
+
+namespace omni {
+
+template <class Cfg>
+struct KeyProducer {
+  using Smem = KeySmem<Cfg>;
+  using Slot = typename Smem::Slot;
+
+  BackwardParamsSm90 const& args;
+  Smem& smem;
+  RingIndex<Cfg::kStages> ring;  // of Q and dO
+  Slot slot;                     // of the item at hand
+
+  __device__ __forceinline__ KeyProducer(BackwardParamsSm90 const& params, Smem& memory) : args(params), smem(memory) {}
+
+  // An item is read in its slot rather than kept in registers.
+  __device__ __forceinline__ WorkSlot const& work() const { return smem.work[slot.stage()]; }
+
+  __device__ __forceinline__ void load_keys() {
+    mbarrier_wait(smem_address(&smem.kv_empty), Smem::kv_parity(slot) ^ 1);
+    TileOrigin const origin{work().q0, work().kv_head, work().batch};
+    load_panels<Cfg::kBc, Cfg::kHeadPanels>(smem.k, &args.k_map, &smem.kv_full, origin);
+    load_panels<Cfg::kBc, Cfg::kValuePanels>(smem.v, &args.v_map, &smem.kv_full, origin);
+  }
+
+  // Q with lse2 and delta, and dO on a barrier of its own: its buffer is given back earlier.
+  __device__ __forceinline__ void load_queries(Tile const& tile, int head) {
+    constexpr int kBytes = Cfg::kBr * static_cast<int>(sizeof(float));
+    int const stage = ring.stage(), q0 = tile.first;
+    mbarrier_wait(smem_address(&smem.q_empty[stage]), ring.parity() ^ 1);
+    smem.tiles[stage] = tile;  // released to the consumers by the arrival below
+    u64* const full = &smem.q_full[stage];
+    load_panels<Cfg::kBr, Cfg::kHeadPanels>(
+        smem.q[stage], &args.q_map, full, TileOrigin{q0, head, work().batch}, 2 * kBytes);
+    i64 const at = args.b.statistics(work().batch, head) + q0;
+    bulk_load(smem_address(smem.lse2[stage]), args.b.lse2 + at, kBytes, smem_address(full));
+    bulk_load(smem_address(smem.delta[stage]), args.b.delta + at, kBytes, smem_address(full));
+    mbarrier_wait(smem_address(&smem.dout_empty[stage]), ring.parity() ^ 1);
+    load_panels<Cfg::kBr, Cfg::kValuePanels>(
+        smem.dout[stage], &args.dout_map, &smem.dout_full[stage], TileOrigin{tile.first, head, work().batch});
+    ring.next();
+  }
+
+  // The heads of a group follow each other within a tile: what the thread blocks of one head of keys read of Q and dO
+  // lies close together, and an entry is read once. Lists by key blocks have an entry a tile.
+  __device__ __forceinline__ void run() {
+    prefetch_tensormap(&args.q_map);
+    prefetch_tensormap(&args.dout_map);
+    prefetch_tensormap(&args.k_map);
+    prefetch_tensormap(&args.v_map);
+    WorkList<Smem> const list{args, smem};
+#pragma unroll 1
+    for (int index = blockIdx.x; index < args.work_items; index = list.take()) {
+      WorkItem const item = work_item_among(args.b.p, args.b.kv_heads, index);
+      list.announce(
+          slot, WorkSlot{item.q0, item.mask, item.batch, item.head, item.head, (item.end - item.first) * args.b.p.group, 0, item.part});
+      load_keys();
+#pragma unroll 1
+      for (int entry = item.first; entry < item.end; ++entry) {
+        int4 const e = args.b.p.lists.entries[entry];
+#pragma unroll 1
+        for (int i = 0; i < args.b.p.group; ++i) {
+          load_queries(Tile{e.x, e.y, e.z, e.w}, work().kv_head * args.b.p.group + i);
+        }
+      }
+      slot.next();
+    }
+    list.end(slot);
+  }
+};
+
+}  // namespace omni
