@@ -1,4 +1,4 @@
-"""The verification cases of the backward pass: the masks and shapes of the forward's, and what gradients add to them."""
+"""The verification cases of the backward pass: masks and shapes of the forward's, and what gradients add to them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from omnicupy.tools.verify.random_cases import sweep
 PLAIN, ONES, ROWS, TOKENS_FIRST, COLUMNS_FIRST, SLICED = DOUTS = (
     *("plain", "ones", "rows", "tokens-first", "columns-first", "sliced"),
 )
-OWN_ROWS = (PLAIN, TOKENS_FIRST, COLUMNS_FIRST, SLICED)  # a row of such a dout is no other row, so it may be poisoned
+OWN_ROWS = (
+    PLAIN,
+    TOKENS_FIRST,
+    COLUMNS_FIRST,
+    SLICED,
+)  # a row of such a dout is no other row, so it may be poisoned
 ALL = ("q", "k", "v")
 WANTED = (ALL, ("q",), ALL, ("k", "v"), ALL, ("q", "v"), ALL, ("k",), ALL, ("v",), ALL, ("q", "k"))
 
@@ -108,7 +113,9 @@ def _large() -> Iterator[BackwardCase]:
     """Scores of 1e4, so that weights are exactly 0 and 1, with each layout of dout."""
     for dtype in ("bfloat16", "float16"):
         for i, dout in enumerate(DOUTS):
-            case = replace(BASE, group="large scores", options=(LARGE,), dtype=dtype, head_dim=(64, 128)[i % 2])
+            case = replace(
+                BASE, group="large scores", options=(LARGE,), dtype=dtype, head_dim=(64, 128)[i % 2]
+            )
             yield replace(backward_of(case, 0), dout=dout, q_heads=4)
 
 

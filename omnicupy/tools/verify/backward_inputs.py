@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from omnicupy.api import attention
+from omnicupy.call.arrays import DTYPE_NAMES
 from omnicupy.masks.mask import Mask
 from omnicupy.tools.random_arrays import DTYPES, random_bits, unsigned
 from omnicupy.tools.verify import inputs
@@ -53,7 +54,11 @@ def inputs_of(case: BackwardCase, masks: Sequence[Mask], xp: Any, call: Any = at
     with np.errstate(all="ignore"):
         out, lse = call(made.q, made.k, made.v, mask, return_lse=True, out=made.out)
     dout = dout_of(case, xp)
-    dlse = random_bits(lse.shape, _seed(case, "dlse"), "float32", 1.0, xp).view(np.float32) if case.dlse else None
+    dlse = (
+        random_bits(lse.shape, _seed(case, "dlse"), "float32", 1.0, xp).view(np.float32)
+        if case.dlse
+        else None
+    )
     if dlse is not None and lse.dtype != np.float32:
         dlse = dlse.astype(lse.dtype)
     if POISON in case.options:
@@ -111,7 +116,7 @@ def _seeing(mask: Mask) -> Any:
 
 
 def _name(array: Any) -> str:
-    return next(name for name, dtype in DTYPES.items() if dtype == array.dtype)
+    return DTYPE_NAMES[np.dtype(array.dtype)]
 
 
 def _random(case: BackwardCase, shape: tuple[int, ...], xp: Any) -> Any:

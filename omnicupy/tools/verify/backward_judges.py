@@ -7,18 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from omnicupy.api import attention_backward
+from omnicupy.api import attention, attention_backward
 from omnicupy.masks.mask import Mask
 from omnicupy.reference import gradient_budget
 from omnicupy.tools.verify import backward_inputs
 from omnicupy.tools.verify.backward_cases import ALL, BackwardCase
-from omnicupy.tools.verify.backward_inputs import BackwardInputs
 
 
 class GradientJudge:
     """A case with its inputs and its reference, which are made once. xp: the arrays' module.
 
-    call: computes gradients as attention_backward does.  more: for backward_inputs.inputs_of.
+    call: computes gradients as attention_backward does.  forward: computes out and lse as attention does.
     """
 
     def __init__(
@@ -28,12 +27,11 @@ class GradientJudge:
         xp: Any,
         *,
         call: Any = attention_backward,
-        made: BackwardInputs | None = None,
-        **more: Any,
+        forward: Any = attention,
     ) -> None:
         self.case, self.xp, self._call = case, xp, call
         self.mask = masks[0] if len(masks) == 1 else list(masks)
-        self.made = backward_inputs.inputs_of(case, masks, xp, **more) if made is None else made
+        self.made = backward_inputs.inputs_of(case, masks, xp, forward)
         dout, q, k, v, out, lse = self.made.arrays
         self._expected = gradient_budget.budget(
             dout, q, k, v, self.mask, out=out, lse=lse, dlse=self.made.dlse
@@ -52,7 +50,9 @@ class GradientJudge:
         )
         if given is not None:
             pairs = zip(found, given, strict=True)
-            assert all(one is array for one, array in pairs if array is not None), "given arrays must be returned"
+            assert all(one is array for one, array in pairs if array is not None), (
+                "given arrays must be returned"
+            )
         return found
 
     def judge(self, gradients: Any) -> tuple[float, str]:

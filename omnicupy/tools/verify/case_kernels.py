@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from omnicupy.call.problem import Problem
-from omnicupy.choose import pick, table
-from omnicupy.jit.spec import MAX_ONE_PIECE, AttnSpec, round_up
+from omnicupy.choose import backward_table, pick, table
+from omnicupy.jit.backward_spec import BackwardSpec
+from omnicupy.jit.spec import DTYPES, MAX_ONE_PIECE, AttnSpec, KernelSpec, round_up
 from omnicupy.masks.mask import Mask
+from omnicupy.tools.verify.backward_cases import BackwardCase
 from omnicupy.tools.verify.cases import BROADCAST, REVERSED, Case
 
 DEFAULT = "chosen by the table"
+BACKWARD_DEFAULT = "bwd chosen by the table"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A kernel as the report names it. spec: what runs; the default variant's is what the table has for it.
+    """A kernel, or the kernels of a backward pass, as the report names it.
 
-    explicit: pass the spec as `config`, else leave the choice to the call.
+    spec: what runs; the default variant's is what the table has for it.  explicit: pass the spec as `config`, else
+    leave the choice to the call.
     """
 
     name: str
-    spec: AttnSpec
+    spec: AttnSpec | BackwardSpec
     explicit: bool = True
+
+    @property
+    def kernels(self) -> tuple[KernelSpec, ...]:
+        """Its compiled kernels."""
+        return tuple(self.spec.kernels().values()) if isinstance(self.spec, BackwardSpec) else (self.spec,)
 
     @property
     def sources(self) -> tuple[str, ...]:
         """Its files in `kernels/`."""
-        return (self.spec.source,)
+        return tuple(dict.fromkeys(kernel.source for kernel in self.kernels))
 
     @property
-    def config(self) -> AttnSpec | None:
+    def config(self) -> Any:
         """The `config` of the call."""
         return self.spec if self.explicit else None
 
@@ -42,10 +52,14 @@ def problem_of(case: Case) -> Problem:
 
 
 def serves(kernel: str, case: Case) -> bool:
-    """True when the kernel is made for the case: wgmma tiles need a whole head_dim and strides above zero."""
+    """True when the kernel is made for the case: wgmma tiles need a whole head_dim and strides above zero, of which a
+    backward pass makes copies.
+    """
     if kernel != "sm90":
         return True
-    return round_up(case.head_dim, 16) <= MAX_ONE_PIECE and not {BROADCAST, REVERSED} & set(case.options)
+    copies = isinstance(case, BackwardCase)
+    strides = copies or not {BROADCAST, REVERSED} & set(case.options)
+    return round_up(case.head_dim, 16) <= MAX_ONE_PIECE and strides
 
 
 def variants(case: Case, masks: Sequence[Mask], arch: str, sm_count: int) -> list[Variant]:
@@ -54,6 +68,8 @@ def variants(case: Case, masks: Sequence[Mask], arch: str, sm_count: int) -> lis
 
     A tile that the architecture's shared memory cannot hold is not a kernel there, so it is left out.
     """
+    if isinstance(case, BackwardCase):
+        return backward_variants(case, arch)
     named = [(spec, name) for name, spec in ladder(case, arch) if serves(spec.kernel, case)]
     found = {spec: Variant(name, spec) for spec, name in reversed(named)}
     head_dim, problem = round_up(case.head_dim, 16), problem_of(case)
@@ -67,6 +83,27 @@ def variants(case: Case, masks: Sequence[Mask], arch: str, sm_count: int) -> lis
     picked = pick.pick(arch, problem, masks, sm_count, mappable=serves("sm90", case))
     ordered = sorted(found.values(), key=lambda variant: (variant.name != "naive", variant.name))
     return [*ordered, Variant(DEFAULT, picked, explicit=False)]
+
+
+def backward_variants(case: BackwardCase, arch: str) -> list[Variant]:
+    """The kernels for a backward case: naive, every row of the table that serves it, and the default."""
+    head_dim = round_up(case.head_dim, 16)
+    found = [Variant("bwd naive", backward_table.naive(arch, case.dtype, head_dim))]
+    for row in backward_table.TABLE:
+        if row.serves(arch, head_dim) and serves(row.kernel, case):
+            spec = row.spec(arch, case.dtype, head_dim)
+            tiles = (f"{name} {'x'.join(map(str, getattr(spec, name)))}" for name in ("dkdv", "dq"))
+            found.append(Variant(f"bwd {spec.kernel} {' '.join(tiles)}", spec))
+    picked = backward_table.pick(arch, case.dtype, head_dim)
+    return [*found, Variant(BACKWARD_DEFAULT, picked, explicit=False)]
+
+
+def every_backward_spec() -> Iterator[BackwardSpec]:
+    """The full product of the backward table: each row at each head_dim, architecture and dtype that it serves."""
+    for row in backward_table.TABLE:
+        least, greatest = row.head_dims
+        for head_dim in range(least, greatest + 1, 16):
+            yield from (row.spec(arch, dtype, head_dim) for arch in row.archs for dtype in DTYPES)
 
 
 def ladder(case: Case, arch: str) -> list[tuple[str, AttnSpec]]:

@@ -29,7 +29,8 @@ class Case:
     "poison": some keys are dead, their K and V are NaN and Inf;  "bshd": the arrays are (batch, tokens,
     heads, head_dim) in memory;  "large": scores up to about 1e4;  "masks": each batch element has its own
     mask; "broadcast": K and V of one batch element serve all (stride 0);  "reversed": K and V run backwards
-    in memory;  "same-keys", "same-values": all keys of a head are alike, or all values. seed: varies masks and inputs of otherwise equal cases.  tag: leads the id of a random case.
+    in memory;  "same-keys", "same-values": all keys of a head are alike, or all values.  seed: varies masks and
+    inputs of otherwise equal cases.  tag: leads the id of a random case.
     """
 
     group: str

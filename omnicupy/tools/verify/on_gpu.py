@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from omnicupy.api import attention
+from omnicupy.api import attention, attention_backward
 from omnicupy.choose import table
 from omnicupy.jit import archs
 from omnicupy.jit.build import Track, silent
-from omnicupy.jit.spec import AttnSpec
+from omnicupy.jit.spec import KernelSpec
 from omnicupy.masks.mask import Mask
 from omnicupy.reference import budget
 from omnicupy.tools.verify import inputs
+from omnicupy.tools.verify.backward_cases import BackwardCase
+from omnicupy.tools.verify.backward_judges import GradientJudge
+from omnicupy.tools.verify.backward_special import SPECIAL as BACKWARD_SPECIAL
 from omnicupy.tools.verify.case_kernels import Variant, variants
 from omnicupy.tools.verify.cases import Case
 from omnicupy.tools.verify.outcome import BrokenDeviceError, Outcome
@@ -68,9 +71,14 @@ class Target:
             return [variant for variant in found if any(part in variant.name.lower() for part in parts)]
         return [variant for variant in found if self.sources or variant.spec.kernel in selected]
 
-    def specs(self, chosen: Iterable[Case]) -> list[AttnSpec]:
+    def specs(self, chosen: Iterable[Case]) -> list[KernelSpec]:
         """Every distinct kernel that the cases run through."""
-        found = {v.spec: None for case in chosen for v in self.variants(case, case.masks())}
+        found = {
+            kernel: None
+            for case in chosen
+            for variant in self.variants(case, case.masks())
+            for kernel in variant.kernels
+        }
         return list(found)
 
 
@@ -110,8 +118,7 @@ def run_case(
     if not chosen:
         return
     try:
-        special = SPECIAL.get(case.tag)
-        judge = special(case, masks) if special else _numeric(case, masks, target)
+        judge = _judge_of(case, masks, target)
     except Exception as error:
         yield from (_failed(case, variant, error) for variant in chosen)
         return
@@ -148,6 +155,34 @@ def _failed(case: Case, variant: Variant, error: Exception) -> Outcome:
     return Outcome(case, variant.name, variant.sources, float("inf"), text)
 
 
+def _judge_of(case: Case, masks: Sequence[Mask], target: Target) -> Callable[[Variant], tuple[float, str]]:
+    if isinstance(case, BackwardCase):
+        of_backward = BACKWARD_SPECIAL.get(case.tag)
+        return of_backward(case, masks) if of_backward else _gradients(case, masks, target)
+    special = SPECIAL.get(case.tag)
+    return special(case, masks) if special else _numeric(case, masks, target)
+
+
+def _gradients(
+    case: BackwardCase, masks: Sequence[Mask], target: Target
+) -> Callable[[Variant], tuple[float, str]]:
+    """Gradients within the budget, no more than was wanted, and the same bits at every repetition."""
+    import cupy
+
+    of_case = GradientJudge(case, masks, cupy, call=attention_backward, forward=attention)
+
+    def judge(variant: Variant) -> tuple[float, str]:
+        first = of_case.gradients(variant.config)
+        ratio, problem = of_case.judge(first)
+        return ratio, problem or of_case.repeated(first, _repeats(target, variant), variant.config)
+
+    return judge
+
+
+def _repeats(target: Target, variant: Variant) -> int:
+    return min(target.repeats, NAIVE_REPEATS) if variant.spec.kernel == "naive" else target.repeats
+
+
 def _numeric(case: Case, masks: Sequence[Mask], target: Target) -> Callable[[Variant], tuple[float, str]]:
     """Within the error budget, written everywhere, and the same bits at every repetition."""
     import cupy
@@ -169,7 +204,7 @@ def _numeric(case: Case, masks: Sequence[Mask], target: Target) -> Callable[[Var
         found = budget.compare(out, lse, expected)
         if not found.ok:
             return found.ratio, str(found)
-        repeats = min(target.repeats, NAIVE_REPEATS) if variant.spec.kernel == "naive" else target.repeats
+        repeats = _repeats(target, variant)
         different = cupy.zeros((), np.int64)
         for _ in range(repeats - 1):
             again, lse_again = attention(made.q, made.k, made.v, mask, return_lse=True, config=variant.config)

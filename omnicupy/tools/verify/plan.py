@@ -7,10 +7,12 @@ import zlib
 from dataclasses import dataclass
 from functools import cache
 
+from omnicupy.tools.verify.backward_cases import BACKWARD_FIXED, BackwardCase, backward_sweep
+from omnicupy.tools.verify.backward_special import CASES as BACKWARD_SPECIAL
 from omnicupy.tools.verify.case_kernels import serves
 from omnicupy.tools.verify.cases import FIXED, Case
 from omnicupy.tools.verify.random_cases import DEFAULT, sweep
-from omnicupy.tools.verify.source_digest import SOURCES
+from omnicupy.tools.verify.source_digest import BACKWARD, SOURCES
 from omnicupy.tools.verify.special_cases import CASES as SPECIAL_CASES
 
 
@@ -42,11 +44,15 @@ WHOLE = Part(1, 1)
 
 @cache
 def every_case(random: int = DEFAULT) -> tuple[Case, ...]:
-    """The cases of a run on a GPU, in the order in which it takes them; a complete one has `DEFAULT` random ones."""
-    return (*FIXED, *SPECIAL_CASES, *sweep(random))
+    """The cases of a run on a GPU, in the order in which it takes them; a complete one has `DEFAULT` random ones of
+    each pass.
+    """
+    forward = (*FIXED, *SPECIAL_CASES, *sweep(random))
+    return (*forward, *BACKWARD_FIXED, *BACKWARD_SPECIAL, *backward_sweep(random))
 
 
 def planned(source: str) -> set[str]:
     """The ids of the cases that a complete run of a source holds."""
-    kernel = SOURCES[source].kernel
-    return {case.id for case in every_case() if serves(kernel, case)}
+    of, backward = SOURCES[source], SOURCES[source].launch is BACKWARD
+    cases = (case for case in every_case() if isinstance(case, BackwardCase) is backward)
+    return {case.id for case in cases if serves(of.kernel, case)}

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from omnicupy.choose import pick, table
+from omnicupy.choose import backward_table, pick, table
 from omnicupy.choose.table import every_spec
 from omnicupy.jit import cache, nvrtc
 from omnicupy.jit.build import Compiled, Track, compile_all, silent
-from omnicupy.jit.spec import AttnSpec
+from omnicupy.jit.spec import KernelSpec
 from omnicupy.tools import environment
 from omnicupy.tools.verify import attesting, on_cpu, on_gpu, source_digest, speed
 from omnicupy.tools.verify import report as verify_report
 from omnicupy.tools.verify.attestation import Record, Run
+from omnicupy.tools.verify.case_kernels import every_backward_spec
 from omnicupy.tools.verify.cases import Case
 from omnicupy.tools.verify.outcome import Outcome
 from omnicupy.tools.verify.plan import WHOLE, Part, every_case
@@ -172,9 +173,15 @@ def _on_cpu(settings: Settings, track: Track) -> Report:
     found = Report(f"the CPU engine; {kernels}: {lacking}", header(version))
     found.outcomes = on_cpu.run(chosen_cases(settings, on_cpu.cases()), track)
     if compiles:
-        specs = list(every_spec() if settings.all_specs else table.rows())
-        found.compiled = compile_all(specs, track)
+        found.compiled = compile_all(_kernels(settings), track)
     return found
+
+
+def _kernels(settings: Settings) -> list[KernelSpec]:
+    """The kernels that the tables name: of each row at its greatest head_dim, or all of them."""
+    backward = every_backward_spec() if settings.all_specs else backward_table.rows()
+    parts = (kernel for spec in backward for kernel in spec.kernels().values())
+    return list(dict.fromkeys([*(every_spec() if settings.all_specs else table.rows()), *parts]))
 
 
 def gpu_cases(settings: Settings) -> list[Case]:
@@ -195,10 +202,12 @@ def _on_gpu(settings: Settings, track: Track) -> Report:
             raise ValueError(_no_kernel(settings, target))
         version = nvrtc.version_text(cache.entry(specs[0]).nvrtc if specs else None)
         found = Report(f"GPU kernels for {target.arch}", header(version, commit))
-        selected = set(every_spec())
         if not settings.cubins:
+            selected = set(_kernels(replace(settings, all_specs=True)))
             if settings.all_specs:
-                specs += [spec for spec in every_spec() if spec.arch.rstrip("a") == target.arch]
+                specs = list(
+                    dict.fromkeys([*specs, *(s for s in selected if s.arch.rstrip("a") == target.arch)])
+                )
             found.compiled = [
                 one for one in compile_all(specs, track) if one.spec in selected or not one.registers
             ]
@@ -260,7 +269,7 @@ def build_cubins(folder: Path, arch: str, settings: Settings, track: Track = sil
     # The device's multiprocessors decide which row of the table a case gets; every row is among the variants.
     target = on_gpu.Target(arch, 1, settings.kernels, sources=settings.sources)
     cases = gpu_cases(settings)
-    specs: list[AttnSpec] = target.specs(track(cases, "masks", len(cases)))
+    specs: list[KernelSpec] = target.specs(track(cases, "masks", len(cases)))
     compile_all(specs, track)
     return cache.export(specs, folder)
 

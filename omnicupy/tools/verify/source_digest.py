@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from omnicupy.choose import pick, table
+from omnicupy.choose import backward_table, pick, table
 from omnicupy.jit import nvrtc, source
 from omnicupy.jit.params import PARAMS
-from omnicupy.jit.spec import KERNELS, AttnSpec
+from omnicupy.jit.spec import KERNELS, KernelSpec
 
 PACKAGE = Path(__file__).parents[2]
 # Imports are followed from a door through these folders alone. What other folders decide is in the digest by value (the
@@ -44,41 +44,52 @@ class Launch:
     apart: tuple[str, ...] = ()
 
 
-FORWARD = Launch(doors=("gpu.attention", "masks.cut"))
+FORWARD = Launch(doors=("gpu.attention", "masks.cut"), apart=("*backward*", "*transpose*"))
+BACKWARD = Launch(doors=("gpu.backward", "masks.cut"))
 
 
 @dataclass(frozen=True)
 class Source:
-    """A kernel source. kernel: as AttnSpec names it.  launch: the code that launches it."""
+    """A kernel source. kernel: as specs name it.  params: its struct, a key of PARAMS.  launch: what launches it."""
 
-    name: str
     kernel: str
+    params: str
     launch: Launch
 
-    @property
-    def struct(self) -> np.dtype[Any]:
-        """Its parameter struct."""
-        return PARAMS[self.kernel]
 
-
-SOURCES = {
-    name: Source(name, kernel, FORWARD)
-    for kernel in ("naive", *(kernel for kernel in KERNELS if kernel != "naive"))
-    for name in ("attention_naive.cu" if kernel == "naive" else f"attention_fwd_{kernel}.cu",)
-}
-
-
-def rows() -> dict[str, list[AttnSpec]]:
-    """Kernel source -> the variants that rows of the table name, at the rows' greatest head_dim."""
-    found: dict[str, list[AttnSpec]] = {}
-    for spec in table.rows():
-        found.setdefault(spec.source, []).append(spec)
+def _sources() -> dict[str, Source]:
+    """Every kernel source by its file name, those of the forward pass first."""
+    found = {"attention_naive.cu": Source("naive", "naive", FORWARD)}
+    found |= {
+        f"attention_fwd_{kernel}.cu": Source(kernel, kernel, FORWARD)
+        for kernel in KERNELS
+        if kernel != "naive"
+    }
+    plain = backward_table.naive("sm_90", "bfloat16", 64)
+    for spec in (plain, *backward_table.rows()):
+        for kernel in spec.kernels().values():
+            found.setdefault(kernel.source, Source(kernel.kernel, kernel.params, BACKWARD))
     return found
 
 
+SOURCES = _sources()
+
+
+def rows() -> dict[str, list[KernelSpec]]:
+    """Kernel source -> the kernels that rows of the tables name, at the rows' greatest head_dim."""
+    of_backward = (kernel for spec in backward_table.rows() for kernel in spec.kernels().values())
+    every: list[KernelSpec] = [*table.rows(), *of_backward]
+    found: dict[str, dict[KernelSpec, None]] = {}
+    for spec in every:
+        found.setdefault(spec.source, {})[spec] = None
+    return {name: list(specs) for name, specs in found.items()}
+
+
 def selected() -> set[str]:
-    """Sources of the kernels that `choose.pick` serves to calls without `config`."""
-    return {spec.source for specs in rows().values() for spec in specs if spec.kernel in pick.SERVED}
+    """Sources of the kernels that calls without `config` may get."""
+    forward = {spec.source for spec in table.rows() if spec.kernel in pick.SERVED}
+    served = (spec for spec in backward_table.rows() if spec.kernel in backward_table.SERVED)
+    return forward | {kernel.source for spec in served for kernel in spec.kernels().values()}
 
 
 def digest(name: str) -> str:
@@ -89,7 +100,7 @@ def digest(name: str) -> str:
         total.update(f"\0{part}\0".encode() + stripped(text))
     for spec in rows().get(name, []):
         total.update(f"\0{spec}\0{nvrtc.options(spec)}".encode())
-    total.update(f"\0{fields_of(of.struct)}".encode())
+    total.update(f"\0{fields_of(PARAMS[of.params])}".encode())
     for module in launch_modules(of.launch):
         total.update(f"\0{module}\0{tree(modules()[module].read_text())}".encode())
     return total.hexdigest()
