@@ -72,16 +72,17 @@ TABLE = (
         dq=TileShape(128, 64, 3, 12),
         archs=HOPPER,
     ),
-    BackwardRow(head_dims=(16, 64), dkdv=TileShape(64, 128, 1, 8), dq=TileShape(128, 64, 1, 8)),
-    BackwardRow(head_dims=(80, 128), dkdv=TileShape(64, 64, 1, 8), dq=TileShape(64, 64, 1, 8)),
+    BackwardRow(head_dims=(16, 64), dkdv=TileShape(64, 128, 2, 4), dq=TileShape(128, 64, 2, 4)),
+    BackwardRow(head_dims=(80, 128), dkdv=TileShape(64, 128, 2, 8), dq=TileShape(128, 64, 1, 4), archs=LARGE),
+    BackwardRow(head_dims=(80, 128), dkdv=TileShape(64, 64, 2, 4), dq=TileShape(64, 64, 2, 4), archs=SMALL),
     BackwardRow(
-        head_dims=(144, MAX_ONE_PIECE), dkdv=TileShape(64, 64, 1, 8), dq=TileShape(64, 64, 1, 8), archs=LARGE
+        head_dims=(144, MAX_ONE_PIECE), dkdv=TileShape(64, 64, 1, 4), dq=TileShape(128, 32, 1, 8), archs=LARGE
     ),
     BackwardRow(
-        head_dims=(144, MAX_ONE_PIECE), dkdv=TileShape(32, 32, 1, 4), dq=TileShape(32, 32, 1, 4), archs=SMALL
+        head_dims=(144, MAX_ONE_PIECE), dkdv=TileShape(32, 64, 1, 4), dq=TileShape(64, 32, 1, 4), archs=SMALL
     ),
     BackwardRow(
-        head_dims=(MAX_ONE_PIECE + 16, MAX_HEAD_DIM), dkdv=TileShape(64, 64, 1, 8), dq=TileShape(64, 64, 1, 8)
+        head_dims=(MAX_ONE_PIECE + 16, MAX_HEAD_DIM), dkdv=TileShape(64, 64, 1, 4), dq=TileShape(64, 64, 1, 4)
     ),
 )
 

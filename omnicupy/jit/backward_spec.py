@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import asdict, dataclass
+from math import gcd
 from typing import NamedTuple
 
 from omnicupy.jit.archs import SMEM_LIMIT_BYTES
@@ -12,6 +13,7 @@ from omnicupy.jit.spec import DTYPES, KERNELS, MAX_HEAD_DIM, MAX_ONE_PIECE, roun
 PARTS = ("prepare", "dkdv", "dq")  # of a backward pass, in the order in which they are launched
 PREPARE_THREADS = 256
 NAIVE_THREADS = 128
+SLICE = 64  # columns at a time where kernel "sm80" cuts the head dimension
 WIDE_HEAD_DIM = 128  # above it dK and dV of a key block lie in two warpgroups of kernel "sm90"
 
 
@@ -116,6 +118,14 @@ class BackwardKernel:
         return self.br if self.part == "dkdv" else self.bc
 
     @property
+    def prepared_rows(self) -> int:
+        """Rows of one head that a thread block of part "prepare" works on: some lanes for each, 8 columns a lane."""
+        lanes = 1
+        while lanes < self.head_dim // 8 and lanes < 32:
+            lanes *= 2
+        return PREPARE_THREADS // lanes
+
+    @property
     def threads(self) -> int:
         """Threads of one thread block."""
         if self.part == "prepare":
@@ -161,11 +171,24 @@ class BackwardKernel:
 
     def _sm80_bytes(self) -> int:
         if self.head_dim > MAX_ONE_PIECE:
-            # Slices of 64 columns of Q and dO, of K and V; weights and gradients of scores.
-            return 2 * 64 * 2 * (self.br + self.bc) + 2 * 2 * self.br * self.bc
+            return 2 * 2 * SLICE * (self.br + self.bc) + 2 * 4 * self.br
         owned, walked = (self.bc, self.br) if self.part == "dkdv" else (self.br, self.bc)
-        rows = 2 * owned + (self.stages + 1) * walked
-        return 2 * self.head_dim * rows + 2 * 2 * self.br * self.bc
+        statistics = 2 * 4 * walked if self.part == "dkdv" else 0
+        return 2 * 2 * self.head_dim * owned + self.stages * (2 * 2 * self.head_dim * walked + statistics)
+
+    @property
+    def columns(self) -> int:
+        """Columns of each gradient that a thread block of kernel "sm80" makes."""
+        if self.head_dim > MAX_ONE_PIECE:
+            return SLICE
+        if self.part != "dkdv" or self.head_dim <= WIDE_HEAD_DIM:
+            return self.head_dim
+        return round_up(self.head_dim // 2, 8 * gcd(self.head_dim // 8, 8))  # the swizzle begins anew there
+
+    @property
+    def column_blocks(self) -> int:
+        """Thread blocks that share what is owned, each with its own columns of the gradients: grid.y of "sm80"."""
+        return -(-self.head_dim // self.columns) if self.kernel == "sm80" and self.part != "prepare" else 1
 
     def defines(self) -> dict[str, int]:
         """The macros that the source file reads."""

@@ -68,11 +68,10 @@ def dead_rows(mask: PairSet) -> BoolArray:
     q_len, k_len = mask.shape
     if mask.intervals is not None:
         start, stop = (np.bincount(side.ravel(), minlength=q_len + 1) for side in mask.intervals)
-        covered: BoolArray = np.cumsum(start - stop)[:q_len] == 0
-        return covered
+        covered = np.cumsum(start - stop)[:q_len]
+        return np.equal(covered, 0)
     if mask.bits is not None:
-        unseen: BoolArray = ~mask.bits.any(axis=1)
-        return unseen
+        return np.logical_not(mask.bits.any(axis=1))
     parts = [~mask.dense(*q, 0, k_len).any(axis=1) for q in masks_bits.chunks(q_len, k_len)]
     return np.concatenate(parts)
 

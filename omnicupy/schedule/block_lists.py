@@ -28,8 +28,8 @@ ARRAYS = {
     "bit_tiles": np.uint32,
     "spans": np.int32,
     "dead": np.uint32,
-    "dead_rows": np.uint32,  # of key_lists alone
 }
+_DTYPES = {**ARRAYS, "dead_rows": np.uint32}  # the last is of key_lists alone
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class BlockLists:
 
     def array(self, name: str) -> NDArray[Any]:
         """A view of one array of the buffer."""
-        return _view(self.buffer, self.offsets[name], self.shapes[name], ARRAYS[name])
+        return _view(self.buffer, self.offsets[name], self.shapes[name], _DTYPES[name])
 
     def without_buffer(self) -> BlockLists:
         """The sizes alone, for the device copy to keep."""
