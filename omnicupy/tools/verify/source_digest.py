@@ -11,7 +11,6 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,15 +35,12 @@ _TOKENS = re.compile(
 
 @dataclass(frozen=True)
 class Launch:
-    """The Python code behind one pass. doors: the modules where it begins.  apart: patterns of modules that only other
-    passes run, though its files may name them.
-    """
+    """The Python code behind one pass. doors: the modules where it begins."""
 
     doors: tuple[str, ...]
-    apart: tuple[str, ...] = ()
 
 
-FORWARD = Launch(doors=("gpu.attention", "masks.cut"), apart=("*backward*", "*transpose*"))
+FORWARD = Launch(doors=("gpu.attention", "masks.cut"))
 BACKWARD = Launch(doors=("gpu.backward", "masks.cut"))
 
 
@@ -118,19 +114,15 @@ def launch_modules(launch: Launch) -> list[str]:
     waiting = list(launch.doors)
     while waiting:
         module = waiting.pop()
-        if module not in found and is_followed(module, launch):
+        if module not in found and is_followed(module):
             found.add(module)
             waiting += imported(module)
     return sorted(found)
 
 
-def is_followed(module: str, launch: Launch) -> bool:
+def is_followed(module: str) -> bool:
     """True when a module that a pass imports counts for its digest."""
-    return (
-        module.partition(".")[0] in FOLDERS
-        and module not in NOT_FOLLOWED
-        and not any(fnmatchcase(module, pattern) for pattern in launch.apart)
-    )
+    return module.partition(".")[0] in FOLDERS and module not in NOT_FOLLOWED
 
 
 @cache

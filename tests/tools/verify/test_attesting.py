@@ -10,7 +10,15 @@ import numpy_gpu
 import pytest
 
 from omnicupy.jit import build, nvrtc
-from omnicupy.tools.verify import attestation, attesting, on_gpu, special_cases, speed
+from omnicupy.tools.verify import (
+    attestation,
+    attesting,
+    backward_big,
+    backward_special,
+    on_gpu,
+    special_cases,
+    speed,
+)
 from omnicupy.tools.verify import run as verify_run
 from omnicupy.tools.verify.cases import FIXED
 from omnicupy.tools.verify.outcome import Outcome
@@ -27,8 +35,7 @@ NAIVE, SM80, SM90 = "attention_naive.cu", "attention_fwd_sm80.cu", "attention_fw
 def path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Where to attest, on a fake GPU with four planned cases and no git."""
     numpy_gpu.install(monkeypatch)
-    for module in (on_gpu, special_cases, speed):
-        monkeypatch.setattr(module, "attention", numpy_gpu.attention)
+    numpy_gpu.serve(monkeypatch, on_gpu, special_cases, speed, backward_special, backward_big)
     compiled = lambda specs, track: [build.Compiled(spec, 100, "") for spec in specs]  # noqa: E731
     monkeypatch.setattr(verify_run, "compile_all", compiled)
     monkeypatch.setattr(verify_run.cache, "entry", lambda spec: type("Entry", (), {"nvrtc": (12, 9)}))

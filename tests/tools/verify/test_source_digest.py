@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fake_device
 import numpy as np
 import pytest
 
-from omnicupy.choose import table
+from omnicupy.choose import backward_table, table
+from omnicupy.gpu import attention as gpu_attention
+from omnicupy.gpu import backward, backward_plan, backward_planning
 from omnicupy.gpu.attention import attention
+from omnicupy.gpu.device import DeviceInfo
+from omnicupy.gpu.modules import Kernel
+from omnicupy.jit.source import kernels_dir
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.constructors import causal, from_dense, full
 from omnicupy.masks.tile_masks import from_tiles
 from omnicupy.tools.verify import source_digest
-from omnicupy.tools.verify.source_digest import FOLDERS, FORWARD, SOURCES, Launch, launch_modules
+from omnicupy.tools.verify.source_digest import BACKWARD, FOLDERS, FORWARD, SOURCES, Launch, launch_modules
 
 SM80 = "attention_fwd_sm80.cu"
 
@@ -74,9 +80,6 @@ def _changed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: str) -> se
     changed.write_text(source_digest.modules()[module].read_text() + "\nmore = 1\n")
     monkeypatch.setitem(source_digest.modules(), module, changed)
     return {name for name in SOURCES if source_digest.digest(name) != before[name]}
-
-
-FORWARD_SOURCES = {name for name, of in SOURCES.items() if of.launch is FORWARD}
 
 
 @pytest.mark.parametrize("module", ["gpu.plan", "masks.cut_tiles", "masks.pairs", "schedule.order"])
@@ -143,22 +146,27 @@ def _modules_that_run(call: Any) -> set[str]:
     return {module for module in ran if module.partition(".")[0] in FOLDERS}
 
 
-@pytest.mark.parametrize("kernel", ["sm80", "sm90"])
-def test_all_code_that_a_call_runs_is_covered(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """But for the mask itself, which only tells what it holds: each of its three forms is cut anew here."""
-    fake_device.install(monkeypatch)
+def _masks() -> list[Any]:
+    """Masks of the three forms, new ones: nothing of them was cut before."""
     rng = np.random.default_rng(0)
-    masks = (
+    return [
         causal(300),
         full(300),
         from_dense(rng.random((300, 300)) < 0.5),
         from_tiles([[0, 2], [1], [0, 1, 2]], 300, 300, 128, 128),
-    )
-    warps = {"sm80": 4, "sm90": 8}[kernel]
-    arch = {"sm80": "sm_90", "sm90": "sm_90a"}[kernel]
-    spec = AttnSpec(
-        arch=arch, kernel=kernel, dtype="bfloat16", head_dim=64, br=64, bc=64, warps=warps, stages=2
-    )
+    ]
+
+
+ARCHES = {"sm80": "sm_90", "sm90": "sm_90a"}
+UNCOVERED = {"masks.mask", "masks.handles"}  # the mask itself, which tells what it holds
+
+
+@pytest.mark.parametrize("kernel", ["sm80", "sm90"])
+def test_all_code_that_a_call_runs_is_covered(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_device.install(monkeypatch)
+    warps, masks = {"sm80": 4, "sm90": 8}[kernel], _masks()
+    shape = {"br": 64, "bc": 64, "warps": warps, "stages": 2}
+    spec = AttnSpec(arch=ARCHES[kernel], kernel=kernel, dtype="bfloat16", head_dim=64, **shape)
 
     def call() -> None:
         for mask in masks:
@@ -166,4 +174,60 @@ def test_all_code_that_a_call_runs_is_covered(kernel: str, monkeypatch: pytest.M
 
     ran = _modules_that_run(call)
     assert {"gpu.plan", "masks.cut", "masks.cut_bits", "masks.cut_tiles", "schedule.order"} <= ran
-    assert ran - set(launch_modules(FORWARD)) <= {"masks.mask", "masks.handles"}
+    assert ran - set(launch_modules(FORWARD)) <= UNCOVERED
+
+
+@pytest.mark.parametrize("kernel", ["naive", "sm80", "sm90"])
+def test_all_code_that_a_backward_pass_runs_is_covered(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_device.install(monkeypatch)
+    monkeypatch.setattr(backward, "cupy", gpu_attention.cupy)
+    monkeypatch.setattr(backward_planning, "cupy", gpu_attention.cupy, raising=False)
+    monkeypatch.setattr(backward_planning, "device_info", lambda device: DeviceInfo(9, 0, 132, 50 << 20))
+    monkeypatch.setattr(
+        backward_planning, "kernel", lambda spec, device: Kernel(None, lambda *arguments: None)
+    )
+    monkeypatch.setattr(backward_plan, "tensor_map", lambda *arguments: bytes(128))
+    masks = _masks()
+    specs = (backward_table.naive("sm_90", "bfloat16", 64), *backward_table.rows())
+    spec = next(
+        one
+        for one in specs
+        if (one.kernel, one.arch, one.dtype, one.head_dim)
+        == (kernel, ARCHES.get(kernel, "sm_90"), "bfloat16", 64)
+    )
+
+    def call() -> None:
+        for mask in masks:
+            q, k, v = fake_device.inputs()
+            dout, out = (fake_device.ndarray(q.shape, fake_device.BF16) for _ in range(2))
+            lse = fake_device.ndarray(
+                q.shape[:3], np.float32, strides=np.empty(q.shape[:3], np.float32).strides
+            )
+            lse.flags = SimpleNamespace(c_contiguous=True)  # type: ignore[attr-defined]
+            backward.attention_backward(dout, q, k, v, out, lse, mask=mask, config=spec)
+
+    ran = _modules_that_run(call)
+    assert {"gpu.backward_plan", "masks.transpose", "masks.cut_tiles", "schedule.key_lists"} <= ran
+    assert ran - set(launch_modules(BACKWARD)) <= UNCOVERED
+
+
+def test_the_backward_pass_does_not_count_for_the_forward(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backward_alone = set(launch_modules(BACKWARD)) - set(launch_modules(FORWARD))
+    assert {
+        "gpu.backward",
+        "gpu.backward_planning",
+        "masks.transpose",
+        "schedule.key_lists",
+    } <= backward_alone
+    changed = _changed(monkeypatch, tmp_path, "masks.transpose")
+    assert changed == {name for name, of in SOURCES.items() if of.launch is BACKWARD}
+    assert changed == {name for name in SOURCES if "_bwd_" in name}
+
+
+def test_a_source_has_the_struct_and_the_variants_of_its_kernels() -> None:
+    assert {name.name for name in kernels_dir().glob("*.cu")} == set(SOURCES)
+    for name, specs in source_digest.rows().items():
+        assert {spec.params for spec in specs} == {SOURCES[name].params}
+    assert set(source_digest.rows()) == {name for name in SOURCES if "naive" not in name}

@@ -17,7 +17,7 @@ from omnicupy.choose import table
 from omnicupy.jit import archs, build
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.tools.bench import timing
-from omnicupy.tools.verify import on_cpu, on_gpu, special_cases, speed
+from omnicupy.tools.verify import backward_big, backward_special, on_cpu, on_gpu, special_cases, speed
 from omnicupy.tools.verify import report as verify_report
 from omnicupy.tools.verify import run as verify_run
 from omnicupy.tools.verify.case_kernels import DEFAULT, ladder, serves, variants
@@ -35,8 +35,7 @@ SMALL = "d64-bf16-segments-q333k333-h2g1"
 def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """A fake GPU whose kernels are the CPU engine and whose compiler does nothing."""
     fake = numpy_gpu.install(monkeypatch)
-    for module in (on_gpu, special_cases, speed):
-        monkeypatch.setattr(module, "attention", numpy_gpu.attention)
+    numpy_gpu.serve(monkeypatch, on_gpu, special_cases, speed, backward_special, backward_big)
     compiled = lambda specs, track: [build.Compiled(spec, 100, "") for spec in specs]  # noqa: E731
     monkeypatch.setattr(verify_run, "compile_all", compiled)
     monkeypatch.setattr(verify_run.cache, "entry", lambda spec: Outcome_nvrtc)
