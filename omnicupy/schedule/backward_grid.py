@@ -7,11 +7,8 @@ from dataclasses import dataclass
 from omnicupy.call.problem import Problem
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.backward_spec import BackwardKernel, padded_rows
-from omnicupy.jit.spec import MAX_ONE_PIECE
 from omnicupy.schedule.grid import MAX_GRID_X
 from omnicupy.schedule.parts import Workers
-
-SLICE = 64  # columns of a gradient that a thread block makes where head_dim is cut in slices
 
 
 @dataclass(frozen=True)
@@ -63,8 +60,7 @@ class BackwardGrid:
             )
         if kernel.kernel == "sm90":
             return min(blocks, self.sm_count), 1, 1
-        sliced = kernel.kernel == "sm80" and kernel.part != "prepare" and kernel.head_dim > MAX_ONE_PIECE
-        return blocks, -(-kernel.head_dim // SLICE) if sliced else 1, 1
+        return blocks, kernel.column_blocks, 1
 
     def section(self, parts: int) -> int:
         """Heads worked on side by side: as many as give each multiprocessor a part.
