@@ -126,7 +126,16 @@ def test_gpu_run_reports_every_kernel(gpu: Any) -> None:
 
 def test_gpu_run_filters_kernels(gpu: Any) -> None:
     found = verify_run.verify(Settings(cases=(SMALL,), sweep=0, timing=False, kernels=("naive",)))
-    assert {outcome.kernel for outcome in found.outcomes} == {"naive"}
+    assert {outcome.kernel for outcome in found.outcomes} == {"naive", "bwd naive"}
+    found = verify_run.verify(Settings(cases=(SMALL,), sweep=0, timing=False, kernels=("bwd",), repeats=2))
+    assert {outcome.kernel.partition(" ")[0] for outcome in found.outcomes} == {"bwd"}
+    found = verify_run.verify(
+        Settings(cases=(SMALL,), sweep=0, timing=False, sources=("attention_bwd_sm80.cu",))
+    )
+    assert {source for outcome in found.outcomes for source in outcome.sources} == {
+        "attention_bwd_delta.cu",
+        "attention_bwd_sm80.cu",
+    }
     with pytest.raises(ValueError, match="verify: no case's id or group holds nothing; widen --case"):
         verify_run.verify(Settings(cases=("nothing",), sweep=0))
     with pytest.raises(ValueError, match="verify: no kernel's name holds none; widen --kernel"):
