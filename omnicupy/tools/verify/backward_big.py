@@ -10,7 +10,6 @@ import numpy as np
 from omnicupy.api import attention, attention_backward
 from omnicupy.masks.mask import Mask
 from omnicupy.reference import gradient_budget
-from omnicupy.reference.attention import attention64
 from omnicupy.reference.gradient_budget import GradientBudget
 from omnicupy.tools.verify.backward_cases import BackwardCase
 from omnicupy.tools.verify.backward_inputs import BackwardInputs, given_of
@@ -74,12 +73,11 @@ def _in_chunks(made: BackwardInputs, gradients: tuple[Any, Any, Any], mask: Mask
     for row in range(0, q_len, CHUNK):
         rows = slice(row, min(q_len, row + CHUNK))
         dout, q, out, lse = (array[:, :, rows] for array in (made.dout, made.q, made.out, made.lse))
-        whole = attention64(q, made.k, made.v, mask.rows(rows.start, rows.stop))
         dq = _Sum(cupy, q.shape)
         for key in range(0, k_len, CHUNK):
             keys = slice(key, min(k_len, key + CHUNK))
             k, v = made.k[:, :, keys], made.v[:, :, keys]
-            part = gradient_budget.budget(dout, q, k, v, mask[rows, keys], out=out, lse=lse, whole=whole)
+            part = gradient_budget.budget(dout, q, k, v, mask[rows, keys], out=out, lse=lse)
             for total, at, i in ((dq, slice(None), 0), (dk, keys, 1), (dv, keys, 2)):
                 total.add(at, part.exact[i], part.allowed[i])
         found.append(_compared((gradients[0][:, :, rows], None, None), (dq, dk, dv)))
