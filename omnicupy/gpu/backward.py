@@ -50,7 +50,7 @@ def prepare_backward(q: Any, k: Any, v: Any, mask: Any, *, scale: Any = None, co
             dk=like_k,
             dv=like_v,
         )
-        new_plan(checked, layouts, q.data.device_id, config)
+        new_plan(checked, layouts, q.data.device_id, config, deterministic=True)
 
 
 def _found(given: tuple[Any, ...], mask: Any, options: dict[str, Any]) -> tuple[Any, BackwardPlan | None]:
@@ -104,7 +104,13 @@ def _made(key: Any, given: tuple[Any, ...], mask: Any, options: dict[str, Any]) 
             else cache_for((mask,) if not isinstance(mask, (list, tuple)) else mask).plans
         )
     with cupy.cuda.Device(q.data.device_id):
-        plan = new_plan(call, layouts, q.data.device_id, options.get("config"))
+        plan = new_plan(
+            call,
+            layouts,
+            q.data.device_id,
+            options.get("config"),
+            deterministic=options.get("deterministic", True),
+        )
     if plans is not None:
         while len(plans) >= MAX_PLANS:
             plans.pop(next(iter(plans), None), None)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import cupy
 import numpy as np
-from numpy.typing import NDArray
 
 from omnicupy.gpu import stream_memory
 from omnicupy.gpu.device_blocks import DeviceBlocks
@@ -16,13 +16,15 @@ from omnicupy.gpu.plan import MAX_MAPS, Layout
 from omnicupy.gpu.stream_memory import StreamMemory
 from omnicupy.gpu.tensor_maps import tensor_map
 from omnicupy.gpu.workspace import Need
-from omnicupy.jit.backward_spec import BackwardKernel, BackwardSpec
+from omnicupy.jit.backward_kernel import BackwardKernel
+from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.params import MAP_BYTES, PARAMS
 
 _INPUTS = struct.Struct("<5Q")  # q, k, v, out, lse: the first fields of ForwardParams
 _GRADIENTS = struct.Struct("<11Q")  # dout ... v_copy: the first fields of BackwardParams that are its own
 _MAPS = struct.Struct(f"<{4 * MAP_BYTES}s")  # of q, dout, k and v: the first fields of BackwardParamsSm90
 _ADDRESS = struct.Struct("<Q")
+_COUNTERS = 4  # integers, zero before and after a launch
 
 
 class Addresses(NamedTuple):
@@ -41,7 +43,7 @@ class Addresses(NamedTuple):
 
 
 class Space(NamedTuple):
-    """Where things lie in work memory: bytes from its start, -1 for copies that are not made. size: of all."""
+    """Where things lie in work memory: bytes from its start, -1 for what is not there. sums: of dQ.  size: of all."""
 
     lse2: int
     delta: int
@@ -49,12 +51,14 @@ class Space(NamedTuple):
     dout: int
     k: int
     v: int
+    sums: int
     size: int
 
 
 @dataclass
 class Launch:
-    """One kernel launch. template: its struct without addresses.  blocks: the device copy that it reads.
+    """One kernel launch. function: what launches it.  template: its struct without addresses.  blocks: the device copy
+    that it reads.
 
     layouts: of q, dout, k and v as this kernel reads them, for tensor maps; () for kernels that need none.
     """
@@ -62,29 +66,30 @@ class Launch:
     kernel: BackwardKernel
     function: Any
     grid: tuple[int, int, int]
-    template: NDArray[np.void]
+    template: bytes
     blocks: DeviceBlocks
     layouts: Sequence[Layout] = ()
     _maps: dict[tuple[int, ...], bytes] = field(default_factory=dict)
 
-    def run(self, at: Addresses, work: Addresses, gradients: bytes, counters: int, stream: Any) -> None:
-        """Give the launch to `stream`. at: what it reads as q, k, v and dout.  work: as the call has them.
-
-        gradients: packed, from dout on.
-        """
+    def __post_init__(self) -> None:
+        self._by_value = np.dtype(("V", len(self.template)))
         fields = PARAMS[self.kernel.params].fields
         assert fields is not None
-        argument = self.template.copy()  # size one: CuPy passes it by value
-        _INPUTS.pack_into(argument, fields["q"][1], at.q, at.k, at.v, work.out, work.lse)
-        argument_at = fields["dout"][1]
-        _GRADIENTS.pack_into(argument, argument_at, *_GRADIENTS.unpack(gradients))
+        self._at = {name: fields[name][1] for name in ("q", "dout", "dq_sums", "counter") if name in fields}
+
+    def run(self, at: Addresses, gradients: bytes, sums: int, counters: int, stream: Any) -> None:
+        """Give the launch to `stream`. at: what it reads.  gradients: addresses packed, from dout on."""
+        argument, places = bytearray(self.template), self._at
+        _INPUTS.pack_into(argument, places["q"], at.q, at.k, at.v, at.out, at.lse)
+        argument[places["dout"] : places["dout"] + len(gradients)] = gradients
+        _ADDRESS.pack_into(argument, places["dout"], at.dout)
+        if "dq_sums" in places:
+            _ADDRESS.pack_into(argument, places["dq_sums"], sums)
         if self.layouts:
-            _ADDRESS.pack_into(argument, argument_at, at.dout)
             _MAPS.pack_into(argument, 0, self._maps_of((at.q, at.dout, at.k, at.v)))
-            _ADDRESS.pack_into(argument, fields["counter"][1], counters)
-        elif self.kernel.part != "prepare":
-            _ADDRESS.pack_into(argument, argument_at, at.dout)
-        self.function(self.grid, (self.kernel.threads, 1, 1), (argument,), self.kernel.smem_bytes, stream)
+            _ADDRESS.pack_into(argument, places["counter"], counters)
+        by_value = np.frombuffer(argument, self._by_value)  # of one element, which CuPy passes by value
+        self.function(self.grid, (self.kernel.threads, 1, 1), (by_value,), self.kernel.smem_bytes, stream)
 
     def _maps_of(self, addresses: tuple[int, ...]) -> bytes:
         maps = self._maps.get(addresses)
@@ -102,30 +107,37 @@ class Launch:
 
 
 class BackwardPlan:
-    """The launches of one backward pass, in order. spec: whose kernels.  device: which runs them."""
+    """The launches of one backward pass, in order. spec: whose kernels.  device: which runs them.
+
+    scratch_bytes: what a launch needs beside its arrays while it runs.
+    """
 
     def __init__(self, spec: BackwardSpec, device: int, launches: Sequence[Launch], space: Space) -> None:
         self.spec = spec
         self.device = device
+        self.scratch_bytes = space.size
         self._launches = tuple(launches)
         self._blocks = tuple({id(one.blocks): one.blocks for one in launches}.values())
         self._space = space
-        self._need = Need(space.size, 0)
-        stream_memory.prepare(device, self._need)
+        stream_memory.prepare(device, Need(space.size, _COUNTERS))
 
     def reads(self, blocks: DeviceBlocks) -> bool:
         """Does a launch read this device copy?"""
         return any(one is blocks for one in self._blocks)
 
-    def launch(self, work: Addresses, stream: Any) -> None:
-        """Run on `stream`, of the plan's device, which is current."""
+    def launch(self, work: Addresses, stream: Any, scratch: int = 0) -> None:
+        """Run on `stream`, of the plan's device, which is current.
+
+        scratch: address of `scratch_bytes` that are this launch's alone on the stream, a multiple of 256; 0 takes
+        memory that stays with the stream, or with the capture at hand.
+        """
         while True:
             memory = stream_memory.memory_of(self.device, stream)
             self._order(memory)
             with memory.lock:
                 if memory.closed:
                     continue
-                self._run(work, memory, stream)
+                self._run(work, memory, stream, scratch)
             self._order(memory)  # another thread may have made them forget the stream meanwhile
             return
 
@@ -134,28 +146,20 @@ class BackwardPlan:
             if memory.user not in blocks.users:
                 memory.reads(blocks)
 
-    def _run(self, work: Addresses, memory: StreamMemory, stream: Any) -> None:
+    def _run(self, work: Addresses, memory: StreamMemory, stream: Any, scratch: int) -> None:
         space = self._space
-        base = memory.workspace(self._need).partials
-        q, dout, k, v = (
-            0 if offset < 0 else base + offset for offset in (space.q, space.dout, space.k, space.v)
-        )
-        gradients = _GRADIENTS.pack(
-            *(
-                work.dout,
-                work.dlse,
-                base + space.lse2,
-                base + space.delta,
-                work.dq,
-                work.dk,
-                work.dv,
-                q,
-                dout,
-                k,
-                v,
-            )
-        )
+        own = memory.workspace(Need(0 if scratch else space.size, _COUNTERS))
+        base = scratch or own.partials
+        sums = base + space.sums
+        if space.sums >= 0:
+            cupy.cuda.runtime.memsetAsync(sums, 0, space.size - space.sums, stream.ptr)
+        copies = [0 if place < 0 else base + place for place in (space.q, space.dout, space.k, space.v)]
+        statistics = (base + space.lse2, base + space.delta)
+        gradients = _GRADIENTS.pack(work.dout, work.dlse, *statistics, work.dq, work.dk, work.dv, *copies)
+        q, dout, k, v = copies
         copied = work._replace(q=q or work.q, k=k or work.k, v=v or work.v, dout=dout or work.dout)
         for one in self._launches:
             at = work if one.kernel.part == "prepare" else copied
-            one.run(at, work, gradients, memory.counters, stream)
+            # The kernel of dQ may run beside the one before it, so it has work counters of its own.
+            counters = own.arrivals if one.kernel.part == "dq" else memory.counters
+            one.run(at, gradients, sums, counters, stream)

@@ -14,12 +14,13 @@ from omnicupy.gpu.backward_plan import BackwardPlan, Launch, Space
 from omnicupy.gpu.device import DeviceInfo, device_info
 from omnicupy.gpu.device_blocks import DeviceBlocks
 from omnicupy.gpu.mask_cache import device_blocks
-from omnicupy.gpu.modules import kernel
+from omnicupy.gpu.modules import kernel, launcher_behind
 from omnicupy.gpu.plan import ITEM_BYTES, Layout
 from omnicupy.gpu.planning import LOG2E, check_runs, contiguous_strides
 from omnicupy.gpu.tensor_maps import can_map
 from omnicupy.jit import archs
-from omnicupy.jit.backward_spec import BackwardKernel, BackwardSpec, padded_rows
+from omnicupy.jit.backward_kernel import BackwardKernel
+from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
 from omnicupy.jit.params import PARAMS
 from omnicupy.jit.spec import round_up
 from omnicupy.masks.mask import Mask
@@ -64,11 +65,13 @@ class _Setting:
         return BackwardGrid(part, self.call.problem, len(self.masks), self.info.sm_count, self.info.l2_bytes)
 
     def blocks(self, part: BackwardKernel) -> DeviceBlocks:
-        pack = key_lists if part.part == "dkdv" else block_lists
+        pack = block_lists if part.part == "dq" else key_lists
         return device_blocks(self.masks, (part.br, part.bc), self.grid(part).workers, self.device, pack)
 
 
-def new_plan(call: BackwardCall, layouts: Layouts, device: int, config: BackwardSpec | None) -> BackwardPlan:
+def new_plan(
+    call: BackwardCall, layouts: Layouts, device: int, config: BackwardSpec | None, *, deterministic: bool
+) -> BackwardPlan:
     """The plan of a checked call; its device is current."""
     masks = call.masks[:1] if all(one is call.masks[0] for one in call.masks) else call.masks
     on = _Setting(call, masks, device, device_info(device))
@@ -77,18 +80,25 @@ def new_plan(call: BackwardCall, layouts: Layouts, device: int, config: Backward
     spec = config or backward_table.pick(arch, problem.dtype, problem.head_dim)
     check_runs(spec, on.info)
     parts = spec.kernels()
-    of_keys = on.blocks(parts["dkdv"])
-    space = _space(call, layouts, spec.kernel == "sm90", of_keys)
+    # One gradient alone is made faster by its own kernel.
+    fused = not deterministic and "fused" in parts and call.wanted[0] and (call.wanted[1] or call.wanted[2])
+    keys = parts["fused" if fused else "dkdv"]
+    of_keys = on.blocks(keys)
+    space = _space(call, layouts, keys, of_keys)
     read = _read_layouts(layouts, space)
     launches = [_launch(on, parts["prepare"], layouts, of_keys, space)]
     if call.wanted[1] or call.wanted[2]:
-        launches.append(_launch(on, parts["dkdv"], read, of_keys, space))
-    if call.wanted[0]:
-        launches.append(_launch(on, parts["dq"], read, on.blocks(parts["dq"]), space))
+        launches.append(_launch(on, keys, read, of_keys, space, comes_early=keys.kernel == "sm90"))
+    if fused:
+        launches.append(_launch(on, parts["convert"], read, of_keys, space))
+    elif call.wanted[0]:
+        # For Hopper it takes the places that the kernel of dK and dV leaves. That one waited for the one that prepares.
+        early = spec.kernel == "sm90" and len(launches) == 2
+        launches.append(_launch(on, parts["dq"], read, on.blocks(parts["dq"]), space, comes_early=early))
     return BackwardPlan(spec, device, launches, space)
 
 
-def _space(call: BackwardCall, layouts: Layouts, needs_maps: bool, keys: DeviceBlocks) -> Space:
+def _space(call: BackwardCall, layouts: Layouts, part: BackwardKernel, keys: DeviceBlocks) -> Space:
     """Where statistics and copies lie. Copied is what a kernel cannot read as it is: queries, where some see no key,
     and keys of tiles that hold dead ones, as what lies there may be NaN; arrays that no tensor map holds; dout of any
     other layout.
@@ -98,7 +108,7 @@ def _space(call: BackwardCall, layouts: Layouts, needs_maps: bool, keys: DeviceB
     rows = problem.batch * problem.q_heads * padded_rows(problem.q_len)
 
     def mapped(layout: Layout) -> bool:
-        return not needs_maps or can_map(*layout)
+        return part.kernel != "sm90" or can_map(*layout)
 
     dout = layouts.dout
     plain = layouts.dout_aligned and dout[1][3] == ITEM_BYTES
@@ -116,7 +126,10 @@ def _space(call: BackwardCall, layouts: Layouts, needs_maps: bool, keys: DeviceB
         if is_copied:
             shape = layouts.k[0] if name in "kv" else layouts.q[0]
             size += round_up(ITEM_BYTES * int(np.prod(shape, dtype=np.int64)), _COPY_ALIGN)
-    return Space(lse2=0, delta=4 * rows, **places, size=size)
+    sums = -1
+    if part.part == "fused":
+        sums, size = size, size + 4 * rows * part.head_dim
+    return Space(lse2=0, delta=4 * rows, **places, sums=sums, size=size)
 
 
 def _read_layouts(layouts: Layouts, space: Space) -> Layouts:
@@ -131,16 +144,25 @@ def _read_layouts(layouts: Layouts, space: Space) -> Layouts:
 
 
 def _launch(
-    on: _Setting, part: BackwardKernel, layouts: Layouts, blocks: DeviceBlocks, space: Space
+    on: _Setting,
+    part: BackwardKernel,
+    layouts: Layouts,
+    blocks: DeviceBlocks,
+    space: Space,
+    *,
+    comes_early: bool = False,
 ) -> Launch:
+    """comes_early: its thread blocks may come up while the kernel ahead runs; they wait for what they need of it."""
     grid = on.grid(part)
     template = _struct_of(grid, on.call, layouts, blocks)
     shape = grid.thread_blocks(blocks.sizes.n_parts, space.k >= 0 or space.v >= 0)
     maps = (layouts.q, layouts.dout, layouts.k, layouts.v) if part.params == "bwd_sm90" else ()
-    return Launch(part, kernel(part, on.device).function, shape, template, blocks, maps)
+    loaded = kernel(part, on.device)
+    function = launcher_behind(loaded) if comes_early else loaded.function
+    return Launch(part, function, shape, template, blocks, maps)
 
 
-def _struct_of(grid: BackwardGrid, call: BackwardCall, layouts: Layouts, blocks: DeviceBlocks) -> Any:
+def _struct_of(grid: BackwardGrid, call: BackwardCall, layouts: Layouts, blocks: DeviceBlocks) -> bytes:
     """The parameter struct of a launch, without the addresses of arrays."""
     sizes, problem = blocks.sizes, call.problem
     values: dict[str, Any] = {
@@ -167,4 +189,4 @@ def _struct_of(grid: BackwardGrid, call: BackwardCall, layouts: Layouts, blocks:
     for name in record.dtype.names or ():
         if name in values:  # a kernel's struct has what it reads
             record[name] = values[name]
-    return np.frombuffer(record.tobytes(), np.dtype(("V", record.nbytes)))
+    return record.tobytes()

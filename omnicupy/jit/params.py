@@ -90,7 +90,7 @@ ATTN_PARAMS = np.dtype(_fields(), align=True)
 ATTN_PARAMS_SM90 = _with_maps(_MAPS, _fields(), _WORK)  # ForwardParamsSm90
 BACKWARD_PARAMS = np.dtype(_backward_fields(), align=True)
 BACKWARD_PARAMS_SM90 = _with_maps(
-    _BACKWARD_MAPS, _backward_fields(), [("counter", "<u8"), ("work_items", "<i4")]
+    _BACKWARD_MAPS, _backward_fields(), [("counter", "<u8"), ("work_items", "<i4"), ("dq_sums", "<u8")]
 )  # BackwardParamsSm90
 
 # The struct that each kernel kind takes, by value, as its only argument.
@@ -100,6 +100,7 @@ PARAMS: dict[str, np.dtype[np.void]] = {
     "sm90": ATTN_PARAMS_SM90,
     "bwd": BACKWARD_PARAMS,
     "bwd_sm90": BACKWARD_PARAMS_SM90,
+    "bwd_convert": np.dtype([*_backward_fields(), ("dq_sums", "<u8", ())], align=True),
 }
 
 

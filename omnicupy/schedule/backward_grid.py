@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from omnicupy.call.problem import Problem
 from omnicupy.errors import UnsupportedError
-from omnicupy.jit.backward_spec import BackwardKernel, padded_rows
+from omnicupy.jit.backward_kernel import BackwardKernel
+from omnicupy.jit.backward_spec import padded_rows
 from omnicupy.schedule.grid import MAX_GRID_X
 from omnicupy.schedule.parts import Workers
 
@@ -27,7 +28,7 @@ class BackwardGrid:
     @property
     def heads(self) -> int:
         """Heads of a batch element that a part of the mask is worked on for: of keys, or of queries."""
-        return self.problem.kv_heads if self.kernel.part == "dkdv" else self.problem.q_heads
+        return self.problem.q_heads if self.kernel.part == "dq" else self.problem.kv_heads
 
     @property
     def workers(self) -> Workers:
@@ -49,6 +50,8 @@ class BackwardGrid:
             blocks = problem.batch * problem.q_heads * -(-padded_rows(problem.q_len) // rows)
             if copies_keys:
                 blocks += problem.batch * problem.kv_heads * -(-problem.k_len // rows)
+        elif kernel.part == "convert":
+            blocks = problem.batch * problem.q_heads * -(-problem.q_len // kernel.br)
         elif kernel.kernel == "naive":
             tokens = problem.k_len if kernel.part == "dkdv" else problem.q_len
             blocks = problem.batch * self.heads * tokens
@@ -58,7 +61,7 @@ class BackwardGrid:
             raise UnsupportedError(
                 f"attention_backward: {blocks} thread blocks exceed a launch's {MAX_GRID_X}; split the batch"
             )
-        if kernel.kernel == "sm90":
+        if kernel.params == "bwd_sm90":
             return min(blocks, self.sm_count), 1, 1
         return blocks, kernel.column_blocks, 1
 
@@ -72,7 +75,7 @@ class BackwardGrid:
         enough = max(1, round(self.sm_count / max(1, parts)))
         heads = self.workers.heads
         row_bytes = 2 * 2 * problem.head_dim
-        if self.kernel.part == "dkdv":
+        if self.kernel.part != "dq":
             head_bytes = row_bytes * problem.q_len * problem.group
             return min(heads, enough, max(1, self.l2_bytes // 2 // (self.masks * head_bytes)))
         group = problem.group

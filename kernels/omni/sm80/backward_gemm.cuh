@@ -22,7 +22,7 @@ constexpr int gradient_columns(int head_dim, bool owns_keys) {
   return (head_dim / 2 + page - 1) / page * page;
 }
 
-template <int HeadDim, int Br, int Bc, int Stages, int Warps, int Part, bool Bf16>
+template <int HeadDim, int Br, int Bc, int Stages, int Warps, int Part, bool Bf16, int SmemBytes>
 struct BackwardConfig {
   static constexpr int kMmaAtomK = 16;  // of mma.sync.m16n8k16
   static constexpr int kHeadDim = HeadDim;
@@ -34,6 +34,7 @@ struct BackwardConfig {
   static constexpr bool kOwnsKeys = Part == 1;  // makes dK and dV; else dQ
   static constexpr bool kSwizzle = true;
   static constexpr bool kBf16 = Bf16;
+  static constexpr int kSmemBytes = SmemBytes;
 
   static constexpr int kOwned = kOwnsKeys ? Bc : Br;
   static constexpr int kWalked = kOwnsKeys ? Br : Bc;
@@ -63,39 +64,29 @@ struct OneOf<false, A, B> {
 };
 
 template <class Cfg>
-using Hidden = typename OneOf<
-    Cfg::kOwnsKeys, HiddenFromKeys<Cfg, StepTile<Cfg>>, HiddenFromQueries<Cfg, StepTile<Cfg>>>::Type;
+using Hidden =
+    typename OneOf<Cfg::kOwnsKeys, HiddenFromKeys<Cfg, StepTile<Cfg>>, HiddenFromQueries<Cfg, StepTile<Cfg>>>::Type;
 
-// lse2 or delta of the rows and columns of a register tile. Queries are columns where keys are owned: values of the
-// walked tile lie in shared memory. Else they are rows, and the values stay in registers.
+// lse2 or delta of the queries of a step, in shared memory: of its columns where keys are owned, else of its rows.
+// s_values: at the first of them.
 template <class Cfg>
-struct ColumnStatistic {
-  float const* s_values;  // of the step
+struct Statistic {
+  float const* s_values;
 
-  __device__ __forceinline__ float2 pair(int, int, int j) const {
-    return *reinterpret_cast<float2 const*>(s_values + StepTile<Cfg>::col(j, 0));
-  }
-};
-
-template <class Cfg>
-struct RowStatistic {
-  float values[Cfg::kTilesM][2];
-
-  // g_values: at the warp's first row.
-  __device__ __forceinline__ void load(float const* g_values) {
-#pragma unroll
-    for (int m = 0; m < Cfg::kTilesM; ++m) {
-      values[m][0] = g_values[StepTile<Cfg>::row(m, 0)];
-      values[m][1] = g_values[StepTile<Cfg>::row(m, 1)];
+  // Of the rows (m, h), at the columns (j, 0) and (j, 1).
+  __device__ __forceinline__ float2 pair(int m, int h, int j) const {
+    if constexpr (Cfg::kOwnsKeys) {
+      return *reinterpret_cast<float2 const*>(s_values + StepTile<Cfg>::col(j, 0));
+    } else {
+      float const value = s_values[StepTile<Cfg>::row(m, h)];
+      return make_float2(value, value);
     }
   }
-
-  __device__ __forceinline__ float2 pair(int m, int h, int) const { return make_float2(values[m][h], values[m][h]); }
 };
 
 // Scores to weights. A query without keys, or past the last one, has lse2 = +inf: weight 0.
-template <class Tile, class Statistic>
-__device__ __forceinline__ void weigh(Tile& scores, Statistic const& lse2, float scale_log2) {
+template <class Cfg, class Tile>
+__device__ __forceinline__ void weigh(Tile& scores, Statistic<Cfg> const& lse2, float scale_log2) {
 #pragma unroll
   for (int m = 0; m < Tile::kTilesM; ++m) {
 #pragma unroll
@@ -109,8 +100,8 @@ __device__ __forceinline__ void weigh(Tile& scores, Statistic const& lse2, float
 }
 
 // Gradients of the weights to gradients of the scores, but for their scale.
-template <class Tile, class Statistic>
-__device__ __forceinline__ void differentiate(Tile& grads, Tile const& weights, Statistic const& delta) {
+template <class Cfg, class Tile>
+__device__ __forceinline__ void differentiate(Tile& grads, Tile const& weights, Statistic<Cfg> const& delta) {
 #pragma unroll
   for (int m = 0; m < Tile::kTilesM; ++m) {
 #pragma unroll
@@ -147,21 +138,6 @@ __device__ __forceinline__ void add_products(Out& out, Factors const& factors, u
       u32 b[4];
       ldmatrix_x4_trans(b, Shared::at_column(s_rows, n) + k * Shared::kPitchBytes);
       add_product<Cfg>(out, n, a, b);
-    }
-  }
-}
-
-// Rows of a gradient that a warp has made. row0: token of the first one; column0: first column of the thread block.
-template <class Cfg, class Out>
-__device__ __forceinline__ void store_gradient(
-    Out const& out, unsigned char* g_head, i64 token_stride, int2 row0_and_len, int columns, float factor) {
-#pragma unroll
-  for (int m = 0; m < Out::kTilesM; ++m) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      int const token = row0_and_len.x + Out::row(m, h);
-      store_row<Cfg::kBf16>(
-          out, m, h, factor, g_head + 2 * token * token_stride, token < row0_and_len.y ? columns : 0);
     }
   }
 }

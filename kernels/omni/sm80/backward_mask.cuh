@@ -11,29 +11,35 @@ namespace omni {
 struct WarpStep {
   MaskView const& mask;
   Tile const& tile;
-  int owned0;    // the warp's first token
-  int row0;      // where it stands in the thread block's
-  int walked0;   // the step's first token
-  int column0;   // where it stands in the tile
+  int owned0;   // the warp's first token
+  int row0;     // where it stands in the thread block's
+  int walked0;  // the step's first token
+  int column0;  // where it stands in the tile
 };
 
-// Rows are keys. Of the word [m][h][w], shifted to the lane's columns, bit 8 * j + e stands for row (m, h) and column
-// (4 * w + j, e).
+// Rows are keys. Bit 8 * j + 2 * i + e stands for row (m, h) and column (4 * w + j, e), i being the rank of (m, h, w): all
+// that a lane keeps of the step is one word.
 template <class Cfg, class Weights>
 struct HiddenFromKeys {
   static constexpr int kWords = Weights::kCols / 32;
-  static constexpr u32 kOfLane = 0x03030303u;
-  u32 words[Weights::kTilesM][2][kWords];
+  static_assert(Weights::kTilesM * kWords <= 2, "the lane's bits fill a word");
+  u32 bits;
+
+  __device__ __forceinline__ static constexpr int rank(int m, int h, int w) { return (2 * m + h) * kWords + w; }
 
   // queries_of(row, w) -> the 32 queries from column 32 * w on that see the key in `row` of the register tile.
   template <class QueriesOf>
-  __device__ __forceinline__ void set_words(QueriesOf const& queries_of) {
+  __device__ __forceinline__ void set_bits(QueriesOf const& queries_of) {
+    bits = 0;
 #pragma unroll
     for (int m = 0; m < Weights::kTilesM; ++m) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
 #pragma unroll
-        for (int w = 0; w < kWords; ++w) words[m][h][w] = queries_of(Weights::row(m, h), w) >> Weights::col(0, 0);
+        for (int w = 0; w < kWords; ++w) {
+          u32 const queries = queries_of(Weights::row(m, h), w);
+          bits |= (queries >> Weights::col(0, 0) & 0x03030303u) << (2 * rank(m, h, w));
+        }
       }
     }
   }
@@ -42,15 +48,15 @@ struct HiddenFromKeys {
     MaskView const& mask = step.mask;
     if (step.tile.kind() == kCausal) {
       int const first = step.owned0 - mask.p.diagonal - step.walked0;  // column that sees the warp's first key first
-      set_words([&](int row, int w) { return rows_from(first + row - 32 * w); });
+      set_bits([&](int row, int w) { return rows_from(first + row - 32 * w); });
     } else if (int const payload = step.tile.payload; payload >= 0) {
       constexpr int kTileWords = Cfg::kBr / 32;
       u32 const* const g_words =
           mask.p.lists.bit_tiles + (static_cast<i64>(payload) * Cfg::kBc + step.row0) * kTileWords + step.column0 / 32;
-      set_words([&](int row, int w) { return g_words[row * kTileWords + w]; });
+      set_bits([&](int row, int w) { return g_words[row * kTileWords + w]; });
     } else {
       int2 const* const g_spans = mask.spans() + step.owned0;
-      set_words([&](int row, int w) {
+      set_bits([&](int row, int w) {
         u32 queries = 0;
 #pragma unroll 1
         for (int i = 0; i < mask.p.n_spans; ++i) {
@@ -64,15 +70,7 @@ struct HiddenFromKeys {
   }
 
   // Does any row of the warp's see any column?
-  __device__ __forceinline__ bool is_anything() const {
-    u32 any = 0;
-#pragma unroll
-    for (int m = 0; m < Weights::kTilesM; ++m) {
-#pragma unroll
-      for (int w = 0; w < kWords; ++w) any |= words[m][0][w] | words[m][1][w];
-    }
-    return __any_sync(0xffffffffu, any & kOfLane);
-  }
+  __device__ __forceinline__ bool is_anything() const { return __any_sync(0xffffffffu, bits != 0); }
 
   __device__ __forceinline__ void apply(Weights& weights) const {
 #pragma unroll
@@ -83,7 +81,7 @@ struct HiddenFromKeys {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           float& weight = weights.x[m][4 * j + 2 * h + e];
-          weight = words[m][h][j / 4] & 1u << (8 * (j % 4) + e) ? weight : 0.f;
+          weight = bits & 1u << (8 * (j % 4) + 2 * rank(m, h, j / 4) + e) ? weight : 0.f;
         }
       }
     }

@@ -13,6 +13,7 @@ struct BackwardParamsSm90 {
   BackwardParams b;
   int* counter;  // {next work item, thread blocks that handed out all, that ended}: zero at launch, left zero
   int work_items;
+  float* dq_sums;  // (batch, q_heads, q_padded / kBr, kBr * kHeadDim): of the kernel that makes all gradients
 };
 
 // Panels of 64 columns that hold so many columns.

@@ -6,7 +6,7 @@
 
 namespace omni {
 
-// Item after item. Loop has init(), tile(work), store(work).
+// Item after item. Loop has init(), tile(work), finish(): what K is still needed for after the last tile, store(work).
 template <class Cfg, class Loop>
 __device__ __forceinline__ void run_items(Loop& loop, KeySmem<Cfg>& smem) {
   using Slot = typename KeySmem<Cfg>::Slot;
@@ -18,6 +18,7 @@ __device__ __forceinline__ void run_items(Loop& loop, KeySmem<Cfg>& smem) {
     mbarrier_wait(smem_address(&smem.kv_full), KeySmem<Cfg>::kv_parity(slot));
 #pragma unroll 1
     for (int left = uniform(work.tiles); left > 0; --left) loop.tile(work);
+    loop.finish();
     release(smem.kv_empty);
     loop.store(work);
     release(smem.work_empty[slot.stage()]);
@@ -43,8 +44,15 @@ struct KeyLoop {
     dk.fill(0.f);
     dv.fill(0.f);
   }
+  __device__ __forceinline__ void finish() const {}
 
   __device__ __forceinline__ void tile(WorkSlot const& work) {
+    step(work, [](Pairs const&) {});
+  }
+
+  // hand_over(dS^T): after dV's product is started, before dK's.
+  template <class HandOver>
+  __device__ __forceinline__ void step(WorkSlot const& work, HandOver const& hand_over) {
     KeySmem<Cfg>& smem = consumer.smem;
     Scores scores, gradients;
     Pairs weights, score_gradients;
@@ -67,6 +75,7 @@ struct KeyLoop {
     pin_registers(dv.x[0]);
     pin_registers(weights);
     consumer.start_sum(dv, weights, smem.dout[consumer.ring.stage()]);
+    hand_over(score_gradients);
     pin_registers(dk.x[0]);
     pin_registers(score_gradients);
     consumer.start_sum(dk, score_gradients, smem.q[consumer.ring.stage()]);
@@ -104,6 +113,7 @@ struct ValueRole {
   __device__ __forceinline__ ValueRole(BackwardParamsSm90 const& args, KeySmem<Cfg>& smem) : consumer{args, smem} {}
 
   __device__ __forceinline__ void init() { dv.fill(0.f); }
+  __device__ __forceinline__ void finish() const {}
 
   __device__ __forceinline__ void tile(WorkSlot const& work) {
     KeySmem<Cfg>& smem = consumer.smem;
@@ -158,6 +168,7 @@ struct KeyRole {
   __device__ __forceinline__ KeyRole(BackwardParamsSm90 const& args, KeySmem<Cfg>& smem) : consumer{args, smem} {}
 
   __device__ __forceinline__ void init() { dk.fill(0.f); }
+  __device__ __forceinline__ void finish() const {}
 
   __device__ __forceinline__ void tile(WorkSlot const&) {
     KeySmem<Cfg>& smem = consumer.smem;

@@ -6,9 +6,8 @@
 
 namespace omni {
 
-template <class Cfg>
+template <class Cfg, class Smem = KeySmem<Cfg>>
 struct KeyProducer {
-  using Smem = KeySmem<Cfg>;
   using Slot = typename Smem::Slot;
 
   BackwardParamsSm90 const& args;
@@ -46,26 +45,46 @@ struct KeyProducer {
     ring.next();
   }
 
-  // The heads of a group follow each other within a tile: what the thread blocks of one head of keys read of Q and dO
-  // lies close together, and an entry is read once. Lists by key blocks have an entry a tile.
+  // An entry's tile for one head of the group. Lists by key blocks have an entry a tile.
+  __device__ __forceinline__ void load_entry(int entry, int head_in_group) {
+    int4 const e = args.b.p.lists.entries[entry];
+    int const head = work().kv_head * args.b.p.group + head_in_group;
+    // In place of a count that key blocks do not have: which of all heads it is.
+    load_queries(Tile{e.x, e.y, e.z, work().batch * args.b.p.q_heads + head}, head);
+  }
+
+  // The block mask was there before the kernel ahead began; what else is read or written, by the consumers too, comes
+  // after that kernel has ended. What is launched behind this one may come up from then on: it finds a place where a
+  // thread block of this one has ended.
   __device__ __forceinline__ void run() {
     prefetch_tensormap(&args.q_map);
     prefetch_tensormap(&args.dout_map);
     prefetch_tensormap(&args.k_map);
     prefetch_tensormap(&args.v_map);
     WorkList<Smem> const list{args, smem};
+    int const group = args.b.p.group;
+    int index = blockIdx.x;
+    wait_for_kernel_ahead();
+    let_next_kernel_come();
 #pragma unroll 1
-    for (int index = blockIdx.x; index < args.work_items; index = list.take()) {
+    for (; index < args.work_items; index = list.take()) {
       WorkItem const item = work_item_among(args.b.p, args.b.kv_heads, index);
       list.announce(
-          slot, WorkSlot{item.q0, item.mask, item.batch, item.head, item.head, (item.end - item.first) * args.b.p.group, 0, item.part});
+          slot,
+          WorkSlot{item.q0, item.mask, item.batch, item.head, item.head, (item.end - item.first) * group, 0, item.part});
       load_keys();
+      if constexpr (Smem::kHeadByHead) {
 #pragma unroll 1
-      for (int entry = item.first; entry < item.end; ++entry) {
-        int4 const e = args.b.p.lists.entries[entry];
+        for (int i = 0; i < group; ++i) {
 #pragma unroll 1
-        for (int i = 0; i < args.b.p.group; ++i) {
-          load_queries(Tile{e.x, e.y, e.z, e.w}, work().kv_head * args.b.p.group + i);
+          for (int entry = item.first; entry < item.end; ++entry) load_entry(entry, i);
+        }
+      } else {
+        // What the thread blocks of one head of keys read of Q and dO lies close together.
+#pragma unroll 1
+        for (int entry = item.first; entry < item.end; ++entry) {
+#pragma unroll 1
+          for (int i = 0; i < group; ++i) load_entry(entry, i);
         }
       }
       slot.next();

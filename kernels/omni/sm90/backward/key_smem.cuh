@@ -15,6 +15,8 @@ struct KeySmem {
   static constexpr int kSlots = 2;  // of work items
   using Slot = RingIndex<kSlots>;
   static constexpr bool kRoles = Cfg::kHeadDim > kWideHeadDim;
+  // Which is the outer loop over a block's tiles: the heads of the group, or the tiles.
+  static constexpr bool kHeadByHead = false;
 
   alignas(1024) unsigned char k[Cfg::kHeadPanels * Cfg::kKvPanelBytes];
   alignas(1024) unsigned char v[Cfg::kValuePanels * Cfg::kKvPanelBytes];

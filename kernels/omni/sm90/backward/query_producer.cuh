@@ -81,6 +81,9 @@ struct QueryProducer {
       slot.next();
     }
     list.end(slot);
+    // Launched behind the kernel of dK and dV it takes places that one leaves, and reads nothing of it; what comes behind
+    // both must find both ended.
+    wait_for_kernel_ahead();
   }
 };
 
