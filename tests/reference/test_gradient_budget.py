@@ -60,10 +60,10 @@ def test_correct_tiled_results_are_accepted(dtype: Any, kind: str) -> None:
 def test_faults_are_found(fault: str, dtype: Any, kind: str) -> None:
     """In each gradient that the fault is in."""
     if fault == "dout rounded to bfloat16" and (dtype == ml_dtypes.bfloat16 or kind == "dout of ones"):
-        pytest.skip("that changes nothing")
-    if fault == "dq summed in 16 bits" and dtype == np.float16 and kind == "peaky":
-        pytest.skip("one key has all the weight: nothing is summed")
-    case = made([oc.causal(60, 62)], (2, 2, 2), 16, dtype, kind=kind, with_dlse=True)
+        return  # that changes nothing
+    # A sum of few terms may as well be rounded at each: it takes many to tell.
+    mask = oc.full(24, 1500) if fault == "dq summed in 16 bits" else oc.causal(60, 62)
+    case = made([mask], (2, 2, 2), 16, dtype, kind=kind, with_dlse=True)
     expected = case.budget()
     assert gradient_budget.compare(tiled_gradients.gradients(case), expected).ok
     wrong = tiled_gradients.gradients(case, fault=fault)
