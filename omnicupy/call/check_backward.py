@@ -142,9 +142,10 @@ def _check_elements(name: str, array: Any) -> None:
     # Kernels count strides in elements.
     size = array.dtype.itemsize
     if is_on_gpu(array) and (array.data.ptr % size or any(stride % size for stride in array.strides)):
+        copy_with = getattr(array, "copy_with", "cupy.ascontiguousarray")
         raise ValueError(
             f"{name} must have an address and strides that are multiples of its element's {size} bytes, got "
-            f"address {array.data.ptr:#x} and strides {array.strides}; copy it with cupy.ascontiguousarray"
+            f"address {array.data.ptr:#x} and strides {array.strides}; copy it with {copy_with}"
         )
 
 
