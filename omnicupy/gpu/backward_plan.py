@@ -23,8 +23,9 @@ from omnicupy.jit.params import MAP_BYTES, PARAMS
 _INPUTS = struct.Struct("<5Q")  # q, k, v, out, lse: the first fields of ForwardParams
 _GRADIENTS = struct.Struct("<11Q")  # dout ... v_copy: the first fields of BackwardParams that are its own
 _MAPS = struct.Struct(f"<{4 * MAP_BYTES}s")  # of q, dout, k and v: the first fields of BackwardParamsSm90
+_WORK = struct.Struct("<4Q")  # counter, dq_sums, partials, arrivals: neighbours there
 _ADDRESS = struct.Struct("<Q")
-_COUNTERS = 4  # integers, zero before and after a launch
+_COUNTERS = 4  # integers of the kernel of dQ, zero before and after a launch; then come arrivals
 
 
 class Addresses(NamedTuple):
@@ -43,7 +44,10 @@ class Addresses(NamedTuple):
 
 
 class Space(NamedTuple):
-    """Where things lie in work memory: bytes from its start, -1 for what is not there. sums: of dQ.  size: of all."""
+    """Where things lie in work memory: bytes from its start, -1 for what is not there.
+
+    sums: of dQ.  partials: of dK and dV of split blocks of keys.  size: of all.  arrivals: counters beside it.
+    """
 
     lse2: int
     delta: int
@@ -52,7 +56,9 @@ class Space(NamedTuple):
     k: int
     v: int
     sums: int
+    partials: int
     size: int
+    arrivals: int
 
 
 @dataclass
@@ -77,17 +83,20 @@ class Launch:
         assert fields is not None
         self._at = {name: fields[name][1] for name in ("q", "dout", "dq_sums", "counter") if name in fields}
 
-    def run(self, at: Addresses, gradients: bytes, sums: int, counters: int, stream: Any) -> None:
-        """Give the launch to `stream`. at: what it reads.  gradients: addresses packed, from dout on."""
+    def run(self, at: Addresses, gradients: bytes, work: tuple[int, int, int, int], stream: Any) -> None:
+        """Give the launch to `stream`. at: what it reads.  gradients: addresses packed, from dout on.
+
+        work: addresses of work counters, sums of dQ, partials and arrivals.
+        """
         argument, places = bytearray(self.template), self._at
         _INPUTS.pack_into(argument, places["q"], at.q, at.k, at.v, at.out, at.lse)
         argument[places["dout"] : places["dout"] + len(gradients)] = gradients
         _ADDRESS.pack_into(argument, places["dout"], at.dout)
-        if "dq_sums" in places:
-            _ADDRESS.pack_into(argument, places["dq_sums"], sums)
         if self.layouts:
             _MAPS.pack_into(argument, 0, self._maps_of((at.q, at.dout, at.k, at.v)))
-            _ADDRESS.pack_into(argument, places["counter"], counters)
+            _WORK.pack_into(argument, places["counter"], *work)
+        elif "dq_sums" in places:
+            _ADDRESS.pack_into(argument, places["dq_sums"], work[1])
         by_value = np.frombuffer(argument, self._by_value)  # of one element, which CuPy passes by value
         self.function(self.grid, (self.kernel.threads, 1, 1), (by_value,), self.kernel.smem_bytes, stream)
 
@@ -119,7 +128,7 @@ class BackwardPlan:
         self._launches = tuple(launches)
         self._blocks = tuple({id(one.blocks): one.blocks for one in launches}.values())
         self._space = space
-        stream_memory.prepare(device, Need(space.size, _COUNTERS))
+        stream_memory.prepare(device, Need(space.size, _COUNTERS + space.arrivals))
 
     def reads(self, blocks: DeviceBlocks) -> bool:
         """Does a launch read this device copy?"""
@@ -148,11 +157,11 @@ class BackwardPlan:
 
     def _run(self, work: Addresses, memory: StreamMemory, stream: Any, scratch: int) -> None:
         space = self._space
-        own = memory.workspace(Need(0 if scratch else space.size, _COUNTERS))
+        own = memory.workspace(Need(0 if scratch else space.size, _COUNTERS + space.arrivals))
         base = scratch or own.partials
         sums = base + space.sums
         if space.sums >= 0:
-            cupy.cuda.runtime.memsetAsync(sums, 0, space.size - space.sums, stream.ptr)
+            cupy.cuda.runtime.memsetAsync(sums, 0, space.partials - space.sums, stream.ptr)
         copies = [0 if place < 0 else base + place for place in (space.q, space.dout, space.k, space.v)]
         statistics = (base + space.lse2, base + space.delta)
         gradients = _GRADIENTS.pack(work.dout, work.dlse, *statistics, work.dq, work.dk, work.dv, *copies)
@@ -162,4 +171,5 @@ class BackwardPlan:
             at = work if one.kernel.part == "prepare" else copied
             # The kernel of dQ may run beside the one before it, so it has work counters of its own.
             counters = own.arrivals if one.kernel.part == "dq" else memory.counters
-            one.run(at, gradients, sums, counters, stream)
+            arrivals = own.arrivals + 4 * _COUNTERS
+            one.run(at, gradients, (counters, sums, base + space.partials, arrivals), stream)

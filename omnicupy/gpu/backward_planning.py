@@ -31,7 +31,16 @@ from omnicupy.schedule.key_lists import key_lists
 _ROW_BYTES = 16  # rows are read in pieces of it
 _COPY_ALIGN = 256
 # What the parameter struct takes over from packed lists.
-_LIST_FIELDS = ("q_blocks", "mask_batch", "diagonal", "n_spans", "k_padded", "tiers")
+_LIST_FIELDS = (
+    "q_blocks",
+    "mask_batch",
+    "diagonal",
+    "n_spans",
+    "k_padded",
+    "tiers",
+    "n_slots",
+    "n_split_rows",
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,7 @@ def new_plan(
     fused = not deterministic and "fused" in parts and call.wanted[0] and (call.wanted[1] or call.wanted[2])
     keys = parts["fused" if fused else "dkdv"]
     of_keys = on.blocks(keys)
-    space = _space(call, layouts, keys, of_keys)
+    space = _space(call, layouts, on.grid(keys), of_keys)
     read = _read_layouts(layouts, space)
     launches = [_launch(on, parts["prepare"], layouts, of_keys, space)]
     if call.wanted[1] or call.wanted[2]:
@@ -98,12 +107,12 @@ def new_plan(
     return BackwardPlan(spec, device, launches, space)
 
 
-def _space(call: BackwardCall, layouts: Layouts, part: BackwardKernel, keys: DeviceBlocks) -> Space:
+def _space(call: BackwardCall, layouts: Layouts, grid: BackwardGrid, keys: DeviceBlocks) -> Space:
     """Where statistics and copies lie. Copied is what a kernel cannot read as it is: queries, where some see no key,
     and keys of tiles that hold dead ones, as what lies there may be NaN; arrays that no tensor map holds; dout of any
     other layout.
     """
-    problem, shapes = call.problem, keys.sizes.shapes
+    part, problem, shapes = grid.kernel, call.problem, keys.sizes.shapes
     dead_rows, dead_keys = shapes["dead_rows"][0] > 0, shapes["dead"][0] > 0
     rows = problem.batch * problem.q_heads * padded_rows(problem.q_len)
 
@@ -129,7 +138,9 @@ def _space(call: BackwardCall, layouts: Layouts, part: BackwardKernel, keys: Dev
     sums = -1
     if part.part == "fused":
         sums, size = size, size + 4 * rows * part.head_dim
-    return Space(lse2=0, delta=4 * rows, **places, sums=sums, size=size)
+    partials, (partial_bytes, arrivals) = size, grid.partials(keys.sizes.n_slots, keys.sizes.n_split_rows)
+    places |= {"sums": sums, "partials": partials, "size": size + partial_bytes, "arrivals": arrivals}
+    return Space(lse2=0, delta=4 * rows, **places)
 
 
 def _read_layouts(layouts: Layouts, space: Space) -> Layouts:

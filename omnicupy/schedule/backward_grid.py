@@ -8,7 +8,7 @@ from omnicupy.call.problem import Problem
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.backward_kernel import BackwardKernel
 from omnicupy.jit.backward_spec import padded_rows
-from omnicupy.schedule.grid import MAX_GRID_X
+from omnicupy.schedule.grid import MAX_GRID_X, MOST_PARTIAL_BYTES
 from omnicupy.schedule.parts import Workers
 
 
@@ -33,7 +33,25 @@ class BackwardGrid:
     @property
     def workers(self) -> Workers:
         """Who works on each block of queries or keys."""
-        return Workers(self.heads * self.problem.batch // self.masks, self.sm_count)
+        heads = self.heads * self.problem.batch
+        if self.kernel.part == "dq":
+            return Workers(heads // self.masks, self.sm_count)
+        # Only the Hopper kernel may split blocks of keys, as far as the merge may use memory.
+        slots = MOST_PARTIAL_BYTES // (heads * self._slot_bytes) if self.kernel.kernel == "sm90" else 0
+        return Workers(heads // self.masks, self.sm_count, slots, self.problem.group)
+
+    @property
+    def _slot_bytes(self) -> int:
+        """What one part of a split block of keys leaves: dK and dV in float32."""
+        return 2 * 4 * self.kernel.bc * self.kernel.head_dim
+
+    def partials(self, n_slots: int, n_split_rows: int) -> tuple[int, int]:
+        """Bytes of unfinished dK and dV, and counters of parts that have arrived, where blocks of keys are split.
+
+        n_slots: parts of split blocks.  n_split_rows: split blocks.
+        """
+        heads = self.heads * self.problem.batch
+        return heads * n_slots * self._slot_bytes, heads * n_split_rows * 2 * (self.kernel.bc // 16)
 
     def work_items(self, parts: int) -> int:
         """Parts, under all masks, times the heads that work on each."""

@@ -31,7 +31,7 @@ def key_lists(blocks: Sequence[BlockMask], workers: Workers) -> BlockLists:
     offsets = np.concatenate([turned[0].offsets, *later])
     queries = np.concatenate([one.entries[:, 3] for one in turned])
     kinds = np.concatenate([one.kinds for one in turned])
-    work = schedule(offsets, costs_of(queries, kinds, first.br), workers)
+    work = schedule(offsets, costs_of(queries, kinds, first.br) * workers.repeats, workers)
     dead = {
         "dead": [block.mask.dead_keys() for block in blocks],
         "dead_rows": [dead_rows(block.mask) for block in blocks],

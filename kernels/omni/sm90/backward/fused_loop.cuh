@@ -96,7 +96,7 @@ struct FusedLoop {
     }
   }
 
-  __device__ __forceinline__ void store(WorkSlot const& work) const { keys.store(work); }
+  __device__ __forceinline__ void store(WorkSlot const& work) { keys.store(work); }
 
   __device__ __forceinline__ void run() {
     run_items<Cfg>(*this, smem);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "omni/mask/keep_transposed.cuh"
+#include "omni/sm90/backward/key_merge.cuh"
 #include "omni/sm90/backward/key_smem.cuh"
 #include "omni/sm90/backward/uniform.cuh"
 #include "omni/sm90/wgmma.cuh"
@@ -122,12 +123,18 @@ struct KeyConsumer {
     }
   }
 
-  // Rows of dK or dV. A gradient that is not wanted has no address.
+  // Rows of dK (gradient 0) or dV (1), once they are whole. A gradient that is not wanted has no address.
   template <class Out>
-  __device__ __forceinline__ void store(
-      Out const& out, void* to, Strides const& strides, float factor, WorkSlot const& work, int group) const {
+  __device__ __forceinline__ void store(Out& out, int gradient, float factor, WorkSlot const& work, int group) const {
+    void* const to = gradient == 0 ? args.b.dk : args.b.dv;
     if (to == nullptr) return;
+    Strides const& strides = gradient == 0 ? args.b.dk_strides : args.b.dv_strides;
     ForwardParams const& p = args.b.p;
+    if (args.n_split_rows != 0) {
+      int4 const split = args.splits[work.part];
+      KeyMerge<Cfg> const merge{args, split, work.batch * args.b.kv_heads + work.head};
+      if (split.x >= 0 && !merge.add(out, gradient, row0(group) / 16)) return;
+    }
     unsigned char* const g_head =
         static_cast<unsigned char*>(to) + 2 * (work.batch * strides.batch + work.head * strides.head);
 #pragma unroll

@@ -90,10 +90,9 @@ struct KeyLoop {
     consumer.ring.next();
   }
 
-  __device__ __forceinline__ void store(WorkSlot const& work) const {
-    BackwardParams const& b = consumer.args.b;
-    consumer.store(dk, b.dk, b.dk_strides, b.p.scale, work, group());
-    consumer.store(dv, b.dv, b.dv_strides, 1.f, work, group());
+  __device__ __forceinline__ void store(WorkSlot const& work) {
+    consumer.store(dk, 0, consumer.args.b.p.scale, work, group());
+    consumer.store(dv, 1, 1.f, work, group());
   }
 
   __device__ __forceinline__ void run() { run_items<Cfg>(*this, consumer.smem); }
@@ -147,10 +146,7 @@ struct ValueRole {
     ++tiles;
   }
 
-  __device__ __forceinline__ void store(WorkSlot const& work) const {
-    BackwardParams const& b = consumer.args.b;
-    consumer.store(dv, b.dv, b.dv_strides, 1.f, work, 0);
-  }
+  __device__ __forceinline__ void store(WorkSlot const& work) { consumer.store(dv, 1, 1.f, work, 0); }
 
   __device__ __forceinline__ void run() { run_items<Cfg>(*this, consumer.smem); }
 };
@@ -196,9 +192,8 @@ struct KeyRole {
     ++tiles;
   }
 
-  __device__ __forceinline__ void store(WorkSlot const& work) const {
-    BackwardParams const& b = consumer.args.b;
-    consumer.store(dk, b.dk, b.dk_strides, b.p.scale, work, 0);
+  __device__ __forceinline__ void store(WorkSlot const& work) {
+    consumer.store(dk, 0, consumer.args.b.p.scale, work, 0);
   }
 
   __device__ __forceinline__ void run() { run_items<Cfg>(*this, consumer.smem); }
