@@ -109,6 +109,21 @@ def _many_items() -> Iterator[BackwardCase]:
             yield replace(backward_of(case, i), dout=PLAIN, wanted=ALL)
 
 
+def _few_keys() -> Iterator[BackwardCase]:
+    """Few keys that many rows see, whose blocks are split over several work items, and few rows that see many keys."""
+    for head_dim, q_heads, kv_heads in ((64, 2, 2), (128, 8, 1), (192, 2, 1), (256, 4, 2)):
+        for mask, options in (
+            ("full", ()),
+            ("segments", (POISON,)),
+            ("sink", ()),
+            ("holes", (PER_BATCH, POISON)),
+        ):
+            case = replace(BASE, group="few keys", mask=mask, head_dim=head_dim, options=options)
+            case = replace(case, q_heads=q_heads, kv_heads=kv_heads, batch=2 if PER_BATCH in options else 1)
+            for number, (q_len, k_len) in enumerate(((4099, 70), (6000, 450), (60, 5000))):
+                yield replace(backward_of(replace(case, q_len=q_len, k_len=k_len), number), wanted=ALL)
+
+
 def _large() -> Iterator[BackwardCase]:
     """Scores of 1e4, so that weights are exactly 0 and 1, with each layout of dout."""
     for dtype in ("bfloat16", "float16"):
@@ -121,7 +136,7 @@ def _large() -> Iterator[BackwardCase]:
 
 def _fixed() -> tuple[BackwardCase, ...]:
     made = [backward_of(case, number) for number, case in enumerate(FIXED)]
-    made += [case for maker in (_douts, _wanted, _many_items, _large) for case in maker()]
+    made += [case for maker in (_douts, _wanted, _many_items, _few_keys, _large) for case in maker()]
     return tuple(dict.fromkeys(made))
 
 

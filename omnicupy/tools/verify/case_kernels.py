@@ -8,6 +8,7 @@ from typing import Any
 
 from omnicupy.call.problem import Problem
 from omnicupy.choose import backward_table, pick, table
+from omnicupy.jit.backward_kernel import FUSED_PARTS, TileShape
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.spec import DTYPES, MAX_ONE_PIECE, AttnSpec, KernelSpec, round_up
 from omnicupy.masks.mask import Mask
@@ -23,17 +24,21 @@ class Variant:
     """A kernel, or the kernels of a backward pass, as the report names it.
 
     spec: what runs; the default variant's is what the table has for it.  explicit: pass the spec as `config`, else
-    leave the choice to the call.
+    leave the choice to the call.  parts: of a backward pass, those that the case runs.  deterministic: asked for of
+    one.
     """
 
     name: str
     spec: AttnSpec | BackwardSpec
     explicit: bool = True
+    parts: tuple[str, ...] = ()
+    deterministic: bool = True
 
     @property
     def kernels(self) -> tuple[KernelSpec, ...]:
         """Its compiled kernels."""
-        return tuple(self.spec.kernels().values()) if isinstance(self.spec, BackwardSpec) else (self.spec,)
+        spec = self.spec
+        return tuple(map(spec.part, self.parts)) if isinstance(spec, BackwardSpec) else (spec,)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -44,6 +49,11 @@ class Variant:
     def config(self) -> Any:
         """The `config` of the call."""
         return self.spec if self.explicit else None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What a call of attention_backward is given for it."""
+        return {"config": self.config, "deterministic": self.deterministic}
 
 
 def problem_of(case: Case) -> Problem:
@@ -86,16 +96,28 @@ def variants(case: Case, masks: Sequence[Mask], arch: str, sm_count: int) -> lis
 
 
 def backward_variants(case: BackwardCase, arch: str) -> list[Variant]:
-    """The kernels for a backward case: naive, every row of the table that serves it, and the default."""
+    """The kernels for a backward case: naive, every row of the table that serves it, also with sums in any order where
+    it has a kernel for that, and the default.
+    """
     head_dim = round_up(case.head_dim, 16)
-    found = [Variant("bwd naive", backward_table.naive(arch, case.dtype, head_dim))]
+    of_keys = bool({"k", "v"} & set(case.wanted))
+    parts = ("prepare", *["dkdv"] * of_keys, *["dq"] * ("q" in case.wanted))
+    found = [Variant("bwd naive", backward_table.naive(arch, case.dtype, head_dim), parts=parts)]
     for row in backward_table.TABLE:
-        if row.serves(arch, head_dim) and serves(row.kernel, case):
-            spec = row.spec(arch, case.dtype, head_dim)
-            tiles = (f"{name} {'x'.join(map(str, getattr(spec, name)))}" for name in ("dkdv", "dq"))
-            found.append(Variant(f"bwd {spec.kernel} {' '.join(tiles)}", spec))
+        if not (row.serves(arch, head_dim) and serves(row.kernel, case)):
+            continue
+        spec = row.spec(arch, case.dtype, head_dim)
+        tiles = (f"{name} {_word(getattr(spec, name))}" for name in ("dkdv", "dq"))
+        found.append(Variant(f"bwd {spec.kernel} {' '.join(tiles)}", spec, parts=parts))
+        if spec.fused is not None and of_keys and "q" in case.wanted:
+            name, fused = f"bwd {spec.kernel} fused {_word(spec.fused)}", ("prepare", *FUSED_PARTS)
+            found.append(Variant(name, spec, parts=fused, deterministic=False))
     picked = backward_table.pick(arch, case.dtype, head_dim)
-    return [*found, Variant(BACKWARD_DEFAULT, picked, explicit=False)]
+    return [*found, Variant(BACKWARD_DEFAULT, picked, explicit=False, parts=parts)]
+
+
+def _word(shape: TileShape) -> str:
+    return "x".join(map(str, shape))
 
 
 def every_backward_spec() -> Iterator[BackwardSpec]:

@@ -26,7 +26,7 @@ from omnicupy.tools.verify.special_cases import SPECIAL
 from omnicupy.tools.watchdog import Watchdog
 
 REPEATS = 10
-HANG_S = 60.0  # far above the slowest case on the slowest kernel
+HANG_S = 120.0  # far above the slowest case on the slowest kernel
 NAIVE_REPEATS = 2  # one thread block a row: there is nothing whose order could change
 
 
@@ -172,9 +172,9 @@ def _gradients(
     of_case = GradientJudge(case, masks, cupy, call=attention_backward, forward=attention)
 
     def judge(variant: Variant) -> tuple[float, str]:
-        first = of_case.gradients(variant.config)
+        first = of_case.gradients(variant.options)
         ratio, problem = of_case.judge(first)
-        return ratio, problem or of_case.repeated(first, _repeats(target, variant), variant.config)
+        return ratio, problem or of_case.repeated(first, _repeats(target, variant), variant.options)
 
     return judge
 

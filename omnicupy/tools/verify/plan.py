@@ -7,9 +7,10 @@ import zlib
 from dataclasses import dataclass
 from functools import cache
 
+from omnicupy.choose import pick
 from omnicupy.tools.verify.backward_cases import BACKWARD_FIXED, BackwardCase, backward_sweep
 from omnicupy.tools.verify.backward_special import CASES as BACKWARD_SPECIAL
-from omnicupy.tools.verify.case_kernels import serves
+from omnicupy.tools.verify.case_kernels import backward_variants, serves
 from omnicupy.tools.verify.cases import FIXED, Case
 from omnicupy.tools.verify.random_cases import DEFAULT, sweep
 from omnicupy.tools.verify.source_digest import BACKWARD, SOURCES
@@ -53,6 +54,20 @@ def every_case(random: int = DEFAULT) -> tuple[Case, ...]:
 
 def planned(source: str) -> set[str]:
     """The ids of the cases that a complete run of a source holds."""
-    of, backward = SOURCES[source], SOURCES[source].launch is BACKWARD
-    cases = (case for case in every_case() if isinstance(case, BackwardCase) is backward)
-    return {case.id for case in cases if serves(of.kernel, case)}
+    of = SOURCES[source]
+    if of.launch is BACKWARD:
+        return set(_backward_plan().get(source, ()))
+    forward = (case for case in every_case() if not isinstance(case, BackwardCase))
+    return {case.id for case in forward if serves(of.kernel, case)}
+
+
+@cache
+@pick.serve_every_kernel()
+def _backward_plan() -> dict[str, tuple[str, ...]]:
+    """Backward source -> the ids of the cases that run a kernel of it, on a device that has kernels of all sources."""
+    found: dict[str, list[str]] = {}
+    for case in every_case():
+        if isinstance(case, BackwardCase):
+            for source in {name for variant in backward_variants(case, "sm_90") for name in variant.sources}:
+                found.setdefault(source, []).append(case.id)
+    return {source: tuple(ids) for source, ids in found.items()}

@@ -210,6 +210,40 @@ def test_variants_hold_the_plain_kernels_every_row_and_the_default(arch: str, he
     assert kernels == {"naive", "sm80", *(["sm90"] if arch == "sm_90" and head_dim <= 256 else [])}
     assert "attention_bwd_delta.cu" in found[0].sources
     assert len(found[0].kernels) == 3
+    assert any(not variant.deterministic for variant in found) == (arch == "sm_90" and head_dim <= 128)
+
+
+def test_a_case_runs_the_kernels_of_the_gradients_that_it_wants() -> None:
+    wanted = {
+        ("q", "k", "v"): {"delta", "dkdv_sm90", "dq_sm90", "naive", "sm80", "sm90", "convert"},
+        ("k", "q"): {"delta", "dkdv_sm90", "dq_sm90", "naive", "sm80", "sm90", "convert"},
+        ("q",): {"delta", "dq_sm90", "naive", "sm80"},
+        ("v",): {"delta", "dkdv_sm90", "naive", "sm80"},
+    }
+    for names, parts in wanted.items():
+        found = backward_variants(replace(SMALL, wanted=names), "sm_90")
+        sources = {source for variant in found for source in variant.sources}
+        assert sources == {f"attention_bwd_{part}.cu" for part in parts}
+    (free,) = [one for one in backward_variants(SMALL, "sm_90") if not one.deterministic]
+    assert free.sources == ("attention_bwd_delta.cu", "attention_bwd_sm90.cu", "attention_bwd_convert.cu")
+    assert free.options == {"config": free.spec, "deterministic": False}
+
+
+def test_sums_in_any_order_may_differ_in_bits_but_not_in_size() -> None:
+    scale = [1.0]
+
+    def restless(*arrays: Any, deterministic: bool = True, **options: Any) -> Any:
+        found = attention_backward(*arrays, **options)
+        return tuple((array * array.dtype.type(scale[0])).astype(array.dtype) for array in found)
+
+    of_case = GradientJudge(SMALL, SMALL.masks(), np, call=restless)
+    first = of_case.gradients()
+    scale[0] = 1.004
+    assert "elements differ over 3 repetitions" in of_case.repeated(first, 3)
+    free = {"deterministic": False}
+    assert of_case.repeated(first, 3, free) == ""
+    scale[0] = 1.5
+    assert "worst d" in of_case.repeated(first, 3, free)
 
 
 def test_kernels_for_hopper_take_all_strides() -> None:
