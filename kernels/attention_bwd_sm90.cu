@@ -4,10 +4,10 @@
 #include "omni/sm90/backward/key_producer.cuh"
 
 using Cfg = omni::BackwardConfig<
-    OMNI_HEAD_DIM, OMNI_VALUE_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_BF16>;
+    OMNI_HEAD_DIM, OMNI_VALUE_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_BF16, true>;
 static_assert(sizeof(omni::BackwardParamsSm90) == OMNI_PARAMS_BYTES, "params.py and sm90/backward/config.cuh disagree");
-using Smem = omni::FusedSmem<Cfg>;
-static_assert(sizeof(Smem) <= OMNI_SMEM_BYTES, "backward_spec.py and sm90/backward/fused_loop.cuh disagree");
+using Smem = omni::KeySmem<Cfg>;
+static_assert(sizeof(Smem) <= OMNI_SMEM_BYTES, "backward_spec.py and sm90/backward/key_smem.cuh disagree");
 static_assert(!Smem::kRoles && Cfg::kBc == 64 * Cfg::kConsumers, "64 keys a consumer warpgroup");
 
 extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
@@ -20,7 +20,7 @@ extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
   int const warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
     omni::setmaxnreg_dec<Cfg::kProducerRegisters>();
-    if (threadIdx.x == 0) omni::KeyProducer<Cfg, Smem>(args, smem).run();
+    if (threadIdx.x == 0) omni::KeyProducer<Cfg>(args, smem).run();
     if constexpr (Smem::kStaged) {
       int const buffer = threadIdx.x / 32 - 1;
       if (threadIdx.x % 32 == 0 && buffer >= 0 && buffer < Smem::kBuffers) omni::add_tiles<Cfg>(args, smem, buffer);

@@ -195,11 +195,12 @@ class BackwardKernel:
             spans = 2 * 8 * self.bc * ((self.stages + 1) // 2)  # of the tiles whose keys are in flight
             return panels * (2 * self.br + self.stages * self.bc) + spans + 1024
         tiles = panels * 2 * (self.bc + self.stages * self.br) + 8 * self.stages * self.br
+        staged = self.part == "fused" and self.warps == 12  # dQ, by two warpgroups
+        tiles += (1 if staged else 2) * 8 * self.bc  # spans
         if self.part == "fused":
             warpgroups = self.warps // 4 - 1
             score_gradients = (3 if warpgroups == 3 else 2) * 128 * self.br * warpgroups
-            sums = 4 * self.br * self.head_dim * 2 if warpgroups == 2 else 0  # of a warpgroup each
-            return tiles + score_gradients + sums + 2048
+            return tiles + score_gradients + (4 * self.br * self.head_dim * 2 if staged else 0) + 1024
         return tiles + (4 * self.br * self.bc if self.head_dim > WIDE_HEAD_DIM else 0) + 1024
 
     def _sm80_bytes(self) -> int:

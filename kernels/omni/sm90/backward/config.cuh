@@ -25,7 +25,7 @@ constexpr int panels_of(int columns) { return (columns + kPanelColumns - 1) / kP
 // Above it dK and dV of 64 keys do not fit one warpgroup's registers: a role a warpgroup.
 constexpr int kWideHeadDim = 128;
 
-template <int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, bool Bf16>
+template <int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, bool Bf16, bool Fused = false>
 struct BackwardConfig {
   static constexpr int kHeadDim = HeadDim;
   static constexpr int kValueDim = ValueDim;
@@ -35,6 +35,7 @@ struct BackwardConfig {
   static constexpr bool kBf16 = Bf16;
   static constexpr int kConsumers = Warps / 4 - 1;
   static constexpr int kThreads = 32 * Warps;
+  static constexpr bool kFused = Fused;  // one kernel for all gradients
   static constexpr bool kScheduler = false;  // the producer takes the work items
 
   static constexpr int kHeadPanels = panels_of(HeadDim);

@@ -8,37 +8,9 @@
 
 namespace omni {
 
-template <class Cfg>
-struct FusedSmem : KeySmem<Cfg> {
-  // Sums of dQ of several heads at a time would not stay in L2.
-  static constexpr bool kHeadByHead = true;
-  static constexpr int kLag = Cfg::kConsumers == 3 ? 1 : 0;
-  static constexpr int kRing = kLag + 2;  // of dS: kLag + 1 exclude a deadlock, one more keeps warpgroups apart
-  static constexpr bool kStaged = Cfg::kConsumers == 2;
-  static constexpr int kBuffers = kStaged ? Cfg::kConsumers : 1;
-
-  alignas(1024) unsigned char ds[kRing][Cfg::kConsumers * Cfg::kQPanelBytes];  // a panel of 64 keys a warpgroup, K-major
-  alignas(128) float4 sums[kBuffers][kStaged ? Cfg::kBr * Cfg::kHeadDim / 4 : 1];
-  u64 ds_full[kRing], ds_empty[kRing];
-  u64 sums_full[kBuffers], sums_empty[kBuffers];
-  i64 sums_at[kBuffers];  // where a tile of dQ goes, in floats; -1: no more come
-
-  __device__ __forceinline__ void init_barriers() {
-    for (int i = 0; i < kRing; ++i) {
-      mbarrier_init(smem_address(&ds_full[i]), 4 * Cfg::kConsumers);
-      mbarrier_init(smem_address(&ds_empty[i]), 4);
-    }
-    for (int i = 0; i < kBuffers; ++i) {
-      mbarrier_init(smem_address(&sums_full[i]), 4);
-      mbarrier_init(smem_address(&sums_empty[i]), 1);
-    }
-    KeySmem<Cfg>::init_barriers();
-  }
-};
-
 // Adds one warpgroup's tiles of dQ to the sums.
 template <class Cfg>
-__device__ __forceinline__ void add_tiles(BackwardParamsSm90 const& args, FusedSmem<Cfg>& smem, int buffer) {
+__device__ __forceinline__ void add_tiles(BackwardParamsSm90 const& args, KeySmem<Cfg>& smem, int buffer) {
   for (int parity = 0;; parity ^= 1) {
     mbarrier_wait(smem_address(&smem.sums_full[buffer]), parity);
     i64 const at = smem.sums_at[buffer];
@@ -53,7 +25,7 @@ __device__ __forceinline__ void add_tiles(BackwardParamsSm90 const& args, FusedS
 
 template <class Cfg>
 struct FusedLoop {
-  using Smem = FusedSmem<Cfg>;
+  using Smem = KeySmem<Cfg>;
   using Pairs = typename KeyConsumer<Cfg>::Pairs;
   static constexpr int kLag = Smem::kLag;
   // dQ in two products of half of its columns: the first is taken while the second is under way.

@@ -88,14 +88,42 @@ struct KeyConsumer {
     }
   }
 
-  __device__ __forceinline__ void weigh(Scores& scores, WorkSlot const& work, int group) const {
+  // What a tile hides, found while its scores are on their way. False: nothing, `words` are not filled.
+  __device__ __forceinline__ bool look_at_mask(u32 (&words)[2][Cfg::kBr / 32], WorkSlot const& work, int group) const {
     Tile const& tile = smem.tiles[ring.stage()];
-    if (uniform(tile.kind()) == kFull) {
+    if (uniform(tile.kind()) == kFull) return false;
+    MaskView const mask{args.b.p, work.mask};
+    int const row = row0(group);
+    KeepQueries<Cfg::kBr, Cfg::kBc, Smem::kSpans> const keep{mask, tile, work.q0 + row, row, smem.spans[0]};
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+#pragma unroll
+      for (int i = 0; i < Cfg::kBr / 32; ++i) words[h][i] = keep.word(h, i);
+    }
+    return true;
+  }
+
+  // Where three warpgroups leave no registers for it, the mask is looked at once the scores are there.
+  static constexpr bool kLooksAhead = Cfg::kConsumers < 3;
+
+  template <class WaitForScores>
+  __device__ __forceinline__ void weigh(
+      Scores& scores, WorkSlot const& work, int group, WaitForScores const& wait_for_scores) const {
+    u32 words[2][Cfg::kBr / 32];
+    bool masked;
+    if constexpr (kLooksAhead) masked = look_at_mask(words, work, group);
+    wait_for_scores();
+    pin_registers(scores.x[0]);
+    if constexpr (!kLooksAhead) masked = uniform(smem.tiles[ring.stage()].kind()) != kFull;
+    if (!masked) {
       weigh_tile<false>(scores, [](int, int) { return 0u; });
+    } else if constexpr (kLooksAhead) {
+      weigh_tile<true>(scores, [&](int h, int i) { return words[h][i]; });
     } else {
-      int const row = row0(group);
       MaskView const mask{args.b.p, work.mask};
-      KeepQueries<Cfg::kBr, Cfg::kBc> const keep{mask, tile, work.q0 + row, row};
+      int const row = row0(group);
+      Tile const& tile = smem.tiles[ring.stage()];
+      KeepQueries<Cfg::kBr, Cfg::kBc, Smem::kSpans> const keep{mask, tile, work.q0 + row, row, smem.spans[0]};
       weigh_tile<true>(scores, [&](int h, int i) { return keep.word(h, i); });
     }
   }

@@ -62,9 +62,7 @@ struct KeyLoop {
     consumer.wait_for_dout();
     pin_registers(gradients.x[0]);
     consumer.start_weight_gradients(gradients, group());
-    wgmma_wait<1>();
-    pin_registers(scores.x[0]);
-    consumer.weigh(scores, work, group());
+    consumer.weigh(scores, work, group(), [] { wgmma_wait<1>(); });
     wgmma_wait<0>();
     pin_registers(gradients.x[0]);
     consumer.pack_weights(weights, scores);
@@ -121,9 +119,7 @@ struct ValueRole {
     consumer.wait_for_q();
     pin_registers(scores.x[0]);
     consumer.start_scores(scores, 0);
-    wgmma_wait<0>();
-    pin_registers(scores.x[0]);
-    consumer.weigh(scores, work, 0);
+    consumer.weigh(scores, work, 0, [] { wgmma_wait<0>(); });
     release(smem.q_empty[consumer.ring.stage()]);
     mbarrier_wait(smem_address(&smem.weights_empty), (tiles & 1) ^ 1);
     float4* const s_weights = smem.weights + thread_index() % 128;

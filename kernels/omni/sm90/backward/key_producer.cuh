@@ -6,8 +6,9 @@
 
 namespace omni {
 
-template <class Cfg, class Smem = KeySmem<Cfg>>
+template <class Cfg>
 struct KeyProducer {
+  using Smem = KeySmem<Cfg>;
   using Slot = typename Smem::Slot;
 
   BackwardParamsSm90 const& args;
@@ -22,8 +23,16 @@ struct KeyProducer {
 
   __device__ __forceinline__ void load_keys() {
     mbarrier_wait(smem_address(&smem.kv_empty), Smem::kv_parity(slot) ^ 1);
+    ForwardParams const& p = args.b.p;
     TileOrigin const origin{work().q0, work().kv_head, work().batch};
-    load_panels<Cfg::kBc, Cfg::kHeadPanels>(smem.k, &args.k_map, &smem.kv_full, origin);
+    int const spans = p.n_spans <= Smem::kSpans ? p.n_spans : 0;
+    constexpr int kSpanBytes = Cfg::kBc * static_cast<int>(sizeof(int2));
+    load_panels<Cfg::kBc, Cfg::kHeadPanels>(smem.k, &args.k_map, &smem.kv_full, origin, spans * kSpanBytes);
+#pragma unroll 1
+    for (int i = 0; i < spans; ++i) {
+      int2 const* const g_spans = MaskView{p, work().mask}.spans() + i * p.k_padded + work().q0;
+      bulk_load(smem_address(smem.spans[i]), g_spans, kSpanBytes, smem_address(&smem.kv_full));
+    }
     load_panels<Cfg::kBc, Cfg::kValuePanels>(smem.v, &args.v_map, &smem.kv_full, origin);
   }
 

@@ -59,11 +59,20 @@ struct QueryLoop {
     return true;
   }
 
-  __device__ __forceinline__ void hide(Scores& scores, WorkSlot const& work) const {
+  // Sets hidden scores to -inf. What a tile hides is found while its scores are on their way, where that takes no loop.
+  template <class WaitForScores>
+  __device__ __forceinline__ void hide(Scores& scores, WorkSlot const& work, WaitForScores const& wait_for_scores) const {
     Tile const tile = smem.tiles[tiles.stage()];
-    if (uniform(tile.kind()) == kFull) return;
     MaskView const mask{args.b.p, work.mask};
-    mask_tile<Cfg::kBr>(scores, WarpTile{mask, tile, work.q0 + row0(), row0(), smem.spans[tiles.stage()][0]});
+    WarpTile const warp{mask, tile, work.q0 + row0(), row0(), smem.spans[tiles.stage()][0]};
+    KeepBits<Scores> keep;
+    bool const masked = uniform(tile.kind()) != kFull;
+    bool const found = masked && find_at_once<Cfg::kBr>(keep, warp);
+    wait_for_scores();
+    pin_registers(scores.x[0]);
+    if (!masked) return;
+    if (!found) find_in_spans(keep, warp);
+    keep.apply(scores);
   }
 
   // Scores to weights, in place: hidden pairs have scores of -inf, rows without a key and rows past q_len lse2 of +inf.
@@ -107,9 +116,7 @@ struct QueryLoop {
         gradients, descriptor_low(smem_address(smem.dout) + rows, 16),
         descriptor_low(smem_address(smem.kv[ring.stage()]), 16));
     wgmma_commit();
-    wgmma_wait<1>();
-    pin_registers(scores.x[0]);
-    hide(scores, work);
+    hide(scores, work, [] { wgmma_wait<1>(); });
     weigh(scores);
     wgmma_wait<0>();
     pin_registers(gradients.x[0]);
