@@ -94,13 +94,14 @@ def gradients_emulated(
     out: Array,
     lse: Array,
     dlse: Array | None = None,
+    scaled: bool = False,
 ) -> Gradients:
     """The plain way to compute gradients in the dtype of the inputs: what an engine's error is measured against.
 
     out, lse: what the engine is given. Scores, P, delta = rowsum(dout * out) - dlse and dS in float32; P rounded to
     the inputs' dtype for dv, dS for dq and dk; sums in float32, then the scale, then one rounding of each gradient.
-    Other arguments as in gradients64; float64 inputs are computed in float64 throughout. Returns (dq, dk, dv) in the
-    dtype of the inputs.
+    scaled: the scale is multiplied into dS before that is rounded. Other arguments as in gradients64; float64 inputs
+    are computed in float64 throughout. Returns (dq, dk, dv) in the dtype of the inputs.
     """
     xp, dtype = module_of(q), q.dtype
     wide = np.dtype(np.float64 if dtype == np.float64 else np.float32)
@@ -108,7 +109,8 @@ def gradients_emulated(
     def rounding(values: Array) -> Array:
         return widen(narrow(values, dtype), wide, xp)
 
-    dq, dk, dv = sums(given_of((dout, q, k, v), (out, lse, dlse), mask, scale), wide, rounding)
+    given = given_of((dout, q, k, v), (out, lse, dlse), mask, scale)
+    dq, dk, dv = sums(given, wide, rounding, scaled)
     return narrow(dq, dtype), narrow(dk, dtype), narrow(dv, dtype)
 
 
@@ -125,19 +127,23 @@ def given_of(
 
 
 def sums(
-    given: Given, dtype: np.dtype[Any], rounding: Callable[[Array], Array] = lambda values: values
+    given: Given,
+    dtype: np.dtype[Any],
+    rounding: Callable[[Array], Array] = lambda values: values,
+    scaled: bool = False,
 ) -> Gradients:
-    """dq, dk and dv in `dtype`; `rounding` is applied to P before dv, and to dS before dq and dk."""
-    xp, factor = module_of(given.q), dtype.type(given.scale)
+    """dq, dk and dv in `dtype`; `rounding` is applied to P before dv, and to dS, scaled or not, before dq and dk."""
+    xp, factor, one = module_of(given.q), dtype.type(given.scale), dtype.type(1)
+    before, after = (factor, one) if scaled else (one, factor)
     dq = xp.empty(given.q.shape, dtype)
     dk, dv = xp.zeros(given.k.shape, dtype), xp.zeros(given.v.shape, dtype)
     for chunk in chunks(given, dtype):
-        dscores, weights = rounding(chunk.dscores), rounding(chunk.weights)
+        dscores, weights = rounding(chunk.dscores * before), rounding(chunk.weights)
         dq[chunk.batch, chunk.heads, chunk.rows] = dscores @ chunk.keys
         dk[chunk.batch, chunk.kv] += over_rows(dscores, chunk.q)
         dv[chunk.batch, chunk.kv] += over_rows(weights, chunk.dout)
-    dq *= factor
-    dk *= factor
+    dq *= after
+    dk *= after
     return dq, dk, dv
 
 

@@ -54,9 +54,10 @@ def budget(
     gradients64. The reference are the formulas of `attention_backward` in float64, on out and lse as they are: how out
     was rounded shows in delta, and no engine can do anything about that.
 
-    E: the largest error of gradients_emulated in the row (or key). u: unit roundoff of the inputs' dtype, w: that of
-    the arithmetic. For row i: n keys seen, r = w * (1 + scale * |q_i| * max |k| + |lse_i|) (relative error of P for
-    that of its exponent), t = (4 + sqrt(D)) * w * |dout_i| * max(max |v|, |out_i|) (error of dout v^T - delta). Over
+    E: the largest error of gradients_emulated in the row (or key), with the scale before or after the rounding of dS.
+    u: unit roundoff of the inputs' dtype, w: that of the arithmetic. For row i: n keys seen, r = w * (1 + scale *
+    |q_i| * max |k| + |lse_i|) (relative error of P for that of its exponent), t = (4 + sqrt(D)) * w * |dout_i| *
+    max(max |v|, |out_i|) (error of dout v^T - delta). Over
     the keys of a row, or the rows of a key (m of them, all heads of the group): rms(x) is the root of the sum of
     squares, abs(x) the sum of sizes, sum(x) the size of the sum, of a key the sizes of the sums of each head. Of all
     these and of max the largest over columns.
@@ -65,8 +66,9 @@ def budget(
     - dk: 2 E + (u + 8 sqrt(m) w) max |dk| + scale * (2 u rms(dS q) + 4 abs(r dS q) + rms(t P q) + sum(t P q))
     - dv: 2 E + (u + 8 sqrt(m) w) max |dv| + 2 u rms(P dout) + 4 abs(r P dout)
 
-    Added to each: what 16-bit P and dS lose below the smallest number of their dtype. Rows that see no key and dead
-    keys get nothing.
+    Added to each: what 16-bit P and dS lose below the smallest number of their dtype, half of which is s:
+    s * (1 + sqrt(n) * max(1, scale) * max |k|) for dq, with m and max |q| for dk, with m and max |dout| alone for dv.
+    Rows that see no key and dead keys get nothing.
 
     Why: the emulation is exact by luck on some rows, and what is cancelled in dS = P (dout v^T - delta) does not show
     in the gradient. The rms terms say what rounding each term once, elsewhere than the emulation does, can move; the
@@ -76,11 +78,14 @@ def budget(
     xp = module_of(q)
     terms = _Terms(given_of((dout, q, k, v), (out, lse, dlse), mask, scale), DTYPE_NAMES[np.dtype(q.dtype)])
     exact = terms.gradients()
-    emulated = gradients_emulated(dout, q, k, v, mask, scale, out=out, lse=lse, dlse=dlse)
+    emulated = [
+        gradients_emulated(dout, q, k, v, mask, scale, out=out, lse=lse, dlse=dlse, scaled=scaled)
+        for scaled in (False, True)
+    ]
     allowed = []
-    for wide, rounded, limit in zip(exact, emulated, terms.allowed(exact), strict=True):
-        error = xp.abs(widen(rounded, np.float64, xp) - wide).max(axis=3)
-        allowed.append(xp.where(limit > 0, 2 * error + limit, 0.0))
+    for wide, first, second, limit in zip(exact, *emulated, terms.allowed(exact), strict=True):
+        error, other = (xp.abs(widen(one, np.float64, xp) - wide).max(axis=3) for one in (first, second))
+        allowed.append(xp.where(limit > 0, 2 * xp.maximum(error, other) + limit, 0.0))
     return GradientBudget(exact, (allowed[0], allowed[1], allowed[2]))
 
 
@@ -166,8 +171,8 @@ class _Terms:
         largest_k = xp.repeat(self.largest_k, group, axis=1)
         found = []
         for gradient, terms, own, factor in (
-            (exact[0], n, scale * self.of_rows, scale * largest_k),
-            (exact[1], m, scale * of_dk.max(axis=3), scale * self.largest_q),
+            (exact[0], n, scale * self.of_rows, max(1.0, scale) * largest_k),
+            (exact[1], m, scale * of_dk.max(axis=3), max(1.0, scale) * self.largest_q),
             (exact[2], m, of_dv.max(axis=3), self.largest_dout),
         ):
             in_proportion = (self.u + 8 * self.w * xp.sqrt(terms)) * xp.abs(gradient).max(axis=3)
