@@ -32,8 +32,8 @@ class Fault:
 CALLS = [
     Fault(
         "gpu/planning.py",
-        "_contiguous_strides(q.shape, q.dtype.itemsize) if out is None else out.strides",
-        "_contiguous_strides(q.shape, q.dtype.itemsize)",
+        "contiguous_strides(q.shape, q.dtype.itemsize) if out is None else out.strides",
+        "contiguous_strides(q.shape, q.dtype.itemsize)",
         "tests/gpu/test_given_out.py",
     ),
     Fault(
@@ -95,6 +95,12 @@ CALLS = [
         "starts = start if stop.all() else np.where(stop == 0, np.int32(block.q_len), start)",
         "starts = start",
         "tests/schedule/test_limits.py",
+    ),
+    Fault(
+        "masks/cut.py",
+        "np.int32 if max(last, step * count) < 1 << 31 else np.int64",
+        "np.int32",
+        "tests/masks/test_wide_codes.py",
     ),
     Fault(
         "masks/mask.py",

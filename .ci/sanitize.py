@@ -25,8 +25,8 @@ Q_LEN, K_LEN = 300, 420
 def masks() -> Iterator[tuple[str, Mask]]:
     """Named masks of Q_LEN rows and K_LEN keys, and one long row block."""
     rng = np.random.default_rng(0)
-    layout = [[("text", 40), ("image", 90), ("noise", 60), ("text", 30)], [("text", 20), ("noise", 60)]]
-    yield "documents", oc.segments(layout)
+    packed = [[("text", 40), ("image", 90), ("noise", 60), ("text", 30)], [("text", 20), ("noise", 60)]]
+    yield "documents", oc.segments(packed)
     yield "causal", oc.causal(Q_LEN, K_LEN)
     yield "window", oc.sliding_window(Q_LEN, K_LEN, left=70) | oc.sink(Q_LEN, 5, K_LEN)
     yield "dead keys", oc.ranges([(0, Q_LEN, 0, 30), (10, 90, 250, 390), (200, 290, 100, 200)], Q_LEN, K_LEN)

@@ -48,7 +48,7 @@ def main() -> None:
 
     worst = 0.0
     for step in range(options.steps):
-        mask = oc.random(options.tokens, step)  # another interleaved layout each step
+        mask = oc.random(options.tokens, step)  # other segments each step
         start = time.perf_counter()
         out = compiled(x, mask)
         if on_gpu:

@@ -4,7 +4,7 @@
 // A group of kLanes lanes has a row: as many as the row has pieces of 8 columns (head_dim rounded up to 16, over 8),
 // rounded up to a power of 2, at most 32. A thread block has 256 / kLanes rows of one head, and the grid is one-
 // dimensional: batch * q_heads * ceil(q_padded / rows) blocks, and where k_copy or v_copy is asked
-// batch * kv_heads * ceil(k_len / rows) more. backward_spec.py has the same number of rows (prepared_rows).
+// batch * kv_heads * ceil(k_len / rows) more. backward_kernel.py has the same number of rows (prepared_rows).
 #include "omni/backward_params.cuh"
 #include "omni/numbers.cuh"
 

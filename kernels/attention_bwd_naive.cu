@@ -136,8 +136,9 @@ __device__ __forceinline__ void query_gradient(BackwardParams const& params, Sha
     Tile const tile = walk.take(p.lists);
     unsigned char const* const g_k = p.key().row(batch, head / p.group, tile.first);
     unsigned char const* const g_v = p.value().row(batch, head / p.group, tile.first);
+    int const keys = min(tile.length(), kBc);
     __syncthreads();  // the rows are there; the weights of the tile before are read
-    for (int c = threadIdx.x; c < tile.length(); c += kThreads) {
+    for (int c = threadIdx.x; c < keys; c += kThreads) {
       if (is_visible(mask, tile, q, tile.first + c, q % kBr, c)) {
         weigh_pair(
             params, s, c, params.statistics(batch, head) + q, g_k + 2 * c * p.k_strides.token,
@@ -147,7 +148,7 @@ __device__ __forceinline__ void query_gradient(BackwardParams const& params, Sha
       }
     }
     __syncthreads();
-    add_rows(dq, s.grad, s.weight, g_k, 2 * p.k_strides.token, make_int2(tile.length(), p.head_dim));
+    add_rows(dq, s.grad, s.weight, g_k, 2 * p.k_strides.token, make_int2(keys, p.head_dim));
   }
   store_sum(dq, gradient_row(params.dq, params.dq_strides, batch, head, q), p.scale, p.head_dim);
 }
@@ -169,8 +170,9 @@ __device__ __forceinline__ void key_gradients(BackwardParams const& params, Shar
       Tile const tile = walk.take(p.lists);
       unsigned char const* const g_q = p.query().row(batch, head, tile.first);
       unsigned char const* const g_dout = params.gradient_of_out().row(batch, head, tile.first);
+      int const queries = min(tile.length(), kBr);
       __syncthreads();  // the rows are there; the weights of the tile before are read
-      for (int r = threadIdx.x; r < tile.length(); r += kThreads) {
+      for (int r = threadIdx.x; r < queries; r += kThreads) {
         if (is_visible(mask, tile, tile.first + r, k, k % kBc, r)) {
           weigh_pair(
               params, s, r, params.statistics(batch, head) + tile.first + r, g_q + 2 * r * p.q_strides.token,
@@ -180,7 +182,7 @@ __device__ __forceinline__ void key_gradients(BackwardParams const& params, Shar
         }
       }
       __syncthreads();
-      int2 const size = make_int2(tile.length(), p.head_dim);
+      int2 const size = make_int2(queries, p.head_dim);
       add_rows(dv, s.weight, s.weight, g_dout, 2 * params.dout_strides.token, size);
       add_rows(dk, s.grad, s.weight, g_q, 2 * p.q_strides.token, size);
     }
@@ -197,7 +199,7 @@ __device__ __forceinline__ void key_gradients(BackwardParams const& params, Shar
 
 static_assert(sizeof(omni::BackwardParams) == OMNI_PARAMS_BYTES, "params.py and backward_params.cuh disagree");
 
-extern "C" __global__ void __launch_bounds__(omni::kThreads)
+extern "C" __global__ void __launch_bounds__(omni::kThreads, 1)
     attention_bwd_naive(const __grid_constant__ omni::BackwardParams params) {
   extern __shared__ float s_memory[];
   if constexpr (omni::kOfKeys) {

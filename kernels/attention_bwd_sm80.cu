@@ -13,7 +13,7 @@ __device__ __forceinline__ void differentiate(omni::BackwardParams const& params
   Loop(params, omni::work_item_among(params.p, heads, blockIdx.x), s_memory).run();
 }
 
-extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
+extern "C" __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kBlocks)
     attention_bwd_sm80(const __grid_constant__ omni::BackwardParams params) {
   extern __shared__ __align__(1024) unsigned char s_memory[];
   if constexpr (Cfg::kTiledHeadDim) {

@@ -21,9 +21,9 @@ from bad_values import (
     COND,
     CONFIG,
     DENSE,
+    DOCUMENTS,
     FLAG,
     INTEGER,
-    LAYOUT,
     LISTS,
     LOW_HIGH,
     MASKED,
@@ -81,7 +81,7 @@ ARGUMENTS: dict[str, dict[str, tuple[list[Bad], Any]]] = {
     "from_tiles": {
         "lists": (LISTS, [[0]]), **SHAPE, "br": (NEEDED, 8), "bc": (NEEDED, 8),
     },
-    "segments": {"layout": (LAYOUT, [("text", 3)])},
+    "segments": {"documents": (DOCUMENTS, [("text", 3)])},
     "documents": {"lengths": (NUMBERS, [3, 4]), "causal": (FLAG, True)},
     "random": {
         "length": (NEEDED, 64), "seed": (NEEDED, 1), "text": (LOW_HIGH, (1, 4)), "image": (LOW_HIGH, (1, 4)),
@@ -124,7 +124,7 @@ ARGUMENTS: dict[str, dict[str, tuple[list[Bad], Any]]] = {
         "task": (choice("t2i, lm, mmu, lvg"), "t2i"), "pad_end": (NEEDED, 1), "prefix": (NEEDED, 0), "images": (SPANS, [(2, 3)]),
     },
     "Mask.rows": {"start": (NEEDED, 0), "stop": (NEEDED, 2), "keys": (INTEGER, 3)},
-    "Mask.extend": {"added": ([one for one in LAYOUT if one[0] is not MASKED], [("text", 1)]), "new_document": (FLAG, False)},
+    "Mask.extend": {"added": ([one for one in DOCUMENTS if one[0] is not MASKED], [("text", 1)]), "new_document": (FLAG, False)},
     "Mask.blocks": {"br": (tile("query rows", 8), 8), "bc": (tile("keys", 32), 32)},
     "Mask.stats": {"br": (tile("query rows", 8), 8), "bc": (tile("keys", 32), 32)},
     "Mask.dense": {"q0": (BOUND, 0), "q1": (BOUND, 1), "k0": (BOUND, 0), "k1": (BOUND, 1)},

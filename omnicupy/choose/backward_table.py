@@ -55,15 +55,15 @@ TABLE = (
     BackwardRow(
         kernel="sm90",
         head_dims=(16, 64),
-        dkdv=TileShape(64, 192, 2, 16),
+        dkdv=TileShape(64, 192, 4, 16),
         dq=TileShape(192, 64, 6, 16),
-        fused=TileShape(64, 192, 2, 16),
+        fused=TileShape(64, 192, 4, 16),
         archs=HOPPER,
     ),
     BackwardRow(
         kernel="sm90",
         head_dims=(80, 128),
-        dkdv=TileShape(64, 128, 2, 12),
+        dkdv=TileShape(64, 128, 4, 12),
         dq=TileShape(128, 128, 4, 12),
         fused=TileShape(64, 128, 2, 12),
         archs=HOPPER,

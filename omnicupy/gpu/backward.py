@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import cupy
 import numpy as np
 
-from omnicupy.call import check, check_backward
-from omnicupy.call.check_backward import GRADIENTS, BackwardCall
+from omnicupy.call import check_backward
+from omnicupy.call.arrays import DeviceArray
+from omnicupy.call.check_backward import GRADIENTS
+from omnicupy.errors import UnsupportedError
 from omnicupy.gpu.attention import MAX_PLANS
 from omnicupy.gpu.backward_plan import Addresses, BackwardPlan
 from omnicupy.gpu.backward_planning import Layouts, new_plan
 from omnicupy.gpu.mask_cache import cache_for, existing_cache
 from omnicupy.gpu.plan import ALIGN_MASK
 from omnicupy.gpu.planning import contiguous_strides
-from omnicupy.gpu.streams import on_device
+from omnicupy.gpu.streams import is_capturing, on_device
 from omnicupy.jit import cache
+from omnicupy.masks.mask import Mask
 
+_NO_TARGETS = (None, None, None)
+_LSE_BYTES = 4  # of an element of lse and dlse
 _unmasked: dict[Any, BackwardPlan] = {}  # plans of calls without a mask; their keys hold the shapes
 
 
@@ -26,109 +32,183 @@ def attention_backward(
 ) -> tuple[Any, Any, Any]:
     """omnicupy.attention_backward for CuPy arrays. options: its keywords."""
     given = (dout, q, k, v, out, lse)
-    key, plan = _found(given, mask, options)
-    if plan is None:
-        plan = _made(key, given, mask, options)
+    plan = _plan_of(given, mask, options)
     return on_device(plan.device, _launched, plan, given, options)
 
 
-def prepare_backward(q: Any, k: Any, v: Any, mask: Any, *, scale: Any = None, config: Any = None) -> None:
-    """What the first backward pass of such a call does before its launches, where out, dout and lse are contiguous."""
-    call = check.call(q, k, v, mask, scale=scale)
-    with cupy.cuda.Device(q.data.device_id):
-        checked = BackwardCall(call.problem, call.masks, call.scale, (True, True, True))
-        like_q, like_k, like_v = (
-            (array.shape, contiguous_strides(array.shape, array.dtype.itemsize)) for array in (q, k, v)
-        )
-        layouts = Layouts(
-            q=(q.shape, q.strides),
-            k=(k.shape, k.strides),
-            v=(v.shape, v.strides),
-            out=like_q,
-            dout=like_q,
-            dq=like_q,
-            dk=like_k,
-            dv=like_v,
-        )
-        new_plan(checked, layouts, q.data.device_id, config, deterministic=True)
-
-
-def _found(given: tuple[Any, ...], mask: Any, options: dict[str, Any]) -> tuple[Any, BackwardPlan | None]:
-    """What a plan for such arguments is kept under, and the plan; None where the checks have to look at them."""
-    if options.get("out_grads") is not None or options.get("sink_logits") or options.get("softcap"):
-        return None, None
+def prepare_backward(
+    q: Any, k: Any, v: Any, mask: Any, *, scale: Any = None, config: Any = None, deterministic: Any = True
+) -> None:
+    """What the first backward pass of such a call does before its launches: that with all gradients, where out, dout
+    and lse are contiguous, then finds its plan. Others plan anew, but find kernels, block lists and memory ready.
+    Raises the argument errors of attention_backward.
+    """
+    dout = out = lse = None
     try:
-        dlse = options.get("dlse")
-        addresses = [array.data.ptr for array in given]
-        key = (
+        shape, dtype, device = q.shape, q.dtype, q.data.device_id
+        dout = out = _stand_in(shape, dtype, device)
+        lse = _stand_in(shape[:3], np.dtype(np.float32), device)
+    except AttributeError:  # q is no array: the checks say so
+        pass
+    _plan_of(
+        (dout, q, k, v, out, lse), mask, {"scale": scale, "config": config, "deterministic": deterministic}
+    )
+
+
+def _stand_in(shape: tuple[int, ...], dtype: Any, device: int) -> DeviceArray:
+    """A C-contiguous array for checks and plans, which never look into its memory."""
+    return DeviceArray(dtype, ALIGN_MASK + 1, device, shape, contiguous_strides(shape, dtype.itemsize))
+
+
+def _plan_of(given: tuple[Any, ...], mask: Any, options: dict[str, Any]) -> BackwardPlan:
+    """The plan that was made for such arrays and options, or a new one. Raises every argument error.
+
+    given: dout, q, k, v, out, lse.
+    """
+    key = _key(given, mask, options)
+    plan = _kept(key, mask)
+    if plan is not None and _fits(given, options):
+        return plan
+    call = check_backward.call(*given, mask=mask, **options)
+    if plan is None:
+        q = given[1]
+        with cupy.cuda.Device(q.data.device_id):
+            plan = new_plan(
+                call,
+                _layouts(given, options),
+                q.data.device_id,
+                options.get("config"),
+                deterministic=options.get("deterministic", True),
+            )
+        if key is not None:
+            _keep(plan, key, mask)
+    return plan
+
+
+def _key(given: tuple[Any, ...], mask: Any, options: dict[str, Any]) -> Any:
+    """What a plan is kept under: all that it depends on, and what the checks ask for. None: let them look each time."""
+    wanted, deterministic = options.get("wanted", GRADIENTS), options.get("deterministic", True)
+    if not isinstance(wanted, (list, tuple)) or type(deterministic) is not bool:
+        return None
+    if options.get("sink_logits") is not None or options.get("softcap") is not None:
+        return None
+    try:
+        return (
             "backward",
             tuple((array.shape, array.strides, array.dtype, array.data.device_id) for array in given),
-            None if dlse is None else (dlse.shape, dlse.dtype, dlse.data.device_id),
-            not addresses[0] & ALIGN_MASK,
-            tuple(options.get("wanted", GRADIENTS)),
-            (options.get("scale"), options.get("deterministic", True), options.get("config"), cache.epoch),
+            _targets_key(given[1:4], options.get("out_grads")),
+            not given[0].data.ptr & ALIGN_MASK,
+            tuple(wanted),
+            (options.get("scale"), deterministic, options.get("config"), cache.epoch),
             isinstance(mask, (list, tuple)),
         )
-        if (addresses[1] | addresses[2] | addresses[3] | addresses[4]) & ALIGN_MASK:
-            return key, None
+    except (AttributeError, TypeError, ValueError):  # no arrays, or not three targets: the checks say so
+        return None
+
+
+def _targets_key(inputs: tuple[Any, ...], targets: Any) -> Any:
+    """Of each array in out_grads what is unlike one that would be made; None where nothing is."""
+    if targets is None:
+        return _NO_TARGETS
+    found = []
+    for of, to in zip(inputs, targets, strict=True):
+        like = (of.shape, contiguous_strides(of.shape, of.dtype.itemsize), of.dtype, of.data.device_id)
+        layout = like if to is None else (to.shape, to.strides, to.dtype, to.data.device_id)
+        found.append(None if layout == like else layout)
+    return tuple(found)
+
+
+def _kept(key: Any, mask: Any) -> BackwardPlan | None:
+    if key is None:
+        return None
+    try:
         if mask is None:
-            return key, _unmasked.get(key)
-        kept = existing_cache(mask)
-        return key, None if kept is None else kept.plans.get(key)
-    except (AttributeError, TypeError):  # no arrays, mask, scale or names: the checks say so
-        return None, None
+            return _unmasked.get(key)
+        found = existing_cache(mask)
+        return None if found is None else found.plans.get(key)
+    except (AttributeError, TypeError):  # no mask, scale, config or names: the checks say so
+        return None
 
 
-def _made(key: Any, given: tuple[Any, ...], mask: Any, options: dict[str, Any]) -> BackwardPlan:
-    """Checks all arguments, then a new plan, which is kept unless `key` is None."""
-    call = check_backward.call(*given, mask=mask, **options)
+def _keep(plan: BackwardPlan, key: Any, mask: Any) -> None:
+    masks = (mask,) if isinstance(mask, Mask) else mask
+    plans = _unmasked if mask is None else cache_for(masks).plans
+    while len(plans) >= MAX_PLANS:
+        plans.pop(next(iter(plans), None), None)
+    plans[key] = plan
+
+
+def _fits(given: tuple[Any, ...], options: dict[str, Any]) -> bool:
+    """Is all right that an equal key leaves open: addresses, dlse, and that out_grads lie apart? False: check all."""
+    dout, q, k, v, out, lse = given
+    dlse, targets = options.get("dlse"), options.get("out_grads")
+    if (q.data.ptr | k.data.ptr | v.data.ptr | out.data.ptr) & ALIGN_MASK:
+        return False
+    if dout.data.ptr % dout.dtype.itemsize or lse.data.ptr % _LSE_BYTES:
+        return False
+    if dlse is not None:
+        try:
+            like = dlse.shape == lse.shape and dlse.dtype == lse.dtype
+            if not like or dlse.data.device_id != lse.data.device_id or not dlse.flags.c_contiguous:
+                return False
+            if dlse.data.ptr % _LSE_BYTES:
+                return False
+        except AttributeError:
+            return False
+    return targets is None or _are_apart([*given, *([] if dlse is None else [dlse])], targets, options)
+
+
+def _are_apart(read: list[Any], targets: Any, options: dict[str, Any]) -> bool:
+    """A cheap test that only the full check can overrule: no address ranges meet."""
+    wanted = options.get("wanted", GRADIENTS)
+    taken = [_range_of(array) for array in read]
+    for name, to in zip(GRADIENTS, targets, strict=True):
+        if to is None:
+            continue
+        first, stop = _range_of(to)
+        if name not in wanted or to.data.ptr & ALIGN_MASK:
+            return False
+        if any(begin < stop and first < end for begin, end in taken):
+            return False
+        taken.append((first, stop))
+    return True
+
+
+def _range_of(array: Any) -> tuple[int, int]:
+    """The address of an array's first byte and the one past its last."""
+    first, stop = _reach(array.shape, array.strides, array.dtype.itemsize)
+    return array.data.ptr + first, array.data.ptr + stop
+
+
+@lru_cache(maxsize=1024)
+def _reach(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[int, int]:
+    """The same, counted from the array's address."""
+    steps = [stride * (length - 1) for length, stride in zip(shape, strides, strict=True)]
+    return sum(step for step in steps if step < 0), sum(step for step in steps if step > 0) + itemsize
+
+
+def _layouts(given: tuple[Any, ...], options: dict[str, Any]) -> Layouts:
     dout, q, k, v, out, _ = given
-    targets = options.get("out_grads") or (None, None, None)
+    targets = options.get("out_grads") or _NO_TARGETS
     written = {
         f"d{name}": (of.shape, contiguous_strides(of.shape, of.dtype.itemsize) if to is None else to.strides)
         for name, of, to in zip(GRADIENTS, (q, k, v), targets, strict=True)
     }
-    layouts = Layouts(
-        **{
-            name: (of.shape, of.strides)
-            for name, of in (("q", q), ("k", k), ("v", v), ("out", out), ("dout", dout))
-        },
+    read = {"q": q, "k": k, "v": v, "out": out, "dout": dout}
+    return Layouts(
+        **{name: (array.shape, array.strides) for name, array in read.items()},
         **written,
         dout_aligned=not dout.data.ptr & ALIGN_MASK,
     )
-    plans = None
-    if key is not None:
-        plans = (
-            _unmasked
-            if mask is None
-            else cache_for((mask,) if not isinstance(mask, (list, tuple)) else mask).plans
-        )
-    with cupy.cuda.Device(q.data.device_id):
-        plan = new_plan(
-            call,
-            layouts,
-            q.data.device_id,
-            options.get("config"),
-            deterministic=options.get("deterministic", True),
-        )
-    if plans is not None:
-        while len(plans) >= MAX_PLANS:
-            plans.pop(next(iter(plans), None), None)
-        plans[key] = plan
-    return plan
 
 
 def _launched(plan: BackwardPlan, given: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, Any, Any]:
     """dq, dk and dv of a launch on CuPy's current stream; the plan's device is current."""
     dout, q, k, v, out, lse = given
     stream = cupy.cuda.get_current_stream(plan.device)
-    dlse = options.get("dlse")
-    # Small; work on the stream, as the launches that read them.
-    lse = lse if lse.flags.c_contiguous else cupy.ascontiguousarray(lse)
-    if dlse is not None and not dlse.flags.c_contiguous:
-        dlse = cupy.ascontiguousarray(dlse)
+    lse, dlse = _compact("lse", lse, stream), _compact("dlse", options.get("dlse"), stream)
     wanted = options.get("wanted", GRADIENTS)
-    targets = options.get("out_grads") or (None, None, None)
+    targets = options.get("out_grads") or _NO_TARGETS
     made = tuple(
         None if name not in wanted else to if to is not None else cupy.ndarray(of.shape, np.dtype(of.dtype))
         for name, of, to in zip(GRADIENTS, (q, k, v), targets, strict=True)
@@ -145,3 +225,15 @@ def _launched(plan: BackwardPlan, given: tuple[Any, ...], options: dict[str, Any
     )
     plan.launch(at, stream)
     return made  # type: ignore[return-value]
+
+
+def _compact(name: str, rows: Any, stream: Any) -> Any:
+    """lse or dlse as kernels read them, contiguous. A copy is small; it is work on the stream, as the launches are."""
+    if rows is None or rows.flags.c_contiguous:
+        return rows
+    if is_capturing(stream):
+        raise UnsupportedError(
+            f"{name} must be contiguous while the stream is captured, got strides {rows.strides} (bytes) for shape "
+            f"{rows.shape}: a copy would be freed before the graph runs; copy it with cupy.ascontiguousarray"
+        )
+    return cupy.ascontiguousarray(rows)

@@ -49,7 +49,8 @@ class DeviceBlocks:
         if is_capturing(self.home):
             raise UnsupportedError(
                 "mask: its block lists are not on the device yet and cannot be copied while the stream is "
-                "captured; call prepare or attention with these shapes and this mask before the capture"
+                "captured; call prepare or attention with these shapes and this mask before the capture, for gradients "
+                "prepare(..., gradients=True) or attention_backward"
             )
         free_waiting()
         # asarray stages through CuPy's pinned pool, which keeps the staging memory until the copy is done. It may

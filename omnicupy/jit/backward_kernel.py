@@ -20,7 +20,7 @@ _SOURCES = {
 }
 NAIVE_THREADS = 128
 SLICE = 64  # columns at a time where kernel "sm80" cuts the head dimension
-SM80_WORK_BYTES = 16  # of shared memory: what a thread block of kernel "sm80" works on
+SM80_WORK_BYTES = 16 + 2 * 128  # of shared memory: what a block of kernel "sm80" works on, and where it stands
 WIDE_HEAD_DIM = 128  # above it dK and dV of a key block lie in two warpgroups of kernel "sm90"
 
 
@@ -117,7 +117,7 @@ class BackwardKernel:
                 f"config: the fused kernel has tiles of 64 queries and head_dim up to {WIDE_HEAD_DIM}, got "
                 f"br={self.br} and {self.head_dim}; leave fused out"
             )
-        least, most = (2, 8) if self.part == "dq" else (2, 2)
+        least, most = (2, 8) if self.part == "dq" else (2, 4)
         if not least <= self.stages <= most:
             raise ValueError(
                 f"config: stages of {self.part} must be from {least} to {most}, got {self.stages}"

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnicupy.masks import columns
+from omnicupy.masks.columns import IntArray as IntArray
 
-IntArray: TypeAlias = NDArray[np.int32]
 BoolArray: TypeAlias = NDArray[np.bool_]
 Intervals: TypeAlias = tuple[IntArray, IntArray]
 

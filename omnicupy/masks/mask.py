@@ -206,7 +206,7 @@ class Mask(PairSet):
         new_document = flag("extend", "new_document", new_document)
         if isinstance(added, Mask):
             return self._with_rows(added, new_document)
-        new = segment_lists.checked("extend", added)
+        new = segment_lists.checked("extend", "added", added)
         if not len(new.kinds):
             return self
         k_len = self.shape[1]

@@ -1,4 +1,4 @@
-"""Masks of packed sequences: segments (text, image, noise), documents, and seeded random layouts of them."""
+"""Masks of packed sequences: segments (text, image, noise), documents, and seeded random ones."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from omnicupy.masks.mask import Mask
 from omnicupy.masks.segments import IMAGE, NOISE, TEXT, Document, Segments
 
 
-def segments(layout: Document | Sequence[Document]) -> Mask:
+def segments(documents: Document | Sequence[Document]) -> Mask:
     """Interleaved segments, one after the other on both axes; a list of such lists packs them as documents.
 
-    layout: [(kind, length), ...] is one document, [[(kind, length), ...], ...] packs several. Lengths in
+    documents: [(kind, length), ...] is one document, [[(kind, length), ...], ...] packs several. Lengths in
     tokens. Kinds: "text": causal inside; "image": bidirectional inside, visible to later tokens of its
     document; "noise": as image, but hidden from all tokens outside the segment. Every token sees the earlier
     tokens of its own document that are not hidden from it; documents never see each other. The mask is
@@ -27,10 +27,10 @@ def segments(layout: Document | Sequence[Document]) -> Mask:
 
     Raises TypeError or ValueError for anything else: no token at all, an unknown kind, a length below 0.
     """
-    found = segment_lists.checked("segments", layout)
+    found = segment_lists.checked("segments", "documents", documents)
     if not len(found.kinds):
         raise ValueError(
-            "segments: layout must hold at least one token, got none; pass the segments of a sequence"
+            "segments: documents must hold at least one token, got none; pass the segments of a sequence"
         )
     return _mask(found._replace(counts=found.counts[found.counts > 0]))
 
@@ -64,7 +64,7 @@ def random(
     noise: float = 0.5,
     documents: int | None = None,
 ) -> Mask:
-    """A random interleaved layout of `length` tokens, the same for the same arguments.
+    """A random interleaved sequence of `length` tokens, the same for the same arguments.
 
     Segments alternate text and image, their lengths uniform in the ranges `text` and `image` (both ends
     included, in tokens; the last segment of a document is cut to fit); an image is "noise" with probability
@@ -129,7 +129,7 @@ def from_codes(code: NDArray[np.int8], sizes: NDArray[np.int64], counts: NDArray
     return _mask(Segments(code, sizes, counts))
 
 
-def _mask(layout: Segments) -> Mask:
-    pairs, described = segment_lists.spans(layout)
+def _mask(listed: Segments) -> Mask:
+    pairs, described = segment_lists.spans(listed)
     total = pairs[0].shape[1]
     return Mask((total, total), intervals=pairs, segments=described, growing=True)

@@ -32,8 +32,8 @@ class Segments(NamedTuple):
         return int(self.sizes.sum())
 
 
-def checked(where: str, layout: object) -> Segments:
-    """[(kind, length), ...] or a list of such lists, as `segments` takes it; `where` names the caller.
+def checked(where: str, name: str, given: object) -> Segments:
+    """[(kind, length), ...] or a list of such lists, as `segments` takes it; where, name: the caller, its argument.
 
     Segments of length 0 are left out, and so are documents without others; but for the first one, since that
     may continue one: it then has a count of 0. Raises TypeError or ValueError for anything else: an unknown
@@ -42,10 +42,10 @@ def checked(where: str, layout: object) -> Segments:
     kinds: list[str] = []
     lengths: list[int] = []
     counts: list[int] = []
-    for number, document in enumerate(_documents(where, layout)):
+    for number, document in enumerate(_documents(where, name, given)):
         if not isinstance(document, Sequence) or isinstance(document, str):
             raise TypeError(
-                f"{where}: document {number} of layout: expected a list of (kind, length), got {document!r}; "
+                f"{where}: document {number}: expected a list of (kind, length), got {document!r}; "
                 "write a list"
             )
         before = len(kinds)
@@ -66,7 +66,7 @@ def coded(kinds: Sequence[str], lengths: Sequence[int], counts: Sequence[int]) -
 
 
 def of_segments(described: Sequence[Segment]) -> Segments:
-    """The layout of segments as a mask describes them; at least one."""
+    """The segments that a mask describes; at least one."""
     kinds, firsts, stops, documents = zip(*described, strict=True)
     counts = np.unique(documents, return_counts=True)[1]
     return Segments(coded(kinds, [], []).kinds, np.subtract(stops, firsts), counts)
@@ -91,14 +91,14 @@ def joined(first: Segments, then: Segments, new_document: bool) -> Segments:
     return Segments(kinds, sizes, counts)
 
 
-def spans(layout: Segments) -> tuple[Intervals, tuple[Segment, ...]]:
+def spans(segments: Segments) -> tuple[Intervals, tuple[Segment, ...]]:
     """One interval per key, int32 (1, tokens), and the segments where they are few enough to draw."""
-    kinds, sizes, counts = layout
+    kinds, sizes, counts = segments
     stops = np.cumsum(sizes)
     total = int(stops[-1])
     if total > MAX_LENGTH:
         raise ValueError(
-            f"layout: expected at most {MAX_LENGTH} tokens, got {total}; split it into several masks"
+            f"segments: expected at most {MAX_LENGTH} tokens, got {total}; split it into several masks"
         )
     firsts = stops - sizes
     ends = np.repeat(stops[np.cumsum(counts) - 1], counts)
@@ -116,17 +116,17 @@ def spans(layout: Segments) -> tuple[Intervals, tuple[Segment, ...]]:
     return (start[None], stop[None]), described
 
 
-def _documents(where: str, layout: object) -> Sequence[Document]:
-    """The documents of a layout; one document is a list of one."""
-    if isinstance(layout, str) or not isinstance(layout, Sequence):
+def _documents(where: str, name: str, given: object) -> Sequence[Document]:
+    """A list of documents; one document becomes a list of one."""
+    if isinstance(given, str) or not isinstance(given, Sequence):
         raise TypeError(
-            f"{where}: layout must be a list of (kind, length) or a list of such lists, got "
-            f'{type(layout).__name__}; write for example [("text", 120), ("image", 729)]'
+            f"{where}: {name} must be a list of (kind, length) or a list of such lists, got "
+            f'{type(given).__name__}; write for example [("text", 120), ("image", 729)]'
         )
-    some = next((one for one in layout if not isinstance(one, Sequence) or len(one)), None)
+    some = next((one for one in given if not isinstance(one, Sequence) or len(one)), None)
     if isinstance(some, Sequence) and not isinstance(some, str) and isinstance(some[0], str):
-        return [cast("Document", layout)]
-    return cast("Sequence[Document]", layout)
+        return [cast("Document", given)]
+    return cast("Sequence[Document]", given)
 
 
 def _segment(caller: str, segment: object, document: int, place: int) -> tuple[str, int]:
@@ -135,7 +135,7 @@ def _segment(caller: str, segment: object, document: int, place: int) -> tuple[s
         kind, tokens = segment
         if type(tokens) is int and 0 <= tokens <= MAX_LENGTH and isinstance(kind, str) and kind in KINDS:
             return kind, tokens
-    where = f"{caller}: document {document}, segment {place} of layout"
+    where = f"{caller}: document {document}, segment {place}"
     if not isinstance(segment, Sequence) or isinstance(segment, str) or len(segment) != 2:
         raise TypeError(f"{where}: expected (kind, length), got {segment!r}; write a pair")
     kind, tokens = segment

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from omnicupy.masks.arguments import at_least_one, host_array, length, plain_array
 from omnicupy.masks.mask import Mask
-from omnicupy.masks.tiles import Tiles
+from omnicupy.masks.tiles import Tiles, even_bounds
 
 PADDING = -1  # in arrays of lists: no block
 
@@ -93,7 +93,8 @@ def _one(name: str, lists: Any, shape: tuple[int, int], size: tuple[int, int], g
         )
     codes = np.unique(row * grid[1] + key)
     offsets = np.searchsorted(codes, np.arange(grid[0] + 1) * grid[1])
-    return Mask(shape, tiles=Tiles(shape, size, (0, 0), offsets, (codes % grid[1]).astype(np.int32)))
+    bounds = even_bounds(shape[0], size[0]), even_bounds(shape[1], size[1])
+    return Mask(shape, tiles=Tiles(shape, bounds, offsets, (codes % grid[1]).astype(np.int32)))
 
 
 def _of_array(name: str, lists: NDArray[Any], grid: tuple[int, int]) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -97,5 +97,6 @@ def _turned(bit_tiles: TileArray, br: int, bc: int) -> TileArray:
         some = np.ascontiguousarray(bit_tiles[first : first + _TILES_AT_ONCE])
         pairs: NDArray[np.uint8] = np.unpackbits(some.view(np.uint8), axis=2, bitorder="little")[..., :bc]
         packed = np.packbits(pairs.transpose(0, 2, 1), axis=2, bitorder="little")
-        turned[first : first + len(some)] = packed.view("<u4")
+        # packbits lays out its result as it found the bits, queries innermost.
+        turned[first : first + len(some)] = np.ascontiguousarray(packed).view("<u4")
     return turned

@@ -6,10 +6,11 @@ import numpy as np
 
 from omnicupy.masks.arguments import count
 from omnicupy.masks.arguments import length as checked_length
-from omnicupy.masks.intervals import Intervals
+from omnicupy.masks.intervals import IntArray, Intervals
 from omnicupy.masks.mask import Mask
 from omnicupy.presets import arguments
 from omnicupy.presets.arguments import Spans
+from omnicupy.presets.spans import blocks, joined, listed, need_lists
 
 # What each task takes besides the length.
 TASKS = {"t2i": ("pad_end", "images"), "lm": (), "mmu": ("prefix", "images"), "lvg": ("pad_end", "images")}
@@ -26,8 +27,8 @@ def show_o(length: int, task: str, *, pad_end: int = 0, prefix: int = 0, images:
     length: tokens. pad_end: the tokens before it are padding. images: [(offset, length), ...], start and end
     tokens of an image included, after the padding. prefix: `mmu` shows the tokens before it to all rows;
     `mmu` with CLIP features after a system prompt is images=[(30, 576)] without a prefix. "lvg" is the
-    repository's second version, in which text is blind to images. One interval per key, for "lvg" up to one
-    for each image.
+    repository's second version, in which text is blind to images. One interval per key, for "lvg" one for each
+    image; where that is more than 32 MiB, lists of the text and images that see each other, as of `from_tiles`.
 
     The FlexAttention code joins the diagonal of "t2i" by an exclusive or, which hides it; this is the `or`
     that the dense code and the comment beside it have.
@@ -48,7 +49,7 @@ def show_o(length: int, task: str, *, pad_end: int = 0, prefix: int = 0, images:
                 "drop it or name another task"
             )
     if task == "lvg":
-        return Mask((total, total), intervals=_blind_text(total, padded, spans))
+        return _blind_text(total, padded, spans)
     start, stop = np.arange(total, dtype=np.int32), np.full(total, total, np.int32)
     stop[:padded] = start[:padded] + 1
     start[:shown] = 0
@@ -57,25 +58,40 @@ def show_o(length: int, task: str, *, pad_end: int = 0, prefix: int = 0, images:
     return Mask((total, total), intervals=(start[None], stop[None]))
 
 
-def _blind_text(total: int, padded: int, images: list[tuple[int, int]]) -> Intervals:
-    """The intervals of "lvg": an image is seen by itself and by the images after it."""
-    runs: list[list[int]] = []  # images that touch are one range of rows
+def _blind_text(total: int, padded: int, images: list[tuple[int, int]]) -> Mask:
+    """The mask of "lvg": an image is seen by itself and by the images after it, an interval for each of these."""
+    runs = joined(images)  # images that touch are one range of rows
+    start, stop = np.arange(total, dtype=np.int32), np.full(total, total, np.int32)
+    start[:padded] = stop[:padded] = 0
     for first, end in images:
-        if runs and runs[-1][1] == first:
-            runs[-1][1] = end
-        else:
-            runs.append([first, end])
-    start = np.zeros((max(1, len(runs)), total), np.int32)
-    stop = np.zeros_like(start)
-    start[0, padded:] = np.arange(padded, total, dtype=np.int32)
-    stop[0, padded:] = total
+        start[first:end] = first
+    start[0], stop[0] = 0, total
+    if need_lists(runs, total):
+        return _lists(total, runs, Mask((total, total), intervals=(start[None], stop[None])))
+    return Mask((total, total), intervals=_split(start, stop, runs))
+
+
+def _split(start: IntArray, stop: IntArray, runs: list[tuple[int, int]]) -> Intervals:
+    """One interval per key (k_len,), cut into those of the images where the key is one of an image."""
+    starts, stops = (np.zeros((max(1, len(runs)), len(side)), np.int32) for side in (start, stop))
+    starts[0], stops[0] = start, stop
     for i, (first, end) in enumerate(runs):
-        later = np.array(runs[i:], np.int32)
-        start[: len(later), first:end] = later[:, :1]
-        stop[: len(later), first:end] = later[:, 1:]
-    for first, end in images:
-        start[0, first:end] = first
-    start[:, 0] = stop[:, 0] = 0
-    stop[0, 0] = total
-    used = max(1, int((stop > 0).any(axis=1).sum()))
-    return start[:used], stop[:used]
+        keys = slice(max(first, 1), end)  # all rows see key 0
+        stops[0, keys] = end
+        later = np.array(runs[i + 1 :], np.int32).reshape(-1, 2, 1)
+        starts[1 : 1 + len(later), keys], stops[1 : 1 + len(later), keys] = later[:, 0], later[:, 1]
+    used = max(1, int((stops > 0).any(axis=1).sum()))
+    return starts[:used], stops[:used]
+
+
+def _lists(total: int, runs: list[tuple[int, int]], inner: Mask) -> Mask:
+    """Blocks of images see the blocks before them and themselves, blocks of text those of text."""
+    rows, images = blocks(runs, total)
+    keys, hidden = blocks(runs, total, 1)  # all rows see key 0, which may be one of an image
+    every = np.arange(len(keys) - 1, dtype=np.int32)
+    shown = np.delete(every, hidden[keys[hidden] > 0])
+    before = np.searchsorted(keys, rows[1:])  # blocks of keys up to the end of each block of rows
+    seen = [(shown[:count],) for count in np.searchsorted(shown, before).tolist()]
+    for row in images.tolist():
+        seen[row] = (every[: before[row]],)
+    return listed((rows, keys), seen, inner)

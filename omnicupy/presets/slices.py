@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from omnicupy.masks import columns, rectangles
 from omnicupy.masks.arguments import length as checked_length
 from omnicupy.masks.arguments import plain, shape
-from omnicupy.masks.intervals import Intervals
+from omnicupy.masks.intervals import IntArray, Intervals
 from omnicupy.masks.mask import Mask
 from omnicupy.presets import arguments
 from omnicupy.presets.arguments import Spans
+from omnicupy.presets.spans import blocks, joined, listed, need_lists
 
 _FAR = 2**40  # further than any row
 FULL, CAUSAL, INVERSE, BOTH = TYPES = (
@@ -117,22 +118,33 @@ def one_label(length: int, spans: Spans) -> Mask:
         k <= q or (in_span(q) and in_span(k))
 
     length: tokens. spans: [(offset, length), ...], disjoint, in any order; those of length 0 are skipped. One
-    interval per key and span before it (spans that touch count as one).
+    interval per key and span before it (spans that touch count as one); where that is more than 32 MiB, lists of the
+    spans and of what lies between them, as of `from_tiles`.
 
     Source: huggingface/transformers, models/molmo2/modeling_molmo2.py.
     Raises TypeError or ValueError for other types and spans outside or overlapping.
     """
     total = checked_length("one_label", "length", length)
-    runs: list[list[int]] = []
-    for first, stop in arguments.spans("one_label", "spans", spans, total):
-        if runs and runs[-1][1] == first:
-            runs[-1][1] = stop
-        else:
-            runs.append([first, stop])
+    runs = joined(arguments.spans("one_label", "spans", spans, total))
+    if need_lists(runs, total):
+        return _labelled(total, runs)
     lo, hi = (np.zeros((max(1, len(runs)), total), np.int32) for _ in range(2))
     lo[0], hi[0] = np.arange(total), total
     for i, (first, stop) in enumerate(runs):
-        for j, earlier in enumerate(runs[:i]):
-            lo[j, first:stop], hi[j, first:stop] = earlier
+        earlier = np.array(runs[:i], np.int32).reshape(-1, 2, 1)
+        lo[:i, first:stop], hi[:i, first:stop] = earlier[:, 0], earlier[:, 1]
         lo[i, first:stop], hi[i, first:stop] = first, total
     return Mask((total, total), intervals=(lo, hi))
+
+
+def _labelled(total: int, runs: list[tuple[int, int]]) -> Mask:
+    """Blocks of spans see the blocks before them, themselves and the spans after them, other blocks none after them."""
+    bounds, spans = blocks(runs, total)
+    every, labelled = np.arange(len(bounds) - 1, dtype=np.int32), spans.astype(np.int32)
+    seen: list[tuple[IntArray, ...]] = [(every[: row + 1],) for row in range(len(every))]
+    for i, row in enumerate(labelled.tolist()):
+        seen[row] = (every[: row + 1], labelled[i + 1 :])
+    start, stop = np.arange(total, dtype=np.int32), np.full(total, total, np.int32)
+    for first, end in runs:
+        start[first:end] = 0
+    return listed((bounds, bounds), seen, Mask((total, total), intervals=(start[None], stop[None])))

@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from functools import partial
 
-import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from omnicupy.transformers.forward import attention
 from omnicupy.transformers.loading import watch
 from omnicupy.transformers.mask_tensor import MaskTensor
-from omnicupy.transformers.masking import attention_mask, make_mask
+from omnicupy.transformers.masking import attention_mask
+from omnicupy.transformers.one_graph import mask_maker
 from omnicupy.transformers.options import check_ignored
 
 __all__ = ["MaskTensor", "attention_mask", "register"]
@@ -34,7 +34,8 @@ def register(name: str = "omnicupy", *, ignore: Collection[str] = ()) -> str:
     see themselves and whatever joins these by and, or), as intervals and without a look at single pairs;
     functions that are not known are evaluated, chunk by chunk, to the same pairs. A row that sees nothing
     (padding) gives zeros. Prefill, steps with a cache and static caches work; models run on the CPU and on
-    CUDA devices, in the dtypes of omnicupy.torch.attention, and under torch.autocast.
+    CUDA devices, in the dtypes of omnicupy.torch.attention, and under torch.autocast. torch.compile makes masks between
+    its graphs; with fullgraph=True the graph makes them, as arrays of all pairs, which is slower.
 
     Raises UnsupportedError when a model is loaded that takes its attention from nowhere but its own code, and
     at the first forward pass that asks for what is missing, and names it: soft caps, sinks, dropout, position
@@ -60,7 +61,6 @@ def register(name: str = "omnicupy", *, ignore: Collection[str] = ()) -> str:
     ignored = check_ignored(ignore)
     for one in (name, name + VARLEN):
         AttentionInterface.register(one, partial(attention, ignored=ignored) if ignored else attention)
-        # A mask is data, no part of a graph.
-        AttentionMaskInterface.register(one, torch.compiler.disable(partial(make_mask, ignored=ignored)))
+        AttentionMaskInterface.register(one, mask_maker(ignored))
     watch(name, name + VARLEN)
     return name

@@ -163,7 +163,8 @@ def test_a_captured_stream_refuses_the_first_copy(device: fake_device.Device) ->
         _copy(device)
     assert str(error.value) == (
         "mask: its block lists are not on the device yet and cannot be copied while the stream is captured; "
-        "call prepare or attention with these shapes and this mask before the capture"
+        "call prepare or attention with these shapes and this mask before the capture, for gradients "
+        "prepare(..., gradients=True) or attention_backward"
     )
     assert device.uploads == []
 

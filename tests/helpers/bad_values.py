@@ -232,11 +232,11 @@ LISTS: list[Bad] = [
     (v, TypeError, f"from_tiles: lists must be a list of lists or an array, got {named(v)}; give the key blocks of each row block")
     for v in (5, 2.0, None, "0", {0: [0]}, {0})
 ] + [(MASKED, TypeError, "from_tiles: lists " + OWN_RULES)]  # fmt: skip
-LAYOUT: list[Bad] = [
+DOCUMENTS: list[Bad] = [
     (
         v,
         TypeError,
-        "{where}: layout must be a list of (kind, length) or a list of such lists, got "
+        "{where}: {name} must be a list of (kind, length) or a list of such lists, got "
         + type(v).__name__
         + '; write for example [("text", 120), ("image", 729)]',
     )

@@ -34,9 +34,15 @@ class ndarray:  # noqa: N801 - check.py knows CuPy's arrays by this name
 
     def __init__(self, shape: tuple[int, ...], dtype: Any, device: int = 0, strides: Any = None) -> None:
         self.shape, self.dtype = tuple(shape), np.dtype(dtype)
-        self.strides = strides or np.empty(shape, np.int16).strides
+        self.strides = strides or np.empty(shape, self.dtype).strides
         self.data = Memory(next(addresses), device)
         self.nbytes = int(np.prod(shape)) * self.dtype.itemsize
+
+    @property
+    def flags(self) -> Any:
+        whole = np.empty(self.shape, self.dtype).strides
+        pairs = zip(self.shape, self.strides, whole, strict=True)
+        return SimpleNamespace(c_contiguous=all(n == 1 or mine == own for n, mine, own in pairs))
 
 
 ndarray.__module__ = "cupy"
@@ -120,7 +126,7 @@ class Device:
         def function(grid: Any, block: Any, args: Any, smem: int, stream: Any) -> None:
             (packed,) = args
             assert packed.size == 1
-            params = np.frombuffer(packed.tobytes(), PARAMS[spec.kernel])[0]
+            params = np.frombuffer(packed.tobytes(), PARAMS[spec.params])[0]
             self.launches.append(
                 {
                     "grid": grid,
@@ -129,6 +135,7 @@ class Device:
                     "stream": stream,
                     "device": self.current,
                     "params": params,
+                    "spec": spec,
                 }
             )
 

@@ -108,18 +108,9 @@ def result(model: Any, given: dict[str, Any]) -> Any:
 def compared(family: str, name: str, attention: str) -> Found:
     """The verdict on a family."""
     try:
-        kind = getattr(transformers, name)
-        config = tiny(getattr(transformers, configuration_auto.CONFIG_MAPPING_NAMES[family]))
-        if not isinstance(config, kind.config_class):
-            config = config.get_text_config(decoder=True)
-        with torch.device("meta"):
-            size = sum(
-                parameter.numel() for parameter in kind._from_config(copy.deepcopy(config)).parameters()
-            )
-        if size > MOST_PARAMETERS:
-            return Found(family, name, NOT_MADE, f"{size} parameters")
+        kind, config = kind_and_config(family, name)
         eager = made(kind, config, "eager")
-        given, wanted = _first_that_runs(eager)
+        given, wanted = first_that_runs(eager)
     except Exception as error:  # whatever a configuration of made up sizes meets
         return Found(family, name, NOT_MADE, f"{type(error).__name__}: {error}")
     calls = 0
@@ -146,7 +137,20 @@ def compared(family: str, name: str, attention: str) -> Found:
     return Found(family, name, RIGHT if good else WRONG, "" if good else f"differs by {worst:.1e}")
 
 
-def _first_that_runs(model: Any) -> tuple[dict[str, Any], Any]:
+def kind_and_config(family: str, name: str) -> tuple[Any, Any]:
+    """The class of a family's model and its tiny configuration. Raises ValueError where it is still large."""
+    kind = getattr(transformers, name)
+    config = tiny(getattr(transformers, configuration_auto.CONFIG_MAPPING_NAMES[family]))
+    if not isinstance(config, kind.config_class):
+        config = config.get_text_config(decoder=True)
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in kind._from_config(copy.deepcopy(config)).parameters())
+    if size > MOST_PARAMETERS:
+        raise ValueError(f"{size} parameters")
+    return kind, config
+
+
+def first_that_runs(model: Any) -> tuple[dict[str, Any], Any]:
     """Inputs and the result: of tokens alone, or with images where a model does not do without."""
     given = inputs(model)
     try:

@@ -7,7 +7,14 @@ import re
 import numpy as np
 import pytest
 
-from omnicupy.jit.params import ATTN_PARAMS, ATTN_PARAMS_SM90, PARAMS, params_bytes
+from omnicupy.jit.params import (
+    ATTN_PARAMS,
+    ATTN_PARAMS_SM90,
+    BACKWARD_PARAMS,
+    BACKWARD_PARAMS_SM90,
+    PARAMS,
+    params_bytes,
+)
 from omnicupy.jit.source import kernels_dir
 from omnicupy.jit.spec import KERNELS
 
@@ -16,11 +23,14 @@ HEADERS = {
     "BlockLists": "omni/params.cuh",
     "ForwardParams": "omni/params.cuh",
     "ForwardParamsSm90": "omni/sm90/forward/config.cuh",
+    "BackwardParams": "omni/backward_params.cuh",
+    "BackwardParamsSm90": "omni/sm90/backward/config.cuh",
+    "ConvertParams": "attention_bwd_convert.cu",
 }
 # Size and alignment of what a field may be, besides a pointer or a struct of HEADERS.
 SIZES = {"float": (4, 4), "int": (4, 4), "u32": (4, 4), "i64": (8, 8), "u64": (8, 8), "TensorMap": (128, 64)}
 # Structs whose fields params.py packs as fields of the struct around them; another struct is one field, an array.
-FLAT = {"BlockLists", "ForwardParams"}
+FLAT = {"BlockLists", "ForwardParams", "BackwardParams"}
 FUNCTION = re.compile(
     r"^  __device__.*\n(?:(?:    .*|  })\n)*", re.MULTILINE
 )  # of a struct, by its indentation
@@ -67,7 +77,14 @@ def _mine(dtype: np.dtype[np.void]) -> list[tuple[str, int, int]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("ForwardParams", ATTN_PARAMS), ("ForwardParamsSm90", ATTN_PARAMS_SM90)]
+    ("name", "dtype"),
+    [
+        ("ForwardParams", ATTN_PARAMS),
+        ("ForwardParamsSm90", ATTN_PARAMS_SM90),
+        ("BackwardParams", BACKWARD_PARAMS),
+        ("BackwardParamsSm90", BACKWARD_PARAMS_SM90),
+        ("ConvertParams", PARAMS["bwd_convert"]),
+    ],
 )
 def test_a_struct_has_the_fields_and_the_size_of_its_header(name: str, dtype: np.dtype[np.void]) -> None:
     fields, size, _ = _struct(name)
@@ -96,6 +113,9 @@ def test_a_tensor_map_is_what_the_header_says() -> None:
 def test_the_structs_have_c_sizes() -> None:
     assert ATTN_PARAMS.itemsize == 256
     assert ATTN_PARAMS_SM90.itemsize == 704  # 3 * 128 + 256 + 4 * 8 + 3 * 4 = 684, rounded up to 64
+    assert BACKWARD_PARAMS.itemsize == 464  # 256 + 12 * 8 + 4 * 24 + 8 + 2 * 4
+    assert BACKWARD_PARAMS_SM90.itemsize == 1088  # 4 * 128 + 464 + 5 * 8 + 3 * 4 = 1028, rounded up to 64
+    assert params_bytes("bwd_convert") == 472  # 464 + 8
 
 
 def test_the_maps_come_before_the_same_fields() -> None:
@@ -104,6 +124,29 @@ def test_the_maps_come_before_the_same_fields() -> None:
     assert [ATTN_PARAMS_SM90.fields[name][1] for name in names[:3]] == [0, 128, 256]  # type: ignore[index]
     for name in ATTN_PARAMS.names or ():
         assert ATTN_PARAMS_SM90.fields[name][1] == 384 + ATTN_PARAMS.fields[name][1]  # type: ignore[index]
+
+
+def test_the_backward_s_maps_come_before_the_same_fields() -> None:
+    names = BACKWARD_PARAMS_SM90.names or ()
+    assert names[:4] == ("q_map", "dout_map", "k_map", "v_map")
+    assert [BACKWARD_PARAMS_SM90.fields[name][1] for name in names[:4]] == [0, 128, 256, 384]  # type: ignore[index]
+    for name in BACKWARD_PARAMS.names or ():
+        assert BACKWARD_PARAMS_SM90.fields[name][1] == 512 + BACKWARD_PARAMS.fields[name][1]  # type: ignore[index]
+
+
+def test_the_forward_s_fields_begin_the_backward_s() -> None:
+    """Kernels of both read block lists and q, k, v through ForwardParams."""
+    assert _mine(BACKWARD_PARAMS)[: len(ATTN_PARAMS.names or ())] == _mine(ATTN_PARAMS)
+
+
+def test_the_backward_s_pointers_come_together() -> None:
+    """gpu/backward_plan.py writes them with one pack."""
+    names = ["dout", "dlse", "lse2", "delta", "dq", "dk", "dv", "q_copy", "dout_copy", "k_copy", "v_copy"]
+    for dtype in (BACKWARD_PARAMS, BACKWARD_PARAMS_SM90):
+        offsets = [dtype.fields[name][1] for name in names]  # type: ignore[index]
+        assert np.array_equal(np.diff(offsets), [8] * 10)
+    work = [BACKWARD_PARAMS_SM90.fields[name][1] for name in ["counter", "dq_sums", "partials", "arrivals"]]  # type: ignore[index]
+    assert np.array_equal(np.diff(work), [8] * 3)
 
 
 def test_every_kernel_kind_has_a_struct() -> None:

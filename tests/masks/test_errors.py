@@ -30,19 +30,19 @@ BAD_CALLS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: constructors.sliding_window(4, left=None), TypeError, "sliding_window: left must be an integer, got NoneType None; pass a whole number"),
     (lambda: constructors.sink(4, 5), ValueError, "sink: k must be from 0 to 4, got 5; the length comes first: sink(n, k)"),
     (lambda: constructors.prefix(4, 9), ValueError, "prefix: p must be from 0 to 4, got 9; the length comes first: prefix(n, p)"),
-    (lambda: segment_masks.segments([]), ValueError, "segments: layout must hold at least one token, got none; pass the segments of a sequence"),
-    (lambda: segment_masks.segments([[("text", 0)], []]), ValueError, "segments: layout must hold at least one token, got none; pass the segments of a sequence"),
-    (lambda: segment_masks.segments("text" for _ in range(2)), TypeError, 'segments: layout must be a list of (kind, length) or a list of such lists, got generator; write for example [("text", 120), ("image", 729)]'),
-    (lambda: segment_masks.segments([("text", 1), ("image", -1)]), ValueError, "segments: document 0, segment 1 of layout: length must be at least 0 tokens, got -1; pass a length in tokens"),
-    (lambda: segment_masks.segments([("text", 1), (["text"], 4)]), ValueError, "segments: document 0, segment 1 of layout: kind must be one of text, image, noise, got ['text']; name one of these"),
-    (lambda: segment_masks.segments([("text", 1), (np.array(["text"]), 4)]), ValueError, "segments: document 0, segment 1 of layout: kind must be one of text, image, noise, got array(['text'], dtype='<U4'); name one of these"),
-    (lambda: segment_masks.segments([("text", 1), ("video", 4)]), ValueError, "segments: document 0, segment 1 of layout: kind must be one of text, image, noise, got 'video'; name one of these"),
-    (lambda: segment_masks.segments([[("text", 1)], [("text", 1.5)]]), TypeError, "segments: document 1, segment 0 of layout: length must be an integer, got float 1.5; pass a whole number"),
-    (lambda: segment_masks.segments([[("text", 1)], [("text",)]]), TypeError, "segments: document 1, segment 0 of layout: expected (kind, length), got ('text',); write a pair"),
-    (lambda: segment_masks.segments([3, 4]), TypeError, "segments: document 0 of layout: expected a list of (kind, length), got 3; write a list"),
-    (lambda: segment_masks.segments([("text", TOO_LONG)]), ValueError, f"segments: document 0, segment 0 of layout: length must be at most 1073741824 tokens, got {TOO_LONG}; split it into several masks"),
-    (lambda: segment_masks.segments([("text", 2**62)] * 4), ValueError, f"segments: document 0, segment 0 of layout: length must be at most 1073741824 tokens, got {2**62}; split it into several masks"),
-    (lambda: segment_masks.segments([("text", 2**30)] * 4), ValueError, "layout: expected at most 1073741824 tokens, got 4294967296; split it into several masks"),
+    (lambda: segment_masks.segments([]), ValueError, "segments: documents must hold at least one token, got none; pass the segments of a sequence"),
+    (lambda: segment_masks.segments([[("text", 0)], []]), ValueError, "segments: documents must hold at least one token, got none; pass the segments of a sequence"),
+    (lambda: segment_masks.segments("text" for _ in range(2)), TypeError, 'segments: documents must be a list of (kind, length) or a list of such lists, got generator; write for example [("text", 120), ("image", 729)]'),
+    (lambda: segment_masks.segments([("text", 1), ("image", -1)]), ValueError, "segments: document 0, segment 1: length must be at least 0 tokens, got -1; pass a length in tokens"),
+    (lambda: segment_masks.segments([("text", 1), (["text"], 4)]), ValueError, "segments: document 0, segment 1: kind must be one of text, image, noise, got ['text']; name one of these"),
+    (lambda: segment_masks.segments([("text", 1), (np.array(["text"]), 4)]), ValueError, "segments: document 0, segment 1: kind must be one of text, image, noise, got array(['text'], dtype='<U4'); name one of these"),
+    (lambda: segment_masks.segments([("text", 1), ("video", 4)]), ValueError, "segments: document 0, segment 1: kind must be one of text, image, noise, got 'video'; name one of these"),
+    (lambda: segment_masks.segments([[("text", 1)], [("text", 1.5)]]), TypeError, "segments: document 1, segment 0: length must be an integer, got float 1.5; pass a whole number"),
+    (lambda: segment_masks.segments([[("text", 1)], [("text",)]]), TypeError, "segments: document 1, segment 0: expected (kind, length), got ('text',); write a pair"),
+    (lambda: segment_masks.segments([3, 4]), TypeError, "segments: document 0: expected a list of (kind, length), got 3; write a list"),
+    (lambda: segment_masks.segments([("text", TOO_LONG)]), ValueError, f"segments: document 0, segment 0: length must be at most 1073741824 tokens, got {TOO_LONG}; split it into several masks"),
+    (lambda: segment_masks.segments([("text", 2**62)] * 4), ValueError, f"segments: document 0, segment 0: length must be at most 1073741824 tokens, got {2**62}; split it into several masks"),
+    (lambda: segment_masks.segments([("text", 2**30)] * 4), ValueError, "segments: expected at most 1073741824 tokens, got 4294967296; split it into several masks"),
     (lambda: segment_masks.documents(5), TypeError, "documents: lengths must be a list or an array, got int 5; make it a list"),  # type: ignore[arg-type]
     (lambda: segment_masks.documents([3], causal="no"), TypeError, "documents: causal must be True or False, got str 'no'; pass a bool"),  # type: ignore[arg-type]
     (lambda: segment_masks.random(10, -1), ValueError, "random: seed must be at least 0, got -1; pass a number in that range"),
@@ -94,3 +94,10 @@ BAD_CALLS: list[tuple[Callable[[], object], type[Exception], str]] = [
 def test_bad_call(number: int) -> None:
     call, kind, message = BAD_CALLS[number]
     assert error_of(call) == (kind, message)
+
+
+def test_segments_takes_documents_by_position_and_by_name() -> None:
+    given = [[("text", 3)], [("image", 2), ("noise", 4)]]
+    assert segment_masks.segments(documents=given) == segment_masks.segments(given)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'layout'"):
+        segment_masks.segments(layout=given)  # type: ignore[call-arg]

@@ -15,7 +15,7 @@ struct Backward : BackwardBlock<Cfg> {
   static constexpr int kWalkedBytes = Cfg::kWalked * Shared::kPitchBytes;
   static constexpr int kSlotBytes = 2 * kWalkedBytes + (Cfg::kOwnsKeys ? Block::kStatisticBytes : 0);
   static constexpr int kOwnedTotal = 2 * kOwnedBytes + (Cfg::kOwnsKeys ? 0 : Block::kStatisticBytes);
-  static_assert(Cfg::kSmemBytes == kOwnedTotal + Cfg::kStages * kSlotBytes + Block::kWorkBytes, "backward_spec.py");
+  static_assert(Cfg::kSmemBytes == kOwnedTotal + Cfg::kStages * kSlotBytes + Block::kWorkBytes, "backward_kernel.py");
 
   using Block::Block;
 
@@ -27,12 +27,11 @@ struct Backward : BackwardBlock<Cfg> {
     return Cfg::kOwnsKeys ? slot(stage) + 2 * kWalkedBytes : 2 * kOwnedBytes;
   }
 
-  // Starts the copies of the tile at the cursor.
-  __device__ __forceinline__ void request(int stage) {
-    this->template load_walked<Cfg::kHeadDim>(slot(stage), 0);
-    if constexpr (Cfg::kOwnsKeys) {
-      this->load_statistics(statistics(stage), this->walked_head(), this->walk.tile.first);
-    }
+  // Starts the copies of the tile at a cursor.
+  __device__ __forceinline__ void request(Cursor const& at, int stage) {
+    if (!at.has_tile()) return;
+    this->template load_walked<Cfg::kHeadDim>(at, slot(stage), 0);
+    if constexpr (Cfg::kOwnsKeys) this->load_statistics(statistics(stage), this->walked_head(at), at.tile.first);
     cp_async_commit();
   }
 
@@ -40,47 +39,43 @@ struct Backward : BackwardBlock<Cfg> {
   __device__ __forceinline__ void compute_step(Tile const& tile, int stage, int column) {
     Hidden<Cfg> hidden;
     if (!this->find_hidden(hidden, tile, column)) return;
-    u32 const s_lane = this->template lane_address<Cfg::kHeadDim>();
-    u32 const s_owned = s_lane + this->row0() * Shared::kPitchBytes;
-    u32 const s_walked = s_lane + slot(stage) + column * Shared::kPitchBytes;
+    int const from = slot(stage) + column * Shared::kPitchBytes;
+    u32 const s_owned = this->template lane_address<Cfg::kHeadDim>() + this->row0() * Shared::kPitchBytes;
+    u32 const s_dots = this->template dot_address<Cfg::kHeadDim>() + from;
     Step weights, grads;
     weights.fill(0.f);
-    add_scores<Cfg, Cfg::kHeadDim>(weights, s_owned, s_walked);
+    add_dots<Cfg, Cfg::kHeadDim>(weights, s_owned, s_dots);
     grads.fill(0.f);
-    add_scores<Cfg, Cfg::kHeadDim>(grads, s_owned + kOwnedBytes, s_walked + kWalkedBytes);
+    add_dots<Cfg, Cfg::kHeadDim>(grads, s_owned + kOwnedBytes, s_dots + kWalkedBytes);
     this->differentiate_step(weights, grads, hidden, tile, statistics(stage), column);
-    int const from = this->column0();
+    int const column0 = this->column0(), columns = Cfg::kHeadDim - column0;
+    u32 const s_rows = this->template lane_address<Cfg::kHeadDim>() + from + 2 * column0;
     if constexpr (Cfg::kOwnsKeys) {
-      add_products<Cfg, Cfg::kHeadDim>(this->second, weights, s_walked + kWalkedBytes + 2 * from, Cfg::kHeadDim - from);
+      add_products<Cfg, Cfg::kHeadDim>(this->second, weights, s_rows + kWalkedBytes, columns);
     }
-    add_products<Cfg, Cfg::kHeadDim>(this->first, grads, s_walked + 2 * from, Cfg::kHeadDim - from);
+    add_products<Cfg, Cfg::kHeadDim>(this->first, grads, s_rows, columns);
   }
 
   __device__ __forceinline__ void compute(Tile const& tile, int stage) {
-#pragma unroll 1
+#pragma unroll
     for (int column = 0; column < Cfg::kWalked; column += Cfg::kStep) compute_step(tile, stage, column);
   }
 
   __device__ __forceinline__ void run() {
-    auto& walk = this->walk;
     this->template load_owned<Cfg::kHeadDim>(0, 0);
     if constexpr (!Cfg::kOwnsKeys) this->load_statistics(statistics(0), this->head(), this->owned0());
-    if (walk.has_tile()) request(0);
-    int stage = 0;
-    while (walk.has_tile()) {
-      Tile const tile = walk.tile;
+    request(this->cursor(0), 0);
+    for (int parity = 0; this->cursor(parity).has_tile(); parity ^= 1) {
       cp_async_wait<0>();
-      __syncthreads();  // this tile has arrived; the other buffer is read
+      __syncthreads();  // this tile has arrived; the other buffer is read, and the other cursor too
       if constexpr (Cfg::kStages == 2) {
-        this->advance();
-        if (walk.has_tile()) request(stage ^ 1);
-        compute(tile, stage);
-        stage ^= 1;
+        request(this->advance(parity), parity ^ 1);
+        compute(this->cursor(parity).tile, parity);
       } else {
-        compute(tile, 0);
-        this->advance();
+        compute(this->cursor(parity).tile, 0);
+        Cursor const next = this->advance(parity);
         __syncthreads();  // the buffer is read
-        if (walk.has_tile()) request(0);
+        request(next, 0);
       }
     }
     cp_async_wait<0>();

@@ -8,13 +8,12 @@ namespace omni {
 
 // Walks tiles, and inside each the query heads that count for it: one for dQ, those of the group for dK and dV. Their
 // sums stay in registers, and no two thread blocks add to the same gradient.
-struct HeadWalk {
+struct Cursor {
   EntryWalk walk;
   Tile tile;  // kind 0: no more tiles
   int head;   // which of the heads
 
-  __device__ __forceinline__ HeadWalk(BlockLists const& lists, WorkItem const& work)
-      : walk(lists, work.first, work.end) {
+  __device__ __forceinline__ Cursor(BlockLists const& lists, WorkItem const& work) : walk(lists, work.first, work.end) {
     take(lists);
   }
 
@@ -39,24 +38,26 @@ struct BackwardBlock {
   using Out = RegTile<Cfg::kTilesM, Cfg::kColumns>;
   static constexpr int kStatisticBytes = 2 * 4 * Cfg::kBr;  // lse2 and delta of the queries of a tile
 
-  static constexpr int kWorkBytes = 16;
+  static constexpr int kCursorBytes = 128;
+  static constexpr int kWorkBytes = 16 + 2 * kCursorBytes;
   static constexpr int kWorkOffset = Cfg::kSmemBytes - kWorkBytes;
+  static_assert(sizeof(Cursor) <= kCursorBytes, "backward_kernel.py");
 
   BackwardParams const& params;
   ForwardParams const& p;
-  HeadWalk walk;
   unsigned char* const s_base;
   Out first, second;  // dK and dV, or dQ
 
   __device__ __forceinline__ BackwardBlock(BackwardParams const& all, WorkItem const& work, unsigned char* s_memory)
-      : params(all), p(all.p), walk(all.p.lists, work), s_base(s_memory) {
+      : params(all), p(all.p), s_base(s_memory) {
     *reinterpret_cast<int4*>(s_base + kWorkOffset) = make_int4(work.q0, work.mask, work.batch, work.head);
+    cursor(0) = Cursor(p.lists, work);
     first.fill(0.f);
     if constexpr (Cfg::kOwnsKeys) second.fill(0.f);
   }
 
-  // What is worked on lies in shared memory, where each thread has written it, and is read anew wherever it is needed:
-  // registers are dearer.
+  // What is worked on lies in shared memory, where every thread writes the same, and is read anew wherever it is
+  // needed: registers are dearer.
   template <int kField>
   __device__ __forceinline__ int work() const {
     return reinterpret_cast<int const volatile*>(s_base + kWorkOffset)[kField];
@@ -67,16 +68,35 @@ struct BackwardBlock {
   __device__ __forceinline__ int batch() const { return work<2>(); }
   __device__ __forceinline__ int head() const { return work<3>(); }  // kv head where keys are owned, else query head
 
-  __device__ __forceinline__ void advance() { walk.advance(p.lists, Cfg::kOwnsKeys ? p.group : 1); }
+  // Where the walk stands, for tiles that are even or odd by their count: one is read while the next one is written.
+  __device__ __forceinline__ Cursor& cursor(int parity) const {
+    return *reinterpret_cast<Cursor*>(s_base + kWorkOffset + 16 + parity * kCursorBytes);
+  }
+
+  // From the cursor of `parity` to the other one, which is returned. Between two calls lies a barrier.
+  __device__ __forceinline__ Cursor advance(int parity) const {
+    Cursor next = cursor(parity);
+    next.advance(p.lists, Cfg::kOwnsKeys ? p.group : 1);
+    cursor(parity ^ 1) = next;
+    return next;
+  }
 
   // The warp's first row among the tokens that the thread block owns.
   __device__ __forceinline__ static int row0() { return thread_index() / 32 * Cfg::kWarpRows; }
 
-  // The lane's address in the 16 x 16 sub-tile at the origin of a tile of kCols columns, worked out where it is used.
+  // The lane's address in the 16 x 16 sub-tile at the origin of a tile of kCols columns, worked out where it is used:
+  // for an A operand, or for a B operand that is transposed on its way.
   template <int kCols>
   __device__ __forceinline__ u32 lane_address() const {
     int const lane = thread_index() & 31;
     return smem_address(s_base) + SmemTile<kCols, Cfg::kSwizzle>::offset(lane % 16, lane / 16);
+  }
+
+  // The same for a B operand of add_dots.
+  template <int kCols>
+  __device__ __forceinline__ u32 dot_address() const {
+    int const lane = thread_index() & 31;
+    return smem_address(s_base) + SmemTile<kCols, Cfg::kSwizzle>::offset(lane / 16 * 8 + lane % 8, lane / 8 % 2);
   }
 
   // First column of the gradients that the thread block makes.
@@ -85,8 +105,8 @@ struct BackwardBlock {
   }
 
   // Starts the copies of two tiles, one behind the other in shared memory, of kRows tokens from `token` on, of which
-  // `rows` exist, and kCols columns from `column` on. Other rows and columns become zeros. What a thread brings is worked
-  // out here and not kept in registers.
+  // `rows` exist, and kCols columns from `column` on. Other rows and columns become zeros. What a thread brings is
+  // worked out here and not kept in registers.
   template <int kRows, int kCols>
   __device__ __forceinline__ void load(
       u32 s_target, Tensor const& one, Tensor const& other, int2 head_and_token, int rows, int column) const {
@@ -138,21 +158,22 @@ struct BackwardBlock {
     }
   }
 
-  // The same of the tile at the cursor: Q and dO, or K and V.
+  // The same of the tile at a cursor: Q and dO, or K and V.
   template <int kCols>
-  __device__ __forceinline__ void load_walked(int offset, int column) const {
-    int2 const from = make_int2(walked_head(), walk.tile.first);
+  __device__ __forceinline__ void load_walked(Cursor const& at, int offset, int column) const {
+    int2 const from = make_int2(walked_head(at), at.tile.first);
+    int const rows = at.tile.length();
     u32 const s_target = smem_address(s_base) + offset;
     if constexpr (Cfg::kOwnsKeys) {
-      load<Cfg::kWalked, kCols>(s_target, p.query(), params.gradient_of_out(), from, walk.tile.length(), column);
+      load<Cfg::kWalked, kCols>(s_target, p.query(), params.gradient_of_out(), from, rows, column);
     } else {
-      load<Cfg::kWalked, kCols>(s_target, p.key(), p.value(), from, walk.tile.length(), column);
+      load<Cfg::kWalked, kCols>(s_target, p.key(), p.value(), from, rows, column);
     }
   }
 
-  __device__ __forceinline__ int walked_head() const {
+  __device__ __forceinline__ int walked_head(Cursor const& at) const {
     int const of_head = head();
-    return Cfg::kOwnsKeys ? of_head * p.group + walk.head : of_head / p.group;
+    return Cfg::kOwnsKeys ? of_head * p.group + at.head : of_head / p.group;
   }
 
   static_assert(Cfg::kBr / 2 <= Cfg::kThreads, "a thread brings 16 bytes of lse2 or of delta");
@@ -175,8 +196,8 @@ struct BackwardBlock {
     return hidden.is_anything();
   }
 
-  // Scores to weights, gradients of weights to gradients of scores. offset: of lse2 and delta; the step starts in `column`
-  // of the tile.
+  // Scores to weights, gradients of weights to gradients of scores. offset: of lse2 and delta; the step starts in
+  // `column` of the tile.
   __device__ __forceinline__ void differentiate_step(
       Step& weights, Step& grads, Hidden<Cfg> const& hidden, Tile const& tile, int offset, int column) const {
     float const* const s_lse2 = reinterpret_cast<float const*>(s_base + offset) + (Cfg::kOwnsKeys ? column : row0());

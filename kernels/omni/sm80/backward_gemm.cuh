@@ -1,7 +1,7 @@
-// The compile-time shape of the mma.sync backward kernels, and what both of their loops do with a step of walked tokens:
-// weights, gradients of scores, and products whose A operand is these. A thread block owns tokens of one side, keys for
-// dK and dV or queries for dQ, and walks tokens of the other side. A row of a warp's register tile is a token that it
-// owns: weights are the A operand of the next product as they are, and never leave the registers.
+// The compile-time shape of the mma.sync backward kernels, and what both of their loops do with a step of walked
+// tokens: weights, gradients of scores, and products whose A operand is these. A thread block owns tokens of one side,
+// keys for dK and dV or queries for dQ, and walks tokens of the other side. A row of a warp's register tile is a token
+// that it owns: weights are the A operand of the next product as they are, and never leave the registers.
 #pragma once
 
 #include "omni/backward_params.cuh"
@@ -14,7 +14,7 @@ namespace omni {
 
 // Columns of each gradient that one thread block makes. dK and dV of more than 128 columns do not fit the registers:
 // thread blocks side by side (grid.y) make a part each, cut where the swizzle of shared memory begins anew, and repeat
-// the scores. backward_spec.py has the same figures (columns).
+// the scores. backward_kernel.py has the same figures (columns).
 constexpr int gradient_columns(int head_dim, bool owns_keys) {
   if (head_dim > 256) return 64;
   if (!owns_keys || head_dim <= 128) return head_dim;
@@ -41,6 +41,7 @@ struct BackwardConfig {
   static constexpr int kWarpRows = kOwned / Warps;
   static constexpr int kTilesM = kWarpRows / 16;
   static constexpr bool kTiledHeadDim = HeadDim > 256;
+  static constexpr int kBlocks = !kOwnsKeys && HeadDim <= 64 && Warps == 4 && Stages == 2 ? 3 : 1;  // on a processor
   static constexpr int kColumns = gradient_columns(HeadDim, kOwnsKeys);
   static constexpr int kStep = kTilesM == 1 && kWalked % 64 == 0 ? 64 : 32;  // walked tokens at a time
 
@@ -66,6 +67,28 @@ struct OneOf<false, A, B> {
 template <class Cfg>
 using Hidden =
     typename OneOf<Cfg::kOwnsKeys, HiddenFromKeys<Cfg, StepTile<Cfg>>, HiddenFromQueries<Cfg, StepTile<Cfg>>>::Type;
+
+// scores += owned * walked^T over kCols columns. s_owned: the lane's address for the A operand, in the warp's rows.
+// s_walked: for the B operand, in the step's rows, so that the two registers of an instruction stand side by side: rows
+// 0 to 7 left and right, then rows 8 to 15 (other than in add_scores, whose operands ptxas has to move together).
+template <class Cfg, int kCols, class Scores>
+__device__ __forceinline__ void add_dots(Scores& scores, u32 s_owned, u32 s_walked) {
+  using Shared = SmemTile<kCols, Cfg::kSwizzle>;
+#pragma unroll
+  for (int d = 0; d < kCols; d += Cfg::kMmaAtomK) {
+    AFragments<Cfg::kTilesM> a;
+#pragma unroll
+    for (int m = 0; m < Cfg::kTilesM; ++m) {
+      ldmatrix_x4(a.r[m], Shared::at_column(s_owned, d) + 16 * m * Shared::kPitchBytes);
+    }
+#pragma unroll
+    for (int n = 0; n < Scores::kCols; n += 16) {
+      u32 b[4];
+      ldmatrix_x4(b, Shared::at_column(s_walked, d) + n * Shared::kPitchBytes);
+      add_product<Cfg>(scores, n, a, b);
+    }
+  }
+}
 
 // lse2 or delta of the queries of a step, in shared memory: of its columns where keys are owned, else of its rows.
 // s_values: at the first of them.
@@ -114,9 +137,9 @@ __device__ __forceinline__ void differentiate(Tile& grads, Tile const& weights, 
   }
 }
 
-// out += factors * rows: the accumulators of two neighbouring n8 blocks are the A operand of one k16 step. kCols: of the
-// tile in shared memory. s_rows: the lane's address in the step's rows, at the first of the columns; columns: how many
-// there are from it on.
+// out += factors * rows: the accumulators of two neighbouring n8 blocks are the A operand of one k16 step. kCols: of
+// the tile in shared memory. s_rows: the lane's address in the step's rows, at the first of the columns; columns: how
+// many there are from it on.
 template <class Cfg, int kCols, class Out, class Factors>
 __device__ __forceinline__ void add_products(Out& out, Factors const& factors, u32 s_rows, int columns) {
   using Shared = SmemTile<kCols, Cfg::kSwizzle>;

@@ -17,8 +17,8 @@ struct WarpStep {
   int column0;  // where it stands in the tile
 };
 
-// Rows are keys. Bit 8 * j + 2 * i + e stands for row (m, h) and column (4 * w + j, e), i being the rank of (m, h, w): all
-// that a lane keeps of the step is one word.
+// Rows are keys. Bit 8 * j + 2 * i + e stands for row (m, h) and column (4 * w + j, e), i being the rank of (m, h, w):
+// all that a lane keeps of the step is one word.
 template <class Cfg, class Weights>
 struct HiddenFromKeys {
   static constexpr int kWords = Weights::kCols / 32;

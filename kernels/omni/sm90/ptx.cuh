@@ -87,7 +87,6 @@ __device__ __forceinline__ void bulk_load(u32 s_target, void const* g_source, in
       : "memory");
 }
 
-// Makes this thread's ordinary writes to shared memory visible to the tensor cores and the copy engine.
 // Adds `bytes` contiguous bytes of floats, a multiple of 16, to global memory; this thread's groups of such copies are
 // committed, and waited for until shared memory was read, or until all is written.
 __device__ __forceinline__ void bulk_add(float* g_target, u32 s_source, int bytes) {
@@ -121,6 +120,7 @@ __device__ __forceinline__ void stmatrix_x4_trans(u32 s_row, u32 const* pairs) {
                : "memory");
 }
 
+// Makes this thread's ordinary writes to shared memory visible to the tensor cores and the copy engine.
 __device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // A vector that other multiprocessors wrote: not from this one's cache.

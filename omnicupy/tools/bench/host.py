@@ -113,12 +113,12 @@ def first_call(head_dim: int, cache: Path) -> dict[str, float]:
 def mask_building(record: Record, say: Say) -> None:
     """Building and tiling masks on one core: the W1 pack, and that pack repeated to a million tokens."""
     pack = model_masks.bagel_pack()
-    layouts = {"W1, 36,864 tokens": pack, "W1 repeated, 1,032,192 tokens": pack * LONG_PACKS}
-    for name, layout in layouts.items():
-        turns = 50 if len(layout) < 100 else 7
+    packs = {"W1, 36,864 tokens": pack, "W1 repeated, 1,032,192 tokens": pack * LONG_PACKS}
+    for name, documents in packs.items():
+        turns = 50 if len(documents) < 100 else 7
 
-        def build(layout: Any = layout) -> BlockMask:
-            return segments(layout).blocks(128, 128)
+        def build(documents: Any = documents) -> BlockMask:
+            return segments(documents).blocks(128, 128)
 
         build()
         took = []

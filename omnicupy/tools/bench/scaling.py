@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from omnicupy import presets
 from omnicupy.masks import constructors, segment_masks
 from omnicupy.masks.mask import Mask
 from omnicupy.schedule.block_lists import block_lists
@@ -39,6 +40,14 @@ def _rectangles() -> Mask:
     return constructors.ranges([(i * rows, (i + 1) * rows, 0, TOKENS) for i in range(64)], TOKENS, TOKENS)
 
 
+def _images() -> Mask:
+    """A thousand images that text does not see: lists of blocks in place of a thousand intervals a key."""
+    each = TOKENS // 1000
+    return presets.show_o(
+        TOKENS, "lvg", images=[(i * each + each // 8, each - each // 8) for i in range(1000)]
+    )
+
+
 BUILT: dict[str, Callable[[], Mask]] = {
     "causal": lambda: constructors.causal(TOKENS),
     "window": lambda: constructors.sliding_window(TOKENS, left=1023),
@@ -46,6 +55,7 @@ BUILT: dict[str, Callable[[], Mask]] = {
     "prefix": lambda: constructors.prefix(TOKENS, 4096),
     "segments": _segments,
     "rectangles": _rectangles,
+    "images": _images,
 }
 CUT = ("causal", "window", "documents", "prefix")
 
@@ -75,16 +85,19 @@ def _striped(count: int) -> Mask:
     return constructors.intervals(start, start + np.int32(step // 2), TOKENS)
 
 
-def _intervals(mask: Mask) -> int:
-    return 0 if mask.intervals is None else len(mask.intervals[0])
+def _form(mask: Mask) -> dict[str, int]:
+    """The most intervals of a key, or the tiles of lists."""
+    if mask.tiles is not None:
+        return {"tiles": len(mask.tiles.keys)}
+    return {"intervals": 0 if mask.intervals is None else len(mask.intervals[0])}
 
 
 def scaling(record: Record, say: host.Say) -> None:
     """Milliseconds, and MiB of new memory at the most, on one core: medians after a first time."""
     for name, build in BUILT.items():
-        _add(record, say, f"build {name}", build, lambda mask: {"intervals": _intervals(mask)})
+        _add(record, say, f"build {name}", build, _form)
     for name, combine in _combined():
-        _add(record, say, name, combine, lambda mask: {"intervals": _intervals(mask)})
+        _add(record, say, name, combine, _form)
     for name in CUT:
         mask = BUILT[name]()
 

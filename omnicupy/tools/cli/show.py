@@ -20,7 +20,7 @@ from omnicupy.tools.workloads import words
 @click.option("--documents", type=click.IntRange(min=1), help="Packed samples of a random mask.")
 @click.option("--random", "tokens", type=int, hidden=True, help="Tokens of a random mask.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, hidden=True, help="Seed of --random.")
-@click.option("--segments", "layout", hidden=True, help="Segments, as --mask takes them.")
+@click.option("--segments", "segments", hidden=True, help="Segments, as --mask takes them.")
 @click.option("--workload", hidden=True, help="A named workload.")
 @click.option("--br", type=int, default=128, show_default=True, help="Query rows of a tile.")
 @click.option("--bc", type=int, default=128, show_default=True, help="Keys of a tile.")
@@ -46,7 +46,7 @@ def show(br: int, bc: int, png: str | None, as_json: bool, **chosen: Any) -> Non
 
 def _mask(br: int, bc: int, **chosen: Any) -> Mask:
     """The mask of --mask, or of one of the older options --random, --segments and --workload."""
-    older = [name for name in ("tokens", "layout", "workload") if chosen[name] is not None]
+    older = [name for name in ("tokens", "segments", "workload") if chosen[name] is not None]
     if (chosen["text"] is not None) + len(older) != 1:
         raise click.UsageError(f"choose one mask: --mask SPEC, which is {words.FORMS}")
     if older:
@@ -66,9 +66,9 @@ def _words(chosen: dict[str, Any]) -> tuple[str, int | None]:
     """The mask as --mask takes it, and its length where an option gives one."""
     if chosen["tokens"] is not None:
         return f"random:{chosen['seed']}", chosen["tokens"]
-    if chosen["layout"] is not None:
-        words.layout(chosen["layout"], "--segments")
-        return chosen["layout"], None
+    if chosen["segments"] is not None:
+        words.documents_of(chosen["segments"], "--segments")
+        return chosen["segments"], None
     if chosen["workload"] is not None:
         return words.named(chosen["workload"]).name, None
     return chosen["text"], chosen["length"]

@@ -9,6 +9,7 @@ from omnicupy.tools.bench.records import OURS, Row, table
 from omnicupy.tools.bench.suites import GPU_SUITES, OTHER_SUITES
 from omnicupy.tools.report import plots, roofline
 from omnicupy.tools.report import style as plot_style
+from omnicupy.tools.report.heads import cell, head
 from omnicupy.tools.report.library import Found, Library
 from omnicupy.tools.workloads.workload import by_name
 
@@ -115,7 +116,7 @@ def _models(found: Found) -> str:
     rows = [row for row in found.rows if row.get("ms") and row.get("correct") is not False]
     rivals = [name for name in plot_style.ordered(row["system"] for row in rows) if not name.startswith(OURS)]
     of = {(row["workload"], row["system"]): row for row in rows}
-    head = [
+    first = [
         "workload",
         "mask",
         "density",
@@ -125,7 +126,7 @@ def _models(found: Found) -> str:
         "executed TFLOP/s",
         "allowed / executed pairs",
     ]
-    lines = [[*head, *(f"speed-up over {plot_style.style(rival).label}" for rival in rivals)]]
+    lines = [[*first, *(f"speed-up over {plot_style.style(rival).label}" for rival in rivals)]]
     lines.append([*["---", "---", "---:", "---"], *["---:"] * (len(lines[0]) - 4)])
     for name in dict.fromkeys(row["workload"] for row in rows):
         ours = of.get((name, OURS))
@@ -162,10 +163,10 @@ def figures(*suites: str) -> Callable[[Library], str]:
 def _figures(found: Found) -> str:
     rows = [row for row in found.rows if row.get("figures")]
     names = list(dict.fromkeys(name for row in rows for name in row["figures"]))
-    lines = [["workload", "system", *names], ["---", "---", *["---:"] * len(names)]]
+    lines = [["workload", "system", *map(head, names)], ["---", "---", *["---:"] * len(names)]]
     for row in rows:
         system = plot_style.style(row["system"]).label
-        lines.append([row["workload"], system, *(_figure(row["figures"].get(name)) for name in names)])
+        lines.append([row["workload"], system, *(cell(name, row["figures"].get(name)) for name in names)])
     return table(lines)
 
 
@@ -180,7 +181,7 @@ def bounds(library: Library) -> str:
 
 
 def _bounds(found: Found) -> str:
-    head = [
+    first = [
         "workload",
         "variant",
         "measured ms",
@@ -190,7 +191,7 @@ def _bounds(found: Found) -> str:
         "bound by",
         "bound / time",
     ]
-    lines = [head, ["---", "---", *["---:"] * 4, "---", "---:"]]
+    lines = [first, ["---", "---", *["---:"] * 4, "---", "---:"]]
     for one in (one for part in found.parts for one in roofline.bounds(part.rows, part.content)):
         name, ms = one.bound
         known = [
@@ -217,11 +218,3 @@ def _rate(row: Row | None) -> str:
 
 def _times(ours: Row, theirs: Row | None) -> str:
     return f"{theirs['ms'] / ours['ms']:.2f}" if theirs else ""
-
-
-def _figure(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float) or (isinstance(value, int) and abs(value) >= 10**6):
-        return f"{value:.4g}"
-    return str(value)

@@ -20,10 +20,10 @@ def edit_sample(
 
     first: (VAE, ViT) tokens.  turns: (text, noise, VAE, ViT).  last: (text, noise).
     """
-    layout = [("image", first[0]), ("image", first[1])]
+    listed = [("image", first[0]), ("image", first[1])]
     for text, noise, vae, vit in turns:
-        layout += [("text", text), ("noise", noise), ("image", vae), ("image", vit)]
-    return [*layout, ("text", last[0]), ("noise", last[1])]
+        listed += [("text", text), ("noise", noise), ("image", vae), ("image", vit)]
+    return [*listed, ("text", last[0]), ("noise", last[1])]
 
 
 def _generate(text: int, noise: int) -> Document:
@@ -61,16 +61,16 @@ def bagel_turns() -> Document:
 
 def text_skips_vae() -> Mask:
     """W3 where text rows do not see clean VAE tokens (Mogao)."""
-    layout = bagel_turns()
-    stops = list(accumulate(length for _, length in layout))
-    spans = [(kind, length, stop - length, stop) for (kind, length), stop in zip(layout, stops, strict=True)]
+    turns = bagel_turns()
+    stops = list(accumulate(length for _, length in turns))
+    spans = [(kind, length, stop - length, stop) for (kind, length), stop in zip(turns, stops, strict=True)]
     hidden = [
         (q0, q1, k0, k1)
         for text, _, q0, q1 in spans
         for image, length, k0, k1 in spans
         if text == "text" and image == "image" and length == 1602
     ]
-    return segments(layout) & ~ranges(hidden, stops[-1])
+    return segments(turns) & ~ranges(hidden, stops[-1])
 
 
 def _after(texts: tuple[int, ...], size: int) -> list[tuple[int, int]]:

@@ -67,7 +67,7 @@ def problem_of(text: str, sizes: Sizes) -> Workload:
     """The workload that a mask's words and sizes describe, its mask shared by the batch.
 
     text: "full" or "causal" (of length x kv_length), "random:SEED", the name of a workload, or segments as
-    `layout` takes them. A workload's own sizes stand where `sizes` leaves them out; elsewhere kv_heads
+    `documents_of` takes them. A workload's own sizes stand where `sizes` leaves them out; elsewhere kv_heads
     defaults to heads, kv_length to length and batch to 1.
 
     Raises ValueError for other words, for sizes that are missing, below 1 or not those of the mask, for
@@ -126,7 +126,7 @@ def describe(
         tokens = _given("--length", length, None)
         return Described(None, lambda: random(tokens, int(seed), documents=documents), (tokens, tokens))
     if colon:
-        parts = layout(word, "--mask")
+        parts = documents_of(word, "--mask")
         total = sum(count for document in parts for _, count in document)
         return Described(None, lambda: segments(parts), (total, total))
     try:
@@ -154,7 +154,7 @@ def of_record(name: str, shape: Sequence[int]) -> Workload:
     return Workload(name, batch, (heads, kv_heads, head_dim), described.build, name)
 
 
-def layout(text: str, option: str) -> list[list[tuple[str, int]]]:
+def documents_of(text: str, option: str) -> list[list[tuple[str, int]]]:
     """Segments as `segments` takes them: "text:120,image:729,noise:64"; a slash starts another document.
 
     option: named in the message. Raises ValueError for anything else.

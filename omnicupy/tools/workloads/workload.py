@@ -1,4 +1,4 @@
-"""The named workloads of the benchmarks: masks and shapes of real models, dense baselines and random layouts.
+"""The named workloads of the benchmarks: masks and shapes of real models, dense baselines and random ones.
 
 W1 to W15 are laid out as the models lay them out; every mask is exact. Lengths are in tokens.
 """
@@ -141,14 +141,14 @@ def sparse_layout(length: int, per_mille: int, seed: int) -> Documents:
     ]
     tries += [(0, count) for count in range(3, min(length // 64, 2000 // per_mille) + 1)]
     made = [_documents(length, front, count, seed) for front, count in tries]
-    return min(made, key=lambda layout: abs(segments(layout).pairs - wanted))
+    return min(made, key=lambda documents: abs(segments(documents).pairs - wanted))
 
 
 def _documents(length: int, front: int, count: int, seed: int) -> Documents:
     rng = np.random.default_rng([seed, count, length])
     jitter = rng.uniform(-0.2, 0.2, count - 1)
     bounds = [0, *np.rint((np.arange(1, count) + jitter) * length / count).astype(int).tolist(), length]
-    layout = []
+    documents = []
     for first, stop in pairwise(bounds):
         whole = 0 if first else min(front, stop)
         document = [("image", whole)] if whole else []
@@ -158,8 +158,8 @@ def _documents(length: int, front: int, count: int, seed: int) -> Documents:
             tokens = min(left, int(rng.integers(*((32, 256) if is_text else (256, 1024)), endpoint=True)))
             document.append(("text" if is_text else "noise" if rng.random() < 0.2 else "image", tokens))
             left -= tokens
-        layout.append(document)
-    return layout
+        documents.append(document)
+    return documents
 
 
 def interleaved(length: int, seed: int, sizes: tuple[int, int, int], batch: int) -> Workload:

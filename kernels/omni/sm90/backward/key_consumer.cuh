@@ -16,6 +16,7 @@ struct KeyConsumer {
   using Smem = KeySmem<Cfg>;
   using Scores = RegTile<1, Cfg::kBr>;  // of 64 keys and the tile's queries
   using Pairs = u32[Cfg::kBr / 4];
+  using Keep = KeepQueries<Cfg::kBr, Cfg::kBc, Smem::kSpans>;
 
   BackwardParamsSm90 const& args;
   Smem& smem;
@@ -61,70 +62,42 @@ struct KeyConsumer {
     wgmma_commit();
   }
 
+  // What a tile hides, found while its scores are on their way. False: nothing, `keep` is not filled.
+  __device__ __forceinline__ bool look_at_mask(Keep& keep, WorkSlot const& work, int group) const {
+    Tile const tile = smem.tiles[ring.stage()];
+    if (uniform(tile.packed & kKindMask) == kFull) return false;
+    int const row = row0(group);
+    keep.find(MaskView{args.b.p, work.mask}, tile, work.q0 + row, row, smem.spans[0]);
+    return true;
+  }
+
   // Scores to weights, in place. Rows without a key and rows past q_len have lse2 = +inf: their weights are 0. A hidden
-  // pair's exponential may be infinite; it is dropped by select. keep(h, i): as KeepQueries::word, where kMasked.
-  template <bool kMasked, class KeepOf>
-  __device__ __forceinline__ void weigh_tile(Scores& scores, KeepOf const& keep) const {
+  // pair's exponential may be infinite; it is dropped by select.
+  template <bool kMasked>
+  __device__ __forceinline__ void weigh(Scores& scores, Keep const& keep) const {
     float const* const s_lse2 = smem.lse2[ring.stage()] + 2 * (thread_index() % 4);
     float const scale_log2 = args.b.p.scale_log2;
 #pragma unroll
-    for (int i = 0; i < Cfg::kBr / 32; ++i) {
-      u32 kept[2];
-      if constexpr (kMasked) kept[0] = keep(0, i), kept[1] = keep(1, i);
+    for (int j = 0; j < Scores::kBlocks; ++j) {
+      float2 const lse2 = load_shared_pair(s_lse2 + 8 * j);
 #pragma unroll
-      for (int j = 4 * i; j < 4 * i + 4; ++j) {
-        float2 const lse2 = load_shared_pair(s_lse2 + 8 * j);
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          float* const x = &scores.x[0][4 * j + 2 * h];
-          x[0] = exp2_approx(fmaf(x[0], scale_log2, -lse2.x));
-          x[1] = exp2_approx(fmaf(x[1], scale_log2, -lse2.y));
-          if constexpr (kMasked) {
-            x[0] = kept[h] >> (8 * (j % 4)) & 1 ? x[0] : 0.f;
-            x[1] = kept[h] >> (8 * (j % 4) + 1) & 1 ? x[1] : 0.f;
-          }
+      for (int h = 0; h < 2; ++h) {
+        float* const x = &scores.x[0][4 * j + 2 * h];
+        x[0] = exp2_approx(fmaf(x[0], scale_log2, -lse2.x));
+        x[1] = exp2_approx(fmaf(x[1], scale_log2, -lse2.y));
+        if constexpr (kMasked) {
+          x[0] = keep.words[h][j / 4] >> (8 * (j % 4)) & 1 ? x[0] : 0.f;
+          x[1] = keep.words[h][j / 4] >> (8 * (j % 4) + 1) & 1 ? x[1] : 0.f;
         }
       }
     }
   }
 
-  // What a tile hides, found while its scores are on their way. False: nothing, `words` are not filled.
-  __device__ __forceinline__ bool look_at_mask(u32 (&words)[2][Cfg::kBr / 32], WorkSlot const& work, int group) const {
-    Tile const& tile = smem.tiles[ring.stage()];
-    if (uniform(tile.kind()) == kFull) return false;
-    MaskView const mask{args.b.p, work.mask};
-    int const row = row0(group);
-    KeepQueries<Cfg::kBr, Cfg::kBc, Smem::kSpans> const keep{mask, tile, work.q0 + row, row, smem.spans[0]};
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-#pragma unroll
-      for (int i = 0; i < Cfg::kBr / 32; ++i) words[h][i] = keep.word(h, i);
-    }
-    return true;
-  }
-
-  // Where three warpgroups leave no registers for it, the mask is looked at once the scores are there.
-  static constexpr bool kLooksAhead = Cfg::kConsumers < 3;
-
-  template <class WaitForScores>
-  __device__ __forceinline__ void weigh(
-      Scores& scores, WorkSlot const& work, int group, WaitForScores const& wait_for_scores) const {
-    u32 words[2][Cfg::kBr / 32];
-    bool masked;
-    if constexpr (kLooksAhead) masked = look_at_mask(words, work, group);
-    wait_for_scores();
-    pin_registers(scores.x[0]);
-    if constexpr (!kLooksAhead) masked = uniform(smem.tiles[ring.stage()].kind()) != kFull;
-    if (!masked) {
-      weigh_tile<false>(scores, [](int, int) { return 0u; });
-    } else if constexpr (kLooksAhead) {
-      weigh_tile<true>(scores, [&](int h, int i) { return words[h][i]; });
+  __device__ __forceinline__ void weigh(Scores& scores, Keep const& keep, bool masked) const {
+    if (masked) {
+      weigh<true>(scores, keep);
     } else {
-      MaskView const mask{args.b.p, work.mask};
-      int const row = row0(group);
-      Tile const& tile = smem.tiles[ring.stage()];
-      KeepQueries<Cfg::kBr, Cfg::kBc, Smem::kSpans> const keep{mask, tile, work.q0 + row, row, smem.spans[0]};
-      weigh_tile<true>(scores, [&](int h, int i) { return keep.word(h, i); });
+      weigh<false>(scores, keep);
     }
   }
 

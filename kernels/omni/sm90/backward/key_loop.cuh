@@ -62,7 +62,11 @@ struct KeyLoop {
     consumer.wait_for_dout();
     pin_registers(gradients.x[0]);
     consumer.start_weight_gradients(gradients, group());
-    consumer.weigh(scores, work, group(), [] { wgmma_wait<1>(); });
+    typename KeyConsumer<Cfg>::Keep keep;
+    bool const masked = consumer.look_at_mask(keep, work, group());
+    wgmma_wait<1>();
+    pin_registers(scores.x[0]);
+    consumer.weigh(scores, keep, masked);
     wgmma_wait<0>();
     pin_registers(gradients.x[0]);
     consumer.pack_weights(weights, scores);
@@ -119,7 +123,11 @@ struct ValueRole {
     consumer.wait_for_q();
     pin_registers(scores.x[0]);
     consumer.start_scores(scores, 0);
-    consumer.weigh(scores, work, 0, [] { wgmma_wait<0>(); });
+    typename KeyConsumer<Cfg>::Keep keep;
+    bool const masked = consumer.look_at_mask(keep, work, 0);
+    wgmma_wait<0>();
+    pin_registers(scores.x[0]);
+    consumer.weigh(scores, keep, masked);
     release(smem.q_empty[consumer.ring.stage()]);
     mbarrier_wait(smem_address(&smem.weights_empty), (tiles & 1) ^ 1);
     float4* const s_weights = smem.weights + thread_index() % 128;

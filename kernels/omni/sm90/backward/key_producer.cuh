@@ -15,6 +15,8 @@ struct KeyProducer {
   Smem& smem;
   RingIndex<Cfg::kStages> ring;  // of Q and dO
   Slot slot;                     // of the item at hand
+  // Tiles to load before K and V, for which the item before must have ended: those that have a stage by then.
+  int before_keys;
 
   __device__ __forceinline__ KeyProducer(BackwardParamsSm90 const& params, Smem& memory) : args(params), smem(memory) {}
 
@@ -60,6 +62,7 @@ struct KeyProducer {
     int const head = work().kv_head * args.b.p.group + head_in_group;
     // In place of a count that key blocks do not have: which of all heads it is.
     load_queries(Tile{e.x, e.y, e.z, work().batch * args.b.p.q_heads + head}, head);
+    if (--before_keys == 0) load_keys();
   }
 
   // The block mask was there before the kernel ahead began; what else is read or written, by the consumers too, comes
@@ -81,7 +84,7 @@ struct KeyProducer {
       list.announce(
           slot,
           WorkSlot{item.q0, item.mask, item.batch, item.head, item.head, (item.end - item.first) * group, 0, item.part});
-      load_keys();
+      before_keys = Cfg::kStages - 1;
       if constexpr (Smem::kHeadByHead) {
 #pragma unroll 1
         for (int i = 0; i < group; ++i) {
@@ -96,6 +99,7 @@ struct KeyProducer {
           for (int i = 0; i < group; ++i) load_entry(entry, i);
         }
       }
+      if (before_keys > 0) load_keys();
       slot.next();
     }
     list.end(slot);

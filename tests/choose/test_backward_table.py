@@ -1,0 +1,80 @@
+"""choose/backward_table.py: every architecture, dtype and head_dim gets kernels of a backward pass."""
+
+from __future__ import annotations
+
+import pytest
+
+from omnicupy.choose import backward_table
+from omnicupy.choose.backward_table import LARGE, SMALL, TABLE, pick, rows
+from omnicupy.errors import UnsupportedError
+from omnicupy.jit.archs import ARCHES, SMEM_LIMIT_BYTES
+from omnicupy.jit.backward_kernel import PARTS, WIDE_HEAD_DIM
+from omnicupy.jit.spec import DTYPES, MAX_HEAD_DIM, MAX_ONE_PIECE
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_head_dim_gets_kernels(arch: str, dtype: str) -> None:
+    for head_dim in range(8, MAX_HEAD_DIM + 1, 8):
+        spec = pick(arch, dtype, head_dim)
+        padded = -(-head_dim // 16) * 16
+        assert (spec.dtype, spec.head_dim) == (dtype, padded)
+        hopper = arch == "sm_90" and padded <= MAX_ONE_PIECE
+        assert (spec.kernel, spec.arch) == (("sm90", "sm_90a") if hopper else ("sm80", arch))
+        for kernel in spec.kernels().values():
+            assert kernel.smem_bytes <= SMEM_LIMIT_BYTES[kernel.arch]
+
+
+def test_rows_leave_no_gap_and_list_each_combination_once() -> None:
+    for arch in ARCHES:
+        for padded in range(16, MAX_HEAD_DIM + 1, 16):
+            of_kernel = [row.kernel for row in TABLE if row.serves(arch, padded)]
+            assert of_kernel.count("sm80") == 1
+            assert of_kernel.count("sm90") == (arch == "sm_90" and padded <= MAX_ONE_PIECE)
+            assert of_kernel[0] == ("sm90" if "sm90" in of_kernel else "sm80")
+    listed = list(rows())
+    assert len(listed) == len(set(listed)) == sum(len(row.archs) * len(DTYPES) for row in TABLE)
+    assert sorted((*SMALL, *LARGE)) == sorted(ARCHES)
+
+
+def test_the_rows_of_the_tests_are_the_widest_of_each_range() -> None:
+    """What fits there fits for each narrower head_dim of the row."""
+    for row in TABLE:
+        least, most = row.head_dims
+        for arch in row.archs:
+            for part in PARTS:
+                bytes_of = [
+                    row.spec(arch, "bfloat16", head_dim).part(part).smem_bytes
+                    for head_dim in range(least, most + 1, 16)
+                ]
+                assert bytes_of == sorted(bytes_of)
+
+
+def test_no_row_spans_the_two_forms_of_dk_and_dv_on_hopper() -> None:
+    """Above this head_dim a warpgroup has a role, and another number of keys is right."""
+    assert any(row.head_dims[1] == WIDE_HEAD_DIM for row in TABLE if row.kernel == "sm90")
+
+
+def test_one_kernel_for_all_gradients_is_of_hopper_up_to_its_widest() -> None:
+    for arch in ARCHES:
+        for padded in range(16, MAX_HEAD_DIM + 1, 16):
+            spec = pick(arch, "bfloat16", padded)
+            assert (spec.fused is not None) == (arch == "sm_90" and padded <= WIDE_HEAD_DIM)
+
+
+def test_what_is_not_served_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backward_table, "SERVED", frozenset())
+    with pytest.raises(UnsupportedError) as raised:
+        pick("sm_90", "bfloat16", 64)
+    assert str(raised.value) == (
+        "attention_backward: no kernel serves bfloat16 with head_dim 64 on sm_90; pass NumPy arrays for the CPU"
+    )
+    monkeypatch.setattr(backward_table, "SERVED", frozenset({"sm80"}))
+    assert (pick("sm_90", "float16", 64).kernel, pick("sm_90", "float16", 64).arch) == ("sm80", "sm_90")
+
+
+@pytest.mark.parametrize("head_dim", [8, 64, 136, 1024])
+def test_the_plain_kernels_serve_all(head_dim: int) -> None:
+    for arch in ARCHES:
+        spec = backward_table.naive(arch, "float16", head_dim)
+        assert (spec.kernel, spec.arch, spec.head_dim) == ("naive", arch, -(-head_dim // 16) * 16)

@@ -1,0 +1,168 @@
+// CUDA's words for a compiler of the host: a thread is a context of its own (threads.cpp), a thread block's threads take
+// turns, and what a warp does together is done by its last lane to come. Enough for the mma.sync kernels.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+using std::max;
+using std::min;
+
+#define __device__
+#define __global__
+#define __shared__
+#define __forceinline__ inline
+#define __grid_constant__
+#define __launch_bounds__(...)
+#define __align__(n) __attribute__((aligned(n)))
+
+struct int2 {
+  int x, y;
+};
+struct uint2 {
+  unsigned x, y;
+};
+struct float2 {
+  float x, y;
+};
+struct alignas(16) int4 {
+  int x, y, z, w;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct Index {
+  unsigned x, y, z;
+};
+inline int2 make_int2(int x, int y) { return {x, y}; }
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+
+namespace cpu {
+
+struct Copy {
+  void* target;
+  void const* source;
+  int bytes;
+};
+
+struct Thread {
+  Index index;
+  std::vector<Copy> open;                 // copies of no group yet
+  std::vector<std::vector<Copy>> groups;  // committed, oldest first
+};
+
+struct Warp {
+  int arrived = 0;
+  unsigned round = 0;
+  uint32_t in[32][12];
+  uint32_t out[32][4];
+};
+
+extern Thread* thread;  // whose turn it is
+extern Index block;
+extern bool late;  // do copies happen when they are waited for, or at once?
+extern int smem_bytes;
+void yield();         // another thread's turn
+void wait_for_all();  // of the thread block
+Warp& warp();
+void fail(char const* why);
+void check_source(void const* source, int bytes);
+inline int lane() { return thread->index.x % 32; }
+
+// `together` reads what every lane has put into warp.in and fills warp.out.
+template <class Together>
+void collective(Together const& together) {
+  Warp& mine = warp();
+  unsigned const round = mine.round;
+  if (++mine.arrived == 32) {
+    together(mine);
+    mine.arrived = 0;
+    ++mine.round;
+  }
+  while (mine.round == round) yield();
+}
+
+}  // namespace cpu
+
+extern unsigned char shared_memory[] asm("s_memory");  // what kernels declare as extern __shared__
+
+#define threadIdx (cpu::thread->index)
+#define blockIdx cpu::block
+#define __syncthreads cpu::wait_for_all
+
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  static_assert(sizeof(T) == 4, "a word");
+  memcpy(cpu::warp().in[cpu::lane()], &value, 4);
+  cpu::warp().in[cpu::lane()][1] = mask;
+  cpu::collective([](cpu::Warp& warp) {
+    for (int i = 0; i < 32; ++i) warp.out[i][0] = warp.in[(i ^ warp.in[i][1]) % 32][0];
+  });
+  memcpy(&value, cpu::warp().out[cpu::lane()], 4);
+  return value;
+}
+
+inline int __any_sync(unsigned, bool holds) {
+  cpu::warp().in[cpu::lane()][0] = holds;
+  cpu::collective([](cpu::Warp& warp) {
+    uint32_t any = 0;
+    for (int i = 0; i < 32; ++i) any |= warp.in[i][0];
+    for (int i = 0; i < 32; ++i) warp.out[i][0] = any;
+  });
+  return cpu::warp().out[cpu::lane()][0];
+}
+
+inline int __all_sync(unsigned mask, bool holds) { return !__any_sync(mask, !holds); }
+
+inline float __int_as_float(unsigned bits) {
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+
+inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned by) {
+  return (static_cast<uint64_t>(high) << 32 | low) << by % 32 >> 32;
+}
+
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+  uint64_t const bytes = static_cast<uint64_t>(y) << 32 | x;
+  unsigned result = 0;
+  for (int i = 0; i < 4; ++i) result |= (bytes >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
+  return result;
+}
+
+// What numbers.cuh does in PTX.
+namespace cpu {
+
+inline float of_half(unsigned bits16) {
+  _Float16 value;
+  memcpy(&value, &bits16, 2);
+  return value;
+}
+
+template <bool kBf16>
+unsigned rounded(float value) {
+  uint32_t bits = 0;
+  if (kBf16) {
+    memcpy(&bits, &value, 4);
+    return value != value ? 0x7fffu : (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
+  }
+  _Float16 const half = static_cast<_Float16>(value);
+  memcpy(&bits, &half, 2);
+  return bits;
+}
+
+template <bool kBf16>
+unsigned pack(float low, float high) {
+  return rounded<kBf16>(low) | rounded<kBf16>(high) << 16;
+}
+
+}  // namespace cpu

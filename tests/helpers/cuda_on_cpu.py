@@ -1,0 +1,118 @@
+"""Runs a kernel's CUDA source on the CPU: the sources as they are, but for their PTX, compiled for the host."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omnicupy.jit import source
+from omnicupy.jit.backward_kernel import BackwardKernel
+from omnicupy.jit.params import params_bytes
+
+HOST = Path(__file__).parent / "cpu_threads"
+SMEM_MOST = 1 << 18
+
+# In each header: what is PTX there, and what a host does instead.
+_INSTEAD = {
+    "omni/address.cuh": [
+        (
+            r"__cvta_generic_to_shared\(pointer\)",
+            "static_cast<unsigned char const*>(pointer) - shared_memory",
+        ),
+    ],
+    "omni/numbers.cuh": [
+        (r"u32 pair;\n  if constexpr \(kBf16\).*?return pair;", "return cpu::pack<kBf16>(low, high);"),
+        (r"float value;\n    asm\(.*?return value;", "return cpu::of_half(bits16);"),
+        (r"float y;\n  asm\(.*?return y;", "return exp2f(x);"),
+    ],
+    "omni/tile.cuh": [(r"int index;\n  asm volatile\(.*?return index;", "return threadIdx.x;")],
+    "omni/work.cuh": [(r"int index;\n  asm volatile\(.*?return index;", "return blockIdx.x;")],
+    "omni/mask/rule.cuh": [
+        (r"u32 rows;\n  asm\(.*?return rows;", "return first >= 32 ? 0u : 0xffffffffu << max(first, 0);")
+    ],
+}
+
+
+def missing() -> str | None:
+    """Why kernels cannot run on this CPU, or None when they can."""
+    if platform.machine() != "x86_64" or platform.system() != "Linux":
+        return "threads of a kernel take turns by x86-64 code"
+    return None if shutil.which("g++") else "no g++"
+
+
+def build(kernel: BackwardKernel, folder: Path) -> ctypes.CDLL:
+    """Compile a kernel into `folder`, which is its own."""
+    of_kernel = source.load(kernel.source)
+    for name, text in ((kernel.source, of_kernel.text), *of_kernel.headers):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(_for_host(name, text.decode()))
+    main = folder / "main.cpp"
+    main.write_text(
+        f'#include "cuda.h"\n#include "{kernel.source}"\n'
+        f'extern "C" void kernel_on_cpu(void const* params) {{\n'
+        f"  {kernel.entry}(*static_cast<omni::BackwardParams const*>(params));\n}}\n"
+    )
+    macros = {**kernel.defines(), "OMNI_PARAMS_BYTES": params_bytes(kernel.params)}
+    library = folder / "kernel.so"
+    options = [f"-I{HOST}", f"-I{folder}", *(f"-D{name}={value}" for name, value in macros.items())]
+    sources = [str(main), str(HOST / "threads.cpp"), "-o", str(library)]
+    program = ["g++", "-std=c++17", "-O1", "-w", "-fno-strict-aliasing", "-shared", "-fPIC"]
+    subprocess.run([*program, *options, *sources], check=True, timeout=300)
+    return ctypes.CDLL(str(library))
+
+
+def _for_host(name: str, text: str) -> str:
+    if name == "omni/sm80/ptx.cuh":
+        return (HOST / "ptx.cuh").read_text()
+    for pattern, instead in _INSTEAD.get(name, ()):
+        text, found = re.subn(pattern, instead.replace("\\", r"\\"), text, flags=re.DOTALL)
+        assert found == 1, f"{name}: {pattern} is there {found} times"
+    return text
+
+
+def run(
+    library: ctypes.CDLL,
+    kernel: BackwardKernel,
+    params: NDArray[np.void],
+    grid: tuple[int, int],
+    reads: Sequence[NDArray[Any]],
+    late: bool,
+) -> None:
+    """Run all thread blocks, one after the other. reads: what cp.async may read.
+
+    late: copies happen when they are waited for, and not at once: either shows another kind of missing wait.
+    """
+    ranges = np.array([_range(array) for array in reads] or [(0, 0)], np.uint64)
+    shape = np.array([*grid, kernel.threads, kernel.smem_bytes], np.int32)
+    argument = aligned(params.itemsize, np.uint8)
+    argument[...] = np.frombuffer(params.tobytes(), np.uint8)
+    assert kernel.smem_bytes < SMEM_MOST
+    library.run_on_cpu(
+        *(ctypes.c_void_p(array.ctypes.data) for array in (argument, ranges)),
+        len(ranges),
+        ctypes.c_void_p(shape.ctypes.data),
+        int(late),
+    )
+
+
+def aligned(shape: int | tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """An array, uninitialised, that begins at a multiple of 256 bytes as CuPy's do."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.empty(size + 256, np.uint8)
+    start = -raw.ctypes.data % 256
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def _range(array: NDArray[Any]) -> tuple[int, int]:
+    reach = sum((n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True))
+    return array.ctypes.data, reach + array.itemsize

@@ -1,0 +1,274 @@
+"""jit/backward_spec.py: tiles that no kernel has raise, saying what was expected, what came and what to do."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from omnicupy.jit import params
+from omnicupy.jit.archs import SMEM_LIMIT_BYTES
+from omnicupy.jit.backward_kernel import FUSED_PARTS, PARTS, BackwardKernel, TileShape
+from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
+from omnicupy.jit.source import kernels_dir
+
+SM80: dict[str, Any] = {
+    "arch": "sm_90",
+    "kernel": "sm80",
+    "dtype": "bfloat16",
+    "head_dim": 64,
+    "dkdv": TileShape(64, 128, 2, 4),
+    "dq": TileShape(128, 64, 2, 4),
+}
+SM90: dict[str, Any] = SM80 | {
+    "arch": "sm_90a",
+    "kernel": "sm90",
+    "head_dim": 128,
+    "dkdv": TileShape(64, 128, 2, 12),
+    "dq": TileShape(128, 128, 4, 12),
+}
+NAIVE: dict[str, Any] = SM80 | {"kernel": "naive"}
+WIDE: dict[str, Any] = SM90 | {
+    "head_dim": 256,
+    "dkdv": TileShape(64, 64, 2, 12),
+    "dq": TileShape(128, 64, 3, 12),
+}
+
+
+def _sm80_tile(part: str, br: int, bc: int, warps: int) -> str:
+    return (
+        f"config: {part} of kernel 'sm80' has 4 or 8 warps and owns 16 or 32 tokens for each of them, keys (bc) for "
+        f"dkdv, queries (br) for dq; got br={br}, bc={bc}, warps={warps}"
+    )
+
+
+def _sm90_tile(part: str, br: int, bc: int, warps: int) -> str:
+    return (
+        "config: kernel 'sm90' has 4 producer warps and 4 warps for each 64 tokens that a block owns, keys (bc) for "
+        "dkdv, queries (br) for dq; dkdv above head_dim 128 has 64 keys and 12 warps; "
+        f"got br={br}, bc={bc}, warps={warps} for {part}"
+    )
+
+
+ILLEGAL = [
+    (SM80, {"arch": "sm_75"}, f"config: arch must be one of {', '.join(SMEM_LIMIT_BYTES)}, got 'sm_75'"),
+    (SM80, {"kernel": "sm75"}, "config: kernel must be one of naive, sm80, sm90, got 'sm75'"),
+    (SM80, {"dtype": "float32"}, "config: dtype must be one of float16, bfloat16, got 'float32'"),
+    (SM80, {"head_dim": 72}, "config: head_dim must be a multiple of 16 from 16 to 1024, got 72"),
+    (SM80, {"head_dim": 0}, "config: head_dim must be a multiple of 16 from 16 to 1024, got 0"),
+    (SM80, {"head_dim": 1040}, "config: head_dim must be a multiple of 16 from 16 to 1024, got 1040"),
+    (
+        SM80,
+        {"dkdv": TileShape(48, 64, 1, 4)},
+        "config: br of dkdv must be a multiple of 32 from 32 to 256, got 48",
+    ),
+    (
+        SM80,
+        {"dq": TileShape(64, 288, 1, 4)},
+        "config: bc of dq must be a multiple of 32 from 32 to 256, got 288",
+    ),
+    (
+        NAIVE,
+        {"dq": TileShape(0, 64, 1, 4)},
+        "config: br of dq must be a multiple of 32 from 32 to 256, got 0",
+    ),
+    (SM80, {"dq": TileShape(64, 64, 1, 2)}, _sm80_tile("dq", 64, 64, 2)),
+    (SM80, {"dkdv": TileShape(64, 64, 1)}, _sm80_tile("dkdv", 64, 64, 12)),
+    (SM80, {"dkdv": TileShape(64, 256, 1, 4)}, _sm80_tile("dkdv", 64, 256, 4)),
+    (SM80, {"dq": TileShape(32, 64, 1, 4)}, _sm80_tile("dq", 32, 64, 4)),
+    (
+        SM80,
+        {"head_dim": 272, "dkdv": TileShape(64, 64, 1, 4)},
+        "config: head_dim 272 is cut in slices (above 256): dkdv walks 32 tokens at a time, got br=64, bc=64",
+    ),
+    (
+        SM90,
+        {"fused": TileShape(96, 128, 2, 12)},
+        "config: the fused kernel has tiles of 64 queries and head_dim up to 128, got br=96 and 128; leave fused out",
+    ),
+    (
+        WIDE,
+        {"fused": TileShape(64, 64, 2, 8)},
+        "config: the fused kernel has tiles of 64 queries and head_dim up to 128, got br=64 and 256; leave fused out",
+    ),
+    (SM90, {"fused": TileShape(64, 128, 2, 16)}, _sm90_tile("fused", 64, 128, 16)),
+    (SM90, {"fused": TileShape(64, 128, 3, 12)}, "config: stages of fused must be from 2 to 2, got 3"),
+    (SM80, {"dkdv": TileShape(64, 64, 3, 4)}, "config: stages of dkdv must be 1 or 2, got 3"),
+    (
+        SM90,
+        {"arch": "sm_90"},
+        "config: kernel 'sm90' needs arch='sm_90a' and head_dim up to 256, got 'sm_90' and 128; take kernel='sm80'",
+    ),
+    (
+        WIDE,
+        {"head_dim": 272},
+        "config: kernel 'sm90' needs arch='sm_90a' and head_dim up to 256, got 'sm_90a' and 272; take kernel='sm80'",
+    ),
+    (SM90, {"dkdv": TileShape(64, 128, 2, 8)}, _sm90_tile("dkdv", 64, 128, 8)),
+    (SM90, {"dkdv": TileShape(64, 96, 2, 12)}, _sm90_tile("dkdv", 64, 96, 12)),
+    (SM90, {"dkdv": TileShape(64, 256, 2, 20)}, _sm90_tile("dkdv", 64, 256, 20)),
+    (SM90, {"dq": TileShape(96, 64, 2, 12)}, _sm90_tile("dq", 96, 64, 12)),
+    (WIDE, {"dkdv": TileShape(64, 128, 2, 12)}, _sm90_tile("dkdv", 64, 128, 12)),
+    (WIDE, {"dkdv": TileShape(64, 64, 2, 8)}, _sm90_tile("dkdv", 64, 64, 8)),
+    (SM90, {"dkdv": TileShape(64, 128, 3, 12)}, "config: stages of dkdv must be from 2 to 2, got 3"),
+    (SM90, {"dq": TileShape(128, 32, 1, 12)}, "config: stages of dq must be from 2 to 8, got 1"),
+    (SM90, {"dq": TileShape(128, 32, 9, 12)}, "config: stages of dq must be from 2 to 8, got 9"),
+    (
+        SM80,
+        {"arch": "sm_86", "head_dim": 256},
+        "config: the dkdv tile needs 263184 B of shared memory, sm_86 has 101376 B a block; "
+        "lower br=64, bc=128 or stages=2",
+    ),
+    (
+        SM90,
+        {"dq": TileShape(128, 128, 8, 12)},
+        "config: the dq tile needs 336896 B of shared memory, sm_90a has 232448 B a block; "
+        "lower br=128, bc=128 or stages=8",
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "changed", "message"), ILLEGAL, ids=range(len(ILLEGAL)))
+def test_tiles_that_no_kernel_has(given: dict[str, Any], changed: dict[str, Any], message: str) -> None:
+    BackwardSpec(**given)
+    with pytest.raises(ValueError, match="config: ") as caught:
+        BackwardSpec(**(given | changed))
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("given", "changed"),
+    [
+        (SM80, {"dkdv": TileShape(256, 128, 1, 8), "dq": TileShape(256, 256, 1, 8)}),
+        (SM90, {"dkdv": TileShape(96, 64, 2, 8), "dq": TileShape(64, 32, 8, 8)}),
+        (SM90, {"head_dim": 64, "dkdv": TileShape(64, 192, 2, 16), "dq": TileShape(192, 64, 3, 16)}),
+        (WIDE, {"dkdv": TileShape(32, 64, 2, 12)}),
+        (NAIVE, {"head_dim": 1024}),
+    ],
+    ids=range(5),
+)
+def test_other_tiles_are_legal(given: dict[str, Any], changed: dict[str, Any]) -> None:
+    spec = BackwardSpec(**(given | changed))
+    assert list(spec.kernels()) == list(PARTS)
+
+
+@pytest.mark.parametrize("field", ["head_dim", "br", "bc", "stages", "warps"])
+@pytest.mark.parametrize("value", [2.0, 64.0, "64", None, True, np.float32(64), [64]])
+def test_numbers_are_integers(field: str, value: Any) -> None:
+    name = field if field == "head_dim" else f"dq.{field}"
+    changed = {field: value} if field == "head_dim" else {"dq": SM80["dq"]._replace(**{field: value})}
+    with pytest.raises(TypeError) as caught:
+        BackwardSpec(**SM80 | changed)
+    assert str(caught.value) == (
+        f"config: {name} must be an integer, got {type(value).__name__} {value!r}; pass a whole number"
+    )
+
+
+@pytest.mark.parametrize("name", ["dkdv", "dq"])
+@pytest.mark.parametrize("value", [None, 64, [64, 64], (64,), (64, 64, 2, 4, 1), "64x64"])
+def test_shapes_are_tuples(name: str, value: Any) -> None:
+    with pytest.raises(TypeError) as caught:
+        BackwardSpec(**SM80 | {name: value})
+    assert str(caught.value) == (f"config: {name} must be a TileShape (br, bc, stages, warps), got {value!r}")
+
+
+def test_one_kernel_for_all_gradients_comes_with_one_that_converts() -> None:
+    spec = BackwardSpec(**SM90 | {"fused": (64, 128, 2, 12)})
+    assert list(spec.kernels()) == [*PARTS, *FUSED_PARTS]
+    assert str(spec).endswith(" dkdv=64x128x2x12 dq=128x128x4x12 fused=64x128x2x12")
+    fused, convert = (spec.part(part) for part in FUSED_PARTS)
+    assert (fused.source, fused.params, fused.step) == ("attention_bwd_sm90.cu", "bwd_sm90", 64)
+    assert (convert.source, convert.params) == ("attention_bwd_convert.cu", "bwd_convert")
+    assert (convert.threads, convert.smem_bytes, convert.br) == (128, 0, 64)
+    assert fused.smem_bytes > spec.part("dkdv").smem_bytes
+
+
+def test_a_plain_tuple_is_a_shape_and_numpy_integers_are_integers() -> None:
+    spec = BackwardSpec(**SM80 | {"head_dim": np.int64(64), "dq": (np.int32(64), 64, 1, 4)})
+    assert spec.dq == TileShape(64, 64, 1, 4)
+    assert all(type(number) is int for number in (*spec.dq, spec.head_dim))
+    assert BackwardSpec(**SM90 | {"dkdv": (64, 128)}).dkdv == TileShape(64, 128, 2, 12)
+    assert hash(spec) == hash(replace(spec))
+
+
+def test_the_kernel_that_prepares_is_one_for_all_tiles() -> None:
+    kernels = {
+        BackwardSpec(**given).part("prepare") for given in (SM90, SM90 | {"dq": TileShape(64, 32, 2, 8)})
+    }
+    assert len(kernels) == 1
+    (only,) = kernels
+    assert (only.arch, only.kernel, only.source) == ("sm_90", "sm80", "attention_bwd_delta.cu")
+    assert (only.threads, only.smem_bytes, only.params) == (256, 0, "bwd")
+
+
+def test_parts_name_their_source_entry_and_struct() -> None:
+    found = {
+        (spec["kernel"], part): (kernel.source, kernel.entry, kernel.params)
+        for spec in (SM80, SM90, NAIVE)
+        for part, kernel in BackwardSpec(**spec).kernels().items()
+        if part != "prepare"
+    }
+    for part in ("dkdv", "dq"):
+        name = f"attention_bwd_{part}_sm90"
+        assert found["sm90", part] == (f"{name}.cu", name, "bwd_sm90")
+        assert found["sm80", part] == ("attention_bwd_sm80.cu", "attention_bwd_sm80", "bwd")
+        assert found["naive", part] == ("attention_bwd_naive.cu", "attention_bwd_naive", "bwd")
+    for source, entry, struct in found.values():
+        text = (kernels_dir() / source).read_text()
+        assert f"{entry}(const __grid_constant__" in text
+        assert ("BackwardParamsSm90" in text) == (struct == "bwd_sm90")
+        assert struct in params.PARAMS
+
+
+def test_every_field_tells_kernels_apart() -> None:
+    """Equal values are one cubin."""
+    kernel = BackwardSpec(**SM90).part("dkdv")
+    changed = {"kernel": "sm80", "part": "dq", "dtype": "float16", "head_dim": 64, "br": 96, "bc": 192}
+    others = [replace(kernel, dtype="float16"), replace(kernel, br=96)]
+    assert len({kernel, *others, *BackwardSpec(**SM90).kernels().values()}) == 5
+    assert {one.name for one in fields(BackwardKernel)} >= set(changed)
+    assert len({str(one) for one in (kernel, *others)}) == 3
+    assert str(kernel) == (
+        "bwd-dkdv sm90 sm_90a dtype=bfloat16 head_dim=128 value_dim=128 br=64 bc=128 stages=2 warps=12"
+    )
+    assert str(BackwardSpec(**SM90)) == (
+        "bwd sm90 sm_90a bfloat16 head_dim=128 dkdv=64x128x2x12 dq=128x128x4x12"
+    )
+
+
+def test_values_as_wide_as_keys() -> None:
+    kernel = BackwardSpec(**SM80).part("dq")
+    with pytest.raises(ValueError) as caught:
+        replace(kernel, value_dim=32)
+    assert str(caught.value) == "config: the values must be as wide as the keys, 64 columns, got 32"
+    with pytest.raises(
+        ValueError, match=r"config: part must be one of prepare, dkdv, dq, fused, convert, got 'dv'"
+    ):
+        replace(kernel, part="dv")
+
+
+def test_the_step_of_the_walk_is_of_queries_for_dk_and_dv() -> None:
+    spec = BackwardSpec(**SM80)
+    assert (spec.part("dkdv").step, spec.part("dq").step) == (64, 64)
+    spec = BackwardSpec(**SM90 | {"dkdv": TileShape(96, 128, 2, 12), "dq": TileShape(128, 32, 4, 12)})
+    assert (spec.part("dkdv").step, spec.part("dq").step) == (96, 32)
+
+
+def test_the_macros_are_what_sources_read() -> None:
+    for given in (SM80, SM90, NAIVE):
+        for kernel in BackwardSpec(**given).kernels().values():
+            text = (kernels_dir() / kernel.source).read_text()
+            read = {word for word in text.replace(",", " ").split() if word.startswith("OMNI_")}
+            read = {"".join(c for c in word if c.isalnum() or c == "_") for word in read}
+            assert read <= {*kernel.defines(), "OMNI_PARAMS_BYTES"}, kernel.source
+
+
+@pytest.mark.parametrize("q_len", [1, 63, 64, 65, 256, 1000, 4097])
+def test_a_tile_of_any_height_ends_inside_the_padded_rows(q_len: int) -> None:
+    padded = padded_rows(q_len)
+    assert padded % 64 == 0
+    for br in range(32, 257, 32):
+        assert (q_len - 1) // br * br + br <= padded
+    assert padded < q_len + 255 + 64
