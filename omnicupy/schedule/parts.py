@@ -28,6 +28,9 @@ MOST_PARTS = 64  # of a row
 ENOUGH = 0.98  # of the multiprocessors' time in use: no split can gain more than it costs
 # Of the whole time: longer parts are in the tier, shorter ones in the next.
 TIER_SHARES = (1 / 16, 1 / 32, 1 / 64)
+# The same where a part takes more than the first of them, as blocks of keys do that a whole group of heads works on: of
+# one tier, such parts of the last heads would begin late and end long after all others.
+LONG_SHARES = (1 / 2, 1 / 4, 1 / 8)
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,8 @@ def schedule(offsets: IntArray, costs: FloatArray, workers: Workers) -> Schedule
     cost = total[end] - total[first] + ITEM
     order = np.argsort(-cost, kind="stable")
     whole = float(cost.sum()) * workers.heads / workers.sm_count
-    tiers = [int((cost > share * whole).sum()) for share in TIER_SHARES]
+    shares = LONG_SHARES if len(cost) and cost.max() > LONG_SHARES[0] * whole else TIER_SHARES
+    tiers = [int((cost > share * whole).sum()) for share in shares]
     return Schedule(
         rows[order],
         first[order].astype(np.int32),
@@ -108,7 +112,7 @@ def schedule(offsets: IntArray, costs: FloatArray, workers: Workers) -> Schedule
     )
 
 
-assert len(TIER_SHARES) == TIERS - 1
+assert len(TIER_SHARES) == len(LONG_SHARES) == TIERS - 1
 
 
 def number_in_run(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
