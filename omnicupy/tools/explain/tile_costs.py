@@ -61,6 +61,7 @@ def _measured(
                 and row.get("ms")
                 and row.get("correct")
                 and row.get("spec")
+                and records.is_forward(row)
             ):
                 times.setdefault(row["workload"], {}).setdefault(row["spec"], row)
         for of in times.values():
