@@ -8,7 +8,7 @@ Importing needs no GPU, reads no file and imports no CuPy.
 """
 
 from omnicupy import presets
-from omnicupy.api import attention, prepare
+from omnicupy.api import attention, attention_backward, prepare
 from omnicupy.errors import CompileError, UnsupportedError
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.block_mask import BlockMask
@@ -40,6 +40,7 @@ __all__ = [
     "Mask",
     "UnsupportedError",
     "attention",
+    "attention_backward",
     "causal",
     "documents",
     "from_dense",

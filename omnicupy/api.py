@@ -1,4 +1,4 @@
-"""attention() and prepare(): NumPy arrays go to the CPU engine, CuPy arrays to the GPU kernels."""
+"""attention(), attention_backward() and prepare(): NumPy arrays go to the CPU engine, CuPy arrays to GPU kernels."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from omnicupy.call import check
+from omnicupy.call import check, check_backward
 from omnicupy.call.arrays import is_cupy
 from omnicupy.cpu import attention as cpu_attention
+from omnicupy.cpu import backward as cpu_backward
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.arguments import flag
 from omnicupy.masks.mask import Mask
@@ -66,6 +67,77 @@ def attention(
     return cpu_attention.attention(call, q, k, v, return_lse=return_lse, out=out)
 
 
+def attention_backward(
+    dout: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    out: Any,
+    lse: Any,
+    mask: Mask | Sequence[Mask] | None = None,
+    *,
+    scale: float | None = None,
+    dlse: Any = None,
+    wanted: Sequence[str] = ("q", "k", "v"),
+    out_grads: Sequence[Any] | None = None,
+    deterministic: bool = True,
+    sink_logits: None = None,
+    softcap: None = None,
+    config: Any = None,
+) -> tuple[Any, Any, Any]:
+    """Gradients of `attention`: (dq, dk, dv) of a loss whose gradients by out and lse are dout and dlse.
+
+    dout: the gradient of out, of its shape and dtype; any strides, as of a broadcast or transposed array.
+    q, k, v, mask, scale: what `attention` was called with.
+    out, lse: what attention(..., return_lse=True) gave; lse float32, for float64 arrays float64. Where q, k and v
+        are a part of a larger attention (some of its keys, say), out and lse of the whole give this part's share of
+        the gradients.
+    dlse: the gradient of lse, of its shape and dtype; None is zero.
+    wanted: which gradients to compute, a list or tuple of "q", "k" and "v"; the others are None in the result.
+    out_grads: None, or (dq, dk, dv) with an array to write or None for each: of the shape and dtype of q, k or v,
+        overlapping no other argument. None makes a C-contiguous one.
+    deterministic: the same call gives the same bits, on one device model and library version; False allows an order
+        of sums that may be faster.
+    sink_logits, softcap: not computed, so anything but None is refused.
+    config: the kernel variant to run on the GPU, a BackwardSpec; None takes the one that the table lists.
+
+    Returns (dq, dk, dv) in the shapes and dtypes of q, k and v. With P = exp(scale * q k^T - lse) where a row sees a
+    key, else 0: dv = P^T dout; dS = P * (dout v^T - delta) with delta = rowsum(dout * out) - dlse; dq = scale * dS k;
+    dk = scale * dS^T q. dk and dv are sums over the query heads of a group. Sums are float32 (float64 for float64
+    arrays). dq of a row that sees no key is exactly 0, and so are dk and dv of a key that no row of its batch element
+    sees: NaN and Inf in such rows of q, dout, out, lse and dlse, and in such keys of k and v, reach nothing. NaN or
+    Inf elsewhere reaches the gradients that it belongs to, and may reach others of its tile.
+
+    NumPy arrays (float16, bfloat16, float32, float64) run on the CPU. CuPy arrays (float16, bfloat16) run on their
+    device, on CuPy's current stream there, without a synchronisation; q, k, v, out and given gradients then have the
+    layout that `attention` asks for. To capture it into a CUDA graph, call `prepare(..., gradients=True)` or this
+    once before.
+
+    Raises TypeError and ValueError, before any work, for arguments of the wrong kind, shape, dtype, device,
+    layout or value (lse None: attention was called without return_lse=True); UnsupportedError for sink_logits and
+    softcap, and when no kernel serves the device or no NVRTC can be loaded; CompileError when a kernel does not
+    compile.
+    """
+    options: dict[str, Any] = {"scale": scale, "dlse": dlse, "wanted": wanted, "out_grads": out_grads}
+    options |= {
+        "deterministic": deterministic,
+        "sink_logits": sink_logits,
+        "softcap": softcap,
+        "config": config,
+    }
+    if not isinstance(q, np.ndarray):
+        _load_gpu(q, k, v)
+        from omnicupy.gpu import backward as gpu_backward  # type: ignore[attr-defined,unused-ignore]
+
+        gradients: tuple[Any, Any, Any] = gpu_backward.attention_backward(
+            dout, q, k, v, out, lse, mask=mask, **options
+        )
+        return gradients
+    call = check_backward.call(dout, q, k, v, out, lse, mask=mask, **options)
+    arrays = cpu_backward.Arrays(dout, q, k, v, out, lse, dlse)
+    return cpu_backward.attention_backward(call, arrays, out_grads=out_grads)
+
+
 def prepare(
     q: Any,
     k: Any,
@@ -76,6 +148,7 @@ def prepare(
     return_lse: bool = False,
     out: Any = None,
     config: AttnSpec | None = None,
+    gradients: bool = False,
 ) -> None:
     """All that the first `attention` call with these arguments does before its launch: then capture it.
 
@@ -83,13 +156,16 @@ def prepare(
     where the disk cache lacks it, and loads it. Reads no element of q, k and v, and writes none of `out`. What
     counts is what `attention` plans by: shapes, strides, dtypes, device, scale, config and the mask object, and
     whether `out` is given; another array like q does as well. With `return_lse` or without, the same is made, and
-    serves both. Keep the mask until the call: what is made lives on it.
+    serves both. With `gradients` also all that the first `attention_backward` with such q, k, v, mask and scale does
+    before its launches. Keep the mask until the call: what is made lives on it.
 
     On NumPy arrays it checks the arguments and does nothing else.
     Raises what `attention` raises.
     """
     if type(return_lse) is not bool:
         flag("prepare", "return_lse", return_lse)
+    if type(gradients) is not bool:
+        gradients = flag("prepare", "gradients", gradients)
     if isinstance(q, np.ndarray):
         check.call(q, k, v, mask, scale=scale, out=out, config=config)
         return
@@ -97,6 +173,10 @@ def prepare(
     from omnicupy.gpu import attention as gpu_attention
 
     gpu_attention.plan_of(q, k, v, mask, scale=scale, out=out, config=config)
+    if gradients:
+        from omnicupy.gpu import backward as gpu_backward  # type: ignore[attr-defined,unused-ignore]
+
+        gpu_backward.prepare_backward(q, k, v, mask, scale=scale, config=None)
 
 
 def _load_gpu(q: Any, k: Any, v: Any) -> Callable[..., Any]:

@@ -24,6 +24,7 @@ from omnicupy.masks.mask import Mask
 ALIGN_BYTES = 16  # the kernels move 16 bytes per load (cp.async.cg)
 AXES = ("batch", "heads", "tokens")
 GPU_DTYPES = ("float16", "bfloat16")
+READ_WHILE_WRITTEN = "inputs are read while out is written"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +61,9 @@ def call(
     if on_gpu:
         _check_head_dim(problem.head_dim)
         for name, array in (("q", q), ("k", k), ("v", v)):
-            _check_layout(name, array)
+            check_layout(name, array)
     if out is not None:
-        _check_out(out, q, k, v, on_gpu)
+        _check_out(out, q, k, v)
     found = Call(problem, _masks_of(mask, problem), scale_of(scale, problem.head_dim, dtype))
     if config is not None:
         _check_config(config, problem, on_gpu)
@@ -117,7 +118,7 @@ def _check_kinds(q: Any, k: Any, v: Any) -> bool:
         return False
     for name, array in named:
         if not isinstance(array, np.ndarray) and not is_on_gpu(array):
-            _refuse_non_array(name, array)
+            refuse_non_array(name, array)
     if any(isinstance(array, np.ndarray) for _, array in named):
         kinds = ", ".join(f"{name}: {_kind(array)}" for name, array in named)
         raise TypeError(
@@ -178,7 +179,8 @@ def _check_head_dim(head_dim: int) -> None:
         )
 
 
-def _check_layout(name: str, array: Any) -> None:
+def check_layout(name: str, array: Any) -> None:
+    """Raises ValueError unless the last axis of a device's array is contiguous and its rows are 16-byte aligned."""
     strides, copy_with = array.strides, getattr(array, "copy_with", "cupy.ascontiguousarray")
     if strides[3] != array.dtype.itemsize and array.shape[3] > 1:
         raise ValueError(
@@ -200,32 +202,54 @@ def _check_layout(name: str, array: Any) -> None:
         )
 
 
-def _check_out(out: Any, q: Any, k: Any, v: Any, on_gpu: bool) -> None:
-    if isinstance(out, np.ndarray):
-        plain_array("out", out)
-    elif not is_on_gpu(out):
-        _refuse_non_array("out", out)
-    if is_on_gpu(out) != on_gpu:
-        raise TypeError(f"out must be a {_kind(q)} array like q, got a {_kind(out)} array")
-    if on_gpu and out.data.device_id != q.data.device_id:
-        _refuse_device("out", out, q.data.device_id)
-    if out.dtype != q.dtype:
-        raise TypeError(f"out must have the dtype of q ({q.dtype}), got {out.dtype}")
-    if out.shape != q.shape:
-        raise ValueError(f"out must have the shape of q {q.shape}, got {out.shape}")
-    if on_gpu:
-        _check_layout("out", out)
-    elif not out.flags.writeable:
-        raise ValueError("out must be writeable, got a read-only array; pass a copy")
-    if overlaps_itself(out):
+def _check_out(out: Any, q: Any, k: Any, v: Any) -> None:
+    named = (("q", q), ("k", k), ("v", v))
+    check_target("out", out, named[0], named)
+
+
+def check_place(name: str, array: Any, q: Any) -> None:
+    """Raises TypeError unless `array` is an array of the library of q, ValueError where its device is another one."""
+    on_gpu = is_on_gpu(q)
+    if isinstance(array, np.ndarray):
+        plain_array(name, array)
+    elif not is_on_gpu(array):
+        refuse_non_array(name, array)
+    if is_on_gpu(array) != on_gpu:
+        raise TypeError(f"{name} must be a {_kind(q)} array like q, got a {_kind(array)} array")
+    if on_gpu and array.data.device_id != q.data.device_id:
+        _refuse_device(name, array, q.data.device_id)
+
+
+def check_target(
+    name: str,
+    target: Any,
+    like: tuple[str, Any],
+    read: Sequence[tuple[str, Any]],
+    why: str = READ_WHILE_WRITTEN,
+) -> None:
+    """Raises TypeError or ValueError unless an engine can write into `target`.
+
+    like: the name of an argument and the array whose place, dtype and shape the target must have.  read: names and
+    arrays that it must not overlap.  why: the reason.
+    """
+    other, array = like
+    check_place(name, target, array)
+    if target.dtype != array.dtype:
+        raise TypeError(f"{name} must have the dtype of {other} ({array.dtype}), got {target.dtype}")
+    if target.shape != array.shape:
+        raise ValueError(f"{name} must have the shape of {other} {array.shape}, got {target.shape}")
+    if is_on_gpu(target):
+        check_layout(name, target)
+    elif not target.flags.writeable:
+        raise ValueError(f"{name} must be writeable, got a read-only array; pass a copy")
+    if overlaps_itself(target):
         raise ValueError(
-            f"out must not repeat elements, got strides {out.strides} for shape {out.shape}; pass a full array"
+            f"{name} must not repeat elements, got strides {target.strides} for shape {target.shape}; "
+            "pass a full array"
         )
-    for name, array in (("q", q), ("k", k), ("v", v)):
-        if overlap(out, array):
-            raise ValueError(
-                f"out must not overlap {name}: inputs are read while out is written; pass another array"
-            )
+    for other, array in read:
+        if overlap(target, array):
+            raise ValueError(f"{name} must not overlap {other}: {why}; pass another array")
 
 
 def _check_config(config: AttnSpec, found: Problem, on_gpu: bool) -> None:
@@ -242,7 +266,7 @@ def _check_config(config: AttnSpec, found: Problem, on_gpu: bool) -> None:
         )
 
 
-def _refuse_non_array(name: str, value: object) -> NoReturn:
+def refuse_non_array(name: str, value: object) -> NoReturn:
     how = "cupy.asarray or numpy.asarray"
     if hasattr(value, "__dlpack__"):
         how = "numpy.asarray on the CPU, with cupy.from_dlpack on a GPU"

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from omnicupy.call import check
 from omnicupy.call.arrays import widen
 from omnicupy.cpu.blas import BLAS
-from omnicupy.masks.block_mask import CAUSAL, FULL, KIND, BlockMask
+from omnicupy.cpu.steps import Step, steps_of
+from omnicupy.masks.block_mask import BlockMask
 from omnicupy.masks.mask import Mask
 from omnicupy.schedule.parts import entry_costs
 
@@ -40,9 +41,6 @@ TASKS_PER_WORKER = 8
 MIN_PARALLEL_SCORES = 1 << 17  # below it, starting threads costs more than they save
 
 Array = NDArray[Any]
-Step = tuple[
-    int, int, Array | None
-]  # key range; where some pairs of it are hidden, words: all ones = visible
 
 
 @dataclass(frozen=True)
@@ -163,7 +161,7 @@ def _block_row(call: _Call, buffers: _Buffers, where: tuple[int, int], heads: ra
     q0, q1 = i * blocks.br, min((i + 1) * blocks.br, call.q.shape[2])
     group = call.q.shape[1] // call.k[b].shape[0]
     together = max(1, min(group, ROWS // (q1 - q0)))
-    steps = list(_steps(blocks, i, max(blocks.bc, SCORES // (together * (q1 - q0))), call.k[b].dtype))
+    steps = list(steps_of(blocks, i, max(blocks.bc, SCORES // (together * (q1 - q0))), call.k[b].dtype))
     for kv in range(heads.start // group, heads.stop // group):
         for h in range(kv * group, (kv + 1) * group, together):
             rows = slice(h, min(h + together, (kv + 1) * group))
@@ -186,34 +184,6 @@ def _longest_first(blocks: BlockMask) -> Array:
     """Query blocks by descending cost, (q_blocks,)."""
     costs = np.bincount(blocks.rows_of_entries(), entry_costs(blocks), blocks.q_blocks)
     return np.argsort(-costs, kind="stable")
-
-
-def _steps(blocks: BlockMask, row: int, width: int, dtype: np.dtype[Any]) -> Iterator[Step]:
-    """The visited key ranges of a block row; neighbouring FULL tiles are merged up to `width` keys."""
-    q0, q1 = row * blocks.br, min((row + 1) * blocks.br, blocks.q_len)
-    run = (0, 0)
-    for e in range(blocks.row_offsets[row], blocks.row_offsets[row + 1]):
-        kind, _, k0, length = (int(x) for x in blocks.entries[e])
-        if kind & KIND == FULL:
-            if k0 == run[1] and k0 + length - run[0] <= width:
-                run = (run[0], k0 + length)
-                continue
-            if run[1]:
-                yield *run, None
-            run = (k0, k0 + length)
-        elif kind & KIND == CAUSAL:
-            visible = np.arange(k0, k0 + length) <= np.arange(q0, q1)[:, None] + blocks.diagonal
-            yield k0, k0 + length, _words(visible, dtype)
-        else:
-            yield k0, k0 + length, _words(blocks.mask.dense(q0, q1, k0, k0 + length), dtype)
-    if run[1]:
-        yield *run, None
-
-
-def _words(visible: Array, dtype: np.dtype[Any]) -> Array:
-    """Unsigned words as wide as dtype: all ones where visible, else zero."""
-    words: Array = -visible.view(np.int8).astype(f"i{dtype.itemsize}")
-    return words.view(f"u{dtype.itemsize}")
 
 
 def _scores(q: Array, k: Array, step: Step, buffers: _Buffers) -> tuple[Array, Array]:
