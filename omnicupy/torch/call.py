@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,23 +14,12 @@ from omnicupy.errors import UnsupportedError
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.arguments import flag
 from omnicupy.masks.mask import Mask
-from omnicupy.torch import tensors
-from omnicupy.torch.eager import prepare_eagerly, run_eagerly, run_untraced
+from omnicupy.torch import state, tensors
+from omnicupy.torch.autograd import Attention
+from omnicupy.torch.eager import prepare_eagerly, run_eagerly, untraced
 from omnicupy.torch.operator import through_operator
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)  # other subclasses go through the dispatcher, which knows them
-# What torch.compile has set to look at frames; None where nothing is, and older versions do not say.
-_tracer: Callable[[], Any] = getattr(
-    torch._C._dynamo.eval_frame,
-    "get_eval_frame_callback",
-    lambda: sys.modules.get("torch._dynamo"),
-)
-# The public names of these cost several times as much.
-_any_autocast: Callable[[], bool] = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
-_jit_traces: Callable[[], bool] = getattr(torch._C, "_is_tracing", torch.jit.is_tracing)
-_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
-# Whether a transform of torch.func (vmap, functionalize) wraps the tensors.
-_transform: Callable[[], Any] = getattr(torch._C._functorch, "maybe_current_level", lambda: None)
+NO_TRACE = "torch.jit.trace cannot record attention; use torch.compile"
 
 
 def attention(
@@ -43,6 +32,7 @@ def attention(
     return_lse: bool = False,
     out: Any = None,
     config: AttnSpec | None = None,
+    deterministic: bool = True,
 ) -> Any:
     """`omnicupy.attention` on torch tensors: same meaning, shapes, promises and errors.
 
@@ -64,28 +54,65 @@ def attention(
     tensors.check(q, k, v, out)
     if type(return_lse) is not bool:
         return_lse = flag("attention", "return_lse", return_lse)
-    if _any_autocast():
+    if type(deterministic) is not bool:
+        deterministic = flag("attention", "deterministic", deterministic)
+    if state.any_autocast():
         q, k, v = tensors.autocast(q, k, v)
-    if torch.is_grad_enabled():
-        tensors.check_gradients(q, k, v, out)
     if getattr(forward_ad, "_current_level", -1) >= 0:  # there are tangents, which would be lost
         tensors.check_tangents(q=q, k=k, v=v, out=out)
+    if torch.is_grad_enabled():
+        if out is not None:
+            tensors.check_out(q, k, v, out)
+        elif q.requires_grad or k.requires_grad or v.requires_grad:
+            return with_gradients(
+                q, k, v, mask, scale=scale, return_lse=return_lse, config=config, deterministic=deterministic
+            )
     if torch.compiler.is_compiling():
         return through_operator(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
-    run = run_eagerly if _tracer() is None else run_untraced()
+    run = run_eagerly if state.tracer() is None else untraced(run_eagerly)
     kind = type(q)
     if kind is type(k) is type(v) and out is None:  # the same as below, in half the time
-        plain = kind in _PLAIN
+        plain = kind in state.PLAIN
     else:
-        plain = all(type(one) in _PLAIN for one in (q, k, v, out) if one is not None)
-    if not plain or _modes() or _transform() is not None:
-        run = through_operator
-    elif _jit_traces():
-        raise UnsupportedError("torch.jit.trace cannot record attention; use torch.compile")
+        plain = all(type(one) in state.PLAIN for one in (q, k, v, out) if one is not None)
+    if not plain or state.modes() or state.transform() is not None:
+        run = partial(through_operator, deterministic=deterministic)
+    elif state.jit_traces():
+        raise UnsupportedError(NO_TRACE)
     try:
         return run(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
     except (RuntimeError, TypeError):  # of torch, which says nothing of which tensor it is
         tensors.check_storage(q=q, k=k, v=v, out=out)
+        raise
+
+
+def with_gradients(
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Any,
+    *,
+    scale: Any,
+    return_lse: bool,
+    config: Any,
+    deterministic: bool,
+    tokens_first: bool = False,
+) -> Any:
+    """The call where q, k or v requires a gradient; the arguments have been looked at. tokens_first: as `new_out`."""
+    options = {"scale": scale, "return_lse": return_lse, "out": None, "config": config}
+    more = {"deterministic": deterministic, "tokens_first": tokens_first}
+    if torch.compiler.is_compiling():
+        return through_operator(q, k, v, mask, **options, **more)
+    plain = type(q) in state.PLAIN and type(k) in state.PLAIN and type(v) in state.PLAIN
+    try:
+        if not plain or state.is_watched():
+            return through_operator(q, k, v, mask, **options, **more)
+        if state.jit_traces():
+            raise UnsupportedError(NO_TRACE)
+        run = Attention.apply if state.tracer() is None else untraced(Attention.apply)
+        return run(q, k, v, mask, (scale, return_lse, config, deterministic, tokens_first))
+    except (RuntimeError, TypeError):  # of torch, which says nothing of which tensor it is
+        tensors.check_storage(q=q, k=k, v=v)
         raise
 
 

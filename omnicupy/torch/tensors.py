@@ -110,8 +110,8 @@ def check_tangents(**named: Any) -> None:
     for name, tensor in named.items():
         if tensor is not None and _tangent(tensor) is not None:
             raise UnsupportedError(
-                f"{name} carries a tangent, but attention has no derivative yet; pass "
-                f"torch.autograd.forward_ad.unpack_dual({name}).primal"
+                f"{name} carries a tangent, but attention has no derivative in forward mode; use reverse mode "
+                f"(backward, torch.func.vjp), or pass torch.autograd.forward_ad.unpack_dual({name}).primal"
             )
 
 
@@ -123,16 +123,17 @@ def _tangent(tensor: Any) -> Any:
         return None
 
 
-def check_gradients(q: Any, k: Any, v: Any, out: Any) -> None:
-    """Raises UnsupportedError where q, k, v or out requires a gradient."""
-    if not (q.requires_grad or k.requires_grad or v.requires_grad or (out is not None and out.requires_grad)):
-        return
-    for name, tensor in (("q", q), ("k", k), ("v", v), ("out", out)):
-        if tensor is not None and tensor.requires_grad:
+def check_out(q: Any, k: Any, v: Any, out: Any) -> None:
+    """Raises UnsupportedError where out would be written though a gradient is to pass through it."""
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.requires_grad:
             raise UnsupportedError(
-                f"{name} requires a gradient, but attention has no backward pass yet; call it under "
-                f"torch.no_grad() or pass {name}.detach()"
+                f"out must be None where {name} requires a gradient; leave it out, or call under torch.no_grad()"
             )
+    if out.requires_grad:
+        raise UnsupportedError(
+            "out requires a gradient, which writing it would lose; pass out.detach(), or call under torch.no_grad()"
+        )
 
 
 def _refuse(name: str, value: object) -> None:

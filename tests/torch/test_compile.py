@@ -159,7 +159,7 @@ def test_errors_without_fullgraph_are_the_library_s(what: str, error: type[Excep
 
 
 def test_what_the_compiler_leaves_to_python_is_not_traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    tracer, seen, run = oc.torch.call._tracer, [], oc.torch.eager._on_cpu
+    tracer, seen, run = oc.torch.state.tracer, [], oc.torch.eager._on_cpu
     assert tracer() is None
     monkeypatch.setattr(
         oc.torch.eager, "_on_cpu", lambda *args, **options: seen.append(tracer()) or run(*args, **options)
