@@ -83,6 +83,21 @@ def gradients_on_gpu(
     gpu.on_device(index, _launched, named, made, mask, options | {"config": config}, stream)
 
 
+def prepare_on_gpu(q: Any, k: Any, v: Any, mask: Any, scale: Any) -> None:
+    """What the first backward pass of such CUDA tensors does before its launches, on torch's current stream."""
+    gpu = _gpu or _load_gpu()
+    index = tensors.cuda_index(q, k, v, None)
+    assert index is not None
+    stream = gpu.external_stream(index, eager.raw_stream(index))
+    gpu.on_device(index, _prepared, (q, k, v), mask, scale, stream)
+
+
+def _prepared(inputs: tuple[Any, Any, Any], mask: Any, scale: Any, stream: Any) -> None:
+    arrays = (_view(name, one) for name, one in zip(_NAMES, inputs, strict=True))
+    with stream:
+        _gpu.prepare_backward(*arrays, mask, scale=scale, config=None)
+
+
 def _launched(
     named: dict[str, Any], made: tuple[Any, ...], mask: Any, options: dict[str, Any], stream: Any
 ) -> None:
@@ -114,6 +129,7 @@ def _load_gpu() -> Any:
 
     _gpu = SimpleNamespace(
         attention_backward=backward.attention_backward,
+        prepare_backward=backward.prepare_backward,
         external_stream=streams.external_stream,
         on_device=streams.on_device,
         cupy=cupy,

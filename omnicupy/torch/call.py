@@ -14,8 +14,8 @@ from omnicupy.errors import UnsupportedError
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.arguments import flag
 from omnicupy.masks.mask import Mask
-from omnicupy.torch import state, tensors
-from omnicupy.torch.autograd import Attention
+from omnicupy.torch import backward, state, tensors
+from omnicupy.torch.autograd import Attention, through_transforms
 from omnicupy.torch.eager import prepare_eagerly, run_eagerly, untraced
 from omnicupy.torch.operator import through_operator
 
@@ -47,9 +47,15 @@ def attention(
     arguments, and a new mask of the same shape recompiles nothing (the second one does, once).
     For a CUDA graph, call `prepare` or this once before the capture; the graph keeps what it reads of the mask.
 
+    Gradients pass through to q, k and v, from out and from lse, in their dtypes and C-contiguous; those that nobody
+    asks for are not computed. The mask is kept until then. They run on the stream of the forward pass.
+    deterministic: the same call gives the same bits, its gradients too; False permits another order of their sums,
+    unless torch.use_deterministic_algorithms forbids it.
+    There is no second derivative and no forward mode; torch.func.grad, vjp, jacrev and vmap work.
+
     Returns `out`, or (out, lse) with lse (batch, q_heads, q_len), float32, for float64 tensors float64.
-    Raises what `omnicupy.attention` raises; UnsupportedError for tensors that require a gradient outside of
-    torch.no_grad() and torch.inference_mode() or carry a tangent, and for `config` inside torch.compile.
+    Raises what `omnicupy.attention` raises; UnsupportedError for `out` where a gradient is needed, for tensors that
+    carry a tangent, for derivatives of gradients, and for `config` inside torch.compile.
     """
     tensors.check(q, k, v, out)
     if type(return_lse) is not bool:
@@ -58,8 +64,6 @@ def attention(
         deterministic = flag("attention", "deterministic", deterministic)
     if state.any_autocast():
         q, k, v = tensors.autocast(q, k, v)
-    if getattr(forward_ad, "_current_level", -1) >= 0:  # there are tangents, which would be lost
-        tensors.check_tangents(q=q, k=k, v=v, out=out)
     if torch.is_grad_enabled():
         if out is not None:
             tensors.check_out(q, k, v, out)
@@ -67,6 +71,8 @@ def attention(
             return with_gradients(
                 q, k, v, mask, scale=scale, return_lse=return_lse, config=config, deterministic=deterministic
             )
+    if getattr(forward_ad, "_current_level", -1) >= 0:  # there are tangents, which would be lost
+        tensors.check_tangents(q=q, k=k, v=v, out=out)
     if torch.compiler.is_compiling():
         return through_operator(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
     run = run_eagerly if state.tracer() is None else untraced(run_eagerly)
@@ -75,7 +81,10 @@ def attention(
         plain = kind in state.PLAIN
     else:
         plain = all(type(one) in state.PLAIN for one in (q, k, v, out) if one is not None)
-    if not plain or state.modes() or state.transform() is not None:
+    if state.transform() is not None:
+        run, more = through_transforms, {"deterministic": deterministic, "tokens_first": False}
+        return run(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config, **more)
+    if not plain or state.modes():
         run = partial(through_operator, deterministic=deterministic)
     elif state.jit_traces():
         raise UnsupportedError(NO_TRACE)
@@ -98,14 +107,18 @@ def with_gradients(
     deterministic: bool,
     tokens_first: bool = False,
 ) -> Any:
-    """The call where q, k or v requires a gradient; the arguments have been looked at. tokens_first: as `new_out`."""
+    """The call where q, k or v requires a gradient; they are tensors. tokens_first: as `new_out`."""
+    if getattr(forward_ad, "_current_level", -1) >= 0:  # there are tangents, which would be lost
+        tensors.check_tangents(q=q, k=k, v=v)
     options = {"scale": scale, "return_lse": return_lse, "out": None, "config": config}
     more = {"deterministic": deterministic, "tokens_first": tokens_first}
     if torch.compiler.is_compiling():
         return through_operator(q, k, v, mask, **options, **more)
+    if state.transform() is not None:
+        return through_transforms(q, k, v, mask, **options, **more)
     plain = type(q) in state.PLAIN and type(k) in state.PLAIN and type(v) in state.PLAIN
     try:
-        if not plain or state.is_watched():
+        if not plain or state.modes():
             return through_operator(q, k, v, mask, **options, **more)
         if state.jit_traces():
             raise UnsupportedError(NO_TRACE)
@@ -126,18 +139,24 @@ def prepare(
     return_lse: bool = False,
     out: Any = None,
     config: AttnSpec | None = None,
+    gradients: bool = False,
 ) -> None:
     """`omnicupy.prepare` on torch tensors: what the first `attention` call with these arguments does before its
     launch, on torch's current stream. On CPU tensors it checks the arguments and does nothing else.
 
-    return_lse: with and without, the same is made, and serves both.
-    Raises what `attention` raises, but for gradients: none are lost here.
+    return_lse: with and without, the same is made, and serves both.  gradients: also what the first backward pass does
+    before its launches.
+    Raises what `attention` raises, but for what concerns gradients: none are lost here.
     """
     tensors.check(q, k, v, out)
     if type(return_lse) is not bool:
         flag("prepare", "return_lse", return_lse)
+    if type(gradients) is not bool:
+        gradients = flag("prepare", "gradients", gradients)
     q, k, v = tensors.autocast(q, k, v)
     prepare_eagerly(q, k, v, mask, scale=scale, out=out, config=config)
+    if gradients and q.is_cuda:
+        backward.prepare_on_gpu(q, k, v, mask, scale)
 
 
 def _collated(masks: Sequence[Mask], *, collate_fn_map: Any = None) -> list[Mask]:

@@ -17,11 +17,15 @@ _lock = threading.Lock()
 
 def hold(masks: Mask | Sequence[Mask] | None, lse: Any) -> None:
     """Keep the masks of a call as long as the memory of its lse, which the backward pass reads, and among the last."""
-    if masks is None:
-        return
-    masks = (masks,) if isinstance(masks, Mask) else tuple(masks)
-    # The storage, since the same memory comes back as another tensor.
-    lse.untyped_storage()._omnicupy_masks = masks
+    if masks is not None:
+        masks = (masks,) if isinstance(masks, Mask) else tuple(masks)
+        # The storage, since the same memory comes back as another tensor.
+        lse.untyped_storage()._omnicupy_masks = masks
+        keep(masks)
+
+
+def keep(masks: Sequence[Mask]) -> None:
+    """Keep masks among the last."""
     with _lock:
         for mask in masks:
             _latest.pop(mask.handle, None)

@@ -38,12 +38,12 @@ def through_operator(
     """
     if config is not None:
         raise UnsupportedError("config must be None inside torch.compile; call attention outside of it")
-    handles = _handles(mask)
+    handles = handles_for(mask)
     if out is None:
-        keep_lse = return_lse or _may_need_gradients(q, k, v)
-        out, lse = _operator(q, k, v, handles, scale, keep_lse, deterministic, tokens_first)
+        keep_lse = return_lse or may_need_gradients(q, k, v)
+        out, lse = forward_operator(q, k, v, handles, scale, keep_lse, deterministic, tokens_first)
     else:
-        lse = _operator_out(q, k, v, out, handles, scale, return_lse)
+        lse = forward_operator_out(q, k, v, out, handles, scale, return_lse)
     return (out, lse) if return_lse else out
 
 
@@ -51,7 +51,7 @@ def gradients_through_operator(
     grads: Any, saved: Any, mask: Any, scale: Any, wanted: Any, deterministic: bool
 ) -> tuple[Any, Any, Any]:
     """dq, dk and dv as an operator gives them, None for those that are not wanted; arguments as in `gradients`."""
-    return _gradients(grads, saved, _handles(mask), scale, wanted, deterministic)
+    return _gradients(grads, saved, handles_for(mask), scale, wanted, deterministic)
 
 
 def _gradients(
@@ -59,12 +59,12 @@ def _gradients(
 ) -> tuple[Any, Any, Any]:
     if not any(wanted) or (grads[0] is None and grads[1] is None):
         return None, None, None
-    found = _operator_backward(*grads, *saved, handles, scale, list(wanted), deterministic)
+    found = backward_operator(*grads, *saved, handles, scale, list(wanted), deterministic)
     dq, dk, dv = (one if asked else None for one, asked in zip(found, wanted, strict=True))
     return dq, dk, dv
 
 
-def _may_need_gradients(q: Any, k: Any, v: Any) -> bool:
+def may_need_gradients(q: Any, k: Any, v: Any) -> bool:
     """Whether the backward pass may be asked for, which reads lse."""
     if not torch.is_grad_enabled():
         return False
@@ -73,7 +73,8 @@ def _may_need_gradients(q: Any, k: Any, v: Any) -> bool:
     return True  # a stored program may be trained, and tensors inside of vmap do not say what those outside require
 
 
-def _handles(mask: Any) -> list[int]:
+def handles_for(mask: Any) -> list[int]:
+    """What operators take for the `mask` of attention. Raises TypeError where it is none."""
     if mask is None:
         return [_FULL]  # no empty list: AOTInductor passes None for one
     if isinstance(mask, Mask):
@@ -221,7 +222,7 @@ def refuse_second(ctx: Any, *grads: Any) -> Any:
 
 
 _REST = "SymInt[] masks, float? scale, bool return_lse"
-_operator = torch.library.custom_op(
+forward_operator = torch.library.custom_op(
     "omnicupy::attention",
     _forward,
     mutates_args=(),
@@ -229,16 +230,16 @@ _operator = torch.library.custom_op(
         f"(Tensor q, Tensor k, Tensor v, {_REST}, bool deterministic=True, bool tokens_first=False) -> (Tensor, Tensor)"
     ),
 )
-_operator.register_fake(_forward_fake)
-_operator.register_autograd(_formula, setup_context=_setup)
-_operator_out = torch.library.custom_op(
+forward_operator.register_fake(_forward_fake)
+forward_operator.register_autograd(_formula, setup_context=_setup)
+forward_operator_out = torch.library.custom_op(
     "omnicupy::attention_out",
     _forward_out,
     mutates_args=("out",),
     schema=f"(Tensor q, Tensor k, Tensor v, Tensor(a!) out, {_REST}) -> Tensor",
 )
-_operator_out.register_fake(_forward_out_fake)
-_operator_backward = torch.library.custom_op(
+forward_operator_out.register_fake(_forward_out_fake)
+backward_operator = torch.library.custom_op(
     "omnicupy::attention_backward",
     _backward,
     mutates_args=(),
@@ -247,5 +248,5 @@ _operator_backward = torch.library.custom_op(
         "float? scale, bool[] wanted, bool deterministic) -> (Tensor, Tensor, Tensor)"
     ),
 )
-_operator_backward.register_fake(_backward_fake)
-_operator_backward.register_autograd(refuse_second)
+backward_operator.register_fake(_backward_fake)
+backward_operator.register_autograd(refuse_second)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -109,10 +109,15 @@ def check_tangents(**named: Any) -> None:
     """Raises UnsupportedError where a tensor carries a tangent, that of forward-mode differentiation."""
     for name, tensor in named.items():
         if tensor is not None and _tangent(tensor) is not None:
-            raise UnsupportedError(
-                f"{name} carries a tangent, but attention has no derivative in forward mode; use reverse mode "
-                f"(backward, torch.func.vjp), or pass torch.autograd.forward_ad.unpack_dual({name}).primal"
-            )
+            no_forward_mode(name)
+
+
+def no_forward_mode(name: str) -> NoReturn:
+    """Raises UnsupportedError for a tensor that carries a tangent."""
+    raise UnsupportedError(
+        f"{name} carries a tangent, but attention has no derivative in forward mode; use reverse mode (backward, "
+        f"torch.func.vjp), or pass what torch.autograd.forward_ad.unpack_dual gives as primal"
+    )
 
 
 def _tangent(tensor: Any) -> Any:
@@ -121,6 +126,11 @@ def _tangent(tensor: Any) -> Any:
         return torch._VF._unpack_dual(tensor, 0)[1]
     except RuntimeError:  # a tracer that has autograd's part of the dispatcher off
         return None
+
+
+def need_gradients(q: Any, k: Any, v: Any) -> bool:
+    """Whether autograd may ask for a gradient of one of these."""
+    return bool(torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad))
 
 
 def check_out(q: Any, k: Any, v: Any, out: Any) -> None:
