@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from omnicupy.errors import UnsupportedError
@@ -71,7 +70,7 @@ def attention(
             return with_gradients(
                 q, k, v, mask, scale=scale, return_lse=return_lse, config=config, deterministic=deterministic
             )
-    if getattr(forward_ad, "_current_level", -1) >= 0:  # there are tangents, which would be lost
+    if state.has_tangents():  # there are tangents, which would be lost
         tensors.check_tangents(q=q, k=k, v=v, out=out)
     if torch.compiler.is_compiling():
         return through_operator(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
@@ -108,7 +107,7 @@ def with_gradients(
     tokens_first: bool = False,
 ) -> Any:
     """The call where q, k or v requires a gradient; they are tensors. tokens_first: as `new_out`."""
-    if getattr(forward_ad, "_current_level", -1) >= 0:  # there are tangents, which would be lost
+    if state.has_tangents():  # there are tangents, which would be lost
         tensors.check_tangents(q=q, k=k, v=v)
     options = {"scale": scale, "return_lse": return_lse, "out": None, "config": config}
     more = {"deterministic": deterministic, "tokens_first": tokens_first}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)  # other subclasses go through the dispatcher, which knows them
 # What torch.compile has set to look at frames; None where nothing is, and older versions do not say.
@@ -23,9 +24,14 @@ modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda
 transform: Callable[[], Any] = getattr(torch._C._functorch, "maybe_current_level", lambda: None)
 
 
+def has_tangents() -> bool:
+    """True where tensors may carry tangents, those of forward-mode differentiation."""
+    return getattr(forward_ad, "_current_level", -1) >= 0
+
+
 def is_watched() -> bool:
-    """True where a dispatch mode or a transform of torch.func has to see the operator."""
-    return bool(modes()) or transform() is not None
+    """True where a dispatch mode, a transform of torch.func or forward mode has to see the operator."""
+    return bool(modes()) or transform() is not None or has_tangents()
 
 
 def is_exporting() -> bool:
