@@ -13,7 +13,7 @@ from omnicupy.masks.mask import Mask
 from omnicupy.torch import backward, tensors
 from omnicupy.torch.eager import run_eagerly
 from omnicupy.torch.held import hold
-from omnicupy.torch.state import is_exporting
+from omnicupy.torch.state import PLAIN, is_exporting
 
 # No mask's handles: every row sees every key; what follows is a list of masks, one a batch element.
 _LIST, _FULL = 0, 1
@@ -201,7 +201,7 @@ def _setup(ctx: Any, inputs: Any, output: Any) -> None:
     *arrays, handles, scale, _, deterministic, _ = inputs
     save(ctx, arrays, output[1], output[0])
     ctx.options = handles, scale, deterministic
-    if all(type(handle) is int for handle in handles):  # no symbol of a graph
+    if type(output[1]) in PLAIN:  # what traces keeps such a node with the graph
         ctx.masks = masks_of(handles)
 
 

@@ -19,6 +19,7 @@ from omnicupy.torch.operator import (
     refuse_second,
     save,
 )
+from omnicupy.torch.state import PLAIN
 from omnicupy.transformers.call_masks import Masks, masks_for, one_or_all
 
 _READ = ("cu_seq_lens_q", "cu_seq_lens_k", "sliding_window", "is_causal")
@@ -86,7 +87,7 @@ def _setup(ctx: Any, inputs: Any, output: Any) -> None:
     query, key, value, tensor, handles, scaling, *bounds, window, is_causal, _ = inputs
     save(ctx, (query, key, value, tensor, *bounds), output[1], output[0])
     ctx.rest = handles, scaling, window, is_causal
-    if handles is not None and all(type(handle) is int for handle in handles):  # no symbol of a graph
+    if handles is not None and type(output[1]) in PLAIN:  # what traces keeps such a node with the graph
         ctx.masks = [of_handle(handle) for handle in handles]
 
 
