@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from omnicupy.errors import UnsupportedError
 from omnicupy.masks.handles import of_handle
 from omnicupy.torch import backward, held, tensors
 from omnicupy.torch.eager import run_eagerly
@@ -67,20 +66,23 @@ def _forward_fake(*arguments: Any) -> Any:
 
 
 def _backward(*arguments: Any) -> Any:
-    """(dout, query, key, value, out, lse, what says the masks, wanted) -> (dq, dk, dv); out and dout as the forward's."""
-    dout, query, key, value, out, lse, *said, wanted = arguments
-    names = ("dout", "query", "key", "value", "out", "lse")
+    """(dout, dlse, query, key, value, out, lse, what says the masks, wanted) -> (dq, dk, dv); out and dout as the
+    forward pass has them.
+    """
+    dout, dlse, query, key, value, out, lse, *said, wanted = arguments
+    names = ("dout", "dlse", "query", "key", "value", "out", "lse")
     tensors.check_tangents(**dict(zip(names, arguments, strict=False)))
     masks = held.held(lse)
     # Elsewhere they are read again: autograd raises where a tensor has changed since.
     masks = _masks(query, key, said)[0] if masks is None else one_or_all(masks)
     saved = (query, key, value, out.transpose(1, 2), lse)
-    found = backward.gradients((dout.transpose(1, 2), None), saved, masks, said[2], wanted, True)
+    grads = (None if dout is None else dout.transpose(1, 2), dlse)
+    found = backward.gradients(grads, saved, masks, said[2], wanted, True)
     return tuple(one.new_empty(0) if made is None else made for one, made in zip(saved, found, strict=False))
 
 
 def _backward_fake(*arguments: Any) -> Any:
-    return gradients_fake(arguments[1:4], arguments[-1])
+    return gradients_fake(arguments[2:5], arguments[-1])
 
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
@@ -92,17 +94,14 @@ def _setup(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _formula(ctx: Any, dout: Any, dlse: Any) -> Any:
-    """Raises UnsupportedError for a gradient of lse, which no model sees."""
     query, key, value, tensor, *bounds, out, lse = ctx.saved_tensors
     handles, scaling, window, is_causal = ctx.rest
     wanted = list(ctx.needs_input_grad[:3])
     nothing = [None] * 8
-    if dlse is not None:
-        raise UnsupportedError("attention_of_tensors has no gradient through its lse; use omnicupy.torch.attention")
-    if dout is None:
+    if dout is None and dlse is None:
         return None, None, None, *nothing
     found = _backward_operator(
-        dout, query, key, value, out, lse, tensor, handles, scaling, *bounds, window, is_causal, wanted
+        dout, dlse, query, key, value, out, lse, tensor, handles, scaling, *bounds, window, is_causal, wanted
     )
     return *(one if asked else None for one, asked in zip(found, wanted, strict=True)), *nothing
 
@@ -125,8 +124,8 @@ _backward_operator = torch.library.custom_op(
     _backward,
     mutates_args=(),
     schema=(
-        f"(Tensor dout, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, {_SAID}, bool[] wanted) -> "
-        "(Tensor, Tensor, Tensor)"
+        f"(Tensor? dout, Tensor? dlse, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, {_SAID}, "
+        "bool[] wanted) -> (Tensor, Tensor, Tensor)"
     ),
     tags=_TAGS,
 )
