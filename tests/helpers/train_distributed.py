@@ -1,8 +1,10 @@
-"""Two steps of a tiny model's training in one process of several: python train_distributed.py KIND RANK PORT FILE."""
+"""Two steps of a tiny model's training in one process of several: python train_distributed.py KIND RANK FOLDER."""
 
 from __future__ import annotations
 
 import sys
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import tiny_models as tiny
@@ -14,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 import omnicupy.transformers
 
 WORLD, STEPS = 2, 2
+TIMEOUT = 90  # seconds that a process waits for another
 
 
 def rows(step: int) -> torch.Tensor:
@@ -41,9 +44,13 @@ def model(kind: str) -> Any:
     return DistributedDataParallel(made) if kind == "ddp" else made
 
 
-def main(kind: str, rank: int, port: str, file: str) -> None:
+def main(kind: str, rank: int, folder: Path) -> None:
+    """Train; the first process leaves the weights in the folder."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORLD)
+    store = dist.FileStore(str(folder / "store"), WORLD)
+    dist.init_process_group(
+        "gloo", store=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=TIMEOUT)
+    )
     made = model(kind)
     train(made, [rows(step)[rank : rank + 1] for step in range(STEPS)])
     state = {
@@ -51,9 +58,9 @@ def main(kind: str, rank: int, port: str, file: str) -> None:
         for name, x in made.state_dict().items()
     }
     if rank == 0:
-        torch.save(state, file)
+        torch.save(state, folder / "weights.pt")
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])
+    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))

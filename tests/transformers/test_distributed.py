@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +21,31 @@ import train_distributed as training  # noqa: E402 - after what it needs
 ROOT = Path(__file__).parents[2]
 
 
-def _free_port() -> int:
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return int(opened.getsockname()[1])
-
-
-def _of_two_processes(kind: str, file: Path) -> dict[str, Any]:
-    script, port = Path(training.__file__), str(_free_port())
+def _of_two_processes(kind: str, folder: Path) -> dict[str, Any]:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    logs = [(folder / f"log{rank}").open("w+") for rank in range(training.WORLD)]
     started = [
         subprocess.Popen(
-            [sys.executable, str(script), kind, str(rank), port, str(file)],
+            [sys.executable, training.__file__, kind, str(rank), str(folder)],
             env=env,
-            stdout=subprocess.PIPE,
+            stdout=log,
             stderr=subprocess.STDOUT,
-            text=True,
         )
-        for rank in range(training.WORLD)
+        for rank, log in enumerate(logs)
     ]
-    try:
-        printed = [process.communicate(timeout=240)[0] for process in started]
+    deadline = time.monotonic() + 2 * training.TIMEOUT
+    try:  # until all are done, or one has failed, for which the others would wait
+        while (codes := {one.poll() for one in started}) & {None} and codes <= {None, 0}:
+            assert time.monotonic() < deadline, f"{kind}: still running"
+            time.sleep(0.1)
     finally:
         for process in started:
             process.kill()
-    assert [process.returncode for process in started] == [0, 0], "\n".join(printed)
-    found: dict[str, Any] = torch.load(file)
+            process.wait()
+    for log in logs:
+        log.seek(0)
+    assert codes == {0}, "\n".join(log.read() for log in logs)
+    found: dict[str, Any] = torch.load(folder / "weights.pt")
     return found
 
 
@@ -55,7 +54,7 @@ def test_two_processes_train_the_weights_of_one(kind: str, tmp_path: Path) -> No
     alone = training.model("alone")
     before = {name: x.clone() for name, x in alone.state_dict().items()}
     training.train(alone, [training.rows(step) for step in range(training.STEPS)])
-    found = _of_two_processes(kind, tmp_path / "weights.pt")
+    found = _of_two_processes(kind, tmp_path)
     assert found.keys() == before.keys()
     for name, wanted in alone.state_dict().items():
         moved = (wanted - before[name]).abs().max()
