@@ -42,7 +42,7 @@ def gradients(
         "deterministic": deterministic or torch.are_deterministic_algorithms_enabled(),
     }
     try:
-        if tensors.cuda_index(q, k, v, dout) is None:
+        if tensors.cuda_index(q, k, v, out) is None:
             _gradients_on_cpu(named, made, mask, options)
         else:
             gradients_on_gpu(named, made, mask, options)
@@ -63,7 +63,10 @@ def _gradients_on_cpu(
     named: dict[str, Any], made: tuple[Any, ...], mask: Any, options: dict[str, Any]
 ) -> None:
     arrays = {name: None if one is None else tensors.on_host(name, one) for name, one in named.items()}
-    into = tuple(None if one is None else tensors.on_host(f"d{name}", one) for name, one in zip(_NAMES, made, strict=True))
+    into = tuple(
+        None if one is None else tensors.on_host(f"d{name}", one)
+        for name, one in zip(_NAMES, made, strict=True)
+    )
     api.attention_backward(**arrays, mask=mask, out_grads=into, **options)
 
 
@@ -102,7 +105,9 @@ def _launched(
     named: dict[str, Any], made: tuple[Any, ...], mask: Any, options: dict[str, Any], stream: Any
 ) -> None:
     arrays = {name: None if one is None else _view(name, one) for name, one in named.items()}
-    into = tuple(None if one is None else _view(f"d{name}", one) for name, one in zip(_NAMES, made, strict=True))
+    into = tuple(
+        None if one is None else _view(f"d{name}", one) for name, one in zip(_NAMES, made, strict=True)
+    )
     with stream:
         _gpu.attention_backward(**arrays, mask=mask, out_grads=into, **options)
 

@@ -168,9 +168,7 @@ def _backward(*arguments: Any) -> Any:
     names = ("dout", "dlse", "q", "k", "v", "out", "lse")
     tensors.check_tangents(**dict(zip(names, given, strict=True)))
     dout, dlse, *saved = given
-    found = backward.gradients(
-        (dout, dlse), tuple(saved), masks_of(handles), scale, wanted, deterministic
-    )
+    found = backward.gradients((dout, dlse), tuple(saved), masks_of(handles), scale, wanted, deterministic)
     return tuple(one.new_empty(0) if made is None else made for one, made in zip(saved, found, strict=False))
 
 

@@ -288,7 +288,9 @@ def test_lengths_and_bounds_may_be_tensors() -> None:
 @pytest.mark.parametrize("call", ["attention", "prepare"])
 def test_the_arguments_are_those_of_numpy_arrays(call: str) -> None:
     ours, theirs = (inspect.signature(getattr(module, call)).parameters for module in (oc.torch, oc))
-    more = {"deterministic"} if call == "attention" else set()  # of its gradients, a function of its own there
+    more = (
+        {"deterministic"} if call == "attention" else set()
+    )  # of its gradients, a function of its own there
     assert {n: (p.kind, p.default) for n, p in ours.items() if n not in more} == {
         n: (p.kind, p.default) for n, p in theirs.items()
     }

@@ -20,7 +20,8 @@ from omnicupy.torch import eager  # noqa: E402
 MASK = oc.random(9, 1, text=(1, 3), image=(2, 4))
 SEEN = torch.from_numpy(MASK.to_dense())
 Q, K, V = (
-    torch.randn(2, h, 9, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(h)) for h in (4, 2, 2)
+    torch.randn(2, h, 9, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(h))
+    for h in (4, 2, 2)
 )
 Call = Callable[[Any, Any, Any], Any]
 
@@ -53,9 +54,7 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each forward pass."""
     seen: list[int] = []
     engine = eager._on_cpu
-    monkeypatch.setattr(
-        eager, "_on_cpu", lambda *args, **options: seen.append(1) or engine(*args, **options)
-    )
+    monkeypatch.setattr(eager, "_on_cpu", lambda *args, **options: seen.append(1) or engine(*args, **options))
     return seen
 
 

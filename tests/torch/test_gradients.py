@@ -213,7 +213,9 @@ def test_a_call_without_gradients_makes_no_node_and_no_lse(monkeypatch: pytest.M
     seen: list[bool] = []
     engine = eager._on_cpu
     monkeypatch.setattr(
-        eager, "_on_cpu", lambda *args, **options: seen.append(options["return_lse"]) or engine(*args, **options)
+        eager,
+        "_on_cpu",
+        lambda *args, **options: seen.append(options["return_lse"]) or engine(*args, **options),
     )
     q, k, v = _inputs()
     needs = oc.torch.attention(q, k, v, MASK)

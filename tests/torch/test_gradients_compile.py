@@ -268,7 +268,13 @@ def test_a_stored_program_can_be_trained() -> None:
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_the_operators_keep_torch_s_contract(count: int) -> None:
     masks = [oc.random(40, seed) for seed in range(count)]
-    handles = [mask.handle for mask in masks] if count == 1 else [1] if not count else [0, *[mask.handle for mask in masks]]
+    handles = (
+        [mask.handle for mask in masks]
+        if count == 1
+        else [1]
+        if not count
+        else [0, *[mask.handle for mask in masks]]
+    )
     inputs = _inputs(dtype=torch.float64)
     for more in ((), (False,), (True, True)):
         torch.library.opcheck(OPS.attention.default, (*inputs, handles, 0.5, True, *more))
@@ -280,5 +286,7 @@ def test_the_operators_keep_torch_s_contract(count: int) -> None:
 
 
 def test_the_operator_needs_lse_for_gradients() -> None:
-    with pytest.raises(oc.UnsupportedError, match="^return_lse must be True where q, k or v requires a gradient"):
+    with pytest.raises(
+        oc.UnsupportedError, match="^return_lse must be True where q, k or v requires a gradient"
+    ):
         OPS.attention(*_inputs(), [1], None, False)

@@ -130,7 +130,9 @@ def test_the_operators_keep_torch_s_contract() -> None:
 def test_what_has_no_derivative_raises() -> None:
     q, k, v = _inputs()
     (first,) = torch.autograd.grad(
-        torch.ops.omnicupy.attention_of_tensors(q, k, v, None, None, None, None, None, None, True, True)[0].sum(),
+        torch.ops.omnicupy.attention_of_tensors(q, k, v, None, None, None, None, None, None, True, True)[
+            0
+        ].sum(),
         q,
         create_graph=True,
     )
