@@ -62,7 +62,9 @@ def _in_memory(grad: Any) -> Any:
 def _gradients_on_cpu(
     named: dict[str, Any], made: tuple[Any, ...], mask: Any, options: dict[str, Any]
 ) -> None:
-    arrays = {name: None if one is None else tensors.on_host(name, one) for name, one in named.items()}
+    arrays: dict[str, Any] = {
+        name: None if one is None else tensors.on_host(name, one) for name, one in named.items()
+    }
     into = tuple(
         None if one is None else tensors.on_host(f"d{name}", one)
         for name, one in zip(_NAMES, made, strict=True)

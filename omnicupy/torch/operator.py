@@ -107,12 +107,12 @@ def masks_of(handles: Sequence[int]) -> Mask | list[Mask] | None:
 
 
 def new_out(q: Any, tokens_first: bool) -> Any:
-    """Memory for the output: of q's shape and C-contiguous, or, where tokens_first says so, a tensor of that shape whose
-    memory is (batch, q_len, q_heads, head_dim), as models read it.
+    """Memory for the output, of q's shape: C-contiguous, or, where tokens_first says so, with memory
+    (batch, q_len, q_heads, head_dim), as models read it.
     """
     if not tokens_first:
         return torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    batch, heads, rows, head_dim = q.shape
+    _, heads, rows, head_dim = q.shape
     strides = (rows * heads * head_dim, head_dim, heads * head_dim, 1)
     return torch.empty_strided(q.shape, strides, dtype=q.dtype, device=q.device)
 
@@ -161,8 +161,8 @@ def _forward_out_fake(*arguments: Any) -> Any:
 
 
 def _backward(*arguments: Any) -> Any:
-    """(dout, dlse, q, k, v, out, lse, handles, scale, wanted, deterministic) -> (dq, dk, dv); without elements where they
-    are not wanted.
+    """(dout, dlse, q, k, v, out, lse, handles, scale, wanted, deterministic) -> (dq, dk, dv), without elements
+    where they are not wanted.
     """
     *given, handles, scale, wanted, deterministic = arguments
     names = ("dout", "dlse", "q", "k", "v", "out", "lse")

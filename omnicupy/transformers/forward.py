@@ -55,7 +55,12 @@ def attention(
 def _run(query: Any, key: Any, value: Any, masks: Masks, scaling: float | None) -> Any:
     mask = one_or_all(masks)
     if tensors.need_gradients(query, key, value):
-        options = {"return_lse": False, "config": None, "deterministic": True, "tokens_first": True}
+        options: dict[str, Any] = {
+            "return_lse": False,
+            "config": None,
+            "deterministic": True,
+            "tokens_first": True,
+        }
         return with_gradients(query, key, value, mask, scale=scaling, **options).transpose(1, 2)
     batch, heads, rows, head_dim = query.shape
     out = torch.empty((batch, rows, heads, head_dim), dtype=query.dtype, device=query.device)

@@ -106,7 +106,10 @@ def _formula(ctx: Any, dout: Any, dlse: Any) -> Any:
     return *(one if asked else None for one, asked in zip(found, wanted, strict=True)), *nothing
 
 
-_SAID = "Tensor? mask, SymInt[]? masks, float? scale, Tensor? bounds, Tensor? key_bounds, SymInt? window, bool is_causal"
+_SAID = (
+    "Tensor? mask, SymInt[]? masks, float? scale, Tensor? bounds, Tensor? key_bounds, SymInt? window, "
+    "bool is_causal"
+)
 _TAGS = [tag] if (tag := getattr(torch.Tag, "cudagraph_unsafe", None)) else None  # the host reads the mask
 _operator = torch.library.custom_op(
     "omnicupy::attention_of_tensors",

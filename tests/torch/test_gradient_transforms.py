@@ -196,15 +196,15 @@ def test_a_tangent_that_reaches_the_backward_pass_alone_raises() -> None:
     out = _ours(q, k, v)
     with forward_ad.dual_level():
         dout = forward_ad.make_dual(torch.ones_like(out), torch.ones_like(out))
-        with pytest.raises(oc.UnsupportedError, match="^dout carries a tangent"):
+        with pytest.raises(oc.UnsupportedError, match=r"^dout carries a tangent"):
             torch.autograd.grad(out, q, dout)
 
 
 def test_storage_that_holds_no_numbers_is_named() -> None:
     q, k, v = _needed()
-    with pytest.raises(oc.UnsupportedError, match="^k is stored as"):
+    with pytest.raises(oc.UnsupportedError, match=r"^k is stored as"):
         oc.torch.attention(q, k.detach().to_sparse(), v)
     with pytest.raises(oc.UnsupportedError, match=r"^torch\.jit\.trace cannot record attention"):
         torch.jit.trace(_ours, (q, k, v))
-    with pytest.raises(ValueError, match="^config must be None for CPU tensors"):
+    with pytest.raises(ValueError, match=r"^config must be None for CPU tensors"):
         oc.torch.attention(q, k, v, config=object())  # type: ignore[arg-type]

@@ -188,7 +188,7 @@ def test_a_graph_whose_mask_is_gone_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     loss = model(torch.randn(2, 40, WIDTH), mask).sum()
     del mask
     gc.collect()
-    with pytest.raises(ValueError, match="^mask: no mask with handle"):
+    with pytest.raises(ValueError, match=r"^mask: no mask with handle"):
         loss.backward()
 
 
@@ -287,6 +287,6 @@ def test_the_operators_keep_torch_s_contract(count: int) -> None:
 
 def test_the_operator_needs_lse_for_gradients() -> None:
     with pytest.raises(
-        oc.UnsupportedError, match="^return_lse must be True where q, k or v requires a gradient"
+        oc.UnsupportedError, match=r"^return_lse must be True where q, k or v requires a gradient"
     ):
         OPS.attention(*_inputs(), [1], None, False)

@@ -102,7 +102,7 @@ def test_it_runs_on_the_stream_and_the_device_of_the_calling_thread(device: Any)
 def test_memory_that_is_none_is_named(device: Any) -> None:
     given = _tensors()
     given["dout"].address = 0
-    with pytest.raises(oc.UnsupportedError, match="^dout holds no memory of its own"):
+    with pytest.raises(oc.UnsupportedError, match=r"^dout holds no memory of its own"):
         _gradients(given)
     given = _tensors()
     given["out"] = _tensors(1)["out"]

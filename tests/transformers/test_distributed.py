@@ -1,4 +1,4 @@
-"""Models in training on two processes, with DistributedDataParallel and FSDP2, on the CPU: the weights of one process."""
+"""Training on two processes, with DistributedDataParallel and FSDP2, on the CPU: the weights of one process."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def test_what_has_no_derivative_raises() -> None:
         q,
         create_graph=True,
     )
-    with pytest.raises(oc.UnsupportedError, match="^attention has no second derivative"):
+    with pytest.raises(oc.UnsupportedError, match=r"^attention has no second derivative"):
         first.sum().backward()
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(q, torch.ones_like(q))
