@@ -125,17 +125,19 @@ def attention_backward(
         "softcap": softcap,
         "config": config,
     }
-    if not isinstance(q, np.ndarray):
-        _load_gpu(q, k, v)
-        from omnicupy.gpu import backward as gpu_backward  # type: ignore[attr-defined,unused-ignore]
+    return _gradients((dout, q, k, v, out, lse), mask=mask, **options)
 
-        gradients: tuple[Any, Any, Any] = gpu_backward.attention_backward(
-            dout, q, k, v, out, lse, mask=mask, **options
-        )
-        return gradients
-    call = check_backward.call(dout, q, k, v, out, lse, mask=mask, **options)
-    arrays = cpu_backward.Arrays(dout, q, k, v, out, lse, dlse)
-    return cpu_backward.attention_backward(call, arrays, out_grads=out_grads)
+
+def _gradients(given: tuple[Any, ...], **options: Any) -> tuple[Any, Any, Any]:
+    if isinstance(given[1], np.ndarray):
+        call = check_backward.call(*given, **options)
+        arrays = cpu_backward.Arrays(*(*given, options["dlse"]))
+        return cpu_backward.attention_backward(call, arrays, out_grads=options["out_grads"])
+    _load_gpu(*given[1:4])
+    from omnicupy.gpu import backward as gpu_backward  # type: ignore[attr-defined,unused-ignore]
+
+    gradients: tuple[Any, Any, Any] = gpu_backward.attention_backward(*given, **options)
+    return gradients
 
 
 def prepare(

@@ -17,7 +17,7 @@ from omnicupy import api
 
 ROOT = Path(__file__).parents[1]
 PUBLIC = """
-    AttnSpec BlockMask CompileError Mask UnsupportedError attention causal documents from_dense
+    AttnSpec BlockMask CompileError Mask UnsupportedError attention attention_backward causal documents from_dense
     from_predicate from_tiles full intervals prefix prepare presets random ranges segments sink sliding_window
 """
 
@@ -139,6 +139,12 @@ def test_prepare_takes_what_attention_takes() -> None:
     }
     assert {
         name: (one.kind, one.default) for name, one in inspect.signature(oc.prepare).parameters.items()
-    } == taken
+    } == taken | {"gradients": (inspect.Parameter.KEYWORD_ONLY, False)}
     q = np.ones((1, 2, 9, 8), np.float32)
-    assert oc.prepare(q, q, q, oc.causal(9), scale=0.5, return_lse=True, out=np.empty_like(q)) is None
+    for gradients in (False, True):
+        assert (
+            oc.prepare(
+                q, q, q, oc.causal(9), scale=0.5, return_lse=True, out=np.empty_like(q), gradients=gradients
+            )
+            is None
+        )

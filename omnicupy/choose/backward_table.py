@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.archs import ARCHES, SMEM_LIMIT_BYTES
-from omnicupy.jit.backward_spec import BackwardSpec, TileShape
+from omnicupy.jit.backward_kernel import TileShape
+from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.spec import DTYPES, MAX_HEAD_DIM, MAX_ONE_PIECE, round_up
 
 # Kernels that calls without `config` may get; as in pick.SERVED, those that the attestation covers.
@@ -27,6 +28,7 @@ class BackwardRow:
     head_dims: tuple[int, int]
     dkdv: TileShape
     dq: TileShape
+    fused: TileShape | None = None
     kernel: str = "sm80"
     archs: tuple[str, ...] = ARCHES
 
@@ -34,7 +36,13 @@ class BackwardRow:
         """The kernels for an architecture, dtype and kernel head_dim. Raises ValueError if they are illegal."""
         target = "sm_90a" if self.kernel == "sm90" else arch
         return BackwardSpec(
-            arch=target, kernel=self.kernel, dtype=dtype, head_dim=head_dim, dkdv=self.dkdv, dq=self.dq
+            arch=target,
+            kernel=self.kernel,
+            dtype=dtype,
+            head_dim=head_dim,
+            dkdv=self.dkdv,
+            dq=self.dq,
+            fused=self.fused,
         )
 
     def serves(self, arch: str, head_dim: int) -> bool:
@@ -49,6 +57,7 @@ TABLE = (
         head_dims=(16, 64),
         dkdv=TileShape(64, 192, 2, 16),
         dq=TileShape(192, 64, 6, 16),
+        fused=TileShape(64, 192, 2, 16),
         archs=HOPPER,
     ),
     BackwardRow(
@@ -56,6 +65,7 @@ TABLE = (
         head_dims=(80, 128),
         dkdv=TileShape(64, 128, 2, 12),
         dq=TileShape(128, 128, 4, 12),
+        fused=TileShape(64, 128, 2, 12),
         archs=HOPPER,
     ),
     BackwardRow(
@@ -72,16 +82,17 @@ TABLE = (
         dq=TileShape(128, 64, 3, 12),
         archs=HOPPER,
     ),
-    BackwardRow(head_dims=(16, 64), dkdv=TileShape(64, 128, 1, 8), dq=TileShape(128, 64, 1, 8)),
-    BackwardRow(head_dims=(80, 128), dkdv=TileShape(64, 64, 1, 8), dq=TileShape(64, 64, 1, 8)),
+    BackwardRow(head_dims=(16, 64), dkdv=TileShape(64, 128, 2, 4), dq=TileShape(128, 64, 2, 4)),
+    BackwardRow(head_dims=(80, 128), dkdv=TileShape(64, 128, 2, 8), dq=TileShape(128, 64, 1, 4), archs=LARGE),
+    BackwardRow(head_dims=(80, 128), dkdv=TileShape(64, 64, 2, 4), dq=TileShape(64, 64, 2, 4), archs=SMALL),
     BackwardRow(
-        head_dims=(144, MAX_ONE_PIECE), dkdv=TileShape(64, 64, 1, 8), dq=TileShape(64, 64, 1, 8), archs=LARGE
+        head_dims=(144, MAX_ONE_PIECE), dkdv=TileShape(32, 64, 1, 4), dq=TileShape(128, 32, 1, 8), archs=LARGE
     ),
     BackwardRow(
-        head_dims=(144, MAX_ONE_PIECE), dkdv=TileShape(32, 32, 1, 4), dq=TileShape(32, 32, 1, 4), archs=SMALL
+        head_dims=(144, MAX_ONE_PIECE), dkdv=TileShape(32, 64, 1, 4), dq=TileShape(64, 32, 1, 4), archs=SMALL
     ),
     BackwardRow(
-        head_dims=(MAX_ONE_PIECE + 16, MAX_HEAD_DIM), dkdv=TileShape(64, 64, 1, 8), dq=TileShape(64, 64, 1, 8)
+        head_dims=(MAX_ONE_PIECE + 16, MAX_HEAD_DIM), dkdv=TileShape(32, 64, 1, 4), dq=TileShape(64, 32, 1, 4)
     ),
 )
 

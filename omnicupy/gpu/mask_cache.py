@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from omnicupy.gpu.device_blocks import DeviceBlocks
+from omnicupy.masks.block_mask import BlockMask
 from omnicupy.masks.mask import Mask
-from omnicupy.schedule.block_lists import block_lists
+from omnicupy.schedule.block_lists import BlockLists, block_lists
 from omnicupy.schedule.parts import Workers
+
+Pack: TypeAlias = Callable[[Sequence[BlockMask], Workers], BlockLists]
 
 MAX_STACKS = 32  # device copies of different batches that start with one mask
 MAX_COPIES = (
@@ -21,13 +24,13 @@ MAX_COPIES = (
 class DeviceCache:
     """What a mask or a batch of masks keeps for the GPU.
 
-    blocks: by (device, br, bc, workers).  plans: those of gpu/attention.py.
+    blocks: by what packs them, device, br, bc and workers.  plans: those of gpu/attention.py and gpu/backward.py.
     """
 
     __slots__ = ("_others", "blocks", "plans")
 
     def __init__(self, others: Sequence[weakref.ref[Mask]] = ()) -> None:
-        self.blocks: dict[tuple[int, int, int, Workers], DeviceBlocks] = {}
+        self.blocks: dict[tuple[Any, ...], DeviceBlocks] = {}
         self.plans: dict[Any, Any] = {}
         self._others = tuple(others)
 
@@ -67,18 +70,20 @@ def cache_for(masks: Sequence[Mask]) -> DeviceCache:
 
 
 def device_blocks(
-    masks: Sequence[Mask], tile: tuple[int, int], workers: Workers, device: int
+    masks: Sequence[Mask], tile: tuple[int, int], workers: Workers, device: int, pack: Pack = block_lists
 ) -> DeviceBlocks:
     """The device copy of one mask, or of one per batch element, cut at tile = (br, bc). `device` must be current.
 
-    workers: who works on it.  Raises UnsupportedError when it has to be made while the stream is captured.
+    workers: who works on it.  pack: makes the lists of the cuts.  Raises UnsupportedError when it has to be made while
+    the stream is captured.
     """
     blocks = cache_for(masks).blocks
-    found = blocks.get((device, *tile, workers))
+    key = (pack, device, *tile, workers)
+    found = blocks.get(key)
     if found is None:
-        found = DeviceBlocks(block_lists([mask.blocks(*tile) for mask in masks], workers), device)
+        found = DeviceBlocks(pack([mask.blocks(*tile) for mask in masks], workers), device)
         _keep_few(cache_for(masks))
-        found = blocks.setdefault((device, *tile, workers), found)
+        found = blocks.setdefault(key, found)
     return found
 
 
@@ -86,7 +91,7 @@ def _keep_few(kept: DeviceCache) -> None:
     """Make room for a copy: without the oldest ones, and without the plans that would keep them."""
     while len(kept.blocks) >= MAX_COPIES:
         oldest = kept.blocks.pop(next(iter(kept.blocks)))
-        for key in [key for key, plan in list(kept.plans.items()) if plan.blocks is oldest]:
+        for key in [key for key, plan in list(kept.plans.items()) if plan.reads(oldest)]:
             kept.plans.pop(key, None)
 
 

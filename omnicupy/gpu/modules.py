@@ -46,7 +46,13 @@ def kernel(spec: KernelSpec, device: int) -> Kernel:
     return found
 
 
+def launcher_behind(found: Kernel) -> Any:
+    """What launches a kernel that waits by itself for what is ahead of it, as far as it must."""
+    can_overlap = cupy.cuda.runtime.driverGetVersion() >= LEAST_DRIVER
+    return Overlapping(found.raw.kernel) if can_overlap else found.function
+
+
 def _launcher(spec: KernelSpec, function: Any) -> Any:
     """What launches a kernel. That for Hopper waits by itself for what is ahead of it; others must be made to."""
-    overlaps = spec.params == "sm90" and cupy.cuda.runtime.driverGetVersion() >= LEAST_DRIVER
+    overlaps = spec.kernel == spec.params == "sm90" and cupy.cuda.runtime.driverGetVersion() >= LEAST_DRIVER
     return Overlapping(function) if overlaps else function

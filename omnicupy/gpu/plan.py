@@ -80,6 +80,10 @@ class Plan:
         (q0, q1), (k0, k1), (v0, v1) = self._near
         return not (q0 < q - out < q1 or k0 < k - out < k1 or v0 < v - out < v1)
 
+    def reads(self, blocks: DeviceBlocks) -> bool:
+        """Does a launch read this device copy?"""
+        return self.blocks is blocks
+
     def launch(self, q: int, k: int, v: int, out: int, lse: int, stream: Any) -> None:
         """Run on `stream`, of the plan's device, which is current. q ... lse: addresses, lse 0 for none."""
         # Its own struct for each call: the driver reads it in the launch, where other threads may run.

@@ -19,11 +19,12 @@ from omnicupy.gpu.plan import ITEM_BYTES, PLANS, KernelCall, Plan
 from omnicupy.gpu.tensor_maps import can_map
 from omnicupy.gpu.workspace import Need
 from omnicupy.jit import archs
+from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.params import PARAMS
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.schedule.grid import Grid
 
-_LOG2E = math.log2(math.e)
+LOG2E = math.log2(math.e)
 # What the parameter struct takes over from the packed block lists.
 _BLOCK_FIELDS = (
     "q_blocks",
@@ -47,7 +48,7 @@ def new_plan(call: Call, arrays: tuple[Any, Any, Any, Any], config: AttnSpec | N
     spec = config or pick.select(
         archs.arch_of(info.major, info.minor), call.problem, masks, info.sm_count, mappable=mappable
     )
-    _check_runs(spec, info)
+    check_runs(spec, info)
     _check_strides(spec, q, k, v)
     grid = Grid.of(spec, call.problem, len(masks), sm_count=info.sm_count, l2_bytes=info.l2_bytes)
     function = kernel(spec, device).function
@@ -71,10 +72,10 @@ def _struct_of(grid: Grid, scale: float, blocks: DeviceBlocks, arrays: tuple[Any
         **{name: getattr(sizes, name) for name in _BLOCK_FIELDS},
         "work_items": grid.work_items(sizes.n_parts),
         "scale": scale,
-        "scale_log2": scale * _LOG2E,
+        "scale_log2": scale * LOG2E,
         "section": grid.section(sizes.n_parts),
     }
-    out_strides = _contiguous_strides(q.shape, q.dtype.itemsize) if out is None else out.strides
+    out_strides = contiguous_strides(q.shape, q.dtype.itemsize) if out is None else out.strides
     strides = {"q": q.strides, "k": k.strides, "v": v.strides, "out": out_strides}
     record = np.zeros(1, PARAMS[grid.spec.kernel])
     for name, of_array in strides.items():
@@ -87,14 +88,15 @@ def _struct_of(grid: Grid, scale: float, blocks: DeviceBlocks, arrays: tuple[Any
     return record.tobytes()
 
 
-def _contiguous_strides(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
+def contiguous_strides(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
+    """In bytes, of a C-contiguous array."""
     strides = [itemsize]
     for length in reversed(shape[1:]):
         strides.append(strides[-1] * length)
     return tuple(reversed(strides))
 
 
-def _check_runs(spec: AttnSpec, info: DeviceInfo) -> None:
+def check_runs(spec: AttnSpec | BackwardSpec, info: DeviceInfo) -> None:
     """Raises ValueError when code for the architecture of `spec` does not run on the device."""
     if not archs.runs_on(spec.arch, info.major, info.minor):
         raise ValueError(

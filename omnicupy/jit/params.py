@@ -85,13 +85,13 @@ def _with_maps(
 
 _WORK = [(name, "<u8") for name in ("counter", "partials", "arrivals", "splits")]
 _WORK += [(name, "<i4") for name in ("work_items", "n_slots", "n_split_rows")]
+_BACKWARD_WORK = [(name, "<u8") for name in ("counter", "dq_sums", "partials", "arrivals", "splits")]
+_BACKWARD_WORK += [(name, "<i4") for name in ("work_items", "n_slots", "n_split_rows")]
 
 ATTN_PARAMS = np.dtype(_fields(), align=True)
 ATTN_PARAMS_SM90 = _with_maps(_MAPS, _fields(), _WORK)  # ForwardParamsSm90
 BACKWARD_PARAMS = np.dtype(_backward_fields(), align=True)
-BACKWARD_PARAMS_SM90 = _with_maps(
-    _BACKWARD_MAPS, _backward_fields(), [("counter", "<u8"), ("work_items", "<i4")]
-)  # BackwardParamsSm90
+BACKWARD_PARAMS_SM90 = _with_maps(_BACKWARD_MAPS, _backward_fields(), _BACKWARD_WORK)  # BackwardParamsSm90
 
 # The struct that each kernel kind takes, by value, as its only argument.
 PARAMS: dict[str, np.dtype[np.void]] = {
@@ -100,6 +100,7 @@ PARAMS: dict[str, np.dtype[np.void]] = {
     "sm90": ATTN_PARAMS_SM90,
     "bwd": BACKWARD_PARAMS,
     "bwd_sm90": BACKWARD_PARAMS_SM90,
+    "bwd_convert": np.dtype([*_backward_fields(), ("dq_sums", "<u8", ())], align=True),
 }
 
 

@@ -29,6 +29,7 @@ ARRAYS = {
     "spans": np.int32,
     "dead": np.uint32,
 }
+_DTYPES = {**ARRAYS, "dead_rows": np.uint32}  # the last is of key_lists alone
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class BlockLists:
 
     def array(self, name: str) -> NDArray[Any]:
         """A view of one array of the buffer."""
-        return _view(self.buffer, self.offsets[name], self.shapes[name], ARRAYS[name])
+        return _view(self.buffer, self.offsets[name], self.shapes[name], _DTYPES[name])
 
     def without_buffer(self) -> BlockLists:
         """The sizes alone, for the device copy to keep."""
@@ -92,11 +93,7 @@ def block_lists(blocks: Sequence[BlockMask], workers: Workers) -> BlockLists:
 
     workers: who works on each block row; decides their order and how they are cut.
     """
-    if len({b.diagonal for b in blocks}) > 1:
-        diagonal = next((b.diagonal for b in blocks if (b.kinds == CAUSAL).any()), blocks[0].diagonal)
-        blocks = [_on_diagonal(b, diagonal) for b in blocks]
-    else:
-        diagonal = blocks[0].diagonal
+    blocks, diagonal = on_one_diagonal(blocks)
     placed = [_Placed.of(block) for block in blocks]
     first = blocks[0]
     batch, q_blocks = len(blocks), first.q_blocks
@@ -138,7 +135,8 @@ def block_lists(blocks: Sequence[BlockMask], workers: Workers) -> BlockLists:
     _fill_entries(lists, placed)
     lists.array("entries")[:, 0] |= lazy_entries(flags, work.first, first.bc) * np.int32(LAZY)
     _fill_parts(lists, work)
-    _fill_keys(lists, blocks)
+    fill_spans(lists, blocks)
+    _fill_dead(lists, blocks)
     return lists
 
 
@@ -183,19 +181,33 @@ def _fill_parts(lists: BlockLists, work: Schedule) -> None:
     lists.array("splits")[...] = work.splits
 
 
-def _fill_keys(lists: BlockLists, blocks: Sequence[BlockMask]) -> None:
-    """The per-key arrays: spans and dead bits."""
-    spans, dead = lists.array("spans"), lists.array("dead").view(np.uint8)
+def fill_spans(lists: BlockLists, blocks: Sequence[BlockMask]) -> None:
+    """The spans of each key."""
+    spans = lists.array("spans")
     for b, block in enumerate(blocks):
         if block.mask.intervals is not None:
             start, stop = block.mask.intervals
             mine = spans[b, : len(start), : block.k_len]
             mine[..., 0] = start
             np.subtract(stop, start, out=mine[..., 1])
+
+
+def _fill_dead(lists: BlockLists, blocks: Sequence[BlockMask]) -> None:
+    """The bits of keys that no row sees."""
+    dead = lists.array("dead").view(np.uint8)
+    for b, block in enumerate(blocks):
         if len(block.entries) and not (block.entries[:, 0] & DEAD).any():
             continue  # no visited tile holds a dead key: the kernels never read the bits
         bits = np.packbits(block.mask.dead_keys(), bitorder="little")
         dead[b, : len(bits)] = bits
+
+
+def on_one_diagonal(blocks: Sequence[BlockMask]) -> tuple[Sequence[BlockMask], int]:
+    """The same block masks with CAUSAL entries of one diagonal alone, and that one."""
+    if len({b.diagonal for b in blocks}) == 1:
+        return blocks, blocks[0].diagonal
+    diagonal = next((b.diagonal for b in blocks if (b.kinds == CAUSAL).any()), blocks[0].diagonal)
+    return [_on_diagonal(b, diagonal) for b in blocks], diagonal
 
 
 def _on_diagonal(block: BlockMask, diagonal: int) -> BlockMask:

@@ -35,11 +35,13 @@ class Workers:
     """Who works: `heads` times each block row on `sm_count` multiprocessors.
 
     split_slots: parts of split rows a head that the merge has memory for; 0 where rows may not be split.
+    repeats: how often an entry is worked on in a row: by each query head of a group, where parts are of keys.
     """
 
     heads: int
     sm_count: int
     split_slots: int = 0
+    repeats: int = 1
 
 
 @dataclass(frozen=True)

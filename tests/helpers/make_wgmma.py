@@ -20,8 +20,8 @@ HEADER = """\
 
 namespace omni {
 
-// m64 n{kN} k16, float32 accumulators, 16-bit inputs. ss_kk: A and B from shared memory, both K-major. rs_n: A from
-// registers, B from shared memory, N-major. accumulate = 0: d = a b, else d += a b.
+// m64 n{kN} k16, float32 accumulators, 16-bit inputs. ss_kk: A and B from shared memory, both K-major. ss_kn: the same
+// with B N-major. rs_n: A from registers, B from shared memory, N-major. accumulate = 0: d = a b, else d += a b.
 template <int kN, bool kBf16>
 struct Wgmma;
 """
@@ -33,6 +33,13 @@ struct Wgmma<{n}, {flag}> {{
     asm volatile(
         "{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{p_ss}, 0;\\n"
         "wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{type}.{type} {{{list}}}, %{a_ss}, %{b_ss}, p, 1, 1, 0, 0;\\n}}"
+        : {outs}
+        : "l"(a), "l"(b), "r"(accumulate));
+  }}
+  __device__ __forceinline__ static void ss_kn(float (&d)[{regs}], u64 a, u64 b, int accumulate) {{
+    asm volatile(
+        "{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{p_ss}, 0;\\n"
+        "wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{type}.{type} {{{list}}}, %{a_ss}, %{b_ss}, p, 1, 1, 0, 1;\\n}}"
         : {outs}
         : "l"(a), "l"(b), "r"(accumulate));
   }}

@@ -72,6 +72,13 @@ __device__ __forceinline__ void tma_load_4d(
       : "memory");
 }
 
+// Two neighbouring floats. Volatile, so that they are read where they are used: registers are dearer than the latency.
+__device__ __forceinline__ float2 load_shared_pair(float const* s_pair) {
+  float2 pair;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(pair.x), "=f"(pair.y) : "r"(smem_address(s_pair)) : "memory");
+  return pair;
+}
+
 // `bytes` contiguous bytes, a multiple of 16, to shared memory; completes on the barrier.
 __device__ __forceinline__ void bulk_load(u32 s_target, void const* g_source, int bytes, u32 s_barrier) {
   asm volatile(
@@ -81,6 +88,39 @@ __device__ __forceinline__ void bulk_load(u32 s_target, void const* g_source, in
 }
 
 // Makes this thread's ordinary writes to shared memory visible to the tensor cores and the copy engine.
+// Adds `bytes` contiguous bytes of floats, a multiple of 16, to global memory; this thread's groups of such copies are
+// committed, and waited for until shared memory was read, or until all is written.
+__device__ __forceinline__ void bulk_add(float* g_target, u32 s_source, int bytes) {
+  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(g_target),
+               "r"(s_source), "r"(bytes)
+               : "memory");
+}
+
+__device__ __forceinline__ void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+
+__device__ __forceinline__ void bulk_wait_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+
+__device__ __forceinline__ void bulk_wait() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
+
+// Four floats added to global memory at once.
+__device__ __forceinline__ void red_add4(float* g_target, float const* x) {
+  asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(g_target), "f"(x[0]), "f"(x[1]),
+               "f"(x[2]), "f"(x[3])
+               : "memory");
+}
+
+__device__ __forceinline__ void store_shared4(u32 s_target, float const* x) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(s_target), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3])
+               : "memory");
+}
+
+// Four 8 x 8 matrices of pairs to shared memory, transposed; a row address a lane.
+__device__ __forceinline__ void stmatrix_x4_trans(u32 s_row, u32 const* pairs) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(s_row), "r"(pairs[0]),
+               "r"(pairs[1]), "r"(pairs[2]), "r"(pairs[3])
+               : "memory");
+}
+
 __device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // A vector that other multiprocessors wrote: not from this one's cache.

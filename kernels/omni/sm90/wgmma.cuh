@@ -48,6 +48,16 @@ __device__ __forceinline__ void start_ss_kk(D& d, u32 a, u32 b) {
   }
 }
 
+// d = a b over kInner rows of b, started, between the caller's fence and commit. a: as above; b: as below.
+template <int kInner, int kAPanelBytes, bool kBf16, class D>
+__device__ __forceinline__ void start_ss_kn(D& d, u32 a, u32 b) {
+#pragma unroll
+  for (int step = 0; step < kInner / 16; ++step) {
+    u64 const a_step = descriptor(a, step % 4 * 32 + step / 4 * kAPanelBytes);
+    Wgmma<D::kCols, kBf16>::ss_kn(d.x[0], a_step, descriptor(b, step * 16 * kPanelRowBytes), step != 0);
+  }
+}
+
 // d += a b over kInner rows of b, started, between the caller's fence and commit. a: pairs of 16-bit values in the
 // order of A fragments, which is that of a register tile's columns; b: the descriptor's low word of the operand,
 // whose rows follow each other in its panels.

@@ -1,0 +1,32 @@
+// All gradients in one kernel for compute capability 9.0, a block of keys a work item. dK and dV are sums in one order; dQ
+// is added by whichever thread block comes first.
+#include "omni/sm90/backward/fused_loop.cuh"
+#include "omni/sm90/backward/key_producer.cuh"
+
+using Cfg = omni::BackwardConfig<
+    OMNI_HEAD_DIM, OMNI_VALUE_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_BF16, true>;
+static_assert(sizeof(omni::BackwardParamsSm90) == OMNI_PARAMS_BYTES, "params.py and sm90/backward/config.cuh disagree");
+using Smem = omni::KeySmem<Cfg>;
+static_assert(sizeof(Smem) <= OMNI_SMEM_BYTES, "backward_spec.py and sm90/backward/key_smem.cuh disagree");
+static_assert(!Smem::kRoles && Cfg::kBc == 64 * Cfg::kConsumers, "64 keys a consumer warpgroup");
+
+extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
+    attention_bwd_sm90(const __grid_constant__ omni::BackwardParamsSm90 args) {
+  extern __shared__ __align__(1024) unsigned char s_memory[];
+  auto& smem = *reinterpret_cast<Smem*>(s_memory);
+  if (threadIdx.x == 0) smem.init_barriers();
+  __syncthreads();
+  // Uniform over the warp, and known to be: wgmma must be executed convergently.
+  int const warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
+  if (warpgroup == 0) {
+    omni::setmaxnreg_dec<Cfg::kProducerRegisters>();
+    if (threadIdx.x == 0) omni::KeyProducer<Cfg>(args, smem).run();
+    if constexpr (Smem::kStaged) {
+      int const buffer = threadIdx.x / 32 - 1;
+      if (threadIdx.x % 32 == 0 && buffer >= 0 && buffer < Smem::kBuffers) omni::add_tiles<Cfg>(args, smem, buffer);
+    }
+  } else {
+    omni::setmaxnreg_inc<Cfg::kConsumerRegisters>();
+    omni::FusedLoop<Cfg>(args, smem).run();
+  }
+}

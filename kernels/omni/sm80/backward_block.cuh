@@ -1,0 +1,213 @@
+// What both mma.sync backward loops share: what a thread block knows of its work, the copies into shared memory, a step
+// of walked tokens up to the gradients of its scores, and the stores.
+#pragma once
+
+#include "omni/sm80/backward_gemm.cuh"
+
+namespace omni {
+
+// Walks tiles, and inside each the query heads that count for it: one for dQ, those of the group for dK and dV. Their
+// sums stay in registers, and no two thread blocks add to the same gradient.
+struct HeadWalk {
+  EntryWalk walk;
+  Tile tile;  // kind 0: no more tiles
+  int head;   // which of the heads
+
+  __device__ __forceinline__ HeadWalk(BlockLists const& lists, WorkItem const& work)
+      : walk(lists, work.first, work.end) {
+    take(lists);
+  }
+
+  __device__ __forceinline__ bool has_tile() const { return tile.packed != 0; }
+
+  // heads: how many count for a tile.
+  __device__ __forceinline__ void advance(BlockLists const& lists, int heads) {
+    if (++head >= heads) take(lists);
+  }
+
+ private:
+  __device__ __forceinline__ void take(BlockLists const& lists) {
+    head = 0;
+    tile.packed = 0;
+    if (walk.has_next()) tile = walk.take(lists);
+  }
+};
+
+template <class Cfg>
+struct BackwardBlock {
+  using Step = StepTile<Cfg>;
+  using Out = RegTile<Cfg::kTilesM, Cfg::kColumns>;
+  static constexpr int kStatisticBytes = 2 * 4 * Cfg::kBr;  // lse2 and delta of the queries of a tile
+
+  static constexpr int kWorkBytes = 16;
+  static constexpr int kWorkOffset = Cfg::kSmemBytes - kWorkBytes;
+
+  BackwardParams const& params;
+  ForwardParams const& p;
+  HeadWalk walk;
+  unsigned char* const s_base;
+  Out first, second;  // dK and dV, or dQ
+
+  __device__ __forceinline__ BackwardBlock(BackwardParams const& all, WorkItem const& work, unsigned char* s_memory)
+      : params(all), p(all.p), walk(all.p.lists, work), s_base(s_memory) {
+    *reinterpret_cast<int4*>(s_base + kWorkOffset) = make_int4(work.q0, work.mask, work.batch, work.head);
+    first.fill(0.f);
+    if constexpr (Cfg::kOwnsKeys) second.fill(0.f);
+  }
+
+  // What is worked on lies in shared memory, where each thread has written it, and is read anew wherever it is needed:
+  // registers are dearer.
+  template <int kField>
+  __device__ __forceinline__ int work() const {
+    return reinterpret_cast<int const volatile*>(s_base + kWorkOffset)[kField];
+  }
+
+  __device__ __forceinline__ int owned0() const { return work<0>(); }  // first token
+  __device__ __forceinline__ MaskView mask() const { return MaskView{p, work<1>()}; }
+  __device__ __forceinline__ int batch() const { return work<2>(); }
+  __device__ __forceinline__ int head() const { return work<3>(); }  // kv head where keys are owned, else query head
+
+  __device__ __forceinline__ void advance() { walk.advance(p.lists, Cfg::kOwnsKeys ? p.group : 1); }
+
+  // The warp's first row among the tokens that the thread block owns.
+  __device__ __forceinline__ static int row0() { return thread_index() / 32 * Cfg::kWarpRows; }
+
+  // The lane's address in the 16 x 16 sub-tile at the origin of a tile of kCols columns, worked out where it is used.
+  template <int kCols>
+  __device__ __forceinline__ u32 lane_address() const {
+    int const lane = thread_index() & 31;
+    return smem_address(s_base) + SmemTile<kCols, Cfg::kSwizzle>::offset(lane % 16, lane / 16);
+  }
+
+  // First column of the gradients that the thread block makes.
+  __device__ __forceinline__ static int column0() {
+    return Cfg::kColumns == Cfg::kHeadDim ? 0 : blockIdx.y * Cfg::kColumns;
+  }
+
+  // Starts the copies of two tiles, one behind the other in shared memory, of kRows tokens from `token` on, of which
+  // `rows` exist, and kCols columns from `column` on. Other rows and columns become zeros. What a thread brings is worked
+  // out here and not kept in registers.
+  template <int kRows, int kCols>
+  __device__ __forceinline__ void load(
+      u32 s_target, Tensor const& one, Tensor const& other, int2 head_and_token, int rows, int column) const {
+    using Shared = SmemTile<kCols, Cfg::kSwizzle>;
+    constexpr int kPieces = kRows * Shared::kChunks;
+    constexpr int kRowStep = Cfg::kThreads / Shared::kChunks;
+    int const thread = thread_index(), of_batch = batch();
+    auto const copy = [&](u32 offset, unsigned char const* g_one, unsigned char const* g_other, bool exists) {
+      cp_async_16(s_target + offset, g_one, exists ? 16 : 0);
+      cp_async_16(s_target + kRows * Shared::kPitchBytes + offset, g_other, exists ? 16 : 0);
+    };
+    if constexpr (Cfg::kThreads % Shared::kChunks == 0 && kRows % kRowStep == 0) {
+      // Every thread keeps its chunk and walks down the rows.
+      int const row = thread / Shared::kChunks, chunk = thread % Shared::kChunks;
+      unsigned char const* g_one =
+          one.row(of_batch, head_and_token.x, head_and_token.y + row) + 2 * column + 16 * chunk;
+      unsigned char const* g_other =
+          other.row(of_batch, head_and_token.x, head_and_token.y + row) + 2 * column + 16 * chunk;
+      rows = 8 * chunk < p.head_dim - column ? rows - row : 0;
+#pragma unroll
+      for (int i = 0; i < kRows / kRowStep; ++i) {
+        copy(Shared::offset(row + i * kRowStep, chunk), g_one, g_other, i * kRowStep < rows);
+        g_one += 2 * kRowStep * one.strides.token;
+        g_other += 2 * kRowStep * other.strides.token;
+      }
+    } else {
+#pragma unroll 1
+      for (int piece = thread; piece < kPieces; piece += Cfg::kThreads) {
+        int const row = piece / Shared::kChunks, chunk = piece % Shared::kChunks;
+        int const token = head_and_token.y + row;
+        copy(
+            Shared::offset(row, chunk), one.row(of_batch, head_and_token.x, token) + 2 * column + 16 * chunk,
+            other.row(of_batch, head_and_token.x, token) + 2 * column + 16 * chunk,
+            row < rows && 8 * chunk < p.head_dim - column);
+      }
+    }
+  }
+
+  // K and V of the keys, or Q and dO of the queries, that the thread block owns.
+  template <int kCols>
+  __device__ __forceinline__ void load_owned(int offset, int column) const {
+    int const rows = (Cfg::kOwnsKeys ? p.k_len : p.q_len) - owned0();
+    u32 const s_target = smem_address(s_base) + offset;
+    if constexpr (Cfg::kOwnsKeys) {
+      load<Cfg::kOwned, kCols>(s_target, p.key(), p.value(), make_int2(head(), owned0()), rows, column);
+    } else {
+      load<Cfg::kOwned, kCols>(
+          s_target, p.query(), params.gradient_of_out(), make_int2(head(), owned0()), rows, column);
+    }
+  }
+
+  // The same of the tile at the cursor: Q and dO, or K and V.
+  template <int kCols>
+  __device__ __forceinline__ void load_walked(int offset, int column) const {
+    int2 const from = make_int2(walked_head(), walk.tile.first);
+    u32 const s_target = smem_address(s_base) + offset;
+    if constexpr (Cfg::kOwnsKeys) {
+      load<Cfg::kWalked, kCols>(s_target, p.query(), params.gradient_of_out(), from, walk.tile.length(), column);
+    } else {
+      load<Cfg::kWalked, kCols>(s_target, p.key(), p.value(), from, walk.tile.length(), column);
+    }
+  }
+
+  __device__ __forceinline__ int walked_head() const {
+    int const of_head = head();
+    return Cfg::kOwnsKeys ? of_head * p.group + walk.head : of_head / p.group;
+  }
+
+  static_assert(Cfg::kBr / 2 <= Cfg::kThreads, "a thread brings 16 bytes of lse2 or of delta");
+
+  // Starts the copies of lse2 and delta of the kBr queries of a head from `token` on, one behind the other.
+  __device__ __forceinline__ void load_statistics(int offset, int query_head, int token) const {
+    constexpr int kPieces = Cfg::kBr / 4;
+    int const thread = thread_index();
+    if (thread >= 2 * kPieces) return;
+    float const* const g_source = thread < kPieces ? params.lse2 : params.delta;
+    i64 const at = params.statistics(batch(), query_head) + token + 4 * (thread % kPieces);
+    cp_async_16(smem_address(s_base) + offset + 16 * thread, g_source + at, 16);
+  }
+
+  // Finds what a step hides from the warp, which starts in `column` of the tile. False when the warp has nothing to do.
+  __device__ __forceinline__ bool find_hidden(Hidden<Cfg>& hidden, Tile const& tile, int column) const {
+    if (tile.kind() == kFull) return true;
+    MaskView const view = mask();
+    hidden.find(WarpStep{view, tile, owned0() + row0(), row0(), tile.first + column, column});
+    return hidden.is_anything();
+  }
+
+  // Scores to weights, gradients of weights to gradients of scores. offset: of lse2 and delta; the step starts in `column`
+  // of the tile.
+  __device__ __forceinline__ void differentiate_step(
+      Step& weights, Step& grads, Hidden<Cfg> const& hidden, Tile const& tile, int offset, int column) const {
+    float const* const s_lse2 = reinterpret_cast<float const*>(s_base + offset) + (Cfg::kOwnsKeys ? column : row0());
+    weigh(weights, Statistic<Cfg>{s_lse2}, p.scale_log2);
+    if (tile.kind() != kFull) hidden.apply(weights);
+    differentiate(grads, weights, Statistic<Cfg>{s_lse2 + Cfg::kBr});
+  }
+
+  __device__ __forceinline__ void store(void* gradient, Strides const& strides, Out const& out, int len, float factor) {
+    if (gradient == nullptr) return;
+    unsigned char* const g_head =
+        static_cast<unsigned char*>(gradient) + 2 * (batch() * strides.batch + head() * strides.head + column0());
+#pragma unroll
+    for (int m = 0; m < Out::kTilesM; ++m) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        int const token = owned0() + row0() + Out::row(m, h);
+        int const columns = token < len ? min(p.head_dim - column0(), Cfg::kColumns) : 0;
+        store_row<Cfg::kBf16>(out, m, h, factor, g_head + 2 * token * strides.token, columns);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void store_gradients() {
+    if constexpr (Cfg::kOwnsKeys) {
+      store(params.dk, params.dk_strides, first, p.k_len, p.scale);
+      store(params.dv, params.dv_strides, second, p.k_len, 1.f);
+    } else {
+      store(params.dq, params.dq_strides, first, p.q_len, p.scale);
+    }
+  }
+};
+
+}  // namespace omni

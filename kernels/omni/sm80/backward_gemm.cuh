@@ -1,0 +1,145 @@
+// The compile-time shape of the mma.sync backward kernels, and what both of their loops do with a step of walked tokens:
+// weights, gradients of scores, and products whose A operand is these. A thread block owns tokens of one side, keys for
+// dK and dV or queries for dQ, and walks tokens of the other side. A row of a warp's register tile is a token that it
+// owns: weights are the A operand of the next product as they are, and never leave the registers.
+#pragma once
+
+#include "omni/backward_params.cuh"
+#include "omni/sm80/backward_mask.cuh"
+#include "omni/sm80/gemm.cuh"
+#include "omni/store.cuh"
+#include "omni/work.cuh"
+
+namespace omni {
+
+// Columns of each gradient that one thread block makes. dK and dV of more than 128 columns do not fit the registers:
+// thread blocks side by side (grid.y) make a part each, cut where the swizzle of shared memory begins anew, and repeat
+// the scores. backward_spec.py has the same figures (columns).
+constexpr int gradient_columns(int head_dim, bool owns_keys) {
+  if (head_dim > 256) return 64;
+  if (!owns_keys || head_dim <= 128) return head_dim;
+  int const page = 8 * gcd(head_dim / 8, 8);
+  return (head_dim / 2 + page - 1) / page * page;
+}
+
+template <int HeadDim, int Br, int Bc, int Stages, int Warps, int Part, bool Bf16, int SmemBytes>
+struct BackwardConfig {
+  static constexpr int kMmaAtomK = 16;  // of mma.sync.m16n8k16
+  static constexpr int kHeadDim = HeadDim;
+  static constexpr int kBr = Br;
+  static constexpr int kBc = Bc;
+  static constexpr int kStages = Stages;
+  static constexpr int kWarps = Warps;
+  static constexpr int kThreads = 32 * Warps;
+  static constexpr bool kOwnsKeys = Part == 1;  // makes dK and dV; else dQ
+  static constexpr bool kSwizzle = true;
+  static constexpr bool kBf16 = Bf16;
+  static constexpr int kSmemBytes = SmemBytes;
+
+  static constexpr int kOwned = kOwnsKeys ? Bc : Br;
+  static constexpr int kWalked = kOwnsKeys ? Br : Bc;
+  static constexpr int kWarpRows = kOwned / Warps;
+  static constexpr int kTilesM = kWarpRows / 16;
+  static constexpr bool kTiledHeadDim = HeadDim > 256;
+  static constexpr int kColumns = gradient_columns(HeadDim, kOwnsKeys);
+  static constexpr int kStep = kTilesM == 1 && kWalked % 64 == 0 ? 64 : 32;  // walked tokens at a time
+
+  static_assert(HeadDim % 16 == 0, "head_dim is padded to 16");
+  static_assert(Part == 1 || Part == 2, "dkdv or dq");
+  static_assert(kOwned == 16 * kTilesM * Warps && (kTilesM == 1 || kTilesM == 2), "16 or 32 tokens a warp");
+  static_assert(kWalked % kStep == 0 && Br % 32 == 0 && Bc % 32 == 0, "bit tiles hold 32 tokens a word");
+  static_assert(Stages == 1 || Stages == 2, "one buffer or two");
+};
+
+template <class Cfg>
+using StepTile = RegTile<Cfg::kTilesM, Cfg::kStep>;
+
+template <bool kFirst, class A, class B>
+struct OneOf {
+  using Type = A;
+};
+template <class A, class B>
+struct OneOf<false, A, B> {
+  using Type = B;
+};
+
+template <class Cfg>
+using Hidden =
+    typename OneOf<Cfg::kOwnsKeys, HiddenFromKeys<Cfg, StepTile<Cfg>>, HiddenFromQueries<Cfg, StepTile<Cfg>>>::Type;
+
+// lse2 or delta of the queries of a step, in shared memory: of its columns where keys are owned, else of its rows.
+// s_values: at the first of them.
+template <class Cfg>
+struct Statistic {
+  float const* s_values;
+
+  // Of the rows (m, h), at the columns (j, 0) and (j, 1).
+  __device__ __forceinline__ float2 pair(int m, int h, int j) const {
+    if constexpr (Cfg::kOwnsKeys) {
+      return *reinterpret_cast<float2 const*>(s_values + StepTile<Cfg>::col(j, 0));
+    } else {
+      float const value = s_values[StepTile<Cfg>::row(m, h)];
+      return make_float2(value, value);
+    }
+  }
+};
+
+// Scores to weights. A query without keys, or past the last one, has lse2 = +inf: weight 0.
+template <class Cfg, class Tile>
+__device__ __forceinline__ void weigh(Tile& scores, Statistic<Cfg> const& lse2, float scale_log2) {
+#pragma unroll
+  for (int m = 0; m < Tile::kTilesM; ++m) {
+#pragma unroll
+    for (int i = 0; i < 2 * Tile::kBlocks; ++i) {
+      float2 const two = lse2.pair(m, i % 2, i / 2);
+      float* const x = &scores.x[m][2 * i];
+      x[0] = exp2_approx(fmaf(x[0], scale_log2, -two.x));
+      x[1] = exp2_approx(fmaf(x[1], scale_log2, -two.y));
+    }
+  }
+}
+
+// Gradients of the weights to gradients of the scores, but for their scale.
+template <class Cfg, class Tile>
+__device__ __forceinline__ void differentiate(Tile& grads, Tile const& weights, Statistic<Cfg> const& delta) {
+#pragma unroll
+  for (int m = 0; m < Tile::kTilesM; ++m) {
+#pragma unroll
+    for (int i = 0; i < 2 * Tile::kBlocks; ++i) {
+      float2 const two = delta.pair(m, i % 2, i / 2);
+      float* const x = &grads.x[m][2 * i];
+      x[0] = weights.x[m][2 * i] * (x[0] - two.x);
+      x[1] = weights.x[m][2 * i + 1] * (x[1] - two.y);
+    }
+  }
+}
+
+// out += factors * rows: the accumulators of two neighbouring n8 blocks are the A operand of one k16 step. kCols: of the
+// tile in shared memory. s_rows: the lane's address in the step's rows, at the first of the columns; columns: how many
+// there are from it on.
+template <class Cfg, int kCols, class Out, class Factors>
+__device__ __forceinline__ void add_products(Out& out, Factors const& factors, u32 s_rows, int columns) {
+  using Shared = SmemTile<kCols, Cfg::kSwizzle>;
+  constexpr bool kWhole = kCols % Out::kCols == 0;
+#pragma unroll
+  for (int k = 0; k < Factors::kCols; k += Cfg::kMmaAtomK) {
+    AFragments<Cfg::kTilesM> a;
+#pragma unroll
+    for (int m = 0; m < Cfg::kTilesM; ++m) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float const* x = &factors.x[m][k / 2 + 2 * i];
+        a.r[m][i] = pack_pair<Cfg::kBf16>(x[0], x[1]);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < Out::kCols; n += 16) {
+      if (!kWhole && n >= columns) continue;
+      u32 b[4];
+      ldmatrix_x4_trans(b, Shared::at_column(s_rows, n) + k * Shared::kPitchBytes);
+      add_product<Cfg>(out, n, a, b);
+    }
+  }
+}
+
+}  // namespace omni

@@ -1,0 +1,55 @@
+// What the Hopper kernels of the backward pass are launched with, and their compile-time shapes: one producer warpgroup,
+// and consumers that own 64 keys (dK and dV) or 64 queries (dQ) each.
+#pragma once
+
+#include "omni/backward_params.cuh"
+#include "omni/numbers.cuh"
+#include "omni/sm90/tma.cuh"
+
+namespace omni {
+
+struct BackwardParamsSm90 {
+  TensorMap q_map, dout_map, k_map, v_map;
+  BackwardParams b;
+  int* counter;        // {next work item, thread blocks that handed out all, that ended}: zero at launch, left zero
+  float* dq_sums;      // (batch, q_heads, q_padded / kBr, kBr * kHeadDim): of the kernel that makes all gradients
+  float4* partials;    // (all heads of keys, n_slots, 2, warps): what parts of split key blocks leave; see key_merge.cuh
+  u32* arrivals;       // (all heads of keys, n_split_rows, 2, warps): zero at launch, left zero
+  int4 const* splits;  // of each part: {block among the split ones or -1, its number, parts of the block, first slot}
+  int work_items, n_slots, n_split_rows;
+};
+
+// Panels of 64 columns that hold so many columns.
+constexpr int panels_of(int columns) { return (columns + kPanelColumns - 1) / kPanelColumns; }
+
+// Above it dK and dV of 64 keys do not fit one warpgroup's registers: a role a warpgroup.
+constexpr int kWideHeadDim = 128;
+
+template <int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, bool Bf16, bool Fused = false>
+struct BackwardConfig {
+  static constexpr int kHeadDim = HeadDim;
+  static constexpr int kValueDim = ValueDim;
+  static constexpr int kBr = Br;
+  static constexpr int kBc = Bc;
+  static constexpr int kStages = Stages;
+  static constexpr bool kBf16 = Bf16;
+  static constexpr int kConsumers = Warps / 4 - 1;
+  static constexpr int kThreads = 32 * Warps;
+  static constexpr bool kFused = Fused;  // one kernel for all gradients
+  static constexpr bool kScheduler = false;  // the producer takes the work items
+
+  static constexpr int kHeadPanels = panels_of(HeadDim);
+  static constexpr int kValuePanels = panels_of(ValueDim);
+  static constexpr int kQPanelBytes = Br * kPanelRowBytes;
+  static constexpr int kKvPanelBytes = Bc * kPanelRowBytes;
+
+  // Registers a thread: what the block got at entry, shared out anew.
+  static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 40;
+  static constexpr int kConsumerRegisters = kConsumers == 1 ? 248 : kConsumers == 2 ? 232 : 160;
+
+  static_assert(kConsumers >= 1 && kConsumers <= 3, "one to three consumer warpgroups");
+  static_assert(HeadDim % 16 == 0 && HeadDim <= 256 && ValueDim % 16 == 0 && ValueDim <= 256, "widths of wgmma");
+  static_assert(Br % 32 == 0 && Br <= 256 && Bc % 32 == 0 && Bc <= 256, "widths of wgmma");
+};
+
+}  // namespace omni

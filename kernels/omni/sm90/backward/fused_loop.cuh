@@ -1,0 +1,167 @@
+// All three gradients in one pass over the tiles: dK and dV as in key_loop.cuh, and dQ, whose product dS K the warpgroups
+// make in turn, a tile each, kLag tiles late, so that none waits for another at a barrier of all. dQ is added to sums in
+// float32, in the order of accumulators (attention_bwd_convert.cu turns them into the result): from registers, or where
+// shared memory has room from there, by a thread of the producer's warpgroup. Sums of several thread blocks have no order.
+#pragma once
+
+#include "omni/sm90/backward/key_loop.cuh"
+
+namespace omni {
+
+// Adds one warpgroup's tiles of dQ to the sums.
+template <class Cfg>
+__device__ __forceinline__ void add_tiles(BackwardParamsSm90 const& args, KeySmem<Cfg>& smem, int buffer) {
+  for (int parity = 0;; parity ^= 1) {
+    mbarrier_wait(smem_address(&smem.sums_full[buffer]), parity);
+    i64 const at = smem.sums_at[buffer];
+    if (at < 0) break;
+    bulk_add(args.dq_sums + at, smem_address(smem.sums[buffer]), Cfg::kBr * Cfg::kHeadDim * 4);
+    bulk_commit();
+    bulk_wait_read();
+    mbarrier_arrive(smem_address(&smem.sums_empty[buffer]));
+  }
+  bulk_wait();
+}
+
+template <class Cfg>
+struct FusedLoop {
+  using Smem = KeySmem<Cfg>;
+  using Pairs = typename KeyConsumer<Cfg>::Pairs;
+  static constexpr int kLag = Smem::kLag;
+  // dQ in two products of half of its columns: the first is taken while the second is under way.
+  static constexpr int kHalves = Cfg::kHeadDim == 2 * kPanelColumns && Smem::kStaged ? 2 : 1;
+  static_assert(Cfg::kBr == 64, "a warpgroup's rows");
+
+  Smem& smem;
+  KeyLoop<Cfg> keys;
+  RingIndex<Smem::kRing> ring;  // of dS: where the next tile's goes
+  int tiles = 0;                // so far, of all items
+  int done = 0;                 // of the item at hand
+  int places[kLag + 1];         // of the last tiles: which tile of dQ each is
+
+  __device__ __forceinline__ FusedLoop(BackwardParamsSm90 const& args, Smem& memory) : smem(memory), keys(args, memory) {}
+
+  __device__ __forceinline__ void init() {
+    keys.init();
+    done = 0;
+  }
+
+  __device__ __forceinline__ void tile(WorkSlot const& work) {
+    BackwardParams const& b = keys.consumer.args.b;
+#pragma unroll
+    for (int i = kLag; i > 0; --i) places[i] = places[i - 1];
+    keys.step(work, [&](Pairs const& score_gradients) {
+      Tile const& tile = smem.tiles[keys.consumer.ring.stage()];
+      places[0] = uniform(tile.unskipped * (b.q_padded / Cfg::kBr) + tile.first / Cfg::kBr);
+      hand_over(score_gradients);
+    });
+    ++tiles;
+    ring.next();
+    if (++done > kLag) make_query_gradient(kLag + 1);
+  }
+
+  // The last tiles' dQ.
+  __device__ __forceinline__ void finish() {
+#pragma unroll
+    for (int late = kLag; late > 0; --late) {
+      if (late <= done) make_query_gradient(late);
+    }
+  }
+
+  __device__ __forceinline__ void store(WorkSlot const& work) { keys.store(work); }
+
+  __device__ __forceinline__ void run() {
+    run_items<Cfg>(*this, smem);
+    if constexpr (Smem::kStaged) end();
+  }
+
+ private:
+  __device__ __forceinline__ static int lane() { return thread_index() % 32; }
+
+  // The tile `late` tiles ago: whose it is, and the parity of how often that warpgroup's turn came.
+  __device__ __forceinline__ int turn(int late) const { return static_cast<u32>(tiles - late) % Cfg::kConsumers; }
+  __device__ __forceinline__ int round(int late) const { return static_cast<u32>(tiles - late) / Cfg::kConsumers & 1; }
+
+  // dS^T to the ring, transposed.
+  __device__ __forceinline__ void hand_over(Pairs const& score_gradients) const {
+    mbarrier_wait(smem_address(&smem.ds_empty[ring.stage()]), ring.parity() ^ 1);
+    int const warp = thread_index() / 32 % 4, l = lane();
+    u32 const base = smem_address(smem.ds[ring.stage()]) + keys.group() * Cfg::kQPanelBytes +
+                     ((l & 7) + 8 * (l >> 4)) * kPanelRowBytes + (((2 * warp + (l >> 3 & 1)) ^ (l & 7)) << 4);
+#pragma unroll
+    for (int j = 0; j < Cfg::kBr / 16; ++j) {
+      stmatrix_x4_trans(base + j * 16 * kPanelRowBytes, score_gradients + 4 * j);
+    }
+    fence_proxy_async();
+    release(smem.ds_full[ring.stage()]);
+  }
+
+  __device__ __forceinline__ RingIndex<Smem::kRing> before(int late) const {
+    RingIndex<Smem::kRing> found = ring;
+#pragma unroll
+    for (int i = 0; i < kLag + 1; ++i) {
+      if (i < late) found = found.before();
+    }
+    return found;
+  }
+
+  __device__ __forceinline__ void make_query_gradient(int late) {
+    if (turn(late) != keys.group()) return;
+    RingIndex<Smem::kRing> const from = before(late);
+    int const buffer = Smem::kStaged ? keys.group() : 0;
+    i64 const at = static_cast<i64>(places[late - 1]) * (Cfg::kBr * Cfg::kHeadDim);
+    mbarrier_wait(smem_address(&smem.ds_full[from.stage()]), from.parity());
+    u32 const k = descriptor_low(smem_address(smem.k), Cfg::kKvPanelBytes);
+    u32 const ds = descriptor_low(smem_address(smem.ds[from.stage()]), 16);
+    RegTile<1, Cfg::kHeadDim / kHalves> dq[kHalves];
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half) {
+      pin_registers(dq[half].x[0]);
+      wgmma_fence();
+      start_ss_kn<Cfg::kBc, Cfg::kQPanelBytes, Cfg::kBf16>(dq[half], ds, k + (half * Cfg::kKvPanelBytes >> 4));
+      wgmma_commit();
+    }
+    if constexpr (Smem::kStaged) {
+      mbarrier_wait(smem_address(&smem.sums_empty[buffer]), round(late) ^ 1);
+      if (thread_index() % 128 == 0) smem.sums_at[buffer] = at;
+    }
+    if constexpr (kHalves == 2) {
+      wgmma_wait<1>();
+      take(dq[0], 0, buffer, at);
+    }
+    wgmma_wait<0>();
+    pin_registers(dq[kHalves - 1].x[0]);
+    release(smem.ds_empty[from.stage()]);
+    take(dq[kHalves - 1], kHalves - 1, buffer, at);
+    if constexpr (Smem::kStaged) {
+      fence_proxy_async();
+      release(smem.sums_full[buffer]);
+    }
+  }
+
+  // A half's accumulators, to shared memory or added to the sums, 512 bytes a warp side by side.
+  template <class Half>
+  __device__ __forceinline__ void take(Half& dq, int half, int buffer, i64 at) {
+    pin_registers(dq.x[0]);
+#pragma unroll
+    for (int i = 0; i < Half::kBlocks; ++i) {
+      int const place = 4 * ((half * Half::kBlocks + i) * 128 + thread_index() % 128);
+      if constexpr (Smem::kStaged) {
+        store_shared4(smem_address(smem.sums[buffer]) + 4 * place, &dq.x[0][4 * i]);
+      } else {
+        red_add4(keys.consumer.args.dq_sums + at + place, &dq.x[0][4 * i]);
+      }
+    }
+  }
+
+  // Tells the thread that adds this warpgroup's tiles that no more come.
+  __device__ __forceinline__ void end() {
+    int const buffer = keys.group();
+    int const parity = turn(0) > buffer ? round(0) ^ 1 : round(0);
+    mbarrier_wait(smem_address(&smem.sums_empty[buffer]), parity ^ 1);
+    if (thread_index() % 128 == 0) smem.sums_at[buffer] = -1;
+    release(smem.sums_full[buffer]);
+  }
+};
+
+}  // namespace omni

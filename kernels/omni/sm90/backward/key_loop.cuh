@@ -1,0 +1,198 @@
+// The loops of the warpgroups that make dK and dV: which steps come in which order, who waits for whom. The steps are in
+// key_consumer.cuh. Nothing is added to memory that another thread block writes, so sums have one order.
+#pragma once
+
+#include "omni/sm90/backward/key_consumer.cuh"
+
+namespace omni {
+
+// Item after item. Loop has init(), tile(work), finish(): what K is still needed for after the last tile, store(work).
+template <class Cfg, class Loop>
+__device__ __forceinline__ void run_items(Loop& loop, KeySmem<Cfg>& smem) {
+  using Slot = typename KeySmem<Cfg>::Slot;
+  for (Slot slot{};; slot.next()) {
+    mbarrier_wait(smem_address(&smem.work_full[slot.stage()]), slot.parity());
+    WorkSlot const& work = smem.work[slot.stage()];
+    if (uniform(work.head) < 0) return;
+    loop.init();
+    mbarrier_wait(smem_address(&smem.kv_full), KeySmem<Cfg>::kv_parity(slot));
+#pragma unroll 1
+    for (int left = uniform(work.tiles); left > 0; --left) loop.tile(work);
+    loop.finish();
+    release(smem.kv_empty);
+    loop.store(work);
+    release(smem.work_empty[slot.stage()]);
+  }
+}
+
+// A warpgroup with dK and dV of 64 keys of its own.
+template <class Cfg>
+struct KeyLoop {
+  KeyConsumer<Cfg> consumer;
+  RegTile<1, Cfg::kHeadDim> dk;
+  RegTile<1, Cfg::kValueDim> dv;
+
+  using Scores = typename KeyConsumer<Cfg>::Scores;
+  using Pairs = typename KeyConsumer<Cfg>::Pairs;
+
+  __device__ __forceinline__ KeyLoop(BackwardParamsSm90 const& args, KeySmem<Cfg>& smem) : consumer{args, smem} {}
+
+  // Of the consumers; worked out anew rather than kept.
+  __device__ __forceinline__ static int group() { return uniform(thread_index() / 128 - 1); }
+
+  __device__ __forceinline__ void init() {
+    dk.fill(0.f);
+    dv.fill(0.f);
+  }
+  __device__ __forceinline__ void finish() const {}
+
+  __device__ __forceinline__ void tile(WorkSlot const& work) {
+    step(work, [](Pairs const&) {});
+  }
+
+  // hand_over(dS^T): after dV's product is started, before dK's.
+  template <class HandOver>
+  __device__ __forceinline__ void step(WorkSlot const& work, HandOver const& hand_over) {
+    KeySmem<Cfg>& smem = consumer.smem;
+    Scores scores, gradients;
+    Pairs weights, score_gradients;
+    consumer.wait_for_q();
+    pin_registers(scores.x[0]);
+    consumer.start_scores(scores, group());
+    consumer.wait_for_dout();
+    pin_registers(gradients.x[0]);
+    consumer.start_weight_gradients(gradients, group());
+    consumer.weigh(scores, work, group(), [] { wgmma_wait<1>(); });
+    wgmma_wait<0>();
+    pin_registers(gradients.x[0]);
+    consumer.pack_weights(weights, scores);
+    consumer.pack_score_gradients(score_gradients, gradients, [&](int j) {
+      float const* const w = &scores.x[0][4 * j];
+      return make_float4(w[0], w[1], w[2], w[3]);
+    });
+    pin_registers(dv.x[0]);
+    pin_registers(weights);
+    consumer.start_sum(dv, weights, smem.dout[consumer.ring.stage()]);
+    hand_over(score_gradients);
+    pin_registers(dk.x[0]);
+    pin_registers(score_gradients);
+    consumer.start_sum(dk, score_gradients, smem.q[consumer.ring.stage()]);
+    wgmma_wait<1>();
+    pin_registers(dv.x[0]);
+    pin_registers(weights);
+    release(smem.dout_empty[consumer.ring.stage()]);
+    wgmma_wait<0>();
+    pin_registers(dk.x[0]);
+    pin_registers(score_gradients);
+    release(smem.q_empty[consumer.ring.stage()]);
+    consumer.ring.next();
+  }
+
+  __device__ __forceinline__ void store(WorkSlot const& work) {
+    consumer.store(dk, 0, consumer.args.b.p.scale, work, group());
+    consumer.store(dv, 1, 1.f, work, group());
+  }
+
+  __device__ __forceinline__ void run() { run_items<Cfg>(*this, consumer.smem); }
+};
+
+// A role a warpgroup, for wide heads: this one makes P^T and dV, and hands P^T on in float32, a warp to the same warp of
+// the other.
+template <class Cfg>
+struct ValueRole {
+  KeyConsumer<Cfg> consumer;
+  RegTile<1, Cfg::kValueDim> dv;
+  int tiles = 0;  // so far
+
+  using Scores = typename KeyConsumer<Cfg>::Scores;
+  using Pairs = typename KeyConsumer<Cfg>::Pairs;
+
+  __device__ __forceinline__ ValueRole(BackwardParamsSm90 const& args, KeySmem<Cfg>& smem) : consumer{args, smem} {}
+
+  __device__ __forceinline__ void init() { dv.fill(0.f); }
+  __device__ __forceinline__ void finish() const {}
+
+  __device__ __forceinline__ void tile(WorkSlot const& work) {
+    KeySmem<Cfg>& smem = consumer.smem;
+    Scores scores;
+    Pairs weights;
+    consumer.wait_for_q();
+    pin_registers(scores.x[0]);
+    consumer.start_scores(scores, 0);
+    consumer.weigh(scores, work, 0, [] { wgmma_wait<0>(); });
+    release(smem.q_empty[consumer.ring.stage()]);
+    mbarrier_wait(smem_address(&smem.weights_empty), (tiles & 1) ^ 1);
+    float4* const s_weights = smem.weights + thread_index() % 128;
+#pragma unroll
+    for (int j = 0; j < Scores::kBlocks; ++j) {
+      float const* const w = &scores.x[0][4 * j];
+      s_weights[128 * j] = make_float4(w[0], w[1], w[2], w[3]);
+    }
+    consumer.pack_weights(weights, scores);
+    release(smem.weights_full);
+    consumer.wait_for_dout();
+    pin_registers(dv.x[0]);
+    pin_registers(weights);
+    consumer.start_sum(dv, weights, smem.dout[consumer.ring.stage()]);
+    wgmma_wait<0>();
+    pin_registers(dv.x[0]);
+    pin_registers(weights);
+    release(smem.dout_empty[consumer.ring.stage()]);
+    consumer.ring.next();
+    ++tiles;
+  }
+
+  __device__ __forceinline__ void store(WorkSlot const& work) { consumer.store(dv, 1, 1.f, work, 0); }
+
+  __device__ __forceinline__ void run() { run_items<Cfg>(*this, consumer.smem); }
+};
+
+// The other one makes dS^T and dK.
+template <class Cfg>
+struct KeyRole {
+  KeyConsumer<Cfg> consumer;
+  RegTile<1, Cfg::kHeadDim> dk;
+  int tiles = 0;  // so far
+
+  using Scores = typename KeyConsumer<Cfg>::Scores;
+  using Pairs = typename KeyConsumer<Cfg>::Pairs;
+
+  __device__ __forceinline__ KeyRole(BackwardParamsSm90 const& args, KeySmem<Cfg>& smem) : consumer{args, smem} {}
+
+  __device__ __forceinline__ void init() { dk.fill(0.f); }
+  __device__ __forceinline__ void finish() const {}
+
+  __device__ __forceinline__ void tile(WorkSlot const&) {
+    KeySmem<Cfg>& smem = consumer.smem;
+    Scores gradients;
+    Pairs score_gradients;
+    consumer.wait_for_q();  // delta comes with it
+    consumer.wait_for_dout();
+    pin_registers(gradients.x[0]);
+    consumer.start_weight_gradients(gradients, 0);
+    wgmma_wait<0>();
+    pin_registers(gradients.x[0]);
+    mbarrier_wait(smem_address(&smem.weights_full), tiles & 1);
+    float4 const* const s_weights = smem.weights + thread_index() % 128;
+    consumer.pack_score_gradients(score_gradients, gradients, [&](int j) { return s_weights[128 * j]; });
+    release(smem.weights_empty);
+    release(smem.dout_empty[consumer.ring.stage()]);
+    pin_registers(dk.x[0]);
+    pin_registers(score_gradients);
+    consumer.start_sum(dk, score_gradients, smem.q[consumer.ring.stage()]);
+    wgmma_wait<0>();
+    pin_registers(dk.x[0]);
+    pin_registers(score_gradients);
+    release(smem.q_empty[consumer.ring.stage()]);
+    consumer.ring.next();
+    ++tiles;
+  }
+
+  __device__ __forceinline__ void store(WorkSlot const& work) {
+    consumer.store(dk, 0, consumer.args.b.p.scale, work, 0);
+  }
+
+  __device__ __forceinline__ void run() { run_items<Cfg>(*this, consumer.smem); }
+};
+
+}  // namespace omni

@@ -1,0 +1,105 @@
+// The producer of the kernel that makes dK and dV: one thread that takes blocks of keys, and asks the copy engine for K and
+// V once, and for Q and dO of every tile, for each query head of the group.
+#pragma once
+
+#include "omni/sm90/backward/key_smem.cuh"
+
+namespace omni {
+
+template <class Cfg>
+struct KeyProducer {
+  using Smem = KeySmem<Cfg>;
+  using Slot = typename Smem::Slot;
+
+  BackwardParamsSm90 const& args;
+  Smem& smem;
+  RingIndex<Cfg::kStages> ring;  // of Q and dO
+  Slot slot;                     // of the item at hand
+
+  __device__ __forceinline__ KeyProducer(BackwardParamsSm90 const& params, Smem& memory) : args(params), smem(memory) {}
+
+  // An item is read in its slot rather than kept in registers.
+  __device__ __forceinline__ WorkSlot const& work() const { return smem.work[slot.stage()]; }
+
+  __device__ __forceinline__ void load_keys() {
+    mbarrier_wait(smem_address(&smem.kv_empty), Smem::kv_parity(slot) ^ 1);
+    ForwardParams const& p = args.b.p;
+    TileOrigin const origin{work().q0, work().kv_head, work().batch};
+    int const spans = p.n_spans <= Smem::kSpans ? p.n_spans : 0;
+    constexpr int kSpanBytes = Cfg::kBc * static_cast<int>(sizeof(int2));
+    load_panels<Cfg::kBc, Cfg::kHeadPanels>(smem.k, &args.k_map, &smem.kv_full, origin, spans * kSpanBytes);
+#pragma unroll 1
+    for (int i = 0; i < spans; ++i) {
+      int2 const* const g_spans = MaskView{p, work().mask}.spans() + i * p.k_padded + work().q0;
+      bulk_load(smem_address(smem.spans[i]), g_spans, kSpanBytes, smem_address(&smem.kv_full));
+    }
+    load_panels<Cfg::kBc, Cfg::kValuePanels>(smem.v, &args.v_map, &smem.kv_full, origin);
+  }
+
+  // Q with lse2 and delta, and dO on a barrier of its own: its buffer is given back earlier.
+  __device__ __forceinline__ void load_queries(Tile const& tile, int head) {
+    constexpr int kBytes = Cfg::kBr * static_cast<int>(sizeof(float));
+    int const stage = ring.stage(), q0 = tile.first;
+    mbarrier_wait(smem_address(&smem.q_empty[stage]), ring.parity() ^ 1);
+    smem.tiles[stage] = tile;  // released to the consumers by the arrival below
+    u64* const full = &smem.q_full[stage];
+    load_panels<Cfg::kBr, Cfg::kHeadPanels>(
+        smem.q[stage], &args.q_map, full, TileOrigin{q0, head, work().batch}, 2 * kBytes);
+    i64 const at = args.b.statistics(work().batch, head) + q0;
+    bulk_load(smem_address(smem.lse2[stage]), args.b.lse2 + at, kBytes, smem_address(full));
+    bulk_load(smem_address(smem.delta[stage]), args.b.delta + at, kBytes, smem_address(full));
+    mbarrier_wait(smem_address(&smem.dout_empty[stage]), ring.parity() ^ 1);
+    load_panels<Cfg::kBr, Cfg::kValuePanels>(
+        smem.dout[stage], &args.dout_map, &smem.dout_full[stage], TileOrigin{tile.first, head, work().batch});
+    ring.next();
+  }
+
+  // An entry's tile for one head of the group. Lists by key blocks have an entry a tile.
+  __device__ __forceinline__ void load_entry(int entry, int head_in_group) {
+    int4 const e = args.b.p.lists.entries[entry];
+    int const head = work().kv_head * args.b.p.group + head_in_group;
+    // In place of a count that key blocks do not have: which of all heads it is.
+    load_queries(Tile{e.x, e.y, e.z, work().batch * args.b.p.q_heads + head}, head);
+  }
+
+  // The block mask was there before the kernel ahead began; what else is read or written, by the consumers too, comes
+  // after that kernel has ended. What is launched behind this one may come up from then on: it finds a place where a
+  // thread block of this one has ended.
+  __device__ __forceinline__ void run() {
+    prefetch_tensormap(&args.q_map);
+    prefetch_tensormap(&args.dout_map);
+    prefetch_tensormap(&args.k_map);
+    prefetch_tensormap(&args.v_map);
+    WorkList<Smem> const list{args, smem};
+    int const group = args.b.p.group;
+    int index = blockIdx.x;
+    wait_for_kernel_ahead();
+    let_next_kernel_come();
+#pragma unroll 1
+    for (; index < args.work_items; index = list.take()) {
+      WorkItem const item = work_item_among(args.b.p, args.b.kv_heads, index);
+      list.announce(
+          slot,
+          WorkSlot{item.q0, item.mask, item.batch, item.head, item.head, (item.end - item.first) * group, 0, item.part});
+      load_keys();
+      if constexpr (Smem::kHeadByHead) {
+#pragma unroll 1
+        for (int i = 0; i < group; ++i) {
+#pragma unroll 1
+          for (int entry = item.first; entry < item.end; ++entry) load_entry(entry, i);
+        }
+      } else {
+        // What the thread blocks of one head of keys read of Q and dO lies close together.
+#pragma unroll 1
+        for (int entry = item.first; entry < item.end; ++entry) {
+#pragma unroll 1
+          for (int i = 0; i < group; ++i) load_entry(entry, i);
+        }
+      }
+      slot.next();
+    }
+    list.end(slot);
+  }
+};
+
+}  // namespace omni

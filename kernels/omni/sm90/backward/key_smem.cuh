@@ -1,0 +1,85 @@
+// Shared memory of the kernel that makes dK and dV, and the barriers that hand it around (ring.cuh). K and V of the block's
+// keys stay for an item; Q and dO of tile t use stage t % kStages.
+#pragma once
+
+#include "omni/mask/rule.cuh"
+#include "omni/sm90/backward/config.cuh"
+#include "omni/sm90/work_list.cuh"
+
+namespace omni {
+
+template <class Cfg>
+struct KeySmem {
+  using Config = Cfg;
+  using Params = BackwardParamsSm90;
+  static constexpr int kSlots = 2;  // of work items
+  using Slot = RingIndex<kSlots>;
+  static constexpr bool kRoles = Cfg::kHeadDim > kWideHeadDim;
+  // Sums of dQ of several heads at a time would not stay in L2: the kernel for all gradients goes head by head of a
+  // group. Else the outer loop is that over tiles.
+  static constexpr bool kHeadByHead = Cfg::kFused;
+  // Of the kernel for all gradients. dQ is made kLag tiles late; the ring of dS holds one tile more than excludes a
+  // deadlock, which keeps warpgroups apart. Where there is room, dQ goes through shared memory.
+  static constexpr int kLag = Cfg::kConsumers == 3 ? 1 : 0;
+  static constexpr int kRing = kLag + 2;
+  static constexpr bool kStaged = Cfg::kFused && Cfg::kConsumers == 2;
+  static constexpr int kBuffers = kStaged ? Cfg::kConsumers : 1;
+  // Spans a key that lie here; masks with more of them are read from global memory.
+  static constexpr int kSpans = kStaged ? 1 : kSmemSpans;
+
+  alignas(1024) unsigned char k[Cfg::kHeadPanels * Cfg::kKvPanelBytes];
+  alignas(1024) unsigned char v[Cfg::kValuePanels * Cfg::kKvPanelBytes];
+  alignas(1024) unsigned char q[Cfg::kStages][Cfg::kHeadPanels * Cfg::kQPanelBytes];
+  alignas(1024) unsigned char dout[Cfg::kStages][Cfg::kValuePanels * Cfg::kQPanelBytes];
+  // A panel of 64 keys a warpgroup, K-major.
+  alignas(1024) unsigned char ds[Cfg::kFused ? kRing : 1][Cfg::kFused ? Cfg::kConsumers * Cfg::kQPanelBytes : 16];
+  alignas(128) float4 sums[kBuffers][kStaged ? Cfg::kBr * Cfg::kHeadDim / 4 : 1];
+  // Weights on their way from the warpgroup of dV to that of dK, in the order of registers.
+  alignas(128) float4 weights[kRoles ? Cfg::kBr * Cfg::kBc / 4 : 1];
+  alignas(128) float lse2[Cfg::kStages][Cfg::kBr];  // these three with Q
+  alignas(128) float delta[Cfg::kStages][Cfg::kBr];
+  Tile tiles[Cfg::kStages];
+  int2 spans[kSpans][Cfg::kBc];  // with K
+  WorkSlot work[kSlots];
+  u64 kv_full, kv_empty;
+  u64 q_full[Cfg::kStages], q_empty[Cfg::kStages];
+  u64 dout_full[Cfg::kStages], dout_empty[Cfg::kStages];
+  u64 weights_full, weights_empty;
+  u64 work_full[kSlots], work_empty[kSlots];
+  u64 ds_full[kRing], ds_empty[kRing];
+  u64 sums_full[kBuffers], sums_empty[kBuffers];
+  i64 sums_at[kBuffers];  // where a tile of dQ goes, in floats; -1: no more come
+
+  // The parity with which the barriers of K and V are waited for: items take turns at the slots.
+  __device__ __forceinline__ static int kv_parity(Slot slot) { return slot.stage(); }
+
+  // By one thread, before the block's first __syncthreads. Consumers arrive once a warp.
+  __device__ __forceinline__ void init_barriers() {
+    constexpr int kConsumerWarps = 4 * Cfg::kConsumers;
+    mbarrier_init(smem_address(&kv_full), 2);  // K and V
+    mbarrier_init(smem_address(&kv_empty), kConsumerWarps);
+    for (int i = 0; i < Cfg::kStages; ++i) {
+      mbarrier_init(smem_address(&q_full[i]), 1);
+      mbarrier_init(smem_address(&q_empty[i]), kConsumerWarps);
+      mbarrier_init(smem_address(&dout_full[i]), 1);
+      mbarrier_init(smem_address(&dout_empty[i]), kConsumerWarps);
+    }
+    mbarrier_init(smem_address(&weights_full), 4);
+    mbarrier_init(smem_address(&weights_empty), 4);
+    for (int i = 0; i < kSlots; ++i) {
+      mbarrier_init(smem_address(&work_full[i]), 1);
+      mbarrier_init(smem_address(&work_empty[i]), kConsumerWarps);
+    }
+    for (int i = 0; i < kRing; ++i) {
+      mbarrier_init(smem_address(&ds_full[i]), kConsumerWarps);
+      mbarrier_init(smem_address(&ds_empty[i]), 4);
+    }
+    for (int i = 0; i < kBuffers; ++i) {
+      mbarrier_init(smem_address(&sums_full[i]), 4);
+      mbarrier_init(smem_address(&sums_empty[i]), 1);
+    }
+    fence_mbarrier_init();
+  }
+};
+
+}  // namespace omni

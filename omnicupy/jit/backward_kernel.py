@@ -1,0 +1,248 @@
+"""One compiled kernel of a backward pass as a value: what may be asked for, what it costs, and its macros."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import gcd
+from typing import NamedTuple
+
+from omnicupy.jit.archs import SMEM_LIMIT_BYTES
+from omnicupy.jit.spec import DTYPES, KERNELS, MAX_HEAD_DIM, MAX_ONE_PIECE, round_up
+
+PARTS = ("prepare", "dkdv", "dq")  # of a backward pass, in the order in which they are launched
+FUSED_PARTS = ("fused", "convert")  # in place of the last two, where sums may have any order
+PREPARE_THREADS = 256
+WITHOUT_TILES = {"prepare": PREPARE_THREADS, "convert": 128}  # parts that walk no lists: their threads
+_SOURCES = {
+    "prepare": "attention_bwd_delta.cu",
+    "fused": "attention_bwd_sm90.cu",
+    "convert": "attention_bwd_convert.cu",
+}
+NAIVE_THREADS = 128
+SLICE = 64  # columns at a time where kernel "sm80" cuts the head dimension
+SM80_WORK_BYTES = 16  # of shared memory: what a thread block of kernel "sm80" works on
+WIDE_HEAD_DIM = 128  # above it dK and dV of a key block lie in two warpgroups of kernel "sm90"
+
+
+class TileShape(NamedTuple):
+    """br: queries of a tile.  bc: keys of a tile.  stages: tiles in flight.  warps: of a thread block."""
+
+    br: int
+    bc: int
+    stages: int = 2
+    warps: int = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackwardKernel:
+    """One compiled kernel of a backward pass. Equal values are the same cubin; every field is part of the cache key.
+
+    arch: the CUDA target.  kernel: "naive", "sm80" (mma.sync) or "sm90" (wgmma).  part: "prepare" (delta, and the
+    copies that the others read), "dkdv" (a thread block owns `bc` keys and walks tiles of `br` queries), "dq" (it owns
+    `br` queries and walks tiles of `bc` keys), "fused" (as dkdv, and adds dQ to sums in float32) or "convert" (these
+    sums to dQ).  dtype, head_dim: as in AttnSpec.  value_dim: columns of V and O.  br, bc, stages, warps: as in
+    TileShape.
+
+    Raises ValueError when the tile is illegal or does not fit the architecture's shared memory.
+    """
+
+    arch: str
+    kernel: str
+    part: str
+    dtype: str
+    head_dim: int
+    value_dim: int
+    br: int
+    bc: int
+    stages: int
+    warps: int
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("arch", self.arch, tuple(SMEM_LIMIT_BYTES)),
+            ("kernel", self.kernel, KERNELS),
+            ("part", self.part, PARTS + FUSED_PARTS),
+            ("dtype", self.dtype, DTYPES),
+        ):
+            if value not in known:
+                raise ValueError(f"config: {name} must be one of {', '.join(known)}, got {value!r}")
+        if self.head_dim % 16 or not 16 <= self.head_dim <= MAX_HEAD_DIM:
+            raise ValueError(
+                f"config: head_dim must be a multiple of 16 from 16 to {MAX_HEAD_DIM}, got {self.head_dim}"
+            )
+        if self.value_dim != self.head_dim:
+            raise ValueError(
+                f"config: the values must be as wide as the keys, {self.head_dim} columns, got {self.value_dim}"
+            )
+        if self.part not in WITHOUT_TILES:
+            self._check_tile()
+        if self.smem_bytes > (limit := SMEM_LIMIT_BYTES[self.arch]):
+            raise ValueError(
+                f"config: the {self.part} tile needs {self.smem_bytes} B of shared memory, {self.arch} has {limit} B a "
+                f"block; lower br={self.br}, bc={self.bc} or stages={self.stages}"
+            )
+
+    def _check_tile(self) -> None:
+        step = 64 if self.kernel == "sm90" else 32
+        for name, value in (("br", self.br), ("bc", self.bc)):
+            if value % 32 or not 32 <= value <= 256:
+                raise ValueError(
+                    f"config: {name} of {self.part} must be a multiple of 32 from 32 to 256, got {value}"
+                )
+        if self.kernel != "sm90":
+            if self.kernel == "sm80":
+                self._check_sm80()
+            return
+        owned = self.br if self.part == "dq" else self.bc
+        wide = self.part == "dkdv" and self.head_dim > WIDE_HEAD_DIM
+        warpgroups = 2 if wide else owned // step
+        if self.arch != "sm_90a" or self.head_dim > MAX_ONE_PIECE:
+            raise ValueError(
+                f"config: kernel 'sm90' needs arch='sm_90a' and head_dim up to {MAX_ONE_PIECE}, got {self.arch!r} and "
+                f"{self.head_dim}; take kernel='sm80'"
+            )
+        if (
+            owned % step
+            or warpgroups not in (1, 2, 3)
+            or self.warps != 4 + 4 * warpgroups
+            or (wide and owned != 64)
+        ):
+            raise ValueError(
+                "config: kernel 'sm90' has 4 producer warps and 4 warps for each 64 tokens that a block owns, keys "
+                f"(bc) for dkdv, queries (br) for dq; dkdv above head_dim {WIDE_HEAD_DIM} has 64 keys and 12 warps; "
+                f"got br={self.br}, bc={self.bc}, warps={self.warps} for {self.part}"
+            )
+        if self.part == "fused" and (self.head_dim > WIDE_HEAD_DIM or self.br != 64):
+            raise ValueError(
+                f"config: the fused kernel has tiles of 64 queries and head_dim up to {WIDE_HEAD_DIM}, got "
+                f"br={self.br} and {self.head_dim}; leave fused out"
+            )
+        least, most = (2, 8) if self.part == "dq" else (2, 2)
+        if not least <= self.stages <= most:
+            raise ValueError(
+                f"config: stages of {self.part} must be from {least} to {most}, got {self.stages}"
+            )
+
+    def _check_sm80(self) -> None:
+        owned, walked = (self.bc, self.br) if self.part == "dkdv" else (self.br, self.bc)
+        if self.warps not in (4, 8) or owned not in (16 * self.warps, 32 * self.warps):
+            raise ValueError(
+                f"config: {self.part} of kernel 'sm80' has 4 or 8 warps and owns 16 or 32 tokens for each of them, "
+                f"keys (bc) for dkdv, queries (br) for dq; got br={self.br}, bc={self.bc}, warps={self.warps}"
+            )
+        if self.stages not in (1, 2):
+            raise ValueError(f"config: stages of {self.part} must be 1 or 2, got {self.stages}")
+        if self.head_dim > MAX_ONE_PIECE and walked != 32:
+            raise ValueError(
+                f"config: head_dim {self.head_dim} is cut in slices (above {MAX_ONE_PIECE}): {self.part} walks 32 "
+                f"tokens at a time, got br={self.br}, bc={self.bc}"
+            )
+
+    @property
+    def step(self) -> int:
+        """Tokens by which the walk over the entries goes on: keys for dq, else queries."""
+        return self.bc if self.part == "dq" else self.br
+
+    @property
+    def prepared_rows(self) -> int:
+        """Rows of one head that a thread block of part "prepare" works on: some lanes for each, 8 columns a lane."""
+        lanes = 1
+        while lanes < self.head_dim // 8 and lanes < 32:
+            lanes *= 2
+        return PREPARE_THREADS // lanes
+
+    @property
+    def threads(self) -> int:
+        """Threads of one thread block."""
+        if self.part in WITHOUT_TILES:
+            return WITHOUT_TILES[self.part]
+        return NAIVE_THREADS if self.kernel == "naive" else 32 * self.warps
+
+    @property
+    def source(self) -> str:
+        """Name of the kernel's source file in `kernels/`."""
+        if self.part in _SOURCES:
+            return _SOURCES[self.part]
+        if self.kernel == "sm90":
+            return f"attention_bwd_{self.part}_sm90.cu"
+        return f"attention_bwd_{self.kernel}.cu"
+
+    @property
+    def entry(self) -> str:
+        """Name of the `extern "C"` kernel."""
+        return self.source.removesuffix(".cu")
+
+    @property
+    def params(self) -> str:
+        """Which parameter struct it takes: a key of params.PARAMS."""
+        if self.part == "convert":
+            return "bwd_convert"
+        return "bwd_sm90" if self.kernel == "sm90" and self.part != "prepare" else "bwd"
+
+    @property
+    def smem_bytes(self) -> int:
+        """Dynamic shared memory of one thread block, in bytes."""
+        if self.part in WITHOUT_TILES:
+            return 0
+        if self.kernel == "naive":
+            return 4 * (2 * self.head_dim + 4 * max(self.br, self.bc) + NAIVE_THREADS)
+        return self._sm90_bytes() if self.kernel == "sm90" else self._sm80_bytes()
+
+    def _sm90_bytes(self) -> int:
+        # Panels of 64 columns; work slots, tiles and barriers in the last KiB.
+        panels = 128 * -(-self.head_dim // 64)
+        if self.part == "dq":
+            spans = 2 * 8 * self.bc * ((self.stages + 1) // 2)  # of the tiles whose keys are in flight
+            return panels * (2 * self.br + self.stages * self.bc) + spans + 1024
+        tiles = panels * 2 * (self.bc + self.stages * self.br) + 8 * self.stages * self.br
+        staged = self.part == "fused" and self.warps == 12  # dQ, by two warpgroups
+        tiles += (1 if staged else 2) * 8 * self.bc  # spans
+        if self.part == "fused":
+            warpgroups = self.warps // 4 - 1
+            score_gradients = (3 if warpgroups == 3 else 2) * 128 * self.br * warpgroups
+            return tiles + score_gradients + (4 * self.br * self.head_dim * 2 if staged else 0) + 1024
+        return tiles + (4 * self.br * self.bc if self.head_dim > WIDE_HEAD_DIM else 0) + 1024
+
+    def _sm80_bytes(self) -> int:
+        statistics = 2 * 4 * self.br  # lse2 and delta
+        if self.head_dim > MAX_ONE_PIECE:
+            return 2 * 2 * SLICE * (self.br + self.bc) + statistics + SM80_WORK_BYTES
+        queries, keys = 2 * 2 * self.head_dim * self.br + statistics, 2 * 2 * self.head_dim * self.bc
+        owned, walked = (keys, queries) if self.part == "dkdv" else (queries, keys)
+        return owned + self.stages * walked + SM80_WORK_BYTES
+
+    @property
+    def columns(self) -> int:
+        """Columns of each gradient that a thread block of kernel "sm80" makes."""
+        if self.head_dim > MAX_ONE_PIECE:
+            return SLICE
+        if self.part != "dkdv" or self.head_dim <= WIDE_HEAD_DIM:
+            return self.head_dim
+        return round_up(self.head_dim // 2, 8 * gcd(self.head_dim // 8, 8))  # the swizzle begins anew there
+
+    @property
+    def column_blocks(self) -> int:
+        """Thread blocks that share what is owned, each with its own columns of the gradients: grid.y of "sm80"."""
+        return (
+            -(-self.head_dim // self.columns)
+            if self.kernel == "sm80" and self.part not in WITHOUT_TILES
+            else 1
+        )
+
+    def defines(self) -> dict[str, int]:
+        """The macros that the source file reads."""
+        return {
+            "OMNI_HEAD_DIM": self.head_dim,
+            "OMNI_VALUE_DIM": self.value_dim,
+            "OMNI_BR": self.br,
+            "OMNI_BC": self.bc,
+            "OMNI_STAGES": self.stages,
+            "OMNI_WARPS": self.warps,
+            "OMNI_PART": (PARTS + FUSED_PARTS).index(self.part),
+            "OMNI_BF16": int(self.dtype == "bfloat16"),
+            "OMNI_SMEM_BYTES": self.smem_bytes,
+        }
+
+    def __str__(self) -> str:
+        others = (f"{k}={v}" for k, v in asdict(self).items() if k not in ("kernel", "arch", "part"))
+        return " ".join([f"bwd-{self.part}", self.kernel, self.arch, *others])

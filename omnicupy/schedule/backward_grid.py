@@ -1,0 +1,101 @@
+"""Thread blocks of the launches of a backward pass, and sections of heads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omnicupy.call.problem import Problem
+from omnicupy.errors import UnsupportedError
+from omnicupy.jit.backward_kernel import BackwardKernel
+from omnicupy.jit.backward_spec import padded_rows
+from omnicupy.schedule.grid import MAX_GRID_X, MOST_PARTIAL_BYTES
+from omnicupy.schedule.parts import Workers
+
+
+@dataclass(frozen=True)
+class BackwardGrid:
+    """How the work of one kernel of a backward pass is laid over a device.
+
+    masks: how many there are, 1 or one a batch element.
+    """
+
+    kernel: BackwardKernel
+    problem: Problem
+    masks: int
+    sm_count: int
+    l2_bytes: int
+
+    @property
+    def heads(self) -> int:
+        """Heads of a batch element that a part of the mask is worked on for: of keys, or of queries."""
+        return self.problem.q_heads if self.kernel.part == "dq" else self.problem.kv_heads
+
+    @property
+    def workers(self) -> Workers:
+        """Who works on each block of queries or keys."""
+        heads = self.heads * self.problem.batch
+        if self.kernel.part == "dq":
+            return Workers(heads // self.masks, self.sm_count)
+        # Only the Hopper kernel may split blocks of keys, as far as the merge may use memory.
+        slots = MOST_PARTIAL_BYTES // (heads * self._slot_bytes) if self.kernel.kernel == "sm90" else 0
+        return Workers(heads // self.masks, self.sm_count, slots, self.problem.group)
+
+    @property
+    def _slot_bytes(self) -> int:
+        """What one part of a split block of keys leaves: dK and dV in float32."""
+        return 2 * 4 * self.kernel.bc * self.kernel.head_dim
+
+    def partials(self, n_slots: int, n_split_rows: int) -> tuple[int, int]:
+        """Bytes of unfinished dK and dV, and counters of parts that have arrived, where blocks of keys are split.
+
+        n_slots: parts of split blocks.  n_split_rows: split blocks.
+        """
+        heads = self.heads * self.problem.batch
+        return heads * n_slots * self._slot_bytes, heads * n_split_rows * 2 * (self.kernel.bc // 16)
+
+    def work_items(self, parts: int) -> int:
+        """Parts, under all masks, times the heads that work on each."""
+        return parts * self.workers.heads
+
+    def thread_blocks(self, parts: int, copies_keys: bool = False) -> tuple[int, int, int]:
+        """The grid of a launch. Raises UnsupportedError when there are more than a launch may have.
+
+        parts: of the lists, under all masks.  copies_keys: the launch that prepares copies k or v.
+        """
+        kernel, problem = self.kernel, self.problem
+        if kernel.part == "prepare":
+            rows = kernel.prepared_rows
+            blocks = problem.batch * problem.q_heads * -(-padded_rows(problem.q_len) // rows)
+            if copies_keys:
+                blocks += problem.batch * problem.kv_heads * -(-problem.k_len // rows)
+        elif kernel.part == "convert":
+            blocks = problem.batch * problem.q_heads * -(-problem.q_len // kernel.br)
+        elif kernel.kernel == "naive":
+            tokens = problem.k_len if kernel.part == "dkdv" else problem.q_len
+            blocks = problem.batch * self.heads * tokens
+        else:
+            blocks = self.work_items(parts)
+        if blocks > MAX_GRID_X:
+            raise UnsupportedError(
+                f"attention_backward: {blocks} thread blocks exceed a launch's {MAX_GRID_X}; split the batch"
+            )
+        if kernel.params == "bwd_sm90":
+            return min(blocks, self.sm_count), 1, 1
+        return blocks, kernel.column_blocks, 1
+
+    def section(self, parts: int) -> int:
+        """Heads worked on side by side: as many as give each multiprocessor a part.
+
+        Never more than have in half of the L2 what their parts read again and again: K and V for dQ, of whole groups of
+        query heads; Q and dO for dK and dV.
+        """
+        problem = self.problem
+        enough = max(1, round(self.sm_count / max(1, parts)))
+        heads = self.workers.heads
+        row_bytes = 2 * 2 * problem.head_dim
+        if self.kernel.part != "dq":
+            head_bytes = row_bytes * problem.q_len * problem.group
+            return min(heads, enough, max(1, self.l2_bytes // 2 // (self.masks * head_bytes)))
+        group = problem.group
+        fit = self.l2_bytes // 2 // (self.masks * row_bytes * problem.k_len)
+        return min(heads, group * max(1, min(-(-enough // group), fit)))

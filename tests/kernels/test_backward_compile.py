@@ -1,0 +1,123 @@
+"""The backward kernels but those of sm90: all compile for every row of the table, without a spill or a warning."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from omnicupy.choose import backward_table
+from omnicupy.jit import cache
+from omnicupy.jit.archs import ARCHES, SMEM_LIMIT_BYTES
+from omnicupy.jit.backward_spec import PARTS, BackwardKernel, BackwardSpec, TileShape
+from omnicupy.jit.source import kernels_dir
+from omnicupy.jit.spec import DTYPES
+
+REGISTERS_A_MULTIPROCESSOR = 65536
+NAIVE = [
+    backward_table.naive(arch, dtype, head_dim)
+    for arch, head_dim in ((ARCHES[0], 64), (ARCHES[-1], 1000))
+    for dtype in DTYPES
+]
+# Widths that no row has as its greatest, where the columns are cut unevenly or the swizzle is another one.
+WIDTHS = (16, 48, 96, 144, 176, 192, 208, 240, 272)
+
+
+def _of_width(head_dim: int) -> BackwardSpec:
+    return next(
+        row.spec("sm_80", "bfloat16", head_dim)
+        for row in backward_table.TABLE
+        if row.kernel == "sm80" and row.serves("sm_80", head_dim)
+    )
+
+
+SPECS = [*backward_table.rows(), *map(_of_width, WIDTHS), *NAIVE]
+KERNELS = sorted(
+    {kernel for spec in SPECS for kernel in spec.kernels().values() if kernel.kernel != "sm90"}, key=str
+)
+
+
+def _name(kernel: BackwardKernel) -> str:
+    dtype = {"float16": "f16", "bfloat16": "bf16"}[kernel.dtype]
+    tile = "" if kernel.part == "prepare" else f"-{kernel.br}x{kernel.bc}-s{kernel.stages}-w{kernel.warps}"
+    return f"{kernel.part}-{kernel.kernel}-{kernel.arch}-{dtype}-d{kernel.head_dim}{tile}"
+
+
+def test_all_of_them_are_here() -> None:
+    assert {(k.kernel, k.part) for k in KERNELS} == {
+        *(("sm80", part) for part in PARTS),
+        ("naive", "dkdv"),
+        ("naive", "dq"),
+    }
+    for arch in ARCHES:
+        assert {k.head_dim for k in KERNELS if k.arch == arch and k.part == "dq"} >= {64, 128, 256, 1024}
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=_name)
+def test_compiles_without_a_spill(kernel: BackwardKernel) -> None:
+    found = cache.entry(kernel)
+    assert found.registers > 0, found.log
+    assert found.spill_bytes == 0, found.log
+    assert found.warnings == (), found.log
+    assert found.registers * kernel.threads <= REGISTERS_A_MULTIPROCESSOR, found.log
+    assert f"'{kernel.entry}'" in found.log
+    assert re.search(r"\b0 bytes stack frame", found.log), found.log
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("part", ["dkdv", "dq"])
+def test_two_thread_blocks_fit_a_multiprocessor_up_to_64_columns(arch: str, part: str) -> None:
+    """They hide each other's barriers and loads: 4 warps alone would not."""
+    kernel = next(k for k in KERNELS if (k.arch, k.part, k.head_dim, k.kernel) == (arch, part, 64, "sm80"))
+    assert 2 * kernel.threads * 255 <= REGISTERS_A_MULTIPROCESSOR
+    assert 2 * (kernel.smem_bytes + 1024) <= SMEM_LIMIT_BYTES[arch] + 1024  # a KiB is the driver's
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "columns", "blocks"),
+    [
+        *((64, 64, 1), (128, 128, 1), (144, 80, 2), (160, 96, 2), (176, 96, 2), (192, 128, 2)),
+        *((208, 112, 2), (224, 128, 2), (240, 128, 2), (256, 128, 2), (272, 64, 5), (1024, 64, 16)),
+    ],
+)
+def test_columns_of_dk_and_dv_are_cut_where_the_swizzle_begins_anew(
+    head_dim: int, columns: int, blocks: int
+) -> None:
+    spec = _of_width(head_dim)
+    assert (spec.part("dkdv").columns, spec.part("dkdv").column_blocks) == (columns, blocks)
+    if head_dim <= 256:
+        chunks = head_dim // 8
+        group = next(g for g in (8, 4, 2, 1) if chunks % g == 0)
+        assert blocks == 1 or columns % (8 * group) == 0
+        assert (spec.part("dq").columns, spec.part("dq").column_blocks) == (head_dim, 1)
+    else:
+        assert (spec.part("dq").columns, spec.part("dq").column_blocks) == (columns, blocks)
+    assert columns * (blocks - 1) < head_dim <= columns * blocks
+    assert spec.part("prepare").column_blocks == 1
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "rows"),
+    [(16, 128), (32, 64), (48, 32), (64, 32), (80, 16), (128, 16), (144, 8), (256, 8), (1024, 8)],
+)
+def test_rows_of_a_block_that_prepares(head_dim: int, rows: int) -> None:
+    assert _of_width(head_dim).part("prepare").prepared_rows == rows
+
+
+@pytest.mark.parametrize("part", ["dkdv", "dq"])
+def test_a_tile_that_the_warps_do_not_divide_is_refused(part: str) -> None:
+    """16 or 32 tokens of those that the thread block owns are a warp's."""
+    for bad in (TileShape(32, 32, 1, 4), TileShape(256, 256, 1, 4)):
+        with pytest.raises(ValueError, match="16 or 32"):
+            BackwardSpec(arch="sm_90", kernel="sm80", dtype="float16", head_dim=64, dkdv=bad, dq=bad).part(
+                part
+            )
+
+
+def test_no_kernel_adds_to_memory_of_another_block() -> None:
+    """The same call gives the same bits."""
+    names = [f"omni/sm80/backward{of}.cuh" for of in ("", "_block", "_gemm", "_mask", "_tiled")]
+    for name in [*names, "attention_bwd_sm80.cu", "attention_bwd_naive.cu", "attention_bwd_delta.cu"]:
+        text = (kernels_dir() / name).read_text()
+        assert "atomic" not in text, name
+        assert not re.search(r"\bred\.", text), name
