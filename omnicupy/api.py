@@ -11,6 +11,7 @@ from omnicupy.call import check, check_backward
 from omnicupy.call.arrays import is_cupy
 from omnicupy.cpu import attention as cpu_attention
 from omnicupy.cpu import backward as cpu_backward
+from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.arguments import flag
 from omnicupy.masks.mask import Mask
@@ -83,7 +84,7 @@ def attention_backward(
     deterministic: bool = True,
     sink_logits: None = None,
     softcap: None = None,
-    config: Any = None,
+    config: BackwardSpec | None = None,
 ) -> tuple[Any, Any, Any]:
     """Gradients of `attention`: (dq, dk, dv) of a loss whose gradients by out and lse are dout and dlse.
 
@@ -134,7 +135,7 @@ def _gradients(given: tuple[Any, ...], **options: Any) -> tuple[Any, Any, Any]:
         arrays = cpu_backward.Arrays(*(*given, options["dlse"]))
         return cpu_backward.attention_backward(call, arrays, out_grads=options["out_grads"])
     _load_gpu(*given[1:4])
-    from omnicupy.gpu import backward as gpu_backward  # type: ignore[attr-defined,unused-ignore]
+    from omnicupy.gpu import backward as gpu_backward
 
     gradients: tuple[Any, Any, Any] = gpu_backward.attention_backward(*given, **options)
     return gradients
@@ -176,7 +177,7 @@ def prepare(
 
     gpu_attention.plan_of(q, k, v, mask, scale=scale, out=out, config=config)
     if gradients:
-        from omnicupy.gpu import backward as gpu_backward  # type: ignore[attr-defined,unused-ignore]
+        from omnicupy.gpu import backward as gpu_backward
 
         gpu_backward.prepare_backward(q, k, v, mask, scale=scale, config=None)
 

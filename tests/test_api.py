@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import fake_device
 import numpy as np
@@ -148,3 +149,51 @@ def test_prepare_takes_what_attention_takes() -> None:
             )
             is None
         )
+
+
+def test_gradients_of_cupy_arrays_go_to_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every argument; `prepare` prepares them only when asked."""
+    fake_device.install(monkeypatch)
+    from omnicupy.gpu import backward as gpu_backward
+
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        gpu_backward, "attention_backward", lambda *given, **options: seen.append((given, options))
+    )
+    monkeypatch.setattr(
+        gpu_backward, "prepare_backward", lambda *given, **options: seen.append((given, options))
+    )
+    q = fake_device.ndarray((1, 2, 20, 16), np.float16)
+    mask, options = (
+        oc.causal(20),
+        {"scale": 0.5, "dlse": 1, "wanted": ["q"], "out_grads": 2, "deterministic": False},
+    )
+    options |= {"sink_logits": 3, "softcap": 4, "config": 5}
+    oc.attention_backward(1, q, q, q, 2, 3, mask, **options)  # type: ignore[arg-type]
+    assert seen == [((1, q, q, q, 2, 3), options | {"mask": mask})]
+    oc.prepare(q, q, q, mask, scale=0.5)
+    assert len(seen) == 1
+    oc.prepare(q, q, q, mask, scale=0.5, gradients=True)
+    assert seen[1:] == [((q, q, q, mask), {"scale": 0.5, "config": None})]
+
+
+def test_gradients_of_numpy_arrays_use_every_argument() -> None:
+    q, other = _numpy(), _numpy()[:, :, ::-1] + 1
+    mask = oc.causal(20)
+    out, lse = oc.attention(q, other, q, mask, scale=0.5, return_lse=True)
+    given, dlse = (other, q, other, q, out, lse), np.ones_like(lse)
+    plain = oc.attention_backward(*given, mask, scale=0.5)
+    assert all(one.flags.c_contiguous for one in plain)
+    for changed in ({"scale": 0.4}, {"dlse": dlse}):
+        found = oc.attention_backward(*given, mask, **({"scale": 0.5} | changed))
+        assert not np.array_equal(found[0], plain[0])
+    assert not np.array_equal(oc.attention_backward(*given, scale=0.5)[0], plain[0])
+    assert [one is None for one in oc.attention_backward(*given, mask, wanted=("v",))] == [True, True, False]
+    target = np.empty_like(q)
+    found = oc.attention_backward(
+        *given, mask, scale=0.5, out_grads=(None, target, None), deterministic=False
+    )
+    assert found[1] is target
+    assert all(np.array_equal(one, wanted) for one, wanted in zip(found, plain, strict=True))
+    with pytest.raises(oc.UnsupportedError, match=r"^attention_backward: softcap must be None"):
+        oc.attention_backward(*given, mask, softcap=30.0)  # type: ignore[arg-type]

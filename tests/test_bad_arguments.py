@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from bad_gradient_values import BACKWARD_CONFIG, LSE, OUT, OUT_GRADS, SCORE_CHANGES, WANTED
 from bad_values import (
     BASE,
     BOUND,
@@ -50,7 +51,7 @@ from bad_values import (
 import omnicupy as oc
 from omnicupy import presets
 
-Q = np.zeros((1, 1, 4, 8), np.float32)
+Q, ROWS = np.zeros((1, 1, 4, 8), np.float32), np.zeros((1, 1, 4), np.float32)
 QKV: dict[str, tuple[list[Bad], Any]] = {name: (array(name), Q) for name in ("q", "k", "v")}
 CALL = QKV | {"mask": (a_mask("attention"), None), "scale": (scale(), None), "out": (array("out"), None), "config": (CONFIG, None)}  # fmt: skip
 LENGTH = {"length": (NEEDED, 8)}
@@ -59,7 +60,12 @@ SHAPE = {"q_len": (NEEDED, 8), "k_len": (INTEGER, 8)}
 # Of each function the kind of each parameter and a value that is right.
 ARGUMENTS: dict[str, dict[str, tuple[list[Bad], Any]]] = {
     "attention": CALL | {"return_lse": (FLAG, False)},
-    "prepare": CALL | {"return_lse": (FLAG, False)},
+    "attention_backward": QKV | {name: CALL[name] for name in ("mask", "scale")} | {
+        "dout": (array("dout"), Q), "out": (OUT, Q), "lse": (LSE, ROWS), "dlse": (optional(LSE), None),
+        "wanted": (WANTED, ["q", "k", "v"]), "out_grads": (OUT_GRADS, (None,) * 3), "deterministic": (FLAG, False),
+        "sink_logits": (SCORE_CHANGES, None), "softcap": (SCORE_CHANGES, None), "config": (BACKWARD_CONFIG, None),
+    },
+    "prepare": CALL | {"return_lse": (FLAG, False), "gradients": (FLAG, True)},
     "full": SHAPE,
     "causal": SHAPE,
     "sliding_window": SHAPE | {"left": (NEEDED, 2), "right": (NEEDED, 1)},
@@ -172,7 +178,7 @@ def test_bad_values_are_refused_by_name(name: str) -> None:
     mine = [case for case in cases() if case.function == name]
     assert {case.argument for case in mine} == set(arguments)
     for case in mine:
-        with pytest.raises((TypeError, ValueError)) as caught:
+        with pytest.raises((TypeError, ValueError, oc.UnsupportedError)) as caught:
             function(name)(**(arguments | {case.argument: case.value}))
         assert (caught.type, str(caught.value)) == (case.kind, case.message), (
             case.argument,

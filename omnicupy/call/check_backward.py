@@ -15,6 +15,7 @@ from omnicupy.call import check
 from omnicupy.call.arrays import on_gpu as is_on_gpu
 from omnicupy.call.problem import Problem, type_name
 from omnicupy.errors import UnsupportedError
+from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.spec import round_up
 from omnicupy.masks.arguments import flag
 from omnicupy.masks.mask import Mask
@@ -54,7 +55,7 @@ def call(
     deterministic: Any = True,
     sink_logits: Any = None,
     softcap: Any = None,
-    config: Any = None,
+    config: BackwardSpec | None = None,
 ) -> BackwardCall:
     """Check the arguments of `attention_backward` before any work, once: what they come to is all that engines need.
 
@@ -141,9 +142,10 @@ def _check_elements(name: str, array: Any) -> None:
     # Kernels count strides in elements.
     size = array.dtype.itemsize
     if is_on_gpu(array) and (array.data.ptr % size or any(stride % size for stride in array.strides)):
+        copy_with = getattr(array, "copy_with", "cupy.ascontiguousarray")
         raise ValueError(
             f"{name} must have an address and strides that are multiples of its element's {size} bytes, got "
-            f"address {array.data.ptr:#x} and strides {array.strides}; copy it with cupy.ascontiguousarray"
+            f"address {array.data.ptr:#x} and strides {array.strides}; copy it with {copy_with}"
         )
 
 
@@ -176,7 +178,7 @@ def _check_out_grads(out_grads: Any, wanted: tuple[bool, bool, bool], inputs: li
 
 
 def _check_config(config: Any, found: Problem, on_gpu: bool) -> None:
-    if not any(kind.__name__ == "BackwardSpec" for kind in type(config).__mro__):
+    if not isinstance(config, BackwardSpec):
         raise TypeError(
             f"config must be a BackwardSpec or None (chosen by the table), got {type_name(config)}"
         )

@@ -35,7 +35,8 @@ class Budget:
 class Comparison:
     """The worst row of a result. ratio: error over allowed error, inf where a NaN came or nothing is allowed.
 
-    what: "out" or "lse". where: (batch element, query head, row). error: the largest absolute one there.
+    what: "out", "lse", or of gradients "dq", "dk", "dv". where: (batch element, query head, row), of dk and dv (batch
+    element, key head, key). error: the largest absolute one there.
     """
 
     ratio: float
@@ -50,9 +51,10 @@ class Comparison:
         return self.ratio <= 1
 
     def __str__(self) -> str:
-        b, h, q = self.where
+        b, h, token = self.where
+        axis = "key" if self.what in ("dk", "dv") else "row"
         return (
-            f"worst {self.what} at batch {b}, head {h}, row {q}: error {self.error:.3g}, "
+            f"worst {self.what} at batch {b}, head {h}, {axis} {token}: error {self.error:.3g}, "
             f"allowed {self.allowed:.3g} (ratio {self.ratio:.3g})"
         )
 
@@ -105,17 +107,18 @@ def compare(out: Array, lse: Array | None, expected: Budget) -> Comparison:
     """
     xp = module_of(expected.out)
     error = xp.abs(widen(out, np.float64, xp) - expected.out).max(axis=3)
-    found = [_worst(error, expected.out_allowed, "out", xp)]
+    found = [worst_row(error, expected.out_allowed, "out", xp)]
     if lse is not None:
         # Equal infinities agree; their difference would be NaN.
         lse = widen(lse, np.float64, xp)
         with np.errstate(invalid="ignore"):
             error = xp.where(lse == expected.lse, 0.0, xp.abs(lse - expected.lse))
-        found.append(_worst(error, expected.lse_allowed, "lse", xp))
+        found.append(worst_row(error, expected.lse_allowed, "lse", xp))
     return max(found, key=lambda one: one.ratio)
 
 
-def _worst(error: Array, allowed: Array, what: str, xp: Any) -> Comparison:
+def worst_row(error: Array, allowed: Array, what: str, xp: Any) -> Comparison:
+    """The place of the largest error over allowed error, both (B, heads, tokens); NaN counts as infinite."""
     error = xp.where(xp.isnan(error), np.inf, error)
     known = allowed > 0
     ratio = xp.where(known, error / xp.where(known, allowed, 1.0), xp.where(error == 0, 0.0, np.inf))

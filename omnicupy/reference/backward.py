@@ -1,0 +1,194 @@
+"""The float64 gradients that define `attention_backward` here, and an emulation of how tensor cores compute them.
+
+They define the corner cases: a row that sees no key has dq = 0; a dead key (one that no row of its batch element sees)
+has dk = dv = 0; what q, dout, out and lse hold in such rows, and k and v in such keys, reaches nothing.
+
+Works on NumPy and CuPy arrays, in row chunks, as reference/attention.py does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from omnicupy.call.arrays import DTYPE_NAMES, is_cupy, module_of, narrow, widen
+from omnicupy.call.problem import scale_of
+from omnicupy.masks.mask import Mask
+from omnicupy.reference.attention import Array, attention64, keys_of_rows, masks_of
+
+CHUNK_CPU, CHUNK_GPU = 1 << 19, 1 << 23  # pairs held at a time, in some six arrays
+
+Gradients = tuple[Array, Array, Array]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What gradients are computed of: arrays as `attention_backward` takes them, masks, and the factor of scores."""
+
+    dout: Array
+    q: Array
+    k: Array
+    v: Array
+    out: Array
+    lse: Array
+    dlse: Array | None
+    masks: list[Mask]
+    scale: float
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some rows of the query heads of one key head, in the dtype worked in.
+
+    batch, kv: which.  heads, rows: where they stand in q.  q, dout, out: (group, rows, D), lse: (group, rows), 0 in
+    rows without keys.  keys, values: (k_len, D), 0 where dead.  weights, dscores: P and dS = P * (dout v^T - delta),
+    (group, rows, k_len).
+    """
+
+    batch: int
+    kv: int
+    heads: slice
+    rows: slice
+    q: Array
+    dout: Array
+    out: Array
+    lse: Array
+    keys: Array
+    values: Array
+    weights: Array
+    dscores: Array
+
+
+def gradients64(
+    dout: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Mask | Sequence[Mask],
+    scale: float | None = None,
+    *,
+    dlse: Array | None = None,
+    whole: tuple[Array, Array] | None = None,
+) -> Gradients:
+    """Gradients in float64 on the exact inputs: (dq, dk, dv), float64, of the shapes of q, k and v.
+
+    dout, q: (B, Hq, Sq, D), k and v: (B, Hkv, Skv, D), of any supported dtype. mask: one Mask, or one per batch
+    element. scale: None is 1/sqrt(D). dlse: (B, Hq, Sq) or None. whole: out and lse of a larger attention that these
+    keys are a part of; None where they are all. What some row or key sees must be finite.
+    """
+    out, lse = attention64(q, k, v, mask, scale) if whole is None else whole
+    return sums(given_of((dout, q, k, v), (out, lse, dlse), mask, scale), np.dtype(np.float64))
+
+
+def gradients_emulated(
+    dout: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Mask | Sequence[Mask],
+    scale: float | None = None,
+    *,
+    out: Array,
+    lse: Array,
+    dlse: Array | None = None,
+    scaled: bool = False,
+) -> Gradients:
+    """The plain way to compute gradients in the dtype of the inputs: what an engine's error is measured against.
+
+    out, lse: what the engine is given. Scores, P, delta = rowsum(dout * out) - dlse and dS in float32; P rounded to
+    the inputs' dtype for dv, dS for dq and dk; sums in float32, then the scale, then one rounding of each gradient.
+    scaled: the scale is multiplied into dS before that is rounded. Other arguments as in gradients64; float64 inputs
+    are computed in float64 throughout. Returns (dq, dk, dv) in the dtype of the inputs.
+    """
+    xp, dtype = module_of(q), q.dtype
+    wide = np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+    def rounding(values: Array) -> Array:
+        return widen(narrow(values, dtype), wide, xp)
+
+    given = given_of((dout, q, k, v), (out, lse, dlse), mask, scale)
+    dq, dk, dv = sums(given, wide, rounding, scaled)
+    return narrow(dq, dtype), narrow(dk, dtype), narrow(dv, dtype)
+
+
+def given_of(
+    inputs: tuple[Array, Array, Array, Array],
+    results: tuple[Array, Array, Array | None],
+    mask: Mask | Sequence[Mask],
+    scale: float | None,
+) -> Given:
+    """`inputs` (dout, q, k, v) and `results` (out, lse, dlse) with the mask of each batch element and the scale."""
+    q = inputs[1]
+    factor = scale_of(scale, q.shape[3], DTYPE_NAMES[np.dtype(q.dtype)])
+    return Given(*inputs, *results, masks_of(mask, len(q)), factor)
+
+
+def sums(
+    given: Given,
+    dtype: np.dtype[Any],
+    rounding: Callable[[Array], Array] = lambda values: values,
+    scaled: bool = False,
+) -> Gradients:
+    """dq, dk and dv in `dtype`; `rounding` is applied to P before dv, and to dS, scaled or not, before dq and dk."""
+    xp, factor, one = module_of(given.q), dtype.type(given.scale), dtype.type(1)
+    before, after = (factor, one) if scaled else (one, factor)
+    dq = xp.empty(given.q.shape, dtype)
+    dk, dv = xp.zeros(given.k.shape, dtype), xp.zeros(given.v.shape, dtype)
+    for chunk in chunks(given, dtype):
+        dscores, weights = rounding(chunk.dscores * before), rounding(chunk.weights)
+        dq[chunk.batch, chunk.heads, chunk.rows] = dscores @ chunk.keys
+        dk[chunk.batch, chunk.kv] += over_rows(dscores, chunk.q)
+        dv[chunk.batch, chunk.kv] += over_rows(weights, chunk.dout)
+    dq *= after
+    dk *= after
+    return dq, dk, dv
+
+
+def over_rows(pairs: Array, rows: Array) -> Array:
+    """The sum over heads and rows of pairs (group, rows, k_len) times rows (group, rows, D): (k_len, D)."""
+    return pairs.reshape(-1, pairs.shape[2]).T @ rows.reshape(-1, rows.shape[2])
+
+
+def chunks(given: Given, dtype: np.dtype[Any]) -> Iterator[Chunk]:
+    """All rows of all heads, some at a time: memory grows with the keys, not with rows times keys."""
+    xp, zero = module_of(given.q), dtype.type(0)
+    (_, kv_heads, k_len, _), q_len = given.k.shape, given.q.shape[2]
+    group = given.q.shape[1] // kv_heads
+    step = max(1, (CHUNK_GPU if is_cupy(given.q) else CHUNK_CPU) // (group * k_len))
+    seen = keys_of_rows(given.masks, len(given.q), xp) > 0
+    for b, mask in enumerate(given.masks):
+        live = xp.asarray(~mask.dead_keys())[:, None]
+        keys, values = (xp.where(live, widen(x[b], dtype, xp), zero) for x in (given.k, given.v))
+        for q0 in range(0, q_len, step):
+            rows = slice(q0, min(q0 + step, q_len))
+            visible = xp.asarray(mask.dense(q0, rows.stop, 0, k_len))
+            for kv in range(kv_heads):
+                heads = slice(kv * group, (kv + 1) * group)
+
+                def part(array: Array, b: int = b, heads: slice = heads, rows: slice = rows) -> Array:
+                    own = array[b, heads, rows]
+                    some = seen[b, rows].reshape(1, -1, *[1] * (own.ndim - 2))
+                    return xp.where(some, widen(own, dtype, xp), zero)
+
+                q, dout, out, lse = (part(array) for array in (given.q, given.dout, given.out, given.lse))
+                weights = _weights(q, keys[kv], lse, visible, dtype.type(given.scale))
+                delta = (dout * out).sum(axis=2)
+                if given.dlse is not None:
+                    delta = delta - part(given.dlse)
+                dscores = weights * (dout @ values[kv].T - delta[..., None])
+                lse = xp.where(lse == -np.inf, zero, lse)
+                yield Chunk(b, kv, heads, rows, q, dout, out, lse, keys[kv], values[kv], weights, dscores)
+
+
+def _weights(q: Array, keys: Array, lse: Array, visible: Array, factor: Any) -> Array:
+    """P = exp(factor * q k^T - lse), (group, rows, k_len); 0 for hidden pairs and where lse is that of no key."""
+    xp, zero = module_of(q), q.dtype.type(0)
+    none = lse == -np.inf
+    level = xp.where(none, zero, lse)[..., None]
+    shown = visible & ~none[..., None]
+    scores = q @ keys.T
+    scores *= factor
+    return xp.where(shown, xp.exp(xp.where(shown, scores - level, zero)), zero)
