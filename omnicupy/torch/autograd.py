@@ -32,9 +32,9 @@ class Attention(torch.autograd.Function):  # type: ignore[misc]  # no types wher
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Any, k: Any, v: Any, mask: Any, options: tuple[Any, ...]) -> Any:
-        """options: scale, return_lse, config, deterministic, tokens_first."""
-        scale, return_lse, config, deterministic, tokens_first = options
+    def forward(ctx: Any, q: Any, k: Any, v: Any, mask: Any, *options: Any) -> Any:
+        """options: (scale, return_lse, config, deterministic) and tokens_first."""
+        (scale, return_lse, config, deterministic), tokens_first = options
         target = new_out(q, True) if tokens_first else None
         out, lse = run_eagerly(q, k, v, mask, scale=scale, return_lse=True, out=target, config=config)
         ctx.set_materialize_grads(False)
@@ -50,7 +50,7 @@ class Attention(torch.autograd.Function):  # type: ignore[misc]  # no types wher
         call = _gradients_of(dout, dlse)
         wanted = ctx.needs_input_grad[:3]
         found = call((dout, dlse), ctx.saved_tensors, ctx.mask, scale, wanted, deterministic)
-        return *found, None, None
+        return *found, None, None, None
 
 
 def _gradients_of(dout: Any, dlse: Any) -> Any:

@@ -35,58 +35,47 @@ def attention(
 ) -> Any:
     """`omnicupy.attention` on torch tensors: same meaning, shapes, promises and errors.
 
-    q: (batch, q_heads, q_len, head_dim).  k, v: (batch, kv_heads, k_len, head_dim).  out: as q, or None for a
-    new C-contiguous tensor. All on one device. Any strides on the CPU; on a GPU the last axis is contiguous
-    and rows are 16-byte aligned, so x.transpose(1, 2) of a (batch, tokens, heads, head_dim) tensor passes.
-    No tensor is copied.
+    q: (batch, q_heads, q_len, head_dim).  k, v: (batch, kv_heads, k_len, head_dim).  out: as q, or None for a new
+    C-contiguous tensor. All on one device. No tensor is copied. Any strides on the CPU; on a GPU the last axis is
+    contiguous and rows are 16-byte aligned: x.transpose(1, 2) of a (batch, tokens, heads, head_dim) tensor passes.
 
     CUDA tensors (float16, bfloat16) run on torch's current stream of their device, without a synchronisation;
     torch allocates the outputs. CPU tensors (float16, bfloat16, float32, float64) run on NumPy and BLAS.
-    Inside torch.compile the call is one operator of the graph, and masks are inputs of it: pass them as
-    arguments, and a new mask of the same shape recompiles nothing (the second one does, once).
-    For a CUDA graph, call `prepare` or this once before the capture; the graph keeps what it reads of the mask.
+    Inside torch.compile the call is one operator of the graph, and masks are inputs of it: pass them as arguments,
+    and a new mask of the same shape recompiles nothing (the second one does, once). For a CUDA graph, call `prepare`
+    or this once before the capture; the graph keeps what it reads of the mask.
 
-    Gradients pass through to q, k and v, from out and from lse, in their dtypes and C-contiguous; those that nobody
-    asks for are not computed. The mask is kept until then. They run on the stream of the forward pass.
-    deterministic: the same call gives the same bits, its gradients too; False permits another order of their sums,
-    unless torch.use_deterministic_algorithms forbids it.
-    There is no second derivative and no forward mode; torch.func.grad, vjp, jacrev and vmap work.
+    Gradients of out and lse reach q, k and v, in their dtypes, on the stream of the forward pass; what nobody asks for
+    is not computed. There is no second derivative and no forward mode; torch.func.grad, vjp, jacrev and vmap work.
+    deterministic: False permits gradients another order of sums in each call, unless
+    torch.use_deterministic_algorithms forbids it.
 
     Returns `out`, or (out, lse) with lse (batch, q_heads, q_len), float32, for float64 tensors float64.
     Raises what `omnicupy.attention` raises; UnsupportedError for `out` where a gradient is needed, for tensors that
     carry a tangent, for derivatives of gradients, and for `config` inside torch.compile.
     """
     tensors.check(q, k, v, out)
-    if type(return_lse) is not bool:
-        return_lse = flag("attention", "return_lse", return_lse)
-    if type(deterministic) is not bool:
-        deterministic = flag("attention", "deterministic", deterministic)
+    if type(return_lse) is not bool or type(deterministic) is not bool:
+        given = {"return_lse": return_lse, "deterministic": deterministic}
+        return_lse, deterministic = (flag("attention", name, value) for name, value in given.items())
     if state.any_autocast():
         q, k, v = tensors.autocast(q, k, v)
     if torch.is_grad_enabled():
         if out is not None:
             tensors.check_out(q, k, v, out)
         elif q.requires_grad or k.requires_grad or v.requires_grad:
-            return with_gradients(
-                q, k, v, mask, scale=scale, return_lse=return_lse, config=config, deterministic=deterministic
-            )
-    if state.has_tangents():  # there are tangents, which would be lost
+            return with_gradients(q, k, v, mask, (scale, return_lse, config, deterministic))
+    if state.has_tangents():  # which would be lost
         tensors.check_tangents(q=q, k=k, v=v, out=out)
     if torch.compiler.is_compiling():
         return through_operator(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
     run = run_eagerly if state.tracer() is None else untraced(run_eagerly)
-    kind = type(q)
-    if kind is type(k) is type(v) and out is None:  # the same as below, in half the time
-        plain = kind in state.PLAIN
+    if type(q) is type(k) is type(v) and out is None:  # the same as below, in half the time
+        plain = type(q) in state.PLAIN
     else:
         plain = all(type(one) in state.PLAIN for one in (q, k, v, out) if one is not None)
-    if state.transform() is not None:
-        run, more = through_transforms, {"deterministic": deterministic, "tokens_first": False}
-        return run(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config, **more)
-    if not plain or state.modes():
-        run = partial(through_operator, deterministic=deterministic)
-    elif state.jit_traces():
-        raise UnsupportedError(NO_TRACE)
+    if not plain or state.modes() or state.transform() is not None or state.jit_traces():
+        run = _seen_by_torch(plain, deterministic)
     try:
         return run(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
     except (RuntimeError, TypeError):  # of torch, which says nothing of which tensor it is
@@ -94,35 +83,39 @@ def attention(
         raise
 
 
-def with_gradients(
-    q: Any,
-    k: Any,
-    v: Any,
-    mask: Any,
-    *,
-    scale: Any,
-    return_lse: bool,
-    config: Any,
-    deterministic: bool,
-    tokens_first: bool = False,
-) -> Any:
-    """The call where q, k or v requires a gradient; they are tensors. tokens_first: as `new_out`."""
-    if state.has_tangents():  # there are tangents, which would be lost
-        tensors.check_tangents(q=q, k=k, v=v)
-    options = {"scale": scale, "return_lse": return_lse, "out": None, "config": config}
-    more = {"deterministic": deterministic, "tokens_first": tokens_first}
-    if torch.compiler.is_compiling():
-        return through_operator(q, k, v, mask, **options, **more)
+def _seen_by_torch(plain: bool, deterministic: bool) -> Any:
+    """What runs where torch has to see the call. Raises UnsupportedError where it could not record it."""
     if state.transform() is not None:
-        return through_transforms(q, k, v, mask, **options, **more)
+        return partial(through_transforms, deterministic=deterministic, tokens_first=False)
+    if plain and not state.modes():
+        raise UnsupportedError(NO_TRACE)
+    return partial(through_operator, deterministic=deterministic)
+
+
+def with_gradients(
+    q: Any, k: Any, v: Any, mask: Any, options: tuple[Any, ...], tokens_first: bool = False
+) -> Any:
+    """The call where q, k or v requires a gradient; they are tensors.
+
+    options: scale, return_lse, config, deterministic.  tokens_first: as `new_out`.
+    """
+    if state.has_tangents():
+        tensors.check_tangents(q=q, k=k, v=v)
+    scale, return_lse, config, deterministic = options
+    how = {"scale": scale, "return_lse": return_lse, "out": None, "config": config}
+    how |= {"deterministic": deterministic, "tokens_first": tokens_first}
+    if torch.compiler.is_compiling():
+        return through_operator(q, k, v, mask, **how)
+    if state.transform() is not None:
+        return through_transforms(q, k, v, mask, **how)
     plain = type(q) in state.PLAIN and type(k) in state.PLAIN and type(v) in state.PLAIN
     try:
         if not plain or state.modes():
-            return through_operator(q, k, v, mask, **options, **more)
+            return through_operator(q, k, v, mask, **how)
         if state.jit_traces():
             raise UnsupportedError(NO_TRACE)
         run = Attention.apply if state.tracer() is None else untraced(Attention.apply)
-        return run(q, k, v, mask, (scale, return_lse, config, deterministic, tokens_first))
+        return run(q, k, v, mask, options, tokens_first)
     except (RuntimeError, TypeError):  # of torch, which says nothing of which tensor it is
         tensors.check_storage(q=q, k=k, v=v)
         raise

@@ -9,6 +9,7 @@ import torch
 
 from omnicupy.call.arrays import BFLOAT16, DeviceArray
 from omnicupy.errors import UnsupportedError
+from omnicupy.torch import state
 
 DTYPES = {
     torch.float16: np.dtype(np.float16),
@@ -61,6 +62,8 @@ def check_storage(**named: Any) -> None:
             raise UnsupportedError(f"{name} is stored as {tensor.layout}; pass {name}.to_dense()")
         if tensor.is_neg():
             raise UnsupportedError(f"{name} is a negated view; pass {name}.resolve_neg()")
+        if state.transform() is not None:  # which wraps tensors and unwraps them for operators
+            continue
         if tensor.device.type in ("cpu", "cuda") and tensor.numel() and not _address(tensor):
             raise UnsupportedError(
                 f"{name} holds no memory of its own, as a {type(tensor).__qualname__} that wraps other tensors; pass "

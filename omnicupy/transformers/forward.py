@@ -55,13 +55,8 @@ def attention(
 def _run(query: Any, key: Any, value: Any, masks: Masks, scaling: float | None) -> Any:
     mask = one_or_all(masks)
     if tensors.need_gradients(query, key, value):
-        options: dict[str, Any] = {
-            "return_lse": False,
-            "config": None,
-            "deterministic": True,
-            "tokens_first": True,
-        }
-        return with_gradients(query, key, value, mask, scale=scaling, **options).transpose(1, 2)
+        options = (scaling, False, None, True)  # no lse, no config, always the same bits
+        return with_gradients(query, key, value, mask, options, tokens_first=True).transpose(1, 2)
     batch, heads, rows, head_dim = query.shape
     out = torch.empty((batch, rows, heads, head_dim), dtype=query.dtype, device=query.device)
     front.attention(query, key, value, mask, scale=scaling, out=out.transpose(1, 2))

@@ -126,21 +126,6 @@ def test_out_is_written_in_place(dtype: Any) -> None:
     assert stored._version == version + 1, "autograd must see that the tensor has changed"
 
 
-def test_parameters_of_a_frozen_model() -> None:
-    q, k, v = _inputs()
-    held = torch.nn.Parameter(q, requires_grad=False)
-    assert torch.equal(oc.torch.attention(held, k, v), oc.torch.attention(q, k, v))
-
-
-def test_tangents_are_refused_where_they_would_be_lost() -> None:
-    q, k, v = (torch.randn(1, 2, 5, 8) for _ in range(3))
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(k, torch.ones_like(k))
-        with pytest.raises(oc.UnsupportedError, match=r"^k carries a tangent"):
-            oc.torch.attention(q, dual, v)
-        assert oc.torch.attention(q, k, v).shape == q.shape
-
-
 @pytest.mark.parametrize("quiet", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("index", range(4))
 def test_gradients_do_not_pass_through_out(index: int, quiet: Callable[[], Any]) -> None:

@@ -268,6 +268,15 @@ def test_threads_train_beside_each_other() -> None:
     assert not wrong
 
 
+def test_parameters_frozen_or_not() -> None:
+    q, k, v = (x.detach() for x in _inputs())
+    held = torch.nn.Parameter(q, requires_grad=False)
+    assert torch.equal(oc.torch.attention(held, k, v), oc.torch.attention(q, k, v))
+    held.requires_grad_()
+    oc.torch.attention(held, k, v).sum().backward()
+    assert held.grad.any()
+
+
 def test_a_subclass_that_wraps_tensors() -> None:
     q, k, v = _inputs()
     pair = TwoTensor(k.detach(), 2 * k.detach()).requires_grad_()
