@@ -50,9 +50,9 @@ def by_key_blocks(block: BlockMask) -> KeyBlocks:
     k_blocks = -(-block.k_len // block.bc)
     # Stable, so that the queries of a block ascend; of 16-bit keys by radix.
     order = np.argsort(column.astype(np.uint16) if k_blocks < 1 << 16 else column, kind="stable")
-    turned = np.empty_like(entries)
-    turned[:, :2] = entries[order, :2]
-    turned[:, 2] = rows[order] * np.int32(block.br)
+    turned = entries.take(order, axis=0)  # whole entries: far faster than some of their columns
+    turned[:, 2] = rows.take(order)
+    turned[:, 2] *= np.int32(block.br)
     np.minimum(np.int32(block.q_len) - turned[:, 2], np.int32(block.br), out=turned[:, 3])
     offsets = np.zeros(k_blocks + 1, np.int32)
     np.cumsum(np.bincount(column, minlength=k_blocks), out=offsets[1:])
@@ -118,8 +118,9 @@ def _turned(bit_tiles: TileArray, br: int, bc: int) -> TileArray:
 
 
 def _transposed(squares: TileArray) -> TileArray:
-    """32 x 32 bits each, (32, ...), which are overwritten: bit c of word r becomes bit r of word c. Quarters are swapped,
-    then quarters of these (Warren, Hacker's Delight, section 7-3).
+    """32 x 32 bits each, (32, ...), which are overwritten: bit c of word r becomes bit r of word c.
+
+    Quarters are swapped, then quarters of these (Warren, Hacker's Delight, section 7-3).
     """
     for half, low in ((16, 0x0000FFFF), (8, 0x00FF00FF), (4, 0x0F0F0F0F), (2, 0x33333333), (1, 0x55555555)):
         pairs = squares.reshape(16 // half, 2, half, *squares.shape[1:])
