@@ -73,6 +73,18 @@ CALLS = [
         "tests/schedule/test_limits.py",
     ),
     Fault(
+        "schedule/parts.py",
+        "if 1 < parts <= workers.split_slots and",
+        "if 1 < parts and",
+        "tests/schedule/test_limits.py",
+    ),
+    Fault(
+        "schedule/pieces.py",
+        "cuts = np.sort(np.concatenate([before, begins, lazy,",
+        "cuts = np.sort(np.concatenate([before, begins,",
+        "tests/schedule/test_pieces.py",
+    ),
+    Fault(
         "schedule/grid.py",
         "slots = MOST_PARTIAL_BYTES // (all_heads * partial_bytes(spec)) if",
         "slots = MOST_PARTIAL_BYTES // partial_bytes(spec) if",

@@ -7,7 +7,17 @@ import heapq
 import numpy as np
 import pytest
 
-from omnicupy.schedule.parts import ITEM, LEAST_TILES, LEAVE, Schedule, Workers, ends, schedule
+from omnicupy.schedule.parts import (
+    ENOUGH,
+    ITEM,
+    LEAST_TILES,
+    LEAVE,
+    Schedule,
+    Workers,
+    ends,
+    parts_of_one_row,
+    schedule,
+)
 
 
 def _offsets(counts: list[int]) -> np.ndarray:
@@ -82,6 +92,27 @@ def test_few_rows_are_cut_and_end_sooner(counts: list[int], heads: int) -> None:
     assert whole.n_slots == 0
     assert cut.n_split_rows > 0
     assert _played(cut, Workers(heads, 132)) < 0.7 * _played(whole, Workers(heads, 132))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_row_that_is_alone_is_cut_as_one_of_many_is(seed: int) -> None:
+    """The short way that decoding takes: no way that is tried for many rows ends sooner."""
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(1, 300))
+    workers = Workers(int(rng.integers(1, 80)), 132, int(rng.integers(1, 80)))
+    cost = np.array([1.1 * count])
+    tried = [
+        parts
+        for parts in range(1, min(max(count // LEAST_TILES, 1), workers.split_slots, 64) + 1)
+        if parts in (1, 2, 3, 4, 6)
+    ]
+    of_parts = {parts: ends(cost, np.array([parts]), workers) for parts in tried}
+    found = parts_of_one_row(float(cost[0]), count, workers)
+    assert 1 <= found <= max(1, count // LEAST_TILES)
+    assert found == 1 or found <= workers.split_slots
+    end = ends(cost, np.array([found]), workers)
+    least = (cost[0] + ITEM) * workers.heads / workers.sm_count
+    assert ENOUGH * end <= least or end <= min(of_parts.values()) + 1e-9
 
 
 def test_enough_rows_are_left_whole() -> None:

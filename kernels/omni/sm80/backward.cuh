@@ -9,6 +9,7 @@ namespace omni {
 template <class Cfg>
 struct Backward : BackwardBlock<Cfg> {
   using Block = BackwardBlock<Cfg>;
+  using typename Block::Cursor;
   using Shared = SmemTile<Cfg::kHeadDim, Cfg::kSwizzle>;
   using Step = StepTile<Cfg>;
   static constexpr int kOwnedBytes = Cfg::kOwned * Shared::kPitchBytes;
@@ -65,9 +66,10 @@ struct Backward : BackwardBlock<Cfg> {
     this->template load_owned<Cfg::kHeadDim>(0, 0);
     if constexpr (!Cfg::kOwnsKeys) this->load_statistics(statistics(0), this->head(), this->owned0());
     request(this->cursor(0), 0);
-    for (int parity = 0; this->cursor(parity).has_tile(); parity ^= 1) {
+    for (int parity = 0;; parity ^= 1) {
       cp_async_wait<0>();
       __syncthreads();  // this tile has arrived; the other buffer is read, and the other cursor too
+      if (!this->cursor(parity).has_tile()) break;
       if constexpr (Cfg::kStages == 2) {
         request(this->advance(parity), parity ^ 1);
         compute(this->cursor(parity).tile, parity);
@@ -78,7 +80,6 @@ struct Backward : BackwardBlock<Cfg> {
         request(next, 0);
       }
     }
-    cp_async_wait<0>();
     this->store_gradients();
   }
 };

@@ -8,12 +8,14 @@ namespace omni {
 
 // Walks tiles, and inside each the query heads that count for it: one for dQ, those of the group for dK and dV. Their
 // sums stay in registers, and no two thread blocks add to the same gradient.
-struct Cursor {
-  EntryWalk walk;
+template <int kStep>
+struct CursorOf {
+  EntryWalk<kStep> walk;
   Tile tile;  // kind 0: no more tiles
   int head;   // which of the heads
 
-  __device__ __forceinline__ Cursor(BlockLists const& lists, WorkItem const& work) : walk(lists, work.first, work.end) {
+  __device__ __forceinline__ CursorOf(BlockLists const& lists, WorkItem const& work)
+      : walk(lists, work.first, work.tiles) {
     take(lists);
   }
 
@@ -36,6 +38,7 @@ template <class Cfg>
 struct BackwardBlock {
   using Step = StepTile<Cfg>;
   using Out = RegTile<Cfg::kTilesM, Cfg::kColumns>;
+  using Cursor = CursorOf<Cfg::kWalked>;
   static constexpr int kStatisticBytes = 2 * 4 * Cfg::kBr;  // lse2 and delta of the queries of a tile
 
   static constexpr int kCursorBytes = 128;
@@ -50,14 +53,16 @@ struct BackwardBlock {
 
   __device__ __forceinline__ BackwardBlock(BackwardParams const& all, WorkItem const& work, unsigned char* s_memory)
       : params(all), p(all.p), s_base(s_memory) {
-    *reinterpret_cast<int4*>(s_base + kWorkOffset) = make_int4(work.q0, work.mask, work.batch, work.head);
-    cursor(0) = Cursor(p.lists, work);
+    if (thread_index() == 0) {
+      *reinterpret_cast<int4*>(s_base + kWorkOffset) = make_int4(work.q0, work.mask, work.batch, work.head);
+      cursor(0) = Cursor(p.lists, work);
+    }
+    __syncthreads();
     first.fill(0.f);
     if constexpr (Cfg::kOwnsKeys) second.fill(0.f);
   }
 
-  // What is worked on lies in shared memory, where every thread writes the same, and is read anew wherever it is
-  // needed: registers are dearer.
+  // What is worked on lies in shared memory and is read anew wherever it is needed: registers are dearer.
   template <int kField>
   __device__ __forceinline__ int work() const {
     return reinterpret_cast<int const volatile*>(s_base + kWorkOffset)[kField];
@@ -68,16 +73,17 @@ struct BackwardBlock {
   __device__ __forceinline__ int batch() const { return work<2>(); }
   __device__ __forceinline__ int head() const { return work<3>(); }  // kv head where keys are owned, else query head
 
-  // Where the walk stands, for tiles that are even or odd by their count: one is read while the next one is written.
+  // Where the walk stands, for tiles that are even or odd by their count: one is read while the other one is written.
   __device__ __forceinline__ Cursor& cursor(int parity) const {
     return *reinterpret_cast<Cursor*>(s_base + kWorkOffset + 16 + parity * kCursorBytes);
   }
 
-  // From the cursor of `parity` to the other one, which is returned. Between two calls lies a barrier.
+  // From the cursor of `parity` to the other one, which is returned; others find it there behind the next barrier, and
+  // have to be done with it before.
   __device__ __forceinline__ Cursor advance(int parity) const {
     Cursor next = cursor(parity);
     next.advance(p.lists, Cfg::kOwnsKeys ? p.group : 1);
-    cursor(parity ^ 1) = next;
+    if (thread_index() == 0) cursor(parity ^ 1) = next;
     return next;
   }
 

@@ -10,6 +10,7 @@ namespace omni {
 template <class Cfg>
 struct TiledBackward : BackwardBlock<Cfg> {
   using Block = BackwardBlock<Cfg>;
+  using typename Block::Cursor;
   static constexpr int kSlice = Cfg::kColumns;
   static constexpr int kSlices = (Cfg::kHeadDim + kSlice - 1) / kSlice;
   using Shared = SmemTile<kSlice, Cfg::kSwizzle>;
@@ -24,7 +25,7 @@ struct TiledBackward : BackwardBlock<Cfg> {
 
   // Brings a slice of the four tensors, lse2 and delta.
   __device__ __forceinline__ void load_slice(Cursor const& at, int slice) {
-    __syncthreads();  // the slice before is read, and the other cursor too
+    __syncthreads();  // the slice before is read
     this->template load_owned<kSlice>(0, slice * kSlice);
     this->template load_walked<kSlice>(at, 2 * kOwnedBytes, slice * kSlice);
     int const query_head = Cfg::kOwnsKeys ? this->walked_head(at) : this->head();
@@ -71,6 +72,7 @@ struct TiledBackward : BackwardBlock<Cfg> {
     for (int parity = 0; this->cursor(parity).has_tile(); parity ^= 1) {
       compute(this->cursor(parity));
       this->advance(parity);
+      __syncthreads();  // the cursor is there
     }
     this->store_gradients();
   }
