@@ -82,7 +82,9 @@ TABLE = (
         dq=TileShape(128, 64, 3, 12),
         archs=HOPPER,
     ),
-    BackwardRow(head_dims=(16, 64), dkdv=TileShape(64, 128, 2, 4), dq=TileShape(128, 64, 2, 4)),
+    # 32 tokens a warp; where one thread block fills the shared memory, more warps of 16.
+    BackwardRow(head_dims=(16, 64), dkdv=TileShape(64, 128, 2, 4), dq=TileShape(128, 64, 2, 4), archs=LARGE),
+    BackwardRow(head_dims=(16, 64), dkdv=TileShape(64, 128, 2, 8), dq=TileShape(128, 64, 2, 8), archs=SMALL),
     # Two blocks of dQ a multiprocessor, where its shared memory holds them.
     BackwardRow(
         head_dims=(80, 128),
