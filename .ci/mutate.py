@@ -73,6 +73,18 @@ CALLS = [
         "tests/schedule/test_limits.py",
     ),
     Fault(
+        "schedule/parts.py",
+        "if 1 < parts <= workers.split_slots and",
+        "if 1 < parts and",
+        "tests/schedule/test_limits.py",
+    ),
+    Fault(
+        "schedule/pieces.py",
+        "cuts = np.sort(np.concatenate([before, begins, lazy,",
+        "cuts = np.sort(np.concatenate([before, begins,",
+        "tests/schedule/test_pieces.py",
+    ),
+    Fault(
         "schedule/grid.py",
         "slots = MOST_PARTIAL_BYTES // (all_heads * partial_bytes(spec)) if",
         "slots = MOST_PARTIAL_BYTES // partial_bytes(spec) if",
@@ -275,7 +287,166 @@ FILES = [
     ),
 ]
 
-FAULTS = CALLS + MEMORY + FILES
+GRADIENTS = [
+    Fault(
+        "masks/transpose.py",
+        'np.ascontiguousarray(packed).view("<u4")',
+        'packed.view("<u4")',
+        "tests/masks/test_transpose.py",
+    ),
+    Fault(
+        "masks/transpose.py",
+        "single[:, 2] += number * np.int32(block.bc)",
+        "single[:, 2] += number",
+        "tests/masks/test_transpose.py",
+    ),
+    Fault(
+        "masks/transpose.py",
+        "np.minimum(np.int32(block.q_len) - turned[:, 2], np.int32(block.br), out=turned[:, 3])",
+        "turned[:, 3] = block.br",
+        "tests/masks/test_transpose.py",
+    ),
+    Fault(
+        "schedule/key_lists.py",
+        "np.where(payload >= 0, payload + t, payload)",
+        "payload",
+        "tests/schedule/test_key_lists.py",
+    ),
+    Fault(
+        "schedule/key_lists.py",
+        "one.offsets[1:] + np.int32(at)",
+        "one.offsets[1:]",
+        "tests/schedule/test_key_lists.py",
+    ),
+    Fault(
+        "schedule/key_lists.py",
+        "parts[:, 0] = block * first.bc",
+        "parts[:, 0] = block * first.br",
+        "tests/schedule/test_key_lists.py",
+    ),
+    Fault(
+        "schedule/key_lists.py",
+        "[dead_rows(block.mask) for block in blocks]",
+        "[dead_rows(first.mask) for block in blocks]",
+        "tests/schedule/test_key_lists.py",
+    ),
+    Fault(
+        "schedule/key_lists.py",
+        " * workers.repeats",
+        "",
+        "tests/schedule/test_key_lists.py",
+    ),
+    Fault(
+        "schedule/backward_grid.py",
+        "if copies_keys:",
+        "if not copies_keys:",
+        "tests/schedule/test_backward_grid.py",
+    ),
+    Fault(
+        "schedule/backward_grid.py",
+        "group * max(1, min(-(-enough // group), fit))",
+        "max(1, min(enough, fit))",
+        "tests/schedule/test_backward_grid.py",
+    ),
+    Fault(
+        "gpu/backward.py",
+        "not given[0].data.ptr & ALIGN_MASK,",
+        "True,",
+        "tests/gpu/test_backward_keys.py",
+    ),
+    Fault(
+        "gpu/backward.py",
+        "tuple(wanted),",
+        "len(wanted),",
+        "tests/gpu/test_backward_keys.py",
+    ),
+    Fault(
+        "gpu/backward.py",
+        '_targets_key(given[1:4], options.get("out_grads")),',
+        "None,",
+        "tests/gpu/test_backward_keys.py",
+    ),
+    Fault(
+        "gpu/backward.py",
+        "if any(begin < stop and first < end for begin, end in taken):",
+        "if False:",
+        "tests/gpu/test_backward_keys.py",
+    ),
+    Fault(
+        "gpu/backward.py",
+        "if name not in wanted or to.data.ptr & ALIGN_MASK:",
+        "if to.data.ptr & ALIGN_MASK:",
+        "tests/gpu/test_backward_keys.py",
+    ),
+    Fault(
+        "gpu/backward.py",
+        'if options.get("sink_logits") is not None or options.get("softcap") is not None:',
+        'if options.get("sink_logits") or options.get("softcap"):',
+        "tests/gpu/test_backward_keys.py",
+    ),
+    Fault(
+        "gpu/backward.py",
+        "if is_capturing(stream):",
+        "if False:",
+        "tests/gpu/test_backward.py",
+    ),
+    Fault(
+        "gpu/backward.py",
+        '(options.get("scale"), deterministic, options.get("config"), cache.epoch)',
+        '(options.get("scale"), options.get("config"), cache.epoch)',
+        "tests/gpu/test_backward_keys.py",
+    ),
+    Fault(
+        "gpu/backward_planning.py",
+        '"q": dead_rows or not mapped(layouts.q)',
+        '"q": not mapped(layouts.q)',
+        "tests/gpu/test_backward_copies.py",
+    ),
+    Fault(
+        "gpu/backward_planning.py",
+        '"v": dead_keys or not mapped(layouts.v)',
+        '"v": not mapped(layouts.v)',
+        "tests/gpu/test_backward_copies.py",
+    ),
+    Fault(
+        "gpu/backward_planning.py",
+        "plain = layouts.dout_aligned and dout[1][3] == ITEM_BYTES",
+        "plain = dout[1][3] == ITEM_BYTES",
+        "tests/gpu/test_backward_copies.py",
+    ),
+    Fault(
+        "gpu/backward_planning.py",
+        'early = spec.kernel == "sm90" and len(launches) == 2',
+        'early = spec.kernel == "sm90"',
+        "tests/gpu/test_backward.py",
+    ),
+    Fault(
+        "gpu/backward_plan.py",
+        'own.arrivals if one.kernel.part == "dq" else memory.counters',
+        "memory.counters",
+        "tests/gpu/test_backward.py",
+    ),
+    Fault(
+        "gpu/backward_plan.py",
+        "arrivals = own.arrivals + 4 * _COUNTERS",
+        "arrivals = own.arrivals",
+        "tests/gpu/test_backward.py",
+    ),
+    Fault(
+        "gpu/backward_plan.py",
+        'at = work if one.kernel.part == "prepare" else copied',
+        "at = copied",
+        "tests/gpu/test_backward_copies.py",
+    ),
+    Fault(
+        "gpu/backward_plan.py",
+        "0, space.partials - space.sums, stream.ptr",
+        "0, space.partials, stream.ptr",
+        "tests/gpu/test_backward_fused.py",
+    ),
+]
+
+FAULTS = CALLS + MEMORY + FILES + GRADIENTS
 
 
 def text_with(fault: Fault, root: Path = ROOT) -> str:

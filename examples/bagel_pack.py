@@ -41,7 +41,7 @@ def main() -> None:
     blocks = mask.blocks(64, 64)
     took = time.perf_counter() - start
     tokens = mask.shape[0]
-    print(f"{tokens} tokens, mask and {len(blocks.entries)} tiles in {took * 1e3:.1f} ms")
+    print(f"{tokens} tokens, mask and {blocks.tiles.sum()} tiles in {took * 1e3:.1f} ms")
     print(mask.stats(64, 64))
 
     rng = np.random.default_rng(0)

@@ -131,7 +131,7 @@ __device__ __forceinline__ void query_gradient(BackwardParams const& params, Sha
   load_row(s.second, params.gradient_of_out().row(batch, head, q), p.head_dim);
   float dq[kColumns] = {};
   int const* const entries = p.lists.row_offsets + mask_index * p.q_blocks + q / kBr;
-  EntryWalk walk(p.lists, entries[0], entries[1]);
+  RowWalk<kBc> walk(entries);
   while (walk.has_next()) {
     Tile const tile = walk.take(p.lists);
     unsigned char const* const g_k = p.key().row(batch, head / p.group, tile.first);
@@ -165,7 +165,7 @@ __device__ __forceinline__ void key_gradients(BackwardParams const& params, Shar
   float dk[kColumns] = {}, dv[kColumns] = {};
   int const* const entries = p.lists.row_offsets + mask_index * p.q_blocks + k / kBc;
   for (int head = kv_head * p.group; head < (kv_head + 1) * p.group; ++head) {
-    EntryWalk walk(p.lists, entries[0], entries[1]);
+    RowWalk<kBr> walk(entries);
     while (walk.has_next()) {
       Tile const tile = walk.take(p.lists);
       unsigned char const* const g_q = p.query().row(batch, head, tile.first);

@@ -1,8 +1,8 @@
 // The plain baseline: one thread block a query row, K and V read straight from global memory, no tensor cores. Every
-// other kernel is compared with it. It shares with them the walk over the block mask (EntryWalk), where the element
+// other kernel is compared with it. It shares with them what the words of an entry mean (Tile), where the element
 // rule's spans lie (MaskView), the exponential and the logarithm of a sum (exp2_approx, log_sum), and how 16-bit
-// values are read and rounded: an error in these is in all kernels at once, and only the reference shows it. The
-// element rule itself, the products and the softmax are written anew here.
+// values are read and rounded: an error in these is in all kernels at once, and only the reference shows it. The walk
+// from tile to tile, the element rule itself, the products and the softmax are written anew.
 #include "omni/mask/rule.cuh"
 #include "omni/numbers.cuh"
 
@@ -128,7 +128,7 @@ __device__ __forceinline__ void attend_row(ForwardParams const& p, float* s_memo
   for (int d = threadIdx.x; d < p.head_dim; d += kThreads) s_q[d] = load16(g_q, d);
   Row row;
   int const* const entries = p.lists.row_offsets + mask_index * p.q_blocks + q / kBr;
-  EntryWalk walk(p.lists, entries[0], entries[1]);
+  RowWalk<kBc> walk(entries);
   while (walk.has_next()) {
     Tile const tile = walk.take(p.lists);
     __syncthreads();

@@ -17,7 +17,12 @@ EXAMPLES: dict[str, tuple[list[str], str | None, str]] = {
     "segments.py": ([], None, r"token 382 sees 319 of 383 keys"),
     "bagel_pack.py": (["--scale", "0.02"], None, r"393 tokens, .*without the mask \d\d+% of the rows"),
     "plot_mask.py": (["{folder}"], "matplotlib", r"streaming.png: 16% of the pairs"),
-    "jax_arrays.py": (["--tokens", "60"], "jax", r"bfloat16 \(1, 8, 60, 64\)\n.*the same bits: True"),
+    "jax_arrays.py": (
+        ["--tokens", "60"],
+        "jax",
+        r"bfloat16 \(1, 8, 60, 64\)\n.*the same bits: True\n.*at most \de-0[5-9] from the gradients",
+    ),
+    "train_vlm.py": (["--steps", "8"], "torch", r"step 7: .*the loss fell by [5-9]\d%"),
     "torch_compile.py": (
         ["--tokens", "128", "--steps", "5"],
         "torch",

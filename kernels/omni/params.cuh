@@ -33,11 +33,12 @@ struct Tensor {
 struct BlockLists {
   // (mask_batch * q_blocks + 1): where the entries of each block row start; row b * q_blocks + i is block i of mask b.
   int const* row_offsets;
-  int4 const* entries;   // {kind | flags | keys << 8, payload, first key, unskipped}
-  int4 const* parts;     // {first query, mask, first entry, end entry}: what is worked on, longest first
+  int4 const* entries;   // {kind | flags | keys << 8, payload, first key, unskipped}: a tile, or a run of FULL ones
+  int4 const* parts;     // {first query, mask, first entry, tiles}: what is worked on, longest first
   u32 const* bit_tiles;  // (tiles, kBr, kBc / 32)
-  int2 const* spans;     // (mask_batch, n_spans, k_padded): {first visible row, number of rows} of each key
-  u32 const* dead;       // (mask_batch, k_padded / 32): keys that no row sees
+  // Of the keys of listed tiles; the pointers are those of key 0, which may lie before the memory that there is.
+  int2 const* spans;  // (mask_batch, n_spans, k_padded): {first visible row, number of rows} of each key
+  u32 const* dead;    // (mask_batch, k_padded / 32): keys that no row sees
 };
 
 struct ForwardParams {

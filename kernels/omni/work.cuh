@@ -1,4 +1,4 @@
-// From a work index to what is worked on: block row, head, batch element, and the entries of the block row.
+// From a work index to what is worked on: block row, head, batch element, and the tiles of the block row.
 #pragma once
 
 #include "omni/params.cuh"
@@ -10,8 +10,9 @@ struct WorkItem {
   int mask;  // index of the mask
   int batch;
   int head;
-  int first, end;  // entries
-  int part;        // rank among the parts
+  int first;  // entry
+  int tiles;  // from the entry's first one on
+  int part;   // rank among the parts
 };
 
 constexpr int kTiers = sizeof(ForwardParams::tiers) / sizeof(int);
@@ -43,7 +44,7 @@ __device__ __forceinline__ WorkItem work_item_among(ForwardParams const& p, int 
   work.batch = p.mask_batch == 1 ? head / of_batch : part.y;
   work.head = p.mask_batch == 1 ? head % of_batch : head;
   work.first = part.z;
-  work.end = part.w;
+  work.tiles = part.w;
   work.part = first + rank;
   return work;
 }

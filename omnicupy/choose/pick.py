@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from itertools import takewhile
 
 from omnicupy.call.problem import Problem
-from omnicupy.choose import ceilings, prediction, saved, table
+from omnicupy.choose import backward_table, ceilings, prediction, saved, table
 from omnicupy.choose.ceilings import TileCost
 from omnicupy.choose.table import Row
 from omnicupy.errors import UnsupportedError
@@ -119,10 +119,11 @@ def serve_every_kernel() -> Iterator[None]:
     come before attesting.
     """
     global SERVED
-    before = SERVED
+    before, of_backward = SERVED, backward_table.SERVED
     SERVED = frozenset(row.kernel for row in table.TABLE)
+    backward_table.SERVED = frozenset(row.kernel for row in backward_table.TABLE)
     try:
         with saved.without_saved_choices():
             yield
     finally:
-        SERVED = before
+        SERVED, backward_table.SERVED = before, of_backward

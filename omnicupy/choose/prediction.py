@@ -26,7 +26,7 @@ from omnicupy.masks.block_mask import CAUSAL, PARTIAL, BlockMask
 from omnicupy.masks.mask import Mask
 from omnicupy.schedule.grid import Grid
 from omnicupy.schedule.order import ordered, shares
-from omnicupy.schedule.parts import entry_costs, schedule
+from omnicupy.schedule.parts import Schedule, entry_costs, schedule, tiles_before
 
 # What a work item is charged for, in this order: pairs of all tiles, of PARTIAL ones, of CAUSAL ones, those that a
 # warpgroup skips, itself.
@@ -80,19 +80,27 @@ def work_of(spec: AttnSpec, problem: Problem, blocks: BlockMask, device: Device)
         raise UnsupportedError(f"the cost model describes kernels 'sm80' and 'sm90', got {spec.kernel!r}")
     blocks = ordered(blocks)
     whole = spec.rows * spec.bc
-    pairs = whole * (shares(blocks) if spec.kernel == "sm90" else np.ones(len(blocks.kinds)))
+    pairs = whole * blocks.tiles * (shares(blocks) if spec.kernel == "sm90" else 1.0)
     kinds = (pairs * (blocks.kinds == kind) for kind in (PARTIAL, CAUSAL))
-    each = np.stack([pairs, *kinds, whole - pairs], axis=1)
-    total = np.concatenate([np.zeros((1, 4)), np.cumsum(each, axis=0)])
+    each = np.stack([pairs, *kinds, whole * blocks.tiles - pairs])
     grid = Grid.of(spec, problem, 1, sm_count=device.sm_count, l2_bytes=device.l2_bytes)
-    parts = schedule(blocks.row_offsets, entry_costs(blocks), grid.workers)
-    charges = np.column_stack([total[parts.end] - total[parts.first], np.ones(len(parts.rows))])
+    parts = schedule(blocks.row_offsets, entry_costs(blocks), grid.workers, blocks.tiles)
+    before = tiles_before(blocks.tiles)
+    of_parts = [_within(before, amounts, parts) for amounts in each]
+    charges = np.column_stack([*of_parts, np.ones(len(parts.rows))])
     section = grid.section(len(parts.rows))
     tiers = np.split(np.arange(len(parts.rows)), parts.tiers[:-1])
     order = np.concatenate([_in_sections(tier, grid.workers.heads, section) for tier in tiers if len(tier)])
     resident, megabytes = _resident(spec), operand_bytes(problem) / 1e6
     items = np.tile(order, spec.value_pieces)
     return Work(charges, items, resident * device.sm_count, resident, megabytes)
+
+
+def _within(before: NDArray[np.int64], amounts: FloatArray, parts: Schedule) -> FloatArray:
+    """What the entries of each part hold of something, (P,). amounts: of each entry, alike in each of its tiles."""
+    total = np.append(0.0, np.cumsum(amounts))
+    found: FloatArray = np.interp(parts.end, before, total) - np.interp(parts.first, before, total)
+    return found
 
 
 def operand_bytes(problem: Problem) -> int:
@@ -164,7 +172,7 @@ def tile_us(cost: TileCost, cuts: Sequence[BlockMask], share: float) -> float:
     work = 0.0
     for blocks in cuts:
         partial = int((blocks.kinds == PARTIAL).sum())
-        tiles_ps = (len(blocks.kinds) - partial) * cost.pair_ps + partial * cost.partial_ps
+        tiles_ps = (int(blocks.tiles.sum()) - partial) * cost.pair_ps + partial * cost.partial_ps
         work += 1e-6 * blocks.br * blocks.bc * tiles_ps + blocks.q_blocks * cost.block_us
     return cost.launch_us + share * work
 

@@ -117,7 +117,8 @@ def _run(call: _Call, workers: int) -> None:
     kv_heads = call.k[0].shape[0]
     group = call.q.shape[1] // kv_heads
     rows = [(b, int(i)) for b, blocks in enumerate(call.blocks) for i in _longest_first(blocks)]
-    scores = sum(len(blocks.entries) * blocks.br * blocks.bc for blocks in call.blocks) * call.q.shape[1]
+    tiles = [int(blocks.tiles.sum()) * blocks.br * blocks.bc for blocks in call.blocks]
+    scores = sum(tiles) * call.q.shape[1]
     if scores < MIN_PARALLEL_SCORES:
         workers = 1
     heads = max(1, kv_heads * len(rows) // (TASKS_PER_WORKER * workers)) if workers > 1 else kv_heads

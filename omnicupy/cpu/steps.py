@@ -16,28 +16,19 @@ Step = tuple[int, int, Array | None]
 
 
 def steps_of(blocks: BlockMask, row: int, width: int, dtype: np.dtype[Any]) -> Iterator[Step]:
-    """The visited key ranges of a block row; neighbouring FULL tiles are joined, and long runs cut, to `width` keys."""
+    """The visited key ranges of a block row; of runs of FULL tiles at most `width` keys (bc or more) at a time."""
     q0, q1 = row * blocks.br, min((row + 1) * blocks.br, blocks.q_len)
-    run = (0, 0)
+    most = width // blocks.bc * blocks.bc
     for e in range(blocks.row_offsets[row], blocks.row_offsets[row + 1]):
         kind, _, k0, length = (int(x) for x in blocks.entries[e])
         if kind & KIND == FULL:
-            if k0 == run[1] and k0 + length - run[0] <= width:
-                run = (run[0], k0 + length)
-                continue
-            yield from _pieces(*run, width)
-            run = (k0, k0 + length)
+            for first in range(k0, k0 + length, most):
+                yield first, min(first + most, k0 + length), None
         elif kind & KIND == CAUSAL:
             visible = np.arange(k0, k0 + length) <= np.arange(q0, q1)[:, None] + blocks.diagonal
             yield k0, k0 + length, words_of(visible, dtype)
         else:
             yield k0, k0 + length, words_of(blocks.mask.dense(q0, q1, k0, k0 + length), dtype)
-    yield from _pieces(*run, width)
-
-
-def _pieces(first: int, stop: int, width: int) -> Iterator[Step]:
-    for k0 in range(first, stop, width):
-        yield k0, min(k0 + width, stop), None
 
 
 def words_of(visible: Array, dtype: np.dtype[Any]) -> Array:

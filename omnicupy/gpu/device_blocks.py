@@ -25,7 +25,7 @@ from omnicupy.gpu.streams import (
     number_of,
     wait_for,
 )
-from omnicupy.schedule.block_lists import BlockLists
+from omnicupy.schedule.block_lists import SPAN_BYTES, BlockLists
 
 MAX_USERS = 32  # streams remembered before they are joined early
 
@@ -36,7 +36,8 @@ _waiting: list[tuple[int, list[Any], Any]] = []
 class DeviceBlocks:
     """Block lists on one device. Made on the device's current stream; the copy is asynchronous.
 
-    lists: sizes and offsets (its host buffer is dropped).  pointers: device address of each array.
+    lists: sizes and offsets (its host buffer is dropped).  pointers: device address of each array, of the per-key ones
+    of key 0, of which there may be no memory.
     home: the stream that makes it.  users: streams that are ordered after the copy, by their numbers.
     Raises UnsupportedError while the stream is captured into a graph: the copy would become part of the
     graph.
@@ -64,6 +65,8 @@ class DeviceBlocks:
         self.users[self._home_number] = self.home
         self.sizes = lists.without_buffer()
         self.pointers = {name: self._buffer.data.ptr + offset for name, offset in lists.offsets.items()}
+        self.pointers["spans"] -= SPAN_BYTES * lists.k_first
+        self.pointers["dead"] -= lists.k_first // 8
 
     @property
     def nbytes(self) -> int:

@@ -19,9 +19,13 @@ from omnicupy.jit.spec import round_up
 
 COUNTER_BYTES = 16  # of one set of counters
 SPARES = 1  # workspaces that are kept for the next stream or capture
+MOST_SPARE_BYTES = (
+    64 << 20
+)  # of one that is made before anybody needs it: copies of a backward pass may be far larger
 _SETS = 256  # sets of counters made at once
 _ALIGN = 256
 _LEAST_PARTIAL_BYTES, _LEAST_ARRIVALS = 1 << 16, 1 << 8
+_COARSE_BYTES = 32 << 20  # larger workspaces are multiples of it
 _T = TypeVar("_T")
 
 _own_streams: dict[int, Any] = {}  # by device
@@ -29,17 +33,19 @@ _own_streams: dict[int, Any] = {}  # by device
 
 @dataclass(frozen=True)
 class Need:
-    """What a launch needs. partial_bytes: of unfinished rows.  arrivals: counters, zero before and after it."""
+    """What a launch needs. partial_bytes: of unfinished rows, or whatever it keeps from one kernel to the next.
+
+    arrivals: counters, zero before and after it.
+    """
 
     partial_bytes: int
     arrivals: int
 
     def rounded(self) -> Need:
-        """Powers of two, so that many needs share few sizes."""
-        return Need(
-            max(_LEAST_PARTIAL_BYTES, _power_of_two(self.partial_bytes)),
-            max(_LEAST_ARRIVALS, _power_of_two(self.arrivals)),
-        )
+        """Powers of two, so that many needs share few sizes; of large ones multiples, lest half lies idle."""
+        size = self.partial_bytes
+        size = _power_of_two(size) if size <= _COARSE_BYTES else round_up(size, _COARSE_BYTES)
+        return Need(max(_LEAST_PARTIAL_BYTES, size), max(_LEAST_ARRIVALS, _power_of_two(self.arrivals)))
 
     def joined(self, other: Need) -> Need:
         """What holds both."""
@@ -112,12 +118,16 @@ class Pool:
         self._trim()
 
     def prepare(self, need: Need | None) -> None:
-        """Have ready what a capture takes: counters, and a workspace that holds `need`."""
+        """Have ready what a capture takes: counters, and a workspace that holds `need`. A large one is made when it is
+        taken, in a capture too.
+        """
         if not self._arrays:
             self._make_counters()
         self._trim()
         idle = [one.need for one, last in self._workspaces if last is None]
-        if need is not None and not any(map(need.within, idle)):
+        if need is None or need.partial_bytes > MOST_SPARE_BYTES:
+            return
+        if not any(map(need.within, idle)):
             for other in idle:
                 need = need.joined(other)
             self._workspaces.append((Workspace(need.rounded()), None))

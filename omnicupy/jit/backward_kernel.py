@@ -20,7 +20,9 @@ _SOURCES = {
 }
 NAIVE_THREADS = 128
 SLICE = 64  # columns at a time where kernel "sm80" cuts the head dimension
-SM80_WORK_BYTES = 16 + 2 * 128  # of shared memory: what a block of kernel "sm80" works on, and where it stands
+SM80_WORK_BYTES = (
+    16 + 2 * 128
+)  # of shared memory: what a block of kernel "sm80" works on, and where it stands
 WIDE_HEAD_DIM = 128  # above it dK and dV of a key block lie in two warpgroups of kernel "sm90"
 
 

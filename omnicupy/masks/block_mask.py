@@ -26,8 +26,9 @@ class BlockMask:
 
     mask: the allowed pairs (a PairSet: the mask without its caches, so that dropping the mask frees them).
     row_offsets: (q_blocks + 1,); the entries of query block i are row_offsets[i] : row_offsets[i + 1].
-    entries: (E, 4) of kind | DEAD, payload, first key, key count (at most bc, never past k_len). Within a row
-        CAUSAL and PARTIAL entries come first, then FULL ones, both by ascending key. payload: -1 = the rule is
+    entries: (E, 4) of kind | DEAD, payload, first key, key count (never past k_len). A CAUSAL or PARTIAL entry is one
+        tile, at most bc keys; a FULL one is a run of all neighbouring FULL tiles, a multiple of bc keys. Within a
+        row CAUSAL and PARTIAL entries come first, then FULL ones, both by ascending key. payload: -1 = the rule is
         the mask's intervals, else an index into bit_tiles. Tiles without an allowed pair are not listed, so an
         empty row block has no entries.
     bit_tiles: uint32 (T, br, ceil(bc / 32)), bit b of word w of row r is key offset 32 * w + b of the tile;
@@ -79,6 +80,12 @@ class BlockMask:
         """Kind of each entry without the DEAD flag, (E,)."""
         kinds: IntArray = self.entries[:, 0] & KIND
         return kinds
+
+    @property
+    def tiles(self) -> IntArray:
+        """Tiles of each entry, (E,): one, or as many as a run of FULL ones has."""
+        tiles: IntArray = -(-self.entries[:, 3] // self.bc)
+        return tiles
 
     def rows_of_entries(self) -> IntArray:
         """Query block of each entry, (E,)."""

@@ -1,9 +1,10 @@
-"""The cut: a set of pairs and a tile size to a BlockMask, in time that follows keys + listed tiles.
+"""The cut: a set of pairs and a tile size to a BlockMask, in time that follows keys + entries.
 
 Interval masks: the row range of a key touches a range of query blocks and covers a part of it fully.
 Neighbouring keys with equal ranges collapse to a run; a sweep over the few run bounds of each key block then
-gives, exactly, the ranges of query blocks to list and, within them, the FULL ones. Only tiles on the diagonal
-are looked at key by key.
+gives, exactly, the ranges of query blocks to list and, within them, the FULL ones. FULL tiles are not listed one by
+one: another sweep, over the FULL ranges of neighbouring key blocks, gives the query blocks where a run of them begins
+or ends. Only tiles on the diagonal are looked at key by key.
 """
 
 from __future__ import annotations
@@ -18,18 +19,20 @@ from omnicupy.masks.intervals import BoolArray, IntArray, Intervals
 from omnicupy.masks.pairs import PairSet
 
 KeyArray = NDArray[np.int64]  # for tiles int32 where that holds their number
+Listed = tuple[
+    KeyArray, KeyArray, KeyArray
+]  # query block, key block and kind of tiles, in the order of the lists
 
-DENSE_KEYS = 16  # sort keys a listed tile for which marking all of them is quicker than sorting
+DENSE_KEYS = 16  # sort keys a tile for which marking all of them is quicker than sorting
 CHUNK_KEYS = 1 << 14  # bounds looked at together: their arrays stay in the nearest caches
 
 
 def cut(mask: PairSet, br: int, bc: int) -> BlockMask:
     """Cut `mask` into tiles of br rows (a multiple of 8) and bc keys (a multiple of 32), both trusted."""
-    k_blocks = -(-mask.shape[1] // bc)
     tiles = np.zeros((0, br, bc // 32), np.uint32)
     if mask.intervals is not None:
         few = mask.shape[0] <= br and len(mask.intervals[0]) == 1
-        row, block, kind = _classify_one_row(mask, bc) if few else _classify(mask, br, bc)
+        row, block, kind, count = _classify_one_row(mask, bc) if few else _classify(mask, br, bc)
         payload = None
         on_diagonal = np.flatnonzero(kind == PARTIAL)
         on_diagonal = on_diagonal[_crossed(row[on_diagonal], block[on_diagonal], mask, br, bc)]
@@ -41,7 +44,10 @@ def cut(mask: PairSet, br: int, bc: int) -> BlockMask:
     else:
         inner = None if mask.tiles is None or mask.tiles.inner is None else mask.tiles.inner.blocks(br, bc)
         row, block, kind, payload, tiles = classify_lists(mask, br, bc, inner)
-    return _assemble(mask, (br, bc), (row, block, kind), payload, tiles, k_blocks)
+    if payload is not None:
+        begins, count = _joined((row, block, kind))
+        row, block, kind, payload = row[begins], block[begins], kind[begins], payload[begins]
+    return _assemble(mask, (br, bc), (row, block, kind), count, payload, tiles)
 
 
 def _codes(bound: IntArray, br: int) -> tuple[NDArray[np.uint32], int]:
@@ -93,10 +99,10 @@ def _runs(
     return block[used], start[used], stop[used], length[used]
 
 
-def _classify(mask: PairSet, br: int, bc: int) -> tuple[KeyArray, KeyArray, KeyArray]:
-    """Query block, key block and kind (FULL or PARTIAL) of each listed tile, in the order of the lists."""
+def _classify(mask: PairSet, br: int, bc: int) -> tuple[KeyArray, KeyArray, KeyArray, IntArray]:
+    """Query block, key block and kind (FULL or PARTIAL) of each entry, in the order of the lists, and its tiles."""
     assert mask.intervals is not None
-    q_len, k_len = mask.shape
+    q_len = mask.shape[0]
     block, start, stop, keys = _runs(mask.intervals, _live_blocks(mask, bc), q_len, br, bc)
     stride = -(-q_len // br) + 1
     base = block * stride
@@ -106,19 +112,42 @@ def _classify(mask: PairSet, br: int, bc: int) -> tuple[KeyArray, KeyArray, KeyA
     place = np.concatenate(
         [base + (start >> 1), base + ((stop + 1) >> 1), (base + inner0)[whole], (base + inner1)[whole]]
     )
-    weight = np.concatenate([keys, -keys, full, -full])
+    place, length, state = _swept(place, np.concatenate([keys, -keys, full, -full]))
+    is_full = state >> 32 == bc
+    listed = ((state & 0xFFFFFFFF) > 0) & ~is_full
+    edges, lengths = _run_edges(place[is_full], length[is_full], stride)
+    place = np.concatenate([place[listed], edges])
+    length = np.concatenate([length[listed], lengths])
+    is_edge = np.arange(len(place)) >= len(place) - len(edges)
+    return _expand(*np.divmod(place, stride), length, is_edge, -(-mask.shape[1] // bc))
+
+
+def _swept(place: KeyArray, weight: KeyArray) -> tuple[KeyArray, KeyArray, KeyArray]:
+    """Ranges of places between neighbouring bounds: first place, length, sum of the weights up to there.
+
+    Only ranges that are not empty and whose sum is not 0.
+    """
     order = np.argsort(place, kind="stable")
     place = place[order]
     state = np.cumsum(weight[order])[:-1]
     length = np.diff(place)
-    listed = np.flatnonzero(((state & 0xFFFFFFFF) > 0) & (length > 0))
-    length = length[listed]
-    block, row = np.divmod(place[listed], stride)
-    is_full = (state[listed] >> 32) == bc
-    return _expand(block, row, length, is_full, -(-k_len // bc))
+    found = np.flatnonzero((state != 0) & (length > 0))
+    return place[found], length[found], state[found]
 
 
-def _classify_one_row(mask: PairSet, bc: int) -> tuple[KeyArray, KeyArray, KeyArray]:
+def _run_edges(place: KeyArray, length: KeyArray, stride: int) -> tuple[KeyArray, KeyArray]:
+    """Where runs of FULL tiles begin or end: ranges of query blocks in which the key blocks before and behind differ.
+
+    place: key block * stride + first query block of each range of FULL tiles.  Returns the same of the first key block
+    of runs and of the one behind them, and the ranges' lengths. In a query block they take turns.
+    """
+    one = np.ones(len(place), np.int64)
+    bounds = [place, place + length, place + stride, place + (stride + length)]
+    edges, lengths, _ = _swept(np.concatenate(bounds), np.concatenate([one, -one, -one, one]))
+    return edges, lengths
+
+
+def _classify_one_row(mask: PairSet, bc: int) -> tuple[KeyArray, KeyArray, KeyArray, IntArray]:
     """`_classify` of one block of query rows and one interval a key, as decoding has them: key block by key block."""
     assert mask.intervals is not None
     first, last = _live_blocks(mask, bc)
@@ -128,12 +157,16 @@ def _classify_one_row(mask: PairSet, bc: int) -> tuple[KeyArray, KeyArray, KeyAr
     if (last - first) % bc:
         full[-1] = False  # not all of its keys exist
     listed = np.maximum.reduceat(stop, places) > 0
-    masked, whole = np.flatnonzero(listed & ~full), np.flatnonzero(full)
-    block = np.concatenate([masked, whole])
-    block += first // bc
+    masked = np.flatnonzero(listed & ~full)
+    beside = np.zeros(len(full) + 2, np.bool_)
+    beside[1:-1] = full
+    edges = np.flatnonzero(beside[1:] != beside[:-1])
+    block = np.concatenate([masked, edges[::2]])
     kind = np.full(len(block), FULL)
     kind[: len(masked)] = PARTIAL
-    return np.zeros_like(block), block, kind
+    count = np.ones(len(block), np.int32)
+    count[len(masked) :] = edges[1::2] - edges[::2]
+    return np.zeros_like(block), block + first // bc, kind, count
 
 
 def _live_blocks(mask: PairSet, bc: int) -> tuple[int, int]:
@@ -143,16 +176,20 @@ def _live_blocks(mask: PairSet, bc: int) -> tuple[int, int]:
 
 
 def _expand(
-    block: KeyArray, row: KeyArray, length: KeyArray, is_full: BoolArray, k_blocks: int
-) -> tuple[KeyArray, KeyArray, KeyArray]:
-    """Ranges of rows [row, row + length) of one key block each, to single tiles in the order of the lists."""
-    shift = max(1, (k_blocks - 1).bit_length())
+    block: KeyArray, row: KeyArray, length: KeyArray, is_edge: BoolArray, k_blocks: int
+) -> tuple[KeyArray, KeyArray, KeyArray, IntArray]:
+    """Ranges of query blocks [row, row + length) of one key block each, to entries in the order of the lists.
+
+    is_edge: where runs of FULL tiles begin or end; elsewhere are masked tiles.  Returns query block, key block, kind
+    and tiles of each entry.
+    """
+    shift = k_blocks.bit_length()
     step = 2 << shift  # sort key: row, FULL, key block
     last = int((row + length).max(initial=0)) * step  # past every sort key
     count = int(length.sum())
     # Half of the memory where it can be, most of which is new to the process each time.
     dtype = np.int32 if max(last, step * count) < 1 << 31 else np.int64
-    first = (row * 2 + is_full << shift) + block - step * (np.cumsum(length) - length)
+    first = (row * 2 + is_edge << shift) + block - step * (np.cumsum(length) - length)
     tiles = np.repeat(first.astype(dtype), length)
     tiles += np.arange(0, step * count, step, dtype=dtype)
     if last <= DENSE_KEYS * len(tiles):  # marking all sort keys takes time that follows the tiles, too
@@ -162,11 +199,23 @@ def _expand(
     else:
         tiles.sort(kind="stable")  # made of ascending runs, which the stable sort merges
     tiles = tiles.astype(dtype, copy=False)
-    kind = tiles >> shift
-    kind &= 1
-    kind *= FULL - PARTIAL
-    kind += PARTIAL
-    return tiles >> (shift + 1), tiles & ((1 << shift) - 1), kind
+    at = np.flatnonzero(tiles >> shift & 1)  # edges: where a run begins, where it ends, and so on
+    counts = np.ones(len(tiles), np.int32)
+    counts[at[::2]] = tiles[at[1::2]] - tiles[at[::2]]
+    counts[at[1::2]] = 0
+    entries = np.flatnonzero(counts)
+    tiles, counts = tiles[entries], counts[entries]
+    kind = (tiles >> shift & 1) * (FULL - PARTIAL) + PARTIAL
+    return tiles >> (shift + 1), tiles & ((1 << shift) - 1), kind, counts
+
+
+def _joined(listed: Listed) -> tuple[NDArray[np.intp], IntArray]:
+    """The tiles that begin an entry, and the tiles of each: neighbouring FULL ones of a query block are one."""
+    row, block, kind = listed
+    full = kind == FULL
+    follows = full[1:] & full[:-1] & (row[1:] == row[:-1]) & (block[1:] == block[:-1] + 1)
+    begins = np.flatnonzero(np.append(True, ~follows)[: len(row)])
+    return begins, np.diff(begins, append=len(row)).astype(np.int32)
 
 
 def _crossed(row: KeyArray, block: KeyArray, mask: PairSet, br: int, bc: int) -> BoolArray:
@@ -219,12 +268,15 @@ def _see_causally(
 def _assemble(
     mask: PairSet,
     tile: tuple[int, int],
-    listed: tuple[KeyArray, KeyArray, KeyArray],
+    listed: Listed,
+    count: IntArray,
     payload: IntArray | None,
     bit_tiles: NDArray[np.uint32],
-    k_blocks: int,
 ) -> BlockMask:
-    """The BlockMask of the listed tiles (query block, key block, kind), which are in list order already."""
+    """The BlockMask of the listed entries (query block, first key block, kind), which are in list order already.
+
+    count: tiles of each.
+    """
     (br, bc), (row, block, kind) = tile, listed
     q_len, k_len = mask.shape
     q_blocks = -(-q_len // br)
@@ -235,14 +287,14 @@ def _assemble(
         in_block = np.zeros(-(-(stop - first) // bc) * bc, np.bool_)
         in_block[: stop - first] = dead
         flags = in_block.reshape(-1, bc).any(axis=1) * kind.dtype.type(DEAD)
-        kind = kind | flags.take(block - first // bc)
+        kind = kind | flags.take(block - first // bc)  # FULL tiles hold none
     entries = np.empty((len(row), 4), np.int32)
     entries[:, 0] = kind
     entries[:, 1] = -1 if payload is None else payload
     np.multiply(block, bc, out=entries[:, 2], casting="unsafe")
-    entries[:, 3] = bc
+    np.multiply(count, bc, out=entries[:, 3], casting="unsafe")
     if k_len % bc:
-        entries[block == k_blocks - 1, 3] = k_len % bc
+        entries[block == k_len // bc, 3] = k_len % bc
     for array in (offsets, entries, bit_tiles):
         array.setflags(write=False)
     return BlockMask(mask, br, bc, offsets, entries, bit_tiles)

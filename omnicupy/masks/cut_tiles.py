@@ -134,5 +134,6 @@ def _kinds(blocks: BlockMask, row: int) -> Whole:
     """The kind of each tile of a block of query rows, 0 where it is not listed."""
     entries = blocks.entries[blocks.row_offsets[row] : blocks.row_offsets[row + 1]]
     kinds = np.zeros(blocks.k_blocks, np.int64)
-    kinds[entries[:, 2] // blocks.bc] = entries[:, 0] & KIND
+    for kind, _, first, keys in entries.tolist():
+        kinds[first // blocks.bc : -(-(first + keys) // blocks.bc)] = kind & KIND
     return kinds

@@ -142,9 +142,18 @@ def _grid(blocks: BlockMask) -> tuple[NDArray[np.uint8], tuple[float, float, flo
     A cell is one tile or, in large masks, several; then it shows PARTIAL over CAUSAL over FULL.
     """
     step = -(-max(blocks.q_blocks, blocks.k_blocks) // MOST_CELLS)
-    grid = np.zeros((-(-blocks.q_blocks // step), -(-blocks.k_blocks // step)), np.uint8)
-    rows, columns = blocks.rows_of_entries(), blocks.entries[:, 2] // blocks.bc
-    np.maximum.at(grid, (rows // step, columns // step), blocks.kinds.astype(np.uint8))
+    height, width = -(-blocks.q_blocks // step), -(-blocks.k_blocks // step)
+    rows, columns = blocks.rows_of_entries() // step, blocks.entries[:, 2] // blocks.bc
+    last = (columns + blocks.tiles - 1) // step
+    columns //= step
+    full = blocks.kinds == FULL
+    edges = np.zeros(
+        (height, width + 1), np.int64
+    )  # how many more runs of FULL tiles hold a cell than the one before
+    np.add.at(edges, (rows[full], columns[full]), 1)
+    np.add.at(edges, (rows[full], last[full] + 1), -1)
+    grid = np.where(np.cumsum(edges[:, :-1], axis=1) > 0, np.uint8(FULL), np.uint8(0))
+    np.maximum.at(grid, (rows[~full], columns[~full]), blocks.kinds[~full].astype(np.uint8))
     right, bottom = grid.shape[1] * step * blocks.bc, grid.shape[0] * step * blocks.br
     return grid, (0.0, float(right), float(bottom), 0.0)
 

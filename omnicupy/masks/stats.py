@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from omnicupy.masks.block_mask import CAUSAL, DEAD, FULL, PARTIAL, BlockMask
 
 
@@ -69,14 +71,14 @@ class MaskStats:
 
 def stats_of(blocks: BlockMask, pairs: int) -> MaskStats:
     """The figures of a cut mask; `pairs` is its number of allowed pairs."""
-    kinds = blocks.kinds
+    kinds, tiles = blocks.kinds, blocks.tiles
     return MaskStats(
         q_len=blocks.q_len,
         k_len=blocks.k_len,
         br=blocks.br,
         bc=blocks.bc,
         pairs=pairs,
-        full=int((kinds == FULL).sum()),
+        full=int(tiles[kinds == FULL].sum(dtype=np.int64)),
         causal=int((kinds == CAUSAL).sum()),
         partial=int((kinds == PARTIAL).sum()),
         dead=int(((blocks.entries[:, 0] & DEAD) != 0).sum()),

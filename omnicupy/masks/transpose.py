@@ -77,7 +77,10 @@ def dead_rows(mask: PairSet) -> BoolArray:
 
 
 def _single_tiles(block: BlockMask) -> tuple[IntArray, IntArray]:
-    """The query block of each tile, and an entry for each: one that holds several tiles of keys is taken apart."""
+    """The query block of each tile, and an entry for each: one that holds several tiles of keys is taken apart.
+
+    The numbers of keys stay as they were; who turns the entries needs none.
+    """
     rows, entries = block.rows_of_entries(), block.entries
     tiles = -(-entries[:, 3] // np.int32(block.bc))
     if len(tiles) == 0 or int(tiles.max()) <= 1:
@@ -86,7 +89,6 @@ def _single_tiles(block: BlockMask) -> tuple[IntArray, IntArray]:
     number = (np.arange(int(tiles.sum())) - np.repeat(before, tiles)).astype(np.int32)
     single = np.repeat(entries, tiles, axis=0)
     single[:, 2] += number * np.int32(block.bc)
-    single[:, 3] = np.minimum(single[:, 3] - number * np.int32(block.bc), block.bc)
     return np.repeat(rows, tiles), single
 
 

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from omnicupy.jit.spec import round_up
 from omnicupy.masks.block_mask import CAUSAL, DEAD, KIND, PARTIAL, BlockMask
 from omnicupy.masks.intervals import IntArray
-from omnicupy.schedule.order import LAZY, Arrangement, arrange, lazy_entries
+from omnicupy.schedule.order import LAST, LAZY, Arrangement, arrange
 from omnicupy.schedule.parts import Schedule, Workers, costs_of, schedule
+from omnicupy.schedule.pieces import Pieces, pieces
 
 KEY_PAD = 256  # spans and dead bits are padded: a tile may read past k_len, but finds nothing there
+SPAN_BYTES = 8  # {first row, number of rows}
 ALIGN_BYTES = 16  # of every array in the buffer: kernels copy 16 bytes at a time
 
 # name of the array (and of its pointer in the kernel's struct) -> dtype
@@ -39,10 +41,11 @@ class BlockLists:
     buffer: uint8, all arrays one after the other.  offsets: byte offset of each array of ARRAYS, a multiple
     of 16.
     diagonal: that of every CAUSAL entry.  n_spans: intervals a key, 0 when no mask has the interval form.
-    k_padded: the keys of whole tiles, rounded up to 256.
+    k_first, k_padded: the per-key arrays are of k_padded keys from k_first on, multiples of 256: of all listed tiles.
     tiers, n_slots, n_split_rows: see Schedule.
     Shapes: row_offsets (mask_batch * q_blocks + 1,), entries (E, 4) of {kind | flags | keys << 8, payload, first key,
-    unskipped} as order.py orders them, parts (P, 4) of {first query, mask, first entry, end entry}, splits (P, 4),
+    unskipped} as order.py orders them and pieces.py cuts them, parts (P, 4) of {first query, mask, first entry, tiles},
+    splits (P, 4),
     bit_tiles (T, br, bc / 32), spans (mask_batch, n_spans, k_padded, 2) of {first row, number of rows}, dead
     (mask_batch, k_padded / 32), bit set where a key < k_len is seen by no row of that mask.
     """
@@ -60,6 +63,7 @@ class BlockLists:
     tiers: tuple[int, ...]
     n_slots: int
     n_split_rows: int
+    k_first: int = 0
 
     @property
     def n_parts(self) -> int:
@@ -76,16 +80,18 @@ class BlockLists:
 
 
 class _Placed(NamedTuple):
-    """A cut, the kernels' order of its entries, and the keys of the entry at each place."""
+    """A cut, the kernels' order of its entries, and the keys and tiles of the entry at each place."""
 
     block: BlockMask
     arrangement: Arrangement
     keys: IntArray
+    tiles: IntArray
 
     @classmethod
     def of(cls, block: BlockMask) -> _Placed:
         arrangement = arrange(block)
-        return cls(block, arrangement, block.entries[:, 3].take(arrangement.entry))
+        keys, tiles = (array.take(arrangement.entry) for array in (block.entries[:, 3], block.tiles))
+        return cls(block, arrangement, keys, tiles)
 
 
 def block_lists(blocks: Sequence[BlockMask], workers: Workers) -> BlockLists:
@@ -97,14 +103,17 @@ def block_lists(blocks: Sequence[BlockMask], workers: Workers) -> BlockLists:
     placed = [_Placed.of(block) for block in blocks]
     first = blocks[0]
     batch, q_blocks = len(blocks), first.q_blocks
-    k_padded = round_up(round_up(first.k_len, first.bc), KEY_PAD)
+    k_first, k_padded = _key_range(blocks)
     n_spans = max(0 if b.mask.intervals is None else len(b.mask.intervals[0]) for b in blocks)
     rows = np.concatenate([blocks[0].row_offsets, *_later_offsets(blocks)])
-    flags = _joined([arrangement.flags for _, arrangement, _ in placed])
-    work = schedule(rows, costs_of(_joined([keys for _, _, keys in placed]), flags & KIND, first.bc), workers)
+    flags = _joined([one.arrangement.flags for one in placed])
+    tiles = _joined([one.tiles for one in placed])
+    costs = costs_of(_joined([one.keys for one in placed]), flags & KIND, first.bc)
+    work = schedule(rows, costs, workers, tiles)
+    cut = pieces(flags, tiles, work.first, first.bc)
     shapes: dict[str, tuple[int, ...]] = {
         "row_offsets": (batch * q_blocks + 1,),
-        "entries": (sum(len(b.entries) for b in blocks), 4),
+        "entries": (len(cut.entry), 4),
         "parts": (len(work.rows), 4),
         "splits": (len(work.rows), 4),
         "bit_tiles": (sum(len(b.bit_tiles) for b in blocks), first.br, first.bc // 32),
@@ -130,11 +139,11 @@ def block_lists(blocks: Sequence[BlockMask], workers: Workers) -> BlockLists:
         work.tiers,
         work.n_slots,
         work.n_split_rows,
+        k_first,
     )
-    lists.array("row_offsets")[...] = rows
-    _fill_entries(lists, placed)
-    lists.array("entries")[:, 0] |= lazy_entries(flags, work.first, first.bc) * np.int32(LAZY)
-    _fill_parts(lists, work)
+    lists.array("row_offsets")[...] = np.searchsorted(cut.entry, rows)
+    _fill_entries(lists, placed, cut)
+    _fill_parts(lists, work, cut)
     fill_spans(lists, blocks)
     _fill_dead(lists, blocks)
     return lists
@@ -154,31 +163,53 @@ def _later_offsets(blocks: Sequence[BlockMask]) -> list[NDArray[np.int32]]:
     return [b.row_offsets[1:] + np.int32(first) for b, first in zip(blocks[1:], before, strict=False)]
 
 
-def _fill_entries(lists: BlockLists, placed: Sequence[_Placed]) -> None:
+def _fill_entries(lists: BlockLists, placed: Sequence[_Placed], cut: Pieces) -> None:
     """The entries as kernels read them, one mask after the other."""
-    entries, tiles = lists.array("entries"), lists.array("bit_tiles")
-    e = t = 0
-    for block, arrangement, keys in placed:
-        mine = entries[e : e + len(keys)]
-        mine[:, 0] = arrangement.flags | keys << 8
-        mine[:, 1] = -1
-        if len(block.bit_tiles):
-            payload = block.entries[:, 1].take(arrangement.entry)
-            mine[:, 1] = np.where(payload >= 0, payload + t, payload)
-        mine[:, 2] = block.entries[:, 2].take(arrangement.entry)
-        mine[:, 3] = arrangement.unskipped
-        tiles[t : t + len(block.bit_tiles)] = block.bit_tiles
-        e, t = e + len(keys), t + len(block.bit_tiles)
+    entries, bc = lists.array("entries"), np.int32(lists.bc)
+    ahead = cut.tiles_ahead
+    keys = _joined([one.keys for one in placed]).take(cut.entry)
+    keys = np.minimum(keys - ahead * bc, cut.tiles * bc)
+    entries[:, 0] = _joined([one.arrangement.flags for one in placed]).take(cut.entry)
+    entries[:, 0] |= keys << np.int32(8)
+    entries[:, 0] |= cut.lazy * np.int32(LAZY)
+    entries[:, 1] = -1 if not len(lists.array("bit_tiles")) else _payloads(placed).take(cut.entry)
+    entries[:, 2] = _joined([one.block.entries[:, 2].take(one.arrangement.entry) for one in placed]).take(
+        cut.entry
+    )
+    entries[:, 2] += ahead * bc
+    unskipped = _joined([one.arrangement.unskipped for one in placed]).take(cut.entry)
+    np.maximum(unskipped - ahead, 0, out=entries[:, 3])
+    tiles = [one.block.bit_tiles for one in placed]
+    np.concatenate(tiles, out=lists.array("bit_tiles"))
 
 
-def _fill_parts(lists: BlockLists, work: Schedule) -> None:
+def _payloads(placed: Sequence[_Placed]) -> IntArray:
+    """Of each entry, the bit tiles of all masks in one list."""
+    found, before = [], 0
+    for one in placed:
+        payload = one.block.entries[:, 1].take(one.arrangement.entry)
+        found.append(np.where(payload >= 0, payload + np.int32(before), payload))
+        before += len(one.block.bit_tiles)
+    return _joined(found)
+
+
+def _fill_parts(lists: BlockLists, work: Schedule, cut: Pieces) -> None:
     parts = lists.array("parts")
     mask, block = np.divmod(work.rows, np.int32(lists.q_blocks))
     parts[:, 0] = block * lists.br
     parts[:, 1] = mask
-    parts[:, 2] = work.first
-    parts[:, 3] = work.end
+    parts[:, 2] = cut.first_from(work.first)
+    parts[:, 3] = work.end - work.first
+    lists.array("entries")[cut.first_from(work.end[work.end > work.first]) - 1, 0] |= LAST
     lists.array("splits")[...] = work.splits
+
+
+def _key_range(blocks: Sequence[BlockMask]) -> tuple[int, int]:
+    """First key and number of keys of the per-key arrays: those of all listed tiles, in whole units of KEY_PAD."""
+    bc = blocks[0].bc
+    first = min(block.mask.live[0] for block in blocks) // bc * bc // KEY_PAD * KEY_PAD
+    last = max(1, *(block.mask.live[1] for block in blocks))
+    return first, round_up(round_up(last, bc), KEY_PAD) - first
 
 
 def fill_spans(lists: BlockLists, blocks: Sequence[BlockMask]) -> None:
@@ -186,8 +217,9 @@ def fill_spans(lists: BlockLists, blocks: Sequence[BlockMask]) -> None:
     spans = lists.array("spans")
     for b, block in enumerate(blocks):
         if block.mask.intervals is not None:
-            start, stop = block.mask.intervals
-            mine = spans[b, : len(start), : block.k_len]
+            live, last = block.mask.live  # other keys have no spans, and the buffer holds zeros
+            start, stop = (side[:, live:last] for side in block.mask.intervals)
+            mine = spans[b, : len(start), live - lists.k_first : last - lists.k_first]
             mine[..., 0] = start
             np.subtract(stop, start, out=mine[..., 1])
 
@@ -198,7 +230,9 @@ def _fill_dead(lists: BlockLists, blocks: Sequence[BlockMask]) -> None:
     for b, block in enumerate(blocks):
         if len(block.entries) and not (block.entries[:, 0] & DEAD).any():
             continue  # no visited tile holds a dead key: the kernels never read the bits
-        bits = np.packbits(block.mask.dead_keys(), bitorder="little")
+        bits = np.packbits(
+            block.mask.dead_keys(lists.k_first, lists.k_first + lists.k_padded), bitorder="little"
+        )
         dead[b, : len(bits)] = bits
 
 

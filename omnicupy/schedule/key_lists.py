@@ -12,12 +12,13 @@ from omnicupy.jit.spec import round_up
 from omnicupy.masks.block_mask import BlockMask
 from omnicupy.masks.transpose import KeyBlocks, by_key_blocks, dead_rows
 from omnicupy.schedule.block_lists import ALIGN_BYTES, KEY_PAD, BlockLists, fill_spans, on_one_diagonal
+from omnicupy.schedule.order import LAST
 from omnicupy.schedule.parts import Schedule, Workers, costs_of, schedule
 
 
 def key_lists(blocks: Sequence[BlockMask], workers: Workers) -> BlockLists:
     """As block_lists, by blocks of keys: an entry is {kind | flags | queries << 8, payload, first query, 0}, a part
-    {first key, mask, first entry, end entry}, a bit tile has bc rows of queries, and `q_blocks` counts blocks of keys.
+    {first key, mask, first entry, tiles}, a bit tile has bc rows of queries, and `q_blocks` counts blocks of keys.
 
     dead: without masks where every key is seen.  dead_rows: (mask_batch, q_padded / 32), bit set where a row of that
     mask sees no key; without masks where every row sees one.
@@ -46,7 +47,8 @@ def key_lists(blocks: Sequence[BlockMask], workers: Workers) -> BlockLists:
     parts[:, 0] = block * first.bc
     parts[:, 1] = mask
     parts[:, 2] = work.first
-    parts[:, 3] = work.end
+    parts[:, 3] = work.end - work.first
+    lists.array("entries")[work.end[work.end > work.first] - 1, 0] |= LAST
     lists.array("splits")[...] = work.splits
     fill_spans(lists, blocks)
     for name, flags in dead.items():

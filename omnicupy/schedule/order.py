@@ -14,21 +14,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from omnicupy.masks.block_mask import CAUSAL, DEAD, FULL, KIND, PARTIAL, BlockMask
+from omnicupy.masks.block_mask import CAUSAL, DEAD, FULL, PARTIAL, BlockMask
 from omnicupy.masks.intervals import BoolArray, IntArray
+from omnicupy.schedule.parts import tiles_before
 
 GROUP_ROWS = 64
 SKIP_SHIFT = 3  # flag of the block's first 64 rows in entries[:, 0], above the kind and DEAD
-LAZY = 64  # flag of entries behind LAZY_KEYS keys in FULL ones of their part of a row: rescaling may be lazy there
-# The maximum of 32 keys is too often far below the row's: weights far above 1, rounded, took one case in 15,857 over
-# its budget.
-LAZY_KEYS = 64
+LAZY = 64  # flag of entries in which rescaling may be lazy (pieces.py)
+LAST = 128  # flag of the last entry of a part of a row
 
 
 @dataclass(frozen=True)
 class Arrangement:
     """entry: which entry stands at each place of the kernels' order, (E,).  flags: of each place, kind and flags of its
-    entry, without LAZY.  unskipped: of each place, how many entries of its row come from it on up to the first skipped
+    entry, without LAZY.  unskipped: of each place, how many tiles of its row come from it on up to the first skipped
     one.
     """
 
@@ -39,7 +38,7 @@ class Arrangement:
 
 def arrange(block: BlockMask) -> Arrangement:
     """The kernels' order of the entries of a cut (FULL ones are the last ones of their row), and
-    their flags but for LAZY (see `lazy_entries`).
+    their flags but for LAZY (see pieces.py).
 
     Within a row: FULL entries, the other ones, then those that some group of 64 rows skips; of these the ones of the
     same groups apart from each other, so that the groups skip in turn and work in turn. Entries with dead keys are
@@ -64,22 +63,9 @@ def arrange(block: BlockMask) -> Arrangement:
     numbers = np.arange(len(kinds))
     entry = np.empty(len(kinds), np.intp)
     entry[place] = numbers
-    unskipped = (np.repeat(behind, offsets[1:] - offsets[:-1]) - numbers).astype(np.int32)
+    before = tiles_before(block.tiles.take(entry))
+    unskipped = (np.repeat(before[behind], offsets[1:] - offsets[:-1]) - before[:-1]).astype(np.int32)
     return Arrangement(entry, flags.take(entry), np.maximum(unskipped, np.int32(0), out=unskipped))
-
-
-def lazy_entries(flags: IntArray, firsts: IntArray, bc: int) -> BoolArray:
-    """Of each entry in the kernels' order, whether rescaling may be lazy there, behind LAZY_KEYS keys of FULL tiles.
-
-    flags: of all entries, (E,).  firsts: the first entry of each part of a block row, also of parts without entries;
-    one thread block works on a part, whose row_max starts anew.
-    """
-    full = flags & KIND == FULL
-    starts = np.sort(np.append(firsts, np.array([0, len(flags)], np.int32)))
-    before = _counts(full)
-    behind = before[:-1] - np.repeat(before[starts[:-1]], starts[1:] - starts[:-1])  # in the part
-    found: BoolArray = behind * bc >= LAZY_KEYS
-    return found
 
 
 def ordered(block: BlockMask) -> BlockMask:
@@ -196,9 +182,13 @@ def _row_ranges(block: BlockMask, kinds: IntArray, some: NDArray[np.intp]) -> li
         causal = kinds[some] == CAUSAL
         first[causal] = offset[causal] - block.diagonal
         return [(first, np.full(len(some), block.q_len, np.int32))]
-    tile = offset // block.bc
+    live, last = block.mask.live  # no entry is of other blocks of keys
+    begin = live // block.bc * block.bc
+    tile = (offset - np.int32(begin)) // np.int32(block.bc)
     found = []
-    for start, stop in zip(*block.mask.intervals, strict=True):
+    for start, stop in (
+        (start[begin:last], stop[begin:last]) for start, stop in zip(*block.mask.intervals, strict=True)
+    ):
         starts = start if stop.all() else np.where(stop == 0, np.int32(block.q_len), start)  # unused: (0, 0)
         found.append((_of_blocks(starts, block, np.minimum)[tile], _of_blocks(stop, block, np.maximum)[tile]))
     return found
@@ -206,7 +196,7 @@ def _row_ranges(block: BlockMask, kinds: IntArray, some: NDArray[np.intp]) -> li
 
 def _of_blocks(of_key: IntArray, block: BlockMask, reduce: np.ufunc) -> IntArray:
     """The least or greatest of the keys' numbers in each block of bc keys."""
-    found: IntArray = reduce.reduceat(of_key, np.arange(0, block.k_len, block.bc))
+    found: IntArray = reduce.reduceat(of_key, np.arange(0, len(of_key), block.bc))
     return found
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import ceil
 from typing import TypeAlias
 
 import numpy as np
@@ -25,9 +26,15 @@ IntArray: TypeAlias = NDArray[np.int32]
 MASKED, ITEM, LEAVE = 1.1, 1.2, 6.0
 LEAST_TILES = 2  # of a part
 MOST_PARTS = 64  # of a row
+# What is tried: parts no longer than 1 / share of the whole time, and some rows in so many parts.
+SHARES = (1, 2, 3, 4, 6, 8)
+CUTS = (2, 3, 4, 6)
 ENOUGH = 0.98  # of the multiprocessors' time in use: no split can gain more than it costs
 # Of the whole time: longer parts are in the tier, shorter ones in the next.
 TIER_SHARES = (1 / 16, 1 / 32, 1 / 64)
+# The same where a part takes more than the first of them, as blocks of keys do that a whole group of heads works on: of
+# one tier, such parts of the last heads would begin late and end long after all others.
+LONG_SHARES = (1 / 2, 1 / 4, 1 / 8)
 
 
 @dataclass(frozen=True)
@@ -46,15 +53,15 @@ class Workers:
 
 @dataclass(frozen=True)
 class Schedule:
-    """rows: block row of each part, (P,), longest first. first, end: its entries, (P,) each.
+    """rows: block row of each part, (P,), longest first. first, end: its tiles, all rows' in one row, int64 (P,) each.
 
     splits: (P, 4) of {row among the split ones or -1, number of the part, parts of the row, slot of the first}.
     tiers: where each tier ends in P.  n_slots: parts of split rows.  n_split_rows: split rows.
     """
 
     rows: IntArray
-    first: IntArray
-    end: IntArray
+    first: NDArray[np.int64]
+    end: NDArray[np.int64]
     splits: IntArray
     tiers: tuple[int, ...]
     n_slots: int
@@ -62,7 +69,7 @@ class Schedule:
 
 
 def entry_costs(block: BlockMask) -> FloatArray:
-    """Of each entry, in FULL tiles of bc keys, (E,)."""
+    """Of each entry, in FULL tiles of bc keys, (E,): of a run of them, their number."""
     return costs_of(block.entries[:, 3], block.kinds, block.bc)
 
 
@@ -74,33 +81,45 @@ def costs_of(keys: IntArray, kinds: IntArray, bc: int) -> FloatArray:
     return costs
 
 
-def schedule(offsets: IntArray, costs: FloatArray, workers: Workers) -> Schedule:
+def tiles_before(tiles: IntArray) -> NDArray[np.int64]:
+    """How many tiles come before each entry, and in all, int64 (E + 1,). tiles: of each entry."""
+    before = np.zeros(len(tiles) + 1, np.int64)
+    np.cumsum(tiles, out=before[1:])
+    return before
+
+
+def schedule(
+    offsets: IntArray, costs: FloatArray, workers: Workers, tiles: IntArray | None = None
+) -> Schedule:
     """Order and cut the block rows whose entries are offsets[i] : offsets[i + 1].
 
-    costs: of each entry, in whole tiles, (E,).
+    costs: of each entry, in whole tiles, (E,).  tiles: of each entry, which a part may begin between; None: one.
     """
     total = np.zeros(len(costs) + 1)
     np.cumsum(costs, out=total[1:])
     of_row = total[offsets[1:]] - total[offsets[:-1]]
-    counts = np.diff(offsets)
+    before = np.arange(len(costs) + 1) if tiles is None else tiles_before(tiles)
+    bounds = before[offsets]
+    counts = np.diff(bounds)
     parts = _parts_of_rows(of_row, counts, workers)
     rows = np.repeat(np.arange(len(counts), dtype=np.int32), parts)
     number = number_in_run(parts)
     of_part = parts[rows]
-    first = offsets[rows] + counts[rows].astype(np.int64) * number // of_part
-    end = offsets[rows] + counts[rows].astype(np.int64) * (number + 1) // of_part
+    first = bounds[rows] + counts[rows] * number // of_part
+    end = bounds[rows] + counts[rows] * (number + 1) // of_part
     is_split = parts > 1
     slot = np.cumsum(np.where(is_split, parts, 0)) - np.where(is_split, parts, 0)
     among = np.where(is_split, np.cumsum(is_split) - 1, -1)
     splits = np.stack([among[rows], number, of_part, slot[rows]], axis=1).astype(np.int32)
-    cost = total[end] - total[first] + ITEM
-    order = np.argsort(-cost, kind="stable")
+    cost = np.interp(end, before, total) - np.interp(first, before, total) + ITEM
+    order = np.argsort(-np.round(cost, 6), kind="stable")  # equal ones as their rows are, however sums round
     whole = float(cost.sum()) * workers.heads / workers.sm_count
-    tiers = [int((cost > share * whole).sum()) for share in TIER_SHARES]
+    shares = LONG_SHARES if len(cost) and cost.max() > LONG_SHARES[0] * whole else TIER_SHARES
+    tiers = [int((cost > share * whole).sum()) for share in shares]
     return Schedule(
         rows[order],
-        first[order].astype(np.int32),
-        end[order].astype(np.int32),
+        first[order],
+        end[order],
         splits[order],
         (*tiers, len(rows)),
         int(parts[is_split].sum()),
@@ -108,7 +127,7 @@ def schedule(offsets: IntArray, costs: FloatArray, workers: Workers) -> Schedule
     )
 
 
-assert len(TIER_SHARES) == TIERS - 1
+assert len(TIER_SHARES) == len(LONG_SHARES) == TIERS - 1
 
 
 def number_in_run(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -116,18 +135,46 @@ def number_in_run(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
-def _parts_of_rows(of_row: FloatArray, counts: IntArray, workers: Workers) -> NDArray[np.int64]:
+def _parts_of_rows(of_row: FloatArray, counts: NDArray[np.int64], workers: Workers) -> NDArray[np.int64]:
     """Into how many parts each row is cut: what ends soonest of a few ways to cut, none if that is about as good."""
     best = np.ones(len(of_row), np.int64)
     if not workers.split_slots or not counts.any():
         return best
+    if len(of_row) == 1:
+        best[0] = parts_of_one_row(float(of_row[0]), int(counts[0]), workers)
+        return best
     soonest = ends(of_row, best, workers)
     least = float(of_row.sum() + ITEM * len(of_row)) * workers.heads / workers.sm_count
-    ways = _ways(of_row, counts, workers)
+    ways, tried = _ways(of_row, counts, workers), {best.tobytes()}
     while ENOUGH * soonest > least and (parts := next(ways, None)) is not None:
+        if (way := parts.tobytes()) in tried:
+            continue  # of few rows most ways are the same
+        tried.add(way)
         slots = int(parts[parts > 1].sum())
         if 0 < slots <= workers.split_slots and (end := ends(of_row, parts, workers)) < soonest:
             best, soonest = parts, end
+    return best
+
+
+def parts_of_one_row(cost: float, count: int, workers: Workers) -> int:
+    """Into how many parts a row is cut that is the only one, as in decoding: as of many rows, without arrays.
+
+    cost: of its tiles.  count: of them, at least one.
+    """
+
+    def end(parts: int) -> float:
+        each = cost / parts + ITEM + (LEAVE if parts > 1 else 0.0)
+        return -(-parts * workers.heads // workers.sm_count) * each
+
+    most = min(max(count // LEAST_TILES, 1), MOST_PARTS)
+    least = (cost + ITEM) * workers.heads / workers.sm_count
+    best, soonest = 1, end(1)
+    for wanted in (*(ceil(share * workers.sm_count / workers.heads) for share in SHARES), *CUTS):
+        parts = min(wanted, most)
+        if ENOUGH * soonest <= least:
+            break
+        if 1 < parts <= workers.split_slots and end(parts) < soonest:
+            best, soonest = parts, end(parts)
     return best
 
 
@@ -143,15 +190,15 @@ def ends(of_row: FloatArray, parts: NDArray[np.int64], workers: Workers) -> floa
     return max(float(cost.sum()) * workers.heads / workers.sm_count, float(together.max()))
 
 
-def _ways(of_row: FloatArray, counts: IntArray, workers: Workers) -> Iterator[NDArray[np.int64]]:
+def _ways(of_row: FloatArray, counts: NDArray[np.int64], workers: Workers) -> Iterator[NDArray[np.int64]]:
     """Cuts worth a look: no part longer than a share of the whole time; only as many rows as fill the last round.
 
     The last round of all rows, or of those that are longer than half of the longest.
     """
-    most = np.clip(counts.astype(np.int64) // LEAST_TILES, 1, MOST_PARTS)
+    most = np.clip(counts // LEAST_TILES, 1, MOST_PARTS)
     whole = float(of_row.sum()) * workers.heads / workers.sm_count
-    for share in (1, 2, 3, 4, 6, 8):
-        yield np.minimum(np.ceil(of_row * share / whole).astype(np.int64).clip(1), most)
+    shares = np.array(SHARES)[:, None]
+    yield from np.minimum(np.maximum(np.ceil(of_row * shares / whole).astype(np.int64), 1), most)
     longest = np.argsort(-of_row, kind="stable")
     long = int((of_row > of_row.max() / 2).sum())
     rounds = (
@@ -159,9 +206,9 @@ def _ways(of_row: FloatArray, counts: IntArray, workers: Workers) -> Iterator[ND
         len(of_row) * workers.heads % workers.sm_count,
         workers.sm_count,
     )
-    for count in dict.fromkeys(-(-items // workers.heads) for items in rounds):
+    for count in dict.fromkeys(min(-(-items // workers.heads), len(of_row)) for items in rounds):
         rows = longest[:count]
-        for many in (2, 3, 4, 6):
+        for many in CUTS:
             parts = np.ones(len(of_row), np.int64)
             parts[rows] = np.minimum(many, most[rows])
             yield parts

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.arguments import flag
 from omnicupy.masks.mask import Mask
-from omnicupy.torch import tensors
-from omnicupy.torch.eager import prepare_eagerly, run_eagerly, run_untraced
+from omnicupy.torch import backward, state, tensors
+from omnicupy.torch.autograd import Attention, through_transforms
+from omnicupy.torch.eager import prepare_eagerly, run_eagerly, untraced
 from omnicupy.torch.operator import through_operator
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)  # other subclasses go through the dispatcher, which knows them
-# What torch.compile has set to look at frames; None where nothing is, and older versions do not say.
-_tracer: Callable[[], Any] = getattr(
-    torch._C._dynamo.eval_frame,
-    "get_eval_frame_callback",
-    lambda: sys.modules.get("torch._dynamo"),
-)
-# The public names of these cost several times as much.
-_any_autocast: Callable[[], bool] = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
-_jit_traces: Callable[[], bool] = getattr(torch._C, "_is_tracing", torch.jit.is_tracing)
-_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
-# Whether a transform of torch.func (vmap, functionalize) wraps the tensors.
-_transform: Callable[[], Any] = getattr(torch._C._functorch, "maybe_current_level", lambda: None)
+NO_TRACE = "torch.jit.trace cannot record attention; use torch.compile"
 
 
 def attention(
@@ -43,49 +31,93 @@ def attention(
     return_lse: bool = False,
     out: Any = None,
     config: AttnSpec | None = None,
+    deterministic: bool = True,
 ) -> Any:
     """`omnicupy.attention` on torch tensors: same meaning, shapes, promises and errors.
 
-    q: (batch, q_heads, q_len, head_dim).  k, v: (batch, kv_heads, k_len, head_dim).  out: as q, or None for a
-    new C-contiguous tensor. All on one device. Any strides on the CPU; on a GPU the last axis is contiguous
-    and rows are 16-byte aligned, so x.transpose(1, 2) of a (batch, tokens, heads, head_dim) tensor passes.
-    No tensor is copied.
+    q: (batch, q_heads, q_len, head_dim).  k, v: (batch, kv_heads, k_len, head_dim).  out: as q, or None for a new
+    C-contiguous tensor. All on one device. No tensor is copied. Any strides on the CPU; on a GPU the last axis is
+    contiguous and rows are 16-byte aligned: x.transpose(1, 2) of a (batch, tokens, heads, head_dim) tensor passes.
 
     CUDA tensors (float16, bfloat16) run on torch's current stream of their device, without a synchronisation;
     torch allocates the outputs. CPU tensors (float16, bfloat16, float32, float64) run on NumPy and BLAS.
-    Inside torch.compile the call is one operator of the graph, and masks are inputs of it: pass them as
-    arguments, and a new mask of the same shape recompiles nothing (the second one does, once).
-    For a CUDA graph, call `prepare` or this once before the capture; the graph keeps what it reads of the mask.
+    Inside torch.compile the call is one operator of the graph, and masks are inputs of it: pass them as arguments,
+    and a new mask of the same shape recompiles nothing (the second one does, once). For a CUDA graph, call `prepare`
+    or this once before the capture; the graph keeps what it reads of the mask.
+
+    Gradients of out and lse reach q, k and v, in their dtypes, on the stream of the forward pass; what nobody asks for
+    is not computed. There is no second derivative and no forward mode; torch.func.grad, vjp, jacrev and vmap work.
+    deterministic: False permits gradients another order of sums in each call, unless
+    torch.use_deterministic_algorithms forbids it.
 
     Returns `out`, or (out, lse) with lse (batch, q_heads, q_len), float32, for float64 tensors float64.
-    Raises what `omnicupy.attention` raises; UnsupportedError for tensors that require a gradient outside of
-    torch.no_grad() and torch.inference_mode() or carry a tangent, and for `config` inside torch.compile.
+    Raises what `omnicupy.attention` raises; UnsupportedError for `out` where a gradient is needed, for tensors that
+    carry a tangent, for derivatives of gradients, and for `config` inside torch.compile.
     """
     tensors.check(q, k, v, out)
-    if type(return_lse) is not bool:
-        return_lse = flag("attention", "return_lse", return_lse)
-    if _any_autocast():
+    if type(return_lse) is not bool or type(deterministic) is not bool:
+        given = {"return_lse": return_lse, "deterministic": deterministic}
+        return_lse, deterministic = (flag("attention", name, value) for name, value in given.items())
+    if state.any_autocast():
         q, k, v = tensors.autocast(q, k, v)
     if torch.is_grad_enabled():
-        tensors.check_gradients(q, k, v, out)
-    if getattr(forward_ad, "_current_level", -1) >= 0:  # there are tangents, which would be lost
+        if out is not None:
+            tensors.check_out(q, k, v, out)
+        elif q.requires_grad or k.requires_grad or v.requires_grad:
+            return with_gradients(q, k, v, mask, (scale, return_lse, config, deterministic))
+    if state.has_tangents():  # which would be lost
         tensors.check_tangents(q=q, k=k, v=v, out=out)
     if torch.compiler.is_compiling():
         return through_operator(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
-    run = run_eagerly if _tracer() is None else run_untraced()
-    kind = type(q)
-    if kind is type(k) is type(v) and out is None:  # the same as below, in half the time
-        plain = kind in _PLAIN
+    run = run_eagerly if state.tracer() is None else untraced(run_eagerly)
+    if type(q) is type(k) is type(v) and out is None:  # the same as below, in half the time
+        plain = type(q) in state.PLAIN
     else:
-        plain = all(type(one) in _PLAIN for one in (q, k, v, out) if one is not None)
-    if not plain or _modes() or _transform() is not None:
-        run = through_operator
-    elif _jit_traces():
-        raise UnsupportedError("torch.jit.trace cannot record attention; use torch.compile")
+        plain = all(type(one) in state.PLAIN for one in (q, k, v, out) if one is not None)
+    if not plain or state.modes() or state.transform() is not None or state.jit_traces():
+        run = _seen_by_torch(plain, deterministic)
     try:
         return run(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
     except (RuntimeError, TypeError):  # of torch, which says nothing of which tensor it is
         tensors.check_storage(q=q, k=k, v=v, out=out)
+        raise
+
+
+def _seen_by_torch(plain: bool, deterministic: bool) -> Any:
+    """What runs where torch has to see the call. Raises UnsupportedError where it could not record it."""
+    if state.transform() is not None:
+        return partial(through_transforms, deterministic=deterministic, tokens_first=False)
+    if plain and not state.modes():
+        raise UnsupportedError(NO_TRACE)
+    return partial(through_operator, deterministic=deterministic)
+
+
+def with_gradients(
+    q: Any, k: Any, v: Any, mask: Any, options: tuple[Any, ...], tokens_first: bool = False
+) -> Any:
+    """The call where q, k or v requires a gradient; they are tensors.
+
+    options: scale, return_lse, config, deterministic.  tokens_first: as `new_out`.
+    """
+    if state.has_tangents():
+        tensors.check_tangents(q=q, k=k, v=v)
+    scale, return_lse, config, deterministic = options
+    how = {"scale": scale, "return_lse": return_lse, "out": None, "config": config}
+    how |= {"deterministic": deterministic, "tokens_first": tokens_first}
+    if torch.compiler.is_compiling():
+        return through_operator(q, k, v, mask, **how)
+    if state.transform() is not None:
+        return through_transforms(q, k, v, mask, **how)
+    plain = type(q) in state.PLAIN and type(k) in state.PLAIN and type(v) in state.PLAIN
+    try:
+        if not plain or state.modes():
+            return through_operator(q, k, v, mask, **how)
+        if state.jit_traces():
+            raise UnsupportedError(NO_TRACE)
+        run = Attention.apply if state.tracer() is None else untraced(Attention.apply)
+        return run(q, k, v, mask, options, tokens_first)
+    except (RuntimeError, TypeError):  # of torch, which says nothing of which tensor it is
+        tensors.check_storage(q=q, k=k, v=v)
         raise
 
 
@@ -99,18 +131,24 @@ def prepare(
     return_lse: bool = False,
     out: Any = None,
     config: AttnSpec | None = None,
+    gradients: bool = False,
 ) -> None:
     """`omnicupy.prepare` on torch tensors: what the first `attention` call with these arguments does before its
     launch, on torch's current stream. On CPU tensors it checks the arguments and does nothing else.
 
-    return_lse: with and without, the same is made, and serves both.
-    Raises what `attention` raises, but for gradients: none are lost here.
+    return_lse: with and without, the same is made, and serves both.  gradients: also what the first backward pass does
+    before its launches.
+    Raises what `attention` raises, but for what concerns gradients: none are lost here.
     """
     tensors.check(q, k, v, out)
     if type(return_lse) is not bool:
         flag("prepare", "return_lse", return_lse)
+    if type(gradients) is not bool:
+        gradients = flag("prepare", "gradients", gradients)
     q, k, v = tensors.autocast(q, k, v)
     prepare_eagerly(q, k, v, mask, scale=scale, out=out, config=config)
+    if gradients and q.is_cuda:
+        backward.prepare_on_gpu(q, k, v, mask, scale)
 
 
 def _collated(masks: Sequence[Mask], *, collate_fn_map: Any = None) -> list[Mask]:

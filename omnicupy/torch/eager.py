@@ -14,7 +14,7 @@ from omnicupy.torch import tensors
 
 _gpu: Any = None  # what a launch needs of omnicupy.gpu, imported at the first CUDA tensor: CPU users never import CuPy
 # The handle of torch's current stream of a device; through the public call it would cost a Stream object each time.
-_raw_stream: Callable[[int], int] = getattr(
+raw_stream: Callable[[int], int] = getattr(
     torch._C,
     "_cuda_getCurrentRawStream",
     lambda index: int(torch.cuda.current_stream(index).cuda_stream),
@@ -33,7 +33,7 @@ def run_eagerly(
         addresses = (q.data_ptr(), k.data_ptr(), v.data_ptr(), None if out is None else out.data_ptr())
         if 0 in addresses or q.is_neg() or k.is_neg() or v.is_neg() or (out is not None and out.is_neg()):
             tensors.check_storage(q=q, k=k, v=v, out=out)
-        stream = gpu.external_stream(index, _raw_stream(index))
+        stream = gpu.external_stream(index, raw_stream(index))
         plan = _plan_of((q, k, v, out), index, addresses, mask, scale, config, stream=stream)
         # The tensors are named in this frame, so they outlive the launch.
         to = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
@@ -47,10 +47,10 @@ def run_eagerly(
     return found
 
 
-@cache  # of nothing that changes
-def run_untraced() -> Callable[..., Any]:
-    """run_eagerly for a process that compiles: what torch.compile leaves to Python it must not try to trace again."""
-    return torch.compiler.disable(run_eagerly)  # type: ignore[no-any-return]
+@cache
+def untraced(call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call` for a process that compiles: what torch.compile leaves to Python it must not try to trace again."""
+    return torch.compiler.disable(call)  # type: ignore[no-any-return]
 
 
 def prepare_eagerly(q: Any, k: Any, v: Any, mask: Any, *, scale: Any, out: Any, config: Any) -> None:
@@ -59,7 +59,7 @@ def prepare_eagerly(q: Any, k: Any, v: Any, mask: Any, *, scale: Any, out: Any, 
     if index is not None:
         tensors.check_storage(q=q, k=k, v=v, out=out)
         addresses = (q.data_ptr(), k.data_ptr(), v.data_ptr(), None if out is None else out.data_ptr())
-        stream = (_gpu or _load_gpu()).external_stream(index, _raw_stream(index))
+        stream = (_gpu or _load_gpu()).external_stream(index, raw_stream(index))
         _plan_of((q, k, v, out), index, addresses, mask, scale, config, stream=stream)
         return
     arrays = (tensors.on_host("q", q), tensors.on_host("k", k), tensors.on_host("v", v))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 
 from omnicupy.call.arrays import BFLOAT16, DeviceArray
 from omnicupy.errors import UnsupportedError
+from omnicupy.torch import state
 
 DTYPES = {
     torch.float16: np.dtype(np.float16),
@@ -61,6 +62,8 @@ def check_storage(**named: Any) -> None:
             raise UnsupportedError(f"{name} is stored as {tensor.layout}; pass {name}.to_dense()")
         if tensor.is_neg():
             raise UnsupportedError(f"{name} is a negated view; pass {name}.resolve_neg()")
+        if state.transform() is not None:  # which wraps tensors and unwraps them for operators
+            continue
         if tensor.device.type in ("cpu", "cuda") and tensor.numel() and not _address(tensor):
             raise UnsupportedError(
                 f"{name} holds no memory of its own, as a {type(tensor).__qualname__} that wraps other tensors; pass "
@@ -109,10 +112,15 @@ def check_tangents(**named: Any) -> None:
     """Raises UnsupportedError where a tensor carries a tangent, that of forward-mode differentiation."""
     for name, tensor in named.items():
         if tensor is not None and _tangent(tensor) is not None:
-            raise UnsupportedError(
-                f"{name} carries a tangent, but attention has no derivative yet; pass "
-                f"torch.autograd.forward_ad.unpack_dual({name}).primal"
-            )
+            no_forward_mode(name)
+
+
+def no_forward_mode(name: str) -> NoReturn:
+    """Raises UnsupportedError for a tensor that carries a tangent."""
+    raise UnsupportedError(
+        f"{name} carries a tangent, but attention has no derivative in forward mode; use reverse mode (backward, "
+        f"torch.func.vjp), or pass what torch.autograd.forward_ad.unpack_dual gives as primal"
+    )
 
 
 def _tangent(tensor: Any) -> Any:
@@ -123,16 +131,22 @@ def _tangent(tensor: Any) -> Any:
         return None
 
 
-def check_gradients(q: Any, k: Any, v: Any, out: Any) -> None:
-    """Raises UnsupportedError where q, k, v or out requires a gradient."""
-    if not (q.requires_grad or k.requires_grad or v.requires_grad or (out is not None and out.requires_grad)):
-        return
-    for name, tensor in (("q", q), ("k", k), ("v", v), ("out", out)):
-        if tensor is not None and tensor.requires_grad:
+def need_gradients(q: Any, k: Any, v: Any) -> bool:
+    """Whether autograd may ask for a gradient of one of these."""
+    return bool(torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad))
+
+
+def check_out(q: Any, k: Any, v: Any, out: Any) -> None:
+    """Raises UnsupportedError where out would be written though a gradient is to pass through it."""
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.requires_grad:
             raise UnsupportedError(
-                f"{name} requires a gradient, but attention has no backward pass yet; call it under "
-                f"torch.no_grad() or pass {name}.detach()"
+                f"out must be None where {name} requires a gradient; leave it out, or call under torch.no_grad()"
             )
+    if out.requires_grad:
+        raise UnsupportedError(
+            "out requires a gradient, which writing it would lose; pass out.detach(), or call under torch.no_grad()"
+        )
 
 
 def _refuse(name: str, value: object) -> None:

@@ -11,7 +11,7 @@ from transformers.masking_utils import causal_mask_function
 from omnicupy.errors import UnsupportedError
 from omnicupy.masks.arguments import at_least_one
 from omnicupy.masks.mask import Mask
-from omnicupy.torch.operator import is_exporting
+from omnicupy.torch.state import is_exporting
 from omnicupy.transformers import options, rules
 from omnicupy.transformers.closures import Reader, array, known
 from omnicupy.transformers.kept import kept

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from entry_walk import tile_by_tile
 
 import omnicupy as oc
 from omnicupy.call.problem import Problem
@@ -52,12 +53,12 @@ def _parts(mask: oc.Mask, heads: int, device: Device = DEVICE) -> Schedule:
     blocks = ordered(mask.blocks(SPEC.br, SPEC.bc))
     problem = Problem(1, heads, heads, *mask.shape, SPEC.head_dim, "bfloat16")
     grid = Grid.of(SPEC, problem, 1, sm_count=device.sm_count, l2_bytes=device.l2_bytes)
-    return schedule(blocks.row_offsets, entry_costs(blocks), grid.workers)
+    return schedule(blocks.row_offsets, entry_costs(blocks), grid.workers, blocks.tiles)
 
 
 def test_work_items_are_charged_for_their_tiles() -> None:
     mask = oc.segments([("text", 200), ("image", 150), ("noise", 90)])
-    work, blocks, parts = _work(mask), ordered(mask.blocks(128, 64)), _parts(mask, 3)
+    work, blocks, parts = _work(mask), tile_by_tile(ordered(mask.blocks(128, 64))), _parts(mask, 3)
     expected = []
     for first, end in zip(parts.first, parts.end, strict=True):
         pairs = 128 * 64 * shares(blocks)[first:end]

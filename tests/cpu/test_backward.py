@@ -160,6 +160,18 @@ def test_poison_in_dead_keys_and_empty_rows(dtype: Any, kind: str) -> None:
         poisoned.check(br=16, bc=32)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_lse_of_no_key_is_no_weight(dtype: Any) -> None:
+    """Also of a row that sees some: -inf is what a row without keys has, of whatever it was merged."""
+    case = made([oc.causal(20, 24)], (1, 1, 2), 8, dtype, with_dlse=True)
+    case.arrays.lse[:, :, 7] = -np.inf
+    dq, dk, dv = case.run(br=8, bc=32)
+    assert not dq[:, :, 7].any()
+    assert np.isfinite(dk).all()
+    assert np.isfinite(dv).all()
+    case.check(br=8, bc=32)
+
+
 def test_visible_nan_reaches_what_it_belongs_to() -> None:
     case = made([oc.causal(8)], (1, 1, 1), 8)
     case.arrays.k[0, 0, 5, 0] = np.nan

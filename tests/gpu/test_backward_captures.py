@@ -15,7 +15,7 @@ from fake_device import Event
 import omnicupy as oc
 from omnicupy.call import check
 from omnicupy.gpu import backward as gpu_backward
-from omnicupy.gpu import stream_memory
+from omnicupy.gpu import stream_memory, workspace
 
 
 @pytest.fixture
@@ -90,6 +90,18 @@ def test_other_calls_after_prepare_can_be_captured_too(device: fake_device.Devic
     assert len(device.uploads) == uploads
     assert device.driver.mode == 0
     assert len(device.launches) == (2 if change == "wanted" else 3)
+
+
+def test_large_work_memory_is_made_in_the_capture(device: fake_device.Device) -> None:
+    call, mask = Call(heads=64, q_len=3000, k_len=3000), oc.ranges([(20, 3000, 0, 3000)], 3000, 3000)
+    oc.prepare(call.q, call.k, call.v, mask, gradients=True)
+    small = device.allocating.nbytes
+    assert small < workspace.MOST_SPARE_BYTES
+    graph = device.driver.begin(device.streams[0])
+    _run(call, mask)
+    device.driver.end(graph)
+    assert 2 * call.q.nbytes < device.allocating.nbytes - small < 3 * call.q.nbytes
+    graph.end()
 
 
 def test_without_prepare_a_capture_is_refused(device: fake_device.Device) -> None:

@@ -116,6 +116,16 @@ def test_a_list_that_repeats_one_mask_shares_its_copies(device: fake_device.Devi
     assert {int(launched["params"]["mask_batch"]) for launched in device.launches} == {1}
 
 
+def test_as_many_other_gradients_are_another_plan(device: fake_device.Device) -> None:
+    mask = oc.causal(300)
+    for wanted in (("q",), ("v",), ("k",), ("q", "v"), ("v", "k")):
+        device.launches.clear()
+        made = _run(Call(), mask, wanted=wanted)
+        assert [array is not None for array in made] == [name in wanted for name in "qkv"]
+        assert ("dq" in parts(device.launches)) == ("q" in wanted)
+        assert ("dkdv" in parts(device.launches)) == bool({"k", "v"} & set(wanted))
+
+
 def test_another_order_of_sums_is_another_plan(device: fake_device.Device) -> None:
     call, mask = Call(), oc.causal(300)
     for deterministic in (True, False, False, True):

@@ -63,6 +63,15 @@ def test_pointers_lie_in_one_buffer(device: fake_device.Device) -> None:
     assert blocks.sizes.buffer.nbytes == 0
 
 
+def test_pointers_of_per_key_arrays_are_those_of_key_0(device: fake_device.Device) -> None:
+    """A window at the end of a cache: there is memory of its last keys alone."""
+    blocks = _copy(device, oc.sliding_window(1, 4096, left=99))
+    sizes, base = blocks.sizes, blocks.pointers["row_offsets"] - blocks.sizes.offsets["row_offsets"]
+    assert (sizes.k_first, sizes.k_padded) == (3840, 256)
+    assert blocks.pointers["spans"] + 8 * 3840 == base + sizes.offsets["spans"]
+    assert blocks.pointers["dead"] + 3840 // 8 == base + sizes.offsets["dead"]
+
+
 def test_the_uploading_stream_waits_for_nothing(device: fake_device.Device) -> None:
     _use(_copy(device), device.streams[0])
     assert device.streams[0].waited == []

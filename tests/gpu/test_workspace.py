@@ -43,9 +43,12 @@ def test_all_memory_is_of_one_stream(memory: Allocating) -> None:
         (Need(1 << 16, 256), Need(1 << 16, 256)),
         (Need((1 << 16) + 1, 257), Need(1 << 17, 512)),
         (Need(32 << 20, 1000), Need(32 << 20, 1024)),
+        (Need((32 << 20) + 1, 1), Need(64 << 20, 256)),
+        (Need((64 << 20) + 1, 1), Need(96 << 20, 256)),
+        (Need(1000 << 20, 1), Need(1024 << 20, 256)),
     ],
 )
-def test_sizes_are_powers_of_two(need: Need, wanted: Need) -> None:
+def test_sizes_are_powers_of_two_and_large_ones_multiples(need: Need, wanted: Need) -> None:
     assert need.rounded() == wanted
     assert need.within(wanted)
 
@@ -117,6 +120,17 @@ def test_prepared_memory_is_ready_and_made_once(memory: Allocating) -> None:
     assert LARGE.within(pool.take_workspace(LARGE, None).need)
     pool.take_counters()
     assert memory.made == made
+
+
+def test_large_memory_is_made_when_it_is_taken(memory: Allocating) -> None:
+    """A spare of it would double what a backward pass with copies takes."""
+    pool, large = Pool(), Need(workspace.MOST_SPARE_BYTES + 1, 1)
+    pool.prepare(large)
+    assert memory.made == 1  # counters
+    taken = pool.take_workspace(large, None)
+    assert large.within(taken.need)
+    pool.give_back(None, [taken], None)
+    assert pool.take_workspace(large, None) is taken
 
 
 def test_what_is_prepared_serves_all_that_was_asked_for(memory: Allocating) -> None:

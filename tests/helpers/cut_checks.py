@@ -12,8 +12,10 @@ from omnicupy.masks.block_mask import DEAD, FULL, KIND, PARTIAL, BlockMask
 def kinds_of(blocks: BlockMask) -> np.ndarray:
     """Kind of every tile, (q_blocks, k_blocks), from the lists."""
     grid = np.zeros((blocks.q_blocks, blocks.k_blocks), np.int64)
-    columns = blocks.entries[:, 2] // blocks.bc
-    grid[blocks.rows_of_entries(), columns] = blocks.entries[:, 0] & KIND
+    for row, (kind, _, first, keys) in zip(blocks.rows_of_entries(), blocks.entries.tolist(), strict=True):
+        tiles = slice(first // blocks.bc, -(-(first + keys) // blocks.bc))
+        assert not grid[row, tiles].any()
+        grid[row, tiles] = kind & KIND
     return grid
 
 
@@ -25,14 +27,27 @@ def check_cut(case: Case, br: int, bc: int) -> None:
     expected = oracle.tile_kinds(case.dense, br, bc, case.mask.diagonal)
     np.testing.assert_array_equal(kinds_of(blocks), expected, err_msg=where)
     rows, kind = blocks.rows_of_entries(), blocks.kinds
-    offset, length = blocks.entries[:, 2:].T
+    offset = blocks.entries[:, 2]
     place = list(zip(rows.tolist(), (kind == FULL).tolist(), offset.tolist(), strict=True))
     assert place == sorted(place), where
-    assert len(place) == (expected > 0).sum(), where
-    assert (length == np.minimum(bc, blocks.k_len - offset)).all(), where
+    check_lengths(blocks, where)
+    assert blocks.tiles.sum() == (expected > 0).sum(), where
     dead = oracle.dead_blocks(case.dense, bc)[offset // bc]
     np.testing.assert_array_equal((blocks.entries[:, 0] & DEAD) != 0, dead, err_msg=where)
     check_payloads(case, blocks)
+
+
+def check_lengths(blocks: BlockMask, where: str) -> None:
+    """Masked entries are one tile; FULL ones whole tiles, and all that are neighbours."""
+    rows, full = blocks.rows_of_entries(), blocks.kinds == FULL
+    first, keys = blocks.entries[:, 2:].T
+    assert (keys[~full] == np.minimum(blocks.bc, blocks.k_len - first[~full])).all(), where
+    assert (keys[full] % blocks.bc == 0).all(), where
+    assert (first % blocks.bc == 0).all(), where
+    assert (blocks.tiles[~full] == 1).all(), where
+    assert (blocks.tiles[full] * blocks.bc == keys[full]).all(), where
+    ends = set(zip(rows[full].tolist(), (first + keys)[full].tolist(), strict=True))
+    assert not ends & set(zip(rows[full].tolist(), first[full].tolist(), strict=True)), where
 
 
 def check_payloads(case: Case, blocks: BlockMask) -> None:

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from omnicupy.gpu import streams
-from omnicupy.torch import call as torch_call
-from omnicupy.torch import eager
+from omnicupy.torch import eager, state
 
 
 class Cuda(torch.Tensor):
@@ -85,7 +84,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(streams, "_external", {})
     monkeypatch.setattr(streams, "foreign_stream", external)
     monkeypatch.setattr(eager, "_gpu", None)
-    monkeypatch.setattr(torch_call, "_PLAIN", (Cuda,))
-    monkeypatch.setattr(eager, "_raw_stream", lambda index: fake.torch_streams[index])
+    monkeypatch.setattr(state, "PLAIN", (Cuda,))
+    monkeypatch.setattr(eager, "raw_stream", lambda index: fake.torch_streams[index])
     monkeypatch.setattr(torch, "empty_like", empty_like)
     return fake

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import nullcontext
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -33,9 +34,32 @@ class Event:
         pass
 
 
+class Graph:
+    """Calls made while a stream was captured, and made again at each launch."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    def launch(self, stream: Stream) -> None:
+        for call in self.calls:
+            call()
+
+
 class Stream:
+    captured: Graph | None = None  # of all streams: one is captured at a time
+
     def __init__(self, non_blocking: bool = False) -> None:
         pass
+
+    def synchronize(self) -> None:
+        pass
+
+    def begin_capture(self) -> None:
+        Stream.captured = Graph()
+
+    def end_capture(self) -> Graph | None:
+        captured, Stream.captured = Stream.captured, None
+        return captured
 
     def __enter__(self) -> Stream:
         return self
@@ -97,6 +121,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         Event=Event,
         MemoryHook=MemoryHook,
         Stream=Stream,
+        using_allocator=lambda allocator: nullcontext(),
         get_elapsed_time=lambda start, stop: 1e3 * (stop.at - start.at),
         runtime=SimpleNamespace(
             CUDARuntimeError=CUDARuntimeError,
@@ -112,12 +137,40 @@ def install(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setitem(sys.modules, "cupy", fake)
     monkeypatch.setitem(sys.modules, "omnicupy.gpu.device", device)
     monkeypatch.setattr(Device, "broken", False)
+    monkeypatch.setattr(Stream, "captured", None)
     monkeypatch.setattr(environment, "query_smi", lambda fields: "")
     return fake
+
+
+def serve(monkeypatch: pytest.MonkeyPatch, *modules: ModuleType) -> None:
+    """Put the CPU engine in the place of what modules call."""
+    for module in modules:
+        for function in (attention, attention_backward):
+            if hasattr(module, function.__name__):
+                monkeypatch.setattr(module, function.__name__, function)
 
 
 def attention(q: Any, k: Any, v: Any, mask: Any = None, *, config: Any = None, **options: Any) -> Any:
     """The CPU engine in a kernel's place, which takes plain arrays alone."""
     if options.get("out") is not None:
         options["out"] = options["out"].view(np.ndarray)
-    return api.attention(*(np.asarray(x) for x in (q, k, v)), mask, **options)
+    return _called(api.attention, *(np.asarray(x) for x in (q, k, v)), mask, **options)
+
+
+def attention_backward(*arrays: Any, config: Any = None, **options: Any) -> Any:
+    """The CPU engine's gradients, as above. The last of `arrays` may be the mask."""
+    plain = (np.asarray(one) if isinstance(one, np.ndarray) else one for one in arrays)
+    return _called(api.attention_backward, *plain, **options)
+
+
+def _called(function: Any, *arguments: Any, **options: Any) -> Any:
+    """The result of a call, which a graph makes again into the same arrays."""
+    found = function(*arguments, **options)
+    if Stream.captured is not None:
+
+        def again() -> None:
+            for target, made in zip(found, function(*arguments, **options), strict=True):
+                target[...] = made
+
+        Stream.captured.calls.append(again)
+    return found

@@ -25,14 +25,18 @@ class Producer:
         number = self.shared.number
         while number < len(self.launch.items):
             yield from self.announce(number)
-            yield from self.load_owned(number)
-            for tile in range(len(self.launch.items[number].tiles)):
-                yield from self.load_tile((number, tile))
+            yield from self.load(number)
             self.slot.next()
             yield from self.shared.some_time()
             number = self.launch.take()
         yield from self.announce(-1)
         self.launch.end()
+
+    def load(self, number: int) -> Steps:
+        """All of an item."""
+        yield from self.load_owned(number)
+        for tile in range(len(self.launch.items[number].tiles)):
+            yield from self.load_tile((number, tile))
 
     def load_owned(self, number: int) -> Steps:
         raise NotImplementedError
@@ -43,6 +47,16 @@ class Producer:
 
 class KeyProducer(Producer):
     shared: KeyShared
+
+    def load(self, number: int) -> Steps:
+        before_keys = self.launch.stages - 1  # K and V need the place of those of the item before
+        for tile in range(len(self.launch.items[number].tiles)):
+            yield from self.load_tile((number, tile))
+            before_keys -= 1
+            if before_keys == 0:
+                yield from self.load_owned(number)
+        if before_keys > 0:
+            yield from self.load_owned(number)
 
     def load_owned(self, number: int) -> Steps:
         shared = self.shared

@@ -5,6 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
+
+import numpy as np
+from entry_walk import EntryWalk
+
+from omnicupy.masks.block_mask import FULL
+from omnicupy.schedule.order import LAST
 
 Steps = Iterator[None]
 Name = tuple[int, int]  # item, tile
@@ -69,7 +76,22 @@ class Tile:
 
 @dataclass(frozen=True)
 class Item:
+    """runs: how many tiles each entry holds; one each where it is empty."""
+
     tiles: tuple[Tile, ...]
+    runs: tuple[int, ...] = ()
+
+    def walk(self) -> EntryWalk:
+        """The walk over the numbers of the tiles, as over keys of tiles one key wide."""
+        runs = self.runs or (1,) * len(self.tiles)
+        assert sum(runs) == len(self.tiles)
+        words = [
+            [FULL | count << 8, -1, first]
+            for first, count in zip(accumulate(runs, initial=0), runs, strict=False)
+        ]
+        if words:
+            words[-1][0] |= LAST
+        return EntryWalk(np.array(words).reshape(-1, 3), 0, len(self.tiles), 1)
 
     @property
     def unskipped(self) -> int:

@@ -8,7 +8,6 @@ changes it here first.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 from sm90_block import Barrier, Block, Name, Place, Steps, Tile
@@ -76,22 +75,26 @@ class Producer:
         self.block.copies.append(self.copy(self.block.q, place, number, self.block.q_full[place]))
 
     def produce(self, number: int, slot: Place, has_q: bool) -> Steps:
-        block = self.block
-        names = [(number, tile) for tile in range(len(block.items[number].tiles))]
-        if len(names) <= self.ask_at:
+        item = self.block.items[number]
+        walk, left = item.walk(), len(item.tiles)
+        if left <= self.ask_at:
             self.ask()
-        for name in names[:1]:
+        name = (number, -1)
+        if any_tile := left > 0:
+            name = (number, walk.take().first)
             yield from self.load_k(name)
         if not has_q:
             yield from self.load_q(number, slot)
-        for before, name in pairwise(names):
-            if len(names) - name[1] == self.ask_at:
+        while (left := left - 1) > 0:
+            if left == self.ask_at:
                 self.ask()
+            before, name = name, (number, walk.take().first)
             yield from self.load_k(name)
             yield from self.load_v(before)
         yield from self.before_last()
-        for name in names[-1:]:
+        if any_tile:
             yield from self.load_v(name)
+        assert not walk.has_next()
 
     def ask(self) -> None:
         if self.block.scheduler:

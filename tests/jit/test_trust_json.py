@@ -29,7 +29,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "ceilings": ceilings.load,
     "bench": records.load,
     "tuned": lambda path: saved._read(path).problem or pytest.fail("it was taken"),
-    "attestation": lambda path: attestation._read(path) and pytest.fail("it was taken"),
+    "attestation": lambda path: attestation._read(path)[0] and pytest.fail("it was taken"),
     "manifest": lambda path: cache._read_manifest(path.parent),
 }
 

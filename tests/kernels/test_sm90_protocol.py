@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
+import entry_walk
 import pytest
+from entry_walk import EntryWalk
 from sm90_block import Block, Item, Name, Named, Tile
 from sm90_model import Consumer, play
 
@@ -13,11 +15,13 @@ from sm90_model import Consumer, play
 def _items(draw: random.Random, groups: int) -> list[Item]:
     items = []
     for _ in range(draw.randint(1, 7)):
-        tiles = [Tile() for _ in range(draw.choice((0, 0, 1, 2, 5, 9)))]
+        runs = [draw.choice((1, 1, 2, 5)) for _ in range(draw.choice((0, 0, 1, 2, 3)))]  # of FULL tiles
+        tiles = [Tile() for _ in range(sum(runs))]
         tiles += [Tile(dead=draw.random() < 0.5) for _ in range(draw.choice((0, 0, 1, 2, 3)))]
         if groups > 1:
             tiles += [Tile(draw.randint(1, 2**groups - 1)) for _ in range(draw.choice((0, 0, 1, 2, 4, 7)))]
-        items.append(Item(tuple(tiles)))
+        runs += [1] * (len(tiles) - sum(runs))
+        items.append(Item(tuple(tiles), tuple(runs)))
     return items
 
 
@@ -78,6 +82,21 @@ def test_the_model_sees_a_slot_given_back_early(monkeypatch: pytest.MonkeyPatch)
     items = [Item((Tile(),) * 3)] * 5
     with pytest.raises(AssertionError):
         _play_often(items)
+
+
+def test_the_model_sees_a_run_that_is_walked_as_one_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its later tiles are never asked for."""
+    monkeypatch.setattr(EntryWalk, "take", lambda self: _with_step(self, 99))
+    with pytest.raises((AssertionError, IndexError)):
+        _play_often([Item((Tile(),) * 4, (3, 1))] * 2)
+
+
+def _with_step(walk: EntryWalk, step: int) -> entry_walk.Tile:
+    walk.step = step
+    return take(walk)
+
+
+take = EntryWalk.take
 
 
 def test_the_model_sees_values_that_were_not_cleared(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import mask_oracle as oracle
 import numpy as np
 import pytest
 from cut_checks import check_cut, check_mask, kinds_of
+from entry_walk import tile_by_tile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mask_cases import LEAVES, random_case
@@ -160,7 +161,7 @@ def test_cut_is_cached_and_pickles() -> None:
 
 
 def test_double_cover_raises() -> None:
-    blocks = constructors.full(16, 64).blocks(16, 32)
+    blocks = tile_by_tile(constructors.full(16, 64).blocks(16, 32))
     entries = blocks.entries.copy()
     entries[:, 2] = [0, 16]
     twice = dataclasses.replace(blocks, entries=entries)
@@ -175,6 +176,8 @@ def test_million_tokens_tile_without_touching_the_square() -> None:
     """1,048,576 tokens of packed samples: 2^40 pairs, 2^26 tiles; only the listed ones may cost."""
     mask = segment_masks.documents([1024] * 1024)
     blocks = mask.blocks(128, 128)
-    assert len(blocks.entries) == 1024 * 36
+    assert blocks.tiles.sum() == 1024 * 36
+    assert len(blocks.entries) == 1024 * (8 + 7)  # the FULL tiles of each block row are one run
     assert mask.pairs == 1024 * (1024 * 1025 // 2)
-    assert ((blocks.kinds == CAUSAL).sum(), (blocks.kinds == FULL).sum()) == (8 * 1024, 28 * 1024)
+    full = blocks.kinds == FULL
+    assert ((blocks.kinds == CAUSAL).sum(), blocks.tiles[full].sum()) == (8 * 1024, 28 * 1024)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from entry_walk import tile_by_tile
 
 import omnicupy as oc
 from omnicupy.masks.arguments import MAX_LENGTH
@@ -52,6 +53,7 @@ def test_the_cut(name: str, q_len: int) -> None:
     mask = MASKS[name](q_len)
     for br in (2**27, 2**29, 3 * 2**26, MOST - 8, 2**26 + 8):
         blocks = mask.blocks(br, 32)
+        blocks = tile_by_tile(blocks)
         rows, keys = blocks.rows_of_entries().tolist(), (blocks.entries[:, 2] // 32).tolist()
         listed = dict(zip(zip(rows, keys, strict=True), blocks.kinds.tolist(), strict=True))
         assert listed == tiles(mask, br, 32), br

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from entry_walk import tile_by_tile
 from mask_cases import random_case
 
 import omnicupy as oc
 from omnicupy.masks.block_mask import DEAD, FULL, KIND, PARTIAL, BlockMask
-from omnicupy.schedule.order import GROUP_ROWS, LAZY_KEYS, SKIP_SHIFT, arrange, lazy_entries, ordered, shares
+from omnicupy.schedule.order import GROUP_ROWS, SKIP_SHIFT, arrange, ordered, shares
+from omnicupy.schedule.parts import tiles_before
+from omnicupy.schedule.pieces import LAZY_KEYS, Pieces, pieces
 
 SKIP = 7 << SKIP_SHIFT  # flags of all groups
 TILES = ((128, 32), (128, 64), (192, 96), (192, 32))
@@ -83,18 +86,16 @@ def test_full_tiles_come_first_and_skipped_ones_last(seed: int) -> None:
     case = random_case(rng, *(int(n) for n in rng.integers(200, 700, 2)))
     block = case.mask.blocks(*((128, 32), (192, 64), (64, 32))[seed % 3])
     found = ordered(block)
-    need = LAZY_KEYS // block.bc
-    unskipped = arrange(block).unskipped
-    lazy = lazy_entries(found.entries[:, 0], found.row_offsets, block.bc)
+    unskipped, places = arrange(block).unskipped, tiles_before(found.tiles)
     for row in range(found.q_blocks):
         first, end = found.row_offsets[row : row + 2]
         flags = found.entries[first:end, 0]
         skipped, full = (flags & SKIP) != 0, (flags & KIND) == FULL
         place = np.where(skipped, 2, np.where(full, 0, 1))
         assert (np.diff(place) >= 0).all()
-        assert lazy[first:end].tolist() == [int(full[:i].sum()) >= need for i in range(len(full))]
-        count = int((~skipped).sum())
-        assert unskipped[first:end].tolist() == [max(0, count - i) for i in range(len(flags))]
+        count = int(found.tiles[first:end][~skipped].sum())
+        ahead = places[first:end] - places[first]
+        assert unskipped[first:end].tolist() == np.maximum(0, count - ahead).tolist()
         if block.br == 64:
             assert not skipped.any()
         before = block.entries[first:end]
@@ -114,7 +115,7 @@ def test_skipped_entries_alternate() -> None:
 
 
 def test_a_block_on_the_diagonal_ends_with_what_its_first_rows_skip() -> None:
-    found = ordered(oc.causal(768).blocks(192, 64))
+    found = tile_by_tile(ordered(oc.causal(768).blocks(192, 64)))
     for row in range(found.q_blocks):
         first, end = found.row_offsets[row : row + 2]
         flags = found.entries[first:end, 0] >> SKIP_SHIFT & 7
@@ -132,7 +133,7 @@ def test_spans_of_a_key_are_looked_at_one_by_one() -> None:
 
 
 def test_rows_past_the_end_look_at_nothing() -> None:
-    found = ordered(oc.full(200, 256).blocks(192, 64))
+    found = tile_by_tile(ordered(oc.full(200, 256).blocks(192, 64)))
     last = found.entries[found.row_offsets[1] :, 0] >> SKIP_SHIFT & 7
     assert last.tolist() == [6] * 4  # eight rows: the first group's
     assert not (found.entries[: found.row_offsets[1], 0] & SKIP).any()
@@ -147,10 +148,16 @@ def test_blocks_of_other_heights_skip_nothing(tile: tuple[int, int]) -> None:
 
 def test_rescaling_is_lazy_in_a_last_block_that_groups_without_rows_skip() -> None:
     found = ordered(oc.full(184, 512).blocks(128, 64))
-    last = found.entries[found.row_offsets[1] :, 0]
+    last = tile_by_tile(found).entries[8:, 0]
     assert (last >> SKIP_SHIFT & 7).tolist() == [2] * 8
-    lazy = lazy_entries(found.entries[:, 0], found.row_offsets, 64)
-    assert lazy[found.row_offsets[1] :].tolist() == [False] + [True] * 7
+    cut = pieces(found.entries[:, 0], found.tiles, tiles_before(found.tiles)[found.row_offsets], 64)
+    assert _lazy_tiles(cut)[8:] == [False] + [True] * 7
+
+
+def _lazy_tiles(cut: Pieces) -> list[bool]:
+    """Of each tile, whether rescaling may be lazy there."""
+    lazy: list[bool] = np.repeat(cut.lazy, cut.tiles).tolist()
+    return lazy
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -158,10 +165,11 @@ def test_rescaling_is_lazy_after_full_keys_of_the_same_part(seed: int) -> None:
     rng = np.random.default_rng(seed)
     flags = rng.choice([FULL, PARTIAL, FULL | 1 << SKIP_SHIFT], 40).astype(np.int32)
     firsts = rng.permutation(np.append(rng.integers(0, 41, 9), 0)).astype(np.int32)  # some twice: empty parts
-    found = lazy_entries(flags, firsts, 32)
+    found = pieces(flags, np.ones(40, np.int32), firsts, 32)
+    assert found.entry.tolist() == list(range(40))
     for entry in range(40):
         begin = max(first for first in firsts if first <= entry)
-        assert found[entry] == (int((flags[begin:entry] & KIND == FULL).sum()) * 32 >= LAZY_KEYS)
+        assert found.lazy[entry] == (int((flags[begin:entry] & KIND == FULL).sum()) * 32 >= LAZY_KEYS)
 
 
 def test_an_empty_mask_stays_empty() -> None:

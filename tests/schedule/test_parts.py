@@ -7,7 +7,17 @@ import heapq
 import numpy as np
 import pytest
 
-from omnicupy.schedule.parts import ITEM, LEAST_TILES, LEAVE, Schedule, Workers, ends, schedule
+from omnicupy.schedule.parts import (
+    ENOUGH,
+    ITEM,
+    LEAST_TILES,
+    LEAVE,
+    Schedule,
+    Workers,
+    ends,
+    parts_of_one_row,
+    schedule,
+)
 
 
 def _offsets(counts: list[int]) -> np.ndarray:
@@ -84,6 +94,27 @@ def test_few_rows_are_cut_and_end_sooner(counts: list[int], heads: int) -> None:
     assert _played(cut, Workers(heads, 132)) < 0.7 * _played(whole, Workers(heads, 132))
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_a_row_that_is_alone_is_cut_as_one_of_many_is(seed: int) -> None:
+    """The short way that decoding takes: no way that is tried for many rows ends sooner."""
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(1, 300))
+    workers = Workers(int(rng.integers(1, 80)), 132, int(rng.integers(1, 80)))
+    cost = np.array([1.1 * count])
+    tried = [
+        parts
+        for parts in range(1, min(max(count // LEAST_TILES, 1), workers.split_slots, 64) + 1)
+        if parts in (1, 2, 3, 4, 6)
+    ]
+    of_parts = {parts: ends(cost, np.array([parts]), workers) for parts in tried}
+    found = parts_of_one_row(float(cost[0]), count, workers)
+    assert 1 <= found <= max(1, count // LEAST_TILES)
+    assert found == 1 or found <= workers.split_slots
+    end = ends(cost, np.array([found]), workers)
+    least = (cost[0] + ITEM) * workers.heads / workers.sm_count
+    assert ENOUGH * end <= least or end <= min(of_parts.values()) + 1e-9
+
+
 def test_enough_rows_are_left_whole() -> None:
     assert _made([30] * 132, Workers(8, 132, 1000)).n_slots == 0
     assert _made(list(range(1, 129)), Workers(64, 132, 1000)).n_slots == 0
@@ -96,6 +127,20 @@ def test_short_parts_of_all_sections_come_last() -> None:
     ideal = _costs(found).sum() * 16 / 132
     assert (_costs(found)[found.tiers[2] :] <= ideal / 64).all()
     assert _played(found, Workers(16, 132)) < 1.02 * ideal
+
+
+@pytest.mark.parametrize(("longest", "divisors"), [(60, (2, 4, 8)), (30, (16, 32, 64))])
+def test_tiers_are_of_long_parts_where_one_takes_half_of_the_time(
+    longest: int, divisors: tuple[int, ...]
+) -> None:
+    """As blocks of keys that a whole group of heads works on."""
+    counts = [longest, *[12] * 20, *[3] * 30]
+    workers = Workers(heads=2, sm_count=10)
+    found = _made(counts, workers)
+    ideal = _costs(found).sum() * workers.heads / workers.sm_count
+    assert (_costs(found)[0] > ideal / 2) == (divisors[0] == 2)
+    for end, divisor in zip(found.tiers, divisors, strict=False):
+        assert end == (_costs(found) > ideal / divisor).sum()
 
 
 def test_the_estimate_is_near_what_is_played() -> None:

@@ -23,7 +23,9 @@ def _run(*arguments: str) -> str:
 
 def test_what_is_attested_is_what_the_attestation_says() -> None:
     attestation = json.loads((Path(__file__).parents[1] / "attestation.json").read_text())
-    assert sorted(nvrtc.ATTESTED) == sorted(attestation["nvrtc"])
+    assert nvrtc.ATTESTED
+    for entry in attestation["sources"].values():
+        assert sorted(nvrtc.ATTESTED) == sorted({run["nvrtc"] for run in entry["runs"]})
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])

@@ -117,11 +117,10 @@ def test_errors_at_run_time_are_the_library_s() -> None:
 
 
 TRACED = {
-    "a gradient": (
-        lambda q, k, v, layer: layer(q.requires_grad_(), k, v, None),
+    "out of a gradient": (
+        lambda q, k, v, layer: layer(q.requires_grad_(), k, v, None, out=torch.zeros(SHAPES[0])),
         oc.UnsupportedError,
-        "q requires a gradient, but attention has no backward pass yet; call it under torch.no_grad() or "
-        "pass q.detach()",
+        "out must be None where q requires a gradient",
     ),
     "a mask": (
         lambda q, k, v, layer: layer(q, k, v, [3, oc.causal(40)]),
@@ -147,7 +146,7 @@ def test_errors_while_tracing_show_the_library_s(what: str) -> None:
 @pytest.mark.parametrize(
     ("what", "error", "message"),
     [
-        ("a gradient", oc.UnsupportedError, "q requires a gradient, but attention has no backward pass yet"),
+        ("out of a gradient", oc.UnsupportedError, "out must be None where q requires a gradient"),
         ("a mask", TypeError, r"mask\[0\] must be a Mask, got int; use full\(...\) where all is visible"),
         ("a config", ValueError, "config must be None for CPU tensors"),
     ],
@@ -159,7 +158,7 @@ def test_errors_without_fullgraph_are_the_library_s(what: str, error: type[Excep
 
 
 def test_what_the_compiler_leaves_to_python_is_not_traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    tracer, seen, run = oc.torch.call._tracer, [], oc.torch.eager._on_cpu
+    tracer, seen, run = oc.torch.state.tracer, [], oc.torch.eager._on_cpu
     assert tracer() is None
     monkeypatch.setattr(
         oc.torch.eager, "_on_cpu", lambda *args, **options: seen.append(tracer()) or run(*args, **options)

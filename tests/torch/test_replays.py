@@ -154,11 +154,6 @@ RAISES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "jit.script": (_script, torch.jit.frontend.NotSupportedError, "omnicupy/torch"),
     "fx": (lambda: torch.fx.symbolic_trace(Layer()), TypeError, r"^q must be a torch\.Tensor"),
-    "func.grad": (
-        lambda: torch.func.grad(lambda q: oc.torch.attention(q, K, V).sum())(Q),
-        oc.UnsupportedError,
-        "^q requires a gradient",
-    ),
     "func.jvp": (
         lambda: torch.func.jvp(lambda v: oc.torch.attention(Q, K, v), (V,), (V,)),
         oc.UnsupportedError,

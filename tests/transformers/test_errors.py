@@ -43,11 +43,6 @@ def _t5() -> Any:
     return transformers.T5EncoderModel._from_config(config, attn_implementation=oc.transformers.register())
 
 
-def _with_grad(model: Any) -> Any:
-    with torch.enable_grad():
-        return model(IDS)
-
-
 def _with_dense(dense: Any) -> Any:
     return _made("Llama").eval()(IDS, attention_mask=dense)
 
@@ -80,12 +75,6 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: _made("Llama").eval()(IDS, output_attentions=True),
         oc.UnsupportedError,
         f"LlamaAttention asks for the attention weights (output_attentions: True){REST}",
-    ),
-    "gradients": (
-        lambda: _with_grad(_made("Llama")),
-        oc.UnsupportedError,
-        "LlamaAttention asks for gradients (query, key or value requires one), but attention has no backward pass "
-        "yet; call the model under torch.no_grad() or torch.inference_mode()",
     ),
     "a bias": (
         lambda: _with_dense(torch.full((1, 1, 10, 10), -2.0)),

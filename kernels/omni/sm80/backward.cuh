@@ -9,6 +9,7 @@ namespace omni {
 template <class Cfg>
 struct Backward : BackwardBlock<Cfg> {
   using Block = BackwardBlock<Cfg>;
+  using typename Block::Cursor;
   using Shared = SmemTile<Cfg::kHeadDim, Cfg::kSwizzle>;
   using Step = StepTile<Cfg>;
   static constexpr int kOwnedBytes = Cfg::kOwned * Shared::kPitchBytes;

@@ -8,12 +8,14 @@ namespace omni {
 
 // Walks tiles, and inside each the query heads that count for it: one for dQ, those of the group for dK and dV. Their
 // sums stay in registers, and no two thread blocks add to the same gradient.
-struct Cursor {
-  EntryWalk walk;
+template <int kStep>
+struct CursorOf {
+  EntryWalk<kStep> walk;
   Tile tile;  // kind 0: no more tiles
   int head;   // which of the heads
 
-  __device__ __forceinline__ Cursor(BlockLists const& lists, WorkItem const& work) : walk(lists, work.first, work.end) {
+  __device__ __forceinline__ CursorOf(BlockLists const& lists, WorkItem const& work)
+      : walk(lists, work.first, work.tiles) {
     take(lists);
   }
 
@@ -36,6 +38,7 @@ template <class Cfg>
 struct BackwardBlock {
   using Step = StepTile<Cfg>;
   using Out = RegTile<Cfg::kTilesM, Cfg::kColumns>;
+  using Cursor = CursorOf<Cfg::kWalked>;
   static constexpr int kStatisticBytes = 2 * 4 * Cfg::kBr;  // lse2 and delta of the queries of a tile
 
   static constexpr int kCursorBytes = 128;

@@ -10,6 +10,7 @@ namespace omni {
 template <class Cfg>
 struct TiledBackward : BackwardBlock<Cfg> {
   using Block = BackwardBlock<Cfg>;
+  using typename Block::Cursor;
   static constexpr int kSlice = Cfg::kColumns;
   static constexpr int kSlices = (Cfg::kHeadDim + kSlice - 1) / kSlice;
   using Shared = SmemTile<kSlice, Cfg::kSwizzle>;

@@ -51,7 +51,7 @@ struct Forward {
   ForwardParams const& p;
   MaskView const mask;
   int const q0;  // token of the first query
-  EntryWalk walk;
+  EntryWalk<Cfg::kBc> walk;
   unsigned char* const s_base;
   unsigned char const* g_k;
   unsigned char const* g_v;
@@ -60,7 +60,7 @@ struct Forward {
   OnlineSoftmax<Cfg::kTilesM> softmax;
 
   __device__ __forceinline__ Forward(ForwardParams const& params, WorkItem const& work, unsigned char* s_memory)
-      : p(params), mask{params, work.mask}, q0(work.q0), walk(params.lists, work.first, work.end), s_base(s_memory) {
+      : p(params), mask{params, work.mask}, q0(work.q0), walk(params.lists, work.first, work.tiles), s_base(s_memory) {
     int const kv_head = work.head / p.group;
     g_k = p.key().rows(work.batch, kv_head);
     g_v = p.value().rows(work.batch, kv_head);

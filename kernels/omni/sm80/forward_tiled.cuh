@@ -24,35 +24,33 @@ struct TiledForward {
   ForwardParams const& p;
   MaskView const mask;
   int const q0;  // token of the first query
-  EntryWalk walk;
+  EntryWalk<Cfg::kBc> walk;
   unsigned char* const s_base;
   unsigned char const *g_q, *g_k, *g_v;
   int const row0 = threadIdx.x / 32 * Cfg::kWarpRows;
   int const column0 = blockIdx.y * Cfg::kValueDim;
   int q_rows;          // query rows that exist
-  Tile loading;        // the tile whose chunks are being requested
+  Tile loading;        // the tile whose chunks are being requested; nothing once those of every tile were
   int next_chunk = 0;  // the next of them
-  bool more;           // false once every chunk of every tile was requested
   Out out;
   OnlineSoftmax<1> softmax;
 
   __device__ __forceinline__ TiledForward(ForwardParams const& params, WorkItem const& work, unsigned char* s_memory)
-      : p(params), mask{params, work.mask}, q0(work.q0), walk(params.lists, work.first, work.end), s_base(s_memory) {
+      : p(params), mask{params, work.mask}, q0(work.q0), walk(params.lists, work.first, work.tiles), s_base(s_memory) {
     q_rows = p.q_len - q0;
     int const kv_head = work.head / p.group;
     g_q = p.query().row(work.batch, work.head, q0);
     g_k = p.key().rows(work.batch, kv_head);
     g_v = static_cast<unsigned char const*>(p.v) +
           2 * (work.batch * p.v_strides.batch + kv_head * p.v_strides.head + column0);
-    more = walk.has_next();
-    if (more) loading = walk.take(p.lists);
+    loading = walk.has_next() ? walk.take(p.lists) : Tile{};
     out.fill(0.f);
     softmax.init();
   }
 
   // Requests the next chunk of Q and K, of whichever tile it belongs to. No commit.
   __device__ __forceinline__ void load_chunk(int slot) {
-    if (!more) return;
+    if (loading.packed == 0) return;
     u32 const s_slot = smem_address(s_base) + slot * kSlotBytes;
     int const column = next_chunk * kChunk;
     load_tile<Cfg::kThreads, Cfg::kBr, kChunk, Cfg::kSwizzle>(
@@ -62,8 +60,7 @@ struct TiledForward {
         2 * p.k_strides.token, loading.length(), p.head_dim - column);
     if (++next_chunk == kChunks) {
       next_chunk = 0;
-      more = walk.has_next();
-      if (more) loading = walk.take(p.lists);
+      loading = walk.has_next() ? walk.take(p.lists) : Tile{};
     }
   }
 
@@ -115,15 +112,14 @@ struct TiledForward {
   }
 
   __device__ __forceinline__ void run(WorkItem const& work) {
-    EntryWalk computing(p.lists, work.first, work.end);
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       load_chunk(i);
       cp_async_commit();
     }
     int slot = 0;
-    while (computing.has_next()) {
-      Tile const tile = computing.take(p.lists);
+    while (loading.packed != 0) {
+      Tile const tile = loading;  // kAhead of its chunks were requested: not all, so it is the one to compute
       step(tile, slot);
     }
     cp_async_wait<0>();

@@ -18,7 +18,7 @@ struct WorkSlot {
   int part;
 };
 
-// Smem: a kernel's shared memory, which names its Config and its Params.
+// Smem: a kernel's shared memory, which names its Config, its Params and its Walk over the tiles of an item.
 template <class Smem>
 struct WorkList {
   using Slot = typename Smem::Slot;
@@ -32,10 +32,9 @@ struct WorkList {
     mbarrier_arrive(smem_address(&smem.work_full[slot.stage()]));
   }
 
-  // walk: the walk over the item's tiles, at their start.
-  __device__ __forceinline__ void announce_item(Slot slot, WorkItem const& item, EntryWalk const& walk) const {
-    int const tiles = item.end - item.first;
-    int const unskipped = walk.has_next() ? min(walk.peek().unskipped, tiles) : 0;
+  __device__ __forceinline__ void announce_item(Slot slot, WorkItem const& item) const {
+    int const tiles = item.tiles;
+    int const unskipped = tiles == 0 ? 0 : min(args.p.lists.entries[item.first].w, tiles);
     announce(
         slot,
         WorkSlot{item.q0, item.mask, item.batch, item.head, item.head / args.p.group, tiles, unskipped, item.part});
@@ -75,9 +74,8 @@ struct Scheduler {
 #pragma unroll 1
     for (int parity = 0; index < list.args.work_items; parity ^= 1) {
       WorkItem const item = work_item<Smem::Config::kHeads>(list.args.p, index);
-      EntryWalk const walk(list.args.p.lists, item.first, item.end);
-      list.smem.walks[slot.stage()] = walk;
-      list.announce_item(slot, item, walk);
+      list.smem.walks[slot.stage()] = typename Smem::Walk(list.args.p.lists, item.first, item.tiles);
+      list.announce_item(slot, item);
       slot.next();
       wait_for_kernel_ahead();
       mbarrier_wait(smem_address(&list.smem.work_wanted), parity);

@@ -133,7 +133,7 @@ def mask_building(record: Record, say: Say) -> None:
         figures = {
             "ms": round(statistics.median(took), 4),
             "peak_mib": round(peak, 1),
-            "tiles": len(kept.entries),
+            "tiles": int(kept.tiles.sum()),
         }
         add(record, say, f"mask build and cut at 128 x 128, {name}", figures)
 
@@ -159,8 +159,8 @@ def _runs(blocks: BlockMask) -> list[tuple[int, int, list[tuple[int, int]]]]:
     for row in range(blocks.q_blocks):
         entries = blocks.entries[blocks.row_offsets[row] : blocks.row_offsets[row + 1]]
         spans: list[tuple[int, int]] = []
-        for first in sorted(entries[:, 2].tolist()):
-            stop = min(first + blocks.bc, blocks.k_len)
+        for first, keys in sorted(entries[:, 2:].tolist()):
+            stop = first + keys
             if spans and spans[-1][1] == first:
                 spans[-1] = (spans[-1][0], stop)
             else:

@@ -17,6 +17,7 @@ from omnicupy.masks.mask import Mask
 from omnicupy.masks.segment_masks import segments
 from omnicupy.reference import checked_rows
 from omnicupy.tools.bench import timing, torch_inputs
+from omnicupy.tools.bench.gradients import PASSES, Gradients, Pass
 from omnicupy.tools.bench.peers import COMPILE_LIMIT_S, Peer, prepare
 from omnicupy.tools.bench.records import OURS, Record
 from omnicupy.tools.bench.torch_inputs import Shared, as_cupy
@@ -35,12 +36,15 @@ FULL_OBJECTS: dict[str, Callable[[int, int], Mask | None]] = {
 
 @dataclass
 class Session:
-    """A benchmark run on the current device. host: measure host time, too.  say: shows one line of progress."""
+    """A benchmark run on the current device. timed: what of attention.  host: measure host time, too.  say: shows one
+    line of progress.
+    """
 
     record: Record
     arch: str
     sm_count: int
     dtype: str = "bfloat16"
+    timed: Pass = PASSES["fwd"]
     samples: int = timing.SAMPLES
     limit_s: float = COMPILE_LIMIT_S
     host: bool = True
@@ -164,7 +168,7 @@ def latency(session: Session, workload: Workload, systems: Sequence[str]) -> Non
         host = timing.host_us(system.call, synchronize)
         figures = {"us_of_100_in_a_row": together, "us_alone": alone, "host_us": host, **system.known}
         session.record.add(
-            workload=workload.name, system=name, figures=rounded(figures), **{"pass": "forward"}
+            workload=workload.name, system=name, figures=rounded(figures), **{"pass": session.timed.name}
         )
         session.say(f"{workload.name}: {name}: {together:.1f} us in a row, {alone:.1f} us alone")
 
@@ -172,17 +176,18 @@ def latency(session: Session, workload: Workload, systems: Sequence[str]) -> Non
 def _prepared(session: Session, workload: Workload, mask: Mask, systems: Sequence[str]) -> dict[str, _System]:
     """The systems that run and have been held against the reference; the others get their row at once."""
     arrays = make_inputs(workload, mask, session.dtype)
-    judge = checked_rows.CheckedRows(arrays, mask)
+    gradients = Gradients(workload, mask, arrays, session.dtype) if session.timed.has_gradients else None
+    judge = gradients.judge() if gradients else checked_rows.CheckedRows(arrays, mask)
     shared = None
     ready: dict[str, _System] = {}
     for name in systems:
         session.say(f"{workload.name}: {name}")
         try:
             if name.partition(":")[0] == OURS:
-                system, output = _ours(session, workload, mask, arrays, name)
+                system, output = _ours(session, workload, gradients or arrays, mask, name)
             else:
-                shared = shared or Shared(workload, mask, arrays)
-                system, output = _theirs(prepare(name, shared, session.limit_s))
+                shared = shared or Shared(workload, mask, arrays, gradients.dout if gradients else None)
+                system, output = _theirs(prepare(name, shared, session.limit_s, session.timed))
             system.known["error"] = error = judge.error(output())
             system.known["correct"] = bool(error <= checked_rows.TOLERANCE)
             ready[name] = system
@@ -192,8 +197,9 @@ def _prepared(session: Session, workload: Workload, mask: Mask, systems: Sequenc
 
 
 def _ours(
-    session: Session, workload: Workload, mask: Mask, arrays: tuple[Any, Any, Any], name: str
+    session: Session, workload: Workload, given: tuple[Any, Any, Any] | Gradients, mask: Mask, name: str
 ) -> tuple[_System, Callable[[], Any]]:
+    """given: q, k, v, or what the backward pass takes."""
     words = name.partition(":")[2]
     config: AttnSpec | None = None
     passed: Mask | None = mask
@@ -202,13 +208,18 @@ def _ours(
         if mask.pairs != q_len * k_len or q_len != k_len:
             raise ValueError(f"{name}: for square full masks alone, got {workload.name}")
         passed = FULL_OBJECTS[words](q_len, k_len)
-    elif words:
+        words = ""
+    if isinstance(given, Gradients):
+        chosen = given.spec(session.arch, words)
+        gradients = given.call(session.timed, passed, chosen if words else None)
+        return _System(gradients, {"spec": str(chosen)}), gradients
+    if words:
         config = variants.parse(words, session.arch, session.dtype, workload.head_dim)
     problem = workload.problem(mask, session.dtype)
     spec = config or pick.pick(session.arch, problem, (mask,), session.sm_count)
 
     def call() -> Any:
-        return attention(*arrays, passed, config=config)
+        return attention(*given, passed, config=config)
 
     executed = mask.stats(spec.br, spec.bc).executed
     return _System(
@@ -220,7 +231,12 @@ def _theirs(peer: Peer) -> tuple[_System, Callable[[], Any]]:
     known: dict[str, Any] = {"first_call_s": round(peer.first_call_s, 3)}
     if peer.build_ms is not None:
         known["build_ms"] = round(peer.build_ms, 3)
-    return _System(peer.call, known), lambda: as_cupy(peer.output())
+
+    def output() -> Any:
+        found = peer.output()
+        return tuple(map(as_cupy, found)) if isinstance(found, tuple) else as_cupy(found)
+
+    return _System(peer.call, known), output
 
 
 def _timed(session: Session, workload: Workload, mask: Mask, ready: dict[str, _System]) -> None:
@@ -234,7 +250,7 @@ def _timed(session: Session, workload: Workload, mask: Mask, ready: dict[str, _S
         for name in ready:
             _row(session, workload, mask, name, {"problem": reason(error)})
         return
-    flops = workload.flops(mask.pairs)
+    flops = session.timed.flops * workload.flops(mask.pairs)
     gemm = session.record.content.get("gemm_tflops")
     for name, system in ready.items():
         took = times[name]
@@ -258,7 +274,7 @@ def _timed(session: Session, workload: Workload, mask: Mask, ready: dict[str, _S
 def _row(session: Session, workload: Workload, mask: Mask, name: str, figures: dict[str, Any]) -> None:
     q_len, k_len = mask.shape
     shape = [workload.batch, workload.q_heads, workload.kv_heads, q_len, k_len, workload.head_dim]
-    known = {"workload": workload.name, "system": name, "pass": "forward", "shape": shape}
+    known = {"workload": workload.name, "system": name, "pass": session.timed.name, "shape": shape}
     session.record.add(**known, density=mask.pairs / (q_len * k_len), **rounded(figures))
     shown = figures.get("problem") or f"{figures['ms']:.3f} ms, {figures['tflops']:.0f} TFLOP/s"
     session.say(f"{workload.name}: {name}: {shown}")

@@ -10,32 +10,36 @@ from typing import Any
 from omnicupy.api import attention
 from omnicupy.masks.mask import Mask
 from omnicupy.tools.bench import torch_inputs
+from omnicupy.tools.bench.gradients import PASSES, Gradients, Pass
 from omnicupy.tools.bench.measure import Session, make_inputs, reason, rounded
 from omnicupy.tools.bench.peers import prepare
 from omnicupy.tools.bench.records import OURS
 from omnicupy.tools.bench.torch_inputs import Shared
+from omnicupy.tools.random_arrays import DTYPES, random_bits
 from omnicupy.tools.workloads.workload import Workload
 
 
 def measure(session: Session, workload: Workload, systems: Sequence[str]) -> None:
     """Add each system's device memory to the record, in bytes and beside q, k and v.
 
-    output_bytes: of the result.  call_bytes: the most that a warm call holds at once, its result left out.
-    first_bytes: the same of making the mask object and the first call.  kept_bytes: what the mask object keeps.
-    All are what the library's own allocator hands out; taken_bytes is how much less memory the device has free
-    after the first call, with what the allocators keep for themselves.
+    output_bytes: of the result, of a backward pass dq, dk and dv.  call_bytes: the most that a warm call holds at
+    once, its result left out.  first_bytes: the same of making the mask object and the first call.  kept_bytes: what
+    the mask object keeps, of a rival's backward pass also what its forward pass saved. All are what the library's own
+    allocator hands out; taken_bytes is how much less memory the device has free after the first call, with what the
+    allocators keep for themselves.
     """
     mask = workload.mask()
     arrays = make_inputs(workload, mask, session.dtype)
     for name in systems:
         try:
             if name.partition(":")[0] == OURS:
-                figures = _ours(workload, arrays)
+                figures = _ours(session, workload, arrays)
             else:
-                figures = _theirs(name, Shared(workload, mask, arrays), session.limit_s)
+                shared = Shared(workload, mask, arrays, _dout(session, arrays))
+                figures = _theirs(name, shared, session.limit_s, session.timed)
         except Exception as error:  # whatever a library raises is its result here
             figures = {"problem": reason(error)}
-        row = {"workload": workload.name, "system": name, "pass": "forward"}
+        row = {"workload": workload.name, "system": name, "pass": session.timed.name}
         session.record.add(**row, figures=rounded(figures))
         session.say(f"{workload.name}: {name}: {', '.join(f'{k} {v}' for k, v in figures.items())}")
 
@@ -57,33 +61,55 @@ class Peak:
         self.held.pop(block, None)
 
 
-def _ours(workload: Workload, arrays: tuple[Any, Any, Any]) -> dict[str, Any]:
+def _ours(session: Session, workload: Workload, arrays: tuple[Any, Any, Any]) -> dict[str, Any]:
     import cupy
 
     device = cupy.cuda.Device()
-    attention(*arrays, workload.mask())  # loads the kernel
-    device.synchronize()
-    mask = workload.mask()
+    made = (
+        Gradients(workload, workload.mask(), arrays, session.dtype) if session.timed.has_gradients else None
+    )
 
-    def call() -> None:
-        attention(*arrays, mask)
+    def call(mask: Mask) -> None:
+        if made:
+            made.call(session.timed, mask, None)()
+        else:
+            attention(*arrays, mask)
         device.synchronize()
 
+    call(workload.mask())  # loads the kernels
+    mask = workload.mask()
     free = _free_after_emptying()
-    first = _peak_of_cupy(call)
+    first = _peak_of_cupy(lambda: call(mask))
     taken = free - int(device.mem_info[0])
-    return _figures(int(arrays[0].nbytes), _peak_of_cupy(call), first, _kept_by(mask), taken)
+    warm = _peak_of_cupy(lambda: call(mask))
+    return _figures(_output_bytes(session.timed, *arrays), warm, first, _kept_by(mask), taken)
 
 
-def _theirs(name: str, shared: Shared, limit_s: float) -> dict[str, Any]:
+def _theirs(name: str, shared: Shared, limit_s: float, timed: Pass = PASSES["fwd"]) -> dict[str, Any]:
     torch = torch_inputs.library("torch")
     shared.bshd  # noqa: B018 - copies of the inputs in another layout are inputs, not memory of the call
     free, before = _free_after_emptying(), int(torch.cuda.memory_allocated())
-    peer, first = _peak_of_torch(lambda: prepare(name, shared, limit_s))
+    peer, first = _peak_of_torch(lambda: prepare(name, shared, limit_s, timed))
     taken = free - int(torch.cuda.mem_get_info()[0])
     gc.collect()
     kept = int(torch.cuda.memory_allocated()) - before
-    return _figures(int(shared.q.nbytes), _peak_of_torch(peer.call)[1], first, kept, taken)
+    inputs = (shared.q, shared.k, shared.v) if timed.has_gradients else (shared.q,)
+    output = _output_bytes(timed, *inputs)
+    return _figures(output, _peak_of_torch(peer.call)[1], first, kept, taken)
+
+
+def _output_bytes(timed: Pass, *inputs: Any) -> int:
+    """Bytes of the result of a pass on q, k and v: like q, or like all three."""
+    return sum(int(array.nbytes) for array in (inputs if timed.has_gradients else inputs[:1]))
+
+
+def _dout(session: Session, arrays: tuple[Any, Any, Any]) -> Any:
+    """A gradient of the output for rivals; None where the pass makes none."""
+    if not session.timed.has_gradients:
+        return None
+    import cupy
+
+    return random_bits(arrays[0].shape, 4, session.dtype, 1.0, cupy).view(DTYPES[session.dtype])
 
 
 def _figures(output: int, warm: int, first: int, kept: int, taken: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from omnicupy.tools.bench import peer_masks, torch_inputs
+from omnicupy.tools.bench.gradients import PASSES, Pass
 from omnicupy.tools.bench.torch_inputs import Shared
 
 COMPILE_LIMIT_S = 120.0
@@ -29,14 +30,18 @@ class MissingError(Exception):
 class Peer:
     """A rival ready to be timed.
 
-    call: one forward pass.  output: its result as (batch, heads, tokens, head_dim), a torch tensor.
-    build_ms: the time of its mask or plan object, the second time.  first_call_s: its first call, compiling.
+    call: one pass.  output: its result as (batch, heads, tokens, head_dim), a torch tensor, or three gradients so.
+    inputs: q, k and v as it takes them, for gradients; None for those that `Shared` has.  tokens_first: they and the
+    result of `call` are (batch, tokens, heads, head_dim).  build_ms: the time of its mask or plan object, the second
+    time.  first_call_s: its first call, compiling.
     """
 
     call: Callable[[], Any]
     output: Callable[[], Any]
     build_ms: float | None = None
     first_call_s: float = 0.0
+    inputs: tuple[Any, Any, Any] | None = None
+    tokens_first: bool = False
 
 
 def _sdpa(shared: Shared, backend: str) -> Peer:
@@ -69,6 +74,8 @@ def _sdpa_dense(shared: Shared) -> Peer:
     torch.cuda.synchronize()
     build = 1e3 * (time.perf_counter() - begin)
     group = shared.workload.q_heads // shared.workload.kv_heads
+    if group > 1 and shared.dout is not None:
+        raise MissingError("no gradients of keys that heads share")
     k, v = (
         tensor.repeat_interleave(group, dim=1) if group > 1 else tensor for tensor in (shared.k, shared.v)
     )
@@ -90,7 +97,7 @@ def _flash4(shared: Shared) -> Peer:
         found = run(q, k, v, causal=shared.kind == "causal")
         return found[0] if isinstance(found, tuple) else found
 
-    return Peer(call, lambda: call().transpose(1, 2))
+    return Peer(call, lambda: call().transpose(1, 2), inputs=(q, k, v), tokens_first=True)
 
 
 def _cudnn_flex(shared: Shared) -> Peer:
@@ -104,7 +111,7 @@ def _cudnn_flex(shared: Shared) -> Peer:
         found = module.flex_attn_func(q, k, v, mask_plan=plan)
         return found[0] if isinstance(found, tuple) else found
 
-    return Peer(call, lambda: call().transpose(1, 2), build)
+    return Peer(call, lambda: call().transpose(1, 2), build, inputs=(q, k, v), tokens_first=True)
 
 
 def _flex(shared: Shared, backend: str) -> Peer:
@@ -141,8 +148,8 @@ def missing(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def prepare(name: str, shared: Shared, limit_s: float = COMPILE_LIMIT_S) -> Peer:
-    """A peer after its first call.
+def prepare(name: str, shared: Shared, limit_s: float = COMPILE_LIMIT_S, timed: Pass = PASSES["fwd"]) -> Peer:
+    """A peer after its first call of the pass. `shared` has a dout where the pass makes gradients.
 
     Raises ValueError for an unknown name, MissingError where it cannot be imported, and whatever the library
     raises; TimeoutError when it is not ready after `limit_s` seconds.
@@ -153,18 +160,46 @@ def prepare(name: str, shared: Shared, limit_s: float = COMPILE_LIMIT_S) -> Peer
         torch = torch_inputs.library("torch")
     except ImportError as error:
         raise MissingError(f"missing: {error}") from error
-    with torch.no_grad(), time_limit(limit_s):
+    # As a decorator, too, because every later call runs in the same mode: another one recompiles.
+    mode = torch.enable_grad if timed.has_gradients else torch.no_grad
+    with mode(), time_limit(limit_s):
         try:
             peer = SYSTEMS[name](shared)
         except ImportError as error:
             raise MissingError(f"missing: {error}") from error
-        # As a decorator, because every later call runs without gradients too: another mode recompiles.
-        peer.call, peer.output = torch.no_grad()(peer.call), torch.no_grad()(peer.output)
+        if timed.has_gradients:
+            peer = _with_gradients(peer, shared, timed)
+        peer.call, peer.output = mode()(peer.call), mode()(peer.output)
         begin = time.perf_counter()
         peer.call()
         torch.cuda.synchronize()
         peer.first_call_s = time.perf_counter() - begin
     return peer
+
+
+def _with_gradients(forward: Peer, shared: Shared, timed: Pass) -> Peer:
+    """A peer whose call is a backward pass, or both passes, of one that has the forward's."""
+    torch = torch_inputs.library("torch")
+    inputs = forward.inputs or (shared.q, shared.k, shared.v)
+    dout: Any = shared.dout
+    if forward.tokens_first:
+        dout = dout.transpose(1, 2).contiguous()
+    if timed.has_forward:
+
+        def call() -> Any:
+            return torch.autograd.grad(forward.call(), inputs, dout)
+
+    else:
+        out = forward.call()
+
+        def call() -> Any:
+            return torch.autograd.grad(out, inputs, dout, retain_graph=True)
+
+    def output() -> Any:
+        found = call()
+        return tuple(one.transpose(1, 2) for one in found) if forward.tokens_first else tuple(found)
+
+    return Peer(call, output, forward.build_ms)
 
 
 @contextmanager

@@ -83,6 +83,6 @@ def building(record: Record, say: host.Say) -> None:
             "mask_ms": round(statistics.median(one for one, _ in took), 3),
             "cut_ms": round(statistics.median(one for _, one in took), 3),
             "ms": round(statistics.median(map(sum, took)), 3),
-            "tiles": len(blocks.entries),
+            "tiles": int(blocks.tiles.sum()),
         }
         host.add(record, say, f"{name}, {TOKENS:,} tokens", figures)

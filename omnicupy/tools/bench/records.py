@@ -15,6 +15,7 @@ Row = dict[str, Any]
 
 SCHEMA = 1
 OURS = "omnicupy"
+FORWARD = "forward"
 # How the workloads of host suites begin: rows of older records do not name their suite.
 _BEGINNINGS = {"warm call": "host", "first call": "cold", "mask build": "build", "CPU engine": "cpu"}
 
@@ -74,11 +75,19 @@ def load(path: str | Path) -> dict[str, Any]:
 
 
 def suite_of(row: Row, content: dict[str, Any]) -> str:
-    """The suite that a row belongs to, "" where the record does not tell."""
+    """The suite that a row belongs to, "" where the record does not tell. Rows of another pass than the forward one
+    are a suite of their own: "dense backward".
+    """
     named = content.get("suites") or []
     alone = named[0] if len(named) == 1 else ""
     told = [suite for start, suite in _BEGINNINGS.items() if str(row["workload"]).startswith(start)]
-    return str(row.get("suite") or (told[0] if told else alone))
+    name = str(row.get("suite") or (told[0] if told else alone))
+    return name if is_forward(row) or not name else f"{name} {row['pass']}"
+
+
+def is_forward(row: Row) -> bool:
+    """True for a row of the forward pass, as all rows of older records are."""
+    return bool(row.get("pass", FORWARD) == FORWARD)
 
 
 def problem_of(row: Row, content: dict[str, Any]) -> Problem:
@@ -117,13 +126,18 @@ def kernel_table(rows: Sequence[Row]) -> str:
     rivals = [system for system in systems if not system.startswith(OURS)]
     head = ["workload", "density", *systems, *(f"vs {rival}" for rival in rivals)]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
-    for workload in dict.fromkeys(row["workload"] for row in rows):
-        of = {row["system"]: row for row in rows if row["workload"] == workload}
+    for workload in dict.fromkeys(_named(row) for row in rows):
+        of = {row["system"]: row for row in rows if _named(row) == workload}
         density = next((row["density"] for row in of.values() if row.get("density") is not None), None)
         cells = [_speed(of.get(system)) for system in systems]
         ratios = [_ratio(of.get(OURS), of.get(rival)) for rival in rivals]
         lines.append([workload, "" if density is None else f"{density:.1%}", *cells, *ratios])
     return table(lines)
+
+
+def _named(row: Row) -> str:
+    """A row's workload, with the pass where that is not the forward one."""
+    return str(row["workload"]) if is_forward(row) else f"{row['workload']}, {row['pass']}"
 
 
 def _speed(row: Row | None) -> str:
@@ -147,7 +161,7 @@ def figure_table(rows: Sequence[Row]) -> str:
     for row in rows:
         for name, value in row["figures"].items():
             shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-            lines.append([row["workload"], row["system"], name, shown])
+            lines.append([_named(row), row["system"], name, shown])
     return table(lines)
 
 

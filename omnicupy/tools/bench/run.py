@@ -14,6 +14,7 @@ from omnicupy.jit.build import compile_all
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.tools import environment
 from omnicupy.tools.bench import host, mask_build, memory, preset_build, scaling, timing
+from omnicupy.tools.bench.gradients import PASSES
 from omnicupy.tools.bench.measure import Session, check_memory, latency, measure
 from omnicupy.tools.bench.peers import SYSTEMS, missing
 from omnicupy.tools.bench.records import OURS, Record
@@ -31,6 +32,7 @@ CPU_HOST = {
     "scaling": scaling.scaling,
     "cpu": host.cpu_engine,
 }
+GRADIENT_KINDS = ("measure", "latency", "memory")  # of suites that are measured for backward passes, too
 TILE_SAMPLES = 10  # at most, of each of hundreds of tiles
 HANG_S = 240.0  # without a word from a study of tiles, after which the process ends and names the last one
 
@@ -38,7 +40,7 @@ HANG_S = 240.0  # without a word from a study of tiles, after which the process 
 @dataclass(frozen=True)
 class Options:
     """What to run. workloads, by name or as they are, and systems: instead of the suites' own.  seeds: of random
-    masks.  limit: seconds that a rival may take to compile.  out: file of the record.
+    masks.  limit: seconds that a rival may take to compile.  timed: a key of PASSES.  out: file of the record.
     """
 
     suites: tuple[str, ...] = ()
@@ -48,6 +50,7 @@ class Options:
     samples: int = timing.SAMPLES
     seeds: int = 8
     limit: float = 120.0
+    timed: str = "fwd"
     out: Path | None = None
 
 
@@ -111,6 +114,7 @@ def run(options: Options, say: Say) -> dict[str, Any]:
     names = [name for name in options.suites if name in GPU_SUITES] if gpu else []
     if names or options.workloads:
         settings = {"samples": options.samples, "limit_s": options.limit, "dtype": options.dtype, "say": say}
+        settings["timed"] = PASSES[options.timed]
         session = Session.start(record, **settings)
         for name in names or [""]:
             record.suite = name
@@ -123,7 +127,32 @@ def run(options: Options, say: Say) -> dict[str, Any]:
     return record.content
 
 
+def _check_pass(options: Options) -> None:
+    """Raises ValueError for a pass that the suites are not measured with."""
+    if options.timed not in PASSES:
+        raise ValueError(f"bench: --pass must be one of {', '.join(PASSES)}, got {options.timed!r}")
+    if options.timed == "fwd":
+        return
+    serve = [
+        name
+        for name, suite in GPU_SUITES.items()
+        if all(part.kind in GRADIENT_KINDS and not _of_kernels(part.systems) for part in suite.parts)
+    ]
+    for name in options.suites:
+        if name not in serve:
+            raise ValueError(
+                f"bench: --pass {options.timed} is for {', '.join(serve)}, got {name}, which measures the forward pass "
+                "alone; leave one of the two out"
+            )
+
+
+def _of_kernels(systems: Sequence[str]) -> bool:
+    """True where a part compares tiles of the forward kernels with each other."""
+    return not any(not system.startswith(f"{OURS}:") for system in systems)
+
+
 def _check(options: Options) -> None:
+    _check_pass(options)
     known = list(dict.fromkeys((*GPU_SUITES, *GPU_HOST, *CPU_HOST)))
     for name in options.suites:
         if name not in known:
@@ -159,7 +188,15 @@ def _jobs(suite: Suite, options: Options) -> Iterator[tuple[str | Workload, tupl
     parts = {name: part for part in suite.parts for name in part.workloads}
     for given in options.workloads or _with_seeds(suite.workloads, options.seeds):
         part = parts.get(given if isinstance(given, str) else given.name, suite.parts[0])
-        yield given, options.systems or part.systems, part.kind
+        yield given, options.systems or _for_pass(part.systems, options.timed), part.kind
+
+
+def _for_pass(systems: Sequence[str], timed: str) -> tuple[str, ...]:
+    """A part's systems: the mma.sync kernel has tiles of its own for gradients."""
+    portable = f"{OURS}:sm80"
+    if timed == "fwd":
+        return tuple(systems)
+    return tuple(dict.fromkeys(portable if one.startswith(f"{portable}-") else one for one in systems))
 
 
 def _with_seeds(names: Sequence[str], seeds: int) -> list[str]:

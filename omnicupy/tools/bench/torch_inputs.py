@@ -34,18 +34,28 @@ def timed_ms(build: Callable[[], Any]) -> float:
 
 
 class Shared:
-    """The inputs of a workload as torch tensors over the memory of CuPy arrays."""
+    """The inputs of a workload as torch tensors over the memory of CuPy arrays.
 
-    def __init__(self, workload: Workload, mask: Mask, arrays: tuple[Any, Any, Any]) -> None:
+    dout: the gradient of the output, for which q, k and v require gradients; None where nothing does.
+    """
+
+    def __init__(
+        self, workload: Workload, mask: Mask, arrays: tuple[Any, Any, Any], dout: Any = None
+    ) -> None:
         self.workload = workload
         self.mask = mask
-        self.q, self.k, self.v = (as_torch(array) for array in arrays)
+        self.dout = None if dout is None else as_torch(dout)
+        self.q, self.k, self.v = (self.leaf(as_torch(array)) for array in arrays)
 
     @cached_property
     def bshd(self) -> tuple[Any, Any, Any]:
         """q, k, v as contiguous (batch, tokens, heads, head_dim)."""
-        q, k, v = (tensor.transpose(1, 2).contiguous() for tensor in (self.q, self.k, self.v))
+        q, k, v = (self.leaf(tensor.transpose(1, 2).contiguous()) for tensor in (self.q, self.k, self.v))
         return q, k, v
+
+    def leaf(self, tensor: Any) -> Any:
+        """The tensor as an input of its own, which requires a gradient where the workload has a dout."""
+        return tensor if self.dout is None else tensor.detach().requires_grad_()
 
     @cached_property
     def kind(self) -> str:

@@ -16,6 +16,7 @@ from omnicupy.tools.workloads import words
 MEASURING = (
     "systems",
     "dtype",
+    "timed",
     "samples",
     "seeds",
     "limit",
@@ -35,6 +36,14 @@ MEASURING = (
 @click.option("--workload", "workloads", multiple=True, hidden=True, help="As --mask.")
 @click.option("--system", "systems", multiple=True, help="These systems instead of the suite's own.")
 @DTYPE
+@click.option(
+    "--pass",
+    "timed",
+    type=click.Choice(["fwd", "bwd", "fwd+bwd"], case_sensitive=False),
+    default="fwd",
+    show_default=True,
+    help="The forward pass, the backward pass, or both as one call.",
+)
 @click.option(
     "--samples", type=click.IntRange(min=3), default=30, show_default=True, help="Samples per system."
 )

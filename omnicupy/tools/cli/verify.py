@@ -13,7 +13,7 @@ from omnicupy.tools import environment
 from omnicupy.tools.cli.console import JSON, print_json, track
 from omnicupy.tools.cli.options import refuse_unused
 
-BUILDING = ("build", "arch", "sweep", "kernels", "cases", "as_json")
+BUILDING = ("build", "arch", "sweep", "kernels", "sources", "part", "cases", "as_json")
 LISTING = ("listing", "sweep", "cases", "as_json")
 ON_A_GPU = ("sweep", "repeats", "no_timing")  # parameters of a run that nothing reads without one
 
@@ -29,13 +29,24 @@ ON_A_GPU = ("sweep", "repeats", "no_timing")  # parameters of a run that nothing
     multiple=True,
     help="Only cases whose id, or group as the table prints it, holds this; may be repeated.",
 )
+@click.option(
+    "--source",
+    "sources",
+    multiple=True,
+    metavar="FILE",
+    help="Only kernels compiled of this file in kernels/, such as attention_naive.cu; may be repeated.",
+)
+@click.option(
+    "--part", metavar="I/N", help="Only part I of N of the cases, which are dealt out in turn; a GPU run's."
+)
 @click.option("--list", "listing", is_flag=True, help="Print the group and id of each case, and stop.")
 @click.option(
     "--cubins", type=click.Path(path_type=Path), help="Folder of kernels compiled elsewhere (--build)."
 )
 @click.option(
-    "--attest", type=click.Path(path_type=Path), help="Write the attestation to this file if all passes."
+    "--attest", type=click.Path(path_type=Path), help="Add to the attestation in this file what passes."
 )
+@click.option("--resume", is_flag=True, help="Leave out the cases that the file of --attest holds already.")
 @click.option("--commit", metavar="SHA", help="The commit that --attest names, where there is no git.")
 @click.option("--all-specs", is_flag=True, help="Compile every row of the table at every head_dim.")
 @click.option("--repeats", type=click.IntRange(min=1), default=10, show_default=True, help="Calls per case.")
@@ -50,10 +61,13 @@ def verify(build: Path | None, listing: bool, no_timing: bool, as_json: bool, **
     kernels.
     """
     from omnicupy.tools.verify import run as verify_run
+    from omnicupy.tools.verify.plan import Part
     from omnicupy.tools.verify.report import MOST_FAILURES, table
 
     arch = chosen.pop("arch").lower()
-    settings = verify_run.Settings(timing=not no_timing, **chosen)
+    part = chosen.pop("part")
+    settings = verify_run.Settings(timing=not no_timing, part=Part.parse(part) if part else None, **chosen)
+    _refuse_sources(settings.sources)
     _refuse(settings, build, listing)
     if listing:
         cases = [(case.group, case.id) for case in verify_run.listed(settings)]
@@ -89,13 +103,22 @@ def _refuse(settings: Any, build: Path | None, listing: bool) -> None:
         return
     refuse_unused("without --build", drop=("arch",))
     if not settings.attest:
-        refuse_unused("without --attest", drop=("commit",))
+        refuse_unused("without --attest", drop=("commit", "resume"))
     if not gpu:
         refuse_unused("without a GPU", drop=ON_A_GPU)
     if settings.cases and not gpu:
         refuse_unused("with --case where no kernel is compiled", drop=("all_specs",))
     if settings.cubins:
         refuse_unused("with --cubins", drop=("all_specs",))
+
+
+def _refuse_sources(names: Sequence[str]) -> None:
+    """Refuse names that no kernel source has."""
+    from omnicupy.tools.verify.source_digest import SOURCES
+
+    for name in names:
+        if name not in SOURCES:
+            raise click.UsageError(f"--source: expected one of {', '.join(SOURCES)}, got {name!r}")
 
 
 def _print_cases(cases: Sequence[tuple[str, str]], as_json: bool) -> None:

@@ -206,9 +206,8 @@ def _by_kernel(measured: Sequence[Point]) -> list[tuple[str, list[Point]]]:
 
 
 def _usable(row: Row) -> bool:
-    return bool(
-        row["system"].startswith(OURS) and row.get("ms") and row.get("correct") and row.get("spec") != "naive"
-    )
+    ours = row["system"].startswith(OURS) and records.is_forward(row)
+    return bool(ours and row.get("ms") and row.get("correct") and row.get("spec") != "naive")
 
 
 def _table(arch: str, dtype: str, head_dim: int) -> set[AttnSpec]:

@@ -61,6 +61,7 @@ def _measured(
                 and row.get("ms")
                 and row.get("correct")
                 and row.get("spec")
+                and records.is_forward(row)
             ):
                 times.setdefault(row["workload"], {}).setdefault(row["spec"], row)
         for of in times.values():
@@ -85,4 +86,6 @@ def _amounts(measured: dict[str, Any], row: Row, share: float) -> FloatArray:
     blocks = by_name(measured["workload"]).mask().blocks(row.br, row.bc)
     partial = int((blocks.kinds == PARTIAL).sum())
     tile = row.br * row.bc * share
-    return np.array([tile * (len(blocks.kinds) - partial), tile * partial, share * blocks.q_blocks, 1.0])
+    return np.array(
+        [tile * (int(blocks.tiles.sum()) - partial), tile * partial, share * blocks.q_blocks, 1.0]
+    )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from omnicupy.masks.block_mask import FULL, BlockMask
 from omnicupy.masks.mask import Mask
 from omnicupy.masks.pairs import Segment
+from omnicupy.schedule.parts import number_in_run
 
 Counts = NDArray[np.int64]
 
@@ -96,12 +97,12 @@ def _named(parts: list[Segment], place: int, blocks: BlockMask) -> tuple[str, in
 def _wasteful(blocks: BlockMask) -> Iterator[tuple[Counts, Counts]]:
     """First row and first key of the tiles that may hold a pair for nothing, some at a time."""
     q0 = blocks.rows_of_entries().astype(np.int64) * blocks.br
-    k0 = blocks.entries[:, 2].astype(np.int64)
-    short = (q0 + blocks.br > blocks.q_len) | (k0 + blocks.bc > blocks.k_len)
-    chosen = np.flatnonzero((blocks.kinds != FULL) | short)
-    for start in range(0, len(chosen), CHUNK):
-        some = chosen[start : start + CHUNK]
-        yield q0[some], k0[some]
+    chosen = (blocks.kinds != FULL) | (q0 + blocks.br > blocks.q_len)  # keys past the end are in no FULL tile
+    tiles = blocks.tiles[chosen]
+    q0, k0 = (array[chosen].repeat(tiles) for array in (q0, blocks.entries[:, 2].astype(np.int64)))
+    k0 += number_in_run(tiles) * blocks.bc
+    for start in range(0, len(q0), CHUNK):
+        yield q0[start : start + CHUNK], k0[start : start + CHUNK]
 
 
 def _unseen(

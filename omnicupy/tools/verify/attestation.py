@@ -1,211 +1,199 @@
-"""The attestation: which kernel sources a GPU run has verified, as digests that a machine without one can
+"""The attestation: which kernel sources a GPU run has verified, as digests and case ids that a machine without one can
 check.
 
-A kernel's entry is stale as soon as anything that decides what it computes has changed: its sources, the
-variants that the table selects, the fields of its parameter struct, or the code that cuts masks, packs and launches.
-Comments, white space and docstrings do not count.
+It is kept by source, and a run may be any part of the work: some sources, a part of their cases, one NVRTC. What it
+finds is merged into the file, so several runs, also interrupted ones, add up to a whole. A source is attested when
+every planned case has passed for its digest, with the kernels of each NVRTC of `nvrtc.ATTESTED`.
 """
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from omnicupy.choose import pick, table
-from omnicupy.jit import nvrtc, source, trust
+from omnicupy.jit import nvrtc, trust
 from omnicupy.jit.files import replace_file
-from omnicupy.jit.params import PARAMS
-from omnicupy.jit.spec import KERNELS, AttnSpec
-from omnicupy.tools.verify.case_kernels import serves
-from omnicupy.tools.verify.cases import FIXED
 from omnicupy.tools.verify.outcome import Outcome
-from omnicupy.tools.verify.random_cases import DEFAULT, sweep
-from omnicupy.tools.verify.special_cases import CASES as SPECIAL_CASES
+from omnicupy.tools.verify.plan import WHOLE, Part, planned
+from omnicupy.tools.verify.source_digest import SOURCES, digest
 
-SCHEMA = 1
-# What cuts a mask, packs it and launches a kernel: folders and files of the package.
-LAUNCH_CODE = (
-    *("gpu", "schedule", "jit/params.py"),
-    *("masks/bits.py", "masks/block_mask.py", "masks/cut.py", "masks/cut_bits.py", "masks/intervals.py"),
-)
-_TOKENS = re.compile(
-    rb"""(?P<comment>//[^\n]*|/\*.*?\*/)|(?P<text>"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|(?P<space>\s+)""", re.S
-)
+SCHEMA = 2
+# What json.dumps spreads over lines, and reads better as one: a case's error for each NVRTC.
+_RATIOS = re.compile(r'\{\s*("[\d.]+": [-\d.e]+(?:,\s*"[\d.]+": [-\d.e]+)*)\s*\}')
 
 Content = dict[str, Any]
 
 
-def planned_ids(kernel: str) -> set[str]:
-    """The ids of the cases that a complete run of a kernel holds."""
-    every = (*FIXED, *sweep(DEFAULT), *SPECIAL_CASES)
-    return {case.id for case in every if serves(kernel, case)}
+@dataclass(frozen=True)
+class Run:
+    """What a run is, as the file names it. nvrtc: the version whose kernels run.  part: of the planned cases.
 
-
-def sources() -> dict[str, str]:
-    """Kernel source -> its kernel's name, for every kernel there is."""
-    return {"attention_naive.cu": "naive"} | {
-        f"attention_fwd_{kernel}.cu": kernel for kernel in KERNELS if kernel != "naive"
-    }
-
-
-def rows() -> dict[str, list[AttnSpec]]:
-    """Kernel source -> the variants that rows of the table name, at the rows' greatest head_dim."""
-    found: dict[str, list[AttnSpec]] = {}
-    for spec in table.rows():
-        found.setdefault(spec.source, []).append(spec)
-    return found
-
-
-def selected() -> set[str]:
-    """Sources of the kernels that `choose.pick` serves to calls without `config`."""
-    return {spec.source for specs in rows().values() for spec in specs if spec.kernel in pick.SERVED}
-
-
-def digest(name: str) -> str:
-    """The digest of everything that decides what the kernel source `name` computes."""
-    loaded = source.load(name)
-    total = hashlib.sha256()
-    for part, text in ((name, loaded.text), *loaded.headers):
-        total.update(f"\0{part}\0".encode() + stripped(text))
-    for spec in rows().get(name, []):
-        total.update(f"\0{spec}\0{nvrtc.options(spec)}".encode())
-    total.update(f"\0{fields_of(PARAMS[sources()[name]])}".encode())
-    for path in launch_files():
-        total.update(f"\0{path.name}\0{tree(path.read_text())}".encode())
-    return total.hexdigest()
-
-
-def launch_files(package: Path = Path(__file__).parents[2]) -> list[Path]:
-    """The files of LAUNCH_CODE in a package, sorted. Raises FileNotFoundError where an entry is missing."""
-    found: list[Path] = []
-    for entry in LAUNCH_CODE:
-        path = package / entry
-        if not path.exists():
-            raise FileNotFoundError(
-                f"attest: {entry} of the launch code is missing in {package}; mend LAUNCH_CODE"
-            )
-        found += sorted(path.glob("*.py")) if path.is_dir() else [path]
-    return found
-
-
-def stripped(text: bytes) -> bytes:
-    """CUDA source without comments and white space, strings kept."""
-    return _TOKENS.sub(lambda found: found["text"] or b"", text)
-
-
-def fields_of(dtype: np.dtype[Any]) -> str:
-    """Fields of a parameter struct: name, type and byte offset each, and the size."""
-    fields = [(name, str(field[0]), field[1]) for name, field in (dtype.fields or {}).items()]
-    return f"{fields} {dtype.itemsize}"
-
-
-def tree(text: str) -> str:
-    """The syntax tree of a Python module without docstrings, in a form that all Python versions agree on."""
-    return repr(_node(ast.parse(text)))
-
-
-def _node(node: Any) -> Any:
-    if isinstance(node, list):
-        return [_node(part) for part in node]
-    if not isinstance(node, ast.AST):
-        return node
-    fields: list[tuple[str, Any]] = []
-    for name, value in ast.iter_fields(node):
-        if name == "body" and isinstance(
-            node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-        ):
-            value = value[1:] if ast.get_docstring(node, clean=False) is not None else value
-        # Versions differ in which empty fields a node has.
-        if value is not None and value != []:
-            fields.append((name, _node(value)))
-    return (type(node).__name__, fields)
-
-
-def entries(outcomes: Iterable[Outcome]) -> dict[str, Content]:
-    """One entry per kernel source: its digest, the kernels that ran, and each case's worst error over budget.
-
-    Raises ValueError when a case failed or was skipped.
+    header: device, compute_capability, driver, commit.
     """
-    found: dict[str, Content] = {}
-    for outcome in outcomes:
-        if not outcome.passed:
-            raise ValueError(f"attest: every case must have passed, but {outcome}; repair it and run again")
-        if outcome.source:
-            if outcome.source not in found:  # a digest takes tens of milliseconds: once a source
-                found[outcome.source] = {"digest": digest(outcome.source), "kernels": [], "cases": {}}
-            entry = found[outcome.source]
-            if outcome.kernel not in entry["kernels"]:
-                entry["kernels"].append(outcome.kernel)
-            before = entry["cases"].get(outcome.case.id, 0.0)
-            entry["cases"][outcome.case.id] = max(before, float(f"{outcome.ratio:.3g}"))
-    return found
+
+    nvrtc: str
+    header: Content
+    part: Part = WHOLE
+
+    def content(self) -> Content:
+        """The run as the file holds it, with no case yet."""
+        return {"nvrtc": self.nvrtc, "part": str(self.part), "cases": 0, **self.header}
 
 
-def write(path: str | Path, header: Content, outcomes: Sequence[Outcome], nvrtc_version: str) -> None:
-    """Write an attestation, or add this run to one of the same sources (the runs of another NVRTC).
+class Record:
+    """An attestation file while a run adds to it.
 
-    header: device, driver, commit.  Raises ValueError when a case failed or was skipped.
+    sources: what the run attests.  resume: keep what the file holds of the run's part; else that is run anew.
+    What the file holds of other digests of these sources is dropped at the first write.
+    Raises ValueError for a file that is no attestation, which is not overwritten.
     """
-    target = Path(path)
-    made = entries(outcomes)
-    content: Content = {"schema": SCHEMA, **header, "nvrtc": {}, "kernels": made}
-    counts = {name: len(entry["cases"]) for name, entry in made.items()}
-    before = _read(target)
-    if before and _same_sources(before, made):
-        content["nvrtc"] = before["nvrtc"]
-        for name, entry in made.items():
-            _merge(entry, before["kernels"][name])
-    content["nvrtc"] = {**content["nvrtc"], nvrtc_version: counts}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(target, (json.dumps(content, indent=1) + "\n").encode())
+
+    def __init__(self, path: str | Path, run: Run, sources: Sequence[str], *, resume: bool = False) -> None:
+        self._path, self._run = Path(path), run
+        content, problem = _read(self._path)
+        if content is None and self._path.exists() and not _is_of_another_schema(self._path):
+            raise ValueError(f"verify: --attest: {problem}; name another file, or remove this one")
+        self._content = content or {"schema": SCHEMA, "sources": {}}
+        for name in sources:
+            self._begin(name, resume)
+
+    def _begin(self, name: str, resume: bool) -> None:
+        made, ids = digest(name), planned(name)
+        entry = self._content["sources"].get(name)
+        if entry is None or entry["digest"] != made:
+            entry = {"digest": made, "kernels": [], "runs": [], "cases": {}}
+            self._content["sources"][name] = entry
+        version, part = self._run.nvrtc, self._run.part
+        for case in list(entry["cases"]):
+            if case not in ids or (not resume and case in part):
+                entry["cases"][case].pop(version, None)
+            if case not in ids or not entry["cases"][case]:
+                del entry["cases"][case]
+        if not resume:
+            entry["runs"] = [
+                one
+                for one in entry["runs"]
+                if one["nvrtc"] != version or (part != WHOLE and one["part"] != str(part))
+            ]
+
+    def holds(self, name: str) -> set[str]:
+        """The ids of the cases of a source that the run need not take: the file has them of this digest and NVRTC."""
+        cases = self._content["sources"][name]["cases"]
+        return {case for case, ratios in cases.items() if self._run.nvrtc in ratios}
+
+    def add(self, outcomes: Iterable[Outcome]) -> None:
+        """Take in all outcomes of some cases. A case that failed or was skipped on any kernel of a source is not
+        held for it, nor any longer.
+        """
+        cases: dict[tuple[str, str], list[Outcome]] = {}
+        for outcome in outcomes:
+            for name in outcome.sources:
+                if name in self._content["sources"]:
+                    cases.setdefault((name, outcome.case.id), []).append(outcome)
+        for (name, case), found in cases.items():
+            entry = self._content["sources"][name]
+            entry["kernels"] = sorted({*entry["kernels"], *(one.kernel for one in found)})
+            of_case = entry["cases"].setdefault(case, {})
+            is_new = of_case.pop(self._run.nvrtc, None) is None
+            if all(one.passed for one in found):
+                of_case[self._run.nvrtc] = float(f"{max(one.ratio for one in found):.3g}")
+                self._entry_of_run(entry)["cases"] += is_new
+            elif not of_case:
+                del entry["cases"][case]
+
+    def _entry_of_run(self, entry: Content) -> Content:
+        mine = self._run.content()
+        for one in entry["runs"]:
+            if {**one, "cases": 0} == mine:
+                found: Content = one
+                return found
+        entry["runs"].append(mine)
+        return mine
+
+    def write(self) -> None:
+        """Write the file, whole or not at all."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        text = _RATIOS.sub(
+            lambda found: f"{{{' '.join(found[1].split())}}}", json.dumps(self._content, indent=1)
+        )
+        replace_file(self._path, f"{text}\n".encode())
 
 
-def _merge(entry: Content, before: Content) -> None:
-    entry["kernels"] += [kernel for kernel in before["kernels"] if kernel not in entry["kernels"]]
-    for case, ratio in before["cases"].items():
-        entry["cases"][case] = max(ratio, entry["cases"].get(case, 0.0))
-
-
-def _same_sources(before: Content, made: dict[str, Content]) -> bool:
-    old = before["kernels"]
-    return set(old) == set(made) and all(old[name]["digest"] == made[name]["digest"] for name in made)
-
-
-def _read(path: Path) -> Content | None:
+def _read(path: Path) -> tuple[Content | None, str]:
+    """What a file holds, or None and what is wrong with it."""
     try:
-        content: Content = trust.parsed_json(path.read_bytes())
-        return content if content.get("schema") == SCHEMA else None
-    except (OSError, ValueError, AttributeError):
-        return None
+        content = trust.parsed_json(path.read_bytes())
+        schema = content.get("schema")
+        if schema == SCHEMA and isinstance(content["sources"], dict):
+            return content, ""
+    except (OSError, ValueError, AttributeError, KeyError):
+        return None, f"{path} is missing or unreadable"
+    if not isinstance(schema, int):
+        return None, f"{path} is no attestation"
+    return (
+        None,
+        f"{path} has schema {schema}, which is not read any more ({SCHEMA} is): run verify --attest anew",
+    )
+
+
+def _is_of_another_schema(path: Path) -> bool:
+    return "has schema" in _read(path)[1]
 
 
 def stale(path: str | Path) -> dict[str, str]:
     """Kernel source -> why no row of the table may select it, for every source that an attestation does not
     cover.
     """
-    content = _read(Path(path))
-    found = {}
-    for name, kernel in sources().items():
-        wanted = planned_ids(kernel)
-        entry = content["kernels"].get(name) if content else None
-        if content is None:
-            found[name] = f"{path} is missing or unreadable"
-        elif entry is None:
-            found[name] = "no entry"
-        elif entry["digest"] != digest(name):
-            found[name] = (
-                "the digest is another one: its sources, variants, struct or launch code have changed"
-            )
-        elif set(entry["cases"]) != wanted:
-            missing, extra = len(wanted - set(entry["cases"])), len(set(entry["cases"]) - wanted)
-            found[name] = f"the cases are other ones: {missing} are missing, {extra} are unknown"
-        elif max(entry["cases"].values()) > 1:
-            found[name] = "a case is over its budget"
-    return found
+    content, problem = _read(Path(path))
+    found = {name: problem or _problem_of(name, content) for name in SOURCES}
+    return {name: said for name, said in found.items() if said}
+
+
+def _problem_of(name: str, content: Content | None) -> str:
+    """Why a source is not attested; "" where it is."""
+    entry = content["sources"].get(name) if content else None
+    if entry is None:
+        return "no entry"
+    if entry["digest"] != digest(name):
+        return "the digest is another one: its sources, variants, struct or launch code have changed"
+    ids = planned(name)
+    if unknown := len(set(entry["cases"]) - ids):
+        return f"{unknown} of its cases are unknown"
+    missing = [said for version in nvrtc.ATTESTED if (said := missing_parts(entry, ids, version))]
+    if missing:
+        return "; ".join(missing)
+    if any(ratio > 1 for ratios in entry["cases"].values() for ratio in ratios.values()):
+        return "a case is over its budget"
+    return ""
+
+
+def missing_parts(entry: Content, ids: set[str], version: str) -> str:
+    """Which of the planned cases (their ids) an entry lacks for a version of NVRTC, in words; "" where it has all."""
+    lacking = {case for case in ids if version not in entry["cases"].get(case, {})}
+    if not lacking:
+        return ""
+    runs = [one for one in entry["runs"] if one["nvrtc"] == version]
+    count = Part.parse(runs[-1]["part"]).count if runs else 1
+    if count == 1:
+        return f"NVRTC {version}: {len(lacking)} of {len(ids)} cases are missing"
+    whole, some = [], []
+    for part in (Part(number, count) for number in range(1, count + 1)):
+        mine = {case for case in ids if case in part}
+        gone = len(mine & lacking)
+        if gone and gone == len(mine):
+            whole.append(part.number)
+        elif gone:
+            some.append(f"{gone} of {len(mine)} cases of part {part.number}")
+    said = [_these_parts(whole, count)] if whole else []
+    return f"NVRTC {version}: {' and '.join([*said, *some])} are missing"
+
+
+def _these_parts(numbers: Sequence[int], count: int) -> str:
+    if len(numbers) == 1:
+        return f"all of part {numbers[0]} of {count}"
+    listed = f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
+    return f"parts {listed} of {count}"

@@ -2,33 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from omnicupy.call.problem import Problem
-from omnicupy.choose import pick, table
-from omnicupy.jit.spec import MAX_ONE_PIECE, AttnSpec, round_up
+from omnicupy.choose import backward_table, pick, table
+from omnicupy.jit.backward_kernel import FUSED_PARTS, TileShape
+from omnicupy.jit.backward_spec import BackwardSpec
+from omnicupy.jit.spec import DTYPES, MAX_ONE_PIECE, AttnSpec, KernelSpec, round_up
 from omnicupy.masks.mask import Mask
+from omnicupy.tools.verify.backward_cases import BackwardCase
 from omnicupy.tools.verify.cases import BROADCAST, REVERSED, Case
 
 DEFAULT = "chosen by the table"
+BACKWARD_DEFAULT = "bwd chosen by the table"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A kernel as the report names it. spec: what runs; the default variant's is what the table has for it.
+    """A kernel, or the kernels of a backward pass, as the report names it.
 
-    explicit: pass the spec as `config`, else leave the choice to the call.
+    spec: what runs; the default variant's is what the table has for it.  explicit: pass the spec as `config`, else
+    leave the choice to the call.  parts: of a backward pass, those that the case runs.  deterministic: asked for of
+    one.
     """
 
     name: str
-    spec: AttnSpec
+    spec: AttnSpec | BackwardSpec
     explicit: bool = True
+    parts: tuple[str, ...] = ()
+    deterministic: bool = True
 
     @property
-    def config(self) -> AttnSpec | None:
+    def kernels(self) -> tuple[KernelSpec, ...]:
+        """Its compiled kernels."""
+        spec = self.spec
+        return tuple(map(spec.part, self.parts)) if isinstance(spec, BackwardSpec) else (spec,)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Its files in `kernels/`."""
+        return tuple(dict.fromkeys(kernel.source for kernel in self.kernels))
+
+    @property
+    def config(self) -> Any:
         """The `config` of the call."""
         return self.spec if self.explicit else None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What a call of attention_backward is given for it."""
+        return {"config": self.config, "deterministic": self.deterministic}
 
 
 def problem_of(case: Case) -> Problem:
@@ -37,10 +62,14 @@ def problem_of(case: Case) -> Problem:
 
 
 def serves(kernel: str, case: Case) -> bool:
-    """True when the kernel is made for the case: wgmma tiles need a whole head_dim and strides above zero."""
+    """True when the kernel is made for the case: wgmma tiles need a whole head_dim and strides above zero, of which a
+    backward pass makes copies.
+    """
     if kernel != "sm90":
         return True
-    return round_up(case.head_dim, 16) <= MAX_ONE_PIECE and not {BROADCAST, REVERSED} & set(case.options)
+    copies = isinstance(case, BackwardCase)
+    strides = copies or not {BROADCAST, REVERSED} & set(case.options)
+    return round_up(case.head_dim, 16) <= MAX_ONE_PIECE and strides
 
 
 def variants(case: Case, masks: Sequence[Mask], arch: str, sm_count: int) -> list[Variant]:
@@ -49,6 +78,8 @@ def variants(case: Case, masks: Sequence[Mask], arch: str, sm_count: int) -> lis
 
     A tile that the architecture's shared memory cannot hold is not a kernel there, so it is left out.
     """
+    if isinstance(case, BackwardCase):
+        return backward_variants(case, arch)
     named = [(spec, name) for name, spec in ladder(case, arch) if serves(spec.kernel, case)]
     found = {spec: Variant(name, spec) for spec, name in reversed(named)}
     head_dim, problem = round_up(case.head_dim, 16), problem_of(case)
@@ -62,6 +93,39 @@ def variants(case: Case, masks: Sequence[Mask], arch: str, sm_count: int) -> lis
     picked = pick.pick(arch, problem, masks, sm_count, mappable=serves("sm90", case))
     ordered = sorted(found.values(), key=lambda variant: (variant.name != "naive", variant.name))
     return [*ordered, Variant(DEFAULT, picked, explicit=False)]
+
+
+def backward_variants(case: BackwardCase, arch: str) -> list[Variant]:
+    """The kernels for a backward case: naive, every row of the table that serves it, also with sums in any order where
+    it has a kernel for that, and the default.
+    """
+    head_dim = round_up(case.head_dim, 16)
+    of_keys = bool({"k", "v"} & set(case.wanted))
+    parts = ("prepare", *["dkdv"] * of_keys, *["dq"] * ("q" in case.wanted))
+    found = [Variant("bwd naive", backward_table.naive(arch, case.dtype, head_dim), parts=parts)]
+    for row in backward_table.TABLE:
+        if not (row.serves(arch, head_dim) and serves(row.kernel, case)):
+            continue
+        spec = row.spec(arch, case.dtype, head_dim)
+        tiles = (f"{name} {_word(getattr(spec, name))}" for name in ("dkdv", "dq"))
+        found.append(Variant(f"bwd {spec.kernel} {' '.join(tiles)}", spec, parts=parts))
+        if spec.fused is not None and of_keys and "q" in case.wanted:
+            name, fused = f"bwd {spec.kernel} fused {_word(spec.fused)}", ("prepare", *FUSED_PARTS)
+            found.append(Variant(name, spec, parts=fused, deterministic=False))
+    picked = backward_table.pick(arch, case.dtype, head_dim)
+    return [*found, Variant(BACKWARD_DEFAULT, picked, explicit=False, parts=parts)]
+
+
+def _word(shape: TileShape) -> str:
+    return "x".join(map(str, shape))
+
+
+def every_backward_spec() -> Iterator[BackwardSpec]:
+    """The full product of the backward table: each row at each head_dim, architecture and dtype that it serves."""
+    for row in backward_table.TABLE:
+        least, greatest = row.head_dims
+        for head_dim in range(least, greatest + 1, 16):
+            yield from (row.spec(arch, dtype, head_dim) for arch in row.archs for dtype in DTYPES)
 
 
 def ladder(case: Case, arch: str) -> list[tuple[str, AttnSpec]]:

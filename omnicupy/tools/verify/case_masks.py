@@ -16,10 +16,11 @@ from omnicupy.masks.constructors import (
 )
 from omnicupy.masks.mask import Mask
 from omnicupy.masks.segment_masks import random
+from omnicupy.masks.tile_masks import from_tiles
 
 MASK_KINDS = (
     *("full", "causal", "segments", "documents", "window", "sink", "prefix", "ranges", "streams", "bits"),
-    *("holes", "empty"),
+    *("holes", "empty", "tiles"),
 )
 
 
@@ -45,6 +46,8 @@ def build(kind: str, q_len: int, k_len: int, rng: np.random.Generator) -> Mask:
         return from_dense(rng.random((q_len, k_len)) < rng.uniform(0.05, 0.95))
     if kind == "empty":
         return ranges([], q_len, k_len)
+    if kind == "tiles":
+        return _tiles(q_len, k_len, rng)
     return _cut(_square(kind, max(q_len, k_len), rng), q_len, k_len)
 
 
@@ -59,6 +62,30 @@ def alive(q_len: int, k_len: int, rng: np.random.Generator) -> Mask:
         dead[(first + k_len // 2) % k_len] = False
     stop = np.where(dead, 0, q_len)
     return intervals(np.zeros(k_len, np.int64), stop, q_len)
+
+
+def live_rows(q_len: int, k_len: int, rng: np.random.Generator) -> Mask:
+    """All rows see all keys but some rows, which see none: single ones everywhere, and a run of them. At least one
+    row stays, one goes where there are two.
+    """
+    dead = rng.random(q_len) < 0.05
+    first = _upto(rng, q_len - 1)
+    dead[first : first + 1 + _upto(rng, min(100, q_len // 4))] = True
+    dead[(first + q_len // 2) % q_len] = False
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], dead, [0]]).astype(np.int8)))
+    gone = [(int(start), int(stop), 0, k_len) for start, stop in edges.reshape(-1, 2)]
+    return full(q_len, k_len) & ~ranges(gone, q_len, k_len)
+
+
+def _tiles(q_len: int, k_len: int, rng: np.random.Generator) -> Mask:
+    """Lists of key blocks, kept as lists; every second mask is cut by the diagonal, too."""
+    br, bc = (int(rng.choice([16, 48, 64, 100, 128])) for _ in range(2))
+    grid = -(-q_len // br), -(-k_len // bc)
+    chosen = rng.random(grid) < rng.uniform(0.1, 0.7)
+    chosen[rng.integers(grid[0]), rng.integers(grid[1])] = True
+    made = from_tiles(chosen, q_len, k_len, br, bc)
+    assert isinstance(made, Mask)
+    return made & causal(q_len, k_len) if rng.random() < 0.5 else made
 
 
 def _square(kind: str, length: int, rng: np.random.Generator) -> Mask:

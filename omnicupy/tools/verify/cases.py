@@ -16,8 +16,8 @@ from omnicupy.masks.mask import Mask
 from omnicupy.tools.verify.case_masks import MASK_KINDS, alive, build
 
 SHORT = {"float16": "f16", "bfloat16": "bf16", "float32": "f32", "float64": "f64"}
-POISON, BSHD, LARGE, PER_BATCH, BROADCAST, REVERSED = OPTIONS = (
-    *("poison", "bshd", "large", "masks", "broadcast", "reversed"),
+POISON, BSHD, LARGE, PER_BATCH, BROADCAST, REVERSED, SAME_KEYS, SAME_VALUES = OPTIONS = (
+    *("poison", "bshd", "large", "masks", "broadcast", "reversed", "same-keys", "same-values"),
 )
 
 
@@ -29,7 +29,8 @@ class Case:
     "poison": some keys are dead, their K and V are NaN and Inf;  "bshd": the arrays are (batch, tokens,
     heads, head_dim) in memory;  "large": scores up to about 1e4;  "masks": each batch element has its own
     mask; "broadcast": K and V of one batch element serve all (stride 0);  "reversed": K and V run backwards
-    in memory. seed: varies masks and inputs of otherwise equal cases.  tag: leads the id of a random case.
+    in memory;  "same-keys", "same-values": all keys of a head are alike, or all values.  seed: varies masks and
+    inputs of otherwise equal cases.  tag: leads the id of a random case.
     """
 
     group: str
@@ -157,6 +158,30 @@ def _strides() -> Iterator[Case]:
             yield replace(case, q_heads=4, kv_heads=2, q_len=170, k_len=230)
 
 
+def _alike() -> Iterator[Case]:
+    """Sums of equal terms, whose roundings all go one way: what the floor of the budget is for."""
+    for i, options in enumerate(((SAME_KEYS,), (SAME_VALUES,), (SAME_KEYS, SAME_VALUES))):
+        for head_dim in (8, 16, 64, 128, 256, 512):
+            case = replace(BASE, group="alike", head_dim=head_dim, options=options, q_heads=4)
+            case = replace(case, dtype=("bfloat16", "float16")[(i + head_dim // 64) % 2])
+            yield replace(case, mask="full", q_len=130, k_len=2000)
+            yield replace(case, mask="segments", q_len=900, k_len=900)
+    for dtype in ("bfloat16", "float16"):
+        case = replace(BASE, group="alike", mask="full", dtype=dtype, head_dim=8, q_len=60, k_len=9000)
+        yield from (replace(case, options=options) for options in ((), (SAME_KEYS,), (SAME_VALUES,)))
+
+
+def _block_lists() -> Iterator[Case]:
+    """Masks of lists of key blocks, which are cut as lists."""
+    for seed in range(6):
+        for head_dim, dtype in ((64, "bfloat16"), (128, "float16"), (256, "bfloat16"), (320, "float16")):
+            case = replace(BASE, group="block lists", mask="tiles", head_dim=head_dim, dtype=dtype, seed=seed)
+            yield replace(case, q_len=700, k_len=900, q_heads=4)
+    case = replace(BASE, group="block lists", mask="tiles", batch=3, q_len=500, k_len=300, seed=7)
+    yield replace(case, options=(PER_BATCH,))
+    yield replace(case, options=(POISON, PER_BATCH), head_dim=128)
+
+
 def _batches() -> Iterator[Case]:
     for i, mask in enumerate(("segments", "window", "ranges", "streams", "bits", "documents")):
         case = replace(
@@ -184,7 +209,10 @@ def _long() -> Iterator[Case]:
 
 
 def _fixed() -> tuple[Case, ...]:
-    makers = (_head_dims, _masks, _ragged, _heads, _empty_rows, _poison, _strides, _batches, _large, _long)
+    makers = (
+        *(_head_dims, _masks, _ragged, _heads, _empty_rows, _poison, _strides, _batches, _large, _long),
+        *(_alike, _block_lists),
+    )
     return tuple(dict.fromkeys(case for make in makers for case in make()))
 
 

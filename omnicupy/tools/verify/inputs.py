@@ -13,7 +13,7 @@ import numpy as np
 
 from omnicupy.masks.mask import Mask
 from omnicupy.tools.random_arrays import DTYPES, random_bits, unsigned
-from omnicupy.tools.verify.cases import BROADCAST, BSHD, LARGE, POISON, REVERSED, Case
+from omnicupy.tools.verify.cases import BROADCAST, BSHD, LARGE, POISON, REVERSED, SAME_KEYS, SAME_VALUES, Case
 
 LARGE_FACTOR = 40.0  # of Q and of K: with unit normals, scores reach about 1e4
 # Quiet NaN and infinity of each dtype, as bits.
@@ -48,6 +48,9 @@ def inputs_of(case: Case, masks: Sequence[Mask], xp: Any) -> Inputs:
     kv_batch = 1 if BROADCAST in case.options else case.batch
     shape = (kv_batch, case.kv_heads, case.k_len, case.head_dim)
     k, v = _bits(case, "k", shape, factor, xp), _bits(case, "v", shape, 1.0, xp)
+    for option, array in ((SAME_KEYS, k), (SAME_VALUES, v)):
+        if option in case.options:
+            array[:] = array[:, :, :1]
     if POISON in case.options:
         for batch in range(kv_batch):
             dead = np.flatnonzero(masks[batch % len(masks)].dead_keys())

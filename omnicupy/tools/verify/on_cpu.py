@@ -7,24 +7,27 @@ from dataclasses import replace
 
 import numpy as np
 
-from omnicupy.api import attention
+from omnicupy.api import attention, attention_backward
 from omnicupy.jit.build import Track, silent
 from omnicupy.reference import budget
 from omnicupy.tools.verify import inputs
+from omnicupy.tools.verify.backward_cases import CPU_SIZED_BACKWARD, BackwardCase
+from omnicupy.tools.verify.backward_judges import GradientJudge
 from omnicupy.tools.verify.cases import CPU_SIZED, Case
 from omnicupy.tools.verify.outcome import Outcome
 
-ENGINE = "CPU engine"
+ENGINE, GRADIENTS = "CPU engine", "CPU engine, gradients"
 
 
 def cases() -> tuple[Case, ...]:
-    """The CPU-sized cases, and some of them in float32 and float64."""
-    return (*CPU_SIZED, *_wide(CPU_SIZED))
+    """The CPU-sized cases of both passes, and some of them in float32 and float64."""
+    of_both: tuple[Case, ...] = (*CPU_SIZED, *CPU_SIZED_BACKWARD)
+    return (*of_both, *_wide(of_both))
 
 
 def _wide(narrow: Iterable[Case]) -> Iterator[Case]:
     for i, case in enumerate(narrow):
-        if case.group in ("masks", "dead keys", "large scores") and case.head_dim <= 128:
+        if case.group in ("masks", "dead keys", "large scores", "dout", "wanted") and case.head_dim <= 128:
             yield replace(case, dtype=("float32", "float64")[i % 2])
 
 
@@ -35,19 +38,30 @@ def run(chosen: Sequence[Case], track: Track = silent) -> list[Outcome]:
 
 def run_case(case: Case) -> Outcome:
     """One case: within the budget, and the same bits the second time."""
+    # Poison and large scores overflow on purpose, in keys that no row may see and in exponents.
+    with np.errstate(all="ignore"):
+        return _gradients(case) if isinstance(case, BackwardCase) else _attention(case)
+
+
+def _gradients(case: BackwardCase) -> Outcome:
+    of_case = GradientJudge(case, case.masks(), np, call=attention_backward, forward=attention)
+    first = of_case.gradients()
+    ratio, problem = of_case.judge(first)
+    return Outcome(case, GRADIENTS, (), ratio, problem or of_case.repeated(first, 2))
+
+
+def _attention(case: Case) -> Outcome:
     masks = case.masks()
     made = inputs.inputs_of(case, masks, np)
     mask = masks[0] if len(masks) == 1 else masks
-    # Poison and large scores overflow on purpose, in keys that no row may see and in exponents.
-    with np.errstate(all="ignore"):
-        expected = budget.budget(made.q, made.k, made.v, mask)
-        out, lse = attention(made.q, made.k, made.v, mask, return_lse=True, out=made.out)
-        again = attention(made.q, made.k, made.v, mask)
+    expected = budget.budget(made.q, made.k, made.v, mask)
+    out, lse = attention(made.q, made.k, made.v, mask, return_lse=True, out=made.out)
+    again = attention(made.q, made.k, made.v, mask)
     found = budget.compare(out, lse, expected)
     problem = "" if found.ok else str(found)
     if not problem and not same_bits(out, again, np):
         problem = "the second call gave other bits"
-    return Outcome(case, ENGINE, "", found.ratio, problem)
+    return Outcome(case, ENGINE, (), found.ratio, problem)
 
 
 def same_bits(a: object, b: object, xp: object) -> bool:

@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from omnicupy.api import attention
+from omnicupy.api import attention, attention_backward
 from omnicupy.choose import table
 from omnicupy.jit import archs
 from omnicupy.jit.build import Track, silent
-from omnicupy.jit.spec import AttnSpec
+from omnicupy.jit.spec import KernelSpec
 from omnicupy.masks.mask import Mask
 from omnicupy.reference import budget
 from omnicupy.tools.verify import inputs
+from omnicupy.tools.verify.backward_cases import BackwardCase
+from omnicupy.tools.verify.backward_judges import GradientJudge
+from omnicupy.tools.verify.backward_special import SPECIAL as BACKWARD_SPECIAL
 from omnicupy.tools.verify.case_kernels import Variant, variants
 from omnicupy.tools.verify.cases import Case
 from omnicupy.tools.verify.outcome import BrokenDeviceError, Outcome
@@ -23,58 +26,82 @@ from omnicupy.tools.verify.special_cases import SPECIAL
 from omnicupy.tools.watchdog import Watchdog
 
 REPEATS = 10
-HANG_S = 60.0  # far above the slowest case on the slowest kernel
+HANG_S = 120.0  # far above the slowest case on the slowest kernel
 NAIVE_REPEATS = 2  # one thread block a row: there is nothing whose order could change
 
 
 @dataclass(frozen=True)
 class Target:
-    """The current device, and which kernels to verify there. kernels: parts of their names, () for all."""
+    """The current device, and which kernels to verify there. kernels: parts of their names, () for all.
+
+    sources: files in `kernels/`; only kernels that are compiled of one of them, () for all.
+    """
 
     arch: str
     sm_count: int
     kernels: tuple[str, ...] = ()
     repeats: int = REPEATS
+    sources: tuple[str, ...] = ()
 
     @classmethod
-    def current(cls, kernels: Sequence[str] = (), repeats: int = REPEATS) -> Target:
+    def current(
+        cls, kernels: Sequence[str] = (), repeats: int = REPEATS, sources: Sequence[str] = ()
+    ) -> Target:
         """The current CUDA device. Raises UnsupportedError where no kernel serves it."""
         import cupy
 
         from omnicupy.gpu.device import device_info
 
         info = device_info(cupy.cuda.Device().id)
-        return cls(archs.arch_of(info.major, info.minor), info.sm_count, tuple(kernels), repeats)
+        return cls(
+            archs.arch_of(info.major, info.minor), info.sm_count, tuple(kernels), repeats, tuple(sources)
+        )
 
     def variants(self, case: Case, masks: Sequence[Mask]) -> list[Variant]:
         """The kernels that the case runs through here.
 
-        A kernel that no row of the table selects on any architecture runs only where `kernels` names it.
+        A kernel that no row of the table selects on any architecture runs only where `kernels` or `sources` names it.
         """
         selected = {row.kernel for row in table.TABLE} | {"naive", "sm80"}
         found = variants(case, masks, self.arch, self.sm_count)
-        if not self.kernels:
-            return [variant for variant in found if variant.spec.kernel in selected]
-        return [
-            variant for variant in found if any(part.lower() in variant.name.lower() for part in self.kernels)
-        ]
+        if self.sources:
+            found = [variant for variant in found if set(self.sources) & set(variant.sources)]
+        if self.kernels:
+            parts = [part.lower() for part in self.kernels]
+            return [variant for variant in found if any(part in variant.name.lower() for part in parts)]
+        return [variant for variant in found if self.sources or variant.spec.kernel in selected]
 
-    def specs(self, chosen: Iterable[Case]) -> list[AttnSpec]:
+    def specs(self, chosen: Iterable[Case]) -> list[KernelSpec]:
         """Every distinct kernel that the cases run through."""
-        found = {v.spec: None for case in chosen for v in self.variants(case, case.masks())}
+        found = {
+            kernel: None
+            for case in chosen
+            for variant in self.variants(case, case.masks())
+            for kernel in variant.kernels
+        }
         return list(found)
 
 
-def run(chosen: Sequence[Case], target: Target, track: Track = silent) -> tuple[list[Outcome], bool]:
+def run(
+    chosen: Sequence[Case],
+    target: Target,
+    track: Track = silent,
+    done: Callable[[list[Outcome]], None] = lambda outcomes: None,
+) -> tuple[list[Outcome], bool]:
     """Every case through every kernel. False beside the outcomes: one made the device unusable, the run
     ended.
+
+    done: called after each case, with its outcomes on all kernels.
     """
     found: list[Outcome] = []
     try:
         with Watchdog(HANG_S) as watchdog:
             for case in track(chosen, "GPU kernels", len(chosen)):
+                first = len(found)
                 found.extend(run_case(case, target, watchdog.step))
+                done(found[first:])
     except BrokenDeviceError as error:
+        done([error.outcome])
         return [*found, error.outcome], False
     return found, True
 
@@ -91,8 +118,7 @@ def run_case(
     if not chosen:
         return
     try:
-        special = SPECIAL.get(case.tag)
-        judge = special(case, masks) if special else _numeric(case, masks, target)
+        judge = _judge_of(case, masks, target)
     except Exception as error:
         yield from (_failed(case, variant, error) for variant in chosen)
         return
@@ -104,7 +130,7 @@ def run_case(
             yield Outcome(
                 case,
                 variant.name,
-                variant.spec.source,
+                variant.sources,
                 ratio,
                 "" if skipped else problem,
                 problem if skipped else "",
@@ -124,9 +150,37 @@ def _failed(case: Case, variant: Variant, error: Exception) -> Outcome:
         cupy.cuda.Device().synchronize()
     except cupy.cuda.runtime.CUDARuntimeError as fatal:
         text = f"{text}; the device is unusable for this process ({fatal})"
-        broken = Outcome(case, variant.name, variant.spec.source, float("inf"), text)
+        broken = Outcome(case, variant.name, variant.sources, float("inf"), text)
         raise BrokenDeviceError(broken) from error
-    return Outcome(case, variant.name, variant.spec.source, float("inf"), text)
+    return Outcome(case, variant.name, variant.sources, float("inf"), text)
+
+
+def _judge_of(case: Case, masks: Sequence[Mask], target: Target) -> Callable[[Variant], tuple[float, str]]:
+    if isinstance(case, BackwardCase):
+        of_backward = BACKWARD_SPECIAL.get(case.tag)
+        return of_backward(case, masks) if of_backward else _gradients(case, masks, target)
+    special = SPECIAL.get(case.tag)
+    return special(case, masks) if special else _numeric(case, masks, target)
+
+
+def _gradients(
+    case: BackwardCase, masks: Sequence[Mask], target: Target
+) -> Callable[[Variant], tuple[float, str]]:
+    """Gradients within the budget, no more than was wanted, and the same bits at every repetition."""
+    import cupy
+
+    of_case = GradientJudge(case, masks, cupy, call=attention_backward, forward=attention)
+
+    def judge(variant: Variant) -> tuple[float, str]:
+        first = of_case.gradients(variant.options)
+        ratio, problem = of_case.judge(first)
+        return ratio, problem or of_case.repeated(first, _repeats(target, variant), variant.options)
+
+    return judge
+
+
+def _repeats(target: Target, variant: Variant) -> int:
+    return min(target.repeats, NAIVE_REPEATS) if variant.spec.kernel == "naive" else target.repeats
 
 
 def _numeric(case: Case, masks: Sequence[Mask], target: Target) -> Callable[[Variant], tuple[float, str]]:
@@ -150,7 +204,7 @@ def _numeric(case: Case, masks: Sequence[Mask], target: Target) -> Callable[[Var
         found = budget.compare(out, lse, expected)
         if not found.ok:
             return found.ratio, str(found)
-        repeats = min(target.repeats, NAIVE_REPEATS) if variant.spec.kernel == "naive" else target.repeats
+        repeats = _repeats(target, variant)
         different = cupy.zeros((), np.int64)
         for _ in range(repeats - 1):
             again, lse_again = attention(made.q, made.k, made.v, mask, return_lse=True, config=variant.config)

@@ -11,14 +11,14 @@ from omnicupy.tools.verify.cases import Case
 class Outcome:
     """One case on one kernel.
 
-    kernel: the name the report gives it.  source: its file in `kernels/`, "" for the CPU engine.
+    kernel: the name the report gives it.  sources: its files in `kernels/`, none for the CPU engine.
     ratio: the worst row's error over its budget, 0 where the case compares bits.  problem: "" where it
     passed. skipped: why it did not run, "" where it did.
     """
 
     case: Case
     kernel: str
-    source: str
+    sources: tuple[str, ...]
     ratio: float
     problem: str = ""
     skipped: str = ""

@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from omnicupy.choose import pick, table
+from omnicupy.choose import backward_table, pick, table
 from omnicupy.choose.table import every_spec
 from omnicupy.jit import cache, nvrtc
 from omnicupy.jit.build import Compiled, Track, compile_all, silent
-from omnicupy.jit.spec import AttnSpec
+from omnicupy.jit.spec import KernelSpec
 from omnicupy.tools import environment
-from omnicupy.tools.verify import attestation, on_cpu, on_gpu, special_cases, speed
+from omnicupy.tools.verify import attesting, on_cpu, on_gpu, source_digest, speed
 from omnicupy.tools.verify import report as verify_report
-from omnicupy.tools.verify.cases import FIXED, Case
+from omnicupy.tools.verify.attestation import Record, Run
+from omnicupy.tools.verify.case_kernels import every_backward_spec
+from omnicupy.tools.verify.cases import Case
 from omnicupy.tools.verify.outcome import Outcome
-from omnicupy.tools.verify.random_cases import DEFAULT, sweep
+from omnicupy.tools.verify.plan import WHOLE, Part, every_case
+from omnicupy.tools.verify.random_cases import DEFAULT
 from omnicupy.tools.workloads.workload import Workload
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to verify. sweep: random cases (None: the default number).  kernels: parts of kernel names, ()
-    for all.
+    """What to verify. sweep: random cases (None: the default number).  kernels: parts of kernel names, () for all.
 
-    cases: parts of case ids or of the table's names of groups, () for all.  cubins: a folder of kernels compiled
-    elsewhere.  attest: file to write.  commit: what is verified, where no git tells.  all_specs: compile the full
-    product of the table.  timing: measure speed too.  repeats: calls of each case, which must agree bit for bit.
+    sources: files in `kernels/`, () for all.  part: of the planned cases, None for all cases.  cases: parts of case
+    ids or of the table's names of groups, () for all.  cubins: a folder of kernels compiled elsewhere.  attest: file
+    to add to.  resume: leave out what that file holds already.  commit: what is verified, where no git tells.
+    all_specs: compile the full product of the table.  timing: measure speed too.  repeats: calls of each case, which
+    must agree bit for bit.
     """
 
     sweep: int | None = None
@@ -38,6 +41,9 @@ class Settings:
     cases: tuple[str, ...] = ()
     cubins: Path | None = None
     attest: Path | None = None
+    sources: tuple[str, ...] = ()
+    part: Part | None = None
+    resume: bool = False
     commit: str | None = None
     all_specs: bool = False
     timing: bool = True
@@ -46,7 +52,7 @@ class Settings:
 
 @dataclass
 class Report:
-    """What a run found. where: what was verified, in words."""
+    """What a run found. where: what was verified, in words.  nothing_left: it resumed a run that was complete."""
 
     where: str
     header: dict[str, Any]
@@ -54,6 +60,7 @@ class Report:
     timings: list[speed.Timed] = field(default_factory=list)
     compiled: list[Compiled[Any]] = field(default_factory=list)
     seconds: float = 0.0
+    nothing_left: bool = False
 
     @property
     def failures(self) -> list[str]:
@@ -62,8 +69,9 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """True when something ran and nothing failed."""
-        return bool(self.outcomes or self.timings or self.compiled) and not self.failures
+        """True when something ran, or all had run before, and nothing failed."""
+        ran = self.outcomes or self.timings or self.compiled or self.nothing_left
+        return bool(ran) and not self.failures
 
     def lines(self) -> list[dict[str, Any]]:
         """The table, a dictionary a line."""
@@ -115,9 +123,10 @@ def verify(settings: Settings, track: Track = silent) -> Report:
     if environment.has_gpu():
         found = _on_gpu(settings, track)
     else:
-        if settings.attest or settings.cubins or settings.kernels:
+        if settings.attest or settings.cubins or settings.kernels or settings.sources or settings.part:
             raise ValueError(
-                "verify: --attest, --cubins and --kernel need a GPU, and there is none here; run without them"
+                "verify: --attest, --cubins, --kernel, --source and --part need a GPU, and there is none here; "
+                "run without them"
             )
         found = _on_cpu(settings, track)
     found.seconds = time.perf_counter() - begin
@@ -150,28 +159,6 @@ def listed(settings: Settings) -> list[Case]:
     return gpu_cases(settings) if environment.has_gpu() else chosen_cases(settings, on_cpu.cases())
 
 
-def attested_commit(settings: Settings) -> str:
-    """The commit that an attestation names: git's, or the one that is given where there is no git.
-
-    Raises ValueError, before any work, when neither tells one commit that the files are known to be of.
-    """
-    assert settings.attest is not None
-    known, given = environment.commit(settings.attest), (settings.commit or "").lower()
-    if given and not re.fullmatch(r"[0-9a-f]{40}", given):
-        raise ValueError(f"--commit: expected the 40 hexadecimal digits of a commit, got {settings.commit!r}")
-    if known.endswith("+"):
-        raise ValueError(
-            f"verify: --attest names a commit, but files differ from {known[:-1]}; commit them or put them back first"
-        )
-    if known and given and known != given:
-        raise ValueError(f"--commit: expected {known}, which is checked out here, got {given}; leave it out")
-    if not known and not given:
-        raise ValueError(
-            "verify: --attest names a commit, and there is no git here that tells; give it as --commit"
-        )
-    return known or given
-
-
 def _on_cpu(settings: Settings, track: Track) -> Report:
     version = nvrtc.version_text()
     if settings.all_specs and not version:
@@ -186,52 +173,91 @@ def _on_cpu(settings: Settings, track: Track) -> Report:
     found = Report(f"the CPU engine; {kernels}: {lacking}", header(version))
     found.outcomes = on_cpu.run(chosen_cases(settings, on_cpu.cases()), track)
     if compiles:
-        specs = list(every_spec() if settings.all_specs else table.rows())
-        found.compiled = compile_all(specs, track)
+        found.compiled = compile_all(_kernels(settings), track)
     return found
+
+
+def _kernels(settings: Settings) -> list[KernelSpec]:
+    """The kernels that the tables name: of each row at its greatest head_dim, or all of them."""
+    backward = every_backward_spec() if settings.all_specs else backward_table.rows()
+    parts = (kernel for spec in backward for kernel in spec.kernels().values())
+    return list(dict.fromkeys([*(every_spec() if settings.all_specs else table.rows()), *parts]))
 
 
 def gpu_cases(settings: Settings) -> list[Case]:
     """The cases of a GPU run: fixed ones, special ones, random ones."""
-    random = sweep(DEFAULT if settings.sweep is None else settings.sweep)
-    return chosen_cases(settings, [*FIXED, *special_cases.CASES, *random])
+    every = every_case(DEFAULT if settings.sweep is None else settings.sweep)
+    return chosen_cases(settings, [case for case in every if case.id in (settings.part or WHOLE)])
 
 
 def _on_gpu(settings: Settings, track: Track) -> Report:
-    if settings.attest and (settings.cases or settings.kernels):
-        raise ValueError("verify: --attest needs every kernel and case; leave --kernel and --case out")
-    commit = attested_commit(settings) if settings.attest else ""
+    commit = _checked_for_attesting(settings) if settings.attest else ""
     if settings.cubins:
         cache.compiled_elsewhere(settings.cubins)
     try:
-        target = on_gpu.Target.current(settings.kernels, settings.repeats)
+        target = on_gpu.Target.current(settings.kernels, settings.repeats, settings.sources)
         cases = gpu_cases(settings)
         specs = target.specs(track(cases, "masks", len(cases)))
         if cases and not specs:
-            raise ValueError(
-                f"verify: no kernel's name holds {' or '.join(settings.kernels)}; widen --kernel"
-            )
+            raise ValueError(_no_kernel(settings, target))
         version = nvrtc.version_text(cache.entry(specs[0]).nvrtc if specs else None)
         found = Report(f"GPU kernels for {target.arch}", header(version, commit))
-        selected = set(every_spec())
         if not settings.cubins:
+            selected = set(_kernels(replace(settings, all_specs=True)))
             if settings.all_specs:
-                specs += [spec for spec in every_spec() if spec.arch.rstrip("a") == target.arch]
+                specs = list(
+                    dict.fromkeys([*specs, *(s for s in selected if s.arch.rstrip("a") == target.arch)])
+                )
             found.compiled = [
                 one for one in compile_all(specs, track) if one.spec in selected or not one.registers
             ]
+        if settings.attest:
+            _attested(found, settings, target, cases, track)
+            return found
         found.outcomes, usable = on_gpu.run(cases, target, track)
-        if settings.timing and usable:
+        if usable:
             found.timings = speed.run(target, timed(settings), track)
-        if settings.attest and found.passed:
-            attested = {
-                key: found.header[key] for key in ("device", "compute_capability", "driver", "commit")
-            }
-            attestation.write(settings.attest, attested, found.outcomes, found.header["nvrtc"])
         return found
     finally:
         if settings.cubins:
             cache.compiled_elsewhere(None)
+
+
+def _no_kernel(settings: Settings, target: on_gpu.Target) -> str:
+    of = f" of {' or '.join(settings.sources)}" if settings.sources else ""
+    if settings.kernels:
+        return f"verify: no kernel's name{of} holds {' or '.join(settings.kernels)}; widen --kernel"
+    return f"verify: no kernel{of} runs on {target.arch}; name another --source"
+
+
+def _checked_for_attesting(settings: Settings) -> str:
+    """The commit that is attested. Raises ValueError for settings that would attest less than they say."""
+    assert settings.attest is not None
+    if settings.cases or settings.kernels:
+        raise ValueError(
+            "verify: --attest takes all cases of a source and all kernels of it; leave --kernel and --case out, "
+            "--source and --part choose"
+        )
+    return attesting.attested_commit(settings.attest, settings.commit)
+
+
+def _attested(
+    found: Report, settings: Settings, target: on_gpu.Target, cases: list[Case], track: Track
+) -> None:
+    """The runs of a report, written to the attestation as they come; nothing of kernels with another fault."""
+    assert settings.attest is not None
+    found.timings = speed.run(target, timed(settings), track)
+    if found.failures:
+        return
+    sources = settings.sources or tuple(source_digest.SOURCES)
+    run = Run(found.header["nvrtc"], attesting.header_of(found.header), settings.part or WHOLE)
+    record = Record(settings.attest, run, sources, resume=settings.resume)
+    if settings.resume:
+        cases = attesting.left(cases, record, sources)
+        found.where += f", {len(cases)} cases that {settings.attest} lacked"
+        found.nothing_left = not cases
+    with attesting.Attesting(record) as writer:
+        found.outcomes, _ = on_gpu.run(cases, target, track, writer.done)
 
 
 def build_cubins(folder: Path, arch: str, settings: Settings, track: Track = silent) -> int:
@@ -241,9 +267,9 @@ def build_cubins(folder: Path, arch: str, settings: Settings, track: Track = sil
     Raises CompileError, UnsupportedError without NVRTC.
     """
     # The device's multiprocessors decide which row of the table a case gets; every row is among the variants.
-    target = on_gpu.Target(arch, 1, settings.kernels)
+    target = on_gpu.Target(arch, 1, settings.kernels, sources=settings.sources)
     cases = gpu_cases(settings)
-    specs: list[AttnSpec] = target.specs(track(cases, "masks", len(cases)))
+    specs: list[KernelSpec] = target.specs(track(cases, "masks", len(cases)))
     compile_all(specs, track)
     return cache.export(specs, folder)
 

@@ -44,8 +44,8 @@ def _verdict(found: Iterable[reference_budget.Comparison]) -> tuple[float, str]:
     return worst.ratio, "" if worst.ok else str(worst)
 
 
-def _filled(shape: tuple[int, int, int, int], seed: int) -> Any:
-    """Random bfloat16, made head by head so that no temporary is as large as the tensor."""
+def filled(shape: tuple[int, int, int, int], seed: int) -> Any:
+    """Random bfloat16 of a shape, made head by head so that no temporary is as large as the tensor."""
     import cupy
 
     storage = cupy.empty(shape, np.uint16)
@@ -65,7 +65,7 @@ def _beyond_2_31_elements(case: Case, masks: Sequence[Mask]) -> Compare:
         return lambda variant: (0.0, f"skipped: needs {BIG_BYTES >> 30} GiB of free device memory")
     q_shape = (case.batch, case.q_heads, case.q_len, case.head_dim)
     kv_shape = (case.batch, case.kv_heads, case.k_len, case.head_dim)
-    q, k, v = _filled(q_shape, 1), _filled(kv_shape, 1000), _filled(kv_shape, 2000)
+    q, k, v = filled(q_shape, 1), filled(kv_shape, 1000), filled(kv_shape, 2000)
     places = [(0, 0, 0), (case.batch - 1, case.q_heads - 1, max(0, case.q_len - CHECKED))]
     if np.prod(q_shape) > 2**31:
         b, h, row, _ = (int(i) for i in np.unravel_index(2**31, q_shape))

@@ -186,7 +186,7 @@ class _Torch:
 def test_memory_of_rivals_is_their_allocator_s(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = _Torch()
 
-    def prepare(name: str, shared: Any, limit: float) -> Any:
+    def prepare(name: str, shared: Any, limit: float, *timed: Any) -> Any:
         torch.take(900)  # to build the mask object
         torch.take(-600)  # which keeps 300
 

@@ -176,10 +176,25 @@ def test_verify_fails_with_status_1(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_verify_needs_a_gpu_for_gpu_things(tmp_path: Path) -> None:
-    for arguments in (["--attest", "x"], ["--cubins", str(tmp_path)], ["--kernel", "naive"]):
+    for arguments in (
+        ["--attest", "x"],
+        ["--cubins", str(tmp_path)],
+        ["--kernel", "naive"],
+        ["--source", "attention_naive.cu"],
+        ["--part", "1/2"],
+    ):
         found = run("verify", *arguments)
         assert found.exit_code == 1
         assert "need a GPU, and there is none here" in found.output
+
+
+def test_verify_names_sources_and_parts_that_there_are() -> None:
+    found = run("verify", "--source", "attention.cu")
+    assert found.exit_code == 2
+    assert "--source: expected one of attention_naive.cu, attention_fwd_sm80.cu," in found.output
+    found = run("verify", "--part", "3/2")
+    assert found.exit_code == 1
+    assert '--part: expected i/n, from "1/n" to "n/n", got \'3/2\'' in found.output
 
 
 def test_verify_builds_kernels_for_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,32 +1,38 @@
-"""The attestation of the repository, and the digests that it stands on."""
+"""The attestation of the repository: what it must cover, and how runs add up to a whole."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 
-from omnicupy.choose import pick, table
-from omnicupy.jit.spec import AttnSpec
-from omnicupy.tools.verify import attestation
-from omnicupy.tools.verify.cases import BASE
+from omnicupy.choose import pick
+from omnicupy.jit import nvrtc
+from omnicupy.tools.verify import attestation, source_digest
+from omnicupy.tools.verify.attestation import Record, Run
 from omnicupy.tools.verify.outcome import Outcome
+from omnicupy.tools.verify.plan import Part, planned
 
 FILE = Path(__file__).parents[2] / "attestation.json"
 HEADER = {"device": "H100", "compute_capability": "90", "driver": "1", "commit": "abc"}
-SM80 = "attention_fwd_sm80.cu"
+NAIVE, SM80, SM90 = "attention_naive.cu", "attention_fwd_sm80.cu", "attention_fwd_sm90.cu"
+FOURTHS = [
+    [case for case in map("case{}".format, range(40)) if case in Part(number, 4)][:2]
+    for number in range(1, 5)
+]
+IDS = [case for part in FOURTHS for case in part]
 
 
 def _unverified() -> dict[str, str]:
-    """Sources that `choose.pick` serves without a current attestation -> what is wrong with theirs."""
+    """Sources that are served without a current attestation -> what is wrong with theirs."""
     stale = attestation.stale(FILE)
-    return {name: problem for name in attestation.selected() if (problem := stale.get(name))}
+    return {name: problem for name in source_digest.selected() if (problem := stale.get(name))}
 
 
-def test_every_kernel_that_tune_serves_was_verified_on_a_gpu() -> None:
+def test_every_kernel_that_is_served_was_verified_on_a_gpu() -> None:
     assert not _unverified(), (
         "run `python cli.py verify --attest tests/attestation.json` on a GPU, or take the kernel out of pick.SERVED"
     )
@@ -37,119 +43,171 @@ def test_an_unverified_kernel_that_is_served_would_show(
 ) -> None:
     monkeypatch.setattr(pick, "SERVED", frozenset({"sm80"}))
     monkeypatch.setitem(globals(), "FILE", tmp_path / "absent.json")
-    assert set(_unverified()) == {SM80}
+    assert SM80 in _unverified()
+    assert SM90 not in _unverified()
 
 
-def test_sources_are_those_of_the_specs() -> None:
-    shapes = {
-        "naive": {"arch": "sm_80", "br": 64, "warps": 4},
-        "sm80": {"arch": "sm_80", "br": 64, "warps": 4},
-        "sm90": {"arch": "sm_90a", "br": 64, "warps": 8},
-    }
-    for name, kernel in attestation.sources().items():
-        spec = AttnSpec(kernel=kernel, dtype="float16", head_dim=64, bc=64, **shapes[kernel])  # type: ignore[arg-type]
-        assert spec.source == name
+@pytest.fixture
+def small_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight cases are planned for every source, and two versions of NVRTC."""
+    monkeypatch.setattr(attestation, "planned", lambda name: set(IDS))
+    monkeypatch.setattr(nvrtc, "ATTESTED", ("12.9", "13.0"))
 
 
-def test_comments_and_white_space_do_not_count_in_cuda() -> None:
-    plain = attestation.stripped(b'int a = 1;\nasm("x // y" : : "r"(a));')
-    assert attestation.stripped(b'// why\nint  a=1; /* two\nlines */ asm("x // y"::"r"(a)); // end') == plain
-    assert attestation.stripped(b'int a = 1;\nasm("x //  y" : : "r"(a));') != plain
-    assert attestation.stripped(b"int a = 2;") != attestation.stripped(b"int a = 1;")
+def _outcome(case: str, source: str = SM80, kernel: str = "sm80 stages 1", **more: Any) -> Outcome:
+    of_case = type("Named", (), {"id": case})()
+    return Outcome(of_case, kernel, (source,), more.pop("ratio", 0.5), **more)
 
 
-def test_docstrings_and_comments_do_not_count_in_python() -> None:
-    plain = attestation.tree("class A:\n    def f(self):\n        return 1\n")
-    documented = (
-        '"""M."""\nclass A:\n    """C."""\n    def f(self):  # why\n        """F."""\n        return 1\n'
-    )
-    assert attestation.tree(documented) == plain
-    assert attestation.tree("class A:\n    def f(self):\n        return 2\n") != plain
-    assert attestation.tree('x = """M."""') != attestation.tree('x = ""')
+def _run(path: Path, ids: Any = IDS, version: str = "13.0", part: str = "1/1", **more: Any) -> None:
+    """One run of the source SM80 that passes the cases `ids`."""
+    run = Run(version, {**HEADER, "commit": more.pop("commit", "abc")}, Part.parse(part))
+    record = Record(path, run, more.pop("sources", (SM80,)), resume=more.pop("resume", False))
+    record.add(_outcome(case, **more) for case in ids)
+    record.write()
 
 
-def test_fields_have_names_types_and_offsets() -> None:
-    one = np.dtype([("a", "<u8"), ("b", "<i4", (3,))], align=True)
-    other = np.dtype([("a", "<u8"), ("b", "<i4", (2,)), ("c", "<i4")], align=True)
-    assert attestation.fields_of(one) != attestation.fields_of(other)
-    assert "('b', " in attestation.fields_of(one)
-    assert attestation.fields_of(one).endswith(str(one.itemsize))
+def _entry(path: Path, source: str = SM80) -> Any:
+    return json.loads(path.read_text())["sources"][source]
 
 
-def test_digest_follows_the_rows_of_tune(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {name: attestation.digest(name) for name in attestation.sources()}
-    assert len(set(before.values())) == len(before)
-    monkeypatch.setattr(table, "TABLE", table.TABLE[:-1])
-    assert attestation.digest(SM80) != before[SM80]
-    assert attestation.digest("attention_naive.cu") == before["attention_naive.cu"]
+def _said(path: Path) -> str:
+    return attestation.stale(path).get(SM80, "")
 
 
-def _outcomes(ratio: float = 0.5, **changes: str) -> list[Outcome]:
-    case = replace(BASE, group="heads")
-    return [
-        Outcome(case, "naive", "attention_naive.cu", ratio),
-        Outcome(case, "sm80 stages 1", SM80, ratio / 2),
-        Outcome(case, "sm80 stages 2", SM80, ratio, **changes),
-    ]
-
-
-def test_entries_hold_the_worst_ratio_of_each_case(tmp_path: Path) -> None:
+def test_an_entry_holds_the_worst_ratio_of_each_case_and_the_run(tmp_path: Path, small_plan: None) -> None:
     path = tmp_path / "a" / "attestation.json"
-    attestation.write(path, HEADER, _outcomes(), "13.0")
-    content = json.loads(path.read_text())
-    assert content["nvrtc"] == {"13.0": {"attention_naive.cu": 1, SM80: 1}}
-    assert content["kernels"][SM80] == {
-        "digest": attestation.digest(SM80),
+    record = Record(path, Run("13.0", HEADER), (SM80, NAIVE))
+    record.add(
+        [_outcome("case0", ratio=0.25), _outcome("case0", kernel="sm80 stages 2"), _outcome("case0", NAIVE)]
+    )
+    record.write()
+    assert _entry(path) == {
+        "digest": source_digest.digest(SM80),
         "kernels": ["sm80 stages 1", "sm80 stages 2"],
-        "cases": {BASE.id: 0.5},
+        "runs": [{"nvrtc": "13.0", "part": "1/1", "cases": 1, **HEADER}],
+        "cases": {"case0": {"13.0": 0.5}},
     }
+    assert '"case0": {"13.0": 0.5}' in path.read_text()
+    assert list(_entry(path, NAIVE)["cases"]) == ["case0"]
 
 
-def test_each_source_is_digested_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    digested: list[str] = []
-    monkeypatch.setattr(attestation, "digest", lambda name: digested.append(name) or "digest")
-    attestation.entries([*_outcomes(), *_outcomes(0.6)])
-    assert len(digested) == len(set(digested)) > 0
-
-
-def test_a_second_nvrtc_is_added_to_the_same_sources(tmp_path: Path) -> None:
+def test_a_kernel_of_several_sources_counts_for_each_that_is_attested(
+    tmp_path: Path, small_plan: None
+) -> None:
     path = tmp_path / "attestation.json"
-    attestation.write(path, HEADER, _outcomes(0.5), "13.0")
-    attestation.write(path, HEADER, _outcomes(0.25), "12.9")
-    content = json.loads(path.read_text())
-    assert set(content["nvrtc"]) == {"12.9", "13.0"}
-    assert content["kernels"][SM80]["cases"] == {BASE.id: 0.5}
-    old = json.loads(path.read_text())
-    old["kernels"][SM80]["digest"] = "another"
-    path.write_text(json.dumps(old))
-    attestation.write(path, HEADER, _outcomes(0.25), "12.9")
-    assert set(json.loads(path.read_text())["nvrtc"]) == {"12.9"}
+    record = Record(path, Run("13.0", HEADER), (SM80,))
+    record.add([replace(_outcome("case0"), sources=(NAIVE, SM80))])
+    record.write()
+    assert set(json.loads(path.read_text())["sources"]) == {SM80}
+
+
+def test_parts_add_up(tmp_path: Path, small_plan: None) -> None:
+    path = tmp_path / "attestation.json"
+    _run(path, version="12.9")
+    assert _said(path) == "NVRTC 13.0: 8 of 8 cases are missing"
+    _run(path, FOURTHS[0], part="1/4", commit="first")
+    assert _said(path) == "NVRTC 13.0: parts 2, 3 and 4 of 4 are missing"
+    _run(path, FOURTHS[3], part="4/4", commit="second")
+    assert _said(path) == "NVRTC 13.0: parts 2 and 3 of 4 are missing"
+    _run(path, FOURTHS[2][:1], part="3/4")
+    assert _said(path) == "NVRTC 13.0: all of part 2 of 4 and 1 of 2 cases of part 3 are missing"
+    _run(path, FOURTHS[1], part="2/4")
+    _run(path, FOURTHS[2][1:], part="3/4", resume=True)
+    assert SM80 not in attestation.stale(path)
+    runs = {(one["nvrtc"], one["part"]): one for one in _entry(path)["runs"]}
+    assert len(runs) == 5
+    assert runs["13.0", "1/4"]["commit"] == "first"
+    assert runs["13.0", "3/4"]["cases"] == 2
+
+
+def test_a_run_begins_anew_unless_it_resumes(tmp_path: Path, small_plan: None) -> None:
+    path = tmp_path / "attestation.json"
+    _run(path, version="12.9")
+    _run(path)
+    assert _said(path) == ""
+    record = Record(path, Run("13.0", HEADER), (SM80,), resume=True)
+    assert record.holds(SM80) == set(IDS)
+    _run(path, IDS[:3], resume=True)
+    assert _said(path) == ""
+    _run(path, IDS[:3])
+    assert _said(path) == "NVRTC 13.0: 5 of 8 cases are missing"
+    assert [one["cases"] for one in _entry(path)["runs"]] == [8, 3]
+
+
+def test_another_digest_drops_what_was_there_of_that_source_alone(
+    tmp_path: Path, small_plan: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "attestation.json"
+    _run(path, version="12.9")
+    _run(path, source=NAIVE, sources=(NAIVE,))
+    before = _entry(path, NAIVE)
+    monkeypatch.setattr(attestation, "digest", lambda name: "another")
+    assert _said(path).startswith("the digest is another one: ")
+    _run(path, IDS[:2], resume=True)
+    assert _entry(path)["digest"] == "another"
+    assert _entry(path)["cases"] == {case: {"13.0": 0.5} for case in IDS[:2]}
+    assert _entry(path, NAIVE) == before
 
 
 @pytest.mark.parametrize("changes", [{"problem": "NaN"}, {"skipped": "skipped: memory"}])
-def test_nothing_is_written_when_a_case_failed_or_was_skipped(
-    tmp_path: Path, changes: dict[str, str]
+def test_a_case_that_fails_on_one_kernel_is_not_held(
+    tmp_path: Path, small_plan: None, changes: dict[str, str]
 ) -> None:
     path = tmp_path / "attestation.json"
-    with pytest.raises(ValueError, match="attest: every case must have passed, but sm80 stages 2: d64"):
-        attestation.write(path, HEADER, _outcomes(**changes), "13.0")
-    assert not path.exists()
+    _run(path, version="12.9")
+    _run(path)
+    record = Record(path, Run("13.0", HEADER), (SM80,), resume=True)
+    record.add([_outcome(IDS[3], ratio=0.1), _outcome(IDS[3], kernel="sm80 stages 2", **changes)])
+    record.write()
+    assert _said(path) == "NVRTC 13.0: 1 of 8 cases are missing"
+    assert _entry(path)["cases"][IDS[3]] == {"12.9": 0.5}
 
 
-def test_stale_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cases_that_are_no_longer_planned_are_dropped(tmp_path: Path, small_plan: None) -> None:
     path = tmp_path / "attestation.json"
-    assert attestation.stale(path)[SM80] == f"{path} is missing or unreadable"
-    path.write_text("{")
-    assert attestation.stale(path)[SM80] == f"{path} is missing or unreadable"
-    attestation.write(path, HEADER, _outcomes(), "13.0")
-    assert attestation.stale(path)[SM80].startswith("the cases are other ones: ")
-    assert attestation.stale(path)["attention_fwd_sm90.cu"] == "no entry"
-    monkeypatch.setattr(attestation, "planned_ids", lambda kernel: {BASE.id})
-    assert set(attestation.stale(path)) == {"attention_fwd_sm90.cu"}
+    _run(path, version="12.9")
+    _run(path)
     content = json.loads(path.read_text())
-    content["kernels"][SM80]["cases"][BASE.id] = 1.5
+    content["sources"][SM80]["cases"]["gone"] = {"13.0": 0.5}
     path.write_text(json.dumps(content))
-    assert attestation.stale(path)[SM80] == "a case is over its budget"
-    content["kernels"][SM80]["digest"] = "0"
+    assert _said(path) == "1 of its cases are unknown"
+    _run(path, (), resume=True)
+    assert _said(path) == ""
+
+
+def test_stale_says_why(tmp_path: Path, small_plan: None) -> None:
+    path = tmp_path / "attestation.json"
+    assert _said(path) == f"{path} is missing or unreadable"
+    path.write_text("{")
+    assert _said(path) == f"{path} is missing or unreadable"
+    path.write_text('{"rows": []}')
+    assert _said(path) == f"{path} is no attestation"
+    with pytest.raises(ValueError, match="is no attestation; name another file, or remove this one"):
+        _run(path)
+    path.write_text('{"schema": 1, "kernels": {}}')
+    assert _said(path) == f"{path} has schema 1, which is not read any more (2 is): run verify --attest anew"
+    _run(path, version="12.9")
+    _run(path)
+    assert attestation.stale(path)[SM90] == "no entry"
+    content = json.loads(path.read_text())
+    content["sources"][SM80]["cases"][IDS[5]]["12.9"] = 1.5
     path.write_text(json.dumps(content))
-    assert attestation.stale(path)[SM80].startswith("the digest is another one")
+    assert _said(path) == "a case is over its budget"
+
+
+def test_parts_are_told_by_their_numbers() -> None:
+    assert str(Part.parse("2/4")) == "2/4"
+    for text in ("0/4", "5/4", "2", "2/0", "a/b", "-1/2", "1/10000000"):
+        with pytest.raises(ValueError, match="--part: expected i/n"):
+            Part.parse(text)
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_parts_share_out_the_cases_of_every_source(count: int) -> None:
+    for name in source_digest.SOURCES:
+        ids = planned(name)
+        parts = [{case for case in ids if case in Part(number, count)} for number in range(1, count + 1)]
+        assert sum(map(len, parts)) == len(ids)
+        assert set().union(*parts) == ids
+        assert max(map(len, parts)) <= 1.2 * min(map(len, parts))

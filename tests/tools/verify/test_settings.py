@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from omnicupy import errors
+from omnicupy.tools.verify import attesting
 from omnicupy.tools.verify import run as verify_run
 from omnicupy.tools.verify.outcome import Outcome
 from omnicupy.tools.verify.run import Settings
@@ -21,8 +22,8 @@ def test_without_a_gpu_cases_run_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> 
     found = verify_run.verify(Settings(cases=("d64-bf16-causal-q1",)))
     assert found.passed
     assert found.where.startswith("the CPU engine")
-    assert {line["kernel"] for line in found.lines()} == {"CPU engine"}
-    with pytest.raises(ValueError, match="--attest, --cubins and --kernel need a GPU"):
+    assert {line["kernel"] for line in found.lines()} == {"CPU engine", "CPU engine, gradients"}
+    with pytest.raises(ValueError, match="--attest, --cubins, --kernel, --source and --part need a GPU"):
         verify_run.verify(Settings(attest=Path("x")))
 
 
@@ -43,13 +44,13 @@ def test_without_a_gpu_cases_run_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> 
 def test_an_attestation_names_one_clean_commit(
     known: str, given: str | None, outcome: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify_run.environment, "commit", lambda apart_from=None: known)
-    settings = Settings(attest=Path("tests/attestation.json"), commit=given)
+    monkeypatch.setattr(attesting.environment, "commit", lambda apart_from=None: known)
+    file = Path("tests/attestation.json")
     if re.fullmatch("[0-9a-f]{40}", outcome):
-        assert verify_run.attested_commit(settings) == outcome
+        assert attesting.attested_commit(file, given) == outcome
         return
     with pytest.raises(ValueError, match=re.escape(outcome)):
-        verify_run.attested_commit(settings)
+        attesting.attested_commit(file, given)
 
 
 def test_without_nvrtc_that_is_said_and_no_kernel_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +60,7 @@ def test_without_nvrtc_that_is_said_and_no_kernel_compiled(monkeypatch: pytest.M
     monkeypatch.setattr(verify_run.environment, "has_gpu", lambda: False)
     monkeypatch.setattr(verify_run.nvrtc, "version", missing)
     monkeypatch.setattr(
-        verify_run.on_cpu, "run", lambda cases, track: [Outcome(cases[0], "CPU engine", "", 0.5)]
+        verify_run.on_cpu, "run", lambda cases, track: [Outcome(cases[0], "CPU engine", (), 0.5)]
     )
     found = verify_run.verify(Settings())
     assert found.passed

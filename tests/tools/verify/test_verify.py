@@ -17,11 +17,11 @@ from omnicupy.choose import table
 from omnicupy.jit import archs, build
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.tools.bench import timing
-from omnicupy.tools.verify import attestation, on_cpu, on_gpu, special_cases, speed
+from omnicupy.tools.verify import backward_big, backward_special, on_cpu, on_gpu, special_cases, speed
 from omnicupy.tools.verify import report as verify_report
 from omnicupy.tools.verify import run as verify_run
 from omnicupy.tools.verify.case_kernels import DEFAULT, ladder, serves, variants
-from omnicupy.tools.verify.cases import BASE, BROADCAST, CPU_SIZED, FIXED, REVERSED
+from omnicupy.tools.verify.cases import BASE, BROADCAST, CPU_SIZED, REVERSED
 from omnicupy.tools.verify.outcome import Outcome
 from omnicupy.tools.verify.run import Settings
 from omnicupy.tools.watchdog import Watchdog
@@ -35,8 +35,7 @@ SMALL = "d64-bf16-segments-q333k333-h2g1"
 def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """A fake GPU whose kernels are the CPU engine and whose compiler does nothing."""
     fake = numpy_gpu.install(monkeypatch)
-    for module in (on_gpu, special_cases, speed):
-        monkeypatch.setattr(module, "attention", numpy_gpu.attention)
+    numpy_gpu.serve(monkeypatch, on_gpu, special_cases, speed, backward_special, backward_big)
     compiled = lambda specs, track: [build.Compiled(spec, 100, "") for spec in specs]  # noqa: E731
     monkeypatch.setattr(verify_run, "compile_all", compiled)
     monkeypatch.setattr(verify_run.cache, "entry", lambda spec: Outcome_nvrtc)
@@ -127,7 +126,16 @@ def test_gpu_run_reports_every_kernel(gpu: Any) -> None:
 
 def test_gpu_run_filters_kernels(gpu: Any) -> None:
     found = verify_run.verify(Settings(cases=(SMALL,), sweep=0, timing=False, kernels=("naive",)))
-    assert {outcome.kernel for outcome in found.outcomes} == {"naive"}
+    assert {outcome.kernel for outcome in found.outcomes} == {"naive", "bwd naive"}
+    found = verify_run.verify(Settings(cases=(SMALL,), sweep=0, timing=False, kernels=("bwd",), repeats=2))
+    assert {outcome.kernel.partition(" ")[0] for outcome in found.outcomes} == {"bwd"}
+    found = verify_run.verify(
+        Settings(cases=(SMALL,), sweep=0, timing=False, sources=("attention_bwd_sm80.cu",))
+    )
+    assert {source for outcome in found.outcomes for source in outcome.sources} == {
+        "attention_bwd_delta.cu",
+        "attention_bwd_sm80.cu",
+    }
     with pytest.raises(ValueError, match="verify: no case's id or group holds nothing; widen --case"):
         verify_run.verify(Settings(cases=("nothing",), sweep=0))
     with pytest.raises(ValueError, match="verify: no kernel's name holds none; widen --kernel"):
@@ -224,30 +232,13 @@ def tune_free_mask() -> Any:
     return causal(64)
 
 
-def test_attested_run_writes_the_file(gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = [case for case in FIXED if case.id == SMALL]
-    monkeypatch.setattr(verify_run, "FIXED", small)
-    monkeypatch.setattr(special_cases, "CASES", ())
-    path = tmp_path / "attestation.json"
-    monkeypatch.setattr(verify_run.environment, "commit", lambda apart_from=None: "")
-    found = verify_run.verify(Settings(sweep=0, timing=False, attest=path, repeats=2, commit=COMMIT))
-    assert found.passed, found.failures
-    content = json.loads(path.read_text())
-    assert content["commit"] == COMMIT
-    assert content["device"] == "Fake H100"
-    assert content["kernels"]["attention_naive.cu"]["digest"] == attestation.digest("attention_naive.cu")
-    assert list(content["kernels"]["attention_fwd_sm80.cu"]["cases"]) == [SMALL]
-    with pytest.raises(ValueError, match="--attest needs every kernel and case"):
-        verify_run.verify(Settings(cases=("x",), attest=path))
-
-
 def test_report_marks_skipped_and_infinite() -> None:
     case = replace(BASE, group="heads")
     outcomes = [
-        Outcome(case, "naive", "a.cu", 0.5),
-        Outcome(case, "naive", "a.cu", 0.0, skipped="skipped: memory"),
+        Outcome(case, "naive", ("a.cu",), 0.5),
+        Outcome(case, "naive", ("a.cu",), 0.0, skipped="skipped: memory"),
     ]
-    outcomes.append(Outcome(case, "other", "a.cu", float("inf"), "NaN"))
+    outcomes.append(Outcome(case, "other", ("a.cu",), float("inf"), "NaN"))
     first, second = verify_report.lines(outcomes)
     assert (first["result"], first["count"], first["ratio"]) == ("PASS, 1 skipped", 2, 0.5)
     assert (second["result"], second["ratio"]) == ("FAIL", "inf")

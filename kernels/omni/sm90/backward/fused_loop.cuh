@@ -51,8 +51,8 @@ struct FusedLoop {
 #pragma unroll
     for (int i = kLag; i > 0; --i) places[i] = places[i - 1];
     keys.step(work, [&](Pairs const& score_gradients) {
-      Tile const& tile = smem.tiles[keys.consumer.ring.stage()];
-      places[0] = uniform(tile.unskipped * (b.q_padded / Cfg::kBr) + tile.first / Cfg::kBr);
+      int const stage = keys.consumer.ring.stage();
+      places[0] = uniform(smem.heads[stage] * (b.q_padded / Cfg::kBr) + smem.tiles[stage].first / Cfg::kBr);
       hand_over(score_gradients);
     });
     ++tiles;

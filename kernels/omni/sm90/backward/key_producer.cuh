@@ -43,7 +43,8 @@ struct KeyProducer {
     constexpr int kBytes = Cfg::kBr * static_cast<int>(sizeof(float));
     int const stage = ring.stage(), q0 = tile.first;
     mbarrier_wait(smem_address(&smem.q_empty[stage]), ring.parity() ^ 1);
-    smem.tiles[stage] = tile;  // released to the consumers by the arrival below
+    smem.tiles[stage] = tile;  // released, as the head, to the consumers by the arrival below
+    smem.heads[stage] = work().batch * args.b.p.q_heads + head;
     u64* const full = &smem.q_full[stage];
     load_panels<Cfg::kBr, Cfg::kHeadPanels>(
         smem.q[stage], &args.q_map, full, TileOrigin{q0, head, work().batch}, 2 * kBytes);
@@ -60,8 +61,7 @@ struct KeyProducer {
   __device__ __forceinline__ void load_entry(int entry, int head_in_group) {
     int4 const e = args.b.p.lists.entries[entry];
     int const head = work().kv_head * args.b.p.group + head_in_group;
-    // In place of a count that key blocks do not have: which of all heads it is.
-    load_queries(Tile{e.x, e.y, e.z, work().batch * args.b.p.q_heads + head}, head);
+    load_queries(Tile{e.x, e.y, e.z}, head);
     if (--before_keys == 0) load_keys();
   }
 
@@ -83,20 +83,20 @@ struct KeyProducer {
       WorkItem const item = work_item_among(args.b.p, args.b.kv_heads, index);
       list.announce(
           slot,
-          WorkSlot{item.q0, item.mask, item.batch, item.head, item.head, (item.end - item.first) * group, 0, item.part});
+          WorkSlot{item.q0, item.mask, item.batch, item.head, item.head, item.tiles * group, 0, item.part});
       before_keys = Cfg::kStages - 1;
       if constexpr (Smem::kHeadByHead) {
 #pragma unroll 1
         for (int i = 0; i < group; ++i) {
 #pragma unroll 1
-          for (int entry = item.first; entry < item.end; ++entry) load_entry(entry, i);
+          for (int tile = 0; tile < item.tiles; ++tile) load_entry(item.first + tile, i);
         }
       } else {
         // What the thread blocks of one head of keys read of Q and dO lies close together.
 #pragma unroll 1
-        for (int entry = item.first; entry < item.end; ++entry) {
+        for (int tile = 0; tile < item.tiles; ++tile) {
 #pragma unroll 1
-          for (int i = 0; i < group; ++i) load_entry(entry, i);
+          for (int i = 0; i < group; ++i) load_entry(item.first + tile, i);
         }
       }
       if (before_keys > 0) load_keys();

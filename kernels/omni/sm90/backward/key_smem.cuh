@@ -40,6 +40,7 @@ struct KeySmem {
   alignas(128) float delta[Cfg::kStages][Cfg::kBr];
   Tile tiles[Cfg::kStages];
   int2 spans[kSpans][Cfg::kBc];  // with K
+  int heads[Cfg::kStages];       // of all batch elements, for which the tiles are walked
   WorkSlot work[kSlots];
   u64 kv_full, kv_empty;
   u64 q_full[Cfg::kStages], q_empty[Cfg::kStages];

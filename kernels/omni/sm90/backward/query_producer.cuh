@@ -68,9 +68,9 @@ struct QueryProducer {
 #pragma unroll 1
     for (int index = blockIdx.x; index < args.work_items; index = list.take()) {
       WorkItem const item = work_item(p, index);
-      EntryWalk walk(p.lists, item.first, item.end);
+      EntryWalk<Cfg::kBc> walk(p.lists, item.first, item.tiles);
       list.announce(
-          slot, WorkSlot{item.q0, item.mask, item.batch, item.head, item.head / p.group, walk.left(), 0, item.part});
+          slot, WorkSlot{item.q0, item.mask, item.batch, item.head, item.head / p.group, item.tiles, 0, item.part});
       load_queries();
 #pragma unroll 1
       while (walk.has_next()) {

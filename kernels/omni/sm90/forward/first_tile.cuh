@@ -24,7 +24,7 @@ struct FirstTilePrefetch {
     for (int i = 0; i < Cfg::kHeads; ++i) {
       prefetch_rows(p.query(), item.batch, item.head + i, item.q0, min(item.q0 + Cfg::kBr, p.q_len));
     }
-    if (item.first == item.end) return;
+    if (item.tiles == 0) return;
     int const first = p.lists.entries[item.first].z, stop = min(first + Cfg::kBc, p.k_len);
     prefetch_rows(p.key(), item.batch, item.head / p.group, first, stop);
     prefetch_rows(p.value(), item.batch, item.head / p.group, first, stop);

@@ -9,6 +9,7 @@ template <class Cfg>
 struct Producer {
   using Smem = ForwardSmem<Cfg>;
   using Slot = typename Smem::Slot;
+  using Walk = typename Smem::Walk;
 
   // Tiles before an item's end at which the next item is asked for: so late that whoever is done first gets it, in
   // time for the answer.
@@ -59,18 +60,19 @@ struct Producer {
   // item, before_last() comes before the last V, for which a buffer is waited for. has_q: Q is on its way.
   template <class Ask, class BeforeLast>
   __device__ __forceinline__ void produce(
-      Slot at, EntryWalk& walk, bool has_q, Ask const& ask, BeforeLast const& before_last) {
-    if (walk.left() <= kAskAt) ask();
+      Slot at, Walk& walk, bool has_q, Ask const& ask, BeforeLast const& before_last) {
+    int left = work(at).tiles;
+    if (left <= kAskAt) ask();
     Tile tile{};
-    bool const any = walk.has_next();
+    bool const any = left > 0;
     if (any) {
       tile = walk.take(args.p.lists);
       load_k(at, tile);
     }
     if (!has_q) load_q(at);
 #pragma unroll 1
-    while (walk.has_next()) {
-      if (walk.left() == kAskAt) ask();
+    while (--left > 0) {
+      if (left == kAskAt) ask();
       int const before = tile.first;
       tile = walk.take(args.p.lists);
       load_k(at, tile);
@@ -88,8 +90,8 @@ struct Producer {
 #pragma unroll 1
     while (index < args.work_items) {
       WorkItem const item = work_item<Cfg::kHeads>(args.p, index);
-      EntryWalk walk(args.p.lists, item.first, item.end);
-      list.announce_item(slot, item, walk);
+      Walk walk(args.p.lists, item.first, item.tiles);
+      list.announce_item(slot, item);
       slot.next();
       wait_for_kernel_ahead();
       produce(slot.before(), walk, false, [&] { index = list.take(); }, [] {});
@@ -118,7 +120,7 @@ struct Producer {
     for (bool has_q = false;; has_q = Cfg::kQSlots == 2) {
       wait_for_item(slot);
       if (work(slot).head < 0) break;
-      EntryWalk walk = smem.walks[slot.stage()];
+      Walk walk = smem.walks[slot.stage()];
       produce(slot, walk, has_q, ask, load_next_q);
       slot.next();
     }

@@ -12,6 +12,7 @@ template <class Cfg>
 struct ForwardSmem {
   using Config = Cfg;
   using Params = ForwardParamsSm90;
+  using Walk = EntryWalk<Cfg::kBc>;
   static constexpr int kSlots = 2;  // of work items
   using Slot = RingIndex<kSlots>;
 
@@ -30,7 +31,7 @@ struct ForwardSmem {
   u64 work_wanted;  // the producer asks the scheduler for the next item
 
   // Of the items in the slots, for the producer.
-  EntryWalk walks[Cfg::kScheduler ? kSlots : 1];
+  Walk walks[Cfg::kScheduler ? kSlots : 1];
 
   // Where an item's Q lies, and the parity that its barriers are waited for with.
   __device__ __forceinline__ static int q_slot(Slot slot) { return Cfg::kQSlots == kSlots ? slot.stage() : 0; }

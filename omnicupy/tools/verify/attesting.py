@@ -1,0 +1,84 @@
+"""A verification run that attests: what it may be asked for, and what it writes while it goes on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from omnicupy.tools import environment
+from omnicupy.tools.verify.attestation import Record, Run
+from omnicupy.tools.verify.cases import Case
+from omnicupy.tools.verify.outcome import Outcome
+from omnicupy.tools.verify.plan import planned
+
+WRITE_EVERY = 50  # cases; what an interrupted run loses at most
+
+
+def attested_commit(path: Path, given: str | None) -> str:
+    """The commit that an attestation at `path` names: git's, or the given one where there is no git.
+
+    Raises ValueError, before any work, when neither tells one commit that the files are known to be of.
+    """
+    known, given = environment.commit(path), (given or "").lower()
+    if given and not re.fullmatch(r"[0-9a-f]{40}", given):
+        raise ValueError(f"--commit: expected the 40 hexadecimal digits of a commit, got {given!r}")
+    if known.endswith("+"):
+        raise ValueError(
+            f"verify: --attest names a commit, but files differ from {known[:-1]}; commit them or put them back first"
+        )
+    if known and given and known != given:
+        raise ValueError(f"--commit: expected {known}, which is checked out here, got {given}; leave it out")
+    if not known and not given:
+        raise ValueError(
+            "verify: --attest names a commit, and there is no git here that tells; give it as --commit"
+        )
+    return known or given
+
+
+class Attesting:
+    """Adds the outcomes of a run to an attestation, in groups of cases; what is left of one at the end of the `with`.
+
+    record: None where nothing is attested.
+    """
+
+    def __init__(self, record: Record | None) -> None:
+        self._record = record
+        self._waiting = 0
+
+    @classmethod
+    def of(cls, path: Path, run: Run, sources: Sequence[str], *, resume: bool) -> Self:
+        """A run that attests `sources` in the file at `path`, see Record."""
+        return cls(Record(path, run, sources, resume=resume))
+
+    def done(self, outcomes: list[Outcome]) -> None:
+        """Take in the outcomes of one case on all of its kernels."""
+        if self._record is None:
+            return
+        self._record.add(outcomes)
+        self._waiting += 1
+        if self._waiting >= WRITE_EVERY:
+            self._record.write()
+            self._waiting = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._record is not None and self._waiting:
+            self._record.write()
+
+
+def left(cases: Sequence[Case], record: Record, sources: Sequence[str]) -> list[Case]:
+    """The cases that one of the sources has yet to pass."""
+    wanted: set[str] = set().union(*(planned(name) - record.holds(name) for name in sources))
+    return [case for case in cases if case.id in wanted]
+
+
+def header_of(run: dict[str, Any]) -> dict[str, Any]:
+    """What an attestation takes over from the header of a run."""
+    return {key: run[key] for key in ("device", "compute_capability", "driver", "commit")}

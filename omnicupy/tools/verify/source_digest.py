@@ -1,0 +1,201 @@
+"""What decides what a kernel source computes, as one digest.
+
+That is its CUDA files, the variants of the table that are compiled of it, the fields of its parameter struct, and the
+Python code that cuts masks, packs and launches it. Comments, white space and docstrings do not count.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from omnicupy.choose import backward_table, pick, table
+from omnicupy.jit import nvrtc, source
+from omnicupy.jit.params import PARAMS
+from omnicupy.jit.spec import KERNELS, KernelSpec
+
+PACKAGE = Path(__file__).parents[2]
+# Imports are followed from a door through these folders alone. What other folders decide is in the digest by value (the
+# variants and their options, the struct) or decides the pairs and numbers of a call, not how they reach a kernel.
+FOLDERS = ("gpu", "masks", "schedule")
+# A mask: which pairs it holds, and its pictures, are tested without a GPU. How it is cut is a door of its own.
+NOT_FOLLOWED = ("masks.mask",)
+_TOKENS = re.compile(
+    rb"""(?P<comment>//[^\n]*|/\*.*?\*/)|(?P<text>"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|(?P<space>\s+)""", re.S
+)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The Python code behind one pass. doors: the modules where it begins."""
+
+    doors: tuple[str, ...]
+
+
+FORWARD = Launch(doors=("gpu.attention", "masks.cut"))
+BACKWARD = Launch(doors=("gpu.backward", "masks.cut"))
+
+
+@dataclass(frozen=True)
+class Source:
+    """A kernel source. kernel: as specs name it.  params: its struct, a key of PARAMS.  launch: what launches it."""
+
+    kernel: str
+    params: str
+    launch: Launch
+
+
+def _sources() -> dict[str, Source]:
+    """Every kernel source by its file name, those of the forward pass first."""
+    found = {"attention_naive.cu": Source("naive", "naive", FORWARD)}
+    found |= {
+        f"attention_fwd_{kernel}.cu": Source(kernel, kernel, FORWARD)
+        for kernel in KERNELS
+        if kernel != "naive"
+    }
+    plain = backward_table.naive("sm_90", "bfloat16", 64)
+    for spec in (plain, *backward_table.rows()):
+        for kernel in spec.kernels().values():
+            found.setdefault(kernel.source, Source(kernel.kernel, kernel.params, BACKWARD))
+    return found
+
+
+SOURCES = _sources()
+
+
+def rows() -> dict[str, list[KernelSpec]]:
+    """Kernel source -> the kernels that rows of the tables name, at the rows' greatest head_dim."""
+    of_backward = (kernel for spec in backward_table.rows() for kernel in spec.kernels().values())
+    every: list[KernelSpec] = [*table.rows(), *of_backward]
+    found: dict[str, dict[KernelSpec, None]] = {}
+    for spec in every:
+        found.setdefault(spec.source, {})[spec] = None
+    return {name: list(specs) for name, specs in found.items()}
+
+
+def selected() -> set[str]:
+    """Sources of the kernels that calls without `config` may get."""
+    forward = {spec.source for spec in table.rows() if spec.kernel in pick.SERVED}
+    served = (spec for spec in backward_table.rows() if spec.kernel in backward_table.SERVED)
+    return forward | {kernel.source for spec in served for kernel in spec.kernels().values()}
+
+
+def digest(name: str) -> str:
+    """The digest of everything that decides what the kernel source `name` computes."""
+    loaded, of = source.load(name), SOURCES[name]
+    total = hashlib.sha256()
+    for part, text in ((name, loaded.text), *loaded.headers):
+        total.update(f"\0{part}\0".encode() + stripped(text))
+    for spec in rows().get(name, []):
+        total.update(f"\0{spec}\0{nvrtc.options(spec)}".encode())
+    total.update(f"\0{fields_of(PARAMS[of.params])}".encode())
+    for module in launch_modules(of.launch):
+        total.update(f"\0{module}\0{tree(modules()[module].read_text())}".encode())
+    return total.hexdigest()
+
+
+def launch_modules(launch: Launch) -> list[str]:
+    """The modules of FOLDERS that a pass runs: its doors and all that they import, sorted, such as "masks.cut".
+
+    Raises FileNotFoundError where a door is missing.
+    """
+    for door in launch.doors:
+        if door not in modules():
+            raise FileNotFoundError(f"attest: module {door} is missing in {PACKAGE}; mend source_digest.py")
+    found: set[str] = set()
+    waiting = list(launch.doors)
+    while waiting:
+        module = waiting.pop()
+        if module not in found and is_followed(module):
+            found.add(module)
+            waiting += imported(module)
+    return sorted(found)
+
+
+def is_followed(module: str) -> bool:
+    """True when a module that a pass imports counts for its digest."""
+    return module.partition(".")[0] in FOLDERS and module not in NOT_FOLLOWED
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module of the package, such as "masks.cut" -> its file."""
+    found = {path.relative_to(PACKAGE).with_suffix(""): path for path in PACKAGE.rglob("*.py")}
+    return {".".join(name.parts).removesuffix(".__init__"): path for name, path in found.items()}
+
+
+def imported(module: str) -> set[str]:
+    """The modules of the package that a module imports, also inside functions, but not for type checking alone."""
+    names = _imported_names(modules()[module].read_text())
+    return {loaded for name in names if (loaded := _loaded(name))}
+
+
+@cache
+def _imported_names(text: str) -> frozenset[str]:
+    """What a Python module imports of the package: "masks.cut.cut"."""
+    return frozenset(
+        name.removeprefix("omnicupy.") for name in _imports(ast.parse(text)) if name.startswith("omnicupy.")
+    )
+
+
+def _imports(node: ast.AST) -> Iterator[str]:
+    """The full names that a syntax tree imports: "omnicupy.masks.cut.cut"."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        for other in node.orelse:
+            yield from _imports(other)
+    else:
+        for inner in ast.iter_child_nodes(node):
+            yield from _imports(inner)
+
+
+def _loaded(name: str) -> str:
+    """The module that an imported name stands in: "masks.cut.cut" -> "masks.cut"; "" for one of no module."""
+    while name and name not in modules():
+        name = name.rpartition(".")[0]
+    return name
+
+
+def stripped(text: bytes) -> bytes:
+    """CUDA source without comments and white space, strings kept."""
+    return _TOKENS.sub(lambda found: found["text"] or b"", text)
+
+
+def fields_of(dtype: np.dtype[Any]) -> str:
+    """Fields of a parameter struct: name, type and byte offset each, and the size."""
+    fields = [(name, str(field[0]), field[1]) for name, field in (dtype.fields or {}).items()]
+    return f"{fields} {dtype.itemsize}"
+
+
+@cache
+def tree(text: str) -> str:
+    """The syntax tree of a Python module without docstrings, in a form that all Python versions agree on."""
+    return repr(_node(ast.parse(text)))
+
+
+def _node(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_node(part) for part in node]
+    if not isinstance(node, ast.AST):
+        return node
+    fields: list[tuple[str, Any]] = []
+    for name, value in ast.iter_fields(node):
+        if name == "body" and isinstance(
+            node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        ):
+            value = value[1:] if ast.get_docstring(node, clean=False) is not None else value
+        # Versions differ in which empty fields a node has.
+        if value is not None and value != []:
+            fields.append((name, _node(value)))
+    return (type(node).__name__, fields)

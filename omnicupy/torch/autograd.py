@@ -1,0 +1,126 @@
+"""Gradients outside of a compiler: a node of autograd's graph around the launch, and one for torch.func."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+
+from omnicupy.torch import state
+from omnicupy.torch.backward import gradients
+from omnicupy.torch.eager import run_eagerly, untraced
+from omnicupy.torch.operator import (
+    backward_operator,
+    forward_operator,
+    gradients_through_operator,
+    handles_for,
+    masks_of,
+    new_out,
+    refuse_second,
+    through_operator,
+)
+from omnicupy.torch.tensors import no_forward_mode
+
+_has_storage = torch._C._has_storage  # not so tensors that vmap wraps
+
+
+class Attention(torch.autograd.Function):  # type: ignore[misc]  # no types where torch is missing
+    """attention() on plain tensors that nothing wraps or traces.
+
+    One method makes and saves: with `setup_context` torch would look at the signature in each call, which costs more
+    than the rest of this node, and lse would have to be a result.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Any, k: Any, v: Any, mask: Any, *options: Any) -> Any:
+        """options: (scale, return_lse, config, deterministic) and tokens_first."""
+        (scale, return_lse, config, deterministic), tokens_first = options
+        target = new_out(q, True) if tokens_first else None
+        out, lse = run_eagerly(q, k, v, mask, scale=scale, return_lse=True, out=target, config=config)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.mask = tuple(mask) if isinstance(mask, list) else mask  # which the caller may drop or change
+        ctx.options = scale, deterministic
+        return (out, lse) if return_lse else out
+
+    @staticmethod
+    def backward(ctx: Any, dout: Any, dlse: Any = None) -> Any:
+        """The gradients of q, k and v that are asked for."""
+        scale, deterministic = ctx.options
+        call = _gradients_of(dout, dlse)
+        wanted = ctx.needs_input_grad[:3]
+        found = call((dout, dlse), ctx.saved_tensors, ctx.mask, scale, wanted, deterministic)
+        return *found, None, None, None
+
+
+def _gradients_of(dout: Any, dlse: Any) -> Any:
+    """What makes gradients of these: the operator where it has to be seen, or where gradients of them may be asked for,
+    so that it refuses these.
+    """
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or state.is_watched():
+        return gradients_through_operator
+    for grad in (dout, dlse):
+        if grad is not None and not (type(grad) in state.PLAIN and _has_storage(grad)):
+            return gradients_through_operator
+    return gradients if state.tracer() is None else untraced(gradients)
+
+
+def through_transforms(q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any:
+    """The call where torch.func wraps the tensors; options as in `through_operator`."""
+    top = torch._C._functorch.peek_interpreter_stack()
+    if (
+        not torch.is_grad_enabled()
+        or options["out"] is not None
+        or options["config"] is not None
+        or top.key() == torch._C._functorch.TransformType.Functionalize
+    ):
+        return through_operator(q, k, v, mask, **options)
+    how = options["scale"], options["deterministic"], options["tokens_first"]
+    out, lse = _Transformed.apply(q, k, v, handles_for(mask), how)
+    return (out, lse) if options["return_lse"] else out
+
+
+class _Transformed(torch.autograd.Function):  # type: ignore[misc]
+    """attention() inside a transform of torch.func, which unwraps the tensors, level by level."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(q: Any, k: Any, v: Any, handles: Any, options: tuple[Any, ...]) -> Any:
+        scale, deterministic, tokens_first = options
+        return forward_operator(q, k, v, handles, scale, True, deterministic, tokens_first)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        q, k, v, ctx.handles, options = inputs
+        ctx.options, ctx.masks = options[:2], masks_of(ctx.handles)
+        ctx.save_for_backward(q, k, v, *output)
+
+    @staticmethod
+    def backward(ctx: Any, dout: Any, dlse: Any) -> Any:
+        return *_Gradients.apply(dout, dlse, *ctx.saved_tensors, ctx.handles, ctx.options), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
+        no_forward_mode("q, k or v")
+
+
+class _Gradients(torch.autograd.Function):  # type: ignore[misc]
+    """The backward pass of _Transformed, which has no derivative itself."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*arguments: Any) -> Any:
+        *tensors, handles, (scale, deterministic) = arguments
+        return backward_operator(*tensors, handles, scale, [True] * 3, deterministic)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
+        no_forward_mode("a gradient")
+
+    backward = staticmethod(refuse_second)

@@ -1,0 +1,144 @@
+"""Gradients of real tensors: on the CPU by NumPy and BLAS, on a GPU on the stream of the thread that asks."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from omnicupy import api
+from omnicupy.torch import eager, tensors
+
+_NAMES = ("q", "k", "v")
+_gpu: Any = None  # what gradients need of omnicupy.gpu and CuPy, imported at the first CUDA tensor
+
+
+def gradients(
+    grads: tuple[Any, Any], saved: tuple[Any, ...], mask: Any, scale: Any, wanted: Any, deterministic: bool
+) -> tuple[Any, Any, Any]:
+    """dq, dk, dv of real tensors; None for those that are not wanted and where nothing comes back.
+
+    grads: the gradients of out and lse; None for one that is 0.  saved: q, k, v, out and lse.  wanted: a boolean for
+    each of q, k, v.  deterministic: False permits an order of sums that changes from call to call, unless
+    torch.use_deterministic_algorithms asks for one that does not.
+    """
+    dout, dlse = grads
+    if not any(wanted) or (dout is None and dlse is None):
+        return None, None, None
+    q, k, v, out, lse = saved
+    if dout is None:
+        dout = q.new_zeros(()).expand(q.shape)
+    dout = _in_memory(dout)
+    dlse = None if dlse is None else _in_memory(dlse)
+    named = {"dout": dout, "q": q, "k": k, "v": v, "out": out, "lse": lse, "dlse": dlse}
+    made = tuple(
+        torch.empty_like(one, memory_format=torch.contiguous_format) if asked else None
+        for one, asked in zip((q, k, v), wanted, strict=True)
+    )
+    options = {
+        "scale": scale,
+        "wanted": tuple(name for name, asked in zip(_NAMES, wanted, strict=True) if asked),
+        "deterministic": deterministic or torch.are_deterministic_algorithms_enabled(),
+    }
+    try:
+        if tensors.cuda_index(q, k, v, out) is None:
+            _gradients_on_cpu(named, made, mask, options)
+        else:
+            gradients_on_gpu(named, made, mask, options)
+    except (RuntimeError, TypeError):  # of torch, which says nothing of which tensor it is
+        tensors.check_storage(**named)
+        raise
+    return made  # type: ignore[return-value]
+
+
+def _in_memory(grad: Any) -> Any:
+    """A gradient whose elements are what lies in its memory: autograd also hands on negated views and bare zeros."""
+    if grad.is_neg() or grad._is_zerotensor():
+        return torch.empty(grad.shape, dtype=grad.dtype, device=grad.device).copy_(grad)
+    return grad
+
+
+def _gradients_on_cpu(
+    named: dict[str, Any], made: tuple[Any, ...], mask: Any, options: dict[str, Any]
+) -> None:
+    arrays: dict[str, Any] = {
+        name: None if one is None else tensors.on_host(name, one) for name, one in named.items()
+    }
+    into = tuple(
+        None if one is None else tensors.on_host(f"d{name}", one)
+        for name, one in zip(_NAMES, made, strict=True)
+    )
+    api.attention_backward(**arrays, mask=mask, out_grads=into, **options)
+
+
+def gradients_on_gpu(
+    named: dict[str, Any], made: tuple[Any, ...], mask: Any, options: dict[str, Any], config: Any = None
+) -> None:
+    """Gradients of CUDA tensors into `made`, on torch's current stream of their device; does not wait for it.
+
+    named: dout, q, k, v, out, lse and dlse (or None).  options: scale, wanted, deterministic.  config: a BackwardSpec.
+    Called from autograd's thread of the device, too: device and stream are those of torch in the calling thread.
+    The tensors belong to torch's allocator and are named by the caller until every kernel has been launched, so their
+    memory is used again only behind these kernels.
+    """
+    gpu = _gpu or _load_gpu()
+    index = named["q"].get_device()
+    stream = gpu.external_stream(index, eager.raw_stream(index))
+    gpu.on_device(index, _launched, named, made, mask, options | {"config": config}, stream)
+
+
+def prepare_on_gpu(q: Any, k: Any, v: Any, mask: Any, scale: Any) -> None:
+    """What the first backward pass of such CUDA tensors does before its launches, on torch's current stream."""
+    gpu = _gpu or _load_gpu()
+    index = tensors.cuda_index(q, k, v, None)
+    assert index is not None
+    stream = gpu.external_stream(index, eager.raw_stream(index))
+    gpu.on_device(index, _prepared, (q, k, v), mask, scale, stream)
+
+
+def _prepared(inputs: tuple[Any, Any, Any], mask: Any, scale: Any, stream: Any) -> None:
+    arrays = (_view(name, one) for name, one in zip(_NAMES, inputs, strict=True))
+    with stream:
+        _gpu.prepare_backward(*arrays, mask, scale=scale, config=None)
+
+
+def _launched(
+    named: dict[str, Any], made: tuple[Any, ...], mask: Any, options: dict[str, Any], stream: Any
+) -> None:
+    arrays = {name: None if one is None else _view(name, one) for name, one in named.items()}
+    into = tuple(
+        None if one is None else _view(f"d{name}", one) for name, one in zip(_NAMES, made, strict=True)
+    )
+    with stream:
+        _gpu.attention_backward(**arrays, mask=mask, out_grads=into, **options)
+
+
+def _view(name: str, tensor: Any) -> Any:
+    """The memory of a CUDA tensor as a CuPy array, which keeps the tensor."""
+    found = tensors.on_device(name, tensor)
+    if not found.data.ptr:
+        tensors.check_storage(**{name: tensor})
+    extent = sum((count - 1) * stride for count, stride in zip(found.shape, found.strides, strict=True))
+    cupy = _gpu.cupy
+    memory = cupy.cuda.UnownedMemory(
+        found.data.ptr, extent + found.dtype.itemsize, tensor, found.data.device_id
+    )
+    pointer = cupy.cuda.MemoryPointer(memory, 0)
+    return cupy.ndarray(found.shape, found.dtype, pointer, found.strides)
+
+
+def _load_gpu() -> Any:
+    global _gpu
+    import cupy
+
+    from omnicupy.gpu import backward, streams  # type: ignore[attr-defined,unused-ignore]
+
+    _gpu = SimpleNamespace(
+        attention_backward=backward.attention_backward,
+        prepare_backward=backward.prepare_backward,
+        external_stream=streams.external_stream,
+        on_device=streams.on_device,
+        cupy=cupy,
+    )
+    return _gpu

@@ -1,0 +1,180 @@
+"""Benchmarks of the backward pass on a stand-in GPU: what is timed, judged and recorded. No timed assertions."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy_gpu
+import pytest
+
+from omnicupy.api import attention, attention_backward
+from omnicupy.masks.constructors import causal
+from omnicupy.masks.segment_masks import segments
+from omnicupy.reference import checked_rows
+from omnicupy.reference.checked_gradients import CheckedGradients
+from omnicupy.tools.bench import gradients, measure, memory, peers, records, suites, torch_inputs
+from omnicupy.tools.bench import run as bench_run
+from omnicupy.tools.bench.gradients import PASSES
+from omnicupy.tools.explain import fitting
+from omnicupy.tools.report import plots
+from omnicupy.tools.workloads.workload import Workload
+
+MASK = segments([("text", 300), ("image", 400)])
+
+
+def _case() -> tuple[Any, Any, Any, tuple[Any, Any, Any]]:
+    rng = np.random.default_rng(0)
+    dout, q = (rng.standard_normal((1, 2, 700, 16)).astype(np.float16) for _ in range(2))
+    k, v = (rng.standard_normal((1, 1, 700, 16)).astype(np.float16) for _ in range(2))
+    out, lse = attention(q, k, v, MASK, return_lse=True)
+    return CheckedGradients((dout, q, k, v), MASK, out, lse), out, lse, (dout, q, (k, v))
+
+
+def test_checked_gradients_tell_right_from_wrong() -> None:
+    judge, out, lse, (dout, q, (k, v)) = _case()
+    right = attention_backward(dout, q, k, v, out, lse, MASK)
+    assert 0 < judge.error(right) <= checked_rows.TOLERANCE
+    other = attention_backward(dout, q, k, v, out, lse, causal(700))
+    for number in range(3):
+        mixed = [other[i] if i == number else right[i] for i in range(3)]
+        assert judge.error(mixed) > checked_rows.TOLERANCE
+        broken = [array.copy() for array in right]
+        broken[number][0, 0, 699, 3] = np.nan
+        assert judge.error(broken) == np.inf
+    assert judge.error([array * np.float16(1.05) for array in right]) > checked_rows.TOLERANCE
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    fake = numpy_gpu.install(monkeypatch)
+    numpy_gpu.serve(monkeypatch, measure, gradients, memory)
+    monkeypatch.setattr(measure, "gemm_tflops", lambda clock: ("fake", 778.0))
+    monkeypatch.setattr(measure, "COPY_BYTES", 1000)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    workload = Workload("tiny", 1, (2, 1, 16), lambda: segments([("text", 30), ("image", 50)]), "")
+    monkeypatch.setattr(bench_run, "by_name", lambda name: workload)
+    return fake
+
+
+def _run(suite: str, *systems: str, timed: str = "bwd") -> dict[str, Any]:
+    options = bench_run.Options((suite,), ("W1",), systems, samples=3, timed=timed)
+    return bench_run.run(options, lambda line: None)
+
+
+@pytest.mark.parametrize(("timed", "factor"), [("bwd", 2.5), ("fwd+bwd", 3.5)])
+def test_a_suite_fills_the_record(timed: str, factor: float, gpu: Any) -> None:
+    content = _run(
+        "dense", "omnicupy", "omnicupy:sm80", "omnicupy:naive", "omnicupy:sm80-64x64-s1-w4", timed=timed
+    )
+    rows = {row["system"]: row for row in content["rows"]}
+    for name in ("omnicupy", "omnicupy:sm80", "omnicupy:naive"):
+        row = rows[name]
+        assert row["pass"] == PASSES[timed].name
+        assert (row["suite"], row["correct"]) == ("dense", True)
+        workload = Workload("tiny", 1, (2, 1, 16), lambda: MASK, "")
+        pairs = segments([("text", 30), ("image", 50)]).pairs
+        assert row["tflops"] * row["ms"] == pytest.approx(factor * workload.flops(pairs) / 1e9, rel=1e-3)
+        assert "executed_tflops" not in row
+    assert rows["omnicupy"]["spec"].startswith("bwd sm90 sm_90a")
+    assert rows["omnicupy:sm80"]["spec"].startswith("bwd sm80 sm_90")
+    assert "expected naive or sm90 or sm80 for gradients" in rows["omnicupy:sm80-64x64-s1-w4"]["problem"]
+    assert f"| tiny, {PASSES[timed].name} |" in records.markdown(content)
+
+
+def test_the_default_is_the_forward_pass(gpu: Any) -> None:
+    (row,) = _run("dense", "omnicupy", timed="fwd")["rows"]
+    assert row["pass"] == "forward"
+    assert bench_run.Options().timed == "fwd"
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_wrong_gradients_are_marked(number: int, gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*arguments: Any, **options: Any) -> Any:
+        found = numpy_gpu.attention_backward(*arguments, **options)
+        found[number][:] = -found[number]
+        return found
+
+    monkeypatch.setattr(gradients, "attention_backward", wrong)
+    assert _run("dense", "omnicupy")["rows"][0]["correct"] is False
+
+
+def test_whole_calls_and_memory_are_measured_too(gpu: Any) -> None:
+    (row,) = _run("short", "omnicupy")["rows"]
+    assert row["pass"] == "backward"
+    assert {"us_of_100_in_a_row", "us_alone", "host_us", "error"} <= set(row["figures"])
+    assert memory._output_bytes(PASSES["fwd"], *(SimpleNamespace(nbytes=n) for n in (1, 2, 4))) == 1
+    assert memory._output_bytes(PASSES["bwd"], *(SimpleNamespace(nbytes=n) for n in (1, 2, 4))) == 7
+
+
+def test_suites_of_the_forward_pass_refuse_another(gpu: Any) -> None:
+    for name in ("tiles", "build", "variants", "host"):
+        with pytest.raises(
+            ValueError, match=f"bench: --pass bwd is for shapes, .*, got {name}, which measures"
+        ):
+            _run(name)
+    with pytest.raises(ValueError, match="bench: --pass must be one of fwd, bwd, fwd"):
+        _run("dense", timed="backward")
+
+
+def test_tiles_of_the_forward_kernels_are_left_out() -> None:
+    part = suites.GPU_SUITES["dense"].parts[0]
+    assert set(suites.PORTABLE_TILES) <= set(part.systems)
+    assert bench_run._for_pass(part.systems, "fwd") == part.systems
+    found = bench_run._for_pass(part.systems, "bwd")
+    assert found[:2] == ("omnicupy", "omnicupy:sm80")
+    assert found[2:] == part.systems[3:]
+
+
+def _row(**more: Any) -> dict[str, Any]:
+    shape = [1, 16, 16, 1024, 1024, 128]
+    known = {"workload": "full-d128-s1024", "system": "omnicupy", "suite": "dense", "shape": shape}
+    return {**known, "ms": 1.0, "tflops": 100.0, "correct": True, "spec": "sm90-128x128-s2-w12", **more}
+
+
+def test_readers_of_records_keep_the_passes_apart() -> None:
+    rows = [_row(), _row(**{"pass": "forward"}), _row(**{"pass": "backward"}, spec="bwd sm90"), _row(ms=2.0)]
+    content = {"schema": 1, "suites": ["dense"], "rows": rows, "device": "H100"}
+    assert plots.suites_of(content) == ["dense", "dense backward"]
+    assert plots.rows_of(content, "dense") == [rows[0], rows[1], rows[3]]
+    assert [fitting._usable(row) for row in rows] == [True, True, False, True]
+    text = records.kernel_table(rows)
+    assert "| full-d128-s1024 |" in text
+    assert "| full-d128-s1024, backward |" in text
+
+
+@pytest.mark.parametrize("timed", ["bwd", "fwd+bwd"])
+@pytest.mark.parametrize("tokens_first", [False, True])
+def test_gradients_of_a_peer_are_those_of_its_call(
+    timed: str, tokens_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch_inputs, "as_torch", torch.from_numpy)
+    rng = np.random.default_rng(0)
+    q, k, v, dout = (rng.standard_normal((1, 2, 60, 8)).astype(np.float32) for _ in range(4))
+    workload = Workload("tiny", 1, (2, 2, 8), lambda: causal(60), "")
+    shared = torch_inputs.Shared(workload, causal(60), (q, k, v), dout)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    calls = []
+
+    def made(shared: Any) -> peers.Peer:
+        inputs = shared.bshd if tokens_first else (shared.q, shared.k, shared.v)
+
+        def call() -> Any:
+            calls.append(1)
+            given = [one.transpose(1, 2) for one in inputs] if tokens_first else inputs
+            out = attend(*given, is_causal=True)
+            return out.transpose(1, 2) if tokens_first else out
+
+        return peers.Peer(call, call, inputs=inputs, tokens_first=tokens_first)
+
+    monkeypatch.setitem(peers.SYSTEMS, "flex", made)
+    peer = peers.prepare("flex", shared, timed=PASSES[timed])
+    found = [one.numpy() for one in peer.output()]
+    out, lse = attention(q, k, v, causal(60), return_lse=True)
+    for mine, theirs in zip(attention_backward(dout, q, k, v, out, lse, causal(60)), found, strict=True):
+        assert np.allclose(mine, theirs, atol=1e-4)
+    assert len(calls) == (1 if timed == "bwd" else 2)  # a backward pass alone runs the forward pass once
