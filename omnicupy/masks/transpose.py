@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from omnicupy.masks import bits as masks_bits
-from omnicupy.masks.block_mask import KIND, BlockMask, TileArray
+from omnicupy.masks.block_mask import CAUSAL, FULL, KIND, PARTIAL, BlockMask, TileArray
 from omnicupy.masks.columns import IntArray
 from omnicupy.masks.intervals import BoolArray
 from omnicupy.masks.pairs import PairSet
 
-_TILES_AT_ONCE = 256  # of bits that are turned at once: they are a byte a pair meanwhile
+_TILES_AT_ONCE = 256  # of bits that are turned at once: they stay in the cache
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -51,9 +50,9 @@ def by_key_blocks(block: BlockMask) -> KeyBlocks:
     k_blocks = -(-block.k_len // block.bc)
     # Stable, so that the queries of a block ascend; of 16-bit keys by radix.
     order = np.argsort(column.astype(np.uint16) if k_blocks < 1 << 16 else column, kind="stable")
-    turned = np.empty_like(entries)
-    turned[:, :2] = entries[order, :2]
-    turned[:, 2] = rows[order] * np.int32(block.br)
+    turned = entries.take(order, axis=0)  # whole entries: far faster than some of their columns
+    turned[:, 2] = rows.take(order)
+    turned[:, 2] *= np.int32(block.br)
     np.minimum(np.int32(block.q_len) - turned[:, 2], np.int32(block.br), out=turned[:, 3])
     offsets = np.zeros(k_blocks + 1, np.int32)
     np.cumsum(np.bincount(column, minlength=k_blocks), out=offsets[1:])
@@ -63,17 +62,31 @@ def by_key_blocks(block: BlockMask) -> KeyBlocks:
     return KeyBlocks(block.mask, block.br, block.bc, offsets, turned, tiles)
 
 
-def dead_rows(mask: PairSet) -> BoolArray:
+def dead_rows(block: BlockMask) -> BoolArray:
     """Boolean (q_len,): query rows that see no key."""
-    q_len, k_len = mask.shape
+    q_len, mask = block.q_len, block.mask
     if mask.intervals is not None:
         start, stop = (np.bincount(side.ravel(), minlength=q_len + 1) for side in mask.intervals)
         covered = np.cumsum(start - stop)[:q_len]
         return np.equal(covered, 0)
     if mask.bits is not None:
         return np.logical_not(mask.bits.any(axis=1))
-    parts = [~mask.dense(*q, 0, k_len).any(axis=1) for q in masks_bits.chunks(q_len, k_len)]
-    return np.concatenate(parts)
+    rows, first, kinds = block.rows_of_entries(), block.entries[:, 2], block.kinds
+    seen = np.zeros((block.q_blocks, block.br), np.bool_)
+    seen[rows[kinds == FULL]] = True
+    causal = kinds == CAUSAL
+    begin = np.full(
+        block.q_blocks, seen.size
+    )  # from which row on a CAUSAL tile of the block has a visible key
+    np.minimum.at(begin, rows[causal], first[causal] - block.diagonal)
+    seen |= np.arange(seen.size).reshape(seen.shape) >= begin[:, None]
+    partial = rows[kinds == PARTIAL]
+    if len(partial):
+        of_tiles: Any = block.bit_tiles.any(axis=2)
+        of_entries = of_tiles[block.entries[kinds == PARTIAL, 1]]
+        runs = np.flatnonzero(np.diff(partial, prepend=-1))
+        seen[partial[runs]] |= np.logical_or.reduceat(of_entries, runs, axis=0)
+    return np.logical_not(seen.ravel()[:q_len])
 
 
 def _single_tiles(block: BlockMask) -> tuple[IntArray, IntArray]:
@@ -94,11 +107,25 @@ def _single_tiles(block: BlockMask) -> tuple[IntArray, IntArray]:
 
 def _turned(bit_tiles: TileArray, br: int, bc: int) -> TileArray:
     """Bit tiles whose rows are queries, as ones whose rows are keys."""
-    turned = np.empty((len(bit_tiles), bc, br // 32), np.uint32)
-    for first in range(0, len(bit_tiles), _TILES_AT_ONCE):
-        some = np.ascontiguousarray(bit_tiles[first : first + _TILES_AT_ONCE])
-        pairs: NDArray[np.uint8] = np.unpackbits(some.view(np.uint8), axis=2, bitorder="little")[..., :bc]
-        packed = np.packbits(pairs.transpose(0, 2, 1), axis=2, bitorder="little")
-        # packbits lays out its result as it found the bits, queries innermost.
-        turned[first : first + len(some)] = np.ascontiguousarray(packed).view("<u4")
+    number, _, words = bit_tiles.shape
+    turned = np.empty((number, bc, br // 32), np.uint32)
+    for first in range(0, number, _TILES_AT_ONCE):
+        some = bit_tiles[first : first + _TILES_AT_ONCE]
+        squares = some.reshape(len(some), br // 32, 32, words).transpose(2, 0, 3, 1)
+        keys = _transposed(np.array(squares, order="C")).transpose(1, 2, 0, 3)
+        turned[first : first + len(some)] = keys.reshape(len(some), 32 * words, br // 32)[:, :bc]
     return turned
+
+
+def _transposed(squares: TileArray) -> TileArray:
+    """32 x 32 bits each, (32, ...), which are overwritten: bit c of word r becomes bit r of word c.
+
+    Quarters are swapped, then quarters of these (Warren, Hacker's Delight, section 7-3).
+    """
+    for half, low in ((16, 0x0000FFFF), (8, 0x00FF00FF), (4, 0x0F0F0F0F), (2, 0x33333333), (1, 0x55555555)):
+        pairs = squares.reshape(16 // half, 2, half, *squares.shape[1:])
+        upper, lower = pairs[:, 0], pairs[:, 1]
+        swap = ((upper >> np.uint32(half)) ^ lower) & np.uint32(low)
+        upper ^= swap << np.uint32(half)
+        lower ^= swap
+    return squares

@@ -35,7 +35,7 @@ def key_lists(blocks: Sequence[BlockMask], workers: Workers) -> BlockLists:
     work = schedule(offsets, costs_of(queries, kinds, first.br) * workers.repeats, workers)
     dead = {
         "dead": [block.mask.dead_keys() for block in blocks],
-        "dead_rows": [dead_rows(block.mask) for block in blocks],
+        "dead_rows": [dead_rows(block) for block in blocks],
     }
     lists = _empty_lists(
         blocks, turned, work, diagonal, {name: any(map(np.any, of)) for name, of in dead.items()}

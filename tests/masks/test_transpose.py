@@ -111,7 +111,7 @@ def test_bit_tiles_are_turned() -> None:
 
 @pytest.mark.parametrize("number", [1, 2, 256, 257])
 def test_any_number_of_bit_tiles(number: int) -> None:
-    """Of one alone NumPy packs the bits in another layout; 257 are one more than are turned at once."""
+    """257 are one more than are turned at once."""
     rng = np.random.default_rng(number)
     dense = rng.random((64, 32 * number)) < 0.5
     case = Case(oc.from_dense(dense), dense, "bits")
@@ -200,16 +200,32 @@ def test_rows_come_in_whole_words(br: int) -> None:
 @pytest.mark.parametrize("seed", range(60))
 def test_dead_rows_of_random_masks(seed: int) -> None:
     case = random_case(np.random.default_rng(1000 + seed))
-    np.testing.assert_array_equal(dead_rows(case.mask), ~case.dense.any(axis=1), err_msg=case.label)
+    for tile in ((64, 64), (32, 96)):
+        found = dead_rows(case.mask.blocks(*tile))
+        np.testing.assert_array_equal(found, ~case.dense.any(axis=1), err_msg=case.label)
 
 
 @pytest.mark.parametrize("make", [_bits, _tiles])
-def test_dead_rows_of_other_forms(make: object) -> None:
+@pytest.mark.parametrize("tile", [(64, 64), (32, 32), (96, 160)])
+def test_dead_rows_of_other_forms(make: object, tile: tuple[int, int]) -> None:
     rng = np.random.default_rng(3)
     case = make(rng, 300, 200)  # type: ignore[operator]
-    hidden = oc.ranges([(0, 120, 0, 200), (170, 300, 30, 110)], 300, 200)
-    mask = case.mask & hidden
-    wanted = ~(case.dense & hidden.to_dense()).any(axis=1)
-    assert wanted[120:170].all()
-    assert not wanted.all()
-    np.testing.assert_array_equal(dead_rows(mask), wanted)
+    holes = oc.ranges([(0, 120, 0, 200), (170, 300, 30, 110)], 300, 200)
+    for hidden in (oc.full(300, 200), holes, oc.causal(300, 200), holes & oc.causal(300, 200)):
+        mask = case.mask & hidden
+        wanted = ~(case.dense & hidden.to_dense()).any(axis=1)
+        np.testing.assert_array_equal(dead_rows(mask.blocks(*tile)), wanted)
+
+
+@pytest.mark.parametrize("more", [-100, -70, -1, 0, 1, 33, 90])
+def test_dead_rows_above_causal_tiles(more: int) -> None:
+    """Lists of tiles under a diagonal: rows see the first key of their first tile, or nothing."""
+    rows, keys = 256, 256 + more
+    grid = np.random.default_rng(more + 100).random((8, -(-keys // 32))) < 0.3
+    mask = oc.from_tiles(grid, rows, keys, 32, 32) & oc.causal(rows, keys)
+    assert mask.tiles is not None
+    dense = mask.to_dense()
+    assert np.array_equal(
+        dense, np.tri(rows, keys, more, bool) & np.kron(grid, np.ones((32, 32), bool))[:, :keys]
+    )
+    np.testing.assert_array_equal(dead_rows(mask.blocks(32, 32)), ~dense.any(axis=1))

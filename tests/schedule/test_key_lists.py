@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from entry_walk import EntryWalk
 from mask_cases import random_case
 
 import omnicupy as oc
@@ -76,11 +77,16 @@ def _counts(lists: BlockLists, q_len: int, k_len: int) -> np.ndarray:
     a = {name: lists.array(name) for name in ARRAYS}
     count = np.zeros((lists.mask_batch, q_len, k_len), np.int64)
     queries = np.arange(q_len)
-    for key0, mask, first, end in a["parts"]:
+    for key0, mask, first, tiles in a["parts"]:
         keys = np.arange(key0, min(key0 + lists.bc, k_len))
-        for word, payload, q0, unused in a["entries"][first:end]:
-            assert unused == 0
-            rows = queries[q0 : q0 + (word >> 8)]
+        walk = EntryWalk(a["entries"], int(first), int(tiles), lists.br)
+        walked = [walk.take() for _ in range(tiles)]
+        assert not walk.has_next()
+        assert walk.index == first + max(
+            0, tiles - 1
+        )  # an entry a tile: the Hopper kernel does without the walk
+        for word, payload, q0, length in walked:
+            rows = queries[q0 : q0 + length]
             if word & KIND == FULL:
                 rule = np.ones((len(rows), len(keys)), bool)
             elif word & KIND == CAUSAL:
@@ -121,11 +127,11 @@ def _check_parts(lists: BlockLists, k_len: int) -> None:
         mine = mine[np.argsort(splits[mine, 1])]
         assert splits[mine, 1].tolist() == list(range(len(mine)))
         assert (splits[mine, 2] == len(mine)).all()
-        ends = [offsets[block], *parts[mine, 3]]
+        ends = [offsets[block], *(parts[mine, 2] + parts[mine, 3])]
         assert parts[mine, 2].tolist() == ends[:-1]
         assert ends[-1] == offsets[block + 1]
         if len(mine) > 1:
-            assert (parts[mine, 3] > parts[mine, 2]).all()
+            assert (parts[mine, 3] > 0).all()
             slots += (splits[mine, 3] + splits[mine, 1]).tolist()
             among.append(int(splits[mine[0], 0]))
             assert len(set(splits[mine, 0].tolist())) == 1
