@@ -14,6 +14,7 @@ from omnicupy.masks.block_mask import CAUSAL, FULL, KIND, PARTIAL
 from omnicupy.masks.mask import Mask
 from omnicupy.schedule.block_lists import BlockLists
 from omnicupy.schedule.key_lists import key_lists
+from omnicupy.schedule.order import LAST
 from omnicupy.schedule.parts import Workers
 
 TILE = (64, 32)
@@ -76,9 +77,9 @@ def _counts(lists: BlockLists, q_len: int, k_len: int) -> np.ndarray:
     a = {name: lists.array(name) for name in ARRAYS}
     count = np.zeros((lists.mask_batch, q_len, k_len), np.int64)
     queries = np.arange(q_len)
-    for key0, mask, first, end in a["parts"]:
+    for key0, mask, first, tiles in a["parts"]:
         keys = np.arange(key0, min(key0 + lists.bc, k_len))
-        for word, payload, q0, unused in a["entries"][first:end]:
+        for word, payload, q0, unused in a["entries"][first : first + tiles]:
             assert unused == 0
             rows = queries[q0 : q0 + (word >> 8)]
             if word & KIND == FULL:
@@ -121,11 +122,11 @@ def _check_parts(lists: BlockLists, k_len: int) -> None:
         mine = mine[np.argsort(splits[mine, 1])]
         assert splits[mine, 1].tolist() == list(range(len(mine)))
         assert (splits[mine, 2] == len(mine)).all()
-        ends = [offsets[block], *parts[mine, 3]]
+        ends = [offsets[block], *(parts[mine, 2] + parts[mine, 3])]
         assert parts[mine, 2].tolist() == ends[:-1]
         assert ends[-1] == offsets[block + 1]
         if len(mine) > 1:
-            assert (parts[mine, 3] > parts[mine, 2]).all()
+            assert (parts[mine, 3] > 0).all()
             slots += (splits[mine, 3] + splits[mine, 1]).tolist()
             among.append(int(splits[mine[0], 0]))
             assert len(set(splits[mine, 0].tolist())) == 1
@@ -135,6 +136,9 @@ def _check_parts(lists: BlockLists, k_len: int) -> None:
     assert sorted(among) == list(range(lists.n_split_rows))
     assert offsets[-1] == len(lists.array("entries"))
     assert lists.n_parts == len(parts) == lists.tiers[-1]
+    last = parts[:, 2:].sum(axis=1)[parts[:, 3] > 0] - 1
+    flagged = np.flatnonzero(lists.array("entries")[:, 0] & LAST)
+    assert flagged.tolist() == sorted(last.tolist())
 
 
 def _check_flags(lists: BlockLists, masks: list[Mask]) -> None:
