@@ -66,10 +66,18 @@ def _plan_of(given: tuple[Any, ...], mask: Any, options: dict[str, Any]) -> Back
     given: dout, q, k, v, out, lse.
     """
     key = _key(given, mask, options)
-    plan = _kept(key, mask)
-    if plan is not None and _fits(given, options):
-        return plan
+    plan = find_plan(key, mask)
+    return plan if plan is not None and _fits(given, options) else make_plan(key, given, mask, options)
+
+
+def make_plan(key: Any, given: tuple[Any, ...], mask: Any, options: dict[str, Any]) -> BackwardPlan:
+    """Checks all arguments, then as `find_plan`, or a new plan, which is kept unless `key` is None.
+
+    key: all that a plan depends on, which equals no other library's for other arrays.  given: dout, q, k, v, out, lse.
+    Raises every argument error.
+    """
     call = check_backward.call(*given, mask=mask, **options)
+    plan = find_plan(key, mask)
     if plan is None:
         q = given[1]
         with cupy.cuda.Device(q.data.device_id):
@@ -118,7 +126,8 @@ def _targets_key(inputs: tuple[Any, ...], targets: Any) -> Any:
     return tuple(found)
 
 
-def _kept(key: Any, mask: Any) -> BackwardPlan | None:
+def find_plan(key: Any, mask: Any) -> BackwardPlan | None:
+    """The plan that `make_plan` kept under an equal key; None where it has to look at the arguments."""
     if key is None:
         return None
     try:
@@ -223,7 +232,9 @@ def _launched(plan: BackwardPlan, given: tuple[Any, ...], options: dict[str, Any
         0 if dlse is None else dlse.data.ptr,
         *(0 if array is None else array.data.ptr for array in made),
     )
-    plan.launch(at, stream)
+    # A capture has memory of its own; else it goes back to CuPy's pool for what this stream is given next.
+    scratch = None if is_capturing(stream) else cupy.ndarray(plan.scratch_bytes, np.uint8)
+    plan.launch(at, stream, 0 if scratch is None else scratch.data.ptr)
     return made  # type: ignore[return-value]
 
 

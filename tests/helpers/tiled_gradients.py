@@ -54,10 +54,10 @@ def gradients(
             one = _OneHead(case, (b, h, kv), masks[b], wide, fault)
             one.scale_first = scale_first
             dq, dk, dv = one.run(width)
-        results[0][b, h] = dq
-        if fault != "half a group" or h % group < (group + 1) // 2:
-            results[1][b, h // group] += dk
-            results[2][b, h // group] += dv
+            results[0][b, h] = dq
+            if fault != "half a group" or h % group < (group + 1) // 2:
+                results[1][b, h // group] += dk
+                results[2][b, h // group] += dv
     with np.errstate(over="ignore"):
         return [narrow(x, dtype) for x in results]
 

@@ -49,6 +49,7 @@ SPECS = [
     ("naive", "sm_80", "bfloat16", 56),
     ("sm80", "sm_80", "bfloat16", 56),
     ("sm80", "sm_80", "float16", 128),
+    ("sm80", "sm_89", "float16", 40),
     ("sm80", "sm_89", "bfloat16", 120),
     ("sm80", "sm_80", "bfloat16", 136),
     ("sm80", "sm_80", "float16", 264),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from entry_walk import EntryWalk
 from mask_cases import random_case
 
 import omnicupy as oc
@@ -14,7 +15,6 @@ from omnicupy.masks.block_mask import CAUSAL, FULL, KIND, PARTIAL
 from omnicupy.masks.mask import Mask
 from omnicupy.schedule.block_lists import BlockLists
 from omnicupy.schedule.key_lists import key_lists
-from omnicupy.schedule.order import LAST
 from omnicupy.schedule.parts import Workers
 
 TILE = (64, 32)
@@ -79,9 +79,14 @@ def _counts(lists: BlockLists, q_len: int, k_len: int) -> np.ndarray:
     queries = np.arange(q_len)
     for key0, mask, first, tiles in a["parts"]:
         keys = np.arange(key0, min(key0 + lists.bc, k_len))
-        for word, payload, q0, unused in a["entries"][first : first + tiles]:
-            assert unused == 0
-            rows = queries[q0 : q0 + (word >> 8)]
+        walk = EntryWalk(a["entries"], int(first), int(tiles), lists.br)
+        walked = [walk.take() for _ in range(tiles)]
+        assert not walk.has_next()
+        assert walk.index == first + max(
+            0, tiles - 1
+        )  # an entry a tile: the Hopper kernel does without the walk
+        for word, payload, q0, length in walked:
+            rows = queries[q0 : q0 + length]
             if word & KIND == FULL:
                 rule = np.ones((len(rows), len(keys)), bool)
             elif word & KIND == CAUSAL:
@@ -136,9 +141,6 @@ def _check_parts(lists: BlockLists, k_len: int) -> None:
     assert sorted(among) == list(range(lists.n_split_rows))
     assert offsets[-1] == len(lists.array("entries"))
     assert lists.n_parts == len(parts) == lists.tiers[-1]
-    last = parts[:, 2:].sum(axis=1)[parts[:, 3] > 0] - 1
-    flagged = np.flatnonzero(lists.array("entries")[:, 0] & LAST)
-    assert flagged.tolist() == sorted(last.tolist())
 
 
 def _check_flags(lists: BlockLists, masks: list[Mask]) -> None:
