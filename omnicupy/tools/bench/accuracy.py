@@ -83,7 +83,7 @@ def _rows(
             broken[name] = [~xp.isfinite(widen(one, np.float32, xp)) for one in results]
         except Exception as error:  # whatever a library raises is its result here
             rows[name] = {"problem": reason(error)}
-    _compare(rows, broken)
+    _compare(rows, broken, judge.holdable)
     shape = [1, q.shape[1], k.shape[1], *mask.shape, case.head_dim]
     known = {
         "workload": case.name,
@@ -112,8 +112,10 @@ def _theirs(name: str, shared: Shared, limit_s: float) -> Results:
     return as_cupy(out), as_cupy(dq), as_cupy(dk), as_cupy(dv)
 
 
-def _compare(rows: dict[str, dict[str, Any]], broken: dict[str, list[Any]]) -> None:
-    """Add to each row of ours how many elements are Inf or NaN there alone, and in a result of torch's alone."""
+def _compare(rows: dict[str, dict[str, Any]], broken: dict[str, list[Any]], holdable: Sequence[Any]) -> None:
+    """Add to each row of ours how many elements are Inf or NaN there alone though the dtype can hold them, and in all
+    results of torch's alone.
+    """
     theirs = [broken[name] for name in OF_TORCH if name in broken]
     if not theirs:
         return
@@ -126,7 +128,7 @@ def _compare(rows: dict[str, dict[str, Any]], broken: dict[str, list[Any]]) -> N
             for one in theirs[1:]:
                 anywhere |= one[place]
                 everywhere &= one[place]
-            only_here[of] = int((broken[name][place] & ~anywhere).sum())
+            only_here[of] = int((broken[name][place] & holdable[place] & ~anywhere).sum())
             only_there[of] = int((everywhere & ~broken[name][place]).sum())
         for key, counts in (("only_here", only_here), ("only_there", only_there)):
             if any(counts.values()):
@@ -164,6 +166,11 @@ class Judge:
             is_cancelled = own < CANCELLED * size
             self._exact.append(_Exact(values, size if is_cancelled else own, is_cancelled))
 
+    @property
+    def holdable(self) -> list[Any]:
+        """Of each result, which elements its dtype can hold."""
+        return [abs(one.values) < LIMITS[self._case.dtype] for one in self._exact]
+
     def figures(self, results: Results) -> dict[str, Any]:
         """rms: by name, the relative RMS error. over_terms: names of what is 0 or nearly so because its terms cancel,
         whose error is given over the size of these. not_finite, finite: by name, how many elements are Inf or NaN that
@@ -172,12 +179,12 @@ class Judge:
         Where gradients overflow, the error is that of the elements that are finite; elsewhere one that is not finite
         makes it inf.
         """
-        xp, limit = self._xp, LIMITS[self._case.dtype]
+        xp = self._xp
         rms: dict[str, Any] = {}
         lost, kept = {}, {}
-        for name, exact, found in zip(NAMES, self._exact, results, strict=True):
+        for name, exact, can, found in zip(NAMES, self._exact, self.holdable, results, strict=True):
             values = widen(found, np.float64, xp)
-            can, is_finite = abs(exact.values) < limit, xp.isfinite(values)
+            is_finite = xp.isfinite(values)
             lost[name], kept[name] = int((can & ~is_finite).sum()), int((~can & is_finite).sum())
             error = _rms(xp.where(can & is_finite, values - exact.values, 0.0), xp)
             fails = lost[name] and self._case.input != OVERFLOW

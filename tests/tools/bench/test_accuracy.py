@@ -240,3 +240,17 @@ def test_other_kernels_of_ours_are_refused(gpu: Any) -> None:
         row["problem"]
         == "ValueError: omnicupy:naive: expected omnicupy or omnicupy:any-order in the suite accuracy"
     )
+
+
+def test_inf_that_the_dtype_cannot_hold_is_right() -> None:
+    finite, broken = np.array([False, False, False]), np.array([True, True, False])
+    rows: dict[str, dict[str, Any]] = {"omnicupy": {}}
+    of = {"omnicupy": [broken] * 4, "sdpa-flash": [finite] * 4, "sdpa-cudnn": [finite] * 4}
+    can = np.array([True, False, True])
+    accuracy._compare(rows, of, [can, can, ~broken, ~broken])
+    assert rows["omnicupy"] == {"only_here": {"out": 1, "dq": 1}}
+    accuracy._compare(rows, {**of, "sdpa-flash": [broken] * 4}, [can] * 4)
+    assert rows["omnicupy"] == {"only_here": {"out": 1, "dq": 1}}  # a result of torch's has it too
+    rows["omnicupy"] = {}
+    accuracy._compare(rows, {"omnicupy": [finite] * 4, "sdpa-flash": [broken] * 4}, [can] * 4)
+    assert rows["omnicupy"] == {"only_there": dict.fromkeys(accuracy.NAMES, 2)}
