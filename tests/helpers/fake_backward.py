@@ -18,7 +18,8 @@ MAPS = ("q_map", "dout_map", "k_map", "v_map")
 def install(monkeypatch: pytest.MonkeyPatch) -> fake_device.Device:
     """fake_device.install, and the same in the place of what the backward pass uses.
 
-    copied: what was made compact.  zeroed: address, bytes, stream and launches before each.
+    copied: what was made compact.  zeroed: address, bytes, stream and launches before each.  scratch: the memory
+    that launches outside of captures brought, the last one last.
     """
     fake = fake_device.install(monkeypatch)
     fake.copied = []  # type: ignore[attr-defined]
@@ -28,7 +29,18 @@ def install(monkeypatch: pytest.MonkeyPatch) -> fake_device.Device:
         fake.copied.append((array, made))  # type: ignore[attr-defined]
         return made
 
+    def made(shape: Any, dtype: Any) -> ndarray:
+        if isinstance(shape, int):
+            array = ndarray((shape,), dtype, fake.current)
+            for _ in range(shape >> 20):
+                next(fake_device.addresses)
+            fake.scratch.append(array)  # type: ignore[attr-defined]
+            return array
+        return ndarray(shape, dtype, fake.current)
+
+    fake.scratch = []  # type: ignore[attr-defined]
     cupy = gpu_attention.cupy
+    cupy.ndarray = made
     cupy.ascontiguousarray = ascontiguousarray
     monkeypatch.setattr(backward, "cupy", cupy)
     monkeypatch.setattr(backward, "_unmasked", {})
