@@ -1,5 +1,5 @@
 """Kernel variants as words: "sm80-128x64-s2-w4", "sm80-64x64-s1-w4-shared", "...-plain" (no swizzle),
-"naive".
+"naive". Those of a backward pass: "sm90 dkdv 64x128-s4-w12, dq 128x128-s4-w12".
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import product
 
+from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.spec import MAX_ONE_PIECE, AttnSpec, round_up
 
 _WORDS = re.compile(
@@ -48,8 +49,14 @@ def parse(text: str, arch: str, dtype: str, head_dim: int) -> AttnSpec:
     )
 
 
-def word(spec: AttnSpec) -> str:
-    """The word that names a spec."""
+def word(spec: AttnSpec | BackwardSpec) -> str:
+    """The word that names a spec; of a backward pass, words."""
+    if isinstance(spec, BackwardSpec):
+        tiles = {"dkdv": spec.dkdv, "dq": spec.dq, "fused": spec.fused}
+        named = (
+            f"{part} {of.br}x{of.bc}-s{of.stages}-w{of.warps}" for part, of in tiles.items() if of is not None
+        )
+        return f"{spec.kernel} {', '.join(named)}"
     if spec.kernel == "naive":
         return "naive"
     flags = ("-shared" if spec.share_kv else "") + ("" if spec.swizzle else "-plain")
