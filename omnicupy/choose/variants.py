@@ -59,15 +59,18 @@ def word(spec: Variant) -> str:
     """The word that names a spec; of a backward pass, words."""
     if isinstance(spec, BackwardSpec):
         tiles = {"dkdv": spec.dkdv, "dq": spec.dq, "fused": spec.fused}
-        named = (
-            f"{part} {of.br}x{of.bc}-s{of.stages}-w{of.warps}" for part, of in tiles.items() if of is not None
-        )
+        named = (f"{part} {tile_word(of)}" for part, of in tiles.items() if of is not None)
         return f"{spec.kernel} {', '.join(named)}"
     if spec.kernel == "naive":
         return "naive"
     flags = ("-shared" if spec.share_kv else "") + ("" if spec.swizzle else "-plain")
     flags += "" if spec.ping_pong else "-solo"
     return f"{spec.kernel}-{spec.br}x{spec.bc}-s{spec.stages}-w{spec.warps}{flags}"
+
+
+def tile_word(tile: TileShape) -> str:
+    """The word that names a tile of a backward pass: "64x128-s4-w12", queries x keys."""
+    return f"{tile.br}x{tile.bc}-s{tile.stages}-w{tile.warps}"
 
 
 def every(
