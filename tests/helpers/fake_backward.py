@@ -30,13 +30,12 @@ def install(monkeypatch: pytest.MonkeyPatch) -> fake_device.Device:
         return made
 
     def made(shape: Any, dtype: Any) -> ndarray:
-        if isinstance(shape, int):
-            array = ndarray((shape,), dtype, fake.current)
-            for _ in range(shape >> 20):
-                next(fake_device.addresses)
+        array = ndarray(shape, dtype, fake.current)
+        for _ in range(array.nbytes >> 20):
+            next(fake_device.addresses)
+        if array.dtype == np.uint8:
             fake.scratch.append(array)  # type: ignore[attr-defined]
-            return array
-        return ndarray(shape, dtype, fake.current)
+        return array
 
     fake.scratch = []  # type: ignore[attr-defined]
     cupy = gpu_attention.cupy
