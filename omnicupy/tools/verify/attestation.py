@@ -19,9 +19,10 @@ from omnicupy.jit import nvrtc, trust
 from omnicupy.jit.files import replace_file
 from omnicupy.tools.verify.outcome import Outcome
 from omnicupy.tools.verify.plan import WHOLE, Part, planned
-from omnicupy.tools.verify.source_digest import SOURCES, digest
+from omnicupy.tools.verify.source_digest import BACKWARD, SOURCES, digest
 
 SCHEMA = 2
+BEGUN = 400  # cases of a source of the backward pass, after which calls get its kernels
 # What json.dumps spreads over lines, and reads better as one: a case's error for each NVRTC.
 _RATIOS = re.compile(r'\{\s*("[\d.]+": [-\d.e]+(?:,\s*"[\d.]+": [-\d.e]+)*)\s*\}')
 
@@ -145,12 +146,28 @@ def _is_of_another_schema(path: Path) -> bool:
 
 
 def stale(path: str | Path) -> dict[str, str]:
-    """Kernel source -> why no row of the table may select it, for every source that an attestation does not
-    cover.
-    """
+    """Kernel source -> what an attestation lacks of it, for every source that it does not cover whole."""
     content, problem = _read(Path(path))
     found = {name: problem or _problem_of(name, content) for name in SOURCES}
     return {name: said for name, said in found.items() if said}
+
+
+def unserved(path: str | Path) -> dict[str, str]:
+    """Kernel source -> why no row of the table may select it.
+
+    A source of the backward pass may be selected before it is attested whole, once BEGUN cases of this very digest
+    passed, with any NVRTC.
+    """
+    content, _ = _read(Path(path))
+    found = stale(path)
+    for name in list(found):
+        entry = content["sources"].get(name) if content else None
+        if entry is None or SOURCES[name].launch is not BACKWARD or entry["digest"] != digest(name):
+            continue
+        passed = [max(ratios.values()) for case, ratios in entry["cases"].items() if case in planned(name)]
+        if len(passed) >= BEGUN and max(passed) <= 1:
+            del found[name]
+    return found
 
 
 def _problem_of(name: str, content: Content | None) -> str:

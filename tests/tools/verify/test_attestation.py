@@ -28,8 +28,8 @@ IDS = [case for part in FOURTHS for case in part]
 
 def _unverified() -> dict[str, str]:
     """Sources that are served without a current attestation -> what is wrong with theirs."""
-    stale = attestation.stale(FILE)
-    return {name: problem for name in source_digest.selected() if (problem := stale.get(name))}
+    unserved = attestation.unserved(FILE)
+    return {name: problem for name in source_digest.selected() if (problem := unserved.get(name))}
 
 
 def test_every_kernel_that_is_served_was_verified_on_a_gpu() -> None:
@@ -45,6 +45,25 @@ def test_an_unverified_kernel_that_is_served_would_show(
     monkeypatch.setitem(globals(), "FILE", tmp_path / "absent.json")
     assert SM80 in _unverified()
     assert SM90 not in _unverified()
+
+
+def test_gradients_are_served_once_enough_cases_of_this_digest_passed(tmp_path: Path) -> None:
+    name, path = "attention_bwd_sm80.cu", tmp_path / "attestation.json"
+    ids = sorted(planned(name))
+    entry = {"digest": source_digest.digest(name), "kernels": [], "runs": []}
+
+    def said(ratios: list[float], of: str = name, **other: Any) -> str:
+        cases = {case: {"12.9": ratio} for case, ratio in zip(ids, ratios, strict=False)}
+        content = {"schema": attestation.SCHEMA, "sources": {of: {**entry, "cases": cases, **other}}}
+        path.write_text(json.dumps(content))
+        return attestation.unserved(path).get(of, "")
+
+    assert said([0.5] * attestation.BEGUN) == ""
+    assert "are missing" in said([0.5] * (attestation.BEGUN - 1))
+    assert said([0.5] * attestation.BEGUN + [1.1]) != ""
+    assert "digest is another one" in said([0.5] * attestation.BEGUN, digest="0")
+    assert said([0.5] * attestation.BEGUN, of=SM80) != ""  # never of the forward pass
+    assert "are missing" in attestation.stale(path)[SM80] or "digest" in attestation.stale(path)[SM80]
 
 
 @pytest.fixture
