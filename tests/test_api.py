@@ -19,7 +19,8 @@ from omnicupy import api
 ROOT = Path(__file__).parents[1]
 PUBLIC = """
     AttnSpec BackwardSpec BlockMask CompileError Mask TileShape UnsupportedError attention attention_backward causal
-    documents from_dense from_predicate from_tiles full intervals prefix prepare presets random ranges segments sink sliding_window
+    documents from_dense from_predicate from_tiles full intervals prefix prepare presets random ranges segments sink
+    sliding_window
 """
 
 
