@@ -38,8 +38,9 @@ def test_a_pickle_names_nothing_of_ours_but_public_names(value: Any) -> None:
     for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
         data = pickle.dumps(value, protocol)
         ours = {name for name in _globals(data) if name.startswith("omnicupy")}
-        assert ours == {f"omnicupy.{type(value).__name__}"}
-        assert b"omnicupy.jit" not in data
+        parts = {"omnicupy.TileShape"} if isinstance(value, oc.BackwardSpec) else set()
+        assert ours - parts == {f"omnicupy.{type(value).__name__}"}
+        assert b"omnicupy." not in data
         assert type(pickle.loads(data)) is type(value)
 
 
