@@ -117,11 +117,43 @@ class Record:
 
     def write(self) -> None:
         """Write the file, whole or not at all."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        text = _RATIOS.sub(
-            lambda found: f"{{{' '.join(found[1].split())}}}", json.dumps(self._content, indent=1)
-        )
-        replace_file(self._path, f"{text}\n".encode())
+        _write(self._path, self._content)
+
+
+def join(path: str | Path, others: Sequence[str | Path]) -> None:
+    """Add to an attestation what other files hold, of runs beside each other: of each source what has today's digest.
+
+    Raises ValueError for a file that is no attestation; `path` need not exist.
+    """
+    target = Path(path)
+    files = [Path(one) for one in others]
+    joined: Content = {"schema": SCHEMA, "sources": {}}
+    for file in [target, *files] if target.exists() else files:
+        content, problem = _read(file)
+        if content is None:
+            raise ValueError(f"attest: {problem}; leave it out")
+        for name, entry in content["sources"].items():
+            if name in SOURCES and entry["digest"] == digest(name):
+                _add_entry(
+                    joined["sources"].setdefault(name, {**entry, "kernels": [], "runs": [], "cases": {}}),
+                    entry,
+                )
+    _write(target, joined)
+
+
+def _add_entry(to: Content, entry: Content) -> None:
+    to["kernels"] = sorted({*to["kernels"], *entry["kernels"]})
+    to["runs"] += [one for one in entry["runs"] if one not in to["runs"]]
+    for case, ratios in entry["cases"].items():
+        mine = to["cases"].setdefault(case, {})
+        for version, ratio in ratios.items():
+            mine[version] = max(ratio, mine.get(version, 0.0))
+
+
+def _write(path: Path, content: Content) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = _RATIOS.sub(lambda found: f"{{{' '.join(found[1].split())}}}", json.dumps(content, indent=1))
+    replace_file(path, f"{text}\n".encode())
 
 
 def _read(path: Path) -> tuple[Content | None, str]:

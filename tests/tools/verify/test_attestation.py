@@ -66,6 +66,29 @@ def test_gradients_are_served_once_enough_cases_of_this_digest_passed(tmp_path: 
     assert "are missing" in attestation.stale(path)[SM80] or "digest" in attestation.stale(path)[SM80]
 
 
+def test_files_of_runs_beside_each_other_are_joined(tmp_path: Path) -> None:
+    made = source_digest.digest(SM80)
+
+    def file(name: str, cases: dict[str, Any], digest: str = made) -> Path:
+        run = {"nvrtc": "13.0", "part": name, "cases": len(cases), **HEADER}
+        entry = {"digest": digest, "kernels": [name], "runs": [run], "cases": cases}
+        (tmp_path / name).write_text(json.dumps({"schema": attestation.SCHEMA, "sources": {SM80: entry}}))
+        return tmp_path / name
+
+    target = file("all", {"a": {"13.0": 0.5}})
+    others = [file("one", {"a": {"13.0": 0.6, "12.9": 0.1}}), file("two", {"b": {"13.0": 0.2}})]
+    attestation.join(target, [*others, others[0], file("old", {"c": {"13.0": 0.1}}, digest="0")])
+    found = json.loads(target.read_text())["sources"][SM80]
+    assert found["cases"] == {"a": {"13.0": 0.6, "12.9": 0.1}, "b": {"13.0": 0.2}}
+    assert found["kernels"] == ["all", "one", "two"]
+    assert [run["part"] for run in found["runs"]] == ["all", "one", "two"]
+    (tmp_path / "broken").write_text("{}")
+    with pytest.raises(ValueError, match="broken is no attestation"):
+        attestation.join(target, [tmp_path / "broken"])
+    attestation.join(tmp_path / "new", others)
+    assert set(json.loads((tmp_path / "new").read_text())["sources"][SM80]["cases"]) == {"a", "b"}
+
+
 @pytest.fixture
 def small_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight cases are planned for every source, and two versions of NVRTC."""
