@@ -8,8 +8,9 @@
 """
 
 from omnicupy.parallel.make import plan
+from omnicupy.parallel.one_process import attention_backward_of_ranks, attention_of_ranks
 from omnicupy.parallel.plan import Plan
 from omnicupy.parallel.prediction import Speeds
 from omnicupy.parallel.statistics import PlanStats
 
-__all__ = ["Plan", "PlanStats", "Speeds", "plan"]
+__all__ = ["Plan", "PlanStats", "Speeds", "attention_backward_of_ranks", "attention_of_ranks", "plan"]

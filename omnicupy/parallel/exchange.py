@@ -167,12 +167,12 @@ def expected_traffic(found: Rectangles, rows: Owners, keys: Owners) -> NDArray[n
     seen = seen_by((found.run, first, last), count, rows)
     edges = np.unique(np.concatenate([found.key_edges, keys.edges]))
     owner, lengths = keys.at(edges[:-1]), np.diff(edges)
-    run = np.searchsorted(found.key_edges, edges[:-1], "right") - 1
-    ranks = rows.ranks
+    run, ranks = np.searchsorted(found.key_edges, edges[:-1], "right") - 1, rows.ranks
     begins = np.append(np.searchsorted(run, np.arange(count)), len(run))  # segments of each run of keys
-    whole, rank = np.nonzero(seen)
+    whole, rank = np.divmod(np.flatnonzero(seen), ranks)
     segment = spread(begins[whole], begins[whole + 1])
     target = np.repeat(rank, begins[whole + 1] - begins[whole])
-    sent = np.bincount(owner[segment] * ranks + target, lengths[segment], ranks * ranks).reshape(ranks, ranks)
+    each = np.bincount(owner[segment] * ranks + target, lengths[segment], ranks * ranks)
+    sent: NDArray[np.float64] = each.reshape(ranks, ranks).astype(np.float64)
     np.fill_diagonal(sent, 0.0)
     return sent

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from omnicupy.errors import UnsupportedError
 from omnicupy.masks.arguments import at_least_one, integer
 from omnicupy.masks.mask import Mask
-from omnicupy.parallel import assign, seen
+from omnicupy.parallel import assign, nodes, seen
 from omnicupy.parallel.exchange import expected_traffic
 from omnicupy.parallel.owners import Owners
 from omnicupy.parallel.plan import Plan
@@ -62,11 +62,11 @@ def plan(
     shares = _weights(weights, len(given))
     q_len, k_len = given[0].shape
     bounds = seen.documents(given) if q_len == k_len else np.array([0, q_len])
-    work = _work(given, shares)
-    candidates = list(_candidates((rows, keys), (q_len, k_len), (bounds, work), setting))
+    chunks = _chunks(given, shares, bounds, setting.ranks)
+    candidates = list(_candidates((rows, keys), (q_len, k_len), chunks, setting))
     name, own_rows, own_keys = candidates[0]
     if len(candidates) > 1:
-        name, own_rows, own_keys = _fastest(candidates, given, shares, (bounds, work), setting)
+        name, own_rows, own_keys = _fastest(candidates, given, shares, (bounds, chunks), setting)
     return Plan(given, shares, own_rows, own_keys, bounds, name, setting, heads is not None)
 
 
@@ -74,8 +74,8 @@ def _masks(masks: Mask | Sequence[Mask]) -> tuple[Mask, ...]:
     given = (masks,) if isinstance(masks, Mask) else masks
     if not isinstance(given, (list, tuple)) or not all(isinstance(one, Mask) for one in given):
         raise TypeError(
-            f"plan: masks must be a Mask or a list of masks, got {type(masks).__name__}; build them with omnicupy.full, "
-            "causal, segments, ..."
+            f"plan: masks must be a Mask or a list of masks, got {type(masks).__name__}; build them with "
+            "omnicupy.full, causal, segments, ..."
         )
     if not given:
         raise ValueError("plan: masks must hold at least one mask, got an empty list")
@@ -116,14 +116,13 @@ def _weights(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
     return found
 
 
-def _work(masks: tuple[Mask, ...], weights: tuple[float, ...]) -> Real:
-    """Weighted allowed pairs before each row, (q_len + 1,)."""
-    total = weights[0] * seen.row_work(masks[0])
-    for mask, weight in zip(masks[1:], weights[1:], strict=True):
-        total += weight * seen.row_work(mask)
-    before = np.zeros(len(total) + 1)
-    np.cumsum(total, out=before[1:])
-    return before
+def _chunks(masks: tuple[Mask, ...], weights: tuple[float, ...], bounds: Whole, ranks: int) -> assign.Chunks:
+    """Chunks of rows with their weighted allowed pairs."""
+    edges = seen.chunk_edges(bounds, _chunk(masks[0].shape[0], ranks))
+    work = np.zeros(len(edges) - 1)
+    for mask, weight in zip(masks, weights, strict=True):
+        work += weight * np.add.reduceat(seen.row_work(mask), edges[:-1])
+    return assign.Chunks.of(edges, work, bounds)
 
 
 def _chunk(q_len: int, ranks: int) -> int:
@@ -131,9 +130,9 @@ def _chunk(q_len: int, ranks: int) -> int:
 
 
 def _candidates(
-    asked: tuple[Any, Any], shape: tuple[int, int], found: tuple[Whole, Real], setting: Setting
+    asked: tuple[Any, Any], shape: tuple[int, int], chunks: assign.Chunks, setting: Setting
 ) -> Iterator[Given]:
-    """What may be the plan. asked: `rows` and `keys` as given.  found: bounds of documents, pairs before each row."""
+    """What may be the plan. asked: `rows` and `keys` as given."""
     rows, keys = asked
     ranks, (q_len, k_len) = setting.ranks, shape
     if rows is not None and not isinstance(rows, str):
@@ -142,18 +141,17 @@ def _candidates(
         return
     if rows is not None and rows not in NAMES:
         raise ValueError(f"plan: rows must be an array, None or one of {', '.join(NAMES)}, got {rows!r}")
-    bounds, before = found
-    edges = seen.chunk_edges(bounds, _chunk(q_len, ranks))
-    work = np.diff(before[edges])
     for name in NAMES if rows is None else (rows,):
+        if rows is None and name == "zigzag" and len(chunks.ends) > 2:
+            continue  # two_ended does better with more documents than one
         if name == "contiguous":
             own = assign.contiguous(q_len, ranks)
         elif name == "zigzag":
             own = assign.zigzag(q_len, ranks)
         elif name == "two_ended":
-            own = assign.two_ended(edges, work, bounds, ranks)
+            own = assign.two_ended(chunks, ranks)
         elif ranks > setting.node or rows is not None:
-            own = assign.nodes_first(edges, work, bounds, ranks, setting.node)
+            own = nodes.nodes_first(chunks, ranks, setting.node)
         else:  # one node
             continue
         yield name, own, _keys(keys, own, k_len)
@@ -194,17 +192,17 @@ def _fastest(
     candidates: Sequence[Given],
     masks: tuple[Mask, ...],
     weights: tuple[float, ...],
-    found: tuple[Whole, Real],
+    found: tuple[Whole, assign.Chunks],
     setting: Setting,
 ) -> Given:
     """The candidate whose slowest rank is predicted to be done first; the earlier one of equals."""
-    bounds, before = found
+    bounds, chunks = found
     q_len, k_len = masks[0].shape
     chunk = _chunk(k_len, setting.ranks)
     key_edges = seen.chunk_edges(bounds if q_len == k_len else np.array([0, k_len]), chunk)
-    edges = seen.chunk_edges(bounds, _chunk(q_len, setting.ranks))
     parts = [(seen.rectangles(mask, key_edges), weight) for mask, weight in zip(masks, weights, strict=True)]
-    mean = (edges, before[edges] / sum(weights))
+    before = np.append(0.0, np.cumsum(chunks.work)) / sum(weights)
+    mean = (np.append(chunks.first, q_len), before)
     times = [_seconds(rows, keys, parts, mean, setting) for _, rows, keys in candidates]
     return candidates[int(np.argmin(times))]
 

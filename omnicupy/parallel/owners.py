@@ -42,7 +42,8 @@ class Owners:
     @cached_property
     def counts(self) -> Whole:
         """Tokens of each rank, (ranks,)."""
-        return np.bincount(self.owner, np.diff(self.edges), self.ranks).astype(np.int64)
+        found: Whole = np.bincount(self.owner, np.diff(self.edges), self.ranks).astype(np.int64)
+        return found
 
     def of(self, rank: int) -> Whole:
         """The tokens of a rank, ascending."""
@@ -56,7 +57,7 @@ class Owners:
 
     def at(self, tokens: Whole) -> Whole:
         """The owner of each of these tokens."""
-        return self.owner[np.searchsorted(self.edges, tokens, "right") - 1]
+        return np.take(self.owner, np.searchsorted(self.edges, tokens, "right") - 1)
 
     def before(self, rank: int) -> NDArray[np.int32]:
         """How many tokens of the rank lie before each place, (tokens + 1,)."""
@@ -76,7 +77,8 @@ def spread(first: Whole, stop: Whole) -> Whole:
     lengths = stop - first
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
-    return np.arange(total) + np.repeat(first - (ends - lengths), lengths)
+    found: Whole = np.arange(total) + np.repeat(first - (ends - lengths), lengths)
+    return found
 
 
 def offsets_within(group: Whole, lengths: Whole) -> Whole:

@@ -47,7 +47,13 @@ class Plan:
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {name: value for name, value in self.__dict__.items() if name in self.__dataclass_fields__}
-        return {**kept, "_found": {}}
+        bare = {
+            name: Owners(one.edges, one.owner, one.ranks)
+            for name, one in (("rows", self.rows), ("keys", self.keys))
+        }
+        if self.keys is self.rows:
+            bare["keys"] = bare["rows"]
+        return {**kept, **bare, "_found": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -127,7 +133,7 @@ class Plan:
         return arrays.filled(arrays.take(x, np.where(inside, place, 0), axis), ~inside, fill, axis)
 
     def local(self, rank: int, mask: int | Sequence[int] = 0) -> Mask | None:
-        """The rank's rows against its own keys, then those that it is sent: an ordinary Mask, the same object each time.
+        """The rank's rows against its own keys, then those that it is sent: an ordinary Mask, one object for all calls.
 
         mask: which of the plan's masks; with a list, of a batch whose elements have these masks, the first of them
         (`locals` gives all). None for a rank that has no row, or no key to look at.
@@ -144,7 +150,9 @@ class Plan:
             keys = np.concatenate([self.keys.of(rank), trip.foreign])
             empty = not len(keys) or not self.rows.counts[rank]
             made = (
-                {} if empty else {one: local_mask(self.masks[one], self.rows, rank, keys) for one in set(which)}
+                {}
+                if empty
+                else {one: local_mask(self.masks[one], self.rows, rank, keys) for one in set(which)}
             )
             self._found[key] = () if empty else tuple(made[one] for one in which)
         found: tuple[Mask, ...] = self._found[key]
@@ -181,7 +189,7 @@ class Plan:
 
         Raises what `Mask.plot` raises.
         """
-        picture.plot(self, path)
+        picture.plot(self.masks, self.rows, self.keys, self.name, self.stats(), path)
 
     def __repr__(self) -> str:
         q_len, k_len = self.shape
@@ -208,11 +216,20 @@ class Plan:
 
 
 def _content_of(mask: Mask) -> bytes:
-    """What two masks share only if they allow the same pairs, whatever form they have."""
+    """What two masks in one form share only if they allow the same pairs."""
     found = hashlib.sha256(repr(mask.shape).encode())
     if mask.intervals is not None:
-        for side in mask.intervals:
-            found.update(repr(side.shape).encode() + np.ascontiguousarray(side, "<i4").tobytes())
+        parts = [np.ascontiguousarray(side, "<i4") for side in mask.intervals]
+    elif mask.bits is not None:
+        parts = [mask.bits]
     else:
-        found.update(mask.key_counts().astype("<i8").tobytes())
+        assert mask.tiles is not None
+        content = mask.tiles.content()
+        parts = [
+            np.ascontiguousarray(part) for part in (*content["bounds"], content["offsets"], content["keys"])
+        ]
+        if content["inner"] is not None:
+            found.update(_content_of(content["inner"]))
+    for part in parts:
+        found.update(repr((part.shape, part.dtype.str)).encode() + part.tobytes())
     return found.digest()

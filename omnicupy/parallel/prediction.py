@@ -86,4 +86,5 @@ def near_and_far(sent: NDArray[np.float64] | Whole, node: int) -> tuple[Real, Re
 def pairs_of(work_before: tuple[Whole, Real], rows: Owners) -> Real:
     """Allowed pairs of each rank's rows. work_before: places, and the pairs of the rows before each."""
     at = np.interp(rows.edges, *work_before)
-    return np.bincount(rows.owner, np.diff(at), rows.ranks)
+    found: Real = np.bincount(rows.owner, np.diff(at), rows.ranks).astype(np.float64)
+    return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -50,47 +51,47 @@ def strips(q_len: int) -> Whole:
     return np.append(np.arange(0, q_len, width), q_len)
 
 
-def row_work(mask: Mask) -> Real:
+def row_work(mask: Mask) -> NDArray[Any]:
     """Keys that each row sees, (q_len,); for masks without interval form the mean of its strip."""
     q_len = mask.shape[0]
     if mask.intervals is None:
         edges = strips(q_len)
-        pairs = [int(mask.key_counts_of(int(a), int(b)).sum()) for a, b in zip(edges, edges[1:], strict=False)]
+        pairs = [int(mask.key_counts_of(a, b).sum()) for a, b in pairwise(edges.tolist())]
         return np.repeat(np.array(pairs) / np.diff(edges), np.diff(edges))
     change = np.zeros(q_len + 1, np.int64)
     for start, stop in zip(*mask.intervals, strict=True):
         change += np.bincount(start, minlength=q_len + 1)
         change -= np.bincount(stop, minlength=q_len + 1)
-    return np.cumsum(change[:q_len]).astype(np.float64)
+    return np.cumsum(change[:q_len], out=change[:q_len])
 
 
 def documents(masks: Sequence[Mask]) -> Whole:
     """Bounds of the documents of square masks: the places that no pair of any of them crosses."""
     size = masks[0].shape[0]
-    last, first = np.zeros(size, np.int64), np.full(size, size, np.int64)
-    for mask in masks:
-        found = _extent(mask)
-        np.maximum(last, found[1], out=last)
-        np.minimum(first, found[0], out=first)
-    np.maximum.accumulate(last, out=last)
+    first, last = _extent(masks[0])
+    for mask in masks[1:]:
+        also = _extent(mask)
+        first, last = np.minimum(first, also[0]), np.maximum(last, also[1])
+    last = np.maximum.accumulate(last)
     first = np.minimum.accumulate(first[::-1])[::-1]
-    inner = np.arange(1, size)
-    free = inner[(last[:-1] <= inner) & (first[1:] >= inner)]
+    inner = np.arange(1, size, dtype=np.int32)
+    free = np.flatnonzero((last[:-1] <= inner) & (first[1:] >= inner)) + 1
     return np.concatenate([[0], free, [size]]).astype(np.int64)
 
 
 def _extent(mask: Mask) -> tuple[Any, Any]:
-    """For each key the first row that sees it and the one after the last, (q_len, 0) where none does."""
+    """For each key the first row that sees it and the one after the last, (q_len, 0) where none does; int32."""
     q_len = mask.shape[0]
     if mask.intervals is not None:
         start, stop = mask.intervals  # canonical: ascending, unused slots (0, 0) and last
-        return np.where(stop[0] > 0, start[0], q_len), stop.max(axis=0)
-    first, stop = np.full(mask.shape[1], q_len, np.int64), np.zeros(mask.shape[1], np.int64)
+        last = stop[0] if len(stop) == 1 else stop.max(axis=0)
+        return np.where(stop[0] > 0, start[0], np.int32(q_len)), last
+    first, stop = np.full(mask.shape[1], q_len, np.int32), np.zeros(mask.shape[1], np.int32)
     edges = strips(q_len)
-    for a, b in zip(edges, edges[1:], strict=False):
-        seen = mask.key_counts_of(int(a), int(b)) > 0
+    for a, b in pairwise(edges.tolist()):
+        seen = mask.key_counts_of(a, b) > 0
         stop[seen] = b
-        np.minimum(first, np.where(seen, a, q_len), out=first)
+        np.minimum(first, np.where(seen, np.int32(a), np.int32(q_len)), out=first)
     return first, stop
 
 
@@ -99,9 +100,9 @@ def rectangles(mask: Mask, key_edges: Whole) -> Rectangles:
     if mask.intervals is not None:
         return _of_intervals(mask.intervals, mask.shape[0], key_edges)
     edges, found = strips(mask.shape[0]), []
-    for a, b in zip(edges, edges[1:], strict=False):
-        counts = np.add.reduceat(mask.key_counts_of(int(a), int(b)), key_edges[:-1])
-        found.append((np.flatnonzero(counts), int(a), int(b)))
+    for a, b in pairwise(edges.tolist()):
+        counts = np.add.reduceat(mask.key_counts_of(a, b), key_edges[:-1])
+        found.append((np.flatnonzero(counts), a, b))
     run = np.concatenate([one for one, _, _ in found])
     widths = [len(one) for one, _, _ in found]
     bounds = [np.repeat([one[side] for one in found], widths) for side in (1, 2)]

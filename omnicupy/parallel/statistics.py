@@ -12,7 +12,7 @@ from omnicupy.masks.mask import Mask
 from omnicupy.parallel.exchange import Needs
 from omnicupy.parallel.owners import Owners
 from omnicupy.parallel.prediction import Setting, near_and_far
-from omnicupy.parallel.seen import row_work
+from omnicupy.parallel.seen import Real, row_work
 
 MOST_SHOWN = 16  # ranks in print(stats)
 
@@ -47,7 +47,9 @@ class PlanStats:
         return self.alone_s / (len(self.tokens) * self.slowest_s)
 
     def __str__(self) -> str:
-        lines = [f"{'rank':>6}{'tokens':>10}{'pairs':>16}{'received MB':>13}{'sent MB':>10}{'predicted us':>14}"]
+        lines = [
+            f"{'rank':>6}{'tokens':>10}{'pairs':>16}{'received MB':>13}{'sent MB':>10}{'predicted us':>14}"
+        ]
         shown = range(min(len(self.tokens), MOST_SHOWN))
         for rank in shown:
             lines.append(
@@ -73,15 +75,15 @@ def stats_of(
     alone = slowest = 0.0
     for mask, weight, need in zip(masks, weights, needs, strict=True):
         before = np.append(0.0, np.cumsum(row_work(mask)))
-        own = np.bincount(rows.owner, np.diff(before[rows.edges]), ranks)
-        sent = need.traffic(ranks)
-        near, far = near_and_far(sent, setting.node)
-        moved += weight * np.stack([near[1] + far[1], near[0] + far[0], far[1]])
-        took = setting.rank_s(own, sent)
+        own: Real = np.bincount(rows.owner, np.diff(before[rows.edges]), ranks).astype(np.float64)
+        traffic = need.traffic(ranks)
+        near, far_keys = near_and_far(traffic, setting.node)
+        moved += weight * np.stack([near[1] + far_keys[1], near[0] + far_keys[0], far_keys[1]])
+        took = setting.rank_s(own, traffic)
         pairs += weight * own
         rank_s += weight * took
         alone += weight * setting.alone_s(float(before[-1]))
         slowest += weight * float(took.max())
     moved *= setting.heads.key_bytes
-    whole = [np.rint(one).astype(np.int64) for one in (pairs, *moved)]
-    return PlanStats(rows.counts, *whole, rank_s, alone, slowest)
+    whole, received, sent, far = (np.rint(one).astype(np.int64) for one in (pairs, *moved))
+    return PlanStats(rows.counts, whole, received, sent, far, rank_s, alone, slowest)
