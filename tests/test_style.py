@@ -132,6 +132,10 @@ def _part(module: str) -> str:
     return ".".join(parts[:2]) if parts[0] == "tools" and len(parts) > 1 else parts[0]
 
 
+TORCH = {one for one in MODULES if _part(one) in ("torch", "transformers")}  # which need it
+TORCH |= {"parallel.distributed", "parallel.ranks"}
+
+
 def _loaded(imported: str) -> str:
     """The module that an import such as "omnicupy.masks.mask.Mask" loads: "masks.mask"."""
     parts = imported.split(".")[1:]
@@ -220,18 +224,14 @@ def test_optional_libraries_are_imported_where_they_may_be(name: str) -> None:
             assert in_function, f"{where} outside of a function"
             assert module == "masks.picture" or _part(module) == "tools.report", where
         elif library in ("torch", "transformers") and not in_function:
-            assert _part(module) in ("torch", "transformers"), where
+            assert module in TORCH, where
         elif library == "cupy" and not in_function:
             assert _part(module) == "gpu" or module == "tools.bench.first_call", where
 
 
 def test_everything_but_gpu_imports_without_cupy() -> None:
-    names = [module for module in MODULES if _part(module) not in ("gpu", "torch", "transformers")]
-    names += [
-        module
-        for module in MODULES
-        if _part(module) in ("torch", "transformers") and find_spec(_part(module))
-    ]
+    names = [one for one in MODULES if _part(one) != "gpu" and (one not in TORCH or find_spec("torch"))]
+    names = [one for one in names if _part(one) != "transformers" or find_spec("transformers")]
     names = [module for module in names if module not in ("tools.bench.first_call", "__init__")]
     code = f"""
 import importlib, sys

@@ -67,7 +67,7 @@ def attention_backward_of_ranks(
     """`omnicupy.attention_backward` of several ranks in one process; lists as in `attention_of_ranks`.
 
     Returns lists of dq, dk and dv, None for what is not in `wanted`. Each rank's part of dk and dv has the dtype of k
-    and v; the owner of a key adds the parts in the order of the ranks, in float32 (float64 for float64 arrays).
+    and v; the owner of a key adds them in float32 (float64 for float64 arrays): its own, then the others by rank.
     """
     _checked(plan, (q, k, v), mask)
     dq: list[Array] = []
@@ -121,19 +121,18 @@ def _gathered(plan: Plan, rank: int, shards: Arrays, mask: int | Sequence[int]) 
 def _summed(
     plan: Plan, rank: int, parts: list[Array | None], like: Arrays, mask: int | Sequence[int]
 ) -> Array:
-    """The gradient of a rank's keys: every rank's part of it, added in the order of ranks."""
+    """The gradient of a rank's keys: its own part, then those of the other ranks in their order."""
     own = like[rank]
     total = np.zeros(own.shape, np.float64 if own.dtype == np.float64 else np.float32)
+    mine = parts[rank]
+    if mine is not None:
+        total += widen(mine[:, :, : own.shape[2]], total.dtype)
     for target, part in enumerate(parts):
-        if part is None:
-            continue
-        trip = plan.exchange(target, mask)
-        if target == rank:
-            total += widen(part[:, :, : trip.own], total.dtype)
-            continue
-        before = trip.own + sum(trip.received[:rank])
-        slot = part[:, :, before : before + trip.received[rank]]
-        total[:, :, plan.exchange(rank, mask).send[target]] += widen(slot, total.dtype)
+        if target != rank and part is not None:
+            trip = plan.exchange(target, mask)
+            before = trip.own + sum(trip.received[:rank])
+            slot = part[:, :, before : before + trip.received[rank]]
+            total[:, :, plan.exchange(rank, mask).send[target]] += widen(slot, total.dtype)
     return total if total.dtype == own.dtype else narrow(total, own.dtype)
 
 

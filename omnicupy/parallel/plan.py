@@ -167,6 +167,16 @@ class Plan:
         found: Exchange = self._found[key]
         return found
 
+    def travels(self, mask: int | Sequence[int] = 0) -> bool:
+        """Whether any rank needs a key of another one; where none does, no rank has to wait for an exchange."""
+        which = tuple(sorted(set(self._which(mask))))
+        key = ("travels", which)
+        if key not in self._found:
+            needs = self.needs(which)
+            lone = needs.need.sum(axis=1) - needs.need[np.arange(len(needs.owner)), needs.owner]
+            self._found[key] = bool(lone.any())
+        return bool(self._found[key])
+
     def needs(self, which: tuple[int, ...]) -> Needs:
         """Which runs of keys the rows of each rank see under any of these masks."""
         key = ("needs", which)
