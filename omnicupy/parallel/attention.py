@@ -47,10 +47,12 @@ def attention(
     Keys and values that rows of other ranks see travel in one exchange, then one launch computes this rank's rows on
     its own keys and those received; nothing overlaps yet. Returns this rank's `out`, or (out, lse). Gradients reach q,
     k and v: those of keys that travelled go back to their owner, each rank's part in the dtype of k and v, and are
-    added in float32, its own, then the others by rank: the same call gives the same bits. Every rank makes the same calls in the same order, with gradients of the
-    same tensors wanted, also a rank whose plan gives it no rows: its `out` has none, and must reach its loss.
-    Keys received live until the backward pass; activation checkpointing frees them and has them travel again. Inside
-    torch.compile the call is a break of the graph. At the first call with a plan ranks compare its digest.
+    added in float32, its own, then the others by rank: the same call gives the same bits.
+
+    Every rank makes the same calls in the same order, with gradients of the same tensors wanted, also a rank whose plan
+    gives it no rows: its `out` has none, and must reach its loss. Keys received live until the backward pass;
+    activation checkpointing frees them and has them travel again. Inside torch.compile the call is a break of the
+    graph. At the first call with a plan ranks compare its digest.
 
     Raises ValueError where plan, group and shards do not belong together or ranks have different plans; RuntimeError
     that names the ranks which did not take part in time; UnsupportedError for CuPy arrays, and for what
