@@ -22,6 +22,11 @@ EXAMPLES: dict[str, tuple[list[str], str | None, str]] = {
         "jax",
         r"bfloat16 \(1, 8, 60, 64\)\n.*the same bits: True\n.*at most \de-0[5-9] from the gradients",
     ),
+    "context_parallel.py": (
+        ["--steps", "6", "--tokens", "256"],
+        "torch",
+        r"alone: loss (\d\.\d{4})\d+; 2 ranks together: \1.*step 5: .*the loss fell by [4-9]\d%",
+    ),
     "train_vlm.py": (["--steps", "8"], "torch", r"step 7: .*the loss fell by [5-9]\d%"),
     "torch_compile.py": (
         ["--tokens", "128", "--steps", "5"],

@@ -37,7 +37,7 @@ def plot(
     )
     left.set_xlabel("key (token)")
     left.set_ylabel("query row (token)")
-    left.set_title("allowed pairs, coloured by the rank that computes them; pale: the key is another rank's")
+    left.set_title("allowed pairs by the rank that computes them; pale: another rank has the key")
     _bars(right, title, stats)
     figure.savefig(target)
 
