@@ -26,8 +26,8 @@ __device__ __forceinline__ void convert(ConvertParams const& args) {
     dq.x[0][4 * i + 2] = four.z;
     dq.x[0][4 * i + 3] = four.w;
   }
-  unsigned char* const g_head = static_cast<unsigned char*>(b.dq) + 2 * (head / p.q_heads * b.dq_strides.batch +
-                                                                         head % p.q_heads * b.dq_strides.head);
+  unsigned char* const g_head = static_cast<unsigned char*>(b.dq) +
+                                2 * (head / p.q_heads * b.dq_strides.batch + head % p.q_heads * b.dq_strides.head);
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     int const q = 64 * tile + threadIdx.x / 32 * 16 + dq.row(0, h);

@@ -15,8 +15,8 @@ struct BackwardParams {
   void const* dout;   // as q; any strides, dout_column along the columns
   float const* dlse;  // (batch, q_heads, q_len), contiguous; null where lse has no gradient
 
-  // Left by the kernel that prepares, (batch, q_heads, q_padded): lse * log2(e), or +inf for rows that see no key and for
-  // rows past q_len, whose weights come out as 0; and rowsum(dO * O) - dlse, or 0 for these.
+  // Left by the kernel that prepares, (batch, q_heads, q_padded): lse * log2(e), or +inf for rows that see no key and
+  // for rows past q_len, whose weights come out as 0; and rowsum(dO * O) - dlse, or 0 for these.
   float* lse2;
   float* delta;
 

@@ -71,8 +71,8 @@ struct EntryWalk {
   }
 };
 
-// Walks the tiles of a block row, whatever its parts, for the plain kernels: written anew, so that they show errors of the
-// walk above.
+// Walks the tiles of a block row, whatever its parts, for the plain kernels: written anew, so that they show errors of
+// the walk above.
 template <int kStep>
 struct RowWalk {
   int index, end;

@@ -233,7 +233,7 @@ def _launched(plan: BackwardPlan, given: tuple[Any, ...], options: dict[str, Any
         *(0 if array is None else array.data.ptr for array in made),
     )
     # A capture has memory of its own; else it goes back to CuPy's pool for what this stream is given next.
-    scratch = None if is_capturing(stream) else cupy.ndarray(plan.scratch_bytes, np.uint8)
+    scratch = None if is_capturing(stream) else cupy.ndarray((plan.scratch_bytes,), np.uint8)
     plan.launch(at, stream, 0 if scratch is None else scratch.data.ptr)
     return made  # type: ignore[return-value]
 

@@ -25,6 +25,7 @@ def of_handle(handle: int) -> Any:
     found = _by_handle.get(handle)
     if found is None:
         raise ValueError(
-            f"mask: no mask with handle {handle} is left; keep a mask while code that was compiled with it runs"
+            f"mask: no mask with handle {handle} is left; keep a mask while code that was compiled with it runs, its "
+            "backward pass included"
         )
     return found

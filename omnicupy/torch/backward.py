@@ -11,6 +11,8 @@ from omnicupy import api
 from omnicupy.torch import eager, tensors
 
 _NAMES = ("q", "k", "v")
+_READ = ("dout", "q", "k", "v", "out", "lse", "dlse")
+_ALIGN = 16  # bytes: rows that kernels read in one go
 _gpu: Any = None  # what gradients need of omnicupy.gpu and CuPy, imported at the first CUDA tensor
 
 
@@ -106,12 +108,40 @@ def _prepared(inputs: tuple[Any, Any, Any], mask: Any, scale: Any, stream: Any) 
 def _launched(
     named: dict[str, Any], made: tuple[Any, ...], mask: Any, options: dict[str, Any], stream: Any
 ) -> None:
-    arrays = {name: None if one is None else _view(name, one) for name, one in named.items()}
-    into = tuple(
-        None if one is None else _view(f"d{name}", one) for name, one in zip(_NAMES, made, strict=True)
+    dout, q, k, v, out, lse, dlse = (named[name] for name in _READ)
+    if dlse is not None:
+        dlse = dlse.contiguous()
+    index = q.get_device()
+    read = [0 if one is None else one.data_ptr() for one in (q, k, v, out, lse, dout, dlse)]
+    # A plan is determined by these and by the mask; `made` are contiguous, as is what the forward pass left as lse.
+    key = (
+        ("torch", index, options["wanted"], options["deterministic"], options["scale"], options["config"]),
+        (q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(), out.shape, out.stride(), lse.shape),
+        (
+            dout.shape,
+            dout.stride(),
+            read[5] % _ALIGN == 0,
+            lse.stride(),
+            None if dlse is None else dlse.shape,
+        ),
+        (q.dtype, k.dtype, v.dtype, out.dtype, dout.dtype, lse.dtype, None if dlse is None else dlse.dtype),
+        (_gpu.epoch(), isinstance(mask, (list, tuple))),
     )
-    with stream:
-        _gpu.attention_backward(**arrays, mask=mask, out_grads=into, **options)
+    plan = None
+    if not (read[0] | read[1] | read[2] | read[3]) % _ALIGN and 0 not in read[:6] and lse.is_contiguous():
+        plan = _gpu.find_plan(key, mask)
+    if plan is None:
+        arrays = {name: None if one is None else _view(name, one) for name, one in named.items()}
+        given = tuple(arrays[name] for name in _READ[:-1])
+        with stream:
+            if not lse.is_contiguous():
+                into = tuple(None if one is None else _view("gradient", one) for one in made)
+                _gpu.attention_backward(**arrays, mask=mask, out_grads=into, **options)
+                return
+            plan = _gpu.make_plan(key, given, mask, {**options, "dlse": arrays["dlse"]})
+    scratch = torch.empty(plan.scratch_bytes, dtype=torch.uint8, device=q.device)
+    written = (0 if one is None else one.data_ptr() for one in made)
+    plan.launch(_gpu.Addresses(*read, *written), stream, scratch.data_ptr())
 
 
 def _view(name: str, tensor: Any) -> Any:
@@ -132,11 +162,16 @@ def _load_gpu() -> Any:
     global _gpu
     import cupy
 
-    from omnicupy.gpu import backward, streams  # type: ignore[attr-defined,unused-ignore]
+    from omnicupy.gpu import backward, backward_plan, streams
+    from omnicupy.jit import cache
 
     _gpu = SimpleNamespace(
         attention_backward=backward.attention_backward,
         prepare_backward=backward.prepare_backward,
+        find_plan=backward.find_plan,
+        make_plan=backward.make_plan,
+        Addresses=backward_plan.Addresses,
+        epoch=lambda: cache.epoch,
         external_stream=streams.external_stream,
         on_device=streams.on_device,
         cupy=cupy,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -167,6 +168,7 @@ def _backward(*arguments: Any) -> Any:
     *given, handles, scale, wanted, deterministic = arguments
     names = ("dout", "dlse", "q", "k", "v", "out", "lse")
     tensors.check_tangents(**dict(zip(names, given, strict=True)))
+    refuse_graph_of_gradients()
     dout, dlse, *saved = given
     found = backward.gradients((dout, dlse), tuple(saved), masks_of(handles), scale, wanted, deterministic)
     return tuple(one.new_empty(0) if made is None else made for one, made in zip(saved, found, strict=False))
@@ -217,6 +219,18 @@ def refuse_second(ctx: Any, *grads: Any) -> Any:
         "attention has no second derivative: a gradient of its gradient is asked for (create_graph=True, or two "
         "transforms of torch.func); take torch.nn.functional.scaled_dot_product_attention there"
     )
+
+
+def refuse_graph_of_gradients() -> None:
+    """Raises UnsupportedError in a backward pass of torch.compile's with create_graph=True. Its node does not lead from
+    the gradients to what was saved on the way, so a second derivative would leave attention out without a word, and
+    nothing but the stack tells: gradients are off inside of that node.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == "_double_backward":
+            refuse_second(None)
+        frame = frame.f_back
 
 
 _REST = "SymInt[] masks, float? scale, bool return_lse"

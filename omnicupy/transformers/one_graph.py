@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
-from omnicupy.torch.operator import is_exporting
+from omnicupy.torch.state import is_exporting
 from omnicupy.transformers import options
 from omnicupy.transformers.masking import make_mask
 

@@ -15,6 +15,7 @@ from omnicupy.torch.operator import (
     handles_of,
     may_need_gradients,
     new_out,
+    refuse_graph_of_gradients,
     refuse_second,
     save,
 )
@@ -72,6 +73,7 @@ def _backward(*arguments: Any) -> Any:
     dout, dlse, query, key, value, out, lse, *said, wanted = arguments
     names = ("dout", "dlse", "query", "key", "value", "out", "lse")
     tensors.check_tangents(**dict(zip(names, arguments, strict=False)))
+    refuse_graph_of_gradients()
     masks = held.held(lse)
     # Elsewhere they are read again: autograd raises where a tensor has changed since.
     masks = _masks(query, key, said)[0] if masks is None else one_or_all(masks)

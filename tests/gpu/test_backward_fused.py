@@ -40,8 +40,8 @@ def test_one_kernel_makes_all_and_one_converts(device: Any) -> None:
     assert [launched["spec"] for launched in device.launches] == [
         SPEC.part(part) for part in ("prepare", "fused", "convert")
     ]
-    space = memory_of(0, device.streams[0]).workspace(Need(1, 0))
-    sums = space.partials + 2 * 4 * ROWS  # behind lse2 and delta
+    (scratch,) = device.scratch
+    sums = scratch.data.ptr + 2 * 4 * ROWS  # behind lse2 and delta
     for launched in (fused, convert):
         assert launched["params"]["dq_sums"] == sums
         assert [launched["params"][name] for name in ("dq", "dk", "dv")] == [x.data.ptr for x in (dq, dk, dv)]
@@ -49,7 +49,7 @@ def test_one_kernel_makes_all_and_one_converts(device: Any) -> None:
     assert convert["grid"] == (2 * 4 * 5, 1, 1)
     assert fused["params"]["counter"] == memory_of(0, device.streams[0]).counters
     assert map_of(fused, "dout_map")["pointer"] == call.dout.data.ptr
-    assert sums + 4 * ROWS * 64 <= space.partials + space.need.partial_bytes
+    assert sums + 4 * ROWS * 64 <= scratch.data.ptr + scratch.nbytes
     assert len(device.uploads) == 1  # lists by block rows are not needed
 
 
@@ -125,8 +125,9 @@ def test_split_blocks_of_keys_get_memory_and_counters(device: Any, deterministic
     start = int(p["partials"])
     assert start % 16 == 0
     rows = 2 * padded_rows(6000)
-    assert start == space.partials + 2 * 4 * rows + (0 if deterministic else 4 * rows * 64)
-    assert start + slots * 2 * 4 * kernel.bc * 64 <= space.partials + space.need.partial_bytes
+    (scratch,) = device.scratch
+    assert start == scratch.data.ptr + 2 * 4 * rows + (0 if deterministic else 4 * rows * 64)
+    assert start + slots * 2 * 4 * kernel.bc * 64 <= scratch.data.ptr + scratch.nbytes
     assert p["splits"] != 0
     assert p["work_items"] > -(-200 // kernel.bc)
     if deterministic:

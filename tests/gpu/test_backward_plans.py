@@ -111,15 +111,15 @@ def test_the_device_of_the_arrays_runs_it(device: fake_device.Device) -> None:
     assert made[0].data.device_id == 1
 
 
-def test_each_stream_has_its_own_work_memory(device: fake_device.Device) -> None:
+def test_each_stream_has_counters_of_its_own(device: fake_device.Device) -> None:
     mask = oc.causal(300)
     for handle in (16, 32, 16):
         device.streams[0] = fake_device.Stream(handle)
         _run(Call(), mask)
-    lse2 = [int(launched["params"]["lse2"]) for launched in device.launches]
-    counters = [int(one["params"]["counter"]) for one in device.launches if one["spec"].part != "prepare"]
-    assert lse2[0] == lse2[6] != lse2[3]
-    assert counters[0] == counters[4] != counters[2]
+    for part in ("dkdv", "dq"):
+        found = [one["params"] for one in device.launches if one["spec"].part == part]
+        for name in ("counter", "arrivals"):
+            assert found[0][name] == found[2][name] != found[1][name]
 
 
 def test_other_cubins_make_other_plans(device: fake_device.Device, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,8 @@ MAPS = ("q_map", "dout_map", "k_map", "v_map")
 def install(monkeypatch: pytest.MonkeyPatch) -> fake_device.Device:
     """fake_device.install, and the same in the place of what the backward pass uses.
 
-    copied: what was made compact.  zeroed: address, bytes, stream and launches before each.
+    copied: what was made compact.  zeroed: address, bytes, stream and launches before each.  scratch: the memory
+    that launches outside of captures brought, the last one last.
     """
     fake = fake_device.install(monkeypatch)
     fake.copied = []  # type: ignore[attr-defined]
@@ -28,7 +29,17 @@ def install(monkeypatch: pytest.MonkeyPatch) -> fake_device.Device:
         fake.copied.append((array, made))  # type: ignore[attr-defined]
         return made
 
+    def made(shape: Any, dtype: Any) -> ndarray:
+        array = ndarray(shape, dtype, fake.current)
+        for _ in range(array.nbytes >> 20):
+            next(fake_device.addresses)
+        if array.dtype == np.uint8:
+            fake.scratch.append(array)  # type: ignore[attr-defined]
+        return array
+
+    fake.scratch = []  # type: ignore[attr-defined]
     cupy = gpu_attention.cupy
+    cupy.ndarray = made
     cupy.ascontiguousarray = ascontiguousarray
     monkeypatch.setattr(backward, "cupy", cupy)
     monkeypatch.setattr(backward, "_unmasked", {})

@@ -9,6 +9,8 @@ import numpy as np
 import omnicupy as oc
 from omnicupy.choose import backward_table
 from omnicupy.gpu import stream_memory, workspace
+from omnicupy.gpu.backward_plan import BackwardPlan
+from omnicupy.gpu.mask_cache import existing_cache
 from omnicupy.gpu.workspace import Need
 from omnicupy.jit import archs
 from omnicupy.jit.backward_spec import BackwardSpec
@@ -79,15 +81,26 @@ def config_of(cupy: Any, kernel: str, head_dim: int) -> BackwardSpec | None:
     return None
 
 
-def work_memory(cupy: Any, stream: Any) -> tuple[Any, Any]:
-    """The work counters of a stream, and its workspace behind the counters of arrivals, as arrays."""
-    device = int(cupy.cuda.Device().id)
-    memory = stream_memory.memory_of(device, stream)
-    space = memory.workspace(Need(1, 0))
-
-    def view(address: int, size: int, dtype: Any) -> Any:
+def counters_of(cupy: Any, stream: Any) -> list[int]:
+    """The work counters and counters of arrivals of a stream, zero between launches."""
+    memory = stream_memory.memory_of(int(cupy.cuda.Device().id), stream)
+    space = memory.workspace(Need(0, 0))
+    found: list[int] = []
+    for address, size in (
+        (memory.counters, workspace.COUNTER_BYTES),
+        (space.arrivals, 4 * space.need.arrivals),
+    ):
         owner = cupy.cuda.UnownedMemory(address, size, None)
-        return cupy.ndarray((size // np.dtype(dtype).itemsize,), dtype, cupy.cuda.MemoryPointer(owner, 0))
+        view = cupy.ndarray((size // 4,), np.int32, cupy.cuda.MemoryPointer(owner, 0))
+        found += cupy.asnumpy(view).tolist()
+    return found
 
-    counters = view(memory.counters, workspace.COUNTER_BYTES, np.int32)
-    return counters, view(space.partials, space.need.partial_bytes, np.uint8)
+
+def poison_work_memory(cupy: Any, mask: Any) -> None:
+    """Leave ones in what CuPy's pool hands out next for a backward pass with this mask, on the current stream."""
+    kept = existing_cache(mask)
+    assert kept is not None
+    sizes = [plan.scratch_bytes for plan in kept.plans.values() if isinstance(plan, BackwardPlan)]
+    assert sizes
+    for size in sizes:
+        cupy.full(size, 255, np.uint8)

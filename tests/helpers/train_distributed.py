@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 import omnicupy.transformers
 
 WORLD, STEPS = 2, 2
-TIMEOUT = 90  # seconds that a process waits for another
+TIMEOUT = 60  # seconds that a process waits for another
 
 
 def rows(step: int) -> torch.Tensor:

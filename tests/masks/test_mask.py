@@ -294,5 +294,6 @@ def test_a_handle_names_one_object() -> None:
     with pytest.raises(ValueError) as raised:
         of_handle(handle)
     assert str(raised.value) == (
-        f"mask: no mask with handle {handle} is left; keep a mask while code that was compiled with it runs"
+        f"mask: no mask with handle {handle} is left; keep a mask while code that was compiled with it runs, its "
+        "backward pass included"
     )

@@ -16,30 +16,57 @@ from fake_tensor import cuda  # noqa: E402
 import omnicupy as oc  # noqa: E402
 import omnicupy.torch  # noqa: E402
 from omnicupy.gpu import streams  # noqa: E402
+from omnicupy.gpu.backward_plan import Addresses  # noqa: E402
 from omnicupy.torch import backward  # noqa: E402
 
 BF16 = torch.bfloat16
 
 
+class Plan:
+    """A plan that notes its launches."""
+
+    scratch_bytes = 512
+
+    def __init__(self, fake: Any) -> None:
+        self.fake = fake
+
+    def launch(self, at: Any, stream: Any, scratch: int) -> None:
+        self.fake.backwards.append(
+            {"at": at._asdict(), "stream": stream.ptr, "device": self.fake.current, "scratch": scratch}
+        )
+
+
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """fake_tensor's device; `backwards` holds what the GPU's backward pass was asked for."""
+    """fake_tensor's device. `backwards` holds what was launched, `planned` what was planned for, and
+    `prepared` what was to be prepared.
+    """
     import cupy
 
     fake = fake_tensor.install(monkeypatch)
-    fake.backwards = []
+    fake.backwards, fake.planned, fake.prepared, plans, empty = [], [], [], {}, torch.empty
 
-    def record(**given: Any) -> None:
-        fake.backwards.append(given | {"device": fake.current, "stream": fake.streams[fake.current].ptr})
+    def make_plan(key: Any, given: Any, mask: Any, options: Any) -> Plan:
+        names = ("dout", "q", "k", "v", "out", "lse")
+        fake.planned.append(dict(zip(names, given, strict=True)) | options | {"mask": mask})
+        return plans.setdefault((key, mask), Plan(fake))
+
+    def on_fake(shape: Any, *, dtype: Any, device: Any = None) -> Any:
+        made = empty(shape, dtype=dtype)
+        return made if device is None or device.type == "cpu" else cuda(made, device.index)
 
     gpu = SimpleNamespace(
-        attention_backward=record,
-        prepare_backward=lambda *arrays, **given: fake.backwards.append(given | {"arrays": arrays}),
+        prepare_backward=lambda *arrays, **given: fake.prepared.append(given | {"arrays": arrays}),
+        find_plan=lambda key, mask: plans.get((key, mask)),
+        make_plan=make_plan,
+        Addresses=Addresses,
+        epoch=lambda: 0,
         external_stream=streams.external_stream,
         on_device=streams.on_device,
         cupy=cupy,
     )
     monkeypatch.setattr(backward, "_gpu", gpu)
+    monkeypatch.setattr(torch, "empty", on_fake)
     return fake
 
 
@@ -63,30 +90,57 @@ def _gradients(
     )
 
 
+def _addresses(given: dict[str, Any], made: Any = (), dlse: Any = None) -> dict[str, int]:
+    named = given | {"dlse": dlse} | dict(zip(("dq", "dk", "dv"), made, strict=False))
+    return {name: 0 if x is None else x.data_ptr() for name, x in named.items()}
+
+
 def test_the_gpu_gets_the_tensors_own_memory(device: Any) -> None:
-    given, mask = _tensors(), oc.causal(300)
-    dlse = cuda(torch.zeros(2, 4, 300))
+    given, mask, dlse = _tensors(), oc.causal(300), cuda(torch.zeros(2, 4, 300))
     made = _gradients(given, mask=mask, scale=0.5, deterministic=False, dlse=dlse)
-    (call,) = device.backwards
+    (plan,), (launch,) = device.planned, device.backwards
     for name, tensor in (given | {"dlse": dlse}).items():
-        array = call[name]
+        array = plan[name]
         assert (array.data.ptr, array.shape) == (tensor.data_ptr(), tuple(tensor.shape)), name
         assert array.strides == tuple(array.dtype.itemsize * stride for stride in tensor.stride()), name
         assert str(array.dtype) == str(tensor.dtype).removeprefix("torch."), name
-    assert (call["mask"], call["scale"], call["deterministic"], call["config"]) == (mask, 0.5, False, None)
-    assert call["wanted"] == ("q", "k", "v")
-    assert [array.data.ptr for array in call["out_grads"]] == [x.data_ptr() for x in made]
+    assert (plan["mask"], plan["scale"], plan["deterministic"], plan["config"]) == (mask, 0.5, False, None)
+    assert plan["wanted"] == ("q", "k", "v")
+    assert launch["at"] == _addresses(given, made, dlse)
+    assert launch["scratch"]
     assert [(tuple(x.shape), x.dtype) for x in made] == [(tuple(given[name].shape), BF16) for name in "qkv"]
-    assert len(device.empties) == 3
+
+
+def test_a_warm_call_plans_nothing_and_finds_nothing_else(device: Any) -> None:
+    mask = oc.causal(300)
+    for _ in range(3):
+        given = _tensors()
+        made = _gradients(given, mask=mask)
+        assert device.backwards[-1]["at"] == _addresses(given, made)
+    assert len(device.planned) == 1
+    others: list[dict[str, Any]] = [
+        {"mask": oc.full(300)},
+        {"mask": mask, "scale": 0.3},
+        {"mask": mask, "deterministic": False},
+        {"mask": mask, "wanted": (True, False, True)},
+        {"mask": mask, "dlse": cuda(torch.zeros(2, 4, 300))},
+        {"mask": None},
+    ]
+    for count, options in enumerate(others, 2):
+        _gradients(_tensors(), **options)
+        assert len(device.planned) == count, options
+    dense = _tensors()
+    dense["dout"] = cuda(torch.zeros(2, 4, 300, 64, dtype=BF16))
+    _gradients(dense, mask=mask)
+    assert len(device.planned) == len(others) + 2
 
 
 def test_only_what_is_wanted_is_allocated(device: Any) -> None:
     dq, dk, dv = _gradients(_tensors(), (False, True, False))
     assert dq is dv is None
-    (call,) = device.backwards
-    assert call["wanted"] == ("k",)
-    assert call["out_grads"][1].data.ptr == dk.data_ptr()
-    assert call["out_grads"][0] is call["out_grads"][2] is None
+    (plan,), (launch,) = device.planned, device.backwards
+    assert plan["wanted"] == ("k",)
+    assert [launch["at"][name] for name in ("dq", "dk", "dv")] == [0, dk.data_ptr(), 0]
     assert len(device.empties) == 1
 
 
@@ -99,25 +153,30 @@ def test_it_runs_on_the_stream_and_the_device_of_the_calling_thread(device: Any)
     assert device.current == 0
 
 
-def test_memory_that_is_none_is_named(device: Any) -> None:
-    given = _tensors()
-    given["dout"].address = 0
-    with pytest.raises(oc.UnsupportedError, match=r"^dout holds no memory of its own"):
-        _gradients(given)
+@pytest.mark.parametrize("warm", [False, True])
+def test_memory_that_is_none_is_named(device: Any, warm: bool) -> None:
+    if warm:
+        _gradients(_tensors())
+    launches = len(device.backwards)
+    for name in ("dout", "q", "k", "v", "out", "lse"):
+        given = _tensors()
+        given[name].address = 0
+        with pytest.raises(oc.UnsupportedError, match=rf"^{name} holds no memory of its own"):
+            _gradients(given)
     given = _tensors()
     given["out"] = _tensors(1)["out"]
     with pytest.raises(ValueError, match=r"^out must be on the device of q \(cuda:0\), got cuda:1"):
         _gradients(given)
-    assert device.backwards == []
+    assert len(device.backwards) == launches
 
 
 def test_prepare_prepares_the_gradients_as_well(device: Any) -> None:
     given, mask = _tensors(), oc.causal(300)
     inputs = [given[name] for name in "qkv"]
     oc.torch.prepare(*inputs, mask, scale=0.5)
-    assert device.backwards == []
+    assert device.prepared == []
     oc.torch.prepare(*inputs, mask, scale=0.5, gradients=True)
-    (call,) = device.backwards
+    (call,) = device.prepared
     *arrays, last = call["arrays"]
     assert [array.data.ptr for array in arrays] == [x.data_ptr() for x in inputs]
     assert (last, call["scale"], call["config"]) == (mask, 0.5, None)

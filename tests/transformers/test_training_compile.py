@@ -13,10 +13,13 @@ import omnicupy as oc
 torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
 transformers: Any = pytest.importorskip("transformers", reason="transformers is not installed")
 
-import omnicupy.transformers  # noqa: E402 - after what it needs
+import tiny_models as tiny  # noqa: E402 - after what it needs
+
+import omnicupy.transformers  # noqa: E402
 from omnicupy.torch import held  # noqa: E402
 from omnicupy.transformers import forward  # noqa: E402
 
+NAME = oc.transformers.register()
 BOUNDS = torch.tensor([0, 8, 20])
 
 
@@ -99,6 +102,19 @@ def test_the_masks_are_read_again_where_lse_was_moved() -> None:
         wanted = _gradients(Layer(), **options)
         with torch.autograd.graph.saved_tensors_hooks(lambda x: x.clone(), lambda x: x):
             _same(_gradients(layer, **options), wanted)
+
+
+def test_a_whole_model_in_one_graph_that_makes_its_masks() -> None:
+    inputs = tiny.text_rows("right", 20, 23)
+    given = {**inputs, "labels": inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)}
+    found = []
+    for run in (lambda model: model, lambda model: torch.compile(model, backend="aot_eager", fullgraph=True)):
+        model = tiny.model("mistral", NAME).train()
+        run(model)(**given, use_cache=False).loss.backward()
+        found.append([x.grad for x in model.parameters()])
+    for wanted, x in zip(*found, strict=True):
+        assert wanted.any()
+        torch.testing.assert_close(x, wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_a_mask_that_was_written_between_the_passes_raises() -> None:

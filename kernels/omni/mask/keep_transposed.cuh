@@ -1,5 +1,5 @@
-// Which weights of a register tile are kept where its rows are keys and its columns queries. A key's rows of the mask are
-// a word of the tile as they stand: no lanes are exchanged, as keep.cuh must.
+// Which weights of a register tile are kept where its rows are keys and its columns queries. A key's rows of the mask
+// are a word of the tile as they stand: no lanes are exchanged, as keep.cuh must.
 #pragma once
 
 #include "omni/mask/rule.cuh"
@@ -7,18 +7,18 @@
 
 namespace omni {
 
-// The queries of a tile that a warp's keys see. Bit b of [h][i] says whether query 32 * i + b sees the key of the thread's
-// row h. Shifted right by the thread's first column, so that bit 8 * (j % 4) + e of [h][j / 4] stands for the element
-// (j, h, e).
+// The queries of a tile that a warp's keys see. Bit b of [h][i] says whether query 32 * i + b sees the key of the
+// thread's row h. Shifted right by the thread's first column, so that bit 8 * (j % 4) + e of [h][j / 4] stands for the
+// element (j, h, e).
 template <int kBr, int kBc, int kSpans>
 struct KeepQueries {
   static_assert(kBr % 32 == 0, "whole words of queries");
   static constexpr int kWords = kBr / 32;
   u32 words[2][kWords];
 
-  // tile: queries from tile.first on. key0: token of the warp's first key; row0: where it stands in the block of kBc keys.
-  // s_spans: (kSpans, kBc) spans of the block in shared memory, of masks that have no more of them a key. One branch for
-  // all words, and their loads side by side: this is a chain of latencies.
+  // tile: queries from tile.first on. key0: token of the warp's first key; row0: where it stands in the block of kBc
+  // keys. s_spans: (kSpans, kBc) spans of the block in shared memory, of masks that have no more of them a key. One
+  // branch for all words, and their loads side by side: this is a chain of latencies.
   __device__ __forceinline__ void find(
       MaskView const& mask, Tile const& tile, int key0, int row0, int2 const* s_spans) {
     int const row = RegTile<1, kBr>::row(0, 0);
@@ -26,8 +26,7 @@ struct KeepQueries {
       int const first = key0 + row - mask.p.diagonal - tile.first;
       set([&](int h, int i) { return rows_from(first + 8 * h - 32 * i); });
     } else if (tile.payload >= 0) {
-      u32 const* const g_words =
-          mask.p.lists.bit_tiles + (static_cast<i64>(tile.payload) * kBc + row0 + row) * kWords;
+      u32 const* const g_words = mask.p.lists.bit_tiles + (static_cast<i64>(tile.payload) * kBc + row0 + row) * kWords;
       set([&](int h, int i) { return g_words[8 * h * kWords + i]; });
     } else if (mask.p.n_spans <= kSpans) {
       int2 const two[2] = {s_spans[row0 + row], s_spans[row0 + row + 8]};

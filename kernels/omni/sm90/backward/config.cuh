@@ -1,5 +1,5 @@
-// What the Hopper kernels of the backward pass are launched with, and their compile-time shapes: one producer warpgroup,
-// and consumers that own 64 keys (dK and dV) or 64 queries (dQ) each.
+// What the Hopper kernels of the backward pass are launched with, and their compile-time shapes: one producer
+// warpgroup, and consumers that own 64 keys (dK and dV) or 64 queries (dQ) each.
 #pragma once
 
 #include "omni/backward_params.cuh"
@@ -11,10 +11,10 @@ namespace omni {
 struct BackwardParamsSm90 {
   TensorMap q_map, dout_map, k_map, v_map;
   BackwardParams b;
-  int* counter;        // {next work item, thread blocks that handed out all, that ended}: zero at launch, left zero
-  float* dq_sums;      // (batch, q_heads, q_padded / kBr, kBr * kHeadDim): of the kernel that makes all gradients
-  float4* partials;    // (all heads of keys, n_slots, 2, warps): what parts of split key blocks leave; see key_merge.cuh
-  u32* arrivals;       // (all heads of keys, n_split_rows, 2, warps): zero at launch, left zero
+  int* counter;      // {next work item, thread blocks that handed out all, that ended}: zero at launch, left zero
+  float* dq_sums;    // (batch, q_heads, q_padded / kBr, kBr * kHeadDim): of the kernel that makes all gradients
+  float4* partials;  // (all heads of keys, n_slots, 2, warps): what parts of split key blocks leave; see key_merge.cuh
+  u32* arrivals;     // (all heads of keys, n_split_rows, 2, warps): zero at launch, left zero
   int4 const* splits;  // of each part: {block among the split ones or -1, its number, parts of the block, first slot}
   int work_items, n_slots, n_split_rows;
 };
@@ -35,7 +35,7 @@ struct BackwardConfig {
   static constexpr bool kBf16 = Bf16;
   static constexpr int kConsumers = Warps / 4 - 1;
   static constexpr int kThreads = 32 * Warps;
-  static constexpr bool kFused = Fused;  // one kernel for all gradients
+  static constexpr bool kFused = Fused;      // one kernel for all gradients
   static constexpr bool kScheduler = false;  // the producer takes the work items
 
   static constexpr int kHeadPanels = panels_of(HeadDim);

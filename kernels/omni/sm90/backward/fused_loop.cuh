@@ -1,7 +1,8 @@
-// All three gradients in one pass over the tiles: dK and dV as in key_loop.cuh, and dQ, whose product dS K the warpgroups
-// make in turn, a tile each, kLag tiles late, so that none waits for another at a barrier of all. dQ is added to sums in
-// float32, in the order of accumulators (attention_bwd_convert.cu turns them into the result): from registers, or where
-// shared memory has room from there, by a thread of the producer's warpgroup. Sums of several thread blocks have no order.
+// All three gradients in one pass over the tiles: dK and dV as in key_loop.cuh, and dQ, whose product dS K the
+// warpgroups make in turn, a tile each, kLag tiles late, so that none waits for another at a barrier of all. dQ is
+// added to sums in float32, in the order of accumulators (attention_bwd_convert.cu turns them into the result): from
+// registers, or where shared memory has room from there, by a thread of the producer's warpgroup. Sums of several
+// thread blocks have no order.
 #pragma once
 
 #include "omni/sm90/backward/key_loop.cuh"
@@ -39,7 +40,8 @@ struct FusedLoop {
   int done = 0;                 // of the item at hand
   int places[kLag + 1];         // of the last tiles: which tile of dQ each is
 
-  __device__ __forceinline__ FusedLoop(BackwardParamsSm90 const& args, Smem& memory) : smem(memory), keys(args, memory) {}
+  __device__ __forceinline__ FusedLoop(BackwardParamsSm90 const& args, Smem& memory)
+      : smem(memory), keys(args, memory) {}
 
   __device__ __forceinline__ void init() {
     keys.init();

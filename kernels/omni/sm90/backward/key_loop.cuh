@@ -1,5 +1,5 @@
-// The loops of the warpgroups that make dK and dV: which steps come in which order, who waits for whom. The steps are in
-// key_consumer.cuh. Nothing is added to memory that another thread block writes, so sums have one order.
+// The loops of the warpgroups that make dK and dV: which steps come in which order, who waits for whom. The steps are
+// in key_consumer.cuh. Nothing is added to memory that another thread block writes, so sums have one order.
 #pragma once
 
 #include "omni/sm90/backward/key_consumer.cuh"
@@ -100,8 +100,8 @@ struct KeyLoop {
   __device__ __forceinline__ void run() { run_items<Cfg>(*this, consumer.smem); }
 };
 
-// A role a warpgroup, for wide heads: this one makes P^T and dV, and hands P^T on in float32, a warp to the same warp of
-// the other.
+// A role a warpgroup, for wide heads: this one makes P^T and dV, and hands P^T on in float32, a warp to the same warp
+// of the other.
 template <class Cfg>
 struct ValueRole {
   KeyConsumer<Cfg> consumer;

@@ -1,6 +1,6 @@
-// Blocks of keys whose queries were split over several work items: each leaves its part of dK and dV in float32 in global
-// memory, and the warp that comes last adds them up, in the order of the parts, so that the sum is the same whoever comes
-// last. A warp's 16 keys are merged without the other warps.
+// Blocks of keys whose queries were split over several work items: each leaves its part of dK and dV in float32 in
+// global memory, and the warp that comes last adds them up, in the order of the parts, so that the sum is the same
+// whoever comes last. A warp's 16 keys are merged without the other warps.
 #pragma once
 
 #include "omni/sm90/backward/config.cuh"

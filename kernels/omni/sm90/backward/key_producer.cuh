@@ -1,5 +1,5 @@
-// The producer of the kernel that makes dK and dV: one thread that takes blocks of keys, and asks the copy engine for K and
-// V once, and for Q and dO of every tile, for each query head of the group.
+// The producer of the kernel that makes dK and dV: one thread that takes blocks of keys, and asks the copy engine for K
+// and V once, and for Q and dO of every tile, for each query head of the group.
 #pragma once
 
 #include "omni/sm90/backward/key_smem.cuh"
@@ -82,8 +82,7 @@ struct KeyProducer {
     for (; index < args.work_items; index = list.take()) {
       WorkItem const item = work_item_among(args.b.p, args.b.kv_heads, index);
       list.announce(
-          slot,
-          WorkSlot{item.q0, item.mask, item.batch, item.head, item.head, item.tiles * group, 0, item.part});
+          slot, WorkSlot{item.q0, item.mask, item.batch, item.head, item.head, item.tiles * group, 0, item.part});
       before_keys = Cfg::kStages - 1;
       if constexpr (Smem::kHeadByHead) {
 #pragma unroll 1

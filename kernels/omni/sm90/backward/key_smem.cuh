@@ -1,5 +1,5 @@
-// Shared memory of the kernel that makes dK and dV, and the barriers that hand it around (ring.cuh). K and V of the block's
-// keys stay for an item; Q and dO of tile t use stage t % kStages.
+// Shared memory of the kernel that makes dK and dV, and the barriers that hand it around (ring.cuh). K and V of the
+// block's keys stay for an item; Q and dO of tile t use stage t % kStages.
 #pragma once
 
 #include "omni/mask/rule.cuh"

@@ -1,5 +1,5 @@
-// A warpgroup that makes dQ of 64 queries: rows of register tiles are queries, as in the forward pass, and so are lists,
-// spans and skips; dS never leaves the registers.
+// A warpgroup that makes dQ of 64 queries: rows of register tiles are queries, as in the forward pass, and so are
+// lists, spans and skips; dS never leaves the registers.
 #pragma once
 
 #include "omni/mask/keep.cuh"
@@ -61,7 +61,8 @@ struct QueryLoop {
 
   // Sets hidden scores to -inf. What a tile hides is found while its scores are on their way, where that takes no loop.
   template <class WaitForScores>
-  __device__ __forceinline__ void hide(Scores& scores, WorkSlot const& work, WaitForScores const& wait_for_scores) const {
+  __device__ __forceinline__ void hide(
+      Scores& scores, WorkSlot const& work, WaitForScores const& wait_for_scores) const {
     Tile const tile = smem.tiles[tiles.stage()];
     MaskView const mask{args.b.p, work.mask};
     WarpTile const warp{mask, tile, work.q0 + row0(), row0(), smem.spans[tiles.stage()][0]};

@@ -1,5 +1,5 @@
-// The producer of the kernel that makes dQ: one thread that takes blocks of queries, and asks the copy engine for Q and dO
-// once, and for K and V of every tile.
+// The producer of the kernel that makes dQ: one thread that takes blocks of queries, and asks the copy engine for Q and
+// dO once, and for K and V of every tile.
 #pragma once
 
 #include "omni/sm90/backward/query_smem.cuh"
@@ -81,8 +81,8 @@ struct QueryProducer {
       slot.next();
     }
     list.end(slot);
-    // Launched behind the kernel of dK and dV it takes places that one leaves, and reads nothing of it; what comes behind
-    // both must find both ended.
+    // Launched behind the kernel of dK and dV it takes places that one leaves, and reads nothing of it; what comes
+    // behind both must find both ended.
     wait_for_kernel_ahead();
   }
 };
