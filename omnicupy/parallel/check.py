@@ -8,15 +8,24 @@ from typing import Any
 from omnicupy.parallel.plan import Plan
 
 
+def of_group(plan: Plan, rank: int, size: int) -> None:
+    """Raises TypeError for what is no plan, ValueError for a plan of other ranks than the group has."""
+    if not isinstance(plan, Plan):
+        raise TypeError(
+            f"plan must be a Plan, got {type(plan).__name__}; make it with omnicupy.parallel.plan(mask, ranks)"
+        )
+    if plan.ranks != size:
+        raise ValueError(
+            f"plan must be one for the {size} ranks of the group, got one for {plan.ranks} on rank {rank}; make it "
+            f"with plan(mask, {size})"
+        )
+
+
 def of_rank(plan: Plan, rank: int, arrays: tuple[Any, Any, Any], mask: int | Sequence[int]) -> None:
     """Raises TypeError or ValueError where q, k and v of a rank are not its shards under the plan.
 
     Dtypes, devices and layouts are looked at by the call that runs on them.
     """
-    if not isinstance(plan, Plan):
-        raise TypeError(
-            f"plan must be a Plan, got {type(plan).__name__}; make it with omnicupy.parallel.plan(mask, ranks)"
-        )
     for name, array in zip("qkv", arrays, strict=True):
         if not hasattr(array, "shape") or len(array.shape) != 4:
             shape = tuple(array.shape) if hasattr(array, "shape") else type(array).__name__

@@ -24,11 +24,7 @@ def attention(
     """The call on tensors; arguments as in `omnicupy.parallel.attention`."""
     tensors.check(*arrays, None)
     ranks = ranks_of(group)
-    if isinstance(plan, Plan) and plan.ranks != ranks.size:
-        raise ValueError(
-            f"plan must be one for the {ranks.size} ranks of the group, got one for {plan.ranks}; make it with "
-            f"plan(mask, {ranks.size})"
-        )
+    check.of_group(plan, ranks.rank, ranks.size)
     check.of_rank(plan, ranks.rank, arrays, mask)
     ranks.agree(plan, limit)
     q, k, v = tensors.autocast(*arrays)
@@ -67,9 +63,7 @@ class _Trip:
     def _moved(self, given: Any, received: Sequence[int], sent: Sequence[int]) -> Any:
         out = given.new_empty((sum(received), *given.shape[1:]))
         # As bytes: every backend moves those, whatever the dtype.
-        rows = [
-            one.reshape(len(one), out[:1].numel() or _width(one)).view(torch.uint8) for one in (out, given)
-        ]
+        rows = [one.reshape(len(one), _width(one)).view(torch.uint8) for one in (out, given)]
         self.ranks.exchange(rows[0], rows[1], (received, sent), self.limit)
         return out
 
@@ -85,7 +79,7 @@ class _Exchanged(torch.autograd.Function):  # type: ignore[misc]  # no types whe
     @staticmethod
     def forward(ctx: Any, k: Any, v: Any, trip: _Trip) -> Any:
         places = torch.cat(trip.places(k.device))
-        given = torch.stack([one.index_select(2, places).permute(2, 0, 1, 3) for one in (k, v)], 1)
+        given = torch.stack([one.permute(2, 0, 1, 3).index_select(0, places) for one in (k, v)], 1)
         received = trip.there(given)
         ctx.trip = trip
         keys, values = (

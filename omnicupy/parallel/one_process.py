@@ -98,8 +98,9 @@ def attention_backward_of_ranks(
 
 
 def _checked(plan: Plan, arrays: tuple[Arrays, Arrays, Arrays], mask: int | Sequence[int]) -> None:
+    check.of_group(plan, 0, getattr(plan, "ranks", 0))
     for name, given in zip(NAMES, arrays, strict=True):
-        if isinstance(plan, Plan) and len(given) != plan.ranks:
+        if len(given) != plan.ranks:
             raise ValueError(
                 f"{name} must be a list with an array for each of {plan.ranks} ranks, got {len(given)}; a plan for "
                 "other ranks is another plan"

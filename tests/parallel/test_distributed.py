@@ -99,7 +99,7 @@ REFUSED = {
     "heads": "heads that the plan was made for, (8, 2, 8), got (4, 2, 8) on rank {rank}",
     "group": "TypeError: group must be a ProcessGroup, a DeviceMesh of one axis, (DeviceMesh, axis) or None, got str",
     "plans": "ValueError: plan differs between ranks: rank 1 came with another one than rank 0",
-    "arrays": "TypeError: q must be a torch.Tensor, got ndarray; attention_of_ranks takes lists",
+    "arrays": "TypeError: q must be a tensor or a CuPy array, got ndarray; attention_of_ranks takes lists",
     "limit": "ValueError: time_limit must be a positive number of seconds, got 0",
 }
 LATE = (
