@@ -13,7 +13,7 @@ from omnicupy.jit import nvrtc
 from omnicupy.jit.build import compile_all
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.tools import environment
-from omnicupy.tools.bench import host, mask_build, memory, preset_build, scaling, timing
+from omnicupy.tools.bench import host, mask_build, memory, preset_build, scaling, sharing, timing
 from omnicupy.tools.bench.gradients import PASSES
 from omnicupy.tools.bench.measure import Session, check_memory, latency, measure
 from omnicupy.tools.bench.peers import SYSTEMS, missing
@@ -30,6 +30,7 @@ CPU_HOST = {
     "build": host.mask_building,
     "presets": preset_build.building,
     "scaling": scaling.scaling,
+    "sharing": sharing.sharing,
     "cpu": host.cpu_engine,
 }
 GRADIENT_KINDS = ("measure", "latency", "memory")  # of suites that are measured for backward passes, too

@@ -211,6 +211,7 @@ OTHER_SUITES = {
     "cold": "first calls in fresh processes",
     "presets": "presets at 36,864 tokens",
     "scaling": "masks of a million tokens",
+    "sharing": "a mask shared among ranks, by a model; plans timed",
     "cpu": "the CPU engine",
     "counters": "hardware counters of calls (`.ci/counters.py`)",
 }

@@ -20,7 +20,15 @@ from omnicupy.tools.report import pictures, studies, tables
 from omnicupy.tools.report import run as report_run
 from omnicupy.tools.report.library import Library
 
-OTHER_SUITES = ("host", "cold", "cpu", "presets", "counters", "scaling")  # made_records has none of them
+OTHER_SUITES = (
+    "host",
+    "cold",
+    "cpu",
+    "presets",
+    "counters",
+    "scaling",
+    "sharing",
+)  # made_records has none of them
 DOCS = Path(__file__).parents[3] / "docs"
 TEXT = (DOCS / "report.md").read_text()
 README = (DOCS.parent / "README.md").read_text()
