@@ -142,8 +142,6 @@ def _candidates(
     if rows is not None and rows not in NAMES:
         raise ValueError(f"plan: rows must be an array, None or one of {', '.join(NAMES)}, got {rows!r}")
     for name in NAMES if rows is None else (rows,):
-        if rows is None and name == "zigzag" and len(chunks.ends) > 2:
-            continue  # two_ended does better with more documents than one
         if name == "contiguous":
             own = assign.contiguous(q_len, ranks)
         elif name == "zigzag":

