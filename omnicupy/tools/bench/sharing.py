@@ -13,13 +13,14 @@ one launch, and the slowest rank counts. Efficiency is the time of one rank with
 from __future__ import annotations
 
 import heapq
+from dataclasses import asdict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from omnicupy.masks.mask import Mask
 from omnicupy.masks.segment_masks import segments
-from omnicupy.parallel import Plan, plan
+from omnicupy.parallel import Plan, Speeds, plan
 from omnicupy.parallel.owners import Owners
 from omnicupy.parallel.prediction import pairs_of
 from omnicupy.parallel.seen import row_work
@@ -33,6 +34,7 @@ STRONG = (2, 4, 8)
 WEAK = (8, 16, 64, 256, 1024)
 TOKENS = 8192  # of a rank, where the problem grows with the ranks
 CHUNK = 512
+NODE = 8  # ranks
 MOST_RING = 64  # ranks
 MEMORY = 3e12  # bytes a second, by which partial results are merged
 TURNS = 3
@@ -42,6 +44,7 @@ Heads = tuple[int, int, int]
 
 def sharing(record: Record, say: host.Say) -> None:
     """Packs as they are on the ranks of a node, then packs of documents of their lengths that grow with the ranks."""
+    record.set(speeds=asdict(Speeds()), node=NODE)
     for name in PACKS:
         workload = NAMED[name]
         for ranks in STRONG:
@@ -77,13 +80,13 @@ def grown(name: str, tokens: int) -> Mask:
 def _add(record: Record, say: host.Say, label: str, mask: Mask, ranks: int, heads: Heads) -> None:
     took = []
     for _ in range(TURNS):
-        made, ms = timed(lambda: plan(mask, ranks, heads=heads))
+        made, ms = timed(lambda: plan(mask, ranks, node=NODE, heads=heads))
         took.append(ms)
     stats = made.stats()
     work = row_work(mask)
-    heap = plan(mask, ranks, heads=heads, rows=heap_of_chunks(work, ranks))
+    heap = plan(mask, ranks, node=NODE, heads=heads, rows=heap_of_chunks(work, ranks))
     others = {
-        name: plan(mask, ranks, heads=heads, rows=name).stats().efficiency
+        name: plan(mask, ranks, node=NODE, heads=heads, rows=name).stats().efficiency
         for name in ("contiguous", "zigzag")
     }
     figures = {
@@ -95,7 +98,7 @@ def _add(record: Record, say: host.Say, label: str, mask: Mask, ranks: int, head
         "all-gather": round(all_gathered(heap, work), 3),
     }
     if ranks <= MOST_RING:
-        figures["ring"] = round(ring(plan(mask, ranks, heads=heads, rows="zigzag")), 3)
+        figures["ring"] = round(ring(plan(mask, ranks, node=NODE, heads=heads, rows="zigzag")), 3)
     figures["received, MB"] = round(stats.received.max() / 1e6, 1)
     figures["across nodes, MB"] = round(stats.far_received.max() / 1e6, 1)
     figures["heap received, MB"] = round(heap.stats().received.max() / 1e6, 1)
