@@ -176,10 +176,11 @@ def sharing(library: Library) -> str:
     if not found:
         return NONE
     of = found.content["speeds"]
+    near, far, node = of["near"] / 1e9, of["far"] / 1e9, found.content["node"]
     assumed = (
-        f"Taken for granted: {of['flops'] / 1e12:g} TFLOP/s of a rank, {of['near'] / 1e9:g} GB/s each way inside a node of "
-        f"{found.content['node']} ranks and {of['far'] / 1e9:g} GB/s of each rank between nodes, {of['near_s'] * 1e6:g} and "
-        f"{of['far_s'] * 1e6:g} us before an exchange's first byte, {of['launch_s'] * 1e6:g} us a launch."
+        f"Taken for granted: {of['flops'] / 1e12:g} TFLOP/s of a rank, {near:g} GB/s each way inside a node of {node} ranks "
+        f"and {far:g} GB/s of each rank between nodes, {of['near_s'] * 1e6:g} and {of['far_s'] * 1e6:g} us before an "
+        f"exchange's first byte, {of['launch_s'] * 1e6:g} us a launch."
     )
     return f"{found.source}\n\n{_figures(found)}\n\n{assumed}"
 
