@@ -13,7 +13,7 @@ from omnicupy.jit import nvrtc
 from omnicupy.jit.build import compile_all
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.tools import environment
-from omnicupy.tools.bench import host, mask_build, memory, preset_build, scaling, sharing, timing
+from omnicupy.tools.bench import host, mask_build, memory, preset_build, ranks, scaling, sharing, timing
 from omnicupy.tools.bench.gradients import PASSES
 from omnicupy.tools.bench.measure import Session, check_memory, latency, measure
 from omnicupy.tools.bench.peers import SYSTEMS, missing
@@ -31,6 +31,7 @@ CPU_HOST = {
     "presets": preset_build.building,
     "scaling": scaling.scaling,
     "sharing": sharing.sharing,
+    "parallel": ranks.parallel,
     "cpu": host.cpu_engine,
 }
 GRADIENT_KINDS = ("measure", "latency", "memory")  # of suites that are measured for backward passes, too
@@ -97,7 +98,7 @@ def run(options: Options, say: Say) -> dict[str, Any]:
     gpu = environment.has_gpu()
     described = environment.device() if gpu else {}
     record = Record(
-        options.out,
+        options.out if ranks.is_first() else None,
         {
             "device": described.get("name"),
             "driver": described.get("driver"),

@@ -212,6 +212,7 @@ OTHER_SUITES = {
     "presets": "presets at 36,864 tokens",
     "scaling": "masks of a million tokens",
     "sharing": "a mask shared among ranks, by a model; plans timed",
+    "parallel": "a call that several ranks share (under torchrun)",
     "cpu": "the CPU engine",
     "counters": "hardware counters of calls (`.ci/counters.py`)",
 }

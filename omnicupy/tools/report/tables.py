@@ -176,9 +176,9 @@ def sharing(library: Library) -> str:
     if not found:
         return NONE
     of = found.content["speeds"]
-    near, far, node = of["near"] / 1e9, of["far"] / 1e9, found.content["node"]
+    flops, near, far, node = of["flops"] / 1e12, of["near"] / 1e9, of["far"] / 1e9, found.content["node"]
     assumed = (
-        f"Taken for granted: {of['flops'] / 1e12:g} TFLOP/s of a rank, {near:g} GB/s each way inside a node of {node} ranks "
+        f"Taken for granted: {flops:g} TFLOP/s of a rank, {near:g} GB/s each way inside a node of {node} ranks "
         f"and {far:g} GB/s of each rank between nodes, {of['near_s'] * 1e6:g} and {of['far_s'] * 1e6:g} us before an "
         f"exchange's first byte, {of['launch_s'] * 1e6:g} us a launch."
     )
