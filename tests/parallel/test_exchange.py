@@ -100,3 +100,24 @@ def test_a_document_longer_than_a_node_is_even_on_all(ranks: int) -> None:
         stats = plan(mask, ranks, rows=rows).stats()
         assert stats.balance > 0.9, rows
         assert stats.tokens.max() - stats.tokens.min() <= 1
+
+
+def test_rectangles_are_the_least_rows_of_their_keys() -> None:
+    """Keys that nobody sees, and slots that a key does not use, do not count as row 0."""
+    found = seen.rectangles(
+        oc.ranges([(10, 20, 5, 8), (12, 14, 0, 2), (30, 33, 6, 7)], 40, 32), np.array([0, 4, 16, 32])
+    )
+    assert sorted(zip(found.run.tolist(), found.first.tolist(), found.stop.tolist(), strict=True)) == [
+        (0, 12, 14),
+        (1, 10, 20),
+        (1, 30, 33),
+    ]
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5, 8])
+def test_both_ends_of_a_text_are_taken_in_whole_runs(ranks: int) -> None:
+    """A causal text is dense at its end: a rank has one run there and one at the beginning, whichever way it is cut."""
+    for size in (1000, 1003, 4096):
+        owners = plan(oc.causal(size), ranks, rows="two_ended").rows
+        assert len(owners.owner) <= 2 * ranks - 1
+        assert plan(oc.causal(size), ranks, rows="two_ended").stats().balance > 0.98
