@@ -10,6 +10,8 @@ Importing needs no GPU, reads no file and imports no CuPy.
 from omnicupy import presets
 from omnicupy.api import attention, attention_backward, prepare
 from omnicupy.errors import CompileError, UnsupportedError
+from omnicupy.jit.backward_kernel import TileShape
+from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.block_mask import BlockMask
 from omnicupy.masks.constructors import (
@@ -30,14 +32,16 @@ from omnicupy.masks.tile_masks import from_tiles
 __version__ = "0.1.0"
 
 # A pickle names a class by its module: by this one, so that no move of a file breaks one.
-for _public in (AttnSpec, BlockMask, CompileError, Mask, UnsupportedError):
+for _public in (AttnSpec, BackwardSpec, BlockMask, CompileError, Mask, TileShape, UnsupportedError):
     _public.__module__ = "omnicupy"
 
 __all__ = [
     "AttnSpec",
+    "BackwardSpec",
     "BlockMask",
     "CompileError",
     "Mask",
+    "TileShape",
     "UnsupportedError",
     "attention",
     "attention_backward",

@@ -18,8 +18,9 @@ from omnicupy import api
 
 ROOT = Path(__file__).parents[1]
 PUBLIC = """
-    AttnSpec BlockMask CompileError Mask UnsupportedError attention attention_backward causal documents from_dense
-    from_predicate from_tiles full intervals prefix prepare presets random ranges segments sink sliding_window
+    AttnSpec BackwardSpec BlockMask CompileError Mask TileShape UnsupportedError attention attention_backward causal
+    documents from_dense from_predicate from_tiles full intervals prefix prepare presets random ranges segments sink
+    sliding_window
 """
 
 

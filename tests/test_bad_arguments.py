@@ -130,7 +130,16 @@ ARGUMENTS: dict[str, dict[str, tuple[list[Bad], Any]]] = {
     "Mask.dense": {"q0": (BOUND, 0), "q1": (BOUND, 1), "k0": (BOUND, 0), "k1": (BOUND, 1)},
 }  # fmt: skip
 # Classes whose own tests have such tables, modules, `plot`, whose path is matplotlib's, and what drawing alone calls.
-ELSEWHERE = {"AttnSpec", "BlockMask", "CompileError", "Mask", "UnsupportedError", "presets"}
+ELSEWHERE = {
+    "AttnSpec",
+    "BackwardSpec",
+    "BlockMask",
+    "CompileError",
+    "Mask",
+    "TileShape",
+    "UnsupportedError",
+    "presets",
+}
 ELSEWHERE |= {"Mask.plot", "Mask.key_counts_of"}
 WITHOUT_ARGUMENTS = {"Mask.to_dense", "Mask.key_counts", "Mask.dead_keys", "Mask.packed_bits"}
 

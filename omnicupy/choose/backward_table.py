@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from omnicupy.call.problem import Problem
+from omnicupy.choose import saved
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.archs import ARCHES, SMEM_LIMIT_BYTES
 from omnicupy.jit.backward_kernel import TileShape
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.spec import DTYPES, MAX_HEAD_DIM, MAX_ONE_PIECE, round_up
+from omnicupy.masks.mask import Mask
 
 # Kernels that calls without `config` may get; as in pick.SERVED, those that the attestation covers.
 SERVED: frozenset[str] = frozenset({"sm80", "sm90", "naive"})
@@ -126,6 +129,20 @@ def pick(arch: str, dtype: str, head_dim: int) -> BackwardSpec:
         f"attention_backward: no kernel serves {dtype} with head_dim {head_dim} on {arch}; "
         "pass NumPy arrays for the CPU"
     )
+
+
+def select(
+    arch: str, problem: Problem, masks: Sequence[Mask], sm_count: int, *, deterministic: bool = True
+) -> BackwardSpec:
+    """The kernels that the user's tuned choices name, else `pick`'s, held to those that are served.
+
+    masks: as in check_backward.BackwardCall.  sm_count: multiprocessors of the device.  deterministic: of the call.
+    Raises UnsupportedError as `pick`.
+    """
+    chosen = saved.find_backward(problem, masks, sm_count, deterministic=deterministic)
+    if chosen is not None and chosen.kernel in SERVED:
+        return chosen
+    return pick(arch, problem.dtype, problem.head_dim)
 
 
 def rows() -> Iterator[BackwardSpec]:

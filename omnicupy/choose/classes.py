@@ -16,23 +16,59 @@ QUERY_ROWS = (64, 128)
 WAVES = (1, 2, 4, 8)
 KEYS = (512, 2048, 8192)
 
+FORWARD, BACKWARD = "forward", "backward"
+
 _ROWS_OF_A_BLOCK = 128  # of the query blocks that waves are counted in
 
 
 @dataclass(frozen=True)
 class ProblemClass:
-    """Problems that share a choice. head_dim: the kernel's.  mask, shape: as mask_class and shape_class say."""
+    """Problems that share a choice. head_dim: the kernel's.  mask, shape: as mask_class and shape_class say.
+    value_dim: columns of V, of the kernel.  passed: FORWARD or BACKWARD, the pass whose kernels are chosen.
+    deterministic: False where sums of gradients may have any order.
+
+    Raises ValueError for another pass, and for a forward pass that is not deterministic: there is none.
+    """
 
     dtype: str
     head_dim: int
     mask: str
     shape: str
+    value_dim: int
+    passed: str = FORWARD
+    deterministic: bool = True
+
+    def __post_init__(self) -> None:
+        if self.passed not in (FORWARD, BACKWARD):
+            raise ValueError(f"passed: expected {FORWARD} or {BACKWARD}, got {self.passed!r}")
+        if type(self.deterministic) is not bool or not (self.deterministic or self.passed == BACKWARD):
+            raise ValueError(
+                f"deterministic: expected a bool, for {FORWARD} True, got {self.deterministic!r}"
+            )
 
 
-def class_of(problem: Problem, masks: Sequence[Mask], sm_count: int) -> ProblemClass:
-    """The class of a call's problem; O(k_len) for masks held as intervals."""
+def class_of(
+    problem: Problem,
+    masks: Sequence[Mask],
+    sm_count: int,
+    passed: str = FORWARD,
+    *,
+    deterministic: bool = True,
+) -> ProblemClass:
+    """The class of a pass of a call's problem; O(k_len) for masks held as intervals.
+
+    passed, deterministic: as in ProblemClass.
+    """
     head_dim = round_up(problem.head_dim, 16)
-    return ProblemClass(problem.dtype, head_dim, mask_class(masks), shape_class(problem, sm_count))
+    return ProblemClass(
+        problem.dtype,
+        head_dim,
+        mask_class(masks),
+        shape_class(problem, sm_count),
+        value_dim=head_dim,
+        passed=passed,
+        deterministic=deterministic,
+    )
 
 
 def mask_class(masks: Sequence[Mask]) -> str:

@@ -1,8 +1,9 @@
 """The user's tuned choices: variants that `tune` found best on a GPU, kept in one file beside the kernel cache.
 
 The file is read at most once a process, at the first plan that could use it. A choice is found by everything that
-it may depend on: the machine (device, driver, NVRTC), the digest of the kernel's sources, and the class of the
-problem. A file that cannot be read, or a choice made with something else, costs one warning and is not used.
+it may depend on: the machine (device, driver, NVRTC), the digest of the kernels' sources, and the class of the
+problem, to which the pass belongs. A file that cannot be read, or a choice made with something else, costs one warning
+and is not used. Files of schema 1 hold choices of the forward pass; they are read, and written anew in schema 2.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from omnicupy.call.problem import Problem
-from omnicupy.choose.classes import ProblemClass, class_of
+from omnicupy.choose.classes import BACKWARD, FORWARD, ProblemClass, class_of
 from omnicupy.jit import cache, files, nvrtc, source, trust
+from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.files import held
 from omnicupy.jit.spec import AttnSpec, round_up
 from omnicupy.masks.mask import Mask
 
 FILE = "tuned.json"
-SCHEMA = 1
+SCHEMA, OLD_SCHEMA = 2, 1
 LOCK_TIMEOUT_S = 10.0
 
 
@@ -40,7 +42,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class _Choice:
-    spec: AttnSpec
+    spec: AttnSpec | BackwardSpec
     digest: str
 
 
@@ -54,11 +56,11 @@ class _Choices:
         self.of: dict[tuple[str, ProblemClass], dict[Machine, _Choice]] = {}
         for row in rows:
             machine, problem_class = Machine(**row["machine"]), ProblemClass(**row["problem"])
-            choice = _Choice(AttnSpec(**row["spec"]), row["digest"])
+            choice = _Choice(_spec_of(problem_class, row["spec"]), row["digest"])
             if (choice.spec.dtype, choice.spec.head_dim) != (problem_class.dtype, problem_class.head_dim):
                 raise ValueError(f"the spec {choice.spec} is not for {problem_class}")
             self.of.setdefault((machine.device, problem_class), {})[machine] = choice
-        self.columns = {(of.dtype, of.head_dim) for _, of in self.of}
+        self.columns = {(of.dtype, of.head_dim, of.passed, of.deterministic) for _, of in self.of}
 
     def warn(self, reason: str) -> None:
         """One RuntimeWarning, however often it is called."""
@@ -87,20 +89,39 @@ def count() -> int:
 
 
 def find(problem: Problem, masks: Sequence[Mask], sm_count: int) -> AttnSpec | None:
-    """The variant kept for this class of problem on the current CUDA device, or None without one.
+    """The variant kept for the forward pass of this class of problem on the current CUDA device, or None without one.
 
     masks: as in check.Call.  sm_count: multiprocessors of the device. Never raises for what the file
     holds. None inside ignored(), and while cache.use_cubins is on: its folder holds the table's variants.
     """
+    found = _find(problem, masks, sm_count, FORWARD, deterministic=True)
+    return found if isinstance(found, AttnSpec) else None
+
+
+def find_backward(
+    problem: Problem, masks: Sequence[Mask], sm_count: int, *, deterministic: bool
+) -> BackwardSpec | None:
+    """The kernels kept for the backward pass of this class of problem, or None without them; else as find().
+
+    deterministic: of the call. Choices for calls whose sums may have any order are apart from the others.
+    """
+    found = _find(problem, masks, sm_count, BACKWARD, deterministic=deterministic)
+    return found if isinstance(found, BackwardSpec) else None
+
+
+def _find(
+    problem: Problem, masks: Sequence[Mask], sm_count: int, passed: str, *, deterministic: bool
+) -> AttnSpec | BackwardSpec | None:
     if _ignored or cache.uses_compiled_elsewhere():
         return None
     kept = _kept()
     if kept.problem:
         kept.warn(f"are ignored: {kept.problem}")
-    if (problem.dtype, round_up(problem.head_dim, 16)) not in kept.columns:
+    if (problem.dtype, round_up(problem.head_dim, 16), passed, deterministic) not in kept.columns:
         return None
     here = current_machine()
-    found = kept.of.get((here.device, class_of(problem, masks, sm_count)))
+    problem_class = class_of(problem, masks, sm_count, passed, deterministic=deterministic)
+    found = kept.of.get((here.device, problem_class))
     if found is None:
         return None
     choice = found.get(here)
@@ -109,19 +130,41 @@ def find(problem: Problem, masks: Sequence[Mask], sm_count: int) -> AttnSpec | N
             f"were made with another driver or NVRTC than {here.driver} and {here.nvrtc}, and are not used"
         )
         return None
-    if choice.digest != _digest_of(choice.spec.source):
-        kept.warn(f"were made with another {choice.spec.source}, and are not used")
+    names = _sources(choice.spec)
+    if choice.digest != " ".join(map(_digest_of, names)):
+        kept.warn(f"were made with another {' or '.join(names)}, and are not used")
         return None
     return choice.spec
 
 
-def keep(machine: Machine, problem: ProblemClass, spec: AttnSpec, measured: dict[str, Any]) -> Path:
+def _sources(spec: AttnSpec | BackwardSpec) -> list[str]:
+    """The source files of a choice's kernels, each once."""
+    if isinstance(spec, AttnSpec):
+        return [spec.source]
+    return list(dict.fromkeys(kernel.source for kernel in spec.kernels().values()))
+
+
+def _spec_of(problem: ProblemClass, fields: dict[str, Any]) -> AttnSpec | BackwardSpec:
+    """The spec of a row, of the kind that its class's pass has. Raises ValueError or TypeError for another."""
+    if problem.passed == FORWARD:
+        return AttnSpec(**fields)
+    shapes = {name: tuple(of) for name, of in fields.items() if isinstance(of, list)}
+    return BackwardSpec(**{**fields, **shapes})
+
+
+def keep(
+    machine: Machine, problem: ProblemClass, spec: AttnSpec | BackwardSpec, measured: dict[str, Any]
+) -> Path:
     """Put a choice into the file, in place of one for the same machine and class; later plans use it.
 
-    measured: figures for the reader of the file, kept as they are. Returns the file. Raises OSError when it
-    cannot be written.
+    spec: an AttnSpec, for a class of the backward pass a BackwardSpec; TypeError for the other.  measured: figures for
+    the reader of the file, kept as they are. Returns the file. Raises OSError when it cannot be written.
     """
-    digest = source.load(spec.source).digest
+    if isinstance(spec, AttnSpec) is not (problem.passed == FORWARD):
+        raise TypeError(
+            f"spec: expected an AttnSpec for {FORWARD}, a BackwardSpec for {BACKWARD}, got {spec!r}"
+        )
+    digest = " ".join(source.load(name).digest for name in _sources(spec))
     return _replace(machine, problem, [{"spec": asdict(spec), "digest": digest, "measured": measured}])
 
 
@@ -212,10 +255,16 @@ def _read(target: Path) -> _Choices:
 
 def _parsed(content: bytes) -> list[dict[str, Any]]:
     found = trust.parsed_json(content)
-    if found["schema"] != SCHEMA:
+    if found["schema"] not in (SCHEMA, OLD_SCHEMA):
         raise ValueError(f"schema {found['schema']}, expected {SCHEMA}")
     rows: list[dict[str, Any]] = found["choices"]
-    return rows
+    if found["schema"] == SCHEMA:
+        return rows
+    forward = {"passed": FORWARD, "deterministic": True}
+    return [
+        {**row, "problem": {**row["problem"], "value_dim": row["problem"]["head_dim"], **forward}}
+        for row in rows
+    ]
 
 
 def _rows_of(target: Path) -> list[dict[str, Any]]:

@@ -1,21 +1,28 @@
 """Kernel variants as words: "sm80-128x64-s2-w4", "sm80-64x64-s1-w4-shared", "...-plain" (no swizzle),
-"naive".
+"naive". Those of a backward pass: "sm90 dkdv 64x128-s4-w12, dq 128x128-s4-w12".
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import product
+from typing import Any, TypeAlias
 
+from omnicupy.jit.backward_kernel import WIDE_HEAD_DIM, TileShape
+from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.spec import MAX_ONE_PIECE, AttnSpec, round_up
 
 _WORDS = re.compile(
     r"(?P<kernel>\w+)-(?P<br>\d+)x(?P<bc>\d+)-s(?P<stages>\d)-w(?P<warps>\d+)(?P<flags>(-\w+)*)"
 )
 
+Variant: TypeAlias = AttnSpec | BackwardSpec  # of a forward pass, or of a backward pass
+
 WIDTHS = tuple(range(32, 257, 32))  # keys of a tile
 STAGES = (1, 2, 3, 4)
+BACKWARD_STAGES = (*STAGES, 6, 8)  # the kernel of dQ has up to eight of few keys
 
 
 def parse(text: str, arch: str, dtype: str, head_dim: int) -> AttnSpec:
@@ -48,13 +55,22 @@ def parse(text: str, arch: str, dtype: str, head_dim: int) -> AttnSpec:
     )
 
 
-def word(spec: AttnSpec) -> str:
-    """The word that names a spec."""
+def word(spec: Variant) -> str:
+    """The word that names a spec; of a backward pass, words."""
+    if isinstance(spec, BackwardSpec):
+        tiles = {"dkdv": spec.dkdv, "dq": spec.dq, "fused": spec.fused}
+        named = (f"{part} {tile_word(of)}" for part, of in tiles.items() if of is not None)
+        return f"{spec.kernel} {', '.join(named)}"
     if spec.kernel == "naive":
         return "naive"
     flags = ("-shared" if spec.share_kv else "") + ("" if spec.swizzle else "-plain")
     flags += "" if spec.ping_pong else "-solo"
     return f"{spec.kernel}-{spec.br}x{spec.bc}-s{spec.stages}-w{spec.warps}{flags}"
+
+
+def tile_word(tile: TileShape) -> str:
+    """The word that names a tile of a backward pass: "64x128-s4-w12", queries x keys."""
+    return f"{tile.br}x{tile.bc}-s{tile.stages}-w{tile.warps}"
 
 
 def every(
@@ -86,6 +102,34 @@ def every(
                 continue
             if ping_pong or spec.rows > 64:  # a single consumer warpgroup has nobody to take turns with
                 yield spec
+
+
+def every_tile(base: BackwardSpec, part: str) -> Iterator[BackwardSpec]:
+    """`base` with each other tile of one of its kernels that is legal and fits the architecture.
+
+    part: "dkdv", "dq" or "fused", which kernel "sm90" alone has; for that also without it, where `base` has one.
+    """
+    if part == "fused" and base.kernel != "sm90":
+        return
+    if part == "fused" and base.fused is not None:
+        yield replace(base, fused=None)
+    for owned, walked, stages in product(WIDTHS, WIDTHS, BACKWARD_STAGES):
+        br, bc = (owned, walked) if part == "dq" else (walked, owned)
+        for warps in _backward_warps(base, part, owned):
+            tile: dict[str, Any] = {part: TileShape(br, bc, stages, warps)}
+            try:
+                spec = replace(base, **tile)
+            except ValueError:
+                continue
+            if spec != base:
+                yield spec
+
+
+def _backward_warps(base: BackwardSpec, part: str, owned: int) -> Sequence[int]:
+    """Warps of a thread block that owns so many tokens."""
+    if base.kernel != "sm90":
+        return (4, 8)
+    return (12,) if part == "dkdv" and base.head_dim > WIDE_HEAD_DIM else (4 + owned // 16,)
 
 
 def _shapes(

@@ -193,12 +193,13 @@ ROW = {
         "{",
         "[]",
         "null",
-        '{"schema": 2, "choices": []}',
+        '{"schema": 3, "choices": []}',
         '{"schema": 1}',
         '{"schema": 1, "choices": [{}]}',
         json.dumps({"schema": 1, "choices": [{**ROW, "spec": {**ROW["spec"], "bc": 7}}]}),  # type: ignore[dict-item]
         json.dumps({"schema": 1, "choices": [{**ROW, "spec": {**ROW["spec"], "speed": 9}}]}),  # type: ignore[dict-item]
         json.dumps({"schema": 1, "choices": [{**ROW, "spec": {**ROW["spec"], "dtype": "float16"}}]}),  # type: ignore[dict-item]
+        json.dumps({"schema": 2, "choices": [ROW]}),  # without the width of values
     ],
 )
 def test_a_corrupt_file_costs_one_warning_and_is_replaced(machine: Path, content: str) -> None:

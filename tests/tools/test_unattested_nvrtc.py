@@ -25,11 +25,12 @@ def test_what_is_attested_is_what_the_attestation_says() -> None:
     attestation = json.loads((Path(__file__).parents[1] / "attestation.json").read_text())
     assert nvrtc.ATTESTED
     for entry in attestation["sources"].values():
-        assert sorted(nvrtc.ATTESTED) == sorted({run["nvrtc"] for run in entry["runs"]})
+        assert set(nvrtc.ATTESTED) <= {run["nvrtc"] for run in entry["runs"]}
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
 def test_it_is_said_once(monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]) -> None:
+    monkeypatch.setattr(nvrtc, "version", lambda: tuple(map(int, nvrtc.ATTESTED[0].split("."))))
     assert "were not verified" not in _run(*command)
     monkeypatch.setattr(nvrtc, "version", lambda: (14, 3))
     assert _run(*command).count(NOTE) == 1

@@ -83,7 +83,9 @@ def test_training_under_autocast_lowers_the_loss_as_sdpa_does(name: str) -> None
             optimizer.zero_grad()
             losses[how].append(float(loss.detach()))
     assert losses[NAME][-1] < 0.9 * losses[NAME][0]
-    assert losses[NAME] == pytest.approx(losses["sdpa"], rel=0.05)
+    # Rounding to bfloat16 moves a run from the start: on the CPU eager and sdpa, both right, are 1% of the first loss
+    # apart within these steps, and 5% of the loss where it has become small.
+    assert losses[NAME] == pytest.approx(losses["sdpa"], abs=0.02 * losses["sdpa"][0])
 
 
 def test_a_new_mask_every_step_compiles_twice() -> None:

@@ -32,8 +32,9 @@ class Peer:
 
     call: one pass.  output: its result as (batch, heads, tokens, head_dim), a torch tensor, or three gradients so.
     inputs: q, k and v as it takes them, for gradients; None for those that `Shared` has.  tokens_first: they and the
-    result of `call` are (batch, tokens, heads, head_dim).  build_ms: the time of its mask or plan object, the second
-    time.  first_call_s: its first call, compiling.
+    result of `call` are (batch, tokens, heads, head_dim).  forward: the result of the forward pass alone, where call is
+    more; as output.  build_ms: the time of its mask or plan object, the second time.  first_call_s: its first call,
+    compiling.
     """
 
     call: Callable[[], Any]
@@ -42,6 +43,7 @@ class Peer:
     first_call_s: float = 0.0
     inputs: tuple[Any, Any, Any] | None = None
     tokens_first: bool = False
+    forward: Callable[[], Any] | None = None
 
 
 def _sdpa(shared: Shared, backend: str) -> Peer:
@@ -199,7 +201,7 @@ def _with_gradients(forward: Peer, shared: Shared, timed: Pass) -> Peer:
         found = call()
         return tuple(one.transpose(1, 2) for one in found) if forward.tokens_first else tuple(found)
 
-    return Peer(call, output, forward.build_ms)
+    return Peer(call, output, forward.build_ms, forward=torch.enable_grad()(forward.output))
 
 
 @contextmanager

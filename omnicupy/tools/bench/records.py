@@ -10,6 +10,7 @@ from typing import Any
 from omnicupy.call.problem import Problem
 from omnicupy.jit import trust
 from omnicupy.jit.files import replace_file
+from omnicupy.tools.bench import accuracy_table
 
 Row = dict[str, Any]
 
@@ -98,13 +99,17 @@ def problem_of(row: Row, content: dict[str, Any]) -> Problem:
 
 def markdown(content: dict[str, Any]) -> str:
     """The tables of a record: kernels by workload and system, then all other figures one a line."""
+    errors = [row for row in content["rows"] if suite_of(row, content) == "accuracy"]
     rows = [row for row in content["rows"] if row.get("ms") is not None or row.get("problem")]
+    rows = [row for row in rows if row not in errors]
     others = [row for row in content["rows"] if row.get("figures")]
     parts = [caption(content)]
     if rows:
         parts.append(kernel_table(rows))
     if others:
         parts.append(figure_table(others))
+    if errors:
+        parts += [table(accuracy_table.lines(errors)), "\n".join(accuracy_table.summary(errors))]
     return "\n\n".join(parts) + "\n"
 
 

@@ -13,7 +13,18 @@ from omnicupy.jit import nvrtc
 from omnicupy.jit.build import compile_all
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.tools import environment
-from omnicupy.tools.bench import host, mask_build, memory, preset_build, ranks, scaling, sharing, timing
+from omnicupy.tools.bench import (
+    accuracy,
+    accuracy_cases,
+    host,
+    mask_build,
+    memory,
+    preset_build,
+    ranks,
+    scaling,
+    sharing,
+    timing,
+)
 from omnicupy.tools.bench.gradients import PASSES
 from omnicupy.tools.bench.measure import Session, check_memory, latency, measure
 from omnicupy.tools.bench.peers import SYSTEMS, missing
@@ -25,6 +36,7 @@ from omnicupy.tools.workloads.workload import Workload, by_name
 Say = Callable[[str], None]
 Kind = Callable[[Session, Workload, Sequence[str]], None]
 
+ACCURACY = "accuracy"
 GPU_HOST = {"host": host.warm_calls, "cold": host.first_calls}
 CPU_HOST = {
     "build": host.mask_building,
@@ -43,6 +55,7 @@ HANG_S = 240.0  # without a word from a study of tiles, after which the process 
 class Options:
     """What to run. workloads, by name or as they are, and systems: instead of the suites' own.  seeds: of random
     masks.  limit: seconds that a rival may take to compile.  timed: a key of PASSES.  out: file of the record.
+    accuracy_dtypes: of the suite accuracy.
     """
 
     suites: tuple[str, ...] = ()
@@ -54,6 +67,7 @@ class Options:
     limit: float = 120.0
     timed: str = "fwd"
     out: Path | None = None
+    accuracy_dtypes: tuple[str, ...] = accuracy_cases.DTYPE_NAMES
 
 
 def catalogue() -> dict[str, Any]:
@@ -61,7 +75,7 @@ def catalogue() -> dict[str, Any]:
     return {
         "gpu": {
             **{name: suite.note for name, suite in GPU_SUITES.items()},
-            **{name: OTHER_SUITES[name] for name in GPU_HOST},
+            **{name: OTHER_SUITES[name] for name in (ACCURACY, *GPU_HOST)},
         },
         "anywhere": {
             "build": "mask building (on a GPU beside its rivals', too)",
@@ -126,6 +140,10 @@ def run(options: Options, say: Say) -> dict[str, Any]:
         if name in GPU_HOST:
             record.suite = name
             GPU_HOST[name](record, say)
+    if ACCURACY in options.suites:
+        record.suite = ACCURACY
+        given: dict[str, Any] = {"systems": options.systems, "dtypes": options.accuracy_dtypes}
+        accuracy.measure(record, say, limit_s=options.limit, **given)
     return record.content
 
 
@@ -155,10 +173,12 @@ def _of_kernels(systems: Sequence[str]) -> bool:
 
 def _check(options: Options) -> None:
     _check_pass(options)
-    known = list(dict.fromkeys((*GPU_SUITES, *GPU_HOST, *CPU_HOST)))
+    known = list(dict.fromkeys((*GPU_SUITES, ACCURACY, *GPU_HOST, *CPU_HOST)))
     for name in options.suites:
         if name not in known:
             raise ValueError(f"bench: SUITES must be some of {', '.join(known)}, got {name!r}")
+    if ACCURACY in options.suites and options.workloads:
+        raise ValueError(f"bench: {ACCURACY} has inputs and masks of its own; leave --mask out")
     for given in options.workloads:
         if isinstance(given, str):
             by_name(given)

@@ -209,6 +209,7 @@ GPU_SUITES = {
 OTHER_SUITES = {
     "host": "host time of warm calls",
     "cold": "first calls in fresh processes",
+    "accuracy": "errors of results and gradients against float64",
     "presets": "presets at 36,864 tokens",
     "scaling": "masks of a million tokens",
     "sharing": "a mask shared among ranks, by a model; plans timed",

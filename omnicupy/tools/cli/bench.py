@@ -9,6 +9,7 @@ import click
 
 from omnicupy.masks.picture import checked_file
 from omnicupy.tools import environment
+from omnicupy.tools.cli import options as cli_options
 from omnicupy.tools.cli.console import JSON, print_json, say
 from omnicupy.tools.cli.options import DTYPE, MASK_HELP, SIZES, refuse_unused, sizes, take_sizes
 from omnicupy.tools.workloads import words
@@ -105,7 +106,11 @@ def _options(chosen: dict[str, Any]) -> Any:
         refuse_unused("without --mask", drop=SIZES)
     if texts or names:
         refuse_unused("with --mask", drop=("seeds",))
+    elif bench_run.ACCURACY in suites and not bench_run.measures(suites):
+        refuse_unused("with accuracy, which measures every result once", drop=("timed", "samples", "seeds"))
     elif not bench_run.measures(suites):
         refuse_unused(f"with {', '.join(suites)} here, which measure the host alone", drop=MEASURING)
     workloads = (*(words.problem_of(text, given) for text in texts), *(words.named(name) for name in names))
+    if any(one.name == "dtype" for one in cli_options.given()):
+        chosen["accuracy_dtypes"] = (chosen["dtype"],)
     return bench_run.Options(suites, workloads, systems, **chosen)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from omnicupy.tools.cli.console import JSON, print_json, track
-from omnicupy.tools.cli.options import DTYPE, MASK, problem_options, sizes
+from omnicupy.tools.cli.options import DTYPE, MASK, problem_options, refuse_unused, sizes
 
 
 @click.command()
@@ -21,6 +21,15 @@ from omnicupy.tools.cli.options import DTYPE, MASK, problem_options, sizes
     type=click.Choice(["sm80", "sm90"], case_sensitive=False),
     help="Only these kernels.",
 )
+@click.option(
+    "--pass",
+    "passed",
+    type=click.Choice(["fwd", "bwd"], case_sensitive=False),
+    default="fwd",
+    show_default=True,
+    help="Tune the forward pass or the backward pass.",
+)
+@click.option("--any-order", is_flag=True, help="With --pass bwd: for calls with deterministic=False.")
 @click.option("--samples", type=click.IntRange(min=3), default=20, show_default=True, help="Samples a round.")
 @click.option(
     "--finalists", type=click.IntRange(min=2), default=8, show_default=True, help="Entries of rounds."
@@ -31,15 +40,21 @@ from omnicupy.tools.cli.options import DTYPE, MASK, problem_options, sizes
 def tune(text: str, dtype: str, dry_run: bool, export: bool, as_json: bool, **options: Any) -> None:
     """Search the fastest kernel variant for a problem on this GPU, and keep it for later calls.
 
-    Every legal variant is compiled, held against the reference and timed. One that beats the table's choice in
-    two rounds is kept in a file beside the kernel cache; calls of the same class of problem then use it.
+    Every legal variant (of a backward pass: every tile of each of its kernels) is compiled, held against the reference
+    and timed. One that beats the table's choice in two rounds is kept in a file beside the kernel cache; calls of the
+    same class of problem then use it.
     """
+    if options["passed"].lower() == "fwd":
+        refuse_unused("without --pass bwd", drop=("any_order",))
+    from omnicupy.tools.bench.gradients import PASSES
     from omnicupy.tools.tune import run as tune_run
     from omnicupy.tools.tune import search
 
     workload = problem_options(text, options)
     settings = search.Settings(samples=options["samples"], finalists=options["finalists"])
-    result = tune_run.run(workload, dtype, options["kernels"], settings, track)
+    of_pass: dict[str, Any] = {"passed": PASSES[options["passed"].lower()].name}
+    of_pass["deterministic"] = not options["any_order"]
+    result = tune_run.run(workload, dtype, options["kernels"], settings, track, **of_pass)
     kept = "Nothing was kept." if dry_run else tune_run.keep(result)
     if as_json:
         row = {"row": tune_run.proposed_row(result)} if export else {}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from omnicupy.api import attention
 from omnicupy.call.problem import Problem
+from omnicupy.choose import backward_table, pick, prediction, variants
 from omnicupy.choose import ceilings as choose_ceilings
-from omnicupy.choose import pick, prediction, variants
 from omnicupy.choose.ceilings import Ceiling, Ceilings
 from omnicupy.choose.prediction import Prediction
+from omnicupy.errors import UnsupportedError
 from omnicupy.jit import archs
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.mask import Mask
@@ -36,7 +37,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class Explanation:
-    """One call explained. note: whose ceilings they are where they are not of the device at hand, else ""."""
+    """One call explained. backward: the kernels of its backward pass in words, and those where sums may have any order.
+    note: whose ceilings they are where they are not of the device at hand, else "".
+    """
 
     workload: Workload
     problem: Problem
@@ -46,6 +49,7 @@ class Explanation:
     ceiling: Ceiling
     prediction: Prediction
     wastes: tuple[Waste, ...]
+    backward: tuple[str, str]
     note: str = ""
     measured: Measured | None = None
 
@@ -71,6 +75,7 @@ class Explanation:
             "workload": self.workload.name,
             "problem": asdict(self.problem),
             "variant": variants.word(self.spec),
+            "backward": dict(zip(("deterministic", "any_order"), self.backward, strict=True)),
             "stats": {name: getattr(self.stats, name) for name in names},
             "ceilings": {**asdict(self.ceiling), "device": self.ceilings.device.name, "note": self.note},
             "predicted_ms": self.predicted_ms,
@@ -92,6 +97,8 @@ class Explanation:
             f"problem    {self.workload.name}: {of.dtype}, batch {of.batch}, {of.q_heads} query heads on "
             f"{of.kv_heads}, head_dim {of.head_dim}",
             f"variant    {variants.word(self.spec)} for {self.spec.arch}",
+            f"gradients  {self.backward[0]}",
+            f"           with deterministic=False: {self.backward[1]}",
             *(
                 line.replace("  ", "   ", 1) if line[0] != " " else f" {line}"
                 for line in str(stats).splitlines()
@@ -171,9 +178,31 @@ def run(workload: Workload, dtype: str, variant: str | None = None) -> Explanati
         ceiling,
         prediction.predict(prediction.work_of(spec, problem, blocks, device), ceiling),
         tuple(wastes(mask, blocks)),
+        _backward(arch, problem, mask, device.sm_count, tuned=gpu),
         note,
         _measure(workload, mask, spec) if gpu else None,
     )
+
+
+def _backward(arch: str, problem: Problem, mask: Mask, sm_count: int, *, tuned: bool) -> tuple[str, str]:
+    """The kernels of the call's backward pass, and those where sums may have any order; or why there are none.
+
+    tuned: the user's choices count.
+    """
+
+    def kernels(deterministic: bool) -> str:
+        try:
+            if tuned:
+                spec = backward_table.select(arch, problem, (mask,), sm_count, deterministic=deterministic)
+            else:
+                spec = backward_table.pick(arch, problem.dtype, problem.head_dim)
+        except UnsupportedError as error:
+            return str(error)
+        if deterministic or spec.fused is None:
+            return f"{variants.word(replace(spec, fused=None))} for {spec.arch}"
+        return f"{spec.kernel} fused {variants.tile_word(spec.fused)} for {spec.arch}"
+
+    return kernels(True), kernels(False)
 
 
 def _device(ceilings: Ceilings, gpu: bool) -> tuple[choose_ceilings.Device, str]:

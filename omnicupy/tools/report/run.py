@@ -14,7 +14,7 @@ from pathlib import Path
 from omnicupy.jit.build import Track, silent
 from omnicupy.jit.files import replace_file
 from omnicupy.masks.picture import figure_class
-from omnicupy.tools.report import pictures, studies, tables, targets
+from omnicupy.tools.report import accuracy, pictures, studies, tables, targets
 from omnicupy.tools.report.library import Library
 
 BLOCK = re.compile(r"<!-- generated: (?P<name>[^>]*?) -->\n.*?<!-- end -->", re.DOTALL)
@@ -36,6 +36,7 @@ BLOCKS: dict[str, Callable[[Library], str]] = {
     "latency": tables.figures("latency"),
     "build": tables.figures("build"),
     "memory": tables.figures("memory"),
+    "accuracy": accuracy.errors,
     "host": tables.figures("host"),
     "cold": tables.figures("cold"),
     "cpu": tables.figures("cpu"),

@@ -8,18 +8,20 @@ from typing import Any
 
 from omnicupy.api import attention
 from omnicupy.call.problem import Problem
-from omnicupy.choose import classes, pick, saved, variants
+from omnicupy.choose import backward_table, classes, pick, saved, variants
 from omnicupy.choose import table as choose_table
-from omnicupy.choose.classes import ProblemClass
+from omnicupy.choose.classes import BACKWARD, FORWARD, ProblemClass
 from omnicupy.choose.saved import Machine
 from omnicupy.jit import archs
+from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.build import Track, silent
 from omnicupy.jit.spec import AttnSpec, round_up
 from omnicupy.masks.mask import Mask
 from omnicupy.reference import checked_rows
 from omnicupy.tools import environment
 from omnicupy.tools.bench import measure, timing
-from omnicupy.tools.tune import search
+from omnicupy.tools.bench.gradients import PASSES
+from omnicupy.tools.tune import backward, search
 from omnicupy.tools.tune.search import Entry, Found
 from omnicupy.tools.watchdog import Watchdog
 from omnicupy.tools.workloads.workload import Workload
@@ -54,7 +56,7 @@ class GpuTrial:
 
 @dataclass(frozen=True)
 class Tuned:
-    """A finished search and what it was of. arch: the device's.  flops: of one forward pass."""
+    """A finished search and what it was of. arch: the device's.  flops: of one pass."""
 
     workload: Workload
     problem: Problem
@@ -94,11 +96,17 @@ def run(
     kernels: Sequence[str] = (),
     settings: search.Settings | None = None,
     track: Track = silent,
+    *,
+    passed: str = FORWARD,
+    deterministic: bool = True,
 ) -> Tuned:
     """Search the legal variants of `kernels` (() for all that serve the device) for a workload on this GPU.
 
-    dtype: "bfloat16" or "float16". Raises ValueError without a GPU, UnsupportedError when no kernel serves the
-    problem, and what search.search raises. A variant that hangs ends the process, which names it.
+    dtype: "bfloat16" or "float16".  passed: FORWARD or BACKWARD, of which () is the kernel that calls get.
+    deterministic: False for backward passes whose sums may have any order.
+
+    Raises ValueError without a GPU, UnsupportedError when no kernel serves the problem, and what search.search raises.
+    A variant that hangs ends the process, which names it.
     """
     if not environment.has_gpu():
         raise ValueError("tune: a GPU is needed, and there is none here")
@@ -111,22 +119,42 @@ def run(
     mask = workload.mask()
     problem = workload.problem(mask, dtype)
     measure.check_memory(workload, mask)
-    with pick.serve_every_kernel():
-        builtin = pick.pick(arch, problem, (mask,), info.sm_count)
-        kinds = kernels or ("sm90", "sm80")
-        specs = search.candidates(arch, dtype, workload.head_dim, mask.shape[0], kinds, problem.group)
-        with Watchdog(HANG_S) as watchdog:
+    of_class: dict[str, Any] = {"passed": passed, "deterministic": deterministic}
+    problem_class = classes.class_of(problem, (mask,), info.sm_count, **of_class)
+    with pick.serve_every_kernel(), Watchdog(HANG_S) as watchdog:
 
-            def watched(items: Iterable[Any], label: str, length: int) -> Iterator[Any]:
-                for item in track(items, label, length):
-                    watchdog.step(label)
-                    yield item
+        def watched(items: Iterable[Any], label: str, length: int) -> Iterator[Any]:
+            for item in track(items, label, length):
+                watchdog.step(label)
+                yield item
 
-            trial = GpuTrial(workload, mask, dtype, watchdog.step)
-            found = search.search(specs, builtin, trial, settings, watched)
-    problem_class = classes.class_of(problem, (mask,), info.sm_count)
-    machine = saved.current_machine()
-    return Tuned(workload, problem, arch, machine, problem_class, workload.flops(mask.pairs), found)
+        what = (workload, mask, dtype, watchdog.step)
+        if passed == BACKWARD:
+            found = _backward(arch, problem, kernels, (settings, watched), what, deterministic=deterministic)
+        else:
+            builtin: AttnSpec = pick.pick(arch, problem, (mask,), info.sm_count)
+            kinds = kernels or ("sm90", "sm80")
+            specs = search.candidates(arch, dtype, workload.head_dim, mask.shape[0], kinds, problem.group)
+            found = search.search(specs, builtin, GpuTrial(*what), settings, watched)
+    flops = workload.flops(mask.pairs) * (PASSES["bwd"].flops if passed == BACKWARD else 1)
+    return Tuned(workload, problem, arch, saved.current_machine(), problem_class, flops, found)
+
+
+def _backward(
+    arch: str,
+    problem: Problem,
+    kernels: Sequence[str],
+    how: tuple[search.Settings | None, Track],
+    what: tuple[Workload, Mask, str, Callable[[str], None]],
+    *,
+    deterministic: bool,
+) -> Found:
+    """The search of a backward pass. how: settings and display.  what: the arguments of the trial."""
+    builtin = backward_table.pick(arch, problem.dtype, problem.head_dim)
+    specs = backward.candidates(arch, problem, kernels, deterministic=deterministic)
+    trial = backward.GradientTrial(*what, deterministic=deterministic)
+    more = backward.combined
+    return search.search(specs, builtin, trial, *how, backward.compile_specs, more=more)
 
 
 def keep(result: Tuned) -> str:
@@ -147,7 +175,8 @@ def keep(result: Tuned) -> str:
     }
     path = saved.keep(result.machine, result.problem_class, found.winner, measured)
     text = f"Kept {variants.word(found.winner)} ({found.gain:.1%} faster) in {path}, for {describe(result)}."
-    if found.winner.kernel not in pick.SERVED:
+    served = backward_table.SERVED if isinstance(found.winner, BackwardSpec) else pick.SERVED
+    if found.winner.kernel not in served:
         text += f" Calls use it once kernel {found.winner.kernel!r} is attested."
     return text
 
@@ -155,21 +184,24 @@ def keep(result: Tuned) -> str:
 def describe(result: Tuned) -> str:
     """The class of problems in words."""
     of = result.problem_class
-    return f"{of.dtype}, head_dim {of.head_dim}, mask {of.mask}, {of.shape}"
+    text = f"{of.dtype}, head_dim {of.head_dim}, mask {of.mask}, {of.shape}"
+    if of.passed == FORWARD:
+        return text
+    return f"{of.passed} pass, {text}" + ("" if of.deterministic else ", sums in any order")
 
 
 def table(result: Tuned) -> str:
     """The ranking as text, a variant a line, and how many were left out why."""
-    lines = [f"{'':4}{'variant':28}{'ms':>10}{'TFLOP/s':>10}{'vs table':>10}"]
+    words = [variants.word(entry.spec) for entry in result.found.ranking]
+    width = max(28, *(len(word) + 1 for word in words))
+    lines = [f"{'':4}{'variant':{width}}{'ms':>10}{'TFLOP/s':>10}{'vs table':>10}"]
     table_ms = result.found.entry(result.found.builtin).ms
     for place, entry in enumerate(result.found.ranking, 1):
         mark = "  the table's" if entry.spec == result.found.builtin else ""
         if place > MOST_LINES and not mark:
             continue
-        rate = result.flops / entry.ms / 1e9
-        lines.append(
-            f"{place:<4}{variants.word(entry.spec):28}{entry.ms:10.4f}{rate:10.0f}{table_ms / entry.ms:9.3f}x{mark}"
-        )
+        rate, name = result.flops / entry.ms / 1e9, words[place - 1]
+        lines.append(f"{place:<4}{name:{width}}{entry.ms:10.4f}{rate:10.0f}{table_ms / entry.ms:9.3f}x{mark}")
     hidden = len(result.found.ranking) - len(lines) + 1
     if hidden:
         lines.append(f"... and {hidden} slower ones")
@@ -179,8 +211,12 @@ def table(result: Tuned) -> str:
 
 
 def proposed_row(result: Tuned) -> str:
-    """The winner as a line for tune.TABLE, for this head_dim, architecture and the kind of problem it was found on."""
+    """The winner as a line for its pass's table, for this head_dim, architecture and the kind of problem it was found
+    on.
+    """
     found = result.found
+    if isinstance(found.winner, BackwardSpec):
+        return backward.proposed_row(result.arch, found.winner)
     head_dim = round_up(result.problem.head_dim, 16)
     dtype = result.problem.dtype
     origin = next(

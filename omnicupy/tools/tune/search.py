@@ -10,12 +10,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from omnicupy.choose import variants
+from omnicupy.choose.variants import Variant
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.build import Compiled, Track, compile_all, silent
 from omnicupy.jit.spec import AttnSpec
@@ -47,9 +48,9 @@ class Trial(Protocol):
     of one call in milliseconds. Both raise what the call raises.
     """
 
-    def error(self, spec: AttnSpec) -> float: ...
+    def error(self, spec: Any) -> float: ...
 
-    def sample(self, spec: AttnSpec) -> float: ...
+    def sample(self, spec: Any) -> float: ...
 
 
 @dataclass
@@ -58,7 +59,7 @@ class Entry:
     rounds, [] for one that did not reach them.
     """
 
-    spec: AttnSpec
+    spec: Variant
     error: float
     screened_ms: float = 0.0
     rounds_ms: list[float] = field(default_factory=list)
@@ -76,12 +77,12 @@ class Found:
     do not compile without spills, fail or are wrong, and why.
     """
 
-    builtin: AttnSpec
-    winner: AttnSpec
+    builtin: Variant
+    winner: Variant
     ranking: tuple[Entry, ...]
-    dropped: tuple[tuple[AttnSpec, str], ...]
+    dropped: tuple[tuple[Variant, str], ...]
 
-    def entry(self, spec: AttnSpec) -> Entry:
+    def entry(self, spec: Variant) -> Entry:
         """The entry of a variant that was ranked. Raises KeyError for another."""
         for entry in self.ranking:
             if entry.spec == spec:
@@ -110,27 +111,37 @@ def candidates(
 
 
 def search(
-    specs: Sequence[AttnSpec],
-    builtin: AttnSpec,
+    specs: Sequence[Variant],
+    builtin: Variant,
     trial: Trial,
     settings: Settings | None = None,
     track: Track = silent,
-    build: Callable[[Sequence[AttnSpec], Track], list[Compiled[AttnSpec]]] = compile_all,
+    build: Callable[[Any, Track], list[Compiled[Any]]] = compile_all,
+    *,
+    more: Callable[[Sequence[Entry]], Sequence[Variant]] = lambda entries: (),
 ) -> Found:
     """Compile, check, screen and rank `specs` and the table's choice `builtin` on a trial.
 
+    more: given the screened entries, the quickest first, it names further variants that are worth a look.
     Raises UnsupportedError when builtin itself does not compile, fails or is wrong: then no comparison holds.
     """
     settings = settings or Settings()
-    compiled = build(list(dict.fromkeys((builtin, *specs))), track)
-    dropped = [(one.spec, one.problem.splitlines()[0]) for one in compiled if one.problem]
-    entries = _checked([one.spec for one in compiled if not one.problem], trial, dropped, track)
-    entries = _screened(entries, trial, settings, dropped, track)
+    dropped: list[tuple[Variant, str]] = []
+
+    def screened(wanted: Sequence[Variant]) -> list[Entry]:
+        compiled = build(list(dict.fromkeys(wanted)), track)
+        dropped.extend((one.spec, one.problem.splitlines()[0]) for one in compiled if one.problem)
+        found = _checked([one.spec for one in compiled if not one.problem], trial, dropped, track)
+        return _screened(found, trial, settings, dropped, track)
+
+    entries = sorted(screened((builtin, *specs)), key=lambda entry: entry.screened_ms)
     if builtin not in {entry.spec for entry in entries}:
         reason = dict(dropped)[builtin]
         raise UnsupportedError(
             f"the table's choice {variants.word(builtin)} cannot be compared with: {reason}"
         )
+    if further := more(entries):
+        entries += screened(further)
     entries.sort(key=lambda entry: entry.screened_ms)
     final = entries[: settings.finalists]
     final += [entry for entry in entries if entry.spec == builtin and entry not in final]
@@ -148,7 +159,7 @@ def search(
 
 
 def _checked(
-    specs: Sequence[AttnSpec], trial: Trial, dropped: list[tuple[AttnSpec, str]], track: Track
+    specs: Sequence[Variant], trial: Trial, dropped: list[tuple[Variant, str]], track: Track
 ) -> list[Entry]:
     """The variants whose checked rows are right, before anything is timed."""
     entries = []
@@ -168,10 +179,10 @@ def _checked(
 
 
 def _screened(
-    entries: list[Entry], trial: Trial, settings: Settings, dropped: list[tuple[AttnSpec, str]], track: Track
+    entries: list[Entry], trial: Trial, settings: Settings, dropped: list[tuple[Variant, str]], track: Track
 ) -> list[Entry]:
     """A few samples of each, in turn; those that are hopeless after the first one get no more."""
-    samples: dict[AttnSpec, list[float]] = {}
+    samples: dict[Variant, list[float]] = {}
     left = list(entries)
     turns = [(turn, entry) for turn in range(settings.screening) for entry in entries]
     for turn, entry in track(turns, "screening", len(turns)):

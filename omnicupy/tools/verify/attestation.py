@@ -19,9 +19,10 @@ from omnicupy.jit import nvrtc, trust
 from omnicupy.jit.files import replace_file
 from omnicupy.tools.verify.outcome import Outcome
 from omnicupy.tools.verify.plan import WHOLE, Part, planned
-from omnicupy.tools.verify.source_digest import SOURCES, digest
+from omnicupy.tools.verify.source_digest import BACKWARD, SOURCES, digest
 
 SCHEMA = 2
+BEGUN = 400  # cases of a source of the backward pass, after which calls get its kernels
 # What json.dumps spreads over lines, and reads better as one: a case's error for each NVRTC.
 _RATIOS = re.compile(r'\{\s*("[\d.]+": [-\d.e]+(?:,\s*"[\d.]+": [-\d.e]+)*)\s*\}')
 
@@ -116,11 +117,43 @@ class Record:
 
     def write(self) -> None:
         """Write the file, whole or not at all."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        text = _RATIOS.sub(
-            lambda found: f"{{{' '.join(found[1].split())}}}", json.dumps(self._content, indent=1)
-        )
-        replace_file(self._path, f"{text}\n".encode())
+        _write(self._path, self._content)
+
+
+def join(path: str | Path, others: Sequence[str | Path]) -> None:
+    """Add to an attestation what other files hold, of runs beside each other: of each source what has today's digest.
+
+    Raises ValueError for a file that is no attestation; `path` need not exist.
+    """
+    target = Path(path)
+    files = [Path(one) for one in others]
+    joined: Content = {"schema": SCHEMA, "sources": {}}
+    for file in [target, *files] if target.exists() else files:
+        content, problem = _read(file)
+        if content is None:
+            raise ValueError(f"attest: {problem}; leave it out")
+        for name, entry in content["sources"].items():
+            if name in SOURCES and entry["digest"] == digest(name):
+                _add_entry(
+                    joined["sources"].setdefault(name, {**entry, "kernels": [], "runs": [], "cases": {}}),
+                    entry,
+                )
+    _write(target, joined)
+
+
+def _add_entry(to: Content, entry: Content) -> None:
+    to["kernels"] = sorted({*to["kernels"], *entry["kernels"]})
+    to["runs"] += [one for one in entry["runs"] if one not in to["runs"]]
+    for case, ratios in entry["cases"].items():
+        mine = to["cases"].setdefault(case, {})
+        for version, ratio in ratios.items():
+            mine[version] = max(ratio, mine.get(version, 0.0))
+
+
+def _write(path: Path, content: Content) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = _RATIOS.sub(lambda found: f"{{{' '.join(found[1].split())}}}", json.dumps(content, indent=1))
+    replace_file(path, f"{text}\n".encode())
 
 
 def _read(path: Path) -> tuple[Content | None, str]:
@@ -145,12 +178,28 @@ def _is_of_another_schema(path: Path) -> bool:
 
 
 def stale(path: str | Path) -> dict[str, str]:
-    """Kernel source -> why no row of the table may select it, for every source that an attestation does not
-    cover.
-    """
+    """Kernel source -> what an attestation lacks of it, for every source that it does not cover whole."""
     content, problem = _read(Path(path))
     found = {name: problem or _problem_of(name, content) for name in SOURCES}
     return {name: said for name, said in found.items() if said}
+
+
+def unserved(path: str | Path) -> dict[str, str]:
+    """Kernel source -> why no row of the table may select it.
+
+    A source of the backward pass may be selected before it is attested whole, once BEGUN cases of this very digest
+    passed, with any NVRTC.
+    """
+    content, _ = _read(Path(path))
+    found = stale(path)
+    for name in list(found):
+        entry = content["sources"].get(name) if content else None
+        if entry is None or SOURCES[name].launch is not BACKWARD or entry["digest"] != digest(name):
+            continue
+        passed = [max(ratios.values()) for case, ratios in entry["cases"].items() if case in planned(name)]
+        if len(passed) >= BEGUN and max(passed) <= 1:
+            del found[name]
+    return found
 
 
 def _problem_of(name: str, content: Content | None) -> str:

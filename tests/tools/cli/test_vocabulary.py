@@ -54,7 +54,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[Workload]:
         found.extend(one for one in options.workloads if isinstance(one, Workload))
         return {"rows": []}
 
-    def tune(workload: Workload, *_: Any) -> Any:
+    def tune(workload: Workload, *_: Any, **options: Any) -> Any:
         found.append(workload)
         raise ValueError("enough")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy_gpu
 import pytest
 from click.testing import CliRunner
 
-from omnicupy.choose import ceilings, variants
+from omnicupy.choose import backward_table, ceilings, variants
 from omnicupy.choose import saved as choose_saved
 from omnicupy.tools import environment
 from omnicupy.tools.cli.main import main
@@ -50,6 +51,36 @@ def test_a_workload_needs_no_sizes() -> None:
         assert line in text
     assert "measured" not in text
     assert found.error is None
+
+
+def test_the_kernels_of_gradients_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = backward_table.pick("sm_90", "bfloat16", 128)
+    text = _run("--mask", "W4")
+    keys, rows, all_three = (variants.tile_word(tile) for tile in (of.dkdv, of.dq, of.fused) if tile)
+    assert f"gradients  sm90 dkdv {keys}, dq {rows} for sm_90a\n" in text
+    assert f"           with deterministic=False: sm90 fused {all_three} for sm_90a\n" in text
+    content = json.loads(_run("--mask", LAYOUT, "--heads", "8", "--head-dim", "256", "--json"))
+    assert content["backward"]["deterministic"] == content["backward"]["any_order"]
+    assert content["backward"]["any_order"].startswith("sm90 dkdv ")
+    monkeypatch.setattr(backward_table, "SERVED", frozenset())
+    assert "gradients  attention_backward: no kernel serves bfloat16" in _run("--mask", "W4")
+
+
+def test_tuned_kernels_of_gradients_are_named_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = replace(backward_table.pick("sm_90", "bfloat16", 128), fused=None)
+
+    def select(arch: str, problem: Any, masks: Any, sm_count: int, *, deterministic: bool) -> Any:
+        assert (arch, sm_count, problem.head_dim, len(masks)) == ("sm_90", 132, 128, 1)
+        return of if deterministic else replace(of, dq=of.dq._replace(stages=3))
+
+    monkeypatch.setattr(backward_table, "select", select)
+    mask = problem_of("W4", Sizes()).mask()
+    problem = problem_of("W4", Sizes()).problem(mask, "bfloat16")
+    found = explain_run._backward("sm_90", problem, mask, 132, tuned=True)
+    assert found == tuple(
+        f"{variants.word(one)} for sm_90a"
+        for one in (of, select("sm_90", problem, [mask], 132, deterministic=False))
+    )
 
 
 def test_parts_add_up_to_the_prediction() -> None:

@@ -106,6 +106,12 @@ DEVICE = ceilings.load()[0].device.name
 FEW = ("d128-s16384", "full-d128-s4096", "W4", "W5", "W12", "s1024")
 
 
+def _errors(system: str, error: float) -> dict[str, Any]:
+    known = {"suite": "accuracy", "workload": "normal-causal-d64-s1024-float16", "input": "normal"}
+    rms = {"out": 1e-3, "dq": error, "dk": 5e-4, "dv": 5e-4}
+    return {**known, "dtype": "float16", "system": system, "rms": rms}
+
+
 @pytest.fixture(scope="module")
 def library() -> Library:
     """Made-up records of every suite on a device whose ceilings are known, and an older one of dense."""
@@ -119,9 +125,12 @@ def library() -> Library:
         {"suite": name, "workload": "w", "system": "omnicupy", "figures": {"ms": 1.5}}
         for name in OTHER_SUITES
     ]
+    rows += [
+        _errors(system, error) for system, error in (("omnicupy", 1.2e-3), ("flex", 1e-3), ("fa4", 2e-3))
+    ]
     made["host.json"] = {
         **made_records.HEADER,
-        "suites": list(OTHER_SUITES),
+        "suites": [*OTHER_SUITES, "accuracy"],
         "node": 8,
         "speeds": asdict(Speeds()),
         "rows": rows,
@@ -137,6 +146,15 @@ def test_every_block_is_made_from_records(library: Library, name: str) -> None:
         assert found.count("\n| ") >= 2, found
     assert "nan" not in found
     assert "Old GPU" not in found or name in ("records", "every record")
+
+
+def test_errors_above_the_best_other_library_s_are_named(library: Library) -> None:
+    text = report_run.BLOCKS["accuracy"](library)
+    assert "| normal | float16 | 1 | 1.0e-03 (1.00) | 1.2e-03 (1.20) | 5.0e-04 (1.00) |" in text
+    assert "| 1 of 4 |" in text
+    assert "3 of 4 errors of ours are at most 1.05 times the best rival's.\n\n- normal-causal" in text
+    assert "omnicupy: dq 1.20e-03 (1.20 of flex)" in text
+    assert report_run.BLOCKS["accuracy"](Library({"a.json": {"rows": []}})) == tables.NONE
 
 
 def test_the_newest_record_is_taken() -> None:

@@ -28,8 +28,8 @@ IDS = [case for part in FOURTHS for case in part]
 
 def _unverified() -> dict[str, str]:
     """Sources that are served without a current attestation -> what is wrong with theirs."""
-    stale = attestation.stale(FILE)
-    return {name: problem for name in source_digest.selected() if (problem := stale.get(name))}
+    unserved = attestation.unserved(FILE)
+    return {name: problem for name in source_digest.selected() if (problem := unserved.get(name))}
 
 
 def test_every_kernel_that_is_served_was_verified_on_a_gpu() -> None:
@@ -45,6 +45,48 @@ def test_an_unverified_kernel_that_is_served_would_show(
     monkeypatch.setitem(globals(), "FILE", tmp_path / "absent.json")
     assert SM80 in _unverified()
     assert SM90 not in _unverified()
+
+
+def test_gradients_are_served_once_enough_cases_of_this_digest_passed(tmp_path: Path) -> None:
+    name, path = "attention_bwd_sm80.cu", tmp_path / "attestation.json"
+    ids = sorted(planned(name))
+    entry = {"digest": source_digest.digest(name), "kernels": [], "runs": []}
+
+    def said(ratios: list[float], of: str = name, **other: Any) -> str:
+        cases = {case: {"12.9": ratio} for case, ratio in zip(ids, ratios, strict=False)}
+        content = {"schema": attestation.SCHEMA, "sources": {of: {**entry, "cases": cases, **other}}}
+        path.write_text(json.dumps(content))
+        return attestation.unserved(path).get(of, "")
+
+    assert said([0.5] * attestation.BEGUN) == ""
+    assert "are missing" in said([0.5] * (attestation.BEGUN - 1))
+    assert said([0.5] * attestation.BEGUN + [1.1]) != ""
+    assert "digest is another one" in said([0.5] * attestation.BEGUN, digest="0")
+    assert said([0.5] * attestation.BEGUN, of=SM80) != ""  # never of the forward pass
+    assert "are missing" in attestation.stale(path)[SM80] or "digest" in attestation.stale(path)[SM80]
+
+
+def test_files_of_runs_beside_each_other_are_joined(tmp_path: Path) -> None:
+    made = source_digest.digest(SM80)
+
+    def file(name: str, cases: dict[str, Any], digest: str = made) -> Path:
+        run = {"nvrtc": "13.0", "part": name, "cases": len(cases), **HEADER}
+        entry = {"digest": digest, "kernels": [name], "runs": [run], "cases": cases}
+        (tmp_path / name).write_text(json.dumps({"schema": attestation.SCHEMA, "sources": {SM80: entry}}))
+        return tmp_path / name
+
+    target = file("all", {"a": {"13.0": 0.5}})
+    others = [file("one", {"a": {"13.0": 0.6, "12.9": 0.1}}), file("two", {"b": {"13.0": 0.2}})]
+    attestation.join(target, [*others, others[0], file("old", {"c": {"13.0": 0.1}}, digest="0")])
+    found = json.loads(target.read_text())["sources"][SM80]
+    assert found["cases"] == {"a": {"13.0": 0.6, "12.9": 0.1}, "b": {"13.0": 0.2}}
+    assert found["kernels"] == ["all", "one", "two"]
+    assert [run["part"] for run in found["runs"]] == ["all", "one", "two"]
+    (tmp_path / "broken").write_text("{}")
+    with pytest.raises(ValueError, match="broken is no attestation"):
+        attestation.join(target, [tmp_path / "broken"])
+    attestation.join(tmp_path / "new", others)
+    assert set(json.loads((tmp_path / "new").read_text())["sources"][SM80]["cases"]) == {"a", "b"}
 
 
 @pytest.fixture
