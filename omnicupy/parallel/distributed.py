@@ -18,6 +18,8 @@ from omnicupy.torch.call import attention as attention_of_tensors
 Which = int | Sequence[int]
 
 
+# In one piece outside of torch.compile, which would break its graph at each step that it cannot trace.
+@torch.compiler.disable  # type: ignore[untyped-decorator,unused-ignore]
 def attention(
     arrays: tuple[Any, Any, Any], plan: Plan, group: Any, mask: Which, limit: float, options: dict[str, Any]
 ) -> Any:

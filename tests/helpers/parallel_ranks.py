@@ -75,6 +75,21 @@ def results(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
     return found
 
 
+def _compiled(shards: list[Any], dout: Any, made: Any) -> list[Any]:
+    """Result and gradients with torch.compile and without, in turn, and for how many reasons its graph broke."""
+
+    def call(*x: Any) -> Any:
+        return 2 * oc.parallel.attention(*(one + 1 for one in x), made, mask=1)
+
+    found = []
+    for run in (torch.compile(call, backend="aot_eager"), call):
+        leaves = [one.clone().requires_grad_() for one in shards]
+        out = run(*leaves)
+        found.append([out.detach(), *torch.autograd.grad(out, leaves, dout)])
+    pairs = [one for pair in zip(*found, strict=True) for one in pair]
+    return [*pairs, len(torch._dynamo.utils.counters["graph_break"])]
+
+
 def wanted(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
     """Gradients of some of q, k and v; no gradients at all; a group that is an axis of a mesh; a batch of masks."""
     mask = oc.random(SIZE, 3)
@@ -90,11 +105,7 @@ def wanted(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
         out.backward(dout)
         found[names] = [one.grad for one in leaves]
     found["none"] = [oc.parallel.attention(*shards, made, group=mesh, mask=[0, 1])]
-    compiled = torch.compile(
-        lambda *x: 2 * oc.parallel.attention(*(one + 1 for one in x), made, mask=1), backend="eager"
-    )
-    plain = 2 * oc.parallel.attention(*(one + 1 for one in shards), made, mask=1)
-    found["compiled"] = [compiled(*shards), plain]
+    found["compiled"] = _compiled(shards, dout, made)
     with torch.autocast("cpu", torch.bfloat16):
         found["autocast"] = [oc.parallel.attention(*shards, made)]
     return found
