@@ -452,7 +452,34 @@ GRADIENTS = [
     ),
 ]
 
-FAULTS = CALLS + MEMORY + FILES + GRADIENTS
+RANKS = [
+    Fault(
+        "parallel/local.py",
+        "masks_intervals.canonical(*(before[side[:, keys]] for side in mask.intervals))",
+        "tuple(before[side[:, keys]] for side in mask.intervals)",
+        "tests/parallel/test_plan.py tests/parallel/test_one_process.py",
+    ),
+    Fault(
+        "parallel/exchange.py",
+        'found[np.argsort(self.owner[found], kind="stable")]',
+        "found",
+        "tests/parallel/test_plan.py",
+    ),
+    Fault(
+        "parallel/one_process.py",
+        "if target != rank and part is not None",
+        "if target > rank and part is not None",
+        "tests/parallel/test_one_process.py",
+    ),
+    Fault(
+        "parallel/assign.py",
+        "line.stop[chunk] - skipped - kept, line.first[chunk] + skipped",
+        "line.first[chunk] + skipped, line.first[chunk] + skipped",
+        "tests/parallel/test_exchange.py",
+    ),
+]
+
+FAULTS = CALLS + MEMORY + FILES + GRADIENTS + RANKS
 
 
 def text_with(fault: Fault, root: Path = ROOT) -> str:

@@ -22,6 +22,11 @@ EXAMPLES: dict[str, tuple[list[str], str | None, str]] = {
         "jax",
         r"bfloat16 \(1, 8, 60, 64\)\n.*the same bits: True\n.*at most \de-0[5-9] from the gradients",
     ),
+    "context_parallel.py": (
+        ["--steps", "6", "--tokens", "256"],
+        "torch",
+        r"alone: loss (\d\.\d{4})\d+; 2 ranks together: \1.*step 5: .*the loss fell by [4-9]\d%",
+    ),
     "train_vlm.py": (["--steps", "8"], "torch", r"step 7: .*the loss fell by [5-9]\d%"),
     "torch_compile.py": (
         ["--tokens", "128", "--steps", "5"],
@@ -41,15 +46,18 @@ def test_it_runs(name: str, tmp_path: Path) -> None:
     arguments, library, printed = EXAMPLES[name]
     if library is not None and importlib.util.find_spec(library) is None:
         pytest.skip(f"{library} is not installed")
-    done = subprocess.run(
-        [sys.executable, f"examples/{name}", *(part.format(folder=tmp_path) for part in arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-        check=False,
-    )
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, f"examples/{name}", *(part.format(folder=tmp_path) for part in arguments)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+            check=False,
+        )
+        if "connectFullMesh failed" not in done.stderr:  # gloo's first connection, on a busy machine
+            break
     assert done.returncode == 0, done.stderr
     assert re.search(printed, done.stdout, re.DOTALL), done.stdout
     if library == "matplotlib":

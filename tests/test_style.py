@@ -27,9 +27,9 @@ INSTRUCTIONS = re.compile(r"kernels/omni/sm\d+/ptx\.cuh")
 # A file imports from its own folder and from what stands before it; folders between two commas are apart: neither
 # imports the other. docs/design.md says why.
 ORDER = (
-    "errors, masks; presets, jit; call; schedule; cpu, reference; choose; gpu; api; __init__; torch; transformers; "
-    "tools.environment, tools.watchdog, tools.random_arrays, tools.workloads; tools.bench; "
-    "tools.verify, tools.tune, tools.explain; tools.report; tools.cli; __main__"
+    "errors, masks; presets, jit; call; schedule; cpu, reference; choose; gpu; api; __init__; torch; "
+    "transformers, parallel; tools.environment, tools.watchdog, tools.random_arrays, tools.workloads; "
+    "tools.bench; tools.verify, tools.tune, tools.explain; tools.report; tools.cli; __main__"
 )
 RANKS = {part: rank for rank, parts in enumerate(ORDER.split("; ")) for part in parts.split(", ")}
 
@@ -132,6 +132,10 @@ def _part(module: str) -> str:
     return ".".join(parts[:2]) if parts[0] == "tools" and len(parts) > 1 else parts[0]
 
 
+TORCH = {one for one in MODULES if _part(one) in ("torch", "transformers")}  # which need it
+TORCH |= {"parallel.distributed", "parallel.ranks"}
+
+
 def _loaded(imported: str) -> str:
     """The module that an import such as "omnicupy.masks.mask.Mask" loads: "masks.mask"."""
     parts = imported.split(".")[1:]
@@ -159,7 +163,7 @@ def test_every_part_has_a_place() -> None:
     assert parts == set(RANKS), "a new folder takes its place in ORDER"
     assert not _imports("tools")
     top = {module.partition(".")[0] for module in MODULES}
-    assert len(top) <= 16, "about a dozen names stand at the top of omnicupy/"
+    assert len(top) <= 17, "about a dozen names stand at the top of omnicupy/"
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
@@ -220,18 +224,14 @@ def test_optional_libraries_are_imported_where_they_may_be(name: str) -> None:
             assert in_function, f"{where} outside of a function"
             assert module == "masks.picture" or _part(module) == "tools.report", where
         elif library in ("torch", "transformers") and not in_function:
-            assert _part(module) in ("torch", "transformers"), where
+            assert module in TORCH, where
         elif library == "cupy" and not in_function:
             assert _part(module) == "gpu" or module == "tools.bench.first_call", where
 
 
 def test_everything_but_gpu_imports_without_cupy() -> None:
-    names = [module for module in MODULES if _part(module) not in ("gpu", "torch", "transformers")]
-    names += [
-        module
-        for module in MODULES
-        if _part(module) in ("torch", "transformers") and find_spec(_part(module))
-    ]
+    names = [one for one in MODULES if _part(one) != "gpu" and (one not in TORCH or find_spec("torch"))]
+    names = [one for one in names if _part(one) != "transformers" or find_spec("transformers")]
     names = [module for module in names if module not in ("tools.bench.first_call", "__init__")]
     code = f"""
 import importlib, sys

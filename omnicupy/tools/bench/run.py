@@ -20,7 +20,9 @@ from omnicupy.tools.bench import (
     mask_build,
     memory,
     preset_build,
+    ranks,
     scaling,
+    sharing,
     timing,
 )
 from omnicupy.tools.bench.gradients import PASSES
@@ -40,6 +42,8 @@ CPU_HOST = {
     "build": host.mask_building,
     "presets": preset_build.building,
     "scaling": scaling.scaling,
+    "sharing": sharing.sharing,
+    "parallel": ranks.parallel,
     "cpu": host.cpu_engine,
 }
 GRADIENT_KINDS = ("measure", "latency", "memory")  # of suites that are measured for backward passes, too
@@ -108,7 +112,7 @@ def run(options: Options, say: Say) -> dict[str, Any]:
     gpu = environment.has_gpu()
     described = environment.device() if gpu else {}
     record = Record(
-        options.out,
+        options.out if ranks.is_first() else None,
         {
             "device": described.get("name"),
             "driver": described.get("driver"),

@@ -212,6 +212,8 @@ OTHER_SUITES = {
     "accuracy": "errors of results and gradients against float64",
     "presets": "presets at 36,864 tokens",
     "scaling": "masks of a million tokens",
+    "sharing": "a mask shared among ranks, by a model; plans timed",
+    "parallel": "a call that several ranks share (under torchrun)",
     "cpu": "the CPU engine",
     "counters": "hardware counters of calls (`.ci/counters.py`)",
 }

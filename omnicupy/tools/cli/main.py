@@ -11,6 +11,7 @@ from omnicupy.tools import environment
 from omnicupy.tools.cli.bench import bench
 from omnicupy.tools.cli.console import JSON, print_json, signs_of_life
 from omnicupy.tools.cli.explain import explain
+from omnicupy.tools.cli.plan import plan
 from omnicupy.tools.cli.report import report
 from omnicupy.tools.cli.show import show
 from omnicupy.tools.cli.tune import tune
@@ -56,5 +57,5 @@ def env(as_json: bool) -> None:
         click.echo(f"note: {note}")
 
 
-for command in (verify, bench, show, tune, explain, report, env):
+for command in (verify, bench, show, tune, explain, plan, report, env):
     main.add_command(command)

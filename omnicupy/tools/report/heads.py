@@ -37,6 +37,7 @@ HEADS = {
     "first_bytes": "mask and first call, MiB",
     "kept_bytes": "kept by the mask, MiB",
     "taken_bytes": "taken from the device, MiB",
+    "plan_ms": "plan made, ms",
     "problem": "why not measured",
 }
 

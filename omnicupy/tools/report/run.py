@@ -42,6 +42,7 @@ BLOCKS: dict[str, Callable[[Library], str]] = {
     "cpu": tables.figures("cpu"),
     "presets": tables.figures("presets"),
     "scaling": tables.figures("scaling"),
+    "sharing": tables.sharing,
     "counters": tables.figures("counters"),
     "bounds": tables.bounds,
     "ceilings": studies.ceilings,

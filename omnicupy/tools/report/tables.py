@@ -170,6 +170,21 @@ def _figures(found: Found) -> str:
     return table(lines)
 
 
+def sharing(library: Library) -> str:
+    """Plans of several ranks beside other schemes, and the speeds that the model takes for granted."""
+    found = library.newest("sharing")
+    if not found:
+        return NONE
+    of = found.content["speeds"]
+    flops, near, far, node = of["flops"] / 1e12, of["near"] / 1e9, of["far"] / 1e9, found.content["node"]
+    assumed = (
+        f"Taken for granted: {flops:g} TFLOP/s of a rank, {near:g} GB/s each way inside a node of {node} ranks "
+        f"and {far:g} GB/s of each rank between nodes, {of['near_s'] * 1e6:g} and {of['far_s'] * 1e6:g} us before an "
+        f"exchange's first byte, {of['launch_s'] * 1e6:g} us a launch."
+    )
+    return f"{found.source}\n\n{_figures(found)}\n\n{assumed}"
+
+
 def bounds(library: Library) -> str:
     """The least time that each ceiling allows, and what was taken."""
     parts = []

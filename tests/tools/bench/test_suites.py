@@ -53,7 +53,7 @@ def test_every_suite_names_real_workloads_and_systems() -> None:
         assert {part.kind for part in suite.parts} <= set(bench_run.KINDS)
     assert all(
         name in bench_run.listing()
-        for name in (*GPU_SUITES, "host", "cold", "build", "presets", "scaling", "cpu")
+        for name in (*GPU_SUITES, "host", "cold", "build", "presets", "scaling", "sharing", "parallel", "cpu")
     )
 
 

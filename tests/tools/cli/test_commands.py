@@ -31,7 +31,7 @@ def run(*arguments: str) -> Result:
 def test_help_names_every_command() -> None:
     found = run("--help")
     assert found.exit_code == 0
-    for name in ("verify", "bench", "show", "tune", "explain", "report", "env"):
+    for name in ("verify", "bench", "show", "tune", "explain", "plan", "report", "env"):
         assert name in found.output
         assert run(name, "--help").exit_code == 0
 

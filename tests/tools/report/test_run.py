@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from omnicupy.choose import ceilings
+from omnicupy.parallel import Speeds
 from omnicupy.tools.bench import records
 from omnicupy.tools.bench.suites import GPU_SUITES
 from omnicupy.tools.cli.main import main
@@ -20,7 +22,8 @@ from omnicupy.tools.report import pictures, studies, tables
 from omnicupy.tools.report import run as report_run
 from omnicupy.tools.report.library import Library
 
-OTHER_SUITES = ("host", "cold", "cpu", "presets", "counters", "scaling")  # made_records has none of them
+# made_records has none of them.
+OTHER_SUITES = ("host", "cold", "cpu", "presets", "counters", "scaling", "sharing")
 DOCS = Path(__file__).parents[3] / "docs"
 TEXT = (DOCS / "report.md").read_text()
 README = (DOCS.parent / "README.md").read_text()
@@ -128,6 +131,8 @@ def library() -> Library:
     made["host.json"] = {
         **made_records.HEADER,
         "suites": [*OTHER_SUITES, "accuracy"],
+        "node": 8,
+        "speeds": asdict(Speeds()),
         "rows": rows,
     }
     return Library(made)

@@ -1,0 +1,136 @@
+"""attention and its gradients for one rank's arrays, CuPy or NumPy: the exchange, then the launch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from omnicupy import api
+from omnicupy.call.arrays import module_of, narrow, widen
+from omnicupy.parallel import check
+from omnicupy.parallel.exchange import Exchange
+from omnicupy.parallel.plan import Plan
+
+Which = int | Sequence[int]
+
+
+class Group(Protocol):
+    """The ranks of a call, seen from one of them."""
+
+    rank: int
+    size: int
+
+    def exchange(self, out: Any, given: Any, sizes: tuple[Sequence[int], Sequence[int]]) -> None:
+        """Rows (first axis) of `given` to each rank, and of each rank to `out`. sizes: rows received, rows sent."""
+
+    def agree(self, plan: Plan, limit: float) -> None:
+        """Raises ValueError where ranks have different plans."""
+
+
+def attention(
+    arrays: tuple[Any, Any, Any], plan: Plan, group: Group, mask: Which, limit: float, options: dict[str, Any]
+) -> Any:
+    """The rank's out, or (out, lse); arguments as in `omnicupy.parallel.attention`."""
+    check.of_group(plan, group.rank, group.size)
+    check.of_rank(plan, group.rank, arrays, mask)
+    group.agree(plan, limit)
+    q, k, v = arrays
+    keys, values = _gathered(plan, group, k, v, mask)
+    masks = plan.locals(group.rank, mask)
+    if masks:
+        return api.attention(q, keys, values, masks[0] if len(masks) == 1 else list(masks), **options)
+    xp = module_of(q)
+    out = xp.zeros(q.shape, q.dtype)
+    lse = xp.full(q.shape[:3], -np.inf, np.float64 if q.dtype == np.float64 else np.float32)
+    return (out, lse) if options["return_lse"] else out
+
+
+def attention_backward(
+    arrays: tuple[Any, Any, Any],
+    results: tuple[Any, Any, Any],
+    plan: Plan,
+    group: Group,
+    mask: Which,
+    *,
+    limit: float,
+    options: dict[str, Any],
+) -> tuple[Any, Any, Any]:
+    """The rank's dq, dk and dv, None where not wanted. results: dout, out and lse.  options: of attention_backward."""
+    check.of_group(plan, group.rank, group.size)
+    check.of_rank(plan, group.rank, arrays, mask)
+    group.agree(plan, limit)
+    q, k, v = arrays
+    dout, out, lse = results
+    keys, values = _gathered(plan, group, k, v, mask)
+    masks = plan.locals(group.rank, mask)
+    wanted = options["wanted"]
+    if masks:
+        given = masks[0] if len(masks) == 1 else list(masks)
+        dq, *parts = api.attention_backward(dout, q, keys, values, out, lse, given, **options)
+    else:
+        xp = module_of(q)
+        dq = xp.zeros(q.shape, q.dtype) if "q" in wanted else None
+        parts = [
+            xp.zeros(one.shape, one.dtype) if name in wanted else None
+            for name, one in (("k", keys), ("v", values))
+        ]
+    dk, dv = _returned(plan, group, parts, mask)
+    return dq, dk, dv
+
+
+def _gathered(plan: Plan, group: Group, k: Any, v: Any, mask: Which) -> tuple[Any, Any]:
+    """Own keys and values followed by those received."""
+    if not plan.travels(mask):
+        return k, v
+    xp, trip = module_of(k), plan.exchange(group.rank, mask)
+    places, own = _on(xp, np.concatenate(trip.send)), [_bits(one) for one in (k, v)]
+    given = xp.stack([one.transpose(2, 0, 1, 3)[places] for one in own], axis=1)
+    out = xp.empty((sum(trip.received), *given.shape[1:]), given.dtype)
+    group.exchange(out, given, (trip.received, trip.sent))
+    keys, values = (
+        xp.concatenate([one, out[:, side].transpose(1, 2, 0, 3)], axis=2).view(k.dtype)
+        for side, one in enumerate(own)
+    )
+    return keys, values
+
+
+def _returned(plan: Plan, group: Group, parts: Sequence[Any], mask: Which) -> list[Any]:
+    """Gradients of own keys: this rank's part, then those of other ranks in their order."""
+    made = [side for side, one in enumerate(parts) if one is not None]
+    if not made or not plan.travels(mask):
+        return list(parts)
+    dtype, trip = parts[made[0]].dtype, plan.exchange(group.rank, mask)
+    xp = module_of(parts[made[0]])
+    rows = xp.stack([_bits(parts[side]).transpose(2, 0, 1, 3) for side in made], axis=1)
+    given = xp.ascontiguousarray(rows[trip.own :])
+    out = xp.empty((sum(trip.sent), *given.shape[1:]), given.dtype)
+    group.exchange(out, given, (trip.sent, trip.received))
+    total = widen(rows[: trip.own].view(dtype), np.float64 if dtype == np.float64 else np.float32, xp)
+    _add(total, out.view(dtype), trip)
+    if total.dtype != dtype:
+        total = narrow(total, dtype)
+    found: list[Any] = [None, None]
+    for at, side in enumerate(made):
+        found[side] = xp.ascontiguousarray(_bits(total)[:, at].transpose(1, 2, 0, 3)).view(dtype)
+    return found
+
+
+def _add(total: Any, returned: Any, trip: Exchange) -> None:
+    """In place: the rows that came back, rank by rank; each place comes once from a rank."""
+    before, xp = 0, module_of(total)
+    for places in trip.send:
+        count = len(places)
+        if count:
+            total[_on(xp, places)] += widen(returned[before : before + count], total.dtype, xp)
+        before += count
+
+
+def _bits(array: Any) -> Any:
+    """16-bit numbers as integers: moving these is the same in every version of an array library."""
+    return array.view(np.uint16) if array.dtype.itemsize == 2 else array
+
+
+def _on(xp: Any, places: Any) -> Any:
+    return places if xp is np else xp.asarray(places)

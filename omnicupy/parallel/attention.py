@@ -1,0 +1,138 @@
+"""attention() of one rank: where the tensors or arrays of several ranks come in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from omnicupy.call.arrays import is_cupy
+from omnicupy.masks.arguments import flag
+from omnicupy.parallel import array_calls
+from omnicupy.parallel.nccl import NcclGroup
+from omnicupy.parallel.plan import Plan
+
+if TYPE_CHECKING:
+    from omnicupy.jit.backward_spec import BackwardSpec
+    from omnicupy.jit.spec import AttnSpec
+
+TIME_LIMIT_S = 600.0
+
+
+def attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    plan: Plan,
+    *,
+    group: Any = None,
+    mask: int | Sequence[int] = 0,
+    scale: float | None = None,
+    return_lse: bool = False,
+    config: AttnSpec | None = None,
+    deterministic: bool = True,
+    time_limit: float = TIME_LIMIT_S,
+) -> Any:
+    """This rank's rows of an attention call that all ranks of a process group share; torch tensors or CuPy arrays.
+
+    q: (batch, q_heads, rows of this rank, head_dim).  k, v: (batch, kv_heads, keys of this rank, head_dim); the shards
+        of the whole arrays, as `plan.shard` cuts them.
+    plan: the same on every rank; as many ranks as the group has.
+    group: of tensors a ProcessGroup, a DeviceMesh of one axis, (DeviceMesh, axis name), or None for the default group:
+        gloo for the CPU, NCCL for CUDA. Of CuPy arrays an `NcclGroup`.
+    mask: which of the plan's masks; a list names one for each batch element.
+    deterministic: of tensors, as in `omnicupy.torch.attention`.
+    time_limit: seconds to wait for other ranks at the first call with a plan, and at each exchange on the CPU. On CUDA
+        the exchange waits on the device, under the time limit of the process group.
+    Others as `omnicupy.attention` has them.
+
+    Keys and values that rows of other ranks see travel in one exchange, then one launch computes this rank's rows on
+    its own keys and those received; nothing overlaps yet. Returns this rank's `out`, or (out, lse). Of tensors,
+    gradients reach q, k and v; of arrays, `attention_backward` makes them. Those of keys that travelled go back to
+    their owner, each rank's part in the dtype of k and v, and are added in float32, its own, then the others by rank:
+    the same call gives the same bits.
+
+    Every rank makes the same calls in the same order, with gradients of the same tensors wanted, also a rank whose plan
+    gives it no rows: its `out` has none, and must reach its loss. Keys received live until the backward pass;
+    activation checkpointing frees them and has them travel again. Inside torch.compile the call is a break of the
+    graph. At the first call with a plan ranks compare its digest.
+
+    Raises ValueError where plan, group and shards do not belong together or ranks have different plans; RuntimeError
+    where ranks do not take part in time (of tensors it names them); UnsupportedError for what the call on one device
+    does not serve; TypeError for other arrays and groups.
+    """
+    options = {"scale": scale, "return_lse": flag("attention", "return_lse", return_lse), "config": config}
+    deterministic = flag("attention", "deterministic", deterministic)
+    _check_limit(time_limit)
+    if _of_arrays((q, k, v), group):
+        with q.device:  # whose current stream the exchange and the launch take
+            return array_calls.attention((q, k, v), plan, group, mask, time_limit, options)
+    from omnicupy.parallel import distributed
+
+    return distributed.attention(
+        (q, k, v), plan, group, mask, time_limit, options | {"deterministic": deterministic}
+    )
+
+
+def attention_backward(
+    dout: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    out: Any,
+    lse: Any,
+    *,
+    plan: Plan,
+    group: NcclGroup,
+    mask: int | Sequence[int] = 0,
+    scale: float | None = None,
+    dlse: Any = None,
+    wanted: Sequence[str] = ("q", "k", "v"),
+    deterministic: bool = True,
+    config: BackwardSpec | None = None,
+    time_limit: float = TIME_LIMIT_S,
+) -> tuple[Any, Any, Any]:
+    """Gradients of this rank's q, k and v from CuPy arrays; tensors have autograd.
+
+    dout, out, lse, dlse: of this rank's rows.  plan, group, mask, time_limit: as in `attention`; others as in
+    `omnicupy.attention_backward`. Keys and values travel again, and parts of dk and dv come back as described there.
+    Returns (dq, dk, dv), None for what is not in `wanted`, which is the same on every rank.
+    Raises what `attention` and `omnicupy.attention_backward` raise.
+    """
+    _check_limit(time_limit)
+    if not _of_arrays((q, k, v), group):
+        raise TypeError(
+            "q must be a CuPy array, got a tensor; attention has gradients of tensors by autograd"
+        )
+    options = {"scale": scale, "dlse": dlse, "wanted": tuple(wanted), "config": config}
+    options["deterministic"] = flag("attention_backward", "deterministic", deterministic)
+    with q.device:
+        return array_calls.attention_backward(
+            (q, k, v), (dout, out, lse), plan, group, mask, limit=time_limit, options=options
+        )
+
+
+def _check_limit(time_limit: float) -> None:
+    if not 0 < time_limit < 1e9:
+        raise ValueError(f"time_limit must be a positive number of seconds, got {time_limit}")
+
+
+def _of_arrays(arrays: tuple[Any, Any, Any], group: Any) -> bool:
+    """Whether the call is on CuPy arrays, else it is on tensors. Raises TypeError for mixtures, others, and groups."""
+    for name, array in zip("qkv", arrays, strict=True):
+        if isinstance(array, (np.ndarray, list, tuple)):
+            raise TypeError(
+                f"{name} must be a tensor or a CuPy array, got {type(array).__name__}; attention_of_ranks takes lists "
+                "with a NumPy array for each rank"
+            )
+        if is_cupy(array) != is_cupy(arrays[0]):
+            raise TypeError(
+                f"q, k and v must all be tensors or all CuPy arrays, got {name} of another kind than q"
+            )
+    if is_cupy(arrays[0]) and not isinstance(group, NcclGroup):
+        raise TypeError(
+            f"group must be an omnicupy.parallel.NcclGroup for CuPy arrays, got {type(group).__name__}; make one "
+            "from a cupy.cuda.nccl.NcclCommunicator"
+        )
+    return is_cupy(arrays[0])

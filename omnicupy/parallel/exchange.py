@@ -1,0 +1,178 @@
+"""What travels: which keys of each rank the rows of another one see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omnicupy.masks.intervals import BoolArray, Intervals
+from omnicupy.masks.mask import Mask
+from omnicupy.parallel.owners import Owners, offsets_within, spread
+from omnicupy.parallel.seen import Rectangles, Whole
+
+MOST_PAIRS = 1 << 22  # of a run of keys and a run of rows, that are written out
+
+
+@dataclass(frozen=True, eq=False)
+class Needs:
+    """Segment i is the keys [edges[i], edges[i + 1]), all of one owner and all seen by rows of the same ranks.
+
+    need: bool (segments, ranks), whether rows of a rank see them.  owner: of each segment.  offset: where a segment
+    begins in its owner's shard of keys.
+    """
+
+    edges: Whole
+    need: BoolArray
+    owner: Whole
+    offset: Whole
+
+    def travelling(self, source: int, target: int) -> Whole:
+        """Segments of keys that `source` owns and rows of `target` see; `target` is another rank."""
+        found: Whole = np.flatnonzero((self.owner == source) & self.need[:, target])
+        return found
+
+    def foreign(self, rank: int) -> Whole:
+        """Segments that `rank` is sent, by owner, ascending."""
+        found = np.flatnonzero(self.need[:, rank] & (self.owner != rank))
+        return found[np.argsort(self.owner[found], kind="stable")]
+
+    def traffic(self, ranks: int) -> Whole:
+        """Keys that each rank (first axis) sends to each other one (second axis)."""
+        lengths, sent = np.diff(self.edges), np.zeros((ranks, ranks), np.int64)
+        for rank in range(ranks):
+            segments = self.foreign(rank)
+            sent[:, rank] = np.bincount(self.owner[segments], lengths[segments], ranks)
+        return sent
+
+
+@dataclass(frozen=True, eq=False)
+class Exchange:
+    """One rank's part of the exchange of keys and values.
+
+    send: for each rank the places of keys in this rank's shard that it is sent, ascending; its own is empty.
+    received: keys that come from each rank.  own: keys of this rank.  foreign: the keys received, as tokens, by owner.
+    The rank's attention runs on its own keys, then on those received, by owner.
+    """
+
+    rank: int
+    send: tuple[Whole, ...]
+    received: tuple[int, ...]
+    own: int
+    foreign: Whole
+
+    @property
+    def sent(self) -> tuple[int, ...]:
+        """Keys that go to each rank."""
+        return tuple(len(one) for one in self.send)
+
+
+def exchange_of(needs: Needs, keys: Owners, rank: int) -> Exchange:
+    """What `rank` sends and receives."""
+    lengths = np.diff(needs.edges)
+    none = np.zeros(0, np.int64)
+    mine = np.flatnonzero(needs.owner == rank)
+    need = needs.need[mine]
+    send = []
+    for target in range(keys.ranks):
+        segments = mine[need[:, target]] if target != rank else none
+        first = needs.offset[segments]
+        send.append(spread(first, first + lengths[segments]))
+    segments = needs.foreign(rank)
+    received = np.bincount(needs.owner[segments], lengths[segments], keys.ranks).astype(np.int64)
+    foreign = spread(needs.edges[segments], needs.edges[segments + 1])
+    return Exchange(rank, tuple(send), tuple(received.tolist()), int(keys.counts[rank]), foreign)
+
+
+def needs_of(masks: Sequence[Mask], rows: Owners, keys: Owners) -> Needs:
+    """Exactly which keys of which owner the rows of each rank see under any of the masks."""
+    found = [_segments(mask, rows) for mask in masks]
+    edges = np.unique(np.concatenate([keys.edges, *(one for one, _ in found)]))
+    need = np.zeros((len(edges) - 1, rows.ranks), np.bool_)
+    for own, seen in found:
+        need |= seen[np.searchsorted(own, edges[:-1], "right") - 1]
+    owner = keys.at(edges[:-1])
+    return Needs(edges, need, owner, offsets_within(owner, np.diff(edges)))
+
+
+def _segments(mask: Mask, rows: Owners) -> tuple[Whole, BoolArray]:
+    """Runs of keys that rows of the same ranks see, their bounds and (runs, ranks)."""
+    if mask.intervals is not None:
+        return _of_intervals(mask.intervals, rows)
+    seen = np.zeros((rows.ranks, mask.shape[1]), np.bool_)
+    for (first, stop), owner in zip(pairwise(rows.edges.tolist()), rows.owner.tolist(), strict=True):
+        seen[owner] |= mask.key_counts_of(first, stop) > 0
+    changed = np.append(True, (seen[:, 1:] != seen[:, :-1]).any(axis=0))
+    first_keys = np.flatnonzero(changed)
+    return np.append(first_keys, mask.shape[1]), np.ascontiguousarray(seen[:, first_keys].T)
+
+
+def _of_intervals(pairs: Intervals, rows: Owners) -> tuple[Whole, BoolArray]:
+    """An interval of rows reaches from one run of rows to another: what lies between is seen by their owners."""
+    runs = np.repeat(np.arange(len(rows.owner), dtype=np.int32), np.diff(rows.edges))
+    # run_of[x] is the run that row x lies in; one place more, so that stop - 1 = -1 of an unused slot is inside.
+    run_of = np.append(runs, np.int32(0))
+    k_len = pairs[0].shape[1]
+    changed = np.zeros(k_len, np.bool_)
+    changed[0] = True
+    bounds = []
+    for start, stop in zip(*pairs, strict=True):
+        first = run_of[start]
+        last = run_of[stop - 1] + np.int32(1)
+        last[stop == 0] = 0
+        first[stop == 0] = 0
+        for side in (first, last):
+            changed[1:] |= side[1:] != side[:-1]
+        bounds.append((first, last))
+    at = np.flatnonzero(changed)
+    count = len(at)
+    run = np.tile(np.arange(count), len(bounds))
+    first, last = (np.concatenate([one[side][at] for one in bounds]).astype(np.int64) for side in (0, 1))
+    return np.append(at, k_len), seen_by((run, first, last), count, rows)
+
+
+def seen_by(ranges: tuple[Whole, Whole, Whole], count: int, rows: Owners) -> BoolArray:
+    """For `count` runs of keys, whether rows of each rank see them: bool (count, ranks).
+
+    ranges: (run of keys, first run of rows, last one + 1), any number of them for a run of keys.
+    """
+    run, first, last = ranges
+    used = first < last
+    run, first, last = run[used], first[used], last[used]
+    seen = np.zeros((count, rows.ranks), np.bool_)
+    if int((last - first).sum()) <= MOST_PAIRS:
+        every = np.repeat(run, last - first) * rows.ranks + rows.owner[spread(first, last)]
+        seen.reshape(-1)[every] = True
+        return seen
+    before = np.zeros((len(rows.owner) + 1, rows.ranks), np.int32)
+    before[np.arange(1, len(before)), rows.owner] = 1
+    np.cumsum(before, axis=0, out=before)
+    step = max(1, MOST_PAIRS // rows.ranks)
+    again = np.flatnonzero(run[1:] <= run[:-1]) + 1  # a part names each run of keys once
+    for begin, end in pairwise([0, *again.tolist(), len(run)]):
+        for at in range(begin, end, step):
+            part = slice(at, min(at + step, end))
+            seen[run[part]] |= before[last[part]] > before[first[part]]
+    return seen
+
+
+def expected_traffic(found: Rectangles, rows: Owners, keys: Owners) -> NDArray[np.float64]:
+    """About how many keys each rank sends to each other one, never fewer: whole runs of keys count."""
+    first = np.searchsorted(rows.edges, found.first, "right") - 1
+    last = np.searchsorted(rows.edges, found.stop, "left")
+    count = len(found.key_edges) - 1
+    seen = seen_by((found.run, first, last), count, rows)
+    edges = np.unique(np.concatenate([found.key_edges, keys.edges]))
+    owner, lengths = keys.at(edges[:-1]), np.diff(edges)
+    run, ranks = np.searchsorted(found.key_edges, edges[:-1], "right") - 1, rows.ranks
+    begins = np.append(np.searchsorted(run, np.arange(count)), len(run))  # segments of each run of keys
+    whole, rank = np.divmod(np.flatnonzero(seen), ranks)
+    segment = spread(begins[whole], begins[whole + 1])
+    target = np.repeat(rank, begins[whole + 1] - begins[whole])
+    each = np.bincount(owner[segment] * ranks + target, lengths[segment], ranks * ranks)
+    sent: NDArray[np.float64] = each.reshape(ranks, ranks).astype(np.float64)
+    np.fill_diagonal(sent, 0.0)
+    return sent

@@ -1,0 +1,86 @@
+"""NCCL for CuPy arrays: a communicator of cupy.cuda.nccl as the ranks of a call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from omnicupy.parallel.plan import Plan
+
+MOST_AGREED = 1 << 12  # digests kept
+
+
+class NcclGroup:
+    """The ranks of a `cupy.cuda.nccl.NcclCommunicator`, for calls on CuPy arrays of its device.
+
+    Keep one for each communicator: it remembers which plans the ranks have compared. Raises TypeError for other things.
+    """
+
+    def __init__(self, communicator: Any) -> None:
+        if not all(hasattr(communicator, name) for name in ("rank_id", "size", "send", "recv", "allGather")):
+            raise TypeError(
+                f"NcclGroup: expected a cupy.cuda.nccl.NcclCommunicator, got {type(communicator).__name__}"
+            )
+        self.communicator = communicator
+        self.rank, self.size = int(communicator.rank_id()), int(communicator.size())
+        self._agreed: dict[bytes, None] = {}
+
+    def exchange(self, out: Any, given: Any, sizes: tuple[Sequence[int], Sequence[int]]) -> None:
+        """Enqueue, on CuPy's current stream, the sends and receives of rows (first axis), all of them as one group.
+
+        out, given: C-contiguous, rows of the same size. sizes: rows received from and sent to each rank.
+        """
+        import cupy
+
+        nccl, stream = cupy.cuda.nccl, cupy.cuda.get_current_stream().ptr
+        received, sent = sizes
+        width = int(np.prod(given.shape[1:], dtype=np.int64)) * given.dtype.itemsize
+        source, target = given.data.ptr, out.data.ptr
+        nccl.groupStart()
+        for peer in range(self.size):
+            # As bytes: NCCL has no name for some dtypes.
+            if sent[peer]:
+                self.communicator.send(source, sent[peer] * width, nccl.NCCL_UINT8, peer, stream)
+                source += sent[peer] * width
+            if received[peer]:
+                self.communicator.recv(target, received[peer] * width, nccl.NCCL_UINT8, peer, stream)
+                target += received[peer] * width
+        nccl.groupEnd()
+
+    def agree(self, plan: Plan, limit: float) -> None:
+        """Compare the plan's digest with that of the other ranks; once for equal plans, which waits for the device.
+
+        Raises ValueError where the plans differ, RuntimeError where some rank does not come within `limit` seconds.
+        """
+        if plan.digest in self._agreed:
+            return
+        import cupy
+
+        mine = cupy.asarray(np.frombuffer(plan.digest, np.uint8))
+        every = cupy.empty((self.size, len(plan.digest)), np.uint8)
+        stream = cupy.cuda.get_current_stream()
+        kind = cupy.cuda.nccl.NCCL_UINT8
+        self.communicator.allGather(mine.data.ptr, every.data.ptr, len(plan.digest), kind, stream.ptr)
+        done = stream.record()
+        end = time.monotonic() + limit
+        while not done.done:
+            if time.monotonic() > end:
+                raise RuntimeError(
+                    f"attention of {self.size} ranks: not every rank came to compare plans within {limit:g} s (rank "
+                    f"{self.rank} waited); every rank must make the same calls in the same order"
+                )
+            time.sleep(1e-4)
+        found = cupy.asnumpy(every)
+        others = [rank for rank in range(self.size) if not np.array_equal(found[rank], found[0])]
+        if others:
+            shown = ", ".join(map(str, others[:8])) + (", ..." if len(others) > 8 else "")
+            raise ValueError(
+                f"plan differs between ranks: {shown} came with another one than rank 0; make it from the same masks "
+                "with the same arguments on every rank"
+            )
+        self._agreed[plan.digest] = None
+        if len(self._agreed) > MOST_AGREED:
+            del self._agreed[next(iter(self._agreed))]

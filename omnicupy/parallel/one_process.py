@@ -1,0 +1,143 @@
+"""All ranks of a plan in one process, on NumPy arrays: what the others do with several processes, without them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omnicupy import api
+from omnicupy.call.arrays import narrow, widen
+from omnicupy.parallel import check
+from omnicupy.parallel.plan import Plan
+
+Array = NDArray[Any]
+Arrays = Sequence[Array]
+NAMES = ("q", "k", "v")
+
+
+def attention_of_ranks(
+    q: Arrays,
+    k: Arrays,
+    v: Arrays,
+    plan: Plan,
+    *,
+    mask: int | Sequence[int] = 0,
+    scale: float | None = None,
+    return_lse: bool = False,
+) -> Any:
+    """`omnicupy.attention` of several ranks in one process: lists with a NumPy array a rank, as `plan.shard` cuts.
+
+    q: (batch, q_heads, rows of the rank, head_dim) each.  k, v: (batch, kv_heads, keys of the rank, head_dim).
+    mask: which of the plan's masks; a list names one for each batch element.
+    Returns a list of out, or (list of out, list of lse). A rank without rows gives arrays without rows. What
+    `omnicupy.attention` promises holds for all ranks together, NaN that nobody sees included.
+    Raises TypeError or ValueError for lists that are not the plan's, and what `omnicupy.attention` raises.
+    """
+    _checked(plan, (q, k, v), mask)
+    outs, lses = [], []
+    for rank in range(plan.ranks):
+        masks = plan.locals(rank, mask)
+        if masks:
+            keys, values = (_gathered(plan, rank, one, mask) for one in (k, v))
+            out, lse = api.attention(q[rank], keys, values, _given(masks), scale=scale, return_lse=True)
+        else:
+            out, lse = _of_no_keys(q[rank])
+        outs.append(out)
+        lses.append(lse)
+    return (outs, lses) if return_lse else outs
+
+
+def attention_backward_of_ranks(
+    dout: Arrays,
+    q: Arrays,
+    k: Arrays,
+    v: Arrays,
+    out: Arrays,
+    lse: Arrays,
+    *,
+    plan: Plan,
+    mask: int | Sequence[int] = 0,
+    scale: float | None = None,
+    dlse: Arrays | None = None,
+    wanted: Sequence[str] = NAMES,
+) -> tuple[Any, Any, Any]:
+    """`omnicupy.attention_backward` of several ranks in one process; lists as in `attention_of_ranks`.
+
+    Returns lists of dq, dk and dv, None for what is not in `wanted`. Each rank's part of dk and dv has the dtype of k
+    and v; the owner of a key adds them in float32 (float64 for float64 arrays): its own, then the others by rank.
+    """
+    _checked(plan, (q, k, v), mask)
+    dq: list[Array] = []
+    parts: list[list[Array | None]] = []
+    for rank in range(plan.ranks):
+        masks = plan.locals(rank, mask)
+        if not masks:
+            dq.append(np.zeros_like(q[rank]))
+            parts.append([None, None])
+            continue
+        keys, values = (_gathered(plan, rank, one, mask) for one in (k, v))
+        found = api.attention_backward(
+            *(dout[rank], q[rank], keys, values, out[rank], lse[rank], _given(masks)),
+            scale=scale,
+            dlse=None if dlse is None else dlse[rank],
+            wanted=wanted,
+        )
+        dq.append(found[0])
+        parts.append(list(found[1:]))
+    asked = [name in wanted for name in NAMES]
+    sums = [
+        [_summed(plan, rank, [part[side] for part in parts], like, mask) for rank in range(plan.ranks)]
+        if asked[side + 1]
+        else None
+        for side, like in enumerate((k, v))
+    ]
+    return (dq if asked[0] else None), sums[0], sums[1]
+
+
+def _checked(plan: Plan, arrays: tuple[Arrays, Arrays, Arrays], mask: int | Sequence[int]) -> None:
+    check.of_group(plan, 0, getattr(plan, "ranks", 0))
+    for name, given in zip(NAMES, arrays, strict=True):
+        if len(given) != plan.ranks:
+            raise ValueError(
+                f"{name} must be a list with an array for each of {plan.ranks} ranks, got {len(given)}; a plan for "
+                "other ranks is another plan"
+            )
+    for rank in range(len(arrays[0])):
+        check.of_rank(plan, rank, (arrays[0][rank], arrays[1][rank], arrays[2][rank]), mask)
+
+
+def _given(masks: tuple[Any, ...]) -> Any:
+    return masks[0] if len(masks) == 1 else list(masks)
+
+
+def _gathered(plan: Plan, rank: int, shards: Arrays, mask: int | Sequence[int]) -> Array:
+    """The rank's own keys, then those that others send it."""
+    received = [shards[source][:, :, plan.exchange(source, mask).send[rank]] for source in range(plan.ranks)]
+    return np.concatenate([shards[rank], *received], axis=2)
+
+
+def _summed(
+    plan: Plan, rank: int, parts: list[Array | None], like: Arrays, mask: int | Sequence[int]
+) -> Array:
+    """The gradient of a rank's keys: its own part, then those of the other ranks in their order."""
+    own = like[rank]
+    total = np.zeros(own.shape, np.float64 if own.dtype == np.float64 else np.float32)
+    mine = parts[rank]
+    if mine is not None:
+        total += widen(mine[:, :, : own.shape[2]], total.dtype)
+    for target, part in enumerate(parts):
+        if target != rank and part is not None:
+            trip = plan.exchange(target, mask)
+            before = trip.own + sum(trip.received[:rank])
+            slot = part[:, :, before : before + trip.received[rank]]
+            total[:, :, plan.exchange(rank, mask).send[target]] += widen(slot, total.dtype)
+    return total if total.dtype == own.dtype else narrow(total, own.dtype)
+
+
+def _of_no_keys(q: Array) -> tuple[Array, Array]:
+    """What rows that see nothing get."""
+    dtype = np.float64 if q.dtype == np.float64 else np.float32
+    return np.zeros_like(q), np.full(q.shape[:3], -np.inf, dtype)

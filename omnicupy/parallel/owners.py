@@ -1,0 +1,93 @@
+"""Owners: which rank holds which tokens, as runs of tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omnicupy.parallel.seen import Whole
+
+
+@dataclass(frozen=True, eq=False)
+class Owners:
+    """Run i is the tokens [edges[i], edges[i + 1]) and belongs to rank owner[i]; neighbours belong to different ranks.
+
+    edges: int64 (runs + 1,), from 0 to the number of tokens.  owner: int64 (runs,).
+    """
+
+    edges: Whole
+    owner: Whole
+    ranks: int
+
+    @staticmethod
+    def of_chunks(edges: Whole, owner: Whole, ranks: int) -> Owners:
+        """Chunks and their owners, those side by side of one owner joined."""
+        first = np.append(True, owner[1:] != owner[:-1])
+        return Owners(np.append(edges[:-1][first], edges[-1]), owner[first], ranks)
+
+    @staticmethod
+    def of_tokens(owner: NDArray[np.integer], ranks: int) -> Owners:
+        """The owner of each token."""
+        first = np.flatnonzero(np.append(True, owner[1:] != owner[:-1]))
+        return Owners(np.append(first, len(owner)).astype(np.int64), owner[first].astype(np.int64), ranks)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all ranks."""
+        return int(self.edges[-1])
+
+    @cached_property
+    def counts(self) -> Whole:
+        """Tokens of each rank, (ranks,)."""
+        found: Whole = np.bincount(self.owner, np.diff(self.edges), self.ranks).astype(np.int64)
+        return found
+
+    def of(self, rank: int) -> Whole:
+        """The tokens of a rank, ascending."""
+        mine = np.flatnonzero(self.owner == rank)
+        return spread(self.edges[mine], self.edges[mine + 1])
+
+    def runs_of(self, rank: int) -> list[tuple[int, int]]:
+        """The same as ranges."""
+        mine = np.flatnonzero(self.owner == rank)
+        return list(zip(self.edges[mine].tolist(), self.edges[mine + 1].tolist(), strict=True))
+
+    def at(self, tokens: Whole) -> Whole:
+        """The owner of each of these tokens."""
+        return np.take(self.owner, np.searchsorted(self.edges, tokens, "right") - 1)
+
+    def before(self, rank: int) -> NDArray[np.int32]:
+        """How many tokens of the rank lie before each place, (tokens + 1,)."""
+        steps = np.zeros(self.tokens + 1, np.int32)
+        mine = np.repeat(self.owner == rank, np.diff(self.edges))
+        np.cumsum(mine, out=steps[1:])
+        return steps
+
+    @cached_property
+    def offsets(self) -> Whole:
+        """Where each run begins in its owner's shard, (runs,)."""
+        return offsets_within(self.owner, np.diff(self.edges))
+
+
+def spread(first: Whole, stop: Whole) -> Whole:
+    """All numbers of the ranges [first, stop), one range after the other."""
+    lengths = stop - first
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    found: Whole = np.arange(total) + np.repeat(first - (ends - lengths), lengths)
+    return found
+
+
+def offsets_within(group: Whole, lengths: Whole) -> Whole:
+    """For each item the sum of the lengths of the earlier ones of its group."""
+    order = np.argsort(group, kind="stable")
+    sums = np.cumsum(lengths[order]) - lengths[order]
+    sorted_group = group[order]
+    begins = np.append(True, sorted_group[1:] != sorted_group[:-1]) if len(group) else np.zeros(0, np.bool_)
+    base = np.repeat(sums[begins], np.diff(np.append(np.flatnonzero(begins), len(group))))
+    found = np.empty_like(sums)
+    found[order] = sums - base
+    return found

@@ -1,0 +1,90 @@
+"""What a plan should take: the slowest rank's exchange, launch and work, by the speeds of a machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omnicupy.parallel.owners import Owners
+from omnicupy.parallel.seen import Real, Whole
+
+ELEMENT_BYTES = 2
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What a prediction takes for granted; the defaults are nominal speeds of H100 nodes, not measurements.
+
+    flops: of a rank, a second.  near, far: bytes a second that a rank receives or sends inside its node and across
+    nodes.  near_s, far_s: seconds before the first byte.  launch_s: seconds of a launch.
+    """
+
+    flops: float = 600e12
+    near: float = 450e9
+    far: float = 50e9
+    near_s: float = 20e-6
+    far_s: float = 40e-6
+    launch_s: float = 5e-6
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Query heads, heads of keys and values, and columns of each."""
+
+    q_heads: int
+    kv_heads: int
+    head_dim: int
+
+    @property
+    def key_bytes(self) -> int:
+        """Of K and V of one token, in 16-bit numbers."""
+        return 2 * self.kv_heads * self.head_dim * ELEMENT_BYTES
+
+
+@dataclass(frozen=True)
+class Setting:
+    """ranks, in nodes of `node` each, with these speeds, for a model with these heads."""
+
+    ranks: int
+    node: int
+    heads: Heads
+    speeds: Speeds
+
+    def work_s(self, pairs: Real) -> Real:
+        """Seconds of the products of so many allowed pairs."""
+        return pairs * (4.0 * self.heads.q_heads * self.heads.head_dim / self.speeds.flops)
+
+    def exchange_s(self, sent: NDArray[np.float64] | Whole) -> Real:
+        """Seconds that each rank's exchange takes. sent: keys from each rank to each other one."""
+        near, far = near_and_far(sent, self.node)
+        speeds = self.speeds
+        near_s = self.heads.key_bytes * near.max(axis=0) / speeds.near
+        far_s = self.heads.key_bytes * far.max(axis=0) / speeds.far
+        wait = np.where(far_s > 0, speeds.far_s, np.where(near_s > 0, speeds.near_s, 0.0))
+        found: Real = wait + np.maximum(near_s, far_s)
+        return found
+
+    def rank_s(self, pairs: Real, sent: NDArray[np.float64] | Whole) -> Real:
+        """Seconds of each rank: the exchange, then one launch on own and received keys."""
+        return self.speeds.launch_s + self.exchange_s(sent) + self.work_s(pairs)
+
+    def alone_s(self, pairs: float) -> float:
+        """Seconds of the whole problem on one rank."""
+        return self.speeds.launch_s + float(self.work_s(np.array(pairs)))
+
+
+def near_and_far(sent: NDArray[np.float64] | Whole, node: int) -> tuple[Real, Real]:
+    """Keys that each rank sends and receives, (2, ranks): inside its node, and across nodes."""
+    of_node = np.arange(len(sent)) // node
+    inside = of_node[:, None] == of_node[None, :]
+    near, far = np.where(inside, sent, 0), np.where(inside, 0, sent)
+    return np.stack([near.sum(1), near.sum(0)]), np.stack([far.sum(1), far.sum(0)])
+
+
+def pairs_of(work_before: tuple[Whole, Real], rows: Owners) -> Real:
+    """Allowed pairs of each rank's rows. work_before: places, and the pairs of the rows before each."""
+    at = np.interp(rows.edges, *work_before)
+    found: Real = np.bincount(rows.owner, np.diff(at), rows.ranks).astype(np.float64)
+    return found

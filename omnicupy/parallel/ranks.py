@@ -1,0 +1,157 @@
+"""The process group behind a call: which ranks there are, whether their plans are the same, and who is late."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+from omnicupy.parallel.plan import Plan
+
+GRACE_S = 2.0  # after a time limit, until all who waited have said so
+MOST_AGREED = 1 << 12  # digests kept
+SHOWN = 8  # ranks that a message names
+
+
+@dataclass
+class Ranks:
+    """A process group of `size` ranks, seen from `rank`.
+
+    plans, exchanges: how many there have been; every rank counts the same ones.  agreed: digests of the last plans.
+    """
+
+    group: Any
+    rank: int
+    size: int
+    plans: int = 0
+    exchanges: int = 0
+    agreed: dict[bytes, None] = field(default_factory=dict)
+
+    def exchange(
+        self, out: Any, given: Any, sizes: tuple[Sequence[int], Sequence[int]], limit: float
+    ) -> None:
+        """all_to_all_single of rows (first axis). sizes: rows received from and sent to each rank.
+
+        Raises RuntimeError that names the ranks which did not take part within `limit` seconds; on a device the group's
+        own time limit holds, since nothing here waits for it.
+        """
+        self.exchanges += 1
+        received, sent = (list(one) for one in sizes)
+        work = dist.all_to_all_single(out, given, received, sent, group=self.group, async_op=True)
+        if given.is_cuda:
+            work.wait()
+            return
+        try:
+            work.wait(timedelta(seconds=limit))
+        except RuntimeError as error:
+            raise RuntimeError(self._late(f"exchange {self.exchanges}", limit)) from error
+
+    def agree(self, plan: Plan, limit: float) -> None:
+        """Compare the plan's digest with that of the other ranks; once for equal plans.
+
+        Through the store of the group, so that no device is waited for. Raises ValueError on every rank where the plans
+        differ, RuntimeError that names the ranks which do not come within `limit` seconds.
+        """
+        if plan.digest in self.agreed:
+            return
+        self.plans += 1
+        store, prefix = self._store(f"plan {self.plans}")
+        mine = plan.digest.hex()
+        store.set(f"{prefix}/at/{self.rank}", mine)
+        if self.rank == 0:
+            store.set(f"{prefix}/digest", mine)
+        try:
+            store.wait([f"{prefix}/digest"], timedelta(seconds=limit))
+            if store.get(f"{prefix}/digest").decode() != mine:
+                store.add(f"{prefix}/others", 1)
+            if store.add(f"{prefix}/arrived", 1) == self.size:
+                store.set(f"{prefix}/done", str(store.add(f"{prefix}/others", 0)))
+            store.wait([f"{prefix}/done"], timedelta(seconds=limit))
+        except RuntimeError as error:
+            raise RuntimeError(self._missing(store, f"{prefix}/at", f"plan {self.plans}", limit)) from error
+        if store.get(f"{prefix}/done") != b"0":
+            first = store.get(f"{prefix}/digest").decode()
+            others = [one for one in range(self.size) if store.get(f"{prefix}/at/{one}").decode() != first]
+            raise ValueError(
+                f"plan differs between ranks: {_named(others)} came with another one than rank 0; make it from the "
+                "same masks with the same arguments on every rank"
+            )
+        self.agreed[plan.digest] = None
+        if len(self.agreed) > MOST_AGREED:
+            del self.agreed[next(iter(self.agreed))]
+        self._forget(store, f"plan {self.plans - 1}")
+
+    def _forget(self, store: Any, what: str) -> None:
+        """Take away what the comparison before left: all have read it that came to this one."""
+        if what != "plan 0":
+            mine = [f"at/{self.rank}"]
+            for name in [*mine, "digest", "others", "arrived", "done"] if self.rank == 0 else mine:
+                store.delete_key(f"{self._store(what)[1]}/{name}")
+
+    def _store(self, what: str) -> tuple[Any, str]:
+        return self.group.get_group_store(), f"omnicupy/parallel/{what}"
+
+    def _late(self, what: str, limit: float) -> str:
+        """Who waited says so; who has not said so by then is named."""
+        store, prefix = self._store(f"waited/{what}")
+        store.set(f"{prefix}/{self.rank}", "")
+        end = time.monotonic() + GRACE_S
+        while time.monotonic() < end and not store.check([f"{prefix}/{one}" for one in range(self.size)]):
+            time.sleep(0.05)
+        return self._missing(store, prefix, what, limit)
+
+    def _missing(self, store: Any, prefix: str, what: str, limit: float) -> str:
+        missing = [one for one in range(self.size) if not store.check([f"{prefix}/{one}"])]
+        who = f"{_named(missing)} did not take part" if missing else "the connection between ranks failed"
+        return (
+            f"attention of {self.size} ranks: {who} in {what} within {limit:g} s (rank {self.rank} waited); every rank "
+            "must make the same calls in the same order"
+        )
+
+
+def _named(ranks: Sequence[int]) -> str:
+    shown = ", ".join(str(one) for one in ranks[:SHOWN]) + (", ..." if len(ranks) > SHOWN else "")
+    return f"rank {shown}" if len(ranks) == 1 else f"ranks {shown}"
+
+
+_known: weakref.WeakKeyDictionary[Any, Ranks] = weakref.WeakKeyDictionary()
+
+
+def ranks_of(group: Any) -> Ranks:
+    """What is kept of a process group; `group` as `attention` takes it.
+
+    Raises TypeError for other things, ValueError where this process is no rank of it, or none is initialised.
+    """
+    if not dist.is_available() or not dist.is_initialized():
+        raise ValueError(
+            "group: torch.distributed is not initialised; call torch.distributed.init_process_group, or use "
+            "attention_of_ranks, which needs one process"
+        )
+    found = _process_group(group)
+    if found not in _known:
+        rank = dist.get_rank(found)
+        if rank < 0:
+            raise ValueError("group: this process is no rank of it; call attention on its ranks alone")
+        _known[found] = Ranks(found, rank, dist.get_world_size(found))
+    return _known[found]
+
+
+def _process_group(group: Any) -> Any:
+    if group is None:
+        return dist.group.WORLD
+    if isinstance(group, dist.ProcessGroup):
+        return group
+    mesh, axis = group if isinstance(group, (list, tuple)) and len(group) == 2 else (group, None)
+    if isinstance(mesh, dist.DeviceMesh) and (axis is not None or mesh.ndim == 1):
+        return mesh.get_group(axis)
+    if group is dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError("group: this process is no rank of it; call attention on its ranks alone")
+    raise TypeError(
+        "group must be a ProcessGroup, a DeviceMesh of one axis, (DeviceMesh, axis) or None, got "
+        f"{type(group).__name__}"
+    )

@@ -1,0 +1,250 @@
+"""bench parallel: a call that the ranks of a process group share, beside one device with everything, in one run.
+
+    torchrun --nproc-per-node 2 -m omnicupy bench parallel --out FILE
+
+Every rank runs this. A sample begins behind a barrier, and the slowest rank's time counts, the exchange included. The
+first rank writes the record.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from omnicupy import parallel as several
+from omnicupy.parallel import Plan, plan
+from omnicupy.tools.bench.records import Record
+from omnicupy.tools.bench.timing import FLUSH_BYTES
+from omnicupy.tools.workloads.workload import Workload, by_name
+
+Say = Callable[[str], None]
+ON_GPU = ("W1", "W12", "causal-d128-s32768-h32-k8-b1", "W10", "W7")
+ON_CPU = ("random-d8-s512-seed0-h2-k1-b1",)
+SAMPLES, WARM_UP = 20, 3
+FLUSH_WRITES = 24  # of the flush buffer: a backward pass takes Python longer to launch
+CLOSE = 0.02  # of the largest element: what 16-bit results of other tiles may differ by
+SEED = 0
+
+
+def is_first() -> bool:
+    """Whether this process writes: the only one, or the first of those that torchrun has started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def parallel(record: Record, say: Say) -> None:
+    """Raises ValueError for a process that torchrun has not started, ImportError without torch."""
+    import torch
+    import torch.distributed as dist
+
+    if "LOCAL_RANK" not in os.environ:
+        raise ValueError(
+            "bench parallel: expected a process that torchrun has started; run torchrun --nproc-per-node 2 -m omnicupy "
+            "bench parallel --out FILE"
+        )
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        record.set(ranks=dist.get_world_size(), samples=SAMPLES)
+        for name in ON_GPU if on_gpu else ON_CPU:
+            _Problem(by_name(name), device).measure(record, say)
+    finally:
+        dist.destroy_process_group()
+
+
+@dataclass
+class _Figures:
+    """Milliseconds: of one device with everything, of all ranks together, and of the parts of that."""
+
+    alone: float
+    whole: float
+    exchange: float
+    launch: float
+
+
+class _Problem:
+    """A workload on this rank: the whole arrays, and what is its own under a plan."""
+
+    def __init__(self, workload: Workload, device: Any) -> None:
+        import torch
+        import torch.distributed as dist
+
+        self.workload, self.device, self.mask = workload, device, workload.mask()
+        self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        generator = torch.Generator(device).manual_seed(SEED)  # the same arrays on every rank
+        (q_len, k_len), batch, dim = self.mask.shape, workload.batch, workload.head_dim
+        shapes = [(batch, workload.q_heads, q_len, dim)] * 2 + [(batch, workload.kv_heads, k_len, dim)] * 2
+        self.dout, *self.arrays = (
+            torch.randn(one, generator=generator, device=device).to(dtype) for one in shapes
+        )
+        self._flush = torch.empty(
+            FLUSH_BYTES if device.type == "cuda" else 0, dtype=torch.uint8, device=device
+        )
+
+    def measure(self, record: Record, say: Say) -> None:
+        """A row for each pass, under the plan and under contiguous shards."""
+        heads = self.workload.sizes
+        for label, rows in (("", None), (", contiguous", "contiguous")):
+            made = plan(self.mask, self.ranks, heads=heads, rows=rows)
+            checked = self._checked(made)
+            for timed in ("forward", "forward+backward"):
+                found = self._figures(made, timed == "forward+backward")
+                figures = {
+                    "ranks": self.ranks,
+                    "assignment": made.name,
+                    "one device, ms": round(found.alone, 4),
+                    "all ranks, ms": round(found.whole, 4),
+                    "efficiency": round(found.alone / found.whole / self.ranks, 3),
+                    "exchange alone, ms": round(found.exchange, 4),
+                    "slowest launch alone, ms": round(found.launch, 4),
+                    "received, MB": round(self._received(made) / 1e6, 2),
+                    **checked,
+                }
+                workload = f"{self.workload.name}{label}, {self.ranks} ranks, {timed}"
+                record.add(workload=workload, system="omnicupy", figures=figures, **{"pass": "forward"})
+                if is_first():
+                    say(f"{workload}: {', '.join(f'{name} {value}' for name, value in figures.items())}")
+
+    def _received(self, made: Plan) -> int:
+        """Bytes of K and V that the rank which receives most gets, of all batch elements."""
+        needed = max(sum(made.exchange(rank).received) for rank in range(self.ranks))
+        k = self.arrays[1]
+        return int(2 * needed * k.shape[0] * k.shape[1] * k.shape[3] * k.element_size())
+
+    def _own(self, made: Plan) -> list[Any]:
+        """dout, q, k and v of this rank."""
+        q, k, v = self.arrays
+        given = [(self.dout, False), (q, False), (k, True), (v, True)]
+        return [made.shard(x, self.rank, keys=keys) for x, keys in given]
+
+    def _checked(self, made: Plan) -> dict[str, Any]:
+        """How far this rank's results are from those of one device, and whether they come again to the bit."""
+        import torch
+
+        shared, on_one = _calls()
+        dout, *own = self._own(made)
+        turns = [_gradients(lambda *x: shared(*x, made), own, dout) for _ in range(2)]
+        alone = _gradients(lambda *x: on_one(*x, self.mask), self.arrays, self.dout)
+        far = 0.0
+        for at, (mine, whole) in enumerate(zip(turns[0], alone, strict=True)):
+            expected = made.shard(whole, self.rank, keys=at > 1)
+            if mine.numel():
+                far = max(far, float((mine - expected).abs().max() / whole.abs().max()))
+        same = all(torch.equal(a, b) for a, b in zip(*turns, strict=True))
+        worst, differs = self._slowest(far), self._slowest(0.0 if same else 1.0)
+        return {"largest difference": round(worst, 6), "right": worst <= CLOSE, "same bits": differs == 0}
+
+    def _figures(self, made: Plan, backward: bool) -> _Figures:
+        import torch
+
+        from omnicupy.parallel import distributed
+        from omnicupy.parallel.ranks import ranks_of
+
+        shared, on_one = _calls()
+        dout, q, k, v = self._own(made)
+        trip = distributed._Trip(made.exchange(self.rank), ranks_of(None), made._found, 60.0)
+        local = made.local(self.rank)
+
+        def exchanged(k: Any, v: Any) -> Any:
+            return distributed._Exchanged.apply(k, v, trip) if made.travels() else (k, v)
+
+        def way(k: Any, v: Any) -> None:
+            keys, values = exchanged(k, v)
+            if backward and made.travels():
+                torch.autograd.backward([keys, values], [keys.detach(), values.detach()])
+
+        keys, values = (one.detach() for one in exchanged(k, v))
+        run = _forward_and_backward if backward else _forward
+        empty: Callable[[], Any] = lambda: None  # noqa: E731 - a rank without rows
+        launch = run(lambda *x: on_one(*x, local), [q, keys, values], dout) if local is not None else empty
+        return _Figures(
+            self._time(run(lambda *x: on_one(*x, self.mask), self.arrays, self.dout)),
+            self._time(run(lambda *x: shared(*x, made), [q, k, v], dout)),
+            self._time(lambda: way(*(one.detach().requires_grad_(backward) for one in (k, v)))),
+            self._time(launch),
+        )
+
+    def _time(self, call: Callable[[], Any]) -> float:
+        """Milliseconds of a call on the slowest rank, the median of samples."""
+        import torch.distributed as dist
+
+        took = []
+        for turn in range(WARM_UP + SAMPLES):
+            self._wait()
+            dist.barrier()
+            self._wait()
+            sample = self._between_events(call) if self.device.type == "cuda" else self._on_the_clock(call)
+            if turn >= WARM_UP:
+                took.append(sample)
+        return statistics.median(self._slowest_of(took))
+
+    def _between_events(self, call: Callable[[], Any]) -> float:
+        """From a cold L2 cache, and behind writes that last longer than Python takes to launch the call."""
+        import torch
+
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        for _ in range(FLUSH_WRITES):
+            self._flush.zero_()
+        start.record()
+        call()
+        stop.record()
+        self._wait()
+        return float(start.elapsed_time(stop))
+
+    def _on_the_clock(self, call: Callable[[], Any]) -> float:
+        begin = time.perf_counter()
+        call()
+        return 1e3 * (time.perf_counter() - begin)
+
+    def _wait(self) -> None:
+        import torch
+
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _slowest(self, value: float) -> float:
+        return self._slowest_of([value])[0]
+
+    def _slowest_of(self, values: list[float]) -> list[float]:
+        """The greatest of each value over the ranks."""
+        import torch
+        import torch.distributed as dist
+
+        found = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return [float(one) for one in found.tolist()]
+
+
+def _calls() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The call of several ranks and that of one device."""
+    import omnicupy.torch as ours
+
+    return several.attention, ours.attention
+
+
+def _leaves(arrays: list[Any]) -> list[Any]:
+    return [one.detach().requires_grad_() for one in arrays]
+
+
+def _gradients(call: Callable[..., Any], arrays: list[Any], dout: Any) -> list[Any]:
+    """out and the gradients of q, k and v."""
+    import torch
+
+    leaves = _leaves(arrays)
+    out = call(*leaves)
+    return [out.detach(), *torch.autograd.grad(out, leaves, dout)]
+
+
+def _forward(call: Callable[..., Any], arrays: list[Any], dout: Any) -> Callable[[], Any]:
+    return lambda: call(*arrays)
+
+
+def _forward_and_backward(call: Callable[..., Any], arrays: list[Any], dout: Any) -> Callable[[], Any]:
+    return lambda: _gradients(call, arrays, dout)

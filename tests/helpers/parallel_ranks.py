@@ -1,0 +1,171 @@
+"""One rank of several gloo processes: python parallel_ranks.py WHAT RANK RANKS FOLDER; a name of JOBS is WHAT."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.utils.checkpoint import checkpoint
+
+import omnicupy as oc
+import omnicupy.parallel
+import omnicupy.torch
+from omnicupy.masks.mask import Mask
+from omnicupy.parallel import plan
+
+SIZE = 48
+TIMEOUT = 90  # seconds that a process waits for another
+
+
+def masks() -> dict[str, tuple[Mask, Any]]:
+    """Masks and who owns their rows (None: the plan's choice), for two ranks or more."""
+    dense = np.random.default_rng(0).random((SIZE, SIZE)) < 0.1
+    dense[5:9] = False
+    dense[:, 20:30] = False
+    return {
+        "causal": (oc.causal(SIZE), None),
+        "packed": (oc.segments([[("text", 9), ("image", 8)], [("image", 20), ("text", 11)]]), None),
+        "apart": (oc.documents([SIZE // 2, SIZE // 2]), "contiguous"),
+        "cross": (oc.ranges([(0, 9, 4, 13), (9, 30, 2, 60)], 33, 70), None),
+        "bits": (oc.from_dense(dense), None),
+        "idle rank": (oc.causal(SIZE), [0] * SIZE),
+        "nothing": (oc.ranges([], SIZE, SIZE), None),
+    }
+
+
+def whole(mask: Mask, dtype: Any, heads: tuple[int, int] = (4, 2)) -> list[Any]:
+    """dout, dlse, q, k and v of all ranks; NaN in keys that nobody sees and rows that see nothing."""
+    generator = torch.Generator().manual_seed(1)
+    (q_len, k_len), dense = mask.shape, torch.from_numpy(mask.to_dense())
+    shapes = [(2, heads[0], q_len, 8)] * 2 + [(2, heads[1], k_len, 8)] * 2
+    dout, q, k, v = (torch.randn(one, generator=generator).to(dtype) for one in shapes)
+    dlse = torch.randn((2, heads[0], q_len), generator=generator)
+    for one, dead in ((q, ~dense.any(1)), (k, ~dense.any(0)), (v, ~dense.any(0))):
+        one[:, :, dead] = torch.nan
+    dlse[:, :, ~dense.any(1)] = 0
+    return [dout, dlse.to(torch.promote_types(dtype, torch.float32)), q, k, v]
+
+
+def results(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
+    """out, lse and gradients of this rank for each mask and dtype."""
+    found = {}
+    for name, (mask, rows) in masks().items():
+        made = plan(mask, ranks, rows=rows)
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            dout, dlse, q, k, v = whole(mask, dtype)
+            q, dout, dlse = (made.shard(one, rank, 2) for one in (q, dout, dlse))
+            k, v = (made.shard(one, rank, keys=True) for one in (k, v))
+            leaves = [one.requires_grad_() for one in (q, k, v)]
+            call = partial(oc.parallel.attention, plan=made, return_lse=True, time_limit=TIMEOUT)
+            for how in ("plain", "again", "checkpointed"):
+                if how == "checkpointed":
+                    out, lse = checkpoint(call, *leaves, use_reentrant=False)
+                else:
+                    out, lse = call(*leaves)
+                grads = torch.autograd.grad([out, lse], leaves, [dout, dlse])
+                found[f"{name} {dtype} {how}"] = [one.detach() for one in (out, lse, *grads)]
+    return found
+
+
+def _compiled(shards: list[Any], dout: Any, made: Any) -> list[Any]:
+    """Result and gradients with torch.compile and without, in turn, and for how many reasons its graph broke."""
+
+    def call(*x: Any) -> Any:
+        return 2 * oc.parallel.attention(*(one + 1 for one in x), made, mask=1)
+
+    found = []
+    for run in (torch.compile(call, backend="aot_eager"), call):
+        leaves = [one.clone().requires_grad_() for one in shards]
+        out = run(*leaves)
+        found.append([out.detach(), *torch.autograd.grad(out, leaves, dout)])
+    pairs = [one for pair in zip(*found, strict=True) for one in pair]
+    return [*pairs, len(torch._dynamo.utils.counters["graph_break"])]
+
+
+def wanted(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
+    """Gradients of some of q, k and v; no gradients at all; a group that is an axis of a mesh; a batch of masks."""
+    mask = oc.random(SIZE, 3)
+    made = plan([mask, oc.causal(SIZE)], ranks)
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (ranks,), mesh_dim_names=("context",))
+    dout, _, q, k, v = whole(oc.full(SIZE), torch.float32)
+    shards = [made.shard(one, rank) for one in (q, k, v)]
+    dout = made.shard(dout, rank)
+    found: dict[str, Any] = {}
+    for names in ("q", "k", "v", "qv", "kv"):
+        leaves = [one.clone().requires_grad_(name in names) for name, one in zip("qkv", shards, strict=True)]
+        out = oc.parallel.attention(*leaves, made, group=(mesh, "context"), mask=[0, 1])
+        out.backward(dout)
+        found[names] = [one.grad for one in leaves]
+    found["none"] = [oc.parallel.attention(*shards, made, group=mesh, mask=[0, 1])]
+    found["compiled"] = _compiled(shards, dout, made)
+    with torch.autocast("cpu", torch.bfloat16):
+        found["autocast"] = [oc.parallel.attention(*shards, made)]
+    return found
+
+
+def refused(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
+    """The messages of calls that are refused."""
+    mask = oc.causal(SIZE)
+    made = plan(mask, ranks)
+    q, k, v = (made.shard(one, rank) for one in whole(mask, torch.float32)[2:])
+
+    def message(call: Callable[[], Any]) -> str:
+        try:
+            call()
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return "nothing was raised"
+
+    other = plan(oc.full(SIZE) if rank == 1 else mask, ranks, rows="contiguous")
+    mine = [other.shard(one, rank) for one in whole(oc.full(SIZE), torch.float32)[2:]]
+    found = {
+        "ranks": message(lambda: oc.parallel.attention(q, k, v, plan(mask, ranks + 1))),
+        "lengths": message(lambda: oc.parallel.attention(q[:, :, 1:], k, v, made)),
+        "heads": message(lambda: oc.parallel.attention(q, k, v, plan(mask, ranks, heads=(8, 2, 8)))),
+        "group": message(lambda: oc.parallel.attention(q, k, v, made, group="world")),
+        "plans": message(lambda: oc.parallel.attention(*mine, other)),
+        "arrays": message(lambda: oc.parallel.attention(q.numpy(), k, v, made)),
+        "limit": message(lambda: oc.parallel.attention(q, k, v, made, time_limit=0)),
+    }
+    oc.parallel.attention(q, k, v, made)  # goes on after all of it
+    third = plan(mask, ranks, rows="zigzag", node=1)
+    mine = [third.shard(one, rank) for one in whole(mask, torch.float32)[2:]]
+    if rank != 1:
+        found["late plan"] = message(lambda: oc.parallel.attention(*mine, third, time_limit=1))
+        found["late exchange"] = message(lambda: oc.parallel.attention(q, k, v, made, time_limit=1))
+    else:  # until the others have given up
+        for one in range(ranks):
+            while one != 1 and not (folder / f"gave up {one}").exists():
+                time.sleep(0.05)
+    (folder / f"gave up {rank}").touch()
+    return found
+
+
+JOBS: dict[str, Callable[[int, int, Path], dict[str, Any]]] = {
+    "results": results,
+    "wanted": wanted,
+    "refused": refused,
+}
+
+
+def main(what: str, rank: int, ranks: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), ranks)
+    dist.init_process_group(
+        "gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=TIMEOUT)
+    )
+    torch.save(JOBS[what](rank, ranks, folder), folder / f"{what}{rank}.pt")
+    if what != "refused":  # whose connections have failed
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))

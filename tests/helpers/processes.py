@@ -1,0 +1,55 @@
+"""Several processes of a script, waited for together: the first one that fails ends the others."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+NOT_CONNECTED = "connectFullMesh failed"  # gloo's first connection, which a busy machine may refuse
+ATTEMPTS = 3
+
+
+def run(script: str, arguments: Sequence[Sequence[str]], folder: Path, limit: float) -> Path:
+    """Start the script once for each of the arguments, to which a folder is added; the folder that they had.
+
+    Raises AssertionError with what they printed where one fails. limit: seconds, for all.
+    """
+    for attempt in range(ATTEMPTS):
+        (place := folder / str(attempt)).mkdir()
+        printed = _once(script, arguments, place, limit)
+        if printed is None:
+            return place
+        if NOT_CONNECTED not in printed:
+            break
+    raise AssertionError(printed)
+
+
+def _once(script: str, arguments: Sequence[Sequence[str]], folder: Path, limit: float) -> str | None:
+    """Returns None, or what they printed where one failed."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    logs = [(folder / f"log{number}").open("w+") for number in range(len(arguments))]
+    started = [
+        subprocess.Popen(
+            [sys.executable, script, *given, str(folder)], env=env, stdout=log, stderr=subprocess.STDOUT
+        )
+        for given, log in zip(arguments, logs, strict=True)
+    ]
+    deadline = time.monotonic() + limit
+    try:
+        while (codes := {one.poll() for one in started}) & {None} and codes <= {None, 0}:
+            assert time.monotonic() < deadline, f"{script}: still running"
+            time.sleep(0.05)
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    for log in logs:
+        log.seek(0)
+    return None if codes == {0} else "\n".join(log.read() for log in logs)
