@@ -136,6 +136,7 @@ def spawned(rank: int, options: argparse.Namespace, folder: str) -> None:
     store = dist.FileStore(str(Path(folder) / "store"), options.ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=options.ranks)
     train(options, torch.device("cpu"))
+    dist.barrier()  # no rank leaves while another one still waits for it
     dist.destroy_process_group()
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -56,7 +57,7 @@ def test_it_runs(name: str, tmp_path: Path) -> None:
             env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
             check=False,
         )
-        if "connectFullMesh failed" not in done.stderr:  # gloo's first connection, on a busy machine
+        if not any(said in done.stderr for said in processes.OF_GLOO):
             break
     assert done.returncode == 0, done.stderr
     assert re.search(printed, done.stdout, re.DOTALL), done.stdout

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import torch
 import torch.distributed as dist
 from torch.utils.checkpoint import checkpoint
@@ -169,3 +170,4 @@ def main(what: str, rank: int, ranks: int, folder: Path) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
+    processes.leave()

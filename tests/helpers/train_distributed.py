@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import processes
 import tiny_models as tiny
 import torch
 import torch.distributed as dist
@@ -59,8 +60,10 @@ def main(kind: str, rank: int, folder: Path) -> None:
     }
     if rank == 0:
         torch.save(state, folder / "weights.pt")
+    dist.barrier()
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
+    processes.leave()
