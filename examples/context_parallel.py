@@ -99,7 +99,8 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
         loss = model(*mine, lambda q, k, v, plan=plan: oc.parallel.attention(q, k, v, plan))
         loss = loss / int((labels != IGNORED).sum())  # of all ranks together
         loss.backward()
-        for parameter in model.parameters():  # of one sum over all tokens; FSDP or DDP would do this
+        # Of one sum over all tokens, so they add up. DDP and FSDP average: there multiply the loss by `ranks`.
+        for parameter in model.parameters():
             dist.all_reduce(parameter.grad)
         total = loss.detach()
         dist.all_reduce(total)
