@@ -96,7 +96,8 @@ def attention_backward(
     """Gradients of this rank's q, k and v from CuPy arrays; tensors have autograd.
 
     dout, out, lse, dlse: of this rank's rows; out and lse are what `attention(..., return_lse=True)` gave.
-    plan, group, mask, time_limit: as in `attention`; others as in `omnicupy.attention_backward`. Keys and values travel again, and parts of dk and dv come back as described there.
+    plan, group, mask, time_limit: as in `attention`; others as in `omnicupy.attention_backward`. Keys and
+    values travel again, and parts of dk and dv come back, as described in `attention`.
     Returns (dq, dk, dv), None for what is not in `wanted`, which is the same on every rank.
     Raises what `attention` and `omnicupy.attention_backward` raise.
     """
