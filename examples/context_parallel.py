@@ -1,6 +1,6 @@
 """Training steps of a small model on packed sequences that several ranks share (context parallelism).
 
-Run: python examples/context_parallel.py [--ranks 2], which starts gloo processes on the CPU, or on GPUs
+Run: python examples/context_parallel.py [--ranks 2], which starts gloo processes on the CPU, or on GPUs (not tried yet)
 torchrun --nproc-per-node 8 examples/context_parallel.py. Each step has a new layout, so a new mask and a new plan; a
 data loader would make both. Rank 0 also computes the first step's loss alone, to compare.
 """
@@ -99,7 +99,8 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
         loss = model(*mine, lambda q, k, v, plan=plan: oc.parallel.attention(q, k, v, plan))
         loss = loss / int((labels != IGNORED).sum())  # of all ranks together
         loss.backward()
-        for parameter in model.parameters():  # of one sum over all tokens; FSDP or DDP would do this
+        # Of one sum over all tokens, so they add up. DDP and FSDP average: there multiply the loss by `ranks`.
+        for parameter in model.parameters():
             dist.all_reduce(parameter.grad)
         total = loss.detach()
         dist.all_reduce(total)

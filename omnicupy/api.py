@@ -41,7 +41,8 @@ def attention(
         are computed in (float32; float64 for float64 arrays), also when multiplied by log2(e).
     return_lse: also return the natural logarithm of each row's sum of exponentials.
     out: array to write, of q's shape and dtype, not overlapping q, k or v; None makes a C-contiguous one.
-    config: the kernel variant to run on the GPU; None takes the one that the table lists for the problem.
+    config: the kernel variant to run on the GPU; None takes the one that `tune` saved for such problems, else the one
+        that the table lists.
 
     Returns `out`, or (out, lse) with lse (batch, q_heads, q_len), float32, for float64 arrays float64. A row that
     may see no key has out = 0 and lse = -inf.
@@ -97,10 +98,10 @@ def attention_backward(
     wanted: which gradients to compute, a list or tuple of "q", "k" and "v"; the others are None in the result.
     out_grads: None, or (dq, dk, dv) with an array to write or None for each: of the shape and dtype of q, k or v,
         overlapping no other argument. None makes a C-contiguous one.
-    deterministic: the same call gives the same bits, on one device model and library version; False allows an order
-        of sums that may be faster.
+    deterministic: the same call gives the same bits, on one device model and library version; False allows sums in
+        any order, which may be faster, and may take 4 bytes more of memory for each element of dq while it runs.
     sink_logits, softcap: not computed, so anything but None is refused.
-    config: the kernel variant to run on the GPU, a BackwardSpec; None takes the one that the table lists.
+    config: the kernels to run on the GPU, a BackwardSpec; None takes those of the table, not yet what `tune` saved.
 
     Returns (dq, dk, dv) in the shapes and dtypes of q, k and v. With P = exp(scale * q k^T - lse) where a row sees a
     key, else 0: dv = P^T dout; dS = P * (dout v^T - delta) with delta = rowsum(dout * out) - dlse; dq = scale * dS k;
@@ -111,8 +112,9 @@ def attention_backward(
 
     NumPy arrays (float16, bfloat16, float32, float64) run on the CPU. CuPy arrays (float16, bfloat16) run on their
     device, on CuPy's current stream there, without a synchronisation; q, k, v, out and given gradients then have the
-    layout that `attention` asks for. To capture it into a CUDA graph, call `prepare(..., gradients=True)` or this
-    once before.
+    layout that `attention` asks for. On a GPU, arrays that hold rows or keys which nothing sees, and arrays in layouts
+    that kernels cannot read, are copied inside; so is lse or dlse that is not contiguous, which a capture refuses.
+    To capture it into a CUDA graph, call `prepare(..., gradients=True)` or, with other options, this once before.
 
     Raises TypeError and ValueError, before any work, for arguments of the wrong kind, shape, dtype, device,
     layout or value (lse None: attention was called without return_lse=True); UnsupportedError for sink_logits and
@@ -160,7 +162,8 @@ def prepare(
     counts is what `attention` plans by: shapes, strides, dtypes, device, scale, config and the mask object, and
     whether `out` is given; another array like q does as well. With `return_lse` or without, the same is made, and
     serves both. With `gradients` also all that the first `attention_backward` with such q, k, v, mask and scale does
-    before its launches. Keep the mask until the call: what is made lives on it.
+    before its launches, if it wants all gradients, is deterministic and has no config. Keep the mask until the call:
+    what is made lives on it.
 
     On NumPy arrays it checks the arguments and does nothing else.
     Raises what `attention` raises.

@@ -44,19 +44,19 @@ def attention(
     mask: which of the plan's masks; a list names one for each batch element.
     deterministic: of tensors, as in `omnicupy.torch.attention`.
     time_limit: seconds to wait for other ranks at the first call with a plan, and at each exchange on the CPU. On CUDA
-        the exchange waits on the device, under the time limit of the process group.
-    Others as `omnicupy.attention` has them.
+        the exchange waits on the device, under the time limit of the process group; an NcclGroup has none there.
+    scale, return_lse, config: as in `omnicupy.attention`.
 
     Keys and values that rows of other ranks see travel in one exchange, then one launch computes this rank's rows on
-    its own keys and those received; nothing overlaps yet. Returns this rank's `out`, or (out, lse). Of tensors,
-    gradients reach q, k and v; of arrays, `attention_backward` makes them. Those of keys that travelled go back to
-    their owner, each rank's part in the dtype of k and v, and are added in float32, its own, then the others by rank:
-    the same call gives the same bits.
+    its own keys and those received, which are copied into one array each of keys and values; nothing overlaps yet.
+    Returns this rank's `out`, or (out, lse). Of tensors, gradients reach q, k and v; of arrays, `attention_backward`
+    makes them. Those of keys that travelled go back to their owner, each rank's part in the dtype of k and v, and are
+    added in float32, its own, then the others by rank: the same call gives the same bits, unless `deterministic=False`.
 
     Every rank makes the same calls in the same order, with gradients of the same tensors wanted, also a rank whose plan
     gives it no rows: its `out` has none, and must reach its loss. Keys received live until the backward pass;
     activation checkpointing frees them and has them travel again. Inside torch.compile the call is a break of the
-    graph. At the first call with a plan ranks compare its digest.
+    graph, so fullgraph=True raises. At the first call with a plan ranks compare its digest.
 
     Raises ValueError where plan, group and shards do not belong together or ranks have different plans; RuntimeError
     where ranks do not take part in time (of tensors it names them); UnsupportedError for what the call on one device
@@ -95,8 +95,9 @@ def attention_backward(
 ) -> tuple[Any, Any, Any]:
     """Gradients of this rank's q, k and v from CuPy arrays; tensors have autograd.
 
-    dout, out, lse, dlse: of this rank's rows.  plan, group, mask, time_limit: as in `attention`; others as in
-    `omnicupy.attention_backward`. Keys and values travel again, and parts of dk and dv come back as described there.
+    dout, out, lse, dlse: of this rank's rows; out and lse are what `attention(..., return_lse=True)` gave.
+    plan, group, mask, time_limit: as in `attention`; others as in `omnicupy.attention_backward`. Keys and
+    values travel again, and parts of dk and dv come back, as described in `attention`.
     Returns (dq, dk, dv), None for what is not in `wanted`, which is the same on every rank.
     Raises what `attention` and `omnicupy.attention_backward` raise.
     """

@@ -16,7 +16,9 @@ MOST_AGREED = 1 << 12  # digests kept
 class NcclGroup:
     """The ranks of a `cupy.cuda.nccl.NcclCommunicator`, for calls on CuPy arrays of its device.
 
-    Keep one for each communicator: it remembers which plans the ranks have compared. Raises TypeError for other things.
+    communicator: NcclCommunicator(ranks, id, rank), with the id that `cupy.cuda.nccl.get_unique_id()` gave on one rank.
+    Keep one group for each communicator: it remembers which plans the ranks have compared. Raises TypeError for other
+    things.
     """
 
     def __init__(self, communicator: Any) -> None:

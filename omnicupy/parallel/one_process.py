@@ -66,6 +66,7 @@ def attention_backward_of_ranks(
 ) -> tuple[Any, Any, Any]:
     """`omnicupy.attention_backward` of several ranks in one process; lists as in `attention_of_ranks`.
 
+    dout, out, lse, dlse: of each rank's rows; the rest as in `omnicupy.attention_backward`.
     Returns lists of dq, dk and dv, None for what is not in `wanted`. Each rank's part of dk and dv has the dtype of k
     and v; the owner of a key adds them in float32 (float64 for float64 arrays): its own, then the others by rank.
     """

@@ -32,7 +32,8 @@ class Plan:
     data loader may make it. Equal plans have equal `digest`s.
 
     masks: one for each kind of layer.  weights: layers of each kind.  rows, keys: their owners.  documents: their
-    bounds as the masks show them (places that no pair crosses).  name: of the assignment.  heads: as given to `plan`.
+    bounds as the masks show them (places that no pair crosses).  name: of the assignment.  setting: ranks, nodes, heads
+    and speeds that the prediction takes for granted.  checks_heads: calls with other heads are refused.
     """
 
     masks: tuple[Mask, ...]

@@ -46,9 +46,9 @@ def attention(
     or this once before the capture; the graph keeps what it reads of the mask.
 
     Gradients of out and lse reach q, k and v, in their dtypes, on the stream of the forward pass; what nobody asks for
-    is not computed. There is no second derivative and no forward mode; torch.func.grad, vjp, jacrev and vmap work.
-    deterministic: False permits gradients another order of sums in each call, unless
-    torch.use_deterministic_algorithms forbids it.
+    is not computed. For them the call keeps q, k, v, out, lse and the mask; `omnicupy.attention_backward` tells which
+    of these it copies. There is no second derivative and no forward mode; torch.func.grad, vjp, jacrev and vmap work.
+    deterministic: False permits any order of their sums, unless torch.use_deterministic_algorithms forbids it.
 
     Returns `out`, or (out, lse) with lse (batch, q_heads, q_len), float32, for float64 tensors float64.
     Raises what `omnicupy.attention` raises; UnsupportedError for `out` where a gradient is needed, for tensors that
@@ -137,7 +137,7 @@ def prepare(
     launch, on torch's current stream. On CPU tensors it checks the arguments and does nothing else.
 
     return_lse: with and without, the same is made, and serves both.  gradients: also what the first backward pass does
-    before its launches.
+    before its launches, as in `omnicupy.prepare`.
     Raises what `attention` raises, but for what concerns gradients: none are lost here.
     """
     tensors.check(q, k, v, out)
