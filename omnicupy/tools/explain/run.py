@@ -178,24 +178,21 @@ def run(workload: Workload, dtype: str, variant: str | None = None) -> Explanati
         ceiling,
         prediction.predict(prediction.work_of(spec, problem, blocks, device), ceiling),
         tuple(wastes(mask, blocks)),
-        _backward(arch, problem, mask, device.sm_count, tuned=gpu),
+        _backward(arch, problem),
         note,
         _measure(workload, mask, spec) if gpu else None,
     )
 
 
-def _backward(arch: str, problem: Problem, mask: Mask, sm_count: int, *, tuned: bool) -> tuple[str, str]:
+def _backward(arch: str, problem: Problem) -> tuple[str, str]:
     """The kernels of the call's backward pass, and those where sums may have any order; or why there are none.
 
-    tuned: the user's choices count.
+    What `tune --pass bwd` kept does not count: calls do not use it yet.
     """
 
     def kernels(deterministic: bool) -> str:
         try:
-            if tuned:
-                spec = backward_table.select(arch, problem, (mask,), sm_count, deterministic=deterministic)
-            else:
-                spec = backward_table.pick(arch, problem.dtype, problem.head_dim)
+            spec = backward_table.pick(arch, problem.dtype, problem.head_dim)
         except UnsupportedError as error:
             return str(error)
         if deterministic or spec.fused is None:

@@ -175,8 +175,9 @@ def keep(result: Tuned) -> str:
     }
     path = saved.keep(result.machine, result.problem_class, found.winner, measured)
     text = f"Kept {variants.word(found.winner)} ({found.gain:.1%} faster) in {path}, for {describe(result)}."
-    served = backward_table.SERVED if isinstance(found.winner, BackwardSpec) else pick.SERVED
-    if found.winner.kernel not in served:
+    if isinstance(found.winner, BackwardSpec):
+        text += " Calls do not use kept choices of the backward pass yet: pass it as config."
+    elif found.winner.kernel not in pick.SERVED:
         text += f" Calls use it once kernel {found.winner.kernel!r} is attested."
     return text
 

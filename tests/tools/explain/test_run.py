@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,23 +63,6 @@ def test_the_kernels_of_gradients_are_named(monkeypatch: pytest.MonkeyPatch) -> 
     assert content["backward"]["any_order"].startswith("sm90 dkdv ")
     monkeypatch.setattr(backward_table, "SERVED", frozenset())
     assert "gradients  attention_backward: no kernel serves bfloat16" in _run("--mask", "W4")
-
-
-def test_tuned_kernels_of_gradients_are_named_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    of = replace(backward_table.pick("sm_90", "bfloat16", 128), fused=None)
-
-    def select(arch: str, problem: Any, masks: Any, sm_count: int, *, deterministic: bool) -> Any:
-        assert (arch, sm_count, problem.head_dim, len(masks)) == ("sm_90", 132, 128, 1)
-        return of if deterministic else replace(of, dq=of.dq._replace(stages=3))
-
-    monkeypatch.setattr(backward_table, "select", select)
-    mask = problem_of("W4", Sizes()).mask()
-    problem = problem_of("W4", Sizes()).problem(mask, "bfloat16")
-    found = explain_run._backward("sm_90", problem, mask, 132, tuned=True)
-    assert found == tuple(
-        f"{variants.word(one)} for sm_90a"
-        for one in (of, select("sm_90", problem, [mask], 132, deterministic=False))
-    )
 
 
 def test_parts_add_up_to_the_prediction() -> None:

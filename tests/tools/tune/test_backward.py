@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from noisy_gpu import Noisy, clean
 
 from omnicupy.call.problem import Problem
-from omnicupy.choose import backward_table, pick, saved, variants
+from omnicupy.choose import backward_table, saved, variants
 from omnicupy.jit.backward_kernel import TileShape
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.build import Compiled
@@ -112,13 +112,9 @@ def test_the_rate_counts_the_products_of_a_backward_pass(gpu: Any) -> None:
     assert not saved.path().exists()
 
 
-def test_what_is_not_served_is_kept_for_later(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_says_that_calls_do_not_use_what_is_kept(gpu: Any) -> None:
     gpu({BUILTIN: 1.2, replace(BUILTIN, dq=ROWS): 1.0})
-    monkeypatch.setattr(backward_table, "SERVED", frozenset({"sm80"}))
-    assert "Calls use it once kernel 'sm90' is attested." in _run()
-    monkeypatch.setattr(backward_table, "SERVED", frozenset())
-    monkeypatch.setattr(pick, "SERVED", frozenset({"sm90"}))
-    assert "Calls use it once" in _run()
+    assert "Calls do not use kept choices of the backward pass yet: pass it as config." in _run()
 
 
 def test_an_order_is_of_the_backward_pass(gpu: Any) -> None:
