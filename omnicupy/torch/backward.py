@@ -108,36 +108,25 @@ def _prepared(inputs: tuple[Any, Any, Any], mask: Any, scale: Any, stream: Any) 
 def _launched(
     named: dict[str, Any], made: tuple[Any, ...], mask: Any, options: dict[str, Any], stream: Any
 ) -> None:
+    named = named | {name: named[name].contiguous() for name in ("lse", "dlse") if named[name] is not None}
     dout, q, k, v, out, lse, dlse = (named[name] for name in _READ)
-    if dlse is not None:
-        dlse = dlse.contiguous()
     index = q.get_device()
     read = [0 if one is None else one.data_ptr() for one in (q, k, v, out, lse, dout, dlse)]
-    # A plan is determined by these and by the mask; `made` are contiguous, as is what the forward pass left as lse.
+    # A plan is determined by these and by the mask; `made`, lse and dlse are contiguous.
     key = (
         ("torch", index, options["wanted"], options["deterministic"], options["scale"], options["config"]),
         (q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(), out.shape, out.stride(), lse.shape),
-        (
-            dout.shape,
-            dout.stride(),
-            read[5] % _ALIGN == 0,
-            lse.stride(),
-            None if dlse is None else dlse.shape,
-        ),
+        (dout.shape, dout.stride(), read[5] % _ALIGN == 0, None if dlse is None else dlse.shape),
         (q.dtype, k.dtype, v.dtype, out.dtype, dout.dtype, lse.dtype, None if dlse is None else dlse.dtype),
         (_gpu.epoch(), isinstance(mask, (list, tuple))),
     )
     plan = None
-    if not (read[0] | read[1] | read[2] | read[3]) % _ALIGN and 0 not in read[:6] and lse.is_contiguous():
+    if not (read[0] | read[1] | read[2] | read[3]) % _ALIGN and 0 not in read[:6]:
         plan = _gpu.find_plan(key, mask)
     if plan is None:
         arrays = {name: None if one is None else _view(name, one) for name, one in named.items()}
         given = tuple(arrays[name] for name in _READ[:-1])
         with stream:
-            if not lse.is_contiguous():
-                into = tuple(None if one is None else _view("gradient", one) for one in made)
-                _gpu.attention_backward(**arrays, mask=mask, out_grads=into, **options)
-                return
             plan = _gpu.make_plan(key, given, mask, {**options, "dlse": arrays["dlse"]})
     scratch = torch.empty(plan.scratch_bytes, dtype=torch.uint8, device=q.device)
     written = (0 if one is None else one.data_ptr() for one in made)
@@ -166,7 +155,6 @@ def _load_gpu() -> Any:
     from omnicupy.jit import cache
 
     _gpu = SimpleNamespace(
-        attention_backward=backward.attention_backward,
         prepare_backward=backward.prepare_backward,
         find_plan=backward.find_plan,
         make_plan=backward.make_plan,

@@ -34,6 +34,9 @@ class Cuda(torch.Tensor):
     def data_ptr(self) -> int:
         return self.address
 
+    def contiguous(self) -> Any:  # type: ignore[override]
+        return self if self.is_contiguous() else cuda(super().contiguous(), self.index)
+
     def new_empty(self, shape: Any, *, dtype: torch.dtype | None = None) -> Any:
         made = cuda(torch.empty(tuple(shape), dtype=dtype or self.dtype), self.index)
         self.empties.append((tuple(shape), made.dtype, made.device))

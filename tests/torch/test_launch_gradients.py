@@ -153,6 +153,21 @@ def test_it_runs_on_the_stream_and_the_device_of_the_calling_thread(device: Any)
     assert device.current == 0
 
 
+@pytest.mark.parametrize("name", ["lse", "dlse"])
+def test_row_values_that_are_not_contiguous_are_copied(device: Any, name: str) -> None:
+    given, dlse, mask = _tensors(), cuda(torch.zeros(2, 4, 300)), oc.causal(300)
+    _gradients(given, mask=mask, dlse=dlse)
+    strided = cuda(torch.zeros(2, 300, 4).transpose(1, 2))
+    if name == "lse":
+        made = _gradients(given | {"lse": strided}, mask=mask, dlse=dlse)
+    else:
+        made = _gradients(given, mask=mask, dlse=strided)
+    at, wanted = dict(device.backwards[-1]["at"]), _addresses(given, made, dlse)
+    assert at.pop(name) not in (0, strided.data_ptr(), wanted.pop(name))
+    assert at == wanted
+    assert len(device.planned) == 1  # the copies have the layout of a contiguous lse and dlse
+
+
 @pytest.mark.parametrize("warm", [False, True])
 def test_memory_that_is_none_is_named(device: Any, warm: bool) -> None:
     if warm:
