@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,24 +18,7 @@ import omnicupy.torch  # noqa: E402 - needs torch
 TOKENS = 700
 
 
-@pytest.fixture(autouse=True)
-def _cuda() -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("this PyTorch finds no CUDA device")
-
-
-pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture
-def compiler() -> Iterator[Any]:
-    """torch._dynamo's counters, at zero."""
-    from torch._dynamo.utils import counters
-
-    torch.compiler.reset()
-    counters.clear()
-    yield counters
-    torch.compiler.reset()
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("torch_cuda")]
 
 
 def _inputs(

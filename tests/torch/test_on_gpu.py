@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,24 +15,7 @@ import omnicupy.torch  # noqa: E402 - needs torch
 SHAPE = (2, 4, 700, 64)
 
 
-@pytest.fixture(autouse=True)
-def _cuda() -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("this PyTorch finds no CUDA device")
-
-
-pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture
-def compiler() -> Iterator[Any]:
-    """torch._dynamo's counters, at zero."""
-    from torch._dynamo.utils import counters
-
-    torch.compiler.reset()
-    counters.clear()
-    yield counters
-    torch.compiler.reset()
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("torch_cuda")]
 
 
 def _inputs(dtype: Any = torch.bfloat16, seed: int = 0, tokens: int = SHAPE[2]) -> list[Any]:
