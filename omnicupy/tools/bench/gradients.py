@@ -14,6 +14,8 @@ from omnicupy.reference.checked_gradients import CheckedGradients
 from omnicupy.tools.random_arrays import DTYPES, random_bits
 from omnicupy.tools.workloads.workload import Workload
 
+ANY_ORDER = "any-order"  # of our systems: deterministic=False
+
 
 class Pass(NamedTuple):
     """What of attention is timed. name: in rows of records.  flops: its operations over those of the forward pass, as
@@ -71,14 +73,17 @@ class Gradients:
         known = dict.fromkeys(row.kernel for row in backward_table.TABLE if row.serves(arch, head_dim))
         raise ValueError(f"config: expected naive or {' or '.join(known)} for gradients, got {word!r}")
 
-    def call(self, timed: Pass, mask: Mask | None, config: BackwardSpec | None) -> Callable[[], Any]:
+    def call(
+        self, timed: Pass, mask: Mask | None, config: BackwardSpec | None, *, deterministic: bool = True
+    ) -> Callable[[], Any]:
         """Our call, which returns dq, dk and dv. mask: as it is passed.  config: of the backward pass."""
+        how: dict[str, Any] = {"config": config, "deterministic": deterministic}
 
         def backward() -> Any:
-            return attention_backward(self.dout, *self.arrays, self.out, self.lse, mask, config=config)
+            return attention_backward(self.dout, *self.arrays, self.out, self.lse, mask, **how)
 
         def both() -> Any:
             out, lse = attention(*self.arrays, mask, return_lse=True)
-            return attention_backward(self.dout, *self.arrays, out, lse, mask, config=config)
+            return attention_backward(self.dout, *self.arrays, out, lse, mask, **how)
 
         return both if timed.has_forward else backward

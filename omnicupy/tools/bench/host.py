@@ -54,7 +54,7 @@ def warm_calls(record: Record, say: Say) -> None:
         "mask, lse": lambda: attention(q, k, v, mask, return_lse=True),
         "mask, out": lambda: attention(q, k, v, mask, out=out),
     }
-    calls |= _torch_call(q.shape, mask)
+    calls |= _torch_calls(q.shape, mask)
     synchronize = cupy.cuda.Device().synchronize
     rounds = [
         {name: timing.host_us(call, synchronize, HOST_CALLS) for name, call in calls.items()}
@@ -66,8 +66,8 @@ def warm_calls(record: Record, say: Say) -> None:
     add(record, say, "warm call", figures)
 
 
-def _torch_call(shape: tuple[int, ...], mask: Mask) -> dict[str, Callable[[], Any]]:
-    """The call with a mask on torch tensors, where torch and a GPU that it finds are there."""
+def _torch_calls(shape: tuple[int, ...], mask: Mask) -> dict[str, Callable[[], Any]]:
+    """Calls with a mask on torch tensors, where torch and a GPU that it finds are there."""
     if find_spec("torch") is None:
         return {}
     import torch
@@ -76,8 +76,20 @@ def _torch_call(shape: tuple[int, ...], mask: Mask) -> dict[str, Callable[[], An
         return {}
     from omnicupy.torch import attention as on_tensors
 
-    q, k, v = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(3))
-    return {"torch, mask": lambda: on_tensors(q, k, v, mask)}
+    q, k, v, dout = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(4))
+    x, y, z = (tensor.clone().requires_grad_() for tensor in (q, k, v))
+    trained = (x, y, z)
+
+    def sdpa() -> Any:
+        return torch.nn.functional.scaled_dot_product_attention(x, y, z, is_causal=True)
+
+    return {
+        "torch, mask": lambda: on_tensors(q, k, v, mask),
+        "torch, mask, forward and backward": lambda: torch.autograd.grad(
+            on_tensors(x, y, z, mask), trained, dout
+        ),
+        "torch's own, causal, forward and backward": lambda: torch.autograd.grad(sdpa(), trained, dout),
+    }
 
 
 def first_calls(record: Record, say: Say) -> None:

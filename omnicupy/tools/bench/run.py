@@ -90,7 +90,8 @@ def listing() -> str:
     of = catalogue()
     lines = ["suites on a GPU:", *(f"  {name:10} {note}" for name, note in of["gpu"].items())]
     lines += ["suites anywhere:", *(f"  {name:10} {note}" for name, note in of["anywhere"].items())]
-    lines += [f"systems: {OURS}, {OURS}:sm80-128x64-s2-w4 (any tile), {', '.join(SYSTEMS)}"]
+    ours = f"{OURS}, {OURS}:sm80-128x64-s2-w4 (any tile), {OURS}:any-order (gradients)"
+    lines += [f"systems: {ours}, {', '.join(SYSTEMS)}"]
     return "\n".join(lines)
 
 

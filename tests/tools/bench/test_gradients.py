@@ -22,6 +22,7 @@ from omnicupy.tools.explain import fitting
 from omnicupy.tools.report import plots
 from omnicupy.tools.workloads.workload import Workload
 
+OURS = ("omnicupy", "omnicupy:any-order", "omnicupy:sm80", "omnicupy:naive")
 MASK = segments([("text", 300), ("image", 400)])
 
 
@@ -66,11 +67,9 @@ def _run(suite: str, *systems: str, timed: str = "bwd") -> dict[str, Any]:
 
 @pytest.mark.parametrize(("timed", "factor"), [("bwd", 2.5), ("fwd+bwd", 3.5)])
 def test_a_suite_fills_the_record(timed: str, factor: float, gpu: Any) -> None:
-    content = _run(
-        "dense", "omnicupy", "omnicupy:sm80", "omnicupy:naive", "omnicupy:sm80-64x64-s1-w4", timed=timed
-    )
+    content = _run("dense", *OURS, "omnicupy:sm80-64x64-s1-w4", timed=timed)
     rows = {row["system"]: row for row in content["rows"]}
-    for name in ("omnicupy", "omnicupy:sm80", "omnicupy:naive"):
+    for name in OURS:
         row = rows[name]
         assert row["pass"] == PASSES[timed].name
         assert (row["suite"], row["correct"]) == ("dense", True)
@@ -82,6 +81,20 @@ def test_a_suite_fills_the_record(timed: str, factor: float, gpu: Any) -> None:
     assert rows["omnicupy:sm80"]["spec"].startswith("bwd sm80 sm_90")
     assert "expected naive or sm90 or sm80 for gradients" in rows["omnicupy:sm80-64x64-s1-w4"]["problem"]
     assert f"| tiny, {PASSES[timed].name} |" in records.markdown(content)
+
+
+def test_any_order_is_asked_for_by_that_system_alone(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        asked.append(options["deterministic"])
+        return numpy_gpu.attention_backward(*arguments, **options)
+
+    monkeypatch.setattr(gradients, "attention_backward", noted)
+    for system, deterministic in (("omnicupy", True), ("omnicupy:any-order", False)):
+        asked.clear()
+        _run("dense", system)
+        assert set(asked) == {deterministic}
 
 
 def test_the_default_is_the_forward_pass(gpu: Any) -> None:
