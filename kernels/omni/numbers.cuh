@@ -54,6 +54,12 @@ __device__ __forceinline__ float exp2_approx(float x) {
   return y;
 }
 
+__device__ __forceinline__ float log2_approx(float x) {
+  float power;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+}
+
 // Natural logarithm of a row's sum of exponentials: `sum` of exp2(score * scale_log2 - round(row_max * scale_log2)).
 // -inf for a row that saw no key. The rounding of the subtrahend, exact in `residue`, would show for large scores.
 __device__ __forceinline__ float log_sum(float row_max, float sum, float scale, float scale_log2) {

@@ -2,9 +2,9 @@
 // scores, its row_max, cancels in the end, so it need not be their maximum, only near enough for the exponentials to
 // be numbers. It is the maximum of the first 64 keys in FULL tiles, and then is left as it is until a tile outgrows
 // it. All exponentials are positive, so the sum that a tile adds up anyway says whether one of them is large: most
-// tiles need no maximum, no exchange between threads and no rescaling of what was accumulated. Rows that see few
-// keys, none of them in a FULL tile, keep their exact maximum: a weight of 1 has no rounding error, and theirs would
-// show.
+// tiles need no maximum, no exchange between threads and no rescaling of what was accumulated. A weight of 1 has no
+// rounding error. Where one weight is most of a row's sum its error would show, so row_max is exact there: in rows that
+// see few keys, none of them in a FULL tile, and where a tile outweighs all keys before it.
 #pragma once
 
 #include "omni/numbers.cuh"
@@ -22,12 +22,16 @@ __device__ __forceinline__ void rescale_row(Out& out, int m, int h, float correc
   }
 }
 
-// A tile's sum of exponentials, of one row in one thread, up to which row_max is left as it is. Any weight below it
-// is far from float16's largest number, 65504, and row_max is outgrown by 2^8 or more before it is raised.
+// A tile's sum of exponentials, of one row in one thread, up to which row_max may be left as it is: any weight below
+// it is far from float16's largest number, 65504.
 constexpr float kSumLimit = 8192.f;
 
-// The rescale threshold on a score: how far above row_max it may lie, in powers of 2.
+// The same where scores are compared, not sums: how far above row_max one may lie, in powers of 2.
 constexpr float kRescaleThresholdLog2 = 8.f;
+
+// How many times what a thread has added up of a row its part of a tile may weigh before row_max is raised. With normal
+// scores it hardly ever weighs more; in a row that is nearly one key's (scores with a deviation of 8, say) it does.
+constexpr float kGrowthLimit = 4.f;
 
 template <int kM>
 struct OnlineSoftmax {
@@ -53,11 +57,17 @@ struct OnlineSoftmax {
     return row_max[m][h] == neg_inf() ? 0.f : row_max[m][h] * scale_log2;
   }
 
-  // Does row_max hold for the whole warp, by the sums of the weights made so far of a tile?
-  __device__ __forceinline__ static bool holds(float const (&sums)[kM][2]) {
+  // What a tile's weights may be in the rows (m, h) of this thread while row_max stays. Weights of at most 1 may always.
+  __device__ __forceinline__ float weight_limit(int m, int h) const { return fmaxf(kGrowthLimit * row_sum[m][h], 1.f); }
+
+  // Does row_max hold for the whole warp, by the sums of a tile's weights, which are not added yet?
+  __device__ __forceinline__ bool holds(float const (&sums)[kM][2]) const {
     bool small = true;
 #pragma unroll
-    for (int m = 0; m < kM; ++m) small = small && sums[m][0] < kSumLimit && sums[m][1] < kSumLimit;  // not for NaN
+    for (int m = 0; m < kM; ++m) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) small = small && sums[m][h] <= fminf(weight_limit(m, h), kSumLimit);  // not for NaN
+    }
     return __all_sync(0xffffffffu, small);
   }
 
@@ -98,11 +108,11 @@ struct OnlineSoftmax {
   // Raises row_max where a tile outgrows it, row by row, and rescales `out` there. allow_lazy: FULL tiles came before.
   template <class Scores, class Out>
   __device__ __forceinline__ void rescale_outgrown(Scores const& scores, Out& out, bool allow_lazy, float scale_log2) {
-    float const threshold = allow_lazy ? kRescaleThresholdLog2 : 0.f;
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
+        float const threshold = allow_lazy ? fminf(log2_approx(weight_limit(m, h)), kRescaleThresholdLog2) : 0.f;
         float const top = highest(scores, m, h);
         bool const small = (top - row_max[m][h]) * scale_log2 <= threshold;  // not for NaN: no key yet
         if (!__all_sync(0xffffffffu, small)) {

@@ -33,6 +33,7 @@ _INSTEAD = {
         (r"u32 pair;\n  if constexpr \(kBf16\).*?return pair;", "return cpu::pack<kBf16>(low, high);"),
         (r"float value;\n    asm\(.*?return value;", "return cpu::of_half(bits16);"),
         (r"float y;\n  asm\(.*?return y;", "return exp2f(x);"),
+        (r"float power;\n  asm\(.*?return power;", "return log2f(x);"),
     ],
     "omni/tile.cuh": [(r"int index;\n  asm volatile\(.*?return index;", "return threadIdx.x;")],
     "omni/work.cuh": [(r"int index;\n  asm volatile\(.*?return index;", "return blockIdx.x;")],
