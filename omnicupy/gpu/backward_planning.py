@@ -86,7 +86,9 @@ def new_plan(
     on = _Setting(call, masks, device, device_info(device))
     problem = call.problem
     arch = archs.arch_of(on.info.major, on.info.minor)
-    spec = config or backward_table.pick(arch, problem.dtype, problem.head_dim)
+    spec = config or backward_table.select(
+        arch, problem, masks, on.info.sm_count, deterministic=deterministic
+    )
     check_runs(spec, on.info)
     parts = spec.kernels()
     # One gradient alone is made faster by its own kernel.

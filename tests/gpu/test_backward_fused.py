@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import fake_backward
@@ -12,11 +14,14 @@ from fake_device import BF16, ndarray
 
 import omnicupy as oc
 from omnicupy.call import check
-from omnicupy.choose import backward_table
+from omnicupy.call.problem import Problem
+from omnicupy.choose import backward_table, classes, saved
 from omnicupy.gpu import backward as gpu_backward
+from omnicupy.gpu import backward_planning
 from omnicupy.gpu.backward_plan import Addresses
 from omnicupy.gpu.stream_memory import memory_of
 from omnicupy.gpu.workspace import Need
+from omnicupy.jit.backward_kernel import TileShape
 from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
 
 SPEC = backward_table.pick("sm_90", "bfloat16", 64)
@@ -159,3 +164,23 @@ def test_prepare_may_be_for_any_order_of_sums(device: Any, monkeypatch: pytest.M
     monkeypatch.setattr(gpu_backward, "new_plan", None)
     _run(call, mask)
     assert parts(device.launches) == ["prepare", "fused", "convert"]
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_call_gets_the_kernels_that_tune_saved(
+    device: Any, isolated_cache: Path, monkeypatch: pytest.MonkeyPatch, deterministic: bool
+) -> None:
+    here, mask, call = saved.Machine("Fake H100", "13.0", "12.9"), oc.causal(300), Call()
+    monkeypatch.setattr(saved, "current_machine", lambda: here)
+    other = replace(SPEC, dq=TileShape(128, 64, 4, 12), fused=TileShape(64, 128, 2, 12))
+    problem = Problem(2, 4, 2, 300, 300, 64, "bfloat16")
+    sms = backward_planning.device_info(0).sm_count
+    of = classes.class_of(problem, (mask,), sms, classes.BACKWARD, deterministic=deterministic)
+    saved.keep(here, of, other, {"ms": 1.0})
+    for asked in (True, False):
+        device.launches.clear()
+        _run(call, mask, deterministic=asked, scale=0.5 if asked else 0.25)
+        spec = other if asked == deterministic else SPEC
+        part = "dq" if asked else "fused"
+        (found,) = (one["spec"] for one in device.launches if one["spec"].part == part)
+        assert found == spec.part(part)

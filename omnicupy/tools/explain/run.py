@@ -178,21 +178,24 @@ def run(workload: Workload, dtype: str, variant: str | None = None) -> Explanati
         ceiling,
         prediction.predict(prediction.work_of(spec, problem, blocks, device), ceiling),
         tuple(wastes(mask, blocks)),
-        _backward(arch, problem),
+        _backward(arch, problem, (mask,) if gpu else None, device.sm_count),
         note,
         _measure(workload, mask, spec) if gpu else None,
     )
 
 
-def _backward(arch: str, problem: Problem) -> tuple[str, str]:
+def _backward(arch: str, problem: Problem, masks: tuple[Mask] | None, sm_count: int) -> tuple[str, str]:
     """The kernels of the call's backward pass, and those where sums may have any order; or why there are none.
 
-    What `tune --pass bwd` kept does not count: calls do not use it yet.
+    masks: what tuned choices are looked up by, None to leave these out.
     """
 
     def kernels(deterministic: bool) -> str:
         try:
-            spec = backward_table.pick(arch, problem.dtype, problem.head_dim)
+            if masks is None:
+                spec = backward_table.pick(arch, problem.dtype, problem.head_dim)
+            else:
+                spec = backward_table.select(arch, problem, masks, sm_count, deterministic=deterministic)
         except UnsupportedError as error:
             return str(error)
         if deterministic or spec.fused is None:
