@@ -50,7 +50,9 @@ def sliding_window(q_len: int, k_len: int | None = None, *, left: int, right: in
     right = min(count("sliding_window", "right", right, hint=hint), reach)
     first, last = max(0, keys - rows - left), min(keys, keys + right)  # keys that some row sees
     row = np.arange(first, last, dtype=np.int64) - (keys - rows)  # of the same position
-    bounds = np.zeros((2, 1, keys), np.int32)  # in one piece: the system clears what is touched of it, a few keys
+    bounds = np.zeros(
+        (2, 1, keys), np.int32
+    )  # in one piece: the system clears what is touched of it, a few keys
     bounds[:, 0, first:last] = np.clip((row - right, row + left + 1), 0, rows)
     # no interval is empty between these bounds, so none has to be looked for
     live = (first, last) if first < last else (0, 0)

@@ -175,3 +175,17 @@ def test_rescaling_is_lazy_after_full_keys_of_the_same_part(seed: int) -> None:
 def test_an_empty_mask_stays_empty() -> None:
     empty = (~oc.full(384, 384)).blocks(128, 128)
     assert len(ordered(empty).entries) == 0
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_one_row_is_ordered_as_the_first_of_two(seed: int) -> None:
+    """A mask of one block row takes a shorter way; as a row of a longer mask it takes the long one."""
+    lone = oc.random(64, seed, text=(3, 20), image=(5, 40))[40:64, 0:64]
+    assert lone.intervals is not None
+    both = oc.intervals(*lone.intervals, 25)  # one row more than the block has
+    alone, first = arrange(lone.blocks(24, 32)), arrange(both.blocks(24, 32))
+    count = len(alone.entry)
+    assert count == both.blocks(24, 32).row_offsets[1]
+    assert alone.entry.tolist() == first.entry[:count].tolist()
+    assert alone.flags.tolist() == first.flags[:count].tolist()
+    assert alone.unskipped.tolist() == first.unskipped[:count].tolist()
