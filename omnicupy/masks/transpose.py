@@ -20,8 +20,9 @@ class KeyBlocks:
     """For each block of bc keys the list of query tiles to visit: read-only CSR arrays of int32.
 
     mask: the allowed pairs.  offsets: (k_blocks + 1,); the entries of key block i are offsets[i] : offsets[i + 1].
-    entries: (E, 4) of kind | DEAD, payload, first query, queries (at most br, never past q_len), in the order of the
-        queries; one tile an entry. They hold exactly the pairs of the BlockMask that they were made of.
+    entries: (E, 4) of kind | DEAD, payload, first query, queries (never past q_len), in the order of the queries. An
+        entry is a tile of br queries, or of FULL ones a run of neighbours, as long as it goes on. They hold exactly the
+        pairs of the BlockMask that they were made of.
     bit_tiles: uint32 (T, bc, br / 32), bit b of word w of row r is query offset 32 * w + b of the key at offset r.
     """
 
@@ -38,6 +39,12 @@ class KeyBlocks:
         kinds: IntArray = self.entries[:, 0] & KIND
         return kinds
 
+    @property
+    def tiles(self) -> IntArray:
+        """Tiles of each entry, (E,): one, or those of a run."""
+        tiles: IntArray = -(-self.entries[:, 3] // np.int32(self.br))
+        return tiles
+
 
 def by_key_blocks(block: BlockMask) -> KeyBlocks:
     """The same tiles by their blocks of keys. br must be a multiple of 32, as bit tiles hold words of queries."""
@@ -45,21 +52,65 @@ def by_key_blocks(block: BlockMask) -> KeyBlocks:
         raise ValueError(
             f"by_key_blocks: br must be a multiple of 32, got {block.br}; cut the mask for another tile"
         )
-    rows, entries = _single_tiles(block)
-    column = entries[:, 2] // np.int32(block.bc)
+    rows, entries = block.rows_of_entries(), block.entries
+    lone = np.flatnonzero(block.kinds != FULL)
+    column, first, stop = _runs_of_full(block)
+    count = len(column)
+    columns = np.concatenate([column, entries[lone, 2] // np.int32(block.bc)])
+    firsts = np.concatenate([first, rows[lone]])
     k_blocks = -(-block.k_len // block.bc)
-    # Stable, so that the queries of a block ascend; of 16-bit keys by radix.
-    order = np.argsort(column.astype(np.uint16) if k_blocks < 1 << 16 else column, kind="stable")
-    turned = entries.take(order, axis=0)  # whole entries: far faster than some of their columns
-    turned[:, 2] = rows.take(order)
-    turned[:, 2] *= np.int32(block.br)
-    np.minimum(np.int32(block.q_len) - turned[:, 2], np.int32(block.br), out=turned[:, 3])
+    order = np.argsort(columns.astype(np.int64) * block.q_blocks + firsts)  # each of another tile
+    turned = np.empty((len(order), 4), np.int32)
+    turned[:count, :2], turned[:count, 3] = (FULL, -1), stop
+    turned[count:, :2], turned[count:, 3] = entries[lone, :2], rows[lone] + 1
+    turned[:, 2] = firsts
+    turned[:, 2:] *= np.int32(block.br)
+    np.minimum(turned[:, 3], np.int32(block.q_len), out=turned[:, 3])
+    turned[:, 3] -= turned[:, 2]
+    turned = turned.take(order, axis=0)  # whole entries: far faster than some of their columns
     offsets = np.zeros(k_blocks + 1, np.int32)
-    np.cumsum(np.bincount(column, minlength=k_blocks), out=offsets[1:])
+    np.cumsum(np.bincount(columns, minlength=k_blocks), out=offsets[1:])
     tiles = _turned(block.bit_tiles, block.br, block.bc)
     for array in (offsets, turned, tiles):
         array.setflags(write=False)
     return KeyBlocks(block.mask, block.br, block.bc, offsets, turned, tiles)
+
+
+def _runs_of_full(block: BlockMask) -> tuple[IntArray, IntArray, IntArray]:
+    """The runs of FULL tiles down the rows: block of keys, first block row and the one past the last, int32 (R,) each.
+
+    In no order. A run begins where a row has a FULL tile and the row before it has none: what costs is how many entries
+    begin and end, not how many tiles they have.
+    """
+    full = np.flatnonzero(block.kinds == FULL)
+    rows, entries = block.rows_of_entries()[full].astype(np.int64), block.entries[full]
+    first = entries[:, 2] // np.int32(block.bc)
+    stop = first - (-entries[:, 3] // np.int32(block.bc))
+    width = -(-block.k_len // block.bc) + 1
+    # Along each row, by how much "is FULL here" less "is FULL in the row before" changes, and where.
+    here = rows * width
+    places = np.concatenate([here + first, here + stop, here + width + first, here + width + stop])
+    order = np.argsort(places, kind="stable")  # sorted runs are merged
+    places = places[order]
+    signs = np.where((order // max(1, len(full)) % 3) == 0, 1, -1)
+    level = np.cumsum(signs)
+    last = np.flatnonzero(
+        places[1:] != places[:-1]
+    )  # of each place; behind the last one of all nothing changes
+    level, begin, end = level[last], places[last], places[last + 1]
+    begins, ends = (_spread(begin[level == sign], end[level == sign], width) for sign in (1, -1))
+    # Down each block of keys, beginnings and ends take turns.
+    found = [np.lexsort(one[::-1]) for one in (begins, ends)]
+    column, row = (one.take(found[0]) for one in begins)
+    return column, row, ends[1].take(found[1])
+
+
+def _spread(begin: Any, end: Any, width: int) -> tuple[IntArray, IntArray]:
+    """Column and row of each place of these ranges, each inside a row of `width` places."""
+    lengths = end - begin
+    places = np.arange(int(lengths.sum())) + np.repeat(begin - np.cumsum(lengths) + lengths, lengths)
+    row, column = np.divmod(places, width)
+    return column.astype(np.int32), row.astype(np.int32)
 
 
 def dead_rows(block: BlockMask) -> BoolArray:
@@ -87,22 +138,6 @@ def dead_rows(block: BlockMask) -> BoolArray:
         runs = np.flatnonzero(np.diff(partial, prepend=-1))
         seen[partial[runs]] |= np.logical_or.reduceat(of_entries, runs, axis=0)
     return np.logical_not(seen.ravel()[:q_len])
-
-
-def _single_tiles(block: BlockMask) -> tuple[IntArray, IntArray]:
-    """The query block of each tile, and an entry for each: one that holds several tiles of keys is taken apart.
-
-    The numbers of keys stay as they were; who turns the entries needs none.
-    """
-    rows, entries = block.rows_of_entries(), block.entries
-    tiles = -(-entries[:, 3] // np.int32(block.bc))
-    if len(tiles) == 0 or int(tiles.max()) <= 1:
-        return rows, entries
-    before = np.cumsum(tiles) - tiles
-    number = (np.arange(int(tiles.sum())) - np.repeat(before, tiles)).astype(np.int32)
-    single = np.repeat(entries, tiles, axis=0)
-    single[:, 2] += number * np.int32(block.bc)
-    return np.repeat(rows, tiles), single
 
 
 def _turned(bit_tiles: TileArray, br: int, bc: int) -> TileArray:

@@ -105,10 +105,10 @@ def block_lists(blocks: Sequence[BlockMask], workers: Workers) -> BlockLists:
     batch, q_blocks = len(blocks), first.q_blocks
     k_first, k_padded = _key_range(blocks)
     n_spans = max(0 if b.mask.intervals is None else len(b.mask.intervals[0]) for b in blocks)
-    rows = np.concatenate([blocks[0].row_offsets, *_later_offsets(blocks)])
-    flags = _joined([one.arrangement.flags for one in placed])
-    tiles = _joined([one.tiles for one in placed])
-    costs = costs_of(_joined([one.keys for one in placed]), flags & KIND, first.bc)
+    rows = offsets_of_all([b.row_offsets for b in blocks])
+    flags = joined([one.arrangement.flags for one in placed])
+    tiles = joined([one.tiles for one in placed])
+    costs = costs_of(joined([one.keys for one in placed]), flags & KIND, first.bc)
     work = schedule(rows, costs, workers, tiles)
     cut = pieces(flags, tiles, work.first, first.bc)
     shapes: dict[str, tuple[int, ...]] = {
@@ -120,14 +120,8 @@ def block_lists(blocks: Sequence[BlockMask], workers: Workers) -> BlockLists:
         "spans": (batch, n_spans, k_padded, 2),
         "dead": (batch, k_padded // 32),
     }
-    offsets: dict[str, int] = {}
-    size = 0
-    for name, shape in shapes.items():
-        offsets[name] = size
-        size += round_up(4 * prod(shape), ALIGN_BYTES)
     lists = BlockLists(
-        np.zeros(size, np.uint8),
-        offsets,
+        *places(shapes),
         shapes,
         first.br,
         first.bc,
@@ -143,41 +137,55 @@ def block_lists(blocks: Sequence[BlockMask], workers: Workers) -> BlockLists:
     )
     lists.array("row_offsets")[...] = np.searchsorted(cut.entry, rows)
     _fill_entries(lists, placed, cut)
-    _fill_parts(lists, work, cut)
+    fill_parts(lists, work, cut, first.br)
     fill_spans(lists, blocks)
     _fill_dead(lists, blocks)
     return lists
+
+
+def places(shapes: dict[str, tuple[int, ...]]) -> tuple[NDArray[np.uint8], dict[str, int]]:
+    """A buffer of zeros for arrays of these shapes, and where in it each begins."""
+    offsets: dict[str, int] = {}
+    size = 0
+    for name, shape in shapes.items():
+        offsets[name] = size
+        size += round_up(4 * prod(shape), ALIGN_BYTES)
+    return np.zeros(size, np.uint8), offsets
 
 
 def _view(buffer: NDArray[np.uint8], offset: int, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     return np.ndarray(shape, dtype, buffer, offset)
 
 
-def _joined(arrays: Sequence[IntArray]) -> IntArray:
+def joined(arrays: Sequence[IntArray]) -> IntArray:
+    """One after the other."""
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
-def _later_offsets(blocks: Sequence[BlockMask]) -> list[NDArray[np.int32]]:
-    """Where the entries of each block row of the second mask and later ones end, all masks' entries in one list."""
-    before = np.cumsum([len(b.entries) for b in blocks])
-    return [b.row_offsets[1:] + np.int32(first) for b, first in zip(blocks[1:], before, strict=False)]
+def offsets_of_all(offsets: Sequence[IntArray]) -> IntArray:
+    """Where the entries of each row of all masks begin, in one list. offsets: of each mask, in its own list."""
+    if len(offsets) == 1:
+        return offsets[0]
+    before = np.cumsum([int(one[-1]) for one in offsets])
+    later = [one[1:] + np.int32(first) for one, first in zip(offsets[1:], before, strict=False)]
+    return np.concatenate([offsets[0], *later])
 
 
 def _fill_entries(lists: BlockLists, placed: Sequence[_Placed], cut: Pieces) -> None:
     """The entries as kernels read them, one mask after the other."""
     entries, bc = lists.array("entries"), np.int32(lists.bc)
     ahead = cut.tiles_ahead
-    keys = _joined([one.keys for one in placed]).take(cut.entry)
+    keys = joined([one.keys for one in placed]).take(cut.entry)
     keys = np.minimum(keys - ahead * bc, cut.tiles * bc)
-    entries[:, 0] = _joined([one.arrangement.flags for one in placed]).take(cut.entry)
+    entries[:, 0] = joined([one.arrangement.flags for one in placed]).take(cut.entry)
     entries[:, 0] |= keys << np.int32(8)
     entries[:, 0] |= cut.lazy * np.int32(LAZY)
     entries[:, 1] = -1 if not len(lists.array("bit_tiles")) else _payloads(placed).take(cut.entry)
-    entries[:, 2] = _joined([one.block.entries[:, 2].take(one.arrangement.entry) for one in placed]).take(
+    entries[:, 2] = joined([one.block.entries[:, 2].take(one.arrangement.entry) for one in placed]).take(
         cut.entry
     )
     entries[:, 2] += ahead * bc
-    unskipped = _joined([one.arrangement.unskipped for one in placed]).take(cut.entry)
+    unskipped = joined([one.arrangement.unskipped for one in placed]).take(cut.entry)
     np.maximum(unskipped - ahead, 0, out=entries[:, 3])
     tiles = [one.block.bit_tiles for one in placed]
     np.concatenate(tiles, out=lists.array("bit_tiles"))
@@ -190,13 +198,14 @@ def _payloads(placed: Sequence[_Placed]) -> IntArray:
         payload = one.block.entries[:, 1].take(one.arrangement.entry)
         found.append(np.where(payload >= 0, payload + np.int32(before), payload))
         before += len(one.block.bit_tiles)
-    return _joined(found)
+    return joined(found)
 
 
-def _fill_parts(lists: BlockLists, work: Schedule, cut: Pieces) -> None:
+def fill_parts(lists: BlockLists, work: Schedule, cut: Pieces, owned: int) -> None:
+    """The parts, the mark of the last entry of each, and how rows are split. owned: tokens of a row."""
     parts = lists.array("parts")
     mask, block = np.divmod(work.rows, np.int32(lists.q_blocks))
-    parts[:, 0] = block * lists.br
+    parts[:, 0] = block * owned
     parts[:, 1] = mask
     parts[:, 2] = cut.first_from(work.first)
     parts[:, 3] = work.end - work.first

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 
 import numpy as np
 
 from omnicupy.jit.backward_spec import padded_rows
 from omnicupy.jit.spec import round_up
-from omnicupy.masks.block_mask import BlockMask
+from omnicupy.masks.block_mask import KIND, BlockMask
+from omnicupy.masks.intervals import IntArray
 from omnicupy.masks.transpose import KeyBlocks, by_key_blocks, dead_rows
-from omnicupy.schedule.block_lists import ALIGN_BYTES, KEY_PAD, BlockLists, fill_spans, on_one_diagonal
-from omnicupy.schedule.order import LAST
+from omnicupy.schedule.block_lists import (
+    KEY_PAD,
+    BlockLists,
+    fill_parts,
+    fill_spans,
+    joined,
+    offsets_of_all,
+    on_one_diagonal,
+    places,
+)
 from omnicupy.schedule.parts import Schedule, Workers, costs_of, schedule
+from omnicupy.schedule.pieces import Pieces, pieces
 
 
 def key_lists(blocks: Sequence[BlockMask], workers: Workers) -> BlockLists:
-    """As block_lists, by blocks of keys: an entry is {kind | flags | queries << 8, payload, first query, 0}, a part
-    {first key, mask, first entry, tiles}, a bit tile has bc rows of queries, and `q_blocks` counts blocks of keys.
+    """As block_lists, by blocks of keys: an entry is {kind | flags | queries << 8, payload, first query, 0}, a tile of
+    queries or a run of FULL ones, a part {first key, mask, first entry, tiles}, a bit tile has bc rows of queries, and
+    `q_blocks` counts blocks of keys.
 
     dead: without masks where every key is seen.  dead_rows: (mask_batch, q_padded / 32), bit set where a row of that
     mask sees no key; without masks where every row sees one.
@@ -27,29 +37,21 @@ def key_lists(blocks: Sequence[BlockMask], workers: Workers) -> BlockLists:
     blocks, diagonal = on_one_diagonal(blocks)
     turned = [by_key_blocks(block) for block in blocks]
     first = blocks[0]
-    counts = np.cumsum([0, *(len(one.entries) for one in turned)])
-    later = (one.offsets[1:] + np.int32(at) for one, at in zip(turned[1:], counts[1:], strict=False))
-    offsets = np.concatenate([turned[0].offsets, *later])
-    queries = np.concatenate([one.entries[:, 3] for one in turned])
-    kinds = np.concatenate([one.kinds for one in turned])
-    work = schedule(offsets, costs_of(queries, kinds, first.br) * workers.repeats, workers)
+    offsets = offsets_of_all([one.offsets for one in turned])
+    entries = joined([one.entries for one in turned])
+    tiles = joined([one.tiles for one in turned])
+    kinds = entries[:, 0] & KIND
+    work = schedule(offsets, costs_of(entries[:, 3], kinds, first.br) * workers.repeats, workers, tiles)
+    cut = pieces(entries[:, 0], tiles, work.first, first.br, lazy_keys=0)
     dead = {
         "dead": [block.mask.dead_keys() for block in blocks],
         "dead_rows": [dead_rows(block) for block in blocks],
     }
-    lists = _empty_lists(
-        blocks, turned, work, diagonal, {name: any(map(np.any, of)) for name, of in dead.items()}
-    )
-    lists.array("row_offsets")[...] = offsets
-    _fill_entries(lists, turned)
-    parts = lists.array("parts")
-    mask, block = np.divmod(work.rows, np.int32(first.k_blocks))
-    parts[:, 0] = block * first.bc
-    parts[:, 1] = mask
-    parts[:, 2] = work.first
-    parts[:, 3] = work.end - work.first
-    lists.array("entries")[work.end[work.end > work.first] - 1, 0] |= LAST
-    lists.array("splits")[...] = work.splits
+    has = {name: any(map(np.any, of)) for name, of in dead.items()}
+    lists = _empty_lists(blocks, (len(cut.entry), _bit_tiles(turned)), work, diagonal, has)
+    lists.array("row_offsets")[...] = np.searchsorted(cut.entry, offsets)
+    _fill_entries(lists, turned, entries, cut)
+    fill_parts(lists, work, cut, first.bc)
     fill_spans(lists, blocks)
     for name, flags in dead.items():
         for words, of_mask in zip(lists.array(name), flags, strict=False):  # none where the array is empty
@@ -60,33 +62,27 @@ def key_lists(blocks: Sequence[BlockMask], workers: Workers) -> BlockLists:
 
 def _empty_lists(
     blocks: Sequence[BlockMask],
-    turned: Sequence[KeyBlocks],
+    counts: tuple[int, int],
     work: Schedule,
     diagonal: int,
     has: dict[str, bool],
 ) -> BlockLists:
-    """All arrays, filled with zeros. has: are there dead keys, and dead rows?"""
+    """All arrays, filled with zeros. counts: of entries and of bit tiles.  has: are there dead keys, and dead rows?"""
     first, masks = blocks[0], [block.mask for block in blocks]
     k_padded = round_up(round_up(first.k_len, first.bc), KEY_PAD)
     n_spans = max(0 if mask.intervals is None else len(mask.intervals[0]) for mask in masks)
     shapes: dict[str, tuple[int, ...]] = {
         "row_offsets": (len(blocks) * first.k_blocks + 1,),
-        "entries": (sum(len(one.entries) for one in turned), 4),
+        "entries": (counts[0], 4),
         "parts": (len(work.rows), 4),
         "splits": (len(work.rows), 4),
-        "bit_tiles": (sum(len(one.bit_tiles) for one in turned), first.bc, first.br // 32),
+        "bit_tiles": (counts[1], first.bc, first.br // 32),
         "spans": (len(blocks), n_spans, k_padded, 2),
         "dead": (len(blocks) if has["dead"] else 0, k_padded // 32),
         "dead_rows": (len(blocks) if has["dead_rows"] else 0, padded_rows(first.q_len) // 32),
     }
-    offsets: dict[str, int] = {}
-    size = 0
-    for name, shape in shapes.items():
-        offsets[name] = size
-        size += round_up(4 * prod(shape), ALIGN_BYTES)
     return BlockLists(
-        np.zeros(size, np.uint8),
-        offsets,
+        *places(shapes),
         shapes,
         first.br,
         first.bc,
@@ -101,15 +97,20 @@ def _empty_lists(
     )
 
 
-def _fill_entries(lists: BlockLists, turned: Sequence[KeyBlocks]) -> None:
-    """The entries as kernels read them, one mask after the other."""
-    entries, tiles = lists.array("entries"), lists.array("bit_tiles")
-    e = t = 0
-    for one in turned:
-        mine = entries[e : e + len(one.entries)]
-        mine[:, 0] = one.entries[:, 0] | one.entries[:, 3] << 8
-        payload = one.entries[:, 1]
-        mine[:, 1] = np.where(payload >= 0, payload + t, payload)
-        mine[:, 2] = one.entries[:, 2]
-        tiles[t : t + len(one.bit_tiles)] = one.bit_tiles
-        e, t = e + len(one.entries), t + len(one.bit_tiles)
+def _bit_tiles(turned: Sequence[KeyBlocks]) -> int:
+    return sum(len(one.bit_tiles) for one in turned)
+
+
+def _fill_entries(lists: BlockLists, turned: Sequence[KeyBlocks], found: IntArray, cut: Pieces) -> None:
+    """The entries as kernels read them, one mask after the other. found: of all masks, not yet cut."""
+    entries, br, ahead = lists.array("entries"), np.int32(lists.br), cut.tiles_ahead
+    whole = found.take(cut.entry, axis=0)
+    entries[:, 0] = whole[:, 0] | np.minimum(whole[:, 3] - ahead * br, cut.tiles * br) << np.int32(8)
+    entries[:, 1] = whole[:, 1]
+    entries[:, 2] = whole[:, 2] + ahead * br
+    if not _bit_tiles(turned):
+        return
+    before = np.cumsum([0, *(len(one.bit_tiles) for one in turned)])[:-1]  # of each mask
+    first = np.repeat(before, [len(one.entries) for one in turned]).take(cut.entry).astype(np.int32)
+    entries[:, 1] = np.where(entries[:, 1] >= 0, entries[:, 1] + first, entries[:, 1])
+    np.concatenate([one.bit_tiles for one in turned], out=lists.array("bit_tiles"))

@@ -35,12 +35,14 @@ class Pieces:
         return np.searchsorted(self.place, places).astype(np.int32)
 
 
-def pieces(flags: IntArray, tiles: IntArray, parts: NDArray[np.int64], bc: int) -> Pieces:
+def pieces(
+    flags: IntArray, tiles: IntArray, parts: NDArray[np.int64], bc: int, lazy_keys: int = LAZY_KEYS
+) -> Pieces:
     """Cut the entries, in the kernels' order, so that each part begins with a piece, and flags are those of all tiles.
 
     flags: kind and flags of each entry, (E,).  tiles: of each entry, one but for FULL ones.  parts: tiles before each
     part of a block row, in any order, also of parts without tiles; one thread block works on a part, whose row_max
-    starts anew.
+    starts anew.  lazy_keys: behind so many keys of FULL tiles rescaling is lazy; 0 where nothing is rescaled.
     """
     before, full = tiles_before(tiles), flags & KIND == FULL
     full_before, is_full = tiles_before(tiles * full), np.append(full, False)
@@ -52,19 +54,24 @@ def pieces(flags: IntArray, tiles: IntArray, parts: NDArray[np.int64], bc: int) 
         return found
 
     begins = np.sort(parts)
-    need = -(-LAZY_KEYS // bc)  # FULL tiles
+    need = -(-lazy_keys // bc)  # FULL tiles
     full_ahead = full_at(begins)
-    turns = full_before.searchsorted(full_ahead + need) - 1  # the entry in which rescaling turns lazy
-    found = turns < len(flags)
-    turns = turns[found]
-    lazy = before[turns] + (full_ahead[found] + need - full_before[turns])
+    if need:
+        turns = full_before.searchsorted(full_ahead + need) - 1  # the entry in which rescaling turns lazy
+        found = turns < len(flags)
+        turns = turns[found]
+        lazy = before[turns] + (full_ahead[found] + need - full_before[turns])
+    else:
+        lazy = begins[:0]
     cuts = np.sort(np.concatenate([before, begins, lazy, *_within_long(tiles, before, MOST_KEYS // bc)]))
     place = cuts[:-1][cuts[1:] != cuts[:-1]]  # the last one is the end of all
     entry = before.searchsorted(place, "right") - 1
     full_behind = full_at(place) - full_ahead[begins.searchsorted(place, "right") - 1]
     counts = np.append(place[1:], before[-1]) - place
     ahead = place - before[entry]
-    return Pieces(entry, counts.astype(np.int32), ahead.astype(np.int32), full_behind >= need, place)
+    return Pieces(
+        entry, counts.astype(np.int32), ahead.astype(np.int32), (full_behind >= need) & (need > 0), place
+    )
 
 
 def _within_long(tiles: IntArray, before: NDArray[np.int64], most: int) -> list[NDArray[np.int64]]:

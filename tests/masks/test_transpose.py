@@ -52,12 +52,20 @@ def check(block: BlockMask, dense: Dense, label: str = "") -> KeyBlocks:
     assert (turned.offsets[0], turned.offsets[-1]) == (0, len(turned.entries))
     first, queries = turned.entries[:, 2], turned.entries[:, 3]
     assert not (first % block.br).any()
-    assert np.array_equal(queries, np.minimum(block.br, q_len - first))
+    stop = first + queries
+    assert (stop <= q_len).all()
+    assert not (stop % block.br * (stop < q_len)).any()
+    several = turned.tiles > 1
+    assert np.array_equal(turned.tiles, -(-queries // block.br))
+    assert (turned.kinds[several] == FULL).all()
     column = np.repeat(np.arange(len(turned.offsets) - 1), np.diff(turned.offsets))
     places = list(zip(column.tolist(), first.tolist(), strict=True))
     assert places == sorted(set(places)), (
         f"{where}: queries ascend in each block of keys, no tile comes twice"
     )
+    goes_on = (column[1:] == column[:-1]) & (stop[:-1] == first[1:])
+    full = turned.kinds == FULL
+    assert not (goes_on & full[1:] & full[:-1]).any(), f"{where}: a run ends where it ends"
     for array in (turned.offsets, turned.entries, turned.bit_tiles):
         assert not array.flags.writeable
     assert np.array_equal(turned.kinds, turned.entries[:, 0] & KIND)
@@ -183,9 +191,8 @@ def test_a_mask_without_pairs() -> None:
 def test_more_blocks_of_keys_than_16_bits_count() -> None:
     k_len = 32 * (1 << 16) + 32
     turned = by_key_blocks(oc.full(40, k_len).blocks(32, 32))
-    assert np.array_equal(turned.offsets, 2 * np.arange((1 << 16) + 2))
-    assert (turned.entries[:, 2].reshape(-1, 2) == [0, 32]).all()
-    assert (turned.entries[:, 3].reshape(-1, 2) == [32, 8]).all()
+    assert np.array_equal(turned.offsets, np.arange((1 << 16) + 2))
+    assert (turned.entries[:, 2:] == [0, 40]).all()
 
 
 @pytest.mark.parametrize("br", [16, 48, 80])

@@ -15,6 +15,7 @@ from omnicupy.masks.block_mask import CAUSAL, FULL, KIND, PARTIAL
 from omnicupy.masks.mask import Mask
 from omnicupy.schedule.block_lists import BlockLists
 from omnicupy.schedule.key_lists import key_lists
+from omnicupy.schedule.order import LAST
 from omnicupy.schedule.parts import Workers
 
 TILE = (64, 32)
@@ -82,9 +83,6 @@ def _counts(lists: BlockLists, q_len: int, k_len: int) -> np.ndarray:
         walk = EntryWalk(a["entries"], int(first), int(tiles), lists.br)
         walked = [walk.take() for _ in range(tiles)]
         assert not walk.has_next()
-        assert walk.index == first + max(
-            0, tiles - 1
-        )  # an entry a tile: the Hopper kernel does without the walk
         for word, payload, q0, length in walked:
             rows = queries[q0 : q0 + length]
             if word & KIND == FULL:
@@ -127,7 +125,7 @@ def _check_parts(lists: BlockLists, k_len: int) -> None:
         mine = mine[np.argsort(splits[mine, 1])]
         assert splits[mine, 1].tolist() == list(range(len(mine)))
         assert (splits[mine, 2] == len(mine)).all()
-        ends = [offsets[block], *(parts[mine, 2] + parts[mine, 3])]
+        ends = [offsets[block], *(_end(lists, first, tiles) for first, tiles in parts[mine, 2:])]
         assert parts[mine, 2].tolist() == ends[:-1]
         assert ends[-1] == offsets[block + 1]
         if len(mine) > 1:
@@ -141,6 +139,16 @@ def _check_parts(lists: BlockLists, k_len: int) -> None:
     assert sorted(among) == list(range(lists.n_split_rows))
     assert offsets[-1] == len(lists.array("entries"))
     assert lists.n_parts == len(parts) == lists.tiers[-1]
+
+
+def _end(lists: BlockLists, first: int, tiles: int) -> int:
+    """The entry behind the last one of a part: the Hopper kernel finds it by its flag, and counts no tiles."""
+    end, words = int(first), lists.array("entries")[:, 0]
+    while end < first + tiles and tiles:
+        tiles -= max(1, -(-(words[end] >> 8) // lists.br)) - 1
+        end += 1
+        assert bool(words[end - 1] & LAST) == (end == first + tiles)
+    return end
 
 
 def _check_flags(lists: BlockLists, masks: list[Mask]) -> None:
@@ -239,6 +247,18 @@ def test_without_dead_rows_and_keys_there_are_no_bits() -> None:
     assert (lists.shapes["dead"][0], lists.shapes["dead_rows"][0]) == (0, 1)
     lists = key_lists([oc.sliding_window(100, 300, left=20).blocks(64, 64)], WORKERS)
     assert (lists.shapes["dead"][0], lists.shapes["dead_rows"][0]) == (1, 0)
+
+
+def test_neighbouring_full_tiles_are_one_entry() -> None:
+    """As many entries as runs begin and end, not as tiles: of these a causal mask of 65,536 tokens has half a million."""
+    lists = key_lists([oc.causal(65536).blocks(64, 128)], Workers(heads=8, sm_count=132))
+    assert (
+        len(lists.array("entries")) == 3 * 512 - 1
+    )  # two CAUSAL tiles a block of keys, and below them a run
+    assert int(lists.array("parts")[:, 3].sum()) == sum(range(2, 1025, 2))
+    cut = key_lists([oc.full(4096, 128).blocks(64, 128)], Workers(1, 132, split_slots=64))
+    assert cut.n_split_rows == 1
+    assert len(cut.array("entries")) == cut.n_parts  # a run is cut where parts begin, and nowhere else
 
 
 def test_rows_in_no_whole_words_are_refused() -> None:

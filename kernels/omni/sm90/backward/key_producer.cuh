@@ -57,12 +57,22 @@ struct KeyProducer {
     ring.next();
   }
 
-  // An entry's tile for one head of the group. Lists by key blocks have an entry a tile.
-  __device__ __forceinline__ void load_entry(int entry, int head_in_group) {
+  // The tile of an entry that begins `done` queries behind the first one, for one head of the group.
+  __device__ __forceinline__ void load_tile(int entry, int done, int head_in_group) {
     int4 const e = args.b.p.lists.entries[entry];
-    int const head = work().kv_head * args.b.p.group + head_in_group;
-    load_queries(Tile{e.x, e.y, e.z}, head);
+    load_queries(Tile{e.x, e.y, e.z + done}, work().kv_head * args.b.p.group + head_in_group);
     if (--before_keys == 0) load_keys();
+  }
+
+  // To the next tile of the part; false behind the last one. The entry is read once more: there are no registers to
+  // keep it in.
+  __device__ __forceinline__ bool advance(int& entry, int& done) const {
+    int const packed = args.b.p.lists.entries[entry].x;
+    done += Cfg::kBr;
+    if (done < packed >> 8) return true;
+    done = 0;
+    ++entry;
+    return !(packed & kLastFlag);
   }
 
   // The block mask was there before the kernel ahead began; what else is read or written, by the consumers too, comes
@@ -84,19 +94,24 @@ struct KeyProducer {
       list.announce(
           slot, WorkSlot{item.q0, item.mask, item.batch, item.head, item.head, item.tiles * group, 0, item.part});
       before_keys = Cfg::kStages - 1;
-      if constexpr (Smem::kHeadByHead) {
+      if (item.tiles == 0) {
+        // Nothing sees these keys: their gradients are zeros.
+      } else if constexpr (Smem::kHeadByHead) {
 #pragma unroll 1
         for (int i = 0; i < group; ++i) {
+          int entry = item.first, done = 0;
 #pragma unroll 1
-          for (int tile = 0; tile < item.tiles; ++tile) load_entry(item.first + tile, i);
+          do load_tile(entry, done, i);
+          while (advance(entry, done));
         }
       } else {
         // What the thread blocks of one head of keys read of Q and dO lies close together.
+        int entry = item.first, done = 0;
 #pragma unroll 1
-        for (int tile = 0; tile < item.tiles; ++tile) {
+        do {
 #pragma unroll 1
-          for (int i = 0; i < group; ++i) load_entry(item.first + tile, i);
-        }
+          for (int i = 0; i < group; ++i) load_tile(entry, done, i);
+        } while (advance(entry, done));
       }
       if (before_keys > 0) load_keys();
       slot.next();
