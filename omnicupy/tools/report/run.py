@@ -14,7 +14,7 @@ from pathlib import Path
 from omnicupy.jit.build import Track, silent
 from omnicupy.jit.files import replace_file
 from omnicupy.masks.picture import figure_class
-from omnicupy.tools.report import accuracy, pictures, studies, tables, targets
+from omnicupy.tools.report import accuracy, gradients, pictures, studies, tables, targets
 from omnicupy.tools.report.library import Library
 
 BLOCK = re.compile(r"<!-- generated: (?P<name>[^>]*?) -->\n.*?<!-- end -->", re.DOTALL)
@@ -37,6 +37,8 @@ BLOCKS: dict[str, Callable[[Library], str]] = {
     "build": tables.figures("build"),
     "memory": tables.figures("memory"),
     "accuracy": accuracy.errors,
+    "gradients dense": gradients.dense,
+    "gradients models": gradients.models,
     "host": tables.figures("host"),
     "cold": tables.figures("cold"),
     "cpu": tables.figures("cpu"),

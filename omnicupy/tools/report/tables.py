@@ -87,10 +87,11 @@ def _commit(name: str) -> str:
 def dense(library: Library) -> str:
     """Full and causal attention by head_dim and length, a column a system: every length, then every system."""
     found = [one for one in (library.newest("shapes"), library.newest("dense")) if one]
-    return "\n\n".join(f"{one.source}\n\n{_dense(one)}" for one in found) or NONE
+    return "\n\n".join(f"{one.source}\n\n{dense_table(one)}" for one in found) or NONE
 
 
-def _dense(found: Found) -> str:
+def dense_table(found: Found) -> str:
+    """Rates by head_dim and length, full and causal, a column a system."""
     rows = [
         row for row in found.rows if row["workload"].partition("-")[0] in ("full", "causal") and row.get("ms")
     ]
