@@ -101,8 +101,7 @@ def attention_backward(
     deterministic: the same call gives the same bits, on one device model and library version; False allows sums in
         any order, which may be faster, and may take 4 bytes more of memory for each element of dq while it runs.
     sink_logits, softcap: not computed, so anything but None is refused.
-    config: the kernels to run on the GPU, a BackwardSpec; None takes those that `tune --pass bwd` saved for such
-        problems, else those that the table lists.
+    config: the kernels to run on the GPU, a BackwardSpec; None takes those that `tune` saved, else the table's.
 
     Returns (dq, dk, dv) in the shapes and dtypes of q, k and v. With P = exp(scale * q k^T - lse) where a row sees a
     key, else 0: dv = P^T dout; dS = P * (dout v^T - delta) with delta = rowsum(dout * out) - dlse; dq = scale * dS k;

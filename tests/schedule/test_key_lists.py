@@ -250,7 +250,7 @@ def test_without_dead_rows_and_keys_there_are_no_bits() -> None:
 
 
 def test_neighbouring_full_tiles_are_one_entry() -> None:
-    """As many entries as runs begin and end, not as tiles: of these a causal mask of 65,536 tokens has half a million."""
+    """As many entries as runs begin and end; of tiles a causal mask of 65,536 tokens has half a million."""
     lists = key_lists([oc.causal(65536).blocks(64, 128)], Workers(heads=8, sm_count=132))
     assert (
         len(lists.array("entries")) == 3 * 512 - 1

@@ -118,6 +118,10 @@ def library() -> Library:
     made: dict[str, dict[str, Any]] = {}
     for suite in GPU_SUITES:
         made[f"{suite}.json"] = made_records.record(suite, only=FEW, device=DEVICE)
+    for suite in ("dense", "vlm"):
+        record = made_records.record(suite, only=FEW, device=DEVICE)
+        rows = [row | {"pass": "backward"} for row in record["rows"]]
+        made[f"{suite}-gradients.json"] = record | {"rows": rows}
     made["old.json"] = made_records.record(
         "dense", only=FEW, device="Old GPU", started="2020-01-01T00:00:00Z"
     )
