@@ -16,6 +16,7 @@ from omnicupy.tools import environment
 from omnicupy.tools.bench import (
     accuracy,
     accuracy_cases,
+    gathered_flex,
     host,
     mask_build,
     memory,
@@ -44,6 +45,7 @@ CPU_HOST = {
     "scaling": scaling.scaling,
     "sharing": sharing.sharing,
     "parallel": ranks.parallel,
+    gathered_flex.SUITE: gathered_flex.flex,
     "cpu": host.cpu_engine,
 }
 GRADIENT_KINDS = ("measure", "latency", "memory")  # of suites that are measured for backward passes, too
@@ -104,9 +106,8 @@ def measures(suites: Sequence[str]) -> bool:
 
 @pick.serve_every_kernel()
 def run(options: Options, say: Say) -> dict[str, Any]:
-    """Run the suites; returns the record. A suite that needs a GPU raises ValueError where there is none.
-
-    A system that fails is a row with its reason; the others go on.
+    """Run the suites; returns the record. A suite that needs a GPU raises ValueError where there is none. A system that
+    fails is a row with its reason; the others go on.
     """
     _check(options)
     gpu = environment.has_gpu()
