@@ -38,14 +38,13 @@ Say = Callable[[str], None]
 Kind = Callable[[Session, Workload, Sequence[str]], None]
 
 ACCURACY = "accuracy"
-GPU_HOST = {"host": host.warm_calls, "cold": host.first_calls}
+GPU_HOST = {"host": host.warm_calls, "cold": host.first_calls, gathered_flex.SUITE: gathered_flex.flex}
 CPU_HOST = {
     "build": host.mask_building,
     "presets": preset_build.building,
     "scaling": scaling.scaling,
     "sharing": sharing.sharing,
     "parallel": ranks.parallel,
-    gathered_flex.SUITE: gathered_flex.flex,
     "cpu": host.cpu_engine,
 }
 GRADIENT_KINDS = ("measure", "latency", "memory")  # of suites that are measured for backward passes, too

@@ -16,6 +16,7 @@ import omnicupy
 import omnicupy.parallel
 from omnicupy.tools.bench import gathered_flex, ranks
 from omnicupy.tools.bench import run as bench_run
+from omnicupy.tools.bench.records import Record
 
 ROOT = Path(__file__).parents[3]
 torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -59,11 +60,12 @@ def test_ranks_are_measured_beside_one_device(tmp_path: Path) -> None:
         assert found["efficiency"] == pytest.approx(share, abs=1e-3)
 
 
-@pytest.mark.parametrize("suite", ["parallel", "parallel-flex"])
-def test_it_says_how_to_start_it(monkeypatch: pytest.MonkeyPatch, suite: str) -> None:
+def test_it_says_how_to_start_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    with pytest.raises(ValueError, match=f"run torchrun --nproc-per-node 2 -m omnicupy bench {suite} --out"):
-        bench_run.run(bench_run.Options((suite,)), lambda line: None)
+    with pytest.raises(ValueError, match="run torchrun --nproc-per-node 2 -m omnicupy bench parallel --out"):
+        bench_run.run(bench_run.Options(("parallel",)), lambda line: None)
+    with pytest.raises(ValueError, match="-m omnicupy bench parallel-flex --out"):
+        gathered_flex.flex(Record(None, {}), lambda line: None)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
