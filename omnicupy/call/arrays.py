@@ -126,7 +126,11 @@ def bfloat16_bits(array: Any) -> Any:
     # could carry into infinity, so it is kept apart.
     rounded = (bits + ((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF)) >> np.uint32(16)
     nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
-    rounded[nan] = ((bits[nan] >> np.uint32(16)) & np.uint32(0x8000)) | np.uint32(0x7FC0)
+    if isinstance(bits, np.ndarray):
+        rounded[nan] = ((bits[nan] >> np.uint32(16)) & np.uint32(0x8000)) | np.uint32(0x7FC0)
+    else:  # on a device, to count the NaN would wait for it
+        quiet = ((bits >> np.uint32(16)) & np.uint32(0x8000)) | np.uint32(0x7FC0)
+        rounded = module_of(bits).where(nan, quiet, rounded)
     return rounded.astype(np.uint16)
 
 

@@ -18,6 +18,7 @@ from omnicupy.call.arrays import DTYPE_NAMES, is_cupy, module_of, narrow, widen
 from omnicupy.call.problem import scale_of
 from omnicupy.masks.mask import Mask
 from omnicupy.reference.attention import Array, attention64, keys_of_rows, masks_of
+from omnicupy.reference.visible import visible
 
 CHUNK_CPU, CHUNK_GPU = 1 << 19, 1 << 23  # pairs held at a time, in some six arrays
 
@@ -164,7 +165,7 @@ def chunks(given: Given, dtype: np.dtype[Any]) -> Iterator[Chunk]:
         keys, values = (xp.where(live, widen(x[b], dtype, xp), zero) for x in (given.k, given.v))
         for q0 in range(0, q_len, step):
             rows = slice(q0, min(q0 + step, q_len))
-            visible = xp.asarray(mask.dense(q0, rows.stop, 0, k_len))
+            shown = visible(mask, q0, rows.stop, xp)
             for kv in range(kv_heads):
                 heads = slice(kv * group, (kv + 1) * group)
 
@@ -174,7 +175,7 @@ def chunks(given: Given, dtype: np.dtype[Any]) -> Iterator[Chunk]:
                     return xp.where(some, widen(own, dtype, xp), zero)
 
                 q, dout, out, lse = (part(array) for array in (given.q, given.dout, given.out, given.lse))
-                weights = _weights(q, keys[kv], lse, visible, dtype.type(given.scale))
+                weights = _weights(q, keys[kv], lse, shown, dtype.type(given.scale))
                 delta = (dout * out).sum(axis=2)
                 if given.dlse is not None:
                     delta = delta - part(given.dlse)
@@ -183,12 +184,12 @@ def chunks(given: Given, dtype: np.dtype[Any]) -> Iterator[Chunk]:
                 yield Chunk(b, kv, heads, rows, q, dout, out, lse, keys[kv], values[kv], weights, dscores)
 
 
-def _weights(q: Array, keys: Array, lse: Array, visible: Array, factor: Any) -> Array:
+def _weights(q: Array, keys: Array, lse: Array, allowed: Array, factor: Any) -> Array:
     """P = exp(factor * q k^T - lse), (group, rows, k_len); 0 for hidden pairs and where lse is that of no key."""
     xp, zero = module_of(q), q.dtype.type(0)
     none = lse == -np.inf
     level = xp.where(none, zero, lse)[..., None]
-    shown = visible & ~none[..., None]
+    shown = allowed & ~none[..., None]
     scores = q @ keys.T
     scores *= factor
     return xp.where(shown, xp.exp(xp.where(shown, scores - level, zero)), zero)

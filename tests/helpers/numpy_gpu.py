@@ -106,6 +106,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         "concatenate",
         "zeros",
         "full",
+        "flatnonzero",
         "matmul",
         "copyto",
     ):
