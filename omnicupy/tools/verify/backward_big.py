@@ -44,7 +44,7 @@ def beyond_2_31_elements(case: BackwardCase, masks: Sequence[Mask]) -> Callable[
 
     def judge(variant: Variant) -> tuple[float, str]:
         result = call(variant)
-        if variant.deterministic and (count := int(different_bits(result, call(variant)))):
+        if variant.deterministic and (count := different_bits(result, call(variant))):
             return 0.0, f"{count} elements differ over 2 repetitions"
         group = case.q_heads // case.kv_heads
         heads = [
