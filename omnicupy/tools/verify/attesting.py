@@ -114,7 +114,7 @@ def version_of(kernels: cache.Kernels, other: str, specs: Sequence[KernelSpec]) 
     """The NVRTC of a folder's kernels, which has all of these. Raises ValueError where it is the other one's,
     UnsupportedError where a kernel is missing.
     """
-    version = nvrtc.version_text(kernels.override.nvrtc if kernels.override else None)
+    version = version_text(kernels)
     if version == other:
         raise ValueError(
             f"verify: --also-cubins: expected kernels of another NVRTC than {other}, got the same; leave them out"
@@ -127,6 +127,21 @@ def version_of(kernels: cache.Kernels, other: str, specs: Sequence[KernelSpec]) 
     finally:
         cache.take(before)
     return version
+
+
+def version_text(kernels: cache.Kernels) -> str:
+    """The NVRTC that makes, or has made, these kernels, such as "12.9"; "" where there is none."""
+    return nvrtc.version_text(kernels.override.nvrtc if kernels.override else None)
+
+
+def lacked(path: Path, sources: Sequence[str], cases: Sequence[Case], also: Path | None) -> list[Case]:
+    """The cases that a file lacks for the kernels that are taken, or for those of the folder `also`; found before masks
+    are made. Raises as Record.
+    """
+    every = [cache.current(), *([cache.kernels_of(also)] if also else [])]
+    records = [Record(path, Run(version_text(one), {}), sources, resume=True) for one in every]
+    wanted = {case.id for record in records for case in left(cases, record, sources)}
+    return [case for case in cases if case.id in wanted]
 
 
 def left(cases: Sequence[Case], record: Record, sources: Sequence[str]) -> list[Case]:

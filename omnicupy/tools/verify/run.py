@@ -202,6 +202,8 @@ def _on_gpu(settings: Settings, track: Track) -> Report:
     try:
         target = on_gpu.Target.current(settings.kernels, settings.repeats, settings.sources)
         cases = gpu_cases(settings)
+        if settings.attest and settings.resume:
+            cases = attesting.lacked(settings.attest, _sources(settings), cases, settings.also_cubins)
         specs = target.specs(track(cases, "masks", len(cases)))
         if cases and not specs:
             raise ValueError(_no_kernel(settings, target))
@@ -228,6 +230,10 @@ def _on_gpu(settings: Settings, track: Track) -> Report:
             cache.compiled_elsewhere(None)
 
 
+def _sources(settings: Settings) -> tuple[str, ...]:
+    return settings.sources or tuple(source_digest.SOURCES)
+
+
 def _no_kernel(settings: Settings, target: on_gpu.Target) -> str:
     of = f" of {' or '.join(settings.sources)}" if settings.sources else ""
     if settings.kernels:
@@ -250,11 +256,11 @@ def _attested(
     found: Report, settings: Settings, target: on_gpu.Target, cases: list[Case], track: Track
 ) -> None:
     """The runs of a report, written to the attestation as they come; nothing of kernels with another fault."""
-    assert settings.attest is not None
+    assert settings.attest
     found.timings = speed.run(target, timed(settings), track)
     if found.failures:
         return
-    sources = settings.sources or tuple(source_digest.SOURCES)
+    sources = _sources(settings)
     run = Run(found.header["nvrtc"], attesting.header_of(found.header), settings.part or WHOLE)
     runs = [(run, cache.current())]
     if settings.also_cubins:
@@ -271,8 +277,7 @@ def _attested(
 
 
 def build_cubins(folder: Path, arch: str, settings: Settings, track: Track = silent) -> int:
-    """Compile what a GPU run with these settings needs on `arch` into a folder for its --cubins; returns
-    how many.
+    """Compile what a GPU run with these settings needs on `arch` into a folder for its --cubins; returns how many.
 
     Raises CompileError, UnsupportedError without NVRTC.
     """
@@ -290,7 +295,6 @@ def summary(found: Report) -> str:
     parts = [f"{len(found.outcomes)} cases"]
     if found.compiled:
         parts.append(f"{len(found.compiled)} kernels compiled")
-    if skipped:
-        parts.append(f"{skipped} skipped")
+    parts += [f"{skipped} skipped"] * bool(skipped)
     ending = "all passed" if found.passed else f"{len(found.failures)} FAILED"
     return f"Verified {found.where}. {', '.join(parts)}: {ending} in {found.seconds:.0f} s."
