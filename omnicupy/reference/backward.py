@@ -81,7 +81,7 @@ def gradients64(
     keys are a part of; None where they are all. What some row or key sees must be finite.
     """
     out, lse = attention64(q, k, v, mask, scale) if whole is None else whole
-    return sums(given_of((dout, q, k, v), (out, lse, dlse), mask, scale), np.dtype(np.float64))
+    return sums(given_of((dout, q, k, v), (out, lse, dlse), mask, scale), np.dtype(np.float64))[0]
 
 
 def gradients_emulated(
@@ -95,14 +95,13 @@ def gradients_emulated(
     out: Array,
     lse: Array,
     dlse: Array | None = None,
-    scaled: bool = False,
-) -> Gradients:
+) -> tuple[Gradients, Gradients]:
     """The plain way to compute gradients in the dtype of the inputs: what an engine's error is measured against.
 
     out, lse: what the engine is given. Scores, P, delta = rowsum(dout * out) - dlse and dS in float32; P rounded to
     the inputs' dtype for dv, dS for dq and dk; sums in float32, then the scale, then one rounding of each gradient.
-    scaled: the scale is multiplied into dS before that is rounded. Other arguments as in gradients64; float64 inputs
-    are computed in float64 throughout. Returns (dq, dk, dv) in the dtype of the inputs.
+    Other arguments as in gradients64; float64 inputs are computed in float64 throughout. Returns (dq, dk, dv) in the
+    dtype of the inputs, twice: so, and with the scale multiplied into dS before that is rounded.
     """
     xp, dtype = module_of(q), q.dtype
     wide = np.dtype(np.float64 if dtype == np.float64 else np.float32)
@@ -111,8 +110,13 @@ def gradients_emulated(
         return widen(narrow(values, dtype), wide, xp)
 
     given = given_of((dout, q, k, v), (out, lse, dlse), mask, scale)
-    dq, dk, dv = sums(given, wide, rounding, scaled)
-    return narrow(dq, dtype), narrow(dk, dtype), narrow(dv, dtype)
+    (dq, dk, dv), (scaled_dq, scaled_dk, _) = sums(given, wide, rounding, (False, True))
+    dv = narrow(dv, dtype)
+    return (narrow(dq, dtype), narrow(dk, dtype), dv), (
+        narrow(scaled_dq, dtype),
+        narrow(scaled_dk, dtype),
+        dv,
+    )
 
 
 def given_of(
@@ -131,21 +135,24 @@ def sums(
     given: Given,
     dtype: np.dtype[Any],
     rounding: Callable[[Array], Array] = lambda values: values,
-    scaled: bool = False,
-) -> Gradients:
-    """dq, dk and dv in `dtype`; `rounding` is applied to P before dv, and to dS, scaled or not, before dq and dk."""
+    scaled: Sequence[bool] = (False,),
+) -> list[Gradients]:
+    """dq, dk and dv in `dtype`, for each of `scaled`; `rounding` is applied to P before dv, and to dS, scaled or not,
+    before dq and dk.
+    """
     xp, factor, one = module_of(given.q), dtype.type(given.scale), dtype.type(1)
-    before, after = (factor, one) if scaled else (one, factor)
-    dq = xp.empty(given.q.shape, dtype)
-    dk, dv = xp.zeros(given.k.shape, dtype), xp.zeros(given.v.shape, dtype)
+    dv = xp.zeros(given.v.shape, dtype)
+    found = [(xp.empty(given.q.shape, dtype), xp.zeros(given.k.shape, dtype), dv) for _ in scaled]
     for chunk in chunks(given, dtype):
-        dscores, weights = rounding(chunk.dscores * before), rounding(chunk.weights)
-        dq[chunk.batch, chunk.heads, chunk.rows] = dscores @ chunk.keys
-        dk[chunk.batch, chunk.kv] += over_rows(dscores, chunk.q)
-        dv[chunk.batch, chunk.kv] += over_rows(weights, chunk.dout)
-    dq *= after
-    dk *= after
-    return dq, dk, dv
+        dv[chunk.batch, chunk.kv] += over_rows(rounding(chunk.weights), chunk.dout)
+        for before, (dq, dk, _) in zip(scaled, found, strict=True):
+            dscores = rounding(chunk.dscores * (factor if before else one))
+            dq[chunk.batch, chunk.heads, chunk.rows] = dscores @ chunk.keys
+            dk[chunk.batch, chunk.kv] += over_rows(dscores, chunk.q)
+    for before, (dq, dk, _) in zip(scaled, found, strict=True):
+        dq *= one if before else factor
+        dk *= one if before else factor
+    return found
 
 
 def over_rows(pairs: Array, rows: Array) -> Array:
