@@ -27,7 +27,11 @@ Judge = Callable[[Variant], tuple[float, str]]
 
 REPEATS = 10
 HANG_S = 120.0  # far above the slowest case on the slowest kernel
-NAIVE_REPEATS = 2  # one thread block a row: there is nothing whose order could change
+# Of naive kernels, which are slow: a thread block a row, so there is nothing whose order could change.
+NAIVE_REPEATS, NAIVE_WORK = (
+    2,
+    1e10,
+)  # calls of cases up to so much work; larger ones are compared with the reference
 KEPT_BYTES = 4 << 30  # of free memory that a process keeps to itself, others may run beside it
 
 
@@ -193,13 +197,15 @@ def _gradients(case: BackwardCase, masks: Sequence[Mask], target: Target) -> Jud
     def judge(variant: Variant) -> tuple[float, str]:
         first = of_case.gradients(variant.options)
         ratio, problem = of_case.judge(first)
-        return ratio, problem or of_case.repeated(first, _repeats(target, variant), variant.options)
+        return ratio, problem or of_case.repeated(first, _repeats(target, variant, case), variant.options)
 
     return judge
 
 
-def _repeats(target: Target, variant: Variant) -> int:
-    return min(target.repeats, NAIVE_REPEATS) if variant.spec.kernel == "naive" else target.repeats
+def _repeats(target: Target, variant: Variant, case: Case) -> int:
+    if variant.spec.kernel != "naive":
+        return target.repeats
+    return min(target.repeats, NAIVE_REPEATS if case.work <= NAIVE_WORK else 1)
 
 
 def _numeric(case: Case, masks: Sequence[Mask], target: Target) -> Judge:
@@ -223,7 +229,7 @@ def _numeric(case: Case, masks: Sequence[Mask], target: Target) -> Judge:
         found = budget.compare(out, lse, expected)
         if not found.ok:
             return found.ratio, str(found)
-        repeats = _repeats(target, variant)
+        repeats = _repeats(target, variant, case)
         again = ChangedBits((out, lse))
         for _ in range(repeats - 1):
             again.add(attention(made.q, made.k, made.v, mask, return_lse=True, config=variant.config))
