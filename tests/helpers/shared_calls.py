@@ -23,6 +23,7 @@ import torch.distributed as dist
 
 import omnicupy as oc
 import omnicupy.parallel
+from omnicupy.choose import pick
 from omnicupy.masks.mask import Mask
 from omnicupy.parallel import Plan, plan
 from omnicupy.tools.random_arrays import DTYPES, random_bits, unsigned
@@ -204,7 +205,8 @@ JOBS = {"tensors": tensors, "arrays": arrays}
 
 def main(what: str, rank: int, ranks: int, count: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    found = JOBS[what](rank, ranks, folder, count)
+    with pick.serve_every_kernel():  # as tests on a GPU do
+        found = JOBS[what](rank, ranks, folder, count)
     torch.save(
         {name: [torch.from_numpy(one) for one in parts] for name, parts in found.items()},
         folder / f"{what}{rank}.pt",
