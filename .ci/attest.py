@@ -8,6 +8,9 @@ GPU's memory. All of it ends within SECONDS. Every half a minute a line says how
 The options behind `--` go to `cli.py verify`: `--commit SHA`, `--cubins FOLDER`, `--also-cubins FOLDER`, `--source
 NAME`. With `--mps` the processes share the GPU through NVIDIA's Multi-Process Service, where its programs are
 installed, so that kernels run side by side, not in turns; one that breaks the device then ends all of them.
+
+CuPy compiles what the references are made of once for each machine, into CUPY_CACHE_DIR: a folder that an earlier run
+filled saves each process that time.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ RESERVE_S = 12.0  # to join what the parts wrote
 LEAST_ALONE_S = 20.0  # less is not worth a start
 SAY_S = 30.0
 MPS = "nvidia-cuda-mps-control"
+# Reductions of CuPy by CUB take seconds each to compile, in every process that comes to them at the same time.
+SETTINGS = {"CUPY_ACCELERATORS": ""}
 
 
 def command(target: Path, options: Sequence[str]) -> list[str]:
@@ -55,7 +60,11 @@ def run(commands: Sequence[tuple[Path, list[str]]], until: float) -> list[int]:
     with ExitStack() as logs:
         running = [
             subprocess.Popen(
-                line, cwd=ROOT, stdout=logs.enter_context(log.open("w")), stderr=subprocess.STDOUT
+                line,
+                cwd=ROOT,
+                env=SETTINGS | os.environ,
+                stdout=logs.enter_context(log.open("w")),
+                stderr=subprocess.STDOUT,
             )
             for log, line in commands
         ]

@@ -117,6 +117,17 @@ def test_without_the_multi_process_service_it_is_said(
     assert (tmp_path / "asked").read_text().split() == ["-d", "quit"]
 
 
+def test_processes_have_cupy_s_settings_unless_others_are_given(
+    tmp_path: Path, attest: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = [sys.executable, "-c", "import os; print(repr(os.environ['CUPY_ACCELERATORS']))"]
+    monkeypatch.delenv("CUPY_ACCELERATORS", raising=False)
+    for expected in ("", "cub"):
+        assert attest.run([(tmp_path / "log.txt", line)], time.monotonic() + 30) == [0]
+        assert (tmp_path / "log.txt").read_text().strip() == repr(expected)
+        monkeypatch.setenv("CUPY_ACCELERATORS", "cub")
+
+
 def test_what_takes_too_long_is_stopped(tmp_path: Path, attest: ModuleType) -> None:
     work = tmp_path / "work.py"
     work.write_text(WORK.format(source=SOURCE))
