@@ -10,7 +10,7 @@ import numpy as np
 from omnicupy.masks.mask import Mask
 
 Array = Any  # NumPy or CuPy
-KEPT = 8  # masks: those of a batch, and of a case or two
+KEPT = 12  # masks: those of a batch and of a case or two, or the parts of one with a million rows
 MOST_PAIRS = 1 << 25  # of a mask that is kept whole; a larger one is written out as it is asked for
 STEP = 1 << 22  # pairs written out at a time
 
