@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -57,11 +59,73 @@ def test_parts_are_joined_and_the_rest_runs_alone(
         return [sys.executable, str(work), str(target), part]
 
     monkeypatch.setattr(attest, "command", command)
+    compiled = [sys.executable, "-c", "print('802 kernels')"]
+    monkeypatch.setattr(attest, "compiling", lambda folder, options: compiled)
     target = _target(tmp_path)
     assert attest.main(str(target), "3", "50", "--", "--commit", "a" * 40) == 0
     cases = json.loads(target.read_text())["sources"][SOURCE]["cases"]
     assert set(cases) == {"case 1/3", "case 2/3", "case 3/3", "case alone"}
-    assert "2: exit status 0: done 2/3" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "2: exit status 0: done 2/3" in said
+    assert re.search(r"compiling: exit status 0 in \d+ s: 802 kernels", said)
+
+
+def test_what_parts_wrote_is_kept_when_the_time_is_over(
+    tmp_path: Path, attest: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = tmp_path / "work.py"
+    work.write_text(WORK.format(source=SOURCE))
+
+    def command(target: Path, options: list[str]) -> list[str]:
+        assert "--beside" in options  # nothing runs alone any more
+        return [sys.executable, str(work), str(target), "slow" if options[1] == "1/2" else options[1]]
+
+    monkeypatch.setattr(attest, "command", command)
+    monkeypatch.setattr(attest, "SAY_S", 0.5)
+    target, begin = _target(tmp_path), time.monotonic()
+    assert attest.main(str(target), "2", str(attest.RESERVE_S + 4), "--", "--cubins", "x") == 1
+    assert time.monotonic() - begin < attest.RESERVE_S + 4
+    assert set(json.loads(target.read_text())["sources"][SOURCE]["cases"]) == {"case 2/2"}
+    said = capsys.readouterr().out
+    assert "1: exit status -9: no output" in said
+    assert re.search(r"\d s: 1: no output, 2: 1$", said, re.MULTILINE)  # of one case of one version
+    assert "what needs the GPU alone is not run" in said
+
+
+def test_what_is_compiled_first(tmp_path: Path, attest: ModuleType) -> None:
+    line = attest.compiling(tmp_path, ["--commit", "a", "--source", SOURCE, "--also-cubins", "x"])
+    assert line[2:] == ["verify", "--build", str(tmp_path / "kernels"), "--source", SOURCE]
+    assert attest.compiling(tmp_path, ["--cubins", "folder"]) is None
+
+
+def test_without_the_multi_process_service_it_is_said(
+    tmp_path: Path, attest: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(attest, "MPS", "no-such-program")
+    with attest.multi_process_service(True, tmp_path / "mps"):
+        assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
+    assert "no-such-program is not installed: the processes take turns" in capsys.readouterr().out
+    program = tmp_path / "no-such-program"
+    program.write_text(
+        f'#!/bin/sh\n[ "$1" = -d ] || cat >> {tmp_path}/asked; echo "$1" >> {tmp_path}/asked\n'
+    )
+    program.chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with attest.multi_process_service(True, tmp_path / "mps"):
+        assert os.environ["CUDA_MPS_PIPE_DIRECTORY"] == str(tmp_path / "mps" / "pipe")
+    assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
+    assert (tmp_path / "asked").read_text().split() == ["-d", "quit"]
+
+
+def test_processes_have_cupy_s_settings_unless_others_are_given(
+    tmp_path: Path, attest: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = [sys.executable, "-c", "import os; print(repr(os.environ['CUPY_ACCELERATORS']))"]
+    monkeypatch.delenv("CUPY_ACCELERATORS", raising=False)
+    for expected in ("", "cub"):
+        assert attest.run([(tmp_path / "log.txt", line)], time.monotonic() + 30) == [0]
+        assert (tmp_path / "log.txt").read_text().strip() == repr(expected)
+        monkeypatch.setenv("CUPY_ACCELERATORS", "cub")
 
 
 def test_what_takes_too_long_is_stopped(tmp_path: Path, attest: ModuleType) -> None:

@@ -7,6 +7,7 @@ with `ml_dtypes.bfloat16`. `xp` is the array module, numpy or cupy.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 import ml_dtypes
@@ -119,15 +120,32 @@ def widen(array: Any, dtype: Any, xp: Any = np) -> Any:
     return xp.array(array, dtype=dtype, order="C")
 
 
+# As bfloat16_bits, in CUDA.
+ROUNDED = (
+    "(bits & 0x7FFFFFFFu) > 0x7F800000u ? ((bits >> 16) & 0x8000u) | 0x7FC0u "
+    ": (bits + ((bits >> 16) & 1u) + 0x7FFFu) >> 16"
+)
+
+
 def bfloat16_bits(array: Any) -> Any:
     """The bits (uint16) of a float32 array rounded to bfloat16, to nearest, ties to even; NaN stays NaN."""
     bits = array.view(np.uint32)
+    if is_cupy(bits):
+        return _rounding_on_device()(bits)
     # Adding half a unit, less one when the kept part is even, carries exactly where rounding goes up. A NaN
     # could carry into infinity, so it is kept apart.
     rounded = (bits + ((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF)) >> np.uint32(16)
     nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
     rounded[nan] = ((bits[nan] >> np.uint32(16)) & np.uint32(0x8000)) | np.uint32(0x7FC0)
     return rounded.astype(np.uint16)
+
+
+@cache
+def _rounding_on_device() -> Any:
+    """The same in one pass, which does not wait for the device to count the NaN."""
+    import cupy
+
+    return cupy.ElementwiseKernel("uint32 bits", "uint16 rounded", f"rounded = {ROUNDED};", "bfloat16_bits")
 
 
 def narrow(array: Any, dtype: Any) -> Any:

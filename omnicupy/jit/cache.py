@@ -58,8 +58,17 @@ class _Override:
     keys: frozenset[str]
 
 
+@dataclass(frozen=True)
+class Kernels:
+    """Where kernels are taken from: a folder of cubins, or the cache. epoch: names launch plans made with them."""
+
+    override: _Override | None
+    epoch: int
+
+
 _override: _Override | None = None
-epoch = 0  # counts use_cubins calls, so that launch plans made before one are not used after it
+epoch = 0  # of the kernels that are taken: launch plans made with others are not used
+_newest = 0
 _private_lock = threading.Lock()
 
 
@@ -112,10 +121,26 @@ def compiled_elsewhere(folder: str | Path | None) -> None:
     None goes back to the cache. Raises FileNotFoundError without a manifest, ValueError for an unreadable
     one.
     """
-    global _override, epoch
+    take(kernels_of(folder))
+
+
+def kernels_of(folder: str | Path | None) -> Kernels:
+    """The kernels of a folder that export() made, or of the cache (None), for take(). Raises as compiled_elsewhere."""
+    global _newest
     found = None if folder is None else _read_manifest(Path(folder))
-    _override = found
-    epoch += 1
+    _newest += 1
+    return Kernels(found, _newest)
+
+
+def current() -> Kernels:
+    """Where kernels are taken from now."""
+    return Kernels(_override, epoch)
+
+
+def take(kernels: Kernels) -> None:
+    """Take kernels from there from now on; what was made with them when they were taken before is used again."""
+    global _override, epoch
+    _override, epoch = kernels.override, kernels.epoch
 
 
 def uses_compiled_elsewhere() -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -41,38 +43,56 @@ def attention(
 
 
 class _Trip:
-    """What the exchange of a call needs of its plan. places: of the keys sent, by target, on a device."""
+    """What the exchange of a call needs of its plan."""
 
     def __init__(self, trip: Exchange, ranks: Ranks, found: dict[Any, Any], limit: float) -> None:
         self.trip, self.ranks, self.limit, self._found = trip, ranks, limit, found
 
     def places(self, device: Any) -> tuple[Any, ...]:
         """The places of the keys that each rank is sent, on this device."""
-        key = ("places", id(self.trip), device)
+        return self._kept("places", device, lambda: self.trip.send)
+
+    def touched(self, device: Any) -> tuple[Any, ...]:
+        """The places of the keys that any rank is sent, ascending; then for each rank where among them its own are."""
+
+        def made() -> list[Any]:
+            every = np.unique(np.concatenate(self.trip.send))
+            return [every, *(np.searchsorted(every, one) for one in self.trip.send)]
+
+        return self._kept("touched", device, made)
+
+    def _kept(self, name: str, device: Any, made: Callable[[], Sequence[Any]]) -> tuple[Any, ...]:
+        key = (name, id(self.trip), device)
         if key not in self._found:
-            self._found[key] = tuple(torch.from_numpy(one).to(device) for one in self.trip.send)
+            self._found[key] = tuple(torch.from_numpy(one).to(device) for one in made())
         found: tuple[Any, ...] = self._found[key]
         return found
 
-    def there(self, given: Any) -> Any:
-        """Rows of foreign keys, by owner. given: the rows sent, by target."""
-        return self._moved(given, self.trip.received, self.trip.sent)
+    def there(self, given: Any, width: int) -> Any:
+        """Foreign keys, by owner. given: the keys sent, by target, `width` elements a key, one after the other."""
+        return self._moved(given, self.trip.received, self.trip.sent, width)
 
-    def back(self, given: Any) -> Any:
-        """Rows of own keys that come back, by who had them. given: rows of foreign keys, by owner."""
-        return self._moved(given, self.trip.sent, self.trip.received)
+    def back(self, given: Any, width: int) -> Any:
+        """What comes back of own keys, by who had them. given: of foreign keys, by owner."""
+        return self._moved(given, self.trip.sent, self.trip.received, width)
 
-    def _moved(self, given: Any, received: Sequence[int], sent: Sequence[int]) -> Any:
-        out = given.new_empty((sum(received), *given.shape[1:]))
+    def _moved(self, given: Any, received: Sequence[int], sent: Sequence[int], width: int) -> Any:
+        out = given.new_empty(sum(received) * width)
         # As bytes: every backend moves those, whatever the dtype.
-        rows = [one.reshape(len(one), _width(one)).view(torch.uint8) for one in (out, given)]
-        self.ranks.exchange(rows[0], rows[1], (received, sent), self.limit)
+        sizes = [[count * width * given.element_size() for count in one] for one in (received, sent)]
+        self.ranks.exchange(out.view(torch.uint8), given.view(torch.uint8), (sizes[0], sizes[1]), self.limit)
         return out
 
 
-def _width(rows: Any) -> int:
-    """Elements of a row, also where there is none."""
-    return int(torch.Size(rows.shape[1:]).numel())
+def _pieces(flat: Any, counts: Sequence[int], shape: tuple[int, int, int, int]) -> list[Any]:
+    """For each rank its part of a flat buffer as (arrays, batch, heads, keys, head_dim); each lies in one piece.
+
+    shape: arrays, batch, heads, head_dim.
+    """
+    *outer, head_dim = shape
+    width = math.prod(shape)
+    parts = flat.split([count * width for count in counts])
+    return [part.view(*outer, count, head_dim) for part, count in zip(parts, counts, strict=True)]
 
 
 class _Exchanged(torch.autograd.Function):  # type: ignore[misc]  # no types where torch is missing
@@ -80,12 +100,19 @@ class _Exchanged(torch.autograd.Function):  # type: ignore[misc]  # no types whe
 
     @staticmethod
     def forward(ctx: Any, k: Any, v: Any, trip: _Trip) -> Any:
-        places = torch.cat(trip.places(k.device))
-        given = torch.stack([one.permute(2, 0, 1, 3).index_select(0, places) for one in (k, v)], 1)
-        received = trip.there(given)
+        batch, heads, _, head_dim = k.shape
+        shape = (2, batch, heads, head_dim)
+        width = math.prod(shape)
+        given = k.new_empty(sum(trip.trip.sent) * width)
+        for part, places in zip(_pieces(given, trip.trip.sent, shape), trip.places(k.device), strict=True):
+            for side, one in enumerate((k, v)):
+                if len(places):
+                    torch.index_select(one, 2, places, out=part[side])
+        received = _pieces(trip.there(given, width), trip.trip.received, shape)
         ctx.trip = trip
         keys, values = (
-            torch.cat([one, received[:, side].permute(1, 2, 0, 3)], 2) for side, one in enumerate((k, v))
+            torch.cat([one, *(part[side] for part in received if part.numel())], 2)
+            for side, one in enumerate((k, v))
         )
         return keys, values
 
@@ -94,25 +121,43 @@ class _Exchanged(torch.autograd.Function):  # type: ignore[misc]  # no types whe
     def backward(ctx: Any, *grads: Any) -> Any:
         """The gradients of own keys: this rank's part, then those of other ranks in their order, in float32."""
         trip: _Trip = ctx.trip
-        own = trip.trip.own
         wanted = [side for side in (0, 1) if ctx.needs_input_grad[side]]
         if not wanted:
             return None, None, None
-        parts = torch.stack([grads[side].permute(2, 0, 1, 3) for side in wanted], 1)
-        returned = trip.back(parts[own:].contiguous())
-        total = parts[:own].to(torch.promote_types(parts.dtype, torch.float32))
-        before = 0
-        for places in trip.places(parts.device):
-            count = len(places)
-            if count:
-                # Each place comes once: an addition whose order does not matter.
-                total.index_add_(0, places, returned[before : before + count].to(total.dtype))
-            before += count
-        total = total.to(parts.dtype)
+        batch, heads, _, head_dim = grads[wanted[0]].shape
+        shape = (len(wanted), batch, heads, head_dim)
+        width, own = math.prod(shape), trip.trip.own
+        given = grads[wanted[0]].new_empty(sum(trip.trip.received) * width)
+        before = own
+        for part in _pieces(given, trip.trip.received, shape):
+            for at, side in enumerate(wanted):
+                part[at].copy_(grads[side][:, :, before : before + part.shape[3]])
+            before += part.shape[3]
+        returned = _pieces(trip.back(given, width), trip.trip.sent, shape)
         found: list[Any] = [None, None]
         for at, side in enumerate(wanted):
-            found[side] = total[:, at].permute(1, 2, 0, 3).contiguous()
+            parts = [part[at] for part in returned]
+            found[side] = _with_parts(grads[side][:, :, :own], parts, trip.touched(given.device))
         return *found, None
+
+
+def _with_parts(grad: Any, parts: Sequence[Any], touched: tuple[Any, ...]) -> Any:
+    """A gradient of own keys with the parts of other ranks added in their order; only the keys that any had are read.
+
+    touched: as `_Trip.touched`.
+    """
+    every, *places = touched
+    out = grad.clone(memory_format=torch.contiguous_format)
+    if not len(every):
+        return out
+    total = grad.index_select(2, every).to(torch.promote_types(grad.dtype, torch.float32))
+    for part, of_rank in zip(parts, places, strict=True):
+        if len(of_rank) == len(every):
+            total += part
+        elif len(of_rank):
+            # Each place comes once: an addition whose order does not matter.
+            total.index_add_(2, of_rank, part.to(total.dtype))
+    return out.index_copy_(2, every, total.to(grad.dtype))
 
 
 class _OfNoKeys(torch.autograd.Function):  # type: ignore[misc]

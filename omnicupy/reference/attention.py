@@ -17,6 +17,7 @@ import numpy as np
 from omnicupy.call.arrays import DTYPE_NAMES, is_cupy, module_of, narrow, widen
 from omnicupy.call.problem import scale_of
 from omnicupy.masks.mask import Mask
+from omnicupy.reference.visible import counts, visible
 
 CHUNK_CPU, CHUNK_GPU = 1 << 21, 1 << 25  # scores held at a time
 Array = Any  # NumPy or CuPy
@@ -77,42 +78,35 @@ def _attention(
         keys, values = (xp.where(live, widen(x[b], dtype, xp), dtype.type(0)) for x in (k, v))
         for q0 in range(0, q_len, rows):
             q1 = min(q0 + rows, q_len)
-            visible = xp.asarray(one.dense(q0, q1, 0, k_len))
+            shown = visible(one, q0, q1, xp)
             for kv in range(k.shape[1]):
                 heads = slice(kv * group, (kv + 1) * group)
                 scores = widen(q[b, heads, q0:q1], dtype, xp) @ keys[kv].T
                 scores *= dtype.type(factor)
-                weights, total, lse[b, heads, q0:q1] = _softmax(scores, visible, xp)
+                weights, total, lse[b, heads, q0:q1] = _softmax(scores, shown, xp)
                 product = rounding(weights) @ values[kv]
                 product /= xp.where(total == 0, dtype.type(1), total)[..., None]
                 out[b, heads, q0:q1] = xp.where((total == 0)[..., None], dtype.type(0), product)
     return out, lse
 
 
-def _softmax(scores: Array, visible: Array, xp: Any) -> tuple[Array, Array, Array]:
+def _softmax(scores: Array, shown: Array, xp: Any) -> tuple[Array, Array, Array]:
     """exp(score - row maximum) of the visible pairs, (.., rows, keys), its sum and the lse, (.., rows)."""
     zero, one = scores.dtype.type(0), scores.dtype.type(1)
-    top = xp.where(visible, scores, -np.inf).max(axis=-1)
+    top = xp.where(shown, scores, -np.inf).max(axis=-1)
     empty = top == -np.inf
     top = xp.where(empty, zero, top)
-    weights = xp.where(visible, xp.exp(xp.where(visible, scores - top[..., None], zero)), zero)
+    weights = xp.where(shown, xp.exp(xp.where(shown, scores - top[..., None], zero)), zero)
     total = weights.sum(axis=-1)
     return weights, total, xp.where(empty, -np.inf, top + xp.log(xp.where(empty, one, total)))
 
 
 def keys_of_rows(mask: Mask | Sequence[Mask], batch: int, xp: Any) -> Array:
     """How many keys each row sees, float64 (B, Sq)."""
-    counts: dict[int, Array] = {}
     of_batch = masks_of(mask, batch)
-    for one in of_batch:
-        if id(one) not in counts:
-            (q_len, k_len), seen = one.shape, np.empty(one.shape[0])
-            step = max(1, CHUNK_CPU // k_len)
-            for q0 in range(0, q_len, step):
-                q1 = min(q0 + step, q_len)
-                seen[q0:q1] = one.dense(q0, q1, 0, k_len).sum(axis=1)
-            counts[id(one)] = seen
-    return xp.asarray(np.stack([counts[id(one)] for one in of_batch]))
+    found = {id(one): one for one in of_batch}
+    seen = {name: counts(one, xp)[None] for name, one in found.items()}
+    return xp.concatenate([seen[id(one)] for one in of_batch])
 
 
 def masks_of(mask: Mask | Sequence[Mask], batch: int) -> list[Mask]:

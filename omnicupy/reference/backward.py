@@ -18,6 +18,7 @@ from omnicupy.call.arrays import DTYPE_NAMES, is_cupy, module_of, narrow, widen
 from omnicupy.call.problem import scale_of
 from omnicupy.masks.mask import Mask
 from omnicupy.reference.attention import Array, attention64, keys_of_rows, masks_of
+from omnicupy.reference.visible import visible
 
 CHUNK_CPU, CHUNK_GPU = 1 << 19, 1 << 23  # pairs held at a time, in some six arrays
 
@@ -80,7 +81,7 @@ def gradients64(
     keys are a part of; None where they are all. What some row or key sees must be finite.
     """
     out, lse = attention64(q, k, v, mask, scale) if whole is None else whole
-    return sums(given_of((dout, q, k, v), (out, lse, dlse), mask, scale), np.dtype(np.float64))
+    return sums(given_of((dout, q, k, v), (out, lse, dlse), mask, scale), np.dtype(np.float64))[0]
 
 
 def gradients_emulated(
@@ -94,14 +95,13 @@ def gradients_emulated(
     out: Array,
     lse: Array,
     dlse: Array | None = None,
-    scaled: bool = False,
-) -> Gradients:
+) -> tuple[Gradients, Gradients]:
     """The plain way to compute gradients in the dtype of the inputs: what an engine's error is measured against.
 
     out, lse: what the engine is given. Scores, P, delta = rowsum(dout * out) - dlse and dS in float32; P rounded to
     the inputs' dtype for dv, dS for dq and dk; sums in float32, then the scale, then one rounding of each gradient.
-    scaled: the scale is multiplied into dS before that is rounded. Other arguments as in gradients64; float64 inputs
-    are computed in float64 throughout. Returns (dq, dk, dv) in the dtype of the inputs.
+    Other arguments as in gradients64; float64 inputs are computed in float64 throughout. Returns (dq, dk, dv) in the
+    dtype of the inputs, twice: so, and with the scale multiplied into dS before that is rounded.
     """
     xp, dtype = module_of(q), q.dtype
     wide = np.dtype(np.float64 if dtype == np.float64 else np.float32)
@@ -110,8 +110,13 @@ def gradients_emulated(
         return widen(narrow(values, dtype), wide, xp)
 
     given = given_of((dout, q, k, v), (out, lse, dlse), mask, scale)
-    dq, dk, dv = sums(given, wide, rounding, scaled)
-    return narrow(dq, dtype), narrow(dk, dtype), narrow(dv, dtype)
+    (dq, dk, dv), (scaled_dq, scaled_dk, _) = sums(given, wide, rounding, (False, True))
+    dv = narrow(dv, dtype)
+    return (narrow(dq, dtype), narrow(dk, dtype), dv), (
+        narrow(scaled_dq, dtype),
+        narrow(scaled_dk, dtype),
+        dv,
+    )
 
 
 def given_of(
@@ -130,21 +135,24 @@ def sums(
     given: Given,
     dtype: np.dtype[Any],
     rounding: Callable[[Array], Array] = lambda values: values,
-    scaled: bool = False,
-) -> Gradients:
-    """dq, dk and dv in `dtype`; `rounding` is applied to P before dv, and to dS, scaled or not, before dq and dk."""
+    scaled: Sequence[bool] = (False,),
+) -> list[Gradients]:
+    """dq, dk and dv in `dtype`, for each of `scaled`; `rounding` is applied to P before dv, and to dS, scaled or not,
+    before dq and dk.
+    """
     xp, factor, one = module_of(given.q), dtype.type(given.scale), dtype.type(1)
-    before, after = (factor, one) if scaled else (one, factor)
-    dq = xp.empty(given.q.shape, dtype)
-    dk, dv = xp.zeros(given.k.shape, dtype), xp.zeros(given.v.shape, dtype)
+    dv = xp.zeros(given.v.shape, dtype)
+    found = [(xp.empty(given.q.shape, dtype), xp.zeros(given.k.shape, dtype), dv) for _ in scaled]
     for chunk in chunks(given, dtype):
-        dscores, weights = rounding(chunk.dscores * before), rounding(chunk.weights)
-        dq[chunk.batch, chunk.heads, chunk.rows] = dscores @ chunk.keys
-        dk[chunk.batch, chunk.kv] += over_rows(dscores, chunk.q)
-        dv[chunk.batch, chunk.kv] += over_rows(weights, chunk.dout)
-    dq *= after
-    dk *= after
-    return dq, dk, dv
+        dv[chunk.batch, chunk.kv] += over_rows(rounding(chunk.weights), chunk.dout)
+        for before, (dq, dk, _) in zip(scaled, found, strict=True):
+            dscores = rounding(chunk.dscores * (factor if before else one))
+            dq[chunk.batch, chunk.heads, chunk.rows] = dscores @ chunk.keys
+            dk[chunk.batch, chunk.kv] += over_rows(dscores, chunk.q)
+    for before, (dq, dk, _) in zip(scaled, found, strict=True):
+        dq *= one if before else factor
+        dk *= one if before else factor
+    return found
 
 
 def over_rows(pairs: Array, rows: Array) -> Array:
@@ -164,7 +172,7 @@ def chunks(given: Given, dtype: np.dtype[Any]) -> Iterator[Chunk]:
         keys, values = (xp.where(live, widen(x[b], dtype, xp), zero) for x in (given.k, given.v))
         for q0 in range(0, q_len, step):
             rows = slice(q0, min(q0 + step, q_len))
-            visible = xp.asarray(mask.dense(q0, rows.stop, 0, k_len))
+            shown = visible(mask, q0, rows.stop, xp)
             for kv in range(kv_heads):
                 heads = slice(kv * group, (kv + 1) * group)
 
@@ -174,7 +182,7 @@ def chunks(given: Given, dtype: np.dtype[Any]) -> Iterator[Chunk]:
                     return xp.where(some, widen(own, dtype, xp), zero)
 
                 q, dout, out, lse = (part(array) for array in (given.q, given.dout, given.out, given.lse))
-                weights = _weights(q, keys[kv], lse, visible, dtype.type(given.scale))
+                weights = _weights(q, keys[kv], lse, shown, dtype.type(given.scale))
                 delta = (dout * out).sum(axis=2)
                 if given.dlse is not None:
                     delta = delta - part(given.dlse)
@@ -183,12 +191,12 @@ def chunks(given: Given, dtype: np.dtype[Any]) -> Iterator[Chunk]:
                 yield Chunk(b, kv, heads, rows, q, dout, out, lse, keys[kv], values[kv], weights, dscores)
 
 
-def _weights(q: Array, keys: Array, lse: Array, visible: Array, factor: Any) -> Array:
+def _weights(q: Array, keys: Array, lse: Array, allowed: Array, factor: Any) -> Array:
     """P = exp(factor * q k^T - lse), (group, rows, k_len); 0 for hidden pairs and where lse is that of no key."""
     xp, zero = module_of(q), q.dtype.type(0)
     none = lse == -np.inf
     level = xp.where(none, zero, lse)[..., None]
-    shown = visible & ~none[..., None]
+    shown = allowed & ~none[..., None]
     scores = q @ keys.T
     scores *= factor
     return xp.where(shown, xp.exp(xp.where(shown, scores - level, zero)), zero)

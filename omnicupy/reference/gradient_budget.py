@@ -78,10 +78,7 @@ def budget(
     xp = module_of(q)
     terms = _Terms(given_of((dout, q, k, v), (out, lse, dlse), mask, scale), DTYPE_NAMES[np.dtype(q.dtype)])
     exact = terms.gradients()
-    emulated = [
-        gradients_emulated(dout, q, k, v, mask, scale, out=out, lse=lse, dlse=dlse, scaled=scaled)
-        for scaled in (False, True)
-    ]
+    emulated = gradients_emulated(dout, q, k, v, mask, scale, out=out, lse=lse, dlse=dlse)
     allowed = []
     for wide, first, second, limit in zip(exact, *emulated, terms.allowed(exact), strict=True):
         error, other = (xp.abs(widen(one, np.float64, xp) - wide).max(axis=3) for one in (first, second))
@@ -137,17 +134,19 @@ class _Terms:
         r = w * (1 + self.given.scale * q * key + xp.abs(chunk.lse[..., None]))
         t = (4 + chunk.q.shape[2] ** 0.5) * w * dout * xp.maximum(value, out)
         squares, sizes, off = keys**2, xp.abs(dscores), t * chunk.q
+        # Not **2, which is pow() on a GPU.
+        weights2, dscores2 = weights * weights, dscores * dscores
         self.of_rows[rows] = (
-            2 * self.u * xp.sqrt((dscores**2 @ squares).max(axis=2))
+            2 * self.u * xp.sqrt((dscores2 @ squares).max(axis=2))
             + 4 * r[..., 0] * (sizes @ xp.abs(keys)).max(axis=2)
-            + t[..., 0] * xp.sqrt((weights**2 @ squares).max(axis=2))
+            + t[..., 0] * xp.sqrt((weights2 @ squares).max(axis=2))
             + t[..., 0] * xp.abs(weights @ keys).max(axis=2)
         )
-        self.rounded_dk[head] += over_rows(dscores**2, chunk.q**2)
-        self.off_dk[head] += over_rows(weights**2, off**2)
+        self.rounded_dk[head] += over_rows(dscores2, chunk.q**2)
+        self.off_dk[head] += over_rows(weights2, off**2)
         self.other_dk[head] += 4 * over_rows(sizes, r * xp.abs(chunk.q))
         self.other_dk[head] += xp.abs(weights.swapaxes(1, 2) @ off).sum(axis=0)
-        self.rounded_dv[head] += over_rows(weights**2, chunk.dout**2)
+        self.rounded_dv[head] += over_rows(weights2, chunk.dout**2)
         self.other_dv[head] += 4 * over_rows(weights, r * xp.abs(chunk.dout))
         for most, array in (
             (self.largest_k, keys),

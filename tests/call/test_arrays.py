@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from omnicupy.call.arrays import (
     BFLOAT16,
     OVERLAP_WORK,
+    ROUNDED,
     bfloat16_bits,
     is_cupy,
     module_of,
@@ -72,3 +75,12 @@ def test_kinds() -> None:
     assert module_of(np.zeros(1)) is np
     assert not is_cupy(np.zeros(1))
     assert not is_cupy("cupy")
+
+
+def test_the_rounding_of_devices_is_that_of_numpy() -> None:
+    """Its expression, read as Python: every pattern of the upper half, with lower halves around a tie."""
+    upper = np.arange(1 << 16, dtype=np.uint32) << 16
+    bits = np.concatenate([upper | low for low in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF)]).astype(np.uint32)
+    condition, rest = re.sub(r"\b(0x[0-9A-F]+|\d+)u?\b", r"np.uint32(\1)", ROUNDED).split(" ? ")
+    found = np.where(*(eval(part, {"np": np, "bits": bits}) for part in (condition, *rest.split(" : "))))
+    assert np.array_equal(found.astype(np.uint16), bfloat16_bits(bits.view(np.float32)))

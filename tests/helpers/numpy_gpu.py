@@ -106,6 +106,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         "concatenate",
         "zeros",
         "full",
+        "flatnonzero",
         "matmul",
         "copyto",
     ):
@@ -115,7 +116,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         min(shape, 1024) if isinstance(shape, int) else shape, dtype
     ).view(Array)  # type: ignore[attr-defined]
     fake.empty_like = np.empty_like  # type: ignore[attr-defined]
-    fake.get_default_memory_pool = lambda: SimpleNamespace(free_all_blocks=lambda: None)  # type: ignore[attr-defined]
+    fake.get_default_memory_pool = lambda: SimpleNamespace(free_all_blocks=lambda: None, free_bytes=lambda: 0)  # type: ignore[attr-defined]
     fake.cuda = SimpleNamespace(  # type: ignore[attr-defined]
         Device=Device,
         Event=Event,

@@ -19,14 +19,16 @@ OF_GLOO = ("connectFullMesh failed", "terminate called without an active excepti
 ATTEMPTS = 3
 
 
-def run(script: str, arguments: Sequence[Sequence[str]], folder: Path, limit: float) -> Path:
+def run(
+    script: str, arguments: Sequence[Sequence[str]], folder: Path, limit: float, devices: str = ""
+) -> Path:
     """Start the script once for each of the arguments, to which a folder is added; the folder that they had.
 
-    Raises AssertionError with what they printed where one fails. limit: seconds, for all.
+    Raises AssertionError with what they printed where one fails. limit: seconds, for all.  devices: GPUs that they see.
     """
     for attempt in range(ATTEMPTS):
         (place := folder / str(attempt)).mkdir()
-        printed = _once(script, arguments, place, limit)
+        printed = _once(script, arguments, place, limit, devices)
         if printed is None:
             return place
         if not any(said in printed for said in OF_GLOO):
@@ -41,9 +43,11 @@ def leave() -> NoReturn:
     os._exit(0)
 
 
-def _once(script: str, arguments: Sequence[Sequence[str]], folder: Path, limit: float) -> str | None:
+def _once(
+    script: str, arguments: Sequence[Sequence[str]], folder: Path, limit: float, devices: str
+) -> str | None:
     """Returns None, or what they printed where one failed."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": devices}
     logs = [(folder / f"log{number}").open("w+") for number in range(len(arguments))]
     started = [
         subprocess.Popen(

@@ -162,7 +162,7 @@ def test_rounding_points_of_the_emulation(dtype: Any) -> None:
     mask = constructors.causal(40, 38)
     dout, q, k, v, dlse = inputs(mask, dtype, (1, 1, 1))
     out, lse = reference_attention.attention_emulated(q, k, v, mask)
-    found = reference_backward.gradients_emulated(dout, q, k, v, mask, out=out, lse=lse, dlse=dlse)
+    found, _ = reference_backward.gradients_emulated(dout, q, k, v, mask, out=out, lse=lse, dlse=dlse)
     do, q32, k32, v32, o = (widen(x[0, 0], np.float32) for x in (dout, q, k, v, out))
     scale = np.float32(6**-0.5)
     level = np.where(np.isinf(lse[0, 0]), 0, lse[0, 0])[:, None]
@@ -181,8 +181,26 @@ def test_the_emulation_of_float64_rounds_nothing() -> None:
     mask = constructors.causal(9)
     dout, q, k, v, dlse = inputs(mask)
     out, lse = reference_attention.attention64(q, k, v, mask)
-    emulated = reference_backward.gradients_emulated(dout, q, k, v, mask, out=out, lse=lse, dlse=dlse)
+    emulated, _ = reference_backward.gradients_emulated(dout, q, k, v, mask, out=out, lse=lse, dlse=dlse)
     for one, other in zip(
         emulated, reference_backward.gradients64(dout, q, k, v, mask, dlse=dlse), strict=True
     ):
         assert np.array_equal(one, other)
+
+
+def test_both_emulations_are_what_each_is_alone() -> None:
+    """One pass over the pairs makes both: of each the bits that a pass of its own would give."""
+    rng = np.random.default_rng(3)
+    dout, q, k, v = (rng.standard_normal((2, 2, 40, 8)).astype(np.float16) for _ in range(4))
+    mask = constructors.causal(40)
+    out, lse = reference_attention.attention64(q, k, v, mask)
+    given = reference_backward.given_of((dout, q, k, v), (out, lse, None), mask, None)
+    rounding = lambda x: x.astype(np.float16).astype(np.float32)  # noqa: E731
+    both = reference_backward.sums(given, np.dtype(np.float32), rounding, (False, True))
+    emulated = reference_backward.gradients_emulated(dout, q, k, v, mask, out=out, lse=lse)
+    for scaled, found, narrowed in zip((False, True), both, emulated, strict=True):
+        (alone,) = reference_backward.sums(given, np.dtype(np.float32), rounding, (scaled,))
+        for a, b, c in zip(found, alone, narrowed, strict=True):
+            assert np.array_equal(a, b)
+            assert np.array_equal(a.astype(np.float16), c)
+    assert not np.array_equal(both[0][0], both[1][0])

@@ -2,17 +2,20 @@
 
     torchrun --nproc-per-node 2 -m omnicupy bench parallel --out FILE
 
-Every rank runs this. A sample begins behind a barrier, and the slowest rank's time counts, the exchange included. The
-first rank writes the record.
+Every rank runs this. A sample begins on all devices at once, and the slowest rank's time counts, the exchange included.
+The first rank writes the record.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from omnicupy import parallel as several
@@ -28,6 +31,7 @@ SAMPLES, WARM_UP = 20, 3
 FLUSH_WRITES = 24  # of the flush buffer: a backward pass takes Python longer to launch
 CLOSE = 0.02  # of the largest element: what 16-bit results of other tiles may differ by
 SEED = 0
+TIME_LIMIT = timedelta(seconds=120)  # of NCCL and gloo: a rank that failed must not hold the others for long
 
 
 def is_first() -> bool:
@@ -35,27 +39,40 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def parallel(record: Record, say: Say) -> None:
-    """Raises ValueError for a process that torchrun has not started, ImportError without torch."""
+@contextmanager
+def process_group(suite: str) -> Iterator[Any]:
+    """The default process group, whose ranks torchrun has started; gives this rank's device.
+
+    Raises ValueError for a process that torchrun has not started, ImportError without torch.
+    """
     import torch
     import torch.distributed as dist
 
     if "LOCAL_RANK" not in os.environ:
         raise ValueError(
-            "bench parallel: expected a process that torchrun has started; run torchrun --nproc-per-node 2 -m omnicupy "
-            "bench parallel --out FILE"
+            f"bench {suite}: expected a process that torchrun has started; run torchrun --nproc-per-node 2 -m omnicupy "
+            f"bench {suite} --out FILE"
         )
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    bound = {"device_id": device} if on_gpu else {}
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIME_LIMIT, **bound)
     try:
-        record.set(ranks=dist.get_world_size(), samples=SAMPLES)
-        for name in ON_GPU if on_gpu else ON_CPU:
-            _Problem(by_name(name), device).measure(record, say)
+        yield device
     finally:
         dist.destroy_process_group()
+
+
+def parallel(record: Record, say: Say) -> None:
+    """Raises what `process_group` raises."""
+    import torch.distributed as dist
+
+    with process_group("parallel") as device:
+        record.set(ranks=dist.get_world_size(), samples=SAMPLES)
+        for name in ON_GPU if device.type == "cuda" else ON_CPU:
+            Problem(by_name(name), device).measure(record, say)
 
 
 @dataclass
@@ -68,7 +85,7 @@ class _Figures:
     launch: float
 
 
-class _Problem:
+class Problem:
     """A workload on this rank: the whole arrays, and what is its own under a plan."""
 
     def __init__(self, workload: Workload, device: Any) -> None:
@@ -87,6 +104,7 @@ class _Problem:
         self._flush = torch.empty(
             FLUSH_BYTES if device.type == "cuda" else 0, dtype=torch.uint8, device=device
         )
+        self._signal = torch.zeros(1, device=device)
 
     def measure(self, record: Record, say: Say) -> None:
         """A row for each pass, under the plan and under contiguous shards."""
@@ -130,16 +148,18 @@ class _Problem:
 
         shared, on_one = _calls()
         dout, *own = self._own(made)
-        turns = [_gradients(lambda *x: shared(*x, made), own, dout) for _ in range(2)]
-        alone = _gradients(lambda *x: on_one(*x, self.mask), self.arrays, self.dout)
+        turns = [gradients(lambda *x: shared(*x, made), own, dout) for _ in range(2)]
+        alone = gradients(lambda *x: on_one(*x, self.mask), self.arrays, self.dout)
         far = 0.0
         for at, (mine, whole) in enumerate(zip(turns[0], alone, strict=True)):
             expected = made.shard(whole, self.rank, keys=at > 1)
             if mine.numel():
-                far = max(far, float((mine - expected).abs().max() / whole.abs().max()))
+                found = float((mine.double() - expected.double()).abs().max() / whole.double().abs().max())
+                far = max(far, found if math.isfinite(found) else math.inf)  # NaN is larger than no number
         same = all(torch.equal(a, b) for a, b in zip(*turns, strict=True))
-        worst, differs = self._slowest(far), self._slowest(0.0 if same else 1.0)
-        return {"largest difference": round(worst, 6), "right": worst <= CLOSE, "same bits": differs == 0}
+        worst, differs = self.slowest(far), self.slowest(0.0 if same else 1.0)
+        shown = round(worst, 6) if math.isfinite(worst) else None
+        return {"largest difference": shown, "right": worst <= CLOSE, "same bits": differs == 0}
 
     def _figures(self, made: Plan, backward: bool) -> _Figures:
         import torch
@@ -161,17 +181,17 @@ class _Problem:
                 torch.autograd.backward([keys, values], [keys.detach(), values.detach()])
 
         keys, values = (one.detach() for one in exchanged(k, v))
-        run = _forward_and_backward if backward else _forward
+        run = forward_and_backward if backward else forward
         empty: Callable[[], Any] = lambda: None  # noqa: E731 - a rank without rows
         launch = run(lambda *x: on_one(*x, local), [q, keys, values], dout) if local is not None else empty
         return _Figures(
-            self._time(run(lambda *x: on_one(*x, self.mask), self.arrays, self.dout)),
-            self._time(run(lambda *x: shared(*x, made), [q, k, v], dout)),
-            self._time(lambda: way(*(one.detach().requires_grad_(backward) for one in (k, v)))),
-            self._time(launch),
+            self.time(run(lambda *x: on_one(*x, self.mask), self.arrays, self.dout)),
+            self.time(run(lambda *x: shared(*x, made), [q, k, v], dout)),
+            self.time(lambda: way(*(one.detach().requires_grad_(backward) for one in (k, v)))),
+            self.time(launch),
         )
 
-    def _time(self, call: Callable[[], Any]) -> float:
+    def time(self, call: Callable[[], Any]) -> float:
         """Milliseconds of a call on the slowest rank, the median of samples."""
         import torch.distributed as dist
 
@@ -186,12 +206,18 @@ class _Problem:
         return statistics.median(self._slowest_of(took))
 
     def _between_events(self, call: Callable[[], Any]) -> float:
-        """From a cold L2 cache, and behind writes that last longer than Python takes to launch the call."""
+        """From a cold L2 cache, and behind writes that last longer than Python takes to launch the call.
+
+        The devices wait for each other behind the writes: their hosts are not at one place at one time, and a rank that
+        began sooner would count its waiting as exchange.
+        """
         import torch
+        import torch.distributed as dist
 
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         for _ in range(FLUSH_WRITES):
             self._flush.zero_()
+        dist.all_reduce(self._signal)
         start.record()
         call()
         stop.record()
@@ -209,7 +235,7 @@ class _Problem:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def _slowest(self, value: float) -> float:
+    def slowest(self, value: float) -> float:
         return self._slowest_of([value])[0]
 
     def _slowest_of(self, values: list[float]) -> list[float]:
@@ -233,7 +259,7 @@ def _leaves(arrays: list[Any]) -> list[Any]:
     return [one.detach().requires_grad_() for one in arrays]
 
 
-def _gradients(call: Callable[..., Any], arrays: list[Any], dout: Any) -> list[Any]:
+def gradients(call: Callable[..., Any], arrays: list[Any], dout: Any) -> list[Any]:
     """out and the gradients of q, k and v."""
     import torch
 
@@ -242,9 +268,15 @@ def _gradients(call: Callable[..., Any], arrays: list[Any], dout: Any) -> list[A
     return [out.detach(), *torch.autograd.grad(out, leaves, dout)]
 
 
-def _forward(call: Callable[..., Any], arrays: list[Any], dout: Any) -> Callable[[], Any]:
+def forward(call: Callable[..., Any], arrays: list[Any], dout: Any) -> Callable[[], Any]:
     return lambda: call(*arrays)
 
 
-def _forward_and_backward(call: Callable[..., Any], arrays: list[Any], dout: Any) -> Callable[[], Any]:
-    return lambda: _gradients(call, arrays, dout)
+def forward_and_backward(call: Callable[..., Any], arrays: list[Any], dout: Any) -> Callable[[], Any]:
+    return lambda: gradients(call, arrays, dout)
+
+
+def ours_alone(problem: Problem) -> Callable[..., Any]:
+    """The call of one device, with everything."""
+    on_one = _calls()[1]
+    return lambda *x: on_one(*x, problem.mask)

@@ -16,6 +16,7 @@ from omnicupy.tools import environment
 from omnicupy.tools.bench import (
     accuracy,
     accuracy_cases,
+    gathered_flex,
     host,
     mask_build,
     memory,
@@ -37,7 +38,7 @@ Say = Callable[[str], None]
 Kind = Callable[[Session, Workload, Sequence[str]], None]
 
 ACCURACY = "accuracy"
-GPU_HOST = {"host": host.warm_calls, "cold": host.first_calls}
+GPU_HOST = {"host": host.warm_calls, "cold": host.first_calls, gathered_flex.SUITE: gathered_flex.flex}
 CPU_HOST = {
     "build": host.mask_building,
     "presets": preset_build.building,
@@ -105,9 +106,8 @@ def measures(suites: Sequence[str]) -> bool:
 
 @pick.serve_every_kernel()
 def run(options: Options, say: Say) -> dict[str, Any]:
-    """Run the suites; returns the record. A suite that needs a GPU raises ValueError where there is none.
-
-    A system that fails is a row with its reason; the others go on.
+    """Run the suites; returns the record. A suite that needs a GPU raises ValueError where there is none. A system that
+    fails is a row with its reason; the others go on.
     """
     _check(options)
     gpu = environment.has_gpu()

@@ -214,6 +214,7 @@ OTHER_SUITES = {
     "scaling": "masks of a million tokens",
     "sharing": "a mask shared among ranks, by a model; plans timed",
     "parallel": "a call that several ranks share (under torchrun)",
+    "parallel-flex": "FlexAttention on gathered keys beside it (under torchrun)",
     "cpu": "the CPU engine",
     "counters": "hardware counters of calls (`.ci/counters.py`)",
 }

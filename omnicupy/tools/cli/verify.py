@@ -15,7 +15,7 @@ from omnicupy.tools.cli.options import refuse_unused
 
 BUILDING = ("build", "arch", "sweep", "kernels", "sources", "part", "cases", "as_json")
 LISTING = ("listing", "sweep", "cases", "as_json")
-ON_A_GPU = ("sweep", "repeats", "no_timing")  # parameters of a run that nothing reads without one
+ON_A_GPU = ("sweep", "repeats", "no_timing", "beside")  # parameters of a run that nothing reads without one
 
 
 @click.command()
@@ -43,6 +43,12 @@ ON_A_GPU = ("sweep", "repeats", "no_timing")  # parameters of a run that nothing
 @click.option(
     "--cubins", type=click.Path(path_type=Path), help="Folder of kernels compiled elsewhere (--build)."
 )
+@click.option(
+    "--also-cubins",
+    type=click.Path(path_type=Path),
+    help="Folder of kernels of another NVRTC, attested in the same run.",
+)
+@click.option("--beside", is_flag=True, help="Leave out the few cases that need most of the GPU's memory.")
 @click.option(
     "--attest", type=click.Path(path_type=Path), help="Add to the attestation in this file what passes."
 )
@@ -103,7 +109,7 @@ def _refuse(settings: Any, build: Path | None, listing: bool) -> None:
         return
     refuse_unused("without --build", drop=("arch",))
     if not settings.attest:
-        refuse_unused("without --attest", drop=("commit", "resume"))
+        refuse_unused("without --attest", drop=("commit", "resume", "also_cubins"))
     if not gpu:
         refuse_unused("without a GPU", drop=ON_A_GPU)
     if settings.cases and not gpu:
@@ -122,8 +128,14 @@ def _refuse_sources(names: Sequence[str]) -> None:
 
 
 def _print_cases(cases: Sequence[tuple[str, str]], as_json: bool) -> None:
+    from omnicupy.tools.verify.plan import planned
+    from omnicupy.tools.verify.source_digest import SOURCES
+
     if as_json:
         print_json([{"group": group, "id": name} for group, name in cases])
         return
     for group, name in cases:
         click.echo(f"{group:14}{name}")
+    click.echo("cases of a complete run on a GPU, by source:", err=True)
+    for source in SOURCES:
+        click.echo(f"  {source:32}{len(planned(source)):6}", err=True)

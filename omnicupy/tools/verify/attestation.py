@@ -62,6 +62,14 @@ class Record:
         for name in sources:
             self._begin(name, resume)
 
+    def beside(self, run: Run, sources: Sequence[str], *, resume: bool = False) -> Record:
+        """The same file for another run at the same time; what either writes holds both. Arguments as above."""
+        found = object.__new__(Record)
+        found._path, found._run, found._content = self._path, run, self._content
+        for name in sources:
+            found._begin(name, resume)
+        return found
+
     def _begin(self, name: str, resume: bool) -> None:
         made, ids = digest(name), planned(name)
         entry = self._content["sources"].get(name)

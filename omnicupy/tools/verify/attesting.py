@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from omnicupy.jit import cache, nvrtc
+from omnicupy.jit.spec import KernelSpec
 from omnicupy.tools import environment
 from omnicupy.tools.verify.attestation import Record, Run
 from omnicupy.tools.verify.cases import Case
+from omnicupy.tools.verify.on_gpu import Turn
 from omnicupy.tools.verify.outcome import Outcome
 from omnicupy.tools.verify.plan import planned
 
 WRITE_EVERY = 50  # cases; what an interrupted run loses at most
+WRITE_AGAIN_S = 15.0  # after which fewer are written, too
 
 
 def attested_commit(path: Path, given: str | None) -> str:
@@ -46,7 +53,7 @@ class Attesting:
 
     def __init__(self, record: Record | None) -> None:
         self._record = record
-        self._waiting = 0
+        self._waiting, self._written = 0, time.monotonic()
 
     @classmethod
     def of(cls, path: Path, run: Run, sources: Sequence[str], *, resume: bool) -> Self:
@@ -59,9 +66,9 @@ class Attesting:
             return
         self._record.add(outcomes)
         self._waiting += 1
-        if self._waiting >= WRITE_EVERY:
+        if self._waiting >= WRITE_EVERY or time.monotonic() > self._written + WRITE_AGAIN_S:
             self._record.write()
-            self._waiting = 0
+            self._waiting, self._written = 0, time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -71,6 +78,70 @@ class Attesting:
     ) -> None:
         if self._record is not None and self._waiting:
             self._record.write()
+
+
+@contextmanager
+def turns(
+    path: Path,
+    runs: Sequence[tuple[Run, cache.Kernels]],
+    sources: Sequence[str],
+    cases: Sequence[Case],
+    *,
+    resume: bool,
+) -> Iterator[list[Turn]]:
+    """For each run a turn with its kernels, whose outcomes go to the file at `path`: of all cases, or of those that the
+    file lacks. Raises as Record.
+    """
+    records: list[Record] = []
+    for run, _ in runs:
+        first = records[0].beside if records else partial(Record, path)
+        records.append(first(run, sources, resume=resume))
+    with ExitStack() as writers:
+        found = []
+        for (_, kernels), record in zip(runs, records, strict=True):
+            writer = writers.enter_context(Attesting(record))
+            wanted = left(cases, record, sources) if resume else cases
+            found.append(
+                Turn(partial(cache.take, kernels), writer.done, frozenset(case.id for case in wanted))
+            )
+        try:
+            yield found
+        finally:
+            cache.take(runs[0][1])
+
+
+def version_of(kernels: cache.Kernels, other: str, specs: Sequence[KernelSpec]) -> str:
+    """The NVRTC of a folder's kernels, which has all of these. Raises ValueError where it is the other one's,
+    UnsupportedError where a kernel is missing.
+    """
+    version = version_text(kernels)
+    if version == other:
+        raise ValueError(
+            f"verify: --also-cubins: expected kernels of another NVRTC than {other}, got the same; leave them out"
+        )
+    before = cache.current()
+    cache.take(kernels)
+    try:
+        for spec in specs:
+            cache.entry(spec)
+    finally:
+        cache.take(before)
+    return version
+
+
+def version_text(kernels: cache.Kernels) -> str:
+    """The NVRTC that makes, or has made, these kernels, such as "12.9"; "" where there is none."""
+    return nvrtc.version_text(kernels.override.nvrtc if kernels.override else None)
+
+
+def lacked(path: Path, sources: Sequence[str], cases: Sequence[Case], also: Path | None) -> list[Case]:
+    """The cases that a file lacks for the kernels that are taken, or for those of the folder `also`; found before masks
+    are made. Raises as Record.
+    """
+    every = [cache.current(), *([cache.kernels_of(also)] if also else [])]
+    records = [Record(path, Run(version_text(one), {}), sources, resume=True) for one in every]
+    wanted = {case.id for record in records for case in left(cases, record, sources)}
+    return [case for case in cases if case.id in wanted]
 
 
 def left(cases: Sequence[Case], record: Record, sources: Sequence[str]) -> list[Case]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -38,13 +39,18 @@ def beyond_2_31_elements(case: BackwardCase, masks: Sequence[Mask]) -> Callable[
     out, lse = attention(q, k, v, masks[0], return_lse=True)
     made = BackwardInputs(dout, q, k, v, out, lse, None)
 
+    @cache  # so that heads and kernels share what is made of a part
+    def part(row: int, row_stop: int, key: int, key_stop: int) -> Mask:
+        found: Mask = masks[0][row:row_stop, key:key_stop]
+        return found
+
     def call(variant: Variant) -> Any:
         given = given_of(case, made, cupy)
         return attention_backward(*made.arrays, masks[0], out_grads=given, **variant.options)
 
     def judge(variant: Variant) -> tuple[float, str]:
         result = call(variant)
-        if variant.deterministic and (count := int(different_bits(result, call(variant)))):
+        if variant.deterministic and (count := different_bits(result, call(variant))):
             return 0.0, f"{count} elements differ over 2 repetitions"
         group = case.q_heads // case.kv_heads
         heads = [
@@ -57,19 +63,24 @@ def beyond_2_31_elements(case: BackwardCase, masks: Sequence[Mask]) -> Callable[
             own = slice(b, b + 1), of
             keys = slice(b, b + 1), slice(kv, kv + 1)
             one = BackwardInputs(dout[own], q[own], k[keys], v[keys], out[own], lse[own], None)
-            found.append(_in_chunks(one, (result[0][own], result[1][keys], result[2][keys]), masks[0]))
+            found.append(_in_chunks(one, (result[0][own], result[1][keys], result[2][keys]), part))
         return worst(found)
 
     return judge
 
 
-def _in_chunks(made: BackwardInputs, gradients: tuple[Any, Any, Any], mask: Mask) -> tuple[float, str]:
-    """Judges the gradients of one key head by references of CHUNK rows and CHUNK keys, which add up."""
+def _in_chunks(
+    made: BackwardInputs, gradients: tuple[Any, Any, Any], part_of: Callable[[int, int, int, int], Mask]
+) -> tuple[float, str]:
+    """Judges the gradients of one key head by references of CHUNK rows and CHUNK keys, which add up.
+
+    part_of: the mask of rows and keys, first and stop of each.
+    """
     import cupy
 
     found = []
     dk, dv = _Sum(cupy, gradients[1].shape), _Sum(cupy, gradients[2].shape)
-    q_len, k_len = mask.shape
+    q_len, k_len = made.q.shape[2], made.k.shape[2]
     for row in range(0, q_len, CHUNK):
         rows = slice(row, min(q_len, row + CHUNK))
         dout, q, out, lse = (array[:, :, rows] for array in (made.dout, made.q, made.out, made.lse))
@@ -77,7 +88,8 @@ def _in_chunks(made: BackwardInputs, gradients: tuple[Any, Any, Any], mask: Mask
         for key in range(0, k_len, CHUNK):
             keys = slice(key, min(k_len, key + CHUNK))
             k, v = made.k[:, :, keys], made.v[:, :, keys]
-            part = gradient_budget.budget(dout, q, k, v, mask[rows, keys], out=out, lse=lse)
+            mask = part_of(rows.start, rows.stop, keys.start, keys.stop)
+            part = gradient_budget.budget(dout, q, k, v, mask, out=out, lse=lse)
             for total, at, i in ((dq, slice(None), 0), (dk, keys, 1), (dv, keys, 2)):
                 total.add(at, part.exact[i], part.allowed[i])
         found.append(_compared((gradients[0][:, :, rows], None, None), (dq, dk, dv)))

@@ -11,6 +11,7 @@ import numpy as np
 from omnicupy.api import attention
 from omnicupy.call.arrays import DTYPE_NAMES
 from omnicupy.masks.mask import Mask
+from omnicupy.reference.visible import counts
 from omnicupy.tools.random_arrays import DTYPES, random_bits, unsigned
 from omnicupy.tools.verify import inputs
 from omnicupy.tools.verify.backward_cases import (
@@ -64,7 +65,7 @@ def inputs_of(case: BackwardCase, masks: Sequence[Mask], xp: Any, call: Any = at
     if POISON in case.options:
         lse = lse.copy()
         for batch in range(case.batch):
-            dead = xp.asarray(np.flatnonzero(~_seeing(masks[batch % len(masks)])))
+            dead = xp.flatnonzero(counts(masks[batch % len(masks)], xp) == 0)
             for array in (made.q, dout, out, lse, *(() if dlse is None else (dlse,))):
                 bits_of(array)[batch][:, dead] = NAN_BITS[_name(array)]
     return BackwardInputs(dout, made.q, made.k, made.v, out, lse, dlse)
@@ -103,16 +104,6 @@ def given_of(case: BackwardCase, made: BackwardInputs, xp: Any) -> tuple[Any, An
 def bits_of(array: Any) -> Any:
     """An array of any strides as the unsigned integers that its elements are, in the same memory."""
     return array.view(np.dtype(f"u{array.dtype.itemsize}"))
-
-
-def _seeing(mask: Mask) -> Any:
-    """Which rows see a key."""
-    q_len, k_len = mask.shape
-    found = np.empty(q_len, bool)
-    step = max(1, (1 << 22) // k_len)
-    for row in range(0, q_len, step):
-        found[row : row + step] = mask.dense(row, min(q_len, row + step), 0, k_len).any(axis=1)
-    return found
 
 
 def _name(array: Any) -> str:

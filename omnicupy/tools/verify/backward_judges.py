@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from omnicupy.api import attention, attention_backward
 from omnicupy.masks.mask import Mask
 from omnicupy.reference import gradient_budget
 from omnicupy.tools.verify import backward_inputs
 from omnicupy.tools.verify.backward_cases import ALL, BackwardCase
+from omnicupy.tools.verify.changed_bits import ChangedBits
 
 FREE_REPEATS = 4  # where each call is compared with the reference
 
@@ -76,15 +75,14 @@ class GradientJudge:
         if options and not options.get("deterministic", True):
             found = (self.judge(self.gradients(options))[1] for _ in range(min(repeats, FREE_REPEATS) - 1))
             return next((problem for problem in found if problem), "")
-        different = self.xp.zeros((), np.int64)
+        again = ChangedBits(first)
         for _ in range(repeats - 1):
-            different += different_bits(first, self.gradients(options))
-        count = int(different)
-        return f"{count} elements differ over {repeats} repetitions" if count else ""
+            again.add(self.gradients(options))
+        return again.problem(repeats)
 
 
-def different_bits(these: Any, those: Any) -> Any:
-    """How many elements of the gradients of two calls differ in their bits, on their device."""
-    pairs = [(a, b) for a, b in zip(these, those, strict=True) if a is not None]
-    bits = backward_inputs.bits_of
-    return sum((bits(a) != bits(b)).sum() for a, b in pairs)
+def different_bits(these: Any, those: Any) -> int:
+    """How many elements of the gradients of two calls differ in their bits."""
+    changed = ChangedBits(these)
+    changed.add(those)
+    return changed.count()

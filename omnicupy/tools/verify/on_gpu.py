@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 
 from omnicupy.api import attention, attention_backward
 from omnicupy.choose import table
@@ -21,13 +18,21 @@ from omnicupy.tools.verify.backward_judges import GradientJudge
 from omnicupy.tools.verify.backward_special import SPECIAL as BACKWARD_SPECIAL
 from omnicupy.tools.verify.case_kernels import Variant, variants
 from omnicupy.tools.verify.cases import Case
+from omnicupy.tools.verify.changed_bits import ChangedBits
 from omnicupy.tools.verify.outcome import BrokenDeviceError, Outcome
 from omnicupy.tools.verify.special_cases import SPECIAL
 from omnicupy.tools.watchdog import Watchdog
 
+Judge = Callable[[Variant], tuple[float, str]]
+
 REPEATS = 10
 HANG_S = 120.0  # far above the slowest case on the slowest kernel
-NAIVE_REPEATS = 2  # one thread block a row: there is nothing whose order could change
+# Of naive kernels, which are slow: a thread block a row, so there is nothing whose order could change.
+NAIVE_REPEATS, NAIVE_WORK = (
+    2,
+    1e10,
+)  # calls of cases up to so much work; larger ones are compared with the reference
+KEPT_BYTES = 4 << 30  # of free memory that a process keeps to itself, others may run beside it
 
 
 @dataclass(frozen=True)
@@ -82,64 +87,84 @@ class Target:
         return list(found)
 
 
+@dataclass(frozen=True)
+class Turn:
+    """The kernels of one NVRTC, which take their turn at each case.
+
+    take: makes calls use them.  done: called after each case, with its outcomes on all kernels.  cases: the ids of
+    those that they run, None for all.
+    """
+
+    take: Callable[[], None] = lambda: None
+    done: Callable[[list[Outcome]], None] = lambda outcomes: None
+    cases: frozenset[str] | None = None
+
+
 def run(
-    chosen: Sequence[Case],
-    target: Target,
-    track: Track = silent,
-    done: Callable[[list[Outcome]], None] = lambda outcomes: None,
+    chosen: Sequence[Case], target: Target, track: Track = silent, turns: Sequence[Turn] = (Turn(),)
 ) -> tuple[list[Outcome], bool]:
     """Every case through every kernel. False beside the outcomes: one made the device unusable, the run
     ended.
-
-    done: called after each case, with its outcomes on all kernels.
     """
     found: list[Outcome] = []
     try:
         with Watchdog(HANG_S) as watchdog:
             for case in track(chosen, "GPU kernels", len(chosen)):
-                first = len(found)
-                found.extend(run_case(case, target, watchdog.step))
-                done(found[first:])
+                found.extend(run_case(case, target, watchdog.step, turns))
     except BrokenDeviceError as error:
-        done([error.outcome])
         return [*found, error.outcome], False
     return found, True
 
 
 def run_case(
-    case: Case, target: Target, step: Callable[[str], None] = lambda label: None
+    case: Case,
+    target: Target,
+    step: Callable[[str], None] = lambda label: None,
+    turns: Sequence[Turn] = (Turn(),),
 ) -> Iterator[Outcome]:
-    """One case through every kernel of the target; its inputs and its reference are made once."""
+    """One case through every kernel of the target, of each NVRTC; its inputs and its reference are made once."""
     import cupy
 
+    turns = [turn for turn in turns if turn.cases is None or case.id in turn.cases]
     step(f"reference: {case.id}")
     masks = case.masks()
     chosen = target.variants(case, masks)
-    if not chosen:
+    if not chosen or not turns:
         return
+    judge: Judge | Exception
     try:
+        turns[0].take()
         judge = _judge_of(case, masks, target)
     except Exception as error:
-        yield from (_failed(case, variant, error) for variant in chosen)
-        return
-    for variant in chosen:
-        step(f"{variant.name}: {case.id}")
+        judge = error
+    for turn in turns:
+        turn.take()
+        outcomes = []
         try:
-            ratio, problem = judge(variant)
-            skipped = problem.startswith("skipped: ")
-            yield Outcome(
-                case,
-                variant.name,
-                variant.sources,
-                ratio,
-                "" if skipped else problem,
-                problem if skipped else "",
-            )
-        except Exception as error:  # a case that cannot run has failed; the others still run
-            yield _failed(case, variant, error)
+            for variant in chosen:
+                step(f"{variant.name}: {case.id}")
+                outcomes.append(_outcome(case, variant, judge))
+        except BrokenDeviceError as error:
+            turn.done([error.outcome])
+            raise
+        turn.done(outcomes)
+        yield from outcomes
     del judge
-    if case.work > 1e10:
-        cupy.get_default_memory_pool().free_all_blocks()
+    pool = cupy.get_default_memory_pool()
+    if pool.free_bytes() > KEPT_BYTES:
+        pool.free_all_blocks()
+
+
+def _outcome(case: Case, variant: Variant, judge: Judge | Exception) -> Outcome:
+    """What a judge says of a kernel. A case that cannot run has failed; the others still run."""
+    if isinstance(judge, Exception):
+        return _failed(case, variant, judge)
+    try:
+        ratio, problem = judge(variant)
+    except Exception as error:
+        return _failed(case, variant, error)
+    skipped = problem if problem.startswith("skipped: ") else ""
+    return Outcome(case, variant.name, variant.sources, ratio, "" if skipped else problem, skipped)
 
 
 def _failed(case: Case, variant: Variant, error: Exception) -> Outcome:
@@ -155,7 +180,7 @@ def _failed(case: Case, variant: Variant, error: Exception) -> Outcome:
     return Outcome(case, variant.name, variant.sources, float("inf"), text)
 
 
-def _judge_of(case: Case, masks: Sequence[Mask], target: Target) -> Callable[[Variant], tuple[float, str]]:
+def _judge_of(case: Case, masks: Sequence[Mask], target: Target) -> Judge:
     if isinstance(case, BackwardCase):
         of_backward = BACKWARD_SPECIAL.get(case.tag)
         return of_backward(case, masks) if of_backward else _gradients(case, masks, target)
@@ -163,9 +188,7 @@ def _judge_of(case: Case, masks: Sequence[Mask], target: Target) -> Callable[[Va
     return special(case, masks) if special else _numeric(case, masks, target)
 
 
-def _gradients(
-    case: BackwardCase, masks: Sequence[Mask], target: Target
-) -> Callable[[Variant], tuple[float, str]]:
+def _gradients(case: BackwardCase, masks: Sequence[Mask], target: Target) -> Judge:
     """Gradients within the budget, no more than was wanted, and the same bits at every repetition."""
     import cupy
 
@@ -174,16 +197,18 @@ def _gradients(
     def judge(variant: Variant) -> tuple[float, str]:
         first = of_case.gradients(variant.options)
         ratio, problem = of_case.judge(first)
-        return ratio, problem or of_case.repeated(first, _repeats(target, variant), variant.options)
+        return ratio, problem or of_case.repeated(first, _repeats(target, variant, case), variant.options)
 
     return judge
 
 
-def _repeats(target: Target, variant: Variant) -> int:
-    return min(target.repeats, NAIVE_REPEATS) if variant.spec.kernel == "naive" else target.repeats
+def _repeats(target: Target, variant: Variant, case: Case) -> int:
+    if variant.spec.kernel != "naive":
+        return target.repeats
+    return min(target.repeats, NAIVE_REPEATS if case.work <= NAIVE_WORK else 1)
 
 
-def _numeric(case: Case, masks: Sequence[Mask], target: Target) -> Callable[[Variant], tuple[float, str]]:
+def _numeric(case: Case, masks: Sequence[Mask], target: Target) -> Judge:
     """Within the error budget, written everywhere, and the same bits at every repetition."""
     import cupy
 
@@ -204,18 +229,10 @@ def _numeric(case: Case, masks: Sequence[Mask], target: Target) -> Callable[[Var
         found = budget.compare(out, lse, expected)
         if not found.ok:
             return found.ratio, str(found)
-        repeats = _repeats(target, variant)
-        different = cupy.zeros((), np.int64)
+        repeats = _repeats(target, variant, case)
+        again = ChangedBits((out, lse))
         for _ in range(repeats - 1):
-            again, lse_again = attention(made.q, made.k, made.v, mask, return_lse=True, config=variant.config)
-            different += _different(out, again) + _different(lse, lse_again)
-        count = int(different)
-        return found.ratio, f"{count} elements differ over {repeats} repetitions" if count else ""
+            again.add(attention(made.q, made.k, made.v, mask, return_lse=True, config=variant.config))
+        return found.ratio, again.problem(repeats)
 
     return judge
-
-
-def _different(a: Any, b: Any) -> Any:
-    """Elements whose bits differ, as a number on the device."""
-    bits = np.dtype(f"u{a.dtype.itemsize}")
-    return (a.view(bits) != b.view(bits)).sum()

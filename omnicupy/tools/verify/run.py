@@ -16,12 +16,13 @@ from omnicupy.jit.spec import KernelSpec
 from omnicupy.tools import environment
 from omnicupy.tools.verify import attesting, on_cpu, on_gpu, source_digest, speed
 from omnicupy.tools.verify import report as verify_report
-from omnicupy.tools.verify.attestation import Record, Run
+from omnicupy.tools.verify.attestation import Run
 from omnicupy.tools.verify.case_kernels import every_backward_spec
 from omnicupy.tools.verify.cases import Case
 from omnicupy.tools.verify.outcome import Outcome
 from omnicupy.tools.verify.plan import WHOLE, Part, every_case
 from omnicupy.tools.verify.random_cases import DEFAULT
+from omnicupy.tools.verify.special_cases import BIG
 from omnicupy.tools.workloads.workload import Workload
 
 
@@ -30,20 +31,23 @@ class Settings:
     """What to verify. sweep: random cases (None: the default number).  kernels: parts of kernel names, () for all.
 
     sources: files in `kernels/`, () for all.  part: of the planned cases, None for all cases.  cases: parts of case
-    ids or of the table's names of groups, () for all.  cubins: a folder of kernels compiled elsewhere.  attest: file
-    to add to.  resume: leave out what that file holds already.  commit: what is verified, where no git tells.
-    all_specs: compile the full product of the table.  timing: measure speed too.  repeats: calls of each case, which
-    must agree bit for bit.
+    ids or of the table's names of groups, () for all.  cubins: a folder of kernels compiled elsewhere.  also_cubins:
+    another one, attested in the same run on the same inputs.  attest: file to add to.  resume: leave out what that file
+    holds already.  beside: leave out the cases that need most of the GPU's memory, as others use it.  commit: what is
+    verified, where no git tells.  all_specs: compile the full product of the table.  timing: measure speed too.
+    repeats: calls of each case, which must agree bit for bit.
     """
 
     sweep: int | None = None
     kernels: tuple[str, ...] = ()
     cases: tuple[str, ...] = ()
     cubins: Path | None = None
+    also_cubins: Path | None = None
     attest: Path | None = None
     sources: tuple[str, ...] = ()
     part: Part | None = None
     resume: bool = False
+    beside: bool = False
     commit: str | None = None
     all_specs: bool = False
     timing: bool = True
@@ -187,6 +191,7 @@ def _kernels(settings: Settings) -> list[KernelSpec]:
 def gpu_cases(settings: Settings) -> list[Case]:
     """The cases of a GPU run: fixed ones, special ones, random ones."""
     every = every_case(DEFAULT if settings.sweep is None else settings.sweep)
+    every = tuple(case for case in every if not (settings.beside and case.tag in BIG))
     return chosen_cases(settings, [case for case in every if case.id in (settings.part or WHOLE)])
 
 
@@ -197,6 +202,8 @@ def _on_gpu(settings: Settings, track: Track) -> Report:
     try:
         target = on_gpu.Target.current(settings.kernels, settings.repeats, settings.sources)
         cases = gpu_cases(settings)
+        if settings.attest and settings.resume:
+            cases = attesting.lacked(settings.attest, _sources(settings), cases, settings.also_cubins)
         specs = target.specs(track(cases, "masks", len(cases)))
         if cases and not specs:
             raise ValueError(_no_kernel(settings, target))
@@ -223,6 +230,10 @@ def _on_gpu(settings: Settings, track: Track) -> Report:
             cache.compiled_elsewhere(None)
 
 
+def _sources(settings: Settings) -> tuple[str, ...]:
+    return settings.sources or tuple(source_digest.SOURCES)
+
+
 def _no_kernel(settings: Settings, target: on_gpu.Target) -> str:
     of = f" of {' or '.join(settings.sources)}" if settings.sources else ""
     if settings.kernels:
@@ -245,24 +256,28 @@ def _attested(
     found: Report, settings: Settings, target: on_gpu.Target, cases: list[Case], track: Track
 ) -> None:
     """The runs of a report, written to the attestation as they come; nothing of kernels with another fault."""
-    assert settings.attest is not None
+    assert settings.attest
     found.timings = speed.run(target, timed(settings), track)
     if found.failures:
         return
-    sources = settings.sources or tuple(source_digest.SOURCES)
+    sources = _sources(settings)
     run = Run(found.header["nvrtc"], attesting.header_of(found.header), settings.part or WHOLE)
-    record = Record(settings.attest, run, sources, resume=settings.resume)
-    if settings.resume:
-        cases = attesting.left(cases, record, sources)
-        found.where += f", {len(cases)} cases that {settings.attest} lacked"
-        found.nothing_left = not cases
-    with attesting.Attesting(record) as writer:
-        found.outcomes, _ = on_gpu.run(cases, target, track, writer.done)
+    runs = [(run, cache.current())]
+    if settings.also_cubins:
+        also = cache.kernels_of(settings.also_cubins)
+        version = attesting.version_of(also, run.nvrtc, target.specs(cases))
+        runs.append((replace(run, nvrtc=version), also))
+        found.where += f" and NVRTC {version}'s"
+    with attesting.turns(settings.attest, runs, sources, cases, resume=settings.resume) as turns:
+        if settings.resume:
+            cases = [case for case in cases if any(case.id in (turn.cases or ()) for turn in turns)]
+            found.where += f", {len(cases)} cases that {settings.attest} lacked"
+            found.nothing_left = not cases
+        found.outcomes, _ = on_gpu.run(cases, target, track, turns)
 
 
 def build_cubins(folder: Path, arch: str, settings: Settings, track: Track = silent) -> int:
-    """Compile what a GPU run with these settings needs on `arch` into a folder for its --cubins; returns
-    how many.
+    """Compile what a GPU run with these settings needs on `arch` into a folder for its --cubins; returns how many.
 
     Raises CompileError, UnsupportedError without NVRTC.
     """
@@ -280,7 +295,6 @@ def summary(found: Report) -> str:
     parts = [f"{len(found.outcomes)} cases"]
     if found.compiled:
         parts.append(f"{len(found.compiled)} kernels compiled")
-    if skipped:
-        parts.append(f"{skipped} skipped")
+    parts += [f"{skipped} skipped"] * bool(skipped)
     ending = "all passed" if found.passed else f"{len(found.failures)} FAILED"
     return f"Verified {found.where}. {', '.join(parts)}: {ending} in {found.seconds:.0f} s."

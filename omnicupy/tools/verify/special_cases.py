@@ -24,6 +24,7 @@ Compare = Callable[[Variant], tuple[float, str]]
 
 BIG_ROWS = 1_050_001  # times 16 heads times 128 columns is just above 2**31
 BIG_BYTES = 20 * 2**30
+BIG = ("big-q", "big-kv")  # tags of the cases that take so much, of both passes
 CHAIN = 12  # calls in a row
 CHECKED = 200  # rows compared around each place of interest
 

@@ -9,9 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import omnicupy
+import omnicupy.parallel
+from omnicupy.tools.bench import gathered_flex, ranks
 from omnicupy.tools.bench import run as bench_run
+from omnicupy.tools.bench.records import Record
 
 ROOT = Path(__file__).parents[3]
 torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -57,5 +62,32 @@ def test_ranks_are_measured_beside_one_device(tmp_path: Path) -> None:
 
 def test_it_says_how_to_start_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    with pytest.raises(ValueError, match="run torchrun --nproc-per-node 2 -m omnicupy bench parallel"):
+    with pytest.raises(ValueError, match="run torchrun --nproc-per-node 2 -m omnicupy bench parallel --out"):
         bench_run.run(bench_run.Options(("parallel",)), lambda line: None)
+    with pytest.raises(ValueError, match="-m omnicupy bench parallel-flex --out"):
+        gathered_flex.flex(Record(None, {}), lambda line: None)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_blocks_are_dealt_by_their_work(count: int) -> None:
+    work = np.repeat(np.random.default_rng(0).integers(0, 100, 16), gathered_flex.BLOCK)
+    owned = gathered_flex.dealt(work, count)
+    assert np.array_equal(np.sort(np.concatenate(owned)), np.arange(len(work)))
+    shares = [int(work[mine].sum()) for mine in owned]
+    assert max(shares) - min(shares) <= 100 * gathered_flex.BLOCK
+    with pytest.raises(ValueError, match="expected a multiple of 128 tokens a rank, got 2047"):
+        gathered_flex.dealt(work[1:], count)
+
+
+def test_nan_is_not_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On any rank, in any gradient."""
+    problem = object.__new__(ranks.Problem)
+    problem.mask, problem.rank, problem.ranks = omnicupy.causal(8), 0, 1
+    problem.dout, *problem.arrays = (torch.ones(1, 1, 8, 4) for _ in range(4))
+    monkeypatch.setattr(ranks.Problem, "slowest", lambda self, value: value)
+    good = problem.arrays
+    wrong = lambda q, k, v, *_: q * torch.nan + k + v  # noqa: E731
+    for call, right in ((lambda q, k, v, *_: q + k + v, True), (wrong, False)):
+        monkeypatch.setattr(ranks, "_calls", lambda call=call: (call, lambda q, k, v, *_: q + k + v))
+        problem.arrays = good
+        assert problem._checked(omnicupy.parallel.plan(problem.mask, 1))["right"] is right

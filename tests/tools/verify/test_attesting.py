@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy_gpu
 import pytest
 
-from omnicupy.jit import build, nvrtc
+from omnicupy.errors import UnsupportedError
+from omnicupy.jit import build, cache, nvrtc
 from omnicupy.tools.verify import (
     attestation,
     attesting,
@@ -168,3 +171,105 @@ def test_no_fewer_kernels_than_a_source_has_can_be_attested(path: Path) -> None:
     for fewer in ({"cases": ("x",)}, {"kernels": ("sm80 stages 1",)}):
         with pytest.raises(ValueError, match="--attest takes all cases of a source and all kernels of it"):
             _verify(path, **fewer)
+
+
+def _two_versions(monkeypatch: pytest.MonkeyPatch, versions: tuple[str, str] = ("13.0", "12.9")) -> Any:
+    """The kernels of two NVRTC; those that are taken decide what entries say. Which were asked for is in `taken`."""
+    first, second = (tuple(int(part) for part in one.split(".")) for one in versions)
+    folder = SimpleNamespace(nvrtc=second)
+    taken: list[Any] = []
+    monkeypatch.setattr(cache, "current", lambda: cache.Kernels(None, 1))
+    monkeypatch.setattr(cache, "kernels_of", lambda path: cache.Kernels(folder, 2))
+    monkeypatch.setattr(cache, "take", lambda kernels: taken.append(kernels.override is folder))
+
+    def entry(spec: Any) -> Any:
+        return SimpleNamespace(nvrtc=second if taken and taken[-1] else first)
+
+    monkeypatch.setattr(cache, "entry", entry)
+    monkeypatch.setattr(nvrtc, "ATTESTED", versions)
+    return taken
+
+
+def test_two_versions_are_attested_on_the_same_inputs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = _two_versions(monkeypatch)
+    made = []
+    inputs_of = on_gpu.inputs.inputs_of
+    monkeypatch.setattr(on_gpu.inputs, "inputs_of", lambda *given: made.append(given) or inputs_of(*given))
+    found = _verify(path, sources=(SM80,), also_cubins=Path("folder"))
+    assert found.passed, found.failures
+    assert "and NVRTC 12.9's" in found.where
+    assert len(made) == len(SMALL)
+    content = json.loads(path.read_text())["sources"][SM80]
+    assert all(set(ratios) == {"13.0", "12.9"} for ratios in content["cases"].values())
+    assert [(one["nvrtc"], one["cases"]) for one in content["runs"]] == [("13.0", 5), ("12.9", 5)]
+    assert SM80 not in attestation.stale(path)
+    assert taken[-1] is False  # what was taken before is taken again
+
+
+def test_a_fault_of_one_version_is_that_version_s(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = _two_versions(monkeypatch)
+
+    def wrong(*arguments: Any, **options: Any) -> Any:
+        result = numpy_gpu.attention(*arguments, **options)
+        result[0][0, 0, 0, 0] += taken[-1]
+        return result
+
+    monkeypatch.setattr(on_gpu, "attention", wrong)
+    found = _verify(path, sources=(SM80,), also_cubins=Path("folder"))
+    assert not found.passed
+    cases = json.loads(path.read_text())["sources"][SM80]["cases"]
+    assert all(set(ratios) == {"13.0"} for ratios in cases.values())
+    assert attestation.stale(path)[SM80] == "NVRTC 12.9: 5 of 5 cases are missing"
+    monkeypatch.setattr(on_gpu, "attention", numpy_gpu.attention)
+    ran: list[bool] = []
+    monkeypatch.setattr(
+        on_gpu, "attention", lambda *a, **o: ran.append(taken[-1]) or numpy_gpu.attention(*a, **o)
+    )
+    assert _verify(path, sources=(SM80,), also_cubins=Path("folder"), resume=True).passed
+    assert set(ran) == {True}  # the first version's cases were there
+    assert SM80 not in attestation.stale(path)
+
+
+def test_two_versions_must_be_two(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _two_versions(monkeypatch, ("12.9", "12.9"))
+    with pytest.raises(ValueError, match=r"expected kernels of another NVRTC than 12\.9, got the same"):
+        _verify(path, sources=(SM80,), also_cubins=Path("folder"))
+
+
+def test_a_kernel_that_the_other_folder_lacks_ends_the_run_at_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = _two_versions(monkeypatch)
+    entry = cache.entry
+
+    def lacking(spec: Any) -> Any:
+        if taken and taken[-1]:
+            raise UnsupportedError("its cubin is missing")
+        return entry(spec)
+
+    monkeypatch.setattr(cache, "entry", lacking)
+    with pytest.raises(UnsupportedError, match="its cubin is missing"):
+        _verify(path, sources=(SM80,), also_cubins=Path("folder"))
+    assert taken[-1] is False
+    assert not path.exists()
+
+
+def test_cases_that_need_most_of_the_memory_are_left_for_later(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    big = tuple(case for case in special_cases.CASES if case.tag.startswith("big"))
+    monkeypatch.setattr(verify_run, "every_case", lambda sweep: (*SMALL, *big))
+    settings = Settings(sweep=0, timing=False)
+    assert {case.id for case in verify_run.gpu_cases(settings)} == {case.id for case in (*SMALL, *big)}
+    assert verify_run.gpu_cases(replace(settings, beside=True)) == list(SMALL)
+    assert {case.tag for case in backward_special.CASES if case.tag.startswith("big")} <= set(
+        special_cases.BIG
+    )
+
+
+def test_few_cases_are_written_after_a_while(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attesting, "WRITE_AGAIN_S", -1.0)
+    writes = []
+    monkeypatch.setattr(attestation.Record, "write", lambda self: writes.append(self))
+    _verify(path, sources=(SM80,))
+    assert len(writes) == len(SMALL)

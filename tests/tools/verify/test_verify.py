@@ -285,3 +285,14 @@ def test_a_run_that_moves_on_is_left_alone() -> None:
     with Watchdog(30, said.append) as watchdog:
         watchdog.step("quick")
     assert said == []
+
+
+def test_naive_kernels_are_called_twice_and_once_on_large_cases() -> None:
+    target = on_gpu.Target("sm_90", 132)
+    small = replace(BASE, group="x")
+    large = replace(small, q_len=4096, k_len=4096, q_heads=8, kv_heads=8)
+    assert small.work < on_gpu.NAIVE_WORK < large.work
+    for case, calls in ((small, 2), (large, 1)):
+        of = {variant.name: variant for variant in variants(case, case.masks(), "sm_90", 132)}
+        assert on_gpu._repeats(target, of["naive"], case) == calls
+        assert on_gpu._repeats(target, of["sm80 stages 2"], case) == on_gpu.REPEATS

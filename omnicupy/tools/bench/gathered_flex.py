@@ -1,0 +1,114 @@
+"""bench parallel-flex: FlexAttention as PyTorch shares it, beside which `parallel` stands: every rank gathers all keys.
+
+    torchrun --nproc-per-node 2 -m omnicupy bench parallel-flex --out FILE
+
+Blocks of 128 tokens are dealt by their work, the heaviest first, forth and back over the ranks, as PyTorch's balancer
+for such masks does; keys and values are gathered along the tokens, and their gradients scattered by a sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omnicupy.parallel.seen import row_work
+from omnicupy.tools.bench import peer_masks, ranks
+from omnicupy.tools.bench.peers import time_limit
+from omnicupy.tools.bench.records import Record
+from omnicupy.tools.bench.torch_inputs import library
+from omnicupy.tools.workloads.workload import by_name
+
+SUITE = "parallel-flex"
+MASKS = ("W1", "W12", "causal-d128-s32768-h32-k8-b1", "W7")
+BLOCK = 128
+COMPILE_LIMIT_S = 40.0
+
+
+def dealt(work: NDArray[Any], count: int) -> list[NDArray[np.int64]]:
+    """The tokens of each of `count` ranks, whole blocks in their order. work: of each token.
+
+    Raises ValueError where the blocks do not go round.
+    """
+    blocks, left = divmod(len(work), BLOCK)
+    if left or blocks % count:
+        raise ValueError(
+            f"bench {SUITE}: expected a multiple of {BLOCK} tokens a rank, got {len(work)} on {count} ranks"
+        )
+    heaviest = np.argsort(-work.reshape(blocks, BLOCK).sum(axis=1), kind="stable").reshape(-1, count)
+    heaviest[1::2] = heaviest[1::2, ::-1]
+    tokens = np.arange(BLOCK)
+    return [(np.sort(mine)[:, None] * BLOCK + tokens).reshape(-1) for mine in heaviest.T]
+
+
+def flex(record: Record, say: ranks.Say) -> None:
+    """A row for each workload and pass. Raises what `ranks.process_group` raises, ValueError without GPUs."""
+    import torch.distributed as dist
+
+    with ranks.process_group(SUITE) as device:
+        if device.type != "cuda":
+            raise ValueError(f"bench {SUITE}: expected a GPU for each rank, found none; run bench parallel")
+        record.set(ranks=dist.get_world_size(), samples=ranks.SAMPLES)
+        for name in MASKS:
+            problem = ranks.Problem(by_name(name), device)
+            for timed in ("forward", "forward+backward"):
+                workload = f"{name}, {problem.ranks} ranks, {timed}"
+                figures = _measured(problem, timed == "forward+backward")
+                record.add(
+                    workload=workload, system="all-gather and flex", figures=figures, **{"pass": "forward"}
+                )
+                if ranks.is_first():
+                    say(f"{workload}: {figures}")
+
+
+def _measured(problem: ranks.Problem, backward: bool) -> dict[str, Any]:
+    torch = library("torch")
+    owned = dealt(row_work(problem.mask), problem.ranks)
+    mine = torch.from_numpy(owned[problem.rank]).to(problem.device)
+    dout, *arrays = (one.index_select(2, mine) for one in (problem.dout, *problem.arrays))
+    with time_limit(COMPILE_LIMIT_S):
+        call = _call(problem, owned)
+        run = (ranks.forward_and_backward if backward else ranks.forward)(call, arrays, dout)
+        run()  # compiles
+    alone = ranks.ours_alone(problem)
+    with torch.no_grad():
+        expected = alone(*problem.arrays).index_select(2, mine)
+        far = float((call(*arrays).float() - expected.float()).abs().max() / expected.abs().max())
+    on_one = (ranks.forward_and_backward if backward else ranks.forward)(alone, problem.arrays, problem.dout)
+    ours, whole = problem.time(on_one), problem.time(run)
+    return {
+        "ranks": problem.ranks,
+        "assignment": "blocks by work",
+        "one device, ms": round(ours, 4),
+        "all ranks, ms": round(whole, 4),
+        "efficiency": round(ours / whole / problem.ranks, 3),
+        "right": problem.slowest(0.0 if far <= ranks.CLOSE else 1.0) == 0,
+    }
+
+
+def _call(problem: ranks.Problem, owned: list[NDArray[np.int64]]) -> Callable[..., Any]:
+    """Attention of this rank's rows on all keys, which lie by rank."""
+    torch, module = library("torch"), library("torch.nn.attention.flex_attention")
+    collectives = library("torch.distributed._functional_collectives")
+    torch._dynamo.reset()
+    kernel = torch.compile(module.flex_attention, dynamic=False, fullgraph=True)
+    rows, keys = (
+        torch.from_numpy(one).to(problem.device) for one in (owned[problem.rank], np.concatenate(owned))
+    )
+    rule = peer_masks.mask_rule(problem.mask, "other")
+    made = module.create_block_mask(
+        lambda b, h, q, k: rule(b, h, rows[q], keys[k]),
+        *(None, None, len(rows), len(keys)),
+        device=problem.device,
+        _compile=True,
+    )
+    options = {"block_mask": made, "enable_gqa": problem.workload.q_heads != problem.workload.kv_heads}
+    group = library("torch.distributed").group.WORLD
+
+    def call(q: Any, k: Any, v: Any) -> Any:
+        every = (collectives.all_gather_tensor_autograd(one.contiguous(), 2, group) for one in (k, v))
+        return kernel(q, *every, **options)
+
+    return call
