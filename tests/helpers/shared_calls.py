@@ -144,9 +144,10 @@ def arrays(rank: int, ranks: int, folder: Path, count: int) -> dict[str, list[An
     """The same through CuPy, on the device of that number."""
     _load_nccl()
     import cupy
+    from cupy.cuda import nccl  # not there before it is imported
 
     cupy.cuda.Device(rank).use()
-    communicator = cupy.cuda.nccl.NcclCommunicator(ranks, _unique_id(rank, folder), rank)
+    communicator = nccl.NcclCommunicator(ranks, _unique_id(rank, folder), rank)
     group = oc.parallel.NcclGroup(communicator)
     found = {}
     for case in cases(ranks, count):

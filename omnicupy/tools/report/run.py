@@ -45,6 +45,7 @@ BLOCKS: dict[str, Callable[[Library], str]] = {
     "presets": tables.figures("presets"),
     "scaling": tables.figures("scaling"),
     "sharing": tables.sharing,
+    "parallel": tables.figures("parallel"),
     "counters": tables.figures("counters"),
     "bounds": tables.bounds,
     "ceilings": studies.ceilings,
