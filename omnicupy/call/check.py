@@ -6,6 +6,7 @@ run on every call, so the straight path only compares; words are made where a co
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +25,7 @@ from omnicupy.masks.mask import Mask
 ALIGN_BYTES = 16  # the kernels move 16 bytes per load (cp.async.cg)
 AXES = ("batch", "heads", "tokens")
 GPU_DTYPES = ("float16", "bfloat16")
+LEAST_SPLIT = 32  # keys: all tiles hold a multiple of so many
 READ_WHILE_WRITTEN = "inputs are read while out is written"
 
 
@@ -31,12 +33,14 @@ READ_WHILE_WRITTEN = "inputs are read while out is written"
 class Call:
     """A call of `attention` that was checked.
 
-    masks: one for all batch elements, or one for each.  scale: the factor of the scores.
+    masks: one for all batch elements, or one for each.  scale: the factor of the scores.  split: keys of a part of each
+    row, None where engines cut as they see fit.
     """
 
     problem: Problem
     masks: tuple[Mask, ...]
     scale: float
+    split: int | None = None
 
 
 def call(
@@ -48,6 +52,7 @@ def call(
     scale: float | None = None,
     out: Any = None,
     config: AttnSpec | None = None,
+    split: int | None = None,
 ) -> Call:
     """Check the arguments of `attention` before any work, once: what they come to is all that engines need.
 
@@ -64,7 +69,8 @@ def call(
             check_layout(name, array)
     if out is not None:
         _check_out(out, q, k, v)
-    found = Call(problem, _masks_of(mask, problem), scale_of(scale, problem.head_dim, dtype))
+    parts = None if split is None else _split_of(split)
+    found = Call(problem, _masks_of(mask, problem), scale_of(scale, problem.head_dim, dtype), parts)
     if config is not None:
         _check_config(config, problem, on_gpu)
     return found
@@ -102,6 +108,18 @@ def _masks_of(mask: Mask | Sequence[Mask] | None, found: Problem) -> tuple[Mask,
             "pass a single Mask to share it"
         )
     return tuple(mask)
+
+
+def _split_of(split: object) -> int:
+    if isinstance(split, (bool, np.bool_)) or not hasattr(split, "__index__"):
+        raise TypeError(f"split must be a number of keys or None, got {type_name(split)}")
+    keys = operator.index(split)
+    if keys <= 0 or keys % LEAST_SPLIT:
+        raise ValueError(
+            f"split must be a multiple of {LEAST_SPLIT} keys (on a GPU of its kernel's tile), got {keys}; "
+            "pass None for parts that fill the device"
+        )
+    return keys
 
 
 @lru_cache(maxsize=64)

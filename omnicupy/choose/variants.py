@@ -35,10 +35,10 @@ def parse(text: str, arch: str, dtype: str, head_dim: int) -> AttnSpec:
         return AttnSpec(arch=arch, kernel="naive", dtype=dtype, head_dim=padded, br=64, bc=64)
     found = _WORDS.fullmatch(text)
     flags = set(found["flags"].split("-")[1:]) if found else set()
-    if found is None or flags - {"shared", "plain", "solo"}:
+    if found is None or flags - {"shared", "plain", "solo", "packed"}:
         raise ValueError(
             "config: expected naive or a name such as sm80-128x64-s2-w4 (rows x keys, stages, warps), maybe "
-            f"with -shared, -plain or -solo, got {text!r}"
+            f"with -shared, -plain, -solo or -packed, got {text!r}"
         )
     return AttnSpec(
         arch=_target(arch, found["kernel"]),
@@ -52,6 +52,7 @@ def parse(text: str, arch: str, dtype: str, head_dim: int) -> AttnSpec:
         share_kv="shared" in flags,
         swizzle="plain" not in flags,
         ping_pong="solo" not in flags,
+        pack="packed" in flags,
     )
 
 
@@ -64,7 +65,7 @@ def word(spec: Variant) -> str:
     if spec.kernel == "naive":
         return "naive"
     flags = ("-shared" if spec.share_kv else "") + ("" if spec.swizzle else "-plain")
-    flags += "" if spec.ping_pong else "-solo"
+    flags += ("" if spec.ping_pong else "-solo") + ("-packed" if spec.pack else "")
     return f"{spec.kernel}-{spec.br}x{spec.bc}-s{spec.stages}-w{spec.warps}{flags}"
 
 
