@@ -124,7 +124,6 @@ def tile(name: str, value: int, multiple: int, unit: str) -> int:
     except TypeError:
         size = 0
     if size < multiple or size % multiple or size > np.iinfo(np.int32).max // 2:
-        raise ValueError(
-            f"blocks: {name} ({unit}) must be a positive multiple of {multiple}, got {value!r}; round it up"
-        )
+        wanted = f"a positive multiple of {multiple}" if multiple > 1 else "a positive whole number"
+        raise ValueError(f"blocks: {name} ({unit}) must be {wanted}, got {value!r}; round it up")
     return size
