@@ -79,12 +79,14 @@ def every(
 ) -> Iterator[AttnSpec]:
     """All variants of a kernel that a tile search tries: legal ones that fit the architecture.
 
-    group: query heads a head of keys; two or three of them share a tile where they fill it.  plain: also those without
+    group: query heads a head of keys; two or three of them share a tile where they fill it, or all are packed.  plain: also those without
     swizzle, for the study of bank conflicts.
     """
     tiles, switches = _shapes(kernel, head_dim, plain, group)
     for (br, warps), bc, stages in product(tiles, WIDTHS, STAGES):
-        for share_kv, swizzle, ping_pong in switches:
+        for share_kv, swizzle, ping_pong, pack in switches:
+            if pack and warps != 8:
+                continue
             try:
                 spec = AttnSpec(
                     arch=_target(arch, kernel),
@@ -98,6 +100,7 @@ def every(
                     share_kv=share_kv,
                     swizzle=swizzle,
                     ping_pong=ping_pong,
+                    pack=pack,
                 )
             except ValueError:
                 continue
@@ -135,15 +138,19 @@ def _backward_warps(base: BackwardSpec, part: str, owned: int) -> Sequence[int]:
 
 def _shapes(
     kernel: str, head_dim: int, plain: bool, group: int
-) -> tuple[Sequence[tuple[int, int]], Sequence[tuple[bool, bool, bool]]]:
-    """(rows, warps) and (share_kv, swizzle, ping_pong) to try."""
+) -> tuple[Sequence[tuple[int, int]], Sequence[tuple[bool, bool, bool, bool]]]:
+    """(rows, warps) and (share_kv, swizzle, ping_pong, pack) to try."""
     if kernel == "sm90":
         shared = tuple((64, 4 + 4 * heads) for heads in (2, 3) if group % heads == 0)
-        return ((64, 8), (128, 12), (192, 16), *shared), ((False, True, True), (False, True, False))
-    switches = [(False, True, True)]
+        return ((64, 8), (128, 12), (192, 16), *shared), (
+            (False, True, True, False),
+            (False, True, False, False),
+            (False, True, True, True),
+        )
+    switches = [(False, True, True, False)]
     if head_dim <= MAX_ONE_PIECE:
-        switches.append((True, True, True))
-        switches += [(False, False, True), (True, False, True)] if plain else []
+        switches.append((True, True, True, False))
+        switches += [(False, False, True, False), (True, False, True, False)] if plain else []
     return tuple((rows * warps, warps) for warps in (1, 2, 4, 8) for rows in (16, 32)), switches
 
 

@@ -90,7 +90,7 @@ def _encoded(
     )
     if int(error) != 0:
         raise UnsupportedError(
-            f"no tensor map for axes {lengths}, strides {strides} (bytes), {dtype}: the driver says {error.name}; "
-            "pass config=AttnSpec(kernel='sm80', ...)"
+            f"no tensor map for shape {lengths[::-1]}, strides {strides[::-1]} (bytes), {dtype}: the driver says "
+            f"{error.name}; pass config=AttnSpec(kernel='sm80', ...)"
         )
     return b"".join(int(word).to_bytes(8, "little") for word in made.opaque)

@@ -245,7 +245,7 @@ def test_few_rows_of_a_group_share_tiles(device: fake_device.Device) -> None:
     found = grid.Grid.of(spec, problem, 1, sm_count=132, l2_bytes=50 << 20)
     assert found.workers.heads == 2 * 8 // 2
     assert int(p["work_items"]) % found.workers.heads == 0
-    assert grid.partial_bytes(spec) == grid.partial_bytes(SPEC)
+    assert grid.part_bytes(spec, problem) == grid.part_bytes(SPEC, problem)
 
 
 def test_heads_that_fill_no_tiles_are_refused(device: fake_device.Device) -> None:

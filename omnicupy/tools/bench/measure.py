@@ -223,7 +223,7 @@ def _ours(
     def call() -> Any:
         return attention(*given, passed, config=config)
 
-    executed = mask.stats(spec.br, spec.bc).executed
+    executed = mask.stats(spec.tokens(problem.group), spec.bc).executed
     return _System(
         call, {"spec": variants.word(spec), "useful": mask.pairs / max(1, executed)}, executed
     ), call

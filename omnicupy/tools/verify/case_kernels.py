@@ -89,6 +89,7 @@ def variants(case: Case, masks: Sequence[Mask], arch: str, sm_count: int) -> lis
             if problem.group % spec.heads:
                 continue
             name = f"{spec.kernel} {spec.br}x{spec.bc} stages {spec.stages} warps {spec.warps}"
+            name += " packed" if spec.pack else ""
             found.setdefault(spec, Variant(name, spec))
     picked = pick.pick(arch, problem, masks, sm_count, mappable=serves("sm90", case))
     ordered = sorted(found.values(), key=lambda variant: (variant.name != "naive", variant.name))
