@@ -194,14 +194,16 @@ struct Consumer {
     release(smem.k_empty[state.ring.stage()]);
   }
 
-  // Weighs a whole tile against a new row_max. O and the weights are at rest. kRescale: O holds something.
+  // Weighs a whole tile against a new row_max. O and the weights are at rest. kRescale: O holds something. kept: rows
+  // whose row_max stays as it is.
   template <bool kRescale = true>
-  __device__ __forceinline__ void weigh_anew(Scores const& scores) {
+  __device__ __forceinline__ void weigh_anew(Scores const& scores, bool const (&kept)[2] = {false, false}) {
     OnlineSoftmax<1>& softmax = state.softmax;
     float offset[2], sums[1][2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      float const correction = softmax.raise_max(softmax.highest(scores, 0, h), 0, h, p.scale_log2);
+      float const top = kept[h] ? softmax.row_max[0][h] : softmax.highest(scores, 0, h);
+      float const correction = softmax.raise_max(top, 0, h, p.scale_log2);
       if constexpr (kRescale) rescale_row(state.out, 0, h, correction);
       offset[h] = softmax.raised_offset(0, h, p.scale_log2);
     }
@@ -213,6 +215,7 @@ struct Consumer {
   // at rest.
   __device__ __forceinline__ void weigh(Scores const& scores, bool allow_lazy) {
     OnlineSoftmax<1>& softmax = state.softmax;
+    bool kept[2] = {false, false};
     if (allow_lazy) {
       float const offset[2] = {softmax.offset(0, 0, p.scale_log2), softmax.offset(0, 1, p.scale_log2)};
       float sums[1][2];
@@ -221,8 +224,12 @@ struct Consumer {
         softmax.add(sums);
         return;
       }
+      if constexpr (Cfg::kPack) {  // rows of a warp stand for heads that other calls have elsewhere: each on its own
+        kept[0] = softmax.row_holds(sums, 0, 0);
+        kept[1] = softmax.row_holds(sums, 0, 1);
+      }
     }
-    weigh_anew(scores);
+    weigh_anew(scores, kept);
   }
 
   __device__ __forceinline__ void begin_rows() {
