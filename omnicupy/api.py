@@ -44,12 +44,11 @@ def attention(
     out: array to write, of q's shape and dtype, not overlapping q, k or v; None makes a C-contiguous one.
     config: the kernel variant to run on the GPU; None takes the one that `tune` saved for such problems, else the one
         that the table lists.
-    split: into how many keys the keys of each row are cut, each part worked on by itself and the parts then merged; a
-        multiple of the kernel's tile, a multiple of 384 serves all kernels of the table. None cuts so that the device is busy,
-        which depends on all rows of the call and on the device. With `split` a row's kernel and parts depend on its own
-        keys and on the lengths and heads of its batch element alone, so its bits are those of the same row in a batch
-        of another size. Values do not depend on it but for rounding; engines that cut no rows (the CPU's, kernel
-        "sm80") check it.
+    split: how many of the keys that a tile of rows visits make a part: parts are worked on apart and merged. A multiple
+        of the kernel's tile; multiples of 384 serve all kernels of the table. None cuts rows so that the device is
+        busy, which depends on all rows of the call and on the device. With `split`, kernel and parts depend on a row's
+        own keys and on q's lengths and heads alone, so its bits are those that it has in a batch of another size.
+        Otherwise only rounding depends on it; engines that cut no rows (the CPU's, kernel "sm80") check it.
 
     Returns `out`, or (out, lse) with lse (batch, q_heads, q_len), float32, for float64 arrays float64. A row that
     may see no key has out = 0 and lse = -inf.
@@ -71,9 +70,7 @@ def attention(
         return_lse = flag("attention", "return_lse", return_lse)
     if not isinstance(q, np.ndarray):
         launch = _on_gpu or _load_gpu(q, k, v)
-        return launch(
-            q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config, split=split
-        )
+        return launch(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config, split=split)
     call = check.call(q, k, v, mask, scale=scale, out=out, config=config, split=split)
     return cpu_attention.attention(call, q, k, v, return_lse=return_lse, out=out)
 

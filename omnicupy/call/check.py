@@ -6,7 +6,6 @@ run on every call, so the straight path only compares; words are made where a co
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +15,7 @@ import numpy as np
 
 from omnicupy.call.arrays import DTYPE_NAMES, overlap, overlaps_itself
 from omnicupy.call.arrays import on_gpu as is_on_gpu
-from omnicupy.call.problem import Problem, scale_of, type_name
+from omnicupy.call.problem import Problem, scale_of, split_of, type_name
 from omnicupy.jit.spec import MAX_HEAD_DIM, AttnSpec, round_up
 from omnicupy.masks.arguments import plain_array
 from omnicupy.masks.constructors import full
@@ -25,7 +24,6 @@ from omnicupy.masks.mask import Mask
 ALIGN_BYTES = 16  # the kernels move 16 bytes per load (cp.async.cg)
 AXES = ("batch", "heads", "tokens")
 GPU_DTYPES = ("float16", "bfloat16")
-LEAST_SPLIT = 32  # keys: all tiles hold a multiple of so many
 READ_WHILE_WRITTEN = "inputs are read while out is written"
 
 
@@ -69,8 +67,8 @@ def call(
             check_layout(name, array)
     if out is not None:
         _check_out(out, q, k, v)
-    parts = None if split is None else _split_of(split)
-    found = Call(problem, _masks_of(mask, problem), scale_of(scale, problem.head_dim, dtype), parts)
+    factor = scale_of(scale, problem.head_dim, dtype)
+    found = Call(problem, _masks_of(mask, problem), factor, split_of(split))
     if config is not None:
         _check_config(config, problem, on_gpu)
     return found
@@ -108,18 +106,6 @@ def _masks_of(mask: Mask | Sequence[Mask] | None, found: Problem) -> tuple[Mask,
             "pass a single Mask to share it"
         )
     return tuple(mask)
-
-
-def _split_of(split: object) -> int:
-    if isinstance(split, (bool, np.bool_)) or not hasattr(split, "__index__"):
-        raise TypeError(f"split must be a number of keys or None, got {type_name(split)}")
-    keys = operator.index(split)
-    if keys <= 0 or keys % LEAST_SPLIT:
-        raise ValueError(
-            f"split must be a multiple of {LEAST_SPLIT} keys (on a GPU of its kernel's tile), got {keys}; "
-            "pass None for parts that fill the device"
-        )
-    return keys
 
 
 @lru_cache(maxsize=64)

@@ -75,12 +75,18 @@ def tile_word(tile: TileShape) -> str:
 
 
 def every(
-    arch: str, dtype: str, head_dim: int, kernel: str = "sm80", *, plain: bool = False, group: int = 1
+    arch: str,
+    dtype: str,
+    head_dim: int,
+    kernel: str = "sm80",
+    *,
+    plain: bool = False,
+    group: int | None = None,
 ) -> Iterator[AttnSpec]:
     """All variants of a kernel that a tile search tries: legal ones that fit the architecture.
 
-    group: query heads a head of keys; two or three of them share a tile where they fill it, or all are packed.  plain: also those without
-    swizzle, for the study of bank conflicts.
+    group: query heads a head of keys; where given, also tiles that two or three of them share or all are packed into.
+    plain: also those without swizzle, for the study of bank conflicts.
     """
     tiles, switches = _shapes(kernel, head_dim, plain, group)
     for (br, warps), bc, stages in product(tiles, WIDTHS, STAGES):
@@ -137,16 +143,14 @@ def _backward_warps(base: BackwardSpec, part: str, owned: int) -> Sequence[int]:
 
 
 def _shapes(
-    kernel: str, head_dim: int, plain: bool, group: int
+    kernel: str, head_dim: int, plain: bool, group: int | None
 ) -> tuple[Sequence[tuple[int, int]], Sequence[tuple[bool, bool, bool, bool]]]:
     """(rows, warps) and (share_kv, swizzle, ping_pong, pack) to try."""
     if kernel == "sm90":
-        shared = tuple((64, 4 + 4 * heads) for heads in (2, 3) if group % heads == 0)
-        return ((64, 8), (128, 12), (192, 16), *shared), (
-            (False, True, True, False),
-            (False, True, False, False),
-            (False, True, True, True),
-        )
+        shared = tuple((64, 4 + 4 * heads) for heads in (2, 3) if (group or 1) % heads == 0)
+        packed = () if group is None else ((False, True, True, True),)
+        turns = ((False, True, True, False), (False, True, False, False))
+        return ((64, 8), (128, 12), (192, 16), *shared), (*turns, *packed)
     switches = [(False, True, True, False)]
     if head_dim <= MAX_ONE_PIECE:
         switches.append((True, True, True, False))

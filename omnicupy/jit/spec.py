@@ -62,8 +62,8 @@ class AttnSpec:
     no row of the table and unverified).
     share_kv: one buffer holds K, then V (stages = 1 only).  swizzle: XOR-swizzled shared memory (False: plain
     rows, for the bank-conflict study).  ping_pong: the consumer warpgroups of sm90 take turns at the tensor cores.
-    pack: all query heads of a group are packed into the rows of a tile (kernel sm90 with br=64, warps=8): row r is token
-    r // heads and head r % heads, as many tokens as fit 64 rows; groups above 64 heads take several tiles.
+    pack: all query heads of a group are packed into the rows of a tile (kernel sm90 with br=64, warps=8): row r is
+    token r // heads and head r % heads, as many tokens as fit 64 rows; groups above 64 heads take several tiles.
 
     Raises TypeError for fields of other types, ValueError when the tile is illegal or does not fit the architecture's
     shared memory.

@@ -120,7 +120,7 @@ def plain(where: str, name: str, values: object) -> Sequence[object] | NDArray[n
 def tile(name: str, value: int, multiple: int, unit: str) -> int:
     """`value` as a number of rows or keys of a tile, a positive multiple of `multiple`; as `blocks` words it."""
     try:
-        size = operator.index(value)
+        size = 0 if isinstance(value, bool) else operator.index(value)
     except TypeError:
         size = 0
     if size < multiple or size % multiple or size > np.iinfo(np.int32).max // 2:

@@ -254,7 +254,7 @@ class Mask(PairSet):
 
         Raises ValueError for other tile sizes.
         """
-        found = self._blocks.get((br, bc)) if isinstance(br, int) and isinstance(bc, int) else None
+        found = self._blocks.get((br, bc)) if type(br) is type(bc) is int else None
         if found is None:
             br, bc = tile("br", br, 1, "query rows"), tile("bc", bc, 32, "keys")
             # the block mask holds the pairs, not this object: no cycle, so the caches die with the mask

@@ -59,7 +59,7 @@ def missing() -> str | None:
 
 
 def build(kernel: KernelSpec, folder: Path) -> ctypes.CDLL:
-    """Compile a kernel into `folder`, which is its own: of the backward pass for mma.sync, or the forward one of Hopper."""
+    """Compile a kernel into `folder`, which is its own: an mma.sync one of the backward pass, or Hopper's forward."""
     struct = "ForwardParamsSm90" if kernel.params == "sm90" else "BackwardParams"
     of_kernel = source.load(kernel.source)
     for name, text in ((kernel.source, of_kernel.text), *of_kernel.headers):

@@ -24,7 +24,16 @@ from omnicupy.schedule.grid import Grid
 Array = NDArray[Any]
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 LISTS = ("row_offsets", "entries", "parts", "splits", "bit_tiles", "spans", "dead")
-_LIST_FIELDS = ("q_blocks", "mask_batch", "diagonal", "n_spans", "k_padded", "tiers", "n_slots", "n_split_rows")
+_LIST_FIELDS = (
+    "q_blocks",
+    "mask_batch",
+    "diagonal",
+    "n_spans",
+    "k_padded",
+    "tiers",
+    "n_slots",
+    "n_split_rows",
+)
 
 
 def packed_spec(head_dim: int, bc: int, stages: int, dtype: str = "bfloat16") -> AttnSpec:
@@ -91,15 +100,14 @@ class Forward:
     def run(self, spec: AttnSpec, library: Callable[[AttnSpec], Any]) -> tuple[Array, Array, Grid]:
         """out and lse of the kernel, NaN where it wrote nothing, and how the work was laid out."""
         p = self.problem
-        grid = Grid.of(
-            spec, p, len(self.masks), sm_count=self.sm_count, l2_bytes=50 << 20, split=self.split
-        )
+        grid = Grid.of(spec, p, len(self.masks), sm_count=self.sm_count, l2_bytes=50 << 20, split=self.split)
         lists = block_lists([mask.blocks(grid.tokens, spec.bc) for mask in self.masks], grid.workers)
         params, held = _params(self, spec, grid, lists)
         blocks = grid.thread_blocks(lists.n_parts)[0]
         cuda_on_cpu.run(library(spec), spec, params, (blocks, 1), (), late=False)
-        for name in ("counter", "arrivals"):  # zero for the next launch, but for the count of blocks that ended
-            assert not held[name][:2].any() and (name == "counter" or not held[name].any()), name
+        # Zero for the next launch, but for the count of blocks that ended.
+        assert not held["counter"][:2].any()
+        assert not held["arrivals"].any()
         return self.arrays["out"], held["lse"], grid
 
 

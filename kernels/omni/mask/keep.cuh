@@ -169,9 +169,8 @@ template <class Scores>
 __device__ __forceinline__ void find_in_spans(KeepBits<Scores>& keep, WarpTile const& warp) {
   MaskView const& mask = warp.mask;
   int2 const* const g_spans = mask.spans() + warp.keys.first;
-  keep.set_rows([&](int key) {
-    return rows_in_spans<0>(g_spans + key, mask.p.k_padded, mask.p.n_spans, warp.q0, warp.heads);
-  });
+  keep.set_rows(
+      [&](int key) { return rows_in_spans<0>(g_spans + key, mask.p.k_padded, mask.p.n_spans, warp.q0, warp.heads); });
 }
 
 template <int kBr, class Scores>

@@ -236,7 +236,7 @@ def _tiles(session: Session, head_dim: int, kernel: str) -> list[str]:
     found = variants.every(session.arch, session.dtype, head_dim, kernel, plain=True)
     return _compiled(
         session,
-        [spec for spec in found if spec.br >= 64 and not spec.pack and (spec.swizzle or (spec.bc == 64 and spec.stages < 3))],
+        [spec for spec in found if spec.br >= 64 and (spec.swizzle or (spec.bc == 64 and spec.stages < 3))],
     )
 
 
@@ -248,9 +248,7 @@ def _likely_tiles(session: Session, workload: Workload) -> list[str]:
     picked = pick.pick(session.arch, workload.problem(mask, session.dtype), (mask,), session.sm_count)
     every = variants.every(session.arch, session.dtype, workload.head_dim, "sm90")
     likely = [
-        spec
-        for spec in every
-        if spec.ping_pong and not spec.pack and 64 <= spec.bc <= 2 * spec.br and spec.stages in (2, 3)
+        spec for spec in every if spec.ping_pong and 64 <= spec.bc <= 2 * spec.br and spec.stages in (2, 3)
     ]
     deepest = {(spec.br, spec.bc): spec for spec in sorted(likely, key=lambda one: one.stages)}
     others = [spec for spec in deepest.values() if spec != picked]

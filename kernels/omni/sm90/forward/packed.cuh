@@ -155,8 +155,7 @@ struct PackedMerge {
   }
 
   // kAtOnce parts from `index` on. weight: of the lane's part; lane0: whose part `index` is.
-  __device__ __forceinline__ void add_parts(
-      float (&out)[kEach][4], int row, int index, int lane0, float weight) const {
+  __device__ __forceinline__ void add_parts(float (&out)[kEach][4], int row, int index, int lane0, float weight) const {
     float4 more[kAtOnce][kEach];
 #pragma unroll
     for (int n = 0; n < kAtOnce; ++n) {
