@@ -291,3 +291,46 @@ def test_only_served_kernels_are_selected(monkeypatch: pytest.MonkeyPatch) -> No
     assert pick.select("sm_90", problem, masks, H100_SMS) == picked
     with pytest.raises(UnsupportedError, match=r"^kernel 'sm80' would serve"):
         pick.select("sm_80", problem, masks, H100_SMS)
+
+
+@pytest.mark.parametrize(
+    ("group", "q_len", "packed"),
+    [(1, 1, True), (1, 64, True), (2, 1, True), (4, 1, True), (7, 1, True), (8, 1, True), (71, 1, True)]
+    + [
+        (7, 9, True),
+        (7, 40, True),
+        (7, 64, False),
+        (4, 33, True),
+        (4, 64, False),
+        (8, 32, True),
+        (7, 65, False),
+    ],
+)
+@pytest.mark.parametrize("head_dim", [16, 64, 80, 96, 128, 192, 256])
+def test_few_rows_are_packed_where_that_makes_fewer_tiles(
+    head_dim: int, group: int, q_len: int, packed: bool
+) -> None:
+    problem = Problem(4, 2 * group, 2, q_len, 9000, head_dim, "bfloat16")
+    spec = pick.pick("sm_90", problem, (oc.full(q_len, 9000),), H100_SMS)
+    assert spec.pack == packed
+    assert not pick.pick("sm_80", problem, (oc.full(q_len, 9000),), H100_SMS).pack
+    assert pick.pick("sm_90", problem, (oc.full(q_len, 9000),), H100_SMS, mappable=False).kernel == "sm80"
+
+
+@pytest.mark.parametrize("q_len", [1, 64, 65, 512, 5000])
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+def test_with_a_split_neither_batch_nor_device_nor_tuned_choices_decide(
+    monkeypatch: pytest.MonkeyPatch, head_dim: int, q_len: int
+) -> None:
+    chosen = choose_table.TABLE[-1].spec("sm_90", "bfloat16", 1024)
+    monkeypatch.setattr(pick.saved, "find", lambda *_: chosen)
+    found = set()
+    for batch, sm_count, make in ((1, 132, oc.causal), (64, 132, oc.full), (1, 8, oc.full)):
+        problem = Problem(batch, 28, 4, q_len, 9000, head_dim, "bfloat16")
+        found.add(pick.select("sm_90", problem, (make(q_len, 9000),), sm_count, split=384))
+    assert len(found) == 1
+    assert 384 % found.pop().bc == 0
+
+
+def test_a_multiple_of_384_is_whole_tiles_of_every_row() -> None:
+    assert all(384 % row.bc == 0 for row in choose_table.TABLE)
