@@ -129,8 +129,10 @@ def test_equal_specs_have_equal_macros() -> None:
 
 @pytest.mark.parametrize(
     ("group", "packs", "heads", "tokens"),
-    [(1, 1, 1, 64), (3, 1, 3, 21), (5, 1, 5, 12), (7, 1, 7, 9), (8, 1, 8, 8), (64, 1, 64, 1), (65, 2, 33, 1)]
-    + [(71, 2, 36, 1), (128, 2, 64, 1), (129, 3, 43, 1), (500, 8, 63, 1)],
+    [
+        *((1, 1, 1, 64), (3, 1, 3, 21), (5, 1, 5, 12), (7, 1, 7, 9), (8, 1, 8, 8), (64, 1, 64, 1)),
+        *((65, 2, 33, 1), (71, 2, 36, 1), (128, 2, 64, 1), (129, 3, 43, 1), (500, 8, 63, 1)),
+    ],
 )
 def test_heads_and_tokens_of_a_packed_tile(group: int, packs: int, heads: int, tokens: int) -> None:
     spec = AttnSpec(**SM90 | {"br": 64, "warps": 8, "pack": True})
