@@ -49,6 +49,7 @@ def attention(
         busy, which depends on all rows of the call and on the device. With `split`, kernel and parts depend on a row's
         own keys and on q's lengths and heads alone, so its bits are those that it has in a batch of another size.
         Otherwise only rounding depends on it; engines that cut no rows (the CPU's, kernel "sm80") check it.
+        What all parts leave is held in float32 until it is merged, which suits few query rows.
 
     Returns `out`, or (out, lse) with lse (batch, q_heads, q_len), float32, for float64 arrays float64. A row that
     may see no key has out = 0 and lse = -inf.
