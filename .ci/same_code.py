@@ -50,6 +50,7 @@ def name(spec: AttnSpec) -> str:
     """A variant in a word, such as sm90-128x128-s2-w12-sm_90a-float16-d64."""
     tile = f"{spec.br}x{spec.bc}-s{spec.stages}-w{spec.warps}"
     flags = ("-shared" if spec.share_kv else "") + ("" if spec.ping_pong else "-solo")
+    flags += "-packed" if spec.pack else ""
     return f"{spec.kernel}-{tile}{flags}-{spec.arch}-{spec.dtype}-d{spec.head_dim}"
 
 

@@ -4,8 +4,8 @@
 #include "omni/sm90/forward/loop.cuh"
 #include "omni/sm90/forward/producer.cuh"
 
-using Cfg =
-    omni::Sm90Config<OMNI_HEAD_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_Q_SLOTS, OMNI_PING_PONG, OMNI_BF16>;
+using Cfg = omni::Sm90Config<
+    OMNI_HEAD_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_Q_SLOTS, OMNI_PING_PONG, OMNI_PACK, OMNI_BF16>;
 static_assert(sizeof(omni::ForwardParamsSm90) == OMNI_PARAMS_BYTES, "params.py and sm90/forward/config.cuh disagree");
 using Smem = omni::ForwardSmem<Cfg>;
 static_assert(sizeof(Smem) <= OMNI_SMEM_BYTES, "spec.py and sm90/forward/smem.cuh disagree");
@@ -15,6 +15,7 @@ extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
   extern __shared__ __align__(1024) unsigned char s_memory[];
   auto& smem = *reinterpret_cast<Smem*>(s_memory);
   if (threadIdx.x == 0) smem.init_barriers();
+  if constexpr (Cfg::kPack) smem.zero_rows_of_no_token(args.p);
   __syncthreads();
   // Uniform over the warp, and known to be: wgmma must be executed convergently.
   int const warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);

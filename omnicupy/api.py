@@ -29,6 +29,7 @@ def attention(
     return_lse: bool = False,
     out: Any = None,
     config: AttnSpec | None = None,
+    split: int | None = None,
 ) -> Any:
     """Exact softmax attention: softmax(scale * q @ k.T, over the keys that `mask` lets a row see) @ v.
 
@@ -43,6 +44,12 @@ def attention(
     out: array to write, of q's shape and dtype, not overlapping q, k or v; None makes a C-contiguous one.
     config: the kernel variant to run on the GPU; None takes the one that `tune` saved for such problems, else the one
         that the table lists.
+    split: how many of the keys that a tile of rows visits make a part: parts are worked on apart and merged. A multiple
+        of the kernel's tile; multiples of 384 serve all kernels of the table. None cuts rows so that the device is
+        busy, which depends on all rows of the call and on the device. With `split`, kernel and parts depend on a row's
+        own keys and on q's lengths and heads alone, so its bits are those that it has in a batch of another size.
+        Otherwise only rounding depends on it; engines that cut no rows (the CPU's, kernel "sm80") check it.
+        What all parts leave is held in float32 until it is merged, which suits few query rows.
 
     Returns `out`, or (out, lse) with lse (batch, q_heads, q_len), float32, for float64 arrays float64. A row that
     may see no key has out = 0 and lse = -inf.
@@ -64,8 +71,8 @@ def attention(
         return_lse = flag("attention", "return_lse", return_lse)
     if not isinstance(q, np.ndarray):
         launch = _on_gpu or _load_gpu(q, k, v)
-        return launch(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
-    call = check.call(q, k, v, mask, scale=scale, out=out, config=config)
+        return launch(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config, split=split)
+    call = check.call(q, k, v, mask, scale=scale, out=out, config=config, split=split)
     return cpu_attention.attention(call, q, k, v, return_lse=return_lse, out=out)
 
 
@@ -153,13 +160,14 @@ def prepare(
     return_lse: bool = False,
     out: Any = None,
     config: AttnSpec | None = None,
+    split: int | None = None,
     gradients: bool = False,
 ) -> None:
     """All that the first `attention` call with these arguments does before its launch: then capture it.
 
     Cuts the mask into tiles and copies them to the device, on CuPy's current stream there; compiles the kernel
     where the disk cache lacks it, and loads it. Reads no element of q, k and v, and writes none of `out`. What
-    counts is what `attention` plans by: shapes, strides, dtypes, device, scale, config and the mask object, and
+    counts is what `attention` plans by: shapes, strides, dtypes, device, scale, config, split, the mask object, and
     whether `out` is given; another array like q does as well. With `return_lse` or without, the same is made, and
     serves both. With `gradients` also all that the first `attention_backward` with such q, k, v, mask and scale does
     before its launches, if it wants all gradients, is deterministic and has no config. Keep the mask until the call:
@@ -173,12 +181,12 @@ def prepare(
     if type(gradients) is not bool:
         gradients = flag("prepare", "gradients", gradients)
     if isinstance(q, np.ndarray):
-        check.call(q, k, v, mask, scale=scale, out=out, config=config)
+        check.call(q, k, v, mask, scale=scale, out=out, config=config, split=split)
         return
     _load_gpu(q, k, v)
     from omnicupy.gpu import attention as gpu_attention
 
-    gpu_attention.plan_of(q, k, v, mask, scale=scale, out=out, config=config)
+    gpu_attention.plan_of(q, k, v, mask, scale=scale, out=out, config=config, split=split)
     if gradients:
         from omnicupy.gpu import backward as gpu_backward
 

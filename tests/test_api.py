@@ -198,3 +198,16 @@ def test_gradients_of_numpy_arrays_use_every_argument() -> None:
     assert all(np.array_equal(one, wanted) for one, wanted in zip(found, plain, strict=True))
     with pytest.raises(oc.UnsupportedError, match=r"^attention_backward: softcap must be None"):
         oc.attention_backward(*given, mask, softcap=30.0)  # type: ignore[arg-type]
+
+
+def test_a_split_is_checked_and_changes_nothing_on_the_cpu() -> None:
+    rng = np.random.default_rng(5)
+    q, k, v = (rng.standard_normal((2, heads, 100, 16), np.float32) for heads in (4, 2, 2))
+    mask = oc.causal(100)
+    plain = oc.attention(q, k, v, mask)
+    for split in (32, 384, np.int64(64)):
+        np.testing.assert_array_equal(oc.attention(q, k, v, mask, split=split), plain)
+        oc.prepare(q, k, v, mask, split=split)
+    for call in (oc.attention, oc.prepare):
+        with pytest.raises(ValueError, match="split must be a multiple of 32 keys"):
+            call(q, k, v, mask, split=33)

@@ -38,6 +38,7 @@ from bad_values import (
     RECTANGLES,
     SLICES,
     SPANS,
+    SPLIT,
     Bad,
     a_mask,
     array,
@@ -53,7 +54,7 @@ from omnicupy import presets
 
 Q, ROWS = np.zeros((1, 1, 4, 8), np.float32), np.zeros((1, 1, 4), np.float32)
 QKV: dict[str, tuple[list[Bad], Any]] = {name: (array(name), Q) for name in ("q", "k", "v")}
-CALL = QKV | {"mask": (a_mask("attention"), None), "scale": (scale(), None), "out": (array("out"), None), "config": (CONFIG, None)}  # fmt: skip
+CALL = QKV | {"mask": (a_mask("attention"), None), "scale": (scale(), None), "out": (array("out"), None), "config": (CONFIG, None), "split": (SPLIT, None)}  # fmt: skip
 LENGTH = {"length": (NEEDED, 8)}
 SHAPE = {"q_len": (NEEDED, 8), "k_len": (INTEGER, 8)}
 
@@ -125,8 +126,8 @@ ARGUMENTS: dict[str, dict[str, tuple[list[Bad], Any]]] = {
     },
     "Mask.rows": {"start": (NEEDED, 0), "stop": (NEEDED, 2), "keys": (INTEGER, 3)},
     "Mask.extend": {"added": ([one for one in DOCUMENTS if one[0] is not MASKED], [("text", 1)]), "new_document": (FLAG, False)},
-    "Mask.blocks": {"br": (tile("query rows", 8), 8), "bc": (tile("keys", 32), 32)},
-    "Mask.stats": {"br": (tile("query rows", 8), 8), "bc": (tile("keys", 32), 32)},
+    "Mask.blocks": {"br": (tile("query rows", 1), 8), "bc": (tile("keys", 32), 32)},
+    "Mask.stats": {"br": (tile("query rows", 1), 8), "bc": (tile("keys", 32), 32)},
     "Mask.dense": {"q0": (BOUND, 0), "q1": (BOUND, 1), "k0": (BOUND, 0), "k1": (BOUND, 1)},
 }  # fmt: skip
 # Classes whose own tests have such tables, modules, `plot`, whose path is matplotlib's, and what drawing alone calls.

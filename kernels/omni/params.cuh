@@ -61,6 +61,12 @@ struct ForwardParams {
   int section;   // heads that share L2 before the next parts of other heads start
   int tiers[4];  // where each tier of parts ends
 
+  // Of kernels that pack query heads of a group into the rows of a tile: row r is token r / pack_heads of the tile and
+  // head r % pack_heads of the pack; rows from pack_tokens * pack_heads on are of no token.
+  int pack_heads, pack_tokens;
+  int packs;      // that the heads of a group make; of one token each where there is more than one
+  int part_rows;  // for which a part of a split block row has room, an even number
+
   __device__ __forceinline__ Tensor query() const { return Tensor{q, q_strides}; }
   __device__ __forceinline__ Tensor key() const { return Tensor{k, k_strides}; }
   __device__ __forceinline__ Tensor value() const { return Tensor{v, v_strides}; }

@@ -71,6 +71,12 @@ struct OnlineSoftmax {
     return __all_sync(0xffffffffu, small);
   }
 
+  // Does it hold for the rows (m, h), whichever others the warp has?
+  __device__ __forceinline__ bool row_holds(float const (&sums)[kM][2], int m, int h) const {
+    bool const small = sums[m][h] <= fminf(weight_limit(m, h), kSumLimit);  // not for NaN
+    return quad_max(small ? 0.f : 1.f) == 0.f;
+  }
+
   __device__ __forceinline__ void add(float const (&sums)[kM][2]) {
 #pragma unroll
     for (int m = 0; m < kM; ++m) {

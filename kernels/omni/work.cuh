@@ -49,9 +49,16 @@ __device__ __forceinline__ WorkItem work_item_among(ForwardParams const& p, int 
   return work;
 }
 
-// The same for query heads. kHeads: heads that share a tile and count as one; the first is returned.
-template <int kHeads = 1>
+// The same for query heads. kHeads: heads that share a tile and count as one; the first is returned. kPack: as many
+// share one as the parameters say.
+template <int kHeads = 1, bool kPack = false>
 __device__ __forceinline__ WorkItem work_item(ForwardParams const& p, int index) {
+  if constexpr (kPack) {
+    WorkItem work = work_item_among(p, p.q_heads / p.group * p.packs, index);
+    int const kv_head = work.head / p.packs;
+    work.head = kv_head * p.group + (work.head - kv_head * p.packs) * p.pack_heads;
+    return work;
+  }
   WorkItem work = work_item_among(p, p.q_heads / kHeads, index);
   work.head *= kHeads;
   return work;

@@ -15,7 +15,7 @@ import numpy as np
 
 from omnicupy.call.arrays import DTYPE_NAMES, overlap, overlaps_itself
 from omnicupy.call.arrays import on_gpu as is_on_gpu
-from omnicupy.call.problem import Problem, scale_of, type_name
+from omnicupy.call.problem import Problem, scale_of, split_of, type_name
 from omnicupy.jit.spec import MAX_HEAD_DIM, AttnSpec, round_up
 from omnicupy.masks.arguments import plain_array
 from omnicupy.masks.constructors import full
@@ -31,12 +31,14 @@ READ_WHILE_WRITTEN = "inputs are read while out is written"
 class Call:
     """A call of `attention` that was checked.
 
-    masks: one for all batch elements, or one for each.  scale: the factor of the scores.
+    masks: one for all batch elements, or one for each.  scale: the factor of the scores.  split: keys of a part of each
+    row, None where engines cut as they see fit.
     """
 
     problem: Problem
     masks: tuple[Mask, ...]
     scale: float
+    split: int | None = None
 
 
 def call(
@@ -48,6 +50,7 @@ def call(
     scale: float | None = None,
     out: Any = None,
     config: AttnSpec | None = None,
+    split: int | None = None,
 ) -> Call:
     """Check the arguments of `attention` before any work, once: what they come to is all that engines need.
 
@@ -64,7 +67,8 @@ def call(
             check_layout(name, array)
     if out is not None:
         _check_out(out, q, k, v)
-    found = Call(problem, _masks_of(mask, problem), scale_of(scale, problem.head_dim, dtype))
+    factor = scale_of(scale, problem.head_dim, dtype)
+    found = Call(problem, _masks_of(mask, problem), factor, split_of(split))
     if config is not None:
         _check_config(config, problem, on_gpu)
     return found

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
 from numbers import Real
 
 import numpy as np
+
+LEAST_SPLIT = 32  # keys: the tiles of all kernels hold a multiple of so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,24 @@ def scale_of(scale: float | None, head_dim: int, dtype: str = "float32") -> floa
             f"scale must be a number or None (1/sqrt(head_dim)), got {type_name(scale)}; pass float(scale)"
         )
     return checked_scale(scale, dtype)
+
+
+def split_of(split: object) -> int | None:
+    """Keys of a part of each row as an int, None for None.
+
+    Raises TypeError for what is no whole number, ValueError for one that is not a positive multiple of LEAST_SPLIT.
+    """
+    if split is None:
+        return None
+    if isinstance(split, (bool, np.bool_)) or not hasattr(split, "__index__"):
+        raise TypeError(f"split must be a number of keys or None, got {type_name(split)}; pass int(split)")
+    keys = operator.index(split)
+    if keys <= 0 or keys % LEAST_SPLIT:
+        raise ValueError(
+            f"split must be a multiple of {LEAST_SPLIT} keys (on a GPU of its kernel's tile), got {keys}; "
+            "pass None for parts that fill the device"
+        )
+    return keys
 
 
 def type_name(value: object) -> str:

@@ -26,11 +26,18 @@ SERVED: frozenset[str] = frozenset({"sm80", "sm90"})
 
 
 def pick(
-    arch: str, problem: Problem, masks: Sequence[Mask], sm_count: int, *, mappable: bool = True
+    arch: str,
+    problem: Problem,
+    masks: Sequence[Mask],
+    sm_count: int,
+    *,
+    mappable: bool = True,
+    split: int | None = None,
 ) -> AttnSpec:
     """The variant for a call: `masks` as in check.Call, `sm_count` multiprocessors on the device.
 
-    mappable: a tensor map can hold q, k and v, as kernel sm90 needs; where not, kernel sm80 serves.
+    mappable: a tensor map can hold q, k and v, as kernel sm90 needs; where not, kernel sm80 serves.  split: keys of a
+    part; unless it is None, neither the batch nor the device's size nor the masks decide, and rows have one choice.
 
     Raises UnsupportedError when no row serves the architecture, dtype and head_dim.
     """
@@ -41,17 +48,21 @@ def pick(
         if row.serves(arch, problem.dtype, head_dim) and (mappable or row.kernel != "sm90")
     ]
     share = problem.q_heads * problem.batch / len(masks) / sm_count
-    large = _cheapest([row for row in rows if row.shape == "any"], head_dim, masks, share)
+    of_any = [row for row in rows if row.shape == "any"]
+    large = _cheapest(of_any if split is None else of_any[:1], head_dim, masks, share)
     if large is None:
         raise UnsupportedError(
             f"no kernel serves {problem.dtype} with head_dim {problem.head_dim} on {arch}; cast q, k and v"
         )
     spec = large.spec(arch, problem.dtype, head_dim)
-    if not _is_small(problem, spec, sm_count):
+    few = problem.q_len <= FEW_ROWS
+    if not few and (split is not None or not _is_small(problem, spec, sm_count)):
         return spec
-    shapes = ("shared", "small") if problem.q_len <= FEW_ROWS else ("small",)
+    shapes = ("shared", "small") if few else ("small",)
     small = (row.spec(arch, problem.dtype, head_dim) for row in rows if row.shape in shapes)
-    return next((one for one in small if problem.group % one.heads == 0), spec)
+    found = next((one for one in small if problem.group % one.heads == 0), spec)
+    packed = (row.spec(arch, problem.dtype, head_dim) for row in rows if row.shape == "packed" and few)
+    return next((one for one in packed if _fewer_rows(one, found, problem)), found)
 
 
 def _cheapest(rows: Sequence[Row], head_dim: int, masks: Sequence[Mask], share: float) -> Row | None:
@@ -78,25 +89,37 @@ def _cheapest(rows: Sequence[Row], head_dim: int, masks: Sequence[Mask], share: 
     return best
 
 
+def _fewer_rows(packed: AttnSpec, other: AttnSpec, problem: Problem) -> bool:
+    """Are the heads of a group in fewer tile rows when they are packed, or all in one tile?"""
+    group, q_len = problem.group, problem.q_len
+    tiles = packed.packs(group) * -(-q_len // packed.tokens(group))
+    others = group // other.heads * -(-q_len // other.br) * other.rows
+    return tiles == 1 or tiles * packed.rows < others
+
+
 def _is_small(problem: Problem, spec: AttnSpec, sm_count: int) -> bool:
-    """Would `spec` waste most of its rows, or leave multiprocessors without work?"""
-    if problem.q_len <= FEW_ROWS:
-        return True
+    """Would `spec` leave multiprocessors without work?"""
     blocks = problem.batch * problem.q_heads * -(-problem.q_len // spec.br) * spec.value_pieces
     splits = spec.kernel == "sm90" and problem.k_len >= SPLIT_TILES * spec.bc
     return blocks < sm_count and not splits
 
 
 def select(
-    arch: str, problem: Problem, masks: Sequence[Mask], sm_count: int, *, mappable: bool = True
+    arch: str,
+    problem: Problem,
+    masks: Sequence[Mask],
+    sm_count: int,
+    *,
+    mappable: bool = True,
+    split: int | None = None,
 ) -> AttnSpec:
     """The variant that the user's tuned choices name, else `pick`'s, held to the kernels that are served.
 
     A tuned choice whose kernel is not served, that needs tensor maps where none can be, or whose tiles hold more heads
-    than the problem's groups fill, is left out.
+    than the problem's groups fill, is left out; so is any where there is a `split`, as it depends on the batch.
     Raises UnsupportedError when the kernel of `pick` is not served.
     """
-    chosen = saved.find(problem, masks, sm_count)
+    chosen = saved.find(problem, masks, sm_count) if split is None else None
     if (
         chosen is not None
         and chosen.kernel in SERVED
@@ -104,7 +127,7 @@ def select(
         and problem.group % chosen.heads == 0
     ):
         return chosen
-    spec = pick(arch, problem, masks, sm_count, mappable=mappable)
+    spec = pick(arch, problem, masks, sm_count, mappable=mappable, split=split)
     if spec.kernel not in SERVED:
         raise UnsupportedError(
             f"kernel {spec.kernel!r} would serve this call, but no attestation covers it as it stands; verify it on "

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from omnicupy.jit.archs import ARCHES
-from omnicupy.jit.spec import DTYPES, MAX_HEAD_DIM, AttnSpec
+from omnicupy.jit.spec import DTYPES, MAX_HEAD_DIM, PACKED_ROWS, AttnSpec
 
 HOPPER = ("sm_90",)
 
@@ -17,7 +17,8 @@ class Row:
 
     head_dims: (least, greatest) kernel head_dim, both included.  shape: "any", or "small" for few query rows
     and for problems whose "any" row would leave multiprocessors without work, or "shared" for few query rows of groups
-    whose heads fill tiles.  competes: neighbours that do compete for the same calls, and the mask decides by what the
+    whose heads fill tiles, or "packed" for few query rows where packing a group's heads into tiles leaves fewer of
+    them.  competes: neighbours that do compete for the same calls, and the mask decides by what the
     tiles cost (ceilings.tile_cost).  The rest: as in AttnSpec.
     """
 
@@ -31,6 +32,7 @@ class Row:
     shape: str = "any"
     competes: bool = False
     ping_pong: bool = True
+    pack: bool = False
     archs: tuple[str, ...] = ARCHES
     dtypes: tuple[str, ...] = DTYPES
 
@@ -47,6 +49,7 @@ class Row:
             warps=self.warps,
             share_kv=self.share_kv,
             ping_pong=self.ping_pong,
+            pack=self.pack,
         )
 
     def serves(self, arch: str, dtype: str, head_dim: int) -> bool:
@@ -55,7 +58,26 @@ class Row:
         return least <= head_dim <= greatest and arch in self.archs and dtype in self.dtypes
 
 
+def _packed(head_dims: tuple[int, int], bc: int, stages: int) -> Row:
+    """A row of packed tiles."""
+    return Row(
+        kernel="sm90",
+        head_dims=head_dims,
+        shape="packed",
+        br=PACKED_ROWS,
+        bc=bc,
+        stages=stages,
+        warps=8,
+        pack=True,
+        archs=HOPPER,
+    )
+
+
 TABLE = (
+    _packed((16, 64), bc=128, stages=4),
+    _packed((80, 128), bc=128, stages=2),
+    _packed((144, 192), bc=64, stages=3),
+    _packed((208, 256), bc=64, stages=2),
     Row(kernel="sm90", head_dims=(16, 128), shape="shared", br=64, bc=128, stages=2, warps=12, archs=HOPPER),
     Row(kernel="sm90", head_dims=(144, 256), shape="shared", br=64, bc=64, stages=2, warps=12, archs=HOPPER),
     Row(kernel="sm90", head_dims=(16, 128), shape="small", br=64, bc=128, stages=2, warps=8, archs=HOPPER),

@@ -35,10 +35,10 @@ def parse(text: str, arch: str, dtype: str, head_dim: int) -> AttnSpec:
         return AttnSpec(arch=arch, kernel="naive", dtype=dtype, head_dim=padded, br=64, bc=64)
     found = _WORDS.fullmatch(text)
     flags = set(found["flags"].split("-")[1:]) if found else set()
-    if found is None or flags - {"shared", "plain", "solo"}:
+    if found is None or flags - {"shared", "plain", "solo", "packed"}:
         raise ValueError(
             "config: expected naive or a name such as sm80-128x64-s2-w4 (rows x keys, stages, warps), maybe "
-            f"with -shared, -plain or -solo, got {text!r}"
+            f"with -shared, -plain, -solo or -packed, got {text!r}"
         )
     return AttnSpec(
         arch=_target(arch, found["kernel"]),
@@ -52,6 +52,7 @@ def parse(text: str, arch: str, dtype: str, head_dim: int) -> AttnSpec:
         share_kv="shared" in flags,
         swizzle="plain" not in flags,
         ping_pong="solo" not in flags,
+        pack="packed" in flags,
     )
 
 
@@ -64,7 +65,7 @@ def word(spec: Variant) -> str:
     if spec.kernel == "naive":
         return "naive"
     flags = ("-shared" if spec.share_kv else "") + ("" if spec.swizzle else "-plain")
-    flags += "" if spec.ping_pong else "-solo"
+    flags += ("" if spec.ping_pong else "-solo") + ("-packed" if spec.pack else "")
     return f"{spec.kernel}-{spec.br}x{spec.bc}-s{spec.stages}-w{spec.warps}{flags}"
 
 
@@ -74,16 +75,24 @@ def tile_word(tile: TileShape) -> str:
 
 
 def every(
-    arch: str, dtype: str, head_dim: int, kernel: str = "sm80", *, plain: bool = False, group: int = 1
+    arch: str,
+    dtype: str,
+    head_dim: int,
+    kernel: str = "sm80",
+    *,
+    plain: bool = False,
+    group: int | None = None,
 ) -> Iterator[AttnSpec]:
     """All variants of a kernel that a tile search tries: legal ones that fit the architecture.
 
-    group: query heads a head of keys; two or three of them share a tile where they fill it.  plain: also those without
-    swizzle, for the study of bank conflicts.
+    group: query heads a head of keys; where given, also tiles that two or three of them share or all are packed into.
+    plain: also those without swizzle, for the study of bank conflicts.
     """
     tiles, switches = _shapes(kernel, head_dim, plain, group)
     for (br, warps), bc, stages in product(tiles, WIDTHS, STAGES):
-        for share_kv, swizzle, ping_pong in switches:
+        for share_kv, swizzle, ping_pong, pack in switches:
+            if pack and warps != 8:
+                continue
             try:
                 spec = AttnSpec(
                     arch=_target(arch, kernel),
@@ -97,6 +106,7 @@ def every(
                     share_kv=share_kv,
                     swizzle=swizzle,
                     ping_pong=ping_pong,
+                    pack=pack,
                 )
             except ValueError:
                 continue
@@ -133,16 +143,18 @@ def _backward_warps(base: BackwardSpec, part: str, owned: int) -> Sequence[int]:
 
 
 def _shapes(
-    kernel: str, head_dim: int, plain: bool, group: int
-) -> tuple[Sequence[tuple[int, int]], Sequence[tuple[bool, bool, bool]]]:
-    """(rows, warps) and (share_kv, swizzle, ping_pong) to try."""
+    kernel: str, head_dim: int, plain: bool, group: int | None
+) -> tuple[Sequence[tuple[int, int]], Sequence[tuple[bool, bool, bool, bool]]]:
+    """(rows, warps) and (share_kv, swizzle, ping_pong, pack) to try."""
     if kernel == "sm90":
-        shared = tuple((64, 4 + 4 * heads) for heads in (2, 3) if group % heads == 0)
-        return ((64, 8), (128, 12), (192, 16), *shared), ((False, True, True), (False, True, False))
-    switches = [(False, True, True)]
+        shared = tuple((64, 4 + 4 * heads) for heads in (2, 3) if (group or 1) % heads == 0)
+        packed = () if group is None else ((False, True, True, True),)
+        turns = ((False, True, True, False), (False, True, False, False))
+        return ((64, 8), (128, 12), (192, 16), *shared), (*turns, *packed)
+    switches = [(False, True, True, False)]
     if head_dim <= MAX_ONE_PIECE:
-        switches.append((True, True, True))
-        switches += [(False, False, True), (True, False, True)] if plain else []
+        switches.append((True, True, True, False))
+        switches += [(False, False, True, False), (True, False, True, False)] if plain else []
     return tuple((rows * warps, warps) for warps in (1, 2, 4, 8) for rows in (16, 32)), switches
 
 

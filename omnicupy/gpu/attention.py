@@ -37,14 +37,17 @@ def attention(
     return_lse: bool = False,
     out: Any = None,
     config: Any = None,
+    split: Any = None,
 ) -> Any:
     """omnicupy.attention for CuPy arrays; also array_key the error when q, k and v are no arrays at all."""
-    plan = plan_of(q, k, v, mask, scale=scale, out=out, config=config)
+    plan = plan_of(q, k, v, mask, scale=scale, out=out, config=config, split=split)
     found = on_device(plan.device, _launched, plan, (q, k, v), out, return_lse)
     return found if return_lse else found[0]
 
 
-def plan_of(q: Any, k: Any, v: Any, mask: Any, *, scale: Any, out: Any, config: Any) -> Plan:
+def plan_of(
+    q: Any, k: Any, v: Any, mask: Any, *, scale: Any, out: Any, config: Any, split: Any = None
+) -> Plan:
     """The plan that was made for such CuPy arrays, or a new one: the kernel loaded, the block lists on their way to
     the device. Raises every argument error.
     """
@@ -61,24 +64,38 @@ def plan_of(q: Any, k: Any, v: Any, mask: Any, *, scale: Any, out: Any, config: 
     except AttributeError:  # not CuPy arrays: the checks say so
         pass
     else:
-        plan = find_plan(array_key, addresses, mask, scale, config)
-    return plan or make_plan(array_key, (q, k, v, out), mask, scale=scale, config=config, stream=None)
+        plan = find_plan(array_key, addresses, mask, scale, config, split)
+    return plan or make_plan(
+        array_key, (q, k, v, out), mask, scale=scale, config=config, split=split, stream=None
+    )
 
 
 def find_plan(
-    array_key: Any, addresses: tuple[int, int, int, int | None], mask: Any, scale: Any, config: Any
+    array_key: Any,
+    addresses: tuple[int, int, int, int | None],
+    mask: Any,
+    scale: Any,
+    config: Any,
+    split: Any = None,
 ) -> Plan | None:
     """The plan that `make_plan` kept for such arguments; None where it has to look at them.
 
     array_key: all that a plan depends on of q, k, v and `out`; equals no other library's for other arrays.
     addresses: of q, k, v and `out`, None for no `out`.
     """
-    plan = _kept(_key(array_key, mask, scale, config), mask)
+    plan = _kept(_key(array_key, mask, scale, config, split), mask)
     return plan if plan is not None and plan.fits_addresses(*addresses) else None
 
 
 def make_plan(
-    array_key: Any, arrays: tuple[Any, Any, Any, Any], mask: Any, *, scale: Any, config: Any, stream: Any
+    array_key: Any,
+    arrays: tuple[Any, Any, Any, Any],
+    mask: Any,
+    *,
+    scale: Any,
+    config: Any,
+    stream: Any,
+    split: Any = None,
 ) -> Plan:
     """Checks all arguments, then as `find_plan`, or a new plan, which is kept unless `array_key` is None.
 
@@ -86,8 +103,8 @@ def make_plan(
     Raises every argument error.
     """
     q, k, v, out = arrays
-    call = check.call(q, k, v, mask, scale=scale, out=out, config=config)
-    key = _key(array_key, mask, scale, config)
+    call = check.call(q, k, v, mask, scale=scale, out=out, config=config, split=split)
+    key = _key(array_key, mask, scale, config, split)
     plan = None if array_key is None else _kept(key, mask)
     if plan is None:
         with cupy.cuda.Device(q.data.device_id), stream or nullcontext():
@@ -108,9 +125,9 @@ def _launched(plan: Plan, inputs: tuple[Any, Any, Any], out: Any, return_lse: bo
     return out, lse
 
 
-def _key(array_key: Any, mask: Any, scale: Any, config: Any) -> Any:
+def _key(array_key: Any, mask: Any, scale: Any, config: Any, split: Any) -> Any:
     """What a plan is kept under. A list of one shares the mask's cache, but is right for a batch of one alone."""
-    return array_key, scale, config, cache.epoch, isinstance(mask, (list, tuple))
+    return array_key, scale, config, split, cache.epoch, isinstance(mask, (list, tuple))
 
 
 def _kept(key: Any, mask: Any) -> Plan | None:

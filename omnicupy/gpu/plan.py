@@ -16,7 +16,7 @@ from omnicupy.call.problem import Problem
 from omnicupy.gpu import stream_memory
 from omnicupy.gpu.device_blocks import DeviceBlocks
 from omnicupy.gpu.stream_memory import StreamMemory
-from omnicupy.gpu.tensor_maps import tensor_map
+from omnicupy.gpu.tensor_maps import packed_map, tensor_map
 from omnicupy.gpu.workspace import Need
 from omnicupy.jit.params import MAP_BYTES, PARAMS
 from omnicupy.jit.spec import AttnSpec
@@ -110,7 +110,7 @@ class Plan:
 class Sm90Plan(Plan):
     """A launch of the Hopper kernel: persistent thread blocks that read q, k and v through tensor maps."""
 
-    __slots__ = ("_layouts", "_maps", "_need", "_work_at")
+    __slots__ = ("_group", "_layouts", "_maps", "_need", "_work_at")
 
     def __init__(
         self, spec: AttnSpec, problem: Problem, blocks: DeviceBlocks, template: bytes, launched: KernelCall
@@ -118,6 +118,7 @@ class Sm90Plan(Plan):
         super().__init__(spec, problem, blocks, template, launched)
         self._maps: dict[Addresses, bytes] = {}
         self._layouts = launched.layouts
+        self._group = problem.group
         self._work_at = PARAMS[spec.kernel].fields["counter"][1]  # type: ignore[index]
         self._need = launched.need
         stream_memory.prepare(self.device, self._need)
@@ -125,11 +126,7 @@ class Sm90Plan(Plan):
     def _complete(self, argument: NDArray[np.void], addresses: Addresses, memory: StreamMemory) -> None:
         maps = self._maps.get(addresses)
         if maps is None:
-            boxes = ((self.spec.br, self.spec.heads), (self.spec.bc, 1), (self.spec.bc, 1))
-            maps = b"".join(
-                tensor_map(address, *layout, self.spec.dtype, box)
-                for address, layout, box in zip(addresses, self._layouts, boxes, strict=True)
-            )
+            maps = self._new_maps(addresses)
             if len(self._maps) >= MAX_MAPS:
                 self._maps.clear()
             self._maps[addresses] = maps
@@ -139,6 +136,17 @@ class Sm90Plan(Plan):
             space = memory.workspace(self._need)
             partials, arrivals = space.partials, space.arrivals
         _WORK.pack_into(argument, self._work_at, memory.counters, partials, arrivals)
+
+    def _new_maps(self, addresses: Addresses) -> bytes:
+        """The maps of q, k and v at these addresses."""
+        (q, *keys), (of_q, *of_keys), spec = addresses, self._layouts, self.spec
+        if spec.pack:
+            box = (spec.pack_heads(self._group), spec.tokens(self._group))
+            first = packed_map(q, *of_q, spec.dtype, self._group, box)
+        else:
+            first = tensor_map(q, *of_q, spec.dtype, (spec.br, spec.heads))
+        made = zip(keys, of_keys, strict=True)
+        return b"".join([first, *(tensor_map(at, *of, spec.dtype, (spec.bc, 1)) for at, of in made)])
 
 
 PLANS: dict[str, type[Plan]] = {"naive": Plan, "sm80": Plan, "sm90": Sm90Plan}

@@ -46,13 +46,20 @@ def new_plan(call: Call, arrays: tuple[Any, Any, Any, Any], config: AttnSpec | N
     info = device_info(device)
     mappable = all(can_map(array.shape, array.strides) for array in (q, k, v))
     spec = config or pick.select(
-        archs.arch_of(info.major, info.minor), call.problem, masks, info.sm_count, mappable=mappable
+        archs.arch_of(info.major, info.minor),
+        call.problem,
+        masks,
+        info.sm_count,
+        mappable=mappable,
+        split=call.split,
     )
     check_runs(spec, info)
     _check_strides(spec, q, k, v)
-    grid = Grid.of(spec, call.problem, len(masks), sm_count=info.sm_count, l2_bytes=info.l2_bytes)
+    grid = Grid.of(
+        spec, call.problem, len(masks), sm_count=info.sm_count, l2_bytes=info.l2_bytes, split=call.split
+    )
     function = kernel(spec, device).function
-    blocks = device_blocks(masks, (spec.br, spec.bc), grid.workers, device)
+    blocks = device_blocks(masks, (grid.tokens, spec.bc), grid.workers, device)
     sizes = blocks.sizes
     need = Need(*grid.partials(sizes.n_slots, sizes.n_split_rows)) if sizes.n_split_rows else None
     layouts = ((q.shape, q.strides), (k.shape, k.strides), (v.shape, v.strides))
@@ -74,6 +81,7 @@ def _struct_of(grid: Grid, scale: float, blocks: DeviceBlocks, arrays: tuple[Any
         "scale": scale,
         "scale_log2": scale * LOG2E,
         "section": grid.section(sizes.n_parts),
+        **grid.packed,
     }
     out_strides = contiguous_strides(q.shape, q.dtype.itemsize) if out is None else out.strides
     strides = {"q": q.strides, "k": k.strides, "v": v.strides, "out": out_strides}

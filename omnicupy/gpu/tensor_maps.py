@@ -33,8 +33,39 @@ def tensor_map(
     "bfloat16".  box: 1 to 256 each.  Columns and tokens past the tensor's end read as zeros. Returns 128 bytes.
     Raises UnsupportedError where cuda-bindings or the driver cannot make one.
     """
-    driver = bindings.driver()
     batch, heads, tokens, columns = shape
+    return _encoded(pointer, (columns, tokens, heads, batch), strides[2::-1], dtype, (PANEL, *box, 1))
+
+
+@lru_cache(maxsize=1024)
+def packed_map(
+    pointer: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    dtype: str,
+    group: int,
+    box: tuple[int, int],
+) -> bytes:
+    """The map of a (batch, head, token, column) tensor whose heads are in groups, for boxes of 64 columns by
+    box = (heads of a group, tokens): in a box the heads of a token follow each other.
+
+    Heads past the end of a group read as zeros; the rest as in `tensor_map`.
+    """
+    batch, heads, tokens, columns = shape
+    lengths = (columns, group, tokens, heads // group, batch)
+    steps = (strides[1], strides[2], group * strides[1], strides[0])
+    return _encoded(pointer, lengths, steps, dtype, (PANEL, *box, 1, 1))
+
+
+def _encoded(
+    pointer: int,
+    lengths: tuple[int, ...],
+    strides: tuple[int, ...],
+    dtype: str,
+    box: tuple[int, ...],
+) -> bytes:
+    """The map of a tensor, axes from the columns on. strides: of all axes but that of the columns."""
+    driver = bindings.driver()
     kinds = driver.CUtensorMapDataType
     kind = (
         kinds.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
@@ -42,16 +73,16 @@ def tensor_map(
         else kinds.CU_TENSOR_MAP_DATA_TYPE_FLOAT16
     )
     # An axis of length 1 is never stepped along; any legal stride stands for it.
-    legal = [16 if length == 1 else stride for length, stride in zip(shape[:3], strides[:3], strict=True)]
+    legal = [16 if length == 1 else stride for length, stride in zip(lengths[1:], strides, strict=True)]
     u64, u32 = driver.cuuint64_t, driver.cuuint32_t
     error, made = driver.cuTensorMapEncodeTiled(
         kind,
-        4,
+        len(lengths),
         pointer,
-        [u64(columns), u64(tokens), u64(heads), u64(batch)],
-        [u64(legal[2]), u64(legal[1]), u64(legal[0])],
-        [u32(PANEL), u32(box[0]), u32(box[1]), u32(1)],
-        [u32(1)] * 4,
+        [u64(length) for length in lengths],
+        [u64(stride) for stride in legal],
+        [u32(length) for length in box],
+        [u32(1)] * len(lengths),
         driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
         driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
         driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
@@ -59,7 +90,7 @@ def tensor_map(
     )
     if int(error) != 0:
         raise UnsupportedError(
-            f"no tensor map for shape {shape}, strides {strides} (bytes), {dtype}: the driver says {error.name}; "
-            "pass config=AttnSpec(kernel='sm80', ...)"
+            f"no tensor map for shape {lengths[::-1]}, strides {strides[::-1]} (bytes), {dtype}: the driver says "
+            f"{error.name}; pass config=AttnSpec(kernel='sm80', ...)"
         )
     return b"".join(int(word).to_bytes(8, "little") for word in made.opaque)

@@ -28,6 +28,7 @@ _INTS = (
     *("n_spans", "k_padded", "section"),
 )
 TIERS = 4  # of parts: see schedule/parts.py
+_PACKED = ("pack_heads", "pack_tokens", "packs", "part_rows")
 
 
 _BACKWARD_POINTERS = (
@@ -49,6 +50,7 @@ def _fields() -> list[tuple[str, str, tuple[int, ...]]]:
         *((name, "<f4", ()) for name in _FLOATS),
         *((name, "<i4", ()) for name in _INTS),
         ("tiers", "<i4", (TIERS,)),
+        *((name, "<i4", ()) for name in _PACKED),
     ]
 
 

@@ -14,6 +14,7 @@ MAX_HEAD_DIM = 1024
 MAX_ONE_PIECE = 256  # above it the head dimension is tiled: O no longer fits the registers
 CHUNK = 64  # columns of Q and K streamed at a time when the head dimension is tiled
 NAIVE_THREADS = 128
+PACKED_ROWS = 64  # of a tile into which the heads of a group are packed
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -61,6 +62,8 @@ class AttnSpec:
     no row of the table and unverified).
     share_kv: one buffer holds K, then V (stages = 1 only).  swizzle: XOR-swizzled shared memory (False: plain
     rows, for the bank-conflict study).  ping_pong: the consumer warpgroups of sm90 take turns at the tensor cores.
+    pack: all query heads of a group are packed into the rows of a tile (kernel sm90 with br=64, warps=8): row r is
+    token r // heads and head r % heads, as many tokens as fit 64 rows; groups above 64 heads take several tiles.
 
     Raises TypeError for fields of other types, ValueError when the tile is illegal or does not fit the architecture's
     shared memory.
@@ -77,6 +80,7 @@ class AttnSpec:
     share_kv: bool = False
     swizzle: bool = True
     ping_pong: bool = True
+    pack: bool = False
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -102,7 +106,7 @@ class AttnSpec:
                     f"config: {name} must be an integer, got {type(value).__name__} {value!r}; pass a whole number"
                 )
             object.__setattr__(self, name, number)
-        for name in ("share_kv", "swizzle", "ping_pong"):
+        for name in ("share_kv", "swizzle", "ping_pong", "pack"):
             value = getattr(self, name)
             if type(value).__name__ not in (
                 "bool",
@@ -134,6 +138,11 @@ class AttnSpec:
             self._check_sm80()
         if self.kernel == "sm90":
             self._check_sm90()
+        if self.pack and (self.kernel, self.br, self.warps) != ("sm90", PACKED_ROWS, 8):
+            raise ValueError(
+                f"config: pack=True needs kernel='sm90' with br={PACKED_ROWS} and warps=8, got "
+                f"kernel={self.kernel!r}, br={self.br}, warps={self.warps}"
+            )
         if self.stages not in (1, 2, 3, 4):
             raise ValueError(f"config: stages must be 1, 2, 3 or 4, got {self.stages}")
 
@@ -188,6 +197,18 @@ class AttnSpec:
     def rows(self) -> int:
         """Query rows of a tile, those of all its heads."""
         return self.heads * self.br
+
+    def packs(self, group: int) -> int:
+        """Tiles, one beside the other, that the `group` query heads of a group are packed into; 1 without `pack`."""
+        return -(-group // PACKED_ROWS) if self.pack else 1
+
+    def pack_heads(self, group: int) -> int:
+        """Query heads that a token of a packed tile has rows for; 1 without `pack`."""
+        return -(-group // self.packs(group)) if self.pack else 1
+
+    def tokens(self, group: int) -> int:
+        """Query tokens of a tile: the height at which masks are cut."""
+        return self.br // self.pack_heads(group)
 
     @property
     def value_dim(self) -> int:
@@ -261,6 +282,7 @@ class AttnSpec:
             "OMNI_SWIZZLE": int(self.swizzle),
             "OMNI_BF16": int(self.dtype == "bfloat16"),
             "OMNI_PING_PONG": int(self.ping_pong),
+            "OMNI_PACK": int(self.pack),
             "OMNI_SMEM_BYTES": self.smem_bytes,
         }
 

@@ -120,11 +120,10 @@ def plain(where: str, name: str, values: object) -> Sequence[object] | NDArray[n
 def tile(name: str, value: int, multiple: int, unit: str) -> int:
     """`value` as a number of rows or keys of a tile, a positive multiple of `multiple`; as `blocks` words it."""
     try:
-        size = operator.index(value)
+        size = 0 if isinstance(value, bool) else operator.index(value)
     except TypeError:
         size = 0
     if size < multiple or size % multiple or size > np.iinfo(np.int32).max // 2:
-        raise ValueError(
-            f"blocks: {name} ({unit}) must be a positive multiple of {multiple}, got {value!r}; round it up"
-        )
+        wanted = f"a positive multiple of {multiple}" if multiple > 1 else "a positive whole number"
+        raise ValueError(f"blocks: {name} ({unit}) must be {wanted}, got {value!r}; round it up")
     return size

@@ -28,7 +28,7 @@ CHUNK_KEYS = 1 << 14  # bounds looked at together: their arrays stay in the near
 
 
 def cut(mask: PairSet, br: int, bc: int) -> BlockMask:
-    """Cut `mask` into tiles of br rows (a multiple of 8) and bc keys (a multiple of 32), both trusted."""
+    """Cut `mask` into tiles of br rows and bc keys (a multiple of 32), both trusted."""
     tiles = np.zeros((0, br, bc // 32), np.uint32)
     if mask.intervals is not None:
         few = mask.shape[0] <= br and len(mask.intervals[0]) == 1

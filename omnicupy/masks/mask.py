@@ -250,13 +250,13 @@ class Mask(PairSet):
         return from_bits(bits, shape, **notes)
 
     def blocks(self, br: int, bc: int) -> BlockMask:
-        """The mask cut into tiles of br query rows (a multiple of 8) and bc keys (a multiple of 32); cached.
+        """The mask cut into tiles of br query rows (any number) and bc keys (a multiple of 32); cached.
 
         Raises ValueError for other tile sizes.
         """
-        found = self._blocks.get((br, bc)) if isinstance(br, int) and isinstance(bc, int) else None
+        found = self._blocks.get((br, bc)) if type(br) is type(bc) is int else None
         if found is None:
-            br, bc = tile("br", br, 8, "query rows"), tile("bc", bc, 32, "keys")
+            br, bc = tile("br", br, 1, "query rows"), tile("bc", bc, 32, "keys")
             # the block mask holds the pairs, not this object: no cycle, so the caches die with the mask
             notes: dict[str, Any] = {"diagonal": self.diagonal, "live": self.live}
             pairs = PairSet(self.shape, intervals=self.intervals, bits=self.bits, tiles=self.tiles, **notes)

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 
 from omnicupy.call.problem import Problem
 from omnicupy.errors import UnsupportedError
-from omnicupy.jit.spec import AttnSpec
-from omnicupy.schedule.parts import Workers
+from omnicupy.jit.spec import AttnSpec, round_up
+from omnicupy.schedule.parts import LEAVE, PACKED_LEAVE, PACKED_UNIT, Workers
 
 MAX_GRID_X = 2**31 - 1
-MOST_PARTIAL_BYTES = 32 * 2**20  # of unfinished rows in one launch
+MOST_PARTIAL_BYTES = 32 * 2**20  # of unfinished rows in one launch, unless `split` asks for more
+MOST_ROWS = 2**31 - 1  # of all tokens, packed: kernels count them in 32 bits
 
 
 @dataclass(frozen=True)
@@ -31,22 +32,64 @@ class Grid:
     l2_bytes: int
 
     @classmethod
-    def of(cls, spec: AttnSpec, problem: Problem, masks: int, *, sm_count: int, l2_bytes: int) -> Grid:
+    def of(
+        cls,
+        spec: AttnSpec,
+        problem: Problem,
+        masks: int,
+        *,
+        sm_count: int,
+        l2_bytes: int,
+        split: int | None = None,
+    ) -> Grid:
         """The grid on a device of `sm_count` multiprocessors and an L2 cache of `l2_bytes`.
 
-        Raises ValueError where the heads of a group do not fill the tiles of `spec`.
+        split: keys of a part of each row, None where the schedule cuts as it sees fit.
+        Raises ValueError where the heads of a group do not fill the tiles of `spec`, where `split` is no whole number
+        of tiles, and where packed rows cannot be counted.
         """
+        if split is not None and split % spec.bc:
+            raise ValueError(
+                f"split must be a multiple of {spec.bc}, the keys of a tile of the kernel that runs ({spec}), "
+                f"got {split}"
+            )
+        if spec.pack and spec.pack_heads(problem.group) * max(problem.q_len, problem.k_len) > MOST_ROWS:
+            raise ValueError(
+                f"config: pack=True counts at most {MOST_ROWS} rows of heads and tokens, got "
+                f"{spec.pack_heads(problem.group)} heads of {max(problem.q_len, problem.k_len)} tokens; "
+                "take pack=False"
+            )
         if problem.group % spec.heads:
             raise ValueError(
                 f"config: br={spec.br} with warps={spec.warps} puts {spec.heads} query heads of one group into a "
                 f"tile, but a group has {problem.group}; take warps={spec.br // 16 + 4}"
             )
-        tiled = replace(problem, q_heads=problem.q_heads // spec.heads)
+        heads = problem.kv_heads * spec.packs(problem.group) if spec.pack else problem.q_heads // spec.heads
+        tiled = replace(problem, q_heads=heads)
         all_heads = tiled.q_heads * problem.batch
         # Only the Hopper kernel may split rows, as far as the merge may use memory.
-        slots = MOST_PARTIAL_BYTES // (all_heads * partial_bytes(spec)) if spec.kernel == "sm90" else 0
-        workers = Workers(all_heads // masks, sm_count, slots)
+        splits = spec.kernel == "sm90"
+        slots = MOST_PARTIAL_BYTES // (all_heads * part_bytes(spec, problem)) if splits else 0
+        leave = PACKED_LEAVE * PACKED_UNIT / (4 * spec.bc * spec.head_dim) if spec.pack else LEAVE
+        split_tiles = (split or 0) // spec.bc if splits else 0
+        workers = Workers(all_heads // masks, sm_count, slots, leave=leave, split_tiles=split_tiles)
         return cls(spec, problem, masks, tiled.q_heads, tiled.group, workers, l2_bytes)
+
+    @property
+    def tokens(self) -> int:
+        """Query tokens of a tile."""
+        return self.spec.tokens(self.problem.group)
+
+    @property
+    def packed(self) -> dict[str, int]:
+        """What the parameter struct says about packed tiles."""
+        spec, group = self.spec, self.problem.group
+        return {
+            "pack_heads": spec.pack_heads(group),
+            "pack_tokens": self.tokens,
+            "packs": spec.packs(group),
+            "part_rows": part_rows(spec, self.problem),
+        }
 
     def work_items(self, parts: int) -> int:
         """Parts of block rows, under all masks, times the heads that work on each."""
@@ -88,9 +131,20 @@ class Grid:
         n_slots: parts of split rows.  n_split_rows: split rows.
         """
         heads = self.tile_heads * self.problem.batch
-        return heads * n_slots * partial_bytes(self.spec), heads * n_split_rows * (self.spec.rows // 16)
+        warps = 1 if self.spec.pack else self.spec.rows // 16  # that arrive on their own
+        return heads * n_slots * part_bytes(self.spec, self.problem), heads * n_split_rows * warps
 
 
-def partial_bytes(spec: AttnSpec) -> int:
-    """What one part of a split row leaves: O in float32, and for each row and lane its row_max and sum."""
-    return spec.rows // 16 * (spec.head_dim // 8 + 1) * 32 * 16
+def part_rows(spec: AttnSpec, problem: Problem) -> int:
+    """Rows that a part of a split row has room for: of packed tiles those that may be live, an even number."""
+    if not spec.pack:
+        return spec.rows
+    return round_up(min(spec.tokens(problem.group), problem.q_len) * spec.pack_heads(problem.group), 2)
+
+
+def part_bytes(spec: AttnSpec, problem: Problem) -> int:
+    """What one part of a split row leaves: O in float32, and for each row its row_max and sum; for each lane of a row
+    where tiles are not packed.
+    """
+    each = spec.head_dim + 2 if spec.pack else spec.head_dim + 8
+    return 4 * part_rows(spec, problem) * each

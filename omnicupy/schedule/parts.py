@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, floor
 from typing import TypeAlias
 
 import numpy as np
@@ -24,6 +24,9 @@ IntArray: TypeAlias = NDArray[np.int32]
 # What scheduling takes work to cost, in FULL tiles: a masked tile, a part of a block row beside its tiles (it fetches
 # Q, starts and stores O), and what a part of a split row leaves for the merge (measured: docs/tries.md).
 MASKED, ITEM, LEAVE = 1.1, 1.2, 6.0
+# The same of what a part of a packed tile leaves, in units of PACKED_UNIT bytes of K and V: few rows are live, and all
+# warps of the last thread block merge them.
+PACKED_LEAVE, PACKED_UNIT = 1.0, 1 << 16
 LEAST_TILES = 2  # of a part
 MOST_PARTS = 64  # of a row
 # What is tried: parts no longer than 1 / share of the whole time, and some rows in so many parts.
@@ -43,12 +46,16 @@ class Workers:
 
     split_slots: parts of split rows a head that the merge has memory for; 0 where rows may not be split.
     repeats: how often an entry is worked on in a row: by each query head of a group, where parts are of keys.
+    leave: what a part of a split row leaves for the merge, in FULL tiles.  split_tiles: tiles of each part but the last
+    one of a row, whoever works; 0 where the parts are free.
     """
 
     heads: int
     sm_count: int
     split_slots: int = 0
     repeats: int = 1
+    leave: float = LEAVE
+    split_tiles: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,8 +112,8 @@ def schedule(
     rows = np.repeat(np.arange(len(counts), dtype=np.int32), parts)
     number = number_in_run(parts)
     of_part = parts[rows]
-    first = bounds[rows] + counts[rows] * number // of_part
-    end = bounds[rows] + counts[rows] * (number + 1) // of_part
+    first = bounds[rows] + _tiles_ahead(counts[rows], number, of_part, workers)
+    end = bounds[rows] + _tiles_ahead(counts[rows], number + 1, of_part, workers)
     is_split = parts > 1
     slot = np.cumsum(np.where(is_split, parts, 0)) - np.where(is_split, parts, 0)
     among = np.where(is_split, np.cumsum(is_split) - 1, -1)
@@ -130,6 +137,16 @@ def schedule(
 assert len(TIER_SHARES) == len(LONG_SHARES) == TIERS - 1
 
 
+def _tiles_ahead(
+    counts: NDArray[np.int64], number: NDArray[np.int64], parts: NDArray[np.int64], workers: Workers
+) -> NDArray[np.int64]:
+    """Tiles of a row before one of its parts, of `parts` alike, or of split_tiles each."""
+    if workers.split_tiles:
+        return np.minimum(counts, number * workers.split_tiles)
+    found: NDArray[np.int64] = counts * number // parts
+    return found
+
+
 def number_in_run(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """0, 1, ... within each run of the given lengths."""
     return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -137,6 +154,8 @@ def number_in_run(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _parts_of_rows(of_row: FloatArray, counts: NDArray[np.int64], workers: Workers) -> NDArray[np.int64]:
     """Into how many parts each row is cut: what ends soonest of a few ways to cut, none if that is about as good."""
+    if workers.split_tiles:
+        return np.maximum(-(-counts // workers.split_tiles), 1)
     best = np.ones(len(of_row), np.int64)
     if not workers.split_slots or not counts.any():
         return best
@@ -163,13 +182,14 @@ def parts_of_one_row(cost: float, count: int, workers: Workers) -> int:
     """
 
     def end(parts: int) -> float:
-        each = cost / parts + ITEM + (LEAVE if parts > 1 else 0.0)
+        each = cost / parts + ITEM + (workers.leave if parts > 1 else 0.0)
         return -(-parts * workers.heads // workers.sm_count) * each
 
     most = min(max(count // LEAST_TILES, 1), MOST_PARTS)
     least = (cost + ITEM) * workers.heads / workers.sm_count
     best, soonest = 1, end(1)
-    for wanted in (*(ceil(share * workers.sm_count / workers.heads) for share in SHARES), *CUTS):
+    rounds = [share * workers.sm_count / workers.heads for share in SHARES]
+    for wanted in (*map(ceil, rounds), *CUTS, *map(floor, rounds)):
         parts = min(wanted, most)
         if ENOUGH * soonest <= least:
             break
@@ -183,7 +203,7 @@ def ends(of_row: FloatArray, parts: NDArray[np.int64], workers: Workers) -> floa
 
     Of the n * w + 1 longest parts, on n multiprocessors, some w + 1 are on one.
     """
-    cost = np.repeat(of_row / parts + ITEM + np.where(parts > 1, LEAVE, 0.0), parts)
+    cost = np.repeat(of_row / parts + ITEM + np.where(parts > 1, workers.leave, 0.0), parts)
     cost = -np.sort(-cost)
     at = np.arange(0, len(cost) * workers.heads, workers.sm_count)
     together = (np.arange(len(at)) + 1) * cost[at // workers.heads]

@@ -33,10 +33,12 @@ class Attention(torch.autograd.Function):  # type: ignore[misc]  # no types wher
 
     @staticmethod
     def forward(ctx: Any, q: Any, k: Any, v: Any, mask: Any, *options: Any) -> Any:
-        """options: (scale, return_lse, config, deterministic) and tokens_first."""
-        (scale, return_lse, config, deterministic), tokens_first = options
+        """options: (scale, return_lse, config, split, deterministic) and tokens_first."""
+        (scale, return_lse, config, split, deterministic), tokens_first = options
         target = new_out(q, True) if tokens_first else None
-        out, lse = run_eagerly(q, k, v, mask, scale=scale, return_lse=True, out=target, config=config)
+        out, lse = run_eagerly(
+            q, k, v, mask, scale=scale, return_lse=True, out=target, config=config, split=split
+        )
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.mask = tuple(mask) if isinstance(mask, list) else mask  # which the caller may drop or change
@@ -72,6 +74,7 @@ def through_transforms(q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any
         not torch.is_grad_enabled()
         or options["out"] is not None
         or options["config"] is not None
+        or options["split"] is not None
         or top.key() == torch._C._functorch.TransformType.Functionalize
     ):
         return through_operator(q, k, v, mask, **options)

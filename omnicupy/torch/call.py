@@ -31,6 +31,7 @@ def attention(
     return_lse: bool = False,
     out: Any = None,
     config: AttnSpec | None = None,
+    split: int | None = None,
     deterministic: bool = True,
 ) -> Any:
     """`omnicupy.attention` on torch tensors: same meaning, shapes, promises and errors.
@@ -52,35 +53,42 @@ def attention(
 
     Returns `out`, or (out, lse) with lse (batch, q_heads, q_len), float32, for float64 tensors float64.
     Raises what `omnicupy.attention` raises; UnsupportedError for `out` where a gradient is needed, for tensors that
-    carry a tangent, for derivatives of gradients, and for `config` inside torch.compile.
+    carry a tangent, for derivatives of gradients, and for `config` and `split` inside torch.compile.
     """
     tensors.check(q, k, v, out)
-    if type(return_lse) is not bool or type(deterministic) is not bool:
-        given = {"return_lse": return_lse, "deterministic": deterministic}
-        return_lse, deterministic = (flag("attention", name, value) for name, value in given.items())
+    if type(return_lse) is not bool:
+        return_lse = flag("attention", "return_lse", return_lse)
+    if type(deterministic) is not bool:
+        deterministic = flag("attention", "deterministic", deterministic)
+    options = {"scale": scale, "return_lse": return_lse, "out": out, "config": config, "split": split}
     if state.any_autocast():
         q, k, v = tensors.autocast(q, k, v)
     if torch.is_grad_enabled():
         if out is not None:
             tensors.check_out(q, k, v, out)
         elif q.requires_grad or k.requires_grad or v.requires_grad:
-            return with_gradients(q, k, v, mask, (scale, return_lse, config, deterministic))
+            return with_gradients(q, k, v, mask, (scale, return_lse, config, split, deterministic))
     if state.has_tangents():  # which would be lost
         tensors.check_tangents(q=q, k=k, v=v, out=out)
     if torch.compiler.is_compiling():
-        return through_operator(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
-    run = run_eagerly if state.tracer() is None else untraced(run_eagerly)
+        return through_operator(q, k, v, mask, **options)
+    run = _runner(q, k, v, out, deterministic)
+    try:
+        return run(q, k, v, mask, **options)
+    except (RuntimeError, TypeError):  # of torch, which says nothing of which tensor it is
+        tensors.check_storage(q=q, k=k, v=v, out=out)
+        raise
+
+
+def _runner(q: Any, k: Any, v: Any, out: Any, deterministic: bool) -> Any:
+    """What runs the call outside of a compiler, where no gradient is needed."""
     if type(q) is type(k) is type(v) and out is None:  # the same as below, in half the time
         plain = type(q) in state.PLAIN
     else:
         plain = all(type(one) in state.PLAIN for one in (q, k, v, out) if one is not None)
     if not plain or state.modes() or state.transform() is not None or state.jit_traces():
-        run = _seen_by_torch(plain, deterministic)
-    try:
-        return run(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
-    except (RuntimeError, TypeError):  # of torch, which says nothing of which tensor it is
-        tensors.check_storage(q=q, k=k, v=v, out=out)
-        raise
+        return _seen_by_torch(plain, deterministic)
+    return run_eagerly if state.tracer() is None else untraced(run_eagerly)
 
 
 def _seen_by_torch(plain: bool, deterministic: bool) -> Any:
@@ -97,12 +105,12 @@ def with_gradients(
 ) -> Any:
     """The call where q, k or v requires a gradient; they are tensors.
 
-    options: scale, return_lse, config, deterministic.  tokens_first: as `new_out`.
+    options: scale, return_lse, config, split, deterministic.  tokens_first: as `new_out`.
     """
     if state.has_tangents():
         tensors.check_tangents(q=q, k=k, v=v)
-    scale, return_lse, config, deterministic = options
-    how = {"scale": scale, "return_lse": return_lse, "out": None, "config": config}
+    scale, return_lse, config, split, deterministic = options
+    how = {"scale": scale, "return_lse": return_lse, "out": None, "config": config, "split": split}
     how |= {"deterministic": deterministic, "tokens_first": tokens_first}
     if torch.compiler.is_compiling():
         return through_operator(q, k, v, mask, **how)
@@ -131,6 +139,7 @@ def prepare(
     return_lse: bool = False,
     out: Any = None,
     config: AttnSpec | None = None,
+    split: int | None = None,
     gradients: bool = False,
 ) -> None:
     """`omnicupy.prepare` on torch tensors: what the first `attention` call with these arguments does before its
@@ -146,7 +155,7 @@ def prepare(
     if type(gradients) is not bool:
         gradients = flag("prepare", "gradients", gradients)
     q, k, v = tensors.autocast(q, k, v)
-    prepare_eagerly(q, k, v, mask, scale=scale, out=out, config=config)
+    prepare_eagerly(q, k, v, mask, scale=scale, out=out, config=config, split=split)
     if gradients and q.is_cuda:
         backward.prepare_on_gpu(q, k, v, mask, scale)
 

@@ -22,19 +22,30 @@ raw_stream: Callable[[int], int] = getattr(
 
 
 def run_eagerly(
-    q: Any, k: Any, v: Any, mask: Any, *, scale: Any, return_lse: bool, out: Any, config: Any
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Any,
+    *,
+    scale: Any,
+    return_lse: bool,
+    out: Any,
+    config: Any,
+    split: Any = None,
 ) -> Any:
     """The call on real tensors."""
     index = tensors.cuda_index(q, k, v, out)
     if index is None:
-        found = _on_cpu(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
+        found = _on_cpu(
+            q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config, split=split
+        )
     else:
         gpu = _gpu or _load_gpu()
         addresses = (q.data_ptr(), k.data_ptr(), v.data_ptr(), None if out is None else out.data_ptr())
         if 0 in addresses or q.is_neg() or k.is_neg() or v.is_neg() or (out is not None and out.is_neg()):
             tensors.check_storage(q=q, k=k, v=v, out=out)
         stream = gpu.external_stream(index, raw_stream(index))
-        plan = _plan_of((q, k, v, out), index, addresses, mask, scale, config, stream=stream)
+        plan = _plan_of((q, k, v, out), index, addresses, mask, (scale, config, split), stream=stream)
         # The tensors are named in this frame, so they outlive the launch.
         to = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
         lse = q.new_empty(q.shape[:3], dtype=torch.float32) if return_lse else None
@@ -53,18 +64,20 @@ def untraced(call: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compiler.disable(call)  # type: ignore[no-any-return]
 
 
-def prepare_eagerly(q: Any, k: Any, v: Any, mask: Any, *, scale: Any, out: Any, config: Any) -> None:
+def prepare_eagerly(
+    q: Any, k: Any, v: Any, mask: Any, *, scale: Any, out: Any, config: Any, split: Any
+) -> None:
     """What the first call with these real tensors does before its launch."""
     index = tensors.cuda_index(q, k, v, out)
     if index is not None:
         tensors.check_storage(q=q, k=k, v=v, out=out)
         addresses = (q.data_ptr(), k.data_ptr(), v.data_ptr(), None if out is None else out.data_ptr())
         stream = (_gpu or _load_gpu()).external_stream(index, raw_stream(index))
-        _plan_of((q, k, v, out), index, addresses, mask, scale, config, stream=stream)
+        _plan_of((q, k, v, out), index, addresses, mask, (scale, config, split), stream=stream)
         return
     arrays = (tensors.on_host("q", q), tensors.on_host("k", k), tensors.on_host("v", v))
     target = None if out is None else tensors.on_host("out", out)
-    api.prepare(*arrays, mask, scale=scale, out=target, config=config)
+    api.prepare(*arrays, mask, scale=scale, out=target, config=config, split=split)
 
 
 def _plan_of(
@@ -72,27 +85,29 @@ def _plan_of(
     index: int,
     addresses: Any,
     mask: Any,
-    scale: Any,
-    config: Any,
+    options: tuple[Any, Any, Any],
     *,
     stream: Any,
 ) -> Any:
-    """The plan for q, k, v and `out`, all of CUDA device `index`: found by what torch tells of them, or a new one."""
-    q, k, v, out = named
-    # A plan is determined by these and by mask, scale and config, and by where the addresses lie, which find_plan looks
+    """The plan for q, k, v and `out`, all of CUDA device `index`: found by what torch tells of them, or a new one.
+
+    options: scale, config and split.
+    """
+    (q, k, v, out), (scale, config, split) = named, options
+    # A plan is determined by these and by mask and options, and by where the addresses lie, which find_plan looks
     # at; what else a tensor may be (a subclass, negated, without memory) has been refused or sent elsewhere.
     array_key = (
         (q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(), q.dtype, k.dtype, v.dtype),
         index,
         None if out is None else (out.shape, out.stride(), out.dtype),
     )
-    plan = _gpu.find_plan(array_key, addresses, mask, scale, config)
+    plan = _gpu.find_plan(array_key, addresses, mask, scale, config, split)
     if plan is None:
         arrays = tuple(
             None if tensor is None else tensors.on_device(name, tensor)
             for name, tensor in zip(("q", "k", "v", "out"), named, strict=True)
         )
-        plan = _gpu.make_plan(array_key, arrays, mask, scale=scale, config=config, stream=stream)
+        plan = _gpu.make_plan(array_key, arrays, mask, scale=scale, config=config, split=split, stream=stream)
     return plan
 
 
@@ -109,12 +124,14 @@ def _load_gpu() -> Any:
     return _gpu
 
 
-def _on_cpu(q: Any, k: Any, v: Any, mask: Any, *, scale: Any, return_lse: bool, out: Any, config: Any) -> Any:
+def _on_cpu(
+    q: Any, k: Any, v: Any, mask: Any, *, scale: Any, return_lse: bool, out: Any, config: Any, split: Any
+) -> Any:
     if config is not None:
         raise ValueError("config must be None for CPU tensors: it chooses a GPU kernel; pass CUDA tensors")
     inputs = (tensors.on_host("q", q), tensors.on_host("k", k), tensors.on_host("v", v))
     target = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
     found = api.attention(
-        *inputs, mask, scale=scale, return_lse=return_lse, out=tensors.on_host("out", target)
+        *inputs, mask, scale=scale, return_lse=return_lse, out=tensors.on_host("out", target), split=split
     )
     return (target, torch.from_numpy(found[1])) if return_lse else target

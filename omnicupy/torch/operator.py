@@ -30,6 +30,7 @@ def through_operator(
     return_lse: bool,
     out: Any,
     config: Any,
+    split: Any = None,
     deterministic: bool = True,
     tokens_first: bool = False,
 ) -> Any:
@@ -37,8 +38,9 @@ def through_operator(
 
     tokens_first: as `new_out`, where `out` is None.
     """
-    if config is not None:
-        raise UnsupportedError("config must be None inside torch.compile; call attention outside of it")
+    for name, value in (("config", config), ("split", split)):
+        if value is not None:
+            raise UnsupportedError(f"{name} must be None inside torch.compile; call attention outside of it")
     handles = handles_for(mask)
     if out is None:
         keep_lse = return_lse or may_need_gradients(q, k, v)

@@ -55,7 +55,7 @@ def attention(
 def _run(query: Any, key: Any, value: Any, masks: Masks, scaling: float | None) -> Any:
     mask = one_or_all(masks)
     if tensors.need_gradients(query, key, value):
-        options = (scaling, False, None, True)  # no lse, no config, always the same bits
+        options = (scaling, False, None, None, True)  # no lse, config or split, always the same bits
         return with_gradients(query, key, value, mask, options, tokens_first=True).transpose(1, 2)
     batch, heads, rows, head_dim = query.shape
     out = torch.empty((batch, rows, heads, head_dim), dtype=query.dtype, device=query.device)

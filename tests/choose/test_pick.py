@@ -264,7 +264,8 @@ def test_runs_on() -> None:
 
 
 def test_a_tuned_choice_needs_groups_that_fill_its_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    shared = choose_table.TABLE[0].spec("sm_90", "bfloat16", 128)
+    row = next(row for row in choose_table.TABLE if row.shape == "shared")
+    shared = row.spec("sm_90", "bfloat16", 128)
     assert shared.heads == 2
     monkeypatch.setattr(pick.saved, "find", lambda *_: shared)
     for q_heads, taken in ((8, True), (6, False)):

@@ -245,7 +245,7 @@ def test_few_rows_of_a_group_share_tiles(device: fake_device.Device) -> None:
     found = grid.Grid.of(spec, problem, 1, sm_count=132, l2_bytes=50 << 20)
     assert found.workers.heads == 2 * 8 // 2
     assert int(p["work_items"]) % found.workers.heads == 0
-    assert grid.partial_bytes(spec) == grid.partial_bytes(SPEC)
+    assert grid.part_bytes(spec, problem) == grid.part_bytes(SPEC, problem)
 
 
 def test_heads_that_fill_no_tiles_are_refused(device: fake_device.Device) -> None:
@@ -258,3 +258,32 @@ def test_heads_that_fill_no_tiles_are_refused(device: fake_device.Device) -> Non
     assert str(error.value) == (
         "config: br=64 with warps=12 puts 2 query heads of one group into a tile, but a group has 3; take warps=8"
     )
+
+
+def test_one_row_of_a_group_is_packed(device: fake_device.Device) -> None:
+    """A box holds all heads of a group; tokens of the tile beyond q_len are outside of the tensor."""
+    q, k, v = (ndarray((3, heads, n, 128), BF16) for heads, n in ((14, 1), (2, 9000), (2, 9000)))
+    oc.attention(q, k, v)
+    (launched,), (spec,) = device.launches, device.kernels
+    assert spec.pack
+    p = launched["params"]
+    words = [int(word) for word in p["q_map"].astype(np.int64)]
+    assert (words[:5], words[5:9], words[9:12]) == ([q.data.ptr, *q.shape], list(q.strides), [7, 9, 7])
+    assert _map_fields(p["k_map"])["box"] == [spec.bc, 1]
+    assert [int(p[name]) for name in ("pack_heads", "pack_tokens", "packs", "part_rows")] == [7, 9, 1, 8]
+    assert int(p["work_items"]) % (3 * 2) == 0
+    assert int(p["n_slots"]) > 1
+
+
+def test_a_split_is_part_of_the_plan(device: fake_device.Device) -> None:
+    mask = oc.full(1, 9000)
+    q, k, v = (ndarray((3, heads, n, 128), BF16) for heads, n in ((14, 1), (2, 9000), (2, 9000)))
+    slots = []
+    for split in (384, 1536, None, 384):
+        oc.attention(q, k, v, mask, split=split)
+        slots.append(int(device.launches[-1]["params"]["n_slots"]))
+    assert slots[0] == slots[3] == 24  # of 9000 keys
+    assert slots[1] == 6
+    assert slots[2] not in (24, 6)
+    with pytest.raises(ValueError, match="split must be a multiple of 128"):
+        oc.attention(q, k, v, mask, split=32)

@@ -112,7 +112,7 @@ def test_the_driver_s_refusal_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnsupportedError) as error:
         tensor_maps.tensor_map(4096, SHAPE, STRIDES, "bfloat16", (64, 1))
     assert str(error.value) == (
-        f"no tensor map for shape {SHAPE}, strides {STRIDES} (bytes), bfloat16: the driver says "
+        f"no tensor map for shape {SHAPE}, strides {STRIDES[:3]} (bytes), bfloat16: the driver says "
         "CUDA_ERROR_INVALID_VALUE; pass config=AttnSpec(kernel='sm80', ...)"
     )
 
@@ -126,3 +126,13 @@ def test_without_cuda_bindings_the_remedy_is_told(monkeypatch: pytest.MonkeyPatc
         "the GPU path needs cuda-bindings, to ask CUDA for streams, graphs and tensor maps: "
         "in the checkout, pip install '.[cuda12]' or '.[cuda13]'"
     )
+
+
+def test_a_packed_map_has_the_heads_of_a_group_inside_of_tokens(driver: Driver) -> None:
+    tensor_maps.packed_map(4096, (2, 14, 5, 80), (14 * 5 * 160, 160, 14 * 160, 2), "float16", 7, (7, 9))
+    ((_, rank, pointer, lengths, strides, box, steps, *_),) = driver.asked
+    assert (rank, pointer) == (5, 4096)
+    assert [int(x) for x in lengths] == [80, 7, 5, 2, 2]
+    assert [int(x) for x in strides] == [160, 14 * 160, 7 * 160, 14 * 5 * 160]
+    assert [int(x) for x in box] == [64, 7, 9, 1, 1]
+    assert [int(x) for x in steps] == [1] * 5

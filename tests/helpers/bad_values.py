@@ -70,12 +70,8 @@ def optional(bad: list[Bad]) -> list[Bad]:
 
 
 def tile(unit: str, multiple: int) -> list[Bad]:
-    message = (
-        "blocks: {name} ("
-        + unit
-        + f") must be a positive multiple of {multiple}, got "
-        + "{got}; round it up"
-    )
+    wanted = f"a positive multiple of {multiple}" if multiple > 1 else "a positive whole number"
+    message = "blocks: {name} (" + unit + f") must be {wanted}, got " + "{got}; round it up"
     return [
         (v, ValueError, message.replace("{got}", repr(v))) for v in (None, True, 64.0, "64", -64, 2**31, [64])
     ]
@@ -272,6 +268,8 @@ MODULE: list[Bad] = [
 CONFIG: list[Bad] = [
     (v, TypeError, f"config must be an AttnSpec or None (chosen by the table), got {type(v).__name__}") for v in ("sm80", {}, 3)
 ]  # fmt: skip
+SPLIT: list[Bad] = [(v, TypeError, f"split must be a number of keys or None, got {type(v).__name__}; pass int(split)") for v in (1.5, "64", True)]  # fmt: skip
+SPLIT += [(v, ValueError, f"split must be a multiple of 32 keys (on a GPU of its kernel's tile), got {v}; pass None for parts that fill the device") for v in (0, -32, 33)]  # fmt: skip
 MODES: list[Bad] = [
     (v, TypeError, f"bagel: attn_modes must be a list of modes, got {named(v)}; make it a list") for v in ("full", None, 3, {"full"})
 ]  # fmt: skip

@@ -15,14 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnicupy.jit import source
-from omnicupy.jit.backward_kernel import BackwardKernel
 from omnicupy.jit.params import params_bytes
+from omnicupy.jit.spec import KernelSpec
 
 HOST = Path(__file__).parent / "cpu_threads"
 SMEM_MOST = 1 << 18
 
-# In each header: what is PTX there, and what a host does instead.
-_INSTEAD = {
+# Headers that are nothing but PTX.
+_WHOLE = {
+    "omni/sm80/ptx.cuh": "ptx.cuh",
+    "omni/sm90/ptx.cuh": "ptx_sm90.cuh",
+    "omni/sm90/wgmma_table.cuh": "wgmma.cuh",
+}
+
+# In each header: what is PTX there, what a host does instead, and how often it is there if not once.
+_INSTEAD: dict[str, list[tuple[Any, ...]]] = {
     "omni/address.cuh": [
         (
             r"__cvta_generic_to_shared\(pointer\)",
@@ -36,6 +43,7 @@ _INSTEAD = {
         (r"float power;\n  asm\(.*?return power;", "return log2f(x);"),
     ],
     "omni/tile.cuh": [(r"int index;\n  asm volatile\(.*?return index;", "return threadIdx.x;")],
+    "omni/sm90/wgmma.cuh": [(r'asm volatile\("" : "\+[fr]"\(x\[i\]\)::"memory"\);', ";", 2)],
     "omni/work.cuh": [(r"int index;\n  asm volatile\(.*?return index;", "return blockIdx.x;")],
     "omni/mask/rule.cuh": [
         (r"u32 rows;\n  asm\(.*?return rows;", "return first >= 32 ? 0u : 0xffffffffu << max(first, 0);")
@@ -50,8 +58,9 @@ def missing() -> str | None:
     return None if shutil.which("g++") else "no g++"
 
 
-def build(kernel: BackwardKernel, folder: Path) -> ctypes.CDLL:
-    """Compile a kernel into `folder`, which is its own."""
+def build(kernel: KernelSpec, folder: Path) -> ctypes.CDLL:
+    """Compile a kernel into `folder`, which is its own: an mma.sync one of the backward pass, or Hopper's forward."""
+    struct = "ForwardParamsSm90" if kernel.params == "sm90" else "BackwardParams"
     of_kernel = source.load(kernel.source)
     for name, text in ((kernel.source, of_kernel.text), *of_kernel.headers):
         path = folder / name
@@ -61,7 +70,7 @@ def build(kernel: BackwardKernel, folder: Path) -> ctypes.CDLL:
     main.write_text(
         f'#include "cuda.h"\n#include "{kernel.source}"\n'
         f'extern "C" void kernel_on_cpu(void const* params) {{\n'
-        f"  {kernel.entry}(*static_cast<omni::BackwardParams const*>(params));\n}}\n"
+        f"  {kernel.entry}(*static_cast<omni::{struct} const*>(params));\n}}\n"
     )
     macros = {**kernel.defines(), "OMNI_PARAMS_BYTES": params_bytes(kernel.params)}
     library = folder / "kernel.so"
@@ -73,17 +82,17 @@ def build(kernel: BackwardKernel, folder: Path) -> ctypes.CDLL:
 
 
 def _for_host(name: str, text: str) -> str:
-    if name == "omni/sm80/ptx.cuh":
-        return (HOST / "ptx.cuh").read_text()
-    for pattern, instead in _INSTEAD.get(name, ()):
+    if name in _WHOLE:
+        return (HOST / _WHOLE[name]).read_text()
+    for pattern, instead, *times in _INSTEAD.get(name, ()):
         text, found = re.subn(pattern, instead.replace("\\", r"\\"), text, flags=re.DOTALL)
-        assert found == 1, f"{name}: {pattern} is there {found} times"
+        assert [found] == (times or [1]), f"{name}: {pattern} is there {found} times"
     return text
 
 
 def run(
     library: ctypes.CDLL,
-    kernel: BackwardKernel,
+    kernel: KernelSpec,
     params: NDArray[np.void],
     grid: tuple[int, int],
     reads: Sequence[NDArray[Any]],

@@ -206,6 +206,14 @@ def _tensor_map(pointer: int, shape: Any, strides: Any, dtype: str, box: tuple[i
     return np.array([pointer, *shape, *strides, *box] + [0] * 5, np.uint64).tobytes()
 
 
+def _packed_map(
+    pointer: int, shape: Any, strides: Any, dtype: str, group: int, box: tuple[int, int]
+) -> bytes:
+    """The same of a packed map, with the heads of a group behind the box."""
+    assert len(shape) == len(strides) == 4
+    return np.array([pointer, *shape, *strides, *box, group] + [0] * 4, np.uint64).tobytes()
+
+
 def _cupy(fake: Device) -> Any:
     """What omnicupy.gpu uses of CuPy, over the fake."""
 
@@ -260,6 +268,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Device:
     monkeypatch.setattr(streams, "_runtime", cupy.cuda.runtime)
     monkeypatch.setattr(gpu_attention, "_current_stream", cupy.cuda.get_current_stream)
     monkeypatch.setattr(plan, "tensor_map", _tensor_map)
+    monkeypatch.setattr(plan, "packed_map", _packed_map)
     monkeypatch.setattr(planning, "device_info", infos.__getitem__)
     monkeypatch.setattr(planning, "kernel", fake.kernel)
     monkeypatch.setattr(gpu_attention, "_unmasked", {})

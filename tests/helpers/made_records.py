@@ -10,6 +10,7 @@ from omnicupy.call.problem import Problem
 from omnicupy.choose import ceilings as choose_ceilings
 from omnicupy.choose import prediction, variants
 from omnicupy.jit.spec import AttnSpec
+from omnicupy.tools.bench.decoding import copy_share
 from omnicupy.tools.bench.records import Record
 from omnicupy.tools.bench.suites import GPU_SUITES
 from omnicupy.tools.workloads.workload import by_name
@@ -92,9 +93,10 @@ def _add(made: Record, name: str, systems: tuple[str, ...], kind: str) -> None:
             "host_us": 12.0,
         }
         if spec:
-            executed = mask.stats(spec.br, spec.bc).executed
+            executed = mask.stats(spec.tokens(workload.q_heads // workload.kv_heads), spec.bc).executed
             row |= {"spec": variants.word(spec), "useful": mask.pairs / executed}
             row["executed_tflops"] = workload.flops(executed) / ms / 1e9
+        row |= copy_share(workload, mask.shape, ms, HEADER["copy_tbps"])
         made.add(**known, system=system, **row)
 
 
@@ -131,9 +133,9 @@ def _our_ms(spec: AttnSpec, sizes: tuple[int, ...], mask: Any) -> float:
     if spec.kernel == "naive":
         return float(4 * sizes[5] * mask.pairs * sizes[0] * sizes[1] / 1e9 / 2.0)
     ceilings = CEILINGS[spec.kernel]
-    work = prediction.work_of(
-        spec, Problem(*sizes, "bfloat16"), mask.blocks(spec.br, spec.bc), ceilings.device
-    )  # type: ignore[arg-type]
+    problem = Problem(*sizes, "bfloat16")  # type: ignore[arg-type]
+    blocks = mask.blocks(spec.tokens(problem.group), spec.bc)
+    work = prediction.work_of(spec, problem, blocks, ceilings.device)
     us = prediction.predict(work, ceilings.at(spec.kernel, spec.head_dim, spec.rows)).us
     slow = (
         (4 if not spec.swizzle else 1)

@@ -19,7 +19,7 @@ NAIVE = [
 
 def _name(spec: AttnSpec) -> str:
     dtype = {"float16": "f16", "bfloat16": "bf16"}[spec.dtype]
-    tile = f"{spec.br}x{spec.bc}-s{spec.stages}-w{spec.warps}"
+    tile = f"{spec.br}x{spec.bc}-s{spec.stages}-w{spec.warps}{'-packed' * spec.pack}"
     return f"{spec.kernel}-{spec.arch}-{dtype}-d{spec.head_dim}-{tile}"
 
 

@@ -57,6 +57,16 @@ TABLE = [
         "config: kernel 'sm90' has 4 producer warps and 4 warps for each 64 query rows: br=64, 128 or 192 with "
         "warps=8, 12 or 16, or br=64 for 2 or 3 heads with warps=12 or 16, got br=192, warps=12",
     ),
+    (
+        SM90,
+        {"pack": True},
+        "config: pack=True needs kernel='sm90' with br=64 and warps=8, got kernel='sm90', br=128, warps=12",
+    ),
+    (
+        SM80,
+        {"pack": True},
+        "config: pack=True needs kernel='sm90' with br=64 and warps=8, got kernel='sm80', br=128, warps=4",
+    ),
 ]
 
 
@@ -115,3 +125,20 @@ def test_equal_specs_have_equal_macros() -> None:
     assert of_numpy == plain
     assert repr(of_numpy) == repr(plain)
     assert of_numpy.defines() == plain.defines()
+
+
+@pytest.mark.parametrize(
+    ("group", "packs", "heads", "tokens"),
+    [
+        *((1, 1, 1, 64), (3, 1, 3, 21), (5, 1, 5, 12), (7, 1, 7, 9), (8, 1, 8, 8), (64, 1, 64, 1)),
+        *((65, 2, 33, 1), (71, 2, 36, 1), (128, 2, 64, 1), (129, 3, 43, 1), (500, 8, 63, 1)),
+    ],
+)
+def test_heads_and_tokens_of_a_packed_tile(group: int, packs: int, heads: int, tokens: int) -> None:
+    spec = AttnSpec(**SM90 | {"br": 64, "warps": 8, "pack": True})
+    assert (spec.packs(group), spec.pack_heads(group), spec.tokens(group)) == (packs, heads, tokens)
+    assert packs * heads >= group > (packs - 1) * heads
+    assert heads * tokens <= spec.rows == 64
+    assert packs == 1 or tokens == 1  # live rows follow each other
+    plain = AttnSpec(**SM90)
+    assert (plain.packs(group), plain.pack_heads(group), plain.tokens(group)) == (1, 1, plain.br)

@@ -82,9 +82,9 @@ BAD_CALLS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: constructors.full(4)[1:2], TypeError, "mask[...]: expected two slices, as in mask[a:b, c:d], got slice(1, 2, None); write them out"),
     (lambda: constructors.full(4)[::2, :], ValueError, "mask[...]: slices must have step 1, got steps 2 and 1; drop the steps"),
     (lambda: constructors.full(4)[3:1, :], ValueError, "mask[...]: slices must hold at least one row and one key of (4, 4), got rows [3, 1) and keys [0, 4); widen them"),
-    (lambda: constructors.full(4).blocks(12, 32), ValueError, "blocks: br (query rows) must be a positive multiple of 8, got 12; round it up"),
+    (lambda: constructors.full(4).blocks(1.5, 32), ValueError, "blocks: br (query rows) must be a positive whole number, got 1.5; round it up"),
     (lambda: constructors.full(4).blocks(8, 48), ValueError, "blocks: bc (keys) must be a positive multiple of 32, got 48; round it up"),
-    (lambda: constructors.full(4).blocks(0, 32), ValueError, "blocks: br (query rows) must be a positive multiple of 8, got 0; round it up"),
+    (lambda: constructors.full(4).blocks(0, 32), ValueError, "blocks: br (query rows) must be a positive whole number, got 0; round it up"),
     (lambda: constructors.full(4).blocks(8, "32"), ValueError, "blocks: bc (keys) must be a positive multiple of 32, got '32'; round it up"),
     (lambda: constructors.full(4).dense(0, 5, 0, 1), ValueError, "dense: rows [0, 5) and keys [0, 1) must lie within the mask's 4 rows and 4 keys; clip them"),
 ]  # fmt: skip

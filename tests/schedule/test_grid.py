@@ -61,3 +61,36 @@ def test_heads_that_do_not_fill_a_tile_are_refused() -> None:
     assert _grid(shared, Problem(1, 8, 4, 64, 300, 128, "bfloat16")).tile_heads == 4
     with pytest.raises(ValueError, match="puts 2 query heads of one group into a tile, but a group has 3"):
         _grid(shared, Problem(1, 12, 4, 64, 300, 128, "bfloat16"))
+
+
+PACKED = AttnSpec(
+    arch="sm_90a", kernel="sm90", dtype="bfloat16", head_dim=128, br=64, bc=128, stages=2, warps=8, pack=True
+)
+
+
+def test_packed_heads_are_one_item() -> None:
+    grid = _grid(PACKED, Problem(3, 28, 4, 5, 9000, 128, "bfloat16"))
+    assert (grid.tokens, grid.tile_heads, grid.tile_group, grid.workers.heads) == (9, 4, 1, 12)
+    assert grid.packed == {"pack_heads": 7, "pack_tokens": 9, "packs": 1, "part_rows": 36}
+    assert grid.partials(10, 2) == (12 * 10 * 36 * (128 + 2) * 4, 12 * 2)
+    assert grid.workers.leave < _grid(HOPPER, Problem(3, 28, 4, 5, 9000, 128, "bfloat16")).workers.leave
+    of_many = _grid(PACKED, Problem(2, 71, 1, 5, 9000, 128, "bfloat16"))
+    assert (of_many.tokens, of_many.tile_heads, of_many.tile_group, of_many.workers.heads) == (1, 2, 2, 4)
+    assert of_many.packed == {"pack_heads": 36, "pack_tokens": 1, "packs": 2, "part_rows": 36}
+
+
+def test_packed_rows_are_counted_in_32_bits() -> None:
+    with pytest.raises(ValueError, match="pack=True counts at most 2147483647 rows of heads and tokens"):
+        _grid(PACKED, Problem(1, 64, 1, 1, 2**25, 128, "bfloat16"))
+
+
+def test_a_split_is_whole_tiles() -> None:
+    problem = Problem(1, 8, 4, 64, 3000, 128, "bfloat16")
+    made = Grid.of(HOPPER, problem, 1, sm_count=132, l2_bytes=50 << 20, split=384)
+    assert made.workers.split_tiles == 3
+    with pytest.raises(
+        ValueError, match=r"^split must be a multiple of 128, the keys of a tile of the kernel"
+    ):
+        Grid.of(HOPPER, problem, 1, sm_count=132, l2_bytes=50 << 20, split=64)
+    portable = PORTABLE.spec("sm_80", "bfloat16", 128)
+    assert Grid.of(portable, problem, 1, sm_count=132, l2_bytes=1, split=64).workers.split_tiles == 0

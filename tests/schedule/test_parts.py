@@ -156,3 +156,30 @@ def test_a_mask_without_entries() -> None:
     assert found.rows.tolist() == [0, 1, 2]
     assert (found.first == found.end).all()
     assert found.n_slots == 0
+
+
+@pytest.mark.parametrize("heads", [1, 7, 500])
+def test_a_split_depends_on_the_row_alone(heads: int) -> None:
+    counts = [0, 1, 4, 5, 8, 23]
+    for sm_count in (8, 132):
+        found = _made(counts, Workers(heads, sm_count, 1, split_tiles=4))
+        lengths = {row: [] for row in range(len(counts))}
+        for row, first, end, split in zip(found.rows, found.first, found.end, found.splits, strict=True):
+            lengths[int(row)].append((int(split[1]), int(end - first), int(split[2])))
+        assert {row: [n for _, n, _ in sorted(parts)] for row, parts in lengths.items()} == {
+            **{0: [0], 1: [1], 2: [4], 3: [4, 1], 4: [4, 4]},
+            5: [4, 4, 4, 4, 4, 3],
+        }
+        assert all(of == len(parts) for parts in lengths.values() for _, _, of in parts)
+        assert (found.n_slots, found.n_split_rows) == (10, 3)
+
+
+def test_a_split_makes_as_many_parts_as_it_takes() -> None:
+    found = _made([1000], Workers(1, 132, 1, split_tiles=1))
+    assert (found.n_slots, found.n_split_rows, len(found.rows)) == (1000, 1, 1000)
+
+
+def test_one_row_of_heads_that_do_not_divide_the_device_is_cut_to_fill_it_once() -> None:
+    assert parts_of_one_row(64.0, 64, Workers(8, 132, 999, leave=1.0)) == 16
+    assert parts_of_one_row(1024.0, 1024, Workers(4, 132, 999, leave=1.0)) == 33
+    assert parts_of_one_row(64.0, 64, Workers(512, 132, 999, leave=1.0)) == 1

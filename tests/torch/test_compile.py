@@ -132,6 +132,11 @@ TRACED = {
         oc.UnsupportedError,
         "config must be None inside torch.compile; call attention outside of it",
     ),
+    "a split": (
+        lambda q, k, v, layer: layer(q, k, v, None, split=384),
+        oc.UnsupportedError,
+        "split must be None inside torch.compile; call attention outside of it",
+    ),
 }
 
 

@@ -49,18 +49,19 @@ struct KeepBits {
     }
   }
 
-  // Bit b of word w of a bit tile's row is key 32 * w + b. row0: row of the tile at the register tile's row 0.
-  template <int kBr>
-  __device__ __forceinline__ void set_bit_tile(u32 const* bit_tiles, int payload, int row0) {
+  // Bit b of word w of a bit tile's row is key 32 * w + b. row_of(row): of the bit tile, for a row of the register
+  // tile.  br: rows of a bit tile.
+  template <class RowOf>
+  __device__ __forceinline__ void set_bit_tile(u32 const* bit_tiles, int payload, int br, RowOf const& row_of) {
     constexpr int kTileWords = Scores::kCols / 32;
-    u32 const* tile = bit_tiles + static_cast<i64>(payload) * kBr * kTileWords;
+    u32 const* tile = bit_tiles + static_cast<i64>(payload) * br * kTileWords;
 #pragma unroll
     for (int m = 0; m < Scores::kTilesM; ++m) {
 #pragma unroll
       for (int g = 0; g < kGroups; ++g) bits[m][g] = 0;
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        u32 const* words = tile + (row0 + Scores::row(m, h)) * kTileWords;
+        u32 const* words = tile + row_of(Scores::row(m, h)) * kTileWords;
 #pragma unroll
         for (int w = 0; w < kTileWords; ++w) {
           // The lane's two columns of four blocks: bits 0, 1 of each byte.
@@ -121,33 +122,45 @@ struct KeepBits {
 };
 
 // A tile as one warp sees it. q0: token of the warp's first row; row0: where it stands in the tile. s_spans:
-// (kSmemSpans, kBc) spans of the tile in shared memory, or null.
+// (kSmemSpans, kBc) spans of the tile in shared memory, or null. heads: rows that a token has, one below the other, of
+// `tokens` tokens; q0 then counts rows as well.
 struct WarpTile {
   MaskView const& mask;
   Tile const& keys;
   int q0, row0;
   int2 const* s_spans;
+  int heads = 1, tokens = 0;
 };
 
 // Finds what a tile hides, without a loop: products of the tensor cores may be under way. False for spans that have
-// to be read in one: find_in_spans.
+// to be read in one: find_in_spans. kBr: 0 where tokens have several rows.
 template <int kBr, class Scores>
 __device__ __forceinline__ bool find_at_once(KeepBits<Scores>& keep, WarpTile const& warp) {
   MaskView const& mask = warp.mask;
   Tile const& tile = warp.keys;
   int const q0 = warp.q0;
   if (tile.kind() == kCausal) {
-    int const first = tile.first - mask.p.diagonal - q0;  // row that sees the tile's first key as the first one
-    keep.set_rows([&](int key) { return make_uint2(rows_from(first + key), rows_from(first + key + 1)); });
+    // Row that sees the tile's first key as the first one.
+    int const first = (tile.first - mask.p.diagonal) * warp.heads - q0;
+    keep.set_rows([&](int key) {
+      return make_uint2(rows_from(first + key * warp.heads), rows_from(first + (key + 1) * warp.heads));
+    });
     return true;
   }
   if (tile.payload >= 0) {
-    keep.template set_bit_tile<kBr>(mask.p.lists.bit_tiles, tile.payload, warp.row0);
+    if constexpr (kBr == 0) {  // rows of no token read those of the last one
+      keep.set_bit_tile(mask.p.lists.bit_tiles, tile.payload, warp.tokens, [&](int row) {
+        return min((warp.row0 + row) / warp.heads, warp.tokens - 1);
+      });
+    } else {
+      keep.set_bit_tile(mask.p.lists.bit_tiles, tile.payload, kBr, [&](int row) { return warp.row0 + row; });
+    }
     return true;
   }
   if (warp.s_spans == nullptr || !spans_travel(mask.p, tile)) return false;
-  keep.set_rows(
-      [&](int key) { return rows_in_spans<kSmemSpans>(warp.s_spans + key, Scores::kCols, mask.p.n_spans, q0); });
+  keep.set_rows([&](int key) {
+    return rows_in_spans<kSmemSpans>(warp.s_spans + key, Scores::kCols, mask.p.n_spans, q0, warp.heads);
+  });
   return true;
 }
 
@@ -156,7 +169,8 @@ template <class Scores>
 __device__ __forceinline__ void find_in_spans(KeepBits<Scores>& keep, WarpTile const& warp) {
   MaskView const& mask = warp.mask;
   int2 const* const g_spans = mask.spans() + warp.keys.first;
-  keep.set_rows([&](int key) { return rows_in_spans<0>(g_spans + key, mask.p.k_padded, mask.p.n_spans, warp.q0); });
+  keep.set_rows(
+      [&](int key) { return rows_in_spans<0>(g_spans + key, mask.p.k_padded, mask.p.n_spans, warp.q0, warp.heads); });
 }
 
 template <int kBr, class Scores>

@@ -27,20 +27,22 @@ __device__ __forceinline__ u32 rows_from(int first) {
   return rows;
 }
 
-// Rows q0 ... that see two neighbouring keys in one span each. span: {first row, number of rows} of both keys.
-__device__ __forceinline__ uint2 rows_in_span(int2 const* span, int q0) {
+// Rows q0 ... that see two neighbouring keys in one span each. span: {first token, number of tokens} of both keys.
+// heads: rows that a token has, one below the other.
+__device__ __forceinline__ uint2 rows_in_span(int2 const* span, int q0, int heads = 1) {
   int4 const two = *reinterpret_cast<int4 const*>(span);
-  int const first = two.x - q0, second = two.z - q0;
-  return make_uint2(rows_from(first) & ~rows_from(first + two.y), rows_from(second) & ~rows_from(second + two.w));
+  int const first = two.x * heads - q0, second = two.z * heads - q0;
+  return make_uint2(
+      rows_from(first) & ~rows_from(first + two.y * heads), rows_from(second) & ~rows_from(second + two.w * heads));
 }
 
 // The same in all spans of the keys, of which there is at least one. next: from one span of a key to its next one.
 // kMost: their number is at most this, and no loop is left; 0: any number.
 template <int kMost>
-__device__ __forceinline__ uint2 rows_in_spans(int2 const* spans, int next, int n_spans, int q0) {
-  uint2 rows = rows_in_span(spans, q0);
+__device__ __forceinline__ uint2 rows_in_spans(int2 const* spans, int next, int n_spans, int q0, int heads = 1) {
+  uint2 rows = rows_in_span(spans, q0, heads);
   auto const join = [&](int i) {
-    uint2 const more = rows_in_span(spans + i * next, q0);
+    uint2 const more = rows_in_span(spans + i * next, q0, heads);
     rows.x |= more.x;
     rows.y |= more.y;
   };

@@ -72,6 +72,16 @@ __device__ __forceinline__ void tma_load_4d(
       : "memory");
 }
 
+// One box of a (column, head of its group, token, group, batch) tensor.
+__device__ __forceinline__ void tma_load_5d(
+    u32 s_target, void const* map, u32 s_barrier, int column, int head, int token, int group, int batch) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "
+      "[%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(s_target),
+      "l"(map), "r"(s_barrier), "r"(column), "r"(head), "r"(token), "r"(group), "r"(batch)
+      : "memory");
+}
+
 // Two neighbouring floats. Volatile, so that they are read where they are used: registers are dearer than the latency.
 __device__ __forceinline__ float2 load_shared_pair(float const* s_pair) {
   float2 pair;
@@ -133,6 +143,12 @@ __device__ __forceinline__ float4 load_past_l1(float4 const* g_source) {
   return v;
 }
 
+__device__ __forceinline__ float2 load_past_l1(float2 const* g_source) {
+  float2 v;
+  asm volatile("ld.global.cg.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "l"(g_source) : "memory");
+  return v;
+}
+
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -172,6 +188,23 @@ __device__ __forceinline__ void bar_sync(int barrier) {
 template <int kThreads>
 __device__ __forceinline__ void bar_arrive(int barrier) {
   asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "n"(kThreads) : "memory");
+}
+
+// Does any of the threads say so?
+template <int kThreads>
+__device__ __forceinline__ bool bar_any(int barrier, bool said) {
+  int any;
+  asm volatile(
+      "{\n"
+      ".reg .pred said, any;\n"
+      "setp.ne.s32 said, %2, 0;\n"
+      "bar.red.or.pred any, %1, %3, said;\n"
+      "selp.s32 %0, 1, 0, any;\n"
+      "}"
+      : "=r"(any)
+      : "r"(barrier), "r"(static_cast<int>(said)), "n"(kThreads)
+      : "memory");
+  return any != 0;
 }
 
 }  // namespace omni

@@ -73,7 +73,7 @@ struct Scheduler {
     int index = blockIdx.x;
 #pragma unroll 1
     for (int parity = 0; index < list.args.work_items; parity ^= 1) {
-      WorkItem const item = work_item<Smem::Config::kHeads>(list.args.p, index);
+      WorkItem const item = work_item<Smem::Config::kHeads, Smem::Config::kPack>(list.args.p, index);
       list.smem.walks[slot.stage()] = typename Smem::Walk(list.args.p.lists, item.first, item.tiles);
       list.announce_item(slot, item);
       slot.next();

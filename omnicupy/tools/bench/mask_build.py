@@ -57,14 +57,15 @@ def _ours(session: Session, workload: Workload, arrays: tuple[Any, Any, Any]) ->
 
     first = workload.mask()
     call(first)  # loads the kernel
-    spec = pick.pick(session.arch, workload.problem(first, session.dtype), (first,), session.sm_count)
+    problem = workload.problem(first, session.dtype)
+    spec = pick.pick(session.arch, problem, (first,), session.sm_count)
     steps: dict[str, list[float]] = {}
     for _ in range(TURNS):
         mask, took = timed(workload.mask)
         fresh = workload.mask()  # cut for no tile yet
         for name, ms in (
             ("mask_ms", took),
-            ("cut_ms", timed(partial(fresh.blocks, spec.br, spec.bc))[1]),
+            ("cut_ms", timed(partial(fresh.blocks, spec.tokens(problem.group), spec.bc))[1]),
             ("new_mask_call_ms", timed(partial(call, mask))[1]),
             ("same_mask_call_ms", timed(partial(call, mask))[1]),
         ):

@@ -17,6 +17,7 @@ from omnicupy.masks.mask import Mask
 from omnicupy.masks.segment_masks import segments
 from omnicupy.reference import checked_rows
 from omnicupy.tools.bench import timing, torch_inputs
+from omnicupy.tools.bench.decoding import copy_share
 from omnicupy.tools.bench.gradients import ANY_ORDER, PASSES, Gradients, Pass
 from omnicupy.tools.bench.peers import COMPILE_LIMIT_S, Peer, prepare
 from omnicupy.tools.bench.records import OURS, Record
@@ -36,9 +37,7 @@ FULL_OBJECTS: dict[str, Callable[[int, int], Mask | None]] = {
 
 @dataclass
 class Session:
-    """A benchmark run on the current device. timed: what of attention.  host: measure host time, too.  say: shows one
-    line of progress.
-    """
+    """A benchmark run on the current device. timed: what of attention.  host: also host time.  say: shows a line."""
 
     record: Record
     arch: str
@@ -223,7 +222,7 @@ def _ours(
     def call() -> Any:
         return attention(*given, passed, config=config)
 
-    executed = mask.stats(spec.br, spec.bc).executed
+    executed = mask.stats(spec.tokens(problem.group), spec.bc).executed
     return _System(
         call, {"spec": variants.word(spec), "useful": mask.pairs / max(1, executed)}, executed
     ), call
@@ -246,14 +245,12 @@ def _timed(session: Session, workload: Workload, mask: Mask, ready: dict[str, _S
 
     try:
         times = session.clock.interleaved({name: of.call for name, of in ready.items()}, session.samples)
-    except (
-        Exception
-    ) as error:  # one system broke the device or its own state: nothing after it can be trusted
+    except Exception as error:  # one broke the device or its own state: nothing after it can be trusted
         for name in ready:
             _row(session, workload, mask, name, {"problem": reason(error)})
         return
     flops = session.timed.flops * workload.flops(mask.pairs)
-    gemm = session.record.content.get("gemm_tflops")
+    content = session.record.content
     for name, system in ready.items():
         took = times[name]
         figures: dict[str, Any] = {
@@ -263,8 +260,10 @@ def _timed(session: Session, workload: Workload, mask: Mask, ready: dict[str, _S
             "samples": took.samples,
             "tflops": flops / took.median_ms / 1e9,
         }
-        if gemm:
+        if gemm := content.get("gemm_tflops"):
             figures["gemm_share"] = figures["tflops"] / gemm
+        if not session.timed.has_gradients:
+            figures |= copy_share(workload, mask.shape, took.median_ms, content.get("copy_tbps", 0.0))
         if system.executed is not None:
             figures["executed_tflops"] = workload.flops(system.executed) / took.median_ms / 1e9
         if session.host:

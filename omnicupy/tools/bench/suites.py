@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from omnicupy.tools.bench import decoding
 from omnicupy.tools.bench.peers import SYSTEMS
 from omnicupy.tools.bench.records import OURS
 from omnicupy.tools.workloads.workload import NAMED
@@ -141,6 +142,10 @@ GPU_SUITES = {
                 "latency",
             ),
         ),
+    ),
+    "decode": Suite(
+        "one query row or a few against caches of 17 MB to 1.1 GB: shares of what a copy moves",
+        (Part(decoding.workloads(), (OURS, "sdpa-flash", "sdpa-cudnn", "flex")),),
     ),
     "build": Suite(
         "what a new mask costs before the first result",

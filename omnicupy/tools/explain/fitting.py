@@ -132,10 +132,11 @@ def points(content: dict[str, Any]) -> list[Point]:
         problem = records.problem_of(row, content)
         spec = variants.parse(row["spec"], arch, dtype, problem.head_dim)
         if row["system"] != OURS and (
-            spec not in _table(arch, dtype, spec.head_dim) or spec.br > problem.q_len
+            spec not in _table(arch, dtype, spec.head_dim) or spec.tokens(problem.group) > problem.q_len
         ):
             continue
-        blocks = words.of_record(row["workload"], row["shape"]).mask().blocks(spec.br, spec.bc)
+        mask = words.of_record(row["workload"], row["shape"]).mask()
+        blocks = mask.blocks(spec.tokens(problem.group), spec.bc)
         work = prediction.work_of(spec, problem, blocks, device)
         suite = records.suite_of(row, content)
         found.append(Point(row["workload"], suite, spec, work, 1e3 * row["ms"]))

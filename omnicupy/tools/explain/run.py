@@ -160,20 +160,21 @@ def run(workload: Workload, dtype: str, variant: str | None = None) -> Explanati
         spec = choose(arch, problem, (mask,), device.sm_count)
     ceilings, note = choose_ceilings.nearest(known, name, spec.kernel)
     device = device if gpu else ceilings.device
-    if (items := problem.batch * problem.q_heads * -(-problem.q_len // spec.br)) > MOST_ITEMS:
+    height = spec.tokens(problem.group)
+    if (items := problem.batch * problem.q_heads * -(-problem.q_len // height)) > MOST_ITEMS:
         raise ValueError(
             f"explain: expected at most {MOST_ITEMS} block rows of all heads, whose turns are played one by one, got "
             f"{items}; give a smaller --batch"
         )
     if gpu:
         measure.check_memory(workload, mask)
-    blocks = mask.blocks(spec.br, spec.bc)
+    blocks = mask.blocks(height, spec.bc)
     ceiling = ceilings.at(spec.kernel, spec.head_dim, spec.rows)
     return Explanation(
         workload,
         problem,
         spec,
-        mask.stats(spec.br, spec.bc),
+        mask.stats(height, spec.bc),
         ceilings,
         ceiling,
         prediction.predict(prediction.work_of(spec, problem, blocks, device), ceiling),

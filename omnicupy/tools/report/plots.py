@@ -170,6 +170,7 @@ DRAWN: dict[str, Callable[[Sequence[Row], Content], Figure]] = {
     "choices": row_plots.choices,
     "variants": row_plots.variants,
     "short": short,
+    "decode": row_plots.decoding,
     "build": row_plots.building,
     "memory": row_plots.memory,
 }

@@ -107,7 +107,11 @@ def candidates(
         if kernel != "sm90" or arch == "sm_90"
         for spec in variants.every(arch, dtype, head_dim, kernel, group=group)
     ]
-    return [spec for spec in found if q_len <= SHORT_ROWS or (spec.br >= SHORT_ROWS and spec.heads == 1)]
+    return [
+        spec
+        for spec in found
+        if q_len <= SHORT_ROWS or (spec.br >= SHORT_ROWS and spec.heads == 1 and not spec.pack)
+    ]
 
 
 def search(

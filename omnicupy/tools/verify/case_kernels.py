@@ -89,8 +89,10 @@ def variants(case: Case, masks: Sequence[Mask], arch: str, sm_count: int) -> lis
             if problem.group % spec.heads:
                 continue
             name = f"{spec.kernel} {spec.br}x{spec.bc} stages {spec.stages} warps {spec.warps}"
+            name += " packed" if spec.pack else ""
             found.setdefault(spec, Variant(name, spec))
-    picked = pick.pick(arch, problem, masks, sm_count, mappable=serves("sm90", case))
+    mappable = serves("sm90", case)
+    picked = pick.pick(arch, problem, masks, sm_count, mappable=mappable, split=case.split or None)
     ordered = sorted(found.values(), key=lambda variant: (variant.name != "naive", variant.name))
     return [*ordered, Variant(DEFAULT, picked, explicit=False)]
 

@@ -20,7 +20,7 @@ from omnicupy.masks.tile_masks import from_tiles
 
 MASK_KINDS = (
     *("full", "causal", "segments", "documents", "window", "sink", "prefix", "ranges", "streams", "bits"),
-    *("holes", "empty", "tiles"),
+    *("holes", "empty", "tiles", "tree", "lengths"),
 )
 
 
@@ -48,6 +48,10 @@ def build(kind: str, q_len: int, k_len: int, rng: np.random.Generator) -> Mask:
         return ranges([], q_len, k_len)
     if kind == "tiles":
         return _tiles(q_len, k_len, rng)
+    if kind == "tree":
+        return _tree(q_len, k_len, rng)
+    if kind == "lengths":  # the last keys are those of a cache that are not used yet
+        return ranges([(0, q_len, 0, k_len - _upto(rng, k_len // 2))], q_len, k_len)
     return _cut(_square(kind, max(q_len, k_len), rng), q_len, k_len)
 
 
@@ -86,6 +90,15 @@ def _tiles(q_len: int, k_len: int, rng: np.random.Generator) -> Mask:
     made = from_tiles(chosen, q_len, k_len, br, bc)
     assert isinstance(made, Mask)
     return made & causal(q_len, k_len) if rng.random() < 0.5 else made
+
+
+def _tree(q_len: int, k_len: int, rng: np.random.Generator) -> Mask:
+    """A tree of drafts: all rows see the keys before the last q_len ones, of which each sees itself and some."""
+    tail = rng.random((q_len, q_len)) < rng.uniform(0.1, 0.6)
+    np.fill_diagonal(tail, True)
+    seen = np.ones((q_len, max(q_len, k_len)), bool)
+    seen[:, -q_len:] = tail
+    return from_dense(np.ascontiguousarray(seen[:, -k_len:]))
 
 
 def _square(kind: str, length: int, rng: np.random.Generator) -> Mask:

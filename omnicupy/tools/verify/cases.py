@@ -30,7 +30,8 @@ class Case:
     heads, head_dim) in memory;  "large": scores up to about 1e4;  "masks": each batch element has its own
     mask; "broadcast": K and V of one batch element serve all (stride 0);  "reversed": K and V run backwards
     in memory;  "same-keys", "same-values": all keys of a head are alike, or all values.  seed: varies masks and
-    inputs of otherwise equal cases.  tag: leads the id of a random case.
+    inputs of otherwise equal cases.  split: keys of a part of each row, 0 for parts that fill the device.  tag: leads
+    the id of a random case.
     """
 
     group: str
@@ -44,6 +45,7 @@ class Case:
     batch: int = 1
     options: tuple[str, ...] = ()
     seed: int = 0
+    split: int = 0
     tag: str = ""
 
     def __post_init__(self) -> None:
@@ -64,6 +66,8 @@ class Case:
         parts += self.options
         if self.seed:
             parts.append(f"s{self.seed}")
+        if self.split:
+            parts.append(f"split{self.split}")
         return "-".join([self.tag, *parts] if self.tag else parts)
 
     @property
@@ -208,10 +212,39 @@ def _long() -> Iterator[Case]:
     yield replace(BASE, group="long", mask="segments", head_dim=512, q_len=2048, k_len=2048)
 
 
+GROUPS = (1, 3, 4, 5, 7, 8, 12, 71)  # query heads a head of keys, of few query rows
+SPLIT = 384  # keys: whole tiles of every kernel
+
+
+def _decoding() -> Iterator[Case]:
+    """Few query rows, many keys; rows cut by the schedule and by `split`."""
+    base = replace(BASE, group="decoding")
+    masks = ("full", "causal", "tree", "holes", "lengths", "window", "bits")
+    for i, group in enumerate(GROUPS):
+        kv_heads = 2 if group < 8 else 1
+        for j, q_len in enumerate((1, 4, 9, 17)):
+            case = replace(base, mask=masks[(i + j) % 7], q_len=q_len, k_len=900 + 37 * j)
+            case = replace(case, q_heads=group * kv_heads, kv_heads=kv_heads, options=(BSHD,) * (j % 2))
+            case = replace(case, head_dim=(128, 64, 128, 256, 96, 192, 80, 32)[i - j])
+            yield replace(case, dtype=("bfloat16", "float16")[(i + j) % 2], split=SPLIT * (j % 2))
+    for i, q_len in enumerate((*range(1, 10), 63, 64, 65)):
+        case = replace(base, mask=("tree", "window", "lengths")[i % 3], q_len=q_len, k_len=800, q_heads=14)
+        case = replace(case, batch=2, options=(PER_BATCH,), head_dim=(128, 64)[i % 2])
+        yield replace(case, split=SPLIT if i % 4 < 2 else 0, dtype=("bfloat16", "float16")[i % 2])
+    for head_dim, dtype in ((64, "bfloat16"), (128, "float16"), (256, "bfloat16")):
+        case = replace(base, head_dim=head_dim, dtype=dtype, q_heads=10, q_len=5, k_len=1500)
+        yield replace(case, mask="lengths", options=(POISON, PER_BATCH), batch=2, split=SPLIT)
+        yield replace(case, mask="holes", options=(POISON,), q_len=40, split=SPLIT)
+        yield replace(case, mask="full", options=(LARGE,), split=SPLIT)
+        yield replace(case, mask="full", q_heads=14, q_len=1, k_len=40_000)
+        yield replace(case, mask="full", q_heads=14, q_len=1, k_len=40_000, split=SPLIT)
+        yield replace(case, mask="segments", q_len=150, k_len=1200, split=SPLIT)
+
+
 def _fixed() -> tuple[Case, ...]:
     makers = (
         *(_head_dims, _masks, _ragged, _heads, _empty_rows, _poison, _strides, _batches, _large, _long),
-        *(_alike, _block_lists),
+        *(_alike, _block_lists, _decoding),
     )
     return tuple(dict.fromkeys(case for make in makers for case in make()))
 

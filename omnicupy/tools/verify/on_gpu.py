@@ -217,6 +217,7 @@ def _numeric(case: Case, masks: Sequence[Mask], target: Target) -> Judge:
     expected = budget.budget(made.q, made.k, made.v, mask)
 
     def judge(variant: Variant) -> tuple[float, str]:
+        options: dict[str, Any] = {"config": variant.config, "split": case.split or None}
         out, lse = attention(
             made.q,
             made.k,
@@ -224,7 +225,7 @@ def _numeric(case: Case, masks: Sequence[Mask], target: Target) -> Judge:
             mask,
             return_lse=True,
             out=inputs.nan_output(case, cupy),
-            config=variant.config,
+            **options,
         )
         found = budget.compare(out, lse, expected)
         if not found.ok:
@@ -232,7 +233,7 @@ def _numeric(case: Case, masks: Sequence[Mask], target: Target) -> Judge:
         repeats = _repeats(target, variant, case)
         again = ChangedBits((out, lse))
         for _ in range(repeats - 1):
-            again.add(attention(made.q, made.k, made.v, mask, return_lse=True, config=variant.config))
+            again.add(attention(made.q, made.k, made.v, mask, return_lse=True, **options))
         return found.ratio, again.problem(repeats)
 
     return judge

@@ -117,6 +117,12 @@ def dense(length: int, kind: str, sizes: tuple[int, int, int], batch: int) -> Wo
     return Workload(f"{kind}-d{sizes[2]}-s{length}", batch, sizes, lambda: MASKS[kind](length), kind)
 
 
+def decode(rows: int, keys: int, sizes: tuple[int, int, int], batch: int) -> Workload:
+    """A few query rows at the end of `keys` keys, causal. sizes: query heads, heads of keys, head_dim."""
+    name = f"decode-d{sizes[2]}-s{keys}-q{rows}"
+    return Workload(name, batch, sizes, lambda: causal(rows, keys), "decoding")
+
+
 def sparse(length: int, per_mille: int, seed: int, sizes: tuple[int, int, int], batch: int) -> Workload:
     """A random interleaved mask of about a density, in thousandths: see `sparse_layout`."""
     name = f"sparse-d{sizes[2]}-s{length}-p{per_mille}-seed{seed}"
@@ -177,8 +183,8 @@ def interleaved(length: int, seed: int, sizes: tuple[int, int, int], batch: int)
 
 
 def by_name(name: str) -> Workload:
-    """The workload of a name: W1 ..., full-d128-s4096, causal-d64-s16384, random-d64-s1024-seed0, or
-    sparse-d128-s16384-p250-seed0 (a density of about 0.25).
+    """The workload of a name: W1 ..., full-d128-s4096, causal-d64-s16384, random-d64-s1024-seed0,
+    sparse-d128-s16384-p250-seed0 (a density of about 0.25), or decode-d128-s8192-q4-h32-k8-b16 (4 query rows).
 
     A name may go on with its heads and batch, as in random-d128-s1024-seed0-h28-k4-b1; else the hidden size is
     2,048 and the batch holds 16,384 tokens. Raises ValueError for other names.
@@ -193,6 +199,8 @@ def by_name(name: str) -> Workload:
         sizes, batch = (heads, given.pop("k", heads), d), given.pop("b", max(1, 16384 // s))
         if kind in MASKS and not given:
             made = dense(s, kind, sizes, batch)
+        elif kind == "decode" and set(given) <= {"q"}:
+            made = decode(given.get("q", 1), s, sizes, batch)
         elif kind == "random" and set(given) <= {"seed"}:
             made = interleaved(s, given.get("seed", 0), sizes, batch)
         elif kind == "sparse" and "p" in given and set(given) <= {"seed", "p"}:

@@ -1,5 +1,5 @@
 // CUDA's words for a compiler of the host: a thread is a context of its own (threads.cpp), a thread block's threads take
-// turns, and what a warp does together is done by its last lane to come. Enough for the mma.sync kernels.
+// turns, and what a warp does together is done by its last lane to come. Enough for the kernels that tests run so.
 #pragma once
 
 #include <algorithm>
@@ -33,6 +33,9 @@ struct float2 {
 struct alignas(16) int4 {
   int x, y, z, w;
 };
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
@@ -42,6 +45,7 @@ struct Index {
 inline int2 make_int2(int x, int y) { return {x, y}; }
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
@@ -67,7 +71,7 @@ struct Warp {
 };
 
 extern Thread* thread;  // whose turn it is
-extern Index block;
+extern Index block, grid;
 extern bool late;  // do copies happen when they are waited for, or at once?
 extern int smem_bytes;
 void yield();         // another thread's turn
@@ -96,6 +100,7 @@ extern unsigned char shared_memory[] asm("s_memory");  // what kernels declare a
 
 #define threadIdx (cpu::thread->index)
 #define blockIdx cpu::block
+#define gridDim cpu::grid
 #define __syncthreads cpu::wait_for_all
 
 template <class T>
@@ -108,6 +113,31 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
   });
   memcpy(&value, cpu::warp().out[cpu::lane()], 4);
   return value;
+}
+
+template <class T>
+T __shfl_sync(unsigned, T value, int from) {
+  static_assert(sizeof(T) <= 4, "a word at most");
+  memcpy(cpu::warp().in[cpu::lane()], &value, sizeof(T));
+  cpu::warp().in[cpu::lane()][1] = from;
+  cpu::collective([](cpu::Warp& warp) {
+    for (int i = 0; i < 32; ++i) warp.out[i][0] = warp.in[warp.in[i][1] % 32][0];
+  });
+  memcpy(&value, cpu::warp().out[cpu::lane()], sizeof(T));
+  return value;
+}
+
+inline void __syncwarp() {
+  cpu::collective([](cpu::Warp&) {});
+}
+
+inline void __threadfence() { cpu::yield(); }
+
+template <class T>
+T atomicAdd(T* counter, T more) {
+  T const before = *counter;
+  *counter += more;
+  return before;
 }
 
 inline int __any_sync(unsigned, bool holds) {

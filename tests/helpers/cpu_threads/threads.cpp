@@ -7,7 +7,7 @@
 namespace cpu {
 
 Thread* thread;
-Index block;
+Index block, grid;
 bool late;
 int smem_bytes;
 
@@ -133,6 +133,7 @@ extern "C" void run_on_cpu(void const* params, uint64_t const* ranges, int n_ran
     cpu::readable[i][0] = reinterpret_cast<char const*>(ranges[2 * i]);
     cpu::readable[i][1] = cpu::readable[i][0] + ranges[2 * i + 1];
   }
+  cpu::grid = {static_cast<unsigned>(shape[0]), static_cast<unsigned>(shape[1]), 1};
   cpu::n_threads = shape[2];
   cpu::smem_bytes = shape[3];
   cpu::choose.seed(shape[0]);

@@ -78,7 +78,7 @@ def test_show_saves_a_picture(tmp_path: Path) -> None:
         (("--segments", "text:x"), "--segments: expected kind:length"),
         (("--segments", "audio:5"), "kind must be one of text, image, noise"),
         (("--workload", "W99"), "workload: expected one of W1"),
-        (("--random", "64", "--br", "7"), "br (query rows) must be a positive multiple of 8"),
+        (("--random", "64", "--br", "0"), "br (query rows) must be a positive whole number"),
     ],
 )
 def test_show_errors_are_one_line(arguments: tuple[str, ...], message: str) -> None:

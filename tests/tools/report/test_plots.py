@@ -77,7 +77,7 @@ def test_every_suite_is_drawn_without_overlap(suite: str) -> None:
 def test_panels_have_units(suite: str) -> None:
     for axes in (axes for axes in _figure(suite).axes if axes.get_visible()):
         labels = f"{axes.get_xlabel()} {axes.get_ylabel()} {axes.get_title()}"
-        assert any(unit in labels for unit in ("TFLOP/s", "ms", "us a call", "MiB")), labels
+        assert any(unit in labels for unit in ("TFLOP/s", "ms", "us a call", "MiB", "MB of")), labels
 
 
 def test_systems_differ_without_colour() -> None:
@@ -128,6 +128,18 @@ def test_tables_of_tiles_show_the_best_of_each() -> None:
     best = max(row["tflops"] for row in content["rows"] if row["workload"] == "W4")
     bold = [text.get_text() for text in panel.texts if text.get_weight() == "bold"]
     assert [text.splitlines()[0] for text in bold] == [f"{best:.0f}"]
+
+
+def test_decoding_shows_shares_of_the_copy() -> None:
+    content = made_records.record("decode")
+    figure = plots.DRAWN["decode"](content["rows"], content)
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert "28 on 4 heads of 128" in [axes.get_title() for axes in panels]
+    drawn = {line.get_label(): line for line in panels[0].lines}
+    rows = [row for row in content["rows"] if row["system"] == "omnicupy" and row["shape"][1:4] == [32, 8, 1]]
+    line = drawn[plot_style.style("omnicupy").label]
+    assert sorted(line.get_ydata().tolist()) == sorted(row["copy_share"] for row in rows)
+    assert line.get_xdata().tolist() == sorted(line.get_xdata().tolist())
 
 
 def test_a_path_without_a_suffix_is_a_png(tmp_path: Path) -> None:

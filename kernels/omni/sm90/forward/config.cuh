@@ -11,13 +11,13 @@ struct ForwardParamsSm90 {
   TensorMap q_map, k_map, v_map;
   ForwardParams p;
   int* counter;        // {next work item, thread blocks that handed out all, that ended}: zero at launch, left zero
-  float4* partials;    // (all heads, n_slots, warps): what parts of split block rows leave; see merge.cuh
-  u32* arrivals;       // (all heads, n_split_rows, warps): zero at launch, left zero
+  float4* partials;    // (all heads, n_slots, warps): what parts of split block rows leave; see merge.cuh, packed.cuh
+  u32* arrivals;       // (all heads, n_split_rows, warps): zero at launch, left zero; of packed tiles one for all warps
   int4 const* splits;  // of each part: {row among the split ones or -1, its number, parts of the row, first slot}
   int work_items, n_slots, n_split_rows;
 };
 
-template <int HeadDim, int Br, int Bc, int Stages, int Warps, int QSlots, bool PingPong, bool Bf16>
+template <int HeadDim, int Br, int Bc, int Stages, int Warps, int QSlots, bool PingPong, bool Pack, bool Bf16>
 struct Sm90Config {
   static constexpr int kHeadDim = HeadDim;
   static constexpr int kBr = Br;
@@ -33,6 +33,8 @@ struct Sm90Config {
   // Two where shared memory has room: the next item's Q is loaded while this one is worked on.
   static constexpr int kQSlots = QSlots;
   static constexpr bool kPingPong = PingPong && kConsumers > 1;
+  // Heads of a group share a tile, row by row, as many as the parameters say.
+  static constexpr bool kPack = Pack;
   // A thread beside the producer takes the work items; beside three warpgroups it lacks the registers.
   static constexpr bool kScheduler = kConsumers < 3;
 
@@ -48,6 +50,7 @@ struct Sm90Config {
 
   static_assert(kConsumers >= 1 && kConsumers <= 3, "64 query rows a consumer warpgroup");
   static_assert(Br == kQRows || Br == 64, "one head in a tile, or one a warpgroup");
+  static_assert(!Pack || kConsumers == 1, "packed tiles have 64 rows");
   static_assert(HeadDim % 16 == 0 && HeadDim <= 256 && Bc % 32 == 0 && Bc <= 256, "widths of wgmma");
 };
 

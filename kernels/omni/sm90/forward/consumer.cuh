@@ -4,6 +4,7 @@
 
 #include "omni/mask/keep.cuh"
 #include "omni/sm90/forward/merge.cuh"
+#include "omni/sm90/forward/packed.cuh"
 #include "omni/sm90/forward/smem.cuh"
 #include "omni/sm90/forward/weights.cuh"
 #include "omni/store.cuh"
@@ -160,7 +161,12 @@ struct Consumer {
   }
 
   __device__ __forceinline__ WarpTile warp_tile(MaskView const& mask, Tile const& tile, WorkSlot const& work) const {
-    return WarpTile{mask, tile, work.q0 + row0, row0, smem.spans[state.ring.stage()][0]};
+    int2 const* const s_spans = smem.spans[state.ring.stage()][0];
+    if constexpr (Cfg::kPack) {
+      int const heads = p.pack_heads;
+      return WarpTile{mask, tile, work.q0 * heads + row0, row0, s_spans, heads, p.pack_tokens};
+    }
+    return WarpTile{mask, tile, work.q0 + row0, row0, s_spans};
   }
 
   // Finds what a tile hides while its scores are on their way, where that takes no loop. packed: the tile's kind; of
@@ -172,7 +178,7 @@ struct Consumer {
     MaskView const mask{p, work.mask};
     Tile const tile = smem.tiles[state.ring.stage()];
     if (tile.has_dead()) state.dead_tile_k0 = tile.first;
-    if (!find_at_once<Cfg::kBr>(keep, warp_tile(mask, tile, work))) return MaskWork::kLater;
+    if (!find_at_once<Cfg::kPack ? 0 : Cfg::kBr>(keep, warp_tile(mask, tile, work))) return MaskWork::kLater;
     return keep.is_everything() ? MaskWork::kNone : MaskWork::kReady;
   }
 
@@ -188,14 +194,16 @@ struct Consumer {
     release(smem.k_empty[state.ring.stage()]);
   }
 
-  // Weighs a whole tile against a new row_max. O and the weights are at rest. kRescale: O holds something.
+  // Weighs a whole tile against a new row_max. O and the weights are at rest. kRescale: O holds something. kept: rows
+  // whose row_max stays as it is.
   template <bool kRescale = true>
-  __device__ __forceinline__ void weigh_anew(Scores const& scores) {
+  __device__ __forceinline__ void weigh_anew(Scores const& scores, bool const (&kept)[2] = {false, false}) {
     OnlineSoftmax<1>& softmax = state.softmax;
     float offset[2], sums[1][2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      float const correction = softmax.raise_max(softmax.highest(scores, 0, h), 0, h, p.scale_log2);
+      float const top = kept[h] ? softmax.row_max[0][h] : softmax.highest(scores, 0, h);
+      float const correction = softmax.raise_max(top, 0, h, p.scale_log2);
       if constexpr (kRescale) rescale_row(state.out, 0, h, correction);
       offset[h] = softmax.raised_offset(0, h, p.scale_log2);
     }
@@ -207,6 +215,7 @@ struct Consumer {
   // at rest.
   __device__ __forceinline__ void weigh(Scores const& scores, bool allow_lazy) {
     OnlineSoftmax<1>& softmax = state.softmax;
+    bool kept[2] = {false, false};
     if (allow_lazy) {
       float const offset[2] = {softmax.offset(0, 0, p.scale_log2), softmax.offset(0, 1, p.scale_log2)};
       float sums[1][2];
@@ -215,8 +224,12 @@ struct Consumer {
         softmax.add(sums);
         return;
       }
+      if constexpr (Cfg::kPack) {  // rows of a warp stand for heads that other calls have elsewhere: each on its own
+        kept[0] = softmax.row_holds(sums, 0, 0);
+        kept[1] = softmax.row_holds(sums, 0, 1);
+      }
     }
-    weigh_anew(scores);
+    weigh_anew(scores, kept);
   }
 
   __device__ __forceinline__ void begin_rows() {
@@ -226,12 +239,29 @@ struct Consumer {
 
   __device__ __forceinline__ void store_rows(WorkSlot const& work) {
     state.softmax.finish();
+    if constexpr (Cfg::kPack) {
+      store_packed_rows(work);
+      return;
+    }
     if (!is_complete(work)) return;
     store_output<Cfg::kBf16>(p, OutputPlace{work.batch, head(work), work.q0 + row0, 0}, state.out, state.softmax);
   }
 
  private:
   __device__ __forceinline__ int warp_of_tile() const { return (Cfg::kHeads == 1 ? 0 : 4 * group) + row0 / 16; }
+
+  // The warpgroup stores the rows, or leaves them as a part; it merges the parts of the tile where it comes last.
+  __device__ __forceinline__ void store_packed_rows(WorkSlot const& work) {
+    PackedRows<Cfg> const rows(p, work);
+    int4 const split = args.n_split_rows == 0 ? make_int4(-1, 0, 0, 0) : args.splits[work.part];
+    if (__shfl_sync(0xffffffffu, split.x, 0) < 0) {
+      rows.store(state.out, state.softmax, row0);
+      return;
+    }
+    PackedMerge<Cfg> const merge{args, rows, split};
+    merge.leave(state.out, state.softmax, row0);
+    if (merge.is_last()) merge.run();
+  }
 
   // Are the rows whole? The parts of a split block row are merged by the warp that comes last.
   __device__ __forceinline__ bool is_complete(WorkSlot const& work) {

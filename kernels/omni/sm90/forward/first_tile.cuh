@@ -19,10 +19,12 @@ struct FirstTilePrefetch {
   __device__ __forceinline__ void run() const {
     if (!is_launch_ahead()) return;
     ForwardParams const& p = args.p;
-    WorkItem const item = work_item<Cfg::kHeads>(p, blockIdx.x);
+    WorkItem const item = work_item<Cfg::kHeads, Cfg::kPack>(p, blockIdx.x);
+    int const heads = Cfg::kPack ? min(p.pack_heads, p.group - item.head % p.group) : Cfg::kHeads;
+    int const tokens = Cfg::kPack ? p.pack_tokens : Cfg::kBr;
 #pragma unroll 1
-    for (int i = 0; i < Cfg::kHeads; ++i) {
-      prefetch_rows(p.query(), item.batch, item.head + i, item.q0, min(item.q0 + Cfg::kBr, p.q_len));
+    for (int i = 0; i < heads; ++i) {
+      prefetch_rows(p.query(), item.batch, item.head + i, item.q0, min(item.q0 + tokens, p.q_len));
     }
     if (item.tiles == 0) return;
     int const first = p.lists.entries[item.first].z, stop = min(first + Cfg::kBc, p.k_len);

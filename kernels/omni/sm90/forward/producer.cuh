@@ -52,8 +52,25 @@ struct Producer {
   __device__ __forceinline__ void load_q(Slot at) {
     int const i = Smem::q_slot(at);
     mbarrier_wait(smem_address(&smem.q_empty[i]), Smem::q_parity(at) ^ 1);
-    TileOrigin const origin{work(at).q0, work(at).head, work(at).batch};
-    load_panels<Cfg::kQRows, Cfg::kPanels>(smem.q[i], &args.q_map, &smem.q_full[i], origin);
+    if constexpr (Cfg::kPack) {
+      load_packed_q(work(at), i);
+    } else {
+      TileOrigin const origin{work(at).q0, work(at).head, work(at).batch};
+      load_panels<Cfg::kQRows, Cfg::kPanels>(smem.q[i], &args.q_map, &smem.q_full[i], origin);
+    }
+  }
+
+  // A box holds all heads of a pack; heads and tokens that there are not read as zeros.
+  __device__ __forceinline__ void load_packed_q(WorkSlot const& item, int i) {
+    u32 const s_q = smem_address(smem.q[i]), full = smem_address(&smem.q_full[i]);
+    int const rows = args.p.pack_heads * args.p.pack_tokens, head = item.head - item.kv_head * args.p.group;
+    mbarrier_expect_tx(full, Cfg::kPanels * kPanelRowBytes * rows);
+#pragma unroll
+    for (int panel = 0; panel < Cfg::kPanels; ++panel) {
+      tma_load_5d(
+          s_q + panel * Cfg::kQPanelBytes, &args.q_map, full, kPanelColumns * panel, head, item.q0, item.kv_head,
+          item.batch);
+    }
   }
 
   // One item: K0 Q (K1 V0) (K2 V1) ... V(n-1), in the order in which the consumers need them. ask() asks for the next
@@ -89,7 +106,7 @@ struct Producer {
     int index = blockIdx.x;
 #pragma unroll 1
     while (index < args.work_items) {
-      WorkItem const item = work_item<Cfg::kHeads>(args.p, index);
+      WorkItem const item = work_item<Cfg::kHeads, Cfg::kPack>(args.p, index);
       Walk walk(args.p.lists, item.first, item.tiles);
       list.announce_item(slot, item);
       slot.next();

@@ -39,6 +39,22 @@ struct ForwardSmem {
     return Cfg::kQSlots == kSlots ? slot.parity() : slot.stage();
   }
 
+  // By all threads, before the block's first __syncthreads: no copy writes these rows of Q, and NaN in them would turn
+  // up in the choices that a warp makes for all of its rows.
+  __device__ __forceinline__ void zero_rows_of_no_token(ForwardParams const& p) {
+    int const first = p.pack_heads * p.pack_tokens;
+    int const chunks = (Cfg::kQRows - first) * (kPanelRowBytes / 16);
+#pragma unroll 1
+    for (int i = threadIdx.x; i < chunks; i += Cfg::kThreads) {
+#pragma unroll
+      for (int panel = 0; panel < Cfg::kQSlots * Cfg::kPanels; ++panel) {
+        unsigned char* const s_row = &q[0][0] + panel * Cfg::kQPanelBytes + first * kPanelRowBytes;
+        reinterpret_cast<uint4*>(s_row)[i] = make_uint4(0, 0, 0, 0);
+      }
+    }
+    fence_proxy_async();
+  }
+
   // By one thread, before the block's first __syncthreads. Consumers arrive once a warp.
   __device__ __forceinline__ void init_barriers() {
     constexpr int kConsumerWarps = 4 * Cfg::kConsumers;

@@ -1,0 +1,50 @@
+"""choose/pick.py: when the heads of a group are packed into tiles, and what a split leaves to choose."""
+
+from __future__ import annotations
+
+import pytest
+
+import omnicupy as oc
+from omnicupy.call.problem import Problem
+from omnicupy.choose import pick
+from omnicupy.choose import table as choose_table
+
+H100_SMS = 132
+
+
+@pytest.mark.parametrize(
+    ("group", "q_len", "packed"),
+    [
+        *((group, 1, True) for group in (1, 2, 4, 7, 8, 71)),
+        *((1, 64, True), (7, 9, True), (7, 40, True), (4, 33, True), (8, 32, True)),
+        *((7, 64, False), (4, 64, False), (7, 65, False)),
+    ],
+)
+@pytest.mark.parametrize("head_dim", [16, 64, 80, 96, 128, 192, 256])
+def test_few_rows_are_packed_where_that_makes_fewer_tiles(
+    head_dim: int, group: int, q_len: int, packed: bool
+) -> None:
+    problem = Problem(4, 2 * group, 2, q_len, 9000, head_dim, "bfloat16")
+    spec = pick.pick("sm_90", problem, (oc.full(q_len, 9000),), H100_SMS)
+    assert spec.pack == packed
+    assert not pick.pick("sm_80", problem, (oc.full(q_len, 9000),), H100_SMS).pack
+    assert pick.pick("sm_90", problem, (oc.full(q_len, 9000),), H100_SMS, mappable=False).kernel == "sm80"
+
+
+@pytest.mark.parametrize("q_len", [1, 64, 65, 512, 5000])
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+def test_with_a_split_neither_batch_nor_device_nor_tuned_choices_decide(
+    monkeypatch: pytest.MonkeyPatch, head_dim: int, q_len: int
+) -> None:
+    chosen = choose_table.TABLE[-1].spec("sm_90", "bfloat16", 1024)
+    monkeypatch.setattr(pick.saved, "find", lambda *_: chosen)
+    found = set()
+    for batch, sm_count, make in ((1, 132, oc.causal), (64, 132, oc.full), (1, 8, oc.full)):
+        problem = Problem(batch, 28, 4, q_len, 9000, head_dim, "bfloat16")
+        found.add(pick.select("sm_90", problem, (make(q_len, 9000),), sm_count, split=384))
+    assert len(found) == 1
+    assert 384 % found.pop().bc == 0
+
+
+def test_a_multiple_of_384_is_whole_tiles_of_every_row() -> None:
+    assert all(384 % row.bc == 0 for row in choose_table.TABLE)

@@ -1,0 +1,151 @@
+// kernels/omni/sm90/ptx.cuh for the host. An mbarrier's word holds what is awaited of its phase; copies of the copy
+// engine are done when they are asked for. A tensor map is {address, rank, lengths (5), strides in bytes (4), box (5)}.
+#pragma once
+
+#include "omni/address.cuh"
+
+namespace omni {
+
+struct HostBarrier {
+  int bytes;
+  unsigned short pending;
+  unsigned char count, phase;
+};
+static_assert(sizeof(HostBarrier) == 8, "the word of a barrier");
+
+inline HostBarrier& host_barrier(u32 at) { return *reinterpret_cast<HostBarrier*>(shared_memory + at); }
+
+inline void end_phase(HostBarrier& barrier) {
+  if (barrier.pending != 0 || barrier.bytes != 0) return;
+  barrier.phase ^= 1;
+  barrier.pending = barrier.count;
+}
+
+inline void mbarrier_init(u32 at, int arrivals) {
+  host_barrier(at) = {0, static_cast<unsigned short>(arrivals), static_cast<unsigned char>(arrivals), 0};
+}
+
+inline void fence_mbarrier_init() {}
+
+inline void mbarrier_arrive(u32 at) {
+  if (host_barrier(at).pending-- == 0) cpu::fail("mbarrier: one arrival too many");
+  end_phase(host_barrier(at));
+}
+
+inline void mbarrier_wait(u32 at, int parity) {
+  while (host_barrier(at).phase == parity) cpu::yield();
+}
+
+inline void mbarrier_meet(u32 at) {
+  int const phase = host_barrier(at).phase;
+  mbarrier_arrive(at);
+  mbarrier_wait(at, phase);
+}
+
+inline void mbarrier_expect_tx(u32 at, int bytes) {
+  host_barrier(at).bytes += bytes;
+  mbarrier_arrive(at);
+}
+
+inline void copied(u32 at, int bytes) {
+  host_barrier(at).bytes -= bytes;
+  end_phase(host_barrier(at));
+}
+
+inline void prefetch_tensormap(void const*) {}
+inline void count_round(int* counter, int last) { *counter = *counter >= last ? 0 : *counter + 1; }
+inline void prefetch_to_l2(void const*) {}
+
+// The 128-byte swizzle: chunks of 16 bytes change places by the number of their row.
+inline u32 swizzled(u32 at) { return at ^ (at >> 3 & 0x70); }
+
+inline void tma_load(u32 s_target, void const* map, u32 barrier, int rank, int const (&start)[5]) {
+  u64 const* const words = static_cast<u64 const*>(map);
+  if (words[1] != static_cast<u64>(rank)) cpu::fail("TMA: a map of another rank");
+  u64 const* const lengths = words + 2;
+  u64 const* const strides = words + 7;
+  u64 const* const box = words + 11;
+  if (box[0] != 64 || s_target % 1024) cpu::fail("TMA: the box or its place");
+  int rows = 1;
+  for (int axis = 1; axis < rank; ++axis) rows *= box[axis];
+  for (int row = 0; row < rows; ++row) {
+    bool inside = true;
+    i64 offset = 0;
+    for (int axis = 1, rest = row; axis < rank; rest /= box[axis], ++axis) {
+      i64 const at = start[axis] + rest % static_cast<int>(box[axis]);
+      inside = inside && at >= 0 && at < static_cast<i64>(lengths[axis]);
+      offset += at * static_cast<i64>(strides[axis - 1]);
+    }
+    for (int column = 0; column < 64; ++column) {
+      unsigned short value = 0;
+      if (inside && start[0] + column < static_cast<int>(lengths[0])) {
+        memcpy(&value, reinterpret_cast<char const*>(words[0]) + offset + 2 * (start[0] + column), 2);
+      }
+      memcpy(shared_memory + swizzled(s_target + 128 * row + 2 * column), &value, 2);
+    }
+  }
+  copied(barrier, 128 * rows);
+}
+
+inline void tma_load_4d(u32 s_target, void const* map, u32 barrier, int column, int token, int head, int batch) {
+  tma_load(s_target, map, barrier, 4, {column, token, head, batch});
+}
+
+inline void tma_load_5d(
+    u32 s_target, void const* map, u32 barrier, int column, int head, int token, int group, int batch) {
+  tma_load(s_target, map, barrier, 5, {column, head, token, group, batch});
+}
+
+inline void bulk_load(u32 s_target, void const* source, int bytes, u32 barrier) {
+  memcpy(shared_memory + s_target, source, bytes);
+  copied(barrier, bytes);
+}
+
+inline float2 load_shared_pair(float const* pair) { return {pair[0], pair[1]}; }
+inline void fence_proxy_async() {}
+inline float4 load_past_l1(float4 const* source) { return *source; }
+inline float2 load_past_l1(float2 const* source) { return *source; }
+inline void wgmma_fence() {}
+inline void wgmma_commit() {}
+template <int kPending>
+void wgmma_wait() {}
+template <int kRegisters>
+void setmaxnreg_dec() {}
+template <int kRegisters>
+void setmaxnreg_inc() {}
+inline void wait_for_kernel_ahead() {}
+inline void let_next_kernel_come() {}
+
+// Named barriers: who arrived of the round, and what any of them said.
+struct Named {
+  int arrived;
+  unsigned round;
+  bool any, said;
+};
+inline Named named[16];
+
+template <int kThreads>
+void bar_arrive(int barrier) {
+  Named& mine = named[barrier];
+  if (++mine.arrived < kThreads) return;
+  mine.said = mine.any;
+  mine.any = false;
+  mine.arrived = 0;
+  ++mine.round;
+}
+
+template <int kThreads>
+void bar_sync(int barrier) {
+  unsigned const round = named[barrier].round;
+  bar_arrive<kThreads>(barrier);
+  while (named[barrier].round == round) cpu::yield();
+}
+
+template <int kThreads>
+bool bar_any(int barrier, bool said) {
+  named[barrier].any |= said;
+  bar_sync<kThreads>(barrier);
+  return named[barrier].said;
+}
+
+}  // namespace omni

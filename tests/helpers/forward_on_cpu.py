@@ -1,0 +1,189 @@
+"""The forward kernel of Hopper, its own source run on the CPU (cuda_on_cpu.py) as a plan would launch it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cuda_on_cpu
+import ml_dtypes
+import numpy as np
+from cuda_on_cpu import aligned
+from numpy.typing import NDArray
+
+import omnicupy as oc
+from omnicupy.call.problem import Problem
+from omnicupy.gpu.planning import LOG2E
+from omnicupy.jit.params import PARAMS
+from omnicupy.jit.spec import AttnSpec
+from omnicupy.schedule.block_lists import SPAN_BYTES, BlockLists, block_lists
+from omnicupy.schedule.grid import Grid
+
+Array = NDArray[Any]
+DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+LISTS = ("row_offsets", "entries", "parts", "splits", "bit_tiles", "spans", "dead")
+_LIST_FIELDS = (
+    "q_blocks",
+    "mask_batch",
+    "diagonal",
+    "n_spans",
+    "k_padded",
+    "tiers",
+    "n_slots",
+    "n_split_rows",
+)
+
+
+def packed_spec(head_dim: int, bc: int, stages: int, dtype: str = "bfloat16") -> AttnSpec:
+    return AttnSpec(
+        arch="sm_90a",
+        kernel="sm90",
+        dtype=dtype,
+        head_dim=-(-head_dim // 16) * 16,
+        br=64,
+        bc=bc,
+        stages=stages,
+        warps=8,
+        pack=True,
+    )
+
+
+@dataclass
+class Forward:
+    """A call: q (batch, q_heads, q_len, D), k and v (batch, kv_heads, k_len, D), one mask or one a batch element.
+
+    tokens_first: memory (batch, tokens, heads, D).  sm_count: multiprocessors that the work is cut for.
+    """
+
+    problem: Problem
+    masks: Sequence[oc.Mask]
+    split: int | None = None
+    tokens_first: bool = False
+    sm_count: int = 8
+    seed: int = 0
+    arrays: dict[str, Array] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng(self.seed)
+        for name in ("q", "k", "v", "out"):
+            self.arrays[name] = self._made(name)
+            self.arrays[name][...] = rng.standard_normal(self.arrays[name].shape)
+
+    def _made(self, name: str) -> Array:
+        p = self.problem
+        heads, tokens = (p.q_heads, p.q_len) if name in ("q", "out") else (p.kv_heads, p.k_len)
+        dtype = DTYPES[p.dtype]
+        if not self.tokens_first:
+            return aligned((p.batch, heads, tokens, p.head_dim), dtype)
+        return aligned((p.batch, tokens, heads, p.head_dim), dtype).transpose(0, 2, 1, 3)
+
+    @property
+    def mask(self) -> Any:
+        return self.masks[0] if len(self.masks) == 1 else list(self.masks)
+
+    def exact(self) -> tuple[Array, Array]:
+        """out and lse in float64."""
+        out, lse = oc.attention(
+            *(self.arrays[name].astype(np.float64) for name in "qkv"), self.mask, return_lse=True
+        )
+        return out, lse
+
+    def poison(self) -> None:
+        """NaN in keys that no row sees."""
+        for element in range(self.problem.batch):
+            seen = self.masks[element % len(self.masks)].to_dense().any(axis=0)
+            for name in "kv":
+                self.arrays[name][element][:, ~seen] = np.nan
+
+    def run(self, spec: AttnSpec, library: Callable[[AttnSpec], Any]) -> tuple[Array, Array, Grid]:
+        """out and lse of the kernel, NaN where it wrote nothing, and how the work was laid out."""
+        p = self.problem
+        grid = Grid.of(spec, p, len(self.masks), sm_count=self.sm_count, l2_bytes=50 << 20, split=self.split)
+        lists = block_lists([mask.blocks(grid.tokens, spec.bc) for mask in self.masks], grid.workers)
+        params, held = _params(self, spec, grid, lists)
+        blocks = grid.thread_blocks(lists.n_parts)[0]
+        cuda_on_cpu.run(library(spec), spec, params, (blocks, 1), (), late=False)
+        # Zero for the next launch, but for the count of blocks that ended.
+        assert not held["counter"][:2].any()
+        assert not held["arrivals"].any()
+        return self.arrays["out"], held["lse"], grid
+
+
+def _params(
+    call: Forward, spec: AttnSpec, grid: Grid, lists: BlockLists
+) -> tuple[NDArray[np.void], dict[str, Array]]:
+    """The struct, and what it points to."""
+    params, p = np.zeros((), PARAMS[spec.kernel]), call.problem
+    call.arrays["out"].fill(np.nan)
+    held: dict[str, Array] = {**call.arrays, "lse": aligned((p.batch, p.q_heads, p.q_len), np.float32)}
+    partial_bytes, arrivals = grid.partials(lists.n_slots, lists.n_split_rows)
+    held["partials"] = aligned(max(4, partial_bytes // 4), np.float32)
+    for name in ("lse", "partials"):
+        held[name].fill(np.nan)
+    held["counter"], held["arrivals"] = aligned(4, np.int32), aligned(max(1, arrivals), np.uint32)
+    for name in ("counter", "arrivals"):
+        held[name].fill(0)
+    for name in LISTS:
+        held[name] = aligned(max((1,), lists.array(name).shape), lists.array(name).dtype)
+        held[name].reshape(-1)[: lists.array(name).size] = lists.array(name).reshape(-1)
+    for name, array in held.items():
+        params[name] = array.ctypes.data
+        if name in call.arrays:
+            params[f"{name}_strides"] = [stride // array.itemsize for stride in array.strides[:3]]
+    params["spans"] -= SPAN_BYTES * lists.k_first
+    params["dead"] -= lists.k_first // 8
+    for name in ("q_len", "k_len", "head_dim", "batch", "q_heads", "group"):
+        params[name] = getattr(p, name)
+    for name in _LIST_FIELDS:
+        params[name] = getattr(lists, name)
+    for name, value in grid.packed.items():
+        params[name] = value
+    params["scale"], params["scale_log2"] = p.head_dim**-0.5, p.head_dim**-0.5 * LOG2E
+    params["work_items"], params["section"] = grid.work_items(lists.n_parts), grid.section(lists.n_parts)
+    _fill_maps(params, call, spec)
+    return params, held
+
+
+def _fill_maps(params: NDArray[np.void], call: Forward, spec: AttnSpec) -> None:
+    """Tensor maps as cpu_threads/ptx_sm90.cuh reads them, of what gpu/tensor_maps.py gives the driver."""
+    from omnicupy.gpu import tensor_maps
+
+    def encoded(
+        pointer: int, lengths: Sequence[int], strides: Sequence[int], dtype: str, box: Sequence[int]
+    ) -> bytes:
+        words = np.zeros(16, np.uint64)
+        words[:2] = pointer, len(lengths)
+        words[2 : 2 + len(lengths)] = lengths
+        words[7 : 7 + len(strides)] = strides
+        words[11 : 11 + len(box)] = box
+        return words.tobytes()
+
+    before = tensor_maps._encoded
+    tensor_maps._encoded = encoded
+    try:
+        for name in "qkv":
+            of, group = call.arrays[name], call.problem.group
+            at: tuple[Any, ...] = (of.ctypes.data, of.shape, of.strides, spec.dtype)
+            if name == "q" and spec.pack:
+                box = (spec.pack_heads(group), spec.tokens(group))
+                made = tensor_maps.packed_map.__wrapped__(*at, group, box)
+            else:
+                rows = (spec.br, spec.heads) if name == "q" else (spec.bc, 1)
+                made = tensor_maps.tensor_map.__wrapped__(*at, rows)
+            params[f"{name}_map"] = np.frombuffer(made, np.uint64)
+    finally:
+        tensor_maps._encoded = before
+
+
+def libraries(folder_of: Callable[[str], Path]) -> Callable[[AttnSpec], Any]:
+    """Kernels by their specs, each built once."""
+    built: dict[AttnSpec, Any] = {}
+
+    def library(spec: AttnSpec) -> Any:
+        if spec not in built:
+            built[spec] = cuda_on_cpu.build(spec, folder_of("forward"))
+        return built[spec]
+
+    return library
