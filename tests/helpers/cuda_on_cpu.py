@@ -20,6 +20,7 @@ from omnicupy.jit.params import params_bytes
 
 HOST = Path(__file__).parent / "cpu_threads"
 SMEM_MOST = 1 << 18
+STRUCTS = {"bwd": "BackwardParams", "bwd_sums": "BackwardParamsWithSums"}  # of params.PARAMS
 
 # In each header: what is PTX there, and what a host does instead.
 _INSTEAD = {
@@ -34,6 +35,10 @@ _INSTEAD = {
         (r"float value;\n    asm\(.*?return value;", "return cpu::of_half(bits16);"),
         (r"float y;\n  asm\(.*?return y;", "return exp2f(x);"),
         (r"float power;\n  asm\(.*?return power;", "return log2f(x);"),
+    ],
+    "omni/reduce.cuh": [
+        (r'asm volatile\("red\.relaxed\.gpu\.global\.add\.f32.*?"memory"\);', "cpu::add(g_target, &x, 1);"),
+        (r'asm volatile\("red\.relaxed\.gpu\.global\.add\.v4.*?"memory"\);', "cpu::add(g_target, x, 4);"),
     ],
     "omni/tile.cuh": [(r"int index;\n  asm volatile\(.*?return index;", "return threadIdx.x;")],
     "omni/work.cuh": [(r"int index;\n  asm volatile\(.*?return index;", "return blockIdx.x;")],
@@ -61,9 +66,10 @@ def build(kernel: BackwardKernel, folder: Path) -> ctypes.CDLL:
     main.write_text(
         f'#include "cuda.h"\n#include "{kernel.source}"\n'
         f'extern "C" void kernel_on_cpu(void const* params) {{\n'
-        f"  {kernel.entry}(*static_cast<omni::BackwardParams const*>(params));\n}}\n"
+        f"  {kernel.entry}(*static_cast<omni::{STRUCTS[kernel.params]} const*>(params));\n}}\n"
     )
     macros = {**kernel.defines(), "OMNI_PARAMS_BYTES": params_bytes(kernel.params)}
+    macros["__CUDA_ARCH__"] = 10 * int(kernel.arch.removeprefix("sm_").rstrip("a"))
     library = folder / "kernel.so"
     options = [f"-I{HOST}", f"-I{folder}", *(f"-D{name}={value}" for name, value in macros.items())]
     sources = [str(main), str(HOST / "threads.cpp"), "-o", str(library)]
@@ -88,12 +94,14 @@ def run(
     grid: tuple[int, int],
     reads: Sequence[NDArray[Any]],
     late: bool,
+    sums: NDArray[Any] | None = None,
 ) -> None:
-    """Run all thread blocks, one after the other. reads: what cp.async may read.
+    """Run all thread blocks, one after the other. reads: what cp.async may read.  sums: what reductions may add to.
 
     late: copies happen when they are waited for, and not at once: either shows another kind of missing wait.
     """
-    ranges = np.array([_range(array) for array in reads] or [(0, 0)], np.uint64)
+    of_sums = (0, 0) if sums is None else _range(sums)
+    ranges = np.array([of_sums, *(_range(array) for array in reads)], np.uint64)
     shape = np.array([*grid, kernel.threads, kernel.smem_bytes], np.int32)
     argument = aligned(params.itemsize, np.uint8)
     argument[...] = np.frombuffer(params.tobytes(), np.uint8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 import omnicupy as oc
 from omnicupy.choose import backward_table
-from omnicupy.jit.backward_spec import BackwardKernel, BackwardSpec, padded_rows
-from omnicupy.jit.params import BACKWARD_PARAMS
+from omnicupy.jit.backward_kernel import BackwardKernel, TileShape
+from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
+from omnicupy.jit.params import PARAMS
 from omnicupy.schedule.block_lists import BlockLists, block_lists
 from omnicupy.schedule.key_lists import key_lists
 from omnicupy.schedule.parts import Workers
@@ -140,9 +141,11 @@ def _lists(problem: Problem, part: BackwardKernel) -> BlockLists:
     return make(blocks, Workers(heads * BATCH // len(blocks), 132))
 
 
-def _params(problem: Problem, lists: BlockLists, arrays: dict[str, Array]) -> tuple[NDArray[np.void], Any]:
+def _params(
+    problem: Problem, lists: BlockLists, arrays: dict[str, Array], struct: str = "bwd"
+) -> tuple[NDArray[np.void], Any]:
     """The struct, and what it points to. arrays: those that it names, and strides of theirs that it has."""
-    params = np.zeros((), BACKWARD_PARAMS)
+    params = np.zeros((), PARAMS[struct])
     fields = params.dtype.names or ()
     places: dict[str, Array] = dict(arrays)
     for name in LISTS:
@@ -204,25 +207,50 @@ def _prepare(
     return made
 
 
-def _run(problem: Problem, part: BackwardKernel, made: dict[str, Array], library: Any) -> dict[str, Array]:
-    """The gradients that a kernel makes of the copies."""
+def _run(
+    problem: Problem, part: BackwardKernel, made: dict[str, Array], library: Any, late: bool | None = None
+) -> dict[str, Array]:
+    """The gradients that a kernel makes of the copies; of one that adds to sums of dQ also these, of one that reads
+    sums that are among `made` nothing but dQ.
+    """
     lists = _lists(problem, part)
     inputs = {name: made[f"{name}_copy"] for name in ("q", "k", "v", "dout")}
     inputs |= {name: made[name] for name in ("lse2", "delta")}
-    names = ("dq",) if part.part == "dq" else ("dk", "dv")
+    names = ("dk", "dv") if part.part in ("dkdv", "fused") else ("dq",)
     gradients = {name: aligned(problem.gradients[name].shape, DTYPES[problem.dtype]) for name in names}
     for array in gradients.values():
         array.fill(np.nan)
-    params, held = _params(problem, lists, {**inputs, **gradients})
-    tokens, heads = (Q_LEN, Q_HEADS) if part.part == "dq" else (K_LEN, KV_HEADS)
+    sums = {}
+    if part.part == "fused":
+        sums["dq_sums"] = aligned((BATCH, Q_HEADS, padded_rows(Q_LEN) * part.head_dim), np.float32)
+        sums["dq_sums"].fill(0)
+    elif part.part == "convert":
+        inputs["dq_sums"] = made["dq_sums"]
+    params, held = _params(problem, lists, {**inputs, **gradients, **sums}, part.params)
+    tokens, heads = (K_LEN, KV_HEADS) if part.part in ("dkdv", "fused") else (Q_LEN, Q_HEADS)
     items = BATCH * heads * tokens
-    if part.kernel != "naive":
+    if part.part == "convert":
+        items = BATCH * heads * -(-tokens // part.br)
+    elif part.kernel != "naive":
         items = lists.n_parts * heads * BATCH // len(problem.masks)
-    cuda_on_cpu.run(
-        library, part, params, (items, part.column_blocks), [*inputs.values()], late=part.part == "dq"
-    )
+    late = part.part == "dq" if late is None else late
+    grid = (items, part.column_blocks)
+    cuda_on_cpu.run(library, part, params, grid, [*inputs.values()], late, sums.get("dq_sums"))
     assert held
-    return gradients
+    return gradients | sums
+
+
+def _assert_right(problem: Problem, name: str, found: Array) -> None:
+    """A gradient is within what rounding leaves, and a row without pairs is zero."""
+    exact = problem.gradients[name]
+    off = found.astype(np.float64) - exact
+    of_all, of_row = ERROR[problem.dtype]
+    assert np.linalg.norm(off) <= of_all * np.linalg.norm(exact), name
+    size = np.linalg.norm(exact, axis=-1)
+    least = 0.3 * np.sqrt(np.mean(size**2))  # a row of small gradients has the rounding of its neighbours
+    assert (np.linalg.norm(off, axis=-1) <= of_row * np.maximum(size, least)).all(), name
+    nothing = ~exact.any(axis=-1)
+    assert not found.view(np.uint16)[nothing].any(), f"{name}: a row without pairs is zero, to the bit"
 
 
 @pytest.mark.parametrize("masks", MASKS)
@@ -232,7 +260,7 @@ def test_gradients(
 ) -> None:
     spec = _spec(*which)
     problem = Problem(spec.dtype, which[3], MASKS[masks]())
-    wanted = problem.gradients
+    assert problem.gradients  # before NaN is there
     problem.poison()
     made = _prepare(problem, spec, libraries)
     assert np.isposinf(made["lse2"][..., Q_LEN:]).all()
@@ -240,19 +268,44 @@ def test_gradients(
     for part in ("dkdv", "dq"):
         kernel = spec.part(part)
         for name, found in _run(problem, kernel, made, libraries(kernel)).items():
-            exact = wanted[name]
-            off = found.astype(np.float64) - exact
-            of_all, of_row = ERROR[spec.dtype]
-            assert np.linalg.norm(off) <= of_all * np.linalg.norm(exact), name
-            size = np.linalg.norm(exact, axis=-1)
-            least = 0.3 * np.sqrt(
-                np.mean(size**2)
-            )  # a row of small gradients has the rounding of its neighbours
-            assert (np.linalg.norm(off, axis=-1) <= of_row * np.maximum(size, least)).all(), name
-            nothing = ~exact.any(axis=-1)
-            assert not found.view(np.uint16)[nothing].any(), (
-                f"{name}: a row without pairs is zero, to the bit"
-            )
+            _assert_right(problem, name, found)
+
+
+# (arch, dtype, head_dim of the tensors, tile): both layouts of the sums, one stage and two, 16 and 32 keys a warp, and
+# each way in which warps share dQ: over two or four groups of rows, in two passes, with columns left over.
+FUSED = [
+    ("sm_80", "bfloat16", 56, TileShape(64, 128, 1, 4)),
+    ("sm_90", "float16", 64, TileShape(64, 128, 2, 4)),
+    ("sm_89", "bfloat16", 40, TileShape(64, 128, 2, 8)),
+    ("sm_90", "bfloat16", 128, TileShape(64, 128, 1, 8)),
+    ("sm_89", "float16", 120, TileShape(64, 64, 1, 4)),
+    ("sm_100", "bfloat16", 80, TileShape(64, 128, 2, 8)),
+    ("sm_80", "float16", 16, TileShape(64, 64, 2, 4)),
+]
+
+
+@pytest.mark.parametrize("masks", MASKS)
+@pytest.mark.parametrize("which", FUSED, ids=lambda which: "-".join(map(str, (*which[:3], *which[3]))))
+def test_all_gradients_by_one_kernel(
+    which: tuple[str, str, int, TileShape], masks: str, libraries: Callable[[BackwardKernel], Any]
+) -> None:
+    """dK and dV are those of the kernel that makes them alone, to the bit."""
+    arch, dtype, head_dim, tile = which
+    spec = replace(_spec("sm80", arch, dtype, head_dim), dkdv=tile, fused=tile)
+    problem = Problem(dtype, head_dim, MASKS[masks]())
+    assert problem.gradients  # before NaN is there
+    problem.poison()
+    made = _prepare(problem, spec, libraries)
+    kernels = {part: spec.part(part) for part in ("dkdv", "fused", "convert")}
+    alone = _run(problem, kernels["dkdv"], made, libraries(kernels["dkdv"]))
+    for late in (False, True):
+        found = _run(problem, kernels["fused"], made, libraries(kernels["fused"]), late)
+        sums = {"dq_sums": found.pop("dq_sums")}
+        found |= _run(problem, kernels["convert"], made | sums, libraries(kernels["convert"]))
+        for name, gradient in found.items():
+            _assert_right(problem, name, gradient)
+            if name in alone:
+                np.testing.assert_array_equal(gradient.view(np.uint16), alone[name].view(np.uint16), name)
 
 
 def test_what_is_prepared(libraries: Callable[[BackwardKernel], Any]) -> None:

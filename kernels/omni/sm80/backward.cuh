@@ -36,19 +36,24 @@ struct Backward : BackwardBlock<Cfg> {
     cp_async_commit();
   }
 
-  // One step: kStep tokens of the tile from `column` on against the warp's own.
-  __device__ __forceinline__ void compute_step(Tile const& tile, int stage, int column) {
+  // One step, kStep tokens of the tile from `column` on against the warp's own: weights and gradients of scores. False
+  // where the warp has nothing to do.
+  __device__ __forceinline__ bool make_factors(Step& weights, Step& grads, Tile const& tile, int stage, int column) {
     Hidden<Cfg> hidden;
-    if (!this->find_hidden(hidden, tile, column)) return;
-    int const from = slot(stage) + column * Shared::kPitchBytes;
+    if (!this->find_hidden(hidden, tile, column)) return false;
     u32 const s_owned = this->template lane_address<Cfg::kHeadDim>() + this->row0() * Shared::kPitchBytes;
-    u32 const s_dots = this->template dot_address<Cfg::kHeadDim>() + from;
-    Step weights, grads;
+    u32 const s_dots = this->template dot_address<Cfg::kHeadDim>() + slot(stage) + column * Shared::kPitchBytes;
     weights.fill(0.f);
     add_dots<Cfg, Cfg::kHeadDim>(weights, s_owned, s_dots);
     grads.fill(0.f);
     add_dots<Cfg, Cfg::kHeadDim>(grads, s_owned + kOwnedBytes, s_dots + kWalkedBytes);
     this->differentiate_step(weights, grads, hidden, tile, statistics(stage), column);
+    return true;
+  }
+
+  // What the step adds to the gradients.
+  __device__ __forceinline__ void add_gradients(Step const& weights, Step const& grads, int stage, int column) {
+    int const from = slot(stage) + column * Shared::kPitchBytes;
     int const column0 = this->column0(), columns = Cfg::kHeadDim - column0;
     u32 const s_rows = this->template lane_address<Cfg::kHeadDim>() + from + 2 * column0;
     if constexpr (Cfg::kOwnsKeys) {
@@ -59,13 +64,21 @@ struct Backward : BackwardBlock<Cfg> {
 
   __device__ __forceinline__ void compute(Tile const& tile, int stage) {
 #pragma unroll
-    for (int column = 0; column < Cfg::kWalked; column += Cfg::kStep) compute_step(tile, stage, column);
+    for (int column = 0; column < Cfg::kWalked; column += Cfg::kStep) {
+      Step weights, grads;
+      if (make_factors(weights, grads, tile, stage, column)) add_gradients(weights, grads, stage, column);
+    }
   }
 
-  __device__ __forceinline__ void run() {
+  // Starts the copies of what is owned, and of the first tile.
+  __device__ __forceinline__ void start() {
     this->template load_owned<Cfg::kHeadDim>(0, 0);
     if constexpr (!Cfg::kOwnsKeys) this->load_statistics(statistics(0), this->head(), this->owned0());
     request(this->cursor(0), 0);
+  }
+
+  __device__ __forceinline__ void run() {
+    start();
     for (int parity = 0;; parity ^= 1) {
       cp_async_wait<0>();
       __syncthreads();  // this tile has arrived; the other buffer is read, and the other cursor too
