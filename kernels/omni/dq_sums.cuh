@@ -21,27 +21,29 @@ constexpr int kSumRows = 64;  // queries of a tile
 // Where the block of rows 16 * m and columns 8 * j begins in its tile.
 __device__ __forceinline__ constexpr int sums_block(int m, int j) { return 128 * (kSumRows / 16 * j + m); }
 
-#if __CUDA_ARCH__ >= 900
+constexpr bool kAddsFour = __CUDA_ARCH__ >= 900;  // at once
+
 // Adds a lane's four numbers to a block.
-__device__ __forceinline__ void add_to_sums(float* g_block, float const* x) { red_add4(g_block + 4 * lane_id(), x); }
-
-__device__ __forceinline__ void read_sums(float* x, float const* g_block) {
-  float4 const four = reinterpret_cast<float4 const*>(g_block)[lane_id()];
-  x[0] = four.x;
-  x[1] = four.y;
-  x[2] = four.z;
-  x[3] = four.w;
-}
-#else
 __device__ __forceinline__ void add_to_sums(float* g_block, float const* x) {
+  if constexpr (kAddsFour) {
+    red_add4(g_block + 4 * lane_id(), x);
+  } else {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) red_add(g_block + 32 * i + lane_id(), x[i]);
+    for (int i = 0; i < 4; ++i) red_add(g_block + 32 * i + lane_id(), x[i]);
+  }
 }
 
 __device__ __forceinline__ void read_sums(float* x, float const* g_block) {
+  if constexpr (kAddsFour) {
+    float4 const four = reinterpret_cast<float4 const*>(g_block)[lane_id()];
+    x[0] = four.x;
+    x[1] = four.y;
+    x[2] = four.z;
+    x[3] = four.w;
+  } else {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) x[i] = g_block[32 * i + lane_id()];
+    for (int i = 0; i < 4; ++i) x[i] = g_block[32 * i + lane_id()];
+  }
 }
-#endif
 
 }  // namespace omni

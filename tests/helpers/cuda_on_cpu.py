@@ -94,6 +94,7 @@ def run(
     grid: tuple[int, int],
     reads: Sequence[NDArray[Any]],
     late: bool,
+    *,
     sums: NDArray[Any] | None = None,
 ) -> None:
     """Run all thread blocks, one after the other. reads: what cp.async may read.  sums: what reductions may add to.

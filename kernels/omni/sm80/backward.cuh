@@ -36,24 +36,22 @@ struct Backward : BackwardBlock<Cfg> {
     cp_async_commit();
   }
 
-  // One step, kStep tokens of the tile from `column` on against the warp's own: weights and gradients of scores. False
-  // where the warp has nothing to do.
-  __device__ __forceinline__ bool make_factors(Step& weights, Step& grads, Tile const& tile, int stage, int column) {
+  // One step: kStep tokens of the tile from `column` on against the warp's own. take(grads): gets the gradients of its
+  // scores, unless the warp has nothing to do.
+  template <class Take>
+  __device__ __forceinline__ void compute_step(Tile const& tile, int stage, int column, Take const& take) {
     Hidden<Cfg> hidden;
-    if (!this->find_hidden(hidden, tile, column)) return false;
+    if (!this->find_hidden(hidden, tile, column)) return;
+    int const from = slot(stage) + column * Shared::kPitchBytes;
     u32 const s_owned = this->template lane_address<Cfg::kHeadDim>() + this->row0() * Shared::kPitchBytes;
-    u32 const s_dots = this->template dot_address<Cfg::kHeadDim>() + slot(stage) + column * Shared::kPitchBytes;
+    u32 const s_dots = this->template dot_address<Cfg::kHeadDim>() + from;
+    Step weights, grads;
     weights.fill(0.f);
     add_dots<Cfg, Cfg::kHeadDim>(weights, s_owned, s_dots);
     grads.fill(0.f);
     add_dots<Cfg, Cfg::kHeadDim>(grads, s_owned + kOwnedBytes, s_dots + kWalkedBytes);
     this->differentiate_step(weights, grads, hidden, tile, statistics(stage), column);
-    return true;
-  }
-
-  // What the step adds to the gradients.
-  __device__ __forceinline__ void add_gradients(Step const& weights, Step const& grads, int stage, int column) {
-    int const from = slot(stage) + column * Shared::kPitchBytes;
+    take(grads);
     int const column0 = this->column0(), columns = Cfg::kHeadDim - column0;
     u32 const s_rows = this->template lane_address<Cfg::kHeadDim>() + from + 2 * column0;
     if constexpr (Cfg::kOwnsKeys) {
@@ -65,8 +63,7 @@ struct Backward : BackwardBlock<Cfg> {
   __device__ __forceinline__ void compute(Tile const& tile, int stage) {
 #pragma unroll
     for (int column = 0; column < Cfg::kWalked; column += Cfg::kStep) {
-      Step weights, grads;
-      if (make_factors(weights, grads, tile, stage, column)) add_gradients(weights, grads, stage, column);
+      compute_step(tile, stage, column, [](Step const&) {});
     }
   }
 

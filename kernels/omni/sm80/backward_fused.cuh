@@ -1,8 +1,8 @@
 // All gradients in one pass over the tiles by mma.sync, head_dim up to 128: dK and dV of the thread block's keys as in
-// backward.cuh; and of each tile dS^T goes through shared memory, so that the warps make dQ = dS K of it together and
-// add it to sums in float32 (attention_bwd_convert.cu turns them into the result). Sums of several thread blocks have no
-// order. dQ is made behind a barrier that the loop has for its copies anyway: with two stages that of the next tile, so
-// that dS^T has two buffers as well, with one stage that behind which Q and dO are overwritten.
+// backward.cuh. dS^T of each tile goes through shared memory, and the warps make dQ = dS K of it together and add it to
+// sums in float32 (attention_bwd_convert.cu turns them into the result). Sums of several thread blocks have no order.
+// dQ is made behind a barrier that the loop has for its copies anyway: with two stages that of the next tile, so that
+// dS^T has two buffers as well; with one stage that behind which Q and dO are overwritten.
 #pragma once
 
 #include "omni/dq_sums.cuh"
@@ -47,14 +47,15 @@ struct FusedBackward : Backward<Cfg> {
   float* const g_sums;
   unsigned char* const s_scores;
 
-  __device__ __forceinline__ FusedBackward(
-      BackwardParamsWithSums const& args, WorkItem const& work, unsigned char* s_memory)
+  __device__ __forceinline__
+  FusedBackward(BackwardParamsWithSums const& args, WorkItem const& work, unsigned char* s_memory)
       : Base(args.b, work, s_memory + kBytes), g_sums(args.dq_sums), s_scores(s_memory) {}
 
   // Writes dS^T of a step, which starts in `column`: 8 rows of 16 bytes a warp at once, all in different banks.
   __device__ __forceinline__ void hand_over(Step const& grads, int buffer, int column) const {
     int const lane = thread_index() % 32;
-    u32 const at = buffer * kScoreBytes + this->row0() * Scores::kPitchBytes + Scores::offset(lane / 4, 0) + lane % 4 * 4;
+    u32 const at =
+        buffer * kScoreBytes + this->row0() * Scores::kPitchBytes + Scores::offset(lane / 4, 0) + lane % 4 * 4;
 #pragma unroll
     for (int m = 0; m < Cfg::kTilesM; ++m) {
 #pragma unroll
@@ -69,11 +70,15 @@ struct FusedBackward : Backward<Cfg> {
   __device__ __forceinline__ void compute(Tile const& tile, int stage) {
 #pragma unroll
     for (int column = 0; column < Cfg::kWalked; column += Cfg::kStep) {
-      Step weights, grads;
-      bool const visible = this->make_factors(weights, grads, tile, stage, column);
-      if (!visible) grads.fill(0.f);
-      hand_over(grads, stage, column);
-      if (visible) this->add_gradients(weights, grads, stage, column);
+      bool visible = false;
+      this->compute_step(tile, stage, column, [&](Step const& grads) {
+        hand_over(grads, stage, column);
+        visible = true;
+      });
+      if (visible) continue;
+      Step zeros;
+      zeros.fill(0.f);
+      hand_over(zeros, stage, column);
     }
   }
 
