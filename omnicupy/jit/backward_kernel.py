@@ -170,6 +170,7 @@ class BackwardKernel:
         """Name of the kernel's source file in `kernels/`."""
         if self.part in _SOURCES:
             return _SOURCES[self.part]
+        # Without a part's name: two parts in one source, and the one kernel for all gradients on Hopper.
         if (self.kernel == "sm90") == (self.part == "fused"):
             return f"attention_bwd_{self.kernel}.cu"
         return f"attention_bwd_{self.part}_{self.kernel}.cu"
