@@ -86,19 +86,42 @@ TABLE = (
         archs=HOPPER,
     ),
     # 32 tokens a warp; where one thread block fills the shared memory, more warps of 16.
-    BackwardRow(head_dims=(16, 64), dkdv=TileShape(64, 128, 2, 4), dq=TileShape(128, 64, 2, 4), archs=LARGE),
-    BackwardRow(head_dims=(16, 64), dkdv=TileShape(64, 128, 2, 8), dq=TileShape(128, 64, 2, 8), archs=SMALL),
+    BackwardRow(
+        head_dims=(16, 64),
+        dkdv=TileShape(64, 128, 2, 4),
+        dq=TileShape(128, 64, 2, 4),
+        fused=TileShape(64, 128, 1, 4),  # dS of one tile: two blocks fit a multiprocessor
+        archs=LARGE,
+    ),
+    BackwardRow(
+        head_dims=(16, 64),
+        dkdv=TileShape(64, 128, 2, 8),
+        dq=TileShape(128, 64, 2, 8),
+        fused=TileShape(64, 128, 2, 8),
+        archs=SMALL,
+    ),
     # Two blocks of dQ a multiprocessor, where its shared memory holds them.
     BackwardRow(
         head_dims=(80, 128),
         dkdv=TileShape(64, 128, 2, 8),
         dq=TileShape(128, 32, 2, 4),
+        fused=TileShape(64, 128, 2, 8),
         archs=("sm_90", "sm_100"),
     ),
     BackwardRow(
-        head_dims=(80, 128), dkdv=TileShape(64, 128, 2, 8), dq=TileShape(128, 64, 2, 8), archs=("sm_80",)
+        head_dims=(80, 128),
+        dkdv=TileShape(64, 128, 2, 8),
+        dq=TileShape(128, 64, 2, 8),
+        fused=TileShape(64, 128, 2, 8),
+        archs=("sm_80",),
     ),
-    BackwardRow(head_dims=(80, 128), dkdv=TileShape(64, 64, 2, 4), dq=TileShape(64, 64, 2, 4), archs=SMALL),
+    BackwardRow(
+        head_dims=(80, 128),
+        dkdv=TileShape(64, 64, 2, 4),
+        dq=TileShape(64, 64, 2, 4),
+        fused=TileShape(64, 64, 1, 4),
+        archs=SMALL,
+    ),
     BackwardRow(
         head_dims=(144, MAX_ONE_PIECE), dkdv=TileShape(32, 64, 1, 4), dq=TileShape(128, 32, 1, 8), archs=LARGE
     ),

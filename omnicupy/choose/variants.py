@@ -117,10 +117,8 @@ def every(
 def every_tile(base: BackwardSpec, part: str) -> Iterator[BackwardSpec]:
     """`base` with each other tile of one of its kernels that is legal and fits the architecture.
 
-    part: "dkdv", "dq" or "fused", which kernel "sm90" alone has; for that also without it, where `base` has one.
+    part: "dkdv", "dq" or "fused"; for that also without it, where `base` has one.
     """
-    if part == "fused" and base.kernel != "sm90":
-        return
     if part == "fused" and base.fused is not None:
         yield replace(base, fused=None)
     for owned, walked, stages in product(WIDTHS, WIDTHS, BACKWARD_STAGES):

@@ -15,7 +15,6 @@ PREPARE_THREADS = 256
 WITHOUT_TILES = {"prepare": PREPARE_THREADS, "convert": 128}  # parts that walk no lists: their threads
 _SOURCES = {
     "prepare": "attention_bwd_delta.cu",
-    "fused": "attention_bwd_sm90.cu",
     "convert": "attention_bwd_convert.cu",
 }
 NAIVE_THREADS = 128
@@ -91,6 +90,8 @@ class BackwardKernel:
                 raise ValueError(
                     f"config: {name} of {self.part} must be a multiple of 32 from 32 to 256, got {value}"
                 )
+        if self.part == "fused":
+            self._check_fused()
         if self.kernel != "sm90":
             if self.kernel == "sm80":
                 self._check_sm80()
@@ -114,23 +115,27 @@ class BackwardKernel:
                 f"(bc) for dkdv, queries (br) for dq; dkdv above head_dim {WIDE_HEAD_DIM} has 64 keys and 12 warps; "
                 f"got br={self.br}, bc={self.bc}, warps={self.warps} for {self.part}"
             )
-        if self.part == "fused" and (self.head_dim > WIDE_HEAD_DIM or self.br != 64):
-            raise ValueError(
-                f"config: the fused kernel has tiles of 64 queries and head_dim up to {WIDE_HEAD_DIM}, got "
-                f"br={self.br} and {self.head_dim}; leave fused out"
-            )
         least, most = (2, 8) if self.part == "dq" else (2, 4)
         if not least <= self.stages <= most:
             raise ValueError(
                 f"config: stages of {self.part} must be from {least} to {most}, got {self.stages}"
             )
 
+    def _check_fused(self) -> None:
+        if self.kernel == "naive":
+            raise ValueError("config: kernel 'naive' has no fused kernel; leave fused out")
+        if self.head_dim > WIDE_HEAD_DIM or self.br != 64:
+            raise ValueError(
+                f"config: the fused kernel has tiles of 64 queries and head_dim up to {WIDE_HEAD_DIM}, got "
+                f"br={self.br} and {self.head_dim}; leave fused out"
+            )
+
     def _check_sm80(self) -> None:
-        owned, walked = (self.bc, self.br) if self.part == "dkdv" else (self.br, self.bc)
+        owned, walked = (self.br, self.bc) if self.part == "dq" else (self.bc, self.br)
         if self.warps not in (4, 8) or owned not in (16 * self.warps, 32 * self.warps):
             raise ValueError(
                 f"config: {self.part} of kernel 'sm80' has 4 or 8 warps and owns 16 or 32 tokens for each of them, "
-                f"keys (bc) for dkdv, queries (br) for dq; got br={self.br}, bc={self.bc}, warps={self.warps}"
+                f"queries (br) for dq, else keys (bc); got br={self.br}, bc={self.bc}, warps={self.warps}"
             )
         if self.stages not in (1, 2):
             raise ValueError(f"config: stages of {self.part} must be 1 or 2, got {self.stages}")
@@ -165,9 +170,10 @@ class BackwardKernel:
         """Name of the kernel's source file in `kernels/`."""
         if self.part in _SOURCES:
             return _SOURCES[self.part]
-        if self.kernel == "sm90":
-            return f"attention_bwd_{self.part}_sm90.cu"
-        return f"attention_bwd_{self.kernel}.cu"
+        # Without a part's name: two parts in one source, and the one kernel for all gradients on Hopper.
+        if (self.kernel == "sm90") == (self.part == "fused"):
+            return f"attention_bwd_{self.kernel}.cu"
+        return f"attention_bwd_{self.part}_{self.kernel}.cu"
 
     @property
     def entry(self) -> str:
@@ -177,8 +183,8 @@ class BackwardKernel:
     @property
     def params(self) -> str:
         """Which parameter struct it takes: a key of params.PARAMS."""
-        if self.part == "convert":
-            return "bwd_convert"
+        if self.part == "convert" or (self.part == "fused" and self.kernel == "sm80"):
+            return "bwd_sums"
         return "bwd_sm90" if self.kernel == "sm90" and self.part != "prepare" else "bwd"
 
     @property
@@ -210,8 +216,9 @@ class BackwardKernel:
         if self.head_dim > MAX_ONE_PIECE:
             return 2 * 2 * SLICE * (self.br + self.bc) + statistics + SM80_WORK_BYTES
         queries, keys = 2 * 2 * self.head_dim * self.br + statistics, 2 * 2 * self.head_dim * self.bc
-        owned, walked = (keys, queries) if self.part == "dkdv" else (queries, keys)
-        return owned + self.stages * walked + SM80_WORK_BYTES
+        owned, walked = (queries, keys) if self.part == "dq" else (keys, queries)
+        score_gradients = 2 * self.br * self.bc if self.part == "fused" else 0  # dS^T
+        return owned + self.stages * (walked + score_gradients) + SM80_WORK_BYTES
 
     @property
     def columns(self) -> int:

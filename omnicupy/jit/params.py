@@ -102,7 +102,7 @@ PARAMS: dict[str, np.dtype[np.void]] = {
     "sm90": ATTN_PARAMS_SM90,
     "bwd": BACKWARD_PARAMS,
     "bwd_sm90": BACKWARD_PARAMS_SM90,
-    "bwd_convert": np.dtype([*_backward_fields(), ("dq_sums", "<u8", ())], align=True),
+    "bwd_sums": np.dtype([*_backward_fields(), ("dq_sums", "<u8", ())], align=True),
 }
 
 

@@ -55,11 +55,13 @@ def test_no_row_spans_the_two_forms_of_dk_and_dv_on_hopper() -> None:
     assert any(row.head_dims[1] == WIDE_HEAD_DIM for row in TABLE if row.kernel == "sm90")
 
 
-def test_one_kernel_for_all_gradients_is_of_hopper_up_to_its_widest() -> None:
-    for arch in ARCHES:
-        for padded in range(16, MAX_HEAD_DIM + 1, 16):
-            spec = pick(arch, "bfloat16", padded)
-            assert (spec.fused is not None) == (arch == "sm_90" and padded <= WIDE_HEAD_DIM)
+def test_every_row_up_to_the_widest_has_one_kernel_for_all_gradients() -> None:
+    for row in TABLE:
+        for arch in row.archs:
+            for dtype in DTYPES:
+                for padded in range(row.head_dims[0], row.head_dims[1] + 1, 16):
+                    spec = row.spec(arch, dtype, padded)
+                    assert (spec.fused is not None) == (padded <= WIDE_HEAD_DIM)
 
 
 def test_what_is_not_served_raises(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,25 @@ def test_one_kernel_makes_all_and_one_converts(device: Any) -> None:
     assert len(device.uploads) == 1  # lists by block rows are not needed
 
 
+def test_so_it_is_with_mma_sync(device: Any) -> None:
+    row = next(row for row in backward_table.TABLE if row.kernel == "sm80" and row.serves("sm_90", 64))
+    spec, call = row.spec("sm_90", "bfloat16", 64), Call(kv_heads=2)
+    dq, dk, dv = _run(call, oc.causal(300), config=spec)
+    _, fused, convert = device.launches
+    assert [launched["spec"] for launched in device.launches] == [
+        spec.part(part) for part in ("prepare", "fused", "convert")
+    ]
+    (scratch,) = device.scratch
+    sums = scratch.data.ptr + 2 * 4 * ROWS
+    for launched in (fused, convert):
+        assert launched["params"]["dq_sums"] == sums
+        assert [launched["params"][name] for name in ("dq", "dk", "dv")] == [x.data.ptr for x in (dq, dk, dv)]
+    assert device.zeroed == [(sums, 4 * ROWS * 64, device.streams[0].ptr, 0)]
+    assert fused["grid"] == (2 * 2 * 3, 1, 1)  # a block of 128 keys of a head each
+    assert convert["grid"] == (2 * 4 * 5, 1, 1)
+    assert len(device.uploads) == 1
+
+
 @pytest.mark.parametrize(
     ("wanted", "launched"),
     [

@@ -20,6 +20,11 @@ from omnicupy.jit.spec import KernelSpec
 
 HOST = Path(__file__).parent / "cpu_threads"
 SMEM_MOST = 1 << 18
+STRUCTS = {  # of params.PARAMS
+    "sm90": "ForwardParamsSm90",
+    "bwd": "BackwardParams",
+    "bwd_sums": "BackwardParamsWithSums",
+}
 
 # Headers that are nothing but PTX.
 _WHOLE = {
@@ -42,6 +47,10 @@ _INSTEAD: dict[str, list[tuple[Any, ...]]] = {
         (r"float y;\n  asm\(.*?return y;", "return exp2f(x);"),
         (r"float power;\n  asm\(.*?return power;", "return log2f(x);"),
     ],
+    "omni/reduce.cuh": [
+        (r'asm volatile\("red\.relaxed\.gpu\.global\.add\.f32.*?"memory"\);', "cpu::add(g_target, &x, 1);"),
+        (r'asm volatile\("red\.relaxed\.gpu\.global\.add\.v4.*?"memory"\);', "cpu::add(g_target, x, 4);"),
+    ],
     "omni/tile.cuh": [(r"int index;\n  asm volatile\(.*?return index;", "return threadIdx.x;")],
     "omni/sm90/wgmma.cuh": [(r'asm volatile\("" : "\+[fr]"\(x\[i\]\)::"memory"\);', ";", 2)],
     "omni/work.cuh": [(r"int index;\n  asm volatile\(.*?return index;", "return blockIdx.x;")],
@@ -60,7 +69,6 @@ def missing() -> str | None:
 
 def build(kernel: KernelSpec, folder: Path) -> ctypes.CDLL:
     """Compile a kernel into `folder`, which is its own: an mma.sync one of the backward pass, or Hopper's forward."""
-    struct = "ForwardParamsSm90" if kernel.params == "sm90" else "BackwardParams"
     of_kernel = source.load(kernel.source)
     for name, text in ((kernel.source, of_kernel.text), *of_kernel.headers):
         path = folder / name
@@ -70,9 +78,10 @@ def build(kernel: KernelSpec, folder: Path) -> ctypes.CDLL:
     main.write_text(
         f'#include "cuda.h"\n#include "{kernel.source}"\n'
         f'extern "C" void kernel_on_cpu(void const* params) {{\n'
-        f"  {kernel.entry}(*static_cast<omni::{struct} const*>(params));\n}}\n"
+        f"  {kernel.entry}(*static_cast<omni::{STRUCTS[kernel.params]} const*>(params));\n}}\n"
     )
     macros = {**kernel.defines(), "OMNI_PARAMS_BYTES": params_bytes(kernel.params)}
+    macros["__CUDA_ARCH__"] = 10 * int(kernel.arch.removeprefix("sm_").rstrip("a"))
     library = folder / "kernel.so"
     options = [f"-I{HOST}", f"-I{folder}", *(f"-D{name}={value}" for name, value in macros.items())]
     sources = [str(main), str(HOST / "threads.cpp"), "-o", str(library)]
@@ -97,12 +106,15 @@ def run(
     grid: tuple[int, int],
     reads: Sequence[NDArray[Any]],
     late: bool,
+    *,
+    sums: NDArray[Any] | None = None,
 ) -> None:
-    """Run all thread blocks, one after the other. reads: what cp.async may read.
+    """Run all thread blocks, one after the other. reads: what cp.async may read.  sums: what reductions may add to.
 
     late: copies happen when they are waited for, and not at once: either shows another kind of missing wait.
     """
-    ranges = np.array([_range(array) for array in reads] or [(0, 0)], np.uint64)
+    of_sums = (0, 0) if sums is None else _range(sums)
+    ranges = np.array([of_sums, *(_range(array) for array in reads)], np.uint64)
     shape = np.array([*grid, kernel.threads, kernel.smem_bytes], np.int32)
     argument = aligned(params.itemsize, np.uint8)
     argument[...] = np.frombuffer(params.tobytes(), np.uint8)

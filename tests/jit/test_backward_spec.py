@@ -39,8 +39,8 @@ WIDE: dict[str, Any] = SM90 | {
 
 def _sm80_tile(part: str, br: int, bc: int, warps: int) -> str:
     return (
-        f"config: {part} of kernel 'sm80' has 4 or 8 warps and owns 16 or 32 tokens for each of them, keys (bc) for "
-        f"dkdv, queries (br) for dq; got br={br}, bc={bc}, warps={warps}"
+        f"config: {part} of kernel 'sm80' has 4 or 8 warps and owns 16 or 32 tokens for each of them, queries (br) "
+        f"for dq, else keys (bc); got br={br}, bc={bc}, warps={warps}"
     )
 
 
@@ -49,6 +49,13 @@ def _sm90_tile(part: str, br: int, bc: int, warps: int) -> str:
         "config: kernel 'sm90' has 4 producer warps and 4 warps for each 64 tokens that a block owns, keys (bc) for "
         "dkdv, queries (br) for dq; dkdv above head_dim 128 has 64 keys and 12 warps; "
         f"got br={br}, bc={bc}, warps={warps} for {part}"
+    )
+
+
+def _fused_tile(br: int, head_dim: int) -> str:
+    return (
+        "config: the fused kernel has tiles of 64 queries and head_dim up to 128, "
+        f"got br={br} and {head_dim}; leave fused out"
     )
 
 
@@ -83,15 +90,16 @@ ILLEGAL = [
         {"head_dim": 272, "dkdv": TileShape(64, 64, 1, 4)},
         "config: head_dim 272 is cut in slices (above 256): dkdv walks 32 tokens at a time, got br=64, bc=64",
     ),
+    (SM90, {"fused": TileShape(96, 128, 2, 12)}, _fused_tile(96, 128)),
+    (WIDE, {"fused": TileShape(64, 64, 2, 8)}, _fused_tile(64, 256)),
+    (SM80, {"fused": TileShape(128, 128, 1, 8)}, _fused_tile(128, 64)),
+    (SM80, {"head_dim": 144, "fused": TileShape(64, 64, 1, 4)}, _fused_tile(64, 144)),
+    (SM80, {"fused": TileShape(64, 256, 1, 4)}, _sm80_tile("fused", 64, 256, 4)),
+    (SM80, {"fused": TileShape(64, 128, 3, 8)}, "config: stages of fused must be 1 or 2, got 3"),
     (
-        SM90,
-        {"fused": TileShape(96, 128, 2, 12)},
-        "config: the fused kernel has tiles of 64 queries and head_dim up to 128, got br=96 and 128; leave fused out",
-    ),
-    (
-        WIDE,
-        {"fused": TileShape(64, 64, 2, 8)},
-        "config: the fused kernel has tiles of 64 queries and head_dim up to 128, got br=64 and 256; leave fused out",
+        NAIVE,
+        {"fused": TileShape(64, 64, 1, 4)},
+        "config: kernel 'naive' has no fused kernel; leave fused out",
     ),
     (SM90, {"fused": TileShape(64, 128, 2, 16)}, _sm90_tile("fused", 64, 128, 16)),
     (SM90, {"fused": TileShape(64, 64, 1, 8)}, "config: stages of fused must be from 2 to 4, got 1"),
@@ -119,6 +127,12 @@ ILLEGAL = [
         SM80,
         {"arch": "sm_86", "head_dim": 256},
         "config: the dkdv tile needs 263440 B of shared memory, sm_86 has 101376 B a block; "
+        "lower br=64, bc=128 or stages=2",
+    ),
+    (
+        SM80,
+        {"arch": "sm_89", "head_dim": 96, "fused": TileShape(64, 128, 2, 8)},
+        "config: the fused tile needs 132368 B of shared memory, sm_89 has 101376 B a block; "
         "lower br=64, bc=128 or stages=2",
     ),
     (
@@ -180,9 +194,19 @@ def test_one_kernel_for_all_gradients_comes_with_one_that_converts() -> None:
     assert str(spec).endswith(" dkdv=64x128x2x12 dq=128x128x4x12 fused=64x128x2x12")
     fused, convert = (spec.part(part) for part in FUSED_PARTS)
     assert (fused.source, fused.params, fused.step) == ("attention_bwd_sm90.cu", "bwd_sm90", 64)
-    assert (convert.source, convert.params) == ("attention_bwd_convert.cu", "bwd_convert")
+    assert (convert.source, convert.params) == ("attention_bwd_convert.cu", "bwd_sums")
     assert (convert.threads, convert.smem_bytes, convert.br) == (128, 0, 64)
     assert fused.smem_bytes > spec.part("dkdv").smem_bytes
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_the_fused_kernel_of_mma_sync_is_a_source_of_its_own(stages: int) -> None:
+    spec = BackwardSpec(**SM80 | {"dkdv": (64, 128, stages, 4), "fused": (64, 128, stages, 4)})
+    fused, convert = (spec.part(part) for part in FUSED_PARTS)
+    assert (fused.source, fused.params, fused.step) == ("attention_bwd_fused_sm80.cu", "bwd_sums", 64)
+    assert (convert.source, convert.params) == ("attention_bwd_convert.cu", "bwd_sums")
+    assert (fused.threads, fused.columns, fused.column_blocks) == (128, 64, 1)
+    assert fused.smem_bytes == spec.part("dkdv").smem_bytes + stages * 2 * 64 * 128  # dS of a tile a stage
 
 
 def test_a_plain_tuple_is_a_shape_and_numpy_integers_are_integers() -> None:

@@ -25,7 +25,7 @@ HEADERS = {
     "ForwardParamsSm90": "omni/sm90/forward/config.cuh",
     "BackwardParams": "omni/backward_params.cuh",
     "BackwardParamsSm90": "omni/sm90/backward/config.cuh",
-    "ConvertParams": "attention_bwd_convert.cu",
+    "BackwardParamsWithSums": "omni/dq_sums.cuh",
 }
 # Size and alignment of what a field may be, besides a pointer or a struct of HEADERS.
 SIZES = {"float": (4, 4), "int": (4, 4), "u32": (4, 4), "i64": (8, 8), "u64": (8, 8), "TensorMap": (128, 64)}
@@ -83,7 +83,7 @@ def _mine(dtype: np.dtype[np.void]) -> list[tuple[str, int, int]]:
         ("ForwardParamsSm90", ATTN_PARAMS_SM90),
         ("BackwardParams", BACKWARD_PARAMS),
         ("BackwardParamsSm90", BACKWARD_PARAMS_SM90),
-        ("ConvertParams", PARAMS["bwd_convert"]),
+        ("BackwardParamsWithSums", PARAMS["bwd_sums"]),
     ],
 )
 def test_a_struct_has_the_fields_and_the_size_of_its_header(name: str, dtype: np.dtype[np.void]) -> None:
@@ -115,7 +115,7 @@ def test_the_structs_have_c_sizes() -> None:
     assert ATTN_PARAMS_SM90.itemsize == 704  # 3 * 128 + 272 + 4 * 8 + 3 * 4 = 700, rounded up to 64
     assert BACKWARD_PARAMS.itemsize == 480  # 272 + 12 * 8 + 4 * 24 + 8 + 2 * 4
     assert BACKWARD_PARAMS_SM90.itemsize == 1088  # 4 * 128 + 480 + 5 * 8 + 3 * 4 = 1044, rounded up to 64
-    assert params_bytes("bwd_convert") == 488  # 480 + 8
+    assert params_bytes("bwd_sums") == 488  # 480 + 8
 
 
 def test_the_maps_come_before_the_same_fields() -> None:

@@ -9,7 +9,8 @@ import pytest
 from omnicupy.choose import backward_table
 from omnicupy.jit import cache
 from omnicupy.jit.archs import ARCHES, SMEM_LIMIT_BYTES
-from omnicupy.jit.backward_spec import PARTS, BackwardKernel, BackwardSpec, TileShape
+from omnicupy.jit.backward_kernel import FUSED_PARTS, PARTS, BackwardKernel, TileShape
+from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.source import kernels_dir
 from omnicupy.jit.spec import DTYPES
 
@@ -45,7 +46,7 @@ def _name(kernel: BackwardKernel) -> str:
 
 def test_all_of_them_are_here() -> None:
     assert {(k.kernel, k.part) for k in KERNELS} == {
-        *(("sm80", part) for part in PARTS),
+        *(("sm80", part) for part in (*PARTS, *FUSED_PARTS)),
         ("naive", "dkdv"),
         ("naive", "dq"),
     }
@@ -65,7 +66,7 @@ def test_compiles_without_a_spill(kernel: BackwardKernel) -> None:
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
-@pytest.mark.parametrize("part", ["dkdv", "dq"])
+@pytest.mark.parametrize("part", ["dkdv", "dq", "fused"])
 def test_two_thread_blocks_fit_a_multiprocessor_up_to_64_columns(arch: str, part: str) -> None:
     """They hide each other's barriers and loads: 4 warps alone would not."""
     kernel = next(k for k in KERNELS if (k.arch, k.part, k.head_dim, k.kernel) == (arch, part, 64, "sm80"))
@@ -120,4 +121,4 @@ def test_no_kernel_adds_to_memory_of_another_block() -> None:
     for name in [*names, "attention_bwd_sm80.cu", "attention_bwd_naive.cu", "attention_bwd_delta.cu"]:
         text = (kernels_dir() / name).read_text()
         assert "atomic" not in text, name
-        assert not re.search(r"\bred\.", text), name
+        assert not re.search(r"\bred\.|\badd_to_sums\b", text), name

@@ -3,46 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import cuda_on_cpu
-import ml_dtypes
 import numpy as np
 import pytest
-from cuda_on_cpu import aligned
-from numpy.typing import NDArray
+from kernel_calls import MASKS, Q_LEN, Problem, assert_right, prepared, run, spec_of
 
-import omnicupy as oc
-from omnicupy.choose import backward_table
-from omnicupy.jit.backward_spec import BackwardKernel, BackwardSpec, padded_rows
-from omnicupy.jit.params import BACKWARD_PARAMS
-from omnicupy.schedule.block_lists import BlockLists, block_lists
-from omnicupy.schedule.key_lists import key_lists
-from omnicupy.schedule.parts import Workers
+from omnicupy.jit.backward_kernel import BackwardKernel, TileShape
 
 pytestmark = pytest.mark.skipif(
     cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
 )
-
-BATCH, Q_HEADS, KV_HEADS, Q_LEN, K_LEN = 2, 4, 2, 150, 203
-DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-# Relative error of a gradient, and of its worst row: what rounding P, dS and the result leaves, and half of it more.
-ERROR = {"float16": (4.5e-4, 1.2e-3), "bfloat16": (3.5e-3, 9e-3)}
-LISTS = ("row_offsets", "entries", "parts", "bit_tiles", "spans", "dead", "dead_rows")
-
-Array = NDArray[Any]
-
-
-def _spec(kernel: str, arch: str, dtype: str, head_dim: int) -> BackwardSpec:
-    if kernel == "naive":
-        return backward_table.naive(arch, dtype, head_dim)
-    padded = -(-head_dim // 16) * 16
-    row = next(r for r in backward_table.TABLE if r.kernel == kernel and r.serves(arch, padded))
-    return row.spec(arch, dtype, padded)
-
 
 # (kernel, arch, dtype, head_dim of the tensors)
 SPECS = [
@@ -56,173 +29,17 @@ SPECS = [
 ]
 
 
-def _scattered(seed: int) -> oc.Mask:
-    """Bits; rows 40 to 99 see nothing, and nothing sees keys 70 to 139."""
-    visible = np.random.default_rng(seed).random((Q_LEN, K_LEN)) < 0.3
-    visible[40:100] = False
-    visible[:, 70:140] = False
-    return oc.from_dense(visible)
-
-
-def _documents() -> oc.Mask:
-    """Runs of rows, and keys from 180 on that nothing sees."""
-    visible = np.zeros((Q_LEN, K_LEN), bool)
-    visible[:64, :100] = True
-    visible[70:, 90:180] = True
-    return oc.from_dense(visible)
-
-
-MASKS: dict[str, Callable[[], list[oc.Mask]]] = {
-    "causal": lambda: [oc.causal(Q_LEN, K_LEN)],
-    "one-a-batch-element": lambda: [_scattered(1), _documents()],
-    "full": lambda: [oc.full(Q_LEN, K_LEN)],
-}
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A call: 16-bit arrays (B, H, S, D), the masks, and what a forward pass leaves."""
-
-    dtype: str
-    head_dim: int
-    masks: list[oc.Mask]
-
-    @cached_property
-    def arrays(self) -> dict[str, Array]:
-        rng = np.random.default_rng(7)
-
-        def made(heads: int, tokens: int) -> Array:
-            array = aligned((BATCH, tokens, heads, self.head_dim), DTYPES[self.dtype])
-            array[...] = rng.standard_normal(array.shape)
-            return array.transpose(0, 2, 1, 3)  # as a model has them
-
-        arrays = {
-            "q": made(Q_HEADS, Q_LEN),
-            "k": made(KV_HEADS, K_LEN),
-            "v": made(KV_HEADS, K_LEN),
-            # Steps of no kind that a kernel could copy in 16 bytes.
-            "dout": made(Q_HEADS, Q_LEN)[..., ::-1],
-            "out": made(Q_HEADS, Q_LEN),
-            "dlse": rng.standard_normal((BATCH, Q_HEADS, Q_LEN)).astype(np.float32),
-        }
-        wide = {name: arrays[name].astype(np.float64) for name in "qkv"}
-        out, lse = oc.attention(*wide.values(), self.mask, return_lse=True)
-        arrays["out"][...] = out
-        arrays["lse"] = lse.astype(np.float32)
-        return arrays
-
-    @property
-    def mask(self) -> Any:
-        return self.masks[0] if len(self.masks) == 1 else self.masks
-
-    @cached_property
-    def gradients(self) -> dict[str, Array]:
-        """In float64, of the same values."""
-        wide = {name: array.astype(np.float64) for name, array in self.arrays.items()}
-        inputs = (wide[name] for name in ("dout", "q", "k", "v", "out", "lse"))
-        found = oc.attention_backward(*inputs, self.mask, dlse=wide["dlse"])
-        return dict(zip(("dq", "dk", "dv"), found, strict=True))
-
-    def poison(self) -> None:
-        """NaN wherever no pair reads."""
-        for element in range(BATCH):
-            visible = self.masks[element % len(self.masks)].to_dense()
-            for name in ("q", "dout", "out", "dlse"):
-                self.arrays[name][element][:, ~visible.any(axis=1)] = np.nan
-            for name in "kv":
-                self.arrays[name][element][:, ~visible.any(axis=0)] = np.nan
-
-
-def _lists(problem: Problem, part: BackwardKernel) -> BlockLists:
-    heads = Q_HEADS if part.part == "dq" else KV_HEADS
-    blocks = [mask.blocks(part.br, part.bc) for mask in problem.masks]
-    make = block_lists if part.part == "dq" else key_lists
-    return make(blocks, Workers(heads * BATCH // len(blocks), 132))
-
-
-def _params(problem: Problem, lists: BlockLists, arrays: dict[str, Array]) -> tuple[NDArray[np.void], Any]:
-    """The struct, and what it points to. arrays: those that it names, and strides of theirs that it has."""
-    params = np.zeros((), BACKWARD_PARAMS)
-    fields = params.dtype.names or ()
-    places: dict[str, Array] = dict(arrays)
-    for name in LISTS:
-        if name in lists.shapes and lists.array(name).size:
-            places[name] = aligned(lists.array(name).shape, lists.array(name).dtype)
-            places[name][...] = lists.array(name)
-    for name, array in places.items():
-        params[name] = array.ctypes.data
-        if f"{name}_strides" in fields:
-            params[f"{name}_strides"] = [stride // array.itemsize for stride in array.strides[:3]]
-    params["dout_column"] = arrays["dout"].strides[3] // 2
-    params["scale"] = problem.head_dim**-0.5
-    params["scale_log2"] = problem.head_dim**-0.5 * np.log2(np.e)
-    sizes = {"q_len": Q_LEN, "k_len": K_LEN, "head_dim": problem.head_dim, "batch": BATCH, "q_heads": Q_HEADS}
-    sizes |= {
-        "kv_heads": KV_HEADS,
-        "group": Q_HEADS // KV_HEADS,
-        "q_padded": padded_rows(Q_LEN),
-        "section": 3,
-    }
-    sizes |= {
-        name: getattr(lists, name) for name in ("q_blocks", "mask_batch", "diagonal", "n_spans", "k_padded")
-    }
-    for name, value in sizes.items():
-        params[name] = value
-    params["tiers"] = lists.tiers
-    return params, places
-
-
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> Callable[[BackwardKernel], Any]:
     built: dict[BackwardKernel, Any] = {}
 
     def library(kernel: BackwardKernel) -> Any:
         if kernel not in built:
-            folder: Path = tmp_path_factory.mktemp(kernel.part)
+            folder = tmp_path_factory.mktemp(kernel.part)
             built[kernel] = cuda_on_cpu.build(kernel, folder)
         return built[kernel]
 
     return library
-
-
-def _prepare(
-    problem: Problem, spec: BackwardSpec, library: Callable[[BackwardKernel], Any]
-) -> dict[str, Array]:
-    """lse2, delta and compact copies of all four arrays, every byte poisoned before."""
-    part = spec.part("prepare")
-    lists = _lists(problem, spec.part("dkdv"))
-    made = {name: aligned((BATCH, Q_HEADS, padded_rows(Q_LEN)), np.float32) for name in ("lse2", "delta")}
-    for name in ("q", "dout", "k", "v"):
-        made[f"{name}_copy"] = aligned(problem.arrays[name].shape, DTYPES[problem.dtype])
-    for array in made.values():
-        array.fill(np.nan)
-    params, held = _params(problem, lists, {**problem.arrays, **made})
-    rows = part.prepared_rows
-    blocks = BATCH * Q_HEADS * -(-padded_rows(Q_LEN) // rows) + BATCH * KV_HEADS * -(-K_LEN // rows)
-    cuda_on_cpu.run(library(part), part, params, (blocks, 1), (), late=False)
-    assert held
-    return made
-
-
-def _run(problem: Problem, part: BackwardKernel, made: dict[str, Array], library: Any) -> dict[str, Array]:
-    """The gradients that a kernel makes of the copies."""
-    lists = _lists(problem, part)
-    inputs = {name: made[f"{name}_copy"] for name in ("q", "k", "v", "dout")}
-    inputs |= {name: made[name] for name in ("lse2", "delta")}
-    names = ("dq",) if part.part == "dq" else ("dk", "dv")
-    gradients = {name: aligned(problem.gradients[name].shape, DTYPES[problem.dtype]) for name in names}
-    for array in gradients.values():
-        array.fill(np.nan)
-    params, held = _params(problem, lists, {**inputs, **gradients})
-    tokens, heads = (Q_LEN, Q_HEADS) if part.part == "dq" else (K_LEN, KV_HEADS)
-    items = BATCH * heads * tokens
-    if part.kernel != "naive":
-        items = lists.n_parts * heads * BATCH // len(problem.masks)
-    cuda_on_cpu.run(
-        library, part, params, (items, part.column_blocks), [*inputs.values()], late=part.part == "dq"
-    )
-    assert held
-    return gradients
 
 
 @pytest.mark.parametrize("masks", MASKS)
@@ -230,29 +47,54 @@ def _run(problem: Problem, part: BackwardKernel, made: dict[str, Array], library
 def test_gradients(
     which: tuple[str, str, str, int], masks: str, libraries: Callable[[BackwardKernel], Any]
 ) -> None:
-    spec = _spec(*which)
+    spec = spec_of(*which)
     problem = Problem(spec.dtype, which[3], MASKS[masks]())
-    wanted = problem.gradients
+    assert problem.gradients  # before NaN is there
     problem.poison()
-    made = _prepare(problem, spec, libraries)
+    made = prepared(problem, spec, libraries)
     assert np.isposinf(made["lse2"][..., Q_LEN:]).all()
     assert not made["delta"][..., Q_LEN:].any()
     for part in ("dkdv", "dq"):
         kernel = spec.part(part)
-        for name, found in _run(problem, kernel, made, libraries(kernel)).items():
-            exact = wanted[name]
-            off = found.astype(np.float64) - exact
-            of_all, of_row = ERROR[spec.dtype]
-            assert np.linalg.norm(off) <= of_all * np.linalg.norm(exact), name
-            size = np.linalg.norm(exact, axis=-1)
-            least = 0.3 * np.sqrt(
-                np.mean(size**2)
-            )  # a row of small gradients has the rounding of its neighbours
-            assert (np.linalg.norm(off, axis=-1) <= of_row * np.maximum(size, least)).all(), name
-            nothing = ~exact.any(axis=-1)
-            assert not found.view(np.uint16)[nothing].any(), (
-                f"{name}: a row without pairs is zero, to the bit"
-            )
+        for name, found in run(problem, kernel, made, libraries(kernel)).items():
+            assert_right(problem, name, found)
+
+
+# (arch, dtype, head_dim of the tensors, tile): both layouts of the sums, one stage and two, 16 and 32 keys a warp, and
+# each way in which warps share dQ: over two or four groups of rows, in two passes, with columns left over.
+FUSED = [
+    ("sm_80", "bfloat16", 56, TileShape(64, 128, 1, 4)),
+    ("sm_90", "float16", 64, TileShape(64, 128, 2, 4)),
+    ("sm_89", "bfloat16", 40, TileShape(64, 128, 2, 8)),
+    ("sm_90", "bfloat16", 128, TileShape(64, 128, 1, 8)),
+    ("sm_89", "float16", 120, TileShape(64, 64, 1, 4)),
+    ("sm_100", "bfloat16", 80, TileShape(64, 128, 2, 8)),
+    ("sm_80", "float16", 16, TileShape(64, 64, 2, 4)),
+]
+
+
+@pytest.mark.parametrize("masks", MASKS)
+@pytest.mark.parametrize("which", FUSED, ids=lambda which: "-".join(map(str, (*which[:3], *which[3]))))
+def test_all_gradients_by_one_kernel(
+    which: tuple[str, str, int, TileShape], masks: str, libraries: Callable[[BackwardKernel], Any]
+) -> None:
+    """dK and dV are those of the kernel that makes them alone, to the bit."""
+    arch, dtype, head_dim, tile = which
+    spec = replace(spec_of("sm80", arch, dtype, head_dim), dkdv=tile, fused=tile)
+    problem = Problem(dtype, head_dim, MASKS[masks]())
+    assert problem.gradients  # before NaN is there
+    problem.poison()
+    made = prepared(problem, spec, libraries)
+    kernels = {part: spec.part(part) for part in ("dkdv", "fused", "convert")}
+    alone = run(problem, kernels["dkdv"], made, libraries(kernels["dkdv"]))
+    for late in (False, True):
+        found = run(problem, kernels["fused"], made, libraries(kernels["fused"]), late)
+        sums = {"dq_sums": found.pop("dq_sums")}
+        found |= run(problem, kernels["convert"], made | sums, libraries(kernels["convert"]))
+        for name, gradient in found.items():
+            assert_right(problem, name, gradient)
+            if name in alone:
+                np.testing.assert_array_equal(gradient.view(np.uint16), alone[name].view(np.uint16), name)
 
 
 def test_what_is_prepared(libraries: Callable[[BackwardKernel], Any]) -> None:
@@ -260,7 +102,7 @@ def test_what_is_prepared(libraries: Callable[[BackwardKernel], Any]) -> None:
     problem = Problem("bfloat16", 56, MASKS["one-a-batch-element"]())
     arrays = {name: array.astype(np.float64) for name, array in problem.arrays.items()}
     problem.poison()
-    made = _prepare(problem, _spec("naive", "sm_80", "bfloat16", 56), libraries)
+    made = prepared(problem, spec_of("naive", "sm_80", "bfloat16", 56), libraries)
     for element, mask in enumerate(problem.masks):
         visible = mask.to_dense()
         rows, keys = visible.any(axis=1), visible.any(axis=0)

@@ -36,8 +36,10 @@ struct Backward : BackwardBlock<Cfg> {
     cp_async_commit();
   }
 
-  // One step: kStep tokens of the tile from `column` on against the warp's own.
-  __device__ __forceinline__ void compute_step(Tile const& tile, int stage, int column) {
+  // One step: kStep tokens of the tile from `column` on against the warp's own. take(grads): gets the gradients of its
+  // scores, unless the warp has nothing to do.
+  template <class Take>
+  __device__ __forceinline__ void compute_step(Tile const& tile, int stage, int column, Take const& take) {
     Hidden<Cfg> hidden;
     if (!this->find_hidden(hidden, tile, column)) return;
     int const from = slot(stage) + column * Shared::kPitchBytes;
@@ -49,6 +51,7 @@ struct Backward : BackwardBlock<Cfg> {
     grads.fill(0.f);
     add_dots<Cfg, Cfg::kHeadDim>(grads, s_owned + kOwnedBytes, s_dots + kWalkedBytes);
     this->differentiate_step(weights, grads, hidden, tile, statistics(stage), column);
+    take(grads);
     int const column0 = this->column0(), columns = Cfg::kHeadDim - column0;
     u32 const s_rows = this->template lane_address<Cfg::kHeadDim>() + from + 2 * column0;
     if constexpr (Cfg::kOwnsKeys) {
@@ -59,13 +62,20 @@ struct Backward : BackwardBlock<Cfg> {
 
   __device__ __forceinline__ void compute(Tile const& tile, int stage) {
 #pragma unroll
-    for (int column = 0; column < Cfg::kWalked; column += Cfg::kStep) compute_step(tile, stage, column);
+    for (int column = 0; column < Cfg::kWalked; column += Cfg::kStep) {
+      compute_step(tile, stage, column, [](Step const&) {});
+    }
   }
 
-  __device__ __forceinline__ void run() {
+  // Starts the copies of what is owned, and of the first tile.
+  __device__ __forceinline__ void start() {
     this->template load_owned<Cfg::kHeadDim>(0, 0);
     if constexpr (!Cfg::kOwnsKeys) this->load_statistics(statistics(0), this->head(), this->owned0());
     request(this->cursor(0), 0);
+  }
+
+  __device__ __forceinline__ void run() {
+    start();
     for (int parity = 0;; parity ^= 1) {
       cp_async_wait<0>();
       __syncthreads();  // this tile has arrived; the other buffer is read, and the other cursor too

@@ -43,6 +43,14 @@ PASSES = {
 }
 
 
+def kernel_and_order(words: str) -> tuple[str, bool]:
+    """What the name of one of our systems asks for: a kernel of gradients ("" for the table's choice), and whether
+    their sums may have any order: "sm80", "any-order", "sm80-any-order".
+    """
+    free = words == ANY_ORDER or words.endswith(f"-{ANY_ORDER}")
+    return words.removesuffix(ANY_ORDER).removesuffix("-") if free else words, free
+
+
 class Gradients:
     """The backward pass of a workload: q, k, v, a random dout, and out and lse that our forward pass gave."""
 

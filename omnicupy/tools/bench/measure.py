@@ -18,7 +18,7 @@ from omnicupy.masks.segment_masks import segments
 from omnicupy.reference import checked_rows
 from omnicupy.tools.bench import timing, torch_inputs
 from omnicupy.tools.bench.decoding import copy_share
-from omnicupy.tools.bench.gradients import ANY_ORDER, PASSES, Gradients, Pass
+from omnicupy.tools.bench.gradients import PASSES, Gradients, Pass, kernel_and_order
 from omnicupy.tools.bench.peers import COMPILE_LIMIT_S, Peer, prepare
 from omnicupy.tools.bench.records import OURS, Record
 from omnicupy.tools.bench.torch_inputs import Shared, as_cupy
@@ -209,9 +209,9 @@ def _ours(
         passed = FULL_OBJECTS[words](q_len, k_len)
         words = ""
     if isinstance(given, Gradients):
-        free = words == ANY_ORDER
-        chosen = given.spec(session.arch, "" if free else words)
-        config_of = chosen if words and not free else None
+        kernel, free = kernel_and_order(words)
+        chosen = given.spec(session.arch, kernel)
+        config_of = chosen if kernel else None
         gradients = given.call(session.timed, passed, config_of, deterministic=not free)
         return _System(gradients, {"spec": str(chosen)}), gradients
     if words:

@@ -91,7 +91,7 @@ def listing() -> str:
     of = catalogue()
     lines = ["suites on a GPU:", *(f"  {name:10} {note}" for name, note in of["gpu"].items())]
     lines += ["suites anywhere:", *(f"  {name:10} {note}" for name, note in of["anywhere"].items())]
-    ours = f"{OURS}, {OURS}:sm80-128x64-s2-w4 (any tile), {OURS}:any-order (gradients)"
+    ours = f"{OURS}, {OURS}:sm80-128x64-s2-w4 (any tile), {OURS}:any-order, {OURS}:sm80-any-order (gradients)"
     lines += [f"systems: {ours}, {', '.join(SYSTEMS)}"]
     return "\n".join(lines)
 

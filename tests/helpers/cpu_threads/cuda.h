@@ -79,7 +79,15 @@ void wait_for_all();  // of the thread block
 Warp& warp();
 void fail(char const* why);
 void check_source(void const* source, int bytes);
+void check_target(void const* target, int bytes);
 inline int lane() { return thread->index.x % 32; }
+
+// What a reduction adds to global memory. Threads take turns, so nothing comes in between.
+inline void add(float* target, float const* x, int count) {
+  if (reinterpret_cast<uintptr_t>(target) % (4 * count)) fail("red: address");
+  check_target(target, 4 * count);
+  for (int i = 0; i < count; ++i) target[i] += x[i];
+}
 
 // `together` reads what every lane has put into warp.in and fills warp.out.
 template <class Together>

@@ -30,6 +30,7 @@ std::mt19937 choose;
 void const* params;
 char const* readable[64][2];  // begin and end of what copies may read
 int n_readable;
+char const* added_to[2];  // begin and end of what reductions may add to
 
 // Saves the registers of the caller and goes on where another context did the same (System V ABI, x86-64).
 extern "C" void switch_context(void** saved, void* to);
@@ -66,6 +67,11 @@ void check_source(void const* source, int bytes) {
     if (begin >= readable[i][0] && begin + bytes <= readable[i][1]) return;
   }
   fail("cp.async: a source outside of the tensors");
+}
+
+void check_target(void const* target, int bytes) {
+  char const* const begin = static_cast<char const*>(target);
+  if (begin < added_to[0] || begin + bytes > added_to[1]) fail("red: a target outside of the sums");
 }
 
 void yield() {
@@ -125,13 +131,15 @@ static void start(cpu::Fiber& fiber, unsigned index) {
 }
 
 // ranges: {address, bytes} of what copies may read. shape: {grid.x, grid.y, threads, shared memory in bytes}.
+// ranges: address and bytes of what reductions may add to, then of each array that copies may read.
 extern "C" void run_on_cpu(void const* params, uint64_t const* ranges, int n_ranges, int const* shape, int late) {
   cpu::params = params;
   cpu::late = late;
-  cpu::n_readable = n_ranges;
+  cpu::n_readable = n_ranges - 1;
   for (int i = 0; i < n_ranges; ++i) {
-    cpu::readable[i][0] = reinterpret_cast<char const*>(ranges[2 * i]);
-    cpu::readable[i][1] = cpu::readable[i][0] + ranges[2 * i + 1];
+    char const** const range = i == 0 ? cpu::added_to : cpu::readable[i - 1];
+    range[0] = reinterpret_cast<char const*>(ranges[2 * i]);
+    range[1] = range[0] + ranges[2 * i + 1];
   }
   cpu::grid = {static_cast<unsigned>(shape[0]), static_cast<unsigned>(shape[1]), 1};
   cpu::n_threads = shape[2];

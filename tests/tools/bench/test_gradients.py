@@ -87,14 +87,21 @@ def test_any_order_is_asked_for_by_that_system_alone(gpu: Any, monkeypatch: pyte
     asked = []
 
     def noted(*arguments: Any, **options: Any) -> Any:
-        asked.append(options["deterministic"])
+        kernel = options["config"].kernel if options["config"] else None
+        asked.append((options["deterministic"], kernel))
         return numpy_gpu.attention_backward(*arguments, **options)
 
     monkeypatch.setattr(gradients, "attention_backward", noted)
-    for system, deterministic in (("omnicupy", True), ("omnicupy:any-order", False)):
+    for system, wanted in {
+        "omnicupy": (True, None),
+        "omnicupy:any-order": (False, None),
+        "omnicupy:sm80": (True, "sm80"),
+        "omnicupy:sm80-any-order": (False, "sm80"),
+    }.items():
         asked.clear()
-        _run("dense", system)
-        assert set(asked) == {deterministic}
+        (row,) = _run("dense", system)["rows"]
+        assert set(asked) == {wanted}
+        assert row["spec"].startswith(f"bwd {wanted[1] or 'sm90'} ")
 
 
 def test_the_default_is_the_forward_pass(gpu: Any) -> None:

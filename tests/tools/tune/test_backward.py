@@ -138,7 +138,11 @@ def test_candidates_differ_in_one_kernel() -> None:
     assert len(sorts[0]) > 10
     named = backward.candidates("sm_90", PROBLEM, ("sm80",), deterministic=False)
     assert {spec.kernel for spec in named} == {"sm80"}
-    assert {spec.fused for spec in named} == {None}
+    assert {spec.fused for spec in named} >= {
+        None,
+        *(TileShape(64, 128, stages, warps) for stages in (1, 2) for warps in (4, 8)),
+    }
+    assert len({(spec.dkdv, spec.dq) for spec in named}) == 1
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_120"])
@@ -149,7 +153,7 @@ def test_every_tile_is_another_one_of_its_kernel(arch: str, head_dim: int) -> No
         for spec in variants.every_tile(base, part):
             assert replace(spec, **{part: getattr(base, part)}) == base
             assert spec != base
-            assert spec.fused is None or spec.kernel == "sm90"
+            assert spec.fused is None or head_dim <= 128
 
 
 def test_combinations_are_of_the_quickest_tiles() -> None:
