@@ -7,12 +7,13 @@ run on every call, so the straight path only compares; words are made where a co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NoReturn
 
 import numpy as np
 
+from omnicupy.call import check_scores
 from omnicupy.call.arrays import DTYPE_NAMES, overlap, overlaps_itself
 from omnicupy.call.arrays import on_gpu as is_on_gpu
 from omnicupy.call.problem import Problem, scale_of, type_name
@@ -31,12 +32,13 @@ READ_WHILE_WRITTEN = "inputs are read while out is written"
 class Call:
     """A call of `attention` that was checked.
 
-    masks: one for all batch elements, or one for each.  scale: the factor of the scores.
+    masks: one for all batch elements, or one for each.  scale: the factor of scores.  softcap: their bound, or None.
     """
 
     problem: Problem
     masks: tuple[Mask, ...]
     scale: float
+    softcap: float | None = None
 
 
 def call(
@@ -46,6 +48,8 @@ def call(
     mask: Mask | Sequence[Mask] | None,
     *,
     scale: float | None = None,
+    sink_logits: Any = None,
+    softcap: float | None = None,
     out: Any = None,
     config: AttnSpec | None = None,
 ) -> Call:
@@ -62,12 +66,19 @@ def call(
         _check_head_dim(problem.head_dim)
         for name, array in (("q", q), ("k", k), ("v", v)):
             check_layout(name, array)
+    read = [("q", q), ("k", k), ("v", v)]
+    if sink_logits is not None:
+        check_place("sink_logits", sink_logits, q)
+        check_scores.check_sink_logits(sink_logits, q)
+        read.append(("sink_logits", sink_logits))
     if out is not None:
-        _check_out(out, q, k, v)
-    found = Call(problem, _masks_of(mask, problem), scale_of(scale, problem.head_dim, dtype))
+        check_target("out", out, read[0], read)
+    masks, factor = _masks_of(mask, problem), scale_of(scale, problem.head_dim, dtype)
+    if (cap := check_scores.softcap_of(softcap, factor, dtype)) is not None:
+        problem = replace(problem, softcap=True)
     if config is not None:
         _check_config(config, problem, on_gpu)
-    return found
+    return Call(problem, masks, factor, cap)
 
 
 def _masks_of(mask: Mask | Sequence[Mask] | None, found: Problem) -> tuple[Mask, ...]:
@@ -202,11 +213,6 @@ def check_layout(name: str, array: Any) -> None:
         )
 
 
-def _check_out(out: Any, q: Any, k: Any, v: Any) -> None:
-    named = (("q", q), ("k", k), ("v", v))
-    check_target("out", out, named[0], named)
-
-
 def check_place(name: str, array: Any, q: Any) -> None:
     """Raises TypeError unless `array` is an array of the library of q, ValueError where its device is another one."""
     on_gpu = is_on_gpu(q)
@@ -264,6 +270,7 @@ def _check_config(config: AttnSpec, found: Problem, on_gpu: bool) -> None:
             f"config must have head_dim {wanted} (that of q, {found.head_dim}, rounded up to 16), "
             f"got {config.head_dim}"
         )
+    check_scores.check_config(config, found)
 
 
 def refuse_non_array(name: str, value: object) -> NoReturn:

@@ -12,7 +12,7 @@ import numpy as np
 @dataclass(frozen=True, slots=True)
 class Problem:
     """The sizes of one attention call: q (batch, q_heads, q_len, head_dim), k and v (batch, kv_heads, k_len,
-    head_dim). dtype: "float16", "bfloat16", and on the CPU also "float32" or "float64".
+    head_dim). dtype: "float16", "bfloat16", and on the CPU also "float32" or "float64". softcap: are scores capped?
     """
 
     batch: int
@@ -22,6 +22,7 @@ class Problem:
     k_len: int
     head_dim: int
     dtype: str
+    softcap: bool = False
 
     @property
     def group(self) -> int:
