@@ -175,7 +175,8 @@ def test_gradients_of_cupy_arrays_go_to_the_gpu(monkeypatch: pytest.MonkeyPatch)
     oc.prepare(q, q, q, mask, scale=0.5)
     assert len(seen) == 1
     oc.prepare(q, q, q, mask, scale=0.5, gradients=True)
-    assert seen[1:] == [((q, q, q, mask), {"scale": 0.5, "config": None})]
+    nothing = {"sink_logits": None, "softcap": None}
+    assert seen[1:] == [((q, q, q, mask), {"scale": 0.5, "config": None} | nothing)]
 
 
 def test_gradients_of_numpy_arrays_use_every_argument() -> None:

@@ -61,6 +61,7 @@ class AttnSpec:
     no row of the table and unverified).
     share_kv: one buffer holds K, then V (stages = 1 only).  swizzle: XOR-swizzled shared memory (False: plain
     rows, for the bank-conflict study).  ping_pong: the consumer warpgroups of sm90 take turns at the tensor cores.
+    softcap: scores are capped.
 
     Raises TypeError for fields of other types, ValueError when the tile is illegal or does not fit the architecture's
     shared memory.
@@ -77,6 +78,7 @@ class AttnSpec:
     share_kv: bool = False
     swizzle: bool = True
     ping_pong: bool = True
+    softcap: bool = False
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -102,7 +104,7 @@ class AttnSpec:
                     f"config: {name} must be an integer, got {type(value).__name__} {value!r}; pass a whole number"
                 )
             object.__setattr__(self, name, number)
-        for name in ("share_kv", "swizzle", "ping_pong"):
+        for name in ("share_kv", "swizzle", "ping_pong", "softcap"):
             value = getattr(self, name)
             if type(value).__name__ not in (
                 "bool",
@@ -262,6 +264,7 @@ class AttnSpec:
             "OMNI_BF16": int(self.dtype == "bfloat16"),
             "OMNI_PING_PONG": int(self.ping_pong),
             "OMNI_SMEM_BYTES": self.smem_bytes,
+            "OMNI_SOFTCAP": int(self.softcap),
         }
 
     def __str__(self) -> str:

@@ -1,6 +1,5 @@
 """Values that only look right for sink_logits and softcap, as in bad_values.py."""
 
-
 from __future__ import annotations
 
 import math

@@ -34,6 +34,9 @@ _INSTEAD = {
         (r"float value;\n    asm\(.*?return value;", "return cpu::of_half(bits16);"),
         (r"float y;\n  asm\(.*?return y;", "return exp2f(x);"),
     ],
+    "omni/softcap.cuh": [
+        (r"float share;\n  asm\(.*?;\n", "float const share = 1.f / (1.f + exp2f(kTwoLog2E * fabsf(x)));\n")
+    ],
     "omni/tile.cuh": [(r"int index;\n  asm volatile\(.*?return index;", "return threadIdx.x;")],
     "omni/work.cuh": [(r"int index;\n  asm volatile\(.*?return index;", "return blockIdx.x;")],
     "omni/mask/rule.cuh": [

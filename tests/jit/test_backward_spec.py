@@ -10,7 +10,7 @@ import pytest
 
 from omnicupy.jit import params
 from omnicupy.jit.archs import SMEM_LIMIT_BYTES
-from omnicupy.jit.backward_kernel import FUSED_PARTS, PARTS, BackwardKernel, TileShape
+from omnicupy.jit.backward_kernel import FUSED_PARTS, PARTS, SINK_PARTS, BackwardKernel, TileShape
 from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
 from omnicupy.jit.source import kernels_dir
 
@@ -151,7 +151,7 @@ def test_tiles_that_no_kernel_has(given: dict[str, Any], changed: dict[str, Any]
 )
 def test_other_tiles_are_legal(given: dict[str, Any], changed: dict[str, Any]) -> None:
     spec = BackwardSpec(**(given | changed))
-    assert list(spec.kernels()) == list(PARTS)
+    assert list(spec.kernels()) == [*PARTS, *SINK_PARTS]
 
 
 @pytest.mark.parametrize("field", ["head_dim", "br", "bc", "stages", "warps"])
@@ -176,7 +176,7 @@ def test_shapes_are_tuples(name: str, value: Any) -> None:
 
 def test_one_kernel_for_all_gradients_comes_with_one_that_converts() -> None:
     spec = BackwardSpec(**SM90 | {"fused": (64, 128, 2, 12)})
-    assert list(spec.kernels()) == [*PARTS, *FUSED_PARTS]
+    assert list(spec.kernels()) == [*PARTS, *FUSED_PARTS, *SINK_PARTS]
     assert str(spec).endswith(" dkdv=64x128x2x12 dq=128x128x4x12 fused=64x128x2x12")
     fused, convert = (spec.part(part) for part in FUSED_PARTS)
     assert (fused.source, fused.params, fused.step) == ("attention_bwd_sm90.cu", "bwd_sm90", 64)
@@ -227,7 +227,7 @@ def test_every_field_tells_kernels_apart() -> None:
     kernel = BackwardSpec(**SM90).part("dkdv")
     changed = {"kernel": "sm80", "part": "dq", "dtype": "float16", "head_dim": 64, "br": 96, "bc": 192}
     others = [replace(kernel, dtype="float16"), replace(kernel, br=96)]
-    assert len({kernel, *others, *BackwardSpec(**SM90).kernels().values()}) == 5
+    assert len({kernel, *others, *BackwardSpec(**SM90).kernels().values()}) == 6
     assert {one.name for one in fields(BackwardKernel)} >= set(changed)
     assert len({str(one) for one in (kernel, *others)}) == 3
     assert str(kernel) == (
@@ -244,7 +244,7 @@ def test_values_as_wide_as_keys() -> None:
         replace(kernel, value_dim=32)
     assert str(caught.value) == "config: the values must be as wide as the keys, 64 columns, got 32"
     with pytest.raises(
-        ValueError, match=r"config: part must be one of prepare, dkdv, dq, fused, convert, got 'dv'"
+        ValueError, match=r"config: part must be one of prepare, dkdv, dq, fused, convert, sinks, got 'dv'"
     ):
         replace(kernel, part="dv")
 

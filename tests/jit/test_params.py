@@ -111,11 +111,11 @@ def test_a_tensor_map_is_what_the_header_says() -> None:
 
 
 def test_the_structs_have_c_sizes() -> None:
-    assert ATTN_PARAMS.itemsize == 256
-    assert ATTN_PARAMS_SM90.itemsize == 704  # 3 * 128 + 256 + 4 * 8 + 3 * 4 = 684, rounded up to 64
-    assert BACKWARD_PARAMS.itemsize == 464  # 256 + 12 * 8 + 4 * 24 + 8 + 2 * 4
-    assert BACKWARD_PARAMS_SM90.itemsize == 1088  # 4 * 128 + 464 + 5 * 8 + 3 * 4 = 1028, rounded up to 64
-    assert params_bytes("bwd_convert") == 472  # 464 + 8
+    assert ATTN_PARAMS.itemsize == 272  # 256 + 8 + 4, rounded up to 8
+    assert ATTN_PARAMS_SM90.itemsize == 704  # 3 * 128 + 272 + 4 * 8 + 3 * 4 = 700, rounded up to 64
+    assert BACKWARD_PARAMS.itemsize == 496  # 272 + 12 * 8 + 4 * 24 + 8 + 2 * 4 + 2 * 8
+    assert BACKWARD_PARAMS_SM90.itemsize == 1088  # 4 * 128 + 496 + 5 * 8 + 3 * 4 = 1060, rounded up to 64
+    assert params_bytes("bwd_convert") == 504  # 496 + 8
 
 
 def test_the_maps_come_before_the_same_fields() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 import omnicupy as oc
 from omnicupy.choose import backward_table
+from omnicupy.gpu.planning import score_fields
 from omnicupy.jit.backward_spec import BackwardKernel, BackwardSpec, padded_rows
 from omnicupy.jit.params import BACKWARD_PARAMS
 from omnicupy.schedule.block_lists import BlockLists, block_lists
@@ -81,11 +82,19 @@ MASKS: dict[str, Callable[[], list[oc.Mask]]] = {
 
 @dataclass(frozen=True)
 class Problem:
-    """A call: 16-bit arrays (B, H, S, D), the masks, and what a forward pass leaves."""
+    """A call: 16-bit arrays (B, H, S, D), the masks, what changes scores, and what a forward pass leaves."""
 
     dtype: str
     head_dim: int
     masks: list[oc.Mask]
+    softcap: float | None = None
+    sinks: tuple[float, ...] | None = None
+
+    def changes(self, dtype: Any) -> dict[str, Any]:
+        return {
+            "softcap": self.softcap,
+            "sink_logits": None if self.sinks is None else np.array(self.sinks, dtype),
+        }
 
     @cached_property
     def arrays(self) -> dict[str, Array]:
@@ -106,7 +115,7 @@ class Problem:
             "dlse": rng.standard_normal((BATCH, Q_HEADS, Q_LEN)).astype(np.float32),
         }
         wide = {name: arrays[name].astype(np.float64) for name in "qkv"}
-        out, lse = oc.attention(*wide.values(), self.mask, return_lse=True)
+        out, lse = oc.attention(*wide.values(), self.mask, return_lse=True, **self.changes(np.float64))
         arrays["out"][...] = out
         arrays["lse"] = lse.astype(np.float32)
         return arrays
@@ -120,8 +129,10 @@ class Problem:
         """In float64, of the same values."""
         wide = {name: array.astype(np.float64) for name, array in self.arrays.items()}
         inputs = (wide[name] for name in ("dout", "q", "k", "v", "out", "lse"))
-        found = oc.attention_backward(*inputs, self.mask, dlse=wide["dlse"])
-        return dict(zip(("dq", "dk", "dv"), found, strict=True))
+        wanted = ("q", "k", "v") + (() if self.sinks is None else ("sink_logits",))
+        changes = self.changes(np.float64)
+        found = oc.attention_backward(*inputs, self.mask, dlse=wide["dlse"], wanted=wanted, **changes)
+        return {f"d{name}": one for name, one in zip(wanted, found, strict=True)}
 
     def poison(self) -> None:
         """NaN wherever no pair reads."""
@@ -143,7 +154,7 @@ def _lists(problem: Problem, part: BackwardKernel) -> BlockLists:
 def _params(problem: Problem, lists: BlockLists, arrays: dict[str, Array]) -> tuple[NDArray[np.void], Any]:
     """The struct, and what it points to. arrays: those that it names, and strides of theirs that it has."""
     params = np.zeros((), BACKWARD_PARAMS)
-    fields = params.dtype.names or ()
+    names = params.dtype.names or ()
     places: dict[str, Array] = dict(arrays)
     for name in LISTS:
         if name in lists.shapes and lists.array(name).size:
@@ -151,11 +162,12 @@ def _params(problem: Problem, lists: BlockLists, arrays: dict[str, Array]) -> tu
             places[name][...] = lists.array(name)
     for name, array in places.items():
         params[name] = array.ctypes.data
-        if f"{name}_strides" in fields:
+        if f"{name}_strides" in names:
             params[f"{name}_strides"] = [stride // array.itemsize for stride in array.strides[:3]]
     params["dout_column"] = arrays["dout"].strides[3] // 2
     params["scale"] = problem.head_dim**-0.5
-    params["scale_log2"] = problem.head_dim**-0.5 * np.log2(np.e)
+    fields = score_fields(problem.head_dim**-0.5, problem.softcap)
+    params["scale_log2"], params["tanh_scale"] = fields["scale_log2"], fields["tanh_scale"]
     sizes = {"q_len": Q_LEN, "k_len": K_LEN, "head_dim": problem.head_dim, "batch": BATCH, "q_heads": Q_HEADS}
     sizes |= {
         "kv_heads": KV_HEADS,
@@ -194,14 +206,33 @@ def _prepare(
     made = {name: aligned((BATCH, Q_HEADS, padded_rows(Q_LEN)), np.float32) for name in ("lse2", "delta")}
     for name in ("q", "dout", "k", "v"):
         made[f"{name}_copy"] = aligned(problem.arrays[name].shape, DTYPES[problem.dtype])
+    rows = part.prepared_rows
+    of_queries = BATCH * Q_HEADS * -(-padded_rows(Q_LEN) // rows)
+    arrays = dict(problem.arrays)
+    if problem.sinks is not None:
+        arrays["sink_logits"] = np.array(problem.sinks, np.float32)
+        made["sink_sums"] = aligned((of_queries,), np.float32)
     for array in made.values():
         array.fill(np.nan)
-    params, held = _params(problem, lists, {**problem.arrays, **made})
-    rows = part.prepared_rows
-    blocks = BATCH * Q_HEADS * -(-padded_rows(Q_LEN) // rows) + BATCH * KV_HEADS * -(-K_LEN // rows)
+    params, held = _params(problem, lists, {**arrays, **made})
+    blocks = of_queries + BATCH * KV_HEADS * -(-K_LEN // rows)
     cuda_on_cpu.run(library(part), part, params, (blocks, 1), (), late=False)
     assert held
+    if problem.sinks is not None:
+        made |= _add_sinks(problem, spec, lists, {**arrays, **made}, library)
     return made
+
+
+def _add_sinks(
+    problem: Problem, spec: BackwardSpec, lists: BlockLists, arrays: dict[str, Array], library: Any
+) -> dict[str, Array]:
+    """The gradient of sink_logits, by the kernel that adds up what the other one left."""
+    part, found = spec.part("sinks"), aligned((Q_HEADS,), np.float32)
+    found.fill(np.nan)
+    params, held = _params(problem, lists, {**arrays, "dsink_logits": found})
+    cuda_on_cpu.run(library(part), part, params, (Q_HEADS, 1), (), late=False)
+    assert held
+    return {"dsink_logits": found}
 
 
 def _run(problem: Problem, part: BackwardKernel, made: dict[str, Array], library: Any) -> dict[str, Array]:
@@ -225,18 +256,47 @@ def _run(problem: Problem, part: BackwardKernel, made: dict[str, Array], library
     return gradients
 
 
+# Caps far above scores, which take the polynomial alone, and in their midst; a head without a sink, and sinks small and
+# large.
+CHANGES: dict[str, dict[str, Any]] = {
+    "cap": {"softcap": 30.0},
+    "low-cap": {"softcap": 0.8},
+    "sinks": {"sinks": (-np.inf, 0.0, 2.0, 4.0)},
+    "both": {"softcap": 1.5, "sinks": (-np.inf, 0.0, 2.0, 4.0)},
+}
+
+
+@pytest.mark.parametrize("changes", CHANGES)
+@pytest.mark.parametrize(
+    "which", [SPECS[0], SPECS[1], SPECS[2], SPECS[6]], ids=lambda which: "-".join(map(str, which))
+)
+def test_gradients_of_changed_scores(
+    which: tuple[str, str, str, int], changes: str, libraries: Callable[[BackwardKernel], Any]
+) -> None:
+    spec = replace(_spec(*which), softcap="softcap" in CHANGES[changes])
+    _compare(
+        spec, Problem(spec.dtype, which[3], MASKS["one-a-batch-element"](), **CHANGES[changes]), libraries
+    )
+
+
 @pytest.mark.parametrize("masks", MASKS)
 @pytest.mark.parametrize("which", SPECS, ids=lambda which: "-".join(map(str, which)))
 def test_gradients(
     which: tuple[str, str, str, int], masks: str, libraries: Callable[[BackwardKernel], Any]
 ) -> None:
     spec = _spec(*which)
-    problem = Problem(spec.dtype, which[3], MASKS[masks]())
+    _compare(spec, Problem(spec.dtype, which[3], MASKS[masks]()), libraries)
+
+
+def _compare(spec: BackwardSpec, problem: Problem, libraries: Callable[[BackwardKernel], Any]) -> None:
     wanted = problem.gradients
     problem.poison()
     made = _prepare(problem, spec, libraries)
     assert np.isposinf(made["lse2"][..., Q_LEN:]).all()
     assert not made["delta"][..., Q_LEN:].any()
+    if problem.sinks is not None:
+        np.testing.assert_allclose(made["dsink_logits"], wanted["dsink_logits"], rtol=1e-5, atol=1e-5)
+        assert made["dsink_logits"][0] == 0
     for part in ("dkdv", "dq"):
         kernel = spec.part(part)
         for name, found in _run(problem, kernel, made, libraries(kernel)).items():
