@@ -100,6 +100,10 @@ def _check(
     if dropout:
         transformers_options.refuse(module, "dropout", "dropout", dropout)
     transformers_options.check(module, options, ignored)
+    if (compressor := getattr(module, "compressor", None)) is not None:
+        # Its keys' mask is numbers to add, which the layer casts to the mask's dtype: booleans that say the opposite.
+        kind = type(compressor).__name__
+        transformers_options.refuse(module, "attention to compressed keys", "compressor", kind)
     query, _, value = inputs
     if value.shape[3] != query.shape[3]:
         transformers_options.refuse(

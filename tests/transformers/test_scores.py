@@ -126,3 +126,15 @@ def test_sinks_that_are_no_logits_a_head_are_refused() -> None:
     for sinks in (torch.zeros(2), torch.zeros(4, 6), 1.0):
         with pytest.raises(oc.UnsupportedError, match="Identity asks for sinks other than a logit a head"):
             forward.attention(module, q, q, q, None, s_aux=sinks)
+
+
+def test_keys_that_a_compressor_adds_are_refused() -> None:
+    """DeepSeek-V4's layers cast the numbers that mask these keys to booleans, which then say the opposite."""
+    q, module = torch.zeros(1, 4, 6, 8), torch.nn.Identity()
+    module.compressor = torch.nn.Linear(2, 2)
+    with pytest.raises(
+        oc.UnsupportedError, match=r"^Identity asks for attention to compressed keys \(compressor: 'Linear'\)"
+    ):
+        forward.attention(module, q, q, q, None)
+    module.compressor = None
+    forward.attention(module, q, q, q, None)
