@@ -48,7 +48,7 @@ class Chunk:
     batch, kv: which.  heads, rows: where they stand in q.  q, dout, out: (group, rows, D), lse: (group, rows), 0 in
     rows without keys.  keys, values: (k_len, D), 0 where dead.  weights, dscores: P and dS = P * (dout v^T - delta),
     (group, rows, k_len); where scores are capped, dS is by the scores before, and capped_dscores by those after.
-    share: what the weights of the keys add up to, (group, rows), 1 without a sink.
+    share: what the weights of the keys add up to, (group, rows), 1 without a sink.  dlse: (group, rows) or None.
     """
 
     batch: int
@@ -65,6 +65,7 @@ class Chunk:
     dscores: Array
     capped_dscores: Array
     share: Array
+    dlse: Array | None
 
 
 def gradients64(
@@ -210,11 +211,12 @@ def chunks(given: Given, dtype: np.dtype[Any]) -> Iterator[Chunk]:
                 share = given.changes.share(lse, heads)
                 # A row's sink takes its share of dout v^T - rowsum(dout * out), but none of dlse.
                 dscores = share[..., None] * (dout @ values[kv].T - (dout * out).sum(axis=2)[..., None])
-                if given.dlse is not None:
-                    dscores = dscores + part(given.dlse)[..., None]
+                dlse = None if given.dlse is None else part(given.dlse)
+                if dlse is not None:
+                    dscores = dscores + dlse[..., None]
                 dscores = weights * dscores
                 lse = xp.where(lse == -np.inf, zero, lse)
-                pairs = weights * share[..., None], dscores * slopes, dscores, share
+                pairs = weights * share[..., None], dscores * slopes, dscores, share, dlse
                 yield Chunk(b, kv, heads, rows, q, dout, out, lse, keys[kv], values[kv], *pairs)
 
 

@@ -191,10 +191,9 @@ class _Terms:
             sinks = xp.asarray(changes.sink_logits)[chunk.heads].astype(np.float64)[:, None, None]
             sinks = xp.where(sinks == -np.inf, 0.0, xp.abs(sinks))
             more_r = more_r + sinks
-            if self.given.dlse is not None:
-                dlse = widen(self.given.dlse[chunk.batch, chunk.heads, chunk.rows], np.float64, xp)[..., None]
+            if chunk.dlse is not None:
                 # Where there is no share, nothing but dlse is left of a row.
-                dlse = xp.where(chunk.share[..., None] == 0, 0.0, dlse)
+                dlse = xp.where(chunk.share == 0, 0.0, chunk.dlse)[..., None]
                 share = xp.where(chunk.share == 0, 1.0, chunk.share)[..., None]
                 more_t = 4 * (1 + xp.abs(chunk.lse[..., None]) + sinks) * xp.abs(dlse) / share
         return more_r, more_t

@@ -54,9 +54,9 @@ def _attention(case: Case) -> Outcome:
     masks = case.masks()
     made = inputs.inputs_of(case, masks, np)
     mask = masks[0] if len(masks) == 1 else masks
-    expected = budget.budget(made.q, made.k, made.v, mask)
-    out, lse = attention(made.q, made.k, made.v, mask, return_lse=True, out=made.out)
-    again = attention(made.q, made.k, made.v, mask)
+    expected = budget.budget(made.q, made.k, made.v, mask, **made.changes)
+    out, lse = attention(made.q, made.k, made.v, mask, return_lse=True, out=made.out, **made.changes)
+    again = attention(made.q, made.k, made.v, mask, **made.changes)
     found = budget.compare(out, lse, expected)
     problem = "" if found.ok else str(found)
     if not problem and not same_bits(out, again, np):

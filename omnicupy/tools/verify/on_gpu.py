@@ -189,7 +189,7 @@ def _numeric(case: Case, masks: Sequence[Mask], target: Target) -> Callable[[Var
 
     made = inputs.inputs_of(case, masks, cupy)
     mask = masks[0] if len(masks) == 1 else list(masks)
-    expected = budget.budget(made.q, made.k, made.v, mask)
+    expected = budget.budget(made.q, made.k, made.v, mask, **made.changes)
 
     def judge(variant: Variant) -> tuple[float, str]:
         out, lse = attention(
@@ -200,14 +200,16 @@ def _numeric(case: Case, masks: Sequence[Mask], target: Target) -> Callable[[Var
             return_lse=True,
             out=inputs.nan_output(case, cupy),
             config=variant.config,
+            **made.changes,
         )
         found = budget.compare(out, lse, expected)
         if not found.ok:
             return found.ratio, str(found)
         repeats = _repeats(target, variant)
         different = cupy.zeros((), np.int64)
+        options = {"config": variant.config, **made.changes}
         for _ in range(repeats - 1):
-            again, lse_again = attention(made.q, made.k, made.v, mask, return_lse=True, config=variant.config)
+            again, lse_again = attention(made.q, made.k, made.v, mask, return_lse=True, **options)
             different += _different(out, again) + _different(lse, lse_again)
         count = int(different)
         return found.ratio, f"{count} elements differ over {repeats} repetitions" if count else ""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omnicupy.choose import backward_table, pick, table
+from omnicupy.choose.capped import capped, capped_backward
 from omnicupy.choose.table import every_spec
 from omnicupy.jit import cache, nvrtc
 from omnicupy.jit.build import Compiled, Track, compile_all, silent
@@ -179,9 +180,13 @@ def _on_cpu(settings: Settings, track: Track) -> Report:
 
 def _kernels(settings: Settings) -> list[KernelSpec]:
     """The kernels that the tables name: of each row at its greatest head_dim, or all of them."""
-    backward = every_backward_spec() if settings.all_specs else backward_table.rows()
+    forward = list(every_spec() if settings.all_specs else table.rows())
+    backward = list(every_backward_spec() if settings.all_specs else backward_table.rows())
+    if settings.all_specs:  # those that take their places where scores are capped, too
+        forward += [*map(capped, forward)]
+        backward += [*map(capped_backward, backward)]
     parts = (kernel for spec in backward for kernel in spec.kernels().values())
-    return list(dict.fromkeys([*(every_spec() if settings.all_specs else table.rows()), *parts]))
+    return list(dict.fromkeys([*forward, *parts]))
 
 
 def gpu_cases(settings: Settings) -> list[Case]:
