@@ -104,7 +104,8 @@ def sink_terms(given: Given) -> tuple[Array, Array]:
     seen = lse != -np.inf
     dout, out = (xp.where(seen[..., None], widen(x, np.float64, xp), zero) for x in (given.dout, given.out))
     all_heads = slice(0, given.q.shape[1])
-    taken = [1 / (1 + xp.exp(-given.changes.above(one, all_heads))) for one in lse]
+    with np.errstate(over="ignore"):
+        taken = [1 / (1 + xp.exp(-given.changes.above(one, all_heads))) for one in lse]
     return xp.stack(taken), (dout * out).sum(axis=3)
 
 
