@@ -398,8 +398,8 @@ GRADIENTS = [
     ),
     Fault(
         "gpu/backward.py",
-        '(options.get("scale"), deterministic, options.get("config"), cache.epoch)',
-        '(options.get("scale"), options.get("config"), cache.epoch)',
+        '(options.get("scale"), options.get("softcap"), deterministic, options.get("config"), cache.epoch)',
+        '(options.get("scale"), options.get("softcap"), options.get("config"), cache.epoch)',
         "tests/gpu/test_backward_keys.py",
     ),
     Fault(

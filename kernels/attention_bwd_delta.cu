@@ -184,8 +184,7 @@ __device__ __forceinline__ void add_sinks(BackwardParams const& params, float* s
   int const blocks = (params.q_padded + kRows - 1) / kRows;
   float sum = 0.f;
   for (int batch = 0; batch < params.p.batch; ++batch) {
-    float const* const g_sums =
-        params.sink_sums + (static_cast<i64>(batch) * params.p.q_heads + blockIdx.x) * blocks;
+    float const* const g_sums = params.sink_sums + (static_cast<i64>(batch) * params.p.q_heads + blockIdx.x) * blocks;
     for (int i = threadIdx.x; i < blocks; i += kThreads) sum += g_sums[i];
   }
   sum = block_sum(sum, s_sums);

@@ -200,7 +200,7 @@ def test_the_kernel_that_prepares_is_one_for_all_tiles() -> None:
     assert len(kernels) == 1
     (only,) = kernels
     assert (only.arch, only.kernel, only.source) == ("sm_90", "sm80", "attention_bwd_delta.cu")
-    assert (only.threads, only.smem_bytes, only.params) == (256, 0, "bwd")
+    assert (only.threads, only.smem_bytes, only.params) == (256, 32, "bwd")
 
 
 def test_parts_name_their_source_entry_and_struct() -> None:
@@ -231,11 +231,34 @@ def test_every_field_tells_kernels_apart() -> None:
     assert {one.name for one in fields(BackwardKernel)} >= set(changed)
     assert len({str(one) for one in (kernel, *others)}) == 3
     assert str(kernel) == (
-        "bwd-dkdv sm90 sm_90a dtype=bfloat16 head_dim=128 value_dim=128 br=64 bc=128 stages=2 warps=12"
+        "bwd-dkdv sm90 sm_90a dtype=bfloat16 head_dim=128 value_dim=128 br=64 bc=128 stages=2 warps=12 "
+        "softcap=False"
     )
     assert str(BackwardSpec(**SM90)) == (
         "bwd sm90 sm_90a bfloat16 head_dim=128 dkdv=64x128x2x12 dq=128x128x4x12"
     )
+
+
+def test_a_soft_cap_is_a_field_of_the_kernels_that_it_changes() -> None:
+    spec = BackwardSpec(**SM90 | {"softcap": True, "fused": (64, 128, 2, 12)})
+    assert str(spec).endswith(" softcap")
+    capped = {part for part, kernel in spec.kernels().items() if kernel.softcap}
+    assert capped == {"dkdv", "dq", "fused"}
+    assert {part: kernel.defines()["OMNI_SOFTCAP"] for part, kernel in spec.kernels().items()} == {
+        part: int(part in capped) for part in spec.kernels()
+    }
+    assert BackwardSpec(**SM90 | {"softcap": np.bool_(True)}).softcap is True
+    for value in (1, None, "yes"):
+        with pytest.raises(TypeError, match=r"^config: softcap must be True or False, got"):
+            BackwardSpec(**SM90 | {"softcap": value})
+    sinks = spec.part("sinks")
+    assert (sinks.source, sinks.entry, sinks.params) == (
+        "attention_bwd_delta.cu",
+        "attention_bwd_delta",
+        "bwd",
+    )
+    assert (sinks.threads, sinks.smem_bytes, sinks.kernel) == (256, 32, "sm80")
+    assert sinks.defines()["OMNI_PART"] == 5
 
 
 def test_values_as_wide_as_keys() -> None:

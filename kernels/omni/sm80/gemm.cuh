@@ -48,8 +48,8 @@ __device__ __forceinline__ void add_product(Out& out, int n, AFragments<Cfg::kTi
   }
 }
 
-// Masks one tile of scores, which are capped before where they are, and raises the row maxima that it outgrows. What the scores weigh is worked out in
-// add_values.
+// Masks one tile of scores, which are capped before where they are, and raises the row maxima that it outgrows. What
+// the scores weigh is worked out in add_values.
 template <class Cfg, class Scores, class Out>
 __device__ __forceinline__ void mask_and_rescale(
     Scores& scores, Out& out, OnlineSoftmax<Cfg::kTilesM>& softmax, WarpTile const& warp) {

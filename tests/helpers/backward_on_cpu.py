@@ -1,0 +1,237 @@
+"""Calls of the backward kernels on the CPU: inputs, the lists that a GPU gets, launches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import cuda_on_cpu
+import ml_dtypes
+import numpy as np
+from cuda_on_cpu import aligned
+from numpy.typing import NDArray
+
+import omnicupy as oc
+from omnicupy.choose import backward_table
+from omnicupy.gpu.planning import score_fields
+from omnicupy.jit.backward_spec import BackwardKernel, BackwardSpec, padded_rows
+from omnicupy.jit.params import BACKWARD_PARAMS
+from omnicupy.schedule.block_lists import BlockLists, block_lists
+from omnicupy.schedule.key_lists import key_lists
+from omnicupy.schedule.parts import Workers
+
+BATCH, Q_HEADS, KV_HEADS, Q_LEN, K_LEN = 2, 4, 2, 150, 203
+DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+# Relative error of a gradient, and of its worst row: what rounding P, dS and the result leaves, and half of it more.
+ERROR = {"float16": (4.5e-4, 1.2e-3), "bfloat16": (3.5e-3, 9e-3)}
+LISTS = ("row_offsets", "entries", "parts", "bit_tiles", "spans", "dead", "dead_rows")
+
+Array = NDArray[Any]
+
+
+def spec_of(kernel: str, arch: str, dtype: str, head_dim: int) -> BackwardSpec:
+    if kernel == "naive":
+        return backward_table.naive(arch, dtype, head_dim)
+    padded = -(-head_dim // 16) * 16
+    row = next(r for r in backward_table.TABLE if r.kernel == kernel and r.serves(arch, padded))
+    return row.spec(arch, dtype, padded)
+
+
+# (kernel, arch, dtype, head_dim of the tensors)
+SPECS = [
+    ("naive", "sm_80", "bfloat16", 56),
+    ("sm80", "sm_80", "bfloat16", 56),
+    ("sm80", "sm_80", "float16", 128),
+    ("sm80", "sm_89", "float16", 40),
+    ("sm80", "sm_89", "bfloat16", 120),
+    ("sm80", "sm_80", "bfloat16", 136),
+    ("sm80", "sm_80", "float16", 264),
+]
+
+
+def _scattered(seed: int) -> oc.Mask:
+    """Bits; rows 40 to 99 see nothing, and nothing sees keys 70 to 139."""
+    visible = np.random.default_rng(seed).random((Q_LEN, K_LEN)) < 0.3
+    visible[40:100] = False
+    visible[:, 70:140] = False
+    return oc.from_dense(visible)
+
+
+def _documents() -> oc.Mask:
+    """Runs of rows, and keys from 180 on that nothing sees."""
+    visible = np.zeros((Q_LEN, K_LEN), bool)
+    visible[:64, :100] = True
+    visible[70:, 90:180] = True
+    return oc.from_dense(visible)
+
+
+MASKS: dict[str, Callable[[], list[oc.Mask]]] = {
+    "causal": lambda: [oc.causal(Q_LEN, K_LEN)],
+    "one-a-batch-element": lambda: [_scattered(1), _documents()],
+    "full": lambda: [oc.full(Q_LEN, K_LEN)],
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A call: 16-bit arrays (B, H, S, D), the masks, what changes scores, and what a forward pass leaves."""
+
+    dtype: str
+    head_dim: int
+    masks: list[oc.Mask]
+    softcap: float | None = None
+    sinks: tuple[float, ...] | None = None
+
+    def changes(self, dtype: Any) -> dict[str, Any]:
+        return {
+            "softcap": self.softcap,
+            "sink_logits": None if self.sinks is None else np.array(self.sinks, dtype),
+        }
+
+    @cached_property
+    def arrays(self) -> dict[str, Array]:
+        rng = np.random.default_rng(7)
+
+        def made(heads: int, tokens: int) -> Array:
+            array = aligned((BATCH, tokens, heads, self.head_dim), DTYPES[self.dtype])
+            array[...] = rng.standard_normal(array.shape)
+            return array.transpose(0, 2, 1, 3)  # as a model has them
+
+        arrays = {
+            "q": made(Q_HEADS, Q_LEN),
+            "k": made(KV_HEADS, K_LEN),
+            "v": made(KV_HEADS, K_LEN),
+            # Steps of no kind that a kernel could copy in 16 bytes.
+            "dout": made(Q_HEADS, Q_LEN)[..., ::-1],
+            "out": made(Q_HEADS, Q_LEN),
+            "dlse": rng.standard_normal((BATCH, Q_HEADS, Q_LEN)).astype(np.float32),
+        }
+        wide = {name: arrays[name].astype(np.float64) for name in "qkv"}
+        out, lse = oc.attention(*wide.values(), self.mask, return_lse=True, **self.changes(np.float64))
+        arrays["out"][...] = out
+        arrays["lse"] = lse.astype(np.float32)
+        return arrays
+
+    @property
+    def mask(self) -> Any:
+        return self.masks[0] if len(self.masks) == 1 else self.masks
+
+    @cached_property
+    def gradients(self) -> dict[str, Array]:
+        """In float64, of the same values."""
+        wide = {name: array.astype(np.float64) for name, array in self.arrays.items()}
+        inputs = (wide[name] for name in ("dout", "q", "k", "v", "out", "lse"))
+        wanted = ("q", "k", "v") + (() if self.sinks is None else ("sink_logits",))
+        changes = self.changes(np.float64)
+        found = oc.attention_backward(*inputs, self.mask, dlse=wide["dlse"], wanted=wanted, **changes)
+        return {f"d{name}": one for name, one in zip(wanted, found, strict=True)}
+
+    def poison(self) -> None:
+        """NaN wherever no pair reads."""
+        for element in range(BATCH):
+            visible = self.masks[element % len(self.masks)].to_dense()
+            for name in ("q", "dout", "out", "dlse"):
+                self.arrays[name][element][:, ~visible.any(axis=1)] = np.nan
+            for name in "kv":
+                self.arrays[name][element][:, ~visible.any(axis=0)] = np.nan
+
+
+def _lists(problem: Problem, part: BackwardKernel) -> BlockLists:
+    heads = Q_HEADS if part.part == "dq" else KV_HEADS
+    blocks = [mask.blocks(part.br, part.bc) for mask in problem.masks]
+    make = block_lists if part.part == "dq" else key_lists
+    return make(blocks, Workers(heads * BATCH // len(blocks), 132))
+
+
+def _params(problem: Problem, lists: BlockLists, arrays: dict[str, Array]) -> tuple[NDArray[np.void], Any]:
+    """The struct, and what it points to. arrays: those that it names, and strides of theirs that it has."""
+    params = np.zeros((), BACKWARD_PARAMS)
+    names = params.dtype.names or ()
+    places: dict[str, Array] = dict(arrays)
+    for name in LISTS:
+        if name in lists.shapes and lists.array(name).size:
+            places[name] = aligned(lists.array(name).shape, lists.array(name).dtype)
+            places[name][...] = lists.array(name)
+    for name, array in places.items():
+        params[name] = array.ctypes.data
+        if f"{name}_strides" in names:
+            params[f"{name}_strides"] = [stride // array.itemsize for stride in array.strides[:3]]
+    params["dout_column"] = arrays["dout"].strides[3] // 2
+    params["scale"] = problem.head_dim**-0.5
+    fields = score_fields(problem.head_dim**-0.5, problem.softcap)
+    params["scale_log2"], params["tanh_scale"] = fields["scale_log2"], fields["tanh_scale"]
+    sizes = {"q_len": Q_LEN, "k_len": K_LEN, "head_dim": problem.head_dim, "batch": BATCH, "q_heads": Q_HEADS}
+    sizes |= {
+        "kv_heads": KV_HEADS,
+        "group": Q_HEADS // KV_HEADS,
+        "q_padded": padded_rows(Q_LEN),
+        "section": 3,
+    }
+    sizes |= {
+        name: getattr(lists, name) for name in ("q_blocks", "mask_batch", "diagonal", "n_spans", "k_padded")
+    }
+    for name, value in sizes.items():
+        params[name] = value
+    params["tiers"] = lists.tiers
+    return params, places
+
+
+def prepare(
+    problem: Problem, spec: BackwardSpec, library: Callable[[BackwardKernel], Any]
+) -> dict[str, Array]:
+    """lse2, delta and compact copies of all four arrays, every byte poisoned before."""
+    part = spec.part("prepare")
+    lists = _lists(problem, spec.part("dkdv"))
+    made = {name: aligned((BATCH, Q_HEADS, padded_rows(Q_LEN)), np.float32) for name in ("lse2", "delta")}
+    for name in ("q", "dout", "k", "v"):
+        made[f"{name}_copy"] = aligned(problem.arrays[name].shape, DTYPES[problem.dtype])
+    rows = part.prepared_rows
+    of_queries = BATCH * Q_HEADS * -(-padded_rows(Q_LEN) // rows)
+    arrays = dict(problem.arrays)
+    if problem.sinks is not None:
+        arrays["sink_logits"] = np.array(problem.sinks, np.float32)
+        made["sink_sums"] = aligned((of_queries,), np.float32)
+    for array in made.values():
+        array.fill(np.nan)
+    params, held = _params(problem, lists, {**arrays, **made})
+    blocks = of_queries + BATCH * KV_HEADS * -(-K_LEN // rows)
+    cuda_on_cpu.run(library(part), part, params, (blocks, 1), (), late=False)
+    assert held
+    if problem.sinks is not None:
+        made |= _add_sinks(problem, spec, lists, {**arrays, **made}, library)
+    return made
+
+
+def _add_sinks(
+    problem: Problem, spec: BackwardSpec, lists: BlockLists, arrays: dict[str, Array], library: Any
+) -> dict[str, Array]:
+    """The gradient of sink_logits, by the kernel that adds up what the other one left."""
+    part, found = spec.part("sinks"), aligned((Q_HEADS,), np.float32)
+    found.fill(np.nan)
+    params, held = _params(problem, lists, {**arrays, "dsink_logits": found})
+    cuda_on_cpu.run(library(part), part, params, (Q_HEADS, 1), (), late=False)
+    assert held
+    return {"dsink_logits": found}
+
+
+def run(problem: Problem, part: BackwardKernel, made: dict[str, Array], library: Any) -> dict[str, Array]:
+    """The gradients that a kernel makes of the copies."""
+    lists = _lists(problem, part)
+    inputs = {name: made[f"{name}_copy"] for name in ("q", "k", "v", "dout")}
+    inputs |= {name: made[name] for name in ("lse2", "delta")}
+    names = ("dq",) if part.part == "dq" else ("dk", "dv")
+    gradients = {name: aligned(problem.gradients[name].shape, DTYPES[problem.dtype]) for name in names}
+    for array in gradients.values():
+        array.fill(np.nan)
+    params, held = _params(problem, lists, {**inputs, **gradients})
+    tokens, heads = (Q_LEN, Q_HEADS) if part.part == "dq" else (K_LEN, KV_HEADS)
+    items = BATCH * heads * tokens
+    if part.kernel != "naive":
+        items = lists.n_parts * heads * BATCH // len(problem.masks)
+    cuda_on_cpu.run(
+        library, part, params, (items, part.column_blocks), [*inputs.values()], late=part.part == "dq"
+    )
+    assert held
+    return gradients
