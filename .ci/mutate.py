@@ -386,8 +386,8 @@ GRADIENTS = [
     ),
     Fault(
         "gpu/backward.py",
-        'if options.get("sink_logits") is not None or options.get("softcap") is not None:',
-        'if options.get("sink_logits") or options.get("softcap"):',
+        "if sinks is not None and sinks.data.ptr % _LSE_BYTES:",
+        "if False:",
         "tests/gpu/test_backward_keys.py",
     ),
     Fault(
@@ -398,8 +398,8 @@ GRADIENTS = [
     ),
     Fault(
         "gpu/backward.py",
-        '(options.get("scale"), deterministic, options.get("config"), cache.epoch)',
-        '(options.get("scale"), options.get("config"), cache.epoch)',
+        '(options.get("scale"), options.get("softcap"), deterministic, options.get("config"), cache.epoch)',
+        '(options.get("scale"), options.get("softcap"), options.get("config"), cache.epoch)',
         "tests/gpu/test_backward_keys.py",
     ),
     Fault(

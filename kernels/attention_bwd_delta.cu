@@ -1,5 +1,6 @@
 // What the kernels of a backward pass need first: lse2 and delta of every row, and compact copies of q, dO, k and v in
-// which rows and keys that take no part hold zeros. Memory sets its pace.
+// which rows and keys that take no part hold zeros. Memory sets its pace. A second kernel (part 5) adds up what the
+// blocks of this one leave of the gradients of sink logits, in one order.
 //
 // A group of kLanes lanes has a row: as many as the row has pieces of 8 columns (head_dim rounded up to 16, over 8),
 // rounded up to a power of 2, at most 32. A thread block has 256 / kLanes rows of one head, and the grid is one-
@@ -12,7 +13,11 @@ namespace omni {
 
 constexpr bool kBf16 = OMNI_BF16;
 constexpr int kThreads = 256;
-constexpr float kLog2E = 1.44269504088896341f;
+static_assert(OMNI_SMEM_BYTES >= kThreads / 32 * 4, "backward_kernel.py");
+constexpr bool kAddsSinks = OMNI_PART == 5;
+// How far above a row's lse a sink counts for the gradient of lse: the keys' share of the weights and its inverse stay
+// numbers. cpu/backward.py has the same limit.
+constexpr float kSinkLimit = 60.f;
 
 constexpr int lanes_of(int pieces) {
   int lanes = 1;
@@ -86,7 +91,32 @@ __device__ __forceinline__ Place place_of(int index, int heads, int rows) {
   return Place{head / heads, head % heads, row};
 }
 
-__device__ __forceinline__ void prepare_query(BackwardParams const& params, Place const& at) {
+// The sum over the thread block, in one order. s_sums: a number for each warp.
+__device__ __forceinline__ float block_sum(float value, float* s_sums) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
+  if (threadIdx.x % 32 == 0) s_sums[threadIdx.x / 32] = value;
+  __syncthreads();
+  float sum = 0.f;
+#pragma unroll
+  for (int i = 0; i < kThreads / 32; ++i) sum += s_sums[i];
+  return sum;
+}
+
+// log(1 + exp(x)).
+__device__ __forceinline__ float softplus(float x) { return fmaxf(x, 0.f) + log1pf(expf(-fabsf(x))); }
+
+// What a sink changes of a row's statistics. of_lse: its dlse.
+struct SinkOfRow {
+  float above;  // how far it lies above lse
+
+  // The keys' and the sink's logarithm of the sum of exponentials.
+  __device__ __forceinline__ float total(float lse) const { return lse + softplus(above); }
+  __device__ __forceinline__ float weight() const { return 1.f / (1.f + expf(-above)); }
+  __device__ __forceinline__ float inverse_share() const { return 1.f + expf(above); }
+};
+
+__device__ __forceinline__ void prepare_query(BackwardParams const& params, Place const& at, float* s_sums) {
   ForwardParams const& p = params.p;
   bool const exists = at.row < p.q_len;
   int const mask = p.mask_batch == 1 ? 0 : at.batch;
@@ -103,11 +133,26 @@ __device__ __forceinline__ void prepare_query(BackwardParams const& params, Plac
   }
 #pragma unroll
   for (int step = kLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+  float of_sink = 0.f;
   if (threadIdx.x % kLanes == 0 && at.row < params.q_padded) {
     i64 const target = params.statistics(at.batch, at.head) + at.row;
-    float const of_lse = sees && params.dlse != nullptr ? params.dlse[index] : 0.f;
-    params.lse2[target] = sees ? lse * kLog2E : -neg_inf();
+    float of_lse = sees && params.dlse != nullptr ? params.dlse[index] : 0.f;
+    float total = lse;
+    if (sees && p.sink_logits != nullptr) {
+      SinkOfRow sink{p.sink_logits[at.head] - lse};
+      of_sink = sum * sink.weight();
+      if (of_lse != 0.f) {  // what vanishes beside dlse may be as large as at the limit
+        sink.above = fminf(sink.above, kSinkLimit);
+        of_lse *= sink.inverse_share();
+      }
+      total = sink.total(lse);
+    }
+    params.lse2[target] = sees ? total * kLog2E : -neg_inf();
     params.delta[target] = sees ? sum - of_lse : 0.f;
+  }
+  if (params.sink_sums != nullptr) {
+    of_sink = block_sum(of_sink, s_sums);
+    if (threadIdx.x == 0) params.sink_sums[blockIdx.x] = of_sink;
   }
   if (!exists) return;
   copy_row(params.q_copy, index, Row{p.query().row(at.batch, at.head, at.row), 1}, dead, p.head_dim);
@@ -124,14 +169,26 @@ __device__ __forceinline__ void prepare_key(BackwardParams const& params, Place 
   copy_row(params.v_copy, index, Row{p.value().row(at.batch, at.head, at.row), 1}, dead, p.head_dim);
 }
 
-__device__ __forceinline__ void prepare(BackwardParams const& params) {
+__device__ __forceinline__ void prepare(BackwardParams const& params, float* s_sums) {
   int const index = blockIdx.x;
   int const of_queries = params.p.batch * params.p.q_heads * ((params.q_padded + kRows - 1) / kRows);
   if (index < of_queries) {
-    prepare_query(params, place_of(index, params.p.q_heads, params.q_padded));
+    prepare_query(params, place_of(index, params.p.q_heads, params.q_padded), s_sums);
   } else {
     prepare_key(params, place_of(index - of_queries, params.kv_heads, params.p.k_len));
   }
+}
+
+// The gradient of the sink of head blockIdx.x: what the blocks that prepared its rows left, batch after batch.
+__device__ __forceinline__ void add_sinks(BackwardParams const& params, float* s_sums) {
+  int const blocks = (params.q_padded + kRows - 1) / kRows;
+  float sum = 0.f;
+  for (int batch = 0; batch < params.p.batch; ++batch) {
+    float const* const g_sums = params.sink_sums + (static_cast<i64>(batch) * params.p.q_heads + blockIdx.x) * blocks;
+    for (int i = threadIdx.x; i < blocks; i += kThreads) sum += g_sums[i];
+  }
+  sum = block_sum(sum, s_sums);
+  if (threadIdx.x == 0) params.dsink_logits[blockIdx.x] = -sum;
 }
 
 }  // namespace omni
@@ -140,5 +197,10 @@ static_assert(sizeof(omni::BackwardParams) == OMNI_PARAMS_BYTES, "params.py and 
 
 extern "C" __global__ void __launch_bounds__(omni::kThreads)
     attention_bwd_delta(const __grid_constant__ omni::BackwardParams params) {
-  omni::prepare(params);
+  extern __shared__ float s_memory[];
+  if constexpr (omni::kAddsSinks) {
+    omni::add_sinks(params, s_memory);
+  } else {
+    omni::prepare(params, s_memory);
+  }
 }

@@ -12,6 +12,7 @@ constexpr int kBr = OMNI_BR;
 constexpr int kBc = OMNI_BC;
 constexpr bool kOfKeys = OMNI_PART == 1;  // dK and dV; else dQ
 constexpr bool kBf16 = OMNI_BF16;
+constexpr bool kSoftcap = OMNI_SOFTCAP;
 constexpr int kThreads = 128;
 constexpr int kColumns = (kHeadDim + kThreads - 1) / kThreads;  // of a gradient, that a thread owns
 constexpr int kTokens = kBr > kBc ? kBr : kBc;
@@ -83,10 +84,12 @@ __device__ __forceinline__ void weigh_pair(
     BackwardParams const& params, Shared const& s, int token, i64 statistic, unsigned char const* g_first,
     unsigned char const* g_second) {
   ForwardParams const& p = params.p;
-  float const score = dot(s.first, g_first, p.head_dim);
+  float score = dot(s.first, g_first, p.head_dim);
+  if constexpr (kSoftcap) score = tanhf(score * p.tanh_scale);
   float const weight = exp2_approx(fmaf(score, p.scale_log2, -params.lse2[statistic]));
   s.weight[token] = weight;
-  s.grad[token] = weight * (dot(s.second, g_second, p.head_dim) - params.delta[statistic]);
+  float const grad = weight * (dot(s.second, g_second, p.head_dim) - params.delta[statistic]);
+  s.grad[token] = kSoftcap ? grad * fmaf(-score, score, 1.f) : grad;
 }
 
 // sum += factors[token] * row of the token, over the visible ones. g_rows: of the tile, `stride` bytes apart.

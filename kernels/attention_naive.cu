@@ -12,6 +12,7 @@ constexpr int kHeadDim = OMNI_HEAD_DIM;
 constexpr int kBr = OMNI_BR;
 constexpr int kBc = OMNI_BC;
 constexpr bool kBf16 = OMNI_BF16;
+constexpr bool kSoftcap = OMNI_SOFTCAP;
 constexpr int kThreads = 128;
 constexpr int kOwned = (kHeadDim + kThreads - 1) / kThreads;  // columns of O a thread owns
 
@@ -98,7 +99,9 @@ __device__ __forceinline__ void add_tile(
 }
 
 __device__ __forceinline__ void store_row(ForwardParams const& p, Row const& row, int batch, int head, int q) {
-  float const inverse = row.sum == 0.f ? 0.f : 1.f / row.sum;
+  float sum = row.sum;
+  if (p.sink_logits != nullptr) sum += exp2_approx(sink_log2(p, head) - row.row_max * p.scale_log2);
+  float const inverse = row.sum == 0.f ? 0.f : 1.f / sum;
   unsigned short* const g_out = static_cast<unsigned short*>(p.out) + batch * p.out_strides.batch +
                                 head * p.out_strides.head + q * p.out_strides.token;
 #pragma unroll
@@ -136,7 +139,9 @@ __device__ __forceinline__ void attend_row(ForwardParams const& p, float* s_memo
       bool const seen = is_visible(mask, tile, q, q % kBr, c);
       unsigned short const* g_key =
           static_cast<unsigned short const*>(p.k) + k_base + (tile.first + c) * p.k_strides.token;
-      s_scores[c] = seen ? dot(s_q, g_key, p.head_dim) : neg_inf();
+      float score = seen ? dot(s_q, g_key, p.head_dim) : neg_inf();
+      if (kSoftcap && seen) score = tanhf(score * p.tanh_scale);
+      s_scores[c] = score;
     }
     __syncthreads();
     unsigned short const* g_v = static_cast<unsigned short const*>(p.v) + v_base + tile.first * p.v_strides.token;

@@ -26,6 +26,8 @@ def attention(
     mask: Mask | Sequence[Mask] | None = None,
     *,
     scale: float | None = None,
+    sink_logits: Any = None,
+    softcap: float | None = None,
     return_lse: bool = False,
     out: Any = None,
     config: AttnSpec | None = None,
@@ -40,40 +42,53 @@ def attention(
         copied to each device once, and freed with it.
     scale: factor of the scores; None is 1 / sqrt(head_dim). A normal, positive number in the dtype that scores
         are computed in (float32; float64 for float64 arrays), also when multiplied by log2(e).
+    sink_logits: (q_heads,), float32, for float64 arrays float64: one more logit in the softmax of each row of a head,
+        neither scaled nor capped, without a value (the sinks of GPT-OSS); weights of keys then add up to
+        sigmoid(lse - sink_logit). -inf is a head without one. NaN and +inf raise on the CPU; on a GPU, where they are
+        not read, they make a head's out NaN and 0. Not to be mixed up with `oc.sink`, a mask.
+    softcap: scores become softcap * tanh(score / softcap), after the scale and before the mask (as in Gemma 2). A
+        number as `scale` is, for which scale / softcap is one, too; None leaves them as they are.
     return_lse: also return the natural logarithm of each row's sum of exponentials.
     out: array to write, of q's shape and dtype, not overlapping q, k or v; None makes a C-contiguous one.
     config: the kernel variant to run on the GPU; None takes the one that `tune` saved for such problems, else the one
         that the table lists.
-    split: how many of the keys that a tile of rows visits make a part: parts are worked on apart and merged. A multiple
+    split: keys of a part: what a tile of rows visits is cut in parts of so many, worked on apart and merged. A multiple
         of the kernel's tile; multiples of 384 serve all kernels of the table. None cuts rows so that the device is
-        busy, which depends on all rows of the call and on the device. With `split`, kernel and parts depend on a row's
-        own keys and on q's lengths and heads alone, so its bits are those that it has in a batch of another size.
-        Otherwise only rounding depends on it; engines that cut no rows (the CPU's, kernel "sm80") check it.
-        What all parts leave is held in float32 until it is merged, which suits few query rows.
+        busy, which depends on the whole call and the device. With `split`, kernel and parts depend on a row's own keys
+        and on q's lengths and heads alone: its bits are those that it has in a batch of another size. Engines that cut
+        no rows (the CPU's, kernel "sm80") only check it. Parts are held in float32 until merged: for few query rows.
 
-    Returns `out`, or (out, lse) with lse (batch, q_heads, q_len), float32, for float64 arrays float64. A row that
-    may see no key has out = 0 and lse = -inf.
+    Returns `out`, or (out, lse) with lse (batch, q_heads, q_len), float32, for float64 arrays float64. lse is that of
+    the capped scores and never holds sink_logits, so that results over parts of the keys can be merged; out counts
+    them: out * sigmoid(lse - sink_logit). A row that may see no key has out = 0 and lse = -inf, with sinks too.
 
     NumPy arrays (float16, bfloat16, float32, float64) run on the CPU. CuPy arrays (float16, bfloat16 =
-    `ml_dtypes.bfloat16`) run on their device, on CuPy's current stream there, without a synchronisation;
-    their last axis must be contiguous and all rows 16-byte aligned, so a (batch, tokens, heads, head_dim)
-    array passes as a transposed view without a copy. Scores and sums are float32. NaN or Inf in a key or
-    value that no row of its batch element may see never reaches the output; in one that some row may see, it
-    reaches that row and may reach the rows that share its tile. To capture it into a CUDA graph, call `prepare` or
-    this once before. What a capture uses beside the arrays (work memory, the mask's device arrays) is its own until
-    its graph ends: graphs of different captures may run beside each other and beside other calls.
+    `ml_dtypes.bfloat16`) run on their device, on CuPy's current stream there, without a synchronisation; their last
+    axis must be contiguous and all rows 16-byte aligned, so a (batch, tokens, heads, head_dim) array passes as a
+    transposed view without a copy. Scores and sums are float32. NaN or Inf in a key or value that no row of its batch
+    element may see never reaches the output; in one that some row may see, it reaches that row and may reach the rows
+    that share its tile. To capture it into a CUDA graph, call `prepare` or this once before. What a capture uses beside
+    the arrays (work memory, the mask's device arrays) is its own until its graph ends: graphs of different captures may
+    run beside each other and beside other calls.
 
-    Raises TypeError and ValueError, before any work, for arguments of the wrong kind, shape, dtype, device,
-    layout or value; UnsupportedError when no kernel serves the device or no NVRTC can be loaded; CompileError
-    when a kernel does not compile.
+    Raises TypeError and ValueError, before any work, for arguments of the wrong kind, shape, dtype, device, layout or
+    value; UnsupportedError when no kernel serves the device or no NVRTC can be loaded; CompileError when a kernel does
+    not compile.
     """
+    given: dict[str, Any] = {"scale": scale, "sink_logits": sink_logits, "softcap": softcap, "out": out}
+    given |= {"config": config, "split": split}
+    return _attention(q, k, v, mask, return_lse, given)
+
+
+def _attention(q: Any, k: Any, v: Any, mask: Any, return_lse: Any, given: dict[str, Any]) -> Any:
+    """given: the other options of attention."""
     if type(return_lse) is not bool:
         return_lse = flag("attention", "return_lse", return_lse)
     if not isinstance(q, np.ndarray):
-        launch = _on_gpu or _load_gpu(q, k, v)
-        return launch(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config, split=split)
-    call = check.call(q, k, v, mask, scale=scale, out=out, config=config, split=split)
-    return cpu_attention.attention(call, q, k, v, return_lse=return_lse, out=out)
+        return (_on_gpu or _load_gpu(q, k, v))(q, k, v, mask, return_lse=return_lse, **given)
+    call = check.call(q, k, v, mask, **given)
+    rest = {"sink_logits": given["sink_logits"], "out": given["out"]}
+    return cpu_attention.attention(call, q, k, v, return_lse=return_lse, **rest)
 
 
 def attention_backward(
@@ -90,32 +105,34 @@ def attention_backward(
     wanted: Sequence[str] = ("q", "k", "v"),
     out_grads: Sequence[Any] | None = None,
     deterministic: bool = True,
-    sink_logits: None = None,
-    softcap: None = None,
+    sink_logits: Any = None,
+    softcap: float | None = None,
     config: BackwardSpec | None = None,
-) -> tuple[Any, Any, Any]:
+) -> Any:
     """Gradients of `attention`: (dq, dk, dv) of a loss whose gradients by out and lse are dout and dlse.
 
     dout: the gradient of out, of its shape and dtype; any strides, as of a broadcast or transposed array.
-    q, k, v, mask, scale: what `attention` was called with.
+    q, k, v, mask, scale, sink_logits, softcap: what `attention` was called with.
     out, lse: what attention(..., return_lse=True) gave; lse float32, for float64 arrays float64. Where q, k and v
         are a part of a larger attention (some of its keys, say), out and lse of the whole give this part's share of
         the gradients.
     dlse: the gradient of lse, of its shape and dtype; None is zero.
-    wanted: which gradients to compute, a list or tuple of "q", "k" and "v"; the others are None in the result.
+    wanted: which gradients to compute, a list or tuple of "q", "k", "v" and "sink_logits"; other ones are None.
     out_grads: None, or (dq, dk, dv) with an array to write or None for each: of the shape and dtype of q, k or v,
         overlapping no other argument. None makes a C-contiguous one.
     deterministic: the same call gives the same bits, on one device model and library version; False allows sums in
         any order, which may be faster, and may take 4 bytes more of memory for each element of dq while it runs.
-    sink_logits, softcap: not computed, so anything but None is refused.
     config: the kernels to run on the GPU, a BackwardSpec; None takes those that `tune` saved, else the table's.
 
-    Returns (dq, dk, dv) in the shapes and dtypes of q, k and v. With P = exp(scale * q k^T - lse) where a row sees a
+    Returns (dq, dk, dv) in the shapes and dtypes of q, k and v, and where `wanted` names sink_logits (dq, dk, dv,
+    dsink_logits), the last of the shape and dtype of sink_logits. With P = exp(scale * q k^T - lse) where a row sees a
     key, else 0: dv = P^T dout; dS = P * (dout v^T - delta) with delta = rowsum(dout * out) - dlse; dq = scale * dS k;
-    dk = scale * dS^T q. dk and dv are sums over the query heads of a group. Sums are float32 (float64 for float64
-    arrays). dq of a row that sees no key is exactly 0, and so are dk and dv of a key that no row of its batch element
-    sees: NaN and Inf in such rows of q, dout, out, lse and dlse, and in such keys of k and v, reach nothing. NaN or
-    Inf elsewhere reaches the gradients that it belongs to, and may reach others of its tile.
+    dk = scale * dS^T q. With softcap P has capped scores S', and dS the factor 1 - (S' / softcap)^2. With sink_logits
+    P is taken against logaddexp(lse, sink_logit), dlse is divided by sigmoid(lse - sink_logit), and dsink_logits adds
+    up -sigmoid(sink_logit - lse) * rowsum(dout * out). dk and dv are sums over the query heads of a group. Sums are
+    float32 (float64 for float64 arrays). dq of a row that sees no key is exactly 0, and so are dk and dv of a key that
+    no row of its batch element sees: NaN and Inf in such rows of q, dout, out, lse and dlse, and in such keys of k and
+    v, reach nothing. NaN or Inf elsewhere reaches the gradients that it belongs to, and may reach others of its tile.
 
     NumPy arrays (float16, bfloat16, float32, float64) run on the CPU. CuPy arrays (float16, bfloat16) run on their
     device, on CuPy's current stream there, without a synchronisation; q, k, v, out and given gradients then have the
@@ -124,30 +141,25 @@ def attention_backward(
     To capture it into a CUDA graph, call `prepare(..., gradients=True)` or, with other options, this once before.
 
     Raises TypeError and ValueError, before any work, for arguments of the wrong kind, shape, dtype, device,
-    layout or value (lse None: attention was called without return_lse=True); UnsupportedError for sink_logits and
-    softcap, and when no kernel serves the device or no NVRTC can be loaded; CompileError when a kernel does not
-    compile.
+    layout or value (lse None: attention was called without return_lse=True); UnsupportedError when no kernel serves the
+    device or no NVRTC can be loaded; CompileError when a kernel does not compile.
     """
     options: dict[str, Any] = {"scale": scale, "dlse": dlse, "wanted": wanted, "out_grads": out_grads}
-    options |= {
-        "deterministic": deterministic,
-        "sink_logits": sink_logits,
-        "softcap": softcap,
-        "config": config,
-    }
+    options |= {"deterministic": deterministic, "config": config}
+    options |= {"sink_logits": sink_logits, "softcap": softcap}
     return _gradients((dout, q, k, v, out, lse), mask=mask, **options)
 
 
-def _gradients(given: tuple[Any, ...], **options: Any) -> tuple[Any, Any, Any]:
+def _gradients(given: tuple[Any, ...], **options: Any) -> Any:
     if isinstance(given[1], np.ndarray):
         call = check_backward.call(*given, **options)
         arrays = cpu_backward.Arrays(*(*given, options["dlse"]))
-        return cpu_backward.attention_backward(call, arrays, out_grads=options["out_grads"])
+        rest = {name: options[name] for name in ("sink_logits", "out_grads")}
+        return cpu_backward.attention_backward(call, arrays, **rest)
     _load_gpu(*given[1:4])
     from omnicupy.gpu import backward as gpu_backward
 
-    gradients: tuple[Any, Any, Any] = gpu_backward.attention_backward(*given, **options)
-    return gradients
+    return gpu_backward.attention_backward(*given, **options)
 
 
 def prepare(
@@ -157,6 +169,8 @@ def prepare(
     mask: Mask | Sequence[Mask] | None = None,
     *,
     scale: float | None = None,
+    sink_logits: Any = None,
+    softcap: float | None = None,
     return_lse: bool = False,
     out: Any = None,
     config: AttnSpec | None = None,
@@ -165,13 +179,13 @@ def prepare(
 ) -> None:
     """All that the first `attention` call with these arguments does before its launch: then capture it.
 
-    Cuts the mask into tiles and copies them to the device, on CuPy's current stream there; compiles the kernel
-    where the disk cache lacks it, and loads it. Reads no element of q, k and v, and writes none of `out`. What
-    counts is what `attention` plans by: shapes, strides, dtypes, device, scale, config, split, the mask object, and
-    whether `out` is given; another array like q does as well. With `return_lse` or without, the same is made, and
-    serves both. With `gradients` also all that the first `attention_backward` with such q, k, v, mask and scale does
-    before its launches, if it wants all gradients, is deterministic and has no config. Keep the mask until the call:
-    what is made lives on it.
+    Cuts the mask into tiles and copies them to the device, on CuPy's current stream there; compiles the kernel where
+    the disk cache lacks it, and loads it. Reads no element of q, k and v, and writes none of `out`. What counts is
+    what `attention` plans by: shapes, strides, dtypes, device, scale, softcap, config, split, the mask object, and
+    whether `out` and `sink_logits` are given; another array like q does as well. With `return_lse` or without, the
+    same is made, and serves both. With `gradients` also all that the first `attention_backward` with such arguments
+    does before its launches, if it wants all gradients, is deterministic and has no config. Keep the mask until the
+    call: what is made lives on it.
 
     On NumPy arrays it checks the arguments and does nothing else.
     Raises what `attention` raises.
@@ -180,17 +194,18 @@ def prepare(
         flag("prepare", "return_lse", return_lse)
     if type(gradients) is not bool:
         gradients = flag("prepare", "gradients", gradients)
+    changes: dict[str, Any] = {"sink_logits": sink_logits, "softcap": softcap}
     if isinstance(q, np.ndarray):
-        check.call(q, k, v, mask, scale=scale, out=out, config=config, split=split)
+        check.call(q, k, v, mask, scale=scale, out=out, config=config, split=split, **changes)
         return
     _load_gpu(q, k, v)
     from omnicupy.gpu import attention as gpu_attention
 
-    gpu_attention.plan_of(q, k, v, mask, scale=scale, out=out, config=config, split=split)
+    gpu_attention.plan_of(q, k, v, mask, scale=scale, out=out, config=config, split=split, **changes)
     if gradients:
         from omnicupy.gpu import backward as gpu_backward
 
-        gpu_backward.prepare_backward(q, k, v, mask, scale=scale, config=None)
+        gpu_backward.prepare_backward(q, k, v, mask, scale=scale, config=None, **changes)
 
 
 def _load_gpu(q: Any, k: Any, v: Any) -> Callable[..., Any]:

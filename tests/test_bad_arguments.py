@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from bad_gradient_values import BACKWARD_CONFIG, LSE, OUT, OUT_GRADS, SCORE_CHANGES, WANTED
+from bad_gradient_values import BACKWARD_CONFIG, LSE, OUT, OUT_GRADS, WANTED
+from bad_score_values import sink_logits, softcap
 from bad_values import (
     BASE,
     BOUND,
@@ -54,7 +55,8 @@ from omnicupy import presets
 
 Q, ROWS = np.zeros((1, 1, 4, 8), np.float32), np.zeros((1, 1, 4), np.float32)
 QKV: dict[str, tuple[list[Bad], Any]] = {name: (array(name), Q) for name in ("q", "k", "v")}
-CALL = QKV | {"mask": (a_mask("attention"), None), "scale": (scale(), None), "out": (array("out"), None), "config": (CONFIG, None), "split": (SPLIT, None)}  # fmt: skip
+SCORES = {"sink_logits": (sink_logits(), None), "softcap": (softcap(), None)}
+CALL = QKV | SCORES | {"mask": (a_mask("attention"), None), "scale": (scale(), None), "out": (array("out"), None), "config": (CONFIG, None), "split": (SPLIT, None)}  # fmt: skip
 LENGTH = {"length": (NEEDED, 8)}
 SHAPE = {"q_len": (NEEDED, 8), "k_len": (INTEGER, 8)}
 
@@ -64,7 +66,7 @@ ARGUMENTS: dict[str, dict[str, tuple[list[Bad], Any]]] = {
     "attention_backward": QKV | {name: CALL[name] for name in ("mask", "scale")} | {
         "dout": (array("dout"), Q), "out": (OUT, Q), "lse": (LSE, ROWS), "dlse": (optional(LSE), None),
         "wanted": (WANTED, ["q", "k", "v"]), "out_grads": (OUT_GRADS, (None,) * 3), "deterministic": (FLAG, False),
-        "sink_logits": (SCORE_CHANGES, None), "softcap": (SCORE_CHANGES, None), "config": (BACKWARD_CONFIG, None),
+        **SCORES, "config": (BACKWARD_CONFIG, None),
     },
     "prepare": CALL | {"return_lse": (FLAG, False), "gradients": (FLAG, True)},
     "full": SHAPE,

@@ -16,7 +16,8 @@ struct BackwardParams {
   float const* dlse;  // (batch, q_heads, q_len), contiguous; null where lse has no gradient
 
   // Left by the kernel that prepares, (batch, q_heads, q_padded): lse * log2(e), or +inf for rows that see no key and
-  // for rows past q_len, whose weights come out as 0; and rowsum(dO * O) - dlse, or 0 for these.
+  // for rows past q_len, whose weights come out as 0; and rowsum(dO * O) - dlse, or 0 for these. With sink logits lse
+  // is that of the keys and the sink together, and dlse is divided by the keys' share of the weights.
   float* lse2;
   float* delta;
 
@@ -35,6 +36,9 @@ struct BackwardParams {
   Strides dout_strides, dq_strides, dk_strides, dv_strides;
   i64 dout_column;
   int q_padded, kv_heads;
+
+  float* sink_sums;     // of each block of the kernel that prepares, what its rows add to - dsink_logits; null for none
+  float* dsink_logits;  // (q_heads,)
 
   __device__ __forceinline__ Tensor gradient_of_out() const { return Tensor{dout, dout_strides}; }
 

@@ -60,6 +60,11 @@ __device__ __forceinline__ float log2_approx(float x) {
   return power;
 }
 
+constexpr float kLog2E = 1.44269504088896341f;
+
+// The sink of a head in base 2; there are sink_logits.
+__device__ __forceinline__ float sink_log2(ForwardParams const& p, int head) { return p.sink_logits[head] * kLog2E; }
+
 // Natural logarithm of a row's sum of exponentials: `sum` of exp2(score * scale_log2 - round(row_max * scale_log2)).
 // -inf for a row that saw no key. The rounding of the subtrahend, exact in `residue`, would show for large scores.
 __device__ __forceinline__ float log_sum(float row_max, float sum, float scale, float scale_log2) {

@@ -52,8 +52,8 @@ struct ForwardParams {
 
   Strides q_strides, k_strides, v_strides, out_strides;
 
-  float scale;       // of the scores
-  float scale_log2;  // scale * log2(e)
+  float scale;       // of the scores; where they are capped that of their tanh, softcap (not in the backward pass)
+  float scale_log2;  // that factor * log2(e), in both passes
   int q_len, k_len, head_dim;
   int batch, q_heads, group;  // group = q_heads / kv_heads
   int q_blocks, mask_batch, diagonal;
@@ -66,6 +66,9 @@ struct ForwardParams {
   int pack_heads, pack_tokens;
   int packs;      // that the heads of a group make; of one token each where there is more than one
   int part_rows;  // for which a part of a split block row has room, an even number
+
+  float const* sink_logits;  // (q_heads,): one more logit of each row of a head, without a value; null for none
+  float tanh_scale;          // where scores are capped: scale / softcap
 
   __device__ __forceinline__ Tensor query() const { return Tensor{q, q_strides}; }
   __device__ __forceinline__ Tensor key() const { return Tensor{k, k_strides}; }

@@ -150,6 +150,12 @@ struct OnlineSoftmax {
     return row_sum[m][h] == 0.f ? 0.f : 1.f / row_sum[m][h];
   }
 
+  // The same beside a sink, which weighs as if it were one more key: 0 for a row that saw no key all the same.
+  __device__ __forceinline__ float inverse_with(float sink_log2, int m, int h, float scale_log2) const {
+    if (row_sum[m][h] == 0.f) return 0.f;
+    return 1.f / (row_sum[m][h] + exp2_approx(sink_log2 - row_max[m][h] * scale_log2));
+  }
+
   __device__ __forceinline__ float lse(int m, int h, float scale, float scale_log2) const {
     return log_sum(row_max[m][h], row_sum[m][h], scale, scale_log2);
   }

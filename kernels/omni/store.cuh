@@ -54,7 +54,9 @@ __device__ __forceinline__ void store_output(
       int const q = at.row0 + Out::row(m, h);
       bool const write = q < p.q_len;
       int const columns = write ? p.head_dim - at.column0 : 0;
-      store_row<kBf16>(out, m, h, softmax.inverse(m, h), g_out + 2 * q * p.out_strides.token, columns);
+      float const inverse = p.sink_logits == nullptr ? softmax.inverse(m, h)
+                                                     : softmax.inverse_with(sink_log2(p, at.head), m, h, p.scale_log2);
+      store_row<kBf16>(out, m, h, inverse, g_out + 2 * q * p.out_strides.token, columns);
       if (write && p.lse != nullptr && at.column0 == 0 && lane_id() % 4 == 0) {
         p.lse[lse0 + q] = softmax.lse(m, h, p.scale, p.scale_log2);
       }

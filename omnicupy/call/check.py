@@ -1,4 +1,4 @@
-"""Argument checks of `attention`: the only module that words its argument errors.
+"""Argument checks of `attention`: this module, check_masks and check_scores are all that word its argument errors.
 
 Works on NumPy and CuPy arrays alike through the attributes that both have, and never imports CuPy. The checks
 run on every call, so the straight path only compares; words are made where a comparison fails.
@@ -7,18 +7,18 @@ run on every call, so the straight path only compares; words are made where a co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import numpy as np
 
+from omnicupy.call import check_scores
 from omnicupy.call.arrays import DTYPE_NAMES, overlap, overlaps_itself
 from omnicupy.call.arrays import on_gpu as is_on_gpu
+from omnicupy.call.check_masks import masks_of
 from omnicupy.call.problem import Problem, scale_of, split_of, type_name
 from omnicupy.jit.spec import MAX_HEAD_DIM, AttnSpec, round_up
 from omnicupy.masks.arguments import plain_array
-from omnicupy.masks.constructors import full
 from omnicupy.masks.mask import Mask
 
 ALIGN_BYTES = 16  # the kernels move 16 bytes per load (cp.async.cg)
@@ -31,13 +31,14 @@ READ_WHILE_WRITTEN = "inputs are read while out is written"
 class Call:
     """A call of `attention` that was checked.
 
-    masks: one for all batch elements, or one for each.  scale: the factor of the scores.  split: keys of a part of each
-    row, None where engines cut as they see fit.
+    masks: one for all batch elements, or one for each.  scale: the factor of scores.  softcap: their bound, or None.
+    split: keys of a part of each row, None where engines cut as they see fit.
     """
 
     problem: Problem
     masks: tuple[Mask, ...]
     scale: float
+    softcap: float | None = None
     split: int | None = None
 
 
@@ -48,6 +49,8 @@ def call(
     mask: Mask | Sequence[Mask] | None,
     *,
     scale: float | None = None,
+    sink_logits: Any = None,
+    softcap: float | None = None,
     out: Any = None,
     config: AttnSpec | None = None,
     split: int | None = None,
@@ -65,53 +68,20 @@ def call(
         _check_head_dim(problem.head_dim)
         for name, array in (("q", q), ("k", k), ("v", v)):
             check_layout(name, array)
+    read = [("q", q), ("k", k), ("v", v)]
+    if sink_logits is not None:
+        check_place("sink_logits", sink_logits, q)
+        check_scores.check_sink_logits(sink_logits, q)
+        read.append(("sink_logits", sink_logits))
     if out is not None:
-        _check_out(out, q, k, v)
-    factor = scale_of(scale, problem.head_dim, dtype)
-    found = Call(problem, _masks_of(mask, problem), factor, split_of(split))
+        check_target("out", out, read[0], read)
+    masks, factor = masks_of(mask, problem), scale_of(scale, problem.head_dim, dtype)
+    if (cap := check_scores.softcap_of(softcap, factor, dtype)) is not None:
+        problem = replace(problem, softcap=True)
+    found = Call(problem, masks, factor, cap, split_of(split))
     if config is not None:
         _check_config(config, problem, on_gpu)
     return found
-
-
-def _masks_of(mask: Mask | Sequence[Mask] | None, found: Problem) -> tuple[Mask, ...]:
-    """The masks of a call: one for all batch elements, or one for each.
-
-    None is the full mask. Raises TypeError when something is not a Mask, ValueError when a list has not one
-    mask a batch element or a mask has another shape than (q_len, k_len).
-    """
-    shape = (found.q_len, found.k_len)
-    if mask is None:
-        return (_full(shape),)
-    if isinstance(mask, Mask):
-        if mask.shape != shape:
-            _refuse_mask_shape("mask", mask, shape)
-        return (mask,)
-    if not isinstance(mask, (list, tuple)):
-        hint = "; a boolean array becomes one with from_dense" if hasattr(mask, "dtype") else ""
-        raise TypeError(
-            "mask must be a Mask, a list of one Mask per batch element, or None (full), "
-            f"got {type_name(mask)}{hint}"
-        )
-    for i, one in enumerate(mask):
-        if not isinstance(one, Mask):
-            raise TypeError(
-                f"mask[{i}] must be a Mask, got {type_name(one)}; use full(...) where all is visible"
-            )
-        if one.shape != shape:
-            _refuse_mask_shape(f"mask[{i}]", one, shape)
-    if len(mask) != found.batch:
-        raise ValueError(
-            f"mask: a list must hold one Mask per batch element ({found.batch}), got {len(mask)}; "
-            "pass a single Mask to share it"
-        )
-    return tuple(mask)
-
-
-@lru_cache(maxsize=64)
-def _full(shape: tuple[int, int]) -> Mask:
-    # Kept, so that calls without a mask share block masks and device copies like calls with one.
-    return full(*shape)
 
 
 def _check_kinds(q: Any, k: Any, v: Any) -> bool:
@@ -206,11 +176,6 @@ def check_layout(name: str, array: Any) -> None:
         )
 
 
-def _check_out(out: Any, q: Any, k: Any, v: Any) -> None:
-    named = (("q", q), ("k", k), ("v", v))
-    check_target("out", out, named[0], named)
-
-
 def check_place(name: str, array: Any, q: Any) -> None:
     """Raises TypeError unless `array` is an array of the library of q, ValueError where its device is another one."""
     on_gpu = is_on_gpu(q)
@@ -268,6 +233,7 @@ def _check_config(config: AttnSpec, found: Problem, on_gpu: bool) -> None:
             f"config must have head_dim {wanted} (that of q, {found.head_dim}, rounded up to 16), "
             f"got {config.head_dim}"
         )
+    check_scores.check_config(config, found)
 
 
 def refuse_non_array(name: str, value: object) -> NoReturn:
@@ -281,13 +247,6 @@ def _refuse_device(name: str, array: Any, device: int) -> NoReturn:
     raise ValueError(
         f"{name} must be on the device of q (device {device}), got device {array.data.device_id}; "
         "copy it there"
-    )
-
-
-def _refuse_mask_shape(name: str, mask: Mask, shape: tuple[int, int]) -> NoReturn:
-    raise ValueError(
-        f"{name} must have the shape (q tokens, k tokens) = {shape}, got {mask.shape}; "
-        "build it for these lengths or cut it with mask.rows or mask[a:b, c:d]"
     )
 
 

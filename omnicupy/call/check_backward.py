@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from omnicupy.call import check
+from omnicupy.call import check, check_scores
 from omnicupy.call.arrays import on_gpu as is_on_gpu
 from omnicupy.call.problem import Problem, type_name
-from omnicupy.errors import UnsupportedError
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.spec import round_up
 from omnicupy.masks.arguments import flag
 from omnicupy.masks.mask import Mask
 
 GRADIENTS = ("q", "k", "v")
+SINK = "sink_logits"  # what `wanted` may name beside them
 READ_WHILE_WRITTEN = "inputs are read while gradients are written"
 FROM_FORWARD = "pass what attention(..., return_lse=True) gave"
 
@@ -30,13 +30,17 @@ class BackwardCall:
     """A call of `attention_backward` that was checked.
 
     masks: one for all batch elements, or one for each.  scale: the factor of the scores.  wanted: whether dq, dk
-    and dv are to be computed, at least one of them.
+    and dv are to be computed.  sink_wanted: whether the gradient of sink_logits is; at least one of these four.
+    softcap: the bound of scores, or None.  has_sink: are there sink_logits?
     """
 
     problem: Problem
     masks: tuple[Mask, ...]
     scale: float
     wanted: tuple[bool, bool, bool]
+    sink_wanted: bool = False
+    softcap: float | None = None
+    has_sink: bool = False
 
 
 def call(
@@ -62,14 +66,12 @@ def call(
     Arguments as in `attention_backward`; arrays are not read. On a GPU q, k, v, out and given gradients have a
     contiguous last axis and rows that are 16-byte aligned; dout, lse and dlse any strides in whole elements, zero and
     negative ones included, on the last axis too.
-    Raises TypeError for an argument of a wrong type or dtype, ValueError for a wrong shape, value or layout,
-    UnsupportedError for sink_logits and softcap.
+    Raises TypeError for an argument of a wrong type or dtype, ValueError for a wrong shape, value or layout.
     """
-    found = check.call(q, k, v, mask, scale=scale)
-    _refuse_score_changes(sink_logits=sink_logits, softcap=softcap)
+    found = check.call(q, k, v, mask, scale=scale, sink_logits=sink_logits, softcap=softcap)
     if type(deterministic) is not bool:
         flag("attention_backward", "deterministic", deterministic)
-    chosen = _wanted(wanted)
+    chosen, sink_wanted = _wanted(wanted, sink_logits)
     _check_read("dout", dout, q)
     _check_read("out", out, q)
     if is_on_gpu(q):
@@ -83,36 +85,40 @@ def call(
     if dlse is not None:
         _check_rows("dlse", dlse, q, "pass the gradient of lse, or None where it has none")
     inputs = [("dout", dout), ("q", q), ("k", k), ("v", v), ("out", out), ("lse", lse)]
-    _check_out_grads(out_grads, chosen, [*inputs, *([] if dlse is None else [("dlse", dlse)])])
+    inputs += [(name, one) for name, one in (("dlse", dlse), (SINK, sink_logits)) if one is not None]
+    _check_out_grads(out_grads, chosen, inputs)
     if config is not None:
         _check_config(config, found.problem, is_on_gpu(q))
-    return BackwardCall(found.problem, found.masks, found.scale, chosen)
+    return BackwardCall(
+        found.problem, found.masks, found.scale, chosen, sink_wanted, found.softcap, sink_logits is not None
+    )
 
 
-def _refuse_score_changes(**given: Any) -> None:
-    for name, value in given.items():
-        if value is not None:
-            raise UnsupportedError(
-                f"attention_backward: {name} must be None, got {type_name(value)}: attention computes no scores that "
-                "it would change; leave it out"
-            )
-
-
-def _wanted(wanted: Any) -> tuple[bool, bool, bool]:
+def _wanted(wanted: Any, sink_logits: Any) -> tuple[tuple[bool, bool, bool], bool]:
+    names = (*GRADIENTS, SINK)
     if not isinstance(wanted, (list, tuple)):
         raise TypeError(
-            f"wanted must be a list or tuple of names among q, k, v, got {type_name(wanted)}; "
+            f"wanted must be a list or tuple of names among {', '.join(names)}, got {type_name(wanted)}; "
             'write for example ("q", "k", "v")'
         )
     for i, name in enumerate(wanted):
-        if not isinstance(name, str) or name not in GRADIENTS:
-            raise ValueError(f"wanted[{i}] must be one of q, k, v, got {name!r}; name one of these")
+        if not isinstance(name, str) or name not in names:
+            raise ValueError(
+                f"wanted[{i}] must be one of {', '.join(names)}, got {name!r}; name one of these"
+            )
         if name in wanted[:i]:
             raise ValueError(f"wanted must name each gradient once, got {name!r} twice; drop one")
     if not wanted:
-        raise ValueError("wanted must name at least one of q, k, v, got none; skip the call when it is empty")
-    of_q, of_k, of_v = (name in wanted for name in GRADIENTS)
-    return of_q, of_k, of_v
+        raise ValueError(
+            f"wanted must name at least one of {', '.join(names)}, got none; skip the call when it is empty"
+        )
+    of_q, of_k, of_v, of_sink = (name in wanted for name in names)
+    if of_sink and sink_logits is None:
+        raise ValueError(
+            "wanted must not name sink_logits where sink_logits is None; leave the name out, or pass what attention "
+            "was called with"
+        )
+    return (of_q, of_k, of_v), of_sink
 
 
 def _check_read(name: str, array: Any, q: Any) -> None:
@@ -191,3 +197,4 @@ def _check_config(config: Any, found: Problem, on_gpu: bool) -> None:
             f"config must have head_dim {wanted} (that of q, {found.head_dim}, rounded up to 16), "
             f"got {config.head_dim}"
         )
+    check_scores.check_config(config, found)

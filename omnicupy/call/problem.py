@@ -15,7 +15,7 @@ LEAST_SPLIT = 32  # keys: the tiles of all kernels hold a multiple of so many
 @dataclass(frozen=True, slots=True)
 class Problem:
     """The sizes of one attention call: q (batch, q_heads, q_len, head_dim), k and v (batch, kv_heads, k_len,
-    head_dim). dtype: "float16", "bfloat16", and on the CPU also "float32" or "float64".
+    head_dim). dtype: "float16", "bfloat16", and on the CPU also "float32" or "float64". softcap: are scores capped?
     """
 
     batch: int
@@ -25,6 +25,7 @@ class Problem:
     k_len: int
     head_dim: int
     dtype: str
+    softcap: bool = False
 
     @property
     def group(self) -> int:

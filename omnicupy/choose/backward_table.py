@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from omnicupy.call.problem import Problem
 from omnicupy.choose import saved
+from omnicupy.choose.capped import capped_backward
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.archs import ARCHES, SMEM_LIMIT_BYTES
 from omnicupy.jit.backward_kernel import TileShape
@@ -134,20 +135,30 @@ TABLE = (
 )
 
 
-def naive(arch: str, dtype: str, head_dim: int) -> BackwardSpec:
+def naive(arch: str, dtype: str, head_dim: int, softcap: bool = False) -> BackwardSpec:
     """The plain kernels, which the others are compared with."""
     shape = TileShape(64, 64, 1, 4)
     return BackwardSpec(
-        arch=arch, kernel="naive", dtype=dtype, head_dim=round_up(head_dim, 16), dkdv=shape, dq=shape
+        arch=arch,
+        kernel="naive",
+        dtype=dtype,
+        head_dim=round_up(head_dim, 16),
+        dkdv=shape,
+        dq=shape,
+        softcap=softcap,
     )
 
 
-def pick(arch: str, dtype: str, head_dim: int) -> BackwardSpec:
-    """The kernels of a call's backward pass. Raises UnsupportedError when no row serves them."""
+def pick(arch: str, dtype: str, head_dim: int, softcap: bool = False) -> BackwardSpec:
+    """The kernels of a call's backward pass. softcap: are its scores capped?
+
+    Raises UnsupportedError when no row serves them.
+    """
     padded = round_up(head_dim, 16)
     for row in TABLE:
         if row.kernel in SERVED and row.serves(arch, padded):
-            return row.spec(arch, dtype, padded)
+            spec = row.spec(arch, dtype, padded)
+            return capped_backward(spec) if softcap else spec
     raise UnsupportedError(
         f"attention_backward: no kernel serves {dtype} with head_dim {head_dim} on {arch}; "
         "pass NumPy arrays for the CPU"
@@ -165,7 +176,7 @@ def select(
     chosen = saved.find_backward(problem, masks, sm_count, deterministic=deterministic)
     if chosen is not None and chosen.kernel in SERVED:
         return chosen
-    return pick(arch, problem.dtype, problem.head_dim)
+    return pick(arch, problem.dtype, problem.head_dim, problem.softcap)
 
 
 def rows() -> Iterator[BackwardSpec]:

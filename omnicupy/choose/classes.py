@@ -25,7 +25,7 @@ _ROWS_OF_A_BLOCK = 128  # of the query blocks that waves are counted in
 class ProblemClass:
     """Problems that share a choice. head_dim: the kernel's.  mask, shape: as mask_class and shape_class say.
     value_dim: columns of V, of the kernel.  passed: FORWARD or BACKWARD, the pass whose kernels are chosen.
-    deterministic: False where sums of gradients may have any order.
+    deterministic: False where sums of gradients may have any order.  softcap: are scores capped?
 
     Raises ValueError for another pass, and for a forward pass that is not deterministic: there is none.
     """
@@ -37,10 +37,13 @@ class ProblemClass:
     value_dim: int
     passed: str = FORWARD
     deterministic: bool = True
+    softcap: bool = False
 
     def __post_init__(self) -> None:
         if self.passed not in (FORWARD, BACKWARD):
             raise ValueError(f"passed: expected {FORWARD} or {BACKWARD}, got {self.passed!r}")
+        if type(self.softcap) is not bool:
+            raise ValueError(f"softcap: expected a bool, got {self.softcap!r}")
         if type(self.deterministic) is not bool or not (self.deterministic or self.passed == BACKWARD):
             raise ValueError(
                 f"deterministic: expected a bool, for {FORWARD} True, got {self.deterministic!r}"
@@ -68,6 +71,7 @@ def class_of(
         value_dim=head_dim,
         passed=passed,
         deterministic=deterministic,
+        softcap=problem.softcap,
     )
 
 

@@ -10,6 +10,7 @@ from itertools import takewhile
 
 from omnicupy.call.problem import Problem
 from omnicupy.choose import backward_table, ceilings, prediction, saved, table
+from omnicupy.choose.capped import capped
 from omnicupy.choose.ceilings import TileCost
 from omnicupy.choose.table import Row
 from omnicupy.errors import UnsupportedError
@@ -41,6 +42,14 @@ def pick(
 
     Raises UnsupportedError when no row serves the architecture, dtype and head_dim.
     """
+    spec = _pick(arch, problem, masks, sm_count, mappable, split)
+    return capped(spec) if problem.softcap else spec
+
+
+def _pick(
+    arch: str, problem: Problem, masks: Sequence[Mask], sm_count: int, mappable: bool, split: int | None
+) -> AttnSpec:
+    """The same where scores are not capped."""
     head_dim = round_up(problem.head_dim, 16)
     rows = [
         row

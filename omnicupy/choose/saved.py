@@ -59,6 +59,8 @@ class _Choices:
             choice = _Choice(_spec_of(problem_class, row["spec"]), row["digest"])
             if (choice.spec.dtype, choice.spec.head_dim) != (problem_class.dtype, problem_class.head_dim):
                 raise ValueError(f"the spec {choice.spec} is not for {problem_class}")
+            if choice.spec.softcap != problem_class.softcap:
+                raise ValueError(f"the spec {choice.spec} is not for {problem_class}")
             self.of.setdefault((machine.device, problem_class), {})[machine] = choice
         self.columns = {(of.dtype, of.head_dim, of.passed, of.deterministic) for _, of in self.of}
 
@@ -258,9 +260,9 @@ def _parsed(content: bytes) -> list[dict[str, Any]]:
     if found["schema"] not in (SCHEMA, OLD_SCHEMA):
         raise ValueError(f"schema {found['schema']}, expected {SCHEMA}")
     rows: list[dict[str, Any]] = found["choices"]
-    if found["schema"] == SCHEMA:
-        return rows
-    forward = {"passed": FORWARD, "deterministic": True}
+    if found["schema"] == SCHEMA:  # choices were made before there were soft caps, too
+        return [{**row, "problem": {"softcap": False, **row["problem"]}} for row in rows]
+    forward = {"passed": FORWARD, "deterministic": True, "softcap": False}
     return [
         {**row, "problem": {**row["problem"], "value_dim": row["problem"]["head_dim"], **forward}}
         for row in rows

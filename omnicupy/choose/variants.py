@@ -1,5 +1,5 @@
 """Kernel variants as words: "sm80-128x64-s2-w4", "sm80-64x64-s1-w4-shared", "...-plain" (no swizzle),
-"naive". Those of a backward pass: "sm90 dkdv 64x128-s4-w12, dq 128x128-s4-w12".
+"...-softcap", "naive", "naive-softcap". Those of a backward pass: "sm90 dkdv 64x128-s4-w12, dq 128x128-s4-w12".
 """
 
 from __future__ import annotations
@@ -31,14 +31,17 @@ def parse(text: str, arch: str, dtype: str, head_dim: int) -> AttnSpec:
     Raises ValueError for a word of another form, and for a tile that is illegal or does not fit.
     """
     padded = round_up(head_dim, 16)
-    if text == "naive":
-        return AttnSpec(arch=arch, kernel="naive", dtype=dtype, head_dim=padded, br=64, bc=64)
+    if text in ("naive", "naive-softcap"):
+        softcap = text != "naive"
+        return AttnSpec(
+            arch=arch, kernel="naive", dtype=dtype, head_dim=padded, br=64, bc=64, softcap=softcap
+        )
     found = _WORDS.fullmatch(text)
     flags = set(found["flags"].split("-")[1:]) if found else set()
-    if found is None or flags - {"shared", "plain", "solo", "packed"}:
+    if found is None or flags - {"shared", "plain", "solo", "packed", "softcap"}:
         raise ValueError(
             "config: expected naive or a name such as sm80-128x64-s2-w4 (rows x keys, stages, warps), maybe "
-            f"with -shared, -plain, -solo or -packed, got {text!r}"
+            f"with -shared, -plain, -solo, -packed or -softcap, got {text!r}"
         )
     return AttnSpec(
         arch=_target(arch, found["kernel"]),
@@ -53,6 +56,7 @@ def parse(text: str, arch: str, dtype: str, head_dim: int) -> AttnSpec:
         swizzle="plain" not in flags,
         ping_pong="solo" not in flags,
         pack="packed" in flags,
+        softcap="softcap" in flags,
     )
 
 
@@ -61,11 +65,12 @@ def word(spec: Variant) -> str:
     if isinstance(spec, BackwardSpec):
         tiles = {"dkdv": spec.dkdv, "dq": spec.dq, "fused": spec.fused}
         named = (f"{part} {tile_word(of)}" for part, of in tiles.items() if of is not None)
-        return f"{spec.kernel} {', '.join(named)}"
+        return f"{spec.kernel} {', '.join(named)}" + (", softcap" if spec.softcap else "")
+    softcap = "-softcap" if spec.softcap else ""
     if spec.kernel == "naive":
-        return "naive"
+        return f"naive{softcap}"
     flags = ("-shared" if spec.share_kv else "") + ("" if spec.swizzle else "-plain")
-    flags += ("" if spec.ping_pong else "-solo") + ("-packed" if spec.pack else "")
+    flags += ("" if spec.ping_pong else "-solo") + ("-packed" if spec.pack else "") + softcap
     return f"{spec.kernel}-{spec.br}x{spec.bc}-s{spec.stages}-w{spec.warps}{flags}"
 
 

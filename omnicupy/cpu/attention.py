@@ -7,6 +7,8 @@ A bound on the scores of a task, |q| |k|, decides how they are kept in range. Up
 all real inputs, nothing can overflow or vanish, so 2**score is summed as it is; above it, the running maximum
 of each row is subtracted and what was summed before is rescaled (online softmax).
 
+A soft cap changes the scores before that, in place. A sink's logit counts where a block row is finished.
+
 Hidden pairs are taken out by selecting bits, (2**score) AND (all ones or zero), which a NaN in a dead key
 cannot pass. Setting scores to -inf first would be slow: where exp2 underflows, NumPy's vector code leaves its
 fast path and takes 14 times as long.
@@ -39,6 +41,7 @@ SAFE_LEVEL = 32.0  # 2**32 times a sum over 2**31 values of at most SAFE_VALUE s
 SAFE_VALUE = 2.0**60
 TASKS_PER_WORKER = 8
 MIN_PARALLEL_SCORES = 1 << 17  # below it, starting threads costs more than they save
+LOG2_E = math.log2(math.e)
 
 Array = NDArray[Any]
 
@@ -55,6 +58,8 @@ class _Call:
     out: Array
     lse: Array
     factor: float  # scale * log2(e)
+    cap: float | None  # softcap * log2(e)
+    sinks: Array | None  # of each query head, in base 2
 
 
 def attention(
@@ -63,6 +68,7 @@ def attention(
     k: Array,
     v: Array,
     *,
+    sink_logits: Array | None = None,
     return_lse: bool = False,
     out: Array | None = None,
     br: int = DEFAULT_BR,
@@ -71,8 +77,8 @@ def attention(
     """Attention of NumPy arrays.
 
     checked: what `check.call` made of these arguments.  q: (B, Hq, Sq, D), k and v: (B, Hkv, Skv, D), any strides;
-    float16, bfloat16, float32 or float64.  br, bc: tile height and width in tokens; they change the speed and the
-    rounding, nothing else.
+    float16, bfloat16, float32 or float64.  sink_logits: (Hq,) or None.  br, bc: tile height and width in tokens; they
+    change the speed and the rounding, nothing else.
     Returns out (as q), and with return_lse also lse (B, Hq, Sq), natural logarithm, in float32, for float64 inputs
     in float64. A row that sees no key gives out = 0, lse = -inf, whatever the values of its tile hold. The same
     call twice gives the same bits.
@@ -83,7 +89,9 @@ def attention(
     dtype = np.dtype(np.float64 if q.dtype == np.float64 else np.float32)
     lse = np.empty(q.shape[:3], dtype)
     blocks = [mask.blocks(br, bc) for mask in of_batch]
-    call = _Call(q, *_prepare(k, v, of_batch, dtype), blocks, out, lse, checked.scale * math.log2(math.e))
+    cap = None if checked.softcap is None else checked.softcap * LOG2_E
+    sinks = None if sink_logits is None else sink_logits.astype(np.float64) * LOG2_E
+    call = _Call(q, *_prepare(k, v, of_batch, dtype), blocks, out, lse, checked.scale * LOG2_E, cap, sinks)
     with BLAS.single() as workers:
         _run(call, workers)
     return (out, lse) if return_lse else out
@@ -169,10 +177,16 @@ def _block_row(call: _Call, buffers: _Buffers, where: tuple[int, int], heads: ra
             q = widen(call.q[b, rows, q0:q1], call.k[b].dtype)
             flat = q.reshape(-1, q.shape[2])
             bound = call.factor * math.sqrt(np.einsum("rd,rd->r", flat, flat).max()) * call.bounds[b, kv]
+            if call.cap is not None and bound < np.inf:
+                bound = min(bound, call.cap)
             walk = _short if bound <= SAFE_LEVEL else _online  # NaN takes the long way
-            out, total, level = walk(flat, call.k[b][kv], call.v[b][kv], steps, buffers, call.factor)
+            scaling = (call.factor, call.cap)
+            out, total, level = walk(flat, call.k[b][kv], call.v[b][kv], steps, buffers, scaling)
             empty = total == 0
-            out /= np.where(empty, 1, total)[:, None]
+            whole = total
+            if call.sinks is not None:
+                whole = total + np.exp2(np.repeat(call.sinks[rows], q1 - q0) - level)
+            out /= np.where(empty, 1, whole)[:, None].astype(out.dtype)
             out[empty] = 0  # a weight of 0 times an infinite value, which other rows see, is NaN
             call.out[b, rows, q0:q1] = out.reshape(q.shape)
             # In float64: where the level is large, another float32 rounding would double the error of lse.
@@ -204,17 +218,25 @@ def _weigh(scores: Array, words: Array | None) -> None:
 
 
 def _short(
-    q: Array, k: Array, v: Array, steps: Sequence[Step], buffers: _Buffers, factor: float
+    q: Array,
+    k: Array,
+    v: Array,
+    steps: Sequence[Step],
+    buffers: _Buffers,
+    scaling: tuple[float, float | None],
 ) -> tuple[Array, Array, Any]:
     """Sum of 2**score * v, (rows, head_dim), sum of 2**score, (rows,), and the level subtracted (0).
 
-    factor: scale * log2(e), here multiplied into q.
+    scaling: scale * log2(e), here multiplied into q, and softcap * log2(e) or None.
     """
+    factor, cap = scaling
     q = q * factor
     out = np.zeros((len(q), v.shape[1]), q.dtype)
     total = np.zeros(len(q), q.dtype)
     for step in steps:
         scores, ones = _scores(q, k, step, buffers)
+        if cap is not None:
+            _cap(scores, cap)
         _weigh(scores, step[2])
         total += scores @ ones
         out += scores @ v[step[0] : step[1]]
@@ -222,12 +244,18 @@ def _short(
 
 
 def _online(
-    q: Array, k: Array, v: Array, steps: Sequence[Step], buffers: _Buffers, factor: float
+    q: Array,
+    k: Array,
+    v: Array,
+    steps: Sequence[Step],
+    buffers: _Buffers,
+    scaling: tuple[float, float | None],
 ) -> tuple[Array, Array, Any]:
     """As _short, for scores of any size: the level is the running maximum of each row.
 
-    Scores are multiplied by factor here, not q: where they are large, rounding q first would cost accuracy.
+    Scores are multiplied by the factor here, not q: where they are large, rounding q first would cost accuracy.
     """
+    factor, cap = scaling
     out = np.zeros((len(q), v.shape[1]), q.dtype)
     total = np.zeros(len(q), q.dtype)
     level = np.full(len(q), -np.inf, q.dtype)
@@ -235,6 +263,8 @@ def _online(
     for step in steps:
         scores, ones = _scores(q, k, step, buffers)
         scores *= factor
+        if cap is not None:
+            _cap(scores, cap)
         if step[2] is not None:
             _hide(scores, step[2])
         raised = np.maximum(level, scores.max(axis=1))
@@ -249,6 +279,13 @@ def _online(
         out += scores @ v[step[0] : step[1]]
         level = raised
     return out, total, np.where(level == -np.inf, 0, level)
+
+
+def _cap(scores: Array, cap: float) -> None:
+    """In place: cap * tanh(score / cap)."""
+    scores *= 1 / cap
+    np.tanh(scores, out=scores)
+    scores *= cap
 
 
 def _hide(scores: Array, words: Array) -> None:

@@ -5,6 +5,8 @@ block rows. It walks the block rows; for each it computes the weights P again fr
 dq. All products run in BLAS, in float32 or (float64 arrays) float64. Tasks and the order of their sums follow from the
 shapes and the mask alone, so that the result does not depend on the number of threads.
 
+With sink logits P is taken against the sum that holds them, and a task also sums their gradients, in float64.
+
 Nothing that a hidden pair holds can reach a sum: rows that see no key and keys that no row sees are taken as zeros, so
 that every product is finite, and P of a hidden pair is cleared bit by bit.
 """
@@ -35,9 +37,13 @@ SCORES = 1 << 17  # scores of one product, of which two arrays are held
 PARTS = 8  # tasks to have at least, where block rows suffice
 MIN_PARALLEL_SCORES = 1 << 16  # below it, starting threads costs more than they save
 LOG2_E = math.log2(math.e)
+# How far above a row's lse a sink counts in the gradient of lse: exp of it times a number fits float32, and so does the
+# inverse.
+SINK_LIMIT = 60.0
 
 Array = NDArray[Any]
-Sums = tuple[Array | None, Array | None]  # dk and dv of a key head, (k_len, head_dim) each, where wanted
+# dk and dv of a key head, (k_len, head_dim) each, where wanted, and the gradients of its query heads' sinks, (group,).
+Sums = tuple[Array | None, Array | None, Array]
 
 
 class Arrays(NamedTuple):
@@ -54,7 +60,7 @@ class Arrays(NamedTuple):
 
 @dataclass(frozen=True)
 class _Call:
-    """What all tasks of a call share. dead_keys, empty_rows: of each batch element."""
+    """What all tasks of a call share. dead_keys, empty_rows: of each batch element.  cap: softcap * log2(e) or None."""
 
     given: Arrays
     dtype: np.dtype[Any]
@@ -63,21 +69,26 @@ class _Call:
     empty_rows: list[Array]
     grads: tuple[Array | None, Array | None, Array | None]
     scale: float
+    cap: float | None
+    sinks: Array | None  # sink_logits, and the sums of their gradients, float64 (q_heads,)
+    sink_grads: Array
 
 
 def attention_backward(
     checked: BackwardCall,
     arrays: Arrays,
     *,
+    sink_logits: Array | None = None,
     out_grads: Sequence[Array | None] | None = None,
     br: int = DEFAULT_BR,
     bc: int = DEFAULT_BC,
-) -> tuple[Array | None, Array | None, Array | None]:
+) -> tuple[Array | None, ...]:
     """Gradients of attention on NumPy arrays.
 
     checked: what `check_backward.call` made of these arguments.  arrays: any strides; float16, bfloat16, float32 or
     float64.  br, bc: tile height and width in tokens; they change the speed and the rounding, nothing else.
-    Returns dq, dk, dv in the shapes and dtypes of q, k, v; None where not wanted. Rows that see no key have dq = 0,
+    Returns dq, dk, dv in the shapes and dtypes of q, k, v; None where not wanted; and that of sink_logits where it is
+    wanted. Rows that see no key have dq = 0,
     keys that no row sees have dk = dv = 0, whatever the arrays hold there. The same call twice gives the same bits,
     whatever the number of threads.
     """
@@ -91,10 +102,12 @@ def attention_backward(
     masks = [checked.masks[b % len(checked.masks)] for b in range(len(arrays.q))]
     made = {id(mask): (mask.blocks(br, bc), mask.dead_keys(), _empty_rows(mask)) for mask in checked.masks}
     blocks, dead, empty = (list(column) for column in zip(*(made[id(mask)] for mask in masks), strict=True))
-    call = _Call(arrays, dtype, blocks, dead, empty, (dq, dk, dv), checked.scale)
+    cap = None if checked.softcap is None else checked.softcap * LOG2_E
+    of_sinks = np.zeros(arrays.q.shape[1])
+    call = _Call(arrays, dtype, blocks, dead, empty, (dq, dk, dv), checked.scale, cap, sink_logits, of_sinks)
     with BLAS.single() as workers:
         _run(call, workers)
-    return dq, dk, dv
+    return (dq, dk, dv, of_sinks.astype(dtype)) if checked.sink_wanted else (dq, dk, dv)
 
 
 def _empty_rows(mask: Mask) -> Array:
@@ -147,7 +160,8 @@ def _parts(blocks: BlockMask, most: int) -> list[range]:
 def _collect(call: _Call, tasks: Sequence[tuple[int, int, range]], results: Iterator[Sums]) -> None:
     """Add the sums of the parts of a head, in order, and write them once the last part is there."""
     sums: list[Array | None] = [None, None]
-    for (b, kv, rows), found in zip(tasks, results, strict=True):
+    for (b, kv, rows), (*found, of_sinks) in zip(tasks, results, strict=True):
+        call.sink_grads[kv * len(of_sinks) : (kv + 1) * len(of_sinks)] += of_sinks
         for i, (part, target) in enumerate(zip(found, call.grads[1:], strict=True)):
             if target is None or part is None:
                 continue
@@ -170,7 +184,8 @@ class _Task:
         of_k, of_v = call.grads[1:]
         self.dk = None if of_k is None else np.zeros_like(self.k)
         self.dv = None if of_v is None else np.zeros_like(self.v)
-        self.buffers = (np.empty(0, call.dtype), np.empty(0, call.dtype))
+        self.of_sinks = np.zeros(call.given.q.shape[1] // call.given.k.shape[1])
+        self.buffers = [np.empty(0, call.dtype) for _ in range(3)]
 
     def _keys(self, array: Array) -> Array:
         """The keys or values of the head in the dtype worked in, dead ones 0: 0 * NaN is NaN."""
@@ -191,7 +206,7 @@ class _Task:
                 self._block_row(heads, slice(q0, q1), steps)
         if self.dk is not None:
             self.dk *= call.scale
-        return self.dk, self.dv
+        return self.dk, self.dv, self.of_sinks
 
     def _rows(self, array: Array, heads: slice, rows: slice) -> Array:
         """Rows of some heads, (heads * rows, head_dim), rows without keys 0."""
@@ -203,17 +218,12 @@ class _Task:
     def _block_row(self, heads: slice, rows: slice, steps: Sequence[Step]) -> None:
         call, given = self.call, self.call.given
         q, dout = self._rows(given.q, heads, rows), self._rows(given.dout, heads, rows)
-        lse2 = self._rows(given.lse, heads, rows).astype(np.float64) * LOG2_E
-        lse2 = np.where(lse2 == -np.inf, np.inf, lse2).astype(call.dtype)[:, None]
-        delta = np.einsum("rd,rd->r", dout, self._rows(given.out, heads, rows), dtype=np.float64)
-        if given.dlse is not None:
-            delta -= self._rows(given.dlse, heads, rows)
-        delta = delta.astype(call.dtype)[:, None]
+        lse2, delta = self._statistics(dout, heads, rows)
         of_q, of_k, _ = call.grads
         dq = None if of_q is None else np.zeros_like(q)
         for step in steps:
             keys = slice(step[0], step[1])
-            weights = self._weights(q, lse2, step)
+            weights, slopes = self._weights(q, lse2, step)
             if self.dv is not None:
                 self.dv[keys] += weights.T @ dout
             if of_q is None and of_k is None:
@@ -222,6 +232,8 @@ class _Task:
             np.matmul(dout, self.v[keys].T, out=dscores)
             dscores -= delta
             dscores *= weights
+            if slopes is not None:
+                dscores *= slopes
             if self.dk is not None:
                 self.dk[keys] += dscores.T @ q
             if dq is not None:
@@ -231,23 +243,56 @@ class _Task:
             shape = of_q[self.b, heads, rows].shape
             of_q[self.b, heads, rows] = narrow(dq, of_q.dtype).reshape(shape)
 
-    def _weights(self, q: Array, lse2: Array, step: Step) -> Array:
-        """P of one step, (rows, keys): 0 for hidden pairs, whatever they hold."""
+    def _statistics(self, dout: Array, heads: slice, rows: slice) -> tuple[Array, Array]:
+        """What P is taken against, in base 2, +inf where no key is seen, and delta: (rows, 1) each.
+
+        Also adds to the gradients of the heads' sinks.
+        """
+        call, given = self.call, self.call.given
+        lse = self._rows(given.lse, heads, rows).astype(np.float64)
+        delta = np.einsum("rd,rd->r", dout, self._rows(given.out, heads, rows), dtype=np.float64)
+        dlse = 0.0 if given.dlse is None else self._rows(given.dlse, heads, rows).astype(np.float64)
+        if call.sinks is not None:
+            above = np.repeat(call.sinks[heads].astype(np.float64), rows.stop - rows.start) - lse
+            above[lse == -np.inf] = -np.inf  # no key: a weight of 0, as without a sink
+            of_rows = np.where(above == -np.inf, 0, delta / (1 + np.exp(-above))).reshape(
+                -1, rows.stop - rows.start
+            )
+            first = heads.start - self.kv * len(self.of_sinks)
+            self.of_sinks[first : first + len(of_rows)] -= of_rows.sum(axis=1)
+            # What dlse is divided by would vanish, and P beside it: at the limit all but dlse counts for nothing.
+            above = np.where(dlse == 0, above, np.minimum(above, SINK_LIMIT))
+            lse += np.logaddexp(0, above)
+            dlse = np.where(dlse == 0, 0, dlse * (1 + np.exp(above)))
+        lse2 = np.where(lse == -np.inf, np.inf, lse * LOG2_E)
+        return lse2.astype(call.dtype)[:, None], (delta - dlse).astype(call.dtype)[:, None]
+
+    def _weights(self, q: Array, lse2: Array, step: Step) -> tuple[Array, Array | None]:
+        """P of one step, (rows, keys): 0 for hidden pairs, whatever they hold; and where scores are capped the
+        derivatives of these by the scores before.
+        """
         k0, k1, words = step
         weights = self._take(0, len(q), k1 - k0)
         np.matmul(q, self.k[k0:k1].T, out=weights)
         weights *= self.call.scale * LOG2_E
+        slopes, cap = None, self.call.cap
+        if cap is not None:
+            weights *= 1 / cap
+            np.tanh(weights, out=weights)
+            slopes = self._take(2, len(q), k1 - k0)
+            np.multiply(weights, weights, out=slopes)
+            np.subtract(1, slopes, out=slopes)
+            weights *= cap
         weights -= lse2
         np.exp2(weights, out=weights)
         if words is not None:
             bits = weights.view(words.dtype).reshape(-1, *words.shape)
             np.bitwise_and(bits, words, out=bits)
-        return weights
+        return weights, slopes
 
     def _take(self, which: int, rows: int, width: int) -> Array:
-        """One of the two arrays (rows, width) of a step, not initialised."""
+        """One of the three arrays (rows, width) of a step, not initialised."""
         if self.buffers[which].size < rows * width:
-            fresh = np.empty(rows * width, self.call.dtype)
-            self.buffers = (fresh, self.buffers[1]) if which == 0 else (self.buffers[0], fresh)
+            self.buffers[which] = np.empty(rows * width, self.call.dtype)
         taken: Array = self.buffers[which][: rows * width].reshape(rows, width)
         return taken

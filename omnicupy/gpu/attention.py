@@ -34,19 +34,32 @@ def attention(
     mask: Any,
     *,
     scale: Any = None,
+    sink_logits: Any = None,
+    softcap: Any = None,
     return_lse: bool = False,
     out: Any = None,
     config: Any = None,
     split: Any = None,
 ) -> Any:
     """omnicupy.attention for CuPy arrays; also array_key the error when q, k and v are no arrays at all."""
-    plan = plan_of(q, k, v, mask, scale=scale, out=out, config=config, split=split)
-    found = on_device(plan.device, _launched, plan, (q, k, v), out, return_lse)
+    changes = {"sink_logits": sink_logits, "softcap": softcap}
+    plan = plan_of(q, k, v, mask, scale=scale, out=out, config=config, split=split, **changes)
+    found = on_device(plan.device, _launched, plan, (q, k, v, sink_logits), out, return_lse)
     return found if return_lse else found[0]
 
 
 def plan_of(
-    q: Any, k: Any, v: Any, mask: Any, *, scale: Any, out: Any, config: Any, split: Any = None
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Any,
+    *,
+    scale: Any,
+    out: Any,
+    config: Any,
+    split: Any = None,
+    sink_logits: Any = None,
+    softcap: Any = None,
 ) -> Plan:
     """The plan that was made for such CuPy arrays, or a new one: the kernel loaded, the block lists on their way to
     the device. Raises every argument error.
@@ -59,15 +72,22 @@ def plan_of(
             (q.shape, q.strides, k.shape, k.strides, v.shape, v.strides, q.dtype, k.dtype, v.dtype),
             (x.device_id, y.device_id, z.device_id),
             None if target is None else (out.shape, out.strides, out.dtype, target.device_id),
+            None if sink_logits is None else _sink_key(sink_logits),
         )
         addresses = (x.ptr, y.ptr, z.ptr, None if target is None else target.ptr)
     except AttributeError:  # not CuPy arrays: the checks say so
         pass
     else:
-        plan = find_plan(array_key, addresses, mask, scale, config, split)
-    return plan or make_plan(
-        array_key, (q, k, v, out), mask, scale=scale, config=config, split=split, stream=None
-    )
+        plan = find_plan(array_key, addresses, mask, scale, config, split, softcap=softcap)
+        if plan is not None and sink_logits is not None:
+            plan = plan if plan.fits_sink(sink_logits.data.ptr, addresses[3]) else None
+    options = {"scale": scale, "config": config, "split": split}
+    options |= {"sink_logits": sink_logits, "softcap": softcap}
+    return plan or make_plan(array_key, (q, k, v, out), mask, stream=None, **options)
+
+
+def _sink_key(sink_logits: Any) -> Any:
+    return sink_logits.shape, sink_logits.strides, sink_logits.dtype, sink_logits.data.device_id
 
 
 def find_plan(
@@ -77,13 +97,15 @@ def find_plan(
     scale: Any,
     config: Any,
     split: Any = None,
+    *,
+    softcap: Any = None,
 ) -> Plan | None:
     """The plan that `make_plan` kept for such arguments; None where it has to look at them.
 
-    array_key: all that a plan depends on of q, k, v and `out`; equals no other library's for other arrays.
-    addresses: of q, k, v and `out`, None for no `out`.
+    array_key: all that a plan depends on of q, k, v, `out` and sink_logits; equals no other library's for other arrays.
+    addresses: of q, k, v and `out`, None for no `out`; that of sink_logits is the caller's to look at (fits_sink).
     """
-    plan = _kept(_key(array_key, mask, scale, config, split), mask)
+    plan = _kept(_key(array_key, mask, (scale, softcap), config, split), mask)
     return plan if plan is not None and plan.fits_addresses(*addresses) else None
 
 
@@ -96,6 +118,8 @@ def make_plan(
     config: Any,
     stream: Any,
     split: Any = None,
+    sink_logits: Any = None,
+    softcap: Any = None,
 ) -> Plan:
     """Checks all arguments, then as `find_plan`, or a new plan, which is kept unless `array_key` is None.
 
@@ -103,8 +127,9 @@ def make_plan(
     Raises every argument error.
     """
     q, k, v, out = arrays
-    call = check.call(q, k, v, mask, scale=scale, out=out, config=config, split=split)
-    key = _key(array_key, mask, scale, config, split)
+    changes = {"sink_logits": sink_logits, "softcap": softcap}
+    call = check.call(q, k, v, mask, scale=scale, out=out, config=config, split=split, **changes)
+    key = _key(array_key, mask, (scale, softcap), config, split)
     plan = None if array_key is None else _kept(key, mask)
     if plan is None:
         with cupy.cuda.Device(q.data.device_id), stream or nullcontext():
@@ -114,20 +139,23 @@ def make_plan(
     return plan
 
 
-def _launched(plan: Plan, inputs: tuple[Any, Any, Any], out: Any, return_lse: bool) -> tuple[Any, Any]:
+def _launched(plan: Plan, inputs: tuple[Any, Any, Any, Any], out: Any, return_lse: bool) -> tuple[Any, Any]:
     """out and lse, None unless it is wanted, of a launch on CuPy's current stream; the plan's device is current."""
-    q, k, v = inputs
+    q, k, v, sink_logits = inputs
     stream = _current_stream(plan.device)
     if out is None:
         out = cupy.ndarray(plan.shape, plan.dtype)
     lse = cupy.ndarray(plan.shape[:3], np.float32) if return_lse else None
-    plan.launch(q.data.ptr, k.data.ptr, v.data.ptr, out.data.ptr, 0 if lse is None else lse.data.ptr, stream)
+    sinks = 0 if sink_logits is None else sink_logits.data.ptr
+    at_lse = 0 if lse is None else lse.data.ptr
+    plan.launch(q.data.ptr, k.data.ptr, v.data.ptr, out.data.ptr, at_lse, stream, sink_logits=sinks)
     return out, lse
 
 
-def _key(array_key: Any, mask: Any, scale: Any, config: Any, split: Any) -> Any:
-    """What a plan is kept under. A list of one shares the mask's cache, but is right for a batch of one alone."""
-    return array_key, scale, config, split, cache.epoch, isinstance(mask, (list, tuple))
+def _key(array_key: Any, mask: Any, scores: tuple[Any, Any], config: Any, split: Any) -> Any:
+    """What a plan is kept under. scores: scale and softcap. A list of one shares the mask's cache, but is right for
+    a batch of one alone."""
+    return array_key, scores, config, split, cache.epoch, isinstance(mask, (list, tuple))
 
 
 def _kept(key: Any, mask: Any) -> Plan | None:

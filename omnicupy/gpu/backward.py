@@ -10,7 +10,7 @@ import numpy as np
 
 from omnicupy.call import check_backward
 from omnicupy.call.arrays import DeviceArray
-from omnicupy.call.check_backward import GRADIENTS
+from omnicupy.call.check_backward import GRADIENTS, SINK
 from omnicupy.errors import UnsupportedError
 from omnicupy.gpu.attention import MAX_PLANS
 from omnicupy.gpu.backward_plan import Addresses, BackwardPlan
@@ -23,13 +23,13 @@ from omnicupy.jit import cache
 from omnicupy.masks.mask import Mask
 
 _NO_TARGETS = (None, None, None)
-_LSE_BYTES = 4  # of an element of lse and dlse
+_LSE_BYTES = 4  # of an element of lse, dlse and sink_logits
 _unmasked: dict[Any, BackwardPlan] = {}  # plans of calls without a mask; their keys hold the shapes
 
 
 def attention_backward(
     dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, *, mask: Any = None, **options: Any
-) -> tuple[Any, Any, Any]:
+) -> tuple[Any, ...]:
     """omnicupy.attention_backward for CuPy arrays. options: its keywords."""
     given = (dout, q, k, v, out, lse)
     plan = _plan_of(given, mask, options)
@@ -37,11 +37,20 @@ def attention_backward(
 
 
 def prepare_backward(
-    q: Any, k: Any, v: Any, mask: Any, *, scale: Any = None, config: Any = None, deterministic: Any = True
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Any,
+    *,
+    scale: Any = None,
+    config: Any = None,
+    deterministic: Any = True,
+    sink_logits: Any = None,
+    softcap: Any = None,
 ) -> None:
-    """What the first backward pass of such a call does before its launches: that with all gradients, where out, dout
-    and lse are contiguous, then finds its plan. Others plan anew, but find kernels, block lists and memory ready.
-    Raises the argument errors of attention_backward.
+    """What the first backward pass of such a call does before its launches: that with all gradients, but for that
+    of sink_logits, where out, dout and lse are contiguous, then finds its plan. Others plan anew, but find kernels,
+    block lists and memory ready. Raises the argument errors of attention_backward.
     """
     dout = out = lse = None
     try:
@@ -50,9 +59,8 @@ def prepare_backward(
         lse = _stand_in(shape[:3], np.dtype(np.float32), device)
     except AttributeError:  # q is no array: the checks say so
         pass
-    _plan_of(
-        (dout, q, k, v, out, lse), mask, {"scale": scale, "config": config, "deterministic": deterministic}
-    )
+    options = {"scale": scale, "config": config, "deterministic": deterministic}
+    _plan_of((dout, q, k, v, out, lse), mask, options | {"sink_logits": sink_logits, "softcap": softcap})
 
 
 def _stand_in(shape: tuple[int, ...], dtype: Any, device: int) -> DeviceArray:
@@ -98,7 +106,8 @@ def _key(given: tuple[Any, ...], mask: Any, options: dict[str, Any]) -> Any:
     wanted, deterministic = options.get("wanted", GRADIENTS), options.get("deterministic", True)
     if not isinstance(wanted, (list, tuple)) or type(deterministic) is not bool:
         return None
-    if options.get("sink_logits") is not None or options.get("softcap") is not None:
+    sinks = options.get(SINK)
+    if sinks is None and SINK in wanted:
         return None
     try:
         return (
@@ -107,7 +116,8 @@ def _key(given: tuple[Any, ...], mask: Any, options: dict[str, Any]) -> Any:
             _targets_key(given[1:4], options.get("out_grads")),
             not given[0].data.ptr & ALIGN_MASK,
             tuple(wanted),
-            (options.get("scale"), deterministic, options.get("config"), cache.epoch),
+            (options.get("scale"), options.get("softcap"), deterministic, options.get("config"), cache.epoch),
+            None if sinks is None else (sinks.shape, sinks.strides, sinks.dtype, sinks.data.device_id),
             isinstance(mask, (list, tuple)),
         )
     except (AttributeError, TypeError, ValueError):  # no arrays, or not three targets: the checks say so
@@ -150,10 +160,12 @@ def _keep(plan: BackwardPlan, key: Any, mask: Any) -> None:
 def _fits(given: tuple[Any, ...], options: dict[str, Any]) -> bool:
     """Is all right that an equal key leaves open: addresses, dlse, and that out_grads lie apart? False: check all."""
     dout, q, k, v, out, lse = given
-    dlse, targets = options.get("dlse"), options.get("out_grads")
+    dlse, targets, sinks = options.get("dlse"), options.get("out_grads"), options.get(SINK)
     if (q.data.ptr | k.data.ptr | v.data.ptr | out.data.ptr) & ALIGN_MASK:
         return False
     if dout.data.ptr % dout.dtype.itemsize or lse.data.ptr % _LSE_BYTES:
+        return False
+    if sinks is not None and sinks.data.ptr % _LSE_BYTES:
         return False
     if dlse is not None:
         try:
@@ -164,7 +176,8 @@ def _fits(given: tuple[Any, ...], options: dict[str, Any]) -> bool:
                 return False
         except AttributeError:
             return False
-    return targets is None or _are_apart([*given, *([] if dlse is None else [dlse])], targets, options)
+    read = [*given, *(one for one in (dlse, sinks) if one is not None)]
+    return targets is None or _are_apart(read, targets, options)
 
 
 def _are_apart(read: list[Any], targets: Any, options: dict[str, Any]) -> bool:
@@ -211,8 +224,10 @@ def _layouts(given: tuple[Any, ...], options: dict[str, Any]) -> Layouts:
     )
 
 
-def _launched(plan: BackwardPlan, given: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """dq, dk and dv of a launch on CuPy's current stream; the plan's device is current."""
+def _launched(plan: BackwardPlan, given: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, ...]:
+    """dq, dk and dv, and that of sink_logits where it is wanted, of a launch on CuPy's current stream; the plan's
+    device is current.
+    """
     dout, q, k, v, out, lse = given
     stream = cupy.cuda.get_current_stream(plan.device)
     lse, dlse = _compact("lse", lse, stream), _compact("dlse", options.get("dlse"), stream)
@@ -222,6 +237,10 @@ def _launched(plan: BackwardPlan, given: tuple[Any, ...], options: dict[str, Any
         None if name not in wanted else to if to is not None else cupy.ndarray(of.shape, np.dtype(of.dtype))
         for name, of, to in zip(GRADIENTS, (q, k, v), targets, strict=True)
     )
+    sinks = options.get(SINK)
+    of_sinks = (
+        None if sinks is None or SINK not in wanted else cupy.ndarray(sinks.shape, np.dtype(np.float32))
+    )
     at = Addresses(
         q.data.ptr,
         k.data.ptr,
@@ -230,12 +249,12 @@ def _launched(plan: BackwardPlan, given: tuple[Any, ...], options: dict[str, Any
         lse.data.ptr,
         dout.data.ptr,
         0 if dlse is None else dlse.data.ptr,
-        *(0 if array is None else array.data.ptr for array in made),
+        *(0 if array is None else array.data.ptr for array in (*made, sinks, of_sinks)),
     )
     # A capture has memory of its own; else it goes back to CuPy's pool for what this stream is given next.
     scratch = None if is_capturing(stream) else cupy.ndarray((plan.scratch_bytes,), np.uint8)
     plan.launch(at, stream, 0 if scratch is None else scratch.data.ptr)
-    return made  # type: ignore[return-value]
+    return made if of_sinks is None else (*made, of_sinks)
 
 
 def _compact(name: str, rows: Any, stream: Any) -> Any:

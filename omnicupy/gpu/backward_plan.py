@@ -25,6 +25,8 @@ _GRADIENTS = struct.Struct("<11Q")  # dout ... v_copy: the first fields of Backw
 _MAPS = struct.Struct(f"<{4 * MAP_BYTES}s")  # of q, dout, k and v: the first fields of BackwardParamsSm90
 _WORK = struct.Struct("<4Q")  # counter, dq_sums, partials, arrivals: neighbours there
 _ADDRESS = struct.Struct("<Q")
+_SINKS = struct.Struct("<2Q")  # sink_sums, dsink_logits: neighbours in BackwardParams
+_READ_SINKS = ("prepare", "sinks")  # kernels that know of sinks
 _COUNTERS = 4  # integers of the kernel of dQ, zero before and after a launch; then come arrivals
 
 
@@ -41,12 +43,15 @@ class Addresses(NamedTuple):
     dq: int
     dk: int
     dv: int
+    sink_logits: int = 0
+    dsink_logits: int = 0
 
 
 class Space(NamedTuple):
     """Where things lie in work memory: bytes from its start, -1 for what is not there.
 
-    sums: of dQ.  partials: of dK and dV of split blocks of keys.  size: of all.  arrivals: counters beside it.
+    sinks: what blocks that prepare leave of the gradients of sinks.  sums: of dQ.  partials: of dK and dV of split
+    blocks of keys.  size: of all.  arrivals: counters beside it.
     """
 
     lse2: int
@@ -55,6 +60,7 @@ class Space(NamedTuple):
     dout: int
     k: int
     v: int
+    sinks: int
     sums: int
     partials: int
     size: int
@@ -81,17 +87,30 @@ class Launch:
         self._by_value = np.dtype(("V", len(self.template)))
         fields = PARAMS[self.kernel.params].fields
         assert fields is not None
-        self._at = {name: fields[name][1] for name in ("q", "dout", "dq_sums", "counter") if name in fields}
+        names = ("q", "dout", "dq_sums", "counter", "sink_logits", "sink_sums")
+        self._at = {name: fields[name][1] for name in names if name in fields}
 
-    def run(self, at: Addresses, gradients: bytes, work: tuple[int, int, int, int], stream: Any) -> None:
+    def run(
+        self,
+        at: Addresses,
+        gradients: bytes,
+        work: tuple[int, int, int, int],
+        stream: Any,
+        *,
+        sink_sums: int = 0,
+    ) -> None:
         """Give the launch to `stream`. at: what it reads.  gradients: addresses packed, from dout on.
 
-        work: addresses of work counters, sums of dQ, partials and arrivals.
+        work: addresses of work counters, sums of dQ, partials and arrivals.  sink_sums: that of what the kernel that
+        prepares leaves of the gradients of sinks, 0 where they are not wanted.
         """
         argument, places = bytearray(self.template), self._at
         _INPUTS.pack_into(argument, places["q"], at.q, at.k, at.v, at.out, at.lse)
         argument[places["dout"] : places["dout"] + len(gradients)] = gradients
         _ADDRESS.pack_into(argument, places["dout"], at.dout)
+        if at.sink_logits and self.kernel.part in _READ_SINKS:
+            _ADDRESS.pack_into(argument, places["sink_logits"], at.sink_logits)
+            _SINKS.pack_into(argument, places["sink_sums"], sink_sums, at.dsink_logits)
         if self.layouts:
             _MAPS.pack_into(argument, 0, self._maps_of((at.q, at.dout, at.k, at.v)))
             _WORK.pack_into(argument, places["counter"], *work)
@@ -165,6 +184,7 @@ class BackwardPlan:
         copies = [0 if place < 0 else base + place for place in (space.q, space.dout, space.k, space.v)]
         statistics = (base + space.lse2, base + space.delta)
         gradients = _GRADIENTS.pack(work.dout, work.dlse, *statistics, work.dq, work.dk, work.dv, *copies)
+        sink_sums = 0 if space.sinks < 0 else base + space.sinks
         q, dout, k, v = copies
         copied = work._replace(q=q or work.q, k=k or work.k, v=v or work.v, dout=dout or work.dout)
         for one in self._launches:
@@ -172,4 +192,5 @@ class BackwardPlan:
             # The kernel of dQ may run beside the one before it, so it has work counters of its own.
             counters = own.arrivals if one.kernel.part == "dq" else memory.counters
             arrivals = own.arrivals + 4 * _COUNTERS
-            one.run(at, gradients, (counters, sums, base + space.partials, arrivals), stream)
+            places = (counters, sums, base + space.partials, arrivals)
+            one.run(at, gradients, places, stream, sink_sums=sink_sums)

@@ -16,7 +16,7 @@ from omnicupy.gpu.device_blocks import DeviceBlocks
 from omnicupy.gpu.mask_cache import device_blocks
 from omnicupy.gpu.modules import kernel, launcher_behind
 from omnicupy.gpu.plan import ITEM_BYTES, Layout
-from omnicupy.gpu.planning import LOG2E, check_runs, contiguous_strides
+from omnicupy.gpu.planning import check_runs, contiguous_strides, score_fields
 from omnicupy.gpu.tensor_maps import can_map
 from omnicupy.jit import archs
 from omnicupy.jit.backward_kernel import BackwardKernel
@@ -106,6 +106,8 @@ def new_plan(
         # For Hopper it takes the places that the kernel of dK and dV leaves. That one waited for the one that prepares.
         early = spec.kernel == "sm90" and len(launches) == 2
         launches.append(_launch(on, parts["dq"], read, on.blocks(parts["dq"]), space, comes_early=early))
+    if call.sink_wanted:
+        launches.append(_launch(on, parts["sinks"], layouts, of_keys, space))
     return BackwardPlan(spec, device, launches, space)
 
 
@@ -137,11 +139,21 @@ def _space(call: BackwardCall, layouts: Layouts, grid: BackwardGrid, keys: Devic
         if is_copied:
             shape = layouts.k[0] if name in "kv" else layouts.q[0]
             size += round_up(ITEM_BYTES * int(np.prod(shape, dtype=np.int64)), _COPY_ALIGN)
-    sums = -1
+    sinks = sums = -1
+    if call.sink_wanted:
+        blocks = padded_rows(problem.q_len) // part.prepared_rows + 1  # of a head, that prepare
+        sinks = size
+        size += round_up(4 * problem.batch * problem.q_heads * blocks, _COPY_ALIGN)
     if part.part == "fused":
         sums, size = size, size + 4 * rows * part.head_dim
     partials, (partial_bytes, arrivals) = size, grid.partials(keys.sizes.n_slots, keys.sizes.n_split_rows)
-    places |= {"sums": sums, "partials": partials, "size": size + partial_bytes, "arrivals": arrivals}
+    places |= {
+        "sinks": sinks,
+        "sums": sums,
+        "partials": partials,
+        "size": size + partial_bytes,
+        "arrivals": arrivals,
+    }
     return Space(lse2=0, delta=4 * rows, **places)
 
 
@@ -187,8 +199,8 @@ def _struct_of(grid: BackwardGrid, call: BackwardCall, layouts: Layouts, blocks:
         },
         "kv_heads": problem.kv_heads,
         "work_items": grid.work_items(sizes.n_parts),
-        "scale": call.scale,
-        "scale_log2": call.scale * LOG2E,
+        **score_fields(call.scale, call.softcap),
+        "scale": call.scale,  # of the gradients
         "section": grid.section(sizes.n_parts),
         "q_padded": padded_rows(problem.q_len),
         "dout_column": layouts.dout[1][3] // ITEM_BYTES,

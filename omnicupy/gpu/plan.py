@@ -26,6 +26,8 @@ MAX_MAPS = 64  # address triples whose tensor maps a plan keeps
 ALIGN_MASK = check.ALIGN_BYTES - 1
 _POINTERS = struct.Struct("<5Q")  # q, k, v, out, lse: the first fields of ForwardParams
 _MAPS = struct.Struct(f"<{3 * MAP_BYTES}s")  # of q, k and v: the first fields of ForwardParamsSm90
+_ADDRESS = struct.Struct("<Q")
+_SINK_BYTES = 4  # of an element of sink_logits
 _WORK = struct.Struct("<3Q")  # counter, partials, arrivals: neighbours there
 Layout: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]  # shape, strides in bytes
 Addresses: TypeAlias = tuple[int, int, int]  # of q, k and v
@@ -51,7 +53,7 @@ class Plan:
     """
 
     __slots__ = (
-        *("_block", "_function", "_grid", "_near", "_offset", "_smem", "_template"),
+        *("_block", "_function", "_grid", "_near", "_offset", "_out", "_sink_at", "_smem", "_template"),
         *("blocks", "device", "dtype", "shape", "spec"),
     )
 
@@ -66,6 +68,8 @@ class Plan:
         self._smem = spec.smem_bytes
         self._template = np.frombuffer(template, np.dtype(("V", len(template))))
         self._offset = PARAMS[spec.kernel].fields["q"][1]  # type: ignore[index]
+        self._sink_at = PARAMS[spec.kernel].fields["sink_logits"][1]  # type: ignore[index]
+        self._out = (0, 0) if launched.out is None else _byte_range(launched.out)
         self.shape = (problem.batch, problem.q_heads, problem.q_len, problem.head_dim)
         self.dtype = next(dtype for dtype, name in DTYPE_NAMES.items() if name == problem.dtype)
         self._near = () if launched.out is None else _forbidden_distances(launched.layouts, launched.out)
@@ -80,15 +84,27 @@ class Plan:
         (q0, q1), (k0, k1), (v0, v1) = self._near
         return not (q0 < q - out < q1 or k0 < k - out < k1 or v0 < v - out < v1)
 
+    def fits_sink(self, sink_logits: int, out: int | None) -> bool:
+        """The same of the address of sink_logits. False: check all."""
+        if sink_logits % _SINK_BYTES:
+            return False
+        first, stop = self._out
+        end = sink_logits + _SINK_BYTES * self.shape[1]
+        return out is None or end <= out + first or sink_logits >= out + stop
+
     def reads(self, blocks: DeviceBlocks) -> bool:
         """Does a launch read this device copy?"""
         return self.blocks is blocks
 
-    def launch(self, q: int, k: int, v: int, out: int, lse: int, stream: Any) -> None:
-        """Run on `stream`, of the plan's device, which is current. q ... lse: addresses, lse 0 for none."""
+    def launch(
+        self, q: int, k: int, v: int, out: int, lse: int, stream: Any, *, sink_logits: int = 0
+    ) -> None:
+        """Run on `stream`, of the plan's device, which is current. q ... lse, sink_logits: addresses, 0 for none."""
         # Its own struct for each call: the driver reads it in the launch, where other threads may run.
         argument = self._template.copy()  # size one: CuPy passes it by value
         _POINTERS.pack_into(argument, self._offset, q, k, v, out, lse)
+        if sink_logits:
+            _ADDRESS.pack_into(argument, self._sink_at, sink_logits)
         blocks = self.blocks
         while True:
             memory = stream_memory.memory_of(self.device, stream)

@@ -65,21 +65,27 @@ def new_plan(call: Call, arrays: tuple[Any, Any, Any, Any], config: AttnSpec | N
     layouts = ((q.shape, q.strides), (k.shape, k.strides), (v.shape, v.strides))
     of_out = None if out is None else (out.shape, out.strides)
     launched = KernelCall(function, grid.thread_blocks(sizes.n_parts), layouts, of_out, need)
-    return PLANS[spec.kernel](
-        spec, call.problem, blocks, _struct_of(grid, call.scale, blocks, arrays), launched
-    )
+    return PLANS[spec.kernel](spec, call.problem, blocks, _struct_of(grid, call, blocks, arrays), launched)
 
 
-def _struct_of(grid: Grid, scale: float, blocks: DeviceBlocks, arrays: tuple[Any, Any, Any, Any]) -> bytes:
-    """The parameter struct of a launch, with null pointers for q, k, v, out and lse."""
+def score_fields(scale: float, softcap: float | None) -> dict[str, float]:
+    """Fields of a parameter struct that turn products of queries and keys into weights. Behind the tanh of a soft cap,
+    what scales scores is softcap.
+    """
+    factor = scale if softcap is None else softcap
+    tanh_scale = 0.0 if softcap is None else scale / softcap
+    return {"scale": factor, "scale_log2": factor * LOG2E, "tanh_scale": tanh_scale}
+
+
+def _struct_of(grid: Grid, call: Call, blocks: DeviceBlocks, arrays: tuple[Any, Any, Any, Any]) -> bytes:
+    """The parameter struct of a launch, with null pointers for q, k, v, out, lse and sink_logits."""
     q, k, v, out = arrays
     sizes = blocks.sizes
     values = {
         **blocks.pointers,
         **{name: getattr(sizes, name) for name in _BLOCK_FIELDS},
         "work_items": grid.work_items(sizes.n_parts),
-        "scale": scale,
-        "scale_log2": scale * LOG2E,
+        **score_fields(call.scale, call.softcap),
         "section": grid.section(sizes.n_parts),
         **grid.packed,
     }

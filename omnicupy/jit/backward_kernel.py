@@ -11,11 +11,15 @@ from omnicupy.jit.spec import DTYPES, KERNELS, MAX_HEAD_DIM, MAX_ONE_PIECE, roun
 
 PARTS = ("prepare", "dkdv", "dq")  # of a backward pass, in the order in which they are launched
 FUSED_PARTS = ("fused", "convert")  # in place of the last two, where sums may have any order
+SINK_PARTS = ("sinks",)  # last, where the gradient of sink_logits is wanted
+CAPPED_PARTS = ("dkdv", "dq", "fused")  # whose code a soft cap changes
 PREPARE_THREADS = 256
-WITHOUT_TILES = {"prepare": PREPARE_THREADS, "convert": 128}  # parts that walk no lists: their threads
+# Parts that walk no lists: their threads.
+WITHOUT_TILES = {"prepare": PREPARE_THREADS, "convert": 128, "sinks": PREPARE_THREADS}
 _SOURCES = {
     "prepare": "attention_bwd_delta.cu",
     "convert": "attention_bwd_convert.cu",
+    "sinks": "attention_bwd_delta.cu",
 }
 NAIVE_THREADS = 128
 SLICE = 64  # columns at a time where kernel "sm80" cuts the head dimension
@@ -38,11 +42,11 @@ class TileShape(NamedTuple):
 class BackwardKernel:
     """One compiled kernel of a backward pass. Equal values are the same cubin; every field is part of the cache key.
 
-    arch: the CUDA target.  kernel: "naive", "sm80" (mma.sync) or "sm90" (wgmma).  part: "prepare" (delta, and the
-    copies that the others read), "dkdv" (a thread block owns `bc` keys and walks tiles of `br` queries), "dq" (it owns
-    `br` queries and walks tiles of `bc` keys), "fused" (as dkdv, and adds dQ to sums in float32) or "convert" (these
-    sums to dQ).  dtype, head_dim: as in AttnSpec.  value_dim: columns of V and O.  br, bc, stages, warps: as in
-    TileShape.
+    arch: the CUDA target. kernel: "naive", "sm80" (mma.sync) or "sm90" (wgmma). part: "prepare" (delta, and the
+    copies that the others read), "dkdv" (a thread block owns `bc` keys and walks tiles of `br` queries), "dq" (it
+    owns `br` queries and walks tiles of `bc` keys), "fused" (as dkdv, and adds dQ to sums in float32), "convert"
+    (these sums to dQ) or "sinks" (adds up the gradients of sink_logits that prepare left). dtype, head_dim: as in
+    AttnSpec. value_dim: columns of V and O. br, bc, stages, warps: as in TileShape. softcap: scores are capped.
 
     Raises ValueError when the tile is illegal or does not fit the architecture's shared memory.
     """
@@ -57,12 +61,13 @@ class BackwardKernel:
     bc: int
     stages: int
     warps: int
+    softcap: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (
             ("arch", self.arch, tuple(SMEM_LIMIT_BYTES)),
             ("kernel", self.kernel, KERNELS),
-            ("part", self.part, PARTS + FUSED_PARTS),
+            ("part", self.part, PARTS + FUSED_PARTS + SINK_PARTS),
             ("dtype", self.dtype, DTYPES),
         ):
             if value not in known:
@@ -185,13 +190,13 @@ class BackwardKernel:
         """Which parameter struct it takes: a key of params.PARAMS."""
         if self.part == "convert" or (self.part == "fused" and self.kernel == "sm80"):
             return "bwd_sums"
-        return "bwd_sm90" if self.kernel == "sm90" and self.part != "prepare" else "bwd"
+        return "bwd_sm90" if self.kernel == "sm90" and self.part not in WITHOUT_TILES else "bwd"
 
     @property
     def smem_bytes(self) -> int:
         """Dynamic shared memory of one thread block, in bytes."""
         if self.part in WITHOUT_TILES:
-            return 0
+            return 0 if self.part == "convert" else 4 * PREPARE_THREADS // 32  # a number of each warp
         if self.kernel == "naive":
             return 4 * (2 * self.head_dim + 4 * max(self.br, self.bc) + NAIVE_THREADS)
         return self._sm90_bytes() if self.kernel == "sm90" else self._sm80_bytes()
@@ -247,9 +252,10 @@ class BackwardKernel:
             "OMNI_BC": self.bc,
             "OMNI_STAGES": self.stages,
             "OMNI_WARPS": self.warps,
-            "OMNI_PART": (PARTS + FUSED_PARTS).index(self.part),
+            "OMNI_PART": (PARTS + FUSED_PARTS + SINK_PARTS).index(self.part),
             "OMNI_BF16": int(self.dtype == "bfloat16"),
             "OMNI_SMEM_BYTES": self.smem_bytes,
+            "OMNI_SOFTCAP": int(self.softcap),
         }
 
     def __str__(self) -> str:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass
 
-from omnicupy.jit.backward_kernel import FUSED_PARTS, PARTS, WITHOUT_TILES, BackwardKernel, TileShape
+from omnicupy.jit.backward_kernel import (
+    CAPPED_PARTS,
+    FUSED_PARTS,
+    PARTS,
+    SINK_PARTS,
+    WITHOUT_TILES,
+    BackwardKernel,
+    TileShape,
+)
 from omnicupy.jit.spec import round_up
 
 
@@ -16,7 +24,7 @@ class BackwardSpec:
     arch, kernel, dtype, head_dim: as in AttnSpec.  dkdv: the tile of the kernel that makes dK and dV.  dq: that of the
     one that makes dQ. Neither adds to memory that another thread block writes: the same call gives the same bits.
     fused: that of the one kernel that takes their place where all gradients are wanted and sums may have any order
-    (deterministic=False); None where the two are the fastest.
+    (deterministic=False); None where the two are the fastest.  softcap: scores are capped.
 
     Raises TypeError for fields of other types, ValueError when a tile is illegal or does not fit shared memory.
     """
@@ -28,20 +36,23 @@ class BackwardSpec:
     dkdv: TileShape
     dq: TileShape
     fused: TileShape | None = None
+    softcap: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "head_dim", _integer("head_dim", self.head_dim))
         for name in ("dkdv", "dq") + (("fused",) if self.fused is not None else ()):
             object.__setattr__(self, name, _shape(name, getattr(self, name)))
+        object.__setattr__(self, "softcap", _flag("softcap", self.softcap))
         self.kernels()  # raises for an illegal one
 
     def part(self, part: str) -> BackwardKernel:
-        """The kernel of one of PARTS, or of FUSED_PARTS where there is a fused one."""
+        """The kernel of one of PARTS or SINK_PARTS, or of FUSED_PARTS where there is a fused one."""
         shapes = {"dkdv": self.dkdv, "dq": self.dq, "fused": self.fused}
         shape = shapes.get(part) or TileShape(64, 64, 1, WITHOUT_TILES[part] // 32)
-        # The kernel that prepares is the same one for all.
-        kernel = "sm80" if part == "prepare" else self.kernel
-        arch = self.arch.rstrip("a") if part == "prepare" else self.arch
+        # The kernels that prepare and that add up sinks are the same ones for all.
+        for_all = part in ("prepare", *SINK_PARTS)
+        kernel = "sm80" if for_all else self.kernel
+        arch = self.arch.rstrip("a") if for_all else self.arch
         return BackwardKernel(
             arch=arch,
             kernel=kernel,
@@ -53,16 +64,19 @@ class BackwardSpec:
             bc=shape.bc,
             stages=shape.stages,
             warps=shape.warps,
+            softcap=self.softcap and part in CAPPED_PARTS,
         )
 
     def kernels(self) -> dict[str, BackwardKernel]:
         """The kernel of each part."""
-        return {part: self.part(part) for part in PARTS + (FUSED_PARTS if self.fused is not None else ())}
+        parts = PARTS + (FUSED_PARTS if self.fused is not None else ()) + SINK_PARTS
+        return {part: self.part(part) for part in parts}
 
     def __str__(self) -> str:
         named = {"dkdv": self.dkdv, "dq": self.dq, "fused": self.fused}
         shapes = (f"{name}={'x'.join(map(str, shape))}" for name, shape in named.items() if shape is not None)
-        return " ".join(["bwd", self.kernel, self.arch, self.dtype, f"head_dim={self.head_dim}", *shapes])
+        words = ["bwd", self.kernel, self.arch, self.dtype, f"head_dim={self.head_dim}", *shapes]
+        return " ".join(words + ["softcap"] * self.softcap)
 
 
 def padded_rows(q_len: int) -> int:
@@ -75,6 +89,14 @@ def _shape(name: str, value: object) -> TileShape:
         raise TypeError(f"config: {name} must be a TileShape (br, bc, stages, warps), got {value!r}")
     fields = zip(TileShape._fields, value, strict=False)
     return TileShape(*(_integer(f"{name}.{field}", number) for field, number in fields))
+
+
+def _flag(name: str, value: object) -> bool:
+    if type(value).__name__ not in ("bool", "bool_"):
+        raise TypeError(
+            f"config: {name} must be True or False, got {type(value).__name__} {value!r}; pass a bool"
+        )
+    return bool(value)
 
 
 def _integer(name: str, value: object) -> int:

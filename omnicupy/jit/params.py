@@ -43,7 +43,9 @@ MAP_BYTES, _MAP_ALIGN = 128, 64  # of one tensor map
 
 
 def _fields() -> list[tuple[str, str, tuple[int, ...]]]:
-    """ForwardParams: pointers first, then 64-bit, then 32-bit fields, so that C adds no padding inside."""
+    """ForwardParams: pointers first, then 64-bit, then 32-bit fields, so that C adds no padding inside; and behind them
+    what changes scores.
+    """
     return [
         *((name, "<u8", ()) for name in _POINTERS),
         *((name, "<i8", (3,)) for name in _STRIDES),
@@ -51,6 +53,8 @@ def _fields() -> list[tuple[str, str, tuple[int, ...]]]:
         *((name, "<i4", ()) for name in _INTS),
         ("tiers", "<i4", (TIERS,)),
         *((name, "<i4", ()) for name in _PACKED),
+        ("sink_logits", "<u8", ()),
+        ("tanh_scale", "<f4", ()),
     ]
 
 
@@ -63,6 +67,8 @@ def _backward_fields() -> list[tuple[str, str, tuple[int, ...]]]:
         ("dout_column", "<i8", ()),
         ("q_padded", "<i4", ()),
         ("kv_heads", "<i4", ()),
+        ("sink_sums", "<u8", ()),
+        ("dsink_logits", "<u8", ()),
     ]
 
 

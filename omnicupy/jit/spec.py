@@ -64,6 +64,7 @@ class AttnSpec:
     rows, for the bank-conflict study).  ping_pong: the consumer warpgroups of sm90 take turns at the tensor cores.
     pack: all query heads of a group are packed into the rows of a tile (kernel sm90 with br=64, warps=8): row r is
     token r // heads and head r % heads, as many tokens as fit 64 rows; groups above 64 heads take several tiles.
+    softcap: scores are capped.
 
     Raises TypeError for fields of other types, ValueError when the tile is illegal or does not fit the architecture's
     shared memory.
@@ -81,6 +82,7 @@ class AttnSpec:
     swizzle: bool = True
     ping_pong: bool = True
     pack: bool = False
+    softcap: bool = False
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -106,7 +108,7 @@ class AttnSpec:
                     f"config: {name} must be an integer, got {type(value).__name__} {value!r}; pass a whole number"
                 )
             object.__setattr__(self, name, number)
-        for name in ("share_kv", "swizzle", "ping_pong", "pack"):
+        for name in ("share_kv", "swizzle", "ping_pong", "pack", "softcap"):
             value = getattr(self, name)
             if type(value).__name__ not in (
                 "bool",
@@ -284,6 +286,7 @@ class AttnSpec:
             "OMNI_PING_PONG": int(self.ping_pong),
             "OMNI_PACK": int(self.pack),
             "OMNI_SMEM_BYTES": self.smem_bytes,
+            "OMNI_SOFTCAP": int(self.softcap),
         }
 
     def __str__(self) -> str:

@@ -10,6 +10,7 @@ keys, not with rows times keys.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,20 +24,65 @@ CHUNK_CPU, CHUNK_GPU = 1 << 21, 1 << 25  # scores held at a time
 Array = Any  # NumPy or CuPy
 
 
+@dataclass(frozen=True)
+class ScoreChanges:
+    """`sink_logits` (Hq,) and `softcap` of a call, None for none."""
+
+    sink_logits: Array | None = None
+    softcap: float | None = None
+
+    def capped(self, scores: Array) -> Array:
+        """softcap * tanh(score / softcap), in the dtype of the scores."""
+        if self.softcap is None:
+            return scores
+        cap = scores.dtype.type(self.softcap)
+        return cap * module_of(scores).tanh(scores / cap)
+
+    def above(self, lse: Array, heads: slice) -> Array:
+        """The sinks of some heads less lse (heads, rows): -inf without one, and where lse is that of no key."""
+        xp = module_of(lse)
+        if self.sink_logits is None:
+            return xp.full_like(lse, -np.inf)
+        sinks = xp.asarray(self.sink_logits)[heads].astype(lse.dtype)[:, None]
+        none = lse == -np.inf
+        return xp.where(none, -np.inf, sinks - xp.where(none, lse.dtype.type(0), lse))
+
+    def share(self, lse: Array, heads: slice) -> Array:
+        """sigmoid(lse - sink): what weights of the keys add up to, (heads, rows); 1 without a sink or without a key."""
+        with np.errstate(over="ignore"):
+            return 1 / (1 + module_of(lse).exp(self.above(lse, heads)))
+
+
 def attention64(
-    q: Array, k: Array, v: Array, mask: Mask | Sequence[Mask], scale: float | None = None
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Mask | Sequence[Mask],
+    scale: float | None = None,
+    *,
+    sink_logits: Array | None = None,
+    softcap: float | None = None,
 ) -> tuple[Array, Array]:
     """Attention in float64 on the exact inputs.
 
     q: (B, Hq, Sq, D), k and v: (B, Hkv, Skv, D), of any supported dtype. mask: one Mask, or one per batch
-    element. scale: None is 1/sqrt(D). Keys and values that some row sees must be finite.
+    element. scale: None is 1/sqrt(D). sink_logits: (Hq,) or None. softcap: None caps nothing. Keys and values that some
+    row sees must be finite.
     Returns out (B, Hq, Sq, D) and lse (B, Hq, Sq), float64; 0 and -inf for a row that sees no key.
     """
-    return _attention(q, k, v, mask, scale, dtype=np.dtype(np.float64), rounding=lambda weights: weights)
+    changes = ScoreChanges(sink_logits, softcap)
+    return _attention(q, k, v, mask, scale, changes, dtype=np.dtype(np.float64), rounding=lambda one: one)
 
 
 def attention_emulated(
-    q: Array, k: Array, v: Array, mask: Mask | Sequence[Mask], scale: float | None = None
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Mask | Sequence[Mask],
+    scale: float | None = None,
+    *,
+    sink_logits: Array | None = None,
+    softcap: float | None = None,
 ) -> tuple[Array, Array]:
     """The plain way to compute in the dtype of the inputs: what an engine's error is measured against.
 
@@ -52,7 +98,8 @@ def attention_emulated(
     def rounding(weights: Array) -> Array:
         return widen(narrow(weights, dtype), wide, xp)
 
-    out, lse = _attention(q, k, v, mask, scale, dtype=wide, rounding=rounding)
+    changes = ScoreChanges(sink_logits, softcap)
+    out, lse = _attention(q, k, v, mask, scale, changes, dtype=wide, rounding=rounding)
     return narrow(out, dtype), lse
 
 
@@ -62,6 +109,7 @@ def _attention(
     v: Array,
     mask: Mask | Sequence[Mask],
     scale: float | None,
+    changes: ScoreChanges,
     *,
     dtype: np.dtype[Any],
     rounding: Callable[[Array], Array],
@@ -83,9 +131,11 @@ def _attention(
                 heads = slice(kv * group, (kv + 1) * group)
                 scores = widen(q[b, heads, q0:q1], dtype, xp) @ keys[kv].T
                 scores *= dtype.type(factor)
+                scores = changes.capped(scores)
                 weights, total, lse[b, heads, q0:q1] = _softmax(scores, shown, xp)
                 product = rounding(weights) @ values[kv]
                 product /= xp.where(total == 0, dtype.type(1), total)[..., None]
+                product *= changes.share(lse[b, heads, q0:q1], heads)[..., None]
                 out[b, heads, q0:q1] = xp.where((total == 0)[..., None], dtype.type(0), product)
     return out, lse
 

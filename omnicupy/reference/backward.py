@@ -17,11 +17,12 @@ import numpy as np
 from omnicupy.call.arrays import DTYPE_NAMES, is_cupy, module_of, narrow, widen
 from omnicupy.call.problem import scale_of
 from omnicupy.masks.mask import Mask
-from omnicupy.reference.attention import Array, attention64, keys_of_rows, masks_of
+from omnicupy.reference.attention import Array, ScoreChanges, attention64, keys_of_rows, masks_of
 from omnicupy.reference.visible import visible
 
 CHUNK_CPU, CHUNK_GPU = 1 << 19, 1 << 23  # pairs held at a time, in some six arrays
 
+NOTHING = ScoreChanges()
 Gradients = tuple[Array, Array, Array]
 
 
@@ -38,6 +39,7 @@ class Given:
     dlse: Array | None
     masks: list[Mask]
     scale: float
+    changes: ScoreChanges = NOTHING
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Chunk:
 
     batch, kv: which.  heads, rows: where they stand in q.  q, dout, out: (group, rows, D), lse: (group, rows), 0 in
     rows without keys.  keys, values: (k_len, D), 0 where dead.  weights, dscores: P and dS = P * (dout v^T - delta),
-    (group, rows, k_len).
+    (group, rows, k_len); where scores are capped, dS is by the scores before, and capped_dscores by those after.
+    share: what the weights of the keys add up to, (group, rows), 1 without a sink.  dlse: (group, rows) or None.
     """
 
     batch: int
@@ -61,6 +64,9 @@ class Chunk:
     values: Array
     weights: Array
     dscores: Array
+    capped_dscores: Array
+    share: Array
+    dlse: Array | None
 
 
 def gradients64(
@@ -73,15 +79,35 @@ def gradients64(
     *,
     dlse: Array | None = None,
     whole: tuple[Array, Array] | None = None,
+    sink_logits: Array | None = None,
+    softcap: float | None = None,
 ) -> Gradients:
     """Gradients in float64 on the exact inputs: (dq, dk, dv), float64, of the shapes of q, k and v.
 
     dout, q: (B, Hq, Sq, D), k and v: (B, Hkv, Skv, D), of any supported dtype. mask: one Mask, or one per batch
     element. scale: None is 1/sqrt(D). dlse: (B, Hq, Sq) or None. whole: out and lse of a larger attention that these
-    keys are a part of; None where they are all. What some row or key sees must be finite.
+    keys are a part of; None where they are all. sink_logits, softcap: as in attention64. What some row or key sees must
+    be finite.
     """
-    out, lse = attention64(q, k, v, mask, scale) if whole is None else whole
-    return sums(given_of((dout, q, k, v), (out, lse, dlse), mask, scale), np.dtype(np.float64))[0]
+    changes = ScoreChanges(sink_logits, softcap)
+    if whole is None:
+        whole = attention64(q, k, v, mask, scale, sink_logits=sink_logits, softcap=softcap)
+    return sums(given_of((dout, q, k, v), (*whole, dlse), mask, scale, changes), np.dtype(np.float64))[0]
+
+
+def sink_terms(given: Given) -> tuple[Array, Array]:
+    """sigmoid(sink - lse) and rowsum(dout * out), float64 (B, Hq, Sq) each, 0 in rows that see no key: the gradient of
+    a head's sink is the sum of - their products.
+    """
+    xp, zero = module_of(given.q), np.float64(0)
+    seen = (keys_of_rows(given.masks, len(given.q), xp) > 0)[:, None]
+    lse = xp.where(seen, widen(given.lse, np.float64, xp), -np.inf)
+    seen = lse != -np.inf
+    dout, out = (xp.where(seen[..., None], widen(x, np.float64, xp), zero) for x in (given.dout, given.out))
+    all_heads = slice(0, given.q.shape[1])
+    with np.errstate(over="ignore"):
+        taken = [1 / (1 + xp.exp(-given.changes.above(one, all_heads))) for one in lse]
+    return xp.stack(taken), (dout * out).sum(axis=3)
 
 
 def gradients_emulated(
@@ -95,6 +121,8 @@ def gradients_emulated(
     out: Array,
     lse: Array,
     dlse: Array | None = None,
+    sink_logits: Array | None = None,
+    softcap: float | None = None,
 ) -> tuple[Gradients, Gradients]:
     """The plain way to compute gradients in the dtype of the inputs: what an engine's error is measured against.
 
@@ -109,7 +137,8 @@ def gradients_emulated(
     def rounding(values: Array) -> Array:
         return widen(narrow(values, dtype), wide, xp)
 
-    given = given_of((dout, q, k, v), (out, lse, dlse), mask, scale)
+    changes = ScoreChanges(sink_logits, softcap)
+    given = given_of((dout, q, k, v), (out, lse, dlse), mask, scale, changes)
     (dq, dk, dv), (scaled_dq, scaled_dk, _) = sums(given, wide, rounding, (False, True))
     dv = narrow(dv, dtype)
     return (narrow(dq, dtype), narrow(dk, dtype), dv), (
@@ -124,11 +153,14 @@ def given_of(
     results: tuple[Array, Array, Array | None],
     mask: Mask | Sequence[Mask],
     scale: float | None,
+    changes: ScoreChanges = NOTHING,
 ) -> Given:
-    """`inputs` (dout, q, k, v) and `results` (out, lse, dlse) with the mask of each batch element and the scale."""
+    """`inputs` (dout, q, k, v) and `results` (out, lse, dlse) with the mask of each batch element, the scale and
+    what else changes scores.
+    """
     q = inputs[1]
     factor = scale_of(scale, q.shape[3], DTYPE_NAMES[np.dtype(q.dtype)])
-    return Given(*inputs, *results, masks_of(mask, len(q)), factor)
+    return Given(*inputs, *results, masks_of(mask, len(q)), factor, changes)
 
 
 def sums(
@@ -182,21 +214,34 @@ def chunks(given: Given, dtype: np.dtype[Any]) -> Iterator[Chunk]:
                     return xp.where(some, widen(own, dtype, xp), zero)
 
                 q, dout, out, lse = (part(array) for array in (given.q, given.dout, given.out, given.lse))
-                weights = _weights(q, keys[kv], lse, shown, dtype.type(given.scale))
-                delta = (dout * out).sum(axis=2)
-                if given.dlse is not None:
-                    delta = delta - part(given.dlse)
-                dscores = weights * (dout @ values[kv].T - delta[..., None])
+                weights, slopes = _weights((q, keys[kv]), lse, shown, dtype.type(given.scale), given.changes)
+                share = given.changes.share(lse, heads)
+                # A row's sink takes its share of dout v^T - rowsum(dout * out), but none of dlse.
+                dscores = share[..., None] * (dout @ values[kv].T - (dout * out).sum(axis=2)[..., None])
+                dlse = None if given.dlse is None else part(given.dlse)
+                if dlse is not None:
+                    dscores = dscores + dlse[..., None]
+                dscores = weights * dscores
                 lse = xp.where(lse == -np.inf, zero, lse)
-                yield Chunk(b, kv, heads, rows, q, dout, out, lse, keys[kv], values[kv], weights, dscores)
+                pairs = weights * share[..., None], dscores * slopes, dscores, share, dlse
+                yield Chunk(b, kv, heads, rows, q, dout, out, lse, keys[kv], values[kv], *pairs)
 
 
-def _weights(q: Array, keys: Array, lse: Array, allowed: Array, factor: Any) -> Array:
-    """P = exp(factor * q k^T - lse), (group, rows, k_len); 0 for hidden pairs and where lse is that of no key."""
+def _weights(
+    inputs: tuple[Array, Array], lse: Array, allowed: Array, factor: Any, changes: ScoreChanges
+) -> tuple[Array, Array]:
+    """exp(score - lse), (group, rows, k_len); 0 for hidden pairs and where lse is that of no key. And the derivatives
+    of the scores by those before they are capped. inputs: q and keys.
+    """
+    q, keys = inputs
     xp, zero = module_of(q), q.dtype.type(0)
     none = lse == -np.inf
     level = xp.where(none, zero, lse)[..., None]
     shown = allowed & ~none[..., None]
     scores = q @ keys.T
     scores *= factor
-    return xp.where(shown, xp.exp(xp.where(shown, scores - level, zero)), zero)
+    slopes = q.dtype.type(1)
+    if changes.softcap is not None:
+        scores = changes.capped(scores)
+        slopes = slopes - (scores / q.dtype.type(changes.softcap)) ** 2
+    return xp.where(shown, xp.exp(xp.where(shown, scores - level, zero)), zero), slopes

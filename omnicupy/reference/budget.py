@@ -11,10 +11,18 @@ import numpy as np
 from omnicupy.call.arrays import DTYPE_NAMES, module_of, widen
 from omnicupy.call.problem import scale_of
 from omnicupy.masks.mask import Mask
-from omnicupy.reference.attention import Array, attention64, attention_emulated, keys_of_rows, masks_of
+from omnicupy.reference.attention import (
+    Array,
+    ScoreChanges,
+    attention64,
+    attention_emulated,
+    keys_of_rows,
+    masks_of,
+)
 
 # Unit roundoff (half the distance from 1 to the next number), and half the smallest number.
 ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
+TANH = 4  # what a soft cap's tanh may be off, in units of roundoff of 1
 UNDERFLOW = {"float16": 2.0**-25, "bfloat16": 2.0**-134, "float32": 2.0**-150, "float64": 0.0}
 
 
@@ -59,8 +67,10 @@ class Comparison:
         )
 
 
-def budget(q: Array, k: Array, v: Array, mask: Mask | Sequence[Mask], scale: float | None = None) -> Budget:
-    """The reference result and the error allowed on each row. Arguments as in attention64.
+def budget(
+    q: Array, k: Array, v: Array, mask: Mask | Sequence[Mask], scale: float | None = None, **changes: Any
+) -> Budget:
+    """The reference result and the error allowed on each row. Arguments as in attention64; changes: its keywords.
 
     With u the unit roundoff of the inputs' dtype, w that of the arithmetic (float32, or float64 for float64
     inputs), n the keys that the row sees, and c = scale * |q| * max |k|, which bounds its scores:
@@ -73,6 +83,11 @@ def budget(q: Array, k: Array, v: Array, mask: Mask | Sequence[Mask], scale: flo
       + 4 * sqrt(n) * w (the floor). A row has only one lse, on which the emulation may be exact by luck, so the
       head counts.
 
+    A soft cap adds to c the error of its tanh, TANH * softcap, in both. With a sink, of which the weights of the keys
+    have the share s = sigmoid(lse - sink), the third term of out counts s times, and what rounding moves in s comes
+    to it: 4 * w * (1 + |lse| + |sink|) * (1 - s) * max |out|, and for a share that vanishes the smallest normal number
+    of the arithmetic times max |v|.
+
     The floor is what sums of equal signs may lose: an engine adds n terms in another order than the emulation,
     each addition rounds, and where the terms are alike (constant keys or values, a head_dim of 1 or 2) all round
     to one side, while the emulation may be exact. Measured on the CPU engine for up to 9,000 such keys, tiles of
@@ -84,20 +99,43 @@ def budget(q: Array, k: Array, v: Array, mask: Mask | Sequence[Mask], scale: flo
     """
     xp = module_of(q)
     name = DTYPE_NAMES[np.dtype(q.dtype)]
-    out, lse = attention64(q, k, v, mask, scale)
-    emulated_out, emulated_lse = attention_emulated(q, k, v, mask, scale)
+    sink_logits, softcap = changes.get("sink_logits"), changes.get("softcap")
+    out, lse = attention64(q, k, v, mask, scale, **changes)
+    emulated_out, emulated_lse = attention_emulated(q, k, v, mask, scale, **changes)
     out_error = xp.abs(widen(emulated_out, np.float64, xp) - out).max(axis=3)
     empty = lse == -np.inf
     lse_error = xp.abs(xp.where(empty, 0.0, widen(emulated_lse, np.float64, xp)) - xp.where(empty, 0.0, lse))
     score, value = _sizes(q, k, v, mask, scale)
-    unit = ROUNDOFF["float64"] if name == "float64" else ROUNDOFF["float32"]
-    noise = unit * (1 + score)
+    unit = ROUNDOFF[_arithmetic(name)]
+    noise = unit * (1 + score + TANH * (softcap or 0))
     floor = unit * xp.sqrt(keys_of_rows(mask, len(q), xp))[:, None]
     size = xp.abs(out).max(axis=3)
-    allowed = 2 * out_error + (ROUNDOFF[name] + 8 * floor) * size + UNDERFLOW[name] + 2 * noise * value
+    share, of_sink = 1.0, 0.0
+    if sink_logits is not None:
+        share, of_sink = _sink_terms(sink_logits, lse, name)
+    allowed = (
+        2 * out_error + (ROUNDOFF[name] + 8 * floor) * size + UNDERFLOW[name] + 2 * noise * share * value
+    )
+    if sink_logits is not None:
+        allowed = allowed + of_sink * size + float(np.finfo(_arithmetic(name)).tiny) * value
     lse_size = (4 if name == "float64" else 1) * xp.abs(xp.where(empty, 0.0, lse))
     lse_allowed = 2 * lse_error.max(axis=2, keepdims=True) + unit * lse_size + noise + 4 * floor
     return Budget(out, lse, xp.where(empty, 0.0, allowed), xp.where(empty, 0.0, lse_allowed))
+
+
+def _arithmetic(name: str) -> str:
+    return "float64" if name == "float64" else "float32"
+
+
+def _sink_terms(sink_logits: Array, lse: Array, name: str) -> tuple[Array, Array]:
+    """The share s of the keys, (B, Hq, Sq), and what it may be off relative to itself."""
+    xp = module_of(lse)
+    changes, heads = ScoreChanges(sink_logits), slice(0, lse.shape[1])
+    share = xp.stack([changes.share(one, heads) for one in lse])
+    sizes = 1 + xp.where(lse == -np.inf, 0.0, xp.abs(lse))
+    sinks = xp.asarray(sink_logits).astype(np.float64)[:, None]
+    sizes = sizes + xp.where(sinks == -np.inf, 0.0, xp.abs(sinks))
+    return share, 4 * ROUNDOFF[_arithmetic(name)] * sizes * (1 - share)
 
 
 def compare(out: Array, lse: Array | None, expected: Budget) -> Comparison:

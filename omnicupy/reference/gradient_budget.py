@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from omnicupy.call.arrays import DTYPE_NAMES, module_of, widen
 from omnicupy.masks.mask import Mask
-from omnicupy.reference.attention import Array, keys_of_rows
+from omnicupy.reference.attention import Array, ScoreChanges, keys_of_rows
 from omnicupy.reference.backward import (
     Chunk,
     Given,
@@ -18,10 +20,13 @@ from omnicupy.reference.backward import (
     given_of,
     gradients_emulated,
     over_rows,
+    sink_terms,
 )
-from omnicupy.reference.budget import ROUNDOFF, UNDERFLOW, Comparison, worst_row
+from omnicupy.reference.budget import ROUNDOFF, TANH, UNDERFLOW, Comparison, worst_row
 
 NAMES = ("dq", "dk", "dv")
+# With a sink so far above lse that weights of the keys vanish, engines take weights of this share for the sake of dlse.
+LEAST_SHARE = math.exp(-60)
 
 
 @dataclass(frozen=True)
@@ -29,11 +34,13 @@ class GradientBudget:
     """Reference gradients and the error allowed on them; all float64, of the inputs' array module.
 
     exact: dq (B, Hq, Sq, D), dk, dv (B, Hkv, Skv, D). allowed: (B, Hq, Sq), (B, Hkv, Skv), (B, Hkv, Skv), zero for
-    rows without keys and dead keys.
+    rows without keys and dead keys. sink, sink_allowed: of the gradient of sink_logits, (Hq,); None without these.
     """
 
     exact: Gradients
     allowed: Gradients
+    sink: Array | None = None
+    sink_allowed: Array | None = None
 
 
 def budget(
@@ -47,12 +54,13 @@ def budget(
     out: Array,
     lse: Array,
     dlse: Array | None = None,
+    **changes: Any,
 ) -> GradientBudget:
     """Gradients of what the engine is given, and the error allowed on each row of dq and each key of dk and dv.
 
-    out, lse: what the engine is given, from an `attention` whose own error is judged elsewhere. Other arguments as in
-    gradients64. The reference are the formulas of `attention_backward` in float64, on out and lse as they are: how out
-    was rounded shows in delta, and no engine can do anything about that.
+    out, lse: what the engine is given, from an `attention` whose own error is judged elsewhere. changes: sink_logits,
+    softcap. Other arguments as in gradients64. The reference are the formulas of `attention_backward` in float64, on
+    out and lse as they are: how out was rounded shows in delta, and no engine can do anything about that.
 
     E: the largest error of gradients_emulated in the row (or key), with the scale before or after the rounding of dS.
     u: unit roundoff of the inputs' dtype, w: that of the arithmetic. For row i: n keys seen, r = w * (1 + scale *
@@ -70,31 +78,46 @@ def budget(
     s * (1 + sqrt(n) * max(1, scale) * max |k|) for dq, with m and max |q| for dk, with m and max |dout| alone for dv.
     Rows that see no key and dead keys get nothing.
 
+    A soft cap adds TANH * softcap to |score| in r, and abs(r dS ...) takes gradients of capped scores. A sink adds its
+    size to r, and 4 * w * (1 + |lse_i| + |sink|) * |dlse_i| / s to t, s being the keys' share of the weights; beside
+    dlse a share may be LEAST_SHARE for a smaller one. Its own gradient is allowed, over the rows of its head,
+    8 * w * sum((1 - s) * ((4 + sqrt(D)) * |dout_i| * |out_i| + (1 + |lse_i| + |sink|) * |dout_i . out_i|)).
+
     Why: the emulation is exact by luck on some rows, and what is cancelled in dS = P (dout v^T - delta) does not show
     in the gradient. The rms terms say what rounding each term once, elsewhere than the emulation does, can move; the
     abs terms, what equal queries or keys do, whose P all err to one side; both are of the terms before they cancel.
     With weights of 1 or values that are alike, dS itself is nothing but the error t, often of one sign: hence the sums.
     """
     xp = module_of(q)
-    terms = _Terms(given_of((dout, q, k, v), (out, lse, dlse), mask, scale), DTYPE_NAMES[np.dtype(q.dtype)])
+    given = given_of((dout, q, k, v), (out, lse, dlse), mask, scale, ScoreChanges(**changes))
+    terms = _Terms(given, DTYPE_NAMES[np.dtype(q.dtype)])
     exact = terms.gradients()
-    emulated = gradients_emulated(dout, q, k, v, mask, scale, out=out, lse=lse, dlse=dlse)
+    options = {"out": out, "lse": lse, "dlse": dlse, **changes}
+    emulated = gradients_emulated(dout, q, k, v, mask, scale, **options)
     allowed = []
     for wide, first, second, limit in zip(exact, *emulated, terms.allowed(exact), strict=True):
         error, other = (xp.abs(widen(one, np.float64, xp) - wide).max(axis=3) for one in (first, second))
         allowed.append(xp.where(limit > 0, 2 * xp.maximum(error, other) + limit, 0.0))
-    return GradientBudget(exact, (allowed[0], allowed[1], allowed[2]))
+    of_sinks = (None, None) if given.changes.sink_logits is None else terms.of_sinks()
+    return GradientBudget(exact, (allowed[0], allowed[1], allowed[2]), *of_sinks)
 
 
 def compare(gradients: Sequence[Array | None], expected: GradientBudget) -> Comparison:
     """The row of dq, or key of dk or dv, that uses most of its budget.
 
-    gradients: (dq, dk, dv) of any supported dtype, None where not compared; at least one. NaN is never allowed.
+    gradients: (dq, dk, dv) of any supported dtype, None where not compared; at least one; behind them may come that of
+    sink_logits. NaN is never allowed.
     Raises ValueError for another shape than that of the reference.
     """
     xp = module_of(expected.exact[0])
     found = []
-    for what, array, exact, allowed in zip(NAMES, gradients, expected.exact, expected.allowed, strict=True):
+    if len(gradients) > len(NAMES):
+        assert expected.sink_allowed is not None
+        error, limit = xp.abs(widen(gradients[3], np.float64, xp) - expected.sink), expected.sink_allowed
+        found.append(worst_row(error[None, :, None], limit[None, :, None], "dsink_logits", xp))
+    for what, array, exact, allowed in zip(
+        NAMES, gradients[:3], expected.exact, expected.allowed, strict=True
+    ):
         if array is None:
             continue
         if array.shape != exact.shape:
@@ -119,6 +142,8 @@ class _Terms:
             zeros(k) for _ in range(5)
         )
         self.largest_k, self.largest_q, self.largest_dout = (zeros(k[:2]) for _ in range(3))
+        self.largest_dp, with_dlse = 0.0, given.changes.sink_logits is not None and given.dlse is not None
+        self.least_share = LEAST_SHARE if with_dlse else 0.0
         for chunk in chunks(given, np.dtype(np.float64)):
             self._add(chunk)
 
@@ -133,7 +158,10 @@ class _Terms:
         q, dout, out = (xp.sqrt((x**2).sum(axis=2, keepdims=True)) for x in (chunk.q, chunk.dout, chunk.out))
         r = w * (1 + self.given.scale * q * key + xp.abs(chunk.lse[..., None]))
         t = (4 + chunk.q.shape[2] ** 0.5) * w * dout * xp.maximum(value, out)
-        squares, sizes, off = keys**2, xp.abs(dscores), t * chunk.q
+        self.largest_dp = max(self.largest_dp, float((dout * xp.maximum(value, out)).max()))
+        more_r, more_t = self._of_changes(chunk)
+        r, t = r + w * more_r, t + w * more_t
+        squares, sizes, off = keys**2, xp.abs(chunk.capped_dscores), t * chunk.q
         # Not **2, which is pow() on a GPU.
         weights2, dscores2 = weights * weights, dscores * dscores
         self.of_rows[rows] = (
@@ -154,6 +182,37 @@ class _Terms:
             (self.largest_dout, chunk.dout),
         ):
             most[head] = xp.maximum(most[head], xp.abs(array).max())
+
+    def _of_changes(self, chunk: Chunk) -> tuple[Array, Array]:
+        """What a soft cap and a sink add to r and t, over w."""
+        xp, changes = self.xp, self.given.changes
+        more_r, more_t = TANH * (changes.softcap or 0.0), 0.0
+        if changes.sink_logits is not None:
+            sinks = xp.asarray(changes.sink_logits)[chunk.heads].astype(np.float64)[:, None, None]
+            sinks = xp.where(sinks == -np.inf, 0.0, xp.abs(sinks))
+            more_r = more_r + sinks
+            if chunk.dlse is not None:
+                # Where there is no share, nothing but dlse is left of a row.
+                dlse = xp.where(chunk.share == 0, 0.0, chunk.dlse)[..., None]
+                share = xp.where(chunk.share == 0, 1.0, chunk.share)[..., None]
+                more_t = 4 * (1 + xp.abs(chunk.lse[..., None]) + sinks) * xp.abs(dlse) / share
+        return more_r, more_t
+
+    def of_sinks(self) -> tuple[Array, Array]:
+        """The gradient of sink_logits and the error allowed on it, (Hq,)."""
+        xp, given = self.xp, self.given
+        taken, of_rows = sink_terms(given)
+        seen = of_rows != 0
+        sizes = [
+            xp.where(seen, xp.sqrt((widen(x, np.float64, xp) ** 2).sum(axis=3)), 0.0)
+            for x in (given.dout, given.out)
+        ]
+        lse = xp.where(seen, xp.abs(widen(given.lse, np.float64, xp)), 0.0)
+        sinks = xp.asarray(given.changes.sink_logits).astype(np.float64)[:, None]
+        sinks = xp.where(sinks == -np.inf, 0.0, xp.abs(sinks))
+        off = (4 + given.q.shape[3] ** 0.5) * sizes[0] * sizes[1] + (1 + lse + sinks) * xp.abs(of_rows)
+        allowed = 8 * self.w * (taken * off).sum(axis=(0, 2)) + float(np.finfo(np.float32).tiny)
+        return -(taken * of_rows).sum(axis=(0, 2)), allowed
 
     def gradients(self) -> Gradients:
         """dq, dk and dv."""
@@ -176,5 +235,6 @@ class _Terms:
         ):
             in_proportion = (self.u + 8 * self.w * xp.sqrt(terms)) * xp.abs(gradient).max(axis=3)
             lost = self.under * (1 + xp.sqrt(terms) * factor[..., None])
+            lost = lost + self.least_share * terms * factor[..., None] * max(1.0, 2 * self.largest_dp)
             found.append(xp.where(terms > 0, own + in_proportion + lost, 0.0))
         return found[0], found[1], found[2]

@@ -68,6 +68,8 @@ class BackwardGrid:
             blocks = problem.batch * problem.q_heads * -(-padded_rows(problem.q_len) // rows)
             if copies_keys:
                 blocks += problem.batch * problem.kv_heads * -(-problem.k_len // rows)
+        elif kernel.part == "sinks":
+            blocks = problem.q_heads
         elif kernel.part == "convert":
             blocks = problem.batch * problem.q_heads * -(-problem.q_len // kernel.br)
         elif kernel.kernel == "naive":

@@ -32,26 +32,25 @@ class Attention(torch.autograd.Function):  # type: ignore[misc]  # no types wher
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Any, k: Any, v: Any, mask: Any, *options: Any) -> Any:
-        """options: (scale, return_lse, config, split, deterministic) and tokens_first."""
-        (scale, return_lse, config, split, deterministic), tokens_first = options
+    def forward(ctx: Any, q: Any, k: Any, v: Any, sink_logits: Any, *options: Any) -> Any:
+        """options: mask, (scale, softcap, return_lse, config, split, deterministic) and tokens_first."""
+        mask, (scale, softcap, return_lse, config, split, deterministic), tokens_first = options
         target = new_out(q, True) if tokens_first else None
-        out, lse = run_eagerly(
-            q, k, v, mask, scale=scale, return_lse=True, out=target, config=config, split=split
-        )
+        how = {"scale": scale, "softcap": softcap, "sink_logits": sink_logits, "config": config}
+        out, lse = run_eagerly(q, k, v, mask, return_lse=True, out=target, split=split, **how)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.save_for_backward(q, k, v, out, lse, sink_logits)
         ctx.mask = tuple(mask) if isinstance(mask, list) else mask  # which the caller may drop or change
-        ctx.options = scale, deterministic
+        ctx.options = (scale, softcap), deterministic
         return (out, lse) if return_lse else out
 
     @staticmethod
     def backward(ctx: Any, dout: Any, dlse: Any = None) -> Any:
-        """The gradients of q, k and v that are asked for."""
-        scale, deterministic = ctx.options
+        """The gradients of q, k, v and sink_logits that are asked for."""
+        scores, deterministic = ctx.options
         call = _gradients_of(dout, dlse)
-        wanted = ctx.needs_input_grad[:3]
-        found = call((dout, dlse), ctx.saved_tensors, ctx.mask, scale, wanted, deterministic)
+        wanted = ctx.needs_input_grad[:4]
+        found = call((dout, dlse), ctx.saved_tensors, ctx.mask, scores, wanted, deterministic)
         return *found, None, None, None
 
 
@@ -78,8 +77,9 @@ def through_transforms(q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any
         or top.key() == torch._C._functorch.TransformType.Functionalize
     ):
         return through_operator(q, k, v, mask, **options)
-    how = options["scale"], options["deterministic"], options["tokens_first"]
-    out, lse = _Transformed.apply(q, k, v, handles_for(mask), how)
+    scores = options["scale"], options.get("softcap")
+    how = scores, options["deterministic"], options["tokens_first"]
+    out, lse = _Transformed.apply(q, k, v, options.get("sink_logits"), handles_for(mask), how)
     return (out, lse) if options["return_lse"] else out
 
 
@@ -89,23 +89,26 @@ class _Transformed(torch.autograd.Function):  # type: ignore[misc]
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(q: Any, k: Any, v: Any, handles: Any, options: tuple[Any, ...]) -> Any:
-        scale, deterministic, tokens_first = options
-        return forward_operator(q, k, v, handles, scale, True, deterministic, tokens_first)
+    def forward(q: Any, k: Any, v: Any, sink_logits: Any, handles: Any, options: tuple[Any, ...]) -> Any:
+        (scale, softcap), deterministic, tokens_first = options
+        return forward_operator(
+            q, k, v, handles, scale, True, deterministic, tokens_first, sink_logits, softcap
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        q, k, v, ctx.handles, options = inputs
-        ctx.options, ctx.masks = options[:2], masks_of(ctx.handles)
-        ctx.save_for_backward(q, k, v, *output)
+        q, k, v, sink_logits, ctx.handles, options = inputs
+        ctx.options, ctx.masks, ctx.has_sink = options[:2], masks_of(ctx.handles), sink_logits is not None
+        ctx.save_for_backward(q, k, v, *output, sink_logits)
 
     @staticmethod
     def backward(ctx: Any, dout: Any, dlse: Any) -> Any:
-        return *_Gradients.apply(dout, dlse, *ctx.saved_tensors, ctx.handles, ctx.options), None, None
+        dq, dk, dv, dsink = _Gradients.apply(dout, dlse, *ctx.saved_tensors, ctx.handles, ctx.options)
+        return dq, dk, dv, dsink if ctx.has_sink else None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> NoReturn:
-        no_forward_mode("q, k or v")
+        no_forward_mode("q, k, v or sink_logits")
 
 
 class _Gradients(torch.autograd.Function):  # type: ignore[misc]
@@ -115,8 +118,9 @@ class _Gradients(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        *tensors, handles, (scale, deterministic) = arguments
-        return backward_operator(*tensors, handles, scale, [True] * 3, deterministic)
+        *tensors, sink_logits, handles, ((scale, softcap), deterministic) = arguments
+        wanted = [True] * 3 + [sink_logits is not None]
+        return backward_operator(*tensors, handles, scale, wanted, deterministic, sink_logits, softcap)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -11,36 +11,45 @@ from omnicupy import api
 from omnicupy.torch import eager, tensors
 
 _NAMES = ("q", "k", "v")
+_SINK = "sink_logits"
+Scores: TypeAlias = tuple[Any, Any]  # scale and softcap
 _READ = ("dout", "q", "k", "v", "out", "lse", "dlse")
 _ALIGN = 16  # bytes: rows that kernels read in one go
 _gpu: Any = None  # what gradients need of omnicupy.gpu and CuPy, imported at the first CUDA tensor
 
 
 def gradients(
-    grads: tuple[Any, Any], saved: tuple[Any, ...], mask: Any, scale: Any, wanted: Any, deterministic: bool
-) -> tuple[Any, Any, Any]:
-    """dq, dk, dv of real tensors; None for those that are not wanted and where nothing comes back.
+    grads: tuple[Any, Any],
+    saved: tuple[Any, ...],
+    mask: Any,
+    scores: Scores,
+    wanted: Any,
+    deterministic: bool,
+) -> tuple[Any, Any, Any, Any]:
+    """dq, dk, dv, dsink_logits of real tensors; None for those that are not wanted and where nothing comes back.
 
-    grads: the gradients of out and lse; None for one that is 0.  saved: q, k, v, out and lse.  wanted: a boolean for
-    each of q, k, v.  deterministic: False permits an order of sums that changes from call to call, unless
-    torch.use_deterministic_algorithms asks for one that does not.
+    grads: the gradients of out and lse; None for one that is 0. saved: q, k, v, out, lse and sink_logits or None.
+    wanted: a boolean for each of q, k, v and sink_logits. deterministic: False permits an order of sums that changes
+    from call to call, unless torch.use_deterministic_algorithms asks for one that does not.
     """
     dout, dlse = grads
     if not any(wanted) or (dout is None and dlse is None):
-        return None, None, None
-    q, k, v, out, lse = saved
+        return None, None, None, None
+    q, k, v, out, lse, sink_logits = saved
     if dout is None:
         dout = q.new_zeros(()).expand(q.shape)
     dout = _in_memory(dout)
     dlse = None if dlse is None else _in_memory(dlse)
-    named = {"dout": dout, "q": q, "k": k, "v": v, "out": out, "lse": lse, "dlse": dlse}
+    named = {"dout": dout, "q": q, "k": k, "v": v, "out": out, "lse": lse, "dlse": dlse, _SINK: sink_logits}
     made = tuple(
         torch.empty_like(one, memory_format=torch.contiguous_format) if asked else None
-        for one, asked in zip((q, k, v), wanted, strict=True)
+        for one, asked in zip((q, k, v, sink_logits), wanted, strict=True)
     )
+    scale, softcap = scores
     options = {
         "scale": scale,
-        "wanted": tuple(name for name, asked in zip(_NAMES, wanted, strict=True) if asked),
+        "softcap": softcap,
+        "wanted": tuple(name for name, asked in zip((*_NAMES, _SINK), wanted, strict=True) if asked),
         "deterministic": deterministic or torch.are_deterministic_algorithms_enabled(),
     }
     try:
@@ -69,9 +78,11 @@ def _gradients_on_cpu(
     }
     into = tuple(
         None if one is None else tensors.on_host(f"d{name}", one)
-        for name, one in zip(_NAMES, made, strict=True)
+        for name, one in zip(_NAMES, made[:3], strict=True)
     )
-    api.attention_backward(**arrays, mask=mask, out_grads=into, **options)
+    found = api.attention_backward(**arrays, mask=mask, out_grads=into, **options)
+    if made[3] is not None:
+        made[3].copy_(torch.from_numpy(found[3]))
 
 
 def gradients_on_gpu(
@@ -79,7 +90,8 @@ def gradients_on_gpu(
 ) -> None:
     """Gradients of CUDA tensors into `made`, on torch's current stream of their device; does not wait for it.
 
-    named: dout, q, k, v, out, lse and dlse (or None).  options: scale, wanted, deterministic.  config: a BackwardSpec.
+    named: dout, q, k, v, out, lse, dlse and sink_logits (these two or None).  made: dq, dk, dv and dsink_logits.
+    options: scale, softcap, wanted, deterministic.  config: a BackwardSpec.
     Called from autograd's thread of the device, too: device and stream are those of torch in the calling thread.
     The tensors belong to torch's allocator and are named by the caller until every kernel has been launched, so their
     memory is used again only behind these kernels.
@@ -90,19 +102,23 @@ def gradients_on_gpu(
     gpu.on_device(index, _launched, named, made, mask, options | {"config": config}, stream)
 
 
-def prepare_on_gpu(q: Any, k: Any, v: Any, mask: Any, scale: Any) -> None:
+def prepare_on_gpu(inputs: tuple[Any, Any, Any], mask: Any, scores: Scores, sink_logits: Any) -> None:
     """What the first backward pass of such CUDA tensors does before its launches, on torch's current stream."""
     gpu = _gpu or _load_gpu()
-    index = tensors.cuda_index(q, k, v, None)
+    index = tensors.cuda_index(*inputs, None)
     assert index is not None
     stream = gpu.external_stream(index, eager.raw_stream(index))
-    gpu.on_device(index, _prepared, (q, k, v), mask, scale, stream)
+    gpu.on_device(index, _prepared, inputs, mask, scores, sink_logits, stream)
 
 
-def _prepared(inputs: tuple[Any, Any, Any], mask: Any, scale: Any, stream: Any) -> None:
+def _prepared(inputs: tuple[Any, Any, Any], mask: Any, scores: Scores, sink_logits: Any, stream: Any) -> None:
     arrays = (_view(name, one) for name, one in zip(_NAMES, inputs, strict=True))
+    changes = {
+        "sink_logits": None if sink_logits is None else _view(_SINK, sink_logits),
+        "softcap": scores[1],
+    }
     with stream:
-        _gpu.prepare_backward(*arrays, mask, scale=scale, config=None)
+        _gpu.prepare_backward(*arrays, mask, scale=scores[0], config=None, **changes)
 
 
 def _launched(
@@ -110,11 +126,13 @@ def _launched(
 ) -> None:
     named = named | {name: named[name].contiguous() for name in ("lse", "dlse") if named[name] is not None}
     dout, q, k, v, out, lse, dlse = (named[name] for name in _READ)
+    sinks = named[_SINK]
     index = q.get_device()
     read = [0 if one is None else one.data_ptr() for one in (q, k, v, out, lse, dout, dlse)]
     # A plan is determined by these and by the mask; `made`, lse and dlse are contiguous.
     key = (
         ("torch", index, options["wanted"], options["deterministic"], options["scale"], options["config"]),
+        (options["softcap"], None if sinks is None else (sinks.shape, sinks.stride(), sinks.dtype)),
         (q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(), out.shape, out.stride(), lse.shape),
         (dout.shape, dout.stride(), read[5] % _ALIGN == 0, None if dlse is None else dlse.shape),
         (q.dtype, k.dtype, v.dtype, out.dtype, dout.dtype, lse.dtype, None if dlse is None else dlse.dtype),
@@ -127,10 +145,12 @@ def _launched(
         arrays = {name: None if one is None else _view(name, one) for name, one in named.items()}
         given = tuple(arrays[name] for name in _READ[:-1])
         with stream:
-            plan = _gpu.make_plan(key, given, mask, {**options, "dlse": arrays["dlse"]})
+            rest = {name: arrays[name] for name in ("dlse", _SINK)}
+            plan = _gpu.make_plan(key, given, mask, {**options, **rest})
     scratch = torch.empty(plan.scratch_bytes, dtype=torch.uint8, device=q.device)
-    written = (0 if one is None else one.data_ptr() for one in made)
-    plan.launch(_gpu.Addresses(*read, *written), stream, scratch.data_ptr())
+    *written, dsinks = (0 if one is None else one.data_ptr() for one in made)
+    at_sinks = 0 if sinks is None else sinks.data_ptr()
+    plan.launch(_gpu.Addresses(*read, *written, at_sinks, dsinks), stream, scratch.data_ptr())
 
 
 def _view(name: str, tensor: Any) -> Any:

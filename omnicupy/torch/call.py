@@ -28,6 +28,8 @@ def attention(
     mask: Mask | Sequence[Mask] | None = None,
     *,
     scale: float | None = None,
+    sink_logits: Any = None,
+    softcap: float | None = None,
     return_lse: bool = False,
     out: Any = None,
     config: AttnSpec | None = None,
@@ -36,9 +38,10 @@ def attention(
 ) -> Any:
     """`omnicupy.attention` on torch tensors: same meaning, shapes, promises and errors.
 
-    q: (batch, q_heads, q_len, head_dim).  k, v: (batch, kv_heads, k_len, head_dim).  out: as q, or None for a new
-    C-contiguous tensor. All on one device. No tensor is copied. Any strides on the CPU; on a GPU the last axis is
-    contiguous and rows are 16-byte aligned: x.transpose(1, 2) of a (batch, tokens, heads, head_dim) tensor passes.
+    q: (batch, q_heads, q_len, head_dim). k, v: (batch, kv_heads, k_len, head_dim). out: as q, or None for a new
+    C-contiguous tensor. sink_logits: (q_heads,), float32, for float64 tensors float64. All on one device. No tensor
+    is copied. Any strides on the CPU; on a GPU the last axis is contiguous and rows are 16-byte aligned:
+    x.transpose(1, 2) of a (batch, tokens, heads, head_dim) tensor passes.
 
     CUDA tensors (float16, bfloat16) run on torch's current stream of their device, without a synchronisation;
     torch allocates the outputs. CPU tensors (float16, bfloat16, float32, float64) run on NumPy and BLAS.
@@ -46,49 +49,54 @@ def attention(
     and a new mask of the same shape recompiles nothing (the second one does, once). For a CUDA graph, call `prepare`
     or this once before the capture; the graph keeps what it reads of the mask.
 
-    Gradients of out and lse reach q, k and v, in their dtypes, on the stream of the forward pass; what nobody asks for
-    is not computed. For them the call keeps q, k, v, out, lse and the mask; `omnicupy.attention_backward` tells which
-    of these it copies. There is no second derivative and no forward mode; torch.func.grad, vjp, jacrev and vmap work.
-    deterministic: False permits any order of their sums, unless torch.use_deterministic_algorithms forbids it.
+    Gradients of out and lse reach q, k, v and sink_logits, in their dtypes, on the stream of the forward pass; what
+    nobody asks for is not computed. For them the call keeps q, k, v, out, lse and the mask;
+    `omnicupy.attention_backward` tells which of these it copies. There is no second derivative and no forward mode;
+    torch.func.grad, vjp, jacrev and vmap work. deterministic: False permits any order of their sums, unless
+    torch.use_deterministic_algorithms forbids it.
 
     Returns `out`, or (out, lse) with lse (batch, q_heads, q_len), float32, for float64 tensors float64.
     Raises what `omnicupy.attention` raises; UnsupportedError for `out` where a gradient is needed, for tensors that
     carry a tangent, for derivatives of gradients, and for `config` and `split` inside torch.compile.
     """
-    tensors.check(q, k, v, out)
-    if type(return_lse) is not bool:
-        return_lse = flag("attention", "return_lse", return_lse)
-    if type(deterministic) is not bool:
-        deterministic = flag("attention", "deterministic", deterministic)
-    options = {"scale": scale, "return_lse": return_lse, "out": out, "config": config, "split": split}
+    tensors.check(q, k, v, out, sink_logits)
+    if type(return_lse) is not bool or type(deterministic) is not bool:
+        given = {"return_lse": return_lse, "deterministic": deterministic}
+        return_lse, deterministic = (flag("attention", name, value) for name, value in given.items())
     if state.any_autocast():
         q, k, v = tensors.autocast(q, k, v)
     if torch.is_grad_enabled():
         if out is not None:
-            tensors.check_out(q, k, v, out)
-        elif q.requires_grad or k.requires_grad or v.requires_grad:
-            return with_gradients(q, k, v, mask, (scale, return_lse, config, split, deterministic))
+            tensors.check_out(out, q=q, k=k, v=v, sink_logits=sink_logits)
+        elif tensors.need_gradients(q, k, v, sink_logits):
+            options = (scale, softcap, return_lse, config, split, deterministic)
+            return with_gradients((q, k, v, sink_logits), mask, options)
+    how = {"scale": scale, "return_lse": return_lse, "out": out, "config": config, "split": split}
+    if sink_logits is not None or softcap is not None:
+        how |= {"sink_logits": sink_logits, "softcap": softcap}
+    return _without_gradients(q, k, v, mask, how, deterministic)
+
+
+def _without_gradients(q: Any, k: Any, v: Any, mask: Any, how: dict[str, Any], deterministic: bool) -> Any:
+    """The call whose gradients nobody asks for. how: the other options of attention."""
+    out, sink_logits = how["out"], how.get("sink_logits")
     if state.has_tangents():  # which would be lost
-        tensors.check_tangents(q=q, k=k, v=v, out=out)
+        tensors.check_tangents(q=q, k=k, v=v, out=out, sink_logits=sink_logits)
     if torch.compiler.is_compiling():
-        return through_operator(q, k, v, mask, **options)
-    run = _runner(q, k, v, out, deterministic)
-    try:
-        return run(q, k, v, mask, **options)
-    except (RuntimeError, TypeError):  # of torch, which says nothing of which tensor it is
-        tensors.check_storage(q=q, k=k, v=v, out=out)
-        raise
-
-
-def _runner(q: Any, k: Any, v: Any, out: Any, deterministic: bool) -> Any:
-    """What runs the call outside of a compiler, where no gradient is needed."""
+        return through_operator(q, k, v, mask, **how)
+    run = run_eagerly if state.tracer() is None else untraced(run_eagerly)
     if type(q) is type(k) is type(v) and out is None:  # the same as below, in half the time
         plain = type(q) in state.PLAIN
     else:
         plain = all(type(one) in state.PLAIN for one in (q, k, v, out) if one is not None)
+    plain = plain and (sink_logits is None or type(sink_logits) in state.PLAIN)
     if not plain or state.modes() or state.transform() is not None or state.jit_traces():
-        return _seen_by_torch(plain, deterministic)
-    return run_eagerly if state.tracer() is None else untraced(run_eagerly)
+        run = _seen_by_torch(plain, deterministic)
+    try:
+        return run(q, k, v, mask, **how)
+    except (RuntimeError, TypeError):  # of torch, which says nothing of which tensor it is
+        tensors.check_storage(q=q, k=k, v=v, out=out, sink_logits=sink_logits)
+        raise
 
 
 def _seen_by_torch(plain: bool, deterministic: bool) -> Any:
@@ -101,31 +109,34 @@ def _seen_by_torch(plain: bool, deterministic: bool) -> Any:
 
 
 def with_gradients(
-    q: Any, k: Any, v: Any, mask: Any, options: tuple[Any, ...], tokens_first: bool = False
+    inputs: tuple[Any, Any, Any, Any], mask: Any, options: tuple[Any, ...], tokens_first: bool = False
 ) -> Any:
-    """The call where q, k or v requires a gradient; they are tensors.
+    """The call where an input requires a gradient; they are tensors.
 
-    options: scale, return_lse, config, split, deterministic.  tokens_first: as `new_out`.
+    inputs: q, k, v and sink_logits or None.  options: scale, softcap, return_lse, config, split, deterministic.
+    tokens_first: as `new_out`.
     """
+    q, k, v, sink_logits = inputs
     if state.has_tangents():
-        tensors.check_tangents(q=q, k=k, v=v)
-    scale, return_lse, config, split, deterministic = options
+        tensors.check_tangents(q=q, k=k, v=v, sink_logits=sink_logits)
+    scale, softcap, return_lse, config, split, deterministic = options
     how = {"scale": scale, "return_lse": return_lse, "out": None, "config": config, "split": split}
     how |= {"deterministic": deterministic, "tokens_first": tokens_first}
+    how |= {"sink_logits": sink_logits, "softcap": softcap}
     if torch.compiler.is_compiling():
         return through_operator(q, k, v, mask, **how)
     if state.transform() is not None:
         return through_transforms(q, k, v, mask, **how)
-    plain = type(q) in state.PLAIN and type(k) in state.PLAIN and type(v) in state.PLAIN
+    plain = all(one is None or type(one) in state.PLAIN for one in inputs)
     try:
         if not plain or state.modes():
             return through_operator(q, k, v, mask, **how)
         if state.jit_traces():
             raise UnsupportedError(NO_TRACE)
         run = Attention.apply if state.tracer() is None else untraced(Attention.apply)
-        return run(q, k, v, mask, options, tokens_first)
+        return run(q, k, v, sink_logits, mask, options, tokens_first)
     except (RuntimeError, TypeError):  # of torch, which says nothing of which tensor it is
-        tensors.check_storage(q=q, k=k, v=v)
+        tensors.check_storage(q=q, k=k, v=v, sink_logits=sink_logits)
         raise
 
 
@@ -136,6 +147,8 @@ def prepare(
     mask: Mask | Sequence[Mask] | None = None,
     *,
     scale: float | None = None,
+    sink_logits: Any = None,
+    softcap: float | None = None,
     return_lse: bool = False,
     out: Any = None,
     config: AttnSpec | None = None,
@@ -149,15 +162,16 @@ def prepare(
     before its launches, as in `omnicupy.prepare`.
     Raises what `attention` raises, but for what concerns gradients: none are lost here.
     """
-    tensors.check(q, k, v, out)
+    tensors.check(q, k, v, out, sink_logits)
     if type(return_lse) is not bool:
         flag("prepare", "return_lse", return_lse)
     if type(gradients) is not bool:
         gradients = flag("prepare", "gradients", gradients)
     q, k, v = tensors.autocast(q, k, v)
-    prepare_eagerly(q, k, v, mask, scale=scale, out=out, config=config, split=split)
+    changes = {"sink_logits": sink_logits, "softcap": softcap}
+    prepare_eagerly(q, k, v, mask, scale=scale, out=out, config=config, split=split, **changes)
     if gradients and q.is_cuda:
-        backward.prepare_on_gpu(q, k, v, mask, scale)
+        backward.prepare_on_gpu((q, k, v), mask, (scale, softcap), sink_logits)
 
 
 def _collated(masks: Sequence[Mask], *, collate_fn_map: Any = None) -> list[Mask]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,26 +32,35 @@ def run_eagerly(
     out: Any,
     config: Any,
     split: Any = None,
+    sink_logits: Any = None,
+    softcap: Any = None,
 ) -> Any:
     """The call on real tensors."""
     index = tensors.cuda_index(q, k, v, out)
+    if sink_logits is not None:
+        tensors.check_sink(sink_logits, q)
+    changes = {"sink_logits": sink_logits, "softcap": softcap}
     if index is None:
-        found = _on_cpu(
-            q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config, split=split
-        )
+        rest = {"scale": scale, "config": config, "split": split}
+        found = _on_cpu(q, k, v, mask, return_lse=return_lse, out=out, **rest, **changes)
     else:
         gpu = _gpu or _load_gpu()
         addresses = (q.data_ptr(), k.data_ptr(), v.data_ptr(), None if out is None else out.data_ptr())
         if 0 in addresses or q.is_neg() or k.is_neg() or v.is_neg() or (out is not None and out.is_neg()):
             tensors.check_storage(q=q, k=k, v=v, out=out)
+        sinks = 0 if sink_logits is None else _address_of(sink_logits)
         stream = gpu.external_stream(index, raw_stream(index))
-        plan = _plan_of((q, k, v, out), index, addresses, mask, (scale, config, split), stream=stream)
+        options = scale, config, split
+        plan = _plan_of(
+            (q, k, v, out), index, addresses, mask, options, stream=stream, **changes, sinks=sinks
+        )
         # The tensors are named in this frame, so they outlive the launch.
         to = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
         lse = q.new_empty(q.shape[:3], dtype=torch.float32) if return_lse else None
         at_q, at_k, at_v, _ = addresses
         at_lse = 0 if lse is None else lse.data_ptr()
-        gpu.on_device(index, plan.launch, at_q, at_k, at_v, to.data_ptr(), at_lse, stream)
+        launch = plan.launch if sink_logits is None else partial(plan.launch, sink_logits=sinks)
+        gpu.on_device(index, launch, at_q, at_k, at_v, to.data_ptr(), at_lse, stream)
         found = (to, lse) if return_lse else to
     if out is not None:
         torch.autograd.graph.increment_version(out)
@@ -65,19 +74,42 @@ def untraced(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def prepare_eagerly(
-    q: Any, k: Any, v: Any, mask: Any, *, scale: Any, out: Any, config: Any, split: Any
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Any,
+    *,
+    scale: Any,
+    out: Any,
+    config: Any,
+    split: Any = None,
+    sink_logits: Any = None,
+    softcap: Any = None,
 ) -> None:
     """What the first call with these real tensors does before its launch."""
     index = tensors.cuda_index(q, k, v, out)
+    if sink_logits is not None:
+        tensors.check_sink(sink_logits, q)
     if index is not None:
         tensors.check_storage(q=q, k=k, v=v, out=out)
         addresses = (q.data_ptr(), k.data_ptr(), v.data_ptr(), None if out is None else out.data_ptr())
         stream = (_gpu or _load_gpu()).external_stream(index, raw_stream(index))
-        _plan_of((q, k, v, out), index, addresses, mask, (scale, config, split), stream=stream)
+        rest: dict[str, Any] = {"sink_logits": sink_logits, "softcap": softcap, "stream": stream}
+        rest["sinks"] = 0 if sink_logits is None else _address_of(sink_logits)
+        _plan_of((q, k, v, out), index, addresses, mask, (scale, config, split), **rest)
         return
     arrays = (tensors.on_host("q", q), tensors.on_host("k", k), tensors.on_host("v", v))
     target = None if out is None else tensors.on_host("out", out)
-    api.prepare(*arrays, mask, scale=scale, out=target, config=config, split=split)
+    sinks = None if sink_logits is None else tensors.on_host("sink_logits", sink_logits)
+    options = {"scale": scale, "config": config, "split": split}
+    api.prepare(*arrays, mask, out=target, sink_logits=sinks, softcap=softcap, **options)
+
+
+def _address_of(sink_logits: Any) -> int:
+    address: int = sink_logits.data_ptr()
+    if not address or sink_logits.is_neg():
+        tensors.check_storage(sink_logits=sink_logits)
+    return address
 
 
 def _plan_of(
@@ -88,10 +120,13 @@ def _plan_of(
     options: tuple[Any, Any, Any],
     *,
     stream: Any,
+    sink_logits: Any,
+    softcap: Any,
+    sinks: int,
 ) -> Any:
     """The plan for q, k, v and `out`, all of CUDA device `index`: found by what torch tells of them, or a new one.
 
-    options: scale, config and split.
+    options: scale, config and split.  sinks: address of sink_logits.
     """
     (q, k, v, out), (scale, config, split) = named, options
     # A plan is determined by these and by mask and options, and by where the addresses lie, which find_plan looks
@@ -100,14 +135,21 @@ def _plan_of(
         (q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(), q.dtype, k.dtype, v.dtype),
         index,
         None if out is None else (out.shape, out.stride(), out.dtype),
+        None if sink_logits is None else (sink_logits.shape, sink_logits.stride(), sink_logits.dtype),
     )
-    plan = _gpu.find_plan(array_key, addresses, mask, scale, config, split)
+    plan = _gpu.find_plan(array_key, addresses, mask, scale, config, split, softcap=softcap)
+    if plan is not None and sinks and not plan.fits_sink(sinks, addresses[3]):
+        plan = None
     if plan is None:
         arrays = tuple(
             None if tensor is None else tensors.on_device(name, tensor)
             for name, tensor in zip(("q", "k", "v", "out"), named, strict=True)
         )
-        plan = _gpu.make_plan(array_key, arrays, mask, scale=scale, config=config, split=split, stream=stream)
+        changes: dict[str, Any] = {"softcap": softcap, "sink_logits": None}
+        if sink_logits is not None:
+            changes["sink_logits"] = tensors.on_device("sink_logits", sink_logits)
+        changes |= {"scale": scale, "config": config, "split": split}
+        plan = _gpu.make_plan(array_key, arrays, mask, stream=stream, **changes)
     return plan
 
 
@@ -125,13 +167,33 @@ def _load_gpu() -> Any:
 
 
 def _on_cpu(
-    q: Any, k: Any, v: Any, mask: Any, *, scale: Any, return_lse: bool, out: Any, config: Any, split: Any
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Any,
+    *,
+    scale: Any,
+    return_lse: bool,
+    out: Any,
+    config: Any,
+    split: Any,
+    sink_logits: Any,
+    softcap: Any,
 ) -> Any:
     if config is not None:
         raise ValueError("config must be None for CPU tensors: it chooses a GPU kernel; pass CUDA tensors")
     inputs = (tensors.on_host("q", q), tensors.on_host("k", k), tensors.on_host("v", v))
     target = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
+    changes = {"softcap": softcap, "sink_logits": None}
+    if sink_logits is not None:
+        changes["sink_logits"] = tensors.on_host("sink_logits", sink_logits)
     found = api.attention(
-        *inputs, mask, scale=scale, return_lse=return_lse, out=tensors.on_host("out", target), split=split
+        *inputs,
+        mask,
+        scale=scale,
+        return_lse=return_lse,
+        out=tensors.on_host("out", target),
+        split=split,
+        **changes,
     )
     return (target, torch.from_numpy(found[1])) if return_lse else target

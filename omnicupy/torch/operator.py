@@ -12,6 +12,7 @@ from omnicupy.errors import UnsupportedError
 from omnicupy.masks.handles import of_handle
 from omnicupy.masks.mask import Mask
 from omnicupy.torch import backward, tensors
+from omnicupy.torch.backward import Scores
 from omnicupy.torch.eager import run_eagerly
 from omnicupy.torch.held import hold
 from omnicupy.torch.state import PLAIN, is_exporting
@@ -33,6 +34,8 @@ def through_operator(
     split: Any = None,
     deterministic: bool = True,
     tokens_first: bool = False,
+    sink_logits: Any = None,
+    softcap: Any = None,
 ) -> Any:
     """The call as an operator. Traced by torch.compile, to which a mask's handle is an integer input.
 
@@ -43,36 +46,40 @@ def through_operator(
             raise UnsupportedError(f"{name} must be None inside torch.compile; call attention outside of it")
     handles = handles_for(mask)
     if out is None:
-        keep_lse = return_lse or may_need_gradients(q, k, v)
-        out, lse = forward_operator(q, k, v, handles, scale, keep_lse, deterministic, tokens_first)
+        keep_lse = return_lse or may_need_gradients(q, k, v, sink_logits)
+        rest = (deterministic, tokens_first, sink_logits, softcap)
+        out, lse = forward_operator(q, k, v, handles, scale, keep_lse, *rest)
     else:
-        lse = forward_operator_out(q, k, v, out, handles, scale, return_lse)
+        lse = forward_operator_out(q, k, v, out, handles, scale, return_lse, sink_logits, softcap)
     return (out, lse) if return_lse else out
 
 
 def gradients_through_operator(
-    grads: Any, saved: Any, mask: Any, scale: Any, wanted: Any, deterministic: bool
-) -> tuple[Any, Any, Any]:
-    """dq, dk and dv as an operator gives them, None for those that are not wanted; arguments as in `gradients`."""
-    return _gradients(grads, saved, handles_for(mask), scale, wanted, deterministic)
+    grads: Any, saved: Any, mask: Any, scores: Scores, wanted: Any, deterministic: bool
+) -> tuple[Any, ...]:
+    """dq, dk, dv and dsink_logits as an operator gives them, None for those that are not wanted; arguments as in
+    `gradients`.
+    """
+    return _gradients(grads, saved, handles_for(mask), scores, wanted, deterministic)
 
 
 def _gradients(
-    grads: Any, saved: Any, handles: Any, scale: Any, wanted: Any, deterministic: bool
-) -> tuple[Any, Any, Any]:
+    grads: Any, saved: Any, handles: Any, scores: Scores, wanted: Any, deterministic: bool
+) -> tuple[Any, ...]:
     if not any(wanted) or (grads[0] is None and grads[1] is None):
-        return None, None, None
-    found = backward_operator(*grads, *saved, handles, scale, list(wanted), deterministic)
-    dq, dk, dv = (one if asked else None for one, asked in zip(found, wanted, strict=True))
-    return dq, dk, dv
+        return None, None, None, None
+    *saved, sink_logits = saved
+    (scale, softcap), rest = scores, (list(wanted), deterministic)
+    found = backward_operator(*grads, *saved, handles, scale, *rest, sink_logits, softcap)
+    return tuple(one if asked else None for one, asked in zip(found, wanted, strict=True))
 
 
-def may_need_gradients(q: Any, k: Any, v: Any) -> bool:
+def may_need_gradients(q: Any, k: Any, v: Any, sink_logits: Any = None) -> bool:
     """Whether the backward pass may be asked for, which reads lse."""
     if not torch.is_grad_enabled():
         return False
     if torch.compiler.is_compiling() and not is_exporting():  # guards on what requires a gradient
-        return bool(q.requires_grad or k.requires_grad or v.requires_grad)
+        return tensors.need_gradients(q, k, v, sink_logits)
     return True  # a stored program may be trained, and tensors inside of vmap do not say what those outside require
 
 
@@ -128,18 +135,19 @@ def empty_lse(q: Any, wanted: bool) -> Any:
 
 def _with_defaults(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     # The dispatcher leaves out arguments that equal their defaults, from the last one on.
-    return arguments + (True, False)[len(arguments) - 6 :]
+    return arguments + (True, False, None, None)[len(arguments) - 6 :]
 
 
 def _forward(*arguments: Any) -> Any:
-    """(q, k, v, handles, scale, return_lse, deterministic, tokens_first) -> (out, lse); lse has no elements when it is
-    not wanted.
+    """(q, k, v, handles, scale, return_lse, deterministic, tokens_first, sink_logits, softcap) -> (out, lse); lse has
+    no elements when it is not wanted.
     """
-    q, k, v, handles, scale, return_lse, _, tokens_first = _with_defaults(arguments)
-    tensors.check_tangents(q=q, k=k, v=v)
+    q, k, v, handles, scale, return_lse, _, tokens_first, sink_logits, softcap = _with_defaults(arguments)
+    tensors.check_tangents(q=q, k=k, v=v, sink_logits=sink_logits)
     masks = masks_of(handles)
     target = new_out(q, True) if tokens_first else None
-    found = run_eagerly(q, k, v, masks, scale=scale, return_lse=return_lse, out=target, config=None)
+    how = {"scale": scale, "softcap": softcap, "sink_logits": sink_logits, "config": None}
+    found = run_eagerly(q, k, v, masks, return_lse=return_lse, out=target, **how)
     if not return_lse:
         return found, empty_lse(q, False)
     hold(masks, found[1])
@@ -147,72 +155,90 @@ def _forward(*arguments: Any) -> Any:
 
 
 def _forward_fake(*arguments: Any) -> Any:
-    q, *_, return_lse, _, tokens_first = _with_defaults(arguments)
+    q, *_, return_lse, _, tokens_first, _, _ = _with_defaults(arguments)
     return new_out(q, tokens_first), empty_lse(q, return_lse)
 
 
 def _forward_out(*arguments: Any) -> Any:
-    """(q, k, v, out, handles, scale, return_lse) -> lse."""
-    q, k, v, out, handles, scale, return_lse = arguments
-    tensors.check_tangents(q=q, k=k, v=v, out=out)
-    found = run_eagerly(q, k, v, masks_of(handles), scale=scale, return_lse=return_lse, out=out, config=None)
+    """(q, k, v, out, handles, scale, return_lse, sink_logits, softcap) -> lse."""
+    q, k, v, out, handles, scale, return_lse, sink_logits, softcap = _with_changes(arguments)
+    tensors.check_tangents(q=q, k=k, v=v, out=out, sink_logits=sink_logits)
+    how = {"scale": scale, "softcap": softcap, "sink_logits": sink_logits, "config": None}
+    found = run_eagerly(q, k, v, masks_of(handles), return_lse=return_lse, out=out, **how)
     return found[1] if return_lse else empty_lse(q, False)
 
 
+def _with_changes(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    return arguments + (None, None)[len(arguments) - 7 :]
+
+
 def _forward_out_fake(*arguments: Any) -> Any:
-    return empty_lse(arguments[0], arguments[-1])
+    return empty_lse(arguments[0], _with_changes(arguments)[-3])
 
 
 def _backward(*arguments: Any) -> Any:
-    """(dout, dlse, q, k, v, out, lse, handles, scale, wanted, deterministic) -> (dq, dk, dv), without elements
-    where they are not wanted.
+    """(dout, dlse, q, k, v, out, lse, handles, scale, wanted, deterministic, sink_logits, softcap) -> (dq, dk, dv,
+    dsink_logits), without elements where they are not wanted.
     """
-    *given, handles, scale, wanted, deterministic = arguments
-    names = ("dout", "dlse", "q", "k", "v", "out", "lse")
-    tensors.check_tangents(**dict(zip(names, given, strict=True)))
+    arguments += (None, None)[len(arguments) - 11 :]
+    *given, handles, scale, wanted, deterministic, sink_logits, softcap = arguments
+    names = ("dout", "dlse", "q", "k", "v", "out", "lse", "sink_logits")
+    tensors.check_tangents(**dict(zip(names, (*given, sink_logits), strict=True)))
     refuse_graph_of_gradients()
     dout, dlse, *saved = given
-    found = backward.gradients((dout, dlse), tuple(saved), masks_of(handles), scale, wanted, deterministic)
-    return tuple(one.new_empty(0) if made is None else made for one, made in zip(saved, found, strict=False))
+    found = backward.gradients(
+        (dout, dlse), (*saved, sink_logits), masks_of(handles), (scale, softcap), wanted, deterministic
+    )
+    return with_empty_ones(found, saved, sink_logits)
+
+
+def with_empty_ones(found: Sequence[Any], saved: Sequence[Any], sink_logits: Any) -> tuple[Any, ...]:
+    """dq, dk, dv and dsink_logits, without elements where there are none. saved: begins with q, k and v."""
+    like = (*saved[:3], saved[0] if sink_logits is None else sink_logits)
+    return tuple(one.new_empty(0) if made is None else made for one, made in zip(like, found, strict=True))
 
 
 def _backward_fake(*arguments: Any) -> Any:
-    return gradients_fake(arguments[2:5], arguments[9])
+    sink_logits = arguments[11] if len(arguments) > 11 else None
+    return gradients_fake((*arguments[2:5], sink_logits), arguments[9])
 
 
 def gradients_fake(inputs: Sequence[Any], wanted: Sequence[bool]) -> tuple[Any, ...]:
-    """Memory for dq, dk and dv of q, k and v: C-contiguous, without elements where they are not wanted."""
-    shapes = (one.shape if asked else (0,) for one, asked in zip(inputs, wanted, strict=True))
+    """Memory for the gradients of q, k, v and sink_logits (or None): C-contiguous, without elements where they are not
+    wanted.
+    """
+    like = [inputs[0] if one is None else one for one in inputs]
+    shapes = (one.shape if asked else (0,) for one, asked in zip(like, wanted, strict=True))
     return tuple(
         torch.empty(shape, dtype=one.dtype, device=one.device)
-        for one, shape in zip(inputs, shapes, strict=True)
+        for one, shape in zip(like, shapes, strict=True)
     )
 
 
-def save(ctx: Any, inputs: Any, lse: Any, out: Any) -> None:
-    """What autograd keeps of a call for its backward pass. inputs: q, k and v."""
+def save(ctx: Any, inputs: Any, lse: Any, out: Any, sink_logits: Any) -> None:
+    """What autograd keeps of a call for its backward pass. inputs: begin with q, k and v."""
     if not lse.numel():
         raise UnsupportedError(
-            "return_lse must be True where q, k or v requires a gradient: the backward pass reads lse"
+            "return_lse must be True where q, k, v or sink_logits requires a gradient: the backward pass reads lse"
         )
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs, out, lse)
+    ctx.save_for_backward(*inputs, out, lse, sink_logits)
 
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
-    *arrays, handles, scale, _, deterministic, _ = inputs
-    save(ctx, arrays, output[1], output[0])
-    ctx.options = handles, scale, deterministic
+    *arrays, handles, scale, _, deterministic, _, sink_logits, softcap = inputs
+    save(ctx, arrays, output[1], output[0], sink_logits)
+    ctx.options = handles, (scale, softcap), deterministic
     if type(output[1]) in PLAIN:  # what traces keeps such a node with the graph
         ctx.masks = masks_of(handles)
 
 
 def _formula(ctx: Any, dout: Any, dlse: Any) -> Any:
-    handles, scale, deterministic = ctx.options
-    found = _gradients(
-        (dout, dlse), ctx.saved_tensors, handles, scale, ctx.needs_input_grad[:3], deterministic
-    )
-    return *found, None, None, None, None, None
+    handles, scores, deterministic = ctx.options
+    # Arguments that equal their defaults, from the last one on, are none of autograd's either.
+    wanted = (*ctx.needs_input_grad[:3], any(ctx.needs_input_grad[8:9]))
+    *found, of_sink = _gradients((dout, dlse), ctx.saved_tensors, handles, scores, wanted, deterministic)
+    return *found, None, None, None, None, None, of_sink, None
 
 
 def refuse_second(ctx: Any, *grads: Any) -> Any:
@@ -236,12 +262,14 @@ def refuse_graph_of_gradients() -> None:
 
 
 _REST = "SymInt[] masks, float? scale, bool return_lse"
+CHANGES = "Tensor? sink_logits=None, float? softcap=None"
 forward_operator = torch.library.custom_op(
     "omnicupy::attention",
     _forward,
     mutates_args=(),
     schema=(
-        f"(Tensor q, Tensor k, Tensor v, {_REST}, bool deterministic=True, bool tokens_first=False) -> (Tensor, Tensor)"
+        f"(Tensor q, Tensor k, Tensor v, {_REST}, bool deterministic=True, bool tokens_first=False, {CHANGES}) "
+        "-> (Tensor, Tensor)"
     ),
 )
 forward_operator.register_fake(_forward_fake)
@@ -250,7 +278,7 @@ forward_operator_out = torch.library.custom_op(
     "omnicupy::attention_out",
     _forward_out,
     mutates_args=("out",),
-    schema=f"(Tensor q, Tensor k, Tensor v, Tensor(a!) out, {_REST}) -> Tensor",
+    schema=f"(Tensor q, Tensor k, Tensor v, Tensor(a!) out, {_REST}, {CHANGES}) -> Tensor",
 )
 forward_operator_out.register_fake(_forward_out_fake)
 backward_operator = torch.library.custom_op(
@@ -259,7 +287,7 @@ backward_operator = torch.library.custom_op(
     mutates_args=(),
     schema=(
         "(Tensor? dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, SymInt[] masks, "
-        "float? scale, bool[] wanted, bool deterministic) -> (Tensor, Tensor, Tensor)"
+        f"float? scale, bool[] wanted, bool deterministic, {CHANGES}) -> (Tensor, Tensor, Tensor, Tensor)"
     ),
 )
 backward_operator.register_fake(_backward_fake)

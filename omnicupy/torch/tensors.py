@@ -79,8 +79,8 @@ def _address(tensor: Any) -> int:
     return address
 
 
-def check(q: Any, k: Any, v: Any, out: Any) -> None:
-    """Raises TypeError where one is no tensor; out may be None."""
+def check(q: Any, k: Any, v: Any, out: Any, sink_logits: Any = None) -> None:
+    """Raises TypeError where one is no tensor; out and sink_logits may be None."""
     kind = torch.Tensor
     if not (isinstance(q, kind) and isinstance(k, kind) and isinstance(v, kind)):
         for name, tensor in (("q", q), ("k", k), ("v", v)):
@@ -88,6 +88,8 @@ def check(q: Any, k: Any, v: Any, out: Any) -> None:
                 _refuse(name, tensor)
     if out is not None and not isinstance(out, kind):
         _refuse("out", out)
+    if sink_logits is not None and not isinstance(sink_logits, kind):
+        _refuse("sink_logits", sink_logits)
 
 
 def cuda_index(q: Any, k: Any, v: Any, out: Any) -> int | None:
@@ -106,6 +108,15 @@ def cuda_index(q: Any, k: Any, v: Any, out: Any) -> int | None:
     if not q.is_cpu:
         raise ValueError(f"q must be on a CPU or a CUDA device, got {device}; move q, k and v to one")
     return None
+
+
+def check_sink(sink_logits: Any, q: Any) -> None:
+    """Raises ValueError where sink_logits, a tensor, is on another device than q."""
+    if sink_logits.device != q.device:
+        raise ValueError(
+            f"sink_logits must be on the device of q ({q.device}), got {sink_logits.device}; move it with "
+            f"sink_logits.to({str(q.device)!r})"
+        )
 
 
 def check_tangents(**named: Any) -> None:
@@ -131,15 +142,18 @@ def _tangent(tensor: Any) -> Any:
         return None
 
 
-def need_gradients(q: Any, k: Any, v: Any) -> bool:
+def need_gradients(q: Any, k: Any, v: Any, sink_logits: Any = None) -> bool:
     """Whether autograd may ask for a gradient of one of these."""
-    return bool(torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad))
+    if not torch.is_grad_enabled():
+        return False
+    of_sink = sink_logits is not None and sink_logits.requires_grad
+    return bool(of_sink or q.requires_grad or k.requires_grad or v.requires_grad)
 
 
-def check_out(q: Any, k: Any, v: Any, out: Any) -> None:
+def check_out(out: Any, **inputs: Any) -> None:
     """Raises UnsupportedError where out would be written though a gradient is to pass through it."""
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
-        if tensor.requires_grad:
+    for name, tensor in inputs.items():
+        if tensor is not None and tensor.requires_grad:
             raise UnsupportedError(
                 f"out must be None where {name} requires a gradient; leave it out, or call under torch.no_grad()"
             )

@@ -38,7 +38,7 @@ def register(name: str = "omnicupy", *, ignore: Collection[str] = ()) -> str:
     its graphs; with fullgraph=True the graph makes them, as arrays of all pairs, which is slower.
 
     Raises UnsupportedError when a model is loaded that takes its attention from nowhere but its own code, and
-    at the first forward pass that asks for what is missing, and names it: soft caps, sinks, dropout in
+    at the first forward pass that asks for what is missing, and names it: dropout in
     training, position biases, sparse indices, attention weights, continuous batching. So does an option that reaches
     attention and that this version does not know (omnicupy.transformers.options lists all).
     ignore: names of further options that change nothing of attention, such as those of a model of your own.

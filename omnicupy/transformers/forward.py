@@ -34,7 +34,8 @@ def attention(
     query: (batch, heads, rows, head_dim).  key, value: (batch, kv_heads, keys, head_dim).  attention_mask: a
     MaskTensor, a tensor that broadcasts to (batch, heads, rows, keys), or None: causal where is_causal, or the
     module's, says so, within sliding_window. cu_seq_lens_q and cu_seq_lens_k bound packed sequences, within the mask
-    where there is one. ignored: names of further options that change nothing.
+    where there is one. s_aux: a logit a head, (heads,), in any dtype, the sink_logits of attention. softcap: as there.
+    ignored: names of further options that change nothing.
     Returns (out, None), out (batch, rows, heads, head_dim), contiguous. No tensor is copied, but under torch.autocast,
     where query, key and value are cast as those of scaled_dot_product_attention are.
     Raises UnsupportedError for what the result would depend on and omnicupy does not compute.
@@ -45,22 +46,36 @@ def attention(
         is_causal = getattr(module, "is_causal", True)
     read = {name: options.get(name) for name in ("cu_seq_lens_q", "cu_seq_lens_k", "sliding_window")}
     read["is_causal"] = bool(is_causal)
+    inputs = query, key, value, _sinks(module, options.get("s_aux"), query)
+    scores = scaling, options.get("softcap")
     masks, tensor = _given(attention_mask, query.shape[0])
     if torch.compiler.is_compiling() and (masks is None or bounded(read)):
-        return through_operator((query, key, value), masks, tensor, scaling, read), None
+        return through_operator(inputs, masks, tensor, scores, read), None
     masks = masks_for((*query.shape[:3], key.shape[2]), masks, tensor, read)
-    return _run(query, key, value, masks, scaling), None
+    return _run(inputs, masks, scores), None
 
 
-def _run(query: Any, key: Any, value: Any, masks: Masks, scaling: float | None) -> Any:
-    mask = one_or_all(masks)
-    if tensors.need_gradients(query, key, value):
-        options = (scaling, False, None, None, True)  # no lse, config or split, always the same bits
-        return with_gradients(query, key, value, mask, options, tokens_first=True).transpose(1, 2)
+def _run(inputs: tuple[Any, Any, Any, Any], masks: Masks, scores: tuple[Any, Any]) -> Any:
+    """inputs: query, key, value and sinks.  scores: scale and softcap."""
+    query, key, value, sinks = inputs
+    mask, (scale, softcap) = one_or_all(masks), scores
+    if tensors.need_gradients(*inputs):
+        options = (scale, softcap, False, None, None, True)  # no lse, config or split, always the same bits
+        return with_gradients(inputs, mask, options, tokens_first=True).transpose(1, 2)
     batch, heads, rows, head_dim = query.shape
     out = torch.empty((batch, rows, heads, head_dim), dtype=query.dtype, device=query.device)
-    front.attention(query, key, value, mask, scale=scaling, out=out.transpose(1, 2))
+    changes = {"sink_logits": sinks, "softcap": softcap}
+    front.attention(query, key, value, mask, scale=scale, out=out.transpose(1, 2), **changes)
     return out
+
+
+def _sinks(module: Any, logits: Any, query: Any) -> Any:
+    """s_aux in the dtype of attention's sink_logits, through which gradients reach it."""
+    if logits is None:
+        return None
+    if not isinstance(logits, torch.Tensor) or logits.shape != query.shape[1:2]:
+        transformers_options.refuse(module, "sinks other than a logit a head", "s_aux", logits)
+    return logits.to(torch.float64 if query.dtype == torch.float64 else torch.float32)
 
 
 def _given(mask: Any, batch: int) -> tuple[Masks, Any]:
@@ -85,6 +100,10 @@ def _check(
     if dropout:
         transformers_options.refuse(module, "dropout", "dropout", dropout)
     transformers_options.check(module, options, ignored)
+    if (compressor := getattr(module, "compressor", None)) is not None:
+        # Its keys' mask is numbers to add, which the layer casts to the mask's dtype: booleans that say the opposite.
+        kind = type(compressor).__name__
+        transformers_options.refuse(module, "attention to compressed keys", "compressor", kind)
     query, _, value = inputs
     if value.shape[3] != query.shape[3]:
         transformers_options.refuse(

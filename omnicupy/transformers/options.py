@@ -18,6 +18,8 @@ USED = {
     "cu_seq_lens_q": "where the rows of each packed sequence end",
     "cu_seq_lens_k": "where the keys of each packed sequence end",
     "sliding_window": "the window of a layer that has no mask, which otherwise holds it",
+    "softcap": "the bound of the scores",
+    "s_aux": "a logit of each head beside those of the keys",
 }
 
 _FED = "an input of a model, which has used it before its layers"
@@ -65,8 +67,6 @@ HARMLESS = {
 
 _PAGED = "continuous batching"
 REFUSED = {
-    "softcap": "a soft cap of the scores",
-    "s_aux": "attention sinks",
     "sinks": "attention sinks",
     "position_bias": "a position bias",
     "indices": "sparse attention by indices",

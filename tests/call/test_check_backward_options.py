@@ -9,8 +9,6 @@ import pytest
 from check_backward_calls import KV, backward_spec, call, gpu
 from check_calls import host, ndarray, spec
 
-import omnicupy as oc
-
 COPY = "copy it with cupy.ascontiguousarray"
 READ_ONLY = np.zeros(KV, np.float16)
 READ_ONLY.flags.writeable = False
@@ -22,19 +20,20 @@ TABLE: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
         call,
         {"wanted": "qk"},
         TypeError,
-        'wanted must be a list or tuple of names among q, k, v, got str; write for example ("q", "k", "v")',
+        "wanted must be a list or tuple of names among q, k, v, sink_logits, got str; write for example "
+        '("q", "k", "v")',
     ),
     (
         call,
         {"wanted": ("q", "dk")},
         ValueError,
-        "wanted[1] must be one of q, k, v, got 'dk'; name one of these",
+        "wanted[1] must be one of q, k, v, sink_logits, got 'dk'; name one of these",
     ),
     (
         call,
         {"wanted": ["q", True]},
         ValueError,
-        "wanted[1] must be one of q, k, v, got True; name one of these",
+        "wanted[1] must be one of q, k, v, sink_logits, got True; name one of these",
     ),
     (
         call,
@@ -46,7 +45,7 @@ TABLE: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
         call,
         {"wanted": ()},
         ValueError,
-        "wanted must name at least one of q, k, v, got none; skip the call when it is empty",
+        "wanted must name at least one of q, k, v, sink_logits, got none; skip the call when it is empty",
     ),
     # out_grads
     (
@@ -134,16 +133,29 @@ TABLE: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (
         call,
         {"sink_logits": host((4,))},
-        oc.UnsupportedError,
-        "attention_backward: sink_logits must be None, got numpy.ndarray: attention computes no scores that it would "
-        "change; leave it out",
+        TypeError,
+        "sink_logits must be float32 where q is float16, got float16; cast it",
     ),
     (
         call,
         {"softcap": 0.0},
-        oc.UnsupportedError,
-        "attention_backward: softcap must be None, got float: attention computes no scores that it would change; "
-        "leave it out",
+        ValueError,
+        "softcap must be finite and above 0 in float32, and scale / softcap too, got 0.0 with scale 0.25; pass None "
+        "for scores that are not capped",
+    ),
+    (
+        gpu,
+        {"config": backward_spec(softcap=True)},
+        ValueError,
+        "config must have softcap=False for a call without a softcap, got True; replace it with "
+        "dataclasses.replace(config, softcap=False)",
+    ),
+    (
+        gpu,
+        {"config": backward_spec(), "softcap": 30.0},
+        ValueError,
+        "config must have softcap=True for a call with a softcap, got False; replace it with "
+        "dataclasses.replace(config, softcap=True)",
     ),
     (
         gpu,

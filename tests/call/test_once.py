@@ -12,7 +12,7 @@ import pytest
 import omnicupy as oc
 from omnicupy.call import check
 
-CHECKS = ("call", "_masks_of", "scale_of", "_check_kinds", "_check_shapes", "check_layout", "_check_out")
+CHECKS = ("call", "masks_of", "scale_of", "_check_kinds", "_check_shapes", "check_layout", "check_target")
 
 
 @pytest.fixture

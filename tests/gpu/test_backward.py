@@ -13,7 +13,7 @@ from fake_backward import Call, map_of, parts, with_strides
 from fake_device import BF16
 
 import omnicupy as oc
-from omnicupy.call import check
+from omnicupy.call import check_masks
 from omnicupy.choose import backward_table
 from omnicupy.errors import UnsupportedError
 from omnicupy.gpu import backward_plan
@@ -35,7 +35,7 @@ NAIVE = backward_table.naive("sm_90", "bfloat16", 64)
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> fake_device.Device:
-    check._full.cache_clear()
+    check_masks._full.cache_clear()
     return fake_backward.install(monkeypatch)
 
 

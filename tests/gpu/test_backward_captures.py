@@ -13,14 +13,14 @@ from fake_backward import Call, parts, with_strides
 from fake_device import Event
 
 import omnicupy as oc
-from omnicupy.call import check
+from omnicupy.call import check_masks
 from omnicupy.gpu import backward as gpu_backward
 from omnicupy.gpu import stream_memory, workspace
 
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> fake_device.Device:
-    check._full.cache_clear()
+    check_masks._full.cache_clear()
     fake = fake_backward.install(monkeypatch)
     fake.streams[0] = fake_device.Stream(7)
     return fake

@@ -12,7 +12,7 @@ import pytest
 from fake_backward import Call, map_of, with_strides
 
 import omnicupy as oc
-from omnicupy.call import check
+from omnicupy.call import check_masks
 from omnicupy.choose import backward_table
 from omnicupy.gpu.stream_memory import memory_of
 from omnicupy.gpu.workspace import Need
@@ -34,7 +34,7 @@ COPIES = ("q", "dout", "k", "v")
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> fake_device.Device:
-    check._full.cache_clear()
+    check_masks._full.cache_clear()
     return fake_backward.install(monkeypatch)
 
 

@@ -13,7 +13,7 @@ from fake_backward import Call, map_of, parts
 from fake_device import BF16, ndarray
 
 import omnicupy as oc
-from omnicupy.call import check
+from omnicupy.call import check_masks
 from omnicupy.call.problem import Problem
 from omnicupy.choose import backward_table, classes, saved
 from omnicupy.gpu import backward as gpu_backward
@@ -30,7 +30,7 @@ ROWS = 2 * 4 * padded_rows(300)
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Any:
-    check._full.cache_clear()
+    check_masks._full.cache_clear()
     return fake_backward.install(monkeypatch)
 
 

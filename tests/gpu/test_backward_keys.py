@@ -13,7 +13,7 @@ from fake_backward import Call, parts, with_strides
 from fake_device import ndarray
 
 import omnicupy as oc
-from omnicupy.call import check
+from omnicupy.call import check_masks
 from omnicupy.choose import backward_table
 
 NAIVE = backward_table.naive("sm_90", "bfloat16", 64)
@@ -22,7 +22,7 @@ WIDE = (2 * 4 * 300 * 64 * 2, 4 * 300 * 64, 128, 2)  # of q: batch elements twic
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> fake_device.Device:
-    check._full.cache_clear()
+    check_masks._full.cache_clear()
     fake = fake_backward.install(monkeypatch)
     fake.streams[0] = fake_device.Stream(7)
     return fake
@@ -209,9 +209,11 @@ REFUSED: list[tuple[Any, str]] = [
     (lambda _: {"wanted": "qkv"}, "wanted must be a list or tuple of names"),
     (lambda _: {"wanted": {"q": 1, "k": 1, "v": 1}}, "wanted must be a list or tuple of names"),
     (lambda _: {"deterministic": 1}, "deterministic must be"),
-    (lambda _: {"softcap": 0.0}, "softcap must be None"),
-    (lambda _: {"sink_logits": np.zeros(4)}, "sink_logits must be None"),
-    (lambda _: {"sink_logits": []}, "sink_logits must be None"),
+    (lambda _: {"softcap": 0.0}, "softcap must be finite"),
+    (lambda _: {"softcap": "50"}, "softcap must be a number"),
+    (lambda _: {"sink_logits": np.zeros(4)}, "sink_logits must be a CuPy"),
+    (lambda _: {"sink_logits": []}, "sink_logits must be a CuPy"),
+    (lambda _: {"wanted": ("sink_logits",)}, "wanted must not name sink_logits"),
     (lambda _: {"out_grads": (None, None)}, "out_grads must hold three"),
     (lambda _: {"out_grads": 3}, "out_grads must be None or a tuple"),
     (lambda call: {"out_grads": {1: None, 2: None, 3: None}}, "out_grads must be None or a tuple"),

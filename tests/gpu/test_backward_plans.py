@@ -13,14 +13,14 @@ import pytest
 from fake_backward import Call, map_of
 
 import omnicupy as oc
-from omnicupy.call import check
+from omnicupy.call import check_masks
 from omnicupy.gpu import backward as gpu_backward
 from omnicupy.jit import cache
 
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> fake_device.Device:
-    check._full.cache_clear()
+    check_masks._full.cache_clear()
     return fake_backward.install(monkeypatch)
 
 

@@ -12,7 +12,7 @@ import pytest
 from fake_device import Event, Stream
 
 import omnicupy as oc
-from omnicupy.call import check
+from omnicupy.call import check_masks
 from omnicupy.gpu import attention as gpu_attention
 from omnicupy.gpu import mask_cache, stream_memory
 from omnicupy.jit.spec import AttnSpec
@@ -25,7 +25,7 @@ SPLIT = AttnSpec(
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_device.Device]:
     fake = fake_device.install(monkeypatch)
-    check._full.cache_clear()
+    check_masks._full.cache_clear()
     gc.disable()  # whatever dies in these tests dies by its last reference
     yield fake
     gc.enable()

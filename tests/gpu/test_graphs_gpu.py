@@ -12,7 +12,7 @@ import pytest
 from busy_gpu import spinner
 
 import omnicupy as oc
-from omnicupy.call import check
+from omnicupy.call import check_masks
 from omnicupy.gpu import stream_memory
 from omnicupy.gpu.workspace import COUNTER_BYTES
 from omnicupy.jit.spec import AttnSpec
@@ -180,7 +180,7 @@ def test_a_graph_without_a_mask_replays_after_many_other_shapes() -> None:
     with stream:
         for tokens in range(1, 301):
             oc.attention(*[x[:, :1, :tokens] for x in arrays])
-    check._full.cache_clear()
+    check_masks._full.cache_clear()
     _replays_right(graph, out, wanted, stream)
 
 

@@ -11,7 +11,7 @@ from fake_device import BF16, ndarray
 from fake_device import inputs as _inputs
 
 import omnicupy as oc
-from omnicupy.call import check
+from omnicupy.call import check_masks
 from omnicupy.gpu import attention as gpu_attention
 from omnicupy.jit.spec import AttnSpec
 
@@ -22,7 +22,7 @@ NAIVE = AttnSpec(arch="sm_90", kernel="naive", dtype="bfloat16", head_dim=64, br
 def device(monkeypatch: pytest.MonkeyPatch) -> fake_device.Device:
     fake = fake_device.install(monkeypatch)
     fake.streams[0] = fake_device.Stream(7)
-    check._full.cache_clear()  # what calls without a mask share, device copies included
+    check_masks._full.cache_clear()  # what calls without a mask share, device copies included
     return fake
 
 

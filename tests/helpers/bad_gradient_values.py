@@ -6,8 +6,6 @@ from __future__ import annotations
 import numpy as np
 from bad_values import OWN_RULES, Bad, array
 
-import omnicupy as oc
-
 ROWS = np.zeros((1, 1, 4), np.float32)
 CONVERT = "{name} must be a CuPy or NumPy array, got {got}; convert it with cupy.asarray or numpy.asarray"
 OUT: list[Bad] = [*array("out"), (None, TypeError, CONVERT.replace("{got}", "NoneType"))]
@@ -25,7 +23,7 @@ WANTED: list[Bad] = [
     (
         v,
         TypeError,
-        f'wanted must be a list or tuple of names among q, k, v, got {kind}; write for example ("q", "k", "v")',
+        f'wanted must be a list or tuple of names among q, k, v, sink_logits, got {kind}; write for example ("q", "k", "v")',
     )
     for v, kind in (
         ("q", "str"),
@@ -38,14 +36,19 @@ WANTED: list[Bad] = [
     )
 ]
 WANTED += [
-    (v, ValueError, f"wanted[0] must be one of q, k, v, got {v[0]!r}; name one of these")
+    (v, ValueError, f"wanted[0] must be one of q, k, v, sink_logits, got {v[0]!r}; name one of these")
     for v in (["dq"], ["Q"], [b"q"], [None], [0], [["q"]], ["qk"], [""])
 ]
 WANTED += [
     (
         [],
         ValueError,
-        "wanted must name at least one of q, k, v, got none; skip the call when it is empty",
+        "wanted must name at least one of q, k, v, sink_logits, got none; skip the call when it is empty",
+    ),
+    (
+        ["sink_logits"],
+        ValueError,
+        "wanted must not name sink_logits where sink_logits is None; leave the name out, or pass what attention was called with",
     ),
     (["q", "k", "q"], ValueError, "wanted must name each gradient once, got 'q' twice; drop one"),
 ]
@@ -76,16 +79,6 @@ OUT_GRADS += [
         TypeError,
         CONVERT.replace("{name}", "out_grads[1]").replace("{got}", "bool"),
     )
-]
-SCORE_CHANGES: list[Bad] = [
-    (
-        v,
-        oc.UnsupportedError,
-        "attention_backward: {name} must be None, got "
-        + kind
-        + ": attention computes no scores that it would change; leave it out",
-    )
-    for v, kind in ((0, "int"), (0.0, "float"), (False, "bool"), (np.zeros(1), "numpy.ndarray"), ([], "list"))
 ]
 BACKWARD_CONFIG: list[Bad] = [
     (

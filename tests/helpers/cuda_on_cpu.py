@@ -21,6 +21,8 @@ from omnicupy.jit.spec import KernelSpec
 HOST = Path(__file__).parent / "cpu_threads"
 SMEM_MOST = 1 << 18
 STRUCTS = {  # of params.PARAMS
+    "naive": "ForwardParams",
+    "sm80": "ForwardParams",
     "sm90": "ForwardParamsSm90",
     "bwd": "BackwardParams",
     "bwd_sums": "BackwardParamsWithSums",
@@ -51,6 +53,9 @@ _INSTEAD: dict[str, list[tuple[Any, ...]]] = {
         (r'asm volatile\("red\.relaxed\.gpu\.global\.add\.f32.*?"memory"\);', "cpu::add(g_target, &x, 1);"),
         (r'asm volatile\("red\.relaxed\.gpu\.global\.add\.v4.*?"memory"\);', "cpu::add(g_target, x, 4);"),
     ],
+    "omni/softcap.cuh": [
+        (r"float share;\n  asm\(.*?;\n", "float const share = 1.f / (1.f + exp2f(kTwoLog2E * fabsf(x)));\n")
+    ],
     "omni/tile.cuh": [(r"int index;\n  asm volatile\(.*?return index;", "return threadIdx.x;")],
     "omni/sm90/wgmma.cuh": [(r'asm volatile\("" : "\+[fr]"\(x\[i\]\)::"memory"\);', ";", 2)],
     "omni/work.cuh": [(r"int index;\n  asm volatile\(.*?return index;", "return blockIdx.x;")],
@@ -68,7 +73,7 @@ def missing() -> str | None:
 
 
 def build(kernel: KernelSpec, folder: Path) -> ctypes.CDLL:
-    """Compile a kernel into `folder`, which is its own: an mma.sync one of the backward pass, or Hopper's forward."""
+    """Compile a kernel into `folder`, which is its own."""
     of_kernel = source.load(kernel.source)
     for name, text in ((kernel.source, of_kernel.text), *of_kernel.headers):
         path = folder / name

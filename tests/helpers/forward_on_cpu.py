@@ -1,9 +1,9 @@
-"""The forward kernel of Hopper, its own source run on the CPU (cuda_on_cpu.py) as a plan would launch it."""
+"""The forward kernels, their own sources run on the CPU (cuda_on_cpu.py) as a plan would launch them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import omnicupy as oc
 from omnicupy.call.problem import Problem
-from omnicupy.gpu.planning import LOG2E
+from omnicupy.gpu.planning import score_fields
 from omnicupy.jit.params import PARAMS
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.schedule.block_lists import SPAN_BYTES, BlockLists, block_lists
@@ -36,7 +36,9 @@ _LIST_FIELDS = (
 )
 
 
-def packed_spec(head_dim: int, bc: int, stages: int, dtype: str = "bfloat16") -> AttnSpec:
+def packed_spec(
+    head_dim: int, bc: int, stages: int, dtype: str = "bfloat16", *, softcap: bool = False
+) -> AttnSpec:
     return AttnSpec(
         arch="sm_90a",
         kernel="sm90",
@@ -47,6 +49,7 @@ def packed_spec(head_dim: int, bc: int, stages: int, dtype: str = "bfloat16") ->
         stages=stages,
         warps=8,
         pack=True,
+        softcap=softcap,
     )
 
 
@@ -54,7 +57,8 @@ def packed_spec(head_dim: int, bc: int, stages: int, dtype: str = "bfloat16") ->
 class Forward:
     """A call: q (batch, q_heads, q_len, D), k and v (batch, kv_heads, k_len, D), one mask or one a batch element.
 
-    tokens_first: memory (batch, tokens, heads, D).  sm_count: multiprocessors that the work is cut for.
+    tokens_first: memory (batch, tokens, heads, D).  sm_count: multiprocessors that the work is cut for.  softcap: as
+    in attention.  sinks: sink_logits.  factor: of q, and so of scores.
     """
 
     problem: Problem
@@ -63,13 +67,24 @@ class Forward:
     tokens_first: bool = False
     sm_count: int = 8
     seed: int = 0
+    softcap: float | None = None
+    sinks: Sequence[float] | None = None
+    factor: float = 1.0
     arrays: dict[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(self.seed)
         for name in ("q", "k", "v", "out"):
             self.arrays[name] = self._made(name)
-            self.arrays[name][...] = rng.standard_normal(self.arrays[name].shape)
+            factor = self.factor if name == "q" else 1.0
+            self.arrays[name][...] = factor * rng.standard_normal(self.arrays[name].shape)
+        self.problem = replace(self.problem, softcap=self.softcap is not None)
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """sink_logits and softcap, as attention takes them."""
+        sinks = None if self.sinks is None else np.array(self.sinks, np.float32)
+        return {"sink_logits": sinks, "softcap": self.softcap}
 
     def _made(self, name: str) -> Array:
         p = self.problem
@@ -82,13 +97,6 @@ class Forward:
     @property
     def mask(self) -> Any:
         return self.masks[0] if len(self.masks) == 1 else list(self.masks)
-
-    def exact(self) -> tuple[Array, Array]:
-        """out and lse in float64."""
-        out, lse = oc.attention(
-            *(self.arrays[name].astype(np.float64) for name in "qkv"), self.mask, return_lse=True
-        )
-        return out, lse
 
     def poison(self) -> None:
         """NaN in keys that no row sees."""
@@ -103,8 +111,8 @@ class Forward:
         grid = Grid.of(spec, p, len(self.masks), sm_count=self.sm_count, l2_bytes=50 << 20, split=self.split)
         lists = block_lists([mask.blocks(grid.tokens, spec.bc) for mask in self.masks], grid.workers)
         params, held = _params(self, spec, grid, lists)
-        blocks = grid.thread_blocks(lists.n_parts)[0]
-        cuda_on_cpu.run(library(spec), spec, params, (blocks, 1), (), late=False)
+        reads = () if spec.kernel == "sm90" else [held[name] for name in ("q", "k", "v", "spans")]
+        cuda_on_cpu.run(library(spec), spec, params, grid.thread_blocks(lists.n_parts)[:2], reads, late=False)
         # Zero for the next launch, but for the count of blocks that ended.
         assert not held["counter"][:2].any()
         assert not held["arrivals"].any()
@@ -128,21 +136,23 @@ def _params(
     for name in LISTS:
         held[name] = aligned(max((1,), lists.array(name).shape), lists.array(name).dtype)
         held[name].reshape(-1)[: lists.array(name).size] = lists.array(name).reshape(-1)
-    for name, array in held.items():
-        params[name] = array.ctypes.data
-        if name in call.arrays:
-            params[f"{name}_strides"] = [stride // array.itemsize for stride in array.strides[:3]]
-    params["spans"] -= SPAN_BYTES * lists.k_first
-    params["dead"] -= lists.k_first // 8
-    for name in ("q_len", "k_len", "head_dim", "batch", "q_heads", "group"):
-        params[name] = getattr(p, name)
-    for name in _LIST_FIELDS:
-        params[name] = getattr(lists, name)
-    for name, value in grid.packed.items():
-        params[name] = value
-    params["scale"], params["scale_log2"] = p.head_dim**-0.5, p.head_dim**-0.5 * LOG2E
-    params["work_items"], params["section"] = grid.work_items(lists.n_parts), grid.section(lists.n_parts)
-    _fill_maps(params, call, spec)
+    if call.sinks is not None:
+        held["sink_logits"] = aligned(len(call.sinks), np.float32)
+        held["sink_logits"][...] = call.sinks
+    values: dict[str, Any] = {name: array.ctypes.data for name, array in held.items()}
+    for name, array in call.arrays.items():
+        values[f"{name}_strides"] = [stride // array.itemsize for stride in array.strides[:3]]
+    values["spans"] -= SPAN_BYTES * lists.k_first
+    values["dead"] -= lists.k_first // 8
+    values |= {name: getattr(p, name) for name in ("q_len", "k_len", "head_dim", "batch", "q_heads", "group")}
+    values |= {name: getattr(lists, name) for name in _LIST_FIELDS}
+    values |= {**grid.packed, **score_fields(p.head_dim**-0.5, call.softcap)}
+    values |= {"work_items": grid.work_items(lists.n_parts), "section": grid.section(lists.n_parts)}
+    for name, value in values.items():
+        if name in (params.dtype.names or ()):  # a kernel's struct has what it reads
+            params[name] = value
+    if spec.kernel == "sm90":
+        _fill_maps(params, call, spec)
     return params, held
 
 

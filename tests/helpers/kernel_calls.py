@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 import omnicupy as oc
 from omnicupy.choose import backward_table
+from omnicupy.gpu.planning import score_fields
 from omnicupy.jit.backward_kernel import BackwardKernel
 from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
 from omnicupy.jit.params import PARAMS
@@ -64,11 +65,19 @@ MASKS: dict[str, Callable[[], list[oc.Mask]]] = {
 
 @dataclass(frozen=True)
 class Problem:
-    """A call: 16-bit arrays (B, H, S, D), the masks, and what a forward pass leaves."""
+    """A call: 16-bit arrays (B, H, S, D), the masks, what changes scores, and what a forward pass leaves."""
 
     dtype: str
     head_dim: int
     masks: list[oc.Mask]
+    softcap: float | None = None
+    sinks: tuple[float, ...] | None = None
+
+    def changes(self, dtype: Any) -> dict[str, Any]:
+        return {
+            "softcap": self.softcap,
+            "sink_logits": None if self.sinks is None else np.array(self.sinks, dtype),
+        }
 
     @cached_property
     def arrays(self) -> dict[str, Array]:
@@ -89,7 +98,7 @@ class Problem:
             "dlse": rng.standard_normal((BATCH, Q_HEADS, Q_LEN)).astype(np.float32),
         }
         wide = {name: arrays[name].astype(np.float64) for name in "qkv"}
-        out, lse = oc.attention(*wide.values(), self.mask, return_lse=True)
+        out, lse = oc.attention(*wide.values(), self.mask, return_lse=True, **self.changes(np.float64))
         arrays["out"][...] = out
         arrays["lse"] = lse.astype(np.float32)
         return arrays
@@ -103,8 +112,10 @@ class Problem:
         """In float64, of the same values."""
         wide = {name: array.astype(np.float64) for name, array in self.arrays.items()}
         inputs = (wide[name] for name in ("dout", "q", "k", "v", "out", "lse"))
-        found = oc.attention_backward(*inputs, self.mask, dlse=wide["dlse"])
-        return dict(zip(("dq", "dk", "dv"), found, strict=True))
+        wanted = ("q", "k", "v") + (() if self.sinks is None else ("sink_logits",))
+        changes = self.changes(np.float64)
+        found = oc.attention_backward(*inputs, self.mask, dlse=wide["dlse"], wanted=wanted, **changes)
+        return {f"d{name}": one for name, one in zip(wanted, found, strict=True)}
 
     def poison(self) -> None:
         """NaN wherever no pair reads."""
@@ -140,7 +151,8 @@ def _params(
             params[f"{name}_strides"] = [stride // array.itemsize for stride in array.strides[:3]]
     params["dout_column"] = arrays["dout"].strides[3] // 2
     params["scale"] = problem.head_dim**-0.5
-    params["scale_log2"] = problem.head_dim**-0.5 * np.log2(np.e)
+    of_scores = score_fields(problem.head_dim**-0.5, problem.softcap)
+    params["scale_log2"], params["tanh_scale"] = of_scores["scale_log2"], of_scores["tanh_scale"]
     sizes = {"q_len": Q_LEN, "k_len": K_LEN, "head_dim": problem.head_dim, "batch": BATCH, "q_heads": Q_HEADS}
     sizes |= {
         "kv_heads": KV_HEADS,
@@ -166,14 +178,33 @@ def prepared(
     made = {name: aligned((BATCH, Q_HEADS, padded_rows(Q_LEN)), np.float32) for name in ("lse2", "delta")}
     for name in ("q", "dout", "k", "v"):
         made[f"{name}_copy"] = aligned(problem.arrays[name].shape, DTYPES[problem.dtype])
+    rows = part.prepared_rows
+    of_queries = BATCH * Q_HEADS * -(-padded_rows(Q_LEN) // rows)
+    arrays = dict(problem.arrays)
+    if problem.sinks is not None:
+        arrays["sink_logits"] = np.array(problem.sinks, np.float32)
+        made["sink_sums"] = aligned((of_queries,), np.float32)
     for array in made.values():
         array.fill(np.nan)
-    params, held = _params(problem, lists, {**problem.arrays, **made})
-    rows = part.prepared_rows
-    blocks = BATCH * Q_HEADS * -(-padded_rows(Q_LEN) // rows) + BATCH * KV_HEADS * -(-K_LEN // rows)
+    params, held = _params(problem, lists, {**arrays, **made})
+    blocks = of_queries + BATCH * KV_HEADS * -(-K_LEN // rows)
     cuda_on_cpu.run(library(part), part, params, (blocks, 1), (), late=False)
     assert held
+    if problem.sinks is not None:
+        made |= _add_sinks(problem, spec, lists, {**arrays, **made}, library)
     return made
+
+
+def _add_sinks(
+    problem: Problem, spec: BackwardSpec, lists: BlockLists, arrays: dict[str, Array], library: Any
+) -> dict[str, Array]:
+    """The gradient of sink_logits, by the kernel that adds up what the other one left."""
+    part, found = spec.part("sinks"), aligned((Q_HEADS,), np.float32)
+    found.fill(np.nan)
+    params, held = _params(problem, lists, {**arrays, "dsink_logits": found})
+    cuda_on_cpu.run(library(part), part, params, (Q_HEADS, 1), (), late=False)
+    assert held
+    return {"dsink_logits": found}
 
 
 def run(

@@ -43,7 +43,7 @@ class Tiny:
 
 def model(name: str, attn_implementation: Any, **changes: Any) -> Any:
     """The model of that name with that attention, the same weights every time; changes: of the text's config."""
-    kind, config = (MODELS | OTHERS)[name].make()
+    kind, config = (MODELS | OTHERS | SCORES)[name].make()
     text = config.get_text_config()
     for key, value in changes.items():
         setattr(text, key, value)
@@ -234,3 +234,31 @@ OTHERS = {
     "modernbert": Tiny(_modernbert, _text_inputs),
     "bart": Tiny(_bart, _text_inputs),
 }
+
+
+WINDOWS = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+
+
+def _gemma2() -> tuple[Any, Any]:
+    # A cap that scores reach: at 50 those of so small a model would hardly tell.
+    config = transformers.Gemma2Config(
+        **TEXT, **WINDOWS, head_dim=8, query_pre_attn_scalar=8, attn_logit_softcapping=2.0
+    )
+    return transformers.Gemma2ForCausalLM, config
+
+
+def _gpt_oss() -> tuple[Any, Any]:
+    config = transformers.GptOssConfig(
+        **TEXT, **WINDOWS, head_dim=8, num_local_experts=2, num_experts_per_tok=1
+    )
+    return transformers.GptOssForCausalLM, config
+
+
+def _granite_swa() -> tuple[Any, Any]:
+    return transformers.GraniteSWAForCausalLM, transformers.GraniteSWAConfig(**TEXT, **WINDOWS)
+
+
+# Models that change scores: a soft cap, and sinks, which their weights hold.
+SCORES = {"gemma2": Tiny(_gemma2, _text_inputs), "gpt_oss": Tiny(_gpt_oss, _text_inputs)}
+if hasattr(transformers, "GraniteSWAForCausalLM"):  # not in 5.17
+    SCORES["granite_swa"] = Tiny(_granite_swa, _text_inputs)

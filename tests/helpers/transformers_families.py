@@ -192,7 +192,13 @@ SECTIONS = {
     NONE: "Models without softmax attention; nothing of omnicupy runs.",
     NOT_MADE: "The command does not know how to make them tiny; they were not compared.",
 }
-REASONS = ("a soft cap", "attention sinks", "a position bias", "a head_dim of the values", "sparse attention")
+REASONS = (
+    "attention to compressed keys",
+    "attention sinks",
+    "a position bias",
+    "a head_dim of the values",
+    "sparse attention",
+)
 
 
 def table(found: list[Found]) -> str:

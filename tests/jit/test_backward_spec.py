@@ -7,34 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from backward_specs import NAIVE, SM80, SM90, WIDE
 
-from omnicupy.jit import params
 from omnicupy.jit.archs import SMEM_LIMIT_BYTES
-from omnicupy.jit.backward_kernel import FUSED_PARTS, PARTS, BackwardKernel, TileShape
+from omnicupy.jit.backward_kernel import PARTS, SINK_PARTS, BackwardKernel, TileShape
 from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
 from omnicupy.jit.source import kernels_dir
-
-SM80: dict[str, Any] = {
-    "arch": "sm_90",
-    "kernel": "sm80",
-    "dtype": "bfloat16",
-    "head_dim": 64,
-    "dkdv": TileShape(64, 128, 2, 4),
-    "dq": TileShape(128, 64, 2, 4),
-}
-SM90: dict[str, Any] = SM80 | {
-    "arch": "sm_90a",
-    "kernel": "sm90",
-    "head_dim": 128,
-    "dkdv": TileShape(64, 128, 2, 12),
-    "dq": TileShape(128, 128, 4, 12),
-}
-NAIVE: dict[str, Any] = SM80 | {"kernel": "naive"}
-WIDE: dict[str, Any] = SM90 | {
-    "head_dim": 256,
-    "dkdv": TileShape(64, 64, 2, 12),
-    "dq": TileShape(128, 64, 3, 12),
-}
 
 
 def _sm80_tile(part: str, br: int, bc: int, warps: int) -> str:
@@ -165,7 +143,7 @@ def test_tiles_that_no_kernel_has(given: dict[str, Any], changed: dict[str, Any]
 )
 def test_other_tiles_are_legal(given: dict[str, Any], changed: dict[str, Any]) -> None:
     spec = BackwardSpec(**(given | changed))
-    assert list(spec.kernels()) == list(PARTS)
+    assert list(spec.kernels()) == [*PARTS, *SINK_PARTS]
 
 
 @pytest.mark.parametrize("field", ["head_dim", "br", "bc", "stages", "warps"])
@@ -188,27 +166,6 @@ def test_shapes_are_tuples(name: str, value: Any) -> None:
     assert str(caught.value) == (f"config: {name} must be a TileShape (br, bc, stages, warps), got {value!r}")
 
 
-def test_one_kernel_for_all_gradients_comes_with_one_that_converts() -> None:
-    spec = BackwardSpec(**SM90 | {"fused": (64, 128, 2, 12)})
-    assert list(spec.kernels()) == [*PARTS, *FUSED_PARTS]
-    assert str(spec).endswith(" dkdv=64x128x2x12 dq=128x128x4x12 fused=64x128x2x12")
-    fused, convert = (spec.part(part) for part in FUSED_PARTS)
-    assert (fused.source, fused.params, fused.step) == ("attention_bwd_sm90.cu", "bwd_sm90", 64)
-    assert (convert.source, convert.params) == ("attention_bwd_convert.cu", "bwd_sums")
-    assert (convert.threads, convert.smem_bytes, convert.br) == (128, 0, 64)
-    assert fused.smem_bytes > spec.part("dkdv").smem_bytes
-
-
-@pytest.mark.parametrize("stages", [1, 2])
-def test_the_fused_kernel_of_mma_sync_is_a_source_of_its_own(stages: int) -> None:
-    spec = BackwardSpec(**SM80 | {"dkdv": (64, 128, stages, 4), "fused": (64, 128, stages, 4)})
-    fused, convert = (spec.part(part) for part in FUSED_PARTS)
-    assert (fused.source, fused.params, fused.step) == ("attention_bwd_fused_sm80.cu", "bwd_sums", 64)
-    assert (convert.source, convert.params) == ("attention_bwd_convert.cu", "bwd_sums")
-    assert (fused.threads, fused.columns, fused.column_blocks) == (128, 64, 1)
-    assert fused.smem_bytes == spec.part("dkdv").smem_bytes + stages * 2 * 64 * 128  # dS of a tile a stage
-
-
 def test_a_plain_tuple_is_a_shape_and_numpy_integers_are_integers() -> None:
     spec = BackwardSpec(**SM80 | {"head_dim": np.int64(64), "dq": (np.int32(64), 64, 1, 4)})
     assert spec.dq == TileShape(64, 64, 1, 4)
@@ -217,45 +174,17 @@ def test_a_plain_tuple_is_a_shape_and_numpy_integers_are_integers() -> None:
     assert hash(spec) == hash(replace(spec))
 
 
-def test_the_kernel_that_prepares_is_one_for_all_tiles() -> None:
-    kernels = {
-        BackwardSpec(**given).part("prepare") for given in (SM90, SM90 | {"dq": TileShape(64, 32, 2, 8)})
-    }
-    assert len(kernels) == 1
-    (only,) = kernels
-    assert (only.arch, only.kernel, only.source) == ("sm_90", "sm80", "attention_bwd_delta.cu")
-    assert (only.threads, only.smem_bytes, only.params) == (256, 0, "bwd")
-
-
-def test_parts_name_their_source_entry_and_struct() -> None:
-    found = {
-        (spec["kernel"], part): (kernel.source, kernel.entry, kernel.params)
-        for spec in (SM80, SM90, NAIVE)
-        for part, kernel in BackwardSpec(**spec).kernels().items()
-        if part != "prepare"
-    }
-    for part in ("dkdv", "dq"):
-        name = f"attention_bwd_{part}_sm90"
-        assert found["sm90", part] == (f"{name}.cu", name, "bwd_sm90")
-        assert found["sm80", part] == ("attention_bwd_sm80.cu", "attention_bwd_sm80", "bwd")
-        assert found["naive", part] == ("attention_bwd_naive.cu", "attention_bwd_naive", "bwd")
-    for source, entry, struct in found.values():
-        text = (kernels_dir() / source).read_text()
-        assert f"{entry}(const __grid_constant__" in text
-        assert ("BackwardParamsSm90" in text) == (struct == "bwd_sm90")
-        assert struct in params.PARAMS
-
-
 def test_every_field_tells_kernels_apart() -> None:
     """Equal values are one cubin."""
     kernel = BackwardSpec(**SM90).part("dkdv")
     changed = {"kernel": "sm80", "part": "dq", "dtype": "float16", "head_dim": 64, "br": 96, "bc": 192}
     others = [replace(kernel, dtype="float16"), replace(kernel, br=96)]
-    assert len({kernel, *others, *BackwardSpec(**SM90).kernels().values()}) == 5
+    assert len({kernel, *others, *BackwardSpec(**SM90).kernels().values()}) == 6
     assert {one.name for one in fields(BackwardKernel)} >= set(changed)
     assert len({str(one) for one in (kernel, *others)}) == 3
     assert str(kernel) == (
-        "bwd-dkdv sm90 sm_90a dtype=bfloat16 head_dim=128 value_dim=128 br=64 bc=128 stages=2 warps=12"
+        "bwd-dkdv sm90 sm_90a dtype=bfloat16 head_dim=128 value_dim=128 br=64 bc=128 stages=2 warps=12 "
+        "softcap=False"
     )
     assert str(BackwardSpec(**SM90)) == (
         "bwd sm90 sm_90a bfloat16 head_dim=128 dkdv=64x128x2x12 dq=128x128x4x12"
@@ -268,7 +197,7 @@ def test_values_as_wide_as_keys() -> None:
         replace(kernel, value_dim=32)
     assert str(caught.value) == "config: the values must be as wide as the keys, 64 columns, got 32"
     with pytest.raises(
-        ValueError, match=r"config: part must be one of prepare, dkdv, dq, fused, convert, got 'dv'"
+        ValueError, match=r"config: part must be one of prepare, dkdv, dq, fused, convert, sinks, got 'dv'"
     ):
         replace(kernel, part="dv")
 

@@ -111,11 +111,11 @@ def test_a_tensor_map_is_what_the_header_says() -> None:
 
 
 def test_the_structs_have_c_sizes() -> None:
-    assert ATTN_PARAMS.itemsize == 272
-    assert ATTN_PARAMS_SM90.itemsize == 704  # 3 * 128 + 272 + 4 * 8 + 3 * 4 = 700, rounded up to 64
-    assert BACKWARD_PARAMS.itemsize == 480  # 272 + 12 * 8 + 4 * 24 + 8 + 2 * 4
-    assert BACKWARD_PARAMS_SM90.itemsize == 1088  # 4 * 128 + 480 + 5 * 8 + 3 * 4 = 1044, rounded up to 64
-    assert params_bytes("bwd_sums") == 488  # 480 + 8
+    assert ATTN_PARAMS.itemsize == 288  # 272 + 8 + 4, rounded up to 8
+    assert ATTN_PARAMS_SM90.itemsize == 768  # 3 * 128 + 288 + 4 * 8 + 3 * 4 = 716, rounded up to 64
+    assert BACKWARD_PARAMS.itemsize == 512  # 288 + 12 * 8 + 4 * 24 + 8 + 2 * 4 + 2 * 8
+    assert BACKWARD_PARAMS_SM90.itemsize == 1088  # 4 * 128 + 512 + 5 * 8 + 3 * 4 = 1076, rounded up to 64
+    assert params_bytes("bwd_sums") == 520  # 512 + 8
 
 
 def test_the_maps_come_before_the_same_fields() -> None:

@@ -9,7 +9,7 @@ import pytest
 from omnicupy.choose import backward_table
 from omnicupy.jit import cache
 from omnicupy.jit.archs import ARCHES, SMEM_LIMIT_BYTES
-from omnicupy.jit.backward_kernel import FUSED_PARTS, PARTS, BackwardKernel, TileShape
+from omnicupy.jit.backward_kernel import FUSED_PARTS, PARTS, SINK_PARTS, BackwardKernel, TileShape
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.source import kernels_dir
 from omnicupy.jit.spec import DTYPES
@@ -46,7 +46,7 @@ def _name(kernel: BackwardKernel) -> str:
 
 def test_all_of_them_are_here() -> None:
     assert {(k.kernel, k.part) for k in KERNELS} == {
-        *(("sm80", part) for part in (*PARTS, *FUSED_PARTS)),
+        *(("sm80", part) for part in (*PARTS, *FUSED_PARTS, *SINK_PARTS)),
         ("naive", "dkdv"),
         ("naive", "dq"),
     }

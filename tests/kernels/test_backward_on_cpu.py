@@ -12,6 +12,7 @@ import pytest
 from kernel_calls import MASKS, Q_LEN, Problem, assert_right, prepared, run, spec_of
 
 from omnicupy.jit.backward_kernel import BackwardKernel, TileShape
+from omnicupy.jit.backward_spec import BackwardSpec
 
 pytestmark = pytest.mark.skipif(
     cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
@@ -42,18 +43,47 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Callable[[BackwardKer
     return library
 
 
+# Caps far above scores, which take the polynomial alone, and in their midst; a head without a sink, and sinks small and
+# large.
+CHANGES: dict[str, dict[str, Any]] = {
+    "cap": {"softcap": 30.0},
+    "low-cap": {"softcap": 0.8},
+    "sinks": {"sinks": (-np.inf, 0.0, 2.0, 4.0)},
+    "both": {"softcap": 1.5, "sinks": (-np.inf, 0.0, 2.0, 4.0)},
+}
+
+
+@pytest.mark.parametrize("changes", CHANGES)
+@pytest.mark.parametrize(
+    "which", [SPECS[0], SPECS[1], SPECS[2], SPECS[6]], ids=lambda which: "-".join(map(str, which))
+)
+def test_gradients_of_changed_scores(
+    which: tuple[str, str, str, int], changes: str, libraries: Callable[[BackwardKernel], Any]
+) -> None:
+    spec = replace(spec_of(*which), softcap="softcap" in CHANGES[changes])
+    _compare(
+        spec, Problem(spec.dtype, which[3], MASKS["one-a-batch-element"](), **CHANGES[changes]), libraries
+    )
+
+
 @pytest.mark.parametrize("masks", MASKS)
 @pytest.mark.parametrize("which", SPECS, ids=lambda which: "-".join(map(str, which)))
 def test_gradients(
     which: tuple[str, str, str, int], masks: str, libraries: Callable[[BackwardKernel], Any]
 ) -> None:
     spec = spec_of(*which)
-    problem = Problem(spec.dtype, which[3], MASKS[masks]())
-    assert problem.gradients  # before NaN is there
+    _compare(spec, Problem(spec.dtype, which[3], MASKS[masks]()), libraries)
+
+
+def _compare(spec: BackwardSpec, problem: Problem, libraries: Callable[[BackwardKernel], Any]) -> None:
+    wanted = problem.gradients  # before NaN is there
     problem.poison()
     made = prepared(problem, spec, libraries)
     assert np.isposinf(made["lse2"][..., Q_LEN:]).all()
     assert not made["delta"][..., Q_LEN:].any()
+    if problem.sinks is not None:
+        np.testing.assert_allclose(made["dsink_logits"], wanted["dsink_logits"], rtol=1e-5, atol=1e-5)
+        assert made["dsink_logits"][0] == 0
     for part in ("dkdv", "dq"):
         kernel = spec.part(part)
         for name, found in run(problem, kernel, made, libraries(kernel)).items():
@@ -78,10 +108,26 @@ FUSED = [
 def test_all_gradients_by_one_kernel(
     which: tuple[str, str, int, TileShape], masks: str, libraries: Callable[[BackwardKernel], Any]
 ) -> None:
+    _compare_fused(which, Problem(*which[1:3], MASKS[masks]()), libraries)
+
+
+@pytest.mark.parametrize("changes", ["cap", "both"])
+@pytest.mark.parametrize(
+    "which", [FUSED[0], FUSED[3]], ids=lambda which: "-".join(map(str, (*which[:3], *which[3])))
+)
+def test_all_gradients_of_changed_scores(
+    which: tuple[str, str, int, TileShape], changes: str, libraries: Callable[[BackwardKernel], Any]
+) -> None:
+    _compare_fused(which, Problem(*which[1:3], MASKS["one-a-batch-element"](), **CHANGES[changes]), libraries)
+
+
+def _compare_fused(
+    which: tuple[str, str, int, TileShape], problem: Problem, libraries: Callable[[BackwardKernel], Any]
+) -> None:
     """dK and dV are those of the kernel that makes them alone, to the bit."""
     arch, dtype, head_dim, tile = which
-    spec = replace(spec_of("sm80", arch, dtype, head_dim), dkdv=tile, fused=tile)
-    problem = Problem(dtype, head_dim, MASKS[masks]())
+    spec = spec_of("sm80", arch, dtype, head_dim)
+    spec = replace(spec, dkdv=tile, fused=tile, softcap=problem.softcap is not None)
     assert problem.gradients  # before NaN is there
     problem.poison()
     made = prepared(problem, spec, libraries)

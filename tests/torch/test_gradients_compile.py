@@ -283,12 +283,13 @@ def test_the_operators_keep_torch_s_contract(count: int) -> None:
     out, lse = OPS.attention(*(x.detach() for x in inputs), handles, 0.5, True)
     saved = [*(x.detach() for x in inputs), out, lse, handles, 0.5]
     for grads in ((out, lse), (out, None), (None, lse)):
-        for wanted in ([True] * 3, [False, True, False]):
+        for wanted in ([True] * 3 + [False], [False, True, False, False]):
             torch.library.opcheck(OPS.attention_backward.default, (*grads, *saved, wanted, True))
 
 
 def test_the_operator_needs_lse_for_gradients() -> None:
     with pytest.raises(
-        oc.UnsupportedError, match=r"^return_lse must be True where q, k or v requires a gradient"
+        oc.UnsupportedError,
+        match=r"^return_lse must be True where q, k, v or sink_logits requires a gradient",
     ):
         OPS.attention(*_inputs(), [1], None, False)

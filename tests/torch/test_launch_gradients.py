@@ -83,15 +83,19 @@ def _tensors(index: int = 0) -> dict[str, Any]:
 def _gradients(
     given: dict[str, Any], wanted: Any = (True, True, True), dlse: Any = None, **options: Any
 ) -> Any:
-    saved = tuple(given[name] for name in ("q", "k", "v", "out", "lse"))
-    how = {"mask": None, "scale": None, "deterministic": True} | options
-    return backward.gradients(
-        (given["dout"], dlse), saved, how["mask"], how["scale"], wanted, how["deterministic"]
+    saved = *(given[name] for name in ("q", "k", "v", "out", "lse")), options.get("sink_logits")
+    how = {"mask": None, "scale": None, "softcap": None, "deterministic": True} | options
+    scores = how["scale"], how["softcap"]
+    wanted = wanted if len(wanted) == 4 else (*wanted, False)
+    found = backward.gradients(
+        (given["dout"], dlse), saved, how["mask"], scores, wanted, how["deterministic"]
     )
+    return found if wanted[3] else found[:3]
 
 
 def _addresses(given: dict[str, Any], made: Any = (), dlse: Any = None) -> dict[str, int]:
-    named = given | {"dlse": dlse} | dict(zip(("dq", "dk", "dv"), made, strict=False))
+    named = given | {"dlse": dlse, "sink_logits": given.get("sink_logits"), "dsink_logits": None}
+    named |= dict(zip(("dq", "dk", "dv", "dsink_logits"), made, strict=False))
     return {name: 0 if x is None else x.data_ptr() for name, x in named.items()}
 
 
@@ -124,6 +128,9 @@ def test_a_warm_call_plans_nothing_and_finds_nothing_else(device: Any) -> None:
         {"mask": mask, "deterministic": False},
         {"mask": mask, "wanted": (True, False, True)},
         {"mask": mask, "dlse": cuda(torch.zeros(2, 4, 300))},
+        {"mask": mask, "softcap": 20.0},
+        {"mask": mask, "sink_logits": cuda(torch.zeros(4))},
+        {"mask": mask, "sink_logits": cuda(torch.zeros(4)), "wanted": (True, True, True, True)},
         {"mask": None},
     ]
     for count, options in enumerate(others, 2):
@@ -142,6 +149,17 @@ def test_only_what_is_wanted_is_allocated(device: Any) -> None:
     assert plan["wanted"] == ("k",)
     assert [launch["at"][name] for name in ("dq", "dk", "dv")] == [0, dk.data_ptr(), 0]
     assert len(device.empties) == 1
+
+
+def test_sinks_and_their_gradient_are_named_by_their_addresses(device: Any) -> None:
+    sinks = cuda(torch.zeros(4))
+    made = _gradients(_tensors(), (True, True, True, True), sink_logits=sinks, softcap=30.0)
+    assert (made[3].shape, made[3].dtype) == ((4,), torch.float32)
+    (plan,), (launch,) = device.planned, device.backwards
+    assert (plan["softcap"], plan["wanted"]) == (30.0, ("q", "k", "v", "sink_logits"))
+    assert plan["sink_logits"].data.ptr == sinks.data_ptr()
+    at = launch["at"]
+    assert (at["sink_logits"], at["dsink_logits"]) == (sinks.data_ptr(), made[3].data_ptr())
 
 
 def test_it_runs_on_the_stream_and_the_device_of_the_calling_thread(device: Any) -> None:

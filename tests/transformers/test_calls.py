@@ -96,7 +96,7 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "names that change the result": (
         lambda: oc.transformers.register(ignore=["softcap"]),
         ValueError,
-        "register: ignore must hold no name that changes the result, got 'softcap' (a soft cap of the scores); load "
+        "register: ignore must hold no name that changes the result, got 'softcap' (the bound of the scores); load "
         "such models with attn_implementation='eager'",
     ),
     "names in a string": (

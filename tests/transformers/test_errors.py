@@ -24,12 +24,6 @@ IDS = torch.arange(2, 12)[None]
 
 def _made(kind: str, **config: Any) -> Any:
     kinds = {
-        "Gemma2": (transformers.Gemma2ForCausalLM, transformers.Gemma2Config, {"query_pre_attn_scalar": 8}),
-        "GptOss": (
-            transformers.GptOssForCausalLM,
-            transformers.GptOssConfig,
-            {"num_local_experts": 2, "num_experts_per_tok": 1},
-        ),
         "Llama": (transformers.LlamaForCausalLM, transformers.LlamaConfig, {}),
     }
     model, made, more = kinds[kind]
@@ -51,16 +45,6 @@ REST = ", which omnicupy does not compute; load the model with attn_implementati
 EAGER = "load the model with attn_implementation='eager'"
 NO_BIAS = f"only 0 (visible) and -1e4 or less (hidden); {EAGER}"
 BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
-    "soft cap": (
-        lambda: _made("Gemma2").eval()(IDS),
-        oc.UnsupportedError,
-        f"Gemma2Attention asks for a soft cap of the scores (softcap: 50.0){REST}",
-    ),
-    "sinks": (
-        lambda: _made("GptOss").eval()(IDS),
-        oc.UnsupportedError,
-        f"GptOssAttention asks for attention sinks (s_aux: a tensor (4,)){REST}",
-    ),
     "position bias": (
         lambda: _t5().eval()(IDS),
         oc.UnsupportedError,

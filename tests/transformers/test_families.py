@@ -32,8 +32,8 @@ FEW = {
     "gemma3_text": families.RIGHT,
     "llava": families.RIGHT,
     "deepseek_v3": families.REFUSED,
-    "gpt_oss": families.REFUSED,
-    "gemma2": families.REFUSED,
+    "gpt_oss": families.RIGHT,
+    "gemma2": families.RIGHT,
     "t5": families.REFUSED,
     "xlnet": families.REFUSED,
     "mamba": families.NONE,
@@ -87,9 +87,7 @@ def test_a_family_that_is_wrong_or_silent_is_found(monkeypatch: pytest.MonkeyPat
 def test_the_text_of_the_table() -> None:
     found = [
         families.Found("a", "A", families.RIGHT),
-        families.Found(
-            "b", "B", families.REFUSED, "BAttention asks for a soft cap of the scores (softcap: 5), which"
-        ),
+        families.Found("b", "B", families.REFUSED, "BAttention asks for attention sinks (sinks: 5), which"),
         families.Found(
             "c",
             "C",
@@ -99,5 +97,5 @@ def test_the_text_of_the_table() -> None:
     ]
     text = families.table(found)
     assert "## Right: 1\n" in text
-    assert "| a soft cap | `b` |\n| has attention code of its own | `c` |" in text
+    assert "| attention sinks | `b` |\n| has attention code of its own | `c` |" in text
     assert "## Wrong: 0\n\nThe results are not those of `eager`.\n\nNone.\n" in text

@@ -207,9 +207,18 @@ struct BackwardBlock {
   __device__ __forceinline__ void differentiate_step(
       Step& weights, Step& grads, Hidden<Cfg> const& hidden, Tile const& tile, int offset, int column) const {
     float const* const s_lse2 = reinterpret_cast<float const*>(s_base + offset) + (Cfg::kOwnsKeys ? column : row0());
+    Statistic<Cfg> const delta{s_lse2 + Cfg::kBr};
+    if constexpr (Cfg::kSoftcap) {
+      cap_scores(weights, p.tanh_scale);
+      differentiate_tanh(grads, weights, delta);
+    }
     weigh(weights, Statistic<Cfg>{s_lse2}, p.scale_log2);
     if (tile.kind() != kFull) hidden.apply(weights);
-    differentiate(grads, weights, Statistic<Cfg>{s_lse2 + Cfg::kBr});
+    if constexpr (Cfg::kSoftcap) {
+      multiply(grads, weights);
+    } else {
+      differentiate(grads, weights, delta);
+    }
   }
 
   __device__ __forceinline__ void store(void* gradient, Strides const& strides, Out const& out, int len, float factor) {

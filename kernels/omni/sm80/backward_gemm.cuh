@@ -22,7 +22,7 @@ constexpr int gradient_columns(int head_dim, bool owns_keys) {
   return (head_dim / 2 + page - 1) / page * page;
 }
 
-template <int HeadDim, int Br, int Bc, int Stages, int Warps, int Part, bool Bf16, int SmemBytes>
+template <int HeadDim, int Br, int Bc, int Stages, int Warps, int Part, bool Bf16, int SmemBytes, bool Softcap>
 struct BackwardConfig {
   static constexpr int kMmaAtomK = 16;  // of mma.sync.m16n8k16
   static constexpr int kHeadDim = HeadDim;
@@ -35,6 +35,7 @@ struct BackwardConfig {
   static constexpr bool kSwizzle = true;
   static constexpr bool kBf16 = Bf16;
   static constexpr int kSmemBytes = SmemBytes;
+  static constexpr bool kSoftcap = Softcap;
 
   static constexpr int kOwned = kOwnsKeys ? Bc : Br;
   static constexpr int kWalked = kOwnsKeys ? Br : Bc;
@@ -134,6 +135,31 @@ __device__ __forceinline__ void differentiate(Tile& grads, Tile const& weights, 
       x[0] = weights.x[m][2 * i] * (x[0] - two.x);
       x[1] = weights.x[m][2 * i + 1] * (x[1] - two.y);
     }
+  }
+}
+
+// The same where scores are capped, in two steps, as the tanh of a score is gone once it is a weight. tanhs: of the
+// scores. After it the weights are still to be multiplied in.
+template <class Cfg, class Tile>
+__device__ __forceinline__ void differentiate_tanh(Tile& grads, Tile const& tanhs, Statistic<Cfg> const& delta) {
+#pragma unroll
+  for (int m = 0; m < Tile::kTilesM; ++m) {
+#pragma unroll
+    for (int i = 0; i < 2 * Tile::kBlocks; ++i) {
+      float2 const two = delta.pair(m, i % 2, i / 2);
+      float* const x = &grads.x[m][2 * i];
+      x[0] = tanh_slope(tanhs.x[m][2 * i]) * (x[0] - two.x);
+      x[1] = tanh_slope(tanhs.x[m][2 * i + 1]) * (x[1] - two.y);
+    }
+  }
+}
+
+template <class Tile>
+__device__ __forceinline__ void multiply(Tile& grads, Tile const& weights) {
+#pragma unroll
+  for (int m = 0; m < Tile::kTilesM; ++m) {
+#pragma unroll
+    for (int i = 0; i < Tile::kCols / 2; ++i) grads.x[m][i] *= weights.x[m][i];
   }
 }
 

@@ -9,7 +9,9 @@
 
 namespace omni {
 
-template <int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, bool ShareKv, bool Swizzle, bool Bf16>
+template <
+    int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, bool ShareKv, bool Swizzle, bool Bf16,
+    bool Softcap>
 struct Sm80Config {
   // The tensor-core instruction that everything is cut to: mma.sync.m16n8k16.
   static constexpr int kMmaAtomM = 16;
@@ -26,6 +28,7 @@ struct Sm80Config {
   static constexpr bool kShareKv = ShareKv;
   static constexpr bool kSwizzle = Swizzle;
   static constexpr bool kBf16 = Bf16;
+  static constexpr bool kSoftcap = Softcap;
 
   static constexpr int kWarpRows = Br / Warps;
   static constexpr int kTilesM = kWarpRows / kMmaAtomM;  // m16 tiles a warp owns

@@ -3,6 +3,7 @@
 
 #include "omni/mask/keep.cuh"
 #include "omni/sm80/smem.cuh"
+#include "omni/softcap.cuh"
 #include "omni/softmax.cuh"
 
 namespace omni {
@@ -47,11 +48,12 @@ __device__ __forceinline__ void add_product(Out& out, int n, AFragments<Cfg::kTi
   }
 }
 
-// Masks one tile of scores, and raises the row maxima that it outgrows. What the scores weigh is worked out in
-// add_values.
+// Masks one tile of scores, which are capped before where they are, and raises the row maxima that it outgrows. What
+// the scores weigh is worked out in add_values.
 template <class Cfg, class Scores, class Out>
 __device__ __forceinline__ void mask_and_rescale(
     Scores& scores, Out& out, OnlineSoftmax<Cfg::kTilesM>& softmax, WarpTile const& warp) {
+  if constexpr (Cfg::kSoftcap) cap_scores(scores, warp.mask.p.tanh_scale);
   if (warp.keys.kind() != kFull) mask_tile<Cfg::kBr>(scores, warp);
   // Exact maxima for all tiles where the head dimension is cut: registers are dearer there than rescaling.
   softmax.rescale_outgrown(scores, out, !Cfg::kTiledHeadDim && warp.keys.allows_lazy(), warp.mask.p.scale_log2);

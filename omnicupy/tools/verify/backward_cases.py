@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
+from omnicupy.call.check_backward import SINK
 from omnicupy.masks.mask import Mask
 from omnicupy.tools.verify.case_masks import live_rows
 from omnicupy.tools.verify.cases import BASE, BROADCAST, BSHD, FIXED, LARGE, PER_BATCH, POISON, REVERSED, Case
@@ -72,10 +73,11 @@ class BackwardCase(Case):
 def backward_of(case: Case, number: int) -> BackwardCase:
     """The backward case with a forward one's mask and shape; the number decides what gradients add."""
     douts = OWN_ROWS if POISON in case.options else DOUTS
+    wanted = WANTED[number // 3 % len(WANTED)]
     return BackwardCase(
         **{field.name: getattr(case, field.name) for field in fields(case)},
         dout=douts[number % len(douts)] if number % 2 else PLAIN,
-        wanted=WANTED[number // 3 % len(WANTED)],
+        wanted=(*wanted, SINK) if case.sinks and number % 4 != 3 else wanted,
         dlse=number % 3 == 0,
         given=number % 4 == 1,
     )

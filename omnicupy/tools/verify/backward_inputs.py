@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ ONE_BITS = {"float16": 0x3C00, "bfloat16": 0x3F80, "float32": 0x3F800000, "float
 
 @dataclass(frozen=True)
 class BackwardInputs:
-    """What attention_backward takes; dlse None where lse has no gradient."""
+    """What attention_backward takes; dlse None where lse has no gradient.  changes: sink_logits and softcap."""
 
     dout: Any
     q: Any
@@ -41,6 +41,7 @@ class BackwardInputs:
     out: Any
     lse: Any
     dlse: Any
+    changes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def arrays(self) -> tuple[Any, Any, Any, Any, Any, Any]:
@@ -53,7 +54,7 @@ def inputs_of(case: BackwardCase, masks: Sequence[Mask], xp: Any, call: Any = at
     made = inputs.inputs_of(case, masks, xp)
     mask = masks[0] if len(masks) == 1 else list(masks)
     with np.errstate(all="ignore"):
-        out, lse = call(made.q, made.k, made.v, mask, return_lse=True, out=made.out)
+        out, lse = call(made.q, made.k, made.v, mask, return_lse=True, out=made.out, **made.changes)
     dout = dout_of(case, xp)
     dlse = (
         random_bits(lse.shape, _seed(case, "dlse"), "float32", 1.0, xp).view(np.float32)
@@ -68,7 +69,7 @@ def inputs_of(case: BackwardCase, masks: Sequence[Mask], xp: Any, call: Any = at
             dead = xp.flatnonzero(counts(masks[batch % len(masks)], xp) == 0)
             for array in (made.q, dout, out, lse, *(() if dlse is None else (dlse,))):
                 bits_of(array)[batch][:, dead] = NAN_BITS[_name(array)]
-    return BackwardInputs(dout, made.q, made.k, made.v, out, lse, dlse)
+    return BackwardInputs(dout, made.q, made.k, made.v, out, lse, dlse, made.changes)
 
 
 def dout_of(case: BackwardCase, xp: Any) -> Any:

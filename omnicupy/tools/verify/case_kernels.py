@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+from omnicupy.call.check_backward import SINK
 from omnicupy.call.problem import Problem
 from omnicupy.choose import backward_table, pick, table
-from omnicupy.jit.backward_kernel import FUSED_PARTS, TileShape
+from omnicupy.choose.capped import capped, capped_backward
+from omnicupy.jit.backward_kernel import FUSED_PARTS, SINK_PARTS, TileShape
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.spec import DTYPES, MAX_ONE_PIECE, AttnSpec, KernelSpec, round_up
 from omnicupy.masks.mask import Mask
 from omnicupy.tools.verify.backward_cases import BackwardCase
 from omnicupy.tools.verify.cases import BROADCAST, REVERSED, Case
 
+Spec = TypeVar("Spec", AttnSpec, BackwardSpec)
 DEFAULT = "chosen by the table"
 BACKWARD_DEFAULT = "bwd chosen by the table"
 
@@ -58,7 +61,8 @@ class Variant:
 
 def problem_of(case: Case) -> Problem:
     """The sizes of a case, as the library sees them."""
-    return Problem(case.batch, case.q_heads, case.kv_heads, case.q_len, case.k_len, case.head_dim, case.dtype)
+    sizes = (case.batch, case.q_heads, case.kv_heads, case.q_len, case.k_len, case.head_dim)
+    return Problem(*sizes, case.dtype, case.softcap is not None)
 
 
 def serves(kernel: str, case: Case) -> bool:
@@ -80,12 +84,13 @@ def variants(case: Case, masks: Sequence[Mask], arch: str, sm_count: int) -> lis
     """
     if isinstance(case, BackwardCase):
         return backward_variants(case, arch)
-    named = [(spec, name) for name, spec in ladder(case, arch) if serves(spec.kernel, case)]
-    found = {spec: Variant(name, spec) for spec, name in reversed(named)}
     head_dim, problem = round_up(case.head_dim, 16), problem_of(case)
+    fitted = capped if problem.softcap else _as_it_is
+    named = [(fitted(spec), name) for name, spec in ladder(case, arch) if serves(spec.kernel, case)]
+    found = {spec: Variant(name, spec) for spec, name in reversed(named)}
     for row in table.TABLE:
         if row.serves(arch, case.dtype, head_dim) and serves(row.kernel, case):
-            spec = row.spec(arch, case.dtype, head_dim)
+            spec = fitted(row.spec(arch, case.dtype, head_dim))
             if problem.group % spec.heads:
                 continue
             name = f"{spec.kernel} {spec.br}x{spec.bc} stages {spec.stages} warps {spec.warps}"
@@ -97,24 +102,32 @@ def variants(case: Case, masks: Sequence[Mask], arch: str, sm_count: int) -> lis
     return [*ordered, Variant(DEFAULT, picked, explicit=False)]
 
 
+def _as_it_is(spec: Spec) -> Spec:
+    return spec
+
+
 def backward_variants(case: BackwardCase, arch: str) -> list[Variant]:
     """The kernels for a backward case: naive, every row of the table that serves it, also with sums in any order where
     it has a kernel for that, and the default.
     """
     head_dim = round_up(case.head_dim, 16)
     of_keys = bool({"k", "v"} & set(case.wanted))
-    parts = ("prepare", *["dkdv"] * of_keys, *["dq"] * ("q" in case.wanted))
-    found = [Variant("bwd naive", backward_table.naive(arch, case.dtype, head_dim), parts=parts)]
+    sinks = SINK_PARTS if SINK in case.wanted else ()
+    parts = ("prepare", *["dkdv"] * of_keys, *["dq"] * ("q" in case.wanted), *sinks)
+    has_cap = case.softcap is not None
+    fitted = capped_backward if has_cap else _as_it_is
+    naive = backward_table.naive(arch, case.dtype, head_dim, has_cap)
+    found = [Variant("bwd naive", naive, parts=parts)]
     for row in backward_table.TABLE:
         if not (row.serves(arch, head_dim) and serves(row.kernel, case)):
             continue
-        spec = row.spec(arch, case.dtype, head_dim)
+        spec = fitted(row.spec(arch, case.dtype, head_dim))
         tiles = (f"{name} {_word(getattr(spec, name))}" for name in ("dkdv", "dq"))
         found.append(Variant(f"bwd {spec.kernel} {' '.join(tiles)}", spec, parts=parts))
         if spec.fused is not None and of_keys and "q" in case.wanted:
-            name, fused = f"bwd {spec.kernel} fused {_word(spec.fused)}", ("prepare", *FUSED_PARTS)
+            name, fused = f"bwd {spec.kernel} fused {_word(spec.fused)}", ("prepare", *FUSED_PARTS, *sinks)
             found.append(Variant(name, spec, parts=fused, deterministic=False))
-    picked = backward_table.pick(arch, case.dtype, head_dim)
+    picked = backward_table.pick(arch, case.dtype, head_dim, has_cap)
     return [*found, Variant(BACKWARD_DEFAULT, picked, explicit=False, parts=parts)]
 
 
@@ -128,6 +141,19 @@ def every_backward_spec() -> Iterator[BackwardSpec]:
         least, greatest = row.head_dims
         for head_dim in range(least, greatest + 1, 16):
             yield from (row.spec(arch, dtype, head_dim) for arch in row.archs for dtype in DTYPES)
+
+
+def table_kernels(every: bool) -> list[KernelSpec]:
+    """The kernels that the tables name: of each row at its greatest head_dim, or all of them, and those that take their
+    places where scores are capped.
+    """
+    forward = list(table.every_spec() if every else table.rows())
+    backward = list(every_backward_spec() if every else backward_table.rows())
+    if every:
+        forward += [*map(capped, forward)]
+        backward += [*map(capped_backward, backward)]
+    parts = (kernel for spec in backward for kernel in spec.kernels().values())
+    return list(dict.fromkeys([*forward, *parts]))
 
 
 def ladder(case: Case, arch: str) -> list[tuple[str, AttnSpec]]:

@@ -21,6 +21,10 @@ POISON, BSHD, LARGE, PER_BATCH, BROADCAST, REVERSED, SAME_KEYS, SAME_VALUES = OP
 )
 
 
+# No sink, ordinary ones, one that takes almost everything, one above every score.
+SINKS = (float("-inf"), 0.0, 30.0, 2.0, 1e4, -3.0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """One comparison: q (batch, q_heads, q_len, head_dim) with k and v (batch, kv_heads, k_len, head_dim).
@@ -31,7 +35,8 @@ class Case:
     mask; "broadcast": K and V of one batch element serve all (stride 0);  "reversed": K and V run backwards
     in memory;  "same-keys", "same-values": all keys of a head are alike, or all values.  seed: varies masks and
     inputs of otherwise equal cases.  split: keys of a part of each row, 0 for parts that fill the device.  tag: leads
-    the id of a random case.
+    the id of a random case.  softcap: as in attention.  factor: of q, and so of scores.  sinks: there are sink_logits,
+    those of SINKS in turn.
     """
 
     group: str
@@ -47,6 +52,9 @@ class Case:
     seed: int = 0
     split: int = 0
     tag: str = ""
+    softcap: float | None = None
+    factor: int = 1
+    sinks: bool = False
 
     def __post_init__(self) -> None:
         if self.mask not in MASK_KINDS:
@@ -64,6 +72,8 @@ class Case:
         if self.batch > 1:
             parts.append(f"b{self.batch}")
         parts += self.options
+        parts += [] if self.softcap is None else [f"cap{self.softcap:g}"]
+        parts += [f"x{self.factor}"] * (self.factor != 1) + ["sinks"] * self.sinks
         if self.seed:
             parts.append(f"s{self.seed}")
         if self.split:
@@ -241,10 +251,32 @@ def _decoding() -> Iterator[Case]:
         yield replace(case, mask="segments", q_len=150, k_len=1200, split=SPLIT)
 
 
+# softcap, factor, sinks: caps far above scores, and in their midst.
+SCORES = ((None, 1, True), (50.0, 1, False), (50.0, 8, True), (20.0, 8, False))
+
+
+def _scores() -> Iterator[Case]:
+    """Soft caps and sinks with every kind of tile, rows without keys, dead keys, groups of heads and split rows."""
+    masks = ("causal", "window", "segments", "bits", "holes")
+    for j, (softcap, factor, sinks) in enumerate(SCORES):
+        base = replace(BASE, group="scores", softcap=softcap, factor=factor, sinks=sinks, batch=2)
+        for i, head_dim in enumerate((16, 40, 64, 96, 128, 192, 256, 320)):
+            case = replace(base, head_dim=head_dim, dtype=("bfloat16", "float16")[(i + j) % 2], q_heads=6)
+            case = replace(case, mask=masks[(i + j) % 5], q_len=260 + i, k_len=330)
+            yield case
+            yield replace(case, mask=masks[(i + j + 2) % 5], kv_heads=6, options=(POISON,), q_len=150)
+        for head_dim, group in ((64, 8), (128, 7)):
+            case = replace(base, mask="full", head_dim=head_dim, q_heads=group, kv_heads=1, batch=1)
+            yield from (replace(case, q_len=q_len, k_len=5000) for q_len in (1, 64))
+            yield replace(case, q_len=5, k_len=1500, split=SPLIT)
+        yield replace(base, mask="segments", head_dim=128, q_len=2048, k_len=2048, q_heads=4, batch=1)
+        yield replace(base, mask="full", head_dim=64, q_len=4099, k_len=70, q_heads=6, kv_heads=1, batch=1)
+
+
 def _fixed() -> tuple[Case, ...]:
     makers = (
         *(_head_dims, _masks, _ragged, _heads, _empty_rows, _poison, _strides, _batches, _large, _long),
-        *(_alike, _block_lists, _decoding),
+        *(_alike, _block_lists, _decoding, _scores),
     )
     return tuple(dict.fromkeys(case for make in makers for case in make()))
 

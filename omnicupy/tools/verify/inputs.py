@@ -13,7 +13,17 @@ import numpy as np
 
 from omnicupy.masks.mask import Mask
 from omnicupy.tools.random_arrays import DTYPES, random_bits, unsigned
-from omnicupy.tools.verify.cases import BROADCAST, BSHD, LARGE, POISON, REVERSED, SAME_KEYS, SAME_VALUES, Case
+from omnicupy.tools.verify.cases import (
+    BROADCAST,
+    BSHD,
+    LARGE,
+    POISON,
+    REVERSED,
+    SAME_KEYS,
+    SAME_VALUES,
+    SINKS,
+    Case,
+)
 
 LARGE_FACTOR = 40.0  # of Q and of K: with unit normals, scores reach about 1e4
 # Quiet NaN and infinity of each dtype, as bits.
@@ -33,18 +43,20 @@ INF_BITS = {
 
 @dataclass(frozen=True)
 class Inputs:
-    """q, k, v as attention takes them, and an output array filled with NaN."""
+    """q, k, v as attention takes them, an output array filled with NaN, and what changes scores."""
 
     q: Any
     k: Any
     v: Any
     out: Any
+    changes: dict[str, Any]  # sink_logits and softcap
 
 
 def inputs_of(case: Case, masks: Sequence[Mask], xp: Any) -> Inputs:
     """The inputs of a case whose masks were built by case.masks()."""
     factor = LARGE_FACTOR if LARGE in case.options else 1.0
-    q = _bits(case, "q", (case.batch, case.q_heads, case.q_len, case.head_dim), factor, xp)
+    shape = (case.batch, case.q_heads, case.q_len, case.head_dim)
+    q = _bits(case, "q", shape, factor * case.factor, xp)
     kv_batch = 1 if BROADCAST in case.options else case.batch
     shape = (kv_batch, case.kv_heads, case.k_len, case.head_dim)
     k, v = _bits(case, "k", shape, factor, xp), _bits(case, "v", shape, 1.0, xp)
@@ -60,7 +72,15 @@ def inputs_of(case: Case, masks: Sequence[Mask], xp: Any) -> Inputs:
                 chosen = xp.asarray(dead[first::2])
                 k[batch][:, chosen] = pattern[case.dtype]
                 v[batch][:, chosen] = pattern[case.dtype]
-    return Inputs(_placed(case, q, xp), _placed(case, k, xp), _placed(case, v, xp), nan_output(case, xp))
+    q, k, v = (_placed(case, bits, xp) for bits in (q, k, v))
+    return Inputs(q, k, v, nan_output(case, xp), changes_of(case, xp))
+
+
+def changes_of(case: Case, xp: Any) -> dict[str, Any]:
+    """sink_logits and softcap of a case, for attention and attention_backward."""
+    dtype = np.float64 if case.dtype == "float64" else np.float32
+    sinks = xp.asarray(np.resize(np.array(SINKS, dtype), case.q_heads)) if case.sinks else None
+    return {"sink_logits": sinks, "softcap": case.softcap}
 
 
 def nan_output(case: Case, xp: Any) -> Any:

@@ -54,10 +54,10 @@ def _attention(case: Case) -> Outcome:
     masks = case.masks()
     made = inputs.inputs_of(case, masks, np)
     mask = masks[0] if len(masks) == 1 else masks
-    expected = budget.budget(made.q, made.k, made.v, mask)
-    split = case.split or None
-    out, lse = attention(made.q, made.k, made.v, mask, return_lse=True, out=made.out, split=split)
-    again = attention(made.q, made.k, made.v, mask, split=split)
+    expected = budget.budget(made.q, made.k, made.v, mask, **made.changes)
+    options = {**made.changes, "split": case.split or None}
+    out, lse = attention(made.q, made.k, made.v, mask, return_lse=True, out=made.out, **options)
+    again = attention(made.q, made.k, made.v, mask, **options)
     found = budget.compare(out, lse, expected)
     problem = "" if found.ok else str(found)
     if not problem and not same_bits(out, again, np):

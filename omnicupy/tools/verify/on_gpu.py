@@ -215,10 +215,10 @@ def _numeric(case: Case, masks: Sequence[Mask], target: Target) -> Judge:
 
     made = inputs.inputs_of(case, masks, cupy)
     mask = masks[0] if len(masks) == 1 else list(masks)
-    expected = budget.budget(made.q, made.k, made.v, mask)
+    expected = budget.budget(made.q, made.k, made.v, mask, **made.changes)
 
     def judge(variant: Variant) -> tuple[float, str]:
-        options: dict[str, Any] = {"config": variant.config, "split": case.split or None}
+        options: dict[str, Any] = {"config": variant.config, "split": case.split or None, **made.changes}
         out, lse = attention(
             made.q,
             made.k,

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from omnicupy.choose import backward_table, pick, table
-from omnicupy.choose.table import every_spec
+from omnicupy.choose import pick
 from omnicupy.jit import cache, nvrtc
 from omnicupy.jit.build import Compiled, Track, compile_all, silent
 from omnicupy.jit.spec import KernelSpec
@@ -17,7 +16,7 @@ from omnicupy.tools import environment
 from omnicupy.tools.verify import attesting, on_cpu, on_gpu, source_digest, speed
 from omnicupy.tools.verify import report as verify_report
 from omnicupy.tools.verify.attestation import Run
-from omnicupy.tools.verify.case_kernels import every_backward_spec
+from omnicupy.tools.verify.case_kernels import table_kernels
 from omnicupy.tools.verify.cases import Case
 from omnicupy.tools.verify.outcome import Outcome
 from omnicupy.tools.verify.plan import WHOLE, Part, every_case
@@ -177,15 +176,8 @@ def _on_cpu(settings: Settings, track: Track) -> Report:
     found = Report(f"the CPU engine; {kernels}: {lacking}", header(version))
     found.outcomes = on_cpu.run(chosen_cases(settings, on_cpu.cases()), track)
     if compiles:
-        found.compiled = compile_all(_kernels(settings), track)
+        found.compiled = compile_all(table_kernels(settings.all_specs), track)
     return found
-
-
-def _kernels(settings: Settings) -> list[KernelSpec]:
-    """The kernels that the tables name: of each row at its greatest head_dim, or all of them."""
-    backward = every_backward_spec() if settings.all_specs else backward_table.rows()
-    parts = (kernel for spec in backward for kernel in spec.kernels().values())
-    return list(dict.fromkeys([*(every_spec() if settings.all_specs else table.rows()), *parts]))
 
 
 def gpu_cases(settings: Settings) -> list[Case]:
@@ -210,7 +202,7 @@ def _on_gpu(settings: Settings, track: Track) -> Report:
         version = nvrtc.version_text(cache.entry(specs[0]).nvrtc if specs else None)
         found = Report(f"GPU kernels for {target.arch}", header(version, commit))
         if not settings.cubins:
-            selected = set(_kernels(replace(settings, all_specs=True)))
+            selected = set(table_kernels(every=True))
             if settings.all_specs:
                 specs = list(
                     dict.fromkeys([*specs, *(s for s in selected if s.arch.rstrip("a") == target.arch)])

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from omnicupy.choose import backward_table, pick, table
+from omnicupy.choose.capped import capped, capped_backward
 from omnicupy.jit import nvrtc, source
 from omnicupy.jit.params import PARAMS
 from omnicupy.jit.spec import KERNELS, KernelSpec
@@ -72,9 +73,12 @@ SOURCES = _sources()
 
 
 def rows() -> dict[str, list[KernelSpec]]:
-    """Kernel source -> the kernels that rows of the tables name, at the rows' greatest head_dim."""
-    of_backward = (kernel for spec in backward_table.rows() for kernel in spec.kernels().values())
-    every: list[KernelSpec] = [*table.rows(), *of_backward]
+    """Kernel source -> the kernels that rows of the tables name, at the rows' greatest head_dim, and those that take
+    their places where scores are capped.
+    """
+    backward = [*backward_table.rows(), *map(capped_backward, backward_table.rows())]
+    of_backward = (kernel for spec in backward for kernel in spec.kernels().values())
+    every: list[KernelSpec] = [*table.rows(), *map(capped, table.rows()), *of_backward]
     found: dict[str, dict[KernelSpec, None]] = {}
     for spec in every:
         found.setdefault(spec.source, {})[spec] = None

@@ -7,6 +7,7 @@
 #include "omni/sm90/backward/key_smem.cuh"
 #include "omni/sm90/backward/uniform.cuh"
 #include "omni/sm90/wgmma.cuh"
+#include "omni/softcap.cuh"
 #include "omni/store.cuh"
 
 namespace omni {
@@ -98,6 +99,41 @@ struct KeyConsumer {
       weigh<true>(scores, keep);
     } else {
       weigh<false>(scores, keep);
+    }
+  }
+
+  // The same where scores are capped: P^T to pairs at once, and in place what dP^T - delta is multiplied by, P^T times
+  // the slope of the tanh.
+  template <bool kMasked>
+  __device__ __forceinline__ void weigh_capped(Scores& scores, Pairs& pairs, Keep const& keep) const {
+    float const* const s_lse2 = smem.lse2[ring.stage()] + 2 * (thread_index() % 4);
+    float const scale_log2 = args.b.p.scale_log2;
+    cap_scores(scores, args.b.p.tanh_scale);
+#pragma unroll
+    for (int j = 0; j < Scores::kBlocks; ++j) {
+      float2 const lse2 = load_shared_pair(s_lse2 + 8 * j);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        float* const x = &scores.x[0][4 * j + 2 * h];
+        float low = exp2_approx(fmaf(x[0], scale_log2, -lse2.x));
+        float high = exp2_approx(fmaf(x[1], scale_log2, -lse2.y));
+        if constexpr (kMasked) {
+          low = keep.words[h][j / 4] >> (8 * (j % 4)) & 1 ? low : 0.f;
+          high = keep.words[h][j / 4] >> (8 * (j % 4) + 1) & 1 ? high : 0.f;
+        }
+        pairs[2 * j + h] = pack_pair<Cfg::kBf16>(low, high);
+        x[0] = low * tanh_slope(x[0]);
+        x[1] = high * tanh_slope(x[1]);
+      }
+    }
+  }
+
+  // Scores to weights, which go to pairs, too; once the scores are there.
+  __device__ __forceinline__ void weigh_and_pack(Scores& scores, Pairs& pairs, Keep const& keep, bool masked) const {
+    if (masked) {
+      weigh_capped<true>(scores, pairs, keep);
+    } else {
+      weigh_capped<false>(scores, pairs, keep);
     }
   }
 

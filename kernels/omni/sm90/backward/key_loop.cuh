@@ -66,10 +66,14 @@ struct KeyLoop {
     bool const masked = consumer.look_at_mask(keep, work, group());
     wgmma_wait<1>();
     pin_registers(scores.x[0]);
-    consumer.weigh(scores, keep, masked);
+    if constexpr (Cfg::kSoftcap) {
+      consumer.weigh_and_pack(scores, weights, keep, masked);
+    } else {
+      consumer.weigh(scores, keep, masked);
+    }
     wgmma_wait<0>();
     pin_registers(gradients.x[0]);
-    consumer.pack_weights(weights, scores);
+    if constexpr (!Cfg::kSoftcap) consumer.pack_weights(weights, scores);
     consumer.pack_score_gradients(score_gradients, gradients, [&](int j) {
       float const* const w = &scores.x[0][4 * j];
       return make_float4(w[0], w[1], w[2], w[3]);
@@ -101,7 +105,7 @@ struct KeyLoop {
 };
 
 // A role a warpgroup, for wide heads: this one makes P^T and dV, and hands P^T on in float32, a warp to the same warp
-// of the other.
+// of the other; where scores are capped, P^T times the slope of their tanh.
 template <class Cfg>
 struct ValueRole {
   KeyConsumer<Cfg> consumer;
@@ -127,7 +131,11 @@ struct ValueRole {
     bool const masked = consumer.look_at_mask(keep, work, 0);
     wgmma_wait<0>();
     pin_registers(scores.x[0]);
-    consumer.weigh(scores, keep, masked);
+    if constexpr (Cfg::kSoftcap) {
+      consumer.weigh_and_pack(scores, weights, keep, masked);
+    } else {
+      consumer.weigh(scores, keep, masked);
+    }
     release(smem.q_empty[consumer.ring.stage()]);
     mbarrier_wait(smem_address(&smem.weights_empty), (tiles & 1) ^ 1);
     float4* const s_weights = smem.weights + thread_index() % 128;
@@ -136,7 +144,7 @@ struct ValueRole {
       float const* const w = &scores.x[0][4 * j];
       s_weights[128 * j] = make_float4(w[0], w[1], w[2], w[3]);
     }
-    consumer.pack_weights(weights, scores);
+    if constexpr (!Cfg::kSoftcap) consumer.pack_weights(weights, scores);
     release(smem.weights_full);
     consumer.wait_for_dout();
     pin_registers(dv.x[0]);

@@ -6,6 +6,7 @@
 #include "omni/sm90/backward/query_smem.cuh"
 #include "omni/sm90/backward/uniform.cuh"
 #include "omni/sm90/wgmma.cuh"
+#include "omni/softcap.cuh"
 #include "omni/store.cuh"
 
 namespace omni {
@@ -71,17 +72,21 @@ struct QueryLoop {
     bool const found = masked && find_at_once<Cfg::kBr>(keep, warp);
     wait_for_scores();
     pin_registers(scores.x[0]);
+    if constexpr (Cfg::kSoftcap) cap_scores(scores, args.b.p.tanh_scale);
     if (!masked) return;
     if (!found) find_in_spans(keep, warp);
     keep.apply(scores);
   }
 
   // Scores to weights, in place: hidden pairs have scores of -inf, rows without a key and rows past q_len lse2 of +inf.
+  // Where scores are capped, weights are multiplied by the slope of their tanh.
   __device__ __forceinline__ void weigh(Scores& scores) const {
     float const scale_log2 = args.b.p.scale_log2;
 #pragma unroll
     for (int i = 0; i < Cfg::kBc / 2; ++i) {
-      scores.x[0][i] = exp2_approx(fmaf(scores.x[0][i], scale_log2, -lse2[i / 2 % 2]));
+      float const score = scores.x[0][i];
+      scores.x[0][i] = exp2_approx(fmaf(score, scale_log2, -lse2[i / 2 % 2]));
+      if constexpr (Cfg::kSoftcap) scores.x[0][i] *= tanh_slope(score);
     }
   }
 

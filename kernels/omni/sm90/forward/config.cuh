@@ -17,13 +17,15 @@ struct ForwardParamsSm90 {
   int work_items, n_slots, n_split_rows;
 };
 
-template <int HeadDim, int Br, int Bc, int Stages, int Warps, int QSlots, bool PingPong, bool Pack, bool Bf16>
+template <
+    int HeadDim, int Br, int Bc, int Stages, int Warps, int QSlots, bool PingPong, bool Pack, bool Bf16, bool Softcap>
 struct Sm90Config {
   static constexpr int kHeadDim = HeadDim;
   static constexpr int kBr = Br;
   static constexpr int kBc = Bc;
   static constexpr int kStages = Stages;
   static constexpr bool kBf16 = Bf16;
+  static constexpr bool kSoftcap = Softcap;
   static constexpr int kConsumers = Warps / 4 - 1;
   static constexpr int kQRows = 64 * kConsumers;
   // Query heads of one group that lie in a tile one below the other, each a warpgroup's: they read K and V once.

@@ -7,6 +7,7 @@
 #include "omni/sm90/forward/packed.cuh"
 #include "omni/sm90/forward/smem.cuh"
 #include "omni/sm90/forward/weights.cuh"
+#include "omni/softcap.cuh"
 #include "omni/store.cuh"
 
 namespace omni {
@@ -180,6 +181,11 @@ struct Consumer {
     if (tile.has_dead()) state.dead_tile_k0 = tile.first;
     if (!find_at_once<Cfg::kPack ? 0 : Cfg::kBr>(keep, warp_tile(mask, tile, work))) return MaskWork::kLater;
     return keep.is_everything() ? MaskWork::kNone : MaskWork::kReady;
+  }
+
+  // Caps one tile of scores, which then have softcap for their scale.
+  __device__ __forceinline__ void cap(Scores& scores) const {
+    if constexpr (Cfg::kSoftcap) cap_scores(scores, p.tanh_scale);
   }
 
   // Masks one tile of scores. K, and what came with it, are released as soon as they are read.

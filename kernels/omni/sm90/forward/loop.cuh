@@ -71,6 +71,7 @@ struct ForwardLoop {
     MaskWork const mask_work = consumer.look_at_mask(keep, packed, work);
     wgmma_wait<0>();
     pin_registers(scores.x[0]);
+    consumer.cap(scores);
     consumer.begin_rows();
     consumer.mask_scores(scores, keep, mask_work, work);
     consumer.template weigh_anew<false>(scores);
@@ -93,6 +94,7 @@ struct ForwardLoop {
     MaskWork const mask_work = consumer.look_at_mask(keep, packed, work);
     wgmma_wait<1>();
     pin_registers(scores.x[0]);
+    consumer.cap(scores);
     consumer.mask_scores(scores, keep, mask_work, work);
     consumer.finish_values();
     consumer.weigh(scores, packed & kLazyFlag);

@@ -41,6 +41,12 @@ struct PackedRows {
     return p.lse[at * p.q_len + q0 + token];
   }
 
+  // What a row that is whole is multiplied by.
+  __device__ __forceinline__ float inverse(OnlineSoftmax<1> const& softmax, int h, int row) const {
+    if (p.sink_logits == nullptr || row >= live) return softmax.inverse(0, h);
+    return softmax.inverse_with(sink_log2(p, head + row % p.pack_heads), 0, h, p.scale_log2);
+  }
+
   // A warp's rows, which are whole. row0: its first one.
   template <class Out>
   __device__ __forceinline__ void store(Out const& out, OnlineSoftmax<1> const& softmax, int row0) const {
@@ -48,7 +54,7 @@ struct PackedRows {
     for (int h = 0; h < 2; ++h) {
       int const row = row0 + Out::row(0, h);
       bool const write = row < live;
-      store_row<Cfg::kBf16>(out, 0, h, softmax.inverse(0, h), output(row), write ? p.head_dim : 0);
+      store_row<Cfg::kBf16>(out, 0, h, inverse(softmax, h, row), output(row), write ? p.head_dim : 0);
       if (write && p.lse != nullptr && lane_id() % 4 == 0) lse(row) = softmax.lse(0, h, p.scale, p.scale_log2);
     }
   }
@@ -185,7 +191,7 @@ struct PackedMerge {
     OnlineSoftmax<1> whole;
     whole.row_max[0][0] = row_max;
     whole.row_sum[0][0] = row_sum;
-    float const factor = whole.inverse(0, 0);
+    float const factor = rows.inverse(whole, 0, row);
     unsigned char* const g_row = rows.output(row);
 #pragma unroll
     for (int e = 0; e < kEach; ++e) {

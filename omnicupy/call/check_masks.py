@@ -1,0 +1,58 @@
+"""Argument checks of the masks of a call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NoReturn
+
+from omnicupy.call.problem import Problem, type_name
+from omnicupy.masks.constructors import full
+from omnicupy.masks.mask import Mask
+
+
+def masks_of(mask: Mask | Sequence[Mask] | None, found: Problem) -> tuple[Mask, ...]:
+    """The masks of a call: one for all batch elements, or one for each.
+
+    None is the full mask. Raises TypeError when something is not a Mask, ValueError when a list has not one
+    mask a batch element or a mask has another shape than (q_len, k_len).
+    """
+    shape = (found.q_len, found.k_len)
+    if mask is None:
+        return (_full(shape),)
+    if isinstance(mask, Mask):
+        if mask.shape != shape:
+            _refuse_mask_shape("mask", mask, shape)
+        return (mask,)
+    if not isinstance(mask, (list, tuple)):
+        hint = "; a boolean array becomes one with from_dense" if hasattr(mask, "dtype") else ""
+        raise TypeError(
+            "mask must be a Mask, a list of one Mask per batch element, or None (full), "
+            f"got {type_name(mask)}{hint}"
+        )
+    for i, one in enumerate(mask):
+        if not isinstance(one, Mask):
+            raise TypeError(
+                f"mask[{i}] must be a Mask, got {type_name(one)}; use full(...) where all is visible"
+            )
+        if one.shape != shape:
+            _refuse_mask_shape(f"mask[{i}]", one, shape)
+    if len(mask) != found.batch:
+        raise ValueError(
+            f"mask: a list must hold one Mask per batch element ({found.batch}), got {len(mask)}; "
+            "pass a single Mask to share it"
+        )
+    return tuple(mask)
+
+
+@lru_cache(maxsize=64)
+def _full(shape: tuple[int, int]) -> Mask:
+    # Kept, so that calls without a mask share block masks and device copies like calls with one.
+    return full(*shape)
+
+
+def _refuse_mask_shape(name: str, mask: Mask, shape: tuple[int, int]) -> NoReturn:
+    raise ValueError(
+        f"{name} must have the shape (q tokens, k tokens) = {shape}, got {mask.shape}; "
+        "build it for these lengths or cut it with mask.rows or mask[a:b, c:d]"
+    )

@@ -1,0 +1,31 @@
+"""What a row of the tables becomes where scores are capped: its kernels with soft caps, which take registers, and so a
+smaller tile where its own leaves none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from omnicupy.jit.backward_kernel import TileShape
+from omnicupy.jit.backward_spec import BackwardSpec
+from omnicupy.jit.spec import AttnSpec
+
+# By kernel, rows, keys and warps: the least head_dim from which on the tile spills, and what is taken in its place.
+_SMALLER: dict[tuple[str, int, int, int], tuple[int, dict[str, Any]]] = {
+    ("sm90", 192, 128, 16): (16, {"bc": 96}),
+    ("sm80", 128, 64, 4): (80, {"warps": 8}),
+}
+_SMALLER_FUSED = {TileShape(64, 192, 4, 16): TileShape(64, 128, 4, 12)}
+
+
+def capped(spec: AttnSpec) -> AttnSpec:
+    """The variant that takes a row's place in a call with a soft cap."""
+    least, changes = _SMALLER.get((spec.kernel, spec.br, spec.bc, spec.warps), (0, {}))
+    return replace(spec, softcap=True, **(changes if spec.head_dim >= least else {}))
+
+
+def capped_backward(spec: BackwardSpec) -> BackwardSpec:
+    """The kernels that take a row's place in a backward pass with a soft cap."""
+    fused = None if spec.fused is None else _SMALLER_FUSED.get(spec.fused, spec.fused)
+    return replace(spec, softcap=True, fused=fused)

@@ -1,0 +1,83 @@
+"""What calls with soft caps get in place of the tables' rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+import omnicupy as oc
+from omnicupy.call.problem import Problem
+from omnicupy.choose import backward_table, pick, table, variants
+from omnicupy.choose.capped import capped, capped_backward
+from omnicupy.choose.classes import class_of
+from omnicupy.jit import nvrtc, source
+from omnicupy.jit.backward_kernel import TileShape
+from omnicupy.jit.spec import KernelSpec
+
+PROBLEM = Problem(2, 32, 8, 4096, 4096, 128, "bfloat16")
+# A row at its greatest head_dim, on the first architecture that it serves: soft caps need registers, which all have
+# alike.
+KERNELS: dict[KernelSpec, None] = {}
+for _row in table.TABLE:
+    KERNELS[capped(_row.spec(_row.archs[0], "bfloat16", _row.head_dims[1]))] = None
+for _of_backward in backward_table.TABLE:
+    _spec = capped_backward(_of_backward.spec(_of_backward.archs[0], "bfloat16", _of_backward.head_dims[1]))
+    KERNELS |= {kernel: None for kernel in _spec.kernels().values() if kernel.softcap}
+
+
+@pytest.mark.parametrize("spec", KERNELS, ids=str)
+def test_no_capped_kernel_spills(spec: KernelSpec) -> None:
+    try:
+        nvrtc.version()
+    except oc.UnsupportedError as error:
+        pytest.skip(str(error))
+    found = nvrtc.compile(spec, source.load(spec.source))
+    assert (found.spill_bytes, found.warnings) == (0, ())
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_120"])
+@pytest.mark.parametrize("head_dim", [64, 128, 256, 320])
+def test_a_soft_cap_asks_for_kernels_that_have_one(arch: str, head_dim: int) -> None:
+    problem, mask = replace(PROBLEM, head_dim=head_dim), oc.causal(4096)
+    plain = pick.pick(arch, problem, [mask], 132)
+    found = pick.pick(arch, replace(problem, softcap=True), [mask], 132)
+    assert not plain.softcap
+    assert found == capped(plain)
+    assert found.softcap
+    of_backward = backward_table.pick(arch, "bfloat16", head_dim)
+    with_cap = backward_table.pick(arch, "bfloat16", head_dim, softcap=True)
+    assert with_cap == capped_backward(of_backward)
+    assert {part: kernel.softcap for part, kernel in with_cap.kernels().items()} == {
+        part: part in ("dkdv", "dq", "fused") for part in with_cap.kernels()
+    }
+    assert not any(kernel.softcap for kernel in of_backward.kernels().values())
+    assert with_cap.part("prepare") == of_backward.part("prepare")
+
+
+def test_tiles_that_would_spill_are_smaller() -> None:
+    wide = variants.parse("sm90-192x128-s3-w16", "sm_90", "bfloat16", 64)
+    assert variants.word(capped(wide)) == "sm90-192x96-s3-w16-softcap"
+    tall = variants.parse("sm80-128x64-s1-w4", "sm_90", "bfloat16", 128)
+    assert capped(tall) == replace(tall, warps=8, softcap=True)
+    narrow = variants.parse("sm80-128x64-s1-w4", "sm_80", "bfloat16", 64)
+    assert capped(narrow) == replace(narrow, softcap=True)
+    assert capped_backward(backward_table.pick("sm_90", "bfloat16", 64)).fused == TileShape(64, 128, 4, 12)
+
+
+@pytest.mark.parametrize(
+    "word", ["naive-softcap", "sm80-64x64-s1-w4-shared-softcap", "sm90-128x128-s2-w12-solo-softcap"]
+)
+def test_words_name_capped_kernels(word: str) -> None:
+    spec = variants.parse(word, "sm_90", "bfloat16", 128)
+    assert spec.softcap
+    assert variants.word(spec) == word
+    assert spec.defines()["OMNI_SOFTCAP"] == 1
+
+
+def test_classes_tell_capped_problems_apart() -> None:
+    plain, cap = (class_of(replace(PROBLEM, softcap=one), [oc.causal(4096)], 132) for one in (False, True))
+    assert (plain.softcap, cap.softcap) == (False, True)
+    assert replace(cap, softcap=False) == plain
+    with pytest.raises(ValueError, match="softcap: expected a bool"):
+        replace(plain, softcap=1)

@@ -1,0 +1,96 @@
+"""The forward kernels' own sources with sink logits and soft caps, run on the CPU over the lists that a GPU gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import cuda_on_cpu
+import numpy as np
+import pytest
+from forward_on_cpu import Forward, libraries
+
+import omnicupy as oc
+from omnicupy.call.problem import Problem
+from omnicupy.choose import variants
+from omnicupy.jit.spec import AttnSpec
+from omnicupy.reference import budget
+
+pytestmark = pytest.mark.skipif(
+    cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
+)
+
+Q_HEADS, KV_HEADS, Q_LEN, K_LEN = 4, 2, 90, 150
+SINKS = (-np.inf, 0.0, 3.0, 40.0)
+# (variant, dtype, head_dim of the tensors)
+SPECS = [
+    ("naive", "bfloat16", 56),
+    ("sm80-64x64-s1-w4", "bfloat16", 56),
+    ("sm80-64x32-s2-w4", "float16", 128),
+    ("sm80-64x64-s1-w4-shared", "float16", 32),
+    ("sm80-64x64-s2-w4", "bfloat16", 264),
+    ("sm90-64x64-s2-w8", "bfloat16", 64),
+    ("sm90-64x64-s2-w8-packed", "float16", 56),
+]
+# softcap, factor of q, sinks: caps far above scores take the polynomial alone, the others both ways.
+CHANGES: dict[str, tuple[float | None, float, bool]] = {
+    "none": (None, 1.0, False),
+    "sinks": (None, 1.0, True),
+    "cap": (50.0, 1.0, False),
+    "cap-of-large-scores": (20.0, 8.0, False),
+    "both": (2.0, 4.0, True),
+}
+
+
+def _mask(q_len: int) -> oc.Mask:
+    """Row 70 sees nothing, and nothing sees keys 60 to 63."""
+    visible = np.random.default_rng(1).random((q_len, K_LEN)) < 0.4
+    visible[:20] = True
+    visible[70 % q_len], visible[:, 60:64] = False, False
+    return oc.from_dense(visible)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Callable[[AttnSpec], Any]:
+    return libraries(tmp_path_factory.mktemp)
+
+
+def _compare(call: Forward, spec: AttnSpec, library: Callable[[AttnSpec], Any]) -> None:
+    """Both results are within the budget; a row without keys is 0, with an lse of -inf."""
+    call.poison()
+    expected = budget.budget(*(call.arrays[name] for name in "qkv"), call.mask, **call.changes)
+    out, lse, _ = call.run(replace(spec, softcap=call.softcap is not None), library)
+    found = budget.compare(out, lse, expected)
+    assert found.ok, str(found)
+    row = 70 % call.problem.q_len
+    assert (out[:, :, row] == 0).all()
+    assert (lse[:, :, row] == -np.inf).all()
+
+
+@pytest.mark.parametrize("changes", CHANGES)
+@pytest.mark.parametrize("which", SPECS, ids=lambda which: "-".join(map(str, which)))
+def test_both_results(which: tuple[str, str, int], changes: str, library: Callable[[AttnSpec], Any]) -> None:
+    word, dtype, head_dim = which
+    softcap, factor, with_sinks = CHANGES[changes]
+    problem = Problem(1, Q_HEADS, KV_HEADS, Q_LEN, K_LEN, head_dim, dtype)
+    sinks = SINKS if with_sinks else None
+    call = Forward(problem, [_mask(Q_LEN)], softcap=softcap, sinks=sinks, factor=factor, seed=3)
+    _compare(call, variants.parse(word, "sm_80", dtype, head_dim), library)
+
+
+@pytest.mark.parametrize("changes", ["sinks", "both"])
+@pytest.mark.parametrize("group", [3, 71])
+@pytest.mark.parametrize("word", ["sm90-64x64-s2-w8", "sm90-64x64-s2-w8-packed"])
+def test_split_rows_count_a_sink_once(
+    word: str, group: int, changes: str, library: Callable[[AttnSpec], Any]
+) -> None:
+    """Rows are merged of parts: the sink is that of the row's own head, in each pack of a group."""
+    softcap, factor, _ = CHANGES[changes]
+    kv_heads = 2 if group < 64 else 1
+    problem = Problem(2, group * kv_heads, kv_heads, 3, K_LEN, 64, "bfloat16")
+    sinks = tuple(np.resize(SINKS, group * kv_heads) + 0.01 * np.arange(group * kv_heads))
+    call = Forward(
+        problem, [_mask(3)], split=64, tokens_first=True, softcap=softcap, sinks=sinks, factor=factor
+    )
+    _compare(call, variants.parse(word, "sm_90", "bfloat16", 64), library)
