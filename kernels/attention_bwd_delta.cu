@@ -15,9 +15,9 @@ constexpr bool kBf16 = OMNI_BF16;
 constexpr int kThreads = 256;
 static_assert(OMNI_SMEM_BYTES >= kThreads / 32 * 4, "backward_kernel.py");
 constexpr bool kAddsSinks = OMNI_PART == 5;
-// How far above a row's lse, in powers of 2, a sink counts for the gradient of lse: the keys' share of the weights and
-// its inverse stay numbers. cpu/backward.py has the same limit, exp(60).
-constexpr float kSinkLimitLog2 = 60.f * kLog2E;
+// How far above a row's lse, in powers of 2, a sink counts for the gradient of lse: the keys' share of the weights, its
+// inverse, and weights down to 1e-20 of the row's stay numbers. cpu/backward.py has the same limit, exp(40).
+constexpr float kSinkLimitLog2 = 40.f * kLog2E;
 
 constexpr int lanes_of(int pieces) {
   int lanes = 1;
