@@ -15,9 +15,9 @@ constexpr bool kBf16 = OMNI_BF16;
 constexpr int kThreads = 256;
 static_assert(OMNI_SMEM_BYTES >= kThreads / 32 * 4, "backward_kernel.py");
 constexpr bool kAddsSinks = OMNI_PART == 5;
-// How far above a row's lse a sink counts for the gradient of lse: the keys' share of the weights and its inverse stay
-// numbers. cpu/backward.py has the same limit.
-constexpr float kSinkLimit = 60.f;
+// How far above a row's lse, in powers of 2, a sink counts for the gradient of lse: the keys' share of the weights, its
+// inverse, and weights down to 1e-20 of the row's stay numbers. cpu/backward.py has the same limit, exp(40).
+constexpr float kSinkLimitLog2 = 40.f * kLog2E;
 
 constexpr int lanes_of(int pieces) {
   int lanes = 1;
@@ -103,18 +103,8 @@ __device__ __forceinline__ float block_sum(float value, float* s_sums) {
   return sum;
 }
 
-// log(1 + exp(x)).
-__device__ __forceinline__ float softplus(float x) { return fmaxf(x, 0.f) + log1pf(expf(-fabsf(x))); }
-
-// What a sink changes of a row's statistics. of_lse: its dlse.
-struct SinkOfRow {
-  float above;  // how far it lies above lse
-
-  // The keys' and the sink's logarithm of the sum of exponentials.
-  __device__ __forceinline__ float total(float lse) const { return lse + softplus(above); }
-  __device__ __forceinline__ float weight() const { return 1.f / (1.f + expf(-above)); }
-  __device__ __forceinline__ float inverse_share() const { return 1.f + expf(above); }
-};
+// log2(1 + exp2(x)).
+__device__ __forceinline__ float softplus2(float x) { return fmaxf(x, 0.f) + log2f(1.f + exp2_approx(-fabsf(x))); }
 
 __device__ __forceinline__ void prepare_query(BackwardParams const& params, Place const& at, float* s_sums) {
   ForwardParams const& p = params.p;
@@ -137,17 +127,17 @@ __device__ __forceinline__ void prepare_query(BackwardParams const& params, Plac
   if (threadIdx.x % kLanes == 0 && at.row < params.q_padded) {
     i64 const target = params.statistics(at.batch, at.head) + at.row;
     float of_lse = sees && params.dlse != nullptr ? params.dlse[index] : 0.f;
-    float total = lse;
+    float lse2 = lse * kLog2E;
     if (sees && p.sink_logits != nullptr) {
-      SinkOfRow sink{p.sink_logits[at.head] - lse};
-      of_sink = sum * sink.weight();
+      float above = (p.sink_logits[at.head] - lse) * kLog2E;
+      of_sink = sum * exp2_approx(-softplus2(-above));
       if (of_lse != 0.f) {  // what vanishes beside dlse may be as large as at the limit
-        sink.above = fminf(sink.above, kSinkLimit);
-        of_lse *= sink.inverse_share();
+        above = fminf(above, kSinkLimitLog2);
+        of_lse *= 1.f + exp2_approx(above);
       }
-      total = sink.total(lse);
+      lse2 += softplus2(above);
     }
-    params.lse2[target] = sees ? total * kLog2E : -neg_inf();
+    params.lse2[target] = sees ? lse2 : -neg_inf();
     params.delta[target] = sees ? sum - of_lse : 0.f;
   }
   if (params.sink_sums != nullptr) {

@@ -37,9 +37,9 @@ SCORES = 1 << 17  # scores of one product, of which two arrays are held
 PARTS = 8  # tasks to have at least, where block rows suffice
 MIN_PARALLEL_SCORES = 1 << 16  # below it, starting threads costs more than they save
 LOG2_E = math.log2(math.e)
-# How far above a row's lse a sink counts in the gradient of lse: exp of it times a number fits float32, and so does the
-# inverse.
-SINK_LIMIT = 60.0
+# How far above a row's lse a sink counts in the gradient of lse: exp of it times a number fits float32, so does the
+# inverse, and so do weights of keys down to 1e-20 of the row's.
+SINK_LIMIT = 40.0
 
 Array = NDArray[Any]
 # dk and dv of a key head, (k_len, head_dim) each, where wanted, and the gradients of its query heads' sinks, (group,).

@@ -26,7 +26,7 @@ from omnicupy.reference.budget import ROUNDOFF, TANH, UNDERFLOW, Comparison, wor
 
 NAMES = ("dq", "dk", "dv")
 # With a sink so far above lse that weights of the keys vanish, engines take weights of this share for the sake of dlse.
-LEAST_SHARE = math.exp(-60)
+LEAST_SHARE = math.exp(-40)
 
 
 @dataclass(frozen=True)
