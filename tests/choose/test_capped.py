@@ -55,6 +55,20 @@ def test_a_soft_cap_asks_for_kernels_that_have_one(arch: str, head_dim: int) -> 
     assert with_cap.part("prepare") == of_backward.part("prepare")
 
 
+@pytest.mark.parametrize("split", [None, 384])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_packed_tiles_cap_scores_too(head_dim: int, split: int | None) -> None:
+    problem = replace(PROBLEM, q_len=4, head_dim=head_dim, softcap=True)
+    found = pick.pick("sm_90", problem, [oc.full(4, 4096)], 132, split=split)
+    assert (found.pack, found.softcap) == (True, True)
+    assert 384 % found.bc == 0
+
+
+def test_a_capped_tile_divides_what_parts_may_be_of() -> None:
+    """Parts of 384 keys serve every kernel of the table that splits rows."""
+    assert all(384 % capped(spec).bc == 0 for spec in table.rows() if spec.kernel == "sm90")
+
+
 def test_tiles_that_would_spill_are_smaller() -> None:
     wide = variants.parse("sm90-192x128-s3-w16", "sm_90", "bfloat16", 64)
     assert variants.word(capped(wide)) == "sm90-192x96-s3-w16-softcap"
@@ -66,7 +80,13 @@ def test_tiles_that_would_spill_are_smaller() -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["naive-softcap", "sm80-64x64-s1-w4-shared-softcap", "sm90-128x128-s2-w12-solo-softcap"]
+    "word",
+    [
+        "naive-softcap",
+        "sm80-64x64-s1-w4-shared-softcap",
+        "sm90-128x128-s2-w12-solo-softcap",
+        "sm90-64x128-s2-w8-packed-softcap",
+    ],
 )
 def test_words_name_capped_kernels(word: str) -> None:
     spec = variants.parse(word, "sm_90", "bfloat16", 128)
