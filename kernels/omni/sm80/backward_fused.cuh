@@ -147,7 +147,8 @@ struct FusedBackward : Backward<Cfg> {
   }
 
  private:
-  // The place of the tile that the cursor of `parity` was at, behind that cursor in shared memory: registers are dearer.
+  // The place of the tile that the cursor of `parity` was at, behind that cursor in shared memory, as registers are
+  // dearer. Written by one thread after the top barrier of that tile, read by all after the next one.
   __device__ __forceinline__ int volatile& kept_place(int parity) const {
     static_assert(sizeof(Cursor) + sizeof(int) <= Base::kCursorBytes, "a word is left");
     return *(reinterpret_cast<int volatile*>(&this->cursor(parity)) + Base::kCursorBytes / sizeof(int) - 1);
