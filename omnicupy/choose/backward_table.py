@@ -106,14 +106,14 @@ TABLE = (
         head_dims=(80, 128),
         dkdv=TileShape(64, 128, 2, 8),
         dq=TileShape(128, 32, 2, 4),
-        fused=TileShape(64, 128, 2, 8),
+        fused=TileShape(64, 64, 1, 4),  # two blocks a multiprocessor
         archs=("sm_90", "sm_100"),
     ),
     BackwardRow(
         head_dims=(80, 128),
         dkdv=TileShape(64, 128, 2, 8),
         dq=TileShape(128, 64, 2, 8),
-        fused=TileShape(64, 128, 2, 8),
+        fused=TileShape(64, 64, 1, 4),
         archs=("sm_80",),
     ),
     BackwardRow(

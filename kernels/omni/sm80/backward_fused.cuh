@@ -147,18 +147,25 @@ struct FusedBackward : Backward<Cfg> {
   }
 
  private:
+  // The place of the tile that the cursor of `parity` was at, behind that cursor in shared memory, as registers are
+  // dearer. Written by one thread after the top barrier of that tile, read by all after the next one.
+  __device__ __forceinline__ int volatile& kept_place(int parity) const {
+    static_assert(sizeof(Cursor) + sizeof(int) <= Base::kCursorBytes, "a word is left");
+    return *(reinterpret_cast<int volatile*>(&this->cursor(parity)) + Base::kCursorBytes / sizeof(int) - 1);
+  }
+
   __device__ __forceinline__ void walk_two_stages() {
-    int before = -1;  // place of the tile before
+    if (thread_index() == 0) kept_place(1) = -1;  // no tile before the first one
     for (int parity = 0;; parity ^= 1) {
       cp_async_wait<0>();
       // This tile has arrived, and dS^T of the one before; what the one before read, and dS^T of the one before that,
       // may be overwritten.
       __syncthreads();
-      bool const has_tile = this->cursor(parity).has_tile();
-      if (has_tile) this->request(this->advance(parity), parity ^ 1);
+      if (this->cursor(parity).has_tile()) this->request(this->advance(parity), parity ^ 1);
+      int const before = kept_place(parity ^ 1);
       if (before >= 0) make_query_gradient(before, parity ^ 1);
-      if (!has_tile) break;
-      before = place(this->cursor(parity));
+      if (!this->cursor(parity).has_tile()) break;
+      if (thread_index() == 0) kept_place(parity) = place(this->cursor(parity));
       compute(this->cursor(parity).tile, parity);
     }
   }
