@@ -57,7 +57,7 @@ struct OnlineSoftmax {
     return row_max[m][h] == neg_inf() ? 0.f : row_max[m][h] * scale_log2;
   }
 
-  // What a tile's weights may be in the rows (m, h) of this thread while row_max stays. Weights of at most 1 may always.
+  // What a tile's weights may be in the rows (m, h) of this thread while row_max stays; 1 is always allowed.
   __device__ __forceinline__ float weight_limit(int m, int h) const { return fmaxf(kGrowthLimit * row_sum[m][h], 1.f); }
 
   // Does row_max hold for the whole warp, by the sums of a tile's weights, which are not added yet?
