@@ -55,6 +55,14 @@ def call(
     read. A stride of zero or below is fine in q, k and v.
     Raises TypeError for an argument of a wrong type or dtype, ValueError for a wrong shape, value or layout.
     """
+    problem, factor = arrays(q, k, v, scale=scale, out=out, config=config)
+    return Call(problem, _masks_of(mask, problem), factor)
+
+
+def arrays(
+    q: Any, k: Any, v: Any, *, scale: float | None, out: Any, config: AttnSpec | None
+) -> tuple[Problem, float]:
+    """The same check of all but the mask: the sizes and the factor of the scores."""
     on_gpu = _check_kinds(q, k, v)
     dtype = _check_dtypes(q, k, v, on_gpu)
     problem = _check_shapes(q, k, v, dtype)
@@ -64,10 +72,10 @@ def call(
             check_layout(name, array)
     if out is not None:
         _check_out(out, q, k, v)
-    found = Call(problem, _masks_of(mask, problem), scale_of(scale, problem.head_dim, dtype))
+    factor = scale_of(scale, problem.head_dim, dtype)
     if config is not None:
         _check_config(config, problem, on_gpu)
-    return found
+    return problem, factor
 
 
 def _masks_of(mask: Mask | Sequence[Mask] | None, found: Problem) -> tuple[Mask, ...]:
