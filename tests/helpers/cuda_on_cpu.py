@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnicupy.jit import source
-from omnicupy.jit.backward_kernel import BackwardKernel
 from omnicupy.jit.params import params_bytes
+from omnicupy.jit.spec import KernelSpec
 
 HOST = Path(__file__).parent / "cpu_threads"
 SMEM_MOST = 1 << 18
+STRUCTS = {"bwd": "BackwardParams", "naive": "ForwardParams", "sm80": "ForwardParams", "plan": "PlanParams"}
 
 # In each header: what is PTX there, and what a host does instead.
 _INSTEAD = {
@@ -49,7 +50,7 @@ def missing() -> str | None:
     return None if shutil.which("g++") else "no g++"
 
 
-def build(kernel: BackwardKernel, folder: Path) -> ctypes.CDLL:
+def build(kernel: KernelSpec, folder: Path) -> ctypes.CDLL:
     """Compile a kernel into `folder`, which is its own."""
     of_kernel = source.load(kernel.source)
     for name, text in ((kernel.source, of_kernel.text), *of_kernel.headers):
@@ -60,7 +61,7 @@ def build(kernel: BackwardKernel, folder: Path) -> ctypes.CDLL:
     main.write_text(
         f'#include "cuda.h"\n#include "{kernel.source}"\n'
         f'extern "C" void kernel_on_cpu(void const* params) {{\n'
-        f"  {kernel.entry}(*static_cast<omni::BackwardParams const*>(params));\n}}\n"
+        f"  {kernel.entry}(*static_cast<omni::{STRUCTS[kernel.params]} const*>(params));\n}}\n"
     )
     macros = {**kernel.defines(), "OMNI_PARAMS_BYTES": params_bytes(kernel.params)}
     library = folder / "kernel.so"
@@ -82,7 +83,7 @@ def _for_host(name: str, text: str) -> str:
 
 def run(
     library: ctypes.CDLL,
-    kernel: BackwardKernel,
+    kernel: KernelSpec,
     params: NDArray[np.void],
     grid: tuple[int, int],
     reads: Sequence[NDArray[Any]],

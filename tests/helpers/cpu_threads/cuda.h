@@ -67,7 +67,7 @@ struct Warp {
 };
 
 extern Thread* thread;  // whose turn it is
-extern Index block;
+extern Index block, grid;
 extern bool late;  // do copies happen when they are waited for, or at once?
 extern int smem_bytes;
 void yield();         // another thread's turn
@@ -96,6 +96,7 @@ extern unsigned char shared_memory[] asm("s_memory");  // what kernels declare a
 
 #define threadIdx (cpu::thread->index)
 #define blockIdx cpu::block
+#define gridDim cpu::grid
 #define __syncthreads cpu::wait_for_all
 
 template <class T>
