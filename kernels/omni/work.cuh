@@ -17,20 +17,9 @@ struct WorkItem {
 
 constexpr int kTiers = sizeof(ForwardParams::tiers) / sizeof(int);
 
-// Work index -> (tier, section of heads, part by rank, head in section). Parts of block rows come longest first. The
-// heads of one section, whose K and V fit L2 together, are worked on side by side; short parts of all heads come
-// after the long ones of all heads, so that what is worked on last is short. of_batch: heads of a batch element.
-__device__ __forceinline__ WorkItem work_item_among(ForwardParams const& p, int of_batch, int index) {
+// Index among the items of the parts `first` to `end` -> (section of heads, part by rank, head in section).
+__device__ __forceinline__ WorkItem work_item_of(ForwardParams const& p, int of_batch, int first, int end, int index) {
   int const heads = of_batch * (p.batch / p.mask_batch);
-  int first = 0, end = p.tiers[0];
-#pragma unroll
-  for (int i = 0; i < kTiers - 1; ++i) {
-    if (index >= heads * p.tiers[i]) {
-      first = p.tiers[i];
-      end = p.tiers[i + 1];
-    }
-  }
-  index -= heads * first;
   int const parts = end - first;
   int const section = index / (parts * p.section);
   int const width = min(p.section, heads - section * p.section);
@@ -47,6 +36,22 @@ __device__ __forceinline__ WorkItem work_item_among(ForwardParams const& p, int 
   work.tiles = part.w;
   work.part = first + rank;
   return work;
+}
+
+// Work index -> (tier, section of heads, part by rank, head in section). Parts of block rows come longest first. The
+// heads of one section, whose K and V fit L2 together, are worked on side by side; short parts of all heads come
+// after the long ones of all heads, so that what is worked on last is short. of_batch: heads of a batch element.
+__device__ __forceinline__ WorkItem work_item_among(ForwardParams const& p, int of_batch, int index) {
+  int const heads = of_batch * (p.batch / p.mask_batch);
+  int first = 0, end = p.tiers[0];
+#pragma unroll
+  for (int i = 0; i < kTiers - 1; ++i) {
+    if (index >= heads * p.tiers[i]) {
+      first = p.tiers[i];
+      end = p.tiers[i + 1];
+    }
+  }
+  return work_item_of(p, of_batch, first, end, index - heads * first);
 }
 
 // The same for query heads. kHeads: heads that share a tile and count as one; the first is returned.

@@ -262,8 +262,23 @@ class AttnSpec:
             "OMNI_BF16": int(self.dtype == "bfloat16"),
             "OMNI_PING_PONG": int(self.ping_pong),
             "OMNI_SMEM_BYTES": self.smem_bytes,
+            "OMNI_CACHED": 0,
         }
 
     def __str__(self) -> str:
         others = (f"{k}={v}" for k, v in asdict(self).items() if k not in ("kernel", "arch"))
         return " ".join([self.kernel, self.arch, *others])
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedSpec(AttnSpec):
+    """The variant of a Hopper kernel whose block lists a planner writes on the device (attention_plan_cached.cu)."""
+
+    @classmethod
+    def of(cls, spec: AttnSpec) -> AttnSpec:
+        """That of a kernel; kernels that read no counts from the device serve as they are."""
+        return cls(**asdict(spec)) if spec.kernel == "sm90" else spec
+
+    def defines(self) -> dict[str, int]:
+        """The macros that the source file reads."""
+        return {**super().defines(), "OMNI_CACHED": 1}

@@ -26,6 +26,7 @@ HEADERS = {
     "BackwardParams": "omni/backward_params.cuh",
     "BackwardParamsSm90": "omni/sm90/backward/config.cuh",
     "ConvertParams": "attention_bwd_convert.cu",
+    "PlanParams": "omni/cached/params.cuh",
 }
 # Size and alignment of what a field may be, besides a pointer or a struct of HEADERS.
 SIZES = {"float": (4, 4), "int": (4, 4), "u32": (4, 4), "i64": (8, 8), "u64": (8, 8), "TensorMap": (128, 64)}
@@ -84,6 +85,7 @@ def _mine(dtype: np.dtype[np.void]) -> list[tuple[str, int, int]]:
         ("BackwardParams", BACKWARD_PARAMS),
         ("BackwardParamsSm90", BACKWARD_PARAMS_SM90),
         ("ConvertParams", PARAMS["bwd_convert"]),
+        ("PlanParams", PARAMS["plan"]),
     ],
 )
 def test_a_struct_has_the_fields_and_the_size_of_its_header(name: str, dtype: np.dtype[np.void]) -> None:
@@ -112,7 +114,7 @@ def test_a_tensor_map_is_what_the_header_says() -> None:
 
 def test_the_structs_have_c_sizes() -> None:
     assert ATTN_PARAMS.itemsize == 256
-    assert ATTN_PARAMS_SM90.itemsize == 704  # 3 * 128 + 256 + 4 * 8 + 3 * 4 = 684, rounded up to 64
+    assert ATTN_PARAMS_SM90.itemsize == 704  # 3 * 128 + 256 + 4 * 8 + 3 * 4 + 4 + 8 = 696, rounded up to 64
     assert BACKWARD_PARAMS.itemsize == 464  # 256 + 12 * 8 + 4 * 24 + 8 + 2 * 4
     assert BACKWARD_PARAMS_SM90.itemsize == 1088  # 4 * 128 + 464 + 5 * 8 + 3 * 4 = 1028, rounded up to 64
     assert params_bytes("bwd_convert") == 472  # 464 + 8

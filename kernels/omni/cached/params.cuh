@@ -24,7 +24,7 @@ struct PlanParams {
   float item, leave;  // what a part costs beside its tiles, and what a part of a split row does, in tiles
   int batch, q_len, q_blocks, capacity;
   int br, bc, k_padded;
-  int window, sink;           // window: 0 where all is seen
+  int window, sink;            // window: 0 where all is seen
   int tail_masks, tail_words;  // masks: 1 or one a sequence
   int most_entries, most_partial;
   int in_order;  // parts are whole rows, in their order

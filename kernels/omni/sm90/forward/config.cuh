@@ -15,9 +15,10 @@ struct ForwardParamsSm90 {
   u32* arrivals;       // (all heads, n_split_rows, warps): zero at launch, left zero
   int4 const* splits;  // of each part: {row among the split ones or -1, its number, parts of the row, first slot}
   int work_items, n_slots, n_split_rows;
+  int const* n_parts;  // of calls on caches: how many parts the planner made; null for others
 };
 
-template <int HeadDim, int Br, int Bc, int Stages, int Warps, int QSlots, bool PingPong, bool Bf16>
+template <int HeadDim, int Br, int Bc, int Stages, int Warps, int QSlots, bool PingPong, bool Bf16, bool Cached = false>
 struct Sm90Config {
   static constexpr int kHeadDim = HeadDim;
   static constexpr int kBr = Br;
@@ -33,6 +34,8 @@ struct Sm90Config {
   // Two where shared memory has room: the next item's Q is loaded while this one is worked on.
   static constexpr int kQSlots = QSlots;
   static constexpr bool kPingPong = PingPong && kConsumers > 1;
+  // The block lists are written by the kernel ahead (attention_plan_cached.cu), which also counts the parts.
+  static constexpr bool kCached = Cached;
   // A thread beside the producer takes the work items; beside three warpgroups it lacks the registers.
   static constexpr bool kScheduler = kConsumers < 3;
 
