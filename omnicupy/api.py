@@ -255,9 +255,9 @@ def _load_cached(q: Any, kv: CachedKV) -> Any:
     """The GPU path of calls on a CachedKV."""
     if not is_cupy(q):
         check.arrays(q, kv.k, kv.v, scale=None, out=None, config=None)  # refuses it, without importing CuPy
-    raise UnsupportedError(
-        "a CachedKV of CuPy arrays is not served yet; pass NumPy arrays, or a Mask for each length"
-    )
+    from omnicupy.gpu import cached as gpu_cached
+
+    return gpu_cached
 
 
 def _load_gpu(q: Any, k: Any, v: Any) -> Callable[..., Any]:

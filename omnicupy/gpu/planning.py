@@ -12,7 +12,6 @@ from omnicupy.call.check import Call
 from omnicupy.choose import pick
 from omnicupy.errors import UnsupportedError
 from omnicupy.gpu.device import DeviceInfo, device_info
-from omnicupy.gpu.device_blocks import DeviceBlocks
 from omnicupy.gpu.mask_cache import device_blocks
 from omnicupy.gpu.modules import kernel
 from omnicupy.gpu.plan import ITEM_BYTES, PLANS, KernelCall, Plan
@@ -49,7 +48,7 @@ def new_plan(call: Call, arrays: tuple[Any, Any, Any, Any], config: AttnSpec | N
         archs.arch_of(info.major, info.minor), call.problem, masks, info.sm_count, mappable=mappable
     )
     check_runs(spec, info)
-    _check_strides(spec, q, k, v)
+    check_strides(spec, q, k, v)
     grid = Grid.of(spec, call.problem, len(masks), sm_count=info.sm_count, l2_bytes=info.l2_bytes)
     function = kernel(spec, device).function
     blocks = device_blocks(masks, (spec.br, spec.bc), grid.workers, device)
@@ -58,23 +57,20 @@ def new_plan(call: Call, arrays: tuple[Any, Any, Any, Any], config: AttnSpec | N
     layouts = ((q.shape, q.strides), (k.shape, k.strides), (v.shape, v.strides))
     of_out = None if out is None else (out.shape, out.strides)
     launched = KernelCall(function, grid.thread_blocks(sizes.n_parts), layouts, of_out, need)
+    lists = {**blocks.pointers, **{name: getattr(sizes, name) for name in _BLOCK_FIELDS}}
+    lists |= {"work_items": grid.work_items(sizes.n_parts), "section": grid.section(sizes.n_parts)}
     return PLANS[spec.kernel](
-        spec, call.problem, blocks, _struct_of(grid, call.scale, blocks, arrays), launched
+        spec, call.problem, blocks, struct_of(grid, call.scale, lists, arrays), launched
     )
 
 
-def _struct_of(grid: Grid, scale: float, blocks: DeviceBlocks, arrays: tuple[Any, Any, Any, Any]) -> bytes:
-    """The parameter struct of a launch, with null pointers for q, k, v, out and lse."""
+def struct_of(grid: Grid, scale: float, lists: dict[str, Any], arrays: tuple[Any, Any, Any, Any]) -> bytes:
+    """The parameter struct of a launch, with null pointers for q, k, v, out and lse.
+
+    lists: what it takes of block lists and of work items, by its fields' names.
+    """
     q, k, v, out = arrays
-    sizes = blocks.sizes
-    values = {
-        **blocks.pointers,
-        **{name: getattr(sizes, name) for name in _BLOCK_FIELDS},
-        "work_items": grid.work_items(sizes.n_parts),
-        "scale": scale,
-        "scale_log2": scale * LOG2E,
-        "section": grid.section(sizes.n_parts),
-    }
+    values = {**lists, "scale": scale, "scale_log2": scale * LOG2E}
     out_strides = contiguous_strides(q.shape, q.dtype.itemsize) if out is None else out.strides
     strides = {"q": q.strides, "k": k.strides, "v": v.strides, "out": out_strides}
     record = np.zeros(1, PARAMS[grid.spec.kernel])
@@ -105,7 +101,7 @@ def check_runs(spec: AttnSpec | BackwardSpec, info: DeviceInfo) -> None:
         )
 
 
-def _check_strides(spec: AttnSpec, q: Any, k: Any, v: Any) -> None:
+def check_strides(spec: AttnSpec, q: Any, k: Any, v: Any) -> None:
     """Raises UnsupportedError when `spec` asks for tensor maps of arrays that no map holds."""
     for name, array in (("q", q), ("k", k), ("v", v)):
         if spec.kernel == "sm90" and not can_map(array.shape, array.strides):

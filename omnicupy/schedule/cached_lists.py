@@ -27,7 +27,15 @@ MOST_SEQUENCES = 1024
 MOST_BYTES = 1 << 30  # of all lists
 _WARPS = THREADS // 32
 # What the planner writes: bytes of an element.
-_BYTES = {"row_offsets": 4, "entries": 16, "parts": 16, "splits": 16, "bit_tiles": 4, "dead": 4, "n_parts": 16}
+_BYTES = {
+    "row_offsets": 4,
+    "entries": 16,
+    "parts": 16,
+    "splits": 16,
+    "bit_tiles": 4,
+    "dead": 4,
+    "n_parts": 16,
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,9 @@ class CachedLists:
                 "the batch"
             )
         if self.capacity > MOST_KEYS // 2:
-            raise UnsupportedError(f"k: a CachedKV of {self.capacity} keys exceeds {MOST_KEYS // 2}; make it shorter")
+            raise UnsupportedError(
+                f"k: a CachedKV of {self.capacity} keys exceeds {MOST_KEYS // 2}; make it shorter"
+            )
         if self.nbytes > MOST_BYTES:
             raise UnsupportedError(
                 f"q: {self.q_len} rows of {self.batch} sequences need {self.nbytes} bytes of block lists, more than "
@@ -191,8 +201,8 @@ def tail_arrays(masks: Sequence[Mask], q_len: int, br: int) -> dict[str, NDArray
             dense = np.zeros((q1 - q0, 32 * words), np.bool_)
             dense[:, :q_len] = mask.dense(q0, q1, 0, q_len)
             rows[i, q0:q1] = _packed(dense)
-            seen[i, q0 // br] = _packed(dense.any(axis=0))
-            whole[i, q0 // br] = _packed(dense.all(axis=0))
+            seen[i, q0 // br] = _packed(np.logical_or.reduce(dense, axis=0))
+            whole[i, q0 // br] = _packed(np.logical_and.reduce(dense, axis=0))
         seen[i, blocks] = np.bitwise_or.reduce(seen[i, :blocks], axis=0)
     return {"tail": rows, "tail_any": seen, "tail_all": whole}
 
