@@ -28,13 +28,17 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 SPECS = {
     "naive": AttnSpec(arch="sm_80", kernel="naive", dtype="bfloat16", head_dim=48, br=32, bc=64),
     "sm80": AttnSpec(arch="sm_80", kernel="sm80", dtype="bfloat16", head_dim=48, br=64, bc=64),
-    "sm80-ring": AttnSpec(arch="sm_80", kernel="sm80", dtype="bfloat16", head_dim=48, br=32, bc=32, warps=2, stages=2),
+    "sm80-ring": AttnSpec(
+        arch="sm_80", kernel="sm80", dtype="bfloat16", head_dim=48, br=32, bc=32, warps=2, stages=2
+    ),
 }
 Array = NDArray[Any]
 
 
 @pytest.fixture(scope="module", params=SPECS)
-def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[AttnSpec, Any, Any]:
+def built(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[AttnSpec, Any, Any]:
     spec = SPECS[request.param]
     library = cuda_on_cpu.build(spec, tmp_path_factory.mktemp(request.param))
     return spec, library, planned.build(tmp_path_factory.mktemp("plan"))

@@ -19,6 +19,7 @@ from omnicupy.tools.verify import inputs
 from omnicupy.tools.verify.backward_cases import BackwardCase
 from omnicupy.tools.verify.backward_judges import GradientJudge
 from omnicupy.tools.verify.backward_special import SPECIAL as BACKWARD_SPECIAL
+from omnicupy.tools.verify.cached_cases import CACHED
 from omnicupy.tools.verify.case_kernels import Variant, variants
 from omnicupy.tools.verify.cases import Case
 from omnicupy.tools.verify.outcome import BrokenDeviceError, Outcome
@@ -159,7 +160,7 @@ def _judge_of(case: Case, masks: Sequence[Mask], target: Target) -> Callable[[Va
     if isinstance(case, BackwardCase):
         of_backward = BACKWARD_SPECIAL.get(case.tag)
         return of_backward(case, masks) if of_backward else _gradients(case, masks, target)
-    special = SPECIAL.get(case.tag)
+    special = SPECIAL.get(case.tag) or CACHED.get(case.tag)
     return special(case, masks) if special else _numeric(case, masks, target)
 
 
