@@ -101,7 +101,9 @@ def fits_step(q: Any, kv: CachedKV, step: CachedStep) -> None:
 
 def address_of(array: Any) -> Any:
     """Where an array of lengths begins, on the host or a device."""
-    return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
+    if isinstance(array, np.ndarray):
+        return array.ctypes.data
+    return array.data_ptr() if hasattr(array, "data_ptr") else array.data.ptr
 
 
 def _refuse_rule(rule: object) -> NoReturn:

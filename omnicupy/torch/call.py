@@ -13,7 +13,10 @@ from omnicupy.errors import UnsupportedError
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.arguments import flag
 from omnicupy.masks.mask import Mask
-from omnicupy.torch import backward, state, tensors
+from omnicupy.serving.caches import CachedKV
+from omnicupy.serving.rule import CachedRule
+from omnicupy.serving.step import CachedStep
+from omnicupy.torch import backward, cached, state, tensors
 from omnicupy.torch.autograd import Attention, through_transforms
 from omnicupy.torch.eager import prepare_eagerly, run_eagerly, untraced
 from omnicupy.torch.operator import through_operator
@@ -24,8 +27,8 @@ NO_TRACE = "torch.jit.trace cannot record attention; use torch.compile"
 def attention(
     q: Any,
     k: Any,
-    v: Any,
-    mask: Mask | Sequence[Mask] | None = None,
+    v: Any = None,
+    mask: Mask | Sequence[Mask] | CachedRule | CachedStep | None = None,
     *,
     scale: float | None = None,
     return_lse: bool = False,
@@ -45,6 +48,9 @@ def attention(
     and a new mask of the same shape recompiles nothing (the second one does, once). For a CUDA graph, call `prepare`
     or this once before the capture; the graph keeps what it reads of the mask.
 
+    With a CachedKV of tensors in k's place, v is left out, and mask is what `omnicupy.cached` or `plan` returned. That
+    is served eagerly, without gradients; torch.compile breaks its graph there, and refuses with fullgraph=True.
+
     Gradients of out and lse reach q, k and v, in their dtypes, on the stream of the forward pass; what nobody asks for
     is not computed. For them the call keeps q, k, v, out, lse and the mask; `omnicupy.attention_backward` tells which
     of these it copies. There is no second derivative and no forward mode; torch.func.grad, vjp, jacrev and vmap work.
@@ -54,10 +60,12 @@ def attention(
     Raises what `omnicupy.attention` raises; UnsupportedError for `out` where a gradient is needed, for tensors that
     carry a tangent, for derivatives of gradients, and for `config` inside torch.compile.
     """
-    tensors.check(q, k, v, out)
     if type(return_lse) is not bool or type(deterministic) is not bool:
         given = {"return_lse": return_lse, "deterministic": deterministic}
         return_lse, deterministic = (flag("attention", name, value) for name, value in given.items())
+    if isinstance(k, CachedKV) or isinstance(mask, (CachedRule, CachedStep)):
+        return _on_caches()(q, k, v, mask, return_lse=return_lse, scale=scale, out=out, config=config)
+    tensors.check(q, k, v, out)
     if state.any_autocast():
         q, k, v = tensors.autocast(q, k, v)
     if torch.is_grad_enabled():
@@ -81,6 +89,13 @@ def attention(
     except (RuntimeError, TypeError):  # of torch, which says nothing of which tensor it is
         tensors.check_storage(q=q, k=k, v=v, out=out)
         raise
+
+
+def _on_caches() -> Any:
+    """What runs calls on caches. Raises UnsupportedError where torch.compile traces one."""
+    if torch.compiler.is_compiling():
+        raise UnsupportedError(cached.EAGER)
+    return cached.attention if state.tracer() is None else untraced(cached.attention)
 
 
 def _seen_by_torch(plain: bool, deterministic: bool) -> Any:
@@ -124,27 +139,40 @@ def with_gradients(
 def prepare(
     q: Any,
     k: Any,
-    v: Any,
-    mask: Mask | Sequence[Mask] | None = None,
+    v: Any = None,
+    mask: Mask | Sequence[Mask] | CachedRule | None = None,
     *,
     scale: float | None = None,
     return_lse: bool = False,
     out: Any = None,
     config: AttnSpec | None = None,
     gradients: bool = False,
+    max_length: int | None = None,
 ) -> None:
     """`omnicupy.prepare` on torch tensors: what the first `attention` call with these arguments does before its
     launch, on torch's current stream. On CPU tensors it checks the arguments and does nothing else.
 
     return_lse: with and without, the same is made, and serves both.  gradients: also what the first backward pass does
-    before its launches, as in `omnicupy.prepare`.
+    before its launches, as in `omnicupy.prepare`.  max_length: of a CachedKV, as there.
     Raises what `attention` raises, but for what concerns gradients: none are lost here.
     """
-    tensors.check(q, k, v, out)
     if type(return_lse) is not bool:
         flag("prepare", "return_lse", return_lse)
     if type(gradients) is not bool:
         gradients = flag("prepare", "gradients", gradients)
+    if isinstance(k, CachedKV) or isinstance(mask, CachedRule):
+        given = {
+            "gradients": gradients,
+            "max_length": max_length,
+            "scale": scale,
+            "out": out,
+            "config": config,
+        }
+        cached.prepare(q, k, v, mask, **given)
+        return
+    if max_length is not None:
+        raise ValueError(f"prepare: max_length goes with a CachedKV, got {max_length!r} without one; drop it")
+    tensors.check(q, k, v, out)
     q, k, v = tensors.autocast(q, k, v)
     prepare_eagerly(q, k, v, mask, scale=scale, out=out, config=config)
     if gradients and q.is_cuda:
