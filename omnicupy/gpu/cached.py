@@ -149,7 +149,8 @@ def lists_of(step: CachedStep, plan: CachedPlan) -> MadeLists:
         raise TypeError(
             "mask: the step was made of NumPy arrays; make it with oc.plan of arrays on this device"
         )
-    if made.plan.lists != plan.lists or made.plan.kernel.device != plan.kernel.device:
+    of = made.plan
+    if of is not plan and (of.lists != plan.lists or of.kernel.device != plan.kernel.device):
         raise ValueError(
             "mask: the step was made for another kernel or device than this call's; make it with oc.plan of the same "
             "dtype, strides and config"

@@ -17,8 +17,7 @@ from omnicupy.gpu.workspace import Need
 from omnicupy.jit.params import PARAMS, PLAN_PARAMS
 from omnicupy.schedule.cached_lists import CachedLists
 
-# Of the struct that a kernel takes, and what the planner's names for them are: neighbours there.
-_LISTS = struct.Struct("<6Q")  # row_offsets, entries, parts, bit_tiles, spans, dead
+# What the planner writes: neighbours in its struct; kernels have them by the same names.
 _WRITTEN = ("row_offsets", "entries", "parts", "splits", "bit_tiles", "dead", "n_parts")
 _PLANNED = struct.Struct(f"<{len(_WRITTEN)}Q")
 _POINTER = struct.Struct("<Q")
@@ -51,11 +50,12 @@ class Planner:
 class CachedPlan:
     """Launches of calls with one layout, rule and kernel, ready but for addresses.
 
-    launches: the kernel's plan, whose memory also has room for lists.  partial_bytes: where these begin there.
+    kernel: the plan of the forward kernel.  planner: what is launched ahead of it.  need: memory that both share with
+    other launches of a stream, parts of split rows first.  partial_bytes: where the lists begin there.
     """
 
     __slots__ = (
-        *("_lists_at", "_need", "_partial_bytes", "_planner_template", "_splits_at"),
+        *("_need", "_partial_bytes", "_places", "_planner_template", "_written"),
         *("kernel", "planner"),
     )
 
@@ -67,8 +67,9 @@ class CachedPlan:
         self._planner_template = planner.template()
         fields = PARAMS[kernel.spec.kernel].fields
         assert fields is not None
-        self._lists_at = fields["row_offsets"][1]
-        self._splits_at = (fields["splits"][1], fields["n_parts"][1]) if "splits" in fields else None
+        offsets = planner.lists.offsets
+        self._places = [(fields[name][1], offsets[name]) for name in _WRITTEN if name in fields]
+        self._written = tuple(offsets[name] for name in _WRITTEN)
         stream_memory.prepare(kernel.device, need)
 
     @property
@@ -100,12 +101,8 @@ class CachedPlan:
             else:
                 at = memory.workspace(self._need).partials + self._partial_bytes
                 self._plan(lengths, at, stream)
-            found = {name: at + offset for name, offset in self.lists.offsets.items()}
-            names = ("row_offsets", "entries", "parts", "bit_tiles")
-            _LISTS.pack_into(argument, self._lists_at, *(found[name] for name in names), 0, found["dead"])
-            if self._splits_at is not None:
-                for place, name in zip(self._splits_at, ("splits", "n_parts"), strict=True):
-                    _POINTER.pack_into(argument, place, found[name])
+            for place, offset in self._places:
+                _POINTER.pack_into(argument, place, at + offset)
             self.kernel.run(argument, addresses[:3], memory, stream)
 
     def make_lists(self, lengths: int, stream: Any) -> MadeLists:
@@ -117,9 +114,8 @@ class CachedPlan:
 
     def _plan(self, lengths: int, at: int, stream: Any) -> None:
         argument = self._planner_template.copy()
-        offsets = self.lists.offsets
         _POINTER.pack_into(argument, 0, lengths)
-        _PLANNED.pack_into(argument, _PLANNED_AT, *(at + offsets[name] for name in _WRITTEN))
+        _PLANNED.pack_into(argument, _PLANNED_AT, *(at + offset for offset in self._written))
         planner = self.planner
         grid, block = (self.lists.thread_blocks, 1, 1), (planner.threads, 1, 1)
         planner.function(grid, block, (argument,), planner.smem_bytes, stream)
