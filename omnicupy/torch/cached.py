@@ -36,7 +36,7 @@ def attention(q: Any, kv: Any, v: Any, mask: Any, *, return_lse: bool, **options
         return _on_cpu(q, kv, v, mask, return_lse, options)
     gpu = _gpu or _load_gpu()
     stream = gpu.external_stream(index, eager.raw_stream(index))
-    plan = _plan_of(q, kv, v, rule, index, stream, options)
+    plan = _plan_of(q, kv, v, rule, index=index, stream=stream, options=options)
     made = None if step is None else gpu.lists_of(step, plan)
     out = options["out"]
     to = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
@@ -68,7 +68,9 @@ def plan(q: Any, kv: CachedKV, mask: CachedRule, *, config: AttnSpec | None = No
         return CachedStep(mask, kv.lengths, shapes, made.lists)
     gpu = _gpu or _load_gpu()
     stream = gpu.external_stream(index, eager.raw_stream(index))
-    found = _plan_of(q, kv, None, mask, index, stream, {"scale": None, "out": None, "config": config})
+    found = _plan_of(
+        q, kv, None, mask, index=index, stream=stream, options={"scale": None, "out": None, "config": config}
+    )
     lists = gpu.on_device(index, found.make_lists, kv.lengths.data_ptr(), stream)
     return CachedStep(mask, kv.lengths, shapes, lists, config)
 
@@ -88,7 +90,7 @@ def prepare(q: Any, kv: Any, v: Any, mask: Any, *, gradients: bool, max_length: 
     if max_length is not None:
         check_cached.call(*_arrays(q, kv, None)[:2], v, mask, max_length=max_length)
     stream = (_gpu or _load_gpu()).external_stream(index, eager.raw_stream(index))
-    _plan_of(q, kv, v, mask, index, stream, options)
+    _plan_of(q, kv, v, mask, index=index, stream=stream, options=options)
 
 
 def _checked(q: Any, kv: Any, out: Any) -> Any:

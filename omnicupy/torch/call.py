@@ -47,9 +47,8 @@ def attention(
     Inside torch.compile the call is one operator of the graph, and masks are inputs of it: pass them as arguments,
     and a new mask of the same shape recompiles nothing (the second one does, once). For a CUDA graph, call `prepare`
     or this once before the capture; the graph keeps what it reads of the mask.
-
-    With a CachedKV of tensors in k's place, v is left out, and mask is what `omnicupy.cached` or `plan` returned. That
-    is served eagerly, without gradients; torch.compile breaks its graph there, and refuses with fullgraph=True.
+    A CachedKV of tensors may stand for k and v, with what `omnicupy.cached` or `plan` returned as mask: eagerly, without
+    gradients.
 
     Gradients of out and lse reach q, k and v, in their dtypes, on the stream of the forward pass; what nobody asks for
     is not computed. For them the call keeps q, k, v, out, lse and the mask; `omnicupy.attention_backward` tells which
@@ -78,10 +77,7 @@ def attention(
     if torch.compiler.is_compiling():
         return through_operator(q, k, v, mask, scale=scale, return_lse=return_lse, out=out, config=config)
     run = run_eagerly if state.tracer() is None else untraced(run_eagerly)
-    if type(q) is type(k) is type(v) and out is None:  # the same as below, in half the time
-        plain = type(q) in state.PLAIN
-    else:
-        plain = all(type(one) in state.PLAIN for one in (q, k, v, out) if one is not None)
+    plain = _are_plain(q, k, v, out)
     if not plain or state.modes() or state.transform() is not None or state.jit_traces():
         run = _seen_by_torch(plain, deterministic)
     try:
@@ -89,6 +85,12 @@ def attention(
     except (RuntimeError, TypeError):  # of torch, which says nothing of which tensor it is
         tensors.check_storage(q=q, k=k, v=v, out=out)
         raise
+
+
+def _are_plain(q: Any, k: Any, v: Any, out: Any) -> bool:
+    if type(q) is type(k) is type(v) and out is None:  # the same as below, in half the time
+        return type(q) in state.PLAIN
+    return all(type(one) in state.PLAIN for one in (q, k, v, out) if one is not None)
 
 
 def _on_caches() -> Any:

@@ -25,7 +25,7 @@ __device__ __forceinline__ u32 bits_at(u32 const* row, int words, int at) {
 }
 
 // A block of rows of one sequence. Its tiles, in this order: FULL [0, sink_full), FULL [full, own), then those of
-// [own, stop) that are FULL; PARTIAL [sink_full, sink_stop), PARTIAL [begin, full), then the PARTIAL ones of [own, stop).
+// [own, stop) that are FULL; PARTIAL [sink_full, sink_stop), PARTIAL [begin, full), then those of [own, stop) that are.
 struct BlockRow {
   PlanParams const& p;
   int sequence, block;

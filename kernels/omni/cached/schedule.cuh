@@ -90,7 +90,7 @@ struct PlanSchedule {
 
   __device__ __forceinline__ static int up(int a, int b) { return (a + b - 1) / b; }
 
-  // Into how many parts a row is cut. of_tile: of a part. What rounding adds to a whole number makes no part of its own.
+  // Into how many parts a row is cut. of_tile: of a part, one over its length. Less than a rounding error is no part.
   __device__ __forceinline__ static int parts_of(int tiles, float of_tile) {
     return max(1, static_cast<int>(ceilf(static_cast<float>(tiles) * of_tile - 1e-3f)));
   }
