@@ -160,7 +160,7 @@ def _arrays(q: Any, kv: CachedKV, out: Any) -> tuple[Any, CachedKV, Any]:
 
 
 def _plan_of(
-    q: Any, kv: CachedKV, v: Any, rule: Any, index: int, stream: Any, options: dict[str, Any]
+    q: Any, kv: CachedKV, v: Any, rule: Any, *, index: int, stream: Any, options: dict[str, Any]
 ) -> Any:
     """The plan for tensors of CUDA device `index`: found by what torch tells of them, or a new one."""
     k, values, lengths, out = kv.k, kv.v, kv.lengths, options["out"]

@@ -47,8 +47,7 @@ def attention(
     Inside torch.compile the call is one operator of the graph, and masks are inputs of it: pass them as arguments,
     and a new mask of the same shape recompiles nothing (the second one does, once). For a CUDA graph, call `prepare`
     or this once before the capture; the graph keeps what it reads of the mask.
-    A CachedKV of tensors may stand for k and v, with what `omnicupy.cached` or `plan` returned as mask: eagerly, without
-    gradients.
+    A CachedKV of tensors may stand for k and v, eagerly and without gradients; mask is what `cached` or `plan` gave.
 
     Gradients of out and lse reach q, k and v, in their dtypes, on the stream of the forward pass; what nobody asks for
     is not computed. For them the call keeps q, k, v, out, lse and the mask; `omnicupy.attention_backward` tells which
