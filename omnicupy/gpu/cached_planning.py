@@ -25,7 +25,7 @@ from omnicupy.schedule.grid import MOST_PARTIAL_BYTES, Grid, partial_bytes
 from omnicupy.serving.rule import CachedRule
 
 _ALIGN = 256
-_SLOTS_OF_ALL = 4  # parts of split rows a multiprocessor, of all heads: more are never worth what they cost
+_SLOTS_OF_ALL = 3  # parts of split rows a multiprocessor, of all heads: more are hardly worth what they cost
 
 
 def new_plan(

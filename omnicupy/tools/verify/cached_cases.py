@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnicupy.api import attention, plan
+from omnicupy.jit.plan_spec import PlanSpec
+from omnicupy.jit.spec import AttnSpec, CachedSpec, KernelSpec
 from omnicupy.masks.constructors import causal, from_dense, full, prefix
 from omnicupy.masks.mask import Mask
 from omnicupy.reference import budget as reference_budget
@@ -60,6 +62,12 @@ def lengths_of(case: Case, rng: np.random.Generator) -> NDArray[np.int32]:
     edges = [0, max(1, case.q_len - 1), case.q_len, case.k_len, 64, 65, 128, 129]
     found = np.array([*rng.permutation(edges)[:4], *rng.integers(0, case.k_len + 1, BATCH - 4)], np.int32)
     return rng.permutation(found)
+
+
+def kernels_on_caches(variant: Variant, arch: str) -> tuple[KernelSpec, ...]:
+    """What a variant's call on caches runs: the planner, and its kernel as it is compiled for them."""
+    assert isinstance(variant.spec, AttnSpec)
+    return PlanSpec(arch=arch), CachedSpec.of(variant.spec)
 
 
 def _judge(rule_name: str, case: Case, masks: Sequence[Mask]) -> Callable[[Variant], tuple[float, str]]:

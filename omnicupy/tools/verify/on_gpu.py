@@ -19,7 +19,7 @@ from omnicupy.tools.verify import inputs
 from omnicupy.tools.verify.backward_cases import BackwardCase
 from omnicupy.tools.verify.backward_judges import GradientJudge
 from omnicupy.tools.verify.backward_special import SPECIAL as BACKWARD_SPECIAL
-from omnicupy.tools.verify.cached_cases import CACHED
+from omnicupy.tools.verify.cached_cases import CACHED, kernels_on_caches
 from omnicupy.tools.verify.case_kernels import Variant, variants
 from omnicupy.tools.verify.cases import Case
 from omnicupy.tools.verify.outcome import BrokenDeviceError, Outcome
@@ -78,7 +78,9 @@ class Target:
             kernel: None
             for case in chosen
             for variant in self.variants(case, case.masks())
-            for kernel in variant.kernels
+            for kernel in (
+                variant.kernels if case.tag not in CACHED else kernels_on_caches(variant, self.arch)
+            )
         }
         return list(found)
 

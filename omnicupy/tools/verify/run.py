@@ -10,9 +10,10 @@ from typing import Any
 
 from omnicupy.choose import backward_table, pick, table
 from omnicupy.choose.table import every_spec
-from omnicupy.jit import cache, nvrtc
+from omnicupy.jit import archs, cache, nvrtc
 from omnicupy.jit.build import Compiled, Track, compile_all, silent
-from omnicupy.jit.spec import KernelSpec
+from omnicupy.jit.plan_spec import PlanSpec
+from omnicupy.jit.spec import CachedSpec, KernelSpec
 from omnicupy.tools import environment
 from omnicupy.tools.verify import attesting, on_cpu, on_gpu, source_digest, speed
 from omnicupy.tools.verify import report as verify_report
@@ -181,7 +182,10 @@ def _kernels(settings: Settings) -> list[KernelSpec]:
     """The kernels that the tables name: of each row at its greatest head_dim, or all of them."""
     backward = every_backward_spec() if settings.all_specs else backward_table.rows()
     parts = (kernel for spec in backward for kernel in spec.kernels().values())
-    return list(dict.fromkeys([*(every_spec() if settings.all_specs else table.rows()), *parts]))
+    forward = list(every_spec() if settings.all_specs else table.rows())
+    planners: list[KernelSpec] = [PlanSpec(arch=arch) for arch in archs.ARCHES]
+    on_caches = [*map(CachedSpec.of, forward), *planners]
+    return list(dict.fromkeys([*forward, *on_caches, *parts]))
 
 
 def gpu_cases(settings: Settings) -> list[Case]:
