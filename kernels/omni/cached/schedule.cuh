@@ -10,12 +10,14 @@ namespace omni {
 // A way to cut: no part is longer than `chunk` tiles.
 struct Cut {
   int chunk;
-  float end;  // when the work ends, in tiles
+  float end;  // when the work ends
 };
 
 template <int kThreads>
 struct PlanSchedule {
   static constexpr int kWarps = kThreads / 32;
+  static constexpr u32 kAll = 0xffffffffu;  // lanes
+  static constexpr float kFractions = 8.f;  // of a tile: so many that the tiles of all sequences fit a number
 
   PlanParams const& p;
   int const rows;
@@ -36,7 +38,7 @@ struct PlanSchedule {
 
   __device__ __forceinline__ void run() {
     count_tiles();
-    int const longest = over_block([](int a, int b) { return max(a, b); }, most_tiles());
+    int const longest = most_of_block(most_tiles());
     float const of_tile = 1.f / static_cast<float>(best_chunk(longest));
     int most_parts = 1;
     for (int row = threadIdx.x; row < rows; row += kThreads) {
@@ -45,7 +47,7 @@ struct PlanSchedule {
       s_cost[row] = cost_of(s_tiles[row], parts);
       most_parts = max(most_parts, parts);
     }
-    most_parts = over_block([](int a, int b) { return max(a, b); }, most_parts);
+    most_parts = most_of_block(most_parts);
     // So many threads write the parts of a row.
     int together = 1;
     while (together < most_parts && together < 32) together *= 2;
@@ -69,22 +71,14 @@ struct PlanSchedule {
     return most;
   }
 
-  // Combines the numbers of all lanes of a warp, in one order.
-  template <class T, class Combine>
-  __device__ __forceinline__ static T over_warp(Combine combine, T value) {
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) value = combine(value, __shfl_xor_sync(0xffffffffu, value, step));
-    return value;
-  }
-
-  template <class Combine>
-  __device__ __forceinline__ int over_block(Combine combine, int value) const {
-    value = over_warp(combine, value);
+  // The greatest number of all threads.
+  __device__ __forceinline__ int most_of_block(int value) const {
+    value = __reduce_max_sync(kAll, value);
     __syncthreads();
     if (lane() == 0) s_most[warp()] = value;
     __syncthreads();
     value = s_most[0];
-    for (int i = 1; i < kWarps; ++i) value = combine(value, s_most[i]);
+    for (int i = 1; i < kWarps; ++i) value = max(value, s_most[i]);
     return value;
   }
 
@@ -98,6 +92,10 @@ struct PlanSchedule {
   // Of one of so many parts.
   __device__ __forceinline__ float cost_of(int tiles, int parts) const {
     return static_cast<float>(tiles) / static_cast<float>(parts) + p.item + (parts > 1 ? p.leave : 0.f);
+  }
+
+  __device__ __forceinline__ int whole_cost_of(int tiles, int parts) const {
+    return static_cast<int>(kFractions * cost_of(tiles, parts));
   }
 
   // Each warp tries every kWarps-th number of parts for the longest row.
@@ -121,38 +119,34 @@ struct PlanSchedule {
   }
 
   // When the work ends with parts of at most `chunk` tiles: a bound from below that handing out the longest first comes
-  // near to. Infinite where the merge has no memory for them, and at once where it is not asked. Called by whole warps.
+  // near to. Infinite where the merge has no memory for them, and at once where it is not asked. Called by whole warps,
+  // which add in whole fractions of a tile: one instruction, and no rounding.
   __device__ __forceinline__ float end_of(int chunk, bool asked) const {
     float const never = __int_as_float(0x7f800000), of_tile = 1.f / static_cast<float>(chunk);
     if (!asked) return never;
-    auto const sum = [](auto a, auto b) { return a + b; };
-    float all = 0.f, highest = 0.f;
-    int slots = 0;
+    int all = 0, highest = 0, slots = 0;
     for (int row = lane(); row < rows; row += 32) {
-      int const parts = parts_of(s_tiles[row], of_tile);
-      float const cost = cost_of(s_tiles[row], parts);
-      all += static_cast<float>(parts) * cost;
+      int const parts = parts_of(s_tiles[row], of_tile), cost = whole_cost_of(s_tiles[row], parts);
+      all += parts * cost;
       slots += parts > 1 ? parts : 0;
-      highest = fmaxf(highest, cost);
+      highest = max(highest, cost);
     }
-    slots = over_warp(sum, slots);
-    if (slots > p.split_slots) return never;
-    all = over_warp(sum, all);
-    highest = over_warp([](float a, float b) { return fmaxf(a, b); }, highest);
-    int long_parts = 0;
-    float shortest = highest;
+    if (__reduce_add_sync(kAll, slots) > p.split_slots) return never;
+    all = __reduce_add_sync(kAll, all);
+    highest = __reduce_max_sync(kAll, highest);
+    int long_parts = 0, shortest = highest;
     for (int row = lane(); row < rows; row += 32) {
-      int const parts = parts_of(s_tiles[row], of_tile);
-      float const cost = cost_of(s_tiles[row], parts);
-      if (2.f * cost <= highest) continue;
+      int const parts = parts_of(s_tiles[row], of_tile), cost = whole_cost_of(s_tiles[row], parts);
+      if (2 * cost <= highest) continue;
       long_parts += parts;
-      shortest = fminf(shortest, cost);
+      shortest = min(shortest, cost);
     }
-    long_parts = over_warp(sum, long_parts);
-    shortest = over_warp([](float a, float b) { return fminf(a, b); }, shortest);
+    long_parts = __reduce_add_sync(kAll, long_parts);
+    shortest = __reduce_min_sync(kAll, shortest);
     // Some multiprocessor works on so many of the long ones.
-    float const rounds = static_cast<float>(up(long_parts * p.heads, p.sm_count)) * shortest;
-    return fmaxf(fmaxf(rounds, highest), all * static_cast<float>(p.heads) / static_cast<float>(p.sm_count));
+    float const rounds = static_cast<float>(up(long_parts * p.heads, p.sm_count)) * static_cast<float>(shortest);
+    float const shared = static_cast<float>(all) * static_cast<float>(p.heads) / static_cast<float>(p.sm_count);
+    return fmaxf(fmaxf(rounds, static_cast<float>(highest)), shared);
   }
 
   // The parts of one row: their places follow from all rows whose parts cost more. first, step: which of the parts.
