@@ -19,6 +19,7 @@ from omnicupy.schedule.pieces import LAZY_KEYS
 
 SPEC = PlanSpec(arch="sm_80")
 POISON = 0x5A  # what the buffer holds before
+GUARD = 4096  # bytes around each array that nobody may write
 _WIDTH = {"entries": 4, "parts": 4, "splits": 4}
 
 
@@ -68,9 +69,16 @@ def run(library: Any, lists: CachedLists, lengths: NDArray[np.int32]) -> Planned
         held |= tail_arrays(lists.rule.tail, lists.q_len, lists.br)
     for name, array in held.items():
         params[name] = array.ctypes.data
-    for name, offset in lists.offsets.items():
-        params[name] = buffer.ctypes.data + offset
+    apart: dict[str, NDArray[np.uint8]] = {}
+    for name, count in lists.shapes.items():
+        apart[name] = aligned(4 * _WIDTH.get(name, 1) * count + 2 * GUARD, np.uint8)
+        apart[name].fill(POISON)
+        params[name] = apart[name].ctypes.data + GUARD
     cuda_on_cpu.run(library, SPEC, params, (lists.thread_blocks, 1), (), late=False)
+    for name, array in apart.items():
+        assert (array[:GUARD] == POISON).all(), f"{name}: written before its begin"
+        assert (array[-GUARD:] == POISON).all(), f"{name}: written past its end"
+        buffer[lists.offsets[name] :][: len(array) - 2 * GUARD] = array[GUARD:-GUARD]
     return Planned(lists, buffer)
 
 

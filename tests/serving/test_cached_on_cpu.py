@@ -191,3 +191,16 @@ def test_prepare_checks() -> None:
     with pytest.raises(ValueError, match="max_length goes with a CachedKV"):
         oc.prepare(q, kv.k, kv.v, max_length=9)
     assert repr(kv) == "CachedKV(k=float32(1, 1, 8, 4), v=float32(1, 1, 8, 4), lengths=int32(1,))"
+
+
+def test_lengths_that_change_in_place_leave_nothing_behind() -> None:
+    """Growing, shrinking, half of the sequences gone, and slots of others in between: as in replays of a graph."""
+    rng = np.random.default_rng(4)
+    lengths, rule = np.full(BATCH, 5, np.int32), oc.cached(window=90, sink=2)
+    q = rng.standard_normal((BATCH, Q_HEADS, 2, HEAD_DIM))
+    kv, _ = _caches(rng, lengths, np.float64)
+    for some in ([5] * 4, [6, 64, 65, 300], [3] * 4, [0, 0, 200, 300], [0] * 4, [5] * 4):
+        lengths[:] = some
+        fresh, clean = _caches(rng, lengths, np.float64)
+        kv.k[:], kv.v[:] = fresh.k, fresh.v
+        _agree(oc.attention(q, kv, mask=rule, return_lse=True), _reference(q, clean, rule, lengths), 1e-12)
