@@ -6,7 +6,7 @@
 
 using Cfg = omni::Sm90Config<
     OMNI_HEAD_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_Q_SLOTS, OMNI_PING_PONG, OMNI_PACK, OMNI_BF16,
-    OMNI_SOFTCAP>;
+    OMNI_SOFTCAP, OMNI_CACHED>;
 static_assert(sizeof(omni::ForwardParamsSm90) == OMNI_PARAMS_BYTES, "params.py and sm90/forward/config.cuh disagree");
 using Smem = omni::ForwardSmem<Cfg>;
 static_assert(sizeof(Smem) <= OMNI_SMEM_BYTES, "spec.py and sm90/forward/smem.cuh disagree");
@@ -24,7 +24,9 @@ extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
     omni::setmaxnreg_dec<Cfg::kProducerRegisters>();
     if (threadIdx.x == 0) omni::Producer<Cfg>(args, smem).run();
     if constexpr (Cfg::kScheduler) {
-      if (threadIdx.x >= omni::FirstTilePrefetch<Cfg>::kFirstThread) omni::FirstTilePrefetch<Cfg>{args}.run();
+      if constexpr (!Cfg::kCached) {
+        if (threadIdx.x >= omni::FirstTilePrefetch<Cfg>::kFirstThread) omni::FirstTilePrefetch<Cfg>{args}.run();
+      }
       if (threadIdx.x == 32) omni::Scheduler<Smem>(args, smem).run();
     }
   } else {

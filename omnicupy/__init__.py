@@ -8,7 +8,7 @@ Importing needs no GPU, reads no file and imports no CuPy.
 """
 
 from omnicupy import presets
-from omnicupy.api import attention, attention_backward, prepare
+from omnicupy.api import attention, attention_backward, plan, prepare
 from omnicupy.errors import CompileError, UnsupportedError
 from omnicupy.jit.backward_kernel import TileShape
 from omnicupy.jit.backward_spec import BackwardSpec
@@ -28,23 +28,33 @@ from omnicupy.masks.constructors import (
 from omnicupy.masks.mask import Mask
 from omnicupy.masks.segment_masks import documents, random, segments
 from omnicupy.masks.tile_masks import from_tiles
+from omnicupy.serving.caches import CachedKV
+from omnicupy.serving.rule import CachedRule, cached
+from omnicupy.serving.step import CachedStep
 
 __version__ = "0.1.0"
 
 # A pickle names a class by its module: by this one, so that no move of a file breaks one.
-for _public in (AttnSpec, BackwardSpec, BlockMask, CompileError, Mask, TileShape, UnsupportedError):
+for _public in (
+    *(AttnSpec, BackwardSpec, BlockMask, CachedKV, CachedRule, CachedStep),
+    *(CompileError, Mask, TileShape, UnsupportedError),
+):
     _public.__module__ = "omnicupy"
 
 __all__ = [
     "AttnSpec",
     "BackwardSpec",
     "BlockMask",
+    "CachedKV",
+    "CachedRule",
+    "CachedStep",
     "CompileError",
     "Mask",
     "TileShape",
     "UnsupportedError",
     "attention",
     "attention_backward",
+    "cached",
     "causal",
     "documents",
     "from_dense",
@@ -52,6 +62,7 @@ __all__ = [
     "from_tiles",
     "full",
     "intervals",
+    "plan",
     "prefix",
     "prepare",
     "presets",

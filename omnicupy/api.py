@@ -1,4 +1,4 @@
-"""attention(), attention_backward() and prepare(): NumPy arrays go to the CPU engine, CuPy arrays to GPU kernels."""
+"""attention(), attention_backward(), prepare(), plan(): NumPy arrays go to the CPU engine, CuPy arrays to kernels."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from omnicupy.call import check, check_backward
+from omnicupy.call import check, check_backward, check_cached
 from omnicupy.call.arrays import is_cupy
 from omnicupy.cpu import attention as cpu_attention
 from omnicupy.cpu import backward as cpu_backward
+from omnicupy.cpu import cached as cpu_cached
+from omnicupy.errors import UnsupportedError
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.arguments import flag
 from omnicupy.masks.mask import Mask
+from omnicupy.serving.caches import CachedKV
+from omnicupy.serving.rule import CachedRule
+from omnicupy.serving.step import CachedStep
 
 _on_gpu: Callable[..., Any] | None = None
 
@@ -22,8 +27,8 @@ _on_gpu: Callable[..., Any] | None = None
 def attention(
     q: Any,
     k: Any,
-    v: Any,
-    mask: Mask | Sequence[Mask] | None = None,
+    v: Any = None,
+    mask: Mask | Sequence[Mask] | CachedRule | CachedStep | None = None,
     *,
     scale: float | None = None,
     sink_logits: Any = None,
@@ -39,7 +44,7 @@ def attention(
         kv_heads, and query head h reads key head h // (q_heads // kv_heads).
     mask: a Mask of shape (q_len, k_len) for all batch elements, a list of `batch` such masks, or None (every
         row sees every key). Keep and pass the same Mask object: its block lists are made once per tile size,
-        copied to each device once, and freed with it.
+        copied to each device once, and freed with it. With a CachedKV: what `cached` or `plan` returned.
     scale: factor of the scores; None is 1 / sqrt(head_dim). A normal, positive number in the dtype that scores
         are computed in (float32; float64 for float64 arrays), also when multiplied by log2(e).
     sink_logits: (q_heads,), float32, for float64 arrays float64: one more logit in the softmax of each row of a head,
@@ -84,11 +89,52 @@ def _attention(q: Any, k: Any, v: Any, mask: Any, return_lse: Any, given: dict[s
     """given: the other options of attention."""
     if type(return_lse) is not bool:
         return_lse = flag("attention", "return_lse", return_lse)
+    if isinstance(k, CachedKV) or isinstance(mask, (CachedRule, CachedStep)):
+        return _cached(q, k, v, mask, return_lse, given)
     if not isinstance(q, np.ndarray):
         return (_on_gpu or _load_gpu(q, k, v))(q, k, v, mask, return_lse=return_lse, **given)
     call = check.call(q, k, v, mask, **given)
     rest = {"sink_logits": given["sink_logits"], "out": given["out"]}
     return cpu_attention.attention(call, q, k, v, return_lse=return_lse, **rest)
+
+
+def _cached(q: Any, kv: Any, v: Any, mask: Any, return_lse: bool, given: dict[str, Any]) -> Any:
+    """attention on a CachedKV. given: as in _attention."""
+    given = check_cached.own_options("attention", given)
+    if not isinstance(kv, CachedKV):
+        check_cached.refuse_rule_without_cache(kv)
+    step = mask if isinstance(mask, CachedStep) else None
+    if not isinstance(q, np.ndarray):
+        return _load_cached(q, kv).attention(q, kv, v, mask, return_lse=return_lse, **given)
+    if step is not None:
+        check_cached.fits_step(q, kv, step)
+        kv, mask = CachedKV(kv.k, kv.v, step.lists), step.rule
+    call = check_cached.call(q, kv, v, mask, **given)
+    return cpu_cached.attention(call, q, kv, return_lse=return_lse, out=given["out"])
+
+
+def plan(q: Any, kv: CachedKV, mask: CachedRule, *, config: AttnSpec | None = None) -> CachedStep:
+    """What a step of decoding needs of its lengths, worked out once and passed as `mask` to each layer:
+
+        step = oc.plan(q, kv, oc.cached())
+        for layer in layers:
+            out = oc.attention(layer.q, layer.kv, mask=step)
+
+    q, kv: those of any layer; the others have q and caches of the same shapes, and the very same lengths array, else
+        `attention` raises.  mask: a rule of `cached`.  config: as in `attention`; the layers then get the same kernel.
+
+    The step holds what the lengths were: where they change, plan anew. On a GPU that is one small launch, on CuPy's
+    current stream, which the layers must run on as well; in a capture it becomes part of the graph, and a replay reads
+    the lengths anew. Without a step, a call of `attention` plans for itself.
+    Raises what `attention` raises.
+    """
+    if not isinstance(kv, CachedKV):
+        check_cached.refuse_rule_without_cache(kv)
+    if not isinstance(q, np.ndarray):
+        step: CachedStep = _load_cached(q, kv).plan(q, kv, mask, config=config)
+        return step
+    call = check_cached.call(q, kv, None, mask, config=config)
+    return CachedStep(call.rule, kv.lengths, check_cached.step_shapes(q, kv), kv.lengths.copy())
 
 
 def attention_backward(
@@ -165,8 +211,8 @@ def _gradients(given: tuple[Any, ...], **options: Any) -> Any:
 def prepare(
     q: Any,
     k: Any,
-    v: Any,
-    mask: Mask | Sequence[Mask] | None = None,
+    v: Any = None,
+    mask: Mask | Sequence[Mask] | CachedRule | None = None,
     *,
     scale: float | None = None,
     sink_logits: Any = None,
@@ -176,6 +222,7 @@ def prepare(
     config: AttnSpec | None = None,
     split: int | None = None,
     gradients: bool = False,
+    max_length: int | None = None,
 ) -> None:
     """All that the first `attention` call with these arguments does before its launch: then capture it.
 
@@ -186,6 +233,8 @@ def prepare(
     same is made, and serves both. With `gradients` also all that the first `attention_backward` with such arguments
     does before its launches, if it wants all gradients, is deterministic and has no config. Keep the mask until the
     call: what is made lives on it.
+    max_length: of a CachedKV the most keys that a sequence will have. Its capacity bounds all that is made, so a number
+    up to the capacity changes nothing, and a greater one is refused.
 
     On NumPy arrays it checks the arguments and does nothing else.
     Raises what `attention` raises.
@@ -194,18 +243,46 @@ def prepare(
         flag("prepare", "return_lse", return_lse)
     if type(gradients) is not bool:
         gradients = flag("prepare", "gradients", gradients)
-    changes: dict[str, Any] = {"sink_logits": sink_logits, "softcap": softcap}
+    given: dict[str, Any] = {"scale": scale, "sink_logits": sink_logits, "softcap": softcap, "out": out}
+    given |= {"config": config, "split": split}
+    if isinstance(k, CachedKV) or isinstance(mask, CachedRule):
+        _prepare_cached(q, k, v, mask, gradients, given | {"max_length": max_length})
+        return
+    if max_length is not None:
+        raise ValueError(f"prepare: max_length goes with a CachedKV, got {max_length!r} without one; drop it")
     if isinstance(q, np.ndarray):
-        check.call(q, k, v, mask, scale=scale, out=out, config=config, split=split, **changes)
+        check.call(q, k, v, mask, **given)
         return
     _load_gpu(q, k, v)
     from omnicupy.gpu import attention as gpu_attention
 
-    gpu_attention.plan_of(q, k, v, mask, scale=scale, out=out, config=config, split=split, **changes)
+    gpu_attention.plan_of(q, k, v, mask, **given)
     if gradients:
         from omnicupy.gpu import backward as gpu_backward
 
-        gpu_backward.prepare_backward(q, k, v, mask, scale=scale, config=None, **changes)
+        rest = {"scale": scale, "sink_logits": sink_logits, "softcap": softcap}
+        gpu_backward.prepare_backward(q, k, v, mask, config=None, **rest)
+
+
+def _prepare_cached(q: Any, kv: Any, v: Any, mask: Any, gradients: bool, given: dict[str, Any]) -> None:
+    given = check_cached.own_options("prepare", given)
+    if not isinstance(kv, CachedKV):
+        check_cached.refuse_rule_without_cache(kv)
+    if gradients:
+        raise UnsupportedError("prepare: a CachedKV has no gradients; drop gradients=True")
+    if isinstance(q, np.ndarray):
+        check_cached.call(q, kv, v, mask, **given)
+    else:
+        _load_cached(q, kv).prepare(q, kv, v, mask, **given)
+
+
+def _load_cached(q: Any, kv: CachedKV) -> Any:
+    """The GPU path of calls on a CachedKV."""
+    if not is_cupy(q):
+        check.arrays(q, kv.k, kv.v)  # refuses it, without importing CuPy
+    from omnicupy.gpu import cached as gpu_cached
+
+    return gpu_cached
 
 
 def _load_gpu(q: Any, k: Any, v: Any) -> Callable[..., Any]:

@@ -18,9 +18,9 @@ from omnicupy import api
 
 ROOT = Path(__file__).parents[1]
 PUBLIC = """
-    AttnSpec BackwardSpec BlockMask CompileError Mask TileShape UnsupportedError attention attention_backward causal
-    documents from_dense from_predicate from_tiles full intervals prefix prepare presets random ranges segments sink
-    sliding_window
+    AttnSpec BackwardSpec BlockMask CachedKV CachedRule CachedStep CompileError Mask TileShape UnsupportedError
+    attention attention_backward cached causal documents from_dense from_predicate from_tiles full intervals plan
+    prefix prepare presets random ranges segments sink sliding_window
 """
 
 
@@ -141,7 +141,10 @@ def test_prepare_takes_what_attention_takes() -> None:
     }
     assert {
         name: (one.kind, one.default) for name, one in inspect.signature(oc.prepare).parameters.items()
-    } == taken | {"gradients": (inspect.Parameter.KEYWORD_ONLY, False)}
+    } == taken | {
+        "gradients": (inspect.Parameter.KEYWORD_ONLY, False),
+        "max_length": (inspect.Parameter.KEYWORD_ONLY, None),
+    }
     q = np.ones((1, 2, 9, 8), np.float32)
     for gradients in (False, True):
         assert (

@@ -57,6 +57,10 @@ Q, ROWS = np.zeros((1, 1, 4, 8), np.float32), np.zeros((1, 1, 4), np.float32)
 QKV: dict[str, tuple[list[Bad], Any]] = {name: (array(name), Q) for name in ("q", "k", "v")}
 SCORES = {"sink_logits": (sink_logits(), None), "softcap": (softcap(), None)}
 CALL = QKV | SCORES | {"mask": (a_mask("attention"), None), "scale": (scale(), None), "out": (array("out"), None), "config": (CONFIG, None), "split": (SPLIT, None)}  # fmt: skip
+WITHOUT_CACHE: list[Bad] = [
+    (value, ValueError, f"prepare: max_length goes with a CachedKV, got {value!r} without one; drop it")
+    for value in (4, 2.5, "4", True)
+]
 LENGTH = {"length": (NEEDED, 8)}
 SHAPE = {"q_len": (NEEDED, 8), "k_len": (INTEGER, 8)}
 
@@ -68,7 +72,7 @@ ARGUMENTS: dict[str, dict[str, tuple[list[Bad], Any]]] = {
         "wanted": (WANTED, ["q", "k", "v"]), "out_grads": (OUT_GRADS, (None,) * 3), "deterministic": (FLAG, False),
         **SCORES, "config": (BACKWARD_CONFIG, None),
     },
-    "prepare": CALL | {"return_lse": (FLAG, False), "gradients": (FLAG, True)},
+    "prepare": CALL | {"return_lse": (FLAG, False), "gradients": (FLAG, True), "max_length": (WITHOUT_CACHE, None)},
     "full": SHAPE,
     "causal": SHAPE,
     "sliding_window": SHAPE | {"left": (NEEDED, 2), "right": (NEEDED, 1)},
@@ -137,10 +141,15 @@ ELSEWHERE = {
     "AttnSpec",
     "BackwardSpec",
     "BlockMask",
+    "CachedKV",
+    "CachedRule",
+    "CachedStep",
     "CompileError",
     "Mask",
     "TileShape",
     "UnsupportedError",
+    "cached",
+    "plan",
     "presets",
 }
 ELSEWHERE |= {"Mask.plot", "Mask.key_counts_of"}

@@ -17,6 +17,11 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES: dict[str, tuple[list[str], str | None, str]] = {
     "segments.py": ([], None, r"token 382 sees 319 of 383 keys"),
     "bagel_pack.py": (["--scale", "0.02"], None, r"393 tokens, .*without the mask \d\d+% of the rows"),
+    "decode.py": (
+        ["--tokens", "30"],
+        None,
+        r"30 tokens by .*hold \[30, 37, 50\] keys\n.*finite: True\n.*ordinary masks: (0|\d\.\de-0[6-9])",
+    ),
     "plot_mask.py": (["{folder}"], "matplotlib", r"streaming.png: 16% of the pairs"),
     "jax_arrays.py": (
         ["--tokens", "60"],

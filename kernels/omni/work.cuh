@@ -17,20 +17,9 @@ struct WorkItem {
 
 constexpr int kTiers = sizeof(ForwardParams::tiers) / sizeof(int);
 
-// Work index -> (tier, section of heads, part by rank, head in section). Parts of block rows come longest first. The
-// heads of one section, whose K and V fit L2 together, are worked on side by side; short parts of all heads come
-// after the long ones of all heads, so that what is worked on last is short. of_batch: heads of a batch element.
-__device__ __forceinline__ WorkItem work_item_among(ForwardParams const& p, int of_batch, int index) {
+// Index among the items of the parts `first` to `end` -> (section of heads, part by rank, head in section).
+__device__ __forceinline__ WorkItem work_item_of(ForwardParams const& p, int of_batch, int first, int end, int index) {
   int const heads = of_batch * (p.batch / p.mask_batch);
-  int first = 0, end = p.tiers[0];
-#pragma unroll
-  for (int i = 0; i < kTiers - 1; ++i) {
-    if (index >= heads * p.tiers[i]) {
-      first = p.tiers[i];
-      end = p.tiers[i + 1];
-    }
-  }
-  index -= heads * first;
   int const parts = end - first;
   int const section = index / (parts * p.section);
   int const width = min(p.section, heads - section * p.section);
@@ -49,18 +38,42 @@ __device__ __forceinline__ WorkItem work_item_among(ForwardParams const& p, int 
   return work;
 }
 
-// The same for query heads. kHeads: heads that share a tile and count as one; the first is returned. kPack: as many
-// share one as the parameters say.
+// Work index -> (tier, section of heads, part by rank, head in section). Parts of block rows come longest first. The
+// heads of one section, whose K and V fit L2 together, are worked on side by side; short parts of all heads come
+// after the long ones of all heads, so that what is worked on last is short. of_batch: heads of a batch element.
+__device__ __forceinline__ WorkItem work_item_among(ForwardParams const& p, int of_batch, int index) {
+  int const heads = of_batch * (p.batch / p.mask_batch);
+  int first = 0, end = p.tiers[0];
+#pragma unroll
+  for (int i = 0; i < kTiers - 1; ++i) {
+    if (index >= heads * p.tiers[i]) {
+      first = p.tiers[i];
+      end = p.tiers[i + 1];
+    }
+  }
+  return work_item_of(p, of_batch, first, end, index - heads * first);
+}
+
+// Query heads of a batch element, those that share a tile counted as one: kHeads of a group, or where they are packed
+// as many as the parameters say.
+template <int kHeads, bool kPack>
+__device__ __forceinline__ int tile_heads(ForwardParams const& p) {
+  return kPack ? p.q_heads / p.group * p.packs : p.q_heads / kHeads;
+}
+
+// The first query head of such a tile.
+template <int kHeads, bool kPack>
+__device__ __forceinline__ int first_head(ForwardParams const& p, int of_tile) {
+  if constexpr (!kPack) return of_tile * kHeads;
+  int const kv_head = of_tile / p.packs;
+  return kv_head * p.group + (of_tile - kv_head * p.packs) * p.pack_heads;
+}
+
+// The same for query heads; the first of those that share a tile is returned.
 template <int kHeads = 1, bool kPack = false>
 __device__ __forceinline__ WorkItem work_item(ForwardParams const& p, int index) {
-  if constexpr (kPack) {
-    WorkItem work = work_item_among(p, p.q_heads / p.group * p.packs, index);
-    int const kv_head = work.head / p.packs;
-    work.head = kv_head * p.group + (work.head - kv_head * p.packs) * p.pack_heads;
-    return work;
-  }
-  WorkItem work = work_item_among(p, p.q_heads / kHeads, index);
-  work.head *= kHeads;
+  WorkItem work = work_item_among(p, tile_heads<kHeads, kPack>(p), index);
+  work.head = first_head<kHeads, kPack>(p, work.head);
   return work;
 }
 

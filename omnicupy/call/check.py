@@ -61,6 +61,24 @@ def call(
     read. A stride of zero or below is fine in q, k and v.
     Raises TypeError for an argument of a wrong type or dtype, ValueError for a wrong shape, value or layout.
     """
+    problem, factor, cap = arrays(
+        q, k, v, scale=scale, sink_logits=sink_logits, softcap=softcap, out=out, config=config
+    )
+    return Call(problem, masks_of(mask, problem), factor, cap, split_of(split))
+
+
+def arrays(
+    q: Any,
+    k: Any,
+    v: Any,
+    *,
+    scale: float | None = None,
+    sink_logits: Any = None,
+    softcap: float | None = None,
+    out: Any = None,
+    config: AttnSpec | None = None,
+) -> tuple[Problem, float, float | None]:
+    """The same check of all but the mask and the parts: the sizes, the factor of the scores, and their bound."""
     on_gpu = _check_kinds(q, k, v)
     dtype = _check_dtypes(q, k, v, on_gpu)
     problem = _check_shapes(q, k, v, dtype)
@@ -75,13 +93,12 @@ def call(
         read.append(("sink_logits", sink_logits))
     if out is not None:
         check_target("out", out, read[0], read)
-    masks, factor = masks_of(mask, problem), scale_of(scale, problem.head_dim, dtype)
+    factor = scale_of(scale, problem.head_dim, dtype)
     if (cap := check_scores.softcap_of(softcap, factor, dtype)) is not None:
         problem = replace(problem, softcap=True)
-    found = Call(problem, masks, factor, cap, split_of(split))
     if config is not None:
         _check_config(config, problem, on_gpu)
-    return found
+    return problem, factor, cap
 
 
 def _check_kinds(q: Any, k: Any, v: Any) -> bool:

@@ -13,6 +13,8 @@ from contextlib import suppress
 from typing import Any
 
 import cupy
+import numpy as np
+from numpy.typing import NDArray
 
 from omnicupy.errors import UnsupportedError
 from omnicupy.gpu.streams import (
@@ -33,17 +35,15 @@ MAX_USERS = 32  # streams remembered before they are joined early
 _waiting: list[tuple[int, list[Any], Any]] = []
 
 
-class DeviceBlocks:
-    """Block lists on one device. Made on the device's current stream; the copy is asynchronous.
+class DeviceCopy:
+    """A host buffer on one device. Made on the device's current stream; the copy is asynchronous.
 
-    lists: sizes and offsets (its host buffer is dropped).  pointers: device address of each array, of the per-key ones
-    of key 0, of which there may be no memory.
     home: the stream that makes it.  users: streams that are ordered after the copy, by their numbers.
     Raises UnsupportedError while the stream is captured into a graph: the copy would become part of the
     graph.
     """
 
-    def __init__(self, lists: BlockLists, device: int) -> None:
+    def __init__(self, buffer: NDArray[np.uint8], device: int) -> None:
         self.device = device
         self.users: dict[int, Any] = {}
         self.home = cupy.cuda.get_current_stream(device)
@@ -57,16 +57,17 @@ class DeviceBlocks:
         # asarray stages through CuPy's pinned pool, which keeps the staging memory until the copy is done. It may
         # allocate while another thread captures.
         with allowing_unsafe_calls():
-            self._buffer = cupy.asarray(lists.buffer)
+            self._buffer = cupy.asarray(buffer)
         self._uploaded = cupy.cuda.Event(disable_timing=True)
         self._uploaded.record(self.home)
         self._is_over = False
         self._home_number = number_of(device, self.home)
         self.users[self._home_number] = self.home
-        self.sizes = lists.without_buffer()
-        self.pointers = {name: self._buffer.data.ptr + offset for name, offset in lists.offsets.items()}
-        self.pointers["spans"] -= SPAN_BYTES * lists.k_first
-        self.pointers["dead"] -= lists.k_first // 8
+
+    @property
+    def address(self) -> int:
+        """Of the buffer on the device."""
+        return int(self._buffer.data.ptr)
 
     @property
     def nbytes(self) -> int:
@@ -95,6 +96,21 @@ class DeviceBlocks:
         kept = (self.device, list(self.users.values()), self._buffer)
         if not _freed(*kept):
             _waiting.append(kept)
+
+
+class DeviceBlocks(DeviceCopy):
+    """Block lists on one device.
+
+    lists: sizes and offsets (its host buffer is dropped).  pointers: device address of each array, of the per-key ones
+    of key 0, of which there may be no memory.
+    """
+
+    def __init__(self, lists: BlockLists, device: int) -> None:
+        super().__init__(lists.buffer, device)
+        self.sizes = lists.without_buffer()
+        self.pointers = {name: self.address + offset for name, offset in lists.offsets.items()}
+        self.pointers["spans"] -= SPAN_BYTES * lists.k_first
+        self.pointers["dead"] -= lists.k_first // 8
 
 
 def free_waiting() -> None:

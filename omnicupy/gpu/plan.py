@@ -100,9 +100,7 @@ class Plan:
         self, q: int, k: int, v: int, out: int, lse: int, stream: Any, *, sink_logits: int = 0
     ) -> None:
         """Run on `stream`, of the plan's device, which is current. q ... lse, sink_logits: addresses, 0 for none."""
-        # Its own struct for each call: the driver reads it in the launch, where other threads may run.
-        argument = self._template.copy()  # size one: CuPy passes it by value
-        _POINTERS.pack_into(argument, self._offset, q, k, v, out, lse)
+        argument = self.argument(q, k, v, out, lse)
         if sink_logits:
             _ADDRESS.pack_into(argument, self._sink_at, sink_logits)
         blocks = self.blocks
@@ -113,11 +111,23 @@ class Plan:
             with memory.lock:
                 if memory.closed:
                     continue
-                self._complete(argument, (q, k, v), memory)
-                self._function(self._grid, self._block, (argument,), self._smem, stream)
+                self.run(argument, (q, k, v), memory, stream)
             if memory.user not in blocks.users:  # another thread has made them forget the stream meanwhile
                 memory.reads(blocks)
             return
+
+    def argument(self, q: int, k: int, v: int, out: int, lse: int) -> NDArray[np.void]:
+        """The struct of one launch, its own: the driver reads it in the launch, where other threads may run."""
+        argument = self._template.copy()  # size one: CuPy passes it by value
+        _POINTERS.pack_into(argument, self._offset, q, k, v, out, lse)
+        return argument
+
+    def run(
+        self, argument: NDArray[np.void], addresses: Addresses, memory: StreamMemory, stream: Any
+    ) -> None:
+        """Launch with what `argument` made of such addresses. Under the lock of `memory`, that of `stream`."""
+        self._complete(argument, addresses, memory)
+        self._function(self._grid, self._block, (argument,), self._smem, stream)
 
     def _complete(self, argument: NDArray[np.void], addresses: Addresses, memory: StreamMemory) -> None:
         """What else a kernel kind's struct holds."""

@@ -12,7 +12,6 @@ from omnicupy.call.check import Call
 from omnicupy.choose import pick
 from omnicupy.errors import UnsupportedError
 from omnicupy.gpu.device import DeviceInfo, device_info
-from omnicupy.gpu.device_blocks import DeviceBlocks
 from omnicupy.gpu.mask_cache import device_blocks
 from omnicupy.gpu.modules import kernel
 from omnicupy.gpu.plan import ITEM_BYTES, PLANS, KernelCall, Plan
@@ -54,7 +53,7 @@ def new_plan(call: Call, arrays: tuple[Any, Any, Any, Any], config: AttnSpec | N
         split=call.split,
     )
     check_runs(spec, info)
-    _check_strides(spec, q, k, v)
+    check_strides(spec, q, k, v)
     grid = Grid.of(
         spec, call.problem, len(masks), sm_count=info.sm_count, l2_bytes=info.l2_bytes, split=call.split
     )
@@ -65,7 +64,10 @@ def new_plan(call: Call, arrays: tuple[Any, Any, Any, Any], config: AttnSpec | N
     layouts = ((q.shape, q.strides), (k.shape, k.strides), (v.shape, v.strides))
     of_out = None if out is None else (out.shape, out.strides)
     launched = KernelCall(function, grid.thread_blocks(sizes.n_parts), layouts, of_out, need)
-    return PLANS[spec.kernel](spec, call.problem, blocks, _struct_of(grid, call, blocks, arrays), launched)
+    lists = {**blocks.pointers, **{name: getattr(sizes, name) for name in _BLOCK_FIELDS}}
+    lists |= {"work_items": grid.work_items(sizes.n_parts), "section": grid.section(sizes.n_parts)}
+    template = struct_of(grid, score_fields(call.scale, call.softcap), lists, arrays)
+    return PLANS[spec.kernel](spec, call.problem, blocks, template, launched)
 
 
 def score_fields(scale: float, softcap: float | None) -> dict[str, float]:
@@ -77,18 +79,15 @@ def score_fields(scale: float, softcap: float | None) -> dict[str, float]:
     return {"scale": factor, "scale_log2": factor * LOG2E, "tanh_scale": tanh_scale}
 
 
-def _struct_of(grid: Grid, call: Call, blocks: DeviceBlocks, arrays: tuple[Any, Any, Any, Any]) -> bytes:
-    """The parameter struct of a launch, with null pointers for q, k, v, out, lse and sink_logits."""
+def struct_of(
+    grid: Grid, scores: dict[str, float], lists: dict[str, Any], arrays: tuple[Any, Any, Any, Any]
+) -> bytes:
+    """The parameter struct of a launch, with null pointers for q, k, v, out, lse and sink_logits.
+
+    scores: what score_fields gave.  lists: what it takes of block lists and of work items, by its fields' names.
+    """
     q, k, v, out = arrays
-    sizes = blocks.sizes
-    values = {
-        **blocks.pointers,
-        **{name: getattr(sizes, name) for name in _BLOCK_FIELDS},
-        "work_items": grid.work_items(sizes.n_parts),
-        **score_fields(call.scale, call.softcap),
-        "section": grid.section(sizes.n_parts),
-        **grid.packed,
-    }
+    values = {**lists, **scores, **grid.packed}
     out_strides = contiguous_strides(q.shape, q.dtype.itemsize) if out is None else out.strides
     strides = {"q": q.strides, "k": k.strides, "v": v.strides, "out": out_strides}
     record = np.zeros(1, PARAMS[grid.spec.kernel])
@@ -119,7 +118,7 @@ def check_runs(spec: AttnSpec | BackwardSpec, info: DeviceInfo) -> None:
         )
 
 
-def _check_strides(spec: AttnSpec, q: Any, k: Any, v: Any) -> None:
+def check_strides(spec: AttnSpec, q: Any, k: Any, v: Any) -> None:
     """Raises UnsupportedError when `spec` asks for tensor maps of arrays that no map holds."""
     for name, array in (("q", q), ("k", k), ("v", v)):
         if spec.kernel == "sm90" and not can_map(array.shape, array.strides):

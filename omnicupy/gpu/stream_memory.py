@@ -13,12 +13,13 @@ import threading
 from typing import Any
 
 import cupy
+import numpy as np
 
 from omnicupy.gpu import bindings
-from omnicupy.gpu.device_blocks import DeviceBlocks
+from omnicupy.gpu.device_blocks import DeviceCopy
 from omnicupy.gpu.graph_end import GraphEnd
 from omnicupy.gpu.streams import LEGACY_STREAM, allowing_unsafe_calls, is_unusable, key_in_capture, number_of
-from omnicupy.gpu.workspace import Need, Pool, Workspace
+from omnicupy.gpu.workspace import Need, Pool, Workspace, zeroed
 
 MAX_STREAMS = 32  # of a device; another one takes over what the one that came first had
 
@@ -33,7 +34,7 @@ class StreamMemory:
     """What launches of one stream of one device share outside of captures.
 
     lock: held from the look at what is here until the launch is given to the stream.  closed: given back meanwhile; ask
-    for another.  counters: address of the work counters.  user: what DeviceBlocks.users knows the stream by.
+    for another.  counters: address of the work counters.  user: what DeviceCopy.users knows the stream by.
     """
 
     def __init__(self, device: int, stream: Any, number: int | None) -> None:
@@ -46,7 +47,7 @@ class StreamMemory:
         self._stream = stream  # kept: a stream that was destroyed could not be waited for
         self.counters = self._pool.take_counters()
 
-    def reads(self, blocks: DeviceBlocks) -> None:
+    def reads(self, blocks: DeviceCopy) -> None:
         """Order the launch that follows after the copy of `blocks`, and their end after the launch."""
         if self.user is not None and self.user not in blocks.users:
             blocks.add_user(self.user, self._stream)
@@ -59,6 +60,14 @@ class StreamMemory:
             with _lock:
                 self._replace(need)
         return self._workspaces[-1]
+
+    def own(self, size: int, stream: Any) -> Any:
+        """`size` bytes, uninitialised, for what is to outlive a launch: freed, they go to what `stream` does next."""
+        with stream, allowing_unsafe_calls():  # another one may be captured
+            return cupy.empty(size, np.uint8)
+
+    def keep(self, lists: Any) -> None:
+        """Lists that were written by a launch of this stream: whoever made them keeps them."""
 
     def close(self) -> None:
         """Give all back; what the stream was given may still run."""
@@ -98,9 +107,17 @@ class CapturedMemory(StreamMemory):
         super().__init__(device, None, None)  # no copy knows it by a number: a graph's launches have no order
         self._capture = capture
 
-    def reads(self, blocks: DeviceBlocks) -> None:
+    def reads(self, blocks: DeviceCopy) -> None:
         """Keep `blocks` for the graph, which has no order after their copy: so that has to be over."""
         self._capture.pin(blocks)
+
+    def own(self, size: int, stream: Any) -> Any:
+        """Memory that nothing on the device uses: a graph's launches have no order after what had it before."""
+        return zeroed(size, 0)
+
+    def keep(self, lists: Any) -> None:
+        """Lists that the graph's own launches write: it keeps them."""
+        self._capture.pin(lists)
 
     def give_back(self) -> None:
         """The graph has ended. Called under the lock of this file."""
@@ -116,9 +133,9 @@ class Capture:
     def __init__(self, graph: Any) -> None:
         self.memory: dict[int, CapturedMemory] = {}
         self.end = GraphEnd(graph)
-        self._blocks: dict[int, DeviceBlocks] = {}
+        self._blocks: dict[int, DeviceCopy] = {}
 
-    def pin(self, blocks: DeviceBlocks) -> None:
+    def pin(self, blocks: DeviceCopy) -> None:
         """Keep the device copy until the graph has ended."""
         if id(blocks) not in self._blocks:
             blocks.wait_for_copy()

@@ -1,5 +1,5 @@
-"""The launch ABI: each kernel's parameter struct as a NumPy dtype, field by field as omni/params.cuh and
-omni/backward_params.cuh have them.
+"""The launch ABI: each kernel's parameter struct as a NumPy dtype, field by field as omni/params.cuh,
+omni/backward_params.cuh and omni/cached/params.cuh have them.
 """
 
 from __future__ import annotations
@@ -93,13 +93,33 @@ def _with_maps(
 
 _WORK = [(name, "<u8") for name in ("counter", "partials", "arrivals", "splits")]
 _WORK += [(name, "<i4") for name in ("work_items", "n_slots", "n_split_rows")]
+_WORK += [("n_parts", "<u8")]
 _BACKWARD_WORK = [(name, "<u8") for name in ("counter", "dq_sums", "partials", "arrivals", "splits")]
 _BACKWARD_WORK += [(name, "<i4") for name in ("work_items", "n_slots", "n_split_rows")]
+
+_PLAN_POINTERS = (
+    *("lengths", "tail", "tail_any", "tail_all"),
+    *("row_offsets", "entries", "parts", "splits", "bit_tiles", "dead", "n_parts"),
+)
+_PLAN_INTS = (
+    *("batch", "q_len", "q_blocks", "capacity", "br", "bc", "k_padded", "window", "sink"),
+    *("tail_masks", "tail_words", "most_entries", "most_partial", "in_order", "heads"),
+    *("sm_count", "split_slots", "most_cuts", "least_tiles"),
+)
 
 ATTN_PARAMS = np.dtype(_fields(), align=True)
 ATTN_PARAMS_SM90 = _with_maps(_MAPS, _fields(), _WORK)  # ForwardParamsSm90
 BACKWARD_PARAMS = np.dtype(_backward_fields(), align=True)
 BACKWARD_PARAMS_SM90 = _with_maps(_BACKWARD_MAPS, _backward_fields(), _BACKWARD_WORK)  # BackwardParamsSm90
+
+PLAN_PARAMS = np.dtype(  # PlanParams
+    [
+        *((name, "<u8") for name in _PLAN_POINTERS),
+        *((name, "<f4") for name in ("item", "leave")),
+        *((name, "<i4") for name in _PLAN_INTS),
+    ],
+    align=True,
+)
 
 # The struct that each kernel kind takes, by value, as its only argument.
 PARAMS: dict[str, np.dtype[np.void]] = {
@@ -108,6 +128,7 @@ PARAMS: dict[str, np.dtype[np.void]] = {
     "sm90": ATTN_PARAMS_SM90,
     "bwd": BACKWARD_PARAMS,
     "bwd_sm90": BACKWARD_PARAMS_SM90,
+    "plan": PLAN_PARAMS,
     "bwd_sums": np.dtype([*_backward_fields(), ("dq_sums", "<u8", ())], align=True),
 }
 

@@ -13,7 +13,10 @@ from omnicupy.errors import UnsupportedError
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.arguments import flag
 from omnicupy.masks.mask import Mask
-from omnicupy.torch import backward, state, tensors
+from omnicupy.serving.caches import CachedKV
+from omnicupy.serving.rule import CachedRule
+from omnicupy.serving.step import CachedStep
+from omnicupy.torch import backward, cached, state, tensors
 from omnicupy.torch.autograd import Attention, through_transforms
 from omnicupy.torch.eager import prepare_eagerly, run_eagerly, untraced
 from omnicupy.torch.operator import through_operator
@@ -24,8 +27,8 @@ NO_TRACE = "torch.jit.trace cannot record attention; use torch.compile"
 def attention(
     q: Any,
     k: Any,
-    v: Any,
-    mask: Mask | Sequence[Mask] | None = None,
+    v: Any = None,
+    mask: Mask | Sequence[Mask] | CachedRule | CachedStep | None = None,
     *,
     scale: float | None = None,
     sink_logits: Any = None,
@@ -48,6 +51,7 @@ def attention(
     Inside torch.compile the call is one operator of the graph, and masks are inputs of it: pass them as arguments,
     and a new mask of the same shape recompiles nothing (the second one does, once). For a CUDA graph, call `prepare`
     or this once before the capture; the graph keeps what it reads of the mask.
+    A CachedKV of tensors may stand for k and v, eagerly and without gradients; mask is what `cached` or `plan` gave.
 
     Gradients of out and lse reach q, k, v and sink_logits, in their dtypes, on the stream of the forward pass; what
     nobody asks for is not computed. For them the call keeps q, k, v, out, lse and the mask;
@@ -59,10 +63,15 @@ def attention(
     Raises what `omnicupy.attention` raises; UnsupportedError for `out` where a gradient is needed, for tensors that
     carry a tangent, for derivatives of gradients, and for `config` and `split` inside torch.compile.
     """
-    tensors.check(q, k, v, out, sink_logits)
     if type(return_lse) is not bool or type(deterministic) is not bool:
         given = {"return_lse": return_lse, "deterministic": deterministic}
         return_lse, deterministic = (flag("attention", name, value) for name, value in given.items())
+    how = {"scale": scale, "return_lse": return_lse, "out": out, "config": config, "split": split}
+    if sink_logits is not None or softcap is not None:
+        how |= {"sink_logits": sink_logits, "softcap": softcap}
+    if isinstance(k, CachedKV) or isinstance(mask, (CachedRule, CachedStep)):
+        return _on_caches()(q, k, v, mask, **how)
+    tensors.check(q, k, v, out, sink_logits)
     if state.any_autocast():
         q, k, v = tensors.autocast(q, k, v)
     if torch.is_grad_enabled():
@@ -71,9 +80,6 @@ def attention(
         elif tensors.need_gradients(q, k, v, sink_logits):
             options = (scale, softcap, return_lse, config, split, deterministic)
             return with_gradients((q, k, v, sink_logits), mask, options)
-    how = {"scale": scale, "return_lse": return_lse, "out": out, "config": config, "split": split}
-    if sink_logits is not None or softcap is not None:
-        how |= {"sink_logits": sink_logits, "softcap": softcap}
     return _without_gradients(q, k, v, mask, how, deterministic)
 
 
@@ -85,10 +91,7 @@ def _without_gradients(q: Any, k: Any, v: Any, mask: Any, how: dict[str, Any], d
     if torch.compiler.is_compiling():
         return through_operator(q, k, v, mask, **how)
     run = run_eagerly if state.tracer() is None else untraced(run_eagerly)
-    if type(q) is type(k) is type(v) and out is None:  # the same as below, in half the time
-        plain = type(q) in state.PLAIN
-    else:
-        plain = all(type(one) in state.PLAIN for one in (q, k, v, out) if one is not None)
+    plain = _are_plain(q, k, v, out)
     plain = plain and (sink_logits is None or type(sink_logits) in state.PLAIN)
     if not plain or state.modes() or state.transform() is not None or state.jit_traces():
         run = _seen_by_torch(plain, deterministic)
@@ -97,6 +100,19 @@ def _without_gradients(q: Any, k: Any, v: Any, mask: Any, how: dict[str, Any], d
     except (RuntimeError, TypeError):  # of torch, which says nothing of which tensor it is
         tensors.check_storage(q=q, k=k, v=v, out=out, sink_logits=sink_logits)
         raise
+
+
+def _are_plain(q: Any, k: Any, v: Any, out: Any) -> bool:
+    if type(q) is type(k) is type(v) and out is None:  # the same as below, in half the time
+        return type(q) in state.PLAIN
+    return all(type(one) in state.PLAIN for one in (q, k, v, out) if one is not None)
+
+
+def _on_caches() -> Any:
+    """What runs calls on caches. Raises UnsupportedError where torch.compile traces one."""
+    if torch.compiler.is_compiling():
+        raise UnsupportedError(cached.EAGER)
+    return cached.attention if state.tracer() is None else untraced(cached.attention)
 
 
 def _seen_by_torch(plain: bool, deterministic: bool) -> Any:
@@ -143,8 +159,8 @@ def with_gradients(
 def prepare(
     q: Any,
     k: Any,
-    v: Any,
-    mask: Mask | Sequence[Mask] | None = None,
+    v: Any = None,
+    mask: Mask | Sequence[Mask] | CachedRule | None = None,
     *,
     scale: float | None = None,
     sink_logits: Any = None,
@@ -154,19 +170,27 @@ def prepare(
     config: AttnSpec | None = None,
     split: int | None = None,
     gradients: bool = False,
+    max_length: int | None = None,
 ) -> None:
     """`omnicupy.prepare` on torch tensors: what the first `attention` call with these arguments does before its
     launch, on torch's current stream. On CPU tensors it checks the arguments and does nothing else.
 
     return_lse: with and without, the same is made, and serves both.  gradients: also what the first backward pass does
-    before its launches, as in `omnicupy.prepare`.
+    before its launches, as in `omnicupy.prepare`.  max_length: of a CachedKV, as there.
     Raises what `attention` raises, but for what concerns gradients: none are lost here.
     """
-    tensors.check(q, k, v, out, sink_logits)
     if type(return_lse) is not bool:
         flag("prepare", "return_lse", return_lse)
     if type(gradients) is not bool:
         gradients = flag("prepare", "gradients", gradients)
+    if isinstance(k, CachedKV) or isinstance(mask, CachedRule):
+        given = {"sink_logits": sink_logits, "softcap": softcap, "split": split}
+        given |= {"scale": scale, "out": out, "config": config}
+        cached.prepare(q, k, v, mask, gradients=gradients, max_length=max_length, **given)
+        return
+    if max_length is not None:
+        raise ValueError(f"prepare: max_length goes with a CachedKV, got {max_length!r} without one; drop it")
+    tensors.check(q, k, v, out, sink_logits)
     q, k, v = tensors.autocast(q, k, v)
     changes = {"sink_logits": sink_logits, "softcap": softcap}
     prepare_eagerly(q, k, v, mask, scale=scale, out=out, config=config, split=split, **changes)

@@ -26,6 +26,13 @@ def on_device(name: str, tensor: Any) -> DeviceArray:
     return DeviceArray(dtype, tensor.data_ptr(), tensor.get_device(), tuple(tensor.shape), strides)
 
 
+def int32_on_device(tensor: Any) -> DeviceArray:
+    """The memory of a CUDA tensor of 32-bit integers."""
+    strides = tuple(4 * stride for stride in tensor.stride())
+    shape = tuple(tensor.shape)
+    return DeviceArray(np.dtype(np.int32), tensor.data_ptr(), tensor.get_device(), shape, strides)
+
+
 def on_host(name: str, tensor: Any) -> Any:
     """The NumPy array of a CPU tensor's own memory."""
     dtype = DTYPES.get(tensor.dtype) or _refuse_dtype(name, tensor)

@@ -26,6 +26,7 @@ STRUCTS = {  # of params.PARAMS
     "sm90": "ForwardParamsSm90",
     "bwd": "BackwardParams",
     "bwd_sums": "BackwardParamsWithSums",
+    "plan": "PlanParams",
 }
 
 # Headers that are nothing but PTX.

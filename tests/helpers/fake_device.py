@@ -14,7 +14,17 @@ from fake_driver import RELAXED, Driver
 
 from omnicupy.choose import pick, table
 from omnicupy.gpu import attention as gpu_attention
-from omnicupy.gpu import bindings, device_blocks, plan, planning, stream_memory, streams, workspace
+from omnicupy.gpu import (
+    bindings,
+    cached_planning,
+    device_blocks,
+    plan,
+    planning,
+    stream_memory,
+    streams,
+    workspace,
+)
+from omnicupy.gpu import cached as gpu_cached
 from omnicupy.gpu.device import DeviceInfo
 from omnicupy.gpu.modules import Kernel
 from omnicupy.jit.params import PARAMS
@@ -72,6 +82,12 @@ class Stream:
 
     def wait_event(self, event: Any) -> None:
         self.waited.append(event)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 class CUDARuntimeError(RuntimeError):
@@ -246,7 +262,10 @@ def _cupy(fake: Device) -> Any:
         runtime=runtime,
     )
     return SimpleNamespace(
-        asarray=asarray, cuda=cuda, ndarray=lambda shape, dtype: ndarray(shape, dtype, fake.current)
+        asarray=asarray,
+        cuda=cuda,
+        ndarray=lambda shape, dtype: ndarray(shape, dtype, fake.current),
+        empty=lambda size, dtype: ndarray((size,), np.dtype(dtype), fake.current),
     )
 
 
@@ -257,7 +276,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Device:
     cupy = _cupy(fake)
     Event.done, Event.made, Event.synchronized = False, [], []
     Stream.driver = fake.driver
-    for module in (gpu_attention, device_blocks, streams, stream_memory):
+    for module in (gpu_attention, gpu_cached, device_blocks, streams, stream_memory):
         monkeypatch.setattr(module, "cupy", cupy)
     monkeypatch.setattr(bindings, "driver", lambda: fake.driver)
     monkeypatch.setattr(workspace, "cupy", fake.allocating)
@@ -266,11 +285,14 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Device:
         monkeypatch.setattr(stream_memory, name, {})
     monkeypatch.setattr(device_blocks, "_waiting", [])
     monkeypatch.setattr(streams, "_runtime", cupy.cuda.runtime)
-    monkeypatch.setattr(gpu_attention, "_current_stream", cupy.cuda.get_current_stream)
+    for module in (gpu_attention, gpu_cached):
+        monkeypatch.setattr(module, "_current_stream", cupy.cuda.get_current_stream)
     monkeypatch.setattr(plan, "tensor_map", _tensor_map)
     monkeypatch.setattr(plan, "packed_map", _packed_map)
-    monkeypatch.setattr(planning, "device_info", infos.__getitem__)
-    monkeypatch.setattr(planning, "kernel", fake.kernel)
+    for module in (planning, cached_planning):
+        monkeypatch.setattr(module, "device_info", infos.__getitem__)
+        monkeypatch.setattr(module, "kernel", fake.kernel)
+    monkeypatch.setattr(gpu_cached, "_plans", {})
     monkeypatch.setattr(gpu_attention, "_unmasked", {})
     monkeypatch.setattr(pick, "SERVED", frozenset(row.kernel for row in table.TABLE))
     return fake

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from omnicupy.gpu import streams
-from omnicupy.torch import eager, state
+from omnicupy.torch import cached, eager, state
 
 
 class Cuda(torch.Tensor):
@@ -87,6 +87,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(streams, "_external", {})
     monkeypatch.setattr(streams, "foreign_stream", external)
     monkeypatch.setattr(eager, "_gpu", None)
+    monkeypatch.setattr(cached, "_gpu", None)
     monkeypatch.setattr(state, "PLAIN", (Cuda,))
     monkeypatch.setattr(eager, "raw_stream", lambda index: fake.torch_streams[index])
     monkeypatch.setattr(torch, "empty_like", empty_like)

@@ -152,11 +152,11 @@ def _params(
         if name in (params.dtype.names or ()):  # a kernel's struct has what it reads
             params[name] = value
     if spec.kernel == "sm90":
-        _fill_maps(params, call, spec)
+        fill_maps(params, call, spec)
     return params, held
 
 
-def _fill_maps(params: NDArray[np.void], call: Forward, spec: AttnSpec) -> None:
+def fill_maps(params: NDArray[np.void], call: Forward, spec: AttnSpec) -> None:
     """Tensor maps as cpu_threads/ptx_sm90.cuh reads them, of what gpu/tensor_maps.py gives the driver."""
     from omnicupy.gpu import tensor_maps
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from omnicupy import api
+from omnicupy.serving.caches import CachedKV
 from omnicupy.tools import environment
 
 
@@ -146,16 +147,27 @@ def install(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def serve(monkeypatch: pytest.MonkeyPatch, *modules: ModuleType) -> None:
     """Put the CPU engine in the place of what modules call."""
     for module in modules:
-        for function in (attention, attention_backward):
+        for function in (attention, attention_backward, plan):
             if hasattr(module, function.__name__):
                 monkeypatch.setattr(module, function.__name__, function)
 
 
-def attention(q: Any, k: Any, v: Any, mask: Any = None, *, config: Any = None, **options: Any) -> Any:
+def attention(q: Any, k: Any, v: Any = None, mask: Any = None, *, config: Any = None, **options: Any) -> Any:
     """The CPU engine in a kernel's place, which takes plain arrays alone."""
     if options.get("out") is not None:
         options["out"] = options["out"].view(np.ndarray)
+    if isinstance(k, CachedKV):
+        return _called(api.attention, np.asarray(q), _plain(k), v, mask, **options)
     return _called(api.attention, *(np.asarray(x) for x in (q, k, v)), mask, **options)
+
+
+def plan(q: Any, kv: CachedKV, mask: Any, *, config: Any = None) -> Any:
+    """The CPU engine's step."""
+    return api.plan(np.asarray(q), _plain(kv), mask)
+
+
+def _plain(kv: CachedKV) -> CachedKV:
+    return CachedKV(*(np.asarray(one) for one in (kv.k, kv.v, kv.lengths)))
 
 
 def attention_backward(*arrays: Any, config: Any = None, **options: Any) -> Any:

@@ -33,6 +33,7 @@ class Scheduler:
 
     def run(self) -> Steps:
         block = self.list.block
+        last = Place(2, 1, 1)  # before the first slot
         for number in range(len(block.items)):
             last = self.list.slot.copy()
             yield from self.list.announce(number)

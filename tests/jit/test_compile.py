@@ -7,7 +7,9 @@ from cubin_code import WARPSYNC, opcodes
 
 from omnicupy.choose import table
 from omnicupy.jit import archs, cache
-from omnicupy.jit.spec import AttnSpec
+from omnicupy.jit.cached_spec import CachedSpec
+from omnicupy.jit.plan_spec import PlanSpec
+from omnicupy.jit.spec import AttnSpec, KernelSpec
 
 REGISTERS_A_MULTIPROCESSOR = 65536
 NAIVE = [
@@ -20,11 +22,25 @@ NAIVE = [
 def _name(spec: AttnSpec) -> str:
     dtype = {"float16": "f16", "bfloat16": "bf16"}[spec.dtype]
     tile = f"{spec.br}x{spec.bc}-s{spec.stages}-w{spec.warps}{'-packed' * spec.pack}"
+    tile += "-cached" * isinstance(spec, CachedSpec)
     return f"{spec.kernel}-{spec.arch}-{dtype}-d{spec.head_dim}-{tile}"
 
 
-@pytest.mark.parametrize("spec", [*table.rows(), *NAIVE], ids=_name)
-def test_compiles_without_a_spill(spec: AttnSpec) -> None:
+# Of calls on caches: the Hopper kernels once more.
+CACHED = [CachedSpec.of(spec) for spec in table.rows() if spec.kernel == "sm90"]
+
+
+@pytest.mark.parametrize("spec", [*table.rows(), *NAIVE, *CACHED], ids=_name)
+def test_compiles_without_a_spill(spec: KernelSpec) -> None:
+    _check(spec)
+
+
+@pytest.mark.parametrize("arch", archs.ARCHES)
+def test_the_planner_of_caches_compiles_without_a_spill(arch: str) -> None:
+    _check(PlanSpec(arch=arch))
+
+
+def _check(spec: KernelSpec) -> None:
     found = cache.entry(spec)
     assert found.registers > 0, found.log
     assert found.spill_bytes == 0, found.log
@@ -33,7 +49,9 @@ def test_compiles_without_a_spill(spec: AttnSpec) -> None:
     assert f"'{spec.entry}'" in found.log
 
 
-@pytest.mark.parametrize("spec", [spec for spec in table.rows() if spec.kernel == "sm90"], ids=_name)
+@pytest.mark.parametrize(
+    "spec", [*(spec for spec in table.rows() if spec.kernel == "sm90"), *CACHED], ids=_name
+)
 def test_hopper_code_is_known_to_be_uniform(spec: AttnSpec) -> None:
     """ptxas sees that a consumer's warps do not diverge. Where it does not, it makes them meet again before each
     shuffle and wgmma, and keeps one value a warp in registers of every thread: the kernel is right, and 7% slower.

@@ -26,6 +26,7 @@ HEADERS = {
     "BackwardParams": "omni/backward_params.cuh",
     "BackwardParamsSm90": "omni/sm90/backward/config.cuh",
     "BackwardParamsWithSums": "omni/dq_sums.cuh",
+    "PlanParams": "omni/cached/params.cuh",
 }
 # Size and alignment of what a field may be, besides a pointer or a struct of HEADERS.
 SIZES = {"float": (4, 4), "int": (4, 4), "u32": (4, 4), "i64": (8, 8), "u64": (8, 8), "TensorMap": (128, 64)}
@@ -84,6 +85,7 @@ def _mine(dtype: np.dtype[np.void]) -> list[tuple[str, int, int]]:
         ("BackwardParams", BACKWARD_PARAMS),
         ("BackwardParamsSm90", BACKWARD_PARAMS_SM90),
         ("BackwardParamsWithSums", PARAMS["bwd_sums"]),
+        ("PlanParams", PARAMS["plan"]),
     ],
 )
 def test_a_struct_has_the_fields_and_the_size_of_its_header(name: str, dtype: np.dtype[np.void]) -> None:
@@ -112,7 +114,7 @@ def test_a_tensor_map_is_what_the_header_says() -> None:
 
 def test_the_structs_have_c_sizes() -> None:
     assert ATTN_PARAMS.itemsize == 288  # 272 + 8 + 4, rounded up to 8
-    assert ATTN_PARAMS_SM90.itemsize == 768  # 3 * 128 + 288 + 4 * 8 + 3 * 4 = 716, rounded up to 64
+    assert ATTN_PARAMS_SM90.itemsize == 768  # 3 * 128 + 288 + 4 * 8 + 3 * 4 + 4 + 8 = 728, rounded up to 64
     assert BACKWARD_PARAMS.itemsize == 512  # 288 + 12 * 8 + 4 * 24 + 8 + 2 * 4 + 2 * 8
     assert BACKWARD_PARAMS_SM90.itemsize == 1088  # 4 * 128 + 512 + 5 * 8 + 3 * 4 = 1076, rounded up to 64
     assert params_bytes("bwd_sums") == 520  # 512 + 8
@@ -156,6 +158,6 @@ def test_every_kernel_kind_has_a_struct() -> None:
 
 
 def test_the_call_s_pointers_come_together() -> None:
-    for dtype in PARAMS.values():
+    for dtype in (dtype for kind, dtype in PARAMS.items() if kind != "plan"):
         offsets = [dtype.fields[name][1] for name in ("q", "k", "v", "out", "lse")]  # type: ignore[index]
         assert np.array_equal(np.diff(offsets), [8] * 4)

@@ -47,6 +47,16 @@ def test_any_schedule_ends_and_keeps_buffers_until_they_are_read(
             assert seen == sorted(seen)
 
 
+@pytest.mark.parametrize("scheduler", [False, True])
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_a_block_without_items_ends(groups: int, scheduler: bool) -> None:
+    """Of calls on caches only the device knows how many items there are: fewer than thread blocks, maybe."""
+    for seed in range(20):
+        block = Block(groups, 2, [], 1, scheduler, random.Random(seed))
+        play(block)
+        assert not any(block.seen)
+
+
 def _play_often(items: list[Item]) -> None:
     for seed in range(50):
         play(Block(2, 2, items, 1, False, random.Random(seed)))

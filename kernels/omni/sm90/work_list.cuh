@@ -40,8 +40,32 @@ struct WorkList {
         WorkSlot{item.q0, item.mask, item.batch, item.head, item.head / args.p.group, tiles, unskipped, item.part});
   }
 
+  // Before anything of the block mask is read: where a kernel ahead writes it, that has to end.
+  __device__ __forceinline__ void wait_for_lists() const {
+    if constexpr (Smem::Config::kCached) wait_for_kernel_ahead();
+  }
+
+  // Parts times the heads that work on each.
+  __device__ __forceinline__ int work_items() const {
+    if constexpr (Smem::Config::kCached) return *args.n_parts * heads() * (args.p.batch / args.p.mask_batch);
+    return args.work_items;
+  }
+
+  __device__ __forceinline__ WorkItem item(int index) const {
+    using Cfg = typename Smem::Config;
+    if constexpr (!Cfg::kCached) return work_item<Cfg::kHeads, Cfg::kPack>(args.p, index);
+    WorkItem work = work_item_of(args.p, heads(), 0, *args.n_parts, index);
+    work.head = first_head<Cfg::kHeads, Cfg::kPack>(args.p, work.head);
+    return work;
+  }
+
   // The work item that comes next. Items are handed out by a counter, longest first.
   __device__ __forceinline__ int take() const { return atomicAdd(args.counter, 1) + gridDim.x; }
+
+  // Of a batch element; those that share a tile count as one.
+  __device__ __forceinline__ int heads() const {
+    return tile_heads<Smem::Config::kHeads, Smem::Config::kPack>(args.p);
+  }
 
   // No work is left. The last block to hand out all leaves those counters as it found them; the one of blocks that
   // ended goes round. It says to the next launch whether this one is under way (first_tile.cuh).
@@ -71,9 +95,10 @@ struct Scheduler {
   // is read after that kernel has ended.
   __device__ __forceinline__ void run() {
     int index = blockIdx.x;
+    list.wait_for_lists();
 #pragma unroll 1
-    for (int parity = 0; index < list.args.work_items; parity ^= 1) {
-      WorkItem const item = work_item<Smem::Config::kHeads, Smem::Config::kPack>(list.args.p, index);
+    for (int parity = 0; index < list.work_items(); parity ^= 1) {
+      WorkItem const item = list.item(index);
       list.smem.walks[slot.stage()] = typename Smem::Walk(list.args.p.lists, item.first, item.tiles);
       list.announce_item(slot, item);
       slot.next();

@@ -10,8 +10,11 @@ from omnicupy.call.check_backward import SINK
 from omnicupy.call.problem import Problem
 from omnicupy.choose import backward_table, pick, table
 from omnicupy.choose.capped import capped, capped_backward
+from omnicupy.jit import archs
 from omnicupy.jit.backward_kernel import FUSED_PARTS, SINK_PARTS, TileShape
 from omnicupy.jit.backward_spec import BackwardSpec
+from omnicupy.jit.cached_spec import CachedSpec
+from omnicupy.jit.plan_spec import PlanSpec
 from omnicupy.jit.spec import DTYPES, MAX_ONE_PIECE, AttnSpec, KernelSpec, round_up
 from omnicupy.masks.mask import Mask
 from omnicupy.tools.verify.backward_cases import BackwardCase
@@ -144,8 +147,8 @@ def every_backward_spec() -> Iterator[BackwardSpec]:
 
 
 def table_kernels(every: bool) -> list[KernelSpec]:
-    """The kernels that the tables name: of each row at its greatest head_dim, or all of them, and those that take their
-    places where scores are capped.
+    """The kernels that the tables name, of each row at its greatest head_dim, and those that calls on caches run.
+    every: of each head_dim, and those that take their places where scores are capped.
     """
     forward = list(table.every_spec() if every else table.rows())
     backward = list(every_backward_spec() if every else backward_table.rows())
@@ -153,7 +156,9 @@ def table_kernels(every: bool) -> list[KernelSpec]:
         forward += [*map(capped, forward)]
         backward += [*map(capped_backward, backward)]
     parts = (kernel for spec in backward for kernel in spec.kernels().values())
-    return list(dict.fromkeys([*forward, *parts]))
+    planners: list[KernelSpec] = [PlanSpec(arch=arch) for arch in archs.ARCHES]
+    on_caches = [CachedSpec.of(spec) for spec in forward if not spec.softcap]
+    return list(dict.fromkeys([*forward, *on_caches, *planners, *parts]))
 
 
 def ladder(case: Case, arch: str) -> list[tuple[str, AttnSpec]]:

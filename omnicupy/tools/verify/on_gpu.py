@@ -17,6 +17,7 @@ from omnicupy.tools.verify import inputs
 from omnicupy.tools.verify.backward_cases import BackwardCase
 from omnicupy.tools.verify.backward_judges import GradientJudge
 from omnicupy.tools.verify.backward_special import SPECIAL as BACKWARD_SPECIAL
+from omnicupy.tools.verify.cached_cases import CACHED, kernels_on_caches
 from omnicupy.tools.verify.case_kernels import Variant, variants
 from omnicupy.tools.verify.cases import Case
 from omnicupy.tools.verify.changed_bits import ChangedBits
@@ -83,7 +84,9 @@ class Target:
             kernel: None
             for case in chosen
             for variant in self.variants(case, case.masks())
-            for kernel in variant.kernels
+            for kernel in (
+                variant.kernels if case.tag not in CACHED else kernels_on_caches(variant, self.arch)
+            )
         }
         return list(found)
 
@@ -185,7 +188,7 @@ def _judge_of(case: Case, masks: Sequence[Mask], target: Target) -> Judge:
     if isinstance(case, BackwardCase):
         of_backward = BACKWARD_SPECIAL.get(case.tag)
         return of_backward(case, masks) if of_backward else _gradients(case, masks, target)
-    special = SPECIAL.get(case.tag)
+    special = SPECIAL.get(case.tag) or CACHED.get(case.tag)
     return special(case, masks) if special else _numeric(case, masks, target)
 
 

@@ -10,6 +10,7 @@ from functools import cache
 from omnicupy.choose import pick
 from omnicupy.tools.verify.backward_cases import BACKWARD_FIXED, BackwardCase, backward_sweep
 from omnicupy.tools.verify.backward_special import CASES as BACKWARD_SPECIAL
+from omnicupy.tools.verify.cached_cases import CASES as CACHED_CASES
 from omnicupy.tools.verify.case_kernels import backward_variants, serves
 from omnicupy.tools.verify.cases import FIXED, Case
 from omnicupy.tools.verify.random_cases import DEFAULT, sweep
@@ -48,7 +49,7 @@ def every_case(random: int = DEFAULT) -> tuple[Case, ...]:
     """The cases of a run on a GPU, in the order in which it takes them; a complete one has `DEFAULT` random ones of
     each pass.
     """
-    forward = (*FIXED, *SPECIAL_CASES, *sweep(random))
+    forward = (*FIXED, *SPECIAL_CASES, *CACHED_CASES, *sweep(random))
     return (*forward, *BACKWARD_FIXED, *BACKWARD_SPECIAL, *backward_sweep(random))
 
 

@@ -19,9 +19,11 @@ import numpy as np
 
 from omnicupy.choose import backward_table, pick, table
 from omnicupy.choose.capped import capped, capped_backward
-from omnicupy.jit import nvrtc, source
+from omnicupy.jit import archs, nvrtc, source
+from omnicupy.jit.cached_spec import CachedSpec
 from omnicupy.jit.params import PARAMS
-from omnicupy.jit.spec import KERNELS, KernelSpec
+from omnicupy.jit.plan_spec import PlanSpec
+from omnicupy.jit.spec import KERNELS, AttnSpec, KernelSpec
 
 PACKAGE = Path(__file__).parents[2]
 # Imports are followed from a door through these folders alone. What other folders decide is in the digest by value (the
@@ -36,12 +38,16 @@ _TOKENS = re.compile(
 
 @dataclass(frozen=True)
 class Launch:
-    """The Python code behind one pass. doors: the modules where it begins."""
+    """The code behind one pass. doors: modules where its Python code begins.  ahead: kernels launched ahead of it."""
 
     doors: tuple[str, ...]
+    ahead: tuple[KernelSpec, ...] = ()
 
 
-FORWARD = Launch(doors=("gpu.attention", "masks.cut"))
+FORWARD = Launch(
+    doors=("gpu.attention", "gpu.cached", "masks.cut"),
+    ahead=tuple(PlanSpec(arch=arch) for arch in archs.ARCHES),
+)
 BACKWARD = Launch(doors=("gpu.backward", "masks.cut"))
 
 
@@ -96,14 +102,25 @@ def digest(name: str) -> str:
     """The digest of everything that decides what the kernel source `name` computes."""
     loaded, of = source.load(name), SOURCES[name]
     total = hashlib.sha256()
-    for part, text in ((name, loaded.text), *loaded.headers):
-        total.update(f"\0{part}\0".encode() + stripped(text))
-    for spec in rows().get(name, []):
-        total.update(f"\0{spec}\0{nvrtc.options(spec)}".encode())
-    total.update(f"\0{fields_of(PARAMS[of.params])}".encode())
+    ahead = {spec.source: source.load(spec.source) for spec in of.launch.ahead}
+    for one in (loaded, *ahead.values()):
+        for part, text in ((one.name, one.text), *one.headers):
+            total.update(f"\0{part}\0".encode() + stripped(text))
+    for spec in (*rows().get(name, []), *of.launch.ahead):
+        for variant in _variants(spec):
+            total.update(f"\0{spec}\0{nvrtc.options(variant)}".encode())
+    for params in (of.params, *{spec.params: None for spec in of.launch.ahead}):
+        total.update(f"\0{fields_of(PARAMS[params])}".encode())
     for module in launch_modules(of.launch):
         total.update(f"\0{module}\0{tree(modules()[module].read_text())}".encode())
     return total.hexdigest()
+
+
+def _variants(spec: KernelSpec) -> Iterator[KernelSpec]:
+    """What a row's kernel is compiled as: for calls with a mask, and on caches where that is another one."""
+    yield spec
+    if isinstance(spec, AttnSpec) and (of_caches := CachedSpec.of(spec)) != spec:
+        yield of_caches
 
 
 def launch_modules(launch: Launch) -> list[str]:

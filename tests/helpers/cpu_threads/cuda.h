@@ -158,6 +158,27 @@ inline int __any_sync(unsigned, bool holds) {
   return cpu::warp().out[cpu::lane()][0];
 }
 
+template <class Combine>
+int reduce(int value, Combine const& combine) {
+  cpu::warp().in[cpu::lane()][0] = value;
+  cpu::collective([&](cpu::Warp& warp) {
+    int all = warp.in[0][0];
+    for (int i = 1; i < 32; ++i) all = combine(all, static_cast<int>(warp.in[i][0]));
+    for (int i = 0; i < 32; ++i) warp.out[i][0] = all;
+  });
+  return cpu::warp().out[cpu::lane()][0];
+}
+
+inline int __reduce_add_sync(unsigned, int value) {
+  return reduce(value, [](int a, int b) { return a + b; });
+}
+inline int __reduce_max_sync(unsigned, int value) {
+  return reduce(value, [](int a, int b) { return max(a, b); });
+}
+inline int __reduce_min_sync(unsigned, int value) {
+  return reduce(value, [](int a, int b) { return min(a, b); });
+}
+
 inline int __all_sync(unsigned mask, bool holds) { return !__any_sync(mask, !holds); }
 
 inline float __int_as_float(unsigned bits) {

@@ -145,6 +145,7 @@ extern "C" void run_on_cpu(void const* params, uint64_t const* ranges, int n_ran
   cpu::n_threads = shape[2];
   cpu::smem_bytes = shape[3];
   cpu::choose.seed(shape[0]);
+  cpu::grid = {static_cast<unsigned>(shape[0]), static_cast<unsigned>(shape[1]), 1};
   for (int item = 0; item < shape[0] * shape[1]; ++item) {
     cpu::block = {static_cast<unsigned>(item % shape[0]), static_cast<unsigned>(item / shape[0]), 0};
     memset(memory, 0xff, sizeof memory);

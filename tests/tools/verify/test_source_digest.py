@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from omnicupy.gpu import backward, backward_plan, backward_planning
 from omnicupy.gpu.attention import attention
 from omnicupy.gpu.device import DeviceInfo
 from omnicupy.gpu.modules import Kernel
+from omnicupy.jit import source
+from omnicupy.jit.cached_spec import CachedSpec
 from omnicupy.jit.source import kernels_dir
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.constructors import causal, from_dense, full
@@ -225,7 +228,29 @@ def test_the_backward_pass_does_not_count_for_the_forward(
 
 
 def test_a_source_has_the_struct_and_the_variants_of_its_kernels() -> None:
-    assert {name.name for name in kernels_dir().glob("*.cu")} == set(SOURCES)
+    ahead = {spec.source for spec in FORWARD.ahead}
+    assert {name.name for name in kernels_dir().glob("*.cu")} == set(SOURCES) | ahead
     for name, specs in source_digest.rows().items():
         assert {spec.params for spec in specs} == {SOURCES[name].params}
     assert set(source_digest.rows()) == {name for name in SOURCES if "naive" not in name}
+
+
+def test_a_forward_kernel_s_digest_holds_the_planner_and_the_variant_of_caches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = {name: source_digest.digest(name) for name in (SM80, "attention_fwd_sm90.cu")}
+    backward = source_digest.digest("attention_bwd_sm80.cu")
+    load = source.load
+    planner = FORWARD.ahead[0].source
+
+    def changed(name: str) -> source.Source:
+        found = load(name)
+        return replace(found, text=found.text + b"int more;") if name == planner else found
+
+    monkeypatch.setattr(source_digest.source, "load", changed)
+    assert all(source_digest.digest(name) != digest for name, digest in before.items())
+    assert source_digest.digest("attention_bwd_sm80.cu") == backward
+    monkeypatch.undo()
+    monkeypatch.setattr(CachedSpec, "defines", AttnSpec.defines)
+    assert source_digest.digest(SM80) == before[SM80]
+    assert source_digest.digest("attention_fwd_sm90.cu") != before["attention_fwd_sm90.cu"]

@@ -15,10 +15,12 @@ struct ForwardParamsSm90 {
   u32* arrivals;       // (all heads, n_split_rows, warps): zero at launch, left zero; of packed tiles one for all warps
   int4 const* splits;  // of each part: {row among the split ones or -1, its number, parts of the row, first slot}
   int work_items, n_slots, n_split_rows;
+  int const* n_parts;  // of calls on caches: how many parts the planner made; null for others
 };
 
 template <
-    int HeadDim, int Br, int Bc, int Stages, int Warps, int QSlots, bool PingPong, bool Pack, bool Bf16, bool Softcap>
+    int HeadDim, int Br, int Bc, int Stages, int Warps, int QSlots, bool PingPong, bool Pack, bool Bf16, bool Softcap,
+    bool Cached = false>
 struct Sm90Config {
   static constexpr int kHeadDim = HeadDim;
   static constexpr int kBr = Br;
@@ -37,6 +39,8 @@ struct Sm90Config {
   static constexpr bool kPingPong = PingPong && kConsumers > 1;
   // Heads of a group share a tile, row by row, as many as the parameters say.
   static constexpr bool kPack = Pack;
+  // The block lists are written by the kernel ahead (attention_plan_cached.cu), which also counts the parts.
+  static constexpr bool kCached = Cached;
   // A thread beside the producer takes the work items; beside three warpgroups it lacks the registers.
   static constexpr bool kScheduler = kConsumers < 3;
 

@@ -104,9 +104,10 @@ struct Producer {
   __device__ __forceinline__ void run_alone() {
     WorkList<Smem> const list{args, smem};
     int index = blockIdx.x;
+    list.wait_for_lists();
 #pragma unroll 1
-    while (index < args.work_items) {
-      WorkItem const item = work_item<Cfg::kHeads, Cfg::kPack>(args.p, index);
+    while (index < list.work_items()) {
+      WorkItem const item = list.item(index);
       Walk walk(args.p.lists, item.first, item.tiles);
       list.announce_item(slot, item);
       slot.next();

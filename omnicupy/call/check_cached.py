@@ -1,0 +1,163 @@
+"""Argument checks of calls on a CachedKV: the only module that words their argument errors.
+
+What q, k, v, scale, out and config must be is check.py's; here is what lengths and the rule add.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+
+from omnicupy.call import check
+from omnicupy.call.arrays import on_gpu as is_on_gpu
+from omnicupy.call.problem import Problem, type_name
+from omnicupy.errors import UnsupportedError
+from omnicupy.jit.spec import AttnSpec
+from omnicupy.masks.arguments import integer, plain_array
+from omnicupy.serving.caches import CachedKV
+from omnicupy.serving.rule import CachedRule
+from omnicupy.serving.step import CachedStep
+
+OTHER_OPTIONS = ("sink_logits", "softcap", "split")  # of attention, which calls on a CachedKV do not take
+LENGTHS_DTYPE = np.dtype(np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class CachedCall:
+    """A call on a CachedKV that was checked. problem: its k_len is the capacity.  scale: the factor of the scores."""
+
+    problem: Problem
+    rule: CachedRule
+    scale: float
+
+
+def call(
+    q: Any,
+    kv: CachedKV,
+    v: Any,
+    rule: Any,
+    *,
+    scale: float | None = None,
+    out: Any = None,
+    config: AttnSpec | None = None,
+    max_length: Any = None,
+) -> CachedCall:
+    """Check the arguments of `attention` with a CachedKV before any work. Arrays are not read, but for lengths on the
+    host.
+
+    v: None, as the CachedKV holds values.  rule: what `cached` returned.  max_length: that of `prepare`.
+    Raises TypeError for an argument of a wrong type or dtype, ValueError for a wrong shape, value or layout.
+    """
+    if v is not None:
+        raise TypeError(
+            f"v must be left out where k is a CachedKV, which holds the values, got {type_name(v)}"
+        )
+    problem, factor, _ = check.arrays(q, kv.k, kv.v, scale=scale, out=out, config=config)
+    if not isinstance(rule, CachedRule):
+        _refuse_rule(rule)
+    _check_lengths(q, kv.lengths, problem)
+    if rule.tail is not None:
+        rule.check_tail("mask", problem.q_len)
+        if len(rule.tail) not in (1, problem.batch):
+            raise ValueError(
+                f"mask: tail must hold one Mask per sequence ({problem.batch}), got {len(rule.tail)}; pass a single "
+                "Mask to share it"
+            )
+    if max_length is not None:
+        _check_max_length(max_length, problem.k_len)
+    return CachedCall(problem, rule, factor)
+
+
+def refuse_rule_without_cache(k: object) -> NoReturn:
+    """Raises TypeError for a rule of `cached` where k is no CachedKV."""
+    raise TypeError(
+        f"k must be a CachedKV where mask is a rule of cached(), got {type_name(k)}; pass CachedKV(k, v, lengths), or "
+        "the Mask for one length, cached(...).mask(length, q_len)"
+    )
+
+
+def own_options(function: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The options of `attention` or `prepare` that a call on a CachedKV takes. Raises UnsupportedError for others."""
+    for name in OTHER_OPTIONS:
+        if given.get(name) is not None:
+            raise UnsupportedError(
+                f"{function}: {name} must be None where k is a CachedKV, got {type_name(given[name])}; leave it out, "
+                "or pass k, v and the Mask for one length, cached(...).mask(length, q_len)"
+            )
+    return {name: value for name, value in given.items() if name not in OTHER_OPTIONS}
+
+
+def step_shapes(q: Any, kv: CachedKV) -> tuple[Any, ...]:
+    """What a step keeps of the arrays that it was made for: CachedStep.shapes."""
+    return tuple(q.shape), tuple(kv.k.shape[1:3])
+
+
+def fits_step(q: Any, kv: CachedKV, step: CachedStep) -> None:
+    """Raises ValueError unless a layer's arrays are like those that the step was made for, and its lengths the same."""
+    try:
+        shapes = step_shapes(q, kv)
+    except (AttributeError, TypeError):  # no arrays: the other checks say so
+        check.arrays(q, kv.k, kv.v)
+        raise
+    if shapes != step.shapes:
+        raise ValueError(
+            f"mask: the step was made for q of shape {step.shapes[0]} and caches of (heads, capacity) "
+            f"{step.shapes[1]}, got {shapes[0]} and {shapes[1]}; make another with oc.plan"
+        )
+    if kv.lengths is not step.lengths and address_of(kv.lengths) != address_of(step.lengths):
+        raise ValueError(
+            "mask: the step was made of another array of lengths; pass the same one to every layer"
+        )
+
+
+def address_of(array: Any) -> Any:
+    """Where an array of lengths begins, on the host or a device."""
+    if isinstance(array, np.ndarray):
+        return array.ctypes.data
+    return array.data_ptr() if hasattr(array, "data_ptr") else array.data.ptr
+
+
+def _refuse_rule(rule: object) -> NoReturn:
+    hint = "its lengths live in arrays, which a Mask cannot follow; " if type(rule).__name__ == "Mask" else ""
+    raise TypeError(
+        f"mask must be a rule of cached() where k is a CachedKV, got {type_name(rule)}; {hint}pass mask=oc.cached()"
+    )
+
+
+def _check_lengths(q: Any, lengths: Any, problem: Problem) -> None:
+    """Lengths that attention reads: int32 (batch,) beside q; on the host also their values."""
+    check.check_place("lengths", lengths, q)
+    if lengths.dtype != LENGTHS_DTYPE:
+        raise TypeError(f"lengths must be int32, got {lengths.dtype}; cast it")
+    if tuple(lengths.shape) != (problem.batch,):
+        raise ValueError(
+            f"lengths must have one entry per sequence, shape ({problem.batch},), got {tuple(lengths.shape)}"
+        )
+    if problem.batch > 1 and lengths.strides[0] != LENGTHS_DTYPE.itemsize:
+        raise ValueError(
+            f"lengths must be contiguous (a stride of {LENGTHS_DTYPE.itemsize} bytes), got {lengths.strides[0]}; "
+            "copy it"
+        )
+    if is_on_gpu(lengths):
+        if lengths.data.ptr % LENGTHS_DTYPE.itemsize:
+            raise ValueError(
+                f"lengths must start on a multiple of 4 bytes, got address {lengths.data.ptr:#x}; copy it"
+            )
+        return
+    plain_array("lengths", lengths)
+    bad = np.flatnonzero((lengths < 0) | (lengths > problem.k_len))
+    if len(bad):
+        raise ValueError(
+            f"lengths[{bad[0]}] must be from 0 to the capacity {problem.k_len}, got {lengths[bad[0]]}; a cache cannot "
+            "hold more keys than its arrays"
+        )
+
+
+def _check_max_length(max_length: Any, capacity: int) -> None:
+    longest = integer("prepare", "max_length", max_length)
+    if not 1 <= longest <= capacity:
+        raise ValueError(
+            f"prepare: max_length must be from 1 to the capacity {capacity}, got {longest}; make the cache larger"
+        )

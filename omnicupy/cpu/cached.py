@@ -1,0 +1,48 @@
+"""The CPU engine on caches: each sequence is an ordinary call on the keys that it can see.
+
+What lies outside, past a sequence's length or behind its window, is never read, so that a step costs what its windows
+hold, not the cache; masks are kept by the rule (serving/rule.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omnicupy.call.check import Call
+from omnicupy.call.check_cached import CachedCall
+from omnicupy.cpu import attention as of_arrays
+from omnicupy.serving.caches import CachedKV
+
+Array = NDArray[Any]
+
+
+def attention(
+    checked: CachedCall, q: Array, kv: CachedKV, *, return_lse: bool = False, out: Array | None = None
+) -> Array | tuple[Array, Array]:
+    """Attention of NumPy arrays over a CachedKV, as `cpu.attention.attention` gives it.
+
+    checked: what `check_cached.call` made of these arguments.
+    """
+    problem, rule = checked.problem, checked.rule
+    out = np.empty(q.shape, q.dtype) if out is None else out
+    lse = np.empty(q.shape[:3], np.float64 if q.dtype == np.float64 else np.float32)
+    for b, keys in enumerate(kv.lengths.tolist()):
+        if keys == 0:
+            out[b], lse[b] = 0, -np.inf
+            continue
+        sink, first = rule.seen_keys(keys, problem.q_len)
+        mask = rule.seen_mask(keys, problem.q_len, b)
+        one = Call(replace(problem, batch=1, k_len=mask.shape[1]), (mask,), checked.scale)
+        k, v = (_seen(array[b : b + 1], sink, first, keys) for array in (kv.k, kv.v))
+        _, lse[b : b + 1] = of_arrays.attention(one, q[b : b + 1], k, v, return_lse=True, out=out[b : b + 1])
+    return (out, lse) if return_lse else out
+
+
+def _seen(array: Array, sink: int, first: int, keys: int) -> Array:
+    """Keys [0, sink) and [first, keys) of (1, heads, capacity, head_dim): a view where there is no sink apart."""
+    behind = array[:, :, first:keys]
+    return behind if sink == 0 else np.concatenate([array[:, :, :sink], behind], axis=2)

@@ -1,0 +1,173 @@
+"""Launches of one kind of call on caches: the planner, which reads lengths, and the kernel that walks its lists."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omnicupy.gpu import stream_memory
+from omnicupy.gpu.device_blocks import DeviceCopy
+from omnicupy.gpu.plan import Plan
+from omnicupy.gpu.stream_memory import StreamMemory
+from omnicupy.gpu.workspace import Need
+from omnicupy.jit.params import PARAMS, PLAN_PARAMS
+from omnicupy.schedule.cached_lists import CachedLists
+
+# What the planner writes: neighbours in its struct; kernels have them by the same names.
+_WRITTEN = ("row_offsets", "entries", "parts", "splits", "bit_tiles", "dead", "n_parts")
+_PLANNED = struct.Struct(f"<{len(_WRITTEN)}Q")
+_POINTER = struct.Struct("<Q")
+_PLANNED_AT = PLAN_PARAMS.fields["row_offsets"][1]  # type: ignore[index]
+
+
+@dataclass(frozen=True)
+class Planner:
+    """The planner's launch. function: what launches it.  lists: what it writes.  tail: device copy of a tail, or None.
+
+    tail_offsets: of its arrays in that copy.
+    """
+
+    function: Any
+    lists: CachedLists
+    threads: int
+    smem_bytes: int
+    tail: DeviceCopy | None = None
+    tail_offsets: dict[str, int] | None = None
+
+    def template(self) -> NDArray[np.void]:
+        """Its struct without the addresses of lengths and lists."""
+        record = self.lists.params()
+        if self.tail is not None:
+            for name, offset in (self.tail_offsets or {}).items():
+                record[name] = self.tail.address + offset
+        return np.frombuffer(record.tobytes(), np.dtype(("V", record.itemsize)))
+
+
+class CachedPlan:
+    """Launches of calls with one layout, rule and kernel, ready but for addresses.
+
+    kernel: the plan of the forward kernel.  planner: what is launched ahead of it.  need: memory that both share with
+    other launches of a stream, parts of split rows first.  partial_bytes: where the lists begin there.
+    """
+
+    __slots__ = (
+        *("_need", "_partial_bytes", "_places", "_planner_template", "_written"),
+        *("kernel", "planner"),
+    )
+
+    def __init__(self, kernel: Plan, planner: Planner, need: Need, partial_bytes: int) -> None:
+        self.kernel = kernel
+        self.planner = planner
+        self._need = need
+        self._partial_bytes = partial_bytes
+        self._planner_template = planner.template()
+        fields = PARAMS[kernel.spec.kernel].fields
+        assert fields is not None
+        offsets = planner.lists.offsets
+        self._places = [(fields[name][1], offsets[name]) for name in _WRITTEN if name in fields]
+        self._written = tuple(offsets[name] for name in _WRITTEN)
+        stream_memory.prepare(kernel.device, need)
+
+    @property
+    def lists(self) -> CachedLists:
+        """What the planner writes."""
+        return self.planner.lists
+
+    def fits_addresses(self, q: int, k: int, v: int, out: int | None, lengths: int) -> bool:
+        """What an equal key leaves open of these addresses; False: check all."""
+        return lengths % 4 == 0 and self.kernel.fits_addresses(q, k, v, out)
+
+    def launch(
+        self,
+        addresses: tuple[int, int, int, int, int],
+        lengths: int,
+        stream: Any,
+        made: MadeLists | None = None,
+    ) -> None:
+        """Run on `stream`, of the plan's device, which is current.
+
+        addresses: of q, k, v, out and lse, the last 0 for none.  lengths: address, read where there is no `made`.
+        made: lists that the planner has written on this stream; None makes them first.
+        """
+        argument = self.kernel.argument(*addresses)
+        with _locked(self, stream) as memory:
+            if made is not None:
+                made.check_is_of(memory)
+                at = made.address
+            else:
+                at = memory.workspace(self._need).partials + self._partial_bytes
+                self._plan(lengths, at, stream)
+            for place, offset in self._places:
+                _POINTER.pack_into(argument, place, at + offset)
+            self.kernel.run(argument, addresses[:3], memory, stream)
+
+    def make_lists(self, lengths: int, stream: Any) -> MadeLists:
+        """Run the planner alone on `stream`, into memory of its own."""
+        with _locked(self, stream) as memory:
+            made = MadeLists(self, memory, stream)
+            self._plan(lengths, made.address, stream)
+        return made
+
+    def _plan(self, lengths: int, at: int, stream: Any) -> None:
+        argument = self._planner_template.copy()
+        _POINTER.pack_into(argument, 0, lengths)
+        _PLANNED.pack_into(argument, _PLANNED_AT, *(at + offset for offset in self._written))
+        planner = self.planner
+        grid, block = (self.lists.thread_blocks, 1, 1), (planner.threads, 1, 1)
+        planner.function(grid, block, (argument,), planner.smem_bytes, stream)
+
+
+class MadeLists:
+    """Block lists that the planner wrote for one step, in memory of their own, for launches on the same stream, and in
+    the same capture. A captured graph keeps them.
+    """
+
+    __slots__ = ("_buffer", "_memory", "address", "plan", "users")
+
+    def __init__(self, plan: CachedPlan, memory: StreamMemory, stream: Any) -> None:
+        self.plan = plan
+        self.users: dict[int, Any] = {}
+        self._buffer = memory.own(plan.lists.nbytes, stream)
+        self.address = int(self._buffer.data.ptr)
+        self._memory = memory
+        memory.keep(self)
+
+    def wait_for_copy(self) -> None:
+        """Nothing is copied: who reads them comes after who writes them in the same graph."""
+
+    def check_is_of(self, memory: StreamMemory) -> None:
+        """Raises ValueError where a launch uses another stream or capture than the planner did."""
+        if memory is not self._memory:
+            raise ValueError(
+                "mask: the step was made on another stream, or outside of this capture; make it with oc.plan where its "
+                "layers run"
+            )
+
+
+class _locked:  # noqa: N801 - reads as a statement
+    """What launches of a stream share, held until they are given to it; ordered after the copy of the plan's tail."""
+
+    def __init__(self, plan: CachedPlan, stream: Any) -> None:
+        self._plan, self._stream = plan, stream
+
+    def __enter__(self) -> StreamMemory:
+        tail = self._plan.planner.tail
+        while True:
+            memory = stream_memory.memory_of(self._plan.kernel.device, self._stream)
+            if tail is not None and memory.user not in tail.users:
+                memory.reads(tail)
+            memory.lock.acquire()
+            if not memory.closed:
+                self._memory = memory
+                return memory
+            memory.lock.release()
+
+    def __exit__(self, *_: object) -> None:
+        self._memory.lock.release()
+        tail = self._plan.planner.tail
+        if tail is not None and self._memory.user not in tail.users:
+            self._memory.reads(tail)

@@ -1,0 +1,134 @@
+"""A call on caches becomes a plan: variant, kernels, bounds of the block lists, parameter structs."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+
+from omnicupy.call.check_cached import CachedCall
+from omnicupy.choose import pick
+from omnicupy.gpu.cached_plan import CachedPlan, Planner
+from omnicupy.gpu.device import DeviceInfo, device_info
+from omnicupy.gpu.device_blocks import DeviceCopy
+from omnicupy.gpu.modules import kernel
+from omnicupy.gpu.plan import PLANS, KernelCall
+from omnicupy.gpu.planning import check_runs, check_strides, score_fields, struct_of
+from omnicupy.gpu.tensor_maps import can_map
+from omnicupy.gpu.workspace import Need
+from omnicupy.jit import archs
+from omnicupy.jit.cached_spec import CachedSpec
+from omnicupy.jit.plan_spec import PlanSpec
+from omnicupy.jit.spec import AttnSpec, round_up
+from omnicupy.schedule.cached_lists import CachedLists, tail_arrays
+from omnicupy.schedule.grid import MOST_PARTIAL_BYTES, Grid, part_bytes
+from omnicupy.serving.rule import CachedRule
+
+_ALIGN = 256
+_SLOTS_OF_ALL = 3  # parts of split rows a multiprocessor, of all heads: more are hardly worth what they cost
+
+
+def new_plan(
+    call: CachedCall, arrays: tuple[Any, Any, Any, Any], config: AttnSpec | None, stream: Any
+) -> CachedPlan:
+    """The plan of a checked call on q, k, v and `out` or None; their device is current. stream: uploads a tail."""
+    q, k, v, out = arrays
+    device = q.data.device_id
+    info = device_info(device)
+    spec = config or _spec_of(call, arrays, info)
+    check_runs(spec, info)
+    check_strides(spec, q, k, v)
+    spec = CachedSpec.of(spec)
+    problem = call.problem
+    grid = Grid.of(spec, problem, problem.batch, sm_count=info.sm_count, l2_bytes=info.l2_bytes)
+    lists = lists_of(grid, call.rule)
+    need, partials = _need_of(grid, lists)
+    layouts = ((q.shape, q.strides), (k.shape, k.strides), (v.shape, v.strides))
+    of_out = None if out is None else (out.shape, out.strides)
+    parts = lists.most_parts if spec.kernel == "sm90" else lists.rows
+    launched = KernelCall(kernel(spec, device).function, grid.thread_blocks(parts), layouts, of_out, need)
+    planner = _planner_of(lists, device, info, stream)
+    template = struct_of(grid, score_fields(call.scale, None), _fields_of(grid, lists), arrays)
+    of_kernel = PLANS[spec.kernel](spec, problem, NoBlocks(device), template, launched)  # type: ignore[arg-type]
+    return CachedPlan(of_kernel, planner, need, partials)
+
+
+class NoBlocks:
+    """Stands for the device copy of a mask's block lists where a planner writes them."""
+
+    def __init__(self, device: int) -> None:
+        self.device = device
+
+
+def lists_of(grid: Grid, rule: CachedRule) -> CachedLists:
+    """The bounds of the block lists of a launch."""
+    spec, problem = grid.spec, grid.problem
+    slots = 0
+    if spec.kernel == "sm90":
+        slots = MOST_PARTIAL_BYTES // (grid.tile_heads * part_bytes(spec, problem))
+        slots = min(slots, -(-_SLOTS_OF_ALL * grid.workers.sm_count // grid.tile_heads))
+    return CachedLists(
+        rule,
+        problem.batch,
+        problem.q_len,
+        problem.k_len,
+        br=grid.tokens,
+        bc=spec.bc,
+        heads=grid.tile_heads,
+        sm_count=grid.workers.sm_count,
+        leave=grid.workers.leave,
+        split_slots=slots,
+        in_order=spec.kernel == "naive",
+    )
+
+
+def _spec_of(call: CachedCall, arrays: tuple[Any, Any, Any, Any], info: DeviceInfo) -> AttnSpec:
+    """The variant that serves the call: what a full cache would get, as lengths are not known here."""
+    problem = call.problem
+    masks = [call.rule.mask(problem.k_len, problem.q_len, problem.k_len)]
+    mappable = all(can_map(array.shape, array.strides) for array in arrays[:3])
+    return pick.select(
+        archs.arch_of(info.major, info.minor), problem, masks, info.sm_count, mappable=mappable
+    )
+
+
+def _need_of(grid: Grid, lists: CachedLists) -> tuple[Need, int]:
+    """Memory of a launch: parts of split rows and counters of arrivals, then lists, and where these begin."""
+    spec, problem = grid.spec, grid.problem
+    _, arrivals = grid.partials(0, lists.q_blocks if lists.slots else 0)
+    partials = round_up(grid.tile_heads * lists.slots * part_bytes(spec, problem), _ALIGN)
+    return Need(partials + lists.nbytes, arrivals), partials
+
+
+def _fields_of(grid: Grid, lists: CachedLists) -> dict[str, Any]:
+    """What the kernel's struct takes of block lists, but for their addresses. Parts of all rows are one tier."""
+    return {
+        "q_blocks": lists.q_blocks,
+        "mask_batch": lists.batch,
+        "diagonal": 0,
+        "n_spans": 0,
+        "k_padded": lists.k_padded,
+        "tiers": (lists.rows,) * 4,
+        "n_slots": lists.slots,
+        "n_split_rows": lists.q_blocks if lists.slots else 0,
+        "work_items": grid.work_items(lists.rows),
+        "section": grid.section(lists.rows),
+    }
+
+
+def _planner_of(lists: CachedLists, device: int, info: DeviceInfo, stream: Any) -> Planner:
+    spec = PlanSpec(arch=archs.arch_of(info.major, info.minor))
+    function = kernel(spec, device).function
+    if lists.rule.tail is None:
+        return Planner(function, lists, spec.threads, spec.smem_bytes)
+    arrays = tail_arrays(lists.rule.tail, lists.q_len, lists.br)
+    offsets, size = {}, 0
+    for name, array in arrays.items():
+        offsets[name], size = size, round_up(size + array.nbytes, _ALIGN)
+    buffer = np.zeros(size, np.uint8)
+    for name, array in arrays.items():
+        buffer[offsets[name] : offsets[name] + array.nbytes] = array.view(np.uint8).reshape(-1)
+    with stream or nullcontext():
+        tail = DeviceCopy(buffer, device)
+    return Planner(function, lists, spec.threads, spec.smem_bytes, tail, offsets)

@@ -1,0 +1,31 @@
+"""CachedStep: what one step of decoding works out from its lengths once, for all layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omnicupy.serving.rule import CachedRule
+
+
+class CachedStep:
+    """What `plan` returns, to be passed as `mask` to each layer's `attention`: lengths as they were when it was made.
+
+    rule: that of `cached`.  lengths: the array it was made of; a layer's CachedKV must hold the same one.  shapes:
+    (batch, q_heads, q_len, head_dim) of q, and (kv_heads, capacity) of the caches.  lists: what the engine made.
+    config: that of `plan`, which layers get that name none.
+    """
+
+    __slots__ = ("config", "lengths", "lists", "rule", "shapes")
+
+    def __init__(
+        self, rule: CachedRule, lengths: Any, shapes: tuple[Any, ...], lists: Any, config: Any = None
+    ) -> None:
+        self.rule = rule
+        self.lengths = lengths
+        self.shapes = shapes
+        self.lists = lists
+        self.config = config
+
+    def __repr__(self) -> str:
+        (batch, _, q_len, _), (_, capacity) = self.shapes
+        return f"<CachedStep of {self.rule!r}: {batch} sequences, {q_len} rows each, capacity {capacity}>"
