@@ -204,3 +204,18 @@ def test_lengths_that_change_in_place_leave_nothing_behind() -> None:
         fresh, clean = _caches(rng, lengths, np.float64)
         kv.k[:], kv.v[:] = fresh.k, fresh.v
         _agree(oc.attention(q, kv, mask=rule, return_lse=True), _reference(q, clean, rule, lengths), 1e-12)
+
+
+@pytest.mark.parametrize("name", ["sink_logits", "softcap", "split"])
+@pytest.mark.parametrize("function", [oc.attention, oc.prepare])
+def test_other_options_of_attention_are_refused(function: Any, name: str) -> None:
+    q = np.zeros((1, 2, 1, 16), np.float32)
+    k = np.zeros((1, 2, 40, 16), np.float32)
+    value = {"sink_logits": np.zeros(2, np.float32), "softcap": 30.0, "split": 64}[name]
+    with pytest.raises(oc.UnsupportedError) as caught:
+        function(q, oc.CachedKV(k, k, np.array([3], np.int32)), mask=oc.cached(), **{name: value})
+    kind = {"sink_logits": "numpy.ndarray", "softcap": "float", "split": "int"}[name]
+    assert str(caught.value) == (
+        f"{function.__name__}: {name} must be None where k is a CachedKV, got {kind}; leave it out, or pass k, v and "
+        "the Mask for one length, cached(...).mask(length, q_len)"
+    )

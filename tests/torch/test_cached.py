@@ -141,3 +141,14 @@ def test_torch_compile_breaks_its_graph_or_refuses(compiler: Any) -> None:
     torch.compiler.reset()
     with pytest.raises(Exception, match="served eagerly alone"):
         torch.compile(layer, backend="eager", fullgraph=True)(q)
+
+
+@pytest.mark.parametrize("name", ["sink_logits", "softcap", "split"])
+@pytest.mark.parametrize("function", [omnicupy.torch.attention, omnicupy.torch.prepare])
+def test_other_options_of_attention_are_refused(function: Any, name: str) -> None:
+    q, kv = _inputs()
+    value = {"sink_logits": torch.zeros(4), "softcap": 30.0, "split": 64}[name]
+    with pytest.raises(
+        oc.UnsupportedError, match=rf"^{function.__name__}: {name} must be None where k is a CachedKV"
+    ):
+        function(q, kv, mask=oc.cached(), **{name: value})
