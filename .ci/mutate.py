@@ -86,8 +86,8 @@ CALLS = [
     ),
     Fault(
         "schedule/grid.py",
-        "slots = MOST_PARTIAL_BYTES // (all_heads * partial_bytes(spec)) if",
-        "slots = MOST_PARTIAL_BYTES // partial_bytes(spec) if",
+        "slots = MOST_PARTIAL_BYTES // (all_heads * part_bytes(spec, problem)) if",
+        "slots = MOST_PARTIAL_BYTES // part_bytes(spec, problem) if",
         "tests/schedule/test_limits.py",
     ),
     Fault(
