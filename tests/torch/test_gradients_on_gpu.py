@@ -208,7 +208,7 @@ def test_the_operators_keep_torch_s_contract() -> None:
     torch.library.opcheck(ops.attention.default, (*qkv, [mask.handle], 0.5, True))
     inputs = [x.detach() for x in qkv]
     out, lse = ops.attention(*inputs, [mask.handle], 0.5, True)
-    given = (out, lse, *inputs, out, lse, [mask.handle], 0.5, [True] * 3, True)
+    given = (out, lse, *inputs, out, lse, [mask.handle], 0.5, [True] * 3 + [False], True)
     torch.library.opcheck(ops.attention_backward.default, given)
 
 
