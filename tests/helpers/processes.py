@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -17,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 # Neither has to do with what is tested.
 OF_GLOO = ("connectFullMesh failed", "terminate called without an active exception")
 ATTEMPTS = 3
+STILL_RUNNING = "still running when the time was over"
 
 
 def run(
@@ -24,15 +27,21 @@ def run(
 ) -> Path:
     """Start the script once for each of the arguments, to which a folder is added; the folder that they had.
 
-    Raises AssertionError with what they printed where one fails. limit: seconds, for all.  devices: GPUs that they see.
+    Raises AssertionError with what they printed where one fails, or where they hang twice; of a first time a warning
+    says where they stood. limit: seconds, for all.  devices: GPUs that they see.
     """
+    hung = False
     for attempt in range(ATTEMPTS):
         (place := folder / str(attempt)).mkdir()
         printed = _once(script, arguments, place, limit, devices)
         if printed is None:
             return place
-        if not any(said in printed for said in OF_GLOO):
+        hangs = STILL_RUNNING in printed
+        if (hangs and hung) or not (hangs or any(said in printed for said in OF_GLOO)):
             break
+        if hangs:
+            hung = True
+            warnings.warn(f"tried again: {printed}", stacklevel=2)
     raise AssertionError(printed)
 
 
@@ -48,6 +57,7 @@ def _once(
 ) -> str | None:
     """Returns None, or what they printed where one failed."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": devices}
+    env["PYTHONFAULTHANDLER"] = "1"  # where they stand when they are aborted
     logs = [(folder / f"log{number}").open("w+") for number in range(len(arguments))]
     started = [
         subprocess.Popen(
@@ -55,10 +65,15 @@ def _once(
         )
         for given, log in zip(arguments, logs, strict=True)
     ]
-    deadline = time.monotonic() + limit
+    deadline, over = time.monotonic() + limit, ""
     try:
         while (codes := {one.poll() for one in started}) & {None} and codes <= {None, 0}:
-            assert time.monotonic() < deadline, f"{script}: still running"
+            if time.monotonic() > deadline:
+                over = f"{script}: {STILL_RUNNING}\n"
+                for process in started:
+                    process.send_signal(signal.SIGABRT)
+                time.sleep(1)
+                break
             time.sleep(0.05)
     finally:
         for process in started:
@@ -66,4 +81,4 @@ def _once(
             process.wait()
     for log in logs:
         log.seek(0)
-    return None if codes == {0} else "\n".join(log.read() for log in logs)
+    return None if codes == {0} else over + "\n".join(log.read() for log in logs)
