@@ -63,9 +63,7 @@ struct WorkList {
   __device__ __forceinline__ int take() const { return atomicAdd(args.counter, 1) + gridDim.x; }
 
   // Of a batch element; those that share a tile count as one.
-  __device__ __forceinline__ int heads() const {
-    return tile_heads<Smem::Config::kHeads, Smem::Config::kPack>(args.p);
-  }
+  __device__ __forceinline__ int heads() const { return tile_heads<Smem::Config::kHeads, Smem::Config::kPack>(args.p); }
 
   // No work is left. The last block to hand out all leaves those counters as it found them; the one of blocks that
   // ended goes round. It says to the next launch whether this one is under way (first_tile.cuh).
