@@ -172,28 +172,18 @@ def _on_cpu(
     v: Any,
     mask: Any,
     *,
-    scale: Any,
     return_lse: bool,
     out: Any,
     config: Any,
-    split: Any,
     sink_logits: Any,
-    softcap: Any,
+    **rest: Any,
 ) -> Any:
+    """rest: scale, softcap and split."""
     if config is not None:
         raise ValueError("config must be None for CPU tensors: it chooses a GPU kernel; pass CUDA tensors")
     inputs = (tensors.on_host("q", q), tensors.on_host("k", k), tensors.on_host("v", v))
     target = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
-    changes = {"softcap": softcap, "sink_logits": None}
-    if sink_logits is not None:
-        changes["sink_logits"] = tensors.on_host("sink_logits", sink_logits)
-    found = api.attention(
-        *inputs,
-        mask,
-        scale=scale,
-        return_lse=return_lse,
-        out=tensors.on_host("out", target),
-        split=split,
-        **changes,
-    )
+    rest["sink_logits"] = None if sink_logits is None else tensors.on_host("sink_logits", sink_logits)
+    to = tensors.on_host("out", target)
+    found = api.attention(*inputs, mask, return_lse=return_lse, out=to, **rest)
     return (target, torch.from_numpy(found[1])) if return_lse else target
