@@ -149,6 +149,11 @@ def test_the_support_table_is_tune_s() -> None:
             assert pick.pick(arch, problem, (oc.full(1),), 132).kernel == kernel, (arch, head_dim)
 
 
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCUMENTS])
+def test_no_merge_is_left_half_done(name: str) -> None:
+    assert not re.search(r"^(<{7}|={7}|>{7})( |$)", (ROOT / name).read_text(), re.MULTILINE)
+
+
 def _anchors(path: Path) -> set[str]:
     """What links may name behind a #: the headings, as Markdown pages spell them."""
     headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
