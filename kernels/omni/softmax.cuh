@@ -22,8 +22,9 @@ __device__ __forceinline__ void rescale_row(Out& out, int m, int h, float correc
   }
 }
 
-// A tile's sum of exponentials, of one row in one thread, up to which row_max may be left as it is where weights are
-// float16: any weight below it is far from the largest number, 65504.
+// A tile's sum of exponentials, of one row in one thread, up to which row_max may be left as it is. Any weight below it
+// is far from the largest float16, 65504, and however many tiles a row has, its sums and O are far from the largest
+// float32: kGrowthLimit alone would let them grow with each tile.
 constexpr float kSumLimit = 8192.f;
 
 // The same where scores are compared, not sums: how far above row_max one may lie, in powers of 2.
@@ -58,28 +59,24 @@ struct OnlineSoftmax {
   }
 
   // What a tile's weights may be in the rows (m, h) of this thread while row_max stays.
-  template <bool kBf16>
   __device__ __forceinline__ float weight_limit(int m, int h) const {
-    float const limit = kGrowthLimit * row_sum[m][h];
-    return kBf16 ? limit : fminf(limit, kSumLimit);
+    return fminf(kGrowthLimit * row_sum[m][h], kSumLimit);
   }
 
   // Does row_max hold for the whole warp, by the sums of a tile's weights, which are not added yet?
-  template <bool kBf16>
   __device__ __forceinline__ bool holds(float const (&sums)[kM][2]) const {
     bool small = true;
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
 #pragma unroll
-      for (int h = 0; h < 2; ++h) small = small && sums[m][h] <= weight_limit<kBf16>(m, h);  // not for NaN
+      for (int h = 0; h < 2; ++h) small = small && sums[m][h] <= weight_limit(m, h);  // not for NaN
     }
     return __all_sync(0xffffffffu, small);
   }
 
   // Does it hold for the rows (m, h), whichever others the warp has?
-  template <bool kBf16>
   __device__ __forceinline__ bool row_holds(float const (&sums)[kM][2], int m, int h) const {
-    bool const small = sums[m][h] <= weight_limit<kBf16>(m, h);  // not for NaN
+    bool const small = sums[m][h] <= weight_limit(m, h);  // not for NaN
     return quad_max(small ? 0.f : 1.f) == 0.f;
   }
 

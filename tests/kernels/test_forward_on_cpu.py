@@ -96,20 +96,8 @@ def test_split_rows_count_a_sink_once(
     _compare(call, variants.parse(word, "sm_90", "bfloat16", 64), library)
 
 
-# A known fault: on Hopper nothing bounds sums of bfloat16 weights but four times the sum so far. weight_limit in
-# omni/softmax.cuh is to take the least of that and 2^64; strict, so that this mark goes with the fault.
-OVERFLOWS = pytest.mark.xfail(strict=True, reason="bfloat16 sums overflow where scores rise by 88 in all")
-
-
-@pytest.mark.parametrize(
-    ("dtype", "rise"),
-    [
-        *(("float16", rise) for rise in (0.5, 1.0, 1.3)),
-        ("bfloat16", 0.5),
-        pytest.param("bfloat16", 1.0, marks=OVERFLOWS),
-        pytest.param("bfloat16", 1.3, marks=OVERFLOWS),
-    ],
-)
+@pytest.mark.parametrize("rise", [0.5, 1.0, 1.3])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("word", ["sm90-64x64-s2-w8", "sm90-64x64-s2-w8-packed"])
 def test_scores_that_rise_with_each_tile(
     word: str, dtype: str, rise: float, library: Callable[[AttnSpec], Any]

@@ -226,13 +226,13 @@ struct Consumer {
       float const offset[2] = {softmax.offset(0, 0, p.scale_log2), softmax.offset(0, 1, p.scale_log2)};
       float sums[1][2];
       state.weights.weigh(scores, sums, offset, p.scale_log2);
-      if (softmax.template holds<Cfg::kBf16>(sums)) {
+      if (softmax.holds(sums)) {
         softmax.add(sums);
         return;
       }
       if constexpr (Cfg::kPack) {  // rows of a warp stand for heads that other calls have elsewhere: each on its own
-        kept[0] = softmax.template row_holds<Cfg::kBf16>(sums, 0, 0);
-        kept[1] = softmax.template row_holds<Cfg::kBf16>(sums, 0, 1);
+        kept[0] = softmax.row_holds(sums, 0, 0);
+        kept[1] = softmax.row_holds(sums, 0, 1);
       }
     }
     weigh_anew(scores, kept);
