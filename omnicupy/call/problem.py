@@ -14,8 +14,9 @@ LEAST_SPLIT = 32  # keys: the tiles of all kernels hold a multiple of so many
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """The sizes of one attention call: q (batch, q_heads, q_len, head_dim), k and v (batch, kv_heads, k_len,
-    head_dim). dtype: "float16", "bfloat16", and on the CPU also "float32" or "float64". softcap: are scores capped?
+    """The sizes of one attention call: q (batch, q_heads, q_len, head_dim), k (batch, kv_heads, k_len, head_dim), v
+    (batch, kv_heads, k_len, value_dim); None for values as wide as keys, and value_dim is head_dim then. dtype:
+    "float16", "bfloat16", and on the CPU also "float32" or "float64". softcap: are scores capped?
     """
 
     batch: int
@@ -26,6 +27,11 @@ class Problem:
     head_dim: int
     dtype: str
     softcap: bool = False
+    value_dim: int = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.value_dim is None:
+            object.__setattr__(self, "value_dim", self.head_dim)
 
     @property
     def group(self) -> int:
