@@ -19,6 +19,7 @@ from omnicupy.gpu.planning import score_fields
 from omnicupy.jit.backward_kernel import BackwardKernel
 from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
 from omnicupy.jit.params import PARAMS
+from omnicupy.jit.widths import kernel_widths
 from omnicupy.schedule.block_lists import BlockLists, block_lists
 from omnicupy.schedule.key_lists import key_lists
 from omnicupy.schedule.parts import Workers
@@ -32,12 +33,12 @@ LISTS = ("row_offsets", "entries", "parts", "bit_tiles", "spans", "dead", "dead_
 Array = NDArray[Any]
 
 
-def spec_of(kernel: str, arch: str, dtype: str, head_dim: int) -> BackwardSpec:
+def spec_of(kernel: str, arch: str, dtype: str, head_dim: int, value_dim: int | None = None) -> BackwardSpec:
     if kernel == "naive":
-        return backward_table.naive(arch, dtype, head_dim)
-    padded = -(-head_dim // 16) * 16
-    row = next(r for r in backward_table.TABLE if r.kernel == kernel and r.serves(arch, padded))
-    return row.spec(arch, dtype, padded)
+        return backward_table.naive(arch, dtype, head_dim, value_dim=value_dim)
+    widths = kernel_widths(head_dim, head_dim if value_dim is None else value_dim)
+    row = next(r for r in backward_table.TABLE if r.kernel == kernel and r.serves(arch, max(widths)))
+    return row.spec(arch, dtype, *widths)
 
 
 def _scattered(seed: int) -> oc.Mask:
@@ -65,41 +66,57 @@ MASKS: dict[str, Callable[[], list[oc.Mask]]] = {
 
 @dataclass(frozen=True)
 class Problem:
-    """A call: 16-bit arrays (B, H, S, D), the masks, what changes scores, and what a forward pass leaves."""
+    """A call: 16-bit arrays (B, H, S, D), the masks, what changes scores, and what a forward pass leaves.
+
+    value_dim: columns of v, out and their gradients; None for head_dim.
+    """
 
     dtype: str
     head_dim: int
     masks: list[oc.Mask]
     softcap: float | None = None
     sinks: tuple[float, ...] | None = None
+    value_dim: int | None = None
 
     def changes(self, dtype: Any) -> dict[str, Any]:
         return {
+            "scale": self.head_dim**-0.5,
             "softcap": self.softcap,
             "sink_logits": None if self.sinks is None else np.array(self.sinks, dtype),
         }
+
+    def width(self, name: str) -> int:
+        """Columns of an array, or of the gradient of one."""
+        of_values = name in ("v", "dv", "out", "dout") and self.value_dim is not None
+        return self.value_dim if of_values else self.head_dim  # type: ignore[return-value]
+
+    def _padded(self, array: Array) -> Array:
+        """In float64, with columns of zeros up to the greater width: they change neither scores nor other columns."""
+        missing = max(self.head_dim, self.width("v")) - array.shape[-1]
+        return np.pad(array.astype(np.float64), [(0, 0)] * (array.ndim - 1) + [(0, missing)])
 
     @cached_property
     def arrays(self) -> dict[str, Array]:
         rng = np.random.default_rng(7)
 
-        def made(heads: int, tokens: int) -> Array:
-            array = aligned((BATCH, tokens, heads, self.head_dim), DTYPES[self.dtype])
+        def made(name: str) -> Array:
+            heads, tokens = (KV_HEADS, K_LEN) if name in "kv" else (Q_HEADS, Q_LEN)
+            array = aligned((BATCH, tokens, heads, self.width(name)), DTYPES[self.dtype])
             array[...] = rng.standard_normal(array.shape)
             return array.transpose(0, 2, 1, 3)  # as a model has them
 
         arrays = {
-            "q": made(Q_HEADS, Q_LEN),
-            "k": made(KV_HEADS, K_LEN),
-            "v": made(KV_HEADS, K_LEN),
+            "q": made("q"),
+            "k": made("k"),
+            "v": made("v"),
             # Steps of no kind that a kernel could copy in 16 bytes.
-            "dout": made(Q_HEADS, Q_LEN)[..., ::-1],
-            "out": made(Q_HEADS, Q_LEN),
+            "dout": made("dout")[..., ::-1],
+            "out": made("out"),
             "dlse": rng.standard_normal((BATCH, Q_HEADS, Q_LEN)).astype(np.float32),
         }
-        wide = {name: arrays[name].astype(np.float64) for name in "qkv"}
-        out, lse = oc.attention(*wide.values(), self.mask, return_lse=True, **self.changes(np.float64))
-        arrays["out"][...] = out
+        wide = [self._padded(arrays[name]) for name in "qkv"]
+        out, lse = oc.attention(*wide, self.mask, return_lse=True, **self.changes(np.float64))
+        arrays["out"][...] = out[..., : self.width("out")]
         arrays["lse"] = lse.astype(np.float32)
         return arrays
 
@@ -110,12 +127,15 @@ class Problem:
     @cached_property
     def gradients(self) -> dict[str, Array]:
         """In float64, of the same values."""
-        wide = {name: array.astype(np.float64) for name, array in self.arrays.items()}
-        inputs = (wide[name] for name in ("dout", "q", "k", "v", "out", "lse"))
+        rows = {name: self.arrays[name].astype(np.float64) for name in ("lse", "dlse")}
+        inputs = [self._padded(self.arrays[name]) for name in ("dout", "q", "k", "v", "out")]
         wanted = ("q", "k", "v") + (() if self.sinks is None else ("sink_logits",))
         changes = self.changes(np.float64)
-        found = oc.attention_backward(*inputs, self.mask, dlse=wide["dlse"], wanted=wanted, **changes)
-        return {f"d{name}": one for name, one in zip(wanted, found, strict=True)}
+        found = oc.attention_backward(
+            *inputs, rows["lse"], self.mask, dlse=rows["dlse"], wanted=wanted, **changes
+        )
+        made = {f"d{name}": one for name, one in zip(wanted, found, strict=True)}
+        return made | {name: made[name][..., : self.width(name)] for name in ("dq", "dk", "dv")}
 
     def poison(self) -> None:
         """NaN wherever no pair reads."""
@@ -154,6 +174,7 @@ def _params(
     of_scores = score_fields(problem.head_dim**-0.5, problem.softcap)
     params["scale_log2"], params["tanh_scale"] = of_scores["scale_log2"], of_scores["tanh_scale"]
     sizes = {"q_len": Q_LEN, "k_len": K_LEN, "head_dim": problem.head_dim, "batch": BATCH, "q_heads": Q_HEADS}
+    sizes["value_dim"] = problem.width("v")
     sizes |= {
         "kv_heads": KV_HEADS,
         "group": Q_HEADS // KV_HEADS,

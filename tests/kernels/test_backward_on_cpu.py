@@ -43,6 +43,21 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Callable[[BackwardKer
     return library
 
 
+# (kernel, arch, dtype, head_dim, value_dim): both cut in two and one of them, dV alone in two, none, a width of one
+# thread block alone, and two that round up to one number.
+PAIRS = [
+    ("naive", "sm_80", "bfloat16", 192, 128),
+    ("naive", "sm_80", "float16", 72, 40),
+    ("sm80", "sm_80", "bfloat16", 192, 128),
+    ("sm80", "sm_89", "float16", 64, 128),
+    ("sm80", "sm_80", "float16", 96, 64),
+    ("sm80", "sm_89", "bfloat16", 72, 40),
+    ("sm80", "sm_80", "bfloat16", 32, 160),
+    ("sm80", "sm_89", "bfloat16", 256, 64),
+    ("sm80", "sm_80", "float16", 56, 64),
+]
+
+
 # Caps far above scores, which take the polynomial alone, and in their midst; a head without a sink, and sinks small and
 # large.
 CHANGES: dict[str, dict[str, Any]] = {
@@ -73,6 +88,15 @@ def test_gradients(
 ) -> None:
     spec = spec_of(*which)
     _compare(spec, Problem(spec.dtype, which[3], MASKS[masks]()), libraries)
+
+
+@pytest.mark.parametrize("masks", MASKS)
+@pytest.mark.parametrize("which", PAIRS, ids=lambda which: "-".join(map(str, which)))
+def test_gradients_of_values_of_another_width(
+    which: tuple[str, str, str, int, int], masks: str, libraries: Callable[[BackwardKernel], Any]
+) -> None:
+    spec = spec_of(*which)
+    _compare(spec, Problem(spec.dtype, which[3], MASKS[masks](), value_dim=which[4]), libraries)
 
 
 def _compare(spec: BackwardSpec, problem: Problem, libraries: Callable[[BackwardKernel], Any]) -> None:
