@@ -3,8 +3,8 @@
 // blocks of this one leave of the gradients of sink logits, in one order.
 //
 // A group of kLanes lanes has a row: as many as the row has pieces of 8 columns (the greater of head_dim and value_dim,
-// rounded up to 16, over 8), rounded up to a power of 2, at most 32. A thread block has 256 / kLanes rows of one head, and the grid is one-
-// dimensional: batch * q_heads * ceil(q_padded / rows) blocks, and where k_copy or v_copy is asked
+// rounded up to 16, over 8), rounded up to a power of 2, at most 32. A thread block has 256 / kLanes rows of one head,
+// and the grid is one-dimensional: batch * q_heads * ceil(q_padded / rows) blocks, and where k_copy or v_copy is asked
 // batch * kv_heads * ceil(k_len / rows) more. backward_kernel.py has the same number of rows (prepared_rows).
 #include "omni/backward_params.cuh"
 #include "omni/numbers.cuh"
@@ -126,7 +126,8 @@ __device__ __forceinline__ void prepare_query(BackwardParams const& params, Plac
   Row const out{Tensor{p.out, p.out_strides}.row(at.batch, at.head, exists ? at.row : 0), 1};
   float sum = 0.f;
   if (sees) {
-    for (int d = 8 * (threadIdx.x % kLanes); d < value_columns(p); d += 8 * kLanes) sum += dot(dout.eight(d), out.eight(d));
+    int const columns = value_columns(p);
+    for (int d = 8 * (threadIdx.x % kLanes); d < columns; d += 8 * kLanes) sum += dot(dout.eight(d), out.eight(d));
   }
 #pragma unroll
   for (int step = kLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);

@@ -116,8 +116,7 @@ __device__ __forceinline__ void add_rows(
 }
 
 template <int kOwned>
-__device__ __forceinline__ void store_sum(
-    float const (&sum)[kOwned], unsigned char* g_row, float factor, int columns) {
+__device__ __forceinline__ void store_sum(float const (&sum)[kOwned], unsigned char* g_row, float factor, int columns) {
 #pragma unroll
   for (int i = 0; i < kOwned; ++i) {
     int const d = i * kThreads + threadIdx.x;

@@ -25,8 +25,8 @@ LARGE = tuple(arch for arch in ARCHES if arch not in SMALL)
 
 @dataclass(frozen=True, kw_only=True)
 class BackwardRow:
-    """One line of the table. head_dims: (least, greatest) of the wider of the kernels' head_dim and value_dim.  The rest:
-    as in BackwardSpec.
+    """One line of the table. head_dims: (least, greatest) of the wider of the kernels' head_dim and value_dim.  The
+    rest: as in BackwardSpec.
 
     archs: which it serves.
     """
@@ -190,7 +190,7 @@ def select(
 
 
 def rows() -> Iterator[BackwardSpec]:
-    """The kernels of each row, architecture and dtype, at the row's greatest width, which both have: the tests' list."""
+    """The kernels of each row, architecture and dtype, both widths the row's greatest: the tests' list."""
     for row in TABLE:
         for arch in row.archs:
             for dtype in DTYPES:

@@ -6,7 +6,6 @@ from itertools import pairwise
 from typing import Any
 
 import fake_backward
-import fake_device
 import pytest
 from fake_backward import Call, map_of, parts
 from fake_device import BF16, ndarray
@@ -90,7 +89,11 @@ def test_copies_are_as_wide_as_what_they_are_of(device: Any, config: str) -> Non
         for name, place in places.items():
             _, heads, tokens, columns = getattr(call, name).shape
             assert launched["params"][name] == place
-            assert list(launched["params"][f"{name}_strides"]) == [heads * tokens * columns, tokens * columns, columns]
+            assert list(launched["params"][f"{name}_strides"]) == [
+                heads * tokens * columns,
+                tokens * columns,
+                columns,
+            ]
 
 
 @pytest.mark.parametrize(("head_dim", "value_dim"), [(128, 64), (64, 128)])

@@ -186,7 +186,11 @@ def _hopper(problem: Problem, part: BackwardKernel, lists: BlockLists) -> dict[s
 
 
 def _fill_hopper(
-    params: NDArray[np.void], problem: Problem, part: BackwardKernel, lists: BlockLists, arrays: dict[str, Array]
+    params: NDArray[np.void],
+    problem: Problem,
+    part: BackwardKernel,
+    lists: BlockLists,
+    arrays: dict[str, Array],
 ) -> tuple[int, int]:
     """Tensor maps and sizes; the grid of the launch."""
     grid = _grid(problem, part)

@@ -54,7 +54,13 @@ def test_gradients(
 
 
 # Two and three warpgroups: dQ through shared memory or from registers.
-FUSED = [("bfloat16", 64, 64), ("bfloat16", 128, 64), ("float16", 64, 128), ("float16", 40, 56), ("bfloat16", 56, 16)]
+FUSED = [
+    ("bfloat16", 64, 64),
+    ("bfloat16", 128, 64),
+    ("float16", 64, 128),
+    ("float16", 40, 56),
+    ("bfloat16", 56, 16),
+]
 
 
 @pytest.mark.parametrize("masks", ["causal", "one-a-batch-element"])

@@ -1,5 +1,5 @@
-// The mma.sync backward loop for head_dim and value_dim up to 256. What a thread block owns stays in shared memory, K and V of its
-// keys or Q and dO of its queries; tiles of the other two pass through kStages buffers.
+// The mma.sync backward loop for head_dim and value_dim up to 256. What a thread block owns stays in shared memory, K
+// and V of its keys or Q and dO of its queries; tiles of the other two pass through kStages buffers.
 #pragma once
 
 #include "omni/sm80/backward_block.cuh"

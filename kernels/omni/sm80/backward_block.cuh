@@ -261,15 +261,15 @@ struct BackwardBlock {
       void* gradient, Strides const& strides, Sums const& out, int len, float factor) {
     if (gradient == nullptr) return;
     constexpr bool kOther = kOfValues && Cfg::kValueDim != Cfg::kHeadDim;
-    unsigned char* const g_head =
-        static_cast<unsigned char*>(gradient) +
-        2 * (batch() * strides.batch + head() * strides.head + first_column<kOfValues>());
+    unsigned char* const g_head = static_cast<unsigned char*>(gradient) +
+                                  2 * (batch() * strides.batch + head() * strides.head + first_column<kOfValues>());
 #pragma unroll
     for (int m = 0; m < Sums::kTilesM; ++m) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         int const token = owned0() + row0() + Sums::row(m, h);
-        int const columns = token < len ? min((kOther ? p.value_dim : p.head_dim) - first_column<kOfValues>(), Sums::kCols) : 0;
+        int const columns =
+            token < len ? min((kOther ? p.value_dim : p.head_dim) - first_column<kOfValues>(), Sums::kCols) : 0;
         store_row<Cfg::kBf16>(out, m, h, factor, g_head + 2 * token * strides.token, columns);
       }
     }

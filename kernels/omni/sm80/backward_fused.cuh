@@ -1,8 +1,8 @@
-// All gradients in one pass over the tiles by mma.sync, head_dim and value_dim up to 128: dK and dV of the thread block's keys as in
-// backward.cuh. dS^T of each tile goes through shared memory, and the warps make dQ = dS K of it together and add it to
-// sums in float32 (attention_bwd_convert.cu turns them into the result). Sums of several thread blocks have no order.
-// dQ is made behind a barrier that the loop has for its copies anyway: with two stages that of the next tile, so that
-// dS^T has two buffers as well; with one stage that behind which Q and dO are overwritten.
+// All gradients in one pass over the tiles by mma.sync, head_dim and value_dim up to 128: dK and dV of the thread
+// block's keys as in backward.cuh. dS^T of each tile goes through shared memory, and the warps make dQ = dS K of it
+// together and add it to sums in float32 (attention_bwd_convert.cu turns them into the result). Sums of several thread
+// blocks have no order. dQ is made behind a barrier that the loop has for its copies anyway: with two stages that of
+// the next tile, so that dS^T has two buffers as well; with one stage that behind which Q and dO are overwritten.
 #pragma once
 
 #include "omni/dq_sums.cuh"

@@ -24,10 +24,9 @@ constexpr int gradient_columns(int width, int widest, bool owns_keys) {
 }
 
 template <
-    int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, int Part, bool Bf16, int SmemBytes,
-    bool Softcap>
+    int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, int Part, bool Bf16, int SmemBytes, bool Softcap>
 struct BackwardConfig {
-  static constexpr int kMmaAtomK = 16;  // of mma.sync.m16n8k16
+  static constexpr int kMmaAtomK = 16;        // of mma.sync.m16n8k16
   static constexpr int kHeadDim = HeadDim;    // columns of Q and K
   static constexpr int kValueDim = ValueDim;  // columns of V and dO
   static constexpr int kWidest = HeadDim > ValueDim ? HeadDim : ValueDim;
@@ -48,9 +47,10 @@ struct BackwardConfig {
   static constexpr int kTilesM = kWarpRows / 16;
   static constexpr bool kTiledHeadDim = HeadDim > 256;
   static constexpr int kBlocks = !kOwnsKeys && kWidest <= 64 && Warps == 4 && Stages == 2 ? 3 : 1;  // on a processor
-  static constexpr int kColumns = gradient_columns(HeadDim, kWidest, kOwnsKeys);  // of dQ or dK
+  // Of dQ or dK and of dV, and the thread blocks that share one, of up to 256 columns.
+  static constexpr int kColumns = gradient_columns(HeadDim, kWidest, kOwnsKeys);
   static constexpr int kValueColumns = gradient_columns(ValueDim, kWidest, kOwnsKeys);
-  static constexpr int kColumnBlocks = kOwnsKeys && kWidest > 128 && !kTiledHeadDim ? 2 : 1;  // that share a gradient
+  static constexpr int kColumnBlocks = kOwnsKeys && kWidest > 128 && !kTiledHeadDim ? 2 : 1;
   static constexpr int kStep = kTilesM == 1 && kWalked % 64 == 0 ? 64 : 32;  // walked tokens at a time
 
   static_assert(HeadDim % 16 == 0 && ValueDim % 16 == 0, "widths are padded to 16");
