@@ -207,7 +207,8 @@ class BackwardKernel:
             return 0 if self.part == "convert" else 4 * PREPARE_THREADS // 32  # a number of each warp
         if self.kernel == "naive":
             return 4 * (self.head_dim + self.value_dim + 4 * max(self.br, self.bc) + NAIVE_THREADS)
-        return self._sm90_bytes() if self.kernel == "sm90" else self._sm80_bytes()
+        # A struct whose tiles lie on multiples of a KiB is a multiple of it, too.
+        return round_up(self._sm90_bytes(), 1024) if self.kernel == "sm90" else self._sm80_bytes()
 
     def _sm90_bytes(self) -> int:
         # Panels of 64 columns; work slots, tiles and barriers in the last KiB.

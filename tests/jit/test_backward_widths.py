@@ -90,6 +90,15 @@ def test_shared_memory_holds_either_tensor_at_its_width() -> None:
     assert BackwardSpec(**NAIVE, value_dim=32).part("dq").smem_bytes == 4 * (64 + 32 + 4 * 128 + 128)
 
 
+@pytest.mark.parametrize("stages", [2, 3, 4])
+def test_shared_memory_of_hopper_kernels_is_a_multiple_of_a_kib(stages: int) -> None:
+    """As the size of the struct is whose tiles are aligned so."""
+    spec = BackwardSpec(
+        **LATENT | {"dkdv": TileShape(64, 64, stages, 12), "dq": TileShape(128, 32, stages, 12)}
+    )
+    assert [spec.part(part).smem_bytes % 1024 for part in ("dkdv", "dq")] == [0, 0]
+
+
 @pytest.mark.parametrize(
     ("widths", "columns", "blocks"),
     [
