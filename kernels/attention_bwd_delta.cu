@@ -2,9 +2,9 @@
 // which rows and keys that take no part hold zeros. Memory sets its pace. A second kernel (part 5) adds up what the
 // blocks of this one leave of the gradients of sink logits, in one order.
 //
-// A group of kLanes lanes has a row: as many as the row has pieces of 8 columns (head_dim rounded up to 16, over 8),
-// rounded up to a power of 2, at most 32. A thread block has 256 / kLanes rows of one head, and the grid is one-
-// dimensional: batch * q_heads * ceil(q_padded / rows) blocks, and where k_copy or v_copy is asked
+// A group of kLanes lanes has a row: as many as the row has pieces of 8 columns (the greater of head_dim and value_dim,
+// rounded up to 16, over 8), rounded up to a power of 2, at most 32. A thread block has 256 / kLanes rows of one head,
+// and the grid is one-dimensional: batch * q_heads * ceil(q_padded / rows) blocks, and where k_copy or v_copy is asked
 // batch * kv_heads * ceil(k_len / rows) more. backward_kernel.py has the same number of rows (prepared_rows).
 #include "omni/backward_params.cuh"
 #include "omni/numbers.cuh"
@@ -25,8 +25,15 @@ constexpr int lanes_of(int pieces) {
   return lanes;
 }
 
-constexpr int kLanes = lanes_of(OMNI_HEAD_DIM / 8);
+constexpr int kHeadDim = OMNI_HEAD_DIM;
+constexpr int kValueDim = OMNI_VALUE_DIM;
+constexpr int kLanes = lanes_of((kHeadDim > kValueDim ? kHeadDim : kValueDim) / 8);
 constexpr int kRows = kThreads / kLanes;  // of a thread block
+
+// Columns of v, out and dO.
+__device__ __forceinline__ int value_columns(ForwardParams const& p) {
+  return kValueDim == kHeadDim ? p.head_dim : p.value_dim;
+}
 
 // A row of 16-bit elements, `column` elements apart.
 struct Row {
@@ -70,11 +77,11 @@ __device__ __forceinline__ bool has_bit(u32 const* words, i64 first, int index) 
   return words != nullptr && (words[first + index / 32] >> (index % 32) & 1);
 }
 
-// One row of a compact copy, (..., head_dim): `from`, or zeros. index: of the row, counted over all heads.
-__device__ __forceinline__ void copy_row(void* copy, i64 index, Row const& from, bool zero, int head_dim) {
+// One row of a compact copy, (..., columns): `from`, or zeros. index: of the row, counted over all heads.
+__device__ __forceinline__ void copy_row(void* copy, i64 index, Row const& from, bool zero, int columns) {
   if (copy == nullptr) return;
-  uint4* const g_copy = reinterpret_cast<uint4*>(static_cast<unsigned char*>(copy) + 2 * index * head_dim);
-  for (int piece = threadIdx.x % kLanes; piece < head_dim / 8; piece += kLanes) {
+  uint4* const g_copy = reinterpret_cast<uint4*>(static_cast<unsigned char*>(copy) + 2 * index * columns);
+  for (int piece = threadIdx.x % kLanes; piece < columns / 8; piece += kLanes) {
     g_copy[piece] = zero ? make_uint4(0, 0, 0, 0) : from.eight(8 * piece);
   }
 }
@@ -119,7 +126,8 @@ __device__ __forceinline__ void prepare_query(BackwardParams const& params, Plac
   Row const out{Tensor{p.out, p.out_strides}.row(at.batch, at.head, exists ? at.row : 0), 1};
   float sum = 0.f;
   if (sees) {
-    for (int d = 8 * (threadIdx.x % kLanes); d < p.head_dim; d += 8 * kLanes) sum += dot(dout.eight(d), out.eight(d));
+    int const columns = value_columns(p);
+    for (int d = 8 * (threadIdx.x % kLanes); d < columns; d += 8 * kLanes) sum += dot(dout.eight(d), out.eight(d));
   }
 #pragma unroll
   for (int step = kLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
@@ -146,7 +154,7 @@ __device__ __forceinline__ void prepare_query(BackwardParams const& params, Plac
   }
   if (!exists) return;
   copy_row(params.q_copy, index, Row{p.query().row(at.batch, at.head, at.row), 1}, dead, p.head_dim);
-  copy_row(params.dout_copy, index, dout, dead, p.head_dim);
+  copy_row(params.dout_copy, index, dout, dead, value_columns(p));
 }
 
 __device__ __forceinline__ void prepare_key(BackwardParams const& params, Place const& at) {
@@ -156,7 +164,7 @@ __device__ __forceinline__ void prepare_key(BackwardParams const& params, Place 
   i64 const index = (static_cast<i64>(at.batch) * params.kv_heads + at.head) * p.k_len + at.row;
   bool const dead = has_bit(p.lists.dead, static_cast<i64>(mask) * (p.k_padded / 32), at.row);
   copy_row(params.k_copy, index, Row{p.key().row(at.batch, at.head, at.row), 1}, dead, p.head_dim);
-  copy_row(params.v_copy, index, Row{p.value().row(at.batch, at.head, at.row), 1}, dead, p.head_dim);
+  copy_row(params.v_copy, index, Row{p.value().row(at.batch, at.head, at.row), 1}, dead, value_columns(p));
 }
 
 __device__ __forceinline__ void prepare(BackwardParams const& params, float* s_sums) {

@@ -8,29 +8,37 @@
 namespace omni {
 
 constexpr int kHeadDim = OMNI_HEAD_DIM;
+constexpr int kValueDim = OMNI_VALUE_DIM;
 constexpr int kBr = OMNI_BR;
 constexpr int kBc = OMNI_BC;
 constexpr bool kOfKeys = OMNI_PART == 1;  // dK and dV; else dQ
 constexpr bool kBf16 = OMNI_BF16;
 constexpr bool kSoftcap = OMNI_SOFTCAP;
 constexpr int kThreads = 128;
-constexpr int kColumns = (kHeadDim + kThreads - 1) / kThreads;  // of a gradient, that a thread owns
+// Columns of dQ and dK, and of dV, that a thread owns.
+constexpr int kColumns = (kHeadDim + kThreads - 1) / kThreads;
+constexpr int kValueColumns = (kValueDim + kThreads - 1) / kThreads;
 constexpr int kTokens = kBr > kBc ? kBr : kBc;
-static_assert(4 * (2 * kHeadDim + 2 * kTokens) <= OMNI_SMEM_BYTES, "two rows, and the weights of a tile");
+static_assert(4 * (kHeadDim + kValueDim + 2 * kTokens) <= OMNI_SMEM_BYTES, "two rows, and the weights of a tile");
 
 // What a thread block shares: its own row of either tensor, and of a tile each token's weight and gradient.
 struct Shared {
   float* const first;   // kHeadDim: of q or k
-  float* const second;  // kHeadDim: of dO or v
+  float* const second;  // kValueDim: of dO or v
   float* const weight;  // kTokens: P, or -1 where the pair is hidden
   float* const grad;    // kTokens: dS
 
   __device__ __forceinline__ explicit Shared(float* s_memory)
       : first(s_memory),
         second(s_memory + kHeadDim),
-        weight(s_memory + 2 * kHeadDim),
-        grad(s_memory + 2 * kHeadDim + kTokens) {}
+        weight(s_memory + kHeadDim + kValueDim),
+        grad(s_memory + kHeadDim + kValueDim + kTokens) {}
 };
+
+// Columns of v, dO and dV.
+__device__ __forceinline__ int value_columns(ForwardParams const& p) {
+  return kValueDim == kHeadDim ? p.head_dim : p.value_dim;
+}
 
 // q inside [start, start + count), in one unsigned comparison.
 __device__ __forceinline__ bool in_span(int q, int start, int count) {
@@ -88,28 +96,29 @@ __device__ __forceinline__ void weigh_pair(
   if constexpr (kSoftcap) score = tanhf(score * p.tanh_scale);
   float const weight = exp2_approx(fmaf(score, p.scale_log2, -params.lse2[statistic]));
   s.weight[token] = weight;
-  float const grad = weight * (dot(s.second, g_second, p.head_dim) - params.delta[statistic]);
+  float const grad = weight * (dot(s.second, g_second, value_columns(p)) - params.delta[statistic]);
   s.grad[token] = kSoftcap ? grad * fmaf(-score, score, 1.f) : grad;
 }
 
 // sum += factors[token] * row of the token, over the visible ones. g_rows: of the tile, `stride` bytes apart.
+template <int kOwned>
 __device__ __forceinline__ void add_rows(
-    float (&sum)[kColumns], float const* s_factors, float const* s_weight, unsigned char const* g_rows, i64 stride,
+    float (&sum)[kOwned], float const* s_factors, float const* s_weight, unsigned char const* g_rows, i64 stride,
     int2 tokens_and_columns) {
   for (int token = 0; token < tokens_and_columns.x; ++token) {
     if (s_weight[token] < 0.f) continue;  // hidden: its row may hold anything
 #pragma unroll
-    for (int i = 0; i < kColumns; ++i) {
+    for (int i = 0; i < kOwned; ++i) {
       int const d = i * kThreads + threadIdx.x;
       if (d < tokens_and_columns.y) sum[i] += s_factors[token] * load16(g_rows + token * stride, d);
     }
   }
 }
 
-__device__ __forceinline__ void store_sum(
-    float const (&sum)[kColumns], unsigned char* g_row, float factor, int columns) {
+template <int kOwned>
+__device__ __forceinline__ void store_sum(float const (&sum)[kOwned], unsigned char* g_row, float factor, int columns) {
 #pragma unroll
-  for (int i = 0; i < kColumns; ++i) {
+  for (int i = 0; i < kOwned; ++i) {
     int const d = i * kThreads + threadIdx.x;
     if (d < columns) {
       reinterpret_cast<unsigned short*>(g_row)[d] = static_cast<unsigned short>(pack_pair<kBf16>(sum[i] * factor, 0.f));
@@ -131,7 +140,7 @@ __device__ __forceinline__ void query_gradient(BackwardParams const& params, Sha
   int const mask_index = p.mask_batch == 1 ? 0 : batch;
   MaskView const mask{p, mask_index};
   load_row(s.first, p.query().row(batch, head, q), p.head_dim);
-  load_row(s.second, params.gradient_of_out().row(batch, head, q), p.head_dim);
+  load_row(s.second, params.gradient_of_out().row(batch, head, q), value_columns(p));
   float dq[kColumns] = {};
   int const* const entries = p.lists.row_offsets + mask_index * p.q_blocks + q / kBr;
   RowWalk<kBc> walk(entries);
@@ -164,8 +173,8 @@ __device__ __forceinline__ void key_gradients(BackwardParams const& params, Shar
   int const mask_index = p.mask_batch == 1 ? 0 : batch;
   MaskView const mask{p, mask_index};
   load_row(s.first, p.key().row(batch, kv_head, k), p.head_dim);
-  load_row(s.second, p.value().row(batch, kv_head, k), p.head_dim);
-  float dk[kColumns] = {}, dv[kColumns] = {};
+  load_row(s.second, p.value().row(batch, kv_head, k), value_columns(p));
+  float dk[kColumns] = {}, dv[kValueColumns] = {};
   int const* const entries = p.lists.row_offsets + mask_index * p.q_blocks + k / kBc;
   for (int head = kv_head * p.group; head < (kv_head + 1) * p.group; ++head) {
     RowWalk<kBr> walk(entries);
@@ -186,7 +195,9 @@ __device__ __forceinline__ void key_gradients(BackwardParams const& params, Shar
       }
       __syncthreads();
       int2 const size = make_int2(queries, p.head_dim);
-      add_rows(dv, s.weight, s.weight, g_dout, 2 * params.dout_strides.token, size);
+      int2 of_values = size;
+      if constexpr (kValueDim != kHeadDim) of_values.y = p.value_dim;
+      add_rows(dv, s.weight, s.weight, g_dout, 2 * params.dout_strides.token, of_values);
       add_rows(dk, s.grad, s.weight, g_q, 2 * p.q_strides.token, size);
     }
   }
@@ -194,7 +205,7 @@ __device__ __forceinline__ void key_gradients(BackwardParams const& params, Shar
     store_sum(dk, gradient_row(params.dk, params.dk_strides, batch, kv_head, k), p.scale, p.head_dim);
   }
   if (params.dv != nullptr) {
-    store_sum(dv, gradient_row(params.dv, params.dv_strides, batch, kv_head, k), 1.f, p.head_dim);
+    store_sum(dv, gradient_row(params.dv, params.dv_strides, batch, kv_head, k), 1.f, value_columns(p));
   }
 }
 

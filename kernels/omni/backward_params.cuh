@@ -12,7 +12,7 @@ namespace omni {
 struct BackwardParams {
   ForwardParams p;
 
-  void const* dout;   // as q; any strides, dout_column along the columns
+  void const* dout;   // as out; any strides, dout_column along the columns
   float const* dlse;  // (batch, q_heads, q_len), contiguous; null where lse has no gradient
 
   // Left by the kernel that prepares, (batch, q_heads, q_padded): lse * log2(e), or +inf for rows that see no key and
@@ -21,9 +21,9 @@ struct BackwardParams {
   float* lse2;
   float* delta;
 
-  void* dq;
-  void* dk;
-  void* dv;
+  void* dq;  // as q
+  void* dk;  // as k
+  void* dv;  // as v
 
   // Copies that are compact and hold zeros where nothing is seen, for the kernels that follow; null where the array
   // serves as it is.

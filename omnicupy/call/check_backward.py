@@ -13,9 +13,11 @@ import numpy as np
 
 from omnicupy.call import check, check_scores
 from omnicupy.call.arrays import on_gpu as is_on_gpu
+from omnicupy.call.check_widths import out_shape
 from omnicupy.call.problem import Problem, type_name
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.spec import round_up
+from omnicupy.jit.widths import kernel_widths
 from omnicupy.masks.arguments import flag
 from omnicupy.masks.mask import Mask
 
@@ -72,8 +74,9 @@ def call(
     if type(deterministic) is not bool:
         flag("attention_backward", "deterministic", deterministic)
     chosen, sink_wanted = _wanted(wanted, sink_logits)
-    _check_read("dout", dout, q)
-    _check_read("out", out, q)
+    shape = out_shape(found.problem)
+    _check_read("dout", dout, q, shape)
+    _check_read("out", out, q, shape)
     if is_on_gpu(q):
         check.check_layout("out", out)
     if lse is None:
@@ -121,13 +124,12 @@ def _wanted(wanted: Any, sink_logits: Any) -> tuple[tuple[bool, bool, bool], boo
     return (of_q, of_k, of_v), of_sink
 
 
-def _check_read(name: str, array: Any, q: Any) -> None:
-    """dout and out: arrays like q."""
+def _check_read(name: str, array: Any, q: Any, shape: tuple[int, ...]) -> None:
+    """dout and out: arrays like q, as wide as v."""
     check.check_place(name, array, q)
     if array.dtype != q.dtype:
         raise TypeError(f"{name} must have the dtype of q ({q.dtype}), got {array.dtype}; cast it")
-    if array.shape != q.shape:
-        raise ValueError(f"{name} must have the shape of q {q.shape}, got {array.shape}")
+    check.check_shape(name, array, ("q", q), shape)
     _check_elements(name, array)
 
 
@@ -196,5 +198,10 @@ def _check_config(config: Any, found: Problem, on_gpu: bool) -> None:
         raise ValueError(
             f"config must have head_dim {wanted} (that of q, {found.head_dim}, rounded up to 16), "
             f"got {config.head_dim}"
+        )
+    if config.value_dim != (wanted := kernel_widths(found.head_dim, found.value_dim)[1]):
+        raise ValueError(
+            f"config must have value_dim {wanted} (for v of {found.value_dim} columns beside {found.head_dim} of q), "
+            f"got {config.value_dim}"
         )
     check_scores.check_config(config, found)

@@ -12,7 +12,8 @@ from omnicupy.errors import UnsupportedError
 from omnicupy.jit.archs import ARCHES, SMEM_LIMIT_BYTES
 from omnicupy.jit.backward_kernel import TileShape
 from omnicupy.jit.backward_spec import BackwardSpec
-from omnicupy.jit.spec import DTYPES, MAX_HEAD_DIM, MAX_ONE_PIECE, round_up
+from omnicupy.jit.spec import DTYPES, MAX_HEAD_DIM, MAX_ONE_PIECE
+from omnicupy.jit.widths import kernel_widths
 from omnicupy.masks.mask import Mask
 
 # Kernels that calls without `config` may get; as in pick.SERVED, those that the attestation covers.
@@ -24,7 +25,8 @@ LARGE = tuple(arch for arch in ARCHES if arch not in SMALL)
 
 @dataclass(frozen=True, kw_only=True)
 class BackwardRow:
-    """One line of the table. head_dims: (least, greatest) kernel head_dim.  The rest: as in BackwardSpec.
+    """One line of the table. head_dims: (least, greatest) of the wider of the kernels' head_dim and value_dim.  The
+    rest: as in BackwardSpec.
 
     archs: which it serves.
     """
@@ -36,8 +38,8 @@ class BackwardRow:
     kernel: str = "sm80"
     archs: tuple[str, ...] = ARCHES
 
-    def spec(self, arch: str, dtype: str, head_dim: int) -> BackwardSpec:
-        """The kernels for an architecture, dtype and kernel head_dim. Raises ValueError if they are illegal."""
+    def spec(self, arch: str, dtype: str, head_dim: int, value_dim: int | None = None) -> BackwardSpec:
+        """The kernels for an architecture, dtype and widths of kernels. Raises ValueError if they are illegal."""
         target = "sm_90a" if self.kernel == "sm90" else arch
         return BackwardSpec(
             arch=target,
@@ -47,11 +49,12 @@ class BackwardRow:
             dkdv=self.dkdv,
             dq=self.dq,
             fused=self.fused,
+            value_dim=head_dim if value_dim is None else value_dim,
         )
 
-    def serves(self, arch: str, head_dim: int) -> bool:
-        """True when the row is for this architecture and kernel head_dim."""
-        return self.head_dims[0] <= head_dim <= self.head_dims[1] and arch in self.archs
+    def serves(self, arch: str, widest: int) -> bool:
+        """True when the row is for this architecture and the wider of the kernels' head_dim and value_dim."""
+        return self.head_dims[0] <= widest <= self.head_dims[1] and arch in self.archs
 
 
 HOPPER = ("sm_90",)
@@ -135,29 +138,36 @@ TABLE = (
 )
 
 
-def naive(arch: str, dtype: str, head_dim: int, softcap: bool = False) -> BackwardSpec:
-    """The plain kernels, which the others are compared with."""
+def naive(
+    arch: str, dtype: str, head_dim: int, softcap: bool = False, value_dim: int | None = None
+) -> BackwardSpec:
+    """The plain kernels, which the others are compared with. value_dim: None for values as wide as keys."""
     shape = TileShape(64, 64, 1, 4)
+    columns, of_values = kernel_widths(head_dim, head_dim if value_dim is None else value_dim)
     return BackwardSpec(
         arch=arch,
         kernel="naive",
         dtype=dtype,
-        head_dim=round_up(head_dim, 16),
+        head_dim=columns,
         dkdv=shape,
         dq=shape,
         softcap=softcap,
+        value_dim=of_values,
     )
 
 
-def pick(arch: str, dtype: str, head_dim: int, softcap: bool = False) -> BackwardSpec:
-    """The kernels of a call's backward pass. softcap: are its scores capped?
+def pick(
+    arch: str, dtype: str, head_dim: int, softcap: bool = False, value_dim: int | None = None
+) -> BackwardSpec:
+    """The kernels of a call's backward pass. softcap: are its scores capped?  value_dim: None for values as wide as
+    keys; with other values the row is that of the greater width.
 
     Raises UnsupportedError when no row serves them.
     """
-    padded = round_up(head_dim, 16)
+    widths = kernel_widths(head_dim, head_dim if value_dim is None else value_dim)
     for row in TABLE:
-        if row.kernel in SERVED and row.serves(arch, padded):
-            spec = row.spec(arch, dtype, padded)
+        if row.kernel in SERVED and row.serves(arch, max(widths)):
+            spec = row.spec(arch, dtype, *widths)
             return capped_backward(spec) if softcap else spec
     raise UnsupportedError(
         f"attention_backward: no kernel serves {dtype} with head_dim {head_dim} on {arch}; "
@@ -176,11 +186,11 @@ def select(
     chosen = saved.find_backward(problem, masks, sm_count, deterministic=deterministic)
     if chosen is not None and chosen.kernel in SERVED:
         return chosen
-    return pick(arch, problem.dtype, problem.head_dim, problem.softcap)
+    return pick(arch, problem.dtype, problem.head_dim, problem.softcap, problem.value_dim)
 
 
 def rows() -> Iterator[BackwardSpec]:
-    """The kernels of each row, architecture and dtype, at the row's greatest head_dim: the tests' list."""
+    """The kernels of each row, architecture and dtype, both widths the row's greatest: the tests' list."""
     for row in TABLE:
         for arch in row.archs:
             for dtype in DTYPES:

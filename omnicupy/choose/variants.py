@@ -142,7 +142,8 @@ def _backward_warps(base: BackwardSpec, part: str, owned: int) -> Sequence[int]:
     """Warps of a thread block that owns so many tokens."""
     if base.kernel != "sm90":
         return (4, 8)
-    return (12,) if part == "dkdv" and base.head_dim > WIDE_HEAD_DIM else (4 + owned // 16,)
+    widest = max(base.head_dim, base.value_dim)
+    return (12,) if part == "dkdv" and widest > WIDE_HEAD_DIM else (4 + owned // 16,)
 
 
 def _shapes(

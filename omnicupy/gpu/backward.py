@@ -55,9 +55,9 @@ def prepare_backward(
     dout = out = lse = None
     try:
         shape, dtype, device = q.shape, q.dtype, q.data.device_id
-        dout = out = _stand_in(shape, dtype, device)
+        dout = out = _stand_in((*shape[:3], *v.shape[3:]), dtype, device)
         lse = _stand_in(shape[:3], np.dtype(np.float32), device)
-    except AttributeError:  # q is no array: the checks say so
+    except AttributeError:  # q or v is no array: the checks say so
         pass
     options = {"scale": scale, "config": config, "deterministic": deterministic}
     _plan_of((dout, q, k, v, out, lse), mask, options | {"sink_logits": sink_logits, "softcap": softcap})

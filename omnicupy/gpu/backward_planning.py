@@ -137,7 +137,7 @@ def _space(call: BackwardCall, layouts: Layouts, grid: BackwardGrid, keys: Devic
     for name, is_copied in copied.items():
         places[name] = size if is_copied else -1
         if is_copied:
-            shape = layouts.k[0] if name in "kv" else layouts.q[0]
+            shape: tuple[int, ...] = getattr(layouts, name)[0]
             size += round_up(ITEM_BYTES * int(np.prod(shape, dtype=np.int64)), _COPY_ALIGN)
     sinks = sums = -1
     if call.sink_wanted:
@@ -195,7 +195,7 @@ def _struct_of(grid: BackwardGrid, call: BackwardCall, layouts: Layouts, blocks:
         **{name: getattr(sizes, name) for name in _LIST_FIELDS},
         **{
             name: getattr(problem, name)
-            for name in ("q_len", "k_len", "head_dim", "batch", "q_heads", "group")
+            for name in ("q_len", "k_len", "head_dim", "value_dim", "batch", "q_heads", "group")
         },
         "kv_heads": problem.kv_heads,
         "work_items": grid.work_items(sizes.n_parts),

@@ -26,7 +26,7 @@ SLICE = 64  # columns at a time where kernel "sm80" cuts the head dimension
 SM80_WORK_BYTES = (
     16 + 2 * 128
 )  # of shared memory: what a block of kernel "sm80" works on, and where it stands
-WIDE_HEAD_DIM = 128  # above it dK and dV of a key block lie in two warpgroups of kernel "sm90"
+WIDE_HEAD_DIM = 128  # where either is wider, dK and dV of a key block lie in two warpgroups of kernel "sm90"
 
 
 class TileShape(NamedTuple):
@@ -76,9 +76,12 @@ class BackwardKernel:
             raise ValueError(
                 f"config: head_dim must be a multiple of 16 from 16 to {MAX_HEAD_DIM}, got {self.head_dim}"
             )
-        if self.value_dim != self.head_dim:
+        if self.value_dim != self.head_dim and (
+            self.value_dim % 16 or self.value_dim < 16 or self.widest > MAX_ONE_PIECE
+        ):
             raise ValueError(
-                f"config: the values must be as wide as the keys, {self.head_dim} columns, got {self.value_dim}"
+                f"config: value_dim must be head_dim, or both multiples of 16 from 16 to {MAX_ONE_PIECE}, got "
+                f"head_dim={self.head_dim} and value_dim={self.value_dim}"
             )
         if self.part not in WITHOUT_TILES:
             self._check_tile()
@@ -102,7 +105,7 @@ class BackwardKernel:
                 self._check_sm80()
             return
         owned = self.br if self.part == "dq" else self.bc
-        wide = self.part == "dkdv" and self.head_dim > WIDE_HEAD_DIM
+        wide = self.part == "dkdv" and self.widest > WIDE_HEAD_DIM
         warpgroups = 2 if wide else owned // step
         if self.arch != "sm_90a" or self.head_dim > MAX_ONE_PIECE:
             raise ValueError(
@@ -117,7 +120,7 @@ class BackwardKernel:
         ):
             raise ValueError(
                 "config: kernel 'sm90' has 4 producer warps and 4 warps for each 64 tokens that a block owns, keys "
-                f"(bc) for dkdv, queries (br) for dq; dkdv above head_dim {WIDE_HEAD_DIM} has 64 keys and 12 warps; "
+                f"(bc) for dkdv, queries (br) for dq; dkdv above {WIDE_HEAD_DIM} columns has 64 keys and 12 warps; "
                 f"got br={self.br}, bc={self.bc}, warps={self.warps} for {self.part}"
             )
         least, most = (2, 8) if self.part == "dq" else (2, 4)
@@ -129,10 +132,10 @@ class BackwardKernel:
     def _check_fused(self) -> None:
         if self.kernel == "naive":
             raise ValueError("config: kernel 'naive' has no fused kernel; leave fused out")
-        if self.head_dim > WIDE_HEAD_DIM or self.br != 64:
+        if self.widest > WIDE_HEAD_DIM or self.br != 64:
             raise ValueError(
-                f"config: the fused kernel has tiles of 64 queries and head_dim up to {WIDE_HEAD_DIM}, got "
-                f"br={self.br} and {self.head_dim}; leave fused out"
+                f"config: the fused kernel has tiles of 64 queries, head_dim and value_dim up to {WIDE_HEAD_DIM}, got "
+                f"br={self.br} and {self.widest}; leave fused out"
             )
 
     def _check_sm80(self) -> None:
@@ -151,6 +154,11 @@ class BackwardKernel:
             )
 
     @property
+    def widest(self) -> int:
+        """The greater of the two widths."""
+        return max(self.head_dim, self.value_dim)
+
+    @property
     def step(self) -> int:
         """Tokens by which the walk over the entries goes on: keys for dq, else queries."""
         return self.bc if self.part == "dq" else self.br
@@ -159,7 +167,7 @@ class BackwardKernel:
     def prepared_rows(self) -> int:
         """Rows of one head that a thread block of part "prepare" works on: some lanes for each, 8 columns a lane."""
         lanes = 1
-        while lanes < self.head_dim // 8 and lanes < 32:
+        while lanes < self.widest // 8 and lanes < 32:
             lanes *= 2
         return PREPARE_THREADS // lanes
 
@@ -198,50 +206,59 @@ class BackwardKernel:
         if self.part in WITHOUT_TILES:
             return 0 if self.part == "convert" else 4 * PREPARE_THREADS // 32  # a number of each warp
         if self.kernel == "naive":
-            return 4 * (2 * self.head_dim + 4 * max(self.br, self.bc) + NAIVE_THREADS)
-        return self._sm90_bytes() if self.kernel == "sm90" else self._sm80_bytes()
+            return 4 * (self.head_dim + self.value_dim + 4 * max(self.br, self.bc) + NAIVE_THREADS)
+        # A struct whose tiles lie on multiples of a KiB is a multiple of it, too.
+        return round_up(self._sm90_bytes(), 1024) if self.kernel == "sm90" else self._sm80_bytes()
 
     def _sm90_bytes(self) -> int:
         # Panels of 64 columns; work slots, tiles and barriers in the last KiB.
-        panels = 128 * -(-self.head_dim // 64)
+        of_keys, of_values = (128 * -(-width // 64) for width in (self.head_dim, self.value_dim))
         if self.part == "dq":
             spans = 2 * 8 * self.bc * ((self.stages + 1) // 2)  # of the tiles whose keys are in flight
-            return panels * (2 * self.br + self.stages * self.bc) + spans + 1024
-        tiles = panels * 2 * (self.bc + self.stages * self.br) + 8 * self.stages * self.br
+            slots = max(of_keys, of_values) * self.stages * self.bc  # of K and V in turn
+            return (of_keys + of_values) * self.br + slots + spans + 1024
+        tiles = (of_keys + of_values) * (self.bc + self.stages * self.br) + 8 * self.stages * self.br
         staged = self.part == "fused" and self.warps == 12  # dQ, by two warpgroups
         tiles += (1 if staged else 2) * 8 * self.bc  # spans
         if self.part == "fused":
             warpgroups = self.warps // 4 - 1
             score_gradients = (3 if warpgroups == 3 else 2) * 128 * self.br * warpgroups
             return tiles + score_gradients + (4 * self.br * self.head_dim * 2 if staged else 0) + 1024
-        return tiles + (4 * self.br * self.bc if self.head_dim > WIDE_HEAD_DIM else 0) + 1024
+        return tiles + (4 * self.br * self.bc if self.widest > WIDE_HEAD_DIM else 0) + 1024
 
     def _sm80_bytes(self) -> int:
         statistics = 2 * 4 * self.br  # lse2 and delta
         if self.head_dim > MAX_ONE_PIECE:
             return 2 * 2 * SLICE * (self.br + self.bc) + statistics + SM80_WORK_BYTES
-        queries, keys = 2 * 2 * self.head_dim * self.br + statistics, 2 * 2 * self.head_dim * self.bc
+        columns = self.head_dim + self.value_dim
+        queries, keys = 2 * columns * self.br + statistics, 2 * columns * self.bc
         owned, walked = (queries, keys) if self.part == "dq" else (keys, queries)
         score_gradients = 2 * self.br * self.bc if self.part == "fused" else 0  # dS^T
         return owned + self.stages * (walked + score_gradients) + SM80_WORK_BYTES
 
     @property
     def columns(self) -> int:
-        """Columns of each gradient that a thread block of kernel "sm80" makes."""
-        if self.head_dim > MAX_ONE_PIECE:
+        """Columns of dQ or dK that a thread block of kernel "sm80" makes."""
+        return self._columns_of(self.head_dim)
+
+    @property
+    def value_columns(self) -> int:
+        """Columns of dV that a thread block of kernel "sm80" makes."""
+        return self._columns_of(self.value_dim)
+
+    def _columns_of(self, width: int) -> int:
+        if width > MAX_ONE_PIECE:
             return SLICE
-        if self.part != "dkdv" or self.head_dim <= WIDE_HEAD_DIM:
-            return self.head_dim
-        return round_up(self.head_dim // 2, 8 * gcd(self.head_dim // 8, 8))  # the swizzle begins anew there
+        if self.part != "dkdv" or self.widest <= WIDE_HEAD_DIM:
+            return width
+        return round_up(width // 2, 8 * gcd(width // 8, 8))  # the swizzle begins anew there
 
     @property
     def column_blocks(self) -> int:
         """Thread blocks that share what is owned, each with its own columns of the gradients: grid.y of "sm80"."""
-        return (
-            -(-self.head_dim // self.columns)
-            if self.kernel == "sm80" and self.part not in WITHOUT_TILES
-            else 1
-        )
+        if self.kernel != "sm80" or self.part in WITHOUT_TILES:
+            return 1
+        return max(-(-self.head_dim // self.columns), -(-self.value_dim // self.value_columns))
 
     def defines(self) -> dict[str, int]:
         """The macros that the source file reads."""

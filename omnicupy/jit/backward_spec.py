@@ -24,7 +24,8 @@ class BackwardSpec:
     arch, kernel, dtype, head_dim: as in AttnSpec.  dkdv: the tile of the kernel that makes dK and dV.  dq: that of the
     one that makes dQ. Neither adds to memory that another thread block writes: the same call gives the same bits.
     fused: that of the one kernel that takes their place where all gradients are wanted and sums may have any order
-    (deterministic=False); None where the two are the fastest.  softcap: scores are capped.
+    (deterministic=False); None where the two are the fastest.  softcap: scores are capped.  value_dim: columns of V
+    and O in the kernels, as in AttnSpec.
 
     Raises TypeError for fields of other types, ValueError when a tile is illegal or does not fit shared memory.
     """
@@ -37,9 +38,12 @@ class BackwardSpec:
     dq: TileShape
     fused: TileShape | None = None
     softcap: bool = False
+    value_dim: int = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "head_dim", _integer("head_dim", self.head_dim))
+        width = self.head_dim if self.value_dim is None else _integer("value_dim", self.value_dim)
+        object.__setattr__(self, "value_dim", width)
         for name in ("dkdv", "dq") + (("fused",) if self.fused is not None else ()):
             object.__setattr__(self, name, _shape(name, getattr(self, name)))
         object.__setattr__(self, "softcap", _flag("softcap", self.softcap))
@@ -59,7 +63,7 @@ class BackwardSpec:
             part=part,
             dtype=self.dtype,
             head_dim=self.head_dim,
-            value_dim=self.head_dim,
+            value_dim=self.value_dim,
             br=shape.br,
             bc=shape.bc,
             stages=shape.stages,
@@ -75,8 +79,9 @@ class BackwardSpec:
     def __str__(self) -> str:
         named = {"dkdv": self.dkdv, "dq": self.dq, "fused": self.fused}
         shapes = (f"{name}={'x'.join(map(str, shape))}" for name, shape in named.items() if shape is not None)
-        words = ["bwd", self.kernel, self.arch, self.dtype, f"head_dim={self.head_dim}", *shapes]
-        return " ".join(words + ["softcap"] * self.softcap)
+        words = ["bwd", self.kernel, self.arch, self.dtype, f"head_dim={self.head_dim}"]
+        words += [f"value_dim={self.value_dim}"] * (self.value_dim != self.head_dim)
+        return " ".join([*words, *shapes] + ["softcap"] * self.softcap)
 
 
 def padded_rows(q_len: int) -> int:

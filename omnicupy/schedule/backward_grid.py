@@ -42,8 +42,8 @@ class BackwardGrid:
 
     @property
     def _slot_bytes(self) -> int:
-        """What one part of a split block of keys leaves: dK and dV in float32."""
-        return 2 * 4 * self.kernel.bc * self.kernel.head_dim
+        """What one part of a split block of keys leaves: dK and dV in float32, either in room for the wider one."""
+        return 2 * 4 * self.kernel.bc * self.kernel.widest
 
     def partials(self, n_slots: int, n_split_rows: int) -> tuple[int, int]:
         """Bytes of unfinished dK and dV, and counters of parts that have arrived, where blocks of keys are split.
@@ -94,7 +94,7 @@ class BackwardGrid:
         problem = self.problem
         enough = max(1, round(self.sm_count / max(1, parts)))
         heads = self.workers.heads
-        row_bytes = 2 * 2 * problem.head_dim
+        row_bytes = 2 * (problem.head_dim + problem.value_dim)
         if self.kernel.part != "dq":
             head_bytes = row_bytes * problem.q_len * problem.group
             return min(heads, enough, max(1, self.l2_bytes // 2 // (self.masks * head_bytes)))

@@ -25,6 +25,7 @@ STRUCTS = {  # of params.PARAMS
     "sm80": "ForwardParams",
     "sm90": "ForwardParamsSm90",
     "bwd": "BackwardParams",
+    "bwd_sm90": "BackwardParamsSm90",
     "bwd_sums": "BackwardParamsWithSums",
     "plan": "PlanParams",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,14 +11,19 @@ import cuda_on_cpu
 import ml_dtypes
 import numpy as np
 from cuda_on_cpu import aligned
+from host_maps import encoded_for_the_host
 from numpy.typing import NDArray
 
 import omnicupy as oc
+from omnicupy.call.problem import Problem as CallProblem
 from omnicupy.choose import backward_table
+from omnicupy.gpu import tensor_maps
 from omnicupy.gpu.planning import score_fields
 from omnicupy.jit.backward_kernel import BackwardKernel
 from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
 from omnicupy.jit.params import PARAMS
+from omnicupy.jit.widths import kernel_widths
+from omnicupy.schedule.backward_grid import BackwardGrid
 from omnicupy.schedule.block_lists import BlockLists, block_lists
 from omnicupy.schedule.key_lists import key_lists
 from omnicupy.schedule.parts import Workers
@@ -32,12 +37,12 @@ LISTS = ("row_offsets", "entries", "parts", "bit_tiles", "spans", "dead", "dead_
 Array = NDArray[Any]
 
 
-def spec_of(kernel: str, arch: str, dtype: str, head_dim: int) -> BackwardSpec:
+def spec_of(kernel: str, arch: str, dtype: str, head_dim: int, value_dim: int | None = None) -> BackwardSpec:
     if kernel == "naive":
-        return backward_table.naive(arch, dtype, head_dim)
-    padded = -(-head_dim // 16) * 16
-    row = next(r for r in backward_table.TABLE if r.kernel == kernel and r.serves(arch, padded))
-    return row.spec(arch, dtype, padded)
+        return backward_table.naive(arch, dtype, head_dim, value_dim=value_dim)
+    widths = kernel_widths(head_dim, head_dim if value_dim is None else value_dim)
+    row = next(r for r in backward_table.TABLE if r.kernel == kernel and r.serves(arch, max(widths)))
+    return row.spec(arch, dtype, *widths)
 
 
 def _scattered(seed: int) -> oc.Mask:
@@ -65,41 +70,57 @@ MASKS: dict[str, Callable[[], list[oc.Mask]]] = {
 
 @dataclass(frozen=True)
 class Problem:
-    """A call: 16-bit arrays (B, H, S, D), the masks, what changes scores, and what a forward pass leaves."""
+    """A call: 16-bit arrays (B, H, S, D), the masks, what changes scores, and what a forward pass leaves.
+
+    value_dim: columns of v, out and their gradients; None for head_dim.
+    """
 
     dtype: str
     head_dim: int
     masks: list[oc.Mask]
     softcap: float | None = None
     sinks: tuple[float, ...] | None = None
+    value_dim: int | None = None
 
     def changes(self, dtype: Any) -> dict[str, Any]:
         return {
+            "scale": self.head_dim**-0.5,
             "softcap": self.softcap,
             "sink_logits": None if self.sinks is None else np.array(self.sinks, dtype),
         }
+
+    def width(self, name: str) -> int:
+        """Columns of an array, or of the gradient of one."""
+        of_values = name in ("v", "dv", "out", "dout") and self.value_dim is not None
+        return self.value_dim if of_values else self.head_dim  # type: ignore[return-value]
+
+    def _padded(self, array: Array) -> Array:
+        """In float64, with columns of zeros up to the greater width: they change neither scores nor other columns."""
+        missing = max(self.head_dim, self.width("v")) - array.shape[-1]
+        return np.pad(array.astype(np.float64), [(0, 0)] * (array.ndim - 1) + [(0, missing)])
 
     @cached_property
     def arrays(self) -> dict[str, Array]:
         rng = np.random.default_rng(7)
 
-        def made(heads: int, tokens: int) -> Array:
-            array = aligned((BATCH, tokens, heads, self.head_dim), DTYPES[self.dtype])
+        def made(name: str) -> Array:
+            heads, tokens = (KV_HEADS, K_LEN) if name in "kv" else (Q_HEADS, Q_LEN)
+            array = aligned((BATCH, tokens, heads, self.width(name)), DTYPES[self.dtype])
             array[...] = rng.standard_normal(array.shape)
             return array.transpose(0, 2, 1, 3)  # as a model has them
 
         arrays = {
-            "q": made(Q_HEADS, Q_LEN),
-            "k": made(KV_HEADS, K_LEN),
-            "v": made(KV_HEADS, K_LEN),
+            "q": made("q"),
+            "k": made("k"),
+            "v": made("v"),
             # Steps of no kind that a kernel could copy in 16 bytes.
-            "dout": made(Q_HEADS, Q_LEN)[..., ::-1],
-            "out": made(Q_HEADS, Q_LEN),
+            "dout": made("dout")[..., ::-1],
+            "out": made("out"),
             "dlse": rng.standard_normal((BATCH, Q_HEADS, Q_LEN)).astype(np.float32),
         }
-        wide = {name: arrays[name].astype(np.float64) for name in "qkv"}
-        out, lse = oc.attention(*wide.values(), self.mask, return_lse=True, **self.changes(np.float64))
-        arrays["out"][...] = out
+        wide = [self._padded(arrays[name]) for name in "qkv"]
+        out, lse = oc.attention(*wide, self.mask, return_lse=True, **self.changes(np.float64))
+        arrays["out"][...] = out[..., : self.width("out")]
         arrays["lse"] = lse.astype(np.float32)
         return arrays
 
@@ -110,12 +131,15 @@ class Problem:
     @cached_property
     def gradients(self) -> dict[str, Array]:
         """In float64, of the same values."""
-        wide = {name: array.astype(np.float64) for name, array in self.arrays.items()}
-        inputs = (wide[name] for name in ("dout", "q", "k", "v", "out", "lse"))
+        rows = {name: self.arrays[name].astype(np.float64) for name in ("lse", "dlse")}
+        inputs = [self._padded(self.arrays[name]) for name in ("dout", "q", "k", "v", "out")]
         wanted = ("q", "k", "v") + (() if self.sinks is None else ("sink_logits",))
         changes = self.changes(np.float64)
-        found = oc.attention_backward(*inputs, self.mask, dlse=wide["dlse"], wanted=wanted, **changes)
-        return {f"d{name}": one for name, one in zip(wanted, found, strict=True)}
+        found = oc.attention_backward(
+            *inputs, rows["lse"], self.mask, dlse=rows["dlse"], wanted=wanted, **changes
+        )
+        made = {f"d{name}": one for name, one in zip(wanted, found, strict=True)}
+        return made | {name: made[name][..., : self.width(name)] for name in ("dq", "dk", "dv")}
 
     def poison(self) -> None:
         """NaN wherever no pair reads."""
@@ -127,11 +151,57 @@ class Problem:
                 self.arrays[name][element][:, ~visible.any(axis=0)] = np.nan
 
 
+def _grid(problem: Problem, part: BackwardKernel) -> BackwardGrid:
+    """Of a kernel for Hopper, over so many multiprocessors that some work is split and some have two items."""
+    sizes = (BATCH, Q_HEADS, KV_HEADS, Q_LEN, K_LEN, problem.head_dim, problem.dtype)
+    call = CallProblem(*sizes, value_dim=problem.width("v"))
+    return BackwardGrid(part, call, len(problem.masks), sm_count=10, l2_bytes=50 << 20)
+
+
 def _lists(problem: Problem, part: BackwardKernel) -> BlockLists:
     heads = Q_HEADS if part.part == "dq" else KV_HEADS
     blocks = [mask.blocks(part.br, part.bc) for mask in problem.masks]
     make = block_lists if part.part == "dq" else key_lists
+    if part.params == "bwd_sm90":
+        workers = _grid(problem, part).workers
+        # Such short blocks of keys would not be split: parts of two tiles, whoever works.
+        return make(blocks, replace(workers, split_tiles=2) if workers.split_slots else workers)
     return make(blocks, Workers(heads * BATCH // len(blocks), 132))
+
+
+def _hopper(problem: Problem, part: BackwardKernel, lists: BlockLists) -> dict[str, Array]:
+    """What persistent kernels work with: counters at zero, and room for what parts of split blocks leave."""
+    partial_bytes, arrivals = _grid(problem, part).partials(lists.n_slots, lists.n_split_rows)
+    made = {
+        "counter": aligned((4,), np.int32),
+        "partials": aligned((max(4, partial_bytes // 4),), np.float32),
+        "arrivals": aligned((max(1, arrivals),), np.uint32),
+        "splits": aligned(lists.array("splits").shape, np.int32),
+    }
+    made["counter"].fill(0)
+    made["partials"].fill(np.nan)
+    made["arrivals"].fill(0)
+    made["splits"][...] = lists.array("splits")
+    return made
+
+
+def _fill_hopper(
+    params: NDArray[np.void],
+    problem: Problem,
+    part: BackwardKernel,
+    lists: BlockLists,
+    arrays: dict[str, Array],
+) -> tuple[int, int]:
+    """Tensor maps and sizes; the grid of the launch."""
+    grid = _grid(problem, part)
+    params["work_items"], params["section"] = grid.work_items(lists.n_parts), grid.section(lists.n_parts)
+    params["n_slots"], params["n_split_rows"] = lists.n_slots, lists.n_split_rows
+    with encoded_for_the_host():
+        for name in ("q", "dout", "k", "v"):
+            array, rows = arrays[name], part.br if name in ("q", "dout") else part.bc
+            at = (array.ctypes.data, array.shape, array.strides, problem.dtype, (rows, 1))
+            params[f"{name}_map"] = np.frombuffer(tensor_maps.tensor_map.__wrapped__(*at), np.uint64)
+    return grid.thread_blocks(lists.n_parts)[:2]
 
 
 def _params(
@@ -154,6 +224,7 @@ def _params(
     of_scores = score_fields(problem.head_dim**-0.5, problem.softcap)
     params["scale_log2"], params["tanh_scale"] = of_scores["scale_log2"], of_scores["tanh_scale"]
     sizes = {"q_len": Q_LEN, "k_len": K_LEN, "head_dim": problem.head_dim, "batch": BATCH, "q_heads": Q_HEADS}
+    sizes["value_dim"] = problem.width("v")
     sizes |= {
         "kv_heads": KV_HEADS,
         "group": Q_HEADS // KV_HEADS,
@@ -226,7 +297,9 @@ def run(
         sums["dq_sums"].fill(0)
     elif part.part == "convert":
         inputs["dq_sums"] = made["dq_sums"]
-    params, held = _params(problem, lists, {**inputs, **gradients, **sums}, part.params)
+    is_hopper = part.params == "bwd_sm90"
+    more = _hopper(problem, part, lists) if is_hopper else {}
+    params, held = _params(problem, lists, {**inputs, **gradients, **sums, **more}, part.params)
     tokens, heads = (K_LEN, KV_HEADS) if part.part in ("dkdv", "fused") else (Q_LEN, Q_HEADS)
     items = BATCH * heads * tokens
     if part.part == "convert":
@@ -235,8 +308,11 @@ def run(
         items = lists.n_parts * heads * BATCH // len(problem.masks)
     late = part.part == "dq" if late is None else late
     grid = (items, part.column_blocks)
+    if is_hopper:
+        grid = _fill_hopper(params, problem, part, lists, inputs)
     cuda_on_cpu.run(library, part, params, grid, [*inputs.values()], late, sums=sums.get("dq_sums"))
     assert held
+    assert not any(more[name].any() for name in more.keys() & {"counter", "arrivals"})  # as they were found
     return gradients | sums
 
 

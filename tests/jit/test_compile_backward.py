@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from cubin_code import WARPSYNC, opcodes
 
@@ -10,10 +12,18 @@ from omnicupy.jit import cache
 from omnicupy.jit.backward_kernel import FUSED_PARTS, BackwardKernel
 
 REGISTERS_A_MULTIPROCESSOR = 65536
+# Values of another width: a role a warpgroup for wide keys or wide values, a warpgroup with keys of its own, and one
+# kernel for all gradients by two and three warpgroups. Three stages: statistics of no whole KiB.
+PAIRS = [
+    backward_table.pick("sm_90", "bfloat16", head_dim, value_dim=value_dim, softcap=softcap)
+    for softcap in (False, True)
+    for head_dim, value_dim in ((192, 128), (128, 192), (16, 256), (128, 64), (64, 128), (64, 32))
+]
+PAIRS.append(replace(PAIRS[0], dkdv=PAIRS[0].dkdv._replace(stages=3)))
 HOPPER = list(
     dict.fromkeys(
         kernel
-        for spec in backward_table.rows()
+        for spec in (*backward_table.rows(), *PAIRS)
         for kernel in spec.kernels().values()
         if kernel.kernel == "sm90"
     )
@@ -23,7 +33,9 @@ HOPPER = list(
 def _name(kernel: BackwardKernel) -> str:
     dtype = {"float16": "f16", "bfloat16": "bf16"}[kernel.dtype]
     tile = f"{kernel.br}x{kernel.bc}-s{kernel.stages}-w{kernel.warps}"
-    return f"{kernel.part}-{kernel.kernel}-{kernel.arch}-{dtype}-d{kernel.head_dim}-{tile}"
+    tile += "-softcap" * kernel.softcap
+    widths = f"d{kernel.head_dim}v{kernel.value_dim}"
+    return f"{kernel.part}-{kernel.kernel}-{kernel.arch}-{dtype}-{widths}-{tile}"
 
 
 @pytest.mark.parametrize("kernel", HOPPER, ids=_name)

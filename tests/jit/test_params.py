@@ -33,7 +33,7 @@ SIZES = {"float": (4, 4), "int": (4, 4), "u32": (4, 4), "i64": (8, 8), "u64": (8
 # Structs whose fields params.py packs as fields of the struct around them; another struct is one field, an array.
 FLAT = {"BlockLists", "ForwardParams", "BackwardParams"}
 FUNCTION = re.compile(
-    r"^  __device__.*\n(?:(?:    .*|  })\n)*", re.MULTILINE
+    r"^(?:  template <.*\n)?  __device__.*\n(?:(?:    .*|  })\n)*", re.MULTILINE
 )  # of a struct, by its indentation
 FIELD = re.compile(r"((?:[\w:]+ )?(?:[\w:]+)(?: const)?\*?) (\w.*)", re.DOTALL)
 

@@ -32,7 +32,16 @@ def _of_width(head_dim: int) -> BackwardSpec:
     )
 
 
-SPECS = [*backward_table.rows(), *map(_of_width, WIDTHS), *NAIVE]
+# Values of another width: dK and dV cut alike or not, one of them whole in one of two blocks.
+PAIRS = [
+    row.spec(arch, "bfloat16", *widths)
+    for arch in ("sm_80", "sm_89", "sm_90")
+    for widths in ((192, 128), (64, 128), (96, 64), (32, 160), (256, 64))
+    for row in backward_table.TABLE
+    if row.kernel == "sm80" and row.serves(arch, max(widths))
+]
+PAIRS += [backward_table.naive("sm_80", "bfloat16", 192, value_dim=128)]
+SPECS = [*backward_table.rows(), *map(_of_width, WIDTHS), *NAIVE, *PAIRS]
 KERNELS = sorted(
     {kernel for spec in SPECS for kernel in spec.kernels().values() if kernel.kernel != "sm90"}, key=str
 )
@@ -41,7 +50,7 @@ KERNELS = sorted(
 def _name(kernel: BackwardKernel) -> str:
     dtype = {"float16": "f16", "bfloat16": "bf16"}[kernel.dtype]
     tile = "" if kernel.part == "prepare" else f"-{kernel.br}x{kernel.bc}-s{kernel.stages}-w{kernel.warps}"
-    return f"{kernel.part}-{kernel.kernel}-{kernel.arch}-{dtype}-d{kernel.head_dim}{tile}"
+    return f"{kernel.part}-{kernel.kernel}-{kernel.arch}-{dtype}-d{kernel.head_dim}v{kernel.value_dim}{tile}"
 
 
 def test_all_of_them_are_here() -> None:
@@ -69,7 +78,7 @@ def test_compiles_without_a_spill(kernel: BackwardKernel) -> None:
 @pytest.mark.parametrize("part", ["dkdv", "dq", "fused"])
 def test_two_thread_blocks_fit_a_multiprocessor_up_to_64_columns(arch: str, part: str) -> None:
     """They hide each other's barriers and loads: 4 warps alone would not."""
-    kernel = next(k for k in KERNELS if (k.arch, k.part, k.head_dim, k.kernel) == (arch, part, 64, "sm80"))
+    kernel = next(k for k in KERNELS if (k.arch, k.part, k.widest, k.kernel) == (arch, part, 64, "sm80"))
     assert 2 * kernel.threads * 255 <= REGISTERS_A_MULTIPROCESSOR
     assert 2 * (kernel.smem_bytes + 1024) <= SMEM_LIMIT_BYTES[arch] + 1024  # a KiB is the driver's
 

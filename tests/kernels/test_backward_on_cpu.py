@@ -43,6 +43,21 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Callable[[BackwardKer
     return library
 
 
+# (kernel, arch, dtype, head_dim, value_dim): both cut in two and one of them, dV alone in two, none, a width of one
+# thread block alone, and two that round up to one number.
+PAIRS = [
+    ("naive", "sm_80", "bfloat16", 192, 128),
+    ("naive", "sm_80", "float16", 72, 40),
+    ("sm80", "sm_80", "bfloat16", 192, 128),
+    ("sm80", "sm_89", "float16", 64, 128),
+    ("sm80", "sm_80", "float16", 96, 64),
+    ("sm80", "sm_89", "bfloat16", 72, 40),
+    ("sm80", "sm_80", "bfloat16", 32, 160),
+    ("sm80", "sm_89", "bfloat16", 256, 64),
+    ("sm80", "sm_80", "float16", 56, 64),
+]
+
+
 # Caps far above scores, which take the polynomial alone, and in their midst; a head without a sink, and sinks small and
 # large.
 CHANGES: dict[str, dict[str, Any]] = {
@@ -73,6 +88,24 @@ def test_gradients(
 ) -> None:
     spec = spec_of(*which)
     _compare(spec, Problem(spec.dtype, which[3], MASKS[masks]()), libraries)
+
+
+@pytest.mark.parametrize("which", [PAIRS[0], PAIRS[2]], ids=lambda which: "-".join(map(str, which)))
+def test_gradients_of_changed_scores_and_other_values(
+    which: tuple[str, str, str, int, int], libraries: Callable[[BackwardKernel], Any]
+) -> None:
+    spec, both = replace(spec_of(*which), softcap=True), CHANGES["both"]
+    masks = MASKS["one-a-batch-element"]()
+    _compare(spec, Problem(spec.dtype, which[3], masks, value_dim=which[4], **both), libraries)
+
+
+@pytest.mark.parametrize("masks", MASKS)
+@pytest.mark.parametrize("which", PAIRS, ids=lambda which: "-".join(map(str, which)))
+def test_gradients_of_values_of_another_width(
+    which: tuple[str, str, str, int, int], masks: str, libraries: Callable[[BackwardKernel], Any]
+) -> None:
+    spec = spec_of(*which)
+    _compare(spec, Problem(spec.dtype, which[3], MASKS[masks](), value_dim=which[4]), libraries)
 
 
 def _compare(spec: BackwardSpec, problem: Problem, libraries: Callable[[BackwardKernel], Any]) -> None:
@@ -121,12 +154,25 @@ def test_all_gradients_of_changed_scores(
     _compare_fused(which, Problem(*which[1:3], MASKS["one-a-batch-element"](), **CHANGES[changes]), libraries)
 
 
+@pytest.mark.parametrize("masks", MASKS)
+@pytest.mark.parametrize(
+    ("which", "value_dim"), [(FUSED[3], 64), (FUSED[1], 128), (FUSED[4], 72), (FUSED[2], 24)], ids=str
+)
+def test_all_gradients_of_values_of_another_width(
+    which: tuple[str, str, int, TileShape],
+    value_dim: int,
+    masks: str,
+    libraries: Callable[[BackwardKernel], Any],
+) -> None:
+    _compare_fused(which, Problem(*which[1:3], MASKS[masks](), value_dim=value_dim), libraries)
+
+
 def _compare_fused(
     which: tuple[str, str, int, TileShape], problem: Problem, libraries: Callable[[BackwardKernel], Any]
 ) -> None:
     """dK and dV are those of the kernel that makes them alone, to the bit."""
     arch, dtype, head_dim, tile = which
-    spec = spec_of("sm80", arch, dtype, head_dim)
+    spec = spec_of("sm80", arch, dtype, head_dim, problem.value_dim)
     spec = replace(spec, dkdv=tile, fused=tile, softcap=problem.softcap is not None)
     assert problem.gradients  # before NaN is there
     problem.poison()
@@ -143,12 +189,13 @@ def _compare_fused(
                 np.testing.assert_array_equal(gradient.view(np.uint16), alone[name].view(np.uint16), name)
 
 
-def test_what_is_prepared(libraries: Callable[[BackwardKernel], Any]) -> None:
+@pytest.mark.parametrize("value_dim", [None, 24, 200])
+def test_what_is_prepared(value_dim: int | None, libraries: Callable[[BackwardKernel], Any]) -> None:
     """delta, lse2 and the copies themselves, of rows and keys that some pair reads, and of the others."""
-    problem = Problem("bfloat16", 56, MASKS["one-a-batch-element"]())
+    problem = Problem("bfloat16", 56, MASKS["one-a-batch-element"](), value_dim=value_dim)
     arrays = {name: array.astype(np.float64) for name, array in problem.arrays.items()}
     problem.poison()
-    made = prepared(problem, spec_of("naive", "sm_80", "bfloat16", 56), libraries)
+    made = prepared(problem, spec_of("naive", "sm_80", "bfloat16", 56, value_dim), libraries)
     for element, mask in enumerate(problem.masks):
         visible = mask.to_dense()
         rows, keys = visible.any(axis=1), visible.any(axis=0)

@@ -1,5 +1,5 @@
-// The mma.sync backward loop for head_dim up to 256. What a thread block owns stays in shared memory, K and V of its
-// keys or Q and dO of its queries; tiles of the other two pass through kStages buffers.
+// The mma.sync backward loop for head_dim and value_dim up to 256. What a thread block owns stays in shared memory, K
+// and V of its keys or Q and dO of its queries; tiles of the other two pass through kStages buffers.
 #pragma once
 
 #include "omni/sm80/backward_block.cuh"
@@ -10,12 +10,15 @@ template <class Cfg>
 struct Backward : BackwardBlock<Cfg> {
   using Block = BackwardBlock<Cfg>;
   using typename Block::Cursor;
-  using Shared = SmemTile<Cfg::kHeadDim, Cfg::kSwizzle>;
+  using Shared = SmemTile<Cfg::kHeadDim, Cfg::kSwizzle>;        // Q or K
+  using ValueShared = SmemTile<Cfg::kValueDim, Cfg::kSwizzle>;  // behind it: V or dO
   using Step = StepTile<Cfg>;
   static constexpr int kOwnedBytes = Cfg::kOwned * Shared::kPitchBytes;
   static constexpr int kWalkedBytes = Cfg::kWalked * Shared::kPitchBytes;
-  static constexpr int kSlotBytes = 2 * kWalkedBytes + (Cfg::kOwnsKeys ? Block::kStatisticBytes : 0);
-  static constexpr int kOwnedTotal = 2 * kOwnedBytes + (Cfg::kOwnsKeys ? 0 : Block::kStatisticBytes);
+  static constexpr int kBothWalked = kWalkedBytes + Cfg::kWalked * ValueShared::kPitchBytes;
+  static constexpr int kBothOwned = kOwnedBytes + Cfg::kOwned * ValueShared::kPitchBytes;
+  static constexpr int kSlotBytes = kBothWalked + (Cfg::kOwnsKeys ? Block::kStatisticBytes : 0);
+  static constexpr int kOwnedTotal = kBothOwned + (Cfg::kOwnsKeys ? 0 : Block::kStatisticBytes);
   static_assert(Cfg::kSmemBytes == kOwnedTotal + Cfg::kStages * kSlotBytes + Block::kWorkBytes, "backward_kernel.py");
 
   using Block::Block;
@@ -25,7 +28,7 @@ struct Backward : BackwardBlock<Cfg> {
 
   // Where lse2 and delta lie of the queries of the tile in a stage, or of the thread block's own.
   __device__ __forceinline__ static constexpr int statistics(int stage) {
-    return Cfg::kOwnsKeys ? slot(stage) + 2 * kWalkedBytes : 2 * kOwnedBytes;
+    return Cfg::kOwnsKeys ? slot(stage) + kBothWalked : kBothOwned;
   }
 
   // Starts the copies of the tile at a cursor.
@@ -49,13 +52,25 @@ struct Backward : BackwardBlock<Cfg> {
     weights.fill(0.f);
     add_dots<Cfg, Cfg::kHeadDim>(weights, s_owned, s_dots);
     grads.fill(0.f);
-    add_dots<Cfg, Cfg::kHeadDim>(grads, s_owned + kOwnedBytes, s_dots + kWalkedBytes);
+    if constexpr (Cfg::kValueDim == Cfg::kHeadDim) {
+      add_dots<Cfg, Cfg::kHeadDim>(grads, s_owned + kOwnedBytes, s_dots + kWalkedBytes);
+    } else {
+      u32 const s_row0 = this->template lane_address<Cfg::kValueDim>() + this->row0() * ValueShared::kPitchBytes;
+      u32 const s_values = this->template dot_address<Cfg::kValueDim>() + column * ValueShared::kPitchBytes;
+      add_dots<Cfg, Cfg::kValueDim>(grads, s_row0 + kOwnedBytes, s_values + slot(stage) + kWalkedBytes);
+    }
     this->differentiate_step(weights, grads, hidden, tile, statistics(stage), column);
     take(grads);
     int const column0 = this->column0(), columns = Cfg::kHeadDim - column0;
     u32 const s_rows = this->template lane_address<Cfg::kHeadDim>() + from + 2 * column0;
-    if constexpr (Cfg::kOwnsKeys) {
+    if constexpr (Cfg::kOwnsKeys && Cfg::kValueDim == Cfg::kHeadDim) {
       add_products<Cfg, Cfg::kHeadDim>(this->second, weights, s_rows + kWalkedBytes, columns);
+    } else if constexpr (Cfg::kOwnsKeys) {
+      int const first_column = this->value_column0();
+      u32 const s_values = this->template lane_address<Cfg::kValueDim>() + column * ValueShared::kPitchBytes;
+      add_products<Cfg, Cfg::kValueDim>(
+          this->second, weights, s_values + slot(stage) + kWalkedBytes + 2 * first_column,
+          Cfg::kValueDim - first_column);
     }
     add_products<Cfg, Cfg::kHeadDim>(this->first, grads, s_rows, columns);
   }

@@ -38,6 +38,7 @@ template <class Cfg>
 struct BackwardBlock {
   using Step = StepTile<Cfg>;
   using Out = RegTile<Cfg::kTilesM, Cfg::kColumns>;
+  using ValueOut = RegTile<Cfg::kTilesM, Cfg::kValueColumns>;
   using Cursor = CursorOf<Cfg::kWalked>;
   static constexpr int kStatisticBytes = 2 * 4 * Cfg::kBr;  // lse2 and delta of the queries of a tile
 
@@ -49,7 +50,8 @@ struct BackwardBlock {
   BackwardParams const& params;
   ForwardParams const& p;
   unsigned char* const s_base;
-  Out first, second;  // dK and dV, or dQ
+  Out first;        // dK, or dQ
+  ValueOut second;  // dV
 
   __device__ __forceinline__ BackwardBlock(BackwardParams const& all, WorkItem const& work, unsigned char* s_memory)
       : params(all), p(all.p), s_base(s_memory) {
@@ -105,16 +107,48 @@ struct BackwardBlock {
     return smem_address(s_base) + SmemTile<kCols, Cfg::kSwizzle>::offset(lane / 16 * 8 + lane % 8, lane / 8 % 2);
   }
 
-  // First column of the gradients that the thread block makes.
+  // First column of dQ or dK that the thread block makes; there may be none from it on.
   __device__ __forceinline__ static int column0() {
-    return Cfg::kColumns == Cfg::kHeadDim ? 0 : blockIdx.y * Cfg::kColumns;
+    return Cfg::kColumns == Cfg::kHeadDim && Cfg::kColumnBlocks == 1 ? 0 : blockIdx.y * Cfg::kColumns;
+  }
+
+  // The same of dV. Where widths differ the last block begins: the one with the lesser part of dK has the greater one
+  // of dV.
+  __device__ __forceinline__ static int value_column0() {
+    return Cfg::kColumnBlocks == 1 ? 0 : (Cfg::kColumnBlocks - 1 - blockIdx.y) * Cfg::kValueColumns;
+  }
+
+  // Either of them.
+  template <bool kOfValues>
+  __device__ __forceinline__ static int first_column() {
+    if constexpr (kOfValues && Cfg::kValueDim != Cfg::kHeadDim) {
+      return value_column0();
+    } else {
+      return column0();
+    }
   }
 
   // Starts the copies of two tiles, one behind the other in shared memory, of kRows tokens from `token` on, of which
-  // `rows` exist, and kCols columns from `column` on. Other rows and columns become zeros. What a thread brings is
-  // worked out here and not kept in registers.
+  // `rows` exist, and kCols columns from `column` on. Other rows and columns become zeros.
   template <int kRows, int kCols>
   __device__ __forceinline__ void load(
+      u32 s_target, Tensor const& one, Tensor const& other, int2 head_and_token, int rows, int column) const {
+    if constexpr (Cfg::kValueDim == Cfg::kHeadDim) {
+      load_alike<kRows, kCols>(s_target, one, other, head_and_token, rows, column);
+    } else {
+      // All columns of either.
+      int const of_batch = batch();
+      load_tile<Cfg::kThreads, kRows, Cfg::kHeadDim, Cfg::kSwizzle>(
+          s_target, one.row(of_batch, head_and_token.x, head_and_token.y), 2 * one.strides.token, rows, p.head_dim);
+      load_tile<Cfg::kThreads, kRows, Cfg::kValueDim, Cfg::kSwizzle>(
+          s_target + kRows * SmemTile<Cfg::kHeadDim, Cfg::kSwizzle>::kPitchBytes,
+          other.row(of_batch, head_and_token.x, head_and_token.y), 2 * other.strides.token, rows, p.value_dim);
+    }
+  }
+
+  // The same of two tensors of one width. What a thread brings is worked out here and not kept in registers.
+  template <int kRows, int kCols>
+  __device__ __forceinline__ void load_alike(
       u32 s_target, Tensor const& one, Tensor const& other, int2 head_and_token, int rows, int column) const {
     using Shared = SmemTile<kCols, Cfg::kSwizzle>;
     constexpr int kPieces = kRows * Shared::kChunks;
@@ -221,16 +255,21 @@ struct BackwardBlock {
     }
   }
 
-  __device__ __forceinline__ void store(void* gradient, Strides const& strides, Out const& out, int len, float factor) {
+  // The thread block's columns of dV, or of another gradient.
+  template <bool kOfValues, class Sums>
+  __device__ __forceinline__ void store(
+      void* gradient, Strides const& strides, Sums const& out, int len, float factor) {
     if (gradient == nullptr) return;
-    unsigned char* const g_head =
-        static_cast<unsigned char*>(gradient) + 2 * (batch() * strides.batch + head() * strides.head + column0());
+    constexpr bool kOther = kOfValues && Cfg::kValueDim != Cfg::kHeadDim;
+    unsigned char* const g_head = static_cast<unsigned char*>(gradient) +
+                                  2 * (batch() * strides.batch + head() * strides.head + first_column<kOfValues>());
 #pragma unroll
-    for (int m = 0; m < Out::kTilesM; ++m) {
+    for (int m = 0; m < Sums::kTilesM; ++m) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        int const token = owned0() + row0() + Out::row(m, h);
-        int const columns = token < len ? min(p.head_dim - column0(), Cfg::kColumns) : 0;
+        int const token = owned0() + row0() + Sums::row(m, h);
+        int const columns =
+            token < len ? min((kOther ? p.value_dim : p.head_dim) - first_column<kOfValues>(), Sums::kCols) : 0;
         store_row<Cfg::kBf16>(out, m, h, factor, g_head + 2 * token * strides.token, columns);
       }
     }
@@ -238,10 +277,10 @@ struct BackwardBlock {
 
   __device__ __forceinline__ void store_gradients() {
     if constexpr (Cfg::kOwnsKeys) {
-      store(params.dk, params.dk_strides, first, p.k_len, p.scale);
-      store(params.dv, params.dv_strides, second, p.k_len, 1.f);
+      store<false>(params.dk, params.dk_strides, first, p.k_len, p.scale);
+      store<true>(params.dv, params.dv_strides, second, p.k_len, 1.f);
     } else {
-      store(params.dq, params.dq_strides, first, p.q_len, p.scale);
+      store<false>(params.dq, params.dq_strides, first, p.q_len, p.scale);
     }
   }
 };

@@ -1,8 +1,8 @@
-// All gradients in one pass over the tiles by mma.sync, head_dim up to 128: dK and dV of the thread block's keys as in
-// backward.cuh. dS^T of each tile goes through shared memory, and the warps make dQ = dS K of it together and add it to
-// sums in float32 (attention_bwd_convert.cu turns them into the result). Sums of several thread blocks have no order.
-// dQ is made behind a barrier that the loop has for its copies anyway: with two stages that of the next tile, so that
-// dS^T has two buffers as well; with one stage that behind which Q and dO are overwritten.
+// All gradients in one pass over the tiles by mma.sync, head_dim and value_dim up to 128: dK and dV of the thread
+// block's keys as in backward.cuh. dS^T of each tile goes through shared memory, and the warps make dQ = dS K of it
+// together and add it to sums in float32 (attention_bwd_convert.cu turns them into the result). Sums of several thread
+// blocks have no order. dQ is made behind a barrier that the loop has for its copies anyway: with two stages that of
+// the next tile, so that dS^T has two buffers as well; with one stage that behind which Q and dO are overwritten.
 #pragma once
 
 #include "omni/dq_sums.cuh"
@@ -42,7 +42,7 @@ struct FusedBackward : Backward<Cfg> {
   using Scores = SmemTile<Cfg::kBr, Cfg::kSwizzle>;  // dS^T: keys x queries
   static constexpr int kScoreBytes = Cfg::kBc * Scores::kPitchBytes;
   static constexpr int kBytes = Cfg::kStages * kScoreBytes;  // in front of what the base has
-  static_assert(Cfg::kOwnsKeys && Cfg::kBr == kSumRows && Cfg::kColumns == Cfg::kHeadDim, "backward_kernel.py");
+  static_assert(Cfg::kOwnsKeys && Cfg::kBr == kSumRows && Cfg::kColumnBlocks == 1, "backward_kernel.py");
 
   float* const g_sums;
   unsigned char* const s_scores;

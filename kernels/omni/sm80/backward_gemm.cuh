@@ -12,20 +12,24 @@
 
 namespace omni {
 
-// Columns of each gradient that one thread block makes. dK and dV of more than 128 columns do not fit the registers:
-// thread blocks side by side (grid.y) make a part each, cut where the swizzle of shared memory begins anew, and repeat
-// the scores. backward_kernel.py has the same figures (columns).
-constexpr int gradient_columns(int head_dim, bool owns_keys) {
-  if (head_dim > 256) return 64;
-  if (!owns_keys || head_dim <= 128) return head_dim;
-  int const page = 8 * gcd(head_dim / 8, 8);
-  return (head_dim / 2 + page - 1) / page * page;
+// Columns of a gradient, `width` columns wide, that one thread block makes. Where dK or dV has more than 128 columns
+// (widest), both together do not fit the registers: two thread blocks side by side (grid.y) make a part of each, cut
+// where the swizzle of shared memory begins anew, and repeat the scores. backward_kernel.py has the same figures
+// (columns, value_columns).
+constexpr int gradient_columns(int width, int widest, bool owns_keys) {
+  if (width > 256) return 64;
+  if (!owns_keys || widest <= 128) return width;
+  int const page = 8 * gcd(width / 8, 8);
+  return (width / 2 + page - 1) / page * page;
 }
 
-template <int HeadDim, int Br, int Bc, int Stages, int Warps, int Part, bool Bf16, int SmemBytes, bool Softcap>
+template <
+    int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, int Part, bool Bf16, int SmemBytes, bool Softcap>
 struct BackwardConfig {
-  static constexpr int kMmaAtomK = 16;  // of mma.sync.m16n8k16
-  static constexpr int kHeadDim = HeadDim;
+  static constexpr int kMmaAtomK = 16;        // of mma.sync.m16n8k16
+  static constexpr int kHeadDim = HeadDim;    // columns of Q and K
+  static constexpr int kValueDim = ValueDim;  // columns of V and dO
+  static constexpr int kWidest = HeadDim > ValueDim ? HeadDim : ValueDim;
   static constexpr int kBr = Br;
   static constexpr int kBc = Bc;
   static constexpr int kStages = Stages;
@@ -42,11 +46,15 @@ struct BackwardConfig {
   static constexpr int kWarpRows = kOwned / Warps;
   static constexpr int kTilesM = kWarpRows / 16;
   static constexpr bool kTiledHeadDim = HeadDim > 256;
-  static constexpr int kBlocks = !kOwnsKeys && HeadDim <= 64 && Warps == 4 && Stages == 2 ? 3 : 1;  // on a processor
-  static constexpr int kColumns = gradient_columns(HeadDim, kOwnsKeys);
+  static constexpr int kBlocks = !kOwnsKeys && kWidest <= 64 && Warps == 4 && Stages == 2 ? 3 : 1;  // on a processor
+  // Of dQ or dK and of dV, and the thread blocks that share one, of up to 256 columns.
+  static constexpr int kColumns = gradient_columns(HeadDim, kWidest, kOwnsKeys);
+  static constexpr int kValueColumns = gradient_columns(ValueDim, kWidest, kOwnsKeys);
+  static constexpr int kColumnBlocks = kOwnsKeys && kWidest > 128 && !kTiledHeadDim ? 2 : 1;
   static constexpr int kStep = kTilesM == 1 && kWalked % 64 == 0 ? 64 : 32;  // walked tokens at a time
 
-  static_assert(HeadDim % 16 == 0, "head_dim is padded to 16");
+  static_assert(HeadDim % 16 == 0 && ValueDim % 16 == 0, "widths are padded to 16");
+  static_assert(HeadDim == ValueDim || kWidest <= 256, "slices: values as wide as keys");
   static_assert(Part == 1 || Part == 2, "dkdv or dq");
   static_assert(kOwned == 16 * kTilesM * Warps && (kTilesM == 1 || kTilesM == 2), "16 or 32 tokens a warp");
   static_assert(kWalked % kStep == 0 && Br % 32 == 0 && Bc % 32 == 0, "bit tiles hold 32 tokens a word");
@@ -169,7 +177,7 @@ __device__ __forceinline__ void multiply(Tile& grads, Tile const& weights) {
 template <class Cfg, int kCols, class Out, class Factors>
 __device__ __forceinline__ void add_products(Out& out, Factors const& factors, u32 s_rows, int columns) {
   using Shared = SmemTile<kCols, Cfg::kSwizzle>;
-  constexpr bool kWhole = kCols % Out::kCols == 0;
+  constexpr bool kWhole = kCols % Out::kCols == 0 && Out::kCols * Cfg::kColumnBlocks <= kCols;
 #pragma unroll
   for (int k = 0; k < Factors::kCols; k += Cfg::kMmaAtomK) {
     AFragments<Cfg::kTilesM> a;

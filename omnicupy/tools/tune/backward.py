@@ -12,7 +12,7 @@ from omnicupy.call.problem import Problem
 from omnicupy.choose import backward_table, variants
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.build import Compiled, Track, compile_all
-from omnicupy.jit.spec import round_up
+from omnicupy.jit.widths import kernel_widths
 from omnicupy.masks.mask import Mask
 from omnicupy.tools.bench import measure, timing
 from omnicupy.tools.bench.gradients import Gradients
@@ -61,11 +61,13 @@ def candidates(
     its place; else those of dK and dV and those of dQ, which run one after the other.
     Raises UnsupportedError where no kernel serves the problem.
     """
-    head_dim = round_up(problem.head_dim, 16)
-    bases = [backward_table.pick(arch, problem.dtype, problem.head_dim)]
+    bases = [backward_table.pick(arch, problem.dtype, problem.head_dim, value_dim=problem.value_dim)]
     if kernels:
-        rows = [row for row in backward_table.TABLE if row.serves(arch, head_dim) and row.kernel in kernels]
-        bases = [row.spec(arch, problem.dtype, head_dim) for row in rows]
+        widths = kernel_widths(problem.head_dim, problem.value_dim)
+        rows = [
+            row for row in backward_table.TABLE if row.serves(arch, max(widths)) and row.kernel in kernels
+        ]
+        bases = [row.spec(arch, problem.dtype, *widths) for row in rows]
     found: list[BackwardSpec] = []
     for base in bases:
         fused = [] if deterministic else list(variants.every_tile(base, "fused"))
@@ -112,8 +114,9 @@ def compile_specs(specs: Sequence[BackwardSpec], track: Track) -> list[Compiled[
 
 
 def proposed_row(arch: str, winner: BackwardSpec) -> str:
-    """A winner as a line for backward_table.TABLE, for its head_dim and an architecture."""
+    """A winner as a line for backward_table.TABLE, for the greater of its widths and an architecture."""
     shapes = {"dkdv": winner.dkdv, "dq": winner.dq, "fused": winner.fused}
     shown = (f"{name}=TileShape{tuple(shape)}" for name, shape in shapes.items() if shape is not None)
-    dims = (winner.head_dim, winner.head_dim)
+    widest = max(winner.head_dim, winner.value_dim)
+    dims = (widest, widest)
     return f"BackwardRow(kernel={winner.kernel!r}, head_dims={dims}, {', '.join(shown)}, archs={(arch,)!r}),"

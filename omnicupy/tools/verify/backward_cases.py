@@ -59,7 +59,8 @@ class BackwardCase(Case):
     @property
     def work(self) -> int:
         """Multiply-adds of the five products over all pairs."""
-        return super().work * 5 // 2
+        pairs = self.batch * self.q_heads * self.q_len * self.k_len
+        return pairs * (3 * self.head_dim + 2 * self.value_columns)
 
     def masks(self) -> list[Mask]:
         """As those of a forward case; poisoned ones also have rows that see nothing."""
@@ -126,6 +127,29 @@ def _few_keys() -> Iterator[BackwardCase]:
                 yield replace(backward_of(replace(case, q_len=q_len, k_len=k_len), number), wanted=ALL)
 
 
+def _widths() -> Iterator[BackwardCase]:
+    """Values of another width than keys: dK and dV each in one piece or in two, by one kernel or by two, blocks of keys
+    that are split, and widths that round up to one number.
+    """
+    pairs = ((192, 128), (128, 192), (64, 128), (96, 64), (72, 40), (56, 64), (256, 64), (16, 160))
+    for i, (head_dim, value_dim) in enumerate(pairs):
+        dtype = ("bfloat16", "float16")[i % 2]
+        case = replace(BASE, group="widths of values", head_dim=head_dim, value_dim=value_dim, dtype=dtype)
+        for j, (mask, options) in enumerate(
+            (("causal", ()), ("holes", (POISON, PER_BATCH)), ("segments", (BSHD,)))
+        ):
+            made = replace(
+                case, mask=mask, options=options, batch=2, q_heads=4, kv_heads=2, q_len=500, k_len=400
+            )
+            yield replace(backward_of(made, i + j), dout=OWN_ROWS[(i + j) % 4], wanted=ALL)
+        split = replace(case, mask="full", q_heads=4, kv_heads=1, q_len=4099, k_len=70)
+        yield replace(backward_of(split, i), wanted=ALL)
+    capped = replace(
+        BASE, group="widths of values", head_dim=192, value_dim=128, q_heads=4, softcap=20.0, sinks=True
+    )
+    yield backward_of(capped, 1)
+
+
 def _large() -> Iterator[BackwardCase]:
     """Scores of 1e4, so that weights are exactly 0 and 1, with each layout of dout."""
     for dtype in ("bfloat16", "float16"):
@@ -138,7 +162,7 @@ def _large() -> Iterator[BackwardCase]:
 
 def _fixed() -> tuple[BackwardCase, ...]:
     made = [backward_of(case, number) for number, case in enumerate(FIXED)]
-    made += [case for maker in (_douts, _wanted, _many_items, _few_keys, _large) for case in maker()]
+    made += [case for maker in (_douts, _wanted, _many_items, _few_keys, _large, _widths) for case in maker()]
     return tuple(dict.fromkeys(made))
 
 

@@ -75,7 +75,7 @@ def inputs_of(case: BackwardCase, masks: Sequence[Mask], xp: Any, call: Any = at
 def dout_of(case: BackwardCase, xp: Any) -> Any:
     """A random dout of the case's shape, dtype and layout; "ones" holds 1 everywhere."""
     dtype = DTYPES[case.dtype]
-    batch, heads, tokens, columns = shape = (case.batch, case.q_heads, case.q_len, case.head_dim)
+    batch, heads, tokens, columns = shape = (case.batch, case.q_heads, case.q_len, case.value_columns)
     if case.dout == ONES:
         one = xp.full((1, 1, 1, 1), ONE_BITS[case.dtype], unsigned(case.dtype)).view(dtype)
         return xp.broadcast_to(one, shape)

@@ -16,6 +16,7 @@ from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.cached_spec import CachedSpec
 from omnicupy.jit.plan_spec import PlanSpec
 from omnicupy.jit.spec import DTYPES, MAX_ONE_PIECE, AttnSpec, KernelSpec, round_up
+from omnicupy.jit.widths import kernel_widths
 from omnicupy.masks.mask import Mask
 from omnicupy.tools.verify.backward_cases import BackwardCase
 from omnicupy.tools.verify.cases import BROADCAST, REVERSED, Case
@@ -113,24 +114,24 @@ def backward_variants(case: BackwardCase, arch: str) -> list[Variant]:
     """The kernels for a backward case: naive, every row of the table that serves it, also with sums in any order where
     it has a kernel for that, and the default.
     """
-    head_dim = round_up(case.head_dim, 16)
+    widths = kernel_widths(case.head_dim, case.value_columns)
     of_keys = bool({"k", "v"} & set(case.wanted))
     sinks = SINK_PARTS if SINK in case.wanted else ()
     parts = ("prepare", *["dkdv"] * of_keys, *["dq"] * ("q" in case.wanted), *sinks)
     has_cap = case.softcap is not None
     fitted = capped_backward if has_cap else _as_it_is
-    naive = backward_table.naive(arch, case.dtype, head_dim, has_cap)
+    naive = backward_table.naive(arch, case.dtype, case.head_dim, has_cap, case.value_columns)
     found = [Variant("bwd naive", naive, parts=parts)]
     for row in backward_table.TABLE:
-        if not (row.serves(arch, head_dim) and serves(row.kernel, case)):
+        if not (row.serves(arch, max(widths)) and serves(row.kernel, case)):
             continue
-        spec = fitted(row.spec(arch, case.dtype, head_dim))
+        spec = fitted(row.spec(arch, case.dtype, *widths))
         tiles = (f"{name} {_word(getattr(spec, name))}" for name in ("dkdv", "dq"))
         found.append(Variant(f"bwd {spec.kernel} {' '.join(tiles)}", spec, parts=parts))
         if spec.fused is not None and of_keys and "q" in case.wanted:
             name, fused = f"bwd {spec.kernel} fused {_word(spec.fused)}", ("prepare", *FUSED_PARTS, *sinks)
             found.append(Variant(name, spec, parts=fused, deterministic=False))
-    picked = backward_table.pick(arch, case.dtype, head_dim, has_cap)
+    picked = backward_table.pick(arch, case.dtype, case.head_dim, has_cap, case.value_columns)
     return [*found, Variant(BACKWARD_DEFAULT, picked, explicit=False, parts=parts)]
 
 

@@ -101,6 +101,33 @@ inline void bulk_load(u32 s_target, void const* source, int bytes, u32 barrier) 
   copied(barrier, bytes);
 }
 
+inline void bulk_add(float* target, u32 source, int bytes) {
+  for (int i = 0; i < bytes / 16; ++i) {
+    cpu::add(target + 4 * i, reinterpret_cast<float const*>(shared_memory + source) + 4 * i, 4);
+  }
+}
+inline void bulk_commit() {}
+inline void bulk_wait_read() {}
+inline void bulk_wait() {}
+inline void red_add4(float* target, float const* x) { cpu::add(target, x, 4); }
+inline void store_shared4(u32 target, float const* x) { memcpy(shared_memory + target, x, 16); }
+
+inline void stmatrix_x4_trans(u32 row, u32 const* pairs) {
+  u32* const in = cpu::warp().in[cpu::lane()];
+  memcpy(in, pairs, 16);
+  in[4] = row;
+  cpu::collective([](cpu::Warp& warp) {
+    for (int matrix = 0; matrix < 4; ++matrix) {
+      for (int lane = 0; lane < 32; ++lane) {
+        for (int e = 0; e < 2; ++e) {
+          unsigned short const half = warp.in[lane][matrix] >> 16 * e;
+          memcpy(shared_memory + warp.in[8 * matrix + 2 * (lane % 4) + e][4] + 2 * (lane / 4), &half, 2);
+        }
+      }
+    }
+  });
+}
+
 inline float2 load_shared_pair(float const* pair) { return {pair[0], pair[1]}; }
 inline void fence_proxy_async() {}
 inline float4 load_past_l1(float4 const* source) { return *source; }

@@ -44,6 +44,16 @@ struct Wgmma {
     multiply(d, rows, [&](int k, int n) { return load(start(b) + 128 * n + 2 * k); }, accumulate);
   }
 
+  static void ss_kn(float (&d)[kN / 2], u64 a, u64 b, int accumulate) {
+    float rows[2][16];
+    int const first = threadIdx.x % 128 / 32 * 16 + cpu::lane() / 4;
+    for (int h = 0; h < 2; ++h) {
+      for (int k = 0; k < 16; ++k) rows[h][k] = load(start(a) + 128 * (first + 8 * h) + 2 * k);
+    }
+    auto const value = [&](int k, int n) { return load(start(b) + leading(b) * (n / 64) + 128 * k + 2 * (n % 64)); };
+    multiply(d, rows, value, accumulate);
+  }
+
   static void rs_n(float (&d)[kN / 2], u32 const* a, u64 b) {
     memcpy(cpu::warp().in[cpu::lane()], a, 16);
     __syncwarp();

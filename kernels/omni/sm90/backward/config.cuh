@@ -22,7 +22,7 @@ struct BackwardParamsSm90 {
 // Panels of 64 columns that hold so many columns.
 constexpr int panels_of(int columns) { return (columns + kPanelColumns - 1) / kPanelColumns; }
 
-// Above it dK and dV of 64 keys do not fit one warpgroup's registers: a role a warpgroup.
+// Where either is wider, dK and dV of 64 keys do not fit one warpgroup's registers: a role a warpgroup.
 constexpr int kWideHeadDim = 128;
 
 template <int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, bool Bf16, bool Softcap, bool Fused = false>

@@ -14,7 +14,7 @@ struct KeySmem {
   using Params = BackwardParamsSm90;
   static constexpr int kSlots = 2;  // of work items
   using Slot = RingIndex<kSlots>;
-  static constexpr bool kRoles = Cfg::kHeadDim > kWideHeadDim;
+  static constexpr bool kRoles = Cfg::kHeadDim > kWideHeadDim || Cfg::kValueDim > kWideHeadDim;
   // Sums of dQ of several heads at a time would not stay in L2: the kernel for all gradients goes head by head of a
   // group. Else the outer loop is that over tiles.
   static constexpr bool kHeadByHead = Cfg::kFused;

@@ -1,0 +1,105 @@
+"""The Hopper kernels of the backward pass, run on the CPU over the lists that a GPU gets, against float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import cuda_on_cpu
+import kernel_calls
+import numpy as np
+import pytest
+from kernel_calls import MASKS, Problem, assert_right, prepared, run, spec_of
+
+from omnicupy.jit.backward_kernel import BackwardKernel
+
+pytestmark = pytest.mark.skipif(
+    cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
+)
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Callable[[BackwardKernel], Any]:
+    built: dict[BackwardKernel, Any] = {}
+
+    def library(kernel: BackwardKernel) -> Any:
+        if kernel not in built:
+            built[kernel] = cuda_on_cpu.build(kernel, tmp_path_factory.mktemp(kernel.part))
+        return built[kernel]
+
+    return library
+
+
+# (dtype, head_dim, value_dim of the tensors): a warpgroup with keys of its own, and a role a warpgroup.
+WIDTHS = [("bfloat16", 128, 128), ("bfloat16", 192, 128), ("float16", 64, 128), ("float16", 96, 64)]
+WIDTHS += [("bfloat16", 72, 40), ("float16", 64, 192)]
+
+
+@pytest.mark.parametrize("masks", ["causal", "one-a-batch-element"])
+@pytest.mark.parametrize("which", WIDTHS, ids=lambda which: "-".join(map(str, which)))
+def test_gradients(
+    which: tuple[str, int, int], masks: str, libraries: Callable[[BackwardKernel], Any]
+) -> None:
+    dtype, head_dim, value_dim = which
+    problem = Problem(dtype, head_dim, MASKS[masks](), value_dim=value_dim)
+    spec = spec_of("sm90", "sm_90", dtype, head_dim, value_dim)
+    assert problem.gradients  # before NaN is there
+    problem.poison()
+    made = prepared(problem, spec, libraries)
+    for part in ("dkdv", "dq"):
+        kernel = spec.part(part)
+        for name, found in run(problem, kernel, made, libraries(kernel)).items():
+            assert_right(problem, name, found)
+
+
+# Two and three warpgroups: dQ through shared memory or from registers.
+FUSED = [
+    ("bfloat16", 64, 64),
+    ("bfloat16", 128, 64),
+    ("float16", 64, 128),
+    ("float16", 40, 56),
+    ("bfloat16", 56, 16),
+]
+
+
+@pytest.mark.parametrize("masks", ["causal", "one-a-batch-element"])
+@pytest.mark.parametrize("which", FUSED, ids=lambda which: "-".join(map(str, which)))
+def test_all_gradients_by_one_kernel(
+    which: tuple[str, int, int], masks: str, libraries: Callable[[BackwardKernel], Any]
+) -> None:
+    dtype, head_dim, value_dim = which
+    problem = Problem(dtype, head_dim, MASKS[masks](), value_dim=value_dim)
+    spec = spec_of("sm90", "sm_90", dtype, head_dim, value_dim)
+    assert problem.gradients  # before NaN is there
+    problem.poison()
+    made = prepared(problem, spec, libraries)
+    kernels = {part: spec.part(part) for part in ("fused", "convert")}
+    found = run(problem, kernels["fused"], made, libraries(kernels["fused"]))
+    sums = {"dq_sums": found.pop("dq_sums")}
+    found |= run(problem, kernels["convert"], made | sums, libraries(kernels["convert"]))
+    for name, gradient in found.items():
+        assert_right(problem, name, gradient)
+
+
+def test_capped_scores_with_sinks(libraries: Callable[[BackwardKernel], Any]) -> None:
+    sinks = (-np.inf, 0.0, 2.0, 4.0)
+    problem = Problem(
+        "bfloat16", 192, MASKS["one-a-batch-element"](), softcap=1.5, sinks=sinks, value_dim=128
+    )
+    spec = replace(spec_of("sm90", "sm_90", "bfloat16", 192, 128), softcap=True)
+    assert problem.gradients  # before NaN is there
+    problem.poison()
+    made = prepared(problem, spec, libraries)
+    for part in ("dkdv", "dq"):
+        kernel = spec.part(part)
+        for name, found in run(problem, kernel, made, libraries(kernel)).items():
+            assert_right(problem, name, found)
+
+
+@pytest.mark.parametrize("value_dim", [128, 192])
+def test_some_blocks_of_keys_are_split(value_dim: int) -> None:
+    """So that their parts are merged above."""
+    problem = Problem("bfloat16", 192, MASKS["causal"](), value_dim=value_dim)
+    kernel = spec_of("sm90", "sm_90", "bfloat16", 192, value_dim).part("dkdv")
+    assert kernel_calls._lists(problem, kernel).n_split_rows
