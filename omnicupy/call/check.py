@@ -1,4 +1,4 @@
-"""Argument checks of `attention`: this module, check_masks and check_scores are all that word its argument errors.
+"""Argument checks of `attention`: this module and check_masks, check_scores and check_widths word its argument errors.
 
 Works on NumPy and CuPy arrays alike through the attributes that both have, and never imports CuPy. The checks
 run on every call, so the straight path only compares; words are made where a comparison fails.
@@ -16,8 +16,9 @@ from omnicupy.call import check_scores
 from omnicupy.call.arrays import DTYPE_NAMES, overlap, overlaps_itself
 from omnicupy.call.arrays import on_gpu as is_on_gpu
 from omnicupy.call.check_masks import masks_of
+from omnicupy.call.check_widths import check_gpu_widths, out_shape
 from omnicupy.call.problem import Problem, scale_of, split_of, type_name
-from omnicupy.jit.spec import MAX_HEAD_DIM, AttnSpec, round_up
+from omnicupy.jit.spec import AttnSpec, round_up
 from omnicupy.masks.arguments import plain_array
 from omnicupy.masks.mask import Mask
 
@@ -59,7 +60,8 @@ def call(
 
     q, k, v, out: NumPy or CuPy arrays, all of one kind; the other arguments as in `attention`. Arrays are not
     read. A stride of zero or below is fine in q, k and v.
-    Raises TypeError for an argument of a wrong type or dtype, ValueError for a wrong shape, value or layout.
+    Raises TypeError for an argument of a wrong type or dtype, ValueError for a wrong shape, value or layout,
+    UnsupportedError for widths of heads that no kernel of a GPU takes.
     """
     problem, factor, cap = arrays(
         q, k, v, scale=scale, sink_logits=sink_logits, softcap=softcap, out=out, config=config
@@ -83,7 +85,7 @@ def arrays(
     dtype = _check_dtypes(q, k, v, on_gpu)
     problem = _check_shapes(q, k, v, dtype)
     if on_gpu:
-        _check_head_dim(problem.head_dim)
+        check_gpu_widths(problem)
         for name, array in (("q", q), ("k", k), ("v", v)):
             check_layout(name, array)
     read = [("q", q), ("k", k), ("v", v)]
@@ -92,7 +94,7 @@ def arrays(
         check_scores.check_sink_logits(sink_logits, q)
         read.append(("sink_logits", sink_logits))
     if out is not None:
-        check_target("out", out, read[0], read)
+        check_target("out", out, read[0], read, shape=out_shape(problem))
     factor = scale_of(scale, problem.head_dim, dtype)
     if (cap := check_scores.softcap_of(softcap, factor, dtype)) is not None:
         problem = replace(problem, softcap=True)
@@ -151,23 +153,19 @@ def _check_shapes(q: Any, k: Any, v: Any, dtype: str) -> Problem:
     if k_batch != batch:
         raise ValueError(f"k must have the batch size of q ({batch}), got {k_batch}; k.shape is {k.shape}")
     if k_dim != head_dim:
-        raise ValueError(f"k must have the head_dim of q ({head_dim}), got {k_dim}; k.shape is {k.shape}")
-    if v.shape != k.shape:
-        raise ValueError(f"v must have the shape of k {k.shape}, got {v.shape}")
+        raise ValueError(
+            f"k must have the head_dim of q ({head_dim}), got {k_dim}; k.shape is {k.shape}; v alone may have another"
+        )
+    if v.shape[:3] != k.shape[:3]:
+        raise ValueError(
+            f"v must have the batch, heads and tokens of k {k.shape[:3]}, got {v.shape[:3]}; v.shape is {v.shape}"
+        )
     if q_heads % kv_heads:
         raise ValueError(
             f"q must have a multiple of the heads of k ({kv_heads}), got {q_heads}; query head h reads "
             "key head h // (q heads / k heads)"
         )
-    return Problem(batch, q_heads, kv_heads, q_len, k_len, head_dim, dtype)
-
-
-def _check_head_dim(head_dim: int) -> None:
-    if head_dim % 8 or head_dim > MAX_HEAD_DIM:
-        raise ValueError(
-            f"q must have a head_dim that is a multiple of 8, at most {MAX_HEAD_DIM}, on the GPU, "
-            f"got {head_dim}; pad q, k and v with zero columns (and pass scale)"
-        )
+    return Problem(batch, q_heads, kv_heads, q_len, k_len, head_dim, dtype, value_dim=v.shape[3])
 
 
 def check_layout(name: str, array: Any) -> None:
@@ -212,18 +210,19 @@ def check_target(
     like: tuple[str, Any],
     read: Sequence[tuple[str, Any]],
     why: str = READ_WHILE_WRITTEN,
+    *,
+    shape: tuple[int, ...] | None = None,
 ) -> None:
     """Raises TypeError or ValueError unless an engine can write into `target`.
 
     like: the name of an argument and the array whose place, dtype and shape the target must have.  read: names and
-    arrays that it must not overlap.  why: the reason.
+    arrays that it must not overlap.  why: the reason.  shape: what the target must have in place of that array's.
     """
     other, array = like
     check_place(name, target, array)
     if target.dtype != array.dtype:
         raise TypeError(f"{name} must have the dtype of {other} ({array.dtype}), got {target.dtype}")
-    if target.shape != array.shape:
-        raise ValueError(f"{name} must have the shape of {other} {array.shape}, got {target.shape}")
+    check_shape(name, target, like, array.shape if shape is None else shape)
     if is_on_gpu(target):
         check_layout(name, target)
     elif not target.flags.writeable:
@@ -236,6 +235,18 @@ def check_target(
     for other, array in read:
         if overlap(target, array):
             raise ValueError(f"{name} must not overlap {other}: {why}; pass another array")
+
+
+def check_shape(name: str, array: Any, like: tuple[str, Any], shape: tuple[int, ...]) -> None:
+    """Raises ValueError for another shape than `shape`: that of `like`, or that with the width of v."""
+    if array.shape == shape:
+        return
+    other, model = like
+    if tuple(model.shape) == shape:
+        raise ValueError(f"{name} must have the shape of {other} {model.shape}, got {array.shape}")
+    raise ValueError(
+        f"{name} must have the shape of {other} with the width of v ({shape[-1]}), {shape}, got {array.shape}"
+    )
 
 
 def _check_config(config: AttnSpec, found: Problem, on_gpu: bool) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from omnicupy.call import check, check_scores
 from omnicupy.call.arrays import on_gpu as is_on_gpu
+from omnicupy.call.check_widths import out_shape
 from omnicupy.call.problem import Problem, type_name
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.spec import round_up
@@ -72,8 +73,9 @@ def call(
     if type(deterministic) is not bool:
         flag("attention_backward", "deterministic", deterministic)
     chosen, sink_wanted = _wanted(wanted, sink_logits)
-    _check_read("dout", dout, q)
-    _check_read("out", out, q)
+    shape = out_shape(found.problem)
+    _check_read("dout", dout, q, shape)
+    _check_read("out", out, q, shape)
     if is_on_gpu(q):
         check.check_layout("out", out)
     if lse is None:
@@ -121,13 +123,12 @@ def _wanted(wanted: Any, sink_logits: Any) -> tuple[tuple[bool, bool, bool], boo
     return (of_q, of_k, of_v), of_sink
 
 
-def _check_read(name: str, array: Any, q: Any) -> None:
-    """dout and out: arrays like q."""
+def _check_read(name: str, array: Any, q: Any, shape: tuple[int, ...]) -> None:
+    """dout and out: arrays like q, as wide as v."""
     check.check_place(name, array, q)
     if array.dtype != q.dtype:
         raise TypeError(f"{name} must have the dtype of q ({q.dtype}), got {array.dtype}; cast it")
-    if array.shape != q.shape:
-        raise ValueError(f"{name} must have the shape of q {q.shape}, got {array.shape}")
+    check.check_shape(name, array, ("q", q), shape)
     _check_elements(name, array)
 
 

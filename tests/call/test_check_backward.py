@@ -20,7 +20,7 @@ TABLE: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
         call,
         {"v": host((2, 2, 9, 16))},
         ValueError,
-        "v must have the shape of k (2, 2, 8, 16), got (2, 2, 9, 16)",
+        "v must have the batch, heads and tokens of k (2, 2, 8), got (2, 2, 9); v.shape is (2, 2, 9, 16)",
     ),
     (
         call,
