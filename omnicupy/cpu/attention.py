@@ -78,8 +78,8 @@ def attention(
     """Attention of NumPy arrays.
 
     checked: what `check.call` made of these arguments.  q: (B, Hq, Sq, D), k: (B, Hkv, Skv, D), v: (B, Hkv, Skv, Dv),
-    any strides; float16, bfloat16, float32 or float64.  sink_logits: (Hq,) or None.  br, bc: tile height and width in tokens; they
-    change the speed and the rounding, nothing else.
+    any strides; float16, bfloat16, float32 or float64.  sink_logits: (Hq,) or None.  br, bc: tile height and width in
+    tokens; they change the speed and the rounding, nothing else.
     Returns out (B, Hq, Sq, Dv), and with return_lse also lse (B, Hq, Sq), natural logarithm, in float32, for float64
     inputs in float64. A row that sees no key gives out = 0, lse = -inf, whatever the values of its tile hold. The same
     call twice gives the same bits.

@@ -42,7 +42,7 @@ LOG2_E = math.log2(math.e)
 SINK_LIMIT = 40.0
 
 Array = NDArray[Any]
-# dk and dv of a key head, (k_len, D) and (k_len, Dv), where wanted, and the gradients of its query heads' sinks, (group,).
+# dk (k_len, D) and dv (k_len, Dv) of a key head, where wanted, and the gradients of its query heads' sinks, (group,).
 Sums = tuple[Array | None, Array | None, Array]
 
 

@@ -43,8 +43,8 @@ def of_rank(plan: Plan, rank: int, arrays: tuple[Any, Any, Any], mask: int | Seq
             )
     if k[:3] == v[:3] and k[3] != v[3]:
         raise UnsupportedError(
-            f"k and v must be equally wide across ranks, which exchange them in one piece, got {k[3]} and {v[3]} columns "
-            f"on rank {rank}; pad the narrower with zero columns, and pass scale"
+            f"k and v must be equally wide across ranks, which exchange them in one piece, got {k[3]} and {v[3]} "
+            f"columns on rank {rank}; pad the narrower with zero columns, and pass scale"
         )
     if k != v or q[0] != k[0] or q[3] != k[3]:
         raise ValueError(

@@ -33,8 +33,9 @@ LEAST_SHARE = math.exp(-40)
 class GradientBudget:
     """Reference gradients and the error allowed on them; all float64, of the inputs' array module.
 
-    exact: dq (B, Hq, Sq, D), dk (B, Hkv, Skv, D), dv (B, Hkv, Skv, Dv). allowed: (B, Hq, Sq), (B, Hkv, Skv), (B, Hkv, Skv), zero for
-    rows without keys and dead keys. sink, sink_allowed: of the gradient of sink_logits, (Hq,); None without these.
+    exact: dq (B, Hq, Sq, D), dk (B, Hkv, Skv, D), dv (B, Hkv, Skv, Dv). allowed: (B, Hq, Sq), (B, Hkv, Skv), (B, Hkv,
+    Skv), zero for rows without keys and dead keys. sink, sink_allowed: of the gradient of sink_logits, (Hq,); None
+    without these.
     """
 
     exact: Gradients

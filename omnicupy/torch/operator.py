@@ -117,8 +117,8 @@ def masks_of(handles: Sequence[int]) -> Mask | list[Mask] | None:
 
 
 def new_out(q: Any, v: Any, tokens_first: bool) -> Any:
-    """Memory for the output, of q's shape with the width of v: C-contiguous, or, where tokens_first says so, with memory
-    (batch, q_len, q_heads, value_dim), as models read it.
+    """Memory for the output, of q's shape with the width of v: C-contiguous, or, where tokens_first says so, with
+    memory (batch, q_len, q_heads, value_dim), as models read it.
     """
     shape = (*q.shape[:-1], v.shape[-1])
     if not tokens_first:

@@ -108,5 +108,7 @@ def _check(
         transformers_options.refuse(module, "attention to compressed keys", "compressor", kind)
     query, _, value = inputs
     if query.is_cuda and not fits_gpu(query.shape[3], value.shape[3]):
-        what = f"a head_dim of the values other than that of the queries ({query.shape[3]}), above {MOST_APART}"
+        what = (
+            f"a head_dim of the values other than that of the queries ({query.shape[3]}), above {MOST_APART}"
+        )
         transformers_options.refuse(module, what, "value", value)
