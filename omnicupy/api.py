@@ -65,9 +65,8 @@ def attention(
         no rows (the CPU's, kernel "sm80") only check it. Parts are held in float32 until merged: for few query rows.
 
     Returns `out` (batch, q_heads, q_len, value_dim), or (out, lse) with lse (batch, q_heads, q_len), float32, for
-    float64 arrays float64. lse is that of the capped scores and never holds sink_logits, so that results over parts of
-    the keys can be merged; out counts them: out * sigmoid(lse - sink_logit). A row that may see no key has out = 0 and
-    lse = -inf, with sinks too.
+    float64 arrays float64. lse is of capped scores without sinks, so that results over parts of keys can be merged,
+    out counts them: out * sigmoid(lse - sink_logit). A row that sees no key has out = 0, lse = -inf, with sinks too.
 
     NumPy arrays (float16, bfloat16, float32, float64) run on the CPU. CuPy arrays (float16, bfloat16 =
     `ml_dtypes.bfloat16`) run on their device, on CuPy's current stream there, without a synchronisation; their last

@@ -7,18 +7,12 @@ from __future__ import annotations
 from omnicupy.call.problem import Problem
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.spec import MAX_HEAD_DIM
-
-MOST_APART = 256  # columns of q, k and v that kernels take where v has another width than q and k
+from omnicupy.jit.widths import kernel_widths
 
 
 def out_shape(found: Problem) -> tuple[int, int, int, int]:
     """The shape of the output of a call, and of its gradient."""
     return found.batch, found.q_heads, found.q_len, found.value_dim
-
-
-def fits_gpu(head_dim: int, value_dim: int) -> bool:
-    """Whether some kernel takes this pair of widths, each of which it would take for both."""
-    return head_dim == value_dim or max(head_dim, value_dim) <= MOST_APART
 
 
 def check_gpu_widths(found: Problem) -> None:
@@ -36,9 +30,13 @@ def check_gpu_widths(found: Problem) -> None:
             f"v must have a width that is a multiple of 8, at most {MAX_HEAD_DIM}, on the GPU, got {value_dim}; pad v "
             "with zero columns, which out then has as well"
         )
-    if not fits_gpu(head_dim, value_dim):
-        raise UnsupportedError(
-            f"v may have another width than q and k on the GPU where both are at most {MOST_APART}, got {value_dim} "
-            f"beside {head_dim} (multi-head latent attention in its absorbed form has 512 beside 576); pad the "
-            "narrower with zero columns to the width of the other, and pass scale"
-        )
+    kernel_widths(head_dim, value_dim)
+
+
+def fits_gpu(head_dim: int, value_dim: int) -> bool:
+    """Whether some kernel takes this pair of widths, each of which it would take for both."""
+    try:
+        kernel_widths(head_dim, value_dim)
+    except UnsupportedError:
+        return False
+    return True

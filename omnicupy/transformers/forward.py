@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from omnicupy import torch as front
-from omnicupy.call.check_widths import MOST_APART, fits_gpu
+from omnicupy.call.check_widths import fits_gpu
 from omnicupy.torch import tensors
 from omnicupy.torch.call import with_gradients
 from omnicupy.transformers import options as transformers_options
@@ -108,7 +108,5 @@ def _check(
         transformers_options.refuse(module, "attention to compressed keys", "compressor", kind)
     query, _, value = inputs
     if query.is_cuda and not fits_gpu(query.shape[3], value.shape[3]):
-        what = (
-            f"a head_dim of the values other than that of the queries ({query.shape[3]}), above {MOST_APART}"
-        )
+        what = f"a head_dim of the values other than that of the queries ({query.shape[3]}), so wide on a GPU"
         transformers_options.refuse(module, what, "value", value)

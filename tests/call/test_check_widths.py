@@ -48,11 +48,11 @@ TABLE: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
             gpu,
             wide(ndarray, keys, values),
             UnsupportedError,
-            f"v may have another width than q and k on the GPU where both are at most 256, got {values} beside {keys} "
-            "(multi-head latent attention in its absorbed form has 512 beside 576); pad the narrower with zero "
-            "columns to the width of the other, and pass scale",
+            f"v has {values} columns where q and k have {keys}: kernels of a GPU take another width of v where "
+            "both are at most 256 (such as 128 beside 192; not 248 beside 256), and none takes the 512 beside 576 of "
+            "absorbed multi-head latent attention; pad the narrower one with zero columns and pass scale",
         )
-        for keys, values in ((576, 512), (264, 256), (256, 264), (16, 512))
+        for keys, values in ((576, 512), (264, 256), (256, 264), (16, 512), (248, 256))
     ),
     *(
         (
@@ -115,6 +115,7 @@ def test_bad_call(good: Any, changed: dict[str, Any], kind: type[Exception], mes
 
 @pytest.mark.parametrize(("keys", "values"), [(192, 128), (128, 192), (8, 256), (256, 8), (576, 576)])
 def test_widths_that_a_gpu_takes(keys: int, values: int) -> None:
+    assert check_widths.fits_gpu(keys, values)
     found = gpu(**wide(ndarray, keys, values))
     assert found == problem.Problem(2, 4, 2, 8, 8, keys, "float16", value_dim=values)
     assert check_widths.out_shape(found) == (2, 4, 8, values)

@@ -68,8 +68,8 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "values on a GPU": (
         lambda: _of_widths(576, 512),
         oc.UnsupportedError,
-        "Layer asks for a head_dim of the values other than that of the queries (576), above 256 (value: a tensor "
-        f"(1, 2, 6, 512)){REST}",
+        "Layer asks for a head_dim of the values other than that of the queries (576), so wide on a GPU (value: a "
+        f"tensor (1, 2, 6, 512)){REST}",
     ),
     "a padding mask": (
         lambda: _attention(torch.ones(1, 6, dtype=torch.bool)),

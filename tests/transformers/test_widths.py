@@ -83,7 +83,8 @@ def test_tokens(name: str) -> None:
     inputs = models.text_rows("left", 20, 23)
     with torch.no_grad():
         wanted, found = (
-            _model(name, how).generate(**inputs, max_new_tokens=10, do_sample=False) for how in ("eager", NAME)
+            _model(name, how).generate(**inputs, max_new_tokens=10, do_sample=False)
+            for how in ("eager", NAME)
         )
     assert torch.equal(found, wanted)
     assert len(set(found[0, -10:].tolist())) > 2
