@@ -31,7 +31,8 @@ def forward(q: jax.Array, k: jax.Array, v: jax.Array, mask: oc.Mask) -> tuple[ja
     def call(*arrays: jax.Array) -> tuple[np.ndarray, np.ndarray]:
         return oc.attention(*map(np.asarray, arrays), mask, return_lse=True)
 
-    shapes = (jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct(q.shape[:3], jnp.float32))
+    of_out = (*q.shape[:3], v.shape[3])
+    shapes = (jax.ShapeDtypeStruct(of_out, q.dtype), jax.ShapeDtypeStruct(q.shape[:3], jnp.float32))
     out, lse = jax.pure_callback(call, shapes, q, k, v)
     return out, (q, k, v, out, lse)
 

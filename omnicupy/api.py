@@ -40,8 +40,9 @@ def attention(
 ) -> Any:
     """Exact softmax attention: softmax(scale * q @ k.T, over the keys that `mask` lets a row see) @ v.
 
-    q: (batch, q_heads, q_len, head_dim).  k, v: (batch, kv_heads, k_len, head_dim); q_heads is a multiple of
-        kv_heads, and query head h reads key head h // (q_heads // kv_heads).
+    q: (batch, q_heads, q_len, head_dim).  k: (batch, kv_heads, k_len, head_dim).  v: as k, or with value_dim columns in
+        place of head_dim, which out then has (on a GPU both at most 256).  q_heads is a multiple of kv_heads, and query
+        head h reads key head h // (q_heads // kv_heads).
     mask: a Mask of shape (q_len, k_len) for all batch elements, a list of `batch` such masks, or None (every
         row sees every key). Keep and pass the same Mask object: its block lists are made once per tile size,
         copied to each device once, and freed with it. With a CachedKV: what `cached` or `plan` returned.
@@ -54,7 +55,7 @@ def attention(
     softcap: scores become softcap * tanh(score / softcap), after the scale and before the mask (as in Gemma 2). A
         number as `scale` is, for which scale / softcap is one, too; None leaves them as they are.
     return_lse: also return the natural logarithm of each row's sum of exponentials.
-    out: array to write, of q's shape and dtype, not overlapping q, k or v; None makes a C-contiguous one.
+    out: array to write, of q's dtype and shape, as wide as v, overlapping no input; None makes a C-contiguous one.
     config: the kernel variant to run on the GPU; None takes the one that `tune` saved for such problems, else the one
         that the table lists.
     split: keys of a part: what a tile of rows visits is cut in parts of so many, worked on apart and merged. A multiple
@@ -63,9 +64,9 @@ def attention(
         and on q's lengths and heads alone: its bits are those that it has in a batch of another size. Engines that cut
         no rows (the CPU's, kernel "sm80") only check it. Parts are held in float32 until merged: for few query rows.
 
-    Returns `out`, or (out, lse) with lse (batch, q_heads, q_len), float32, for float64 arrays float64. lse is that of
-    the capped scores and never holds sink_logits, so that results over parts of the keys can be merged; out counts
-    them: out * sigmoid(lse - sink_logit). A row that may see no key has out = 0 and lse = -inf, with sinks too.
+    Returns `out` (batch, q_heads, q_len, value_dim), or (out, lse) with lse (batch, q_heads, q_len), float32, for
+    float64 arrays float64. lse is of capped scores without sinks, so that results over parts of keys can be merged,
+    out counts them: out * sigmoid(lse - sink_logit). A row that sees no key has out = 0, lse = -inf, with sinks too.
 
     NumPy arrays (float16, bfloat16, float32, float64) run on the CPU. CuPy arrays (float16, bfloat16 =
     `ml_dtypes.bfloat16`) run on their device, on CuPy's current stream there, without a synchronisation; their last
@@ -77,8 +78,8 @@ def attention(
     run beside each other and beside other calls.
 
     Raises TypeError and ValueError, before any work, for arguments of the wrong kind, shape, dtype, device, layout or
-    value; UnsupportedError when no kernel serves the device or no NVRTC can be loaded; CompileError when a kernel does
-    not compile.
+    value; UnsupportedError when no kernel serves the device or the widths, or no NVRTC can be loaded; CompileError when
+    a kernel does not compile.
     """
     given: dict[str, Any] = {"scale": scale, "sink_logits": sink_logits, "softcap": softcap, "out": out}
     given |= {"config": config, "split": split}

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from omnicupy.call import check
 from omnicupy.call.arrays import widen
+from omnicupy.call.check_widths import out_shape
 from omnicupy.cpu.blas import BLAS
 from omnicupy.cpu.steps import Step, steps_of
 from omnicupy.masks.block_mask import BlockMask
@@ -48,7 +49,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class _Call:
-    """What all tasks of a call share. k, v: (kv_heads, k_len, head_dim) each, in the dtype worked in."""
+    """What all tasks of a call share. k, v: those of each batch element, in the dtype worked in."""
 
     q: Array
     k: list[Array]
@@ -76,15 +77,15 @@ def attention(
 ) -> Array | tuple[Array, Array]:
     """Attention of NumPy arrays.
 
-    checked: what `check.call` made of these arguments.  q: (B, Hq, Sq, D), k and v: (B, Hkv, Skv, D), any strides;
-    float16, bfloat16, float32 or float64.  sink_logits: (Hq,) or None.  br, bc: tile height and width in tokens; they
-    change the speed and the rounding, nothing else.
-    Returns out (as q), and with return_lse also lse (B, Hq, Sq), natural logarithm, in float32, for float64 inputs
-    in float64. A row that sees no key gives out = 0, lse = -inf, whatever the values of its tile hold. The same
+    checked: what `check.call` made of these arguments.  q: (B, Hq, Sq, D), k: (B, Hkv, Skv, D), v: (B, Hkv, Skv, Dv),
+    any strides; float16, bfloat16, float32 or float64.  sink_logits: (Hq,) or None.  br, bc: tile height and width in
+    tokens; they change the speed and the rounding, nothing else.
+    Returns out (B, Hq, Sq, Dv), and with return_lse also lse (B, Hq, Sq), natural logarithm, in float32, for float64
+    inputs in float64. A row that sees no key gives out = 0, lse = -inf, whatever the values of its tile hold. The same
     call twice gives the same bits.
     """
     if out is None:
-        out = np.empty(q.shape, q.dtype)
+        out = np.empty(out_shape(checked.problem), q.dtype)
     of_batch = [checked.masks[b % len(checked.masks)] for b in range(len(q))]
     dtype = np.dtype(np.float64 if q.dtype == np.float64 else np.float32)
     lse = np.empty(q.shape[:3], dtype)
@@ -188,7 +189,7 @@ def _block_row(call: _Call, buffers: _Buffers, where: tuple[int, int], heads: ra
                 whole = total + np.exp2(np.repeat(call.sinks[rows], q1 - q0) - level)
             out /= np.where(empty, 1, whole)[:, None].astype(out.dtype)
             out[empty] = 0  # a weight of 0 times an infinite value, which other rows see, is NaN
-            call.out[b, rows, q0:q1] = out.reshape(q.shape)
+            call.out[b, rows, q0:q1] = out.reshape(*q.shape[:2], -1)
             # In float64: where the level is large, another float32 rounding would double the error of lse.
             lse = (np.log2(np.where(empty, 1, total), dtype=np.float64) + level) * math.log(2)
             lse[empty] = -np.inf
@@ -225,7 +226,7 @@ def _short(
     buffers: _Buffers,
     scaling: tuple[float, float | None],
 ) -> tuple[Array, Array, Any]:
-    """Sum of 2**score * v, (rows, head_dim), sum of 2**score, (rows,), and the level subtracted (0).
+    """Sum of 2**score * v, (rows, value_dim), sum of 2**score, (rows,), and the level subtracted (0).
 
     scaling: scale * log2(e), here multiplied into q, and softcap * log2(e) or None.
     """

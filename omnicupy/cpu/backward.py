@@ -42,12 +42,14 @@ LOG2_E = math.log2(math.e)
 SINK_LIMIT = 40.0
 
 Array = NDArray[Any]
-# dk and dv of a key head, (k_len, head_dim) each, where wanted, and the gradients of its query heads' sinks, (group,).
+# dk (k_len, D) and dv (k_len, Dv) of a key head, where wanted, and the gradients of its query heads' sinks, (group,).
 Sums = tuple[Array | None, Array | None, Array]
 
 
 class Arrays(NamedTuple):
-    """What `attention_backward` is given: dout, q, out (B, Hq, Sq, D), k, v (B, Hkv, Skv, D), lse, dlse (B, Hq, Sq)."""
+    """What `attention_backward` is given: q (B, Hq, Sq, D), k (B, Hkv, Skv, D), v (B, Hkv, Skv, Dv), dout and out (B,
+    Hq, Sq, Dv), lse and dlse (B, Hq, Sq).
+    """
 
     dout: Array
     q: Array
@@ -209,7 +211,7 @@ class _Task:
         return self.dk, self.dv, self.of_sinks
 
     def _rows(self, array: Array, heads: slice, rows: slice) -> Array:
-        """Rows of some heads, (heads * rows, head_dim), rows without keys 0."""
+        """Rows of some heads, (heads * rows, columns), rows without keys 0."""
         found = widen(array[self.b, heads, rows], self.call.dtype)
         found[:, self.call.empty_rows[self.b][rows]] = 0
         flat: Array = found.reshape(-1, *found.shape[2:])

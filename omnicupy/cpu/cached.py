@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from omnicupy.call.check import Call
 from omnicupy.call.check_cached import CachedCall
+from omnicupy.call.check_widths import out_shape
 from omnicupy.cpu import attention as of_arrays
 from omnicupy.serving.caches import CachedKV
 
@@ -28,7 +29,7 @@ def attention(
     checked: what `check_cached.call` made of these arguments.
     """
     problem, rule = checked.problem, checked.rule
-    out = np.empty(q.shape, q.dtype) if out is None else out
+    out = np.empty(out_shape(problem), q.dtype) if out is None else out
     lse = np.empty(q.shape[:3], np.float64 if q.dtype == np.float64 else np.float32)
     for b, keys in enumerate(kv.lengths.tolist()):
         if keys == 0:
@@ -43,6 +44,6 @@ def attention(
 
 
 def _seen(array: Array, sink: int, first: int, keys: int) -> Array:
-    """Keys [0, sink) and [first, keys) of (1, heads, capacity, head_dim): a view where there is no sink apart."""
+    """Keys [0, sink) and [first, keys) of (1, heads, capacity, columns): a view where there is no sink apart."""
     behind = array[:, :, first:keys]
     return behind if sink == 0 else np.concatenate([array[:, :, :sink], behind], axis=2)

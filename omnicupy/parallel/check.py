@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from omnicupy.errors import UnsupportedError
 from omnicupy.parallel.plan import Plan
 
 
@@ -22,7 +23,8 @@ def of_group(plan: Plan, rank: int, size: int) -> None:
 
 
 def of_rank(plan: Plan, rank: int, arrays: tuple[Any, Any, Any], mask: int | Sequence[int]) -> None:
-    """Raises TypeError or ValueError where q, k and v of a rank are not its shards under the plan.
+    """Raises TypeError or ValueError where q, k and v of a rank are not its shards under the plan, UnsupportedError
+    where v has another width than k.
 
     Dtypes, devices and layouts are looked at by the call that runs on them.
     """
@@ -39,6 +41,11 @@ def of_rank(plan: Plan, rank: int, arrays: tuple[Any, Any, Any], mask: int | Seq
                 f"{name} must have the {count} {what} of rank {rank} under this plan, got shape {found}; shard it with "
                 "plan.shard, or make the plan for these lengths"
             )
+    if k[:3] == v[:3] and k[3] != v[3]:
+        raise UnsupportedError(
+            f"k and v must be equally wide across ranks, which exchange them in one piece, got {k[3]} and {v[3]} "
+            f"columns on rank {rank}; pad the narrower with zero columns, and pass scale"
+        )
     if k != v or q[0] != k[0] or q[3] != k[3]:
         raise ValueError(
             f"k and v must have one shape, and the batch and head_dim of q, got q {q}, k {k}, v {v} on rank {rank}"

@@ -46,10 +46,11 @@ class Given:
 class Chunk:
     """Some rows of the query heads of one key head, in the dtype worked in.
 
-    batch, kv: which.  heads, rows: where they stand in q.  q, dout, out: (group, rows, D), lse: (group, rows), 0 in
-    rows without keys.  keys, values: (k_len, D), 0 where dead.  weights, dscores: P and dS = P * (dout v^T - delta),
-    (group, rows, k_len); where scores are capped, dS is by the scores before, and capped_dscores by those after.
-    share: what the weights of the keys add up to, (group, rows), 1 without a sink.  dlse: (group, rows) or None.
+    batch, kv: which.  heads, rows: where they stand in q.  q: (group, rows, D), dout, out: (group, rows, Dv), lse:
+    (group, rows), 0 in rows without keys.  keys: (k_len, D), values: (k_len, Dv), 0 where dead.  weights, dscores: P
+    and dS = P * (dout v^T - delta), (group, rows, k_len); where scores are capped, dS is by the scores before, and
+    capped_dscores by those after. share: what the weights of the keys add up to, (group, rows), 1 without a sink.
+    dlse: (group, rows) or None.
     """
 
     batch: int
@@ -84,10 +85,10 @@ def gradients64(
 ) -> Gradients:
     """Gradients in float64 on the exact inputs: (dq, dk, dv), float64, of the shapes of q, k and v.
 
-    dout, q: (B, Hq, Sq, D), k and v: (B, Hkv, Skv, D), of any supported dtype. mask: one Mask, or one per batch
-    element. scale: None is 1/sqrt(D). dlse: (B, Hq, Sq) or None. whole: out and lse of a larger attention that these
-    keys are a part of; None where they are all. sink_logits, softcap: as in attention64. What some row or key sees must
-    be finite.
+    dout: (B, Hq, Sq, Dv), q: (B, Hq, Sq, D), k: (B, Hkv, Skv, D), v: (B, Hkv, Skv, Dv), of any supported dtype. mask:
+    one Mask, or one per batch element. scale: None is 1/sqrt(D). dlse: (B, Hq, Sq) or None. whole: out and lse of a
+    larger attention that these keys are a part of; None where they are all. sink_logits, softcap: as in attention64.
+    What some row or key sees must be finite.
     """
     changes = ScoreChanges(sink_logits, softcap)
     if whole is None:
@@ -188,7 +189,7 @@ def sums(
 
 
 def over_rows(pairs: Array, rows: Array) -> Array:
-    """The sum over heads and rows of pairs (group, rows, k_len) times rows (group, rows, D): (k_len, D)."""
+    """The sum over heads and rows of pairs (group, rows, k_len) times rows (group, rows, n): (k_len, n)."""
     return pairs.reshape(-1, pairs.shape[2]).T @ rows.reshape(-1, rows.shape[2])
 
 

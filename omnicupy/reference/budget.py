@@ -30,7 +30,7 @@ UNDERFLOW = {"float16": 2.0**-25, "bfloat16": 2.0**-134, "float32": 2.0**-150, "
 class Budget:
     """A reference result and the error allowed on it; all float64, of the inputs' array module.
 
-    out: (B, Hq, Sq, D). lse: (B, Hq, Sq). out_allowed, lse_allowed: (B, Hq, Sq), zero for rows without keys.
+    out: (B, Hq, Sq, Dv). lse: (B, Hq, Sq). out_allowed, lse_allowed: (B, Hq, Sq), zero for rows without keys.
     """
 
     out: Array

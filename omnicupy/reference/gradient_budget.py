@@ -33,8 +33,9 @@ LEAST_SHARE = math.exp(-40)
 class GradientBudget:
     """Reference gradients and the error allowed on them; all float64, of the inputs' array module.
 
-    exact: dq (B, Hq, Sq, D), dk, dv (B, Hkv, Skv, D). allowed: (B, Hq, Sq), (B, Hkv, Skv), (B, Hkv, Skv), zero for
-    rows without keys and dead keys. sink, sink_allowed: of the gradient of sink_logits, (Hq,); None without these.
+    exact: dq (B, Hq, Sq, D), dk (B, Hkv, Skv, D), dv (B, Hkv, Skv, Dv). allowed: (B, Hq, Sq), (B, Hkv, Skv), (B, Hkv,
+    Skv), zero for rows without keys and dead keys. sink, sink_allowed: of the gradient of sink_logits, (Hq,); None
+    without these.
     """
 
     exact: Gradients
@@ -64,7 +65,7 @@ def budget(
 
     E: the largest error of gradients_emulated in the row (or key), with the scale before or after the rounding of dS.
     u: unit roundoff of the inputs' dtype, w: that of the arithmetic. For row i: n keys seen, r = w * (1 + scale *
-    |q_i| * max |k| + |lse_i|) (relative error of P for that of its exponent), t = (4 + sqrt(D)) * w * |dout_i| *
+    |q_i| * max |k| + |lse_i|) (relative error of P for that of its exponent), t = (4 + sqrt(Dv)) * w * |dout_i| *
     max(max |v|, |out_i|) (error of dout v^T - delta). Over
     the keys of a row, or the rows of a key (m of them, all heads of the group): rms(x) is the root of the sum of
     squares, abs(x) the sum of sizes, sum(x) the size of the sum, of a key the sizes of the sums of each head. Of all
@@ -81,7 +82,7 @@ def budget(
     A soft cap adds TANH * softcap to |score| in r, and abs(r dS ...) takes gradients of capped scores. A sink adds its
     size to r, and 4 * w * (1 + |lse_i| + |sink|) * |dlse_i| / s to t, s being the keys' share of the weights; beside
     dlse a share may be LEAST_SHARE for a smaller one. Its own gradient is allowed, over the rows of its head,
-    8 * w * sum((1 - s) * ((4 + sqrt(D)) * |dout_i| * |out_i| + (1 + |lse_i| + |sink|) * |dout_i . out_i|)).
+    8 * w * sum((1 - s) * ((4 + sqrt(Dv)) * |dout_i| * |out_i| + (1 + |lse_i| + |sink|) * |dout_i . out_i|)).
 
     Why: the emulation is exact by luck on some rows, and what is cancelled in dS = P (dout v^T - delta) does not show
     in the gradient. The rms terms say what rounding each term once, elsewhere than the emulation does, can move; the
@@ -134,13 +135,12 @@ class _Terms:
         self.given, self.xp = given, module_of(given.q)
         self.u, self.under = ROUNDOFF[name], UNDERFLOW[name] or float(np.finfo(np.float64).tiny)
         self.w = ROUNDOFF["float64" if name == "float64" else "float32"]
-        zeros, q, k = self.xp.zeros, given.q.shape, given.k.shape
-        self.dq, self.dk, self.dv = zeros(q), zeros(k), zeros(k)
+        zeros, q, k, v = self.xp.zeros, given.q.shape, given.k.shape, given.v.shape
+        self.dq, self.dk, self.dv = zeros(q), zeros(k), zeros(v)
         self.of_rows = zeros(q[:3])
         # Of each key and column: squares of dS q, t P q and P dout; abs and sum terms of dk, abs terms of dv.
-        self.rounded_dk, self.off_dk, self.rounded_dv, self.other_dk, self.other_dv = (
-            zeros(k) for _ in range(5)
-        )
+        self.rounded_dk, self.off_dk, self.other_dk = (zeros(k) for _ in range(3))
+        self.rounded_dv, self.other_dv = zeros(v), zeros(v)
         self.largest_k, self.largest_q, self.largest_dout = (zeros(k[:2]) for _ in range(3))
         self.largest_dp, with_dlse = 0.0, given.changes.sink_logits is not None and given.dlse is not None
         self.least_share = LEAST_SHARE if with_dlse else 0.0
@@ -157,7 +157,7 @@ class _Terms:
         key, value = (xp.sqrt((x**2).sum(axis=1).max()) for x in (keys, chunk.values))
         q, dout, out = (xp.sqrt((x**2).sum(axis=2, keepdims=True)) for x in (chunk.q, chunk.dout, chunk.out))
         r = w * (1 + self.given.scale * q * key + xp.abs(chunk.lse[..., None]))
-        t = (4 + chunk.q.shape[2] ** 0.5) * w * dout * xp.maximum(value, out)
+        t = (4 + chunk.dout.shape[2] ** 0.5) * w * dout * xp.maximum(value, out)
         self.largest_dp = max(self.largest_dp, float((dout * xp.maximum(value, out)).max()))
         more_r, more_t = self._of_changes(chunk)
         r, t = r + w * more_r, t + w * more_t
@@ -210,7 +210,7 @@ class _Terms:
         lse = xp.where(seen, xp.abs(widen(given.lse, np.float64, xp)), 0.0)
         sinks = xp.asarray(given.changes.sink_logits).astype(np.float64)[:, None]
         sinks = xp.where(sinks == -np.inf, 0.0, xp.abs(sinks))
-        off = (4 + given.q.shape[3] ** 0.5) * sizes[0] * sizes[1] + (1 + lse + sinks) * xp.abs(of_rows)
+        off = (4 + given.dout.shape[3] ** 0.5) * sizes[0] * sizes[1] + (1 + lse + sinks) * xp.abs(of_rows)
         allowed = 8 * self.w * (taken * off).sum(axis=(0, 2)) + float(np.finfo(np.float32).tiny)
         return -(taken * of_rows).sum(axis=(0, 2)), allowed
 

@@ -8,7 +8,8 @@ from typing import Any
 class CachedKV:
     """Keys and values of sequences that grow in place: `attention(q, CachedKV(k, v, lengths), mask=cached())`.
 
-    k, v: (batch, kv_heads, capacity, head_dim), of one shape and dtype, in any strides that `attention` takes.
+    k: (batch, kv_heads, capacity, head_dim).  v: the same, or with value_dim columns.  Of one dtype, in any strides
+        that `attention` takes.
     lengths: int32 (batch,), contiguous, on the device of k and v. Sequence b has lengths[b] keys, the first ones of its
         capacity; the last q_len of them are those of the rows of q. On a device they are read when the work runs there,
         in a replayed graph at each replay; nothing on the host depends on them.

@@ -35,7 +35,7 @@ class Attention(torch.autograd.Function):  # type: ignore[misc]  # no types wher
     def forward(ctx: Any, q: Any, k: Any, v: Any, sink_logits: Any, *options: Any) -> Any:
         """options: mask, (scale, softcap, return_lse, config, split, deterministic) and tokens_first."""
         mask, (scale, softcap, return_lse, config, split, deterministic), tokens_first = options
-        target = new_out(q, True) if tokens_first else None
+        target = new_out(q, v, True) if tokens_first else None
         how = {"scale": scale, "softcap": softcap, "sink_logits": sink_logits, "config": config}
         out, lse = run_eagerly(q, k, v, mask, return_lse=True, out=target, split=split, **how)
         ctx.set_materialize_grads(False)

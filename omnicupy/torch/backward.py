@@ -37,7 +37,7 @@ def gradients(
         return None, None, None, None
     q, k, v, out, lse, sink_logits = saved
     if dout is None:
-        dout = q.new_zeros(()).expand(q.shape)
+        dout = q.new_zeros(()).expand(out.shape)
     dout = _in_memory(dout)
     dlse = None if dlse is None else _in_memory(dlse)
     named = {"dout": dout, "q": q, "k": k, "v": v, "out": out, "lse": lse, "dlse": dlse, _SINK: sink_logits}

@@ -40,7 +40,7 @@ def attention(q: Any, kv: Any, v: Any, mask: Any, *, return_lse: bool, **options
     plan = _plan_of(q, kv, v, rule, index=index, stream=stream, options=options)
     made = None if step is None else gpu.lists_of(step, plan)
     out = options["out"]
-    to = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
+    to = tensors.new_out(q, kv.v) if out is None else out
     lse = q.new_empty(q.shape[:3], dtype=torch.float32) if return_lse else None
     addresses = (
         q.data_ptr(),
@@ -136,7 +136,7 @@ def _on_cpu(q: Any, kv: CachedKV, v: Any, mask: Any, return_lse: bool, options: 
     if options["config"] is not None:
         raise ValueError("config must be None for CPU tensors: it chooses a GPU kernel; pass CUDA tensors")
     out = options["out"]
-    target = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
+    target = tensors.new_out(q, kv.v) if out is None else out
     array, caches = _host(q, kv)
     if isinstance(mask, CachedStep):
         caches, mask = CachedKV(caches.k, caches.v, mask.lists), mask.rule

@@ -41,10 +41,10 @@ def attention(
 ) -> Any:
     """`omnicupy.attention` on torch tensors: same meaning, shapes, promises and errors.
 
-    q: (batch, q_heads, q_len, head_dim). k, v: (batch, kv_heads, k_len, head_dim). out: as q, or None for a new
-    C-contiguous tensor. sink_logits: (q_heads,), float32, for float64 tensors float64. All on one device. No tensor
-    is copied. Any strides on the CPU; on a GPU the last axis is contiguous and rows are 16-byte aligned:
-    x.transpose(1, 2) of a (batch, tokens, heads, head_dim) tensor passes.
+    q: (batch, q_heads, q_len, head_dim). k: (batch, kv_heads, k_len, head_dim). v: as k, or with value_dim columns.
+    out: as q with the width of v, or None for a new C-contiguous tensor. sink_logits: (q_heads,), float32, for float64
+    tensors float64. All on one device. No tensor is copied. Any strides on the CPU; on a GPU the last axis is
+    contiguous and rows are 16-byte aligned: x.transpose(1, 2) of a (batch, tokens, heads, head_dim) tensor passes.
 
     CUDA tensors (float16, bfloat16) run on torch's current stream of their device, without a synchronisation;
     torch allocates the outputs. CPU tensors (float16, bfloat16, float32, float64) run on NumPy and BLAS.

@@ -55,7 +55,7 @@ def run_eagerly(
             (q, k, v, out), index, addresses, mask, options, stream=stream, **changes, sinks=sinks
         )
         # The tensors are named in this frame, so they outlive the launch.
-        to = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
+        to = tensors.new_out(q, v) if out is None else out
         lse = q.new_empty(q.shape[:3], dtype=torch.float32) if return_lse else None
         at_q, at_k, at_v, _ = addresses
         at_lse = 0 if lse is None else lse.data_ptr()
@@ -182,7 +182,7 @@ def _on_cpu(
     if config is not None:
         raise ValueError("config must be None for CPU tensors: it chooses a GPU kernel; pass CUDA tensors")
     inputs = (tensors.on_host("q", q), tensors.on_host("k", k), tensors.on_host("v", v))
-    target = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
+    target = tensors.new_out(q, v) if out is None else out
     rest["sink_logits"] = None if sink_logits is None else tensors.on_host("sink_logits", sink_logits)
     to = tensors.on_host("out", target)
     found = api.attention(*inputs, mask, return_lse=return_lse, out=to, **rest)

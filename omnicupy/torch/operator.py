@@ -116,15 +116,16 @@ def masks_of(handles: Sequence[int]) -> Mask | list[Mask] | None:
     return found
 
 
-def new_out(q: Any, tokens_first: bool) -> Any:
-    """Memory for the output, of q's shape: C-contiguous, or, where tokens_first says so, with memory
-    (batch, q_len, q_heads, head_dim), as models read it.
+def new_out(q: Any, v: Any, tokens_first: bool) -> Any:
+    """Memory for the output, of q's shape with the width of v: C-contiguous, or, where tokens_first says so, with
+    memory (batch, q_len, q_heads, value_dim), as models read it.
     """
+    shape = (*q.shape[:-1], v.shape[-1])
     if not tokens_first:
-        return torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    _, heads, rows, head_dim = q.shape
-    strides = (rows * heads * head_dim, head_dim, heads * head_dim, 1)
-    return torch.empty_strided(q.shape, strides, dtype=q.dtype, device=q.device)
+        return torch.empty(shape, dtype=q.dtype, device=q.device)
+    _, heads, rows, value_dim = shape
+    strides = (rows * heads * value_dim, value_dim, heads * value_dim, 1)
+    return torch.empty_strided(shape, strides, dtype=q.dtype, device=q.device)
 
 
 def empty_lse(q: Any, wanted: bool) -> Any:
@@ -145,7 +146,7 @@ def _forward(*arguments: Any) -> Any:
     q, k, v, handles, scale, return_lse, _, tokens_first, sink_logits, softcap = _with_defaults(arguments)
     tensors.check_tangents(q=q, k=k, v=v, sink_logits=sink_logits)
     masks = masks_of(handles)
-    target = new_out(q, True) if tokens_first else None
+    target = new_out(q, v, True) if tokens_first else None
     how = {"scale": scale, "softcap": softcap, "sink_logits": sink_logits, "config": None}
     found = run_eagerly(q, k, v, masks, return_lse=return_lse, out=target, **how)
     if not return_lse:
@@ -155,8 +156,8 @@ def _forward(*arguments: Any) -> Any:
 
 
 def _forward_fake(*arguments: Any) -> Any:
-    q, *_, return_lse, _, tokens_first, _, _ = _with_defaults(arguments)
-    return new_out(q, tokens_first), empty_lse(q, return_lse)
+    q, _, v, *_, return_lse, _, tokens_first, _, _ = _with_defaults(arguments)
+    return new_out(q, v, tokens_first), empty_lse(q, return_lse)
 
 
 def _forward_out(*arguments: Any) -> Any:

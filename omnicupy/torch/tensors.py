@@ -42,6 +42,16 @@ def on_host(name: str, tensor: Any) -> Any:
     return tensor.numpy()
 
 
+def new_out(q: Any, v: Any) -> Any:
+    """Memory for the output of a call, C-contiguous: q's shape with the width of v. Where they are no inputs of one
+    call, any tensor: the checks of the call say so.
+    """
+    width = v.shape[-1:]
+    if q.shape[-1:] == width:
+        return torch.empty_like(q, memory_format=torch.contiguous_format)
+    return q.new_empty((*q.shape[:-1], *width))
+
+
 def autocast(q: Any, k: Any, v: Any) -> tuple[Any, Any, Any]:
     """The tensors as torch.autocast has scaled_dot_product_attention take them: in its dtype, but for float64."""
     kind = "cuda" if q.is_cuda else "cpu"  # others are refused

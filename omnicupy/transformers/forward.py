@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from omnicupy import torch as front
+from omnicupy.call.check_widths import fits_gpu
 from omnicupy.torch import tensors
 from omnicupy.torch.call import with_gradients
 from omnicupy.transformers import options as transformers_options
@@ -31,12 +32,13 @@ def attention(
 ) -> tuple[Any, None]:
     """Attention as transformers' layers ask for it; rows that see nothing (padding) give zeros.
 
-    query: (batch, heads, rows, head_dim).  key, value: (batch, kv_heads, keys, head_dim).  attention_mask: a
-    MaskTensor, a tensor that broadcasts to (batch, heads, rows, keys), or None: causal where is_causal, or the
-    module's, says so, within sliding_window. cu_seq_lens_q and cu_seq_lens_k bound packed sequences, within the mask
+    query: (batch, heads, rows, head_dim).  key: (batch, kv_heads, keys, head_dim).  value: (batch, kv_heads, keys,
+    value_dim), as wide or not (multi-head latent attention has 192 and 128 columns).  attention_mask: a MaskTensor, a
+    tensor that broadcasts to (batch, heads, rows, keys), or None: causal where is_causal, or the module's, says so,
+    within sliding_window. cu_seq_lens_q and cu_seq_lens_k bound packed sequences, within the mask
     where there is one. s_aux: a logit a head, (heads,), in any dtype, the sink_logits of attention. softcap: as there.
     ignored: names of further options that change nothing.
-    Returns (out, None), out (batch, rows, heads, head_dim), contiguous. No tensor is copied, but under torch.autocast,
+    Returns (out, None), out (batch, rows, heads, value_dim), contiguous. No tensor is copied, but under torch.autocast,
     where query, key and value are cast as those of scaled_dot_product_attention are.
     Raises UnsupportedError for what the result would depend on and omnicupy does not compute.
     """
@@ -62,8 +64,8 @@ def _run(inputs: tuple[Any, Any, Any, Any], masks: Masks, scores: tuple[Any, Any
     if tensors.need_gradients(*inputs):
         options = (scale, softcap, False, None, None, True)  # no lse, config or split, always the same bits
         return with_gradients(inputs, mask, options, tokens_first=True).transpose(1, 2)
-    batch, heads, rows, head_dim = query.shape
-    out = torch.empty((batch, rows, heads, head_dim), dtype=query.dtype, device=query.device)
+    batch, heads, rows, _ = query.shape
+    out = torch.empty((batch, rows, heads, value.shape[3]), dtype=query.dtype, device=query.device)
     changes = {"sink_logits": sinks, "softcap": softcap}
     front.attention(query, key, value, mask, scale=scale, out=out.transpose(1, 2), **changes)
     return out
@@ -105,10 +107,6 @@ def _check(
         kind = type(compressor).__name__
         transformers_options.refuse(module, "attention to compressed keys", "compressor", kind)
     query, _, value = inputs
-    if value.shape[3] != query.shape[3]:
-        transformers_options.refuse(
-            module,
-            f"a head_dim of the values other than that of the queries ({query.shape[3]})",
-            "value",
-            value,
-        )
+    if query.is_cuda and not fits_gpu(query.shape[3], value.shape[3]):
+        what = f"a head_dim of the values other than that of the queries ({query.shape[3]}), so wide on a GPU"
+        transformers_options.refuse(module, what, "value", value)

@@ -34,7 +34,7 @@ def through_operator(
     scores: tuple[Any, Any],
     read: dict[str, Any],
 ) -> Any:
-    """The output (batch, rows, heads, head_dim) for query, key, value and sinks or None. tensor: the mask that is one,
+    """The output (batch, rows, heads, value_dim) for query, key, value and sinks or None. tensor: the mask that is one,
     or None.  scores: scale and softcap.
     """
     handles = None if masks is None else handles_of(masks)
@@ -57,7 +57,7 @@ def _forward(*arguments: Any) -> Any:
     query, key, value, *said, return_lse, sinks, softcap = _complete(arguments)
     tensors.check_tangents(query=query, key=key, value=value, s_aux=sinks)
     masks, given = _masks(query, key, said)
-    out = new_out(query, True)
+    out = new_out(query, value, True)
     options = {"scale": said[2], "return_lse": return_lse, "out": out, "config": None}
     options |= {"sink_logits": sinks, "softcap": softcap}
     found = run_eagerly(query, key, value, masks, **options)
@@ -72,10 +72,8 @@ def _complete(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _forward_fake(*arguments: Any) -> Any:
-    query, *_, return_lse, _, _ = _complete(arguments)
-    batch, heads, rows, head_dim = query.shape
-    out = torch.empty((batch, rows, heads, head_dim), dtype=query.dtype, device=query.device)
-    return out, empty_lse(query, return_lse)
+    query, _, value, *_, return_lse, _, _ = _complete(arguments)
+    return new_out(query, value, True).transpose(1, 2), empty_lse(query, return_lse)
 
 
 def _backward(*arguments: Any) -> Any:

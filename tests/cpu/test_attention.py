@@ -43,12 +43,16 @@ MASKS: dict[str, Callable[[int, int], Mask]] = {
 }
 
 
-def inputs(shape: tuple[int, int, int, int, int, int], dtype: Any, large: float = 1.0) -> list[np.ndarray]:
-    """q, k, v for (batch, kv_heads, group, q_len, k_len, head_dim)."""
+def inputs(
+    shape: tuple[int, int, int, int, int, int], dtype: Any, large: float = 1.0, value_dim: int | None = None
+) -> list[np.ndarray]:
+    """q, k, v for (batch, kv_heads, group, q_len, k_len, head_dim). value_dim: of v, None for head_dim."""
     batch, heads, group, q_len, k_len, head_dim = shape
     rng = np.random.default_rng(q_len * 1000 + k_len)
     q = large * rng.standard_normal((batch, heads * group, q_len, head_dim))
     k, v = rng.standard_normal((2, batch, heads, k_len, head_dim))
+    if value_dim is not None:
+        v = rng.standard_normal((batch, heads, k_len, value_dim))
     return [x.astype(dtype) for x in (q, k, v)]
 
 
@@ -62,7 +66,7 @@ def run(arrays: list[np.ndarray], masks: list[Mask], **options: Any) -> tuple[np
 def check(arrays: list[np.ndarray], masks: list[Mask], **options: Any) -> None:
     expected = budget.budget(*arrays, masks)
     out, lse = run(arrays, masks, **options)
-    assert out.dtype == arrays[0].dtype
+    assert (out.shape, out.dtype) == ((*arrays[0].shape[:3], arrays[2].shape[3]), arrays[0].dtype)
     assert lse.dtype == (np.float64 if arrays[0].dtype == np.float64 else np.float32)
     worst = budget.compare(out, lse, expected)
     assert worst.ok, worst
@@ -73,8 +77,9 @@ def check(arrays: list[np.ndarray], masks: list[Mask], **options: Any) -> None:
 @pytest.mark.parametrize("kind", MASKS)
 def test_masks_and_dtypes(kind: str, dtype: Any, large: float) -> None:
     for q_len, k_len in ((129, 129), (70, 200), (200, 70)):
-        arrays = inputs((2, 2, 2, q_len, k_len, 16), dtype, large)
-        check(arrays, [MASKS[kind](q_len, k_len)], br=32, bc=64)
+        for value_dim in (16, 1, 24):
+            arrays = inputs((2, 2, 2, q_len, k_len, 16), dtype, large, value_dim)
+            check(arrays, [MASKS[kind](q_len, k_len)], br=32, bc=64)
 
 
 @pytest.mark.parametrize("q_len", LENGTHS)

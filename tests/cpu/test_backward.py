@@ -36,7 +36,9 @@ def test_the_random_cases_are_as_many_as_they_should_be() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_random_cases(name: str) -> None:
-    """Every constructor and preset: sizes, heads, dtypes, kinds of inputs, strides of dout, dlse, subsets, tiles."""
+    """Every constructor and preset: sizes, heads, widths, dtypes, kinds of inputs, strides of dout, dlse, subsets,
+    tiles.
+    """
     rng = np.random.default_rng(NAMES.index(name))
     for turn in range(CASES):
         if name in preset_cases.CASES:
@@ -45,7 +47,7 @@ def test_random_cases(name: str) -> None:
             q_len, k_len = (int(n) for n in rng.integers(1, MOST, 2, endpoint=True))
             batch = int(rng.choice([1, 1, 1, 3]))
             masks = [mask_cases.random_case(rng, q_len, k_len, name).mask for _ in range(batch)]
-        case = gradient_cases.drawn(rng, masks, DTYPES[turn % 4])
+        case = gradient_cases.drawn(rng, masks, DTYPES[turn % 4], (1, 3, 8, 16, 40) if turn % 2 else ())
         br, bc = TILES[int(rng.integers(3))]
         case.check(
             SUBSETS[int(rng.integers(len(SUBSETS)))] if turn % 3 == 0 else ["q", "k", "v"], br=br, bc=bc

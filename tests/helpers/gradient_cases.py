@@ -67,12 +67,15 @@ def made(
     layout: str = "packed",
     with_dlse: bool = False,
     seed: int = 0,
+    value_dim: int | None = None,
 ) -> GradientCase:
-    """Inputs of that kind. heads: (batch, key heads, group).  layout: of dout."""
+    """Inputs of that kind. heads: (batch, key heads, group).  layout: of dout.  value_dim: of v, None for head_dim."""
     (q_len, k_len), (batch, kv_heads, group) = masks[0].shape, heads
-    rng = np.random.default_rng(seed)
-    q, dout = rng.standard_normal((2, batch, kv_heads * group, q_len, head_dim))
-    k, v = rng.standard_normal((2, batch, kv_heads, k_len, head_dim))
+    value_dim = head_dim if value_dim is None else value_dim
+    rng, widest = np.random.default_rng(seed), max(head_dim, value_dim)
+    q, dout = rng.standard_normal((2, batch, kv_heads * group, q_len, widest))
+    k, v = rng.standard_normal((2, batch, kv_heads, k_len, widest))
+    q, k, v, dout = (x[..., :n] for x, n in ((q, head_dim), (k, head_dim), (v, value_dim), (dout, value_dim)))
     if kind == "peaky":
         q *= 8
     elif kind == "large":  # scores of about 1e4
@@ -83,14 +86,15 @@ def made(
         dout, v = np.abs(dout) + 0.3, np.abs(v) + 0.3
     for array in {"keys alike": (k,), "values alike": (v,), "rows alike": (q, dout)}.get(kind, ()):
         array[...] = array[:, :, :1]
-    q, k, v, dout = (array.astype(dtype) for array in (q, k, v, dout))
+    q, k, v, dout = (array.astype(dtype, order="C") for array in (q, k, v, dout))
     given = masks[0] if len(masks) == 1 else list(masks)
     found = cpu_attention.attention(check.call(q, k, v, given), q, k, v, return_lse=True)
     assert isinstance(found, tuple)
     out, lse = found
     dlse = rng.standard_normal(lse.shape).astype(lse.dtype) if with_dlse else None
     arrays = cpu_backward.Arrays(laid_out(dout, layout), q, k, v, out, lse, dlse)
-    return GradientCase(arrays, masks, f"{kind}, {layout}, {heads}, {head_dim}, {np.dtype(dtype)}, {seed}")
+    sizes = f"{heads}, {head_dim}/{value_dim}"
+    return GradientCase(arrays, masks, f"{kind}, {layout}, {sizes}, {np.dtype(dtype)}, {seed}")
 
 
 def laid_out(array: np.ndarray, layout: str) -> np.ndarray:
@@ -106,14 +110,15 @@ def laid_out(array: np.ndarray, layout: str) -> np.ndarray:
     return array
 
 
-def drawn(rng: Rng, masks: Sequence[Mask], dtype: Any) -> GradientCase:
-    """Heads, sizes, kind and layout at random."""
+def drawn(rng: Rng, masks: Sequence[Mask], dtype: Any, value_dims: Sequence[int] = ()) -> GradientCase:
+    """Heads, sizes, kind and layout at random. value_dims: that of v is one of them, without any that of q and k."""
     heads = (len(masks), int(rng.integers(1, 3)), int(rng.choice([1, 2, 7, 8])))
     return made(
         masks,
         heads,
         int(rng.choice([1, 2, 8, 16, 24])),
         dtype,
+        value_dim=int(rng.choice(value_dims)) if value_dims else None,
         kind=str(rng.choice(KINDS)),
         layout=str(rng.choice(LAYOUTS)),
         with_dlse=bool(rng.random() < 0.5),

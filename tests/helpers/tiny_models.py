@@ -47,14 +47,19 @@ def model(name: str, attn_implementation: Any, **changes: Any) -> Any:
     text = config.get_text_config()
     for key, value in changes.items():
         setattr(text, key, value)
+    return made(kind, config, attn_implementation)
+
+
+def made(kind: Any, config: Any, attn_implementation: Any) -> Any:
+    """A model of that class and configuration, the same weights every time."""
     torch.manual_seed(0)
-    made = kind._from_config(config, attn_implementation=attn_implementation).eval()
+    model = kind._from_config(config, attn_implementation=attn_implementation).eval()
     generator = torch.Generator().manual_seed(1)
-    for name, parameter in made.named_parameters():  # the usual 0.02 would leave attention nearly uniform
+    for name, parameter in model.named_parameters():  # the usual 0.02 would leave attention nearly uniform
         if parameter.ndim > 1:
             scale = 0.05 if "embed" in name else 0.35
             parameter.data = torch.randn(parameter.shape, generator=generator) * scale
-    return made
+    return model
 
 
 def _rows(side: str, short: list[int], long: list[int], seed: int = 3) -> dict[str, Any]:

@@ -196,7 +196,6 @@ REASONS = (
     "attention to compressed keys",
     "attention sinks",
     "a position bias",
-    "a head_dim of the values",
     "sparse attention",
 )
 
@@ -226,7 +225,7 @@ def _reason(error: str) -> str:
     """What an error names, without the sizes of a call."""
     for reason in REASONS:
         if reason in error:
-            return f"{reason} other than that of the queries" if "head_dim" in reason else reason
+            return reason
     if "takes no registered attention" in error:
         return error.partition("takes no registered attention: it ")[2].partition(";")[0]
     return error.partition(";")[0].removeprefix("attention_mask: ")

@@ -172,6 +172,11 @@ def test_errors() -> None:
         _call(made, k=[np.zeros((1, 1, 3, 8), np.float32)] * 2)
     with pytest.raises(ValueError, match="the batch and head_dim of q"):
         _call(made, q=wide)
+    narrow = [np.zeros((1, 1, 4, 4), np.float32)] * 2
+    with pytest.raises(
+        oc.UnsupportedError, match=r"must be equally wide across ranks.*got 8 and 4 columns on rank 0"
+    ):
+        _call(made, v=narrow)
     with pytest.raises(ValueError, match="multiple of the heads of k"):
         _call(made, k=[np.zeros((1, 3, 4, 8), np.float32)] * 2, v=[np.zeros((1, 3, 4, 8), np.float32)] * 2)
     with pytest.raises(ValueError, match=r"heads that the plan was made for, \(4, 2, 8\), got \(2, 1, 8\)"):

@@ -53,6 +53,24 @@ def test_out_is_written_in_place(device: Any) -> None:
     assert device.empties == []
 
 
+def test_values_of_another_width_make_the_output_as_wide(device: Any) -> None:
+    shapes = [(2, 300, 4, 192), (2, 300, 2, 192), (2, 300, 2, 128)]
+    tensors = [cuda(_zeros(shape, dtype=BF16).transpose(1, 2)) for shape in shapes]
+    out = oc.torch.attention(*tensors, oc.causal(300))
+    assert device.empties == [((2, 4, 300, 128), BF16, torch.device("cuda", 0))]
+    assert out.is_contiguous()
+    assert list(device.launches[0]["params"]["v_strides"]) == [300 * 256, 128, 256]
+    target = cuda(_zeros((2, 300, 4, 128), dtype=BF16).transpose(1, 2))
+    assert oc.torch.attention(*tensors, oc.causal(300), out=target) is target
+    assert device.launches[1]["params"]["out"] == target.data_ptr()
+    with pytest.raises(ValueError, match=r"^out must have the shape of q with the width of v \(128\)"):
+        oc.torch.attention(*tensors, out=cuda(_zeros((2, 4, 300, 192), dtype=BF16)))
+    wide = [cuda(_zeros((2, heads, 300, n), dtype=BF16)) for heads, n in ((4, 576), (2, 576), (2, 512))]
+    with pytest.raises(oc.UnsupportedError, match="512 beside 576 of absorbed multi-head latent attention"):
+        oc.torch.attention(*wide)
+    assert len(device.launches) == 2
+
+
 def test_it_runs_on_torch_s_stream(device: Any) -> None:
     mask = oc.causal(300)
     oc.torch.attention(*_inputs(), mask)

@@ -99,6 +99,16 @@ def _addresses(given: dict[str, Any], made: Any = (), dlse: Any = None) -> dict[
     return {name: 0 if x is None else x.data_ptr() for name, x in named.items()}
 
 
+def test_values_of_another_width_have_gradients_as_wide(device: Any) -> None:
+    shapes = {"q": (2, 300, 4, 192), "k": (2, 300, 2, 192), "v": (2, 300, 2, 128), "out": (2, 300, 4, 128)}
+    given = {name: cuda(torch.zeros(shape, dtype=BF16).transpose(1, 2)) for name, shape in shapes.items()}
+    given |= {"dout": cuda(torch.zeros((), dtype=BF16).expand(2, 4, 300, 128))}
+    made = _gradients(given | {"lse": cuda(torch.zeros(2, 4, 300))}, mask=oc.causal(300))
+    assert [tuple(one.shape) for one in made] == [tuple(given[name].shape) for name in "qkv"]
+    (plan,) = device.planned
+    assert plan["dout"].shape == (2, 4, 300, 128)
+
+
 def test_the_gpu_gets_the_tensors_own_memory(device: Any) -> None:
     given, mask, dlse = _tensors(), oc.causal(300), cuda(torch.zeros(2, 4, 300))
     made = _gradients(given, mask=mask, scale=0.5, deterministic=False, dlse=dlse)

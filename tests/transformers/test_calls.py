@@ -10,7 +10,9 @@ import pytest
 torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
 transformers: Any = pytest.importorskip("transformers", reason="transformers is not installed")
 
-import omnicupy as oc  # noqa: E402 - after what it needs
+from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402 - after what it needs
+
+import omnicupy as oc  # noqa: E402
 import omnicupy.transformers  # noqa: E402
 from omnicupy.transformers import forward  # noqa: E402
 
@@ -35,6 +37,13 @@ def _attention(mask: Any = None, rows: int = 6, keys: int = 6, **options: Any) -
     return forward.attention(Layer(), attention_mask=mask, **given)[0]
 
 
+def _of_widths(keys: int, values: int) -> Any:
+    """A call on CUDA tensors without memory."""
+    with FakeTensorMode():
+        q, k, v = (torch.zeros(1, h, 6, n, device="cuda") for h, n in ((4, keys), (2, keys), (2, values)))
+        return forward.attention(Layer(), q, k, v, None)
+
+
 CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "continuous batching": (
         lambda: _attention(cache=PagedAttentionCache()),
@@ -56,11 +65,11 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         oc.UnsupportedError,
         "sliding_window=4 without a mask goes with as many keys as rows, got 2 rows and 6 keys; pass attention_mask",
     ),
-    "values": (
-        lambda: _attention(value=torch.zeros(1, 2, 6, 16)),
+    "values on a GPU": (
+        lambda: _of_widths(576, 512),
         oc.UnsupportedError,
-        "Layer asks for a head_dim of the values other than that of the queries (8) (value: a tensor "
-        f"(1, 2, 6, 16)){REST}",
+        "Layer asks for a head_dim of the values other than that of the queries (576), so wide on a GPU (value: a "
+        f"tensor (1, 2, 6, 512)){REST}",
     ),
     "a padding mask": (
         lambda: _attention(torch.ones(1, 6, dtype=torch.bool)),
