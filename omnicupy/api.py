@@ -92,7 +92,7 @@ def _attention(q: Any, k: Any, v: Any, mask: Any, return_lse: Any, given: dict[s
     if isinstance(k, CachedKV) or isinstance(mask, (CachedRule, CachedStep)):
         return _cached(q, k, v, mask, return_lse, given)
     if not isinstance(q, np.ndarray):
-        return (_on_gpu or _load_gpu(q, k, v))(q, k, v, mask, return_lse=return_lse, **given)
+        return (_on_gpu or _load_gpu(q, k, v))(q, k, v, mask, return_lse, given)
     call = check.call(q, k, v, mask, **given)
     rest = {"sink_logits": given["sink_logits"], "out": given["out"]}
     return cpu_attention.attention(call, q, k, v, return_lse=return_lse, **rest)
@@ -256,7 +256,7 @@ def prepare(
     _load_gpu(q, k, v)
     from omnicupy.gpu import attention as gpu_attention
 
-    gpu_attention.plan_of(q, k, v, mask, **given)
+    gpu_attention.prepare(q, k, v, mask, given)
     if gradients:
         from omnicupy.gpu import backward as gpu_backward
 

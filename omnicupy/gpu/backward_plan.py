@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import cupy
-import numpy as np
 
 from omnicupy.gpu import stream_memory
 from omnicupy.gpu.device_blocks import DeviceBlocks
@@ -90,7 +89,6 @@ class Launch:
         self.reads_copies = kernel.part != "prepare"  # which makes them
         self.own_counters = kernel.part == "dq"  # it may run beside the kernel before it
         self._block, self._smem = (kernel.threads, 1, 1), kernel.smem_bytes
-        self._by_value = np.dtype(("V", len(self.template)))
         fields = PARAMS[kernel.params].fields
         assert fields is not None
         at = {name: fields[name][1] for name in fields}
@@ -129,8 +127,7 @@ class Launch:
             of_logits, of_sums = self._sinks_at
             _ADDRESS.pack_into(argument, of_logits, sinks[0])
             _SINKS.pack_into(argument, of_sums, sinks[1], sinks[2])
-        by_value = np.frombuffer(argument, self._by_value)  # of one element, which CuPy passes by value
-        self.function(self.grid, self._block, (by_value,), self._smem, stream)
+        self.function(self.grid, self._block, (argument,), self._smem, stream)
 
     def _new_maps(self, addresses: tuple[int, ...]) -> bytes:
         kernel = self.kernel

@@ -6,9 +6,6 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from omnicupy.gpu import stream_memory
 from omnicupy.gpu.device_blocks import DeviceCopy
 from omnicupy.gpu.plan import Plan
@@ -38,13 +35,13 @@ class Planner:
     tail: DeviceCopy | None = None
     tail_offsets: dict[str, int] | None = None
 
-    def template(self) -> NDArray[np.void]:
+    def template(self) -> bytes:
         """Its struct without the addresses of lengths and lists."""
         record = self.lists.params()
         if self.tail is not None:
             for name, offset in (self.tail_offsets or {}).items():
                 record[name] = self.tail.address + offset
-        return np.frombuffer(record.tobytes(), np.dtype(("V", record.itemsize)))
+        return record.tobytes()
 
 
 class CachedPlan:
@@ -113,7 +110,7 @@ class CachedPlan:
         return made
 
     def _plan(self, lengths: int, at: int, stream: Any) -> None:
-        argument = self._planner_template.copy()
+        argument = bytearray(self._planner_template)
         _POINTER.pack_into(argument, 0, lengths)
         _PLANNED.pack_into(argument, _PLANNED_AT, *(at + offset for offset in self._written))
         planner = self.planner

@@ -192,8 +192,8 @@ def prepare(
         raise ValueError(f"prepare: max_length goes with a CachedKV, got {max_length!r} without one; drop it")
     tensors.check(q, k, v, out, sink_logits)
     q, k, v = tensors.autocast(q, k, v)
-    changes = {"sink_logits": sink_logits, "softcap": softcap}
-    prepare_eagerly(q, k, v, mask, scale=scale, out=out, config=config, split=split, **changes)
+    given = {"scale": scale, "softcap": softcap, "config": config, "split": split}
+    prepare_eagerly(q, k, v, mask, given | {"out": out, "sink_logits": sink_logits})
     if gradients and q.is_cuda:
         backward.prepare_on_gpu((q, k, v), mask, (scale, softcap), sink_logits)
 
