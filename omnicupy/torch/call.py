@@ -66,33 +66,43 @@ def attention(
     if type(return_lse) is not bool or type(deterministic) is not bool:
         given = {"return_lse": return_lse, "deterministic": deterministic}
         return_lse, deterministic = (flag("attention", name, value) for name, value in given.items())
-    how = {"scale": scale, "return_lse": return_lse, "out": out, "config": config, "split": split}
-    if sink_logits is not None or softcap is not None:
-        how |= {"sink_logits": sink_logits, "softcap": softcap}
     if isinstance(k, CachedKV) or isinstance(mask, (CachedRule, CachedStep)):
-        return _on_caches()(q, k, v, mask, **how)
-    tensors.check(q, k, v, out, sink_logits)
+        how = {"scale": scale, "return_lse": return_lse, "out": out, "config": config, "split": split}
+        return _on_caches()(q, k, v, mask, sink_logits=sink_logits, softcap=softcap, **how)
+    plain = _are_plain(q, k, v, out, sink_logits)
+    if not plain:
+        tensors.check(q, k, v, out, sink_logits)
     if state.any_autocast():
         q, k, v = tensors.autocast(q, k, v)
+    options = (scale, softcap, return_lse, config, split, deterministic)
     if torch.is_grad_enabled():
         if out is not None:
             tensors.check_out(out, q=q, k=k, v=v, sink_logits=sink_logits)
-        elif tensors.need_gradients(q, k, v, sink_logits):
-            options = (scale, softcap, return_lse, config, split, deterministic)
+        elif (
+            q.requires_grad
+            or k.requires_grad
+            or v.requires_grad
+            or (sink_logits is not None and sink_logits.requires_grad)
+        ):
             return with_gradients((q, k, v, sink_logits), mask, options)
-    return _without_gradients(q, k, v, mask, how, deterministic)
+    return _without_gradients((q, k, v, out, sink_logits), mask, options, plain)
 
 
-def _without_gradients(q: Any, k: Any, v: Any, mask: Any, how: dict[str, Any], deterministic: bool) -> Any:
-    """The call whose gradients nobody asks for. how: the other options of attention."""
-    out, sink_logits = how["out"], how.get("sink_logits")
+def _without_gradients(given: tuple[Any, ...], mask: Any, options: tuple[Any, ...], plain: bool) -> Any:
+    """The call whose gradients nobody asks for.
+
+    given: q, k, v, out and sink_logits.  options: as in with_gradients.  plain: whether the tensors are.
+    """
+    q, k, v, out, sink_logits = given
+    scale, softcap, return_lse, config, split, deterministic = options
     if state.has_tangents():  # which would be lost
         tensors.check_tangents(q=q, k=k, v=v, out=out, sink_logits=sink_logits)
+    how = {"scale": scale, "return_lse": return_lse, "out": out, "config": config, "split": split}
+    if sink_logits is not None or softcap is not None:
+        how |= {"sink_logits": sink_logits, "softcap": softcap}
     if torch.compiler.is_compiling():
         return through_operator(q, k, v, mask, **how)
     run = run_eagerly if state.tracer() is None else untraced(run_eagerly)
-    plain = _are_plain(q, k, v, out)
-    plain = plain and (sink_logits is None or type(sink_logits) in state.PLAIN)
     if not plain or state.modes() or state.transform() is not None or state.jit_traces():
         run = _seen_by_torch(plain, deterministic)
     try:
@@ -102,10 +112,12 @@ def _without_gradients(q: Any, k: Any, v: Any, mask: Any, how: dict[str, Any], d
         raise
 
 
-def _are_plain(q: Any, k: Any, v: Any, out: Any) -> bool:
-    if type(q) is type(k) is type(v) and out is None:  # the same as below, in half the time
+def _are_plain(q: Any, k: Any, v: Any, out: Any, sink_logits: Any) -> bool:
+    """Whether all that are given are tensors and nothing but that."""
+    if type(q) is type(k) is type(v) and out is sink_logits is None:  # the same as below, in half the time
         return type(q) in state.PLAIN
-    return all(type(one) in state.PLAIN for one in (q, k, v, out) if one is not None)
+    given = (q, k, v, *(one for one in (out, sink_logits) if one is not None))
+    return all(type(one) in state.PLAIN for one in given)
 
 
 def _on_caches() -> Any:
