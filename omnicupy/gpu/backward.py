@@ -252,7 +252,8 @@ def _launched(plan: BackwardPlan, given: tuple[Any, ...], options: dict[str, Any
         *(0 if array is None else array.data.ptr for array in (*made, sinks, of_sinks)),
     )
     # A capture has memory of its own; else it goes back to CuPy's pool for what this stream is given next.
-    scratch = None if is_capturing(stream) else cupy.ndarray((plan.scratch_bytes,), np.uint8)
+    size = plan.scratch_bytes
+    scratch = cupy.ndarray((size,), np.uint8) if size and not is_capturing(stream) else None
     plan.launch(at, stream, 0 if scratch is None else scratch.data.ptr)
     return made if of_sinks is None else (*made, of_sinks)
 

@@ -27,6 +27,7 @@ _SINKS = struct.Struct("<2Q")  # sink_sums, dsink_logits: neighbours in Backward
 _MAPS_BYTES = 4 * MAP_BYTES  # of q, dout, k and v: the first fields of BackwardParamsSm90
 _READ_SINKS = ("prepare", "sinks")  # kernels that know of sinks
 _COUNTERS = 4  # integers of the kernel of dQ, zero before and after a launch; then come arrivals
+OWN_BYTES = 1 << 20  # work memory up to this stays with the stream: allocating it would cost more than keeping it
 _NO_COPIES = (0, 0, 0, 0)
 _joined = bytearray().join
 
@@ -145,21 +146,22 @@ class Launch:
 class BackwardPlan:
     """The launches of one backward pass, in order. spec: whose kernels.  device: which runs them.
 
-    scratch_bytes: what a launch needs beside its arrays while it runs.
+    scratch_bytes: what a launch needs beside its arrays while it runs, 0 where the stream has memory for it.
+    need: that memory.
     """
 
     def __init__(self, spec: BackwardSpec, device: int, launches: Sequence[Launch], space: Space) -> None:
         self.spec = spec
         self.device = device
-        self.scratch_bytes = space.size
+        self.scratch_bytes = space.size if space.size > OWN_BYTES else 0
         self._launches = tuple(launches)
         self._blocks = tuple({id(one.blocks): one.blocks for one in launches}.values())
         self._space = space
         self._copies = space.q, space.dout, space.k, space.v
         self._copies_any = max(self._copies) >= 0
         # Beside the arrays: with memory that the caller brings, and with the stream's own.
-        self._beside, self._need = (Need(size, _COUNTERS + space.arrivals) for size in (0, space.size))
-        stream_memory.prepare(device, self._need)
+        self._beside, self.need = (Need(size, _COUNTERS + space.arrivals) for size in (0, space.size))
+        stream_memory.prepare(device, self.need)
 
     def reads(self, blocks: DeviceBlocks) -> bool:
         """Does a launch read this device copy?"""
@@ -188,7 +190,7 @@ class BackwardPlan:
 
     def _run(self, work: Addresses, memory: StreamMemory, stream: Any, scratch: int) -> None:
         space = self._space
-        own = memory.workspace(self._beside if scratch else self._need)
+        own = memory.workspace(self._beside if scratch else self.need)
         base = scratch or own.partials
         sums = base + space.sums
         if space.sums >= 0:

@@ -145,7 +145,8 @@ def _launched(given: tuple[Any, ...], made: tuple[Any, ...], mask: Any, how: How
         plan = gpu.find_plan(key, mask)
     if plan is None:
         plan = _new_plan(key, (dout, q, k, v, out, lse, dlse, sinks), mask, how, stream)
-    scratch = torch.empty(plan.scratch_bytes, dtype=torch.uint8, device=q.device)
+    size = plan.scratch_bytes
+    scratch = torch.empty(size, dtype=torch.uint8, device=q.device) if size else None
     dq, dk, dv, dsinks = made
     at = gpu.Addresses(
         *(at_q, at_k, at_v, at_out, at_lse, at_dout, 0 if dlse is None else dlse.data_ptr()),
@@ -155,7 +156,7 @@ def _launched(given: tuple[Any, ...], made: tuple[Any, ...], mask: Any, how: How
         0 if sinks is None else sinks.data_ptr(),
         0 if dsinks is None else dsinks.data_ptr(),
     )
-    plan.launch(at, stream, scratch.data_ptr())
+    plan.launch(at, stream, 0 if scratch is None else scratch.data_ptr())
 
 
 def _new_plan(key: Any, given: tuple[Any, ...], mask: Any, how: How, stream: Any) -> Any:
