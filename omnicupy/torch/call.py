@@ -147,18 +147,13 @@ def with_gradients(
     q, k, v, sink_logits = inputs
     if state.has_tangents():
         tensors.check_tangents(q=q, k=k, v=v, sink_logits=sink_logits)
-    scale, softcap, return_lse, config, split, deterministic = options
-    how = {"scale": scale, "return_lse": return_lse, "out": None, "config": config, "split": split}
-    how |= {"deterministic": deterministic, "tokens_first": tokens_first}
-    how |= {"sink_logits": sink_logits, "softcap": softcap}
     if torch.compiler.is_compiling():
-        return through_operator(q, k, v, mask, **how)
+        return through_operator(q, k, v, mask, **_how(options, sink_logits, tokens_first))
     if state.transform() is not None:
-        return through_transforms(q, k, v, mask, **how)
-    plain = all(one is None or type(one) in state.PLAIN for one in inputs)
+        return through_transforms(q, k, v, mask, **_how(options, sink_logits, tokens_first))
     try:
-        if not plain or state.modes():
-            return through_operator(q, k, v, mask, **how)
+        if not _are_plain(q, k, v, None, sink_logits) or state.modes():
+            return through_operator(q, k, v, mask, **_how(options, sink_logits, tokens_first))
         if state.jit_traces():
             raise UnsupportedError(NO_TRACE)
         run = Attention.apply if state.tracer() is None else untraced(Attention.apply)
@@ -166,6 +161,14 @@ def with_gradients(
     except (RuntimeError, TypeError):  # of torch, which says nothing of which tensor it is
         tensors.check_storage(q=q, k=k, v=v, sink_logits=sink_logits)
         raise
+
+
+def _how(options: tuple[Any, ...], sink_logits: Any, tokens_first: bool) -> dict[str, Any]:
+    """The keywords of a call as the operator takes them. options: as in with_gradients."""
+    scale, softcap, return_lse, config, split, deterministic = options
+    how = {"scale": scale, "return_lse": return_lse, "out": None, "config": config, "split": split}
+    how |= {"deterministic": deterministic, "tokens_first": tokens_first}
+    return how | {"sink_logits": sink_logits, "softcap": softcap}
 
 
 def prepare(
