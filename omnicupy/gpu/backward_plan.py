@@ -27,8 +27,10 @@ _SINKS = struct.Struct("<2Q")  # sink_sums, dsink_logits: neighbours in Backward
 _MAPS_BYTES = 4 * MAP_BYTES  # of q, dout, k and v: the first fields of BackwardParamsSm90
 _READ_SINKS = ("prepare", "sinks")  # kernels that know of sinks
 _COUNTERS = 4  # integers of the kernel of dQ, zero before and after a launch; then come arrivals
-OWN_BYTES = 1 << 20  # work memory up to this stays with the stream: allocating it would cost more than keeping it
-_NO_COPIES = (0, 0, 0, 0)
+OWN_BYTES = (
+    1 << 20
+)  # work memory up to this stays with the stream: allocating it would cost more than keeping it
+_NO_COPIES: tuple[int, ...] = (0, 0, 0, 0)
 _joined = bytearray().join
 
 
@@ -200,10 +202,11 @@ class BackwardPlan:
         if self._copies_any:
             copies = tuple(0 if place < 0 else base + place for place in self._copies)
         made = (dlse, base + space.lse2, base + space.delta, dq, dk, dv, *copies)
-        at = given = q, dout, k, v
+        given: tuple[int, ...] = (q, dout, k, v)
+        at = given
         packed = given_packed = _INPUTS.pack(q, k, v, out, lse), _GRADIENTS.pack(dout, *made)
         if self._copies_any:  # which the kernel that prepares makes
-            q, dout, k, v = at = tuple(copy or own for copy, own in zip(copies, given, strict=True))
+            q, dout, k, v = at = tuple(copy or array for copy, array in zip(copies, given, strict=True))
             packed = _INPUTS.pack(q, k, v, out, lse), _GRADIENTS.pack(dout, *made)
         sinks = sink_logits, 0 if space.sinks < 0 else base + space.sinks, dsinks
         arrivals = own.arrivals

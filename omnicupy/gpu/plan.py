@@ -46,12 +46,13 @@ class KernelCall:
 class Plan:
     """One launch, ready but for the addresses of q, k, v, out and lse.
 
-    shape, dtype: of the output.  device: which runs it.  blocks: the device copy that it reads.
+    shape, dtype: of the output.  device: which runs it.  blocks: the device copy that it reads.  template: its struct
+    without these addresses.
     """
 
     __slots__ = (
-        *("_block", "_function", "_grid", "_near", "_offset", "_out", "_sink_at", "_smem", "_template"),
-        *("blocks", "device", "dtype", "shape", "spec"),
+        *("_block", "_function", "_grid", "_near", "_offset", "_out", "_sink_at", "_smem"),
+        *("blocks", "device", "dtype", "shape", "spec", "template"),
     )
 
     def __init__(
@@ -63,7 +64,7 @@ class Plan:
         self._function, self._grid = launched.function, launched.grid
         self._block = (spec.threads, 1, 1)
         self._smem = spec.smem_bytes
-        self._template = template
+        self.template = template
         self._offset = PARAMS[spec.kernel].fields["q"][1]  # type: ignore[index]
         self._sink_at = PARAMS[spec.kernel].fields["sink_logits"][1]  # type: ignore[index]
         self._out = (0, 0) if launched.out is None else _byte_range(launched.out)
@@ -113,15 +114,18 @@ class Plan:
                 memory.reads(blocks)
             return
 
-    def argument(self, q: int, k: int, v: int, out: int, lse: int) -> bytearray:
-        """The struct of one launch, its own: the driver reads it in the launch, where other threads may run."""
-        argument = bytearray(self._template)
+    def argument(
+        self, q: int, k: int, v: int, out: int, lse: int, template: bytes | None = None
+    ) -> bytearray:
+        """The struct of one launch, its own: the driver reads it in the launch, where other threads may run.
+
+        template: without the addresses of arrays; None is the plan's own.
+        """
+        argument = bytearray(template or self.template)
         _POINTERS.pack_into(argument, self._offset, q, k, v, out, lse)
         return argument
 
-    def run(
-        self, argument: bytearray, addresses: Addresses, memory: StreamMemory, stream: Any
-    ) -> None:
+    def run(self, argument: bytearray, addresses: Addresses, memory: StreamMemory, stream: Any) -> None:
         """Launch with what `argument` made of such addresses. Under the lock of `memory`, that of `stream`."""
         self._complete(argument, addresses, memory)
         self._function(self._grid, self._block, (argument,), self._smem, stream)

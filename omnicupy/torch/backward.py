@@ -91,9 +91,7 @@ def _gradients_on_cpu(given: tuple[Any, ...], made: tuple[Any, ...], mask: Any, 
         made[3].copy_(torch.from_numpy(found[3]))
 
 
-def _gradients_on_gpu(
-    given: tuple[Any, ...], made: tuple[Any, ...], mask: Any, how: How, index: int
-) -> None:
+def _gradients_on_gpu(given: tuple[Any, ...], made: tuple[Any, ...], mask: Any, how: How, index: int) -> None:
     """Gradients of tensors of CUDA device `index` into `made`, on torch's current stream of it; does not wait for it.
 
     given: dout, q, k, v, out, lse, dlse and sink_logits (these two or None).  made: dq, dk, dv and dsink_logits.
@@ -141,7 +139,15 @@ def _launched(given: tuple[Any, ...], made: tuple[Any, ...], mask: Any, how: How
         None if sinks is None else (sinks.shape, sinks.stride(), sinks.dtype),
     )
     plan = None
-    if not (at_q | at_k | at_v | at_out) % _ALIGN and at_q and at_k and at_v and at_out and at_lse and at_dout:
+    if (
+        not (at_q | at_k | at_v | at_out) % _ALIGN
+        and at_q
+        and at_k
+        and at_v
+        and at_out
+        and at_lse
+        and at_dout
+    ):
         plan = gpu.find_plan(key, mask)
     if plan is None:
         plan = _new_plan(key, (dout, q, k, v, out, lse, dlse, sinks), mask, how, stream)

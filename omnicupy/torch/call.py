@@ -69,7 +69,7 @@ def attention(
     if isinstance(k, CachedKV) or isinstance(mask, (CachedRule, CachedStep)):
         how = {"scale": scale, "return_lse": return_lse, "out": out, "config": config, "split": split}
         return _on_caches()(q, k, v, mask, sink_logits=sink_logits, softcap=softcap, **how)
-    plain = _are_plain(q, k, v, out, sink_logits)
+    plain = state.are_plain(q, k, v, out, sink_logits)
     if not plain:
         tensors.check(q, k, v, out, sink_logits)
     if state.any_autocast():
@@ -78,12 +78,7 @@ def attention(
     if torch.is_grad_enabled():
         if out is not None:
             tensors.check_out(out, q=q, k=k, v=v, sink_logits=sink_logits)
-        elif (
-            q.requires_grad
-            or k.requires_grad
-            or v.requires_grad
-            or (sink_logits is not None and sink_logits.requires_grad)
-        ):
+        elif q.requires_grad or k.requires_grad or v.requires_grad or tensors.needs_gradient(sink_logits):
             return with_gradients((q, k, v, sink_logits), mask, options)
     return _without_gradients((q, k, v, out, sink_logits), mask, options, plain)
 
@@ -110,14 +105,6 @@ def _without_gradients(given: tuple[Any, ...], mask: Any, options: tuple[Any, ..
     except (RuntimeError, TypeError):  # of torch, which says nothing of which tensor it is
         tensors.check_storage(q=q, k=k, v=v, out=out, sink_logits=sink_logits)
         raise
-
-
-def _are_plain(q: Any, k: Any, v: Any, out: Any, sink_logits: Any) -> bool:
-    """Whether all that are given are tensors and nothing but that."""
-    if type(q) is type(k) is type(v) and out is sink_logits is None:  # the same as below, in half the time
-        return type(q) in state.PLAIN
-    given = (q, k, v, *(one for one in (out, sink_logits) if one is not None))
-    return all(type(one) in state.PLAIN for one in given)
 
 
 def _on_caches() -> Any:
@@ -152,7 +139,7 @@ def with_gradients(
     if state.transform() is not None:
         return through_transforms(q, k, v, mask, **_how(options, sink_logits, tokens_first))
     try:
-        if not _are_plain(q, k, v, None, sink_logits) or state.modes():
+        if not state.are_plain(q, k, v, None, sink_logits) or state.modes():
             return through_operator(q, k, v, mask, **_how(options, sink_logits, tokens_first))
         if state.jit_traces():
             raise UnsupportedError(NO_TRACE)

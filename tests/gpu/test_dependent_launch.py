@@ -66,7 +66,12 @@ def test_other_launches_wait_for_the_kernel_ahead() -> None:
     launch = _made(asked, overlaps=False)
     launch(GRID, BLOCK, (_argument(asked, b"the parameters"),), SMEM, SimpleNamespace(ptr=5))
     ((config, function, content),) = asked.launches
-    assert (config.gridDimX, config.blockDimX, config.sharedMemBytes, int(config.hStream)) == (132, 384, SMEM, 5)
+    assert (config.gridDimX, config.blockDimX, config.sharedMemBytes, int(config.hStream)) == (
+        132,
+        384,
+        SMEM,
+        5,
+    )
     assert (function, content) == (77, b"the parameters")
     assert (config.numAttrs, config.attrs) == (0, [])
 
