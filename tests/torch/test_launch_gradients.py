@@ -146,6 +146,13 @@ def test_only_what_is_wanted_is_allocated(device: Any) -> None:
     assert [dtype for _, dtype, _ in device.empties] == [BF16, torch.uint8]  # dk, and work memory
 
 
+def test_work_memory_of_the_stream_is_not_allocated(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Plan, "scratch_bytes", 0)
+    _gradients(_tensors())
+    assert device.backwards[0]["scratch"] == 0
+    assert [dtype for _, dtype, _ in device.empties] == [BF16] * 3
+
+
 def test_sinks_and_their_gradient_are_named_by_their_addresses(device: Any) -> None:
     sinks = cuda(torch.zeros(4))
     made = _gradients(_tensors(), (True, True, True, True), sink_logits=sinks, softcap=30.0)
