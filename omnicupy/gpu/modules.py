@@ -8,7 +8,7 @@ from typing import Any
 
 import cupy
 
-from omnicupy.gpu.dependent_launch import LEAST_DRIVER, Launcher
+from omnicupy.gpu.dependent_launch import LEAST_DRIVER, OVERLAPPING, Launcher
 from omnicupy.gpu.streams import allowing_unsafe_calls
 from omnicupy.jit import cache
 from omnicupy.jit.spec import KernelSpec
@@ -48,12 +48,13 @@ def kernel(spec: KernelSpec, device: int) -> Kernel:
 
 def launcher_behind(found: Kernel) -> Any:
     """What launches a kernel that waits by itself for what is ahead of it, as far as it must."""
-    return Launcher(found.raw.kernel, overlaps=True) if _can_overlap() else found.function
+    return Launcher(found.raw.kernel, (OVERLAPPING,)) if _can_overlap() else found.function
 
 
 def _launcher(spec: KernelSpec, function: Any) -> Any:
     """What launches a kernel. That for Hopper waits by itself for what is ahead of it; others must be made to."""
-    return Launcher(function, overlaps=spec.kernel == spec.params == "sm90" and _can_overlap())
+    overlaps = spec.kernel == spec.params == "sm90" and _can_overlap()
+    return Launcher(function, (OVERLAPPING,) if overlaps else ())
 
 
 def _can_overlap() -> bool:

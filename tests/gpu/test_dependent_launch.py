@@ -11,7 +11,7 @@ import pytest
 from cuda.bindings import driver
 
 from omnicupy.gpu import bindings, dependent_launch, modules
-from omnicupy.gpu.dependent_launch import Launcher
+from omnicupy.gpu.dependent_launch import COOPERATIVE, OVERLAPPING, Launcher
 from omnicupy.jit.spec import AttnSpec
 
 GRID, BLOCK, SMEM = (132, 1, 1), (384, 1, 1), 200_000
@@ -35,8 +35,8 @@ class Asked:
         return (self.status,)
 
 
-def _made(asked: Asked, *, overlaps: bool = True) -> Launcher:
-    found = Launcher(SimpleNamespace(ptr=77), overlaps=overlaps)
+def _made(asked: Asked, *attributes: str) -> Launcher:
+    found = Launcher(SimpleNamespace(ptr=77), attributes)
     found._driver = asked
     return found
 
@@ -48,7 +48,7 @@ def _argument(asked: Asked, content: bytes) -> bytearray:
 
 def test_a_launch_says_that_it_may_begin_early() -> None:
     asked = Asked()
-    launch = _made(asked)
+    launch = _made(asked, OVERLAPPING)
     launch(GRID, BLOCK, (_argument(asked, b"the parameters"),), SMEM, SimpleNamespace(ptr=5))
     ((config, function, content),) = asked.launches
     assert (config.gridDimX, config.gridDimY, config.gridDimZ) == GRID
@@ -63,7 +63,7 @@ def test_a_launch_says_that_it_may_begin_early() -> None:
 
 def test_other_launches_wait_for_the_kernel_ahead() -> None:
     asked = Asked()
-    launch = _made(asked, overlaps=False)
+    launch = _made(asked)
     launch(GRID, BLOCK, (_argument(asked, b"the parameters"),), SMEM, SimpleNamespace(ptr=5))
     ((config, function, content),) = asked.launches
     assert (config.gridDimX, config.blockDimX, config.sharedMemBytes, int(config.hStream)) == (
@@ -74,6 +74,14 @@ def test_other_launches_wait_for_the_kernel_ahead() -> None:
     )
     assert (function, content) == (77, b"the parameters")
     assert (config.numAttrs, config.attrs) == (0, [])
+
+
+def test_a_launch_may_ask_for_all_its_thread_blocks_at_once() -> None:
+    asked = Asked()
+    _made(asked, COOPERATIVE)(GRID, BLOCK, (_argument(asked, b"x"),), SMEM, SimpleNamespace(ptr=5))
+    (attribute,) = asked.launches[0][0].attrs
+    assert attribute.id == driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
+    assert attribute.value.cooperative == 1
 
 
 def test_a_thread_without_a_context_gets_that_of_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,4 +135,4 @@ def test_who_may_begin_early(monkeypatch: pytest.MonkeyPatch, kernel: str, versi
         arch="sm_90a" if kernel == "sm90" else "sm_90", kernel=kernel, dtype="float16", head_dim=64, **size
     )
     found = modules._launcher(spec, function)
-    assert found.overlaps == early
+    assert found._attributes == ((OVERLAPPING,) if early else ())
