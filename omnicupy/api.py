@@ -256,7 +256,7 @@ def prepare(
     _load_gpu(q, k, v)
     from omnicupy.gpu import attention as gpu_attention
 
-    gpu_attention.prepare(q, k, v, mask, given)
+    gpu_attention.plan_of(q, k, v, mask, given)
     if gradients:
         from omnicupy.gpu import backward as gpu_backward
 

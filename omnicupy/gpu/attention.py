@@ -29,30 +29,21 @@ Options: TypeAlias = tuple[Any, Any, Any, Any]  # scale, softcap, config and spl
 
 
 def attention(q: Any, k: Any, v: Any, mask: Any, return_lse: bool, given: dict[str, Any]) -> Any:
-    """omnicupy.attention for CuPy arrays; also array_key the error when q, k and v are no arrays at all. given: its
+    """omnicupy.attention for CuPy arrays; also raises the error where q, k and v are no arrays at all. given: its
     other options.
     """
-    out, sink_logits = given["out"], given["sink_logits"]
-    plan = _plan_of((q, k, v, out), mask, options_of(given), sink_logits)
-    found = on_device(plan.device, _launched, plan, (q, k, v, sink_logits), out, return_lse)
+    plan = plan_of(q, k, v, mask, given)
+    inputs = (q, k, v, given["sink_logits"])
+    found = on_device(plan.device, _launched, plan, inputs, given["out"], return_lse)
     return found if return_lse else found[0]
 
 
-def prepare(q: Any, k: Any, v: Any, mask: Any, given: dict[str, Any]) -> None:
-    """omnicupy.prepare for CuPy arrays: what the first call does before its launch. Raises every argument error."""
-    _plan_of((q, k, v, given["out"]), mask, options_of(given), given["sink_logits"])
-
-
-def options_of(given: dict[str, Any]) -> Options:
-    """What a plan depends on of the options of attention."""
-    return given["scale"], given["softcap"], given["config"], given["split"]
-
-
-def _plan_of(arrays: tuple[Any, Any, Any, Any], mask: Any, options: Options, sink_logits: Any) -> Plan:
+def plan_of(q: Any, k: Any, v: Any, mask: Any, given: dict[str, Any]) -> Plan:
     """The plan that was made for such CuPy arrays, or a new one: the kernel loaded, the block lists on their way to
-    the device. Raises every argument error. arrays: q, k, v and `out` or None.
+    the device. Raises every argument error. given: the other options of omnicupy.attention.
     """
-    q, k, v, out = arrays
+    out, sink_logits = given["out"], given["sink_logits"]
+    options = given["scale"], given["softcap"], given["config"], given["split"]
     array_key: Any = None
     plan = None
     try:
@@ -70,7 +61,7 @@ def _plan_of(arrays: tuple[Any, Any, Any, Any], mask: Any, options: Options, sin
         plan = find_plan(array_key, addresses, mask, options)
         if plan is not None and sink_logits is not None:
             plan = plan if plan.fits_sink(sink_logits.data.ptr, addresses[3]) else None
-    return plan or make_plan(array_key, arrays, mask, options, sink_logits=sink_logits)
+    return plan or make_plan(array_key, (q, k, v, out), mask, options, sink_logits=sink_logits)
 
 
 def _sink_key(sink_logits: Any) -> Any:
