@@ -22,6 +22,7 @@ from omnicupy.serving.rule import CachedRule
 from omnicupy.serving.step import CachedStep
 
 _on_gpu: Callable[..., Any] | None = None
+_backward: Any = None  # omnicupy.gpu.backward
 
 
 def attention(
@@ -93,7 +94,7 @@ def _attention(q: Any, k: Any, v: Any, mask: Any, return_lse: Any, given: dict[s
     if isinstance(k, CachedKV) or isinstance(mask, (CachedRule, CachedStep)):
         return _cached(q, k, v, mask, return_lse, given)
     if not isinstance(q, np.ndarray):
-        return (_on_gpu or _load_gpu(q, k, v))(q, k, v, mask, return_lse=return_lse, **given)
+        return (_on_gpu or _load_gpu(q, k, v))(q, k, v, mask, return_lse, given)
     call = check.call(q, k, v, mask, **given)
     rest = {"sink_logits": given["sink_logits"], "out": given["out"]}
     return cpu_attention.attention(call, q, k, v, return_lse=return_lse, **rest)
@@ -203,10 +204,7 @@ def _gradients(given: tuple[Any, ...], **options: Any) -> Any:
         arrays = cpu_backward.Arrays(*(*given, options["dlse"]))
         rest = {name: options[name] for name in ("sink_logits", "out_grads")}
         return cpu_backward.attention_backward(call, arrays, **rest)
-    _load_gpu(*given[1:4])
-    from omnicupy.gpu import backward as gpu_backward
-
-    return gpu_backward.attention_backward(*given, **options)
+    return (_backward or _load_backward(*given[1:4])).attention_backward(*given, **options)
 
 
 def prepare(
@@ -257,12 +255,10 @@ def prepare(
     _load_gpu(q, k, v)
     from omnicupy.gpu import attention as gpu_attention
 
-    gpu_attention.plan_of(q, k, v, mask, **given)
+    gpu_attention.plan_of(q, k, v, mask, given)
     if gradients:
-        from omnicupy.gpu import backward as gpu_backward
-
         rest = {"scale": scale, "sink_logits": sink_logits, "softcap": softcap}
-        gpu_backward.prepare_backward(q, k, v, mask, config=None, **rest)
+        _load_backward(q, k, v).prepare_backward(q, k, v, mask, config=None, **rest)
 
 
 def _prepare_cached(q: Any, kv: Any, v: Any, mask: Any, gradients: bool, given: dict[str, Any]) -> None:
@@ -295,3 +291,11 @@ def _load_gpu(q: Any, k: Any, v: Any) -> Callable[..., Any]:
 
     _on_gpu = gpu_attention.attention
     return _on_gpu
+
+
+def _load_backward(q: Any, k: Any, v: Any) -> Any:
+    global _backward
+    _load_gpu(q, k, v)
+    from omnicupy.gpu import backward as _backward
+
+    return _backward

@@ -79,14 +79,16 @@ def refuse_rule_without_cache(k: object) -> NoReturn:
 
 
 def own_options(function: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The options of `attention` or `prepare` that a call on a CachedKV takes. Raises UnsupportedError for others."""
+    """The options of `attention` or `prepare` that a call on a CachedKV takes: `given`, without the others. Raises
+    UnsupportedError where one of these is asked for.
+    """
     for name in OTHER_OPTIONS:
-        if given.get(name) is not None:
+        if (asked := given.pop(name, None)) is not None:
             raise UnsupportedError(
-                f"{function}: {name} must be None where k is a CachedKV, got {type_name(given[name])}; leave it out, "
-                "or pass k, v and the Mask for one length, cached(...).mask(length, q_len)"
+                f"{function}: {name} must be None where k is a CachedKV, got {type_name(asked)}; leave it out, or pass "
+                "k, v and the Mask for one length, cached(...).mask(length, q_len)"
             )
-    return {name: value for name, value in given.items() if name not in OTHER_OPTIONS}
+    return given
 
 
 def step_shapes(q: Any, kv: CachedKV) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ finds and launches the same plans.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeAlias
 
 import cupy
 import numpy as np
@@ -25,45 +25,25 @@ from omnicupy.masks.mask import Mask
 MAX_PLANS = 256  # a mask's plans (shapes, strides, options); the oldest goes first
 _current_stream = cupy.cuda.get_current_stream
 _unmasked: dict[Any, Plan] = {}  # plans of calls without a mask; their keys hold the shapes
+Options: TypeAlias = tuple[Any, Any, Any, Any]  # scale, softcap, config and split, as in omnicupy.attention
 
 
-def attention(
-    q: Any,
-    k: Any,
-    v: Any,
-    mask: Any,
-    *,
-    scale: Any = None,
-    sink_logits: Any = None,
-    softcap: Any = None,
-    return_lse: bool = False,
-    out: Any = None,
-    config: Any = None,
-    split: Any = None,
-) -> Any:
-    """omnicupy.attention for CuPy arrays; also array_key the error when q, k and v are no arrays at all."""
-    changes = {"sink_logits": sink_logits, "softcap": softcap}
-    plan = plan_of(q, k, v, mask, scale=scale, out=out, config=config, split=split, **changes)
-    found = on_device(plan.device, _launched, plan, (q, k, v, sink_logits), out, return_lse)
+def attention(q: Any, k: Any, v: Any, mask: Any, return_lse: bool, given: dict[str, Any]) -> Any:
+    """omnicupy.attention for CuPy arrays; also raises the error where q, k and v are no arrays at all. given: its
+    other options.
+    """
+    plan = plan_of(q, k, v, mask, given)
+    inputs = (q, k, v, given["sink_logits"])
+    found = on_device(plan.device, _launched, plan, inputs, given["out"], return_lse)
     return found if return_lse else found[0]
 
 
-def plan_of(
-    q: Any,
-    k: Any,
-    v: Any,
-    mask: Any,
-    *,
-    scale: Any,
-    out: Any,
-    config: Any,
-    split: Any = None,
-    sink_logits: Any = None,
-    softcap: Any = None,
-) -> Plan:
+def plan_of(q: Any, k: Any, v: Any, mask: Any, given: dict[str, Any]) -> Plan:
     """The plan that was made for such CuPy arrays, or a new one: the kernel loaded, the block lists on their way to
-    the device. Raises every argument error.
+    the device. Raises every argument error. given: the other options of omnicupy.attention.
     """
+    out, sink_logits = given["out"], given["sink_logits"]
+    options = given["scale"], given["softcap"], given["config"], given["split"]
     array_key: Any = None
     plan = None
     try:
@@ -78,12 +58,10 @@ def plan_of(
     except AttributeError:  # not CuPy arrays: the checks say so
         pass
     else:
-        plan = find_plan(array_key, addresses, mask, scale, config, split, softcap=softcap)
+        plan = find_plan(array_key, addresses, mask, options)
         if plan is not None and sink_logits is not None:
             plan = plan if plan.fits_sink(sink_logits.data.ptr, addresses[3]) else None
-    options = {"scale": scale, "config": config, "split": split}
-    options |= {"sink_logits": sink_logits, "softcap": softcap}
-    return plan or make_plan(array_key, (q, k, v, out), mask, stream=None, **options)
+    return plan or make_plan(array_key, (q, k, v, out), mask, options, sink_logits=sink_logits)
 
 
 def _sink_key(sink_logits: Any) -> Any:
@@ -91,21 +69,14 @@ def _sink_key(sink_logits: Any) -> Any:
 
 
 def find_plan(
-    array_key: Any,
-    addresses: tuple[int, int, int, int | None],
-    mask: Any,
-    scale: Any,
-    config: Any,
-    split: Any = None,
-    *,
-    softcap: Any = None,
+    array_key: Any, addresses: tuple[int, int, int, int | None], mask: Any, options: Options
 ) -> Plan | None:
     """The plan that `make_plan` kept for such arguments; None where it has to look at them.
 
     array_key: all that a plan depends on of q, k, v, `out` and sink_logits; equals no other library's for other arrays.
     addresses: of q, k, v and `out`, None for no `out`; that of sink_logits is the caller's to look at (fits_sink).
     """
-    plan = _kept(_key(array_key, mask, (scale, softcap), config, split), mask)
+    plan = _kept(_key(array_key, mask, options), mask)
     return plan if plan is not None and plan.fits_addresses(*addresses) else None
 
 
@@ -113,13 +84,10 @@ def make_plan(
     array_key: Any,
     arrays: tuple[Any, Any, Any, Any],
     mask: Any,
+    options: Options,
     *,
-    scale: Any,
-    config: Any,
-    stream: Any,
-    split: Any = None,
-    sink_logits: Any = None,
-    softcap: Any = None,
+    sink_logits: Any,
+    stream: Any = None,
 ) -> Plan:
     """Checks all arguments, then as `find_plan`, or a new plan, which is kept unless `array_key` is None.
 
@@ -127,9 +95,10 @@ def make_plan(
     Raises every argument error.
     """
     q, k, v, out = arrays
+    scale, softcap, config, split = options
     changes = {"sink_logits": sink_logits, "softcap": softcap}
     call = check.call(q, k, v, mask, scale=scale, out=out, config=config, split=split, **changes)
-    key = _key(array_key, mask, (scale, softcap), config, split)
+    key = _key(array_key, mask, options)
     plan = None if array_key is None else _kept(key, mask)
     if plan is None:
         with cupy.cuda.Device(q.data.device_id), stream or nullcontext():
@@ -152,10 +121,9 @@ def _launched(plan: Plan, inputs: tuple[Any, Any, Any, Any], out: Any, return_ls
     return out, lse
 
 
-def _key(array_key: Any, mask: Any, scores: tuple[Any, Any], config: Any, split: Any) -> Any:
-    """What a plan is kept under. scores: scale and softcap. A list of one shares the mask's cache, but is right for
-    a batch of one alone."""
-    return array_key, scores, config, split, cache.epoch, isinstance(mask, (list, tuple))
+def _key(array_key: Any, mask: Any, options: Options) -> Any:
+    """What a plan is kept under. A list of one shares the mask's cache, but is right for a batch of one alone."""
+    return array_key, options, cache.epoch, isinstance(mask, (list, tuple))
 
 
 def _kept(key: Any, mask: Any) -> Plan | None:

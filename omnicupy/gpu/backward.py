@@ -233,28 +233,26 @@ def _launched(plan: BackwardPlan, given: tuple[Any, ...], options: dict[str, Any
     lse, dlse = _compact("lse", lse, stream), _compact("dlse", options.get("dlse"), stream)
     wanted = options.get("wanted", GRADIENTS)
     targets = options.get("out_grads") or _NO_TARGETS
-    made = tuple(
-        None if name not in wanted else to if to is not None else cupy.ndarray(of.shape, np.dtype(of.dtype))
+    dq, dk, dv = made = [
+        None if name not in wanted else cupy.ndarray(of.shape, of.dtype) if to is None else to
         for name, of, to in zip(GRADIENTS, (q, k, v), targets, strict=True)
-    )
+    ]
     sinks = options.get(SINK)
-    of_sinks = (
-        None if sinks is None or SINK not in wanted else cupy.ndarray(sinks.shape, np.dtype(np.float32))
-    )
+    of_sinks = None if sinks is None or SINK not in wanted else cupy.ndarray(sinks.shape, np.float32)
     at = Addresses(
-        q.data.ptr,
-        k.data.ptr,
-        v.data.ptr,
-        out.data.ptr,
-        lse.data.ptr,
-        dout.data.ptr,
+        *(q.data.ptr, k.data.ptr, v.data.ptr, out.data.ptr, lse.data.ptr, dout.data.ptr),
         0 if dlse is None else dlse.data.ptr,
-        *(0 if array is None else array.data.ptr for array in (*made, sinks, of_sinks)),
+        0 if dq is None else dq.data.ptr,
+        0 if dk is None else dk.data.ptr,
+        0 if dv is None else dv.data.ptr,
+        0 if sinks is None else sinks.data.ptr,
+        0 if of_sinks is None else of_sinks.data.ptr,
     )
     # A capture has memory of its own; else it goes back to CuPy's pool for what this stream is given next.
-    scratch = None if is_capturing(stream) else cupy.ndarray((plan.scratch_bytes,), np.uint8)
+    size = plan.scratch_bytes
+    scratch = cupy.ndarray((size,), np.uint8) if size and not is_capturing(stream) else None
     plan.launch(at, stream, 0 if scratch is None else scratch.data.ptr)
-    return made if of_sinks is None else (*made, of_sinks)
+    return tuple(made) if of_sinks is None else (*made, of_sinks)
 
 
 def _compact(name: str, rows: Any, stream: Any) -> Any:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import cupy
-import numpy as np
 
 from omnicupy.gpu import stream_memory
 from omnicupy.gpu.device_blocks import DeviceBlocks
@@ -22,12 +21,17 @@ from omnicupy.jit.params import MAP_BYTES, PARAMS
 
 _INPUTS = struct.Struct("<5Q")  # q, k, v, out, lse: the first fields of ForwardParams
 _GRADIENTS = struct.Struct("<11Q")  # dout ... v_copy: the first fields of BackwardParams that are its own
-_MAPS = struct.Struct(f"<{4 * MAP_BYTES}s")  # of q, dout, k and v: the first fields of BackwardParamsSm90
-_WORK = struct.Struct("<4Q")  # counter, dq_sums, partials, arrivals: neighbours there
+_WORK = struct.Struct("<4Q")  # counter, dq_sums, partials, arrivals: neighbours in BackwardParamsSm90
 _ADDRESS = struct.Struct("<Q")
 _SINKS = struct.Struct("<2Q")  # sink_sums, dsink_logits: neighbours in BackwardParams
+_MAPS_BYTES = 4 * MAP_BYTES  # of q, dout, k and v: the first fields of BackwardParamsSm90
 _READ_SINKS = ("prepare", "sinks")  # kernels that know of sinks
 _COUNTERS = 4  # integers of the kernel of dQ, zero before and after a launch; then come arrivals
+OWN_BYTES = (
+    1 << 20
+)  # work memory up to this stays with the stream: allocating it would cost more than keeping it
+_NO_COPIES: tuple[int, ...] = (0, 0, 0, 0)
+_joined = bytearray().join
 
 
 class Addresses(NamedTuple):
@@ -84,70 +88,82 @@ class Launch:
     _maps: dict[tuple[int, ...], bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._by_value = np.dtype(("V", len(self.template)))
-        fields = PARAMS[self.kernel.params].fields
+        kernel = self.kernel
+        self.reads_copies = kernel.part != "prepare"  # which makes them
+        self.own_counters = kernel.part == "dq"  # it may run beside the kernel before it
+        self._block, self._smem = (kernel.threads, 1, 1), kernel.smem_bytes
+        fields = PARAMS[kernel.params].fields
         assert fields is not None
-        names = ("q", "dout", "dq_sums", "counter", "sink_logits", "sink_sums")
-        self._at = {name: fields[name][1] for name in names if name in fields}
+        at = {name: fields[name][1] for name in fields}
+        self._sums_alone = "counter" not in at and "dq_sums" in at
+        self._sinks_at = (at["sink_logits"], at["sink_sums"]) if kernel.part in _READ_SINKS else None
+        # What the template holds behind the inputs, behind the gradients and behind the work memory.
+        first, second = at["q"] + _INPUTS.size, at["dout"] + _GRADIENTS.size
+        third = at.get("counter", at.get("dq_sums", len(self.template)))
+        rest = third + (_ADDRESS.size if self._sums_alone else _WORK.size if self.layouts else 0)
+        assert at["q"] == (_MAPS_BYTES if self.layouts else 0)
+        self._pieces = self.template[first : at["dout"]], self.template[second:third], self.template[rest:]
 
     def run(
         self,
-        at: Addresses,
-        gradients: bytes,
+        at: Sequence[int],
+        packed: tuple[bytes, bytes],
         work: tuple[int, int, int, int],
         stream: Any,
-        *,
-        sink_sums: int = 0,
+        sinks: tuple[int, int, int],
     ) -> None:
-        """Give the launch to `stream`. at: what it reads.  gradients: addresses packed, from dout on.
+        """Give the launch to `stream`. at: addresses of q, dout, k and v.  packed: those of inputs and gradients.
 
-        work: addresses of work counters, sums of dQ, partials and arrivals.  sink_sums: that of what the kernel that
-        prepares leaves of the gradients of sinks, 0 where they are not wanted.
+        work: addresses of work counters, sums of dQ, partials and arrivals.  sinks: of sink_logits, of what the kernel
+        that prepares leaves of their gradients, and of these; 0 for none.
         """
-        argument, places = bytearray(self.template), self._at
-        _INPUTS.pack_into(argument, places["q"], at.q, at.k, at.v, at.out, at.lse)
-        argument[places["dout"] : places["dout"] + len(gradients)] = gradients
-        _ADDRESS.pack_into(argument, places["dout"], at.dout)
-        if at.sink_logits and self.kernel.part in _READ_SINKS:
-            _ADDRESS.pack_into(argument, places["sink_logits"], at.sink_logits)
-            _SINKS.pack_into(argument, places["sink_sums"], sink_sums, at.dsink_logits)
+        maps = places = b""
         if self.layouts:
-            _MAPS.pack_into(argument, 0, self._maps_of((at.q, at.dout, at.k, at.v)))
-            _WORK.pack_into(argument, places["counter"], *work)
-        elif "dq_sums" in places:
-            _ADDRESS.pack_into(argument, places["dq_sums"], work[1])
-        by_value = np.frombuffer(argument, self._by_value)  # of one element, which CuPy passes by value
-        self.function(self.grid, (self.kernel.threads, 1, 1), (by_value,), self.kernel.smem_bytes, stream)
+            maps = self._maps.get(at) or self._new_maps(at)  # type: ignore[arg-type, call-overload]
+            places = _WORK.pack(*work)
+        elif self._sums_alone:
+            places = _ADDRESS.pack(work[1])
+        inputs, gradients = packed
+        behind_inputs, behind_gradients, rest = self._pieces
+        argument = _joined((maps, inputs, behind_inputs, gradients, behind_gradients, places, rest))
+        if sinks[0] and self._sinks_at:
+            of_logits, of_sums = self._sinks_at
+            _ADDRESS.pack_into(argument, of_logits, sinks[0])
+            _SINKS.pack_into(argument, of_sums, sinks[1], sinks[2])
+        self.function(self.grid, self._block, (argument,), self._smem, stream)
 
-    def _maps_of(self, addresses: tuple[int, ...]) -> bytes:
-        maps = self._maps.get(addresses)
-        if maps is None:
-            kernel = self.kernel
-            boxes = ((kernel.br, 1), (kernel.br, 1), (kernel.bc, 1), (kernel.bc, 1))
-            maps = b"".join(
-                tensor_map(address, *layout, kernel.dtype, box)
-                for address, layout, box in zip(addresses, self.layouts, boxes, strict=True)
-            )
-            if len(self._maps) >= MAX_MAPS:
-                self._maps.clear()
-            self._maps[addresses] = maps
+    def _new_maps(self, addresses: tuple[int, ...]) -> bytes:
+        kernel = self.kernel
+        boxes = ((kernel.br, 1), (kernel.br, 1), (kernel.bc, 1), (kernel.bc, 1))
+        maps = b"".join(
+            tensor_map(address, *layout, kernel.dtype, box)
+            for address, layout, box in zip(addresses, self.layouts, boxes, strict=True)
+        )
+        if len(self._maps) >= MAX_MAPS:
+            self._maps.clear()
+        self._maps[addresses] = maps
         return maps
 
 
 class BackwardPlan:
     """The launches of one backward pass, in order. spec: whose kernels.  device: which runs them.
 
-    scratch_bytes: what a launch needs beside its arrays while it runs.
+    scratch_bytes: what a launch needs beside its arrays while it runs, 0 where the stream has memory for it.
+    need: that memory.
     """
 
     def __init__(self, spec: BackwardSpec, device: int, launches: Sequence[Launch], space: Space) -> None:
         self.spec = spec
         self.device = device
-        self.scratch_bytes = space.size
+        self.scratch_bytes = space.size if space.size > OWN_BYTES else 0
         self._launches = tuple(launches)
         self._blocks = tuple({id(one.blocks): one.blocks for one in launches}.values())
         self._space = space
-        stream_memory.prepare(device, Need(space.size, _COUNTERS + space.arrivals))
+        self._copies = space.q, space.dout, space.k, space.v
+        self._copies_any = max(self._copies) >= 0
+        # Beside the arrays: with memory that the caller brings, and with the stream's own.
+        self._beside, self.need = (Need(size, _COUNTERS + space.arrivals) for size in (0, space.size))
+        stream_memory.prepare(device, self.need)
 
     def reads(self, blocks: DeviceBlocks) -> bool:
         """Does a launch read this device copy?"""
@@ -176,21 +192,28 @@ class BackwardPlan:
 
     def _run(self, work: Addresses, memory: StreamMemory, stream: Any, scratch: int) -> None:
         space = self._space
-        own = memory.workspace(Need(0 if scratch else space.size, _COUNTERS + space.arrivals))
+        own = memory.workspace(self._beside if scratch else self.need)
         base = scratch or own.partials
         sums = base + space.sums
         if space.sums >= 0:
             cupy.cuda.runtime.memsetAsync(sums, 0, space.partials - space.sums, stream.ptr)
-        copies = [0 if place < 0 else base + place for place in (space.q, space.dout, space.k, space.v)]
-        statistics = (base + space.lse2, base + space.delta)
-        gradients = _GRADIENTS.pack(work.dout, work.dlse, *statistics, work.dq, work.dk, work.dv, *copies)
-        sink_sums = 0 if space.sinks < 0 else base + space.sinks
-        q, dout, k, v = copies
-        copied = work._replace(q=q or work.q, k=k or work.k, v=v or work.v, dout=dout or work.dout)
+        q, k, v, out, lse, dout, dlse, dq, dk, dv, sink_logits, dsinks = work
+        copies = _NO_COPIES
+        if self._copies_any:
+            copies = tuple(0 if place < 0 else base + place for place in self._copies)
+        made = (dlse, base + space.lse2, base + space.delta, dq, dk, dv, *copies)
+        given: tuple[int, ...] = (q, dout, k, v)
+        at = given
+        packed = given_packed = _INPUTS.pack(q, k, v, out, lse), _GRADIENTS.pack(dout, *made)
+        if self._copies_any:  # which the kernel that prepares makes
+            q, dout, k, v = at = tuple(copy or array for copy, array in zip(copies, given, strict=True))
+            packed = _INPUTS.pack(q, k, v, out, lse), _GRADIENTS.pack(dout, *made)
+        sinks = sink_logits, 0 if space.sinks < 0 else base + space.sinks, dsinks
+        arrivals = own.arrivals
+        rest = sums, base + space.partials, arrivals + 4 * _COUNTERS
         for one in self._launches:
-            at = work if one.kernel.part == "prepare" else copied
-            # The kernel of dQ may run beside the one before it, so it has work counters of its own.
-            counters = own.arrivals if one.kernel.part == "dq" else memory.counters
-            arrivals = own.arrivals + 4 * _COUNTERS
-            places = (counters, sums, base + space.partials, arrivals)
-            one.run(at, gradients, places, stream, sink_sums=sink_sums)
+            places = (arrivals if one.own_counters else memory.counters, *rest)
+            if one.reads_copies:
+                one.run(at, packed, places, stream, sinks)
+            else:
+                one.run(given, given_packed, places, stream, sinks)

@@ -30,17 +30,6 @@ from omnicupy.schedule.key_lists import key_lists
 
 _ROW_BYTES = 16  # rows are read in pieces of it
 _COPY_ALIGN = 256
-# What the parameter struct takes over from packed lists.
-_LIST_FIELDS = (
-    "q_blocks",
-    "mask_batch",
-    "diagonal",
-    "n_spans",
-    "k_padded",
-    "tiers",
-    "n_slots",
-    "n_split_rows",
-)
 
 
 @dataclass(frozen=True)
@@ -192,7 +181,7 @@ def _struct_of(grid: BackwardGrid, call: BackwardCall, layouts: Layouts, blocks:
     sizes, problem = blocks.sizes, call.problem
     values: dict[str, Any] = {
         **blocks.pointers,
-        **{name: getattr(sizes, name) for name in _LIST_FIELDS},
+        **sizes.struct_fields,
         **{
             name: getattr(problem, name)
             for name in ("q_len", "k_len", "head_dim", "value_dim", "batch", "q_heads", "group")

@@ -6,9 +6,6 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from omnicupy.gpu import stream_memory
 from omnicupy.gpu.device_blocks import DeviceCopy
 from omnicupy.gpu.plan import Plan
@@ -38,13 +35,13 @@ class Planner:
     tail: DeviceCopy | None = None
     tail_offsets: dict[str, int] | None = None
 
-    def template(self) -> NDArray[np.void]:
+    def template(self) -> bytes:
         """Its struct without the addresses of lengths and lists."""
         record = self.lists.params()
         if self.tail is not None:
             for name, offset in (self.tail_offsets or {}).items():
                 record[name] = self.tail.address + offset
-        return np.frombuffer(record.tobytes(), np.dtype(("V", record.itemsize)))
+        return record.tobytes()
 
 
 class CachedPlan:
@@ -93,17 +90,21 @@ class CachedPlan:
         addresses: of q, k, v, out and lse, the last 0 for none.  lengths: address, read where there is no `made`.
         made: lists that the planner has written on this stream; None makes them first.
         """
-        argument = self.kernel.argument(*addresses)
+        template = None if made is None else made.template_for(self)
+        argument = self.kernel.argument(*addresses, template)
         with _locked(self, stream) as memory:
             if made is not None:
                 made.check_is_of(memory)
-                at = made.address
             else:
                 at = memory.workspace(self._need).partials + self._partial_bytes
                 self._plan(lengths, at, stream)
-            for place, offset in self._places:
-                _POINTER.pack_into(argument, place, at + offset)
+                self.point_at(argument, at)
             self.kernel.run(argument, addresses[:3], memory, stream)
+
+    def point_at(self, argument: bytearray, lists: int) -> None:
+        """Write into the kernel's struct where the planner's lists lie. lists: address of the first."""
+        for place, offset in self._places:
+            _POINTER.pack_into(argument, place, lists + offset)
 
     def make_lists(self, lengths: int, stream: Any) -> MadeLists:
         """Run the planner alone on `stream`, into memory of its own."""
@@ -113,7 +114,7 @@ class CachedPlan:
         return made
 
     def _plan(self, lengths: int, at: int, stream: Any) -> None:
-        argument = self._planner_template.copy()
+        argument = bytearray(self._planner_template)
         _POINTER.pack_into(argument, 0, lengths)
         _PLANNED.pack_into(argument, _PLANNED_AT, *(at + offset for offset in self._written))
         planner = self.planner
@@ -126,7 +127,7 @@ class MadeLists:
     the same capture. A captured graph keeps them.
     """
 
-    __slots__ = ("_buffer", "_memory", "address", "plan", "users")
+    __slots__ = ("_buffer", "_memory", "_template", "address", "plan", "users")
 
     def __init__(self, plan: CachedPlan, memory: StreamMemory, stream: Any) -> None:
         self.plan = plan
@@ -134,7 +135,17 @@ class MadeLists:
         self._buffer = memory.own(plan.lists.nbytes, stream)
         self.address = int(self._buffer.data.ptr)
         self._memory = memory
+        self._template = self._filled(plan)
         memory.keep(self)
+
+    def template_for(self, plan: CachedPlan) -> bytes:
+        """The struct of a layer's kernel, without the addresses of its arrays."""
+        return self._template if plan is self.plan else self._filled(plan)
+
+    def _filled(self, plan: CachedPlan) -> bytes:
+        argument = bytearray(plan.kernel.template)
+        plan.point_at(argument, self.address)
+        return bytes(argument)
 
     def wait_for_copy(self) -> None:
         """Nothing is copied: who reads them comes after who writes them in the same graph."""

@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
 from omnicupy.call import check
 from omnicupy.call.arrays import DTYPE_NAMES
 from omnicupy.call.problem import Problem
@@ -25,7 +22,7 @@ ITEM_BYTES = 2  # of float16 and bfloat16
 MAX_MAPS = 64  # address triples whose tensor maps a plan keeps
 ALIGN_MASK = check.ALIGN_BYTES - 1
 _POINTERS = struct.Struct("<5Q")  # q, k, v, out, lse: the first fields of ForwardParams
-_MAPS = struct.Struct(f"<{3 * MAP_BYTES}s")  # of q, k and v: the first fields of ForwardParamsSm90
+_MAPS_BYTES = 3 * MAP_BYTES  # of q, k and v: the first fields of ForwardParamsSm90
 _ADDRESS = struct.Struct("<Q")
 _SINK_BYTES = 4  # of an element of sink_logits
 _WORK = struct.Struct("<3Q")  # counter, partials, arrivals: neighbours there
@@ -49,12 +46,13 @@ class KernelCall:
 class Plan:
     """One launch, ready but for the addresses of q, k, v, out and lse.
 
-    shape, dtype: of the output.  device: which runs it.  blocks: the device copy that it reads.
+    shape, dtype: of the output.  device: which runs it.  blocks: the device copy that it reads.  template: its struct
+    without these addresses.
     """
 
     __slots__ = (
-        *("_block", "_function", "_grid", "_near", "_offset", "_out", "_sink_at", "_smem", "_template"),
-        *("blocks", "device", "dtype", "shape", "spec"),
+        *("_block", "_function", "_grid", "_near", "_offset", "_out", "_sink_at", "_smem"),
+        *("blocks", "device", "dtype", "shape", "spec", "template"),
     )
 
     def __init__(
@@ -66,7 +64,7 @@ class Plan:
         self._function, self._grid = launched.function, launched.grid
         self._block = (spec.threads, 1, 1)
         self._smem = spec.smem_bytes
-        self._template = np.frombuffer(template, np.dtype(("V", len(template))))
+        self.template = template
         self._offset = PARAMS[spec.kernel].fields["q"][1]  # type: ignore[index]
         self._sink_at = PARAMS[spec.kernel].fields["sink_logits"][1]  # type: ignore[index]
         self._out = (0, 0) if launched.out is None else _byte_range(launched.out)
@@ -116,20 +114,23 @@ class Plan:
                 memory.reads(blocks)
             return
 
-    def argument(self, q: int, k: int, v: int, out: int, lse: int) -> NDArray[np.void]:
-        """The struct of one launch, its own: the driver reads it in the launch, where other threads may run."""
-        argument = self._template.copy()  # size one: CuPy passes it by value
+    def argument(
+        self, q: int, k: int, v: int, out: int, lse: int, template: bytes | None = None
+    ) -> bytearray:
+        """The struct of one launch, its own: the driver reads it in the launch, where other threads may run.
+
+        template: without the addresses of arrays; None is the plan's own.
+        """
+        argument = bytearray(template or self.template)
         _POINTERS.pack_into(argument, self._offset, q, k, v, out, lse)
         return argument
 
-    def run(
-        self, argument: NDArray[np.void], addresses: Addresses, memory: StreamMemory, stream: Any
-    ) -> None:
+    def run(self, argument: bytearray, addresses: Addresses, memory: StreamMemory, stream: Any) -> None:
         """Launch with what `argument` made of such addresses. Under the lock of `memory`, that of `stream`."""
         self._complete(argument, addresses, memory)
         self._function(self._grid, self._block, (argument,), self._smem, stream)
 
-    def _complete(self, argument: NDArray[np.void], addresses: Addresses, memory: StreamMemory) -> None:
+    def _complete(self, argument: bytearray, addresses: Addresses, memory: StreamMemory) -> None:
         """What else a kernel kind's struct holds."""
 
 
@@ -149,14 +150,14 @@ class Sm90Plan(Plan):
         self._need = launched.need
         stream_memory.prepare(self.device, self._need)
 
-    def _complete(self, argument: NDArray[np.void], addresses: Addresses, memory: StreamMemory) -> None:
+    def _complete(self, argument: bytearray, addresses: Addresses, memory: StreamMemory) -> None:
         maps = self._maps.get(addresses)
         if maps is None:
             maps = self._new_maps(addresses)
             if len(self._maps) >= MAX_MAPS:
                 self._maps.clear()
             self._maps[addresses] = maps
-        _MAPS.pack_into(argument, 0, maps)
+        argument[:_MAPS_BYTES] = maps
         partials = arrivals = 0
         if self._need is not None:
             space = memory.workspace(self._need)

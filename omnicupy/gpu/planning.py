@@ -24,17 +24,6 @@ from omnicupy.jit.spec import AttnSpec
 from omnicupy.schedule.grid import Grid
 
 LOG2E = math.log2(math.e)
-# What the parameter struct takes over from the packed block lists.
-_BLOCK_FIELDS = (
-    "q_blocks",
-    "mask_batch",
-    "diagonal",
-    "n_spans",
-    "k_padded",
-    "tiers",
-    "n_slots",
-    "n_split_rows",
-)
 
 
 def new_plan(call: Call, arrays: tuple[Any, Any, Any, Any], config: AttnSpec | None) -> Plan:
@@ -64,7 +53,7 @@ def new_plan(call: Call, arrays: tuple[Any, Any, Any, Any], config: AttnSpec | N
     layouts = ((q.shape, q.strides), (k.shape, k.strides), (v.shape, v.strides))
     of_out = None if out is None else (out.shape, out.strides)
     launched = KernelCall(function, grid.thread_blocks(sizes.n_parts), layouts, of_out, need)
-    lists = {**blocks.pointers, **{name: getattr(sizes, name) for name in _BLOCK_FIELDS}}
+    lists = {**blocks.pointers, **sizes.struct_fields}
     lists |= {"work_items": grid.work_items(sizes.n_parts), "section": grid.section(sizes.n_parts)}
     template = struct_of(grid, score_fields(call.scale, call.softcap), lists, arrays)
     return PLANS[spec.kernel](spec, call.problem, blocks, template, launched)

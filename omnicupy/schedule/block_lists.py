@@ -32,6 +32,10 @@ ARRAYS = {
     "dead": np.uint32,
 }
 _DTYPES = {**ARRAYS, "dead_rows": np.uint32}  # the last is of key_lists alone
+_STRUCT_FIELDS = (
+    *("q_blocks", "mask_batch", "diagonal", "n_spans", "k_padded"),
+    *("tiers", "n_slots", "n_split_rows"),
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,11 @@ class BlockLists:
     n_slots: int
     n_split_rows: int
     k_first: int = 0
+
+    @property
+    def struct_fields(self) -> dict[str, Any]:
+        """What a kernel's parameter struct takes over as it is, by the names of its fields."""
+        return {name: getattr(self, name) for name in _STRUCT_FIELDS}
 
     @property
     def n_parts(self) -> int:

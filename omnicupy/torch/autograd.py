@@ -36,8 +36,16 @@ class Attention(torch.autograd.Function):  # type: ignore[misc]  # no types wher
         """options: mask, (scale, softcap, return_lse, config, split, deterministic) and tokens_first."""
         mask, (scale, softcap, return_lse, config, split, deterministic), tokens_first = options
         target = new_out(q, v, True) if tokens_first else None
-        how = {"scale": scale, "softcap": softcap, "sink_logits": sink_logits, "config": config}
-        out, lse = run_eagerly(q, k, v, mask, return_lse=True, out=target, split=split, **how)
+        out, lse = run_eagerly(
+            *(q, k, v, mask),
+            scale=scale,
+            return_lse=True,
+            out=target,
+            config=config,
+            split=split,
+            sink_logits=sink_logits,
+            softcap=softcap,
+        )
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(q, k, v, out, lse, sink_logits)
         ctx.mask = tuple(mask) if isinstance(mask, list) else mask  # which the caller may drop or change

@@ -13,7 +13,9 @@ from omnicupy.torch import eager, tensors
 _NAMES = ("q", "k", "v")
 _SINK = "sink_logits"
 Scores: TypeAlias = tuple[Any, Any]  # scale and softcap
-_READ = ("dout", "q", "k", "v", "out", "lse", "dlse")
+How: TypeAlias = tuple[Scores, tuple[bool, ...], bool]  # scores, wanted and deterministic, as in `gradients`
+_GIVEN = ("dout", "q", "k", "v", "out", "lse", "dlse", _SINK)
+_CONTIGUOUS = torch.contiguous_format
 _ALIGN = 16  # bytes: rows that kernels read in one go
 _gpu: Any = None  # what gradients need of omnicupy.gpu and CuPy, imported at the first CUDA tensor
 
@@ -40,27 +42,25 @@ def gradients(
         dout = q.new_zeros(()).expand(out.shape)
     dout = _in_memory(dout)
     dlse = None if dlse is None else _in_memory(dlse)
-    named = {"dout": dout, "q": q, "k": k, "v": v, "out": out, "lse": lse, "dlse": dlse, _SINK: sink_logits}
-    made = tuple(
-        torch.empty_like(one, memory_format=torch.contiguous_format) if asked else None
-        for one, asked in zip((q, k, v, sink_logits), wanted, strict=True)
+    given = (dout, q, k, v, out, lse, dlse, sink_logits)
+    of_q, of_k, of_v, of_sinks = wanted
+    made = (
+        torch.empty_like(q, memory_format=_CONTIGUOUS) if of_q else None,
+        torch.empty_like(k, memory_format=_CONTIGUOUS) if of_k else None,
+        torch.empty_like(v, memory_format=_CONTIGUOUS) if of_v else None,
+        torch.empty_like(sink_logits, memory_format=_CONTIGUOUS) if of_sinks else None,
     )
-    scale, softcap = scores
-    options = {
-        "scale": scale,
-        "softcap": softcap,
-        "wanted": tuple(name for name, asked in zip((*_NAMES, _SINK), wanted, strict=True) if asked),
-        "deterministic": deterministic or torch.are_deterministic_algorithms_enabled(),
-    }
+    how = (scores, tuple(wanted), deterministic or torch.are_deterministic_algorithms_enabled())
     try:
-        if tensors.cuda_index(q, k, v, out) is None:
-            _gradients_on_cpu(named, made, mask, options)
+        index = tensors.cuda_index(q, k, v, out)
+        if index is None:
+            _gradients_on_cpu(given, made, mask, how)
         else:
-            gradients_on_gpu(named, made, mask, options)
+            _gradients_on_gpu(given, made, mask, how, index)
     except (RuntimeError, TypeError):  # of torch, which says nothing of which tensor it is
-        tensors.check_storage(**named)
+        tensors.check_storage(**dict(zip(_GIVEN, given, strict=True)))
         raise
-    return made  # type: ignore[return-value]
+    return made
 
 
 def _in_memory(grad: Any) -> Any:
@@ -70,36 +70,38 @@ def _in_memory(grad: Any) -> Any:
     return grad
 
 
-def _gradients_on_cpu(
-    named: dict[str, Any], made: tuple[Any, ...], mask: Any, options: dict[str, Any]
-) -> None:
+def _options(how: How) -> dict[str, Any]:
+    """How gradients are made, as attention_backward takes it."""
+    (scale, softcap), wanted, deterministic = how
+    names = tuple(name for name, asked in zip((*_NAMES, _SINK), wanted, strict=True) if asked)
+    return {"scale": scale, "softcap": softcap, "wanted": names, "deterministic": deterministic}
+
+
+def _gradients_on_cpu(given: tuple[Any, ...], made: tuple[Any, ...], mask: Any, how: How) -> None:
     arrays: dict[str, Any] = {
-        name: None if one is None else tensors.on_host(name, one) for name, one in named.items()
+        name: None if one is None else tensors.on_host(name, one)
+        for name, one in zip(_GIVEN, given, strict=True)
     }
     into = tuple(
         None if one is None else tensors.on_host(f"d{name}", one)
         for name, one in zip(_NAMES, made[:3], strict=True)
     )
-    found = api.attention_backward(**arrays, mask=mask, out_grads=into, **options)
+    found = api.attention_backward(**arrays, mask=mask, out_grads=into, **_options(how))
     if made[3] is not None:
         made[3].copy_(torch.from_numpy(found[3]))
 
 
-def gradients_on_gpu(
-    named: dict[str, Any], made: tuple[Any, ...], mask: Any, options: dict[str, Any], config: Any = None
-) -> None:
-    """Gradients of CUDA tensors into `made`, on torch's current stream of their device; does not wait for it.
+def _gradients_on_gpu(given: tuple[Any, ...], made: tuple[Any, ...], mask: Any, how: How, index: int) -> None:
+    """Gradients of tensors of CUDA device `index` into `made`, on torch's current stream of it; does not wait for it.
 
-    named: dout, q, k, v, out, lse, dlse and sink_logits (these two or None).  made: dq, dk, dv and dsink_logits.
-    options: scale, softcap, wanted, deterministic.  config: a BackwardSpec.
+    given: dout, q, k, v, out, lse, dlse and sink_logits (these two or None).  made: dq, dk, dv and dsink_logits.
     Called from autograd's thread of the device, too: device and stream are those of torch in the calling thread.
     The tensors belong to torch's allocator and are named by the caller until every kernel has been launched, so their
     memory is used again only behind these kernels.
     """
     gpu = _gpu or _load_gpu()
-    index = named["q"].get_device()
     stream = gpu.external_stream(index, eager.raw_stream(index))
-    gpu.on_device(index, _launched, named, made, mask, options | {"config": config}, stream)
+    gpu.on_device(index, _launched, given, made, mask, how, stream)
 
 
 def prepare_on_gpu(inputs: tuple[Any, Any, Any], mask: Any, scores: Scores, sink_logits: Any) -> None:
@@ -121,36 +123,55 @@ def _prepared(inputs: tuple[Any, Any, Any], mask: Any, scores: Scores, sink_logi
         _gpu.prepare_backward(*arrays, mask, scale=scores[0], config=None, **changes)
 
 
-def _launched(
-    named: dict[str, Any], made: tuple[Any, ...], mask: Any, options: dict[str, Any], stream: Any
-) -> None:
-    named = named | {name: named[name].contiguous() for name in ("lse", "dlse") if named[name] is not None}
-    dout, q, k, v, out, lse, dlse = (named[name] for name in _READ)
-    sinks = named[_SINK]
-    index = q.get_device()
-    read = [0 if one is None else one.data_ptr() for one in (q, k, v, out, lse, dout, dlse)]
+def _launched(given: tuple[Any, ...], made: tuple[Any, ...], mask: Any, how: How, stream: Any) -> None:
+    gpu = _gpu
+    dout, q, k, v, out, lse, dlse, sinks = given
+    lse, dlse = lse.contiguous(), None if dlse is None else dlse.contiguous()
+    at_q, at_k, at_v, at_out = q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr()
+    at_lse, at_dout = lse.data_ptr(), dout.data_ptr()
     # A plan is determined by these and by the mask; `made`, lse and dlse are contiguous.
     key = (
-        ("torch", index, options["wanted"], options["deterministic"], options["scale"], options["config"]),
-        (options["softcap"], None if sinks is None else (sinks.shape, sinks.stride(), sinks.dtype)),
-        (q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(), out.shape, out.stride(), lse.shape),
-        (dout.shape, dout.stride(), read[5] % _ALIGN == 0, None if dlse is None else dlse.shape),
-        (q.dtype, k.dtype, v.dtype, out.dtype, dout.dtype, lse.dtype, None if dlse is None else dlse.dtype),
-        (_gpu.epoch(), isinstance(mask, (list, tuple))),
+        *("torch", q.get_device(), how, gpu.epoch(), isinstance(mask, (list, tuple))),
+        *(q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(), out.shape, out.stride()),
+        *(dout.shape, dout.stride(), at_dout % _ALIGN == 0, lse.shape),
+        *(q.dtype, k.dtype, v.dtype, out.dtype, dout.dtype, lse.dtype),
+        None if dlse is None else (dlse.shape, dlse.dtype),
+        None if sinks is None else (sinks.shape, sinks.stride(), sinks.dtype),
     )
     plan = None
-    if not (read[0] | read[1] | read[2] | read[3]) % _ALIGN and 0 not in read[:6]:
-        plan = _gpu.find_plan(key, mask)
+    if (
+        not (at_q | at_k | at_v | at_out) % _ALIGN
+        and at_q
+        and at_k
+        and at_v
+        and at_out
+        and at_lse
+        and at_dout
+    ):
+        plan = gpu.find_plan(key, mask)
     if plan is None:
-        arrays = {name: None if one is None else _view(name, one) for name, one in named.items()}
-        given = tuple(arrays[name] for name in _READ[:-1])
-        with stream:
-            rest = {name: arrays[name] for name in ("dlse", _SINK)}
-            plan = _gpu.make_plan(key, given, mask, {**options, **rest})
-    scratch = torch.empty(plan.scratch_bytes, dtype=torch.uint8, device=q.device)
-    *written, dsinks = (0 if one is None else one.data_ptr() for one in made)
-    at_sinks = 0 if sinks is None else sinks.data_ptr()
-    plan.launch(_gpu.Addresses(*read, *written, at_sinks, dsinks), stream, scratch.data_ptr())
+        plan = _new_plan(key, (dout, q, k, v, out, lse, dlse, sinks), mask, how, stream)
+    size = plan.scratch_bytes
+    scratch = torch.empty(size, dtype=torch.uint8, device=q.device) if size else None
+    dq, dk, dv, dsinks = made
+    at = gpu.Addresses(
+        *(at_q, at_k, at_v, at_out, at_lse, at_dout, 0 if dlse is None else dlse.data_ptr()),
+        0 if dq is None else dq.data_ptr(),
+        0 if dk is None else dk.data_ptr(),
+        0 if dv is None else dv.data_ptr(),
+        0 if sinks is None else sinks.data_ptr(),
+        0 if dsinks is None else dsinks.data_ptr(),
+    )
+    plan.launch(at, stream, 0 if scratch is None else scratch.data_ptr())
+
+
+def _new_plan(key: Any, given: tuple[Any, ...], mask: Any, how: How, stream: Any) -> Any:
+    """The plan for such tensors, after all checks. given: as in _gradients_on_gpu."""
+    arrays = [None if one is None else _view(name, one) for name, one in zip(_GIVEN, given, strict=True)]
+    *read, dlse, sinks = arrays
+    rest = {"config": None, "dlse": dlse, _SINK: sinks}
+    with stream:
+        return _gpu.make_plan(key, tuple(read), mask, _options(how) | rest)
 
 
 def _view(name: str, tensor: Any) -> Any:

@@ -102,9 +102,8 @@ def _checked(q: Any, kv: Any, out: Any) -> Any:
     tensors.check(q, kv.k, kv.v, out)
     if not isinstance(kv.lengths, torch.Tensor):
         raise TypeError(f"lengths must be a torch.Tensor like q, got {type(kv.lengths).__name__}")
-    plain = all(type(one) in state.PLAIN for one in (q, kv.k, kv.v, kv.lengths, out) if one is not None)
-    watched = not plain or state.transform() is not None or state.modes() or state.jit_traces()
-    if watched:
+    plain = state.are_plain(q, kv.k, kv.v, kv.lengths, out)
+    if not plain or state.transform() is not None or state.modes() or state.jit_traces():
         raise UnsupportedError(EAGER)
     if tensors.need_gradients(q, kv.k, kv.v) or state.has_tangents():
         raise UnsupportedError(
@@ -112,7 +111,8 @@ def _checked(q: Any, kv: Any, out: Any) -> Any:
         )
     if state.any_autocast():  # the caches stay as they are: a copy of them would cost more than the call
         q = tensors.autocast(q, q, q)[0]
-    tensors.check_storage(q=q, k=kv.k, v=kv.v, out=out)
+    if not tensors.lie_in_memory(q, kv.k, kv.v, out):
+        tensors.check_storage(q=q, k=kv.k, v=kv.v, out=out)
     return q
 
 

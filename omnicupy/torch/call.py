@@ -66,33 +66,38 @@ def attention(
     if type(return_lse) is not bool or type(deterministic) is not bool:
         given = {"return_lse": return_lse, "deterministic": deterministic}
         return_lse, deterministic = (flag("attention", name, value) for name, value in given.items())
-    how = {"scale": scale, "return_lse": return_lse, "out": out, "config": config, "split": split}
-    if sink_logits is not None or softcap is not None:
-        how |= {"sink_logits": sink_logits, "softcap": softcap}
     if isinstance(k, CachedKV) or isinstance(mask, (CachedRule, CachedStep)):
-        return _on_caches()(q, k, v, mask, **how)
-    tensors.check(q, k, v, out, sink_logits)
+        how = {"scale": scale, "return_lse": return_lse, "out": out, "config": config, "split": split}
+        return _on_caches()(q, k, v, mask, sink_logits=sink_logits, softcap=softcap, **how)
+    plain = state.are_plain(q, k, v, out, sink_logits)
+    if not plain:
+        tensors.check(q, k, v, out, sink_logits)
     if state.any_autocast():
         q, k, v = tensors.autocast(q, k, v)
+    options = (scale, softcap, return_lse, config, split, deterministic)
     if torch.is_grad_enabled():
         if out is not None:
             tensors.check_out(out, q=q, k=k, v=v, sink_logits=sink_logits)
-        elif tensors.need_gradients(q, k, v, sink_logits):
-            options = (scale, softcap, return_lse, config, split, deterministic)
+        elif q.requires_grad or k.requires_grad or v.requires_grad or tensors.needs_gradient(sink_logits):
             return with_gradients((q, k, v, sink_logits), mask, options)
-    return _without_gradients(q, k, v, mask, how, deterministic)
+    return _without_gradients((q, k, v, out, sink_logits), mask, options, plain)
 
 
-def _without_gradients(q: Any, k: Any, v: Any, mask: Any, how: dict[str, Any], deterministic: bool) -> Any:
-    """The call whose gradients nobody asks for. how: the other options of attention."""
-    out, sink_logits = how["out"], how.get("sink_logits")
+def _without_gradients(given: tuple[Any, ...], mask: Any, options: tuple[Any, ...], plain: bool) -> Any:
+    """The call whose gradients nobody asks for.
+
+    given: q, k, v, out and sink_logits.  options: as in with_gradients.  plain: whether the tensors are.
+    """
+    q, k, v, out, sink_logits = given
+    scale, softcap, return_lse, config, split, deterministic = options
     if state.has_tangents():  # which would be lost
         tensors.check_tangents(q=q, k=k, v=v, out=out, sink_logits=sink_logits)
+    how = {"scale": scale, "return_lse": return_lse, "out": out, "config": config, "split": split}
+    if sink_logits is not None or softcap is not None:
+        how |= {"sink_logits": sink_logits, "softcap": softcap}
     if torch.compiler.is_compiling():
         return through_operator(q, k, v, mask, **how)
     run = run_eagerly if state.tracer() is None else untraced(run_eagerly)
-    plain = _are_plain(q, k, v, out)
-    plain = plain and (sink_logits is None or type(sink_logits) in state.PLAIN)
     if not plain or state.modes() or state.transform() is not None or state.jit_traces():
         run = _seen_by_torch(plain, deterministic)
     try:
@@ -100,12 +105,6 @@ def _without_gradients(q: Any, k: Any, v: Any, mask: Any, how: dict[str, Any], d
     except (RuntimeError, TypeError):  # of torch, which says nothing of which tensor it is
         tensors.check_storage(q=q, k=k, v=v, out=out, sink_logits=sink_logits)
         raise
-
-
-def _are_plain(q: Any, k: Any, v: Any, out: Any) -> bool:
-    if type(q) is type(k) is type(v) and out is None:  # the same as below, in half the time
-        return type(q) in state.PLAIN
-    return all(type(one) in state.PLAIN for one in (q, k, v, out) if one is not None)
 
 
 def _on_caches() -> Any:
@@ -135,18 +134,13 @@ def with_gradients(
     q, k, v, sink_logits = inputs
     if state.has_tangents():
         tensors.check_tangents(q=q, k=k, v=v, sink_logits=sink_logits)
-    scale, softcap, return_lse, config, split, deterministic = options
-    how = {"scale": scale, "return_lse": return_lse, "out": None, "config": config, "split": split}
-    how |= {"deterministic": deterministic, "tokens_first": tokens_first}
-    how |= {"sink_logits": sink_logits, "softcap": softcap}
     if torch.compiler.is_compiling():
-        return through_operator(q, k, v, mask, **how)
+        return through_operator(q, k, v, mask, **_how(options, sink_logits, tokens_first))
     if state.transform() is not None:
-        return through_transforms(q, k, v, mask, **how)
-    plain = all(one is None or type(one) in state.PLAIN for one in inputs)
+        return through_transforms(q, k, v, mask, **_how(options, sink_logits, tokens_first))
     try:
-        if not plain or state.modes():
-            return through_operator(q, k, v, mask, **how)
+        if not state.are_plain(q, k, v, None, sink_logits) or state.modes():
+            return through_operator(q, k, v, mask, **_how(options, sink_logits, tokens_first))
         if state.jit_traces():
             raise UnsupportedError(NO_TRACE)
         run = Attention.apply if state.tracer() is None else untraced(Attention.apply)
@@ -154,6 +148,14 @@ def with_gradients(
     except (RuntimeError, TypeError):  # of torch, which says nothing of which tensor it is
         tensors.check_storage(q=q, k=k, v=v, sink_logits=sink_logits)
         raise
+
+
+def _how(options: tuple[Any, ...], sink_logits: Any, tokens_first: bool) -> dict[str, Any]:
+    """The keywords of a call as the operator takes them. options: as in with_gradients."""
+    scale, softcap, return_lse, config, split, deterministic = options
+    how = {"scale": scale, "return_lse": return_lse, "out": None, "config": config, "split": split}
+    how |= {"deterministic": deterministic, "tokens_first": tokens_first}
+    return how | {"sink_logits": sink_logits, "softcap": softcap}
 
 
 def prepare(
@@ -192,8 +194,8 @@ def prepare(
         raise ValueError(f"prepare: max_length goes with a CachedKV, got {max_length!r} without one; drop it")
     tensors.check(q, k, v, out, sink_logits)
     q, k, v = tensors.autocast(q, k, v)
-    changes = {"sink_logits": sink_logits, "softcap": softcap}
-    prepare_eagerly(q, k, v, mask, scale=scale, out=out, config=config, split=split, **changes)
+    given = {"scale": scale, "softcap": softcap, "config": config, "split": split}
+    prepare_eagerly(q, k, v, mask, given | {"out": out, "sink_logits": sink_logits})
     if gradients and q.is_cuda:
         backward.prepare_on_gpu((q, k, v), mask, (scale, softcap), sink_logits)
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache, partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from omnicupy import api
 from omnicupy.torch import tensors
 
+Named: TypeAlias = tuple[Any, Any, Any, Any]  # q, k, v and `out` or None
+Options: TypeAlias = tuple[Any, Any, Any, Any]  # scale, softcap, config and split, as in omnicupy.attention
+_CONTIGUOUS = torch.contiguous_format
 _gpu: Any = None  # what a launch needs of omnicupy.gpu, imported at the first CUDA tensor: CPU users never import CuPy
 # The handle of torch's current stream of a device; through the public call it would cost a Stream object each time.
 raw_stream: Callable[[int], int] = getattr(
@@ -39,28 +42,22 @@ def run_eagerly(
     index = tensors.cuda_index(q, k, v, out)
     if sink_logits is not None:
         tensors.check_sink(sink_logits, q)
-    changes = {"sink_logits": sink_logits, "softcap": softcap}
+    options = scale, softcap, config, split
     if index is None:
-        rest = {"scale": scale, "config": config, "split": split}
-        found = _on_cpu(q, k, v, mask, return_lse=return_lse, out=out, **rest, **changes)
+        found = _on_cpu((q, k, v, out), mask, options, sink_logits, return_lse=return_lse)
     else:
-        gpu = _gpu or _load_gpu()
-        addresses = (q.data_ptr(), k.data_ptr(), v.data_ptr(), None if out is None else out.data_ptr())
-        if 0 in addresses or q.is_neg() or k.is_neg() or v.is_neg() or (out is not None and out.is_neg()):
-            tensors.check_storage(q=q, k=k, v=v, out=out)
-        sinks = 0 if sink_logits is None else _address_of(sink_logits)
-        stream = gpu.external_stream(index, raw_stream(index))
-        options = scale, config, split
-        plan = _plan_of(
-            (q, k, v, out), index, addresses, mask, options, stream=stream, **changes, sinks=sinks
-        )
+        at, plan, stream = _planned((q, k, v, out), mask, options, index, sink_logits)
         # The tensors are named in this frame, so they outlive the launch.
         to = tensors.new_out(q, v) if out is None else out
-        lse = q.new_empty(q.shape[:3], dtype=torch.float32) if return_lse else None
-        at_q, at_k, at_v, _ = addresses
-        at_lse = 0 if lse is None else lse.data_ptr()
-        launch = plan.launch if sink_logits is None else partial(plan.launch, sink_logits=sinks)
-        gpu.on_device(index, launch, at_q, at_k, at_v, to.data_ptr(), at_lse, stream)
+        lse, at_lse = None, 0
+        if return_lse:
+            batch, heads, rows, _ = plan.shape  # torch reads three numbers in half the time of a tuple
+            lse = torch.empty(batch, heads, rows, dtype=torch.float32, device=q.device)
+            at_lse = lse.data_ptr()
+        launch = plan.launch
+        if sink_logits is not None:
+            launch = partial(launch, sink_logits=sink_logits.data_ptr())
+        _gpu.on_device(index, launch, at[0], at[1], at[2], to.data_ptr(), at_lse, stream)
         found = (to, lse) if return_lse else to
     if out is not None:
         torch.autograd.graph.increment_version(out)
@@ -73,36 +70,48 @@ def untraced(call: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compiler.disable(call)  # type: ignore[no-any-return]
 
 
-def prepare_eagerly(
-    q: Any,
-    k: Any,
-    v: Any,
-    mask: Any,
-    *,
-    scale: Any,
-    out: Any,
-    config: Any,
-    split: Any = None,
-    sink_logits: Any = None,
-    softcap: Any = None,
-) -> None:
-    """What the first call with these real tensors does before its launch."""
+def prepare_eagerly(q: Any, k: Any, v: Any, mask: Any, given: dict[str, Any]) -> None:
+    """What the first call with these real tensors does before its launch. given: the other options of attention."""
+    out, sink_logits = given["out"], given["sink_logits"]
     index = tensors.cuda_index(q, k, v, out)
     if sink_logits is not None:
         tensors.check_sink(sink_logits, q)
     if index is not None:
         tensors.check_storage(q=q, k=k, v=v, out=out)
-        addresses = (q.data_ptr(), k.data_ptr(), v.data_ptr(), None if out is None else out.data_ptr())
-        stream = (_gpu or _load_gpu()).external_stream(index, raw_stream(index))
-        rest: dict[str, Any] = {"sink_logits": sink_logits, "softcap": softcap, "stream": stream}
-        rest["sinks"] = 0 if sink_logits is None else _address_of(sink_logits)
-        _plan_of((q, k, v, out), index, addresses, mask, (scale, config, split), **rest)
+        options = given["scale"], given["softcap"], given["config"], given["split"]
+        _planned((q, k, v, out), mask, options, index, sink_logits)
         return
     arrays = (tensors.on_host("q", q), tensors.on_host("k", k), tensors.on_host("v", v))
     target = None if out is None else tensors.on_host("out", out)
     sinks = None if sink_logits is None else tensors.on_host("sink_logits", sink_logits)
-    options = {"scale": scale, "config": config, "split": split}
-    api.prepare(*arrays, mask, out=target, sink_logits=sinks, softcap=softcap, **options)
+    api.prepare(*arrays, mask, **given | {"out": target, "sink_logits": sinks})
+
+
+def _planned(named: Named, mask: Any, options: Options, index: int, sink_logits: Any) -> tuple[Any, Any, Any]:
+    """Addresses, the plan, found by what torch tells of the tensors or a new one, and torch's current stream.
+
+    named: q, k, v and `out` or None, all of CUDA device `index`.
+    """
+    gpu = _gpu or _load_gpu()
+    q, k, v, out = named
+    at = q.data_ptr(), k.data_ptr(), v.data_ptr(), None if out is None else out.data_ptr()
+    if 0 in at or q.is_neg() or k.is_neg() or v.is_neg() or (out is not None and out.is_neg()):
+        tensors.check_storage(q=q, k=k, v=v, out=out)
+    stream = gpu.external_stream(index, raw_stream(index))
+    # A plan is determined by these and by mask and options, and by where the addresses lie, which find_plan looks
+    # at; what else a tensor may be (a subclass, negated, without memory) has been refused or sent elsewhere.
+    array_key = (
+        (q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(), q.dtype, k.dtype, v.dtype),
+        index,
+        None if out is None else (out.shape, out.stride(), out.dtype),
+        None if sink_logits is None else (sink_logits.shape, sink_logits.stride(), sink_logits.dtype),
+    )
+    plan = gpu.find_plan(array_key, at, mask, options)
+    if sink_logits is not None:
+        sinks = _address_of(sink_logits)
+        if plan is not None and sinks and not plan.fits_sink(sinks, at[3]):
+            plan = None
+    return at, plan or _new_plan(array_key, named, mask, options, stream, sink_logits), stream
 
 
 def _address_of(sink_logits: Any) -> int:
@@ -112,45 +121,16 @@ def _address_of(sink_logits: Any) -> int:
     return address
 
 
-def _plan_of(
-    named: tuple[Any, Any, Any, Any],
-    index: int,
-    addresses: Any,
-    mask: Any,
-    options: tuple[Any, Any, Any],
-    *,
-    stream: Any,
-    sink_logits: Any,
-    softcap: Any,
-    sinks: int,
+def _new_plan(
+    array_key: Any, named: Named, mask: Any, options: Options, stream: Any, sink_logits: Any
 ) -> Any:
-    """The plan for q, k, v and `out`, all of CUDA device `index`: found by what torch tells of them, or a new one.
-
-    options: scale, config and split.  sinks: address of sink_logits.
-    """
-    (q, k, v, out), (scale, config, split) = named, options
-    # A plan is determined by these and by mask and options, and by where the addresses lie, which find_plan looks
-    # at; what else a tensor may be (a subclass, negated, without memory) has been refused or sent elsewhere.
-    array_key = (
-        (q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(), q.dtype, k.dtype, v.dtype),
-        index,
-        None if out is None else (out.shape, out.stride(), out.dtype),
-        None if sink_logits is None else (sink_logits.shape, sink_logits.stride(), sink_logits.dtype),
+    """The plan of a call that none is kept for, after all checks."""
+    arrays = tuple(
+        None if tensor is None else tensors.on_device(name, tensor)
+        for name, tensor in zip(("q", "k", "v", "out"), named, strict=True)
     )
-    plan = _gpu.find_plan(array_key, addresses, mask, scale, config, split, softcap=softcap)
-    if plan is not None and sinks and not plan.fits_sink(sinks, addresses[3]):
-        plan = None
-    if plan is None:
-        arrays = tuple(
-            None if tensor is None else tensors.on_device(name, tensor)
-            for name, tensor in zip(("q", "k", "v", "out"), named, strict=True)
-        )
-        changes: dict[str, Any] = {"softcap": softcap, "sink_logits": None}
-        if sink_logits is not None:
-            changes["sink_logits"] = tensors.on_device("sink_logits", sink_logits)
-        changes |= {"scale": scale, "config": config, "split": split}
-        plan = _gpu.make_plan(array_key, arrays, mask, stream=stream, **changes)
-    return plan
+    sinks = None if sink_logits is None else tensors.on_device("sink_logits", sink_logits)
+    return _gpu.make_plan(array_key, arrays, mask, options, sink_logits=sinks, stream=stream)
 
 
 def _load_gpu() -> Any:
@@ -166,24 +146,16 @@ def _load_gpu() -> Any:
     return _gpu
 
 
-def _on_cpu(
-    q: Any,
-    k: Any,
-    v: Any,
-    mask: Any,
-    *,
-    return_lse: bool,
-    out: Any,
-    config: Any,
-    sink_logits: Any,
-    **rest: Any,
-) -> Any:
-    """rest: scale, softcap and split."""
+def _on_cpu(named: Named, mask: Any, options: Options, sink_logits: Any, *, return_lse: bool) -> Any:
+    """named: q, k, v and `out` or None."""
+    q, k, v, out = named
+    scale, softcap, config, split = options
     if config is not None:
         raise ValueError("config must be None for CPU tensors: it chooses a GPU kernel; pass CUDA tensors")
     inputs = (tensors.on_host("q", q), tensors.on_host("k", k), tensors.on_host("v", v))
     target = tensors.new_out(q, v) if out is None else out
-    rest["sink_logits"] = None if sink_logits is None else tensors.on_host("sink_logits", sink_logits)
+    sinks = None if sink_logits is None else tensors.on_host("sink_logits", sink_logits)
     to = tensors.on_host("out", target)
-    found = api.attention(*inputs, mask, return_lse=return_lse, out=to, **rest)
+    rest = {"sink_logits": sinks, "softcap": softcap, "split": split}
+    found = api.attention(*inputs, mask, scale=scale, return_lse=return_lse, out=to, **rest)
     return (target, torch.from_numpy(found[1])) if return_lse else target

@@ -88,6 +88,19 @@ def check_storage(**named: Any) -> None:
             )
 
 
+def lie_in_memory(*given: Any) -> bool:
+    """Whether the elements of all that are not None lie in memory of their own: a cheap test that only check_storage
+    can overrule.
+    """
+    try:
+        for one in given:
+            if one is not None and (one.is_nested or one.is_neg() or not one.data_ptr()):
+                return False
+    except RuntimeError:  # of data_ptr, where there is no memory
+        return False
+    return True
+
+
 def _address(tensor: Any) -> int:
     try:
         address: int = tensor.data_ptr()
@@ -163,8 +176,12 @@ def need_gradients(q: Any, k: Any, v: Any, sink_logits: Any = None) -> bool:
     """Whether autograd may ask for a gradient of one of these."""
     if not torch.is_grad_enabled():
         return False
-    of_sink = sink_logits is not None and sink_logits.requires_grad
-    return bool(of_sink or q.requires_grad or k.requires_grad or v.requires_grad)
+    return any(map(needs_gradient, (q, k, v, sink_logits)))
+
+
+def needs_gradient(tensor: Any) -> bool:
+    """Whether a tensor requires a gradient; None does not."""
+    return tensor is not None and bool(tensor.requires_grad)
 
 
 def check_out(out: Any, **inputs: Any) -> None:

@@ -14,6 +14,7 @@ from fake_backward import Call, map_of, with_strides
 import omnicupy as oc
 from omnicupy.call import check_masks
 from omnicupy.choose import backward_table
+from omnicupy.gpu import backward_plan
 from omnicupy.gpu.stream_memory import memory_of
 from omnicupy.gpu.workspace import Need
 from omnicupy.jit.backward_kernel import TileShape
@@ -203,3 +204,23 @@ def test_work_memory_grows_with_the_call_and_goes_back(device: Any) -> None:
     space = memory_of(0, stream).workspace(Need(1, 0))
     assert device.launches[-1]["params"]["lse2"] == space.partials
     assert first <= space.need.partial_bytes
+
+
+def test_small_work_memory_stays_with_the_stream(
+    device: fake_device.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small call allocates its gradients alone; one that is larger by a byte takes memory and gives it back."""
+    call = Call()
+    size = 2 * 4 * 2 * 4 * padded_rows(300)  # lse2 and delta
+    for most, brought in ((size, 0), (size - 1, 1)):
+        monkeypatch.setattr(backward_plan, "OWN_BYTES", most)
+        mask = _causal()
+        for _ in range(2):
+            oc.attention_backward(*call.arrays, mask)
+        assert len(device.scratch) == 2 * brought
+    own = memory_of(0, device.streams[0]).workspace(Need(1, 0))
+    kept = [launched["params"] for launched in device.launches[:6]]
+    assert {int(p["lse2"]) for p in kept} == {own.partials}
+    assert {int(p["delta"]) for p in kept} == {own.partials + size // 2}
+    assert size <= own.need.partial_bytes
+    assert int(device.launches[-1]["params"]["lse2"]) == device.scratch[-1].data.ptr

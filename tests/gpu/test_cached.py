@@ -132,6 +132,20 @@ def test_a_step_is_planned_once(device: fake_device.Device) -> None:
     assert len({int(params["k"]) for params in layers}) == 3
 
 
+def test_a_step_serves_layers_of_other_strides(device: fake_device.Device) -> None:
+    """They have plans of their own, which read the lists of the step all the same."""
+    q, kv = _inputs()
+    step = oc.plan(q, kv, oc.cached())
+    oc.attention(q, kv, mask=step)
+    k, v = (ndarray(kv.k.shape, BF16, 0, (2 * CAPACITY * 128, 128, 256, 2)) for _ in "kv")
+    oc.attention(q, oc.CachedKV(k, v, kv.lengths), mask=step)
+    planned, first, second = (launched["params"] for launched in device.launches)
+    for name in ("row_offsets", "entries", "parts", "splits", "bit_tiles", "dead", "n_parts"):
+        assert int(first[name]) == int(second[name]) == int(planned[name]), name
+    assert list(first["k_strides"]) != list(second["k_strides"]) == [CAPACITY * 128, 64, 128]
+    assert second["k"] == k.data.ptr
+
+
 def test_a_step_is_of_its_lengths_shapes_kernel_and_stream(device: fake_device.Device) -> None:
     q, kv = _inputs()
     step = oc.plan(q, kv, oc.cached())

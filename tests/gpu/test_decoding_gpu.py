@@ -14,6 +14,7 @@ from omnicupy.tools.random_arrays import DTYPES, random_bits
 from omnicupy.tools.verify.case_masks import build
 
 SPLIT = 384
+OPTIONS: dict[str, Any] = dict.fromkeys(("scale", "sink_logits", "softcap", "out", "config", "split"))
 PACKED = next(row for row in table.TABLE if row.shape == "packed" and row.head_dims[1] == 128)
 DTYPE = "bfloat16"
 
@@ -71,7 +72,7 @@ def test_a_split_makes_results_independent_of_the_batch(q_len: int) -> None:
         alone, lse_alone = oc.attention(q[one], k[one], v[one], mask, split=SPLIT, return_lse=True)
         assert _same(alone, out[one])
         assert _same(lse_alone, lse[one])
-    plan = gpu_attention.plan_of(q, k, v, mask, scale=None, out=None, config=None, split=SPLIT)
+    plan = gpu_attention.plan_of(q, k, v, mask, OPTIONS | {"split": SPLIT})
     assert plan.spec.pack == (q_len < 64)
     assert plan.blocks.sizes.n_split_rows > 0
 
@@ -82,6 +83,6 @@ def test_parts_are_merged_alike_in_every_launch() -> None:
     mask = oc.full(1, 100_000)
     q, k, v = _inputs(1, 28, 4, 1, 100_000)
     first = oc.attention(q, k, v, mask)
-    assert gpu_attention.plan_of(q, k, v, mask, scale=None, out=None, config=None).blocks.sizes.n_slots > 16
+    assert gpu_attention.plan_of(q, k, v, mask, OPTIONS).blocks.sizes.n_slots > 16
     for _ in range(50):
         assert _same(oc.attention(q, k, v, mask), first)

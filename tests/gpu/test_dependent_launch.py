@@ -7,12 +7,11 @@ import struct
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from cuda.bindings import driver
 
 from omnicupy.gpu import bindings, dependent_launch, modules
-from omnicupy.gpu.dependent_launch import Overlapping
+from omnicupy.gpu.dependent_launch import COOPERATIVE, OVERLAPPING, Launcher
 from omnicupy.jit.spec import AttnSpec
 
 GRID, BLOCK, SMEM = (132, 1, 1), (384, 1, 1), 200_000
@@ -36,20 +35,20 @@ class Asked:
         return (self.status,)
 
 
-def _made(asked: Asked) -> Overlapping:
-    found = Overlapping(SimpleNamespace(ptr=77))
+def _made(asked: Asked, *attributes: str) -> Launcher:
+    found = Launcher(SimpleNamespace(ptr=77), attributes)
     found._driver = asked
     return found
 
 
-def _argument(asked: Asked, content: bytes) -> np.ndarray:
+def _argument(asked: Asked, content: bytes) -> bytearray:
     asked.length = len(content)
-    return np.frombuffer(bytearray(content), f"V{len(content)}")
+    return bytearray(content)
 
 
 def test_a_launch_says_that_it_may_begin_early() -> None:
     asked = Asked()
-    launch = _made(asked)
+    launch = _made(asked, OVERLAPPING)
     launch(GRID, BLOCK, (_argument(asked, b"the parameters"),), SMEM, SimpleNamespace(ptr=5))
     ((config, function, content),) = asked.launches
     assert (config.gridDimX, config.gridDimY, config.gridDimZ) == GRID
@@ -60,6 +59,43 @@ def test_a_launch_says_that_it_may_begin_early() -> None:
     assert config.numAttrs == 1
     assert attribute.id == driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
     assert attribute.value.programmaticStreamSerializationAllowed == 1
+
+
+def test_other_launches_wait_for_the_kernel_ahead() -> None:
+    asked = Asked()
+    launch = _made(asked)
+    launch(GRID, BLOCK, (_argument(asked, b"the parameters"),), SMEM, SimpleNamespace(ptr=5))
+    ((config, function, content),) = asked.launches
+    assert (config.gridDimX, config.blockDimX, config.sharedMemBytes, int(config.hStream)) == (
+        132,
+        384,
+        SMEM,
+        5,
+    )
+    assert (function, content) == (77, b"the parameters")
+    assert (config.numAttrs, config.attrs) == (0, [])
+
+
+def test_a_launch_may_ask_for_all_its_thread_blocks_at_once() -> None:
+    asked = Asked()
+    _made(asked, COOPERATIVE)(GRID, BLOCK, (_argument(asked, b"x"),), SMEM, SimpleNamespace(ptr=5))
+    (attribute,) = asked.launches[0][0].attrs
+    assert attribute.id == driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
+    assert attribute.value.cooperative == 1
+
+
+def test_a_thread_without_a_context_gets_that_of_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a new thread, whose first call of CUDA this may be."""
+    asked, devices = Asked(status=dependent_launch.INVALID_CONTEXT), []
+
+    def set_device(device: int) -> None:
+        devices.append(device)
+        asked.status = driver.CUresult(0)
+
+    runtime = SimpleNamespace(getDevice=lambda: 3, setDevice=set_device)
+    monkeypatch.setattr(dependent_launch, "_runtime", runtime)
+    _made(asked)(GRID, BLOCK, (_argument(asked, b"x"),), SMEM, SimpleNamespace(ptr=0))
+    assert (devices, len(asked.launches)) == ([3], 2)
 
 
 def test_configurations_are_kept_a_grid_and_stream(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,5 +135,4 @@ def test_who_may_begin_early(monkeypatch: pytest.MonkeyPatch, kernel: str, versi
         arch="sm_90a" if kernel == "sm90" else "sm_90", kernel=kernel, dtype="float16", head_dim=64, **size
     )
     found = modules._launcher(spec, function)
-    assert isinstance(found, Overlapping) == early
-    assert early or found is function
+    assert found._attributes == ((OVERLAPPING,) if early else ())

@@ -84,6 +84,16 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Any:
         assert memory_format is torch.contiguous_format
         return like.new_empty(like.shape)
 
+    on_host = torch.empty
+
+    def empty(*shape: Any, device: Any = None, **options: Any) -> Any:
+        if device is None or device.type == "cpu":
+            return on_host(*shape, device=device, **options)
+        tensor = cuda(on_host(*shape, **options), device.index)
+        fake.empties.append((tuple(tensor.shape), tensor.dtype, tensor.device))
+        return tensor
+
+    monkeypatch.setattr(torch, "empty", empty)
     monkeypatch.setattr(streams, "_external", {})
     monkeypatch.setattr(streams, "foreign_stream", external)
     monkeypatch.setattr(eager, "_gpu", None)

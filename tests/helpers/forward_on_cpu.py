@@ -24,16 +24,6 @@ from omnicupy.schedule.grid import Grid
 Array = NDArray[Any]
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 LISTS = ("row_offsets", "entries", "parts", "splits", "bit_tiles", "spans", "dead")
-_LIST_FIELDS = (
-    "q_blocks",
-    "mask_batch",
-    "diagonal",
-    "n_spans",
-    "k_padded",
-    "tiers",
-    "n_slots",
-    "n_split_rows",
-)
 
 
 def packed_spec(
@@ -145,7 +135,7 @@ def _params(
     values["spans"] -= SPAN_BYTES * lists.k_first
     values["dead"] -= lists.k_first // 8
     values |= {name: getattr(p, name) for name in ("q_len", "k_len", "head_dim", "batch", "q_heads", "group")}
-    values |= {name: getattr(lists, name) for name in _LIST_FIELDS}
+    values |= lists.struct_fields
     values |= {**grid.packed, **score_fields(p.head_dim**-0.5, call.softcap)}
     values |= {"work_items": grid.work_items(lists.n_parts), "section": grid.section(lists.n_parts)}
     for name, value in values.items():

@@ -97,10 +97,17 @@ def counters_of(cupy: Any, stream: Any) -> list[int]:
 
 
 def poison_work_memory(cupy: Any, mask: Any) -> None:
-    """Leave ones in what CuPy's pool hands out next for a backward pass with this mask, on the current stream."""
+    """Leave ones in what a backward pass with this mask has for work memory on the current stream: what CuPy's pool
+    hands out next, or what stays with the stream.
+    """
     kept = existing_cache(mask)
     assert kept is not None
-    sizes = [plan.scratch_bytes for plan in kept.plans.values() if isinstance(plan, BackwardPlan)]
-    assert sizes
-    for size in sizes:
-        cupy.full(size, 255, np.uint8)
+    plans = [plan for plan in kept.plans.values() if isinstance(plan, BackwardPlan)]
+    assert plans
+    for plan in plans:
+        stream = cupy.cuda.get_current_stream()
+        if plan.scratch_bytes:
+            cupy.full(plan.scratch_bytes, 255, np.uint8)
+        else:
+            own = stream_memory.memory_of(plan.device, stream).workspace(plan.need)
+            cupy.cuda.runtime.memsetAsync(own.partials, 255, own.need.partial_bytes, stream.ptr)

@@ -123,6 +123,23 @@ def test_what_is_refused_by_name() -> None:
         torch.func.vmap(lambda one: oc.torch.attention(one, kv, mask=oc.cached()))(q[None])
 
 
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (torch._neg_view, "is a negated view"),
+        (lambda x: x.to_sparse(), "is stored as torch.sparse_coo"),
+        (lambda x: torch.nested.as_nested_tensor(list(x)), "is a nested tensor"),
+    ],
+)
+def test_tensors_whose_elements_lie_elsewhere(name: str, make: Any, what: str) -> None:
+    q, kv = _inputs()
+    given = {"q": q, "k": kv.k, "v": kv.v}
+    given[name] = make(given[name])
+    with pytest.raises(oc.UnsupportedError, match=f"^{name} {what}"):
+        oc.torch.attention(given["q"], oc.CachedKV(given["k"], given["v"], kv.lengths), mask=oc.cached())
+
+
 def test_autocast_casts_q_alone() -> None:
     q, kv = _inputs(torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):

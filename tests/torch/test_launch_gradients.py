@@ -44,16 +44,12 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Any:
     import cupy
 
     fake = fake_tensor.install(monkeypatch)
-    fake.backwards, fake.planned, fake.prepared, plans, empty = [], [], [], {}, torch.empty
+    fake.backwards, fake.planned, fake.prepared, plans = [], [], [], {}
 
     def make_plan(key: Any, given: Any, mask: Any, options: Any) -> Plan:
         names = ("dout", "q", "k", "v", "out", "lse")
         fake.planned.append(dict(zip(names, given, strict=True)) | options | {"mask": mask})
         return plans.setdefault((key, mask), Plan(fake))
-
-    def on_fake(shape: Any, *, dtype: Any, device: Any = None) -> Any:
-        made = empty(shape, dtype=dtype)
-        return made if device is None or device.type == "cpu" else cuda(made, device.index)
 
     gpu = SimpleNamespace(
         prepare_backward=lambda *arrays, **given: fake.prepared.append(given | {"arrays": arrays}),
@@ -66,7 +62,6 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Any:
         cupy=cupy,
     )
     monkeypatch.setattr(backward, "_gpu", gpu)
-    monkeypatch.setattr(torch, "empty", on_fake)
     return fake
 
 
@@ -158,7 +153,14 @@ def test_only_what_is_wanted_is_allocated(device: Any) -> None:
     (plan,), (launch,) = device.planned, device.backwards
     assert plan["wanted"] == ("k",)
     assert [launch["at"][name] for name in ("dq", "dk", "dv")] == [0, dk.data_ptr(), 0]
-    assert len(device.empties) == 1
+    assert [dtype for _, dtype, _ in device.empties] == [BF16, torch.uint8]  # dk, and work memory
+
+
+def test_work_memory_of_the_stream_is_not_allocated(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Plan, "scratch_bytes", 0)
+    _gradients(_tensors())
+    assert device.backwards[0]["scratch"] == 0
+    assert [dtype for _, dtype, _ in device.empties] == [BF16] * 3
 
 
 def test_sinks_and_their_gradient_are_named_by_their_addresses(device: Any) -> None:

@@ -170,9 +170,11 @@ def test_all_code_that_a_call_runs_is_covered(kernel: str, monkeypatch: pytest.M
     shape = {"br": 64, "bc": 64, "warps": warps, "stages": 2}
     spec = AttnSpec(arch=ARCHES[kernel], kernel=kernel, dtype="bfloat16", head_dim=64, **shape)
 
+    given = dict.fromkeys(("scale", "sink_logits", "softcap", "out", "split")) | {"config": spec}
+
     def call() -> None:
         for mask in masks:
-            attention(*fake_device.inputs(), mask, config=spec)
+            attention(*fake_device.inputs(), mask, False, given)
 
     ran = _modules_that_run(call)
     assert {"gpu.plan", "masks.cut", "masks.cut_bits", "masks.cut_tiles", "schedule.order"} <= ran
