@@ -100,9 +100,7 @@ class Plan:
         self, q: int, k: int, v: int, out: int, lse: int, stream: Any, *, sink_logits: int = 0
     ) -> None:
         """Run on `stream`, of the plan's device, which is current. q ... lse, sink_logits: addresses, 0 for none."""
-        argument = self.argument(q, k, v, out, lse)
-        if sink_logits:
-            _ADDRESS.pack_into(argument, self._sink_at, sink_logits)
+        argument = self.argument(q, k, v, out, lse, sink_logits=sink_logits)
         blocks = self.blocks
         while True:
             memory = stream_memory.memory_of(self.device, stream)
@@ -116,10 +114,14 @@ class Plan:
                 memory.reads(blocks)
             return
 
-    def argument(self, q: int, k: int, v: int, out: int, lse: int) -> NDArray[np.void]:
+    def argument(
+        self, q: int, k: int, v: int, out: int, lse: int, *, sink_logits: int = 0
+    ) -> NDArray[np.void]:
         """The struct of one launch, its own: the driver reads it in the launch, where other threads may run."""
         argument = self._template.copy()  # size one: CuPy passes it by value
         _POINTERS.pack_into(argument, self._offset, q, k, v, out, lse)
+        if sink_logits:
+            _ADDRESS.pack_into(argument, self._sink_at, sink_logits)
         return argument
 
     def run(

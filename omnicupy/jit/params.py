@@ -104,7 +104,7 @@ _PLAN_POINTERS = (
 _PLAN_INTS = (
     *("batch", "q_len", "q_blocks", "capacity", "br", "bc", "k_padded", "window", "sink"),
     *("tail_masks", "tail_words", "most_entries", "most_partial", "in_order", "heads"),
-    *("sm_count", "split_slots", "most_cuts", "least_tiles"),
+    *("sm_count", "split_slots", "split_tiles", "most_cuts", "least_tiles"),
 )
 
 ATTN_PARAMS = np.dtype(_fields(), align=True)

@@ -29,7 +29,9 @@ struct PlanParams {
   int most_entries, most_partial;
   int in_order;  // parts are whole rows, in their order
   int heads;     // of a sequence; those that share a tile count as one
-  int sm_count, split_slots, most_cuts, least_tiles;
+  int sm_count, split_slots;
+  int split_tiles;  // of each part but the last one of a row; 0 where the planner finds out what ends soonest
+  int most_cuts, least_tiles;
 };
 
 }  // namespace omni
