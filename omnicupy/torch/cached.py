@@ -150,6 +150,7 @@ def _on_cpu(q: Any, kv: CachedKV, v: Any, mask: Any, return_lse: bool, options: 
     out = options["out"]
     target = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
     array, caches = _host(q, kv)
+    options = options | {"sink_logits": _on_host("sink_logits", options["sink_logits"])}
     if isinstance(mask, CachedStep):
         caches, mask = CachedKV(caches.k, caches.v, mask.lists), mask.rule
     found = api.attention(
@@ -158,7 +159,7 @@ def _on_cpu(q: Any, kv: CachedKV, v: Any, mask: Any, return_lse: bool, options: 
         v,
         mask,
         return_lse=return_lse,
-        **options | {"out": target, "sink_logits": _on_host("sink_logits", options["sink_logits"])},
+        **options | {"out": tensors.on_host("out", target)},
     )
     if out is not None:
         torch.autograd.graph.increment_version(out)

@@ -226,12 +226,16 @@ def test_what_a_split_cannot_be(device: fake_device.Device) -> None:
     shape = (60, 8, 8192, 64)
     q, kv = ndarray(shape, BF16), oc.CachedKV(*(ndarray((60, 2, 8192, 64), BF16) for _ in "kv"), None)
     kv.lengths = ndarray((60,), np.dtype(np.int32))
-    with pytest.raises(oc.UnsupportedError, match=r"split: 2\d{3} blocks of \d+ rows exceed the 2048 that can"):
+    with pytest.raises(
+        oc.UnsupportedError, match=r"split: 2\d{3} blocks of \d+ rows exceed the 2048 that can"
+    ):
         oc.attention(q, kv, mask=oc.cached(), split=768)
     q = ndarray((32, 8, 64, 256), BF16)
     kv = oc.CachedKV(*(ndarray((32, 8, 131_072, 256), BF16) for _ in "kv"), None)
     kv.lengths = ndarray((32,), np.dtype(np.int32))
-    with pytest.raises(oc.UnsupportedError, match=r"split: parts of 384 keys of 32 sequences .* a larger split"):
+    with pytest.raises(
+        oc.UnsupportedError, match=r"split: parts of 384 keys of 32 sequences .* a larger split"
+    ):
         oc.attention(q, kv, mask=oc.cached(), split=384)
 
 

@@ -235,9 +235,17 @@ def test_score_changes_against_float64(scores: dict[str, Any], tail: str) -> Non
 @pytest.mark.parametrize(
     ("option", "error", "message"),
     [
-        ({"softcap": 0.0}, ValueError, "softcap must be finite and above 0 in float32, and scale / softcap too"),
+        (
+            {"softcap": 0.0},
+            ValueError,
+            "softcap must be finite and above 0 in float32, and scale / softcap too",
+        ),
         ({"softcap": "50"}, TypeError, "softcap must be a number or None"),
-        ({"sink_logits": np.zeros(3, np.float32)}, ValueError, r"sink_logits must have the shape \(q heads,\)"),
+        (
+            {"sink_logits": np.zeros(3, np.float32)},
+            ValueError,
+            r"sink_logits must have the shape \(q heads,\)",
+        ),
         ({"sink_logits": np.zeros(2)}, TypeError, "sink_logits must be float32 where q is float32"),
         ({"sink_logits": np.array([0, np.nan], np.float32)}, ValueError, "must hold numbers below infinity"),
         ({"split": 65}, ValueError, "split must be a multiple of 32 keys"),
