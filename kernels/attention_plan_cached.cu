@@ -41,6 +41,8 @@ __device__ __forceinline__ void write_bits(BlockRow const& row, int index) {
 }
 
 __device__ __forceinline__ void plan(PlanParams const& p, unsigned char* s_memory) {
+  // Thread blocks of the kernel behind may come up: before they read a list they wait for the end of this one.
+  if constexpr (__CUDA_ARCH__ >= 900) asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
   int const thread_blocks = p.in_order ? gridDim.x : gridDim.x / 2;
   int const thread_block = blockIdx.x % thread_blocks;
   if (p.in_order) {

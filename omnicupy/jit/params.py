@@ -115,7 +115,7 @@ BACKWARD_PARAMS_SM90 = _with_maps(_BACKWARD_MAPS, _backward_fields(), _BACKWARD_
 PLAN_PARAMS = np.dtype(  # PlanParams
     [
         *((name, "<u8") for name in _PLAN_POINTERS),
-        *((name, "<f4") for name in ("item", "leave")),
+        *((name, "<f4") for name in ("item", "leave", "of_key")),
         *((name, "<i4") for name in _PLAN_INTS),
     ],
     align=True,

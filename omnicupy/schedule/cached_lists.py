@@ -200,6 +200,7 @@ class CachedLists:
         values = {
             "item": ITEM,
             "leave": self.leave,
+            "of_key": 1 / self.bc,
             "window": self.window,
             "sink": min(self.rule.sink, self.capacity),
             "tail_masks": len(tail or ()),

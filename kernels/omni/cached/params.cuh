@@ -22,6 +22,7 @@ struct PlanParams {
   int* n_parts;      // how many of the parts there are
 
   float item, leave;  // what a part costs beside its tiles, and what a part of a split row does, in tiles
+  float of_key;       // of a tile: 1 / bc
   int batch, q_len, q_blocks, capacity;
   int br, bc, k_padded;
   int window, sink;            // window: 0 where all is seen
