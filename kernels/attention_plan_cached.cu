@@ -1,5 +1,5 @@
 // Block lists of calls on caches, for lengths that only the device knows: made by one small launch a step, read by the
-// forward kernels of all layers (omni/cached/params.cuh). The first thread block cuts rows into parts and writes their
+// forward kernels of all layers (omni/cached/params.cuh). Half of the thread blocks cut rows into parts and write their
 // entries; the others write the bits of PARTIAL tiles and of dead keys.
 #include "omni/cached/schedule.cuh"
 
@@ -41,12 +41,14 @@ __device__ __forceinline__ void write_bits(BlockRow const& row, int index) {
 }
 
 __device__ __forceinline__ void plan(PlanParams const& p, unsigned char* s_memory) {
-  int const thread_blocks = p.in_order ? gridDim.x : gridDim.x - 1;
-  int const thread_block = p.in_order ? blockIdx.x : blockIdx.x - 1;
+  // Thread blocks of the kernel behind may come up: before they read a list they wait for the end of this one.
+  if constexpr (__CUDA_ARCH__ >= 900) asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+  int const thread_blocks = p.in_order ? gridDim.x : gridDim.x / 2;
+  int const thread_block = blockIdx.x % thread_blocks;
   if (p.in_order) {
     write_in_order(p, thread_block * kPlanThreads + threadIdx.x, thread_blocks * kPlanThreads);
-  } else if (thread_block < 0) {
-    PlanSchedule<kPlanThreads>(p, s_memory).run();
+  } else if (blockIdx.x < thread_blocks) {
+    PlanSchedule<kPlanThreads>(p, s_memory).run(thread_block, thread_blocks);
     return;
   }
   constexpr int kWarps = kPlanThreads / 32;

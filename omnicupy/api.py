@@ -102,20 +102,26 @@ def _attention(q: Any, k: Any, v: Any, mask: Any, return_lse: Any, given: dict[s
 
 def _cached(q: Any, kv: Any, v: Any, mask: Any, return_lse: bool, given: dict[str, Any]) -> Any:
     """attention on a CachedKV. given: as in _attention."""
-    given = check_cached.own_options("attention", given)
-    if not isinstance(kv, CachedKV):
-        check_cached.refuse_rule_without_cache(kv)
-    step = mask if isinstance(mask, CachedStep) else None
+    check_cached.check_is_cache(kv)
     if not isinstance(q, np.ndarray):
         return _load_cached(q, kv).attention(q, kv, v, mask, return_lse=return_lse, **given)
-    if step is not None:
-        check_cached.fits_step(q, kv, step)
-        kv, mask = CachedKV(kv.k, kv.v, step.lists), step.rule
+    if isinstance(mask, CachedStep):
+        check_cached.fits_step(q, kv, mask)
+        kv, mask = CachedKV(kv.k, kv.v, mask.lists), mask.rule
     call = check_cached.call(q, kv, v, mask, **given)
-    return cpu_cached.attention(call, q, kv, return_lse=return_lse, out=given["out"])
+    rest = {"sink_logits": given["sink_logits"], "out": given["out"]}
+    return cpu_cached.attention(call, q, kv, return_lse=return_lse, **rest)
 
 
-def plan(q: Any, kv: CachedKV, mask: CachedRule, *, config: AttnSpec | None = None) -> CachedStep:
+def plan(
+    q: Any,
+    kv: CachedKV,
+    mask: CachedRule,
+    *,
+    softcap: float | None = None,
+    config: AttnSpec | None = None,
+    split: int | None = None,
+) -> CachedStep:
     """What a step of decoding needs of its lengths, worked out once and passed as `mask` to each layer:
 
         step = oc.plan(q, kv, oc.cached())
@@ -123,20 +129,20 @@ def plan(q: Any, kv: CachedKV, mask: CachedRule, *, config: AttnSpec | None = No
             out = oc.attention(layer.q, layer.kv, mask=step)
 
     q, kv: those of any layer; the others have q and caches of the same shapes, and the very same lengths array, else
-        `attention` raises.  mask: a rule of `cached`.  config: as in `attention`; the layers then get the same kernel.
+        `attention` raises.  mask: a rule of `cached`.  softcap: that of the layers, which must name it again: it may
+        call for another kernel.  config, split: as in `attention`; layers that name none get the same.
 
     The step holds what the lengths were: where they change, plan anew. On a GPU that is one small launch, on CuPy's
     current stream, which the layers must run on as well; in a capture it becomes part of the graph, and a replay reads
     the lengths anew. Without a step, a call of `attention` plans for itself.
     Raises what `attention` raises.
     """
-    if not isinstance(kv, CachedKV):
-        check_cached.refuse_rule_without_cache(kv)
+    check_cached.check_is_cache(kv)
     if not isinstance(q, np.ndarray):
-        step: CachedStep = _load_cached(q, kv).plan(q, kv, mask, config=config)
+        step: CachedStep = _load_cached(q, kv).plan(q, kv, mask, softcap=softcap, config=config, split=split)
         return step
-    call = check_cached.call(q, kv, None, mask, config=config)
-    return CachedStep(call.rule, kv.lengths, check_cached.step_shapes(q, kv), kv.lengths.copy())
+    call = check_cached.call(q, kv, None, mask, softcap=softcap, config=config, split=split)
+    return CachedStep(call.rule, kv.lengths, check_cached.step_shapes(q, kv), kv.lengths.copy(), split=split)
 
 
 def attention_backward(
@@ -262,9 +268,7 @@ def prepare(
 
 
 def _prepare_cached(q: Any, kv: Any, v: Any, mask: Any, gradients: bool, given: dict[str, Any]) -> None:
-    given = check_cached.own_options("prepare", given)
-    if not isinstance(kv, CachedKV):
-        check_cached.refuse_rule_without_cache(kv)
+    check_cached.check_is_cache(kv)
     if gradients:
         raise UnsupportedError("prepare: a CachedKV has no gradients; drop gradients=True")
     if isinstance(q, np.ndarray):

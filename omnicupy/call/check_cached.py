@@ -12,25 +12,27 @@ import numpy as np
 
 from omnicupy.call import check
 from omnicupy.call.arrays import on_gpu as is_on_gpu
-from omnicupy.call.problem import Problem, type_name
-from omnicupy.errors import UnsupportedError
+from omnicupy.call.problem import Problem, split_of, type_name
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.arguments import integer, plain_array
 from omnicupy.serving.caches import CachedKV
 from omnicupy.serving.rule import CachedRule
 from omnicupy.serving.step import CachedStep
 
-OTHER_OPTIONS = ("sink_logits", "softcap", "split")  # of attention, which calls on a CachedKV do not take
 LENGTHS_DTYPE = np.dtype(np.int32)
 
 
 @dataclass(frozen=True, slots=True)
 class CachedCall:
-    """A call on a CachedKV that was checked. problem: its k_len is the capacity.  scale: the factor of the scores."""
+    """A call on a CachedKV that was checked. problem: its k_len is the capacity.  scale, softcap, split: as in
+    check.Call.
+    """
 
     problem: Problem
     rule: CachedRule
     scale: float
+    softcap: float | None = None
+    split: int | None = None
 
 
 def call(
@@ -40,8 +42,11 @@ def call(
     rule: Any,
     *,
     scale: float | None = None,
+    sink_logits: Any = None,
+    softcap: float | None = None,
     out: Any = None,
     config: AttnSpec | None = None,
+    split: int | None = None,
     max_length: Any = None,
 ) -> CachedCall:
     """Check the arguments of `attention` with a CachedKV before any work. Arrays are not read, but for lengths on the
@@ -54,7 +59,8 @@ def call(
         raise TypeError(
             f"v must be left out where k is a CachedKV, which holds the values, got {type_name(v)}"
         )
-    problem, factor, _ = check.arrays(q, kv.k, kv.v, scale=scale, out=out, config=config)
+    scores: dict[str, Any] = {"scale": scale, "sink_logits": sink_logits, "softcap": softcap}
+    problem, factor, cap = check.arrays(q, kv.k, kv.v, out=out, config=config, **scores)
     if not isinstance(rule, CachedRule):
         _refuse_rule(rule)
     _check_lengths(q, kv.lengths, problem)
@@ -67,33 +73,27 @@ def call(
             )
     if max_length is not None:
         _check_max_length(max_length, problem.k_len)
-    return CachedCall(problem, rule, factor)
+    return CachedCall(problem, rule, factor, cap, split_of(split))
 
 
-def refuse_rule_without_cache(k: object) -> NoReturn:
+def check_is_cache(k: object) -> None:
     """Raises TypeError for a rule of `cached` where k is no CachedKV."""
-    raise TypeError(
-        f"k must be a CachedKV where mask is a rule of cached(), got {type_name(k)}; pass CachedKV(k, v, lengths), or "
-        "the Mask for one length, cached(...).mask(length, q_len)"
-    )
-
-
-def own_options(function: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The options of `attention` or `prepare` that a call on a CachedKV takes: `given`, without the others. Raises
-    UnsupportedError where one of these is asked for.
-    """
-    for name in OTHER_OPTIONS:
-        if (asked := given.pop(name, None)) is not None:
-            raise UnsupportedError(
-                f"{function}: {name} must be None where k is a CachedKV, got {type_name(asked)}; leave it out, or pass "
-                "k, v and the Mask for one length, cached(...).mask(length, q_len)"
-            )
-    return given
+    if not isinstance(k, CachedKV):
+        raise TypeError(
+            f"k must be a CachedKV where mask is a rule of cached(), got {type_name(k)}; pass CachedKV(k, v, lengths), "
+            "or the Mask for one length, cached(...).mask(length, q_len)"
+        )
 
 
 def step_shapes(q: Any, kv: CachedKV) -> tuple[Any, ...]:
     """What a step keeps of the arrays that it was made for: CachedStep.shapes."""
     return tuple(q.shape), tuple(kv.k.shape[1:3])
+
+
+def behind_step(step: CachedStep, given: dict[str, Any]) -> dict[str, Any]:
+    """The options of a layer behind a step: where it names no config or split, those of the step."""
+    names = [name for name in ("config", "split") if given[name] is None]
+    return given | {name: getattr(step, name) for name in names}
 
 
 def fits_step(q: Any, kv: CachedKV, step: CachedStep) -> None:

@@ -15,6 +15,8 @@ from omnicupy.jit.spec import AttnSpec
 _SMALLER: dict[tuple[str, int, int, int], tuple[int, dict[str, Any]]] = {
     ("sm90", 192, 128, 16): (16, {"bc": 96}),
     ("sm80", 128, 64, 4): (80, {"warps": 8}),
+    ("sm80", 128, 96, 4): (16, {"warps": 8}),
+    ("sm80", 64, 64, 4): (272, {"bc": 32}),
 }
 _SMALLER_FUSED = {TileShape(64, 192, 4, 16): TileShape(64, 128, 4, 12)}
 

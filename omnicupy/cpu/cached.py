@@ -22,7 +22,13 @@ Array = NDArray[Any]
 
 
 def attention(
-    checked: CachedCall, q: Array, kv: CachedKV, *, return_lse: bool = False, out: Array | None = None
+    checked: CachedCall,
+    q: Array,
+    kv: CachedKV,
+    *,
+    sink_logits: Array | None = None,
+    return_lse: bool = False,
+    out: Array | None = None,
 ) -> Array | tuple[Array, Array]:
     """Attention of NumPy arrays over a CachedKV, as `cpu.attention.attention` gives it.
 
@@ -37,9 +43,10 @@ def attention(
             continue
         sink, first = rule.seen_keys(keys, problem.q_len)
         mask = rule.seen_mask(keys, problem.q_len, b)
-        one = Call(replace(problem, batch=1, k_len=mask.shape[1]), (mask,), checked.scale)
+        one = Call(replace(problem, batch=1, k_len=mask.shape[1]), (mask,), checked.scale, checked.softcap)
         k, v = (_seen(array[b : b + 1], sink, first, keys) for array in (kv.k, kv.v))
-        _, lse[b : b + 1] = of_arrays.attention(one, q[b : b + 1], k, v, return_lse=True, out=out[b : b + 1])
+        rest: dict[str, Any] = {"sink_logits": sink_logits, "out": out[b : b + 1]}
+        _, lse[b : b + 1] = of_arrays.attention(one, q[b : b + 1], k, v, return_lse=True, **rest)
     return (out, lse) if return_lse else out
 
 

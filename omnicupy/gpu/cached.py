@@ -31,45 +31,56 @@ def attention(
     v: Any,
     mask: Any,
     *,
-    scale: Any = None,
-    return_lse: bool = False,
-    out: Any = None,
-    config: Any = None,
+    return_lse: bool,
+    **given: Any,
 ) -> Any:
-    """omnicupy.attention with a CachedKV of CuPy arrays. mask: a rule, or a step."""
+    """omnicupy.attention with a CachedKV of CuPy arrays. mask: a rule, or a step.  given: its other options."""
     step = mask if isinstance(mask, CachedStep) else None
     rule = mask
     if step is not None:
         check_cached.fits_step(q, kv, step)
-        rule, config = step.rule, config or step.config
-    plan = plan_of(q, kv, v, rule, scale=scale, out=out, config=config)
+        rule, given = step.rule, check_cached.behind_step(step, given)
+    plan = plan_of(q, kv, v, rule, **given)
     made = None if step is None else lists_of(step, plan)
-    found = on_device(plan.kernel.device, _launched, plan, (q, kv), out, return_lse, made)
+    inputs = q, kv, given["sink_logits"]
+    found = on_device(plan.kernel.device, _launched, plan, inputs, given["out"], return_lse, made)
     return found if return_lse else found[0]
 
 
-def plan(q: Any, kv: CachedKV, mask: Any, *, config: Any = None) -> CachedStep:
+def plan(q: Any, kv: CachedKV, mask: Any, *, softcap: Any, config: Any, split: Any) -> CachedStep:
     """omnicupy.plan with a CachedKV of CuPy arrays."""
-    found = plan_of(q, kv, None, mask, scale=None, out=None, config=config)
+    found = plan_of(q, kv, None, mask, softcap=softcap, config=config, split=split)
     device = found.kernel.device
 
     def make() -> MadeLists:
         return found.make_lists(kv.lengths.data.ptr, _current_stream(device))
 
-    return CachedStep(mask, kv.lengths, check_cached.step_shapes(q, kv), on_device(device, make), config)
+    shapes = check_cached.step_shapes(q, kv)
+    return CachedStep(mask, kv.lengths, shapes, on_device(device, make), config=config, split=split)
 
 
-def prepare(
-    q: Any, kv: CachedKV, v: Any, mask: Any, *, scale: Any, out: Any, config: Any, max_length: Any
-) -> None:
-    """omnicupy.prepare with a CachedKV of CuPy arrays."""
+def prepare(q: Any, kv: CachedKV, v: Any, mask: Any, *, max_length: Any, **given: Any) -> None:
+    """omnicupy.prepare with a CachedKV of CuPy arrays. given: the options of attention."""
     if max_length is not None:
-        check_cached.call(q, kv, v, mask, scale=scale, out=out, config=config, max_length=max_length)
-    plan_of(q, kv, v, mask, scale=scale, out=out, config=config)
+        check_cached.call(q, kv, v, mask, max_length=max_length, **given)
+    plan_of(q, kv, v, mask, **given)
 
 
-def plan_of(q: Any, kv: CachedKV, v: Any, rule: Any, *, scale: Any, out: Any, config: Any) -> CachedPlan:
+def plan_of(
+    q: Any,
+    kv: CachedKV,
+    v: Any,
+    rule: Any,
+    *,
+    scale: Any = None,
+    sink_logits: Any = None,
+    softcap: Any = None,
+    out: Any = None,
+    config: Any = None,
+    split: Any = None,
+) -> CachedPlan:
     """The plan that was made for such CuPy arrays, or a new one. Raises every argument error."""
+    options = scale, softcap, config, split
     array_key: Any = None
     k, values, lengths = kv.k, kv.v, kv.lengths
     try:
@@ -91,52 +102,62 @@ def plan_of(q: Any, kv: CachedKV, v: Any, rule: Any, *, scale: Any, out: Any, co
             (x.device_id, y.device_id, z.device_id, w.device_id),
             None if target is None else (out.shape, out.strides, out.dtype, target.device_id),
             v is None,
+            None if sink_logits is None else _sink_key(sink_logits),
         )
         addresses = (x.ptr, y.ptr, z.ptr, None if target is None else target.ptr, w.ptr)
+        sinks = None if sink_logits is None else sink_logits.data.ptr
     except AttributeError:  # not CuPy arrays: the checks say so
         pass
     else:
-        found = find_plan(array_key, addresses, rule, scale, config)
+        found = find_plan(array_key, addresses, rule, options, sinks)
         if found is not None:
             return found
-    return make_plan(array_key, (q, kv, v, out), rule, scale=scale, config=config)
+    return make_plan(array_key, (q, kv, v, out, sink_logits), rule, options)
 
 
 def find_plan(
-    array_key: Any, addresses: tuple[int, int, int, int | None, int], rule: Any, scale: Any, config: Any
+    array_key: Any,
+    addresses: tuple[int, int, int, int | None, int],
+    rule: Any,
+    options: tuple[Any, Any, Any, Any],
+    sinks: int | None,
 ) -> CachedPlan | None:
     """The plan that `make_plan` kept for such arguments; None where it has to look at them.
 
-    array_key: all that a plan depends on of q, the caches, lengths and `out`; equals no other library's for other
-    arrays.  addresses: of q, k, v, `out` or None, and lengths.
+    array_key: all that a plan depends on of q, the caches, lengths, `out` and sink_logits; equals no other library's
+    for other arrays.  addresses: of q, k, v, `out` or None, and lengths.  options: scale, softcap, config and split.
+    sinks: address of sink_logits, or None.
     """
-    plan = _kept(array_key, rule, scale, config)
-    return plan if plan is not None and plan.fits_addresses(*addresses) else None
+    plan = _kept(array_key, rule, options)
+    if plan is None or not plan.fits_addresses(*addresses):
+        return None
+    return plan if sinks is None or plan.kernel.fits_sink(sinks, addresses[3]) else None
 
 
 def make_plan(
     array_key: Any,
-    arrays: tuple[Any, CachedKV, Any, Any],
+    arrays: tuple[Any, CachedKV, Any, Any, Any],
     rule: Any,
+    options: tuple[Any, Any, Any, Any],
     *,
-    scale: Any,
-    config: Any,
     stream: Any = None,
 ) -> CachedPlan:
     """Checks all arguments, then as `find_plan`, or a new plan, which is kept unless `array_key` is None.
 
-    arrays: q, the caches, v and `out` or None.  stream: uploads a tail; None for CuPy's current one.
+    arrays: q, the caches, v, `out` and sink_logits, the last three or None.  options: as in `find_plan`.  stream:
+    uploads a tail; None for CuPy's current one.
     """
-    q, kv, v, out = arrays
-    call = check_cached.call(q, kv, v, rule, scale=scale, out=out, config=config)
-    plan = None if array_key is None else _kept(array_key, rule, scale, config)
+    q, kv, v, out, sink_logits = arrays
+    given: dict[str, Any] = dict(zip(("scale", "softcap", "config", "split"), options, strict=True))
+    call = check_cached.call(q, kv, v, rule, out=out, sink_logits=sink_logits, **given)
+    plan = None if array_key is None else _kept(array_key, rule, options)
     if plan is None:
         with cupy.cuda.Device(q.data.device_id):
-            plan = new_plan(call, (q, kv.k, kv.v, out), config, stream)
+            plan = new_plan(call, (q, kv.k, kv.v, out), given["config"], stream)
         if array_key is not None:
             while len(_plans) >= MAX_PLANS:
                 _plans.pop(next(iter(_plans)), None)
-            _plans[array_key, rule, scale, config, cache.epoch] = plan
+            _plans[array_key, rule, options, cache.epoch] = plan
     return plan
 
 
@@ -152,31 +173,39 @@ def lists_of(step: CachedStep, plan: CachedPlan) -> MadeLists:
     of = made.plan
     if of is not plan and (of.lists != plan.lists or of.kernel.device != plan.kernel.device):
         raise ValueError(
-            "mask: the step was made for another kernel or device than this call's; make it with oc.plan of the same "
-            "dtype, strides and config"
+            "mask: the step was made for another kernel, split or device than this call's; make it with oc.plan of the "
+            "same dtype, strides, softcap, config and split"
         )
     return made
 
 
-def _kept(array_key: Any, rule: Any, scale: Any, config: Any) -> CachedPlan | None:
+def _sink_key(sink_logits: Any) -> Any:
+    return sink_logits.shape, sink_logits.strides, sink_logits.dtype, sink_logits.data.device_id
+
+
+def _kept(array_key: Any, rule: Any, options: tuple[Any, Any, Any, Any]) -> CachedPlan | None:
     if not isinstance(rule, CachedRule):
         return None
     try:
-        return _plans.get((array_key, rule, scale, config, cache.epoch))
-    except TypeError:  # no scale or config: the checks say so
+        return _plans.get((array_key, rule, options, cache.epoch))
+    except TypeError:  # no scale, softcap, config or split: the checks say so
         return None
 
 
 def _launched(
-    plan: CachedPlan, inputs: tuple[Any, CachedKV], out: Any, return_lse: bool, made: MadeLists | None
+    plan: CachedPlan, inputs: tuple[Any, CachedKV, Any], out: Any, return_lse: bool, made: MadeLists | None
 ) -> tuple[Any, Any]:
-    """out and lse, None unless it is wanted, of a launch on CuPy's current stream; the plan's device is current."""
-    q, kv = inputs
+    """out and lse, None unless it is wanted, of a launch on CuPy's current stream; the plan's device is current.
+
+    inputs: q, the caches, and sink_logits or None.
+    """
+    q, kv, sink_logits = inputs
     kernel = plan.kernel
     stream = _current_stream(kernel.device)
     if out is None:
         out = cupy.ndarray(kernel.shape, kernel.dtype)
     lse = cupy.ndarray(kernel.shape[:3], np.float32) if return_lse else None
     addresses = (q.data.ptr, kv.k.data.ptr, kv.v.data.ptr, out.data.ptr, 0 if lse is None else lse.data.ptr)
-    plan.launch(addresses, kv.lengths.data.ptr, stream, made)
+    sinks = 0 if sink_logits is None else sink_logits.data.ptr
+    plan.launch(addresses, kv.lengths.data.ptr, stream, made, sink_logits=sinks)
     return out, lse

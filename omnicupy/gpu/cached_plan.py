@@ -84,14 +84,17 @@ class CachedPlan:
         lengths: int,
         stream: Any,
         made: MadeLists | None = None,
+        *,
+        sink_logits: int = 0,
     ) -> None:
         """Run on `stream`, of the plan's device, which is current.
 
         addresses: of q, k, v, out and lse, the last 0 for none.  lengths: address, read where there is no `made`.
-        made: lists that the planner has written on this stream; None makes them first.
+        made: lists that the planner has written on this stream; None makes them first.  sink_logits: address, 0 for
+        none.
         """
         template = None if made is None else made.template_for(self)
-        argument = self.kernel.argument(*addresses, template)
+        argument = self.kernel.argument(*addresses, template, sink_logits=sink_logits)
         with _locked(self, stream) as memory:
             if made is not None:
                 made.check_is_of(memory)

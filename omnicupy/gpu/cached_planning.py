@@ -9,6 +9,7 @@ import numpy as np
 
 from omnicupy.call.check_cached import CachedCall
 from omnicupy.choose import pick
+from omnicupy.errors import UnsupportedError
 from omnicupy.gpu.cached_plan import CachedPlan, Planner
 from omnicupy.gpu.device import DeviceInfo, device_info
 from omnicupy.gpu.device_blocks import DeviceCopy
@@ -21,7 +22,7 @@ from omnicupy.jit import archs
 from omnicupy.jit.cached_spec import CachedSpec
 from omnicupy.jit.plan_spec import PlanSpec
 from omnicupy.jit.spec import AttnSpec, round_up
-from omnicupy.schedule.cached_lists import CachedLists, tail_arrays
+from omnicupy.schedule.cached_lists import MOST_BYTES, CachedLists, tail_arrays
 from omnicupy.schedule.grid import MOST_PARTIAL_BYTES, Grid, part_bytes
 from omnicupy.serving.rule import CachedRule
 
@@ -41,7 +42,8 @@ def new_plan(
     check_strides(spec, q, k, v)
     spec = CachedSpec.of(spec)
     problem = call.problem
-    grid = Grid.of(spec, problem, problem.batch, sm_count=info.sm_count, l2_bytes=info.l2_bytes)
+    sizes = {"sm_count": info.sm_count, "l2_bytes": info.l2_bytes}
+    grid = Grid.of(spec, problem, problem.batch, **sizes, split=call.split)
     lists = lists_of(grid, call.rule)
     need, partials = _need_of(grid, lists)
     layouts = ((q.shape, q.strides), (k.shape, k.strides), (v.shape, v.strides))
@@ -49,7 +51,7 @@ def new_plan(
     parts = lists.most_parts if spec.kernel == "sm90" else lists.rows
     launched = KernelCall(kernel(spec, device).function, grid.thread_blocks(parts), layouts, of_out, need)
     planner = _planner_of(lists, device, info, stream)
-    template = struct_of(grid, score_fields(call.scale, None), _fields_of(grid, lists), arrays)
+    template = struct_of(grid, score_fields(call.scale, call.softcap), _fields_of(grid, lists), arrays)
     of_kernel = PLANS[spec.kernel](spec, problem, NoBlocks(device), template, launched)  # type: ignore[arg-type]
     return CachedPlan(of_kernel, planner, need, partials)
 
@@ -62,13 +64,13 @@ class NoBlocks:
 
 
 def lists_of(grid: Grid, rule: CachedRule) -> CachedLists:
-    """The bounds of the block lists of a launch."""
+    """The bounds of the block lists of a launch. Raises UnsupportedError where parts would take too much memory."""
     spec, problem = grid.spec, grid.problem
     slots = 0
-    if spec.kernel == "sm90":
+    if spec.kernel == "sm90" and not grid.workers.split_tiles:
         slots = MOST_PARTIAL_BYTES // (grid.tile_heads * part_bytes(spec, problem))
         slots = min(slots, -(-_SLOTS_OF_ALL * grid.workers.sm_count // grid.tile_heads))
-    return CachedLists(
+    lists = CachedLists(
         rule,
         problem.batch,
         problem.q_len,
@@ -79,8 +81,15 @@ def lists_of(grid: Grid, rule: CachedRule) -> CachedLists:
         sm_count=grid.workers.sm_count,
         leave=grid.workers.leave,
         split_slots=slots,
+        split_tiles=grid.workers.split_tiles,
         in_order=spec.kernel == "naive",
     )
+    if (size := grid.tile_heads * lists.slots * part_bytes(spec, problem)) > MOST_BYTES:
+        raise UnsupportedError(
+            f"split: parts of {grid.workers.split_tiles * spec.bc} keys of {problem.batch} sequences of up to "
+            f"{problem.k_len} may need {size} bytes, more than {MOST_BYTES}; take a larger split"
+        )
+    return lists
 
 
 def _spec_of(call: CachedCall, arrays: tuple[Any, Any, Any, Any], info: DeviceInfo) -> AttnSpec:
@@ -89,7 +98,12 @@ def _spec_of(call: CachedCall, arrays: tuple[Any, Any, Any, Any], info: DeviceIn
     masks = [call.rule.mask(problem.k_len, problem.q_len, problem.k_len)]
     mappable = all(can_map(array.shape, array.strides) for array in arrays[:3])
     return pick.select(
-        archs.arch_of(info.major, info.minor), problem, masks, info.sm_count, mappable=mappable
+        archs.arch_of(info.major, info.minor),
+        problem,
+        masks,
+        info.sm_count,
+        mappable=mappable,
+        split=call.split,
     )
 
 

@@ -98,9 +98,7 @@ class Plan:
         self, q: int, k: int, v: int, out: int, lse: int, stream: Any, *, sink_logits: int = 0
     ) -> None:
         """Run on `stream`, of the plan's device, which is current. q ... lse, sink_logits: addresses, 0 for none."""
-        argument = self.argument(q, k, v, out, lse)
-        if sink_logits:
-            _ADDRESS.pack_into(argument, self._sink_at, sink_logits)
+        argument = self.argument(q, k, v, out, lse, sink_logits=sink_logits)
         blocks = self.blocks
         while True:
             memory = stream_memory.memory_of(self.device, stream)
@@ -115,7 +113,15 @@ class Plan:
             return
 
     def argument(
-        self, q: int, k: int, v: int, out: int, lse: int, template: bytes | None = None
+        self,
+        q: int,
+        k: int,
+        v: int,
+        out: int,
+        lse: int,
+        template: bytes | None = None,
+        *,
+        sink_logits: int = 0,
     ) -> bytearray:
         """The struct of one launch, its own: the driver reads it in the launch, where other threads may run.
 
@@ -123,6 +129,8 @@ class Plan:
         """
         argument = bytearray(template or self.template)
         _POINTERS.pack_into(argument, self._offset, q, k, v, out, lse)
+        if sink_logits:
+            _ADDRESS.pack_into(argument, self._sink_at, sink_logits)
         return argument
 
     def run(self, argument: bytearray, addresses: Addresses, memory: StreamMemory, stream: Any) -> None:

@@ -105,7 +105,7 @@ _PLAN_POINTERS = (
 _PLAN_INTS = (
     *("batch", "q_len", "q_blocks", "capacity", "br", "bc", "k_padded", "window", "sink"),
     *("tail_masks", "tail_words", "most_entries", "most_partial", "in_order", "heads"),
-    *("sm_count", "split_slots", "most_cuts", "least_tiles"),
+    *("sm_count", "split_slots", "split_tiles", "most_cuts", "least_tiles"),
 )
 
 ATTN_PARAMS = np.dtype(_fields(), align=True)
@@ -116,7 +116,7 @@ BACKWARD_PARAMS_SM90 = _with_maps(_BACKWARD_MAPS, _backward_fields(), _BACKWARD_
 PLAN_PARAMS = np.dtype(  # PlanParams
     [
         *((name, "<u8") for name in _PLAN_POINTERS),
-        *((name, "<f4") for name in ("item", "leave")),
+        *((name, "<f4") for name in ("item", "leave", "of_key")),
         *((name, "<i4") for name in _PLAN_INTS),
     ],
     align=True,

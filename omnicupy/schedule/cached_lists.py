@@ -46,9 +46,10 @@ class CachedLists:
     in tokens.
     heads: of a sequence that work on each part; those that share a tile count as one.  sm_count: multiprocessors.
     leave: what a part of a split row costs beside its tiles, in tiles.
-    split_slots: parts of split rows that the merge has memory for; 0: rows are not split.  in_order: parts are whole
-    rows, in their order, as the plain kernel takes them.
-    Raises UnsupportedError for more sequences, keys or bytes than the lists can hold.
+    split_slots: parts of split rows that the merge has memory for; 0: rows are not split.  split_tiles: tiles of each
+    part but the last one of a row, whatever else there is to do; 0: the planner cuts as it sees fit.  in_order: parts
+    are whole rows, in their order, as the plain kernel takes them.
+    Raises UnsupportedError for more sequences, keys, parts or bytes than the lists can hold.
     """
 
     rule: CachedRule
@@ -61,6 +62,7 @@ class CachedLists:
     sm_count: int
     leave: float = LEAVE
     split_slots: int = 0
+    split_tiles: int = 0
     in_order: bool = False
 
     def __post_init__(self) -> None:
@@ -72,6 +74,16 @@ class CachedLists:
         if self.capacity > MOST_KEYS // 2:
             raise UnsupportedError(
                 f"k: a CachedKV of {self.capacity} keys exceeds {MOST_KEYS // 2}; make it shorter"
+            )
+        if self.keeps_order and not self.in_order and self.most_parts_of_row > 1:
+            raise UnsupportedError(
+                f"split: {self.rows} blocks of {self.br} rows exceed the {MOST_ROWS} that can be cut; give fewer rows "
+                "or sequences at a time, or leave split out"
+            )
+        if self.batch * self.heads * self.slots >= 1 << 31:
+            raise UnsupportedError(
+                f"split: {self.slots} parts of {self.batch} sequences, {self.heads} heads each, cannot be counted in "
+                "32 bits; take a larger split"
             )
         if self.nbytes > MOST_BYTES:
             raise UnsupportedError(
@@ -97,7 +109,23 @@ class CachedLists:
     @property
     def slots(self) -> int:
         """Parts of split rows that there may be."""
-        return 0 if self.keeps_order else self.split_slots
+        if self.keeps_order:
+            return 0
+        if not self.split_tiles:
+            return self.split_slots
+        most = self.most_parts_of_row
+        return self.rows * most if most > 1 else 0
+
+    @property
+    def most_parts_of_row(self) -> int:
+        """Parts of `split_tiles` tiles that a block of rows may be cut into, 1 where the planner is free."""
+        if not self.split_tiles:
+            return 1
+        tiles = -(-self.capacity // self.bc)
+        if self.window:
+            own = min(self.br, self.q_len) if self.rule.tail is None else self.q_len
+            tiles = min(tiles, (self.window + own) // self.bc + 2 + -(-self.rule.sink // self.bc))
+        return -(-tiles // self.split_tiles)
 
     @property
     def most_parts(self) -> int:
@@ -162,8 +190,8 @@ class CachedLists:
 
     @property
     def thread_blocks(self) -> int:
-        """Of the planner: one cuts rows into parts, a warp of the others writes the bits of a row."""
-        return min(-(-self.rows // _WARPS), self.sm_count) + (not self.keeps_order)
+        """Of the planner: a warp for each row that is cut into parts, and one for its bits; in order the same one."""
+        return min(-(-self.rows // _WARPS), self.sm_count) * (1 if self.keeps_order else 2)
 
     def params(self) -> NDArray[np.void]:
         """The planner's struct, with null pointers."""
@@ -172,6 +200,7 @@ class CachedLists:
         values = {
             "item": ITEM,
             "leave": self.leave,
+            "of_key": 1 / self.bc,
             "window": self.window,
             "sink": min(self.rule.sink, self.capacity),
             "tail_masks": len(tail or ()),

@@ -12,19 +12,27 @@ class CachedStep:
 
     rule: that of `cached`.  lengths: the array it was made of; a layer's CachedKV must hold the same one.  shapes:
     (batch, q_heads, q_len, head_dim) of q, and (kv_heads, capacity) of the caches.  lists: what the engine made.
-    config: that of `plan`, which layers get that name none.
+    config, split: those of `plan`, which layers get that name none.
     """
 
-    __slots__ = ("config", "lengths", "lists", "rule", "shapes")
+    __slots__ = ("config", "lengths", "lists", "rule", "shapes", "split")
 
     def __init__(
-        self, rule: CachedRule, lengths: Any, shapes: tuple[Any, ...], lists: Any, config: Any = None
+        self,
+        rule: CachedRule,
+        lengths: Any,
+        shapes: tuple[Any, ...],
+        lists: Any,
+        *,
+        config: Any = None,
+        split: Any = None,
     ) -> None:
         self.rule = rule
         self.lengths = lengths
         self.shapes = shapes
         self.lists = lists
         self.config = config
+        self.split = split
 
     def __repr__(self) -> str:
         (batch, _, q_len, _), (_, capacity) = self.shapes

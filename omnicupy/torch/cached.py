@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,13 +26,13 @@ EAGER = (
 
 def attention(q: Any, kv: Any, v: Any, mask: Any, *, return_lse: bool, **options: Any) -> Any:
     """`omnicupy.attention` with a CachedKV of torch tensors. options: the others of attention."""
-    options = check_cached.own_options("attention", options)
-    q = _checked(q, kv, options["out"])
+    options = {"sink_logits": None, "softcap": None} | options
+    q = _checked(q, kv, options["out"], options["sink_logits"])
     step = mask if isinstance(mask, CachedStep) else None
     rule = mask
     if step is not None:
         check_cached.fits_step(q, kv, step)
-        rule, options["config"] = step.rule, options["config"] or step.config
+        rule, options = step.rule, check_cached.behind_step(step, options)
     index = _index(q, kv, options["out"])
     if index is None:
         return _on_cpu(q, kv, v, mask, return_lse, options)
@@ -49,70 +50,80 @@ def attention(q: Any, kv: Any, v: Any, mask: Any, *, return_lse: bool, **options
         to.data_ptr(),
         0 if lse is None else lse.data_ptr(),
     )
-    gpu.on_device(index, plan.launch, addresses, kv.lengths.data_ptr(), stream, made)
+    sinks = 0 if options["sink_logits"] is None else options["sink_logits"].data_ptr()
+    launch = partial(plan.launch, sink_logits=sinks)
+    gpu.on_device(index, launch, addresses, kv.lengths.data_ptr(), stream, made)
     if out is not None:
         torch.autograd.graph.increment_version(out)
     return (to, lse) if return_lse else to
 
 
-def plan(q: Any, kv: CachedKV, mask: CachedRule, *, config: AttnSpec | None = None) -> CachedStep:
+def plan(
+    q: Any,
+    kv: CachedKV,
+    mask: CachedRule,
+    *,
+    softcap: float | None = None,
+    config: AttnSpec | None = None,
+    split: int | None = None,
+) -> CachedStep:
     """`omnicupy.plan` on torch tensors, on torch's current stream: pass what it returns as `mask` to each layer.
 
     Raises what `attention` raises.
     """
-    q = _checked(q, kv, None)
+    q = _checked(q, kv, None, None)
     index = _index(q, kv, None)
     shapes = check_cached.step_shapes(q, kv)
     if index is None:
         arrays = _host(q, kv)
-        made: CachedStep = api.plan(*arrays, mask, config=config)
-        return CachedStep(mask, kv.lengths, shapes, made.lists)
+        made: CachedStep = api.plan(*arrays, mask, softcap=softcap, config=config, split=split)
+        return CachedStep(mask, kv.lengths, shapes, made.lists, split=split)
     gpu = _gpu or _load_gpu()
     stream = gpu.external_stream(index, eager.raw_stream(index))
-    found = _plan_of(
-        q, kv, None, mask, index=index, stream=stream, options={"scale": None, "out": None, "config": config}
-    )
+    options: dict[str, Any] = {"scale": None, "sink_logits": None, "out": None}
+    options |= {"softcap": softcap, "config": config, "split": split}
+    found = _plan_of(q, kv, None, mask, index=index, stream=stream, options=options)
     lists = gpu.on_device(index, found.make_lists, kv.lengths.data_ptr(), stream)
-    return CachedStep(mask, kv.lengths, shapes, lists, config)
+    return CachedStep(mask, kv.lengths, shapes, lists, config=config, split=split)
 
 
 def prepare(q: Any, kv: Any, v: Any, mask: Any, *, gradients: bool, max_length: Any, **options: Any) -> None:
     """`omnicupy.prepare` with a CachedKV of torch tensors. options: the others of attention."""
-    options = check_cached.own_options("prepare", options)
-    q = _checked(q, kv, options["out"])
+    q = _checked(q, kv, options["out"], options["sink_logits"])
     if gradients:
         raise UnsupportedError("prepare: a CachedKV has no gradients; drop gradients=True")
     index = _index(q, kv, options["out"])
     if index is None:
-        out = options.pop("out")
         arrays = _host(q, kv)
-        target = None if out is None else tensors.on_host("out", out)
-        api.prepare(*arrays, v, mask, out=target, max_length=max_length, **options)
+        held = {name: _on_host(name, options[name]) for name in ("out", "sink_logits")}
+        api.prepare(*arrays, v, mask, max_length=max_length, **options | held)
         return
     if max_length is not None:
-        check_cached.call(*_arrays(q, kv, None)[:2], v, mask, max_length=max_length)
+        array, caches, *_ = _arrays(q, kv, None, None)
+        check_cached.call(array, caches, v, mask, max_length=max_length)
     stream = (_gpu or _load_gpu()).external_stream(index, eager.raw_stream(index))
     _plan_of(q, kv, v, mask, index=index, stream=stream, options=options)
 
 
-def _checked(q: Any, kv: Any, out: Any) -> Any:
+def _checked(q: Any, kv: Any, out: Any, sink_logits: Any) -> Any:
     """q as autocast has it. Raises for what is no tensor, and where autograd or a compiler has to see the call."""
-    if not isinstance(kv, CachedKV):
-        check_cached.refuse_rule_without_cache(kv)
-    tensors.check(q, kv.k, kv.v, out)
+    check_cached.check_is_cache(kv)
+    tensors.check(q, kv.k, kv.v, out, sink_logits)
     if not isinstance(kv.lengths, torch.Tensor):
         raise TypeError(f"lengths must be a torch.Tensor like q, got {type(kv.lengths).__name__}")
-    plain = state.are_plain(q, kv.k, kv.v, kv.lengths, out)
+    plain = state.are_plain(q, kv.k, kv.v, kv.lengths, out, sink_logits)
     if not plain or state.transform() is not None or state.modes() or state.jit_traces():
         raise UnsupportedError(EAGER)
-    if tensors.need_gradients(q, kv.k, kv.v) or state.has_tangents():
+    if tensors.need_gradients(q, kv.k, kv.v, sink_logits) or state.has_tangents():
         raise UnsupportedError(
             "a CachedKV has no gradients; call under torch.no_grad(), or pass a Mask for one length"
         )
     if state.any_autocast():  # the caches stay as they are: a copy of them would cost more than the call
         q = tensors.autocast(q, q, q)[0]
-    if not tensors.lie_in_memory(q, kv.k, kv.v, out):
-        tensors.check_storage(q=q, k=kv.k, v=kv.v, out=out)
+    if not tensors.lie_in_memory(q, kv.k, kv.v, out, sink_logits):
+        tensors.check_storage(q=q, k=kv.k, v=kv.v, out=out, sink_logits=sink_logits)
+    if sink_logits is not None:
+        tensors.check_sink(sink_logits, q)
     return q
 
 
@@ -138,6 +149,7 @@ def _on_cpu(q: Any, kv: CachedKV, v: Any, mask: Any, return_lse: bool, options: 
     out = options["out"]
     target = tensors.new_out(q, kv.v) if out is None else out
     array, caches = _host(q, kv)
+    options = options | {"sink_logits": _on_host("sink_logits", options["sink_logits"])}
     if isinstance(mask, CachedStep):
         caches, mask = CachedKV(caches.k, caches.v, mask.lists), mask.rule
     found = api.attention(
@@ -145,27 +157,32 @@ def _on_cpu(q: Any, kv: CachedKV, v: Any, mask: Any, return_lse: bool, options: 
         caches,
         v,
         mask,
-        scale=options["scale"],
         return_lse=return_lse,
-        out=tensors.on_host("out", target),
+        **options | {"out": tensors.on_host("out", target)},
     )
     if out is not None:
         torch.autograd.graph.increment_version(out)
     return (target, torch.from_numpy(found[1])) if return_lse else target
 
 
-def _arrays(q: Any, kv: CachedKV, out: Any) -> tuple[Any, CachedKV, Any]:
-    """The memory of CUDA tensors."""
+def _on_host(name: str, tensor: Any) -> Any:
+    return None if tensor is None else tensors.on_host(name, tensor)
+
+
+def _arrays(q: Any, kv: CachedKV, out: Any, sink_logits: Any) -> tuple[Any, CachedKV, Any, Any]:
+    """The memory of CUDA tensors, out and sink_logits or None."""
     k, v = tensors.on_device("k", kv.k), tensors.on_device("v", kv.v)
     caches = CachedKV(k, v, tensors.int32_on_device(kv.lengths))
-    return tensors.on_device("q", q), caches, None if out is None else tensors.on_device("out", out)
+    named = (("out", out), ("sink_logits", sink_logits))
+    target, sinks = (None if one is None else tensors.on_device(name, one) for name, one in named)
+    return tensors.on_device("q", q), caches, target, sinks
 
 
 def _plan_of(
     q: Any, kv: CachedKV, v: Any, rule: Any, *, index: int, stream: Any, options: dict[str, Any]
 ) -> Any:
     """The plan for tensors of CUDA device `index`: found by what torch tells of them, or a new one."""
-    k, values, lengths, out = kv.k, kv.v, kv.lengths, options["out"]
+    k, values, lengths, out, sinks = kv.k, kv.v, kv.lengths, options["out"], options["sink_logits"]
     key = (
         (
             q.shape,
@@ -182,16 +199,15 @@ def _plan_of(
         index,
         None if out is None else (out.shape, out.stride(), out.dtype),
         v is None,
+        None if sinks is None else (sinks.shape, sinks.stride(), sinks.dtype),
     )
     of_out = None if out is None else out.data_ptr()
     addresses = (q.data_ptr(), k.data_ptr(), values.data_ptr(), of_out, lengths.data_ptr())
-    scale, config = options["scale"], options["config"]
-    found = _gpu.find_plan(key, addresses, rule, scale, config)
+    how = options["scale"], options["softcap"], options["config"], options["split"]
+    found = _gpu.find_plan(key, addresses, rule, how, None if sinks is None else sinks.data_ptr())
     if found is None:
-        array, caches, target = _arrays(q, kv, out)
-        found = _gpu.make_plan(
-            key, (array, caches, v, target), rule, scale=scale, config=config, stream=stream
-        )
+        array, caches, target, logits = _arrays(q, kv, out, sinks)
+        found = _gpu.make_plan(key, (array, caches, v, target, logits), rule, how, stream=stream)
     return found
 
 

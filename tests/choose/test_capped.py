@@ -76,6 +76,13 @@ def test_tiles_that_would_spill_are_smaller() -> None:
     assert capped(tall) == replace(tall, warps=8, softcap=True)
     narrow = variants.parse("sm80-128x64-s1-w4", "sm_80", "bfloat16", 64)
     assert capped(narrow) == replace(narrow, softcap=True)
+    for word, head_dim, instead in (
+        ("sm80-128x96-s2-w4", 48, "sm80-128x96-s2-w8-softcap"),
+        ("sm80-64x64-s2-w4", 272, "sm80-64x32-s2-w4-softcap"),
+        ("sm80-64x64-s1-w4", 256, "sm80-64x64-s1-w4-softcap"),
+    ):
+        spec = variants.parse(word, "sm_90", "bfloat16", head_dim)
+        assert variants.word(capped(spec)) == instead
     assert capped_backward(backward_table.pick("sm_90", "bfloat16", 64)).fused == TileShape(64, 128, 4, 12)
 
 

@@ -153,7 +153,7 @@ def test_a_step_is_of_its_lengths_shapes_kernel_and_stream(device: fake_device.D
         oc.attention(*_inputs(), mask=step)
     with pytest.raises(ValueError, match="the step was made for q of shape"):
         oc.attention(_inputs(q_len=2)[0], kv, mask=step)
-    with pytest.raises(ValueError, match="the step was made for another kernel or device"):
+    with pytest.raises(ValueError, match="the step was made for another kernel, split or device"):
         oc.attention(q, kv, mask=step, config=SM80)
     device.streams[0] = Stream(9)
     with pytest.raises(ValueError, match="the step was made on another stream, or outside of this capture"):

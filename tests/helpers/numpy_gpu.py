@@ -161,9 +161,9 @@ def attention(q: Any, k: Any, v: Any = None, mask: Any = None, *, config: Any = 
     return _called(api.attention, *(np.asarray(x) for x in (q, k, v)), mask, **options)
 
 
-def plan(q: Any, kv: CachedKV, mask: Any, *, config: Any = None) -> Any:
+def plan(q: Any, kv: CachedKV, mask: Any, *, config: Any = None, **options: Any) -> Any:
     """The CPU engine's step."""
-    return api.plan(np.asarray(q), _plain(kv), mask)
+    return api.plan(np.asarray(q), _plain(kv), mask, **options)
 
 
 def _plain(kv: CachedKV) -> CachedKV:

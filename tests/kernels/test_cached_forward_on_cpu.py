@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import cached_cases
@@ -14,6 +15,7 @@ from cuda_on_cpu import aligned
 from numpy.typing import NDArray
 
 import omnicupy as oc
+from omnicupy.gpu.planning import score_fields
 from omnicupy.jit.params import PARAMS
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.reference.attention import attention64
@@ -32,6 +34,8 @@ SPECS = {
         arch="sm_80", kernel="sm80", dtype="bfloat16", head_dim=48, br=32, bc=32, warps=2, stages=2
     ),
 }
+SPECS |= {f"{name}-capped": replace(SPECS[name], softcap=True) for name in ("naive", "sm80")}
+SOFTCAP, SINKS = 3.0, (-np.inf, 0.0, 30.0, -2.0)
 Array = NDArray[Any]
 
 
@@ -64,8 +68,9 @@ def _run(spec: AttnSpec, library: Any, planner: Any, lists: CachedLists, arrays:
     sizes |= {"mask_batch": lists.batch, "k_padded": lists.k_padded, "section": 2, "tiers": lists.rows}
     for name, value in sizes.items():
         params[name] = value
-    params["scale"] = HEAD_DIM**-0.5
-    params["scale_log2"] = HEAD_DIM**-0.5 * np.log2(np.e)
+    for name, value in score_fields(HEAD_DIM**-0.5, SOFTCAP if spec.softcap else None).items():
+        params[name] = value
+    params["sink_logits"] = arrays["sink_logits"].ctypes.data if "sink_logits" in arrays else 0
     items = lists.rows * Q_HEADS if spec.kernel == "sm80" else lists.batch * Q_HEADS * lists.q_len
     reads = [arrays[name] for name in "qkv"]
     cuda_on_cpu.run(library, spec, params, (items, 1), reads, late=True)
@@ -96,7 +101,12 @@ def test_against_float64(case: str, built: tuple[AttnSpec, Any, Any]) -> None:
     arrays["lse"] = np.full((batch, Q_HEADS, q_len), np.nan, np.float32)
     keys = np.where(lengths > capacity, 0, np.maximum(lengths, 0))
     dense = [cached_cases.dense(rule, int(n), q_len, capacity, b) for b, n in enumerate(keys)]
-    wanted, lse = attention64(arrays["q"], arrays["k"], arrays["v"], [oc.from_dense(one) for one in dense])
+    masks, changes = [oc.from_dense(one) for one in dense], {}
+    if spec.softcap:  # and sinks with it
+        arrays["sink_logits"] = aligned(Q_HEADS, np.float32)
+        arrays["sink_logits"][...] = SINKS
+        changes = {"softcap": SOFTCAP, "sink_logits": arrays["sink_logits"]}
+    wanted, lse = attention64(arrays["q"], arrays["k"], arrays["v"], masks, **changes)
     for b, visible in enumerate(dense):
         for name in "kv":
             arrays[name][b][:, ~visible.any(axis=0)] = np.nan

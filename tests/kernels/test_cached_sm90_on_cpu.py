@@ -4,7 +4,8 @@ plans of calls on caches do, against float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import cached_cases
@@ -54,23 +55,25 @@ def planner(tmp_path_factory: pytest.TempPathFactory) -> Any:
 class Cached(Forward):
     """A call on caches. masks: what the rule says of each sequence's length."""
 
-    def __init__(self, problem: Problem, rule: oc.CachedRule, lengths: list[int], sm_count: int) -> None:
+    def __init__(
+        self, problem: Problem, rule: oc.CachedRule, lengths: list[int], sm_count: int, **options: Any
+    ) -> None:
         self.rule, self.lengths = rule, np.array(lengths, np.int32)
         masks = [
             oc.from_dense(cached_cases.dense(rule, n, problem.q_len, problem.k_len, b))
             for b, n in enumerate(lengths)
         ]
-        super().__init__(problem, masks, tokens_first=True, sm_count=sm_count, seed=5)
+        super().__init__(problem, masks, tokens_first=True, sm_count=sm_count, seed=5, **options)
 
     def run_planned(self, spec: AttnSpec, library: Any, planner: Any) -> tuple[Array, Array, int]:
         """out and lse, and into how many parts the planner cut the block rows that it cut."""
         p = self.problem
-        grid = Grid.of(spec, p, p.batch, sm_count=self.sm_count, l2_bytes=50 << 20)
+        grid = Grid.of(spec, p, p.batch, sm_count=self.sm_count, l2_bytes=50 << 20, split=self.split)
         lists = cached_planning.lists_of(grid, self.rule)
         found = planned.run(planner, lists, self.lengths)
         fields = cached_planning._fields_of(grid, lists)
         arrays = tuple(self.arrays[name] for name in ("q", "k", "v", "out"))
-        template = struct_of(grid, score_fields(p.head_dim**-0.5, None), fields, arrays)
+        template = struct_of(grid, score_fields(p.head_dim**-0.5, self.softcap), fields, arrays)
         params = np.frombuffer(template, PARAMS[spec.kernel]).copy()[0:1].reshape(())
         need, partial_bytes = cached_planning._need_of(grid, lists)
         held: dict[str, Array] = {**self.arrays, "lse": aligned((p.batch, p.q_heads, p.q_len), np.float32)}
@@ -80,6 +83,9 @@ class Cached(Forward):
         held["counter"], held["arrivals"] = aligned(4, np.int32), aligned(max(1, need.arrivals), np.uint32)
         for name in ("counter", "arrivals"):
             held[name].fill(0)
+        if self.sinks is not None:
+            held["sink_logits"] = aligned(len(self.sinks), np.float32)
+            held["sink_logits"][...] = self.sinks
         for name, array in held.items():
             params[name] = array.ctypes.data
         for name in WRITTEN:
@@ -105,7 +111,7 @@ CASES: dict[str, tuple[int, list[int], Callable[[], oc.CachedRule]]] = {
 def _compare(call: Cached, spec: AttnSpec, library: Any, planner: Any) -> int:
     call.poison()
     with np.errstate(all="ignore"):
-        expected = budget.budget(*(call.arrays[name] for name in "qkv"), call.mask)
+        expected = budget.budget(*(call.arrays[name] for name in "qkv"), call.mask, **call.changes)
     out, lse, parts = call.run_planned(spec, library, planner)
     found = budget.compare(out, lse, expected)
     assert found.ok, str(found)
@@ -133,3 +139,55 @@ def test_split_rows(q_len: int, word: str, library: Callable[[AttnSpec], Any], p
         problem = Problem(len(lengths), 4, 2, q_len, 4000, HEAD_DIM, "bfloat16")
         call = Cached(problem, oc.cached(window=3000, sink=3), lengths, 132)
         assert _compare(call, _spec(word), library, planner) > 1
+
+
+SINKS = (-np.inf, 0.0, 30.0, 2.0, 1e4, -3.0)
+
+
+@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize(("softcap", "split"), [(None, None), (20.0, None), (20.0, 384)])
+def test_score_changes(
+    softcap: float | None, split: int | None, word: str, library: Callable[[AttnSpec], Any], planner: Any
+) -> None:
+    """Sinks and soft caps, of rows in one part and of split ones; a row that sees nothing has no use for a sink."""
+    spec = replace(_spec(word), softcap=softcap is not None)
+    for q_len, lengths in ((1, [4000]), (5, [3999, 0, 65, 3])):
+        problem = Problem(len(lengths), 6, 2, q_len, 4000, HEAD_DIM, "bfloat16")
+        options = {"softcap": softcap, "sinks": SINKS, "factor": 4.0, "split": split}
+        call = Cached(problem, oc.cached(window=3000, sink=3), lengths, 132, **options)
+        assert _compare(call, spec, library, planner) > 1
+
+
+def _split(call: Cached, lengths: Sequence[int], spec: AttnSpec, library: Any, planner: Any) -> Any:
+    call.lengths[...] = lengths
+    out, lse, _ = call.run_planned(spec, library, planner)
+    return out.view(np.uint16).copy(), lse.view(np.uint32).copy()
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_bits_of_a_split_are_those_of_the_sequence_alone(
+    word: str, library: Callable[[AttnSpec], Any], planner: Any
+) -> None:
+    """The same caches, as a replayed graph has them, for other lengths and on other devices: whatever the others are,
+    the bits of a sequence follow from its own length.
+    """
+    spec, found = _spec(word), {}
+    for sm_count, every in (
+        (132, ([3000, 64, 0], [1, 64, 3000], [3000, 3000, 3000], [65, 385, 384], [3000, 65, 1])),
+        (8, ([3000, 385, 1],)),
+    ):
+        problem = Problem(3, 4, 2, 2, 3000, HEAD_DIM, "bfloat16")
+        call = Cached(problem, oc.cached(window=2500, sink=3), [3000] * 3, sm_count, split=384)
+        for lengths in every:
+            out, lse = _split(call, lengths, spec, library, planner)
+            for b, length in enumerate(lengths):
+                before = found.setdefault((b, length), (out[b], lse[b]))
+                assert (out[b] == before[0]).all(), (lengths, b)
+                assert (lse[b] == before[1]).all(), (lengths, b)
+    one = Problem(1, 4, 2, 2, 3000, HEAD_DIM, "bfloat16")
+    alone = Cached(one, oc.cached(window=2500, sink=3), [3000], 132, split=384)
+    for name in ("q", "k", "v"):
+        alone.arrays[name][...] = call.arrays[name][:1]
+    out, lse = _split(alone, [3000], spec, library, planner)
+    assert (out[0] == found[0, 3000][0]).all()
+    assert (lse[0] == found[0, 3000][1]).all()

@@ -15,6 +15,7 @@ from planned import Planned
 import omnicupy as oc
 from omnicupy.schedule import cached_lists
 from omnicupy.schedule.cached_lists import CachedLists
+from omnicupy.schedule.parts import LEAVE
 
 pytestmark = pytest.mark.skipif(
     cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
@@ -55,11 +56,14 @@ def _check_splits(found: Planned) -> None:
         assert set(of) == {len(parts)}
         assert number == list(range(len(parts)))
         assert set(among) == {block if len(parts) > 1 else -1}
+        if lists.split_tiles:
+            assert set(tiles[:-1]) <= {lists.split_tiles}
+            assert tiles[-1] <= lists.split_tiles
         if len(parts) > 1:
             assert len(set(slot)) == 1
             assert min(tiles) >= 1
-            assert max(tiles) - min(tiles) <= 1
-            begin = slot[0] + mask * lists.heads * lists.split_slots
+            assert lists.split_tiles or max(tiles) - min(tiles) <= 1
+            begin = slot[0] + mask * lists.heads * lists.slots
             slots += range(begin, begin + len(parts))
     assert len(set(slots)) == len(slots)
     assert all(0 <= slot < lists.slots for slot in slots)
@@ -82,8 +86,10 @@ def _random(rng: np.random.Generator, leave: float) -> tuple[CachedLists, NDArra
         "heads": int(rng.choice([1, 1, 4])),
         "sm_count": int(rng.choice([8, 132])),
     }
-    in_order = bool(rng.random() < 0.2)
-    sizes |= {"leave": leave, "split_slots": slots, "in_order": in_order}
+    kind = rng.random()
+    sizes |= {"leave": leave, "split_slots": slots, "in_order": bool(kind < 0.2)}
+    if kind > 0.8:
+        sizes |= {"split_slots": 0, "split_tiles": int(rng.integers(1, 5))}
     return CachedLists(rule, batch, q_len, capacity, **sizes), lengths
 
 
@@ -149,6 +155,31 @@ def test_a_window_bounds_the_work(library: Any) -> None:
     assert set(found.parts[:, 3]) <= {9, 10, 11} or found.parts[:, 3].sum() <= 44
 
 
+def test_a_split_depends_on_a_sequence_alone(library: Any) -> None:
+    lengths, found = [5000, 0, 384, 385, 70_000, 129, 1], {}
+    for some in (lengths, lengths[::-1], [5000] * 30 + lengths):
+        plan = _schedule(library, some, split_slots=0, split_tiles=3)
+        for sequence, length in enumerate(some):
+            tiles = [p[3] for p in plan.parts.tolist() if p[1] == sequence]
+            assert found.setdefault(length, tiles) == tiles
+    assert found[5000] == [3] * 13 + [1]
+    assert (found[384], found[385], found[1], found[0]) == ([3], [3, 1], [1], [0])
+
+
+def test_many_rows_of_any_lengths(library: Any) -> None:
+    """Beside the rows that a warp's lanes hold at once, and thread blocks enough for each multiprocessor."""
+    rng = np.random.default_rng(2)
+    for rows in (33, 65, 200, 1024):
+        lengths = rng.integers(0, 200_000, rows)
+        found = _schedule(library, lengths.tolist())
+        _check_splits(found)
+        tiles = np.bincount(found.parts[:, 1], found.parts[:, 3], rows)
+        assert (tiles == -(-lengths // 128)).all()
+        parts = np.bincount(found.parts[:, 1], minlength=rows)
+        cost = (tiles / parts + np.where(parts > 1, LEAVE, 0))[found.parts[:, 1]]
+        assert (np.diff(cost) <= 1e-3).all(), "the longest come first"
+
+
 def test_the_same_lengths_give_the_same_lists(library: Any) -> None:
     one, two = (_schedule(library, [5000, 100, 70_000]) for _ in range(2))
     assert (one.buffer == two.buffer).all()
@@ -161,5 +192,9 @@ def test_bounds() -> None:
         CachedLists(rule, 1025, 1, 100, **sizes)
     with pytest.raises(oc.UnsupportedError, match="5000000 keys exceeds 4194303"):
         CachedLists(rule, 1, 1, 5_000_000, **sizes)
+    with pytest.raises(oc.UnsupportedError, match="split: 3000 blocks of 64 rows exceed the 2048"):
+        CachedLists(rule, 1000, 150, 400, **sizes, split_tiles=1)
+    with pytest.raises(oc.UnsupportedError, match="cannot be counted in 32 bits; take a larger split"):
+        CachedLists(rule, 1000, 1, 400_000, **sizes, split_tiles=1)
     with pytest.raises(oc.UnsupportedError, match="bytes of block lists, more than"):
         CachedLists(oc.cached(tail=oc.full(20_000)), 64, 20_000, 40_000, **sizes)

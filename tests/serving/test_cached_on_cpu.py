@@ -206,16 +206,56 @@ def test_lengths_that_change_in_place_leave_nothing_behind() -> None:
         _agree(oc.attention(q, kv, mask=rule, return_lse=True), _reference(q, clean, rule, lengths), 1e-12)
 
 
-@pytest.mark.parametrize("name", ["sink_logits", "softcap", "split"])
+SINKS = (-np.inf, 0.0, 30.0, -2.0, 1e4, 1.0)
+SCORES: list[dict[str, Any]] = [
+    {"softcap": 5.0},
+    {"sink_logits": np.array(SINKS)},
+    {"softcap": 5.0, "sink_logits": np.array(SINKS), "split": 64},
+]
+
+
+@pytest.mark.parametrize("scores", SCORES, ids=lambda one: "-".join(one))
+@pytest.mark.parametrize("tail", ["causal", "random"])
+def test_score_changes_against_float64(scores: dict[str, Any], tail: str) -> None:
+    rng, rule = np.random.default_rng(6), oc.cached(window=70, sink=3, tail=TAILS[tail](3))
+    lengths = np.array([0, 2, 65, 300], np.int32)
+    q = 3 * rng.standard_normal((BATCH, Q_HEADS, 3, HEAD_DIM))
+    kv, clean = _caches(rng, lengths, np.float64)
+    masks = [oc.from_dense(cached_cases.dense(rule, int(n), 3, CAPACITY, b)) for b, n in enumerate(lengths)]
+    wanted = attention64(q, *clean, masks, **{name: scores[name] for name in scores if name != "split"})
+    found = oc.attention(q, kv, mask=rule, return_lse=True, **scores)
+    _agree(found, wanted, 1e-12)
+    assert (found[0] != oc.attention(q, kv, mask=rule)).any()
+    step = oc.plan(q, kv, rule, softcap=scores.get("softcap"), split=64)
+    assert step.split == 64
+    assert (oc.attention(q, kv, mask=step, **scores) == found[0]).all()
+    oc.prepare(q, kv, mask=rule, **scores)
+
+
+@pytest.mark.parametrize(
+    ("option", "error", "message"),
+    [
+        (
+            {"softcap": 0.0},
+            ValueError,
+            "softcap must be finite and above 0 in float32, and scale / softcap too",
+        ),
+        ({"softcap": "50"}, TypeError, "softcap must be a number or None"),
+        (
+            {"sink_logits": np.zeros(3, np.float32)},
+            ValueError,
+            r"sink_logits must have the shape \(q heads,\)",
+        ),
+        ({"sink_logits": np.zeros(2)}, TypeError, "sink_logits must be float32 where q is float32"),
+        ({"sink_logits": np.array([0, np.nan], np.float32)}, ValueError, "must hold numbers below infinity"),
+        ({"split": 65}, ValueError, "split must be a multiple of 32 keys"),
+        ({"split": 64.0}, TypeError, "split must be a number of keys or None"),
+    ],
+)
 @pytest.mark.parametrize("function", [oc.attention, oc.prepare])
-def test_other_options_of_attention_are_refused(function: Any, name: str) -> None:
-    q = np.zeros((1, 2, 1, 16), np.float32)
-    k = np.zeros((1, 2, 40, 16), np.float32)
-    value = {"sink_logits": np.zeros(2, np.float32), "softcap": 30.0, "split": 64}[name]
-    with pytest.raises(oc.UnsupportedError) as caught:
-        function(q, oc.CachedKV(k, k, np.array([3], np.int32)), mask=oc.cached(), **{name: value})
-    kind = {"sink_logits": "numpy.ndarray", "softcap": "float", "split": "int"}[name]
-    assert str(caught.value) == (
-        f"{function.__name__}: {name} must be None where k is a CachedKV, got {kind}; leave it out, or pass k, v and "
-        "the Mask for one length, cached(...).mask(length, q_len)"
-    )
+def test_bad_score_changes_and_splits(
+    function: Any, option: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    q, k = np.zeros((1, 2, 1, 16), np.float32), np.zeros((1, 2, 40, 16), np.float32)
+    with pytest.raises(error, match=message):
+        function(q, oc.CachedKV(k, k, np.array([3], np.int32)), mask=oc.cached(), **option)

@@ -160,12 +160,47 @@ def test_torch_compile_breaks_its_graph_or_refuses(compiler: Any) -> None:
         torch.compile(layer, backend="eager", fullgraph=True)(q)
 
 
-@pytest.mark.parametrize("name", ["sink_logits", "softcap", "split"])
-@pytest.mark.parametrize("function", [omnicupy.torch.attention, omnicupy.torch.prepare])
-def test_other_options_of_attention_are_refused(function: Any, name: str) -> None:
+def test_score_changes_on_the_cpu() -> None:
     q, kv = _inputs()
-    value = {"sink_logits": torch.zeros(4), "softcap": 30.0, "split": 64}[name]
-    with pytest.raises(
-        oc.UnsupportedError, match=rf"^{function.__name__}: {name} must be None where k is a CachedKV"
-    ):
-        function(q, kv, mask=oc.cached(), **{name: value})
+    sinks, rule = torch.tensor([-torch.inf, 0.0, 2.0, 30.0]), oc.cached(window=9)
+    out, lse = oc.torch.attention(q, kv, mask=rule, sink_logits=sinks, softcap=2.0, split=64, return_lse=True)
+    arrays = q.numpy(), oc.CachedKV(kv.k.numpy(), kv.v.numpy(), kv.lengths.numpy())
+    scores: dict[str, Any] = {"sink_logits": sinks.numpy(), "softcap": 2.0}
+    wanted = oc.attention(*arrays, mask=rule, **scores, return_lse=True)
+    assert torch.equal(out, torch.from_numpy(wanted[0]))
+    assert torch.equal(lse, torch.from_numpy(wanted[1]))
+    step = oc.torch.plan(q, kv, rule, softcap=2.0, split=64)
+    assert step.split == 64
+    assert torch.equal(oc.torch.attention(q, kv, mask=step, sink_logits=sinks, softcap=2.0), out)
+    oc.torch.prepare(q, kv, mask=rule, sink_logits=sinks, softcap=2.0, split=64)
+    with pytest.raises(oc.UnsupportedError, match="a CachedKV has no gradients"):
+        oc.torch.attention(q, kv, mask=rule, sink_logits=sinks.clone().requires_grad_())
+    with pytest.raises(ValueError, match="sink_logits must be on the device of q"):
+        oc.torch.attention(q, kv, mask=rule, sink_logits=sinks.to("meta"))
+    with pytest.raises(TypeError, match=r"sink_logits must be a torch\.Tensor"):
+        oc.torch.attention(q, kv, mask=rule, sink_logits=sinks.numpy())
+    with pytest.raises(ValueError, match="split must be a multiple of 32 keys"):
+        oc.torch.prepare(q, kv, mask=rule, split=65)
+
+
+def test_score_changes_and_splits_reach_a_device(device: Any) -> None:
+    q, kv = _cuda_inputs()
+    sinks = cuda(_zeros(8), 0)
+    options: dict[str, Any] = {"sink_logits": sinks, "softcap": 50.0}
+    for mask in (oc.cached(), oc.torch.plan(q, kv, oc.cached(), softcap=50.0)):
+        oc.torch.attention(q, kv, mask=mask, **options)
+        kernel = device.launches[-1]
+        assert kernel["spec"].softcap
+        assert kernel["params"]["sink_logits"] == sinks.data_ptr()
+    made = len(device.kernels)
+    oc.torch.attention(q, kv, mask=oc.cached(), **options)
+    oc.torch.attention(q, kv, mask=oc.cached(), softcap=50.0)
+    assert len(device.kernels) == made
+    assert device.launches[-1]["params"]["sink_logits"] == 0
+    step = oc.torch.plan(q, kv, oc.cached(), split=384)
+    assert device.launches[-1]["params"]["split_tiles"] > 0
+    oc.torch.attention(q, kv, mask=step)
+    with pytest.raises(ValueError, match="the step was made for another kernel, split or device"):
+        oc.torch.attention(q, kv, mask=step, split=768)
+    with pytest.raises(TypeError, match="sink_logits must be float32 where q is bfloat16"):
+        oc.torch.attention(q, kv, mask=oc.cached(), sink_logits=cuda(_zeros(8, dtype=torch.bfloat16), 0))

@@ -50,6 +50,13 @@ struct BlockRow {
     }
   }
 
+  // Whole tiles in so many keys, at least 0: a division, by its inverse. Numbers of keys are exact as floats.
+  __device__ __forceinline__ int tiles_in(int n) const {
+    int const tiles = static_cast<int>(static_cast<float>(n) * p.of_key);
+    int const rest = n - tiles * p.bc;
+    return tiles + (rest >= p.bc) - (rest < 0);
+  }
+
   // Does the window hide nothing from any row of the block?
   __device__ __forceinline__ bool sees_all_before() const { return p.window == 0 || last - p.window < p.sink; }
 
@@ -128,14 +135,14 @@ struct BlockRow {
 
   // Without a tail a row sees the keys up to its own, inside of its window.
   __device__ __forceinline__ void find_causal() {
-    int const whole = max(first + 1, 0) / p.bc;  // tiles that lie before every row
-    stop = last / p.bc + 1;
+    int const whole = tiles_in(max(first + 1, 0));  // tiles that lie before every row
+    stop = tiles_in(last) + 1;
     own = whole;
     if (sees_all_before()) return;
-    sink_full = min(p.sink / p.bc, whole);
-    sink_stop = (p.sink + p.bc - 1) / p.bc;
-    begin = max(max(max(first, 0) - p.window + 1, 0) / p.bc, sink_stop);
-    full = max((last - p.window + p.bc) / p.bc, begin);
+    sink_full = min(tiles_in(p.sink), whole);
+    sink_stop = tiles_in(p.sink + p.bc - 1);
+    begin = max(tiles_in(max(max(first, 0) - p.window + 1, 0)), sink_stop);
+    full = max(tiles_in(last - p.window + p.bc), begin);
     own = whole;
     if (whole <= full) own = full = begin;
   }
@@ -143,14 +150,14 @@ struct BlockRow {
   // With one: the history by the window, the last keys tile by tile.
   __device__ __forceinline__ void find_history() {
     int const before = max(history, 0);
-    own = before / p.bc;
-    stop = (keys + p.bc - 1) / p.bc;
+    own = tiles_in(before);
+    stop = tiles_in(keys + p.bc - 1);
     if (sees_all_before()) return;
     int const sink = min(p.sink, before);
-    sink_full = min(sink / p.bc, own);
-    sink_stop = min((sink + p.bc - 1) / p.bc, own);
-    begin = min(max(max(max(first, 0) - p.window + 1, 0) / p.bc, sink_stop), own);
-    full = min(max((last - p.window + p.bc) / p.bc, begin), own);
+    sink_full = min(tiles_in(sink), own);
+    sink_stop = min(tiles_in(sink + p.bc - 1), own);
+    begin = min(max(tiles_in(max(max(first, 0) - p.window + 1, 0)), sink_stop), own);
+    full = min(max(tiles_in(last - p.window + p.bc), begin), own);
   }
 };
 

@@ -22,6 +22,7 @@ struct PlanParams {
   int* n_parts;      // how many of the parts there are
 
   float item, leave;  // what a part costs beside its tiles, and what a part of a split row does, in tiles
+  float of_key;       // of a tile: 1 / bc
   int batch, q_len, q_blocks, capacity;
   int br, bc, k_padded;
   int window, sink;            // window: 0 where all is seen
@@ -29,7 +30,9 @@ struct PlanParams {
   int most_entries, most_partial;
   int in_order;  // parts are whole rows, in their order
   int heads;     // of a sequence; those that share a tile count as one
-  int sm_count, split_slots, most_cuts, least_tiles;
+  int sm_count, split_slots;
+  int split_tiles;  // of each part but the last one of a row; 0 where the planner finds out what ends soonest
+  int most_cuts, least_tiles;
 };
 
 }  // namespace omni

@@ -32,7 +32,7 @@ struct PartWriter {
   }
 
  private:
-  __device__ __forceinline__ int need() const { return (kLazyKeys + row.p.bc - 1) / row.p.bc; }
+  __device__ __forceinline__ int need() const { return row.tiles_in(kLazyKeys + row.p.bc - 1); }
 
   __device__ __forceinline__ void put(int flags, int payload, int tile, int keys) {
     int const lazy = full_ahead >= need() ? kLazyFlag : 0;

@@ -53,6 +53,16 @@ def _cases() -> Iterator[Case]:
         yield replace(base, tag=f"cached-{rule}", q_len=2, head_dim=128, q_heads=6, kv_heads=2)
     for q_len in (1, 9):
         yield replace(base, tag="cached-causal", q_len=q_len, head_dim=128, k_len=LONG)
+    for i, (softcap, sinks, split) in enumerate(
+        ((None, True, 0), (20.0, True, 0), (50.0, False, 384), (20.0, True, 384))
+    ):
+        changed = replace(base, softcap=softcap, factor=8, sinks=sinks, split=split)
+        for j, (q_len, head_dim) in enumerate(((1, 128), (1, 64), (9, 128), (3, 256), (70, 96))):
+            tag = ("cached-causal", "cached-sinks", "cached-draft")[(i + j) % 3]
+            yield replace(
+                changed, tag=tag, q_len=q_len, head_dim=head_dim, dtype=("float16", "bfloat16")[j % 2]
+            )
+        yield replace(changed, tag="cached-causal", q_len=1, head_dim=128, k_len=LONG)
 
 
 CASES = tuple(_cases())
@@ -82,7 +92,7 @@ def _judge(rule_name: str, case: Case, masks: Sequence[Mask]) -> Callable[[Varia
         keys = lengths_of(case, rng)
         of_keys = [rule.mask(int(n), case.q_len, case.k_len, sequence=b) for b, n in enumerate(keys)]
         made = inputs.inputs_of(replace(case, seed=seed), of_keys, cupy)
-        expected = reference_budget.budget(made.q, made.k, made.v, of_keys)
+        expected = reference_budget.budget(made.q, made.k, made.v, of_keys, **made.changes)
         sets.append((cupy.asarray(keys), made, expected))
 
     def judge(variant: Variant) -> tuple[float, str]:
@@ -91,23 +101,27 @@ def _judge(rule_name: str, case: Case, masks: Sequence[Mask]) -> Callable[[Varia
             lengths[...] = keys
             kv = CachedKV(made.k, made.v, lengths)
             out = inputs.nan_output(case, cupy)
-            out, lse = attention(made.q, kv, mask=rule, return_lse=True, out=out, config=variant.config)
+            options: dict[str, Any] = {"config": variant.config, "split": case.split or None, **made.changes}
+            out, lse = attention(made.q, kv, mask=rule, return_lse=True, out=out, **options)
             found = reference_budget.compare(out, lse, expected)
             worst = max(worst, found.ratio)
             if not found.ok:
                 return worst, str(found)
-            if problem := _with_a_step(made.q, kv, rule, variant, (out, lse)):
+            if problem := _with_a_step(made.q, kv, rule, options, (out, lse)):
                 return worst, problem
         return worst, ""
 
     return judge
 
 
-def _with_a_step(q: Any, kv: CachedKV, rule: CachedRule, variant: Variant, wanted: tuple[Any, Any]) -> str:
+def _with_a_step(
+    q: Any, kv: CachedKV, rule: CachedRule, options: dict[str, Any], wanted: tuple[Any, Any]
+) -> str:
     """What is wrong with the same call behind a plan of its own: it must give the same bits, twice."""
-    step = plan(q, kv, rule, config=variant.config)
+    step = plan(q, kv, rule, **{name: options[name] for name in ("softcap", "config", "split")})
     for _ in range(2):
-        found = attention(q, kv, mask=step, return_lse=True)
+        scores = {name: options[name] for name in ("softcap", "sink_logits")}
+        found = attention(q, kv, mask=step, return_lse=True, **scores)
         for mine, other in zip(found, wanted, strict=True):
             bits = np.dtype(f"u{mine.dtype.itemsize}")
             if count := int((mine.view(bits) != other.view(bits)).sum()):

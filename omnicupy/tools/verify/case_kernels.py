@@ -158,7 +158,7 @@ def table_kernels(every: bool) -> list[KernelSpec]:
         backward += [*map(capped_backward, backward)]
     parts = (kernel for spec in backward for kernel in spec.kernels().values())
     planners: list[KernelSpec] = [PlanSpec(arch=arch) for arch in archs.ARCHES]
-    on_caches = [CachedSpec.of(spec) for spec in forward if not spec.softcap]
+    on_caches = [CachedSpec.of(spec) for spec in forward]
     return list(dict.fromkeys([*forward, *on_caches, *planners, *parts]))
 
 
