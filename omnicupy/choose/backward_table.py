@@ -33,6 +33,7 @@ class BackwardRow:
     dkdv: TileShape
     dq: TileShape
     fused: TileShape | None = None
+    ordered: TileShape | None = None
     kernel: str = "sm80"
     archs: tuple[str, ...] = ARCHES
 
@@ -47,6 +48,7 @@ class BackwardRow:
             dkdv=self.dkdv,
             dq=self.dq,
             fused=self.fused,
+            ordered=self.ordered,
         )
 
     def serves(self, arch: str, head_dim: int) -> bool:
@@ -62,6 +64,7 @@ TABLE = (
         dkdv=TileShape(64, 192, 4, 16),
         dq=TileShape(192, 64, 6, 16),
         fused=TileShape(64, 192, 4, 16),
+        ordered=TileShape(64, 128, 4, 12),
         archs=HOPPER,
     ),
     BackwardRow(
@@ -70,6 +73,7 @@ TABLE = (
         dkdv=TileShape(64, 128, 4, 12),
         dq=TileShape(128, 128, 4, 12),
         fused=TileShape(64, 128, 2, 12),
+        ordered=TileShape(64, 128, 2, 12),
         archs=HOPPER,
     ),
     BackwardRow(

@@ -50,8 +50,8 @@ class Addresses(NamedTuple):
 class Space(NamedTuple):
     """Where things lie in work memory: bytes from its start, -1 for what is not there.
 
-    sinks: what blocks that prepare leave of the gradients of sinks.  sums: of dQ.  partials: of dK and dV of split
-    blocks of keys.  size: of all.  arrivals: counters beside it.
+    sinks: what blocks that prepare leave of the gradients of sinks.  sums: of dQ.  turns: how many were added to
+    each.  partials: of dK and dV of split blocks of keys.  size: of all.  arrivals: counters beside it.
     """
 
     lse2: int
@@ -62,6 +62,7 @@ class Space(NamedTuple):
     v: int
     sinks: int
     sums: int
+    turns: int
     partials: int
     size: int
     arrivals: int
@@ -87,7 +88,7 @@ class Launch:
         self._by_value = np.dtype(("V", len(self.template)))
         fields = PARAMS[self.kernel.params].fields
         assert fields is not None
-        names = ("q", "dout", "dq_sums", "counter", "sink_logits", "sink_sums")
+        names = ("q", "dout", "dq_sums", "counter", "turns", "sink_logits", "sink_sums")
         self._at = {name: fields[name][1] for name in names if name in fields}
 
     def run(
@@ -95,13 +96,15 @@ class Launch:
         at: Addresses,
         gradients: bytes,
         work: tuple[int, int, int, int],
+        turns: int,
         stream: Any,
         *,
         sink_sums: int = 0,
     ) -> None:
         """Give the launch to `stream`. at: what it reads.  gradients: addresses packed, from dout on.
 
-        work: addresses of work counters, sums of dQ, partials and arrivals.  sink_sums: that of what the kernel that
+        work: addresses of work counters, sums of dQ, partials and arrivals.  turns: that of how many were added to each
+        sum.  sink_sums: that of what the kernel that
         prepares leaves of the gradients of sinks, 0 where they are not wanted.
         """
         argument, places = bytearray(self.template), self._at
@@ -114,6 +117,7 @@ class Launch:
         if self.layouts:
             _MAPS.pack_into(argument, 0, self._maps_of((at.q, at.dout, at.k, at.v)))
             _WORK.pack_into(argument, places["counter"], *work)
+            _ADDRESS.pack_into(argument, places["turns"], turns)
         elif "dq_sums" in places:
             _ADDRESS.pack_into(argument, places["dq_sums"], work[1])
         by_value = np.frombuffer(argument, self._by_value)  # of one element, which CuPy passes by value
@@ -193,4 +197,4 @@ class BackwardPlan:
             counters = own.arrivals if one.kernel.part == "dq" else memory.counters
             arrivals = own.arrivals + 4 * _COUNTERS
             places = (counters, sums, base + space.partials, arrivals)
-            one.run(at, gradients, places, stream, sink_sums=sink_sums)
+            one.run(at, gradients, places, base + space.turns, stream, sink_sums=sink_sums)

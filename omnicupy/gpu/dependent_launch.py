@@ -1,9 +1,11 @@
-"""Launches whose thread blocks come up while the kernel ahead of them in the stream still runs.
+"""Launches with attributes: thread blocks that come up while the kernel ahead of them in the stream still runs, or all
+at the same time.
 
-CUDA calls it programmatic dependent launch (CUDA C++ Programming Guide, "Programmatic Dependent Launch and
+CUDA calls the first programmatic dependent launch (CUDA C++ Programming Guide, "Programmatic Dependent Launch and
 Synchronization"). The kernel takes its work items, reads their part of the block mask, and then waits for the kernel
 ahead to end before it touches anything that others write (griddepcontrol.wait in kernels/omni/sm90/work_list.cuh and
-forward/producer.cuh). What that hides is the launch itself, which shows where calls are short.
+forward/producer.cuh). What that hides is the launch itself, which shows where calls are short. The second is a cooperative launch: it begins when all its thread
+blocks find a place, so that they may wait for each other.
 """
 
 from __future__ import annotations
@@ -17,14 +19,20 @@ from omnicupy.gpu import bindings
 MAX_CONFIGS = 256  # launch configurations that are kept: one a grid and stream
 LEAST_DRIVER = 12030  # the first that keeps such a launch in a graph it captures
 
+OVERLAPPING, COOPERATIVE = "overlapping", "cooperative"  # attributes of a launch
+
 _POINTER = struct.Struct("@P")
 _bytes_of = c_char.from_buffer
 
 
-class Overlapping:
-    """Launches one function as cupy.cuda.Function does. function: the loaded function; it stays loaded with this."""
+class Launcher:
+    """Launches one function as cupy.cuda.Function does, with attributes.
 
-    def __init__(self, function: Any) -> None:
+    function: the loaded function; it stays loaded with this.
+    """
+
+    def __init__(self, function: Any, attributes: tuple[str, ...]) -> None:
+        self._attributes = attributes
         self._driver = bindings.driver()
         self._function = function
         self._handle = self._driver.CUfunction(function.ptr)
@@ -54,16 +62,27 @@ class Overlapping:
     def _config_of(self, key: tuple[Any, ...]) -> Any:
         grid, block, smem, stream = key
         driver = self._driver
-        attribute = driver.CUlaunchAttribute()
-        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-        attribute.value.programmaticStreamSerializationAllowed = 1
         config = driver.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = grid
         config.blockDimX, config.blockDimY, config.blockDimZ = block
         config.sharedMemBytes = smem
         config.hStream = driver.CUstream(stream)
-        config.attrs, config.numAttrs = [attribute], 1
+        config.attrs, config.numAttrs = (
+            [_attribute(driver, name) for name in self._attributes],
+            len(self._attributes),
+        )
         if len(self._configs) >= MAX_CONFIGS:
             self._configs.clear()
         self._configs[key] = config
         return config
+
+
+def _attribute(driver: Any, name: str) -> Any:
+    attribute = driver.CUlaunchAttribute()
+    if name == OVERLAPPING:
+        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        attribute.value.programmaticStreamSerializationAllowed = 1
+    else:
+        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
+        attribute.value.cooperative = 1
+    return attribute

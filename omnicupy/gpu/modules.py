@@ -8,7 +8,7 @@ from typing import Any
 
 import cupy
 
-from omnicupy.gpu.dependent_launch import LEAST_DRIVER, Overlapping
+from omnicupy.gpu.dependent_launch import COOPERATIVE, LEAST_DRIVER, OVERLAPPING, Launcher
 from omnicupy.gpu.streams import allowing_unsafe_calls
 from omnicupy.jit import cache
 from omnicupy.jit.spec import KernelSpec
@@ -49,10 +49,15 @@ def kernel(spec: KernelSpec, device: int) -> Kernel:
 def launcher_behind(found: Kernel) -> Any:
     """What launches a kernel that waits by itself for what is ahead of it, as far as it must."""
     can_overlap = cupy.cuda.runtime.driverGetVersion() >= LEAST_DRIVER
-    return Overlapping(found.raw.kernel) if can_overlap else found.function
+    return Launcher(found.raw.kernel, (OVERLAPPING,)) if can_overlap else found.function
+
+
+def together(found: Kernel) -> Any:
+    """What launches a kernel whose thread blocks wait for each other: it begins when all of them find a place."""
+    return Launcher(found.raw.kernel, (COOPERATIVE,))
 
 
 def _launcher(spec: KernelSpec, function: Any) -> Any:
     """What launches a kernel. That for Hopper waits by itself for what is ahead of it; others must be made to."""
     overlaps = spec.kernel == spec.params == "sm90" and cupy.cuda.runtime.driverGetVersion() >= LEAST_DRIVER
-    return Overlapping(function) if overlaps else function
+    return Launcher(function, (OVERLAPPING,)) if overlaps else function

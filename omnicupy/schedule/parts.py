@@ -47,7 +47,8 @@ class Workers:
     split_slots: parts of split rows a head that the merge has memory for; 0 where rows may not be split.
     repeats: how often an entry is worked on in a row: by each query head of a group, where parts are of keys.
     leave: what a part of a split row leaves for the merge, in FULL tiles.  split_tiles: tiles of each part but the last
-    one of a row, whoever works; 0 where the parts are free.
+    one of a row, whoever works; 0 where the parts are free.  side_by_side: heads that share the L2 cache (ordered_lists
+    alone needs it).
     """
 
     heads: int
@@ -56,6 +57,7 @@ class Workers:
     repeats: int = 1
     leave: float = LEAVE
     split_tiles: int = 0
+    side_by_side: int = 0
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,11 @@ struct BackwardParamsSm90 {
   u32* arrivals;     // (all heads of keys, n_split_rows, 2, warps): zero at launch, left zero
   int4 const* splits;  // of each part: {block among the split ones or -1, its number, parts of the block, first slot}
   int work_items, n_slots, n_split_rows;
+  // Where sums of dQ have an order: of each tile that is walked, how many are added to its sum before (an entry's fourth
+  // word is the place of its first tile), and of each sum, (batch, q_heads, q_padded / kBr), how many were: zero at
+  // launch.
+  int const* ranks;
+  int* turns;
 };
 
 // Panels of 64 columns that hold so many columns.
@@ -25,7 +30,8 @@ constexpr int panels_of(int columns) { return (columns + kPanelColumns - 1) / kP
 // Above it dK and dV of 64 keys do not fit one warpgroup's registers: a role a warpgroup.
 constexpr int kWideHeadDim = 128;
 
-template <int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, bool Bf16, bool Softcap, bool Fused = false>
+template <int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, bool Bf16, bool Softcap, bool Fused = false,
+    bool Ordered = false>
 struct BackwardConfig {
   static constexpr int kHeadDim = HeadDim;
   static constexpr int kValueDim = ValueDim;
@@ -37,6 +43,7 @@ struct BackwardConfig {
   static constexpr int kConsumers = Warps / 4 - 1;
   static constexpr int kThreads = 32 * Warps;
   static constexpr bool kFused = Fused;      // one kernel for all gradients
+  static constexpr bool kOrdered = Ordered;  // which adds to each sum of dQ in one order
   static constexpr bool kScheduler = false;  // the producer takes the work items
 
   static constexpr int kHeadPanels = panels_of(HeadDim);
