@@ -8,7 +8,7 @@ from typing import Any
 
 import cupy
 
-from omnicupy.gpu.dependent_launch import COOPERATIVE, LEAST_DRIVER, OVERLAPPING, Launcher
+from omnicupy.gpu.launcher import COOPERATIVE, LEAST_DRIVER, OVERLAPPING, Launcher
 from omnicupy.gpu.streams import allowing_unsafe_calls
 from omnicupy.jit import cache
 from omnicupy.jit.spec import KernelSpec

@@ -48,8 +48,9 @@ class BackwardKernel:
     arch: the CUDA target. kernel: "naive", "sm80" (mma.sync) or "sm90" (wgmma). part: "prepare" (delta, and the
     copies that the others read), "dkdv" (a thread block owns `bc` keys and walks tiles of `br` queries), "dq" (it
     owns `br` queries and walks tiles of `bc` keys), "fused" (as dkdv, and adds dQ to sums in float32), "ordered" (the
-    same, and adds to each sum in one order), "convert" (these sums to dQ) or "sinks" (adds up the gradients of sink_logits that prepare left). dtype, head_dim: as in
-    AttnSpec. value_dim: columns of V and O. br, bc, stages, warps: as in TileShape. softcap: scores are capped.
+    same, and adds to each sum in one order), "convert" (these sums to dQ) or "sinks" (adds up the gradients of
+    sink_logits that prepare left). dtype, head_dim: as in AttnSpec. value_dim: columns of V and O. br, bc, stages,
+    warps: as in TileShape. softcap: scores are capped.
 
     Raises ValueError when the tile is illegal or does not fit the architecture's shared memory.
     """

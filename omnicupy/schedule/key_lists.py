@@ -67,7 +67,7 @@ def _empty_lists(
     diagonal: int,
     has: dict[str, bool],
 ) -> BlockLists:
-    """All arrays, filled with zeros. counts: of entries, bit tiles and ranks.  has: are there dead keys, and dead rows?"""
+    """All arrays, filled with zeros. counts: of entries, bit tiles, ranks.  has: are there dead keys, and dead rows?"""
     first, masks = blocks[0], [block.mask for block in blocks]
     k_padded = round_up(round_up(first.k_len, first.bc), KEY_PAD)
     n_spans = max(0 if mask.intervals is None else len(mask.intervals[0]) for mask in masks)

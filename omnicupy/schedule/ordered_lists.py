@@ -23,13 +23,10 @@ from omnicupy.masks.block_mask import BlockMask
 from omnicupy.schedule.block_lists import BlockLists
 from omnicupy.schedule.key_lists import key_lists
 from omnicupy.schedule.order import LAST
-from omnicupy.schedule.parts import Workers, number_in_run
+from omnicupy.schedule.parts import LONG_SHARE, Workers, number_in_run
 
 MOST_RANKS = 2**22  # of a mask, a tile each: 16 MiB; longer masks are worked on by kernels that need none
 PLAYED_ITEM = 2.0  # what a part takes beside its tiles, in tiles
-# Where one part takes more than this share of the whole time, the parts of all heads are worked on side by side: it
-# must not begin late, and what waits for it must not be another head's.
-LONG_SHARE = 1 / 2
 
 
 def ordered_lists(blocks: Sequence[BlockMask], workers: Workers) -> BlockLists:
@@ -44,7 +41,7 @@ def ordered_lists(blocks: Sequence[BlockMask], workers: Workers) -> BlockLists:
     heads = workers.heads
     costs = parts[:, 3] * workers.repeats + PLAYED_ITEM
     whole = float(costs.sum()) * heads / workers.sm_count
-    if costs.max() > LONG_SHARE * whole:
+    if costs.max() > LONG_SHARE * whole:  # such parts must not begin late, whatever their heads
         section, tiers = heads, (len(parts),) * len(lists.tiers)
     else:
         section = min(heads, max(1, round(workers.sm_count / len(parts))), workers.side_by_side)

@@ -7,40 +7,29 @@
 #pragma once
 
 #include "omni/sm90/backward/key_loop.cuh"
+#include "omni/sm90/backward/turns.cuh"
 
 namespace omni {
-
-// Returns when so many have added to a sum; what they wrote is there for the copy engine then.
-__device__ __forceinline__ void wait_for_turn(int const* g_turn, int rank) {
-  while (load_acquire(g_turn) != rank) {
-  }
-  fence_proxy_async_global();
-}
-
-// The next may add: what the copy engine added for this thread is there.
-__device__ __forceinline__ void pass_turn(int* g_turn) {
-  fence_proxy_async_global();
-  add_release(g_turn, 1);
-}
 
 // Adds one warpgroup's tiles of dQ to the sums.
 template <class Cfg>
 __device__ __forceinline__ void add_tiles(BackwardParamsSm90 const& args, KeySmem<Cfg>& smem, int buffer) {
+  Turns turns(args.turns);
   for (int parity = 0;; parity ^= 1) {
+    if constexpr (Cfg::kOrdered) {
+      if (!mbarrier_has_ended(smem_address(&smem.sums_full[buffer]), parity)) turns.pass();
+    }
     mbarrier_wait(smem_address(&smem.sums_full[buffer]), parity);
     i64 const at = smem.sums_at[buffer];
     if (at < 0) break;
-    int* const g_turn = Cfg::kOrdered ? args.turns + at / (Cfg::kBr * Cfg::kHeadDim) : nullptr;
-    if constexpr (Cfg::kOrdered) wait_for_turn(g_turn, smem.sums_rank[buffer]);
+    if constexpr (Cfg::kOrdered) turns.wait(at / (Cfg::kBr * Cfg::kHeadDim), smem.sums_rank[buffer]);
     bulk_add(args.dq_sums + at, smem_address(smem.sums[buffer]), Cfg::kBr * Cfg::kHeadDim * 4);
     bulk_commit();
+    if constexpr (Cfg::kOrdered) turns.pass_but_newest();
     bulk_wait_read();
     mbarrier_arrive(smem_address(&smem.sums_empty[buffer]));
-    if constexpr (Cfg::kOrdered) {
-      bulk_wait();
-      pass_turn(g_turn);
-    }
   }
+  if constexpr (Cfg::kOrdered) turns.pass();
   bulk_wait();
 }
 

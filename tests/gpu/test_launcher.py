@@ -1,4 +1,4 @@
-"""gpu/dependent_launch.py: what the driver is asked for, without a driver."""
+"""gpu/launcher.py: what the driver is asked for, without a driver."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from cuda.bindings import driver
 
-from omnicupy.gpu import bindings, dependent_launch, modules
-from omnicupy.gpu.dependent_launch import Overlapping
+from omnicupy.gpu import bindings, launcher, modules
+from omnicupy.gpu.launcher import Launcher
 from omnicupy.jit.spec import AttnSpec
 
 GRID, BLOCK, SMEM = (132, 1, 1), (384, 1, 1), 200_000
@@ -36,8 +36,8 @@ class Asked:
         return (self.status,)
 
 
-def _made(asked: Asked) -> Overlapping:
-    found = Overlapping(SimpleNamespace(ptr=77))
+def _made(asked: Asked, attributes: tuple[str, ...] = (launcher.OVERLAPPING,)) -> Launcher:
+    found = Launcher(SimpleNamespace(ptr=77), attributes)
     found._driver = asked
     return found
 
@@ -62,8 +62,20 @@ def test_a_launch_says_that_it_may_begin_early() -> None:
     assert attribute.value.programmaticStreamSerializationAllowed == 1
 
 
+def test_a_launch_says_that_its_thread_blocks_wait_for_each_other() -> None:
+    asked = Asked()
+    _made(asked, (launcher.COOPERATIVE,))(
+        GRID, BLOCK, (_argument(asked, b"x"),), SMEM, SimpleNamespace(ptr=5)
+    )
+    ((config, _, _),) = asked.launches
+    (attribute,) = config.attrs
+    assert config.numAttrs == 1
+    assert attribute.id == driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
+    assert attribute.value.cooperative == 1
+
+
 def test_configurations_are_kept_a_grid_and_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dependent_launch, "MAX_CONFIGS", 2)
+    monkeypatch.setattr(launcher, "MAX_CONFIGS", 2)
     asked = Asked()
     launch = _made(asked)
     argument = (_argument(asked, b"x"),)
@@ -99,5 +111,5 @@ def test_who_may_begin_early(monkeypatch: pytest.MonkeyPatch, kernel: str, versi
         arch="sm_90a" if kernel == "sm90" else "sm_90", kernel=kernel, dtype="float16", head_dim=64, **size
     )
     found = modules._launcher(spec, function)
-    assert isinstance(found, Overlapping) == early
+    assert isinstance(found, Launcher) == early
     assert early or found is function
