@@ -1,10 +1,11 @@
 // All gradients in one kernel for compute capability 9.0, a block of keys a work item. dK and dV are sums in one order;
-// dQ is added by whichever thread block comes first.
+// dQ is added by whichever thread block comes first, or as part "ordered" in one order, too.
 #include "omni/sm90/backward/fused_loop.cuh"
 #include "omni/sm90/backward/key_producer.cuh"
 
 using Cfg = omni::BackwardConfig<
-    OMNI_HEAD_DIM, OMNI_VALUE_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_BF16, OMNI_SOFTCAP, true>;
+    OMNI_HEAD_DIM, OMNI_VALUE_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_BF16, OMNI_SOFTCAP, true,
+    OMNI_ORDERED>;
 static_assert(sizeof(omni::BackwardParamsSm90) == OMNI_PARAMS_BYTES, "params.py and sm90/backward/config.cuh disagree");
 using Smem = omni::KeySmem<Cfg>;
 static_assert(sizeof(Smem) <= OMNI_SMEM_BYTES, "backward_spec.py and sm90/backward/key_smem.cuh disagree");

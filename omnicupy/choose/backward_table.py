@@ -35,6 +35,7 @@ class BackwardRow:
     dkdv: TileShape
     dq: TileShape
     fused: TileShape | None = None
+    ordered: TileShape | None = None
     kernel: str = "sm80"
     archs: tuple[str, ...] = ARCHES
 
@@ -50,6 +51,7 @@ class BackwardRow:
             dq=self.dq,
             fused=self.fused,
             value_dim=head_dim if value_dim is None else value_dim,
+            ordered=self.ordered,
         )
 
     def serves(self, arch: str, widest: int) -> bool:
@@ -65,6 +67,7 @@ TABLE = (
         dkdv=TileShape(64, 192, 4, 16),
         dq=TileShape(192, 64, 6, 16),
         fused=TileShape(64, 192, 4, 16),
+        ordered=TileShape(64, 128, 4, 12),
         archs=HOPPER,
     ),
     BackwardRow(
@@ -73,6 +76,7 @@ TABLE = (
         dkdv=TileShape(64, 128, 4, 12),
         dq=TileShape(128, 128, 4, 12),
         fused=TileShape(64, 128, 2, 12),
+        ordered=TileShape(64, 128, 2, 12),
         archs=HOPPER,
     ),
     BackwardRow(

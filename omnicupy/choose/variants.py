@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import product
 from typing import Any, TypeAlias
 
-from omnicupy.jit.backward_kernel import WIDE_HEAD_DIM, TileShape
+from omnicupy.jit.backward_kernel import MAKES_ALL, WIDE_HEAD_DIM, TileShape
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.spec import MAX_ONE_PIECE, AttnSpec, round_up
 
@@ -63,7 +63,7 @@ def parse(text: str, arch: str, dtype: str, head_dim: int) -> AttnSpec:
 def word(spec: Variant) -> str:
     """The word that names a spec; of a backward pass, words."""
     if isinstance(spec, BackwardSpec):
-        tiles = {"dkdv": spec.dkdv, "dq": spec.dq, "fused": spec.fused}
+        tiles = {"dkdv": spec.dkdv, "dq": spec.dq, "fused": spec.fused, "ordered": spec.ordered}
         named = (f"{part} {tile_word(of)}" for part, of in tiles.items() if of is not None)
         return f"{spec.kernel} {', '.join(named)}" + (", softcap" if spec.softcap else "")
     softcap = "-softcap" if spec.softcap else ""
@@ -122,10 +122,11 @@ def every(
 def every_tile(base: BackwardSpec, part: str) -> Iterator[BackwardSpec]:
     """`base` with each other tile of one of its kernels that is legal and fits the architecture.
 
-    part: "dkdv", "dq" or "fused"; for that also without it, where `base` has one.
+    part: "dkdv", "dq", "fused" or "ordered"; for the last two also without it, where `base` has one.
     """
-    if part == "fused" and base.fused is not None:
-        yield replace(base, fused=None)
+    if part in MAKES_ALL and getattr(base, part) is not None:
+        without: dict[str, Any] = {part: None}
+        yield replace(base, **without)
     for owned, walked, stages in product(WIDTHS, WIDTHS, BACKWARD_STAGES):
         br, bc = (owned, walked) if part == "dq" else (walked, owned)
         for warps in _backward_warps(base, part, owned):

@@ -54,8 +54,8 @@ class Addresses(NamedTuple):
 class Space(NamedTuple):
     """Where things lie in work memory: bytes from its start, -1 for what is not there.
 
-    sinks: what blocks that prepare leave of the gradients of sinks.  sums: of dQ.  partials: of dK and dV of split
-    blocks of keys.  size: of all.  arrivals: counters beside it.
+    sinks: what blocks that prepare leave of the gradients of sinks.  sums: of dQ.  turns: how many were added to
+    each.  partials: of dK and dV of split blocks of keys.  size: of all.  arrivals: counters beside it.
     """
 
     lse2: int
@@ -66,6 +66,7 @@ class Space(NamedTuple):
     v: int
     sinks: int
     sums: int
+    turns: int
     partials: int
     size: int
     arrivals: int
@@ -108,14 +109,14 @@ class Launch:
         self,
         at: Sequence[int],
         packed: tuple[bytes, bytes],
-        work: tuple[int, int, int, int],
+        work: tuple[int, int, int, int, int],
         stream: Any,
         sinks: tuple[int, int, int],
     ) -> None:
         """Give the launch to `stream`. at: addresses of q, dout, k and v.  packed: those of inputs and gradients.
 
-        work: addresses of work counters, sums of dQ, partials and arrivals.  sinks: of sink_logits, of what the kernel
-        that prepares leaves of their gradients, and of these; 0 for none.
+        work: addresses of work counters, sums of dQ, partials, arrivals, and how many were added to each sum.
+        sinks: of sink_logits, of what the kernel that prepares leaves of their gradients, and of these; 0 for none.
         """
         maps = places = b""
         if self.layouts:
@@ -210,7 +211,7 @@ class BackwardPlan:
             packed = _INPUTS.pack(q, k, v, out, lse), _GRADIENTS.pack(dout, *made)
         sinks = sink_logits, 0 if space.sinks < 0 else base + space.sinks, dsinks
         arrivals = own.arrivals
-        rest = sums, base + space.partials, arrivals + 4 * _COUNTERS
+        rest = sums, base + space.partials, arrivals + 4 * _COUNTERS, base + space.turns
         for one in self._launches:
             places = (arrivals if one.own_counters else memory.counters, *rest)
             if one.reads_copies:

@@ -14,12 +14,12 @@ from omnicupy.gpu.backward_plan import BackwardPlan, Launch, Space
 from omnicupy.gpu.device import DeviceInfo, device_info
 from omnicupy.gpu.device_blocks import DeviceBlocks
 from omnicupy.gpu.mask_cache import device_blocks
-from omnicupy.gpu.modules import kernel, launcher_behind
+from omnicupy.gpu.modules import kernel, launcher_behind, together
 from omnicupy.gpu.plan import ITEM_BYTES, Layout
 from omnicupy.gpu.planning import check_runs, contiguous_strides, score_fields
 from omnicupy.gpu.tensor_maps import can_map
 from omnicupy.jit import archs
-from omnicupy.jit.backward_kernel import BackwardKernel
+from omnicupy.jit.backward_kernel import MAKES_ALL, BackwardKernel
 from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
 from omnicupy.jit.params import PARAMS
 from omnicupy.jit.spec import round_up
@@ -27,6 +27,7 @@ from omnicupy.masks.mask import Mask
 from omnicupy.schedule.backward_grid import BackwardGrid
 from omnicupy.schedule.block_lists import block_lists
 from omnicupy.schedule.key_lists import key_lists
+from omnicupy.schedule.ordered_lists import MOST_RANKS, ordered_lists
 
 _ROW_BYTES = 16  # rows are read in pieces of it
 _COPY_ALIGN = 256
@@ -63,7 +64,7 @@ class _Setting:
         return BackwardGrid(part, self.call.problem, len(self.masks), self.info.sm_count, self.info.l2_bytes)
 
     def blocks(self, part: BackwardKernel) -> DeviceBlocks:
-        pack = block_lists if part.part == "dq" else key_lists
+        pack = {"dq": block_lists, "ordered": ordered_lists}.get(part.part, key_lists)
         return device_blocks(self.masks, (part.br, part.bc), self.grid(part).workers, self.device, pack)
 
 
@@ -80,16 +81,14 @@ def new_plan(
     )
     check_runs(spec, on.info)
     parts = spec.kernels()
-    # One gradient alone is made faster by its own kernel.
-    fused = not deterministic and "fused" in parts and call.wanted[0] and (call.wanted[1] or call.wanted[2])
-    keys = parts["fused" if fused else "dkdv"]
+    keys = parts[_keys_part(on, parts, deterministic=deterministic)]
     of_keys = on.blocks(keys)
     space = _space(call, layouts, on.grid(keys), of_keys)
     read = _read_layouts(layouts, space)
     launches = [_launch(on, parts["prepare"], layouts, of_keys, space)]
     if call.wanted[1] or call.wanted[2]:
         launches.append(_launch(on, keys, read, of_keys, space, comes_early=keys.kernel == "sm90"))
-    if fused:
+    if keys.part in MAKES_ALL:
         launches.append(_launch(on, parts["convert"], read, of_keys, space))
     elif call.wanted[0]:
         # For Hopper it takes the places that the kernel of dK and dV leaves. That one waited for the one that prepares.
@@ -98,6 +97,22 @@ def new_plan(
     if call.sink_wanted:
         launches.append(_launch(on, parts["sinks"], layouts, of_keys, space))
     return BackwardPlan(spec, device, launches, space)
+
+
+def _keys_part(on: _Setting, parts: dict[str, BackwardKernel], *, deterministic: bool) -> str:
+    """Which kernel makes dK and dV, and dQ too where it makes all."""
+    wanted = on.call.wanted
+    name = "ordered" if deterministic else "fused"
+    # One gradient alone is made faster by its own kernel.
+    if name not in parts or not (wanted[0] and (wanted[1] or wanted[2])):
+        return "dkdv"
+    part = parts[name]
+    if (
+        name == "ordered"
+        and sum(int(mask.blocks(part.br, part.bc).tiles.sum()) for mask in on.masks) > MOST_RANKS
+    ):
+        return "dkdv"
+    return name
 
 
 def _space(call: BackwardCall, layouts: Layouts, grid: BackwardGrid, keys: DeviceBlocks) -> Space:
@@ -133,12 +148,16 @@ def _space(call: BackwardCall, layouts: Layouts, grid: BackwardGrid, keys: Devic
         blocks = padded_rows(problem.q_len) // part.prepared_rows + 1  # of a head, that prepare
         sinks = size
         size += round_up(4 * problem.batch * problem.q_heads * blocks, _COPY_ALIGN)
-    if part.part == "fused":
+    turns = -1
+    if part.part in MAKES_ALL:
         sums, size = size, size + 4 * rows * part.head_dim
+    if part.part == "ordered":
+        turns, size = size, size + round_up(4 * rows // part.br, _COPY_ALIGN)
     partials, (partial_bytes, arrivals) = size, grid.partials(keys.sizes.n_slots, keys.sizes.n_split_rows)
     places |= {
         "sinks": sinks,
         "sums": sums,
+        "turns": turns,
         "partials": partials,
         "size": size + partial_bytes,
         "arrivals": arrivals,
@@ -173,6 +192,8 @@ def _launch(
     maps = (layouts.q, layouts.dout, layouts.k, layouts.v) if part.params == "bwd_sm90" else ()
     loaded = kernel(part, on.device)
     function = launcher_behind(loaded) if comes_early else loaded.function
+    if part.part == "ordered":
+        function = together(loaded)
     return Launch(part, function, shape, template, blocks, maps)
 
 
@@ -190,7 +211,7 @@ def _struct_of(grid: BackwardGrid, call: BackwardCall, layouts: Layouts, blocks:
         "work_items": grid.work_items(sizes.n_parts),
         **score_fields(call.scale, call.softcap),
         "scale": call.scale,  # of the gradients
-        "section": grid.section(sizes.n_parts),
+        "section": sizes.section or grid.section(sizes.n_parts),
         "q_padded": padded_rows(problem.q_len),
         "dout_column": layouts.dout[1][3] // ITEM_BYTES,
     }

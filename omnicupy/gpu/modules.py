@@ -8,7 +8,7 @@ from typing import Any
 
 import cupy
 
-from omnicupy.gpu.dependent_launch import LEAST_DRIVER, OVERLAPPING, Launcher
+from omnicupy.gpu.launcher import COOPERATIVE, LEAST_DRIVER, OVERLAPPING, Launcher
 from omnicupy.gpu.streams import allowing_unsafe_calls
 from omnicupy.jit import cache
 from omnicupy.jit.spec import KernelSpec
@@ -49,6 +49,11 @@ def kernel(spec: KernelSpec, device: int) -> Kernel:
 def launcher_behind(found: Kernel) -> Any:
     """What launches a kernel that waits by itself for what is ahead of it, as far as it must."""
     return Launcher(found.raw.kernel, (OVERLAPPING,)) if _can_overlap() else found.function
+
+
+def together(found: Kernel) -> Any:
+    """What launches a kernel whose thread blocks wait for each other: it begins when all of them find a place."""
+    return Launcher(found.raw.kernel, (COOPERATIVE,))
 
 
 def _launcher(spec: KernelSpec, function: Any) -> Any:

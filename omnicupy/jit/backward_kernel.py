@@ -10,9 +10,12 @@ from omnicupy.jit.archs import SMEM_LIMIT_BYTES
 from omnicupy.jit.spec import DTYPES, KERNELS, MAX_HEAD_DIM, MAX_ONE_PIECE, round_up
 
 PARTS = ("prepare", "dkdv", "dq")  # of a backward pass, in the order in which they are launched
-FUSED_PARTS = ("fused", "convert")  # in place of the last two, where sums may have any order
+# In place of the last two: the first where sums may have any order, the second where they have one.
+FUSED_PARTS = ("fused", "convert")
+ORDERED_PARTS = ("ordered", "convert")
 SINK_PARTS = ("sinks",)  # last, where the gradient of sink_logits is wanted
-CAPPED_PARTS = ("dkdv", "dq", "fused")  # whose code a soft cap changes
+MAKES_ALL = ("fused", "ordered")  # gradients in one kernel, but for the conversion of dQ
+CAPPED_PARTS = ("dkdv", "dq", *MAKES_ALL)  # whose code a soft cap changes
 PREPARE_THREADS = 256
 # Parts that walk no lists: their threads.
 WITHOUT_TILES = {"prepare": PREPARE_THREADS, "convert": 128, "sinks": PREPARE_THREADS}
@@ -44,9 +47,10 @@ class BackwardKernel:
 
     arch: the CUDA target. kernel: "naive", "sm80" (mma.sync) or "sm90" (wgmma). part: "prepare" (delta, and the
     copies that the others read), "dkdv" (a thread block owns `bc` keys and walks tiles of `br` queries), "dq" (it
-    owns `br` queries and walks tiles of `bc` keys), "fused" (as dkdv, and adds dQ to sums in float32), "convert"
-    (these sums to dQ) or "sinks" (adds up the gradients of sink_logits that prepare left). dtype, head_dim: as in
-    AttnSpec. value_dim: columns of V and O. br, bc, stages, warps: as in TileShape. softcap: scores are capped.
+    owns `br` queries and walks tiles of `bc` keys), "fused" (as dkdv, and adds dQ to sums in float32), "ordered" (the
+    same, and adds to each sum in one order), "convert" (these sums to dQ) or "sinks" (adds up the gradients of
+    sink_logits that prepare left). dtype, head_dim: as in AttnSpec. value_dim: columns of V and O. br, bc, stages,
+    warps: as in TileShape. softcap: scores are capped.
 
     Raises ValueError when the tile is illegal or does not fit the architecture's shared memory.
     """
@@ -67,7 +71,7 @@ class BackwardKernel:
         for name, value, known in (
             ("arch", self.arch, tuple(SMEM_LIMIT_BYTES)),
             ("kernel", self.kernel, KERNELS),
-            ("part", self.part, PARTS + FUSED_PARTS + SINK_PARTS),
+            ("part", self.part, (*PARTS, *MAKES_ALL, "convert", *SINK_PARTS)),
             ("dtype", self.dtype, DTYPES),
         ):
             if value not in known:
@@ -98,7 +102,7 @@ class BackwardKernel:
                 raise ValueError(
                     f"config: {name} of {self.part} must be a multiple of 32 from 32 to 256, got {value}"
                 )
-        if self.part == "fused":
+        if self.part in MAKES_ALL:
             self._check_fused()
         if self.kernel != "sm90":
             if self.kernel == "sm80":
@@ -131,11 +135,16 @@ class BackwardKernel:
 
     def _check_fused(self) -> None:
         if self.kernel == "naive":
-            raise ValueError("config: kernel 'naive' has no fused kernel; leave fused out")
+            raise ValueError(f"config: kernel 'naive' has no {self.part} kernel; leave {self.part} out")
         if self.widest > WIDE_HEAD_DIM or self.br != 64:
             raise ValueError(
-                f"config: the fused kernel has tiles of 64 queries, head_dim and value_dim up to {WIDE_HEAD_DIM}, got "
-                f"br={self.br} and {self.widest}; leave fused out"
+                f"config: the {self.part} kernel has tiles of 64 queries, and both widths up to {WIDE_HEAD_DIM}, "
+                f"got br={self.br} and {self.widest}; leave {self.part} out"
+            )
+        if self.part == "ordered" and (self.kernel, self.warps) != ("sm90", 12):
+            raise ValueError(
+                f"config: the ordered kernel is of kernel 'sm90' with 12 warps, got {self.kernel!r} and {self.warps}; "
+                "leave ordered out"
             )
 
     def _check_sm80(self) -> None:
@@ -184,7 +193,7 @@ class BackwardKernel:
         if self.part in _SOURCES:
             return _SOURCES[self.part]
         # Without a part's name: two parts in one source, and the one kernel for all gradients on Hopper.
-        if (self.kernel == "sm90") == (self.part == "fused"):
+        if (self.kernel == "sm90") == (self.part in MAKES_ALL):
             return f"attention_bwd_{self.kernel}.cu"
         return f"attention_bwd_{self.part}_{self.kernel}.cu"
 
@@ -218,9 +227,9 @@ class BackwardKernel:
             slots = max(of_keys, of_values) * self.stages * self.bc  # of K and V in turn
             return (of_keys + of_values) * self.br + slots + spans + 1024
         tiles = (of_keys + of_values) * (self.bc + self.stages * self.br) + 8 * self.stages * self.br
-        staged = self.part == "fused" and self.warps == 12  # dQ, by two warpgroups
+        staged = self.part in MAKES_ALL and self.warps == 12  # dQ, by two warpgroups
         tiles += (1 if staged else 2) * 8 * self.bc  # spans
-        if self.part == "fused":
+        if self.part in MAKES_ALL:
             warpgroups = self.warps // 4 - 1
             score_gradients = (3 if warpgroups == 3 else 2) * 128 * self.br * warpgroups
             return tiles + score_gradients + (4 * self.br * self.head_dim * 2 if staged else 0) + 1024
@@ -269,7 +278,8 @@ class BackwardKernel:
             "OMNI_BC": self.bc,
             "OMNI_STAGES": self.stages,
             "OMNI_WARPS": self.warps,
-            "OMNI_PART": (PARTS + FUSED_PARTS + SINK_PARTS).index(self.part),
+            "OMNI_PART": (*PARTS, *FUSED_PARTS, *SINK_PARTS, "ordered").index(self.part),
+            "OMNI_ORDERED": int(self.part == "ordered"),
             "OMNI_BF16": int(self.dtype == "bfloat16"),
             "OMNI_SMEM_BYTES": self.smem_bytes,
             "OMNI_SOFTCAP": int(self.softcap),

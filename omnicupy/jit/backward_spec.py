@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from omnicupy.jit.backward_kernel import (
     CAPPED_PARTS,
     FUSED_PARTS,
+    ORDERED_PARTS,
     PARTS,
     SINK_PARTS,
     WITHOUT_TILES,
@@ -24,8 +25,8 @@ class BackwardSpec:
     arch, kernel, dtype, head_dim: as in AttnSpec.  dkdv: the tile of the kernel that makes dK and dV.  dq: that of the
     one that makes dQ. Neither adds to memory that another thread block writes: the same call gives the same bits.
     fused: that of the one kernel that takes their place where all gradients are wanted and sums may have any order
-    (deterministic=False); None where the two are the fastest.  softcap: scores are capped.  value_dim: columns of V
-    and O in the kernels, as in AttnSpec.
+    (deterministic=False); None where the two are the fastest.  ordered: that of the one kernel that does so in one
+    order; None as before.  softcap: scores are capped.  value_dim: columns of V and O in the kernels, as in AttnSpec.
 
     Raises TypeError for fields of other types, ValueError when a tile is illegal or does not fit shared memory.
     """
@@ -39,19 +40,21 @@ class BackwardSpec:
     fused: TileShape | None = None
     softcap: bool = False
     value_dim: int = None  # type: ignore[assignment]
+    ordered: TileShape | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "head_dim", _integer("head_dim", self.head_dim))
         width = self.head_dim if self.value_dim is None else _integer("value_dim", self.value_dim)
         object.__setattr__(self, "value_dim", width)
-        for name in ("dkdv", "dq") + (("fused",) if self.fused is not None else ()):
-            object.__setattr__(self, name, _shape(name, getattr(self, name)))
+        for name in ("dkdv", "dq", "fused", "ordered"):
+            if getattr(self, name) is not None or name in ("dkdv", "dq"):
+                object.__setattr__(self, name, _shape(name, getattr(self, name)))
         object.__setattr__(self, "softcap", _flag("softcap", self.softcap))
         self.kernels()  # raises for an illegal one
 
     def part(self, part: str) -> BackwardKernel:
-        """The kernel of one of PARTS or SINK_PARTS, or of FUSED_PARTS where there is a fused one."""
-        shapes = {"dkdv": self.dkdv, "dq": self.dq, "fused": self.fused}
+        """The kernel of one of PARTS or SINK_PARTS, or of FUSED_PARTS and ORDERED_PARTS where there is such a tile."""
+        shapes = {"dkdv": self.dkdv, "dq": self.dq, "fused": self.fused, "ordered": self.ordered}
         shape = shapes.get(part) or TileShape(64, 64, 1, WITHOUT_TILES[part] // 32)
         # The kernels that prepare and that add up sinks are the same ones for all.
         for_all = part in ("prepare", *SINK_PARTS)
@@ -73,11 +76,12 @@ class BackwardSpec:
 
     def kernels(self) -> dict[str, BackwardKernel]:
         """The kernel of each part."""
-        parts = PARTS + (FUSED_PARTS if self.fused is not None else ()) + SINK_PARTS
-        return {part: self.part(part) for part in parts}
+        fused = FUSED_PARTS if self.fused is not None else ()
+        ordered = ORDERED_PARTS if self.ordered is not None else ()
+        return {part: self.part(part) for part in (*PARTS, *fused, *ordered, *SINK_PARTS)}
 
     def __str__(self) -> str:
-        named = {"dkdv": self.dkdv, "dq": self.dq, "fused": self.fused}
+        named = {"dkdv": self.dkdv, "dq": self.dq, "fused": self.fused, "ordered": self.ordered}
         shapes = (f"{name}={'x'.join(map(str, shape))}" for name, shape in named.items() if shape is not None)
         words = ["bwd", self.kernel, self.arch, self.dtype, f"head_dim={self.head_dim}"]
         words += [f"value_dim={self.value_dim}"] * (self.value_dim != self.head_dim)

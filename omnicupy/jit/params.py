@@ -95,8 +95,9 @@ def _with_maps(
 _WORK = [(name, "<u8") for name in ("counter", "partials", "arrivals", "splits")]
 _WORK += [(name, "<i4") for name in ("work_items", "n_slots", "n_split_rows")]
 _WORK += [("n_parts", "<u8")]
-_BACKWARD_WORK = [(name, "<u8") for name in ("counter", "dq_sums", "partials", "arrivals", "splits")]
+_BACKWARD_WORK = [(name, "<u8") for name in ("counter", "dq_sums", "partials", "arrivals", "turns", "splits")]
 _BACKWARD_WORK += [(name, "<i4") for name in ("work_items", "n_slots", "n_split_rows")]
+_BACKWARD_WORK += [(name, "<u8") for name in ("ranks",)]
 
 _PLAN_POINTERS = (
     *("lengths", "tail", "tail_any", "tail_all"),

@@ -38,7 +38,17 @@ class BackwardGrid:
             return Workers(heads // self.masks, self.sm_count)
         # Only the Hopper kernel may split blocks of keys, as far as the merge may use memory.
         slots = MOST_PARTIAL_BYTES // (heads * self._slot_bytes) if self.kernel.kernel == "sm90" else 0
-        return Workers(heads // self.masks, self.sm_count, slots, self.problem.group)
+        side_by_side = self._heads_in_l2 if self.kernel.part == "ordered" else 0
+        return Workers(
+            heads // self.masks, self.sm_count, slots, self.problem.group, side_by_side=side_by_side
+        )
+
+    @property
+    def _heads_in_l2(self) -> int:
+        """Heads of keys whose Q and dO fit half of the L2 cache, at least one."""
+        problem = self.problem
+        head_bytes = 2 * (problem.head_dim + problem.value_dim) * problem.q_len * problem.group
+        return max(1, self.l2_bytes // 2 // (self.masks * head_bytes))
 
     @property
     def _slot_bytes(self) -> int:
@@ -94,10 +104,8 @@ class BackwardGrid:
         problem = self.problem
         enough = max(1, round(self.sm_count / max(1, parts)))
         heads = self.workers.heads
-        row_bytes = 2 * (problem.head_dim + problem.value_dim)
         if self.kernel.part != "dq":
-            head_bytes = row_bytes * problem.q_len * problem.group
-            return min(heads, enough, max(1, self.l2_bytes // 2 // (self.masks * head_bytes)))
-        group = problem.group
+            return min(heads, enough, self._heads_in_l2)
+        row_bytes, group = 2 * (problem.head_dim + problem.value_dim), problem.group
         fit = self.l2_bytes // 2 // (self.masks * row_bytes * problem.k_len)
         return min(heads, group * max(1, min(-(-enough // group), fit)))

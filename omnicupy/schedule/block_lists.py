@@ -31,7 +31,7 @@ ARRAYS = {
     "spans": np.int32,
     "dead": np.uint32,
 }
-_DTYPES = {**ARRAYS, "dead_rows": np.uint32}  # the last is of key_lists alone
+_DTYPES = {**ARRAYS, "dead_rows": np.uint32, "ranks": np.int32}  # the last two are of lists by blocks of keys
 _STRUCT_FIELDS = (
     *("q_blocks", "mask_batch", "diagonal", "n_spans", "k_padded"),
     *("tiers", "n_slots", "n_split_rows"),
@@ -47,6 +47,7 @@ class BlockLists:
     diagonal: that of every CAUSAL entry.  n_spans: intervals a key, 0 when no mask has the interval form.
     k_first, k_padded: the per-key arrays are of k_padded keys from k_first on, multiples of 256: of all listed tiles.
     tiers, n_slots, n_split_rows: see Schedule.
+    section: heads that are to be worked on side by side, 0 where any number may be.
     Shapes: row_offsets (mask_batch * q_blocks + 1,), entries (E, 4) of {kind | flags | keys << 8, payload, first key,
     unskipped} as order.py orders them and pieces.py cuts them, parts (P, 4) of {first query, mask, first entry, tiles},
     splits (P, 4),
@@ -68,6 +69,7 @@ class BlockLists:
     n_slots: int
     n_split_rows: int
     k_first: int = 0
+    section: int = 0
 
     @property
     def struct_fields(self) -> dict[str, Any]:

@@ -25,14 +25,14 @@ from omnicupy.schedule.parts import Schedule, Workers, costs_of, schedule
 from omnicupy.schedule.pieces import Pieces, pieces
 
 
-def key_lists(blocks: Sequence[BlockMask], workers: Workers) -> BlockLists:
+def key_lists(blocks: Sequence[BlockMask], workers: Workers, *, n_ranks: int = 0) -> BlockLists:
     """As block_lists, by blocks of keys: an entry is {kind | flags | queries << 8, payload, first query, 0}, a tile of
     queries or a run of FULL ones, a part {first key, mask, first entry, tiles}, a bit tile has bc rows of queries, and
     `q_blocks` counts blocks of keys.
 
     dead: without masks where every key is seen.  dead_rows: (mask_batch, q_padded / 32), bit set where a row of that
     mask sees no key; without masks where every row sees one.
-    workers: who works on each block of keys; its `heads` are heads of keys.
+    workers: who works on each block of keys; its `heads` are heads of keys.  n_ranks: room for so many (ordered_lists).
     """
     blocks, diagonal = on_one_diagonal(blocks)
     turned = [by_key_blocks(block) for block in blocks]
@@ -48,7 +48,7 @@ def key_lists(blocks: Sequence[BlockMask], workers: Workers) -> BlockLists:
         "dead_rows": [dead_rows(block) for block in blocks],
     }
     has = {name: any(map(np.any, of)) for name, of in dead.items()}
-    lists = _empty_lists(blocks, (len(cut.entry), _bit_tiles(turned)), work, diagonal, has)
+    lists = _empty_lists(blocks, (len(cut.entry), _bit_tiles(turned), n_ranks), work, diagonal, has)
     lists.array("row_offsets")[...] = np.searchsorted(cut.entry, offsets)
     _fill_entries(lists, turned, entries, cut)
     fill_parts(lists, work, cut, first.bc)
@@ -62,12 +62,12 @@ def key_lists(blocks: Sequence[BlockMask], workers: Workers) -> BlockLists:
 
 def _empty_lists(
     blocks: Sequence[BlockMask],
-    counts: tuple[int, int],
+    counts: tuple[int, int, int],
     work: Schedule,
     diagonal: int,
     has: dict[str, bool],
 ) -> BlockLists:
-    """All arrays, filled with zeros. counts: of entries and of bit tiles.  has: are there dead keys, and dead rows?"""
+    """All arrays, filled with zeros. counts: of entries, bit tiles, ranks.  has: are there dead keys, and dead rows?"""
     first, masks = blocks[0], [block.mask for block in blocks]
     k_padded = round_up(round_up(first.k_len, first.bc), KEY_PAD)
     n_spans = max(0 if mask.intervals is None else len(mask.intervals[0]) for mask in masks)
@@ -80,6 +80,7 @@ def _empty_lists(
         "spans": (len(blocks), n_spans, k_padded, 2),
         "dead": (len(blocks) if has["dead"] else 0, k_padded // 32),
         "dead_rows": (len(blocks) if has["dead_rows"] else 0, padded_rows(first.q_len) // 32),
+        **({"ranks": (counts[2],)} if counts[2] else {}),
     }
     return BlockLists(
         *places(shapes),

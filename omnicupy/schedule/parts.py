@@ -33,6 +33,9 @@ MOST_PARTS = 64  # of a row
 SHARES = (1, 2, 3, 4, 6, 8)
 CUTS = (2, 3, 4, 6)
 ENOUGH = 0.98  # of the multiprocessors' time in use: no split can gain more than it costs
+# Where additions have an order, rows that take more than the first share of the whole time are cut in parts of the
+# second, if they would keep less than so many of the multiprocessors busy: what waits for them would wait long.
+LONG_SHARE, CUT_SHARE, FEW = 1 / 2, 1 / 8, 1 / 4
 # Of the whole time: longer parts are in the tier, shorter ones in the next.
 TIER_SHARES = (1 / 16, 1 / 32, 1 / 64)
 # The same where a part takes more than the first of them, as blocks of keys do that a whole group of heads works on: of
@@ -47,7 +50,8 @@ class Workers:
     split_slots: parts of split rows a head that the merge has memory for; 0 where rows may not be split.
     repeats: how often an entry is worked on in a row: by each query head of a group, where parts are of keys.
     leave: what a part of a split row leaves for the merge, in FULL tiles.  split_tiles: tiles of each part but the last
-    one of a row, whoever works; 0 where the parts are free.
+    one of a row, whoever works; 0 where the parts are free.  side_by_side: heads that share the L2 cache (ordered_lists
+    alone needs it).
     """
 
     heads: int
@@ -56,6 +60,7 @@ class Workers:
     repeats: int = 1
     leave: float = LEAVE
     split_tiles: int = 0
+    side_by_side: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,8 @@ def schedule(
     bounds = before[offsets]
     counts = np.diff(bounds)
     parts = _parts_of_rows(of_row, counts, workers)
+    if workers.side_by_side:
+        parts = _few_long_cut(parts, of_row, counts, workers)
     rows = np.repeat(np.arange(len(counts), dtype=np.int32), parts)
     number = number_in_run(parts)
     of_part = parts[rows]
@@ -173,6 +180,19 @@ def _parts_of_rows(of_row: FloatArray, counts: NDArray[np.int64], workers: Worke
         if 0 < slots <= workers.split_slots and (end := ends(of_row, parts, workers)) < soonest:
             best, soonest = parts, end
     return best
+
+
+def _few_long_cut(
+    parts: NDArray[np.int64], of_row: FloatArray, counts: NDArray[np.int64], workers: Workers
+) -> NDArray[np.int64]:
+    """The same cut, but the rows that are far longer than most are cut further, if the merge has memory for it."""
+    whole = (float(of_row.sum()) + ITEM * len(of_row)) * workers.heads / workers.sm_count
+    long = of_row > LONG_SHARE * whole
+    if not 0 < int(long.sum()) * workers.heads < FEW * workers.sm_count:
+        return parts
+    wanted = np.ceil(of_row / (CUT_SHARE * whole)).astype(np.int64)
+    cut = np.where(long, np.maximum(parts, np.minimum(wanted, counts // LEAST_TILES)), parts)
+    return cut if int(cut[cut > 1].sum()) <= workers.split_slots else parts
 
 
 def parts_of_one_row(cost: float, count: int, workers: Workers) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import fake_device
@@ -46,7 +47,9 @@ def install(monkeypatch: pytest.MonkeyPatch) -> fake_device.Device:
     monkeypatch.setattr(backward_plan, "tensor_map", fake_device._tensor_map)
     monkeypatch.setattr(backward_planning, "device_info", planning.device_info)
     monkeypatch.setattr(backward_planning, "kernel", fake.kernel)
-    monkeypatch.setattr(backward_planning, "launcher_behind", lambda found: _Early(fake, found.function))
+    for name, word in (("launcher_behind", "early"), ("together", "together")):
+        launcher = partial(_With, fake, word)
+        monkeypatch.setattr(backward_planning, name, lambda found, made=launcher: made(found.function))
     monkeypatch.setattr(backward_plan, "cupy", cupy)
     monkeypatch.setattr(backward_plan, "OWN_BYTES", 0)  # small calls bring their work memory as large ones do
     fake.zeroed = []  # type: ignore[attr-defined]
@@ -59,15 +62,15 @@ def install(monkeypatch: pytest.MonkeyPatch) -> fake_device.Device:
     return fake
 
 
-class _Early:
-    """Launches what may come up while the kernel ahead runs."""
+class _With:
+    """Launches with an attribute: "early", what may come up while the kernel ahead runs, or "together"."""
 
-    def __init__(self, fake: fake_device.Device, function: Any) -> None:
-        self.fake, self.function = fake, function
+    def __init__(self, fake: fake_device.Device, attribute: str, function: Any) -> None:
+        self.fake, self.attribute, self.function = fake, attribute, function
 
     def __call__(self, *arguments: Any) -> None:
         self.function(*arguments)
-        self.fake.launches[-1]["early"] = True
+        self.fake.launches[-1][self.attribute] = True
 
 
 class Call:

@@ -49,6 +49,21 @@ __device__ __forceinline__ void mbarrier_wait(u32 s_barrier, int parity) {
       : "memory");
 }
 
+// Has that phase ended?
+__device__ __forceinline__ bool mbarrier_has_ended(u32 s_barrier, int parity) {
+  int done;
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+      "selp.s32 %0, 1, 0, done;\n"
+      "}"
+      : "=r"(done)
+      : "r"(s_barrier), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+
 __device__ __forceinline__ void prefetch_tensormap(void const* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
@@ -109,7 +124,11 @@ __device__ __forceinline__ void bulk_commit() { asm volatile("cp.async.bulk.comm
 
 __device__ __forceinline__ void bulk_wait_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 
-__device__ __forceinline__ void bulk_wait() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
+// All but the kPending newest groups.
+template <int kPending = 0>
+__device__ __forceinline__ void bulk_wait() {
+  asm volatile("cp.async.bulk.wait_group %0;" ::"n"(kPending) : "memory");
+}
 
 // Four floats added to global memory at once.
 __device__ __forceinline__ void red_add4(float* g_target, float const* x) {
@@ -132,6 +151,21 @@ __device__ __forceinline__ void stmatrix_x4_trans(u32 s_row, u32 const* pairs) {
 
 // Makes this thread's ordinary writes to shared memory visible to the tensor cores and the copy engine.
 __device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// The same for what lies in global memory, both ways: the copy engine's writes that were waited for come before this
+// thread's ordinary ones behind the fence, and what it has seen before what the copy engine does then.
+__device__ __forceinline__ void fence_proxy_async_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
+
+// A number that other thread blocks add to, and what they wrote before they did.
+__device__ __forceinline__ int load_acquire(int const* g_source) {
+  int v;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(v) : "l"(g_source) : "memory");
+  return v;
+}
+
+__device__ __forceinline__ void add_release(int* g_target, int x) {
+  asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(g_target), "r"(x) : "memory");
+}
 
 // A vector that other multiprocessors wrote: not from this one's cache.
 __device__ __forceinline__ float4 load_past_l1(float4 const* g_source) {

@@ -199,9 +199,10 @@ def _backward(arch: str, problem: Problem, masks: tuple[Mask] | None, sm_count: 
                 spec = backward_table.select(arch, problem, masks, sm_count, deterministic=deterministic)
         except UnsupportedError as error:
             return str(error)
-        if deterministic or spec.fused is None:
-            return f"{variants.word(replace(spec, fused=None))} for {spec.arch}"
-        return f"{spec.kernel} fused {variants.tile_word(spec.fused)} for {spec.arch}"
+        name, tile = ("ordered", spec.ordered) if deterministic else ("fused", spec.fused)
+        if tile is None:
+            return f"{variants.word(replace(spec, fused=None, ordered=None))} for {spec.arch}"
+        return f"{spec.kernel} {name} {variants.tile_word(tile)} for {spec.arch}"
 
     return kernels(True), kernels(False)
 

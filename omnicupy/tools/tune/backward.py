@@ -57,8 +57,8 @@ def candidates(
 ) -> list[BackwardSpec]:
     """The table's rows of `kernels` (() for the one that calls get) with each legal tile of one of their kernels.
 
-    Where sums may have any order and one kernel makes all gradients, it is that one's tiles, and the two kernels in
-    its place; else those of dK and dV and those of dQ, which run one after the other.
+    Where one kernel makes all gradients, it is that one's tiles, and the two kernels in its place; if sums have one
+    order or there is no such kernel, those of dK and dV and those of dQ, too, which run one after the other.
     Raises UnsupportedError where no kernel serves the problem.
     """
     bases = [backward_table.pick(arch, problem.dtype, problem.head_dim, value_dim=problem.value_dim)]
@@ -70,10 +70,11 @@ def candidates(
         bases = [row.spec(arch, problem.dtype, *widths) for row in rows]
     found: list[BackwardSpec] = []
     for base in bases:
-        fused = [] if deterministic else list(variants.every_tile(base, "fused"))
-        found += [base, *fused]
-        if not fused:
-            found += [spec for part in ("dkdv", "dq") for spec in variants.every_tile(base, part)]
+        of_all = list(variants.every_tile(base, "ordered" if deterministic else "fused"))
+        found += [base, *of_all]
+        if deterministic or not of_all:
+            two = replace(base, ordered=None)
+            found += [spec for part in ("dkdv", "dq") for spec in variants.every_tile(two, part)]
     return found
 
 
@@ -115,7 +116,7 @@ def compile_specs(specs: Sequence[BackwardSpec], track: Track) -> list[Compiled[
 
 def proposed_row(arch: str, winner: BackwardSpec) -> str:
     """A winner as a line for backward_table.TABLE, for the greater of its widths and an architecture."""
-    shapes = {"dkdv": winner.dkdv, "dq": winner.dq, "fused": winner.fused}
+    shapes = {"dkdv": winner.dkdv, "dq": winner.dq, "fused": winner.fused, "ordered": winner.ordered}
     shown = (f"{name}=TileShape{tuple(shape)}" for name, shape in shapes.items() if shape is not None)
     widest = max(winner.head_dim, winner.value_dim)
     dims = (widest, widest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from omnicupy.call.check_backward import SINK
@@ -11,7 +11,7 @@ from omnicupy.call.problem import Problem
 from omnicupy.choose import backward_table, pick, table
 from omnicupy.choose.capped import capped, capped_backward
 from omnicupy.jit import archs
-from omnicupy.jit.backward_kernel import FUSED_PARTS, SINK_PARTS, TileShape
+from omnicupy.jit.backward_kernel import FUSED_PARTS, ORDERED_PARTS, SINK_PARTS, TileShape
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.cached_spec import CachedSpec
 from omnicupy.jit.plan_spec import PlanSpec
@@ -127,10 +127,15 @@ def backward_variants(case: BackwardCase, arch: str) -> list[Variant]:
             continue
         spec = fitted(row.spec(arch, case.dtype, *widths))
         tiles = (f"{name} {_word(getattr(spec, name))}" for name in ("dkdv", "dq"))
-        found.append(Variant(f"bwd {spec.kernel} {' '.join(tiles)}", spec, parts=parts))
-        if spec.fused is not None and of_keys and "q" in case.wanted:
-            name, fused = f"bwd {spec.kernel} fused {_word(spec.fused)}", ("prepare", *FUSED_PARTS, *sinks)
-            found.append(Variant(name, spec, parts=fused, deterministic=False))
+        found.append(
+            Variant(f"bwd {spec.kernel} {' '.join(tiles)}", replace(spec, ordered=None), parts=parts)
+        )
+        for part, others in ((spec.fused, FUSED_PARTS), (spec.ordered, ORDERED_PARTS)):
+            if part is not None and of_keys and "q" in case.wanted:
+                name = f"bwd {spec.kernel} {others[0]} {_word(part)}"
+                free = others is FUSED_PARTS
+                all_parts = ("prepare", *others, *sinks)
+                found.append(Variant(name, spec, parts=all_parts, deterministic=not free))
     picked = backward_table.pick(arch, case.dtype, case.head_dim, has_cap, case.value_columns)
     return [*found, Variant(BACKWARD_DEFAULT, picked, explicit=False, parts=parts)]
 

@@ -172,7 +172,7 @@ def _dropped_mask(case: Case, masks: Sequence[Mask]) -> Compare:
 
 def _calls_in_a_row(case: Case, masks: Sequence[Mask]) -> Compare:
     """The result of each call is q of the next one, nothing waits in between: thread blocks that come up early
-    (omnicupy/gpu/dependent_launch.py) must not read before it is written, nor write what is still read.
+    (omnicupy/gpu/launcher.py) must not read before it is written, nor write what is still read.
     """
     import cupy
 

@@ -2,25 +2,34 @@
 // warpgroups make in turn, a tile each, kLag tiles late, so that none waits for another at a barrier of all. dQ is
 // added to sums in float32, in the order of accumulators (attention_bwd_convert.cu turns them into the result): from
 // registers, or where shared memory has room from there, by a thread of the producer's warpgroup. Sums of several
-// thread blocks have no order.
+// thread blocks have no order, or where the kernel is compiled for it (kOrdered) that of ranks, which the host worked
+// out: who adds waits until as many have added before. All thread blocks must run at the same time then.
 #pragma once
 
 #include "omni/sm90/backward/key_loop.cuh"
+#include "omni/sm90/backward/turns.cuh"
 
 namespace omni {
 
 // Adds one warpgroup's tiles of dQ to the sums.
 template <class Cfg>
 __device__ __forceinline__ void add_tiles(BackwardParamsSm90 const& args, KeySmem<Cfg>& smem, int buffer) {
+  Turns turns(args.turns);
   for (int parity = 0;; parity ^= 1) {
+    if constexpr (Cfg::kOrdered) {
+      if (!mbarrier_has_ended(smem_address(&smem.sums_full[buffer]), parity)) turns.pass();
+    }
     mbarrier_wait(smem_address(&smem.sums_full[buffer]), parity);
     i64 const at = smem.sums_at[buffer];
     if (at < 0) break;
+    if constexpr (Cfg::kOrdered) turns.wait(at / (Cfg::kBr * Cfg::kHeadDim), smem.sums_rank[buffer]);
     bulk_add(args.dq_sums + at, smem_address(smem.sums[buffer]), Cfg::kBr * Cfg::kHeadDim * 4);
     bulk_commit();
+    if constexpr (Cfg::kOrdered) turns.pass_but_newest();
     bulk_wait_read();
     mbarrier_arrive(smem_address(&smem.sums_empty[buffer]));
   }
+  if constexpr (Cfg::kOrdered) turns.pass();
   bulk_wait();
 }
 
@@ -32,6 +41,7 @@ struct FusedLoop {
   // dQ in two products of half of its columns: the first is taken while the second is under way.
   static constexpr int kHalves = Cfg::kHeadDim == 2 * kPanelColumns && Smem::kStaged ? 2 : 1;
   static_assert(Cfg::kBr == 64, "a warpgroup's rows");
+  static_assert(Smem::kStaged || !Cfg::kOrdered, "consumers that waited for their turn would keep others waiting");
 
   Smem& smem;
   KeyLoop<Cfg> keys;
@@ -39,6 +49,7 @@ struct FusedLoop {
   int tiles = 0;                // so far, of all items
   int done = 0;                 // of the item at hand
   int places[kLag + 1];         // of the last tiles: which tile of dQ each is
+  int ranks[kLag + 1];          // and how many add to it before
 
   __device__ __forceinline__ FusedLoop(BackwardParamsSm90 const& args, Smem& memory)
       : smem(memory), keys(args, memory) {}
@@ -51,10 +62,14 @@ struct FusedLoop {
   __device__ __forceinline__ void tile(WorkSlot const& work) {
     BackwardParams const& b = keys.consumer.args.b;
 #pragma unroll
-    for (int i = kLag; i > 0; --i) places[i] = places[i - 1];
+    for (int i = kLag; i > 0; --i) {
+      places[i] = places[i - 1];
+      if constexpr (Cfg::kOrdered) ranks[i] = ranks[i - 1];
+    }
     keys.step(work, [&](Pairs const& score_gradients) {
       int const stage = keys.consumer.ring.stage();
       places[0] = uniform(smem.heads[stage] * (b.q_padded / Cfg::kBr) + smem.tiles[stage].first / Cfg::kBr);
+      if constexpr (Cfg::kOrdered) ranks[0] = smem.ranks[stage];
       hand_over(score_gradients);
     });
     ++tiles;
@@ -125,7 +140,10 @@ struct FusedLoop {
     }
     if constexpr (Smem::kStaged) {
       mbarrier_wait(smem_address(&smem.sums_empty[buffer]), round(late) ^ 1);
-      if (thread_index() % 128 == 0) smem.sums_at[buffer] = at;
+      if (thread_index() % 128 == 0) {
+        smem.sums_at[buffer] = at;
+        if constexpr (Cfg::kOrdered) smem.sums_rank[buffer] = ranks[late - 1];
+      }
     }
     if constexpr (kHalves == 2) {
       wgmma_wait<1>();

@@ -39,11 +39,12 @@ struct KeyProducer {
   }
 
   // Q with lse2 and delta, and dO on a barrier of its own: its buffer is given back earlier.
-  __device__ __forceinline__ void load_queries(Tile const& tile, int head) {
+  __device__ __forceinline__ void load_queries(Tile const& tile, int rank, int head) {
     constexpr int kBytes = Cfg::kBr * static_cast<int>(sizeof(float));
     int const stage = ring.stage(), q0 = tile.first;
     mbarrier_wait(smem_address(&smem.q_empty[stage]), ring.parity() ^ 1);
-    smem.tiles[stage] = tile;  // released, as the head, to the consumers by the arrival below
+    smem.tiles[stage] = tile;  // released, as the two below, to the consumers by the arrival
+    if constexpr (Cfg::kOrdered) smem.ranks[stage] = rank;
     smem.heads[stage] = work().batch * args.b.p.q_heads + head;
     u64* const full = &smem.q_full[stage];
     load_panels<Cfg::kBr, Cfg::kHeadPanels>(
@@ -60,19 +61,33 @@ struct KeyProducer {
   // The tile of an entry that begins `done` queries behind the first one, for one head of the group.
   __device__ __forceinline__ void load_tile(int entry, int done, int head_in_group) {
     int4 const e = args.b.p.lists.entries[entry];
-    load_queries(Tile{e.x, e.y, e.z + done}, work().kv_head * args.b.p.group + head_in_group);
+    int rank = 0;
+    if constexpr (Cfg::kOrdered) rank = args.ranks[e.w + done / Cfg::kBr];
+    load_queries(Tile{e.x, e.y, e.z + done}, rank, work().kv_head * args.b.p.group + head_in_group);
     if (--before_keys == 0) load_keys();
+  }
+
+  // Queries of an entry ahead of the tile that is walked first. In order tiles are walked from the last one to the
+  // first: in causal masks blocks of keys share their last tiles, and so follow each other.
+  __device__ __forceinline__ int first_of(int entry) const {
+    if constexpr (!Cfg::kOrdered) return 0;
+    return ((args.b.p.lists.entries[entry].x >> 8) - 1) / Cfg::kBr * Cfg::kBr;
   }
 
   // To the next tile of the part; false behind the last one. The entry is read once more: there are no registers to
   // keep it in.
   __device__ __forceinline__ bool advance(int& entry, int& done) const {
     int const packed = args.b.p.lists.entries[entry].x;
-    done += Cfg::kBr;
-    if (done < packed >> 8) return true;
-    done = 0;
-    ++entry;
-    return !(packed & kLastFlag);
+    if constexpr (Cfg::kOrdered) {
+      done -= Cfg::kBr;
+      if (done >= 0) return true;
+    } else {
+      done += Cfg::kBr;
+      if (done < packed >> 8) return true;
+    }
+    if (packed & kLastFlag) return false;
+    done = first_of(++entry);
+    return true;
   }
 
   // The block mask was there before the kernel ahead began; what else is read or written, by the consumers too, comes
@@ -99,14 +114,14 @@ struct KeyProducer {
       } else if constexpr (Smem::kHeadByHead) {
 #pragma unroll 1
         for (int i = 0; i < group; ++i) {
-          int entry = item.first, done = 0;
+          int entry = item.first, done = first_of(entry);
 #pragma unroll 1
           do load_tile(entry, done, i);
           while (advance(entry, done));
         }
       } else {
         // What the thread blocks of one head of keys read of Q and dO lies close together.
-        int entry = item.first, done = 0;
+        int entry = item.first, done = first_of(entry);
 #pragma unroll 1
         do {
 #pragma unroll 1

@@ -16,8 +16,9 @@ struct KeySmem {
   using Slot = RingIndex<kSlots>;
   static constexpr bool kRoles = Cfg::kHeadDim > kWideHeadDim || Cfg::kValueDim > kWideHeadDim;
   // Sums of dQ of several heads at a time would not stay in L2: the kernel for all gradients goes head by head of a
-  // group. Else the outer loop is that over tiles.
-  static constexpr bool kHeadByHead = Cfg::kFused;
+  // group. Else the outer loop is that over tiles. In order it has to be: blocks of keys with more tiles than others
+  // would fall behind them with each head, and all that wait for them.
+  static constexpr bool kHeadByHead = Cfg::kFused && !Cfg::kOrdered;
   // Of the kernel for all gradients. dQ is made kLag tiles late; the ring of dS holds one tile more than excludes a
   // deadlock, which keeps warpgroups apart. Where there is room, dQ goes through shared memory.
   static constexpr int kLag = Cfg::kConsumers == 3 ? 1 : 0;
@@ -39,8 +40,9 @@ struct KeySmem {
   alignas(128) float lse2[Cfg::kStages][Cfg::kBr];  // these three with Q
   alignas(128) float delta[Cfg::kStages][Cfg::kBr];
   Tile tiles[Cfg::kStages];
-  int2 spans[kSpans][Cfg::kBc];  // with K
-  int heads[Cfg::kStages];       // of all batch elements, for which the tiles are walked
+  alignas(16) int2 spans[kSpans][Cfg::kBc];  // with K
+  int heads[Cfg::kStages];                   // of all batch elements, for which the tiles are walked
+  int ranks[Cfg::kOrdered ? Cfg::kStages : 1];  // of their additions to sums of dQ
   WorkSlot work[kSlots];
   u64 kv_full, kv_empty;
   u64 q_full[Cfg::kStages], q_empty[Cfg::kStages];
@@ -50,6 +52,7 @@ struct KeySmem {
   u64 ds_full[kRing], ds_empty[kRing];
   u64 sums_full[kBuffers], sums_empty[kBuffers];
   i64 sums_at[kBuffers];  // where a tile of dQ goes, in floats; -1: no more come
+  int sums_rank[kBuffers];
 
   // The parity with which the barriers of K and V are waited for: items take turns at the slots.
   __device__ __forceinline__ static int kv_parity(Slot slot) { return slot.stage(); }

@@ -1,4 +1,4 @@
-"""gpu/dependent_launch.py: what the driver is asked for, without a driver."""
+"""gpu/launcher.py: what the driver is asked for, without a driver."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from cuda.bindings import driver
 
-from omnicupy.gpu import bindings, dependent_launch, modules
-from omnicupy.gpu.dependent_launch import COOPERATIVE, OVERLAPPING, Launcher
+from omnicupy.gpu import bindings, launcher, modules
+from omnicupy.gpu.launcher import COOPERATIVE, OVERLAPPING, Launcher
 from omnicupy.jit.spec import AttnSpec
 
 GRID, BLOCK, SMEM = (132, 1, 1), (384, 1, 1), 200_000
@@ -86,20 +86,20 @@ def test_a_launch_may_ask_for_all_its_thread_blocks_at_once() -> None:
 
 def test_a_thread_without_a_context_gets_that_of_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a new thread, whose first call of CUDA this may be."""
-    asked, devices = Asked(status=dependent_launch.INVALID_CONTEXT), []
+    asked, devices = Asked(status=launcher.INVALID_CONTEXT), []
 
     def set_device(device: int) -> None:
         devices.append(device)
         asked.status = driver.CUresult(0)
 
     runtime = SimpleNamespace(getDevice=lambda: 3, setDevice=set_device)
-    monkeypatch.setattr(dependent_launch, "_runtime", runtime)
+    monkeypatch.setattr(launcher, "_runtime", runtime)
     _made(asked)(GRID, BLOCK, (_argument(asked, b"x"),), SMEM, SimpleNamespace(ptr=0))
     assert (devices, len(asked.launches)) == ([3], 2)
 
 
 def test_configurations_are_kept_a_grid_and_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dependent_launch, "MAX_CONFIGS", 2)
+    monkeypatch.setattr(launcher, "MAX_CONFIGS", 2)
     asked = Asked()
     launch = _made(asked)
     argument = (_argument(asked, b"x"),)

@@ -1,0 +1,166 @@
+"""schedule/ordered_lists.py: the ranks of additions to sums of dQ, and that nobody waits for ever."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from heapq import heappop, heappush
+
+import numpy as np
+import pytest
+
+import omnicupy as oc
+from omnicupy.masks.mask import Mask
+from omnicupy.schedule.block_lists import BlockLists
+from omnicupy.schedule.key_lists import key_lists
+from omnicupy.schedule.order import LAST
+from omnicupy.schedule.ordered_lists import ordered_lists
+from omnicupy.schedule.parts import Workers
+
+BR, BC = 64, 128
+Walk = list[tuple[int, int]]  # of a part: tile of queries and rank, in the order in which they are walked
+
+
+def _walks(lists: BlockLists) -> list[Walk]:
+    """As the producer of the kernel walks them: entry after entry, of each the tiles from the last to the first."""
+    entries, ranks = lists.array("entries").tolist(), lists.array("ranks").tolist()
+    found = []
+    for _, _, entry, tiles in lists.array("parts").tolist():
+        walk: Walk = []
+        while tiles:
+            flags, _, query, first_rank = entries[entry]
+            count = -(-(flags >> 8) // BR)
+            walk += [(query // BR + i, ranks[first_rank + i]) for i in reversed(range(count))]
+            entry += 1
+            if flags & LAST:
+                break
+        assert len(walk) == tiles
+        found.append(walk)
+    return found
+
+
+def _tiles(lists: BlockLists) -> list[list[int]]:
+    """The tiles of each part of lists without ranks."""
+    entries = lists.array("entries").tolist()
+    found = []
+    for _, _, entry, tiles in lists.array("parts").tolist():
+        walk: list[int] = []
+        while len(walk) < tiles:
+            flags, _, query, _ = entries[entry]
+            walk += range(query // BR, query // BR + -(-(flags >> 8) // BR))
+            entry += 1
+        found.append(walk)
+    return found
+
+
+def _play(lists: BlockLists, workers: Workers, seed: int) -> int:
+    """Additions that are made by thread blocks that take random times; fewer than all if they wait for each other."""
+    rng = random.Random(seed)
+    walks, masks = _walks(lists), lists.array("parts")[:, 1].tolist()
+    items, begin = [], 0
+    for end in lists.tiers:
+        for first in range(0, workers.heads, lists.section):
+            heads = range(first, min(workers.heads, first + lists.section))
+            items += [(part, head) for part in range(begin, end) for head in heads]
+        begin = end
+    waiting: dict[tuple[int, ...], int] = {}
+    added: dict[tuple[int, ...], int] = defaultdict(int)
+    clock: list[tuple[float, int]] = []
+    at: dict[int, tuple[int, int, int]] = {}  # of each thread block: part, head, additions so far
+    made, taken = 0, iter(items)
+
+    def take(block: int, now: float) -> None:
+        for part, head in taken:
+            if walks[part]:
+                at[block] = (part, head, 0)
+                heappush(clock, (now + rng.expovariate(1.0), block))
+                return
+
+    def turn(block: int) -> tuple[tuple[int, ...], int]:
+        part, head, done = at[block]
+        step, repeat = divmod(done, workers.repeats)
+        tile, rank = walks[part][step]
+        return (masks[part], head, repeat, tile), rank
+
+    for block in range(workers.sm_count):
+        take(block, 0.0)
+    while clock:
+        now, block = heappop(clock)
+        which, rank = turn(block)
+        if added[which] != rank:
+            waiting[(*which, rank)] = block
+            continue
+        added[which] += 1
+        made += 1
+        other = waiting.pop((*which, added[which]), None)
+        if other is not None:
+            heappush(clock, (now, other))
+        part, head, done = at[block]
+        if done + 1 == len(walks[part]) * workers.repeats:
+            take(block, now)
+        else:
+            at[block] = (part, head, done + 1)
+            heappush(clock, (now + rng.expovariate(1.0), block))
+    return made
+
+
+def _masks(seed: int) -> list[Mask]:
+    rng = np.random.default_rng(seed)
+    kind = seed % 4
+    if kind == 0:
+        return [oc.causal(1500, 1700)]
+    if kind == 1:
+        tiles = rng.random((12, 9)) < 0.4
+        return [oc.from_dense(np.kron(tiles, np.ones((BR, BC), bool))[:740, :1100]) for _ in range(2)]
+    if kind == 2:
+        return [
+            oc.segments([[("text", 300), ("image", 500), ("noise", 700), ("text", 200)], [("image", 900)]])
+        ]
+    return [oc.sliding_window(3000, 3000, left=300) | oc.sink(3000, 100, 3000)]
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_each_sum_has_each_rank_once_and_nobody_waits_for_ever(seed: int) -> None:
+    rng = np.random.default_rng(100 + seed)
+    heads, sm_count = int(rng.integers(1, 9)), int(rng.choice([1, 2, 5, 16, 40]))
+    split_slots, repeats, side_by_side = (int(rng.integers(1, top)) for top in (20, 4, 9))
+    workers = Workers(heads, sm_count, split_slots, repeats, side_by_side=side_by_side)
+    blocks = [mask.blocks(BR, BC) for mask in _masks(seed)]
+    lists = ordered_lists(blocks, workers)
+    masks = lists.array("parts")[:, 1].tolist()
+    ranks: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for mask, walk in zip(masks, _walks(lists), strict=True):
+        for tile, rank in walk:
+            ranks[mask, tile].append(rank)
+    assert all(sorted(of) == list(range(len(of))) for of in ranks.values())
+    total = sum(len(walk) for walk in _walks(lists)) * heads * repeats
+    assert [_play(lists, workers, again) for again in range(3)] == [total] * 3
+
+
+def test_parts_hold_the_tiles_of_lists_without_ranks_the_last_ones_first() -> None:
+    blocks = [oc.causal(4000, 4000).blocks(BR, BC)]
+    workers = Workers(2, 132, 40, 2, side_by_side=2)
+    lists = ordered_lists(blocks, workers)
+    plain = key_lists(blocks, workers)
+    assert lists.array("parts")[:, :2].tolist() == plain.array("parts")[:, :2].tolist()
+    assert [[tile for tile, _ in walk] for walk in _walks(lists)] == [walk[::-1] for walk in _tiles(plain)]
+
+
+def test_few_rows_that_are_far_longer_than_others_are_cut() -> None:
+    """One block of keys that all queries see, which 8 heads would work on until long after all else has ended."""
+    mask = oc.sliding_window(16384, 16384, left=256) | oc.sink(16384, 100, 16384)
+    workers = Workers(8, 132, 64, 4, side_by_side=1)
+    lists = ordered_lists([mask.blocks(BR, BC)], workers)
+    tiles = lists.array("parts")[:, 3]
+    assert tiles.max() <= 64
+    assert (
+        tiles.sum()
+        == ordered_lists([mask.blocks(BR, BC)], Workers(1, 1, 0, 1, side_by_side=1)).array("ranks").size
+    )
+
+
+def test_long_parts_of_all_heads_are_side_by_side() -> None:
+    blocks = [oc.causal(2048, 2048).blocks(BR, BC)]
+    lists = ordered_lists(blocks, Workers(8, 132, 0, 1, side_by_side=1))
+    assert lists.section == 8
+    assert set(lists.tiers) == {lists.n_parts}
