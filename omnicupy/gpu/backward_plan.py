@@ -21,7 +21,7 @@ from omnicupy.jit.params import MAP_BYTES, PARAMS
 
 _INPUTS = struct.Struct("<5Q")  # q, k, v, out, lse: the first fields of ForwardParams
 _GRADIENTS = struct.Struct("<11Q")  # dout ... v_copy: the first fields of BackwardParams that are its own
-_WORK = struct.Struct("<4Q")  # counter, dq_sums, partials, arrivals: neighbours in BackwardParamsSm90
+_WORK = struct.Struct("<5Q")  # counter, dq_sums, partials, arrivals, turns: neighbours there
 _ADDRESS = struct.Struct("<Q")
 _SINKS = struct.Struct("<2Q")  # sink_sums, dsink_logits: neighbours in BackwardParams
 _MAPS_BYTES = 4 * MAP_BYTES  # of q, dout, k and v: the first fields of BackwardParamsSm90
