@@ -67,7 +67,6 @@ TABLE = (
         dkdv=TileShape(64, 192, 4, 16),
         dq=TileShape(192, 64, 6, 16),
         fused=TileShape(64, 192, 4, 16),
-        ordered=TileShape(64, 128, 4, 12),
         archs=HOPPER,
     ),
     BackwardRow(
