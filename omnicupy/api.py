@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from omnicupy.serving.caches import CachedKV
 from omnicupy.serving.rule import CachedRule
 from omnicupy.serving.step import CachedStep
 
-_on_gpu: Callable[..., Any] | None = None
+_on_gpu: Any = None  # omnicupy.gpu.attention.attention
 _backward: Any = None  # omnicupy.gpu.backward
 
 
@@ -286,14 +286,13 @@ def _load_cached(q: Any, kv: CachedKV) -> Any:
     return gpu_cached
 
 
-def _load_gpu(q: Any, k: Any, v: Any) -> Callable[..., Any]:
+def _load_gpu(q: Any, k: Any, v: Any) -> Any:
     """The GPU path, imported at the first call that is not NumPy's: CPU users never import CuPy."""
     global _on_gpu
     if not is_cupy(q):
         check.call(q, k, v, None)  # refuses it, without importing CuPy
-    from omnicupy.gpu import attention as gpu_attention
+    from omnicupy.gpu.attention import attention as _on_gpu
 
-    _on_gpu = gpu_attention.attention
     return _on_gpu
 
 

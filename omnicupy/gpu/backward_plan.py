@@ -27,9 +27,7 @@ _SINKS = struct.Struct("<2Q")  # sink_sums, dsink_logits: neighbours in Backward
 _MAPS_BYTES = 4 * MAP_BYTES  # of q, dout, k and v: the first fields of BackwardParamsSm90
 _READ_SINKS = ("prepare", "sinks")  # kernels that know of sinks
 _COUNTERS = 4  # integers of the kernel of dQ, zero before and after a launch; then come arrivals
-OWN_BYTES = (
-    1 << 20
-)  # work memory up to this stays with the stream: allocating it would cost more than keeping it
+OWN_BYTES = 1 << 20  # work memory up to this stays with the stream: allocating it would cost more
 _NO_COPIES: tuple[int, ...] = (0, 0, 0, 0)
 _joined = bytearray().join
 

@@ -62,6 +62,18 @@ class Attention(torch.autograd.Function):  # type: ignore[misc]  # no types wher
         return *found, None, None, None
 
 
+# Function.apply without its part in Python, a quarter of a node: that asks for transforms of torch.func, which
+# with_gradients has done, and looks for a setup_context that there is not.
+_apply = super(torch.autograd.Function, Attention).apply
+_unwrapped = torch._C._functorch.unwrap_if_dead  # what a transform that has ended left in its wrapper
+
+
+def as_node(q: Any, k: Any, v: Any, sink_logits: Any, *options: Any) -> Any:
+    """Attention.apply, where no transform of torch.func is at work. options: as of Attention.forward."""
+    sinks = None if sink_logits is None else _unwrapped(sink_logits)
+    return _apply(_unwrapped(q), _unwrapped(k), _unwrapped(v), sinks, *options)
+
+
 def _gradients_of(dout: Any, dlse: Any) -> Any:
     """What makes gradients of these: the operator where it has to be seen, or where gradients of them may be asked for,
     so that it refuses these.

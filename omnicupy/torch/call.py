@@ -17,7 +17,7 @@ from omnicupy.serving.caches import CachedKV
 from omnicupy.serving.rule import CachedRule
 from omnicupy.serving.step import CachedStep
 from omnicupy.torch import backward, cached, state, tensors
-from omnicupy.torch.autograd import Attention, through_transforms
+from omnicupy.torch.autograd import as_node, through_transforms
 from omnicupy.torch.eager import prepare_eagerly, run_eagerly, untraced
 from omnicupy.torch.operator import through_operator
 
@@ -143,7 +143,7 @@ def with_gradients(
             return through_operator(q, k, v, mask, **_how(options, sink_logits, tokens_first))
         if state.jit_traces():
             raise UnsupportedError(NO_TRACE)
-        run = Attention.apply if state.tracer() is None else untraced(Attention.apply)
+        run = as_node if state.tracer() is None else untraced(as_node)
         return run(q, k, v, sink_logits, mask, options, tokens_first)
     except (RuntimeError, TypeError):  # of torch, which says nothing of which tensor it is
         tensors.check_storage(q=q, k=k, v=v, sink_logits=sink_logits)

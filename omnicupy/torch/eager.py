@@ -14,7 +14,6 @@ from omnicupy.torch import tensors
 
 Named: TypeAlias = tuple[Any, Any, Any, Any]  # q, k, v and `out` or None
 Options: TypeAlias = tuple[Any, Any, Any, Any]  # scale, softcap, config and split, as in omnicupy.attention
-_CONTIGUOUS = torch.contiguous_format
 _gpu: Any = None  # what a launch needs of omnicupy.gpu, imported at the first CUDA tensor: CPU users never import CuPy
 # The handle of torch's current stream of a device; through the public call it would cost a Stream object each time.
 raw_stream: Callable[[int], int] = getattr(
@@ -48,10 +47,11 @@ def run_eagerly(
     else:
         at, plan, stream = _planned((q, k, v, out), mask, options, index, sink_logits)
         # The tensors are named in this frame, so they outlive the launch.
-        to = tensors.new_out(q, v) if out is None else out
+        # torch reads the numbers of a shape in half the time of a tuple.
+        to = torch.empty(*plan.shape, dtype=q.dtype, device=q.device) if out is None else out
         lse, at_lse = None, 0
         if return_lse:
-            batch, heads, rows, _ = plan.shape  # torch reads three numbers in half the time of a tuple
+            batch, heads, rows, _ = plan.shape
             lse = torch.empty(batch, heads, rows, dtype=torch.float32, device=q.device)
             at_lse = lse.data_ptr()
         launch = plan.launch

@@ -19,7 +19,8 @@ torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
 from torch.testing._internal.two_tensor import TwoTensor  # noqa: E402
 
 import omnicupy.torch  # noqa: E402
-from omnicupy.torch import autograd, backward, eager  # noqa: E402
+from omnicupy.torch import backward, eager  # noqa: E402
+from omnicupy.torch import call as torch_call  # noqa: E402
 
 DTYPES = {
     torch.float16: np.dtype(np.float16),
@@ -159,6 +160,15 @@ def test_one_tensor_three_times() -> None:
     assert torch.autograd.gradcheck(lambda x: oc.torch.attention(x, x, x, oc.causal(9)), (x,))
 
 
+def test_what_a_transform_leaves_is_the_tensor_that_it_wrapped() -> None:
+    """A function that torch.func.grad has called keeps its argument."""
+    q, k, v = _inputs()
+    kept: list[Any] = []
+    torch.func.grad(lambda x: (kept.append(x), x.sum())[1])(q)
+    found = torch.autograd.grad(oc.torch.attention(kept[0], k, v, MASK).sum(), q)
+    assert torch.equal(found[0], torch.autograd.grad(oc.torch.attention(q, k, v, MASK).sum(), q)[0])
+
+
 def test_nan_in_dead_keys_and_empty_rows_reaches_nothing() -> None:
     mask = oc.ranges([(4, 40, 0, 30)], 40)
     clean, dirty = _inputs(), _inputs()
@@ -220,7 +230,7 @@ def test_a_call_without_gradients_makes_no_node_and_no_lse(monkeypatch: pytest.M
     q, k, v = _inputs()
     needs = oc.torch.attention(q, k, v, MASK)
     assert type(needs.grad_fn).__name__ == "AttentionBackward"
-    monkeypatch.setattr(autograd.Attention, "apply", None)
+    monkeypatch.setattr(torch_call, "as_node", None)
     with torch.no_grad():
         assert torch.equal(oc.torch.attention(q, k, v, MASK), needs)
     assert not oc.torch.attention(*(x.detach() for x in (q, k, v)), MASK).requires_grad
