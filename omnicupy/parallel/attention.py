@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from omnicupy.call.arrays import is_cupy
+from omnicupy.errors import UnsupportedError
 from omnicupy.masks.arguments import flag
 from omnicupy.parallel import array_calls
 from omnicupy.parallel.nccl import NcclGroup
@@ -29,9 +30,12 @@ def attention(
     group: Any = None,
     mask: int | Sequence[int] = 0,
     scale: float | None = None,
+    sink_logits: Any = None,
+    softcap: float | None = None,
     return_lse: bool = False,
     config: AttnSpec | None = None,
     deterministic: bool = True,
+    overlap: bool | None = None,
     time_limit: float = TIME_LIMIT_S,
 ) -> Any:
     """This rank's rows of an attention call that all ranks of a process group share; torch tensors or CuPy arrays.
@@ -45,13 +49,18 @@ def attention(
     deterministic: of tensors, as in `omnicupy.torch.attention`.
     time_limit: seconds to wait for other ranks at the first call with a plan, and at each exchange on the CPU. On CUDA
         the exchange waits on the device, under the time limit of the process group; an NcclGroup has none there.
-    scale, return_lse, config: as in `omnicupy.attention`.
+    sink_logits: (q_heads,), the same on every rank.  scale, softcap, return_lse, config: as in `omnicupy.attention`.
+    overlap: of tensors, whether launches run beside the exchange; None where the plan's speeds predict that it pays,
+        never on a CPU; True where it can be had; False: first the exchange, then one launch. The same on every rank.
 
-    Keys and values that rows of other ranks see travel in one exchange, then one launch computes this rank's rows on
-    its own keys and those received, which are copied into one array each of keys and values; nothing overlaps yet.
-    Returns this rank's `out`, or (out, lse). Of tensors, gradients reach q, k and v; of arrays, `attention_backward`
-    makes them. Those of keys that travelled go back to their owner, each rank's part in the dtype of k and v, and are
-    added in float32, its own, then the others by rank: the same call gives the same bits, unless `deterministic=False`.
+    Keys and values that rows of other ranks see travel. With overlap, rows that see no key of other ranks are computed
+    meanwhile, in a launch of their own, or heads travel in groups, each while the one before is computed; nothing is
+    merged. Overlap may change the last bits of a result, and never changes them from call to call.
+    Returns this rank's `out`, or (out, lse). Of tensors, gradients reach q, k, v and sink_logits; of arrays,
+    `attention_backward` makes them. Those of keys that travelled go back to their owner, each rank's part in the dtype
+    of k and v, and are added in float32, its own, then the others by rank: the same call gives the same bits, unless
+    `deterministic=False`. That of sink_logits is the part of this rank's rows: add the parts of all ranks, as is done
+    with the gradients of other weights.
 
     Every rank makes the same calls in the same order, with gradients of the same tensors wanted, also a rank whose plan
     gives it no rows: its `out` has none, and must reach its loss. Keys received live until the backward pass;
@@ -63,16 +72,23 @@ def attention(
     does not serve; TypeError for other arrays and groups.
     """
     options = {"scale": scale, "return_lse": flag("attention", "return_lse", return_lse), "config": config}
+    options |= {"softcap": softcap}
     deterministic = flag("attention", "deterministic", deterministic)
+    overlap = None if overlap is None else flag("attention", "overlap", overlap)
     _check_limit(time_limit)
     if _of_arrays((q, k, v), group):
+        if overlap:
+            raise UnsupportedError(
+                "overlap must be None or False for CuPy arrays, whose exchange is over before the launch begins; pass "
+                "tensors, or leave it out"
+            )
+        options |= {"sink_logits": sink_logits}
         with q.device:  # whose current stream the exchange and the launch take
             return array_calls.attention((q, k, v), plan, group, mask, time_limit, options)
     from omnicupy.parallel import distributed
 
-    return distributed.attention(
-        (q, k, v), plan, group, mask, time_limit, options | {"deterministic": deterministic}
-    )
+    options |= {"deterministic": deterministic, "overlap": overlap}
+    return distributed.attention((q, k, v, sink_logits), plan, group, mask, time_limit, options)
 
 
 def attention_backward(
@@ -90,15 +106,18 @@ def attention_backward(
     dlse: Any = None,
     wanted: Sequence[str] = ("q", "k", "v"),
     deterministic: bool = True,
+    sink_logits: Any = None,
+    softcap: float | None = None,
     config: BackwardSpec | None = None,
     time_limit: float = TIME_LIMIT_S,
-) -> tuple[Any, Any, Any]:
+) -> tuple[Any, ...]:
     """Gradients of this rank's q, k and v from CuPy arrays; tensors have autograd.
 
     dout, out, lse, dlse: of this rank's rows; out and lse are what `attention(..., return_lse=True)` gave.
     plan, group, mask, time_limit: as in `attention`; others as in `omnicupy.attention_backward`. Keys and
     values travel again, and parts of dk and dv come back, as described in `attention`.
-    Returns (dq, dk, dv), None for what is not in `wanted`, which is the same on every rank.
+    Returns (dq, dk, dv), None for what is not in `wanted`, which is the same on every rank; where it names sink_logits,
+    (dq, dk, dv, dsink_logits), the last the part of this rank's rows.
     Raises what `attention` and `omnicupy.attention_backward` raise.
     """
     _check_limit(time_limit)
@@ -107,6 +126,7 @@ def attention_backward(
             "q must be a CuPy array, got a tensor; attention has gradients of tensors by autograd"
         )
     options = {"scale": scale, "dlse": dlse, "wanted": tuple(wanted), "config": config}
+    options |= {"sink_logits": sink_logits, "softcap": softcap}
     options["deterministic"] = flag("attention_backward", "deterministic", deterministic)
     with q.device:
         return array_calls.attention_backward(
