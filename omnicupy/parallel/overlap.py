@@ -26,7 +26,7 @@ from omnicupy.parallel.seen import Real, row_work
 BLOCK = 128  # rows: launches are cut where block rows end
 MOST_LOOKED_AT = 1 << 26  # rows of all ranks, each rank's looked for: about 0.1 s
 FIRST_SHARES = (2, 4, 8)  # of the heads, the first group is one over these
-GROWTH = 3  # a group is at most so many times the one before it
+GROWTH = 3  # of three groups the second is so many times the first
 MARGIN = 0.98  # of the time without it: what a split must be predicted to get below, since predictions are coarse
 
 Sizes: TypeAlias = tuple[int, ...]
@@ -210,20 +210,14 @@ class _Model:
 
 
 def partitions(heads: int) -> list[Sizes]:
-    """Groups to try, none smaller than the one before: what comes first is waited for, so it is small."""
-    found = {tuple(_growing(heads, max(1, heads // share))) for share in FIRST_SHARES}
-    return sorted(sizes for sizes in found if len(sizes) > 1)
-
-
-def _growing(heads: int, first: int) -> Iterator[int]:
-    size = first
-    while heads:
-        size = heads if heads <= size * GROWTH else size
-        # A last group smaller than this one is not worth a launch.
-        size = heads if heads < 2 * size else size
-        yield size
-        heads -= size
-        size *= GROWTH
+    """Two or three groups to try, none smaller than the one before: what comes first is waited for, so it is small."""
+    found: set[Sizes] = set()
+    for first in {max(1, heads // share) for share in FIRST_SHARES}:
+        second, left = GROWTH * first, heads - (GROWTH + 1) * first
+        found.add((first, heads - first))
+        if left >= second:
+            found.add((first, second, left))
+    return sorted(sizes for sizes in found if sizes[-1])
 
 
 def _pieces(local: tuple[Mask, ...], own: int, ranges: Sequence[Range]) -> Iterator[Piece]:
