@@ -41,26 +41,23 @@ def attention(
     """This rank's rows of an attention call that all ranks of a process group share; torch tensors or CuPy arrays.
 
     q: (batch, q_heads, rows of this rank, head_dim).  k, v: (batch, kv_heads, keys of this rank, head_dim); the shards
-        of the whole arrays, as `plan.shard` cuts them.
+        of the whole arrays, as `plan.shard` cuts them.  sink_logits: (q_heads,), the same on every rank.
     plan: the same on every rank; as many ranks as the group has.
     group: of tensors a ProcessGroup, a DeviceMesh of one axis, (DeviceMesh, axis name), or None for the default group:
         gloo for the CPU, NCCL for CUDA. Of CuPy arrays an `NcclGroup`.
     mask: which of the plan's masks; a list names one for each batch element.
-    deterministic: of tensors, as in `omnicupy.torch.attention`.
+    overlap: of tensors, whether launches run beside the exchange, the same on every rank; None where the plan's speeds
+        predict that it pays, never on a CPU; True where it can be; False for one launch behind one exchange.
     time_limit: seconds to wait for other ranks at the first call with a plan, and at each exchange on the CPU. On CUDA
         the exchange waits on the device, under the time limit of the process group; an NcclGroup has none there.
-    sink_logits: (q_heads,), the same on every rank.  scale, softcap, return_lse, config: as in `omnicupy.attention`.
-    overlap: of tensors, whether launches run beside the exchange; None where the plan's speeds predict that it pays,
-        never on a CPU; True where it can be had; False: first the exchange, then one launch. The same on every rank.
+    scale, softcap, return_lse, config: as in `omnicupy.attention`.  deterministic: of tensors, as there.
 
-    Keys and values that rows of other ranks see travel. With overlap, rows that see no key of other ranks are computed
-    meanwhile, in a launch of their own, or heads travel in groups, each while the one before is computed; nothing is
-    merged. Overlap may change the last bits of a result, and never changes them from call to call.
-    Returns this rank's `out`, or (out, lse). Of tensors, gradients reach q, k, v and sink_logits; of arrays,
-    `attention_backward` makes them. Those of keys that travelled go back to their owner, each rank's part in the dtype
-    of k and v, and are added in float32, its own, then the others by rank: the same call gives the same bits, unless
-    `deterministic=False`. That of sink_logits is the part of this rank's rows: add the parts of all ranks, as is done
-    with the gradients of other weights.
+    Keys and values that rows of other ranks see travel. With overlap, rows that see none of other ranks are computed
+    meanwhile, or heads travel in groups, each while the one before is computed; that may change last bits of a result,
+    but never from call to call. Returns this rank's `out`, or (out, lse). Of tensors, gradients reach q, k, v and
+    sink_logits; of arrays, `attention_backward` makes them. Those of keys that travelled go back to their owner, each
+    rank's part in the dtype of k and v, and are added in float32, its own, then the others by rank: the same call gives
+    the same bits, unless `deterministic=False`. That of sink_logits is of this rank's rows: add those of all ranks.
 
     Every rank makes the same calls in the same order, with gradients of the same tensors wanted, also a rank whose plan
     gives it no rows: its `out` has none, and must reach its loss. Keys received live until the backward pass;
@@ -71,18 +68,15 @@ def attention(
     where ranks do not take part in time (of tensors it names them); UnsupportedError for what the call on one device
     does not serve; TypeError for other arrays and groups.
     """
-    options = {"scale": scale, "return_lse": flag("attention", "return_lse", return_lse), "config": config}
-    options |= {"softcap": softcap}
+    return_lse = flag("attention", "return_lse", return_lse)
+    options = {"scale": scale, "softcap": softcap, "config": config, "return_lse": return_lse}
     deterministic = flag("attention", "deterministic", deterministic)
-    overlap = None if overlap is None else flag("attention", "overlap", overlap)
     _check_limit(time_limit)
+    if overlap is not None:
+        overlap = flag("attention", "overlap", overlap)
     if _of_arrays((q, k, v), group):
-        if overlap:
-            raise UnsupportedError(
-                "overlap must be None or False for CuPy arrays, whose exchange is over before the launch begins; pass "
-                "tensors, or leave it out"
-            )
-        options |= {"sink_logits": sink_logits}
+        _refuse_overlap(overlap)
+        options["sink_logits"] = sink_logits
         with q.device:  # whose current stream the exchange and the launch take
             return array_calls.attention((q, k, v), plan, group, mask, time_limit, options)
     from omnicupy.parallel import distributed
@@ -131,6 +125,14 @@ def attention_backward(
     with q.device:
         return array_calls.attention_backward(
             (q, k, v), (dout, out, lse), plan, group, mask, limit=time_limit, options=options
+        )
+
+
+def _refuse_overlap(overlap: bool | None) -> None:
+    if overlap:
+        raise UnsupportedError(
+            "overlap must be None or False for CuPy arrays, whose launch begins behind the exchange; leave it out, or "
+            "pass torch tensors"
         )
 
 

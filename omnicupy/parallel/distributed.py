@@ -33,13 +33,13 @@ def attention(
     options: dict[str, Any],
 ) -> Any:
     """The call on tensors. arrays: q, k, v and sink_logits or None; others as in `omnicupy.parallel.attention`."""
-    *inputs, sink_logits = arrays
-    tensors.check(*inputs, None, sink_logits)
+    q, k, v, sink_logits = arrays
+    tensors.check(q, k, v, None, sink_logits)
     ranks = ranks_of(group)
     check.of_group(plan, ranks.rank, ranks.size)
-    check.of_rank(plan, ranks.rank, tuple(inputs), mask)
+    check.of_rank(plan, ranks.rank, (q, k, v), mask)
     ranks.agree(plan, limit)
-    q, k, v = tensors.autocast(*inputs)
+    q, k, v = tensors.autocast(q, k, v)
     rest = {name: value for name, value in options.items() if name != "overlap"}
     masks = plan.locals(ranks.rank, mask)
     if masks and not plan.travels(mask):
@@ -72,10 +72,14 @@ class _Call:
 
     def launch(self, arrays: Sequence[Any], out: Any, piece: Piece) -> Any:
         """lse of a launch that writes `out`. arrays: q, k, v and sink_logits."""
-        *inputs, sink_logits = arrays
-        how = {"scale": self.scores[0], "softcap": self.scores[1], "config": self.options["config"]}
+        q, k, v, sink_logits = arrays
+        how: dict[str, Any] = {
+            "scale": self.scores[0],
+            "softcap": self.scores[1],
+            "config": self.options["config"],
+        }
         how |= {"sink_logits": sink_logits, "out": out, "return_lse": True}
-        return attention_of_tensors(*inputs, _given(piece.masks), **how)[1]
+        return attention_of_tensors(q, k, v, _given(piece.masks), **how)[1]
 
     def of_queries(self, heads: slice) -> slice:
         """Query heads that read these heads of keys."""
@@ -99,24 +103,19 @@ class _Shared(torch.autograd.Function):  # type: ignore[misc]  # no types where 
 
     @staticmethod
     def forward(ctx: Any, q: Any, k: Any, v: Any, sink_logits: Any, call: _Call) -> Any:
-        steps, groups = call.steps, _groups(call.steps.groups)
-        behind = next((piece for piece in steps.pieces if piece.waits), None)
+        """out and lse."""
+        steps = call.steps
+        behind = steps.pieces[-1] if steps.pieces and steps.pieces[-1].waits else None
         low, high = (behind.low, behind.high) if behind else (0, 0)
-        came = [call.trip.there((k, v), heads, high - low) if call.plan.travels(call.mask) else None for heads in groups]
+        groups = _groups(steps.groups) if call.plan.travels(call.mask) else []
+        came = [call.trip.there((k, v), heads, high - low) for heads in groups]
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
-        found: dict[int, Any] = {}  # lse by the first row of its piece
-        for piece in steps.pieces:
-            if not piece.waits:
-                rows = slice(piece.first, piece.stop)
-                given = (q[:, :, rows], *(_whole(one, piece.high) for one in (k, v)), sink_logits)
-                found[piece.first] = call.launch(given, out[:, :, rows], piece)
-        for (buffer, _), heads in zip(came, groups, strict=True) if behind else ():
-            own_copied(buffer, (k, v), heads, low, high)
+        found = _alone(call, (q, k, v, sink_logits), out)
+        if behind:
+            for heads, (buffer, _) in zip(groups, came, strict=True):
+                own_copied(buffer, (k, v), heads, low, high)
         parts = []
-        for one, heads in zip(came, groups, strict=True):
-            if one is None:
-                continue
-            buffer, pending = one
+        for heads, (buffer, pending) in zip(groups, came, strict=True):
             pending.wait()
             if behind:
                 asked, rows = call.of_queries(heads), slice(behind.first, behind.stop)
@@ -125,26 +124,35 @@ class _Shared(torch.autograd.Function):  # type: ignore[misc]  # no types where 
                 parts.append(call.launch(given, out[:, asked, rows], behind))
         if behind:
             found[behind.first] = _joined(parts, 1)
-        if not steps.pieces:
-            out.zero_()
-            dtype = torch.promote_types(q.dtype, torch.float32)
-            found[0] = q.new_full(q.shape[:3], -torch.inf, dtype=dtype)
         lse = _joined([found[first] for first in sorted(found)], 2)
         ctx.set_materialize_grads(False)
-        ctx.call, ctx.kept = call, (low, high)
-        own = (None, None) if high - low == call.trip.own and behind else (k, v)  # which the buffers hold, too
-        ctx.save_for_backward(q, *own, out, lse, sink_logits, *(one[0] for one in came if one is not None))
+        ctx.call, ctx.kept = call, high - low
+        own = (
+            (None, None) if behind and high - low == call.trip.own else (k, v)
+        )  # which the buffers hold, too
+        ctx.save_for_backward(q, *own, out, lse, sink_logits, *(buffer for buffer, _ in came))
         return out, lse
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
     def backward(ctx: Any, dout: Any, dlse: Any) -> Any:
-        """Gradients of q, sink_logits and own k and v: of these this rank's part, then those of others in their order."""
+        """Gradients of q, own k and v, and sink_logits."""
         return *_Backward(ctx, dout, dlse).run(), None
 
 
-def _whole(array: Any, keys: int) -> Any:
-    return array if array.shape[2] == keys else array[:, :, :keys]
+def _alone(call: _Call, arrays: tuple[Any, Any, Any, Any], out: Any) -> dict[int, Any]:
+    """What needs no other rank, into `out`: lse by the first row of its launch. arrays: as of `launch`."""
+    q, k, v, sink_logits = arrays
+    found = {}
+    for piece in call.steps.pieces:
+        if not piece.waits:
+            rows = slice(piece.first, piece.stop)
+            found[piece.first] = call.launch((q[:, :, rows], k, v, sink_logits), out[:, :, rows], piece)
+    if not call.steps.pieces:
+        out.zero_()
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        found[0] = q.new_full(q.shape[:3], -torch.inf, dtype=dtype)
+    return found
 
 
 def _joined(parts: Sequence[Any], axis: int) -> Any:
@@ -156,13 +164,13 @@ class _Backward:
 
     def __init__(self, ctx: Any, dout: Any, dlse: Any) -> None:
         self.call: _Call = ctx.call
-        self.low, self.high = ctx.kept
+        self.kept: int = ctx.kept  # own keys in the buffers
         self.q, self.k, self.v, self.out, self.lse, self.sink_logits, *self.buffers = ctx.saved_tensors
         self.dout, self.dlse, self.wanted = dout, dlse, ctx.needs_input_grad[:4]
         self.gradients = gradients_of(dout, dlse)
 
     def run(self) -> list[Any]:
-        """dq, dk, dv and dsink_logits; None for those that are not wanted."""
+        """dq, dk, dv and dsink_logits, None for those that are not wanted: of keys this rank's part, then others'."""
         call, trip, groups = self.call, self.call.trip, self.call.back()
         travelling = [side for side in (1, 2) if self.wanted[side]]
         travels = bool(travelling) and call.plan.travels(call.mask)
@@ -193,7 +201,9 @@ class _Backward:
         keys = self._keys(heads, buffer)
         if not steps.pieces:
             made = (q, *keys, self.sink_logits if sinks is None else sinks)
-            return [torch.zeros_like(one) if want else None for one, want in zip(made, self.wanted, strict=True)]
+            return [
+                torch.zeros_like(one) if want else None for one, want in zip(made, self.wanted, strict=True)
+            ]
         grads = tuple(None if one is None else one[:, asked] for one in (self.dout, self.dlse))
         masks = self.call.plan.locals(self.call.trip.ranks.rank, self.call.mask)
         options = self.call.scores, self.wanted, self.call.options["deterministic"]
@@ -203,8 +213,10 @@ class _Backward:
         """Own keys and values of these heads, then those received."""
         if not self.buffers:
             return [one[:, heads] for one in (self.k, self.v)]
-        kept, trip = self.buffers[0 if len(self.buffers) == 1 else buffer], self.call.trip
-        inner = heads if len(self.buffers) == 1 else slice(None)
+        several = len(self.buffers) > 1
+        kept = self.buffers[buffer if several else 0]
+        if not several:
+            kept = kept[:, :, :, heads]
         if self.k is None:
-            return sides(kept[:, :, :, inner])
-        return joined([one[:, heads] for one in (self.k, self.v)], kept[self.high - self.low :, :, :, inner], slice(None))
+            return sides(kept)
+        return joined([one[:, heads] for one in (self.k, self.v)], kept[self.kept :])

@@ -34,7 +34,8 @@ def attention_of_ranks(
 
     q: (batch, q_heads, rows of the rank, head_dim) each.  k, v: (batch, kv_heads, keys of the rank, head_dim).
     mask: which of the plan's masks; a list names one for each batch element.  sink_logits: (q_heads,), of all ranks.
-    scale, softcap: as in `omnicupy.attention`. Returns a list of out, or (list of out, list of lse). A rank without rows gives arrays without rows. What
+    scale, softcap: as in `omnicupy.attention`.
+    Returns a list of out, or (list of out, list of lse). A rank without rows gives arrays without rows. What
     `omnicupy.attention` promises holds for all ranks together, NaN that nobody sees included.
     Raises TypeError or ValueError for lists that are not the plan's, and what `omnicupy.attention` raises.
     """
@@ -44,7 +45,7 @@ def attention_of_ranks(
         masks = plan.locals(rank, mask)
         if masks:
             keys, values = (_gathered(plan, rank, one, mask) for one in (k, v))
-            how = {"scale": scale, "sink_logits": sink_logits, "softcap": softcap}
+            how: dict[str, Any] = {"scale": scale, "sink_logits": sink_logits, "softcap": softcap}
             out, lse = api.attention(q[rank], keys, values, _given(masks), return_lse=True, **how)
         else:
             out, lse = _of_no_keys(q[rank])

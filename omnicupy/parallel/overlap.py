@@ -20,14 +20,16 @@ from omnicupy.masks import intervals as masks_intervals
 from omnicupy.masks.intervals import BoolArray
 from omnicupy.masks.mask import Mask
 from omnicupy.parallel.plan import Plan
-from omnicupy.parallel.prediction import Heads, Setting
+from omnicupy.parallel.prediction import Heads
 from omnicupy.parallel.seen import Real, row_work
 
 BLOCK = 128  # rows: launches are cut where block rows end
 MOST_LOOKED_AT = 1 << 26  # rows of all ranks, each rank's looked for: about 0.1 s
 FIRST_SHARES = (2, 4, 8)  # of the heads, the first group is one over these
 GROWTH = 3  # of three groups the second is so many times the first
-MARGIN = 0.98  # of the time without it: what a split must be predicted to get below, since predictions are coarse
+MARGIN = (
+    0.98  # of the time without it: what a split must be predicted to get below, since predictions are coarse
+)
 
 Sizes: TypeAlias = tuple[int, ...]
 Range: TypeAlias = tuple[int, int]
@@ -61,6 +63,13 @@ class Steps:
     back: Sizes
     pieces: tuple[Piece, ...]
 
+    def __str__(self) -> str:
+        free = sum(piece.stop - piece.first for piece in self.pieces if not piece.waits)
+        found = [f"{free} rows first"] if free else []
+        for name, sizes in (("heads", self.groups), ("heads back", self.back)):
+            found += [f"{name} {'+'.join(map(str, sizes))}"] if len(sizes) > 1 else []
+        return ", ".join(found) or "none"
+
 
 def steps_of(
     plan: Plan, rank: int, mask: int | Sequence[int], batch: int, heads: Heads, overlap: bool | None
@@ -76,13 +85,11 @@ def steps_of(
     return found
 
 
-def _steps(
-    plan: Plan, rank: int, which: Sizes, batch: int, heads: Heads, overlap: bool | None
-) -> Steps:
-    whole = (heads.kv_heads,)
+def _steps(plan: Plan, rank: int, which: Sizes, batch: int, heads: Heads, overlap: bool | None) -> Steps:
     local = plan.locals(rank, which)
     ranges: list[Range] = []
-    groups = back = whole
+    groups: Sizes = (heads.kv_heads,)
+    back = groups
     if overlap is not False:
         model = _Model(plan, which, batch, heads)
         groups = model.groups(overlap)
@@ -104,11 +111,12 @@ class _Model:
     def __init__(self, plan: Plan, which: Sizes, batch: int, heads: Heads) -> None:
         self.plan, self.setting = plan, replace(plan.setting, heads=heads)
         self.masks = [plan.masks[one] for one in which]
-        self.repeats = batch if len(which) == 1 else 1
-        self.sent = plan.needs(tuple(sorted(set(which)))).traffic(plan.ranks) * float(batch)
+        traffic = plan.needs(tuple(sorted(set(which)))).traffic(plan.ranks)
+        self.sent: Real = (batch * traffic).astype(np.float64)
         self.receives = self.sent.sum(axis=0) > 0
         self.wait = self._come(1.0)
-        self.pairs = sum(row_work(mask) for mask in self.masks) * float(self.repeats)
+        self.pairs: Real = np.sum([row_work(mask) for mask in self.masks], axis=0, dtype=np.float64)
+        self.pairs *= batch if len(which) == 1 else 1
 
     def _come(self, share: float) -> Real:
         """Seconds until a share of the keys has come to each rank; none where a rank is sent none."""
@@ -131,7 +139,8 @@ class _Model:
         if plan.ranks * plan.rows.tokens > MOST_LOOKED_AT:
             return (heads,)
         of_rows = [self.rows(rank, overlap) for rank in range(plan.ranks)]
-        best, found = MARGIN * max(took for took, _ in of_rows), (heads,)
+        best = MARGIN * max(took for took, _ in of_rows)
+        found: Sizes = (heads,)
         if overlap and not any(ranges for _, ranges in of_rows):
             best = np.inf
         works = self.works()
@@ -154,7 +163,8 @@ class _Model:
         """Groups of heads of a backward pass, whose exchanges come behind the launches; the largest first."""
         heads = self.setting.heads.kv_heads
         works = self.works() * self.setting.speeds.backward
-        best, found = np.inf if overlap else MARGIN * self._back_in_groups((heads,), works), (heads,)
+        best = np.inf if overlap else MARGIN * self._back_in_groups((heads,), works)
+        found: Sizes = (heads,)
         for sizes in partitions(heads):
             took = self._back_in_groups(sizes[::-1], works)
             if took < best:
@@ -170,9 +180,9 @@ class _Model:
         return float(sent.max())
 
     def rows(self, rank: int, overlap: bool | None) -> tuple[float, list[Range]]:
-        """Seconds of a forward pass with one exchange, and the rows of its launches: those that wait are the last range.
+        """Seconds of a forward pass with one exchange, and the rows of its launches; none for one launch of all rows.
 
-        No ranges for one launch of all rows.
+        Those that wait are the last range.
         """
         setting, speeds = self.setting, self.setting.speeds
         before, wait = self.work(rank), float(self.wait[rank])
@@ -242,6 +252,6 @@ def _cut(mask: Mask, rows: Range, keys: np.ndarray) -> Mask:
     """Rows of a mask against some of its keys."""
     assert mask.intervals is not None
     first, stop = rows
-    chosen = (side[:, keys] for side in mask.intervals)
-    pairs = masks_intervals.crop(tuple(chosen), rows, (0, len(keys)))
+    start, end = mask.intervals
+    pairs = masks_intervals.crop((start[:, keys], end[:, keys]), rows, (0, len(keys)))
     return Mask((stop - first, len(keys)), intervals=pairs)

@@ -122,7 +122,7 @@ class Ranks:
 
 @dataclass
 class Pending:
-    """An exchange on its way. number: of the exchanges of these ranks.  work: None for one that the current stream runs.
+    """An exchange on its way. number: of the exchanges of these ranks.  work: None where the current stream runs it.
 
     limit: seconds that this thread waits; None on a device.  tensors: kept until then.
     """

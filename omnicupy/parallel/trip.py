@@ -144,14 +144,14 @@ def sides(buffer: Any) -> list[Any]:
     return [buffer[:, side].permute(1, 2, 0, 3) for side in range(buffer.shape[1])]
 
 
-def joined(own: Sequence[Any], received: Any, heads: Heads) -> list[Any]:
-    """Own k and v, then what was received; where nothing was, views."""
+def joined(own: Sequence[Any], received: Any) -> list[Any]:
+    """Own k and v, then what was received; where nothing was, as they are."""
     if not len(received):
-        return [one[:, heads] for one in own]
-    count = own[0].shape[2]
-    buffer = _new(own[0], heads, count + len(received), len(own))
-    own_copied(buffer, own, heads, 0, count)
-    _copy(buffer[count:], received[:, :, :, heads])
+        return list(own)
+    every, count = slice(None), own[0].shape[2]
+    buffer = _new(own[0], every, count + len(received), len(own))
+    own_copied(buffer, own, every, 0, count)
+    _copy(buffer[count:], received)
     return sides(buffer)
 
 

@@ -72,7 +72,10 @@ def test_overlap_changes_no_result(ranks: int, tmp_path: Path) -> None:
         for dtype in (torch.float32, torch.bfloat16):
             dout, dlse, *given = parallel_ranks.whole(mask, dtype)
             expected = _of_one_process(
-                made, [dout, dlse, *given], sink_logits=parallel_ranks.sinks().numpy(), softcap=parallel_ranks.CAP
+                made,
+                [dout, dlse, *given],
+                sink_logits=parallel_ranks.sinks().numpy(),
+                softcap=parallel_ranks.CAP,
             )
             for rank, parts in enumerate(found):
                 groups, back, pieces = parts[name]
@@ -81,7 +84,11 @@ def test_overlap_changes_no_result(ranks: int, tmp_path: Path) -> None:
                     mine, again, behind = (
                         parts[f"{name} {dtype} {how}"][side] for how in ("overlapped", "again", "behind")
                     )
-                    assert np.array_equal(_host(behind).view(np.uint8), one.view(np.uint8)), (name, dtype, side)
+                    assert np.array_equal(_host(behind).view(np.uint8), one.view(np.uint8)), (
+                        name,
+                        dtype,
+                        side,
+                    )
                     assert torch.equal(mine, again), (name, dtype, side)
                     near = 1e-5 if dtype == torch.float32 or side == 1 else 0.03
                     assert torch.allclose(mine.float(), behind.float(), near, near), (name, dtype, side)
