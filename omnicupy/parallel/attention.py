@@ -68,14 +68,12 @@ def attention(
     where ranks do not take part in time (of tensors it names them); UnsupportedError for what the call on one device
     does not serve; TypeError for other arrays and groups.
     """
-    return_lse = flag("attention", "return_lse", return_lse)
-    options = {"scale": scale, "softcap": softcap, "config": config, "return_lse": return_lse}
+    options = {"scale": scale, "softcap": softcap, "config": config}
+    options["return_lse"] = flag("attention", "return_lse", return_lse)
     deterministic = flag("attention", "deterministic", deterministic)
+    overlap = _overlap_of(overlap, q)
     _check_limit(time_limit)
-    if overlap is not None:
-        overlap = flag("attention", "overlap", overlap)
     if _of_arrays((q, k, v), group):
-        _refuse_overlap(overlap)
         options["sink_logits"] = sink_logits
         with q.device:  # whose current stream the exchange and the launch take
             return array_calls.attention((q, k, v), plan, group, mask, time_limit, options)
@@ -128,12 +126,14 @@ def attention_backward(
         )
 
 
-def _refuse_overlap(overlap: bool | None) -> None:
-    if overlap:
+def _overlap_of(overlap: object, q: Any) -> bool | None:
+    found = None if overlap is None else flag("attention", "overlap", overlap)
+    if found and is_cupy(q):
         raise UnsupportedError(
             "overlap must be None or False for CuPy arrays, whose launch begins behind the exchange; leave it out, or "
             "pass torch tensors"
         )
+    return found
 
 
 def _check_limit(time_limit: float) -> None:

@@ -79,9 +79,7 @@ def parallel(record: Record, say: Say) -> None:
 
 @dataclass
 class _Figures:
-    """Milliseconds: of one device with everything, of all ranks together, with and without overlap, and of the parts of
-    the latter.
-    """
+    """Milliseconds: one device with everything, all ranks with and without overlap, and the parts of the latter."""
 
     alone: float
     whole: float
