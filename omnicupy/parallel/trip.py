@@ -73,7 +73,7 @@ class Trip:
         if self._apart():  # each place comes once, and one addition in the dtype of k rounds once, too
             places = self._places(grad.device)
             if isinstance(places, slice):
-                total[places] += parts
+                total[places].add_(parts)
             else:
                 total.index_copy_(0, places, total.index_select(0, places).add_(parts))
             return

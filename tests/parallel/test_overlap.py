@@ -79,7 +79,10 @@ def test_what_overlaps() -> None:
     for name in ("W1", "W10"):
         dear = replace(Speeds(), split_s=1.0, split_backward_s=1.0)
         assert {str(steps) for steps in _of_workload(name, speeds=dear)} == {"none"}
-    assert {str(steps) for steps in _of_workload("W12", "contiguous")} == {"16384 rows first", "13056 rows first"}
+    assert {str(steps) for steps in _of_workload("W12", "contiguous")} == {
+        "16384 rows first",
+        "13056 rows first",
+    }
 
 
 def test_ranks_beyond_count_only_their_own_rows(monkeypatch: pytest.MonkeyPatch) -> None:
