@@ -127,9 +127,8 @@ class _Shared(torch.autograd.Function):  # type: ignore[misc]  # no types where 
         lse = _joined([found[first] for first in sorted(found)], 2)
         ctx.set_materialize_grads(False)
         ctx.call, ctx.kept = call, high - low
-        own = (
-            (None, None) if behind and high - low == call.trip.own else (k, v)
-        )  # which the buffers hold, too
+        # Buffers with all own keys stand for k and v, too.
+        own = (None, None) if behind and high - low == call.trip.own else (k, v)
         ctx.save_for_backward(q, *own, out, lse, sink_logits, *(buffer for buffer, _ in came))
         return out, lse
 
@@ -179,7 +178,8 @@ class _Backward:
             grads = self._of(heads, len(groups) - 1 - at)
             found.append(grads)
             if travels:
-                ways.append(trip.back([grads[side] for side in travelling], trip.own))
+                # All on one stream: the group's communicator is not to run on two at a time.
+                ways.append(trip.back([grads[side] for side in travelling], trip.own, len(groups) > 1))
         for grads, (returned, pending) in zip(found, ways, strict=False):
             pending.wait()
             for at, side in enumerate(travelling):

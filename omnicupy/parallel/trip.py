@@ -47,10 +47,13 @@ class Trip:
             if len(given):
                 _gather(given[:, side], _by_key(one[:, heads]), every)
         buffer = _new(arrays[0], heads, own + self.coming, len(arrays))
-        return buffer, self._moved(buffer[own:], given, self.exchange.received, self.exchange.sent)
+        return buffer, self._moved(
+            buffer[own:], given, self.exchange.received, self.exchange.sent, self.hides
+        )
 
-    def back(self, grads: Sequence[Any], before: int) -> tuple[Any, Pending]:
-        """Enqueue the way back of gradients of received keys, which lie behind `before` own ones.
+    def back(self, grads: Sequence[Any], before: int, hides: bool = False) -> tuple[Any, Pending]:
+        """Enqueue the way back of gradients of received keys, which lie behind `before` own ones. hides: beside what
+        follows, where anything does.
 
         Returns the buffer of what comes back of own keys, by who had them, and what to wait for before it is read.
         """
@@ -60,7 +63,8 @@ class Trip:
             if self.coming:
                 _copy(given[:, side], _by_key(one)[before:])
         buffer = _new(grads[0], every, sum(self.exchange.sent), len(grads))
-        return buffer, self._moved(buffer, given, self.exchange.sent, self.exchange.received)
+        hides = hides and self.hides
+        return buffer, self._moved(buffer, given, self.exchange.sent, self.exchange.received, hides)
 
     def add(self, grad: Any, returned: Any) -> None:
         """In place: the parts of other ranks, in their order. returned: (keys that came back, batch, heads, head_dim).
@@ -123,13 +127,15 @@ class Trip:
             self._found[key] = made()
         return self._found[key]
 
-    def _moved(self, out: Any, given: Any, received: Sequence[int], sent: Sequence[int]) -> Pending:
+    def _moved(
+        self, out: Any, given: Any, received: Sequence[int], sent: Sequence[int], hides: bool
+    ) -> Pending:
         # As bytes: every backend moves those, whatever the dtype.
         width = given[:1].numel() if len(given) else out[:1].numel()
         width *= given.element_size()
         sizes = [[count * width for count in one] for one in (received, sent)]
         flat = [one.reshape(-1).view(torch.uint8) for one in (out, given)]
-        return self.ranks.exchange(flat[0], flat[1], (sizes[0], sizes[1]), self.limit, hides=self.hides)
+        return self.ranks.exchange(flat[0], flat[1], (sizes[0], sizes[1]), self.limit, hides=hides)
 
 
 def own_copied(buffer: Any, arrays: Sequence[Any], heads: Heads, low: int, high: int) -> None:
