@@ -24,7 +24,7 @@ from omnicupy.parallel.prediction import Heads
 from omnicupy.parallel.seen import Real, row_work
 
 BLOCK = 128  # rows: launches are cut where block rows end
-MOST_LOOKED_AT = 1 << 26  # rows of all ranks, each rank's looked for: about 0.1 s
+MOST_LOOKED_AT = 1 << 25  # ranks times rows, which take 0.1 s; above it each rank looks at its own
 FIRST_SHARES = (2, 4, 8)  # of the heads, the first group is one over these
 GROWTH = 3  # of three groups the second is so many times the first
 MARGIN = (
@@ -115,7 +115,8 @@ class _Model:
         self.sent: Real = (batch * traffic).astype(np.float64)
         self.receives = self.sent.sum(axis=0) > 0
         self.wait = self._come(1.0)
-        self.pairs: Real = np.sum([row_work(mask) for mask in self.masks], axis=0, dtype=np.float64)
+        self.seen = [row_work(mask) for mask in self.masks]
+        self.pairs: Real = np.sum(self.seen, axis=0, dtype=np.float64)
         self.pairs *= batch if len(which) == 1 else 1
 
     def _come(self, share: float) -> Real:
@@ -205,17 +206,17 @@ class _Model:
 
     def _waiting(self, rank: int) -> BoolArray | None:
         """Which rows of the rank see keys of other ranks; None where no mask tells cheaply."""
-        rows, keys = self.plan.rows, self.plan.keys
-        mine, own = rows.of(rank), keys.of(rank)
-        found = np.zeros(len(mine), np.bool_)
-        for mask in self.masks:
+        mine, own = self.plan.rows.of(rank), self.plan.keys.of(rank)
+        before, count = self.plan.rows.before(rank), len(mine)
+        found = np.zeros(count, np.bool_)
+        for mask, seen in zip(self.masks, self.seen, strict=True):
             if mask.intervals is None:
                 return None
-            change = np.zeros(rows.tokens + 1, np.int64)
-            for start, stop in zip(*(side[:, own] for side in mask.intervals), strict=True):
-                change += np.bincount(start, minlength=len(change))
-                change -= np.bincount(stop, minlength=len(change))
-            found |= np.cumsum(change)[mine] < row_work(mask)[mine]
+            change = np.zeros(count + 1, np.int64)
+            for start, stop in zip(*(before[side[:, own]] for side in mask.intervals), strict=True):
+                change += np.bincount(start, minlength=count + 1)
+                change -= np.bincount(stop, minlength=count + 1)
+            found |= np.cumsum(change[:count]) < seen[mine]
         return found
 
 
