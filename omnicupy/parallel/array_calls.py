@@ -56,8 +56,11 @@ def attention_backward(
     *,
     limit: float,
     options: dict[str, Any],
-) -> tuple[Any, Any, Any]:
-    """The rank's dq, dk and dv, None where not wanted. results: dout, out and lse.  options: of attention_backward."""
+) -> tuple[Any, ...]:
+    """The rank's dq, dk and dv, and dsink_logits where wanted; None for those that are not.
+
+    results: dout, out and lse.  options: of attention_backward.
+    """
     check.of_group(plan, group.rank, group.size)
     check.of_rank(plan, group.rank, arrays, mask)
     group.agree(plan, limit)
@@ -68,7 +71,8 @@ def attention_backward(
     wanted = options["wanted"]
     if masks:
         given = masks[0] if len(masks) == 1 else list(masks)
-        dq, *parts = api.attention_backward(dout, q, keys, values, out, lse, given, **options)
+        dq, dk, dv, *of_sink = api.attention_backward(dout, q, keys, values, out, lse, given, **options)
+        parts = [dk, dv]
     else:
         xp = module_of(q)
         dq = xp.zeros(q.shape, q.dtype) if "q" in wanted else None
@@ -76,8 +80,8 @@ def attention_backward(
             xp.zeros(one.shape, one.dtype) if name in wanted else None
             for name, one in (("k", keys), ("v", values))
         ]
-    dk, dv = _returned(plan, group, parts, mask)
-    return dq, dk, dv
+        of_sink = [xp.zeros_like(options["sink_logits"])] if "sink_logits" in wanted else []
+    return dq, *_returned(plan, group, parts, mask), *of_sink
 
 
 def _gathered(plan: Plan, group: Group, k: Any, v: Any, mask: Which) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from omnicupy.call.arrays import is_cupy
+from omnicupy.errors import UnsupportedError
 from omnicupy.masks.arguments import flag
 from omnicupy.parallel import array_calls
 from omnicupy.parallel.nccl import NcclGroup
@@ -29,29 +30,34 @@ def attention(
     group: Any = None,
     mask: int | Sequence[int] = 0,
     scale: float | None = None,
+    sink_logits: Any = None,
+    softcap: float | None = None,
     return_lse: bool = False,
     config: AttnSpec | None = None,
     deterministic: bool = True,
+    overlap: bool | None = None,
     time_limit: float = TIME_LIMIT_S,
 ) -> Any:
     """This rank's rows of an attention call that all ranks of a process group share; torch tensors or CuPy arrays.
 
     q: (batch, q_heads, rows of this rank, head_dim).  k, v: (batch, kv_heads, keys of this rank, head_dim); the shards
-        of the whole arrays, as `plan.shard` cuts them.
+        of the whole arrays, as `plan.shard` cuts them.  sink_logits: (q_heads,), the same on every rank.
     plan: the same on every rank; as many ranks as the group has.
     group: of tensors a ProcessGroup, a DeviceMesh of one axis, (DeviceMesh, axis name), or None for the default group:
         gloo for the CPU, NCCL for CUDA. Of CuPy arrays an `NcclGroup`.
     mask: which of the plan's masks; a list names one for each batch element.
-    deterministic: of tensors, as in `omnicupy.torch.attention`.
+    overlap: of tensors, whether launches run beside the exchange, the same on every rank; None where the plan's speeds
+        predict that it pays, never on a CPU; True where it can be; False for one launch behind one exchange.
     time_limit: seconds to wait for other ranks at the first call with a plan, and at each exchange on the CPU. On CUDA
         the exchange waits on the device, under the time limit of the process group; an NcclGroup has none there.
-    scale, return_lse, config: as in `omnicupy.attention`.
+    scale, softcap, return_lse, config: as in `omnicupy.attention`.  deterministic: of tensors, as there.
 
-    Keys and values that rows of other ranks see travel in one exchange, then one launch computes this rank's rows on
-    its own keys and those received, which are copied into one array each of keys and values; nothing overlaps yet.
-    Returns this rank's `out`, or (out, lse). Of tensors, gradients reach q, k and v; of arrays, `attention_backward`
-    makes them. Those of keys that travelled go back to their owner, each rank's part in the dtype of k and v, and are
-    added in float32, its own, then the others by rank: the same call gives the same bits, unless `deterministic=False`.
+    Keys and values that rows of other ranks see travel. With overlap, rows that see none of other ranks are computed
+    meanwhile, or heads travel in groups, each while the one before is computed; that may change last bits of a result,
+    but never from call to call. Returns this rank's `out`, or (out, lse). Of tensors, gradients reach q, k, v and
+    sink_logits; of arrays, `attention_backward` makes them. Those of keys that travelled go back to their owner, each
+    rank's part in the dtype of k and v, and are added in float32, its own, then the others by rank: the same call gives
+    the same bits, unless `deterministic=False`. That of sink_logits is of this rank's rows: add those of all ranks.
 
     Every rank makes the same calls in the same order, with gradients of the same tensors wanted, also a rank whose plan
     gives it no rows: its `out` has none, and must reach its loss. Keys received live until the backward pass;
@@ -62,17 +68,19 @@ def attention(
     where ranks do not take part in time (of tensors it names them); UnsupportedError for what the call on one device
     does not serve; TypeError for other arrays and groups.
     """
-    options = {"scale": scale, "return_lse": flag("attention", "return_lse", return_lse), "config": config}
+    options = {"scale": scale, "softcap": softcap, "config": config}
+    options["return_lse"] = flag("attention", "return_lse", return_lse)
     deterministic = flag("attention", "deterministic", deterministic)
+    overlap = _overlap_of(overlap, q)
     _check_limit(time_limit)
     if _of_arrays((q, k, v), group):
+        options["sink_logits"] = sink_logits
         with q.device:  # whose current stream the exchange and the launch take
             return array_calls.attention((q, k, v), plan, group, mask, time_limit, options)
     from omnicupy.parallel import distributed
 
-    return distributed.attention(
-        (q, k, v), plan, group, mask, time_limit, options | {"deterministic": deterministic}
-    )
+    options |= {"deterministic": deterministic, "overlap": overlap}
+    return distributed.attention((q, k, v, sink_logits), plan, group, mask, time_limit, options)
 
 
 def attention_backward(
@@ -90,15 +98,18 @@ def attention_backward(
     dlse: Any = None,
     wanted: Sequence[str] = ("q", "k", "v"),
     deterministic: bool = True,
+    sink_logits: Any = None,
+    softcap: float | None = None,
     config: BackwardSpec | None = None,
     time_limit: float = TIME_LIMIT_S,
-) -> tuple[Any, Any, Any]:
+) -> tuple[Any, ...]:
     """Gradients of this rank's q, k and v from CuPy arrays; tensors have autograd.
 
     dout, out, lse, dlse: of this rank's rows; out and lse are what `attention(..., return_lse=True)` gave.
     plan, group, mask, time_limit: as in `attention`; others as in `omnicupy.attention_backward`. Keys and
     values travel again, and parts of dk and dv come back, as described in `attention`.
-    Returns (dq, dk, dv), None for what is not in `wanted`, which is the same on every rank.
+    Returns (dq, dk, dv), None for what is not in `wanted`, which is the same on every rank; where it names sink_logits,
+    (dq, dk, dv, dsink_logits), the last the part of this rank's rows.
     Raises what `attention` and `omnicupy.attention_backward` raise.
     """
     _check_limit(time_limit)
@@ -107,11 +118,22 @@ def attention_backward(
             "q must be a CuPy array, got a tensor; attention has gradients of tensors by autograd"
         )
     options = {"scale": scale, "dlse": dlse, "wanted": tuple(wanted), "config": config}
+    options |= {"sink_logits": sink_logits, "softcap": softcap}
     options["deterministic"] = flag("attention_backward", "deterministic", deterministic)
     with q.device:
         return array_calls.attention_backward(
             (q, k, v), (dout, out, lse), plan, group, mask, limit=time_limit, options=options
         )
+
+
+def _overlap_of(overlap: object, q: Any) -> bool | None:
+    found = None if overlap is None else flag("attention", "overlap", overlap)
+    if found and is_cupy(q):
+        raise UnsupportedError(
+            "overlap must be None or False for CuPy arrays, whose launch begins behind the exchange; leave it out, or "
+            "pass torch tensors"
+        )
+    return found
 
 
 def _check_limit(time_limit: float) -> None:

@@ -1,20 +1,22 @@
-"""attention of several ranks on torch tensors: one exchange of keys and values, then one launch."""
+"""attention of several ranks on torch tensors: exchanges of keys and values, and launches beside and behind them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
 from omnicupy.parallel import check
-from omnicupy.parallel.exchange import Exchange
+from omnicupy.parallel.overlap import Piece, Steps, steps_of
 from omnicupy.parallel.plan import Plan
-from omnicupy.parallel.ranks import Ranks, ranks_of
+from omnicupy.parallel.prediction import Heads
+from omnicupy.parallel.ranks import ranks_of
+from omnicupy.parallel.trip import Trip, joined, own_copied, sides
 from omnicupy.torch import tensors
+from omnicupy.torch.autograd import gradients_of
 from omnicupy.torch.call import attention as attention_of_tensors
 
 Which = int | Sequence[int]
@@ -23,155 +25,198 @@ Which = int | Sequence[int]
 # In one piece outside of torch.compile, which would break its graph at each step that it cannot trace.
 @torch.compiler.disable  # type: ignore[untyped-decorator,unused-ignore]
 def attention(
-    arrays: tuple[Any, Any, Any], plan: Plan, group: Any, mask: Which, limit: float, options: dict[str, Any]
+    arrays: tuple[Any, Any, Any, Any],
+    plan: Plan,
+    group: Any,
+    mask: Which,
+    limit: float,
+    options: dict[str, Any],
 ) -> Any:
-    """The call on tensors; arguments as in `omnicupy.parallel.attention`."""
-    tensors.check(*arrays, None)
+    """The call on tensors. arrays: q, k, v and sink_logits or None; others as in `omnicupy.parallel.attention`."""
+    q, k, v, sink_logits = arrays
+    tensors.check(q, k, v, None, sink_logits)
     ranks = ranks_of(group)
     check.of_group(plan, ranks.rank, ranks.size)
-    check.of_rank(plan, ranks.rank, arrays, mask)
+    check.of_rank(plan, ranks.rank, (q, k, v), mask)
     ranks.agree(plan, limit)
-    q, k, v = tensors.autocast(*arrays)
-    trip = plan.exchange(ranks.rank, mask)
-    if plan.travels(mask):
-        k, v = _Exchanged.apply(k, v, _Trip(trip, ranks, plan._found, limit))
+    q, k, v = tensors.autocast(q, k, v)
+    rest = {name: value for name, value in options.items() if name != "overlap"}
     masks = plan.locals(ranks.rank, mask)
-    if masks:
-        return attention_of_tensors(q, k, v, masks[0] if len(masks) == 1 else list(masks), **options)
-    out, lse = _OfNoKeys.apply(q, k, v)
-    return (out, lse) if options["return_lse"] else out
+    if masks and not plan.travels(mask):
+        return attention_of_tensors(q, k, v, _given(masks), sink_logits=sink_logits, **rest)
+    call = _Call(plan, Trip(plan, ranks, mask, limit, hides=options["overlap"] is not False), mask, options)
+    return call.run(q, k, v, sink_logits)
 
 
-class _Trip:
-    """What the exchange of a call needs of its plan."""
+def _given(masks: tuple[Any, ...]) -> Any:
+    return masks[0] if len(masks) == 1 else list(masks)
 
-    def __init__(self, trip: Exchange, ranks: Ranks, found: dict[Any, Any], limit: float) -> None:
-        self.trip, self.ranks, self.limit, self._found = trip, ranks, limit, found
 
-    def places(self, device: Any) -> tuple[Any, ...]:
-        """The places of the keys that each rank is sent, on this device."""
-        return self._kept("places", device, lambda: self.trip.send)
+class _Call:
+    """A call whose keys travel, or of a rank that looks at none. options: of `attention`."""
 
-    def touched(self, device: Any) -> tuple[Any, ...]:
-        """The places of the keys that any rank is sent, ascending; then for each rank where among them its own are."""
+    def __init__(self, plan: Plan, trip: Trip, mask: Which, options: dict[str, Any]) -> None:
+        self.plan, self.trip, self.mask, self.options = plan, trip, mask, options
+        self.scores = options["scale"], options["softcap"]
 
-        def made() -> list[Any]:
-            every = np.unique(np.concatenate(self.trip.send))
-            return [every, *(np.searchsorted(every, one) for one in self.trip.send)]
+    def run(self, q: Any, k: Any, v: Any, sink_logits: Any) -> Any:
+        """out, or (out, lse)."""
+        heads = Heads(q.shape[1], k.shape[1], q.shape[3])
+        overlap = self.options["overlap"]
+        if overlap is None and not q.is_cuda:  # a CPU has no stream beside that of its computing threads
+            overlap = False
+        self.steps: Steps = steps_of(self.plan, self.trip.ranks.rank, self.mask, len(q), heads, overlap)
+        self.heads = heads
+        out, lse = _Shared.apply(q, k, v, sink_logits, self)
+        return (out, lse) if self.options["return_lse"] else out
 
-        return self._kept("touched", device, made)
+    def launch(self, arrays: Sequence[Any], out: Any, piece: Piece) -> Any:
+        """lse of a launch that writes `out`. arrays: q, k, v and sink_logits."""
+        q, k, v, sink_logits = arrays
+        how: dict[str, Any] = {
+            "scale": self.scores[0],
+            "softcap": self.scores[1],
+            "config": self.options["config"],
+        }
+        how |= {"sink_logits": sink_logits, "out": out, "return_lse": True}
+        return attention_of_tensors(q, k, v, _given(piece.masks), **how)[1]
 
-    def _kept(self, name: str, device: Any, made: Callable[[], Sequence[Any]]) -> tuple[Any, ...]:
-        key = (name, id(self.trip), device)
-        if key not in self._found:
-            self._found[key] = tuple(torch.from_numpy(one).to(device) for one in made())
-        found: tuple[Any, ...] = self._found[key]
+    def of_queries(self, heads: slice) -> slice:
+        """Query heads that read these heads of keys."""
+        each = self.heads.q_heads // self.heads.kv_heads
+        return slice(heads.start * each, heads.stop * each)
+
+    def back(self) -> list[slice]:
+        """Heads of keys, group by group of the backward pass."""
+        found = _groups(self.steps.back)
+        if len(self.steps.groups) > 1:  # whose buffers hold these
+            found = _groups(self.steps.groups)[::-1]
         return found
 
-    def there(self, given: Any, width: int) -> Any:
-        """Foreign keys, by owner. given: the keys sent, by target, `width` elements a key, one after the other."""
-        return self._moved(given, self.trip.received, self.trip.sent, width)
 
-    def back(self, given: Any, width: int) -> Any:
-        """What comes back of own keys, by who had them. given: of foreign keys, by owner."""
-        return self._moved(given, self.trip.sent, self.trip.received, width)
-
-    def _moved(self, given: Any, received: Sequence[int], sent: Sequence[int], width: int) -> Any:
-        out = given.new_empty(sum(received) * width)
-        # As bytes: every backend moves those, whatever the dtype.
-        sizes = [[count * width * given.element_size() for count in one] for one in (received, sent)]
-        self.ranks.exchange(out.view(torch.uint8), given.view(torch.uint8), (sizes[0], sizes[1]), self.limit)
-        return out
+def _groups(sizes: Sequence[int]) -> list[slice]:
+    return [slice(first, stop) for first, stop in pairwise(accumulate(sizes, initial=0))]
 
 
-def _pieces(flat: Any, counts: Sequence[int], shape: tuple[int, int, int, int]) -> list[Any]:
-    """For each rank its part of a flat buffer as (arrays, batch, heads, keys, head_dim); each lies in one piece.
-
-    shape: arrays, batch, heads, head_dim.
-    """
-    *outer, head_dim = shape
-    width = math.prod(shape)
-    parts = flat.split([count * width for count in counts])
-    return [part.view(*outer, count, head_dim) for part, count in zip(parts, counts, strict=True)]
-
-
-class _Exchanged(torch.autograd.Function):  # type: ignore[misc]  # no types where torch is missing
-    """Own keys and values followed by those of other ranks; gradients take the way back."""
+class _Shared(torch.autograd.Function):  # type: ignore[misc]  # no types where torch is missing
+    """The call as a node of autograd's graph: exchanges and launches one after the other, and the way back."""
 
     @staticmethod
-    def forward(ctx: Any, k: Any, v: Any, trip: _Trip) -> Any:
-        batch, heads, _, head_dim = k.shape
-        shape = (2, batch, heads, head_dim)
-        width = math.prod(shape)
-        given = k.new_empty(sum(trip.trip.sent) * width)
-        for part, places in zip(_pieces(given, trip.trip.sent, shape), trip.places(k.device), strict=True):
-            for side, one in enumerate((k, v)):
-                if len(places):
-                    torch.index_select(one, 2, places, out=part[side])
-        received = _pieces(trip.there(given, width), trip.trip.received, shape)
-        ctx.trip = trip
-        keys, values = (
-            torch.cat([one, *(part[side] for part in received if part.numel())], 2)
-            for side, one in enumerate((k, v))
-        )
-        return keys, values
+    def forward(ctx: Any, q: Any, k: Any, v: Any, sink_logits: Any, call: _Call) -> Any:
+        """out and lse."""
+        steps = call.steps
+        behind = steps.pieces[-1] if steps.pieces and steps.pieces[-1].waits else None
+        low, high = (behind.low, behind.high) if behind else (0, 0)
+        groups = _groups(steps.groups) if call.plan.travels(call.mask) else []
+        came = [call.trip.there((k, v), heads, high - low) for heads in groups]
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        found = _alone(call, (q, k, v, sink_logits), out)
+        if behind:
+            for heads, (buffer, _) in zip(groups, came, strict=True):
+                own_copied(buffer, (k, v), heads, low, high)
+        parts = []
+        for heads, (buffer, pending) in zip(groups, came, strict=True):
+            pending.wait()
+            if behind:
+                asked, rows = call.of_queries(heads), slice(behind.first, behind.stop)
+                sinks = None if sink_logits is None else sink_logits[asked]
+                given = (q[:, asked, rows], *sides(buffer), sinks)
+                parts.append(call.launch(given, out[:, asked, rows], behind))
+        if behind:
+            found[behind.first] = _joined(parts, 1)
+        lse = _joined([found[first] for first in sorted(found)], 2)
+        ctx.set_materialize_grads(False)
+        ctx.call, ctx.kept = call, high - low
+        # Buffers with all own keys stand for k and v, too.
+        own = (None, None) if behind and high - low == call.trip.own else (k, v)
+        ctx.save_for_backward(q, *own, out, lse, sink_logits, *(buffer for buffer, _ in came))
+        return out, lse
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
-    def backward(ctx: Any, *grads: Any) -> Any:
-        """The gradients of own keys: this rank's part, then those of other ranks in their order, in float32."""
-        trip: _Trip = ctx.trip
-        wanted = [side for side in (0, 1) if ctx.needs_input_grad[side]]
-        if not wanted:
-            return None, None, None
-        batch, heads, _, head_dim = grads[wanted[0]].shape
-        shape = (len(wanted), batch, heads, head_dim)
-        width, own = math.prod(shape), trip.trip.own
-        given = grads[wanted[0]].new_empty(sum(trip.trip.received) * width)
-        before = own
-        for part in _pieces(given, trip.trip.received, shape):
-            for at, side in enumerate(wanted):
-                part[at].copy_(grads[side][:, :, before : before + part.shape[3]])
-            before += part.shape[3]
-        returned = _pieces(trip.back(given, width), trip.trip.sent, shape)
-        found: list[Any] = [None, None]
-        for at, side in enumerate(wanted):
-            parts = [part[at] for part in returned]
-            found[side] = _with_parts(grads[side][:, :, :own], parts, trip.touched(given.device))
-        return *found, None
+    def backward(ctx: Any, dout: Any, dlse: Any) -> Any:
+        """Gradients of q, own k and v, and sink_logits."""
+        return *_Backward(ctx, dout, dlse).run(), None
 
 
-def _with_parts(grad: Any, parts: Sequence[Any], touched: tuple[Any, ...]) -> Any:
-    """A gradient of own keys with the parts of other ranks added in their order; only the keys that any had are read.
-
-    touched: as `_Trip.touched`.
-    """
-    every, *places = touched
-    out = grad.clone(memory_format=torch.contiguous_format)
-    if not len(every):
-        return out
-    total = grad.index_select(2, every).to(torch.promote_types(grad.dtype, torch.float32))
-    for part, of_rank in zip(parts, places, strict=True):
-        if len(of_rank) == len(every):
-            total += part
-        elif len(of_rank):
-            # Each place comes once: an addition whose order does not matter.
-            total.index_add_(2, of_rank, part.to(total.dtype))
-    return out.index_copy_(2, every, total.to(grad.dtype))
-
-
-class _OfNoKeys(torch.autograd.Function):  # type: ignore[misc]
-    """What rows that see nothing get. A part of the graph all the same: the way back of other ranks' keys is in it."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Any, k: Any, v: Any) -> Any:
-        ctx.save_for_backward(q, k, v)
+def _alone(call: _Call, arrays: tuple[Any, Any, Any, Any], out: Any) -> dict[int, Any]:
+    """What needs no other rank, into `out`: lse by the first row of its launch. arrays: as of `launch`."""
+    q, k, v, sink_logits = arrays
+    found = {}
+    for piece in call.steps.pieces:
+        if not piece.waits:
+            rows = slice(piece.first, piece.stop)
+            found[piece.first] = call.launch((q[:, :, rows], k, v, sink_logits), out[:, :, rows], piece)
+    if not call.steps.pieces:
+        out.zero_()
         dtype = torch.promote_types(q.dtype, torch.float32)
-        return torch.zeros_like(q), q.new_full(q.shape[:3], -torch.inf, dtype=dtype)
+        found[0] = q.new_full(q.shape[:3], -torch.inf, dtype=dtype)
+    return found
 
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
-    def backward(ctx: Any, *grads: Any) -> Any:
-        """Nothing for q, k and v."""
-        pairs = zip(ctx.saved_tensors, ctx.needs_input_grad, strict=True)
-        return tuple(torch.zeros_like(one) if asked else None for one, asked in pairs)
+
+def _joined(parts: Sequence[Any], axis: int) -> Any:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), axis)
+
+
+class _Backward:
+    """The backward pass of a call."""
+
+    def __init__(self, ctx: Any, dout: Any, dlse: Any) -> None:
+        self.call: _Call = ctx.call
+        self.kept: int = ctx.kept  # own keys in the buffers
+        self.q, self.k, self.v, self.out, self.lse, self.sink_logits, *self.buffers = ctx.saved_tensors
+        self.dout, self.dlse, self.wanted = dout, dlse, ctx.needs_input_grad[:4]
+        self.gradients = gradients_of(dout, dlse)
+
+    def run(self) -> list[Any]:
+        """dq, dk, dv and dsink_logits, None for those that are not wanted: of keys this rank's part, then others'."""
+        call, trip, groups = self.call, self.call.trip, self.call.back()
+        travelling = [side for side in (1, 2) if self.wanted[side]]
+        travels = bool(travelling) and call.plan.travels(call.mask)
+        found, ways = [], []
+        for at, heads in enumerate(groups):
+            grads = self._of(heads, len(groups) - 1 - at)
+            found.append(grads)
+            if travels:
+                # All on one stream: the group's communicator is not to run on two at a time.
+                ways.append(trip.back([grads[side] for side in travelling], trip.own, len(groups) > 1))
+        for grads, (returned, pending) in zip(found, ways, strict=False):
+            pending.wait()
+            for at, side in enumerate(travelling):
+                trip.add(grads[side][:, :, : trip.own], returned[:, at])
+        for grads in found:
+            for side in travelling:
+                grads[side] = grads[side][:, :, : trip.own]
+        order = sorted(range(len(groups)), key=lambda at: groups[at].start)
+        return [
+            _joined([found[at][side] for at in order], 0 if side == 3 else 1) if self.wanted[side] else None
+            for side in range(4)
+        ]
+
+    def _of(self, heads: slice, buffer: int) -> list[Any]:
+        """Gradients of a group of heads, of received keys too. buffer: where there are several, which one it is."""
+        asked, steps = self.call.of_queries(heads), self.call.steps
+        q, out, lse = (one[:, asked] for one in (self.q, self.out, self.lse))
+        sinks = None if self.sink_logits is None else self.sink_logits[asked]
+        keys = self._keys(heads, buffer)
+        if not steps.pieces:
+            made = (q, *keys, self.sink_logits if sinks is None else sinks)
+            return [
+                torch.zeros_like(one) if want else None for one, want in zip(made, self.wanted, strict=True)
+            ]
+        grads = tuple(None if one is None else one[:, asked] for one in (self.dout, self.dlse))
+        masks = self.call.plan.locals(self.call.trip.ranks.rank, self.call.mask)
+        options = self.call.scores, self.wanted, self.call.options["deterministic"]
+        return list(self.gradients(grads, (q, *keys, out, lse, sinks), _given(masks), *options))
+
+    def _keys(self, heads: slice, buffer: int) -> list[Any]:
+        """Own keys and values of these heads, then those received."""
+        if not self.buffers:
+            return [one[:, heads] for one in (self.k, self.v)]
+        several = len(self.buffers) > 1
+        kept = self.buffers[buffer if several else 0]
+        if not several:
+            kept = kept[:, :, :, heads]
+        if self.k is None:
+            return sides(kept)
+        return joined([one[:, heads] for one in (self.k, self.v)], kept[self.kept :])

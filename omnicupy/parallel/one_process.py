@@ -26,12 +26,15 @@ def attention_of_ranks(
     *,
     mask: int | Sequence[int] = 0,
     scale: float | None = None,
+    sink_logits: Array | None = None,
+    softcap: float | None = None,
     return_lse: bool = False,
 ) -> Any:
     """`omnicupy.attention` of several ranks in one process: lists with a NumPy array a rank, as `plan.shard` cuts.
 
     q: (batch, q_heads, rows of the rank, head_dim) each.  k, v: (batch, kv_heads, keys of the rank, head_dim).
-    mask: which of the plan's masks; a list names one for each batch element.
+    mask: which of the plan's masks; a list names one for each batch element.  sink_logits: (q_heads,), of all ranks.
+    scale, softcap: as in `omnicupy.attention`.
     Returns a list of out, or (list of out, list of lse). A rank without rows gives arrays without rows. What
     `omnicupy.attention` promises holds for all ranks together, NaN that nobody sees included.
     Raises TypeError or ValueError for lists that are not the plan's, and what `omnicupy.attention` raises.
@@ -42,7 +45,8 @@ def attention_of_ranks(
         masks = plan.locals(rank, mask)
         if masks:
             keys, values = (_gathered(plan, rank, one, mask) for one in (k, v))
-            out, lse = api.attention(q[rank], keys, values, _given(masks), scale=scale, return_lse=True)
+            how: dict[str, Any] = {"scale": scale, "sink_logits": sink_logits, "softcap": softcap}
+            out, lse = api.attention(q[rank], keys, values, _given(masks), return_lse=True, **how)
         else:
             out, lse = _of_no_keys(q[rank])
         outs.append(out)
@@ -63,21 +67,27 @@ def attention_backward_of_ranks(
     scale: float | None = None,
     dlse: Arrays | None = None,
     wanted: Sequence[str] = NAMES,
-) -> tuple[Any, Any, Any]:
+    sink_logits: Array | None = None,
+    softcap: float | None = None,
+) -> tuple[Any, ...]:
     """`omnicupy.attention_backward` of several ranks in one process; lists as in `attention_of_ranks`.
 
     dout, out, lse, dlse: of each rank's rows; the rest as in `omnicupy.attention_backward`.
     Returns lists of dq, dk and dv, None for what is not in `wanted`. Each rank's part of dk and dv has the dtype of k
-    and v; the owner of a key adds them in float32 (float64 for float64 arrays): its own, then the others by rank.
+    and v; the owner of a key adds them in float32 (float64 for float64 arrays): its own, then the others by rank. Where
+    `wanted` names sink_logits, a list of dsink_logits comes fourth: of each rank's rows, to be added.
     """
     _checked(plan, (q, k, v), mask)
     dq: list[Array] = []
     parts: list[list[Array | None]] = []
+    sinks: list[Array] = []
     for rank in range(plan.ranks):
         masks = plan.locals(rank, mask)
         if not masks:
             dq.append(np.zeros_like(q[rank]))
             parts.append([None, None])
+            if sink_logits is not None:
+                sinks.append(np.zeros_like(sink_logits))
             continue
         keys, values = (_gathered(plan, rank, one, mask) for one in (k, v))
         found = api.attention_backward(
@@ -85,9 +95,12 @@ def attention_backward_of_ranks(
             scale=scale,
             dlse=None if dlse is None else dlse[rank],
             wanted=wanted,
+            sink_logits=sink_logits,
+            softcap=softcap,
         )
         dq.append(found[0])
-        parts.append(list(found[1:]))
+        parts.append(list(found[1:3]))
+        sinks += found[3:]
     asked = [name in wanted for name in NAMES]
     sums = [
         [_summed(plan, rank, [part[side] for part in parts], like, mask) for rank in range(plan.ranks)]
@@ -95,7 +108,8 @@ def attention_backward_of_ranks(
         else None
         for side, like in enumerate((k, v))
     ]
-    return (dq if asked[0] else None), sums[0], sums[1]
+    found = (dq if asked[0] else None), sums[0], sums[1]
+    return (*found, sinks) if "sink_logits" in wanted else found
 
 
 def _checked(plan: Plan, arrays: tuple[Arrays, Arrays, Arrays], mask: int | Sequence[int]) -> None:

@@ -33,24 +33,29 @@ class Ranks:
     agreed: dict[bytes, None] = field(default_factory=dict)
 
     def exchange(
-        self, out: Any, given: Any, sizes: tuple[Sequence[int], Sequence[int]], limit: float
-    ) -> None:
-        """all_to_all_single of rows (first axis). sizes: rows received from and sent to each rank.
+        self,
+        out: Any,
+        given: Any,
+        sizes: tuple[Sequence[int], Sequence[int]],
+        limit: float,
+        *,
+        hides: bool = False,
+    ) -> Pending:
+        """all_to_all_single of rows (first axis); wait before `out` is read. sizes: rows received from and sent to each
+        rank.  hides: on a device, run beside what the current stream does meanwhile.
 
-        Raises RuntimeError that names the ranks which did not take part within `limit` seconds; on a device the group's
-        own time limit holds, since nothing here waits for it.
+        Waiting raises RuntimeError that names the ranks which did not take part within `limit` seconds; on a device the
+        group's own time limit holds, since nothing here waits for it.
         """
         self.exchanges += 1
         received, sent = (list(one) for one in sizes)
-        if given.is_cuda:
+        if given.is_cuda and not hides:
             # Not as a call of its own stream: memory is given back in the order of the current one, and no event waits.
             dist.all_to_all_single(out, given, received, sent, group=self.group)
-            return
+            return Pending(self, self.exchanges)
         work = dist.all_to_all_single(out, given, received, sent, group=self.group, async_op=True)
-        try:
-            work.wait(timedelta(seconds=limit))
-        except RuntimeError as error:
-            raise RuntimeError(self._late(f"exchange {self.exchanges}", limit)) from error
+        # On a device the current stream waits, not this thread.
+        return Pending(self, self.exchanges, work, None if given.is_cuda else limit, (out, given))
 
     def agree(self, plan: Plan, limit: float) -> None:
         """Compare the plan's digest with that of the other ranks; once for equal plans.
@@ -113,6 +118,33 @@ class Ranks:
             f"attention of {self.size} ranks: {who} in {what} within {limit:g} s (rank {self.rank} waited); every rank "
             "must make the same calls in the same order"
         )
+
+
+@dataclass
+class Pending:
+    """An exchange on its way. number: of the exchanges of these ranks.  work: None where the current stream runs it.
+
+    limit: seconds that this thread waits; None on a device.  tensors: kept until then.
+    """
+
+    ranks: Ranks
+    number: int
+    work: Any = None
+    limit: float | None = None
+    tensors: tuple[Any, ...] = ()
+
+    def wait(self) -> None:
+        """Until what came may be read, on the current stream; once."""
+        (work, self.work), (_, self.tensors) = (self.work, None), (self.tensors, ())
+        if work is None:
+            return
+        if self.limit is None:
+            work.wait()
+            return
+        try:
+            work.wait(timedelta(seconds=self.limit))
+        except RuntimeError as error:
+            raise RuntimeError(self.ranks._late(f"exchange {self.number}", self.limit)) from error
 
 
 def _named(ranks: Sequence[int]) -> str:

@@ -56,7 +56,7 @@ class Attention(torch.autograd.Function):  # type: ignore[misc]  # no types wher
     def backward(ctx: Any, dout: Any, dlse: Any = None) -> Any:
         """The gradients of q, k, v and sink_logits that are asked for."""
         scores, deterministic = ctx.options
-        call = _gradients_of(dout, dlse)
+        call = gradients_of(dout, dlse)
         wanted = ctx.needs_input_grad[:4]
         found = call((dout, dlse), ctx.saved_tensors, ctx.mask, scores, wanted, deterministic)
         return *found, None, None, None
@@ -74,7 +74,7 @@ def as_node(q: Any, k: Any, v: Any, sink_logits: Any, *options: Any) -> Any:
     return _apply(_unwrapped(q), _unwrapped(k), _unwrapped(v), sinks, *options)
 
 
-def _gradients_of(dout: Any, dlse: Any) -> Any:
+def gradients_of(dout: Any, dlse: Any) -> Any:
     """What makes gradients of these: the operator where it has to be seen, or where gradients of them may be asked for,
     so that it refuses these.
     """

@@ -20,9 +20,11 @@ import omnicupy as oc
 import omnicupy.parallel
 import omnicupy.torch
 from omnicupy.masks.mask import Mask
-from omnicupy.parallel import plan
+from omnicupy.parallel import overlap, plan
+from omnicupy.parallel.prediction import Heads
 
 SIZE = 48
+CAP = 3.0  # of scores
 TIMEOUT = 90  # seconds that a process waits for another
 
 
@@ -55,6 +57,11 @@ def whole(mask: Mask, dtype: Any, heads: tuple[int, int] = (4, 2)) -> list[Any]:
     return [dout, dlse.to(torch.promote_types(dtype, torch.float32)), q, k, v]
 
 
+def sinks() -> Any:
+    """Of the heads that `whole` makes."""
+    return torch.tensor([0.5, -1.0, -torch.inf, 2.0])
+
+
 def results(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
     """out, lse and gradients of this rank for each mask and dtype."""
     found = {}
@@ -73,6 +80,36 @@ def results(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
                     out, lse = call(*leaves)
                 grads = torch.autograd.grad([out, lse], leaves, [dout, dlse])
                 found[f"{name} {dtype} {how}"] = [one.detach() for one in (out, lse, *grads)]
+    return found
+
+
+def overlapped(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
+    """out, lse and gradients, those of sinks too, twice with overlap and once without; and how they overlapped.
+
+    Scores are capped and have sinks. Block rows are of 4 rows, so that small problems have some.
+    """
+    overlap.BLOCK = 4
+    found: dict[str, Any] = {}
+    for name, (mask, rows) in masks().items():
+        made = plan(mask, ranks, rows=rows)
+        for dtype in (torch.float32, torch.bfloat16):
+            dout, dlse, q, k, v = whole(mask, dtype)
+            q, dout, dlse = (made.shard(one, rank, 2) for one in (q, dout, dlse))
+            k, v = (made.shard(one, rank, keys=True) for one in (k, v))
+            leaves = [one.requires_grad_() for one in (q, k, v, sinks())]
+            for how in ("overlapped", "again", "behind"):
+                out, lse = oc.parallel.attention(
+                    *(*leaves[:3], made),
+                    sink_logits=leaves[3],
+                    softcap=CAP,
+                    return_lse=True,
+                    overlap=how != "behind",
+                    time_limit=TIMEOUT,
+                )
+                grads = torch.autograd.grad([out, lse], leaves, [dout, dlse])
+                found[f"{name} {dtype} {how}"] = [one.detach() for one in (out, lse, *grads)]
+        steps = overlap.steps_of(made, rank, 0, 2, Heads(4, 2, 8), True)
+        found[name] = (len(steps.groups), len(steps.back), len(steps.pieces))
     return found
 
 
@@ -153,6 +190,7 @@ def refused(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
 JOBS: dict[str, Callable[[int, int, Path], dict[str, Any]]] = {
     "results": results,
     "wanted": wanted,
+    "overlapped": overlapped,
     "refused": refused,
 }
 

@@ -1,6 +1,7 @@
 """One rank of calls that several share, on GPUs or on the CPU: python shared_calls.py WHAT RANK RANKS FOLDER.
 
-WHAT is tensors (torch.distributed: NCCL where there are GPUs, else gloo) or arrays (CuPy arrays and its NCCL).
+WHAT is tensors (torch.distributed: NCCL where there are GPUs, else gloo), overlapped (the same, launches beside the
+exchange) or arrays (CuPy arrays and its NCCL).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -96,7 +98,7 @@ def _with_arrays(name: str, made: Plan, mask: Mask, number: int) -> Shared:
     return Shared(f"{name}: {dtype} {head_dim}, {made!r}", made, mask, dtype, (dout, q, k, v), dlse)
 
 
-def tensors(rank: int, ranks: int, folder: Path, count: int) -> dict[str, list[Any]]:
+def tensors(rank: int, ranks: int, folder: Path, count: int, overlap: bool = False) -> dict[str, list[Any]]:
     """out, lse, dq, dk and dv of this rank as bits, of every case; asserts that they come again."""
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", rank) if on_gpu else torch.device("cpu")
@@ -120,7 +122,9 @@ def tensors(rank: int, ranks: int, folder: Path, count: int) -> dict[str, list[A
         turns = []
         for _ in range(2):
             leaves = [one.clone().requires_grad_() for one in given]
-            out, lse = oc.parallel.attention(*leaves, case.made, return_lse=True, time_limit=TIMEOUT)
+            out, lse = oc.parallel.attention(
+                *leaves, case.made, return_lse=True, overlap=overlap, time_limit=TIMEOUT
+            )
             grads = torch.autograd.grad([out, lse], leaves, [dout, dlse])
             turns.append([_bits(one) for one in (out, lse, *grads)])
         for name, a, b in zip(NAMES, *turns, strict=True):
@@ -201,7 +205,7 @@ def _unique_id(rank: int, folder: Path) -> Any:
     return tuple(int(one) for one in file.read_text().split())
 
 
-JOBS = {"tensors": tensors, "arrays": arrays}
+JOBS = {"tensors": tensors, "overlapped": partial(tensors, overlap=True), "arrays": arrays}
 
 
 def main(what: str, rank: int, ranks: int, count: int, folder: Path) -> None:

@@ -18,6 +18,7 @@ from gradient_cases import DTYPES, GradientCase
 
 import omnicupy as oc
 import omnicupy.parallel
+from omnicupy.errors import UnsupportedError
 from omnicupy.parallel import (
     NcclGroup,
     Plan,
@@ -27,8 +28,8 @@ from omnicupy.parallel import (
     plan,
 )
 
-OPTIONS = {"scale": None, "return_lse": True, "config": None}
-BACKWARD = {"scale": None, "config": None, "deterministic": True}
+OPTIONS = {"scale": None, "return_lse": True, "config": None, "sink_logits": None, "softcap": None}
+BACKWARD = {"scale": None, "config": None, "deterministic": True, "sink_logits": None, "softcap": None}
 
 
 class Wire:
@@ -78,19 +79,25 @@ def test_the_bits_of_one_process(kind: str) -> None:
         mask = parallel_cases.case(rng, kind).mask
         made = parallel_cases.made(rng, mask, 5)
         case = gradient_cases.made([mask], (2, 1, 2), 8, DTYPES[turn % 4], with_dlse=True, seed=turn)
-        _compare(made, _shards(made, case), ("q", "k", "v") if turn % 3 else ("q", "v"))
+        given, wanted = _shards(made, case), ("q", "k", "v") if turn % 3 else ("q", "v")
+        if turn % 2:
+            _compare(made, given, wanted, {})
+            continue
+        kind_of_sinks = np.float64 if case.arrays.q.dtype == np.float64 else np.float32
+        scores = {"sink_logits": rng.standard_normal(2).astype(kind_of_sinks), "softcap": 2.0}
+        _compare(made, given, (*wanted, "sink_logits"), scores)
 
 
-def _compare(made: Plan, given: list[list[Any]], wanted: Sequence[str]) -> None:
-    """Threads against one process, bit by bit. given: as `_shards`."""
+def _compare(made: Plan, given: list[list[Any]], wanted: Sequence[str], scores: dict[str, Any]) -> None:
+    """Threads against one process, bit by bit. given: as `_shards`.  scores: sink_logits and softcap."""
     dout, q, k, v, dlse = given
     wire = Wire(made.ranks)
 
     def work(rank: int) -> Any:
         group = Threads(rank, made.ranks, wire)
         arrays = q[rank], k[rank], v[rank]
-        out, lse = array_calls.attention(arrays, made, group, 0, 1, OPTIONS)
-        options = BACKWARD | {"dlse": dlse[rank], "wanted": wanted}
+        out, lse = array_calls.attention(arrays, made, group, 0, 1, OPTIONS | scores)
+        options = BACKWARD | {"dlse": dlse[rank], "wanted": wanted} | scores
         results = (dout[rank], out, lse)
         return (
             out,
@@ -99,8 +106,9 @@ def _compare(made: Plan, given: list[list[Any]], wanted: Sequence[str]) -> None:
         )
 
     found = _in_threads(made.ranks, work)
-    outs, lses = attention_of_ranks(q, k, v, made, return_lse=True)
-    grads = attention_backward_of_ranks(dout, q, k, v, outs, lses, plan=made, dlse=dlse, wanted=wanted)
+    outs, lses = attention_of_ranks(q, k, v, made, return_lse=True, **scores)
+    rest: dict[str, Any] = {"plan": made, "dlse": dlse, "wanted": wanted} | scores
+    grads = attention_backward_of_ranks(dout, q, k, v, outs, lses, **rest)
     for rank in range(made.ranks):
         for a, side in zip(found[rank], (outs, lses, *grads), strict=True):
             assert (a is None) == (side is None)
@@ -253,6 +261,8 @@ def test_errors() -> None:
         oc.parallel.attention(on_gpu, object(), on_gpu, made)
     with pytest.raises(TypeError, match="attention has gradients of tensors by autograd"):
         oc.parallel.attention_backward(*[object()] * 6, plan=made, group=None)
+    with pytest.raises(UnsupportedError, match="overlap must be None or False for CuPy arrays"):
+        oc.parallel.attention(on_gpu, on_gpu, on_gpu, made, overlap=True)
     with pytest.raises(TypeError, match=r"expected a cupy\.cuda\.nccl\.NcclCommunicator, got int"):
         NcclGroup(3)
     with pytest.raises(

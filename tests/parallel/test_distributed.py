@@ -32,13 +32,16 @@ def _host(tensor: Any) -> Any:
     return np.ascontiguousarray(on_host("x", tensor))
 
 
-def _of_one_process(made: Plan, given: list[Any]) -> list[list[Any]]:
-    """out, lse and gradients of each rank, from one process."""
+def _of_one_process(made: Plan, given: list[Any], **scores: Any) -> list[list[Any]]:
+    """out, lse and gradients of each rank, from one process. scores: sink_logits and softcap."""
     dout, dlse, q, k, v = given
     parts = [[_host(made.shard(one, rank, 2)) for rank in range(made.ranks)] for one in (dout, dlse, q)]
     keys = [[_host(made.shard(one, rank, keys=True)) for rank in range(made.ranks)] for one in (k, v)]
-    outs, lses = attention_of_ranks(parts[2], *keys, made, return_lse=True)
-    grads = attention_backward_of_ranks(parts[0], parts[2], *keys, outs, lses, plan=made, dlse=parts[1])
+    outs, lses = attention_of_ranks(parts[2], *keys, made, return_lse=True, **scores)
+    wanted = ("q", "k", "v", *(("sink_logits",) if scores else ()))
+    grads = attention_backward_of_ranks(
+        *(parts[0], parts[2], *keys, outs, lses), plan=made, dlse=parts[1], wanted=wanted, **scores
+    )
     return [list(one) for one in zip(outs, lses, *grads, strict=True)]
 
 
@@ -56,6 +59,42 @@ def test_processes_give_the_bits_of_one_process(ranks: int, tmp_path: Path) -> N
                         same = np.array_equal(_host(a).view(np.uint8), b.view(np.uint8))
                         assert same, (name, dtype, rank, how)
         _compare_with_one_device(made, [parts[f"{name} {torch.float64} plain"] for parts in found])
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_overlap_changes_no_result(ranks: int, tmp_path: Path) -> None:
+    """Rows that need not wait first, and heads in groups: the results of one exchange and one launch, which are the
+    bits of one process; sinks and capped scores too.
+    """
+    found, ways = _of_processes("overlapped", ranks, tmp_path), set()
+    for name, (mask, rows) in parallel_ranks.masks().items():
+        made = plan(mask, ranks, rows=rows)
+        for dtype in (torch.float32, torch.bfloat16):
+            dout, dlse, *given = parallel_ranks.whole(mask, dtype)
+            expected = _of_one_process(
+                made,
+                [dout, dlse, *given],
+                sink_logits=parallel_ranks.sinks().numpy(),
+                softcap=parallel_ranks.CAP,
+            )
+            for rank, parts in enumerate(found):
+                groups, back, pieces = parts[name]
+                ways.add((groups > 1, back > 1, pieces > 1))
+                for side, one in enumerate(expected[rank]):
+                    mine, again, behind = (
+                        parts[f"{name} {dtype} {how}"][side] for how in ("overlapped", "again", "behind")
+                    )
+                    assert np.array_equal(_host(behind).view(np.uint8), one.view(np.uint8)), (
+                        name,
+                        dtype,
+                        side,
+                    )
+                    assert torch.equal(mine, again), (name, dtype, side)
+                    near = 1e-5 if dtype == torch.float32 or side == 1 else 0.03
+                    assert torch.allclose(mine.float(), behind.float(), near, near), (name, dtype, side)
+                    if max(one[name][2] for one in found) <= 1:  # heads in groups: the same bits
+                        assert torch.equal(mine, behind), (name, dtype, side)
+    assert {(True, True, False), (False, True, True)} <= ways
 
 
 def _compare_with_one_device(made: Plan, found: list[list[Any]]) -> None:

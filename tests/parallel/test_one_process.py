@@ -152,6 +152,32 @@ def test_a_scale() -> None:
     assert np.allclose(made.unshard(outs), oc.attention(*case.arrays[1:4], mask, scale=0.3), atol=1e-12)
 
 
+def test_sinks_and_capped_scores() -> None:
+    """Those of one device; the gradient of sinks is the sum of the ranks' parts, a rank without rows among them."""
+    mask = oc.causal(40)
+    made = plan(mask, 3, rows=[0] * 15 + [2] * 25)
+    case = gradient_cases.made([mask], (2, 1, 2), 8, np.float64, with_dlse=True)
+    dout, q, k, v, _, _, dlse = case.arrays
+    scores: dict[str, Any] = {"sink_logits": np.array([0.5, -1.0]), "softcap": 2.0}
+    wanted = ("q", "k", "v", "sink_logits")
+    out, lse = oc.attention(q, k, v, mask, return_lse=True, **scores)
+    expected = oc.attention_backward(dout, q, k, v, out, lse, mask, dlse=dlse, wanted=wanted, **scores)
+    parts = [_shards(made, q), _shards(made, k, keys=True), _shards(made, v, keys=True)]
+    outs, lses = attention_of_ranks(*parts, made, return_lse=True, **scores)
+    *grads, sinks = attention_backward_of_ranks(
+        *(_shards(made, dout), *parts, outs, lses),
+        plan=made,
+        dlse=_shards(made, dlse),
+        wanted=wanted,
+        **scores,
+    )
+    assert np.allclose(made.unshard(outs), out, atol=1e-12)
+    assert len(sinks) == 3
+    assert not sinks[1].any()
+    for found, one in zip((*(made.unshard(part) for part in grads), sum(sinks)), expected, strict=True):
+        assert np.allclose(found, one, atol=1e-12)
+
+
 def _call(made: Plan, **changes: Any) -> Any:
     q = [np.zeros((1, 2, int(n), 8), np.float32) for n in made.rows.counts]
     k = [np.zeros((1, 1, int(n), 8), np.float32) for n in made.keys.counts]

@@ -90,8 +90,9 @@ def _devices() -> int:
         return 0
 
 
-def test_processes_without_gpus(tmp_path: Path) -> None:
-    _check(_of_ranks("tensors", 2, ON_CPU, tmp_path, ""), 2, ON_CPU, np)
+@pytest.mark.parametrize("what", ["tensors", "overlapped"])
+def test_processes_without_gpus(what: str, tmp_path: Path) -> None:
+    _check(_of_ranks(what, 2, ON_CPU, tmp_path, ""), 2, ON_CPU, np)
 
 
 @pytest.mark.gpu
@@ -102,6 +103,7 @@ def test_tensors_and_arrays_on_two_gpus(tmp_path: Path) -> None:
 
     found = _of_ranks("tensors", 2, ON_GPUS, tmp_path, "0,1")
     _check(found, 2, ON_GPUS, cupy)
+    _check(_of_ranks("overlapped", 2, ON_GPUS, tmp_path, "0,1"), 2, ON_GPUS, cupy)
     for rank, parts in enumerate(_of_ranks("arrays", 2, ON_GPUS, tmp_path, "0,1")):
         for name, arrays in parts.items():
             for side, a, b in zip(NAMES, arrays, found[rank][name], strict=True):

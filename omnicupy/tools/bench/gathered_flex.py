@@ -66,17 +66,28 @@ def flex(record: Record, say: ranks.Say) -> None:
 def _measured(problem: ranks.Problem, backward: bool) -> dict[str, Any]:
     torch = library("torch")
     owned = dealt(row_work(problem.mask), problem.ranks)
-    mine = torch.from_numpy(owned[problem.rank]).to(problem.device)
+    mine, order = (
+        torch.from_numpy(one).to(problem.device) for one in (owned[problem.rank], np.concatenate(owned))
+    )
     dout, *arrays = (one.index_select(2, mine) for one in (problem.dout, *problem.arrays))
-    with time_limit(COMPILE_LIMIT_S):
-        call = _call(problem, owned)
-        run = (ranks.forward_and_backward if backward else ranks.forward)(call, arrays, dout)
-        run()  # compiles
+    times = ranks.forward_and_backward if backward else ranks.forward
+    why, kernels = "", []
+    try:
+        with time_limit(COMPILE_LIMIT_S):
+            kernels.append(kernel := _kernel(problem, owned))
+            every = (one.index_select(2, order) for one in problem.arrays[1:])
+            times(kernel, [arrays[0], *every], dout)()  # compiles; no rank waits for another one
+    except Exception as error:  # of a compiler: anything
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+    if problem.slowest(1.0 if why else 0.0):
+        return {"ranks": problem.ranks, "problem": why or "on another rank"}
+    call = _call(kernels[0])
+    run = times(call, arrays, dout)
     alone = ranks.ours_alone(problem)
     with torch.no_grad():
         expected = alone(*problem.arrays).index_select(2, mine)
         far = float((call(*arrays).float() - expected.float()).abs().max() / expected.abs().max())
-    on_one = (ranks.forward_and_backward if backward else ranks.forward)(alone, problem.arrays, problem.dout)
+    on_one = times(alone, problem.arrays, problem.dout)
     ours, whole = problem.time(on_one), problem.time(run)
     return {
         "ranks": problem.ranks,
@@ -88,10 +99,9 @@ def _measured(problem: ranks.Problem, backward: bool) -> dict[str, Any]:
     }
 
 
-def _call(problem: ranks.Problem, owned: list[NDArray[np.int64]]) -> Callable[..., Any]:
+def _kernel(problem: ranks.Problem, owned: list[NDArray[np.int64]]) -> Callable[..., Any]:
     """Attention of this rank's rows on all keys, which lie by rank."""
     torch, module = library("torch"), library("torch.nn.attention.flex_attention")
-    collectives = library("torch.distributed._functional_collectives")
     torch._dynamo.reset()
     kernel = torch.compile(module.flex_attention, dynamic=False, fullgraph=True)
     rows, keys = (
@@ -105,10 +115,17 @@ def _call(problem: ranks.Problem, owned: list[NDArray[np.int64]]) -> Callable[..
         _compile=True,
     )
     options = {"block_mask": made, "enable_gqa": problem.workload.q_heads != problem.workload.kv_heads}
+    return lambda q, k, v: kernel(q, k, v, **options)
+
+
+def _call(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """The same on gathered keys."""
+    collectives = library("torch.distributed._functional_collectives")
     group = library("torch.distributed").group.WORLD
 
     def call(q: Any, k: Any, v: Any) -> Any:
-        every = (collectives.all_gather_tensor_autograd(one.contiguous(), 2, group) for one in (k, v))
-        return kernel(q, *every, **options)
+        return kernel(
+            q, *(collectives.all_gather_tensor_autograd(one.contiguous(), 2, group) for one in (k, v))
+        )
 
     return call

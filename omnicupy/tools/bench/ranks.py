@@ -20,6 +20,8 @@ from typing import Any
 
 from omnicupy import parallel as several
 from omnicupy.parallel import Plan, plan
+from omnicupy.parallel.overlap import steps_of
+from omnicupy.parallel.prediction import Heads
 from omnicupy.tools.bench.records import Record
 from omnicupy.tools.bench.timing import FLUSH_BYTES
 from omnicupy.tools.workloads.workload import Workload, by_name
@@ -77,10 +79,11 @@ def parallel(record: Record, say: Say) -> None:
 
 @dataclass
 class _Figures:
-    """Milliseconds: of one device with everything, of all ranks together, and of the parts of that."""
+    """Milliseconds: one device with everything, all ranks with and without overlap, and the parts of the latter."""
 
     alone: float
     whole: float
+    behind: float
     exchange: float
     launch: float
 
@@ -120,6 +123,8 @@ class Problem:
                     "one device, ms": round(found.alone, 4),
                     "all ranks, ms": round(found.whole, 4),
                     "efficiency": round(found.alone / found.whole / self.ranks, 3),
+                    "without overlap, ms": round(found.behind, 4),
+                    "overlap": self._overlap(made),
                     "exchange alone, ms": round(found.exchange, 4),
                     "slowest launch alone, ms": round(found.launch, 4),
                     "received, MB": round(self._received(made) / 1e6, 2),
@@ -129,6 +134,11 @@ class Problem:
                 record.add(workload=workload, system="omnicupy", figures=figures, **{"pass": "forward"})
                 if is_first():
                     say(f"{workload}: {', '.join(f'{name} {value}' for name, value in figures.items())}")
+
+    def _overlap(self, made: Plan) -> str:
+        """What overlaps on this rank, of which one writes the record."""
+        asked = None if self.device.type == "cuda" else False
+        return str(steps_of(made, self.rank, 0, self.workload.batch, Heads(*self.workload.sizes), asked))
 
     def _received(self, made: Plan) -> int:
         """Bytes of K and V that the rank which receives most gets, of all batch elements."""
@@ -162,32 +172,39 @@ class Problem:
         return {"largest difference": shown, "right": worst <= CLOSE, "same bits": differs == 0}
 
     def _figures(self, made: Plan, backward: bool) -> _Figures:
-        import torch
-
-        from omnicupy.parallel import distributed
         from omnicupy.parallel.ranks import ranks_of
+        from omnicupy.parallel.trip import Trip, own_copied, sides
 
         shared, on_one = _calls()
         dout, q, k, v = self._own(made)
-        trip = distributed._Trip(made.exchange(self.rank), ranks_of(None), made._found, 60.0)
+        trip = Trip(made, ranks_of(None), 0, 60.0, hides=False)
         local = made.local(self.rank)
 
         def exchanged(k: Any, v: Any) -> Any:
-            return distributed._Exchanged.apply(k, v, trip) if made.travels() else (k, v)
+            if not made.travels():
+                return [k, v]
+            buffer, pending = trip.there((k, v), slice(None), trip.own)
+            own_copied(buffer, (k, v), slice(None), 0, trip.own)
+            pending.wait()
+            return sides(buffer)
 
-        def way(k: Any, v: Any) -> None:
-            keys, values = exchanged(k, v)
+        def way() -> None:
+            found = exchanged(k, v)
             if backward and made.travels():
-                torch.autograd.backward([keys, values], [keys.detach(), values.detach()])
+                returned, pending = trip.back(found, trip.own)
+                pending.wait()
+                for side, one in enumerate(found):
+                    trip.add(one[:, :, : trip.own], returned[:, side])
 
-        keys, values = (one.detach() for one in exchanged(k, v))
+        keys, values = exchanged(k, v)
         run = forward_and_backward if backward else forward
         empty: Callable[[], Any] = lambda: None  # noqa: E731 - a rank without rows
         launch = run(lambda *x: on_one(*x, local), [q, keys, values], dout) if local is not None else empty
         return _Figures(
             self.time(run(lambda *x: on_one(*x, self.mask), self.arrays, self.dout)),
             self.time(run(lambda *x: shared(*x, made), [q, k, v], dout)),
-            self.time(lambda: way(*(one.detach().requires_grad_(backward) for one in (k, v)))),
+            self.time(run(lambda *x: shared(*x, made, overlap=False), [q, k, v], dout)),
+            self.time(way),
             self.time(launch),
         )
 

@@ -130,7 +130,8 @@ def all_gathered(made: Plan, work: NDArray[np.int64]) -> float:
     nodes = -(-made.ranks // setting.node)
     near = tokens * (made.ranks - 1) / made.ranks * token / speeds.near
     far = tokens * (nodes - 1) / nodes / setting.node * token / speeds.far
-    exchange = max(near, far) + (speeds.far_s if nodes > 1 else speeds.near_s)
+    wait = speeds.far_s if nodes > 1 else speeds.near_s
+    exchange = max(near, far) + (wait if made.ranks > 1 else 0.0)
     before = np.append(0.0, np.cumsum(work))
     pairs = pairs_of((np.arange(len(before)), before), made.rows)
     slowest = speeds.launch_s + exchange + float(setting.work_s(pairs).max())

@@ -10,6 +10,8 @@ from omnicupy.masks.picture import checked_file
 from omnicupy.parallel import Plan
 from omnicupy.parallel import plan as make_plan
 from omnicupy.parallel.make import NAMES
+from omnicupy.parallel.overlap import steps_of
+from omnicupy.parallel.statistics import MOST_SHOWN
 from omnicupy.tools.cli.console import JSON, print_json, say
 from omnicupy.tools.cli.options import MASK, problem_options, sizes
 
@@ -26,7 +28,7 @@ from omnicupy.tools.cli.options import MASK, problem_options, sizes
 def plan(text: str, ranks: int, node: int, png: str | None, as_json: bool, **options: Any) -> None:
     """Share a mask among ranks: who owns which rows, what travels, and what it should cost.
 
-    Shows each assignment and the one that is predicted fastest. Needs no GPU; the speeds are nominal.
+    Shows each assignment and the one that is predicted fastest, without overlap; and what overlaps. Needs no GPU.
     """
     picture = checked_file(png) if png else None
     workload = problem_options(text, options)
@@ -42,9 +44,20 @@ def plan(text: str, ranks: int, node: int, png: str | None, as_json: bool, **opt
         for name, one in plans.items():
             click.echo(_row(name, one))
         click.echo(str(chosen))
+        for steps, of in _overlaps(chosen, workload.batch).items():
+            click.echo(f"overlap of rank {of}: {steps}")
     if picture:
         chosen.plot(picture)
         say(f"saved {picture}")
+
+
+def _overlaps(plan: Plan, batch: int) -> dict[str, str]:
+    """What ranks compute while keys travel, and which ranks do."""
+    found: dict[str, list[int]] = {}
+    for rank in range(min(plan.ranks, MOST_SHOWN)):
+        steps = steps_of(plan, rank, 0, batch, plan.setting.heads, None)
+        found.setdefault(str(steps), []).append(rank)
+    return {steps: ", ".join(map(str, of)) for steps, of in found.items()}
 
 
 def _row(name: str, plan: Plan) -> str:

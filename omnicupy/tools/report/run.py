@@ -45,7 +45,7 @@ BLOCKS: dict[str, Callable[[Library], str]] = {
     "presets": tables.figures("presets"),
     "scaling": tables.figures("scaling"),
     "sharing": tables.sharing,
-    "parallel": tables.figures("parallel"),
+    "parallel": tables.figures("parallel", "parallel-flex"),
     "counters": tables.figures("counters"),
     "bounds": tables.bounds,
     "ceilings": studies.ceilings,

@@ -22,7 +22,7 @@ def test_it_prints_every_assignment_and_the_plan() -> None:
     assert found.exit_code == 0, found.output
     workload = NAMED["W1"]
     made = plan(workload.mask(), 8, heads=(workload.q_heads, workload.kv_heads, workload.head_dim))
-    assert found.stdout.endswith(f"{made}\n")
+    assert f"\n{made}\noverlap of rank 0, 1, 2, 3, 4, 5, 6, 7: heads " in found.stdout
     assert [line.split()[0] for line in found.stdout.splitlines()[1:5]] == [
         "contiguous",
         "zigzag",
