@@ -13,7 +13,7 @@ struct Strides {
   i64 batch, head, token;
 };
 
-// A tensor of 16-bit elements, (batch, heads, tokens, head_dim).
+// A tensor of 16-bit elements, (batch, heads, tokens, columns).
 struct Tensor {
   void const* data;
   Strides const& strides;
@@ -44,9 +44,9 @@ struct BlockLists {
 struct ForwardParams {
   void const* q;  // (batch, q_heads, q_len, head_dim)
   void const* k;  // (batch, kv_heads, k_len, head_dim)
-  void const* v;
-  void* out;   // as q
-  float* lse;  // (batch, q_heads, q_len), contiguous; null when not wanted
+  void const* v;  // (batch, kv_heads, k_len, value_dim)
+  void* out;      // (batch, q_heads, q_len, value_dim)
+  float* lse;     // (batch, q_heads, q_len), contiguous; null when not wanted
 
   BlockLists lists;
 
@@ -69,10 +69,17 @@ struct ForwardParams {
 
   float const* sink_logits;  // (q_heads,): one more logit of each row of a head, without a value; null for none
   float tanh_scale;          // where scores are capped: scale / softcap
+  int value_dim;             // columns of v and out
 
   __device__ __forceinline__ Tensor query() const { return Tensor{q, q_strides}; }
   __device__ __forceinline__ Tensor key() const { return Tensor{k, k_strides}; }
   __device__ __forceinline__ Tensor value() const { return Tensor{v, v_strides}; }
+
+  // Columns of v and out. Kernels whose values are as wide as keys take tensors of one width alone, and read one number.
+  template <class Cfg>
+  __device__ __forceinline__ int value_columns() const {
+    return Cfg::kValueDim == Cfg::kHeadDim ? head_dim : value_dim;
+  }
 };
 
 }  // namespace omni

@@ -55,6 +55,7 @@ def _fields() -> list[tuple[str, str, tuple[int, ...]]]:
         *((name, "<i4", ()) for name in _PACKED),
         ("sink_logits", "<u8", ()),
         ("tanh_scale", "<f4", ()),
+        ("value_dim", "<i4", ()),
     ]
 
 
