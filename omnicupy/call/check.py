@@ -152,14 +152,16 @@ def _check_shapes(q: Any, k: Any, v: Any, dtype: str) -> Problem:
         raise ValueError(f"k must have the batch size of q ({batch}), got {k_batch}; k.shape is {k.shape}")
     if k_dim != head_dim:
         raise ValueError(f"k must have the head_dim of q ({head_dim}), got {k_dim}; k.shape is {k.shape}")
-    if v.shape != k.shape:
-        raise ValueError(f"v must have the shape of k {k.shape}, got {v.shape}")
+    if v.shape[:3] != k.shape[:3]:
+        raise ValueError(
+            f"v must have the batch, heads and tokens of k {k.shape[:3]}, got {v.shape[:3]}; v.shape is {v.shape}"
+        )
     if q_heads % kv_heads:
         raise ValueError(
             f"q must have a multiple of the heads of k ({kv_heads}), got {q_heads}; query head h reads "
             "key head h // (q heads / k heads)"
         )
-    return Problem(batch, q_heads, kv_heads, q_len, k_len, head_dim, dtype)
+    return Problem(batch, q_heads, kv_heads, q_len, k_len, head_dim, dtype, value_dim=v.shape[3])
 
 
 def _check_head_dim(head_dim: int) -> None:

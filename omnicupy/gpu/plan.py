@@ -70,7 +70,7 @@ class Plan:
         self._offset = PARAMS[spec.kernel].fields["q"][1]  # type: ignore[index]
         self._sink_at = PARAMS[spec.kernel].fields["sink_logits"][1]  # type: ignore[index]
         self._out = (0, 0) if launched.out is None else _byte_range(launched.out)
-        self.shape = (problem.batch, problem.q_heads, problem.q_len, problem.head_dim)
+        self.shape = (problem.batch, problem.q_heads, problem.q_len, problem.value_dim)
         self.dtype = next(dtype for dtype, name in DTYPE_NAMES.items() if name == problem.dtype)
         self._near = () if launched.out is None else _forbidden_distances(launched.layouts, launched.out)
 

@@ -214,6 +214,11 @@ class AttnSpec:
         return -(-self.value_dim // self.out_columns)
 
     @property
+    def mean_columns(self) -> int:
+        """The mean of both widths: the work of a pair of query and key is four times as many operations."""
+        return (self.head_dim + self.value_dim) // 2
+
+    @property
     def threads(self) -> int:
         """Threads of one thread block."""
         return NAIVE_THREADS if self.kernel == "naive" else 32 * self.warps

@@ -65,10 +65,10 @@ def attention64(
 ) -> tuple[Array, Array]:
     """Attention in float64 on the exact inputs.
 
-    q: (B, Hq, Sq, D), k and v: (B, Hkv, Skv, D), of any supported dtype. mask: one Mask, or one per batch
+    q: (B, Hq, Sq, D), k: (B, Hkv, Skv, D), v: (B, Hkv, Skv, Dv), of any supported dtype. mask: one Mask, or one per batch
     element. scale: None is 1/sqrt(D). sink_logits: (Hq,) or None. softcap: None caps nothing. Keys and values that some
     row sees must be finite.
-    Returns out (B, Hq, Sq, D) and lse (B, Hq, Sq), float64; 0 and -inf for a row that sees no key.
+    Returns out (B, Hq, Sq, Dv) and lse (B, Hq, Sq), float64; 0 and -inf for a row that sees no key.
     """
     changes = ScoreChanges(sink_logits, softcap)
     return _attention(q, k, v, mask, scale, changes, dtype=np.dtype(np.float64), rounding=lambda one: one)
@@ -116,7 +116,7 @@ def _attention(
 ) -> tuple[Array, Array]:
     xp = module_of(q)
     factor = scale_of(scale, q.shape[3], DTYPE_NAMES[np.dtype(q.dtype)])
-    out = xp.empty(q.shape, dtype)
+    out = xp.empty((*q.shape[:3], v.shape[3]), dtype)
     lse = xp.empty(q.shape[:3], dtype)
     q_len, k_len = q.shape[2], k.shape[2]
     group = q.shape[1] // k.shape[1]

@@ -27,7 +27,8 @@ SINKS = (float("-inf"), 0.0, 30.0, 2.0, 1e4, -3.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One comparison: q (batch, q_heads, q_len, head_dim) with k and v (batch, kv_heads, k_len, head_dim).
+    """One comparison: q (batch, q_heads, q_len, head_dim) with k and v (batch, kv_heads, k_len, head_dim), or v of
+    value_dim columns, 0 for head_dim.
 
     group: the line of the report it counts for.  mask: one of case_masks.MASK_KINDS.  options:
     "poison": some keys are dead, their K and V are NaN and Inf;  "bshd": the arrays are (batch, tokens,
@@ -55,6 +56,7 @@ class Case:
     softcap: float | None = None
     factor: int = 1
     sinks: bool = False
+    value_dim: int = 0
 
     def __post_init__(self) -> None:
         if self.mask not in MASK_KINDS:
@@ -67,7 +69,8 @@ class Case:
     @property
     def id(self) -> str:
         """Stable and unique: every field but the group."""
-        parts = [f"d{self.head_dim}", SHORT[self.dtype], self.mask, f"q{self.q_len}k{self.k_len}"]
+        widths = f"d{self.head_dim}" + (f"v{self.value_dim}" if self.value_dim else "")
+        parts = [widths, SHORT[self.dtype], self.mask, f"q{self.q_len}k{self.k_len}"]
         parts.append(f"h{self.q_heads}g{self.q_heads // self.kv_heads}")
         if self.batch > 1:
             parts.append(f"b{self.batch}")
@@ -83,7 +86,12 @@ class Case:
     @property
     def work(self) -> int:
         """Multiply-adds of the two products over all pairs: what a reference costs."""
-        return 2 * self.batch * self.q_heads * self.q_len * self.k_len * self.head_dim
+        return self.batch * self.q_heads * self.q_len * self.k_len * (self.head_dim + self.value_columns)
+
+    @property
+    def value_columns(self) -> int:
+        """Columns of v and out."""
+        return self.value_dim or self.head_dim
 
     def generator(self, purpose: str) -> np.random.Generator:
         """Random numbers that depend on the case and on what they are for."""
