@@ -3,8 +3,8 @@
 #include "omni/sm80/forward_tiled.cuh"
 
 using Cfg = omni::Sm80Config<
-    OMNI_HEAD_DIM, OMNI_VALUE_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_SHARE_KV, OMNI_SWIZZLE, OMNI_BF16,
-    OMNI_SOFTCAP>;
+    OMNI_HEAD_DIM, OMNI_VALUE_DIM, OMNI_OUT_COLUMNS, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_SHARE_KV,
+    OMNI_SWIZZLE, OMNI_BF16, OMNI_SOFTCAP>;
 static_assert(sizeof(omni::ForwardParams) == OMNI_PARAMS_BYTES, "params.py and params.cuh disagree");
 
 template <class Config>

@@ -5,8 +5,8 @@
 #include "omni/sm90/forward/producer.cuh"
 
 using Cfg = omni::Sm90Config<
-    OMNI_HEAD_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_Q_SLOTS, OMNI_PING_PONG, OMNI_PACK, OMNI_BF16,
-    OMNI_SOFTCAP, OMNI_CACHED>;
+    OMNI_HEAD_DIM, OMNI_VALUE_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_Q_SLOTS, OMNI_PING_PONG, OMNI_PACK,
+    OMNI_BF16, OMNI_SOFTCAP, OMNI_CACHED>;
 static_assert(sizeof(omni::ForwardParamsSm90) == OMNI_PARAMS_BYTES, "params.py and sm90/forward/config.cuh disagree");
 using Smem = omni::ForwardSmem<Cfg>;
 static_assert(sizeof(Smem) <= OMNI_SMEM_BYTES, "spec.py and sm90/forward/smem.cuh disagree");

@@ -9,12 +9,18 @@
 namespace omni {
 
 constexpr int kHeadDim = OMNI_HEAD_DIM;
+constexpr int kValueDim = OMNI_VALUE_DIM;
 constexpr int kBr = OMNI_BR;
 constexpr int kBc = OMNI_BC;
 constexpr bool kBf16 = OMNI_BF16;
 constexpr bool kSoftcap = OMNI_SOFTCAP;
 constexpr int kThreads = 128;
-constexpr int kOwned = (kHeadDim + kThreads - 1) / kThreads;  // columns of O a thread owns
+constexpr int kOwned = (kValueDim + kThreads - 1) / kThreads;  // columns of O a thread owns
+
+// Columns of v and out.
+__device__ __forceinline__ int value_columns(ForwardParams const& p) {
+  return kValueDim == kHeadDim ? p.head_dim : p.value_dim;
+}
 
 // q inside [start, start + count), in one unsigned comparison.
 __device__ __forceinline__ bool in_span(int q, int start, int count) {
@@ -92,7 +98,7 @@ __device__ __forceinline__ void add_tile(
 #pragma unroll
     for (int i = 0; i < kOwned; ++i) {
       int const d = i * kThreads + threadIdx.x;
-      if (d < p.head_dim) row.out[i] += weight * load16(g_v, c * p.v_strides.token + d);
+      if (d < value_columns(p)) row.out[i] += weight * load16(g_v, c * p.v_strides.token + d);
     }
   }
   row.sum = row.sum * correction + sum;
@@ -107,7 +113,7 @@ __device__ __forceinline__ void store_row(ForwardParams const& p, Row const& row
 #pragma unroll
   for (int i = 0; i < kOwned; ++i) {
     int const d = i * kThreads + threadIdx.x;
-    if (d < p.head_dim) g_out[d] = static_cast<unsigned short>(pack_pair<kBf16>(row.out[i] * inverse, 0.f));
+    if (d < value_columns(p)) g_out[d] = static_cast<unsigned short>(pack_pair<kBf16>(row.out[i] * inverse, 0.f));
   }
   if (p.lse != nullptr && threadIdx.x == 0) {
     float const lse = log_sum(row.row_max, row.sum, p.scale, p.scale_log2);

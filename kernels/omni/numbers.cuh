@@ -6,7 +6,7 @@
 
 namespace omni {
 
-// Up to this head_dim the weights P go into O += P V as two 16-bit numbers, rounded value and rest: the error of so
+// Up to so many columns of values the weights P go into O += P V as two 16-bit numbers, rounded value and rest: the error of so
 // short a row is a matter of luck otherwise, and the second product costs little.
 constexpr int kSplitWeightsDim = 32;
 

@@ -41,7 +41,7 @@ struct OutputPlace {
 };
 
 // The normalised output and its lse. softmax: finished.
-template <bool kBf16, class Out>
+template <class Cfg, class Out>
 __device__ __forceinline__ void store_output(
     ForwardParams const& p, OutputPlace const& at, Out const& out, OnlineSoftmax<Out::kTilesM> const& softmax) {
   unsigned char* const g_out = static_cast<unsigned char*>(p.out) +
@@ -53,10 +53,10 @@ __device__ __forceinline__ void store_output(
     for (int h = 0; h < 2; ++h) {
       int const q = at.row0 + Out::row(m, h);
       bool const write = q < p.q_len;
-      int const columns = write ? p.head_dim - at.column0 : 0;
+      int const columns = write ? p.value_columns<Cfg>() - at.column0 : 0;
       float const inverse = p.sink_logits == nullptr ? softmax.inverse(m, h)
                                                      : softmax.inverse_with(sink_log2(p, at.head), m, h, p.scale_log2);
-      store_row<kBf16>(out, m, h, inverse, g_out + 2 * q * p.out_strides.token, columns);
+      store_row<Cfg::kBf16>(out, m, h, inverse, g_out + 2 * q * p.out_strides.token, columns);
       if (write && p.lse != nullptr && at.column0 == 0 && lane_id() % 4 == 0) {
         p.lse[lse0 + q] = softmax.lse(m, h, p.scale, p.scale_log2);
       }

@@ -27,6 +27,7 @@ FITTED = ("pair_ps", "partial_ps", "causal_ps", "skipped_ps", "item_us", "launch
 class Ceiling:
     """The speeds of a kernel at a head_dim (the kernel's) and a number of query rows in a tile, on one multiprocessor.
 
+    head_dim: where values have another width, the mean of both (AttnSpec.mean_columns): so much work a pair is.
     pair_ps: picoseconds a pair of a full tile.  partial_ps, causal_ps: what a pair of such a tile takes longer.
     skipped_ps: what a pair takes whose warpgroup gives the tile back unread; such a pair counts for nothing else.
     item_us: microseconds a work item takes beside its tiles.  launch_us: of each call.  megabyte_us: of a megabyte of

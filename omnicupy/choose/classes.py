@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from omnicupy.call.problem import Problem
-from omnicupy.jit.spec import round_up
+from omnicupy.jit.widths import kernel_widths
 from omnicupy.masks.constructors import causal
 from omnicupy.masks.mask import Mask
 
@@ -60,15 +60,15 @@ def class_of(
 ) -> ProblemClass:
     """The class of a pass of a call's problem; O(k_len) for masks held as intervals.
 
-    passed, deterministic: as in ProblemClass.
+    passed, deterministic: as in ProblemClass.  Raises UnsupportedError for widths that no kernel serves.
     """
-    head_dim = round_up(problem.head_dim, 16)
+    head_dim, value_dim = kernel_widths(problem.head_dim, problem.value_dim)
     return ProblemClass(
         problem.dtype,
         head_dim,
         mask_class(masks),
         shape_class(problem, sm_count),
-        value_dim=head_dim,
+        value_dim=value_dim,
         passed=passed,
         deterministic=deterministic,
         softcap=problem.softcap,

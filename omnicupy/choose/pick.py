@@ -14,7 +14,8 @@ from omnicupy.choose.capped import capped
 from omnicupy.choose.ceilings import TileCost
 from omnicupy.choose.table import Row
 from omnicupy.errors import UnsupportedError
-from omnicupy.jit.spec import AttnSpec, round_up
+from omnicupy.jit.spec import AttnSpec
+from omnicupy.jit.widths import kernel_widths
 from omnicupy.masks.mask import Mask
 
 FEW_ROWS = 64  # query rows that a small tile holds
@@ -40,7 +41,7 @@ def pick(
     mappable: a tensor map can hold q, k and v, as kernel sm90 needs; where not, kernel sm80 serves.  split: keys of a
     part; unless it is None, neither the batch nor the device's size nor the masks decide, and rows have one choice.
 
-    Raises UnsupportedError when no row serves the architecture, dtype and head_dim.
+    Raises UnsupportedError when no row serves the architecture, dtype and widths.
     """
     spec = _pick(arch, problem, masks, sm_count, mappable, split)
     return capped(spec) if problem.softcap else spec
@@ -50,35 +51,35 @@ def _pick(
     arch: str, problem: Problem, masks: Sequence[Mask], sm_count: int, mappable: bool, split: int | None
 ) -> AttnSpec:
     """The same where scores are not capped."""
-    head_dim = round_up(problem.head_dim, 16)
+    widths = kernel_widths(problem.head_dim, problem.value_dim)
     rows = [
         row
         for row in table.TABLE
-        if row.serves(arch, problem.dtype, head_dim) and (mappable or row.kernel != "sm90")
+        if row.serves(arch, problem.dtype, *widths) and (mappable or row.kernel != "sm90")
     ]
     share = problem.q_heads * problem.batch / len(masks) / sm_count
     of_any = [row for row in rows if row.shape == "any"]
-    large = _cheapest(of_any if split is None else of_any[:1], head_dim, masks, share)
+    large = _cheapest(of_any if split is None else of_any[:1], max(widths), masks, share)
     if large is None:
         raise UnsupportedError(
             f"no kernel serves {problem.dtype} with head_dim {problem.head_dim} on {arch}; cast q, k and v"
         )
-    spec = large.spec(arch, problem.dtype, head_dim)
+    spec = large.spec(arch, problem.dtype, *widths)
     few = problem.q_len <= FEW_ROWS
     if not few and (split is not None or not _is_small(problem, spec, sm_count)):
         return spec
     shapes = ("shared", "small") if few else ("small",)
-    small = (row.spec(arch, problem.dtype, head_dim) for row in rows if row.shape in shapes)
+    small = (row.spec(arch, problem.dtype, *widths) for row in rows if row.shape in shapes)
     found = next((one for one in small if problem.group % one.heads == 0), spec)
-    packed = (row.spec(arch, problem.dtype, head_dim) for row in rows if row.shape == "packed" and few)
+    packed = (row.spec(arch, problem.dtype, *widths) for row in rows if row.shape == "packed" and few)
     return next((one for one in packed if _fewer_rows(one, found, problem)), found)
 
 
-def _cheapest(rows: Sequence[Row], head_dim: int, masks: Sequence[Mask], share: float) -> Row | None:
+def _cheapest(rows: Sequence[Row], columns: int, masks: Sequence[Mask], share: float) -> Row | None:
     """The first row, or of the rows that compete with it the one under which the call takes least. None of none.
 
     The masks are cut for a row only if that could save WORTH_A_CUT of the time: a cut takes longer than the rest of the
-    choice.  share: heads that a multiprocessor works on, for each mask.
+    choice.  columns: of the wider of keys and values.  share: heads that a multiprocessor works on, for each mask.
     """
     competing = list(takewhile(lambda row: row.competes, rows))
     if len(competing) < 2:
@@ -87,7 +88,7 @@ def _cheapest(rows: Sequence[Row], head_dim: int, masks: Sequence[Mask], share: 
     def time(cost: TileCost) -> float:
         return prediction.tile_us(cost, [mask.blocks(cost.br, cost.bc) for mask in masks], share)
 
-    costs = [ceilings.tile_cost(row.kernel, head_dim, row.br, row.bc) for row in competing]
+    costs = [ceilings.tile_cost(row.kernel, columns, row.br, row.bc) for row in competing]
     best, shortest = competing[0], time(costs[0])
     for row, cost in zip(competing[1:], costs[1:], strict=True):
         if (

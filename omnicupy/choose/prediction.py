@@ -106,7 +106,7 @@ def _within(before: NDArray[np.int64], amounts: FloatArray, parts: Schedule) -> 
 def operand_bytes(problem: Problem) -> int:
     """Of q, k, v and the result together, in the dtypes that kernels have."""
     rows = problem.q_heads * problem.q_len + problem.kv_heads * problem.k_len
-    return 2 * ELEMENT_BYTES * problem.batch * rows * problem.head_dim
+    return ELEMENT_BYTES * problem.batch * rows * (problem.head_dim + problem.value_dim)
 
 
 def _in_sections(order: NDArray[np.int64], heads: int, section: int) -> NDArray[np.int64]:

@@ -57,10 +57,11 @@ class _Choices:
         for row in rows:
             machine, problem_class = Machine(**row["machine"]), ProblemClass(**row["problem"])
             choice = _Choice(_spec_of(problem_class, row["spec"]), row["digest"])
-            if (choice.spec.dtype, choice.spec.head_dim) != (problem_class.dtype, problem_class.head_dim):
-                raise ValueError(f"the spec {choice.spec} is not for {problem_class}")
-            if choice.spec.softcap != problem_class.softcap:
-                raise ValueError(f"the spec {choice.spec} is not for {problem_class}")
+            spec = choice.spec
+            made_for = (spec.dtype, spec.head_dim, getattr(spec, "value_dim", spec.head_dim), spec.softcap)
+            of = problem_class
+            if made_for != (of.dtype, of.head_dim, of.value_dim, of.softcap):
+                raise ValueError(f"the spec {spec} is not for {of}")
             self.of.setdefault((machine.device, problem_class), {})[machine] = choice
         self.columns = {(of.dtype, of.head_dim, of.passed, of.deterministic) for _, of in self.of}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 from omnicupy.jit.archs import ARCHES
 from omnicupy.jit.spec import DTYPES, MAX_HEAD_DIM, PACKED_ROWS, AttnSpec
@@ -15,11 +16,12 @@ HOPPER = ("sm_90",)
 class Row:
     """One line of the table: when it serves, and with which tile.
 
-    head_dims: (least, greatest) kernel head_dim, both included.  shape: "any", or "small" for few query rows
-    and for problems whose "any" row would leave multiprocessors without work, or "shared" for few query rows of groups
-    whose heads fill tiles, or "packed" for few query rows where packing a group's heads into tiles leaves fewer of
-    them.  competes: neighbours that do compete for the same calls, and the mask decides by what the
-    tiles cost (ceilings.tile_cost).  The rest: as in AttnSpec.
+    head_dims: (least, greatest) kernel head_dim, both included.  value_dim: the kernel's; None for values as wide as
+    keys, and for others by the wider of both: what fits that fits the narrower, too.  shape: "any", or "small" for few
+    query rows and for problems whose "any" row would leave multiprocessors without work, or "shared" for few query rows
+    of groups whose heads fill tiles, or "packed" for few query rows where packing a group's heads into tiles leaves
+    fewer of them.  competes: neighbours that do compete for the same calls, and the mask decides by what the tiles cost
+    (ceilings.tile_cost).  The rest: as in AttnSpec.
     """
 
     head_dims: tuple[int, int]
@@ -33,11 +35,14 @@ class Row:
     competes: bool = False
     ping_pong: bool = True
     pack: bool = False
+    value_dim: int | None = None
     archs: tuple[str, ...] = ARCHES
     dtypes: tuple[str, ...] = DTYPES
 
-    def spec(self, arch: str, dtype: str, head_dim: int) -> AttnSpec:
-        """The variant for an architecture, dtype and kernel head_dim. Raises ValueError if it is illegal."""
+    def spec(self, arch: str, dtype: str, head_dim: int, value_dim: int | None = None) -> AttnSpec:
+        """The variant for an architecture, dtype and kernel widths, None for values as wide as keys. Raises ValueError
+        if it is illegal.
+        """
         return AttnSpec(
             arch="sm_90a" if self.kernel == "sm90" else arch,
             kernel=self.kernel,
@@ -50,12 +55,24 @@ class Row:
             share_kv=self.share_kv,
             ping_pong=self.ping_pong,
             pack=self.pack,
+            value_dim=value_dim or head_dim,
         )
 
-    def serves(self, arch: str, dtype: str, head_dim: int) -> bool:
-        """True when the row is for this architecture, dtype and kernel head_dim."""
+    def serves(self, arch: str, dtype: str, head_dim: int, value_dim: int | None = None) -> bool:
+        """True when the row is for this architecture, dtype and kernel widths, None for values as wide as keys."""
         least, greatest = self.head_dims
-        return least <= head_dim <= greatest and arch in self.archs and dtype in self.dtypes
+        columns = head_dim if self.value_dim is not None else max(head_dim, value_dim or 0)
+        widths = least <= columns <= greatest and self.value_dim in (None, value_dim)
+        return widths and arch in self.archs and dtype in self.dtypes
+
+    def widths(self, every: bool) -> Iterator[tuple[int, int]]:
+        """Kernel widths of keys and values that it is verified with: its greatest, or every one where it serves values
+        as wide as keys; and the PAIRS that it serves.
+        """
+        least, greatest = self.head_dims
+        if self.value_dim is None:
+            yield from ((each, each) for each in range(least if every else greatest, greatest + 1, 16))
+        yield from (pair for pair in PAIRS if self.serves(self.archs[0], self.dtypes[0], *pair))
 
 
 def _packed(head_dims: tuple[int, int], bc: int, stages: int) -> Row:
@@ -124,6 +141,7 @@ TABLE = (
         competes=True,
         archs=HOPPER,
     ),
+    Row(kernel="sm90", head_dims=(192, 192), value_dim=128, br=128, bc=128, stages=2, warps=12, archs=HOPPER),
     Row(kernel="sm90", head_dims=(144, 192), br=128, bc=96, stages=2, warps=12, archs=HOPPER),
     Row(kernel="sm90", head_dims=(208, 256), br=128, bc=64, stages=2, warps=12, archs=HOPPER),
     Row(head_dims=(16, 128), shape="small", br=64, bc=64),
@@ -131,33 +149,33 @@ TABLE = (
     Row(head_dims=(16, 64), br=128, bc=64),
     Row(head_dims=(80, 128), br=128, bc=64, archs=HOPPER),
     Row(head_dims=(80, 128), br=128, bc=64, warps=8),  # 32 rows a warp spill on the others
+    Row(head_dims=(192, 192), value_dim=128, shape="small", br=64, bc=64),
+    Row(head_dims=(192, 192), value_dim=128, br=128, bc=64, warps=8),
     Row(head_dims=(144, 256), br=64, bc=64),
     Row(head_dims=(272, MAX_HEAD_DIM), br=64, bc=64, stages=2, archs=HOPPER),
     Row(head_dims=(272, MAX_HEAD_DIM), br=64, bc=32, stages=2),
 )
 
+# Widths of keys and values that rows name, as those of multi-head latent attention.
+PAIRS = tuple(dict.fromkeys((row.head_dims[1], row.value_dim) for row in TABLE if row.value_dim is not None))
+
 
 def rows() -> Iterator[AttnSpec]:
-    """The variant of each row, architecture and dtype, at the row's greatest head_dim: the tests' list."""
-    seen = set()
-    for row in TABLE:
-        for arch in row.archs:
-            for dtype in row.dtypes:
-                spec = row.spec(arch, dtype, row.head_dims[1])
-                if spec not in seen:
-                    seen.add(spec)
-                    yield spec
+    """The variant of each row, architecture and dtype, at the row's greatest head_dim and at PAIRS: the tests' list."""
+    return _specs(every=False)
 
 
 def every_spec() -> Iterator[AttnSpec]:
-    """The full product of the table: each row at each head_dim, architecture and dtype that it serves."""
+    """The full product of the table: each row at each head_dim, architecture and dtype that it serves, and at PAIRS."""
+    return _specs(every=True)
+
+
+def _specs(every: bool) -> Iterator[AttnSpec]:
     seen: set[AttnSpec] = set()
     for row in TABLE:
-        least, greatest = row.head_dims
-        for head_dim in range(least, greatest + 1, 16):
-            for arch in row.archs:
-                for dtype in row.dtypes:
-                    spec = row.spec(arch, dtype, head_dim)
-                    if spec not in seen:
-                        seen.add(spec)
-                        yield spec
+        for widths in row.widths(every):
+            for arch, dtype in product(row.archs, row.dtypes):
+                spec = row.spec(arch, dtype, *widths)
+                if spec not in seen:
+                    seen.add(spec)
+                    yield spec

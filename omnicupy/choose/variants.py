@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 
 from omnicupy.jit.backward_kernel import MAKES_ALL, WIDE_HEAD_DIM, TileShape
 from omnicupy.jit.backward_spec import BackwardSpec
-from omnicupy.jit.spec import MAX_ONE_PIECE, AttnSpec, round_up
+from omnicupy.jit.spec import MAX_ONE_PIECE, AttnSpec
+from omnicupy.jit.widths import kernel_widths
 
 _WORDS = re.compile(
     r"(?P<kernel>\w+)-(?P<br>\d+)x(?P<bc>\d+)-s(?P<stages>\d)-w(?P<warps>\d+)(?P<flags>(-\w+)*)"
@@ -25,16 +26,24 @@ STAGES = (1, 2, 3, 4)
 BACKWARD_STAGES = (*STAGES, 6, 8)  # the kernel of dQ has up to eight of few keys
 
 
-def parse(text: str, arch: str, dtype: str, head_dim: int) -> AttnSpec:
-    """The spec that a word names, for tensors of `head_dim` columns.
+def parse(text: str, arch: str, dtype: str, head_dim: int, value_dim: int | None = None) -> AttnSpec:
+    """The spec that a word names, for tensors of `head_dim` columns, and values of `value_dim`, None for as many.
 
-    Raises ValueError for a word of another form, and for a tile that is illegal or does not fit.
+    Raises ValueError for a word of another form, and for a tile that is illegal or does not fit, UnsupportedError for
+    widths that no kernel serves.
     """
-    padded = round_up(head_dim, 16)
+    columns, of_values = kernel_widths(head_dim, value_dim or head_dim)
     if text in ("naive", "naive-softcap"):
         softcap = text != "naive"
         return AttnSpec(
-            arch=arch, kernel="naive", dtype=dtype, head_dim=padded, br=64, bc=64, softcap=softcap
+            arch=arch,
+            kernel="naive",
+            dtype=dtype,
+            head_dim=columns,
+            br=64,
+            bc=64,
+            softcap=softcap,
+            value_dim=of_values,
         )
     found = _WORDS.fullmatch(text)
     flags = set(found["flags"].split("-")[1:]) if found else set()
@@ -47,7 +56,7 @@ def parse(text: str, arch: str, dtype: str, head_dim: int) -> AttnSpec:
         arch=_target(arch, found["kernel"]),
         kernel=found["kernel"],
         dtype=dtype,
-        head_dim=padded,
+        head_dim=columns,
         br=int(found["br"]),
         bc=int(found["bc"]),
         stages=int(found["stages"]),
@@ -57,6 +66,7 @@ def parse(text: str, arch: str, dtype: str, head_dim: int) -> AttnSpec:
         ping_pong="solo" not in flags,
         pack="packed" in flags,
         softcap="softcap" in flags,
+        value_dim=of_values,
     )
 
 
@@ -87,12 +97,14 @@ def every(
     *,
     plain: bool = False,
     group: int | None = None,
+    value_dim: int | None = None,
 ) -> Iterator[AttnSpec]:
     """All variants of a kernel that a tile search tries: legal ones that fit the architecture.
 
     group: query heads a head of keys; where given, also tiles that two or three of them share or all are packed into.
-    plain: also those without swizzle, for the study of bank conflicts.
+    plain: also those without swizzle, for the study of bank conflicts.  value_dim: columns of v, None for head_dim.
     """
+    columns, of_values = kernel_widths(head_dim, value_dim or head_dim)
     tiles, switches = _shapes(kernel, head_dim, plain, group)
     for (br, warps), bc, stages in product(tiles, WIDTHS, STAGES):
         for share_kv, swizzle, ping_pong, pack in switches:
@@ -103,7 +115,7 @@ def every(
                     arch=_target(arch, kernel),
                     kernel=kernel,
                     dtype=dtype,
-                    head_dim=round_up(head_dim, 16),
+                    head_dim=columns,
                     br=br,
                     bc=bc,
                     stages=stages,
@@ -112,6 +124,7 @@ def every(
                     swizzle=swizzle,
                     ping_pong=ping_pong,
                     pack=pack,
+                    value_dim=of_values,
                 )
             except ValueError:
                 continue

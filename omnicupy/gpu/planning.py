@@ -77,12 +77,14 @@ def struct_of(
     """
     q, k, v, out = arrays
     values = {**lists, **scores, **grid.packed}
-    out_strides = contiguous_strides(q.shape, q.dtype.itemsize) if out is None else out.strides
+    out_strides = (
+        contiguous_strides((*q.shape[:3], v.shape[3]), q.dtype.itemsize) if out is None else out.strides
+    )
     strides = {"q": q.strides, "k": k.strides, "v": v.strides, "out": out_strides}
     record = np.zeros(1, PARAMS[grid.spec.kernel])
     for name, of_array in strides.items():
         record[f"{name}_strides"] = [stride // ITEM_BYTES for stride in of_array[:3]]
-    for name in ("q_len", "k_len", "head_dim", "batch", "q_heads", "group"):
+    for name in ("q_len", "k_len", "head_dim", "value_dim", "batch", "q_heads", "group"):
         record[name] = getattr(grid.problem, name)
     for name in record.dtype.names or ():
         if name in values:  # a kernel's struct has what it reads

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from omnicupy.jit.archs import SMEM_LIMIT_BYTES
+from omnicupy.jit.field_types import make_flags, make_numbers
 
 KERNELS = ("naive", "sm80", "sm90")
 DTYPES = ("float16", "bfloat16")
@@ -22,7 +22,7 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def value_dim_of(head_dim: int) -> int:
+def out_columns_of(head_dim: int) -> int:
     """Columns of O (and V) one thread block owns: all of them up to 256, else an even share of at most 256."""
     pieces = -(-head_dim // MAX_ONE_PIECE)
     return round_up(-(-head_dim // pieces), 16)
@@ -65,6 +65,8 @@ class AttnSpec:
     pack: all query heads of a group are packed into the rows of a tile (kernel sm90 with br=64, warps=8): row r is
     token r // heads and head r % heads, as many tokens as fit 64 rows; groups above 64 heads take several tiles.
     softcap: scores are capped.
+    value_dim: columns of V and O in the kernel, a multiple of 16; None: as wide as keys, and value_dim is head_dim
+    then. Another width than head_dim needs both up to 256. Which widths tensors need: kernel_widths (widths.py).
 
     Raises TypeError for fields of other types, ValueError when the tile is illegal or does not fit the architecture's
     shared memory.
@@ -83,9 +85,13 @@ class AttnSpec:
     ping_pong: bool = True
     pack: bool = False
     softcap: bool = False
+    value_dim: int = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        self._check_types()
+        if self.value_dim is None:
+            object.__setattr__(self, "value_dim", self.head_dim)
+        make_numbers(self, ("head_dim", "br", "bc", "stages", "warps", "value_dim"))
+        make_flags(self, ("share_kv", "swizzle", "ping_pong", "pack", "softcap"))
         self._check_names()
         self._check_tile()
         if self.smem_bytes > (limit := SMEM_LIMIT_BYTES[self.arch]):
@@ -94,30 +100,6 @@ class AttnSpec:
                 f"config: the tile needs {self.smem_bytes} B of shared memory, {self.arch} has {limit} B a block; "
                 f"lower {rows}, bc={self.bc} or stages={self.stages}"
             )
-
-    def _check_types(self) -> None:
-        """Numbers become int and flags bool: what is only equal to one (2.0, 1 for True) would make another macro."""
-        for name in ("head_dim", "br", "bc", "stages", "warps"):
-            value = getattr(self, name)
-            try:
-                number = operator.index(value)
-            except TypeError:
-                number = None
-            if number is None or isinstance(value, bool):
-                raise TypeError(
-                    f"config: {name} must be an integer, got {type(value).__name__} {value!r}; pass a whole number"
-                )
-            object.__setattr__(self, name, number)
-        for name in ("share_kv", "swizzle", "ping_pong", "pack", "softcap"):
-            value = getattr(self, name)
-            if type(value).__name__ not in (
-                "bool",
-                "bool_",
-            ):  # NumPy's too, of which nothing else is known here
-                raise TypeError(
-                    f"config: {name} must be True or False, got {type(value).__name__} {value!r}; pass a bool"
-                )
-            object.__setattr__(self, name, bool(value))
 
     def _check_names(self) -> None:
         for name, value, known in (
@@ -134,6 +116,8 @@ class AttnSpec:
                 f"config: head_dim must be a multiple of 16 from 16 to {MAX_HEAD_DIM}, got {self.head_dim}; "
                 "round the tensors' head_dim up"
             )
+        if self.value_dim != self.head_dim:
+            self._check_value_dim()
         if self.bc % 32 or not 32 <= self.bc <= 256:
             raise ValueError(f"config: bc must be a multiple of 32 from 32 to 256, got {self.bc}")
         if self.kernel == "sm80":
@@ -147,6 +131,13 @@ class AttnSpec:
             )
         if self.stages not in (1, 2, 3, 4):
             raise ValueError(f"config: stages must be 1, 2, 3 or 4, got {self.stages}")
+
+    def _check_value_dim(self) -> None:
+        if self.value_dim % 16 or self.value_dim < 16 or max(self.head_dim, self.value_dim) > MAX_ONE_PIECE:
+            raise ValueError(
+                f"config: value_dim must be head_dim, or both multiples of 16 from 16 to {MAX_ONE_PIECE}, got "
+                f"head_dim={self.head_dim} and value_dim={self.value_dim}"
+            )
 
     def _check_sm80(self) -> None:
         if self.warps not in (1, 2, 4, 8):
@@ -213,14 +204,19 @@ class AttnSpec:
         return self.br // self.pack_heads(group)
 
     @property
-    def value_dim(self) -> int:
+    def out_columns(self) -> int:
         """Columns of V and O one thread block owns."""
-        return value_dim_of(self.head_dim) if self.tiled else self.head_dim
+        return out_columns_of(self.head_dim) if self.tiled else self.value_dim
 
     @property
     def value_pieces(self) -> int:
         """Thread blocks that share one query block, each with its own columns of V and O."""
-        return -(-self.head_dim // self.value_dim)
+        return -(-self.value_dim // self.out_columns)
+
+    @property
+    def mean_columns(self) -> int:
+        """The mean of both widths: the work of a pair of query and key is four times as many operations."""
+        return (self.head_dim + self.value_dim) // 2
 
     @property
     def threads(self) -> int:
@@ -236,9 +232,10 @@ class AttnSpec:
         if self.kernel == "sm90":
             return self._sm90_bytes(self.q_slots)
         if self.tiled:
-            return 2 * (self.stages * (self.br + self.bc) * CHUNK + self.bc * self.value_dim)
-        buffers = 1 if self.share_kv else 2 * self.stages
-        return 2 * self.head_dim * (self.br + buffers * self.bc) + (self.stages + 1) * self._span_bytes
+            return 2 * (self.stages * (self.br + self.bc) * CHUNK + self.bc * self.out_columns)
+        widths = (self.head_dim, self.value_dim)
+        kv_columns = max(widths) if self.share_kv else self.stages * sum(widths)
+        return 2 * (self.head_dim * self.br + kv_columns * self.bc) + (self.stages + 1) * self._span_bytes
 
     @property
     def q_slots(self) -> int:
@@ -247,7 +244,8 @@ class AttnSpec:
 
     def _sm90_bytes(self, q_slots: int) -> int:
         # Panels of 64 columns; tile and work slots, walks and barriers in the last KiB.
-        tiles = 128 * -(-self.head_dim // 64) * (q_slots * self.rows + 2 * self.stages * self.bc)
+        panels, value_panels = -(-self.head_dim // 64), -(-self.value_dim // 64)
+        tiles = 128 * (panels * q_slots * self.rows + (panels + value_panels) * self.stages * self.bc)
         return tiles + self.stages * self._span_bytes + 1024
 
     @property
@@ -275,6 +273,7 @@ class AttnSpec:
         return {
             "OMNI_HEAD_DIM": self.head_dim,
             "OMNI_VALUE_DIM": self.value_dim,
+            "OMNI_OUT_COLUMNS": self.out_columns,
             "OMNI_BR": self.br,
             "OMNI_BC": self.bc,
             "OMNI_STAGES": self.stages,

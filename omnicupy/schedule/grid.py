@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from omnicupy.call.problem import Problem
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.spec import AttnSpec, round_up
+from omnicupy.jit.widths import kernel_widths
 from omnicupy.schedule.parts import LEAVE, PACKED_LEAVE, PACKED_UNIT, Workers
 
 MAX_GRID_X = 2**31 - 1
@@ -46,8 +47,13 @@ class Grid:
 
         split: keys of a part of each row, None where the schedule cuts as it sees fit.
         Raises ValueError where the heads of a group do not fill the tiles of `spec`, where `split` is no whole number
-        of tiles, and where packed rows cannot be counted.
+        of tiles, where packed rows cannot be counted, and where `spec` is for other widths.
         """
+        if (spec.head_dim, spec.value_dim) != (wanted := kernel_widths(problem.head_dim, problem.value_dim)):
+            raise ValueError(
+                f"config must have head_dim {wanted[0]} and value_dim {wanted[1]} for q of {problem.head_dim} columns "
+                f"and v of {problem.value_dim}, got {spec.head_dim} and {spec.value_dim}"
+            )
         if split is not None and split % spec.bc:
             raise ValueError(
                 f"split must be a multiple of {spec.bc}, the keys of a tile of the kernel that runs ({spec}), "
@@ -70,7 +76,11 @@ class Grid:
         # Only the Hopper kernel may split rows, as far as the merge may use memory.
         splits = spec.kernel == "sm90"
         slots = MOST_PARTIAL_BYTES // (all_heads * part_bytes(spec, problem)) if splits else 0
-        leave = PACKED_LEAVE * PACKED_UNIT / (4 * spec.bc * spec.head_dim) if spec.pack else LEAVE
+        leave = (
+            PACKED_LEAVE * PACKED_UNIT / (2 * spec.bc * (spec.head_dim + spec.value_dim))
+            if spec.pack
+            else LEAVE
+        )
         split_tiles = (split or 0) // spec.bc if splits else 0
         workers = Workers(all_heads // masks, sm_count, slots, leave=leave, split_tiles=split_tiles)
         return cls(spec, problem, masks, tiled.q_heads, tiled.group, workers, l2_bytes)
@@ -121,7 +131,8 @@ class Grid:
         """
         problem, group = self.problem, self.tile_group
         heads = self.tile_heads * (problem.batch // self.masks)
-        head_bytes = 2 * 2 * problem.k_len * problem.head_dim  # K and V of one key head, 2 bytes an element
+        # K and V of one key head, 2 bytes an element.
+        head_bytes = 2 * problem.k_len * (problem.head_dim + problem.value_dim)
         enough = -(-max(1, round(self.workers.sm_count / max(1, parts))) // group)
         return min(heads, group * max(1, min(enough, self.l2_bytes // 2 // (self.masks * head_bytes))))
 
@@ -146,5 +157,5 @@ def part_bytes(spec: AttnSpec, problem: Problem) -> int:
     """What one part of a split row leaves: O in float32, and for each row its row_max and sum; for each lane of a row
     where tiles are not packed.
     """
-    each = spec.head_dim + 2 if spec.pack else spec.head_dim + 8
+    each = spec.value_dim + (2 if spec.pack else 8)
     return 4 * part_rows(spec, problem) * each

@@ -18,6 +18,7 @@ from omnicupy.call.problem import Problem
 from omnicupy.gpu.planning import score_fields
 from omnicupy.jit.params import PARAMS
 from omnicupy.jit.spec import AttnSpec
+from omnicupy.jit.widths import kernel_widths
 from omnicupy.schedule.block_lists import SPAN_BYTES, BlockLists, block_lists
 from omnicupy.schedule.grid import Grid
 
@@ -27,13 +28,21 @@ LISTS = ("row_offsets", "entries", "parts", "splits", "bit_tiles", "spans", "dea
 
 
 def packed_spec(
-    head_dim: int, bc: int, stages: int, dtype: str = "bfloat16", *, softcap: bool = False
+    head_dim: int,
+    bc: int,
+    stages: int,
+    dtype: str = "bfloat16",
+    *,
+    softcap: bool = False,
+    value_dim: int | None = None,
 ) -> AttnSpec:
+    columns, of_values = kernel_widths(head_dim, value_dim or head_dim)
     return AttnSpec(
         arch="sm_90a",
         kernel="sm90",
         dtype=dtype,
-        head_dim=-(-head_dim // 16) * 16,
+        head_dim=columns,
+        value_dim=of_values,
         br=64,
         bc=bc,
         stages=stages,
@@ -45,7 +54,8 @@ def packed_spec(
 
 @dataclass
 class Forward:
-    """A call: q (batch, q_heads, q_len, D), k and v (batch, kv_heads, k_len, D), one mask or one a batch element.
+    """A call: q (batch, q_heads, q_len, D), k and v (batch, kv_heads, k_len, D or the width of values), one mask or one
+    a batch element.
 
     tokens_first: memory (batch, tokens, heads, D).  sm_count: multiprocessors that the work is cut for.  softcap: as
     in attention.  sinks: sink_logits.  factor: of q, and so of scores.
@@ -79,10 +89,10 @@ class Forward:
     def _made(self, name: str) -> Array:
         p = self.problem
         heads, tokens = (p.q_heads, p.q_len) if name in ("q", "out") else (p.kv_heads, p.k_len)
-        dtype = DTYPES[p.dtype]
+        dtype, columns = DTYPES[p.dtype], p.head_dim if name in ("q", "k") else p.value_dim
         if not self.tokens_first:
-            return aligned((p.batch, heads, tokens, p.head_dim), dtype)
-        return aligned((p.batch, tokens, heads, p.head_dim), dtype).transpose(0, 2, 1, 3)
+            return aligned((p.batch, heads, tokens, columns), dtype)
+        return aligned((p.batch, tokens, heads, columns), dtype).transpose(0, 2, 1, 3)
 
     @property
     def mask(self) -> Any:
@@ -134,7 +144,8 @@ def _params(
         values[f"{name}_strides"] = [stride // array.itemsize for stride in array.strides[:3]]
     values["spans"] -= SPAN_BYTES * lists.k_first
     values["dead"] -= lists.k_first // 8
-    values |= {name: getattr(p, name) for name in ("q_len", "k_len", "head_dim", "batch", "q_heads", "group")}
+    sizes = ("q_len", "k_len", "head_dim", "value_dim", "batch", "q_heads", "group")
+    values |= {name: getattr(p, name) for name in sizes}
     values |= lists.struct_fields
     values |= {**grid.packed, **score_fields(p.head_dim**-0.5, call.softcap)}
     values |= {"work_items": grid.work_items(lists.n_parts), "section": grid.section(lists.n_parts)}

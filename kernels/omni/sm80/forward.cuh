@@ -10,16 +10,17 @@
 namespace omni {
 
 template <
-    int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, bool ShareKv, bool Swizzle, bool Bf16,
-    bool Softcap>
+    int HeadDim, int ValueDim, int OutColumns, int Br, int Bc, int Stages, int Warps, bool ShareKv, bool Swizzle,
+    bool Bf16, bool Softcap>
 struct Sm80Config {
   // The tensor-core instruction that everything is cut to: mma.sync.m16n8k16.
   static constexpr int kMmaAtomM = 16;
   static constexpr int kMmaAtomN = 8;
   static constexpr int kMmaAtomK = 16;
 
-  static constexpr int kHeadDim = HeadDim;    // columns of Q and K, tensors' head_dim rounded up to 16
-  static constexpr int kValueDim = ValueDim;  // columns of V and O that one thread block owns
+  static constexpr int kHeadDim = HeadDim;        // columns of Q and K, tensors' head_dim rounded up to 16
+  static constexpr int kValueDim = ValueDim;      // columns of V and O
+  static constexpr int kOutColumns = OutColumns;  // those that one thread block owns
   static constexpr int kBr = Br;
   static constexpr int kBc = Bc;
   static constexpr int kStages = Stages;
@@ -33,9 +34,11 @@ struct Sm80Config {
   static constexpr int kWarpRows = Br / Warps;
   static constexpr int kTilesM = kWarpRows / kMmaAtomM;  // m16 tiles a warp owns
   static constexpr bool kTiledHeadDim = HeadDim > 256;
-  static constexpr bool kSplitWeights = HeadDim <= kSplitWeightsDim;
+  static constexpr bool kSplitWeights = ValueDim <= kSplitWeightsDim;
 
-  static_assert(HeadDim % kMmaAtomK == 0 && ValueDim % kMmaAtomK == 0, "head_dim is padded to 16");
+  static_assert(HeadDim % kMmaAtomK == 0 && ValueDim % kMmaAtomK == 0, "widths are padded to 16");
+  static_assert(HeadDim == ValueDim || (HeadDim <= 256 && ValueDim <= 256), "D-tiling: values as wide as keys");
+  static_assert(kTiledHeadDim || OutColumns == ValueDim, "all columns in one piece");
   static_assert(Br == kWarps * kTilesM * kMmaAtomM && (kTilesM == 1 || kTilesM == 2), "16 or 32 rows a warp");
   static_assert(Bc % 32 == 0, "bit tiles hold 32 keys a word");
   static_assert(!ShareKv || Stages == 1, "one buffer for K and V is one stage");
@@ -45,11 +48,14 @@ struct Sm80Config {
 template <class Cfg>
 struct Forward {
   using Shared = SmemTile<Cfg::kHeadDim, Cfg::kSwizzle>;
+  using ValueShared = SmemTile<Cfg::kValueDim, Cfg::kSwizzle>;
   using Scores = RegTile<Cfg::kTilesM, Cfg::kBc>;
-  using Out = RegTile<Cfg::kTilesM, Cfg::kHeadDim>;
-  static constexpr int kKvBytes = Cfg::kBc * Shared::kPitchBytes;
+  using Out = RegTile<Cfg::kTilesM, Cfg::kValueDim>;
+  static constexpr int kKBytes = Cfg::kBc * Shared::kPitchBytes;
+  static constexpr int kVBytes = Cfg::kBc * ValueShared::kPitchBytes;
+  static constexpr int kSharedBytes = kKBytes > kVBytes ? kKBytes : kVBytes;  // of a buffer for both
   static constexpr int kQBytes = Cfg::kBr * Shared::kPitchBytes;
-  static constexpr int kSpanOffset = kQBytes + (Cfg::kShareKv ? 1 : 2 * Cfg::kStages) * kKvBytes;
+  static constexpr int kSpanOffset = kQBytes + (Cfg::kShareKv ? kSharedBytes : Cfg::kStages * (kKBytes + kVBytes));
 
   ForwardParams const& p;
   MaskView const mask;
@@ -58,7 +64,7 @@ struct Forward {
   unsigned char* const s_base;
   unsigned char const* g_k;
   unsigned char const* g_v;
-  u32 s_q, s_lane_kv;
+  u32 s_q, s_lane_k;  // the lane's addresses in its warp's Q and in the first buffer of K
   Out out;
   OnlineSoftmax<Cfg::kTilesM> softmax;
 
@@ -68,7 +74,7 @@ struct Forward {
     g_k = p.key().rows(work.batch, kv_head);
     g_v = p.value().rows(work.batch, kv_head);
     s_q = smem_address(s_base) + row0() * Shared::kPitchBytes + Shared::lane_offset();
-    s_lane_kv = smem_address(s_base) + kQBytes + Shared::lane_offset();
+    s_lane_k = smem_address(s_base) + kQBytes + Shared::lane_offset();
     out.fill(0.f);
     softmax.init();
   }
@@ -76,9 +82,14 @@ struct Forward {
   // The warp's first row in the tile.
   __device__ __forceinline__ static int row0() { return thread_index() / 32 * Cfg::kWarpRows; }
 
-  __device__ __forceinline__ static constexpr int k_slot(int stage) { return stage; }
-  __device__ __forceinline__ static constexpr int v_slot(int stage) {
-    return Cfg::kShareKv ? stage : Cfg::kStages + stage;
+  // Where a stage's values lie behind Q: behind all keys, or in the one buffer.
+  __device__ __forceinline__ static constexpr int v_offset(int stage) {
+    return Cfg::kShareKv ? 0 : Cfg::kStages * (kKBytes - kVBytes) + (Cfg::kStages + stage) * kVBytes;
+  }
+
+  // As s_lane_k, of V where it begins there.
+  __device__ __forceinline__ u32 s_lane_v() const {
+    return Cfg::kValueDim == Cfg::kHeadDim ? s_lane_k : s_lane_k - Shared::lane_offset() + ValueShared::lane_offset();
   }
 
   __device__ __forceinline__ void load_q(WorkItem const& work) {
@@ -87,10 +98,13 @@ struct Forward {
         smem_address(s_base), g_q, 2 * p.q_strides.token, p.q_len - q0, p.head_dim);
   }
 
-  __device__ __forceinline__ void load_kv(unsigned char const* g_head, i64 stride, Tile const& tile, int slot) {
-    load_tile<Cfg::kThreads, Cfg::kBc, Cfg::kHeadDim, Cfg::kSwizzle>(
-        smem_address(s_base) + kQBytes + slot * kKvBytes, g_head + 2 * static_cast<i64>(tile.first) * stride,
-        2 * stride, tile.length(), p.head_dim);
+  // Keys or values of a tile, kColumns of them in the kernel and `columns` in the tensor.
+  template <int kColumns>
+  __device__ __forceinline__ void load_kv(
+      unsigned char const* g_head, i64 stride, Tile const& tile, int offset, int columns) {
+    load_tile<Cfg::kThreads, Cfg::kBc, kColumns, Cfg::kSwizzle>(
+        smem_address(s_base) + kQBytes + offset, g_head + 2 * static_cast<i64>(tile.first) * stride, 2 * stride,
+        tile.length(), columns);
     cp_async_commit();
   }
 
@@ -113,16 +127,16 @@ struct Forward {
 
   __device__ __forceinline__ void load_k(Tile const& tile, int stage, int span_slot) {
     if (spans_travel(p, tile)) load_spans(tile, span_slot);
-    load_kv(g_k, p.k_strides.token, tile, k_slot(stage));
+    load_kv<Cfg::kHeadDim>(g_k, p.k_strides.token, tile, stage * kKBytes, p.head_dim);
   }
 
   __device__ __forceinline__ void load_v(Tile const& tile, int stage) {
-    load_kv(g_v, p.v_strides.token, tile, v_slot(stage));
+    load_kv<Cfg::kValueDim>(g_v, p.v_strides.token, tile, v_offset(stage), p.value_columns<Cfg>());
   }
 
   __device__ __forceinline__ void compute_scores(Scores& scores, int stage) {
     scores.fill(0.f);
-    add_scores<Cfg, Cfg::kHeadDim>(scores, s_q, s_lane_kv + k_slot(stage) * kKvBytes);
+    add_scores<Cfg, Cfg::kHeadDim>(scores, s_q, s_lane_k + stage * kKBytes);
   }
 
   __device__ __forceinline__ void prepare_scores(Scores& scores, Tile const& tile, int span_slot) {
@@ -132,11 +146,10 @@ struct Forward {
   // Weighs the scores and adds the values. V has arrived and every thread knows it.
   __device__ __forceinline__ void compute_values(Scores const& scores, Tile const& tile, int stage) {
     if (tile.has_dead()) {
-      zero_dead_rows<Cfg::kThreads, Cfg::kHeadDim, Cfg::kSwizzle>(
-          s_base + kQBytes + v_slot(stage) * kKvBytes, mask, tile);
+      zero_dead_rows<Cfg::kThreads, Cfg::kValueDim, Cfg::kSwizzle>(s_base + kQBytes + v_offset(stage), mask, tile);
       __syncthreads();
     }
-    add_values<Cfg>(out, scores, softmax, p.scale_log2, s_lane_kv + v_slot(stage) * kKvBytes);
+    add_values<Cfg>(out, scores, softmax, p.scale_log2, s_lane_v() + v_offset(stage));
   }
 
   // One buffer holds K, then V: V flies while the scores are masked, the next K during nothing.
@@ -231,7 +244,7 @@ struct Forward {
     }
     WorkItem const done = work_item(p, block_index());
     softmax.finish();
-    store_output<Cfg::kBf16>(p, OutputPlace{done.batch, done.head, q0 + row0(), 0}, out, softmax);
+    store_output<Cfg>(p, OutputPlace{done.batch, done.head, q0 + row0(), 0}, out, softmax);
   }
 };
 

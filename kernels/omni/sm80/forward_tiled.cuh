@@ -1,5 +1,5 @@
 // The forward loop for head_dim above 256 (D-tiling): Q and K pass through shared memory in chunks of 64 columns, each
-// thread block accumulates kValueDim <= 256 columns of O, and the blocks of one query tile (grid.y) repeat the scores.
+// thread block accumulates kOutColumns <= 256 columns of O, and the blocks of one query tile (grid.y) repeat the scores.
 #pragma once
 
 #include "omni/sm80/gemm.cuh"
@@ -14,9 +14,9 @@ struct TiledForward {
   static constexpr int kChunks = (Cfg::kHeadDim + kChunk - 1) / kChunk;
   static constexpr int kAhead = Cfg::kStages - 1;
   using ChunkTile = SmemTile<kChunk, Cfg::kSwizzle>;
-  using ValueTile = SmemTile<Cfg::kValueDim, Cfg::kSwizzle>;
+  using ValueTile = SmemTile<Cfg::kOutColumns, Cfg::kSwizzle>;
   using Scores = RegTile<1, Cfg::kBc>;
-  using Out = RegTile<1, Cfg::kValueDim>;
+  using Out = RegTile<1, Cfg::kOutColumns>;
   static constexpr int kQBytes = Cfg::kBr * ChunkTile::kPitchBytes;
   static constexpr int kSlotBytes = kQBytes + Cfg::kBc * ChunkTile::kPitchBytes;
   static_assert(kChunks >= Cfg::kStages, "V of a tile arrives with one of the tile's own chunks");
@@ -28,7 +28,7 @@ struct TiledForward {
   unsigned char* const s_base;
   unsigned char const *g_q, *g_k, *g_v;
   int const row0 = threadIdx.x / 32 * Cfg::kWarpRows;
-  int const column0 = blockIdx.y * Cfg::kValueDim;
+  int const column0 = blockIdx.y * Cfg::kOutColumns;
   int q_rows;          // query rows that exist
   Tile loading;        // the tile whose chunks are being requested; nothing once those of every tile were
   int next_chunk = 0;  // the next of them
@@ -65,7 +65,7 @@ struct TiledForward {
   }
 
   __device__ __forceinline__ void load_v(Tile const& tile) {
-    load_tile<Cfg::kThreads, Cfg::kBc, Cfg::kValueDim, Cfg::kSwizzle>(
+    load_tile<Cfg::kThreads, Cfg::kBc, Cfg::kOutColumns, Cfg::kSwizzle>(
         smem_address(s_base) + Cfg::kStages * kSlotBytes, g_v + 2 * static_cast<i64>(tile.first) * p.v_strides.token,
         2 * p.v_strides.token, tile.length(), p.head_dim - column0);
   }
@@ -105,7 +105,7 @@ struct TiledForward {
     mask_and_rescale<Cfg>(scores, out, softmax, WarpTile{mask, tile, q0 + row0, row0, nullptr});
     u32 const v_offset = Cfg::kStages * kSlotBytes;
     if (tile.has_dead()) {
-      zero_dead_rows<Cfg::kThreads, Cfg::kValueDim, Cfg::kSwizzle>(s_base + v_offset, mask, tile);
+      zero_dead_rows<Cfg::kThreads, Cfg::kOutColumns, Cfg::kSwizzle>(s_base + v_offset, mask, tile);
       __syncthreads();
     }
     add_values<Cfg>(out, scores, softmax, p.scale_log2, smem_address(s_base) + v_offset + ValueTile::lane_offset());
@@ -125,7 +125,7 @@ struct TiledForward {
     cp_async_wait<0>();
     WorkItem const done = work_item(p, block_index());
     softmax.finish();
-    store_output<Cfg::kBf16>(p, OutputPlace{done.batch, done.head, q0 + row0, column0}, out, softmax);
+    store_output<Cfg>(p, OutputPlace{done.batch, done.head, q0 + row0, column0}, out, softmax);
   }
 };
 

@@ -66,7 +66,7 @@ __device__ __forceinline__ void mask_and_rescale(
 template <class Cfg, class Scores, class Out>
 __device__ __forceinline__ void add_values(
     Out& out, Scores const& scores, OnlineSoftmax<Cfg::kTilesM>& softmax, float scale_log2, u32 s_v) {
-  using Shared = SmemTile<Cfg::kValueDim, Cfg::kSwizzle>;
+  using Shared = SmemTile<Cfg::kOutColumns, Cfg::kSwizzle>;
   float offset[Cfg::kTilesM][2];
 #pragma unroll
   for (int m = 0; m < Cfg::kTilesM; ++m) {

@@ -130,9 +130,10 @@ def points(content: dict[str, Any]) -> list[Point]:
         if not _usable(row):
             continue
         problem = records.problem_of(row, content)
-        spec = variants.parse(row["spec"], arch, dtype, problem.head_dim)
+        spec = variants.parse(row["spec"], arch, dtype, problem.head_dim, problem.value_dim)
         if row["system"] != OURS and (
-            spec not in _table(arch, dtype, spec.head_dim) or spec.tokens(problem.group) > problem.q_len
+            spec not in _table(arch, dtype, spec.head_dim, spec.value_dim)
+            or spec.tokens(problem.group) > problem.q_len
         ):
             continue
         mask = words.of_record(row["workload"], row["shape"]).mask()
@@ -169,7 +170,7 @@ def residuals(ceilings: Ceilings, measured: Sequence[Point]) -> list[Residual]:
         Residual(
             point,
             prediction.predict(
-                point.work, ceilings.at(point.spec.kernel, point.spec.head_dim, point.spec.rows)
+                point.work, ceilings.at(point.spec.kernel, point.spec.mean_columns, point.spec.rows)
             ).us,
         )
         for point in measured
@@ -211,19 +212,19 @@ def _usable(row: Row) -> bool:
     return bool(ours and row.get("ms") and row.get("correct") and row.get("spec") != "naive")
 
 
-def _table(arch: str, dtype: str, head_dim: int) -> set[AttnSpec]:
+def _table(arch: str, dtype: str, head_dim: int, value_dim: int) -> set[AttnSpec]:
     """The variants that pick can give: the first row of each shape or all that compete, with and without maps."""
-    serving = [row for row in table.TABLE if row.serves(arch, dtype, head_dim)]
+    serving = [row for row in table.TABLE if row.serves(arch, dtype, head_dim, value_dim)]
     found = set()
     for rows in (serving, [row for row in serving if row.kernel != "sm90"]):
         first = {(row.shape, row.br if row.competes else 0): row for row in reversed(rows)}
-        found |= {row.spec(arch, dtype, head_dim) for row in first.values()}
+        found |= {row.spec(arch, dtype, head_dim, value_dim) for row in first.values()}
     return found
 
 
 def _class_of(point: Point) -> tuple[int, int]:
-    """Measurements of one class share the time of a pair: head_dim and tile height."""
-    return point.spec.head_dim, point.spec.rows
+    """Measurements of one class share the time of a pair: mean width and tile height."""
+    return point.spec.mean_columns, point.spec.rows
 
 
 def _fit_kernel(kernel: str, measured: Sequence[Point], megabyte_us: float | None) -> list[Ceiling]:

@@ -154,7 +154,7 @@ def run(workload: Workload, dtype: str, variant: str | None = None) -> Explanati
     mask = workload.mask()
     problem = workload.problem(mask, dtype)
     if variant:
-        spec = variants.parse(variant, arch, dtype, workload.head_dim)
+        spec = variants.parse(variant, arch, dtype, problem.head_dim, problem.value_dim)
     else:
         choose = pick.select if gpu else pick.pick  # tuned choices are of the GPU at hand
         spec = choose(arch, problem, (mask,), device.sm_count)
@@ -169,7 +169,7 @@ def run(workload: Workload, dtype: str, variant: str | None = None) -> Explanati
     if gpu:
         measure.check_memory(workload, mask)
     blocks = mask.blocks(height, spec.bc)
-    ceiling = ceilings.at(spec.kernel, spec.head_dim, spec.rows)
+    ceiling = ceilings.at(spec.kernel, spec.mean_columns, spec.rows)
     return Explanation(
         workload,
         problem,

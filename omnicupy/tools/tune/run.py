@@ -15,7 +15,7 @@ from omnicupy.choose.saved import Machine
 from omnicupy.jit import archs
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.build import Track, silent
-from omnicupy.jit.spec import AttnSpec, round_up
+from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.mask import Mask
 from omnicupy.reference import checked_rows
 from omnicupy.tools import environment
@@ -134,7 +134,8 @@ def run(
         else:
             builtin: AttnSpec = pick.pick(arch, problem, (mask,), info.sm_count)
             kinds = kernels or ("sm90", "sm80")
-            specs = search.candidates(arch, dtype, workload.head_dim, mask.shape[0], kinds, problem.group)
+            sizes = (problem.head_dim, problem.q_len, kinds, problem.group, problem.value_dim)
+            specs = search.candidates(arch, dtype, *sizes)
             found = search.search(specs, builtin, GpuTrial(*what), settings, watched)
     flops = workload.flops(mask.pairs) * (PASSES["bwd"].flops if passed == BACKWARD else 1)
     return Tuned(workload, problem, arch, saved.current_machine(), problem_class, flops, found)
@@ -185,7 +186,8 @@ def keep(result: Tuned) -> str:
 def describe(result: Tuned) -> str:
     """The class of problems in words."""
     of = result.problem_class
-    text = f"{of.dtype}, head_dim {of.head_dim}, mask {of.mask}, {of.shape}"
+    widths = f"head_dim {of.head_dim}" + (f" and {of.value_dim}" if of.value_dim != of.head_dim else "")
+    text = f"{of.dtype}, {widths}, mask {of.mask}, {of.shape}"
     if of.passed == FORWARD:
         return text
     return f"{of.passed} pass, {text}" + ("" if of.deterministic else ", sums in any order")
@@ -212,25 +214,25 @@ def table(result: Tuned) -> str:
 
 
 def proposed_row(result: Tuned) -> str:
-    """The winner as a line for its pass's table, for this head_dim, architecture and the kind of problem it was found
+    """The winner as a line for its pass's table, for these widths, architecture and the kind of problem it was found
     on.
     """
     found = result.found
     if isinstance(found.winner, BackwardSpec):
         return backward.proposed_row(result.arch, found.winner)
-    head_dim = round_up(result.problem.head_dim, 16)
-    dtype = result.problem.dtype
+    head_dim, dtype = found.builtin.head_dim, result.problem.dtype
+    widths = (head_dim, found.builtin.value_dim)
     origin = next(
         row
         for row in choose_table.TABLE
-        if row.serves(result.arch, dtype, head_dim)
-        and row.spec(result.arch, dtype, head_dim) == found.builtin
+        if row.serves(result.arch, dtype, *widths) and row.spec(result.arch, dtype, *widths) == found.builtin
     )
     of_spec = {
         one.name: getattr(found.winner, one.name)
         for one in fields(choose_table.Row)
         if hasattr(found.winner, one.name)
     }
+    of_spec["value_dim"] = None if found.winner.value_dim == head_dim else found.winner.value_dim
     if origin.shape == "shared" and found.winner.heads == 1:
         of_spec["shape"] = "small"
     row = replace(origin, **of_spec, head_dims=(head_dim, head_dim), archs=(result.arch,), competes=False)

@@ -96,16 +96,22 @@ class Found:
 
 
 def candidates(
-    arch: str, dtype: str, head_dim: int, q_len: int, kernels: Sequence[str], group: int = 1
+    arch: str,
+    dtype: str,
+    head_dim: int,
+    q_len: int,
+    kernels: Sequence[str],
+    group: int = 1,
+    value_dim: int | None = None,
 ) -> list[AttnSpec]:
     """The legal variants of `kernels` that are worth compiling for a problem of `q_len` rows and `group` query heads a
-    head of keys.
+    head of keys. value_dim: columns of v, None for head_dim.
     """
     found = [
         spec
         for kernel in kernels
         if kernel != "sm90" or arch == "sm_90"
-        for spec in variants.every(arch, dtype, head_dim, kernel, group=group)
+        for spec in variants.every(arch, dtype, head_dim, kernel, group=group, value_dim=value_dim)
     ]
     return [
         spec

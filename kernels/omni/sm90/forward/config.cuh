@@ -19,10 +19,11 @@ struct ForwardParamsSm90 {
 };
 
 template <
-    int HeadDim, int Br, int Bc, int Stages, int Warps, int QSlots, bool PingPong, bool Pack, bool Bf16, bool Softcap,
-    bool Cached = false>
+    int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, int QSlots, bool PingPong, bool Pack, bool Bf16,
+    bool Softcap, bool Cached = false>
 struct Sm90Config {
-  static constexpr int kHeadDim = HeadDim;
+  static constexpr int kHeadDim = HeadDim;    // columns of Q and K
+  static constexpr int kValueDim = ValueDim;  // columns of V and O
   static constexpr int kBr = Br;
   static constexpr int kBc = Bc;
   static constexpr int kStages = Stages;
@@ -33,7 +34,7 @@ struct Sm90Config {
   // Query heads of one group that lie in a tile one below the other, each a warpgroup's: they read K and V once.
   static constexpr int kHeads = kQRows / Br;
   static constexpr int kThreads = 32 * Warps;
-  static constexpr bool kSplitWeights = HeadDim <= kSplitWeightsDim;
+  static constexpr bool kSplitWeights = ValueDim <= kSplitWeightsDim;
   // Two where shared memory has room: the next item's Q is loaded while this one is worked on.
   static constexpr int kQSlots = QSlots;
   static constexpr bool kPingPong = PingPong && kConsumers > 1;
@@ -44,11 +45,13 @@ struct Sm90Config {
   // A thread beside the producer takes the work items; beside three warpgroups it lacks the registers.
   static constexpr bool kScheduler = kConsumers < 3;
 
-  static constexpr int kPanels = (HeadDim + kPanelColumns - 1) / kPanelColumns;
+  static constexpr int kPanels = (HeadDim + kPanelColumns - 1) / kPanelColumns;  // of Q and K
+  static constexpr int kValuePanels = (ValueDim + kPanelColumns - 1) / kPanelColumns;
   static constexpr int kQPanelBytes = kQRows * kPanelRowBytes;
   static constexpr int kKvPanelBytes = Bc * kPanelRowBytes;
   static constexpr int kQBytes = kPanels * kQPanelBytes;
-  static constexpr int kKvBytes = kPanels * kKvPanelBytes;
+  static constexpr int kKBytes = kPanels * kKvPanelBytes;
+  static constexpr int kVBytes = kValuePanels * kKvPanelBytes;
 
   // Registers a thread: what the block got at entry, shared out anew.
   static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 40;
@@ -57,7 +60,8 @@ struct Sm90Config {
   static_assert(kConsumers >= 1 && kConsumers <= 3, "64 query rows a consumer warpgroup");
   static_assert(Br == kQRows || Br == 64, "one head in a tile, or one a warpgroup");
   static_assert(!Pack || kConsumers == 1, "packed tiles have 64 rows");
-  static_assert(HeadDim % 16 == 0 && HeadDim <= 256 && Bc % 32 == 0 && Bc <= 256, "widths of wgmma");
+  static_assert(HeadDim % 16 == 0 && HeadDim <= 256, "columns of Q and K");
+  static_assert(ValueDim % 16 == 0 && ValueDim <= 256 && Bc % 32 == 0 && Bc <= 256, "widths of wgmma");
 };
 
 }  // namespace omni

@@ -25,7 +25,7 @@ struct TileState {
   RingIndex<Cfg::kStages> ring;         // the tile whose scores come next; the values of the one before come with them
   RingIndex<Cfg::kStages> value_stage;  // the tile before: the last one that was not skipped
   int dead_tile_k0;  // first key of the tile before, where it holds dead ones that are to be zeroed, else -1
-  RegTile<1, Cfg::kHeadDim> out;
+  RegTile<1, Cfg::kValueDim> out;
   Weights<Cfg> weights;  // of the tile before
   OnlineSoftmax<1> softmax;
 
@@ -129,7 +129,7 @@ struct Consumer {
     for (int row = thread / kChunks; row < Cfg::kBc; row += kRowStep) {
       if (!(g_dead[row / 32] >> (row % 32) & 1)) continue;
 #pragma unroll
-      for (int panel = 0; panel < Cfg::kPanels; ++panel) {
+      for (int panel = 0; panel < Cfg::kValuePanels; ++panel) {
         s_v[(panel * Cfg::kBc + row) * kChunks + thread % kChunks] = make_uint4(0, 0, 0, 0);
       }
     }
@@ -250,7 +250,7 @@ struct Consumer {
       return;
     }
     if (!is_complete(work)) return;
-    store_output<Cfg::kBf16>(p, OutputPlace{work.batch, head(work), work.q0 + row0, 0}, state.out, state.softmax);
+    store_output<Cfg>(p, OutputPlace{work.batch, head(work), work.q0 + row0, 0}, state.out, state.softmax);
   }
 
  private:

@@ -24,12 +24,12 @@ struct FirstTilePrefetch {
     int const tokens = Cfg::kPack ? p.pack_tokens : Cfg::kBr;
 #pragma unroll 1
     for (int i = 0; i < heads; ++i) {
-      prefetch_rows(p.query(), item.batch, item.head + i, item.q0, min(item.q0 + tokens, p.q_len));
+      prefetch_rows<false>(p.query(), item.batch, item.head + i, item.q0, min(item.q0 + tokens, p.q_len));
     }
     if (item.tiles == 0) return;
     int const first = p.lists.entries[item.first].z, stop = min(first + Cfg::kBc, p.k_len);
-    prefetch_rows(p.key(), item.batch, item.head / p.group, first, stop);
-    prefetch_rows(p.value(), item.batch, item.head / p.group, first, stop);
+    prefetch_rows<false>(p.key(), item.batch, item.head / p.group, first, stop);
+    prefetch_rows<true>(p.value(), item.batch, item.head / p.group, first, stop);
   }
 
  private:
@@ -39,15 +39,18 @@ struct FirstTilePrefetch {
     return *static_cast<int volatile const*>(args.counter + 2) != 0;
   }
 
-  // Rows `token` to `stop`.
+  // Rows `token` to `stop`, as wide as values or as keys.
+  template <bool kValues>
   __device__ __forceinline__ void prefetch_rows(Tensor const& tensor, int batch, int head, int token, int stop) const {
+    constexpr int kColumns = kValues ? Cfg::kValueDim : Cfg::kHeadDim;
     token += threadIdx.x - kFirstThread;
     unsigned char const* g_row = tensor.row(batch, head, token);
 #pragma unroll 1
     for (; token < stop; token += kThreads, g_row += 2 * kThreads * tensor.strides.token) {
 #pragma unroll
-      for (int byte = 0; byte < 2 * Cfg::kHeadDim; byte += kLine) {
-        if (byte < 2 * args.p.head_dim) prefetch_to_l2(g_row + byte);
+      for (int byte = 0; byte < 2 * kColumns; byte += kLine) {
+        int const columns = kValues ? args.p.value_columns<Cfg>() : args.p.head_dim;
+        if (byte < 2 * columns) prefetch_to_l2(g_row + byte);
       }
     }
   }

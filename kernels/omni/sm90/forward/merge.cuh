@@ -11,7 +11,7 @@ namespace omni {
 template <class Cfg>
 struct Merge {
   static constexpr int kWarps = 4 * Cfg::kConsumers;
-  static constexpr int kVectors = Cfg::kHeadDim / 8;  // of four numbers of O a lane; then one of row_max and row_sum
+  static constexpr int kVectors = Cfg::kValueDim / 8;  // of four numbers of O a lane; then one of row_max and row_sum
 
   ForwardParamsSm90 const& args;
   int4 const split;  // {row among the split ones, number of the part, parts of the row, slot of the first one}

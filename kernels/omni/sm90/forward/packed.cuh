@@ -54,19 +54,19 @@ struct PackedRows {
     for (int h = 0; h < 2; ++h) {
       int const row = row0 + Out::row(0, h);
       bool const write = row < live;
-      store_row<Cfg::kBf16>(out, 0, h, inverse(softmax, h, row), output(row), write ? p.head_dim : 0);
+      store_row<Cfg::kBf16>(out, 0, h, inverse(softmax, h, row), output(row), write ? p.value_columns<Cfg>() : 0);
       if (write && p.lse != nullptr && lane_id() % 4 == 0) lse(row) = softmax.lse(0, h, p.scale, p.scale_log2);
     }
   }
 };
 
-// The parts of one tile. Each leaves (part_rows, kHeadDim) of O, unnormalised and against its own row maxima, then
+// The parts of one tile. Each leaves (part_rows, kValueDim) of O, unnormalised and against its own row maxima, then
 // (part_rows, 2) of row_max and row_sum, float32.
 template <class Cfg>
 struct PackedMerge {
-  static constexpr int kVectors = Cfg::kHeadDim / 4;  // of four numbers of O a row
-  static constexpr int kEach = (kVectors + 31) / 32;  // of them a lane
-  static constexpr int kAtOnce = 16 / kEach;          // parts whose loads are under way together
+  static constexpr int kVectors = Cfg::kValueDim / 4;  // of four numbers of O a row
+  static constexpr int kEach = (kVectors + 31) / 32;   // of them a lane
+  static constexpr int kAtOnce = 16 / kEach;           // parts whose loads are under way together
 
   ForwardParamsSm90 const& args;
   PackedRows<Cfg> const& rows;
@@ -81,7 +81,7 @@ struct PackedMerge {
     for (int h = 0; h < 2; ++h) {
       int const row = row0 + Out::row(0, h);
       if (row >= rows.live) continue;
-      float* const g_row = g_out + row * Cfg::kHeadDim + Out::col(0, 0);
+      float* const g_row = g_out + row * Cfg::kValueDim + Out::col(0, 0);
 #pragma unroll
       for (int j = 0; j < Out::kBlocks; ++j) {
         *reinterpret_cast<float2*>(g_row + 8 * j) = make_float2(out.x[0][4 * j + 2 * h], out.x[0][4 * j + 2 * h + 1]);
@@ -117,11 +117,11 @@ struct PackedMerge {
 
   __device__ __forceinline__ float* part(int index) const {
     i64 const slot = static_cast<i64>(rows.tile) * args.n_slots + split.w + index;
-    return reinterpret_cast<float*>(args.partials) + slot * args.p.part_rows * (Cfg::kHeadDim + 2);
+    return reinterpret_cast<float*>(args.partials) + slot * args.p.part_rows * (Cfg::kValueDim + 2);
   }
 
   __device__ __forceinline__ float2* sums(int index) const {
-    return reinterpret_cast<float2*>(part(index) + args.p.part_rows * Cfg::kHeadDim);
+    return reinterpret_cast<float2*>(part(index) + args.p.part_rows * Cfg::kValueDim);
   }
 
   // What weights against a row_max are worth against another one. A part in which the row saw no key counts for
@@ -165,7 +165,7 @@ struct PackedMerge {
     float4 more[kAtOnce][kEach];
 #pragma unroll
     for (int n = 0; n < kAtOnce; ++n) {
-      float4 const* const g_row = reinterpret_cast<float4 const*>(part(index + n) + row * Cfg::kHeadDim);
+      float4 const* const g_row = reinterpret_cast<float4 const*>(part(index + n) + row * Cfg::kValueDim);
 #pragma unroll
       for (int e = 0; e < kEach; ++e) {
         int const vector = lane_id() + 32 * e;
@@ -196,7 +196,7 @@ struct PackedMerge {
 #pragma unroll
     for (int e = 0; e < kEach; ++e) {
       int const vector = lane_id() + 32 * e;
-      if (4 * vector >= p.head_dim) continue;
+      if (4 * vector >= p.value_columns<Cfg>()) continue;
       u32 const low = pack_pair<Cfg::kBf16>(out[e][0] * factor, out[e][1] * factor);
       u32 const high = pack_pair<Cfg::kBf16>(out[e][2] * factor, out[e][3] * factor);
       *reinterpret_cast<uint2*>(g_row + 8 * vector) = make_uint2(low, high);

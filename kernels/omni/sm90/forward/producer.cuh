@@ -45,7 +45,7 @@ struct Producer {
   __device__ __forceinline__ void load_v(Slot at, int first) {
     mbarrier_wait(smem_address(&smem.v_empty[v_ring.stage()]), v_ring.parity() ^ 1);
     TileOrigin const origin{first, work(at).kv_head, work(at).batch};
-    load_panels<Cfg::kBc, Cfg::kPanels>(smem.v[v_ring.stage()], &args.v_map, &smem.v_full[v_ring.stage()], origin);
+    load_panels<Cfg::kBc, Cfg::kValuePanels>(smem.v[v_ring.stage()], &args.v_map, &smem.v_full[v_ring.stage()], origin);
     v_ring.next();
   }
 

@@ -17,8 +17,8 @@ struct ForwardSmem {
   using Slot = RingIndex<kSlots>;
 
   alignas(1024) unsigned char q[Cfg::kQSlots][Cfg::kQBytes];
-  alignas(1024) unsigned char k[Cfg::kStages][Cfg::kKvBytes];
-  alignas(1024) unsigned char v[Cfg::kStages][Cfg::kKvBytes];
+  alignas(1024) unsigned char k[Cfg::kStages][Cfg::kKBytes];
+  alignas(1024) unsigned char v[Cfg::kStages][Cfg::kVBytes];
   int2 spans[Cfg::kStages][kSmemSpans][Cfg::kBc];  // of PARTIAL tiles; with K, released with K
   Tile tiles[Cfg::kStages];
   WorkSlot work[kSlots];
