@@ -22,7 +22,7 @@ from omnicupy.transformers import forward, loading
 from omnicupy.transformers.closures import array
 from omnicupy.transformers.kept import MAX_KEPT, kept
 from omnicupy.transformers.mask_tensor import MaskTensor
-from omnicupy.transformers.options import refuse
+from omnicupy.transformers.options import REFUSED, refuse
 from omnicupy.transformers.sequences import of_bounds
 
 VARLEN = "_flash_varlen"  # transformers asks only names with "flash" for packed sequences
@@ -99,8 +99,10 @@ def attention(module: Any, query: Any, key: Any, value: Any, mask: Any, *given: 
 
     Raises UnsupportedError for block tables, for a mask tensor beside the bounds, and while a CUDA graph is captured.
     """
-    if options.get("write_index") is None or options.get("block_table") is not None:
+    if options.get("write_index") is None:
         return forward.attention(module, query, key, value, mask, *given, **options)
+    if (table := options.get("block_table")) is not None:
+        refuse(module, REFUSED["block_table"], "block_table", table)
     # A MaskTensor is made by versions before 5.24, of the rows alone.
     if mask is not None and not isinstance(mask, MaskTensor):
         refuse(module, "a mask beside the bounds of continuous batching", "attention_mask", mask)
