@@ -145,6 +145,14 @@ def test_a_manager_that_takes_requests_as_they_come() -> None:
     assert [found[name] for name in names] == [_generated(eager, prompt) for prompt in _prompts()]
 
 
+def test_the_serve_command_takes_names_of_its_own_alone() -> None:
+    """What docs/serving.md says of it; a version that takes ours should be told there."""
+    from transformers.cli.serving.model_manager import ModelManager
+
+    with pytest.raises(ValueError, match="Unsupported attention implementation: 'omnicupy'"):
+        ModelManager(attn_implementation=NAME)
+
+
 class Layer(torch.nn.Module):
     is_causal = True
 
