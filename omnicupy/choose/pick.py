@@ -57,6 +57,24 @@ def _pick(
         for row in table.TABLE
         if row.serves(arch, problem.dtype, *widths) and (mappable or row.kernel != "sm90")
     ]
+    few = problem.q_len <= FEW_ROWS
+    shapes = ("shared", "small") if few else ("small",)
+    small = [row.spec(arch, problem.dtype, *widths) for row in rows if row.shape in shapes]
+    found = next((one for one in small if problem.group % one.heads == 0), None)
+    if found is None or not few:  # the masks decide of large tiles alone
+        spec = _large(arch, problem, rows, masks, sm_count, split)
+        if not few and (split is not None or not _is_small(problem, spec, sm_count)):
+            return spec
+        found = found or spec
+    packed = (row.spec(arch, problem.dtype, *widths) for row in rows if row.shape == "packed" and few)
+    return next((one for one in packed if _fewer_rows(one, found, problem)), found)
+
+
+def _large(
+    arch: str, problem: Problem, rows: Sequence[Row], masks: Sequence[Mask], sm_count: int, split: int | None
+) -> AttnSpec:
+    """The variant for calls of many rows. Raises UnsupportedError where no row serves any call."""
+    widths = kernel_widths(problem.head_dim, problem.value_dim)
     share = problem.q_heads * problem.batch / len(masks) / sm_count
     of_any = [row for row in rows if row.shape == "any"]
     large = _cheapest(of_any if split is None else of_any[:1], max(widths), masks, share)
@@ -64,15 +82,7 @@ def _pick(
         raise UnsupportedError(
             f"no kernel serves {problem.dtype} with head_dim {problem.head_dim} on {arch}; cast q, k and v"
         )
-    spec = large.spec(arch, problem.dtype, *widths)
-    few = problem.q_len <= FEW_ROWS
-    if not few and (split is not None or not _is_small(problem, spec, sm_count)):
-        return spec
-    shapes = ("shared", "small") if few else ("small",)
-    small = (row.spec(arch, problem.dtype, *widths) for row in rows if row.shape in shapes)
-    found = next((one for one in small if problem.group % one.heads == 0), spec)
-    packed = (row.spec(arch, problem.dtype, *widths) for row in rows if row.shape == "packed" and few)
-    return next((one for one in packed if _fewer_rows(one, found, problem)), found)
+    return large.spec(arch, problem.dtype, *widths)
 
 
 def _cheapest(rows: Sequence[Row], columns: int, masks: Sequence[Mask], share: float) -> Row | None:

@@ -14,6 +14,9 @@ from functools import partial
 
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from omnicupy.transformers.batching import attention as steps_too
+from omnicupy.transformers.batching import continuous
+from omnicupy.transformers.batching import names as packed_names
 from omnicupy.transformers.forward import attention
 from omnicupy.transformers.loading import watch
 from omnicupy.transformers.mask_tensor import MaskTensor
@@ -21,9 +24,8 @@ from omnicupy.transformers.masking import attention_mask
 from omnicupy.transformers.one_graph import mask_maker
 from omnicupy.transformers.options import check_ignored
 
-__all__ = ["MaskTensor", "attention_mask", "register"]
+__all__ = ["MaskTensor", "attention_mask", "continuous", "register"]
 
-VARLEN = "_flash_varlen"  # transformers asks only names with "flash" for packed sequences
 TAKEN = ("flash", "sdpa", "flex", "eager", "paged", "/", ":")  # parts of names that mean something to it
 
 
@@ -38,9 +40,9 @@ def register(name: str = "omnicupy", *, ignore: Collection[str] = ()) -> str:
     its graphs; with fullgraph=True the graph makes them, as arrays of all pairs, which is slower.
 
     Raises UnsupportedError when a model is loaded that takes its attention from nowhere but its own code, and
-    at the first forward pass that asks for what is missing, and names it: dropout in
-    training, position biases, sparse indices, attention weights, continuous batching. So does an option that reaches
-    attention and that this version does not know (omnicupy.transformers.options lists all).
+    at the first forward pass that asks for what is missing, and names it: dropout in training, position biases, sparse
+    indices, attention weights, continuous batching without `continuous`. So does an option that reaches attention and
+    that this version does not know (omnicupy.transformers.options lists all).
     ignore: names of further options that change nothing of attention, such as those of a model of your own.
 
     Also registers f"{name}_flash_varlen" for vision towers that pack images (Qwen2.5-VL): one call with all of
@@ -59,8 +61,10 @@ def register(name: str = "omnicupy", *, ignore: Collection[str] = ()) -> str:
             f"{name!r}; take 'omnicupy'"
         )
     ignored = check_ignored(ignore)
-    for one in (name, name + VARLEN):
-        AttentionInterface.register(one, partial(attention, ignored=ignored) if ignored else attention)
+    others = packed_names(name)
+    for one in (name, *others):
+        function = steps_too if one in others else attention
+        AttentionInterface.register(one, partial(function, ignored=ignored) if ignored else function)
         AttentionMaskInterface.register(one, mask_maker(ignored))
-    watch(name, name + VARLEN)
+    watch(name, *others)
     return name

@@ -26,6 +26,11 @@ _OTHERS = re.compile(r"\bAuto\w+\.from_config\(|\._from_config\(|\bload_backbone
 _names: set[str] = set()
 
 
+def names() -> frozenset[str]:
+    """The names of attention that are omnicupy's."""
+    return frozenset(_names)
+
+
 def watch(*names: str) -> None:
     """Check models that are loaded with, or set to, one of these names of attention."""
     _names.update(names)

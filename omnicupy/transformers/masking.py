@@ -12,9 +12,8 @@ from omnicupy.errors import UnsupportedError
 from omnicupy.masks.arguments import at_least_one
 from omnicupy.masks.mask import Mask
 from omnicupy.torch.state import is_exporting
-from omnicupy.transformers import options, rules
+from omnicupy.transformers import one_row, options, rules
 from omnicupy.transformers.closures import Reader, array, known
-from omnicupy.transformers.kept import kept
 from omnicupy.transformers.mask_tensor import MaskTensor
 from omnicupy.transformers.rules import Keys, View
 
@@ -84,5 +83,4 @@ def make_mask(
         keys = visible[:, view.k0 : view.k0 + view.k_len]
         if keys.shape[1] < view.k_len or not keys.all():
             rule = rules.both(rule, Keys(visible))
-    masks = rules.masks_of(rule, view, int(batch_size))
-    return MaskTensor([kept(mask) for mask in masks], int(batch_size), device)
+    return MaskTensor(one_row.masks_of(rule, view, int(batch_size)), int(batch_size), device)

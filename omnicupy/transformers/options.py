@@ -66,6 +66,7 @@ HARMLESS = {
 }
 
 _PAGED = "continuous batching"
+_BLOCKS = "continuous batching by a block table"
 REFUSED = {
     "sinks": "attention sinks",
     "position_bias": "a position bias",
@@ -73,12 +74,12 @@ REFUSED = {
     "block_indices": "sparse attention by indices",
     "head_mask": "a mask of heads",
     "output_attentions": "the attention weights",
-    "block_table": _PAGED,
-    "cache_seqlens": _PAGED,
+    "block_table": _BLOCKS,
+    "cache_seqlens": _BLOCKS,
     "read_index": _PAGED,
     "write_index": _PAGED,
-    "k_cache": _PAGED,
-    "v_cache": _PAGED,
+    "k_cache": _BLOCKS,
+    "v_cache": _BLOCKS,
 }
 
 MASK_HARMLESS = {

@@ -65,7 +65,7 @@ def packed(read: dict[str, Any], shape: tuple[int, int, int, int]) -> Mask:
         k = q if known is None else np.asarray(known, np.int64)
         if known is None:
             _cut("cu_seq_lens_k", q, keys)
-        return (kept(_of_bounds(q, k, is_causal, window)),)
+        return (kept(of_bounds(q, k, is_causal, window)),)
 
     what = ("packed", rows, keys, known, is_causal, window)
     masks: tuple[Mask] = derived(of_rows, what, made, instead)
@@ -87,7 +87,7 @@ def _cut(name: str, bounds: Bounds, tokens: int) -> Bounds:
     return bounds
 
 
-def _of_bounds(rows: Bounds, keys: Bounds, is_causal: bool, window: int | None) -> Mask:
+def of_bounds(rows: Bounds, keys: Bounds, is_causal: bool, window: int | None) -> Mask:
     """Sequence i has rows [rows[i], rows[i + 1]) and keys [keys[i], keys[i + 1])."""
     if len(rows) != len(keys):
         raise ValueError(

@@ -13,7 +13,7 @@ torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
 library: Any = pytest.importorskip("transformers.masking_utils", reason="transformers is not installed")
 
 import omnicupy as oc  # noqa: E402 - after what it needs
-from omnicupy.transformers import closures, masking, rules  # noqa: E402
+from omnicupy.transformers import closures, masking, one_row, rules  # noqa: E402
 from omnicupy.transformers.masking import make_mask  # noqa: E402
 
 
@@ -200,3 +200,35 @@ def test_what_packed_sequences_are() -> None:
     assert rules.packed(np.array([[0, 0, 1]]), np.array([[4, 5, 0]]))
     for labels, positions in (([0, 0, 1], [4, 6, 0]), ([0, 1, 0], [0, 0, 1]), ([0, 0, 1], [1, 0, 0])):
         assert not rules.packed(np.array([labels]), np.array([positions]))
+
+
+ROWS = {
+    "causal": rules.Band(low=0),
+    "all": rules.Band(),
+    "window": rules.both(rules.Band(low=0), rules.Band(high=4)),
+    "window on both sides": rules.Band(-3, 3),
+    "chunks": rules.both(rules.Band(low=0), rules.Chunks(5, np.array([0, 2, 0, 9]))),
+    "either": rules.Joined([rules.Band(high=2), rules.Chunks(5, np.array([0, 2, 0, 9]))], operator.or_),
+    "labels": rules.both(rules.Band(low=0), rules.Labels(np.arange(80).reshape(4, 20) // 3)),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("padding", [None, [0, 3, 0, 12], [5, 5, 5, 5], [20, 0, 1, 14]])
+@pytest.mark.parametrize("view", [(14, 1, 0, 15), (14, 1, 0, 20), (13, 1, 4, 10), (0, 1, 0, 1)])
+def test_a_single_row_is_read_for_all_elements_at_once(
+    name: str, padding: list[int] | None, view: tuple[int, int, int, int]
+) -> None:
+    rule: Any = ROWS[name]
+    if padding is not None:
+        rule = rules.both(rule, rules.Keys(np.arange(15)[None] >= np.array(padding)[:, None]))
+    at = rules.View(*view)
+    wanted, found = rules.masks_of(rule, at, 4), one_row.masks_of(rule, at, 4)
+    assert found == wanted
+    assert [mask.live for mask in found] == [mask.live for mask in wanted]
+    assert [mask.diagonal for mask in found] == [mask.diagonal for mask in wanted]
+    for mask, other in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(mask.blocks(64, 32).entries, other.blocks(64, 32).entries)
+        assert mask.intervals is not None
+    assert all(a is b for a in found for b in found if a == b)
+    assert all(a is b for a, b in zip(one_row.masks_of(rule, at, 4), found, strict=True))
