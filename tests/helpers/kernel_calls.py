@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import cuda_on_cpu
+import hopper_calls
 import ml_dtypes
 import numpy as np
 from cuda_on_cpu import aligned
-from host_maps import encoded_for_the_host
 from numpy.typing import NDArray
 
 import omnicupy as oc
 from omnicupy.call.problem import Problem as CallProblem
 from omnicupy.choose import backward_table
-from omnicupy.gpu import tensor_maps
 from omnicupy.gpu.planning import score_fields
 from omnicupy.jit.backward_kernel import BackwardKernel
 from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
@@ -141,6 +140,12 @@ class Problem:
         made = {f"d{name}": one for name, one in zip(wanted, found, strict=True)}
         return made | {name: made[name][..., : self.width(name)] for name in ("dq", "dk", "dv")}
 
+    def grid(self, part: BackwardKernel) -> BackwardGrid:
+        """How a kernel for Hopper is laid over so few multiprocessors that some work on two items."""
+        sizes = (BATCH, Q_HEADS, KV_HEADS, Q_LEN, K_LEN, self.head_dim, self.dtype)
+        call = CallProblem(*sizes, value_dim=self.width("v"))
+        return BackwardGrid(part, call, len(self.masks), sm_count=10, l2_bytes=50 << 20)
+
     def poison(self) -> None:
         """NaN wherever no pair reads."""
         for element in range(BATCH):
@@ -151,57 +156,13 @@ class Problem:
                 self.arrays[name][element][:, ~visible.any(axis=0)] = np.nan
 
 
-def _grid(problem: Problem, part: BackwardKernel) -> BackwardGrid:
-    """Of a kernel for Hopper, over so many multiprocessors that some work is split and some have two items."""
-    sizes = (BATCH, Q_HEADS, KV_HEADS, Q_LEN, K_LEN, problem.head_dim, problem.dtype)
-    call = CallProblem(*sizes, value_dim=problem.width("v"))
-    return BackwardGrid(part, call, len(problem.masks), sm_count=10, l2_bytes=50 << 20)
-
-
 def _lists(problem: Problem, part: BackwardKernel) -> BlockLists:
     heads = Q_HEADS if part.part == "dq" else KV_HEADS
     blocks = [mask.blocks(part.br, part.bc) for mask in problem.masks]
     make = block_lists if part.part == "dq" else key_lists
     if part.params == "bwd_sm90":
-        workers = _grid(problem, part).workers
-        # Such short blocks of keys would not be split: parts of two tiles, whoever works.
-        return make(blocks, replace(workers, split_tiles=2) if workers.split_slots else workers)
+        return make(blocks, hopper_calls.workers(problem.grid(part)))
     return make(blocks, Workers(heads * BATCH // len(blocks), 132))
-
-
-def _hopper(problem: Problem, part: BackwardKernel, lists: BlockLists) -> dict[str, Array]:
-    """What persistent kernels work with: counters at zero, and room for what parts of split blocks leave."""
-    partial_bytes, arrivals = _grid(problem, part).partials(lists.n_slots, lists.n_split_rows)
-    made = {
-        "counter": aligned((4,), np.int32),
-        "partials": aligned((max(4, partial_bytes // 4),), np.float32),
-        "arrivals": aligned((max(1, arrivals),), np.uint32),
-        "splits": aligned(lists.array("splits").shape, np.int32),
-    }
-    made["counter"].fill(0)
-    made["partials"].fill(np.nan)
-    made["arrivals"].fill(0)
-    made["splits"][...] = lists.array("splits")
-    return made
-
-
-def _fill_hopper(
-    params: NDArray[np.void],
-    problem: Problem,
-    part: BackwardKernel,
-    lists: BlockLists,
-    arrays: dict[str, Array],
-) -> tuple[int, int]:
-    """Tensor maps and sizes; the grid of the launch."""
-    grid = _grid(problem, part)
-    params["work_items"], params["section"] = grid.work_items(lists.n_parts), grid.section(lists.n_parts)
-    params["n_slots"], params["n_split_rows"] = lists.n_slots, lists.n_split_rows
-    with encoded_for_the_host():
-        for name in ("q", "dout", "k", "v"):
-            array, rows = arrays[name], part.br if name in ("q", "dout") else part.bc
-            at = (array.ctypes.data, array.shape, array.strides, problem.dtype, (rows, 1))
-            params[f"{name}_map"] = np.frombuffer(tensor_maps.tensor_map.__wrapped__(*at), np.uint64)
-    return grid.thread_blocks(lists.n_parts)[:2]
 
 
 def _params(
@@ -298,7 +259,7 @@ def run(
     elif part.part == "convert":
         inputs["dq_sums"] = made["dq_sums"]
     is_hopper = part.params == "bwd_sm90"
-    more = _hopper(problem, part, lists) if is_hopper else {}
+    more = hopper_calls.memory(problem.grid(part), lists) if is_hopper else {}
     params, held = _params(problem, lists, {**inputs, **gradients, **sums, **more}, part.params)
     tokens, heads = (K_LEN, KV_HEADS) if part.part in ("dkdv", "fused") else (Q_LEN, Q_HEADS)
     items = BATCH * heads * tokens
@@ -309,7 +270,7 @@ def run(
     late = part.part == "dq" if late is None else late
     grid = (items, part.column_blocks)
     if is_hopper:
-        grid = _fill_hopper(params, problem, part, lists, inputs)
+        grid = hopper_calls.fill(params, problem.grid(part), lists, inputs)
     cuda_on_cpu.run(library, part, params, grid, [*inputs.values()], late, sums=sums.get("dq_sums"))
     assert held
     assert not any(more[name].any() for name in more.keys() & {"counter", "arrivals"})  # as they were found

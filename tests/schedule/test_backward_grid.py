@@ -79,6 +79,25 @@ def test_the_hopper_kernel_of_dk_and_dv_may_split_blocks_of_keys() -> None:
     assert grid.partials(grid.workers.split_slots, 1)[0] <= MOST_PARTIAL_BYTES
 
 
+@pytest.mark.parametrize(("head_dim", "value_dim"), [(192, 128), (128, 192)])
+def test_parts_of_two_widths_have_room_for_the_greater(head_dim: int, value_dim: int) -> None:
+    wide = backward_table.pick("sm_90", "bfloat16", head_dim, value_dim=value_dim)
+    problem = replace(PROBLEM, head_dim=head_dim, value_dim=value_dim)
+    assert _grid("dkdv", wide, problem).partials(3, 1)[0] == 16 * 3 * 2 * 4 * 64 * 192
+    narrow = replace(PROBLEM, head_dim=64, value_dim=128)
+    spec = backward_table.pick("sm_90", "bfloat16", 64, value_dim=128)
+    assert _grid("dkdv", spec, narrow).partials(3, 1)[0] == 16 * 3 * 2 * 4 * 128 * 128
+
+
+def test_a_section_counts_both_widths() -> None:
+    """2 MiB of Q, 1 MiB of dO: 3 of 4096 rows of 256 and of 128 columns for each of a group's 4 heads."""
+    problem = replace(PROBLEM, head_dim=256, value_dim=128)
+    spec = backward_table.pick("sm_90", "bfloat16", 256, value_dim=128)
+    assert _grid("dkdv", spec, problem, l2_bytes=2 * 12 << 20).section(1) == 1
+    assert _grid("dkdv", spec, problem, l2_bytes=2 * 24 << 20).section(1) == 2
+    assert _grid("dq", spec, problem, l2_bytes=2 * 6 << 20).section(1) == 4 * 2  # 3 MiB of K and V
+
+
 def test_the_launch_that_converts_has_a_block_for_64_queries() -> None:
     spec = replace(HOPPER, fused=TileShape(64, 128, 2, 12))
     problem = Problem(3, 4, 2, 1000, 777, 128, "bfloat16")

@@ -11,6 +11,7 @@ import pytest
 from omnicupy.api import attention_backward
 from omnicupy.call.arrays import widen
 from omnicupy.jit import archs
+from omnicupy.jit.widths import kernel_widths
 from omnicupy.tools.verify import backward_inputs, backward_special, on_cpu
 from omnicupy.tools.verify.backward_cases import (
     BACKWARD_FIXED,
@@ -213,6 +214,21 @@ def test_variants_hold_the_plain_kernels_every_row_and_the_default(arch: str, he
     assert len(found[0].kernels) == 3
     loose = [variant.spec.kernel for variant in found if not variant.deterministic]
     assert loose == (["sm90", "sm80"] if arch == "sm_90" else ["sm80"]) * (head_dim <= 128)
+
+
+def test_widths_of_values_reach_the_kernels_of_a_case() -> None:
+    pairs = {
+        (case.head_dim, case.value_columns) for case in BACKWARD_FIXED if case.group == "widths of values"
+    }
+    assert {(192, 128), (64, 128), (56, 64)} <= pairs
+    for head_dim, value_dim in pairs:
+        found = backward_variants(replace(SMALL, head_dim=head_dim, value_dim=value_dim), "sm_90")
+        kinds = {one.spec.kernel for one in found}
+        assert kinds == {"naive", "sm80", "sm90"}
+        fused = sum(not one.deterministic for one in found)
+        assert fused == (2 if max(head_dim, value_dim) <= 128 else 0)
+        widths = {(kernel.head_dim, kernel.value_dim) for one in found for kernel in one.kernels}
+        assert widths == {kernel_widths(head_dim, value_dim)}
 
 
 def test_a_case_runs_the_kernels_of_the_gradients_that_it_wants() -> None:

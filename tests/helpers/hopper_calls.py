@@ -1,0 +1,54 @@
+"""What the persistent backward kernels for Hopper are given beside arrays and lists, for runs on the CPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from cuda_on_cpu import aligned
+from host_maps import encoded_for_the_host
+from numpy.typing import NDArray
+
+from omnicupy.gpu import tensor_maps
+from omnicupy.schedule.backward_grid import BackwardGrid
+from omnicupy.schedule.block_lists import BlockLists
+from omnicupy.schedule.parts import Workers
+
+Array = NDArray[Any]
+
+
+def workers(grid: BackwardGrid) -> Workers:
+    """Who works; short blocks of keys, which would not be split, are cut in parts of two tiles, whoever works."""
+    return replace(grid.workers, split_tiles=2) if grid.workers.split_slots else grid.workers
+
+
+def memory(grid: BackwardGrid, lists: BlockLists) -> dict[str, Array]:
+    """Counters at zero, and room, poisoned, for what parts of split blocks leave."""
+    partial_bytes, arrivals = grid.partials(lists.n_slots, lists.n_split_rows)
+    made = {
+        "counter": aligned((4,), np.int32),
+        "partials": aligned((max(4, partial_bytes // 4),), np.float32),
+        "arrivals": aligned((max(1, arrivals),), np.uint32),
+        "splits": aligned(lists.array("splits").shape, np.int32),
+    }
+    made["counter"].fill(0)
+    made["partials"].fill(np.nan)
+    made["arrivals"].fill(0)
+    made["splits"][...] = lists.array("splits")
+    return made
+
+
+def fill(
+    params: NDArray[np.void], grid: BackwardGrid, lists: BlockLists, arrays: dict[str, Array]
+) -> tuple[int, int]:
+    """Tensor maps and sizes, into the struct; the grid of the launch. arrays: q, dout, k and v."""
+    part = grid.kernel
+    params["work_items"], params["section"] = grid.work_items(lists.n_parts), grid.section(lists.n_parts)
+    params["n_slots"], params["n_split_rows"] = lists.n_slots, lists.n_split_rows
+    with encoded_for_the_host():
+        for name in ("q", "dout", "k", "v"):
+            array, rows = arrays[name], part.br if name in ("q", "dout") else part.bc
+            at = (array.ctypes.data, array.shape, array.strides, part.dtype, (rows, 1))
+            params[f"{name}_map"] = np.frombuffer(tensor_maps.tensor_map.__wrapped__(*at), np.uint64)
+    return grid.thread_blocks(lists.n_parts)[:2]
