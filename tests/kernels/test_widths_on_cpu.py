@@ -1,4 +1,4 @@
-"""Values of another width than keys: the forward kernels' own sources, run on the CPU over the lists that a GPU gets."""
+"""Values of another width than keys: the forward kernels' own sources, run on the CPU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,13 @@ pytestmark = pytest.mark.skipif(
 
 PAIRS = ((192, 128), (64, 128), (96, 64), (72, 40), (40, 48), (24, 8))
 Q_LEN, K_LEN = 90, 150
-SM80 = ("sm80-64x64-s1-w4", "sm80-32x32-s2-w2", "sm80-32x32-s3-w1", "sm80-64x32-s1-w4-shared", "sm80-32x64-s1-w2-plain")
+SM80 = (
+    "sm80-64x64-s1-w4",
+    "sm80-32x32-s2-w2",
+    "sm80-32x32-s3-w1",
+    "sm80-64x32-s1-w4-shared",
+    "sm80-32x64-s1-w2-plain",
+)
 SM90 = ("sm90-64x64-s2-w8", "sm90-128x64-s2-w12", "sm90-64x32-s3-w12", "sm90-64x64-s2-w8-packed")
 
 
@@ -79,5 +85,7 @@ def test_rows_that_are_split(word: str, widths: tuple[int, int], library: Callab
 def test_capped_scores_and_sinks(word: str, library: Callable[[AttnSpec], Any]) -> None:
     spec = replace(variants.parse(word, "sm_90", "float16", 64, 128), softcap=True)
     sinks = (-np.inf, 0.0, 3.0, 40.0)
-    call = Forward(_problem((64, 128), "float16"), [_mask(Q_LEN, K_LEN)], softcap=20.0, sinks=sinks, factor=8.0)
+    call = Forward(
+        _problem((64, 128), "float16"), [_mask(Q_LEN, K_LEN)], softcap=20.0, sinks=sinks, factor=8.0
+    )
     _compare(call, spec, library)

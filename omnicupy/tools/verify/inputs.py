@@ -59,7 +59,8 @@ def inputs_of(case: Case, masks: Sequence[Mask], xp: Any) -> Inputs:
     q = _bits(case, "q", shape, factor * case.factor, xp)
     kv_batch = 1 if BROADCAST in case.options else case.batch
     shape = (kv_batch, case.kv_heads, case.k_len, case.head_dim)
-    k, v = _bits(case, "k", shape, factor, xp), _bits(case, "v", shape, 1.0, xp)
+    k = _bits(case, "k", shape, factor, xp)
+    v = _bits(case, "v", (*shape[:3], case.value_columns), 1.0, xp)
     for option, array in ((SAME_KEYS, k), (SAME_VALUES, v)):
         if option in case.options:
             array[:] = array[:, :, :1]
@@ -85,7 +86,7 @@ def changes_of(case: Case, xp: Any) -> dict[str, Any]:
 
 def nan_output(case: Case, xp: Any) -> Any:
     """An output array with the case's memory layout, every element NaN."""
-    batch, heads, tokens, columns = case.batch, case.q_heads, case.q_len, case.head_dim
+    batch, heads, tokens, columns = case.batch, case.q_heads, case.q_len, case.value_columns
     bshd = BSHD in case.options
     shape = (batch, tokens, heads, columns) if bshd else (batch, heads, tokens, columns)
     storage = xp.empty(shape, unsigned(case.dtype))
