@@ -54,8 +54,8 @@ def packed_spec(
 
 @dataclass
 class Forward:
-    """A call: q (batch, q_heads, q_len, D), k and v (batch, kv_heads, k_len, D or the width of values), one mask or one
-    a batch element.
+    """A call: q (batch, q_heads, q_len, D), k (batch, kv_heads, k_len, D), v (batch, kv_heads, k_len, Dv), one mask or
+    one a batch element.
 
     tokens_first: memory (batch, tokens, heads, D).  sm_count: multiprocessors that the work is cut for.  softcap: as
     in attention.  sinks: sink_logits.  factor: of q, and so of scores.

@@ -1,4 +1,4 @@
-"""Values of another width than keys: the forward kernels' own sources, run on the CPU over the lists of a GPU."""
+"""Values of another width than keys: the forward kernels' own sources, run on the CPU."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Variant:
 def problem_of(case: Case) -> Problem:
     """The sizes of a case, as the library sees them."""
     sizes = (case.batch, case.q_heads, case.kv_heads, case.q_len, case.k_len, case.head_dim)
-    return Problem(*sizes, case.dtype, case.softcap is not None)
+    return Problem(*sizes, case.dtype, case.softcap is not None, case.value_columns)
 
 
 def serves(kernel: str, case: Case) -> bool:
@@ -88,13 +88,14 @@ def variants(case: Case, masks: Sequence[Mask], arch: str, sm_count: int) -> lis
     """
     if isinstance(case, BackwardCase):
         return backward_variants(case, arch)
-    head_dim, problem = round_up(case.head_dim, 16), problem_of(case)
+    problem = problem_of(case)
+    widths = kernel_widths(problem.head_dim, problem.value_dim)
     fitted = capped if problem.softcap else _as_it_is
     named = [(fitted(spec), name) for name, spec in ladder(case, arch) if serves(spec.kernel, case)]
     found = {spec: Variant(name, spec) for spec, name in reversed(named)}
     for row in table.TABLE:
-        if row.serves(arch, case.dtype, head_dim) and serves(row.kernel, case):
-            spec = fitted(row.spec(arch, case.dtype, head_dim))
+        if row.serves(arch, case.dtype, *widths) and serves(row.kernel, case):
+            spec = fitted(row.spec(arch, case.dtype, *widths))
             if problem.group % spec.heads:
                 continue
             name = f"{spec.kernel} {spec.br}x{spec.bc} stages {spec.stages} warps {spec.warps}"
@@ -169,22 +170,24 @@ def table_kernels(every: bool) -> list[KernelSpec]:
 
 def ladder(case: Case, arch: str) -> list[tuple[str, AttnSpec]]:
     """The kernels that are verified whether the table selects them or not, by their names in the report."""
-    head_dim = round_up(case.head_dim, 16)
-    naive = AttnSpec(arch=arch, kernel="naive", dtype=case.dtype, head_dim=head_dim, br=64, bc=64)
+    head_dim, value_dim = kernel_widths(case.head_dim, case.value_columns)
+    both: dict[str, Any] = {"dtype": case.dtype, "head_dim": head_dim, "value_dim": value_dim}
+    naive = AttnSpec(arch=arch, kernel="naive", br=64, bc=64, **both)
     tiles = [(64, 4), (32, 2), (16, 1)]
     made: list[tuple[str, AttnSpec | None]] = [("naive", naive)]
     if head_dim > MAX_ONE_PIECE:
         for stages in (1, 2, 3):
-            spec = _first(tiles, arch=arch, kernel="sm80", dtype=case.dtype, head_dim=head_dim, stages=stages)
+            spec = _first(tiles, arch=arch, kernel="sm80", stages=stages, **both)
             made.append((f"sm80 D-tiled, stages {stages}", spec))
     else:
         for stages in (1, 2, 3):
-            spec = _first(tiles, arch=arch, kernel="sm80", dtype=case.dtype, head_dim=head_dim, stages=stages)
+            spec = _first(tiles, arch=arch, kernel="sm80", stages=stages, **both)
             made.append((f"sm80 stages {stages}", spec))
-        common = {"kernel": "sm80", "dtype": case.dtype, "head_dim": head_dim}
-        made.append(("sm80 stages 1, shared K/V", _first(tiles, arch=arch, share_kv=True, **common)))
+        made.append(
+            ("sm80 stages 1, shared K/V", _first(tiles, arch=arch, kernel="sm80", share_kv=True, **both))
+        )
     if arch == "sm_90" and head_dim <= MAX_ONE_PIECE:
-        common = {"arch": "sm_90a", "kernel": "sm90", "dtype": case.dtype, "head_dim": head_dim}
+        common = {"arch": "sm_90a", "kernel": "sm90", **both}
         for rows, warps in ((64, 8), (128, 12)):
             made.append((f"sm90 {rows} rows", _first([(rows, warps)], stages=2, **common)))
     return [(name, spec) for name, spec in made if spec is not None]

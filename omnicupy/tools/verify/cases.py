@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from omnicupy.masks.mask import Mask
+from omnicupy.tools.verify import width_cases
 from omnicupy.tools.verify.case_masks import MASK_KINDS, alive, build
 
 SHORT = {"float16": "f16", "bfloat16": "bf16", "float32": "f32", "float64": "f64"}
@@ -281,10 +282,15 @@ def _scores() -> Iterator[Case]:
         yield replace(base, mask="full", head_dim=64, q_len=4099, k_len=70, q_heads=6, kv_heads=1, batch=1)
 
 
+def _widths() -> Iterator[Case]:
+    """Values of another width than keys."""
+    return (replace(BASE, group="widths", **one) for one in width_cases.changes(SPLIT))
+
+
 def _fixed() -> tuple[Case, ...]:
     makers = (
         *(_head_dims, _masks, _ragged, _heads, _empty_rows, _poison, _strides, _batches, _large, _long),
-        *(_alike, _block_lists, _decoding, _scores),
+        *(_alike, _block_lists, _decoding, _scores, _widths),
     )
     return tuple(dict.fromkeys(case for make in makers for case in make()))
 

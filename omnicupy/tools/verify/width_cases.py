@@ -1,0 +1,44 @@
+"""The verification cases whose values have another width than keys, as what sets them apart from cases.BASE."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any, TypeAlias
+
+Changes: TypeAlias = dict[str, Any]
+
+# Of keys and of values: multi-head latent attention's, values wider and narrower, widths that are rounded up, alone and
+# to the same number.
+WIDTHS = ((192, 128), (64, 128), (128, 64), (96, 64), (32, 256), (256, 40), (72, 40), (40, 48), (24, 8))
+MASKS = ("full", "causal", "segments", "bits", "holes", "window")
+DTYPES = ("bfloat16", "float16")
+
+
+def changes(split: int) -> Iterator[Changes]:
+    """Fields of each Case. split: keys of a part, where rows are cut by length."""
+    for i, (head_dim, value_dim) in enumerate(WIDTHS):
+        for j, dtype in enumerate(DTYPES):
+            both = {"head_dim": head_dim, "value_dim": value_dim, "dtype": dtype}
+            yield from ({**both, **one} for one in chain(_tiles(i, j), _split(j, split)))
+    for dtype in DTYPES:
+        for mask in ("causal", "segments"):
+            both = {"head_dim": 192, "value_dim": 128, "dtype": dtype}
+            yield {**both, "mask": mask, "q_heads": 4, "q_len": 2048, "k_len": 2048}
+
+
+def _tiles(i: int, j: int) -> Iterator[Changes]:
+    """Every kind of tile, dead keys, layouts, soft caps and sinks, on the i-th pair of widths and the j-th dtype."""
+    base = {"batch": 2, "q_heads": 4, "q_len": 130, "k_len": 330}
+    yield {**base, "mask": MASKS[(i + j) % 6], "q_len": 260 + i}
+    yield {**base, "mask": MASKS[(i + 3 * j + 2) % 6], "options": ("poison", "masks")}
+    yield {**base, "mask": "segments", "options": (("bshd", "reversed")[j],), "q_len": 200, "k_len": 200}
+    yield {**base, "mask": "segments", "softcap": 20.0, "factor": 8, "sinks": True}
+
+
+def _split(j: int, split: int) -> Iterator[Changes]:
+    """Few rows with the heads of a group packed, and rows cut into parts."""
+    group = {"q_heads": (8, 14)[j], "kv_heads": 1}
+    yield from ({**group, "mask": "full", "q_len": q_len, "k_len": 5000} for q_len in (1, 9))
+    yield {**group, "mask": "holes", "q_len": 5, "k_len": 1500, "split": split, "options": ("poison",)}
+    yield {"batch": 2, "q_heads": 4, "mask": "causal", "q_len": 150, "k_len": 1200, "split": split}
