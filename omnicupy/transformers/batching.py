@@ -13,6 +13,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AttentionInterface
@@ -20,7 +21,7 @@ from transformers import AttentionInterface
 from omnicupy.errors import UnsupportedError
 from omnicupy.transformers import forward, loading
 from omnicupy.transformers.closures import array
-from omnicupy.transformers.kept import MAX_KEPT, kept
+from omnicupy.transformers.kept import MAX_KEPT
 from omnicupy.transformers.mask_tensor import MaskTensor
 from omnicupy.transformers.options import REFUSED, refuse
 from omnicupy.transformers.sequences import of_bounds
@@ -186,6 +187,6 @@ def _mask(
 ) -> MaskTensor:
     """The mask of a step, of which the layers of one kind share one."""
     # Rows past the last sequence have no key, keys past it no row: two sequences without the other.
-    q = array(torch.tensor((*of_rows, rows, rows)))
-    k = array(torch.tensor((*of_keys, of_keys[-1], keys)))
-    return MaskTensor([kept(of_bounds(q, k, True, window))], 1, device)
+    q = np.array((*of_rows, rows, rows), np.int64)
+    k = np.array((*of_keys, of_keys[-1], keys), np.int64)
+    return MaskTensor([of_bounds(q, k, True, window)], 1, device)
