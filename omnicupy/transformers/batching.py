@@ -13,6 +13,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AttentionInterface
@@ -20,7 +21,7 @@ from transformers import AttentionInterface
 from omnicupy.errors import UnsupportedError
 from omnicupy.transformers import forward, loading
 from omnicupy.transformers.closures import array
-from omnicupy.transformers.kept import MAX_KEPT, kept
+from omnicupy.transformers.kept import MAX_KEPT
 from omnicupy.transformers.mask_tensor import MaskTensor
 from omnicupy.transformers.options import REFUSED, refuse
 from omnicupy.transformers.sequences import of_bounds
@@ -93,22 +94,30 @@ def _is_ours(name: Any) -> bool:
     return name in loading.names()
 
 
-def attention(module: Any, query: Any, key: Any, value: Any, mask: Any, *given: Any, **options: Any) -> Any:
+def attention(
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attention_mask: Any,
+    dropout: float = 0.0,
+    **options: Any,
+) -> Any:
     """`forward.attention`, which also takes a step of continuous batching: rows and keys as the bounds say, causal
     and within the layer's window, each sequence by itself. Rows past the last bound (padding) give zeros.
 
     Raises UnsupportedError for block tables, for a mask tensor beside the bounds, and while a CUDA graph is captured.
     """
     if options.get("write_index") is None:
-        return forward.attention(module, query, key, value, mask, *given, **options)
+        return forward.attention(module, query, key, value, attention_mask, dropout, **options)
     if (table := options.get("block_table")) is not None:
         refuse(module, REFUSED["block_table"], "block_table", table)
     # A MaskTensor is made by versions before 5.24, of the rows alone.
-    if mask is not None and not isinstance(mask, MaskTensor):
-        refuse(module, "a mask beside the bounds of continuous batching", "attention_mask", mask)
-    key, value, mask, options = _step(module, query, key, value, options)
+    if attention_mask is not None and not isinstance(attention_mask, MaskTensor):
+        refuse(module, "a mask beside the bounds of continuous batching", "attention_mask", attention_mask)
+    key, value, attention_mask, options = _step(module, query, key, value, options)
     options["is_causal"] = False  # the mask says it
-    return forward.attention(module, query, key, value, mask, *given, **options)
+    return forward.attention(module, query, key, value, attention_mask, dropout, **options)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # the host reads bounds
@@ -186,6 +195,6 @@ def _mask(
 ) -> MaskTensor:
     """The mask of a step, of which the layers of one kind share one."""
     # Rows past the last sequence have no key, keys past it no row: two sequences without the other.
-    q = array(torch.tensor((*of_rows, rows, rows)))
-    k = array(torch.tensor((*of_keys, of_keys[-1], keys)))
-    return MaskTensor([kept(of_bounds(q, k, True, window))], 1, device)
+    q = np.array((*of_rows, rows, rows), np.int64)
+    k = np.array((*of_keys, of_keys[-1], keys), np.int64)
+    return MaskTensor([of_bounds(q, k, True, window)], 1, device)

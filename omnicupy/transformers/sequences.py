@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from omnicupy.errors import UnsupportedError
-from omnicupy.masks.constructors import intervals
+from omnicupy.masks.intervals import tidy
 from omnicupy.masks.mask import Mask
 from omnicupy.transformers.closures import array
 from omnicupy.transformers.kept import derived, kept
@@ -94,14 +94,17 @@ def of_bounds(rows: Bounds, keys: Bounds, is_causal: bool, window: int | None) -
             f"cu_seq_lens_q and cu_seq_lens_k must bound as many sequences, got {len(rows) - 1} and {len(keys) - 1}; "
             "an empty one repeats a bound"
         )
+    of_rows, of_keys = rows.astype(np.int32), keys.astype(np.int32)
     lengths = np.diff(keys)
-    first, stop = np.repeat(rows[:-1], lengths), np.repeat(rows[1:], lengths)
-    # The row that stands where a key stands, both counted from the end of their sequence.
-    place = np.arange(keys[-1]) - np.repeat(keys[1:] - rows[1:], lengths)
-    lo = np.maximum(first, place) if is_causal else first
-    hi = stop
-    if window is not None:
-        hi = np.minimum(hi, place + window)
-        lo = np.maximum(lo, place - window + 1)
-    lo, hi = np.minimum(lo, stop), np.maximum(hi, first)
-    return intervals(lo, np.maximum(lo, hi), int(rows[-1]))
+    lo, hi = np.repeat(of_rows[:-1], lengths), np.repeat(of_rows[1:], lengths)
+    if is_causal or window is not None:
+        # The row that stands where a key stands, both counted from the end of their sequence.
+        place = np.arange(keys[-1], dtype=np.int32)
+        place -= np.repeat(of_keys[1:] - of_rows[1:], lengths)
+        if window is not None:
+            width = np.int32(min(window, int(rows[-1]) + int(keys[-1])))  # nothing is further apart
+            np.minimum(hi, place + width, out=hi)
+            np.maximum(lo, place - (width - np.int32(1)), out=lo)
+        if is_causal:
+            np.maximum(lo, place, out=lo)
+    return Mask((int(rows[-1]), int(keys[-1])), intervals=tidy(lo[None], hi[None]))

@@ -291,12 +291,3 @@ def test_only_served_kernels_are_selected(monkeypatch: pytest.MonkeyPatch) -> No
     assert pick.select("sm_90", problem, masks, H100_SMS) == picked
     with pytest.raises(UnsupportedError, match=r"^kernel 'sm80' would serve"):
         pick.select("sm_80", problem, masks, H100_SMS)
-
-
-def test_masks_of_few_rows_are_not_cut_for_the_choice() -> None:
-    """Each step of decoding brings new ones, and large tiles are not among its variants."""
-    masks = tuple(oc.causal(1, 2000).rows(0, 1, keys) for keys in (1000, 2000))
-    for arch in archs.ARCHES:
-        for split in (None, 512):
-            pick.pick(arch, Problem(2, 16, 4, 1, 2000, 128, "bfloat16"), masks, H100_SMS, split=split)
-    assert not any(mask._blocks for mask in masks)

@@ -48,3 +48,12 @@ def test_with_a_split_neither_batch_nor_device_nor_tuned_choices_decide(
 
 def test_a_multiple_of_384_is_whole_tiles_of_every_row() -> None:
     assert all(384 % row.bc == 0 for row in choose_table.TABLE)
+
+
+def test_masks_of_few_rows_are_not_cut_for_the_choice() -> None:
+    """Each step of decoding brings new ones, and large tiles are not among its variants."""
+    masks = tuple(oc.causal(1, 2000).rows(0, 1, keys) for keys in (1000, 2000))
+    for arch in ("sm_80", "sm_90"):
+        for split in (None, 512):
+            pick.pick(arch, Problem(2, 16, 4, 1, 2000, 128, "bfloat16"), masks, H100_SMS, split=split)
+    assert not any(mask._blocks for mask in masks)
