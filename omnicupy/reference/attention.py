@@ -66,8 +66,8 @@ def attention64(
     """Attention in float64 on the exact inputs.
 
     q: (B, Hq, Sq, D), k: (B, Hkv, Skv, D), v: (B, Hkv, Skv, Dv), of any supported dtype. mask: one Mask, or one per
-    batch element. scale: None is 1/sqrt(D). sink_logits: (Hq,) or None. softcap: None caps nothing. Keys and values that some
-    row sees must be finite.
+    batch element. scale: None is 1/sqrt(D). sink_logits: (Hq,) or None. softcap: None caps nothing. Keys and values
+    that some row sees must be finite.
     Returns out (B, Hq, Sq, Dv) and lse (B, Hq, Sq), float64; 0 and -inf for a row that sees no key.
     """
     changes = ScoreChanges(sink_logits, softcap)
