@@ -6,8 +6,8 @@
 
 namespace omni {
 
-// Up to so many columns of values the weights P go into O += P V as two 16-bit numbers, rounded value and rest: the error of so
-// short a row is a matter of luck otherwise, and the second product costs little.
+// Up to so many columns of values the weights P go into O += P V as two 16-bit numbers, rounded value and rest: the
+// error of so short a row is a matter of luck otherwise, and the second product costs little.
 constexpr int kSplitWeightsDim = 32;
 
 __device__ __forceinline__ float neg_inf() { return __int_as_float(0xff800000); }

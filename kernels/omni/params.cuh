@@ -74,12 +74,12 @@ struct ForwardParams {
   __device__ __forceinline__ Tensor query() const { return Tensor{q, q_strides}; }
   __device__ __forceinline__ Tensor key() const { return Tensor{k, k_strides}; }
   __device__ __forceinline__ Tensor value() const { return Tensor{v, v_strides}; }
-
-  // Columns of v and out. Kernels whose values are as wide as keys take tensors of one width alone, and read one number.
-  template <class Cfg>
-  __device__ __forceinline__ int value_columns() const {
-    return Cfg::kValueDim == Cfg::kHeadDim ? head_dim : value_dim;
-  }
 };
+
+// Columns of v and out. Kernels whose values are as wide as keys take tensors of one width alone, and read one number.
+template <class Cfg>
+__device__ __forceinline__ int value_columns(ForwardParams const& p) {
+  return Cfg::kValueDim == Cfg::kHeadDim ? p.head_dim : p.value_dim;
+}
 
 }  // namespace omni

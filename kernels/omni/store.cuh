@@ -53,7 +53,7 @@ __device__ __forceinline__ void store_output(
     for (int h = 0; h < 2; ++h) {
       int const q = at.row0 + Out::row(m, h);
       bool const write = q < p.q_len;
-      int const columns = write ? p.value_columns<Cfg>() - at.column0 : 0;
+      int const columns = write ? value_columns<Cfg>(p) - at.column0 : 0;
       float const inverse = p.sink_logits == nullptr ? softmax.inverse(m, h)
                                                      : softmax.inverse_with(sink_log2(p, at.head), m, h, p.scale_log2);
       store_row<Cfg::kBf16>(out, m, h, inverse, g_out + 2 * q * p.out_strides.token, columns);

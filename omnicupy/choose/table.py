@@ -40,8 +40,8 @@ class Row:
     dtypes: tuple[str, ...] = DTYPES
 
     def spec(self, arch: str, dtype: str, head_dim: int, value_dim: int | None = None) -> AttnSpec:
-        """The variant for an architecture, dtype and kernel widths, None for values as wide as keys. Raises ValueError
-        if it is illegal.
+        """The variant for an architecture, dtype and kernel widths, value_dim None for the row's, or else for values as
+        wide as keys. Raises ValueError if it is illegal.
         """
         return AttnSpec(
             arch="sm_90a" if self.kernel == "sm90" else arch,
@@ -55,7 +55,7 @@ class Row:
             share_kv=self.share_kv,
             ping_pong=self.ping_pong,
             pack=self.pack,
-            value_dim=value_dim or head_dim,
+            value_dim=value_dim or self.value_dim or head_dim,
         )
 
     def serves(self, arch: str, dtype: str, head_dim: int, value_dim: int | None = None) -> bool:

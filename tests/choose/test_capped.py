@@ -40,7 +40,7 @@ def test_no_capped_kernel_spills(spec: KernelSpec) -> None:
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_120"])
 @pytest.mark.parametrize("head_dim", [64, 128, 256, 320])
 def test_a_soft_cap_asks_for_kernels_that_have_one(arch: str, head_dim: int) -> None:
-    problem, mask = replace(PROBLEM, head_dim=head_dim), oc.causal(4096)
+    problem, mask = replace(PROBLEM, head_dim=head_dim, value_dim=None), oc.causal(4096)
     plain = pick.pick(arch, problem, [mask], 132)
     found = pick.pick(arch, replace(problem, softcap=True), [mask], 132)
     assert not plain.softcap
@@ -59,7 +59,7 @@ def test_a_soft_cap_asks_for_kernels_that_have_one(arch: str, head_dim: int) -> 
 @pytest.mark.parametrize("split", [None, 384])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_packed_tiles_cap_scores_too(head_dim: int, split: int | None) -> None:
-    problem = replace(PROBLEM, q_len=4, head_dim=head_dim, softcap=True)
+    problem = replace(PROBLEM, q_len=4, head_dim=head_dim, value_dim=None, softcap=True)
     found = pick.pick("sm_90", problem, [oc.full(4, 4096)], 132, split=split)
     assert (found.pack, found.softcap) == (True, True)
     assert 384 % found.bc == 0

@@ -77,7 +77,7 @@ def test_a_kept_choice_is_found_and_selected(machine: Path) -> None:
     ("problem", "mask"),
     [
         (replace(PROBLEM, dtype="float16"), MASK),
-        (replace(PROBLEM, head_dim=128), MASK),
+        (replace(PROBLEM, head_dim=128, value_dim=None), MASK),
         (PROBLEM, oc.causal(300)),
         (PROBLEM, oc.full(300)),
         (replace(PROBLEM, batch=500), MASK),
@@ -256,7 +256,7 @@ def test_a_failed_write_says_so_and_leaves_the_old_file(
 
 
 def test_writers_at_the_same_time_lose_nothing(machine: Path) -> None:
-    problems = [replace(PROBLEM, head_dim=16 * n) for n in range(1, 9)]
+    problems = [replace(PROBLEM, head_dim=16 * n, value_dim=None) for n in range(1, 9)]
     specs = [
         AttnSpec(arch="sm_90", kernel="sm80", dtype="bfloat16", head_dim=one.head_dim, br=64, bc=64)
         for one in problems

@@ -89,7 +89,7 @@ def test_heads_that_share_a_tile_take_the_memory_of_its_rows() -> None:
     assert whole.q_slots == shared.q_slots
     assert replace(shared, bc=64, warps=16).heads == 3
     with pytest.raises(ValueError, match=r"lower warps=12, bc=160 or stages=2$"):
-        replace(shared, bc=160, head_dim=256)
+        replace(shared, bc=160, head_dim=256, value_dim=None)
 
 
 @pytest.mark.parametrize("name", ["head_dim", "br", "bc", "stages", "warps"])

@@ -131,7 +131,7 @@ struct Forward {
   }
 
   __device__ __forceinline__ void load_v(Tile const& tile, int stage) {
-    load_kv<Cfg::kValueDim>(g_v, p.v_strides.token, tile, v_offset(stage), p.value_columns<Cfg>());
+    load_kv<Cfg::kValueDim>(g_v, p.v_strides.token, tile, v_offset(stage), value_columns<Cfg>(p));
   }
 
   __device__ __forceinline__ void compute_scores(Scores& scores, int stage) {

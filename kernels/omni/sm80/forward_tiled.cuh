@@ -1,5 +1,5 @@
 // The forward loop for head_dim above 256 (D-tiling): Q and K pass through shared memory in chunks of 64 columns, each
-// thread block accumulates kOutColumns <= 256 columns of O, and the blocks of one query tile (grid.y) repeat the scores.
+// thread block accumulates kOutColumns <= 256 of O, and the blocks of one query tile (grid.y) repeat the scores.
 #pragma once
 
 #include "omni/sm80/gemm.cuh"

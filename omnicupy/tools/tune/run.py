@@ -134,8 +134,8 @@ def run(
         else:
             builtin: AttnSpec = pick.pick(arch, problem, (mask,), info.sm_count)
             kinds = kernels or ("sm90", "sm80")
-            sizes = (problem.head_dim, problem.q_len, kinds, problem.group, problem.value_dim)
-            specs = search.candidates(arch, dtype, *sizes)
+            sizes = (problem.head_dim, problem.q_len, kinds, problem.group)
+            specs = search.candidates(arch, dtype, *sizes, value_dim=problem.value_dim)
             found = search.search(specs, builtin, GpuTrial(*what), settings, watched)
     flops = workload.flops(mask.pairs) * (PASSES["bwd"].flops if passed == BACKWARD else 1)
     return Tuned(workload, problem, arch, saved.current_machine(), problem_class, flops, found)
@@ -220,8 +220,8 @@ def proposed_row(result: Tuned) -> str:
     found = result.found
     if isinstance(found.winner, BackwardSpec):
         return backward.proposed_row(result.arch, found.winner)
-    head_dim, dtype = found.builtin.head_dim, result.problem.dtype
-    widths = (head_dim, found.builtin.value_dim)
+    head_dim, dtype, value_dim = found.winner.head_dim, result.problem.dtype, found.winner.value_dim
+    widths = (head_dim, value_dim)
     origin = next(
         row
         for row in choose_table.TABLE
@@ -232,7 +232,7 @@ def proposed_row(result: Tuned) -> str:
         for one in fields(choose_table.Row)
         if hasattr(found.winner, one.name)
     }
-    of_spec["value_dim"] = None if found.winner.value_dim == head_dim else found.winner.value_dim
+    of_spec["value_dim"] = None if value_dim == head_dim else value_dim
     if origin.shape == "shared" and found.winner.heads == 1:
         of_spec["shape"] = "small"
     row = replace(origin, **of_spec, head_dims=(head_dim, head_dim), archs=(result.arch,), competes=False)

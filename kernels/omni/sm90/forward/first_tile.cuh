@@ -49,7 +49,7 @@ struct FirstTilePrefetch {
     for (; token < stop; token += kThreads, g_row += 2 * kThreads * tensor.strides.token) {
 #pragma unroll
       for (int byte = 0; byte < 2 * kColumns; byte += kLine) {
-        int const columns = kValues ? args.p.value_columns<Cfg>() : args.p.head_dim;
+        int const columns = kValues ? value_columns<Cfg>(args.p) : args.p.head_dim;
         if (byte < 2 * columns) prefetch_to_l2(g_row + byte);
       }
     }

@@ -54,7 +54,7 @@ struct PackedRows {
     for (int h = 0; h < 2; ++h) {
       int const row = row0 + Out::row(0, h);
       bool const write = row < live;
-      store_row<Cfg::kBf16>(out, 0, h, inverse(softmax, h, row), output(row), write ? p.value_columns<Cfg>() : 0);
+      store_row<Cfg::kBf16>(out, 0, h, inverse(softmax, h, row), output(row), write ? value_columns<Cfg>(p) : 0);
       if (write && p.lse != nullptr && lane_id() % 4 == 0) lse(row) = softmax.lse(0, h, p.scale, p.scale_log2);
     }
   }
@@ -196,7 +196,7 @@ struct PackedMerge {
 #pragma unroll
     for (int e = 0; e < kEach; ++e) {
       int const vector = lane_id() + 32 * e;
-      if (4 * vector >= p.value_columns<Cfg>()) continue;
+      if (4 * vector >= value_columns<Cfg>(p)) continue;
       u32 const low = pack_pair<Cfg::kBf16>(out[e][0] * factor, out[e][1] * factor);
       u32 const high = pack_pair<Cfg::kBf16>(out[e][2] * factor, out[e][3] * factor);
       *reinterpret_cast<uint2*>(g_row + 8 * vector) = make_uint2(low, high);
