@@ -59,7 +59,8 @@ def inputs_of(case: Case, masks: Sequence[Mask], xp: Any) -> Inputs:
     q = _bits(case, "q", shape, factor * case.factor, xp)
     kv_batch = 1 if BROADCAST in case.options else case.batch
     shape = (kv_batch, case.kv_heads, case.k_len, case.head_dim)
-    k, v = _bits(case, "k", shape, factor, xp), _bits(case, "v", (*shape[:3], case.value_columns), 1.0, xp)
+    k = _bits(case, "k", shape, factor, xp)
+    v = _bits(case, "v", (*shape[:3], case.value_columns), 1.0, xp)
     for option, array in ((SAME_KEYS, k), (SAME_VALUES, v)):
         if option in case.options:
             array[:] = array[:, :, :1]
