@@ -177,7 +177,7 @@ struct KeyConsumer {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       int const key = work.q0 + row0(group) + Out::row(0, h);
-      int const width = gradient == 0 ? p.head_dim : p.template value_columns<Cfg>();
+      int const width = gradient == 0 ? p.head_dim : value_columns<Cfg>(p);
       int const columns = key < p.k_len ? width : 0;
       store_row<Cfg::kBf16>(out, 0, h, factor, g_head + 2 * key * strides.token, columns);
     }
