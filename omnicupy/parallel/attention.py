@@ -35,7 +35,7 @@ def attention(
     return_lse: bool = False,
     config: AttnSpec | None = None,
     deterministic: bool = True,
-    overlap: bool | None = None,
+    overlap: bool | None = False,
     time_limit: float = TIME_LIMIT_S,
 ) -> Any:
     """This rank's rows of an attention call that all ranks of a process group share; torch tensors or CuPy arrays.
@@ -46,8 +46,9 @@ def attention(
     group: of tensors a ProcessGroup, a DeviceMesh of one axis, (DeviceMesh, axis name), or None for the default group:
         gloo for the CPU, NCCL for CUDA. Of CuPy arrays an `NcclGroup`.
     mask: which of the plan's masks; a list names one for each batch element.
-    overlap: of tensors, whether launches run beside the exchange, the same on every rank; None where the plan's speeds
-        predict that it pays, never on a CPU; True where it can be; False for one launch behind one exchange.
+    overlap: of tensors, whether launches run beside the exchange, the same on every rank; False for one launch behind
+        one exchange (the default, as overlap was not measured on GPUs yet); None where the plan's speeds predict that
+        it pays, never on a CPU; True where it can be.
     time_limit: seconds to wait for other ranks at the first call with a plan, and at each exchange on the CPU. On CUDA
         the exchange waits on the device, under the time limit of the process group; an NcclGroup has none there.
     scale, softcap, return_lse, config: as in `omnicupy.attention`.  deterministic: of tensors, as there.

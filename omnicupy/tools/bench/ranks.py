@@ -158,7 +158,7 @@ class Problem:
 
         shared, on_one = _calls()
         dout, *own = self._own(made)
-        turns = [gradients(lambda *x: shared(*x, made), own, dout) for _ in range(2)]
+        turns = [gradients(lambda *x: shared(*x, made, overlap=None), own, dout) for _ in range(2)]
         alone = gradients(lambda *x: on_one(*x, self.mask), self.arrays, self.dout)
         far = 0.0
         for at, (mine, whole) in enumerate(zip(turns[0], alone, strict=True)):
@@ -202,7 +202,7 @@ class Problem:
         launch = run(lambda *x: on_one(*x, local), [q, keys, values], dout) if local is not None else empty
         return _Figures(
             self.time(run(lambda *x: on_one(*x, self.mask), self.arrays, self.dout)),
-            self.time(run(lambda *x: shared(*x, made), [q, k, v], dout)),
+            self.time(run(lambda *x: shared(*x, made, overlap=None), [q, k, v], dout)),
             self.time(run(lambda *x: shared(*x, made, overlap=False), [q, k, v], dout)),
             self.time(way),
             self.time(launch),
