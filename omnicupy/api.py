@@ -199,17 +199,15 @@ def attention_backward(
     device or no NVRTC can be loaded; CompileError when a kernel does not compile.
     """
     options: dict[str, Any] = {"scale": scale, "dlse": dlse, "wanted": wanted, "out_grads": out_grads}
-    options |= {"deterministic": deterministic, "config": config}
-    options |= {"sink_logits": sink_logits, "softcap": softcap}
-    return _gradients((dout, q, k, v, out, lse), mask=mask, **options)
+    options |= {"deterministic": deterministic, "config": config, "mask": mask}
+    return _gradients((dout, q, k, v, out, lse), sink_logits=sink_logits, softcap=softcap, **options)
 
 
 def _gradients(given: tuple[Any, ...], **options: Any) -> Any:
     if isinstance(given[1], np.ndarray):
         call = check_backward.call(*given, **options)
-        arrays = cpu_backward.Arrays(*(*given, options["dlse"]))
         rest = {name: options[name] for name in ("sink_logits", "out_grads")}
-        return cpu_backward.attention_backward(call, arrays, **rest)
+        return cpu_backward.attention_backward(call, cpu_backward.Arrays(*(*given, options["dlse"])), **rest)
     return (_backward or _load_backward(*given[1:4])).attention_backward(*given, **options)
 
 
@@ -240,9 +238,7 @@ def prepare(
     call: what is made lives on it.
     max_length: of a CachedKV the most keys that a sequence will have. Its capacity bounds all that is made, so a number
     up to the capacity changes nothing, and a greater one is refused.
-
-    On NumPy arrays it checks the arguments and does nothing else.
-    Raises what `attention` raises.
+    On NumPy arrays it checks the arguments and does nothing else. Raises what `attention` raises.
     """
     if type(return_lse) is not bool:
         flag("prepare", "return_lse", return_lse)

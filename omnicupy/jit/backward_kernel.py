@@ -138,8 +138,8 @@ class BackwardKernel:
             raise ValueError(f"config: kernel 'naive' has no {self.part} kernel; leave {self.part} out")
         if self.widest > WIDE_HEAD_DIM or self.br != 64:
             raise ValueError(
-                f"config: the {self.part} kernel has tiles of 64 queries, and both widths up to {WIDE_HEAD_DIM}, "
-                f"got br={self.br} and {self.widest}; leave {self.part} out"
+                f"config: the {self.part} kernel has tiles of 64 queries, head_dim and value_dim up to "
+                f"{WIDE_HEAD_DIM}, got br={self.br} and {self.widest}; leave {self.part} out"
             )
         if self.part == "ordered" and (self.kernel, self.warps) != ("sm90", 12):
             raise ValueError(

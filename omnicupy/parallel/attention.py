@@ -46,9 +46,8 @@ def attention(
     group: of tensors a ProcessGroup, a DeviceMesh of one axis, (DeviceMesh, axis name), or None for the default group:
         gloo for the CPU, NCCL for CUDA. Of CuPy arrays an `NcclGroup`.
     mask: which of the plan's masks; a list names one for each batch element.
-    overlap: of tensors, whether launches run beside the exchange, the same on every rank; False for one launch behind
-        one exchange (the default, as overlap was not measured on GPUs yet); None where the plan's speeds predict that
-        it pays, never on a CPU; True where it can be.
+    overlap: of tensors, whether launches run beside the exchange, the same on every rank; False (not measured on GPUs
+        yet), None where the plan's speeds predict that it pays, never on a CPU, or True where it can be.
     time_limit: seconds to wait for other ranks at the first call with a plan, and at each exchange on the CPU. On CUDA
         the exchange waits on the device, under the time limit of the process group; an NcclGroup has none there.
     scale, softcap, return_lse, config: as in `omnicupy.attention`.  deterministic: of tensors, as there.

@@ -194,7 +194,8 @@ def test_every_field_tells_kernels_apart() -> None:
 def test_a_part_that_there_is_not() -> None:
     kernel = BackwardSpec(**SM80).part("dq")
     with pytest.raises(
-        ValueError, match=r"config: part must be one of prepare, dkdv, dq, fused, convert, sinks, got 'dv'"
+        ValueError,
+        match=r"config: part must be one of prepare, dkdv, dq, fused, ordered, convert, sinks, got 'dv'",
     ):
         replace(kernel, part="dv")
 

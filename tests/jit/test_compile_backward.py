@@ -49,7 +49,7 @@ def test_compiles_without_a_spill(kernel: BackwardKernel) -> None:
 
 
 def test_hopper_has_rows() -> None:
-    assert {kernel.part for kernel in HOPPER} == {"dkdv", "dq", *FUSED_PARTS}
+    assert {kernel.part for kernel in HOPPER} == {"dkdv", "dq", "ordered", *FUSED_PARTS}
 
 
 @pytest.mark.parametrize("kernel", HOPPER, ids=_name)

@@ -87,6 +87,7 @@ def combined(entries: Sequence[Entry]) -> list[BackwardSpec]:
     found: list[BackwardSpec] = []
     for kernel in dict.fromkeys(spec.kernel for spec in tried):
         of = [spec for spec in tried if spec.kernel == kernel]
+        of = [spec for spec in of if spec.ordered is None] or of  # one in order takes their place
         keys, rows = ([getattr(spec, part) for spec in of] for part in ("dkdv", "dq"))
         best = [_best(these, others) for these, others in ((keys, rows), (rows, keys))]
         made = (replace(of[0], dkdv=dkdv, dq=dq) for dkdv, dq in product(*best))

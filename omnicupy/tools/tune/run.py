@@ -134,8 +134,8 @@ def run(
         else:
             builtin: AttnSpec = pick.pick(arch, problem, (mask,), info.sm_count)
             kinds = kernels or ("sm90", "sm80")
-            sizes = (problem.head_dim, problem.q_len, kinds, problem.group)
-            specs = search.candidates(arch, dtype, *sizes, value_dim=problem.value_dim)
+            sizes = {"group": problem.group, "value_dim": problem.value_dim}
+            specs = search.candidates(arch, dtype, problem.head_dim, problem.q_len, kinds, **sizes)
             found = search.search(specs, builtin, GpuTrial(*what), settings, watched)
     flops = workload.flops(mask.pairs) * (PASSES["bwd"].flops if passed == BACKWARD else 1)
     return Tuned(workload, problem, arch, saved.current_machine(), problem_class, flops, found)

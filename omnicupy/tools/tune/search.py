@@ -101,8 +101,8 @@ def candidates(
     head_dim: int,
     q_len: int,
     kernels: Sequence[str],
-    group: int = 1,
     *,
+    group: int = 1,
     value_dim: int | None = None,
 ) -> list[AttnSpec]:
     """The legal variants of `kernels` that are worth compiling for a problem of `q_len` rows and `group` query heads a

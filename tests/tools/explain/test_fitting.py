@@ -132,7 +132,7 @@ def test_what_cannot_be_fitted_says_so() -> None:
 def test_only_right_results_of_what_is_chosen_are_fitted() -> None:
     content = _record(NAMES[:2])
     good = content["rows"][0]
-    chosen = next(spec for spec in fitting._table("sm_90", "bfloat16", 64) if spec.heads == 1)
+    chosen = next(spec for spec in fitting._table("sm_90", "bfloat16", 64, 64) if spec.heads == 1)
     content["rows"] += [
         {**good, "system": "flex"},
         {**good, "correct": False},
@@ -149,7 +149,7 @@ def test_only_right_results_of_what_is_chosen_are_fitted() -> None:
 def test_what_is_chosen_is_what_pick_gives(head_dim: int) -> None:
     import omnicupy as oc
 
-    found = fitting._table("sm_90", "bfloat16", head_dim)
+    found = fitting._table("sm_90", "bfloat16", head_dim, head_dim)
     for q_len in (16, 8192):
         for mask in (oc.full(64), oc.random(64, 0)):
             for mappable in (True, False):

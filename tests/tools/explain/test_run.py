@@ -55,8 +55,8 @@ def test_a_workload_needs_no_sizes() -> None:
 def test_the_kernels_of_gradients_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     of = backward_table.pick("sm_90", "bfloat16", 128)
     text = _run("--mask", "W4")
-    keys, rows, all_three = (variants.tile_word(tile) for tile in (of.dkdv, of.dq, of.fused) if tile)
-    assert f"gradients  sm90 dkdv {keys}, dq {rows} for sm_90a\n" in text
+    in_order, all_three = (variants.tile_word(tile) for tile in (of.ordered, of.fused) if tile)
+    assert f"gradients  sm90 ordered {in_order} for sm_90a\n" in text
     assert f"           with deterministic=False: sm90 fused {all_three} for sm_90a\n" in text
     content = json.loads(_run("--mask", LAYOUT, "--heads", "8", "--head-dim", "256", "--json"))
     assert content["backward"]["deterministic"] == content["backward"]["any_order"]

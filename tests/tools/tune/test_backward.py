@@ -28,6 +28,7 @@ from omnicupy.tools.workloads.words import Sizes, problem_of
 
 PROBLEM = Problem(1, 8, 2, 4096, 4096, 128, "bfloat16")
 BUILTIN = backward_table.pick("sm_90", "bfloat16", 128)
+TWO = replace(BUILTIN, ordered=None)  # two kernels in place of the one in order
 KEYS, ROWS = TileShape(96, 128, 2, 12), TileShape(128, 96, 3, 12)
 ARGUMENTS = [
     "tune",
@@ -74,8 +75,8 @@ def _select(**options: bool) -> BackwardSpec:
 
 
 def test_the_best_tiles_of_both_kernels_are_tried_together_and_kept(gpu: Any) -> None:
-    both = replace(BUILTIN, dkdv=KEYS, dq=ROWS)
-    gpu({BUILTIN: 1.5, replace(BUILTIN, dkdv=KEYS): 1.3, replace(BUILTIN, dq=ROWS): 1.3, both: 1.0})
+    both = replace(TWO, dkdv=KEYS, dq=ROWS)
+    gpu({BUILTIN: 1.5, TWO: 1.5, replace(TWO, dkdv=KEYS): 1.3, replace(TWO, dq=ROWS): 1.3, both: 1.0})
     text = _run("--export")
     assert f"Kept {variants.word(both)} (" in text
     assert "Fake H100: backward pass, bfloat16, head_dim 128, mask spans<=" in text
@@ -113,7 +114,7 @@ def test_the_rate_counts_the_products_of_a_backward_pass(gpu: Any) -> None:
 
 
 def test_it_says_that_calls_do_not_use_what_is_kept(gpu: Any) -> None:
-    gpu({BUILTIN: 1.2, replace(BUILTIN, dq=ROWS): 1.0})
+    gpu({BUILTIN: 1.2, replace(TWO, dq=ROWS): 1.0})
     assert "Calls do not use kept choices of the backward pass yet: pass it as config." in _run()
 
 
@@ -126,8 +127,13 @@ def test_candidates_differ_in_one_kernel() -> None:
     found = backward.candidates("sm_90", PROBLEM, (), deterministic=True)
     assert found[0] == BUILTIN
     assert len(found) == len(set(found)) > 60
+    assert TWO in found
     for spec in found[1:]:
-        assert (spec.dkdv == BUILTIN.dkdv) is not (spec.dq == BUILTIN.dq)
+        changed = [
+            name for name in ("dkdv", "dq", "ordered") if getattr(spec, name) != getattr(BUILTIN, name)
+        ]
+        assert changed in (["ordered"], ["dkdv", "ordered"], ["dq", "ordered"])
+        assert len(changed) == 1 or spec.ordered is None
         assert spec.fused == BUILTIN.fused
     loose = backward.candidates("sm_90", PROBLEM, (), deterministic=False)
     assert replace(BUILTIN, fused=None) in loose

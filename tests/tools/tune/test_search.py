@@ -137,7 +137,8 @@ def test_candidates_are_those_of_the_problem() -> None:
 def test_heads_share_tiles_in_the_search_where_they_fill_them() -> None:
     def heads(group: int, q_len: int = 64) -> set[int]:
         return {
-            spec.heads for spec in search.candidates("sm_90", "bfloat16", 128, q_len, ("sm90", "sm80"), group)
+            spec.heads
+            for spec in search.candidates("sm_90", "bfloat16", 128, q_len, ("sm90", "sm80"), group=group)
         }
 
     assert [heads(group) for group in (1, 2, 3, 4, 6, 7)] == [{1}, {1, 2}, {1, 3}, {1, 2}, {1, 2, 3}, {1}]

@@ -15,11 +15,11 @@ struct BackwardParamsSm90 {
   float* dq_sums;    // (batch, q_heads, q_padded / kBr, kBr * kHeadDim): of the kernel that makes all gradients
   float4* partials;  // (all heads of keys, n_slots, 2, warps): what parts of split key blocks leave; see key_merge.cuh
   u32* arrivals;     // (all heads of keys, n_split_rows, 2, warps): zero at launch, left zero
-  int* turns;  // of each sum, (batch, q_heads, q_padded / kBr), how many were added; zero at launch
+  int* turns;        // of each sum, (batch, q_heads, q_padded / kBr), how many were added; zero at launch
   int4 const* splits;  // of each part: {block among the split ones or -1, its number, parts of the block, first slot}
   int work_items, n_slots, n_split_rows;
-  // Where sums of dQ have an order: of each tile that is walked, how many are added to its sum before. An entry's fourth
-  // word is the place of its first tile.
+  // Where sums of dQ have an order: of each tile that is walked, how many are added to its sum before. An entry's
+  // fourth word is the place of its first tile.
   int const* ranks;
 };
 
@@ -29,7 +29,8 @@ constexpr int panels_of(int columns) { return (columns + kPanelColumns - 1) / kP
 // Where either is wider, dK and dV of 64 keys do not fit one warpgroup's registers: a role a warpgroup.
 constexpr int kWideHeadDim = 128;
 
-template <int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, bool Bf16, bool Softcap, bool Fused = false,
+template <
+    int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, bool Bf16, bool Softcap, bool Fused = false,
     bool Ordered = false>
 struct BackwardConfig {
   static constexpr int kHeadDim = HeadDim;

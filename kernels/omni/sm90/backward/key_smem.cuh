@@ -40,8 +40,8 @@ struct KeySmem {
   alignas(128) float lse2[Cfg::kStages][Cfg::kBr];  // these three with Q
   alignas(128) float delta[Cfg::kStages][Cfg::kBr];
   Tile tiles[Cfg::kStages];
-  alignas(16) int2 spans[kSpans][Cfg::kBc];  // with K
-  int heads[Cfg::kStages];                   // of all batch elements, for which the tiles are walked
+  alignas(16) int2 spans[kSpans][Cfg::kBc];     // with K
+  int heads[Cfg::kStages];                      // of all batch elements, for which the tiles are walked
   int ranks[Cfg::kOrdered ? Cfg::kStages : 1];  // of their additions to sums of dQ
   WorkSlot work[kSlots];
   u64 kv_full, kv_empty;

@@ -1,5 +1,5 @@
-// The order of additions to sums that several thread blocks add to: whose turn it is, of each sum. A thread that adds by
-// the copy engine passes its turn when the addition has landed. The next addition may be under way by then, but the
+// The order of additions to sums that several thread blocks add to: whose turn it is, of each sum. A thread that adds
+// by the copy engine passes its turn when the addition has landed. The next addition may be under way by then, but the
 // thread never waits for anything before it has passed its turn.
 #pragma once
 
