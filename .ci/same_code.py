@@ -51,7 +51,8 @@ def name(spec: AttnSpec) -> str:
     tile = f"{spec.br}x{spec.bc}-s{spec.stages}-w{spec.warps}"
     flags = ("-shared" if spec.share_kv else "") + ("" if spec.ping_pong else "-solo")
     flags += "-packed" if spec.pack else ""
-    return f"{spec.kernel}-{tile}{flags}-{spec.arch}-{spec.dtype}-d{spec.head_dim}"
+    width = "" if spec.value_dim == spec.head_dim else f"v{spec.value_dim}"
+    return f"{spec.kernel}-{tile}{flags}-{spec.arch}-{spec.dtype}-d{spec.head_dim}{width}"
 
 
 def compiled(tree: Path, spec: AttnSpec) -> Parts:
