@@ -36,6 +36,8 @@ inline void mbarrier_wait(u32 at, int parity) {
   while (host_barrier(at).phase == parity) cpu::yield();
 }
 
+inline bool mbarrier_has_ended(u32 at, int parity) { return host_barrier(at).phase != parity; }
+
 inline void mbarrier_meet(u32 at) {
   int const phase = host_barrier(at).phase;
   mbarrier_arrive(at);
@@ -108,7 +110,14 @@ inline void bulk_add(float* target, u32 source, int bytes) {
 }
 inline void bulk_commit() {}
 inline void bulk_wait_read() {}
+template <int kPending = 0>
 inline void bulk_wait() {}
+inline void fence_proxy_async_global() {}
+inline int load_acquire(int const* source) {
+  cpu::yield();  // whoever asks again waits for another thread
+  return __atomic_load_n(source, __ATOMIC_ACQUIRE);
+}
+inline void add_release(int* target, int x) { __atomic_fetch_add(target, x, __ATOMIC_RELEASE); }
 inline void red_add4(float* target, float const* x) { cpu::add(target, x, 4); }
 inline void store_shared4(u32 target, float const* x) { memcpy(shared_memory + target, x, 16); }
 
