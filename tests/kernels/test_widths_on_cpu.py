@@ -30,7 +30,8 @@ SM80 = (
     "sm80-64x32-s1-w4-shared",
     "sm80-32x64-s1-w2-plain",
 )
-SM90 = ("sm90-64x64-s2-w8", "sm90-64x32-s3-w8", "sm90-64x64-s2-w8-packed")  # more warpgroups take turns at named barriers
+# Tiles of more warpgroups take turns at named barriers, which the CPU does not know.
+SM90 = ("sm90-64x64-s2-w8", "sm90-64x32-s3-w8", "sm90-64x64-s2-w8-packed")
 
 
 def _mask(q_len: int, k_len: int) -> oc.Mask:
