@@ -2,14 +2,15 @@
 
 Arguments: kernels (naive, sm80, sm90), and head_dims that they are limited to. Each row of the table runs documents,
 windows, rows and keys that see nothing and hold NaN, grouped heads, ragged lengths, blocks of keys that are split, a
-dout of no strides, each subset of gradients that has kernels of its own, sums in any order where there is a kernel for
-them, and passes that read what the one before wrote.
+dout of no strides, each subset of gradients that has kernels of its own, sums in any order and in one order where there
+are kernels for them, the two kernels in their place, and passes that read what the one before wrote.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import cupy
@@ -67,9 +68,10 @@ def call(spec: BackwardSpec, mask: Mask) -> int:
     one = cupy.broadcast_to(cupy.full((1, 1, 1, 1), ONE_BITS["bfloat16"], np.uint16).view(q.dtype), q.shape)
     passes: list[dict[str, Any]] = [{}, {"dlse": dlse}, {"wanted": ("q",)}, {"wanted": ("k", "v")}]
     passes += [{"deterministic": False}] * (spec.fused is not None)
+    passes += [{"config": replace(spec, ordered=None)}] * (spec.ordered is not None)
     found = []
     for options in passes:
-        found += oc.attention_backward(dout, q, k, v, out, lse, mask, config=spec, **options)
+        found += oc.attention_backward(dout, q, k, v, out, lse, mask, **{"config": spec} | options)
         if found[-3] is not None:
             dout = found[-3]  # dq of one pass is dout of the next
     found += oc.attention_backward(one, q, k, v, out, lse, mask, config=spec)

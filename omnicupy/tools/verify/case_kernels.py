@@ -112,8 +112,8 @@ def _as_it_is(spec: Spec) -> Spec:
 
 
 def backward_variants(case: BackwardCase, arch: str) -> list[Variant]:
-    """The kernels for a backward case: naive, every row of the table that serves it, also with sums in any order where
-    it has a kernel for that, and the default.
+    """The kernels for a backward case: naive, every row of the table that serves it, also with sums in any order and in
+    one order where it has kernels for that, and the default.
     """
     widths = kernel_widths(case.head_dim, case.value_columns)
     of_keys = bool({"k", "v"} & set(case.wanted))
@@ -138,6 +138,8 @@ def backward_variants(case: BackwardCase, arch: str) -> list[Variant]:
                 all_parts = ("prepare", *others, *sinks)
                 found.append(Variant(name, spec, parts=all_parts, deterministic=not free))
     picked = backward_table.pick(arch, case.dtype, case.head_dim, has_cap, case.value_columns)
+    if picked.ordered is not None and of_keys and "q" in case.wanted:
+        parts = ("prepare", *ORDERED_PARTS, *sinks)
     return [*found, Variant(BACKWARD_DEFAULT, picked, explicit=False, parts=parts)]
 
 

@@ -11,6 +11,7 @@ import pytest
 from omnicupy.api import attention_backward
 from omnicupy.call.arrays import widen
 from omnicupy.jit import archs
+from omnicupy.jit.backward_kernel import ORDERED_PARTS
 from omnicupy.jit.widths import kernel_widths
 from omnicupy.tools.verify import backward_inputs, backward_special, on_cpu
 from omnicupy.tools.verify.backward_cases import (
@@ -246,6 +247,25 @@ def test_a_case_runs_the_kernels_of_the_gradients_that_it_wants() -> None:
     for free, part in zip(loose, ("sm90", "fused_sm80"), strict=True):
         assert free.sources == tuple(f"attention_bwd_{name}.cu" for name in ("delta", part, "convert"))
         assert free.options == {"config": free.spec, "deterministic": False}
+
+
+@pytest.mark.parametrize("arch", archs.ARCHES)
+@pytest.mark.parametrize("head_dim", [64, 80, 128, 144])
+@pytest.mark.parametrize("wanted", [("q", "k", "v"), ("v", "q"), ("q",), ("k", "v")])
+def test_a_kernel_in_one_order_is_named_where_a_call_runs_it(
+    arch: str, head_dim: int, wanted: tuple[str, ...]
+) -> None:
+    found = backward_variants(replace(SMALL, head_dim=head_dim, wanted=wanted), arch)
+    runs = arch == "sm_90" and head_dim in (80, 128) and "q" in wanted and len(wanted) > 1
+    in_order = [one for one in found if "ordered" in one.parts]
+    assert [one.name.startswith("bwd sm90 ordered ") for one in in_order] == [True, False] * runs
+    for one in in_order:
+        assert one.deterministic
+        assert one.parts == ("prepare", *ORDERED_PARTS)
+    assert ("ordered" in found[-1].parts) == runs  # of the default
+    for one in found:  # what runs two kernels has none that a call would take in their place
+        if one.deterministic and {"dkdv", "dq"} <= set(one.parts):
+            assert one.spec.ordered is None
 
 
 def test_sums_in_any_order_may_differ_in_bits_but_not_in_size() -> None:
