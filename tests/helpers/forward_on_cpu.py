@@ -11,14 +11,17 @@ import cuda_on_cpu
 import ml_dtypes
 import numpy as np
 from cuda_on_cpu import aligned
+from host_maps import encoded_for_the_host
 from numpy.typing import NDArray
 
 import omnicupy as oc
 from omnicupy.call.problem import Problem
+from omnicupy.gpu import tensor_maps
 from omnicupy.gpu.planning import score_fields
 from omnicupy.jit.params import PARAMS
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.jit.widths import kernel_widths
+from omnicupy.reference import budget
 from omnicupy.schedule.block_lists import SPAN_BYTES, BlockLists, block_lists
 from omnicupy.schedule.grid import Grid
 
@@ -158,22 +161,8 @@ def _params(
 
 
 def fill_maps(params: NDArray[np.void], call: Forward, spec: AttnSpec) -> None:
-    """Tensor maps as cpu_threads/ptx_sm90.cuh reads them, of what gpu/tensor_maps.py gives the driver."""
-    from omnicupy.gpu import tensor_maps
-
-    def encoded(
-        pointer: int, lengths: Sequence[int], strides: Sequence[int], dtype: str, box: Sequence[int]
-    ) -> bytes:
-        words = np.zeros(16, np.uint64)
-        words[:2] = pointer, len(lengths)
-        words[2 : 2 + len(lengths)] = lengths
-        words[7 : 7 + len(strides)] = strides
-        words[11 : 11 + len(box)] = box
-        return words.tobytes()
-
-    before = tensor_maps._encoded
-    tensor_maps._encoded = encoded
-    try:
+    """The tensor maps of a call, as the CPU reads them."""
+    with encoded_for_the_host():
         for name in "qkv":
             of, group = call.arrays[name], call.problem.group
             at: tuple[Any, ...] = (of.ctypes.data, of.shape, of.strides, spec.dtype)
@@ -184,8 +173,26 @@ def fill_maps(params: NDArray[np.void], call: Forward, spec: AttnSpec) -> None:
                 rows = (spec.br, spec.heads) if name == "q" else (spec.bc, 1)
                 made = tensor_maps.tensor_map.__wrapped__(*at, rows)
             params[f"{name}_map"] = np.frombuffer(made, np.uint64)
-    finally:
-        tensor_maps._encoded = before
+
+
+def scattered(q_len: int, k_len: int) -> oc.Mask:
+    """Row 70 sees nothing, and nothing sees keys 60 to 63."""
+    visible = np.random.default_rng(1).random((q_len, k_len)) < 0.4
+    visible[:20] = True
+    visible[70 % q_len], visible[:, 60:64] = False, False
+    return oc.from_dense(visible)
+
+
+def assert_within_budget(
+    call: Forward, spec: AttnSpec, library: Callable[[AttnSpec], Any]
+) -> tuple[Array, Array]:
+    """Runs a call whose dead keys and outputs hold NaN; both results, which are held to the budget of float64."""
+    call.poison()
+    expected = budget.budget(*(call.arrays[name] for name in "qkv"), call.mask, **call.changes)
+    out, lse, _ = call.run(spec, library)
+    found = budget.compare(out, lse, expected)
+    assert found.ok, str(found)
+    return out, lse
 
 
 def libraries(folder_of: Callable[[str], Path]) -> Callable[[AttnSpec], Any]:

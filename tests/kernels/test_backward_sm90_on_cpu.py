@@ -13,6 +13,7 @@ import pytest
 from kernel_calls import MASKS, Problem, assert_right, prepared, run, spec_of
 
 from omnicupy.jit.backward_kernel import BackwardKernel
+from omnicupy.jit.backward_spec import BackwardSpec
 
 pytestmark = pytest.mark.skipif(
     cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
@@ -31,6 +32,22 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Callable[[BackwardKer
     return library
 
 
+def _poisoned(problem: Problem, spec: BackwardSpec, libraries: Callable[[BackwardKernel], Any]) -> Any:
+    """NaN where nothing is seen, and what the kernel that prepares makes of it."""
+    assert problem.gradients  # before NaN is there
+    problem.poison()
+    return prepared(problem, spec, libraries)
+
+
+def _compare(problem: Problem, spec: BackwardSpec, libraries: Callable[[BackwardKernel], Any]) -> None:
+    """The gradients of the two kernels."""
+    made = _poisoned(problem, spec, libraries)
+    for part in ("dkdv", "dq"):
+        kernel = spec.part(part)
+        for name, found in run(problem, kernel, made, libraries(kernel)).items():
+            assert_right(problem, name, found)
+
+
 # (dtype, head_dim, value_dim of the tensors): a warpgroup with keys of its own, and a role a warpgroup.
 WIDTHS = [("bfloat16", 128, 128), ("bfloat16", 192, 128), ("float16", 64, 128), ("float16", 96, 64)]
 WIDTHS += [("bfloat16", 72, 40), ("float16", 64, 192)]
@@ -43,14 +60,7 @@ def test_gradients(
 ) -> None:
     dtype, head_dim, value_dim = which
     problem = Problem(dtype, head_dim, MASKS[masks](), value_dim=value_dim)
-    spec = spec_of("sm90", "sm_90", dtype, head_dim, value_dim)
-    assert problem.gradients  # before NaN is there
-    problem.poison()
-    made = prepared(problem, spec, libraries)
-    for part in ("dkdv", "dq"):
-        kernel = spec.part(part)
-        for name, found in run(problem, kernel, made, libraries(kernel)).items():
-            assert_right(problem, name, found)
+    _compare(problem, spec_of("sm90", "sm_90", dtype, head_dim, value_dim), libraries)
 
 
 # Two and three warpgroups: dQ through shared memory or from registers.
@@ -71,9 +81,7 @@ def test_all_gradients_by_one_kernel(
     dtype, head_dim, value_dim = which
     problem = Problem(dtype, head_dim, MASKS[masks](), value_dim=value_dim)
     spec = spec_of("sm90", "sm_90", dtype, head_dim, value_dim)
-    assert problem.gradients  # before NaN is there
-    problem.poison()
-    made = prepared(problem, spec, libraries)
+    made = _poisoned(problem, spec, libraries)
     kernels = {part: spec.part(part) for part in ("fused", "convert")}
     found = run(problem, kernels["fused"], made, libraries(kernels["fused"]))
     sums = {"dq_sums": found.pop("dq_sums")}
@@ -87,14 +95,7 @@ def test_capped_scores_with_sinks(libraries: Callable[[BackwardKernel], Any]) ->
     problem = Problem(
         "bfloat16", 192, MASKS["one-a-batch-element"](), softcap=1.5, sinks=sinks, value_dim=128
     )
-    spec = replace(spec_of("sm90", "sm_90", "bfloat16", 192, 128), softcap=True)
-    assert problem.gradients  # before NaN is there
-    problem.poison()
-    made = prepared(problem, spec, libraries)
-    for part in ("dkdv", "dq"):
-        kernel = spec.part(part)
-        for name, found in run(problem, kernel, made, libraries(kernel)).items():
-            assert_right(problem, name, found)
+    _compare(problem, replace(spec_of("sm90", "sm_90", "bfloat16", 192, 128), softcap=True), libraries)
 
 
 @pytest.mark.parametrize("value_dim", [128, 192])

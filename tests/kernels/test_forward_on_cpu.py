@@ -9,7 +9,7 @@ from typing import Any
 import cuda_on_cpu
 import numpy as np
 import pytest
-from forward_on_cpu import Forward, libraries
+from forward_on_cpu import Forward, assert_within_budget, libraries, scattered
 
 import omnicupy as oc
 from omnicupy.call.problem import Problem
@@ -43,14 +43,6 @@ CHANGES: dict[str, tuple[float | None, float, bool]] = {
 }
 
 
-def _mask(q_len: int) -> oc.Mask:
-    """Row 70 sees nothing, and nothing sees keys 60 to 63."""
-    visible = np.random.default_rng(1).random((q_len, K_LEN)) < 0.4
-    visible[:20] = True
-    visible[70 % q_len], visible[:, 60:64] = False, False
-    return oc.from_dense(visible)
-
-
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Callable[[AttnSpec], Any]:
     return libraries(tmp_path_factory.mktemp)
@@ -58,11 +50,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Callable[[AttnSpec], An
 
 def _compare(call: Forward, spec: AttnSpec, library: Callable[[AttnSpec], Any]) -> None:
     """Both results are within the budget; a row without keys is 0, with an lse of -inf."""
-    call.poison()
-    expected = budget.budget(*(call.arrays[name] for name in "qkv"), call.mask, **call.changes)
-    out, lse, _ = call.run(replace(spec, softcap=call.softcap is not None), library)
-    found = budget.compare(out, lse, expected)
-    assert found.ok, str(found)
+    out, lse = assert_within_budget(call, replace(spec, softcap=call.softcap is not None), library)
     row = 70 % call.problem.q_len
     assert (out[:, :, row] == 0).all()
     assert (lse[:, :, row] == -np.inf).all()
@@ -75,7 +63,7 @@ def test_both_results(which: tuple[str, str, int], changes: str, library: Callab
     softcap, factor, with_sinks = CHANGES[changes]
     problem = Problem(1, Q_HEADS, KV_HEADS, Q_LEN, K_LEN, head_dim, dtype)
     sinks = SINKS if with_sinks else None
-    call = Forward(problem, [_mask(Q_LEN)], softcap=softcap, sinks=sinks, factor=factor, seed=3)
+    call = Forward(problem, [scattered(Q_LEN, K_LEN)], softcap=softcap, sinks=sinks, factor=factor, seed=3)
     _compare(call, variants.parse(word, "sm_80", dtype, head_dim), library)
 
 
@@ -91,7 +79,13 @@ def test_split_rows_count_a_sink_once(
     problem = Problem(2, group * kv_heads, kv_heads, 3, K_LEN, 64, "bfloat16")
     sinks = tuple(np.resize(SINKS, group * kv_heads) + 0.01 * np.arange(group * kv_heads))
     call = Forward(
-        problem, [_mask(3)], split=64, tokens_first=True, softcap=softcap, sinks=sinks, factor=factor
+        problem,
+        [scattered(3, K_LEN)],
+        split=64,
+        tokens_first=True,
+        softcap=softcap,
+        sinks=sinks,
+        factor=factor,
     )
     _compare(call, variants.parse(word, "sm_90", "bfloat16", 64), library)
 

@@ -8,13 +8,12 @@ from typing import Any
 import cuda_on_cpu
 import numpy as np
 import pytest
-from forward_on_cpu import Forward, libraries, packed_spec
+from forward_on_cpu import Forward, assert_within_budget, libraries, packed_spec
 from numpy.typing import NDArray
 
 import omnicupy as oc
 from omnicupy.call.problem import Problem
 from omnicupy.jit.spec import AttnSpec
-from omnicupy.reference import budget
 
 pytestmark = pytest.mark.skipif(
     cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
@@ -32,12 +31,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Callable[[AttnSpec], An
 
 
 def _compare(call: Forward, spec: AttnSpec, library: Callable[[AttnSpec], Any]) -> tuple[Array, Array]:
-    call.poison()
     with np.errstate(all="ignore"):
-        expected = budget.budget(*(call.arrays[name] for name in "qkv"), call.mask)
-    out, lse, _ = call.run(spec, library)
-    found = budget.compare(out, lse, expected)
-    assert found.ok, str(found)
+        out, lse = assert_within_budget(call, spec, library)
     return out.copy(), lse.copy()
 
 
