@@ -1,4 +1,4 @@
-"""Lists by blocks of keys for the kernel that adds to each sum of dQ in one order: which addition is the how-manieth.
+"""Lists by blocks of keys for the kernel that adds to each sum of dQ in one order: the rank of each addition.
 
 Blocks of keys that see the same queries add to the same sums. Floats added in another order give other bits, so each
 addition has a *rank*, and waits until as many have come before it. So that they hardly ever wait, ranks are those of a
