@@ -28,7 +28,7 @@ from omnicupy.masks.constructors import (
 from omnicupy.masks.mask import Mask
 from omnicupy.masks.segment_masks import documents, random, segments
 from omnicupy.masks.tile_masks import from_tiles
-from omnicupy.serving.caches import CachedKV
+from omnicupy.serving.caches import CachedKV, PagedKV
 from omnicupy.serving.rule import CachedRule, cached
 from omnicupy.serving.step import CachedStep
 
@@ -37,7 +37,7 @@ __version__ = "0.1.0"
 # A pickle names a class by its module: by this one, so that no move of a file breaks one.
 for _public in (
     *(AttnSpec, BackwardSpec, BlockMask, CachedKV, CachedRule, CachedStep),
-    *(CompileError, Mask, TileShape, UnsupportedError),
+    *(CompileError, Mask, PagedKV, TileShape, UnsupportedError),
 ):
     _public.__module__ = "omnicupy"
 
@@ -50,6 +50,7 @@ __all__ = [
     "CachedStep",
     "CompileError",
     "Mask",
+    "PagedKV",
     "TileShape",
     "UnsupportedError",
     "attention",

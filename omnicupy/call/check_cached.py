@@ -10,13 +10,13 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from omnicupy.call import check
+from omnicupy.call import check, check_paged
 from omnicupy.call.arrays import on_gpu as is_on_gpu
 from omnicupy.call.problem import Problem, type_name
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.arguments import integer, plain_array
-from omnicupy.serving.caches import CachedKV
+from omnicupy.serving.caches import AnyKV, PagedKV, sizes_of
 from omnicupy.serving.rule import CachedRule
 from omnicupy.serving.step import CachedStep
 
@@ -35,7 +35,7 @@ class CachedCall:
 
 def call(
     q: Any,
-    kv: CachedKV,
+    kv: AnyKV,
     v: Any,
     rule: Any,
     *,
@@ -54,7 +54,8 @@ def call(
         raise TypeError(
             f"v must be left out where k is a CachedKV, which holds the values, got {type_name(v)}"
         )
-    problem, factor, _ = check.arrays(q, kv.k, kv.v, scale=scale, out=out, config=config)
+    k, values = check_paged.arrays_of(q, kv, out)
+    problem, factor, _ = check.arrays(q, k, values, scale=scale, out=out, config=config)
     if not isinstance(rule, CachedRule):
         _refuse_rule(rule)
     _check_lengths(q, kv.lengths, problem)
@@ -67,6 +68,8 @@ def call(
             )
     if max_length is not None:
         _check_max_length(max_length, problem.k_len)
+    if isinstance(kv, PagedKV) and isinstance(q, np.ndarray):
+        check_paged.check_entries(kv, rule, problem)
     return CachedCall(problem, rule, factor)
 
 
@@ -89,17 +92,17 @@ def own_options(function: str, given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name not in OTHER_OPTIONS}
 
 
-def step_shapes(q: Any, kv: CachedKV) -> tuple[Any, ...]:
+def step_shapes(q: Any, kv: AnyKV) -> tuple[Any, ...]:
     """What a step keeps of the arrays that it was made for: CachedStep.shapes."""
-    return tuple(q.shape), tuple(kv.k.shape[1:3])
+    return tuple(q.shape), sizes_of(kv)
 
 
-def fits_step(q: Any, kv: CachedKV, step: CachedStep) -> None:
+def fits_step(q: Any, kv: AnyKV, step: CachedStep) -> None:
     """Raises ValueError unless a layer's arrays are like those that the step was made for, and its lengths the same."""
     try:
         shapes = step_shapes(q, kv)
-    except (AttributeError, TypeError):  # no arrays: the other checks say so
-        check.arrays(q, kv.k, kv.v)
+    except (AttributeError, TypeError, ValueError, IndexError):  # no arrays: the other checks say so
+        check.arrays(q, *check_paged.arrays_of(q, kv, None))
         raise
     if shapes != step.shapes:
         raise ValueError(
