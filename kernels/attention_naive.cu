@@ -5,6 +5,7 @@
 // from tile to tile, the element rule itself, the products and the softmax are written anew.
 #include "omni/mask/rule.cuh"
 #include "omni/numbers.cuh"
+#include "omni/pages.cuh"
 
 namespace omni {
 
@@ -13,6 +14,8 @@ constexpr int kBr = OMNI_BR;
 constexpr int kBc = OMNI_BC;
 constexpr bool kBf16 = OMNI_BF16;
 constexpr bool kSoftcap = OMNI_SOFTCAP;
+constexpr bool kPaged = OMNI_PAGE != 0;
+using Params = ForwardParamsOf<kPaged>::Type;
 constexpr int kThreads = 128;
 constexpr int kOwned = (kHeadDim + kThreads - 1) / kThreads;  // columns of O a thread owns
 
@@ -67,6 +70,17 @@ __device__ __forceinline__ float dot(float const* s_q, unsigned short const* g_k
   return sum;
 }
 
+constexpr i64 kNoPage = -1;  // no offset: those are multiples of 8
+
+// From where a head's keys begin to key k, in elements; of keys in pages from where those in page 0 begin.
+__device__ __forceinline__ i64 key_offset(ForwardParams const& p, Strides const& strides, int sequence, int k) {
+  if constexpr (!kPaged) return k * strides.token;
+  PageTable const& table = static_cast<PagedParams const&>(p).pages;
+  int row;
+  int const page = table.page_of(sequence, k, row);
+  return page == table.pages ? kNoPage : paged_offset(strides, page, row);
+}
+
 struct Row {
   float row_max = neg_inf();
   float sum = 0.f;
@@ -75,7 +89,9 @@ struct Row {
 
 // One tile of keys of the row: scores to shared memory, then the online softmax, then O.
 __device__ __forceinline__ void add_tile(
-    ForwardParams const& p, Row& row, float* s_scores, float* s_reduce, unsigned short const* g_v, int count) {
+    ForwardParams const& p, Row& row, float* s_scores, float* s_reduce, unsigned short const* g_v, int sequence,
+    Tile const& tile) {
+  int const count = tile.length();
   float row_max = neg_inf();
   for (int c = threadIdx.x; c < count; c += kThreads) row_max = fmaxf(row_max, s_scores[c]);
   row_max = fmaxf(row.row_max, block_reduce(row_max, s_reduce, [](float a, float b) { return fmaxf(a, b); }));
@@ -92,7 +108,12 @@ __device__ __forceinline__ void add_tile(
 #pragma unroll
     for (int i = 0; i < kOwned; ++i) {
       int const d = i * kThreads + threadIdx.x;
-      if (d < p.head_dim) row.out[i] += weight * load16(g_v, c * p.v_strides.token + d);
+      if (d >= p.head_dim) continue;
+      if constexpr (kPaged) {
+        row.out[i] += weight * load16(g_v, key_offset(p, p.v_strides, sequence, tile.first + c) + d);
+      } else {
+        row.out[i] += weight * load16(g_v, c * p.v_strides.token + d);
+      }
     }
   }
   row.sum = row.sum * correction + sum;
@@ -126,8 +147,9 @@ __device__ __forceinline__ void attend_row(ForwardParams const& p, float* s_memo
   float* const s_reduce = s_scores + kBc;
   unsigned short const* g_q = static_cast<unsigned short const*>(p.q) + batch * p.q_strides.batch +
                               head * p.q_strides.head + q * p.q_strides.token;
-  i64 const k_base = batch * p.k_strides.batch + head / p.group * p.k_strides.head;
-  i64 const v_base = batch * p.v_strides.batch + head / p.group * p.v_strides.head;
+  int const of_batch = kPaged ? 0 : batch;
+  i64 const k_base = of_batch * p.k_strides.batch + head / p.group * p.k_strides.head;
+  i64 const v_base = of_batch * p.v_strides.batch + head / p.group * p.v_strides.head;
   for (int d = threadIdx.x; d < p.head_dim; d += kThreads) s_q[d] = load16(g_q, d);
   Row row;
   int const* const entries = p.lists.row_offsets + mask_index * p.q_blocks + q / kBr;
@@ -136,26 +158,27 @@ __device__ __forceinline__ void attend_row(ForwardParams const& p, float* s_memo
     Tile const tile = walk.take(p.lists);
     __syncthreads();
     for (int c = threadIdx.x; c < tile.length(); c += kThreads) {
-      bool const seen = is_visible(mask, tile, q, q % kBr, c);
-      unsigned short const* g_key =
-          static_cast<unsigned short const*>(p.k) + k_base + (tile.first + c) * p.k_strides.token;
+      i64 const offset = key_offset(p, p.k_strides, mask_index, tile.first + c);
+      bool const seen = is_visible(mask, tile, q, q % kBr, c) && (!kPaged || offset != kNoPage);
+      unsigned short const* g_key = static_cast<unsigned short const*>(p.k) + k_base + offset;
       float score = seen ? dot(s_q, g_key, p.head_dim) : neg_inf();
       if (kSoftcap && seen) score = tanhf(score * p.tanh_scale);
       s_scores[c] = score;
     }
     __syncthreads();
-    unsigned short const* g_v = static_cast<unsigned short const*>(p.v) + v_base + tile.first * p.v_strides.token;
-    add_tile(p, row, s_scores, s_reduce, g_v, tile.length());
+    unsigned short const* g_v = static_cast<unsigned short const*>(p.v) + v_base;
+    if constexpr (!kPaged) g_v += tile.first * p.v_strides.token;
+    add_tile(p, row, s_scores, s_reduce, g_v, mask_index, tile);
   }
   store_row(p, row, batch, head, q);
 }
 
 }  // namespace omni
 
-static_assert(sizeof(omni::ForwardParams) == OMNI_PARAMS_BYTES, "params.py and params.cuh disagree");
+static_assert(sizeof(omni::Params) == OMNI_PARAMS_BYTES, "params.py and params.cuh disagree");
 
 extern "C" __global__ void __launch_bounds__(omni::kThreads, 1)
-    attention_naive(const __grid_constant__ omni::ForwardParams p) {
+    attention_naive(const __grid_constant__ omni::Params p) {
   extern __shared__ float s_memory[];
   omni::attend_row(p, s_memory);
 }

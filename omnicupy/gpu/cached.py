@@ -1,4 +1,4 @@
-"""attention(), plan() and prepare() with a CachedKV of CuPy arrays: planned on the host once for shapes and rule.
+"""attention(), plan() and prepare() with a CachedKV or PagedKV of CuPy arrays: planned on the host once for shapes and rule.
 
 What depends on lengths is worked out on the device, by a small kernel ahead of the call or of a step's calls
 (cached_plan.py): the host plans nothing anew while sequences grow.
@@ -16,7 +16,7 @@ from omnicupy.gpu.cached_plan import CachedPlan, MadeLists
 from omnicupy.gpu.cached_planning import new_plan
 from omnicupy.gpu.streams import on_device
 from omnicupy.jit import cache
-from omnicupy.serving.caches import CachedKV
+from omnicupy.serving.caches import AnyKV, pools_of
 from omnicupy.serving.rule import CachedRule
 from omnicupy.serving.step import CachedStep
 
@@ -27,7 +27,7 @@ _plans: dict[Any, CachedPlan] = {}
 
 def attention(
     q: Any,
-    kv: CachedKV,
+    kv: AnyKV,
     v: Any,
     mask: Any,
     *,
@@ -48,7 +48,7 @@ def attention(
     return found if return_lse else found[0]
 
 
-def plan(q: Any, kv: CachedKV, mask: Any, *, config: Any = None) -> CachedStep:
+def plan(q: Any, kv: AnyKV, mask: Any, *, config: Any = None) -> CachedStep:
     """omnicupy.plan with a CachedKV of CuPy arrays."""
     found = plan_of(q, kv, None, mask, scale=None, out=None, config=config)
     device = found.kernel.device
@@ -60,7 +60,7 @@ def plan(q: Any, kv: CachedKV, mask: Any, *, config: Any = None) -> CachedStep:
 
 
 def prepare(
-    q: Any, kv: CachedKV, v: Any, mask: Any, *, scale: Any, out: Any, config: Any, max_length: Any
+    q: Any, kv: AnyKV, v: Any, mask: Any, *, scale: Any, out: Any, config: Any, max_length: Any
 ) -> None:
     """omnicupy.prepare with a CachedKV of CuPy arrays."""
     if max_length is not None:
@@ -68,10 +68,10 @@ def prepare(
     plan_of(q, kv, v, mask, scale=scale, out=out, config=config)
 
 
-def plan_of(q: Any, kv: CachedKV, v: Any, rule: Any, *, scale: Any, out: Any, config: Any) -> CachedPlan:
+def plan_of(q: Any, kv: AnyKV, v: Any, rule: Any, *, scale: Any, out: Any, config: Any) -> CachedPlan:
     """The plan that was made for such CuPy arrays, or a new one. Raises every argument error."""
     array_key: Any = None
-    k, values, lengths = kv.k, kv.v, kv.lengths
+    (k, values, table), lengths = pools_of(kv), kv.lengths
     try:
         x, y, z, w = q.data, k.data, values.data, lengths.data
         target = None if out is None else out.data
@@ -91,8 +91,12 @@ def plan_of(q: Any, kv: CachedKV, v: Any, rule: Any, *, scale: Any, out: Any, co
             (x.device_id, y.device_id, z.device_id, w.device_id),
             None if target is None else (out.shape, out.strides, out.dtype, target.device_id),
             v is None,
+            None if table is None else (table.shape, table.strides, table.dtype, table.data.device_id),
         )
-        addresses = (x.ptr, y.ptr, z.ptr, None if target is None else target.ptr, w.ptr)
+        addresses = (
+            *(x.ptr, y.ptr, z.ptr, None if target is None else target.ptr, w.ptr),
+            None if table is None else table.data.ptr,
+        )
     except AttributeError:  # not CuPy arrays: the checks say so
         pass
     else:
@@ -103,20 +107,20 @@ def plan_of(q: Any, kv: CachedKV, v: Any, rule: Any, *, scale: Any, out: Any, co
 
 
 def find_plan(
-    array_key: Any, addresses: tuple[int, int, int, int | None, int], rule: Any, scale: Any, config: Any
+    array_key: Any, addresses: tuple[int | None, ...], rule: Any, scale: Any, config: Any
 ) -> CachedPlan | None:
     """The plan that `make_plan` kept for such arguments; None where it has to look at them.
 
     array_key: all that a plan depends on of q, the caches, lengths and `out`; equals no other library's for other
-    arrays.  addresses: of q, k, v, `out` or None, and lengths.
+    arrays.  addresses: of q, k, v, `out` or None, lengths, and the table of pages or None.
     """
     plan = _kept(array_key, rule, scale, config)
-    return plan if plan is not None and plan.fits_addresses(*addresses) else None
+    return plan if plan is not None and plan.fits_addresses(*addresses) else None  # type: ignore[arg-type]
 
 
 def make_plan(
     array_key: Any,
-    arrays: tuple[Any, CachedKV, Any, Any],
+    arrays: tuple[Any, AnyKV, Any, Any],
     rule: Any,
     *,
     scale: Any,
@@ -132,7 +136,7 @@ def make_plan(
     plan = None if array_key is None else _kept(array_key, rule, scale, config)
     if plan is None:
         with cupy.cuda.Device(q.data.device_id):
-            plan = new_plan(call, (q, kv.k, kv.v, out), config, stream)
+            plan = new_plan(call, q, kv, out, config=config, stream=stream)
         if array_key is not None:
             while len(_plans) >= MAX_PLANS:
                 _plans.pop(next(iter(_plans)), None)
@@ -168,7 +172,7 @@ def _kept(array_key: Any, rule: Any, scale: Any, config: Any) -> CachedPlan | No
 
 
 def _launched(
-    plan: CachedPlan, inputs: tuple[Any, CachedKV], out: Any, return_lse: bool, made: MadeLists | None
+    plan: CachedPlan, inputs: tuple[Any, AnyKV], out: Any, return_lse: bool, made: MadeLists | None
 ) -> tuple[Any, Any]:
     """out and lse, None unless it is wanted, of a launch on CuPy's current stream; the plan's device is current."""
     q, kv = inputs
@@ -177,6 +181,8 @@ def _launched(
     if out is None:
         out = cupy.ndarray(kernel.shape, kernel.dtype)
     lse = cupy.ndarray(kernel.shape[:3], np.float32) if return_lse else None
-    addresses = (q.data.ptr, kv.k.data.ptr, kv.v.data.ptr, out.data.ptr, 0 if lse is None else lse.data.ptr)
-    plan.launch(addresses, kv.lengths.data.ptr, stream, made)
+    k, v, table = pools_of(kv)
+    addresses = (q.data.ptr, k.data.ptr, v.data.ptr, out.data.ptr, 0 if lse is None else lse.data.ptr)
+    of_table = None if table is None else table.data.ptr
+    plan.launch(addresses, kv.lengths.data.ptr, stream, made, of_table)
     return out, lse

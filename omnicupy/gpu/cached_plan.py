@@ -55,7 +55,7 @@ class CachedPlan:
     """
 
     __slots__ = (
-        *("_need", "_partial_bytes", "_places", "_planner_template", "_written"),
+        *("_need", "_partial_bytes", "_places", "_planner_template", "_table_at", "_written"),
         *("kernel", "planner"),
     )
 
@@ -65,10 +65,11 @@ class CachedPlan:
         self._need = need
         self._partial_bytes = partial_bytes
         self._planner_template = planner.template()
-        fields = PARAMS[kernel.spec.kernel].fields
+        fields = PARAMS[kernel.spec.params].fields
         assert fields is not None
         offsets = planner.lists.offsets
         self._places = [(fields[name][1], offsets[name]) for name in _WRITTEN if name in fields]
+        self._table_at = fields["page_table"][1] if "page_table" in fields else None
         self._written = tuple(offsets[name] for name in _WRITTEN)
         stream_memory.prepare(kernel.device, need)
 
@@ -77,9 +78,11 @@ class CachedPlan:
         """What the planner writes."""
         return self.planner.lists
 
-    def fits_addresses(self, q: int, k: int, v: int, out: int | None, lengths: int) -> bool:
+    def fits_addresses(
+        self, q: int, k: int, v: int, out: int | None, lengths: int, table: int | None = None
+    ) -> bool:
         """What an equal key leaves open of these addresses; False: check all."""
-        return lengths % 4 == 0 and self.kernel.fits_addresses(q, k, v, out)
+        return (lengths | (table or 0)) % 4 == 0 and self.kernel.fits_addresses(q, k, v, out)
 
     def launch(
         self,
@@ -87,13 +90,17 @@ class CachedPlan:
         lengths: int,
         stream: Any,
         made: MadeLists | None = None,
+        table: int | None = None,
     ) -> None:
         """Run on `stream`, of the plan's device, which is current.
 
         addresses: of q, k, v, out and lse, the last 0 for none.  lengths: address, read where there is no `made`.
+        table: address of the table of pages, None for caches without one.
         made: lists that the planner has written on this stream; None makes them first.
         """
         argument = self.kernel.argument(*addresses)
+        if self._table_at is not None:
+            _POINTER.pack_into(argument, self._table_at, table)
         with _locked(self, stream) as memory:
             if made is not None:
                 made.check_is_of(memory)

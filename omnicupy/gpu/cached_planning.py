@@ -9,6 +9,7 @@ import numpy as np
 
 from omnicupy.call.check_cached import CachedCall
 from omnicupy.choose import pick
+from omnicupy.gpu import pages
 from omnicupy.gpu.cached_plan import CachedPlan, Planner
 from omnicupy.gpu.device import DeviceInfo, device_info
 from omnicupy.gpu.device_blocks import DeviceCopy
@@ -18,11 +19,11 @@ from omnicupy.gpu.planning import check_runs, check_strides, score_fields, struc
 from omnicupy.gpu.tensor_maps import can_map
 from omnicupy.gpu.workspace import Need
 from omnicupy.jit import archs
-from omnicupy.jit.cached_spec import CachedSpec
 from omnicupy.jit.plan_spec import PlanSpec
 from omnicupy.jit.spec import AttnSpec, round_up
 from omnicupy.schedule.cached_lists import CachedLists, tail_arrays
 from omnicupy.schedule.grid import MOST_PARTIAL_BYTES, Grid, part_bytes
+from omnicupy.serving.caches import AnyKV
 from omnicupy.serving.rule import CachedRule
 
 _ALIGN = 256
@@ -30,16 +31,19 @@ _SLOTS_OF_ALL = 3  # parts of split rows a multiprocessor, of all heads: more ar
 
 
 def new_plan(
-    call: CachedCall, arrays: tuple[Any, Any, Any, Any], config: AttnSpec | None, stream: Any
+    call: CachedCall, q: Any, kv: AnyKV, out: Any, *, config: AttnSpec | None, stream: Any
 ) -> CachedPlan:
-    """The plan of a checked call on q, k, v and `out` or None; their device is current. stream: uploads a tail."""
-    q, k, v, out = arrays
+    """The plan of a checked call; the arrays' device is current. out: None where it is not given.  stream: uploads a
+    tail.
+    """
+    k, v = pages.tensors_of(kv)
+    arrays = (q, k, v, out)
     device = q.data.device_id
     info = device_info(device)
-    spec = config or _spec_of(call, arrays, info)
+    spec = config or _spec_of(call, arrays, info, pages.in_boxes(kv))
     check_runs(spec, info)
     check_strides(spec, q, k, v)
-    spec = CachedSpec.of(spec)
+    spec = pages.spec_of(spec, kv)
     problem = call.problem
     grid = Grid.of(spec, problem, problem.batch, sm_count=info.sm_count, l2_bytes=info.l2_bytes)
     lists = lists_of(grid, call.rule)
@@ -49,7 +53,7 @@ def new_plan(
     parts = lists.most_parts if spec.kernel == "sm90" else lists.rows
     launched = KernelCall(kernel(spec, device).function, grid.thread_blocks(parts), layouts, of_out, need)
     planner = _planner_of(lists, device, info, stream)
-    template = struct_of(grid, score_fields(call.scale, None), _fields_of(grid, lists), arrays)
+    template = struct_of(grid, score_fields(call.scale, None), _fields_of(grid, lists) | pages.fields_of(kv), arrays)
     of_kernel = PLANS[spec.kernel](spec, problem, NoBlocks(device), template, launched)  # type: ignore[arg-type]
     return CachedPlan(of_kernel, planner, need, partials)
 
@@ -83,11 +87,15 @@ def lists_of(grid: Grid, rule: CachedRule) -> CachedLists:
     )
 
 
-def _spec_of(call: CachedCall, arrays: tuple[Any, Any, Any, Any], info: DeviceInfo) -> AttnSpec:
-    """The variant that serves the call: what a full cache would get, as lengths are not known here."""
+def _spec_of(
+    call: CachedCall, arrays: tuple[Any, Any, Any, Any], info: DeviceInfo, in_boxes: bool
+) -> AttnSpec:
+    """The variant that serves the call: what a full cache would get, as lengths are not known here. in_boxes: keys can
+    be read by tensor maps, as kernel "sm90" has to.
+    """
     problem = call.problem
     masks = [call.rule.mask(problem.k_len, problem.q_len, problem.k_len)]
-    mappable = all(can_map(array.shape, array.strides) for array in arrays[:3])
+    mappable = in_boxes and all(can_map(array.shape, array.strides) for array in arrays[:3])
     return pick.select(
         archs.arch_of(info.major, info.minor), problem, masks, info.sm_count, mappable=mappable
     )

@@ -251,6 +251,11 @@ class AttnSpec:
         return tiles + self.stages * self._span_bytes + 1024
 
     @property
+    def box_keys(self) -> int:
+        """Keys of one box of a tensor map."""
+        return self.bc
+
+    @property
     def _span_bytes(self) -> int:
         """Shared memory for the spans of one PARTIAL tile: two spans a key, 8 bytes each."""
         return 2 * self.bc * 8
@@ -288,6 +293,7 @@ class AttnSpec:
             "OMNI_SMEM_BYTES": self.smem_bytes,
             "OMNI_SOFTCAP": int(self.softcap),
             "OMNI_CACHED": 0,
+            "OMNI_PAGE": 0,
         }
 
     def __str__(self) -> str:

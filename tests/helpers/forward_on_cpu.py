@@ -180,7 +180,7 @@ def fill_maps(params: NDArray[np.void], call: Forward, spec: AttnSpec) -> None:
                 box = (spec.pack_heads(group), spec.tokens(group))
                 made = tensor_maps.packed_map.__wrapped__(*at, group, box)
             else:
-                rows = (spec.br, spec.heads) if name == "q" else (spec.bc, 1)
+                rows = (spec.br, spec.heads) if name == "q" else (spec.box_keys, 1)
                 made = tensor_maps.tensor_map.__wrapped__(*at, rows)
             params[f"{name}_map"] = np.frombuffer(made, np.uint64)
     finally:

@@ -158,6 +158,16 @@ inline int __any_sync(unsigned, bool holds) {
   return cpu::warp().out[cpu::lane()][0];
 }
 
+inline unsigned __ballot_sync(unsigned, bool holds) {
+  cpu::warp().in[cpu::lane()][0] = holds;
+  cpu::collective([](cpu::Warp& warp) {
+    uint32_t all = 0;
+    for (int i = 0; i < 32; ++i) all |= warp.in[i][0] << i;
+    for (int i = 0; i < 32; ++i) warp.out[i][0] = all;
+  });
+  return cpu::warp().out[cpu::lane()][0];
+}
+
 template <class Combine>
 int reduce(int value, Combine const& combine) {
   cpu::warp().in[cpu::lane()][0] = value;

@@ -28,7 +28,7 @@ unsigned barrier_round;
 void* host;
 std::mt19937 choose;
 void const* params;
-char const* readable[64][2];  // begin and end of what copies may read
+char const* readable[4096][2];  // begin and end of what copies may read
 int n_readable;
 char const* added_to[2];  // begin and end of what reductions may add to
 
