@@ -113,6 +113,70 @@ def test_pages_of_any_size(name: str, case: str, page_size: int, library: Any, p
 
 
 @pytest.mark.parametrize("layout", paged_calls.LAYOUTS)
-@pytest.mark.parametrize("name", ["sm80"])
+@pytest.mark.parametrize("name", ["naive", "sm80", "sm90", "sm90-packed"])
 def test_layouts_of_engines(name: str, layout: str, library: Any, planner: Any) -> None:
     _compare(name, "chunk", 16, library, planner, layout=layout)
+
+
+@pytest.mark.parametrize("page_size", SIZES["boxes"])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", OF_SM90)
+def test_pages_in_boxes(name: str, case: str, page_size: int, library: Any, planner: Any) -> None:
+    _compare(name, case, page_size, library, planner)
+
+
+@pytest.mark.parametrize("group", [1, 2, 3, 5, 7, 8])
+@pytest.mark.parametrize("name", ["sm80", "sm90-packed"])
+def test_groups(name: str, group: int, library: Any, planner: Any) -> None:
+    _compare(name, "window-and-sink", 16, library, planner, group=group)
+
+
+@pytest.mark.parametrize("name", ["sm80", "sm90", "sm90-packed"])
+def test_pages_that_sequences_share(name: str, library: Any, planner: Any) -> None:
+    """A prefix of two pages is the same memory for three sequences."""
+    spec, rng = SPECS[name], np.random.default_rng(9)
+    q, kv = _inputs([100, 70, 33], 1, 4, 40 if name == "sm80" else 64)
+    for array in (kv.k, kv.v):
+        array[1:, :, :32] = array[0, :, :32]
+    in_pages = paged_calls.paged(kv, 16, shared=2, seed=int(rng.integers(99)))
+    assert (in_pages.page_table[:, :2] == in_pages.page_table[0, :2]).all()
+    wanted = paged_calls.run(spec, oc.cached(), q, kv, library, planner)
+    assert paged_calls.same_bits(
+        paged_calls.run(spec, oc.cached(), q, in_pages, library, planner), wanted
+    )
+
+
+@pytest.mark.parametrize("page_size", [16, 64])
+@pytest.mark.parametrize("name", SPECS)
+def test_keys_of_no_page_are_not_seen(name: str, page_size: int, library: Any, planner: Any) -> None:
+    """Entries inside of lengths that name no page: nothing is read for them, and the rest counts alone. In FULL tiles
+    too, the first and later ones, and in all of a sequence.
+    """
+    spec, lengths, capacity = SPECS[name], [240, 240, 130, 64], 240
+    head_dim = {48: 40, 64: 64, 272: 264}[spec.head_dim]
+    q, kv = _inputs(lengths, 2, 2, head_dim, capacity)
+    in_pages = paged_calls.paged(kv, page_size)
+    holes = {0: [0], 1: [1, 2], 2: [0, 130 // page_size], 3: range(64 // page_size)}
+    visible = [cached_cases.dense(oc.cached(), n, 2, capacity) for n in lengths]
+    for b, entries in holes.items():
+        for i, entry in enumerate(entries):
+            in_pages.page_table[b, entry] = (-1, len(in_pages.k_pages), 2**31 - 1)[i % 3]
+            visible[b][:, page_size * entry : page_size * (entry + 1)] = False
+    found = paged_calls.run(spec, oc.cached(), q, in_pages, library, planner, late=spec.kernel != "sm90")
+    out, lse = attention64(q, np.nan_to_num(kv.k), np.nan_to_num(kv.v), [oc.from_dense(one) for one in visible])
+    np.testing.assert_allclose(found.out.astype(np.float64), out, atol=0.02, rtol=0.02)
+    np.testing.assert_allclose(found.lse, lse, atol=2e-3, rtol=2e-3)
+    assert not found.out[3].any()
+    assert np.isneginf(found.lse[3]).all()
+
+
+@pytest.mark.parametrize("name", ["sm90", "sm90-packed"])
+@pytest.mark.parametrize("page_size", [16, 64])
+def test_rows_that_are_split(page_size: int, name: str, library: Any, planner: Any) -> None:
+    q, kv = _inputs([2000, 0, 65], 1, 4, 64, capacity=2048)
+    wanted = paged_calls.run(SPECS[name], oc.cached(), q, kv, library, planner, sm_count=64)
+    found = paged_calls.run(
+        SPECS[name], oc.cached(), q, paged_calls.paged(kv, page_size), library, planner, sm_count=64
+    )
+    assert wanted.parts == found.parts > 1
+    assert paged_calls.same_bits(found, wanted)

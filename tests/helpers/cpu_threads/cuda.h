@@ -74,6 +74,7 @@ extern Thread* thread;  // whose turn it is
 extern Index block, grid;
 extern bool late;  // do copies happen when they are waited for, or at once?
 extern int smem_bytes;
+extern unsigned blocks_begun;
 void yield();         // another thread's turn
 void wait_for_all();  // of the thread block
 Warp& warp();
