@@ -108,7 +108,7 @@ def check_table(like: Any, table: Any) -> None:
     row, step = table.strides
     if (shape[1] > 1 and step != item) or (shape[0] > 1 and not 0 <= row < 1 << 31) or row % item:
         raise ValueError(
-            f"page_table must have contiguous rows (a stride of {item} bytes, and from row to row one of 0 or more), got "
+            f"page_table must have contiguous rows (steps of {item} bytes, from row to row of 0 or more), got "
             f"strides {table.strides}; copy it"
         )
     if is_on_gpu(table) and table.data.ptr % item:
@@ -122,7 +122,9 @@ def check_entries(kv: PagedKV, rule: CachedRule, problem: Problem) -> None:
         sink, first = rule.seen_keys(keys, problem.q_len)
         entries = np.arange(-(-keys // size))
         read = (entries * size < sink) | ((entries + 1) * size > first)
-        bad = entries[read & ((kv.page_table[b, : len(entries)] < 0) | (kv.page_table[b, : len(entries)] >= pages))]
+        bad = entries[
+            read & ((kv.page_table[b, : len(entries)] < 0) | (kv.page_table[b, : len(entries)] >= pages))
+        ]
         if len(bad):
             raise ValueError(
                 f"page_table[{b}, {bad[0]}] must be from 0 to {pages - 1}, a page of the pool, for the {keys} keys of "

@@ -37,14 +37,15 @@ def attention(
         sink, first = rule.seen_keys(keys, problem.q_len)
         mask = rule.seen_mask(keys, problem.q_len, b)
         one = Call(replace(problem, batch=1, k_len=mask.shape[1]), (mask,), checked.scale)
-        seen = _in_pages if isinstance(kv, PagedKV) else _in_a_row
-        k, v = seen(kv, b, (sink, first, keys))
+        k, v = _keys_and_values(kv, b, (sink, first, keys))
         _, lse[b : b + 1] = of_arrays.attention(one, q[b : b + 1], k, v, return_lse=True, out=out[b : b + 1])
     return (out, lse) if return_lse else out
 
 
-def _in_a_row(kv: Any, sequence: int, seen: tuple[int, int, int]) -> tuple[Array, Array]:
-    """What can be seen of a sequence of a CachedKV."""
+def _keys_and_values(kv: AnyKV, sequence: int, seen: tuple[int, int, int]) -> tuple[Array, Array]:
+    """What can be seen of a sequence."""
+    if isinstance(kv, PagedKV):
+        return _in_pages(kv, sequence, seen)
     k, v = (_seen(array[sequence : sequence + 1], *seen) for array in (kv.k, kv.v))
     return k, v
 

@@ -1,4 +1,5 @@
-"""attention(), plan() and prepare() with a CachedKV or PagedKV of CuPy arrays: planned on the host once for shapes and rule.
+"""attention(), plan() and prepare() with a CachedKV or PagedKV of CuPy arrays, planned on the host once for shapes and
+rule.
 
 What depends on lengths is worked out on the device, by a small kernel ahead of the call or of a step's calls
 (cached_plan.py): the host plans nothing anew while sequences grow.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from omnicupy.call.check_cached import CachedCall
-from omnicupy.choose import pick
+from omnicupy.choose import paged, pick
 from omnicupy.gpu import pages
 from omnicupy.gpu.cached_plan import CachedPlan, Planner
 from omnicupy.gpu.device import DeviceInfo, device_info
@@ -40,7 +40,7 @@ def new_plan(
     arrays = (q, k, v, out)
     device = q.data.device_id
     info = device_info(device)
-    spec = config or _spec_of(call, arrays, info, pages.in_boxes(kv))
+    spec = config or _spec_of(call, arrays, info, pages.size_of(kv))
     check_runs(spec, info)
     check_strides(spec, q, k, v)
     spec = pages.spec_of(spec, kv)
@@ -53,7 +53,9 @@ def new_plan(
     parts = lists.most_parts if spec.kernel == "sm90" else lists.rows
     launched = KernelCall(kernel(spec, device).function, grid.thread_blocks(parts), layouts, of_out, need)
     planner = _planner_of(lists, device, info, stream)
-    template = struct_of(grid, score_fields(call.scale, None), _fields_of(grid, lists) | pages.fields_of(kv), arrays)
+    template = struct_of(
+        grid, score_fields(call.scale, None), _fields_of(grid, lists) | pages.fields_of(kv), arrays
+    )
     of_kernel = PLANS[spec.kernel](spec, problem, NoBlocks(device), template, launched)  # type: ignore[arg-type]
     return CachedPlan(of_kernel, planner, need, partials)
 
@@ -88,17 +90,18 @@ def lists_of(grid: Grid, rule: CachedRule) -> CachedLists:
 
 
 def _spec_of(
-    call: CachedCall, arrays: tuple[Any, Any, Any, Any], info: DeviceInfo, in_boxes: bool
+    call: CachedCall, arrays: tuple[Any, Any, Any, Any], info: DeviceInfo, page_size: int | None
 ) -> AttnSpec:
-    """The variant that serves the call: what a full cache would get, as lengths are not known here. in_boxes: keys can
-    be read by tensor maps, as kernel "sm90" has to.
+    """The variant that serves the call: what a full cache would get, as lengths are not known here. page_size: of
+    keys in pages.
     """
     problem = call.problem
     masks = [call.rule.mask(problem.k_len, problem.q_len, problem.k_len)]
-    mappable = in_boxes and all(can_map(array.shape, array.strides) for array in arrays[:3])
-    return pick.select(
+    mappable = paged.by_boxes(page_size) and all(can_map(array.shape, array.strides) for array in arrays[:3])
+    spec = pick.select(
         archs.arch_of(info.major, info.minor), problem, masks, info.sm_count, mappable=mappable
     )
+    return spec if page_size is None else paged.fitted(spec)
 
 
 def _need_of(grid: Grid, lists: CachedLists) -> tuple[Need, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from omnicupy.call.arrays import DeviceArray
-from omnicupy.jit import paged_spec
 from omnicupy.jit.cached_spec import CachedSpec
 from omnicupy.jit.paged_spec import PagedSpec
 from omnicupy.jit.spec import AttnSpec
@@ -13,7 +12,7 @@ from omnicupy.serving.caches import AnyKV, PagedKV
 
 
 def tensors_of(kv: AnyKV) -> tuple[Any, Any]:
-    """Keys and values as (batch, kv_heads, tokens, head_dim), of a PagedKV as (pages, kv_heads, page_size, head_dim)."""
+    """Keys and values: (batch, kv_heads, tokens, head_dim), of a PagedKV (pages, kv_heads, page_size, head_dim)."""
     if isinstance(kv, PagedKV):
         return _heads_first(kv.k_pages), _heads_first(kv.v_pages)
     return kv.k, kv.v
@@ -24,9 +23,9 @@ def _heads_first(pages: Any) -> DeviceArray:
     return DeviceArray(pages.dtype, pages.data.ptr, pages.data.device_id, shape, strides)
 
 
-def in_boxes(kv: AnyKV) -> bool:
-    """Can the copy engine read the keys?"""
-    return not isinstance(kv, PagedKV) or paged_spec.in_boxes(kv.k_pages.shape[1])
+def size_of(kv: AnyKV) -> int | None:
+    """Keys of a page; None where they are not in pages."""
+    return int(kv.k_pages.shape[1]) if isinstance(kv, PagedKV) else None
 
 
 def spec_of(spec: AttnSpec, kv: AnyKV) -> AttnSpec:

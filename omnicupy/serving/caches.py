@@ -40,15 +40,16 @@ class PagedKV:
     k_pages, v_pages: (pages, page_size, kv_heads, head_dim), of one shape and dtype; page_size is 1 to 256. Any strides
         whose last axis is contiguous, on a device 16-byte aligned: views of what engines keep pass without a copy, also
         with heads ahead of tokens, K and V in one array, or all layers in one.
-    page_table: int32 (batch, max_pages), last axis contiguous. Keys i * page_size to (i + 1) * page_size - 1 of sequence
-        b are in page page_table[b, i]. Pages may stand in any order, and in several sequences.
+    page_table: int32 (batch, max_pages), last axis contiguous. Keys i * page_size to (i + 1) * page_size - 1 of
+        sequence b are in page page_table[b, i]. Pages may stand in any order, and in several sequences.
     lengths: int32 (batch,), as in a `CachedKV`, up to max_pages * page_size. It and the table are on the device of the
         pages and read when the work runs there, in a replayed graph at each replay.
 
     Masks, rows and results are those of a CachedKV that holds the same keys one behind the other, bit for bit where the
     same kernel serves. What lies past a sequence's length, in its last page or in the table, reaches nothing. An entry
-    inside a length that names no page (-1, or one beyond the pool) hides its keys, and nothing is read for it; where the
-    host knows the table (NumPy arrays, tensors on the CPU) that is an error, unless a window hides these keys anyway.
+    inside a length that names no page (-1, or one beyond the pool) hides its keys, and nothing is read for it; where
+    the host knows the table (NumPy arrays, tensors on the CPU) that is an error, unless a window hides these keys
+    anyway.
     k_scale, v_scale: of fp8 pages, which no kernel reads yet: anything but None raises UnsupportedError.
     """
 
@@ -67,8 +68,8 @@ class PagedKV:
         for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
             if scale is not None:
                 raise UnsupportedError(
-                    f"PagedKV: {name} must be None, got {type(scale).__name__}: fp8 pages are not served; keep float16 or "
-                    "bfloat16 ones"
+                    f"PagedKV: {name} must be None, got {type(scale).__name__}: fp8 pages are not served; keep pages "
+                    "of float16 or bfloat16"
                 )
         self.k_pages = k_pages
         self.v_pages = v_pages
@@ -92,7 +93,9 @@ def pools_of(kv: AnyKV) -> tuple[Any, Any, Any]:
 
 
 def sizes_of(kv: AnyKV) -> tuple[int, int]:
-    """(kv_heads, keys that a sequence may have). Raises AttributeError, TypeError or IndexError for what is no array."""
+    """(kv_heads, keys that a sequence may have). Raises AttributeError, TypeError,
+    ValueError or IndexError for what is no such array.
+    """
     if isinstance(kv, PagedKV):
         _, page_size, heads, _ = kv.k_pages.shape
         return heads, kv.page_table.shape[1] * page_size

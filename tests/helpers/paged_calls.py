@@ -129,7 +129,9 @@ def run(
     grid = Grid.of(compiled, problem, problem.batch, sm_count=sm_count, l2_bytes=50 << 20)
     lists = cached_planning.lists_of(grid, rule)
     found = planned.run(planner, lists, kv.lengths)
-    out = aligned((problem.batch, problem.q_len, problem.q_heads, problem.head_dim), q.dtype).transpose(0, 2, 1, 3)
+    out = aligned((problem.batch, problem.q_len, problem.q_heads, problem.head_dim), q.dtype).transpose(
+        0, 2, 1, 3
+    )
     need, partial_bytes = cached_planning._need_of(grid, lists)
     held: dict[str, Array] = {"q": q, "k": k, "v": v, "out": out, "lse": aligned(q.shape[:3], np.float32)}
     held["partials"] = aligned(max(1, partial_bytes // 4), np.float32)
@@ -163,4 +165,7 @@ def run(
 
 def same_bits(a: Run, b: Run) -> bool:
     """Equal to the bit."""
-    return bool((a.out.view(np.uint16) == b.out.view(np.uint16)).all() and (a.lse.view(np.uint32) == b.lse.view(np.uint32)).all())
+    return bool(
+        (a.out.view(np.uint16) == b.out.view(np.uint16)).all()
+        and (a.lse.view(np.uint32) == b.lse.view(np.uint32)).all()
+    )

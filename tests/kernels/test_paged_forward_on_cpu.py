@@ -1,5 +1,5 @@
-"""Forward kernels on keys and values in pages, their own sources run on the CPU: the bits of the same keys one behind the
-other, and keys without a page against float64.
+"""Forward kernels on keys and values in pages, their own sources run on the CPU: the bits of the same keys one behind
+the other, and keys without a page against float64.
 """
 
 from __future__ import annotations
@@ -40,9 +40,19 @@ SPECS = {
     "sm80-ring": _spec(48, br=32, bc=32, warps=2, stages=2),
     "sm80-shared": _spec(48, br=64, bc=32, share_kv=True),
     "sm80-tiled": _spec(272, br=64, bc=32, stages=2),
-    "sm90": AttnSpec(arch="sm_90a", kernel="sm90", dtype="bfloat16", head_dim=64, br=64, bc=64, stages=2, warps=8),
+    "sm90": AttnSpec(
+        arch="sm_90a", kernel="sm90", dtype="bfloat16", head_dim=64, br=64, bc=64, stages=2, warps=8
+    ),
     "sm90-packed": AttnSpec(
-        arch="sm_90a", kernel="sm90", dtype="bfloat16", head_dim=64, br=64, bc=64, stages=2, warps=8, pack=True
+        arch="sm_90a",
+        kernel="sm90",
+        dtype="bfloat16",
+        head_dim=64,
+        br=64,
+        bc=64,
+        stages=2,
+        warps=8,
+        pack=True,
     ),
     "sm90-shared": AttnSpec(
         arch="sm_90a", kernel="sm90", dtype="bfloat16", head_dim=64, br=64, bc=96, stages=2, warps=12
@@ -141,9 +151,7 @@ def test_pages_that_sequences_share(name: str, library: Any, planner: Any) -> No
     in_pages = paged_calls.paged(kv, 16, shared=2, seed=int(rng.integers(99)))
     assert (in_pages.page_table[:, :2] == in_pages.page_table[0, :2]).all()
     wanted = paged_calls.run(spec, oc.cached(), q, kv, library, planner)
-    assert paged_calls.same_bits(
-        paged_calls.run(spec, oc.cached(), q, in_pages, library, planner), wanted
-    )
+    assert paged_calls.same_bits(paged_calls.run(spec, oc.cached(), q, in_pages, library, planner), wanted)
 
 
 @pytest.mark.parametrize("page_size", [16, 64])
@@ -163,7 +171,9 @@ def test_keys_of_no_page_are_not_seen(name: str, page_size: int, library: Any, p
             in_pages.page_table[b, entry] = (-1, len(in_pages.k_pages), 2**31 - 1)[i % 3]
             visible[b][:, page_size * entry : page_size * (entry + 1)] = False
     found = paged_calls.run(spec, oc.cached(), q, in_pages, library, planner, late=spec.kernel != "sm90")
-    out, lse = attention64(q, np.nan_to_num(kv.k), np.nan_to_num(kv.v), [oc.from_dense(one) for one in visible])
+    out, lse = attention64(
+        q, np.nan_to_num(kv.k), np.nan_to_num(kv.v), [oc.from_dense(one) for one in visible]
+    )
     np.testing.assert_allclose(found.out.astype(np.float64), out, atol=0.02, rtol=0.02)
     np.testing.assert_allclose(found.lse, lse, atol=2e-3, rtol=2e-3)
     assert not found.out[3].any()
