@@ -15,6 +15,7 @@ from omnicupy.gpu.plan import Plan
 from omnicupy.gpu.stream_memory import StreamMemory
 from omnicupy.gpu.workspace import Need
 from omnicupy.jit.params import PARAMS, PLAN_PARAMS
+from omnicupy.jit.spec import AttnSpec
 from omnicupy.schedule.cached_lists import CachedLists
 
 # What the planner writes: neighbours in its struct; kernels have them by the same names.
@@ -142,6 +143,11 @@ class MadeLists:
         self.address = int(self._buffer.data.ptr)
         self._memory = memory
         memory.keep(self)
+
+    @property
+    def spec(self) -> AttnSpec:
+        """The variant of the kernel that they were made for."""
+        return self.plan.kernel.spec
 
     def wait_for_copy(self) -> None:
         """Nothing is copied: who reads them comes after who writes them in the same graph."""
