@@ -9,6 +9,7 @@ Importing needs no GPU, reads no file and imports no CuPy.
 
 from omnicupy import presets
 from omnicupy.api import attention, attention_backward, plan, prepare
+from omnicupy.caches import append
 from omnicupy.errors import CompileError, UnsupportedError
 from omnicupy.jit.backward_kernel import TileShape
 from omnicupy.jit.backward_spec import BackwardSpec
@@ -53,6 +54,7 @@ __all__ = [
     "PagedKV",
     "TileShape",
     "UnsupportedError",
+    "append",
     "attention",
     "attention_backward",
     "cached",

@@ -18,6 +18,7 @@ from omnicupy.gpu.device_blocks import DeviceBlocks
 from omnicupy.gpu.stream_memory import StreamMemory
 from omnicupy.gpu.tensor_maps import packed_map, tensor_map
 from omnicupy.gpu.workspace import Need
+from omnicupy.jit.paged_spec import box_keys
 from omnicupy.jit.params import MAP_BYTES, PARAMS
 from omnicupy.jit.spec import AttnSpec
 
@@ -172,7 +173,7 @@ class Sm90Plan(Plan):
         else:
             first = tensor_map(q, *of_q, spec.dtype, (spec.br, spec.heads))
         made = zip(keys, of_keys, strict=True)
-        return b"".join([first, *(tensor_map(at, *of, spec.dtype, (spec.box_keys, 1)) for at, of in made)])
+        return b"".join([first, *(tensor_map(at, *of, spec.dtype, (box_keys(spec), 1)) for at, of in made)])
 
 
 PLANS: dict[str, type[Plan]] = {"naive": Plan, "sm80": Plan, "sm90": Sm90Plan}

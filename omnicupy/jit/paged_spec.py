@@ -17,6 +17,11 @@ def in_boxes(page_size: int) -> bool:
     return page_size % LEAST_BOX == 0
 
 
+def box_keys(spec: AttnSpec) -> int:
+    """Keys of one box of the tensor maps of k and v."""
+    return spec.page if isinstance(spec, PagedSpec) else spec.bc
+
+
 @dataclass(frozen=True, kw_only=True)
 class PagedSpec(CachedSpec):
     """The variant of a kernel that reads keys and values by a table of pages.
@@ -39,11 +44,6 @@ class PagedSpec(CachedSpec):
                 )
             box = math.gcd(page_size, spec.bc, MOST_BOX)
         return cls(**{**asdict(spec), "page": box})
-
-    @property
-    def box_keys(self) -> int:
-        """Keys of one box of a tensor map."""
-        return self.page
 
     @property
     def params(self) -> str:

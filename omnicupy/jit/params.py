@@ -138,6 +138,16 @@ PLAN_PARAMS = np.dtype(  # PlanParams
     align=True,
 )
 
+APPEND_PARAMS = np.dtype(  # AppendParams
+    [
+        *((name, "<u8") for name in ("k_new", "v_new", "k", "v", "lengths", "page_table", "slots")),
+        *((f"{name}_strides", "<i8", (3,)) for name in ("k_new", "v_new", "k", "v")),
+        *((name, "<i4") for name in ("batch", "kv_heads", "tokens", "head_dim")),
+        *((name, "<i4") for name in ("page_next", "pages", "page_size", "capacity", "wide_slots")),
+    ],
+    align=True,
+)
+
 # The struct that each kernel kind takes, by value, as its only argument.
 PARAMS: dict[str, np.dtype[np.void]] = {
     "naive": ATTN_PARAMS,
@@ -149,6 +159,7 @@ PARAMS: dict[str, np.dtype[np.void]] = {
     "bwd": BACKWARD_PARAMS,
     "bwd_sm90": BACKWARD_PARAMS_SM90,
     "plan": PLAN_PARAMS,
+    "append": APPEND_PARAMS,
     "bwd_sums": np.dtype([*_backward_fields(), ("dq_sums", "<u8", ())], align=True),
 }
 

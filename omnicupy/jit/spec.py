@@ -251,11 +251,6 @@ class AttnSpec:
         return tiles + self.stages * self._span_bytes + 1024
 
     @property
-    def box_keys(self) -> int:
-        """Keys of one box of a tensor map."""
-        return self.bc
-
-    @property
     def _span_bytes(self) -> int:
         """Shared memory for the spans of one PARTIAL tile: two spans a key, 8 bytes each."""
         return 2 * self.bc * 8

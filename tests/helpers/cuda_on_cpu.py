@@ -30,6 +30,7 @@ STRUCTS = {  # of params.PARAMS
     "bwd": "BackwardParams",
     "bwd_sums": "BackwardParamsWithSums",
     "plan": "PlanParams",
+    "append": "AppendParams",
 }
 
 # Headers that are nothing but PTX.
