@@ -18,8 +18,7 @@ __device__ __forceinline__ void attend(omni::ForwardParams const& p, unsigned ch
   }
 }
 
-extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
-    attention_fwd_sm80(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1) attention_fwd_sm80(const __grid_constant__ Params p) {
   extern __shared__ __align__(1024) unsigned char s_memory[];
   attend<Cfg>(p, s_memory);
 }

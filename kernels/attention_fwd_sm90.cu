@@ -12,8 +12,7 @@ static_assert(sizeof(Params) == OMNI_PARAMS_BYTES, "params.py and sm90/forward/c
 using Smem = omni::ForwardSmem<Cfg>;
 static_assert(sizeof(Smem) <= OMNI_SMEM_BYTES, "spec.py and sm90/forward/smem.cuh disagree");
 
-extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
-    attention_fwd_sm90(const __grid_constant__ Params args) {
+extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1) attention_fwd_sm90(const __grid_constant__ Params args) {
   extern __shared__ __align__(1024) unsigned char s_memory[];
   auto& smem = *reinterpret_cast<Smem*>(s_memory);
   if (threadIdx.x == 0) smem.init_barriers();

@@ -72,9 +72,8 @@ __device__ __forceinline__ float dot(float const* s_q, unsigned short const* g_k
 
 constexpr i64 kNoPage = -1;  // no offset: those are multiples of 8
 
-// From where a head's keys begin to key k, in elements; of keys in pages from where those in page 0 begin.
-__device__ __forceinline__ i64 key_offset(ForwardParams const& p, Strides const& strides, int sequence, int k) {
-  if constexpr (!kPaged) return k * strides.token;
+// From where the keys of a head in page 0 begin to key k of a sequence, in elements.
+__device__ __forceinline__ i64 paged_key(ForwardParams const& p, Strides const& strides, int sequence, int k) {
   PageTable const& table = static_cast<PagedParams const&>(p).pages;
   int row;
   int const page = table.page_of(sequence, k, row);
@@ -110,7 +109,7 @@ __device__ __forceinline__ void add_tile(
       int const d = i * kThreads + threadIdx.x;
       if (d >= p.head_dim) continue;
       if constexpr (kPaged) {
-        row.out[i] += weight * load16(g_v, key_offset(p, p.v_strides, sequence, tile.first + c) + d);
+        row.out[i] += weight * load16(g_v, paged_key(p, p.v_strides, sequence, tile.first + c) + d);
       } else {
         row.out[i] += weight * load16(g_v, c * p.v_strides.token + d);
       }
@@ -158,16 +157,21 @@ __device__ __forceinline__ void attend_row(ForwardParams const& p, float* s_memo
     Tile const tile = walk.take(p.lists);
     __syncthreads();
     for (int c = threadIdx.x; c < tile.length(); c += kThreads) {
-      i64 const offset = key_offset(p, p.k_strides, mask_index, tile.first + c);
-      bool const seen = is_visible(mask, tile, q, q % kBr, c) && (!kPaged || offset != kNoPage);
-      unsigned short const* g_key = static_cast<unsigned short const*>(p.k) + k_base + offset;
+      bool seen = is_visible(mask, tile, q, q % kBr, c);
+      unsigned short const* g_key =
+          static_cast<unsigned short const*>(p.k) + k_base + (tile.first + c) * p.k_strides.token;
+      if constexpr (kPaged) {
+        i64 const offset = paged_key(p, p.k_strides, mask_index, tile.first + c);
+        seen = seen && offset != kNoPage;
+        g_key = static_cast<unsigned short const*>(p.k) + k_base + offset;
+      }
       float score = seen ? dot(s_q, g_key, p.head_dim) : neg_inf();
       if (kSoftcap && seen) score = tanhf(score * p.tanh_scale);
       s_scores[c] = score;
     }
     __syncthreads();
-    unsigned short const* g_v = static_cast<unsigned short const*>(p.v) + v_base;
-    if constexpr (!kPaged) g_v += tile.first * p.v_strides.token;
+    unsigned short const* g_v =
+        static_cast<unsigned short const*>(p.v) + v_base + (kPaged ? 0 : tile.first * p.v_strides.token);
     add_tile(p, row, s_scores, s_reduce, g_v, mask_index, tile);
   }
   store_row(p, row, batch, head, q);

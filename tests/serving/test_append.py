@@ -107,12 +107,12 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
         ValueError,
         "page_table[1, 1] must be from 0 to 2, a page for the last tokens of the 5 of sequence 1, got -1",
     ),
-    ({"lengths": np.array([8, 3])}, ValueError, "lengths must be int32 of shape (2,), one for each sequence, got int64"),
+    ({"lengths": np.array([8, 3])}, ValueError, "lengths must be int32 of shape (2,), one for each sequence, got int"),
     (
         {"k_new": np.zeros((2, 1, 2, 4))},
         ValueError,
-        "k_new must have the axes (batch, kv_heads, tokens, head_dim) without slots, 2 sequences and 1 heads of 8, none "
-        "empty, k_new and v_new alike, got shape (2, 1, 2, 4)",
+        "k_new must have the axes (batch, kv_heads, tokens, head_dim) without slots, 2 sequences and 1 heads of 8, "
+        "none empty, k_new and v_new alike, got shape (2, 1, 2, 4)",
     ),
     ({"v_new": np.zeros((2, 1, 1, 8))}, ValueError, "v_new must have the axes (batch, kv_heads, tokens, head_dim)"),
     ({"k_new": ONE}, ValueError, "k_new must have the axes (batch, kv_heads, tokens, head_dim) without slots"),

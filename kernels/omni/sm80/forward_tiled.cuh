@@ -49,18 +49,12 @@ struct TiledForward {
     softmax.init();
   }
 
-  // Starts the copy of kCols columns of a tile. g_head: where they begin in the head's rows.
+  // Starts the copy of kCols columns of keys in pages. g_head: where they begin in page 0.
   template <int kCols>
-  __device__ __forceinline__ void load_keys(
+  __device__ __forceinline__ void load_paged(
       u32 s_tile, unsigned char const* g_head, Strides const& strides, Tile const& tile, int columns) {
-    if constexpr (Cfg::kPaged) {
-      load_paged_tile<Cfg::kThreads, Cfg::kBc, kCols, Cfg::kSwizzle>(
-          s_tile, g_head, strides, static_cast<PagedParams const&>(p).pages, mask.index, tile, columns);
-    } else {
-      load_tile<Cfg::kThreads, Cfg::kBc, kCols, Cfg::kSwizzle>(
-          s_tile, g_head + 2 * (static_cast<i64>(tile.first) * strides.token), 2 * strides.token, tile.length(),
-          columns);
-    }
+    load_paged_tile<Cfg::kThreads, Cfg::kBc, kCols, Cfg::kSwizzle>(
+        s_tile, g_head, strides, static_cast<PagedParams const&>(p).pages, mask.index, tile, columns);
   }
 
   // Requests the next chunk of Q and K, of whichever tile it belongs to. No commit.
@@ -70,7 +64,13 @@ struct TiledForward {
     int const column = next_chunk * kChunk;
     load_tile<Cfg::kThreads, Cfg::kBr, kChunk, Cfg::kSwizzle>(
         s_slot, g_q + 2 * column, 2 * p.q_strides.token, q_rows, p.head_dim - column);
-    load_keys<kChunk>(s_slot + kQBytes, g_k + 2 * column, p.k_strides, loading, p.head_dim - column);
+    if constexpr (Cfg::kPaged) {
+      load_paged<kChunk>(s_slot + kQBytes, g_k + 2 * column, p.k_strides, loading, p.head_dim - column);
+    } else {
+      load_tile<Cfg::kThreads, Cfg::kBc, kChunk, Cfg::kSwizzle>(
+          s_slot + kQBytes, g_k + 2 * (static_cast<i64>(loading.first) * p.k_strides.token + column),
+          2 * p.k_strides.token, loading.length(), p.head_dim - column);
+    }
     if (++next_chunk == kChunks) {
       next_chunk = 0;
       loading = walk.has_next() ? walk.take(p.lists) : Tile{};
@@ -79,7 +79,13 @@ struct TiledForward {
 
   __device__ __forceinline__ void load_v(Tile const& tile) {
     u32 const s_tile = smem_address(s_base) + Cfg::kStages * kSlotBytes;
-    load_keys<Cfg::kValueDim>(s_tile, g_v, p.v_strides, tile, p.head_dim - column0);
+    if constexpr (Cfg::kPaged) {
+      load_paged<Cfg::kValueDim>(s_tile, g_v, p.v_strides, tile, p.head_dim - column0);
+    } else {
+      load_tile<Cfg::kThreads, Cfg::kBc, Cfg::kValueDim, Cfg::kSwizzle>(
+          s_tile, g_v + 2 * static_cast<i64>(tile.first) * p.v_strides.token, 2 * p.v_strides.token, tile.length(),
+          p.head_dim - column0);
+    }
   }
 
   // Waits for this step's chunk and requests the one that is kAhead steps later; V of the tile goes with the first

@@ -153,7 +153,12 @@ struct Producer {
       slot.next();
       wait_for_kernel_ahead();
       meet();
-      produce(slot.before(), walk, false, [&] { if (leads()) index = list.take(); }, [] {});
+      produce(
+          slot.before(), walk, false,
+          [&] {
+            if (leads()) index = list.take();
+          },
+          [] {});
       if constexpr (Cfg::kPaged) index = __shfl_sync(0xffffffffu, index, 0);
     }
     let_next_kernel_come();
