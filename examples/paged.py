@@ -1,7 +1,7 @@
 """Decoding from pages: sequences that share a prompt share its pages, and get new ones as they grow.
 
-Run: python examples/paged.py [--tokens 40] [--page 16] [--window 0]. NumPy alone runs it on the CPU; with CuPy and a GPU
-each token is a replay of one captured graph, which reads lengths and the table of pages on the device.
+Run: python examples/paged.py [--tokens 40] [--page 16] [--window 0]. NumPy alone runs it on the CPU; with CuPy and a
+GPU each token is a replay of one captured graph, which reads lengths and the table of pages on the device.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ def array_module() -> Any:
     return cupy
 
 
-def make_layers(
-    xp: Any, count: int, pages: int, page_size: int, pool: Pool, lengths: Any, dtype: Any
-) -> list[Any]:
-    """(weights of q, k and v, weights of the output, cache) of each layer; K and V of a page lie in one row."""
+def make_layers(xp: Any, count: int, pool: Pool, lengths: Any, dtype: Any) -> list[Any]:
+    """(weights of q, k and v, weights of the output, cache) of each layer; K and V of a page lie side by side."""
     rng, layers = np.random.default_rng(0), []
     for _ in range(count):
         to_qkv, to_out = (
             xp.asarray((rng.standard_normal((WIDTH, columns)) / WIDTH**0.5).astype(dtype))
             for columns in ((HEADS + 2 * KV_HEADS) * HEAD_DIM, WIDTH)
         )
-        memory = xp.full((pages, page_size, KV_HEADS, 2 * HEAD_DIM), xp.nan, dtype)  # as vLLM keeps it
+        memory = xp.full(
+            (len(pool.free), pool.page_size, KV_HEADS, 2 * HEAD_DIM), xp.nan, dtype
+        )  # as vLLM keeps it
         k_pages, v_pages = memory[..., :HEAD_DIM], memory[..., HEAD_DIM:]
         layers.append((to_qkv, to_out, oc.PagedKV(k_pages, v_pages, pool.table, lengths)))
     return layers
@@ -128,7 +128,7 @@ def main() -> None:
     pages = batch * most
     pool = Pool(xp, pages, options.page, batch, most)
     lengths = xp.zeros(batch, np.int32)
-    layers = make_layers(xp, options.layers, pages, options.page, pool, lengths, dtype)
+    layers = make_layers(xp, options.layers, pool, lengths, dtype)
     rule = oc.cached(window=options.window or None)
     rng = np.random.default_rng(1)
 

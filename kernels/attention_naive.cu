@@ -88,8 +88,8 @@ struct Row {
 
 // One tile of keys of the row: scores to shared memory, then the online softmax, then O.
 __device__ __forceinline__ void add_tile(
-    ForwardParams const& p, Row& row, float* s_scores, float* s_reduce, unsigned short const* g_v, int sequence,
-    Tile const& tile) {
+    MaskView const& mask, Row& row, float* s_scores, float* s_reduce, unsigned short const* g_v, Tile const& tile) {
+  ForwardParams const& p = mask.p;
   int const count = tile.length();
   float row_max = neg_inf();
   for (int c = threadIdx.x; c < count; c += kThreads) row_max = fmaxf(row_max, s_scores[c]);
@@ -109,7 +109,7 @@ __device__ __forceinline__ void add_tile(
       int const d = i * kThreads + threadIdx.x;
       if (d >= p.head_dim) continue;
       if constexpr (kPaged) {
-        row.out[i] += weight * load16(g_v, paged_key(p, p.v_strides, sequence, tile.first + c) + d);
+        row.out[i] += weight * load16(g_v, paged_key(p, p.v_strides, mask.index, tile.first + c) + d);
       } else {
         row.out[i] += weight * load16(g_v, c * p.v_strides.token + d);
       }
@@ -172,7 +172,7 @@ __device__ __forceinline__ void attend_row(ForwardParams const& p, float* s_memo
     __syncthreads();
     unsigned short const* g_v =
         static_cast<unsigned short const*>(p.v) + v_base + (kPaged ? 0 : tile.first * p.v_strides.token);
-    add_tile(p, row, s_scores, s_reduce, g_v, mask_index, tile);
+    add_tile(mask, row, s_scores, s_reduce, g_v, tile);
   }
   store_row(p, row, batch, head, q);
 }

@@ -1,5 +1,5 @@
-// Writes new keys and values into caches: as the last keys of each sequence, or at given slots. A cache without pages is
-// a pool with one page a sequence.
+// Writes new keys and values into caches: as the last keys of each sequence, or at given slots. A cache without pages
+// is a pool with one page a sequence.
 #include "omni/pages.cuh"
 
 namespace omni {

@@ -25,7 +25,7 @@ EXAMPLES: dict[str, tuple[list[str], str | None, str]] = {
     "paged.py": (
         ["--tokens", "30", "--page", "8"],
         None,
-        r"30 tokens by .*hold \[67, 67, 67\] keys in 19 pages of 8\n.*finite: True\n.*ordinary masks: (0|\d\.\de-0[6-9])",
+        r"30 tokens by .*67\] keys in 19 pages of 8\n.*finite: True\n.*ordinary masks: (0|\d\.\de-0[6-9])",
     ),
     "plot_mask.py": (["{folder}"], "matplotlib", r"streaming.png: 16% of the pairs"),
     "jax_arrays.py": (

@@ -94,7 +94,7 @@ struct Forward {
     u32 const s_tile = smem_address(s_base) + kQBytes + slot * kKvBytes;
     if constexpr (Cfg::kPaged) {
       load_paged_tile<Cfg::kThreads, Cfg::kBc, Cfg::kHeadDim, Cfg::kSwizzle>(
-          s_tile, g_head, strides, static_cast<PagedParams const&>(p).pages, mask.index, tile, p.head_dim);
+          s_tile, g_head, strides, mask, tile, p.head_dim);
     } else {
       load_tile<Cfg::kThreads, Cfg::kBc, Cfg::kHeadDim, Cfg::kSwizzle>(
           s_tile, g_head + 2 * static_cast<i64>(tile.first) * strides.token, 2 * strides.token, tile.length(),

@@ -53,8 +53,7 @@ struct TiledForward {
   template <int kCols>
   __device__ __forceinline__ void load_paged(
       u32 s_tile, unsigned char const* g_head, Strides const& strides, Tile const& tile, int columns) {
-    load_paged_tile<Cfg::kThreads, Cfg::kBc, kCols, Cfg::kSwizzle>(
-        s_tile, g_head, strides, static_cast<PagedParams const&>(p).pages, mask.index, tile, columns);
+    load_paged_tile<Cfg::kThreads, Cfg::kBc, kCols, Cfg::kSwizzle>(s_tile, g_head, strides, mask, tile, columns);
   }
 
   // Requests the next chunk of Q and K, of whichever tile it belongs to. No commit.

@@ -70,12 +70,13 @@ __device__ __forceinline__ void load_tile(
   }
 }
 
-// The same for keys in pages, from key `first` of a sequence on; keys of no page become zeros, and nothing is read for
+// The same for keys in pages: the tile's of the mask's sequence. Keys of no page become zeros, and nothing is read for
 // them. g_head: the head's first key in page 0, at the tile's first column.
 template <int kThreads, int kRows, int kCols, bool kSwizzle>
 __device__ __forceinline__ void load_paged_tile(
-    u32 s_tile, unsigned char const* g_head, Strides const& strides, PageTable const& table, int sequence,
-    Tile const& tile, int columns) {
+    u32 s_tile, unsigned char const* g_head, Strides const& strides, MaskView const& mask, Tile const& tile,
+    int columns) {
+  PageTable const& table = static_cast<PagedParams const&>(mask.p).pages;
   using Shared = SmemTile<kCols, kSwizzle>;
   constexpr int kPieces = kRows * Shared::kChunks;
 #pragma unroll 2
@@ -88,7 +89,7 @@ __device__ __forceinline__ void load_paged_tile(
     unsigned char const* g_source = g_head;
     if (exists) {
       int row_in_page;
-      int const page = table.page_of(sequence, tile.first + row, row_in_page);
+      int const page = table.page_of(mask.index, tile.first + row, row_in_page);
       exists = page < table.pages;
       if (exists) g_source += 2 * paged_offset(strides, page, row_in_page) + chunk * 16;
     }

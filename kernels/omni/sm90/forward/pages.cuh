@@ -1,6 +1,6 @@
-// Keys and values in pages by the copy engine: a tile is several boxes, each inside of one page, and each asked for by a
-// lane of the producer's warp. Boxes without a page, or past a sequence's end, are aimed behind the pool: they read as
-// zeros, and the bytes that a barrier awaits stay the same.
+// Keys and values in pages by the copy engine: a tile is several boxes, each inside of one page, and each asked for by
+// a lane of the producer's warp. Boxes without a page, or past a sequence's end, are aimed behind the pool: they read
+// as zeros, and the bytes that a barrier awaits stay the same.
 #pragma once
 
 #include "omni/pages.cuh"

@@ -1,5 +1,5 @@
-// The producer: one thread that walks the tiles of work items and asks the copy engine for Q, K and V. Where K and V are
-// in pages a warp walks, and its first lane does what one thread has to.
+// The producer: one thread that walks the tiles of work items and asks the copy engine for Q, K and V. Where K and V
+// are in pages a warp walks, and its first lane does what one thread has to.
 #pragma once
 
 #include "omni/sm90/forward/pages.cuh"
