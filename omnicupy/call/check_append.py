@@ -41,27 +41,47 @@ def call(kv: AnyKV, k_new: Any, v_new: Any, slots: Any) -> AppendCall:
     """
     if not isinstance(kv, CACHES):
         raise TypeError(f"append: kv must be a CachedKV or PagedKV, got {type_name(kv)}")
+    _check_places(kv, k_new=k_new, v_new=v_new, slots=slots)
     found = _check_caches(kv)
     call = _check_new(kv, k_new, v_new, slots is not None, found)
     if slots is not None:
-        _check_slots(kv, slots, call)
+        _check_slots(slots, call)
     elif isinstance(kv.lengths, np.ndarray):
         _check_room(kv, call)
     return call
 
 
+def _check_places(kv: AnyKV, **new: Any) -> None:
+    """All arrays are of the kind of the keys, and on their device."""
+    k, v, table = pools_of(kv)
+    names = ("k_pages", "v_pages") if isinstance(kv, PagedKV) else ("k", "v")
+    of_keys = names[0]
+    given = {of_keys: k, names[1]: v, "page_table": table, "lengths": kv.lengths, **new}
+    for name, array in given.items():
+        if array is None and name in ("page_table", "slots"):
+            continue
+        check_paged.check_array(name, array)
+        if is_on_gpu(array) != is_on_gpu(k):
+            kinds = ("CuPy", "NumPy") if is_on_gpu(k) else ("NumPy", "CuPy")
+            raise TypeError(f"{name} must be a {kinds[0]} array like {of_keys}, got a {kinds[1]} array")
+        if is_on_gpu(k) and array.data.device_id != k.data.device_id:
+            raise ValueError(
+                f"{name} must be on the device of {of_keys} (device {k.data.device_id}), got device "
+                f"{array.data.device_id}; copy it there"
+            )
+        if not is_on_gpu(array):
+            plain_array(name, array)
+
+
 def _check_caches(kv: AnyKV) -> tuple[int, int, int]:
     """(sequences, pages, page_size) of caches that can be written."""
     k, _, table = pools_of(kv)
-    check_paged.check_array("k_pages" if isinstance(kv, PagedKV) else "k", k)
     if isinstance(kv, PagedKV):
         check_paged.check_pages(k, kv)
-        check.check_place("page_table", table, k)
         check_paged.check_table(table, table)
         batch, (pages, page_size) = table.shape[0], k.shape[:2]
     else:
         for name, array in (("k", kv.k), ("v", kv.v)):
-            check.check_place(name, array, k)
             if len(array.shape) != 4 or 0 in array.shape or array.shape != k.shape:
                 raise ValueError(
                     f"{name} must have 4 axes (batch, kv_heads, capacity, head_dim), none empty, as k has, got shape "
@@ -72,7 +92,6 @@ def _check_caches(kv: AnyKV) -> tuple[int, int, int]:
         batch = pages = k.shape[0]
         page_size = k.shape[2]
     _check_writable(kv)
-    check.check_place("lengths", kv.lengths, k)
     if kv.lengths.dtype != np.int32 or tuple(kv.lengths.shape) != (batch,):
         raise ValueError(
             f"lengths must be int32 of shape ({batch},), one for each sequence, got {kv.lengths.dtype} of shape "
@@ -112,7 +131,6 @@ def _check_new(kv: AnyKV, k_new: Any, v_new: Any, has_slots: bool, found: tuple[
     heads, capacity = sizes_of(kv)
     head_dim = k.shape[3]
     for name, array in (("k_new", k_new), ("v_new", v_new)):
-        check.check_place(name, array, k)
         if array.dtype != k.dtype or v.dtype != k.dtype:
             raise TypeError(
                 f"{name} must have the dtype of the caches ({k.dtype}), got {array.dtype}; cast it"
@@ -154,8 +172,7 @@ def _check_layout(name: str, array: Any) -> None:
         )
 
 
-def _check_slots(kv: AnyKV, slots: Any, call: AppendCall) -> None:
-    check.check_place("slots", slots, pools_of(kv)[0])
+def _check_slots(slots: Any, call: AppendCall) -> None:
     if slots.dtype not in SLOT_DTYPES:
         raise TypeError(f"slots must be int64 or int32, got {slots.dtype}; cast it")
     if tuple(slots.shape) != (call.tokens,):
@@ -166,7 +183,6 @@ def _check_slots(kv: AnyKV, slots: Any, call: AppendCall) -> None:
         raise ValueError(f"slots must be contiguous, got a stride of {slots.strides[0]} bytes; copy it")
     if is_on_gpu(slots):
         return
-    plain_array("slots", slots)
     bad = np.flatnonzero((slots < -1) | (slots >= call.pages * call.page_size))
     if len(bad):
         raise ValueError(
