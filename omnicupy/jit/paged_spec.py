@@ -52,4 +52,5 @@ class PagedSpec(CachedSpec):
 
     def defines(self) -> dict[str, int]:
         """The macros that the source file reads."""
-        return {**super().defines(), "OMNI_PAGE": self.page}
+        of_caches = int(self.kernel == "sm90")  # which alone has such a variant
+        return {**AttnSpec.defines(self), "OMNI_CACHED": of_caches, "OMNI_PAGE": self.page}
