@@ -150,7 +150,11 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"lengths": np.array([3], np.int32)}, ValueError, r"one entry per sequence, shape \(2,\), got \(1,\)"),
     ({"lengths": np.array([3, 0, 4], np.int32)[::2]}, ValueError, "lengths must be contiguous"),
     ({"lengths": [3, 4]}, TypeError, "lengths must be a CuPy or NumPy array, got list"),
-    ({"v": np.zeros((2, 1, 9, 4), np.float32)}, ValueError, r"v must have the shape of k \(2, 1, 8, 4\)"),
+    (
+        {"v": np.zeros((2, 1, 9, 4), np.float32)},
+        ValueError,
+        r"v must have the batch, heads and tokens of k \(2, 1, 8\)",
+    ),
     (
         {"mask": None},
         TypeError,
