@@ -61,6 +61,17 @@ def test_pages_and_slots_on_another_device(device: fake_device.Device) -> None:
     assert params["k_strides"].tolist() == [32 * 128, 64, 128]
 
 
+@pytest.mark.parametrize("widths", [(192, 128), (64, 256)])
+def test_values_of_another_width(device: fake_device.Device, widths: tuple[int, int]) -> None:
+    kv = oc.CachedKV(*(ndarray((3, 2, 100, width), BF16) for width in widths), ndarray((3,), INT32))
+    oc.append(kv, *(ndarray((3, 2, 5, width), BF16) for width in widths))
+    (launched,) = device.launches
+    params = launched["params"]
+    assert (int(params["head_dim"]), int(params["value_dim"])) == widths
+    assert params["v_strides"].tolist() == [200 * widths[1], 100 * widths[1], widths[1]]
+    assert launched["grid"] == (-(-3 * 2 * 5 * max(widths) // 8 // 256), 1, 1)
+
+
 def test_what_is_refused(device: fake_device.Device) -> None:
     kv = _paged()
     bad: tuple[tuple[Any, ...], ...] = (

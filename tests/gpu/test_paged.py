@@ -26,8 +26,9 @@ def device(monkeypatch: pytest.MonkeyPatch) -> fake_device.Device:
 def _inputs(
     page_size: int = 32, q_len: int = 1, head_dim: int = 64, **changes: Any
 ) -> tuple[ndarray, oc.PagedKV]:
-    q = ndarray((BATCH, 8, q_len, head_dim), BF16)
-    arrays = {name: ndarray((PAGES, page_size, 2, head_dim), BF16) for name in ("k_pages", "v_pages")}
+    q, value_dim = ndarray((BATCH, 8, q_len, head_dim), BF16), changes.pop("value_dim", head_dim)
+    widths = {"k_pages": head_dim, "v_pages": value_dim}
+    arrays = {name: ndarray((PAGES, page_size, 2, width), BF16) for name, width in widths.items()}
     arrays |= {"page_table": ndarray((BATCH, MOST), INT32), "lengths": ndarray((BATCH,), INT32)}
     return q, oc.PagedKV(**{**arrays, **changes})
 
@@ -76,6 +77,45 @@ def test_a_tile_that_looks_up_pages_has_registers_for_it(device: fake_device.Dev
     oc.attention(*_inputs(8, q_len=3000, head_dim=128), mask=oc.cached())
     spec = device.launches[-1]["spec"]
     assert (spec.kernel, spec.br, spec.bc, spec.warps) == ("sm80", 128, 64, 8)
+
+
+@pytest.mark.parametrize(("page_size", "kernel"), [(8, "sm80"), (32, "sm90")])
+def test_values_of_another_width(device: fake_device.Device, page_size: int, kernel: str) -> None:
+    q, kv = _inputs(page_size, head_dim=192, value_dim=128)
+    out = oc.attention(q, kv, mask=oc.cached())
+    launched = device.launches[-1]
+    spec, params = launched["spec"], launched["params"]
+    assert (spec.kernel, spec.head_dim, spec.value_dim) == (kernel, 192, 128)
+    assert out.shape == (BATCH, 8, 1, 128)
+    assert [int(params[name]) for name in ("head_dim", "value_dim")] == [192, 128]
+    strides = {name: params[f"{name}_strides"].tolist() for name in "kv"}
+    assert strides == {"k": [page_size * 384, 192, 384], "v": [page_size * 256, 128, 256]}
+    with pytest.raises(ValueError, match="v_pages must have the pages, tokens and heads of k_pages"):
+        oc.attention(
+            q,
+            _inputs(page_size, head_dim=192, v_pages=ndarray((PAGES, page_size, 1, 128), BF16))[1],
+            mask=oc.cached(),
+        )
+
+
+def test_score_changes_and_splits(device: fake_device.Device) -> None:
+    (q, kv), sinks = _inputs(), ndarray((8,), np.dtype(np.float32))
+    options: dict[str, Any] = {"sink_logits": sinks, "softcap": 30.0}
+    for mask in (oc.cached(), oc.plan(q, kv, oc.cached(), softcap=30.0)):
+        oc.attention(q, kv, mask=mask, **options)
+        kernel = device.launches[-1]
+        assert (type(kernel["spec"]), kernel["spec"].softcap) == (PagedSpec, True)
+        assert int(kernel["params"]["sink_logits"]) == sinks.data.ptr
+        assert int(kernel["params"]["page_table"]) == kv.page_table.data.ptr
+    made = len(device.kernels)
+    oc.attention(q, kv, mask=oc.cached(), softcap=30.0)
+    assert len(device.kernels) == made
+    assert int(device.launches[-1]["params"]["sink_logits"]) == 0
+    step = oc.plan(q, kv, oc.cached(), split=384)
+    assert device.launches[-1]["params"]["split_tiles"] > 0
+    oc.attention(q, kv, mask=step)
+    with pytest.raises(ValueError, match="the step was made for another kernel, split or device"):
+        oc.attention(q, kv, mask=step, split=768)
 
 
 def test_a_step_serves_layers_with_other_tables(device: fake_device.Device) -> None:

@@ -29,15 +29,19 @@ WRITTEN = ("row_offsets", "entries", "parts", "splits", "bit_tiles", "dead", "n_
 SPARE = 3  # pages of a pool that no table names
 PAST = (2**31 - 1, -1, -(2**31))  # entries behind a sequence's pages
 
-# Of (pages, page_size, heads, head_dim) and an allocator, the views of K and V.
-LAYOUTS: dict[str, Callable[[tuple[int, int, int, int], Any], tuple[Array, Array]]] = {
-    "tokens-first": lambda s, new: (new(s), new(s)),
-    "heads-first": lambda s, new: _both(new((2, s[0], s[2], s[1], s[3])).swapaxes(2, 3)),
-    "vllm": lambda s, new: _halves(new((*s[:3], 2 * s[3])), s[3]),
-    "flashinfer": lambda s, new: _both(new((s[0], 2, *s[1:])).swapaxes(0, 1)),
-    "flashinfer-heads-first": lambda s, new: _both(new((s[0], 2, s[2], s[1], s[3])).transpose(1, 0, 3, 2, 4)),
-    "transformers": lambda s, new: _both(new((s[0], 3, 2, *s[1:])).swapaxes(0, 2)[:, 1]),
+# Of (pages, page_size, heads, head_dim), an allocator and the width of values, the views of K and V. All but those of
+# UNEQUAL hold values as wide as keys.
+LAYOUTS: dict[str, Callable[[tuple[int, int, int, int], Any, int], tuple[Array, Array]]] = {
+    "tokens-first": lambda s, new, width: (new(s), new((*s[:3], width))),
+    "heads-first": lambda s, new, _: _both(new((2, s[0], s[2], s[1], s[3])).swapaxes(2, 3)),
+    "vllm": lambda s, new, width: _halves(new((*s[:3], s[3] + width)), s[3]),
+    "flashinfer": lambda s, new, _: _both(new((s[0], 2, *s[1:])).swapaxes(0, 1)),
+    "flashinfer-heads-first": lambda s, new, _: _both(
+        new((s[0], 2, s[2], s[1], s[3])).transpose(1, 0, 3, 2, 4)
+    ),
+    "transformers": lambda s, new, _: _both(new((s[0], 3, 2, *s[1:])).swapaxes(0, 2)[:, 1]),
 }
+UNEQUAL = ("tokens-first", "vllm")
 
 
 def _both(array: Array) -> tuple[Array, Array]:
@@ -66,7 +70,7 @@ def paged(
     most = -(-capacity // page_size)
     count = batch * most + SPARE
     k_pages, v_pages = LAYOUTS[layout](
-        (count, page_size, heads, head_dim), lambda shape: aligned(shape, kv.k.dtype)
+        (count, page_size, heads, head_dim), lambda shape: aligned(shape, kv.k.dtype), kv.v.shape[3]
     )
     table = aligned((batch, most), np.int32)
     table[...] = rng.permutation(count)[: batch * most].reshape(batch, most)
@@ -118,20 +122,24 @@ def run(
     *,
     sm_count: int = 8,
     late: bool = False,
+    **options: Any,
 ) -> Run:
-    """A kernel's call on a CachedKV or PagedKV of NumPy arrays, given its struct as a plan gives it."""
+    """A kernel's call on a CachedKV or PagedKV of NumPy arrays, given its struct as a plan gives it.
+
+    options: softcap, sink_logits and split, as in attention.
+    """
     in_pages = isinstance(kv, oc.PagedKV)
     capacity = kv.page_table.shape[1] * kv.k_pages.shape[1] if in_pages else kv.k.shape[2]
     heads = kv.k_pages.shape[2] if in_pages else kv.k.shape[1]
     k, v = (one.transpose(0, 2, 1, 3) for one in (kv.k_pages, kv.v_pages)) if in_pages else (kv.k, kv.v)
-    problem = Problem(len(q), q.shape[1], heads, q.shape[2], capacity, q.shape[3], spec.dtype)
+    sizes = (len(q), q.shape[1], heads, q.shape[2], capacity, q.shape[3])
+    problem = Problem(*sizes, spec.dtype, value_dim=v.shape[3], softcap=spec.softcap)
     compiled = pages.spec_of(spec, kv)
-    grid = Grid.of(compiled, problem, problem.batch, sm_count=sm_count, l2_bytes=50 << 20)
+    of_device: dict[str, Any] = {"sm_count": sm_count, "l2_bytes": 50 << 20}
+    grid = Grid.of(compiled, problem, problem.batch, **of_device, split=options.get("split"))
     lists = cached_planning.lists_of(grid, rule)
     found = planned.run(planner, lists, kv.lengths)
-    out = aligned((problem.batch, problem.q_len, problem.q_heads, problem.head_dim), q.dtype).transpose(
-        0, 2, 1, 3
-    )
+    out = aligned((len(q), problem.q_len, problem.q_heads, problem.value_dim), q.dtype).transpose(0, 2, 1, 3)
     need, partial_bytes = cached_planning._need_of(grid, lists)
     held: dict[str, Array] = {"q": q, "k": k, "v": v, "out": out, "lse": aligned(q.shape[:3], np.float32)}
     held["partials"] = aligned(max(1, partial_bytes // 4), np.float32)
@@ -142,8 +150,10 @@ def run(
         held[name].fill(0)
     if in_pages:
         held["page_table"] = kv.page_table
+    if "sink_logits" in options:
+        held["sink_logits"] = options["sink_logits"]
     fields = cached_planning._fields_of(grid, lists) | pages.fields_of(kv)
-    scores = score_fields(problem.head_dim**-0.5, None)
+    scores = score_fields(problem.head_dim**-0.5, options.get("softcap"))
     template = struct_of(grid, scores, fields, (q, k, v, out))
     params = np.frombuffer(template, PARAMS[compiled.params]).copy()[0:1].reshape(())
     places = {name: array.ctypes.data for name, array in held.items()}

@@ -29,8 +29,11 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return cuda_on_cpu.build(SPEC, tmp_path_factory.mktemp("append"))
 
 
-def _caches(lengths: list[int], page_size: int | None, layout: str = "vllm") -> Any:
-    arrays = [aligned((len(lengths), HEADS, CAPACITY, HEAD_DIM), np.float16) for _ in "kv"]
+def _caches(
+    lengths: list[int], page_size: int | None, layout: str = "vllm", value_dim: int = HEAD_DIM
+) -> Any:
+    widths = (HEAD_DIM, value_dim)
+    arrays = [aligned((len(lengths), HEADS, CAPACITY, width), np.float16) for width in widths]
     for array in arrays:
         array.fill(7)
     held = aligned(len(lengths), np.int32)
@@ -49,8 +52,8 @@ def _copy(kv: Any) -> Any:
     return oc.CachedKV(k, v, kv.lengths) if table is None else oc.PagedKV(k, v, table, kv.lengths)
 
 
-def _new(*shape: int) -> list[NDArray[Any]]:
-    found = [aligned((*shape, HEAD_DIM), np.float16) for _ in "kv"]
+def _new(*shape: int, value_dim: int = HEAD_DIM) -> list[NDArray[Any]]:
+    found = [aligned((*shape, width), np.float16) for width in (HEAD_DIM, value_dim)]
     for i, array in enumerate(found):
         array[...] = np.random.default_rng(i).standard_normal(array.shape)
     return found
@@ -82,6 +85,7 @@ def _run(library: Any, kv: Any, k_new: Any, v_new: Any, slots: Any) -> None:
         "kv_heads": HEADS,
         "tokens": tokens,
         "head_dim": HEAD_DIM,
+        "value_dim": v.shape[3],
         "capacity": sizes_of(kv)[1],
     }
     sizes |= {"pages": len(k), "page_size": k.shape[1] if table is not None else k.shape[2]}
@@ -89,7 +93,7 @@ def _run(library: Any, kv: Any, k_new: Any, v_new: Any, slots: Any) -> None:
     sizes |= {"wide_slots": slots is not None and slots.itemsize == 8}
     for name, value in sizes.items():
         params[name] = value
-    threads = batch * tokens * HEADS * (HEAD_DIM // 8)
+    threads = batch * tokens * HEADS * (max(HEAD_DIM, v.shape[3]) // 8)
     cuda_on_cpu.run(library, SPEC, params, (-(-threads // SPEC.threads), 1), (), late=False)
 
 
@@ -126,6 +130,16 @@ def test_slots(page_size: int | None, dtype: Any, library: Any) -> None:
     slots = np.array([size + 2, -1, 0, 5, -1, 2 * size - 1], dtype)
     oc.append(wanted, *new, slots)
     _run(library, kv, *new, slots)
+    _equal(kv, wanted)
+
+
+@pytest.mark.parametrize("value_dim", [8, 40])
+@pytest.mark.parametrize("page_size", [None, 16])
+def test_values_of_another_width(page_size: int | None, value_dim: int, library: Any) -> None:
+    kv = _caches([60, 1, 33], page_size, value_dim=value_dim)
+    wanted, new = _copy(kv), _new(3, HEADS, 2, value_dim=value_dim)
+    oc.append(wanted, *new)
+    _run(library, kv, *new, None)
     _equal(kv, wanted)
 
 

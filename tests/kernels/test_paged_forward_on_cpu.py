@@ -5,6 +5,7 @@ the other, and keys without a page against float64.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import cached_cases
@@ -63,6 +64,7 @@ SPECS = {
 }
 OF_SM90 = [name for name in SPECS if name.startswith("sm90")]
 OF_ANY = [name for name in SPECS if not name.startswith("sm90")]
+FOR_WIDTHS = ("naive", "sm80", "sm80-shared", "sm90", "sm90-packed")
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +78,19 @@ def planner(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def _inputs(
-    lengths: list[int], q_len: int, group: int, head_dim: int, capacity: int = 240, seed: int = 5
+    lengths: list[int],
+    q_len: int,
+    group: int,
+    head_dim: int,
+    capacity: int = 240,
+    value_dim: int | None = None,
 ) -> tuple[Array, oc.CachedKV]:
     """q, and caches that hold NaN past their lengths."""
-    rng, batch, kv_heads = np.random.default_rng(seed), len(lengths), 2
+    rng, batch, kv_heads = np.random.default_rng(5), len(lengths), 2
     q = aligned((batch, q_len, group * kv_heads, head_dim), BF16).transpose(0, 2, 1, 3)
     q[...] = rng.standard_normal(q.shape)
-    k, v = (aligned((batch, kv_heads, capacity, head_dim), BF16) for _ in "kv")
+    widths = (head_dim, value_dim or head_dim)
+    k, v = (aligned((batch, kv_heads, capacity, width), BF16) for width in widths)
     held = aligned(batch, np.int32)
     held[...] = lengths
     for array in (k, v):
@@ -98,7 +106,12 @@ CASES: dict[str, tuple[int, list[int], Callable[[], oc.CachedRule]]] = {
     "tree": (9, [200, 9, 5], lambda: oc.cached(window=90, tail=cached_cases.TAILS["random"](9))),
     "chunk": (70, [200, 69, 70, 0, 133], lambda: oc.cached()),
 }
-SIZES = {"any": (1, 5, 16, 17, 64, 240), "boxes": (16, 48, 80, 240)}
+SIZES = {"one-row": (1, 64), "window-and-sink": (17,), "tree": (5,), "chunk": (16, 240)}
+BOXES = {"one-row": (16, 240), "window-and-sink": (48,), "tree": (80,), "chunk": (16,)}
+
+
+def _pairs(sizes: dict[str, tuple[int, ...]]) -> list[tuple[str, int]]:
+    return [(case, size) for case in sizes for size in sizes[case]]
 
 
 def _compare(name: str, case: str, page_size: int, library: Any, planner: Any, **how: Any) -> None:
@@ -115,27 +128,25 @@ def _compare(name: str, case: str, page_size: int, library: Any, planner: Any, *
     assert paged_calls.same_bits(found, wanted)
 
 
-@pytest.mark.parametrize("page_size", SIZES["any"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "page_size"), _pairs(SIZES))
 @pytest.mark.parametrize("name", OF_ANY)
 def test_pages_of_any_size(name: str, case: str, page_size: int, library: Any, planner: Any) -> None:
     _compare(name, case, page_size, library, planner)
 
 
 @pytest.mark.parametrize("layout", paged_calls.LAYOUTS)
-@pytest.mark.parametrize("name", ["naive", "sm80", "sm90", "sm90-packed"])
+@pytest.mark.parametrize("name", ["sm80", "sm90-packed"])
 def test_layouts_of_engines(name: str, layout: str, library: Any, planner: Any) -> None:
     _compare(name, "chunk", 16, library, planner, layout=layout)
 
 
-@pytest.mark.parametrize("page_size", SIZES["boxes"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "page_size"), _pairs(BOXES))
 @pytest.mark.parametrize("name", OF_SM90)
 def test_pages_in_boxes(name: str, case: str, page_size: int, library: Any, planner: Any) -> None:
     _compare(name, case, page_size, library, planner)
 
 
-@pytest.mark.parametrize("group", [1, 2, 3, 5, 7, 8])
+@pytest.mark.parametrize("group", [1, 3, 8])
 @pytest.mark.parametrize("name", ["sm80", "sm90-packed"])
 def test_groups(name: str, group: int, library: Any, planner: Any) -> None:
     _compare(name, "window-and-sink", 16, library, planner, group=group)
@@ -154,8 +165,7 @@ def test_pages_that_sequences_share(name: str, library: Any, planner: Any) -> No
     assert paged_calls.same_bits(paged_calls.run(spec, oc.cached(), q, in_pages, library, planner), wanted)
 
 
-@pytest.mark.parametrize("page_size", [16, 64])
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize(("name", "page_size"), [*((name, 16) for name in SPECS), ("sm80", 64), ("sm90", 64)])
 def test_keys_of_no_page_are_not_seen(name: str, page_size: int, library: Any, planner: Any) -> None:
     """Entries inside of lengths that name no page: nothing is read for them, and the rest counts alone. In FULL tiles
     too, the first and later ones, and in all of a sequence.
@@ -189,4 +199,43 @@ def test_rows_that_are_split(page_size: int, name: str, library: Any, planner: A
         SPECS[name], oc.cached(), q, paged_calls.paged(kv, page_size), library, planner, sm_count=64
     )
     assert wanted.parts == found.parts > 1
+    assert paged_calls.same_bits(found, wanted)
+
+
+SINKS = (-np.inf, 0.0, 3.0, 1e4)
+
+
+@pytest.mark.parametrize("name", ["naive", "sm80", "sm90", "sm90-packed"])
+def test_score_changes_and_splits(name: str, library: Any, planner: Any) -> None:
+    spec, sinks = replace(SPECS[name], softcap=True), aligned(4, np.float32)
+    sinks[...] = SINKS
+    q, kv = _inputs([800, 0, 65], 2, 2, 40 if spec.head_dim == 48 else 64, capacity=800)
+    in_pages = paged_calls.paged(kv, 16)
+    how: dict[str, Any] = {"softcap": 2.0, "split": 384, "late": spec.kernel != "sm90"}
+    with np.errstate(all="ignore"):
+        wanted = paged_calls.run(spec, oc.cached(), q, kv, library, planner, sink_logits=sinks, **how)
+        found = paged_calls.run(spec, oc.cached(), q, in_pages, library, planner, sink_logits=sinks, **how)
+        other = paged_calls.run(spec, oc.cached(), q, in_pages, library, planner, **how)
+    assert (found.parts > 1) == (spec.kernel == "sm90")
+    assert paged_calls.same_bits(found, wanted)
+    assert (other.out[:, 1:] != found.out[:, 1:]).any()
+    clean = (np.nan_to_num(one) for one in (kv.k, kv.v))
+    masks = [oc.from_dense(cached_cases.dense(oc.cached(), int(n), 2, 800)) for n in kv.lengths]
+    out, lse = attention64(q, *clean, masks, sink_logits=sinks, softcap=2.0)
+    np.testing.assert_allclose(found.out.astype(np.float64), out, atol=0.02, rtol=0.02)
+    np.testing.assert_allclose(found.lse, lse, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("layout", paged_calls.UNEQUAL)
+@pytest.mark.parametrize("name", FOR_WIDTHS)
+def test_values_of_another_width(name: str, layout: str, library: Any, planner: Any) -> None:
+    spec = replace(SPECS[name], head_dim=192, value_dim=128)
+    q, kv = _inputs([200, 0, 65], 3, 2, 192, value_dim=128)
+    in_pages = paged_calls.paged(kv, 48, layout=layout)
+    late = spec.kernel != "sm90"
+    with np.errstate(all="ignore"):
+        wanted = paged_calls.run(spec, oc.cached(window=90), q, kv, library, planner, late=late)
+        found = paged_calls.run(spec, oc.cached(window=90), q, in_pages, library, planner, late=late)
+    assert found.out.shape == (3, 4, 3, 128)
+    assert not np.isnan(wanted.out.astype(np.float32)).any()
     assert paged_calls.same_bits(found, wanted)

@@ -15,8 +15,13 @@ import omnicupy as oc
 HEADS, CAPACITY, HEAD_DIM = 2, 40, 8
 
 
-def _empty(batch: int, page_size: int | None, layout: str = "tokens-first") -> Any:
-    arrays = (np.full((batch, HEADS, CAPACITY, HEAD_DIM), np.nan) for _ in "kv")
+def _empty(
+    batch: int,
+    page_size: int | None,
+    layout: str = "tokens-first",
+    widths: tuple[int, int] = (HEAD_DIM, HEAD_DIM),
+) -> Any:
+    arrays = (np.full((batch, HEADS, CAPACITY, width), np.nan) for width in widths)
     kv = oc.CachedKV(*arrays, np.full(batch, CAPACITY, np.int32))
     if page_size is not None:
         kv = paged_calls.paged(kv, page_size, layout=layout)
@@ -46,6 +51,23 @@ def test_a_loop_that_grows_equals_one_call(layout: str, page_size: int | None) -
         found = oc.attention(q[:, :, here], kv, mask=oc.cached())
         np.testing.assert_allclose(found, wanted[:, :, here], rtol=1e-12, atol=1e-13)
         at += tokens
+
+
+@pytest.mark.parametrize("page_size", [None, 16])
+@pytest.mark.parametrize("layout", paged_calls.UNEQUAL)
+def test_values_of_another_width(layout: str, page_size: int | None) -> None:
+    rng, kv = np.random.default_rng(3), _empty(2, page_size, layout, (192, 128))
+    k, v = (rng.standard_normal((2, HEADS, 20, width)) for width in (192, 128))
+    q = rng.standard_normal((2, 4, 1, 192))
+    kv.lengths[:] = 20
+    oc.append(kv, k, v)
+    found = oc.attention(q, kv, mask=oc.cached())
+    np.testing.assert_allclose(found, oc.attention(q, k, v), rtol=1e-12, atol=1e-13)
+    assert found.shape == (2, 4, 1, 128)
+    with pytest.raises(ValueError, match=r"v_new must have the axes .* and 2 heads of 128, none empty"):
+        oc.append(kv, k, k)
+    with pytest.raises(ValueError, match=r"k_new must have the axes .* and 2 heads of 192, none empty"):
+        oc.append(kv, v, v)
 
 
 @pytest.mark.parametrize("page_size", [None, 5])

@@ -18,9 +18,11 @@ Q_HEADS, KV_HEADS, CAPACITY, HEAD_DIM = 6, 2, 300, 16
 SIZES = (1, 8, 16, 17, 32, 64, 128, 256)
 
 
-def _caches(lengths: Any, dtype: Any = np.float32, seed: int = 0) -> oc.CachedKV:
+def _caches(
+    lengths: Any, dtype: Any = np.float32, seed: int = 0, widths: tuple[int, int] = (HEAD_DIM, HEAD_DIM)
+) -> oc.CachedKV:
     rng, held = np.random.default_rng(seed), np.array(lengths, np.int32)
-    arrays = [rng.standard_normal((len(held), KV_HEADS, CAPACITY, HEAD_DIM)).astype(dtype) for _ in "kv"]
+    arrays = [rng.standard_normal((len(held), KV_HEADS, CAPACITY, width)).astype(dtype) for width in widths]
     for array in arrays:
         for b, keys in enumerate(held):
             array[b, :, keys:] = np.nan
@@ -32,10 +34,10 @@ def _queries(batch: int, q_len: int, dtype: Any = np.float32, q_heads: int = Q_H
     return rng.standard_normal((batch, q_heads, q_len, HEAD_DIM)).astype(dtype)
 
 
-def _same(q: Any, kv: oc.CachedKV, in_pages: oc.PagedKV, rule: oc.CachedRule) -> None:
-    wanted = oc.attention(q, kv, mask=rule, return_lse=True)
-    for mask in (rule, oc.plan(q, in_pages, rule)):
-        found = oc.attention(q, in_pages, mask=mask, return_lse=True)
+def _same(q: Any, kv: oc.CachedKV, in_pages: oc.PagedKV, rule: oc.CachedRule, **options: Any) -> None:
+    wanted = oc.attention(q, kv, mask=rule, return_lse=True, **options)
+    for mask in (rule, oc.plan(q, in_pages, rule, softcap=options.get("softcap"))):
+        found = oc.attention(q, in_pages, mask=mask, return_lse=True, **options)
         for mine, other in zip(found, wanted, strict=True):
             assert mine.tobytes() == other.tobytes()
     assert np.isfinite(wanted[0].astype(np.float32)).all()
@@ -80,6 +82,32 @@ def test_a_ragged_batch_that_shares_a_prefix() -> None:
 def test_groups(group: int) -> None:
     kv = _caches([300, 64, 0])
     _same(_queries(3, 1, q_heads=KV_HEADS * group), kv, paged_calls.paged(kv, 32), oc.cached())
+
+
+@pytest.mark.parametrize("layout", paged_calls.UNEQUAL)
+def test_values_of_another_width(layout: str) -> None:
+    kv = _caches([300, 0, 17], widths=(192, 128))
+    q = np.random.default_rng(2).standard_normal((3, Q_HEADS, 2, 192)).astype(np.float32)
+    _same(q, kv, paged_calls.paged(kv, 16, layout=layout), oc.cached(window=70, sink=3))
+
+
+def test_score_changes_and_splits() -> None:
+    kv, q = _caches([300, 0, 17]), 3 * _queries(3, 2)
+    sinks = np.array([-np.inf, 0, 30, -2, 1e4, 1], np.float32)
+    in_pages = paged_calls.paged(kv, 16)
+    for options in (
+        {"sink_logits": sinks},
+        {"softcap": 2.0},
+        {"sink_logits": sinks, "softcap": 2.0, "split": 64},
+    ):
+        _same(q, kv, in_pages, oc.cached(), **options)
+        assert (
+            oc.attention(q, in_pages, mask=oc.cached(), **options)
+            != oc.attention(q, in_pages, mask=oc.cached())
+        ).any()
+    oc.prepare(q, in_pages, mask=oc.cached(), sink_logits=sinks, softcap=2.0, split=64)
+    with pytest.raises(ValueError, match="split must be a multiple of 32 keys"):
+        oc.attention(q, in_pages, mask=oc.cached(), split=65)
 
 
 def test_pages_that_another_sequence_gets() -> None:

@@ -54,9 +54,27 @@ def test_tensors_on_the_cpu(dtype: Any) -> None:
     oc.torch.prepare(q, kv, mask=rule, max_length=MOST * SIZE)
 
 
-def _cuda_inputs(size: int = SIZE) -> tuple[Any, oc.PagedKV]:
-    q = cuda(_zeros(BATCH, 1, 8, 64, dtype=torch.bfloat16).transpose(1, 2))
-    k, v = (cuda(_zeros(PAGES, size, 2, 64, dtype=torch.bfloat16)) for _ in "kv")
+def test_values_of_another_width_and_score_changes_on_the_cpu() -> None:
+    q, kv = _inputs()
+    sinks = torch.tensor([-torch.inf, 0.0, 2.0, 30.0])
+    options: dict[str, Any] = {"sink_logits": sinks, "softcap": 2.0, "split": 64, "return_lse": True}
+    v_pages = kv.v_pages[..., :8]
+    narrow = oc.PagedKV(kv.k_pages, v_pages, kv.page_table, kv.lengths)
+    whole = _whole(kv)
+    for paged, cached in ((kv, whole), (narrow, oc.CachedKV(whole.k, whole.v[..., :8], kv.lengths))):
+        found = oc.torch.attention(q, paged, mask=oc.cached(), **options)
+        wanted = oc.torch.attention(q, cached, mask=oc.cached(), **options)
+        assert all(torch.equal(mine, other) for mine, other in zip(found, wanted, strict=True))
+        step = oc.torch.plan(q, paged, oc.cached(), softcap=2.0, split=64)
+        assert torch.equal(oc.torch.attention(q, paged, mask=step, sink_logits=sinks, softcap=2.0), found[0])
+    assert found[0].shape == (BATCH, 4, 2, 8)
+    oc.torch.append(narrow, torch.ones(BATCH, 2, 1, 16), torch.ones(BATCH, 2, 1, 8))
+    assert (v_pages[kv.page_table[2, 2], 15] == 1).all()
+
+
+def _cuda_inputs(size: int = SIZE, widths: tuple[int, int] = (64, 64)) -> tuple[Any, oc.PagedKV]:
+    q = cuda(_zeros(BATCH, 1, 8, widths[0], dtype=torch.bfloat16).transpose(1, 2))
+    k, v = (cuda(_zeros(PAGES, size, 2, width, dtype=torch.bfloat16)) for width in widths)
     numbers = (cuda(_zeros(BATCH, MOST, dtype=torch.int32)), cuda(_zeros(BATCH, dtype=torch.int32)))
     return q, oc.PagedKV(k, v, *numbers)
 
@@ -75,6 +93,21 @@ def test_tensors_of_a_device(device: Any) -> None:
     oc.torch.attention(*_cuda_inputs(), mask=oc.cached())
     assert len(device.kernels) == made
     assert oc.torch.plan(*_cuda_inputs(8), oc.cached()).kernel.kernel == "sm80"
+
+
+def test_values_of_another_width_and_score_changes_on_a_device(device: Any) -> None:
+    q, kv = _cuda_inputs(widths=(192, 128))
+    sinks = cuda(_zeros(8), 0)
+    for mask in (oc.cached(), oc.torch.plan(q, kv, oc.cached(), softcap=50.0)):
+        out = oc.torch.attention(q, kv, mask=mask, sink_logits=sinks, softcap=50.0)
+        kernel = device.launches[-1]
+        spec, params = kernel["spec"], kernel["params"]
+        assert (spec.head_dim, spec.value_dim, spec.softcap) == (192, 128, True)
+        assert int(params["sink_logits"]) == sinks.data_ptr()
+        assert int(params["page_table"]) == kv.page_table.data_ptr()
+        assert out.shape == (BATCH, 8, 1, 128)
+    oc.torch.plan(q, kv, oc.cached(), split=384)
+    assert device.launches[-1]["params"]["split_tiles"] > 0
 
 
 @pytest.mark.parametrize("by_slots", [False, True])
