@@ -4,8 +4,9 @@
 
 using Cfg = omni::Sm80Config<
     OMNI_HEAD_DIM, OMNI_VALUE_DIM, OMNI_OUT_COLUMNS, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_SHARE_KV,
-    OMNI_SWIZZLE, OMNI_BF16, OMNI_SOFTCAP>;
-static_assert(sizeof(omni::ForwardParams) == OMNI_PARAMS_BYTES, "params.py and params.cuh disagree");
+    OMNI_SWIZZLE, OMNI_BF16, OMNI_SOFTCAP, OMNI_PAGE>;
+using Params = omni::ForwardParamsOf<Cfg::kPaged>::Type;
+static_assert(sizeof(Params) == OMNI_PARAMS_BYTES, "params.py and params.cuh disagree");
 
 template <class Config>
 __device__ __forceinline__ void attend(omni::ForwardParams const& p, unsigned char* s_memory) {
@@ -17,8 +18,7 @@ __device__ __forceinline__ void attend(omni::ForwardParams const& p, unsigned ch
   }
 }
 
-extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
-    attention_fwd_sm80(const __grid_constant__ omni::ForwardParams p) {
+extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1) attention_fwd_sm80(const __grid_constant__ Params p) {
   extern __shared__ __align__(1024) unsigned char s_memory[];
   attend<Cfg>(p, s_memory);
 }

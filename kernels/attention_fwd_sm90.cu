@@ -6,13 +6,13 @@
 
 using Cfg = omni::Sm90Config<
     OMNI_HEAD_DIM, OMNI_VALUE_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_Q_SLOTS, OMNI_PING_PONG, OMNI_PACK,
-    OMNI_BF16, OMNI_SOFTCAP, OMNI_CACHED>;
-static_assert(sizeof(omni::ForwardParamsSm90) == OMNI_PARAMS_BYTES, "params.py and sm90/forward/config.cuh disagree");
+    OMNI_BF16, OMNI_SOFTCAP, OMNI_CACHED, OMNI_PAGE>;
+using Params = omni::ForwardParamsSm90Of<Cfg::kPaged>::Type;
+static_assert(sizeof(Params) == OMNI_PARAMS_BYTES, "params.py and sm90/forward/config.cuh disagree");
 using Smem = omni::ForwardSmem<Cfg>;
 static_assert(sizeof(Smem) <= OMNI_SMEM_BYTES, "spec.py and sm90/forward/smem.cuh disagree");
 
-extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
-    attention_fwd_sm90(const __grid_constant__ omni::ForwardParamsSm90 args) {
+extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1) attention_fwd_sm90(const __grid_constant__ Params args) {
   extern __shared__ __align__(1024) unsigned char s_memory[];
   auto& smem = *reinterpret_cast<Smem*>(s_memory);
   if (threadIdx.x == 0) smem.init_barriers();
@@ -22,7 +22,8 @@ extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
   int const warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
     omni::setmaxnreg_dec<Cfg::kProducerRegisters>();
-    if (threadIdx.x == 0) omni::Producer<Cfg>(args, smem).run();
+    bool const produces = Cfg::kPaged ? threadIdx.x < 32 : threadIdx.x == 0;
+    if (produces) omni::Producer<Cfg>(args, smem).run();
     if constexpr (Cfg::kScheduler) {
       if constexpr (!Cfg::kCached) {
         if (threadIdx.x >= omni::FirstTilePrefetch<Cfg>::kFirstThread) omni::FirstTilePrefetch<Cfg>{args}.run();

@@ -5,6 +5,7 @@
 // from tile to tile, the element rule itself, the products and the softmax are written anew.
 #include "omni/mask/rule.cuh"
 #include "omni/numbers.cuh"
+#include "omni/pages.cuh"
 
 namespace omni {
 
@@ -14,6 +15,8 @@ constexpr int kBr = OMNI_BR;
 constexpr int kBc = OMNI_BC;
 constexpr bool kBf16 = OMNI_BF16;
 constexpr bool kSoftcap = OMNI_SOFTCAP;
+constexpr bool kPaged = OMNI_PAGE != 0;
+using Params = ForwardParamsOf<kPaged>::Type;
 constexpr int kThreads = 128;
 constexpr int kOwned = (kValueDim + kThreads - 1) / kThreads;  // columns of O a thread owns
 
@@ -73,6 +76,16 @@ __device__ __forceinline__ float dot(float const* s_q, unsigned short const* g_k
   return sum;
 }
 
+constexpr i64 kNoPage = -1;  // no offset: those are multiples of 8
+
+// From where the keys of a head in page 0 begin to key k of a sequence, in elements.
+__device__ __forceinline__ i64 paged_key(ForwardParams const& p, Strides const& strides, int sequence, int k) {
+  PageTable const& table = static_cast<PagedParams const&>(p).pages;
+  int row;
+  int const page = table.page_of(sequence, k, row);
+  return page == table.pages ? kNoPage : paged_offset(strides, page, row);
+}
+
 struct Row {
   float row_max = neg_inf();
   float sum = 0.f;
@@ -81,7 +94,9 @@ struct Row {
 
 // One tile of keys of the row: scores to shared memory, then the online softmax, then O.
 __device__ __forceinline__ void add_tile(
-    ForwardParams const& p, Row& row, float* s_scores, float* s_reduce, unsigned short const* g_v, int count) {
+    MaskView const& mask, Row& row, float* s_scores, float* s_reduce, unsigned short const* g_v, Tile const& tile) {
+  ForwardParams const& p = mask.p;
+  int const count = tile.length();
   float row_max = neg_inf();
   for (int c = threadIdx.x; c < count; c += kThreads) row_max = fmaxf(row_max, s_scores[c]);
   row_max = fmaxf(row.row_max, block_reduce(row_max, s_reduce, [](float a, float b) { return fmaxf(a, b); }));
@@ -98,7 +113,12 @@ __device__ __forceinline__ void add_tile(
 #pragma unroll
     for (int i = 0; i < kOwned; ++i) {
       int const d = i * kThreads + threadIdx.x;
-      if (d < value_columns(p)) row.out[i] += weight * load16(g_v, c * p.v_strides.token + d);
+      if (d >= value_columns(p)) continue;
+      if constexpr (kPaged) {
+        row.out[i] += weight * load16(g_v, paged_key(p, p.v_strides, mask.index, tile.first + c) + d);
+      } else {
+        row.out[i] += weight * load16(g_v, c * p.v_strides.token + d);
+      }
     }
   }
   row.sum = row.sum * correction + sum;
@@ -132,8 +152,9 @@ __device__ __forceinline__ void attend_row(ForwardParams const& p, float* s_memo
   float* const s_reduce = s_scores + kBc;
   unsigned short const* g_q = static_cast<unsigned short const*>(p.q) + batch * p.q_strides.batch +
                               head * p.q_strides.head + q * p.q_strides.token;
-  i64 const k_base = batch * p.k_strides.batch + head / p.group * p.k_strides.head;
-  i64 const v_base = batch * p.v_strides.batch + head / p.group * p.v_strides.head;
+  int const of_batch = kPaged ? 0 : batch;
+  i64 const k_base = of_batch * p.k_strides.batch + head / p.group * p.k_strides.head;
+  i64 const v_base = of_batch * p.v_strides.batch + head / p.group * p.v_strides.head;
   for (int d = threadIdx.x; d < p.head_dim; d += kThreads) s_q[d] = load16(g_q, d);
   Row row;
   int const* const entries = p.lists.row_offsets + mask_index * p.q_blocks + q / kBr;
@@ -142,26 +163,32 @@ __device__ __forceinline__ void attend_row(ForwardParams const& p, float* s_memo
     Tile const tile = walk.take(p.lists);
     __syncthreads();
     for (int c = threadIdx.x; c < tile.length(); c += kThreads) {
-      bool const seen = is_visible(mask, tile, q, q % kBr, c);
+      bool seen = is_visible(mask, tile, q, q % kBr, c);
       unsigned short const* g_key =
           static_cast<unsigned short const*>(p.k) + k_base + (tile.first + c) * p.k_strides.token;
+      if constexpr (kPaged) {
+        i64 const offset = paged_key(p, p.k_strides, mask_index, tile.first + c);
+        seen = seen && offset != kNoPage;
+        g_key = static_cast<unsigned short const*>(p.k) + k_base + offset;
+      }
       float score = seen ? dot(s_q, g_key, p.head_dim) : neg_inf();
       if (kSoftcap && seen) score = tanhf(score * p.tanh_scale);
       s_scores[c] = score;
     }
     __syncthreads();
-    unsigned short const* g_v = static_cast<unsigned short const*>(p.v) + v_base + tile.first * p.v_strides.token;
-    add_tile(p, row, s_scores, s_reduce, g_v, tile.length());
+    unsigned short const* g_v =
+        static_cast<unsigned short const*>(p.v) + v_base + (kPaged ? 0 : tile.first * p.v_strides.token);
+    add_tile(mask, row, s_scores, s_reduce, g_v, tile);
   }
   store_row(p, row, batch, head, q);
 }
 
 }  // namespace omni
 
-static_assert(sizeof(omni::ForwardParams) == OMNI_PARAMS_BYTES, "params.py and params.cuh disagree");
+static_assert(sizeof(omni::Params) == OMNI_PARAMS_BYTES, "params.py and params.cuh disagree");
 
 extern "C" __global__ void __launch_bounds__(omni::kThreads, 1)
-    attention_naive(const __grid_constant__ omni::ForwardParams p) {
+    attention_naive(const __grid_constant__ omni::Params p) {
   extern __shared__ float s_memory[];
   omni::attend_row(p, s_memory);
 }

@@ -9,6 +9,7 @@ Importing needs no GPU, reads no file and imports no CuPy.
 
 from omnicupy import presets
 from omnicupy.api import attention, attention_backward, plan, prepare
+from omnicupy.caches import append
 from omnicupy.errors import CompileError, UnsupportedError
 from omnicupy.jit.backward_kernel import TileShape
 from omnicupy.jit.backward_spec import BackwardSpec
@@ -28,7 +29,7 @@ from omnicupy.masks.constructors import (
 from omnicupy.masks.mask import Mask
 from omnicupy.masks.segment_masks import documents, random, segments
 from omnicupy.masks.tile_masks import from_tiles
-from omnicupy.serving.caches import CachedKV
+from omnicupy.serving.caches import CachedKV, PagedKV
 from omnicupy.serving.rule import CachedRule, cached
 from omnicupy.serving.step import CachedStep
 
@@ -37,7 +38,7 @@ __version__ = "0.1.0"
 # A pickle names a class by its module: by this one, so that no move of a file breaks one.
 for _public in (
     *(AttnSpec, BackwardSpec, BlockMask, CachedKV, CachedRule, CachedStep),
-    *(CompileError, Mask, TileShape, UnsupportedError),
+    *(CompileError, Mask, PagedKV, TileShape, UnsupportedError),
 ):
     _public.__module__ = "omnicupy"
 
@@ -50,8 +51,10 @@ __all__ = [
     "CachedStep",
     "CompileError",
     "Mask",
+    "PagedKV",
     "TileShape",
     "UnsupportedError",
+    "append",
     "attention",
     "attention_backward",
     "cached",

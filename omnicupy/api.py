@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from omnicupy.call import check, check_backward, check_cached
+from omnicupy.call import check, check_backward, check_cached, check_paged
 from omnicupy.call.arrays import is_cupy
 from omnicupy.cpu import attention as cpu_attention
 from omnicupy.cpu import backward as cpu_backward
@@ -17,7 +17,7 @@ from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.arguments import flag
 from omnicupy.masks.mask import Mask
-from omnicupy.serving.caches import CachedKV
+from omnicupy.serving.caches import CACHES, AnyKV, with_lengths
 from omnicupy.serving.rule import CachedRule
 from omnicupy.serving.step import CachedStep
 
@@ -46,7 +46,7 @@ def attention(
         head h reads key head h // (q_heads // kv_heads).
     mask: a Mask of shape (q_len, k_len) for all batch elements, a list of `batch` such masks, or None (every
         row sees every key). Keep and pass the same Mask object: its block lists are made once per tile size,
-        copied to each device once, and freed with it. With a CachedKV: what `cached` or `plan` returned.
+        copied to each device once, and freed with it. With a CachedKV or PagedKV: what `cached` or `plan` gave.
     scale: factor of the scores; None is 1 / sqrt(head_dim). A normal, positive number in the dtype that scores
         are computed in (float32; float64 for float64 arrays), also when multiplied by log2(e).
     sink_logits: (q_heads,), float32, for float64 arrays float64: one more logit in the softmax of each row of a head,
@@ -91,7 +91,7 @@ def _attention(q: Any, k: Any, v: Any, mask: Any, return_lse: Any, given: dict[s
     """given: the other options of attention."""
     if type(return_lse) is not bool:
         return_lse = flag("attention", "return_lse", return_lse)
-    if isinstance(k, CachedKV) or isinstance(mask, (CachedRule, CachedStep)):
+    if isinstance(k, CACHES) or isinstance(mask, (CachedRule, CachedStep)):
         return _cached(q, k, v, mask, return_lse, given)
     if not isinstance(q, np.ndarray):
         return (_on_gpu or _load_gpu(q, k, v))(q, k, v, mask, return_lse, given)
@@ -101,13 +101,13 @@ def _attention(q: Any, k: Any, v: Any, mask: Any, return_lse: Any, given: dict[s
 
 
 def _cached(q: Any, kv: Any, v: Any, mask: Any, return_lse: bool, given: dict[str, Any]) -> Any:
-    """attention on a CachedKV. given: as in _attention."""
+    """attention on a CachedKV or PagedKV. given: as in _attention."""
     check_cached.check_is_cache(kv)
     if not isinstance(q, np.ndarray):
         return _load_cached(q, kv).attention(q, kv, v, mask, return_lse=return_lse, **given)
     if isinstance(mask, CachedStep):
         check_cached.fits_step(q, kv, mask)
-        kv, mask = CachedKV(kv.k, kv.v, mask.lists), mask.rule
+        kv, mask = with_lengths(kv, mask.lists), mask.rule
     call = check_cached.call(q, kv, v, mask, **given)
     rest = {"sink_logits": given["sink_logits"], "out": given["out"]}
     return cpu_cached.attention(call, q, kv, return_lse=return_lse, **rest)
@@ -115,7 +115,7 @@ def _cached(q: Any, kv: Any, v: Any, mask: Any, return_lse: bool, given: dict[st
 
 def plan(
     q: Any,
-    kv: CachedKV,
+    kv: AnyKV,
     mask: CachedRule,
     *,
     softcap: float | None = None,
@@ -134,8 +134,7 @@ def plan(
 
     The step holds what the lengths were: where they change, plan anew. On a GPU that is one small launch, on CuPy's
     current stream, which the layers must run on as well; in a capture it becomes part of the graph, and a replay reads
-    the lengths anew. Without a step, a call of `attention` plans for itself.
-    Raises what `attention` raises.
+    the lengths anew. Without a step, a call of `attention` plans for itself. Raises what `attention` raises.
     """
     check_cached.check_is_cache(kv)
     if not isinstance(q, np.ndarray):
@@ -246,7 +245,7 @@ def prepare(
         gradients = flag("prepare", "gradients", gradients)
     given: dict[str, Any] = {"scale": scale, "sink_logits": sink_logits, "softcap": softcap, "out": out}
     given |= {"config": config, "split": split}
-    if isinstance(k, CachedKV) or isinstance(mask, CachedRule):
+    if isinstance(k, CACHES) or isinstance(mask, CachedRule):
         _prepare_cached(q, k, v, mask, gradients, given | {"max_length": max_length})
         return
     if max_length is not None:
@@ -273,10 +272,10 @@ def _prepare_cached(q: Any, kv: Any, v: Any, mask: Any, gradients: bool, given: 
         _load_cached(q, kv).prepare(q, kv, v, mask, **given)
 
 
-def _load_cached(q: Any, kv: CachedKV) -> Any:
-    """The GPU path of calls on a CachedKV."""
+def _load_cached(q: Any, kv: AnyKV) -> Any:
+    """The GPU path of calls on caches."""
     if not is_cupy(q):
-        check.arrays(q, kv.k, kv.v)  # refuses it, without importing CuPy
+        check.arrays(q, *check_paged.arrays_of(q, kv, None))  # refuses it, without importing CuPy
     from omnicupy.gpu import cached as gpu_cached
 
     return gpu_cached

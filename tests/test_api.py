@@ -18,9 +18,9 @@ from omnicupy import api
 
 ROOT = Path(__file__).parents[1]
 PUBLIC = """
-    AttnSpec BackwardSpec BlockMask CachedKV CachedRule CachedStep CompileError Mask TileShape UnsupportedError
-    attention attention_backward cached causal documents from_dense from_predicate from_tiles full intervals plan
-    prefix prepare presets random ranges segments sink sliding_window
+    AttnSpec BackwardSpec BlockMask CachedKV CachedRule CachedStep CompileError Mask PagedKV TileShape
+    UnsupportedError append attention attention_backward cached causal documents from_dense from_predicate
+    from_tiles full intervals plan prefix prepare presets random ranges segments sink sliding_window
 """
 
 

@@ -22,6 +22,11 @@ EXAMPLES: dict[str, tuple[list[str], str | None, str]] = {
         None,
         r"30 tokens by .*hold \[30, 37, 50\] keys\n.*finite: True\n.*ordinary masks: (0|\d\.\de-0[6-9])",
     ),
+    "paged.py": (
+        ["--tokens", "30", "--page", "8"],
+        None,
+        r"30 tokens by .*67\] keys in 19 pages of 8\n.*finite: True\n.*ordinary masks: (0|\d\.\de-0[6-9])",
+    ),
     "plot_mask.py": (["{folder}"], "matplotlib", r"streaming.png: 16% of the pairs"),
     "jax_arrays.py": (
         ["--tokens", "60"],

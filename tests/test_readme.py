@@ -123,8 +123,10 @@ def test_the_mask_table_has_every_constructor() -> None:
     others |= {"attention", "attention_backward", "prepare", "presets"}
     others |= {
         "CachedKV",
+        "PagedKV",
         "CachedRule",
         "CachedStep",
+        "append",
         "cached",
         "plan",
     }  # what caches of any length get for a mask

@@ -10,12 +10,12 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from omnicupy.call import check
+from omnicupy.call import check, check_paged
 from omnicupy.call.arrays import on_gpu as is_on_gpu
 from omnicupy.call.problem import Problem, split_of, type_name
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.arguments import integer, plain_array
-from omnicupy.serving.caches import CachedKV
+from omnicupy.serving.caches import CACHES, AnyKV, PagedKV, sizes_of
 from omnicupy.serving.rule import CachedRule
 from omnicupy.serving.step import CachedStep
 
@@ -37,7 +37,7 @@ class CachedCall:
 
 def call(
     q: Any,
-    kv: CachedKV,
+    kv: AnyKV,
     v: Any,
     rule: Any,
     *,
@@ -60,7 +60,9 @@ def call(
             f"v must be left out where k is a CachedKV, which holds the values, got {type_name(v)}"
         )
     scores: dict[str, Any] = {"scale": scale, "sink_logits": sink_logits, "softcap": softcap}
-    problem, factor, cap = check.arrays(q, kv.k, kv.v, out=out, config=config, **scores)
+    problem, factor, cap = check.arrays(
+        q, *check_paged.arrays_of(q, kv, out), out=out, config=config, **scores
+    )
     if not isinstance(rule, CachedRule):
         _refuse_rule(rule)
     _check_lengths(q, kv.lengths, problem)
@@ -73,21 +75,23 @@ def call(
             )
     if max_length is not None:
         _check_max_length(max_length, problem.k_len)
+    if isinstance(kv, PagedKV) and isinstance(q, np.ndarray):
+        check_paged.check_entries(kv, rule, problem)
     return CachedCall(problem, rule, factor, cap, split_of(split))
 
 
 def check_is_cache(k: object) -> None:
-    """Raises TypeError for a rule of `cached` where k is no CachedKV."""
-    if not isinstance(k, CachedKV):
+    """Raises TypeError for a rule of `cached` where k is no CachedKV or PagedKV."""
+    if not isinstance(k, CACHES):
         raise TypeError(
             f"k must be a CachedKV where mask is a rule of cached(), got {type_name(k)}; pass CachedKV(k, v, lengths), "
             "or the Mask for one length, cached(...).mask(length, q_len)"
         )
 
 
-def step_shapes(q: Any, kv: CachedKV) -> tuple[Any, ...]:
+def step_shapes(q: Any, kv: AnyKV) -> tuple[Any, ...]:
     """What a step keeps of the arrays that it was made for: CachedStep.shapes."""
-    return tuple(q.shape), tuple(kv.k.shape[1:3])
+    return tuple(q.shape), sizes_of(kv)
 
 
 def behind_step(step: CachedStep, given: dict[str, Any]) -> dict[str, Any]:
@@ -96,12 +100,12 @@ def behind_step(step: CachedStep, given: dict[str, Any]) -> dict[str, Any]:
     return given | {name: getattr(step, name) for name in names}
 
 
-def fits_step(q: Any, kv: CachedKV, step: CachedStep) -> None:
+def fits_step(q: Any, kv: AnyKV, step: CachedStep) -> None:
     """Raises ValueError unless a layer's arrays are like those that the step was made for, and its lengths the same."""
     try:
         shapes = step_shapes(q, kv)
-    except (AttributeError, TypeError):  # no arrays: the other checks say so
-        check.arrays(q, kv.k, kv.v)
+    except (AttributeError, TypeError, ValueError, IndexError):  # no arrays: the other checks say so
+        check.arrays(q, *check_paged.arrays_of(q, kv, None))
         raise
     if shapes != step.shapes:
         raise ValueError(

@@ -16,7 +16,7 @@ from omnicupy.call.check import Call
 from omnicupy.call.check_cached import CachedCall
 from omnicupy.call.check_widths import out_shape
 from omnicupy.cpu import attention as of_arrays
-from omnicupy.serving.caches import CachedKV
+from omnicupy.serving.caches import AnyKV, PagedKV
 
 Array = NDArray[Any]
 
@@ -24,13 +24,13 @@ Array = NDArray[Any]
 def attention(
     checked: CachedCall,
     q: Array,
-    kv: CachedKV,
+    kv: AnyKV,
     *,
     sink_logits: Array | None = None,
     return_lse: bool = False,
     out: Array | None = None,
 ) -> Array | tuple[Array, Array]:
-    """Attention of NumPy arrays over a CachedKV, as `cpu.attention.attention` gives it.
+    """Attention of NumPy arrays over a CachedKV or PagedKV, as `cpu.attention.attention` gives it.
 
     checked: what `check_cached.call` made of these arguments.
     """
@@ -44,10 +44,31 @@ def attention(
         sink, first = rule.seen_keys(keys, problem.q_len)
         mask = rule.seen_mask(keys, problem.q_len, b)
         one = Call(replace(problem, batch=1, k_len=mask.shape[1]), (mask,), checked.scale, checked.softcap)
-        k, v = (_seen(array[b : b + 1], sink, first, keys) for array in (kv.k, kv.v))
+        k, v = _keys_and_values(kv, b, (sink, first, keys))
         rest: dict[str, Any] = {"sink_logits": sink_logits, "out": out[b : b + 1]}
         _, lse[b : b + 1] = of_arrays.attention(one, q[b : b + 1], k, v, return_lse=True, **rest)
     return (out, lse) if return_lse else out
+
+
+def _keys_and_values(kv: AnyKV, sequence: int, seen: tuple[int, int, int]) -> tuple[Array, Array]:
+    """What can be seen of a sequence."""
+    if isinstance(kv, PagedKV):
+        return _in_pages(kv, sequence, seen)
+    k, v = (_seen(array[sequence : sequence + 1], *seen) for array in (kv.k, kv.v))
+    return k, v
+
+
+def _in_pages(kv: PagedKV, sequence: int, seen: tuple[int, int, int]) -> tuple[Array, Array]:
+    """What can be seen of a sequence of a PagedKV: copies, laid out as those of a CachedKV."""
+    sink, first, keys = seen
+    positions = np.concatenate([np.arange(sink), np.arange(first, keys)])
+    page, row = np.divmod(positions, kv.k_pages.shape[1])
+    of_key = kv.page_table[sequence, page]
+    k, v = (
+        np.ascontiguousarray(pages[of_key, row].transpose(1, 0, 2))[None]
+        for pages in (kv.k_pages, kv.v_pages)
+    )
+    return k, v
 
 
 def _seen(array: Array, sink: int, first: int, keys: int) -> Array:

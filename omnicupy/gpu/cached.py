@@ -1,4 +1,5 @@
-"""attention(), plan() and prepare() with a CachedKV of CuPy arrays: planned on the host once for shapes and rule.
+"""attention(), plan() and prepare() with a CachedKV or PagedKV of CuPy arrays, planned on the host once for shapes and
+rule.
 
 What depends on lengths is worked out on the device, by a small kernel ahead of the call or of a step's calls
 (cached_plan.py): the host plans nothing anew while sequences grow.
@@ -16,7 +17,7 @@ from omnicupy.gpu.cached_plan import CachedPlan, MadeLists
 from omnicupy.gpu.cached_planning import new_plan
 from omnicupy.gpu.streams import on_device
 from omnicupy.jit import cache
-from omnicupy.serving.caches import CachedKV
+from omnicupy.serving.caches import AnyKV, pools_of
 from omnicupy.serving.rule import CachedRule
 from omnicupy.serving.step import CachedStep
 
@@ -27,7 +28,7 @@ _plans: dict[Any, CachedPlan] = {}
 
 def attention(
     q: Any,
-    kv: CachedKV,
+    kv: AnyKV,
     v: Any,
     mask: Any,
     *,
@@ -47,7 +48,7 @@ def attention(
     return found if return_lse else found[0]
 
 
-def plan(q: Any, kv: CachedKV, mask: Any, *, softcap: Any, config: Any, split: Any) -> CachedStep:
+def plan(q: Any, kv: AnyKV, mask: Any, *, softcap: Any, config: Any, split: Any) -> CachedStep:
     """omnicupy.plan with a CachedKV of CuPy arrays."""
     found = plan_of(q, kv, None, mask, softcap=softcap, config=config, split=split)
     device = found.kernel.device
@@ -59,7 +60,7 @@ def plan(q: Any, kv: CachedKV, mask: Any, *, softcap: Any, config: Any, split: A
     return CachedStep(mask, kv.lengths, shapes, on_device(device, make), config=config, split=split)
 
 
-def prepare(q: Any, kv: CachedKV, v: Any, mask: Any, *, max_length: Any, **given: Any) -> None:
+def prepare(q: Any, kv: AnyKV, v: Any, mask: Any, *, max_length: Any, **given: Any) -> None:
     """omnicupy.prepare with a CachedKV of CuPy arrays. given: the options of attention."""
     if max_length is not None:
         check_cached.call(q, kv, v, mask, max_length=max_length, **given)
@@ -68,7 +69,7 @@ def prepare(q: Any, kv: CachedKV, v: Any, mask: Any, *, max_length: Any, **given
 
 def plan_of(
     q: Any,
-    kv: CachedKV,
+    kv: AnyKV,
     v: Any,
     rule: Any,
     *,
@@ -82,7 +83,7 @@ def plan_of(
     """The plan that was made for such CuPy arrays, or a new one. Raises every argument error."""
     options = scale, softcap, config, split
     array_key: Any = None
-    k, values, lengths = kv.k, kv.v, kv.lengths
+    (k, values, table), lengths = pools_of(kv), kv.lengths
     try:
         x, y, z, w = q.data, k.data, values.data, lengths.data
         target = None if out is None else out.data
@@ -102,9 +103,13 @@ def plan_of(
             (x.device_id, y.device_id, z.device_id, w.device_id),
             None if target is None else (out.shape, out.strides, out.dtype, target.device_id),
             v is None,
-            None if sink_logits is None else _sink_key(sink_logits),
+            None if table is None else _key_of(table),
+            None if sink_logits is None else _key_of(sink_logits),
         )
-        addresses = (x.ptr, y.ptr, z.ptr, None if target is None else target.ptr, w.ptr)
+        addresses = (
+            *(x.ptr, y.ptr, z.ptr, None if target is None else target.ptr, w.ptr),
+            None if table is None else table.data.ptr,
+        )
         sinks = None if sink_logits is None else sink_logits.data.ptr
     except AttributeError:  # not CuPy arrays: the checks say so
         pass
@@ -117,7 +122,7 @@ def plan_of(
 
 def find_plan(
     array_key: Any,
-    addresses: tuple[int, int, int, int | None, int],
+    addresses: tuple[int, int, int, int | None, int, int | None],
     rule: Any,
     options: tuple[Any, Any, Any, Any],
     sinks: int | None,
@@ -125,8 +130,8 @@ def find_plan(
     """The plan that `make_plan` kept for such arguments; None where it has to look at them.
 
     array_key: all that a plan depends on of q, the caches, lengths, `out` and sink_logits; equals no other library's
-    for other arrays.  addresses: of q, k, v, `out` or None, and lengths.  options: scale, softcap, config and split.
-    sinks: address of sink_logits, or None.
+    for other arrays.  addresses: of q, k, v, `out` or None, lengths, and the table of pages or None.  options: scale,
+    softcap, config and split.  sinks: address of sink_logits, or None.
     """
     plan = _kept(array_key, rule, options)
     if plan is None or not plan.fits_addresses(*addresses):
@@ -136,7 +141,7 @@ def find_plan(
 
 def make_plan(
     array_key: Any,
-    arrays: tuple[Any, CachedKV, Any, Any, Any],
+    arrays: tuple[Any, AnyKV, Any, Any, Any],
     rule: Any,
     options: tuple[Any, Any, Any, Any],
     *,
@@ -153,7 +158,7 @@ def make_plan(
     plan = None if array_key is None else _kept(array_key, rule, options)
     if plan is None:
         with cupy.cuda.Device(q.data.device_id):
-            plan = new_plan(call, (q, kv.k, kv.v, out), given["config"], stream)
+            plan = new_plan(call, q, kv, out, config=given["config"], stream=stream)
         if array_key is not None:
             while len(_plans) >= MAX_PLANS:
                 _plans.pop(next(iter(_plans)), None)
@@ -179,8 +184,8 @@ def lists_of(step: CachedStep, plan: CachedPlan) -> MadeLists:
     return made
 
 
-def _sink_key(sink_logits: Any) -> Any:
-    return sink_logits.shape, sink_logits.strides, sink_logits.dtype, sink_logits.data.device_id
+def _key_of(array: Any) -> Any:
+    return array.shape, array.strides, array.dtype, array.data.device_id
 
 
 def _kept(array_key: Any, rule: Any, options: tuple[Any, Any, Any, Any]) -> CachedPlan | None:
@@ -193,7 +198,7 @@ def _kept(array_key: Any, rule: Any, options: tuple[Any, Any, Any, Any]) -> Cach
 
 
 def _launched(
-    plan: CachedPlan, inputs: tuple[Any, CachedKV, Any], out: Any, return_lse: bool, made: MadeLists | None
+    plan: CachedPlan, inputs: tuple[Any, AnyKV, Any], out: Any, return_lse: bool, made: MadeLists | None
 ) -> tuple[Any, Any]:
     """out and lse, None unless it is wanted, of a launch on CuPy's current stream; the plan's device is current.
 
@@ -205,7 +210,9 @@ def _launched(
     if out is None:
         out = cupy.ndarray(kernel.shape, kernel.dtype)
     lse = cupy.ndarray(kernel.shape[:3], np.float32) if return_lse else None
-    addresses = (q.data.ptr, kv.k.data.ptr, kv.v.data.ptr, out.data.ptr, 0 if lse is None else lse.data.ptr)
+    k, v, table = pools_of(kv)
+    addresses = (q.data.ptr, k.data.ptr, v.data.ptr, out.data.ptr, 0 if lse is None else lse.data.ptr)
     sinks = 0 if sink_logits is None else sink_logits.data.ptr
-    plan.launch(addresses, kv.lengths.data.ptr, stream, made, sink_logits=sinks)
+    of_table = 0 if table is None else table.data.ptr
+    plan.launch(addresses, kv.lengths.data.ptr, stream, made, page_table=of_table, sink_logits=sinks)
     return out, lse

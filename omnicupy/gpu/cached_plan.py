@@ -12,6 +12,7 @@ from omnicupy.gpu.plan import Plan
 from omnicupy.gpu.stream_memory import StreamMemory
 from omnicupy.gpu.workspace import Need
 from omnicupy.jit.params import PARAMS, PLAN_PARAMS
+from omnicupy.jit.spec import AttnSpec
 from omnicupy.schedule.cached_lists import CachedLists
 
 # What the planner writes: neighbours in its struct; kernels have them by the same names.
@@ -52,7 +53,7 @@ class CachedPlan:
     """
 
     __slots__ = (
-        *("_need", "_partial_bytes", "_places", "_planner_template", "_written"),
+        *("_need", "_partial_bytes", "_places", "_planner_template", "_table_at", "_written"),
         *("kernel", "planner"),
     )
 
@@ -62,10 +63,11 @@ class CachedPlan:
         self._need = need
         self._partial_bytes = partial_bytes
         self._planner_template = planner.template()
-        fields = PARAMS[kernel.spec.kernel].fields
+        fields = PARAMS[kernel.spec.params].fields
         assert fields is not None
         offsets = planner.lists.offsets
         self._places = [(fields[name][1], offsets[name]) for name in _WRITTEN if name in fields]
+        self._table_at = fields["page_table"][1] if "page_table" in fields else None
         self._written = tuple(offsets[name] for name in _WRITTEN)
         stream_memory.prepare(kernel.device, need)
 
@@ -74,9 +76,11 @@ class CachedPlan:
         """What the planner writes."""
         return self.planner.lists
 
-    def fits_addresses(self, q: int, k: int, v: int, out: int | None, lengths: int) -> bool:
+    def fits_addresses(
+        self, q: int, k: int, v: int, out: int | None, lengths: int, table: int | None = None
+    ) -> bool:
         """What an equal key leaves open of these addresses; False: check all."""
-        return lengths % 4 == 0 and self.kernel.fits_addresses(q, k, v, out)
+        return (lengths | (table or 0)) % 4 == 0 and self.kernel.fits_addresses(q, k, v, out)
 
     def launch(
         self,
@@ -85,16 +89,19 @@ class CachedPlan:
         stream: Any,
         made: MadeLists | None = None,
         *,
+        page_table: int = 0,
         sink_logits: int = 0,
     ) -> None:
         """Run on `stream`, of the plan's device, which is current.
 
         addresses: of q, k, v, out and lse, the last 0 for none.  lengths: address, read where there is no `made`.
-        made: lists that the planner has written on this stream; None makes them first.  sink_logits: address, 0 for
-        none.
+        made: lists that the planner has written on this stream; None makes them first.  page_table, sink_logits:
+        addresses, 0 for none.
         """
         template = None if made is None else made.template_for(self)
         argument = self.kernel.argument(*addresses, template, sink_logits=sink_logits)
+        if self._table_at is not None:
+            _POINTER.pack_into(argument, self._table_at, page_table)
         with _locked(self, stream) as memory:
             if made is not None:
                 made.check_is_of(memory)
@@ -140,6 +147,11 @@ class MadeLists:
         self._memory = memory
         self._template = self._filled(plan)
         memory.keep(self)
+
+    @property
+    def spec(self) -> AttnSpec:
+        """The variant of the kernel that they were made for."""
+        return self.plan.kernel.spec
 
     def template_for(self, plan: CachedPlan) -> bytes:
         """The struct of a layer's kernel, without the addresses of its arrays."""

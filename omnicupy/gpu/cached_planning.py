@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from omnicupy.call.check_cached import CachedCall
-from omnicupy.choose import pick
+from omnicupy.choose import paged, pick
 from omnicupy.errors import UnsupportedError
+from omnicupy.gpu import pages
 from omnicupy.gpu.cached_plan import CachedPlan, Planner
 from omnicupy.gpu.device import DeviceInfo, device_info
 from omnicupy.gpu.device_blocks import DeviceCopy
@@ -19,11 +20,11 @@ from omnicupy.gpu.planning import check_runs, check_strides, score_fields, struc
 from omnicupy.gpu.tensor_maps import can_map
 from omnicupy.gpu.workspace import Need
 from omnicupy.jit import archs
-from omnicupy.jit.cached_spec import CachedSpec
 from omnicupy.jit.plan_spec import PlanSpec
 from omnicupy.jit.spec import AttnSpec, round_up
 from omnicupy.schedule.cached_lists import MOST_BYTES, CachedLists, tail_arrays
 from omnicupy.schedule.grid import MOST_PARTIAL_BYTES, Grid, part_bytes
+from omnicupy.serving.caches import AnyKV
 from omnicupy.serving.rule import CachedRule
 
 _ALIGN = 256
@@ -31,16 +32,19 @@ _SLOTS_OF_ALL = 3  # parts of split rows a multiprocessor, of all heads: more ar
 
 
 def new_plan(
-    call: CachedCall, arrays: tuple[Any, Any, Any, Any], config: AttnSpec | None, stream: Any
+    call: CachedCall, q: Any, kv: AnyKV, out: Any, *, config: AttnSpec | None, stream: Any
 ) -> CachedPlan:
-    """The plan of a checked call on q, k, v and `out` or None; their device is current. stream: uploads a tail."""
-    q, k, v, out = arrays
+    """The plan of a checked call; the arrays' device is current. out: None where it is not given.  stream: uploads a
+    tail.
+    """
+    k, v = pages.tensors_of(kv)
+    arrays = (q, k, v, out)
     device = q.data.device_id
     info = device_info(device)
-    spec = config or _spec_of(call, arrays, info)
+    spec = config or _spec_of(call, arrays, info, pages.size_of(kv))
     check_runs(spec, info)
     check_strides(spec, q, k, v)
-    spec = CachedSpec.of(spec)
+    spec = pages.spec_of(spec, kv)
     problem = call.problem
     sizes = {"sm_count": info.sm_count, "l2_bytes": info.l2_bytes}
     grid = Grid.of(spec, problem, problem.batch, **sizes, split=call.split)
@@ -51,7 +55,8 @@ def new_plan(
     parts = lists.most_parts if spec.kernel == "sm90" else lists.rows
     launched = KernelCall(kernel(spec, device).function, grid.thread_blocks(parts), layouts, of_out, need)
     planner = _planner_of(lists, device, info, stream)
-    template = struct_of(grid, score_fields(call.scale, call.softcap), _fields_of(grid, lists), arrays)
+    fields = _fields_of(grid, lists) | pages.fields_of(kv)
+    template = struct_of(grid, score_fields(call.scale, call.softcap), fields, arrays)
     of_kernel = PLANS[spec.kernel](spec, problem, NoBlocks(device), template, launched)  # type: ignore[arg-type]
     return CachedPlan(of_kernel, planner, need, partials)
 
@@ -92,12 +97,16 @@ def lists_of(grid: Grid, rule: CachedRule) -> CachedLists:
     return lists
 
 
-def _spec_of(call: CachedCall, arrays: tuple[Any, Any, Any, Any], info: DeviceInfo) -> AttnSpec:
-    """The variant that serves the call: what a full cache would get, as lengths are not known here."""
+def _spec_of(
+    call: CachedCall, arrays: tuple[Any, Any, Any, Any], info: DeviceInfo, page_size: int | None
+) -> AttnSpec:
+    """The variant that serves the call: what a full cache would get, as lengths are not known here. page_size: of
+    keys in pages.
+    """
     problem = call.problem
     masks = [call.rule.mask(problem.k_len, problem.q_len, problem.k_len)]
-    mappable = all(can_map(array.shape, array.strides) for array in arrays[:3])
-    return pick.select(
+    mappable = paged.by_boxes(page_size) and all(can_map(array.shape, array.strides) for array in arrays[:3])
+    spec = pick.select(
         archs.arch_of(info.major, info.minor),
         problem,
         masks,
@@ -105,6 +114,7 @@ def _spec_of(call: CachedCall, arrays: tuple[Any, Any, Any, Any], info: DeviceIn
         mappable=mappable,
         split=call.split,
     )
+    return spec if page_size is None else paged.fitted(spec)
 
 
 def _need_of(grid: Grid, lists: CachedLists) -> tuple[Need, int]:

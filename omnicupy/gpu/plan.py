@@ -15,6 +15,7 @@ from omnicupy.gpu.device_blocks import DeviceBlocks
 from omnicupy.gpu.stream_memory import StreamMemory
 from omnicupy.gpu.tensor_maps import packed_map, tensor_map
 from omnicupy.gpu.workspace import Need
+from omnicupy.jit.paged_spec import box_keys
 from omnicupy.jit.params import MAP_BYTES, PARAMS
 from omnicupy.jit.spec import AttnSpec
 
@@ -65,8 +66,8 @@ class Plan:
         self._block = (spec.threads, 1, 1)
         self._smem = spec.smem_bytes
         self.template = template
-        self._offset = PARAMS[spec.kernel].fields["q"][1]  # type: ignore[index]
-        self._sink_at = PARAMS[spec.kernel].fields["sink_logits"][1]  # type: ignore[index]
+        self._offset = PARAMS[spec.params].fields["q"][1]  # type: ignore[index]
+        self._sink_at = PARAMS[spec.params].fields["sink_logits"][1]  # type: ignore[index]
         self._out = (0, 0) if launched.out is None else _byte_range(launched.out)
         self.shape = (problem.batch, problem.q_heads, problem.q_len, problem.value_dim)
         self.dtype = next(dtype for dtype, name in DTYPE_NAMES.items() if name == problem.dtype)
@@ -154,7 +155,7 @@ class Sm90Plan(Plan):
         self._maps: dict[Addresses, bytes] = {}
         self._layouts = launched.layouts
         self._group = problem.group
-        self._work_at = PARAMS[spec.kernel].fields["counter"][1]  # type: ignore[index]
+        self._work_at = PARAMS[spec.params].fields["counter"][1]  # type: ignore[index]
         self._need = launched.need
         stream_memory.prepare(self.device, self._need)
 
@@ -181,7 +182,7 @@ class Sm90Plan(Plan):
         else:
             first = tensor_map(q, *of_q, spec.dtype, (spec.br, spec.heads))
         made = zip(keys, of_keys, strict=True)
-        return b"".join([first, *(tensor_map(at, *of, spec.dtype, (spec.bc, 1)) for at, of in made)])
+        return b"".join([first, *(tensor_map(at, *of, spec.dtype, (box_keys(spec), 1)) for at, of in made)])
 
 
 PLANS: dict[str, type[Plan]] = {"naive": Plan, "sm80": Plan, "sm90": Sm90Plan}

@@ -81,7 +81,7 @@ def struct_of(
         contiguous_strides((*q.shape[:3], v.shape[3]), q.dtype.itemsize) if out is None else out.strides
     )
     strides = {"q": q.strides, "k": k.strides, "v": v.strides, "out": out_strides}
-    record = np.zeros(1, PARAMS[grid.spec.kernel])
+    record = np.zeros(1, PARAMS[grid.spec.params])
     for name, of_array in strides.items():
         record[f"{name}_strides"] = [stride // ITEM_BYTES for stride in of_array[:3]]
     for name in ("q_len", "k_len", "head_dim", "value_dim", "batch", "q_heads", "group"):

@@ -73,6 +73,23 @@ def _backward_fields() -> list[tuple[str, str, tuple[int, ...]]]:
     ]
 
 
+def _with_pages(base: np.dtype[np.void]) -> np.dtype[np.void]:
+    """A forward kernel's struct, and behind it where pages are: PageTable."""
+    fields = {name: field[:2] for name, field in (base.fields or {}).items()}
+    at = base.itemsize
+    for name, kind in (("page_table", "<u8"), ("page_next", "<i4"), ("pages", "<i4"), ("page_size", "<i4")):
+        fields[name] = (np.dtype(kind), at)
+        at += np.dtype(kind).itemsize
+    return np.dtype(
+        {
+            "names": list(fields),
+            "formats": [field[0] for field in fields.values()],
+            "offsets": [field[1] for field in fields.values()],
+            "itemsize": round_up(at, _MAP_ALIGN if "q_map" in fields else 8),
+        }
+    )
+
+
 def _with_maps(
     names: tuple[str, ...],
     fields_between: list[tuple[str, str, tuple[int, ...]]],
@@ -123,14 +140,28 @@ PLAN_PARAMS = np.dtype(  # PlanParams
     align=True,
 )
 
+APPEND_PARAMS = np.dtype(  # AppendParams
+    [
+        *((name, "<u8") for name in ("k_new", "v_new", "k", "v", "lengths", "page_table", "slots")),
+        *((f"{name}_strides", "<i8", (3,)) for name in ("k_new", "v_new", "k", "v")),
+        *((name, "<i4") for name in ("batch", "kv_heads", "tokens", "head_dim", "value_dim")),
+        *((name, "<i4") for name in ("page_next", "pages", "page_size", "capacity", "wide_slots")),
+    ],
+    align=True,
+)
+
 # The struct that each kernel kind takes, by value, as its only argument.
 PARAMS: dict[str, np.dtype[np.void]] = {
     "naive": ATTN_PARAMS,
     "sm80": ATTN_PARAMS,
     "sm90": ATTN_PARAMS_SM90,
+    "naive_paged": (ATTN_PARAMS_PAGED := _with_pages(ATTN_PARAMS)),  # PagedParams
+    "sm80_paged": ATTN_PARAMS_PAGED,
+    "sm90_paged": _with_pages(ATTN_PARAMS_SM90),  # PagedParamsSm90
     "bwd": BACKWARD_PARAMS,
     "bwd_sm90": BACKWARD_PARAMS_SM90,
     "plan": PLAN_PARAMS,
+    "append": APPEND_PARAMS,
     "bwd_sums": np.dtype([*_backward_fields(), ("dq_sums", "<u8", ())], align=True),
 }
 

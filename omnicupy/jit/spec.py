@@ -287,6 +287,7 @@ class AttnSpec:
             "OMNI_SMEM_BYTES": self.smem_bytes,
             "OMNI_SOFTCAP": int(self.softcap),
             "OMNI_CACHED": 0,
+            "OMNI_PAGE": 0,
         }
 
     def __str__(self) -> str:

@@ -36,4 +36,10 @@ class CachedStep:
 
     def __repr__(self) -> str:
         (batch, _, q_len, _), (_, capacity) = self.shapes
-        return f"<CachedStep of {self.rule!r}: {batch} sequences, {q_len} rows each, capacity {capacity}>"
+        kernel = "" if self.kernel is None else f", kernel {self.kernel.kernel}"
+        return f"<CachedStep of {self.rule!r}: {batch} sequences, {q_len} rows each, capacity {capacity}{kernel}>"
+
+    @property
+    def kernel(self) -> Any:
+        """The variant that layers like the one it was made of run, an AttnSpec; None on the CPU."""
+        return getattr(self.lists, "spec", None)

@@ -6,8 +6,9 @@
 `import omnicupy` does not import this package, so PyTorch stays optional.
 """
 
+from omnicupy.torch.appending import append
 from omnicupy.torch.cached import plan
 from omnicupy.torch.call import attention, prepare
 from omnicupy.torch.mask_mods import from_mask_mod
 
-__all__ = ["attention", "from_mask_mod", "plan", "prepare"]
+__all__ = ["append", "attention", "from_mask_mod", "plan", "prepare"]

@@ -1,4 +1,4 @@
-"""attention(), plan() and prepare() on a CachedKV of tensors: eager alone, without gradients."""
+"""attention(), plan() and prepare() on a CachedKV or PagedKV of tensors: eager alone, without gradients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from omnicupy import api
 from omnicupy.call import check_cached
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.spec import AttnSpec
-from omnicupy.serving.caches import CachedKV
+from omnicupy.serving.caches import AnyKV, CachedKV, PagedKV, pools_of, with_lengths
 from omnicupy.serving.rule import CachedRule
 from omnicupy.serving.step import CachedStep
 from omnicupy.torch import eager, state, tensors
@@ -41,17 +41,19 @@ def attention(q: Any, kv: Any, v: Any, mask: Any, *, return_lse: bool, **options
     plan = _plan_of(q, kv, v, rule, index=index, stream=stream, options=options)
     made = None if step is None else gpu.lists_of(step, plan)
     out = options["out"]
-    to = tensors.new_out(q, kv.v) if out is None else out
+    k, values, table = pools_of(kv)
+    to = tensors.new_out(q, values) if out is None else out
     lse = q.new_empty(q.shape[:3], dtype=torch.float32) if return_lse else None
     addresses = (
         q.data_ptr(),
-        kv.k.data_ptr(),
-        kv.v.data_ptr(),
+        k.data_ptr(),
+        values.data_ptr(),
         to.data_ptr(),
         0 if lse is None else lse.data_ptr(),
     )
+    table_at = 0 if table is None else table.data_ptr()
     sinks = 0 if options["sink_logits"] is None else options["sink_logits"].data_ptr()
-    launch = partial(plan.launch, sink_logits=sinks)
+    launch = partial(plan.launch, page_table=table_at, sink_logits=sinks)
     gpu.on_device(index, launch, addresses, kv.lengths.data_ptr(), stream, made)
     if out is not None:
         torch.autograd.graph.increment_version(out)
@@ -60,7 +62,7 @@ def attention(q: Any, kv: Any, v: Any, mask: Any, *, return_lse: bool, **options
 
 def plan(
     q: Any,
-    kv: CachedKV,
+    kv: AnyKV,
     mask: CachedRule,
     *,
     softcap: float | None = None,
@@ -108,50 +110,65 @@ def prepare(q: Any, kv: Any, v: Any, mask: Any, *, gradients: bool, max_length: 
 def _checked(q: Any, kv: Any, out: Any, sink_logits: Any) -> Any:
     """q as autocast has it. Raises for what is no tensor, and where autograd or a compiler has to see the call."""
     check_cached.check_is_cache(kv)
-    tensors.check(q, kv.k, kv.v, out, sink_logits)
-    if not isinstance(kv.lengths, torch.Tensor):
-        raise TypeError(f"lengths must be a torch.Tensor like q, got {type(kv.lengths).__name__}")
-    plain = state.are_plain(q, kv.k, kv.v, kv.lengths, out, sink_logits)
+    k, v, table = pools_of(kv)
+    tensors.check(q, k, v, out, sink_logits)
+    numbers = {"lengths": kv.lengths} | ({} if table is None else {"page_table": table})
+    for name, array in numbers.items():
+        if not isinstance(array, torch.Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor like q, got {type(array).__name__}")
+    plain = state.are_plain(q, k, v, *numbers.values(), out, sink_logits)
     if not plain or state.transform() is not None or state.modes() or state.jit_traces():
         raise UnsupportedError(EAGER)
-    if tensors.need_gradients(q, kv.k, kv.v, sink_logits) or state.has_tangents():
+    if tensors.need_gradients(q, k, v, sink_logits) or state.has_tangents():
         raise UnsupportedError(
             "a CachedKV has no gradients; call under torch.no_grad(), or pass a Mask for one length"
         )
     if state.any_autocast():  # the caches stay as they are: a copy of them would cost more than the call
         q = tensors.autocast(q, q, q)[0]
-    if not tensors.lie_in_memory(q, kv.k, kv.v, out, sink_logits):
-        tensors.check_storage(q=q, k=kv.k, v=kv.v, out=out, sink_logits=sink_logits)
+    if not tensors.lie_in_memory(q, k, v, out, sink_logits):
+        tensors.check_storage(q=q, k=k, v=v, out=out, sink_logits=sink_logits)
     if sink_logits is not None:
         tensors.check_sink(sink_logits, q)
     return q
 
 
-def _index(q: Any, kv: CachedKV, out: Any) -> int | None:
+def _index(q: Any, kv: AnyKV, out: Any) -> int | None:
     """The CUDA device of all, None for the CPU."""
-    if kv.lengths.device != q.device:
-        raise ValueError(
-            f"lengths must be on the device of q ({q.device}), got {kv.lengths.device}; move it there"
-        )
-    if kv.lengths.dtype != torch.int32:
-        raise TypeError(f"lengths must be int32, got {kv.lengths.dtype}; cast it")
-    return tensors.cuda_index(q, kv.k, kv.v, out)
+    k, v, table = pools_of(kv)
+    for name, array in (("lengths", kv.lengths), ("page_table", table)):
+        if array is None:
+            continue
+        if array.device != q.device:
+            raise ValueError(
+                f"{name} must be on the device of q ({q.device}), got {array.device}; move it there"
+            )
+        if array.dtype != torch.int32:
+            raise TypeError(f"{name} must be int32, got {array.dtype}; cast it")
+    return tensors.cuda_index(q, k, v, out)
 
 
-def _host(q: Any, kv: CachedKV) -> tuple[Any, CachedKV]:
-    k, v = tensors.on_host("k", kv.k), tensors.on_host("v", kv.v)
-    return tensors.on_host("q", q), CachedKV(k, v, kv.lengths.detach().numpy())
+def _mapped(kv: AnyKV, of_pool: Any, of_numbers: Any) -> AnyKV:
+    """The same caches of other arrays. of_pool: of a name and a tensor.  of_numbers: of a tensor of int32."""
+    lengths = of_numbers(kv.lengths)
+    if isinstance(kv, PagedKV):
+        k, v = of_pool("k_pages", kv.k_pages), of_pool("v_pages", kv.v_pages)
+        return PagedKV(k, v, of_numbers(kv.page_table), lengths)
+    return CachedKV(of_pool("k", kv.k), of_pool("v", kv.v), lengths)
 
 
-def _on_cpu(q: Any, kv: CachedKV, v: Any, mask: Any, return_lse: bool, options: dict[str, Any]) -> Any:
+def _host(q: Any, kv: AnyKV) -> tuple[Any, AnyKV]:
+    return tensors.on_host("q", q), _mapped(kv, tensors.on_host, lambda array: array.detach().numpy())
+
+
+def _on_cpu(q: Any, kv: AnyKV, v: Any, mask: Any, return_lse: bool, options: dict[str, Any]) -> Any:
     if options["config"] is not None:
         raise ValueError("config must be None for CPU tensors: it chooses a GPU kernel; pass CUDA tensors")
     out = options["out"]
-    target = tensors.new_out(q, kv.v) if out is None else out
+    target = tensors.new_out(q, pools_of(kv)[1]) if out is None else out
     array, caches = _host(q, kv)
     options = options | {"sink_logits": _on_host("sink_logits", options["sink_logits"])}
     if isinstance(mask, CachedStep):
-        caches, mask = CachedKV(caches.k, caches.v, mask.lists), mask.rule
+        caches, mask = with_lengths(caches, mask.lists), mask.rule
     found = api.attention(
         array,
         caches,
@@ -169,20 +186,20 @@ def _on_host(name: str, tensor: Any) -> Any:
     return None if tensor is None else tensors.on_host(name, tensor)
 
 
-def _arrays(q: Any, kv: CachedKV, out: Any, sink_logits: Any) -> tuple[Any, CachedKV, Any, Any]:
+def _arrays(q: Any, kv: AnyKV, out: Any, sink_logits: Any) -> tuple[Any, AnyKV, Any, Any]:
     """The memory of CUDA tensors, out and sink_logits or None."""
-    k, v = tensors.on_device("k", kv.k), tensors.on_device("v", kv.v)
-    caches = CachedKV(k, v, tensors.int32_on_device(kv.lengths))
+    caches = _mapped(kv, tensors.on_device, tensors.int32_on_device)
     named = (("out", out), ("sink_logits", sink_logits))
     target, sinks = (None if one is None else tensors.on_device(name, one) for name, one in named)
     return tensors.on_device("q", q), caches, target, sinks
 
 
 def _plan_of(
-    q: Any, kv: CachedKV, v: Any, rule: Any, *, index: int, stream: Any, options: dict[str, Any]
+    q: Any, kv: AnyKV, v: Any, rule: Any, *, index: int, stream: Any, options: dict[str, Any]
 ) -> Any:
     """The plan for tensors of CUDA device `index`: found by what torch tells of them, or a new one."""
-    k, values, lengths, out, sinks = kv.k, kv.v, kv.lengths, options["out"], options["sink_logits"]
+    (k, values, table), lengths = pools_of(kv), kv.lengths
+    out, sinks = options["out"], options["sink_logits"]
     key = (
         (
             q.shape,
@@ -199,10 +216,12 @@ def _plan_of(
         index,
         None if out is None else (out.shape, out.stride(), out.dtype),
         v is None,
+        None if table is None else (table.shape, table.stride()),
         None if sinks is None else (sinks.shape, sinks.stride(), sinks.dtype),
     )
     of_out = None if out is None else out.data_ptr()
-    addresses = (q.data_ptr(), k.data_ptr(), values.data_ptr(), of_out, lengths.data_ptr())
+    of_table = None if table is None else table.data_ptr()
+    addresses = (q.data_ptr(), k.data_ptr(), values.data_ptr(), of_out, lengths.data_ptr(), of_table)
     how = options["scale"], options["softcap"], options["config"], options["split"]
     found = _gpu.find_plan(key, addresses, rule, how, None if sinks is None else sinks.data_ptr())
     if found is None:

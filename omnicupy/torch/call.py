@@ -13,7 +13,7 @@ from omnicupy.errors import UnsupportedError
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.arguments import flag
 from omnicupy.masks.mask import Mask
-from omnicupy.serving.caches import CachedKV
+from omnicupy.serving.caches import CACHES
 from omnicupy.serving.rule import CachedRule
 from omnicupy.serving.step import CachedStep
 from omnicupy.torch import backward, cached, state, tensors
@@ -51,7 +51,8 @@ def attention(
     Inside torch.compile the call is one operator of the graph, and masks are inputs of it: pass them as arguments,
     and a new mask of the same shape recompiles nothing (the second one does, once). For a CUDA graph, call `prepare`
     or this once before the capture; the graph keeps what it reads of the mask.
-    A CachedKV of tensors may stand for k and v, eagerly and without gradients; mask is what `cached` or `plan` gave.
+    A CachedKV or PagedKV of tensors may stand for k and v, eagerly and without gradients; mask is what `cached` or
+    `plan` gave.
 
     Gradients of out and lse reach q, k, v and sink_logits, in their dtypes, on the stream of the forward pass; what
     nobody asks for is not computed. For them the call keeps q, k, v, out, lse and the mask;
@@ -66,7 +67,7 @@ def attention(
     if type(return_lse) is not bool or type(deterministic) is not bool:
         given = {"return_lse": return_lse, "deterministic": deterministic}
         return_lse, deterministic = (flag("attention", name, value) for name, value in given.items())
-    if isinstance(k, CachedKV) or isinstance(mask, (CachedRule, CachedStep)):
+    if isinstance(k, CACHES) or isinstance(mask, (CachedRule, CachedStep)):
         how = {"scale": scale, "return_lse": return_lse, "out": out, "config": config, "split": split}
         return _on_caches()(q, k, v, mask, sink_logits=sink_logits, softcap=softcap, **how)
     plain = state.are_plain(q, k, v, out, sink_logits)
@@ -185,7 +186,7 @@ def prepare(
         flag("prepare", "return_lse", return_lse)
     if type(gradients) is not bool:
         gradients = flag("prepare", "gradients", gradients)
-    if isinstance(k, CachedKV) or isinstance(mask, CachedRule):
+    if isinstance(k, CACHES) or isinstance(mask, CachedRule):
         given = {"sink_logits": sink_logits, "softcap": softcap, "split": split}
         given |= {"scale": scale, "out": out, "config": config}
         cached.prepare(q, k, v, mask, gradients=gradients, max_length=max_length, **given)

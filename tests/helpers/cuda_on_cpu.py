@@ -24,10 +24,14 @@ STRUCTS = {  # of params.PARAMS
     "naive": "ForwardParams",
     "sm80": "ForwardParams",
     "sm90": "ForwardParamsSm90",
+    "naive_paged": "PagedParams",
+    "sm80_paged": "PagedParams",
+    "sm90_paged": "PagedParamsSm90",
     "bwd": "BackwardParams",
     "bwd_sm90": "BackwardParamsSm90",
     "bwd_sums": "BackwardParamsWithSums",
     "plan": "PlanParams",
+    "append": "AppendParams",
 }
 
 # Headers that are nothing but PTX.

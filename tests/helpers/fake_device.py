@@ -13,6 +13,7 @@ import pytest
 from fake_driver import RELAXED, Driver
 
 from omnicupy.choose import pick, table
+from omnicupy.gpu import append as gpu_append
 from omnicupy.gpu import attention as gpu_attention
 from omnicupy.gpu import (
     bindings,
@@ -276,7 +277,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Device:
     cupy = _cupy(fake)
     Event.done, Event.made, Event.synchronized = False, [], []
     Stream.driver = fake.driver
-    for module in (gpu_attention, gpu_cached, device_blocks, streams, stream_memory):
+    for module in (gpu_attention, gpu_cached, gpu_append, device_blocks, streams, stream_memory):
         monkeypatch.setattr(module, "cupy", cupy)
     monkeypatch.setattr(bindings, "driver", lambda: fake.driver)
     monkeypatch.setattr(workspace, "cupy", fake.allocating)
@@ -289,10 +290,11 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Device:
         monkeypatch.setattr(module, "_current_stream", cupy.cuda.get_current_stream)
     monkeypatch.setattr(plan, "tensor_map", _tensor_map)
     monkeypatch.setattr(plan, "packed_map", _packed_map)
-    for module in (planning, cached_planning):
+    for module in (planning, cached_planning, gpu_append):
         monkeypatch.setattr(module, "device_info", infos.__getitem__)
         monkeypatch.setattr(module, "kernel", fake.kernel)
     monkeypatch.setattr(gpu_cached, "_plans", {})
+    monkeypatch.setattr(gpu_append, "_plans", {})
     monkeypatch.setattr(gpu_attention, "_unmasked", {})
     monkeypatch.setattr(pick, "SERVED", frozenset(row.kernel for row in table.TABLE))
     return fake

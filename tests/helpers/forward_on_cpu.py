@@ -18,6 +18,7 @@ import omnicupy as oc
 from omnicupy.call.problem import Problem
 from omnicupy.gpu import tensor_maps
 from omnicupy.gpu.planning import score_fields
+from omnicupy.jit.paged_spec import box_keys
 from omnicupy.jit.params import PARAMS
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.jit.widths import kernel_widths
@@ -170,7 +171,7 @@ def fill_maps(params: NDArray[np.void], call: Forward, spec: AttnSpec) -> None:
                 box = (spec.pack_heads(group), spec.tokens(group))
                 made = tensor_maps.packed_map.__wrapped__(*at, group, box)
             else:
-                rows = (spec.br, spec.heads) if name == "q" else (spec.bc, 1)
+                rows = (spec.br, spec.heads) if name == "q" else (box_keys(spec), 1)
                 made = tensor_maps.tensor_map.__wrapped__(*at, rows)
             params[f"{name}_map"] = np.frombuffer(made, np.uint64)
 

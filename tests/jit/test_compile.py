@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 from cubin_code import WARPSYNC, opcodes
 
-from omnicupy.choose import table
+from omnicupy.choose import paged, table
 from omnicupy.jit import archs, cache
+from omnicupy.jit.append_spec import AppendSpec
 from omnicupy.jit.cached_spec import CachedSpec
+from omnicupy.jit.paged_spec import PagedSpec
 from omnicupy.jit.plan_spec import PlanSpec
 from omnicupy.jit.spec import AttnSpec, KernelSpec
 
@@ -23,21 +25,26 @@ def _name(spec: AttnSpec) -> str:
     dtype = {"float16": "f16", "bfloat16": "bf16"}[spec.dtype]
     tile = f"{spec.br}x{spec.bc}-s{spec.stages}-w{spec.warps}{'-packed' * spec.pack}"
     tile += "-cached" * isinstance(spec, CachedSpec)
+    tile += f"-page{spec.page}" if isinstance(spec, PagedSpec) else ""
     return f"{spec.kernel}-{spec.arch}-{dtype}-d{spec.head_dim}-{tile}"
 
 
 # Of calls on caches: the Hopper kernels once more.
 CACHED = [CachedSpec.of(spec) for spec in table.rows() if spec.kernel == "sm90"]
 
+# Of keys in pages: every kernel as it serves them, Hopper's with the most boxes.
+PAGED = [PagedSpec.with_pages(paged.fitted(spec), 16) for spec in [*table.rows(), *NAIVE]]
 
-@pytest.mark.parametrize("spec", [*table.rows(), *NAIVE, *CACHED], ids=_name)
+
+@pytest.mark.parametrize("spec", [*table.rows(), *NAIVE, *CACHED, *dict.fromkeys(PAGED)], ids=_name)
 def test_compiles_without_a_spill(spec: KernelSpec) -> None:
     _check(spec)
 
 
 @pytest.mark.parametrize("arch", archs.ARCHES)
-def test_the_planner_of_caches_compiles_without_a_spill(arch: str) -> None:
+def test_the_kernels_of_caches_compile_without_a_spill(arch: str) -> None:
     _check(PlanSpec(arch=arch))
+    _check(AppendSpec(arch=arch))
 
 
 def _check(spec: KernelSpec) -> None:

@@ -27,6 +27,8 @@ HEADERS = {
     "BackwardParamsSm90": "omni/sm90/backward/config.cuh",
     "BackwardParamsWithSums": "omni/dq_sums.cuh",
     "PlanParams": "omni/cached/params.cuh",
+    "PageTable": "omni/pages.cuh",
+    "AppendParams": "cache_append.cu",
 }
 # Size and alignment of what a field may be, besides a pointer or a struct of HEADERS.
 SIZES = {"float": (4, 4), "int": (4, 4), "u32": (4, 4), "i64": (8, 8), "u64": (8, 8), "TensorMap": (128, 64)}
@@ -86,12 +88,28 @@ def _mine(dtype: np.dtype[np.void]) -> list[tuple[str, int, int]]:
         ("BackwardParamsSm90", BACKWARD_PARAMS_SM90),
         ("BackwardParamsWithSums", PARAMS["bwd_sums"]),
         ("PlanParams", PARAMS["plan"]),
+        ("AppendParams", PARAMS["append"]),
     ],
 )
 def test_a_struct_has_the_fields_and_the_size_of_its_header(name: str, dtype: np.dtype[np.void]) -> None:
     fields, size, _ = _struct(name)
     assert _mine(dtype) == fields
     assert dtype.itemsize == size
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_pages_stand_behind_a_forward_struct(kernel: str) -> None:
+    """C++ puts what a derived struct adds behind its base."""
+    base, mine = PARAMS[kernel], PARAMS[f"{kernel}_paged"]
+    fields, _, _ = _struct("PageTable")
+    assert _mine(mine)[: len(base.names or ())] == _mine(base)
+    added = _mine(mine)[len(base.names or ()) :]
+    assert [name for name, *_ in added] == ["page_table", "page_next", "pages", "page_size"]
+    assert [(offset, held) for _, offset, held in added] == [
+        (base.itemsize + offset, held) for _, offset, held in fields
+    ]
+    align = 64 if kernel == "sm90" else 8
+    assert mine.itemsize == -(-(base.itemsize + 20) // align) * align
 
 
 def test_strides_are_an_array_of_three() -> None:
@@ -159,6 +177,6 @@ def test_every_kernel_kind_has_a_struct() -> None:
 
 
 def test_the_call_s_pointers_come_together() -> None:
-    for dtype in (dtype for kind, dtype in PARAMS.items() if kind != "plan"):
+    for dtype in (dtype for kind, dtype in PARAMS.items() if kind not in ("plan", "append")):
         offsets = [dtype.fields[name][1] for name in ("q", "k", "v", "out", "lse")]  # type: ignore[index]
         assert np.array_equal(np.diff(offsets), [8] * 4)

@@ -11,7 +11,7 @@ namespace omni {
 
 template <
     int HeadDim, int ValueDim, int OutColumns, int Br, int Bc, int Stages, int Warps, bool ShareKv, bool Swizzle,
-    bool Bf16, bool Softcap>
+    bool Bf16, bool Softcap, int Page = 0>
 struct Sm80Config {
   // The tensor-core instruction that everything is cut to: mma.sync.m16n8k16.
   static constexpr int kMmaAtomM = 16;
@@ -30,6 +30,7 @@ struct Sm80Config {
   static constexpr bool kSwizzle = Swizzle;
   static constexpr bool kBf16 = Bf16;
   static constexpr bool kSoftcap = Softcap;
+  static constexpr bool kPaged = Page != 0;  // K and V are pools of pages
 
   static constexpr int kWarpRows = Br / Warps;
   static constexpr int kTilesM = kWarpRows / kMmaAtomM;  // m16 tiles a warp owns
@@ -71,8 +72,9 @@ struct Forward {
   __device__ __forceinline__ Forward(ForwardParams const& params, WorkItem const& work, unsigned char* s_memory)
       : p(params), mask{params, work.mask}, q0(work.q0), walk(params.lists, work.first, work.tiles), s_base(s_memory) {
     int const kv_head = work.head / p.group;
-    g_k = p.key().rows(work.batch, kv_head);
-    g_v = p.value().rows(work.batch, kv_head);
+    int const of_batch = Cfg::kPaged ? 0 : work.batch;
+    g_k = p.key().rows(of_batch, kv_head);
+    g_v = p.value().rows(of_batch, kv_head);
     s_q = smem_address(s_base) + row0() * Shared::kPitchBytes + Shared::lane_offset();
     s_lane_k = smem_address(s_base) + kQBytes + Shared::lane_offset();
     out.fill(0.f);
@@ -101,10 +103,14 @@ struct Forward {
   // Keys or values of a tile, kColumns of them in the kernel and `columns` in the tensor.
   template <int kColumns>
   __device__ __forceinline__ void load_kv(
-      unsigned char const* g_head, i64 stride, Tile const& tile, int offset, int columns) {
-    load_tile<Cfg::kThreads, Cfg::kBc, kColumns, Cfg::kSwizzle>(
-        smem_address(s_base) + kQBytes + offset, g_head + 2 * static_cast<i64>(tile.first) * stride, 2 * stride,
-        tile.length(), columns);
+      unsigned char const* g_head, Strides const& strides, Tile const& tile, int offset, int columns) {
+    u32 const s_tile = smem_address(s_base) + kQBytes + offset;
+    if constexpr (Cfg::kPaged) {
+      load_paged_tile<Cfg::kThreads, Cfg::kBc, kColumns, Cfg::kSwizzle>(s_tile, g_head, strides, mask, tile, columns);
+    } else {
+      load_tile<Cfg::kThreads, Cfg::kBc, kColumns, Cfg::kSwizzle>(
+          s_tile, g_head + 2 * static_cast<i64>(tile.first) * strides.token, 2 * strides.token, tile.length(), columns);
+    }
     cp_async_commit();
   }
 
@@ -127,11 +133,11 @@ struct Forward {
 
   __device__ __forceinline__ void load_k(Tile const& tile, int stage, int span_slot) {
     if (spans_travel(p, tile)) load_spans(tile, span_slot);
-    load_kv<Cfg::kHeadDim>(g_k, p.k_strides.token, tile, stage * kKBytes, p.head_dim);
+    load_kv<Cfg::kHeadDim>(g_k, p.k_strides, tile, stage * kKBytes, p.head_dim);
   }
 
   __device__ __forceinline__ void load_v(Tile const& tile, int stage) {
-    load_kv<Cfg::kValueDim>(g_v, p.v_strides.token, tile, v_offset(stage), value_columns<Cfg>(p));
+    load_kv<Cfg::kValueDim>(g_v, p.v_strides, tile, v_offset(stage), value_columns<Cfg>(p));
   }
 
   __device__ __forceinline__ void compute_scores(Scores& scores, int stage) {

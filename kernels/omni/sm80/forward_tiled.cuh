@@ -40,12 +40,20 @@ struct TiledForward {
     q_rows = p.q_len - q0;
     int const kv_head = work.head / p.group;
     g_q = p.query().row(work.batch, work.head, q0);
-    g_k = p.key().rows(work.batch, kv_head);
+    int const of_batch = Cfg::kPaged ? 0 : work.batch;
+    g_k = p.key().rows(of_batch, kv_head);
     g_v = static_cast<unsigned char const*>(p.v) +
-          2 * (work.batch * p.v_strides.batch + kv_head * p.v_strides.head + column0);
+          2 * (of_batch * p.v_strides.batch + kv_head * p.v_strides.head + column0);
     loading = walk.has_next() ? walk.take(p.lists) : Tile{};
     out.fill(0.f);
     softmax.init();
+  }
+
+  // Starts the copy of kCols columns of keys in pages. g_head: where they begin in page 0.
+  template <int kCols>
+  __device__ __forceinline__ void load_paged(
+      u32 s_tile, unsigned char const* g_head, Strides const& strides, Tile const& tile, int columns) {
+    load_paged_tile<Cfg::kThreads, Cfg::kBc, kCols, Cfg::kSwizzle>(s_tile, g_head, strides, mask, tile, columns);
   }
 
   // Requests the next chunk of Q and K, of whichever tile it belongs to. No commit.
@@ -55,9 +63,13 @@ struct TiledForward {
     int const column = next_chunk * kChunk;
     load_tile<Cfg::kThreads, Cfg::kBr, kChunk, Cfg::kSwizzle>(
         s_slot, g_q + 2 * column, 2 * p.q_strides.token, q_rows, p.head_dim - column);
-    load_tile<Cfg::kThreads, Cfg::kBc, kChunk, Cfg::kSwizzle>(
-        s_slot + kQBytes, g_k + 2 * (static_cast<i64>(loading.first) * p.k_strides.token + column),
-        2 * p.k_strides.token, loading.length(), p.head_dim - column);
+    if constexpr (Cfg::kPaged) {
+      load_paged<kChunk>(s_slot + kQBytes, g_k + 2 * column, p.k_strides, loading, p.head_dim - column);
+    } else {
+      load_tile<Cfg::kThreads, Cfg::kBc, kChunk, Cfg::kSwizzle>(
+          s_slot + kQBytes, g_k + 2 * (static_cast<i64>(loading.first) * p.k_strides.token + column),
+          2 * p.k_strides.token, loading.length(), p.head_dim - column);
+    }
     if (++next_chunk == kChunks) {
       next_chunk = 0;
       loading = walk.has_next() ? walk.take(p.lists) : Tile{};
@@ -65,9 +77,14 @@ struct TiledForward {
   }
 
   __device__ __forceinline__ void load_v(Tile const& tile) {
-    load_tile<Cfg::kThreads, Cfg::kBc, Cfg::kOutColumns, Cfg::kSwizzle>(
-        smem_address(s_base) + Cfg::kStages * kSlotBytes, g_v + 2 * static_cast<i64>(tile.first) * p.v_strides.token,
-        2 * p.v_strides.token, tile.length(), p.head_dim - column0);
+    u32 const s_tile = smem_address(s_base) + Cfg::kStages * kSlotBytes;
+    if constexpr (Cfg::kPaged) {
+      load_paged<Cfg::kOutColumns>(s_tile, g_v, p.v_strides, tile, p.head_dim - column0);
+    } else {
+      load_tile<Cfg::kThreads, Cfg::kBc, Cfg::kOutColumns, Cfg::kSwizzle>(
+          s_tile, g_v + 2 * static_cast<i64>(tile.first) * p.v_strides.token, 2 * p.v_strides.token, tile.length(),
+          p.head_dim - column0);
+    }
   }
 
   // Waits for this step's chunk and requests the one that is kAhead steps later; V of the tile goes with the first

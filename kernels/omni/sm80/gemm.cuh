@@ -54,6 +54,10 @@ template <class Cfg, class Scores, class Out>
 __device__ __forceinline__ void mask_and_rescale(
     Scores& scores, Out& out, OnlineSoftmax<Cfg::kTilesM>& softmax, WarpTile const& warp) {
   if constexpr (Cfg::kSoftcap) cap_scores(scores, warp.mask.p.tanh_scale);
+  if constexpr (Cfg::kPaged) {
+    PageTable const& table = static_cast<PagedParams const&>(warp.mask.p).pages;
+    hide_keys_of_no_page(scores, table, warp.mask.index, warp.keys);
+  }
   if (warp.keys.kind() != kFull) mask_tile<Cfg::kBr>(scores, warp);
   // Exact maxima for all tiles where the head dimension is cut: registers are dearer there than rescaling.
   softmax.rescale_outgrown(scores, out, !Cfg::kTiledHeadDim && warp.keys.allows_lazy(), warp.mask.p.scale_log2);

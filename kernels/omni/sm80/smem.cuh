@@ -3,6 +3,7 @@
 #pragma once
 
 #include "omni/mask/rule.cuh"
+#include "omni/pages.cuh"
 #include "omni/sm80/ptx.cuh"
 #include "omni/tile.cuh"
 
@@ -66,6 +67,33 @@ __device__ __forceinline__ void load_tile(
       bool const exists = row < rows && chunk * 8 < columns;
       cp_async_16(s_tile + Shared::offset(row, chunk), g_tile + row * stride_bytes + chunk * 16, exists ? 16 : 0);
     }
+  }
+}
+
+// The same for keys in pages: the tile's of the mask's sequence. Keys of no page become zeros, and nothing is read for
+// them. g_head: the head's first key in page 0, at the tile's first column.
+template <int kThreads, int kRows, int kCols, bool kSwizzle>
+__device__ __forceinline__ void load_paged_tile(
+    u32 s_tile, unsigned char const* g_head, Strides const& strides, MaskView const& mask, Tile const& tile,
+    int columns) {
+  PageTable const& table = static_cast<PagedParams const&>(mask.p).pages;
+  using Shared = SmemTile<kCols, kSwizzle>;
+  constexpr int kPieces = kRows * Shared::kChunks;
+#pragma unroll 2
+  for (int i = 0; i < (kPieces + kThreads - 1) / kThreads; ++i) {
+    int const piece = i * kThreads + static_cast<int>(threadIdx.x);
+    if (kPieces % kThreads != 0 && piece >= kPieces) break;
+    int const row = piece / Shared::kChunks;
+    int const chunk = piece % Shared::kChunks;
+    bool exists = row < tile.length() && chunk * 8 < columns;
+    unsigned char const* g_source = g_head;
+    if (exists) {
+      int row_in_page;
+      int const page = table.page_of(mask.index, tile.first + row, row_in_page);
+      exists = page < table.pages;
+      if (exists) g_source += 2 * paged_offset(strides, page, row_in_page) + chunk * 16;
+    }
+    cp_async_16(s_tile + Shared::offset(row, chunk), g_source, exists ? 16 : 0);
   }
 }
 

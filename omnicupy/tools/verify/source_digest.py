@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from omnicupy.choose import backward_table, pick, table
+from omnicupy.choose import backward_table, paged, pick, table
 from omnicupy.choose.capped import capped, capped_backward
 from omnicupy.jit import archs, nvrtc, source
+from omnicupy.jit.append_spec import AppendSpec
 from omnicupy.jit.cached_spec import CachedSpec
+from omnicupy.jit.paged_spec import LEAST_BOX, PagedSpec
 from omnicupy.jit.params import PARAMS
 from omnicupy.jit.plan_spec import PlanSpec
 from omnicupy.jit.spec import KERNELS, AttnSpec, KernelSpec
@@ -45,8 +47,8 @@ class Launch:
 
 
 FORWARD = Launch(
-    doors=("gpu.attention", "gpu.cached", "masks.cut"),
-    ahead=tuple(PlanSpec(arch=arch) for arch in archs.ARCHES),
+    doors=("gpu.attention", "gpu.cached", "gpu.append", "masks.cut"),
+    ahead=tuple(kind(arch=arch) for kind in (PlanSpec, AppendSpec) for arch in archs.ARCHES),
 )
 BACKWARD = Launch(doors=("gpu.backward", "masks.cut"))
 
@@ -117,10 +119,12 @@ def digest(name: str) -> str:
 
 
 def _variants(spec: KernelSpec) -> Iterator[KernelSpec]:
-    """What a row's kernel is compiled as: for calls with a mask, and on caches where that is another one."""
+    """What a row's kernel is compiled as: for calls with a mask, on caches where that is another one, and on pages."""
     yield spec
-    if isinstance(spec, AttnSpec) and (of_caches := CachedSpec.of(spec)) != spec:
-        yield of_caches
+    if isinstance(spec, AttnSpec):
+        if (of_caches := CachedSpec.of(spec)) != spec:
+            yield of_caches
+        yield PagedSpec.with_pages(paged.fitted(spec), LEAST_BOX)
 
 
 def launch_modules(launch: Launch) -> list[str]:

@@ -74,6 +74,7 @@ extern Thread* thread;  // whose turn it is
 extern Index block, grid;
 extern bool late;  // do copies happen when they are waited for, or at once?
 extern int smem_bytes;
+extern unsigned blocks_begun;
 void yield();         // another thread's turn
 void wait_for_all();  // of the thread block
 Warp& warp();
@@ -154,6 +155,16 @@ inline int __any_sync(unsigned, bool holds) {
     uint32_t any = 0;
     for (int i = 0; i < 32; ++i) any |= warp.in[i][0];
     for (int i = 0; i < 32; ++i) warp.out[i][0] = any;
+  });
+  return cpu::warp().out[cpu::lane()][0];
+}
+
+inline unsigned __ballot_sync(unsigned, bool holds) {
+  cpu::warp().in[cpu::lane()][0] = holds;
+  cpu::collective([](cpu::Warp& warp) {
+    uint32_t all = 0;
+    for (int i = 0; i < 32; ++i) all |= warp.in[i][0] << i;
+    for (int i = 0; i < 32; ++i) warp.out[i][0] = all;
   });
   return cpu::warp().out[cpu::lane()][0];
 }

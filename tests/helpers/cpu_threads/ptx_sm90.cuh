@@ -8,8 +8,7 @@ namespace omni {
 
 struct HostBarrier {
   int bytes;
-  unsigned short pending;
-  unsigned char count, phase;
+  unsigned pending : 15, count : 15, phase : 1;
 };
 static_assert(sizeof(HostBarrier) == 8, "the word of a barrier");
 
@@ -22,7 +21,7 @@ inline void end_phase(HostBarrier& barrier) {
 }
 
 inline void mbarrier_init(u32 at, int arrivals) {
-  host_barrier(at) = {0, static_cast<unsigned short>(arrivals), static_cast<unsigned char>(arrivals), 0};
+  host_barrier(at) = {0, static_cast<unsigned>(arrivals), static_cast<unsigned>(arrivals), 0};
 }
 
 inline void fence_mbarrier_init() {}
@@ -157,12 +156,18 @@ struct Named {
   int arrived;
   unsigned round;
   bool any, said;
+  unsigned block;  // in which of the thread blocks: each begins with barriers at rest
 };
-inline Named named[16];
+
+inline Named& named(int barrier) {
+  static Named all[16];
+  if (all[barrier].block != cpu::blocks_begun) all[barrier] = {0, 0, false, false, cpu::blocks_begun};
+  return all[barrier];
+}
 
 template <int kThreads>
 void bar_arrive(int barrier) {
-  Named& mine = named[barrier];
+  Named& mine = named(barrier);
   if (++mine.arrived < kThreads) return;
   mine.said = mine.any;
   mine.any = false;
@@ -172,16 +177,16 @@ void bar_arrive(int barrier) {
 
 template <int kThreads>
 void bar_sync(int barrier) {
-  unsigned const round = named[barrier].round;
+  unsigned const round = named(barrier).round;
   bar_arrive<kThreads>(barrier);
-  while (named[barrier].round == round) cpu::yield();
+  while (named(barrier).round == round) cpu::yield();
 }
 
 template <int kThreads>
 bool bar_any(int barrier, bool said) {
-  named[barrier].any |= said;
+  named(barrier).any |= said;
   bar_sync<kThreads>(barrier);
-  return named[barrier].said;
+  return named(barrier).said;
 }
 
 }  // namespace omni

@@ -28,7 +28,9 @@ unsigned barrier_round;
 void* host;
 std::mt19937 choose;
 void const* params;
-char const* readable[64][2];  // begin and end of what copies may read
+unsigned blocks_begun = 0;
+constexpr int kMostReadable = 4096;
+char const* readable[kMostReadable][2];  // begin and end of what copies may read
 int n_readable;
 char const* added_to[2];  // begin and end of what reductions may add to
 
@@ -136,6 +138,7 @@ extern "C" void run_on_cpu(void const* params, uint64_t const* ranges, int n_ran
   cpu::params = params;
   cpu::late = late;
   cpu::n_readable = n_ranges - 1;
+  if (cpu::n_readable > cpu::kMostReadable) abort();
   for (int i = 0; i < n_ranges; ++i) {
     char const** const range = i == 0 ? cpu::added_to : cpu::readable[i - 1];
     range[0] = reinterpret_cast<char const*>(ranges[2 * i]);
@@ -150,6 +153,7 @@ extern "C" void run_on_cpu(void const* params, uint64_t const* ranges, int n_ran
     cpu::block = {static_cast<unsigned>(item % shape[0]), static_cast<unsigned>(item / shape[0]), 0};
     memset(memory, 0xff, sizeof memory);
     cpu::at_barrier = 0;
+    ++cpu::blocks_begun;
     for (int i = 0; i < cpu::n_threads; ++i) start(cpu::fibers[i], i);
     for (cpu::Warp& warp : cpu::warps) warp.arrived = 0;
     cpu::thread = &cpu::fibers[cpu::choose() % cpu::n_threads];

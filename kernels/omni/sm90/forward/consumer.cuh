@@ -5,6 +5,7 @@
 #include "omni/mask/keep.cuh"
 #include "omni/sm90/forward/merge.cuh"
 #include "omni/sm90/forward/packed.cuh"
+#include "omni/sm90/forward/pages.cuh"
 #include "omni/sm90/forward/smem.cuh"
 #include "omni/sm90/forward/weights.cuh"
 #include "omni/softcap.cuh"
@@ -186,6 +187,16 @@ struct Consumer {
   // Caps one tile of scores, which then have softcap for their scale.
   __device__ __forceinline__ void cap(Scores& scores) const {
     if constexpr (Cfg::kSoftcap) cap_scores(scores, p.tanh_scale);
+  }
+
+  // Hides the keys of one tile that have no page. packed: the tile's kind and flags.
+  __device__ __forceinline__ void hide_keys_of_no_page(Scores& scores, int packed) const {
+    if constexpr (Cfg::kPaged) {
+      if (packed & kNoPageFlag) {
+        u32 const hidden[1] = {static_cast<u32>(smem.spans[state.ring.stage()][0][0].x)};
+        hide_columns<Cfg::kPage>(scores, hidden);
+      }
+    }
   }
 
   // Masks one tile of scores. K, and what came with it, are released as soon as they are read.

@@ -72,6 +72,7 @@ struct ForwardLoop {
     wgmma_wait<0>();
     pin_registers(scores.x[0]);
     consumer.cap(scores);
+    consumer.hide_keys_of_no_page(scores, packed);
     consumer.begin_rows();
     consumer.mask_scores(scores, keep, mask_work, work);
     consumer.template weigh_anew<false>(scores);
@@ -95,6 +96,7 @@ struct ForwardLoop {
     wgmma_wait<1>();
     pin_registers(scores.x[0]);
     consumer.cap(scores);
+    consumer.hide_keys_of_no_page(scores, packed);
     consumer.mask_scores(scores, keep, mask_work, work);
     consumer.finish_values();
     consumer.weigh(scores, packed & kLazyFlag);

@@ -1,7 +1,8 @@
-// The producer: one thread that walks the tiles of work items and asks the copy engine for Q, K and V.
+// The producer: one thread that walks the tiles of work items and asks the copy engine for Q, K and V. Where K and V
+// are in pages a warp walks, and its first lane does what one thread has to.
 #pragma once
 
-#include "omni/sm90/forward/smem.cuh"
+#include "omni/sm90/forward/pages.cuh"
 
 namespace omni {
 
@@ -22,10 +23,47 @@ struct Producer {
 
   __device__ __forceinline__ Producer(ForwardParamsSm90 const& params, Smem& memory) : args(params), smem(memory) {}
 
+  __device__ __forceinline__ static bool leads() { return !Cfg::kPaged || lane_id() == 0; }
+
+  // The warp is together again, and its lanes see what the first one wrote.
+  __device__ __forceinline__ static void meet() {
+    if constexpr (Cfg::kPaged) __syncwarp();
+  }
+
   // An item is read in its slot rather than kept in registers.
   __device__ __forceinline__ WorkSlot const& work(Slot at) const { return smem.work[at.stage()]; }
 
+  // The table is read ahead of the wait for a buffer, which is where a producer's time goes.
+  __device__ __forceinline__ void load_k_in_pages(Slot at, Tile tile) {
+    bool none;
+    PageBox const box = page_box<Cfg>(static_cast<PagedParamsSm90 const&>(args).pages, work(at).mask, tile, none);
+    int const stage = k_ring.stage(), kv_head = work(at).kv_head;
+    mbarrier_wait(smem_address(&smem.k_empty[stage]), k_ring.parity() ^ 1);
+    u32 const hidden = __ballot_sync(0xffffffffu, none);
+    if (leads()) {
+      if (hidden != 0) tile.packed |= kNoPageFlag;
+      smem.tiles[stage] = tile;
+      smem.spans[stage][0][0].x = static_cast<int>(hidden);  // no spans travel
+      mbarrier_expect_tx(smem_address(&smem.k_full[stage]), Cfg::kKBytes);
+    }
+    meet();
+    load_boxes<Cfg, Cfg::kPanels>(smem.k[stage], &args.k_map, &smem.k_full[stage], kv_head, box);
+    k_ring.next();
+  }
+
+  __device__ __forceinline__ void load_v_in_pages(Slot at, Tile const& tile) {
+    bool none;
+    PageBox const box = page_box<Cfg>(static_cast<PagedParamsSm90 const&>(args).pages, work(at).mask, tile, none);
+    int const stage = v_ring.stage(), kv_head = work(at).kv_head;
+    mbarrier_wait(smem_address(&smem.v_empty[stage]), v_ring.parity() ^ 1);
+    if (leads()) mbarrier_expect_tx(smem_address(&smem.v_full[stage]), Cfg::kVBytes);
+    meet();
+    load_boxes<Cfg, Cfg::kValuePanels>(smem.v[stage], &args.v_map, &smem.v_full[stage], kv_head, box);
+    v_ring.next();
+  }
+
   __device__ __forceinline__ void load_k(Slot at, Tile const& tile) {
+    if constexpr (Cfg::kPaged) return load_k_in_pages(at, tile);
     mbarrier_wait(smem_address(&smem.k_empty[k_ring.stage()]), k_ring.parity() ^ 1);
     smem.tiles[k_ring.stage()] = tile;  // released to the consumers by the arrival below
     int const span_bytes = spans_travel(args.p, tile) ? Cfg::kBc * static_cast<int>(sizeof(int2)) : 0;
@@ -42,14 +80,16 @@ struct Producer {
     k_ring.next();
   }
 
-  __device__ __forceinline__ void load_v(Slot at, int first) {
+  __device__ __forceinline__ void load_v(Slot at, Tile const& tile) {
+    if constexpr (Cfg::kPaged) return load_v_in_pages(at, tile);
     mbarrier_wait(smem_address(&smem.v_empty[v_ring.stage()]), v_ring.parity() ^ 1);
-    TileOrigin const origin{first, work(at).kv_head, work(at).batch};
+    TileOrigin const origin{tile.first, work(at).kv_head, work(at).batch};
     load_panels<Cfg::kBc, Cfg::kValuePanels>(smem.v[v_ring.stage()], &args.v_map, &smem.v_full[v_ring.stage()], origin);
     v_ring.next();
   }
 
   __device__ __forceinline__ void load_q(Slot at) {
+    if (!leads()) return;
     int const i = Smem::q_slot(at);
     mbarrier_wait(smem_address(&smem.q_empty[i]), Smem::q_parity(at) ^ 1);
     if constexpr (Cfg::kPack) {
@@ -90,13 +130,13 @@ struct Producer {
 #pragma unroll 1
     while (--left > 0) {
       if (left == kAskAt) ask();
-      int const before = tile.first;
+      Tile const before = tile;
       tile = walk.take(args.p.lists);
       load_k(at, tile);
       load_v(at, before);
     }
     before_last();
-    if (any) load_v(at, tile.first);
+    if (any) load_v(at, tile);
   }
 
   // Takes the items itself. The block mask was there before the kernel ahead began; what else is read or written, by
@@ -109,13 +149,20 @@ struct Producer {
     while (index < list.work_items()) {
       WorkItem const item = list.item(index);
       Walk walk(args.p.lists, item.first, item.tiles);
-      list.announce_item(slot, item);
+      if (leads()) list.announce_item(slot, item);
       slot.next();
       wait_for_kernel_ahead();
-      produce(slot.before(), walk, false, [&] { index = list.take(); }, [] {});
+      meet();
+      produce(
+          slot.before(), walk, false,
+          [&] {
+            if (leads()) index = list.take();
+          },
+          [] {});
+      if constexpr (Cfg::kPaged) index = __shfl_sync(0xffffffffu, index, 0);
     }
     let_next_kernel_come();
-    list.end(slot);
+    if (leads()) list.end(slot);
   }
 
   __device__ __forceinline__ void wait_for_item(Slot at) const {
@@ -126,7 +173,9 @@ struct Producer {
   // loaded then.
   __device__ __forceinline__ void run_behind() {
     wait_for_kernel_ahead();
-    auto const ask = [&] { mbarrier_arrive(smem_address(&smem.work_wanted)); };
+    auto const ask = [&] {
+      if (leads()) mbarrier_arrive(smem_address(&smem.work_wanted));
+    };
     auto const load_next_q = [&] {
       if constexpr (Cfg::kQSlots == 1) return;
       Slot next = slot;
@@ -140,6 +189,7 @@ struct Producer {
       if (work(slot).head < 0) break;
       Walk walk = smem.walks[slot.stage()];
       produce(slot, walk, has_q, ask, load_next_q);
+      meet();  // nobody is an item behind, whose slot would be written anew
       slot.next();
     }
     let_next_kernel_come();

@@ -1,0 +1,48 @@
+"""append(): new keys and values go into caches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from omnicupy.call import check_append
+from omnicupy.call.arrays import is_cupy
+from omnicupy.cpu import append as cpu_append
+from omnicupy.serving.caches import AnyKV
+
+
+def append(kv: AnyKV, k_new: Any, v_new: Any, slots: Any = None) -> None:
+    """Write the keys and values of new tokens into caches, on a GPU by one launch:
+
+        kv.lengths += 1                        # once a step: lengths count the new tokens, as attention wants them
+        for layer in layers:
+            oc.append(layer.kv, k_new, v_new)  # (batch, kv_heads, 1, head_dim)
+            out = oc.attention(q, layer.kv, mask=oc.cached())
+
+    kv: a CachedKV or PagedKV, whose keys and values are written; lengths and table are only read.
+    k_new, v_new: of the caches' dtype, each as wide as they are. Without slots (batch, kv_heads, tokens, head_dim), and
+        they become the last `tokens` keys of each sequence, in the pages that the table names for them: token i is key
+        lengths[b] - tokens + i, as row i of q is in `attention`. On a device any strides that `attention` takes.
+    slots: None, or int64 or int32 (tokens,), contiguous: where each token goes, as engines keep it; k_new and v_new are
+        then (tokens, kv_heads, head_dim), and lengths and table are not read. Row r of page p is slot
+        p * page_size + r; of a CachedKV key i of sequence b is slot b * capacity + i. -1 leaves a token out. A slot
+        that is named twice gets one of its tokens, whichever.
+
+    Lengths stay as they are: layers share them, and the caller adds the new tokens once a step, ahead of the first one.
+    Where a sequence has fewer keys than tokens the first ones have no place and are left out; of an empty one, all.
+    What lies outside is not written: on a device a token of a sequence whose length is beyond its capacity or below 0,
+    or for which table or slot name no page of the pool; where the host knows, that raises ValueError, and nothing is
+    written.
+    CuPy arrays are written on CuPy's current stream of their device, without a synchronisation; before a capture into a
+    CUDA graph call this once with such arrays. A page of several sequences is written for all of them.
+    Raises TypeError and ValueError, before any work, for arguments of the wrong kind, shape, dtype, device or layout.
+    """
+    if isinstance(k_new, np.ndarray):
+        cpu_append.append(check_append.call(kv, k_new, v_new, slots), kv, k_new, v_new, slots)
+        return
+    if not is_cupy(k_new):
+        check_append.call(kv, k_new, v_new, slots)  # refuses it, without importing CuPy
+    from omnicupy.gpu import append as gpu_append
+
+    gpu_append.append(kv, k_new, v_new, slots)

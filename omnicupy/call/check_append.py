@@ -1,0 +1,211 @@
+"""Argument checks of append: the only module that words its errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from omnicupy.call import check, check_paged
+from omnicupy.call.arrays import DTYPE_NAMES, overlap, overlaps_itself
+from omnicupy.call.arrays import on_gpu as is_on_gpu
+from omnicupy.call.problem import type_name
+from omnicupy.masks.arguments import plain_array
+from omnicupy.serving.caches import CACHES, AnyKV, PagedKV, pools_of, sizes_of
+
+SLOT_DTYPES = (np.dtype(np.int32), np.dtype(np.int64))
+_AXES = {False: "(batch, kv_heads, tokens, head_dim)", True: "(tokens, kv_heads, head_dim)"}
+
+
+@dataclass(frozen=True, slots=True)
+class AppendCall:
+    """A call of append that was checked. batch: sequences, 1 with slots.  tokens: new ones of each.
+
+    pages, page_size: of the pools; of a CachedKV its sequences and its capacity.  capacity: keys a sequence may have.
+    """
+
+    batch: int
+    kv_heads: int
+    tokens: int
+    head_dim: int
+    value_dim: int
+    pages: int
+    page_size: int
+    capacity: int
+
+
+def call(kv: AnyKV, k_new: Any, v_new: Any, slots: Any) -> AppendCall:
+    """Check the arguments of `append` before any work. On the host also every place that is written.
+
+    Raises TypeError for an argument of a wrong type or dtype, ValueError for a wrong shape, value or layout.
+    """
+    if not isinstance(kv, CACHES):
+        raise TypeError(f"append: kv must be a CachedKV or PagedKV, got {type_name(kv)}")
+    _check_places(kv, k_new=k_new, v_new=v_new, slots=slots)
+    found = _check_caches(kv)
+    call = _check_new(kv, k_new, v_new, slots is not None, found)
+    if slots is not None:
+        _check_slots(slots, call)
+    elif isinstance(kv.lengths, np.ndarray):
+        _check_room(kv, call)
+    return call
+
+
+def _check_places(kv: AnyKV, **new: Any) -> None:
+    """All arrays are of the kind of the keys, and on their device."""
+    k, v, table = pools_of(kv)
+    names = ("k_pages", "v_pages") if isinstance(kv, PagedKV) else ("k", "v")
+    of_keys = names[0]
+    given = {of_keys: k, names[1]: v, "page_table": table, "lengths": kv.lengths, **new}
+    for name, array in given.items():
+        if array is None and name in ("page_table", "slots"):
+            continue
+        check_paged.check_array(name, array)
+        if is_on_gpu(array) != is_on_gpu(k):
+            kinds = ("CuPy", "NumPy") if is_on_gpu(k) else ("NumPy", "CuPy")
+            raise TypeError(f"{name} must be a {kinds[0]} array like {of_keys}, got a {kinds[1]} array")
+        if is_on_gpu(k) and array.data.device_id != k.data.device_id:
+            raise ValueError(
+                f"{name} must be on the device of {of_keys} (device {k.data.device_id}), got device "
+                f"{array.data.device_id}; copy it there"
+            )
+        if not is_on_gpu(array):
+            plain_array(name, array)
+
+
+def _check_caches(kv: AnyKV) -> tuple[int, int, int]:
+    """(sequences, pages, page_size) of caches that can be written."""
+    k, _, table = pools_of(kv)
+    if isinstance(kv, PagedKV):
+        check_paged.check_pages(k, kv)
+        check_paged.check_table(table, table)
+        batch, (pages, page_size) = table.shape[0], k.shape[:2]
+    else:
+        for name, array in (("k", kv.k), ("v", kv.v)):
+            if len(array.shape) != 4 or 0 in array.shape or array.shape[:3] != k.shape[:3]:
+                raise ValueError(
+                    f"{name} must have 4 axes (batch, kv_heads, capacity, head_dim), none empty, the first three as k "
+                    f"has them, got shape {tuple(array.shape)}"
+                )
+            if is_on_gpu(array):
+                check.check_layout(name, array)
+        batch = pages = k.shape[0]
+        page_size = k.shape[2]
+    _check_writable(kv)
+    if kv.lengths.dtype != np.int32 or tuple(kv.lengths.shape) != (batch,):
+        raise ValueError(
+            f"lengths must be int32 of shape ({batch},), one for each sequence, got {kv.lengths.dtype} of shape "
+            f"{tuple(kv.lengths.shape)}"
+        )
+    if batch > 1 and kv.lengths.strides[0] != 4:
+        raise ValueError(
+            f"lengths must be contiguous, got a stride of {kv.lengths.strides[0]} bytes; copy it"
+        )
+    return batch, pages, page_size
+
+
+def _check_writable(kv: AnyKV) -> None:
+    k, v, _ = pools_of(kv)
+    names = ("k_pages", "v_pages") if isinstance(kv, PagedKV) else ("k", "v")
+    for name, pool in zip(names, (k, v), strict=True):
+        wanted = check.GPU_DTYPES if is_on_gpu(pool) else tuple(DTYPE_NAMES.values())
+        if DTYPE_NAMES.get(pool.dtype) not in wanted:
+            raise TypeError(f"{name} must be {' or '.join(wanted)}, got {pool.dtype}")
+        if is_on_gpu(pool) and pool.shape[3] % 8:
+            raise ValueError(
+                f"{name} must have a head_dim that is a multiple of 8 on the GPU, got {pool.shape[3]}"
+            )
+        if isinstance(pool, np.ndarray) and not pool.flags.writeable:
+            raise ValueError(f"{name} must be writeable, got a read-only array; pass a copy")
+        if overlaps_itself(pool):
+            raise ValueError(
+                f"{name} must not repeat elements, got strides {pool.strides} for shape {pool.shape}"
+            )
+    if overlap(k, v):
+        raise ValueError(f"{names[1]} must not overlap {names[0]}: both are written")
+
+
+def _check_new(kv: AnyKV, k_new: Any, v_new: Any, has_slots: bool, found: tuple[int, int, int]) -> AppendCall:
+    batch, pages, page_size = found
+    k, v, _ = pools_of(kv)
+    heads, capacity = sizes_of(kv)
+    head_dim, value_dim = k.shape[3], v.shape[3]
+    for name, array, width in (("k_new", k_new, head_dim), ("v_new", v_new, value_dim)):
+        if array.dtype != k.dtype or v.dtype != k.dtype:
+            raise TypeError(
+                f"{name} must have the dtype of the caches ({k.dtype}), got {array.dtype}; cast it"
+            )
+        shape = tuple(array.shape)
+        tokens = 0 if len(shape) != (3 if has_slots else 4) else shape[0 if has_slots else 2]
+        wanted = (tokens, heads, width) if has_slots else (batch, heads, tokens, width)
+        if tokens == 0 or shape != wanted or shape[:-1] != tuple(k_new.shape[:-1]):
+            given = "with slots, " if has_slots else f"without slots, {batch} sequences and "
+            raise ValueError(
+                f"{name} must have the axes {_AXES[has_slots]} {given}{heads} heads of {width}, none empty, as many "
+                f"tokens in k_new as in v_new, got shape {shape}"
+            )
+        for pool in (k, v):
+            if overlap(array, pool):
+                raise ValueError(f"{name} must not overlap the caches: it is read while they are written")
+        if is_on_gpu(array):
+            _check_layout(name, array)
+    return AppendCall(
+        1 if has_slots else batch, heads, tokens, head_dim, value_dim, pages, page_size, capacity
+    )
+
+
+def _check_layout(name: str, array: Any) -> None:
+    steps = [
+        stride for stride, length in zip(array.strides[:-1], array.shape[:-1], strict=True) if length > 1
+    ]
+    contiguous = array.strides[-1] == array.dtype.itemsize or array.shape[-1] == 1
+    if (
+        not contiguous
+        or array.data.ptr % check.ALIGN_BYTES
+        or any(step % check.ALIGN_BYTES for step in steps)
+    ):
+        raise ValueError(
+            f"{name} must have a contiguous last axis, and rows that begin on multiples of {check.ALIGN_BYTES} bytes, "
+            f"got strides {array.strides} at {array.data.ptr:#x}; copy it"
+        )
+
+
+def _check_slots(slots: Any, call: AppendCall) -> None:
+    if slots.dtype not in SLOT_DTYPES:
+        raise TypeError(f"slots must be int64 or int32, got {slots.dtype}; cast it")
+    if tuple(slots.shape) != (call.tokens,):
+        raise ValueError(
+            f"slots must have one entry per token, shape ({call.tokens},), got {tuple(slots.shape)}"
+        )
+    if call.tokens > 1 and slots.strides[0] != slots.dtype.itemsize:
+        raise ValueError(f"slots must be contiguous, got a stride of {slots.strides[0]} bytes; copy it")
+    if is_on_gpu(slots):
+        return
+    bad = np.flatnonzero((slots < -1) | (slots >= call.pages * call.page_size))
+    if len(bad):
+        raise ValueError(
+            f"slots[{bad[0]}] must be from 0 to {call.pages * call.page_size - 1}, or -1 for a token that is left out, "
+            f"got {slots[bad[0]]}"
+        )
+
+
+def _check_room(kv: AnyKV, call: AppendCall) -> None:
+    """On the host: each sequence has room for its keys, the new ones among them, in pages that there are."""
+    bad = np.flatnonzero((kv.lengths < 0) | (kv.lengths > call.capacity))
+    if len(bad):
+        raise ValueError(
+            f"lengths[{bad[0]}] must be from 0 to the capacity {call.capacity}, with the new tokens counted, got "
+            f"{kv.lengths[bad[0]]}"
+        )
+    if not isinstance(kv, PagedKV):
+        return
+    for b, length in enumerate(kv.lengths.tolist()):
+        entries = np.arange(max(0, length - call.tokens) // call.page_size, -(-length // call.page_size))
+        of_new = kv.page_table[b, entries]
+        missing = np.flatnonzero((of_new < 0) | (of_new >= call.pages))
+        if len(missing):
+            raise ValueError(
+                f"page_table[{b}, {entries[missing[0]]}] must be from 0 to {call.pages - 1}, a page for the last "
+                f"tokens of the {length} of sequence {b}, got {of_new[missing[0]]}"
+            )
