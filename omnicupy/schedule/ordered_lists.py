@@ -36,7 +36,8 @@ def ordered_lists(blocks: Sequence[BlockMask], workers: Workers) -> BlockLists:
     ranks: (tiles,) int32. `section` is the number of heads that the ranks want side by side.
     workers: `side_by_side` says how many heads may be.
     """
-    lists = key_lists(blocks, workers, n_ranks=sum(map(_tiles_of, blocks)))
+    # Masks that hide all have one too, which nobody reads: the kernel is given a place.
+    lists = key_lists(blocks, workers, n_ranks=max(1, sum(map(_tiles_of, blocks))))
     parts = lists.array("parts")
     heads = workers.heads
     costs = parts[:, 3] * workers.repeats + PLAYED_ITEM

@@ -106,7 +106,7 @@ def _play(lists: BlockLists, workers: Workers, seed: int) -> int:
 
 def _masks(seed: int) -> list[Mask]:
     rng = np.random.default_rng(seed)
-    kind = seed % 4
+    kind = seed % 5
     if kind == 0:
         return [oc.causal(1500, 1700)]
     if kind == 1:
@@ -116,10 +116,12 @@ def _masks(seed: int) -> list[Mask]:
         return [
             oc.segments([[("text", 300), ("image", 500), ("noise", 700), ("text", 200)], [("image", 900)]])
         ]
-    return [oc.sliding_window(3000, 3000, left=300) | oc.sink(3000, 100, 3000)]
+    if kind == 3:
+        return [oc.sliding_window(3000, 3000, left=300) | oc.sink(3000, 100, 3000)]
+    return [oc.full(700, 900), oc.from_dense(np.zeros((700, 900), bool))][:: (-1) ** seed]
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(25))
 def test_each_sum_has_each_rank_once_and_nobody_waits_for_ever(seed: int) -> None:
     rng = np.random.default_rng(100 + seed)
     heads, sm_count = int(rng.integers(1, 9)), int(rng.choice([1, 2, 5, 16, 40]))
@@ -164,3 +166,13 @@ def test_long_parts_of_all_heads_are_side_by_side() -> None:
     lists = ordered_lists(blocks, Workers(8, 132, 0, 1, side_by_side=1))
     assert lists.section == 8
     assert set(lists.tiers) == {lists.n_parts}
+
+
+@pytest.mark.parametrize("masks", [1, 2])
+def test_masks_that_hide_all_have_parts_and_no_tiles(masks: int) -> None:
+    """Gradients of zero have to be written all the same."""
+    hidden = oc.from_dense(np.zeros((300, 200), bool))
+    lists = ordered_lists([hidden.blocks(64, 128)] * masks, Workers(132, 4, 2, side_by_side=4))
+    assert len(lists.array("parts")) == masks * 2
+    assert not lists.array("parts")[:, 3].any()
+    assert len(lists.array("ranks")) == 1
