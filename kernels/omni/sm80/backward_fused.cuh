@@ -112,7 +112,7 @@ struct FusedBackward : Backward<Cfg> {
     typename Share::Tile dq;
     dq.fill(0.f);
 #pragma unroll
-    for (int k = 0; k < Cfg::kBc; k += Cfg::kMmaAtomK) {
+    for (int k = 0; k < Cfg::kBc; k += kStepK) {
       AFragments<Share::kTilesM> a;
 #pragma unroll
       for (int m = 0; m < Share::kTilesM; ++m) {
