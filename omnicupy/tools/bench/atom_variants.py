@@ -51,6 +51,11 @@ class Variant:
     columns: tuple[int, int] = (0, 0)
 
     @property
+    def tile(self) -> str:
+        """The name of the tiles, whatever the instruction."""
+        return self.name.removesuffix(_suffix(self.atom))
+
+    @property
     def deterministic(self) -> bool:
         """False where sums may have any order."""
         return "fused" not in self.parts
@@ -108,7 +113,7 @@ def _forward(arch: str, dtype: str, head_dim: int) -> Iterator[Variant]:
 def _backward(arch: str, dtype: str, head_dim: int) -> Iterator[Variant]:
     portable = _row("sm80", arch, dtype, head_dim)
     for parts in (("dkdv", "dq"), ("fused",)):
-        word = "sm80-" + "-".join(variants.tile_word(getattr(portable, part)) for part in parts)
+        word = "sm80 " + ", ".join(f"{part} {variants.tile_word(getattr(portable, part))}" for part in parts)
         spec = replace(portable, fused=portable.fused if parts == ("fused",) else None)
         for atom in (SHIPPED, SHORT_K):
             yield Variant("k", word, word + _suffix(atom), backward_with_atom(spec, atom), atom, parts)
@@ -121,7 +126,7 @@ def _backward(arch: str, dtype: str, head_dim: int) -> Iterator[Variant]:
     def fused(keys: int) -> tuple[str, Callable[[Atom], BackwardSpec]]:
         shape = TileShape(64, keys, stages, 4 + keys // 16)
         spec = replace(table, fused=shape)
-        return f"sm90-{variants.tile_word(shape)}", lambda atom: backward_with_atom(spec, atom)
+        return f"sm90 fused {variants.tile_word(shape)}", lambda atom: backward_with_atom(spec, atom)
 
     of: dict[str, Any] = {"parts": ("fused",), "columns": (64, head_dim)}
     word, make = fused(table.fused.bc)

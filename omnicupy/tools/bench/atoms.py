@@ -175,6 +175,7 @@ def _described(variant: Variant, built: Built) -> dict[str, Any]:
     return {
         "study": variant.study,
         "base": f"{OURS}:{variant.base}",
+        "tile": variant.tile,
         "atom": list(variant.shape),
         "registers": {part: one.registers for part, one in kernels.items()},
         "flaws": {part: one.problem.splitlines()[0] for part, one in kernels.items() if one.problem},

@@ -55,8 +55,8 @@ HANG_S = 240.0  # without a word from a study of tiles, after which the process 
 
 @dataclass(frozen=True)
 class Options:
-    """What to run. workloads, by name or as they are, and systems: instead of the suites' own.  seeds: of masks.  limit:
-    seconds that a rival may compile.  timed: a key of PASSES.  out: of the record.  accuracy_dtypes: of that suite.
+    """What to run. workloads, by name or as they are, and systems: instead of the suites' own.  seeds: of masks.
+    limit: seconds to compile, of a rival.  timed: a key of PASSES.  out: the record.  accuracy_dtypes: of that suite.
     """
 
     suites: tuple[str, ...] = ()
