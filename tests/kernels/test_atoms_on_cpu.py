@@ -15,10 +15,11 @@ from kernel_calls import Problem as BackwardProblem
 
 from omnicupy.call.problem import Problem
 from omnicupy.choose import variants
+from omnicupy.jit.atom import Atom
 from omnicupy.jit.backward_kernel import BackwardKernel
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.spec import AttnSpec
-from omnicupy.tools.bench.atom_specs import Atom, backward_with_atom, with_atom
+from omnicupy.tools.bench.atom_specs import backward_with_atom, with_atom
 
 pytestmark = pytest.mark.skipif(
     cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"

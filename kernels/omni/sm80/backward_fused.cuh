@@ -15,6 +15,7 @@ namespace omni {
 template <class Cfg>
 struct DqShare {
   static constexpr bool kBf16 = Cfg::kBf16;
+  static constexpr int kMmaAtomK = Cfg::kMmaAtomK;
   static constexpr int kPieces = Cfg::kHeadDim / 16;  // of 16 columns
   static constexpr int kWarpsM = kPieces % (Cfg::kWarps / 2) == 0 ? 2 : 4;
   static constexpr int kWarpsN = Cfg::kWarps / kWarpsM;

@@ -24,8 +24,9 @@ constexpr int gradient_columns(int width, int widest, bool owns_keys) {
 }
 
 template <
-    int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, int Part, bool Bf16, int SmemBytes, bool Softcap>
-struct BackwardConfig {
+    int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, int Part, bool Bf16, int SmemBytes, bool Softcap,
+    int MmaAtomK>
+struct BackwardConfig : MmaAtom<MmaAtomK> {
   static constexpr int kHeadDim = HeadDim;    // columns of Q and K
   static constexpr int kValueDim = ValueDim;  // columns of V and dO
   static constexpr int kWidest = HeadDim > ValueDim ? HeadDim : ValueDim;

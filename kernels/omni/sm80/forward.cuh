@@ -11,8 +11,9 @@ namespace omni {
 
 template <
     int HeadDim, int ValueDim, int OutColumns, int Br, int Bc, int Stages, int Warps, bool ShareKv, bool Swizzle,
-    bool Bf16, bool Softcap, int Page = 0>
-struct Sm80Config {
+    bool Bf16, bool Softcap, int Page, int MmaAtomK>
+struct Sm80Config : MmaAtom<MmaAtomK> {
+  using MmaAtom<MmaAtomK>::kMmaAtomM;
   static constexpr int kHeadDim = HeadDim;        // columns of Q and K, tensors' head_dim rounded up to 16
   static constexpr int kValueDim = ValueDim;      // columns of V and O
   static constexpr int kOutColumns = OutColumns;  // those that one thread block owns

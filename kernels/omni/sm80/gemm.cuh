@@ -19,14 +19,14 @@ struct AFragments {
 };
 
 // d += a b over one step.
-template <bool kBf16>
+template <class Cfg>
 __device__ __forceinline__ void multiply_step(float* d, u32 const (&a)[4], u32 b0, u32 b1) {
-  if constexpr (kMmaAtomK == kStepK) {
-    mma_m16n8k16<kBf16>(d, a, b0, b1);
+  if constexpr (Cfg::kMmaAtomK == kStepK) {
+    mma_m16n8k16<Cfg::kBf16>(d, a, b0, b1);
   } else {
     // The operands of k16 are those of its left and its right half, one behind the other.
-    mma_m16n8k8<kBf16>(d, a[0], a[1], b0);
-    mma_m16n8k8<kBf16>(d, a[2], a[3], b1);
+    mma_m16n8k8<Cfg::kBf16>(d, a[0], a[1], b0);
+    mma_m16n8k8<Cfg::kBf16>(d, a[2], a[3], b1);
   }
 }
 
@@ -47,8 +47,8 @@ __device__ __forceinline__ void add_scores(Scores& scores, u32 s_q, u32 s_k) {
       ldmatrix_x4(b, Shared::at_column(s_k, d) + n * Shared::kPitchBytes);
 #pragma unroll
       for (int m = 0; m < Cfg::kTilesM; ++m) {
-        multiply_step<Cfg::kBf16>(&scores.x[m][n / 2], a.r[m], b[0], b[2]);
-        multiply_step<Cfg::kBf16>(&scores.x[m][n / 2 + 4], a.r[m], b[1], b[3]);
+        multiply_step<Cfg>(&scores.x[m][n / 2], a.r[m], b[0], b[2]);
+        multiply_step<Cfg>(&scores.x[m][n / 2 + 4], a.r[m], b[1], b[3]);
       }
     }
   }
@@ -59,8 +59,8 @@ template <class Cfg, class Out>
 __device__ __forceinline__ void add_product(Out& out, int n, AFragments<Cfg::kTilesM> const& a, u32 const (&b)[4]) {
 #pragma unroll
   for (int m = 0; m < Cfg::kTilesM; ++m) {
-    multiply_step<Cfg::kBf16>(&out.x[m][n / 2], a.r[m], b[0], b[1]);
-    multiply_step<Cfg::kBf16>(&out.x[m][n / 2 + 4], a.r[m], b[2], b[3]);
+    multiply_step<Cfg>(&out.x[m][n / 2], a.r[m], b[0], b[1]);
+    multiply_step<Cfg>(&out.x[m][n / 2 + 4], a.r[m], b[2], b[3]);
   }
 }
 

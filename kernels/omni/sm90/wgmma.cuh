@@ -35,14 +35,6 @@ __device__ __forceinline__ void pin_registers(u32 (&x)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(x[i])::"memory");
 }
 
-// Columns of one instruction of a product: all that D has, but not more than kMost.
-template <class D, int kMost>
-constexpr int atom_columns() {
-  constexpr int kN = D::kCols < kMost ? D::kCols : kMost;
-  static_assert(D::kCols % kN == 0, "instructions of one width");
-  return kN;
-}
-
 // The accumulators of kN columns from `column` on.
 template <int kN>
 using Accumulators = float[kN / 2];
@@ -59,10 +51,10 @@ __device__ __forceinline__ constexpr int column_bytes(int column) {
 }
 
 // d = a b^T over kInner columns, started, between the caller's fence and commit. a, b: descriptors' low words of
-// operands in panels of 64 columns, `kAPanelBytes` and `kBPanelBytes` apart.
-template <int kInner, int kAPanelBytes, int kBPanelBytes, bool kBf16, class D>
+// operands in panels of 64 columns, `kAPanelBytes` and `kBPanelBytes` apart. kMostN: columns of an instruction at most.
+template <int kInner, int kAPanelBytes, int kBPanelBytes, bool kBf16, int kMostN, class D>
 __device__ __forceinline__ void start_ss_kk(D& d, u32 a, u32 b) {
-  constexpr int kN = atom_columns<D, kScoresAtomN>();
+  constexpr int kN = atom_columns<D::kCols, kMostN>();
 #pragma unroll
   for (int step = 0; step < kInner / 16; ++step) {
     // 32 bytes a step inside the swizzled panel.
@@ -77,9 +69,9 @@ __device__ __forceinline__ void start_ss_kk(D& d, u32 a, u32 b) {
 }
 
 // d = a b over kInner rows of b, started, between the caller's fence and commit. a: as above; b: as below.
-template <int kInner, int kAPanelBytes, bool kBf16, class D>
+template <int kInner, int kAPanelBytes, bool kBf16, int kMostN, class D>
 __device__ __forceinline__ void start_ss_kn(D& d, u32 a, u32 b) {
-  constexpr int kN = atom_columns<D, kSumsAtomN>();
+  constexpr int kN = atom_columns<D::kCols, kMostN>();
 #pragma unroll
   for (int step = 0; step < kInner / 16; ++step) {
     u64 const a_step = descriptor(a, step % 4 * 32 + step / 4 * kAPanelBytes);
@@ -94,9 +86,9 @@ __device__ __forceinline__ void start_ss_kn(D& d, u32 a, u32 b) {
 // d += a b over kInner rows of b, started, between the caller's fence and commit. a: pairs of 16-bit values in the
 // order of A fragments, which is that of a register tile's columns; b: the descriptor's low word of the operand,
 // whose rows follow each other in its panels.
-template <int kInner, bool kBf16, class D>
+template <int kInner, bool kBf16, int kMostN, class D>
 __device__ __forceinline__ void start_rs_n(D& d, u32 const (&a)[kInner / 4], u32 b) {
-  constexpr int kN = atom_columns<D, kSumsAtomN>();
+  constexpr int kN = atom_columns<D::kCols, kMostN>();
 #pragma unroll
   for (int step = 0; step < kInner / 16; ++step) {
 #pragma unroll

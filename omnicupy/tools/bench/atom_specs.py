@@ -1,40 +1,18 @@
 """Specs of kernels whose tensor-core instructions have other shapes than the shipped ones: the study's alone.
 
-They are values of their own: their macros (kernels/omni/mma_atom.cuh) are part of a cubin's key, and no table, saved
+They are values of their own: their macros are part of a cubin's key, and no table, saved
 choice or word of configs names them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any
 
+from omnicupy.jit.atom import SHIPPED, Atom
 from omnicupy.jit.backward_kernel import WITHOUT_TILES, BackwardKernel
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.spec import AttnSpec
-
-WIDEST = 256  # columns of a wgmma instruction
-
-
-class Atom(NamedTuple):
-    """The shape of an instruction. k: of mma.sync, 16 or 8.  scores, sums: columns that wgmma has at most, in products
-    whose results are scores or gradients of weights, and in those that add up O or gradients.
-    """
-
-    k: int = 16
-    scores: int = WIDEST
-    sums: int = WIDEST
-
-    def defines(self) -> dict[str, int]:
-        """The macros of kernels/omni/mma_atom.cuh."""
-        return {
-            "OMNI_MMA_ATOM_K": self.k,
-            "OMNI_SCORES_ATOM_N": self.scores,
-            "OMNI_SUMS_ATOM_N": self.sums,
-        }
-
-
-SHIPPED = Atom()
 
 
 @dataclass(frozen=True, kw_only=True)

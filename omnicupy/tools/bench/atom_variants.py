@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from omnicupy.choose import backward_table, variants
+from omnicupy.jit.atom import SHIPPED, Atom
 from omnicupy.jit.backward_kernel import TileShape
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.spec import AttnSpec, KernelSpec
-from omnicupy.tools.bench.atom_specs import SHIPPED, Atom, backward_with_atom, with_atom
+from omnicupy.tools.bench.atom_specs import backward_with_atom, with_atom
 
 HEAD_DIMS = (64, 128)
 SHORT_K = Atom(k=8)
