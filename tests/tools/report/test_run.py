@@ -112,20 +112,6 @@ def _errors(system: str, error: float) -> dict[str, Any]:
     return {**known, "dtype": "float16", "system": system, "rms": rms}
 
 
-def _shape(study: str, name: str) -> dict[str, Any]:
-    """A row of the suite atoms."""
-    system, registers = "omnicupy:sm90-128x128-s2-w12", {"forward": 168}
-    known = {"suite": "atoms", "workload": "full-d128-s4096", "system": system, "pass": name, "study": study}
-    known |= {"shape": [4, 16, 16, 4096, 4096, 128], "base": system, "tile": "sm90-128x128-s2-w12"}
-    return known | {
-        "atom": [64, 128, 128, 16],
-        "registers": registers,
-        "flaws": {},
-        "ms": 2.0,
-        "tflops": 550.0,
-    }
-
-
 @pytest.fixture(scope="module")
 def library() -> Library:
     """Made-up records of every suite on a device whose ceilings are known, and an older one of dense."""
@@ -144,7 +130,7 @@ def library() -> Library:
         for name in OTHER_SUITES
         if name != "atoms"
     ]
-    rows += [_shape(study, name) for study in "knm" for name in ("forward", "backward")]
+    rows += made_records.shapes_of_instructions()
     rows += [
         _errors(system, error) for system, error in (("omnicupy", 1.2e-3), ("flex", 1e-3), ("fa4", 2e-3))
     ]
