@@ -173,3 +173,17 @@ def _figures(kind: str, ms: float, sizes: tuple[int, ...], ours: bool, draw: Any
     if ours:
         return {"mask_ms": 0.3, "cut_ms": 0.2, "new_mask_call_ms": ms + 0.5, "same_mask_call_ms": ms}
     return {"build_ms": 20.0 + ms, "first_call_s": 2.0}
+
+
+def shapes_of_instructions() -> list[dict[str, Any]]:
+    """Rows of the suite atoms: one of each study and pass."""
+    tile, sizes = "sm90-128x128-s2-w12", [4, 16, 16, 4096, 4096, 128]
+    known = {"suite": "atoms", "workload": "full-d128-s4096", "shape": sizes, "ms": 2.0, "tflops": 550.0}
+    known |= {
+        "system": f"omnicupy:{tile}",
+        "base": f"omnicupy:{tile}",
+        "tile": tile,
+        "atom": [64, 128, 128, 16],
+    }
+    known |= {"registers": {"forward": 168}, "flaws": {}}
+    return [known | {"study": study, "pass": name} for study in "knm" for name in ("forward", "backward")]

@@ -24,9 +24,9 @@ constexpr int gradient_columns(int width, int widest, bool owns_keys) {
 }
 
 template <
-    int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, int Part, bool Bf16, int SmemBytes, bool Softcap>
-struct BackwardConfig {
-  static constexpr int kMmaAtomK = 16;        // of mma.sync.m16n8k16
+    int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, int Part, bool Bf16, int SmemBytes, bool Softcap,
+    int MmaAtomK>
+struct BackwardConfig : MmaAtom<MmaAtomK> {
   static constexpr int kHeadDim = HeadDim;    // columns of Q and K
   static constexpr int kValueDim = ValueDim;  // columns of V and dO
   static constexpr int kWidest = HeadDim > ValueDim ? HeadDim : ValueDim;
@@ -84,7 +84,7 @@ template <class Cfg, int kCols, class Scores>
 __device__ __forceinline__ void add_dots(Scores& scores, u32 s_owned, u32 s_walked) {
   using Shared = SmemTile<kCols, Cfg::kSwizzle>;
 #pragma unroll
-  for (int d = 0; d < kCols; d += Cfg::kMmaAtomK) {
+  for (int d = 0; d < kCols; d += kStepK) {
     AFragments<Cfg::kTilesM> a;
 #pragma unroll
     for (int m = 0; m < Cfg::kTilesM; ++m) {
@@ -179,7 +179,7 @@ __device__ __forceinline__ void add_products(Out& out, Factors const& factors, u
   using Shared = SmemTile<kCols, Cfg::kSwizzle>;
   constexpr bool kWhole = kCols % Out::kCols == 0 && Out::kCols * Cfg::kColumnBlocks <= kCols;
 #pragma unroll
-  for (int k = 0; k < Factors::kCols; k += Cfg::kMmaAtomK) {
+  for (int k = 0; k < Factors::kCols; k += kStepK) {
     AFragments<Cfg::kTilesM> a;
 #pragma unroll
     for (int m = 0; m < Cfg::kTilesM; ++m) {

@@ -11,13 +11,9 @@ namespace omni {
 
 template <
     int HeadDim, int ValueDim, int OutColumns, int Br, int Bc, int Stages, int Warps, bool ShareKv, bool Swizzle,
-    bool Bf16, bool Softcap, int Page = 0>
-struct Sm80Config {
-  // The tensor-core instruction that everything is cut to: mma.sync.m16n8k16.
-  static constexpr int kMmaAtomM = 16;
-  static constexpr int kMmaAtomN = 8;
-  static constexpr int kMmaAtomK = 16;
-
+    bool Bf16, bool Softcap, int Page, int MmaAtomK>
+struct Sm80Config : MmaAtom<MmaAtomK> {
+  using MmaAtom<MmaAtomK>::kMmaAtomM;
   static constexpr int kHeadDim = HeadDim;        // columns of Q and K, tensors' head_dim rounded up to 16
   static constexpr int kValueDim = ValueDim;      // columns of V and O
   static constexpr int kOutColumns = OutColumns;  // those that one thread block owns
@@ -37,7 +33,7 @@ struct Sm80Config {
   static constexpr bool kTiledHeadDim = HeadDim > 256;
   static constexpr bool kSplitWeights = ValueDim <= kSplitWeightsDim;
 
-  static_assert(HeadDim % kMmaAtomK == 0 && ValueDim % kMmaAtomK == 0, "widths are padded to 16");
+  static_assert(HeadDim % kStepK == 0 && ValueDim % kStepK == 0, "widths are padded to 16");
   static_assert(HeadDim == ValueDim || (HeadDim <= 256 && ValueDim <= 256), "D-tiling: values as wide as keys");
   static_assert(kTiledHeadDim || OutColumns == ValueDim, "all columns in one piece");
   static_assert(Br == kWarps * kTilesM * kMmaAtomM && (kTilesM == 1 || kTilesM == 2), "16 or 32 rows a warp");

@@ -16,6 +16,7 @@ from omnicupy.tools import environment
 from omnicupy.tools.bench import (
     accuracy,
     accuracy_cases,
+    atoms,
     gathered_flex,
     host,
     mask_build,
@@ -34,11 +35,11 @@ from omnicupy.tools.bench.suites import GPU_SUITES, OTHER_SUITES, Part, Suite
 from omnicupy.tools.watchdog import Watchdog
 from omnicupy.tools.workloads.workload import Workload, by_name
 
-Say = Callable[[str], None]
 Kind = Callable[[Session, Workload, Sequence[str]], None]
 
 ACCURACY = "accuracy"
-GPU_HOST = {"host": host.warm_calls, "cold": host.first_calls, gathered_flex.SUITE: gathered_flex.flex}
+GPU_HOST = {"host": host.warm_calls, "cold": host.first_calls, atoms.SUITE: atoms.atoms}
+GPU_HOST |= {gathered_flex.SUITE: gathered_flex.flex}
 CPU_HOST = {
     "build": host.mask_building,
     "presets": preset_build.building,
@@ -54,9 +55,8 @@ HANG_S = 240.0  # without a word from a study of tiles, after which the process 
 
 @dataclass(frozen=True)
 class Options:
-    """What to run. workloads, by name or as they are, and systems: instead of the suites' own.  seeds: of random
-    masks.  limit: seconds that a rival may take to compile.  timed: a key of PASSES.  out: file of the record.
-    accuracy_dtypes: of the suite accuracy.
+    """What to run. workloads, by name or as they are, and systems: instead of the suites' own.  seeds: of masks.
+    limit: seconds to compile, of a rival.  timed: a key of PASSES.  out: the record.  accuracy_dtypes: of that suite.
     """
 
     suites: tuple[str, ...] = ()
@@ -105,7 +105,7 @@ def measures(suites: Sequence[str]) -> bool:
 
 
 @pick.serve_every_kernel()
-def run(options: Options, say: Say) -> dict[str, Any]:
+def run(options: Options, say: host.Say) -> dict[str, Any]:
     """Run the suites; returns the record. A suite that needs a GPU raises ValueError where there is none. A system that
     fails is a row with its reason; the others go on.
     """

@@ -214,6 +214,7 @@ GPU_SUITES = {
 OTHER_SUITES = {
     "host": "host time of warm calls",
     "cold": "first calls in fresh processes",
+    "atoms": "shapes of tensor-core instructions: K of mma.sync, N and M of wgmma",
     "accuracy": "errors of results and gradients against float64",
     "presets": "presets at 36,864 tokens",
     "scaling": "masks of a million tokens",

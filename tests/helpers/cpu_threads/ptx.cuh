@@ -95,4 +95,35 @@ void mma_m16n8k16(float* d, u32 const (&a)[4], u32 b0, u32 b1) {
   memcpy(d, cpu::warp().out[cpu::lane()], 16);
 }
 
+template <bool kBf16>
+void multiply_half(cpu::Warp& warp) {
+  float a[16][8], b[8][8];
+  for (int lane = 0; lane < 32; ++lane) {
+    u32 const* const in = warp.in[lane];
+    for (int e = 0; e < 2; ++e) {
+      int const group = lane / 4, of = 2 * (lane % 4) + e;
+      for (int i = 0; i < 2; ++i) a[group + 8 * i][of] = half_of<kBf16>(in[i], e);
+      b[of][group] = half_of<kBf16>(in[2], e);
+    }
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int i = 0; i < 4; ++i) {
+      float sum = __int_as_float(warp.in[lane][3 + i]);
+      for (int k = 0; k < 8; ++k) sum += a[lane / 4 + 8 * (i / 2)][k] * b[k][2 * (lane % 4) + i % 2];
+      memcpy(&warp.out[lane][i], &sum, 4);
+    }
+  }
+}
+
+template <bool kBf16>
+void mma_m16n8k8(float* d, u32 a0, u32 a1, u32 b) {
+  u32* const in = cpu::warp().in[cpu::lane()];
+  in[0] = a0;
+  in[1] = a1;
+  in[2] = b;
+  memcpy(in + 3, d, 16);
+  cpu::collective(multiply_half<kBf16>);
+  memcpy(d, cpu::warp().out[cpu::lane()], 16);
+}
+
 }  // namespace omni

@@ -135,7 +135,8 @@ struct FusedLoop {
     for (int half = 0; half < kHalves; ++half) {
       pin_registers(dq[half].x[0]);
       wgmma_fence();
-      start_ss_kn<Cfg::kBc, Cfg::kQPanelBytes, Cfg::kBf16>(dq[half], ds, k + (half * Cfg::kKvPanelBytes >> 4));
+      start_ss_kn<Cfg::kBc, Cfg::kQPanelBytes, Cfg::kBf16, Cfg::kSumsAtomN>(
+          dq[half], ds, k + (half * Cfg::kKvPanelBytes >> 4));
       wgmma_commit();
     }
     if constexpr (Smem::kStaged) {

@@ -41,7 +41,8 @@ struct KeyConsumer {
   __device__ __forceinline__ void start_scores(Scores& scores, int group) const {
     u32 const k = descriptor_low(smem_address(smem.k) + group * 64 * kPanelRowBytes, 16);
     wgmma_fence();
-    start_ss_kk<Cfg::kHeadDim, Cfg::kKvPanelBytes, Cfg::kQPanelBytes, Cfg::kBf16>(scores, k, q_low());
+    start_ss_kk<Cfg::kHeadDim, Cfg::kKvPanelBytes, Cfg::kQPanelBytes, Cfg::kBf16, Cfg::kScoresAtomN>(
+        scores, k, q_low());
     wgmma_commit();
   }
 
@@ -49,7 +50,8 @@ struct KeyConsumer {
   __device__ __forceinline__ void start_weight_gradients(Scores& gradients, int group) const {
     u32 const v = descriptor_low(smem_address(smem.v) + group * 64 * kPanelRowBytes, 16);
     wgmma_fence();
-    start_ss_kk<Cfg::kValueDim, Cfg::kKvPanelBytes, Cfg::kQPanelBytes, Cfg::kBf16>(gradients, v, dout_low());
+    start_ss_kk<Cfg::kValueDim, Cfg::kKvPanelBytes, Cfg::kQPanelBytes, Cfg::kBf16, Cfg::kScoresAtomN>(
+        gradients, v, dout_low());
     wgmma_commit();
   }
 
@@ -59,7 +61,7 @@ struct KeyConsumer {
   __device__ __forceinline__ void start_sum(Out& out, Pairs const& pairs, unsigned char const* s_rows) const {
     u32 const rows = descriptor_low(smem_address(s_rows), Cfg::kQPanelBytes);
     wgmma_fence();
-    start_rs_n<Cfg::kBr, Cfg::kBf16>(out, pairs, rows);
+    start_rs_n<Cfg::kBr, Cfg::kBf16, Cfg::kSumsAtomN>(out, pairs, rows);
     wgmma_commit();
   }
 

@@ -2,6 +2,7 @@
 // consumer warpgroups of 64 query rows.
 #pragma once
 
+#include "omni/mma_atom.cuh"
 #include "omni/numbers.cuh"
 #include "omni/sm90/tma.cuh"
 
@@ -20,8 +21,8 @@ struct ForwardParamsSm90 {
 
 template <
     int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, int QSlots, bool PingPong, bool Pack, bool Bf16,
-    bool Softcap, bool Cached = false, int Page = 0>
-struct Sm90Config {
+    bool Softcap, bool Cached, int Page, class Atom>
+struct Sm90Config : Atom {
   static constexpr int kHeadDim = HeadDim;    // columns of Q and K
   static constexpr int kValueDim = ValueDim;  // columns of V and O
   static constexpr int kBr = Br;

@@ -141,7 +141,8 @@ struct Consumer {
   // S = Q K^T, started. k: descriptor_low of the K tile, worked out ahead of the wait for it.
   __device__ __forceinline__ void start_scores(Scores& scores, u32 k) {
     wgmma_fence();
-    start_ss_kk<Cfg::kHeadDim, Cfg::kQPanelBytes, Cfg::kKvPanelBytes, Cfg::kBf16>(scores, q_descriptor_low, k);
+    start_ss_kk<Cfg::kHeadDim, Cfg::kQPanelBytes, Cfg::kKvPanelBytes, Cfg::kBf16, Cfg::kScoresAtomN>(
+        scores, q_descriptor_low, k);
     wgmma_commit();
   }
 
@@ -150,8 +151,10 @@ struct Consumer {
     u32 const v = v_descriptor_low();
     wait_for_values();
     wgmma_fence();
-    if constexpr (Cfg::kSplitWeights) start_rs_n<Cfg::kBc, Cfg::kBf16>(state.out, state.weights.rests, v);
-    start_rs_n<Cfg::kBc, Cfg::kBf16>(state.out, state.weights.pairs, v);
+    if constexpr (Cfg::kSplitWeights) {
+      start_rs_n<Cfg::kBc, Cfg::kBf16, Cfg::kSumsAtomN>(state.out, state.weights.rests, v);
+    }
+    start_rs_n<Cfg::kBc, Cfg::kBf16, Cfg::kSumsAtomN>(state.out, state.weights.pairs, v);
     wgmma_commit();
   }
 
