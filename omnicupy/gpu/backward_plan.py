@@ -11,7 +11,7 @@ import cupy
 
 from omnicupy.gpu import stream_memory
 from omnicupy.gpu.device_blocks import DeviceBlocks
-from omnicupy.gpu.plan import MAX_MAPS, Layout
+from omnicupy.gpu.plan import MAX_BOUND, MAX_MAPS, Bound, Layout
 from omnicupy.gpu.stream_memory import StreamMemory
 from omnicupy.gpu.tensor_maps import tensor_map
 from omnicupy.gpu.workspace import Need
@@ -29,7 +29,6 @@ _READ_SINKS = ("prepare", "sinks")  # kernels that know of sinks
 _COUNTERS = 4  # integers of the kernel of dQ, zero before and after a launch; then come arrivals
 OWN_BYTES = 1 << 20  # work memory up to this stays with the stream: allocating it would cost more
 _NO_COPIES: tuple[int, ...] = (0, 0, 0, 0)
-_joined = bytearray().join
 
 
 class Addresses(NamedTuple):
@@ -90,46 +89,45 @@ class Launch:
         kernel = self.kernel
         self.reads_copies = kernel.part != "prepare"  # which makes them
         self.own_counters = kernel.part == "dq"  # it may run beside the kernel before it
-        self._block, self._smem = (kernel.threads, 1, 1), kernel.smem_bytes
         fields = PARAMS[kernel.params].fields
         assert fields is not None
         at = {name: fields[name][1] for name in fields}
         self._sums_alone = "counter" not in at and "dq_sums" in at
         self._sinks_at = (at["sink_logits"], at["sink_sums"]) if kernel.part in _READ_SINKS else None
-        # What the template holds behind the inputs, behind the gradients and behind the work memory.
-        first, second = at["q"] + _INPUTS.size, at["dout"] + _GRADIENTS.size
-        third = at.get("counter", at.get("dq_sums", len(self.template)))
-        rest = third + (_ADDRESS.size if self._sums_alone else _WORK.size if self.layouts else 0)
         assert at["q"] == (_MAPS_BYTES if self.layouts else 0)
-        self._pieces = self.template[first : at["dout"]], self.template[second:third], self.template[rest:]
+        self._inputs = slice(at["q"], at["q"] + _INPUTS.size)
+        self._gradients = slice(at["dout"], at["dout"] + _GRADIENTS.size)
+        self._work_at = at.get("counter", at.get("dq_sums", 0))
 
-    def run(
+    def bind(self, stream: Any) -> Bound:
+        """A struct for launches on `stream`, and what launches with it."""
+        argument, kernel = bytearray(self.template), self.kernel
+        block = kernel.threads, 1, 1
+        return argument, self.function.bind(self.grid, block, argument, kernel.smem_bytes, stream)
+
+    def fill(
         self,
-        at: Sequence[int],
+        argument: bytearray,
+        at: tuple[int, ...],
         packed: tuple[bytes, bytes],
         work: tuple[int, int, int, int, int],
-        stream: Any,
         sinks: tuple[int, int, int],
     ) -> None:
-        """Give the launch to `stream`. at: addresses of q, dout, k and v.  packed: those of inputs and gradients.
+        """Write all addresses into its struct. at: of q, dout, k and v.  packed: those of inputs and of gradients.
 
         work: addresses of work counters, sums of dQ, partials, arrivals, and how many were added to each sum.
         sinks: of sink_logits, of what the kernel that prepares leaves of their gradients, and of these; 0 for none.
         """
-        maps = places = b""
+        argument[self._inputs], argument[self._gradients] = packed
         if self.layouts:
-            maps = self._maps.get(at) or self._new_maps(at)  # type: ignore[arg-type, call-overload]
-            places = _WORK.pack(*work)
+            argument[:_MAPS_BYTES] = self._maps.get(at) or self._new_maps(at)
+            _WORK.pack_into(argument, self._work_at, *work)
         elif self._sums_alone:
-            places = _ADDRESS.pack(work[1])
-        inputs, gradients = packed
-        behind_inputs, behind_gradients, rest = self._pieces
-        argument = _joined((maps, inputs, behind_inputs, gradients, behind_gradients, places, rest))
-        if sinks[0] and self._sinks_at:
+            _ADDRESS.pack_into(argument, self._work_at, work[1])
+        if self._sinks_at:
             of_logits, of_sums = self._sinks_at
             _ADDRESS.pack_into(argument, of_logits, sinks[0])
             _SINKS.pack_into(argument, of_sums, sinks[1], sinks[2])
-        self.function(self.grid, self._block, (argument,), self._smem, stream)
 
     def _new_maps(self, addresses: tuple[int, ...]) -> bytes:
         kernel = self.kernel
@@ -156,6 +154,8 @@ class BackwardPlan:
         self.device = device
         self.scratch_bytes = space.size if space.size > OWN_BYTES else 0
         self._launches = tuple(launches)
+        # By StreamMemory.user, which no other stream ever has: each launch, its struct and what launches with it.
+        self._bound: dict[int | None, tuple[tuple[Launch, *Bound], ...]] = {}
         self._blocks = tuple({id(one.blocks): one.blocks for one in launches}.values())
         self._space = space
         self._copies = space.q, space.dout, space.k, space.v
@@ -177,7 +177,9 @@ class BackwardPlan:
         while True:
             memory = stream_memory.memory_of(self.device, stream)
             self._order(memory)
-            with memory.lock:
+            with (
+                memory.lock
+            ):  # and so the stream's structs are this call's alone until the driver has read them
                 if memory.closed:
                     continue
                 self._run(work, memory, stream, scratch)
@@ -210,9 +212,19 @@ class BackwardPlan:
         sinks = sink_logits, 0 if space.sinks < 0 else base + space.sinks, dsinks
         arrivals = own.arrivals
         rest = sums, base + space.partials, arrivals + 4 * _COUNTERS, base + space.turns
-        for one in self._launches:
+        for one, argument, start in self._bound.get(memory.user) or self._bind(memory, stream):
             places = (arrivals if one.own_counters else memory.counters, *rest)
             if one.reads_copies:
-                one.run(at, packed, places, stream, sinks)
+                one.fill(argument, at, packed, places, sinks)
             else:
-                one.run(given, given_packed, places, stream, sinks)
+                one.fill(argument, given, given_packed, places, sinks)
+            start()
+
+    def _bind(self, memory: StreamMemory, stream: Any) -> tuple[tuple[Launch, *Bound], ...]:
+        """Structs for launches on `stream`, kept but for a capture: that has no number, and few launches."""
+        made = tuple((one, *one.bind(stream)) for one in self._launches)
+        if memory.user is not None:
+            if len(self._bound) >= MAX_BOUND:
+                self._bound.clear()
+            self._bound[memory.user] = made
+        return made
