@@ -93,10 +93,10 @@ class Launch:
         assert fields is not None
         at = {name: fields[name][1] for name in fields}
         self._sums_alone = "counter" not in at and "dq_sums" in at
-        self._sinks_at = (at["sink_logits"], at["sink_sums"]) if kernel.part in _READ_SINKS else None
+        self.sinks_at = (at["sink_logits"], at["sink_sums"]) if kernel.part in _READ_SINKS else None
         assert at["q"] == (_MAPS_BYTES if self.layouts else 0)
-        self._inputs = slice(at["q"], at["q"] + _INPUTS.size)
-        self._gradients = slice(at["dout"], at["dout"] + _GRADIENTS.size)
+        self.inputs = slice(at["q"], at["q"] + _INPUTS.size)  # where they lie in the struct
+        self.gradients = slice(at["dout"], at["dout"] + _GRADIENTS.size)
         self._work_at = at.get("counter", at.get("dq_sums", 0))
 
     def bind(self, stream: Any) -> Bound:
@@ -105,29 +105,18 @@ class Launch:
         block = kernel.threads, 1, 1
         return argument, self.function.bind(self.grid, block, argument, kernel.smem_bytes, stream)
 
-    def fill(
-        self,
-        argument: bytearray,
-        at: tuple[int, ...],
-        packed: tuple[bytes, bytes],
-        work: tuple[int, int, int, int, int],
-        sinks: tuple[int, int, int],
-    ) -> None:
-        """Write all addresses into its struct. at: of q, dout, k and v.  packed: those of inputs and of gradients.
-
-        work: addresses of work counters, sums of dQ, partials, arrivals, and how many were added to each sum.
-        sinks: of sink_logits, of what the kernel that prepares leaves of their gradients, and of these; 0 for none.
+    def place(self, argument: bytearray, counters: int, work: tuple[int, int, int, int]) -> None:
+        """Write into its struct where work memory lies: work counters, and sums of dQ, partials, arrivals and how many
+        were added to each sum.
         """
-        argument[self._inputs], argument[self._gradients] = packed
         if self.layouts:
-            argument[:_MAPS_BYTES] = self._maps.get(at) or self._new_maps(at)
-            _WORK.pack_into(argument, self._work_at, *work)
+            _WORK.pack_into(argument, self._work_at, counters, *work)
         elif self._sums_alone:
-            _ADDRESS.pack_into(argument, self._work_at, work[1])
-        if self._sinks_at:
-            of_logits, of_sums = self._sinks_at
-            _ADDRESS.pack_into(argument, of_logits, sinks[0])
-            _SINKS.pack_into(argument, of_sums, sinks[1], sinks[2])
+            _ADDRESS.pack_into(argument, self._work_at, work[0])
+
+    def maps(self, at: tuple[int, ...]) -> bytes:
+        """The tensor maps of q, dout, k and v at these addresses."""
+        return self._maps.get(at) or self._new_maps(at)
 
     def _new_maps(self, addresses: tuple[int, ...]) -> bytes:
         kernel = self.kernel
@@ -142,6 +131,21 @@ class Launch:
         return maps
 
 
+@dataclass(slots=True)
+class _Bound:
+    """The launches of a plan on one stream, each with its struct and with what launches it.
+
+    places: of the memory that these name: work memory, arrivals beside it, work counters.  rows: lse2 and delta there.
+    sinks: their sums there, 0 for none.  copies: those of q, dout, k and v, 0 for none.
+    """
+
+    launches: tuple[tuple[Launch, *Bound], ...]
+    places: tuple[int, int, int] = (0, 0, 0)
+    rows: tuple[int, int] = (0, 0)
+    sinks: int = 0
+    copies: tuple[int, ...] = _NO_COPIES
+
+
 class BackwardPlan:
     """The launches of one backward pass, in order. spec: whose kernels.  device: which runs them.
 
@@ -154,8 +158,7 @@ class BackwardPlan:
         self.device = device
         self.scratch_bytes = space.size if space.size > OWN_BYTES else 0
         self._launches = tuple(launches)
-        # By StreamMemory.user, which no other stream ever has: each launch, its struct and what launches with it.
-        self._bound: dict[int | None, tuple[tuple[Launch, *Bound], ...]] = {}
+        self._bound: dict[int | None, _Bound] = {}  # by StreamMemory.user, which no other stream ever has
         self._blocks = tuple({id(one.blocks): one.blocks for one in launches}.values())
         self._space = space
         self._copies = space.q, space.dout, space.k, space.v
@@ -176,55 +179,67 @@ class BackwardPlan:
         """
         while True:
             memory = stream_memory.memory_of(self.device, stream)
-            self._order(memory)
-            with (
-                memory.lock
-            ):  # and so the stream's structs are this call's alone until the driver has read them
+            for blocks in self._blocks:
+                if memory.user not in blocks.users:
+                    memory.reads(blocks)
+            with memory.lock:  # so the stream's structs are this call's alone until the driver has read them
                 if memory.closed:
                     continue
                 self._run(work, memory, stream, scratch)
-            self._order(memory)  # another thread may have made them forget the stream meanwhile
+            for blocks in self._blocks:
+                if memory.user not in blocks.users:  # another thread has made them forget the stream meanwhile
+                    memory.reads(blocks)
             return
-
-    def _order(self, memory: StreamMemory) -> None:
-        for blocks in self._blocks:
-            if memory.user not in blocks.users:
-                memory.reads(blocks)
 
     def _run(self, work: Addresses, memory: StreamMemory, stream: Any, scratch: int) -> None:
         space = self._space
-        own = memory.workspace(self._beside if scratch else self.need)
-        base = scratch or own.partials
-        sums = base + space.sums
+        kept = memory.workspace(self._beside if scratch else self.need)
+        places = scratch or kept.partials, kept.arrivals, memory.counters
+        bound = self._bound.get(memory.user) or self._bind(memory, stream)
+        if bound.places != places:
+            self._place(bound, *places)
+        base = places[0]
         if space.sums >= 0:
-            cupy.cuda.runtime.memsetAsync(sums, 0, space.partials - space.sums, stream.ptr)
+            size = space.partials - space.sums
+            cupy.cuda.runtime.memsetAsync(base + space.sums, 0, size, stream.ptr)
         q, k, v, out, lse, dout, dlse, dq, dk, dv, sink_logits, dsinks = work
-        copies = _NO_COPIES
-        if self._copies_any:
-            copies = tuple(0 if place < 0 else base + place for place in self._copies)
-        made = (dlse, base + space.lse2, base + space.delta, dq, dk, dv, *copies)
-        given: tuple[int, ...] = (q, dout, k, v)
-        at = given
-        packed = given_packed = _INPUTS.pack(q, k, v, out, lse), _GRADIENTS.pack(dout, *made)
-        if self._copies_any:  # which the kernel that prepares makes
-            q, dout, k, v = at = tuple(copy or array for copy, array in zip(copies, given, strict=True))
-            packed = _INPUTS.pack(q, k, v, out, lse), _GRADIENTS.pack(dout, *made)
-        sinks = sink_logits, 0 if space.sinks < 0 else base + space.sinks, dsinks
-        arrivals = own.arrivals
-        rest = sums, base + space.partials, arrivals + 4 * _COUNTERS, base + space.turns
-        for one, argument, start in self._bound.get(memory.user) or self._bind(memory, stream):
-            places = (arrivals if one.own_counters else memory.counters, *rest)
-            if one.reads_copies:
-                one.fill(argument, at, packed, places, sinks)
-            else:
-                one.fill(argument, given, given_packed, places, sinks)
+        made = (dlse, *bound.rows, dq, dk, dv, *bound.copies)
+        inputs, gradients = _INPUTS.pack(q, k, v, out, lse), _GRADIENTS.pack(dout, *made)
+        at: tuple[int, ...] = (q, dout, k, v)
+        copies_left = self._copies_any
+        for one, argument, start in bound.launches:
+            if copies_left and one.reads_copies:  # the kernel before has made them, for this one and the rest
+                copies_left = False
+                pairs = zip(bound.copies, at, strict=True)
+                q, dout, k, v = at = tuple(copy or array for copy, array in pairs)
+                inputs, gradients = _INPUTS.pack(q, k, v, out, lse), _GRADIENTS.pack(dout, *made)
+            argument[one.inputs] = inputs
+            argument[one.gradients] = gradients
+            if one.layouts:
+                argument[:_MAPS_BYTES] = one.maps(at)
+            if one.sinks_at:
+                of_logits, of_sums = one.sinks_at
+                _ADDRESS.pack_into(argument, of_logits, sink_logits)
+                _SINKS.pack_into(argument, of_sums, bound.sinks, dsinks)
             start()
 
-    def _bind(self, memory: StreamMemory, stream: Any) -> tuple[tuple[Launch, *Bound], ...]:
+    def _bind(self, memory: StreamMemory, stream: Any) -> _Bound:
         """Structs for launches on `stream`, kept but for a capture: that has no number, and few launches."""
-        made = tuple((one, *one.bind(stream)) for one in self._launches)
+        made = _Bound(tuple((one, *one.bind(stream)) for one in self._launches))
         if memory.user is not None:
             if len(self._bound) >= MAX_BOUND:
                 self._bound.clear()
             self._bound[memory.user] = made
         return made
+
+    def _place(self, bound: _Bound, base: int, arrivals: int, counters: int) -> None:
+        """Let structs name such memory."""
+        space = self._space
+        rest = base + space.sums, base + space.partials, arrivals + 4 * _COUNTERS, base + space.turns
+        for one, argument, _ in bound.launches:
+            one.place(argument, arrivals if one.own_counters else counters, rest)
+        bound.rows = base + space.lse2, base + space.delta
+        bound.sinks = 0 if space.sinks < 0 else base + space.sinks
+        if self._copies_any:
+            bound.copies = tuple(0 if place < 0 else base + place for place in self._copies)
+        bound.places = base, arrivals, counters

@@ -107,9 +107,7 @@ class Plan:
             memory = stream_memory.memory_of(self.device, stream)
             if memory.user not in blocks.users:
                 memory.reads(blocks)
-            with (
-                memory.lock
-            ):  # and so the stream's struct is this launch's alone until the driver has read it
+            with memory.lock:  # so the stream's struct is this launch's alone until the driver has read it
                 if memory.closed:
                     continue
                 argument, start = self._bound.get(memory.user) or self._bind(memory, stream)

@@ -56,7 +56,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Any:
         find_plan=lambda key, mask: plans.get((key, mask)),
         make_plan=make_plan,
         Addresses=Addresses,
-        epoch=lambda: 0,
+        cache=SimpleNamespace(epoch=0),
         external_stream=streams.external_stream,
         on_device=streams.on_device,
         cupy=cupy,
