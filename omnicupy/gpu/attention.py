@@ -77,7 +77,10 @@ def find_plan(
     addresses: of q, k, v and `out`, None for no `out`; that of sink_logits is the caller's to look at (fits_sink).
     """
     plan = _kept(_key(array_key, mask, options), mask)
-    return plan if plan is not None and plan.fits_addresses(*addresses) else None
+    if plan is None:
+        return None
+    q, k, v, out = addresses
+    return plan if plan.fits_addresses(q, k, v, out) else None
 
 
 def make_plan(

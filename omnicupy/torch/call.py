@@ -93,16 +93,28 @@ def _without_gradients(given: tuple[Any, ...], mask: Any, options: tuple[Any, ..
     scale, softcap, return_lse, config, split, deterministic = options
     if state.has_tangents():  # which would be lost
         tensors.check_tangents(q=q, k=k, v=v, out=out, sink_logits=sink_logits)
-    how = {"scale": scale, "return_lse": return_lse, "out": out, "config": config, "split": split}
-    if sink_logits is not None or softcap is not None:
-        how |= {"sink_logits": sink_logits, "softcap": softcap}
     if torch.compiler.is_compiling():
+        how = {"scale": scale, "return_lse": return_lse, "out": out, "config": config, "split": split}
+        if sink_logits is not None or softcap is not None:
+            how |= {"sink_logits": sink_logits, "softcap": softcap}
         return through_operator(q, k, v, mask, **how)
     run = run_eagerly if state.tracer() is None else untraced(run_eagerly)
     if not plain or state.modes() or state.transform() is not None or state.jit_traces():
         run = _seen_by_torch(plain, deterministic)
     try:
-        return run(q, k, v, mask, **how)
+        return run(
+            q,
+            k,
+            v,
+            mask,
+            scale=scale,
+            return_lse=return_lse,
+            out=out,
+            config=config,
+            split=split,
+            sink_logits=sink_logits,
+            softcap=softcap,
+        )
     except (RuntimeError, TypeError):  # of torch, which says nothing of which tensor it is
         tensors.check_storage(q=q, k=k, v=v, out=out, sink_logits=sink_logits)
         raise
