@@ -133,7 +133,7 @@ def _kept(key: Any, mask: Any) -> Plan | None:
     try:
         if mask is None:
             return _unmasked.get(key)
-        found = existing_cache(mask)
+        found = mask._device.get(()) if type(mask) is Mask else existing_cache(mask)
         return None if found is None else found.plans.get(key)
     except (AttributeError, TypeError):  # no mask, scale or config: the checks say so
         return None

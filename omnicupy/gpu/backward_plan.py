@@ -74,7 +74,8 @@ class Launch:
     """One kernel launch. function: what launches it.  template: its struct without addresses.  blocks: the device copy
     that it reads.
 
-    layouts: of q, dout, k and v as this kernel reads them, for tensor maps; () for kernels that need none.
+    layouts: of q, dout, k and v as this kernel reads them, for tensor maps; () for kernels that need none.  maps: those
+    that were made, by these addresses.
     """
 
     kernel: BackwardKernel
@@ -83,7 +84,7 @@ class Launch:
     template: bytes
     blocks: DeviceBlocks
     layouts: Sequence[Layout] = ()
-    _maps: dict[tuple[int, ...], bytes] = field(default_factory=dict)
+    maps: dict[tuple[int, ...], bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         kernel = self.kernel
@@ -114,20 +115,17 @@ class Launch:
         elif self._sums_alone:
             _ADDRESS.pack_into(argument, self._work_at, work[0])
 
-    def maps(self, at: tuple[int, ...]) -> bytes:
+    def new_maps(self, addresses: tuple[int, ...]) -> bytes:
         """The tensor maps of q, dout, k and v at these addresses."""
-        return self._maps.get(at) or self._new_maps(at)
-
-    def _new_maps(self, addresses: tuple[int, ...]) -> bytes:
         kernel = self.kernel
         boxes = ((kernel.br, 1), (kernel.br, 1), (kernel.bc, 1), (kernel.bc, 1))
         maps = b"".join(
             tensor_map(address, *layout, kernel.dtype, box)
             for address, layout, box in zip(addresses, self.layouts, boxes, strict=True)
         )
-        if len(self._maps) >= MAX_MAPS:
-            self._maps.clear()
-        self._maps[addresses] = maps
+        if len(self.maps) >= MAX_MAPS:
+            self.maps.clear()
+        self.maps[addresses] = maps
         return maps
 
 
@@ -135,11 +133,13 @@ class Launch:
 class _Bound:
     """The launches of a plan on one stream, each with its struct and with what launches it.
 
-    places: of the memory that these name: work memory, arrivals beside it, work counters.  rows: lse2 and delta there.
+    held: the number of a workspace, which holds this need.  places: of the memory that the structs name: work memory,
+    arrivals beside it, work counters.  rows: lse2 and delta there.
     sinks: their sums there, 0 for none.  copies: those of q, dout, k and v, 0 for none.
     """
 
     launches: tuple[tuple[Launch, *Bound], ...]
+    held: tuple[int, Need | None] = (0, None)
     places: tuple[int, int, int] = (0, 0, 0)
     rows: tuple[int, int] = (0, 0)
     sinks: int = 0
@@ -171,8 +171,8 @@ class BackwardPlan:
         """Does a launch read this device copy?"""
         return any(one is blocks for one in self._blocks)
 
-    def launch(self, work: Addresses, stream: Any, scratch: int = 0) -> None:
-        """Run on `stream`, of the plan's device, which is current.
+    def launch(self, work: tuple[int, ...], stream: Any, scratch: int = 0) -> None:
+        """Run on `stream`, of the plan's device, which is current. work: as Addresses, or one.
 
         scratch: address of `scratch_bytes` that are this launch's alone on the stream, a multiple of 256; 0 takes
         memory that stays with the stream, or with the capture at hand.
@@ -187,15 +187,20 @@ class BackwardPlan:
                     continue
                 self._run(work, memory, stream, scratch)
             for blocks in self._blocks:
-                if memory.user not in blocks.users:  # another thread has made them forget the stream meanwhile
+                if (
+                    memory.user not in blocks.users
+                ):  # another thread has made them forget the stream meanwhile
                     memory.reads(blocks)
             return
 
-    def _run(self, work: Addresses, memory: StreamMemory, stream: Any, scratch: int) -> None:
+    def _run(self, work: tuple[int, ...], memory: StreamMemory, stream: Any, scratch: int) -> None:
         space = self._space
-        kept = memory.workspace(self._beside if scratch else self.need)
-        places = scratch or kept.partials, kept.arrivals, memory.counters
         bound = self._bound.get(memory.user) or self._bind(memory, stream)
+        need, kept = self._beside if scratch else self.need, memory.latest
+        if kept is None or bound.held != (kept.number, need):  # else it is known to hold that need
+            kept = memory.workspace(need)
+            bound.held = kept.number, need
+        places = scratch or kept.partials, kept.arrivals, memory.counters
         if bound.places != places:
             self._place(bound, *places)
         base = places[0]
@@ -216,7 +221,7 @@ class BackwardPlan:
             argument[one.inputs] = inputs
             argument[one.gradients] = gradients
             if one.layouts:
-                argument[:_MAPS_BYTES] = one.maps(at)
+                argument[:_MAPS_BYTES] = one.maps.get(at) or one.new_maps(at)
             if one.sinks_at:
                 of_logits, of_sums = one.sinks_at
                 _ADDRESS.pack_into(argument, of_logits, sink_logits)

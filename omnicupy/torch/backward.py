@@ -150,8 +150,14 @@ def _launched(given: tuple[Any, ...], made: tuple[Any, ...], mask: Any, how: How
     size = plan.scratch_bytes
     scratch = torch.empty(size, dtype=torch.uint8, device=q.device) if size else None
     dq, dk, dv, dsinks = made
-    at = gpu.Addresses(
-        *(at_q, at_k, at_v, at_out, at_lse, at_dout, 0 if dlse is None else dlse.data_ptr()),
+    at = (  # backward_plan.Addresses, but for the time that its names take
+        at_q,
+        at_k,
+        at_v,
+        at_out,
+        at_lse,
+        at_dout,
+        0 if dlse is None else dlse.data_ptr(),
         0 if dq is None else dq.data_ptr(),
         0 if dk is None else dk.data_ptr(),
         0 if dv is None else dv.data_ptr(),
@@ -188,14 +194,13 @@ def _load_gpu() -> Any:
     global _gpu
     import cupy
 
-    from omnicupy.gpu import backward, backward_plan, streams
+    from omnicupy.gpu import backward, streams
     from omnicupy.jit import cache
 
     _gpu = SimpleNamespace(
         prepare_backward=backward.prepare_backward,
         find_plan=backward.find_plan,
         make_plan=backward.make_plan,
-        Addresses=backward_plan.Addresses,
         cache=cache,
         external_stream=streams.external_stream,
         on_device=streams.on_device,
