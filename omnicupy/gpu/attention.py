@@ -1,8 +1,8 @@
 """attention() on CuPy arrays: what shapes, strides and mask decide is planned once, the rest is a launch.
 
 A plan is found by what it depends on, through a dictionary kept on the mask (so it is freed with the mask and
-its device arrays). A warm call builds the key, allocates the outputs, writes five addresses into a copy of the
-parameter struct and launches; whatever can change under an equal key (addresses) is checked there. torch/eager.py
+its device arrays). A warm call builds the key, allocates the outputs, writes its addresses into the stream's copy of
+the parameter struct and launches; whatever can change under an equal key (addresses) is checked there. torch/eager.py
 finds and launches the same plans.
 """
 
