@@ -4,6 +4,8 @@ device.
 
 from __future__ import annotations
 
+import copy
+import threading
 from typing import Any
 
 import fake_backward
@@ -12,9 +14,11 @@ import numpy as np
 import pytest
 from fake_backward import Call
 from fake_device import Stream
+from fake_driver import Function
 
 import omnicupy as oc
 from omnicupy.gpu import backward_plan, plan, stream_memory
+from omnicupy.gpu.workspace import Need
 
 
 @pytest.fixture
@@ -120,3 +124,50 @@ def _addresses(launched: dict[str, Any]) -> bytes:
     )
     names += ("q_map", "dout_map", "k_map", "v_map", "counter", "arrivals")
     return b"".join(params[name].tobytes() for name in names if name in params.dtype.names)
+
+
+def test_work_memory_at_the_same_address_is_asked_what_it_holds(
+    device: fake_device.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a stream's workspace was given back, and a smaller one now lies where it was."""
+    monkeypatch.setattr(backward_plan, "OWN_BYTES", 1 << 20)
+    both, stream = Both(device), Stream(16)
+    both.launches(stream)
+    (kept,) = both.mask._device.values()
+    (need,) = [one.need for one in kept.plans.values() if isinstance(one, backward_plan.BackwardPlan)]
+    memory = stream_memory.memory_of(0, stream)
+    smaller = copy.copy(memory.latest)
+    assert smaller is not None
+    smaller.need, smaller.number = Need(256, 1), -1
+    memory._workspaces, memory.latest = [smaller], smaller
+    launched = both.launches(stream)[-1]["params"]
+    assert memory.latest is not smaller
+    assert need.within(memory.latest.need)
+    assert int(launched["delta"]) >= memory.latest.partials
+
+
+def test_a_launch_that_the_driver_still_reads_is_not_written_to(
+    device: fake_device.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread launches the same plan on another stream meanwhile; on the same stream it would wait."""
+    both, others = Both(device), [Call(), Call()]
+    both.launches(Stream(32))
+    both.launches(Stream(16))
+    plain, running = Function.__call__, []
+
+    def slow(self: Function, grid: Any, block: Any, args: Any, smem: int, stream: Any) -> None:
+        if stream.ptr == 16 and not running:
+            running.append(True)
+            both.call = others[1]
+            thread = threading.Thread(target=both.launches, args=(Stream(32),))
+            thread.start()
+            thread.join()
+            device.streams[0] = stream  # current streams are a thread's own, but for the fake
+            running.clear()
+        plain(self, grid, block, args, smem, stream)
+
+    monkeypatch.setattr(Function, "__call__", slow)
+    both.call = others[0]
+    launched = both.launches(Stream(16))
+    found = {(one["stream"].ptr, int(one["params"]["q"])) for one in launched}
+    assert found == {(16, others[0].q.data.ptr), (32, others[1].q.data.ptr)}
