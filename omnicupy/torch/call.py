@@ -80,7 +80,7 @@ def attention(
         if out is not None:
             tensors.check_out(out, q=q, k=k, v=v, sink_logits=sink_logits)
         elif q.requires_grad or k.requires_grad or v.requires_grad or tensors.needs_gradient(sink_logits):
-            return with_gradients((q, k, v, sink_logits), mask, options)
+            return with_gradients((q, k, v, sink_logits), mask, options, plain=plain)
     return _without_gradients((q, k, v, out, sink_logits), mask, options, plain)
 
 
@@ -93,16 +93,28 @@ def _without_gradients(given: tuple[Any, ...], mask: Any, options: tuple[Any, ..
     scale, softcap, return_lse, config, split, deterministic = options
     if state.has_tangents():  # which would be lost
         tensors.check_tangents(q=q, k=k, v=v, out=out, sink_logits=sink_logits)
-    how = {"scale": scale, "return_lse": return_lse, "out": out, "config": config, "split": split}
-    if sink_logits is not None or softcap is not None:
-        how |= {"sink_logits": sink_logits, "softcap": softcap}
     if torch.compiler.is_compiling():
+        how = {"scale": scale, "return_lse": return_lse, "out": out, "config": config, "split": split}
+        if sink_logits is not None or softcap is not None:
+            how |= {"sink_logits": sink_logits, "softcap": softcap}
         return through_operator(q, k, v, mask, **how)
     run = run_eagerly if state.tracer() is None else untraced(run_eagerly)
     if not plain or state.modes() or state.transform() is not None or state.jit_traces():
         run = _seen_by_torch(plain, deterministic)
     try:
-        return run(q, k, v, mask, **how)
+        return run(
+            q,
+            k,
+            v,
+            mask,
+            scale=scale,
+            return_lse=return_lse,
+            out=out,
+            config=config,
+            split=split,
+            sink_logits=sink_logits,
+            softcap=softcap,
+        )
     except (RuntimeError, TypeError):  # of torch, which says nothing of which tensor it is
         tensors.check_storage(q=q, k=k, v=v, out=out, sink_logits=sink_logits)
         raise
@@ -125,12 +137,16 @@ def _seen_by_torch(plain: bool, deterministic: bool) -> Any:
 
 
 def with_gradients(
-    inputs: tuple[Any, Any, Any, Any], mask: Any, options: tuple[Any, ...], tokens_first: bool = False
+    inputs: tuple[Any, Any, Any, Any],
+    mask: Any,
+    options: tuple[Any, ...],
+    tokens_first: bool = False,
+    plain: bool = False,
 ) -> Any:
     """The call where an input requires a gradient; they are tensors.
 
     inputs: q, k, v and sink_logits or None.  options: scale, softcap, return_lse, config, split, deterministic.
-    tokens_first: as `new_out`.
+    tokens_first: as `new_out`.  plain: the tensors are known to be.
     """
     q, k, v, sink_logits = inputs
     if state.has_tangents():
@@ -140,7 +156,7 @@ def with_gradients(
     if state.transform() is not None:
         return through_transforms(q, k, v, mask, **_how(options, sink_logits, tokens_first))
     try:
-        if not state.are_plain(q, k, v, None, sink_logits) or state.modes():
+        if not (plain or state.are_plain(q, k, v, None, sink_logits)) or state.modes():
             return through_operator(q, k, v, mask, **_how(options, sink_logits, tokens_first))
         if state.jit_traces():
             raise UnsupportedError(NO_TRACE)
