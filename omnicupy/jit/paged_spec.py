@@ -9,7 +9,7 @@ from omnicupy.errors import UnsupportedError
 from omnicupy.jit.cached_spec import CachedSpec
 from omnicupy.jit.spec import AttnSpec
 
-LEAST_BOX, MOST_BOX = 16, 64  # keys of a box: smaller ones cost bandwidth, larger ones bring none
+LEAST_BOX, MOST_BOX = 1, 64  # keys of a box: smaller ones cost bandwidth, larger ones bring none
 
 
 def in_boxes(page_size: int) -> bool:

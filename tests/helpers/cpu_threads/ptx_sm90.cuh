@@ -66,7 +66,7 @@ inline void tma_load(u32 s_target, void const* map, u32 barrier, int rank, int c
   u64 const* const lengths = words + 2;
   u64 const* const strides = words + 7;
   u64 const* const box = words + 11;
-  if (box[0] != 64 || s_target % 1024) cpu::fail("TMA: the box or its place");
+  if (box[0] != 64 || s_target % 128) cpu::fail("TMA: the box or its place");
   int rows = 1;
   for (int axis = 1; axis < rank; ++axis) rows *= box[axis];
   for (int row = 0; row < rows; ++row) {

@@ -62,7 +62,7 @@ struct Sm90Config {
 
   static_assert(kConsumers >= 1 && kConsumers <= 3, "64 query rows a consumer warpgroup");
   static_assert(Br == kQRows || Br == 64, "one head in a tile, or one a warpgroup");
-  static_assert(!kPaged || (Cached && Bc % Page == 0 && Page % 16 == 0 && Page <= 64), "boxes fill tiles and pages");
+  static_assert(!kPaged || (Cached && Bc % Page == 0 && Page <= 64), "boxes fill tiles and pages");
   static_assert(!Pack || kConsumers == 1, "packed tiles have 64 rows");
   static_assert(HeadDim % 16 == 0 && HeadDim <= 256, "columns of Q and K");
   static_assert(ValueDim % 16 == 0 && ValueDim <= 256 && Bc % 32 == 0 && Bc <= 256, "widths of wgmma");

@@ -193,7 +193,11 @@ struct Consumer {
   __device__ __forceinline__ void hide_keys_of_no_page(Scores& scores, int packed) const {
     if constexpr (Cfg::kPaged) {
       if (packed & kNoPageFlag) {
-        u32 const hidden[1] = {static_cast<u32>(smem.spans[state.ring.stage()][0][0].x)};
+        u32 hidden[PageBoxes<Cfg>::kPerLane];
+#pragma unroll
+        for (int w = 0; w < PageBoxes<Cfg>::kPerLane; ++w) {
+          hidden[w] = static_cast<u32>(smem.spans[state.ring.stage()][0][w].x);
+        }
         hide_columns<Cfg::kPage>(scores, hidden);
       }
     }

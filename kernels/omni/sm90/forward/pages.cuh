@@ -25,35 +25,45 @@ struct ForwardParamsSm90Of<true> {
 // In the kind of a tile: some of its boxes have no page. Lists for caches skip no tile, and leave the bit free.
 constexpr int kNoPageFlag = 1 << kSkipShift;
 
-// The lane's box of a tile.
-struct PageBox {
-  int page, row;
+// The boxes of a tile that a lane asks for: box 32 * w + lane.
+template <class Cfg>
+struct PageBoxes {
+  static constexpr int kCount = Cfg::kBc / Cfg::kPage, kPerLane = (kCount + 31) / 32;
+  int page[kPerLane], row[kPerLane];
+  bool none[kPerLane];  // it has keys, and no page
 };
 
-// Lanes without a box, and those whose box begins past the tile's last key, get one behind the pool. none: the box has
-// keys, and no page.
+// Boxes that begin past the tile's last key are aimed behind the pool.
 template <class Cfg>
-__device__ __forceinline__ PageBox page_box(PageTable const& table, int sequence, Tile const& tile, bool& none) {
-  int const key = Cfg::kPage * lane_id();
-  PageBox box{table.pages, 0};
-  bool const exists = key < min(tile.length(), Cfg::kBc);
-  if (exists) box.page = table.page_of(sequence, tile.first + key, box.row);
-  none = exists && box.page == table.pages;
-  return box;
+__device__ __forceinline__ PageBoxes<Cfg> page_boxes(PageTable const& table, int sequence, Tile const& tile) {
+  PageBoxes<Cfg> boxes;
+#pragma unroll
+  for (int w = 0; w < boxes.kPerLane; ++w) {
+    int const key = Cfg::kPage * (32 * w + lane_id());
+    bool const exists = key < min(tile.length(), Cfg::kBc);
+    boxes.page[w] = table.pages;
+    boxes.row[w] = 0;
+    if (exists) boxes.page[w] = table.page_of(sequence, tile.first + key, boxes.row[w]);
+    boxes.none[w] = exists && boxes.page[w] == table.pages;
+  }
+  return boxes;
 }
 
-// Starts the copies of a tile's boxes, the lane's own one, kPanels panels of it; the warp has said what the barrier
-// awaits.
+// Starts the copies of a lane's boxes, kPanels panels of each; the warp has said what the barrier awaits.
 template <class Cfg, int kPanels>
 __device__ __forceinline__ void load_boxes(
-    unsigned char* s_tile, TensorMap const* map, u64* full, int kv_head, PageBox const& box) {
-  int const lane = lane_id();
-  if (lane >= Cfg::kBc / Cfg::kPage) return;
-  u32 const s_box = smem_address(s_tile) + lane * Cfg::kPage * kPanelRowBytes;
+    unsigned char* s_tile, TensorMap const* map, u64* full, int kv_head, PageBoxes<Cfg> const& boxes) {
 #pragma unroll
-  for (int panel = 0; panel < kPanels; ++panel) {
-    tma_load_4d(
-        s_box + panel * Cfg::kKvPanelBytes, map, smem_address(full), kPanelColumns * panel, box.row, kv_head, box.page);
+  for (int w = 0; w < boxes.kPerLane; ++w) {
+    int const box = 32 * w + lane_id();
+    if (box >= boxes.kCount) return;
+    u32 const s_box = smem_address(s_tile) + box * Cfg::kPage * kPanelRowBytes;
+#pragma unroll
+    for (int panel = 0; panel < kPanels; ++panel) {
+      tma_load_4d(
+          s_box + panel * Cfg::kKvPanelBytes, map, smem_address(full), kPanelColumns * panel, boxes.row[w], kv_head,
+          boxes.page[w]);
+    }
   }
 }
 

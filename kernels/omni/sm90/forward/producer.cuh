@@ -35,30 +35,31 @@ struct Producer {
 
   // The table is read ahead of the wait for a buffer, which is where a producer's time goes.
   __device__ __forceinline__ void load_k_in_pages(Slot at, Tile tile) {
-    bool none;
-    PageBox const box = page_box<Cfg>(static_cast<PagedParamsSm90 const&>(args).pages, work(at).mask, tile, none);
+    PageBoxes<Cfg> const boxes = page_boxes<Cfg>(static_cast<PagedParamsSm90 const&>(args).pages, work(at).mask, tile);
     int const stage = k_ring.stage(), kv_head = work(at).kv_head;
     mbarrier_wait(smem_address(&smem.k_empty[stage]), k_ring.parity() ^ 1);
-    u32 const hidden = __ballot_sync(0xffffffffu, none);
-    if (leads()) {
+#pragma unroll
+    for (int w = 0; w < boxes.kPerLane; ++w) {
+      u32 const hidden = __ballot_sync(0xffffffffu, boxes.none[w]);
       if (hidden != 0) tile.packed |= kNoPageFlag;
+      if (leads()) smem.spans[stage][0][w].x = static_cast<int>(hidden);  // no spans travel
+    }
+    if (leads()) {
       smem.tiles[stage] = tile;
-      smem.spans[stage][0][0].x = static_cast<int>(hidden);  // no spans travel
       mbarrier_expect_tx(smem_address(&smem.k_full[stage]), Cfg::kKBytes);
     }
     meet();
-    load_boxes<Cfg, Cfg::kPanels>(smem.k[stage], &args.k_map, &smem.k_full[stage], kv_head, box);
+    load_boxes<Cfg, Cfg::kPanels>(smem.k[stage], &args.k_map, &smem.k_full[stage], kv_head, boxes);
     k_ring.next();
   }
 
   __device__ __forceinline__ void load_v_in_pages(Slot at, Tile const& tile) {
-    bool none;
-    PageBox const box = page_box<Cfg>(static_cast<PagedParamsSm90 const&>(args).pages, work(at).mask, tile, none);
+    PageBoxes<Cfg> const boxes = page_boxes<Cfg>(static_cast<PagedParamsSm90 const&>(args).pages, work(at).mask, tile);
     int const stage = v_ring.stage(), kv_head = work(at).kv_head;
     mbarrier_wait(smem_address(&smem.v_empty[stage]), v_ring.parity() ^ 1);
     if (leads()) mbarrier_expect_tx(smem_address(&smem.v_full[stage]), Cfg::kVBytes);
     meet();
-    load_boxes<Cfg, Cfg::kValuePanels>(smem.v[stage], &args.v_map, &smem.v_full[stage], kv_head, box);
+    load_boxes<Cfg, Cfg::kValuePanels>(smem.v[stage], &args.v_map, &smem.v_full[stage], kv_head, boxes);
     v_ring.next();
   }
 
