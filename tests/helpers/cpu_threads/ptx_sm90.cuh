@@ -31,6 +31,12 @@ inline void mbarrier_arrive(u32 at) {
   end_phase(host_barrier(at));
 }
 
+inline void mbarrier_arrive_when_copied(u32 at) {
+  for (cpu::Copy const& copy : cpu::thread->open) copy_now(copy);
+  cpu::thread->open.clear();
+  mbarrier_arrive(at);
+}
+
 inline void mbarrier_wait(u32 at, int parity) {
   while (host_barrier(at).phase == parity) cpu::yield();
 }
