@@ -1,24 +1,19 @@
-"""Which kernel reads keys and values in pages: "sm90" by the copy engine, whose boxes have to fill the pages, "sm80"
-pages of any size, on every device.
-"""
+"""Which variant of a kernel reads keys and values in pages."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from omnicupy.jit.paged_spec import in_boxes
+from omnicupy.jit.paged_spec import MOST_WARPS, by_boxes
 from omnicupy.jit.spec import AttnSpec
 
 
-def by_boxes(page_size: int | None) -> bool:
-    """May kernel "sm90" serve pages of so many keys? None: keys are not in pages."""
-    return page_size is None or in_boxes(page_size)
-
-
-def fitted(spec: AttnSpec) -> AttnSpec:
-    """The variant that takes a row's place where it reads pages: more warps where looking up pages takes registers that
-    the tile does not leave.
+def fitted(spec: AttnSpec, page_size: int) -> AttnSpec:
+    """The variant that takes a row's place where it reads pages of so many keys: more warps where looking up pages
+    takes registers that the tile does not leave, fewer rows where copying key by key does.
     """
     if spec.kernel == "sm80" and (spec.br, spec.bc, spec.warps) == (128, 64, 4) and spec.head_dim >= 80:
         return replace(spec, warps=8)
+    if spec.kernel == "sm90" and not by_boxes(page_size) and spec.warps > MOST_WARPS:
+        return replace(spec, br=128, warps=MOST_WARPS)
     return spec

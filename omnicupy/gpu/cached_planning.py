@@ -105,7 +105,7 @@ def _spec_of(
     """
     problem = call.problem
     masks = [call.rule.mask(problem.k_len, problem.q_len, problem.k_len)]
-    mappable = paged.by_boxes(page_size) and all(can_map(array.shape, array.strides) for array in arrays[:3])
+    mappable = all(can_map(array.shape, array.strides) for array in arrays[:3])
     spec = pick.select(
         archs.arch_of(info.major, info.minor),
         problem,
@@ -114,7 +114,7 @@ def _spec_of(
         mappable=mappable,
         split=call.split,
     )
-    return spec if page_size is None else paged.fitted(spec)
+    return spec if page_size is None else paged.fitted(spec, page_size)
 
 
 def _need_of(grid: Grid, lists: CachedLists) -> tuple[Need, int]:

@@ -29,7 +29,7 @@ def size_of(kv: AnyKV) -> int | None:
 
 
 def spec_of(spec: AttnSpec, kv: AnyKV) -> AttnSpec:
-    """The variant of a kernel that reads such caches. Raises UnsupportedError where it reads no pages of their size."""
+    """The variant of a kernel that reads such caches."""
     return PagedSpec.with_pages(spec, kv.k_pages.shape[1]) if isinstance(kv, PagedKV) else CachedSpec.of(spec)
 
 

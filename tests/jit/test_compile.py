@@ -32,8 +32,12 @@ def _name(spec: AttnSpec) -> str:
 # Of calls on caches: the Hopper kernels once more.
 CACHED = [CachedSpec.of(spec) for spec in table.rows() if spec.kernel == "sm90"]
 
-# Of keys in pages: every kernel as it serves them, Hopper's with the most boxes.
-PAGED = [PagedSpec.with_pages(paged.fitted(spec), 16) for spec in [*table.rows(), *NAIVE]]
+# Of keys in pages: every kernel as it serves them, Hopper's with the most boxes and key by key.
+PAGED = [
+    PagedSpec.with_pages(paged.fitted(spec, size), size)
+    for spec in [*table.rows(), *NAIVE]
+    for size in (1, 8)
+]
 
 
 @pytest.mark.parametrize("spec", [*table.rows(), *NAIVE, *CACHED, *dict.fromkeys(PAGED)], ids=_name)

@@ -17,6 +17,11 @@ __device__ __forceinline__ void mbarrier_arrive(u32 s_barrier) {
   asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(s_barrier) : "memory");
 }
 
+// Arrives for the thread when all copies that it has started (cp.async) are there.
+__device__ __forceinline__ void mbarrier_arrive_when_copied(u32 s_barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(s_barrier) : "memory");
+}
+
 // Arrives, and returns when all others of the phase have.
 __device__ __forceinline__ void mbarrier_meet(u32 s_barrier) {
   asm volatile(

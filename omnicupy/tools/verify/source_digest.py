@@ -124,7 +124,7 @@ def _variants(spec: KernelSpec) -> Iterator[KernelSpec]:
     if isinstance(spec, AttnSpec):
         if (of_caches := CachedSpec.of(spec)) != spec:
             yield of_caches
-        yield PagedSpec.with_pages(paged.fitted(spec), LEAST_BOX)
+        yield from (PagedSpec.with_pages(paged.fitted(spec, size), size) for size in (1, LEAST_BOX))
 
 
 def launch_modules(launch: Launch) -> list[str]:

@@ -57,6 +57,11 @@ struct Copy {
   int bytes;
 };
 
+inline void copy_now(Copy const& copy) {
+  memset(copy.target, 0, 16);
+  memcpy(copy.target, copy.source, copy.bytes);
+}
+
 struct Thread {
   Index index;
   std::vector<Copy> open;                 // copies of no group yet
@@ -126,11 +131,11 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
 
 template <class T>
 T __shfl_sync(unsigned, T value, int from) {
-  static_assert(sizeof(T) <= 4, "a word at most");
+  static_assert(sizeof(T) <= 8, "two words at most");
   memcpy(cpu::warp().in[cpu::lane()], &value, sizeof(T));
-  cpu::warp().in[cpu::lane()][1] = from;
+  cpu::warp().in[cpu::lane()][2] = from;
   cpu::collective([](cpu::Warp& warp) {
-    for (int i = 0; i < 32; ++i) warp.out[i][0] = warp.in[warp.in[i][1] % 32][0];
+    for (int i = 0; i < 32; ++i) memcpy(warp.out[i], warp.in[warp.in[i][2] % 32], 8);
   });
   memcpy(&value, cpu::warp().out[cpu::lane()], sizeof(T));
   return value;

@@ -6,11 +6,6 @@
 
 namespace omni {
 
-inline void copy_now(cpu::Copy const& copy) {
-  memset(copy.target, 0, 16);
-  memcpy(copy.target, copy.source, copy.bytes);
-}
-
 inline void cp_async_16(u32 s_target, void const* g_source, int bytes) {
   if (s_target % 16 || s_target + 16 > static_cast<u32>(cpu::smem_bytes)) cpu::fail("cp.async: target");
   if (bytes != 0) cpu::check_source(g_source, bytes);

@@ -46,6 +46,7 @@ struct Sm90Config : Atom {
   // Keys of a box, where K and V are pools of pages; 0 where they are not. A warp produces then.
   static constexpr int kPage = Page;
   static constexpr bool kPaged = Page != 0;
+  static constexpr bool kKeyByKey = Page == 1;  // by the lanes of that warp rather than the copy engine
   // A thread beside the producer takes the work items; beside three warpgroups it lacks the registers.
   static constexpr bool kScheduler = kConsumers < 3;
 
@@ -58,12 +59,15 @@ struct Sm90Config : Atom {
   static constexpr int kVBytes = kValuePanels * kKvPanelBytes;
 
   // Registers a thread: what the block got at entry, shared out anew.
-  static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 40;
-  static constexpr int kConsumerRegisters = kConsumers == 1 ? 248 : kConsumers == 2 ? 232 : 160;
+  static constexpr int kProducerRegisters = kKeyByKey ? 64 : kConsumers == 3 ? 32 : 40;
+  static constexpr int kConsumerRegisters = kConsumers == 1 ? 248 : kConsumers == 3 ? 160 : kKeyByKey ? 224 : 232;
 
+  static_assert(!kKeyByKey || kConsumers < 3, "registers for a producer that copies");
   static_assert(kConsumers >= 1 && kConsumers <= 3, "64 query rows a consumer warpgroup");
   static_assert(Br == kQRows || Br == 64, "one head in a tile, or one a warpgroup");
-  static_assert(!kPaged || (Cached && Bc % Page == 0 && Page % 16 == 0 && Page <= 64), "boxes fill tiles and pages");
+  static_assert(
+      !kPaged || (Cached && Bc % Page == 0 && (kKeyByKey || Page % 8 == 0) && Page <= 64),
+      "boxes fill tiles and pages");
   static_assert(!Pack || kConsumers == 1, "packed tiles have 64 rows");
   static_assert(HeadDim % 16 == 0 && HeadDim <= 256, "columns of Q and K");
   static_assert(ValueDim % 16 == 0 && ValueDim <= 256 && Bc % 32 == 0 && Bc <= 256, "widths of wgmma");

@@ -81,11 +81,18 @@ struct Consumer {
   // Returns the tile's kind and flags.
   __device__ __forceinline__ int wait_for_keys() {
     mbarrier_wait(smem_address(&smem.k_full[state.ring.stage()]), state.ring.parity());
+    show_to_wgmma();
     return smem.tiles[state.ring.stage()].packed;
   }
 
   __device__ __forceinline__ void wait_for_values() {
     mbarrier_wait(smem_address(&smem.v_full[state.value_stage.stage()]), state.value_stage.parity());
+    show_to_wgmma();
+  }
+
+  // What threads copied, and a barrier has shown to this one, becomes visible to the asynchronous proxy.
+  __device__ __forceinline__ static void show_to_wgmma() {
+    if constexpr (Cfg::kKeyByKey) fence_proxy_async();
   }
 
   // Ping-pong: the first turn is group 0's, and the last group hands it on.
@@ -196,7 +203,10 @@ struct Consumer {
   __device__ __forceinline__ void hide_keys_of_no_page(Scores& scores, int packed) const {
     if constexpr (Cfg::kPaged) {
       if (packed & kNoPageFlag) {
-        u32 const hidden[1] = {static_cast<u32>(smem.spans[state.ring.stage()][0][0].x)};
+        constexpr int kWords = Cfg::kKeyByKey ? Cfg::kBc / 32 : 1;  // a bit for each kPage keys
+        u32 hidden[kWords];
+#pragma unroll
+        for (int w = 0; w < kWords; ++w) hidden[w] = static_cast<u32>(smem.spans[state.ring.stage()][0][w].x);
         hide_columns<Cfg::kPage>(scores, hidden);
       }
     }

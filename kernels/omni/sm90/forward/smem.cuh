@@ -57,14 +57,14 @@ struct ForwardSmem {
 
   // By one thread, before the block's first __syncthreads. Consumers arrive once a warp.
   __device__ __forceinline__ void init_barriers() {
-    constexpr int kConsumerWarps = 4 * Cfg::kConsumers;
+    constexpr int kConsumerWarps = 4 * Cfg::kConsumers, kCopiers = Cfg::kKeyByKey ? 33 : 1;
     for (int i = 0; i < Cfg::kQSlots; ++i) {
       mbarrier_init(smem_address(&q_full[i]), 1);
       mbarrier_init(smem_address(&q_empty[i]), kConsumerWarps);
     }
     for (int i = 0; i < Cfg::kStages; ++i) {
-      mbarrier_init(smem_address(&k_full[i]), 1);
-      mbarrier_init(smem_address(&v_full[i]), 1);
+      mbarrier_init(smem_address(&k_full[i]), kCopiers);
+      mbarrier_init(smem_address(&v_full[i]), kCopiers);
       mbarrier_init(smem_address(&k_empty[i]), kConsumerWarps);
       mbarrier_init(smem_address(&v_empty[i]), kConsumerWarps);
     }
