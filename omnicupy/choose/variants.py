@@ -18,6 +18,7 @@ from omnicupy.jit.widths import kernel_widths
 _WORDS = re.compile(
     r"(?P<kernel>\w+)-(?P<br>\d+)x(?P<bc>\d+)-s(?P<stages>\d)-w(?P<warps>\d+)(?P<flags>(-\w+)*)"
 )
+_TILE_WORDS = re.compile(r"(\d+)x(\d+)-s(\d)-w(\d+)")
 
 Variant: TypeAlias = AttnSpec | BackwardSpec  # of a forward pass, or of a backward pass
 
@@ -87,6 +88,16 @@ def word(spec: Variant) -> str:
 def tile_word(tile: TileShape) -> str:
     """The word that names a tile of a backward pass: "64x128-s4-w12", queries x keys."""
     return f"{tile.br}x{tile.bc}-s{tile.stages}-w{tile.warps}"
+
+
+def parsed_tile(text: str) -> TileShape:
+    """The tile of a backward pass that a word names, as `tile_word` names it. Raises ValueError for another word."""
+    found = _TILE_WORDS.fullmatch(text)
+    if found is None:
+        raise ValueError(
+            f"config: expected a tile such as 64x128-s4-w12 (queries x keys, stages, warps), got {text!r}"
+        )
+    return TileShape(*map(int, found.groups()))
 
 
 def every(
