@@ -90,6 +90,28 @@ def tile_word(tile: TileShape) -> str:
     return f"{tile.br}x{tile.bc}-s{tile.stages}-w{tile.warps}"
 
 
+def parsed_kernels(text: str) -> BackwardSpec:
+    """The kernels of a backward pass that a record names, a BackwardSpec as text. Raises ValueError for other text."""
+    words = text.split()
+    fields: dict[str, Any] = dict(word.split("=") for word in words[4:] if "=" in word)
+    if len(words) < 5 or words[0] != "bwd" or not {"head_dim", "dkdv", "dq"} <= set(fields):
+        raise ValueError(f"config: expected the text of a BackwardSpec, got {text!r}")
+    tiles = {
+        name: TileShape(*map(int, fields[name].split("x")))
+        for name in ("dkdv", "dq", "fused", "ordered")
+        if name in fields
+    }
+    return BackwardSpec(
+        kernel=words[1],
+        arch=words[2],
+        dtype=words[3],
+        head_dim=int(fields["head_dim"]),
+        value_dim=int(fields.get("value_dim", fields["head_dim"])),
+        softcap="softcap" in words,
+        **tiles,
+    )
+
+
 def parsed_tile(text: str) -> TileShape:
     """The tile of a backward pass that a word names, as `tile_word` names it. Raises ValueError for another word."""
     found = _TILE_WORDS.fullmatch(text)

@@ -105,6 +105,10 @@ _FIT_D80 = (
     *("full-d80-s4096-h16-k16-b4", "causal-d80-s16384-h16-k16-b1", "sparse-d80-s16384-p200-seed0-h16-k16-b1"),
     *("sparse-d80-s32768-p20-seed0-h16-k16-b1", "random-d80-s4096-seed40-h16-k16-b2"),
 )
+_FIT_D192 = (
+    *("full-d192-s4096-h8-k8-b4", "causal-d192-s16384-h8-k8-b1", "random-d192-s4096-seed40-h8-k4-b2"),
+    "sparse-d192-s16384-p200-seed0-h8-k4-b1",
+)
 _FULL_OBJECTS = tuple(f"{OURS}:{word}" for word in ("nomask", "image", "ones"))
 _LATENCY = (
     "s1024-seed0-h28-k4-b4",
@@ -136,7 +140,9 @@ GPU_SUITES = {
         "what the cost model of the backward pass is fitted on: each of its kernels, dense and random masks",
         (
             Part((*_FIT_D128, *_FIT_D80, *_FIT_D64), FORMS, "forms"),
-            Part(_FIT_D256, (OURS, *FORMS[3:]), "forms"),  # where no kernel makes all gradients
+            Part(
+                (*_FIT_D256, *_FIT_D192), (OURS, *FORMS[3:]), "forms"
+            ),  # where no kernel makes all gradients
         ),
     ),
     "tiles": Suite(

@@ -67,9 +67,9 @@ def likely_tiles(session: Session, workload: Workload) -> list[str]:
 def likely_gradients(session: Session, workload: Workload) -> list[str]:
     """The forms of a workload's backward pass, in one order and in any, and other tiles of each of its kernels.
 
-    A tile is worth a look if it is not the table's and walks over LEAST_WALKED to MOST_WALKED tokens at a time, with the
-    deepest ring that fits. dK and dV are made beside the table's dQ and the other way round: which tile is the best of
-    one does not depend on the other.
+    A tile is worth a look if it is not the table's and walks over LEAST_WALKED to MOST_WALKED tokens at a time, with
+    the deepest ring that fits. dK and dV are made beside the table's dQ and the other way round: which tile is the
+    best of one does not depend on the other.
     """
     head_dim = workload.problem(workload.mask(), session.dtype).head_dim
     table = backward_table.pick(session.arch, session.dtype, head_dim)
