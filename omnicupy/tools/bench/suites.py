@@ -109,6 +109,22 @@ _FIT_D192 = (
     *("full-d192-s4096-h8-k8-b4", "causal-d192-s16384-h8-k8-b1", "random-d192-s4096-seed40-h8-k4-b2"),
     "sparse-d192-s16384-p200-seed0-h8-k4-b1",
 )
+# What the model is judged by: W1 to W13, and random masks of other seeds than any other suite's.
+_UNSEEN = (
+    *(name for name in NAMED if name not in ("W14", "W15")),
+    *(f"random-d64-s{rest}" for rest in ("8192-seed100", "16384-seed101", "1024-seed102")),
+    *(
+        "random-d128-s16384-seed103",
+        "random-d128-s8192-seed104-h28-k4-b1",
+        "random-d128-s2048-seed105-h28-k4-b8",
+    ),
+    *(
+        "random-d128-s32768-seed106-h32-k8-b1",
+        "random-d256-s8192-seed107",
+        "random-d256-s4096-seed108-h8-k4-b2",
+    ),
+    "random-d80-s8192-seed109-h16-k16-b1",
+)
 _FULL_OBJECTS = tuple(f"{OURS}:{word}" for word in ("nomask", "image", "ones"))
 _LATENCY = (
     "s1024-seed0-h28-k4-b4",
@@ -144,6 +160,10 @@ GPU_SUITES = {
                 (*_FIT_D256, *_FIT_D192), (OURS, *FORMS[3:]), "forms"
             ),  # where no kernel makes all gradients
         ),
+    ),
+    "unseen": Suite(
+        "what that model is judged by: the masks of real models, W1 to W13, and ten random ones",
+        (Part(_UNSEEN, FORMS[:2], "forms"),),
     ),
     "tiles": Suite(
         "every tile of the mma.sync kernel, with and without swizzle and a shared K/V buffer",

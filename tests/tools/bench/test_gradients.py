@@ -160,10 +160,16 @@ def test_the_suite_of_forms_is_of_gradients_alone(gpu: Any) -> None:
 
 
 def test_what_the_model_is_fitted_on_is_not_what_it_is_judged_by() -> None:
-    fitted = {by_name(name) for name in suites.GPU_SUITES["fit"].workloads}
-    assert not {one.name for one in fitted} & set(suites.GPU_SUITES["vlm"].workloads)
-    assert not {one.name for one in fitted} & set(suites.GPU_SUITES["random"].workloads)
-    assert {one.head_dim for one in fitted} == {64, 80, 128, 192, 256}
+    fitted, unseen = (suites.GPU_SUITES[name].workloads for name in ("fit", "unseen"))
+    others = {name for suite in ("vlm", "random", "choices") for name in suites.GPU_SUITES[suite].workloads}
+    assert not set(fitted) & (set(unseen) | set(suites.GPU_SUITES["vlm"].workloads))
+    assert {f"W{n}" for n in range(1, 14)} <= set(unseen)
+    drawn = [name for name in unseen if name.startswith("random")]
+    assert len(drawn) == 10
+    assert not {name.split("-")[3] for name in drawn} & {
+        name.split("-")[3] for name in {*fitted, *others} if name.startswith("random")
+    }
+    assert {by_name(name).head_dim for name in fitted} == {64, 80, 128, 192, 256}
 
 
 def test_choices_of_the_backward_pass(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
