@@ -164,3 +164,10 @@ def test_long_parts_of_all_heads_are_side_by_side() -> None:
     lists = ordered_lists(blocks, Workers(8, 132, 0, 1, side_by_side=1))
     assert lists.section == 8
     assert set(lists.tiers) == {lists.n_parts}
+
+
+def test_masks_that_allow_nothing_have_parts_without_tiles() -> None:
+    lists = ordered_lists([(~oc.full(300)).blocks(BR, BC)], Workers(4, 6, repeats=2, side_by_side=4))
+    assert len(lists.array("entries")) == 0
+    assert lists.array("parts")[:, 3].tolist() == [0, 0, 0]
+    assert lists.section >= 1
