@@ -164,5 +164,5 @@ def test_ceilings_are_fitted_by_a_command(tmp_path: Path) -> None:
 
 
 def test_names_of_devices_come_from_the_environment(gpu: list[Any]) -> None:
-    device, arch = explain_run._device(ceilings.load()[0], True)
+    device, arch = explain_run.device_at_hand(ceilings.load()[0], True)
     assert (device.name, device.sm_count, arch) == ("Fake H100", 132, "sm_90")
