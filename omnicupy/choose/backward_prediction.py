@@ -173,10 +173,12 @@ def _copied_bytes(problem: Problem, mask: Mask) -> int:
 
 
 def _operand_bytes(problem: Problem, wanted: Sequence[str], keys: str) -> int:
-    """Of q, dO, k and v, and of the gradients that the kernels store themselves."""
+    """Of q, dO, k and v, of the gradients that the kernels store, and of sums of dQ, which are fetched and stored."""
     q_rows, k_rows = problem.q_heads * problem.q_len, problem.kv_heads * problem.k_len
     width = problem.head_dim + problem.value_dim
-    stored = q_rows * problem.head_dim if "q" in wanted and keys not in MAKES_ALL else 0
+    stored = q_rows * problem.head_dim if "q" in wanted else 0
+    if keys in MAKES_ALL:
+        stored *= 2 * STATISTICS_BYTES // ELEMENT_BYTES
     stored += k_rows * (problem.head_dim * ("k" in wanted) + problem.value_dim * ("v" in wanted))
     return ELEMENT_BYTES * problem.batch * ((q_rows + k_rows) * width + stored)
 

@@ -110,7 +110,7 @@ def points(content: dict[str, Any], device: Device) -> list[BackwardPoint]:
     """The measurements of a record that the model describes: right results of the Hopper kernels, backward alone."""
     found = []
     for row in content["rows"]:
-        if not _usable(row):
+        if not usable(row):
             continue
         spec = variants.parsed_kernels(row["spec"])
         if spec.kernel != "sm90" or spec.softcap:
@@ -129,9 +129,10 @@ def points(content: dict[str, Any], device: Device) -> list[BackwardPoint]:
     return found
 
 
-def _usable(row: Row) -> bool:
+def usable(row: Row) -> bool:
+    """True for a right result of our backward pass alone."""
     ours = row["system"].startswith(OURS) and row.get("pass") == PASSES["bwd"].name
-    return bool(ours and row.get("ms") and row.get("correct") and row.get("spec"))
+    return bool(ours and row.get("ms") and row.get("correct") and str(row.get("spec")).startswith("bwd "))
 
 
 def fit(measured: Sequence[BackwardPoint], sources: Sequence[str] = ()) -> BackwardCeilings:
@@ -169,6 +170,13 @@ def residuals(ceilings: BackwardCeilings, measured: Sequence[BackwardPoint]) -> 
     return [
         BackwardResidual(point, backward_prediction.predict(point.work, ceilings).us) for point in measured
     ]
+
+
+def known_residuals(ceilings: BackwardCeilings, measured: Sequence[BackwardPoint]) -> list[BackwardResidual]:
+    """The same, without measurements of kernels that have no ceilings."""
+    known = {(one.kernel, one.part) for one in ceilings.of}
+    of = [point for point in measured if all(_class_of(one)[:2] in known for one in point.work.kernels)]
+    return residuals(ceilings, of)
 
 
 def _class_of(work: backward_prediction.KernelWork) -> Class:
