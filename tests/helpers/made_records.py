@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from made_ceilings import BACKWARD
 
 from omnicupy.call.problem import Problem
+from omnicupy.choose import backward_prediction, backward_table, prediction, variants
 from omnicupy.choose import ceilings as choose_ceilings
-from omnicupy.choose import prediction, variants
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.tools.bench.decoding import copy_share
+from omnicupy.tools.bench.gradients import asked
 from omnicupy.tools.bench.records import Record
 from omnicupy.tools.bench.suites import GPU_SUITES
 from omnicupy.tools.workloads.workload import by_name
@@ -57,7 +60,28 @@ def record(*suites: str, only: tuple[str, ...] = (), **header: Any) -> dict[str,
     return made.content
 
 
+def _add_forms(made: Record, name: str, systems: tuple[str, ...]) -> None:
+    """Rows of the backward pass."""
+    workload = by_name(name)
+    mask = workload.mask()
+    problem = workload.problem(mask, "bfloat16")
+    shape = [workload.batch, workload.q_heads, workload.kv_heads, *mask.shape, workload.head_dim]
+    device = choose_ceilings.Device("Made H100", HEADER["multiprocessors"], HEADER["l2_bytes"])
+    for system in systems:
+        of = asked(system.partition(":")[2])
+        spec = backward_table.pick("sm_90", "bfloat16", workload.head_dim)
+        spec = replace(spec, fused=None, ordered=None) if of.two else spec
+        how = {"deterministic": not of.free, "wanted": of.wanted}
+        work = backward_prediction.work_of(spec, problem, mask, device, **how)
+        ms = backward_prediction.predict(work, BACKWARD).us / 1e3
+        known = {"workload": name, "pass": "backward", "shape": shape, "system": system}
+        made.add(**known, ms=ms, tflops=100.0, correct=True, error=1.0, spec=str(spec))
+
+
 def _add(made: Record, name: str, systems: tuple[str, ...], kind: str) -> None:
+    if kind == "forms":
+        _add_forms(made, name, systems)
+        return
     workload = by_name(name)
     mask = workload.mask()
     q_len, k_len = mask.shape
