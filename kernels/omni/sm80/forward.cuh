@@ -150,7 +150,7 @@ struct Forward {
   }
 
   // Weighs the scores and adds the values. V has arrived and every thread knows it.
-  __device__ __forceinline__ void compute_values(Scores const& scores, Tile const& tile, int stage) {
+  __device__ __forceinline__ void compute_values(Scores& scores, Tile const& tile, int stage) {
     if (tile.has_dead()) {
       zero_dead_rows<Cfg::kThreads, Cfg::kValueDim, Cfg::kSwizzle>(s_base + kQBytes + v_offset(stage), mask, tile);
       __syncthreads();

@@ -69,7 +69,7 @@ __device__ __forceinline__ void mask_and_rescale(
 // V tile.
 template <class Cfg, class Scores, class Out>
 __device__ __forceinline__ void add_values(
-    Out& out, Scores const& scores, OnlineSoftmax<Cfg::kTilesM>& softmax, float scale_log2, u32 s_v) {
+    Out& out, Scores& scores, OnlineSoftmax<Cfg::kTilesM>& softmax, float scale_log2, u32 s_v) {
   using Shared = SmemTile<Cfg::kOutColumns, Cfg::kSwizzle>;
   float offset[Cfg::kTilesM][2];
 #pragma unroll
@@ -77,6 +77,7 @@ __device__ __forceinline__ void add_values(
     offset[m][0] = softmax.raised_offset(m, 0, scale_log2);
     offset[m][1] = softmax.raised_offset(m, 1, scale_log2);
   }
+  softmax.take_off(scores, offset);
 #pragma unroll
   for (int k = 0; k < Scores::kCols; k += Cfg::kMmaAtomK) {
     AFragments<Cfg::kTilesM> a, rest;
