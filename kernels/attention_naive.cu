@@ -109,8 +109,8 @@ __device__ __forceinline__ void add_tile(
   for (int i = 0; i < kOwned; ++i) row.out[i] *= correction;
   for (int c = 0; c < count; ++c) {
     if (s_scores[c] == neg_inf()) continue;  // not seen: its V row may hold anything
-    float const weight =
-        exp2_approx(is_far(offset) ? (s_scores[c] - row_max) * p.scale_log2 : fmaf(s_scores[c], p.scale_log2, -offset));
+    float const weight = exp2_approx(
+        is_far<kBf16>(offset) ? (s_scores[c] - row_max) * p.scale_log2 : fmaf(s_scores[c], p.scale_log2, -offset));
     sum += weight;
 #pragma unroll
     for (int i = 0; i < kOwned; ++i) {
@@ -138,7 +138,7 @@ __device__ __forceinline__ void store_row(ForwardParams const& p, Row const& row
     if (d < value_columns(p)) g_out[d] = static_cast<unsigned short>(pack_pair<kBf16>(row.out[i] * inverse, 0.f));
   }
   if (p.lse != nullptr && threadIdx.x == 0) {
-    float const lse = log_sum(row.row_max, row.sum, p.scale, p.scale_log2);
+    float const lse = log_sum<kBf16>(row.row_max, row.sum, p.scale, p.scale_log2);
     p.lse[(static_cast<i64>(batch) * p.q_heads + head) * p.q_len + q] = lse;
   }
 }

@@ -34,7 +34,7 @@ constexpr float kRescaleThresholdLog2 = 8.f;
 // scores it hardly ever weighs more; in a row that is nearly one key's (scores with a deviation of 8, say) it does.
 constexpr float kGrowthLimit = 4.f;
 
-template <int kM>
+template <int kM, bool kBf16>
 struct OnlineSoftmax {
   float row_max[kM][2];
   float row_sum[kM][2];  // of exp2((score - row_max) * scale_log2), over this thread's columns
@@ -58,20 +58,21 @@ struct OnlineSoftmax {
     return row_max[m][h] == neg_inf() ? 0.f : row_max[m][h] * scale_log2;
   }
 
-  // Takes row_max off the scores themselves in the rows that are far (numbers.cuh), whose offset is 0 then. offset: what
+  // Takes row_max off the scores themselves in rows that are far (numbers.cuh), whose offset is 0 then. offset: what
   // raised_offset returned. Warps without such a row pass by.
   template <class Scores>
   __device__ __forceinline__ void take_off(Scores& scores, float (&offset)[kM][2]) const {
+    if constexpr (kBf16) return;
     bool far = false;
 #pragma unroll
-    for (int m = 0; m < kM; ++m) far = far || is_far(offset[m][0]) || is_far(offset[m][1]);
+    for (int m = 0; m < kM; ++m) far = far || is_far<kBf16>(offset[m][0]) || is_far<kBf16>(offset[m][1]);
     if (!__any_sync(0xffffffffu, far)) return;
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        float const shift = is_far(offset[m][h]) ? row_max[m][h] : 0.f;
-        offset[m][h] = is_far(offset[m][h]) ? 0.f : offset[m][h];
+        float const shift = is_far<kBf16>(offset[m][h]) ? row_max[m][h] : 0.f;
+        offset[m][h] = is_far<kBf16>(offset[m][h]) ? 0.f : offset[m][h];
 #pragma unroll
         for (int j = 0; j < Scores::kBlocks; ++j) {
           scores.x[m][4 * j + 2 * h] -= shift;
@@ -88,7 +89,7 @@ struct OnlineSoftmax {
 
   // Are a tile's weights in the rows (m, h) small, which are not added yet, and may offset stay as it is? Not for NaN.
   __device__ __forceinline__ bool is_small(float sum, float offset, int m, int h) const {
-    return sum <= weight_limit(m, h) && !is_far(offset);
+    return sum <= weight_limit(m, h) && !is_far<kBf16>(offset);
   }
 
   // Does row_max hold for the whole warp, by the sums of a tile's weights against `offset`?
@@ -188,7 +189,7 @@ struct OnlineSoftmax {
   }
 
   __device__ __forceinline__ float lse(int m, int h, float scale, float scale_log2) const {
-    return log_sum(row_max[m][h], row_sum[m][h], scale, scale_log2);
+    return log_sum<kBf16>(row_max[m][h], row_sum[m][h], scale, scale_log2);
   }
 };
 

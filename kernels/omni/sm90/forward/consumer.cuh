@@ -28,7 +28,7 @@ struct TileState {
   int dead_tile_k0;  // first key of the tile before, where it holds dead ones that are to be zeroed, else -1
   RegTile<1, Cfg::kValueDim> out;
   Weights<Cfg> weights;  // of the tile before
-  OnlineSoftmax<1> softmax;
+  OnlineSoftmax<1, Cfg::kBf16> softmax;
 
   // O and the weights, which products under way read and write.
   __device__ __forceinline__ void pin() {
@@ -215,7 +215,7 @@ struct Consumer {
   // whose row_max stays as it is.
   template <bool kRescale = true>
   __device__ __forceinline__ void weigh_anew(Scores& scores, bool const (&kept)[2] = {false, false}) {
-    OnlineSoftmax<1>& softmax = state.softmax;
+    OnlineSoftmax<1, Cfg::kBf16>& softmax = state.softmax;
     float offset[1][2], sums[1][2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -232,7 +232,7 @@ struct Consumer {
   // Weighs a tile against row_max as it is, where lazy rescaling is allowed and row_max holds. O and the weights are
   // at rest.
   __device__ __forceinline__ void weigh(Scores& scores, bool allow_lazy) {
-    OnlineSoftmax<1>& softmax = state.softmax;
+    OnlineSoftmax<1, Cfg::kBf16>& softmax = state.softmax;
     bool kept[2] = {false, false};
     if (allow_lazy) {
       float const offset[1][2] = {{softmax.offset(0, 0, p.scale_log2), softmax.offset(0, 1, p.scale_log2)}};
