@@ -185,7 +185,8 @@ struct OnlineSoftmax {
   // The same beside a sink, which weighs as if it were one more key: 0 for a row that saw no key all the same.
   __device__ __forceinline__ float inverse_with(float sink_log2, int m, int h, float scale_log2) const {
     if (row_sum[m][h] == 0.f) return 0.f;
-    return 1.f / (row_sum[m][h] + exp2_approx(fmaf(-row_max[m][h], scale_log2, sink_log2)));
+    float const above = kBf16 ? sink_log2 - row_max[m][h] * scale_log2 : fmaf(-row_max[m][h], scale_log2, sink_log2);
+    return 1.f / (row_sum[m][h] + exp2_approx(above));
   }
 
   __device__ __forceinline__ float lse(int m, int h, float scale, float scale_log2) const {
