@@ -125,13 +125,17 @@ def budget(
         allowed = allowed + of_sink * size + float(np.finfo(_arithmetic(name)).tiny) * value
     lse_size = (4 if name == "float64" else 1) * xp.abs(xp.where(empty, 0.0, lse))
     lse_allowed = 2 * lse_error.max(axis=2, keepdims=True) + unit * lse_size + noise + 4 * floor
-    if name in ("float16", "bfloat16"):
-        lse_allowed = lse_allowed + unit * (q.shape[3] / 16 + 1) * (lse_size + xp.log(xp.maximum(keys, 1)))
+    lse_allowed = lse_allowed + _cut_off(name, q.shape[3]) * (lse_size + xp.log(xp.maximum(keys, 1)))
     return Budget(out, lse, xp.where(empty, 0.0, allowed), xp.where(empty, 0.0, lse_allowed))
 
 
 def _arithmetic(name: str) -> str:
     return "float64" if name == "float64" else "float32"
+
+
+def _cut_off(name: str, head_dim: int) -> float:
+    """What tensor cores may cut off of a score of 1 that is summed up evenly; nothing where there are none."""
+    return ROUNDOFF["float32"] * (head_dim / 16 + 1) if name in ("float16", "bfloat16") else 0.0
 
 
 def _sink_terms(sink_logits: Array, lse: Array, name: str) -> tuple[Array, Array]:
