@@ -103,12 +103,14 @@ __device__ __forceinline__ void add_tile(
   if (row_max == neg_inf()) return;
   float const correction = exp2_approx((row.row_max - row_max) * p.scale_log2);
   row.row_max = row_max;
+  float const offset = row_max * p.scale_log2;
   float sum = 0.f;  // of the tile: shorter chains of additions round less
 #pragma unroll
   for (int i = 0; i < kOwned; ++i) row.out[i] *= correction;
   for (int c = 0; c < count; ++c) {
     if (s_scores[c] == neg_inf()) continue;  // not seen: its V row may hold anything
-    float const weight = exp2_approx(fmaf(s_scores[c], p.scale_log2, -(row_max * p.scale_log2)));
+    float const weight = exp2_approx(
+        is_far<kBf16>(offset) ? (s_scores[c] - row_max) * p.scale_log2 : fmaf(s_scores[c], p.scale_log2, -offset));
     sum += weight;
 #pragma unroll
     for (int i = 0; i < kOwned; ++i) {
@@ -126,7 +128,7 @@ __device__ __forceinline__ void add_tile(
 
 __device__ __forceinline__ void store_row(ForwardParams const& p, Row const& row, int batch, int head, int q) {
   float sum = row.sum;
-  if (p.sink_logits != nullptr) sum += exp2_approx(sink_log2(p, head) - row.row_max * p.scale_log2);
+  if (p.sink_logits != nullptr) sum += exp2_approx(fmaf(-row.row_max, p.scale_log2, sink_log2(p, head)));
   float const inverse = row.sum == 0.f ? 0.f : 1.f / sum;
   unsigned short* const g_out = static_cast<unsigned short*>(p.out) + batch * p.out_strides.batch +
                                 head * p.out_strides.head + q * p.out_strides.token;
@@ -136,7 +138,7 @@ __device__ __forceinline__ void store_row(ForwardParams const& p, Row const& row
     if (d < value_columns(p)) g_out[d] = static_cast<unsigned short>(pack_pair<kBf16>(row.out[i] * inverse, 0.f));
   }
   if (p.lse != nullptr && threadIdx.x == 0) {
-    float const lse = log_sum(row.row_max, row.sum, p.scale, p.scale_log2);
+    float const lse = log_sum<kBf16>(row.row_max, row.sum, p.scale, p.scale_log2);
     p.lse[(static_cast<i64>(batch) * p.q_heads + head) * p.q_len + q] = lse;
   }
 }

@@ -43,7 +43,8 @@ struct OutputPlace {
 // The normalised output and its lse. softmax: finished.
 template <class Cfg, class Out>
 __device__ __forceinline__ void store_output(
-    ForwardParams const& p, OutputPlace const& at, Out const& out, OnlineSoftmax<Out::kTilesM> const& softmax) {
+    ForwardParams const& p, OutputPlace const& at, Out const& out,
+    OnlineSoftmax<Out::kTilesM, Cfg::kBf16> const& softmax) {
   unsigned char* const g_out = static_cast<unsigned char*>(p.out) +
                                2 * (at.batch * p.out_strides.batch + at.head * p.out_strides.head + at.column0);
   i64 const lse0 = (static_cast<i64>(at.batch) * p.q_heads + at.head) * p.q_len;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "omni/backward_params.cuh"
+#include "omni/lse2.cuh"
 #include "omni/sm80/backward_mask.cuh"
 #include "omni/sm80/gemm.cuh"
 #include "omni/store.cuh"
@@ -116,14 +117,34 @@ struct Statistic {
   }
 };
 
-// Scores to weights. A query without keys, or past the last one, has lse2 = +inf: weight 0.
+// Scores to weights in a step that may have far queries (lse2.cuh).
 template <class Cfg, class Tile>
-__device__ __forceinline__ void weigh(Tile& scores, Statistic<Cfg> const& lse2, float scale_log2) {
+__device__ __forceinline__ void weigh_far(Tile& scores, Statistic<Cfg> const& lse2, ForwardParams const& p) {
 #pragma unroll
   for (int m = 0; m < Tile::kTilesM; ++m) {
 #pragma unroll
     for (int i = 0; i < 2 * Tile::kBlocks; ++i) {
       float2 const two = lse2.pair(m, i % 2, i / 2);
+      float* const x = &scores.x[m][2 * i];
+      x[0] = weight_of(x[0], p, two.x);
+      x[1] = weight_of(x[1], p, two.y);
+    }
+  }
+}
+
+// Scores to weights. A query without keys, or past the last one, has lse2 = +inf: weight 0.
+template <class Cfg, class Tile>
+__device__ __forceinline__ void weigh(Tile& scores, Statistic<Cfg> const& lse2, ForwardParams const& p) {
+  if constexpr (Cfg::kOwnsKeys && !Cfg::kBf16 && !Cfg::kSoftcap) {
+    if (any_far<Tile::kCols>(lse2.s_values)) return weigh_far(scores, lse2, p);
+  }
+  float const scale_log2 = p.scale_log2;
+#pragma unroll
+  for (int m = 0; m < Tile::kTilesM; ++m) {
+#pragma unroll
+    for (int i = 0; i < 2 * Tile::kBlocks; ++i) {
+      float2 two = lse2.pair(m, i % 2, i / 2);
+      if constexpr (!Cfg::kOwnsKeys) two = make_float2(product_lse2<Cfg>(two.x), product_lse2<Cfg>(two.y));
       float* const x = &scores.x[m][2 * i];
       x[0] = exp2_approx(fmaf(x[0], scale_log2, -two.x));
       x[1] = exp2_approx(fmaf(x[1], scale_log2, -two.y));

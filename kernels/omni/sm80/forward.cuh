@@ -63,7 +63,7 @@ struct Forward {
   unsigned char const* g_v;
   u32 s_q, s_lane_k;  // the lane's addresses in its warp's Q and in the first buffer of K
   Out out;
-  OnlineSoftmax<Cfg::kTilesM> softmax;
+  OnlineSoftmax<Cfg::kTilesM, Cfg::kBf16> softmax;
 
   __device__ __forceinline__ Forward(ForwardParams const& params, WorkItem const& work, unsigned char* s_memory)
       : p(params), mask{params, work.mask}, q0(work.q0), walk(params.lists, work.first, work.tiles), s_base(s_memory) {
@@ -146,7 +146,7 @@ struct Forward {
   }
 
   // Weighs the scores and adds the values. V has arrived and every thread knows it.
-  __device__ __forceinline__ void compute_values(Scores const& scores, Tile const& tile, int stage) {
+  __device__ __forceinline__ void compute_values(Scores& scores, Tile const& tile, int stage) {
     if (tile.has_dead()) {
       zero_dead_rows<Cfg::kThreads, Cfg::kValueDim, Cfg::kSwizzle>(s_base + kQBytes + v_offset(stage), mask, tile);
       __syncthreads();

@@ -33,7 +33,7 @@ struct TiledForward {
   Tile loading;        // the tile whose chunks are being requested; nothing once those of every tile were
   int next_chunk = 0;  // the next of them
   Out out;
-  OnlineSoftmax<1> softmax;
+  OnlineSoftmax<1, Cfg::kBf16> softmax;
 
   __device__ __forceinline__ TiledForward(ForwardParams const& params, WorkItem const& work, unsigned char* s_memory)
       : p(params), mask{params, work.mask}, q0(work.q0), walk(params.lists, work.first, work.tiles), s_base(s_memory) {

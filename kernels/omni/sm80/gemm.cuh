@@ -68,7 +68,7 @@ __device__ __forceinline__ void add_product(Out& out, int n, AFragments<Cfg::kTi
 // the scores weigh is worked out in add_values.
 template <class Cfg, class Scores, class Out>
 __device__ __forceinline__ void mask_and_rescale(
-    Scores& scores, Out& out, OnlineSoftmax<Cfg::kTilesM>& softmax, WarpTile const& warp) {
+    Scores& scores, Out& out, OnlineSoftmax<Cfg::kTilesM, Cfg::kBf16>& softmax, WarpTile const& warp) {
   if constexpr (Cfg::kSoftcap) cap_scores(scores, warp.mask.p.tanh_scale);
   if constexpr (Cfg::kPaged) {
     PageTable const& table = static_cast<PagedParams const&>(warp.mask.p).pages;
@@ -85,7 +85,7 @@ __device__ __forceinline__ void mask_and_rescale(
 // V tile.
 template <class Cfg, class Scores, class Out>
 __device__ __forceinline__ void add_values(
-    Out& out, Scores const& scores, OnlineSoftmax<Cfg::kTilesM>& softmax, float scale_log2, u32 s_v) {
+    Out& out, Scores& scores, OnlineSoftmax<Cfg::kTilesM, Cfg::kBf16>& softmax, float scale_log2, u32 s_v) {
   using Shared = SmemTile<Cfg::kOutColumns, Cfg::kSwizzle>;
   float offset[Cfg::kTilesM][2];
 #pragma unroll
@@ -93,6 +93,7 @@ __device__ __forceinline__ void add_values(
     offset[m][0] = softmax.raised_offset(m, 0, scale_log2);
     offset[m][1] = softmax.raised_offset(m, 1, scale_log2);
   }
+  softmax.take_off(scores, offset);
 #pragma unroll
   for (int k = 0; k < Scores::kCols; k += kStepK) {
     AFragments<Cfg::kTilesM> a, rest;

@@ -197,6 +197,8 @@ inline int __reduce_min_sync(unsigned, int value) {
 
 inline int __all_sync(unsigned mask, bool holds) { return !__any_sync(mask, !holds); }
 
+inline float __fmul_rn(float a, float b) { return a * b; }
+
 inline float __saturatef(float x) { return x > 0 ? x < 1 ? x : 1.f : 0.f; }  // 0 for NaN
 
 inline float __int_as_float(unsigned bits) {

@@ -2,6 +2,7 @@
 // lists, spans and skips; dS never leaves the registers.
 #pragma once
 
+#include "omni/lse2.cuh"
 #include "omni/mask/keep.cuh"
 #include "omni/sm90/backward/query_smem.cuh"
 #include "omni/sm90/backward/uniform.cuh"
@@ -43,7 +44,7 @@ struct QueryLoop {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       i64 const at = args.b.statistics(work.batch, work.head) + work.q0 + row0() + Scores::row(0, h);
-      lse2[h] = args.b.lse2[at];
+      lse2[h] = product_lse2<Cfg>(args.b.lse2[at]);
       delta[h] = args.b.delta[at];
     }
   }
