@@ -10,11 +10,11 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from omnicupy.parallel import check
-from omnicupy.parallel.overlap import Piece, Steps, steps_of
+from omnicupy.parallel.overlap import Overlap, Piece, Steps, steps_of
 from omnicupy.parallel.plan import Plan
 from omnicupy.parallel.prediction import Heads
 from omnicupy.parallel.ranks import ranks_of
-from omnicupy.parallel.trip import Trip, joined, own_copied, sides
+from omnicupy.parallel.trip import Trip, joined, own_copied, parts_of, sides
 from omnicupy.torch import tensors
 from omnicupy.torch.autograd import gradients_of
 from omnicupy.torch.call import attention as attention_of_tensors
@@ -38,14 +38,25 @@ def attention(
     ranks = ranks_of(group)
     check.of_group(plan, ranks.rank, ranks.size)
     check.of_rank(plan, ranks.rank, (q, k, v), mask)
-    ranks.agree(plan, limit)
     q, k, v = tensors.autocast(q, k, v)
+    steps = _steps(plan, ranks.rank, mask, (q, k, v), options["overlap"])
+    ranks.agree(plan, check.shared((k, v), mask, steps.groups, steps.back), limit)
     rest = {name: value for name, value in options.items() if name != "overlap"}
     masks = plan.locals(ranks.rank, mask)
     if masks and not plan.travels(mask):
         return attention_of_tensors(q, k, v, _given(masks), sink_logits=sink_logits, **rest)
-    call = _Call(plan, Trip(plan, ranks, mask, limit, hides=options["overlap"] is not False), mask, options)
-    return call.run(q, k, v, sink_logits)
+    trip = Trip(plan, ranks, mask, limit, hides=options["overlap"] is not False)
+    out, lse = _Shared.apply(q, k, v, sink_logits, _Call(plan, trip, mask, steps, options))
+    return (out, lse) if options["return_lse"] else out
+
+
+def _steps(plan: Plan, rank: int, mask: Which, arrays: tuple[Any, Any, Any], overlap: Overlap) -> Steps:
+    q, k, v = arrays
+    # Work and bytes are those of the mean width.
+    heads = Heads(q.shape[1], k.shape[1], (k.shape[3] + v.shape[3]) // 2)
+    if overlap is None and not q.is_cuda:  # a CPU has no stream beside that of its computing threads
+        overlap = False
+    return steps_of(plan, rank, mask, len(q), heads, overlap)
 
 
 def _given(masks: tuple[Any, ...]) -> Any:
@@ -55,20 +66,9 @@ def _given(masks: tuple[Any, ...]) -> Any:
 class _Call:
     """A call whose keys travel, or of a rank that looks at none. options: of `attention`."""
 
-    def __init__(self, plan: Plan, trip: Trip, mask: Which, options: dict[str, Any]) -> None:
-        self.plan, self.trip, self.mask, self.options = plan, trip, mask, options
+    def __init__(self, plan: Plan, trip: Trip, mask: Which, steps: Steps, options: dict[str, Any]) -> None:
+        self.plan, self.trip, self.mask, self.steps, self.options = plan, trip, mask, steps, options
         self.scores = options["scale"], options["softcap"]
-
-    def run(self, q: Any, k: Any, v: Any, sink_logits: Any) -> Any:
-        """out, or (out, lse)."""
-        heads = Heads(q.shape[1], k.shape[1], q.shape[3])
-        overlap = self.options["overlap"]
-        if overlap is None and not q.is_cuda:  # a CPU has no stream beside that of its computing threads
-            overlap = False
-        self.steps: Steps = steps_of(self.plan, self.trip.ranks.rank, self.mask, len(q), heads, overlap)
-        self.heads = heads
-        out, lse = _Shared.apply(q, k, v, sink_logits, self)
-        return (out, lse) if self.options["return_lse"] else out
 
     def launch(self, arrays: Sequence[Any], out: Any, piece: Piece) -> Any:
         """lse of a launch that writes `out`. arrays: q, k, v and sink_logits."""
@@ -81,9 +81,9 @@ class _Call:
         how |= {"sink_logits": sink_logits, "out": out, "return_lse": True}
         return attention_of_tensors(q, k, v, _given(piece.masks), **how)[1]
 
-    def of_queries(self, heads: slice) -> slice:
+    def of_queries(self, heads: slice, q: Any) -> slice:
         """Query heads that read these heads of keys."""
-        each = self.heads.q_heads // self.heads.kv_heads
+        each = q.shape[1] // sum(self.steps.groups)
         return slice(heads.start * each, heads.stop * each)
 
     def back(self) -> list[slice]:
@@ -109,7 +109,7 @@ class _Shared(torch.autograd.Function):  # type: ignore[misc]  # no types where 
         low, high = (behind.low, behind.high) if behind else (0, 0)
         groups = _groups(steps.groups) if call.plan.travels(call.mask) else []
         came = [call.trip.there((k, v), heads, high - low) for heads in groups]
-        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        out = q.new_empty((*q.shape[:3], v.shape[3]))
         found = _alone(call, (q, k, v, sink_logits), out)
         if behind:
             for heads, (buffer, _) in zip(groups, came, strict=True):
@@ -118,15 +118,19 @@ class _Shared(torch.autograd.Function):  # type: ignore[misc]  # no types where 
         for heads, (buffer, pending) in zip(groups, came, strict=True):
             pending.wait()
             if behind:
-                asked, rows = call.of_queries(heads), slice(behind.first, behind.stop)
+                asked, rows = call.of_queries(heads, q), slice(behind.first, behind.stop)
                 sinks = None if sink_logits is None else sink_logits[asked]
-                given = (q[:, asked, rows], *sides(buffer), sinks)
+                given = (q[:, asked, rows], *sides(buffer, (k, v)), sinks)
                 parts.append(call.launch(given, out[:, asked, rows], behind))
         if behind:
             found[behind.first] = _joined(parts, 1)
         lse = _joined([found[first] for first in sorted(found)], 2)
         ctx.set_materialize_grads(False)
-        ctx.call, ctx.kept = call, high - low
+        ctx.call, ctx.kept, ctx.like = (
+            call,
+            high - low,
+            [one.new_empty((0,) * 3 + one.shape[3:]) for one in (k, v)],
+        )
         # Buffers with all own keys stand for k and v, too.
         own = (None, None) if behind and high - low == call.trip.own else (k, v)
         ctx.save_for_backward(q, *own, out, lse, sink_logits, *(buffer for buffer, _ in came))
@@ -164,6 +168,7 @@ class _Backward:
     def __init__(self, ctx: Any, dout: Any, dlse: Any) -> None:
         self.call: _Call = ctx.call
         self.kept: int = ctx.kept  # own keys in the buffers
+        self.like = ctx.like  # as wide as k and v
         self.q, self.k, self.v, self.out, self.lse, self.sink_logits, *self.buffers = ctx.saved_tensors
         self.dout, self.dlse, self.wanted = dout, dlse, ctx.needs_input_grad[:4]
         self.gradients = gradients_of(dout, dlse)
@@ -182,8 +187,9 @@ class _Backward:
                 ways.append(trip.back([grads[side] for side in travelling], trip.own, len(groups) > 1))
         for grads, (returned, pending) in zip(found, ways, strict=False):
             pending.wait()
-            for at, side in enumerate(travelling):
-                trip.add(grads[side][:, :, : trip.own], returned[:, at])
+            mine = [grads[side] for side in travelling]
+            for grad, part in zip(mine, parts_of(returned, mine), strict=True):
+                trip.add(grad[:, :, : trip.own], part)
         for grads in found:
             for side in travelling:
                 grads[side] = grads[side][:, :, : trip.own]
@@ -195,7 +201,7 @@ class _Backward:
 
     def _of(self, heads: slice, buffer: int) -> list[Any]:
         """Gradients of a group of heads, of received keys too. buffer: where there are several, which one it is."""
-        asked, steps = self.call.of_queries(heads), self.call.steps
+        asked, steps = self.call.of_queries(heads, self.q), self.call.steps
         q, out, lse = (one[:, asked] for one in (self.q, self.out, self.lse))
         sinks = None if self.sink_logits is None else self.sink_logits[asked]
         keys = self._keys(heads, buffer)
@@ -216,7 +222,7 @@ class _Backward:
         several = len(self.buffers) > 1
         kept = self.buffers[buffer if several else 0]
         if not several:
-            kept = kept[:, :, :, heads]
+            kept = kept[:, :, heads]
         if self.k is None:
-            return sides(kept)
+            return sides(kept, self.like)
         return joined([one[:, heads] for one in (self.k, self.v)], kept[self.kept :])

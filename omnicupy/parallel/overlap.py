@@ -32,6 +32,8 @@ MARGIN = (
 )
 
 Sizes: TypeAlias = tuple[int, ...]
+Overlap: TypeAlias = bool | str | Sizes | None  # as `steps_of` takes it
+ROWS = "rows"
 Range: TypeAlias = tuple[int, int]
 
 
@@ -72,11 +74,19 @@ class Steps:
 
 
 def steps_of(
-    plan: Plan, rank: int, mask: int | Sequence[int], batch: int, heads: Heads, overlap: bool | None
+    plan: Plan, rank: int, mask: int | Sequence[int], batch: int, heads: Heads, overlap: Overlap
 ) -> Steps:
     """What a rank does in a call. overlap: False for one launch behind one exchange; None for what is predicted to be
-    fastest; True for the fastest one of those that overlap, where there is one.
+    fastest; True for the fastest one of those that overlap, where there is one; ROWS for rows that need not wait first,
+    on ranks that have some; heads of keys in each exchange, which add up to all heads.
+
+    Raises ValueError where they do not.
     """
+    if isinstance(overlap, tuple) and (sum(overlap) != heads.kv_heads or min(overlap) < 1):
+        raise ValueError(
+            f"overlap must be heads of keys in each exchange, {heads.kv_heads} in all, got {overlap}; pass None for "
+            "what is predicted to be fastest"
+        )
     which = tuple(mask) if isinstance(mask, (list, tuple)) else (mask,)
     key = ("steps", rank, which, batch, heads, overlap)
     if key not in plan._found:
@@ -85,12 +95,19 @@ def steps_of(
     return found
 
 
-def _steps(plan: Plan, rank: int, which: Sizes, batch: int, heads: Heads, overlap: bool | None) -> Steps:
+def _steps(plan: Plan, rank: int, which: Sizes, batch: int, heads: Heads, overlap: Overlap) -> Steps:
     local = plan.locals(rank, which)
     ranges: list[Range] = []
     groups: Sizes = (heads.kv_heads,)
     back = groups
-    if overlap is not False:
+    if not plan.travels(which):
+        overlap = False
+    if isinstance(overlap, tuple):
+        groups, back = overlap, overlap[::-1]
+    elif overlap == ROWS:
+        ranges = _Model(plan, which, batch, heads).rows(rank, True)[1] if local else []
+    elif overlap is not False:
+        assert not isinstance(overlap, str)
         model = _Model(plan, which, batch, heads)
         groups = model.groups(overlap)
         back = groups[::-1] if len(groups) > 1 else model.back(overlap)

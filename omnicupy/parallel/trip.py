@@ -1,7 +1,7 @@
 """The exchange of a call on torch tensors: what a rank packs, enqueues and adds up, with few operations on the device.
 
-Buffers have shape (keys, arrays, batch, heads, head_dim): a peer's part is one piece, whichever heads travel, and what
-comes is received in its place behind the own keys.
+Buffers have shape (keys, batch, heads, columns), the columns of k beside those of v, which may be of another width: a
+peer's part is one piece, whichever heads travel, and what comes is received in its place behind the own keys.
 """
 
 from __future__ import annotations
@@ -39,14 +39,15 @@ class Trip:
     def there(self, arrays: Sequence[Any], heads: Heads, own: int = 0) -> tuple[Any, Pending]:
         """Enqueue the exchange of these heads of k and v. own: keys that the buffer has room for in front.
 
-        Returns the buffer, (own + keys that come, 2, batch, heads, head_dim), and what to wait for before it is read.
+        Returns the buffer, (own + keys that come, batch, heads, columns of both), and what to wait for before it is
+        read.
         """
-        given = _new(arrays[0], heads, sum(self.exchange.sent), len(arrays))
+        given = _new(arrays, heads, sum(self.exchange.sent))
         every = self._places(arrays[0].device)
-        for side, one in enumerate(arrays):
+        for part, one in zip(parts_of(given, arrays), arrays, strict=True):
             if len(given):
-                _gather(given[:, side], _by_key(one[:, heads]), every)
-        buffer = _new(arrays[0], heads, own + self.coming, len(arrays))
+                _gather(part, _by_key(one[:, heads]), every)
+        buffer = _new(arrays, heads, own + self.coming)
         return buffer, self._moved(
             buffer[own:], given, self.exchange.received, self.exchange.sent, self.hides
         )
@@ -58,16 +59,16 @@ class Trip:
         Returns the buffer of what comes back of own keys, by who had them, and what to wait for before it is read.
         """
         every = slice(None)
-        given = _new(grads[0], every, self.coming, len(grads))
-        for side, one in enumerate(grads):
+        given = _new(grads, every, self.coming)
+        for part, one in zip(parts_of(given, grads), grads, strict=True):
             if self.coming:
-                _copy(given[:, side], _by_key(one)[before:])
-        buffer = _new(grads[0], every, sum(self.exchange.sent), len(grads))
+                _copy(part, _by_key(one)[before:])
+        buffer = _new(grads, every, sum(self.exchange.sent))
         hides = hides and self.hides
         return buffer, self._moved(buffer, given, self.exchange.sent, self.exchange.received, hides)
 
     def add(self, grad: Any, returned: Any) -> None:
-        """In place: the parts of other ranks, in their order. returned: (keys that came back, batch, heads, head_dim).
+        """In place: the parts of other ranks, in their order. returned: (keys that came back, batch, heads, columns).
 
         Sums are float32, and rounded once.
         """
@@ -140,14 +141,20 @@ class Trip:
 
 def own_copied(buffer: Any, arrays: Sequence[Any], heads: Heads, low: int, high: int) -> None:
     """Own keys [low, high) of these heads into the front of a buffer."""
-    for side, one in enumerate(arrays):
+    for part, one in zip(parts_of(buffer[: high - low], arrays), arrays, strict=True):
         if low < high:
-            _copy(buffer[: high - low, side], _by_key(one[:, heads, low:high]))
+            _copy(part, _by_key(one[:, heads, low:high]))
 
 
-def sides(buffer: Any) -> list[Any]:
-    """The arrays of a buffer, (batch, heads, keys, head_dim) each; views."""
-    return [buffer[:, side].permute(1, 2, 0, 3) for side in range(buffer.shape[1])]
+def parts_of(buffer: Any, arrays: Sequence[Any]) -> Sequence[Any]:
+    """Of a buffer what belongs to arrays as wide as these, (keys, batch, heads, columns) each; views."""
+    found: Sequence[Any] = buffer.split([one.shape[3] for one in arrays], 3)
+    return found
+
+
+def sides(buffer: Any, arrays: Sequence[Any]) -> list[Any]:
+    """The same, (batch, heads, keys, columns) each."""
+    return [one.permute(1, 2, 0, 3) for one in parts_of(buffer, arrays)]
 
 
 def joined(own: Sequence[Any], received: Any) -> list[Any]:
@@ -155,19 +162,21 @@ def joined(own: Sequence[Any], received: Any) -> list[Any]:
     if not len(received):
         return list(own)
     every, count = slice(None), own[0].shape[2]
-    buffer = _new(own[0], every, count + len(received), len(own))
+    buffer = _new(own, every, count + len(received))
     own_copied(buffer, own, every, 0, count)
     _copy(buffer[count:], received)
-    return sides(buffer)
+    return sides(buffer, own)
 
 
-def _new(like: Any, heads: Heads, keys: int, arrays: int) -> Any:
-    batch, every, _, head_dim = like.shape
-    return like.new_empty((keys, arrays, batch, len(range(every)[heads]), head_dim))
+def _new(arrays: Sequence[Any], heads: Heads, keys: int) -> Any:
+    """A buffer for these heads of the arrays."""
+    batch, every = arrays[0].shape[:2]
+    columns = sum(one.shape[3] for one in arrays)
+    return arrays[0].new_empty((keys, batch, len(range(every)[heads]), columns))
 
 
 def _by_key(array: Any) -> Any:
-    """(batch, heads, keys, head_dim) with keys in front."""
+    """(batch, heads, keys, columns) with keys in front."""
     return array.permute(2, 0, 1, 3)
 
 
