@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
+from omnicupy.choose import backward_table
+from omnicupy.jit import archs
 from omnicupy.parallel import check
 from omnicupy.parallel.overlap import Overlap, Piece, Steps, steps_of
 from omnicupy.parallel.plan import Plan
@@ -162,6 +165,20 @@ def _joined(parts: Sequence[Any], axis: int) -> Any:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), axis)
 
 
+@cache
+def _apart_on_gpu(
+    device: int, dtype: str, widths: tuple[int, int], has_cap: bool, deterministic: bool
+) -> bool:
+    """As `_Backward._is_apart`, by the built-in table."""
+    from omnicupy.gpu.device import device_info
+
+    info = device_info(device)
+    spec = backward_table.pick(
+        archs.arch_of(info.major, info.minor), dtype.removeprefix("torch."), widths[0], has_cap, widths[1]
+    )
+    return (spec.ordered if deterministic else spec.fused) is None
+
+
 class _Backward:
     """The backward pass of a call."""
 
@@ -178,13 +195,20 @@ class _Backward:
         call, trip, groups = self.call, self.call.trip, self.call.back()
         travelling = [side for side in (1, 2) if self.wanted[side]]
         travels = bool(travelling) and call.plan.travels(call.mask)
+        late = travels and self.wanted[0] and trip.hides and self._is_apart()
+        first = (False, *self.wanted[1:3], False) if late else self.wanted
         found, ways = [], []
         for at, heads in enumerate(groups):
-            grads = self._of(heads, len(groups) - 1 - at)
+            keys = self._keys(heads, len(groups) - 1 - at)
+            grads = self._of(heads, keys, first)
             found.append(grads)
             if travels:
                 # All on one stream: the group's communicator is not to run on two at a time.
-                ways.append(trip.back([grads[side] for side in travelling], trip.own, len(groups) > 1))
+                ways.append(
+                    trip.back([grads[side] for side in travelling], trip.own, late or len(groups) > 1)
+                )
+            if late:
+                grads[::3] = self._of(heads, keys, (True, False, False, self.wanted[3]))[::3]
         for grads, (returned, pending) in zip(found, ways, strict=False):
             pending.wait()
             mine = [grads[side] for side in travelling]
@@ -199,24 +223,31 @@ class _Backward:
             for side in range(4)
         ]
 
-    def _of(self, heads: slice, buffer: int) -> list[Any]:
-        """Gradients of a group of heads, of received keys too. buffer: where there are several, which one it is."""
+    def _is_apart(self) -> bool:
+        """Whether dk and dv are made by other kernels than dq, so that they may travel while dq is made."""
+        if not self.q.is_cuda:
+            return True
+        deterministic = self.call.options["deterministic"] or torch.are_deterministic_algorithms_enabled()
+        widths = self.q.shape[3], self.out.shape[3]
+        return _apart_on_gpu(
+            self.q.device.index, str(self.q.dtype), widths, self.call.scores[1] is not None, deterministic
+        )
+
+    def _of(self, heads: slice, keys: Sequence[Any], wanted: Sequence[bool]) -> list[Any]:
+        """Gradients of a group of heads, of received keys too. keys: k and v, as `_keys` gives them."""
         asked, steps = self.call.of_queries(heads, self.q), self.call.steps
         q, out, lse = (one[:, asked] for one in (self.q, self.out, self.lse))
         sinks = None if self.sink_logits is None else self.sink_logits[asked]
-        keys = self._keys(heads, buffer)
         if not steps.pieces:
             made = (q, *keys, self.sink_logits if sinks is None else sinks)
-            return [
-                torch.zeros_like(one) if want else None for one, want in zip(made, self.wanted, strict=True)
-            ]
+            return [torch.zeros_like(one) if want else None for one, want in zip(made, wanted, strict=True)]
         grads = tuple(None if one is None else one[:, asked] for one in (self.dout, self.dlse))
         masks = self.call.plan.locals(self.call.trip.ranks.rank, self.call.mask)
-        options = self.call.scores, self.wanted, self.call.options["deterministic"]
+        options = self.call.scores, tuple(wanted), self.call.options["deterministic"]
         return list(self.gradients(grads, (q, *keys, out, lse, sinks), _given(masks), *options))
 
     def _keys(self, heads: slice, buffer: int) -> list[Any]:
-        """Own keys and values of these heads, then those received."""
+        """Own keys and values of these heads, then those received. buffer: where there are several, which one it is."""
         if not self.buffers:
             return [one[:, heads] for one in (self.k, self.v)]
         several = len(self.buffers) > 1
