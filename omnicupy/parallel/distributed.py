@@ -17,7 +17,7 @@ from omnicupy.parallel.overlap import Overlap, Piece, Steps, steps_of
 from omnicupy.parallel.plan import Plan
 from omnicupy.parallel.prediction import Heads
 from omnicupy.parallel.ranks import ranks_of
-from omnicupy.parallel.trip import Trip, joined, own_copied, parts_of, sides
+from omnicupy.parallel.trip import Trip, joined, own_copied, parts_of, sides, widths_of
 from omnicupy.torch import tensors
 from omnicupy.torch.autograd import gradients_of
 from omnicupy.torch.call import attention as attention_of_tensors
@@ -48,9 +48,16 @@ def attention(
     masks = plan.locals(ranks.rank, mask)
     if masks and not plan.travels(mask):
         return attention_of_tensors(q, k, v, _given(masks), sink_logits=sink_logits, **rest)
-    trip = Trip(plan, ranks, mask, limit, hides=options["overlap"] is not False)
+    overlaps = options["overlap"] is not False
+    trip = Trip(plan, ranks, mask, limit, hides=overlaps or _copies_long(plan, k, v))
     out, lse = _Shared.apply(q, k, v, sink_logits, _Call(plan, trip, mask, steps, options))
     return (out, lse) if options["return_lse"] else out
+
+
+def _copies_long(plan: Plan, k: Any, v: Any) -> bool:
+    """Whether own keys take longer to copy than it costs to have the exchange on a stream beside them."""
+    speeds = plan.setting.speeds
+    return bool(2 * (k.numel() + v.numel()) * k.element_size() > speeds.copied * speeds.split_s)
 
 
 def _steps(plan: Plan, rank: int, mask: Which, arrays: tuple[Any, Any, Any], overlap: Overlap) -> Steps:
@@ -123,17 +130,13 @@ class _Shared(torch.autograd.Function):  # type: ignore[misc]  # no types where 
             if behind:
                 asked, rows = call.of_queries(heads, q), slice(behind.first, behind.stop)
                 sinks = None if sink_logits is None else sink_logits[asked]
-                given = (q[:, asked, rows], *sides(buffer, (k, v)), sinks)
+                given = (q[:, asked, rows], *sides(buffer, widths_of((k, v))), sinks)
                 parts.append(call.launch(given, out[:, asked, rows], behind))
         if behind:
             found[behind.first] = _joined(parts, 1)
         lse = _joined([found[first] for first in sorted(found)], 2)
         ctx.set_materialize_grads(False)
-        ctx.call, ctx.kept, ctx.like = (
-            call,
-            high - low,
-            [one.new_empty((0,) * 3 + one.shape[3:]) for one in (k, v)],
-        )
+        ctx.call, ctx.kept, ctx.widths = call, high - low, widths_of((k, v))
         # Buffers with all own keys stand for k and v, too.
         own = (None, None) if behind and high - low == call.trip.own else (k, v)
         ctx.save_for_backward(q, *own, out, lse, sink_logits, *(buffer for buffer, _ in came))
@@ -185,7 +188,7 @@ class _Backward:
     def __init__(self, ctx: Any, dout: Any, dlse: Any) -> None:
         self.call: _Call = ctx.call
         self.kept: int = ctx.kept  # own keys in the buffers
-        self.like = ctx.like  # as wide as k and v
+        self.widths = ctx.widths  # of k and v
         self.q, self.k, self.v, self.out, self.lse, self.sink_logits, *self.buffers = ctx.saved_tensors
         self.dout, self.dlse, self.wanted = dout, dlse, ctx.needs_input_grad[:4]
         self.gradients = gradients_of(dout, dlse)
@@ -195,7 +198,7 @@ class _Backward:
         call, trip, groups = self.call, self.call.trip, self.call.back()
         travelling = [side for side in (1, 2) if self.wanted[side]]
         travels = bool(travelling) and call.plan.travels(call.mask)
-        late = travels and self.wanted[0] and trip.hides and self._is_apart()
+        late = travels and self.wanted[0] and call.options["overlap"] is not False and self._is_apart()
         first = (False, *self.wanted[1:3], False) if late else self.wanted
         found, ways = [], []
         for at, heads in enumerate(groups):
@@ -212,7 +215,7 @@ class _Backward:
         for grads, (returned, pending) in zip(found, ways, strict=False):
             pending.wait()
             mine = [grads[side] for side in travelling]
-            for grad, part in zip(mine, parts_of(returned, mine), strict=True):
+            for grad, part in zip(mine, parts_of(returned, widths_of(mine)), strict=True):
                 trip.add(grad[:, :, : trip.own], part)
         for grads in found:
             for side in travelling:
@@ -255,5 +258,5 @@ class _Backward:
         if not several:
             kept = kept[:, :, heads]
         if self.k is None:
-            return sides(kept, self.like)
+            return sides(kept, self.widths)
         return joined([one[:, heads] for one in (self.k, self.v)], kept[self.kept :])

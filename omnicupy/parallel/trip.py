@@ -44,8 +44,8 @@ class Trip:
         """
         given = _new(arrays, heads, sum(self.exchange.sent))
         every = self._places(arrays[0].device)
-        for part, one in zip(parts_of(given, arrays), arrays, strict=True):
-            if len(given):
+        for part, one in zip(parts_of(given, widths_of(arrays)), arrays, strict=True):
+            if given.shape[0]:
                 _gather(part, _by_key(one[:, heads]), every)
         buffer = _new(arrays, heads, own + self.coming)
         return buffer, self._moved(
@@ -60,7 +60,7 @@ class Trip:
         """
         every = slice(None)
         given = _new(grads, every, self.coming)
-        for part, one in zip(parts_of(given, grads), grads, strict=True):
+        for part, one in zip(parts_of(given, widths_of(grads)), grads, strict=True):
             if self.coming:
                 _copy(part, _by_key(one)[before:])
         buffer = _new(grads, every, sum(self.exchange.sent))
@@ -72,7 +72,7 @@ class Trip:
 
         Sums are float32, and rounded once.
         """
-        if not len(returned):
+        if not returned.shape[0]:
             return
         total, parts = _by_key(grad), returned
         if self._apart():  # each place comes once, and one addition in the dtype of k rounds once, too
@@ -132,8 +132,7 @@ class Trip:
         self, out: Any, given: Any, received: Sequence[int], sent: Sequence[int], hides: bool
     ) -> Pending:
         # As bytes: every backend moves those, whatever the dtype.
-        width = given[:1].numel() if len(given) else out[:1].numel()
-        width *= given.element_size()
+        width = given.shape[1] * given.shape[2] * given.shape[3] * given.element_size()
         sizes = [[count * width for count in one] for one in (received, sent)]
         flat = [one.reshape(-1).view(torch.uint8) for one in (out, given)]
         return self.ranks.exchange(flat[0], flat[1], (sizes[0], sizes[1]), self.limit, hides=hides)
@@ -141,38 +140,44 @@ class Trip:
 
 def own_copied(buffer: Any, arrays: Sequence[Any], heads: Heads, low: int, high: int) -> None:
     """Own keys [low, high) of these heads into the front of a buffer."""
-    for part, one in zip(parts_of(buffer[: high - low], arrays), arrays, strict=True):
+    for part, one in zip(parts_of(buffer[: high - low], widths_of(arrays)), arrays, strict=True):
         if low < high:
             _copy(part, _by_key(one[:, heads, low:high]))
 
 
-def parts_of(buffer: Any, arrays: Sequence[Any]) -> Sequence[Any]:
-    """Of a buffer what belongs to arrays as wide as these, (keys, batch, heads, columns) each; views."""
-    found: Sequence[Any] = buffer.split([one.shape[3] for one in arrays], 3)
+def widths_of(arrays: Sequence[Any]) -> list[int]:
+    """Columns of each."""
+    return [one.shape[3] for one in arrays]
+
+
+def parts_of(buffer: Any, widths: Sequence[int]) -> Sequence[Any]:
+    """The arrays of a buffer that are so wide, (keys, batch, heads, columns) each; views."""
+    found: Sequence[Any] = buffer.split_with_sizes(widths, 3)
     return found
 
 
-def sides(buffer: Any, arrays: Sequence[Any]) -> list[Any]:
+def sides(buffer: Any, widths: Sequence[int]) -> list[Any]:
     """The same, (batch, heads, keys, columns) each."""
-    return [one.permute(1, 2, 0, 3) for one in parts_of(buffer, arrays)]
+    return [one.permute(1, 2, 0, 3) for one in parts_of(buffer, widths)]
 
 
 def joined(own: Sequence[Any], received: Any) -> list[Any]:
     """Own k and v, then what was received; where nothing was, as they are."""
-    if not len(received):
+    if not received.shape[0]:
         return list(own)
     every, count = slice(None), own[0].shape[2]
-    buffer = _new(own, every, count + len(received))
+    buffer = _new(own, every, count + received.shape[0])
     own_copied(buffer, own, every, 0, count)
     _copy(buffer[count:], received)
-    return sides(buffer, own)
+    return sides(buffer, widths_of(own))
 
 
 def _new(arrays: Sequence[Any], heads: Heads, keys: int) -> Any:
     """A buffer for these heads of the arrays."""
     batch, every = arrays[0].shape[:2]
-    columns = sum(one.shape[3] for one in arrays)
-    return arrays[0].new_empty((keys, batch, len(range(every)[heads]), columns))
+    columns = sum(widths_of(arrays))
+    count = every if heads == slice(None) else len(range(every)[heads])
+    return arrays[0].new_empty((keys, batch, count, columns))
 
 
 def _by_key(array: Any) -> Any:
@@ -196,15 +201,15 @@ def _copy(out: Any, given: Any) -> None:
 def _wide(*tensors: Any) -> Sequence[Any]:
     """The same bytes as larger numbers, where all allow it: a copy of strided 16-bit numbers moves 2 bytes at once."""
     ratio = WIDE // tensors[0].element_size()
-    if ratio > 1 and all(_is_wide(one, ratio) for one in tensors):
-        return [one.view(torch.int64) for one in tensors]
-    return tensors
-
-
-def _is_wide(tensor: Any, ratio: int) -> bool:
-    *outer, last = tensor.stride()
-    numbers = (tensor.storage_offset(), tensor.shape[-1], *outer)
-    return last == 1 and not any(number % ratio for number in numbers)
+    if ratio == 1:
+        return tensors
+    odd = 0  # bits of every offset and step that is not a multiple of `ratio`, a power of two
+    for one in tensors:
+        keys, batch, heads, last = one.stride()
+        if last != 1:
+            return tensors
+        odd |= one.storage_offset() | one.shape[3] | keys | batch | heads
+    return tensors if odd & (ratio - 1) else [one.view(torch.int64) for one in tensors]
 
 
 def _on(device: Any, places: Whole) -> Any:

@@ -187,7 +187,7 @@ class Problem:
 
     def _figures(self, made: Plan, backward: bool, ways: dict[str, Overlap]) -> _Figures:
         from omnicupy.parallel.ranks import ranks_of
-        from omnicupy.parallel.trip import Trip, own_copied, parts_of, sides
+        from omnicupy.parallel.trip import Trip, own_copied, parts_of, sides, widths_of
 
         shared, on_one = _calls()
         dout, q, k, v = self._own(made)
@@ -200,14 +200,14 @@ class Problem:
             buffer, pending = trip.there((k, v), slice(None), trip.own)
             own_copied(buffer, (k, v), slice(None), 0, trip.own)
             pending.wait()
-            return sides(buffer, (k, v))
+            return sides(buffer, widths_of((k, v)))
 
         def way() -> None:
             found = exchanged(k, v)
             if backward and made.travels():
                 returned, pending = trip.back(found, trip.own)
                 pending.wait()
-                for one, part in zip(found, parts_of(returned, found), strict=True):
+                for one, part in zip(found, parts_of(returned, widths_of(found)), strict=True):
                     trip.add(one[:, :, : trip.own], part)
 
         keys, values = exchanged(k, v)
