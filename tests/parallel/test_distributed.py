@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -182,3 +184,21 @@ def test_tensors_are_sharded_as_arrays_are() -> None:
     labels = torch.arange(50)[None]
     assert made.shift(labels, fill=-100)[0, [28, 29, 49]].tolist() == [29, -100, -100]
     assert labels[0, 0] == 0
+
+
+def test_where_gradients_of_keys_can_be_made_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they have kernels of their own: not where one kernel makes all three."""
+    from omnicupy.parallel import distributed
+
+    hopper = SimpleNamespace(device_info=lambda device: SimpleNamespace(major=9, minor=0))
+    monkeypatch.setitem(sys.modules, "omnicupy.gpu.device", hopper)
+    for widths, deterministic, apart in (
+        ((128, 128), True, False),
+        ((64, 64), True, True),
+        ((64, 64), False, False),
+        ((256, 256), True, True),
+        ((192, 128), False, True),
+    ):
+        distributed._apart_on_gpu.cache_clear()
+        assert distributed._apart_on_gpu(0, "torch.bfloat16", widths, False, deterministic) is apart, widths
+    distributed._apart_on_gpu.cache_clear()
