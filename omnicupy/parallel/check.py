@@ -13,8 +13,8 @@ SHOWN = 8  # ranks that a message names
 class Shared(NamedTuple):
     """What decides the exchanges of a call beside the plan, so it is the same on every rank.
 
-    masks: of the plan, each once.  columns: of k and v.  groups, back: heads of keys in each exchange, forward and
-    backward.
+    masks: of the plan, each once.  columns: of k and v.  groups: heads of keys in each exchange of the forward
+    pass.
     """
 
     masks: tuple[int, ...]
@@ -22,26 +22,21 @@ class Shared(NamedTuple):
     columns: tuple[int, int]
     dtype: str
     groups: tuple[int, ...]
-    back: tuple[int, ...]
 
     def __str__(self) -> str:
-        heads = [f"heads {'+'.join(map(str, one))}" for one in (self.groups, self.back)]
         return (
             f"mask {', '.join(map(str, self.masks))}, batch {self.batch}, {self.columns[0]} and {self.columns[1]} "
-            f"columns of {self.dtype}, {heads[0]} forward and {heads[1]} backward"
+            f"columns of {self.dtype}, heads {'+'.join(map(str, self.groups))}"
         )
 
 
-def shared(
-    arrays: tuple[Any, Any], mask: int | Sequence[int], groups: Sequence[int] = (), back: Sequence[int] = ()
-) -> Shared:
-    """Of a call with these k and v. groups, back: () for all heads in one exchange."""
+def shared(arrays: tuple[Any, Any], mask: int | Sequence[int], groups: Sequence[int] = ()) -> Shared:
+    """Of a call with these k and v. groups: () for all heads in one exchange."""
     k, v = arrays
     which = tuple(sorted(set(mask))) if isinstance(mask, (list, tuple)) else (mask,)
-    every = (int(k.shape[1]),)
     dtype = str(k.dtype).removeprefix("torch.")
-    sizes = tuple(groups) or every, tuple(back) or every
-    return Shared(which, int(k.shape[0]), (int(k.shape[3]), int(v.shape[3])), dtype, *sizes)
+    sizes = tuple(groups) or (int(k.shape[1]),)
+    return Shared(which, int(k.shape[0]), (int(k.shape[3]), int(v.shape[3])), dtype, sizes)
 
 
 def named(ranks: Sequence[int]) -> str:

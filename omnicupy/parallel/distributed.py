@@ -43,7 +43,7 @@ def attention(
     check.of_rank(plan, ranks.rank, (q, k, v), mask)
     q, k, v = tensors.autocast(q, k, v)
     steps = _steps(plan, ranks.rank, mask, (q, k, v), options["overlap"])
-    ranks.agree(plan, check.shared((k, v), mask, steps.groups, steps.back), limit)
+    ranks.agree(plan, check.shared((k, v), mask, steps.groups), limit)
     rest = {name: value for name, value in options.items() if name != "overlap"}
     masks = plan.locals(ranks.rank, mask)
     if masks and not plan.travels(mask):
@@ -96,13 +96,6 @@ class _Call:
         each = q.shape[1] // sum(self.steps.groups)
         return slice(heads.start * each, heads.stop * each)
 
-    def back(self) -> list[slice]:
-        """Heads of keys, group by group of the backward pass."""
-        found = _groups(self.steps.back)
-        if len(self.steps.groups) > 1:  # whose buffers hold these
-            found = _groups(self.steps.groups)[::-1]
-        return found
-
 
 def _groups(sizes: Sequence[int]) -> list[slice]:
     return [slice(first, stop) for first, stop in pairwise(accumulate(sizes, initial=0))]
@@ -120,10 +113,11 @@ class _Shared(torch.autograd.Function):  # type: ignore[misc]  # no types where 
         groups = _groups(steps.groups) if call.plan.travels(call.mask) else []
         came = [call.trip.there((k, v), heads, high - low) for heads in groups]
         out = q.new_empty((*q.shape[:3], v.shape[3]))
-        found = _alone(call, (q, k, v, sink_logits), out)
+        # Before the first launch: it takes all multiprocessors, and the exchange needs some until it has begun.
         if behind:
             for heads, (buffer, _) in zip(groups, came, strict=True):
                 own_copied(buffer, (k, v), heads, low, high)
+        found = _alone(call, (q, k, v, sink_logits), out)
         parts = []
         for heads, (buffer, pending) in zip(groups, came, strict=True):
             pending.wait()
@@ -137,8 +131,8 @@ class _Shared(torch.autograd.Function):  # type: ignore[misc]  # no types where 
         lse = _joined([found[first] for first in sorted(found)], 2)
         ctx.set_materialize_grads(False)
         ctx.call, ctx.kept, ctx.widths = call, high - low, widths_of((k, v))
-        # Buffers with all own keys stand for k and v, too.
-        own = (None, None) if behind and high - low == call.trip.own else (k, v)
+        # A buffer with all own keys stands for k and v, too.
+        own = (None, None) if behind and high - low == call.trip.own and len(came) == 1 else (k, v)
         ctx.save_for_backward(q, *own, out, lse, sink_logits, *(buffer for buffer, _ in came))
         return out, lse
 
@@ -195,36 +189,23 @@ class _Backward:
 
     def run(self) -> list[Any]:
         """dq, dk, dv and dsink_logits, None for those that are not wanted: of keys this rank's part, then others'."""
-        call, trip, groups = self.call, self.call.trip, self.call.back()
+        call, trip = self.call, self.call.trip
         travelling = [side for side in (1, 2) if self.wanted[side]]
         travels = bool(travelling) and call.plan.travels(call.mask)
         late = travels and self.wanted[0] and call.options["overlap"] is not False and self._is_apart()
-        first = (False, *self.wanted[1:3], False) if late else self.wanted
-        found, ways = [], []
-        for at, heads in enumerate(groups):
-            keys = self._keys(heads, len(groups) - 1 - at)
-            grads = self._of(heads, keys, first)
-            found.append(grads)
-            if travels:
-                # All on one stream: the group's communicator is not to run on two at a time.
-                ways.append(
-                    trip.back([grads[side] for side in travelling], trip.own, late or len(groups) > 1)
-                )
-            if late:
-                grads[::3] = self._of(heads, keys, (True, False, False, self.wanted[3]))[::3]
-        for grads, (returned, pending) in zip(found, ways, strict=False):
-            pending.wait()
+        keys = self._keys()
+        grads = self._of(keys, (False, *self.wanted[1:3], False) if late else self.wanted)
+        if travels:
             mine = [grads[side] for side in travelling]
+            returned, pending = trip.back(mine, trip.own, late)
+            if late:
+                grads[::3] = self._of(keys, (True, False, False, self.wanted[3]))[::3]
+            pending.wait()
             for grad, part in zip(mine, parts_of(returned, widths_of(mine)), strict=True):
                 trip.add(grad[:, :, : trip.own], part)
-        for grads in found:
-            for side in travelling:
-                grads[side] = grads[side][:, :, : trip.own]
-        order = sorted(range(len(groups)), key=lambda at: groups[at].start)
-        return [
-            _joined([found[at][side] for at in order], 0 if side == 3 else 1) if self.wanted[side] else None
-            for side in range(4)
-        ]
+        for side in travelling:
+            grads[side] = grads[side][:, :, : trip.own]
+        return grads
 
     def _is_apart(self) -> bool:
         """Whether dk and dv are made by other kernels than dq, so that they may travel while dq is made."""
@@ -236,27 +217,21 @@ class _Backward:
             self.q.device.index, str(self.q.dtype), widths, self.call.scores[1] is not None, deterministic
         )
 
-    def _of(self, heads: slice, keys: Sequence[Any], wanted: Sequence[bool]) -> list[Any]:
-        """Gradients of a group of heads, of received keys too. keys: k and v, as `_keys` gives them."""
-        asked, steps = self.call.of_queries(heads, self.q), self.call.steps
-        q, out, lse = (one[:, asked] for one in (self.q, self.out, self.lse))
-        sinks = None if self.sink_logits is None else self.sink_logits[asked]
-        if not steps.pieces:
-            made = (q, *keys, self.sink_logits if sinks is None else sinks)
+    def _of(self, keys: Sequence[Any], wanted: Sequence[bool]) -> list[Any]:
+        """Gradients, of received keys too. keys: k and v, as `_keys` gives them."""
+        if not self.call.steps.pieces:
+            made = (self.q, *keys, self.sink_logits)
             return [torch.zeros_like(one) if want else None for one, want in zip(made, wanted, strict=True)]
-        grads = tuple(None if one is None else one[:, asked] for one in (self.dout, self.dlse))
         masks = self.call.plan.locals(self.call.trip.ranks.rank, self.call.mask)
         options = self.call.scores, tuple(wanted), self.call.options["deterministic"]
-        return list(self.gradients(grads, (q, *keys, out, lse, sinks), _given(masks), *options))
+        saved = (self.q, *keys, self.out, self.lse, self.sink_logits)
+        return list(self.gradients((self.dout, self.dlse), saved, _given(masks), *options))
 
-    def _keys(self, heads: slice, buffer: int) -> list[Any]:
-        """Own keys and values of these heads, then those received. buffer: where there are several, which one it is."""
+    def _keys(self) -> list[Any]:
+        """Own keys and values, then those received."""
         if not self.buffers:
-            return [one[:, heads] for one in (self.k, self.v)]
-        several = len(self.buffers) > 1
-        kept = self.buffers[buffer if several else 0]
-        if not several:
-            kept = kept[:, :, heads]
+            return [self.k, self.v]
         if self.k is None:
-            return sides(kept, self.widths)
-        return joined([one[:, heads] for one in (self.k, self.v)], kept[self.kept :])
+            return sides(self.buffers[0], self.widths)
+        received = [buffer[self.kept :] for buffer in self.buffers]
+        return joined((self.k, self.v), _groups(self.call.steps.groups), received)

@@ -55,21 +55,18 @@ class Piece:
 
 @dataclass(frozen=True)
 class Steps:
-    """groups: heads of keys in each exchange of the forward pass, in order. back: the same of the backward pass, which
-    begins with the last head where there is more than one group in the forward pass.
+    """groups: heads of keys in each exchange of the forward pass, in order.
 
     pieces: those that do not wait come first; () for a rank with no row, or no key to look at.
     """
 
     groups: Sizes
-    back: Sizes
     pieces: tuple[Piece, ...]
 
     def __str__(self) -> str:
         free = sum(piece.stop - piece.first for piece in self.pieces if not piece.waits)
         found = [f"{free} rows first"] if free else []
-        for name, sizes in (("heads", self.groups), ("heads back", self.back)):
-            found += [f"{name} {'+'.join(map(str, sizes))}"] if len(sizes) > 1 else []
+        found += [f"heads {'+'.join(map(str, self.groups))}"] if len(self.groups) > 1 else []
         return ", ".join(found) or "none"
 
 
@@ -99,27 +96,25 @@ def _steps(plan: Plan, rank: int, which: Sizes, batch: int, heads: Heads, overla
     local = plan.locals(rank, which)
     ranges: list[Range] = []
     groups: Sizes = (heads.kv_heads,)
-    back = groups
     if not plan.travels(which):
         overlap = False
     if isinstance(overlap, tuple):
-        groups, back = overlap, overlap[::-1]
+        groups = overlap
     elif overlap == ROWS:
         ranges = _Model(plan, which, batch, heads).rows(rank, True)[1] if local else []
     elif overlap is not False:
         assert not isinstance(overlap, str)
         model = _Model(plan, which, batch, heads)
         groups = model.groups(overlap)
-        back = groups[::-1] if len(groups) > 1 else model.back(overlap)
         if len(groups) == 1 and local:
             ranges = model.rows(rank, overlap)[1]
     if not local:
-        return Steps(groups, back, ())
+        return Steps(groups, ())
     own, count = int(plan.keys.counts[rank]), int(plan.rows.counts[rank])
     if ranges:
-        return Steps(groups, back, tuple(_pieces(local, own, ranges)))
+        return Steps(groups, tuple(_pieces(local, own, ranges)))
     waits = own < local[0].shape[1]
-    return Steps(groups, back, (Piece(0, count, 0, own, waits, local),))
+    return Steps(groups, (Piece(0, count, 0, own, waits, local),))
 
 
 class _Model:
@@ -176,26 +171,6 @@ class _Model:
             come += self._come(share)
             done = np.maximum(done, come) + works * share + self.setting.speeds.split_s
         return float(done.max())
-
-    def back(self, overlap: bool | None) -> Sizes:
-        """Groups of heads of a backward pass, whose exchanges come behind the launches; the largest first."""
-        heads = self.setting.heads.kv_heads
-        works = self.works() * self.setting.speeds.backward
-        best = np.inf if overlap else MARGIN * self._back_in_groups((heads,), works)
-        found: Sizes = (heads,)
-        for sizes in partitions(heads):
-            took = self._back_in_groups(sizes[::-1], works)
-            if took < best:
-                best, found = took, sizes[::-1]
-        return found
-
-    def _back_in_groups(self, sizes: Sizes, works: Real) -> float:
-        done, sent = np.zeros(len(works)), np.zeros(len(works))
-        for size in sizes:
-            share = size / sum(sizes)
-            done += works * share + self.setting.speeds.split_backward_s
-            sent = np.maximum(sent, done) + self.setting.exchange_s(self.sent * share)
-        return float(sent.max())
 
     def rows(self, rank: int, overlap: bool | None) -> tuple[float, list[Range]]:
         """Seconds of a forward pass with one exchange, and the rows of its launches; none for one launch of all rows.

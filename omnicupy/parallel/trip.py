@@ -161,14 +161,15 @@ def sides(buffer: Any, widths: Sequence[int]) -> list[Any]:
     return [one.permute(1, 2, 0, 3) for one in parts_of(buffer, widths)]
 
 
-def joined(own: Sequence[Any], received: Any) -> list[Any]:
-    """Own k and v, then what was received; where nothing was, as they are."""
-    if not received.shape[0]:
+def joined(own: Sequence[Any], groups: Sequence[Heads], received: Sequence[Any]) -> list[Any]:
+    """Own k and v, then what was received, of each group of heads; where nothing was, as they are."""
+    if not received[0].shape[0]:
         return list(own)
     every, count = slice(None), own[0].shape[2]
-    buffer = _new(own, every, count + received.shape[0])
+    buffer = _new(own, every, count + received[0].shape[0])
     own_copied(buffer, own, every, 0, count)
-    _copy(buffer[count:], received)
+    for heads, part in zip(groups, received, strict=True):
+        _copy(buffer[count:, :, heads], part)
     return sides(buffer, widths_of(own))
 
 

@@ -112,7 +112,7 @@ def overlapped(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
                 grads = torch.autograd.grad([out, lse], leaves, [dout, dlse])
                 found[f"{name} {dtype} {how}"] = [one.detach() for one in (out, lse, *grads)]
         steps = overlap.steps_of(made, rank, 0, 2, Heads(4, 2, 8), True)
-        found[name] = (len(steps.groups), len(steps.back), len(steps.pieces))
+        found[name] = (len(steps.groups), len(steps.pieces))
     return found
 
 
