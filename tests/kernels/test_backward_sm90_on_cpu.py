@@ -90,6 +90,20 @@ def test_all_gradients_by_one_kernel(
         assert_right(problem, name, gradient)
 
 
+@pytest.mark.parametrize("masks", ["causal", "one-a-batch-element"])
+def test_all_gradients_in_one_order(masks: str, libraries: Callable[[BackwardKernel], Any]) -> None:
+    """One thread block takes item after item, each when all additions of the one before have their turn."""
+    problem = Problem("bfloat16", 128, MASKS[masks]())
+    spec = spec_of("sm90", "sm_90", "bfloat16", 128)
+    made = _poisoned(problem, spec, libraries)
+    kernels = {part: spec.part(part) for part in ("ordered", "convert")}
+    found = run(problem, kernels["ordered"], made, libraries(kernels["ordered"]))
+    sums = {"dq_sums": found.pop("dq_sums")}
+    found |= run(problem, kernels["convert"], made | sums, libraries(kernels["convert"]))
+    for name, gradient in found.items():
+        assert_right(problem, name, gradient)
+
+
 def test_capped_scores_with_sinks(libraries: Callable[[BackwardKernel], Any]) -> None:
     sinks = (-np.inf, 0.0, 2.0, 4.0)
     problem = Problem(

@@ -172,6 +172,17 @@ __device__ __forceinline__ void add_release(int* g_target, int x) {
   asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(g_target), "r"(x) : "memory");
 }
 
+// Numbers of shared memory that another thread of the block changes meanwhile.
+__device__ __forceinline__ int load_shared_volatile(u32 s_source) {
+  int v;
+  asm volatile("ld.volatile.shared.s32 %0, [%1];" : "=r"(v) : "r"(s_source) : "memory");
+  return v;
+}
+
+__device__ __forceinline__ void store_shared_volatile(u32 s_target, int x) {
+  asm volatile("st.volatile.shared.s32 [%0], %1;" ::"r"(s_target), "r"(x) : "memory");
+}
+
 // A vector that other multiprocessors wrote: not from this one's cache.
 __device__ __forceinline__ float4 load_past_l1(float4 const* g_source) {
   float4 v;

@@ -123,6 +123,13 @@ inline int load_acquire(int const* source) {
   return __atomic_load_n(source, __ATOMIC_ACQUIRE);
 }
 inline void add_release(int* target, int x) { __atomic_fetch_add(target, x, __ATOMIC_RELEASE); }
+inline int load_shared_volatile(u32 source) {
+  cpu::yield();
+  int x;
+  memcpy(&x, shared_memory + source, 4);
+  return x;
+}
+inline void store_shared_volatile(u32 target, int x) { memcpy(shared_memory + target, &x, 4); }
 inline void red_add4(float* target, float const* x) { cpu::add(target, x, 4); }
 inline void store_shared4(u32 target, float const* x) { memcpy(shared_memory + target, x, 16); }
 
