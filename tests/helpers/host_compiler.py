@@ -15,7 +15,16 @@ from omnicupy.jit import files as locks
 
 HOST = Path(__file__).parent / "cpu_threads"
 LIMIT_S = 300
-FLAGS = ("-std=c++17", "-O1", "-w", "-Wno-psabi", "-pipe", "-fno-strict-aliasing", "-fPIC")
+FLAGS = (
+    "-std=c++17",
+    "-O1",
+    "-w",
+    "-Wno-psabi",
+    "-pipe",
+    "-fno-strict-aliasing",
+    "-fPIC",
+    "-fno-semantic-interposition",
+)
 
 
 def library(files: Mapping[str, str], macros: Mapping[str, object]) -> Path:
@@ -48,7 +57,7 @@ def _threads() -> Path:
     """threads.cpp, which is the same for every kernel."""
 
     def make(_: Path, target: Path) -> None:
-        _compile("-c", str(HOST / "threads.cpp"), "-o", str(target))
+        _compile("-O2", "-c", str(HOST / "threads.cpp"), "-o", str(target))
 
     return _once("threads.o", ["threads"], make)
 
