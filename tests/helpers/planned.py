@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cuda_on_cpu
@@ -56,8 +55,8 @@ class Planned:
         return np.unpackbits(words.view(np.uint8), axis=1, bitorder="little").astype(bool)
 
 
-def build(folder: Path) -> Any:
-    return cuda_on_cpu.build(SPEC, folder)
+def build() -> Any:
+    return cuda_on_cpu.build(SPEC)
 
 
 def run(library: Any, lists: CachedLists, lengths: NDArray[np.int32]) -> Planned:

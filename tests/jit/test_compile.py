@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 from cubin_code import WARPSYNC, opcodes
 
@@ -11,7 +13,7 @@ from omnicupy.jit.append_spec import AppendSpec
 from omnicupy.jit.cached_spec import CachedSpec
 from omnicupy.jit.paged_spec import PagedSpec
 from omnicupy.jit.plan_spec import PlanSpec
-from omnicupy.jit.spec import AttnSpec, KernelSpec
+from omnicupy.jit.spec import DTYPES, AttnSpec, KernelSpec
 
 REGISTERS_A_MULTIPROCESSOR = 65536
 NAIVE = [
@@ -32,11 +34,31 @@ def _name(spec: AttnSpec) -> str:
 # Of calls on caches: the Hopper kernels once more.
 CACHED = [CachedSpec.of(spec) for spec in table.rows() if spec.kernel == "sm90"]
 
-# Of keys in pages: every kernel as it serves them, Hopper's with the most boxes and key by key.
+
+def _in_turn(specs: list[AttnSpec]) -> list[AttnSpec]:
+    """Of kernel "sm80" each tile for every architecture it is for, with the dtypes in turn where these are several:
+    dtypes differ in how numbers are rounded, not in how pages are found.
+    """
+
+    def tile(spec: AttnSpec) -> tuple[object, ...]:
+        return tuple({**asdict(spec), "arch": None, "dtype": None}.values())
+
+    archs_of: dict[tuple[object, ...], list[str]] = {}
+    for spec in specs:
+        archs_of.setdefault(tile(spec), []).append(spec.arch)
+
+    def has_its_turn(spec: AttnSpec) -> bool:
+        of_tile = list(dict.fromkeys(archs_of[tile(spec)]))
+        return len(of_tile) == 1 or of_tile.index(spec.arch) % 2 == DTYPES.index(spec.dtype)
+
+    return [spec for spec in specs if spec.kernel != "sm80" or has_its_turn(spec)]
+
+
+# Of keys in pages: every kernel as it serves them, Hopper's with the most boxes, and key by key with one dtype.
 PAGED = [
     PagedSpec.with_pages(paged.fitted(spec, size), size)
-    for spec in [*table.rows(), *NAIVE]
-    for size in (1, 8)
+    for spec in [*_in_turn([*table.rows()]), *NAIVE]
+    for size in ((1, 8) if spec.dtype == "bfloat16" else (8,))
 ]
 
 

@@ -21,15 +21,8 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> Callable[[BackwardKernel], Any]:
-    built: dict[BackwardKernel, Any] = {}
-
-    def library(kernel: BackwardKernel) -> Any:
-        if kernel not in built:
-            built[kernel] = cuda_on_cpu.build(kernel, tmp_path_factory.mktemp(kernel.part))
-        return built[kernel]
-
-    return library
+def libraries() -> Callable[[BackwardKernel], Any]:
+    return cuda_on_cpu.build
 
 
 def _poisoned(problem: Problem, spec: BackwardSpec, libraries: Callable[[BackwardKernel], Any]) -> Any:

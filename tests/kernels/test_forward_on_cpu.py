@@ -9,7 +9,7 @@ from typing import Any
 import cuda_on_cpu
 import numpy as np
 import pytest
-from forward_on_cpu import Forward, assert_within_budget, libraries, scattered
+from forward_on_cpu import Forward, assert_within_budget, scattered
 
 import omnicupy as oc
 from omnicupy.call.problem import Problem
@@ -44,8 +44,8 @@ CHANGES: dict[str, tuple[float | None, float, bool]] = {
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Callable[[AttnSpec], Any]:
-    return libraries(tmp_path_factory.mktemp)
+def library() -> Callable[[AttnSpec], Any]:
+    return cuda_on_cpu.build
 
 
 def _compare(call: Forward, spec: AttnSpec, library: Callable[[AttnSpec], Any]) -> None:

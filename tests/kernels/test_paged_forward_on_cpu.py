@@ -16,7 +16,6 @@ import paged_calls
 import planned
 import pytest
 from cuda_on_cpu import aligned
-from forward_on_cpu import libraries
 from numpy.typing import NDArray
 
 import omnicupy as oc
@@ -69,13 +68,13 @@ FOR_WIDTHS = ("naive", "sm80", "sm80-shared", "sm90", "sm90-packed")
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Callable[[AttnSpec], Any]:
-    return libraries(tmp_path_factory.mktemp)
+def library() -> Callable[[AttnSpec], Any]:
+    return cuda_on_cpu.build
 
 
 @pytest.fixture(scope="module")
-def planner(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return planned.build(tmp_path_factory.mktemp("plan"))
+def planner() -> Any:
+    return planned.build()
 
 
 def _inputs(

@@ -26,8 +26,8 @@ ROUNDS = 300  # of each seed
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return planned.build(tmp_path_factory.mktemp("plan"))
+def library() -> Any:
+    return planned.build()
 
 
 def _check(found: Planned, lengths: NDArray[np.int32]) -> None:

@@ -82,7 +82,8 @@ extern int smem_bytes;
 extern unsigned blocks_begun;
 void yield();         // another thread's turn
 void wait_for_all();  // of the thread block
-Warp& warp();
+extern Warp warps[];  // of the thread block
+inline Warp& warp() { return warps[thread->index.x / 32]; }
 void fail(char const* why);
 void check_source(void const* source, int bytes);
 void check_target(void const* target, int bytes);
@@ -221,10 +222,14 @@ inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
 // What numbers.cuh does in PTX.
 namespace cpu {
 
+// Without the compiler's own conversion, which is a call: the exponent's bias is 112 more in a float.
 inline float of_half(unsigned bits16) {
-  _Float16 value;
-  memcpy(&value, &bits16, 2);
-  return value;
+  unsigned bits = (bits16 & 0x7fff) << 13;
+  float value;
+  memcpy(&value, &bits, 4);
+  value *= 0x1p112f;
+  if ((bits16 & 0x7c00) == 0x7c00) value = __int_as_float(bits | 0x7f800000);
+  return bits16 & 0x8000 ? -value : value;
 }
 
 template <bool kBf16>

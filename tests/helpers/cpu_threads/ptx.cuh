@@ -60,7 +60,9 @@ float half_of(u32 pair, int e) {
 
 template <bool kBf16>
 void multiply(cpu::Warp& warp) {
-  float a[16][16], b[16][8];
+  using Columns = float __attribute__((vector_size(32)));
+  float a[16][16];
+  Columns b[16], products[16];
   for (int lane = 0; lane < 32; ++lane) {
     u32 const* const in = warp.in[lane];
     for (int e = 0; e < 2; ++e) {
@@ -69,11 +71,13 @@ void multiply(cpu::Warp& warp) {
       for (int i = 0; i < 2; ++i) b[of + 8 * i][group] = half_of<kBf16>(in[4 + i], e);
     }
   }
+  for (int row = 0; row < 16; ++row) {
+    products[row] = Columns{};
+    for (int k = 0; k < 16; ++k) products[row] += a[row][k] * b[k];
+  }
   for (int lane = 0; lane < 32; ++lane) {
     for (int i = 0; i < 4; ++i) {
-      float sum = 0.f;
-      for (int k = 0; k < 16; ++k) sum += a[lane / 4 + 8 * (i / 2)][k] * b[k][2 * (lane % 4) + i % 2];
-      sum += __int_as_float(warp.in[lane][6 + i]);
+      float const sum = products[lane / 4 + 8 * (i / 2)][2 * (lane % 4) + i % 2] + __int_as_float(warp.in[lane][6 + i]);
       memcpy(&warp.out[lane][i], &sum, 4);
     }
   }
