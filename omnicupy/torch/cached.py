@@ -168,7 +168,7 @@ def _on_cpu(q: Any, kv: AnyKV, v: Any, mask: Any, return_lse: bool, options: dic
     array, caches = _host(q, kv)
     options = options | {"sink_logits": _on_host("sink_logits", options["sink_logits"])}
     if isinstance(mask, CachedStep):
-        caches, mask = with_lengths(caches, mask.lists), mask.rule
+        caches, mask = with_lengths(caches, mask.lists.lengths), mask.rule
     found = api.attention(
         array,
         caches,

@@ -20,7 +20,7 @@ struct ForwardParamsSm90 {
 
 template <
     int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, int QSlots, bool PingPong, bool Pack, bool Bf16,
-    bool Softcap, bool Cached = false, int Page = 0>
+    bool Softcap, bool Cached = false, int Page = 0, bool Ragged = false>
 struct Sm90Config {
   static constexpr int kHeadDim = HeadDim;    // columns of Q and K
   static constexpr int kValueDim = ValueDim;  // columns of V and O
@@ -45,6 +45,8 @@ struct Sm90Config {
   // Keys of a box, where K and V are pools of pages; 0 where they are not. A warp produces then.
   static constexpr int kPage = Page;
   static constexpr bool kPaged = Page != 0;
+  // Sequences have numbers of rows of their own.
+  static constexpr bool kRagged = Ragged;
   // A thread beside the producer takes the work items; beside three warpgroups it lacks the registers.
   static constexpr bool kScheduler = kConsumers < 3;
 
@@ -63,6 +65,7 @@ struct Sm90Config {
   static_assert(kConsumers >= 1 && kConsumers <= 3, "64 query rows a consumer warpgroup");
   static_assert(Br == kQRows || Br == 64, "one head in a tile, or one a warpgroup");
   static_assert(!kPaged || (Cached && Bc % Page == 0 && Page % 16 == 0 && Page <= 64), "boxes fill tiles and pages");
+  static_assert(!Ragged || Cached, "the planner finds out where rows are");
   static_assert(!Pack || kConsumers == 1, "packed tiles have 64 rows");
   static_assert(HeadDim % 16 == 0 && HeadDim <= 256, "columns of Q and K");
   static_assert(ValueDim % 16 == 0 && ValueDim <= 256 && Bc % 32 == 0 && Bc <= 256, "widths of wgmma");

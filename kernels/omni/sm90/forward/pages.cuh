@@ -3,7 +3,7 @@
 // as zeros, and the bytes that a barrier awaits stay the same.
 #pragma once
 
-#include "omni/pages.cuh"
+#include "omni/ragged.cuh"
 #include "omni/sm90/forward/smem.cuh"
 
 namespace omni {
@@ -12,14 +12,23 @@ struct PagedParamsSm90 : ForwardParamsSm90 {
   PageTable pages;
 };
 
-template <bool kPaged>
+struct RaggedParamsSm90 : PagedParamsSm90 {
+  int2 const* row_ranges;  // as in RaggedParams
+};
+
+template <bool kPaged, bool kRagged = false>
 struct ForwardParamsSm90Of {
   using Type = ForwardParamsSm90;
 };
 
 template <>
-struct ForwardParamsSm90Of<true> {
+struct ForwardParamsSm90Of<true, false> {
   using Type = PagedParamsSm90;
+};
+
+template <bool kPaged>
+struct ForwardParamsSm90Of<kPaged, true> {
+  using Type = RaggedParamsSm90;
 };
 
 // In the kind of a tile: some of its boxes have no page. Lists for caches skip no tile, and leave the bit free.

@@ -95,7 +95,8 @@ struct Producer {
     if constexpr (Cfg::kPack) {
       load_packed_q(work(at), i);
     } else {
-      TileOrigin const origin{work(at).q0, work(at).head, work(at).batch};
+      int const only = 0;
+      TileOrigin const origin{work(at).q0, work(at).head, Cfg::kRagged ? only : work(at).batch};
       load_panels<Cfg::kQRows, Cfg::kPanels>(smem.q[i], &args.q_map, &smem.q_full[i], origin);
     }
   }
@@ -109,7 +110,7 @@ struct Producer {
     for (int panel = 0; panel < Cfg::kPanels; ++panel) {
       tma_load_5d(
           s_q + panel * Cfg::kQPanelBytes, &args.q_map, full, kPanelColumns * panel, head, item.q0, item.kv_head,
-          item.batch);
+          query_batch<Cfg>(item.batch));
     }
   }
 
