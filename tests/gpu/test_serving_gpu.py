@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import paged_calls
 import pytest
+import serving_rows
 import serving_scenarios as scenarios
 import serving_scores as scores
 
@@ -70,3 +71,16 @@ def test_sinks(softcap: float | None, split: int | None, size: int | None, engin
 @pytest.mark.parametrize("window_last", [False, True])
 def test_images_in_chunks(window_last: bool, size: int | None, engine: scenarios.Engine) -> None:
     scores.images_in_chunks(engine, size, window_last)
+
+
+@KINDS
+@pytest.mark.parametrize("window", [None, 100])
+def test_rows_of_their_own(window: int | None, size: int | None, engine: scenarios.Engine) -> None:
+    serving_rows.rows_of_their_own(engine, size, window)
+
+
+@pytest.mark.parametrize("size", [None, 16], ids=["contiguous", "page16"])
+def test_rows_under_a_split(size: int | None, engine: scenarios.Engine) -> None:
+    if engine.xp.cuda.Device().compute_capability != "90":
+        pytest.skip("not a Hopper GPU")
+    serving_rows.rows_under_a_split(engine, size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import paged_calls
 import pytest
+import serving_rows
 import serving_scenarios as scenarios
 import serving_scores as scores
 
@@ -56,3 +57,14 @@ def test_sinks(softcap: float | None, split: int | None, size: int | None) -> No
 @pytest.mark.parametrize("window_last", [False, True])
 def test_images_in_chunks(window_last: bool, size: int | None) -> None:
     scores.images_in_chunks(CPU, size, window_last)
+
+
+@KINDS
+@pytest.mark.parametrize("window", [None, 100])
+def test_rows_of_their_own(window: int | None, size: int | None) -> None:
+    serving_rows.rows_of_their_own(CPU, size, window)
+
+
+@KINDS
+def test_rows_under_a_split(size: int | None) -> None:
+    serving_rows.rows_under_a_split(CPU, size)
