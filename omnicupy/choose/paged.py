@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from omnicupy.choose.classes import OTHER_PAGES, PAGES, WHOLE
 from omnicupy.jit.paged_spec import in_boxes
 from omnicupy.jit.spec import AttnSpec
 
@@ -13,6 +14,13 @@ from omnicupy.jit.spec import AttnSpec
 def by_boxes(page_size: int | None) -> bool:
     """May kernel "sm90" serve pages of so many keys? None: keys are not in pages."""
     return page_size is None or in_boxes(page_size)
+
+
+def kind_of(page_size: int | None) -> str:
+    """The kind of cache that has pages of so many keys, None for one without, as tuned choices have it."""
+    if page_size is None:
+        return WHOLE
+    return PAGES if in_boxes(page_size) else OTHER_PAGES
 
 
 def fitted(spec: AttnSpec) -> AttnSpec:

@@ -149,6 +149,7 @@ def _spec_of(
         info.sm_count,
         mappable=mappable,
         split=call.split,
+        cache=paged.kind_of(page_size),
     )
     return spec if page_size is None else paged.fitted(spec)
 

@@ -278,3 +278,25 @@ def test_the_machine_of_a_gpu() -> None:
     found = saved._machine(0)
     assert found.device
     assert float(found.driver) >= 12
+
+
+def test_kinds_of_caches_have_choices_of_their_own(machine: Path) -> None:
+    _keep()
+    for kind in classes.CACHES[1:]:
+        assert saved.find(PROBLEM, (MASK,), SMS, cache=kind) is None
+        saved.keep(HERE, classes.class_of(PROBLEM, (MASK,), SMS, cache=kind), replace(SPEC, stages=1), {})
+        assert saved.find(PROBLEM, (MASK,), SMS, cache=kind) == replace(SPEC, stages=1)
+    assert saved.find(PROBLEM, (MASK,), SMS) == SPEC
+    content = json.loads(machine.read_text())
+    for row in content["choices"]:
+        del row["problem"]["cache"]  # as files were before there were kinds
+    content["choices"] = content["choices"][:1]
+    machine.write_text(json.dumps(content))
+    saved.forget()
+    assert saved.find(PROBLEM, (MASK,), SMS) == SPEC
+
+
+@pytest.mark.parametrize(("cache", "passed"), [("ring", "forward"), ("pages", "backward")])
+def test_other_kinds_of_caches_are_refused(cache: str, passed: str) -> None:
+    with pytest.raises(ValueError, match="cache: expected one of"):
+        classes.class_of(PROBLEM, (MASK,), SMS, passed, cache=cache)
