@@ -120,7 +120,9 @@ def plan_of(
     except AttributeError:  # not CuPy arrays: the checks say so
         pass
     else:
-        found = find_plan(array_key, addresses, rule, options, sinks) if rows is None or max_rows else None
+        found = None
+        if (rows is None) == (max_rows is None):  # one alone is refused
+            found = find_plan(array_key, addresses, rule, options, sinks)
         if found is not None:
             return found
     ragged = {} if rows is None and max_rows is None else {"rows": rows, "max_rows": max_rows}

@@ -155,7 +155,7 @@ def test_calls_use_the_choice_and_config_overrides_it(monkeypatch: pytest.Monkey
     _keep()
     asked = []
     real = saved.find
-    monkeypatch.setattr(saved, "find", lambda *arguments: asked.append(1) or real(*arguments))
+    monkeypatch.setattr(saved, "find", lambda *given, **named: asked.append(1) or real(*given, **named))
     call = _call()
     call()
     call()
@@ -294,9 +294,3 @@ def test_kinds_of_caches_have_choices_of_their_own(machine: Path) -> None:
     machine.write_text(json.dumps(content))
     saved.forget()
     assert saved.find(PROBLEM, (MASK,), SMS) == SPEC
-
-
-@pytest.mark.parametrize(("cache", "passed"), [("ring", "forward"), ("pages", "backward")])
-def test_other_kinds_of_caches_are_refused(cache: str, passed: str) -> None:
-    with pytest.raises(ValueError, match="cache: expected one of"):
-        classes.class_of(PROBLEM, (MASK,), SMS, passed, cache=cache)

@@ -62,6 +62,7 @@ def tune(text: str, dtype: str, dry_run: bool, export: bool, as_json: bool, **op
     from omnicupy.tools.bench.gradients import PASSES
     from omnicupy.tools.tune import run as tune_run
     from omnicupy.tools.tune import search
+    from omnicupy.tools.tune.caches import Cache
 
     workload = problem_options(text, options)
     settings = search.Settings(samples=options["samples"], finalists=options["finalists"])
@@ -69,7 +70,7 @@ def tune(text: str, dtype: str, dry_run: bool, export: bool, as_json: bool, **op
     of_pass["deterministic"] = not options["any_order"]
     if options["cache"]:
         in_pages = options["cache"].lower() == "pages"
-        of_pass["cache"] = tune_run.Cache((options["page"] or 16) if in_pages else None)
+        of_pass["cache"] = Cache((options["page"] or 16) if in_pages else None)
     result = tune_run.run(workload, dtype, options["kernels"], settings, track, **of_pass)
     kept = "Nothing was kept." if dry_run else tune_run.keep(result)
     if as_json:
