@@ -5,7 +5,7 @@
 // from tile to tile, the element rule itself, the products and the softmax are written anew.
 #include "omni/mask/rule.cuh"
 #include "omni/numbers.cuh"
-#include "omni/pages.cuh"
+#include "omni/ragged.cuh"
 
 namespace omni {
 
@@ -16,7 +16,8 @@ constexpr int kBc = OMNI_BC;
 constexpr bool kBf16 = OMNI_BF16;
 constexpr bool kSoftcap = OMNI_SOFTCAP;
 constexpr bool kPaged = OMNI_PAGE != 0;
-using Params = ForwardParamsOf<kPaged>::Type;
+constexpr bool kRagged = OMNI_RAGGED;
+using Params = ForwardParamsOf<kPaged, kRagged>::Type;
 constexpr int kThreads = 128;
 constexpr int kOwned = (kValueDim + kThreads - 1) / kThreads;  // columns of O a thread owns
 
@@ -143,29 +144,43 @@ __device__ __forceinline__ void store_row(ForwardParams const& p, Row const& row
   }
 }
 
+// The sequence that a row among all belongs to, -1 where there is none, and the sequence's first row.
+__device__ __forceinline__ int sequence_of(ForwardParams const& p, int q, int& first) {
+  for (int i = 0; i < p.batch; ++i) {
+    int2 const range = static_cast<RaggedParams const&>(p).row_ranges[i];
+    first = range.x;
+    if (range.x <= q && q < range.y) return i;
+  }
+  return -1;
+}
+
 __device__ __forceinline__ void attend_row(ForwardParams const& p, float* s_memory) {
   int const q = blockIdx.x % p.q_len;
   int const head = blockIdx.x / p.q_len % p.q_heads;
   int const batch = blockIdx.x / p.q_len / p.q_heads;
-  int const mask_index = p.mask_batch == 1 ? 0 : batch;
+  int first = 0, sequence = batch;
+  if constexpr (kRagged) sequence = sequence_of(p, q, first);
+  if (kRagged && sequence < 0) return;
+  int const mask_index = p.mask_batch == 1 ? 0 : sequence;
+  int const row_of_sequence = q - first;
   MaskView const mask{p, mask_index};
   float* const s_q = s_memory;
   float* const s_scores = s_q + kHeadDim;
   float* const s_reduce = s_scores + kBc;
   unsigned short const* g_q = static_cast<unsigned short const*>(p.q) + batch * p.q_strides.batch +
                               head * p.q_strides.head + q * p.q_strides.token;
-  int const of_batch = kPaged ? 0 : batch;
+  int const of_batch = kPaged ? 0 : sequence;
   i64 const k_base = of_batch * p.k_strides.batch + head / p.group * p.k_strides.head;
   i64 const v_base = of_batch * p.v_strides.batch + head / p.group * p.v_strides.head;
   for (int d = threadIdx.x; d < p.head_dim; d += kThreads) s_q[d] = load16(g_q, d);
   Row row;
-  int const* const entries = p.lists.row_offsets + mask_index * p.q_blocks + q / kBr;
+  int const* const entries = p.lists.row_offsets + mask_index * p.q_blocks + row_of_sequence / kBr;
   RowWalk<kBc> walk(entries);
   while (walk.has_next()) {
     Tile const tile = walk.take(p.lists);
     __syncthreads();
     for (int c = threadIdx.x; c < tile.length(); c += kThreads) {
-      bool seen = is_visible(mask, tile, q, q % kBr, c);
+      bool seen = is_visible(mask, tile, q, row_of_sequence % kBr, c);
       unsigned short const* g_key =
           static_cast<unsigned short const*>(p.k) + k_base + (tile.first + c) * p.k_strides.token;
       if constexpr (kPaged) {

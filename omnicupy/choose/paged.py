@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from omnicupy.choose.classes import OTHER_PAGES, PAGES, WHOLE
 from omnicupy.jit.paged_spec import MOST_WARPS, by_boxes
 from omnicupy.jit.spec import AttnSpec
+
+
+def kind_of(page_size: int | None) -> str:
+    """The kind of cache that has pages of so many keys, None for one without, as tuned choices have it."""
+    if page_size is None:
+        return WHOLE
+    return PAGES if by_boxes(page_size) else OTHER_PAGES
 
 
 def fitted(spec: AttnSpec, page_size: int) -> AttnSpec:

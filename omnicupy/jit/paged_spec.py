@@ -21,7 +21,7 @@ def by_boxes(page_size: int) -> bool:
 
 def box_keys(spec: AttnSpec) -> int:
     """Keys of one box of the tensor maps of k and v."""
-    return spec.page if isinstance(spec, PagedSpec) else spec.bc
+    return spec.page if isinstance(spec, PagedSpec) and spec.page else spec.bc
 
 
 @dataclass(frozen=True, kw_only=True)

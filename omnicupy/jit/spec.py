@@ -289,6 +289,7 @@ class AttnSpec:
             "OMNI_SOFTCAP": int(self.softcap),
             "OMNI_CACHED": 0,
             "OMNI_PAGE": 0,
+            "OMNI_RAGGED": 0,
             **SHIPPED.defines(),
         }
 

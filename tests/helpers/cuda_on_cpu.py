@@ -26,10 +26,14 @@ STRUCTS = {  # of params.PARAMS
     "naive_paged": "PagedParams",
     "sm80_paged": "PagedParams",
     "sm90_paged": "PagedParamsSm90",
+    "naive_ragged": "RaggedParams",
+    "sm80_ragged": "RaggedParams",
+    "sm90_ragged": "RaggedParamsSm90",
     "bwd": "BackwardParams",
     "bwd_sm90": "BackwardParamsSm90",
     "bwd_sums": "BackwardParamsWithSums",
     "plan": "PlanParams",
+    "plan_ragged": "RaggedPlanParams",
     "append": "AppendParams",
 }
 

@@ -145,7 +145,7 @@ TILE_WORDS = {
 def _spec(system: str, sizes: tuple[int, ...]) -> AttnSpec:
     word = system.partition(":")[2]
     problem = Problem(*sizes, "bfloat16")  # type: ignore[arg-type]
-    if not word or word in ("nomask", "image", "ones"):
+    if word in ("", "nomask", "image", "ones", "contiguous") or word.startswith("page"):
         from omnicupy.choose import pick
         from omnicupy.masks.constructors import full
 

@@ -13,6 +13,7 @@ from omnicupy.jit.append_spec import AppendSpec
 from omnicupy.jit.cached_spec import CachedSpec
 from omnicupy.jit.paged_spec import PagedSpec
 from omnicupy.jit.plan_spec import PlanSpec
+from omnicupy.jit.ragged_spec import RaggedSpec
 from omnicupy.jit.spec import DTYPES, AttnSpec, KernelSpec
 
 REGISTERS_A_MULTIPROCESSOR = 65536
@@ -28,6 +29,7 @@ def _name(spec: AttnSpec) -> str:
     tile = f"{spec.br}x{spec.bc}-s{spec.stages}-w{spec.warps}{'-packed' * spec.pack}"
     tile += "-cached" * isinstance(spec, CachedSpec)
     tile += f"-page{spec.page}" if isinstance(spec, PagedSpec) else ""
+    tile += "-ragged" * isinstance(spec, RaggedSpec)
     return f"{spec.kernel}-{spec.arch}-{dtype}-d{spec.head_dim}-{tile}"
 
 
@@ -61,8 +63,21 @@ PAGED = [
     for size in ((1, 8) if spec.dtype == "bfloat16" else (8,))
 ]
 
+# Of sequences with numbers of rows of their own: each tile once, with and without pages.
+_ONE_OF = {
+    (one.kernel, one.head_dim, one.value_dim, one.br, one.bc, one.warps, one.pack): one
+    for one in table.rows()
+}
+RAGGED = [
+    RaggedSpec.of(one)
+    for spec in (*_ONE_OF.values(), NAIVE[0])
+    for one in (spec, PagedSpec.with_pages(paged.fitted(spec, 16), 16))
+]
 
-@pytest.mark.parametrize("spec", [*table.rows(), *NAIVE, *CACHED, *dict.fromkeys(PAGED)], ids=_name)
+
+@pytest.mark.parametrize(
+    "spec", [*table.rows(), *NAIVE, *CACHED, *dict.fromkeys(PAGED), *dict.fromkeys(RAGGED)], ids=_name
+)
 def test_compiles_without_a_spill(spec: KernelSpec) -> None:
     _check(spec)
 
@@ -70,6 +85,7 @@ def test_compiles_without_a_spill(spec: KernelSpec) -> None:
 @pytest.mark.parametrize("arch", archs.ARCHES)
 def test_the_kernels_of_caches_compile_without_a_spill(arch: str) -> None:
     _check(PlanSpec(arch=arch))
+    _check(PlanSpec(arch=arch, ragged=True))
     _check(AppendSpec(arch=arch))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import cuda_on_cpu
 import numpy as np
 import pytest
-from forward_on_cpu import Forward, assert_within_budget, libraries, scattered
+from forward_on_cpu import Forward, assert_within_budget, scattered
 from kernel_calls import MASKS, assert_right, prepared, run, spec_of
 from kernel_calls import Problem as BackwardProblem
 
@@ -45,17 +45,17 @@ BACKWARD = [
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Callable[[AttnSpec], Any]:
-    return libraries(tmp_path_factory.mktemp)
+def library() -> Callable[[AttnSpec], Any]:
+    return cuda_on_cpu.build
 
 
 @pytest.fixture(scope="module")
-def backward_library(tmp_path_factory: pytest.TempPathFactory) -> Callable[[BackwardKernel], Any]:
+def backward_library() -> Callable[[BackwardKernel], Any]:
     built: dict[BackwardKernel, Any] = {}
 
     def of(kernel: BackwardKernel) -> Any:
         if kernel not in built:
-            built[kernel] = cuda_on_cpu.build(kernel, tmp_path_factory.mktemp(kernel.part))
+            built[kernel] = cuda_on_cpu.build(kernel)
         return built[kernel]
 
     return of

@@ -38,12 +38,12 @@ SPECS: dict[str, tuple[BackwardSpec, tuple[str, ...]]] = {
 
 
 @pytest.fixture(scope="module")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> Callable[[BackwardKernel], Any]:
+def libraries() -> Callable[[BackwardKernel], Any]:
     built: dict[BackwardKernel, Any] = {}
 
     def library(kernel: BackwardKernel) -> Any:
         if kernel not in built:
-            built[kernel] = cuda_on_cpu.build(kernel, tmp_path_factory.mktemp(kernel.part))
+            built[kernel] = cuda_on_cpu.build(kernel)
         return built[kernel]
 
     return library

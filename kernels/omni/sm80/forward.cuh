@@ -3,6 +3,7 @@
 // registers.
 #pragma once
 
+#include "omni/ragged.cuh"
 #include "omni/sm80/gemm.cuh"
 #include "omni/store.cuh"
 #include "omni/work.cuh"
@@ -11,7 +12,7 @@ namespace omni {
 
 template <
     int HeadDim, int ValueDim, int OutColumns, int Br, int Bc, int Stages, int Warps, bool ShareKv, bool Swizzle,
-    bool Bf16, bool Softcap, int Page, int MmaAtomK>
+    bool Bf16, bool Softcap, int Page, bool Ragged, int MmaAtomK>
 struct Sm80Config : MmaAtom<MmaAtomK> {
   using MmaAtom<MmaAtomK>::kMmaAtomM;
   static constexpr int kHeadDim = HeadDim;        // columns of Q and K, tensors' head_dim rounded up to 16
@@ -27,6 +28,7 @@ struct Sm80Config : MmaAtom<MmaAtomK> {
   static constexpr bool kBf16 = Bf16;
   static constexpr bool kSoftcap = Softcap;
   static constexpr bool kPaged = Page != 0;  // K and V are pools of pages
+  static constexpr bool kRagged = Ragged;    // sequences have numbers of rows of their own
 
   static constexpr int kWarpRows = Br / Warps;
   static constexpr int kTilesM = kWarpRows / kMmaAtomM;  // m16 tiles a warp owns
@@ -91,7 +93,7 @@ struct Forward {
   }
 
   __device__ __forceinline__ void load_q(WorkItem const& work) {
-    unsigned char const* g_q = p.query().row(work.batch, work.head, q0);
+    unsigned char const* g_q = p.query().row(query_batch<Cfg>(work.batch), work.head, q0);
     load_tile<Cfg::kThreads, Cfg::kBr, Cfg::kHeadDim, Cfg::kSwizzle>(
         smem_address(s_base), g_q, 2 * p.q_strides.token, p.q_len - q0, p.head_dim);
   }
@@ -246,7 +248,8 @@ struct Forward {
     }
     WorkItem const done = work_item(p, block_index());
     softmax.finish();
-    store_output<Cfg>(p, OutputPlace{done.batch, done.head, q0 + row0(), 0}, out, softmax);
+    int const stop = row_stop<Cfg, RaggedParams>(p, p.q_len, done.mask);
+    store_output<Cfg>(p, OutputPlace{query_batch<Cfg>(done.batch), done.head, q0 + row0(), 0, stop}, out, softmax);
   }
 };
 

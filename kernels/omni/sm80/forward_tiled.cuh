@@ -39,7 +39,7 @@ struct TiledForward {
       : p(params), mask{params, work.mask}, q0(work.q0), walk(params.lists, work.first, work.tiles), s_base(s_memory) {
     q_rows = p.q_len - q0;
     int const kv_head = work.head / p.group;
-    g_q = p.query().row(work.batch, work.head, q0);
+    g_q = p.query().row(query_batch<Cfg>(work.batch), work.head, q0);
     int const of_batch = Cfg::kPaged ? 0 : work.batch;
     g_k = p.key().rows(of_batch, kv_head);
     g_v = static_cast<unsigned char const*>(p.v) +
@@ -142,7 +142,8 @@ struct TiledForward {
     cp_async_wait<0>();
     WorkItem const done = work_item(p, block_index());
     softmax.finish();
-    store_output<Cfg>(p, OutputPlace{done.batch, done.head, q0 + row0, column0}, out, softmax);
+    int const stop = row_stop<Cfg, RaggedParams>(p, p.q_len, done.mask);
+    store_output<Cfg>(p, OutputPlace{query_batch<Cfg>(done.batch), done.head, q0 + row0, column0, stop}, out, softmax);
   }
 };
 

@@ -19,6 +19,7 @@ from omnicupy.tools.bench import (
     host,
     mask_build,
     memory,
+    pages,
     preset_build,
     ranks,
     scaling,
@@ -101,10 +102,8 @@ def listing() -> str:
 
 def measures(suites: Sequence[str]) -> bool:
     """True when one of the suites, here, measures workloads on systems; others look at the host alone."""
-    on_gpu = [
-        name for name in suites if name in GPU_SUITES and (name not in CPU_HOST or environment.has_gpu())
-    ]
-    return bool(on_gpu)
+    gpu = environment.has_gpu()
+    return any(name in GPU_SUITES and (name not in CPU_HOST or gpu) for name in suites)
 
 
 @pick.serve_every_kernel()
@@ -246,4 +245,5 @@ KINDS: dict[str, Kind] = {
     "forms": measure,
     "build": mask_build.measure,
     "memory": memory.measure,
+    "paged": pages.measure,
 }

@@ -25,6 +25,7 @@ from omnicupy.jit.cached_spec import CachedSpec
 from omnicupy.jit.paged_spec import LEAST_BOX, PagedSpec
 from omnicupy.jit.params import PARAMS
 from omnicupy.jit.plan_spec import PlanSpec
+from omnicupy.jit.ragged_spec import RaggedSpec
 from omnicupy.jit.spec import KERNELS, AttnSpec, KernelSpec
 
 PACKAGE = Path(__file__).parents[2]
@@ -48,7 +49,10 @@ class Launch:
 
 FORWARD = Launch(
     doors=("gpu.attention", "gpu.cached", "gpu.append", "masks.cut"),
-    ahead=tuple(kind(arch=arch) for kind in (PlanSpec, AppendSpec) for arch in archs.ARCHES),
+    ahead=(
+        *(kind(arch=arch) for kind in (PlanSpec, AppendSpec) for arch in archs.ARCHES),
+        *(PlanSpec(arch=arch, ragged=True) for arch in archs.ARCHES),
+    ),
 )
 BACKWARD = Launch(doors=("gpu.backward", "masks.cut"))
 
@@ -119,12 +123,17 @@ def digest(name: str) -> str:
 
 
 def _variants(spec: KernelSpec) -> Iterator[KernelSpec]:
-    """What a row's kernel is compiled as: for calls with a mask, on caches where that is another one, and on pages."""
+    """What a row's kernel is compiled as: for calls with a mask, on caches where that is another one, on pages, and on
+    both where sequences have numbers of rows of their own.
+    """
     yield spec
     if isinstance(spec, AttnSpec):
         if (of_caches := CachedSpec.of(spec)) != spec:
             yield of_caches
-        yield from (PagedSpec.with_pages(paged.fitted(spec, size), size) for size in (1, LEAST_BOX))
+        for size in (1, LEAST_BOX):
+            yield (in_pages := PagedSpec.with_pages(paged.fitted(spec, size), size))
+            yield RaggedSpec.of(in_pages)
+        yield RaggedSpec.of(spec)
 
 
 def launch_modules(launch: Launch) -> list[str]:

@@ -21,7 +21,7 @@ struct ForwardParamsSm90 {
 
 template <
     int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, int QSlots, bool PingPong, bool Pack, bool Bf16,
-    bool Softcap, bool Cached, int Page, class Atom>
+    bool Softcap, bool Cached, int Page, bool Ragged, class Atom>
 struct Sm90Config : Atom {
   static constexpr int kHeadDim = HeadDim;    // columns of Q and K
   static constexpr int kValueDim = ValueDim;  // columns of V and O
@@ -47,6 +47,8 @@ struct Sm90Config : Atom {
   static constexpr int kPage = Page;
   static constexpr bool kPaged = Page != 0;
   static constexpr bool kKeyByKey = Page == 1;  // by the lanes of that warp rather than the copy engine
+  // Sequences have numbers of rows of their own.
+  static constexpr bool kRagged = Ragged;
   // A thread beside the producer takes the work items; beside three warpgroups it lacks the registers.
   static constexpr bool kScheduler = kConsumers < 3;
 
@@ -59,7 +61,7 @@ struct Sm90Config : Atom {
   static constexpr int kVBytes = kValuePanels * kKvPanelBytes;
 
   // Registers a thread: what the block got at entry, shared out anew.
-  static constexpr int kProducerRegisters = kKeyByKey ? 64 : kConsumers == 3 ? 32 : 40;
+  static constexpr int kProducerRegisters = kKeyByKey ? (kConsumers == 1 ? 120 : 64) : kConsumers == 3 ? 32 : 40;
   static constexpr int kConsumerRegisters = kConsumers == 1 ? 248 : kConsumers == 3 ? 160 : kKeyByKey ? 224 : 232;
 
   static_assert(!kKeyByKey || kConsumers < 3, "registers for a producer that copies");
@@ -68,6 +70,7 @@ struct Sm90Config : Atom {
   static_assert(
       !kPaged || (Cached && Bc % Page == 0 && (kKeyByKey || Page % 8 == 0) && Page <= 64),
       "boxes fill tiles and pages");
+  static_assert(!Ragged || Cached, "the planner finds out where rows are");
   static_assert(!Pack || kConsumers == 1, "packed tiles have 64 rows");
   static_assert(HeadDim % 16 == 0 && HeadDim <= 256, "columns of Q and K");
   static_assert(ValueDim % 16 == 0 && ValueDim <= 256 && Bc % 32 == 0 && Bc <= 256, "widths of wgmma");

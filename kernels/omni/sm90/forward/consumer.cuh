@@ -275,15 +275,20 @@ struct Consumer {
       return;
     }
     if (!is_complete(work)) return;
-    store_output<Cfg>(p, OutputPlace{work.batch, head(work), work.q0 + row0, 0}, state.out, state.softmax);
+    OutputPlace const place{query_batch<Cfg>(work.batch), head(work), work.q0 + row0, 0, stop_of(work)};
+    store_output<Cfg>(p, place, state.out, state.softmax);
   }
 
  private:
+  __device__ __forceinline__ int stop_of(WorkSlot const& work) const {
+    return row_stop<Cfg, RaggedParamsSm90>(args, p.q_len, work.mask);
+  }
+
   __device__ __forceinline__ int warp_of_tile() const { return (Cfg::kHeads == 1 ? 0 : 4 * group) + row0 / 16; }
 
   // The warpgroup stores the rows, or leaves them as a part; it merges the parts of the tile where it comes last.
   __device__ __forceinline__ void store_packed_rows(WorkSlot const& work) {
-    PackedRows<Cfg> const rows(p, work);
+    PackedRows<Cfg> const rows(p, work, stop_of(work));
     int4 const split = args.n_split_rows == 0 ? make_int4(-1, 0, 0, 0) : args.splits[work.part];
     if (__shfl_sync(0xffffffffu, split.x, 0) < 0) {
       rows.store(state.out, state.softmax, row0);

@@ -4,7 +4,7 @@
 // keys, so that the sum is the same whoever comes last.
 #pragma once
 
-#include "omni/sm90/forward/config.cuh"
+#include "omni/sm90/forward/pages.cuh"
 #include "omni/sm90/work_list.cuh"
 #include "omni/store.cuh"
 
@@ -19,12 +19,12 @@ struct PackedRows {
   int tile;  // among the tiles of a block row, of all batch elements
   int live;  // rows that stand for a token and a head; the first ones
 
-  // There is one pack, or packs have one token: live rows follow each other.
-  __device__ __forceinline__ PackedRows(ForwardParams const& params, WorkSlot const& work)
-      : p(params), q0(work.q0), batch(work.batch), head(work.head) {
+  // There is one pack, or packs have one token: live rows follow each other. stop: the row behind the last one.
+  __device__ __forceinline__ PackedRows(ForwardParams const& params, WorkSlot const& work, int stop)
+      : p(params), q0(work.q0), batch(query_batch<Cfg>(work.batch)), head(work.head) {
     int const first = head - work.kv_head * p.group;  // of the pack, in its group
-    tile = (batch * (p.q_heads / p.group) + work.kv_head) * p.packs + (p.packs == 1 ? 0 : first / p.pack_heads);
-    live = min(p.pack_tokens, p.q_len - q0) * min(p.pack_heads, p.group - first);
+    tile = (work.batch * (p.q_heads / p.group) + work.kv_head) * p.packs + (p.packs == 1 ? 0 : first / p.pack_heads);
+    live = min(p.pack_tokens, stop - q0) * min(p.pack_heads, p.group - first);
   }
 
   // Where a row of the output begins.

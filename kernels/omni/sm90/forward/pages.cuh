@@ -4,7 +4,7 @@
 // Else key by key, by copies of the lanes' own.
 #pragma once
 
-#include "omni/pages.cuh"
+#include "omni/ragged.cuh"
 #include "omni/sm80/ptx.cuh"
 #include "omni/sm90/forward/smem.cuh"
 
@@ -14,14 +14,23 @@ struct PagedParamsSm90 : ForwardParamsSm90 {
   PageTable pages;
 };
 
-template <bool kPaged>
+struct RaggedParamsSm90 : PagedParamsSm90 {
+  int2 const* row_ranges;  // as in RaggedParams
+};
+
+template <bool kPaged, bool kRagged = false>
 struct ForwardParamsSm90Of {
   using Type = ForwardParamsSm90;
 };
 
 template <>
-struct ForwardParamsSm90Of<true> {
+struct ForwardParamsSm90Of<true, false> {
   using Type = PagedParamsSm90;
+};
+
+template <bool kPaged>
+struct ForwardParamsSm90Of<kPaged, true> {
+  using Type = RaggedParamsSm90;
 };
 
 // In the kind of a tile: some of its boxes have no page. Lists for caches skip no tile, and leave the bit free.
@@ -74,8 +83,9 @@ key_offset(PageTable const& table, Strides const& strides, int sequence, Tile co
 // put them. Rows of no key, and columns that tensors lack, become zeros. s_rows: of the first one.
 template <class Cfg, int kColumns>
 __device__ __forceinline__ void copy_rows(u32 s_rows, unsigned char const* g_head, int columns, i64 own) {
-  constexpr int kChunks = kColumns / 8;  // of a row
-#pragma unroll 2
+  constexpr int kChunks = kColumns / 8;                  // of a row
+  constexpr int kAtOnce = Cfg::kConsumers == 1 ? 8 : 4;  // as registers allow
+#pragma unroll kAtOnce
   for (int i = 0; i < kChunks; ++i) {
     int const row = (32 * i + lane_id()) / kChunks, chunk = (32 * i + lane_id()) % kChunks;
     i64 const at = __shfl_sync(0xffffffffu, own, row);

@@ -73,19 +73,20 @@ struct Producer {
     Tensor const pool = kOfKeys ? args.p.key() : args.p.value();
     int const columns = kOfKeys ? args.p.head_dim : value_columns<Cfg>(args.p);
     u32 const full = smem_address(kOfKeys ? &smem.k_full[stage] : &smem.v_full[stage]);
-    i64 own = key_offset(pages(), pool.strides, sequence, tile, lane_id());
+    i64 own[kWords];  // the table is read ahead of the wait
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) own[w] = key_offset(pages(), pool.strides, sequence, tile, 32 * w + lane_id());
     mbarrier_wait(smem_address(kOfKeys ? &smem.k_empty[stage] : &smem.v_empty[stage]), ring.parity() ^ 1);
-    u32 s_rows = smem_address(kOfKeys ? smem.k[stage] : smem.v[stage]);
-#pragma unroll 1
-    for (int w = 0; w < kWords; ++w, s_rows += 32 * kPanelRowBytes) {
-      i64 const next = key_offset(pages(), pool.strides, sequence, tile, min(32 * (w + 1), Cfg::kBc - 32) + lane_id());
+    u32 const s_tile = smem_address(kOfKeys ? smem.k[stage] : smem.v[stage]);
+    unsigned char const* const g_head = pool.rows(0, work(at).kv_head);
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) {
       if constexpr (kOfKeys) {
-        u32 const hidden = __ballot_sync(0xffffffffu, own == kNoPage);
+        u32 const hidden = __ballot_sync(0xffffffffu, own[w] == kNoPage);
         if (hidden != 0) tile.packed |= kNoPageFlag;
         if (leads()) smem.spans[stage][0][w].x = static_cast<int>(hidden);  // no spans travel
       }
-      copy_rows<Cfg, kColumns>(s_rows, pool.rows(0, work(at).kv_head), columns, own);
-      own = next;
+      copy_rows<Cfg, kColumns>(s_tile + 32 * w * kPanelRowBytes, g_head, columns, own[w]);
     }
     if (leads()) {
       if constexpr (kOfKeys) smem.tiles[stage] = tile;
@@ -130,7 +131,8 @@ struct Producer {
     if constexpr (Cfg::kPack) {
       load_packed_q(work(at), i);
     } else {
-      TileOrigin const origin{work(at).q0, work(at).head, work(at).batch};
+      int const only = 0;
+      TileOrigin const origin{work(at).q0, work(at).head, Cfg::kRagged ? only : work(at).batch};
       load_panels<Cfg::kQRows, Cfg::kPanels>(smem.q[i], &args.q_map, &smem.q_full[i], origin);
     }
   }
@@ -144,7 +146,7 @@ struct Producer {
     for (int panel = 0; panel < Cfg::kPanels; ++panel) {
       tma_load_5d(
           s_q + panel * Cfg::kQPanelBytes, &args.q_map, full, kPanelColumns * panel, head, item.q0, item.kv_head,
-          item.batch);
+          query_batch<Cfg>(item.batch));
     }
   }
 
