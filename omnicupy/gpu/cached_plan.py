@@ -19,6 +19,7 @@ from omnicupy.schedule.cached_lists import CachedLists
 _WRITTEN = ("row_offsets", "entries", "parts", "splits", "bit_tiles", "dead", "n_parts")
 _PLANNED = struct.Struct(f"<{len(_WRITTEN)}Q")
 _POINTER = struct.Struct("<Q")
+_SCALES = struct.Struct("<2Q")  # of keys and of values: neighbours there
 _PLANNED_AT = PLAN_PARAMS.fields["row_offsets"][1]  # type: ignore[index]
 
 
@@ -53,7 +54,7 @@ class CachedPlan:
     """
 
     __slots__ = (
-        *("_need", "_partial_bytes", "_places", "_planner_template", "_table_at", "_written"),
+        *("_need", "_partial_bytes", "_places", "_planner_template", "_scales_at", "_table_at", "_written"),
         *("kernel", "planner"),
     )
 
@@ -68,6 +69,7 @@ class CachedPlan:
         offsets = planner.lists.offsets
         self._places = [(fields[name][1], offsets[name]) for name in _WRITTEN if name in fields]
         self._table_at = fields["page_table"][1] if "page_table" in fields else None
+        self._scales_at = fields["k_scale"][1] if "k_scale" in fields else None
         self._written = tuple(offsets[name] for name in _WRITTEN)
         stream_memory.prepare(kernel.device, need)
 
@@ -91,17 +93,20 @@ class CachedPlan:
         *,
         page_table: int = 0,
         sink_logits: int = 0,
+        scales: tuple[int, int] = (0, 0),
     ) -> None:
         """Run on `stream`, of the plan's device, which is current.
 
         addresses: of q, k, v, out and lse, the last 0 for none.  lengths: address, read where there is no `made`.
-        made: lists that the planner has written on this stream; None makes them first.  page_table, sink_logits:
-        addresses, 0 for none.
+        made: lists that the planner has written on this stream; None makes them first.  page_table, sink_logits, and
+        scales, of keys and of values: addresses, 0 for none.
         """
         template = None if made is None else made.template_for(self)
         argument = self.kernel.argument(*addresses, template, sink_logits=sink_logits)
         if self._table_at is not None:
             _POINTER.pack_into(argument, self._table_at, page_table)
+        if self._scales_at is not None:
+            _SCALES.pack_into(argument, self._scales_at, *scales)
         with _locked(self, stream) as memory:
             if made is not None:
                 made.check_is_of(memory)

@@ -12,10 +12,10 @@ from omnicupy import api
 from omnicupy.call import check_cached
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.spec import AttnSpec
-from omnicupy.serving.caches import AnyKV, CachedKV, PagedKV, pools_of, with_lengths
+from omnicupy.serving.caches import AnyKV, pools_of, with_lengths
 from omnicupy.serving.rule import CachedRule
 from omnicupy.serving.step import CachedStep
-from omnicupy.torch import eager, state, tensors
+from omnicupy.torch import eager, pools, state, tensors
 
 _gpu: Any = None  # what a launch needs of omnicupy.gpu, imported at the first CUDA tensor
 EAGER = (
@@ -53,7 +53,7 @@ def attention(q: Any, kv: Any, v: Any, mask: Any, *, return_lse: bool, **options
     )
     table_at = 0 if table is None else table.data_ptr()
     sinks = 0 if options["sink_logits"] is None else options["sink_logits"].data_ptr()
-    launch = partial(plan.launch, page_table=table_at, sink_logits=sinks)
+    launch = partial(plan.launch, page_table=table_at, sink_logits=sinks, scales=pools.scale_addresses(kv))
     gpu.on_device(index, launch, addresses, kv.lengths.data_ptr(), stream, made)
     if out is not None:
         torch.autograd.graph.increment_version(out)
@@ -116,10 +116,12 @@ def _checked(q: Any, kv: Any, out: Any, sink_logits: Any) -> Any:
     for name, array in numbers.items():
         if not isinstance(array, torch.Tensor):
             raise TypeError(f"{name} must be a torch.Tensor like q, got {type(array).__name__}")
+    numbers |= pools.scales_of(kv, q.device)
     plain = state.are_plain(q, k, v, *numbers.values(), out, sink_logits)
     if not plain or state.transform() is not None or state.modes() or state.jit_traces():
         raise UnsupportedError(EAGER)
-    if tensors.need_gradients(q, k, v, sink_logits) or state.has_tangents():
+    inputs = q, k, v, sink_logits, *numbers.values()
+    if (torch.is_grad_enabled() and any(map(tensors.needs_gradient, inputs))) or state.has_tangents():
         raise UnsupportedError(
             "a CachedKV has no gradients; call under torch.no_grad(), or pass a Mask for one length"
         )
@@ -147,17 +149,8 @@ def _index(q: Any, kv: AnyKV, out: Any) -> int | None:
     return tensors.cuda_index(q, k, v, out)
 
 
-def _mapped(kv: AnyKV, of_pool: Any, of_numbers: Any) -> AnyKV:
-    """The same caches of other arrays. of_pool: of a name and a tensor.  of_numbers: of a tensor of int32."""
-    lengths = of_numbers(kv.lengths)
-    if isinstance(kv, PagedKV):
-        k, v = of_pool("k_pages", kv.k_pages), of_pool("v_pages", kv.v_pages)
-        return PagedKV(k, v, of_numbers(kv.page_table), lengths)
-    return CachedKV(of_pool("k", kv.k), of_pool("v", kv.v), lengths)
-
-
 def _host(q: Any, kv: AnyKV) -> tuple[Any, AnyKV]:
-    return tensors.on_host("q", q), _mapped(kv, tensors.on_host, lambda array: array.detach().numpy())
+    return tensors.on_host("q", q), pools.mapped(kv, pools.on_host)
 
 
 def _on_cpu(q: Any, kv: AnyKV, v: Any, mask: Any, return_lse: bool, options: dict[str, Any]) -> Any:
@@ -188,7 +181,7 @@ def _on_host(name: str, tensor: Any) -> Any:
 
 def _arrays(q: Any, kv: AnyKV, out: Any, sink_logits: Any) -> tuple[Any, AnyKV, Any, Any]:
     """The memory of CUDA tensors, out and sink_logits or None."""
-    caches = _mapped(kv, tensors.on_device, tensors.int32_on_device)
+    caches = pools.mapped(kv, pools.on_device)
     named = (("out", out), ("sink_logits", sink_logits))
     target, sinks = (None if one is None else tensors.on_device(name, one) for name, one in named)
     return tensors.on_device("q", q), caches, target, sinks
@@ -218,6 +211,7 @@ def _plan_of(
         v is None,
         None if table is None else (table.shape, table.stride()),
         None if sinks is None else (sinks.shape, sinks.stride(), sinks.dtype),
+        pools.scales_key(kv),
     )
     of_out = None if out is None else out.data_ptr()
     of_table = None if table is None else table.data_ptr()
