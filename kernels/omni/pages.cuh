@@ -28,13 +28,13 @@ struct PagedParams : ForwardParams {
   PageTable pages;
 };
 
-template <bool kPaged>
+template <bool kPaged, bool kFp8 = false>
 struct ForwardParamsOf {
   using Type = ForwardParams;
 };
 
 template <>
-struct ForwardParamsOf<true> {
+struct ForwardParamsOf<true, false> {
   using Type = PagedParams;
 };
 

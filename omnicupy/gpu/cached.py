@@ -13,6 +13,7 @@ import cupy
 import numpy as np
 
 from omnicupy.call import check_cached
+from omnicupy.gpu import pages
 from omnicupy.gpu.cached_plan import CachedPlan, MadeLists
 from omnicupy.gpu.cached_planning import new_plan
 from omnicupy.gpu.streams import on_device
@@ -105,6 +106,7 @@ def plan_of(
             v is None,
             None if table is None else _key_of(table),
             None if sink_logits is None else _key_of(sink_logits),
+            pages.scales_key(kv),
         )
         addresses = (
             *(x.ptr, y.ptr, z.ptr, None if target is None else target.ptr, w.ptr),
@@ -214,5 +216,6 @@ def _launched(
     addresses = (q.data.ptr, k.data.ptr, v.data.ptr, out.data.ptr, 0 if lse is None else lse.data.ptr)
     sinks = 0 if sink_logits is None else sink_logits.data.ptr
     of_table = 0 if table is None else table.data.ptr
-    plan.launch(addresses, kv.lengths.data.ptr, stream, made, page_table=of_table, sink_logits=sinks)
+    rest: dict[str, Any] = {"page_table": of_table, "sink_logits": sinks, "scales": pages.scale_addresses(kv)}
+    plan.launch(addresses, kv.lengths.data.ptr, stream, made, **rest)
     return out, lse

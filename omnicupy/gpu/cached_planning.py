@@ -21,6 +21,7 @@ from omnicupy.gpu.planning import check_runs, check_strides, score_fields, struc
 from omnicupy.gpu.tensor_maps import can_map
 from omnicupy.gpu.workspace import Need
 from omnicupy.jit import archs
+from omnicupy.jit.fp8_spec import converts
 from omnicupy.jit.plan_spec import PlanSpec
 from omnicupy.jit.spec import AttnSpec, round_up
 from omnicupy.schedule.cached_lists import MOST_BYTES, CachedLists, tail_arrays
@@ -38,15 +39,13 @@ def new_plan(
     """The plan of a checked call; the arrays' device is current. out: None where it is not given.  stream: uploads a
     tail.
     """
-    if check_fp8.is_fp8(kv):
-        raise UnsupportedError("k: no kernel reads caches of e4m3 yet; keep them in float16 or bfloat16")
     k, v = pages.tensors_of(kv)
     arrays = (q, k, v, out)
     device = q.data.device_id
     info = device_info(device)
-    spec = config or _spec_of(call, arrays, info, pages.size_of(kv))
+    spec = config or _spec_of(call, arrays, info, kv)
     check_runs(spec, info)
-    check_strides(spec, q, k, v)
+    check_strides(spec, **({"q": q} if check_fp8.is_fp8(kv) else {"q": q, "k": k, "v": v}))
     spec = pages.spec_of(spec, kv)
     problem = call.problem
     sizes = {"sm_count": info.sm_count, "l2_bytes": info.l2_bytes}
@@ -58,7 +57,7 @@ def new_plan(
     parts = lists.most_parts if spec.kernel == "sm90" else lists.rows
     launched = KernelCall(kernel(spec, device).function, grid.thread_blocks(parts), layouts, of_out, need)
     planner = _planner_of(lists, device, info, stream)
-    fields = _fields_of(grid, lists) | pages.fields_of(kv)
+    fields = _fields_of(grid, lists) | pages.fields_of(kv) | pages.scale_fields(kv)
     template = struct_of(grid, score_fields(call.scale, call.softcap), fields, arrays)
     of_kernel = PLANS[spec.kernel](spec, problem, NoBlocks(device), template, launched)  # type: ignore[arg-type]
     return CachedPlan(of_kernel, planner, need, partials)
@@ -100,24 +99,23 @@ def lists_of(grid: Grid, rule: CachedRule) -> CachedLists:
     return lists
 
 
-def _spec_of(
-    call: CachedCall, arrays: tuple[Any, Any, Any, Any], info: DeviceInfo, page_size: int | None
-) -> AttnSpec:
-    """The variant that serves the call: what a full cache would get, as lengths are not known here. page_size: of
-    keys in pages.
-    """
+def _spec_of(call: CachedCall, arrays: tuple[Any, Any, Any, Any], info: DeviceInfo, kv: AnyKV) -> AttnSpec:
+    """The variant that serves the call: what a full cache would get, as lengths are not known here."""
     problem = call.problem
     masks = [call.rule.mask(problem.k_len, problem.q_len, problem.k_len)]
-    mappable = paged.by_boxes(page_size) and all(can_map(array.shape, array.strides) for array in arrays[:3])
-    spec = pick.select(
-        archs.arch_of(info.major, info.minor),
-        problem,
-        masks,
-        info.sm_count,
-        mappable=mappable,
-        split=call.split,
-    )
-    return spec if page_size is None else paged.fitted(spec)
+
+    def selected(mappable: bool) -> AttnSpec:
+        arch = archs.arch_of(info.major, info.minor)
+        options: dict[str, Any] = {"mappable": mappable, "split": call.split}
+        return pick.select(arch, problem, masks, info.sm_count, **options)
+
+    fp8, page_size = check_fp8.is_fp8(kv), pages.size_of(kv)
+    by_map = arrays[:1] if fp8 else arrays[:3]
+    mappable = all(can_map(array.shape, array.strides) for array in by_map)
+    spec = selected(mappable and (fp8 or paged.by_boxes(page_size)))
+    if fp8 and not converts(spec):
+        spec = selected(False)
+    return paged.fitted(spec) if fp8 or page_size is not None else spec
 
 
 def _need_of(grid: Grid, lists: CachedLists) -> tuple[Need, int]:

@@ -288,6 +288,8 @@ class AttnSpec:
             "OMNI_SOFTCAP": int(self.softcap),
             "OMNI_CACHED": 0,
             "OMNI_PAGE": 0,
+            "OMNI_FP8": 0,
+            "OMNI_RAW_SLOTS": 0,
         }
 
     def __str__(self) -> str:

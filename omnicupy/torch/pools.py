@@ -67,7 +67,9 @@ def scales_of(kv: AnyKV, device: Any) -> dict[str, Any]:
 def scales_key(kv: AnyKV) -> Any:
     """What plans and launches depend on of scales, but for where they lie."""
     return tuple(
-        (scale.shape, scale.stride(), scale.dtype) if isinstance(scale, torch.Tensor) else scale
+        (scale.shape, scale.stride(), scale.dtype)
+        if isinstance(scale, torch.Tensor)
+        else (type(scale), scale)
         for scale in (kv.k_scale, kv.v_scale)
     )
 

@@ -20,6 +20,7 @@ import omnicupy as oc
 from omnicupy.call.problem import Problem
 from omnicupy.gpu import cached_planning, pages
 from omnicupy.gpu.planning import score_fields, struct_of
+from omnicupy.jit.fp8_spec import Fp8Spec
 from omnicupy.jit.params import PARAMS
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.schedule.grid import Grid
@@ -150,9 +151,12 @@ def run(
         held[name].fill(0)
     if in_pages:
         held["page_table"] = kv.page_table
+    held |= {
+        name: scale for name in ("k_scale", "v_scale") if isinstance(scale := getattr(kv, name), np.ndarray)
+    }
     if "sink_logits" in options:
         held["sink_logits"] = options["sink_logits"]
-    fields = cached_planning._fields_of(grid, lists) | pages.fields_of(kv)
+    fields = cached_planning._fields_of(grid, lists) | pages.fields_of(kv) | pages.scale_fields(kv)
     scores = score_fields(problem.head_dim**-0.5, options.get("softcap"))
     template = struct_of(grid, scores, fields, (q, k, v, out))
     params = np.frombuffer(template, PARAMS[compiled.params]).copy()[0:1].reshape(())
@@ -165,12 +169,17 @@ def run(
     if spec.kernel == "sm90":
         call: Any = SimpleNamespace(arrays=held, problem=problem)
         forward_on_cpu.fill_maps(params, call, compiled)
-        reads = ()
+        reads = _scales_and_keys(kv, reads[1:]) if isinstance(compiled, Fp8Spec) else ()
     parts = lists.most_parts if spec.kernel == "sm90" else lists.rows
     cuda_on_cpu.run(library(compiled), compiled, params, grid.thread_blocks(parts)[:2], reads, late=late)
     assert not held["counter"][:2].any()
     assert not held["arrivals"].any()
     return Run(out, held["lse"], int((found.splits[:, 0] >= 0).sum()))
+
+
+def _scales_and_keys(kv: Any, keys: Sequence[Array]) -> list[Array]:
+    """What a kernel copies of a cache of e4m3."""
+    return [*keys, *(scale for scale in (kv.k_scale, kv.v_scale) if isinstance(scale, np.ndarray))]
 
 
 def same_bits(a: Run, b: Run) -> bool:

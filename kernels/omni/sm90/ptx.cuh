@@ -150,6 +150,13 @@ __device__ __forceinline__ void stmatrix_x4_trans(u32 s_row, u32 const* pairs) {
 }
 
 // Makes this thread's ordinary writes to shared memory visible to the tensor cores and the copy engine.
+// Two e4m3, in the low half, as two float16; exact.
+__device__ __forceinline__ u32 cvt_f16x2_e4m3x2(u32 two) {
+  u32 pair;
+  asm("{ .reg .b16 two; cvt.u16.u32 two, %1; cvt.rn.f16x2.e4m3x2 %0, two; }" : "=r"(pair) : "r"(two));
+  return pair;
+}
+
 __device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // The same for what lies in global memory, both ways: the copy engine's writes that were waited for come before this

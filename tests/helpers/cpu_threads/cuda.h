@@ -54,7 +54,7 @@ namespace cpu {
 struct Copy {
   void* target;
   void const* source;
-  int bytes;
+  int bytes, size;
 };
 
 struct Thread {

@@ -193,7 +193,10 @@ struct Consumer {
   __device__ __forceinline__ void hide_keys_of_no_page(Scores& scores, int packed) const {
     if constexpr (Cfg::kPaged) {
       if (packed & kNoPageFlag) {
-        u32 const hidden[1] = {static_cast<u32>(smem.spans[state.ring.stage()][0][0].x)};
+        constexpr int kWords = Cfg::kFp8 ? Cfg::kBc / 32 : 1;  // a bit for each kPage keys
+        u32 hidden[kWords];
+#pragma unroll
+        for (int w = 0; w < kWords; ++w) hidden[w] = smem.spans[state.ring.stage()][0][w].x;
         hide_columns<Cfg::kPage>(scores, hidden);
       }
     }

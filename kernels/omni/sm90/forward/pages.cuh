@@ -3,7 +3,7 @@
 // as zeros, and the bytes that a barrier awaits stay the same.
 #pragma once
 
-#include "omni/pages.cuh"
+#include "omni/fp8.cuh"
 #include "omni/sm90/forward/smem.cuh"
 
 namespace omni {
@@ -12,13 +12,22 @@ struct PagedParamsSm90 : ForwardParamsSm90 {
   PageTable pages;
 };
 
-template <bool kPaged>
+struct Fp8ParamsSm90 : PagedParamsSm90 {
+  KvScales scales;
+};
+
+template <bool kPaged, bool kFp8>
 struct ForwardParamsSm90Of {
+  using Type = Fp8ParamsSm90;
+};
+
+template <>
+struct ForwardParamsSm90Of<false, false> {
   using Type = ForwardParamsSm90;
 };
 
 template <>
-struct ForwardParamsSm90Of<true> {
+struct ForwardParamsSm90Of<true, false> {
   using Type = PagedParamsSm90;
 };
 

@@ -58,24 +58,52 @@ struct ForwardSmem {
   // By one thread, before the block's first __syncthreads. Consumers arrive once a warp.
   __device__ __forceinline__ void init_barriers() {
     constexpr int kConsumerWarps = 4 * Cfg::kConsumers;
+    constexpr int kFillers = Cfg::kFp8 ? 4 : 1;                        // of a tile: warps that convert, or the producer
+    constexpr int kReaders = kConsumerWarps + (Cfg::kFp8 ? 4 + 1 : 0);  // of an item: they and who loads Q count too
     for (int i = 0; i < Cfg::kQSlots; ++i) {
       mbarrier_init(smem_address(&q_full[i]), 1);
       mbarrier_init(smem_address(&q_empty[i]), kConsumerWarps);
     }
     for (int i = 0; i < Cfg::kStages; ++i) {
-      mbarrier_init(smem_address(&k_full[i]), 1);
-      mbarrier_init(smem_address(&v_full[i]), 1);
+      mbarrier_init(smem_address(&k_full[i]), kFillers);
+      mbarrier_init(smem_address(&v_full[i]), kFillers);
       mbarrier_init(smem_address(&k_empty[i]), kConsumerWarps);
       mbarrier_init(smem_address(&v_empty[i]), kConsumerWarps);
     }
     for (int i = 0; i < kSlots; ++i) {
       mbarrier_init(smem_address(&work_full[i]), 1);
-      mbarrier_init(smem_address(&work_empty[i]), kConsumerWarps);
+      mbarrier_init(smem_address(&work_empty[i]), kReaders);
     }
     mbarrier_init(smem_address(&dead_zeroed), 128 * Cfg::kConsumers);
     if constexpr (Cfg::kScheduler) mbarrier_init(smem_address(&work_wanted), 1);
     fence_mbarrier_init();
   }
+};
+
+// A tile of e4m3 keys and values, on its way or waiting to be converted. Elements lie as the threads that copy them have
+// them, 16 bytes each; scales are there where each token has its own, once for each warp that converts.
+template <class Cfg>
+struct RawTile {
+  alignas(16) unsigned char k[Cfg::kKBytes / 2];
+  alignas(16) unsigned char v[Cfg::kVBytes / 2];
+  float k_scales[4][Cfg::kBc], v_scales[4][Cfg::kBc];
+  Tile tile;
+  u32 hidden[Cfg::kBc / 32];  // keys of no page
+};
+
+template <class Cfg>
+struct Fp8Smem : ForwardSmem<Cfg> {
+  RawTile<Cfg> raw[Cfg::kRawSlots];
+};
+
+template <class Cfg, bool kFp8 = Cfg::kFp8>
+struct ForwardSmemOf {
+  using Type = ForwardSmem<Cfg>;
+};
+
+template <class Cfg>
+struct ForwardSmemOf<Cfg, true> {
+  using Type = Fp8Smem<Cfg>;
 };
 
 }  // namespace omni
