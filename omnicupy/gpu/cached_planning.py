@@ -21,7 +21,6 @@ from omnicupy.gpu.planning import check_runs, check_strides, score_fields, struc
 from omnicupy.gpu.tensor_maps import can_map
 from omnicupy.gpu.workspace import Need
 from omnicupy.jit import archs
-from omnicupy.jit.fp8_spec import converts
 from omnicupy.jit.plan_spec import PlanSpec
 from omnicupy.jit.spec import AttnSpec, round_up
 from omnicupy.schedule.cached_lists import MOST_BYTES, CachedLists, tail_arrays
@@ -103,18 +102,19 @@ def _spec_of(call: CachedCall, arrays: tuple[Any, Any, Any, Any], info: DeviceIn
     """The variant that serves the call: what a full cache would get, as lengths are not known here."""
     problem = call.problem
     masks = [call.rule.mask(problem.k_len, problem.q_len, problem.k_len)]
-
-    def selected(mappable: bool) -> AttnSpec:
-        arch = archs.arch_of(info.major, info.minor)
-        options: dict[str, Any] = {"mappable": mappable, "split": call.split}
-        return pick.select(arch, problem, masks, info.sm_count, **options)
-
     fp8, page_size = check_fp8.is_fp8(kv), pages.size_of(kv)
     by_map = arrays[:1] if fp8 else arrays[:3]
     mappable = all(can_map(array.shape, array.strides) for array in by_map)
-    spec = selected(mappable and (fp8 or paged.by_boxes(page_size)))
-    if fp8 and not converts(spec):
-        spec = selected(False)
+    spec = pick.select(
+        archs.arch_of(info.major, info.minor),
+        problem,
+        masks,
+        info.sm_count,
+        mappable=mappable and (fp8 or paged.by_boxes(page_size)),
+        split=call.split,
+    )
+    if fp8:
+        spec = paged.for_e4m3(spec)
     return paged.fitted(spec) if fp8 or page_size is not None else spec
 
 

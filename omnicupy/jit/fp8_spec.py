@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from omnicupy.errors import UnsupportedError
-from omnicupy.jit.archs import SMEM_LIMIT_BYTES
 from omnicupy.jit.paged_spec import PagedSpec
 from omnicupy.jit.spec import AttnSpec
 
@@ -72,4 +71,4 @@ class Fp8Spec(PagedSpec):
 
 def converts(spec: AttnSpec) -> bool:
     """Has a kernel a variant for e4m3? Of "sm90" those whose consumers leave registers to a warpgroup that converts."""
-    return spec.kernel != "sm90" or (spec.warps == 8 and spec.arch in SMEM_LIMIT_BYTES)
+    return spec.kernel != "sm90" or spec.warps == 8

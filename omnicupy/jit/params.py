@@ -189,6 +189,7 @@ PARAMS: dict[str, np.dtype[np.void]] = {
     "bwd_sm90": BACKWARD_PARAMS_SM90,
     "plan": PLAN_PARAMS,
     "append": APPEND_PARAMS,
+    "append_fp8": _with_scales(APPEND_PARAMS),  # Fp8AppendParams
     "bwd_sums": np.dtype([*_backward_fields(), ("dq_sums", "<u8", ())], align=True),
 }
 

@@ -35,6 +35,7 @@ STRUCTS = {  # of params.PARAMS
     "bwd_sums": "BackwardParamsWithSums",
     "plan": "PlanParams",
     "append": "AppendParams",
+    "append_fp8": "Fp8AppendParams",
 }
 
 # Headers that are nothing but PTX.

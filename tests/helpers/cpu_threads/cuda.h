@@ -200,6 +200,12 @@ inline float __int_as_float(unsigned bits) {
   return value;
 }
 
+inline unsigned __float_as_uint(float value) {
+  unsigned bits;
+  memcpy(&bits, &value, 4);
+  return bits;
+}
+
 inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned by) {
   return (static_cast<uint64_t>(high) << 32 | low) << by % 32 >> 32;
 }
