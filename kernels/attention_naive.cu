@@ -131,8 +131,7 @@ struct Row {
 
 // One tile of keys of the row: scores to shared memory, then the online softmax, then O.
 __device__ __forceinline__ void add_tile(
-    MaskView const& mask, Row& row, float* s_scores, float* s_reduce, unsigned short const* g_v, Tile const& tile,
-    int kv_head) {
+    MaskView const& mask, Row& row, float* s_scores, float* s_reduce, unsigned short const* g_v, Tile const& tile) {
   ForwardParams const& p = mask.p;
   int const count = tile.length();
   float row_max = neg_inf();
@@ -153,7 +152,7 @@ __device__ __forceinline__ void add_tile(
       int const d = i * kThreads + threadIdx.x;
       if (d >= value_columns(p)) continue;
       if constexpr (kFp8) {
-        E4m3Rows const values = e4m3_values(p, scales(p), kv_head);
+        E4m3Rows const values = e4m3_values(p, scales(p), blockIdx.x / p.q_len % p.q_heads / p.group);
         E4m3Key const key(p, mask.index, tile.first + c);
         row.out[i] += weight * load_e4m3(values.row(key.page, key.row), d, values.scale(key.page, key.row));
       } else if constexpr (kPaged) {
@@ -227,7 +226,7 @@ __device__ __forceinline__ void attend_row(ForwardParams const& p, float* s_memo
     __syncthreads();
     unsigned short const* g_v =
         static_cast<unsigned short const*>(p.v) + v_base + (kPaged ? 0 : tile.first * p.v_strides.token);
-    add_tile(mask, row, s_scores, s_reduce, g_v, tile, head / p.group);
+    add_tile(mask, row, s_scores, s_reduce, g_v, tile);
   }
   store_row(p, row, batch, head, q);
 }

@@ -84,8 +84,7 @@ __device__ __forceinline__ void append(Fp8AppendParams const& p, i64 index) {
   if (page == p.pages) return;
   auto const write = [&](void const* from, Strides const& from_strides, E4m3Rows const& to, int columns) {
     if (8 * chunk >= columns) return;
-    uint4 const* const g_new =
-        reinterpret_cast<uint4 const*>(Tensor{from, from_strides}.row(sequence, head, token));
+    uint4 const* const g_new = reinterpret_cast<uint4 const*>(Tensor{from, from_strides}.row(sequence, head, token));
     i64 const of_scale = paged_offset(to.scale_strides, page, row);
     float* const g_scale = to.g_scales == nullptr ? nullptr : const_cast<float*>(to.g_scales) + of_scale;
     bool const of_token = g_scale != nullptr && to.scale_strides.token != 0;

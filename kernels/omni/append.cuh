@@ -1,5 +1,5 @@
-// New keys and values for caches: what a launch passes, and where a token goes. A cache without pages is a pool with one
-// page a sequence.
+// New keys and values for caches: what a launch passes, and where a token goes. A cache without pages is a pool with
+// one page a sequence.
 #pragma once
 
 #include "omni/pages.cuh"

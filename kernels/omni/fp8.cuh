@@ -46,8 +46,8 @@ struct E4m3Rows {
   }
 };
 
-__device__ __forceinline__ E4m3Rows
-e4m3_rows(void const* data, Strides const& strides, float const* scales, Strides const& of_scales, float all, int head) {
+__device__ __forceinline__ E4m3Rows e4m3_rows(
+    void const* data, Strides const& strides, float const* scales, Strides const& of_scales, float all, int head) {
   return E4m3Rows{
       static_cast<unsigned char const*>(data) + head * strides.head, strides,
       scales == nullptr ? nullptr : scales + head * of_scales.head, of_scales, all};

@@ -149,13 +149,7 @@ def run(
     held["counter"], held["arrivals"] = aligned(4, np.int32), aligned(max(1, need.arrivals), np.uint32)
     for name in ("counter", "arrivals"):
         held[name].fill(0)
-    if in_pages:
-        held["page_table"] = kv.page_table
-    held |= {
-        name: scale for name in ("k_scale", "v_scale") if isinstance(scale := getattr(kv, name), np.ndarray)
-    }
-    if "sink_logits" in options:
-        held["sink_logits"] = options["sink_logits"]
+    held |= _more_arrays(kv, options)
     fields = cached_planning._fields_of(grid, lists) | pages.fields_of(kv) | pages.scale_fields(kv)
     scores = score_fields(problem.head_dim**-0.5, options.get("softcap"))
     template = struct_of(grid, scores, fields, (q, k, v, out))
@@ -175,6 +169,13 @@ def run(
     assert not held["counter"][:2].any()
     assert not held["arrivals"].any()
     return Run(out, held["lse"], int((found.splits[:, 0] >= 0).sum()))
+
+
+def _more_arrays(kv: Any, options: dict[str, Any]) -> dict[str, Array]:
+    """What some calls have beside q, keys and values."""
+    named = {name: getattr(kv, name, None) for name in ("page_table", "k_scale", "v_scale")}
+    named["sink_logits"] = options.get("sink_logits")
+    return {name: array for name, array in named.items() if isinstance(array, np.ndarray)}
 
 
 def _scales_and_keys(kv: Any, keys: Sequence[Array]) -> list[Array]:

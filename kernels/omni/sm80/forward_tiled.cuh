@@ -93,8 +93,7 @@ struct TiledForward {
   __device__ __forceinline__ void load_v(Tile const& tile) {
     u32 const s_tile = smem_address(s_base) + Cfg::kStages * kSlotBytes;
     if constexpr (Cfg::kFp8) {
-      load_e4m3<Cfg::kOutColumns>(
-          Cfg::kStages * kSlotBytes, e4m3_values(p, scales(), kv_head_of_e4m3), tile, column0);
+      load_e4m3<Cfg::kOutColumns>(Cfg::kStages * kSlotBytes, e4m3_values(p, scales(), kv_head_of_e4m3), tile, column0);
     } else if constexpr (Cfg::kPaged) {
       load_paged<Cfg::kOutColumns>(s_tile, g_v, p.v_strides, tile, p.head_dim - column0);
     } else {

@@ -113,8 +113,7 @@ __device__ __forceinline__ void load_e4m3_tile(
     int const chunk = piece % Shared::kChunks;
     uint4 eight = make_uint4(0, 0, 0, 0);
     int page, at;
-    if (row < tile.length() && chunk * 8 < columns &&
-        find_key<kPaged>(table, mask.index, tile.first + row, page, at)) {
+    if (row < tile.length() && chunk * 8 < columns && find_key<kPaged>(table, mask.index, tile.first + row, page, at)) {
       uint2 const elements = *reinterpret_cast<uint2 const*>(rows.row(page, at) + chunk * 8);
       eight = dequantised<kBf16>(elements, rows.scale(page, at));
     }

@@ -33,7 +33,7 @@ struct Sm90Config {
   static constexpr int kQRows = 64 * kConsumers;
   // Query heads of one group that lie in a tile one below the other, each a warpgroup's: they read K and V once.
   static constexpr int kHeads = kQRows / Br;
-  // K and V are e4m3: a warpgroup behind the consumers' converts them, of so many raw tiles at a time; see converter.cuh.
+  // K and V are e4m3: a warpgroup behind the consumers' converts them, and holds so many raw tiles (converter.cuh).
   static constexpr bool kFp8 = RawSlots != 0;
   static constexpr int kRawSlots = RawSlots;
   static constexpr int kThreads = 32 * Warps + (kFp8 ? 128 : 0);

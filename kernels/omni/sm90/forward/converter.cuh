@@ -2,7 +2,7 @@
 // them, so that consumers find the tiles of 16 bits that the copy engine brings else. Who waits for whom:
 //
 //  converter thread: its own copies (cp.async) to the raw slots, which no other thread reads but for scales, which no
-//    other warp reads. So nothing but the thread's own wait, and a __syncwarp for scales, lies between bytes and numbers.
+//    other warp reads. So only the thread's own wait, and a __syncwarp for scales, lie between bytes and numbers.
 //  converter warp: k_empty, v_empty, on which consumers arrive, before it writes a tile of 16 bits.
 //  consumers: k_full, v_full, on which each converter warp arrives behind a fence that shows its ordinary writes to the
 //    asynchronous proxy, by which wgmma reads.
@@ -78,8 +78,8 @@ struct Converter {
     if (leads()) mbarrier_arrive(smem_address(&smem.work_wanted));
   }
 
-  // Asks for tiles until all raw slots are taken, or nothing is known to ask for. Never waits: the consumers, and so the
-  // scheduler, may wait for what this warp has yet to convert.
+  // Asks for tiles until all raw slots are taken, or nothing is known to ask for. Never waits: the consumers, and so
+  // the scheduler, may wait for what this warp has yet to convert.
   __device__ __forceinline__ void ask_ahead() {
 #pragma unroll 1
     while (ahead < Cfg::kRawSlots && !no_more) {
@@ -162,8 +162,8 @@ struct Converter {
     ++ahead;
   }
 
-  // The copies of the oldest tile's keys, or of its values, are there. Where fewer tiles are on their way than raw slots
-  // hold, there is nothing behind them that were worth a count.
+  // The copies of the oldest tile's keys, or of its values, are there. Where fewer tiles are on their way than there
+  // are raw slots, hardly anything is behind them that were worth a count.
   template <int kGroupsBehind>
   __device__ __forceinline__ void wait_for_copies() {
     if (ahead == Cfg::kRawSlots) {

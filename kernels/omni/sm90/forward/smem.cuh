@@ -58,7 +58,7 @@ struct ForwardSmem {
   // By one thread, before the block's first __syncthreads. Consumers arrive once a warp.
   __device__ __forceinline__ void init_barriers() {
     constexpr int kConsumerWarps = 4 * Cfg::kConsumers;
-    constexpr int kFillers = Cfg::kFp8 ? 4 : 1;                        // of a tile: warps that convert, or the producer
+    constexpr int kFillers = Cfg::kFp8 ? 4 : 1;  // of a tile: warps that convert, or the producer
     constexpr int kReaders = kConsumerWarps + (Cfg::kFp8 ? 4 + 1 : 0);  // of an item: they and who loads Q count too
     for (int i = 0; i < Cfg::kQSlots; ++i) {
       mbarrier_init(smem_address(&q_full[i]), 1);
@@ -80,8 +80,8 @@ struct ForwardSmem {
   }
 };
 
-// A tile of e4m3 keys and values, on its way or waiting to be converted. Elements lie as the threads that copy them have
-// them, 16 bytes each; scales are there where each token has its own, once for each warp that converts.
+// A tile of e4m3 keys and values, on its way or waiting to be converted. Elements lie as the threads that copy them
+// have them, 16 bytes each; scales are there where each token has its own, once for each warp that converts.
 template <class Cfg>
 struct RawTile {
   alignas(16) unsigned char k[Cfg::kKBytes / 2];
