@@ -7,8 +7,9 @@ from cubin_code import WARPSYNC, opcodes
 
 from omnicupy.choose import paged, table
 from omnicupy.jit import archs, cache
-from omnicupy.jit.append_spec import AppendSpec
+from omnicupy.jit.append_spec import AppendSpec, Fp8AppendSpec
 from omnicupy.jit.cached_spec import CachedSpec
+from omnicupy.jit.fp8_spec import Fp8Spec
 from omnicupy.jit.paged_spec import PagedSpec
 from omnicupy.jit.plan_spec import PlanSpec
 from omnicupy.jit.spec import AttnSpec, KernelSpec
@@ -26,6 +27,7 @@ def _name(spec: AttnSpec) -> str:
     tile = f"{spec.br}x{spec.bc}-s{spec.stages}-w{spec.warps}{'-packed' * spec.pack}"
     tile += "-cached" * isinstance(spec, CachedSpec)
     tile += f"-page{spec.page}" if isinstance(spec, PagedSpec) else ""
+    tile += "-e4m3" * isinstance(spec, Fp8Spec)
     return f"{spec.kernel}-{spec.arch}-{dtype}-d{spec.head_dim}-{tile}"
 
 
@@ -36,7 +38,17 @@ CACHED = [CachedSpec.of(spec) for spec in table.rows() if spec.kernel == "sm90"]
 PAGED = [PagedSpec.with_pages(paged.fitted(spec), 16) for spec in [*table.rows(), *NAIVE]]
 
 
-@pytest.mark.parametrize("spec", [*table.rows(), *NAIVE, *CACHED, *dict.fromkeys(PAGED)], ids=_name)
+# Of e4m3, in pages and not.
+FP8 = [
+    Fp8Spec.of_e4m3(paged.fitted(paged.for_e4m3(spec)), in_pages=in_pages)
+    for spec in [*table.rows(), *NAIVE]
+    for in_pages in (False, True)
+]
+
+
+@pytest.mark.parametrize(
+    "spec", [*table.rows(), *NAIVE, *CACHED, *dict.fromkeys(PAGED), *dict.fromkeys(FP8)], ids=_name
+)
 def test_compiles_without_a_spill(spec: KernelSpec) -> None:
     _check(spec)
 
@@ -45,6 +57,8 @@ def test_compiles_without_a_spill(spec: KernelSpec) -> None:
 def test_the_kernels_of_caches_compile_without_a_spill(arch: str) -> None:
     _check(PlanSpec(arch=arch))
     _check(AppendSpec(arch=arch))
+    for dtype in ("float16", "bfloat16"):
+        _check(Fp8AppendSpec(arch=arch, dtype=dtype))
 
 
 def _check(spec: KernelSpec) -> None:

@@ -150,11 +150,25 @@ __device__ __forceinline__ void stmatrix_x4_trans(u32 s_row, u32 const* pairs) {
 }
 
 // Makes this thread's ordinary writes to shared memory visible to the tensor cores and the copy engine.
-// Two e4m3, in the low half, as two float16; exact.
-__device__ __forceinline__ u32 cvt_f16x2_e4m3x2(u32 two) {
-  u32 pair;
-  asm("{ .reg .b16 two; cvt.u16.u32 two, %1; cvt.rn.f16x2.e4m3x2 %0, two; }" : "=r"(pair) : "r"(two));
-  return pair;
+// The four e4m3 of a word, lowest first, as float32: cvt.rn.f16x2.e4m3x2 and cvt.f32.f16, both exact.
+__device__ __forceinline__ float4 cvt_f32x4_e4m3x4(u32 four) {
+  float4 x;
+  asm("{\n"
+      ".reg .b16 low, high, a, b, c, d;\n"
+      ".reg .b32 ab, cd;\n"
+      "mov.b32 {low, high}, %4;\n"
+      "cvt.rn.f16x2.e4m3x2 ab, low;\n"
+      "cvt.rn.f16x2.e4m3x2 cd, high;\n"
+      "mov.b32 {a, b}, ab;\n"
+      "mov.b32 {c, d}, cd;\n"
+      "cvt.f32.f16 %0, a;\n"
+      "cvt.f32.f16 %1, b;\n"
+      "cvt.f32.f16 %2, c;\n"
+      "cvt.f32.f16 %3, d;\n"
+      "}"
+      : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+      : "r"(four));
+  return x;
 }
 
 __device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

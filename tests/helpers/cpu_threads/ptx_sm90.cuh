@@ -139,15 +139,14 @@ inline void stmatrix_x4_trans(u32 row, u32 const* pairs) {
 inline float2 load_shared_pair(float const* pair) { return {pair[0], pair[1]}; }
 inline void fence_proxy_async() {}
 
-inline u32 cvt_f16x2_e4m3x2(u32 two) {
-  u32 pair = 0;
-  for (int e = 0; e < 2; ++e) {
-    u32 const byte = two >> 8 * e & 255, magnitude = byte & 127;
-    float value = magnitude < 8 ? magnitude / 512.f : ldexpf(8 + magnitude % 8, magnitude / 8 - 10);
-    if (magnitude == 127) value = NAN;
-    pair |= (cpu::rounded<false>(value) | (byte & 128) << 8) << 16 * e;
+inline float4 cvt_f32x4_e4m3x4(u32 four) {
+  float x[4];
+  for (int e = 0; e < 4; ++e) {
+    u32 const byte = four >> 8 * e & 255, magnitude = byte & 127;
+    float const value = magnitude < 8 ? magnitude / 512.f : ldexpf(8 + magnitude % 8, magnitude / 8 - 10);
+    x[e] = magnitude == 127 ? NAN : byte & 128 ? -value : value;
   }
-  return pair;
+  return {x[0], x[1], x[2], x[3]};
 }
 inline float4 load_past_l1(float4 const* source) { return *source; }
 inline float2 load_past_l1(float2 const* source) { return *source; }

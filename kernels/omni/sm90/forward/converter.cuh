@@ -21,10 +21,15 @@ struct RawUnits {
   static constexpr int kCount = Cfg::kBc / 8 * kPanels / 4;  // of a warp
   static_assert(Cfg::kBc % 32 == 0, "warps share out a tile evenly");
 
-  __device__ __forceinline__ static int panel(int warp, int i) { return (warp + 4 * i) % kPanels; }
+  static constexpr bool kInStep = 4 % kPanels == 0;  // a warp keeps its panel
+
+  __device__ __forceinline__ static int panel(int warp, int i) { return (kInStep ? warp : warp + 4 * i) % kPanels; }
 
   // The lane's row of the tile; the eight rows of a unit are among the 32 that begin at 32 * word(i).
-  __device__ __forceinline__ static int row(int warp, int i) { return (warp + 4 * i) / kPanels * 8 + lane_id() / 4; }
+  __device__ __forceinline__ static int row(int warp, int i) {
+    int const eight = kInStep ? warp / kPanels + i * (4 / kPanels) : (warp + 4 * i) / kPanels;
+    return eight * 8 + lane_id() / 4;
+  }
   __device__ __forceinline__ static constexpr int word(int i) { return i / kPanels; }
 };
 
@@ -40,9 +45,22 @@ struct Converter {
   static constexpr int kWords = Cfg::kBc / 32;
   static constexpr int kAskAt = 2;  // tiles to be asked for at which the next item is wanted
 
-  // Where the lane's keys 32 * word + lane of a tile are.
+  // Where the lane's keys 32 * word + lane of a tile are; the page of a key that is nowhere is -1.
   struct Places {
     int page[kWords], row[kWords];
+    int sequence, first, length;  // of the tile
+
+    // Those of a row of the tile, of Units::row(warp, i).
+    template <class Units>
+    __device__ __forceinline__ int of_unit(int warp, int i, int& row_at) const {
+      int const at = Units::row(warp, i);
+      if constexpr (!Cfg::kPaged) {
+        row_at = first + at;
+        return at < length ? sequence : -1;
+      }
+      row_at = __shfl_sync(0xffffffffu, row[Units::word(i)], at % 32);
+      return __shfl_sync(0xffffffffu, page[Units::word(i)], at % 32);
+    }
   };
 
   ForwardParamsSm90 const& args;
@@ -100,6 +118,9 @@ struct Converter {
   __device__ __forceinline__ void find_places(Places& places, Tile const& tile, int sequence) {
     auto& slot = smem.raw[asked_for.stage()];
     int const length = min(tile.length(), Cfg::kBc);
+    places.sequence = sequence;
+    places.first = tile.first;
+    places.length = length;
 #pragma unroll
     for (int w = 0; w < kWords; ++w) {
       int const key = 32 * w + lane_id();
@@ -123,9 +144,8 @@ struct Converter {
     u32 s_target = smem_address(s_raw) + threadIdx.x % 128 * 16;
 #pragma unroll
     for (int i = 0; i < Units::kCount; ++i) {
-      int const from = Units::row(warp, i) % 32;
-      int const page = __shfl_sync(0xffffffffu, places.page[Units::word(i)], from);
-      int const row = __shfl_sync(0xffffffffu, places.row[Units::word(i)], from);
+      int row;
+      int const page = places.template of_unit<Units>(warp, i, row);
       int const column = kPanelColumns * Units::panel(warp, i) + lane_id() % 4 * 16;
       bool const exists = page >= 0 && column < columns;
       cp_async_16(s_target + i * 2048, exists ? rows.row(page, row) + column : rows.g_head, exists ? 16 : 0);
@@ -181,25 +201,30 @@ struct Converter {
       unsigned char* s_tile, unsigned char const* s_raw, float const* s_scales, float all, bool of_tokens) {
     unsigned char const* const s_source = s_raw + threadIdx.x % 128 * 16;
     int const chunk = 2 * (lane_id() % 4), phase = lane_id() / 4;
+    uint4 next = *reinterpret_cast<uint4 const*>(s_source);
+    float next_scale = of_tokens ? s_scales[Units::row(warp, 0)] : all;
 #pragma unroll
     for (int i = 0; i < Units::kCount; ++i) {
-      uint4 const raw = *reinterpret_cast<uint4 const*>(s_source + i * 2048);
-      int const row = Units::row(warp, i);
-      float const scale = of_tokens ? s_scales[row] : all;
-      unsigned char* const s_row = s_tile + Units::panel(warp, i) * Cfg::kKvPanelBytes + row * kPanelRowBytes;
+      uint4 const raw = next;
+      float const scale = next_scale;
+      if (i + 1 < Units::kCount) {  // ahead of the stores, which the compiler takes for some that may change it
+        next = *reinterpret_cast<uint4 const*>(s_source + (i + 1) * 2048);
+        if (of_tokens) next_scale = s_scales[Units::row(warp, i + 1)];
+      }
+      unsigned char* const s_row =
+          s_tile + Units::panel(warp, i) * Cfg::kKvPanelBytes + Units::row(warp, i) * kPanelRowBytes;
       *reinterpret_cast<uint4*>(s_row + (chunk ^ phase) * 16) = numbers(raw.x, raw.y, scale);
       *reinterpret_cast<uint4*>(s_row + ((chunk + 1) ^ phase) * 16) = numbers(raw.z, raw.w, scale);
     }
   }
 
   __device__ __forceinline__ static uint4 numbers(u32 first, u32 second, float scale) {
-    return make_uint4(
-        pair(first & 0xffffu, scale), pair(first >> 16, scale), pair(second & 0xffffu, scale),
-        pair(second >> 16, scale));
+    float4 const a = cvt_f32x4_e4m3x4(first), b = cvt_f32x4_e4m3x4(second);
+    return make_uint4(pair(a.x, a.y, scale), pair(a.z, a.w, scale), pair(b.x, b.y, scale), pair(b.z, b.w, scale));
   }
 
-  __device__ __forceinline__ static u32 pair(u32 two, float scale) {
-    return scaled_pair<Cfg::kBf16>(unpack_pair<false>(cvt_f16x2_e4m3x2(two)), scale);
+  __device__ __forceinline__ static u32 pair(float low, float high, float scale) {
+    return scaled_pair<Cfg::kBf16>(make_float2(low, high), scale);
   }
 
   // The tile is written: consumers may have it as soon as all four warps say so.
