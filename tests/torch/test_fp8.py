@@ -8,10 +8,14 @@ import pytest
 
 torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
 
+import fake_tensor  # noqa: E402
 import fp8_caches  # noqa: E402
+from fake_tensor import cuda  # noqa: E402
 
 import omnicupy as oc  # noqa: E402
 import omnicupy.torch  # noqa: E402
+from omnicupy.jit.append_spec import Fp8AppendSpec  # noqa: E402
+from omnicupy.jit.fp8_spec import Fp8Spec  # noqa: E402
 
 LENGTHS = [40, 3, 0]
 
@@ -91,3 +95,34 @@ def test_what_is_refused() -> None:
         TypeError, match=r"must be float16, bfloat16, float32 or float64, got torch\.float8_e4m3fn"
     ):
         oc.torch.attention(*(k[:, :, :2].to(torch.float8_e4m3fn) for _ in range(3)), oc.full(2, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.uint8])
+def test_tensors_of_a_device(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = fake_tensor.install(monkeypatch)
+    q = cuda(torch.zeros(3, 8, 1, 64, dtype=torch.bfloat16), 0)
+    pools = [cuda(torch.zeros(12, 8, 2, 64).to(dtype), 0) for _ in "kv"]
+    table, lengths = (cuda(torch.zeros(shape, dtype=torch.int32), 0) for shape in ((3, 4), 3))
+    scale = cuda(torch.ones(12, 8, 2), 0)
+    kv = oc.PagedKV(*pools, table, lengths, k_scale=scale, v_scale=0.5)
+    for mask in (oc.cached(), oc.torch.plan(q, kv, oc.cached())):
+        oc.torch.attention(q, kv, mask=mask)
+        spec, params = device.launches[-1]["spec"], device.launches[-1]["params"]
+        assert (type(spec), spec.kernel) == (Fp8Spec, "sm90")
+        assert [int(params[name]) for name in ("k", "v", "k_scale", "v_scale")] == [
+            *(one.data_ptr() for one in (*pools, scale)),
+            0,
+        ]
+        assert params["k_strides"].tolist() == [8 * 128, 64, 128]
+        assert params["k_scale_strides"].tolist() == [16, 1, 2]
+        assert float(params["v_factor"]) == 0.5
+    made = len(device.kernels)
+    kv.k_scale = cuda(torch.ones(12, 8, 2), 0)
+    oc.torch.attention(q, kv, mask=oc.cached())
+    assert len(device.kernels) == made
+    assert int(device.launches[-1]["params"]["k_scale"]) == kv.k_scale.data_ptr()
+    new = cuda(torch.zeros(3, 2, 1, 64, dtype=torch.bfloat16), 0)
+    oc.torch.append(kv, new, cuda(new.clone(), 0))
+    launched = device.launches[-1]
+    assert launched["spec"] == Fp8AppendSpec(arch="sm_90", dtype="bfloat16")
+    assert int(launched["params"]["k_scale"]) == kv.k_scale.data_ptr()
