@@ -59,6 +59,8 @@ def scale_fields(kv: AnyKV) -> dict[str, Any]:
 
 def scale_addresses(kv: AnyKV) -> tuple[int, int]:
     """Where the scales of keys and of values lie, 0 for numbers."""
+    if kv.k_scale is None and kv.v_scale is None:
+        return 0, 0
     k, v = (
         0 if scale is None or isinstance(scale, Real) else scale.data.ptr
         for scale in (kv.k_scale, kv.v_scale)
@@ -68,6 +70,8 @@ def scale_addresses(kv: AnyKV) -> tuple[int, int]:
 
 def scales_key(kv: AnyKV) -> Any:
     """What plans and launches depend on of scales, but for where they lie. Raises AttributeError for what is none."""
+    if kv.k_scale is None and kv.v_scale is None:
+        return None
     return tuple(
         (type(scale), scale)  # True equals 1
         if scale is None or isinstance(scale, Real)

@@ -54,6 +54,8 @@ def _is_integer(tensor: Any) -> bool:
 
 def scales_of(kv: AnyKV, device: Any) -> dict[str, Any]:
     """The scales that are tensors. Raises ValueError for one on another device."""
+    if kv.k_scale is None and kv.v_scale is None:
+        return {}
     held = {name: getattr(kv, name) for name in ("k_scale", "v_scale")}
     held = {name: scale for name, scale in held.items() if isinstance(scale, torch.Tensor)}
     for name, scale in held.items():
@@ -66,6 +68,8 @@ def scales_of(kv: AnyKV, device: Any) -> dict[str, Any]:
 
 def scales_key(kv: AnyKV) -> Any:
     """What plans and launches depend on of scales, but for where they lie."""
+    if kv.k_scale is None and kv.v_scale is None:
+        return None
     return tuple(
         (scale.shape, scale.stride(), scale.dtype)
         if isinstance(scale, torch.Tensor)
@@ -76,5 +80,7 @@ def scales_key(kv: AnyKV) -> Any:
 
 def scale_addresses(kv: AnyKV) -> tuple[int, int]:
     """Where the scales of keys and values lie, 0 for numbers."""
+    if kv.k_scale is None and kv.v_scale is None:
+        return 0, 0
     k, v = (scale.data_ptr() if isinstance(scale, torch.Tensor) else 0 for scale in (kv.k_scale, kv.v_scale))
     return k, v
