@@ -18,7 +18,8 @@ class Fp8Spec(PagedSpec):
     """The variant of a kernel that reads keys and values of e4m3.
 
     page: 1 where they are in pages, of any size, 0 where not.  raw_slots: of kernel "sm90", tiles of e4m3 keys and
-    values in shared memory, on their way or waiting to be converted.
+    values in shared memory, on their way or waiting to be converted. They take the room of stages, of which there are
+    two, or one where raw tiles leave room for no more; results do not depend on it.
     """
 
     raw_slots: int = 0
