@@ -87,8 +87,8 @@ __device__ __forceinline__ void append(Fp8AppendParams const& p, i64 index) {
     uint4 const* const g_new = reinterpret_cast<uint4 const*>(Tensor{from, from_strides}.row(sequence, head, token));
     i64 const of_scale = paged_offset(to.scale_strides, page, row);
     float* const g_scale = to.g_scales == nullptr ? nullptr : const_cast<float*>(to.g_scales) + of_scale;
-    bool const of_token = g_scale != nullptr && to.scale_strides.token != 0;
-    Row{g_new, const_cast<unsigned char*>(to.row(page, row)), g_scale, to.all, of_token, columns}.write(chunk);
+    Row{g_new, const_cast<unsigned char*>(to.row(page, row)), g_scale, to.all, to.has_scales_of_tokens(), columns}
+        .write(chunk);
   };
   KvScales const& scales = p.scales;
   write(

@@ -41,6 +41,11 @@ struct E4m3Rows {
     return g_head + paged_offset(strides, page, row);
   }
 
+  // Else one scale serves all keys of the head.
+  __device__ __forceinline__ bool has_scales_of_tokens() const {
+    return g_scales != nullptr && (scale_strides.batch | scale_strides.token) != 0;
+  }
+
   __device__ __forceinline__ float scale(int page, int row) const {
     return g_scales == nullptr ? all : g_scales[paged_offset(scale_strides, page, row)];
   }

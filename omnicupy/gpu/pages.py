@@ -50,11 +50,19 @@ def scale_fields(kv: AnyKV) -> dict[str, Any]:
     """Fields of KvScales but addresses; those of caches that are no e4m3 are in no struct."""
     found: dict[str, Any] = {}
     for name, scale in (("k", kv.k_scale), ("v", kv.v_scale)):
-        steps = () if scale is None or isinstance(scale, Real) else tuple(step // 4 for step in scale.strides)
+        steps = () if scale is None or isinstance(scale, Real) else _scale_steps(scale)
         by_axis = {0: (0, 0, 0), 1: (0, *steps, 0), 3: (*steps[:1], *steps[2:], *steps[1:2])}
         found[f"{name}_scale_strides"] = by_axis[len(steps)]
         found[f"{name}_factor"] = 1.0 if scale is None else float(scale) if isinstance(scale, Real) else 0.0
     return found
+
+
+def _scale_steps(scale: Any) -> tuple[int, ...]:
+    """In elements. Kernels know scales of tokens by a stride above 0, which an axis of length 1 need not have."""
+    steps = tuple(step // 4 for step in scale.strides)
+    if len(steps) == 3:
+        return tuple(1 if length == 1 else step for step, length in zip(steps, scale.shape, strict=True))
+    return steps
 
 
 def scale_addresses(kv: AnyKV) -> tuple[int, int]:

@@ -121,6 +121,26 @@ def test_scales(name: str, dtype: str, kind: str, library: Any, planner: Any) ->
         _compare(name, library, planner, kind=kind, dtype=dtype, page_size=page_size)
 
 
+@pytest.mark.parametrize("name", ["naive", "sm80", "sm90-packed"])
+def test_scales_that_repeat(name: str, library: Any, planner: Any) -> None:
+    """One scale a sequence and head: an array of scales of tokens whose stride along them is 0."""
+    spec = SPECS[name]
+    kv, _ = fp8_caches.pair(LENGTHS, head_dim=spec.head_dim)
+    scale = np.random.default_rng(3).uniform(0.01, 0.1, (len(LENGTHS), 1, 2)).astype(np.float32)
+    kv.k_scale = kv.v_scale = np.broadcast_to(scale, (len(LENGTHS), 240, 2))
+    meant = (
+        fp8_caches.meant(pool, fp8_caches.along(kv.k_scale), DTYPES["bfloat16"]) for pool in (kv.k, kv.v)
+    )
+    numbers = oc.CachedKV(*(aligned(kv.k.shape, DTYPES["bfloat16"]) for _ in "kv"), kv.lengths)
+    for array, values in zip((numbers.k, numbers.v), meant, strict=True):
+        array[...] = values
+    q = _queries(len(LENGTHS), 2, 4, spec.head_dim, DTYPES["bfloat16"])
+    with np.errstate(all="ignore"):
+        wanted = paged_calls.run(spec, oc.cached(), q, numbers, library, planner)
+        found = paged_calls.run(spec, oc.cached(), q, kv, library, planner)
+    assert paged_calls.same_bits(found, wanted)
+
+
 @pytest.mark.parametrize("name", SPECS)
 def test_windows_chunks_and_copies_at_once(name: str, library: Any, planner: Any) -> None:
     rule = oc.cached(window=50, sink=4)

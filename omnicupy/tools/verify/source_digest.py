@@ -20,12 +20,13 @@ import numpy as np
 from omnicupy.choose import backward_table, paged, pick, table
 from omnicupy.choose.capped import capped, capped_backward
 from omnicupy.jit import archs, nvrtc, source
-from omnicupy.jit.append_spec import AppendSpec
+from omnicupy.jit.append_spec import AppendSpec, Fp8AppendSpec
 from omnicupy.jit.cached_spec import CachedSpec
+from omnicupy.jit.fp8_spec import Fp8Spec
 from omnicupy.jit.paged_spec import LEAST_BOX, PagedSpec
 from omnicupy.jit.params import PARAMS
 from omnicupy.jit.plan_spec import PlanSpec
-from omnicupy.jit.spec import KERNELS, AttnSpec, KernelSpec
+from omnicupy.jit.spec import DTYPES, KERNELS, AttnSpec, KernelSpec
 
 PACKAGE = Path(__file__).parents[2]
 # Imports are followed from a door through these folders alone. What other folders decide is in the digest by value (the
@@ -48,7 +49,10 @@ class Launch:
 
 FORWARD = Launch(
     doors=("gpu.attention", "gpu.cached", "gpu.append", "masks.cut"),
-    ahead=tuple(kind(arch=arch) for kind in (PlanSpec, AppendSpec) for arch in archs.ARCHES),
+    ahead=(
+        *(kind(arch=arch) for kind in (PlanSpec, AppendSpec) for arch in archs.ARCHES),
+        *(Fp8AppendSpec(arch=arch, dtype=dtype) for arch in archs.ARCHES for dtype in DTYPES),
+    ),
 )
 BACKWARD = Launch(doors=("gpu.backward", "masks.cut"))
 
@@ -119,12 +123,14 @@ def digest(name: str) -> str:
 
 
 def _variants(spec: KernelSpec) -> Iterator[KernelSpec]:
-    """What a row's kernel is compiled as: for calls with a mask, on caches where that is another one, and on pages."""
+    """What a row's kernel is compiled as: for calls with a mask, on caches where that differs, on pages, on e4m3."""
     yield spec
     if isinstance(spec, AttnSpec):
         if (of_caches := CachedSpec.of(spec)) != spec:
             yield of_caches
         yield PagedSpec.with_pages(paged.fitted(spec), LEAST_BOX)
+        for in_pages in (False, True):
+            yield Fp8Spec.of_e4m3(paged.fitted(paged.for_e4m3(spec)), in_pages=in_pages)
 
 
 def launch_modules(launch: Launch) -> list[str]:

@@ -11,27 +11,9 @@
 
 #include "omni/sm80/ptx.cuh"
 #include "omni/sm90/forward/producer.cuh"
+#include "omni/sm90/forward/raw_tile.cuh"
 
 namespace omni {
-
-// What a warp copies of a tile in one instruction: 64 bytes of each of 8 rows, 16 bytes a lane. kPanels: of the tensor.
-// Unit i of a warp is number warp + 4 * i; those of 8 rows follow each other, panel by panel.
-template <class Cfg, int kPanels>
-struct RawUnits {
-  static constexpr int kCount = Cfg::kBc / 8 * kPanels / 4;  // of a warp
-  static_assert(Cfg::kBc % 32 == 0, "warps share out a tile evenly");
-
-  static constexpr bool kInStep = 4 % kPanels == 0;  // a warp keeps its panel
-
-  __device__ __forceinline__ static int panel(int warp, int i) { return (kInStep ? warp : warp + 4 * i) % kPanels; }
-
-  // The lane's row of the tile; the eight rows of a unit are among the 32 that begin at 32 * word(i).
-  __device__ __forceinline__ static int row(int warp, int i) {
-    int const eight = kInStep ? warp / kPanels + i * (4 / kPanels) : (warp + 4 * i) / kPanels;
-    return eight * 8 + lane_id() / 4;
-  }
-  __device__ __forceinline__ static constexpr int word(int i) { return i / kPanels; }
-};
 
 // One of four warps. It asks for tiles kRawSlots ahead, into the next item too where that is known, and converts them
 // in the order in which consumers need them: K0 V0 K1 V1 ...
@@ -154,7 +136,7 @@ struct Converter {
 
   // Scales of tokens, those of all keys for each warp.
   __device__ __forceinline__ void copy_scales(float* s_scales, E4m3Rows const& rows, Places const& places) {
-    if (rows.g_scales == nullptr || rows.scale_strides.token == 0) return;
+    if (!rows.has_scales_of_tokens()) return;
 #pragma unroll
     for (int w = 0; w < kWords; ++w) {
       bool const exists = places.page[w] >= 0;
@@ -250,20 +232,12 @@ struct Converter {
     smem.tiles[stage] = tile;
   }
 
-  // What one scale serves in a head.
-  __device__ __forceinline__ static bool of_tokens(E4m3Rows const& rows) {
-    return rows.g_scales != nullptr && rows.scale_strides.token != 0;
-  }
-  __device__ __forceinline__ static float scale_of_head(E4m3Rows const& rows) {
-    return rows.g_scales == nullptr || of_tokens(rows) ? rows.all : rows.g_scales[0];
-  }
-
   // One item, from its first tile to its last.
   __device__ __forceinline__ void convert_item(WorkSlot const& work) {
     E4m3Rows const keys = e4m3_keys(args.p, scales(), work.kv_head);
     E4m3Rows const values = e4m3_values(args.p, scales(), work.kv_head);
-    bool const k_of_tokens = of_tokens(keys), v_of_tokens = of_tokens(values);
-    float const k_all = scale_of_head(keys), v_all = scale_of_head(values);
+    bool const k_of_tokens = keys.has_scales_of_tokens(), v_of_tokens = values.has_scales_of_tokens();
+    float const k_all = k_of_tokens ? 0.f : keys.scale(0, 0), v_all = v_of_tokens ? 0.f : values.scale(0, 0);
 #pragma unroll 1
     for (int tiles = work.tiles; tiles > 0; --tiles) {
       ask_ahead();

@@ -80,30 +80,4 @@ struct ForwardSmem {
   }
 };
 
-// A tile of e4m3 keys and values, on its way or waiting to be converted. Elements lie as the threads that copy them
-// have them, 16 bytes each; scales are there where each token has its own, once for each warp that converts.
-template <class Cfg>
-struct RawTile {
-  alignas(16) unsigned char k[Cfg::kKBytes / 2];
-  alignas(16) unsigned char v[Cfg::kVBytes / 2];
-  float k_scales[4][Cfg::kBc], v_scales[4][Cfg::kBc];
-  Tile tile;
-  u32 hidden[Cfg::kBc / 32];  // keys of no page
-};
-
-template <class Cfg>
-struct Fp8Smem : ForwardSmem<Cfg> {
-  RawTile<Cfg> raw[Cfg::kRawSlots];
-};
-
-template <class Cfg, bool kFp8 = Cfg::kFp8>
-struct ForwardSmemOf {
-  using Type = ForwardSmem<Cfg>;
-};
-
-template <class Cfg>
-struct ForwardSmemOf<Cfg, true> {
-  using Type = Fp8Smem<Cfg>;
-};
-
 }  // namespace omni
