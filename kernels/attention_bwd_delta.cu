@@ -7,7 +7,7 @@
 // and the grid is one-dimensional: batch * q_heads * ceil(q_padded / rows) blocks, and where k_copy or v_copy is asked
 // batch * kv_heads * ceil(k_len / rows) more. backward_kernel.py has the same number of rows (prepared_rows).
 #include "omni/backward_params.cuh"
-#include "omni/numbers.cuh"
+#include "omni/lse2.cuh"
 
 namespace omni {
 
@@ -135,7 +135,7 @@ __device__ __forceinline__ void prepare_query(BackwardParams const& params, Plac
   if (threadIdx.x % kLanes == 0 && at.row < params.q_padded) {
     i64 const target = params.statistics(at.batch, at.head) + at.row;
     float of_lse = sees && params.dlse != nullptr ? params.dlse[index] : 0.f;
-    float lse2 = lse * kLog2E;
+    float lse2 = lse * kLog2E, whole = lse;  // with the sink
     if (sees && p.sink_logits != nullptr) {
       float above = (p.sink_logits[at.head] - lse) * kLog2E;
       of_sink = sum * exp2_approx(-softplus2(-above));
@@ -144,8 +144,9 @@ __device__ __forceinline__ void prepare_query(BackwardParams const& params, Plac
         of_lse *= 1.f + exp2_approx(above);
       }
       lse2 += softplus2(above);
+      whole = fmaf(softplus2(above), kLn2, lse);
     }
-    params.lse2[target] = sees ? lse2 : -neg_inf();
+    params.lse2[target] = sees ? lse2_of(lse2, whole, !kBf16 && p.tanh_scale == 0.f) : -neg_inf();
     params.delta[target] = sees ? sum - of_lse : 0.f;
   }
   if (params.sink_sums != nullptr) {

@@ -5,7 +5,8 @@
 #include "omni/sm90/backward/query_producer.cuh"
 
 using Cfg = omni::BackwardConfig<
-    OMNI_HEAD_DIM, OMNI_VALUE_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_BF16, OMNI_SOFTCAP>;
+    OMNI_HEAD_DIM, OMNI_VALUE_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_BF16, OMNI_SOFTCAP, false, false,
+    omni::WgmmaAtom<OMNI_SCORES_ATOM_N, OMNI_SUMS_ATOM_N>>;
 static_assert(sizeof(omni::BackwardParamsSm90) == OMNI_PARAMS_BYTES, "params.py and sm90/backward/config.cuh disagree");
 using Smem = omni::QuerySmem<Cfg>;
 static_assert(sizeof(Smem) <= OMNI_SMEM_BYTES, "backward_spec.py and sm90/backward/query_smem.cuh disagree");

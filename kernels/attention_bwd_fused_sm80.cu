@@ -6,7 +6,7 @@ constexpr int kScoreBytes = 2 * OMNI_BR * OMNI_BC * OMNI_STAGES;  // dS^T
 constexpr int kOwnsKeys = 1;                                      // the part that walks queries, attention_bwd_sm80.cu
 using Cfg = omni::BackwardConfig<
     OMNI_HEAD_DIM, OMNI_VALUE_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, kOwnsKeys, OMNI_BF16,
-    OMNI_SMEM_BYTES - kScoreBytes, OMNI_SOFTCAP>;
+    OMNI_SMEM_BYTES - kScoreBytes, OMNI_SOFTCAP, OMNI_MMA_ATOM_K>;
 using Loop = omni::FusedBackward<Cfg>;
 static_assert(sizeof(omni::BackwardParamsWithSums) == OMNI_PARAMS_BYTES, "params.py and dq_sums.cuh disagree");
 static_assert(Loop::kBytes == kScoreBytes, "backward_kernel.py");

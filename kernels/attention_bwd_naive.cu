@@ -2,6 +2,7 @@
 // and dV, everything in float32 and straight from global memory. Every other kernel is compared with it. It shares with
 // them what attention_naive.cu shares with the forward kernels; lse2 and delta are those of attention_bwd_delta.cu.
 #include "omni/backward_params.cuh"
+#include "omni/lse2.cuh"
 #include "omni/mask/rule.cuh"
 #include "omni/numbers.cuh"
 
@@ -94,7 +95,8 @@ __device__ __forceinline__ void weigh_pair(
   ForwardParams const& p = params.p;
   float score = dot(s.first, g_first, p.head_dim);
   if constexpr (kSoftcap) score = tanhf(score * p.tanh_scale);
-  float const weight = exp2_approx(fmaf(score, p.scale_log2, -params.lse2[statistic]));
+  float const lse2 = params.lse2[statistic];
+  float const weight = kBf16 || kSoftcap ? exp2_approx(fmaf(score, p.scale_log2, -lse2)) : weight_of(score, p, lse2);
   s.weight[token] = weight;
   float const grad = weight * (dot(s.second, g_second, value_columns(p)) - params.delta[statistic]);
   s.grad[token] = kSoftcap ? grad * fmaf(-score, score, 1.f) : grad;

@@ -5,7 +5,7 @@
 
 using Cfg = omni::BackwardConfig<
     OMNI_HEAD_DIM, OMNI_VALUE_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_PART, OMNI_BF16, OMNI_SMEM_BYTES,
-    OMNI_SOFTCAP>;
+    OMNI_SOFTCAP, OMNI_MMA_ATOM_K>;
 static_assert(sizeof(omni::BackwardParams) == OMNI_PARAMS_BYTES, "params.py and backward_params.cuh disagree");
 
 template <class Loop>

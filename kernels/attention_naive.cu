@@ -6,6 +6,7 @@
 #include "omni/fp8.cuh"
 #include "omni/mask/rule.cuh"
 #include "omni/numbers.cuh"
+#include "omni/ragged.cuh"
 
 namespace omni {
 
@@ -16,8 +17,9 @@ constexpr int kBc = OMNI_BC;
 constexpr bool kBf16 = OMNI_BF16;
 constexpr bool kSoftcap = OMNI_SOFTCAP;
 constexpr bool kPaged = OMNI_PAGE != 0;
+constexpr bool kRagged = OMNI_RAGGED;
 constexpr bool kFp8 = OMNI_FP8;
-using Params = ForwardParamsOf<kPaged, kFp8>::Type;
+using Params = ForwardParamsOf<kPaged, kRagged, kFp8>::Type;
 constexpr int kThreads = 128;
 constexpr int kOwned = (kValueDim + kThreads - 1) / kThreads;  // columns of O a thread owns
 
@@ -140,12 +142,14 @@ __device__ __forceinline__ void add_tile(
   if (row_max == neg_inf()) return;
   float const correction = exp2_approx((row.row_max - row_max) * p.scale_log2);
   row.row_max = row_max;
+  float const offset = row_max * p.scale_log2;
   float sum = 0.f;  // of the tile: shorter chains of additions round less
 #pragma unroll
   for (int i = 0; i < kOwned; ++i) row.out[i] *= correction;
   for (int c = 0; c < count; ++c) {
     if (s_scores[c] == neg_inf()) continue;  // not seen: its V row may hold anything
-    float const weight = exp2_approx(fmaf(s_scores[c], p.scale_log2, -(row_max * p.scale_log2)));
+    float const weight = exp2_approx(
+        is_far<kBf16>(offset) ? (s_scores[c] - row_max) * p.scale_log2 : fmaf(s_scores[c], p.scale_log2, -offset));
     sum += weight;
 #pragma unroll
     for (int i = 0; i < kOwned; ++i) {
@@ -167,7 +171,7 @@ __device__ __forceinline__ void add_tile(
 
 __device__ __forceinline__ void store_row(ForwardParams const& p, Row const& row, int batch, int head, int q) {
   float sum = row.sum;
-  if (p.sink_logits != nullptr) sum += exp2_approx(sink_log2(p, head) - row.row_max * p.scale_log2);
+  if (p.sink_logits != nullptr) sum += exp2_approx(fmaf(-row.row_max, p.scale_log2, sink_log2(p, head)));
   float const inverse = row.sum == 0.f ? 0.f : 1.f / sum;
   unsigned short* const g_out = static_cast<unsigned short*>(p.out) + batch * p.out_strides.batch +
                                 head * p.out_strides.head + q * p.out_strides.token;
@@ -177,34 +181,48 @@ __device__ __forceinline__ void store_row(ForwardParams const& p, Row const& row
     if (d < value_columns(p)) g_out[d] = static_cast<unsigned short>(pack_pair<kBf16>(row.out[i] * inverse, 0.f));
   }
   if (p.lse != nullptr && threadIdx.x == 0) {
-    float const lse = log_sum(row.row_max, row.sum, p.scale, p.scale_log2);
+    float const lse = log_sum<kBf16>(row.row_max, row.sum, p.scale, p.scale_log2);
     p.lse[(static_cast<i64>(batch) * p.q_heads + head) * p.q_len + q] = lse;
   }
+}
+
+// The sequence that a row among all belongs to, -1 where there is none, and the sequence's first row.
+__device__ __forceinline__ int sequence_of(ForwardParams const& p, int q, int& first) {
+  for (int i = 0; i < p.batch; ++i) {
+    int2 const range = static_cast<RaggedParams const&>(p).row_ranges[i];
+    first = range.x;
+    if (range.x <= q && q < range.y) return i;
+  }
+  return -1;
 }
 
 __device__ __forceinline__ void attend_row(ForwardParams const& p, float* s_memory) {
   int const q = blockIdx.x % p.q_len;
   int const head = blockIdx.x / p.q_len % p.q_heads;
   int const batch = blockIdx.x / p.q_len / p.q_heads;
-  int const mask_index = p.mask_batch == 1 ? 0 : batch;
+  int first = 0, sequence = batch;
+  if constexpr (kRagged) sequence = sequence_of(p, q, first);
+  if (kRagged && sequence < 0) return;
+  int const mask_index = p.mask_batch == 1 ? 0 : sequence;
+  int const row_of_sequence = q - first;
   MaskView const mask{p, mask_index};
   float* const s_q = s_memory;
   float* const s_scores = s_q + kHeadDim;
   float* const s_reduce = s_scores + kBc;
   unsigned short const* g_q = static_cast<unsigned short const*>(p.q) + batch * p.q_strides.batch +
                               head * p.q_strides.head + q * p.q_strides.token;
-  int const of_batch = kPaged ? 0 : batch;
+  int const of_batch = kPaged ? 0 : sequence;
   i64 const k_base = of_batch * p.k_strides.batch + head / p.group * p.k_strides.head;
   i64 const v_base = of_batch * p.v_strides.batch + head / p.group * p.v_strides.head;
   for (int d = threadIdx.x; d < p.head_dim; d += kThreads) s_q[d] = load16(g_q, d);
   Row row;
-  int const* const entries = p.lists.row_offsets + mask_index * p.q_blocks + q / kBr;
+  int const* const entries = p.lists.row_offsets + mask_index * p.q_blocks + row_of_sequence / kBr;
   RowWalk<kBc> walk(entries);
   while (walk.has_next()) {
     Tile const tile = walk.take(p.lists);
     __syncthreads();
     for (int c = threadIdx.x; c < tile.length(); c += kThreads) {
-      bool seen = is_visible(mask, tile, q, q % kBr, c);
+      bool seen = is_visible(mask, tile, q, row_of_sequence % kBr, c);
       unsigned short const* g_key =
           static_cast<unsigned short const*>(p.k) + k_base + (tile.first + c) * p.k_strides.token;
       if constexpr (kPaged && !kFp8) {

@@ -1,6 +1,10 @@
 // Block lists of calls on caches, for lengths that only the device knows: made by one small launch a step, read by the
 // forward kernels of all layers (omni/cached/params.cuh). Half of the thread blocks cut rows into parts and write their
 // entries; the others write the bits of PARTIAL tiles and of dead keys.
+namespace omni {
+constexpr bool kRaggedRows = OMNI_RAGGED;  // do sequences have numbers of rows of their own?
+}
+
 #include "omni/cached/schedule.cuh"
 
 namespace omni {
@@ -18,7 +22,7 @@ __device__ __forceinline__ void write_in_order(PlanParams const& p, int thread, 
     BlockRow const of(p, row);
     int const tiles = tiles_of(of), at = row * p.most_entries;
     p.row_offsets[row] = at;
-    p.parts[row] = make_int4(of.block * p.br, of.sequence, at, tiles);
+    p.parts[row] = make_int4(of.query(), of.sequence, at, tiles);
     p.splits[row] = make_int4(-1, 0, 1, 0);
     PartWriter(of, p.entries + at, 0, tiles).write();
   }
@@ -40,9 +44,17 @@ __device__ __forceinline__ void write_bits(BlockRow const& row, int index) {
   }
 }
 
+__device__ __forceinline__ void write_row_ranges(RaggedPlanParams const& p) {
+  for (int i = blockIdx.x * kPlanThreads + threadIdx.x; i < p.batch; i += gridDim.x * kPlanThreads) {
+    int2 const rows = rows_of_sequence(p, i);
+    p.row_ranges[i] = make_int2(rows.x, rows.x + rows.y);
+  }
+}
+
 __device__ __forceinline__ void plan(PlanParams const& p, unsigned char* s_memory) {
   // Thread blocks of the kernel behind may come up: before they read a list they wait for the end of this one.
   if constexpr (__CUDA_ARCH__ >= 900) asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+  if constexpr (kRaggedRows) write_row_ranges(static_cast<RaggedPlanParams const&>(p));
   int const thread_blocks = p.in_order ? gridDim.x : gridDim.x / 2;
   int const thread_block = blockIdx.x % thread_blocks;
   if (p.in_order) {
@@ -60,10 +72,11 @@ __device__ __forceinline__ void plan(PlanParams const& p, unsigned char* s_memor
 
 }  // namespace omni
 
-static_assert(sizeof(omni::PlanParams) == OMNI_PARAMS_BYTES, "params.py and cached/params.cuh disagree");
+using Params = omni::PlanParamsOf<omni::kRaggedRows>::Type;
+static_assert(sizeof(Params) == OMNI_PARAMS_BYTES, "params.py and cached/params.cuh disagree");
 
 extern "C" __global__ void __launch_bounds__(omni::kPlanThreads, 1)
-    attention_plan_cached(const __grid_constant__ omni::PlanParams p) {
+    attention_plan_cached(const __grid_constant__ Params p) {
   extern __shared__ __align__(16) unsigned char s_memory[];
   omni::plan(p, s_memory);
 }

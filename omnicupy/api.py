@@ -1,4 +1,4 @@
-"""attention(), attention_backward(), prepare(), plan(): NumPy arrays go to the CPU engine, CuPy arrays to kernels."""
+"""attention(), attention_backward(), prepare(): NumPy arrays go to the CPU engine, CuPy arrays to kernels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from omnicupy.call import check, check_backward, check_cached, check_paged
+from omnicupy.caches import load_cached, plan
+from omnicupy.call import check, check_backward, check_cached, check_ragged
 from omnicupy.call.arrays import is_cupy
 from omnicupy.cpu import attention as cpu_attention
 from omnicupy.cpu import backward as cpu_backward
@@ -17,9 +18,11 @@ from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.arguments import flag
 from omnicupy.masks.mask import Mask
-from omnicupy.serving.caches import CACHES, AnyKV, with_lengths
+from omnicupy.serving.caches import CACHES, with_lengths
 from omnicupy.serving.rule import CachedRule
 from omnicupy.serving.step import CachedStep
+
+__all__ = ["attention", "attention_backward", "plan", "prepare"]
 
 _on_gpu: Any = None  # omnicupy.gpu.attention.attention
 _backward: Any = None  # omnicupy.gpu.backward
@@ -38,6 +41,8 @@ def attention(
     out: Any = None,
     config: AttnSpec | None = None,
     split: int | None = None,
+    rows: Any = None,
+    max_rows: int | None = None,
 ) -> Any:
     """Exact softmax attention: softmax(scale * q @ k.T, over the keys that `mask` lets a row see) @ v.
 
@@ -60,10 +65,10 @@ def attention(
     config: the kernel variant to run on the GPU; None takes the one that `tune` saved for such problems, else the one
         that the table lists.
     split: keys of a part: what a tile of rows visits is cut in parts of so many, worked on apart and merged. A multiple
-        of the kernel's tile; multiples of 384 serve all kernels of the table. None cuts rows so that the device is
-        busy, which depends on the whole call and the device. With `split`, kernel and parts depend on a row's own keys
-        and on q's lengths and heads alone: its bits are those that it has in a batch of another size. Engines that cut
-        no rows (the CPU's, kernel "sm80") only check it. Parts are held in float32 until merged: for few query rows.
+        of the kernel's tile; multiples of 384 serve all of the table's. None: the device and the whole call decide.
+        With it kernel and parts depend on a row's own keys and on q's lengths and heads alone: its bits are those that
+        it has in a batch of another size. Engines that cut no rows (the CPU's, kernel "sm80") only check it.
+    rows, max_rows: of sequences in caches that have numbers of query rows of their own: see CachedKV.
 
     Returns `out` (batch, q_heads, q_len, value_dim), or (out, lse) with lse (batch, q_heads, q_len), float32, for
     float64 arrays float64. lse is of capped scores without sinks, so that results over parts of keys can be merged,
@@ -74,16 +79,14 @@ def attention(
     axis must be contiguous and all rows 16-byte aligned, so a (batch, tokens, heads, head_dim) array passes as a
     transposed view without a copy. Scores and sums are float32. NaN or Inf in a key or value that no row of its batch
     element may see never reaches the output; in one that some row may see, it reaches that row and may reach the rows
-    that share its tile. To capture it into a CUDA graph, call `prepare` or this once before. What a capture uses beside
-    the arrays (work memory, the mask's device arrays) is its own until its graph ends: graphs of different captures may
-    run beside each other and beside other calls.
+    that share its tile. Ahead of a capture into a CUDA graph call `prepare` or this once.
 
     Raises TypeError and ValueError, before any work, for arguments of the wrong kind, shape, dtype, device, layout or
     value; UnsupportedError when no kernel serves the device or the widths, or no NVRTC can be loaded; CompileError when
     a kernel does not compile.
     """
     given: dict[str, Any] = {"scale": scale, "sink_logits": sink_logits, "softcap": softcap, "out": out}
-    given |= {"config": config, "split": split}
+    given |= {"config": config, "split": split, "rows": rows, "max_rows": max_rows}
     return _attention(q, k, v, mask, return_lse, given)
 
 
@@ -93,6 +96,9 @@ def _attention(q: Any, k: Any, v: Any, mask: Any, return_lse: Any, given: dict[s
         return_lse = flag("attention", "return_lse", return_lse)
     if isinstance(k, CACHES) or isinstance(mask, (CachedRule, CachedStep)):
         return _cached(q, k, v, mask, return_lse, given)
+    if given.pop("rows") is not None or given["max_rows"] is not None:
+        check_ragged.refuse_without_caches()
+    del given["max_rows"]
     if not isinstance(q, np.ndarray):
         return (_on_gpu or _load_gpu(q, k, v))(q, k, v, mask, return_lse, given)
     call = check.call(q, k, v, mask, **given)
@@ -104,44 +110,14 @@ def _cached(q: Any, kv: Any, v: Any, mask: Any, return_lse: bool, given: dict[st
     """attention on a CachedKV or PagedKV. given: as in _attention."""
     check_cached.check_is_cache(kv)
     if not isinstance(q, np.ndarray):
-        return _load_cached(q, kv).attention(q, kv, v, mask, return_lse=return_lse, **given)
+        return load_cached(q, kv).attention(q, kv, v, mask, return_lse=return_lse, **given)
     if isinstance(mask, CachedStep):
-        check_cached.fits_step(q, kv, mask)
-        kv, mask = with_lengths(kv, mask.lists), mask.rule
+        check_cached.fits_step(q, kv, mask, given["rows"], given["max_rows"])
+        given = check_cached.behind_step(mask, given) | {"rows": mask.lists.rows}
+        kv, mask = with_lengths(kv, mask.lists.lengths), mask.rule
     call = check_cached.call(q, kv, v, mask, **given)
-    rest = {"sink_logits": given["sink_logits"], "out": given["out"]}
+    rest = {name: given[name] for name in ("sink_logits", "out", "rows")}
     return cpu_cached.attention(call, q, kv, return_lse=return_lse, **rest)
-
-
-def plan(
-    q: Any,
-    kv: AnyKV,
-    mask: CachedRule,
-    *,
-    softcap: float | None = None,
-    config: AttnSpec | None = None,
-    split: int | None = None,
-) -> CachedStep:
-    """What a step of decoding needs of its lengths, worked out once and passed as `mask` to each layer:
-
-        step = oc.plan(q, kv, oc.cached())
-        for layer in layers:
-            out = oc.attention(layer.q, layer.kv, mask=step)
-
-    q, kv: those of any layer; the others have q and caches of the same shapes, and the very same lengths array, else
-        `attention` raises.  mask: a rule of `cached`.  softcap: that of the layers, which must name it again: it may
-        call for another kernel.  config, split: as in `attention`; layers that name none get the same.
-
-    The step holds what the lengths were: where they change, plan anew. On a GPU that is one small launch, on CuPy's
-    current stream, which the layers must run on as well; in a capture it becomes part of the graph, and a replay reads
-    the lengths anew. Without a step, a call of `attention` plans for itself. Raises what `attention` raises.
-    """
-    check_cached.check_is_cache(kv)
-    if not isinstance(q, np.ndarray):
-        step: CachedStep = _load_cached(q, kv).plan(q, kv, mask, softcap=softcap, config=config, split=split)
-        return step
-    call = check_cached.call(q, kv, None, mask, softcap=softcap, config=config, split=split)
-    return CachedStep(call.rule, kv.lengths, check_cached.step_shapes(q, kv), kv.lengths.copy(), split=split)
 
 
 def attention_backward(
@@ -225,6 +201,8 @@ def prepare(
     split: int | None = None,
     gradients: bool = False,
     max_length: int | None = None,
+    rows: Any = None,
+    max_rows: int | None = None,
 ) -> None:
     """All that the first `attention` call with these arguments does before its launch: then capture it.
 
@@ -246,8 +224,11 @@ def prepare(
     given: dict[str, Any] = {"scale": scale, "sink_logits": sink_logits, "softcap": softcap, "out": out}
     given |= {"config": config, "split": split}
     if isinstance(k, CACHES) or isinstance(mask, CachedRule):
-        _prepare_cached(q, k, v, mask, gradients, given | {"max_length": max_length})
+        cached = {"max_length": max_length, "rows": rows, "max_rows": max_rows}
+        _prepare_cached(q, k, v, mask, gradients, given | cached)
         return
+    if rows is not None or max_rows is not None:
+        check_ragged.refuse_without_caches()
     if max_length is not None:
         raise ValueError(f"prepare: max_length goes with a CachedKV, got {max_length!r} without one; drop it")
     if isinstance(q, np.ndarray):
@@ -269,16 +250,7 @@ def _prepare_cached(q: Any, kv: Any, v: Any, mask: Any, gradients: bool, given: 
     if isinstance(q, np.ndarray):
         check_cached.call(q, kv, v, mask, **given)
     else:
-        _load_cached(q, kv).prepare(q, kv, v, mask, **given)
-
-
-def _load_cached(q: Any, kv: AnyKV) -> Any:
-    """The GPU path of calls on caches."""
-    if not is_cupy(q):
-        check.arrays(q, *check_paged.arrays_of(q, kv, None))  # refuses it, without importing CuPy
-    from omnicupy.gpu import cached as gpu_cached
-
-    return gpu_cached
+        load_cached(q, kv).prepare(q, kv, v, mask, **given)
 
 
 def _load_gpu(q: Any, k: Any, v: Any) -> Any:

@@ -1,4 +1,4 @@
-"""append(): new keys and values go into caches."""
+"""append(): new keys and values go into caches; plan(): what a step of decoding needs of their lengths."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from omnicupy.call import check_append
+from omnicupy.call import check_append, check_cached, check_paged
 from omnicupy.call.arrays import is_cupy
 from omnicupy.cpu import append as cpu_append
+from omnicupy.jit.spec import AttnSpec
 from omnicupy.serving.caches import AnyKV
+from omnicupy.serving.rule import CachedRule
+from omnicupy.serving.step import CachedStep, HostLists
 
 
 def append(kv: AnyKV, k_new: Any, v_new: Any, slots: Any = None) -> None:
@@ -51,3 +54,49 @@ def append(kv: AnyKV, k_new: Any, v_new: Any, slots: Any = None) -> None:
     from omnicupy.gpu import append as gpu_append
 
     gpu_append.append(kv, k_new, v_new, slots)
+
+
+def plan(
+    q: Any,
+    kv: AnyKV,
+    mask: CachedRule,
+    *,
+    softcap: float | None = None,
+    config: AttnSpec | None = None,
+    split: int | None = None,
+    rows: Any = None,
+    max_rows: int | None = None,
+) -> CachedStep:
+    """What a step of decoding needs of its lengths, worked out once and passed as `mask` to each layer:
+
+        step = oc.plan(q, kv, oc.cached())
+        for layer in layers:
+            out = oc.attention(layer.q, layer.kv, mask=step)
+
+    q, kv: those of any layer; the others have q and caches of the same shapes, and the very same lengths array, else
+        `attention` raises.  mask: a rule of `cached`.  softcap: that of the layers, which must name it again: it may
+        call for another kernel.  config, split, rows, max_rows: as in `attention`; layers that name none get the same.
+
+    The step holds what the lengths were: where they change, plan anew. On a GPU that is one small launch, on CuPy's
+    current stream, which the layers must run on as well; in a capture it becomes part of the graph, and a replay reads
+    the lengths anew. Without a step, a call of `attention` plans for itself. Raises what `attention` raises.
+    """
+    check_cached.check_is_cache(kv)
+    given: dict[str, Any] = {"softcap": softcap, "config": config, "split": split}
+    given |= {"rows": rows, "max_rows": max_rows}
+    if not isinstance(q, np.ndarray):
+        step: CachedStep = load_cached(q, kv).plan(q, kv, mask, **given)
+        return step
+    call = check_cached.call(q, kv, None, mask, **given)
+    shapes = check_cached.step_shapes(q, kv, max_rows)
+    lists = HostLists(kv.lengths.copy(), None if rows is None else rows.copy())
+    return CachedStep(call.rule, kv.lengths, shapes, lists, split=split, rows=rows)
+
+
+def load_cached(q: Any, kv: AnyKV) -> Any:
+    """The GPU path of calls on caches."""
+    if not is_cupy(q):
+        check_paged.check_array("q", q)  # refuses it, without importing CuPy
+    from omnicupy.gpu import cached as gpu_cached
+
+    return gpu_cached

@@ -44,11 +44,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Kernels of a test run go to a folder of their own, unless OMNICUPY_CACHE_DIR names one."""
+    """Kernels of a test run go to a folder of its own, which its workers share, unless OMNICUPY_CACHE_DIR names one."""
     if "OMNICUPY_CACHE_DIR" in os.environ:
         yield
         return
-    os.environ["OMNICUPY_CACHE_DIR"] = str(tmp_path_factory.mktemp("kernels"))
+    base = tmp_path_factory.getbasetemp()
+    of_run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    os.environ["OMNICUPY_CACHE_DIR"] = str(of_run / "kernels")
     yield
     del os.environ["OMNICUPY_CACHE_DIR"]
 

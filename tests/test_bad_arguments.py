@@ -61,6 +61,16 @@ WITHOUT_CACHE: list[Bad] = [
     (value, ValueError, f"prepare: max_length goes with a CachedKV, got {value!r} without one; drop it")
     for value in (4, 2.5, "4", True)
 ]
+ROWS_ARE_OF_CACHES: list[Bad] = [
+    (
+        value,
+        ValueError,
+        "rows and max_rows go with a CachedKV or PagedKV; leave them out, and pass oc.documents as the mask of packed "
+        "sequences",
+    )
+    for value in (4, 2.5, "4", True)
+]
+CALL |= {"rows": (ROWS_ARE_OF_CACHES, None), "max_rows": (ROWS_ARE_OF_CACHES, None)}
 LENGTH = {"length": (NEEDED, 8)}
 SHAPE = {"q_len": (NEEDED, 8), "k_len": (INTEGER, 8)}
 

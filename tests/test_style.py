@@ -27,7 +27,7 @@ INSTRUCTIONS = re.compile(r"kernels/omni/sm\d+/ptx\.cuh")
 # A file imports from its own folder and from what stands before it; folders between two commas are apart: neither
 # imports the other. docs/design.md says why.
 ORDER = (
-    "errors, masks; presets, jit, serving; call; schedule; cpu, reference; choose; gpu; api, caches; __init__; torch; "
+    "errors, masks; presets, jit, serving; call; schedule; cpu, reference; choose; gpu; caches; api; __init__; torch; "
     "transformers, parallel; tools.environment, tools.watchdog, tools.random_arrays, tools.workloads; "
     "tools.bench; tools.verify, tools.tune, tools.explain; tools.report; tools.cli; __main__"
 )

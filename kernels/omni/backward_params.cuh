@@ -15,9 +15,10 @@ struct BackwardParams {
   void const* dout;   // as out; any strides, dout_column along the columns
   float const* dlse;  // (batch, q_heads, q_len), contiguous; null where lse has no gradient
 
-  // Left by the kernel that prepares, (batch, q_heads, q_padded): lse * log2(e), or +inf for rows that see no key and
-  // for rows past q_len, whose weights come out as 0; and rowsum(dO * O) - dlse, or 0 for these. With sink logits lse
-  // is that of the keys and the sink together, and dlse is divided by the keys' share of the weights.
+  // Left by the kernel that prepares, (batch, q_heads, q_padded): lse * log2(e), or as lse2.cuh says; or +inf for rows
+  // that see no key and for rows past q_len, whose weights come out as 0; and rowsum(dO * O) - dlse, or 0 for these.
+  // With sink logits lse is that of the keys and the sink together, and dlse is divided by the keys' share of the
+  // weights.
   float* lse2;
   float* delta;
 

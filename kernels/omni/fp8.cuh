@@ -2,7 +2,7 @@
 // a tile does that, and tiles in shared memory are those of a cache that holds these 16-bit numbers.
 #pragma once
 
-#include "omni/pages.cuh"
+#include "omni/ragged.cuh"
 
 namespace omni {
 
@@ -15,17 +15,12 @@ struct KvScales {
   float k_factor, v_factor;
 };
 
-struct Fp8Params : PagedParams {
+struct Fp8Params : RaggedParams {
   KvScales scales;
 };
 
-template <>
-struct ForwardParamsOf<true, true> {
-  using Type = Fp8Params;
-};
-
-template <>
-struct ForwardParamsOf<false, true> {
+template <bool kPaged, bool kRagged>
+struct ForwardParamsOf<kPaged, kRagged, true> {
   using Type = Fp8Params;
 };
 

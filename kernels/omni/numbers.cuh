@@ -61,16 +61,27 @@ __device__ __forceinline__ float log2_approx(float x) {
 }
 
 constexpr float kLog2E = 1.44269504088896341f;
+constexpr float kLn2 = 0.693147180559945309f;
 
 // The sink of a head in base 2; there are sink_logits.
 __device__ __forceinline__ float sink_log2(ForwardParams const& p, int head) { return p.sink_logits[head] * kLog2E; }
 
-// Natural logarithm of a row's sum of exponentials: `sum` of exp2(score * scale_log2 - round(row_max * scale_log2)).
-// -inf for a row that saw no key. The rounding of the subtrahend, exact in `residue`, would show for large scores.
+// Is what is taken off a row's scaled scores so large that its rounding shows? Up to 2^12 it moves a weight of 1 by
+// less than 2^-12, which float16 rounds to 1. In rows that are far, row_max is taken off the scores before they are
+// scaled, so that the greatest weight is exactly 1. bfloat16 shows nothing of it below 2^15.
+template <bool kBf16>
+__device__ __forceinline__ bool is_far(float offset) {
+  return !kBf16 && fabsf(offset) > 4096.f;
+}
+
+// Natural logarithm of a row's sum of exponentials: `sum` of exp2(score * scale_log2 - round(row_max * scale_log2)), or
+// of exp2((score - row_max) * scale_log2) where that is far. -inf for a row that saw no key. `residue` is what rounding
+// took off the subtrahend.
+template <bool kBf16>
 __device__ __forceinline__ float log_sum(float row_max, float sum, float scale, float scale_log2) {
-  constexpr float kLn2 = 0.693147180559945309f;
   if (sum == 0.f) return neg_inf();
-  float const residue = fmaf(row_max, scale_log2, -(row_max * scale_log2));
+  float const offset = row_max * scale_log2;
+  float const residue = is_far<kBf16>(offset) ? 0.f : fmaf(row_max, scale_log2, -offset);
   return fmaf(row_max, scale, fmaf(-residue, kLn2, logf(sum)));
 }
 

@@ -34,7 +34,7 @@ constexpr float kRescaleThresholdLog2 = 8.f;
 // scores it hardly ever weighs more; in a row that is nearly one key's (scores with a deviation of 8, say) it does.
 constexpr float kGrowthLimit = 4.f;
 
-template <int kM>
+template <int kM, bool kBf16>
 struct OnlineSoftmax {
   float row_max[kM][2];
   float row_sum[kM][2];  // of exp2((score - row_max) * scale_log2), over this thread's columns
@@ -58,26 +58,54 @@ struct OnlineSoftmax {
     return row_max[m][h] == neg_inf() ? 0.f : row_max[m][h] * scale_log2;
   }
 
+  // Takes row_max off the scores themselves in rows that are far (numbers.cuh), whose offset is 0 then. offset: what
+  // raised_offset returned. Warps without such a row pass by.
+  template <class Scores>
+  __device__ __forceinline__ void take_off(Scores& scores, float (&offset)[kM][2]) const {
+    if constexpr (kBf16) return;
+    bool far = false;
+#pragma unroll
+    for (int m = 0; m < kM; ++m) far = far || is_far<kBf16>(offset[m][0]) || is_far<kBf16>(offset[m][1]);
+    if (!__any_sync(0xffffffffu, far)) return;
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        float const shift = is_far<kBf16>(offset[m][h]) ? row_max[m][h] : 0.f;
+        offset[m][h] = is_far<kBf16>(offset[m][h]) ? 0.f : offset[m][h];
+#pragma unroll
+        for (int j = 0; j < Scores::kBlocks; ++j) {
+          scores.x[m][4 * j + 2 * h] -= shift;
+          scores.x[m][4 * j + 2 * h + 1] -= shift;
+        }
+      }
+    }
+  }
+
   // What a tile's weights may be in the rows (m, h) of this thread while row_max stays.
   __device__ __forceinline__ float weight_limit(int m, int h) const {
     return fminf(kGrowthLimit * row_sum[m][h], kSumLimit);
   }
 
-  // Does row_max hold for the whole warp, by the sums of a tile's weights, which are not added yet?
-  __device__ __forceinline__ bool holds(float const (&sums)[kM][2]) const {
+  // Are a tile's weights in the rows (m, h) small, which are not added yet, and may offset stay as it is? Not for NaN.
+  __device__ __forceinline__ bool is_small(float sum, float offset, int m, int h) const {
+    return sum <= weight_limit(m, h) && !is_far<kBf16>(offset);
+  }
+
+  // Does row_max hold for the whole warp, by the sums of a tile's weights against `offset`?
+  __device__ __forceinline__ bool holds(float const (&sums)[kM][2], float const (&offset)[kM][2]) const {
     bool small = true;
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
 #pragma unroll
-      for (int h = 0; h < 2; ++h) small = small && sums[m][h] <= weight_limit(m, h);  // not for NaN
+      for (int h = 0; h < 2; ++h) small = small && is_small(sums[m][h], offset[m][h], m, h);
     }
     return __all_sync(0xffffffffu, small);
   }
 
   // Does it hold for the rows (m, h), whichever others the warp has?
-  __device__ __forceinline__ bool row_holds(float const (&sums)[kM][2], int m, int h) const {
-    bool const small = sums[m][h] <= weight_limit(m, h);  // not for NaN
-    return quad_max(small ? 0.f : 1.f) == 0.f;
+  __device__ __forceinline__ bool row_holds(float sum, float offset, int m, int h) const {
+    return quad_max(is_small(sum, offset, m, h) ? 0.f : 1.f) == 0.f;
   }
 
   __device__ __forceinline__ void add(float const (&sums)[kM][2]) {
@@ -157,11 +185,12 @@ struct OnlineSoftmax {
   // The same beside a sink, which weighs as if it were one more key: 0 for a row that saw no key all the same.
   __device__ __forceinline__ float inverse_with(float sink_log2, int m, int h, float scale_log2) const {
     if (row_sum[m][h] == 0.f) return 0.f;
-    return 1.f / (row_sum[m][h] + exp2_approx(sink_log2 - row_max[m][h] * scale_log2));
+    float const above = kBf16 ? sink_log2 - row_max[m][h] * scale_log2 : fmaf(-row_max[m][h], scale_log2, sink_log2);
+    return 1.f / (row_sum[m][h] + exp2_approx(above));
   }
 
   __device__ __forceinline__ float lse(int m, int h, float scale, float scale_log2) const {
-    return log_sum(row_max[m][h], row_sum[m][h], scale, scale_log2);
+    return log_sum<kBf16>(row_max[m][h], row_sum[m][h], scale, scale_log2);
   }
 };
 

@@ -7,7 +7,7 @@ namespace omni {
 
 // One row of the warp's tile, times `factor` and rounded: groups of four 8-column blocks leave as 16 bytes a lane;
 // blocks left over as 4 bytes a lane. g_row: the row at the tile's first column; columns: how many of them to write
-// (a multiple of 8), 0 for rows past q_len. Every lane of the warp calls it.
+// (a multiple of 8), 0 for rows that are not. Every lane of the warp calls it.
 template <bool kBf16, class Out>
 __device__ __forceinline__ void store_row(
     Out const& out, int m, int h, float factor, unsigned char* g_row, int columns) {
@@ -34,16 +34,19 @@ __device__ __forceinline__ void store_row(
   }
 }
 
-// Where a warp's rows go. row0: token of the first one; column0: first column of O that the thread block owns.
+// Where a warp's rows go. row0: token of the first one; column0: first column of O that the thread block owns; stop:
+// the row behind the last one that is written, where that is not q_len.
 struct OutputPlace {
   int batch, head;
   int row0, column0;
+  int stop;
 };
 
 // The normalised output and its lse. softmax: finished.
 template <class Cfg, class Out>
 __device__ __forceinline__ void store_output(
-    ForwardParams const& p, OutputPlace const& at, Out const& out, OnlineSoftmax<Out::kTilesM> const& softmax) {
+    ForwardParams const& p, OutputPlace const& at, Out const& out,
+    OnlineSoftmax<Out::kTilesM, Cfg::kBf16> const& softmax) {
   unsigned char* const g_out = static_cast<unsigned char*>(p.out) +
                                2 * (at.batch * p.out_strides.batch + at.head * p.out_strides.head + at.column0);
   i64 const lse0 = (static_cast<i64>(at.batch) * p.q_heads + at.head) * p.q_len;
@@ -52,7 +55,12 @@ __device__ __forceinline__ void store_output(
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       int const q = at.row0 + Out::row(m, h);
-      bool const write = q < p.q_len;
+      bool write;
+      if constexpr (Cfg::kRagged) {
+        write = q < at.stop;
+      } else {
+        write = q < p.q_len;
+      }
       int const columns = write ? value_columns<Cfg>(p) - at.column0 : 0;
       float const inverse = p.sink_logits == nullptr ? softmax.inverse(m, h)
                                                      : softmax.inverse_with(sink_log2(p, at.head), m, h, p.scale_log2);

@@ -7,7 +7,7 @@ with `ml_dtypes.bfloat16`. `xp` is the array module, numpy or cupy.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, ClassVar
 
 import ml_dtypes
@@ -54,9 +54,13 @@ def on_gpu(array: object) -> bool:
 
 def is_cupy(array: object) -> bool:
     """True for a CuPy array, or one of a class derived from it."""
-    return any(
-        c.__name__ == "ndarray" and c.__module__.partition(".")[0] == "cupy" for c in type(array).__mro__
-    )
+    kind: Any = type(array)
+    return _is_cupy_class(kind)
+
+
+@lru_cache(256)
+def _is_cupy_class(kind: type) -> bool:
+    return any(c.__name__ == "ndarray" and c.__module__.partition(".")[0] == "cupy" for c in kind.__mro__)
 
 
 def module_of(array: object) -> Any:

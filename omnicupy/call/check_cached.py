@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from omnicupy.call import check, check_paged
+from omnicupy.call import check, check_paged, check_ragged
 from omnicupy.call.arrays import on_gpu as is_on_gpu
 from omnicupy.call.problem import Problem, split_of, type_name
 from omnicupy.jit.spec import AttnSpec
@@ -25,7 +25,8 @@ LENGTHS_DTYPE = np.dtype(np.int32)
 @dataclass(frozen=True, slots=True)
 class CachedCall:
     """A call on a CachedKV that was checked. problem: its k_len is the capacity.  scale, softcap, split: as in
-    check.Call.
+    check.Call.  total_rows: rows of all sequences, where each has a number of its own, of which the problem's q_len is
+    the most; None where all have q_len.
     """
 
     problem: Problem
@@ -33,6 +34,7 @@ class CachedCall:
     scale: float
     softcap: float | None = None
     split: int | None = None
+    total_rows: int | None = None
 
 
 def call(
@@ -48,11 +50,14 @@ def call(
     config: AttnSpec | None = None,
     split: int | None = None,
     max_length: Any = None,
+    rows: Any = None,
+    max_rows: Any = None,
 ) -> CachedCall:
     """Check the arguments of `attention` with a CachedKV before any work. Arrays are not read, but for lengths on the
     host.
 
-    v: None, as the CachedKV holds values.  rule: what `cached` returned.  max_length: that of `prepare`.
+    v: None, as the CachedKV holds values.  rule: what `cached` returned.  max_length: that of `prepare`.  rows,
+    max_rows: those of `attention`.
     Raises TypeError for an argument of a wrong type or dtype, ValueError for a wrong shape, value or layout.
     """
     if v is not None:
@@ -60,9 +65,13 @@ def call(
             f"v must be left out where k is a CachedKV, which holds the values, got {type_name(v)}"
         )
     scores: dict[str, Any] = {"scale": scale, "sink_logits": sink_logits, "softcap": softcap}
+    ragged = rows is not None or max_rows is not None
+    like, target = (check_ragged.stand_in(q, rows, max_rows, rule), None) if ragged else (q, out)
     problem, factor, cap = check.arrays(
-        q, *check_paged.arrays_of(q, kv, out), out=out, config=config, **scores
+        like, *check_paged.arrays_of(like, kv, target), out=target, config=config, **scores
     )
+    if ragged and out is not None:
+        check_ragged.check_out(out, q, kv, problem.value_dim)
     if not isinstance(rule, CachedRule):
         _refuse_rule(rule)
     _check_lengths(q, kv.lengths, problem)
@@ -76,8 +85,13 @@ def call(
     if max_length is not None:
         _check_max_length(max_length, problem.k_len)
     if isinstance(kv, PagedKV) and isinstance(q, np.ndarray):
-        check_paged.check_entries(kv, rule, problem)
-    return CachedCall(problem, rule, factor, cap, split_of(split))
+        check_paged.check_entries(kv, rule, counts_of(rows, problem))
+    return CachedCall(problem, rule, factor, cap, split_of(split), q.shape[0] if ragged else None)
+
+
+def counts_of(rows: Any, problem: Problem) -> list[int]:
+    """How many rows each sequence has, on the host."""
+    return [problem.q_len] * problem.batch if rows is None else np.diff(rows).tolist()
 
 
 def check_is_cache(k: object) -> None:
@@ -89,33 +103,43 @@ def check_is_cache(k: object) -> None:
         )
 
 
-def step_shapes(q: Any, kv: AnyKV) -> tuple[Any, ...]:
+def step_shapes(q: Any, kv: AnyKV, max_rows: int | None = None) -> tuple[Any, ...]:
     """What a step keeps of the arrays that it was made for: CachedStep.shapes."""
-    return tuple(q.shape), sizes_of(kv)
+    return tuple(q.shape), sizes_of(kv), max_rows
 
 
 def behind_step(step: CachedStep, given: dict[str, Any]) -> dict[str, Any]:
-    """The options of a layer behind a step: where it names no config or split, those of the step."""
+    """The options of a layer behind a step: where it names no config or split, those of the step; its rows."""
     names = [name for name in ("config", "split") if given[name] is None]
-    return given | {name: getattr(step, name) for name in names}
+    own = {name: getattr(step, name) for name in names}
+    return given | own | ({} if step.rows is None else {"rows": step.rows, "max_rows": step.shapes[2]})
 
 
-def fits_step(q: Any, kv: AnyKV, step: CachedStep) -> None:
-    """Raises ValueError unless a layer's arrays are like those that the step was made for, and its lengths the same."""
+def fits_step(q: Any, kv: AnyKV, step: CachedStep, rows: Any = None, max_rows: Any = None) -> None:
+    """Raises ValueError unless a layer's arrays are like those that the step was made for, and its lengths the same.
+    rows, max_rows: those of the layer, None where it leaves them to the step.
+    """
+    most = step.shapes[2] if max_rows is None else max_rows
     try:
-        shapes = step_shapes(q, kv)
+        shapes = step_shapes(q, kv, most)
     except (AttributeError, TypeError, ValueError, IndexError):  # no arrays: the other checks say so
         check.arrays(q, *check_paged.arrays_of(q, kv, None))
         raise
     if shapes != step.shapes:
-        raise ValueError(
-            f"mask: the step was made for q of shape {step.shapes[0]} and caches of (heads, capacity) "
-            f"{step.shapes[1]}, got {shapes[0]} and {shapes[1]}; make another with oc.plan"
+        made, mine = (
+            f"{of[0]}" if of[2] is None else f"{of[0]}, max_rows {of[2]}" for of in (step.shapes, shapes)
         )
-    if kv.lengths is not step.lengths and address_of(kv.lengths) != address_of(step.lengths):
         raise ValueError(
-            "mask: the step was made of another array of lengths; pass the same one to every layer"
+            f"mask: the step was made for q of shape {made} and caches of (heads, capacity) {step.shapes[1]}, got "
+            f"{mine} and {shapes[1]}; make another with oc.plan"
         )
+    for name, mine, other in (("lengths", kv.lengths, step.lengths), ("rows", rows, step.rows)):
+        if mine is other or (name == "rows" and mine is None):
+            continue
+        if other is None or address_of(mine) != address_of(other):
+            raise ValueError(
+                f"mask: the step was made of another array of {name}; pass the same one to every layer"
+            )
 
 
 def address_of(array: Any) -> Any:

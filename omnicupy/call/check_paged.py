@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,6 @@ import numpy as np
 from omnicupy.call import check, check_fp8
 from omnicupy.call.arrays import DeviceArray, overlap
 from omnicupy.call.arrays import on_gpu as is_on_gpu
-from omnicupy.call.problem import Problem
 from omnicupy.serving.caches import MOST_PAGE, AnyKV, PagedKV, names_of, pools_of
 from omnicupy.serving.rule import CachedRule
 
@@ -144,11 +144,15 @@ def check_table(like: Any, table: Any) -> None:
         raise ValueError(f"page_table must start on a multiple of 4 bytes, got {table.data.ptr:#x}; copy it")
 
 
-def check_entries(kv: PagedKV, rule: CachedRule, problem: Problem) -> None:
-    """On the host: the entries of all keys that some row may see name pages. Lengths were checked."""
+def check_entries(kv: PagedKV, rule: CachedRule, rows: Sequence[int]) -> None:
+    """On the host: the entries of all keys that some row may see name pages. rows: of each sequence. Lengths were
+    checked.
+    """
     pages, size = kv.k_pages.shape[:2]
     for b, keys in enumerate(kv.lengths.tolist()):
-        sink, first = rule.seen_keys(keys, problem.q_len)
+        if rows[b] == 0:
+            continue
+        sink, first = rule.seen_keys(keys, rows[b])
         entries = np.arange(-(-keys // size))
         read = (entries * size < sink) | ((entries + 1) * size > first)
         bad = entries[

@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from omnicupy.choose import backward_ceilings
+from omnicupy.choose.backward_ceilings import BackwardCeilings
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit import trust
 from omnicupy.jit.files import replace_file
 
 FloatArray = NDArray[np.float64]
 
-SCHEMA = 5
+SCHEMA = 6
 FILE = Path(__file__).with_name("ceilings.json")
 FITTED = ("pair_ps", "partial_ps", "causal_ps", "skipped_ps", "item_us", "launch_us", "megabyte_us")
 
@@ -91,12 +93,15 @@ class Device:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """The speeds of one device. sources: the records that they were fitted on.  tiles: costs of competing tiles."""
+    """The speeds of one device. sources: the records that they were fitted on.  tiles: costs of competing tiles.
+    backward: of the kernels of the backward pass, None where it was not measured.
+    """
 
     device: Device
     of: tuple[Ceiling, ...]
     sources: tuple[str, ...] = ()
     tiles: tuple[TileCost, ...] = ()
+    backward: BackwardCeilings | None = None
 
     def at(self, kernel: str, head_dim: int, br: int) -> Ceiling:
         """The speeds at a head_dim of the kernel, with tiles of `br` rows or the nearest height that was fitted there.
@@ -151,6 +156,7 @@ class Ceilings:
                 }
                 for one in self.tiles
             ],
+            "backward": None if self.backward is None else self.backward.as_json(),
         }
 
 
@@ -166,6 +172,7 @@ def load(path: Path = FILE) -> list[Ceilings]:
                 tuple(Ceiling(**ceiling) for ceiling in one["ceilings"]),
                 tuple(one["sources"]),
                 tuple(TileCost(**{**tile, "head_dims": tuple(tile["head_dims"])}) for tile in one["tiles"]),
+                None if one["backward"] is None else backward_ceilings.from_json(one["backward"]),
             )
             for one in content["devices"]
         ]

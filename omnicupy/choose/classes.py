@@ -17,6 +17,8 @@ WAVES = (1, 2, 4, 8)
 KEYS = (512, 2048, 8192)
 
 FORWARD, BACKWARD = "forward", "backward"
+# Kinds of caches: none; keys one behind the other; in pages that boxes of the copy engine fill, and in others.
+NONE, WHOLE, PAGES, OTHER_PAGES = CACHES = ("", "contiguous", "pages", "other pages")
 
 _ROWS_OF_A_BLOCK = 128  # of the query blocks that waves are counted in
 
@@ -25,7 +27,8 @@ _ROWS_OF_A_BLOCK = 128  # of the query blocks that waves are counted in
 class ProblemClass:
     """Problems that share a choice. head_dim: the kernel's.  mask, shape: as mask_class and shape_class say.
     value_dim: columns of V, of the kernel.  passed: FORWARD or BACKWARD, the pass whose kernels are chosen.
-    deterministic: False where sums of gradients may have any order.  softcap: are scores capped?
+    deterministic: False where sums of gradients may have any order.  softcap: are scores capped?  cache: one of CACHES;
+    the keys in `shape` are then those that a sequence may have.
 
     Raises ValueError for another pass, and for a forward pass that is not deterministic: there is none.
     """
@@ -38,10 +41,13 @@ class ProblemClass:
     passed: str = FORWARD
     deterministic: bool = True
     softcap: bool = False
+    cache: str = NONE
 
     def __post_init__(self) -> None:
         if self.passed not in (FORWARD, BACKWARD):
             raise ValueError(f"passed: expected {FORWARD} or {BACKWARD}, got {self.passed!r}")
+        if self.cache not in CACHES or (self.cache and self.passed != FORWARD):
+            raise ValueError(f"cache: expected one of {CACHES}, for {BACKWARD} none, got {self.cache!r}")
         if type(self.softcap) is not bool:
             raise ValueError(f"softcap: expected a bool, got {self.softcap!r}")
         if type(self.deterministic) is not bool or not (self.deterministic or self.passed == BACKWARD):
@@ -57,10 +63,11 @@ def class_of(
     passed: str = FORWARD,
     *,
     deterministic: bool = True,
+    cache: str = NONE,
 ) -> ProblemClass:
     """The class of a pass of a call's problem; O(k_len) for masks held as intervals.
 
-    passed, deterministic: as in ProblemClass.  Raises UnsupportedError for widths that no kernel serves.
+    passed, deterministic, cache: as in ProblemClass.  Raises UnsupportedError for widths that no kernel serves.
     """
     head_dim, value_dim = kernel_widths(problem.head_dim, problem.value_dim)
     return ProblemClass(
@@ -72,6 +79,7 @@ def class_of(
         passed=passed,
         deterministic=deterministic,
         softcap=problem.softcap,
+        cache=cache,
     )
 
 

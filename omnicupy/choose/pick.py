@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from itertools import takewhile
 
 from omnicupy.call.problem import Problem
-from omnicupy.choose import backward_table, ceilings, prediction, saved, table
+from omnicupy.choose import backward_table, ceilings, classes, prediction, saved, table
 from omnicupy.choose.capped import capped
 from omnicupy.choose.ceilings import TileCost
 from omnicupy.choose.table import Row
@@ -134,14 +134,16 @@ def select(
     *,
     mappable: bool = True,
     split: int | None = None,
+    cache: str = classes.NONE,
 ) -> AttnSpec:
-    """The variant that the user's tuned choices name, else `pick`'s, held to the kernels that are served.
+    """The variant that the user's tuned choices name, else `pick`'s, held to the kernels that are served. cache: the
+    kind of cache that keys are in, as in classes.ProblemClass.
 
     A tuned choice whose kernel is not served, that needs tensor maps where none can be, or whose tiles hold more heads
     than the problem's groups fill, is left out; so is any where there is a `split`, as it depends on the batch.
     Raises UnsupportedError when the kernel of `pick` is not served.
     """
-    chosen = saved.find(problem, masks, sm_count) if split is None else None
+    chosen = saved.find(problem, masks, sm_count, cache=cache) if split is None else None
     if (
         chosen is not None
         and chosen.kernel in SERVED

@@ -90,7 +90,7 @@ def work_of(spec: AttnSpec, problem: Problem, blocks: BlockMask, device: Device)
     charges = np.column_stack([*of_parts, np.ones(len(parts.rows))])
     section = grid.section(len(parts.rows))
     tiers = np.split(np.arange(len(parts.rows)), parts.tiers[:-1])
-    order = np.concatenate([_in_sections(tier, grid.workers.heads, section) for tier in tiers if len(tier)])
+    order = np.concatenate([in_sections(tier, grid.workers.heads, section) for tier in tiers if len(tier)])
     resident, megabytes = _resident(spec), operand_bytes(problem) / 1e6
     items = np.tile(order, spec.value_pieces)
     return Work(charges, items, resident * device.sm_count, resident, megabytes)
@@ -109,7 +109,7 @@ def operand_bytes(problem: Problem) -> int:
     return ELEMENT_BYTES * problem.batch * rows * (problem.head_dim + problem.value_dim)
 
 
-def _in_sections(order: NDArray[np.int64], heads: int, section: int) -> NDArray[np.int64]:
+def in_sections(order: NDArray[np.int64], heads: int, section: int) -> NDArray[np.int64]:
     """The part of each work item: all of a tier for some heads side by side, then for the next ones."""
     widths = [min(section, heads - first) for first in range(0, heads, section)]
     return np.concatenate([np.repeat(order, width) for width in widths])

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from omnicupy.call.problem import Problem
-from omnicupy.choose.classes import BACKWARD, FORWARD, ProblemClass, class_of
-from omnicupy.jit import cache, files, nvrtc, source, trust
+from omnicupy.choose.classes import BACKWARD, FORWARD, NONE, ProblemClass, class_of
+from omnicupy.jit import cache as kernel_cache
+from omnicupy.jit import files, nvrtc, source, trust
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.files import held
 from omnicupy.jit.spec import AttnSpec, round_up
@@ -91,13 +92,13 @@ def count() -> int:
     return sum(len(machines) for machines in _read(path()).of.values())
 
 
-def find(problem: Problem, masks: Sequence[Mask], sm_count: int) -> AttnSpec | None:
+def find(problem: Problem, masks: Sequence[Mask], sm_count: int, *, cache: str = NONE) -> AttnSpec | None:
     """The variant kept for the forward pass of this class of problem on the current CUDA device, or None without one.
 
-    masks: as in check.Call.  sm_count: multiprocessors of the device. Never raises for what the file
-    holds. None inside ignored(), and while cache.use_cubins is on: its folder holds the table's variants.
+    masks: as in check.Call.  sm_count: multiprocessors of the device.  cache: as in ProblemClass. Never raises for
+    what the file holds. None inside ignored(), and while cache.use_cubins is on: its folder holds the table's variants.
     """
-    found = _find(problem, masks, sm_count, FORWARD, deterministic=True)
+    found = _find(problem, masks, sm_count, FORWARD, deterministic=True, cache=cache)
     return found if isinstance(found, AttnSpec) else None
 
 
@@ -113,9 +114,15 @@ def find_backward(
 
 
 def _find(
-    problem: Problem, masks: Sequence[Mask], sm_count: int, passed: str, *, deterministic: bool
+    problem: Problem,
+    masks: Sequence[Mask],
+    sm_count: int,
+    passed: str,
+    *,
+    deterministic: bool,
+    cache: str = NONE,
 ) -> AttnSpec | BackwardSpec | None:
-    if _ignored or cache.uses_compiled_elsewhere():
+    if _ignored or kernel_cache.uses_compiled_elsewhere():
         return None
     kept = _kept()
     if kept.problem:
@@ -123,7 +130,7 @@ def _find(
     if (problem.dtype, round_up(problem.head_dim, 16), passed, deterministic) not in kept.columns:
         return None
     here = current_machine()
-    problem_class = class_of(problem, masks, sm_count, passed, deterministic=deterministic)
+    problem_class = class_of(problem, masks, sm_count, passed, deterministic=deterministic, cache=cache)
     found = kept.of.get((here.device, problem_class))
     if found is None:
         return None
@@ -261,9 +268,9 @@ def _parsed(content: bytes) -> list[dict[str, Any]]:
     if found["schema"] not in (SCHEMA, OLD_SCHEMA):
         raise ValueError(f"schema {found['schema']}, expected {SCHEMA}")
     rows: list[dict[str, Any]] = found["choices"]
-    if found["schema"] == SCHEMA:  # choices were made before there were soft caps, too
-        return [{**row, "problem": {"softcap": False, **row["problem"]}} for row in rows]
-    forward = {"passed": FORWARD, "deterministic": True, "softcap": False}
+    if found["schema"] == SCHEMA:  # choices were made before there were soft caps and kinds of caches, too
+        return [{**row, "problem": {"softcap": False, "cache": NONE, **row["problem"]}} for row in rows]
+    forward = {"passed": FORWARD, "deterministic": True, "softcap": False, "cache": NONE}
     return [
         {**row, "problem": {**row["problem"], "value_dim": row["problem"]["head_dim"], **forward}}
         for row in rows

@@ -18,6 +18,7 @@ from omnicupy.jit.widths import kernel_widths
 _WORDS = re.compile(
     r"(?P<kernel>\w+)-(?P<br>\d+)x(?P<bc>\d+)-s(?P<stages>\d)-w(?P<warps>\d+)(?P<flags>(-\w+)*)"
 )
+_TILE_WORDS = re.compile(r"(\d+)x(\d+)-s(\d)-w(\d+)")
 
 Variant: TypeAlias = AttnSpec | BackwardSpec  # of a forward pass, or of a backward pass
 
@@ -87,6 +88,38 @@ def word(spec: Variant) -> str:
 def tile_word(tile: TileShape) -> str:
     """The word that names a tile of a backward pass: "64x128-s4-w12", queries x keys."""
     return f"{tile.br}x{tile.bc}-s{tile.stages}-w{tile.warps}"
+
+
+def parsed_kernels(text: str) -> BackwardSpec:
+    """The kernels of a backward pass that a record names, a BackwardSpec as text. Raises ValueError for other text."""
+    words = text.split()
+    fields: dict[str, Any] = dict(word.split("=") for word in words[4:] if "=" in word)
+    if len(words) < 5 or words[0] != "bwd" or not {"head_dim", "dkdv", "dq"} <= set(fields):
+        raise ValueError(f"config: expected the text of a BackwardSpec, got {text!r}")
+    tiles = {
+        name: TileShape(*map(int, fields[name].split("x")))
+        for name in ("dkdv", "dq", "fused", "ordered")
+        if name in fields
+    }
+    return BackwardSpec(
+        kernel=words[1],
+        arch=words[2],
+        dtype=words[3],
+        head_dim=int(fields["head_dim"]),
+        value_dim=int(fields.get("value_dim", fields["head_dim"])),
+        softcap="softcap" in words,
+        **tiles,
+    )
+
+
+def parsed_tile(text: str) -> TileShape:
+    """The tile of a backward pass that a word names, as `tile_word` names it. Raises ValueError for another word."""
+    found = _TILE_WORDS.fullmatch(text)
+    if found is None:
+        raise ValueError(
+            f"config: expected a tile such as 64x128-s4-w12 (queries x keys, stages, warps), got {text!r}"
+        )
+    return TileShape(*map(int, found.groups()))
 
 
 def every(

@@ -7,6 +7,7 @@ hold, not the cache; masks are kept by the rule (serving/rule.py).
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,25 +31,49 @@ def attention(
     sink_logits: Array | None = None,
     return_lse: bool = False,
     out: Array | None = None,
+    rows: NDArray[np.int32] | None = None,
 ) -> Array | tuple[Array, Array]:
     """Attention of NumPy arrays over a CachedKV or PagedKV, as `cpu.attention.attention` gives it.
 
-    checked: what `check_cached.call` made of these arguments.
+    checked: what `check_cached.call` made of these arguments.  rows: as in `attention`; rows of no sequence stay as
+    they are.
     """
-    problem, rule = checked.problem, checked.rule
-    out = np.empty(out_shape(problem), q.dtype) if out is None else out
-    lse = np.empty(q.shape[:3], np.float64 if q.dtype == np.float64 else np.float32)
-    for b, keys in enumerate(kv.lengths.tolist()):
-        if keys == 0:
-            out[b], lse[b] = 0, -np.inf
-            continue
-        sink, first = rule.seen_keys(keys, problem.q_len)
-        mask = rule.seen_mask(keys, problem.q_len, b)
-        one = Call(replace(problem, batch=1, k_len=mask.shape[1]), (mask,), checked.scale, checked.softcap)
-        k, v = _keys_and_values(kv, b, (sink, first, keys), q.dtype)
-        rest: dict[str, Any] = {"sink_logits": sink_logits, "out": out[b : b + 1]}
-        _, lse[b : b + 1] = of_arrays.attention(one, q[b : b + 1], k, v, return_lse=True, **rest)
+    of_lse = np.float64 if q.dtype == np.float64 else np.float32
+    if rows is not None:
+        out = np.empty((*q.shape[:2], checked.problem.value_dim), q.dtype) if out is None else out
+        lse = np.empty((q.shape[1], q.shape[0]), of_lse)
+        for b, (first, stop) in enumerate(pairwise(rows.tolist())):
+            if first == stop:
+                continue
+            here = slice(first, stop)
+            of_q, of_out = (array[here].transpose(1, 0, 2)[None] for array in (q, out))
+            lse[:, here] = _of_sequence(checked, kv, b, (of_q, of_out, sink_logits))[0]
+        return (out, lse) if return_lse else out
+    out = np.empty(out_shape(checked.problem), q.dtype) if out is None else out
+    lse = np.empty(q.shape[:3], of_lse)
+    for b in range(len(q)):
+        lse[b : b + 1] = _of_sequence(checked, kv, b, (q[b : b + 1], out[b : b + 1], sink_logits))
     return (out, lse) if return_lse else out
+
+
+def _of_sequence(
+    checked: CachedCall, kv: AnyKV, sequence: int, arrays: tuple[Array, Array, Array | None]
+) -> Array:
+    """lse of a sequence. arrays: its rows of q, (1, q_heads, rows, head_dim), those of out, which are written, and
+    sink_logits.
+    """
+    q, out, sink_logits = arrays
+    problem, rule, keys = checked.problem, checked.rule, int(kv.lengths[sequence])
+    if keys == 0:
+        out[...] = 0
+        return np.full(q.shape[:3], -np.inf, np.float32)
+    sink, first = rule.seen_keys(keys, q.shape[2])
+    mask = rule.seen_mask(keys, q.shape[2], sequence)
+    sizes = replace(problem, batch=1, q_len=q.shape[2], k_len=mask.shape[1])
+    one = Call(sizes, (mask,), checked.scale, checked.softcap)
+    k, v = _keys_and_values(kv, sequence, (sink, first, keys), q.dtype)
+    _, lse = of_arrays.attention(one, q, k, v, return_lse=True, sink_logits=sink_logits, out=out)
+    return lse
 
 
 def _keys_and_values(kv: AnyKV, sequence: int, seen: tuple[int, int, int], dtype: Any) -> tuple[Array, Array]:

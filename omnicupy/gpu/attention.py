@@ -1,8 +1,8 @@
 """attention() on CuPy arrays: what shapes, strides and mask decide is planned once, the rest is a launch.
 
 A plan is found by what it depends on, through a dictionary kept on the mask (so it is freed with the mask and
-its device arrays). A warm call builds the key, allocates the outputs, writes five addresses into a copy of the
-parameter struct and launches; whatever can change under an equal key (addresses) is checked there. torch/eager.py
+its device arrays). A warm call builds the key, allocates the outputs, writes its addresses into the stream's copy of
+the parameter struct and launches; whatever can change under an equal key (addresses) is checked there. torch/eager.py
 finds and launches the same plans.
 """
 
@@ -77,7 +77,10 @@ def find_plan(
     addresses: of q, k, v and `out`, None for no `out`; that of sink_logits is the caller's to look at (fits_sink).
     """
     plan = _kept(_key(array_key, mask, options), mask)
-    return plan if plan is not None and plan.fits_addresses(*addresses) else None
+    if plan is None:
+        return None
+    q, k, v, out = addresses
+    return plan if plan.fits_addresses(q, k, v, out) else None
 
 
 def make_plan(
@@ -130,7 +133,7 @@ def _kept(key: Any, mask: Any) -> Plan | None:
     try:
         if mask is None:
             return _unmasked.get(key)
-        found = existing_cache(mask)
+        found = mask._device.get(()) if type(mask) is Mask else existing_cache(mask)
         return None if found is None else found.plans.get(key)
     except (AttributeError, TypeError):  # no mask, scale or config: the checks say so
         return None

@@ -143,7 +143,7 @@ def find_plan(key: Any, mask: Any) -> BackwardPlan | None:
     try:
         if mask is None:
             return _unmasked.get(key)
-        found = existing_cache(mask)
+        found = mask._device.get(()) if type(mask) is Mask else existing_cache(mask)
         return None if found is None else found.plans.get(key)
     except (AttributeError, TypeError):  # no mask, scale, config or names: the checks say so
         return None

@@ -11,7 +11,7 @@ import cupy
 
 from omnicupy.gpu import stream_memory
 from omnicupy.gpu.device_blocks import DeviceBlocks
-from omnicupy.gpu.plan import MAX_MAPS, Layout
+from omnicupy.gpu.plan import MAX_BOUND, MAX_MAPS, Bound, Layout
 from omnicupy.gpu.stream_memory import StreamMemory
 from omnicupy.gpu.tensor_maps import tensor_map
 from omnicupy.gpu.workspace import Need
@@ -29,7 +29,6 @@ _READ_SINKS = ("prepare", "sinks")  # kernels that know of sinks
 _COUNTERS = 4  # integers of the kernel of dQ, zero before and after a launch; then come arrivals
 OWN_BYTES = 1 << 20  # work memory up to this stays with the stream: allocating it would cost more
 _NO_COPIES: tuple[int, ...] = (0, 0, 0, 0)
-_joined = bytearray().join
 
 
 class Addresses(NamedTuple):
@@ -75,7 +74,8 @@ class Launch:
     """One kernel launch. function: what launches it.  template: its struct without addresses.  blocks: the device copy
     that it reads.
 
-    layouts: of q, dout, k and v as this kernel reads them, for tensor maps; () for kernels that need none.
+    layouts: of q, dout, k and v as this kernel reads them, for tensor maps; () for kernels that need none.  maps: those
+    that were made, by these addresses.
     """
 
     kernel: BackwardKernel
@@ -84,64 +84,66 @@ class Launch:
     template: bytes
     blocks: DeviceBlocks
     layouts: Sequence[Layout] = ()
-    _maps: dict[tuple[int, ...], bytes] = field(default_factory=dict)
+    maps: dict[tuple[int, ...], bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         kernel = self.kernel
         self.reads_copies = kernel.part != "prepare"  # which makes them
         self.own_counters = kernel.part == "dq"  # it may run beside the kernel before it
-        self._block, self._smem = (kernel.threads, 1, 1), kernel.smem_bytes
         fields = PARAMS[kernel.params].fields
         assert fields is not None
         at = {name: fields[name][1] for name in fields}
         self._sums_alone = "counter" not in at and "dq_sums" in at
-        self._sinks_at = (at["sink_logits"], at["sink_sums"]) if kernel.part in _READ_SINKS else None
-        # What the template holds behind the inputs, behind the gradients and behind the work memory.
-        first, second = at["q"] + _INPUTS.size, at["dout"] + _GRADIENTS.size
-        third = at.get("counter", at.get("dq_sums", len(self.template)))
-        rest = third + (_ADDRESS.size if self._sums_alone else _WORK.size if self.layouts else 0)
+        self.sinks_at = (at["sink_logits"], at["sink_sums"]) if kernel.part in _READ_SINKS else None
         assert at["q"] == (_MAPS_BYTES if self.layouts else 0)
-        self._pieces = self.template[first : at["dout"]], self.template[second:third], self.template[rest:]
+        self.inputs = slice(at["q"], at["q"] + _INPUTS.size)  # where they lie in the struct
+        self.gradients = slice(at["dout"], at["dout"] + _GRADIENTS.size)
+        self._work_at = at.get("counter", at.get("dq_sums", 0))
 
-    def run(
-        self,
-        at: Sequence[int],
-        packed: tuple[bytes, bytes],
-        work: tuple[int, int, int, int, int],
-        stream: Any,
-        sinks: tuple[int, int, int],
-    ) -> None:
-        """Give the launch to `stream`. at: addresses of q, dout, k and v.  packed: those of inputs and gradients.
+    def bind(self, stream: Any) -> Bound:
+        """A struct for launches on `stream`, and what launches with it."""
+        argument, kernel = bytearray(self.template), self.kernel
+        block = kernel.threads, 1, 1
+        return argument, self.function.bind(self.grid, block, argument, kernel.smem_bytes, stream)
 
-        work: addresses of work counters, sums of dQ, partials, arrivals, and how many were added to each sum.
-        sinks: of sink_logits, of what the kernel that prepares leaves of their gradients, and of these; 0 for none.
+    def place(self, argument: bytearray, counters: int, work: tuple[int, int, int, int]) -> None:
+        """Write into its struct where work memory lies: work counters, and sums of dQ, partials, arrivals and how many
+        were added to each sum.
         """
-        maps = places = b""
         if self.layouts:
-            maps = self._maps.get(at) or self._new_maps(at)  # type: ignore[arg-type, call-overload]
-            places = _WORK.pack(*work)
+            _WORK.pack_into(argument, self._work_at, counters, *work)
         elif self._sums_alone:
-            places = _ADDRESS.pack(work[1])
-        inputs, gradients = packed
-        behind_inputs, behind_gradients, rest = self._pieces
-        argument = _joined((maps, inputs, behind_inputs, gradients, behind_gradients, places, rest))
-        if sinks[0] and self._sinks_at:
-            of_logits, of_sums = self._sinks_at
-            _ADDRESS.pack_into(argument, of_logits, sinks[0])
-            _SINKS.pack_into(argument, of_sums, sinks[1], sinks[2])
-        self.function(self.grid, self._block, (argument,), self._smem, stream)
+            _ADDRESS.pack_into(argument, self._work_at, work[0])
 
-    def _new_maps(self, addresses: tuple[int, ...]) -> bytes:
+    def new_maps(self, addresses: tuple[int, ...]) -> bytes:
+        """The tensor maps of q, dout, k and v at these addresses."""
         kernel = self.kernel
         boxes = ((kernel.br, 1), (kernel.br, 1), (kernel.bc, 1), (kernel.bc, 1))
         maps = b"".join(
             tensor_map(address, *layout, kernel.dtype, box)
             for address, layout, box in zip(addresses, self.layouts, boxes, strict=True)
         )
-        if len(self._maps) >= MAX_MAPS:
-            self._maps.clear()
-        self._maps[addresses] = maps
+        if len(self.maps) >= MAX_MAPS:
+            self.maps.clear()
+        self.maps[addresses] = maps
         return maps
+
+
+@dataclass(slots=True)
+class _Bound:
+    """The launches of a plan on one stream, each with its struct and with what launches it.
+
+    held: the number of a workspace, which holds this need.  places: of the memory that the structs name: work memory,
+    arrivals beside it, work counters.  rows: lse2 and delta there.
+    sinks: their sums there, 0 for none.  copies: those of q, dout, k and v, 0 for none.
+    """
+
+    launches: tuple[tuple[Launch, *Bound], ...]
+    held: tuple[int, Need | None] = (0, None)
+    places: tuple[int, int, int] = (0, 0, 0)
+    rows: tuple[int, int] = (0, 0)
+    sinks: int = 0
+    copies: tuple[int, ...] = _NO_COPIES
 
 
 class BackwardPlan:
@@ -156,6 +158,7 @@ class BackwardPlan:
         self.device = device
         self.scratch_bytes = space.size if space.size > OWN_BYTES else 0
         self._launches = tuple(launches)
+        self._bound: dict[int | None, _Bound] = {}  # by StreamMemory.user, which no other stream ever has
         self._blocks = tuple({id(one.blocks): one.blocks for one in launches}.values())
         self._space = space
         self._copies = space.q, space.dout, space.k, space.v
@@ -168,51 +171,80 @@ class BackwardPlan:
         """Does a launch read this device copy?"""
         return any(one is blocks for one in self._blocks)
 
-    def launch(self, work: Addresses, stream: Any, scratch: int = 0) -> None:
-        """Run on `stream`, of the plan's device, which is current.
+    def launch(self, work: tuple[int, ...], stream: Any, scratch: int = 0) -> None:
+        """Run on `stream`, of the plan's device, which is current. work: as Addresses, or one.
 
         scratch: address of `scratch_bytes` that are this launch's alone on the stream, a multiple of 256; 0 takes
         memory that stays with the stream, or with the capture at hand.
         """
         while True:
             memory = stream_memory.memory_of(self.device, stream)
-            self._order(memory)
-            with memory.lock:
+            for blocks in self._blocks:
+                if memory.user not in blocks.users:
+                    memory.reads(blocks)
+            with memory.lock:  # so the stream's structs are this call's alone until the driver has read them
                 if memory.closed:
                     continue
                 self._run(work, memory, stream, scratch)
-            self._order(memory)  # another thread may have made them forget the stream meanwhile
+            for blocks in self._blocks:
+                if (
+                    memory.user not in blocks.users
+                ):  # another thread has made them forget the stream meanwhile
+                    memory.reads(blocks)
             return
 
-    def _order(self, memory: StreamMemory) -> None:
-        for blocks in self._blocks:
-            if memory.user not in blocks.users:
-                memory.reads(blocks)
-
-    def _run(self, work: Addresses, memory: StreamMemory, stream: Any, scratch: int) -> None:
+    def _run(self, work: tuple[int, ...], memory: StreamMemory, stream: Any, scratch: int) -> None:
         space = self._space
-        own = memory.workspace(self._beside if scratch else self.need)
-        base = scratch or own.partials
-        sums = base + space.sums
+        bound = self._bound.get(memory.user) or self._bind(memory, stream)
+        need, kept = self._beside if scratch else self.need, memory.latest
+        if kept is None or bound.held != (kept.number, need):  # else it is known to hold that need
+            kept = memory.workspace(need)
+            bound.held = kept.number, need
+        places = scratch or kept.partials, kept.arrivals, memory.counters
+        if bound.places != places:
+            self._place(bound, *places)
+        base = places[0]
         if space.sums >= 0:
-            cupy.cuda.runtime.memsetAsync(sums, 0, space.partials - space.sums, stream.ptr)
+            size = space.partials - space.sums
+            cupy.cuda.runtime.memsetAsync(base + space.sums, 0, size, stream.ptr)
         q, k, v, out, lse, dout, dlse, dq, dk, dv, sink_logits, dsinks = work
-        copies = _NO_COPIES
+        made = (dlse, *bound.rows, dq, dk, dv, *bound.copies)
+        inputs, gradients = _INPUTS.pack(q, k, v, out, lse), _GRADIENTS.pack(dout, *made)
+        at: tuple[int, ...] = (q, dout, k, v)
+        copies_left = self._copies_any
+        for one, argument, start in bound.launches:
+            if copies_left and one.reads_copies:  # the kernel before has made them, for this one and the rest
+                copies_left = False
+                pairs = zip(bound.copies, at, strict=True)
+                q, dout, k, v = at = tuple(copy or array for copy, array in pairs)
+                inputs, gradients = _INPUTS.pack(q, k, v, out, lse), _GRADIENTS.pack(dout, *made)
+            argument[one.inputs] = inputs
+            argument[one.gradients] = gradients
+            if one.layouts:
+                argument[:_MAPS_BYTES] = one.maps.get(at) or one.new_maps(at)
+            if one.sinks_at:
+                of_logits, of_sums = one.sinks_at
+                _ADDRESS.pack_into(argument, of_logits, sink_logits)
+                _SINKS.pack_into(argument, of_sums, bound.sinks, dsinks)
+            start()
+
+    def _bind(self, memory: StreamMemory, stream: Any) -> _Bound:
+        """Structs for launches on `stream`, kept but for a capture: that has no number, and few launches."""
+        made = _Bound(tuple((one, *one.bind(stream)) for one in self._launches))
+        if memory.user is not None:
+            if len(self._bound) >= MAX_BOUND:
+                self._bound.clear()
+            self._bound[memory.user] = made
+        return made
+
+    def _place(self, bound: _Bound, base: int, arrivals: int, counters: int) -> None:
+        """Let structs name such memory."""
+        space = self._space
+        rest = base + space.sums, base + space.partials, arrivals + 4 * _COUNTERS, base + space.turns
+        for one, argument, _ in bound.launches:
+            one.place(argument, arrivals if one.own_counters else counters, rest)
+        bound.rows = base + space.lse2, base + space.delta
+        bound.sinks = 0 if space.sinks < 0 else base + space.sinks
         if self._copies_any:
-            copies = tuple(0 if place < 0 else base + place for place in self._copies)
-        made = (dlse, base + space.lse2, base + space.delta, dq, dk, dv, *copies)
-        given: tuple[int, ...] = (q, dout, k, v)
-        at = given
-        packed = given_packed = _INPUTS.pack(q, k, v, out, lse), _GRADIENTS.pack(dout, *made)
-        if self._copies_any:  # which the kernel that prepares makes
-            q, dout, k, v = at = tuple(copy or array for copy, array in zip(copies, given, strict=True))
-            packed = _INPUTS.pack(q, k, v, out, lse), _GRADIENTS.pack(dout, *made)
-        sinks = sink_logits, 0 if space.sinks < 0 else base + space.sinks, dsinks
-        arrivals = own.arrivals
-        rest = sums, base + space.partials, arrivals + 4 * _COUNTERS, base + space.turns
-        for one in self._launches:
-            places = (arrivals if one.own_counters else memory.counters, *rest)
-            if one.reads_copies:
-                one.run(at, packed, places, stream, sinks)
-            else:
-                one.run(given, given_packed, places, stream, sinks)
+            bound.copies = tuple(0 if place < 0 else base + place for place in self._copies)
+        bound.places = base, arrivals, counters

@@ -40,25 +40,28 @@ def attention(
     step = mask if isinstance(mask, CachedStep) else None
     rule = mask
     if step is not None:
-        check_cached.fits_step(q, kv, step)
+        check_cached.fits_step(q, kv, step, given["rows"], given["max_rows"])
         rule, given = step.rule, check_cached.behind_step(step, given)
     plan = plan_of(q, kv, v, rule, **given)
     made = None if step is None else lists_of(step, plan)
-    inputs = q, kv, given["sink_logits"]
+    inputs = q, kv, given["sink_logits"], given["rows"]
     found = on_device(plan.kernel.device, _launched, plan, inputs, given["out"], return_lse, made)
     return found if return_lse else found[0]
 
 
-def plan(q: Any, kv: AnyKV, mask: Any, *, softcap: Any, config: Any, split: Any) -> CachedStep:
-    """omnicupy.plan with a CachedKV of CuPy arrays."""
-    found = plan_of(q, kv, None, mask, softcap=softcap, config=config, split=split)
+def plan(q: Any, kv: AnyKV, mask: Any, *, rows: Any, max_rows: Any, **given: Any) -> CachedStep:
+    """omnicupy.plan with a CachedKV of CuPy arrays. given: its other options."""
+    found = plan_of(q, kv, None, mask, rows=rows, max_rows=max_rows, **given)
     device = found.kernel.device
 
     def make() -> MadeLists:
-        return found.make_lists(kv.lengths.data.ptr, _current_stream(device))
+        return found.make_lists(kv.lengths.data.ptr, _current_stream(device), _address(rows))
 
-    shapes = check_cached.step_shapes(q, kv)
-    return CachedStep(mask, kv.lengths, shapes, on_device(device, make), config=config, split=split)
+    shapes, own = (
+        check_cached.step_shapes(q, kv, max_rows),
+        {name: given[name] for name in ("config", "split")},
+    )
+    return CachedStep(mask, kv.lengths, shapes, on_device(device, make), rows=rows, **own)
 
 
 def prepare(q: Any, kv: AnyKV, v: Any, mask: Any, *, max_length: Any, **given: Any) -> None:
@@ -80,6 +83,8 @@ def plan_of(
     out: Any = None,
     config: Any = None,
     split: Any = None,
+    rows: Any = None,
+    max_rows: Any = None,
 ) -> CachedPlan:
     """The plan that was made for such CuPy arrays, or a new one. Raises every argument error."""
     options = scale, softcap, config, split
@@ -107,19 +112,23 @@ def plan_of(
             None if table is None else _key_of(table),
             None if sink_logits is None else _key_of(sink_logits),
             pages.scales_key(kv),
+            None if rows is None else (*_key_of(rows), max_rows),
         )
         addresses = (
-            *(x.ptr, y.ptr, z.ptr, None if target is None else target.ptr, w.ptr),
+            *(x.ptr, y.ptr, z.ptr, None if target is None else target.ptr, w.ptr | _address(rows)),
             None if table is None else table.data.ptr,
         )
         sinks = None if sink_logits is None else sink_logits.data.ptr
     except AttributeError:  # not CuPy arrays: the checks say so
         pass
     else:
-        found = find_plan(array_key, addresses, rule, options, sinks)
+        found = None
+        if (rows is None) == (max_rows is None):  # one alone is refused
+            found = find_plan(array_key, addresses, rule, options, sinks)
         if found is not None:
             return found
-    return make_plan(array_key, (q, kv, v, out, sink_logits), rule, options)
+    ragged = {} if rows is None and max_rows is None else {"rows": rows, "max_rows": max_rows}
+    return make_plan(array_key, (q, kv, v, out, sink_logits), rule, options, ragged=ragged)
 
 
 def find_plan(
@@ -132,7 +141,8 @@ def find_plan(
     """The plan that `make_plan` kept for such arguments; None where it has to look at them.
 
     array_key: all that a plan depends on of q, the caches, lengths, `out` and sink_logits; equals no other library's
-    for other arrays.  addresses: of q, k, v, `out` or None, lengths, and the table of pages or None.  options: scale,
+    for other arrays.  addresses: of q, k, v, `out` or None, lengths (with the bits of rows'), and the table of pages or
+    None.  options: scale,
     softcap, config and split.  sinks: address of sink_logits, or None.
     """
     plan = _kept(array_key, rule, options)
@@ -148,14 +158,16 @@ def make_plan(
     options: tuple[Any, Any, Any, Any],
     *,
     stream: Any = None,
+    ragged: dict[str, Any] | None = None,
 ) -> CachedPlan:
     """Checks all arguments, then as `find_plan`, or a new plan, which is kept unless `array_key` is None.
 
     arrays: q, the caches, v, `out` and sink_logits, the last three or None.  options: as in `find_plan`.  stream:
-    uploads a tail; None for CuPy's current one.
+    uploads a tail; None for CuPy's current one.  ragged: rows and max_rows, where they are given.
     """
     q, kv, v, out, sink_logits = arrays
     given: dict[str, Any] = dict(zip(("scale", "softcap", "config", "split"), options, strict=True))
+    given |= ragged or {}
     call = check_cached.call(q, kv, v, rule, out=out, sink_logits=sink_logits, **given)
     plan = None if array_key is None else _kept(array_key, rule, options)
     if plan is None:
@@ -186,6 +198,11 @@ def lists_of(step: CachedStep, plan: CachedPlan) -> MadeLists:
     return made
 
 
+def _address(array: Any) -> int:
+    """0 for None."""
+    return 0 if array is None else int(array.data.ptr)
+
+
 def _key_of(array: Any) -> Any:
     return array.shape, array.strides, array.dtype, array.data.device_id
 
@@ -200,22 +217,25 @@ def _kept(array_key: Any, rule: Any, options: tuple[Any, Any, Any, Any]) -> Cach
 
 
 def _launched(
-    plan: CachedPlan, inputs: tuple[Any, AnyKV, Any], out: Any, return_lse: bool, made: MadeLists | None
+    plan: CachedPlan, inputs: tuple[Any, AnyKV, Any, Any], out: Any, return_lse: bool, made: MadeLists | None
 ) -> tuple[Any, Any]:
     """out and lse, None unless it is wanted, of a launch on CuPy's current stream; the plan's device is current.
 
-    inputs: q, the caches, and sink_logits or None.
+    inputs: q, the caches, and sink_logits and rows or None.
     """
-    q, kv, sink_logits = inputs
+    q, kv, sink_logits, rows = inputs
     kernel = plan.kernel
     stream = _current_stream(kernel.device)
     if out is None:
-        out = cupy.ndarray(kernel.shape, kernel.dtype)
-    lse = cupy.ndarray(kernel.shape[:3], np.float32) if return_lse else None
+        out = cupy.ndarray(plan.out_shape, kernel.dtype)
+    lse = cupy.ndarray(plan.lse_shape, np.float32) if return_lse else None
     k, v, table = pools_of(kv)
     addresses = (q.data.ptr, k.data.ptr, v.data.ptr, out.data.ptr, 0 if lse is None else lse.data.ptr)
-    sinks = 0 if sink_logits is None else sink_logits.data.ptr
-    of_table = 0 if table is None else table.data.ptr
-    rest: dict[str, Any] = {"page_table": of_table, "sink_logits": sinks, "scales": pages.scale_addresses(kv)}
-    plan.launch(addresses, kv.lengths.data.ptr, stream, made, **rest)
+    others: dict[str, Any] = {
+        "page_table": _address(table),
+        "sink_logits": _address(sink_logits),
+        "row_starts": _address(rows),
+        "scales": pages.scale_addresses(kv),
+    }
+    plan.launch(addresses, kv.lengths.data.ptr, stream, made, **others)
     return out, lse

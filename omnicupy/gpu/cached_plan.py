@@ -11,7 +11,7 @@ from omnicupy.gpu.device_blocks import DeviceCopy
 from omnicupy.gpu.plan import Plan
 from omnicupy.gpu.stream_memory import StreamMemory
 from omnicupy.gpu.workspace import Need
-from omnicupy.jit.params import PARAMS, PLAN_PARAMS
+from omnicupy.jit.params import PARAMS, PLAN_PARAMS, RAGGED_PLAN_PARAMS
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.schedule.cached_lists import CachedLists
 
@@ -20,6 +20,8 @@ _WRITTEN = ("row_offsets", "entries", "parts", "splits", "bit_tiles", "dead", "n
 _PLANNED = struct.Struct(f"<{len(_WRITTEN)}Q")
 _POINTER = struct.Struct("<Q")
 _SCALES = struct.Struct("<2Q")  # of keys and of values: neighbours there
+_ROWS = struct.Struct("<2Q")  # row_starts, row_ranges: neighbours, too
+_ROWS_AT = RAGGED_PLAN_PARAMS.fields["row_starts"][1]  # type: ignore[index]
 _PLANNED_AT = PLAN_PARAMS.fields["row_offsets"][1]  # type: ignore[index]
 
 
@@ -50,12 +52,13 @@ class CachedPlan:
     """Launches of calls with one layout, rule and kernel, ready but for addresses.
 
     kernel: the plan of the forward kernel.  planner: what is launched ahead of it.  need: memory that both share with
-    other launches of a stream, parts of split rows first.  partial_bytes: where the lists begin there.
+    other launches of a stream, parts of split rows first.  partial_bytes: where the lists begin there.  out_shape,
+    lse_shape: of what it writes.
     """
 
     __slots__ = (
         *("_need", "_partial_bytes", "_places", "_planner_template", "_scales_at", "_table_at", "_written"),
-        *("kernel", "planner"),
+        *("kernel", "lse_shape", "out_shape", "planner"),
     )
 
     def __init__(self, kernel: Plan, planner: Planner, need: Need, partial_bytes: int) -> None:
@@ -67,7 +70,12 @@ class CachedPlan:
         fields = PARAMS[kernel.spec.params].fields
         assert fields is not None
         offsets = planner.lists.offsets
-        self._places = [(fields[name][1], offsets[name]) for name in _WRITTEN if name in fields]
+        written = [name for name in (*_WRITTEN, "row_ranges") if name in fields and name in offsets]
+        self._places = [(fields[name][1], offsets[name]) for name in written]
+        batch, heads, q_len, columns = kernel.shape
+        total = planner.lists.total_rows
+        self.out_shape = kernel.shape if total is None else (total, heads, columns)
+        self.lse_shape = (batch, heads, q_len) if total is None else (heads, total)
         self._table_at = fields["page_table"][1] if "page_table" in fields else None
         self._scales_at = fields["k_scale"][1] if "k_scale" in fields else None
         self._written = tuple(offsets[name] for name in _WRITTEN)
@@ -93,12 +101,14 @@ class CachedPlan:
         *,
         page_table: int = 0,
         sink_logits: int = 0,
+        row_starts: int = 0,
         scales: tuple[int, int] = (0, 0),
     ) -> None:
         """Run on `stream`, of the plan's device, which is current.
 
-        addresses: of q, k, v, out and lse, the last 0 for none.  lengths: address, read where there is no `made`.
-        made: lists that the planner has written on this stream; None makes them first.  page_table, sink_logits, and
+        addresses: of q, k, v, out and lse, the last 0 for none.  lengths, row_starts: addresses,
+        read where there is no `made`.  made: lists that the planner has written on this stream; None makes them first.
+        page_table, sink_logits, and
         scales, of keys and of values: addresses, 0 for none.
         """
         template = None if made is None else made.template_for(self)
@@ -112,7 +122,7 @@ class CachedPlan:
                 made.check_is_of(memory)
             else:
                 at = memory.workspace(self._need).partials + self._partial_bytes
-                self._plan(lengths, at, stream)
+                self._plan((lengths, row_starts), at, stream)
                 self.point_at(argument, at)
             self.kernel.run(argument, addresses[:3], memory, stream)
 
@@ -121,15 +131,19 @@ class CachedPlan:
         for place, offset in self._places:
             _POINTER.pack_into(argument, place, lists + offset)
 
-    def make_lists(self, lengths: int, stream: Any) -> MadeLists:
+    def make_lists(self, lengths: int, stream: Any, row_starts: int = 0) -> MadeLists:
         """Run the planner alone on `stream`, into memory of its own."""
         with _locked(self, stream) as memory:
             made = MadeLists(self, memory, stream)
-            self._plan(lengths, made.address, stream)
+            self._plan((lengths, row_starts), made.address, stream)
         return made
 
-    def _plan(self, lengths: int, at: int, stream: Any) -> None:
+    def _plan(self, read: tuple[int, int], at: int, stream: Any) -> None:
+        """read: addresses of lengths and row_starts."""
         argument = bytearray(self._planner_template)
+        lengths, row_starts = read
+        if row_starts:
+            _ROWS.pack_into(argument, _ROWS_AT, row_starts, at + self.lists.offsets["row_ranges"])
         _POINTER.pack_into(argument, 0, lengths)
         _PLANNED.pack_into(argument, _PLANNED_AT, *(at + offset for offset in self._written))
         planner = self.planner

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from omnicupy.call import check_fp8
+from omnicupy.call import check_fp8, check_ragged
+from omnicupy.call.arrays import DeviceArray
 from omnicupy.call.check_cached import CachedCall
 from omnicupy.choose import paged, pick
 from omnicupy.errors import UnsupportedError
@@ -17,7 +18,7 @@ from omnicupy.gpu.device import DeviceInfo, device_info
 from omnicupy.gpu.device_blocks import DeviceCopy
 from omnicupy.gpu.modules import kernel
 from omnicupy.gpu.plan import PLANS, KernelCall
-from omnicupy.gpu.planning import check_runs, check_strides, score_fields, struct_of
+from omnicupy.gpu.planning import check_runs, check_strides, contiguous_strides, score_fields, struct_of
 from omnicupy.gpu.tensor_maps import can_map
 from omnicupy.gpu.workspace import Need
 from omnicupy.jit import archs
@@ -39,27 +40,55 @@ def new_plan(
     tail.
     """
     k, v = pages.tensors_of(kv)
-    arrays = (q, k, v, out)
+    arrays = (q, k, v, out) if call.total_rows is None else _of_all_rows(q, k, v, out)
+    q, *_, out_like = arrays
     device = q.data.device_id
     info = device_info(device)
     spec = config or _spec_of(call, arrays, info, kv)
     check_runs(spec, info)
     check_strides(spec, **({"q": q} if check_fp8.is_fp8(kv) else {"q": q, "k": k, "v": v}))
-    spec = pages.spec_of(spec, kv)
-    problem = call.problem
+    problem, total = call.problem, call.total_rows
+    spec = pages.spec_of(spec, kv, ragged=total is not None)
+    if total is not None:
+        _check_split(spec, call.split)
     sizes = {"sm_count": info.sm_count, "l2_bytes": info.l2_bytes}
     grid = Grid.of(spec, problem, problem.batch, **sizes, split=call.split)
-    lists = lists_of(grid, call.rule)
+    lists = lists_of(grid, call.rule, total)
     need, partials = _need_of(grid, lists)
     layouts = ((q.shape, q.strides), (k.shape, k.strides), (v.shape, v.strides))
     of_out = None if out is None else (out.shape, out.strides)
     parts = lists.most_parts if spec.kernel == "sm90" else lists.rows
-    launched = KernelCall(kernel(spec, device).function, grid.thread_blocks(parts), layouts, of_out, need)
+    blocks = grid.thread_blocks(parts)
+    if total is not None and spec.kernel == "naive":
+        blocks = (total * problem.q_heads, 1, 1)
+    launched = KernelCall(kernel(spec, device).function, blocks, layouts, of_out, need)
     planner = _planner_of(lists, device, info, stream)
     fields = _fields_of(grid, lists) | pages.fields_of(kv) | pages.scale_fields(kv)
-    template = struct_of(grid, score_fields(call.scale, call.softcap), fields, arrays)
+    template = struct_of(grid, score_fields(call.scale, call.softcap), fields, (q, k, v, out_like))
     of_kernel = PLANS[spec.kernel](spec, problem, NoBlocks(device), template, launched)  # type: ignore[arg-type]
     return CachedPlan(of_kernel, planner, need, partials)
+
+
+def _of_all_rows(q: Any, k: Any, v: Any, out: Any) -> tuple[Any, Any, Any, Any]:
+    """The arrays of a call whose sequences have numbers of rows of their own, as kernels have them: q and out of one
+    batch element. out: None for a new C-contiguous one.
+    """
+    if out is None:
+        shape = (*q.shape[:2], v.shape[3])
+        steps = contiguous_strides(shape, q.dtype.itemsize)
+        out = DeviceArray(q.dtype, 0, q.data.device_id, shape, steps)
+    return check_ragged.as_tensor(q), k, v, check_ragged.as_tensor(out)
+
+
+def _check_split(spec: AttnSpec, split: int | None) -> None:
+    """Raises UnsupportedError where the bits of a row would depend on the rows behind it in its tile, which may be
+    another sequence's.
+    """
+    if split is not None and not spec.pack:
+        raise UnsupportedError(
+            f"split goes with rows of up to 64 a sequence whose heads are packed (kernel 'sm90', pack=True), got "
+            f"{spec}; leave split out, or give fewer rows at a time"
+        )
 
 
 class NoBlocks:
@@ -69,8 +98,11 @@ class NoBlocks:
         self.device = device
 
 
-def lists_of(grid: Grid, rule: CachedRule) -> CachedLists:
-    """The bounds of the block lists of a launch. Raises UnsupportedError where parts would take too much memory."""
+def lists_of(grid: Grid, rule: CachedRule, total_rows: int | None = None) -> CachedLists:
+    """The bounds of the block lists of a launch. total_rows: as in CachedLists.
+
+    Raises UnsupportedError where parts would take too much memory.
+    """
     spec, problem = grid.spec, grid.problem
     slots = 0
     if spec.kernel == "sm90" and not grid.workers.split_tiles:
@@ -89,6 +121,7 @@ def lists_of(grid: Grid, rule: CachedRule) -> CachedLists:
         split_slots=slots,
         split_tiles=grid.workers.split_tiles,
         in_order=spec.kernel == "naive",
+        total_rows=total_rows,
     )
     if (size := grid.tile_heads * lists.slots * part_bytes(spec, problem)) > MOST_BYTES:
         raise UnsupportedError(
@@ -110,12 +143,13 @@ def _spec_of(call: CachedCall, arrays: tuple[Any, Any, Any, Any], info: DeviceIn
         problem,
         masks,
         info.sm_count,
-        mappable=mappable and (fp8 or paged.by_boxes(page_size)),
+        mappable=mappable,
         split=call.split,
+        cache=paged.kind_of(page_size),
     )
     if fp8:
-        spec = paged.for_e4m3(spec)
-    return paged.fitted(spec) if fp8 or page_size is not None else spec
+        return paged.for_e4m3(spec)
+    return spec if page_size is None else paged.fitted(spec, page_size)
 
 
 def _need_of(grid: Grid, lists: CachedLists) -> tuple[Need, int]:
@@ -139,11 +173,13 @@ def _fields_of(grid: Grid, lists: CachedLists) -> dict[str, Any]:
         "n_split_rows": lists.q_blocks if lists.slots else 0,
         "work_items": grid.work_items(lists.rows),
         "section": grid.section(lists.rows),
+        "q_len": grid.problem.q_len if lists.total_rows is None else lists.total_rows,
     }
 
 
 def _planner_of(lists: CachedLists, device: int, info: DeviceInfo, stream: Any) -> Planner:
-    spec = PlanSpec(arch=archs.arch_of(info.major, info.minor))
+    ragged = lists.total_rows is not None
+    spec = PlanSpec(arch=archs.arch_of(info.major, info.minor), ragged=ragged)
     function = kernel(spec, device).function
     if lists.rule.tail is None:
         return Planner(function, lists, spec.threads, spec.smem_bytes)

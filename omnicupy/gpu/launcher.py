@@ -13,6 +13,7 @@ that they may wait for each other.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from ctypes import addressof, c_char
 from typing import Any
 
@@ -64,6 +65,32 @@ class Launcher:
         (status,) = self._driver.cuLaunchKernelEx(config, self._handle, parameters, 0)
         if status:
             self._retry(status, config, parameters)
+
+    def bind(
+        self,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        argument: bytearray,
+        smem: int,
+        stream: Any,
+    ) -> Callable[[], None]:
+        """The same launch, to be made many times, each with what `argument` holds then; nobody may write to it
+        meanwhile.
+
+        What can be said once is said here: which configuration, and where the struct lies.
+        """
+        key = (grid, block, smem, stream.ptr)
+        config = self._configs.get(key) or self._config_of(key)
+        held = _bytes_of(argument)  # while this lives, the bytes stay where they are
+        parameters = _POINTER.pack(addressof(held))
+        launch, handle, retry = self._driver.cuLaunchKernelEx, self._handle, self._retry
+
+        def start(held: Any = held) -> None:
+            (status,) = launch(config, handle, parameters, 0)
+            if status:
+                retry(status, config, parameters)
+
+        return start
 
     def _retry(self, status: Any, config: Any, parameters: bytes) -> None:
         """Launch once more where all that was missing is the context. Raises the error that remains."""

@@ -10,6 +10,7 @@ from omnicupy.call.arrays import DeviceArray
 from omnicupy.jit.cached_spec import CachedSpec
 from omnicupy.jit.fp8_spec import Fp8Spec
 from omnicupy.jit.paged_spec import PagedSpec
+from omnicupy.jit.ragged_spec import RaggedSpec
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.serving.caches import AnyKV, PagedKV
 
@@ -31,11 +32,16 @@ def size_of(kv: AnyKV) -> int | None:
     return int(kv.k_pages.shape[1]) if isinstance(kv, PagedKV) else None
 
 
-def spec_of(spec: AttnSpec, kv: AnyKV) -> AttnSpec:
-    """The variant of a kernel that reads such caches. Raises UnsupportedError where it has none."""
+def spec_of(spec: AttnSpec, kv: AnyKV, *, ragged: bool = False) -> AttnSpec:
+    """The variant of a kernel that reads such caches. Raises UnsupportedError where it has none.
+
+    ragged: sequences have numbers of rows of their own.
+    """
+    size = size_of(kv)
     if check_fp8.is_fp8(kv):
-        return Fp8Spec.of_e4m3(spec, in_pages=isinstance(kv, PagedKV))
-    return PagedSpec.with_pages(spec, kv.k_pages.shape[1]) if isinstance(kv, PagedKV) else CachedSpec.of(spec)
+        return Fp8Spec.of_e4m3(spec, in_pages=size is not None, ragged=ragged)
+    found = CachedSpec.of(spec) if size is None else PagedSpec.with_pages(spec, size)
+    return RaggedSpec.of(found) if ragged else found
 
 
 def fields_of(kv: AnyKV) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -26,10 +26,12 @@ ALIGN_MASK = check.ALIGN_BYTES - 1
 _POINTERS = struct.Struct("<5Q")  # q, k, v, out, lse: the first fields of ForwardParams
 _MAPS_BYTES = 3 * MAP_BYTES  # of q, k and v: the first fields of ForwardParamsSm90
 _ADDRESS = struct.Struct("<Q")
+MAX_BOUND = 32  # streams whose structs a plan keeps
 _SINK_BYTES = 4  # of an element of sink_logits
 _WORK = struct.Struct("<3Q")  # counter, partials, arrivals: neighbours there
 Layout: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]  # shape, strides in bytes
 Addresses: TypeAlias = tuple[int, int, int]  # of q, k and v
+Bound: TypeAlias = tuple[bytearray, Callable[[], None]]  # a launch's struct, and what launches with it
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Plan:
     """
 
     __slots__ = (
-        *("_block", "_function", "_grid", "_near", "_offset", "_out", "_sink_at", "_smem"),
+        *("_block", "_bound", "_function", "_grid", "_near", "_offset", "_out", "_sink_at", "_smem"),
         *("blocks", "device", "dtype", "shape", "spec", "template"),
     )
 
@@ -64,6 +66,7 @@ class Plan:
         self.blocks = blocks  # keeps the device arrays while the plan may launch
         self.device = blocks.device
         self._function, self._grid = launched.function, launched.grid
+        self._bound: dict[int | None, Bound] = {}  # by StreamMemory.user, which no other stream ever has
         self._block = (spec.threads, 1, 1)
         self._smem = spec.smem_bytes
         self.template = template
@@ -100,19 +103,32 @@ class Plan:
         self, q: int, k: int, v: int, out: int, lse: int, stream: Any, *, sink_logits: int = 0
     ) -> None:
         """Run on `stream`, of the plan's device, which is current. q ... lse, sink_logits: addresses, 0 for none."""
-        argument = self.argument(q, k, v, out, lse, sink_logits=sink_logits)
         blocks = self.blocks
         while True:
             memory = stream_memory.memory_of(self.device, stream)
             if memory.user not in blocks.users:
                 memory.reads(blocks)
-            with memory.lock:
+            with memory.lock:  # so the stream's struct is this launch's alone until the driver has read it
                 if memory.closed:
                     continue
-                self.run(argument, (q, k, v), memory, stream)
+                argument, start = self._bound.get(memory.user) or self._bind(memory, stream)
+                _POINTERS.pack_into(argument, self._offset, q, k, v, out, lse)
+                _ADDRESS.pack_into(argument, self._sink_at, sink_logits)
+                self._complete(argument, (q, k, v), memory)
+                start()
             if memory.user not in blocks.users:  # another thread has made them forget the stream meanwhile
                 memory.reads(blocks)
             return
+
+    def _bind(self, memory: StreamMemory, stream: Any) -> Bound:
+        """A struct for launches on `stream`, kept but for a capture: that has no number, and few launches."""
+        argument = bytearray(self.template)
+        made = argument, self._function.bind(self._grid, self._block, argument, self._smem, stream)
+        if memory.user is not None:
+            if len(self._bound) >= MAX_BOUND:
+                self._bound.clear()
+            self._bound[memory.user] = made
+        return made
 
     def argument(
         self,

@@ -34,7 +34,8 @@ class StreamMemory:
     """What launches of one stream of one device share outside of captures.
 
     lock: held from the look at what is here until the launch is given to the stream.  closed: given back meanwhile; ask
-    for another.  counters: address of the work counters.  user: what DeviceCopy.users knows the stream by.
+    for another.  counters: address of the work counters.  user: what DeviceCopy.users knows the stream by.  latest: the
+    workspace that `workspace` gave last.
     """
 
     def __init__(self, device: int, stream: Any, number: int | None) -> None:
@@ -44,6 +45,7 @@ class StreamMemory:
         self.user = number
         self._pool = _pool_of(device)
         self._workspaces: list[Workspace] = []
+        self.latest: Workspace | None = None
         self._stream = stream  # kept: a stream that was destroyed could not be waited for
         self.counters = self._pool.take_counters()
 
@@ -54,12 +56,14 @@ class StreamMemory:
 
     def workspace(self, need: Need) -> Workspace:
         """A workspace that holds `need`; the last one, once there is one."""
-        if not self._workspaces or not need.within(self._workspaces[-1].need):
-            for known in self._workspaces[-1:]:
-                need = need.joined(known.need)  # else two needs that neither holds the other would take turns
+        found = self.latest
+        if found is None or not need.within(found.need):
+            if found is not None:
+                need = need.joined(found.need)  # else two needs that neither holds the other would take turns
             with _lock:
                 self._replace(need)
-        return self._workspaces[-1]
+            found = self.latest = self._workspaces[-1]
+        return found
 
     def own(self, size: int, stream: Any) -> Any:
         """`size` bytes, uninitialised, for what is to outlive a launch: freed, they go to what `stream` does next."""

@@ -7,6 +7,7 @@ a workspace.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -29,6 +30,7 @@ _COARSE_BYTES = 32 << 20  # larger workspaces are multiples of it
 _T = TypeVar("_T")
 
 _own_streams: dict[int, Any] = {}  # by device
+_numbers = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,13 @@ class Need:
 class Workspace:
     """One allocation on the current device: counters of arrivals, then rows.
 
-    need: what it holds.  arrivals, partials: addresses.  Its streams run on while it is made.
+    need: what it holds.  arrivals, partials: addresses.  number: which no other has, at the same address either.  Its
+    streams run on while it is made.
     """
 
     def __init__(self, need: Need) -> None:
         self.need = need
+        self.number = next(_numbers)
         counters = round_up(4 * need.arrivals, _ALIGN)
         self._buffer = zeroed(counters + need.partial_bytes, counters)
         self.arrivals = int(self._buffer.data.ptr)

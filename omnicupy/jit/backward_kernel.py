@@ -7,6 +7,7 @@ from math import gcd
 from typing import NamedTuple
 
 from omnicupy.jit.archs import SMEM_LIMIT_BYTES
+from omnicupy.jit.atom import SHIPPED
 from omnicupy.jit.spec import DTYPES, KERNELS, MAX_HEAD_DIM, MAX_ONE_PIECE, round_up
 
 PARTS = ("prepare", "dkdv", "dq")  # of a backward pass, in the order in which they are launched
@@ -283,6 +284,7 @@ class BackwardKernel:
             "OMNI_BF16": int(self.dtype == "bfloat16"),
             "OMNI_SMEM_BYTES": self.smem_bytes,
             "OMNI_SOFTCAP": int(self.softcap),
+            **SHIPPED.defines(),
         }
 
     def __str__(self) -> str:

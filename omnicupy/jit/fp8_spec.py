@@ -19,15 +19,17 @@ class Fp8Spec(PagedSpec):
 
     page: 1 where they are in pages, of any size, 0 where not.  raw_slots: of kernel "sm90", tiles of e4m3 keys and
     values in shared memory, on their way or waiting to be converted. They take the room of stages, of which there are
-    two, or one where raw tiles leave room for no more; results do not depend on it.
+    two, or one where raw tiles leave room for no more; results do not depend on it.  ragged: sequences have numbers of
+    rows of their own, as with RaggedSpec.
     """
 
     raw_slots: int = 0
+    ragged: bool = False
 
     @classmethod
-    def of_e4m3(cls, spec: AttnSpec, *, in_pages: bool) -> Fp8Spec:
+    def of_e4m3(cls, spec: AttnSpec, *, in_pages: bool, ragged: bool = False) -> Fp8Spec:
         """That of a kernel. Raises UnsupportedError where it has none."""
-        fields = {**asdict(spec), "page": int(in_pages)}
+        fields = {**asdict(spec), "page": int(in_pages), "ragged": ragged}
         if spec.kernel != "sm90":
             return cls(**fields)
         if not converts(spec):
@@ -67,7 +69,8 @@ class Fp8Spec(PagedSpec):
 
     def defines(self) -> dict[str, int]:
         """The macros that the source file reads."""
-        return {**super().defines(), "OMNI_FP8": 1, "OMNI_RAW_SLOTS": self.raw_slots}
+        of_e4m3 = {"OMNI_FP8": 1, "OMNI_RAW_SLOTS": self.raw_slots, "OMNI_RAGGED": int(self.ragged)}
+        return {**super().defines(), **of_e4m3}
 
 
 def converts(spec: AttnSpec) -> bool:

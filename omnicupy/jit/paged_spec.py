@@ -9,41 +9,45 @@ from omnicupy.errors import UnsupportedError
 from omnicupy.jit.cached_spec import CachedSpec
 from omnicupy.jit.spec import AttnSpec
 
-LEAST_BOX, MOST_BOX = 16, 64  # keys of a box: smaller ones cost bandwidth, larger ones bring none
+# Keys of a box of the copy engine. A box costs it as much as one of 8 keys; larger ones than these bring none.
+LEAST_BOX, MOST_BOX = 8, 64
+MOST_WARPS = 12  # where one of them copies key by key
 
 
-def in_boxes(page_size: int) -> bool:
-    """Do the boxes of the copy engine fill such pages? Where not, keys are copied one by one, by kernel "sm80"."""
+def by_boxes(page_size: int) -> bool:
+    """Do boxes fill such pages? Where not, a warp of kernel "sm90" copies them key by key."""
     return page_size % LEAST_BOX == 0
 
 
 def box_keys(spec: AttnSpec) -> int:
     """Keys of one box of the tensor maps of k and v."""
-    return spec.page if isinstance(spec, PagedSpec) else spec.bc
+    return spec.page if isinstance(spec, PagedSpec) and spec.page else spec.bc
 
 
 @dataclass(frozen=True, kw_only=True)
 class PagedSpec(CachedSpec):
     """The variant of a kernel that reads keys and values by a table of pages.
 
-    page: keys that it copies at once, which lie in one page: of kernel "sm90" the rows of a box, 16, 32 or 64; 1 of the
-    others, which serve pages of any size.
+    page: keys that it copies at once, which lie in one page: of kernel "sm90" the rows of a box, 8 to 64, or 1 where no
+    box fills the pages; 1 of the others.
     """
 
     page: int = 1
 
     @classmethod
     def with_pages(cls, spec: AttnSpec, page_size: int) -> PagedSpec:
-        """That of a kernel, for pages of so many keys. Raises UnsupportedError where boxes do not fill them."""
-        box = 1
-        if spec.kernel == "sm90":
-            if not in_boxes(page_size):
-                raise UnsupportedError(
-                    f"k_pages: kernel 'sm90' reads pages of a multiple of {LEAST_BOX} tokens, got {page_size}; leave "
-                    "config out, or pass one of kernel='sm80'"
-                )
-            box = math.gcd(page_size, spec.bc, MOST_BOX)
-        return cls(**{**asdict(spec), "page": box})
+        """That of a kernel, for pages of so many keys. Raises UnsupportedError where its tile leaves no registers."""
+        if spec.kernel != "sm90":
+            return cls(**asdict(spec))
+        if by_boxes(page_size):
+            return cls(**{**asdict(spec), "page": math.gcd(page_size, spec.bc, MOST_BOX)})
+        if spec.warps > MOST_WARPS:
+            raise UnsupportedError(
+                f"k_pages: kernel 'sm90' reads pages that are no multiple of {LEAST_BOX} tokens by at most "
+                f"{MOST_WARPS} warps, got pages of {page_size} and {spec.warps} warps; leave config out, or pass one "
+                f"of br=128, warps={MOST_WARPS}"
+            )
+        return cls(**asdict(spec))
 
     @property
     def params(self) -> str:

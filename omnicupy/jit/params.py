@@ -114,6 +114,21 @@ def _behind(
     )
 
 
+def _with_rows(base: np.dtype[np.void]) -> np.dtype[np.void]:
+    """A struct with pages, and behind it where the rows of each sequence are."""
+    fields = {name: field[:2] for name, field in (base.fields or {}).items()}
+    last, at = fields["page_size"]
+    fields["row_ranges"] = (np.dtype("<u8"), round_up(at + last.itemsize, 8))
+    return np.dtype(
+        {
+            "names": list(fields),
+            "formats": [field[0] for field in fields.values()],
+            "offsets": [field[1] for field in fields.values()],
+            "itemsize": round_up(fields["row_ranges"][1] + 8, _MAP_ALIGN if "q_map" in fields else 8),
+        }
+    )
+
+
 def _with_maps(
     names: tuple[str, ...],
     fields_between: list[tuple[str, str, tuple[int, ...]]],
@@ -155,13 +170,14 @@ ATTN_PARAMS_SM90 = _with_maps(_MAPS, _fields(), _WORK)  # ForwardParamsSm90
 BACKWARD_PARAMS = np.dtype(_backward_fields(), align=True)
 BACKWARD_PARAMS_SM90 = _with_maps(_BACKWARD_MAPS, _backward_fields(), _BACKWARD_WORK)  # BackwardParamsSm90
 
-PLAN_PARAMS = np.dtype(  # PlanParams
-    [
-        *((name, "<u8") for name in _PLAN_POINTERS),
-        *((name, "<f4") for name in ("item", "leave", "of_key")),
-        *((name, "<i4") for name in _PLAN_INTS),
-    ],
-    align=True,
+_PLAN_FIELDS = [
+    *((name, "<u8") for name in _PLAN_POINTERS),
+    *((name, "<f4") for name in ("item", "leave", "of_key")),
+    *((name, "<i4") for name in _PLAN_INTS),
+]
+PLAN_PARAMS = np.dtype(_PLAN_FIELDS, align=True)  # PlanParams
+RAGGED_PLAN_PARAMS = np.dtype(  # RaggedPlanParams
+    [*_PLAN_FIELDS, ("row_starts", "<u8"), ("row_ranges", "<u8"), ("total", "<i4")], align=True
 )
 
 APPEND_PARAMS = np.dtype(  # AppendParams
@@ -182,12 +198,16 @@ PARAMS: dict[str, np.dtype[np.void]] = {
     "naive_paged": (ATTN_PARAMS_PAGED := _with_pages(ATTN_PARAMS)),  # PagedParams
     "sm80_paged": ATTN_PARAMS_PAGED,
     "sm90_paged": (ATTN_PARAMS_SM90_PAGED := _with_pages(ATTN_PARAMS_SM90)),  # PagedParamsSm90
-    "naive_fp8": (ATTN_PARAMS_FP8 := _with_scales(ATTN_PARAMS_PAGED)),  # Fp8Params
+    "naive_ragged": (ATTN_PARAMS_RAGGED := _with_rows(ATTN_PARAMS_PAGED)),  # RaggedParams
+    "sm80_ragged": ATTN_PARAMS_RAGGED,
+    "sm90_ragged": (ATTN_PARAMS_SM90_RAGGED := _with_rows(ATTN_PARAMS_SM90_PAGED)),  # RaggedParamsSm90
+    "naive_fp8": (ATTN_PARAMS_FP8 := _with_scales(ATTN_PARAMS_RAGGED)),  # Fp8Params
     "sm80_fp8": ATTN_PARAMS_FP8,
-    "sm90_fp8": _with_scales(ATTN_PARAMS_SM90_PAGED),  # Fp8ParamsSm90
+    "sm90_fp8": _with_scales(ATTN_PARAMS_SM90_RAGGED),  # Fp8ParamsSm90
     "bwd": BACKWARD_PARAMS,
     "bwd_sm90": BACKWARD_PARAMS_SM90,
     "plan": PLAN_PARAMS,
+    "plan_ragged": RAGGED_PLAN_PARAMS,
     "append": APPEND_PARAMS,
     "append_fp8": _with_scales(APPEND_PARAMS),  # Fp8AppendParams
     "bwd_sums": np.dtype([*_backward_fields(), ("dq_sums", "<u8", ())], align=True),

@@ -10,9 +10,12 @@ MOST_ROWS = 2048  # blocks of rows that are put in order and cut; more are taken
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSpec:
-    """The planner. Equal specs are the same cubin. arch: the CUDA target."""
+    """The planner. Equal specs are the same cubin. arch: the CUDA target.  ragged: sequences have numbers of rows of
+    their own.
+    """
 
     arch: str
+    ragged: bool = False
 
     @property
     def kernel(self) -> str:
@@ -32,7 +35,7 @@ class PlanSpec:
     @property
     def params(self) -> str:
         """Which parameter struct it takes: a key of params.PARAMS."""
-        return "plan"
+        return "plan_ragged" if self.ragged else "plan"
 
     @property
     def threads(self) -> int:
@@ -46,4 +49,4 @@ class PlanSpec:
 
     def defines(self) -> dict[str, int]:
         """The macros that the source file reads."""
-        return {"OMNI_THREADS": THREADS}
+        return {"OMNI_THREADS": THREADS, "OMNI_RAGGED": int(self.ragged)}

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from omnicupy.jit.archs import SMEM_LIMIT_BYTES
+from omnicupy.jit.atom import SHIPPED
 from omnicupy.jit.field_types import make_flags, make_numbers
 
 KERNELS = ("naive", "sm80", "sm90")
@@ -288,8 +289,10 @@ class AttnSpec:
             "OMNI_SOFTCAP": int(self.softcap),
             "OMNI_CACHED": 0,
             "OMNI_PAGE": 0,
+            "OMNI_RAGGED": 0,
             "OMNI_FP8": 0,
             "OMNI_RAW_SLOTS": 0,
+            **SHIPPED.defines(),
         }
 
     def __str__(self) -> str:

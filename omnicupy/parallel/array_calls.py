@@ -25,8 +25,8 @@ class Group(Protocol):
     def exchange(self, out: Any, given: Any, sizes: tuple[Sequence[int], Sequence[int]]) -> None:
         """Rows (first axis) of `given` to each rank, and of each rank to `out`. sizes: rows received, rows sent."""
 
-    def agree(self, plan: Plan, limit: float) -> None:
-        """Raises ValueError where ranks have different plans."""
+    def agree(self, plan: Plan, call: check.Shared, limit: float) -> None:
+        """Raises ValueError where ranks have different plans, or make different calls."""
 
 
 def attention(
@@ -35,14 +35,14 @@ def attention(
     """The rank's out, or (out, lse); arguments as in `omnicupy.parallel.attention`."""
     check.of_group(plan, group.rank, group.size)
     check.of_rank(plan, group.rank, arrays, mask)
-    group.agree(plan, limit)
     q, k, v = arrays
+    group.agree(plan, check.shared((k, v), mask), limit)
     keys, values = _gathered(plan, group, k, v, mask)
     masks = plan.locals(group.rank, mask)
     if masks:
         return api.attention(q, keys, values, masks[0] if len(masks) == 1 else list(masks), **options)
     xp = module_of(q)
-    out = xp.zeros(q.shape, q.dtype)
+    out = xp.zeros((*q.shape[:3], v.shape[3]), q.dtype)
     lse = xp.full(q.shape[:3], -np.inf, np.float64 if q.dtype == np.float64 else np.float32)
     return (out, lse) if options["return_lse"] else out
 
@@ -63,8 +63,8 @@ def attention_backward(
     """
     check.of_group(plan, group.rank, group.size)
     check.of_rank(plan, group.rank, arrays, mask)
-    group.agree(plan, limit)
     q, k, v = arrays
+    group.agree(plan, check.shared((k, v), mask), limit)
     dout, out, lse = results
     keys, values = _gathered(plan, group, k, v, mask)
     masks = plan.locals(group.rank, mask)
@@ -90,12 +90,13 @@ def _gathered(plan: Plan, group: Group, k: Any, v: Any, mask: Which) -> tuple[An
         return k, v
     xp, trip = module_of(k), plan.exchange(group.rank, mask)
     places, own = _on(xp, np.concatenate(trip.send)), [_bits(one) for one in (k, v)]
-    given = xp.stack([one.transpose(2, 0, 1, 3)[places] for one in own], axis=1)
+    given = xp.concatenate([one.transpose(2, 0, 1, 3)[places] for one in own], axis=3)
     out = xp.empty((sum(trip.received), *given.shape[1:]), given.dtype)
     group.exchange(out, given, (trip.received, trip.sent))
+    came = out[..., : k.shape[3]], out[..., k.shape[3] :]
     keys, values = (
-        xp.concatenate([one, out[:, side].transpose(1, 2, 0, 3)], axis=2).view(k.dtype)
-        for side, one in enumerate(own)
+        xp.concatenate([one, part.transpose(1, 2, 0, 3)], axis=2).view(k.dtype)
+        for one, part in zip(own, came, strict=True)
     )
     return keys, values
 
@@ -107,7 +108,7 @@ def _returned(plan: Plan, group: Group, parts: Sequence[Any], mask: Which) -> li
         return list(parts)
     dtype, trip = parts[made[0]].dtype, plan.exchange(group.rank, mask)
     xp = module_of(parts[made[0]])
-    rows = xp.stack([_bits(parts[side]).transpose(2, 0, 1, 3) for side in made], axis=1)
+    rows = xp.concatenate([_bits(parts[side]).transpose(2, 0, 1, 3) for side in made], axis=3)
     given = xp.ascontiguousarray(rows[trip.own :])
     out = xp.empty((sum(trip.sent), *given.shape[1:]), given.dtype)
     group.exchange(out, given, (trip.sent, trip.received))
@@ -116,8 +117,11 @@ def _returned(plan: Plan, group: Group, parts: Sequence[Any], mask: Which) -> li
     if total.dtype != dtype:
         total = narrow(total, dtype)
     found: list[Any] = [None, None]
-    for at, side in enumerate(made):
-        found[side] = xp.ascontiguousarray(_bits(total)[:, at].transpose(1, 2, 0, 3)).view(dtype)
+    first = 0
+    for side in made:
+        stop = first + parts[side].shape[3]
+        found[side] = xp.ascontiguousarray(_bits(total)[..., first:stop].transpose(1, 2, 0, 3)).view(dtype)
+        first = stop
     return found
 
 

@@ -9,9 +9,10 @@ import numpy as np
 
 from omnicupy.call.arrays import is_cupy
 from omnicupy.errors import UnsupportedError
-from omnicupy.masks.arguments import flag
+from omnicupy.masks.arguments import flag, integer
 from omnicupy.parallel import array_calls
 from omnicupy.parallel.nccl import NcclGroup
+from omnicupy.parallel.overlap import ROWS, Overlap
 from omnicupy.parallel.plan import Plan
 
 if TYPE_CHECKING:
@@ -35,21 +36,22 @@ def attention(
     return_lse: bool = False,
     config: AttnSpec | None = None,
     deterministic: bool = True,
-    overlap: bool | None = False,
+    overlap: bool | str | Sequence[int] | None = False,
     time_limit: float = TIME_LIMIT_S,
 ) -> Any:
     """This rank's rows of an attention call that all ranks of a process group share; torch tensors or CuPy arrays.
 
-    q: (batch, q_heads, rows of this rank, head_dim).  k, v: (batch, kv_heads, keys of this rank, head_dim); the shards
-        of the whole arrays, as `plan.shard` cuts them.  sink_logits: (q_heads,), the same on every rank.
-    plan: the same on every rank; as many ranks as the group has.
+    q: (batch, q_heads, rows of this rank, head_dim).  k, v: (batch, kv_heads, keys of this rank, head_dim), v as wide
+        as `omnicupy.attention` allows; shards, as `plan.shard` cuts them.  sink_logits: (q_heads,), on every rank.
+    plan: the same on every rank, for the ranks of the group.  mask: which of its masks; a list names one for each batch
+        element.
     group: of tensors a ProcessGroup, a DeviceMesh of one axis, (DeviceMesh, axis name), or None for the default group:
         gloo for the CPU, NCCL for CUDA. Of CuPy arrays an `NcclGroup`.
-    mask: which of the plan's masks; a list names one for each batch element.
-    overlap: of tensors, whether launches run beside the exchange, the same on every rank; False (not measured on GPUs
-        yet), None where the plan's speeds predict that it pays, never on a CPU, or True where it can be.
-    time_limit: seconds to wait for other ranks at the first call with a plan, and at each exchange on the CPU. On CUDA
-        the exchange waits on the device, under the time limit of the process group; an NcclGroup has none there.
+    overlap: of tensors, whether launches run beside the exchange, the same on every rank: False, None where the plan's
+        speeds predict that it pays, never on a CPU, or True where it can be. "rows" has rows that need not wait first;
+        a tuple names heads of keys in each of several exchanges, as (2, 6) of 8.
+    time_limit: seconds to wait for other ranks at a first call, and at each exchange on the CPU. On CUDA the exchange
+        waits on the device, under the time limit of the process group; an NcclGroup has none there.
     scale, softcap, return_lse, config: as in `omnicupy.attention`.  deterministic: of tensors, as there.
 
     Keys and values that rows of other ranks see travel. With overlap, rows that see none of other ranks are computed
@@ -61,17 +63,17 @@ def attention(
 
     Every rank makes the same calls in the same order, with gradients of the same tensors wanted, also a rank whose plan
     gives it no rows: its `out` has none, and must reach its loss. Keys received live until the backward pass;
-    activation checkpointing frees them and has them travel again. Inside torch.compile the call is a break of the
-    graph, so fullgraph=True raises. At the first call with a plan ranks compare its digest.
+    activation checkpointing frees them and has them travel again. Inside torch.compile the call breaks the graph, so
+    fullgraph=True raises. At the first of equal calls ranks compare the plan, sizes, dtype and overlap.
 
-    Raises ValueError where plan, group and shards do not belong together or ranks have different plans; RuntimeError
+    Raises ValueError where plan, group and shards do not belong together or ranks make different calls; RuntimeError
     where ranks do not take part in time (of tensors it names them); UnsupportedError for what the call on one device
     does not serve; TypeError for other arrays and groups.
     """
-    options = {"scale": scale, "softcap": softcap, "config": config}
+    options: dict[str, Any] = {"scale": scale, "softcap": softcap, "config": config}
     options["return_lse"] = flag("attention", "return_lse", return_lse)
-    deterministic = flag("attention", "deterministic", deterministic)
-    overlap = _overlap_of(overlap, q)
+    of_tensors: dict[str, Any] = {"deterministic": flag("attention", "deterministic", deterministic)}
+    of_tensors["overlap"] = _overlap_of(overlap, q)
     _check_limit(time_limit)
     if _of_arrays((q, k, v), group):
         options["sink_logits"] = sink_logits
@@ -79,8 +81,7 @@ def attention(
             return array_calls.attention((q, k, v), plan, group, mask, time_limit, options)
     from omnicupy.parallel import distributed
 
-    options |= {"deterministic": deterministic, "overlap": overlap}
-    return distributed.attention((q, k, v, sink_logits), plan, group, mask, time_limit, options)
+    return distributed.attention((q, k, v, sink_logits), plan, group, mask, time_limit, options | of_tensors)
 
 
 def attention_backward(
@@ -126,8 +127,19 @@ def attention_backward(
         )
 
 
-def _overlap_of(overlap: object, q: Any) -> bool | None:
-    found = None if overlap is None else flag("attention", "overlap", overlap)
+def _overlap_of(overlap: object, q: Any) -> Overlap:
+    found: Overlap
+    if overlap is None or (isinstance(overlap, str) and overlap == ROWS):
+        found = overlap
+    elif isinstance(overlap, (list, tuple)) and overlap:
+        found = tuple(integer("attention", "overlap", one) for one in overlap)
+    elif isinstance(overlap, bool | np.bool_):
+        found = bool(overlap)
+    else:
+        raise TypeError(
+            f'attention: overlap must be True, False, None, "rows" or a tuple of heads, got {overlap!r}; pass one of '
+            "these"
+        )
     if found and is_cupy(q):
         raise UnsupportedError(
             "overlap must be None or False for CuPy arrays, whose launch begins behind the exchange; leave it out, or "

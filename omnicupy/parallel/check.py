@@ -3,10 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from omnicupy.errors import UnsupportedError
 from omnicupy.parallel.plan import Plan
+
+SHOWN = 8  # ranks that a message names
+
+
+class Shared(NamedTuple):
+    """What decides the exchanges of a call beside the plan, so it is the same on every rank.
+
+    masks: of the plan, each once.  columns: of k and v.  groups: heads of keys in each exchange of the forward
+    pass.
+    """
+
+    masks: tuple[int, ...]
+    batch: int
+    columns: tuple[int, int]
+    dtype: str
+    groups: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"mask {', '.join(map(str, self.masks))}, batch {self.batch}, {self.columns[0]} and {self.columns[1]} "
+            f"columns of {self.dtype}, heads {'+'.join(map(str, self.groups))}"
+        )
+
+
+def shared(arrays: tuple[Any, Any], mask: int | Sequence[int], groups: Sequence[int] = ()) -> Shared:
+    """Of a call with these k and v. groups: () for all heads in one exchange."""
+    k, v = arrays
+    which = tuple(sorted(set(mask))) if isinstance(mask, (list, tuple)) else (mask,)
+    dtype = str(k.dtype).removeprefix("torch.")
+    sizes = tuple(groups) or (int(k.shape[1]),)
+    return Shared(which, int(k.shape[0]), (int(k.shape[3]), int(v.shape[3])), dtype, sizes)
+
+
+def named(ranks: Sequence[int]) -> str:
+    """Ranks in a message, the first ones of many."""
+    shown = ", ".join(str(one) for one in ranks[:SHOWN]) + (", ..." if len(ranks) > SHOWN else "")
+    return f"rank {shown}" if len(ranks) == 1 else f"ranks {shown}"
+
+
+def difference(found: Sequence[Sequence[str]]) -> str:
+    """What to say of ranks that came with other plans or calls than rank 0. found: of each, its plan and its call."""
+    others = [rank for rank, one in enumerate(found) if one[0] != found[0][0]]
+    if others:
+        return (
+            f"plan differs between ranks: {named(others)} came with another one than rank 0; make it from the same "
+            "masks with the same arguments on every rank"
+        )
+    others = [rank for rank, one in enumerate(found) if one[1] != found[0][1]]
+    return (
+        f"the call differs between ranks: rank {others[0]} came with {found[others[0]][1]}; rank 0 with {found[0][1]}; "
+        "every rank must make the same calls in the same order"
+    )
 
 
 def of_group(plan: Plan, rank: int, size: int) -> None:
@@ -23,8 +74,7 @@ def of_group(plan: Plan, rank: int, size: int) -> None:
 
 
 def of_rank(plan: Plan, rank: int, arrays: tuple[Any, Any, Any], mask: int | Sequence[int]) -> None:
-    """Raises TypeError or ValueError where q, k and v of a rank are not its shards under the plan, UnsupportedError
-    where v has another width than k.
+    """Raises TypeError or ValueError where q, k and v of a rank are not its shards under the plan.
 
     Dtypes, devices and layouts are looked at by the call that runs on them.
     """
@@ -41,14 +91,10 @@ def of_rank(plan: Plan, rank: int, arrays: tuple[Any, Any, Any], mask: int | Seq
                 f"{name} must have the {count} {what} of rank {rank} under this plan, got shape {found}; shard it with "
                 "plan.shard, or make the plan for these lengths"
             )
-    if k[:3] == v[:3] and k[3] != v[3]:
-        raise UnsupportedError(
-            f"k and v must be equally wide across ranks, which exchange them in one piece, got {k[3]} and {v[3]} "
-            f"columns on rank {rank}; pad the narrower with zero columns, and pass scale"
-        )
-    if k != v or q[0] != k[0] or q[3] != k[3]:
+    if k[:3] != v[:3] or q[0] != k[0] or q[3] != k[3]:
         raise ValueError(
-            f"k and v must have one shape, and the batch and head_dim of q, got q {q}, k {k}, v {v} on rank {rank}"
+            f"k must have the batch and head_dim of q, and v the shape of k, its width aside, got q {q}, k {k}, "
+            f"v {v} on rank {rank}"
         )
     if not k[1] or q[1] % k[1]:
         raise ValueError(f"q must have a multiple of the heads of k, got q {q} and k {k} on rank {rank}")

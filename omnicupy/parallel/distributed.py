@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
+from omnicupy.choose import backward_table
+from omnicupy.jit import archs
 from omnicupy.parallel import check
-from omnicupy.parallel.overlap import Piece, Steps, steps_of
+from omnicupy.parallel.overlap import Overlap, Piece, Steps, steps_of
 from omnicupy.parallel.plan import Plan
 from omnicupy.parallel.prediction import Heads
 from omnicupy.parallel.ranks import ranks_of
-from omnicupy.parallel.trip import Trip, joined, own_copied, sides
+from omnicupy.parallel.trip import Trip, joined, own_copied, parts_of, sides, widths_of
 from omnicupy.torch import tensors
 from omnicupy.torch.autograd import gradients_of
 from omnicupy.torch.call import attention as attention_of_tensors
@@ -38,14 +41,32 @@ def attention(
     ranks = ranks_of(group)
     check.of_group(plan, ranks.rank, ranks.size)
     check.of_rank(plan, ranks.rank, (q, k, v), mask)
-    ranks.agree(plan, limit)
     q, k, v = tensors.autocast(q, k, v)
+    steps = _steps(plan, ranks.rank, mask, (q, k, v), options["overlap"])
+    ranks.agree(plan, check.shared((k, v), mask, steps.groups), limit)
     rest = {name: value for name, value in options.items() if name != "overlap"}
     masks = plan.locals(ranks.rank, mask)
     if masks and not plan.travels(mask):
         return attention_of_tensors(q, k, v, _given(masks), sink_logits=sink_logits, **rest)
-    call = _Call(plan, Trip(plan, ranks, mask, limit, hides=options["overlap"] is not False), mask, options)
-    return call.run(q, k, v, sink_logits)
+    overlaps = options["overlap"] is not False
+    trip = Trip(plan, ranks, mask, limit, hides=overlaps or _copies_long(plan, k, v))
+    out, lse = _Shared.apply(q, k, v, sink_logits, _Call(plan, trip, mask, steps, options))
+    return (out, lse) if options["return_lse"] else out
+
+
+def _copies_long(plan: Plan, k: Any, v: Any) -> bool:
+    """Whether own keys take longer to copy than it costs to have the exchange on a stream beside them."""
+    speeds = plan.setting.speeds
+    return bool(2 * (k.numel() + v.numel()) * k.element_size() > speeds.copied * speeds.split_s)
+
+
+def _steps(plan: Plan, rank: int, mask: Which, arrays: tuple[Any, Any, Any], overlap: Overlap) -> Steps:
+    q, k, v = arrays
+    # Work and bytes are those of the mean width.
+    heads = Heads(q.shape[1], k.shape[1], (k.shape[3] + v.shape[3]) // 2)
+    if overlap is None and not q.is_cuda:  # a CPU has no stream beside that of its computing threads
+        overlap = False
+    return steps_of(plan, rank, mask, len(q), heads, overlap)
 
 
 def _given(masks: tuple[Any, ...]) -> Any:
@@ -55,20 +76,9 @@ def _given(masks: tuple[Any, ...]) -> Any:
 class _Call:
     """A call whose keys travel, or of a rank that looks at none. options: of `attention`."""
 
-    def __init__(self, plan: Plan, trip: Trip, mask: Which, options: dict[str, Any]) -> None:
-        self.plan, self.trip, self.mask, self.options = plan, trip, mask, options
+    def __init__(self, plan: Plan, trip: Trip, mask: Which, steps: Steps, options: dict[str, Any]) -> None:
+        self.plan, self.trip, self.mask, self.steps, self.options = plan, trip, mask, steps, options
         self.scores = options["scale"], options["softcap"]
-
-    def run(self, q: Any, k: Any, v: Any, sink_logits: Any) -> Any:
-        """out, or (out, lse)."""
-        heads = Heads(q.shape[1], k.shape[1], q.shape[3])
-        overlap = self.options["overlap"]
-        if overlap is None and not q.is_cuda:  # a CPU has no stream beside that of its computing threads
-            overlap = False
-        self.steps: Steps = steps_of(self.plan, self.trip.ranks.rank, self.mask, len(q), heads, overlap)
-        self.heads = heads
-        out, lse = _Shared.apply(q, k, v, sink_logits, self)
-        return (out, lse) if self.options["return_lse"] else out
 
     def launch(self, arrays: Sequence[Any], out: Any, piece: Piece) -> Any:
         """lse of a launch that writes `out`. arrays: q, k, v and sink_logits."""
@@ -81,17 +91,10 @@ class _Call:
         how |= {"sink_logits": sink_logits, "out": out, "return_lse": True}
         return attention_of_tensors(q, k, v, _given(piece.masks), **how)[1]
 
-    def of_queries(self, heads: slice) -> slice:
+    def of_queries(self, heads: slice, q: Any) -> slice:
         """Query heads that read these heads of keys."""
-        each = self.heads.q_heads // self.heads.kv_heads
+        each = q.shape[1] // sum(self.steps.groups)
         return slice(heads.start * each, heads.stop * each)
-
-    def back(self) -> list[slice]:
-        """Heads of keys, group by group of the backward pass."""
-        found = _groups(self.steps.back)
-        if len(self.steps.groups) > 1:  # whose buffers hold these
-            found = _groups(self.steps.groups)[::-1]
-        return found
 
 
 def _groups(sizes: Sequence[int]) -> list[slice]:
@@ -109,26 +112,27 @@ class _Shared(torch.autograd.Function):  # type: ignore[misc]  # no types where 
         low, high = (behind.low, behind.high) if behind else (0, 0)
         groups = _groups(steps.groups) if call.plan.travels(call.mask) else []
         came = [call.trip.there((k, v), heads, high - low) for heads in groups]
-        out = torch.empty_like(q, memory_format=torch.contiguous_format)
-        found = _alone(call, (q, k, v, sink_logits), out)
+        out = q.new_empty((*q.shape[:3], v.shape[3]))
+        # Before the first launch: it takes all multiprocessors, and the exchange needs some until it has begun.
         if behind:
             for heads, (buffer, _) in zip(groups, came, strict=True):
                 own_copied(buffer, (k, v), heads, low, high)
+        found = _alone(call, (q, k, v, sink_logits), out)
         parts = []
         for heads, (buffer, pending) in zip(groups, came, strict=True):
             pending.wait()
             if behind:
-                asked, rows = call.of_queries(heads), slice(behind.first, behind.stop)
+                asked, rows = call.of_queries(heads, q), slice(behind.first, behind.stop)
                 sinks = None if sink_logits is None else sink_logits[asked]
-                given = (q[:, asked, rows], *sides(buffer), sinks)
+                given = (q[:, asked, rows], *sides(buffer, widths_of((k, v))), sinks)
                 parts.append(call.launch(given, out[:, asked, rows], behind))
         if behind:
             found[behind.first] = _joined(parts, 1)
         lse = _joined([found[first] for first in sorted(found)], 2)
         ctx.set_materialize_grads(False)
-        ctx.call, ctx.kept = call, high - low
-        # Buffers with all own keys stand for k and v, too.
-        own = (None, None) if behind and high - low == call.trip.own else (k, v)
+        ctx.call, ctx.kept, ctx.widths = call, high - low, widths_of((k, v))
+        # A buffer with all own keys stands for k and v, too.
+        own = (None, None) if behind and high - low == call.trip.own and len(came) == 1 else (k, v)
         ctx.save_for_backward(q, *own, out, lse, sink_logits, *(buffer for buffer, _ in came))
         return out, lse
 
@@ -158,65 +162,76 @@ def _joined(parts: Sequence[Any], axis: int) -> Any:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), axis)
 
 
+@cache
+def _apart_on_gpu(
+    device: int, dtype: str, widths: tuple[int, int], has_cap: bool, deterministic: bool
+) -> bool:
+    """As `_Backward._is_apart`, by the built-in table."""
+    from omnicupy.gpu.device import device_info
+
+    info = device_info(device)
+    spec = backward_table.pick(
+        archs.arch_of(info.major, info.minor), dtype.removeprefix("torch."), widths[0], has_cap, widths[1]
+    )
+    return (spec.ordered if deterministic else spec.fused) is None
+
+
 class _Backward:
     """The backward pass of a call."""
 
     def __init__(self, ctx: Any, dout: Any, dlse: Any) -> None:
         self.call: _Call = ctx.call
         self.kept: int = ctx.kept  # own keys in the buffers
+        self.widths = ctx.widths  # of k and v
         self.q, self.k, self.v, self.out, self.lse, self.sink_logits, *self.buffers = ctx.saved_tensors
         self.dout, self.dlse, self.wanted = dout, dlse, ctx.needs_input_grad[:4]
         self.gradients = gradients_of(dout, dlse)
 
     def run(self) -> list[Any]:
         """dq, dk, dv and dsink_logits, None for those that are not wanted: of keys this rank's part, then others'."""
-        call, trip, groups = self.call, self.call.trip, self.call.back()
+        call, trip = self.call, self.call.trip
         travelling = [side for side in (1, 2) if self.wanted[side]]
         travels = bool(travelling) and call.plan.travels(call.mask)
-        found, ways = [], []
-        for at, heads in enumerate(groups):
-            grads = self._of(heads, len(groups) - 1 - at)
-            found.append(grads)
-            if travels:
-                # All on one stream: the group's communicator is not to run on two at a time.
-                ways.append(trip.back([grads[side] for side in travelling], trip.own, len(groups) > 1))
-        for grads, (returned, pending) in zip(found, ways, strict=False):
+        late = travels and self.wanted[0] and call.options["overlap"] is not False and self._is_apart()
+        keys = self._keys()
+        grads = self._of(keys, (False, *self.wanted[1:3], False) if late else self.wanted)
+        if travels:
+            mine = [grads[side] for side in travelling]
+            returned, pending = trip.back(mine, trip.own, late)
+            if late:
+                grads[::3] = self._of(keys, (True, False, False, self.wanted[3]))[::3]
             pending.wait()
-            for at, side in enumerate(travelling):
-                trip.add(grads[side][:, :, : trip.own], returned[:, at])
-        for grads in found:
-            for side in travelling:
-                grads[side] = grads[side][:, :, : trip.own]
-        order = sorted(range(len(groups)), key=lambda at: groups[at].start)
-        return [
-            _joined([found[at][side] for at in order], 0 if side == 3 else 1) if self.wanted[side] else None
-            for side in range(4)
-        ]
+            for grad, part in zip(mine, parts_of(returned, widths_of(mine)), strict=True):
+                trip.add(grad[:, :, : trip.own], part)
+        for side in travelling:
+            grads[side] = grads[side][:, :, : trip.own]
+        return grads
 
-    def _of(self, heads: slice, buffer: int) -> list[Any]:
-        """Gradients of a group of heads, of received keys too. buffer: where there are several, which one it is."""
-        asked, steps = self.call.of_queries(heads), self.call.steps
-        q, out, lse = (one[:, asked] for one in (self.q, self.out, self.lse))
-        sinks = None if self.sink_logits is None else self.sink_logits[asked]
-        keys = self._keys(heads, buffer)
-        if not steps.pieces:
-            made = (q, *keys, self.sink_logits if sinks is None else sinks)
-            return [
-                torch.zeros_like(one) if want else None for one, want in zip(made, self.wanted, strict=True)
-            ]
-        grads = tuple(None if one is None else one[:, asked] for one in (self.dout, self.dlse))
+    def _is_apart(self) -> bool:
+        """Whether dk and dv are made by other kernels than dq, so that they may travel while dq is made."""
+        if not self.q.is_cuda:
+            return True
+        deterministic = self.call.options["deterministic"] or torch.are_deterministic_algorithms_enabled()
+        widths = self.q.shape[3], self.out.shape[3]
+        return _apart_on_gpu(
+            self.q.device.index, str(self.q.dtype), widths, self.call.scores[1] is not None, deterministic
+        )
+
+    def _of(self, keys: Sequence[Any], wanted: Sequence[bool]) -> list[Any]:
+        """Gradients, of received keys too. keys: k and v, as `_keys` gives them."""
+        if not self.call.steps.pieces:
+            made = (self.q, *keys, self.sink_logits)
+            return [torch.zeros_like(one) if want else None for one, want in zip(made, wanted, strict=True)]
         masks = self.call.plan.locals(self.call.trip.ranks.rank, self.call.mask)
-        options = self.call.scores, self.wanted, self.call.options["deterministic"]
-        return list(self.gradients(grads, (q, *keys, out, lse, sinks), _given(masks), *options))
+        options = self.call.scores, tuple(wanted), self.call.options["deterministic"]
+        saved = (self.q, *keys, self.out, self.lse, self.sink_logits)
+        return list(self.gradients((self.dout, self.dlse), saved, _given(masks), *options))
 
-    def _keys(self, heads: slice, buffer: int) -> list[Any]:
-        """Own keys and values of these heads, then those received."""
+    def _keys(self) -> list[Any]:
+        """Own keys and values, then those received."""
         if not self.buffers:
-            return [one[:, heads] for one in (self.k, self.v)]
-        several = len(self.buffers) > 1
-        kept = self.buffers[buffer if several else 0]
-        if not several:
-            kept = kept[:, :, :, heads]
+            return [self.k, self.v]
         if self.k is None:
-            return sides(kept)
-        return joined([one[:, heads] for one in (self.k, self.v)], kept[self.kept :])
+            return sides(self.buffers[0], self.widths)
+        received = [buffer[self.kept :] for buffer in self.buffers]
+        return joined((self.k, self.v), _groups(self.call.steps.groups), received)

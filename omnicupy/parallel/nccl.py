@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from omnicupy.parallel import check
+from omnicupy.parallel.check import Shared
 from omnicupy.parallel.plan import Plan
 
 MOST_AGREED = 1 << 12  # digests kept
+MOST_SAID = 512  # bytes of a call's description
 
 
 class NcclGroup:
@@ -28,7 +31,7 @@ class NcclGroup:
             )
         self.communicator = communicator
         self.rank, self.size = int(communicator.rank_id()), int(communicator.size())
-        self._agreed: dict[bytes, None] = {}
+        self._agreed: dict[tuple[bytes, Shared], None] = {}
 
     def exchange(self, out: Any, given: Any, sizes: tuple[Sequence[int], Sequence[int]]) -> None:
         """Enqueue, on CuPy's current stream, the sends and receives of rows (first axis), all of them as one group.
@@ -52,20 +55,23 @@ class NcclGroup:
                 target += received[peer] * width
         nccl.groupEnd()
 
-    def agree(self, plan: Plan, limit: float) -> None:
-        """Compare the plan's digest with that of the other ranks; once for equal plans, which waits for the device.
+    def agree(self, plan: Plan, call: Shared, limit: float) -> None:
+        """Compare the plan's digest, and what decides the exchanges of a call, with those of the other ranks; once for
+        equal ones, which waits for the device.
 
-        Raises ValueError where the plans differ, RuntimeError where some rank does not come within `limit` seconds.
+        Raises ValueError where they differ, RuntimeError where some rank does not come within `limit` seconds.
         """
-        if plan.digest in self._agreed:
+        key = (plan.digest, call)
+        if key in self._agreed:
             return
         import cupy
 
-        mine = cupy.asarray(np.frombuffer(plan.digest, np.uint8))
-        every = cupy.empty((self.size, len(plan.digest)), np.uint8)
+        said = str(call).encode()[:MOST_SAID].ljust(MOST_SAID)
+        mine, size = cupy.asarray(np.frombuffer(plan.digest + said, np.uint8)), len(plan.digest)
+        every = cupy.empty((self.size, size + MOST_SAID), np.uint8)
         stream = cupy.cuda.get_current_stream()
         kind = cupy.cuda.nccl.NCCL_UINT8
-        self.communicator.allGather(mine.data.ptr, every.data.ptr, len(plan.digest), kind, stream.ptr)
+        self.communicator.allGather(mine.data.ptr, every.data.ptr, size + MOST_SAID, kind, stream.ptr)
         done = stream.record()
         end = time.monotonic() + limit
         while not done.done:
@@ -75,14 +81,11 @@ class NcclGroup:
                     f"{self.rank} waited); every rank must make the same calls in the same order"
                 )
             time.sleep(1e-4)
-        found = cupy.asnumpy(every)
-        others = [rank for rank in range(self.size) if not np.array_equal(found[rank], found[0])]
-        if others:
-            shown = ", ".join(map(str, others[:8])) + (", ..." if len(others) > 8 else "")
+        found = [one.tobytes() for one in cupy.asnumpy(every)]
+        if any(one != found[0] for one in found):
             raise ValueError(
-                f"plan differs between ranks: {shown} came with another one than rank 0; make it from the same masks "
-                "with the same arguments on every rank"
+                check.difference([(one[:size].hex(), one[size:].decode().strip()) for one in found])
             )
-        self._agreed[plan.digest] = None
+        self._agreed[key] = None
         if len(self._agreed) > MOST_AGREED:
             del self._agreed[next(iter(self._agreed))]

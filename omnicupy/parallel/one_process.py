@@ -48,7 +48,7 @@ def attention_of_ranks(
             how: dict[str, Any] = {"scale": scale, "sink_logits": sink_logits, "softcap": softcap}
             out, lse = api.attention(q[rank], keys, values, _given(masks), return_lse=True, **how)
         else:
-            out, lse = _of_no_keys(q[rank])
+            out, lse = _of_no_keys(q[rank], v[rank].shape[3])
         outs.append(out)
         lses.append(lse)
     return (outs, lses) if return_lse else outs
@@ -152,7 +152,7 @@ def _summed(
     return total if total.dtype == own.dtype else narrow(total, own.dtype)
 
 
-def _of_no_keys(q: Array) -> tuple[Array, Array]:
+def _of_no_keys(q: Array, columns: int) -> tuple[Array, Array]:
     """What rows that see nothing get."""
     dtype = np.float64 if q.dtype == np.float64 else np.float32
-    return np.zeros_like(q), np.full(q.shape[:3], -np.inf, dtype)
+    return np.zeros((*q.shape[:3], columns), q.dtype), np.full(q.shape[:3], -np.inf, dtype)

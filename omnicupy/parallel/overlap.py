@@ -32,6 +32,8 @@ MARGIN = (
 )
 
 Sizes: TypeAlias = tuple[int, ...]
+Overlap: TypeAlias = bool | str | Sizes | None  # as `steps_of` takes it
+ROWS = "rows"
 Range: TypeAlias = tuple[int, int]
 
 
@@ -53,30 +55,35 @@ class Piece:
 
 @dataclass(frozen=True)
 class Steps:
-    """groups: heads of keys in each exchange of the forward pass, in order. back: the same of the backward pass, which
-    begins with the last head where there is more than one group in the forward pass.
+    """groups: heads of keys in each exchange of the forward pass, in order.
 
     pieces: those that do not wait come first; () for a rank with no row, or no key to look at.
     """
 
     groups: Sizes
-    back: Sizes
     pieces: tuple[Piece, ...]
 
     def __str__(self) -> str:
         free = sum(piece.stop - piece.first for piece in self.pieces if not piece.waits)
         found = [f"{free} rows first"] if free else []
-        for name, sizes in (("heads", self.groups), ("heads back", self.back)):
-            found += [f"{name} {'+'.join(map(str, sizes))}"] if len(sizes) > 1 else []
+        found += [f"heads {'+'.join(map(str, self.groups))}"] if len(self.groups) > 1 else []
         return ", ".join(found) or "none"
 
 
 def steps_of(
-    plan: Plan, rank: int, mask: int | Sequence[int], batch: int, heads: Heads, overlap: bool | None
+    plan: Plan, rank: int, mask: int | Sequence[int], batch: int, heads: Heads, overlap: Overlap
 ) -> Steps:
     """What a rank does in a call. overlap: False for one launch behind one exchange; None for what is predicted to be
-    fastest; True for the fastest one of those that overlap, where there is one.
+    fastest; True for the fastest one of those that overlap, where there is one; ROWS for rows that need not wait first,
+    on ranks that have some; heads of keys in each exchange, which add up to all heads.
+
+    Raises ValueError where they do not.
     """
+    if isinstance(overlap, tuple) and (sum(overlap) != heads.kv_heads or min(overlap) < 1):
+        raise ValueError(
+            f"overlap must be heads of keys in each exchange, {heads.kv_heads} in all, got {overlap}; pass None for "
+            "what is predicted to be fastest"
+        )
     which = tuple(mask) if isinstance(mask, (list, tuple)) else (mask,)
     key = ("steps", rank, which, batch, heads, overlap)
     if key not in plan._found:
@@ -85,24 +92,29 @@ def steps_of(
     return found
 
 
-def _steps(plan: Plan, rank: int, which: Sizes, batch: int, heads: Heads, overlap: bool | None) -> Steps:
+def _steps(plan: Plan, rank: int, which: Sizes, batch: int, heads: Heads, overlap: Overlap) -> Steps:
     local = plan.locals(rank, which)
     ranges: list[Range] = []
     groups: Sizes = (heads.kv_heads,)
-    back = groups
-    if overlap is not False:
+    if not plan.travels(which):
+        overlap = False
+    if isinstance(overlap, tuple):
+        groups = overlap
+    elif overlap == ROWS:
+        ranges = _Model(plan, which, batch, heads).rows(rank, True)[1] if local else []
+    elif overlap is not False:
+        assert not isinstance(overlap, str)
         model = _Model(plan, which, batch, heads)
         groups = model.groups(overlap)
-        back = groups[::-1] if len(groups) > 1 else model.back(overlap)
         if len(groups) == 1 and local:
             ranges = model.rows(rank, overlap)[1]
     if not local:
-        return Steps(groups, back, ())
+        return Steps(groups, ())
     own, count = int(plan.keys.counts[rank]), int(plan.rows.counts[rank])
     if ranges:
-        return Steps(groups, back, tuple(_pieces(local, own, ranges)))
+        return Steps(groups, tuple(_pieces(local, own, ranges)))
     waits = own < local[0].shape[1]
-    return Steps(groups, back, (Piece(0, count, 0, own, waits, local),))
+    return Steps(groups, (Piece(0, count, 0, own, waits, local),))
 
 
 class _Model:
@@ -159,26 +171,6 @@ class _Model:
             come += self._come(share)
             done = np.maximum(done, come) + works * share + self.setting.speeds.split_s
         return float(done.max())
-
-    def back(self, overlap: bool | None) -> Sizes:
-        """Groups of heads of a backward pass, whose exchanges come behind the launches; the largest first."""
-        heads = self.setting.heads.kv_heads
-        works = self.works() * self.setting.speeds.backward
-        best = np.inf if overlap else MARGIN * self._back_in_groups((heads,), works)
-        found: Sizes = (heads,)
-        for sizes in partitions(heads):
-            took = self._back_in_groups(sizes[::-1], works)
-            if took < best:
-                best, found = took, sizes[::-1]
-        return found
-
-    def _back_in_groups(self, sizes: Sizes, works: Real) -> float:
-        done, sent = np.zeros(len(works)), np.zeros(len(works))
-        for size in sizes:
-            share = size / sum(sizes)
-            done += works * share + self.setting.speeds.split_backward_s
-            sent = np.maximum(sent, done) + self.setting.exchange_s(self.sent * share)
-        return float(sent.max())
 
     def rows(self, rank: int, overlap: bool | None) -> tuple[float, list[Range]]:
         """Seconds of a forward pass with one exchange, and the rows of its launches; none for one launch of all rows.

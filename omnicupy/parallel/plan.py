@@ -216,6 +216,8 @@ class Plan:
         return number
 
     def _which(self, mask: int | Sequence[int]) -> tuple[int, ...]:
+        if type(mask) is int and 0 <= mask < len(self.masks):  # most calls
+            return (mask,)
         given = mask if isinstance(mask, (list, tuple)) else [mask]
         which = tuple(integer("a plan", "mask", one) for one in given)
         if not which or not all(0 <= one < len(self.masks) for one in which):

@@ -19,12 +19,11 @@ class Speeds:
 
     flops: of a rank, a second.  near, far: bytes a second that a rank receives or sends inside its node and across
     nodes.  near_s, far_s: seconds of an exchange beside its bytes.  launch_s: seconds of a launch.
-    backward: time of a backward pass over that of the forward one.  split_s, split_backward_s: seconds that one more
-    launch costs, and one more backward pass.  copied: bytes a second that a copy reads and writes.
+    split_s: seconds that one more launch costs.  copied: bytes a second that a copy reads and writes.
 
     near and near_s fit the exchange alone of `bench parallel` on two H200 GPUs of one host (NCCL; packing and copies
-    included): 0.067 ms for 0.1 MB, 0.117 ms for 10 MB, 0.434 ms for 67 MB, 0.617 ms for 101 MB. backward is from the
-    same run. Two GPUs do not tell of networks: far is their nominal speed, and far_s is near_s and 20 us more.
+    included): 0.067 ms for 0.1 MB, 0.117 ms for 10 MB, 0.434 ms for 67 MB, 0.617 ms for 101 MB. Two GPUs do not tell of
+    networks: far is their nominal speed, and far_s is near_s and 20 us more.
     """
 
     flops: float = 600e12
@@ -33,9 +32,7 @@ class Speeds:
     near_s: float = 65e-6
     far_s: float = 85e-6
     launch_s: float = 5e-6
-    backward: float = 3.8
     split_s: float = 10e-6
-    split_backward_s: float = 30e-6
     copied: float = 3e12
 
 

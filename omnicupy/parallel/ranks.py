@@ -11,18 +11,19 @@ from typing import Any
 
 import torch.distributed as dist
 
+from omnicupy.parallel import check
+from omnicupy.parallel.check import Shared
 from omnicupy.parallel.plan import Plan
 
 GRACE_S = 2.0  # after a time limit, until all who waited have said so
 MOST_AGREED = 1 << 12  # digests kept
-SHOWN = 8  # ranks that a message names
 
 
 @dataclass
 class Ranks:
     """A process group of `size` ranks, seen from `rank`.
 
-    plans, exchanges: how many there have been; every rank counts the same ones.  agreed: digests of the last plans.
+    plans, exchanges: how many there have been; every rank counts the same ones.  agreed: what was compared last.
     """
 
     group: Any
@@ -30,7 +31,7 @@ class Ranks:
     size: int
     plans: int = 0
     exchanges: int = 0
-    agreed: dict[bytes, None] = field(default_factory=dict)
+    agreed: dict[tuple[bytes, Shared], None] = field(default_factory=dict)
 
     def exchange(
         self,
@@ -57,17 +58,19 @@ class Ranks:
         # On a device the current stream waits, not this thread.
         return Pending(self, self.exchanges, work, None if given.is_cuda else limit, (out, given))
 
-    def agree(self, plan: Plan, limit: float) -> None:
-        """Compare the plan's digest with that of the other ranks; once for equal plans.
+    def agree(self, plan: Plan, call: Shared, limit: float) -> None:
+        """Compare the plan's digest, and what decides the exchanges of a call, with those of the other ranks; once for
+        equal ones.
 
-        Through the store of the group, so that no device is waited for. Raises ValueError on every rank where the plans
+        Through the store of the group, so that no device is waited for. Raises ValueError on every rank where they
         differ, RuntimeError that names the ranks which do not come within `limit` seconds.
         """
-        if plan.digest in self.agreed:
+        key = (plan.digest, call)
+        if key in self.agreed:
             return
         self.plans += 1
         store, prefix = self._store(f"plan {self.plans}")
-        mine = plan.digest.hex()
+        mine = f"{plan.digest.hex()} {call}"
         store.set(f"{prefix}/at/{self.rank}", mine)
         if self.rank == 0:
             store.set(f"{prefix}/digest", mine)
@@ -81,13 +84,9 @@ class Ranks:
         except RuntimeError as error:
             raise RuntimeError(self._missing(store, f"{prefix}/at", f"plan {self.plans}", limit)) from error
         if store.get(f"{prefix}/done") != b"0":
-            first = store.get(f"{prefix}/digest").decode()
-            others = [one for one in range(self.size) if store.get(f"{prefix}/at/{one}").decode() != first]
-            raise ValueError(
-                f"plan differs between ranks: {_named(others)} came with another one than rank 0; make it from the "
-                "same masks with the same arguments on every rank"
-            )
-        self.agreed[plan.digest] = None
+            every = [store.get(f"{prefix}/at/{one}").decode() for one in range(self.size)]
+            raise ValueError(check.difference([one.split(" ", 1) for one in every]))
+        self.agreed[key] = None
         if len(self.agreed) > MOST_AGREED:
             del self.agreed[next(iter(self.agreed))]
         self._forget(store, f"plan {self.plans - 1}")
@@ -113,7 +112,9 @@ class Ranks:
 
     def _missing(self, store: Any, prefix: str, what: str, limit: float) -> str:
         missing = [one for one in range(self.size) if not store.check([f"{prefix}/{one}"])]
-        who = f"{_named(missing)} did not take part" if missing else "the connection between ranks failed"
+        who = (
+            f"{check.named(missing)} did not take part" if missing else "the connection between ranks failed"
+        )
         return (
             f"attention of {self.size} ranks: {who} in {what} within {limit:g} s (rank {self.rank} waited); every rank "
             "must make the same calls in the same order"
@@ -145,11 +146,6 @@ class Pending:
             work.wait(timedelta(seconds=self.limit))
         except RuntimeError as error:
             raise RuntimeError(self.ranks._late(f"exchange {self.number}", self.limit)) from error
-
-
-def _named(ranks: Sequence[int]) -> str:
-    shown = ", ".join(str(one) for one in ranks[:SHOWN]) + (", ..." if len(ranks) > SHOWN else "")
-    return f"rank {shown}" if len(ranks) == 1 else f"ranks {shown}"
 
 
 _known: weakref.WeakKeyDictionary[Any, Ranks] = weakref.WeakKeyDictionary()

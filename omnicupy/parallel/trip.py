@@ -1,7 +1,7 @@
 """The exchange of a call on torch tensors: what a rank packs, enqueues and adds up, with few operations on the device.
 
-Buffers have shape (keys, arrays, batch, heads, head_dim): a peer's part is one piece, whichever heads travel, and what
-comes is received in its place behind the own keys.
+Buffers have shape (keys, batch, heads, columns), the columns of k beside those of v, which may be of another width: a
+peer's part is one piece, whichever heads travel, and what comes is received in its place behind the own keys.
 """
 
 from __future__ import annotations
@@ -39,14 +39,15 @@ class Trip:
     def there(self, arrays: Sequence[Any], heads: Heads, own: int = 0) -> tuple[Any, Pending]:
         """Enqueue the exchange of these heads of k and v. own: keys that the buffer has room for in front.
 
-        Returns the buffer, (own + keys that come, 2, batch, heads, head_dim), and what to wait for before it is read.
+        Returns the buffer, (own + keys that come, batch, heads, columns of both), and what to wait for before it is
+        read.
         """
-        given = _new(arrays[0], heads, sum(self.exchange.sent), len(arrays))
+        given = _new(arrays, heads, sum(self.exchange.sent))
         every = self._places(arrays[0].device)
-        for side, one in enumerate(arrays):
-            if len(given):
-                _gather(given[:, side], _by_key(one[:, heads]), every)
-        buffer = _new(arrays[0], heads, own + self.coming, len(arrays))
+        for part, one in zip(parts_of(given, widths_of(arrays)), arrays, strict=True):
+            if given.shape[0]:
+                _gather(part, _by_key(one[:, heads]), every)
+        buffer = _new(arrays, heads, own + self.coming)
         return buffer, self._moved(
             buffer[own:], given, self.exchange.received, self.exchange.sent, self.hides
         )
@@ -58,20 +59,20 @@ class Trip:
         Returns the buffer of what comes back of own keys, by who had them, and what to wait for before it is read.
         """
         every = slice(None)
-        given = _new(grads[0], every, self.coming, len(grads))
-        for side, one in enumerate(grads):
+        given = _new(grads, every, self.coming)
+        for part, one in zip(parts_of(given, widths_of(grads)), grads, strict=True):
             if self.coming:
-                _copy(given[:, side], _by_key(one)[before:])
-        buffer = _new(grads[0], every, sum(self.exchange.sent), len(grads))
+                _copy(part, _by_key(one)[before:])
+        buffer = _new(grads, every, sum(self.exchange.sent))
         hides = hides and self.hides
         return buffer, self._moved(buffer, given, self.exchange.sent, self.exchange.received, hides)
 
     def add(self, grad: Any, returned: Any) -> None:
-        """In place: the parts of other ranks, in their order. returned: (keys that came back, batch, heads, head_dim).
+        """In place: the parts of other ranks, in their order. returned: (keys that came back, batch, heads, columns).
 
         Sums are float32, and rounded once.
         """
-        if not len(returned):
+        if not returned.shape[0]:
             return
         total, parts = _by_key(grad), returned
         if self._apart():  # each place comes once, and one addition in the dtype of k rounds once, too
@@ -131,8 +132,7 @@ class Trip:
         self, out: Any, given: Any, received: Sequence[int], sent: Sequence[int], hides: bool
     ) -> Pending:
         # As bytes: every backend moves those, whatever the dtype.
-        width = given[:1].numel() if len(given) else out[:1].numel()
-        width *= given.element_size()
+        width = given.shape[1] * given.shape[2] * given.shape[3] * given.element_size()
         sizes = [[count * width for count in one] for one in (received, sent)]
         flat = [one.reshape(-1).view(torch.uint8) for one in (out, given)]
         return self.ranks.exchange(flat[0], flat[1], (sizes[0], sizes[1]), self.limit, hides=hides)
@@ -140,34 +140,49 @@ class Trip:
 
 def own_copied(buffer: Any, arrays: Sequence[Any], heads: Heads, low: int, high: int) -> None:
     """Own keys [low, high) of these heads into the front of a buffer."""
-    for side, one in enumerate(arrays):
+    for part, one in zip(parts_of(buffer[: high - low], widths_of(arrays)), arrays, strict=True):
         if low < high:
-            _copy(buffer[: high - low, side], _by_key(one[:, heads, low:high]))
+            _copy(part, _by_key(one[:, heads, low:high]))
 
 
-def sides(buffer: Any) -> list[Any]:
-    """The arrays of a buffer, (batch, heads, keys, head_dim) each; views."""
-    return [buffer[:, side].permute(1, 2, 0, 3) for side in range(buffer.shape[1])]
+def widths_of(arrays: Sequence[Any]) -> list[int]:
+    """Columns of each."""
+    return [one.shape[3] for one in arrays]
 
 
-def joined(own: Sequence[Any], received: Any) -> list[Any]:
-    """Own k and v, then what was received; where nothing was, as they are."""
-    if not len(received):
+def parts_of(buffer: Any, widths: Sequence[int]) -> Sequence[Any]:
+    """The arrays of a buffer that are so wide, (keys, batch, heads, columns) each; views."""
+    found: Sequence[Any] = buffer.split_with_sizes(widths, 3)
+    return found
+
+
+def sides(buffer: Any, widths: Sequence[int]) -> list[Any]:
+    """The same, (batch, heads, keys, columns) each."""
+    return [one.permute(1, 2, 0, 3) for one in parts_of(buffer, widths)]
+
+
+def joined(own: Sequence[Any], groups: Sequence[Heads], received: Sequence[Any]) -> list[Any]:
+    """Own k and v, then what was received, of each group of heads; where nothing was, as they are."""
+    if not received[0].shape[0]:
         return list(own)
     every, count = slice(None), own[0].shape[2]
-    buffer = _new(own[0], every, count + len(received), len(own))
+    buffer = _new(own, every, count + received[0].shape[0])
     own_copied(buffer, own, every, 0, count)
-    _copy(buffer[count:], received)
-    return sides(buffer)
+    for heads, part in zip(groups, received, strict=True):
+        _copy(buffer[count:, :, heads], part)
+    return sides(buffer, widths_of(own))
 
 
-def _new(like: Any, heads: Heads, keys: int, arrays: int) -> Any:
-    batch, every, _, head_dim = like.shape
-    return like.new_empty((keys, arrays, batch, len(range(every)[heads]), head_dim))
+def _new(arrays: Sequence[Any], heads: Heads, keys: int) -> Any:
+    """A buffer for these heads of the arrays."""
+    batch, every = arrays[0].shape[:2]
+    columns = sum(widths_of(arrays))
+    count = every if heads == slice(None) else len(range(every)[heads])
+    return arrays[0].new_empty((keys, batch, count, columns))
 
 
 def _by_key(array: Any) -> Any:
-    """(batch, heads, keys, head_dim) with keys in front."""
+    """(batch, heads, keys, columns) with keys in front."""
     return array.permute(2, 0, 1, 3)
 
 
@@ -187,15 +202,15 @@ def _copy(out: Any, given: Any) -> None:
 def _wide(*tensors: Any) -> Sequence[Any]:
     """The same bytes as larger numbers, where all allow it: a copy of strided 16-bit numbers moves 2 bytes at once."""
     ratio = WIDE // tensors[0].element_size()
-    if ratio > 1 and all(_is_wide(one, ratio) for one in tensors):
-        return [one.view(torch.int64) for one in tensors]
-    return tensors
-
-
-def _is_wide(tensor: Any, ratio: int) -> bool:
-    *outer, last = tensor.stride()
-    numbers = (tensor.storage_offset(), tensor.shape[-1], *outer)
-    return last == 1 and not any(number % ratio for number in numbers)
+    if ratio == 1:
+        return tensors
+    odd = 0  # bits of every offset and step that is not a multiple of `ratio`, a power of two
+    for one in tensors:
+        keys, batch, heads, last = one.stride()
+        if last != 1:
+            return tensors
+        odd |= one.storage_offset() | one.shape[3] | keys | batch | heads
+    return tensors if odd & (ratio - 1) else [one.view(torch.int64) for one in tensors]
 
 
 def _on(device: Any, places: Whole) -> Any:

@@ -80,8 +80,8 @@ def budget(
       + 8 * sqrt(n) * w * max |out| (the floor below).
     - lse: 2 * (the largest error of attention_emulated over the rows of the head) + w * |lse| (one rounding to
       the dtype of lse; 4 times as much in float64, in which engines also convert to base 2 and back) + w * (1 + c)
-      + 4 * sqrt(n) * w (the floor). A row has only one lse, on which the emulation may be exact by luck, so the
-      head counts.
+      + 4 * sqrt(n) * w (the floor) + w * (D / 16 + 1) * (|lse| + log(n)) (what tensor cores cut off, below). A row
+      has only one lse, on which the emulation may be exact by luck, so the head counts.
 
     A soft cap adds to c the error of its tanh, TANH * softcap, in both. With a sink, of which the weights of the keys
     have the share s = sigmoid(lse - sink), the third term of out counts s times, and what rounding moves in s comes
@@ -93,6 +93,10 @@ def budget(
     to one side, while the emulation may be exact. Measured on the CPU engine for up to 9,000 such keys, tiles of
     32 to 256: at most 220 w of out and 80 w of lse. Of values with mixed signs max |out| is small, and so is the
     floor.
+
+    Of 16-bit inputs a score is summed by tensor cores, 16 products at a time: D / 16 additions, each of which cuts
+    off up to 2 * w of the sum, always towards 0. lse follows the row's greatest score, |lse| + log(n) at most, and
+    where a sum grows to it evenly, w * (D / 16 + 1) times as much is lost. The emulation's products round both ways.
 
     The terms in w matter for float32 and float64, where only the order of sums tells the emulation from an
     engine; on outputs in float16 and bfloat16 they are far below the others. Rows without keys get none.
@@ -108,7 +112,8 @@ def budget(
     score, value = _sizes(q, k, v, mask, scale)
     unit = ROUNDOFF[_arithmetic(name)]
     noise = unit * (1 + score + TANH * (softcap or 0))
-    floor = unit * xp.sqrt(keys_of_rows(mask, len(q), xp))[:, None]
+    keys = keys_of_rows(mask, len(q), xp)[:, None]
+    floor = unit * xp.sqrt(keys)
     size = xp.abs(out).max(axis=3)
     share, of_sink = 1.0, 0.0
     if sink_logits is not None:
@@ -120,11 +125,17 @@ def budget(
         allowed = allowed + of_sink * size + float(np.finfo(_arithmetic(name)).tiny) * value
     lse_size = (4 if name == "float64" else 1) * xp.abs(xp.where(empty, 0.0, lse))
     lse_allowed = 2 * lse_error.max(axis=2, keepdims=True) + unit * lse_size + noise + 4 * floor
+    lse_allowed = lse_allowed + _cut_off(name, q.shape[3]) * (lse_size + xp.log(xp.maximum(keys, 1)))
     return Budget(out, lse, xp.where(empty, 0.0, allowed), xp.where(empty, 0.0, lse_allowed))
 
 
 def _arithmetic(name: str) -> str:
     return "float64" if name == "float64" else "float32"
+
+
+def _cut_off(name: str, head_dim: int) -> float:
+    """What tensor cores may cut off of a score of 1 that is summed up evenly; nothing where there are none."""
+    return ROUNDOFF["float32"] * (head_dim / 16 + 1) if name in ("float16", "bfloat16") else 0.0
 
 
 def _sink_terms(sink_logits: Array, lse: Array, name: str) -> tuple[Array, Array]:

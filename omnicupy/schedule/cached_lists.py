@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnicupy.errors import UnsupportedError
-from omnicupy.jit.params import PLAN_PARAMS
+from omnicupy.jit.params import PLAN_PARAMS, RAGGED_PLAN_PARAMS
 from omnicupy.jit.plan_spec import MOST_ROWS, THREADS
 from omnicupy.jit.spec import round_up
 from omnicupy.masks.mask import Mask
@@ -34,6 +34,7 @@ _BYTES = {
     "splits": 16,
     "bit_tiles": 4,
     "dead": 4,
+    "row_ranges": 8,
     "n_parts": 16,
 }
 
@@ -48,7 +49,8 @@ class CachedLists:
     leave: what a part of a split row costs beside its tiles, in tiles.
     split_slots: parts of split rows that the merge has memory for; 0: rows are not split.  split_tiles: tiles of each
     part but the last one of a row, whatever else there is to do; 0: the planner cuts as it sees fit.  in_order: parts
-    are whole rows, in their order, as the plain kernel takes them.
+    are whole rows, in their order, as the plain kernel takes them.  total_rows: of all sequences, where each has a
+    number of its own, of which q_len is the most; None where all have q_len.
     Raises UnsupportedError for more sequences, keys, parts or bytes than the lists can hold.
     """
 
@@ -64,6 +66,7 @@ class CachedLists:
     split_slots: int = 0
     split_tiles: int = 0
     in_order: bool = False
+    total_rows: int | None = None
 
     def __post_init__(self) -> None:
         if self.batch > MOST_SEQUENCES:
@@ -164,6 +167,7 @@ class CachedLists:
     @cached_property
     def shapes(self) -> dict[str, int]:
         """Elements of each array that the planner writes."""
+        ragged = {} if self.total_rows is None else {"row_ranges": self.batch}
         return {
             "row_offsets": self.rows + 1,
             "entries": self.most_parts * self.most_entries,
@@ -171,6 +175,7 @@ class CachedLists:
             "splits": self.most_parts,
             "bit_tiles": self.rows * self.most_partial * self.br * (self.bc // 32),
             "dead": self.batch * (self.k_padded // 32),
+            **ragged,
             "n_parts": 1,
         }
 
@@ -196,7 +201,7 @@ class CachedLists:
     def params(self) -> NDArray[np.void]:
         """The planner's struct, with null pointers."""
         tail = self.rule.tail
-        record = np.zeros(1, PLAN_PARAMS)
+        record = np.zeros(1, PLAN_PARAMS if self.total_rows is None else RAGGED_PLAN_PARAMS)
         values = {
             "item": ITEM,
             "leave": self.leave,
@@ -209,8 +214,9 @@ class CachedLists:
             "split_slots": self.slots,
             "most_cuts": MOST_PARTS,
             "least_tiles": LEAST_TILES,
+            "total": self.total_rows,
         }
-        for name in PLAN_PARAMS.names or ():
+        for name in record.dtype.names or ():
             if name in values or hasattr(self, name):
                 record[name] = values[name] if name in values else getattr(self, name)
         return record

@@ -33,10 +33,11 @@ def ordered_lists(blocks: Sequence[BlockMask], workers: Workers) -> BlockLists:
     """As key_lists, but the tiles of a part are walked from the last query to the first, the entries stand in that
     order, and an entry's fourth word is the place in `ranks` of its first tile, that of its least query.
 
-    ranks: (tiles,) int32. `section` is the number of heads that the ranks want side by side.
+    ranks: (tiles,) int32, a meaningless one where there are no tiles. `section` is the number of heads that the ranks
+    want side by side.
     workers: `side_by_side` says how many heads may be.
     """
-    lists = key_lists(blocks, workers, n_ranks=sum(map(_tiles_of, blocks)))
+    lists = key_lists(blocks, workers, n_ranks=max(1, sum(map(_tiles_of, blocks))))
     parts = lists.array("parts")
     heads = workers.heads
     costs = parts[:, 3] * workers.repeats + PLAYED_ITEM

@@ -16,6 +16,14 @@ class CachedKV:
         capacity; the last q_len of them are those of the rows of q. On a device they are read when the work runs there,
         in a replayed graph at each replay; nothing on the host depends on them.
 
+    Sequences may have numbers of query rows of their own, parts of prompts beside decoding: attention(q, kv, mask=rule,
+    rows=starts, max_rows=n), and so for `plan` and `prepare`. q is then (rows of all, q_heads, head_dim), and so is
+    out; lse is (q_heads, rows of all). starts: int32 (batch + 1,), contiguous, beside q: where each sequence begins in
+    q, and where the last one ends; read as lengths are. max_rows: the most rows that a sequence may have, on the host.
+    Rows of no sequence are left as they are, in a new array anything; on a device also those of a sequence with more
+    than max_rows, or with bounds that decrease or leave q, which are errors on the host. No tail then, and `split` for
+    up to 64 rows a sequence alone.
+
     What lies past a sequence's length may hold NaN or Inf and reaches nothing. An empty sequence (length 0) gives rows
     of 0 with lse = -inf. A length below 0 or above the capacity is an error where the host knows lengths (NumPy arrays,
     tensors on the CPU), and an empty sequence on a device. The arrays are held as given and checked by the call.

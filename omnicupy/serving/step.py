@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from omnicupy.serving.rule import CachedRule
+
+
+class HostLists(NamedTuple):
+    """What the CPU engine keeps for a step: copies of lengths, and of rows or None."""
+
+    lengths: Any
+    rows: Any
 
 
 class CachedStep:
     """What `plan` returns, to be passed as `mask` to each layer's `attention`: lengths as they were when it was made.
 
     rule: that of `cached`.  lengths: the array it was made of; a layer's CachedKV must hold the same one.  shapes:
-    (batch, q_heads, q_len, head_dim) of q, and (kv_heads, capacity) of the caches.  lists: what the engine made.
-    config, split: those of `plan`, which layers get that name none.
+    q's shape, (kv_heads, capacity) of the caches, and max_rows or None.  lists: what the engine made.
+    config, split: those of `plan`, which layers get that name none.  rows: those of `plan`, None where all sequences
+    have equally many.
     """
 
-    __slots__ = ("config", "lengths", "lists", "rule", "shapes", "split")
+    __slots__ = ("config", "lengths", "lists", "rows", "rule", "shapes", "split")
 
     def __init__(
         self,
@@ -26,6 +34,7 @@ class CachedStep:
         *,
         config: Any = None,
         split: Any = None,
+        rows: Any = None,
     ) -> None:
         self.rule = rule
         self.lengths = lengths
@@ -33,11 +42,16 @@ class CachedStep:
         self.lists = lists
         self.config = config
         self.split = split
+        self.rows = rows
 
     def __repr__(self) -> str:
-        (batch, _, q_len, _), (_, capacity) = self.shapes
+        of_q, (_, capacity), most = self.shapes
+        if most is None:
+            rows = f"{of_q[0]} sequences, {of_q[2]} rows each"
+        else:
+            rows = f"{self.lengths.shape[0]} sequences, {of_q[0]} rows, up to {most} each"
         kernel = "" if self.kernel is None else f", kernel {self.kernel.kernel}"
-        return f"<CachedStep of {self.rule!r}: {batch} sequences, {q_len} rows each, capacity {capacity}{kernel}>"
+        return f"<CachedStep of {self.rule!r}: {rows}, capacity {capacity}{kernel}>"
 
     @property
     def kernel(self) -> Any:

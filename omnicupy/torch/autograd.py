@@ -37,7 +37,10 @@ class Attention(torch.autograd.Function):  # type: ignore[misc]  # no types wher
         mask, (scale, softcap, return_lse, config, split, deterministic), tokens_first = options
         target = new_out(q, v, True) if tokens_first else None
         out, lse = run_eagerly(
-            *(q, k, v, mask),
+            q,
+            k,
+            v,
+            mask,
             scale=scale,
             return_lse=True,
             out=target,

@@ -40,8 +40,10 @@ def gradients(
     q, k, v, out, lse, sink_logits = saved
     if dout is None:
         dout = q.new_zeros(()).expand(out.shape)
-    dout = _in_memory(dout)
-    dlse = None if dlse is None else _in_memory(dlse)
+    if dout.is_neg() or dout._is_zerotensor():
+        dout = _in_memory(dout)
+    if dlse is not None and (dlse.is_neg() or dlse._is_zerotensor()):
+        dlse = _in_memory(dlse)
     given = (dout, q, k, v, out, lse, dlse, sink_logits)
     of_q, of_k, of_v, of_sinks = wanted
     made = (
@@ -56,7 +58,9 @@ def gradients(
         if index is None:
             _gradients_on_cpu(given, made, mask, how)
         else:
-            _gradients_on_gpu(given, made, mask, how, index)
+            gpu = _gpu or _load_gpu()
+            stream = gpu.external_stream(index, eager.raw_stream(index))
+            gpu.on_device(index, _launched, given, made, mask, how, stream)
     except (RuntimeError, TypeError):  # of torch, which says nothing of which tensor it is
         tensors.check_storage(**dict(zip(_GIVEN, given, strict=True)))
         raise
@@ -65,9 +69,7 @@ def gradients(
 
 def _in_memory(grad: Any) -> Any:
     """A gradient whose elements are what lies in its memory: autograd also hands on negated views and bare zeros."""
-    if grad.is_neg() or grad._is_zerotensor():
-        return torch.empty(grad.shape, dtype=grad.dtype, device=grad.device).copy_(grad)
-    return grad
+    return torch.empty(grad.shape, dtype=grad.dtype, device=grad.device).copy_(grad)
 
 
 def _options(how: How) -> dict[str, Any]:
@@ -91,19 +93,6 @@ def _gradients_on_cpu(given: tuple[Any, ...], made: tuple[Any, ...], mask: Any, 
         made[3].copy_(torch.from_numpy(found[3]))
 
 
-def _gradients_on_gpu(given: tuple[Any, ...], made: tuple[Any, ...], mask: Any, how: How, index: int) -> None:
-    """Gradients of tensors of CUDA device `index` into `made`, on torch's current stream of it; does not wait for it.
-
-    given: dout, q, k, v, out, lse, dlse and sink_logits (these two or None).  made: dq, dk, dv and dsink_logits.
-    Called from autograd's thread of the device, too: device and stream are those of torch in the calling thread.
-    The tensors belong to torch's allocator and are named by the caller until every kernel has been launched, so their
-    memory is used again only behind these kernels.
-    """
-    gpu = _gpu or _load_gpu()
-    stream = gpu.external_stream(index, eager.raw_stream(index))
-    gpu.on_device(index, _launched, given, made, mask, how, stream)
-
-
 def prepare_on_gpu(inputs: tuple[Any, Any, Any], mask: Any, scores: Scores, sink_logits: Any) -> None:
     """What the first backward pass of such CUDA tensors does before its launches, on torch's current stream."""
     gpu = _gpu or _load_gpu()
@@ -124,6 +113,13 @@ def _prepared(inputs: tuple[Any, Any, Any], mask: Any, scores: Scores, sink_logi
 
 
 def _launched(given: tuple[Any, ...], made: tuple[Any, ...], mask: Any, how: How, stream: Any) -> None:
+    """Gradients of CUDA tensors into `made`, on `stream`; does not wait for it. Their device is current.
+
+    given: dout, q, k, v, out, lse, dlse and sink_logits (these two or None).  made: dq, dk, dv and dsink_logits.
+    Called from autograd's thread of the device, too: device and stream are those of torch in the calling thread.
+    The tensors belong to torch's allocator and are named by the caller until every kernel has been launched, so their
+    memory is used again only behind these kernels.
+    """
     gpu = _gpu
     dout, q, k, v, out, lse, dlse, sinks = given
     lse, dlse = lse.contiguous(), None if dlse is None else dlse.contiguous()
@@ -131,7 +127,7 @@ def _launched(given: tuple[Any, ...], made: tuple[Any, ...], mask: Any, how: How
     at_lse, at_dout = lse.data_ptr(), dout.data_ptr()
     # A plan is determined by these and by the mask; `made`, lse and dlse are contiguous.
     key = (
-        *("torch", q.get_device(), how, gpu.epoch(), isinstance(mask, (list, tuple))),
+        *("torch", q.get_device(), how, gpu.cache.epoch, isinstance(mask, (list, tuple))),
         *(q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(), out.shape, out.stride()),
         *(dout.shape, dout.stride(), at_dout % _ALIGN == 0, lse.shape),
         *(q.dtype, k.dtype, v.dtype, out.dtype, dout.dtype, lse.dtype),
@@ -154,8 +150,14 @@ def _launched(given: tuple[Any, ...], made: tuple[Any, ...], mask: Any, how: How
     size = plan.scratch_bytes
     scratch = torch.empty(size, dtype=torch.uint8, device=q.device) if size else None
     dq, dk, dv, dsinks = made
-    at = gpu.Addresses(
-        *(at_q, at_k, at_v, at_out, at_lse, at_dout, 0 if dlse is None else dlse.data_ptr()),
+    at = (  # backward_plan.Addresses, but for the time that its names take
+        at_q,
+        at_k,
+        at_v,
+        at_out,
+        at_lse,
+        at_dout,
+        0 if dlse is None else dlse.data_ptr(),
         0 if dq is None else dq.data_ptr(),
         0 if dk is None else dk.data_ptr(),
         0 if dv is None else dv.data_ptr(),
@@ -166,7 +168,7 @@ def _launched(given: tuple[Any, ...], made: tuple[Any, ...], mask: Any, how: How
 
 
 def _new_plan(key: Any, given: tuple[Any, ...], mask: Any, how: How, stream: Any) -> Any:
-    """The plan for such tensors, after all checks. given: as in _gradients_on_gpu."""
+    """The plan for such tensors, after all checks. given: as in _launched."""
     arrays = [None if one is None else _view(name, one) for name, one in zip(_GIVEN, given, strict=True)]
     *read, dlse, sinks = arrays
     rest = {"config": None, "dlse": dlse, _SINK: sinks}
@@ -192,15 +194,14 @@ def _load_gpu() -> Any:
     global _gpu
     import cupy
 
-    from omnicupy.gpu import backward, backward_plan, streams
+    from omnicupy.gpu import backward, streams
     from omnicupy.jit import cache
 
     _gpu = SimpleNamespace(
         prepare_backward=backward.prepare_backward,
         find_plan=backward.find_plan,
         make_plan=backward.make_plan,
-        Addresses=backward_plan.Addresses,
-        epoch=lambda: cache.epoch,
+        cache=cache,
         external_stream=streams.external_stream,
         on_device=streams.on_device,
         cupy=cupy,

@@ -26,14 +26,15 @@ EAGER = (
 
 def attention(q: Any, kv: Any, v: Any, mask: Any, *, return_lse: bool, **options: Any) -> Any:
     """`omnicupy.attention` with a CachedKV of torch tensors. options: the others of attention."""
-    options = {"sink_logits": None, "softcap": None} | options
-    q = _checked(q, kv, options["out"], options["sink_logits"])
+    options = {"sink_logits": None, "softcap": None, "rows": None, "max_rows": None} | options
+    q = _checked(q, kv, options["out"], options["sink_logits"], options["rows"])
     step = mask if isinstance(mask, CachedStep) else None
     rule = mask
     if step is not None:
-        check_cached.fits_step(q, kv, step)
+        check_cached.fits_step(q, kv, step, options["rows"], options["max_rows"])
         rule, options = step.rule, check_cached.behind_step(step, options)
-    index = _index(q, kv, options["out"])
+    rows = options["rows"]
+    index = _index(q, kv, options["out"], rows)
     if index is None:
         return _on_cpu(q, kv, v, mask, return_lse, options)
     gpu = _gpu or _load_gpu()
@@ -43,7 +44,7 @@ def attention(q: Any, kv: Any, v: Any, mask: Any, *, return_lse: bool, **options
     out = options["out"]
     k, values, table = pools_of(kv)
     to = tensors.new_out(q, values) if out is None else out
-    lse = q.new_empty(q.shape[:3], dtype=torch.float32) if return_lse else None
+    lse = q.new_empty(plan.lse_shape, dtype=torch.float32) if return_lse else None
     addresses = (
         q.data_ptr(),
         k.data_ptr(),
@@ -51,9 +52,9 @@ def attention(q: Any, kv: Any, v: Any, mask: Any, *, return_lse: bool, **options
         to.data_ptr(),
         0 if lse is None else lse.data_ptr(),
     )
-    table_at = 0 if table is None else table.data_ptr()
-    sinks = 0 if options["sink_logits"] is None else options["sink_logits"].data_ptr()
-    launch = partial(plan.launch, page_table=table_at, sink_logits=sinks, scales=pools.scale_addresses(kv))
+    others: dict[str, Any] = {"page_table": _address(table), "sink_logits": _address(options["sink_logits"])}
+    others["scales"] = pools.scale_addresses(kv)
+    launch = partial(plan.launch, row_starts=_address(rows), **others)
     gpu.on_device(index, launch, addresses, kv.lengths.data_ptr(), stream, made)
     if out is not None:
         torch.autograd.graph.increment_version(out)
@@ -68,51 +69,56 @@ def plan(
     softcap: float | None = None,
     config: AttnSpec | None = None,
     split: int | None = None,
+    rows: Any = None,
+    max_rows: int | None = None,
 ) -> CachedStep:
     """`omnicupy.plan` on torch tensors, on torch's current stream: pass what it returns as `mask` to each layer.
 
     Raises what `attention` raises.
     """
-    q = _checked(q, kv, None, None)
-    index = _index(q, kv, None)
-    shapes = check_cached.step_shapes(q, kv)
+    q = _checked(q, kv, None, None, rows)
+    index = _index(q, kv, None, rows)
+    shapes = check_cached.step_shapes(q, kv, max_rows)
     if index is None:
-        arrays = _host(q, kv)
-        made: CachedStep = api.plan(*arrays, mask, softcap=softcap, config=config, split=split)
-        return CachedStep(mask, kv.lengths, shapes, made.lists, split=split)
+        ragged: dict[str, Any] = {"rows": _numbers_on_host(rows), "max_rows": max_rows}
+        made = api.plan(*_host(q, kv), mask, softcap=softcap, config=config, split=split, **ragged)
+        return CachedStep(mask, kv.lengths, shapes, made.lists, split=split, rows=rows)
     gpu = _gpu or _load_gpu()
     stream = gpu.external_stream(index, eager.raw_stream(index))
     options: dict[str, Any] = {"scale": None, "sink_logits": None, "out": None}
-    options |= {"softcap": softcap, "config": config, "split": split}
+    options |= {"softcap": softcap, "config": config, "split": split, "rows": rows, "max_rows": max_rows}
     found = _plan_of(q, kv, None, mask, index=index, stream=stream, options=options)
-    lists = gpu.on_device(index, found.make_lists, kv.lengths.data_ptr(), stream)
-    return CachedStep(mask, kv.lengths, shapes, lists, config=config, split=split)
+    lists = gpu.on_device(index, found.make_lists, kv.lengths.data_ptr(), stream, _address(rows))
+    return CachedStep(mask, kv.lengths, shapes, lists, config=config, split=split, rows=rows)
 
 
 def prepare(q: Any, kv: Any, v: Any, mask: Any, *, gradients: bool, max_length: Any, **options: Any) -> None:
     """`omnicupy.prepare` with a CachedKV of torch tensors. options: the others of attention."""
-    q = _checked(q, kv, options["out"], options["sink_logits"])
+    q = _checked(q, kv, options["out"], options["sink_logits"], options["rows"])
     if gradients:
         raise UnsupportedError("prepare: a CachedKV has no gradients; drop gradients=True")
-    index = _index(q, kv, options["out"])
+    index = _index(q, kv, options["out"], options["rows"])
     if index is None:
         arrays = _host(q, kv)
         held = {name: _on_host(name, options[name]) for name in ("out", "sink_logits")}
+        held["rows"] = _numbers_on_host(options["rows"])
         api.prepare(*arrays, v, mask, max_length=max_length, **options | held)
         return
     if max_length is not None:
         array, caches, *_ = _arrays(q, kv, None, None)
-        check_cached.call(array, caches, v, mask, max_length=max_length)
+        ragged = _ragged(options["rows"], options["max_rows"])
+        check_cached.call(array, caches, v, mask, max_length=max_length, **ragged)
     stream = (_gpu or _load_gpu()).external_stream(index, eager.raw_stream(index))
     _plan_of(q, kv, v, mask, index=index, stream=stream, options=options)
 
 
-def _checked(q: Any, kv: Any, out: Any, sink_logits: Any) -> Any:
+def _checked(q: Any, kv: Any, out: Any, sink_logits: Any, rows: Any) -> Any:
     """q as autocast has it. Raises for what is no tensor, and where autograd or a compiler has to see the call."""
     check_cached.check_is_cache(kv)
     k, v, table = pools_of(kv)
     tensors.check(q, k, v, out, sink_logits)
     numbers = {"lengths": kv.lengths} | ({} if table is None else {"page_table": table})
+    numbers |= {} if rows is None else {"rows": rows}
     for name, array in numbers.items():
         if not isinstance(array, torch.Tensor):
             raise TypeError(f"{name} must be a torch.Tensor like q, got {type(array).__name__}")
@@ -134,10 +140,10 @@ def _checked(q: Any, kv: Any, out: Any, sink_logits: Any) -> Any:
     return q
 
 
-def _index(q: Any, kv: AnyKV, out: Any) -> int | None:
+def _index(q: Any, kv: AnyKV, out: Any, rows: Any) -> int | None:
     """The CUDA device of all, None for the CPU."""
     k, v, table = pools_of(kv)
-    for name, array in (("lengths", kv.lengths), ("page_table", table)):
+    for name, array in (("lengths", kv.lengths), ("page_table", table), ("rows", rows)):
         if array is None:
             continue
         if array.device != q.device:
@@ -160,8 +166,10 @@ def _on_cpu(q: Any, kv: AnyKV, v: Any, mask: Any, return_lse: bool, options: dic
     target = tensors.new_out(q, pools_of(kv)[1]) if out is None else out
     array, caches = _host(q, kv)
     options = options | {"sink_logits": _on_host("sink_logits", options["sink_logits"])}
+    options["rows"] = _numbers_on_host(options["rows"])
     if isinstance(mask, CachedStep):
-        caches, mask = with_lengths(caches, mask.lists), mask.rule
+        options["rows"] = mask.lists.rows
+        caches, mask = with_lengths(caches, mask.lists.lengths), mask.rule
     found = api.attention(
         array,
         caches,
@@ -179,6 +187,22 @@ def _on_host(name: str, tensor: Any) -> Any:
     return None if tensor is None else tensors.on_host(name, tensor)
 
 
+def _numbers_on_host(tensor: Any) -> Any:
+    return None if tensor is None else tensor.detach().numpy()
+
+
+def _address(tensor: Any) -> int:
+    """0 for None."""
+    return 0 if tensor is None else int(tensor.data_ptr())
+
+
+def _ragged(rows: Any, max_rows: Any) -> dict[str, Any]:
+    """rows and max_rows of CUDA tensors, as checks and plans take them."""
+    if rows is None and max_rows is None:
+        return {}
+    return {"rows": None if rows is None else pools.on_device("rows", rows), "max_rows": max_rows}
+
+
 def _arrays(q: Any, kv: AnyKV, out: Any, sink_logits: Any) -> tuple[Any, AnyKV, Any, Any]:
     """The memory of CUDA tensors, out and sink_logits or None."""
     caches = pools.mapped(kv, pools.on_device)
@@ -192,7 +216,7 @@ def _plan_of(
 ) -> Any:
     """The plan for tensors of CUDA device `index`: found by what torch tells of them, or a new one."""
     (k, values, table), lengths = pools_of(kv), kv.lengths
-    out, sinks = options["out"], options["sink_logits"]
+    out, sinks, rows = options["out"], options["sink_logits"], options["rows"]
     key = (
         (
             q.shape,
@@ -212,15 +236,20 @@ def _plan_of(
         None if table is None else (table.shape, table.stride()),
         None if sinks is None else (sinks.shape, sinks.stride(), sinks.dtype),
         pools.scales_key(kv),
+        None if rows is None else (rows.shape, rows.stride(), options["max_rows"]),
     )
     of_out = None if out is None else out.data_ptr()
     of_table = None if table is None else table.data_ptr()
-    addresses = (q.data_ptr(), k.data_ptr(), values.data_ptr(), of_out, lengths.data_ptr(), of_table)
+    numbers = lengths.data_ptr() | _address(rows)
+    addresses = (q.data_ptr(), k.data_ptr(), values.data_ptr(), of_out, numbers, of_table)
     how = options["scale"], options["softcap"], options["config"], options["split"]
-    found = _gpu.find_plan(key, addresses, rule, how, None if sinks is None else sinks.data_ptr())
+    ragged, found = _ragged(rows, options["max_rows"]), None
+    if (rows is None) == (options["max_rows"] is None):  # one alone is refused
+        found = _gpu.find_plan(key, addresses, rule, how, None if sinks is None else sinks.data_ptr())
     if found is None:
         array, caches, target, logits = _arrays(q, kv, out, sinks)
-        found = _gpu.make_plan(key, (array, caches, v, target, logits), rule, how, stream=stream)
+        given = (array, caches, v, target, logits)
+        found = _gpu.make_plan(key, given, rule, how, stream=stream, ragged=ragged)
     return found
 
 

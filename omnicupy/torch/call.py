@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data._utils.collate import default_collate_fn_map
 
+from omnicupy.call import check_ragged
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.arguments import flag
@@ -37,6 +38,8 @@ def attention(
     out: Any = None,
     config: AttnSpec | None = None,
     split: int | None = None,
+    rows: Any = None,
+    max_rows: int | None = None,
     deterministic: bool = True,
 ) -> Any:
     """`omnicupy.attention` on torch tensors: same meaning, shapes, promises and errors.
@@ -49,27 +52,27 @@ def attention(
     CUDA tensors (float16, bfloat16) run on torch's current stream of their device, without a synchronisation;
     torch allocates the outputs. CPU tensors (float16, bfloat16, float32, float64) run on NumPy and BLAS.
     Inside torch.compile the call is one operator of the graph, and masks are inputs of it: pass them as arguments,
-    and a new mask of the same shape recompiles nothing (the second one does, once). For a CUDA graph, call `prepare`
-    or this once before the capture; the graph keeps what it reads of the mask.
-    A CachedKV or PagedKV of tensors may stand for k and v, eagerly and without gradients; mask is what `cached` or
-    `plan` gave.
+    and a new mask of the same shape recompiles nothing (the second one does, once). Ahead of a CUDA graph's capture
+    call `prepare` or this once. A CachedKV or PagedKV of tensors may stand for k and v, eagerly, without gradients.
 
-    Gradients of out and lse reach q, k, v and sink_logits, in their dtypes, on the stream of the forward pass; what
-    nobody asks for is not computed. For them the call keeps q, k, v, out, lse and the mask;
-    `omnicupy.attention_backward` tells which of these it copies. There is no second derivative and no forward mode;
-    torch.func.grad, vjp, jacrev and vmap work. deterministic: False permits any order of their sums, unless
-    torch.use_deterministic_algorithms forbids it.
+    Gradients of out and lse reach q, k, v and sink_logits, in their dtypes, on the stream of the forward pass; those
+    that nobody asks for are not computed. For them the call keeps q, k, v, out, lse and the mask, of which
+    `omnicupy.attention_backward` may copy some. No second derivative, no forward mode; torch.func.grad, vjp, jacrev and
+    vmap work. deterministic: False permits any order of sums, unless torch.use_deterministic_algorithms forbids it.
 
     Returns `out`, or (out, lse) with lse (batch, q_heads, q_len), float32, for float64 tensors float64.
     Raises what `omnicupy.attention` raises; UnsupportedError for `out` where a gradient is needed, for tensors that
-    carry a tangent, for derivatives of gradients, and for `config` and `split` inside torch.compile.
+    carry a tangent, for derivatives of gradients, and for `config` and `split` in torch.compile.
     """
     if type(return_lse) is not bool or type(deterministic) is not bool:
         given = {"return_lse": return_lse, "deterministic": deterministic}
         return_lse, deterministic = (flag("attention", name, value) for name, value in given.items())
     if isinstance(k, CACHES) or isinstance(mask, (CachedRule, CachedStep)):
-        how = {"scale": scale, "return_lse": return_lse, "out": out, "config": config, "split": split}
-        return _on_caches()(q, k, v, mask, sink_logits=sink_logits, softcap=softcap, **how)
+        how = {"return_lse": return_lse, "out": out, "config": config, "split": split, "rows": rows}
+        how |= {"max_rows": max_rows, "scale": scale, "sink_logits": sink_logits, "softcap": softcap}
+        return _on_caches()(q, k, v, mask, **how)
+    if rows is not None or max_rows is not None:
+        check_ragged.refuse_without_caches()
     plain = state.are_plain(q, k, v, out, sink_logits)
     if not plain:
         tensors.check(q, k, v, out, sink_logits)
@@ -80,7 +83,7 @@ def attention(
         if out is not None:
             tensors.check_out(out, q=q, k=k, v=v, sink_logits=sink_logits)
         elif q.requires_grad or k.requires_grad or v.requires_grad or tensors.needs_gradient(sink_logits):
-            return with_gradients((q, k, v, sink_logits), mask, options)
+            return with_gradients((q, k, v, sink_logits), mask, options, plain=plain)
     return _without_gradients((q, k, v, out, sink_logits), mask, options, plain)
 
 
@@ -93,16 +96,28 @@ def _without_gradients(given: tuple[Any, ...], mask: Any, options: tuple[Any, ..
     scale, softcap, return_lse, config, split, deterministic = options
     if state.has_tangents():  # which would be lost
         tensors.check_tangents(q=q, k=k, v=v, out=out, sink_logits=sink_logits)
-    how = {"scale": scale, "return_lse": return_lse, "out": out, "config": config, "split": split}
-    if sink_logits is not None or softcap is not None:
-        how |= {"sink_logits": sink_logits, "softcap": softcap}
     if torch.compiler.is_compiling():
+        how = {"scale": scale, "return_lse": return_lse, "out": out, "config": config, "split": split}
+        if sink_logits is not None or softcap is not None:
+            how |= {"sink_logits": sink_logits, "softcap": softcap}
         return through_operator(q, k, v, mask, **how)
     run = run_eagerly if state.tracer() is None else untraced(run_eagerly)
     if not plain or state.modes() or state.transform() is not None or state.jit_traces():
         run = _seen_by_torch(plain, deterministic)
     try:
-        return run(q, k, v, mask, **how)
+        return run(
+            q,
+            k,
+            v,
+            mask,
+            scale=scale,
+            return_lse=return_lse,
+            out=out,
+            config=config,
+            split=split,
+            sink_logits=sink_logits,
+            softcap=softcap,
+        )
     except (RuntimeError, TypeError):  # of torch, which says nothing of which tensor it is
         tensors.check_storage(q=q, k=k, v=v, out=out, sink_logits=sink_logits)
         raise
@@ -125,12 +140,16 @@ def _seen_by_torch(plain: bool, deterministic: bool) -> Any:
 
 
 def with_gradients(
-    inputs: tuple[Any, Any, Any, Any], mask: Any, options: tuple[Any, ...], tokens_first: bool = False
+    inputs: tuple[Any, Any, Any, Any],
+    mask: Any,
+    options: tuple[Any, ...],
+    tokens_first: bool = False,
+    plain: bool = False,
 ) -> Any:
     """The call where an input requires a gradient; they are tensors.
 
     inputs: q, k, v and sink_logits or None.  options: scale, softcap, return_lse, config, split, deterministic.
-    tokens_first: as `new_out`.
+    tokens_first: as `new_out`.  plain: the tensors are known to be.
     """
     q, k, v, sink_logits = inputs
     if state.has_tangents():
@@ -140,7 +159,7 @@ def with_gradients(
     if state.transform() is not None:
         return through_transforms(q, k, v, mask, **_how(options, sink_logits, tokens_first))
     try:
-        if not state.are_plain(q, k, v, None, sink_logits) or state.modes():
+        if not (plain or state.are_plain(q, k, v, None, sink_logits)) or state.modes():
             return through_operator(q, k, v, mask, **_how(options, sink_logits, tokens_first))
         if state.jit_traces():
             raise UnsupportedError(NO_TRACE)
@@ -174,6 +193,8 @@ def prepare(
     split: int | None = None,
     gradients: bool = False,
     max_length: int | None = None,
+    rows: Any = None,
+    max_rows: int | None = None,
 ) -> None:
     """`omnicupy.prepare` on torch tensors: what the first `attention` call with these arguments does before its
     launch, on torch's current stream. On CPU tensors it checks the arguments and does nothing else.
@@ -188,9 +209,11 @@ def prepare(
         gradients = flag("prepare", "gradients", gradients)
     if isinstance(k, CACHES) or isinstance(mask, CachedRule):
         given = {"sink_logits": sink_logits, "softcap": softcap, "split": split}
-        given |= {"scale": scale, "out": out, "config": config}
+        given |= {"scale": scale, "out": out, "config": config, "rows": rows, "max_rows": max_rows}
         cached.prepare(q, k, v, mask, gradients=gradients, max_length=max_length, **given)
         return
+    if rows is not None or max_rows is not None:
+        check_ragged.refuse_without_caches()
     if max_length is not None:
         raise ValueError(f"prepare: max_length goes with a CachedKV, got {max_length!r} without one; drop it")
     tensors.check(q, k, v, out, sink_logits)

@@ -52,3 +52,11 @@ def test_few_rows_of_groups_of_two_are_a_class_of_their_own() -> None:
     assert of(64, 8) == "rows<=64, waves<=1, keys>8192, heads in twos"
     assert of(64, 6) == of(64, 2) == "rows<=64, waves<=1, keys>8192"
     assert of(65, 8) == "rows<=128, waves<=1, keys>8192"
+
+
+@pytest.mark.parametrize(("cache", "passed"), [("ring", "forward"), ("pages", "backward")])
+def test_other_kinds_of_caches_are_refused(cache: str, passed: str) -> None:
+    problem = Problem(1, 4, 4, 300, 300, 64, "float16")
+    with pytest.raises(ValueError, match="cache: expected one of"):
+        classes.class_of(problem, (oc.causal(300),), SMS, passed, cache=cache)
+    assert classes.class_of(problem, (oc.causal(300),), SMS, cache="pages").cache == "pages"

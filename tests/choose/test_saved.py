@@ -155,7 +155,7 @@ def test_calls_use_the_choice_and_config_overrides_it(monkeypatch: pytest.Monkey
     _keep()
     asked = []
     real = saved.find
-    monkeypatch.setattr(saved, "find", lambda *arguments: asked.append(1) or real(*arguments))
+    monkeypatch.setattr(saved, "find", lambda *given, **named: asked.append(1) or real(*given, **named))
     call = _call()
     call()
     call()
@@ -278,3 +278,19 @@ def test_the_machine_of_a_gpu() -> None:
     found = saved._machine(0)
     assert found.device
     assert float(found.driver) >= 12
+
+
+def test_kinds_of_caches_have_choices_of_their_own(machine: Path) -> None:
+    _keep()
+    for kind in classes.CACHES[1:]:
+        assert saved.find(PROBLEM, (MASK,), SMS, cache=kind) is None
+        saved.keep(HERE, classes.class_of(PROBLEM, (MASK,), SMS, cache=kind), replace(SPEC, stages=1), {})
+        assert saved.find(PROBLEM, (MASK,), SMS, cache=kind) == replace(SPEC, stages=1)
+    assert saved.find(PROBLEM, (MASK,), SMS) == SPEC
+    content = json.loads(machine.read_text())
+    for row in content["choices"]:
+        del row["problem"]["cache"]  # as files were before there were kinds
+    content["choices"] = content["choices"][:1]
+    machine.write_text(json.dumps(content))
+    saved.forget()
+    assert saved.find(PROBLEM, (MASK,), SMS) == SPEC

@@ -167,7 +167,7 @@ def test_maps_are_kept_by_addresses(device: fake_device.Device, monkeypatch: pyt
     assert len(made) == 2 * 4 * 10  # of two launches; the first call's are found twice
     (kept,) = mask._device.values()
     (plan,) = kept.plans.values()
-    assert all(len(launch._maps) <= 3 for launch in plan._launches)
+    assert all(len(launch.maps) <= 3 for launch in plan._launches)
 
 
 @pytest.mark.parametrize(

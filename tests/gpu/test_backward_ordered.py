@@ -190,6 +190,14 @@ def test_more_tiles_than_ranks_are_left_to_two_kernels(
     assert len(device.zeroed) == 1
 
 
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_mask_that_allows_nothing_has_a_plan(device: Any, head_dim: int, deterministic: bool) -> None:
+    dq, dk, dv = _run(_call(head_dim=head_dim), ~oc.full(300), deterministic=deterministic)
+    assert len(device.launches) == 3
+    assert {tuple(one.shape) for one in (dq, dk, dv)} == {(2, 4, 300, head_dim), (2, 2, 300, head_dim)}
+
+
 def test_a_soft_cap_keeps_it(device: Any) -> None:
     _run(_call(), oc.causal(300), softcap=20.0)
     _, ordered, convert = (launched["spec"] for launched in device.launches)

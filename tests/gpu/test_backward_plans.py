@@ -9,6 +9,7 @@ from typing import Any
 
 import fake_backward
 import fake_device
+import numpy as np
 import pytest
 from fake_backward import Call, map_of
 
@@ -152,3 +153,17 @@ def test_a_warm_call_plans_nothing(device: fake_device.Device, monkeypatch: pyte
     _run(call, mask, out_grads=(None, call.targets()[1], None), dlse=call.dlse())
     _run(call)
     assert device.launches[-1]["params"]["q"] == call.q.data.ptr
+
+
+@pytest.mark.parametrize("head_dim", [32, 64, 80, 128, 192, 256, 320])
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("masks", ["all", "one of two"])
+def test_masks_that_hide_all_are_served(
+    device: fake_device.Device, masks: str, deterministic: bool, head_dim: int
+) -> None:
+    """Their gradients are zeros, which kernels write: as many launches as for other masks."""
+    hidden, seen = oc.from_dense(np.zeros((300, 300), bool)), oc.causal(300)
+    call = Call(head_dim=head_dim)
+    dq, dk, dv = _run(call, hidden if masks == "all" else [hidden, seen], deterministic=deterministic)
+    assert all(made is not None for made in (dq, dk, dv))
+    assert len(device.launches) >= 2

@@ -61,6 +61,30 @@ def test_a_launch_says_that_it_may_begin_early() -> None:
     assert attribute.value.programmaticStreamSerializationAllowed == 1
 
 
+def test_a_bound_launch_takes_what_its_struct_holds_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, argument = Asked(), bytearray(b"the parameters")
+    asked.length = len(argument)
+    launch = _made(asked, OVERLAPPING)
+    start = launch.bind(GRID, BLOCK, argument, SMEM, SimpleNamespace(ptr=5))
+    start()
+    argument[:3] = b"our"
+    start()
+    launch(GRID, BLOCK, (argument,), SMEM, SimpleNamespace(ptr=5))
+    assert [content for _, _, content in asked.launches] == [b"the parameters", *2 * [b"our parameters"]]
+    assert len({(id(config), function) for config, function, _ in asked.launches}) == 1
+    with pytest.raises(BufferError):
+        argument.append(0)  # which might move it
+    asked.status = driver.CUresult(launcher.INVALID_CONTEXT)
+
+    def set_device(device: int) -> None:
+        asked.status = driver.CUresult(0)
+
+    runtime = SimpleNamespace(getDevice=lambda: 3, setDevice=set_device)
+    monkeypatch.setattr(launcher, "_runtime", runtime)
+    start()
+    assert len(asked.launches) == 5
+
+
 def test_other_launches_wait_for_the_kernel_ahead() -> None:
     asked = Asked()
     launch = _made(asked)

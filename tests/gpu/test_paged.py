@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import fake_device
@@ -10,6 +11,7 @@ import pytest
 from fake_device import BF16, ndarray
 
 import omnicupy as oc
+from omnicupy.choose import paged
 from omnicupy.jit.paged_spec import PagedSpec
 from omnicupy.jit.spec import AttnSpec
 
@@ -34,22 +36,18 @@ def _inputs(
 
 
 @pytest.mark.parametrize(
-    ("page_size", "kernel", "box"),
-    [
-        *((size, "sm80", 1) for size in (1, 8, 17)),
-        *((16, "sm90", 16), (48, "sm90", 16), (32, "sm90", 32), (256, "sm90", 64)),
-    ],
+    ("page_size", "box"), [(1, 1), (12, 1), (8, 8), (16, 16), (48, 16), (32, 32), (256, 64)]
 )
-def test_which_kernel_reads_pages(device: fake_device.Device, page_size: int, kernel: str, box: int) -> None:
+def test_which_variant_reads_pages(device: fake_device.Device, page_size: int, box: int) -> None:
     q, kv = _inputs(page_size)
     step = oc.plan(q, kv, oc.cached())
     oc.attention(q, kv, mask=step)
     spec = device.launches[-1]["spec"]
     assert type(spec) is PagedSpec
-    assert (spec.kernel, spec.page, spec.params) == (kernel, box, f"{kernel}_paged")
+    assert (spec.kernel, spec.page, spec.params) == ("sm90", box, "sm90_paged")
     assert step.kernel == spec
     assert f"page={box}" in str(step.kernel)
-    assert repr(step).endswith(f"capacity {MOST * page_size}, kernel {kernel}>")
+    assert repr(step).endswith(f"capacity {MOST * page_size}, kernel sm90>")
 
 
 def test_what_the_kernel_is_given(device: fake_device.Device) -> None:
@@ -73,13 +71,23 @@ def test_what_the_kernel_is_given(device: fake_device.Device) -> None:
     assert device.launches[-1]["params"]["page_table"] == again.data.ptr
 
 
-def test_a_tile_that_looks_up_pages_has_registers_for_it(device: fake_device.Device) -> None:
-    oc.attention(*_inputs(8, q_len=3000, head_dim=128), mask=oc.cached())
+@pytest.mark.parametrize(("page_size", "head_dim"), [(7, 64), (7, 128), (8, 128)])
+def test_a_tile_that_looks_up_pages_has_registers_for_it(
+    device: fake_device.Device, page_size: int, head_dim: int
+) -> None:
+    oc.attention(*_inputs(page_size, q_len=3000, head_dim=head_dim), mask=oc.cached())
     spec = device.launches[-1]["spec"]
-    assert (spec.kernel, spec.br, spec.bc, spec.warps) == ("sm80", 128, 64, 8)
+    assert (spec.kernel, spec.br, spec.warps) == (("sm90", 192, 16) if page_size == 8 else ("sm90", 128, 12))
 
 
-@pytest.mark.parametrize(("page_size", "kernel"), [(8, "sm80"), (32, "sm90")])
+def test_a_tile_of_the_portable_kernel_that_looks_up_pages_has_registers_for_it() -> None:
+    row = AttnSpec(arch="sm_80", kernel="sm80", dtype="bfloat16", head_dim=128, br=128, bc=64)
+    assert row.warps == 4
+    assert paged.fitted(row, 8) == replace(row, warps=8)
+    assert paged.fitted(replace(row, head_dim=64), 8) == replace(row, head_dim=64)
+
+
+@pytest.mark.parametrize(("page_size", "kernel"), [(6, "sm90"), (32, "sm90")])
 def test_values_of_another_width(device: fake_device.Device, page_size: int, kernel: str) -> None:
     q, kv = _inputs(page_size, head_dim=192, value_dim=128)
     out = oc.attention(q, kv, mask=oc.cached())
@@ -132,12 +140,15 @@ def test_a_step_serves_layers_with_other_tables(device: fake_device.Device) -> N
 
 
 def test_a_config_that_cannot_read_the_pages_is_refused(device: fake_device.Device) -> None:
-    oc.attention(*_inputs(16), mask=oc.cached(), config=SM90)
-    assert device.launches[-1]["spec"].page == 16
+    for page_size, box in ((16, 16), (8, 8), (24, 8), (128, 64), (6, 1)):
+        oc.attention(*_inputs(page_size), mask=oc.cached(), config=SM90)
+        assert device.launches[-1]["spec"].page == box
+    many = replace(SM90, br=192, warps=16)
+    oc.attention(*_inputs(8), mask=oc.cached(), config=many)
     with pytest.raises(
-        oc.UnsupportedError, match="kernel 'sm90' reads pages of a multiple of 16 tokens, got 8"
+        oc.UnsupportedError, match="at most 12 warps, got pages of 6 and 16 warps; leave config out"
     ):
-        oc.attention(*_inputs(8), mask=oc.cached(), config=SM90)
+        oc.attention(*_inputs(6), mask=oc.cached(), config=many)
 
 
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import platform
 import re
 import shutil
-import subprocess
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+import host_compiler
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,7 +18,6 @@ from omnicupy.jit import source
 from omnicupy.jit.params import params_bytes
 from omnicupy.jit.spec import KernelSpec
 
-HOST = Path(__file__).parent / "cpu_threads"
 SMEM_MOST = 1 << 18
 STRUCTS = {  # of params.PARAMS
     "naive": "ForwardParams",
@@ -30,10 +29,14 @@ STRUCTS = {  # of params.PARAMS
     "naive_fp8": "Fp8Params",
     "sm80_fp8": "Fp8Params",
     "sm90_fp8": "Fp8ParamsSm90",
+    "naive_ragged": "RaggedParams",
+    "sm80_ragged": "RaggedParams",
+    "sm90_ragged": "RaggedParamsSm90",
     "bwd": "BackwardParams",
     "bwd_sm90": "BackwardParamsSm90",
     "bwd_sums": "BackwardParamsWithSums",
     "plan": "PlanParams",
+    "plan_ragged": "RaggedPlanParams",
     "append": "AppendParams",
     "append_fp8": "Fp8AppendParams",
 }
@@ -80,32 +83,27 @@ def missing() -> str | None:
     return None if shutil.which("g++") else "no g++"
 
 
-def build(kernel: KernelSpec, folder: Path) -> ctypes.CDLL:
-    """Compile a kernel into `folder`, which is its own."""
+@functools.cache
+def build(kernel: KernelSpec) -> ctypes.CDLL:
+    """A kernel compiled for the host."""
     of_kernel = source.load(kernel.source)
-    for name, text in ((kernel.source, of_kernel.text), *of_kernel.headers):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(_for_host(name, text.decode()))
-    main = folder / "main.cpp"
-    main.write_text(
+    files = {
+        name: _for_host(name, text.decode())
+        for name, text in ((kernel.source, of_kernel.text), *of_kernel.headers)
+    }
+    files["main.cpp"] = (
         f'#include "cuda.h"\n#include "{kernel.source}"\n'
         f'extern "C" void kernel_on_cpu(void const* params) {{\n'
         f"  {kernel.entry}(*static_cast<omni::{STRUCTS[kernel.params]} const*>(params));\n}}\n"
     )
     macros = {**kernel.defines(), "OMNI_PARAMS_BYTES": params_bytes(kernel.params)}
     macros["__CUDA_ARCH__"] = 10 * int(kernel.arch.removeprefix("sm_").rstrip("a"))
-    library = folder / "kernel.so"
-    options = [f"-I{HOST}", f"-I{folder}", *(f"-D{name}={value}" for name, value in macros.items())]
-    sources = [str(main), str(HOST / "threads.cpp"), "-o", str(library)]
-    program = ["g++", "-std=c++17", "-O1", "-w", "-fno-strict-aliasing", "-shared", "-fPIC"]
-    subprocess.run([*program, *options, *sources], check=True, timeout=300)
-    return ctypes.CDLL(str(library))
+    return ctypes.CDLL(str(host_compiler.library(files, macros)))
 
 
 def _for_host(name: str, text: str) -> str:
     if name in _WHOLE:
-        return (HOST / _WHOLE[name]).read_text()
+        return (host_compiler.HOST / _WHOLE[name]).read_text()
     for pattern, instead, *times in _INSTEAD.get(name, ()):
         text, found = re.subn(pattern, instead.replace("\\", r"\\"), text, flags=re.DOTALL)
         assert [found] == (times or [1]), f"{name}: {pattern} is there {found} times"

@@ -9,6 +9,7 @@ import fake_device
 import numpy as np
 import pytest
 from fake_device import BF16, ndarray
+from fake_driver import Function
 
 from omnicupy.gpu import attention as gpu_attention
 from omnicupy.gpu import backward, backward_plan, backward_planning, planning
@@ -62,7 +63,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> fake_device.Device:
     return fake
 
 
-class _With:
+class _With(Function):
     """Launches with an attribute: "early", what may come up while the kernel ahead runs, or "together"."""
 
     def __init__(self, fake: fake_device.Device, attribute: str, function: Any) -> None:

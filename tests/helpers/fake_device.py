@@ -10,7 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from fake_driver import RELAXED, Driver
+from fake_driver import RELAXED, Driver, Function
 
 from omnicupy.choose import pick, table
 from omnicupy.gpu import append as gpu_append
@@ -144,19 +144,10 @@ class Device:
             (packed,) = args
             assert type(packed) is bytearray, "passed by its address, and nobody else's"
             (params,) = np.frombuffer(bytes(packed), PARAMS[spec.params])
-            self.launches.append(
-                {
-                    "grid": grid,
-                    "block": block,
-                    "smem": smem,
-                    "stream": stream,
-                    "device": self.current,
-                    "params": params,
-                    "spec": spec,
-                }
-            )
+            launch = {"grid": grid, "block": block, "smem": smem, "stream": stream, "device": self.current}
+            self.launches.append(launch | {"params": params, "argument": packed, "spec": spec})
 
-        return Kernel(None, function)
+        return Kernel(None, Function(function))
 
 
 class Allocating:

@@ -1,10 +1,14 @@
-"""Stands in for cuda.bindings.driver: numbers of streams, captures, and what graphs call back when they end."""
+"""Stands in for cuda.bindings.driver: numbers of streams, captures, what graphs call back when they end, and
+launches.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import itertools
 import threading
+from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -92,3 +96,16 @@ class Driver:
         assert count == 1
         del self._objects[made]
         return (0,)
+
+
+class Function:
+    """What launches a kernel, as launcher.Launcher does. call: notes a launch."""
+
+    def __init__(self, call: Callable[..., None]) -> None:
+        self._call = call
+
+    def __call__(self, grid: Any, block: Any, args: Any, smem: int, stream: Any) -> None:
+        self._call(grid, block, args, smem, stream)
+
+    def bind(self, grid: Any, block: Any, argument: bytearray, smem: int, stream: Any) -> Callable[[], None]:
+        return partial(self, grid, block, (argument,), smem, stream)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import cuda_on_cpu
@@ -195,15 +194,3 @@ def assert_within_budget(
     found = budget.compare(out, lse, expected)
     assert found.ok, str(found)
     return out, lse
-
-
-def libraries(folder_of: Callable[[str], Path]) -> Callable[[AttnSpec], Any]:
-    """Kernels by their specs, each built once."""
-    built: dict[AttnSpec, Any] = {}
-
-    def library(spec: AttnSpec) -> Any:
-        if spec not in built:
-            built[spec] = cuda_on_cpu.build(spec, folder_of("forward"))
-        return built[spec]
-
-    return library

@@ -44,7 +44,8 @@ def fill(
 ) -> tuple[int, int]:
     """Tensor maps and sizes, into the struct; the grid of the launch. arrays: q, dout, k and v."""
     part = grid.kernel
-    params["work_items"], params["section"] = grid.work_items(lists.n_parts), grid.section(lists.n_parts)
+    params["work_items"] = grid.work_items(lists.n_parts)
+    params["section"] = lists.section or grid.section(lists.n_parts)
     params["n_slots"], params["n_split_rows"] = lists.n_slots, lists.n_split_rows
     with encoded_for_the_host():
         for name in ("q", "dout", "k", "v"):

@@ -25,13 +25,15 @@ from omnicupy.jit.widths import kernel_widths
 from omnicupy.schedule.backward_grid import BackwardGrid
 from omnicupy.schedule.block_lists import BlockLists, block_lists
 from omnicupy.schedule.key_lists import key_lists
+from omnicupy.schedule.ordered_lists import ordered_lists
 from omnicupy.schedule.parts import Workers
 
 BATCH, Q_HEADS, KV_HEADS, Q_LEN, K_LEN = 2, 4, 2, 150, 203
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 # Relative error of a gradient, and of its worst row: what rounding P, dS and the result leaves, and half of it more.
 ERROR = {"float16": (4.5e-4, 1.2e-3), "bfloat16": (3.5e-3, 9e-3)}
-LISTS = ("row_offsets", "entries", "parts", "bit_tiles", "spans", "dead", "dead_rows")
+LISTS = ("row_offsets", "entries", "parts", "bit_tiles", "spans", "dead", "dead_rows", "ranks")
+MAKE_ALL = ("fused", "ordered")  # parts that make all gradients, that of q as sums
 
 Array = NDArray[Any]
 
@@ -141,10 +143,13 @@ class Problem:
         return made | {name: made[name][..., : self.width(name)] for name in ("dq", "dk", "dv")}
 
     def grid(self, part: BackwardKernel) -> BackwardGrid:
-        """How a kernel for Hopper is laid over so few multiprocessors that some work on two items."""
+        """How a kernel for Hopper is laid over so few multiprocessors that some work on two items. One that waits for
+        other thread blocks has one alone: they run one after the other here.
+        """
         sizes = (BATCH, Q_HEADS, KV_HEADS, Q_LEN, K_LEN, self.head_dim, self.dtype)
         call = CallProblem(*sizes, value_dim=self.width("v"))
-        return BackwardGrid(part, call, len(self.masks), sm_count=10, l2_bytes=50 << 20)
+        sm_count = 1 if part.part == "ordered" else 10
+        return BackwardGrid(part, call, len(self.masks), sm_count=sm_count, l2_bytes=50 << 20)
 
     def poison(self) -> None:
         """NaN wherever no pair reads."""
@@ -159,7 +164,7 @@ class Problem:
 def _lists(problem: Problem, part: BackwardKernel) -> BlockLists:
     heads = Q_HEADS if part.part == "dq" else KV_HEADS
     blocks = [mask.blocks(part.br, part.bc) for mask in problem.masks]
-    make = block_lists if part.part == "dq" else key_lists
+    make = {"dq": block_lists, "ordered": ordered_lists}.get(part.part, key_lists)
     if part.params == "bwd_sm90":
         return make(blocks, hopper_calls.workers(problem.grid(part)))
     return make(blocks, Workers(heads * BATCH // len(blocks), 132))
@@ -248,20 +253,23 @@ def run(
     lists = _lists(problem, part)
     inputs = {name: made[f"{name}_copy"] for name in ("q", "k", "v", "dout")}
     inputs |= {name: made[name] for name in ("lse2", "delta")}
-    names = ("dk", "dv") if part.part in ("dkdv", "fused") else ("dq",)
+    names = ("dk", "dv") if part.part in ("dkdv", *MAKE_ALL) else ("dq",)
     gradients = {name: aligned(problem.gradients[name].shape, DTYPES[problem.dtype]) for name in names}
     for array in gradients.values():
         array.fill(np.nan)
     sums = {}
-    if part.part == "fused":
+    if part.part in MAKE_ALL:
         sums["dq_sums"] = aligned((BATCH, Q_HEADS, padded_rows(Q_LEN) * part.head_dim), np.float32)
         sums["dq_sums"].fill(0)
     elif part.part == "convert":
         inputs["dq_sums"] = made["dq_sums"]
     is_hopper = part.params == "bwd_sm90"
     more = hopper_calls.memory(problem.grid(part), lists) if is_hopper else {}
+    if part.part == "ordered":
+        more["turns"] = aligned((BATCH * Q_HEADS * padded_rows(Q_LEN) // part.br,), np.int32)
+        more["turns"].fill(0)
     params, held = _params(problem, lists, {**inputs, **gradients, **sums, **more}, part.params)
-    tokens, heads = (K_LEN, KV_HEADS) if part.part in ("dkdv", "fused") else (Q_LEN, Q_HEADS)
+    tokens, heads = (K_LEN, KV_HEADS) if names == ("dk", "dv") else (Q_LEN, Q_HEADS)
     items = BATCH * heads * tokens
     if part.part == "convert":
         items = BATCH * heads * -(-tokens // part.br)
@@ -273,6 +281,8 @@ def run(
         grid = hopper_calls.fill(params, problem.grid(part), lists, inputs)
     cuda_on_cpu.run(library, part, params, grid, [*inputs.values()], late, sums=sums.get("dq_sums"))
     assert held
+    if part.part == "ordered":
+        assert more["turns"].sum() == lists.array("ranks").size * Q_HEADS * BATCH // len(problem.masks)
     assert not any(more[name].any() for name in more.keys() & {"counter", "arrivals"})  # as they were found
     return gradients | sums
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from made_ceilings import BACKWARD
 
 from omnicupy.call.problem import Problem
+from omnicupy.choose import backward_prediction, backward_table, prediction, variants
 from omnicupy.choose import ceilings as choose_ceilings
-from omnicupy.choose import prediction, variants
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.tools.bench.decoding import copy_share
+from omnicupy.tools.bench.gradients import asked
 from omnicupy.tools.bench.records import Record
 from omnicupy.tools.bench.suites import GPU_SUITES
 from omnicupy.tools.workloads.workload import by_name
@@ -57,7 +60,28 @@ def record(*suites: str, only: tuple[str, ...] = (), **header: Any) -> dict[str,
     return made.content
 
 
+def _add_forms(made: Record, name: str, systems: tuple[str, ...]) -> None:
+    """Rows of the backward pass."""
+    workload = by_name(name)
+    mask = workload.mask()
+    problem = workload.problem(mask, "bfloat16")
+    shape = [workload.batch, workload.q_heads, workload.kv_heads, *mask.shape, workload.head_dim]
+    device = choose_ceilings.Device("Made H100", HEADER["multiprocessors"], HEADER["l2_bytes"])
+    for system in systems:
+        of = asked(system.partition(":")[2])
+        spec = backward_table.pick("sm_90", "bfloat16", workload.head_dim)
+        spec = replace(spec, fused=None, ordered=None) if of.two else spec
+        how = {"deterministic": not of.free, "wanted": of.wanted}
+        work = backward_prediction.work_of(spec, problem, mask, device, **how)
+        ms = backward_prediction.predict(work, BACKWARD).us / 1e3
+        known = {"workload": name, "pass": "backward", "shape": shape, "system": system}
+        made.add(**known, ms=ms, tflops=100.0, correct=True, error=1.0, spec=str(spec))
+
+
 def _add(made: Record, name: str, systems: tuple[str, ...], kind: str) -> None:
+    if kind == "forms":
+        _add_forms(made, name, systems)
+        return
     workload = by_name(name)
     mask = workload.mask()
     q_len, k_len = mask.shape
@@ -121,7 +145,7 @@ TILE_WORDS = {
 def _spec(system: str, sizes: tuple[int, ...]) -> AttnSpec:
     word = system.partition(":")[2]
     problem = Problem(*sizes, "bfloat16")  # type: ignore[arg-type]
-    if not word or word in ("nomask", "image", "ones"):
+    if word in ("", "nomask", "image", "ones", "contiguous") or word.startswith("page"):
         from omnicupy.choose import pick
         from omnicupy.masks.constructors import full
 
@@ -173,3 +197,17 @@ def _figures(kind: str, ms: float, sizes: tuple[int, ...], ours: bool, draw: Any
     if ours:
         return {"mask_ms": 0.3, "cut_ms": 0.2, "new_mask_call_ms": ms + 0.5, "same_mask_call_ms": ms}
     return {"build_ms": 20.0 + ms, "first_call_s": 2.0}
+
+
+def shapes_of_instructions() -> list[dict[str, Any]]:
+    """Rows of the suite atoms: one of each study and pass."""
+    tile, sizes = "sm90-128x128-s2-w12", [4, 16, 16, 4096, 4096, 128]
+    known = {"suite": "atoms", "workload": "full-d128-s4096", "shape": sizes, "ms": 2.0, "tflops": 550.0}
+    known |= {
+        "system": f"omnicupy:{tile}",
+        "base": f"omnicupy:{tile}",
+        "tile": tile,
+        "atom": [64, 128, 128, 16],
+    }
+    known |= {"registers": {"forward": 168}, "flaws": {}}
+    return [known | {"study": study, "pass": name} for study in "knm" for name in ("forward", "backward")]

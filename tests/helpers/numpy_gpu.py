@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from omnicupy import api
-from omnicupy.serving.caches import CachedKV
+from omnicupy.serving.caches import CACHES, AnyKV, CachedKV, PagedKV
 from omnicupy.tools import environment
 
 
@@ -156,17 +156,19 @@ def attention(q: Any, k: Any, v: Any = None, mask: Any = None, *, config: Any = 
     """The CPU engine in a kernel's place, which takes plain arrays alone."""
     if options.get("out") is not None:
         options["out"] = options["out"].view(np.ndarray)
-    if isinstance(k, CachedKV):
+    if isinstance(k, CACHES):
         return _called(api.attention, np.asarray(q), _plain(k), v, mask, **options)
     return _called(api.attention, *(np.asarray(x) for x in (q, k, v)), mask, **options)
 
 
-def plan(q: Any, kv: CachedKV, mask: Any, *, config: Any = None, **options: Any) -> Any:
+def plan(q: Any, kv: AnyKV, mask: Any, *, config: Any = None, **options: Any) -> Any:
     """The CPU engine's step."""
     return api.plan(np.asarray(q), _plain(kv), mask, **options)
 
 
-def _plain(kv: CachedKV) -> CachedKV:
+def _plain(kv: AnyKV) -> AnyKV:
+    if isinstance(kv, PagedKV):
+        return PagedKV(*(np.asarray(one) for one in (kv.k_pages, kv.v_pages, kv.page_table, kv.lengths)))
     return CachedKV(*(np.asarray(one) for one in (kv.k, kv.v, kv.lengths)))
 
 

@@ -17,6 +17,7 @@ from cuda_on_cpu import aligned
 from numpy.typing import NDArray
 
 import omnicupy as oc
+from omnicupy.call import check_ragged
 from omnicupy.call.problem import Problem
 from omnicupy.gpu import cached_planning, pages
 from omnicupy.gpu.planning import score_fields, struct_of
@@ -24,9 +25,9 @@ from omnicupy.jit.fp8_spec import Fp8Spec
 from omnicupy.jit.params import PARAMS
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.schedule.grid import Grid
+from omnicupy.serving.caches import sizes_of
 
 Array = NDArray[Any]
-WRITTEN = ("row_offsets", "entries", "parts", "splits", "bit_tiles", "dead", "n_parts")
 SPARE = 3  # pages of a pool that no table names
 PAST = (2**31 - 1, -1, -(2**31))  # entries behind a sequence's pages
 
@@ -104,9 +105,17 @@ def named_pages(kv: oc.PagedKV) -> list[Array]:
     return [pool[page] for page in sorted(found) for pool in (kv.k_pages, kv.v_pages)]
 
 
+def _problem(spec: AttnSpec, q: Array, kv: Any, v: Array, options: dict[str, Any]) -> Problem:
+    heads, capacity = sizes_of(kv)
+    rows = options.get("rows")
+    batch = len(q) if rows is None else len(rows) - 1
+    sizes = (batch, q.shape[1], heads, options.get("max_rows") or q.shape[2], capacity, q.shape[3])
+    return Problem(*sizes, spec.dtype, value_dim=v.shape[3], softcap=spec.softcap)
+
+
 @dataclass
 class Run:
-    """What a kernel gave. parts: of block rows that were cut."""
+    """What a kernel gave, of rows of all sequences as of one batch element. parts: of block rows that were cut."""
 
     out: Array
     lse: Array
@@ -127,20 +136,18 @@ def run(
 ) -> Run:
     """A kernel's call on a CachedKV or PagedKV of NumPy arrays, given its struct as a plan gives it.
 
-    options: softcap, sink_logits and split, as in attention.
+    options: softcap, sink_logits, split, rows and max_rows, as in attention.
     """
-    in_pages = isinstance(kv, oc.PagedKV)
-    capacity = kv.page_table.shape[1] * kv.k_pages.shape[1] if in_pages else kv.k.shape[2]
-    heads = kv.k_pages.shape[2] if in_pages else kv.k.shape[1]
+    in_pages, rows = isinstance(kv, oc.PagedKV), options.get("rows")
     k, v = (one.transpose(0, 2, 1, 3) for one in (kv.k_pages, kv.v_pages)) if in_pages else (kv.k, kv.v)
-    sizes = (len(q), q.shape[1], heads, q.shape[2], capacity, q.shape[3])
-    problem = Problem(*sizes, spec.dtype, value_dim=v.shape[3], softcap=spec.softcap)
-    compiled = pages.spec_of(spec, kv)
+    q, total = (q, None) if rows is None else (check_ragged.as_tensor(q), len(q))
+    problem = _problem(spec, q, kv, v, options)
+    compiled = pages.spec_of(spec, kv, ragged=rows is not None)
     of_device: dict[str, Any] = {"sm_count": sm_count, "l2_bytes": 50 << 20}
     grid = Grid.of(compiled, problem, problem.batch, **of_device, split=options.get("split"))
-    lists = cached_planning.lists_of(grid, rule)
-    found = planned.run(planner, lists, kv.lengths)
-    out = aligned((len(q), problem.q_len, problem.q_heads, problem.value_dim), q.dtype).transpose(0, 2, 1, 3)
+    lists = cached_planning.lists_of(grid, rule, total)
+    found = planned.run(planner, lists, kv.lengths, rows)
+    out = aligned((len(q), q.shape[2], problem.q_heads, problem.value_dim), q.dtype).transpose(0, 2, 1, 3)
     need, partial_bytes = cached_planning._need_of(grid, lists)
     held: dict[str, Array] = {"q": q, "k": k, "v": v, "out": out, "lse": aligned(q.shape[:3], np.float32)}
     held["partials"] = aligned(max(1, partial_bytes // 4), np.float32)
@@ -155,7 +162,7 @@ def run(
     template = struct_of(grid, scores, fields, (q, k, v, out))
     params = np.frombuffer(template, PARAMS[compiled.params]).copy()[0:1].reshape(())
     places = {name: array.ctypes.data for name, array in held.items()}
-    places |= {name: found.buffer.ctypes.data + lists.offsets[name] for name in WRITTEN}
+    places |= {name: found.buffer.ctypes.data + at for name, at in lists.offsets.items()}
     for name, at in places.items():
         if name in (params.dtype.names or ()):
             params[name] = at
@@ -163,9 +170,15 @@ def run(
     if spec.kernel == "sm90":
         call: Any = SimpleNamespace(arrays=held, problem=problem)
         forward_on_cpu.fill_maps(params, call, compiled)
-        reads = _scales_and_keys(kv, reads[1:]) if isinstance(compiled, Fp8Spec) else ()
+        if isinstance(compiled, Fp8Spec):
+            reads = _scales_and_keys(kv, reads[1:])
+        else:  # key by key they are copied as those of sm80 are
+            reads, late = reads[1:], "page=1" in str(compiled)
     parts = lists.most_parts if spec.kernel == "sm90" else lists.rows
-    cuda_on_cpu.run(library(compiled), compiled, params, grid.thread_blocks(parts)[:2], reads, late=late)
+    blocks = grid.thread_blocks(parts)[:2]
+    if total is not None and spec.kernel == "naive":
+        blocks = (total * problem.q_heads, 1)
+    cuda_on_cpu.run(library(compiled), compiled, params, blocks, reads, late=late)
     assert not held["counter"][:2].any()
     assert not held["arrivals"].any()
     return Run(out, held["lse"], int((found.splits[:, 0] >= 0).sum()))

@@ -25,6 +25,8 @@ from omnicupy.parallel.prediction import Heads
 
 SIZE = 48
 CAP = 3.0  # of scores
+WIDE = 12  # columns of v that is wider than k
+WAYS: dict[str, Any] = {"overlapped": True, "again": True, "behind": False, "rows": "rows", "heads": [1, 1]}
 TIMEOUT = 90  # seconds that a process waits for another
 
 
@@ -44,11 +46,12 @@ def masks() -> dict[str, tuple[Mask, Any]]:
     }
 
 
-def whole(mask: Mask, dtype: Any, heads: tuple[int, int] = (4, 2)) -> list[Any]:
-    """dout, dlse, q, k and v of all ranks; NaN in keys that nobody sees and rows that see nothing."""
+def whole(mask: Mask, dtype: Any, heads: tuple[int, int] = (4, 2), columns: int = 8) -> list[Any]:
+    """dout, dlse, q, k and v of all ranks; NaN in keys that nobody sees and rows that see nothing. columns: of v."""
     generator = torch.Generator().manual_seed(1)
     (q_len, k_len), dense = mask.shape, torch.from_numpy(mask.to_dense())
-    shapes = [(2, heads[0], q_len, 8)] * 2 + [(2, heads[1], k_len, 8)] * 2
+    shapes = [(2, heads[0], q_len, columns), (2, heads[0], q_len, 8)]
+    shapes += [(2, heads[1], k_len, 8), (2, heads[1], k_len, columns)]
     dout, q, k, v = (torch.randn(one, generator=generator).to(dtype) for one in shapes)
     dlse = torch.randn((2, heads[0], q_len), generator=generator)
     for one, dead in ((q, ~dense.any(1)), (k, ~dense.any(0)), (v, ~dense.any(0))):
@@ -84,32 +87,32 @@ def results(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
 
 
 def overlapped(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
-    """out, lse and gradients, those of sinks too, twice with overlap and once without; and how they overlapped.
+    """out, lse and gradients, those of sinks too, by every way of WAYS; and how they overlapped.
 
-    Scores are capped and have sinks. Block rows are of 4 rows, so that small problems have some.
+    Scores are capped and have sinks, and v is wider than k. Block rows are of 4 rows, so that small problems have some.
     """
     overlap.BLOCK = 4
     found: dict[str, Any] = {}
     for name, (mask, rows) in masks().items():
         made = plan(mask, ranks, rows=rows)
         for dtype in (torch.float32, torch.bfloat16):
-            dout, dlse, q, k, v = whole(mask, dtype)
+            dout, dlse, q, k, v = whole(mask, dtype, columns=WIDE)
             q, dout, dlse = (made.shard(one, rank, 2) for one in (q, dout, dlse))
             k, v = (made.shard(one, rank, keys=True) for one in (k, v))
             leaves = [one.requires_grad_() for one in (q, k, v, sinks())]
-            for how in ("overlapped", "again", "behind"):
+            for how, way in WAYS.items():
                 out, lse = oc.parallel.attention(
                     *(*leaves[:3], made),
                     sink_logits=leaves[3],
                     softcap=CAP,
                     return_lse=True,
-                    overlap=how != "behind",
+                    overlap=way,
                     time_limit=TIMEOUT,
                 )
                 grads = torch.autograd.grad([out, lse], leaves, [dout, dlse])
                 found[f"{name} {dtype} {how}"] = [one.detach() for one in (out, lse, *grads)]
         steps = overlap.steps_of(made, rank, 0, 2, Heads(4, 2, 8), True)
-        found[name] = (len(steps.groups), len(steps.back), len(steps.pieces))
+        found[name] = (len(steps.groups), len(steps.pieces))
     return found
 
 
@@ -170,6 +173,12 @@ def refused(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
         "heads": message(lambda: oc.parallel.attention(q, k, v, plan(mask, ranks, heads=(8, 2, 8)))),
         "group": message(lambda: oc.parallel.attention(q, k, v, made, group="world")),
         "plans": message(lambda: oc.parallel.attention(*mine, other)),
+        "groups": message(
+            lambda: oc.parallel.attention(q, k, v, made, overlap=(1, 1) if rank == 1 else False)
+        ),
+        "widths": message(lambda: oc.parallel.attention(q, k, v[..., : 8 - 4 * (rank == 1)], made)),
+        "heads in all": message(lambda: oc.parallel.attention(q, k, v, made, overlap=(1, 2))),
+        "way": message(lambda: oc.parallel.attention(q, k, v, made, overlap="columns")),
         "arrays": message(lambda: oc.parallel.attention(q.numpy(), k, v, made)),
         "limit": message(lambda: oc.parallel.attention(q, k, v, made, time_limit=0)),
     }

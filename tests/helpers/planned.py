@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cuda_on_cpu
@@ -18,9 +17,10 @@ from omnicupy.schedule.order import LAST, LAZY
 from omnicupy.schedule.pieces import LAZY_KEYS
 
 SPEC = PlanSpec(arch="sm_80")
+RAGGED = PlanSpec(arch="sm_80", ragged=True)
 POISON = 0x5A  # what the buffer holds before
 GUARD = 4096  # bytes around each array that nobody may write
-_WIDTH = {"entries": 4, "parts": 4, "splits": 4}
+_WIDTH = {"entries": 4, "parts": 4, "splits": 4, "row_ranges": 2}
 
 
 @dataclass
@@ -56,15 +56,22 @@ class Planned:
         return np.unpackbits(words.view(np.uint8), axis=1, bitorder="little").astype(bool)
 
 
-def build(folder: Path) -> Any:
-    return cuda_on_cpu.build(SPEC, folder)
+def build(*, ragged: bool = False) -> Any:
+    return cuda_on_cpu.build(RAGGED if ragged else SPEC)
 
 
-def run(library: Any, lists: CachedLists, lengths: NDArray[np.int32]) -> Planned:
+def run(
+    library: Any,
+    lists: CachedLists,
+    lengths: NDArray[np.int32],
+    row_starts: NDArray[np.int32] | None = None,
+) -> Planned:
     buffer = aligned(lists.nbytes, np.uint8)
     buffer.fill(POISON)
     params = lists.params()
-    held = {"lengths": lengths}
+    held: dict[str, NDArray[Any]] = {"lengths": lengths}
+    if row_starts is not None:
+        held["row_starts"] = row_starts
     if lists.rule.tail is not None:
         held |= tail_arrays(lists.rule.tail, lists.q_len, lists.br)
     for name, array in held.items():
@@ -74,7 +81,8 @@ def run(library: Any, lists: CachedLists, lengths: NDArray[np.int32]) -> Planned
         apart[name] = aligned(4 * _WIDTH.get(name, 1) * count + 2 * GUARD, np.uint8)
         apart[name].fill(POISON)
         params[name] = apart[name].ctypes.data + GUARD
-    cuda_on_cpu.run(library, SPEC, params, (lists.thread_blocks, 1), (), late=False)
+    spec = SPEC if row_starts is None else RAGGED
+    cuda_on_cpu.run(library, spec, params, (lists.thread_blocks, 1), (), late=False)
     for name, array in apart.items():
         assert (array[:GUARD] == POISON).all(), f"{name}: written before its begin"
         assert (array[-GUARD:] == POISON).all(), f"{name}: written past its end"

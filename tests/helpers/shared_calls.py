@@ -1,7 +1,7 @@
 """One rank of calls that several share, on GPUs or on the CPU: python shared_calls.py WHAT RANK RANKS FOLDER.
 
-WHAT is tensors (torch.distributed: NCCL where there are GPUs, else gloo), overlapped (the same, launches beside the
-exchange) or arrays (CuPy arrays and its NCCL).
+WHAT is tensors (torch.distributed: NCCL where there are GPUs, else gloo; each case without overlap and by a way of it)
+or arrays (CuPy arrays and its NCCL).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,15 @@ from omnicupy.tools.verify.inputs import NAN_BITS
 TIMEOUT = 60  # seconds that a process waits for another
 MOST = 700  # rows and keys
 KINDS = ("segments", "causal", "ranges", "from_dense", "from_tiles", "sliding_window", "documents", "random")
-SHAPES = (("bfloat16", 64, 4, 2), ("float16", 128, 6, 2), ("bfloat16", 128, 4, 4), ("bfloat16", 256, 2, 1))
+# dtype, head_dim, heads of queries and of keys, columns of v
+SHAPES = (
+    ("bfloat16", 64, 4, 2, 64),
+    ("float16", 128, 6, 2, 128),
+    ("bfloat16", 128, 4, 4, 128),
+    ("bfloat16", 256, 2, 1, 256),
+    ("bfloat16", 192, 4, 2, 128),
+)
+OVERLAPPED = " overlapped"  # behind the name of a case
 NAMES = ("out", "lse", "dq", "dk", "dv")
 
 
@@ -87,9 +94,10 @@ def cases(ranks: int, count: int) -> Iterator[Shared]:
 
 
 def _with_arrays(name: str, made: Plan, mask: Mask, number: int) -> Shared:
-    dtype, head_dim, heads, kv_heads = SHAPES[number % len(SHAPES)]
+    dtype, head_dim, heads, kv_heads, columns = SHAPES[number % len(SHAPES)]
     (q_len, k_len), dense = mask.shape, mask.to_dense()
-    shapes = [(2, heads, q_len, head_dim)] * 2 + [(2, kv_heads, k_len, head_dim)] * 2
+    shapes = [(2, heads, q_len, columns), (2, heads, q_len, head_dim)]
+    shapes += [(2, kv_heads, k_len, head_dim), (2, kv_heads, k_len, columns)]
     dout, q, k, v = (random_bits(shape, 7 * number + i, dtype, 1.0, np) for i, shape in enumerate(shapes))
     dlse = random_bits(shapes[0][:3], 7 * number + 5, "float32", 1.0, np).view(np.float32)
     for one, dead in ((dout, ~dense.any(1)), (q, ~dense.any(1)), (k, ~dense.any(0)), (v, ~dense.any(0))):
@@ -98,7 +106,13 @@ def _with_arrays(name: str, made: Plan, mask: Mask, number: int) -> Shared:
     return Shared(f"{name}: {dtype} {head_dim}, {made!r}", made, mask, dtype, (dout, q, k, v), dlse)
 
 
-def tensors(rank: int, ranks: int, folder: Path, count: int, overlap: bool = False) -> dict[str, list[Any]]:
+def _way(number: int, kv_heads: int) -> Any:
+    """How a case overlaps."""
+    groups = (1, kv_heads - 1) if kv_heads > 1 else True
+    return (True, "rows", groups, None)[number % 4]
+
+
+def tensors(rank: int, ranks: int, folder: Path, count: int) -> dict[str, list[Any]]:
     """out, lse, dq, dk and dv of this rank as bits, of every case; asserts that they come again."""
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", rank) if on_gpu else torch.device("cpu")
@@ -115,21 +129,24 @@ def tensors(rank: int, ranks: int, folder: Path, count: int, overlap: bool = Fal
         **bound,
     )
     found = {}
-    for case in cases(ranks, count):
+    for number, case in enumerate(cases(ranks, count)):
         *bits, dlse = case.shards(rank)
         dout, *given = (_tensor(one, case.dtype, device) for one in bits)
         dlse = torch.from_numpy(np.ascontiguousarray(dlse)).to(device)
-        turns = []
-        for _ in range(2):
-            leaves = [one.clone().requires_grad_() for one in given]
-            out, lse = oc.parallel.attention(
-                *leaves, case.made, return_lse=True, overlap=overlap, time_limit=TIMEOUT
-            )
-            grads = torch.autograd.grad([out, lse], leaves, [dout, dlse])
-            turns.append([_bits(one) for one in (out, lse, *grads)])
-        for name, a, b in zip(NAMES, *turns, strict=True):
-            assert np.array_equal(a, b), f"{case.name}: rank {rank}: {name} has other bits the second time"
-        found[case.name] = turns[0]
+        for said, way in (("", False), (OVERLAPPED, _way(number, given[1].shape[1]))):
+            turns = []
+            for _ in range(2):
+                leaves = [one.clone().requires_grad_() for one in given]
+                out, lse = oc.parallel.attention(
+                    *leaves, case.made, return_lse=True, overlap=way, time_limit=TIMEOUT
+                )
+                grads = torch.autograd.grad([out, lse], leaves, [dout, dlse])
+                turns.append([_bits(one) for one in (out, lse, *grads)])
+            for name, a, b in zip(NAMES, *turns, strict=True):
+                assert np.array_equal(a, b), (
+                    f"{case.name}{said}: rank {rank}: {name} has other bits the second time"
+                )
+            found[case.name + said] = turns[0]
     dist.barrier()
     dist.destroy_process_group()
     return found
@@ -205,7 +222,7 @@ def _unique_id(rank: int, folder: Path) -> Any:
     return tuple(int(one) for one in file.read_text().split())
 
 
-JOBS = {"tensors": tensors, "overlapped": partial(tensors, overlap=True), "arrays": arrays}
+JOBS = {"tensors": tensors, "arrays": arrays}
 
 
 def main(what: str, rank: int, ranks: int, count: int, folder: Path) -> None:

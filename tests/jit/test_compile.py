@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 from cubin_code import WARPSYNC, opcodes
 
@@ -12,7 +14,8 @@ from omnicupy.jit.cached_spec import CachedSpec
 from omnicupy.jit.fp8_spec import Fp8Spec
 from omnicupy.jit.paged_spec import PagedSpec
 from omnicupy.jit.plan_spec import PlanSpec
-from omnicupy.jit.spec import AttnSpec, KernelSpec
+from omnicupy.jit.ragged_spec import RaggedSpec
+from omnicupy.jit.spec import DTYPES, AttnSpec, KernelSpec
 
 REGISTERS_A_MULTIPROCESSOR = 65536
 NAIVE = [
@@ -28,26 +31,69 @@ def _name(spec: AttnSpec) -> str:
     tile += "-cached" * isinstance(spec, CachedSpec)
     tile += f"-page{spec.page}" if isinstance(spec, PagedSpec) else ""
     tile += "-e4m3" * isinstance(spec, Fp8Spec)
+    tile += "-ragged" * (isinstance(spec, RaggedSpec) or getattr(spec, "ragged", False))
     return f"{spec.kernel}-{spec.arch}-{dtype}-d{spec.head_dim}-{tile}"
 
 
 # Of calls on caches: the Hopper kernels once more.
 CACHED = [CachedSpec.of(spec) for spec in table.rows() if spec.kernel == "sm90"]
 
-# Of keys in pages: every kernel as it serves them, Hopper's with the most boxes.
-PAGED = [PagedSpec.with_pages(paged.fitted(spec), 16) for spec in [*table.rows(), *NAIVE]]
+
+def _in_turn(specs: list[AttnSpec]) -> list[AttnSpec]:
+    """Of kernel "sm80" each tile for every architecture it is for, with the dtypes in turn where these are several:
+    dtypes differ in how numbers are rounded, not in how pages are found.
+    """
+
+    def tile(spec: AttnSpec) -> tuple[object, ...]:
+        return tuple({**asdict(spec), "arch": None, "dtype": None}.values())
+
+    archs_of: dict[tuple[object, ...], list[str]] = {}
+    for spec in specs:
+        archs_of.setdefault(tile(spec), []).append(spec.arch)
+
+    def has_its_turn(spec: AttnSpec) -> bool:
+        of_tile = list(dict.fromkeys(archs_of[tile(spec)]))
+        return len(of_tile) == 1 or of_tile.index(spec.arch) % 2 == DTYPES.index(spec.dtype)
+
+    return [spec for spec in specs if spec.kernel != "sm80" or has_its_turn(spec)]
 
 
-# Of e4m3, in pages and not.
+# Of keys in pages: every kernel as it serves them, Hopper's with the most boxes, and key by key with one dtype.
+PAGED = [
+    PagedSpec.with_pages(paged.fitted(spec, size), size)
+    for spec in [*_in_turn([*table.rows()]), *NAIVE]
+    for size in ((1, 8) if spec.dtype == "bfloat16" else (8,))
+]
+
+# Of sequences with numbers of rows of their own: each tile once, with and without pages.
+_ONE_OF = {
+    (one.kernel, one.head_dim, one.value_dim, one.br, one.bc, one.warps, one.pack): one
+    for one in table.rows()
+}
+RAGGED = [
+    RaggedSpec.of(one)
+    for spec in (*_ONE_OF.values(), NAIVE[0])
+    for one in (spec, PagedSpec.with_pages(paged.fitted(spec, 16), 16))
+]
+
+# Of e4m3, in pages and not; with rows of their own each tile once.
 FP8 = [
-    Fp8Spec.of_e4m3(paged.fitted(paged.for_e4m3(spec)), in_pages=in_pages)
-    for spec in [*table.rows(), *NAIVE]
-    for in_pages in (False, True)
+    *(
+        Fp8Spec.of_e4m3(paged.for_e4m3(spec), in_pages=in_pages)
+        for spec in [*_in_turn([*table.rows()]), *NAIVE]
+        for in_pages in (False, True)
+    ),
+    *(
+        Fp8Spec.of_e4m3(paged.for_e4m3(spec), in_pages=True, ragged=True)
+        for spec in (*_ONE_OF.values(), NAIVE[0])
+    ),
 ]
 
 
 @pytest.mark.parametrize(
-    "spec", [*table.rows(), *NAIVE, *CACHED, *dict.fromkeys(PAGED), *dict.fromkeys(FP8)], ids=_name
+    "spec",
+    [*table.rows(), *NAIVE, *CACHED, *dict.fromkeys(PAGED), *dict.fromkeys(RAGGED), *dict.fromkeys(FP8)],
+    ids=_name,
 )
 def test_compiles_without_a_spill(spec: KernelSpec) -> None:
     _check(spec)
@@ -56,6 +102,7 @@ def test_compiles_without_a_spill(spec: KernelSpec) -> None:
 @pytest.mark.parametrize("arch", archs.ARCHES)
 def test_the_kernels_of_caches_compile_without_a_spill(arch: str) -> None:
     _check(PlanSpec(arch=arch))
+    _check(PlanSpec(arch=arch, ragged=True))
     _check(AppendSpec(arch=arch))
     for dtype in ("float16", "bfloat16"):
         _check(Fp8AppendSpec(arch=arch, dtype=dtype))

@@ -31,16 +31,8 @@ SPECS = [
 
 
 @pytest.fixture(scope="module")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> Callable[[BackwardKernel], Any]:
-    built: dict[BackwardKernel, Any] = {}
-
-    def library(kernel: BackwardKernel) -> Any:
-        if kernel not in built:
-            folder = tmp_path_factory.mktemp(kernel.part)
-            built[kernel] = cuda_on_cpu.build(kernel, folder)
-        return built[kernel]
-
-    return library
+def libraries() -> Callable[[BackwardKernel], Any]:
+    return cuda_on_cpu.build
 
 
 # (kernel, arch, dtype, head_dim, value_dim): both cut in two and one of them, dV alone in two, none, a width of one

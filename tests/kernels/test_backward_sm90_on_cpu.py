@@ -21,15 +21,8 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> Callable[[BackwardKernel], Any]:
-    built: dict[BackwardKernel, Any] = {}
-
-    def library(kernel: BackwardKernel) -> Any:
-        if kernel not in built:
-            built[kernel] = cuda_on_cpu.build(kernel, tmp_path_factory.mktemp(kernel.part))
-        return built[kernel]
-
-    return library
+def libraries() -> Callable[[BackwardKernel], Any]:
+    return cuda_on_cpu.build
 
 
 def _poisoned(problem: Problem, spec: BackwardSpec, libraries: Callable[[BackwardKernel], Any]) -> Any:
@@ -84,6 +77,20 @@ def test_all_gradients_by_one_kernel(
     made = _poisoned(problem, spec, libraries)
     kernels = {part: spec.part(part) for part in ("fused", "convert")}
     found = run(problem, kernels["fused"], made, libraries(kernels["fused"]))
+    sums = {"dq_sums": found.pop("dq_sums")}
+    found |= run(problem, kernels["convert"], made | sums, libraries(kernels["convert"]))
+    for name, gradient in found.items():
+        assert_right(problem, name, gradient)
+
+
+@pytest.mark.parametrize("masks", ["causal", "one-a-batch-element"])
+def test_all_gradients_in_one_order(masks: str, libraries: Callable[[BackwardKernel], Any]) -> None:
+    """One thread block takes item after item, each when all additions of the one before have their turn."""
+    problem = Problem("bfloat16", 128, MASKS[masks]())
+    spec = spec_of("sm90", "sm_90", "bfloat16", 128)
+    made = _poisoned(problem, spec, libraries)
+    kernels = {part: spec.part(part) for part in ("ordered", "convert")}
+    found = run(problem, kernels["ordered"], made, libraries(kernels["ordered"]))
     sums = {"dq_sums": found.pop("dq_sums")}
     found |= run(problem, kernels["convert"], made | sums, libraries(kernels["convert"]))
     for name, gradient in found.items():

@@ -14,7 +14,7 @@ import numpy as np
 import planned
 import pytest
 from cuda_on_cpu import aligned
-from forward_on_cpu import Forward, fill_maps, libraries
+from forward_on_cpu import Forward, fill_maps
 from numpy.typing import NDArray
 
 import omnicupy as oc
@@ -43,13 +43,13 @@ def _spec(word: str) -> AttnSpec:
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Callable[[AttnSpec], Any]:
-    return libraries(tmp_path_factory.mktemp)
+def library() -> Callable[[AttnSpec], Any]:
+    return cuda_on_cpu.build
 
 
 @pytest.fixture(scope="module")
-def planner(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return planned.build(tmp_path_factory.mktemp("plan"))
+def planner() -> Any:
+    return planned.build()
 
 
 class Cached(Forward):

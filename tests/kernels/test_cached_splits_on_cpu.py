@@ -83,8 +83,8 @@ RULES = {
 @pytest.mark.parametrize("leave", [0.0, 0.5, 6.0])
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("q_len", [1, 40])
-def test_merged_parts_are_the_whole(q_len: int, rule: str, leave: float, tmp_path: Any) -> None:
-    library = planned.build(tmp_path)
+def test_merged_parts_are_the_whole(q_len: int, rule: str, leave: float) -> None:
+    library = planned.build()
     rng = np.random.default_rng(3)
     split = 0
     for some in ([3000], [2999, 0, 65], [1000] * 4, [q_len - 1, 3000, q_len, 1500, 31]):

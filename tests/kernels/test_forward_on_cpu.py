@@ -9,7 +9,7 @@ from typing import Any
 import cuda_on_cpu
 import numpy as np
 import pytest
-from forward_on_cpu import Forward, assert_within_budget, libraries, scattered
+from forward_on_cpu import Forward, assert_within_budget, scattered
 
 import omnicupy as oc
 from omnicupy.call.problem import Problem
@@ -44,8 +44,8 @@ CHANGES: dict[str, tuple[float | None, float, bool]] = {
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Callable[[AttnSpec], Any]:
-    return libraries(tmp_path_factory.mktemp)
+def library() -> Callable[[AttnSpec], Any]:
+    return cuda_on_cpu.build
 
 
 def _compare(call: Forward, spec: AttnSpec, library: Callable[[AttnSpec], Any]) -> None:
@@ -109,3 +109,21 @@ def test_scores_that_rise_with_each_tile(
     out, lse, _ = call.run(variants.parse(word, "sm_90", dtype, 64), library)
     found = budget.compare(out, lse, expected)
     assert found.ok, str(found)
+
+
+@pytest.mark.parametrize("word", ["naive", *dict.fromkeys(word for word, _, _ in SPECS[1:])])
+def test_a_row_of_one_key_is_its_value(word: str, library: Callable[[AttnSpec], Any]) -> None:
+    """Scores of ten thousand: one weight is exactly 1 in most rows, and nothing of it is rounded."""
+    head_dim = 264 if word == "sm80-64x64-s2-w4" else 128 if word == "sm80-64x32-s2-w4" else 56
+    problem = Problem(1, Q_HEADS, KV_HEADS, Q_LEN, K_LEN, head_dim, "float16")
+    mask = scattered(Q_LEN, K_LEN)
+    call = Forward(problem, [mask], factor=4000.0, seed=3)
+    out, lse = assert_within_budget(call, variants.parse(word, "sm_80", "float16", head_dim), library)
+    q, k, v = (call.arrays[name].astype(np.float64) for name in "qkv")
+    k, v = (np.repeat(x, Q_HEADS // KV_HEADS, axis=1) for x in (k, v))
+    scores = np.where(mask.to_dense(), q @ k.swapaxes(2, 3) * head_dim**-0.5, -np.inf)
+    order = np.sort(scores, axis=3)
+    with np.errstate(invalid="ignore"):
+        alone = (order[..., -1] - order[..., -2] > 30) & (abs(lse) > 8000)
+    assert alone.sum() > 50
+    np.testing.assert_array_equal(out[alone], np.take_along_axis(v, scores.argmax(3)[..., None], 2)[alone])

@@ -26,12 +26,8 @@ HEADS, CAPACITY = 2, 60
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp
-    return {
-        dtype: cuda_on_cpu.build(Fp8AppendSpec(arch="sm_80", dtype=dtype), folder("append"))
-        for dtype in DTYPES
-    }
+def library() -> Any:
+    return {dtype: cuda_on_cpu.build(Fp8AppendSpec(arch="sm_80", dtype=dtype)) for dtype in DTYPES}
 
 
 def _copy(kv: Any) -> Any:

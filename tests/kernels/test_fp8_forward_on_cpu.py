@@ -16,7 +16,6 @@ import paged_calls
 import planned
 import pytest
 from cuda_on_cpu import aligned
-from forward_on_cpu import libraries
 from numpy.typing import NDArray
 
 import omnicupy as oc
@@ -56,13 +55,13 @@ LENGTHS = [0, 1, 17, 64, 65, 240]
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Callable[[AttnSpec], Any]:
-    return libraries(tmp_path_factory.mktemp)
+def library() -> Callable[[AttnSpec], Any]:
+    return cuda_on_cpu.build
 
 
 @pytest.fixture(scope="module")
-def planner(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return planned.build(tmp_path_factory.mktemp("plan"))
+def planner() -> Any:
+    return planned.build()
 
 
 def _queries(batch: int, q_len: int, heads: int, head_dim: int, dtype: Any) -> Array:
@@ -146,6 +145,29 @@ def test_windows_chunks_and_copies_at_once(name: str, library: Any, planner: Any
     rule = oc.cached(window=50, sink=4)
     _compare(name, library, planner, kind="head", rule=rule, q_len=70, late=False)
     _compare(name, library, planner, kind="head", rule=rule, q_len=1, page_size=None, group=3)
+
+
+@pytest.mark.parametrize("page_size", [None, 17])
+@pytest.mark.parametrize("name", SPECS)
+def test_rows_of_their_own(name: str, page_size: int | None, library: Any) -> None:
+    """Sequences with numbers of rows of their own: none, one, and more than a tile has; rows of none are NaN."""
+    counts, spec = [1, 0, 5, 70, 3, 64], SPECS[name]
+    kv, numbers = fp8_caches.pair(
+        [240, 17, 65, 200, 0, 64], kind="token", head_dim=spec.head_dim, dtype=DTYPES["bfloat16"]
+    )
+    starts = aligned(len(counts) + 1, np.int32)
+    starts[...] = np.cumsum([0, *counts])
+    q = aligned((sum(counts) + 3, 4, spec.head_dim), DTYPES["bfloat16"])
+    q[...] = np.random.default_rng(5).standard_normal(q.shape)
+    q[starts[-1] :] = np.nan
+    caches, made = kv if page_size is None else fp8_caches.in_pages(kv, page_size), planned.build(ragged=True)
+    rule, how = oc.cached(window=120, sink=4), {"rows": starts, "max_rows": max(counts)}
+    with np.errstate(all="ignore"):
+        wanted = paged_calls.run(spec, rule, q, numbers, library, made, **how)
+        found = paged_calls.run(spec, rule, q, caches, library, made, **how)
+    assert np.isfinite(wanted.out[0, :, : starts[-1]].astype(np.float32)).all()
+    assert np.isnan(found.out[0, :, starts[-1] :].astype(np.float32)).all()
+    assert paged_calls.same_bits(found, wanted)
 
 
 @pytest.mark.parametrize("name", ["naive", "sm80", "sm80-shared", "sm90", "sm90-packed"])

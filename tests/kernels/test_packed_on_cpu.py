@@ -8,7 +8,7 @@ from typing import Any
 import cuda_on_cpu
 import numpy as np
 import pytest
-from forward_on_cpu import Forward, assert_within_budget, libraries, packed_spec
+from forward_on_cpu import Forward, assert_within_budget, packed_spec
 from numpy.typing import NDArray
 
 import omnicupy as oc
@@ -26,8 +26,8 @@ UNPACKED = AttnSpec(
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Callable[[AttnSpec], Any]:
-    return libraries(tmp_path_factory.mktemp)
+def library() -> Callable[[AttnSpec], Any]:
+    return cuda_on_cpu.build
 
 
 def _compare(call: Forward, spec: AttnSpec, library: Callable[[AttnSpec], Any]) -> tuple[Array, Array]:

@@ -16,10 +16,10 @@ import paged_calls
 import planned
 import pytest
 from cuda_on_cpu import aligned
-from forward_on_cpu import libraries
 from numpy.typing import NDArray
 
 import omnicupy as oc
+from omnicupy.jit.paged_spec import MOST_WARPS, by_boxes
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.reference.attention import attention64
 
@@ -68,13 +68,13 @@ FOR_WIDTHS = ("naive", "sm80", "sm80-shared", "sm90", "sm90-packed")
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Callable[[AttnSpec], Any]:
-    return libraries(tmp_path_factory.mktemp)
+def library() -> Callable[[AttnSpec], Any]:
+    return cuda_on_cpu.build
 
 
 @pytest.fixture(scope="module")
-def planner(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return planned.build(tmp_path_factory.mktemp("plan"))
+def planner() -> Any:
+    return planned.build()
 
 
 def _inputs(
@@ -107,7 +107,7 @@ CASES: dict[str, tuple[int, list[int], Callable[[], oc.CachedRule]]] = {
     "chunk": (70, [200, 69, 70, 0, 133], lambda: oc.cached()),
 }
 SIZES = {"one-row": (1, 64), "window-and-sink": (17,), "tree": (5,), "chunk": (16, 240)}
-BOXES = {"one-row": (16, 240), "window-and-sink": (48,), "tree": (80,), "chunk": (16,)}
+BOXES = {"one-row": (1, 16, 240), "window-and-sink": (6, 48), "tree": (4, 80), "chunk": (8, 16)}
 
 
 def _pairs(sizes: dict[str, tuple[int, ...]]) -> list[tuple[str, int]]:
@@ -140,9 +140,18 @@ def test_layouts_of_engines(name: str, layout: str, library: Any, planner: Any) 
     _compare(name, "chunk", 16, library, planner, layout=layout)
 
 
-@pytest.mark.parametrize(("case", "page_size"), _pairs(BOXES))
-@pytest.mark.parametrize("name", OF_SM90)
-def test_pages_in_boxes(name: str, case: str, page_size: int, library: Any, planner: Any) -> None:
+@pytest.mark.parametrize(
+    ("name", "case", "page_size"),
+    [
+        (name, *pair)
+        for name in OF_SM90
+        for pair in _pairs(BOXES)
+        if by_boxes(pair[1]) or SPECS[name].warps <= MOST_WARPS
+    ],
+)
+def test_pages_by_boxes_and_key_by_key(
+    name: str, case: str, page_size: int, library: Any, planner: Any
+) -> None:
     _compare(name, case, page_size, library, planner)
 
 
@@ -165,7 +174,9 @@ def test_pages_that_sequences_share(name: str, library: Any, planner: Any) -> No
     assert paged_calls.same_bits(paged_calls.run(spec, oc.cached(), q, in_pages, library, planner), wanted)
 
 
-@pytest.mark.parametrize(("name", "page_size"), [*((name, 16) for name in SPECS), ("sm80", 64), ("sm90", 64)])
+@pytest.mark.parametrize(
+    ("name", "page_size"), [*((name, 16) for name in SPECS), ("sm80", 64), ("sm90", 64), ("sm90", 2)]
+)
 def test_keys_of_no_page_are_not_seen(name: str, page_size: int, library: Any, planner: Any) -> None:
     """Entries inside of lengths that name no page: nothing is read for them, and the rest counts alone. In FULL tiles
     too, the first and later ones, and in all of a sequence.

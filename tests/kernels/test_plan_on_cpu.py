@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import cached_cases
@@ -26,8 +27,8 @@ ROUNDS = 300  # of each seed
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return planned.build(tmp_path_factory.mktemp("plan"))
+def library() -> Any:
+    return planned.build()
 
 
 def _check(found: Planned, lengths: NDArray[np.int32]) -> None:
@@ -106,6 +107,36 @@ def test_random_lengths_and_rules(seed: int, library: Any, monkeypatch: pytest.M
         _check(found, lengths)
         split += len(found.parts) > lists.rows
     assert split > ROUNDS // 10
+
+
+def test_rows_of_their_own(library: Any) -> None:
+    """Each sequence has the tiles that it has alone, at its rows; blocks without rows have none."""
+    ragged, rng = planned.build(ragged=True), np.random.default_rng(11)
+    for _ in range(40):
+        batch, most, capacity = int(rng.integers(1, 6)), int(rng.choice([1, 9, 70])), 400
+        counts = rng.integers(0, most + 1, batch)
+        lengths = rng.integers(0, capacity + 1, batch).astype(np.int32)
+        starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+        sizes: dict[str, Any] = {
+            "br": 16,
+            "bc": 32,
+            "heads": 2,
+            "sm_count": 8,
+            "in_order": bool(rng.random() < 0.3),
+        }
+        rule = oc.cached(window=int(rng.integers(1, 90)), sink=3) if rng.random() < 0.5 else oc.cached()
+        lists = CachedLists(rule, batch, most, capacity, **sizes, total_rows=int(starts[-1]) + 3)
+        found = planned.run(ragged, lists, lengths, starts)
+        assert found.array("row_ranges").tolist() == [list(pair) for pair in pairwise(starts.tolist())]
+        for b in range(batch):
+            mine = sorted((first, tiles) for first, mask, _, tiles in found.parts.tolist() if mask == b)
+            alone = []
+            if counts[b]:
+                one = CachedLists(rule, 1, int(counts[b]), capacity, **sizes)
+                parts = planned.run(library, one, lengths[b : b + 1]).parts.tolist()
+                alone = [tiles for _, _, _, tiles in sorted(parts)]
+            assert [first for first, _ in mine] == [starts[b] + 16 * i for i in range(lists.q_blocks)]
+            assert [tiles for _, tiles in mine] == alone + [0] * (lists.q_blocks - len(alone))
 
 
 def test_rows_in_order_have_offsets(library: Any) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import cuda_on_cpu
+import host_compiler
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -51,7 +52,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
     spec = AttnSpec(arch="sm_80", kernel="sm80", dtype="float16", head_dim=64, br=64, bc=64, softcap=True)
     macros = [f"-D{name}={value}" for name, value in spec.defines().items()]
     files = [str(folder / "main.cpp"), "-o", str(folder / "softcap.so")]
-    options = ["-std=c++17", "-O1", "-w", "-ffp-contract=off", "-shared", "-fPIC", f"-I{cuda_on_cpu.HOST}"]
+    options = ["-std=c++17", "-O1", "-w", "-ffp-contract=off", "-shared", "-fPIC", f"-I{host_compiler.HOST}"]
     subprocess.run(["g++", *options, f"-I{folder}", *macros, *files], check=True, timeout=300)
     return ctypes.CDLL(str(folder / "softcap.so"))
 

@@ -9,7 +9,7 @@ from typing import Any
 import cuda_on_cpu
 import numpy as np
 import pytest
-from forward_on_cpu import Forward, assert_within_budget, libraries, scattered
+from forward_on_cpu import Forward, assert_within_budget, scattered
 
 import omnicupy as oc
 from omnicupy.call.problem import Problem
@@ -34,8 +34,8 @@ SM90 = ("sm90-64x64-s2-w8", "sm90-64x32-s3-w8", "sm90-64x64-s2-w8-packed")
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Callable[[AttnSpec], Any]:
-    return libraries(tmp_path_factory.mktemp)
+def library() -> Callable[[AttnSpec], Any]:
+    return cuda_on_cpu.build
 
 
 def _compare(call: Forward, spec: AttnSpec, library: Callable[[AttnSpec], Any]) -> None:

@@ -25,6 +25,7 @@ from omnicupy.parallel import (
     array_calls,
     attention_backward_of_ranks,
     attention_of_ranks,
+    check,
     plan,
 )
 
@@ -56,7 +57,7 @@ class Threads:
         out[...] = np.concatenate(parts)
         self.wire.barrier.wait()
 
-    def agree(self, made: Plan, limit: float) -> None:
+    def agree(self, made: Plan, call: check.Shared, limit: float) -> None:
         assert made.ranks == self.size
 
 
@@ -78,7 +79,8 @@ def test_the_bits_of_one_process(kind: str) -> None:
     for turn in range(8):
         mask = parallel_cases.case(rng, kind).mask
         made = parallel_cases.made(rng, mask, 5)
-        case = gradient_cases.made([mask], (2, 1, 2), 8, DTYPES[turn % 4], with_dlse=True, seed=turn)
+        wide = {"value_dim": (None, 12, 3)[turn % 3], "with_dlse": True}
+        case = gradient_cases.made([mask], (2, 1, 2), 8, DTYPES[turn % 4], seed=turn, **wide)
         given, wanted = _shards(made, case), ("q", "k", "v") if turn % 3 else ("q", "v")
         if turn % 2:
             _compare(made, given, wanted, {})
@@ -221,15 +223,20 @@ def test_nccl_moves_what_the_plan_says(cupy: Any, dtype: Any) -> None:
 def test_nccl_ranks_compare_their_plans_once(cupy: Any) -> None:
     wire, mask = Wire(2), oc.causal(8)
     same, other = plan(mask, 2), plan(mask, 2, rows=[1, 0] * 4)
+    call = check.shared((np.zeros((3, 2, 4, 8)),) * 2, 0)
 
     def work(rank: int) -> str:
         group = NcclGroup(NcclCommunicator(rank, 2, wire))
-        group.agree(same, 1)
-        group.agree(plan(mask, 2), 1)  # an equal one: nobody is asked, or this thread would wait
+        group.agree(same, call, 1)
+        group.agree(plan(mask, 2), call, 1)  # an equal one: nobody is asked, or this thread would wait
         with pytest.raises(
-            ValueError, match="plan differs between ranks: 1 came with another one than rank 0"
+            ValueError, match="plan differs between ranks: rank 1 came with another one than rank 0"
         ):
-            group.agree(other if rank else plan(mask, 2, rows=[0, 1] * 4), 1)
+            group.agree(other if rank else plan(mask, 2, rows=[0, 1] * 4), call, 1)
+        with pytest.raises(
+            ValueError, match="call differs between ranks: rank 1 came with mask 0, 2, batch 3, 8 and"
+        ):
+            group.agree(same, call._replace(masks=(0, 2) if rank else (1,)), 1)
         return "done"
 
     assert _in_threads(2, work) == ["done"] * 2
@@ -237,7 +244,7 @@ def test_nccl_ranks_compare_their_plans_once(cupy: Any) -> None:
     with pytest.raises(
         RuntimeError, match=r"not every rank came to compare plans within 0\.01 s \(rank 0 waited\)"
     ):
-        NcclGroup(NcclCommunicator(0, 1, Wire(1))).agree(plan(mask, 1), 0.01)
+        NcclGroup(NcclCommunicator(0, 1, Wire(1))).agree(plan(mask, 1), call, 0.01)
 
 
 def test_errors() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -70,7 +72,7 @@ def test_overlap_changes_no_result(ranks: int, tmp_path: Path) -> None:
     for name, (mask, rows) in parallel_ranks.masks().items():
         made = plan(mask, ranks, rows=rows)
         for dtype in (torch.float32, torch.bfloat16):
-            dout, dlse, *given = parallel_ranks.whole(mask, dtype)
+            dout, dlse, *given = parallel_ranks.whole(mask, dtype, columns=parallel_ranks.WIDE)
             expected = _of_one_process(
                 made,
                 [dout, dlse, *given],
@@ -78,11 +80,11 @@ def test_overlap_changes_no_result(ranks: int, tmp_path: Path) -> None:
                 softcap=parallel_ranks.CAP,
             )
             for rank, parts in enumerate(found):
-                groups, back, pieces = parts[name]
-                ways.add((groups > 1, back > 1, pieces > 1))
+                groups, pieces = parts[name]
+                ways.add((groups > 1, pieces > 1))
                 for side, one in enumerate(expected[rank]):
-                    mine, again, behind = (
-                        parts[f"{name} {dtype} {how}"][side] for how in ("overlapped", "again", "behind")
+                    mine, again, behind, rows_first, in_groups = (
+                        parts[f"{name} {dtype} {how}"][side] for how in parallel_ranks.WAYS
                     )
                     assert np.array_equal(_host(behind).view(np.uint8), one.view(np.uint8)), (
                         name,
@@ -91,10 +93,12 @@ def test_overlap_changes_no_result(ranks: int, tmp_path: Path) -> None:
                     )
                     assert torch.equal(mine, again), (name, dtype, side)
                     near = 1e-5 if dtype == torch.float32 or side == 1 else 0.03
-                    assert torch.allclose(mine.float(), behind.float(), near, near), (name, dtype, side)
-                    if max(one[name][2] for one in found) <= 1:  # heads in groups: the same bits
+                    for one in (mine, rows_first):
+                        assert torch.allclose(one.float(), behind.float(), near, near), (name, dtype, side)
+                    assert torch.equal(in_groups, behind), (name, dtype, side)
+                    if max(one[name][1] for one in found) <= 1:  # heads in groups: the same bits
                         assert torch.equal(mine, behind), (name, dtype, side)
-    assert {(True, True, False), (False, True, True)} <= ways
+    assert {(True, False), (False, True)} <= ways
 
 
 def _compare_with_one_device(made: Plan, found: list[list[Any]]) -> None:
@@ -141,6 +145,11 @@ REFUSED = {
     "heads": "heads that the plan was made for, (8, 2, 8), got (4, 2, 8) on rank {rank}",
     "group": "TypeError: group must be a ProcessGroup, a DeviceMesh of one axis, (DeviceMesh, axis) or None, got str",
     "plans": "ValueError: plan differs between ranks: rank 1 came with another one than rank 0",
+    "groups": "ValueError: the call differs between ranks: rank 1 came with mask 0, batch 2, 8 and 8 columns of "
+    "float32, heads 1+1; rank 0 with mask 0, batch 2, 8 and 8 columns of float32, heads 2; every rank must",
+    "widths": "ValueError: the call differs between ranks: rank 1 came with mask 0, batch 2, 8 and 4 columns",
+    "heads in all": "ValueError: overlap must be heads of keys in each exchange, 2 in all, got (1, 2)",
+    "way": "TypeError: attention: overlap must be",
     "arrays": "TypeError: q must be a tensor or a CuPy array, got ndarray; attention_of_ranks takes lists",
     "limit": "ValueError: time_limit must be a positive number of seconds, got 0",
 }
@@ -155,7 +164,7 @@ def test_what_is_refused_and_who_is_late(tmp_path: Path) -> None:
         for what, expected in REFUSED.items():
             assert expected.format(rank=rank) in messages[what], what
         if rank != 1:
-            assert LATE.format(what="plan 3", rank=rank) in messages["late plan"]
+            assert LATE.format(what="plan 5", rank=rank) in messages["late plan"]
             assert LATE.format(what="exchange 2", rank=rank) in messages["late exchange"]
 
 
@@ -175,3 +184,21 @@ def test_tensors_are_sharded_as_arrays_are() -> None:
     labels = torch.arange(50)[None]
     assert made.shift(labels, fill=-100)[0, [28, 29, 49]].tolist() == [29, -100, -100]
     assert labels[0, 0] == 0
+
+
+def test_where_gradients_of_keys_can_be_made_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they have kernels of their own: not where one kernel makes all three."""
+    from omnicupy.parallel import distributed
+
+    hopper = SimpleNamespace(device_info=lambda device: SimpleNamespace(major=9, minor=0))
+    monkeypatch.setitem(sys.modules, "omnicupy.gpu.device", hopper)
+    for widths, deterministic, apart in (
+        ((128, 128), True, False),
+        ((64, 64), True, True),
+        ((64, 64), False, False),
+        ((256, 256), True, True),
+        ((192, 128), False, True),
+    ):
+        distributed._apart_on_gpu.cache_clear()
+        assert distributed._apart_on_gpu(0, "torch.bfloat16", widths, False, deterministic) is apart, widths
+    distributed._apart_on_gpu.cache_clear()

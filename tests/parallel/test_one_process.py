@@ -15,6 +15,7 @@ from omnicupy.parallel import Plan, attention_backward_of_ranks, attention_of_ra
 from omnicupy.reference import budget, gradient_budget
 
 CASES = 12  # of each kind of mask
+WIDTHS = ((), (3, 16), (1, 20))  # of v, one of each; () for that of k
 Which = int | list[int]
 
 
@@ -91,7 +92,10 @@ def test_random_cases(kind: str) -> None:
     rng = np.random.default_rng(parallel_cases.KINDS.index(kind) + 100)
     for turn in range(CASES):
         mask = parallel_cases.case(rng, kind).mask
-        _check(parallel_cases.made(rng, mask), gradient_cases.drawn(rng, [mask], DTYPES[turn % 4]))
+        _check(
+            parallel_cases.made(rng, mask),
+            gradient_cases.drawn(rng, [mask], DTYPES[turn % 4], WIDTHS[turn % 3]),
+        )
 
 
 def test_a_batch_of_masks() -> None:
@@ -198,11 +202,8 @@ def test_errors() -> None:
         _call(made, k=[np.zeros((1, 1, 3, 8), np.float32)] * 2)
     with pytest.raises(ValueError, match="the batch and head_dim of q"):
         _call(made, q=wide)
-    narrow = [np.zeros((1, 1, 4, 4), np.float32)] * 2
-    with pytest.raises(
-        oc.UnsupportedError, match=r"must be equally wide across ranks.*got 8 and 4 columns on rank 0"
-    ):
-        _call(made, v=narrow)
+    with pytest.raises(ValueError, match=r"v the shape of k, its width aside, .* v \(1, 2, 4, 8\) on rank 0"):
+        _call(made, v=[np.zeros((1, 2, 4, 8), np.float32)] * 2)
     with pytest.raises(ValueError, match="multiple of the heads of k"):
         _call(made, k=[np.zeros((1, 3, 4, 8), np.float32)] * 2, v=[np.zeros((1, 3, 4, 8), np.float32)] * 2)
     with pytest.raises(ValueError, match=r"heads that the plan was made for, \(4, 2, 8\), got \(2, 1, 8\)"):

@@ -29,15 +29,12 @@ def test_pieces_are_the_local_mask(kind: str, how: bool | None, monkeypatch: pyt
         made = parallel_cases.made(rng, parallel_cases.case(rng, kind).mask, 6)
         steps = [steps_of(made, rank, 0, 2, HEADS, how) for rank in range(made.ranks)]
         for rank, one in enumerate(steps):
-            assert (one.groups, one.back) == (
-                steps[0].groups,
-                steps[0].back,
-            )  # or ranks would wait for others
-            assert sum(one.groups) == sum(one.back) == HEADS.kv_heads
+            assert one.groups == steps[0].groups  # or ranks would wait for others
+            assert sum(one.groups) == HEADS.kv_heads
             _check(made, rank, one)
             if how is False:
                 assert len(one.pieces) <= 1
-                assert one.groups == one.back == (HEADS.kv_heads,)
+                assert one.groups == (HEADS.kv_heads,)
 
 
 def _check(made: Plan, rank: int, steps: overlap.Steps) -> None:
@@ -73,11 +70,11 @@ def test_what_overlaps() -> None:
             assert steps.pieces[-1].first % overlap.BLOCK == 0
             assert "rows first" in str(steps)
     for steps in _of_workload("W10"):
-        assert (steps.groups, steps.back) == ((1, 3, 8), (8, 3, 1))
+        assert steps.groups == (1, 3, 8)
         assert len(steps.pieces) == 1
-        assert str(steps) == "heads 1+3+8, heads back 8+3+1"
+        assert str(steps) == "heads 1+3+8"
     for name in ("W1", "W10"):
-        dear = replace(Speeds(), split_s=1.0, split_backward_s=1.0)
+        dear = replace(Speeds(), split_s=1.0)
         assert {str(steps) for steps in _of_workload(name, speeds=dear)} == {"none"}
     assert {str(steps) for steps in _of_workload("W12", "contiguous")} == {
         "16384 rows first",

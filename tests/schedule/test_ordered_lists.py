@@ -53,8 +53,11 @@ def _tiles(lists: BlockLists) -> list[list[int]]:
     return found
 
 
-def _play(lists: BlockLists, workers: Workers, seed: int) -> int:
-    """Additions that are made by thread blocks that take random times; fewer than all if they wait for each other."""
+def _play(lists: BlockLists, workers: Workers, seed: int, ahead: int = 0) -> int:
+    """Additions that are made by thread blocks that take random times; fewer than all if they wait for each other.
+
+    ahead: additions of an item that are still to come when its thread block takes the next one.
+    """
     rng = random.Random(seed)
     walks, masks = _walks(lists), lists.array("parts")[:, 1].tolist()
     items, begin = [], 0
@@ -67,14 +70,14 @@ def _play(lists: BlockLists, workers: Workers, seed: int) -> int:
     added: dict[tuple[int, ...], int] = defaultdict(int)
     clock: list[tuple[float, int]] = []
     at: dict[int, tuple[int, int, int]] = {}  # of each thread block: part, head, additions so far
-    made, taken = 0, iter(items)
+    made, taken = 0, iter([item for item in items if walks[item[0]]])
+    behind: dict[int, tuple[int, int]] = {}  # the item that a thread block has taken beside the one at hand
 
     def take(block: int, now: float) -> None:
-        for part, head in taken:
-            if walks[part]:
-                at[block] = (part, head, 0)
-                heappush(clock, (now + rng.expovariate(1.0), block))
-                return
+        item = behind.pop(block, None) or next(taken, None)
+        if item is not None:
+            at[block] = (*item, 0)
+            heappush(clock, (now + rng.expovariate(1.0), block))
 
     def turn(block: int) -> tuple[tuple[int, ...], int]:
         part, head, done = at[block]
@@ -96,7 +99,10 @@ def _play(lists: BlockLists, workers: Workers, seed: int) -> int:
         if other is not None:
             heappush(clock, (now, other))
         part, head, done = at[block]
-        if done + 1 == len(walks[part]) * workers.repeats:
+        left = len(walks[part]) * workers.repeats - done - 1
+        if 0 < left <= ahead and block not in behind and (item := next(taken, None)) is not None:
+            behind[block] = item
+        if not left:
             take(block, now)
         else:
             at[block] = (part, head, done + 1)
@@ -106,7 +112,7 @@ def _play(lists: BlockLists, workers: Workers, seed: int) -> int:
 
 def _masks(seed: int) -> list[Mask]:
     rng = np.random.default_rng(seed)
-    kind = seed % 4
+    kind = seed % 5
     if kind == 0:
         return [oc.causal(1500, 1700)]
     if kind == 1:
@@ -116,10 +122,12 @@ def _masks(seed: int) -> list[Mask]:
         return [
             oc.segments([[("text", 300), ("image", 500), ("noise", 700), ("text", 200)], [("image", 900)]])
         ]
-    return [oc.sliding_window(3000, 3000, left=300) | oc.sink(3000, 100, 3000)]
+    if kind == 3:
+        return [oc.sliding_window(3000, 3000, left=300) | oc.sink(3000, 100, 3000)]
+    return [oc.full(700, 900), oc.from_dense(np.zeros((700, 900), bool))][:: (-1) ** seed]
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(25))
 def test_each_sum_has_each_rank_once_and_nobody_waits_for_ever(seed: int) -> None:
     rng = np.random.default_rng(100 + seed)
     heads, sm_count = int(rng.integers(1, 9)), int(rng.choice([1, 2, 5, 16, 40]))
@@ -135,6 +143,20 @@ def test_each_sum_has_each_rank_once_and_nobody_waits_for_ever(seed: int) -> Non
     assert all(sorted(of) == list(range(len(of))) for of in ranks.values())
     total = sum(len(walk) for walk in _walks(lists)) * heads * repeats
     assert [_play(lists, workers, again) for again in range(3)] == [total] * 3
+
+
+def test_items_that_are_taken_early_may_wait_for_ever() -> None:
+    """So the kernel takes the next one when all additions of the one at hand have their turn (key_producer.cuh)."""
+    stuck = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        tiles = rng.random((int(rng.integers(6, 14)), int(rng.integers(3, 9)))) < 0.5
+        mask = oc.from_dense(np.kron(tiles, np.ones((BR, BC), bool)))
+        workers = Workers(2, 3, side_by_side=1)
+        lists = ordered_lists([mask.blocks(BR, BC)], workers)
+        assert _play(lists, workers, seed) == 2 * tiles.sum()
+        stuck += _play(lists, workers, seed, ahead=4) < 2 * tiles.sum()
+    assert stuck
 
 
 def test_parts_hold_the_tiles_of_lists_without_ranks_the_last_ones_first() -> None:
@@ -164,3 +186,13 @@ def test_long_parts_of_all_heads_are_side_by_side() -> None:
     lists = ordered_lists(blocks, Workers(8, 132, 0, 1, side_by_side=1))
     assert lists.section == 8
     assert set(lists.tiers) == {lists.n_parts}
+
+
+@pytest.mark.parametrize("masks", [1, 2])
+def test_masks_that_hide_all_have_parts_and_no_tiles(masks: int) -> None:
+    """Gradients of zero have to be written all the same."""
+    hidden = oc.from_dense(np.zeros((300, 200), bool))
+    lists = ordered_lists([hidden.blocks(64, 128)] * masks, Workers(132, 4, 2, side_by_side=4))
+    assert len(lists.array("parts")) == masks * 2
+    assert not lists.array("parts")[:, 3].any()
+    assert len(lists.array("ranks")) == 1

@@ -32,7 +32,12 @@ class Plan:
 
     def launch(self, at: Any, stream: Any, scratch: int) -> None:
         self.fake.backwards.append(
-            {"at": at._asdict(), "stream": stream.ptr, "device": self.fake.current, "scratch": scratch}
+            {
+                "at": Addresses(*at)._asdict(),
+                "stream": stream.ptr,
+                "device": self.fake.current,
+                "scratch": scratch,
+            }
         )
 
 
@@ -55,8 +60,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Any:
         prepare_backward=lambda *arrays, **given: fake.prepared.append(given | {"arrays": arrays}),
         find_plan=lambda key, mask: plans.get((key, mask)),
         make_plan=make_plan,
-        Addresses=Addresses,
-        epoch=lambda: 0,
+        cache=SimpleNamespace(epoch=0),
         external_stream=streams.external_stream,
         on_device=streams.on_device,
         cupy=cupy,

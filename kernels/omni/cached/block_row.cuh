@@ -38,16 +38,23 @@ struct BlockRow {
       : p(params), sequence(row / params.q_blocks), block(row % params.q_blocks) {
     int const length = p.lengths[sequence];
     keys = length < 0 || length > p.capacity ? 0 : length;
-    history = keys - p.q_len;
+    int const rows = rows_of_sequence(p, sequence).y;
+    history = keys - rows;
     first = history + block * p.br;
-    last = history + min((block + 1) * p.br, p.q_len) - 1;
+    last = history + min((block + 1) * p.br, rows) - 1;
     sink_full = sink_stop = begin = full = own = stop = 0;
-    if (keys == 0 || last < 0) return;
+    if (keys == 0 || last < 0 || (kRaggedRows && first > last)) return;
     if (p.tail == nullptr) {
       find_causal();
     } else {
       find_history();
     }
+  }
+
+  // The block's first row, among all where sequences have numbers of rows of their own.
+  __device__ __forceinline__ int query() const {
+    if constexpr (kRaggedRows) return rows_of_sequence(p, sequence).x + block * p.br;
+    return block * p.br;
   }
 
   // Whole tiles in so many keys, at least 0: a division, by its inverse. Numbers of keys are exact as floats.

@@ -35,4 +35,33 @@ struct PlanParams {
   int most_cuts, least_tiles;
 };
 
+// Where sequences have numbers of rows of their own; q_len is the most of them then. Whether they have, kRaggedRows, is
+// said by the entry file ahead of this one.
+struct RaggedPlanParams : PlanParams {
+  int const* row_starts;  // (batch + 1,): the first row of each sequence among all, and the row behind the last one
+  int2* row_ranges;       // (batch,): {first row, row behind the last one}, for the kernels
+  int total;              // rows that there are
+};
+
+template <bool kRagged>
+struct PlanParamsOf {
+  using Type = PlanParams;
+};
+
+template <>
+struct PlanParamsOf<true> {
+  using Type = RaggedPlanParams;
+};
+
+// {first row among all, how many} of a sequence. Bounds that are none, and more rows than may be, are no rows.
+__device__ __forceinline__ int2 rows_of_sequence(PlanParams const& p, int sequence) {
+  if constexpr (kRaggedRows) {
+    RaggedPlanParams const& ragged = static_cast<RaggedPlanParams const&>(p);
+    int const first = ragged.row_starts[sequence], stop = ragged.row_starts[sequence + 1];
+    bool const legal = 0 <= first && first <= stop && stop <= ragged.total && stop - first <= p.q_len;
+    return legal ? make_int2(first, stop - first) : make_int2(ragged.total, 0);
+  }
+  return make_int2(0, p.q_len);
+}
+
 }  // namespace omni

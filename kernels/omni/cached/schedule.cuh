@@ -216,7 +216,7 @@ struct PlanSchedule {
     for (int part = lane(); part < parts; part += 32) {
       int const from = begin_of(part, tiles, parts), to = begin_of(part + 1, tiles, parts);
       int const at = (place + part) * p.most_entries;
-      p.parts[place + part] = make_int4(of.block * p.br, of.sequence, at, to - from);
+      p.parts[place + part] = make_int4(of.query(), of.sequence, at, to - from);
       p.splits[place + part] = parts > 1 ? make_int4(of.block, part, parts, slot) : make_int4(-1, 0, 1, 0);
       PartWriter(of, p.entries + at, from, to).write();
     }

@@ -246,7 +246,7 @@ struct BackwardBlock {
       cap_scores(weights, p.tanh_scale);
       differentiate_tanh(grads, weights, delta);
     }
-    weigh(weights, Statistic<Cfg>{s_lse2}, p.scale_log2);
+    weigh(weights, Statistic<Cfg>{s_lse2}, p);
     if (tile.kind() != kFull) hidden.apply(weights);
     if constexpr (Cfg::kSoftcap) {
       multiply(grads, weights);

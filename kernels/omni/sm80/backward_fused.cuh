@@ -15,6 +15,7 @@ namespace omni {
 template <class Cfg>
 struct DqShare {
   static constexpr bool kBf16 = Cfg::kBf16;
+  static constexpr int kMmaAtomK = Cfg::kMmaAtomK;
   static constexpr int kPieces = Cfg::kHeadDim / 16;  // of 16 columns
   static constexpr int kWarpsM = kPieces % (Cfg::kWarps / 2) == 0 ? 2 : 4;
   static constexpr int kWarpsN = Cfg::kWarps / kWarpsM;
@@ -112,7 +113,7 @@ struct FusedBackward : Backward<Cfg> {
     typename Share::Tile dq;
     dq.fill(0.f);
 #pragma unroll
-    for (int k = 0; k < Cfg::kBc; k += Cfg::kMmaAtomK) {
+    for (int k = 0; k < Cfg::kBc; k += kStepK) {
       AFragments<Share::kTilesM> a;
 #pragma unroll
       for (int m = 0; m < Share::kTilesM; ++m) {

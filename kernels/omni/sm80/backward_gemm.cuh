@@ -5,6 +5,7 @@
 #pragma once
 
 #include "omni/backward_params.cuh"
+#include "omni/lse2.cuh"
 #include "omni/sm80/backward_mask.cuh"
 #include "omni/sm80/gemm.cuh"
 #include "omni/store.cuh"
@@ -24,9 +25,9 @@ constexpr int gradient_columns(int width, int widest, bool owns_keys) {
 }
 
 template <
-    int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, int Part, bool Bf16, int SmemBytes, bool Softcap>
-struct BackwardConfig {
-  static constexpr int kMmaAtomK = 16;        // of mma.sync.m16n8k16
+    int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, int Part, bool Bf16, int SmemBytes, bool Softcap,
+    int MmaAtomK>
+struct BackwardConfig : MmaAtom<MmaAtomK> {
   static constexpr int kHeadDim = HeadDim;    // columns of Q and K
   static constexpr int kValueDim = ValueDim;  // columns of V and dO
   static constexpr int kWidest = HeadDim > ValueDim ? HeadDim : ValueDim;
@@ -84,7 +85,7 @@ template <class Cfg, int kCols, class Scores>
 __device__ __forceinline__ void add_dots(Scores& scores, u32 s_owned, u32 s_walked) {
   using Shared = SmemTile<kCols, Cfg::kSwizzle>;
 #pragma unroll
-  for (int d = 0; d < kCols; d += Cfg::kMmaAtomK) {
+  for (int d = 0; d < kCols; d += kStepK) {
     AFragments<Cfg::kTilesM> a;
 #pragma unroll
     for (int m = 0; m < Cfg::kTilesM; ++m) {
@@ -116,14 +117,34 @@ struct Statistic {
   }
 };
 
-// Scores to weights. A query without keys, or past the last one, has lse2 = +inf: weight 0.
+// Scores to weights in a step that may have far queries (lse2.cuh).
 template <class Cfg, class Tile>
-__device__ __forceinline__ void weigh(Tile& scores, Statistic<Cfg> const& lse2, float scale_log2) {
+__device__ __forceinline__ void weigh_far(Tile& scores, Statistic<Cfg> const& lse2, ForwardParams const& p) {
 #pragma unroll
   for (int m = 0; m < Tile::kTilesM; ++m) {
 #pragma unroll
     for (int i = 0; i < 2 * Tile::kBlocks; ++i) {
       float2 const two = lse2.pair(m, i % 2, i / 2);
+      float* const x = &scores.x[m][2 * i];
+      x[0] = weight_of(x[0], p, two.x);
+      x[1] = weight_of(x[1], p, two.y);
+    }
+  }
+}
+
+// Scores to weights. A query without keys, or past the last one, has lse2 = +inf: weight 0.
+template <class Cfg, class Tile>
+__device__ __forceinline__ void weigh(Tile& scores, Statistic<Cfg> const& lse2, ForwardParams const& p) {
+  if constexpr (Cfg::kOwnsKeys && !Cfg::kBf16 && !Cfg::kSoftcap) {
+    if (any_far<Tile::kCols>(lse2.s_values)) return weigh_far(scores, lse2, p);
+  }
+  float const scale_log2 = p.scale_log2;
+#pragma unroll
+  for (int m = 0; m < Tile::kTilesM; ++m) {
+#pragma unroll
+    for (int i = 0; i < 2 * Tile::kBlocks; ++i) {
+      float2 two = lse2.pair(m, i % 2, i / 2);
+      if constexpr (!Cfg::kOwnsKeys) two = make_float2(product_lse2<Cfg>(two.x), product_lse2<Cfg>(two.y));
       float* const x = &scores.x[m][2 * i];
       x[0] = exp2_approx(fmaf(x[0], scale_log2, -two.x));
       x[1] = exp2_approx(fmaf(x[1], scale_log2, -two.y));
@@ -179,7 +200,7 @@ __device__ __forceinline__ void add_products(Out& out, Factors const& factors, u
   using Shared = SmemTile<kCols, Cfg::kSwizzle>;
   constexpr bool kWhole = kCols % Out::kCols == 0 && Out::kCols * Cfg::kColumnBlocks <= kCols;
 #pragma unroll
-  for (int k = 0; k < Factors::kCols; k += Cfg::kMmaAtomK) {
+  for (int k = 0; k < Factors::kCols; k += kStepK) {
     AFragments<Cfg::kTilesM> a;
 #pragma unroll
     for (int m = 0; m < Cfg::kTilesM; ++m) {

@@ -3,6 +3,7 @@
 // registers.
 #pragma once
 
+#include "omni/ragged.cuh"
 #include "omni/sm80/gemm.cuh"
 #include "omni/store.cuh"
 #include "omni/work.cuh"
@@ -11,13 +12,9 @@ namespace omni {
 
 template <
     int HeadDim, int ValueDim, int OutColumns, int Br, int Bc, int Stages, int Warps, bool ShareKv, bool Swizzle,
-    bool Bf16, bool Softcap, int Page = 0, bool Fp8 = false>
-struct Sm80Config {
-  // The tensor-core instruction that everything is cut to: mma.sync.m16n8k16.
-  static constexpr int kMmaAtomM = 16;
-  static constexpr int kMmaAtomN = 8;
-  static constexpr int kMmaAtomK = 16;
-
+    bool Bf16, bool Softcap, int Page, bool Ragged, bool Fp8, int MmaAtomK>
+struct Sm80Config : MmaAtom<MmaAtomK> {
+  using MmaAtom<MmaAtomK>::kMmaAtomM;
   static constexpr int kHeadDim = HeadDim;        // columns of Q and K, tensors' head_dim rounded up to 16
   static constexpr int kValueDim = ValueDim;      // columns of V and O
   static constexpr int kOutColumns = OutColumns;  // those that one thread block owns
@@ -31,6 +28,7 @@ struct Sm80Config {
   static constexpr bool kBf16 = Bf16;
   static constexpr bool kSoftcap = Softcap;
   static constexpr bool kPaged = Page != 0;  // K and V are pools of pages
+  static constexpr bool kRagged = Ragged;    // sequences have numbers of rows of their own
   static constexpr bool kFp8 = Fp8;          // K and V are e4m3
 
   static constexpr int kWarpRows = Br / Warps;
@@ -38,7 +36,7 @@ struct Sm80Config {
   static constexpr bool kTiledHeadDim = HeadDim > 256;
   static constexpr bool kSplitWeights = ValueDim <= kSplitWeightsDim;
 
-  static_assert(HeadDim % kMmaAtomK == 0 && ValueDim % kMmaAtomK == 0, "widths are padded to 16");
+  static_assert(HeadDim % kStepK == 0 && ValueDim % kStepK == 0, "widths are padded to 16");
   static_assert(HeadDim == ValueDim || (HeadDim <= 256 && ValueDim <= 256), "D-tiling: values as wide as keys");
   static_assert(kTiledHeadDim || OutColumns == ValueDim, "all columns in one piece");
   static_assert(Br == kWarps * kTilesM * kMmaAtomM && (kTilesM == 1 || kTilesM == 2), "16 or 32 rows a warp");
@@ -68,7 +66,7 @@ struct Forward {
   unsigned char const* g_v;
   u32 s_q, s_lane_k;  // the lane's addresses in its warp's Q and in the first buffer of K
   Out out;
-  OnlineSoftmax<Cfg::kTilesM> softmax;
+  OnlineSoftmax<Cfg::kTilesM, Cfg::kBf16> softmax;
 
   __device__ __forceinline__ Forward(ForwardParams const& params, WorkItem const& work, unsigned char* s_memory)
       : p(params), mask{params, work.mask}, q0(work.q0), walk(params.lists, work.first, work.tiles), s_base(s_memory) {
@@ -98,7 +96,7 @@ struct Forward {
   }
 
   __device__ __forceinline__ void load_q(WorkItem const& work) {
-    unsigned char const* g_q = p.query().row(work.batch, work.head, q0);
+    unsigned char const* g_q = p.query().row(query_batch<Cfg>(work.batch), work.head, q0);
     load_tile<Cfg::kThreads, Cfg::kBr, Cfg::kHeadDim, Cfg::kSwizzle>(
         smem_address(s_base), g_q, 2 * p.q_strides.token, p.q_len - q0, p.head_dim);
   }
@@ -172,7 +170,7 @@ struct Forward {
   }
 
   // Weighs the scores and adds the values. V has arrived and every thread knows it.
-  __device__ __forceinline__ void compute_values(Scores const& scores, Tile const& tile, int stage) {
+  __device__ __forceinline__ void compute_values(Scores& scores, Tile const& tile, int stage) {
     if (tile.has_dead()) {
       zero_dead_rows<Cfg::kThreads, Cfg::kValueDim, Cfg::kSwizzle>(s_base + kQBytes + v_offset(stage), mask, tile);
       __syncthreads();
@@ -272,7 +270,8 @@ struct Forward {
     }
     WorkItem const done = work_item(p, block_index());
     softmax.finish();
-    store_output<Cfg>(p, OutputPlace{done.batch, done.head, q0 + row0(), 0}, out, softmax);
+    int const stop = row_stop<Cfg, RaggedParams>(p, p.q_len, done.mask);
+    store_output<Cfg>(p, OutputPlace{query_batch<Cfg>(done.batch), done.head, q0 + row0(), 0, stop}, out, softmax);
   }
 };
 

@@ -34,13 +34,13 @@ struct TiledForward {
   int next_chunk = 0;  // the next of them
   int kv_head_of_e4m3;
   Out out;
-  OnlineSoftmax<1> softmax;
+  OnlineSoftmax<1, Cfg::kBf16> softmax;
 
   __device__ __forceinline__ TiledForward(ForwardParams const& params, WorkItem const& work, unsigned char* s_memory)
       : p(params), mask{params, work.mask}, q0(work.q0), walk(params.lists, work.first, work.tiles), s_base(s_memory) {
     q_rows = p.q_len - q0;
     int const kv_head = work.head / p.group;
-    g_q = p.query().row(work.batch, work.head, q0);
+    g_q = p.query().row(query_batch<Cfg>(work.batch), work.head, q0);
     int const of_batch = Cfg::kPaged ? 0 : work.batch;
     g_k = p.key().rows(of_batch, kv_head);
     kv_head_of_e4m3 = kv_head;
@@ -158,7 +158,8 @@ struct TiledForward {
     cp_async_wait<0>();
     WorkItem const done = work_item(p, block_index());
     softmax.finish();
-    store_output<Cfg>(p, OutputPlace{done.batch, done.head, q0 + row0, column0}, out, softmax);
+    int const stop = row_stop<Cfg, RaggedParams>(p, p.q_len, done.mask);
+    store_output<Cfg>(p, OutputPlace{query_batch<Cfg>(done.batch), done.head, q0 + row0, column0, stop}, out, softmax);
   }
 };
 

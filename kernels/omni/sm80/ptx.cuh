@@ -55,4 +55,19 @@ __device__ __forceinline__ void mma_m16n8k16(float* d, u32 const (&a)[4], u32 b0
   }
 }
 
+// mma.sync m16n8k8, float32 accumulators: d += a b.
+template <bool kBf16>
+__device__ __forceinline__ void mma_m16n8k8(float* d, u32 a0, u32 a1, u32 b) {
+  if constexpr (kBf16) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a0), "r"(a1), "r"(b));
+  } else {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a0), "r"(a1), "r"(b));
+  }
+}
+
 }  // namespace omni

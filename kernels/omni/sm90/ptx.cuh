@@ -17,6 +17,11 @@ __device__ __forceinline__ void mbarrier_arrive(u32 s_barrier) {
   asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(s_barrier) : "memory");
 }
 
+// Arrives for the thread when all copies that it has started (cp.async) are there.
+__device__ __forceinline__ void mbarrier_arrive_when_copied(u32 s_barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(s_barrier) : "memory");
+}
+
 // Arrives, and returns when all others of the phase have.
 __device__ __forceinline__ void mbarrier_meet(u32 s_barrier) {
   asm volatile(
@@ -186,6 +191,17 @@ __device__ __forceinline__ int load_acquire(int const* g_source) {
 
 __device__ __forceinline__ void add_release(int* g_target, int x) {
   asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(g_target), "r"(x) : "memory");
+}
+
+// Numbers of shared memory that another thread of the block changes meanwhile.
+__device__ __forceinline__ int load_shared_volatile(u32 s_source) {
+  int v;
+  asm volatile("ld.volatile.shared.s32 %0, [%1];" : "=r"(v) : "r"(s_source) : "memory");
+  return v;
+}
+
+__device__ __forceinline__ void store_shared_volatile(u32 s_target, int x) {
+  asm volatile("st.volatile.shared.s32 [%0], %1;" ::"r"(s_target), "r"(x) : "memory");
 }
 
 // A vector that other multiprocessors wrote: not from this one's cache.

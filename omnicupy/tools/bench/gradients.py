@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from omnicupy.api import attention, attention_backward
+from omnicupy.call.check_backward import GRADIENTS
 from omnicupy.choose import backward_table
+from omnicupy.choose.variants import parsed_tile
+from omnicupy.jit.backward_kernel import MAKES_ALL, TileShape
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.spec import round_up
 from omnicupy.masks.mask import Mask
@@ -15,6 +19,11 @@ from omnicupy.tools.random_arrays import DTYPES, random_bits
 from omnicupy.tools.workloads.workload import Workload
 
 ANY_ORDER = "any-order"  # of our systems: deterministic=False
+SPLIT = "split"
+ALONE_PARTS = ("dkdv", "dq")
+ALONE = {"dkdv-alone": ("k", "v"), "dq-alone": ("q",)}
+WORDS = ("sm80", ANY_ORDER, f"sm80-{ANY_ORDER}", SPLIT, *ALONE, "dkdv-64x128-s4-w12 (any tile)")
+TILED = (*ALONE_PARTS, *MAKES_ALL)  # kernels that may be asked for with another tile
 
 
 class Pass(NamedTuple):
@@ -43,12 +52,44 @@ PASSES = {
 }
 
 
-def kernel_and_order(words: str) -> tuple[str, bool]:
-    """What the name of one of our systems asks for: a kernel of gradients ("" for the table's choice), and whether
-    their sums may have any order: "sm80", "any-order", "sm80-any-order".
+class Asked(NamedTuple):
+    """What the name of one of our systems asks for. kernel: of gradients, "" for the table's choice.  free: may their
+    sums have any order?  two: are dK and dV made by one kernel and dQ by another, where the table has one for all?
+    wanted: the gradients.  part, tile: another tile for one of the kernels.
     """
+
+    kernel: str = ""
+    free: bool = False
+    two: bool = False
+    wanted: tuple[str, ...] = GRADIENTS
+    part: str = ""
+    tile: TileShape | None = None
+
+    @property
+    def needs_config(self) -> bool:
+        """True where it is not what a call without `config` gets."""
+        return bool(self.kernel or self.two or self.part)
+
+
+EVERYTHING = Asked()
+
+
+def asked(words: str) -> Asked:
+    """What the name of one of our systems asks for, behind "omnicupy:".
+
+    "sm80" (a kernel of the table, or "naive"), "any-order", "sm80-any-order"; "split": two kernels in place of one for
+    all; "dkdv-alone", "dq-alone": these gradients alone; "dkdv-64x128-s4-w12", also of dq, fused and ordered: another
+    tile of this kernel. Raises ValueError for a tile that is none.
+    """
+    if words == SPLIT:
+        return Asked(two=True)
+    if words in ALONE:
+        return Asked(wanted=ALONE[words])
+    part, _, tile = words.partition("-")
+    if part in TILED and tile:
+        return Asked(free=part == "fused", two=part in ALONE_PARTS, part=part, tile=parsed_tile(tile))
     free = words == ANY_ORDER or words.endswith(f"-{ANY_ORDER}")
-    return words.removesuffix(ANY_ORDER).removesuffix("-") if free else words, free
+    return Asked(words.removesuffix(ANY_ORDER).removesuffix("-") if free else words, free)
 
 
 class Gradients:
@@ -65,12 +106,16 @@ class Gradients:
         """What gradients (dq, dk, dv) are held against."""
         return CheckedGradients((self.dout, *self.arrays), self.mask, self.out, self.lse)
 
-    def spec(self, arch: str, word: str = "") -> BackwardSpec:
-        """The kernels of our call. word: a kernel of the table, or "naive"; "" for the table's choice.
-
-        Raises ValueError for another word.
-        """
+    def spec(self, arch: str, asked: Asked) -> BackwardSpec:
+        """The kernels of our call. Raises ValueError for a kernel that the table does not have, or an illegal tile."""
         head_dim = round_up(self._workload.head_dim, 16)
+        found = self._of_kernel(arch, asked.kernel, head_dim)
+        if asked.two:
+            found = replace(found, fused=None, ordered=None)
+        tile: dict[str, Any] = {asked.part: asked.tile} if asked.part else {}
+        return replace(found, **tile)
+
+    def _of_kernel(self, arch: str, word: str, head_dim: int) -> BackwardSpec:
         if word == "naive":
             return backward_table.naive(arch, self._dtype, head_dim)
         if not word:
@@ -79,13 +124,19 @@ class Gradients:
             if row.kernel == word and row.serves(arch, head_dim):
                 return row.spec(arch, self._dtype, head_dim)
         known = dict.fromkeys(row.kernel for row in backward_table.TABLE if row.serves(arch, head_dim))
-        raise ValueError(f"config: expected naive or {' or '.join(known)} for gradients, got {word!r}")
+        raise ValueError(
+            f"config: expected naive or {' or '.join(known)} for gradients, got {word!r}; or {ANY_ORDER}, {SPLIT}, "
+            f"{' or '.join(ALONE)}"
+        )
 
     def call(
-        self, timed: Pass, mask: Mask | None, config: BackwardSpec | None, *, deterministic: bool = True
+        self, timed: Pass, mask: Mask | None, config: BackwardSpec | None, asked: Asked = EVERYTHING
     ) -> Callable[[], Any]:
-        """Our call, which returns dq, dk and dv. mask: as it is passed.  config: of the backward pass."""
-        how: dict[str, Any] = {"config": config, "deterministic": deterministic}
+        """Our call, which returns dq, dk and dv, None for one that is not wanted.
+
+        mask: as it is passed.  config: of the backward pass.
+        """
+        how: dict[str, Any] = {"config": config, "deterministic": not asked.free, "wanted": asked.wanted}
 
         def backward() -> Any:
             return attention_backward(self.dout, *self.arrays, self.out, self.lse, mask, **how)

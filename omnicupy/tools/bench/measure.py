@@ -18,7 +18,7 @@ from omnicupy.masks.segment_masks import segments
 from omnicupy.reference import checked_rows
 from omnicupy.tools.bench import timing, torch_inputs
 from omnicupy.tools.bench.decoding import copy_share
-from omnicupy.tools.bench.gradients import PASSES, Gradients, Pass, kernel_and_order
+from omnicupy.tools.bench.gradients import PASSES, Gradients, Pass, asked
 from omnicupy.tools.bench.peers import COMPILE_LIMIT_S, Peer, prepare
 from omnicupy.tools.bench.records import OURS, Record
 from omnicupy.tools.bench.torch_inputs import Shared, as_cupy
@@ -209,10 +209,9 @@ def _ours(
         passed = FULL_OBJECTS[words](q_len, k_len)
         words = ""
     if isinstance(given, Gradients):
-        kernel, free = kernel_and_order(words)
-        chosen = given.spec(session.arch, kernel)
-        config_of = chosen if kernel else None
-        gradients = given.call(session.timed, passed, config_of, deterministic=not free)
+        wanted = asked(words)
+        chosen = given.spec(session.arch, wanted)
+        gradients = given.call(session.timed, passed, chosen if wanted.needs_config else None, wanted)
         return _System(gradients, {"spec": str(chosen)}), gradients
     if words:
         config = variants.parse(words, session.arch, session.dtype, workload.head_dim)

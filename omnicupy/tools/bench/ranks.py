@@ -16,21 +16,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from omnicupy import parallel as several
 from omnicupy.parallel import Plan, plan
-from omnicupy.parallel.overlap import steps_of
-from omnicupy.parallel.prediction import Heads
+from omnicupy.parallel.make import NAMES
+from omnicupy.parallel.overlap import Overlap
+from omnicupy.tools.bench import overlap_ways
+from omnicupy.tools.bench.overlap_ways import BEHIND, DEFAULT, ON_CPU, ON_GPU, PREDICTED
 from omnicupy.tools.bench.records import Record
 from omnicupy.tools.bench.timing import FLUSH_BYTES
+from omnicupy.tools.bench.torch_passes import forward, forward_and_backward, gradients
 from omnicupy.tools.workloads.workload import Workload, by_name
 
 Say = Callable[[str], None]
-ON_GPU = ("W1", "W12", "causal-d128-s32768-h32-k8-b1", "W10", "W7")
-ON_CPU = ("random-d8-s512-seed0-h2-k1-b1",)
 SAMPLES, WARM_UP = 20, 3
-FLUSH_WRITES = 24  # of the flush buffer: a backward pass takes Python longer to launch
+FLUSH_WRITES = 40  # of the flush buffer: a backward pass takes Python longer to launch
 CLOSE = 0.02  # of the largest element: what 16-bit results of other tiles may differ by
 SEED = 0
 TIME_LIMIT = timedelta(seconds=120)  # of NCCL and gloo: a rank that failed must not hold the others for long
@@ -73,17 +75,18 @@ def parallel(record: Record, say: Say) -> None:
 
     with process_group("parallel") as device:
         record.set(ranks=dist.get_world_size(), samples=SAMPLES)
-        for name in ON_GPU if device.type == "cuda" else ON_CPU:
-            Problem(by_name(name), device).measure(record, say)
+        on_gpu = device.type == "cuda"
+        workloads = [by_name(name) for name in (ON_GPU if on_gpu else ON_CPU)]
+        for one in [*workloads, *(overlap_ways.grown(dist.get_world_size()) if on_gpu else [])]:
+            Problem(one, device).measure(record, say)
 
 
 @dataclass
 class _Figures:
-    """Milliseconds: one device with everything, all ranks with and without overlap, and the parts of the latter."""
+    """Milliseconds: one device with everything, all ranks by way of overlap, and the parts of a call without."""
 
     alone: float
-    whole: float
-    behind: float
+    whole: dict[str, float]
     exchange: float
     launch: float
 
@@ -108,37 +111,43 @@ class Problem:
             FLUSH_BYTES if device.type == "cuda" else 0, dtype=torch.uint8, device=device
         )
         self._signal = torch.zeros(1, device=device)
+        self._found: dict[Callable[..., Any], float] = {}
 
     def measure(self, record: Record, say: Say) -> None:
-        """A row for each pass, under the plan and under contiguous shards."""
-        heads = self.workload.sizes
-        for label, rows in (("", None), (", contiguous", "contiguous")):
-            made = plan(self.mask, self.ranks, heads=heads, rows=rows)
-            checked = self._checked(made)
+        """A row for each pass: under the plan by every way of overlap, under other assignments by the usual ones."""
+        heads, on_gpu = self.workload.sizes, self.device.type == "cuda"
+        chosen = plan(self.mask, self.ranks, heads=heads)
+        others = [name for name in NAMES[:3] if on_gpu and name != chosen.name and name != "contiguous"]
+        for rows in (None, "contiguous", *others):
+            made = chosen if rows is None else plan(self.mask, self.ranks, heads=heads, rows=rows)
+            if rows == chosen.name:
+                continue
+            ways = overlap_ways.ways(made, self.workload, on_gpu=on_gpu, every=rows is None)
+            checked = self._checked(made, ways)
             for timed in ("forward", "forward+backward"):
-                found = self._figures(made, timed == "forward+backward")
-                figures = {
-                    "ranks": self.ranks,
-                    "assignment": made.name,
-                    "one device, ms": round(found.alone, 4),
-                    "all ranks, ms": round(found.whole, 4),
-                    "efficiency": round(found.alone / found.whole / self.ranks, 3),
-                    "without overlap, ms": round(found.behind, 4),
-                    "overlap": self._overlap(made),
-                    "exchange alone, ms": round(found.exchange, 4),
-                    "slowest launch alone, ms": round(found.launch, 4),
-                    "received, MB": round(self._received(made) / 1e6, 2),
-                    **checked,
-                }
-                workload = f"{self.workload.name}{label}, {self.ranks} ranks, {timed}"
+                figures = self._shown(made, self._figures(made, timed == "forward+backward", ways)) | checked
+                workload = f"{self.workload.name}{f', {rows}' if rows else ''}, {self.ranks} ranks, {timed}"
                 record.add(workload=workload, system="omnicupy", figures=figures, **{"pass": "forward"})
                 if is_first():
                     say(f"{workload}: {', '.join(f'{name} {value}' for name, value in figures.items())}")
 
-    def _overlap(self, made: Plan) -> str:
-        """What overlaps on this rank, of which one writes the record."""
-        asked = None if self.device.type == "cuda" else False
-        return str(steps_of(made, self.rank, 0, self.workload.batch, Heads(*self.workload.sizes), asked))
+    def _shown(self, made: Plan, found: _Figures) -> dict[str, Any]:
+        """A row's figures. "all ranks" is the call as it is by default."""
+        whole = found.whole.get(PREDICTED if DEFAULT is None else BEHIND, found.whole[BEHIND])
+        figures = {
+            "ranks": self.ranks,
+            "assignment": made.name,
+            "one device, ms": round(found.alone, 4),
+            "all ranks, ms": round(whole, 4),
+            "efficiency": round(found.alone / whole / self.ranks, 3),
+            **{f"{name}, ms": round(took, 4) for name, took in found.whole.items()},
+            "exchange alone, ms": round(found.exchange, 4),
+            "slowest launch alone, ms": round(found.launch, 4),
+            "received, MB": round(self._received(made) / 1e6, 2),
+        }
+        if PREDICTED in found.whole:  # of this rank; one writes the record
+            figures["overlap"] = str(overlap_ways.steps(made, self.rank, self.workload, None))
+        return figures
 
     def _received(self, made: Plan) -> int:
         """Bytes of K and V that the rank which receives most gets, of all batch elements."""
@@ -152,28 +161,33 @@ class Problem:
         given = [(self.dout, False), (q, False), (k, True), (v, True)]
         return [made.shard(x, self.rank, keys=keys) for x, keys in given]
 
-    def _checked(self, made: Plan) -> dict[str, Any]:
+    def _checked(self, made: Plan, ways: dict[str, Overlap]) -> dict[str, Any]:
         """How far this rank's results are from those of one device, and whether they come again to the bit."""
         import torch
 
         shared, on_one = _calls()
         dout, *own = self._own(made)
-        turns = [gradients(lambda *x: shared(*x, made, overlap=None), own, dout) for _ in range(2)]
         alone = gradients(lambda *x: on_one(*x, self.mask), self.arrays, self.dout)
-        far = 0.0
-        for at, (mine, whole) in enumerate(zip(turns[0], alone, strict=True)):
-            expected = made.shard(whole, self.rank, keys=at > 1)
-            if mine.numel():
-                found = float((mine.double() - expected.double()).abs().max() / whole.double().abs().max())
-                far = max(far, found if math.isfinite(found) else math.inf)  # NaN is larger than no number
-        same = all(torch.equal(a, b) for a, b in zip(*turns, strict=True))
+        far, same = 0.0, True
+        for way in ways.values():
+            turns = [gradients(partial(shared, plan=made, overlap=way), own, dout) for _ in range(2)]
+            for at, (mine, whole) in enumerate(zip(turns[0], alone, strict=True)):
+                expected = made.shard(whole, self.rank, keys=at > 1)
+                if mine.numel():
+                    found = float(
+                        (mine.double() - expected.double()).abs().max() / whole.double().abs().max()
+                    )
+                    far = max(
+                        far, found if math.isfinite(found) else math.inf
+                    )  # NaN is larger than no number
+            same = same and all(torch.equal(a, b) for a, b in zip(*turns, strict=True))
         worst, differs = self.slowest(far), self.slowest(0.0 if same else 1.0)
         shown = round(worst, 6) if math.isfinite(worst) else None
         return {"largest difference": shown, "right": worst <= CLOSE, "same bits": differs == 0}
 
-    def _figures(self, made: Plan, backward: bool) -> _Figures:
+    def _figures(self, made: Plan, backward: bool, ways: dict[str, Overlap]) -> _Figures:
         from omnicupy.parallel.ranks import ranks_of
-        from omnicupy.parallel.trip import Trip, own_copied, sides
+        from omnicupy.parallel.trip import Trip, own_copied, parts_of, sides, widths_of
 
         shared, on_one = _calls()
         dout, q, k, v = self._own(made)
@@ -186,27 +200,35 @@ class Problem:
             buffer, pending = trip.there((k, v), slice(None), trip.own)
             own_copied(buffer, (k, v), slice(None), 0, trip.own)
             pending.wait()
-            return sides(buffer)
+            return sides(buffer, widths_of((k, v)))
 
         def way() -> None:
             found = exchanged(k, v)
             if backward and made.travels():
                 returned, pending = trip.back(found, trip.own)
                 pending.wait()
-                for side, one in enumerate(found):
-                    trip.add(one[:, :, : trip.own], returned[:, side])
+                for one, part in zip(found, parts_of(returned, widths_of(found)), strict=True):
+                    trip.add(one[:, :, : trip.own], part)
 
         keys, values = exchanged(k, v)
         run = forward_and_backward if backward else forward
         empty: Callable[[], Any] = lambda: None  # noqa: E731 - a rank without rows
         launch = run(lambda *x: on_one(*x, local), [q, keys, values], dout) if local is not None else empty
         return _Figures(
-            self.time(run(lambda *x: on_one(*x, self.mask), self.arrays, self.dout)),
-            self.time(run(lambda *x: shared(*x, made, overlap=None), [q, k, v], dout)),
-            self.time(run(lambda *x: shared(*x, made, overlap=False), [q, k, v], dout)),
+            self._alone(run),
+            {
+                name: self.time(run(partial(shared, plan=made, overlap=way), [q, k, v], dout))
+                for name, way in ways.items()
+            },
             self.time(way),
             self.time(launch),
         )
+
+    def _alone(self, run: Callable[..., Any]) -> float:
+        """Milliseconds of one device with everything, by either pass of torch_passes; once for all plans."""
+        if run not in self._found:
+            self._found[run] = self.time(run(ours_alone(self), self.arrays, self.dout))
+        return self._found[run]
 
     def time(self, call: Callable[[], Any]) -> float:
         """Milliseconds of a call on the slowest rank, the median of samples."""
@@ -270,27 +292,6 @@ def _calls() -> tuple[Callable[..., Any], Callable[..., Any]]:
     import omnicupy.torch as ours
 
     return several.attention, ours.attention
-
-
-def _leaves(arrays: list[Any]) -> list[Any]:
-    return [one.detach().requires_grad_() for one in arrays]
-
-
-def gradients(call: Callable[..., Any], arrays: list[Any], dout: Any) -> list[Any]:
-    """out and the gradients of q, k and v."""
-    import torch
-
-    leaves = _leaves(arrays)
-    out = call(*leaves)
-    return [out.detach(), *torch.autograd.grad(out, leaves, dout)]
-
-
-def forward(call: Callable[..., Any], arrays: list[Any], dout: Any) -> Callable[[], Any]:
-    return lambda: call(*arrays)
-
-
-def forward_and_backward(call: Callable[..., Any], arrays: list[Any], dout: Any) -> Callable[[], Any]:
-    return lambda: gradients(call, arrays, dout)
 
 
 def ours_alone(problem: Problem) -> Callable[..., Any]:

@@ -4,41 +4,41 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omnicupy.choose import pick, variants
+from omnicupy.choose import pick
 from omnicupy.jit import nvrtc
-from omnicupy.jit.build import compile_all
-from omnicupy.jit.spec import AttnSpec
 from omnicupy.tools import environment
 from omnicupy.tools.bench import (
     accuracy,
     accuracy_cases,
+    atoms,
     gathered_flex,
     host,
     mask_build,
     memory,
+    pages,
     preset_build,
     ranks,
     scaling,
     sharing,
+    tiles,
     timing,
 )
-from omnicupy.tools.bench.gradients import PASSES
+from omnicupy.tools.bench.gradients import PASSES, WORDS
 from omnicupy.tools.bench.measure import Session, check_memory, latency, measure
 from omnicupy.tools.bench.peers import SYSTEMS, missing
 from omnicupy.tools.bench.records import OURS, Record
 from omnicupy.tools.bench.suites import GPU_SUITES, OTHER_SUITES, Part, Suite
-from omnicupy.tools.watchdog import Watchdog
 from omnicupy.tools.workloads.workload import Workload, by_name
 
-Say = Callable[[str], None]
 Kind = Callable[[Session, Workload, Sequence[str]], None]
 
 ACCURACY = "accuracy"
-GPU_HOST = {"host": host.warm_calls, "cold": host.first_calls, gathered_flex.SUITE: gathered_flex.flex}
+GPU_HOST = {"host": host.warm_calls, "cold": host.first_calls, atoms.SUITE: atoms.atoms}
+GPU_HOST |= {gathered_flex.SUITE: gathered_flex.flex}
 CPU_HOST = {
     "build": host.mask_building,
     "presets": preset_build.building,
@@ -47,16 +47,19 @@ CPU_HOST = {
     "parallel": ranks.parallel,
     "cpu": host.cpu_engine,
 }
-GRADIENT_KINDS = ("measure", "latency", "memory")  # of suites that are measured for backward passes, too
-TILE_SAMPLES = 10  # at most, of each of hundreds of tiles
-HANG_S = 240.0  # without a word from a study of tiles, after which the process ends and names the last one
+GRADIENT_KINDS = (
+    "measure",
+    "latency",
+    "memory",
+    "choices",
+    "forms",
+)  # of suites that are measured for backward passes, too
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to run. workloads, by name or as they are, and systems: instead of the suites' own.  seeds: of random
-    masks.  limit: seconds that a rival may take to compile.  timed: a key of PASSES.  out: file of the record.
-    accuracy_dtypes: of the suite accuracy.
+    """What to run. workloads, by name or as they are, and systems: instead of the suites' own.  seeds: of masks.
+    limit: seconds to compile, of a rival.  timed: a key of PASSES.  out: the record.  accuracy_dtypes: of that suite.
     """
 
     suites: tuple[str, ...] = ()
@@ -91,21 +94,20 @@ def listing() -> str:
     of = catalogue()
     lines = ["suites on a GPU:", *(f"  {name:10} {note}" for name, note in of["gpu"].items())]
     lines += ["suites anywhere:", *(f"  {name:10} {note}" for name, note in of["anywhere"].items())]
-    ours = f"{OURS}, {OURS}:sm80-128x64-s2-w4 (any tile), {OURS}:any-order, {OURS}:sm80-any-order (gradients)"
+    ours = f"{OURS}, {OURS}:sm80-128x64-s2-w4 (any tile)"
     lines += [f"systems: {ours}, {', '.join(SYSTEMS)}"]
+    lines += [f"  for gradients also {', '.join(f'{OURS}:{word}' for word in WORDS)}"]
     return "\n".join(lines)
 
 
 def measures(suites: Sequence[str]) -> bool:
     """True when one of the suites, here, measures workloads on systems; others look at the host alone."""
-    on_gpu = [
-        name for name in suites if name in GPU_SUITES and (name not in CPU_HOST or environment.has_gpu())
-    ]
-    return bool(on_gpu)
+    gpu = environment.has_gpu()
+    return any(name in GPU_SUITES and (name not in CPU_HOST or gpu) for name in suites)
 
 
 @pick.serve_every_kernel()
-def run(options: Options, say: Say) -> dict[str, Any]:
+def run(options: Options, say: host.Say) -> dict[str, Any]:
     """Run the suites; returns the record. A suite that needs a GPU raises ValueError where there is none. A system that
     fails is a row with its reason; the others go on.
     """
@@ -152,12 +154,18 @@ def _check_pass(options: Options) -> None:
     """Raises ValueError for a pass that the suites are not measured with."""
     if options.timed not in PASSES:
         raise ValueError(f"bench: --pass must be one of {', '.join(PASSES)}, got {options.timed!r}")
+    of_gradients = [
+        name for name, suite in GPU_SUITES.items() if all(part.kind == "forms" for part in suite.parts)
+    ]
     if options.timed == "fwd":
+        for name in options.suites:
+            if name in of_gradients:
+                raise ValueError(f"bench: {name} measures forms of the backward pass; add --pass bwd")
         return
     serve = [
         name
         for name, suite in GPU_SUITES.items()
-        if all(part.kind in GRADIENT_KINDS and not _of_kernels(part.systems) for part in suite.parts)
+        if all(part.kind in GRADIENT_KINDS and not _of_kernels(part) for part in suite.parts)
     ]
     for name in options.suites:
         if name not in serve:
@@ -167,9 +175,9 @@ def _check_pass(options: Options) -> None:
             )
 
 
-def _of_kernels(systems: Sequence[str]) -> bool:
+def _of_kernels(part: Part) -> bool:
     """True where a part compares tiles of the forward kernels with each other."""
-    return not any(not system.startswith(f"{OURS}:") for system in systems)
+    return bool(part.systems) and all(system.startswith(f"{OURS}:") for system in part.systems)
 
 
 def _check(options: Options) -> None:
@@ -228,73 +236,14 @@ def _with_seeds(names: Sequence[str], seeds: int) -> list[str]:
     ]
 
 
-def _tiles(session: Session, head_dim: int, kernel: str) -> list[str]:
-    """Every tile of a kernel that compiles without spills, as system names.
-
-    Without swizzle (every tile is several times slower so) only those that the comparison needs.
-    """
-    found = variants.every(session.arch, session.dtype, head_dim, kernel, plain=True)
-    return _compiled(
-        session,
-        [spec for spec in found if spec.br >= 64 and (spec.swizzle or (spec.bc == 64 and spec.stages < 3))],
-    )
-
-
-def _likely_tiles(session: Session, workload: Workload) -> list[str]:
-    """What a call of a workload gets, and the tiles of the wgmma kernel that have won anywhere: warpgroups that take
-    turns, 64 keys up to twice the rows, the deepest ring of up to three stages.
-    """
-    mask = workload.mask()
-    picked = pick.pick(session.arch, workload.problem(mask, session.dtype), (mask,), session.sm_count)
-    every = variants.every(session.arch, session.dtype, workload.head_dim, "sm90")
-    likely = [
-        spec for spec in every if spec.ping_pong and 64 <= spec.bc <= 2 * spec.br and spec.stages in (2, 3)
-    ]
-    deepest = {(spec.br, spec.bc): spec for spec in sorted(likely, key=lambda one: one.stages)}
-    others = [spec for spec in deepest.values() if spec != picked]
-    return [OURS, *_compiled(session, others)]
-
-
-def _compiled(session: Session, specs: Sequence[AttnSpec]) -> list[str]:
-    """Those that compile without spills, as system names; says which do not."""
-    good = set()
-    for one in compile_all(specs):
-        if one.problem:
-            session.say(f"left out: {variants.word(one.spec)}: {one.problem.splitlines()[0]}")
-        else:
-            good.add(one.spec)
-    return [f"{OURS}:{variants.word(spec)}" for spec in specs if spec in good]
-
-
-def _measure_tiles(kernel: str) -> Kind:
-    def run_one(session: Session, workload: Workload, systems: Sequence[str]) -> None:
-        _watched(session, workload, systems or _tiles(session, workload.head_dim, kernel))
-
-    return run_one
-
-
-def _measure_choice(session: Session, workload: Workload, systems: Sequence[str]) -> None:
-    _watched(session, workload, systems or _likely_tiles(session, workload))
-
-
-def _watched(session: Session, workload: Workload, systems: Sequence[str]) -> None:
-    """Measure tiles that nobody else runs: among hundreds of them one may hang."""
-    with Watchdog(HANG_S) as watchdog:
-
-        def say(line: str) -> None:
-            watchdog.step(line)
-            session.say(line)
-
-        few = min(session.samples, TILE_SAMPLES)
-        measure(replace(session, samples=few, host=False, say=say), workload, systems)
-
-
 KINDS: dict[str, Kind] = {
     "measure": measure,
     "latency": latency,
-    "tiles": _measure_tiles("sm80"),
-    "tiles90": _measure_tiles("sm90"),
-    "choices": _measure_choice,
+    "tiles": tiles.measure_tiles("sm80"),
+    "tiles90": tiles.measure_tiles("sm90"),
+    "choices": tiles.measure_choice,
+    "forms": measure,
     "build": mask_build.measure,
     "memory": memory.measure,
+    "paged": pages.measure,
 }

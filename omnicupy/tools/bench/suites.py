@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from omnicupy.tools.bench import decoding
+from omnicupy.tools.bench import decoding, pages
 from omnicupy.tools.bench.peers import SYSTEMS
 from omnicupy.tools.bench.records import OURS
 from omnicupy.tools.workloads.workload import NAMED
@@ -78,6 +78,53 @@ def _sparse(head_dim: int, sizes: str, seed: int = 0) -> tuple[str, ...]:
     )
 
 
+# The forms of our backward pass, each of which the cost model describes.
+FORMS = tuple(f"{OURS}{word}" for word in ("", ":any-order", ":split", ":dkdv-alone", ":dq-alone"))
+# Masks of several densities, lengths, groups and batches; none of them is one that the model is judged by.
+_FIT_D128 = (
+    *_dense((128,), (1024, 4096, 16384)),
+    *("full-d128-s512-h16-k16-b2", "causal-d128-s2048-h28-k4-b1", "causal-d128-s8192-h32-k8-b2"),
+    *("causal-d128-s32768-h28-k4-b1", "full-d128-s6144-h12-k12-b1", "decode-d128-s8192-q2048-h32-k8-b1"),
+    *(f"sparse-d128-s16384-p{share}-seed0-h28-k4-b1" for share in (500, 250, 100, 50, 20)),
+    *("sparse-d128-s32768-p100-seed1-h32-k8-b1", "sparse-d128-s4096-p600-seed1-h32-k32-b4"),
+    *("sparse-d128-s8192-p150-seed2-h32-k32-b1", "random-d128-s16384-seed40-h16-k16-b1"),
+    *("random-d128-s2048-seed41-h28-k4-b8", "random-d128-s4096-seed42-h32-k8-b2"),
+)
+_FIT_D256 = (
+    *_dense((256,), (1024, 4096, 16384)),
+    *("causal-d256-s8192-h8-k4-b1", "full-d256-s2048-h8-k1-b1", "random-d256-s8192-seed40-h8-k4-b1"),
+    *(f"sparse-d256-s16384-p{share}-seed0-h8-k4-b1" for share in (500, 200, 60, 20)),
+    "random-d256-s2048-seed41-h8-k8-b4",
+)
+_FIT_D64 = (
+    *_dense((64,), (1024, 4096, 16384)),
+    *("causal-d64-s8192-h32-k8-b1", "random-d64-s8192-seed40", "random-d64-s2048-seed41-h16-k16-b2"),
+    *(f"sparse-d64-s16384-p{share}-seed0" for share in (500, 200, 60, 20)),
+)
+_FIT_D80 = (
+    *("full-d80-s4096-h16-k16-b4", "causal-d80-s16384-h16-k16-b1", "sparse-d80-s16384-p200-seed0-h16-k16-b1"),
+    *("sparse-d80-s32768-p20-seed0-h16-k16-b1", "random-d80-s4096-seed40-h16-k16-b2"),
+)
+_FIT_D192 = (
+    *("full-d192-s4096-h8-k8-b4", "causal-d192-s16384-h8-k8-b1", "random-d192-s4096-seed40-h8-k4-b2"),
+    "sparse-d192-s16384-p200-seed0-h8-k4-b1",
+)
+# What the model is judged by: W1 to W13, and random masks of other seeds than any other suite's.
+_UNSEEN = (
+    *(name for name in NAMED if name not in ("W14", "W15")),
+    *(f"random-d64-s{rest}" for rest in ("8192-seed100", "16384-seed101", "1024-seed102")),
+    *(
+        "random-d128-s16384-seed103",
+        "random-d128-s8192-seed104-h28-k4-b1",
+        "random-d128-s2048-seed105-h28-k4-b8",
+    ),
+    *(
+        "random-d128-s32768-seed106-h32-k8-b1",
+        "random-d256-s8192-seed107",
+        "random-d256-s4096-seed108-h8-k4-b2",
+    ),
+    "random-d80-s8192-seed109-h16-k16-b1",
+)
 _FULL_OBJECTS = tuple(f"{OURS}:{word}" for word in ("nomask", "image", "ones"))
 _LATENCY = (
     "s1024-seed0-h28-k4-b4",
@@ -105,6 +152,19 @@ GPU_SUITES = {
             ),
         ),
     ),
+    "fit": Suite(
+        "what the cost model of the backward pass is fitted on: each of its kernels, dense and random masks",
+        (
+            Part((*_FIT_D128, *_FIT_D80, *_FIT_D64), FORMS, "forms"),
+            Part(
+                (*_FIT_D256, *_FIT_D192), (OURS, *FORMS[3:]), "forms"
+            ),  # where no kernel makes all gradients
+        ),
+    ),
+    "unseen": Suite(
+        "what that model is judged by: the masks of real models, W1 to W13, and ten random ones",
+        (Part(_UNSEEN, FORMS[:2], "forms"),),
+    ),
     "tiles": Suite(
         "every tile of the mma.sync kernel, with and without swizzle and a shared K/V buffer",
         (Part(("full-d64-s4096", "full-d128-s4096", "causal-d128-s4096", "W4"), (), "tiles"),),
@@ -114,7 +174,7 @@ GPU_SUITES = {
         (Part(("full-d64-s4096", "full-d128-s4096", "causal-d128-s4096", "W4", "W7"), (), "tiles90"),),
     ),
     "choices": Suite(
-        "shapes and vlm on the tiles of the wgmma kernel that are worth a look: is the table's choice the best?",
+        "shapes and vlm on the tiles of the wgmma kernels that are worth a look: is the table's choice the best?",
         (
             Part(
                 (
@@ -146,6 +206,10 @@ GPU_SUITES = {
     "decode": Suite(
         "one query row or a few against caches of 17 MB to 1.1 GB: shares of what a copy moves",
         (Part(decoding.workloads(), (OURS, "sdpa-flash", "sdpa-cudnn", "flex")),),
+    ),
+    "paged": Suite(
+        "decoding from pages of 128 to 1 tokens, beside the same keys in one piece",
+        (Part(pages.workloads(), pages.SYSTEMS, "paged"),),
     ),
     "build": Suite(
         "what a new mask costs before the first result",
@@ -214,6 +278,7 @@ GPU_SUITES = {
 OTHER_SUITES = {
     "host": "host time of warm calls",
     "cold": "first calls in fresh processes",
+    "atoms": "shapes of tensor-core instructions: K of mma.sync, N and M of wgmma",
     "accuracy": "errors of results and gradients against float64",
     "presets": "presets at 36,864 tokens",
     "scaling": "masks of a million tokens",

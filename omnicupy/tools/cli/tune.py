@@ -29,6 +29,14 @@ from omnicupy.tools.cli.options import DTYPE, MASK, problem_options, refuse_unus
     show_default=True,
     help="Tune the forward pass or the backward pass.",
 )
+@click.option(
+    "--cache",
+    type=click.Choice(["contiguous", "pages"], case_sensitive=False),
+    help="For calls on a CachedKV, or a PagedKV.",
+)
+@click.option(
+    "--page", type=click.IntRange(1, 256), help="With --cache pages: tokens of a page.  [default: 16]"
+)
 @click.option("--any-order", is_flag=True, help="With --pass bwd: for calls with deterministic=False.")
 @click.option("--samples", type=click.IntRange(min=3), default=20, show_default=True, help="Samples a round.")
 @click.option(
@@ -44,16 +52,25 @@ def tune(text: str, dtype: str, dry_run: bool, export: bool, as_json: bool, **op
     and timed. One that beats the table's choice in two rounds is kept in a file beside the kernel cache; calls of the
     same class of problem then use it.
     """
-    if options["passed"].lower() == "fwd":
+    forward = options["passed"].lower() == "fwd"
+    if forward:
         refuse_unused("without --pass bwd", drop=("any_order",))
+    else:
+        refuse_unused("with --pass bwd", drop=("cache",))
+    if (options["cache"] or "").lower() != "pages":
+        refuse_unused("without --cache pages", drop=("page",))
     from omnicupy.tools.bench.gradients import PASSES
     from omnicupy.tools.tune import run as tune_run
     from omnicupy.tools.tune import search
+    from omnicupy.tools.tune.caches import Cache
 
     workload = problem_options(text, options)
     settings = search.Settings(samples=options["samples"], finalists=options["finalists"])
     of_pass: dict[str, Any] = {"passed": PASSES[options["passed"].lower()].name}
     of_pass["deterministic"] = not options["any_order"]
+    if options["cache"]:
+        in_pages = options["cache"].lower() == "pages"
+        of_pass["cache"] = Cache((options["page"] or 16) if in_pages else None)
     result = tune_run.run(workload, dtype, options["kernels"], settings, track, **of_pass)
     kept = "Nothing was kept." if dry_run else tune_run.keep(result)
     if as_json:

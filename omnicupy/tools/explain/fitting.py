@@ -11,11 +11,12 @@ import numpy as np
 
 from omnicupy.choose import ceilings as choose_ceilings
 from omnicupy.choose import prediction, table, variants
-from omnicupy.choose.ceilings import Ceiling, Ceilings, Device, FloatArray, TileCost
+from omnicupy.choose.ceilings import Ceiling, Ceilings, Device, FloatArray
 from omnicupy.choose.prediction import TERMS, Work
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.tools.bench import records
 from omnicupy.tools.bench.records import OURS, Row
+from omnicupy.tools.explain.devices import device_of, one_device
 from omnicupy.tools.explain.least_squares import not_negative
 from omnicupy.tools.explain.tile_costs import fit_tiles
 from omnicupy.tools.workloads import words
@@ -90,33 +91,23 @@ def from_files(paths: Sequence[Path], out: Path | None = None) -> Fitted:
     Raises ValueError for records of several devices, and what fit() and records.load() raise.
     """
     contents = [records.load(path) for path in paths]
-    devices = list(dict.fromkeys(device_of(content) for content in contents))
-    if len(devices) != 1:
-        raise ValueError(
-            f"--fit: expected records of one device, got {', '.join(one.name for one in devices)}"
-        )
+    device = one_device(contents)
     measured = [point for content in contents for point in points(content)]
-    ceilings = fit(devices[0], measured, [path.name for path in paths])
+    ceilings = fit(device, measured, [path.name for path in paths])
     target = out or choose_ceilings.FILE
-    ceilings = replace(ceilings, tiles=fit_tiles(contents, devices[0]) or _tiles_of(devices[0], target))
+    kept = _kept(device, target)
+    tiles = fit_tiles(contents, device) or kept.tiles
+    ceilings = replace(ceilings, tiles=tiles, backward=kept.backward)
     choose_ceilings.save(ceilings, target)
     return Fitted(ceilings, tuple(residuals(ceilings, measured)), tuple(held_out(measured)))
 
 
-def _tiles_of(device: Device, path: Path) -> tuple[TileCost, ...]:
-    """The costs of competing tiles that a file has for a device: kept where no record tells them."""
+def _kept(device: Device, path: Path) -> Ceilings:
+    """What a file has for a device: the costs of competing tiles stay where no record tells them, and those of the
+    backward pass.
+    """
     known = choose_ceilings.load(path) if path.exists() else []
-    return next((one.tiles for one in known if one.device.name == device.name), ())
-
-
-def device_of(content: dict[str, Any]) -> Device:
-    """The device of a record. Raises ValueError for a record without a GPU, or that lacks its sizes."""
-    name = content.get("device")
-    if name and content.get("multiprocessors"):
-        return Device(name, int(content["multiprocessors"]), int(content["l2_bytes"]))
-    raise ValueError(
-        f"record: expected one of a GPU with its multiprocessors, got device {name!r}; measure it anew"
-    )
+    return next((one for one in known if one.device.name == device.name), Ceilings(device, ()))
 
 
 def points(content: dict[str, Any]) -> list[Point]:
@@ -209,7 +200,7 @@ def _by_kernel(measured: Sequence[Point]) -> list[tuple[str, list[Point]]]:
 
 def _usable(row: Row) -> bool:
     ours = row["system"].startswith(OURS) and records.is_forward(row)
-    return bool(ours and row.get("ms") and row.get("correct") and row.get("spec") != "naive")
+    return bool(ours and row.get("ms") and row.get("correct") and row.get("spec") not in (None, "naive"))
 
 
 def _table(arch: str, dtype: str, head_dim: int, value_dim: int) -> set[AttnSpec]:

@@ -19,10 +19,9 @@ from omnicupy.masks.stats import MaskStats
 from omnicupy.reference import checked_rows
 from omnicupy.tools import environment
 from omnicupy.tools.bench import measure, timing
-from omnicupy.tools.explain.waste import Waste, wastes
+from omnicupy.tools.explain.waste import Waste, waste_lines, wastes
 from omnicupy.tools.workloads.workload import Workload
 
-ORIGINS = 10  # of waste that are printed
 MOST_ITEMS = 2_000_000  # of the model: a few seconds
 DEFAULT_ARCH = "sm_90"  # without a GPU: that of the ceilings that ship with the library
 
@@ -89,7 +88,9 @@ class Explanation:
         }
 
     def __str__(self) -> str:
-        return "\n".join((*self._sizes(), *self._time(), *self._waste()))
+        return "\n".join(
+            (*self._sizes(), *self._time(), *waste_lines(self.wastes, max(1, self.stats.executed)))
+        )
 
     def _sizes(self) -> list[str]:
         of, stats = self.problem, self.stats
@@ -127,19 +128,6 @@ class Explanation:
             )
         return lines
 
-    def _waste(self) -> list[str]:
-        executed = max(1, self.stats.executed)
-        total = sum(one.pairs for one in self.wastes)
-        lines = [f"waste      {total:,} executed pairs are not allowed ({total / executed:.2%})"]
-        for one in self.wastes[:ORIGINS]:
-            lines.append(f"  {one.pairs / executed:6.2%}   {one.what}: {one.why} ({one.tiles} tiles)")
-        hidden = self.wastes[ORIGINS:]
-        if hidden:
-            lines.append(
-                f"  {sum(one.pairs for one in hidden) / executed:6.2%}   {len(hidden)} other origins"
-            )
-        return lines
-
 
 def run(workload: Workload, dtype: str, variant: str | None = None) -> Explanation:
     """Explain a call of a workload: with a GPU on it and measured there, else on the device of the ceilings.
@@ -150,7 +138,7 @@ def run(workload: Workload, dtype: str, variant: str | None = None) -> Explanati
     """
     gpu = environment.has_gpu()
     known, name = choose_ceilings.load(), environment.device()["name"] if gpu else None
-    device, arch = _device(known[0], gpu)
+    device, arch = device_at_hand(known[0], gpu)
     mask = workload.mask()
     problem = workload.problem(mask, dtype)
     if variant:
@@ -161,11 +149,7 @@ def run(workload: Workload, dtype: str, variant: str | None = None) -> Explanati
     ceilings, note = choose_ceilings.nearest(known, name, spec.kernel)
     device = device if gpu else ceilings.device
     height = spec.tokens(problem.group)
-    if (items := problem.batch * problem.q_heads * -(-problem.q_len // height)) > MOST_ITEMS:
-        raise ValueError(
-            f"explain: expected at most {MOST_ITEMS} block rows of all heads, whose turns are played one by one, got "
-            f"{items}; give a smaller --batch"
-        )
+    check_items(problem, -(-problem.q_len // height))
     if gpu:
         measure.check_memory(workload, mask)
     blocks = mask.blocks(height, spec.bc)
@@ -207,7 +191,16 @@ def _backward(arch: str, problem: Problem, masks: tuple[Mask] | None, sm_count: 
     return kernels(True), kernels(False)
 
 
-def _device(ceilings: Ceilings, gpu: bool) -> tuple[choose_ceilings.Device, str]:
+def check_items(problem: Problem, rows: int) -> None:
+    """Raises ValueError for more work items than are played one by one. rows: block rows, or blocks of keys."""
+    if (items := problem.batch * problem.q_heads * rows) > MOST_ITEMS:
+        raise ValueError(
+            f"explain: expected at most {MOST_ITEMS} block rows of all heads, whose turns are played one by one, got "
+            f"{items}; give a smaller --batch"
+        )
+
+
+def device_at_hand(ceilings: Ceilings, gpu: bool) -> tuple[choose_ceilings.Device, str]:
     """The device that is described and its architecture."""
     if not gpu:
         return ceilings.device, DEFAULT_ARCH

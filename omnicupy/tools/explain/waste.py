@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from omnicupy.schedule.parts import number_in_run
 
 Counts = NDArray[np.int64]
 
+ORIGINS = 10  # of waste that are printed
 CHUNK = 4096  # tiles that are looked at together
 # Why a row of a visited tile does not see a key of it.
 DIAGONAL, BEFORE, AFTER, BETWEEN, TAIL = range(5)
@@ -42,6 +43,17 @@ class Waste:
     why: str
     tiles: int
     pairs: int
+
+
+def waste_lines(found: Sequence[Waste], executed: int) -> list[str]:
+    """All of them in text, the largest ones a line each. executed: pairs that are computed."""
+    total = sum(one.pairs for one in found)
+    lines = [f"waste      {total:,} executed pairs are not allowed ({total / executed:.2%})"]
+    for one in found[:ORIGINS]:
+        lines.append(f"  {one.pairs / executed:6.2%}   {one.what}: {one.why} ({one.tiles} tiles)")
+    if hidden := found[ORIGINS:]:
+        lines.append(f"  {sum(one.pairs for one in hidden) / executed:6.2%}   {len(hidden)} other origins")
+    return lines
 
 
 def wastes(mask: Mask, blocks: BlockMask) -> list[Waste]:

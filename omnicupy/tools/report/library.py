@@ -10,6 +10,9 @@ from typing import Any
 
 from omnicupy.tools.bench import records
 from omnicupy.tools.bench.records import OURS, Row
+from omnicupy.tools.explain import backward_fitting
+from omnicupy.tools.explain.backward_fitting import BackwardPoint
+from omnicupy.tools.explain.devices import device_of
 from omnicupy.tools.explain.fitting import Point, points
 from omnicupy.tools.report import plots
 
@@ -75,12 +78,21 @@ class Library:
         self.of = of
         self.elsewhere = elsewhere or {}
         self._points: dict[str, list[Point]] = {}
+        self._backward: dict[str, list[BackwardPoint]] = {}
 
     def points(self, name: str) -> list[Point]:
         """A record's measurements for the cost model; their masks are built once for all tables."""
         if name not in self._points:
             self._points[name] = points(self.of[name])
         return self._points[name]
+
+    def backward_points(self, name: str) -> list[BackwardPoint]:
+        """The same for the cost model of the backward pass."""
+        if name not in self._backward:
+            content = self.of[name]
+            has_rows = any(backward_fitting.usable(row) for row in content["rows"])
+            self._backward[name] = backward_fitting.points(content, device_of(content)) if has_rows else []
+        return self._backward[name]
 
     @classmethod
     def open(cls, folder: Path) -> Library:

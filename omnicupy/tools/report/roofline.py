@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from omnicupy.choose import prediction
 from omnicupy.tools.bench.records import OURS, Row, caption, problem_of
-from omnicupy.tools.explain import fitting
+from omnicupy.tools.explain import devices
 from omnicupy.tools.report import style as plot_style
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def ex2_tera(content: Content) -> float | None:
     clock = (content.get("clocks_before") or {}).get("clocks.sm")
     if not clock:
         return None
-    return EX2_A_CLOCK * fitting.device_of(content).sm_count * float(clock) / 1e6
+    return EX2_A_CLOCK * devices.device_of(content).sm_count * float(clock) / 1e6
 
 
 def picture(rows: Sequence[Row], content: Content) -> Figure:

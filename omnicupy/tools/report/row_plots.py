@@ -49,14 +49,21 @@ def workloads(rows: Sequence[Row], content: Content) -> Figure:
     return made
 
 
-def decoding(rows: Sequence[Row], content: Content) -> Figure:
+def pages(rows: Sequence[Row], content: Content) -> Figure:
+    """The same of keys in pages, a line for each size."""
+    return decoding(rows, content, "Decoding from pages: share of a copy's speed")
+
+
+def decoding(
+    rows: Sequence[Row], content: Content, title: str = "Decoding: share of a copy's speed"
+) -> Figure:
     """Share of a copy's speed against megabytes of K and V, a panel for each number of heads and head_dim."""
     rows = [row for row in timed(rows) if row.get("copy_share") and row["shape"][3] == 1]
     panels = list(dict.fromkeys((*row["shape"][1:3], row["shape"][5]) for row in rows))
     columns = min(4, max(1, len(panels)))
     lines = max(1, -(-len(panels) // columns))
     made, axes = plot_style.figure(
-        "Decoding: share of a copy's speed",
+        title,
         caption(content),
         (3.6 * columns, 3.1 * lines + 1.2),
         (lines, columns),

@@ -14,7 +14,7 @@ from pathlib import Path
 from omnicupy.jit.build import Track, silent
 from omnicupy.jit.files import replace_file
 from omnicupy.masks.picture import figure_class
-from omnicupy.tools.report import accuracy, gradients, pictures, studies, tables, targets
+from omnicupy.tools.report import accuracy, atoms, backward, gradients, pictures, studies, tables, targets
 from omnicupy.tools.report.library import Library
 
 BLOCK = re.compile(r"<!-- generated: (?P<name>[^>]*?) -->\n.*?<!-- end -->", re.DOTALL)
@@ -32,6 +32,7 @@ BLOCKS: dict[str, Callable[[Library], str]] = {
     "sparsity crossings": studies.crossings,
     "choices": studies.choices,
     "variants": tables.variants,
+    **{f"atoms {name}": atoms.study(name) for name in atoms.STUDIES},
     "short": tables.figures("short"),
     "latency": tables.figures("latency"),
     "build": tables.figures("build"),
@@ -51,6 +52,9 @@ BLOCKS: dict[str, Callable[[Library], str]] = {
     "ceilings": studies.ceilings,
     "predictions": studies.predictions,
     "predicted models": studies.predicted_models,
+    "backward ceilings": backward.ceilings,
+    "backward predictions": backward.predictions,
+    "backward unseen": backward.unseen,
     **{f"picture {name}": partial(pictures.block, name) for name in pictures.SHOWN},
 }
 

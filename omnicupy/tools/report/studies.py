@@ -11,7 +11,7 @@ from omnicupy.choose import ceilings as choose_ceilings
 from omnicupy.choose import pick, variants
 from omnicupy.choose.ceilings import Ceilings
 from omnicupy.tools.bench.records import Row, problem_of, table
-from omnicupy.tools.explain import fitting
+from omnicupy.tools.explain import devices, fitting
 from omnicupy.tools.report import sparsity
 from omnicupy.tools.report import style as plot_style
 from omnicupy.tools.report.library import Found, Library
@@ -106,7 +106,7 @@ def _chosen(found: Found, row: Row) -> str:
     """The word of the variant that the table has for a row's problem, with this suite's kernel."""
     content = found.content
     problem = problem_of(row, content)
-    sm_count = fitting.device_of(content).sm_count
+    sm_count = devices.device_of(content).sm_count
     mappable = found.suite != "tiles"
     mask = words.of_record(row["workload"], row["shape"]).mask()
     return variants.word(pick.pick(content["arch"], problem, (mask,), sm_count, mappable=mappable))

@@ -43,6 +43,13 @@ STYLES = {
     f"{OURS}:nomask": Style("omnicupy, mask=None", "#4f86c6", "h", "-"),
     f"{OURS}:image": Style("omnicupy, one image", "#4f86c6", "<", "-"),
     f"{OURS}:ones": Style("omnicupy, from_dense of ones", "#4f86c6", ">", "-"),
+    f"{OURS}:contiguous": Style("omnicupy, no pages", "#0b3c6f", "o", "-"),
+    f"{OURS}:page128": Style("pages of 128", "#d1495b", "s", "--"),
+    f"{OURS}:page64": Style("pages of 64", "#edae49", "^", "-."),
+    f"{OURS}:page32": Style("pages of 32", "#2a9d62", "D", ":"),
+    f"{OURS}:page16": Style("pages of 16", "#6d597a", "*", "--"),
+    f"{OURS}:page8": Style("pages of 8", "#f08a5d", "p", "-."),
+    f"{OURS}:page1": Style("pages of 1", "#7a7a7a", "x", ":"),
     "sdpa-cudnn": Style("cuDNN (SDPA)", "#d1495b", "s", "--"),
     "sdpa-flash": Style("FlashAttention-2 (SDPA)", "#edae49", "^", "-."),
     "sdpa-efficient": Style("SDPA, dense mask", "#b8a9c9", "P", (0, (1, 1))),  # type: ignore[arg-type]

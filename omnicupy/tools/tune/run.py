@@ -22,6 +22,7 @@ from omnicupy.tools import environment
 from omnicupy.tools.bench import measure, timing
 from omnicupy.tools.bench.gradients import PASSES
 from omnicupy.tools.tune import backward, search
+from omnicupy.tools.tune.caches import Cache, CacheTrial
 from omnicupy.tools.tune.search import Entry, Found
 from omnicupy.tools.watchdog import Watchdog
 from omnicupy.tools.workloads.workload import Workload
@@ -99,13 +100,16 @@ def run(
     *,
     passed: str = FORWARD,
     deterministic: bool = True,
+    cache: Cache | None = None,
 ) -> Tuned:
     """Search the legal variants of `kernels` (() for all that serve the device) for a workload on this GPU.
 
     dtype: "bfloat16" or "float16".  passed: FORWARD or BACKWARD, of which () is the kernel that calls get.
-    deterministic: False for backward passes whose sums may have any order.
+    deterministic: False for backward passes whose sums may have any order.  cache: where keys and values are, None for
+    arrays of their own.
 
-    Raises ValueError without a GPU, UnsupportedError when no kernel serves the problem, and what search.search raises.
+    Raises ValueError without a GPU and for a workload that a cache does not have, UnsupportedError when no kernel
+    serves the problem, and what search.search raises.
     A variant that hangs ends the process, which names it.
     """
     if not environment.has_gpu():
@@ -119,7 +123,10 @@ def run(
     mask = workload.mask()
     problem = workload.problem(mask, dtype)
     measure.check_memory(workload, mask)
+    if cache is not None:
+        cache.check(workload, mask)
     of_class: dict[str, Any] = {"passed": passed, "deterministic": deterministic}
+    of_class["cache"] = classes.NONE if cache is None else cache.kind
     problem_class = classes.class_of(problem, (mask,), info.sm_count, **of_class)
     with pick.serve_every_kernel(), Watchdog(HANG_S) as watchdog:
 
@@ -132,13 +139,33 @@ def run(
         if passed == BACKWARD:
             found = _backward(arch, problem, kernels, (settings, watched), what, deterministic=deterministic)
         else:
-            builtin: AttnSpec = pick.pick(arch, problem, (mask,), info.sm_count)
-            kinds = kernels or ("sm90", "sm80")
-            sizes = {"group": problem.group, "value_dim": problem.value_dim}
-            specs = search.candidates(arch, dtype, problem.head_dim, problem.q_len, kinds, **sizes)
-            found = search.search(specs, builtin, GpuTrial(*what), settings, watched)
+            found = _forward(
+                arch, problem, kernels, (settings, watched), what, cache=cache, sm_count=info.sm_count
+            )
     flops = workload.flops(mask.pairs) * (PASSES["bwd"].flops if passed == BACKWARD else 1)
     return Tuned(workload, problem, arch, saved.current_machine(), problem_class, flops, found)
+
+
+def _forward(
+    arch: str,
+    problem: Problem,
+    kernels: Sequence[str],
+    how: tuple[search.Settings | None, Track],
+    what: tuple[Workload, Mask, str, Callable[[str], None]],
+    *,
+    cache: Cache | None,
+    sm_count: int,
+) -> Found:
+    """The search of a forward pass. how, what: as below."""
+    sizes = {"group": problem.group, "value_dim": problem.value_dim}
+    kinds = kernels or ("sm90", "sm80")
+    specs = search.candidates(arch, problem.dtype, problem.head_dim, problem.q_len, kinds, **sizes)
+    if cache is None:
+        builtin = pick.pick(arch, problem, (what[1],), sm_count)
+        return search.search(specs, builtin, GpuTrial(*what), *how)
+    builtin = cache.builtin(arch, problem, what[1], sm_count)
+    specs = [spec for spec in specs if cache.serves(spec)]
+    return search.search(specs, builtin, CacheTrial(*what, cache), *how, cache.compile_specs)
 
 
 def _backward(
@@ -187,7 +214,7 @@ def describe(result: Tuned) -> str:
     """The class of problems in words."""
     of = result.problem_class
     widths = f"head_dim {of.head_dim}" + (f" and {of.value_dim}" if of.value_dim != of.head_dim else "")
-    text = f"{of.dtype}, {widths}, mask {of.mask}, {of.shape}"
+    text = f"{of.dtype}, {widths}, mask {of.mask}, {of.shape}" + (f", cache: {of.cache}" if of.cache else "")
     if of.passed == FORWARD:
         return text
     return f"{of.passed} pass, {text}" + ("" if of.deterministic else ", sums in any order")

@@ -10,6 +10,7 @@ from omnicupy.masks.mask import Mask
 from omnicupy.tools.verify.case_masks import live_rows
 from omnicupy.tools.verify.cases import BASE, BROADCAST, BSHD, FIXED, LARGE, PER_BATCH, POISON, REVERSED, Case
 from omnicupy.tools.verify.random_cases import sweep
+from omnicupy.tools.verify.width_cases import ONE_TILE
 
 # Layouts of dout: as q's; strides of zero everywhere, as out.sum().backward() makes them, or along the rows; (batch,
 # tokens, heads, head_dim) in memory; columns before rows in memory; a slice of a wider array.
@@ -161,7 +162,8 @@ def _large() -> Iterator[BackwardCase]:
 
 
 def _fixed() -> tuple[BackwardCase, ...]:
-    made = [backward_of(case, number) for number, case in enumerate(FIXED)]
+    # Those of one tile are of the forward pass: _widths has pairs of its own.
+    made = [backward_of(case, number) for number, case in enumerate(FIXED) if case.tag != ONE_TILE]
     made += [case for maker in (_douts, _wanted, _many_items, _few_keys, _large, _widths) for case in maker()]
     return tuple(dict.fromkeys(made))
 

@@ -20,6 +20,7 @@ from omnicupy.jit.widths import kernel_widths
 from omnicupy.masks.mask import Mask
 from omnicupy.tools.verify.backward_cases import BackwardCase
 from omnicupy.tools.verify.cases import BROADCAST, REVERSED, Case
+from omnicupy.tools.verify.width_cases import ONE_TILE
 
 Spec = TypeVar("Spec", AttnSpec, BackwardSpec)
 DEFAULT = "chosen by the table"
@@ -84,7 +85,8 @@ def variants(case: Case, masks: Sequence[Mask], arch: str, sm_count: int) -> lis
     """Every kernel for the case: naive, the fixed ladder, every row of the table that serves it, and the
     default.
 
-    A tile that the architecture's shared memory cannot hold is not a kernel there, so it is left out.
+    Of a case tagged ONE_TILE one of each kind of kernel, and no default, which may be another tile on another device. A
+    tile that the architecture's shared memory cannot hold is not a kernel there, so it is left out.
     """
     if isinstance(case, BackwardCase):
         return backward_variants(case, arch)
@@ -101,10 +103,22 @@ def variants(case: Case, masks: Sequence[Mask], arch: str, sm_count: int) -> lis
             name = f"{spec.kernel} {spec.br}x{spec.bc} stages {spec.stages} warps {spec.warps}"
             name += " packed" if spec.pack else ""
             found.setdefault(spec, Variant(name, spec))
+    if case.tag == ONE_TILE:
+        return _one_of_each_kind(list(found.values()), case)
     mappable = serves("sm90", case)
     picked = pick.pick(arch, problem, masks, sm_count, mappable=mappable, split=case.split or None)
     ordered = sorted(found.values(), key=lambda variant: (variant.name != "naive", variant.name))
     return [*ordered, Variant(DEFAULT, picked, explicit=False)]
+
+
+def _one_of_each_kind(found: Sequence[Variant], case: Case) -> list[Variant]:
+    """One tile of each kind of kernel. Which one follows from the widths, so that other pairs of them have others."""
+    kinds: dict[tuple[str, bool], list[Variant]] = {}
+    for variant in found:
+        assert isinstance(variant.spec, AttnSpec)
+        kinds.setdefault((variant.spec.kernel, variant.spec.pack), []).append(variant)
+    turn = (case.head_dim + case.value_columns) // 8
+    return [of_kind[turn % len(of_kind)] for of_kind in kinds.values()]
 
 
 def _as_it_is(spec: Spec) -> Spec:

@@ -26,6 +26,7 @@ from omnicupy.jit.fp8_spec import Fp8Spec
 from omnicupy.jit.paged_spec import LEAST_BOX, PagedSpec
 from omnicupy.jit.params import PARAMS
 from omnicupy.jit.plan_spec import PlanSpec
+from omnicupy.jit.ragged_spec import RaggedSpec
 from omnicupy.jit.spec import DTYPES, KERNELS, AttnSpec, KernelSpec
 
 PACKAGE = Path(__file__).parents[2]
@@ -52,6 +53,7 @@ FORWARD = Launch(
     ahead=(
         *(kind(arch=arch) for kind in (PlanSpec, AppendSpec) for arch in archs.ARCHES),
         *(Fp8AppendSpec(arch=arch, dtype=dtype) for arch in archs.ARCHES for dtype in DTYPES),
+        *(PlanSpec(arch=arch, ragged=True) for arch in archs.ARCHES),
     ),
 )
 BACKWARD = Launch(doors=("gpu.backward", "masks.cut"))
@@ -123,14 +125,20 @@ def digest(name: str) -> str:
 
 
 def _variants(spec: KernelSpec) -> Iterator[KernelSpec]:
-    """What a row's kernel is compiled as: for calls with a mask, on caches where that differs, on pages, on e4m3."""
+    """What a row's kernel is compiled as: for calls with a mask, on caches where that is another one, on pages, on
+    e4m3, and on all of these where sequences have numbers of rows of their own.
+    """
     yield spec
     if isinstance(spec, AttnSpec):
         if (of_caches := CachedSpec.of(spec)) != spec:
             yield of_caches
-        yield PagedSpec.with_pages(paged.fitted(spec), LEAST_BOX)
-        for in_pages in (False, True):
-            yield Fp8Spec.of_e4m3(paged.fitted(paged.for_e4m3(spec)), in_pages=in_pages)
+        for size in (1, LEAST_BOX):
+            yield (in_pages := PagedSpec.with_pages(paged.fitted(spec, size), size))
+            yield RaggedSpec.of(in_pages)
+        yield RaggedSpec.of(spec)
+        for has_pages in (False, True):
+            for ragged in (False, True):
+                yield Fp8Spec.of_e4m3(paged.for_e4m3(spec), in_pages=has_pages, ragged=ragged)
 
 
 def launch_modules(launch: Launch) -> list[str]:

@@ -57,6 +57,11 @@ struct Copy {
   int bytes, size;
 };
 
+inline void copy_now(Copy const& copy) {
+  memset(copy.target, 0, copy.size);
+  memcpy(copy.target, copy.source, copy.bytes);
+}
+
 struct Thread {
   Index index;
   std::vector<Copy> open;                 // copies of no group yet
@@ -77,7 +82,8 @@ extern int smem_bytes;
 extern unsigned blocks_begun;
 void yield();         // another thread's turn
 void wait_for_all();  // of the thread block
-Warp& warp();
+extern Warp warps[];  // of the thread block
+inline Warp& warp() { return warps[thread->index.x / 32]; }
 void fail(char const* why);
 void check_source(void const* source, int bytes);
 void check_target(void const* target, int bytes);
@@ -126,11 +132,11 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
 
 template <class T>
 T __shfl_sync(unsigned, T value, int from) {
-  static_assert(sizeof(T) <= 4, "a word at most");
+  static_assert(sizeof(T) <= 8, "two words at most");
   memcpy(cpu::warp().in[cpu::lane()], &value, sizeof(T));
-  cpu::warp().in[cpu::lane()][1] = from;
+  cpu::warp().in[cpu::lane()][2] = from;
   cpu::collective([](cpu::Warp& warp) {
-    for (int i = 0; i < 32; ++i) warp.out[i][0] = warp.in[warp.in[i][1] % 32][0];
+    for (int i = 0; i < 32; ++i) memcpy(warp.out[i], warp.in[warp.in[i][2] % 32], 8);
   });
   memcpy(&value, cpu::warp().out[cpu::lane()], sizeof(T));
   return value;
@@ -192,6 +198,8 @@ inline int __reduce_min_sync(unsigned, int value) {
 
 inline int __all_sync(unsigned mask, bool holds) { return !__any_sync(mask, !holds); }
 
+inline float __fmul_rn(float a, float b) { return a * b; }
+
 inline float __saturatef(float x) { return x > 0 ? x < 1 ? x : 1.f : 0.f; }  // 0 for NaN
 
 inline float __int_as_float(unsigned bits) {
@@ -220,10 +228,14 @@ inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
 // What numbers.cuh does in PTX.
 namespace cpu {
 
+// Without the compiler's own conversion, which is a call: the exponent's bias is 112 more in a float.
 inline float of_half(unsigned bits16) {
-  _Float16 value;
-  memcpy(&value, &bits16, 2);
-  return value;
+  unsigned bits = (bits16 & 0x7fff) << 13;
+  float value;
+  memcpy(&value, &bits, 4);
+  value *= 0x1p112f;
+  if ((bits16 & 0x7c00) == 0x7c00) value = __int_as_float(bits | 0x7f800000);
+  return bits16 & 0x8000 ? -value : value;
 }
 
 template <bool kBf16>

@@ -6,11 +6,6 @@
 
 namespace omni {
 
-inline void copy_now(cpu::Copy const& copy) {
-  memset(copy.target, 0, copy.size);
-  memcpy(copy.target, copy.source, copy.bytes);
-}
-
 inline void copy_async(u32 s_target, void const* g_source, int bytes, int size) {
   if (s_target % size || s_target + size > static_cast<u32>(cpu::smem_bytes)) cpu::fail("cp.async: target");
   if (bytes != 0) cpu::check_source(g_source, bytes);
@@ -68,7 +63,9 @@ float half_of(u32 pair, int e) {
 
 template <bool kBf16>
 void multiply(cpu::Warp& warp) {
-  float a[16][16], b[16][8];
+  using Columns = float __attribute__((vector_size(32)));
+  float a[16][16];
+  Columns b[16], products[16];
   for (int lane = 0; lane < 32; ++lane) {
     u32 const* const in = warp.in[lane];
     for (int e = 0; e < 2; ++e) {
@@ -77,11 +74,13 @@ void multiply(cpu::Warp& warp) {
       for (int i = 0; i < 2; ++i) b[of + 8 * i][group] = half_of<kBf16>(in[4 + i], e);
     }
   }
+  for (int row = 0; row < 16; ++row) {
+    products[row] = Columns{};
+    for (int k = 0; k < 16; ++k) products[row] += a[row][k] * b[k];
+  }
   for (int lane = 0; lane < 32; ++lane) {
     for (int i = 0; i < 4; ++i) {
-      float sum = 0.f;
-      for (int k = 0; k < 16; ++k) sum += a[lane / 4 + 8 * (i / 2)][k] * b[k][2 * (lane % 4) + i % 2];
-      sum += __int_as_float(warp.in[lane][6 + i]);
+      float const sum = products[lane / 4 + 8 * (i / 2)][2 * (lane % 4) + i % 2] + __int_as_float(warp.in[lane][6 + i]);
       memcpy(&warp.out[lane][i], &sum, 4);
     }
   }
@@ -95,6 +94,37 @@ void mma_m16n8k16(float* d, u32 const (&a)[4], u32 b0, u32 b1) {
   in[5] = b1;
   memcpy(in + 6, d, 16);
   cpu::collective(multiply<kBf16>);
+  memcpy(d, cpu::warp().out[cpu::lane()], 16);
+}
+
+template <bool kBf16>
+void multiply_half(cpu::Warp& warp) {
+  float a[16][8], b[8][8];
+  for (int lane = 0; lane < 32; ++lane) {
+    u32 const* const in = warp.in[lane];
+    for (int e = 0; e < 2; ++e) {
+      int const group = lane / 4, of = 2 * (lane % 4) + e;
+      for (int i = 0; i < 2; ++i) a[group + 8 * i][of] = half_of<kBf16>(in[i], e);
+      b[of][group] = half_of<kBf16>(in[2], e);
+    }
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int i = 0; i < 4; ++i) {
+      float sum = __int_as_float(warp.in[lane][3 + i]);
+      for (int k = 0; k < 8; ++k) sum += a[lane / 4 + 8 * (i / 2)][k] * b[k][2 * (lane % 4) + i % 2];
+      memcpy(&warp.out[lane][i], &sum, 4);
+    }
+  }
+}
+
+template <bool kBf16>
+void mma_m16n8k8(float* d, u32 a0, u32 a1, u32 b) {
+  u32* const in = cpu::warp().in[cpu::lane()];
+  in[0] = a0;
+  in[1] = a1;
+  in[2] = b;
+  memcpy(in + 3, d, 16);
+  cpu::collective(multiply_half<kBf16>);
   memcpy(d, cpu::warp().out[cpu::lane()], 16);
 }
 

@@ -31,6 +31,12 @@ inline void mbarrier_arrive(u32 at) {
   end_phase(host_barrier(at));
 }
 
+inline void mbarrier_arrive_when_copied(u32 at) {
+  for (cpu::Copy const& copy : cpu::thread->open) copy_now(copy);
+  cpu::thread->open.clear();
+  mbarrier_arrive(at);
+}
+
 inline void mbarrier_wait(u32 at, int parity) {
   while (host_barrier(at).phase == parity) cpu::yield();
 }
@@ -66,7 +72,7 @@ inline void tma_load(u32 s_target, void const* map, u32 barrier, int rank, int c
   u64 const* const lengths = words + 2;
   u64 const* const strides = words + 7;
   u64 const* const box = words + 11;
-  if (box[0] != 64 || s_target % 1024) cpu::fail("TMA: the box or its place");
+  if (box[0] != 64 || s_target % 128) cpu::fail("TMA: the box or its place");
   int rows = 1;
   for (int axis = 1; axis < rank; ++axis) rows *= box[axis];
   for (int row = 0; row < rows; ++row) {
@@ -117,6 +123,13 @@ inline int load_acquire(int const* source) {
   return __atomic_load_n(source, __ATOMIC_ACQUIRE);
 }
 inline void add_release(int* target, int x) { __atomic_fetch_add(target, x, __ATOMIC_RELEASE); }
+inline int load_shared_volatile(u32 source) {
+  cpu::yield();
+  int x;
+  memcpy(&x, shared_memory + source, 4);
+  return x;
+}
+inline void store_shared_volatile(u32 target, int x) { memcpy(shared_memory + target, &x, 4); }
 inline void red_add4(float* target, float const* x) { cpu::add(target, x, 4); }
 inline void store_shared4(u32 target, float const* x) { memcpy(shared_memory + target, x, 16); }
 

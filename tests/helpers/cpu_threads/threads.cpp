@@ -55,8 +55,6 @@ switch_context:
   ret
 )");
 
-Warp& warp() { return warps[thread->index.x / 32]; }
-
 void fail(char const* why) {
   fprintf(stderr, "block %u, thread %u: %s\n", block.x, thread->index.x, why);
   abort();

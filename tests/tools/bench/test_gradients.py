@@ -11,16 +11,18 @@ import numpy_gpu
 import pytest
 
 from omnicupy.api import attention, attention_backward
+from omnicupy.choose import backward_table
+from omnicupy.jit.build import Compiled
 from omnicupy.masks.constructors import causal
 from omnicupy.masks.segment_masks import segments
 from omnicupy.reference import checked_rows
 from omnicupy.reference.checked_gradients import CheckedGradients
-from omnicupy.tools.bench import gradients, measure, memory, peers, records, suites, torch_inputs
+from omnicupy.tools.bench import gradients, measure, memory, peers, records, suites, tiles, torch_inputs
 from omnicupy.tools.bench import run as bench_run
 from omnicupy.tools.bench.gradients import PASSES
 from omnicupy.tools.explain import fitting
 from omnicupy.tools.report import plots
-from omnicupy.tools.workloads.workload import Workload
+from omnicupy.tools.workloads.workload import Workload, by_name
 
 OURS = ("omnicupy", "omnicupy:any-order", "omnicupy:sm80", "omnicupy:naive")
 MASK = segments([("text", 300), ("image", 400)])
@@ -102,6 +104,95 @@ def test_any_order_is_asked_for_by_that_system_alone(gpu: Any, monkeypatch: pyte
         (row,) = _run("dense", system)["rows"]
         assert set(asked) == {wanted}
         assert row["spec"].startswith(f"bwd {wanted[1] or 'sm90'} ")
+
+
+def test_forms_and_tiles_are_asked_for_by_name(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        seen.append(options)
+        return numpy_gpu.attention_backward(*arguments, **options)
+
+    monkeypatch.setattr(gradients, "attention_backward", noted)
+    every = ("q", "k", "v")
+    for word, (free, wanted, part, tile) in {
+        "split": (False, every, "ordered", None),
+        "dkdv-alone": (False, ("k", "v"), "", None),
+        "dq-alone": (False, ("q",), "", None),
+        "dkdv-64x64-s4-w8": (False, every, "dkdv", (64, 64, 4, 8)),
+        "dq-128x64-s4-w12": (False, every, "dq", (128, 64, 4, 12)),
+        "fused-64x64-s4-w8": (True, every, "fused", (64, 64, 4, 8)),
+    }.items():
+        seen.clear()
+        (row,) = _run("dense", f"omnicupy:{word}")["rows"]
+        assert row["correct"] is True
+        (config,) = {options["config"] for options in seen}
+        assert {(not options["deterministic"], options["wanted"]) for options in seen} == {(free, wanted)}
+        if not part:
+            assert config is None
+            continue
+        assert getattr(config, part) == tile
+        assert row["spec"] == str(config)
+        assert (config.fused is None) == (part != "fused")
+    problems = {
+        "dkdv-64x128": "expected a tile such as 64x128-s4-w12",
+        "dkdv-64x80-s4-w8": "bc of dkdv must be a multiple of 32",
+        "alone": "expected naive or sm90 or sm80 for gradients, got 'alone'; or any-order, split, dkdv-alone",
+    }
+    for word, problem in problems.items():
+        (row,) = _run("dense", f"omnicupy:{word}")["rows"]
+        assert problem in row["problem"]
+
+
+def test_a_wrong_gradient_that_is_not_wanted_counts_for_nothing_and_one_that_is_does() -> None:
+    judge, out, lse, (dout, q, (k, v)) = _case()
+    dq, dk, dv = attention_backward(dout, q, k, v, out, lse, MASK)
+    assert judge.error((None, dk, dv)) <= checked_rows.TOLERANCE
+    assert judge.error((None, dk, -dv)) > checked_rows.TOLERANCE
+    assert judge.error((-dq, None, None)) > checked_rows.TOLERANCE
+
+
+def test_the_suite_of_forms_is_of_gradients_alone(gpu: Any) -> None:
+    with pytest.raises(ValueError, match="bench: fit measures forms of the backward pass; add --pass bwd"):
+        _run("fit", timed="fwd")
+    (row,) = _run("fit", "omnicupy:split")["rows"]
+    assert (row["suite"], row["pass"]) == ("fit", "backward")
+
+
+def test_what_the_model_is_fitted_on_is_not_what_it_is_judged_by() -> None:
+    fitted, unseen = (suites.GPU_SUITES[name].workloads for name in ("fit", "unseen"))
+    others = {name for suite in ("vlm", "random", "choices") for name in suites.GPU_SUITES[suite].workloads}
+    assert not set(fitted) & (set(unseen) | set(suites.GPU_SUITES["vlm"].workloads))
+    assert {f"W{n}" for n in range(1, 14)} <= set(unseen)
+    drawn = [name for name in unseen if name.startswith("random")]
+    assert len(drawn) == 10
+    assert not {name.split("-")[3] for name in drawn} & {
+        name.split("-")[3] for name in {*fitted, *others} if name.startswith("random")
+    }
+    assert {by_name(name).head_dim for name in fitted} == {64, 80, 128, 192, 256}
+
+
+def test_choices_of_the_backward_pass(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile_all(specs: Any) -> list[Compiled]:
+        return [Compiled(spec, 9, "8 bytes of spills" if spec.warps == 8 else "") for spec in specs]
+
+    monkeypatch.setattr(tiles, "compile_all", compile_all)
+    said: list[str] = []
+    session: Any = SimpleNamespace(arch="sm_90", dtype="bfloat16", say=said.append)
+    for head_dim, forms in {64: ("", ":any-order"), 128: ("", ":any-order", ":split"), 256: ("",)}.items():
+        found = tiles.likely_gradients(session, Workload("x", 1, (2, 1, head_dim), lambda: MASK, ""))
+        assert found[: len(forms)] == [f"omnicupy{form}" for form in forms]
+        assert len(set(found)) == len(found)
+        table = backward_table.pick("sm_90", "bfloat16", head_dim)
+        for name in found[len(forms) :]:
+            asked = gradients.asked(name.partition(":")[2])
+            assert asked.tile is not None
+            assert asked.tile.warps != 8
+            assert asked.tile[:2] != getattr(table, asked.part)[:2]
+    assert any(line.startswith("left out: omnicupy:dq-64x64-s8-w8: 8 bytes of spills") for line in said)
+    names = [f"omnicupy:{word}" for word in ("split", "dkdv-64x64-s4-w8")]
+    monkeypatch.setattr(tiles, "likely_gradients", lambda session, workload: names)
+    assert [row["system"] for row in _run("choices")["rows"]] == names
 
 
 def test_the_default_is_the_forward_pass(gpu: Any) -> None:

@@ -14,9 +14,10 @@ import pytest
 
 import omnicupy
 import omnicupy.parallel
-from omnicupy.tools.bench import gathered_flex, ranks
+from omnicupy.tools.bench import gathered_flex, overlap_ways, ranks
 from omnicupy.tools.bench import run as bench_run
 from omnicupy.tools.bench.records import Record
+from omnicupy.tools.workloads.workload import by_name
 
 ROOT = Path(__file__).parents[3]
 torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -54,10 +55,11 @@ def test_ranks_are_measured_beside_one_device(tmp_path: Path) -> None:
         assert found["same bits"]
         assert found["largest difference"] < 1e-4
         assert found["received, MB"] > 0
-        times = ("one device", "all ranks", "without overlap", "exchange alone", "slowest launch alone")
+        times = ("one device", "all ranks", "exchange first", "exchange alone", "slowest launch alone")
         for name in times:
             assert found[f"{name}, ms"] > 0
-        assert found["overlap"] == "none"  # a CPU has no stream for it
+        assert found["all ranks, ms"] == found["exchange first, ms"]  # by default
+        assert "overlap" not in found  # a CPU has no stream for it
         share = found["one device, ms"] / found["all ranks, ms"] / 2
         assert found["efficiency"] == pytest.approx(share, abs=1e-3)
 
@@ -88,8 +90,35 @@ def test_nan_is_not_close(monkeypatch: pytest.MonkeyPatch) -> None:
     problem.dout, *problem.arrays = (torch.ones(1, 1, 8, 4) for _ in range(4))
     monkeypatch.setattr(ranks.Problem, "slowest", lambda self, value: value)
     good = problem.arrays
-    wrong = lambda q, k, v, *_: q * torch.nan + k + v  # noqa: E731
-    for call, right in ((lambda q, k, v, *_: q + k + v, True), (wrong, False)):
+    wrong = lambda q, k, v, *_, **__: q * torch.nan + k + v  # noqa: E731
+    for call, right in ((lambda q, k, v, *_, **__: q + k + v, True), (wrong, False)):
         monkeypatch.setattr(ranks, "_calls", lambda call=call: (call, lambda q, k, v, *_: q + k + v))
         problem.arrays = good
-        assert problem._checked(omnicupy.parallel.plan(problem.mask, 1))["right"] is right
+        assert problem._checked(omnicupy.parallel.plan(problem.mask, 1), {"": False})["right"] is right
+
+
+def test_ways_of_overlap() -> None:
+    """Each workload by every way that it has; groups of heads grow, and add up to all."""
+    for name, expected in (
+        ("W7", ["predicted way", "rows first", "heads in 2", "heads in 4"]),
+        ("W10", None),
+    ):
+        workload = by_name(name)
+        made = omnicupy.parallel.plan(workload.mask(), 2, heads=workload.sizes)
+        every = overlap_ways.ways(made, workload, on_gpu=True, every=True)
+        assert next(iter(every)) == overlap_ways.BEHIND
+        assert expected is None or list(every)[1:] == expected
+        assert set(overlap_ways.ways(made, workload, on_gpu=True, every=False)) < set(every)
+        for way in every.values():
+            overlap_ways.steps(made, 0, workload, way)
+    for heads in range(1, 65):
+        for count in overlap_ways.SHARES:
+            sizes = overlap_ways.in_groups(heads, count)
+            assert sizes == () if heads < count else (len(sizes), sum(sizes)) == (count, heads)
+            assert list(sizes) == sorted(sizes)
+            assert all(sizes)
+
+
+def test_packs_grow_with_the_ranks() -> None:
+    for workload in overlap_ways.grown(3):
+        assert workload.mask().shape == (3 * 8192, 3 * 8192)

@@ -15,11 +15,12 @@ from omnicupy.tools.workloads.workload import NAMED
 
 def test_every_scheme_has_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharing, "STRONG", (8,))
-    monkeypatch.setattr(sharing, "WEAK", (16, 72))
+    monkeypatch.setattr(sharing, "MANY", (16, 72))
     monkeypatch.setattr(sharing, "TOKENS", 1024)
+    monkeypatch.setattr(sharing, "ALL_TOKENS", 32768)
     content = bench_run.run(bench_run.Options(("sharing",)), lambda line: None)
     rows = {row["workload"]: row["figures"] for row in content["rows"]}
-    assert len(rows) == 6
+    assert len(rows) == 10
     for name, found in rows.items():
         schemes = ["contiguous", "zigzag", "heap of chunks", "all-gather", "plan"]
         assert ("ring" in found) == ("72" not in name)

@@ -14,7 +14,7 @@ from omnicupy.choose import variants
 from omnicupy.jit.build import Compiled
 from omnicupy.masks.constructors import from_dense, full
 from omnicupy.masks.segment_masks import segments
-from omnicupy.tools.bench import mask_build, measure, memory, peers, suites
+from omnicupy.tools.bench import mask_build, measure, memory, peers, suites, tiles
 from omnicupy.tools.bench import run as bench_run
 from omnicupy.tools.bench.suites import GPU_SUITES
 from omnicupy.tools.workloads.workload import Workload, by_name
@@ -222,9 +222,9 @@ def test_tile_studies_hold_every_switch(gpu: Any, monkeypatch: pytest.MonkeyPatc
         compiled.extend(specs)
         return [Compiled(spec, 9, "8 bytes of spills" if spec.warps == 8 else "") for spec in specs]
 
-    monkeypatch.setattr(bench_run, "compile_all", compile_all)
+    monkeypatch.setattr(tiles, "compile_all", compile_all)
     session = SimpleNamespace(arch="sm_90", dtype="bfloat16", say=lambda line: None)
-    names = bench_run._tiles(session, 128, "sm80")  # type: ignore[arg-type]
+    names = tiles.every_tile(session, 128, "sm80")  # type: ignore[arg-type]
     assert all(spec.br >= 64 for spec in compiled)
     assert {(spec.share_kv, spec.swizzle) for spec in compiled} == {
         (a, b) for a in (True, False) for b in (True, False)
@@ -234,7 +234,7 @@ def test_tile_studies_hold_every_switch(gpu: Any, monkeypatch: pytest.MonkeyPatc
     assert {variants.parse(name.partition(":")[2], "sm_90", "bfloat16", 128) for name in names} <= set(
         compiled
     )
-    monkeypatch.setattr(bench_run, "_tiles", lambda *arguments: [f"omnicupy:{variants.word(compiled[0])}"])
+    monkeypatch.setattr(tiles, "every_tile", lambda *arguments: [f"omnicupy:{variants.word(compiled[0])}"])
     (row,) = _run(monkeypatch, _mixed, "tiles")
     assert (row["spec"], row["suite"]) == (variants.word(compiled[0]), "tiles")
 

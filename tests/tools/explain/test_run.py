@@ -15,6 +15,7 @@ from omnicupy.choose import saved as choose_saved
 from omnicupy.tools import environment
 from omnicupy.tools.cli.main import main
 from omnicupy.tools.explain import run as explain_run
+from omnicupy.tools.explain import waste
 from omnicupy.tools.explain.waste import wastes
 from omnicupy.tools.workloads.words import Sizes, problem_of
 
@@ -82,8 +83,8 @@ def test_origins_beyond_the_largest_are_summed() -> None:
     found = explain_run.run(problem_of("W1", Sizes()), "bfloat16")
     lines = str(found).splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith("waste"))
-    assert len(lines) - at == explain_run.ORIGINS + 2
-    assert lines[-1].endswith(f"{len(found.wastes) - explain_run.ORIGINS} other origins")
+    assert len(lines) - at == waste.ORIGINS + 2
+    assert lines[-1].endswith(f"{len(found.wastes) - waste.ORIGINS} other origins")
     shares = [float(line.split("%")[0]) for line in lines[at + 1 :]]
     assert sum(shares) == pytest.approx(100 * (1 - found.stats.pairs / found.stats.executed), abs=0.1)
 
@@ -163,5 +164,5 @@ def test_ceilings_are_fitted_by_a_command(tmp_path: Path) -> None:
 
 
 def test_names_of_devices_come_from_the_environment(gpu: list[Any]) -> None:
-    device, arch = explain_run._device(ceilings.load()[0], True)
+    device, arch = explain_run.device_at_hand(ceilings.load()[0], True)
     assert (device.name, device.sm_count, arch) == ("Fake H100", 132, "sm_90")

@@ -128,7 +128,9 @@ def library() -> Library:
     rows = [
         {"suite": name, "workload": "w", "system": "omnicupy", "figures": {"ms": 1.5}}
         for name in OTHER_SUITES
+        if name != "atoms"
     ]
+    rows += made_records.shapes_of_instructions()
     rows += [
         _errors(system, error) for system, error in (("omnicupy", 1.2e-3), ("flex", 1e-3), ("fa4", 2e-3))
     ]

@@ -27,7 +27,9 @@ from omnicupy.tools.verify.cases import (
     Case,
     dead_tiles,
 )
+from omnicupy.tools.verify.on_gpu import Target
 from omnicupy.tools.verify.random_cases import DEFAULT, sweep
+from omnicupy.tools.verify.width_cases import MORE_WIDTHS, ONE_TILE
 
 TILES = ((64, 64), (128, 64), (128, 128), (64, 32), (64, 128), (192, 64), (192, 96), (192, 128))
 
@@ -136,3 +138,19 @@ def test_large_scores_are_large() -> None:
 
 def test_cpu_sized_cases_cover_every_group_but_the_long_one() -> None:
     assert {case.group for case in CPU_SIZED} == {case.group for case in FIXED} - {"long"}
+
+
+def test_more_widths_cost_few_kernels() -> None:
+    """Each pair has one tile of each kind of kernel, in one dtype; all pairs together have several tiles of each."""
+    target = Target("sm_90", 132, ())
+    tiles: dict[tuple[str, bool], set[tuple[int, ...]]] = {}
+    for widths in MORE_WIDTHS:
+        cases = [case for case in FIXED if case.tag == ONE_TILE and (case.head_dim, case.value_dim) == widths]
+        specs = target.specs(cases)
+        kinds = [(spec.kernel, spec.pack) for spec in specs]
+        assert sorted(kinds) == [("naive", False), ("sm80", False), ("sm90", False), ("sm90", True)]
+        for spec, kind in zip(specs, kinds, strict=True):
+            tiles.setdefault(kind, set()).add((spec.br, spec.bc, spec.stages, spec.warps))
+    assert {kind: len(found) > 1 for kind, found in tiles.items()} == {
+        kind: kind[0] != "naive" for kind in tiles
+    }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "omni/backward_params.cuh"
+#include "omni/mma_atom.cuh"
 #include "omni/numbers.cuh"
 #include "omni/sm90/tma.cuh"
 
@@ -30,9 +31,9 @@ constexpr int panels_of(int columns) { return (columns + kPanelColumns - 1) / kP
 constexpr int kWideHeadDim = 128;
 
 template <
-    int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, bool Bf16, bool Softcap, bool Fused = false,
-    bool Ordered = false>
-struct BackwardConfig {
+    int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, bool Bf16, bool Softcap, bool Fused, bool Ordered,
+    class Atom>
+struct BackwardConfig : Atom {
   static constexpr int kHeadDim = HeadDim;
   static constexpr int kValueDim = ValueDim;
   static constexpr int kBr = Br;

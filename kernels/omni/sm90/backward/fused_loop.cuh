@@ -15,6 +15,7 @@ namespace omni {
 template <class Cfg>
 __device__ __forceinline__ void add_tiles(BackwardParamsSm90 const& args, KeySmem<Cfg>& smem, int buffer) {
   Turns turns(args.turns);
+  int granted = 0;
   for (int parity = 0;; parity ^= 1) {
     if constexpr (Cfg::kOrdered) {
       if (!mbarrier_has_ended(smem_address(&smem.sums_full[buffer]), parity)) turns.pass();
@@ -22,7 +23,10 @@ __device__ __forceinline__ void add_tiles(BackwardParamsSm90 const& args, KeySme
     mbarrier_wait(smem_address(&smem.sums_full[buffer]), parity);
     i64 const at = smem.sums_at[buffer];
     if (at < 0) break;
-    if constexpr (Cfg::kOrdered) turns.wait(at / (Cfg::kBr * Cfg::kHeadDim), smem.sums_rank[buffer]);
+    if constexpr (Cfg::kOrdered) {
+      turns.wait(at / (Cfg::kBr * Cfg::kHeadDim), smem.sums_rank[buffer]);
+      store_shared_volatile(smem_address(&smem.granted[buffer]), ++granted);
+    }
     bulk_add(args.dq_sums + at, smem_address(smem.sums[buffer]), Cfg::kBr * Cfg::kHeadDim * 4);
     bulk_commit();
     if constexpr (Cfg::kOrdered) turns.pass_but_newest();
@@ -135,7 +139,8 @@ struct FusedLoop {
     for (int half = 0; half < kHalves; ++half) {
       pin_registers(dq[half].x[0]);
       wgmma_fence();
-      start_ss_kn<Cfg::kBc, Cfg::kQPanelBytes, Cfg::kBf16>(dq[half], ds, k + (half * Cfg::kKvPanelBytes >> 4));
+      start_ss_kn<Cfg::kBc, Cfg::kQPanelBytes, Cfg::kBf16, Cfg::kSumsAtomN>(
+          dq[half], ds, k + (half * Cfg::kKvPanelBytes >> 4));
       wgmma_commit();
     }
     if constexpr (Smem::kStaged) {

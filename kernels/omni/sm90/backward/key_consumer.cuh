@@ -2,6 +2,7 @@
 // columns queries, so that P^T and dS^T are operands from registers (FlashAttention-3's backward pass).
 #pragma once
 
+#include "omni/lse2.cuh"
 #include "omni/mask/keep_transposed.cuh"
 #include "omni/sm90/backward/key_merge.cuh"
 #include "omni/sm90/backward/key_smem.cuh"
@@ -41,7 +42,8 @@ struct KeyConsumer {
   __device__ __forceinline__ void start_scores(Scores& scores, int group) const {
     u32 const k = descriptor_low(smem_address(smem.k) + group * 64 * kPanelRowBytes, 16);
     wgmma_fence();
-    start_ss_kk<Cfg::kHeadDim, Cfg::kKvPanelBytes, Cfg::kQPanelBytes, Cfg::kBf16>(scores, k, q_low());
+    start_ss_kk<Cfg::kHeadDim, Cfg::kKvPanelBytes, Cfg::kQPanelBytes, Cfg::kBf16, Cfg::kScoresAtomN>(
+        scores, k, q_low());
     wgmma_commit();
   }
 
@@ -49,7 +51,8 @@ struct KeyConsumer {
   __device__ __forceinline__ void start_weight_gradients(Scores& gradients, int group) const {
     u32 const v = descriptor_low(smem_address(smem.v) + group * 64 * kPanelRowBytes, 16);
     wgmma_fence();
-    start_ss_kk<Cfg::kValueDim, Cfg::kKvPanelBytes, Cfg::kQPanelBytes, Cfg::kBf16>(gradients, v, dout_low());
+    start_ss_kk<Cfg::kValueDim, Cfg::kKvPanelBytes, Cfg::kQPanelBytes, Cfg::kBf16, Cfg::kScoresAtomN>(
+        gradients, v, dout_low());
     wgmma_commit();
   }
 
@@ -59,7 +62,7 @@ struct KeyConsumer {
   __device__ __forceinline__ void start_sum(Out& out, Pairs const& pairs, unsigned char const* s_rows) const {
     u32 const rows = descriptor_low(smem_address(s_rows), Cfg::kQPanelBytes);
     wgmma_fence();
-    start_rs_n<Cfg::kBr, Cfg::kBf16>(out, pairs, rows);
+    start_rs_n<Cfg::kBr, Cfg::kBf16, Cfg::kSumsAtomN>(out, pairs, rows);
     wgmma_commit();
   }
 
@@ -73,8 +76,8 @@ struct KeyConsumer {
   }
 
   // Scores to weights, in place. Rows without a key and rows past q_len have lse2 = +inf: their weights are 0. A hidden
-  // pair's exponential may be infinite; it is dropped by select.
-  template <bool kMasked>
+  // pair's exponential may be infinite; it is dropped by select. kFar: rows may be far (lse2.cuh).
+  template <bool kMasked, bool kFar = false>
   __device__ __forceinline__ void weigh(Scores& scores, Keep const& keep) const {
     float const* const s_lse2 = smem.lse2[ring.stage()] + 2 * (thread_index() % 4);
     float const scale_log2 = args.b.p.scale_log2;
@@ -84,8 +87,13 @@ struct KeyConsumer {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         float* const x = &scores.x[0][4 * j + 2 * h];
-        x[0] = exp2_approx(fmaf(x[0], scale_log2, -lse2.x));
-        x[1] = exp2_approx(fmaf(x[1], scale_log2, -lse2.y));
+        if constexpr (kFar) {
+          x[0] = weight_of(x[0], args.b.p, lse2.x);
+          x[1] = weight_of(x[1], args.b.p, lse2.y);
+        } else {
+          x[0] = exp2_approx(fmaf(x[0], scale_log2, -lse2.x));
+          x[1] = exp2_approx(fmaf(x[1], scale_log2, -lse2.y));
+        }
         if constexpr (kMasked) {
           x[0] = keep.words[h][j / 4] >> (8 * (j % 4)) & 1 ? x[0] : 0.f;
           x[1] = keep.words[h][j / 4] >> (8 * (j % 4) + 1) & 1 ? x[1] : 0.f;
@@ -94,8 +102,18 @@ struct KeyConsumer {
     }
   }
 
-  __device__ __forceinline__ void weigh(Scores& scores, Keep const& keep, bool masked) const {
-    if (masked) {
+  // Is a query of the tile far? Asked while scores are on their way; lse2 came with Q.
+  __device__ __forceinline__ bool is_far() const {
+    if constexpr (Cfg::kBf16 || Cfg::kSoftcap) return false;
+    return any_far<Cfg::kBr>(smem.lse2[ring.stage()]);
+  }
+
+  __device__ __forceinline__ void weigh(Scores& scores, Keep const& keep, bool masked, bool far) const {
+    if (far && masked) {
+      weigh<true, true>(scores, keep);
+    } else if (far) {
+      weigh<false, true>(scores, keep);
+    } else if (masked) {
       weigh<true>(scores, keep);
     } else {
       weigh<false>(scores, keep);

@@ -64,12 +64,13 @@ struct KeyLoop {
     consumer.start_weight_gradients(gradients, group());
     typename KeyConsumer<Cfg>::Keep keep;
     bool const masked = consumer.look_at_mask(keep, work, group());
+    bool const far = consumer.is_far();
     wgmma_wait<1>();
     pin_registers(scores.x[0]);
     if constexpr (Cfg::kSoftcap) {
       consumer.weigh_and_pack(scores, weights, keep, masked);
     } else {
-      consumer.weigh(scores, keep, masked);
+      consumer.weigh(scores, keep, masked, far);
     }
     wgmma_wait<0>();
     pin_registers(gradients.x[0]);
@@ -129,12 +130,13 @@ struct ValueRole {
     consumer.start_scores(scores, 0);
     typename KeyConsumer<Cfg>::Keep keep;
     bool const masked = consumer.look_at_mask(keep, work, 0);
+    bool const far = consumer.is_far();
     wgmma_wait<0>();
     pin_registers(scores.x[0]);
     if constexpr (Cfg::kSoftcap) {
       consumer.weigh_and_pack(scores, weights, keep, masked);
     } else {
-      consumer.weigh(scores, keep, masked);
+      consumer.weigh(scores, keep, masked, far);
     }
     release(smem.q_empty[consumer.ring.stage()]);
     mbarrier_wait(smem_address(&smem.weights_empty), (tiles & 1) ^ 1);

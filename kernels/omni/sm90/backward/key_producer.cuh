@@ -17,6 +17,7 @@ struct KeyProducer {
   Slot slot;                     // of the item at hand
   // Tiles to load before K and V, for which the item before must have ended: those that have a stage by then.
   int before_keys;
+  int additions = 0;  // to sums of dQ, of all items so far
 
   __device__ __forceinline__ KeyProducer(BackwardParamsSm90 const& params, Smem& memory) : args(params), smem(memory) {}
 
@@ -90,6 +91,17 @@ struct KeyProducer {
     return true;
   }
 
+  // Returns when every addition of the items so far has its turn. An item that was taken sooner would stand behind one
+  // that waits, and what waits for it, too: if that is what the other one waits for, nobody goes on.
+  __device__ __forceinline__ void wait_for_turns() const {
+    int granted;
+    do {
+      granted = 0;
+#pragma unroll
+      for (int i = 0; i < Smem::kBuffers; ++i) granted += load_shared_volatile(smem_address(&smem.granted[i]));
+    } while (granted != additions);
+  }
+
   // The block mask was there before the kernel ahead began; what else is read or written, by the consumers too, comes
   // after that kernel has ended. What is launched behind this one may come up from then on: it finds a place where a
   // thread block of this one has ended.
@@ -130,6 +142,10 @@ struct KeyProducer {
       }
       if (before_keys > 0) load_keys();
       slot.next();
+      if constexpr (Cfg::kOrdered) {
+        additions += item.tiles * group;
+        wait_for_turns();
+      }
     }
     list.end(slot);
   }

@@ -53,6 +53,7 @@ struct KeySmem {
   u64 sums_full[kBuffers], sums_empty[kBuffers];
   i64 sums_at[kBuffers];  // where a tile of dQ goes, in floats; -1: no more come
   int sums_rank[kBuffers];
+  int granted[Cfg::kOrdered ? kBuffers : 1];  // additions to sums of dQ whose turn has come, of all items
 
   // The parity with which the barriers of K and V are waited for: items take turns at the slots.
   __device__ __forceinline__ static int kv_parity(Slot slot) { return slot.stage(); }
@@ -81,6 +82,7 @@ struct KeySmem {
     for (int i = 0; i < kBuffers; ++i) {
       mbarrier_init(smem_address(&sums_full[i]), 4);
       mbarrier_init(smem_address(&sums_empty[i]), 1);
+      if constexpr (Cfg::kOrdered) granted[i] = 0;
     }
     fence_mbarrier_init();
   }

@@ -2,6 +2,7 @@
 // lists, spans and skips; dS never leaves the registers.
 #pragma once
 
+#include "omni/lse2.cuh"
 #include "omni/mask/keep.cuh"
 #include "omni/sm90/backward/query_smem.cuh"
 #include "omni/sm90/backward/uniform.cuh"
@@ -43,7 +44,7 @@ struct QueryLoop {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       i64 const at = args.b.statistics(work.batch, work.head) + work.q0 + row0() + Scores::row(0, h);
-      lse2[h] = args.b.lse2[at];
+      lse2[h] = product_lse2<Cfg>(args.b.lse2[at]);
       delta[h] = args.b.delta[at];
     }
   }
@@ -111,14 +112,14 @@ struct QueryLoop {
     int const rows = group() * 64 * kPanelRowBytes;
     pin_registers(scores.x[0]);
     wgmma_fence();
-    start_ss_kk<Cfg::kHeadDim, Cfg::kQPanelBytes, Cfg::kKvPanelBytes, Cfg::kBf16>(
+    start_ss_kk<Cfg::kHeadDim, Cfg::kQPanelBytes, Cfg::kKvPanelBytes, Cfg::kBf16, Cfg::kScoresAtomN>(
         scores, descriptor_low(smem_address(smem.q) + rows, 16),
         descriptor_low(smem_address(smem.kv[keys.stage()]), 16));
     wgmma_commit();
     wait_for(ring);
     pin_registers(gradients.x[0]);
     wgmma_fence();
-    start_ss_kk<Cfg::kValueDim, Cfg::kQPanelBytes, Cfg::kKvPanelBytes, Cfg::kBf16>(
+    start_ss_kk<Cfg::kValueDim, Cfg::kQPanelBytes, Cfg::kKvPanelBytes, Cfg::kBf16, Cfg::kScoresAtomN>(
         gradients, descriptor_low(smem_address(smem.dout) + rows, 16),
         descriptor_low(smem_address(smem.kv[ring.stage()]), 16));
     wgmma_commit();
@@ -131,7 +132,7 @@ struct QueryLoop {
     pin_registers(dq.x[0]);
     pin_registers(pairs);
     wgmma_fence();
-    start_rs_n<Cfg::kBc, Cfg::kBf16>(
+    start_rs_n<Cfg::kBc, Cfg::kBf16, Cfg::kSumsAtomN>(
         dq, pairs, descriptor_low(smem_address(smem.kv[keys.stage()]), Cfg::kKvPanelBytes));
     wgmma_commit();
     wgmma_wait<0>();

@@ -2,6 +2,7 @@
 // consumer warpgroups of 64 query rows.
 #pragma once
 
+#include "omni/mma_atom.cuh"
 #include "omni/numbers.cuh"
 #include "omni/sm90/tma.cuh"
 
@@ -20,8 +21,8 @@ struct ForwardParamsSm90 {
 
 template <
     int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, int QSlots, bool PingPong, bool Pack, bool Bf16,
-    bool Softcap, bool Cached = false, int Page = 0, int RawSlots = 0>
-struct Sm90Config {
+    bool Softcap, bool Cached, int Page, bool Ragged, int RawSlots, class Atom>
+struct Sm90Config : Atom {
   static constexpr int kHeadDim = HeadDim;    // columns of Q and K
   static constexpr int kValueDim = ValueDim;  // columns of V and O
   static constexpr int kBr = Br;
@@ -48,6 +49,9 @@ struct Sm90Config {
   // Keys of a box, where K and V are pools of pages, of e4m3 1; 0 where they are not. A warp produces then.
   static constexpr int kPage = Page;
   static constexpr bool kPaged = Page != 0;
+  static constexpr bool kKeyByKey = Page == 1 && !kFp8;  // by the lanes of that warp rather than the copy engine
+  // Sequences have numbers of rows of their own.
+  static constexpr bool kRagged = Ragged;
   // A thread beside the producer takes the work items; beside three warpgroups it lacks the registers.
   static constexpr bool kScheduler = kConsumers < 3;
 
@@ -60,15 +64,18 @@ struct Sm90Config {
   static constexpr int kVBytes = kValuePanels * kKvPanelBytes;
 
   // Registers a thread: what the block got at entry, shared out anew.
-  static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 40;
+  static constexpr int kProducerRegisters = kKeyByKey ? (kConsumers == 1 ? 120 : 64) : kConsumers == 3 ? 32 : 40;
   static constexpr int kConverterRegisters = 160;
-  static constexpr int kConsumerRegisters = kConsumers == 1 ? 248 : kConsumers == 2 ? 232 : 160;
+  static constexpr int kConsumerRegisters = kConsumers == 1 ? 248 : kConsumers == 3 ? 160 : kKeyByKey ? 224 : 232;
 
+  static_assert(!kKeyByKey || kConsumers < 3, "registers for a producer that copies");
   static_assert(kConsumers >= 1 && kConsumers <= 3, "64 query rows a consumer warpgroup");
   static_assert(Br == kQRows || Br == 64, "one head in a tile, or one a warpgroup");
   static_assert(
-      !kPaged || kFp8 || (Cached && Bc % Page == 0 && Page % 16 == 0 && Page <= 64), "boxes fill tiles and pages");
+      !kPaged || kFp8 || (Cached && Bc % Page == 0 && (kKeyByKey || Page % 8 == 0) && Page <= 64),
+      "boxes fill tiles and pages");
   static_assert(!kFp8 || (Cached && kConsumers == 1), "registers for a warpgroup more");
+  static_assert(!Ragged || Cached, "the planner finds out where rows are");
   static_assert(!Pack || kConsumers == 1, "packed tiles have 64 rows");
   static_assert(HeadDim % 16 == 0 && HeadDim <= 256, "columns of Q and K");
   static_assert(ValueDim % 16 == 0 && ValueDim <= 256 && Bc % 32 == 0 && Bc <= 256, "widths of wgmma");

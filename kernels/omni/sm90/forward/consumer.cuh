@@ -28,7 +28,7 @@ struct TileState {
   int dead_tile_k0;  // first key of the tile before, where it holds dead ones that are to be zeroed, else -1
   RegTile<1, Cfg::kValueDim> out;
   Weights<Cfg> weights;  // of the tile before
-  OnlineSoftmax<1> softmax;
+  OnlineSoftmax<1, Cfg::kBf16> softmax;
 
   // O and the weights, which products under way read and write.
   __device__ __forceinline__ void pin() {
@@ -81,11 +81,18 @@ struct Consumer {
   // Returns the tile's kind and flags.
   __device__ __forceinline__ int wait_for_keys() {
     mbarrier_wait(smem_address(&smem.k_full[state.ring.stage()]), state.ring.parity());
+    show_to_wgmma();
     return smem.tiles[state.ring.stage()].packed;
   }
 
   __device__ __forceinline__ void wait_for_values() {
     mbarrier_wait(smem_address(&smem.v_full[state.value_stage.stage()]), state.value_stage.parity());
+    show_to_wgmma();
+  }
+
+  // What threads copied, and a barrier has shown to this one, becomes visible to the asynchronous proxy.
+  __device__ __forceinline__ static void show_to_wgmma() {
+    if constexpr (Cfg::kKeyByKey) fence_proxy_async();
   }
 
   // Ping-pong: the first turn is group 0's, and the last group hands it on.
@@ -141,7 +148,8 @@ struct Consumer {
   // S = Q K^T, started. k: descriptor_low of the K tile, worked out ahead of the wait for it.
   __device__ __forceinline__ void start_scores(Scores& scores, u32 k) {
     wgmma_fence();
-    start_ss_kk<Cfg::kHeadDim, Cfg::kQPanelBytes, Cfg::kKvPanelBytes, Cfg::kBf16>(scores, q_descriptor_low, k);
+    start_ss_kk<Cfg::kHeadDim, Cfg::kQPanelBytes, Cfg::kKvPanelBytes, Cfg::kBf16, Cfg::kScoresAtomN>(
+        scores, q_descriptor_low, k);
     wgmma_commit();
   }
 
@@ -150,8 +158,10 @@ struct Consumer {
     u32 const v = v_descriptor_low();
     wait_for_values();
     wgmma_fence();
-    if constexpr (Cfg::kSplitWeights) start_rs_n<Cfg::kBc, Cfg::kBf16>(state.out, state.weights.rests, v);
-    start_rs_n<Cfg::kBc, Cfg::kBf16>(state.out, state.weights.pairs, v);
+    if constexpr (Cfg::kSplitWeights) {
+      start_rs_n<Cfg::kBc, Cfg::kBf16, Cfg::kSumsAtomN>(state.out, state.weights.rests, v);
+    }
+    start_rs_n<Cfg::kBc, Cfg::kBf16, Cfg::kSumsAtomN>(state.out, state.weights.pairs, v);
     wgmma_commit();
   }
 
@@ -193,10 +203,10 @@ struct Consumer {
   __device__ __forceinline__ void hide_keys_of_no_page(Scores& scores, int packed) const {
     if constexpr (Cfg::kPaged) {
       if (packed & kNoPageFlag) {
-        constexpr int kWords = Cfg::kFp8 ? Cfg::kBc / 32 : 1;  // a bit for each kPage keys
+        constexpr int kWords = Cfg::kPage == 1 ? Cfg::kBc / 32 : 1;  // a bit for each kPage keys
         u32 hidden[kWords];
 #pragma unroll
-        for (int w = 0; w < kWords; ++w) hidden[w] = smem.spans[state.ring.stage()][0][w].x;
+        for (int w = 0; w < kWords; ++w) hidden[w] = static_cast<u32>(smem.spans[state.ring.stage()][0][w].x);
         hide_columns<Cfg::kPage>(scores, hidden);
       }
     }
@@ -217,36 +227,37 @@ struct Consumer {
   // Weighs a whole tile against a new row_max. O and the weights are at rest. kRescale: O holds something. kept: rows
   // whose row_max stays as it is.
   template <bool kRescale = true>
-  __device__ __forceinline__ void weigh_anew(Scores const& scores, bool const (&kept)[2] = {false, false}) {
-    OnlineSoftmax<1>& softmax = state.softmax;
-    float offset[2], sums[1][2];
+  __device__ __forceinline__ void weigh_anew(Scores& scores, bool const (&kept)[2] = {false, false}) {
+    OnlineSoftmax<1, Cfg::kBf16>& softmax = state.softmax;
+    float offset[1][2], sums[1][2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       float const top = kept[h] ? softmax.row_max[0][h] : softmax.highest(scores, 0, h);
       float const correction = softmax.raise_max(top, 0, h, p.scale_log2);
       if constexpr (kRescale) rescale_row(state.out, 0, h, correction);
-      offset[h] = softmax.raised_offset(0, h, p.scale_log2);
+      offset[0][h] = softmax.raised_offset(0, h, p.scale_log2);
     }
-    state.weights.weigh(scores, sums, offset, p.scale_log2);
+    softmax.take_off(scores, offset);
+    state.weights.weigh(scores, sums, offset[0], p.scale_log2);
     softmax.add(sums);
   }
 
   // Weighs a tile against row_max as it is, where lazy rescaling is allowed and row_max holds. O and the weights are
   // at rest.
-  __device__ __forceinline__ void weigh(Scores const& scores, bool allow_lazy) {
-    OnlineSoftmax<1>& softmax = state.softmax;
+  __device__ __forceinline__ void weigh(Scores& scores, bool allow_lazy) {
+    OnlineSoftmax<1, Cfg::kBf16>& softmax = state.softmax;
     bool kept[2] = {false, false};
     if (allow_lazy) {
-      float const offset[2] = {softmax.offset(0, 0, p.scale_log2), softmax.offset(0, 1, p.scale_log2)};
+      float const offset[1][2] = {{softmax.offset(0, 0, p.scale_log2), softmax.offset(0, 1, p.scale_log2)}};
       float sums[1][2];
-      state.weights.weigh(scores, sums, offset, p.scale_log2);
-      if (softmax.holds(sums)) {
+      state.weights.weigh(scores, sums, offset[0], p.scale_log2);
+      if (softmax.holds(sums, offset)) {
         softmax.add(sums);
         return;
       }
       if constexpr (Cfg::kPack) {  // rows of a warp stand for heads that other calls have elsewhere: each on its own
-        kept[0] = softmax.row_holds(sums, 0, 0);
-        kept[1] = softmax.row_holds(sums, 0, 1);
+        kept[0] = softmax.row_holds(sums[0][0], offset[0][0], 0, 0);
+        kept[1] = softmax.row_holds(sums[0][1], offset[0][1], 0, 1);
       }
     }
     weigh_anew(scores, kept);
@@ -264,15 +275,20 @@ struct Consumer {
       return;
     }
     if (!is_complete(work)) return;
-    store_output<Cfg>(p, OutputPlace{work.batch, head(work), work.q0 + row0, 0}, state.out, state.softmax);
+    OutputPlace const place{query_batch<Cfg>(work.batch), head(work), work.q0 + row0, 0, stop_of(work)};
+    store_output<Cfg>(p, place, state.out, state.softmax);
   }
 
  private:
+  __device__ __forceinline__ int stop_of(WorkSlot const& work) const {
+    return row_stop<Cfg, RaggedParamsSm90>(args, p.q_len, work.mask);
+  }
+
   __device__ __forceinline__ int warp_of_tile() const { return (Cfg::kHeads == 1 ? 0 : 4 * group) + row0 / 16; }
 
   // The warpgroup stores the rows, or leaves them as a part; it merges the parts of the tile where it comes last.
   __device__ __forceinline__ void store_packed_rows(WorkSlot const& work) {
-    PackedRows<Cfg> const rows(p, work);
+    PackedRows<Cfg> const rows(p, work, stop_of(work));
     int4 const split = args.n_split_rows == 0 ? make_int4(-1, 0, 0, 0) : args.splits[work.part];
     if (__shfl_sync(0xffffffffu, split.x, 0) < 0) {
       rows.store(state.out, state.softmax, row0);

@@ -26,7 +26,7 @@ struct Merge {
 
   // After `softmax.finish()`. Leaves the warp's rows; true where it came last, `out` and `softmax` then hold the whole.
   template <class Out>
-  __device__ __forceinline__ bool add(Out& out, OnlineSoftmax<1>& softmax, float scale_log2) const {
+  __device__ __forceinline__ bool add(Out& out, OnlineSoftmax<1, Cfg::kBf16>& softmax, float scale_log2) const {
     float4* const mine = part(split.y);
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {

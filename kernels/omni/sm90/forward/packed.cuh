@@ -4,7 +4,7 @@
 // keys, so that the sum is the same whoever comes last.
 #pragma once
 
-#include "omni/sm90/forward/config.cuh"
+#include "omni/sm90/forward/pages.cuh"
 #include "omni/sm90/work_list.cuh"
 #include "omni/store.cuh"
 
@@ -19,12 +19,12 @@ struct PackedRows {
   int tile;  // among the tiles of a block row, of all batch elements
   int live;  // rows that stand for a token and a head; the first ones
 
-  // There is one pack, or packs have one token: live rows follow each other.
-  __device__ __forceinline__ PackedRows(ForwardParams const& params, WorkSlot const& work)
-      : p(params), q0(work.q0), batch(work.batch), head(work.head) {
+  // There is one pack, or packs have one token: live rows follow each other. stop: the row behind the last one.
+  __device__ __forceinline__ PackedRows(ForwardParams const& params, WorkSlot const& work, int stop)
+      : p(params), q0(work.q0), batch(query_batch<Cfg>(work.batch)), head(work.head) {
     int const first = head - work.kv_head * p.group;  // of the pack, in its group
-    tile = (batch * (p.q_heads / p.group) + work.kv_head) * p.packs + (p.packs == 1 ? 0 : first / p.pack_heads);
-    live = min(p.pack_tokens, p.q_len - q0) * min(p.pack_heads, p.group - first);
+    tile = (work.batch * (p.q_heads / p.group) + work.kv_head) * p.packs + (p.packs == 1 ? 0 : first / p.pack_heads);
+    live = min(p.pack_tokens, stop - q0) * min(p.pack_heads, p.group - first);
   }
 
   // Where a row of the output begins.
@@ -42,14 +42,14 @@ struct PackedRows {
   }
 
   // What a row that is whole is multiplied by.
-  __device__ __forceinline__ float inverse(OnlineSoftmax<1> const& softmax, int h, int row) const {
+  __device__ __forceinline__ float inverse(OnlineSoftmax<1, Cfg::kBf16> const& softmax, int h, int row) const {
     if (p.sink_logits == nullptr || row >= live) return softmax.inverse(0, h);
     return softmax.inverse_with(sink_log2(p, head + row % p.pack_heads), 0, h, p.scale_log2);
   }
 
   // A warp's rows, which are whole. row0: its first one.
   template <class Out>
-  __device__ __forceinline__ void store(Out const& out, OnlineSoftmax<1> const& softmax, int row0) const {
+  __device__ __forceinline__ void store(Out const& out, OnlineSoftmax<1, Cfg::kBf16> const& softmax, int row0) const {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       int const row = row0 + Out::row(0, h);
@@ -74,7 +74,7 @@ struct PackedMerge {
 
   // A warp's rows, after `softmax.finish()`.
   template <class Out>
-  __device__ __forceinline__ void leave(Out const& out, OnlineSoftmax<1> const& softmax, int row0) const {
+  __device__ __forceinline__ void leave(Out const& out, OnlineSoftmax<1, Cfg::kBf16> const& softmax, int row0) const {
     float* const g_out = part(split.y);
     float2* const g_sums = sums(split.y);
 #pragma unroll
@@ -188,7 +188,7 @@ struct PackedMerge {
 
   __device__ __forceinline__ void store(float const (&out)[kEach][4], int row, float row_max, float row_sum) const {
     ForwardParams const& p = args.p;
-    OnlineSoftmax<1> whole;
+    OnlineSoftmax<1, Cfg::kBf16> whole;
     whole.row_max[0][0] = row_max;
     whole.row_sum[0][0] = row_sum;
     float const factor = rows.inverse(whole, 0, row);

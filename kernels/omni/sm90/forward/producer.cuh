@@ -33,10 +33,12 @@ struct Producer {
   // An item is read in its slot rather than kept in registers.
   __device__ __forceinline__ WorkSlot const& work(Slot at) const { return smem.work[at.stage()]; }
 
+  __device__ __forceinline__ PageTable const& pages() const { return static_cast<PagedParamsSm90 const&>(args).pages; }
+
   // The table is read ahead of the wait for a buffer, which is where a producer's time goes.
-  __device__ __forceinline__ void load_k_in_pages(Slot at, Tile tile) {
+  __device__ __forceinline__ void load_k_in_boxes(Slot at, Tile tile) {
     bool none;
-    PageBox const box = page_box<Cfg>(static_cast<PagedParamsSm90 const&>(args).pages, work(at).mask, tile, none);
+    PageBox const box = page_box<Cfg>(pages(), work(at).mask, tile, none);
     int const stage = k_ring.stage(), kv_head = work(at).kv_head;
     mbarrier_wait(smem_address(&smem.k_empty[stage]), k_ring.parity() ^ 1);
     u32 const hidden = __ballot_sync(0xffffffffu, none);
@@ -51,9 +53,9 @@ struct Producer {
     k_ring.next();
   }
 
-  __device__ __forceinline__ void load_v_in_pages(Slot at, Tile const& tile) {
+  __device__ __forceinline__ void load_v_in_boxes(Slot at, Tile const& tile) {
     bool none;
-    PageBox const box = page_box<Cfg>(static_cast<PagedParamsSm90 const&>(args).pages, work(at).mask, tile, none);
+    PageBox const box = page_box<Cfg>(pages(), work(at).mask, tile, none);
     int const stage = v_ring.stage(), kv_head = work(at).kv_head;
     mbarrier_wait(smem_address(&smem.v_empty[stage]), v_ring.parity() ^ 1);
     if (leads()) mbarrier_expect_tx(smem_address(&smem.v_full[stage]), Cfg::kVBytes);
@@ -62,8 +64,41 @@ struct Producer {
     v_ring.next();
   }
 
+  // A tile of K or V. Its barrier awaits the copies of each lane, and the first lane, which has said what the tile is.
+  template <bool kOfKeys>
+  __device__ __forceinline__ void load_key_by_key(Slot at, Tile tile) {
+    constexpr int kColumns = kOfKeys ? Cfg::kHeadDim : Cfg::kValueDim, kWords = Cfg::kBc / 32;
+    RingIndex<Cfg::kStages>& ring = kOfKeys ? k_ring : v_ring;
+    int const stage = ring.stage(), sequence = work(at).mask;
+    Tensor const pool = kOfKeys ? args.p.key() : args.p.value();
+    int const columns = kOfKeys ? args.p.head_dim : value_columns<Cfg>(args.p);
+    u32 const full = smem_address(kOfKeys ? &smem.k_full[stage] : &smem.v_full[stage]);
+    i64 own[kWords];  // the table is read ahead of the wait
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) own[w] = key_offset(pages(), pool.strides, sequence, tile, 32 * w + lane_id());
+    mbarrier_wait(smem_address(kOfKeys ? &smem.k_empty[stage] : &smem.v_empty[stage]), ring.parity() ^ 1);
+    u32 const s_tile = smem_address(kOfKeys ? smem.k[stage] : smem.v[stage]);
+    unsigned char const* const g_head = pool.rows(0, work(at).kv_head);
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) {
+      if constexpr (kOfKeys) {
+        u32 const hidden = __ballot_sync(0xffffffffu, own[w] == kNoPage);
+        if (hidden != 0) tile.packed |= kNoPageFlag;
+        if (leads()) smem.spans[stage][0][w].x = static_cast<int>(hidden);  // no spans travel
+      }
+      copy_rows<Cfg, kColumns>(s_tile + 32 * w * kPanelRowBytes, g_head, columns, own[w]);
+    }
+    if (leads()) {
+      if constexpr (kOfKeys) smem.tiles[stage] = tile;
+      mbarrier_arrive(full);
+    }
+    mbarrier_arrive_when_copied(full);
+    ring.next();
+  }
+
   __device__ __forceinline__ void load_k(Slot at, Tile const& tile) {
-    if constexpr (Cfg::kPaged) return load_k_in_pages(at, tile);
+    if constexpr (Cfg::kKeyByKey) return load_key_by_key<true>(at, tile);
+    if constexpr (Cfg::kPaged) return load_k_in_boxes(at, tile);
     mbarrier_wait(smem_address(&smem.k_empty[k_ring.stage()]), k_ring.parity() ^ 1);
     smem.tiles[k_ring.stage()] = tile;  // released to the consumers by the arrival below
     int const span_bytes = spans_travel(args.p, tile) ? Cfg::kBc * static_cast<int>(sizeof(int2)) : 0;
@@ -81,7 +116,8 @@ struct Producer {
   }
 
   __device__ __forceinline__ void load_v(Slot at, Tile const& tile) {
-    if constexpr (Cfg::kPaged) return load_v_in_pages(at, tile);
+    if constexpr (Cfg::kKeyByKey) return load_key_by_key<false>(at, tile);
+    if constexpr (Cfg::kPaged) return load_v_in_boxes(at, tile);
     mbarrier_wait(smem_address(&smem.v_empty[v_ring.stage()]), v_ring.parity() ^ 1);
     TileOrigin const origin{tile.first, work(at).kv_head, work(at).batch};
     load_panels<Cfg::kBc, Cfg::kValuePanels>(smem.v[v_ring.stage()], &args.v_map, &smem.v_full[v_ring.stage()], origin);
@@ -95,7 +131,8 @@ struct Producer {
     if constexpr (Cfg::kPack) {
       load_packed_q(work(at), i);
     } else {
-      TileOrigin const origin{work(at).q0, work(at).head, work(at).batch};
+      int const only = 0;
+      TileOrigin const origin{work(at).q0, work(at).head, Cfg::kRagged ? only : work(at).batch};
       load_panels<Cfg::kQRows, Cfg::kPanels>(smem.q[i], &args.q_map, &smem.q_full[i], origin);
     }
   }
@@ -109,7 +146,7 @@ struct Producer {
     for (int panel = 0; panel < Cfg::kPanels; ++panel) {
       tma_load_5d(
           s_q + panel * Cfg::kQPanelBytes, &args.q_map, full, kPanelColumns * panel, head, item.q0, item.kv_head,
-          item.batch);
+          query_batch<Cfg>(item.batch));
     }
   }
 

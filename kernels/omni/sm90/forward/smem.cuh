@@ -58,7 +58,8 @@ struct ForwardSmem {
   // By one thread, before the block's first __syncthreads. Consumers arrive once a warp.
   __device__ __forceinline__ void init_barriers() {
     constexpr int kConsumerWarps = 4 * Cfg::kConsumers;
-    constexpr int kFillers = Cfg::kFp8 ? 4 : 1;  // of a tile: warps that convert, or the producer
+    // Of a tile: warps that convert; lanes that copy and who says what the tile is; or who asks the copy engine.
+    constexpr int kFillers = Cfg::kFp8 ? 4 : Cfg::kKeyByKey ? 33 : 1;
     constexpr int kReaders = kConsumerWarps + (Cfg::kFp8 ? 4 + 1 : 0);  // of an item: they and who loads Q count too
     for (int i = 0; i < Cfg::kQSlots; ++i) {
       mbarrier_init(smem_address(&q_full[i]), 1);

@@ -1,0 +1,167 @@
+"""By how much the kernel that adds to dQ in one order takes longer than additions in any order would.
+
+Who waits for whom follows from the ranks (schedule/ordered_lists.py). They are those of a schedule in which all tiles
+take as long. Here the launch is played with what tiles take, and with the time that an addition needs. A consumer
+warpgroup hands its tile of dQ over and goes on; it waits where its last one, two tiles ago, has not been added yet.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from omnicupy.masks.block_mask import FULL, KIND
+from omnicupy.schedule.block_lists import BlockLists
+from omnicupy.schedule.ordered_lists import PLAYED_ITEM
+from omnicupy.schedule.parts import MASKED, Workers, number_in_run
+
+ADDITION = (
+    0.6  # from the beginning of an addition until the next one may begin, in FULL tiles (docs/kernels.md)
+)
+MOST_STEPS = 600_000  # tiles that are played: a second or two
+WARPGROUPS = 2  # that take turns with tiles of dQ
+
+Step = tuple[int, int, float]  # the sum that a tile adds to, how many add to it before, what the tile takes
+
+
+def waited_share(lists: BlockLists, workers: Workers) -> float:
+    """The time that waits add, over the time without them. lists: of ordered_lists.
+
+    As many whole sections of heads are played as MOST_STEPS allow, the query heads of a group as one where not even one
+    section of them would be. Of masks with more tiles than that, whose waits are short beside them, nothing is played.
+    """
+    tiles = int(lists.array("parts")[:, 3].sum())
+    if not tiles:
+        return 0.0
+    repeats = workers.repeats if tiles * lists.section * workers.repeats <= MOST_STEPS else 1
+    sections = MOST_STEPS // (tiles * lists.section * repeats)
+    heads = min(workers.heads, lists.section * sections)
+    if not heads:
+        return 0.0
+    items = items_of(lists, heads, repeats)
+    of_group = workers.repeats / repeats  # steps that are played as one
+    item, addition = PLAYED_ITEM / of_group, ADDITION / of_group
+    free = Play(items, workers.sm_count, item, None).end()
+    return Play(items, workers.sm_count, item, addition).end() / free - 1
+
+
+def items_of(lists: BlockLists, heads: int, repeats: int) -> list[list[Step]]:
+    """The steps of each work item, in the order in which items are taken.
+
+    heads: of keys.  repeats: query heads of each.
+    """
+    entries, parts, ranks = lists.array("entries"), lists.array("parts"), lists.array("ranks")
+    tiles = -(-(entries[:, 0] >> 8) // np.int32(lists.br))
+    before = np.append(0, np.cumsum(tiles))
+    entry = np.repeat(np.arange(len(entries)), tiles)  # of each tile, as they are walked
+    ahead = (
+        tiles[entry] - 1 - number_in_run(tiles.astype(np.int64))
+    )  # an entry is walked from its last tile on
+    query = (entries[entry, 2] // lists.br + ahead).tolist()
+    rank = ranks[entries[entry, 3] + ahead].tolist()
+    cost = np.where(entries[entry, 0] & KIND == FULL, 1.0, MASKED).tolist()
+    first = before[np.minimum(parts[:, 2], len(entries))].tolist()
+    queries = max(query, default=0) + 1
+    counts = parts[:, 3].tolist()
+    found = []
+    for part, head in taken(lists, heads):
+        sums = [(head * repeats + i) * queries for i in range(repeats)]
+        walked = range(first[part], first[part] + counts[part])
+        found.append([(of + query[at], rank[at], cost[at]) for at in walked for of in sums])
+    return found
+
+
+def taken(lists: BlockLists, heads: int) -> Iterator[tuple[int, int]]:
+    """Part and head of each work item, in the order in which items are taken: kernels/omni/work.cuh."""
+    first = 0
+    for end in lists.tiers:
+        for section in range(0, heads, lists.section):
+            for part in range(first, end):
+                yield from ((part, head) for head in range(section, min(section + lists.section, heads)))
+        first = end
+
+
+@dataclass
+class _Worker:
+    """A multiprocessor. free_at: when each of the last tiles of dQ was taken, None while it waits for its turn."""
+
+    steps: Iterator[Step] = field(default_factory=lambda: iter(()))
+    free_at: list[float | None] = field(default_factory=lambda: [0.0] * WARPGROUPS)
+    turn: int = 0
+    held: tuple[float, Step] | None = None  # when it could have gone on, and with what
+
+
+class Play:
+    """A launch that is played. items: as items_of.  item: what an item takes beside its tiles.  addition: from its
+    beginning until the next one to the same sum may begin; None where sums have no order.
+    """
+
+    def __init__(self, items: list[list[Step]], sm_count: int, item: float, addition: float | None) -> None:
+        self._items, self._item, self._addition = iter(items), item, addition
+        self._workers = [_Worker() for _ in range(sm_count)]
+        self._done: list[
+            tuple[float, int, int, Step]
+        ] = []  # tiles that will be done: when, by whom, whose turn
+        self._next: dict[int, int] = {}  # additions that a sum has had
+        self._ready: dict[int, float] = {}  # when the next one may begin
+        self._waiting: dict[tuple[int, int], tuple[float, int, int]] = {}
+        self._last = 0.0
+
+    def end(self) -> float:
+        """When the last tile is done, or added."""
+        for number in range(len(self._workers)):
+            self._go_on(number, 0.0)
+        while self._done:
+            time, number, turn, (place, rank, _) = heapq.heappop(self._done)
+            self._last = max(self._last, time)
+            if self._addition is not None:
+                self._workers[number].free_at[turn] = None
+                if self._next.get(place, 0) == rank:
+                    self._add(place, rank, (time, number, turn))
+                else:
+                    self._waiting[place, rank] = (time, number, turn)
+            self._go_on(number, time)
+        if self._waiting:
+            raise AssertionError(f"{len(self._waiting)} additions wait for ever")
+        return self._last
+
+    def _go_on(self, number: int, time: float) -> None:
+        """The next tile of a multiprocessor that is free at a time, or of its next item."""
+        worker = self._workers[number]
+        step = next(worker.steps, None)
+        while step is None:
+            item = next(self._items, None)
+            if item is None:
+                return
+            worker.steps, time = iter(item), time + self._item
+            step = next(worker.steps, None)
+        self._work(number, time, step)
+
+    def _work(self, number: int, time: float, step: Step) -> None:
+        worker = self._workers[number]
+        free_at = worker.free_at[worker.turn]
+        if free_at is None:
+            worker.held = time, step
+            return
+        heapq.heappush(self._done, (max(time, free_at) + step[2], number, worker.turn, step))
+        worker.turn = (worker.turn + 1) % WARPGROUPS
+
+    def _add(self, place: int, rank: int, who: tuple[float, int, int]) -> None:
+        """This addition, and those that wait for it."""
+        found: tuple[float, int, int] | None = who
+        while found is not None:
+            time, number, turn = found
+            begin = max(time, self._ready.get(place, 0.0))
+            self._ready[place] = begin + (self._addition or 0.0)
+            self._last = max(self._last, begin)
+            rank += 1
+            self._next[place] = rank
+            worker = self._workers[number]
+            worker.free_at[turn] = begin
+            if worker.held is not None and worker.turn == turn:
+                held, worker.held = worker.held, None
+                self._work(number, *held)
+            found = self._waiting.pop((place, rank), None)

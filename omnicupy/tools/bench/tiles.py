@@ -1,0 +1,128 @@
+"""Studies of tiles: all of a kernel, or those that are worth a look beside the table's choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from omnicupy.choose import backward_table, pick, variants
+from omnicupy.jit.backward_kernel import MAKES_ALL, TileShape
+from omnicupy.jit.backward_spec import BackwardSpec
+from omnicupy.jit.build import compile_all
+from omnicupy.jit.spec import AttnSpec
+from omnicupy.tools.bench.gradients import ANY_ORDER, SPLIT
+from omnicupy.tools.bench.measure import Session, measure
+from omnicupy.tools.bench.records import OURS
+from omnicupy.tools.watchdog import Watchdog
+from omnicupy.tools.workloads.workload import Workload
+
+TILE_SAMPLES = 10  # at most, of each of hundreds of tiles
+HANG_S = 240.0  # without a word from a study of tiles, after which the process ends and names the last one
+LEAST_WALKED, MOST_WALKED = 32, 128  # tokens of a tile that a thread block of a backward pass walks over
+
+
+def measure_tiles(kernel: str) -> Callable[[Session, Workload, Sequence[str]], None]:
+    """What measures every tile of a kernel of the forward pass."""
+
+    def run_one(session: Session, workload: Workload, systems: Sequence[str]) -> None:
+        _watched(session, workload, systems or every_tile(session, workload.head_dim, kernel))
+
+    return run_one
+
+
+def measure_choice(session: Session, workload: Workload, systems: Sequence[str]) -> None:
+    """The table's choice beside the tiles that are worth a look, of the session's pass."""
+    likely = likely_gradients if session.timed.has_gradients else likely_tiles
+    _watched(session, workload, systems or likely(session, workload))
+
+
+def every_tile(session: Session, head_dim: int, kernel: str) -> list[str]:
+    """Every tile of a kernel that compiles without spills, as system names.
+
+    Without swizzle (every tile is several times slower so) only those that the comparison needs.
+    """
+    found = variants.every(session.arch, session.dtype, head_dim, kernel, plain=True)
+    return _compiled(
+        session,
+        [spec for spec in found if spec.br >= 64 and (spec.swizzle or (spec.bc == 64 and spec.stages < 3))],
+    )
+
+
+def likely_tiles(session: Session, workload: Workload) -> list[str]:
+    """What a call of a workload gets, and the tiles of the wgmma kernel that have won anywhere: warpgroups that take
+    turns, 64 keys up to twice the rows, the deepest ring of up to three stages.
+    """
+    mask = workload.mask()
+    picked = pick.pick(session.arch, workload.problem(mask, session.dtype), (mask,), session.sm_count)
+    every = variants.every(session.arch, session.dtype, workload.head_dim, "sm90")
+    likely = [
+        spec for spec in every if spec.ping_pong and 64 <= spec.bc <= 2 * spec.br and spec.stages in (2, 3)
+    ]
+    deepest = {(spec.br, spec.bc): spec for spec in sorted(likely, key=lambda one: one.stages)}
+    others = [spec for spec in deepest.values() if spec != picked]
+    return [OURS, *_compiled(session, others)]
+
+
+def likely_gradients(session: Session, workload: Workload) -> list[str]:
+    """The forms of a workload's backward pass, in one order and in any, and other tiles of each of its kernels.
+
+    A tile is worth a look if it is not the table's and walks over LEAST_WALKED to MOST_WALKED tokens at a time, with
+    the deepest ring that fits. dK and dV are made beside the table's dQ and the other way round: which tile is the
+    best of one does not depend on the other.
+    """
+    head_dim = workload.problem(workload.mask(), session.dtype).head_dim
+    table = backward_table.pick(session.arch, session.dtype, head_dim)
+    forms = [
+        OURS,
+        *([f"{OURS}:{ANY_ORDER}"] if table.fused else []),
+        *([f"{OURS}:{SPLIT}"] if table.ordered else []),
+    ]
+    named: dict[str, BackwardSpec] = {}
+    for part in ("dkdv", "dq", *MAKES_ALL):
+        for spec in _deepest(table, part):
+            named[f"{OURS}:{part}-{variants.tile_word(getattr(spec, part))}"] = spec
+    kernels = {name: spec.part(name.partition(":")[2].partition("-")[0]) for name, spec in named.items()}
+    good = {one.spec: one.problem for one in compile_all(list(dict.fromkeys(kernels.values())))}
+    for name, kernel in kernels.items():
+        if good[kernel]:
+            session.say(f"left out: {name}: {good[kernel].splitlines()[0]}")
+    return [*forms, *(name for name, kernel in kernels.items() if not good[kernel])]
+
+
+def _deepest(table: BackwardSpec, part: str) -> Iterator[BackwardSpec]:
+    """The table's kernels with other tiles of one of them; none where the table has no such kernel."""
+    own: TileShape | None = getattr(table, part)
+    if own is None:
+        return
+    legal: list[Any] = [spec for spec in variants.every_tile(table, part) if getattr(spec, part) is not None]
+    deepest: dict[tuple[int, int], BackwardSpec] = {}
+    for spec in sorted(legal, key=lambda one: int(getattr(one, part).stages)):
+        tile: TileShape = getattr(spec, part)
+        walked = tile.bc if part == "dq" else tile.br
+        if LEAST_WALKED <= walked <= MOST_WALKED and tile[:2] != own[:2]:
+            deepest[tile.br, tile.bc] = spec
+    yield from deepest.values()
+
+
+def _compiled(session: Session, specs: Sequence[AttnSpec]) -> list[str]:
+    """Those that compile without spills, as system names; says which do not."""
+    good = set()
+    for one in compile_all(specs):
+        if one.problem:
+            session.say(f"left out: {variants.word(one.spec)}: {one.problem.splitlines()[0]}")
+        else:
+            good.add(one.spec)
+    return [f"{OURS}:{variants.word(spec)}" for spec in specs if spec in good]
+
+
+def _watched(session: Session, workload: Workload, systems: Sequence[str]) -> None:
+    """Measure tiles that nobody else runs: among hundreds of them one may hang."""
+    with Watchdog(HANG_S) as watchdog:
+
+        def say(line: str) -> None:
+            watchdog.step(line)
+            session.say(line)
+
+        few = min(session.samples, TILE_SAMPLES)
+        measure(replace(session, samples=few, host=False, say=say), workload, systems)

@@ -1,0 +1,220 @@
+"""Where the time of a backward pass goes, by the cost model and, with a GPU, by measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from omnicupy.call.problem import Problem
+from omnicupy.choose import backward_prediction, backward_table, variants
+from omnicupy.choose import ceilings as choose_ceilings
+from omnicupy.choose.backward_ceilings import BackwardCeilings, KernelCeiling
+from omnicupy.choose.backward_prediction import KernelWork, PassPrediction
+from omnicupy.choose.ceilings import Ceilings
+from omnicupy.errors import UnsupportedError
+from omnicupy.jit.backward_kernel import TileShape
+from omnicupy.masks.mask import Mask
+from omnicupy.masks.stats import MaskStats
+from omnicupy.reference import checked_rows
+from omnicupy.tools import environment
+from omnicupy.tools.bench import measure, timing
+from omnicupy.tools.bench.gradients import PASSES, Asked, Gradients
+from omnicupy.tools.explain.run import Measured, check_items, device_at_hand
+from omnicupy.tools.explain.waste import Waste, waste_lines, wastes
+from omnicupy.tools.workloads.workload import Workload
+
+
+@dataclass(frozen=True)
+class BackwardExplanation:
+    """One backward pass explained. deterministic: of the call.  kernels: those that walk tiles, in the order of their
+    launches, beside their speeds and the figures of the mask cut for each. note: as in run.Explanation.
+    """
+
+    workload: Workload
+    problem: Problem
+    deterministic: bool
+    kernels: tuple[KernelWork, ...]
+    speeds: tuple[KernelCeiling, ...]
+    stats: tuple[MaskStats, ...]
+    device: choose_ceilings.Device
+    prediction: PassPrediction
+    wastes: tuple[Waste, ...]
+    note: str = ""
+    measured: Measured | None = None
+
+    @property
+    def predicted_ms(self) -> float:
+        """The predicted time."""
+        return self.prediction.us / 1e3
+
+    @property
+    def flops(self) -> float:
+        """Useful operations of the pass, as `bench --pass bwd` counts them."""
+        return PASSES["bwd"].flops * self.workload.flops(self.stats[0].pairs)
+
+    @property
+    def error(self) -> float | None:
+        """Predicted over measured, less one; None where nothing was measured."""
+        return None if self.measured is None else self.predicted_ms / self.measured.ms - 1
+
+    @property
+    def named(self) -> list[str]:
+        """Each kernel in words: "sm90 ordered 64x128-s2-w12"."""
+        return [f"{of.kernel.kernel} {of.kernel.part} {_tile(of)}" for of in self.kernels]
+
+    def as_json(self) -> dict[str, Any]:
+        """All figures, for programs."""
+        names = (*self.stats[0].__dataclass_fields__, "density", "tiles", "empty", "executed", "waste")
+        return {
+            "workload": self.workload.name,
+            "pass": PASSES["bwd"].name,
+            "problem": asdict(self.problem),
+            "deterministic": self.deterministic,
+            "kernels": [
+                {
+                    "kernel": name,
+                    "us": self.prediction.kernels_us[of.kernel.part],
+                    "ceiling": asdict(speeds),
+                    "stats": {name: getattr(stats, name) for name in names},
+                }
+                for name, of, speeds, stats in zip(
+                    self.named, self.kernels, self.speeds, self.stats, strict=True
+                )
+            ],
+            "device": self.device.name,
+            "note": self.note,
+            "predicted_ms": self.predicted_ms,
+            "bound_ms": self.prediction.bound_us / 1e3,
+            "parts_us": self.prediction.parts_us,
+            "balance": self.prediction.balance,
+            "work_items": self.prediction.items,
+            "slots": self.prediction.slots,
+            "measured": None if self.measured is None else asdict(self.measured),
+            "error": self.error,
+            "wastes": [asdict(one) for one in self.wastes],
+        }
+
+    def __str__(self) -> str:
+        executed = max(1, self.stats[0].executed)
+        return "\n".join((*self._sizes(), *self._time(), *waste_lines(self.wastes, executed)))
+
+    def _sizes(self) -> list[str]:
+        of = self.problem
+        order = "in one order" if self.deterministic else "in any order"
+        lines = [
+            f"problem    {self.workload.name}: {of.dtype}, batch {of.batch}, {of.q_heads} query heads on "
+            f"{of.kv_heads}, head_dim {of.head_dim}",
+            f"pass       backward, sums {order}",
+            f"kernels    {', '.join(self.named)} for {self.kernels[0].kernel.arch}",
+        ]
+        for number, stats in enumerate(self.stats):
+            shown = str(stats).splitlines()[2 if number else 0 :]  # the mask and its pairs are the same ones
+            lines += [line.replace("  ", "   ", 1) if line[0] != " " else f" {line}" for line in shown]
+        return lines
+
+    def _time(self) -> list[str]:
+        of = self.prediction
+        shares = ", ".join(f"{name} {us / of.us:.1%}" for name, us in of.parts_us.items() if us)
+        lines = [
+            f"work       {of.items:,} items on {of.slots} places; balance {of.balance:.1%}",
+            f"predicted  {self.predicted_ms:.4f} ms, {self.flops / of.us / 1e6:.0f} TFLOP/s useful",
+            f"           {shares}",
+        ]
+        if len(self.kernels) > 1:
+            each = ", ".join(f"{name} {us / of.us:.1%}" for name, us in of.kernels_us.items())
+            lines.append(f"           by kernels: {each}")
+        lines.append(
+            f"bound      {of.bound_us / 1e3:.4f} ms with the allowed pairs alone, as FULL tiles; the prediction is "
+            f"{of.us / of.bound_us:.2f} x that"
+        )
+        start = f"ceilings   {self.device.name}: "
+        for work, one in zip(self.kernels, self.speeds, strict=True):
+            skipped = f", a skipped one {one.skipped_ps / one.pair_ps:.0%}" if one.part == "dq" else ""
+            lines.append(
+                f"{start}{one.part} {one.full_tflops(self.device.sm_count):.0f} TFLOP/s over full tiles of "
+                f"{work.kernel.br} x {work.kernel.bc}; a pair of a partial tile {one.partial_ps / one.pair_ps:+.0%}, "
+                f"of a causal one {one.causal_ps / one.pair_ps:+.0%}{skipped}"
+            )
+            start = " " * 11
+        if self.note:
+            lines.append(f"           {self.note}")
+        if self.measured is not None and self.error is not None:
+            lines.append(
+                f"measured   {self.measured.ms:.4f} ms, {self.flops / self.measured.ms / 1e9:.0f} TFLOP/s useful; "
+                f"the prediction is {abs(self.error):.1%} too {'long' if self.error > 0 else 'short'}"
+            )
+        return lines
+
+
+def run(workload: Workload, dtype: str, *, deterministic: bool = True) -> BackwardExplanation:
+    """Explain the backward pass of a workload: with a GPU on it and measured there, else on the device of the ceilings.
+
+    dtype: "bfloat16" or "float16".  deterministic: of the call. Raises ValueError for more work items than can be
+    played, UnsupportedError where the model or the library does not serve the problem.
+    """
+    gpu = environment.has_gpu()
+    known, name = choose_ceilings.load(), environment.device()["name"] if gpu else None
+    having, ceilings, note = _nearest(known, name)
+    device, arch = device_at_hand(having, gpu)
+    mask = workload.mask()
+    problem = workload.problem(mask, dtype)
+    if gpu:
+        spec = backward_table.select(arch, problem, (mask,), device.sm_count, deterministic=deterministic)
+    else:
+        spec = backward_table.pick(arch, dtype, problem.head_dim, value_dim=problem.value_dim)
+    owned = min(spec.dkdv.bc, spec.dq.br)
+    check_items(problem, -(-max(mask.shape) // owned))
+    work = backward_prediction.work_of(spec, problem, mask, device, deterministic=deterministic)
+    first = work.kernels[0].kernel
+    if gpu:
+        measure.check_memory(workload, mask)
+    return BackwardExplanation(
+        workload,
+        problem,
+        deterministic,
+        work.kernels,
+        tuple(backward_prediction.ceilings_of(work, ceilings)),
+        tuple(mask.stats(one.kernel.br, one.kernel.bc) for one in work.kernels),
+        device if gpu else having.device,
+        backward_prediction.predict(work, ceilings),
+        tuple(wastes(mask, mask.blocks(first.br, first.bc))),
+        note,
+        _measure(workload, mask, dtype, deterministic=deterministic) if gpu else None,
+    )
+
+
+def _tile(work: KernelWork) -> str:
+    of = work.kernel
+    return variants.tile_word(TileShape(of.br, of.bc, of.stages, of.warps))
+
+
+def _nearest(devices: Sequence[Ceilings], name: str | None) -> tuple[Ceilings, BackwardCeilings, str]:
+    """The ceilings of a device by its name, and "" or a sentence that says whose they are instead."""
+    having = [(one, one.backward) for one in devices if one.backward is not None]
+    if not having:
+        raise UnsupportedError(
+            "explain: no ceilings of the backward pass are known; measure `bench fit --pass bwd` and fit them with "
+            "`explain --pass bwd --fit RECORD`"
+        )
+    for one, backward in having:
+        if one.device.name == name:
+            return one, backward, ""
+    found, backward = having[0]
+    asked = f"{name} has not been measured" if name else "there is no GPU here"
+    return found, backward, f"{asked}: these are the ceilings of {found.device.name}"
+
+
+def _measure(workload: Workload, mask: Mask, dtype: str, *, deterministic: bool) -> Measured:
+    """The median time of a call for all gradients from a cold L2 cache, after these were held against the reference."""
+    import cupy
+
+    made = Gradients(workload, mask, measure.make_inputs(workload, mask, dtype), dtype)
+    call = made.call(PASSES["bwd"], mask, None, Asked(free=not deterministic))
+    error = made.judge().error(call())
+    if not error <= checked_rows.TOLERANCE:
+        raise ValueError(
+            f"explain: the gradients are wrong (error {error:.3g} of the reference's, allowed "
+            f"{checked_rows.TOLERANCE}); verify them (`python cli.py verify`)"
+        )
+    return Measured(timing.Clock(cupy).interleaved({"call": call})["call"].median_ms, error)

@@ -1,0 +1,133 @@
+"""What an order of additions costs: launches that are played."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import omnicupy as oc
+from omnicupy.call.problem import Problem
+from omnicupy.choose import backward_table, backward_waits
+from omnicupy.choose.backward_waits import Play
+from omnicupy.masks.mask import Mask
+from omnicupy.schedule.backward_grid import BackwardGrid
+from omnicupy.schedule.block_lists import BlockLists
+from omnicupy.schedule.ordered_lists import ordered_lists
+from omnicupy.schedule.parts import Workers
+
+ORDERED = backward_table.pick("sm_90", "bfloat16", 128).part("ordered")
+
+
+def _lists(mask: Mask, heads: tuple[int, int] = (4, 2), sm_count: int = 6) -> tuple[BlockLists, Workers]:
+    problem = Problem(1, *heads, *mask.shape, 128, "bfloat16")
+    workers = BackwardGrid(ORDERED, problem, 1, sm_count, 50 << 20).workers
+    return ordered_lists([mask.blocks(ORDERED.br, ORDERED.bc)], workers), workers
+
+
+MASKS = {
+    "full": oc.full(1024),
+    "causal": oc.causal(1500),
+    "window": oc.sliding_window(1300, left=200),
+    "mixed": oc.segments([("text", 300), ("image", 250), ("noise", 190), ("text", 500)]),
+    "few keys": oc.full(2048, 100),
+    "documents": oc.documents([300, 700, 90, 410]),
+}
+
+
+def test_nobody_waits_where_additions_come_in_order() -> None:
+    items = [[(0, 0, 1.0), (1, 0, 1.0)], [(1, 1, 1.0), (0, 1, 1.0)]]
+    for addition in (None, 0.1):
+        assert Play(items, 2, 0.0, addition).end() == pytest.approx(2.0 if addition is None else 2.1)
+
+
+def test_who_comes_early_goes_on_until_both_warpgroups_wait() -> None:
+    """The second one's first two tiles wait for the first one's last; it holds them, and stops before its third."""
+    first = [(place, 0, 1.0) for place in (5, 6, 7, 0, 1)]
+    second = [(0, 1, 1.0), (1, 1, 1.0), (8, 0, 1.0)]
+    assert Play([first, second], 2, 0.0, None).end() == pytest.approx(5.0)
+    # Its first tile is taken at 4.5, and then its third one begins.
+    assert Play([first, second], 2, 0.0, 0.5).end() == pytest.approx(5.5)
+    assert Play([first, [*second, (9, 0, 1.0)]], 2, 0.0, 0.5).end() == pytest.approx(6.5)
+
+
+def test_additions_to_one_sum_take_turns() -> None:
+    items = [[(0, rank, 1.0)] for rank in range(4)]
+    assert Play(items, 4, 0.0, 3.0).end() == pytest.approx(1 + 3 * 3.0)
+
+
+def test_items_go_to_whoever_is_free_first_and_cost_a_time_of_their_own() -> None:
+    items = [[(place, 0, float(cost))] for place, cost in enumerate((5, 1, 1, 4))]
+    assert Play(items, 2, 0.5, None).end() == pytest.approx(1.5 + 1.5 + 4.5)
+    assert Play([[], []], 2, 0.5, None).end() == 0.0
+
+
+def test_what_can_never_end_is_said() -> None:
+    with pytest.raises(AssertionError, match="1 additions wait for ever"):
+        Play([[(0, 1, 1.0)]], 1, 0.0, 0.1).end()
+
+
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("heads", [(4, 2), (3, 3), (7, 1)])
+def test_every_wait_ends_and_no_order_is_faster_than_none(name: str, heads: tuple[int, int]) -> None:
+    lists, workers = _lists(MASKS[name], heads)
+    items = backward_waits.items_of(lists, workers.heads, workers.repeats)
+    tiles = int(MASKS[name].blocks(ORDERED.br, ORDERED.bc).tiles.sum())
+    assert sum(map(len, items)) == tiles * heads[0]
+    free = Play(items, workers.sm_count, 2.0, None).end()
+    ends = [Play(items, workers.sm_count, 2.0, addition).end() for addition in (0.0, 0.6, 5.0)]
+    assert free <= ends[0] * (1 + 1e-9)
+    assert max(map(sum, ([cost for _, _, cost in of] for of in items))) <= free
+    assert ends[0] <= ends[1] <= ends[2]
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_each_sum_has_every_rank_once(name: str) -> None:
+    lists, workers = _lists(MASKS[name])
+    ranks: dict[int, list[int]] = {}
+    for item in backward_waits.items_of(lists, workers.heads, workers.repeats):
+        for place, rank, _ in item:
+            ranks.setdefault(place, []).append(rank)
+    counts = np.bincount([len(of) for of in ranks.values()])
+    assert all(sorted(of) == list(range(len(of))) for of in ranks.values())
+    assert counts.sum() == len(ranks)
+
+
+def test_items_are_taken_section_by_section_in_each_tier() -> None:
+    lists = _lists(oc.causal(1500), (8, 8), 132)[0]
+    taken = list(backward_waits.taken(lists, 8))
+    assert len(taken) == len(set(taken)) == 8 * len(lists.array("parts"))
+    first = 0
+    for end in lists.tiers:
+        tier = [pair for pair in taken if first <= pair[0] < end]
+        assert taken[8 * first : 8 * end] == tier
+        sections = [head // lists.section for _, head in tier]
+        assert sections == sorted(sections)
+        first = end
+
+
+def test_the_share_is_that_of_the_whole_and_of_few_heads_where_there_are_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lists, workers = _lists(MASKS["documents"], (16, 4), 132)
+    items = backward_waits.items_of(lists, 4, 4)
+    ends = [Play(items, 132, 2.0, addition).end() for addition in (None, backward_waits.ADDITION)]
+    assert backward_waits.waited_share(lists, workers) == pytest.approx(ends[1] / ends[0] - 1)
+    tiles = int(lists.array("parts")[:, 3].sum())
+    played = []
+
+    def noted(lists: BlockLists, heads: int, repeats: int) -> list[list[backward_waits.Step]]:
+        played.append((heads, repeats))
+        return []
+
+    monkeypatch.setattr(backward_waits, "items_of", noted)
+    monkeypatch.setattr(Play, "end", lambda self: 1.0)
+    for most in (tiles * 4 * 4, tiles * 4 * 4 - 1, tiles * lists.section - 1):
+        monkeypatch.setattr(backward_waits, "MOST_STEPS", most)
+        assert backward_waits.waited_share(lists, workers) == 0.0
+    assert lists.section == 4
+    assert played == [(4, 4), (4, 1)]  # and nothing where not one section would be
+
+
+def test_an_empty_mask_waits_for_nothing() -> None:
+    lists, workers = _lists(~oc.full(256))
+    assert backward_waits.waited_share(lists, workers) == 0.0

@@ -1,0 +1,92 @@
+"""The cost model of the backward pass describes the launches that calls make; on a fake device."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import fake_backward
+import fake_device
+import pytest
+from fake_backward import Call, parts
+
+import omnicupy as oc
+from omnicupy.call import check_masks
+from omnicupy.call.problem import Problem
+from omnicupy.choose import backward_prediction, backward_table
+from omnicupy.choose.backward_prediction import KernelWork
+from omnicupy.choose.ceilings import Device
+from omnicupy.gpu import backward_planning
+from omnicupy.masks.mask import Mask
+
+TIERS = 4
+MASKS = {
+    "causal": oc.causal(1100),
+    "full": oc.full(900, 130),
+    "mixed": oc.segments([("text", 500), ("image", 450), ("noise", 250)]),
+}
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Any:
+    check_masks._full.cache_clear()
+    fake = fake_backward.install(monkeypatch)
+    fake.streams[0] = fake_device.Stream(7)
+    return fake
+
+
+def _launched(device: Any, mask: Mask, head_dim: int, **how: Any) -> list[Any]:
+    device.launches.clear()
+    call = Call(head_dim=head_dim, q_len=mask.shape[0], k_len=mask.shape[1])
+    oc.attention_backward(*call.arrays, mask, **how)
+    return [launched for launched in device.launches if launched["spec"].part not in ("prepare", "convert")]
+
+
+def _work(mask: Mask, head_dim: int, **how: Any) -> tuple[KernelWork, ...]:
+    info = backward_planning.device_info(0)
+    problem = Problem(2, 4, 2, *mask.shape, head_dim, "bfloat16")
+    spec = backward_table.pick("sm_90", "bfloat16", head_dim)
+    at = Device("Fake", info.sm_count, info.l2_bytes)
+    return backward_prediction.work_of(spec, problem, mask, at, **how).kernels
+
+
+def _taken(launched: Any, n_parts: int) -> list[int]:
+    """The part of each work item as kernels/omni/work.cuh finds it."""
+    params = launched["params"]
+    heads = int(params["work_items"]) // n_parts
+    tiers, section = [int(end) for end in params["tiers"]], int(params["section"])
+    found = []
+    for index in range(int(params["work_items"])):
+        first, end = 0, tiers[0]
+        for i in range(TIERS - 1):
+            if index >= heads * tiers[i]:
+                first, end = tiers[i], tiers[i + 1]
+        rest = index - heads * first
+        width = min(section, heads - rest // ((end - first) * section) * section)
+        rest %= (end - first) * section
+        found.append(first + rest // width)
+    return found
+
+
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize(("head_dim", "deterministic"), [*product((64, 128), (True, False)), (256, True)])
+def test_items_are_those_of_the_launch_in_its_order(
+    device: Any, name: str, head_dim: int, deterministic: bool
+) -> None:
+    launches = _launched(device, MASKS[name], head_dim, deterministic=deterministic)
+    work = _work(MASKS[name], head_dim, deterministic=deterministic)
+    assert [one.kernel for one in work] == [launched["spec"] for launched in launches]
+    for one, launched in zip(work, launches, strict=True):
+        assert len(one.order) == int(launched["params"]["work_items"])
+        assert one.order.tolist() == _taken(launched, len(one.charges))
+
+
+@pytest.mark.parametrize("wanted", [("q",), ("k",), ("v",), ("k", "v"), ("q", "k"), ("q", "v")])
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_kernels_are_those_of_the_call_whatever_is_wanted(
+    device: Any, wanted: tuple[str, ...], deterministic: bool
+) -> None:
+    for head_dim in (64, 128, 256):
+        how = {"wanted": wanted, "deterministic": deterministic}
+        launches = _launched(device, MASKS["mixed"], head_dim, **how)
+        assert [one.kernel.part for one in _work(MASKS["mixed"], head_dim, **how)] == parts(launches)
