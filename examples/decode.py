@@ -65,14 +65,19 @@ def decode(xp: Any, layers: list[Layer], x: Any, rule: Any) -> Any:
     rows = xp.arange(len(lengths))
     step = oc.plan(_heads(x[:, None, :], HEADS), layers[0].kv, rule)  # once a token, for all layers
     for layer in layers:
-        qkv = x @ layer.to_qkv
+        qkv = product(x, layer.to_qkv)
         q, k, v = xp.split(qkv, [WIDTH, WIDTH + KV_HEADS * HEAD_DIM], axis=1)
         layer.kv.k[rows, :, lengths - 1] = k.reshape(-1, KV_HEADS, HEAD_DIM)
         layer.kv.v[rows, :, lengths - 1] = v.reshape(-1, KV_HEADS, HEAD_DIM)
         out = oc.attention(_heads(q[:, None, :], HEADS), layer.kv, mask=step)
-        x = x + out.transpose(0, 2, 1, 3).reshape(len(x), WIDTH) @ layer.to_out
+        x = x + product(out.transpose(0, 2, 1, 3).reshape(len(x), WIDTH), layer.to_out)
         x = x / xp.sqrt((x * x).mean(axis=1, keepdims=True))
     return x
+
+
+def product(x: Any, weights: Any) -> Any:
+    """x @ weights, as a sum: CuPy calls no cuBLAS while a stream is captured."""
+    return (x[:, :, None].astype(np.float32) * weights).sum(axis=1).astype(x.dtype)
 
 
 def _heads(x: Any, heads: int) -> Any:

@@ -64,6 +64,11 @@ def make_layers(xp: Any, count: int, pool: Pool, lengths: Any, dtype: Any) -> li
     return layers
 
 
+def product(x: Any, weights: Any) -> Any:
+    """x @ weights, as a sum: CuPy calls no cuBLAS while a stream is captured."""
+    return (x[..., :, None].astype(np.float32) * weights).sum(axis=-2).astype(x.dtype)
+
+
 def _heads(x: Any, heads: int) -> Any:
     """(batch, tokens, heads * head_dim) -> (batch, heads, tokens, head_dim), without a copy."""
     batch, tokens, _ = x.shape
@@ -74,10 +79,10 @@ def forward(xp: Any, layers: list[Any], x: Any, rule: Any) -> Any:
     """The layers on the newest tokens of every sequence, (batch, tokens, WIDTH); lengths count these tokens already."""
     step = oc.plan(_heads(x, HEADS), layers[0][2], rule)  # once a token, for all layers
     for to_qkv, to_out, kv in layers:
-        q, k, v = xp.split(x @ to_qkv, [WIDTH, WIDTH + KV_HEADS * HEAD_DIM], axis=2)
+        q, k, v = xp.split(product(x, to_qkv), [WIDTH, WIDTH + KV_HEADS * HEAD_DIM], axis=2)
         oc.append(kv, _heads(k, KV_HEADS), _heads(v, KV_HEADS))
         out = oc.attention(_heads(q, HEADS), kv, mask=step)
-        x = x + out.transpose(0, 2, 1, 3).reshape(x.shape) @ to_out
+        x = x + product(out.transpose(0, 2, 1, 3).reshape(x.shape), to_out)
         x = x / xp.sqrt((x * x).mean(axis=2, keepdims=True))
     return x
 

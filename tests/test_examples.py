@@ -73,3 +73,20 @@ def test_it_runs(name: str, tmp_path: Path) -> None:
     assert re.search(printed, done.stdout, re.DOTALL), done.stdout
     if library == "matplotlib":
         assert len(list(tmp_path.glob("*.png"))) == 4
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["decode.py", "paged.py"])
+def test_it_runs_on_a_gpu(name: str) -> None:
+    """Each token is a replay of a captured graph there, of kernels in float16."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / name), "--tokens", "30"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "replays of one graph" in done.stdout
+    assert "is finite: True" in done.stdout
+    assert re.search(r"ordinary masks: (0\.0e\+00|\d\.\de-0[3-9])", done.stdout), done.stdout

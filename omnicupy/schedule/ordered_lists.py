@@ -27,6 +27,8 @@ from omnicupy.schedule.parts import LONG_SHARE, Workers, number_in_run
 
 MOST_RANKS = 2**22  # of a mask, a tile each: 16 MiB; longer masks are worked on by kernels that need none
 PLAYED_ITEM = 2.0  # what a part takes beside its tiles, in tiles
+# Below so many parts a worker, sections of heads run into each other: the ranks are those of the fourth section then.
+OVERLAPPING, PLAYED_SECTIONS = 1.75, 4
 
 
 def ordered_lists(blocks: Sequence[BlockMask], workers: Workers) -> BlockLists:
@@ -47,9 +49,15 @@ def ordered_lists(blocks: Sequence[BlockMask], workers: Workers) -> BlockLists:
     else:
         section = min(heads, max(1, round(workers.sm_count / len(parts))), workers.side_by_side)
         tiers = lists.tiers
-    _fill_ranks(
-        lists, _turned(lists), _starts(costs, tiers, max(1, workers.sm_count // section)), workers.repeats
-    )
+    sections = min(-(-heads // section), PLAYED_SECTIONS)
+    if section * len(parts) < OVERLAPPING * workers.sm_count and sections > 1:
+        starts = _starts(
+            np.repeat(costs, section), [section * end for end in tiers], workers.sm_count, sections
+        )
+        starts = starts[section - 1 :: section]
+    else:
+        starts = _starts(costs, tiers, max(1, workers.sm_count // section))
+    _fill_ranks(lists, _turned(lists), starts, workers.repeats)
     return replace(lists, tiers=tiers, section=section)
 
 
@@ -71,15 +79,21 @@ def _turned(lists: BlockLists) -> NDArray[np.intp]:
     return np.repeat(order, counts)
 
 
-def _starts(costs: NDArray[np.float64], tiers: Sequence[int], workers: int) -> NDArray[np.float64]:
-    """When each part begins: so many workers take the parts in their order, a tier after the other."""
+def _starts(
+    costs: NDArray[np.float64], tiers: Sequence[int], workers: int, sections: int = 1
+) -> NDArray[np.float64]:
+    """When each part begins: so many workers take the parts in their order, a tier after the other.
+
+    sections: how often a tier is taken; the last time counts, when workers become free one by one.
+    """
     starts = np.zeros(len(costs))
     begin, first = 0.0, 0
     for end in tiers:
         free = [begin] * workers
-        for part, cost in enumerate(costs[first:end].tolist(), first):
-            starts[part] = free[0]
-            heapq.heapreplace(free, free[0] + cost)
+        for _ in range(sections):
+            for part, cost in enumerate(costs[first:end].tolist(), first):
+                starts[part] = free[0]
+                heapq.heapreplace(free, free[0] + cost)
         begin, first = max(free), end
     return starts
 

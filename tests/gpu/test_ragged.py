@@ -36,7 +36,7 @@ def _inputs(page_size: int | None = None, **changes: Any) -> tuple[ndarray, Any,
     return q, kv, {"rows": ndarray((BATCH + 1,), INT32), "max_rows": 7, **changes}
 
 
-@pytest.mark.parametrize("page_size", [None, 8, 32])
+@pytest.mark.parametrize("page_size", [None, 4, 32])
 @pytest.mark.parametrize("most", [1, 7, 80, 1000])
 def test_what_is_launched(most: int, page_size: int | None, device: fake_device.Device) -> None:
     q, kv, how = _inputs(page_size, max_rows=most)
@@ -46,9 +46,9 @@ def test_what_is_launched(most: int, page_size: int | None, device: fake_device.
     assert planner["spec"] == PlanSpec(arch=planner["spec"].arch, ragged=True)
     spec, p, of_kernel = kernel["spec"], planner["params"], kernel["params"]
     assert type(spec) is RaggedSpec
-    assert spec.kernel == ("sm80" if page_size == 8 else "sm90")
-    assert bool(spec.page) == (page_size is not None)
-    assert spec.pack == (most < 64 and spec.kernel == "sm90")
+    assert spec.kernel == "sm90"
+    assert spec.page == {None: 0, 4: 1, 32: 32}[page_size]
+    assert spec.pack == (most < 64)
     assert [int(p[name]) for name in ("q_len", "total", "batch")] == [min(most, TOTAL), TOTAL, BATCH]
     assert (p["row_starts"], p["lengths"]) == (how["rows"].data.ptr, kv.lengths.data.ptr)
     assert p["row_ranges"] == of_kernel["row_ranges"] > 0

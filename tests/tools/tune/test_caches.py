@@ -53,7 +53,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, isolated_cache: Path) -> Any:
     return install
 
 
-@pytest.mark.parametrize(("options", "page"), [([], None), (["--page", "64"], 64), (["--page", "6"], 6)])
+@pytest.mark.parametrize(("options", "page"), [([], None), (["--page", "64"], 64), (["--page", "4"], 4)])
 def test_a_winner_is_kept_for_its_kind_of_cache_alone(options: list[str], page: int | None, gpu: Any) -> None:
     builtin = Cache(page).builtin("sm_90", PROBLEM, MASK, 132)
     assert builtin.kernel == "sm90"
@@ -130,7 +130,9 @@ def test_the_kernels_of_caches_are_compiled(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_which_variants_serve() -> None:
     sm80 = AttnSpec(arch="sm_90", kernel="sm80", dtype="bfloat16", head_dim=128, br=64, bc=64)
-    assert [Cache(page).serves(BUILTIN) for page in (None, 16, 8)] == [True, True, False]
+    many = replace(BUILTIN, br=192, warps=16, pack=False)
+    assert all(Cache(page).serves(BUILTIN) for page in (None, 16, 8, 4))
+    assert [Cache(page).serves(many) for page in (None, 16, 8, 4)] == [True, True, True, False]
     assert all(Cache(page).serves(sm80) for page in (None, 16, 8))
     with pytest.raises(ValueError, match="--cache is for the last rows"):
         Cache().check(Workload("x", 1, (1, 1, 8), lambda: full(4), ""), full(4))
