@@ -4,8 +4,8 @@
 
 using Cfg = omni::Sm80Config<
     OMNI_HEAD_DIM, OMNI_VALUE_DIM, OMNI_OUT_COLUMNS, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_SHARE_KV,
-    OMNI_SWIZZLE, OMNI_BF16, OMNI_SOFTCAP, OMNI_PAGE, OMNI_RAGGED, OMNI_MMA_ATOM_K>;
-using Params = omni::ForwardParamsOf<Cfg::kPaged, Cfg::kRagged>::Type;
+    OMNI_SWIZZLE, OMNI_BF16, OMNI_SOFTCAP, OMNI_PAGE, OMNI_RAGGED, OMNI_FP8, OMNI_MMA_ATOM_K>;
+using Params = omni::ForwardParamsOf<Cfg::kPaged, Cfg::kRagged, Cfg::kFp8>::Type;
 static_assert(sizeof(Params) == OMNI_PARAMS_BYTES, "params.py and params.cuh disagree");
 
 template <class Config>

@@ -1,16 +1,17 @@
 // Forward attention for compute capability 9.0: TMA, mbarrier rings, warp specialisation, wgmma. Persistent: a thread
 // block a multiprocessor, work items handed out longest first.
+#include "omni/sm90/forward/converter.cuh"
 #include "omni/sm90/forward/first_tile.cuh"
 #include "omni/sm90/forward/loop.cuh"
 #include "omni/sm90/forward/producer.cuh"
 
 using Cfg = omni::Sm90Config<
     OMNI_HEAD_DIM, OMNI_VALUE_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_Q_SLOTS, OMNI_PING_PONG, OMNI_PACK,
-    OMNI_BF16, OMNI_SOFTCAP, OMNI_CACHED, OMNI_PAGE, OMNI_RAGGED,
+    OMNI_BF16, OMNI_SOFTCAP, OMNI_CACHED, OMNI_PAGE, OMNI_RAGGED, OMNI_RAW_SLOTS,
     omni::WgmmaAtom<OMNI_SCORES_ATOM_N, OMNI_SUMS_ATOM_N>>;
-using Params = omni::ForwardParamsSm90Of<Cfg::kPaged, Cfg::kRagged>::Type;
+using Params = omni::ForwardParamsSm90Of<Cfg::kPaged, Cfg::kRagged, Cfg::kFp8>::Type;
 static_assert(sizeof(Params) == OMNI_PARAMS_BYTES, "params.py and sm90/forward/config.cuh disagree");
-using Smem = omni::ForwardSmem<Cfg>;
+using Smem = omni::ForwardSmemOf<Cfg>::Type;
 static_assert(sizeof(Smem) <= OMNI_SMEM_BYTES, "spec.py and sm90/forward/smem.cuh disagree");
 
 extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1) attention_fwd_sm90(const __grid_constant__ Params args) {
@@ -23,14 +24,21 @@ extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1) attention_fwd_sm9
   int const warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
     omni::setmaxnreg_dec<Cfg::kProducerRegisters>();
-    bool const produces = Cfg::kPaged ? threadIdx.x < 32 : threadIdx.x == 0;
-    if (produces) omni::Producer<Cfg>(args, smem).run();
+    if constexpr (Cfg::kFp8) {
+      if (threadIdx.x == 0) omni::Producer<Cfg>(args, smem).run_for_queries();
+    } else {
+      bool const produces = Cfg::kPaged ? threadIdx.x < 32 : threadIdx.x == 0;
+      if (produces) omni::Producer<Cfg>(args, smem).run();
+    }
     if constexpr (Cfg::kScheduler) {
       if constexpr (!Cfg::kCached) {
         if (threadIdx.x >= omni::FirstTilePrefetch<Cfg>::kFirstThread) omni::FirstTilePrefetch<Cfg>{args}.run();
       }
       if (threadIdx.x == 32) omni::Scheduler<Smem>(args, smem).run();
     }
+  } else if (Cfg::kFp8 && warpgroup > Cfg::kConsumers) {
+    omni::setmaxnreg_dec<Cfg::kConverterRegisters>();
+    omni::run_converter<Cfg>(args, smem);
   } else {
     omni::setmaxnreg_inc<Cfg::kConsumerRegisters>();
     omni::ForwardLoop<Cfg>(args, smem, warpgroup - 1).run();

@@ -3,6 +3,7 @@
 // rule's spans lie (MaskView), the exponential and the logarithm of a sum (exp2_approx, log_sum), and how 16-bit
 // values are read and rounded: an error in these is in all kernels at once, and only the reference shows it. The walk
 // from tile to tile, the element rule itself, the products and the softmax are written anew.
+#include "omni/fp8.cuh"
 #include "omni/mask/rule.cuh"
 #include "omni/numbers.cuh"
 #include "omni/ragged.cuh"
@@ -17,7 +18,8 @@ constexpr bool kBf16 = OMNI_BF16;
 constexpr bool kSoftcap = OMNI_SOFTCAP;
 constexpr bool kPaged = OMNI_PAGE != 0;
 constexpr bool kRagged = OMNI_RAGGED;
-using Params = ForwardParamsOf<kPaged, kRagged>::Type;
+constexpr bool kFp8 = OMNI_FP8;
+using Params = ForwardParamsOf<kPaged, kRagged, kFp8>::Type;
 constexpr int kThreads = 128;
 constexpr int kOwned = (kValueDim + kThreads - 1) / kThreads;  // columns of O a thread owns
 
@@ -87,6 +89,42 @@ __device__ __forceinline__ i64 paged_key(ForwardParams const& p, Strides const& 
   return page == table.pages ? kNoPage : paged_offset(strides, page, row);
 }
 
+__device__ __forceinline__ KvScales const& scales(ForwardParams const& p) {
+  return static_cast<Fp8Params const&>(p).scales;
+}
+
+// Where a key of a sequence is in a cache of e4m3.
+struct E4m3Key {
+  int page, row;
+  bool exists;
+
+  __device__ __forceinline__ E4m3Key(ForwardParams const& p, int sequence, int key) {
+    exists = find_key<kPaged>(static_cast<PagedParams const&>(p).pages, sequence, key, page, row);
+  }
+};
+
+// One element as the 16-bit number that it stands for.
+__device__ __forceinline__ float load_e4m3(unsigned char const* g_row, int column, float scale) {
+  u32 const pair = scaled_pair<kBf16>(e4m3_numbers<false>(g_row[column]), scale);
+  return unpack_half<kBf16>(pair & 0xffffu);
+}
+
+__device__ __forceinline__ float dot_e4m3(float const* s_q, E4m3Rows const& keys, E4m3Key const& key, int head_dim) {
+  unsigned char const* const g_key = keys.row(key.page, key.row);
+  float const scale = keys.scale(key.page, key.row);
+  float sum = 0.f;
+  for (int d = 0; d < head_dim; d += 8) {
+    uint4 const eight = dequantised<kBf16>(*reinterpret_cast<uint2 const*>(g_key + d), scale);
+    u32 const pairs[4] = {eight.x, eight.y, eight.z, eight.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float2 const two = unpack_pair<kBf16>(pairs[i]);
+      sum += s_q[d + 2 * i] * two.x + s_q[d + 2 * i + 1] * two.y;
+    }
+  }
+  return sum;
+}
+
 struct Row {
   float row_max = neg_inf();
   float sum = 0.f;
@@ -117,7 +155,11 @@ __device__ __forceinline__ void add_tile(
     for (int i = 0; i < kOwned; ++i) {
       int const d = i * kThreads + threadIdx.x;
       if (d >= value_columns(p)) continue;
-      if constexpr (kPaged) {
+      if constexpr (kFp8) {
+        E4m3Rows const values = e4m3_values(p, scales(p), blockIdx.x / p.q_len % p.q_heads / p.group);
+        E4m3Key const key(p, mask.index, tile.first + c);
+        row.out[i] += weight * load_e4m3(values.row(key.page, key.row), d, values.scale(key.page, key.row));
+      } else if constexpr (kPaged) {
         row.out[i] += weight * load16(g_v, paged_key(p, p.v_strides, mask.index, tile.first + c) + d);
       } else {
         row.out[i] += weight * load16(g_v, c * p.v_strides.token + d);
@@ -183,12 +225,19 @@ __device__ __forceinline__ void attend_row(ForwardParams const& p, float* s_memo
       bool seen = is_visible(mask, tile, q, row_of_sequence % kBr, c);
       unsigned short const* g_key =
           static_cast<unsigned short const*>(p.k) + k_base + (tile.first + c) * p.k_strides.token;
-      if constexpr (kPaged) {
+      if constexpr (kPaged && !kFp8) {
         i64 const offset = paged_key(p, p.k_strides, mask_index, tile.first + c);
         seen = seen && offset != kNoPage;
         g_key = static_cast<unsigned short const*>(p.k) + k_base + offset;
       }
-      float score = seen ? dot(s_q, g_key, p.head_dim) : neg_inf();
+      float score = neg_inf();
+      if constexpr (kFp8) {
+        E4m3Key const key(p, mask_index, tile.first + c);
+        seen = seen && key.exists;
+        if (seen) score = dot_e4m3(s_q, e4m3_keys(p, scales(p), head / p.group), key, p.head_dim);
+      } else {
+        if (seen) score = dot(s_q, g_key, p.head_dim);
+      }
       if (kSoftcap && seen) score = tanhf(score * p.tanh_scale);
       s_scores[c] = score;
     }

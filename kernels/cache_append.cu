@@ -1,39 +1,7 @@
-// Writes new keys and values into caches: as the last keys of each sequence, or at given slots. A cache without pages
-// is a pool with one page a sequence.
-#include "omni/pages.cuh"
+// Writes new keys and values into caches: as the last keys of each sequence, or at given slots.
+#include "omni/append.cuh"
 
 namespace omni {
-
-struct AppendParams {
-  void const* k_new;  // (batch, kv_heads, tokens, head_dim), with slots (1, kv_heads, tokens, head_dim)
-  void const* v_new;  // the same with value_dim columns, as v has them
-  void* k;            // (pages, kv_heads, page_size, head_dim)
-  void* v;
-  int const* lengths;     // (batch,): keys of each sequence, the new ones among them; not read where there are slots
-  int const* page_table;  // null where page b is that of sequence b
-  void const* slots;      // (tokens,): page * page_size + row, below 0 for a token that is left out; null for none
-  Strides k_new_strides, v_new_strides, k_strides, v_strides;
-  int batch, kv_heads, tokens, head_dim, value_dim;
-  int page_next, pages, page_size;
-  int capacity;    // keys that a sequence may have
-  int wide_slots;  // slots have 64 bits
-};
-
-// Where a token goes: `pages` for nowhere.
-__device__ __forceinline__ int place_of(AppendParams const& p, int sequence, int token, int& row) {
-  if (p.slots != nullptr) {
-    i64 const slot = p.wide_slots ? static_cast<i64 const*>(p.slots)[token] : static_cast<int const*>(p.slots)[token];
-    if (slot < 0 || slot >= static_cast<i64>(p.pages) * p.page_size) return p.pages;
-    row = static_cast<int>(slot % p.page_size);
-    return static_cast<int>(slot / p.page_size);
-  }
-  int const length = p.lengths[sequence];
-  int const position = length - p.tokens + token;
-  if (position < 0 || length > p.capacity) return p.pages;
-  row = position;
-  if (p.page_table == nullptr) return sequence;
-  return PageTable{p.page_table, p.page_next, p.pages, p.page_size}.page_of(sequence, position, row);
-}
 
 // A thread copies 16 bytes of a key and of its value, as far as each is so wide.
 __device__ __forceinline__ void append(AppendParams const& p, i64 index) {
@@ -57,7 +25,7 @@ __device__ __forceinline__ void append(AppendParams const& p, i64 index) {
 
 }  // namespace omni
 
-static_assert(sizeof(omni::AppendParams) == OMNI_PARAMS_BYTES, "params.py and cache_append.cu disagree");
+static_assert(sizeof(omni::AppendParams) == OMNI_PARAMS_BYTES, "params.py and append.cuh disagree");
 
 extern "C" __global__ void __launch_bounds__(OMNI_THREADS, 1)
     cache_append(const __grid_constant__ omni::AppendParams p) {

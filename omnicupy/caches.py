@@ -24,13 +24,18 @@ def append(kv: AnyKV, k_new: Any, v_new: Any, slots: Any = None) -> None:
             out = oc.attention(q, layer.kv, mask=oc.cached())
 
     kv: a CachedKV or PagedKV, whose keys and values are written; lengths and table are only read.
-    k_new, v_new: of the caches' dtype, each as wide as they are. Without slots (batch, kv_heads, tokens, head_dim), and
-        they become the last `tokens` keys of each sequence, in the pages that the table names for them: token i is key
-        lengths[b] - tokens + i, as row i of q is in `attention`. On a device any strides that `attention` takes.
+    k_new, v_new: of the caches' dtype (of e4m3 ones any that q may have), each as wide as they are. Without slots
+        (batch, kv_heads, tokens, head_dim), and they become the last `tokens` keys of each sequence, in the pages that
+        the table names for them: token i is key lengths[b] - tokens + i, as row i of q is in `attention`. On a device
+        any strides that `attention` takes.
     slots: None, or int64 or int32 (tokens,), contiguous: where each token goes, as engines keep it; k_new and v_new are
         then (tokens, kv_heads, head_dim), and lengths and table are not read. Row r of page p is slot
         p * page_size + r; of a CachedKV key i of sequence b is slot b * capacity + i. -1 leaves a token out. A slot
         that is named twice gets one of its tokens, whichever.
+
+    Into e4m3 caches go values / scale, a float32 quotient, rounded to nearest, ties to even, and beyond 448 (infinity
+    too) 448; NaN stays NaN. Scales of all and of heads are only read. Scales of tokens are written: the largest
+    magnitude of a token's row (NaN left aside) / 448, or 1 where that is zero.
 
     Lengths stay as they are: layers share them, and the caller adds the new tokens once a step, ahead of the first one.
     Where a sequence has fewer keys than tokens the first ones have no place and are left out; of an empty one, all.

@@ -28,7 +28,7 @@ struct PagedParams : ForwardParams {
   PageTable pages;
 };
 
-template <bool kPaged, bool kRagged = false>
+template <bool kPaged, bool kRagged = false, bool kFp8 = false>
 struct ForwardParamsOf {
   using Type = ForwardParams;
 };

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)  # of caches alone: no NaN but 0x7f and 0xff, no infinity
 DTYPE_NAMES = {
     np.dtype(np.float16): "float16",
     BFLOAT16: "bfloat16",

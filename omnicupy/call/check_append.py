@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from omnicupy.call import check, check_paged
+from omnicupy.call import check, check_fp8, check_paged
 from omnicupy.call.arrays import DTYPE_NAMES, overlap, overlaps_itself
 from omnicupy.call.arrays import on_gpu as is_on_gpu
 from omnicupy.call.problem import type_name
 from omnicupy.masks.arguments import plain_array
-from omnicupy.serving.caches import CACHES, AnyKV, PagedKV, pools_of, sizes_of
+from omnicupy.serving.caches import CACHES, AnyKV, PagedKV, names_of, pools_of, sizes_of
 
 SLOT_DTYPES = (np.dtype(np.int32), np.dtype(np.int64))
 _AXES = {False: "(batch, kv_heads, tokens, head_dim)", True: "(tokens, kv_heads, head_dim)"}
@@ -23,6 +23,7 @@ class AppendCall:
     """A call of append that was checked. batch: sequences, 1 with slots.  tokens: new ones of each.
 
     pages, page_size: of the pools; of a CachedKV its sequences and its capacity.  capacity: keys a sequence may have.
+    fp8: the caches are e4m3, and new keys and values are quantised.
     """
 
     batch: int
@@ -33,6 +34,7 @@ class AppendCall:
     pages: int
     page_size: int
     capacity: int
+    fp8: bool = False
 
 
 def call(kv: AnyKV, k_new: Any, v_new: Any, slots: Any) -> AppendCall:
@@ -43,8 +45,14 @@ def call(kv: AnyKV, k_new: Any, v_new: Any, slots: Any) -> AppendCall:
     if not isinstance(kv, CACHES):
         raise TypeError(f"append: kv must be a CachedKV or PagedKV, got {type_name(kv)}")
     _check_places(kv, k_new=k_new, v_new=v_new, slots=slots)
-    found = _check_caches(kv)
+    fp8 = check_fp8.is_fp8(kv)
+    found = _check_caches(kv, fp8)
     call = _check_new(kv, k_new, v_new, slots is not None, found)
+    if fp8:
+        check_fp8.check_widths(kv)
+        check_fp8.check_scales(kv, pools_of(kv)[0])
+        _check_written_scales(kv, k_new, v_new)
+        call = replace(call, fp8=True)
     if slots is not None:
         _check_slots(slots, call)
     elif isinstance(kv.lengths, np.ndarray):
@@ -55,7 +63,7 @@ def call(kv: AnyKV, k_new: Any, v_new: Any, slots: Any) -> AppendCall:
 def _check_places(kv: AnyKV, **new: Any) -> None:
     """All arrays are of the kind of the keys, and on their device."""
     k, v, table = pools_of(kv)
-    names = ("k_pages", "v_pages") if isinstance(kv, PagedKV) else ("k", "v")
+    names = names_of(kv)
     of_keys = names[0]
     given = {of_keys: k, names[1]: v, "page_table": table, "lengths": kv.lengths, **new}
     for name, array in given.items():
@@ -74,7 +82,7 @@ def _check_places(kv: AnyKV, **new: Any) -> None:
             plain_array(name, array)
 
 
-def _check_caches(kv: AnyKV) -> tuple[int, int, int]:
+def _check_caches(kv: AnyKV, fp8: bool) -> tuple[int, int, int]:
     """(sequences, pages, page_size) of caches that can be written."""
     k, _, table = pools_of(kv)
     if isinstance(kv, PagedKV):
@@ -92,7 +100,7 @@ def _check_caches(kv: AnyKV) -> tuple[int, int, int]:
                 check.check_layout(name, array)
         batch = pages = k.shape[0]
         page_size = k.shape[2]
-    _check_writable(kv)
+    _check_writable(kv, fp8)
     if kv.lengths.dtype != np.int32 or tuple(kv.lengths.shape) != (batch,):
         raise ValueError(
             f"lengths must be int32 of shape ({batch},), one for each sequence, got {kv.lengths.dtype} of shape "
@@ -105,13 +113,12 @@ def _check_caches(kv: AnyKV) -> tuple[int, int, int]:
     return batch, pages, page_size
 
 
-def _check_writable(kv: AnyKV) -> None:
+def _check_writable(kv: AnyKV, fp8: bool) -> None:
     k, v, _ = pools_of(kv)
-    names = ("k_pages", "v_pages") if isinstance(kv, PagedKV) else ("k", "v")
+    names = names_of(kv)
     for name, pool in zip(names, (k, v), strict=True):
-        wanted = check.GPU_DTYPES if is_on_gpu(pool) else tuple(DTYPE_NAMES.values())
-        if DTYPE_NAMES.get(pool.dtype) not in wanted:
-            raise TypeError(f"{name} must be {' or '.join(wanted)}, got {pool.dtype}")
+        if not fp8:
+            _check_dtype(name, pool)
         if is_on_gpu(pool) and pool.shape[3] % 8:
             raise ValueError(
                 f"{name} must have a head_dim that is a multiple of 8 on the GPU, got {pool.shape[3]}"
@@ -126,13 +133,38 @@ def _check_writable(kv: AnyKV) -> None:
         raise ValueError(f"{names[1]} must not overlap {names[0]}: both are written")
 
 
+def _check_dtype(name: str, array: Any) -> None:
+    wanted = check.GPU_DTYPES if is_on_gpu(array) else tuple(DTYPE_NAMES.values())
+    if DTYPE_NAMES.get(array.dtype) not in wanted:
+        raise TypeError(f"{name} must be {' or '.join(wanted)}, got {array.dtype}")
+
+
+def _check_written_scales(kv: AnyKV, k_new: Any, v_new: Any) -> None:
+    """New tokens of e4m3 caches, and scales of tokens, which are written."""
+    for name, array in (("k_new", k_new), ("v_new", v_new)):
+        _check_dtype(name, array)
+    if k_new.dtype != v_new.dtype:
+        raise TypeError(f"v_new must have the dtype of k_new ({k_new.dtype}), got {v_new.dtype}; cast it")
+    written = [(n, s) for n in ("k_scale", "v_scale") if check_fp8.has_token_scales(s := getattr(kv, n))]
+    for i, (name, scale) in enumerate(written):
+        if isinstance(scale, np.ndarray) and not scale.flags.writeable:
+            raise ValueError(f"{name} must be writeable, as append writes scales of tokens; pass a copy")
+        if overlaps_itself(scale):
+            raise ValueError(f"{name} must not repeat elements, got strides {scale.strides}: it is written")
+        others = [*pools_of(kv)[:2], k_new, v_new, *(other for _, other in written[:i])]
+        if any(overlap(scale, other) for other in others):
+            raise ValueError(
+                f"{name} must not overlap keys, values or other scales: append writes scales of tokens"
+            )
+
+
 def _check_new(kv: AnyKV, k_new: Any, v_new: Any, has_slots: bool, found: tuple[int, int, int]) -> AppendCall:
     batch, pages, page_size = found
     k, v, _ = pools_of(kv)
     heads, capacity = sizes_of(kv)
     head_dim, value_dim = k.shape[3], v.shape[3]
     for name, array, width in (("k_new", k_new, head_dim), ("v_new", v_new, value_dim)):
-        if array.dtype != k.dtype or v.dtype != k.dtype:
+        if k.dtype in DTYPE_NAMES and (array.dtype != k.dtype or v.dtype != k.dtype):
             raise TypeError(
                 f"{name} must have the dtype of the caches ({k.dtype}), got {array.dtype}; cast it"
             )

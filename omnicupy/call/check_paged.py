@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from omnicupy.call import check
+from omnicupy.call import check, check_fp8
 from omnicupy.call.arrays import DeviceArray, overlap
 from omnicupy.call.arrays import on_gpu as is_on_gpu
-from omnicupy.serving.caches import MOST_PAGE, AnyKV, PagedKV
+from omnicupy.serving.caches import MOST_PAGE, AnyKV, PagedKV, names_of, pools_of
 from omnicupy.serving.rule import CachedRule
 
 TABLE_DTYPE = np.dtype(np.int32)
@@ -22,8 +22,9 @@ def arrays_of(q: Any, kv: AnyKV, out: Any) -> tuple[Any, Any]:
     """k and v as check.arrays takes them: of a PagedKV, whose own arrays are checked here, stand-ins that are never
     read.
     """
+    fp8 = check_fp8.is_fp8(kv)
     if not isinstance(kv, PagedKV):
-        return kv.k, kv.v
+        return _e4m3_of(q, kv, out) if fp8 else (kv.k, kv.v)
     check_array("q", q)
     check_pages(q, kv)
     check_table(q, kv.page_table)
@@ -32,6 +33,8 @@ def arrays_of(q: Any, kv: AnyKV, out: Any) -> tuple[Any, Any]:
             f"k_pages must have the head_dim of q ({q.shape[3]}), got {kv.k_pages.shape[3]}; its shape is "
             f"{kv.k_pages.shape}; v_pages alone may have another"
         )
+    if fp8:
+        return _e4m3_of(q, kv, out)
     for name, pages in (("k_pages", kv.k_pages), ("v_pages", kv.v_pages)):
         if pages.dtype != q.dtype:
             raise TypeError(f"{name} must have the dtype of q ({q.dtype}), got {pages.dtype}; cast it")
@@ -40,11 +43,33 @@ def arrays_of(q: Any, kv: AnyKV, out: Any) -> tuple[Any, Any]:
     return _stand_in(kv.k_pages, kv), _stand_in(kv.v_pages, kv)
 
 
-def _stand_in(pages: Any, kv: PagedKV) -> Any:
-    """An array of one row that repeats: keys of all sequences, one behind the other."""
+def _e4m3_of(q: Any, kv: AnyKV, out: Any) -> tuple[Any, Any]:
+    """The same of e4m3 caches: stand-ins, in the place of arrays that are checked here."""
+    check_array("q", q)
+    pools = pools_of(kv)[:2]
+    for name, pool in zip(names_of(kv), pools, strict=True):
+        check.check_place(name, pool, q)
+        if len(pool.shape) != 4 or 0 in pool.shape:
+            raise ValueError(f"{name} must have 4 axes, none empty, got shape {tuple(pool.shape)}")
+    check_fp8.check_widths(kv)
+    check_fp8.check_scales(kv, q)
+    check_fp8.check_out(out, q, kv)
+    k, v = (check_fp8.stand_in(q, _shape(pool, kv)) for pool in pools)
+    return k, v
+
+
+def _shape(pages: Any, kv: AnyKV) -> tuple[int, ...]:
+    """(batch, kv_heads, keys that a sequence may have, columns)."""
+    if not isinstance(kv, PagedKV):
+        return tuple(pages.shape)
     _, size, heads, head_dim = pages.shape
     batch, most = kv.page_table.shape
-    shape = (batch, heads, most * size, head_dim)
+    return batch, heads, most * size, head_dim
+
+
+def _stand_in(pages: Any, kv: PagedKV) -> Any:
+    """An array of one row that repeats: keys of all sequences, one behind the other."""
+    shape = _shape(pages, kv)
     if isinstance(pages, np.ndarray):
         return np.lib.stride_tricks.as_strided(pages, shape, (0, 0, 0, pages.strides[3]), writeable=False)
     strides = (0, 0, 0, pages.dtype.itemsize)

@@ -1,10 +1,11 @@
-"""Which variant of a kernel reads keys and values in pages."""
+"""Which variant of a kernel reads keys and values in pages, and which one those of e4m3."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from omnicupy.choose.classes import OTHER_PAGES, PAGES, WHOLE
+from omnicupy.jit.fp8_spec import converts
 from omnicupy.jit.paged_spec import MOST_WARPS, by_boxes
 from omnicupy.jit.spec import AttnSpec
 
@@ -14,6 +15,16 @@ def kind_of(page_size: int | None) -> str:
     if page_size is None:
         return WHOLE
     return PAGES if by_boxes(page_size) else OTHER_PAGES
+
+
+def for_e4m3(spec: AttnSpec) -> AttnSpec:
+    """The variant that takes a row's place where keys and values are e4m3: of "sm90" one with 64 rows, the only ones
+    beside which a warpgroup converts.
+    """
+    if not converts(spec):
+        bc = 128 if max(spec.head_dim, spec.value_dim) <= 128 else 64
+        spec = replace(spec, br=64, bc=bc, stages=2, warps=8)
+    return fitted(spec, 1)
 
 
 def fitted(spec: AttnSpec, page_size: int) -> AttnSpec:

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from omnicupy.call import check_fp8
 from omnicupy.call.check_append import AppendCall
+from omnicupy.cpu import fp8
 from omnicupy.serving.caches import AnyKV, PagedKV, pools_of
 
 
@@ -18,11 +20,24 @@ def append(call: AppendCall, kv: AnyKV, k_new: Any, v_new: Any, slots: Any) -> N
     else:
         kept = slots >= 0
         page, row = np.divmod(slots[kept], call.page_size)
-    for pool, array in zip(pools_of(kv)[:2], (k_new[kept], v_new[kept]), strict=True):
+    new = (k_new[kept], v_new[kept])
+    for pool, array, scale in zip(pools_of(kv)[:2], new, (kv.k_scale, kv.v_scale), strict=True):
+        elements = _quantised(kv, array, scale, page, row).view(pool.dtype) if call.fp8 else array
         if isinstance(kv, PagedKV):
-            pool[page, row] = array
+            pool[page, row] = elements
         else:
-            pool[page, :, row] = array
+            pool[page, :, row] = elements
+
+
+def _quantised(kv: AnyKV, rows: Any, scale: Any, page: Any, row: Any) -> Any:
+    """Bytes of (tokens, kv_heads, columns). Scales of tokens are those of their rows, and written."""
+    if check_fp8.has_token_scales(scale):
+        of_rows = fp8.scales_of_rows(rows)
+        scale[page, row] = of_rows
+        return fp8.quantised(rows, of_rows[:, :, None])
+    if scale is None:
+        scale = 1.0
+    return fp8.quantised(rows, scale if np.ndim(scale) == 0 else scale[:, None])
 
 
 def _last(call: AppendCall, kv: AnyKV) -> tuple[Any, Any, Any]:

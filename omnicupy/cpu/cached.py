@@ -17,6 +17,7 @@ from omnicupy.call.check import Call
 from omnicupy.call.check_cached import CachedCall
 from omnicupy.call.check_widths import out_shape
 from omnicupy.cpu import attention as of_arrays
+from omnicupy.cpu import fp8
 from omnicupy.serving.caches import AnyKV, PagedKV
 
 Array = NDArray[Any]
@@ -70,28 +71,55 @@ def _of_sequence(
     mask = rule.seen_mask(keys, q.shape[2], sequence)
     sizes = replace(problem, batch=1, q_len=q.shape[2], k_len=mask.shape[1])
     one = Call(sizes, (mask,), checked.scale, checked.softcap)
-    k, v = _keys_and_values(kv, sequence, (sink, first, keys))
+    k, v = _keys_and_values(kv, sequence, (sink, first, keys), q.dtype)
     _, lse = of_arrays.attention(one, q, k, v, return_lse=True, sink_logits=sink_logits, out=out)
     return lse
 
 
-def _keys_and_values(kv: AnyKV, sequence: int, seen: tuple[int, int, int]) -> tuple[Array, Array]:
-    """What can be seen of a sequence."""
+def _keys_and_values(kv: AnyKV, sequence: int, seen: tuple[int, int, int], dtype: Any) -> tuple[Array, Array]:
+    """What can be seen of a sequence, numbers of `dtype`."""
     if isinstance(kv, PagedKV):
-        return _in_pages(kv, sequence, seen)
-    k, v = (_seen(array[sequence : sequence + 1], *seen) for array in (kv.k, kv.v))
+        pools = _in_pages(kv, sequence, seen)
+    else:
+        pools = _seen(kv.k[sequence : sequence + 1], *seen), _seen(kv.v[sequence : sequence + 1], *seen)
+    if pools[0].dtype == dtype:
+        return pools
+    k, v = (
+        fp8.dequantised(pool, _scales(scale, kv, sequence, seen), dtype)
+        for pool, scale in zip(pools, (kv.k_scale, kv.v_scale), strict=True)
+    )
     return k, v
+
+
+def _scales(scale: Any, kv: AnyKV, sequence: int, seen: tuple[int, int, int]) -> Any:
+    """Scales of what can be seen of a sequence, to be multiplied with (1, kv_heads, keys, columns)."""
+    if scale is None or np.ndim(scale) == 0:
+        return 1.0 if scale is None else scale
+    if np.ndim(scale) == 1:
+        return scale[None, :, None, None]
+    positions = _positions(seen)
+    if isinstance(kv, PagedKV):
+        page, row = _places(kv, sequence, positions)
+        return scale[page, row].T[None, :, :, None]
+    return scale[sequence, positions].T[None, :, :, None]
+
+
+def _positions(seen: tuple[int, int, int]) -> NDArray[np.int64]:
+    sink, first, keys = seen
+    return np.concatenate([np.arange(sink), np.arange(first, keys)])
+
+
+def _places(kv: PagedKV, sequence: int, positions: NDArray[np.int64]) -> tuple[Array, Array]:
+    """Page and row of each position of a sequence."""
+    entry, row = np.divmod(positions, kv.k_pages.shape[1])
+    return kv.page_table[sequence, entry], row
 
 
 def _in_pages(kv: PagedKV, sequence: int, seen: tuple[int, int, int]) -> tuple[Array, Array]:
     """What can be seen of a sequence of a PagedKV: copies, laid out as those of a CachedKV."""
-    sink, first, keys = seen
-    positions = np.concatenate([np.arange(sink), np.arange(first, keys)])
-    page, row = np.divmod(positions, kv.k_pages.shape[1])
-    of_key = kv.page_table[sequence, page]
+    page, row = _places(kv, sequence, _positions(seen))
     k, v = (
-        np.ascontiguousarray(pages[of_key, row].transpose(1, 0, 2))[None]
-        for pages in (kv.k_pages, kv.v_pages)
+        np.ascontiguousarray(pages[page, row].transpose(1, 0, 2))[None] for pages in (kv.k_pages, kv.v_pages)
     )
     return k, v
 

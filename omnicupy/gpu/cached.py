@@ -13,6 +13,7 @@ import cupy
 import numpy as np
 
 from omnicupy.call import check_cached
+from omnicupy.gpu import pages
 from omnicupy.gpu.cached_plan import CachedPlan, MadeLists
 from omnicupy.gpu.cached_planning import new_plan
 from omnicupy.gpu.streams import on_device
@@ -110,6 +111,7 @@ def plan_of(
             v is None,
             None if table is None else _key_of(table),
             None if sink_logits is None else _key_of(sink_logits),
+            pages.scales_key(kv),
             None if rows is None else (*_key_of(rows), max_rows),
         )
         addresses = (
@@ -229,10 +231,11 @@ def _launched(
     lse = cupy.ndarray(plan.lse_shape, np.float32) if return_lse else None
     k, v, table = pools_of(kv)
     addresses = (q.data.ptr, k.data.ptr, v.data.ptr, out.data.ptr, 0 if lse is None else lse.data.ptr)
-    others = {
+    others: dict[str, Any] = {
         "page_table": _address(table),
         "sink_logits": _address(sink_logits),
         "row_starts": _address(rows),
+        "scales": pages.scale_addresses(kv),
     }
     plan.launch(addresses, kv.lengths.data.ptr, stream, made, **others)
     return out, lse

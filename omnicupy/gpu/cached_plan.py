@@ -19,6 +19,7 @@ from omnicupy.schedule.cached_lists import CachedLists
 _WRITTEN = ("row_offsets", "entries", "parts", "splits", "bit_tiles", "dead", "n_parts")
 _PLANNED = struct.Struct(f"<{len(_WRITTEN)}Q")
 _POINTER = struct.Struct("<Q")
+_SCALES = struct.Struct("<2Q")  # of keys and of values: neighbours there
 _ROWS = struct.Struct("<2Q")  # row_starts, row_ranges: neighbours, too
 _ROWS_AT = RAGGED_PLAN_PARAMS.fields["row_starts"][1]  # type: ignore[index]
 _PLANNED_AT = PLAN_PARAMS.fields["row_offsets"][1]  # type: ignore[index]
@@ -56,7 +57,7 @@ class CachedPlan:
     """
 
     __slots__ = (
-        *("_need", "_partial_bytes", "_places", "_planner_template", "_table_at", "_written"),
+        *("_need", "_partial_bytes", "_places", "_planner_template", "_scales_at", "_table_at", "_written"),
         *("kernel", "lse_shape", "out_shape", "planner"),
     )
 
@@ -76,6 +77,7 @@ class CachedPlan:
         self.out_shape = kernel.shape if total is None else (total, heads, columns)
         self.lse_shape = (batch, heads, q_len) if total is None else (heads, total)
         self._table_at = fields["page_table"][1] if "page_table" in fields else None
+        self._scales_at = fields["k_scale"][1] if "k_scale" in fields else None
         self._written = tuple(offsets[name] for name in _WRITTEN)
         stream_memory.prepare(kernel.device, need)
 
@@ -100,17 +102,21 @@ class CachedPlan:
         page_table: int = 0,
         sink_logits: int = 0,
         row_starts: int = 0,
+        scales: tuple[int, int] = (0, 0),
     ) -> None:
         """Run on `stream`, of the plan's device, which is current.
 
         addresses: of q, k, v, out and lse, the last 0 for none.  lengths, row_starts: addresses,
         read where there is no `made`.  made: lists that the planner has written on this stream; None makes them first.
-        page_table, sink_logits: addresses, 0 for none.
+        page_table, sink_logits, and
+        scales, of keys and of values: addresses, 0 for none.
         """
         template = None if made is None else made.template_for(self)
         argument = self.kernel.argument(*addresses, template, sink_logits=sink_logits)
         if self._table_at is not None:
             _POINTER.pack_into(argument, self._table_at, page_table)
+        if self._scales_at is not None:
+            _SCALES.pack_into(argument, self._scales_at, *scales)
         with _locked(self, stream) as memory:
             if made is not None:
                 made.check_is_of(memory)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from omnicupy.call import check_ragged
+from omnicupy.call import check_fp8, check_ragged
 from omnicupy.call.arrays import DeviceArray
 from omnicupy.call.check_cached import CachedCall
 from omnicupy.choose import paged, pick
@@ -23,7 +23,6 @@ from omnicupy.gpu.tensor_maps import can_map
 from omnicupy.gpu.workspace import Need
 from omnicupy.jit import archs
 from omnicupy.jit.plan_spec import PlanSpec
-from omnicupy.jit.ragged_spec import RaggedSpec
 from omnicupy.jit.spec import AttnSpec, round_up
 from omnicupy.schedule.cached_lists import MOST_BYTES, CachedLists, tail_arrays
 from omnicupy.schedule.grid import MOST_PARTIAL_BYTES, Grid, part_bytes
@@ -45,14 +44,13 @@ def new_plan(
     q, *_, out_like = arrays
     device = q.data.device_id
     info = device_info(device)
-    spec = config or _spec_of(call, arrays, info, pages.size_of(kv))
+    spec = config or _spec_of(call, arrays, info, kv)
     check_runs(spec, info)
-    check_strides(spec, q, k, v)
-    spec = pages.spec_of(spec, kv)
+    check_strides(spec, **({"q": q} if check_fp8.is_fp8(kv) else {"q": q, "k": k, "v": v}))
     problem, total = call.problem, call.total_rows
+    spec = pages.spec_of(spec, kv, ragged=total is not None)
     if total is not None:
         _check_split(spec, call.split)
-        spec = RaggedSpec.of(spec)
     sizes = {"sm_count": info.sm_count, "l2_bytes": info.l2_bytes}
     grid = Grid.of(spec, problem, problem.batch, **sizes, split=call.split)
     lists = lists_of(grid, call.rule, total)
@@ -65,7 +63,7 @@ def new_plan(
         blocks = (total * problem.q_heads, 1, 1)
     launched = KernelCall(kernel(spec, device).function, blocks, layouts, of_out, need)
     planner = _planner_of(lists, device, info, stream)
-    fields = _fields_of(grid, lists) | pages.fields_of(kv)
+    fields = _fields_of(grid, lists) | pages.fields_of(kv) | pages.scale_fields(kv)
     template = struct_of(grid, score_fields(call.scale, call.softcap), fields, (q, k, v, out_like))
     of_kernel = PLANS[spec.kernel](spec, problem, NoBlocks(device), template, launched)  # type: ignore[arg-type]
     return CachedPlan(of_kernel, planner, need, partials)
@@ -133,15 +131,13 @@ def lists_of(grid: Grid, rule: CachedRule, total_rows: int | None = None) -> Cac
     return lists
 
 
-def _spec_of(
-    call: CachedCall, arrays: tuple[Any, Any, Any, Any], info: DeviceInfo, page_size: int | None
-) -> AttnSpec:
-    """The variant that serves the call: what a full cache would get, as lengths are not known here. page_size: of
-    keys in pages.
-    """
+def _spec_of(call: CachedCall, arrays: tuple[Any, Any, Any, Any], info: DeviceInfo, kv: AnyKV) -> AttnSpec:
+    """The variant that serves the call: what a full cache would get, as lengths are not known here."""
     problem = call.problem
     masks = [call.rule.mask(problem.k_len, problem.q_len, problem.k_len)]
-    mappable = all(can_map(array.shape, array.strides) for array in arrays[:3])
+    fp8, page_size = check_fp8.is_fp8(kv), pages.size_of(kv)
+    by_map = arrays[:1] if fp8 else arrays[:3]
+    mappable = all(can_map(array.shape, array.strides) for array in by_map)
     spec = pick.select(
         archs.arch_of(info.major, info.minor),
         problem,
@@ -151,6 +147,8 @@ def _spec_of(
         split=call.split,
         cache=paged.kind_of(page_size),
     )
+    if fp8:
+        return paged.for_e4m3(spec)
     return spec if page_size is None else paged.fitted(spec, page_size)
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
+from omnicupy.call import check_fp8
 from omnicupy.call.arrays import DeviceArray
 from omnicupy.jit.cached_spec import CachedSpec
+from omnicupy.jit.fp8_spec import Fp8Spec
 from omnicupy.jit.paged_spec import PagedSpec
+from omnicupy.jit.ragged_spec import RaggedSpec
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.serving.caches import AnyKV, PagedKV
 
@@ -28,9 +32,16 @@ def size_of(kv: AnyKV) -> int | None:
     return int(kv.k_pages.shape[1]) if isinstance(kv, PagedKV) else None
 
 
-def spec_of(spec: AttnSpec, kv: AnyKV) -> AttnSpec:
-    """The variant of a kernel that reads such caches."""
-    return PagedSpec.with_pages(spec, kv.k_pages.shape[1]) if isinstance(kv, PagedKV) else CachedSpec.of(spec)
+def spec_of(spec: AttnSpec, kv: AnyKV, *, ragged: bool = False) -> AttnSpec:
+    """The variant of a kernel that reads such caches. Raises UnsupportedError where it has none.
+
+    ragged: sequences have numbers of rows of their own.
+    """
+    size = size_of(kv)
+    if check_fp8.is_fp8(kv):
+        return Fp8Spec.of_e4m3(spec, in_pages=size is not None, ragged=ragged)
+    found = CachedSpec.of(spec) if size is None else PagedSpec.with_pages(spec, size)
+    return RaggedSpec.of(found) if ragged else found
 
 
 def fields_of(kv: AnyKV) -> dict[str, int]:
@@ -39,3 +50,45 @@ def fields_of(kv: AnyKV) -> dict[str, int]:
         return {}
     pages, size = kv.k_pages.shape[:2]
     return {"page_next": kv.page_table.strides[0] // 4, "pages": pages, "page_size": size}
+
+
+def scale_fields(kv: AnyKV) -> dict[str, Any]:
+    """Fields of KvScales but addresses; those of caches that are no e4m3 are in no struct."""
+    found: dict[str, Any] = {}
+    for name, scale in (("k", kv.k_scale), ("v", kv.v_scale)):
+        steps = () if scale is None or isinstance(scale, Real) else _scale_steps(scale)
+        by_axis = {0: (0, 0, 0), 1: (0, *steps, 0), 3: (*steps[:1], *steps[2:], *steps[1:2])}
+        found[f"{name}_scale_strides"] = by_axis[len(steps)]
+        found[f"{name}_factor"] = 1.0 if scale is None else float(scale) if isinstance(scale, Real) else 0.0
+    return found
+
+
+def _scale_steps(scale: Any) -> tuple[int, ...]:
+    """In elements. Kernels know scales of tokens by a stride above 0, which an axis of length 1 need not have."""
+    steps = tuple(step // 4 for step in scale.strides)
+    if len(steps) == 3:
+        return tuple(1 if length == 1 else step for step, length in zip(steps, scale.shape, strict=True))
+    return steps
+
+
+def scale_addresses(kv: AnyKV) -> tuple[int, int]:
+    """Where the scales of keys and of values lie, 0 for numbers."""
+    if kv.k_scale is None and kv.v_scale is None:
+        return 0, 0
+    k, v = (
+        0 if scale is None or isinstance(scale, Real) else scale.data.ptr
+        for scale in (kv.k_scale, kv.v_scale)
+    )
+    return k, v
+
+
+def scales_key(kv: AnyKV) -> Any:
+    """What plans and launches depend on of scales, but for where they lie. Raises AttributeError for what is none."""
+    if kv.k_scale is None and kv.v_scale is None:
+        return None
+    return tuple(
+        (type(scale), scale)  # True equals 1
+        if scale is None or isinstance(scale, Real)
+        else (scale.shape, scale.strides, scale.dtype, scale.data.device_id)
+        for scale in (kv.k_scale, kv.v_scale)
+    )

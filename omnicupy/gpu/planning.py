@@ -14,7 +14,7 @@ from omnicupy.errors import UnsupportedError
 from omnicupy.gpu.device import DeviceInfo, device_info
 from omnicupy.gpu.mask_cache import device_blocks
 from omnicupy.gpu.modules import kernel
-from omnicupy.gpu.plan import ITEM_BYTES, PLANS, KernelCall, Plan
+from omnicupy.gpu.plan import PLANS, KernelCall, Plan
 from omnicupy.gpu.tensor_maps import can_map
 from omnicupy.gpu.workspace import Need
 from omnicupy.jit import archs
@@ -42,7 +42,7 @@ def new_plan(call: Call, arrays: tuple[Any, Any, Any, Any], config: AttnSpec | N
         split=call.split,
     )
     check_runs(spec, info)
-    check_strides(spec, q, k, v)
+    check_strides(spec, q=q, k=k, v=v)
     grid = Grid.of(
         spec, call.problem, len(masks), sm_count=info.sm_count, l2_bytes=info.l2_bytes, split=call.split
     )
@@ -80,10 +80,10 @@ def struct_of(
     out_strides = (
         contiguous_strides((*q.shape[:3], v.shape[3]), q.dtype.itemsize) if out is None else out.strides
     )
-    strides = {"q": q.strides, "k": k.strides, "v": v.strides, "out": out_strides}
+    strides = {"q": (q.strides, q), "k": (k.strides, k), "v": (v.strides, v), "out": (out_strides, q)}
     record = np.zeros(1, PARAMS[grid.spec.params])
-    for name, of_array in strides.items():
-        record[f"{name}_strides"] = [stride // ITEM_BYTES for stride in of_array[:3]]
+    for name, (steps, like) in strides.items():
+        record[f"{name}_strides"] = [step // like.dtype.itemsize for step in steps[:3]]
     for name in ("q_len", "k_len", "head_dim", "value_dim", "batch", "q_heads", "group"):
         record[name] = getattr(grid.problem, name)
     for name in record.dtype.names or ():
@@ -109,9 +109,9 @@ def check_runs(spec: AttnSpec | BackwardSpec, info: DeviceInfo) -> None:
         )
 
 
-def check_strides(spec: AttnSpec, q: Any, k: Any, v: Any) -> None:
-    """Raises UnsupportedError when `spec` asks for tensor maps of arrays that no map holds."""
-    for name, array in (("q", q), ("k", k), ("v", v)):
+def check_strides(spec: AttnSpec, **arrays: Any) -> None:
+    """Raises UnsupportedError when `spec` asks for tensor maps of arrays that no map holds. arrays: by their names."""
+    for name, array in arrays.items():
         if spec.kernel == "sm90" and not can_map(array.shape, array.strides):
             raise UnsupportedError(
                 f"{name}: kernel 'sm90' needs positive strides, got {array.strides} (bytes) for shape "

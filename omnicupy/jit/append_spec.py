@@ -1,4 +1,4 @@
-"""The kernel that writes new keys and values into caches, as a value: one for each architecture."""
+"""The kernels that write new keys and values into caches, as values: one for each architecture, of e4m3 one a dtype."""
 
 from __future__ import annotations
 
@@ -46,3 +46,29 @@ class AppendSpec:
     def defines(self) -> dict[str, int]:
         """The macros that the source file reads."""
         return {"OMNI_THREADS": THREADS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fp8AppendSpec(AppendSpec):
+    """The kernel for caches of e4m3. dtype: of new keys and values, "float16" or "bfloat16"."""
+
+    dtype: str
+
+    @property
+    def source(self) -> str:
+        """Name of the kernel's source file in `kernels/`."""
+        return "cache_append_fp8.cu"
+
+    @property
+    def entry(self) -> str:
+        """Name of the `extern "C"` kernel."""
+        return "cache_append_fp8"
+
+    @property
+    def params(self) -> str:
+        """Which parameter struct it takes: a key of params.PARAMS."""
+        return "append_fp8"
+
+    def defines(self) -> dict[str, int]:
+        """The macros that the source file reads."""
+        return {**super().defines(), "OMNI_BF16": int(self.dtype == "bfloat16")}

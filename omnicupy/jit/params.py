@@ -4,6 +4,9 @@ omni/backward_params.cuh and omni/cached/params.cuh have them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from omnicupy.jit.spec import round_up
@@ -75,11 +78,32 @@ def _backward_fields() -> list[tuple[str, str, tuple[int, ...]]]:
 
 def _with_pages(base: np.dtype[np.void]) -> np.dtype[np.void]:
     """A forward kernel's struct, and behind it where pages are: PageTable."""
-    fields = {name: field[:2] for name, field in (base.fields or {}).items()}
-    at = base.itemsize
-    for name, kind in (("page_table", "<u8"), ("page_next", "<i4"), ("pages", "<i4"), ("page_size", "<i4")):
-        fields[name] = (np.dtype(kind), at)
-        at += np.dtype(kind).itemsize
+    table = [("page_table", "<u8", ()), *((name, "<i4", ()) for name in ("page_next", "pages", "page_size"))]
+    return _behind(base, base.itemsize, table)
+
+
+def _with_scales(base: np.dtype[np.void]) -> np.dtype[np.void]:
+    """A struct with pages, and behind it KvScales. C++ begins there, before the padding of a struct that has a base."""
+    end = max(offset + of.itemsize for of, offset, *_ in (base.fields or {}).values())
+    scales = [
+        *((name, "<u8", ()) for name in ("k_scale", "v_scale")),
+        *((name, "<i8", (3,)) for name in ("k_scale_strides", "v_scale_strides")),
+        *((name, "<f4", ()) for name in ("k_factor", "v_factor")),
+    ]
+    return _behind(base, round_up(end, 8), scales)
+
+
+def _behind(
+    base: np.dtype[np.void], at: int, added: Sequence[tuple[str, str, tuple[int, ...]]]
+) -> np.dtype[np.void]:
+    """A struct, and from an offset on more fields without a gap."""
+    fields: dict[str, tuple[np.dtype[Any], int]] = {
+        name: (field[0], field[1]) for name, field in (base.fields or {}).items()
+    }
+    for name, kind, shape in added:
+        of = np.dtype((kind, shape))
+        fields[name] = (of, at)
+        at += of.itemsize
     return np.dtype(
         {
             "names": list(fields),
@@ -176,12 +200,16 @@ PARAMS: dict[str, np.dtype[np.void]] = {
     "sm90_paged": (ATTN_PARAMS_SM90_PAGED := _with_pages(ATTN_PARAMS_SM90)),  # PagedParamsSm90
     "naive_ragged": (ATTN_PARAMS_RAGGED := _with_rows(ATTN_PARAMS_PAGED)),  # RaggedParams
     "sm80_ragged": ATTN_PARAMS_RAGGED,
-    "sm90_ragged": _with_rows(ATTN_PARAMS_SM90_PAGED),  # RaggedParamsSm90
+    "sm90_ragged": (ATTN_PARAMS_SM90_RAGGED := _with_rows(ATTN_PARAMS_SM90_PAGED)),  # RaggedParamsSm90
+    "naive_fp8": (ATTN_PARAMS_FP8 := _with_scales(ATTN_PARAMS_RAGGED)),  # Fp8Params
+    "sm80_fp8": ATTN_PARAMS_FP8,
+    "sm90_fp8": _with_scales(ATTN_PARAMS_SM90_RAGGED),  # Fp8ParamsSm90
     "bwd": BACKWARD_PARAMS,
     "bwd_sm90": BACKWARD_PARAMS_SM90,
     "plan": PLAN_PARAMS,
     "plan_ragged": RAGGED_PLAN_PARAMS,
     "append": APPEND_PARAMS,
+    "append_fp8": _with_scales(APPEND_PARAMS),  # Fp8AppendParams
     "bwd_sums": np.dtype([*_backward_fields(), ("dq_sums", "<u8", ())], align=True),
 }
 

@@ -290,6 +290,8 @@ class AttnSpec:
             "OMNI_CACHED": 0,
             "OMNI_PAGE": 0,
             "OMNI_RAGGED": 0,
+            "OMNI_FP8": 0,
+            "OMNI_RAW_SLOTS": 0,
             **SHIPPED.defines(),
         }
 

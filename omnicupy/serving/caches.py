@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from omnicupy.errors import UnsupportedError
-
 MOST_PAGE = 256  # keys of a page
 
 
@@ -29,18 +27,27 @@ class CachedKV:
     What lies past a sequence's length may hold NaN or Inf and reaches nothing. An empty sequence (length 0) gives rows
     of 0 with lse = -inf. A length below 0 or above the capacity is an error where the host knows lengths (NumPy arrays,
     tensors on the CPU), and an empty sequence on a device. The arrays are held as given and checked by the call.
+
+    k_scale, v_scale: of fp8 keys and values. k and v are then e4m3 ("fn": no infinity, NaN is 0x7f and 0xff):
+        torch.float8_e4m3fn, ml_dtypes.float8_e4m3fn, or their bytes as uint8, for which both scales must be given.
+        An element stands for float(e4m3) * scale, a float32 product, rounded once to the dtype of q: results are those
+        of caches that hold these numbers, bit for bit where the same kernel serves. A scale is a number or float32
+        array (), of all; (kv_heads,), one a head; or (batch, capacity, kv_heads), one a token and head, in any strides.
+        None is 1. On a device arrays of scales are read when the work runs there. NaN in the scale of a token past a
+        sequence's length reaches nothing.
     """
 
-    __slots__ = ("k", "lengths", "v")
+    __slots__ = ("k", "k_scale", "lengths", "v", "v_scale")
 
-    def __init__(self, k: Any, v: Any, lengths: Any) -> None:
+    def __init__(self, k: Any, v: Any, lengths: Any, *, k_scale: Any = None, v_scale: Any = None) -> None:
         self.k = k
         self.v = v
         self.lengths = lengths
+        self.k_scale = k_scale
+        self.v_scale = v_scale
 
     def __repr__(self) -> str:
-        parts = (f"{name}={_shown(getattr(self, name))}" for name in ("k", "v", "lengths"))
-        return f"CachedKV({', '.join(parts)})"
+        return _written(self, ("k", "v", "lengths"))
 
 
 class PagedKV:
@@ -59,10 +66,10 @@ class PagedKV:
     inside a length that names no page (-1, or one beyond the pool) hides its keys, and nothing is read for it; where
     the host knows the table (NumPy arrays, tensors on the CPU) that is an error, unless a window hides these keys
     anyway.
-    k_scale, v_scale: of fp8 pages, which no kernel reads yet: anything but None raises UnsupportedError.
+    k_scale, v_scale: of fp8 pages, as in a CachedKV; scales of tokens are (pages, page_size, kv_heads).
     """
 
-    __slots__ = ("k_pages", "lengths", "page_table", "v_pages")
+    __slots__ = ("k_pages", "k_scale", "lengths", "page_table", "v_pages", "v_scale")
 
     def __init__(
         self,
@@ -71,23 +78,18 @@ class PagedKV:
         page_table: Any,
         lengths: Any,
         *,
-        k_scale: None = None,
-        v_scale: None = None,
+        k_scale: Any = None,
+        v_scale: Any = None,
     ) -> None:
-        for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
-            if scale is not None:
-                raise UnsupportedError(
-                    f"PagedKV: {name} must be None, got {type(scale).__name__}: fp8 pages are not served; keep pages "
-                    "of float16 or bfloat16"
-                )
         self.k_pages = k_pages
         self.v_pages = v_pages
         self.page_table = page_table
         self.lengths = lengths
+        self.k_scale = k_scale
+        self.v_scale = v_scale
 
     def __repr__(self) -> str:
-        names = ("k_pages", "v_pages", "page_table", "lengths")
-        return f"PagedKV({', '.join(f'{name}={_shown(getattr(self, name))}' for name in names)})"
+        return _written(self, ("k_pages", "v_pages", "page_table", "lengths"))
 
 
 AnyKV: TypeAlias = CachedKV | PagedKV
@@ -112,14 +114,37 @@ def sizes_of(kv: AnyKV) -> tuple[int, int]:
     return heads, capacity
 
 
+def names_of(kv: AnyKV) -> tuple[str, str]:
+    """What the arrays of keys and values are called."""
+    return ("k_pages", "v_pages") if isinstance(kv, PagedKV) else ("k", "v")
+
+
+def with_arrays(
+    kv: AnyKV, pools: tuple[Any, Any], table: Any, lengths: Any, scales: tuple[Any, Any]
+) -> AnyKV:
+    """Caches of the same kind of other arrays."""
+    k_scale, v_scale = scales
+    if isinstance(kv, PagedKV):
+        return PagedKV(*pools, table, lengths, k_scale=k_scale, v_scale=v_scale)
+    return CachedKV(*pools, lengths, k_scale=k_scale, v_scale=v_scale)
+
+
 def with_lengths(kv: AnyKV, lengths: Any) -> AnyKV:
     """The same caches with other lengths."""
-    if isinstance(kv, PagedKV):
-        return PagedKV(kv.k_pages, kv.v_pages, kv.page_table, lengths)
-    return CachedKV(kv.k, kv.v, lengths)
+    k, v, table = pools_of(kv)
+    return with_arrays(kv, (k, v), table, lengths, (kv.k_scale, kv.v_scale))
+
+
+def _written(kv: AnyKV, names: tuple[str, ...]) -> str:
+    """A call that makes the caches, arrays by dtype and shape; scales where they are given."""
+    scales = (name for name in ("k_scale", "v_scale") if getattr(kv, name) is not None)
+    parts = (f"{name}={_shown(getattr(kv, name))}" for name in (*names, *scales))
+    return f"{type(kv).__name__}({', '.join(parts)})"
 
 
 def _shown(array: Any) -> str:
-    """Dtype and shape of an array; what is none as its type. Reads no element."""
+    """Dtype and shape of an array; a number as it is, what is none as its type. Reads no element."""
+    if isinstance(array, (int, float)):
+        return repr(array)
     shape, dtype = getattr(array, "shape", None), getattr(array, "dtype", None)
     return type(array).__name__ if shape is None else f"{dtype}{tuple(shape)}"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from omnicupy import caches
-from omnicupy.call.arrays import DeviceArray
 from omnicupy.errors import UnsupportedError
-from omnicupy.serving.caches import CACHES, AnyKV, CachedKV, PagedKV, pools_of
-from omnicupy.torch import eager, state, tensors
+from omnicupy.serving.caches import CACHES, AnyKV, pools_of
+from omnicupy.torch import eager, pools, state, tensors
 
 
 def append(kv: AnyKV, k_new: Any, v_new: Any, slots: Any = None) -> None:
@@ -28,6 +28,9 @@ def append(kv: AnyKV, k_new: Any, v_new: Any, slots: Any = None) -> None:
         "lengths": kv.lengths,
         "page_table": table,
         "slots": slots,
+    }
+    given |= {
+        name: scale for name in ("k_scale", "v_scale") if isinstance(scale := getattr(kv, name), torch.Tensor)
     }
     held = {name: one for name, one in given.items() if one is not None}
     for name, one in held.items():
@@ -48,42 +51,25 @@ def append(kv: AnyKV, k_new: Any, v_new: Any, slots: Any = None) -> None:
         raise UnsupportedError(
             "append is served eagerly alone, of plain tensors; call it outside of torch.compile"
         )
-    if tensors.need_gradients(k, v, k_new, v_new):
+    if torch.is_grad_enabled() and any(map(tensors.needs_gradient, held.values())):
         raise UnsupportedError("append has no gradients; call under torch.no_grad()")
     if k.is_cuda:
         from omnicupy.gpu import append as gpu_append
         from omnicupy.gpu.streams import external_stream
 
         index = k.get_device()
-        arrays = {name: _on_device(name, one) for name, one in held.items()}
         stream = external_stream(index, eager.raw_stream(index))
-        gpu_append.append(*_call_of(kv, arrays), stream)
+        gpu_append.append(pools.mapped(kv, pools.on_device), *_new(held, pools.on_device), stream)
     else:
-        caches.append(*_call_of(kv, {name: _on_host(name, one) for name, one in held.items()}))
-    for pool in (k, v):
-        torch.autograd.graph.increment_version(pool)
+        caches.append(pools.mapped(kv, pools.on_host), *_new(held, pools.on_host))
+    of_tokens = [held[name] for name in ("k_scale", "v_scale") if name in held and held[name].dim() == 3]
+    for written in (k, v, *of_tokens):
+        torch.autograd.graph.increment_version(written)
 
 
-def _call_of(kv: AnyKV, arrays: dict[str, Any]) -> tuple[AnyKV, Any, Any, Any]:
-    """The arguments of append, of arrays in the tensors' places."""
-    pools = arrays["k"], arrays["v"]
-    new = arrays["k_new"], arrays["v_new"], arrays.get("slots")
-    if isinstance(kv, PagedKV):
-        return PagedKV(*pools, arrays["page_table"], arrays["lengths"]), *new
-    return CachedKV(*pools, arrays["lengths"]), *new
-
-
-def _on_host(name: str, tensor: Any) -> Any:
-    return tensor.detach().numpy() if _is_integer(tensor) else tensors.on_host(name, tensor)
-
-
-def _on_device(name: str, tensor: Any) -> Any:
-    if not _is_integer(tensor):
-        return tensors.on_device(name, tensor)
-    dtype = torch.empty(0, dtype=tensor.dtype).numpy().dtype
-    strides = tuple(dtype.itemsize * stride for stride in tensor.stride())
-    return DeviceArray(dtype, tensor.data_ptr(), tensor.get_device(), tuple(tensor.shape), strides)
-
-
-def _is_integer(tensor: Any) -> bool:
-    return not tensor.dtype.is_floating_point and not tensor.dtype.is_complex
+def _new(held: dict[str, Any], to: Callable[[str, Any], Any]) -> tuple[Any, Any, Any]:
+    """k_new, v_new and slots, or None, as arrays."""
+    k_new, v_new, slots = (
+        to(name, held[name]) if name in held else None for name in ("k_new", "v_new", "slots")
+    )
+    return k_new, v_new, slots

@@ -12,10 +12,10 @@ from omnicupy import api
 from omnicupy.call import check_cached
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.spec import AttnSpec
-from omnicupy.serving.caches import AnyKV, CachedKV, PagedKV, pools_of, with_lengths
+from omnicupy.serving.caches import AnyKV, pools_of, with_lengths
 from omnicupy.serving.rule import CachedRule
 from omnicupy.serving.step import CachedStep
-from omnicupy.torch import eager, state, tensors
+from omnicupy.torch import eager, pools, state, tensors
 
 _gpu: Any = None  # what a launch needs of omnicupy.gpu, imported at the first CUDA tensor
 EAGER = (
@@ -52,7 +52,8 @@ def attention(q: Any, kv: Any, v: Any, mask: Any, *, return_lse: bool, **options
         to.data_ptr(),
         0 if lse is None else lse.data_ptr(),
     )
-    others = {"page_table": _address(table), "sink_logits": _address(options["sink_logits"])}
+    others: dict[str, Any] = {"page_table": _address(table), "sink_logits": _address(options["sink_logits"])}
+    others["scales"] = pools.scale_addresses(kv)
     launch = partial(plan.launch, row_starts=_address(rows), **others)
     gpu.on_device(index, launch, addresses, kv.lengths.data_ptr(), stream, made)
     if out is not None:
@@ -121,10 +122,12 @@ def _checked(q: Any, kv: Any, out: Any, sink_logits: Any, rows: Any) -> Any:
     for name, array in numbers.items():
         if not isinstance(array, torch.Tensor):
             raise TypeError(f"{name} must be a torch.Tensor like q, got {type(array).__name__}")
+    numbers |= pools.scales_of(kv, q.device)
     plain = state.are_plain(q, k, v, *numbers.values(), out, sink_logits)
     if not plain or state.transform() is not None or state.modes() or state.jit_traces():
         raise UnsupportedError(EAGER)
-    if tensors.need_gradients(q, k, v, sink_logits) or state.has_tangents():
+    inputs = q, k, v, sink_logits, *numbers.values()
+    if (torch.is_grad_enabled() and any(map(tensors.needs_gradient, inputs))) or state.has_tangents():
         raise UnsupportedError(
             "a CachedKV has no gradients; call under torch.no_grad(), or pass a Mask for one length"
         )
@@ -152,17 +155,8 @@ def _index(q: Any, kv: AnyKV, out: Any, rows: Any) -> int | None:
     return tensors.cuda_index(q, k, v, out)
 
 
-def _mapped(kv: AnyKV, of_pool: Any, of_numbers: Any) -> AnyKV:
-    """The same caches of other arrays. of_pool: of a name and a tensor.  of_numbers: of a tensor of int32."""
-    lengths = of_numbers(kv.lengths)
-    if isinstance(kv, PagedKV):
-        k, v = of_pool("k_pages", kv.k_pages), of_pool("v_pages", kv.v_pages)
-        return PagedKV(k, v, of_numbers(kv.page_table), lengths)
-    return CachedKV(of_pool("k", kv.k), of_pool("v", kv.v), lengths)
-
-
 def _host(q: Any, kv: AnyKV) -> tuple[Any, AnyKV]:
-    return tensors.on_host("q", q), _mapped(kv, tensors.on_host, lambda array: array.detach().numpy())
+    return tensors.on_host("q", q), pools.mapped(kv, pools.on_host)
 
 
 def _on_cpu(q: Any, kv: AnyKV, v: Any, mask: Any, return_lse: bool, options: dict[str, Any]) -> Any:
@@ -206,12 +200,12 @@ def _ragged(rows: Any, max_rows: Any) -> dict[str, Any]:
     """rows and max_rows of CUDA tensors, as checks and plans take them."""
     if rows is None and max_rows is None:
         return {}
-    return {"rows": None if rows is None else tensors.int32_on_device(rows), "max_rows": max_rows}
+    return {"rows": None if rows is None else pools.on_device("rows", rows), "max_rows": max_rows}
 
 
 def _arrays(q: Any, kv: AnyKV, out: Any, sink_logits: Any) -> tuple[Any, AnyKV, Any, Any]:
     """The memory of CUDA tensors, out and sink_logits or None."""
-    caches = _mapped(kv, tensors.on_device, tensors.int32_on_device)
+    caches = pools.mapped(kv, pools.on_device)
     named = (("out", out), ("sink_logits", sink_logits))
     target, sinks = (None if one is None else tensors.on_device(name, one) for name, one in named)
     return tensors.on_device("q", q), caches, target, sinks
@@ -241,6 +235,7 @@ def _plan_of(
         v is None,
         None if table is None else (table.shape, table.stride()),
         None if sinks is None else (sinks.shape, sinks.stride(), sinks.dtype),
+        pools.scales_key(kv),
         None if rows is None else (rows.shape, rows.stride(), options["max_rows"]),
     )
     of_out = None if out is None else out.data_ptr()

@@ -19,18 +19,11 @@ DTYPES = {
 }
 
 
-def on_device(name: str, tensor: Any) -> DeviceArray:
-    """The memory of a CUDA tensor."""
-    dtype = DTYPES.get(tensor.dtype) or _refuse_dtype(name, tensor)
+def on_device(name: str, tensor: Any, dtype: np.dtype[Any] | None = None) -> DeviceArray:
+    """The memory of a CUDA tensor. dtype: of its elements; None for one of DTYPES."""
+    dtype = dtype or DTYPES.get(tensor.dtype) or _refuse_dtype(name, tensor)
     strides = tuple(dtype.itemsize * stride for stride in tensor.stride())
     return DeviceArray(dtype, tensor.data_ptr(), tensor.get_device(), tuple(tensor.shape), strides)
-
-
-def int32_on_device(tensor: Any) -> DeviceArray:
-    """The memory of a CUDA tensor of 32-bit integers."""
-    strides = tuple(4 * stride for stride in tensor.stride())
-    shape = tuple(tensor.shape)
-    return DeviceArray(np.dtype(np.int32), tensor.data_ptr(), tensor.get_device(), shape, strides)
 
 
 def on_host(name: str, tensor: Any) -> Any:

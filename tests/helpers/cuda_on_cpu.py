@@ -26,6 +26,9 @@ STRUCTS = {  # of params.PARAMS
     "naive_paged": "PagedParams",
     "sm80_paged": "PagedParams",
     "sm90_paged": "PagedParamsSm90",
+    "naive_fp8": "Fp8Params",
+    "sm80_fp8": "Fp8Params",
+    "sm90_fp8": "Fp8ParamsSm90",
     "naive_ragged": "RaggedParams",
     "sm80_ragged": "RaggedParams",
     "sm90_ragged": "RaggedParamsSm90",
@@ -35,6 +38,7 @@ STRUCTS = {  # of params.PARAMS
     "plan": "PlanParams",
     "plan_ragged": "RaggedPlanParams",
     "append": "AppendParams",
+    "append_fp8": "Fp8AppendParams",
 }
 
 # Headers that are nothing but PTX.

@@ -17,6 +17,7 @@ import omnicupy as oc
 from omnicupy.call.problem import Problem
 from omnicupy.gpu import tensor_maps
 from omnicupy.gpu.planning import score_fields
+from omnicupy.jit.fp8_spec import Fp8Spec
 from omnicupy.jit.paged_spec import box_keys
 from omnicupy.jit.params import PARAMS
 from omnicupy.jit.spec import AttnSpec
@@ -163,7 +164,7 @@ def _params(
 def fill_maps(params: NDArray[np.void], call: Forward, spec: AttnSpec) -> None:
     """The tensor maps of a call, as the CPU reads them."""
     with encoded_for_the_host():
-        for name in "qkv":
+        for name in "q" if isinstance(spec, Fp8Spec) else "qkv":
             of, group = call.arrays[name], call.problem.group
             at: tuple[Any, ...] = (of.ctypes.data, of.shape, of.strides, spec.dtype)
             if name == "q" and spec.pack:

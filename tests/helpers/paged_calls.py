@@ -21,8 +21,8 @@ from omnicupy.call import check_ragged
 from omnicupy.call.problem import Problem
 from omnicupy.gpu import cached_planning, pages
 from omnicupy.gpu.planning import score_fields, struct_of
+from omnicupy.jit.fp8_spec import Fp8Spec
 from omnicupy.jit.params import PARAMS
-from omnicupy.jit.ragged_spec import RaggedSpec
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.schedule.grid import Grid
 from omnicupy.serving.caches import sizes_of
@@ -142,7 +142,7 @@ def run(
     k, v = (one.transpose(0, 2, 1, 3) for one in (kv.k_pages, kv.v_pages)) if in_pages else (kv.k, kv.v)
     q, total = (q, None) if rows is None else (check_ragged.as_tensor(q), len(q))
     problem = _problem(spec, q, kv, v, options)
-    compiled = pages.spec_of(spec, kv) if rows is None else RaggedSpec.of(pages.spec_of(spec, kv))
+    compiled = pages.spec_of(spec, kv, ragged=rows is not None)
     of_device: dict[str, Any] = {"sm_count": sm_count, "l2_bytes": 50 << 20}
     grid = Grid.of(compiled, problem, problem.batch, **of_device, split=options.get("split"))
     lists = cached_planning.lists_of(grid, rule, total)
@@ -156,11 +156,8 @@ def run(
     held["counter"], held["arrivals"] = aligned(4, np.int32), aligned(max(1, need.arrivals), np.uint32)
     for name in ("counter", "arrivals"):
         held[name].fill(0)
-    if in_pages:
-        held["page_table"] = kv.page_table
-    if "sink_logits" in options:
-        held["sink_logits"] = options["sink_logits"]
-    fields = cached_planning._fields_of(grid, lists) | pages.fields_of(kv)
+    held |= _more_arrays(kv, options)
+    fields = cached_planning._fields_of(grid, lists) | pages.fields_of(kv) | pages.scale_fields(kv)
     scores = score_fields(problem.head_dim**-0.5, options.get("softcap"))
     template = struct_of(grid, scores, fields, (q, k, v, out))
     params = np.frombuffer(template, PARAMS[compiled.params]).copy()[0:1].reshape(())
@@ -173,7 +170,10 @@ def run(
     if spec.kernel == "sm90":
         call: Any = SimpleNamespace(arrays=held, problem=problem)
         forward_on_cpu.fill_maps(params, call, compiled)
-        reads, late = reads[1:], "page=1" in str(compiled)  # key by key they are copied as those of sm80 are
+        if isinstance(compiled, Fp8Spec):
+            reads = _scales_and_keys(kv, reads[1:])
+        else:  # key by key they are copied as those of sm80 are
+            reads, late = reads[1:], "page=1" in str(compiled)
     parts = lists.most_parts if spec.kernel == "sm90" else lists.rows
     blocks = grid.thread_blocks(parts)[:2]
     if total is not None and spec.kernel == "naive":
@@ -182,6 +182,18 @@ def run(
     assert not held["counter"][:2].any()
     assert not held["arrivals"].any()
     return Run(out, held["lse"], int((found.splits[:, 0] >= 0).sum()))
+
+
+def _more_arrays(kv: Any, options: dict[str, Any]) -> dict[str, Array]:
+    """What some calls have beside q, keys and values."""
+    named = {name: getattr(kv, name, None) for name in ("page_table", "k_scale", "v_scale")}
+    named["sink_logits"] = options.get("sink_logits")
+    return {name: array for name, array in named.items() if isinstance(array, np.ndarray)}
+
+
+def _scales_and_keys(kv: Any, keys: Sequence[Array]) -> list[Array]:
+    """What a kernel copies of a cache of e4m3."""
+    return [*keys, *(scale for scale in (kv.k_scale, kv.v_scale) if isinstance(scale, np.ndarray))]
 
 
 def same_bits(a: Run, b: Run) -> bool:

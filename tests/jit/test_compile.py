@@ -9,8 +9,9 @@ from cubin_code import WARPSYNC, opcodes
 
 from omnicupy.choose import paged, table
 from omnicupy.jit import archs, cache
-from omnicupy.jit.append_spec import AppendSpec
+from omnicupy.jit.append_spec import AppendSpec, Fp8AppendSpec
 from omnicupy.jit.cached_spec import CachedSpec
+from omnicupy.jit.fp8_spec import Fp8Spec
 from omnicupy.jit.paged_spec import PagedSpec
 from omnicupy.jit.plan_spec import PlanSpec
 from omnicupy.jit.ragged_spec import RaggedSpec
@@ -29,7 +30,8 @@ def _name(spec: AttnSpec) -> str:
     tile = f"{spec.br}x{spec.bc}-s{spec.stages}-w{spec.warps}{'-packed' * spec.pack}"
     tile += "-cached" * isinstance(spec, CachedSpec)
     tile += f"-page{spec.page}" if isinstance(spec, PagedSpec) else ""
-    tile += "-ragged" * isinstance(spec, RaggedSpec)
+    tile += "-e4m3" * isinstance(spec, Fp8Spec)
+    tile += "-ragged" * (isinstance(spec, RaggedSpec) or getattr(spec, "ragged", False))
     return f"{spec.kernel}-{spec.arch}-{dtype}-d{spec.head_dim}-{tile}"
 
 
@@ -74,9 +76,24 @@ RAGGED = [
     for one in (spec, PagedSpec.with_pages(paged.fitted(spec, 16), 16))
 ]
 
+# Of e4m3, in pages and not; with rows of their own each tile once.
+FP8 = [
+    *(
+        Fp8Spec.of_e4m3(paged.for_e4m3(spec), in_pages=in_pages)
+        for spec in [*_in_turn([*table.rows()]), *NAIVE]
+        for in_pages in (False, True)
+    ),
+    *(
+        Fp8Spec.of_e4m3(paged.for_e4m3(spec), in_pages=True, ragged=True)
+        for spec in (*_ONE_OF.values(), NAIVE[0])
+    ),
+]
+
 
 @pytest.mark.parametrize(
-    "spec", [*table.rows(), *NAIVE, *CACHED, *dict.fromkeys(PAGED), *dict.fromkeys(RAGGED)], ids=_name
+    "spec",
+    [*table.rows(), *NAIVE, *CACHED, *dict.fromkeys(PAGED), *dict.fromkeys(RAGGED), *dict.fromkeys(FP8)],
+    ids=_name,
 )
 def test_compiles_without_a_spill(spec: KernelSpec) -> None:
     _check(spec)
@@ -87,6 +104,8 @@ def test_the_kernels_of_caches_compile_without_a_spill(arch: str) -> None:
     _check(PlanSpec(arch=arch))
     _check(PlanSpec(arch=arch, ragged=True))
     _check(AppendSpec(arch=arch))
+    for dtype in ("float16", "bfloat16"):
+        _check(Fp8AppendSpec(arch=arch, dtype=dtype))
 
 
 def _check(spec: KernelSpec) -> None:

@@ -28,7 +28,8 @@ HEADERS = {
     "BackwardParamsWithSums": "omni/dq_sums.cuh",
     "PlanParams": "omni/cached/params.cuh",
     "PageTable": "omni/pages.cuh",
-    "AppendParams": "cache_append.cu",
+    "AppendParams": "omni/append.cuh",
+    "KvScales": "omni/fp8.cuh",
 }
 # Size and alignment of what a field may be, besides a pointer or a struct of HEADERS.
 SIZES = {"float": (4, 4), "int": (4, 4), "u32": (4, 4), "i64": (8, 8), "u64": (8, 8), "TensorMap": (128, 64)}
@@ -110,6 +111,25 @@ def test_pages_stand_behind_a_forward_struct(kernel: str) -> None:
     ]
     align = 64 if kernel == "sm90" else 8
     assert mine.itemsize == -(-(base.itemsize + 20) // align) * align
+
+
+@pytest.mark.parametrize("kernel", [*KERNELS, "append"])
+def test_scales_stand_behind_the_last_field(kernel: str) -> None:
+    """C++ puts what a derived struct adds behind the last field of its base, also in the padding of one with a base."""
+    base, mine = PARAMS[kernel if kernel == "append" else f"{kernel}_ragged"], PARAMS[f"{kernel}_fp8"]
+    fields, size, _ = _struct("KvScales")
+    assert _mine(mine)[: len(base.names or ())] == _mine(base)
+    added = _mine(mine)[len(base.names or ()) :]
+    assert [name for name, *_ in added] == [
+        *("k_scale", "v_scale", "k_scale_strides", "v_scale_strides", "k_factor", "v_factor")
+    ]
+    *_, (_, last, held) = _mine(base)
+    start = -(-(last + held) // 8) * 8
+    assert [(offset, held) for _, offset, held in added] == [
+        (start + offset, held) for _, offset, held in fields
+    ]
+    align = 64 if kernel == "sm90" else 8
+    assert mine.itemsize == -(-(start + size) // align) * align
 
 
 def test_strides_are_an_array_of_three() -> None:

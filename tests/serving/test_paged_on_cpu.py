@@ -222,13 +222,6 @@ def test_other_masks_are_refused() -> None:
         oc.attention(_queries(2, 1), kv, mask=oc.full(1, 304))
 
 
-@pytest.mark.parametrize("name", ["k_scale", "v_scale"])
-def test_fp8_scales_are_refused_by_name(name: str) -> None:
-    arrays = (_pages(1, 1, 1, 8), _pages(1, 1, 1, 8), np.zeros((1, 1), np.int32), np.zeros(1, np.int32))
-    with pytest.raises(oc.UnsupportedError, match=f"PagedKV: {name} must be None, got float: fp8 pages"):
-        oc.PagedKV(*arrays, **{name: 1.0})  # type: ignore[arg-type]
-
-
 def test_prepare_checks_and_repr_reads_nothing() -> None:
     kv = paged_calls.paged(_caches([5, 7]), 16)
     oc.prepare(_queries(2, 1), kv, mask=oc.cached(), max_length=304)

@@ -12,7 +12,7 @@ namespace omni {
 
 template <
     int HeadDim, int ValueDim, int OutColumns, int Br, int Bc, int Stages, int Warps, bool ShareKv, bool Swizzle,
-    bool Bf16, bool Softcap, int Page, bool Ragged, int MmaAtomK>
+    bool Bf16, bool Softcap, int Page, bool Ragged, bool Fp8, int MmaAtomK>
 struct Sm80Config : MmaAtom<MmaAtomK> {
   using MmaAtom<MmaAtomK>::kMmaAtomM;
   static constexpr int kHeadDim = HeadDim;        // columns of Q and K, tensors' head_dim rounded up to 16
@@ -29,6 +29,7 @@ struct Sm80Config : MmaAtom<MmaAtomK> {
   static constexpr bool kSoftcap = Softcap;
   static constexpr bool kPaged = Page != 0;  // K and V are pools of pages
   static constexpr bool kRagged = Ragged;    // sequences have numbers of rows of their own
+  static constexpr bool kFp8 = Fp8;          // K and V are e4m3
 
   static constexpr int kWarpRows = Br / Warps;
   static constexpr int kTilesM = kWarpRows / kMmaAtomM;  // m16 tiles a warp owns
@@ -71,8 +72,10 @@ struct Forward {
       : p(params), mask{params, work.mask}, q0(work.q0), walk(params.lists, work.first, work.tiles), s_base(s_memory) {
     int const kv_head = work.head / p.group;
     int const of_batch = Cfg::kPaged ? 0 : work.batch;
-    g_k = p.key().rows(of_batch, kv_head);
-    g_v = p.value().rows(of_batch, kv_head);
+    if constexpr (!Cfg::kFp8) {
+      g_k = p.key().rows(of_batch, kv_head);
+      g_v = p.value().rows(of_batch, kv_head);
+    }
     s_q = smem_address(s_base) + row0() * Shared::kPitchBytes + Shared::lane_offset();
     s_lane_k = smem_address(s_base) + kQBytes + Shared::lane_offset();
     out.fill(0.f);
@@ -129,12 +132,31 @@ struct Forward {
     if (p.n_spans == 2) cp_async_16(s_target + Cfg::kBc * sizeof(int2), g_source + p.k_padded, 16);
   }
 
+  // The same of e4m3. The group is empty, and keeps the count of groups in step.
+  template <int kColumns>
+  __device__ __forceinline__ void load_e4m3(E4m3Rows const& rows, Tile const& tile, int offset, int columns) {
+    load_e4m3_tile<Cfg::kThreads, Cfg::kBc, kColumns, Cfg::kSwizzle, Cfg::kPaged, Cfg::kBf16>(
+        s_base + kQBytes + offset, rows, mask, tile, columns);
+    cp_async_commit();
+  }
+
+  // Worked out anew for each tile: registers are dearer.
+  __device__ __forceinline__ int kv_head() const { return work_item(p, block_index()).head / p.group; }
+
   __device__ __forceinline__ void load_k(Tile const& tile, int stage, int span_slot) {
     if (spans_travel(p, tile)) load_spans(tile, span_slot);
+    if constexpr (Cfg::kFp8) {
+      E4m3Rows const rows = e4m3_keys(p, static_cast<Fp8Params const&>(p).scales, kv_head());
+      return load_e4m3<Cfg::kHeadDim>(rows, tile, stage * kKBytes, p.head_dim);
+    }
     load_kv<Cfg::kHeadDim>(g_k, p.k_strides, tile, stage * kKBytes, p.head_dim);
   }
 
   __device__ __forceinline__ void load_v(Tile const& tile, int stage) {
+    if constexpr (Cfg::kFp8) {
+      E4m3Rows const rows = e4m3_values(p, static_cast<Fp8Params const&>(p).scales, kv_head());
+      return load_e4m3<Cfg::kValueDim>(rows, tile, v_offset(stage), value_columns<Cfg>(p));
+    }
     load_kv<Cfg::kValueDim>(g_v, p.v_strides, tile, v_offset(stage), value_columns<Cfg>(p));
   }
 

@@ -32,6 +32,7 @@ struct TiledForward {
   int q_rows;          // query rows that exist
   Tile loading;        // the tile whose chunks are being requested; nothing once those of every tile were
   int next_chunk = 0;  // the next of them
+  int kv_head_of_e4m3;
   Out out;
   OnlineSoftmax<1, Cfg::kBf16> softmax;
 
@@ -42,6 +43,7 @@ struct TiledForward {
     g_q = p.query().row(query_batch<Cfg>(work.batch), work.head, q0);
     int const of_batch = Cfg::kPaged ? 0 : work.batch;
     g_k = p.key().rows(of_batch, kv_head);
+    kv_head_of_e4m3 = kv_head;
     g_v = static_cast<unsigned char const*>(p.v) +
           2 * (of_batch * p.v_strides.batch + kv_head * p.v_strides.head + column0);
     loading = walk.has_next() ? walk.take(p.lists) : Tile{};
@@ -56,6 +58,16 @@ struct TiledForward {
     load_paged_tile<Cfg::kThreads, Cfg::kBc, kCols, Cfg::kSwizzle>(s_tile, g_head, strides, mask, tile, columns);
   }
 
+  // The same of e4m3, from a column on; there after the block's next barrier.
+  template <int kCols>
+  __device__ __forceinline__ void load_e4m3(u32 offset, E4m3Rows rows, Tile const& tile, int column) {
+    rows.g_head += column;
+    load_e4m3_tile<Cfg::kThreads, Cfg::kBc, kCols, Cfg::kSwizzle, Cfg::kPaged, Cfg::kBf16>(
+        s_base + offset, rows, mask, tile, p.head_dim - column);
+  }
+
+  __device__ __forceinline__ KvScales const& scales() const { return static_cast<Fp8Params const&>(p).scales; }
+
   // Requests the next chunk of Q and K, of whichever tile it belongs to. No commit.
   __device__ __forceinline__ void load_chunk(int slot) {
     if (loading.packed == 0) return;
@@ -63,7 +75,9 @@ struct TiledForward {
     int const column = next_chunk * kChunk;
     load_tile<Cfg::kThreads, Cfg::kBr, kChunk, Cfg::kSwizzle>(
         s_slot, g_q + 2 * column, 2 * p.q_strides.token, q_rows, p.head_dim - column);
-    if constexpr (Cfg::kPaged) {
+    if constexpr (Cfg::kFp8) {
+      load_e4m3<kChunk>(slot * kSlotBytes + kQBytes, e4m3_keys(p, scales(), kv_head_of_e4m3), loading, column);
+    } else if constexpr (Cfg::kPaged) {
       load_paged<kChunk>(s_slot + kQBytes, g_k + 2 * column, p.k_strides, loading, p.head_dim - column);
     } else {
       load_tile<Cfg::kThreads, Cfg::kBc, kChunk, Cfg::kSwizzle>(
@@ -78,7 +92,9 @@ struct TiledForward {
 
   __device__ __forceinline__ void load_v(Tile const& tile) {
     u32 const s_tile = smem_address(s_base) + Cfg::kStages * kSlotBytes;
-    if constexpr (Cfg::kPaged) {
+    if constexpr (Cfg::kFp8) {
+      load_e4m3<Cfg::kOutColumns>(Cfg::kStages * kSlotBytes, e4m3_values(p, scales(), kv_head_of_e4m3), tile, column0);
+    } else if constexpr (Cfg::kPaged) {
       load_paged<Cfg::kOutColumns>(s_tile, g_v, p.v_strides, tile, p.head_dim - column0);
     } else {
       load_tile<Cfg::kThreads, Cfg::kBc, Cfg::kOutColumns, Cfg::kSwizzle>(

@@ -11,6 +11,11 @@ __device__ __forceinline__ void cp_async_16(u32 s_target, void const* g_source, 
                : "memory");
 }
 
+// cp.async.ca: 4 bytes.
+__device__ __forceinline__ void cp_async_4(u32 s_target, void const* g_source, int bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(s_target), "l"(g_source), "r"(bytes) : "memory");
+}
+
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 // At most kPending of the newest groups of this thread are still on their way.

@@ -2,8 +2,8 @@
 // phase reads lie in eight different 16-byte banks. Filled by cp.async, all threads of the block taking part.
 #pragma once
 
+#include "omni/fp8.cuh"
 #include "omni/mask/rule.cuh"
-#include "omni/pages.cuh"
 #include "omni/sm80/ptx.cuh"
 #include "omni/tile.cuh"
 
@@ -94,6 +94,30 @@ __device__ __forceinline__ void load_paged_tile(
       if (exists) g_source += 2 * paged_offset(strides, page, row_in_page) + chunk * 16;
     }
     cp_async_16(s_tile + Shared::offset(row, chunk), g_source, exists ? 16 : 0);
+  }
+}
+
+// The same for keys of e4m3, which pass through registers: the tile is there after the block's next barrier. Columns
+// past `columns` and keys of no page become zeros. s_tile: in generic address space.
+template <int kThreads, int kRows, int kCols, bool kSwizzle, bool kPaged, bool kBf16>
+__device__ __forceinline__ void load_e4m3_tile(
+    unsigned char* s_tile, E4m3Rows const& rows, MaskView const& mask, Tile const& tile, int columns) {
+  PageTable const& table = static_cast<PagedParams const&>(mask.p).pages;
+  using Shared = SmemTile<kCols, kSwizzle>;
+  constexpr int kPieces = kRows * Shared::kChunks;
+#pragma unroll 2
+  for (int i = 0; i < (kPieces + kThreads - 1) / kThreads; ++i) {
+    int const piece = i * kThreads + static_cast<int>(threadIdx.x);
+    if (kPieces % kThreads != 0 && piece >= kPieces) break;
+    int const row = piece / Shared::kChunks;
+    int const chunk = piece % Shared::kChunks;
+    uint4 eight = make_uint4(0, 0, 0, 0);
+    int page, at;
+    if (row < tile.length() && chunk * 8 < columns && find_key<kPaged>(table, mask.index, tile.first + row, page, at)) {
+      uint2 const elements = *reinterpret_cast<uint2 const*>(rows.row(page, at) + chunk * 8);
+      eight = dequantised<kBf16>(elements, rows.scale(page, at));
+    }
+    *reinterpret_cast<uint4*>(s_tile + Shared::offset(row, chunk)) = eight;
   }
 }
 

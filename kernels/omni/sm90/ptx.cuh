@@ -155,6 +155,27 @@ __device__ __forceinline__ void stmatrix_x4_trans(u32 s_row, u32 const* pairs) {
 }
 
 // Makes this thread's ordinary writes to shared memory visible to the tensor cores and the copy engine.
+// The four e4m3 of a word, lowest first, as float32: cvt.rn.f16x2.e4m3x2 and cvt.f32.f16, both exact.
+__device__ __forceinline__ float4 cvt_f32x4_e4m3x4(u32 four) {
+  float4 x;
+  asm("{\n"
+      ".reg .b16 low, high, a, b, c, d;\n"
+      ".reg .b32 ab, cd;\n"
+      "mov.b32 {low, high}, %4;\n"
+      "cvt.rn.f16x2.e4m3x2 ab, low;\n"
+      "cvt.rn.f16x2.e4m3x2 cd, high;\n"
+      "mov.b32 {a, b}, ab;\n"
+      "mov.b32 {c, d}, cd;\n"
+      "cvt.f32.f16 %0, a;\n"
+      "cvt.f32.f16 %1, b;\n"
+      "cvt.f32.f16 %2, c;\n"
+      "cvt.f32.f16 %3, d;\n"
+      "}"
+      : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+      : "r"(four));
+  return x;
+}
+
 __device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // The same for what lies in global memory, both ways: the copy engine's writes that were waited for come before this

@@ -26,8 +26,12 @@ struct WorkList {
   typename Smem::Params const& args;
   Smem& smem;
 
-  __device__ __forceinline__ void announce(Slot slot, WorkSlot const& work) const {
+  __device__ __forceinline__ void wait_until_empty(Slot slot) const {
     mbarrier_wait(smem_address(&smem.work_empty[slot.stage()]), slot.parity() ^ 1);
+  }
+
+  __device__ __forceinline__ void announce(Slot slot, WorkSlot const& work) const {
+    wait_until_empty(slot);
     smem.work[slot.stage()] = work;
     mbarrier_arrive(smem_address(&smem.work_full[slot.stage()]));
   }
@@ -97,6 +101,7 @@ struct Scheduler {
 #pragma unroll 1
     for (int parity = 0; index < list.work_items(); parity ^= 1) {
       WorkItem const item = list.item(index);
+      if constexpr (Smem::Config::kFp8) list.wait_until_empty(slot);  // several warps read the walk, some of them late
       list.smem.walks[slot.stage()] = typename Smem::Walk(list.args.p.lists, item.first, item.tiles);
       list.announce_item(slot, item);
       slot.next();

@@ -20,13 +20,14 @@ import numpy as np
 from omnicupy.choose import backward_table, paged, pick, table
 from omnicupy.choose.capped import capped, capped_backward
 from omnicupy.jit import archs, nvrtc, source
-from omnicupy.jit.append_spec import AppendSpec
+from omnicupy.jit.append_spec import AppendSpec, Fp8AppendSpec
 from omnicupy.jit.cached_spec import CachedSpec
+from omnicupy.jit.fp8_spec import Fp8Spec
 from omnicupy.jit.paged_spec import LEAST_BOX, PagedSpec
 from omnicupy.jit.params import PARAMS
 from omnicupy.jit.plan_spec import PlanSpec
 from omnicupy.jit.ragged_spec import RaggedSpec
-from omnicupy.jit.spec import KERNELS, AttnSpec, KernelSpec
+from omnicupy.jit.spec import DTYPES, KERNELS, AttnSpec, KernelSpec
 
 PACKAGE = Path(__file__).parents[2]
 # Imports are followed from a door through these folders alone. What other folders decide is in the digest by value (the
@@ -51,6 +52,7 @@ FORWARD = Launch(
     doors=("gpu.attention", "gpu.cached", "gpu.append", "masks.cut"),
     ahead=(
         *(kind(arch=arch) for kind in (PlanSpec, AppendSpec) for arch in archs.ARCHES),
+        *(Fp8AppendSpec(arch=arch, dtype=dtype) for arch in archs.ARCHES for dtype in DTYPES),
         *(PlanSpec(arch=arch, ragged=True) for arch in archs.ARCHES),
     ),
 )
@@ -123,8 +125,8 @@ def digest(name: str) -> str:
 
 
 def _variants(spec: KernelSpec) -> Iterator[KernelSpec]:
-    """What a row's kernel is compiled as: for calls with a mask, on caches where that is another one, on pages, and on
-    both where sequences have numbers of rows of their own.
+    """What a row's kernel is compiled as: for calls with a mask, on caches where that is another one, on pages, on
+    e4m3, and on all of these where sequences have numbers of rows of their own.
     """
     yield spec
     if isinstance(spec, AttnSpec):
@@ -134,6 +136,9 @@ def _variants(spec: KernelSpec) -> Iterator[KernelSpec]:
             yield (in_pages := PagedSpec.with_pages(paged.fitted(spec, size), size))
             yield RaggedSpec.of(in_pages)
         yield RaggedSpec.of(spec)
+        for has_pages in (False, True):
+            for ragged in (False, True):
+                yield Fp8Spec.of_e4m3(paged.for_e4m3(spec), in_pages=has_pages, ragged=ragged)
 
 
 def launch_modules(launch: Launch) -> list[str]:

@@ -54,11 +54,11 @@ namespace cpu {
 struct Copy {
   void* target;
   void const* source;
-  int bytes;
+  int bytes, size;
 };
 
 inline void copy_now(Copy const& copy) {
-  memset(copy.target, 0, 16);
+  memset(copy.target, 0, copy.size);
   memcpy(copy.target, copy.source, copy.bytes);
 }
 
@@ -206,6 +206,12 @@ inline float __int_as_float(unsigned bits) {
   float value;
   memcpy(&value, &bits, 4);
   return value;
+}
+
+inline unsigned __float_as_uint(float value) {
+  unsigned bits;
+  memcpy(&bits, &value, 4);
+  return bits;
 }
 
 inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned by) {

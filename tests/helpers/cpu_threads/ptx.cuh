@@ -6,14 +6,17 @@
 
 namespace omni {
 
-inline void cp_async_16(u32 s_target, void const* g_source, int bytes) {
-  if (s_target % 16 || s_target + 16 > static_cast<u32>(cpu::smem_bytes)) cpu::fail("cp.async: target");
+inline void copy_async(u32 s_target, void const* g_source, int bytes, int size) {
+  if (s_target % size || s_target + size > static_cast<u32>(cpu::smem_bytes)) cpu::fail("cp.async: target");
   if (bytes != 0) cpu::check_source(g_source, bytes);
-  cpu::Copy const copy{shared_memory + s_target, g_source, bytes};
+  cpu::Copy const copy{shared_memory + s_target, g_source, bytes, size};
   if (!cpu::late) return copy_now(copy);
-  memset(copy.target, 0xff, 16);  // nothing to rely on before it is waited for
+  memset(copy.target, 0xff, size);  // nothing to rely on before it is waited for
   cpu::thread->open.push_back(copy);
 }
+
+inline void cp_async_16(u32 s_target, void const* g_source, int bytes) { copy_async(s_target, g_source, bytes, 16); }
+inline void cp_async_4(u32 s_target, void const* g_source, int bytes) { copy_async(s_target, g_source, bytes, 4); }
 
 inline void cp_async_commit() {
   cpu::thread->groups.push_back(cpu::thread->open);

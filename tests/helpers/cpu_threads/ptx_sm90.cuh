@@ -151,6 +151,16 @@ inline void stmatrix_x4_trans(u32 row, u32 const* pairs) {
 
 inline float2 load_shared_pair(float const* pair) { return {pair[0], pair[1]}; }
 inline void fence_proxy_async() {}
+
+inline float4 cvt_f32x4_e4m3x4(u32 four) {
+  float x[4];
+  for (int e = 0; e < 4; ++e) {
+    u32 const byte = four >> 8 * e & 255, magnitude = byte & 127;
+    float const value = magnitude < 8 ? magnitude / 512.f : ldexpf(8 + magnitude % 8, magnitude / 8 - 10);
+    x[e] = magnitude == 127 ? NAN : byte & 128 ? -value : value;
+  }
+  return {x[0], x[1], x[2], x[3]};
+}
 inline float4 load_past_l1(float4 const* source) { return *source; }
 inline float2 load_past_l1(float2 const* source) { return *source; }
 inline void wgmma_fence() {}

@@ -62,7 +62,7 @@ void fail(char const* why) {
 
 void check_source(void const* source, int bytes) {
   char const* const begin = static_cast<char const*>(source);
-  if (reinterpret_cast<uintptr_t>(begin) % 16) fail("cp.async: a source that is not aligned");
+  if (reinterpret_cast<uintptr_t>(begin) % bytes) fail("cp.async: a source that is not aligned");
   for (int i = 0; i < n_readable; ++i) {
     if (begin >= readable[i][0] && begin + bytes <= readable[i][1]) return;
   }

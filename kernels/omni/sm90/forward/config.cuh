@@ -21,7 +21,7 @@ struct ForwardParamsSm90 {
 
 template <
     int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, int QSlots, bool PingPong, bool Pack, bool Bf16,
-    bool Softcap, bool Cached, int Page, bool Ragged, class Atom>
+    bool Softcap, bool Cached, int Page, bool Ragged, int RawSlots, class Atom>
 struct Sm90Config : Atom {
   static constexpr int kHeadDim = HeadDim;    // columns of Q and K
   static constexpr int kValueDim = ValueDim;  // columns of V and O
@@ -34,7 +34,10 @@ struct Sm90Config : Atom {
   static constexpr int kQRows = 64 * kConsumers;
   // Query heads of one group that lie in a tile one below the other, each a warpgroup's: they read K and V once.
   static constexpr int kHeads = kQRows / Br;
-  static constexpr int kThreads = 32 * Warps;
+  // K and V are e4m3: a warpgroup behind the consumers' converts them, and holds so many raw tiles (converter.cuh).
+  static constexpr bool kFp8 = RawSlots != 0;
+  static constexpr int kRawSlots = RawSlots;
+  static constexpr int kThreads = 32 * Warps + (kFp8 ? 128 : 0);
   static constexpr bool kSplitWeights = ValueDim <= kSplitWeightsDim;
   // Two where shared memory has room: the next item's Q is loaded while this one is worked on.
   static constexpr int kQSlots = QSlots;
@@ -43,10 +46,10 @@ struct Sm90Config : Atom {
   static constexpr bool kPack = Pack;
   // The block lists are written by the kernel ahead (attention_plan_cached.cu), which also counts the parts.
   static constexpr bool kCached = Cached;
-  // Keys of a box, where K and V are pools of pages; 0 where they are not. A warp produces then.
+  // Keys of a box, where K and V are pools of pages, of e4m3 1; 0 where they are not. A warp produces then.
   static constexpr int kPage = Page;
   static constexpr bool kPaged = Page != 0;
-  static constexpr bool kKeyByKey = Page == 1;  // by the lanes of that warp rather than the copy engine
+  static constexpr bool kKeyByKey = Page == 1 && !kFp8;  // by the lanes of that warp rather than the copy engine
   // Sequences have numbers of rows of their own.
   static constexpr bool kRagged = Ragged;
   // A thread beside the producer takes the work items; beside three warpgroups it lacks the registers.
@@ -62,14 +65,16 @@ struct Sm90Config : Atom {
 
   // Registers a thread: what the block got at entry, shared out anew.
   static constexpr int kProducerRegisters = kKeyByKey ? (kConsumers == 1 ? 120 : 64) : kConsumers == 3 ? 32 : 40;
+  static constexpr int kConverterRegisters = 160;
   static constexpr int kConsumerRegisters = kConsumers == 1 ? 248 : kConsumers == 3 ? 160 : kKeyByKey ? 224 : 232;
 
   static_assert(!kKeyByKey || kConsumers < 3, "registers for a producer that copies");
   static_assert(kConsumers >= 1 && kConsumers <= 3, "64 query rows a consumer warpgroup");
   static_assert(Br == kQRows || Br == 64, "one head in a tile, or one a warpgroup");
   static_assert(
-      !kPaged || (Cached && Bc % Page == 0 && (kKeyByKey || Page % 8 == 0) && Page <= 64),
+      !kPaged || kFp8 || (Cached && Bc % Page == 0 && (kKeyByKey || Page % 8 == 0) && Page <= 64),
       "boxes fill tiles and pages");
+  static_assert(!kFp8 || (Cached && kConsumers == 1), "registers for a warpgroup more");
   static_assert(!Ragged || Cached, "the planner finds out where rows are");
   static_assert(!Pack || kConsumers == 1, "packed tiles have 64 rows");
   static_assert(HeadDim % 16 == 0 && HeadDim <= 256, "columns of Q and K");

@@ -203,7 +203,7 @@ struct Consumer {
   __device__ __forceinline__ void hide_keys_of_no_page(Scores& scores, int packed) const {
     if constexpr (Cfg::kPaged) {
       if (packed & kNoPageFlag) {
-        constexpr int kWords = Cfg::kKeyByKey ? Cfg::kBc / 32 : 1;  // a bit for each kPage keys
+        constexpr int kWords = Cfg::kPage == 1 ? Cfg::kBc / 32 : 1;  // a bit for each kPage keys
         u32 hidden[kWords];
 #pragma unroll
         for (int w = 0; w < kWords; ++w) hidden[w] = static_cast<u32>(smem.spans[state.ring.stage()][0][w].x);

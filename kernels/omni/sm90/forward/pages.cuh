@@ -4,7 +4,7 @@
 // Else key by key, by copies of the lanes' own.
 #pragma once
 
-#include "omni/ragged.cuh"
+#include "omni/fp8.cuh"
 #include "omni/sm80/ptx.cuh"
 #include "omni/sm90/forward/smem.cuh"
 
@@ -18,7 +18,11 @@ struct RaggedParamsSm90 : PagedParamsSm90 {
   int2 const* row_ranges;  // as in RaggedParams
 };
 
-template <bool kPaged, bool kRagged = false>
+struct Fp8ParamsSm90 : RaggedParamsSm90 {
+  KvScales scales;
+};
+
+template <bool kPaged, bool kRagged = false, bool kFp8 = false>
 struct ForwardParamsSm90Of {
   using Type = ForwardParamsSm90;
 };
@@ -31,6 +35,11 @@ struct ForwardParamsSm90Of<true, false> {
 template <bool kPaged>
 struct ForwardParamsSm90Of<kPaged, true> {
   using Type = RaggedParamsSm90;
+};
+
+template <bool kPaged, bool kRagged>
+struct ForwardParamsSm90Of<kPaged, kRagged, true> {
+  using Type = Fp8ParamsSm90;
 };
 
 // In the kind of a tile: some of its boxes have no page. Lists for caches skip no tile, and leave the bit free.

@@ -232,6 +232,20 @@ struct Producer {
     let_next_kernel_come();
   }
 
+  // Beside warps that bring K and V, which e4m3 has: one thread that loads Q of item after item.
+  __device__ __forceinline__ void run_for_queries() {
+    prefetch_tensormap(&args.q_map);
+    wait_for_kernel_ahead();
+#pragma unroll 1
+    while (true) {
+      wait_for_item(slot);
+      if (work(slot).head < 0) break;
+      load_q(slot);
+      mbarrier_arrive(smem_address(&smem.work_empty[slot.stage()]));
+      slot.next();
+    }
+  }
+
   __device__ __forceinline__ void run() {
     prefetch_tensormap(&args.q_map);
     prefetch_tensormap(&args.k_map);

@@ -57,20 +57,23 @@ struct ForwardSmem {
 
   // By one thread, before the block's first __syncthreads. Consumers arrive once a warp.
   __device__ __forceinline__ void init_barriers() {
-    constexpr int kConsumerWarps = 4 * Cfg::kConsumers, kCopiers = Cfg::kKeyByKey ? 33 : 1;
+    constexpr int kConsumerWarps = 4 * Cfg::kConsumers;
+    // Of a tile: warps that convert; lanes that copy and who says what the tile is; or who asks the copy engine.
+    constexpr int kFillers = Cfg::kFp8 ? 4 : Cfg::kKeyByKey ? 33 : 1;
+    constexpr int kReaders = kConsumerWarps + (Cfg::kFp8 ? 4 + 1 : 0);  // of an item: they and who loads Q count too
     for (int i = 0; i < Cfg::kQSlots; ++i) {
       mbarrier_init(smem_address(&q_full[i]), 1);
       mbarrier_init(smem_address(&q_empty[i]), kConsumerWarps);
     }
     for (int i = 0; i < Cfg::kStages; ++i) {
-      mbarrier_init(smem_address(&k_full[i]), kCopiers);
-      mbarrier_init(smem_address(&v_full[i]), kCopiers);
+      mbarrier_init(smem_address(&k_full[i]), kFillers);
+      mbarrier_init(smem_address(&v_full[i]), kFillers);
       mbarrier_init(smem_address(&k_empty[i]), kConsumerWarps);
       mbarrier_init(smem_address(&v_empty[i]), kConsumerWarps);
     }
     for (int i = 0; i < kSlots; ++i) {
       mbarrier_init(smem_address(&work_full[i]), 1);
-      mbarrier_init(smem_address(&work_empty[i]), kConsumerWarps);
+      mbarrier_init(smem_address(&work_empty[i]), kReaders);
     }
     mbarrier_init(smem_address(&dead_zeroed), 128 * Cfg::kConsumers);
     if constexpr (Cfg::kScheduler) mbarrier_init(smem_address(&work_wanted), 1);
