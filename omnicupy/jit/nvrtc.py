@@ -15,7 +15,7 @@ from omnicupy.jit.source import Source
 from omnicupy.jit.spec import KernelSpec
 
 # Whose kernels were verified on a GPU, all cases (tests/attestation.json).
-ATTESTED = ("12.9",)
+ATTESTED = ("12.9", "13.0")
 
 _REGISTERS = re.compile(r"Used (\d+) registers")
 _SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import fake_device
+import fake_driver
 import numpy as np
 import pytest
 
@@ -188,7 +189,9 @@ def test_all_code_that_a_backward_pass_runs_is_covered(kernel: str, monkeypatch:
     monkeypatch.setattr(backward_planning, "cupy", gpu_attention.cupy, raising=False)
     monkeypatch.setattr(backward_planning, "device_info", lambda device: DeviceInfo(9, 0, 132, 50 << 20))
     monkeypatch.setattr(
-        backward_planning, "kernel", lambda spec, device: Kernel(None, lambda *arguments: None)
+        backward_planning,
+        "kernel",
+        lambda spec, device: Kernel(None, fake_driver.Function(lambda *arguments: None)),
     )
     monkeypatch.setattr(backward_plan, "tensor_map", lambda *arguments: bytes(128))
     masks = _masks()
