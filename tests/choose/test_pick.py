@@ -267,7 +267,7 @@ def test_a_tuned_choice_needs_groups_that_fill_its_tiles(monkeypatch: pytest.Mon
     row = next(row for row in choose_table.TABLE if row.shape == "shared")
     shared = row.spec("sm_90", "bfloat16", 128)
     assert shared.heads == 2
-    monkeypatch.setattr(pick.saved, "find", lambda *_: shared)
+    monkeypatch.setattr(pick.saved, "find", lambda *_, **of: shared)
     for q_heads, taken in ((8, True), (6, False)):
         problem = Problem(4, q_heads, 2, 64, 9000, 128, "bfloat16")
         assert (pick.select("sm_90", problem, (oc.full(64, 9000),), 132) == shared) == taken
