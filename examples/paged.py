@@ -7,6 +7,7 @@ GPU each token is a replay of one captured graph, which reads lengths and the ta
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -102,22 +103,21 @@ def run(xp: Any, layers: list[Any], pool: Pool, x: Any, rule: Any, tokens: int) 
     if xp is not np:
         stream = xp.cuda.Stream(non_blocking=True)
         xp.cuda.Device().synchronize()  # the arrays were made on another stream
-        stream.use()
-    for token in range(tokens):
-        for sequence, length in enumerate(held):
-            pool.extend(sequence, length + token)
-        if graph is not None:
-            graph.launch(stream)
-            continue
-        decode(xp, layers, x, rule)  # on a GPU the first token compiles and loads kernels
+    with stream or nullcontext():
+        for token in range(tokens):
+            for sequence, length in enumerate(held):
+                pool.extend(sequence, length + token)
+            if graph is not None:
+                graph.launch(stream)
+                continue
+            decode(xp, layers, x, rule)  # on a GPU the first token compiles and loads kernels
+            if stream is not None:
+                stream.synchronize()
+                stream.begin_capture()
+                decode(xp, layers, x, rule)
+                graph = stream.end_capture()
         if stream is not None:
             stream.synchronize()
-            stream.begin_capture()
-            decode(xp, layers, x, rule)
-            graph = stream.end_capture()
-    if stream is not None:
-        stream.synchronize()
-        xp.cuda.Stream.null.use()
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.gpu
 cp: Any = pytest.importorskip("cupy")
 
 LENGTHS = [0, 1, 15, 64, 65, 129, 1000]
-NAIVE = AttnSpec(arch="sm_80", kernel="naive", dtype="float16", head_dim=64, br=64, bc=64)
-SM80 = AttnSpec(arch="sm_80", kernel="sm80", dtype="float16", head_dim=64, br=64, bc=64)
+NAIVE = AttnSpec(arch="sm_90", kernel="naive", dtype="float16", head_dim=64, br=64, bc=64)
+SM80 = AttnSpec(arch="sm_90", kernel="sm80", dtype="float16", head_dim=64, br=64, bc=64)
 
 
 def _on_device(kv: Any) -> Any:
