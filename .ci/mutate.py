@@ -428,8 +428,8 @@ GRADIENTS = [
     ),
     Fault(
         "gpu/backward_plan.py",
-        "(arrivals if one.own_counters else memory.counters, *rest)",
-        "(memory.counters, *rest)",
+        "one.place(argument, arrivals if one.own_counters else counters, rest)",
+        "one.place(argument, counters, rest)",
         "tests/gpu/test_backward.py",
     ),
     Fault(
@@ -440,15 +440,39 @@ GRADIENTS = [
     ),
     Fault(
         "gpu/backward_plan.py",
-        "            if one.reads_copies:",
-        "            if True:",
+        "            if copies_left and one.reads_copies:",
+        "            if copies_left:",
         "tests/gpu/test_backward_copies.py",
     ),
     Fault(
         "gpu/backward_plan.py",
-        "0, space.partials - space.sums, stream.ptr",
-        "0, space.partials, stream.ptr",
+        "size = space.partials - space.sums",
+        "size = space.partials",
         "tests/gpu/test_backward_fused.py",
+    ),
+    Fault(
+        "schedule/ordered_lists.py",
+        "n_ranks=max(1, sum(map(_tiles_of, blocks)))",
+        "n_ranks=sum(map(_tiles_of, blocks))",
+        "tests/gpu/test_backward_plans.py",
+    ),
+    Fault(
+        "schedule/ordered_lists.py",
+        "OVERLAPPING, PLAYED_SECTIONS = 1.75, 4",
+        "OVERLAPPING, PLAYED_SECTIONS = 1.75, 1",
+        "tests/choose/test_backward_waits.py",
+    ),
+    Fault(
+        "jit/paged_spec.py",
+        "return page_size % LEAST_BOX == 0",
+        "return page_size % 4 == 0",
+        "tests/gpu/test_paged.py",
+    ),
+    Fault(
+        "choose/paged.py",
+        "not by_boxes(page_size) and spec.warps > MOST_WARPS",
+        "not by_boxes(page_size) and False",
+        "tests/gpu/test_paged.py",
     ),
 ]
 
