@@ -213,8 +213,8 @@ def prepare(
     same is made, and serves both. With `gradients` also all that the first `attention_backward` with such arguments
     does before its launches, if it wants all gradients, is deterministic and has no config. Keep the mask until the
     call: what is made lives on it.
-    max_length: of a CachedKV the most keys that a sequence will have. Its capacity bounds all that is made, so a number
-    up to the capacity changes nothing, and a greater one is refused.
+    rows, max_rows: as in `attention`. max_length: of a CachedKV the most keys that a sequence will have. Its capacity
+    bounds all that is made, so a number up to the capacity changes nothing, and a greater one is refused.
     On NumPy arrays it checks the arguments and does nothing else. Raises what `attention` raises.
     """
     if type(return_lse) is not bool:

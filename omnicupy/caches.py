@@ -30,12 +30,13 @@ def append(kv: AnyKV, k_new: Any, v_new: Any, slots: Any = None) -> None:
         any strides that `attention` takes.
     slots: None, or int64 or int32 (tokens,), contiguous: where each token goes, as engines keep it; k_new and v_new are
         then (tokens, kv_heads, head_dim), and lengths and table are not read. Row r of page p is slot
-        p * page_size + r; of a CachedKV key i of sequence b is slot b * capacity + i. -1 leaves a token out. A slot
-        that is named twice gets one of its tokens, whichever.
+        p * page_size + r; of a CachedKV key i of sequence b is slot b * capacity + i. -1 leaves a token out. Name a
+        slot once: on a device one that is named twice may hold parts of several tokens.
 
     Into e4m3 caches go values / scale, a float32 quotient, rounded to nearest, ties to even, and beyond 448 (infinity
     too) 448; NaN stays NaN. Scales of all and of heads are only read. Scales of tokens are written: the largest
-    magnitude of a token's row (NaN left aside) / 448, or 1 where that is zero.
+    magnitude of a token's row (NaN left aside) / 448, or 1 where that is zero. A row that holds an infinity gets an
+    infinite scale then, and reads as NaN.
 
     Lengths stay as they are: layers share them, and the caller adds the new tokens once a step, ahead of the first one.
     Where a sequence has fewer keys than tokens the first ones have no place and are left out; of an empty one, all.

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from omnicupy.call import check, check_paged, check_ragged
+from omnicupy.call import check, check_fp8, check_paged, check_ragged
 from omnicupy.call.arrays import on_gpu as is_on_gpu
 from omnicupy.call.problem import Problem, split_of, type_name
 from omnicupy.jit.spec import AttnSpec
@@ -72,6 +72,7 @@ def call(
     )
     if ragged and out is not None:
         check_ragged.check_out(out, q, kv, problem.value_dim)
+        check_fp8.check_out(out, q, kv)
     if not isinstance(rule, CachedRule):
         _refuse_rule(rule)
     _check_lengths(q, kv.lengths, problem)

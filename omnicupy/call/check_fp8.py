@@ -118,7 +118,9 @@ def _check_array(name: str, scale: Any, kv: AnyKV, like: Any) -> None:
 
 
 def _check_value(name: str, value: float) -> None:
-    if not 0 < value <= float(np.finfo(np.float32).max):  # not for NaN
+    with np.errstate(all="ignore"):
+        held = float(np.float32(value))
+    if not 0 < held < math.inf:  # not for NaN
         raise ValueError(f"{name} must be finite and above 0 in float32, got {value}")
 
 

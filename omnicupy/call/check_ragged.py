@@ -11,7 +11,7 @@ from omnicupy.call.arrays import DeviceArray
 from omnicupy.call.arrays import on_gpu as is_on_gpu
 from omnicupy.errors import UnsupportedError
 from omnicupy.masks.arguments import at_least_one, plain_array
-from omnicupy.serving.caches import AnyKV, pools_of
+from omnicupy.serving.caches import AnyKV, names_of, pools_of
 from omnicupy.serving.rule import CachedRule
 
 STARTS_DTYPE = np.dtype(np.int32)
@@ -95,9 +95,8 @@ def check_out(out: Any, q: Any, kv: AnyKV, value_dim: int) -> None:
         raise ValueError(
             f"out must have the shape of q with the width of v where rows is given, {wanted}, got {tuple(out.shape)}"
         )
-    k, v, _ = pools_of(kv)
     like = as_tensor(q)
-    read = [("q", like), ("k", k), ("v", v)]
+    read = [("q", like), *zip(names_of(kv), pools_of(kv)[:2], strict=True)]
     check.check_target("out", as_tensor(out), ("q", like), read, shape=(1, wanted[1], wanted[0], value_dim))
 
 

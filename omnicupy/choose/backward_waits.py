@@ -2,7 +2,8 @@
 
 Who waits for whom follows from the ranks (schedule/ordered_lists.py). They are those of a schedule in which all tiles
 take as long. Here the launch is played with what tiles take, and with the time that an addition needs. A consumer
-warpgroup hands its tile of dQ over and goes on; it waits where its last one, two tiles ago, has not been added yet.
+warpgroup hands its tile of dQ over and goes on; it waits where its last one, two tiles ago, has not been added yet. The
+next item is taken when all additions of the one at hand have had their turn.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ ADDITION = (
 )
 MOST_STEPS = 600_000  # tiles that are played: a second or two
 WARPGROUPS = 2  # that take turns with tiles of dQ
+_NEXT_ITEM = -1  # whose turn it is where no tile is done, but the next item may be taken
 
 Step = tuple[int, int, float]  # the sum that a tile adds to, how many add to it before, what the tile takes
 
@@ -92,6 +94,9 @@ class _Worker:
     free_at: list[float | None] = field(default_factory=lambda: [0.0] * WARPGROUPS)
     turn: int = 0
     held: tuple[float, Step] | None = None  # when it could have gone on, and with what
+    wants: float | None = (
+        None  # since when it could take the next item, but for additions that wait for their turn
+    )
 
 
 class Play:
@@ -116,6 +121,9 @@ class Play:
             self._go_on(number, 0.0)
         while self._done:
             time, number, turn, (place, rank, _) = heapq.heappop(self._done)
+            if turn == _NEXT_ITEM:
+                self._go_on(number, time)
+                continue
             self._last = max(self._last, time)
             if self._addition is not None:
                 self._workers[number].free_at[turn] = None
@@ -132,6 +140,9 @@ class Play:
         """The next tile of a multiprocessor that is free at a time, or of its next item."""
         worker = self._workers[number]
         step = next(worker.steps, None)
+        if step is None and self._addition is not None and None in worker.free_at:
+            worker.wants = time
+            return
         while step is None:
             item = next(self._items, None)
             if item is None:
@@ -164,4 +175,7 @@ class Play:
             if worker.held is not None and worker.turn == turn:
                 held, worker.held = worker.held, None
                 self._work(number, *held)
+            elif worker.wants is not None and None not in worker.free_at:
+                wants, worker.wants = worker.wants, None
+                heapq.heappush(self._done, (max(wants, begin), number, _NEXT_ITEM, (0, 0, 0.0)))
             found = self._waiting.pop((place, rank), None)

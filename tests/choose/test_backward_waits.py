@@ -145,3 +145,10 @@ def test_sections_that_run_into_each_other_wait_little(name: str) -> None:
     workers = BackwardGrid(ORDERED, workload.problem(mask, "bfloat16"), 1, 132, 50 << 20).workers
     lists = ordered_lists([mask.blocks(ORDERED.br, ORDERED.bc)], workers)
     assert backward_waits.waited_share(lists, workers) < 0.1
+
+
+def test_an_item_is_taken_when_all_additions_of_the_last_one_have_had_their_turn() -> None:
+    """The first one's addition waits until 5.5; the second one, free at 5.0, takes the third item."""
+    items = [[(0, 1, 1.0)], [(0, 0, 5.0)], [(9, 0, 1.0)]]
+    assert Play(items, 2, 0.0, None).end() == pytest.approx(5.0)
+    assert Play(items, 2, 0.0, 0.5).end() == pytest.approx(6.0)

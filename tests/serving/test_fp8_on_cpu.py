@@ -139,7 +139,7 @@ def _call(**changes: Any) -> Any:
     pages |= {"page_table": np.zeros((1, 2), np.int32), "lengths": np.array([3], np.int32)}
     pages |= {"k_scale": 1.0, "v_scale": 0.5}
     q = changes.pop("q", np.zeros((1, 2, 1, 16), np.float32))
-    options = {"out": changes.pop("out")} if "out" in changes else {}
+    options = {name: changes.pop(name) for name in ("out", "rows", "max_rows") if name in changes}
     return oc.attention(q, oc.PagedKV(**(pages | changes)), mask=oc.cached(), **options)
 
 
@@ -173,6 +173,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ),
     ({"k_scale": 0.0}, ValueError, "k_scale must be finite and above 0 in float32, got 0.0"),
     ({"v_scale": float("nan")}, ValueError, "v_scale must be finite and above 0 in float32, got nan"),
+    ({"k_scale": 1e-60}, ValueError, "k_scale must be finite and above 0 in float32, got 1e-60"),
     ({"v_scale": 1e39}, ValueError, "v_scale must be finite and above 0 in float32, got 1e+39"),
     (
         {"k_scale": np.array([1, -1], np.float32)},
@@ -227,6 +228,11 @@ def test_out_may_not_lie_in_a_cache() -> None:
     scale = np.ones((5, 4, 2), np.float32)
     with pytest.raises(ValueError, match="out must not overlap v_scale"):
         _call(v_scale=scale, out=scale.reshape(-1)[:32].reshape(1, 2, 1, 16))
+    of_rows = {"q": np.zeros((1, 2, 16), np.float32), "rows": np.array([0, 1], np.int32), "max_rows": 1}
+    with pytest.raises(ValueError, match="out must not overlap v_scale"):
+        _call(v_scale=scale, out=scale.reshape(-1)[:32].reshape(1, 2, 16), **of_rows)
+    with pytest.raises(ValueError, match="out must not overlap k_pages"):
+        _call(k_pages=pool, out=pool.reshape(-1).view(np.float32)[:32].reshape(1, 2, 16), **of_rows)
 
 
 def test_arrays_outside_of_caches_are_refused() -> None:

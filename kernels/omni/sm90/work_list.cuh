@@ -93,7 +93,7 @@ struct Scheduler {
 
   __device__ __forceinline__ Scheduler(typename Smem::Params const& params, Smem& memory) : list{params, memory} {}
 
-  // The producer says when the next item is wanted. The block mask was there before the kernel ahead began; the counter
+  // Who loads keys asks for the next item. The block mask was there before the kernel ahead began; the counter
   // is read after that kernel has ended.
   __device__ __forceinline__ void run() {
     int index = blockIdx.x;

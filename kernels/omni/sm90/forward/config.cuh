@@ -1,5 +1,5 @@
 // What the Hopper forward kernel is launched with, and its compile-time shape: one producer warpgroup, kConsumers
-// consumer warpgroups of 64 query rows.
+// consumer warpgroups of 64 query rows, and for caches of e4m3 one more, which converts.
 #pragma once
 
 #include "omni/mma_atom.cuh"

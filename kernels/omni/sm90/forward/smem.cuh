@@ -28,9 +28,9 @@ struct ForwardSmem {
   u64 work_full[kSlots], work_empty[kSlots];
 
   u64 dead_zeroed;  // all consumers meet there: dead V rows are zeroed
-  u64 work_wanted;  // the producer asks the scheduler for the next item
+  u64 work_wanted;  // who loads keys asks the scheduler for the next item
 
-  // Of the items in the slots, for the producer.
+  // Of the items in the slots, for who loads keys: the producer, of e4m3 the warps that convert.
   Walk walks[Cfg::kScheduler ? kSlots : 1];
 
   // Where an item's Q lies, and the parity that its barriers are waited for with.
