@@ -109,7 +109,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return numpy_gpu.attention(*arguments, config=config)
 
     monkeypatch.setattr(explain_run, "attention", attention)
-    monkeypatch.setattr(choose_saved, "find", lambda *arguments: None)
+    monkeypatch.setattr(choose_saved, "find", lambda *arguments, **of: None)
     return called
 
 
@@ -141,7 +141,7 @@ def test_a_gpu_that_was_not_measured_is_said(gpu: list[Any]) -> None:
 
 def test_a_tuned_choice_is_what_is_explained(gpu: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = variants.parse("sm90-64x96-s2-w8", "sm_90", "bfloat16", 16)
-    monkeypatch.setattr(choose_saved, "find", lambda *arguments: chosen)
+    monkeypatch.setattr(choose_saved, "find", lambda *arguments, **of: chosen)
     assert explain_run.run(problem_of(LAYOUT, Sizes(heads=2, head_dim=16)), "bfloat16").spec == chosen
 
 

@@ -173,4 +173,4 @@ def test_records_of_the_repository_are_drawn(tmp_path: Path, name: str, suite: s
 
 def test_drawable_suites_are_suites() -> None:
     assert set(plots.DRAWN) <= set(GPU_SUITES)
-    assert set(GPU_SUITES) - set(plots.DRAWN) == {"latency"}
+    assert set(GPU_SUITES) - set(plots.DRAWN) == {"latency", "fit", "unseen"}
