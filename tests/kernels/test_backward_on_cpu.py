@@ -60,9 +60,10 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("changes", CHANGES)
 @pytest.mark.parametrize(
-    "which", [SPECS[0], SPECS[1], SPECS[2], SPECS[6]], ids=lambda which: "-".join(map(str, which))
+    ("which", "changes"),
+    [*((SPECS[i], changes) for i in (0, 1, 2) for changes in CHANGES), (SPECS[6], "both")],
+    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value)),
 )
 def test_gradients_of_changed_scores(
     which: tuple[str, str, str, int], changes: str, libraries: Callable[[BackwardKernel], Any]

@@ -16,7 +16,9 @@ HOPPER = [spec for spec in table.rows() if spec.kernel == "sm90"]
 
 
 def test_the_table_is_what_the_script_makes() -> None:
-    assert make_wgmma.TARGET.read_text() == make_wgmma.text(), "run: python tests/helpers/make_wgmma.py --write"
+    assert make_wgmma.TARGET.read_text() == make_wgmma.text(), (
+        "run: python tests/helpers/make_wgmma.py --write"
+    )
 
 
 @pytest.mark.parametrize("spec", HOPPER, ids=lambda spec: f"d{spec.head_dim}-{spec.dtype}")
