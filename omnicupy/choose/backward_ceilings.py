@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from omnicupy.choose.interpolate import at_head_dim
 from omnicupy.errors import UnsupportedError
 
 FloatArray = NDArray[np.float64]
@@ -89,13 +90,8 @@ class BackwardCeilings:
                 known,
             ),
         )
-        found = sorted((one for one in of_part if one.owned == nearest), key=lambda one: one.head_dim)
-        dims = [one.head_dim for one in found]
-        values = np.array([[getattr(one, name) for name in OF_KERNELS] for one in found])
-        columns = (float(np.interp(head_dim, dims, column)) for column in values.T)
-        picked = dict(zip(OF_KERNELS, columns, strict=True))
-        for name in ("pair_ps", "item_us", "merge_us"):
-            picked[name] *= max(1.0, head_dim / dims[-1])
+        found = [one for one in of_part if one.owned == nearest]
+        picked = at_head_dim(found, OF_KERNELS, head_dim, ("pair_ps", "item_us", "merge_us"))
         picked["item_us"] *= owned / nearest
         picked["merge_us"] *= owned / nearest
         return KernelCeiling(kernel, part, head_dim, owned, **picked)

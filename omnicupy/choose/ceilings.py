@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from omnicupy.choose import backward_ceilings
 from omnicupy.choose.backward_ceilings import BackwardCeilings
+from omnicupy.choose.interpolate import at_head_dim
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit import trust
 from omnicupy.jit.files import replace_file
@@ -124,13 +125,8 @@ class Ceilings:
                 known,
             ),
         )
-        found = sorted((one for one in of_kernel if one.br == height), key=lambda one: one.head_dim)
-        dims = [one.head_dim for one in found]
-        values = np.array([[getattr(one, name) for name in FITTED] for one in found])
-        columns = (float(np.interp(head_dim, dims, column)) for column in values.T)
-        picked = dict(zip(FITTED, columns, strict=True))
-        for name in ("pair_ps", "item_us"):
-            picked[name] *= max(1.0, head_dim / dims[-1])
+        found = [one for one in of_kernel if one.br == height]
+        picked = at_head_dim(found, FITTED, head_dim, ("pair_ps", "item_us"))
         picked["item_us"] *= br / height
         return Ceiling(kernel, head_dim, height, **picked)
 

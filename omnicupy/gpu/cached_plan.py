@@ -106,10 +106,9 @@ class CachedPlan:
     ) -> None:
         """Run on `stream`, of the plan's device, which is current.
 
-        addresses: of q, k, v, out and lse, the last 0 for none.  lengths, row_starts: addresses,
-        read where there is no `made`.  made: lists that the planner has written on this stream; None makes them first.
-        page_table, sink_logits, and
-        scales, of keys and of values: addresses, 0 for none.
+        addresses: of q, k, v, out and lse, the last 0 for none.  lengths, row_starts: addresses, read where there is no
+        `made`.  made: lists that the planner has written on this stream; None makes them first.
+        page_table, sink_logits, and scales, of keys and of values: addresses, 0 for none.
         """
         template = None if made is None else made.template_for(self)
         argument = self.kernel.argument(*addresses, template, sink_logits=sink_logits)

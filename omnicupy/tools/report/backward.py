@@ -12,7 +12,7 @@ from omnicupy.tools.bench.records import OURS, table
 from omnicupy.tools.explain import backward_fitting
 from omnicupy.tools.explain.backward_fitting import BackwardResidual
 from omnicupy.tools.report.library import Library
-from omnicupy.tools.report.tables import NONE
+from omnicupy.tools.report.tables import NONE, PREDICTIONS
 
 IN_ANY_ORDER = f"{OURS}:{ANY_ORDER}"
 ALLOWED = 0.15  # error of a prediction of a workload outside of the fit
@@ -53,16 +53,7 @@ def ceilings(library: Library) -> str:
 
 def predictions(library: Library) -> str:
     """How well the model predicts each record of the backward pass."""
-    head = [
-        "device",
-        "record",
-        "in the fit",
-        "measurements",
-        "median error",
-        "largest error",
-        "measurement with it",
-    ]
-    rows = [head, ["---", "---", "---", "---:", "---:", "---:", "---"]]
+    rows = [*PREDICTIONS]
     for device, of in _known():
         for name, content in library.of.items():
             if content.get("device") != device.name:

@@ -15,7 +15,7 @@ from omnicupy.tools.explain import devices, fitting
 from omnicupy.tools.report import sparsity
 from omnicupy.tools.report import style as plot_style
 from omnicupy.tools.report.library import Found, Library
-from omnicupy.tools.report.tables import NONE
+from omnicupy.tools.report.tables import NONE, PREDICTIONS
 from omnicupy.tools.workloads import words
 from omnicupy.tools.workloads.workload import NAMED
 
@@ -144,16 +144,7 @@ def ceilings(library: Library) -> str:
 
 def predictions(library: Library) -> str:
     """How well the model predicts: records that it was fitted on, the same held out, and records that it never saw."""
-    head = [
-        "device",
-        "record",
-        "in the fit",
-        "measurements",
-        "median error",
-        "largest error",
-        "measurement with it",
-    ]
-    rows = [head, ["---", "---", "---", "---:", "---:", "---:", "---"]]
+    rows = [*PREDICTIONS]
     for of in choose_ceilings.load():
         known = [name for name in of.sources if name in library.of]
         for name, content in library.of.items():

@@ -14,6 +14,19 @@ from omnicupy.tools.report.library import Found, Library
 from omnicupy.tools.workloads.workload import by_name
 
 NONE = "No record of this suite yet."
+# The head of a table that says how well a cost model predicts each record.
+PREDICTIONS = (
+    [
+        "device",
+        "record",
+        "in the fit",
+        "measurements",
+        "median error",
+        "largest error",
+        "measurement with it",
+    ],
+    ["---", "---", "---", "---:", "---:", "---:", "---"],
+)
 
 
 def records_used(library: Library) -> str:
