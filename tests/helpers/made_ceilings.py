@@ -23,7 +23,7 @@ SHARED = {
     "dkdv": (20.0, 8.0, 0.0),
     "dq": (30.0, 10.0, 25.0),
     "fused": (40.0, 9.0, 0.0),
-    "ordered": (45.0, 12.0, 0.0),
+    "ordered": (40.0, 9.0, 0.0),
 }
 ITEM_US, MERGE_US = 3.0, 2.0  # of 128 x 128 elements
 BACKWARD = BackwardCeilings(

@@ -30,6 +30,9 @@ TURNS = 40  # of fitting and assigning anew
 SETTLED = 1e-4
 OTHERS = 3  # numbers of a pass: a launch, a megabyte ahead and behind, a megabyte of the kernels between
 
+# Kernels of one source, which handle masks and items alike: they differ in the time of a pair alone.
+LIKE = {"ordered": "fused"}
+
 Class = tuple[str, str, int, int]  # kernel, part, mean width, tokens owned
 
 
@@ -139,12 +142,12 @@ def fit(measured: Sequence[BackwardPoint], sources: Sequence[str] = ()) -> Backw
     """Ceilings that make the least squares of relative errors.
 
     For each kernel a time a pair at each head_dim and number of tokens owned, and, shared by these, what PARTIAL and
-    CAUSAL pairs take longer, the time of a skipped pair, of a work item, and of a part of a split block; for all the
-    launch and the times of a megabyte; none below zero. As in fitting.fit, fitting and assigning take turns. Raises
-    ValueError where there are fewer measurements than numbers.
+    CAUSAL pairs take longer, the time of a skipped pair, of a work item, and of a part of a split block; LIKE says
+    which kernels have these in common. For all the launch and the times of a megabyte; none below zero. As in
+    fitting.fit, fitting and assigning take turns. Raises ValueError where there are fewer measurements than numbers.
     """
     classes = sorted({_class_of(one) for point in measured for one in point.work.kernels})
-    parts = sorted({found[:2] for found in classes})
+    parts = sorted({_source_of(found) for found in classes})
     count = len(classes) + (len(TERMS) - 1) * len(parts) + OTHERS
     if len(measured) < count:
         raise ValueError(
@@ -185,6 +188,11 @@ def _class_of(work: backward_prediction.KernelWork) -> Class:
     return kernel.kernel, kernel.part, backward_prediction.mean_columns(kernel), work.owned
 
 
+def _source_of(of: Class) -> tuple[str, str]:
+    """Classes of one kernel and one of these parts share all times but that of a pair."""
+    return of[0], LIKE.get(of[1], of[1])
+
+
 def _share(of: Class) -> FloatArray:
     """What each of the numbers of a class is multiplied by: an item is in proportion to what it owns."""
     elements = of[2] * of[3] / ITEM_ELEMENTS
@@ -193,7 +201,7 @@ def _share(of: Class) -> FloatArray:
 
 def _columns(of: Class, classes: Sequence[Class], parts: Sequence[tuple[str, str]]) -> list[int]:
     """Where the numbers of a class stand, in the order of TERMS."""
-    shared = len(classes) + (len(TERMS) - 1) * parts.index(of[:2])
+    shared = len(classes) + (len(TERMS) - 1) * parts.index(_source_of(of))
     return [classes.index(of), *range(shared, shared + len(TERMS) - 1)]
 
 
