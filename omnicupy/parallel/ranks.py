@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
 import torch.distributed as dist
@@ -24,6 +24,7 @@ class Ranks:
     """A process group of `size` ranks, seen from `rank`.
 
     plans, exchanges: how many there have been; every rank counts the same ones.  agreed: what was compared last.
+    number: of no other one in this process.
     """
 
     group: Any
@@ -32,12 +33,13 @@ class Ranks:
     plans: int = 0
     exchanges: int = 0
     agreed: dict[tuple[bytes, Shared], None] = field(default_factory=dict)
+    number: int = field(default_factory=count(1).__next__)
 
     def exchange(
         self,
         out: Any,
         given: Any,
-        sizes: tuple[Sequence[int], Sequence[int]],
+        sizes: tuple[list[int], list[int]],
         limit: float,
         *,
         hides: bool = False,
@@ -49,7 +51,7 @@ class Ranks:
         group's own time limit holds, since nothing here waits for it.
         """
         self.exchanges += 1
-        received, sent = (list(one) for one in sizes)
+        received, sent = sizes
         if given.is_cuda and not hides:
             # Not as a call of its own stream: memory is given back in the order of the current one, and no event waits.
             dist.all_to_all_single(out, given, received, sent, group=self.group)

@@ -49,7 +49,9 @@ def _of_one_process(made: Plan, given: list[Any], **scores: Any) -> list[list[An
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_processes_give_the_bits_of_one_process(ranks: int, tmp_path: Path) -> None:
-    """Every form of mask, NaN that nobody sees, ranks without rows, other owners of keys; checkpointed too."""
+    """Every form of mask, NaN that nobody sees, ranks without rows, other owners of keys, other layouts; checkpointed
+    too.
+    """
     found = _of_processes("results", ranks, tmp_path)
     for name, (mask, rows) in parallel_ranks.masks().items():
         made = plan(mask, ranks, rows=rows)
@@ -148,6 +150,7 @@ REFUSED = {
     "groups": "ValueError: the call differs between ranks: rank 1 came with mask 0, batch 2, 8 and 8 columns of "
     "float32, heads 1+1; rank 0 with mask 0, batch 2, 8 and 8 columns of float32, heads 2; every rank must",
     "widths": "ValueError: the call differs between ranks: rank 1 came with mask 0, batch 2, 8 and 4 columns",
+    "dtypes": "TypeError: v must have the dtype of q (float32), got float64 on rank {rank}; cast it",
     "heads in all": "ValueError: overlap must be heads of keys in each exchange, 2 in all, got (1, 2)",
     "way": "TypeError: attention: overlap must be",
     "arrays": "TypeError: q must be a tensor or a CuPy array, got ndarray; attention_of_ranks takes lists",
