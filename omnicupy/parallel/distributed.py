@@ -37,6 +37,8 @@ def attention(
     """The call on tensors. arrays: q, k, v and sink_logits or None; others as in `omnicupy.parallel.attention`."""
     q, k, v, sink_logits = arrays
     tensors.check(q, k, v, None, sink_logits)
+    if not tensors.lie_in_memory(q, k, v):  # keys are moved as they lie
+        tensors.check_storage(q=q, k=k, v=v)
     ranks = ranks_of(group)
     check.of_group(plan, ranks.rank, ranks.size)
     if state.any_autocast():

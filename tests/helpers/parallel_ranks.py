@@ -184,6 +184,8 @@ def refused(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
         ),
         "widths": message(lambda: oc.parallel.attention(q, k, v[..., : 8 - 4 * (rank == 1)], made)),
         "dtypes": message(lambda: oc.parallel.attention(q, k, v.double(), made)),
+        "negated": message(lambda: oc.parallel.attention(q, torch._neg_view(k), v, made)),
+        "nested": message(lambda: oc.parallel.attention(q, torch.nested.as_nested_tensor(list(k)), v, made)),
         "heads in all": message(lambda: oc.parallel.attention(q, k, v, made, overlap=(1, 2))),
         "way": message(lambda: oc.parallel.attention(q, k, v, made, overlap="columns")),
         "arrays": message(lambda: oc.parallel.attention(q.numpy(), k, v, made)),

@@ -151,6 +151,8 @@ REFUSED = {
     "float32, heads 1+1; rank 0 with mask 0, batch 2, 8 and 8 columns of float32, heads 2; every rank must",
     "widths": "ValueError: the call differs between ranks: rank 1 came with mask 0, batch 2, 8 and 4 columns",
     "dtypes": "TypeError: v must have the dtype of q (float32), got float64 on rank {rank}; cast it",
+    "negated": "UnsupportedError: k is a negated view; pass k.resolve_neg()",
+    "nested": "UnsupportedError: k is a nested tensor",
     "heads in all": "ValueError: overlap must be heads of keys in each exchange, 2 in all, got (1, 2)",
     "way": "TypeError: attention: overlap must be",
     "arrays": "TypeError: q must be a tensor or a CuPy array, got ndarray; attention_of_ranks takes lists",
