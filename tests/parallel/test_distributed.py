@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -189,6 +190,20 @@ def test_tensors_are_sharded_as_arrays_are() -> None:
     labels = torch.arange(50)[None]
     assert made.shift(labels, fill=-100)[0, [28, 29, 49]].tolist() == [29, -100, -100]
     assert labels[0, 0] == 0
+
+
+def test_only_an_exchange_on_a_stream_of_its_own_gets_a_head_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    from omnicupy.parallel import ranks
+
+    held: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: held.append(device) or nullcontext())
+    monkeypatch.setattr(torch.cuda, "_sleep", held.append)
+    given = (SimpleNamespace(device="cuda:3"),)
+    ranks.Pending(None, 1, tensors=given).let_begin()  # on the current stream
+    ranks.Pending(None, 1, object(), 60.0, given).let_begin()  # on the CPU
+    assert not held
+    ranks.Pending(None, 1, object(), None, given).let_begin()
+    assert held == ["cuda:3", ranks.HEAD_START]
 
 
 def test_where_gradients_of_keys_can_be_made_first(monkeypatch: pytest.MonkeyPatch) -> None:
