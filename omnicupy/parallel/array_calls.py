@@ -89,7 +89,7 @@ def _gathered(plan: Plan, group: Group, k: Any, v: Any, mask: Which) -> tuple[An
     if not plan.travels(mask):
         return k, v
     xp, trip = module_of(k), plan.exchange(group.rank, mask)
-    places, own = _on(xp, np.concatenate(trip.send)), [_bits(one) for one in (k, v)]
+    places, own = _places(plan, trip, xp)[0], [_bits(one) for one in (k, v)]
     given = xp.concatenate([one.transpose(2, 0, 1, 3)[places] for one in own], axis=3)
     out = xp.empty((sum(trip.received), *given.shape[1:]), given.dtype)
     group.exchange(out, given, (trip.received, trip.sent))
@@ -113,7 +113,7 @@ def _returned(plan: Plan, group: Group, parts: Sequence[Any], mask: Which) -> li
     out = xp.empty((sum(trip.sent), *given.shape[1:]), given.dtype)
     group.exchange(out, given, (trip.sent, trip.received))
     total = widen(rows[: trip.own].view(dtype), np.float64 if dtype == np.float64 else np.float32, xp)
-    _add(total, out.view(dtype), trip)
+    _add(total, out.view(dtype), _places(plan, trip, xp)[1])
     if total.dtype != dtype:
         total = narrow(total, dtype)
     found: list[Any] = [None, None]
@@ -125,20 +125,30 @@ def _returned(plan: Plan, group: Group, parts: Sequence[Any], mask: Which) -> li
     return found
 
 
-def _add(total: Any, returned: Any, trip: Exchange) -> None:
+def _add(total: Any, returned: Any, of_ranks: Sequence[Any]) -> None:
     """In place: the rows that came back, rank by rank; each place comes once from a rank."""
     before, xp = 0, module_of(total)
-    for places in trip.send:
+    for places in of_ranks:
         count = len(places)
         if count:
-            total[_on(xp, places)] += widen(returned[before : before + count], total.dtype, xp)
+            total[places] += widen(returned[before : before + count], total.dtype, xp)
         before += count
+
+
+def _places(plan: Plan, trip: Exchange, xp: Any) -> tuple[Any, tuple[Any, ...]]:
+    """The places of the keys that are sent, all and those of each rank, on the current device; kept with the plan."""
+    device = None if xp is np else xp.cuda.Device().id
+    key = ("arrays", id(trip), device)
+    if key not in plan._found:
+        parts = (np.concatenate(trip.send), *trip.send)
+        every, *of_ranks = parts if xp is np else [xp.asarray(one) for one in parts]
+        if xp is not np:
+            xp.cuda.get_current_stream().synchronize()  # calls on other streams read them, too
+        plan._found[key] = every, tuple(of_ranks)
+    found: tuple[Any, tuple[Any, ...]] = plan._found[key]
+    return found
 
 
 def _bits(array: Any) -> Any:
     """16-bit numbers as integers: moving these is the same in every version of an array library."""
     return array.view(np.uint16) if array.dtype.itemsize == 2 else array
-
-
-def _on(xp: Any, places: Any) -> Any:
-    return places if xp is np else xp.asarray(places)

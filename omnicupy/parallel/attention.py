@@ -155,19 +155,20 @@ def _check_limit(time_limit: float) -> None:
 
 def _of_arrays(arrays: tuple[Any, Any, Any], group: Any) -> bool:
     """Whether the call is on CuPy arrays, else it is on tensors. Raises TypeError for mixtures, others, and groups."""
+    of_cupy = is_cupy(arrays[0])
     for name, array in zip("qkv", arrays, strict=True):
         if isinstance(array, (np.ndarray, list, tuple)):
             raise TypeError(
                 f"{name} must be a tensor or a CuPy array, got {type(array).__name__}; attention_of_ranks takes lists "
                 "with a NumPy array for each rank"
             )
-        if is_cupy(array) != is_cupy(arrays[0]):
+        if is_cupy(array) != of_cupy:
             raise TypeError(
                 f"q, k and v must all be tensors or all CuPy arrays, got {name} of another kind than q"
             )
-    if is_cupy(arrays[0]) and not isinstance(group, NcclGroup):
+    if of_cupy and not isinstance(group, NcclGroup):
         raise TypeError(
             f"group must be an omnicupy.parallel.NcclGroup for CuPy arrays, got {type(group).__name__}; make one "
             "from a cupy.cuda.nccl.NcclCommunicator"
         )
-    return is_cupy(arrays[0])
+    return of_cupy

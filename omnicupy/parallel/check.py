@@ -76,7 +76,7 @@ def of_group(plan: Plan, rank: int, size: int) -> None:
 def of_rank(plan: Plan, rank: int, arrays: tuple[Any, Any, Any], mask: int | Sequence[int]) -> None:
     """Raises TypeError or ValueError where q, k and v of a rank are not its shards under the plan.
 
-    Dtypes, devices and layouts are looked at by the call that runs on them.
+    Which dtypes, devices and layouts are served the call says that runs on them.
     """
     for name, array in zip("qkv", arrays, strict=True):
         if not hasattr(array, "shape") or len(array.shape) != 4:
@@ -84,6 +84,10 @@ def of_rank(plan: Plan, rank: int, arrays: tuple[Any, Any, Any], mask: int | Seq
             raise ValueError(
                 f"{name} must have shape (batch, heads, tokens of this rank, head_dim), got {shape} on rank {rank}"
             )
+    for name, array in zip("kv", arrays[1:], strict=True):  # of both travels one piece
+        if array.dtype != arrays[0].dtype:
+            asked, came = (str(one.dtype).removeprefix("torch.") for one in (arrays[0], array))
+            raise TypeError(f"{name} must have the dtype of q ({asked}), got {came} on rank {rank}; cast it")
     q, k, v = (tuple(array.shape) for array in arrays)
     for name, found, owners, what in (("q", q, plan.rows, "rows"), ("k", k, plan.keys, "keys")):
         if found[2] != (count := int(owners.counts[rank])):

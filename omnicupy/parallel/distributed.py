@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -13,12 +12,12 @@ from torch.autograd.function import once_differentiable
 from omnicupy.choose import backward_table
 from omnicupy.jit import archs
 from omnicupy.parallel import check
-from omnicupy.parallel.overlap import Overlap, Piece, Steps, steps_of
+from omnicupy.parallel.overlap import Overlap, Piece
 from omnicupy.parallel.plan import Plan
-from omnicupy.parallel.prediction import Heads
 from omnicupy.parallel.ranks import ranks_of
-from omnicupy.parallel.trip import Trip, joined, own_copied, parts_of, sides, widths_of
-from omnicupy.torch import tensors
+from omnicupy.parallel.trip import joined, parts_of, sides, widths_of
+from omnicupy.parallel.way import Way, way_of
+from omnicupy.torch import state, tensors
 from omnicupy.torch.autograd import gradients_of
 from omnicupy.torch.call import attention as attention_of_tensors
 
@@ -38,35 +37,46 @@ def attention(
     """The call on tensors. arrays: q, k, v and sink_logits or None; others as in `omnicupy.parallel.attention`."""
     q, k, v, sink_logits = arrays
     tensors.check(q, k, v, None, sink_logits)
+    if not tensors.lie_in_memory(q, k, v):  # keys are moved as they lie
+        tensors.check_storage(q=q, k=k, v=v)
     ranks = ranks_of(group)
     check.of_group(plan, ranks.rank, ranks.size)
-    check.of_rank(plan, ranks.rank, (q, k, v), mask)
-    q, k, v = tensors.autocast(q, k, v)
-    steps = _steps(plan, ranks.rank, mask, (q, k, v), options["overlap"])
-    ranks.agree(plan, check.shared((k, v), mask, steps.groups), limit)
-    rest = {name: value for name, value in options.items() if name != "overlap"}
-    masks = plan.locals(ranks.rank, mask)
-    if masks and not plan.travels(mask):
-        return attention_of_tensors(q, k, v, _given(masks), sink_logits=sink_logits, **rest)
-    overlaps = options["overlap"] is not False
-    trip = Trip(plan, ranks, mask, limit, hides=overlaps or _copies_long(plan, k, v))
-    out, lse = _Shared.apply(q, k, v, sink_logits, _Call(plan, trip, mask, steps, options))
+    if state.any_autocast():
+        q, k, v = tensors.autocast(q, k, v)
+    overlap: Overlap = options.pop("overlap")
+    which = mask if type(mask) is int else plan._which(mask)
+    key = (
+        "call",
+        ranks.number,
+        which,
+        overlap,
+        q.shape,
+        k.shape,
+        v.shape,
+        q.dtype,
+        k.dtype,
+        v.dtype,
+        q.device,
+    )
+    way: Way | None = plan._found.get(key)
+    if way is None:
+        check.of_rank(plan, ranks.rank, (q, k, v), mask)
+        way = way_of(plan, ranks, mask, (q, k, v), overlap)
+    ranks.agree(plan, way.shared, limit)
+    plan._found[key] = way
+    if way.masks and not way.travels:
+        return attention_of_tensors(q, k, v, _given(way.masks), sink_logits=sink_logits, **options)
+    call = _Call(way, limit, options)
+    if _is_seen(q, k, v, sink_logits):
+        out, lse = _Shared.apply(q, k, v, sink_logits, call)
+    else:
+        out, lse, _ = _forward(call, q, k, v, sink_logits)
     return (out, lse) if options["return_lse"] else out
 
 
-def _copies_long(plan: Plan, k: Any, v: Any) -> bool:
-    """Whether own keys take longer to copy than it costs to have the exchange on a stream beside them."""
-    speeds = plan.setting.speeds
-    return bool(2 * (k.numel() + v.numel()) * k.element_size() > speeds.copied * speeds.split_s)
-
-
-def _steps(plan: Plan, rank: int, mask: Which, arrays: tuple[Any, Any, Any], overlap: Overlap) -> Steps:
-    q, k, v = arrays
-    # Work and bytes are those of the mean width.
-    heads = Heads(q.shape[1], k.shape[1], (k.shape[3] + v.shape[3]) // 2)
-    if overlap is None and not q.is_cuda:  # a CPU has no stream beside that of its computing threads
-        overlap = False
-    return steps_of(plan, rank, mask, len(q), heads, overlap)
+def _is_seen(*given: Any) -> bool:
+    """Whether autograd, or what stands in its place, has to see the call."""
+    return tensors.need_gradients(*given) or state.is_watched()
 
 
 def _given(masks: tuple[Any, ...]) -> Any:
@@ -76,20 +86,27 @@ def _given(masks: tuple[Any, ...]) -> Any:
 class _Call:
     """A call whose keys travel, or of a rank that looks at none. options: of `attention`."""
 
-    def __init__(self, plan: Plan, trip: Trip, mask: Which, steps: Steps, options: dict[str, Any]) -> None:
-        self.plan, self.trip, self.mask, self.steps, self.options = plan, trip, mask, steps, options
+    def __init__(self, way: Way, limit: float, options: dict[str, Any]) -> None:
+        self.way, self.limit, self.options = way, limit, options
+        self.trip, self.steps = way.trip, way.steps
         self.scores = options["scale"], options["softcap"]
 
     def launch(self, arrays: Sequence[Any], out: Any, piece: Piece) -> Any:
         """lse of a launch that writes `out`. arrays: q, k, v and sink_logits."""
         q, k, v, sink_logits = arrays
-        how: dict[str, Any] = {
-            "scale": self.scores[0],
-            "softcap": self.scores[1],
-            "config": self.options["config"],
-        }
-        how |= {"sink_logits": sink_logits, "out": out, "return_lse": True}
-        return attention_of_tensors(q, k, v, _given(piece.masks), **how)[1]
+        found = attention_of_tensors(
+            q,
+            k,
+            v,
+            _given(piece.masks),
+            scale=self.scores[0],
+            softcap=self.scores[1],
+            config=self.options["config"],
+            sink_logits=sink_logits,
+            out=out,
+            return_lse=True,
+        )
+        return found[1]
 
     def of_queries(self, heads: slice, q: Any) -> slice:
         """Query heads that read these heads of keys."""
@@ -97,8 +114,34 @@ class _Call:
         return slice(heads.start * each, heads.stop * each)
 
 
-def _groups(sizes: Sequence[int]) -> list[slice]:
-    return [slice(first, stop) for first, stop in pairwise(accumulate(sizes, initial=0))]
+def _forward(call: _Call, q: Any, k: Any, v: Any, sink_logits: Any) -> tuple[Any, Any, list[Any]]:
+    """out, lse, and the buffers of keys for the way back."""
+    way, behind = call.way, call.way.behind
+    widths = widths_of((k, v))
+    # Own keys are copied before the first launch, beside the exchange.
+    came = [way.trip.there((k, v), heads, way.kept, call.limit) for heads in way.groups]
+    if came and way.is_early:
+        came[0][1].let_begin()
+    out = q.new_empty((*q.shape[:3], v.shape[3]))
+    found = _alone(call, (q, k, v, sink_logits), out)
+    parts = []
+    for heads, (buffer, pending) in zip(way.groups, came, strict=True):
+        pending.wait()
+        if behind is None:
+            continue
+        asked, to, sinks = q, out, sink_logits
+        if len(came) > 1:
+            these = call.of_queries(heads, q)
+            asked, to = q[:, these], out[:, these]
+            sinks = None if sink_logits is None else sink_logits[these]
+        if behind.stop - behind.first != q.shape[2]:
+            rows = slice(behind.first, behind.stop)
+            asked, to = asked[:, :, rows], to[:, :, rows]
+        parts.append(call.launch((asked, *sides(buffer, widths), sinks), to, behind))
+    if behind:
+        found[behind.first] = _joined(parts, 1)
+    lse = _joined([found[first] for first in sorted(found)], 2)
+    return out, lse, [buffer for buffer, _ in came]
 
 
 class _Shared(torch.autograd.Function):  # type: ignore[misc]  # no types where torch is missing
@@ -107,33 +150,15 @@ class _Shared(torch.autograd.Function):  # type: ignore[misc]  # no types where 
     @staticmethod
     def forward(ctx: Any, q: Any, k: Any, v: Any, sink_logits: Any, call: _Call) -> Any:
         """out and lse."""
-        steps = call.steps
-        behind = steps.pieces[-1] if steps.pieces and steps.pieces[-1].waits else None
-        low, high = (behind.low, behind.high) if behind else (0, 0)
-        groups = _groups(steps.groups) if call.plan.travels(call.mask) else []
-        came = [call.trip.there((k, v), heads, high - low) for heads in groups]
-        out = q.new_empty((*q.shape[:3], v.shape[3]))
-        # Before the first launch: it takes all multiprocessors, and the exchange needs some until it has begun.
-        if behind:
-            for heads, (buffer, _) in zip(groups, came, strict=True):
-                own_copied(buffer, (k, v), heads, low, high)
-        found = _alone(call, (q, k, v, sink_logits), out)
-        parts = []
-        for heads, (buffer, pending) in zip(groups, came, strict=True):
-            pending.wait()
-            if behind:
-                asked, rows = call.of_queries(heads, q), slice(behind.first, behind.stop)
-                sinks = None if sink_logits is None else sink_logits[asked]
-                given = (q[:, asked, rows], *sides(buffer, widths_of((k, v))), sinks)
-                parts.append(call.launch(given, out[:, asked, rows], behind))
-        if behind:
-            found[behind.first] = _joined(parts, 1)
-        lse = _joined([found[first] for first in sorted(found)], 2)
+        out, lse, buffers = _forward(call, q, k, v, sink_logits)
         ctx.set_materialize_grads(False)
-        ctx.call, ctx.kept, ctx.widths = call, high - low, widths_of((k, v))
+        ctx.call, ctx.widths = call, widths_of((k, v))
+        low, high = call.way.kept
         # A buffer with all own keys stands for k and v, too.
-        own = (None, None) if behind and high - low == call.trip.own and len(came) == 1 else (k, v)
-        ctx.save_for_backward(q, *own, out, lse, sink_logits, *(buffer for buffer, _ in came))
+        own = (
+            (None, None) if call.way.behind and high - low == call.trip.own and len(buffers) == 1 else (k, v)
+        )
+        ctx.save_for_backward(q, *own, out, lse, sink_logits, *buffers)
         return out, lse
 
     @staticmethod
@@ -181,7 +206,8 @@ class _Backward:
 
     def __init__(self, ctx: Any, dout: Any, dlse: Any) -> None:
         self.call: _Call = ctx.call
-        self.kept: int = ctx.kept  # own keys in the buffers
+        low, high = self.call.way.kept
+        self.kept = high - low  # own keys in the buffers
         self.widths = ctx.widths  # of k and v
         self.q, self.k, self.v, self.out, self.lse, self.sink_logits, *self.buffers = ctx.saved_tensors
         self.dout, self.dlse, self.wanted = dout, dlse, ctx.needs_input_grad[:4]
@@ -191,14 +217,15 @@ class _Backward:
         """dq, dk, dv and dsink_logits, None for those that are not wanted: of keys this rank's part, then others'."""
         call, trip = self.call, self.call.trip
         travelling = [side for side in (1, 2) if self.wanted[side]]
-        travels = bool(travelling) and call.plan.travels(call.mask)
-        late = travels and self.wanted[0] and call.options["overlap"] is not False and self._is_apart()
+        travels = bool(travelling) and call.way.travels
+        late = travels and self.wanted[0] and call.way.overlaps and self._is_apart()
         keys = self._keys()
         grads = self._of(keys, (False, *self.wanted[1:3], False) if late else self.wanted)
         if travels:
             mine = [grads[side] for side in travelling]
-            returned, pending = trip.back(mine, trip.own, late)
+            returned, pending = trip.back(mine, late, call.limit)
             if late:
+                pending.let_begin()
                 grads[::3] = self._of(keys, (True, False, False, self.wanted[3]))[::3]
             pending.wait()
             for grad, part in zip(mine, parts_of(returned, widths_of(mine)), strict=True):
@@ -222,7 +249,7 @@ class _Backward:
         if not self.call.steps.pieces:
             made = (self.q, *keys, self.sink_logits)
             return [torch.zeros_like(one) if want else None for one, want in zip(made, wanted, strict=True)]
-        masks = self.call.plan.locals(self.call.trip.ranks.rank, self.call.mask)
+        masks = self.call.way.masks
         options = self.call.scores, tuple(wanted), self.call.options["deterministic"]
         saved = (self.q, *keys, self.out, self.lse, self.sink_logits)
         return list(self.gradients((self.dout, self.dlse), saved, _given(masks), *options))
@@ -234,4 +261,4 @@ class _Backward:
         if self.k is None:
             return sides(self.buffers[0], self.widths)
         received = [buffer[self.kept :] for buffer in self.buffers]
-        return joined((self.k, self.v), _groups(self.call.steps.groups), received)
+        return joined((self.k, self.v), self.call.way.groups, received)

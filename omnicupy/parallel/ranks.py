@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from omnicupy.parallel import check
@@ -17,6 +18,7 @@ from omnicupy.parallel.plan import Plan
 
 GRACE_S = 2.0  # after a time limit, until all who waited have said so
 MOST_AGREED = 1 << 12  # digests kept
+HEAD_START = 20_000  # cycles, about 10 us: until a kernel on another stream has begun behind an event
 
 
 @dataclass
@@ -24,6 +26,7 @@ class Ranks:
     """A process group of `size` ranks, seen from `rank`.
 
     plans, exchanges: how many there have been; every rank counts the same ones.  agreed: what was compared last.
+    number: of no other one in this process.
     """
 
     group: Any
@@ -32,12 +35,13 @@ class Ranks:
     plans: int = 0
     exchanges: int = 0
     agreed: dict[tuple[bytes, Shared], None] = field(default_factory=dict)
+    number: int = field(default_factory=count(1).__next__)
 
     def exchange(
         self,
         out: Any,
         given: Any,
-        sizes: tuple[Sequence[int], Sequence[int]],
+        sizes: tuple[list[int], list[int]],
         limit: float,
         *,
         hides: bool = False,
@@ -49,7 +53,7 @@ class Ranks:
         group's own time limit holds, since nothing here waits for it.
         """
         self.exchanges += 1
-        received, sent = (list(one) for one in sizes)
+        received, sent = sizes
         if given.is_cuda and not hides:
             # Not as a call of its own stream: memory is given back in the order of the current one, and no event waits.
             dist.all_to_all_single(out, given, received, sent, group=self.group)
@@ -133,6 +137,14 @@ class Pending:
     work: Any = None
     limit: float | None = None
     tensors: tuple[Any, ...] = ()
+
+    def let_begin(self) -> None:
+        """Hold the current stream until the exchange, on a stream of its own, has its multiprocessors: a launch that
+        takes all of them would have it wait for its end, and with it all ranks.
+        """
+        if self.work is not None and self.limit is None:
+            with torch.cuda.device(self.tensors[0].device):
+                torch.cuda._sleep(HEAD_START)
 
     def wait(self) -> None:
         """Until what came may be read, on the current stream; once."""

@@ -2,11 +2,15 @@
 
 Buffers have shape (keys, batch, heads, columns), the columns of k beside those of v, which may be of another width: a
 peer's part is one piece, whichever heads travel, and what comes is received in its place behind the own keys.
+
+A small call takes no longer than its host takes to enqueue it, so what the shapes and strides of its tensors determine
+is looked up, and pieces of tensors are views made in one step each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,55 +21,113 @@ from omnicupy.parallel.plan import Plan
 from omnicupy.parallel.ranks import Pending, Ranks
 from omnicupy.parallel.seen import Whole
 
-WIDE = 8  # bytes that a copy moves at once where it can
+WIDE = 8  # bytes of a word, which a copy moves at once where it can
+MOST_PACKINGS = 64  # kept of one trip
 
 Heads: TypeAlias = slice
 Places: TypeAlias = Any  # slice or index tensor
+EVERY = slice(None)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Keys [low, high) of some heads of an array (batch, heads, keys, columns), with keys in front: a view in words.
+
+    offset: from the array's first word.
+    """
+
+    shape: tuple[int, int, int, int]
+    stride: tuple[int, int, int, int]
+    offset: int
+
+    def of(self, words: Any) -> Any:
+        return words.as_strided(self.shape, self.stride, words.storage_offset() + self.offset)
+
+
+@dataclass(frozen=True)
+class _Packing:
+    """How arrays of one shape and layout travel. ratio: their elements in a word; 0 where they do not lie in words, so
+    that elements are moved.
+
+    given: pieces that are packed, or of which `places` are.  own: pieces copied in front of what comes.
+    widths: columns of each array.  sent, buffer: shapes; both in words.
+    """
+
+    ratio: int
+    widths: tuple[int, ...]
+    given: tuple[_Piece, ...]
+    places: Any
+    own: tuple[_Piece, ...]
+    sent: tuple[int, int, int, int]
+    buffer: tuple[int, int, int, int]
+
+    def words(self, arrays: Sequence[Any]) -> Sequence[Any]:
+        return [one.view(torch.int64) for one in arrays] if self.ratio else arrays
+
+    def empty(self, shape: Sequence[int], like: Any) -> Any:
+        dtype = torch.int64 if self.ratio else like.dtype
+        return torch.empty(shape, dtype=dtype, device=like.device)
+
+    def packed(self, words: Sequence[Any], like: Any) -> Any:
+        """A buffer with what is sent."""
+        found = self.empty(self.sent, like)
+        if not self.sent[0]:
+            return found
+        parts = found.split_with_sizes(self.widths, 3)
+        for part, one, piece in zip(parts, words, self.given, strict=True):
+            if self.places is None:
+                part.copy_(piece.of(one))
+            else:
+                torch.index_select(piece.of(one), 0, self.places, out=part)
+        return found
 
 
 class Trip:
-    """What the exchanges of a call need of its plan.
+    """What the exchanges of calls need of their plan. Kept with the plan, whatever the tensors.
 
     hides: enqueue on a stream of the collectives' own, so that the exchange runs beside what follows.
     """
 
-    def __init__(
-        self, plan: Plan, ranks: Ranks, mask: int | Sequence[int], limit: float, hides: bool = True
-    ) -> None:
+    def __init__(self, plan: Plan, ranks: Ranks, mask: int | Sequence[int], hides: bool = True) -> None:
         self.exchange: Exchange = plan.exchange(ranks.rank, mask)
-        self.ranks, self.limit, self.hides, self._found = ranks, limit, hides, plan._found
+        self.ranks, self.hides, self._found = ranks, hides, plan._found
         self.own, self.coming = self.exchange.own, sum(self.exchange.received)
+        self.received, self.sent = list(self.exchange.received), list(self.exchange.sent)
+        self._packings: dict[Any, _Packing] = {}
 
-    def there(self, arrays: Sequence[Any], heads: Heads, own: int = 0) -> tuple[Any, Pending]:
-        """Enqueue the exchange of these heads of k and v. own: keys that the buffer has room for in front.
+    def there(
+        self, arrays: Sequence[Any], heads: Heads, own: tuple[int, int], limit: float
+    ) -> tuple[Any, Pending]:
+        """Enqueue the exchange of these heads of k and v. own: the own keys [low, high) that are copied in front.
 
         Returns the buffer, (own + keys that come, batch, heads, columns of both), and what to wait for before it is
         read.
         """
-        given = _new(arrays, heads, sum(self.exchange.sent))
-        every = self._places(arrays[0].device)
-        for part, one in zip(parts_of(given, widths_of(arrays)), arrays, strict=True):
-            if given.shape[0]:
-                _gather(part, _by_key(one[:, heads]), every)
-        buffer = _new(arrays, heads, own + self.coming)
-        return buffer, self._moved(
-            buffer[own:], given, self.exchange.received, self.exchange.sent, self.hides
-        )
+        k = arrays[0]
+        packing = self._packing("there", arrays, heads, own)
+        words = packing.words(arrays)
+        given = packing.packed(words, k)
+        buffer = packing.empty(packing.buffer, k)
+        count = own[1] - own[0]
+        pending = self._moved(buffer[count:], given, self.received, self.sent, self.hides, limit)
+        if count:
+            parts = buffer[:count].split_with_sizes(packing.widths, 3)
+            for part, one, piece in zip(parts, words, packing.own, strict=True):
+                part.copy_(piece.of(one))
+        return (buffer.view(k.dtype) if packing.ratio else buffer), pending
 
-    def back(self, grads: Sequence[Any], before: int, hides: bool = False) -> tuple[Any, Pending]:
-        """Enqueue the way back of gradients of received keys, which lie behind `before` own ones. hides: beside what
+    def back(self, grads: Sequence[Any], hides: bool, limit: float) -> tuple[Any, Pending]:
+        """Enqueue the way back of gradients of received keys, which lie behind the own ones. hides: beside what
         follows, where anything does.
 
         Returns the buffer of what comes back of own keys, by who had them, and what to wait for before it is read.
         """
-        every = slice(None)
-        given = _new(grads, every, self.coming)
-        for part, one in zip(parts_of(given, widths_of(grads)), grads, strict=True):
-            if self.coming:
-                _copy(part, _by_key(one)[before:])
-        buffer = _new(grads, every, sum(self.exchange.sent))
-        hides = hides and self.hides
-        return buffer, self._moved(buffer, given, self.exchange.sent, self.exchange.received, hides)
+        first = grads[0]
+        packing = self._packing("back", grads, EVERY, (0, 0))
+        given = packing.packed(packing.words(grads), first)
+        buffer = packing.empty(packing.buffer, first)
+        pending = self._moved(buffer, given, self.sent, self.received, hides and self.hides, limit)
+        return (buffer.view(first.dtype) if packing.ratio else buffer), pending
 
     def add(self, grad: Any, returned: Any) -> None:
         """In place: the parts of other ranks, in their order. returned: (keys that came back, batch, heads, columns).
@@ -74,7 +136,7 @@ class Trip:
         """
         if not returned.shape[0]:
             return
-        total, parts = _by_key(grad), returned
+        total, parts = grad.permute(2, 0, 1, 3), returned
         if self._apart():  # each place comes once, and one addition in the dtype of k rounds once, too
             places = self._places(grad.device)
             if isinstance(places, slice):
@@ -84,11 +146,43 @@ class Trip:
             return
         every, *of_ranks = self._touched(grad.device)
         sums = total.index_select(0, every).to(torch.promote_types(grad.dtype, torch.float32))
-        for part, places in zip(parts.split(list(self.exchange.sent)), of_ranks, strict=True):
+        for part, places in zip(parts.split(self.sent), of_ranks, strict=True):
             if len(places):
                 # Each place comes once: an addition whose order does not matter.
                 sums.index_add_(0, places, part.to(sums.dtype))
         total.index_copy_(0, every, sums.to(grad.dtype))
+
+    def _packing(self, what: str, arrays: Sequence[Any], heads: Heads, own: tuple[int, int]) -> _Packing:
+        """own: as of `there`."""
+        odd = 0
+        for one in arrays:
+            odd |= one.storage_offset()
+        layout = [(one.shape, one.stride()) for one in arrays]
+        first = arrays[0]
+        key = (what, *layout, first.dtype, first.device, heads.start, heads.stop, own, odd % WIDE)
+        found = self._packings.get(key)
+        if found is None:
+            ratio = _ratio(arrays)
+            there = what == "there"
+            pieces = [_pieces(arrays, heads, bounds, ratio) for bounds in ((0, self.own), own)]
+            places = None
+            if there:
+                places = self._places(first.device)
+                if isinstance(places, slice):
+                    pieces[0] = _pieces(arrays, heads, (places.start, places.stop), ratio)
+                    places = None
+            else:
+                pieces[0] = _pieces(arrays, heads, (self.own, self.own + self.coming), ratio)
+            widths = tuple(one.shape[3] // (ratio or 1) for one in arrays)
+            rest = first.shape[0], len(range(first.shape[1])[heads]), sum(widths)
+            leaving, coming = sum(self.sent), self.coming
+            shapes = (leaving, own[1] - own[0] + coming) if there else (coming, leaving)
+            buffers = [(count, *rest) for count in shapes]
+            found = _Packing(ratio, widths, pieces[0], places, pieces[1], buffers[0], buffers[1])
+            if len(self._packings) == MOST_PACKINGS:
+                self._packings.clear()
+            self._packings[key] = found
+        return found
 
     def _apart(self) -> bool:
         """Whether no key is sent to two ranks."""
@@ -103,7 +197,9 @@ class Trip:
 
         def made() -> Places:
             every = np.concatenate(self.exchange.send)
-            if len(every) and (np.diff(every) == 1).all():
+            if not len(every):
+                return slice(0, 0)
+            if (np.diff(every) == 1).all():
                 return slice(int(every[0]), int(every[-1]) + 1)
             return _on(device, every)
 
@@ -129,20 +225,11 @@ class Trip:
         return self._found[key]
 
     def _moved(
-        self, out: Any, given: Any, received: Sequence[int], sent: Sequence[int], hides: bool
+        self, out: Any, given: Any, received: list[int], sent: list[int], hides: bool, limit: float
     ) -> Pending:
-        # As bytes: every backend moves those, whatever the dtype.
-        width = given.shape[1] * given.shape[2] * given.shape[3] * given.element_size()
-        sizes = [[count * width for count in one] for one in (received, sent)]
-        flat = [one.reshape(-1).view(torch.uint8) for one in (out, given)]
-        return self.ranks.exchange(flat[0], flat[1], (sizes[0], sizes[1]), self.limit, hides=hides)
-
-
-def own_copied(buffer: Any, arrays: Sequence[Any], heads: Heads, low: int, high: int) -> None:
-    """Own keys [low, high) of these heads into the front of a buffer."""
-    for part, one in zip(parts_of(buffer[: high - low], widths_of(arrays)), arrays, strict=True):
-        if low < high:
-            _copy(part, _by_key(one[:, heads, low:high]))
+        if given.dtype != torch.int64:  # as bytes: every backend moves those, whatever the dtype
+            out, given = out.view(torch.uint8), given.view(torch.uint8)
+        return self.ranks.exchange(out, given, (received, sent), limit, hides=hides)
 
 
 def widths_of(arrays: Sequence[Any]) -> list[int]:
@@ -165,52 +252,48 @@ def joined(own: Sequence[Any], groups: Sequence[Heads], received: Sequence[Any])
     """Own k and v, then what was received, of each group of heads; where nothing was, as they are."""
     if not received[0].shape[0]:
         return list(own)
-    every, count = slice(None), own[0].shape[2]
-    buffer = _new(own, every, count + received[0].shape[0])
-    own_copied(buffer, own, every, 0, count)
-    for heads, part in zip(groups, received, strict=True):
-        _copy(buffer[count:, :, heads], part)
-    return sides(buffer, widths_of(own))
+    batch, heads, count = own[0].shape[:3]
+    widths = widths_of(own)
+    buffer = own[0].new_empty((count + received[0].shape[0], batch, heads, sum(widths)))
+    for part, one in zip(parts_of(buffer[:count], widths), own, strict=True):
+        _copy(part, one.permute(2, 0, 1, 3))
+    for these, part in zip(groups, received, strict=True):
+        _copy(buffer[count:, :, these], part)
+    return sides(buffer, widths)
 
 
-def _new(arrays: Sequence[Any], heads: Heads, keys: int) -> Any:
-    """A buffer for these heads of the arrays."""
-    batch, every = arrays[0].shape[:2]
-    columns = sum(widths_of(arrays))
-    count = every if heads == slice(None) else len(range(every)[heads])
-    return arrays[0].new_empty((keys, batch, count, columns))
+def _ratio(arrays: Sequence[Any]) -> int:
+    """Elements in a word, where all arrays (batch, heads, keys, columns) lie in words; else 0. A copy of strided 16-bit
+    numbers would move 2 bytes at once.
+    """
+    ratio: int = WIDE // arrays[0].element_size()
+    odd = 0  # bits of every offset and step that is not a multiple of `ratio`, a power of two
+    for one in arrays:
+        *steps, last = one.stride()
+        if last != 1 or one.element_size() * ratio != WIDE:
+            return 0
+        odd |= one.storage_offset() | one.shape[3]
+        for step in steps:
+            odd |= step
+    return 0 if odd & (ratio - 1) else ratio
 
 
-def _by_key(array: Any) -> Any:
-    """(batch, heads, keys, columns) with keys in front."""
-    return array.permute(2, 0, 1, 3)
-
-
-def _gather(out: Any, given: Any, places: Places) -> None:
-    if isinstance(places, slice):
-        _copy(out, given[places])
-        return
-    out, given = _wide(out, given)
-    torch.index_select(given, 0, places, out=out)
+def _pieces(arrays: Sequence[Any], heads: Heads, keys: tuple[int, int], ratio: int) -> tuple[_Piece, ...]:
+    found, (low, high), scale = [], keys, ratio or 1
+    for one in arrays:
+        batch, every, _, columns = one.shape
+        first, stop, _ = heads.indices(every)
+        steps = [step // scale for step in one.stride()[:3]]
+        shape = high - low, batch, stop - first, columns // scale
+        stride = steps[2], steps[0], steps[1], 1 if ratio else one.stride()[3]
+        found.append(_Piece(shape, stride, low * steps[2] + first * steps[1]))
+    return tuple(found)
 
 
 def _copy(out: Any, given: Any) -> None:
-    out, given = _wide(out, given)
+    if _ratio((out, given)):
+        out, given = out.view(torch.int64), given.view(torch.int64)
     out.copy_(given)
-
-
-def _wide(*tensors: Any) -> Sequence[Any]:
-    """The same bytes as larger numbers, where all allow it: a copy of strided 16-bit numbers moves 2 bytes at once."""
-    ratio = WIDE // tensors[0].element_size()
-    if ratio == 1:
-        return tensors
-    odd = 0  # bits of every offset and step that is not a multiple of `ratio`, a power of two
-    for one in tensors:
-        keys, batch, heads, last = one.stride()
-        if last != 1:
-            return tensors
-        odd |= one.storage_offset() | one.shape[3] | keys | batch | heads
-    return tensors if odd & (ratio - 1) else [one.view(torch.int64) for one in tensors]
 
 
 def _on(device: Any, places: Whole) -> Any:

@@ -65,8 +65,14 @@ def sinks() -> Any:
     return torch.tensor([0.5, -1.0, -torch.inf, 2.0])
 
 
+def _other_layouts(q: Any, k: Any, v: Any) -> list[Any]:
+    """q and k with tokens before heads; v in rows of odd length, from an odd place on."""
+    tokens_first = [one.transpose(1, 2).contiguous().transpose(1, 2) for one in (q, k)]
+    return [*tokens_first, torch.nn.functional.pad(v, (1, 2))[..., 1:-2]]
+
+
 def results(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
-    """out, lse and gradients of this rank for each mask and dtype."""
+    """out, lse and gradients of this rank for each mask and dtype; the second time of arrays that lie otherwise."""
     found = {}
     for name, (mask, rows) in masks().items():
         made = plan(mask, ranks, rows=rows)
@@ -80,7 +86,7 @@ def results(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
                 if how == "checkpointed":
                     out, lse = checkpoint(call, *leaves, use_reentrant=False)
                 else:
-                    out, lse = call(*leaves)
+                    out, lse = call(*(leaves if how == "plain" else _other_layouts(*leaves)))
                 grads = torch.autograd.grad([out, lse], leaves, [dout, dlse])
                 found[f"{name} {dtype} {how}"] = [one.detach() for one in (out, lse, *grads)]
     return found
@@ -177,6 +183,9 @@ def refused(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
             lambda: oc.parallel.attention(q, k, v, made, overlap=(1, 1) if rank == 1 else False)
         ),
         "widths": message(lambda: oc.parallel.attention(q, k, v[..., : 8 - 4 * (rank == 1)], made)),
+        "dtypes": message(lambda: oc.parallel.attention(q, k, v.double(), made)),
+        "negated": message(lambda: oc.parallel.attention(q, torch._neg_view(k), v, made)),
+        "nested": message(lambda: oc.parallel.attention(q, torch.nested.as_nested_tensor(list(k)), v, made)),
         "heads in all": message(lambda: oc.parallel.attention(q, k, v, made, overlap=(1, 2))),
         "way": message(lambda: oc.parallel.attention(q, k, v, made, overlap="columns")),
         "arrays": message(lambda: oc.parallel.attention(q.numpy(), k, v, made)),

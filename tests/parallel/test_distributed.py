@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,7 +50,9 @@ def _of_one_process(made: Plan, given: list[Any], **scores: Any) -> list[list[An
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_processes_give_the_bits_of_one_process(ranks: int, tmp_path: Path) -> None:
-    """Every form of mask, NaN that nobody sees, ranks without rows, other owners of keys; checkpointed too."""
+    """Every form of mask, NaN that nobody sees, ranks without rows, other owners of keys, other layouts; checkpointed
+    too.
+    """
     found = _of_processes("results", ranks, tmp_path)
     for name, (mask, rows) in parallel_ranks.masks().items():
         made = plan(mask, ranks, rows=rows)
@@ -148,6 +151,9 @@ REFUSED = {
     "groups": "ValueError: the call differs between ranks: rank 1 came with mask 0, batch 2, 8 and 8 columns of "
     "float32, heads 1+1; rank 0 with mask 0, batch 2, 8 and 8 columns of float32, heads 2; every rank must",
     "widths": "ValueError: the call differs between ranks: rank 1 came with mask 0, batch 2, 8 and 4 columns",
+    "dtypes": "TypeError: v must have the dtype of q (float32), got float64 on rank {rank}; cast it",
+    "negated": "UnsupportedError: k is a negated view; pass k.resolve_neg()",
+    "nested": "UnsupportedError: k is a nested tensor",
     "heads in all": "ValueError: overlap must be heads of keys in each exchange, 2 in all, got (1, 2)",
     "way": "TypeError: attention: overlap must be",
     "arrays": "TypeError: q must be a tensor or a CuPy array, got ndarray; attention_of_ranks takes lists",
@@ -184,6 +190,20 @@ def test_tensors_are_sharded_as_arrays_are() -> None:
     labels = torch.arange(50)[None]
     assert made.shift(labels, fill=-100)[0, [28, 29, 49]].tolist() == [29, -100, -100]
     assert labels[0, 0] == 0
+
+
+def test_only_an_exchange_on_a_stream_of_its_own_gets_a_head_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    from omnicupy.parallel import ranks
+
+    held: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: held.append(device) or nullcontext())
+    monkeypatch.setattr(torch.cuda, "_sleep", held.append)
+    given = (SimpleNamespace(device="cuda:3"),)
+    ranks.Pending(None, 1, tensors=given).let_begin()  # on the current stream
+    ranks.Pending(None, 1, object(), 60.0, given).let_begin()  # on the CPU
+    assert not held
+    ranks.Pending(None, 1, object(), None, given).let_begin()
+    assert held == ["cuda:3", ranks.HEAD_START]
 
 
 def test_where_gradients_of_keys_can_be_made_first(monkeypatch: pytest.MonkeyPatch) -> None:

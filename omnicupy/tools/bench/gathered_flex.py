@@ -136,12 +136,33 @@ def _kernel(problem: ranks.Problem, owned: list[NDArray[np.int64]]) -> Callable[
 
 def _call(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """The same on gathered keys."""
-    collectives = library("torch.distributed._functional_collectives")
-    group = library("torch.distributed").group.WORLD
+    gathered = _gathering()
 
     def call(q: Any, k: Any, v: Any) -> Any:
-        return kernel(
-            q, *(collectives.all_gather_tensor_autograd(one.contiguous(), 2, group) for one in (k, v))
-        )
+        return kernel(q, gathered(k), gathered(v))
 
     return call
+
+
+def _gathering() -> Callable[[Any], Any]:
+    """What makes (batch, heads, keys of all ranks, columns) of a rank's keys, with gradients: a gather along the first
+    axis, then a copy, as PyTorch's functional collective along another axis.
+    """
+    torch, dist = library("torch"), library("torch.distributed")
+    count = dist.get_world_size()
+
+    class Gathered(torch.autograd.Function):  # type: ignore[misc,name-defined]  # no types where torch is missing
+        @staticmethod
+        def forward(ctx: Any, own: Any) -> Any:
+            every = own.new_empty((count * own.shape[0], *own.shape[1:]))
+            dist.all_gather_into_tensor(every, own.contiguous())
+            return torch.cat(every.chunk(count), 2)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Any) -> Any:
+            parts = torch.cat(grad.chunk(count, 2))
+            mine = parts.new_empty((parts.shape[0] // count, *parts.shape[1:]))
+            dist.reduce_scatter_tensor(mine, parts)
+            return mine
+
+    return Gathered.apply  # type: ignore[no-any-return]

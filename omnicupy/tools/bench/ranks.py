@@ -35,6 +35,7 @@ SAMPLES, WARM_UP = 20, 3
 FLUSH_WRITES = 40  # of the flush buffer: a backward pass takes Python longer to launch
 CLOSE = 0.02  # of the largest element: what 16-bit results of other tiles may differ by
 SEED = 0
+LIMIT_S = 60.0  # of an exchange on the CPU
 TIME_LIMIT = timedelta(seconds=120)  # of NCCL and gloo: a rank that failed must not hold the others for long
 
 
@@ -187,25 +188,24 @@ class Problem:
 
     def _figures(self, made: Plan, backward: bool, ways: dict[str, Overlap]) -> _Figures:
         from omnicupy.parallel.ranks import ranks_of
-        from omnicupy.parallel.trip import Trip, own_copied, parts_of, sides, widths_of
+        from omnicupy.parallel.trip import Trip, parts_of, sides, widths_of
 
         shared, on_one = _calls()
         dout, q, k, v = self._own(made)
-        trip = Trip(made, ranks_of(None), 0, 60.0, hides=False)
+        trip = Trip(made, ranks_of(None), 0, hides=False)
         local = made.local(self.rank)
 
         def exchanged(k: Any, v: Any) -> Any:
             if not made.travels():
                 return [k, v]
-            buffer, pending = trip.there((k, v), slice(None), trip.own)
-            own_copied(buffer, (k, v), slice(None), 0, trip.own)
+            buffer, pending = trip.there((k, v), slice(None), (0, trip.own), LIMIT_S)
             pending.wait()
             return sides(buffer, widths_of((k, v)))
 
         def way() -> None:
             found = exchanged(k, v)
             if backward and made.travels():
-                returned, pending = trip.back(found, trip.own)
+                returned, pending = trip.back(found, False, LIMIT_S)
                 pending.wait()
                 for one, part in zip(found, parts_of(returned, widths_of(found)), strict=True):
                     trip.add(one[:, :, : trip.own], part)
