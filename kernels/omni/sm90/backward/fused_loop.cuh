@@ -59,7 +59,7 @@ struct FusedLoop {
 
   __device__ __forceinline__ void init() { keys.init(); }
 
-  __device__ __forceinline__ void tile(WorkSlot const& work, int left) {
+  __device__ __forceinline__ void tile(WorkSlot const& work, int done) {
     if constexpr (!Smem::kStaged) {
 #pragma unroll
       for (int i = kLag; i > 0; --i) places[i] = places[i - 1];
@@ -69,7 +69,7 @@ struct FusedLoop {
       hand_over(score_gradients);
     });
     ring.next();
-    if (kLag == 0 || left != uniform(work.tiles)) make_query_gradient(kLag + 1);
+    if (done >= kLag) make_query_gradient(kLag + 1);
   }
 
   // The last tiles' dQ.
@@ -98,7 +98,8 @@ struct FusedLoop {
   __device__ __forceinline__ void note_place() {
     int2 const& addition = smem.additions[keys.consumer.ring.stage()];
     if constexpr (Smem::kStaged) {
-      if (turn(0) == keys.group() && thread_index() % 128 == 0) smem.staged[round(0)][keys.group()] = addition;
+      bool const has_turn = turn(0) == keys.group();  // a shuffle: by all lanes
+      if (has_turn && thread_index() % 128 == 0) smem.staged[round(0)][turn(0)] = addition;
     } else {
       places[0] = uniform(addition.x);
     }

@@ -6,7 +6,7 @@
 
 namespace omni {
 
-// Item after item. Loop has init(), tile(work, left): with this one so many are left, finish(work): what K is still
+// Item after item. Loop has init(), tile(work, done): so many came before it, finish(work): what K is still
 // needed for after the last tile, store(work).
 template <class Cfg, class Loop>
 __device__ __forceinline__ void run_items(Loop& loop, KeySmem<Cfg>& smem) {
@@ -18,7 +18,7 @@ __device__ __forceinline__ void run_items(Loop& loop, KeySmem<Cfg>& smem) {
     loop.init();
     mbarrier_wait(smem_address(&smem.kv_full), KeySmem<Cfg>::kv_parity(slot));
 #pragma unroll 1
-    for (int left = uniform(work.tiles); left > 0; --left) loop.tile(work, left);
+    for (int done = 0; done < uniform(work.tiles); ++done) loop.tile(work, done);
     loop.finish(work);
     release(smem.kv_empty);
     loop.store(work);

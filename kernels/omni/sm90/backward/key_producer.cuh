@@ -104,7 +104,7 @@ struct KeyProducer {
     } while (granted != additions);
   }
 
-  // As WorkList::take. The number of thread blocks is asked for anew: there are no registers to keep it in.
+  // As WorkList::take. The number of thread blocks is asked for anew: there is no register to keep it in.
   __device__ __forceinline__ int take() const {
     int blocks;
     asm volatile("mov.u32 %0, %%nctaid.x;" : "=r"(blocks));
