@@ -21,10 +21,11 @@ extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
   int const warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
     omni::setmaxnreg_dec<Cfg::kProducerRegisters>();
-    if (threadIdx.x == 0) omni::KeyProducer<Cfg>(args, smem).run();
+    if (omni::thread_index() == 0) omni::KeyProducer<Cfg>(args, smem).run();
     if constexpr (Smem::kStaged) {
-      int const buffer = threadIdx.x / 32 - 1;
-      if (threadIdx.x % 32 == 0 && buffer >= 0 && buffer < Smem::kBuffers) omni::add_tiles<Cfg>(args, smem, buffer);
+      int const buffer = omni::thread_index() / 32 - 1;  // read anew: kept, it would be a register of the producer's
+      bool const is_first = omni::thread_index() % 32 == 0;
+      if (is_first && buffer >= 0 && buffer < Smem::kBuffers) omni::add_tiles<Cfg>(args, smem, buffer);
     }
   } else {
     omni::setmaxnreg_inc<Cfg::kConsumerRegisters>();

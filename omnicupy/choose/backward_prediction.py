@@ -192,8 +192,9 @@ def _kernel_work(kernel: BackwardKernel, problem: Problem, mask: Mask, device: D
     tiers = np.split(np.arange(lists.n_parts), lists.tiers[:-1])
     order = np.concatenate([in_sections(tier, grid.workers.heads, section) for tier in tiers if len(tier)])
     charges = _charges(lists, kernel, grid.workers.repeats)
+    waits = kernel.part == "ordered"
     return KernelWork(
-        kernel, charges, order, waited_share(lists, grid.workers) if kernel.part == "ordered" else 0.0
+        kernel, charges, order, waited_share(lists, grid.workers, kernel.warpgroups) if waits else 0.0
     )
 
 

@@ -66,7 +66,8 @@ TABLE = (
         head_dims=(16, 64),
         dkdv=TileShape(64, 192, 4, 16),
         dq=TileShape(192, 64, 6, 16),
-        fused=TileShape(64, 192, 4, 16),
+        fused=TileShape(64, 192, 3, 16),
+        ordered=TileShape(64, 192, 3, 16),
         archs=HOPPER,
     ),
     BackwardRow(

@@ -23,14 +23,14 @@ ADDITION = (
     0.6  # from the beginning of an addition until the next one may begin, in FULL tiles (docs/kernels.md)
 )
 MOST_STEPS = 600_000  # tiles that are played: a second or two
-WARPGROUPS = 2  # that take turns with tiles of dQ
 _NEXT_ITEM = -1  # whose turn it is where no tile is done, but the next item may be taken
 
 Step = tuple[int, int, float]  # the sum that a tile adds to, how many add to it before, what the tile takes
 
 
-def waited_share(lists: BlockLists, workers: Workers) -> float:
-    """The time that waits add, over the time without them. lists: of ordered_lists.
+def waited_share(lists: BlockLists, workers: Workers, warpgroups: int = 2) -> float:
+    """The time that waits add, over the time without them. lists: of ordered_lists.  warpgroups: that take turns with
+    tiles of dQ.
 
     As many whole sections of heads are played as MOST_STEPS allow, the query heads of a group as one where not even one
     section of them would be. Of masks with more tiles than that, whose waits are short beside them, nothing is played.
@@ -46,8 +46,8 @@ def waited_share(lists: BlockLists, workers: Workers) -> float:
     items = items_of(lists, heads, repeats)
     of_group = workers.repeats / repeats  # steps that are played as one
     item, addition = PLAYED_ITEM / of_group, ADDITION / of_group
-    free = Play(items, workers.sm_count, item, None).end()
-    return Play(items, workers.sm_count, item, addition).end() / free - 1
+    free = Play(items, workers.sm_count, item, None, warpgroups).end()
+    return Play(items, workers.sm_count, item, addition, warpgroups).end() / free - 1
 
 
 def items_of(lists: BlockLists, heads: int, repeats: int) -> list[list[Step]]:
@@ -90,8 +90,8 @@ def taken(lists: BlockLists, heads: int) -> Iterator[tuple[int, int]]:
 class _Worker:
     """A multiprocessor. free_at: when each of the last tiles of dQ was taken, None while it waits for its turn."""
 
+    free_at: list[float | None]
     steps: Iterator[Step] = field(default_factory=lambda: iter(()))
-    free_at: list[float | None] = field(default_factory=lambda: [0.0] * WARPGROUPS)
     turn: int = 0
     held: tuple[float, Step] | None = None  # when it could have gone on, and with what
     wants: float | None = (
@@ -100,13 +100,15 @@ class _Worker:
 
 
 class Play:
-    """A launch that is played. items: as items_of.  item: what an item takes beside its tiles.  addition: from its
+    """A launch that is played. items: as items_of.  warpgroups: as waited_share.  item: what an item takes beside its tiles.  addition: from its
     beginning until the next one to the same sum may begin; None where sums have no order.
     """
 
-    def __init__(self, items: list[list[Step]], sm_count: int, item: float, addition: float | None) -> None:
+    def __init__(
+        self, items: list[list[Step]], sm_count: int, item: float, addition: float | None, warpgroups: int = 2
+    ) -> None:
         self._items, self._item, self._addition = iter(items), item, addition
-        self._workers = [_Worker() for _ in range(sm_count)]
+        self._workers = [_Worker([0.0] * warpgroups) for _ in range(sm_count)]
         self._done: list[
             tuple[float, int, int, Step]
         ] = []  # tiles that will be done: when, by whom, whose turn
@@ -158,7 +160,7 @@ class Play:
             worker.held = time, step
             return
         heapq.heappush(self._done, (max(time, free_at) + step[2], number, worker.turn, step))
-        worker.turn = (worker.turn + 1) % WARPGROUPS
+        worker.turn = (worker.turn + 1) % len(worker.free_at)
 
     def _add(self, place: int, rank: int, who: tuple[float, int, int]) -> None:
         """This addition, and those that wait for it."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from omnicupy.jit.backward_kernel import TileShape
+from omnicupy.jit.backward_kernel import MAKES_ALL, TileShape
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.spec import AttnSpec
 
@@ -18,7 +18,7 @@ _SMALLER: dict[tuple[str, int, int, int], tuple[int, dict[str, Any]]] = {
     ("sm80", 128, 96, 4): (16, {"warps": 8}),
     ("sm80", 64, 64, 4): (272, {"bc": 32}),
 }
-_SMALLER_FUSED = {TileShape(64, 192, 4, 16): TileShape(64, 128, 4, 12)}
+_SMALLER_FUSED = {TileShape(64, 192, 3, 16): TileShape(64, 128, 4, 12)}
 
 
 def capped(spec: AttnSpec) -> AttnSpec:
@@ -29,5 +29,5 @@ def capped(spec: AttnSpec) -> AttnSpec:
 
 def capped_backward(spec: BackwardSpec) -> BackwardSpec:
     """The kernels that take a row's place in a backward pass with a soft cap."""
-    fused = None if spec.fused is None else _SMALLER_FUSED.get(spec.fused, spec.fused)
-    return replace(spec, softcap=True, fused=fused)
+    make_all = {name: getattr(spec, name) for name in MAKES_ALL}
+    return replace(spec, softcap=True, **{name: _SMALLER_FUSED.get(one, one) for name, one in make_all.items()})

@@ -142,10 +142,10 @@ class BackwardKernel:
                 f"config: the {self.part} kernel has tiles of 64 queries, head_dim and value_dim up to "
                 f"{WIDE_HEAD_DIM}, got br={self.br} and {self.widest}; leave {self.part} out"
             )
-        if self.part == "ordered" and (self.kernel, self.warps) != ("sm90", 12):
+        if self.part == "ordered" and not (self.kernel == "sm90" and self.is_staged):
             raise ValueError(
-                f"config: the ordered kernel is of kernel 'sm90' with 12 warps, got {self.kernel!r} and {self.warps}; "
-                "leave ordered out"
+                "config: the ordered kernel is of kernel 'sm90' with 12 warps, or 16 and at most 3 stages, got "
+                f"{self.kernel!r}, {self.warps} and {self.stages}; leave ordered out"
             )
 
     def _check_sm80(self) -> None:
@@ -162,6 +162,16 @@ class BackwardKernel:
                 f"config: head_dim {self.head_dim} is cut in slices (above {MAX_ONE_PIECE}): {self.part} walks 32 "
                 f"tokens at a time, got br={self.br}, bc={self.bc}"
             )
+
+    @property
+    def warpgroups(self) -> int:
+        """Of kernel "sm90", but for the one that loads."""
+        return self.warps // 4 - 1
+
+    @property
+    def is_staged(self) -> bool:
+        """Does dQ go through shared memory to its sums (part "fused" or "ordered" of kernel "sm90")?"""
+        return self.part in MAKES_ALL and (self.warps == 12 or (self.warps == 16 and self.stages < 4))
 
     @property
     def widest(self) -> int:
@@ -228,12 +238,11 @@ class BackwardKernel:
             slots = max(of_keys, of_values) * self.stages * self.bc  # of K and V in turn
             return (of_keys + of_values) * self.br + slots + spans + 1024
         tiles = (of_keys + of_values) * (self.bc + self.stages * self.br) + 8 * self.stages * self.br
-        staged = self.part in MAKES_ALL and self.warps == 12  # dQ, by two warpgroups
-        tiles += (1 if staged else 2) * 8 * self.bc  # spans
+        tiles += (1 if self.part in MAKES_ALL and self.warps == 12 else 2) * 8 * self.bc  # spans
         if self.part in MAKES_ALL:
-            warpgroups = self.warps // 4 - 1
-            score_gradients = (3 if warpgroups == 3 else 2) * 128 * self.br * warpgroups
-            return tiles + score_gradients + (4 * self.br * self.head_dim * 2 if staged else 0) + 1024
+            score_gradients = (3 if self.warpgroups == 3 else 2) * 128 * self.br * self.warpgroups
+            sums = 4 * self.br * self.head_dim * self.warpgroups if self.is_staged else 0
+            return tiles + score_gradients + sums + 1024
         return tiles + (4 * self.br * self.bc if self.widest > WIDE_HEAD_DIM else 0) + 1024
 
     def _sm80_bytes(self) -> int:

@@ -191,7 +191,7 @@ def test_a_call_gets_the_kernels_that_tune_saved(
 ) -> None:
     here, mask, call = saved.Machine("Fake H100", "13.0", "12.9"), oc.causal(300), Call()
     monkeypatch.setattr(saved, "current_machine", lambda: here)
-    other = replace(SPEC, dq=TileShape(128, 64, 4, 12), fused=TileShape(64, 128, 2, 12))
+    other = replace(SPEC, ordered=None, dq=TileShape(128, 64, 4, 12), fused=TileShape(64, 128, 2, 12))
     problem = Problem(2, 4, 2, 300, 300, 64, "bfloat16")
     sms = backward_planning.device_info(0).sm_count
     of = classes.class_of(problem, (mask,), sms, classes.BACKWARD, deterministic=deterministic)

@@ -188,6 +188,16 @@ def _shifted_dlse(call: Call) -> dict[str, Any]:
     return {"dlse": dlse}
 
 
+def _shifted_sinks(call: Call) -> dict[str, Any]:
+    sinks = _sinks(call)
+    sinks.data.ptr += 2
+    return {"sink_logits": sinks}
+
+
+def _sinks(call: Call) -> ndarray:
+    return ndarray((call.q.shape[1],), np.float32)
+
+
 REFUSED: list[tuple[Any, str]] = [
     *((_moved(name, 2), f"{name} must start on a multiple of 16 bytes") for name in ("q", "k", "v", "out")),
     *(
@@ -205,6 +215,7 @@ REFUSED: list[tuple[Any, str]] = [
     (_short_dlse, "dlse must have the shape"),
     (_dlse_of_float16, "dlse must be float32 where q is bfloat16"),
     (_shifted_dlse, "dlse must have an address and strides that are multiples"),
+    (_shifted_sinks, "sink_logits must start on a multiple of 4 bytes"),
     (lambda _: {"dlse": 1.0}, "dlse must be a CuPy"),
     (lambda _: {"wanted": "qkv"}, "wanted must be a list or tuple of names"),
     (lambda _: {"wanted": {"q": 1, "k": 1, "v": 1}}, "wanted must be a list or tuple of names"),
@@ -226,6 +237,7 @@ def test_a_warm_call_refuses_what_a_first_one_does(device: fake_device.Device, n
     mask, call = oc.causal(300), Call()
     _run(call, mask)
     _run(call, mask, out_grads=call.targets(), dlse=call.dlse())
+    _run(call, mask, sink_logits=_sinks(call))
     device.launches.clear()
     options = change(call)
     with pytest.raises((TypeError, ValueError, oc.UnsupportedError), match=message):

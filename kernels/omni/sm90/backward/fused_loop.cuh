@@ -21,12 +21,13 @@ __device__ __forceinline__ void add_tiles(BackwardParamsSm90 const& args, KeySme
       if (!mbarrier_has_ended(smem_address(&smem.sums_full[buffer]), parity)) turns.pass();
     }
     mbarrier_wait(smem_address(&smem.sums_full[buffer]), parity);
-    i64 const at = smem.sums_at[buffer];
-    if (at < 0) break;
+    int2 const addition = smem.staged[parity][buffer];
+    if (addition.x < 0) break;
     if constexpr (Cfg::kOrdered) {
-      turns.wait(at / (Cfg::kBr * Cfg::kHeadDim), smem.sums_rank[buffer]);
+      turns.wait(addition.x, addition.y);
       store_shared_volatile(smem_address(&smem.granted[buffer]), ++granted);
     }
+    i64 const at = static_cast<i64>(addition.x) * (Cfg::kBr * Cfg::kHeadDim);
     bulk_add(args.dq_sums + at, smem_address(smem.sums[buffer]), Cfg::kBr * Cfg::kHeadDim * 4);
     bulk_commit();
     if constexpr (Cfg::kOrdered) turns.pass_but_newest();
@@ -45,48 +46,35 @@ struct FusedLoop {
   // dQ in two products of half of its columns: the first is taken while the second is under way.
   static constexpr int kHalves = Cfg::kHeadDim == 2 * kPanelColumns && Smem::kStaged ? 2 : 1;
   static_assert(Cfg::kBr == 64, "a warpgroup's rows");
+  static_assert(kLag <= 1, "an item's last tile is the only one whose dQ is still to be made at its end");
   static_assert(Smem::kStaged || !Cfg::kOrdered, "consumers that waited for their turn would keep others waiting");
 
   Smem& smem;
   KeyLoop<Cfg> keys;
   RingIndex<Smem::kRing> ring;  // of dS: where the next tile's goes
-  int tiles = 0;                // so far, of all items
-  int done = 0;                 // of the item at hand
-  int places[kLag + 1];         // of the last tiles: which tile of dQ each is
-  int ranks[kLag + 1];          // and how many add to it before
+  int places[kLag + 1];         // of the last tiles: which tile of dQ each is, where no other thread adds it
 
   __device__ __forceinline__ FusedLoop(BackwardParamsSm90 const& args, Smem& memory)
       : smem(memory), keys(args, memory) {}
 
-  __device__ __forceinline__ void init() {
-    keys.init();
-    done = 0;
-  }
+  __device__ __forceinline__ void init() { keys.init(); }
 
-  __device__ __forceinline__ void tile(WorkSlot const& work) {
-    BackwardParams const& b = keys.consumer.args.b;
+  __device__ __forceinline__ void tile(WorkSlot const& work, int done) {
+    if constexpr (!Smem::kStaged) {
 #pragma unroll
-    for (int i = kLag; i > 0; --i) {
-      places[i] = places[i - 1];
-      if constexpr (Cfg::kOrdered) ranks[i] = ranks[i - 1];
+      for (int i = kLag; i > 0; --i) places[i] = places[i - 1];
     }
     keys.step(work, [&](Pairs const& score_gradients) {
-      int const stage = keys.consumer.ring.stage();
-      places[0] = uniform(smem.heads[stage] * (b.q_padded / Cfg::kBr) + smem.tiles[stage].first / Cfg::kBr);
-      if constexpr (Cfg::kOrdered) ranks[0] = smem.ranks[stage];
+      note_place();
       hand_over(score_gradients);
     });
-    ++tiles;
     ring.next();
-    if (++done > kLag) make_query_gradient(kLag + 1);
+    if (done >= kLag) make_query_gradient(kLag + 1);
   }
 
   // The last tiles' dQ.
-  __device__ __forceinline__ void finish() {
-#pragma unroll
-    for (int late = kLag; late > 0; --late) {
-      if (late <= done) make_query_gradient(late);
-    }
+  __device__ __forceinline__ void finish(WorkSlot const& work) {
+    if (kLag > 0 && uniform(work.tiles) > 0) make_query_gradient(kLag);
   }
 
   __device__ __forceinline__ void store(WorkSlot const& work) { keys.store(work); }
@@ -99,9 +87,23 @@ struct FusedLoop {
  private:
   __device__ __forceinline__ static int lane() { return thread_index() % 32; }
 
-  // The tile `late` tiles ago: whose it is, and the parity of how often that warpgroup's turn came.
-  __device__ __forceinline__ int turn(int late) const { return static_cast<u32>(tiles - late) % Cfg::kConsumers; }
-  __device__ __forceinline__ int round(int late) const { return static_cast<u32>(tiles - late) / Cfg::kConsumers & 1; }
+  // The tile `late` tiles ago: whose it is, and the parity of how often that warpgroup's turn came. The ring of dS is
+  // as long as there are warpgroups, so that its index says both.
+  static_assert(Cfg::kConsumers == 1 || Cfg::kConsumers == Smem::kRing, "a place in the ring of dS for each");
+  __device__ __forceinline__ int turn(int late) const { return Cfg::kConsumers == 1 ? 0 : before(late).stage(); }
+  __device__ __forceinline__ int round(int late) const { return before(late).parity(); }
+
+  // Which tile of dQ this one adds to. Its slot in shared memory was read before the addition ahead of it was given its
+  // buffer: that was three turns ago at this warpgroup's last one.
+  __device__ __forceinline__ void note_place() {
+    int2 const& addition = smem.additions[keys.consumer.ring.stage()];
+    if constexpr (Smem::kStaged) {
+      bool const has_turn = turn(0) == keys.group();  // a shuffle: by all lanes
+      if (has_turn && thread_index() % 128 == 0) smem.staged[round(0)][turn(0)] = addition;
+    } else {
+      places[0] = uniform(addition.x);
+    }
+  }
 
   // dS^T to the ring, transposed.
   __device__ __forceinline__ void hand_over(Pairs const& score_gradients) const {
@@ -130,7 +132,6 @@ struct FusedLoop {
     if (turn(late) != keys.group()) return;
     RingIndex<Smem::kRing> const from = before(late);
     int const buffer = Smem::kStaged ? keys.group() : 0;
-    i64 const at = static_cast<i64>(places[late - 1]) * (Cfg::kBr * Cfg::kHeadDim);
     mbarrier_wait(smem_address(&smem.ds_full[from.stage()]), from.parity());
     u32 const k = descriptor_low(smem_address(smem.k), Cfg::kKvPanelBytes);
     u32 const ds = descriptor_low(smem_address(smem.ds[from.stage()]), 16);
@@ -143,21 +144,15 @@ struct FusedLoop {
           dq[half], ds, k + (half * Cfg::kKvPanelBytes >> 4));
       wgmma_commit();
     }
-    if constexpr (Smem::kStaged) {
-      mbarrier_wait(smem_address(&smem.sums_empty[buffer]), round(late) ^ 1);
-      if (thread_index() % 128 == 0) {
-        smem.sums_at[buffer] = at;
-        if constexpr (Cfg::kOrdered) smem.sums_rank[buffer] = ranks[late - 1];
-      }
-    }
+    if constexpr (Smem::kStaged) mbarrier_wait(smem_address(&smem.sums_empty[buffer]), round(late) ^ 1);
     if constexpr (kHalves == 2) {
       wgmma_wait<1>();
-      take(dq[0], 0, buffer, at);
+      take(dq[0], 0, buffer, late);
     }
     wgmma_wait<0>();
     pin_registers(dq[kHalves - 1].x[0]);
     release(smem.ds_empty[from.stage()]);
-    take(dq[kHalves - 1], kHalves - 1, buffer, at);
+    take(dq[kHalves - 1], kHalves - 1, buffer, late);
     if constexpr (Smem::kStaged) {
       fence_proxy_async();
       release(smem.sums_full[buffer]);
@@ -166,8 +161,9 @@ struct FusedLoop {
 
   // A half's accumulators, to shared memory or added to the sums, 512 bytes a warp side by side.
   template <class Half>
-  __device__ __forceinline__ void take(Half& dq, int half, int buffer, i64 at) {
+  __device__ __forceinline__ void take(Half& dq, int half, int buffer, int late) {
     pin_registers(dq.x[0]);
+    i64 const at = Smem::kStaged ? 0 : static_cast<i64>(places[late - 1]) * (Cfg::kBr * Cfg::kHeadDim);
 #pragma unroll
     for (int i = 0; i < Half::kBlocks; ++i) {
       int const place = 4 * ((half * Half::kBlocks + i) * 128 + thread_index() % 128);
@@ -184,7 +180,7 @@ struct FusedLoop {
     int const buffer = keys.group();
     int const parity = turn(0) > buffer ? round(0) ^ 1 : round(0);
     mbarrier_wait(smem_address(&smem.sums_empty[buffer]), parity ^ 1);
-    if (thread_index() % 128 == 0) smem.sums_at[buffer] = -1;
+    if (thread_index() % 128 == 0) smem.staged[parity][buffer] = make_int2(-1, 0);
     release(smem.sums_full[buffer]);
   }
 };

@@ -6,7 +6,8 @@
 
 namespace omni {
 
-// Item after item. Loop has init(), tile(work), finish(): what K is still needed for after the last tile, store(work).
+// Item after item. Loop has init(), tile(work, done): so many came before it, finish(work): what K is still
+// needed for after the last tile, store(work).
 template <class Cfg, class Loop>
 __device__ __forceinline__ void run_items(Loop& loop, KeySmem<Cfg>& smem) {
   using Slot = typename KeySmem<Cfg>::Slot;
@@ -17,8 +18,8 @@ __device__ __forceinline__ void run_items(Loop& loop, KeySmem<Cfg>& smem) {
     loop.init();
     mbarrier_wait(smem_address(&smem.kv_full), KeySmem<Cfg>::kv_parity(slot));
 #pragma unroll 1
-    for (int left = uniform(work.tiles); left > 0; --left) loop.tile(work);
-    loop.finish();
+    for (int done = 0; done < uniform(work.tiles); ++done) loop.tile(work, done);
+    loop.finish(work);
     release(smem.kv_empty);
     loop.store(work);
     release(smem.work_empty[slot.stage()]);
@@ -44,9 +45,9 @@ struct KeyLoop {
     dk.fill(0.f);
     dv.fill(0.f);
   }
-  __device__ __forceinline__ void finish() const {}
+  __device__ __forceinline__ void finish(WorkSlot const&) const {}
 
-  __device__ __forceinline__ void tile(WorkSlot const& work) {
+  __device__ __forceinline__ void tile(WorkSlot const& work, int) {
     step(work, [](Pairs const&) {});
   }
 
@@ -119,9 +120,9 @@ struct ValueRole {
   __device__ __forceinline__ ValueRole(BackwardParamsSm90 const& args, KeySmem<Cfg>& smem) : consumer{args, smem} {}
 
   __device__ __forceinline__ void init() { dv.fill(0.f); }
-  __device__ __forceinline__ void finish() const {}
+  __device__ __forceinline__ void finish(WorkSlot const&) const {}
 
-  __device__ __forceinline__ void tile(WorkSlot const& work) {
+  __device__ __forceinline__ void tile(WorkSlot const& work, int) {
     KeySmem<Cfg>& smem = consumer.smem;
     Scores scores;
     Pairs weights;
@@ -178,9 +179,9 @@ struct KeyRole {
   __device__ __forceinline__ KeyRole(BackwardParamsSm90 const& args, KeySmem<Cfg>& smem) : consumer{args, smem} {}
 
   __device__ __forceinline__ void init() { dk.fill(0.f); }
-  __device__ __forceinline__ void finish() const {}
+  __device__ __forceinline__ void finish(WorkSlot const&) const {}
 
-  __device__ __forceinline__ void tile(WorkSlot const&) {
+  __device__ __forceinline__ void tile(WorkSlot const&, int) {
     KeySmem<Cfg>& smem = consumer.smem;
     Scores gradients;
     Pairs score_gradients;

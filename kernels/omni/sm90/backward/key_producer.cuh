@@ -45,8 +45,10 @@ struct KeyProducer {
     int const stage = ring.stage(), q0 = tile.first;
     mbarrier_wait(smem_address(&smem.q_empty[stage]), ring.parity() ^ 1);
     smem.tiles[stage] = tile;  // released, as the two below, to the consumers by the arrival
-    if constexpr (Cfg::kOrdered) smem.ranks[stage] = rank;
-    smem.heads[stage] = work().batch * args.b.p.q_heads + head;
+    if constexpr (Cfg::kFused) {
+      int const heads_before = work().batch * args.b.p.q_heads + head;
+      smem.additions[stage] = make_int2(heads_before * (args.b.q_padded / Cfg::kBr) + q0 / Cfg::kBr, rank);
+    }
     u64* const full = &smem.q_full[stage];
     load_panels<Cfg::kBr, Cfg::kHeadPanels>(
         smem.q[stage], &args.q_map, full, TileOrigin{q0, head, work().batch}, 2 * kBytes);
@@ -102,6 +104,13 @@ struct KeyProducer {
     } while (granted != additions);
   }
 
+  // As WorkList::take. The number of thread blocks is asked for anew: there is no register to keep it in.
+  __device__ __forceinline__ int take() const {
+    int blocks;
+    asm volatile("mov.u32 %0, %%nctaid.x;" : "=r"(blocks));
+    return atomicAdd(args.counter, 1) + blocks;
+  }
+
   // The block mask was there before the kernel ahead began; what else is read or written, by the consumers too, comes
   // after that kernel has ended. What is launched behind this one may come up from then on: it finds a place where a
   // thread block of this one has ended.
@@ -116,7 +125,7 @@ struct KeyProducer {
     wait_for_kernel_ahead();
     let_next_kernel_come();
 #pragma unroll 1
-    for (; index < args.work_items; index = list.take()) {
+    for (; index < args.work_items; index = take()) {
       WorkItem const item = work_item_among(args.b.p, args.b.kv_heads, index);
       list.announce(
           slot, WorkSlot{item.q0, item.mask, item.batch, item.head, item.head, item.tiles * group, 0, item.part});
@@ -140,6 +149,7 @@ struct KeyProducer {
           for (int i = 0; i < group; ++i) load_tile(entry, done, i);
         } while (advance(entry, done));
       }
+      asm volatile("" : "+r"(slot.packed));  // its stage is worked out anew rather than kept
       if (before_keys > 0) load_keys();
       slot.next();
       if constexpr (Cfg::kOrdered) {

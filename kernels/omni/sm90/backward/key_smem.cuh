@@ -23,10 +23,10 @@ struct KeySmem {
   // deadlock, which keeps warpgroups apart. Where there is room, dQ goes through shared memory.
   static constexpr int kLag = Cfg::kConsumers == 3 ? 1 : 0;
   static constexpr int kRing = kLag + 2;
-  static constexpr bool kStaged = Cfg::kFused && Cfg::kConsumers == 2;
+  static constexpr bool kStaged = Cfg::kFused && (Cfg::kConsumers == 2 || (Cfg::kConsumers == 3 && Cfg::kStages < 4));
   static constexpr int kBuffers = kStaged ? Cfg::kConsumers : 1;
   // Spans a key that lie here; masks with more of them are read from global memory.
-  static constexpr int kSpans = kStaged ? 1 : kSmemSpans;
+  static constexpr int kSpans = kStaged && Cfg::kConsumers == 2 ? 1 : kSmemSpans;
 
   alignas(1024) unsigned char k[Cfg::kHeadPanels * Cfg::kKvPanelBytes];
   alignas(1024) unsigned char v[Cfg::kValuePanels * Cfg::kKvPanelBytes];
@@ -41,8 +41,7 @@ struct KeySmem {
   alignas(128) float delta[Cfg::kStages][Cfg::kBr];
   Tile tiles[Cfg::kStages];
   alignas(16) int2 spans[kSpans][Cfg::kBc];     // with K
-  int heads[Cfg::kStages];                      // of all batch elements, for which the tiles are walked
-  int ranks[Cfg::kOrdered ? Cfg::kStages : 1];  // of their additions to sums of dQ
+  int2 additions[Cfg::kStages];                 // to sums of dQ, where the kernel makes all gradients
   WorkSlot work[kSlots];
   u64 kv_full, kv_empty;
   u64 q_full[Cfg::kStages], q_empty[Cfg::kStages];
@@ -51,8 +50,7 @@ struct KeySmem {
   u64 work_full[kSlots], work_empty[kSlots];
   u64 ds_full[kRing], ds_empty[kRing];
   u64 sums_full[kBuffers], sums_empty[kBuffers];
-  i64 sums_at[kBuffers];  // where a tile of dQ goes, in floats; -1: no more come
-  int sums_rank[kBuffers];
+  int2 staged[2][kBuffers];  // the additions of each warpgroup's last two tiles of dQ
   int granted[Cfg::kOrdered ? kBuffers : 1];  // additions to sums of dQ whose turn has come, of all items
 
   // The parity with which the barriers of K and V are waited for: items take turns at the slots.
