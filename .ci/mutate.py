@@ -149,8 +149,8 @@ MEMORY = [
     ),
     Fault(
         "gpu/workspace.py",
-        "    with allowing_unsafe_calls(), _own_stream() as stream:",
-        "    with _own_stream() as stream:",
+        "    with allowing_unsafe_calls(), using(_own_stream()) as stream:",
+        "    with using(_own_stream()) as stream:",
         "tests/gpu/test_workspace.py",
     ),
     Fault(
@@ -194,6 +194,24 @@ MEMORY = [
         "next((pair for pair in others if not pair[1].is_busy()), (0, None))",
         "others[0]",
         "tests/gpu/test_stream_memory.py",
+    ),
+    Fault(
+        "gpu/stream_memory.py",
+        "        with using(stream), allowing_unsafe_calls():",
+        "        with stream, allowing_unsafe_calls():",
+        "tests/gpu/test_current_stream.py",
+    ),
+    Fault(
+        "gpu/streams.py",
+        "            on_device(self._device, before.use)",
+        "            before.use()",
+        "tests/gpu/test_current_stream.py",
+    ),
+    Fault(
+        "gpu/streams.py",
+        "on_device(device, foreign_stream, handle)",
+        "foreign_stream(handle)",
+        "tests/gpu/test_current_stream.py",
     ),
     Fault(
         "gpu/streams.py",

@@ -8,7 +8,6 @@ finds and launches the same plans.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import cupy
@@ -18,7 +17,7 @@ from omnicupy.call import check
 from omnicupy.gpu.mask_cache import cache_for, existing_cache
 from omnicupy.gpu.plan import Plan
 from omnicupy.gpu.planning import new_plan
-from omnicupy.gpu.streams import on_device
+from omnicupy.gpu.streams import on_device, using
 from omnicupy.jit import cache
 from omnicupy.masks.mask import Mask
 
@@ -104,7 +103,7 @@ def make_plan(
     key = _key(array_key, mask, options)
     plan = None if array_key is None else _kept(key, mask)
     if plan is None:
-        with cupy.cuda.Device(q.data.device_id), stream or nullcontext():
+        with cupy.cuda.Device(q.data.device_id), using(stream):
             plan = new_plan(call, arrays, config)
         if array_key is not None:
             _keep(plan, key, mask)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from omnicupy.gpu.device_blocks import DeviceCopy
 from omnicupy.gpu.modules import kernel
 from omnicupy.gpu.plan import PLANS, KernelCall
 from omnicupy.gpu.planning import check_runs, check_strides, contiguous_strides, score_fields, struct_of
+from omnicupy.gpu.streams import using
 from omnicupy.gpu.tensor_maps import can_map
 from omnicupy.gpu.workspace import Need
 from omnicupy.jit import archs
@@ -190,6 +190,6 @@ def _planner_of(lists: CachedLists, device: int, info: DeviceInfo, stream: Any) 
     buffer = np.zeros(size, np.uint8)
     for name, array in arrays.items():
         buffer[offsets[name] : offsets[name] + array.nbytes] = array.view(np.uint8).reshape(-1)
-    with stream or nullcontext():
+    with using(stream):
         tail = DeviceCopy(buffer, device)
     return Planner(function, lists, spec.threads, spec.smem_bytes, tail, offsets)
