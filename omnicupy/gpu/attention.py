@@ -124,8 +124,12 @@ def _launched(plan: Plan, inputs: tuple[Any, Any, Any, Any], out: Any, return_ls
 
 
 def _key(array_key: Any, mask: Any, options: Options) -> Any:
-    """What a plan is kept under. A list of one shares the mask's cache, but is right for a batch of one alone."""
-    return array_key, options, cache.epoch, isinstance(mask, (list, tuple))
+    """What a plan is kept under. A list of one shares the mask's cache, but is right for a batch of one alone. With the
+    types of numbers: True equals 1, and is refused.
+    """
+    scale, softcap, config, split = options
+    numbers = scale, type(scale), softcap, type(softcap), split, type(split)
+    return array_key, numbers, config, cache.epoch, isinstance(mask, (list, tuple))
 
 
 def _kept(key: Any, mask: Any) -> Plan | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from numbers import Real
 from typing import Any, TypeAlias
 
 MOST_PAGE = 256  # keys of a page
@@ -133,6 +135,27 @@ def with_lengths(kv: AnyKV, lengths: Any) -> AnyKV:
     """The same caches with other lengths."""
     k, v, table = pools_of(kv)
     return with_arrays(kv, (k, v), table, lengths, (kv.k_scale, kv.v_scale))
+
+
+def scales_key(kv: AnyKV, key_of: Callable[[Any], Any]) -> Any:
+    """What plans and launches depend on of scales, but for where they lie. key_of: the same of an array."""
+    if kv.k_scale is None and kv.v_scale is None:
+        return None
+    return tuple(
+        (type(scale), scale) if scale is None or isinstance(scale, Real) else key_of(scale)  # True equals 1
+        for scale in (kv.k_scale, kv.v_scale)
+    )
+
+
+def scale_addresses(kv: AnyKV, address_of: Callable[[Any], int]) -> tuple[int, int]:
+    """Where the scales of keys and of values lie, 0 for numbers. address_of: where an array does."""
+    k, v = kv.k_scale, kv.v_scale
+    if k is None and v is None:
+        return 0, 0
+    return (
+        0 if k is None or isinstance(k, Real) else address_of(k),
+        0 if v is None or isinstance(v, Real) else address_of(v),
+    )
 
 
 def _written(kv: AnyKV, names: tuple[str, ...]) -> str:

@@ -184,7 +184,7 @@ class _Buffer(np.ndarray):
 def _tensor_map(pointer: int, shape: Any, strides: Any, dtype: str, box: tuple[int, int]) -> bytes:
     """Tells what it was made of, in the 128 bytes of a map."""
     assert len(shape) == len(strides) == 4
-    return np.array([pointer, *shape, *strides, *box] + [0] * 5, np.uint64).tobytes()
+    return np.array([pointer, *shape, *strides, *box] + [0] * 5, np.int64).tobytes()
 
 
 def _packed_map(
@@ -192,7 +192,7 @@ def _packed_map(
 ) -> bytes:
     """The same of a packed map, with the heads of a group behind the box."""
     assert len(shape) == len(strides) == 4
-    return np.array([pointer, *shape, *strides, *box, group] + [0] * 4, np.uint64).tobytes()
+    return np.array([pointer, *shape, *strides, *box, group] + [0] * 4, np.int64).tobytes()
 
 
 def _cupy(fake: Device) -> Any:
