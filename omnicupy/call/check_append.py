@@ -188,26 +188,10 @@ def _check_new(kv: AnyKV, k_new: Any, v_new: Any, has_slots: bool, found: tuple[
             if overlap(array, pool):
                 raise ValueError(f"{name} must not overlap the caches: it is read while they are written")
         if is_on_gpu(array):
-            _check_layout(name, array)
+            check.check_layout(name, array, ("tokens", "heads") if has_slots else check.AXES)
     return AppendCall(
         1 if has_slots else batch, heads, tokens, head_dim, value_dim, pages, page_size, capacity
     )
-
-
-def _check_layout(name: str, array: Any) -> None:
-    steps = [
-        stride for stride, length in zip(array.strides[:-1], array.shape[:-1], strict=True) if length > 1
-    ]
-    contiguous = array.strides[-1] == array.dtype.itemsize or array.shape[-1] == 1
-    if (
-        not contiguous
-        or array.data.ptr % check.ALIGN_BYTES
-        or any(step % check.ALIGN_BYTES for step in steps)
-    ):
-        raise ValueError(
-            f"{name} must have a contiguous last axis, and rows that begin on multiples of {check.ALIGN_BYTES} bytes, "
-            f"got strides {array.strides} at {array.data.ptr:#x}; copy it"
-        )
 
 
 def _check_start(name: str, numbers: Any) -> None:
