@@ -72,30 +72,22 @@ struct Row {
 };
 
 // A thread writes 8 columns of a key and of its value, as far as each is so wide.
-__device__ __forceinline__ void append(Fp8AppendParams const& p, i64 index) {
-  int const chunks = max(p.head_dim, p.value_dim) / 8;
-  int const chunk = static_cast<int>(index % chunks);
-  int const head = static_cast<int>(index / chunks % p.kv_heads);
-  int const token = static_cast<int>(index / chunks / p.kv_heads % p.tokens);
-  int const sequence = static_cast<int>(index / chunks / p.kv_heads / p.tokens);
-  if (sequence >= p.batch) return;
-  int row;
-  int const page = place_of(p, sequence, token, row);
-  if (page == p.pages) return;
+__device__ __forceinline__ void append(Fp8AppendParams const& p, Place const& at) {
   auto const write = [&](void const* from, Strides const& from_strides, E4m3Rows const& to, int columns) {
-    if (8 * chunk >= columns) return;
-    uint4 const* const g_new = reinterpret_cast<uint4 const*>(Tensor{from, from_strides}.row(sequence, head, token));
-    i64 const of_scale = paged_offset(to.scale_strides, page, row);
+    if (8 * at.chunk >= columns) return;
+    uint4 const* const g_new =
+        reinterpret_cast<uint4 const*>(Tensor{from, from_strides}.row(at.sequence, at.head, at.token));
+    i64 const of_scale = paged_offset(to.scale_strides, at.page, at.row);
     float* const g_scale = to.g_scales == nullptr ? nullptr : const_cast<float*>(to.g_scales) + of_scale;
-    Row{g_new, const_cast<unsigned char*>(to.row(page, row)), g_scale, to.all, to.has_scales_of_tokens(), columns}
-        .write(chunk);
+    Row{g_new, const_cast<unsigned char*>(to.row(at.page, at.row)), g_scale, to.all, to.has_scales_of_tokens(), columns}
+        .write(at.chunk);
   };
   KvScales const& scales = p.scales;
   write(
-      p.k_new, p.k_new_strides, e4m3_rows(p.k, p.k_strides, scales.k, scales.k_strides, scales.k_factor, head),
+      p.k_new, p.k_new_strides, e4m3_rows(p.k, p.k_strides, scales.k, scales.k_strides, scales.k_factor, at.head),
       p.head_dim);
   write(
-      p.v_new, p.v_new_strides, e4m3_rows(p.v, p.v_strides, scales.v, scales.v_strides, scales.v_factor, head),
+      p.v_new, p.v_new_strides, e4m3_rows(p.v, p.v_strides, scales.v, scales.v_strides, scales.v_factor, at.head),
       p.value_dim);
 }
 
@@ -105,5 +97,6 @@ static_assert(sizeof(omni::Fp8AppendParams) == OMNI_PARAMS_BYTES, "params.py and
 
 extern "C" __global__ void __launch_bounds__(OMNI_THREADS, 1)
     cache_append_fp8(const __grid_constant__ omni::Fp8AppendParams p) {
-  omni::append(p, static_cast<omni::i64>(blockIdx.x) * OMNI_THREADS + threadIdx.x);
+  omni::i64 const index = static_cast<omni::i64>(blockIdx.x) * OMNI_THREADS + threadIdx.x;
+  omni::at_place(p, index, [&](omni::Place const& at) { omni::append(p, at); });
 }

@@ -9,7 +9,6 @@ Importing needs no GPU, reads no file and imports no CuPy.
 
 from omnicupy import presets
 from omnicupy.api import attention, attention_backward, plan, prepare
-from omnicupy.caches import append
 from omnicupy.errors import CompileError, UnsupportedError
 from omnicupy.jit.backward_kernel import TileShape
 from omnicupy.jit.backward_spec import BackwardSpec
@@ -32,6 +31,7 @@ from omnicupy.masks.tile_masks import from_tiles
 from omnicupy.serving.caches import CachedKV, PagedKV
 from omnicupy.serving.rule import CachedRule, cached
 from omnicupy.serving.step import CachedStep
+from omnicupy.serving_api import append
 
 __version__ = "0.1.0"
 

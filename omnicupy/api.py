@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from omnicupy.caches import load_cached, plan
 from omnicupy.call import check, check_backward, check_cached, check_ragged
 from omnicupy.call.arrays import is_cupy
 from omnicupy.cpu import attention as cpu_attention
@@ -21,6 +20,7 @@ from omnicupy.masks.mask import Mask
 from omnicupy.serving.caches import CACHES, with_lengths
 from omnicupy.serving.rule import CachedRule
 from omnicupy.serving.step import CachedStep
+from omnicupy.serving_api import load_cached, plan
 
 __all__ = ["attention", "attention_backward", "plan", "prepare"]
 

@@ -27,8 +27,8 @@ INSTRUCTIONS = re.compile(r"kernels/omni/sm\d+/ptx\.cuh")
 # A file imports from its own folder and from what stands before it; folders between two commas are apart: neither
 # imports the other. docs/design.md says why.
 ORDER = (
-    "errors, masks; presets, jit, serving; call; schedule; cpu, reference; choose; gpu; caches; api; __init__; torch; "
-    "transformers, parallel; tools.environment, tools.watchdog, tools.random_arrays, tools.workloads; "
+    "errors, masks; presets, jit, serving; call; schedule; cpu, reference; choose; gpu; serving_api; api; __init__; "
+    "torch; transformers, parallel; tools.environment, tools.watchdog, tools.random_arrays, tools.workloads; "
     "tools.bench; tools.verify, tools.tune, tools.explain; tools.report; tools.cli; __main__"
 )
 RANKS = {part: rank for rank, parts in enumerate(ORDER.split("; ")) for part in parts.split(", ")}

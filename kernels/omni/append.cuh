@@ -21,6 +21,12 @@ struct AppendParams {
   int wide_slots;  // slots have 64 bits
 };
 
+// What a thread writes: columns 8 * chunk to 8 * chunk + 7 of a new token of a head, as a row of a page.
+struct Place {
+  int chunk, head, token, sequence;
+  int page, row;
+};
+
 // Where a token goes: `pages` for nowhere.
 __device__ __forceinline__ int place_of(AppendParams const& p, int sequence, int token, int& row) {
   if (p.slots != nullptr) {
@@ -35,6 +41,21 @@ __device__ __forceinline__ int place_of(AppendParams const& p, int sequence, int
   row = position;
   if (p.page_table == nullptr) return sequence;
   return PageTable{p.page_table, p.page_next, p.pages, p.page_size}.page_of(sequence, position, row);
+}
+
+// Calls write(place) in thread `index` of the grid, where it writes something.
+template <class Write>
+__device__ __forceinline__ void at_place(AppendParams const& p, i64 index, Write const& write) {
+  int const chunks = max(p.head_dim, p.value_dim) / 8;
+  int const chunk = static_cast<int>(index % chunks);
+  int const head = static_cast<int>(index / chunks % p.kv_heads);
+  int const token = static_cast<int>(index / chunks / p.kv_heads % p.tokens);
+  int const sequence = static_cast<int>(index / chunks / p.kv_heads / p.tokens);
+  if (sequence >= p.batch) return;
+  int row;
+  int const page = place_of(p, sequence, token, row);
+  if (page == p.pages) return;
+  write(Place{chunk, head, token, sequence, page, row});
 }
 
 }  // namespace omni

@@ -168,22 +168,27 @@ def _check_shapes(q: Any, k: Any, v: Any, dtype: str) -> Problem:
     return Problem(batch, q_heads, kv_heads, q_len, k_len, head_dim, dtype, value_dim=v.shape[3])
 
 
-def check_layout(name: str, array: Any) -> None:
-    """Raises ValueError unless the last axis of a device's array is contiguous and its rows are 16-byte aligned."""
-    strides, copy_with = array.strides, getattr(array, "copy_with", "cupy.ascontiguousarray")
-    if strides[3] != array.dtype.itemsize and array.shape[3] > 1:
+def check_layout(name: str, array: Any, axes: Sequence[str] = AXES) -> None:
+    """Raises ValueError unless the last axis of a device's array is contiguous and its rows are 16-byte aligned.
+
+    axes: names of the others.
+    """
+    strides, shape, copy_with = (
+        array.strides,
+        array.shape,
+        getattr(array, "copy_with", "cupy.ascontiguousarray"),
+    )
+    if strides[-1] != array.dtype.itemsize and shape[-1] > 1:
         raise ValueError(
             f"{name} must have a contiguous last axis (a stride of {array.dtype.itemsize} bytes), "
-            f"got {strides[3]}; copy it with {copy_with}"
+            f"got {strides[-1]}; copy it with {copy_with}"
         )
-    if (strides[0] | strides[1] | strides[2]) % ALIGN_BYTES:
-        for axis, stride, length in zip(AXES, strides, array.shape, strict=False):
-            # The stride of an axis of length 1 is never used.
-            if stride % ALIGN_BYTES and length > 1:
-                raise ValueError(
-                    f"{name} must have strides that are multiples of {ALIGN_BYTES} bytes, got {stride} on "
-                    f"the {axis} axis; copy it with {copy_with}"
-                )
+    for axis, stride, length in zip(axes, strides[:-1], shape[:-1], strict=True):
+        if stride % ALIGN_BYTES and length > 1:  # that of an axis of length 1 is never used
+            raise ValueError(
+                f"{name} must have strides that are multiples of {ALIGN_BYTES} bytes, got {stride} on "
+                f"the {axis} axis; copy it with {copy_with}"
+            )
     if array.data.ptr % ALIGN_BYTES:
         raise ValueError(
             f"{name} must start on a multiple of {ALIGN_BYTES} bytes, got address {array.data.ptr:#x}; "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from numbers import Real
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -110,6 +112,7 @@ def _check_caches(kv: AnyKV, fp8: bool) -> tuple[int, int, int]:
         raise ValueError(
             f"lengths must be contiguous, got a stride of {kv.lengths.strides[0]} bytes; copy it"
         )
+    _check_start("lengths", kv.lengths)
     return batch, pages, page_size
 
 
@@ -145,16 +148,20 @@ def _check_written_scales(kv: AnyKV, k_new: Any, v_new: Any) -> None:
         _check_dtype(name, array)
     if k_new.dtype != v_new.dtype:
         raise TypeError(f"v_new must have the dtype of k_new ({k_new.dtype}), got {v_new.dtype}; cast it")
-    written = [(n, s) for n in ("k_scale", "v_scale") if check_fp8.has_token_scales(s := getattr(kv, n))]
-    for i, (name, scale) in enumerate(written):
-        if isinstance(scale, np.ndarray) and not scale.flags.writeable:
-            raise ValueError(f"{name} must be writeable, as append writes scales of tokens; pass a copy")
-        if overlaps_itself(scale):
-            raise ValueError(f"{name} must not repeat elements, got strides {scale.strides}: it is written")
-        others = [*pools_of(kv)[:2], k_new, v_new, *(other for _, other in written[:i])]
+    scales = [(n, s) for n in ("k_scale", "v_scale") if not isinstance(s := getattr(kv, n), (Real, NoneType))]
+    for i, (name, scale) in enumerate(scales):
+        others = [*pools_of(kv)[:2], *(s for _, s in scales[:i] if check_fp8.has_token_scales(s))]
+        if check_fp8.has_token_scales(scale):
+            if isinstance(scale, np.ndarray) and not scale.flags.writeable:
+                raise ValueError(f"{name} must be writeable, as append writes scales of tokens; pass a copy")
+            if overlaps_itself(scale):
+                raise ValueError(
+                    f"{name} must not repeat elements, got strides {scale.strides}: it is written"
+                )
+            others += [k_new, v_new, *(s for _, s in scales[:i])]
         if any(overlap(scale, other) for other in others):
             raise ValueError(
-                f"{name} must not overlap keys, values or other scales: append writes scales of tokens"
+                f"{name} must not overlap keys, values or other scales: append writes these, of scales those of tokens"
             )
 
 
@@ -181,25 +188,17 @@ def _check_new(kv: AnyKV, k_new: Any, v_new: Any, has_slots: bool, found: tuple[
             if overlap(array, pool):
                 raise ValueError(f"{name} must not overlap the caches: it is read while they are written")
         if is_on_gpu(array):
-            _check_layout(name, array)
+            check.check_layout(name, array, ("tokens", "heads") if has_slots else check.AXES)
     return AppendCall(
         1 if has_slots else batch, heads, tokens, head_dim, value_dim, pages, page_size, capacity
     )
 
 
-def _check_layout(name: str, array: Any) -> None:
-    steps = [
-        stride for stride, length in zip(array.strides[:-1], array.shape[:-1], strict=True) if length > 1
-    ]
-    contiguous = array.strides[-1] == array.dtype.itemsize or array.shape[-1] == 1
-    if (
-        not contiguous
-        or array.data.ptr % check.ALIGN_BYTES
-        or any(step % check.ALIGN_BYTES for step in steps)
-    ):
+def _check_start(name: str, numbers: Any) -> None:
+    size = numbers.dtype.itemsize
+    if is_on_gpu(numbers) and numbers.data.ptr % size:
         raise ValueError(
-            f"{name} must have a contiguous last axis, and rows that begin on multiples of {check.ALIGN_BYTES} bytes, "
-            f"got strides {array.strides} at {array.data.ptr:#x}; copy it"
+            f"{name} must start on a multiple of {size} bytes, got address {numbers.data.ptr:#x}; copy it"
         )
 
 
@@ -212,6 +211,7 @@ def _check_slots(slots: Any, call: AppendCall) -> None:
         )
     if call.tokens > 1 and slots.strides[0] != slots.dtype.itemsize:
         raise ValueError(f"slots must be contiguous, got a stride of {slots.strides[0]} bytes; copy it")
+    _check_start("slots", slots)
     if is_on_gpu(slots):
         return
     bad = np.flatnonzero((slots < -1) | (slots >= call.pages * call.page_size))

@@ -96,31 +96,11 @@ def check_pages(like: Any, kv: PagedKV) -> None:
         if shape[0] * shape[1] >= 1 << 31:
             raise ValueError(f"{name} must hold fewer than 2**31 tokens, got {shape[0]} pages of {shape[1]}")
         if is_on_gpu(pages):
-            _check_layout(name, pages)
+            check.check_layout(name, pages, _AXES)
     if kv.v_pages.shape[:3] != kv.k_pages.shape[:3]:
         raise ValueError(
             f"v_pages must have the pages, tokens and heads of k_pages {kv.k_pages.shape[:3]}, got "
             f"{kv.v_pages.shape[:3]}; its shape is {kv.v_pages.shape}"
-        )
-
-
-def _check_layout(name: str, pages: Any) -> None:
-    copy_with = getattr(pages, "copy_with", "cupy.ascontiguousarray")
-    if pages.strides[3] != pages.dtype.itemsize and pages.shape[3] > 1:
-        raise ValueError(
-            f"{name} must have a contiguous last axis (a stride of {pages.dtype.itemsize} bytes), got "
-            f"{pages.strides[3]}; copy it with {copy_with}"
-        )
-    for axis, stride, length in zip(_AXES, pages.strides, pages.shape, strict=False):
-        if stride % check.ALIGN_BYTES and length > 1:  # that of an axis of length 1 is never used
-            raise ValueError(
-                f"{name} must have strides that are multiples of {check.ALIGN_BYTES} bytes, got {stride} on the "
-                f"{axis} axis; copy it with {copy_with}"
-            )
-    if pages.data.ptr % check.ALIGN_BYTES:
-        raise ValueError(
-            f"{name} must start on a multiple of {check.ALIGN_BYTES} bytes, got address {pages.data.ptr:#x}; copy it "
-            f"with {copy_with}"
         )
 
 

@@ -8,7 +8,6 @@ finds and launches the same plans.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import cupy
@@ -18,7 +17,7 @@ from omnicupy.call import check
 from omnicupy.gpu.mask_cache import cache_for, existing_cache
 from omnicupy.gpu.plan import Plan
 from omnicupy.gpu.planning import new_plan
-from omnicupy.gpu.streams import on_device
+from omnicupy.gpu.streams import on_device, using
 from omnicupy.jit import cache
 from omnicupy.masks.mask import Mask
 
@@ -104,7 +103,7 @@ def make_plan(
     key = _key(array_key, mask, options)
     plan = None if array_key is None else _kept(key, mask)
     if plan is None:
-        with cupy.cuda.Device(q.data.device_id), stream or nullcontext():
+        with cupy.cuda.Device(q.data.device_id), using(stream):
             plan = new_plan(call, arrays, config)
         if array_key is not None:
             _keep(plan, key, mask)
@@ -125,8 +124,12 @@ def _launched(plan: Plan, inputs: tuple[Any, Any, Any, Any], out: Any, return_ls
 
 
 def _key(array_key: Any, mask: Any, options: Options) -> Any:
-    """What a plan is kept under. A list of one shares the mask's cache, but is right for a batch of one alone."""
-    return array_key, options, cache.epoch, isinstance(mask, (list, tuple))
+    """What a plan is kept under. A list of one shares the mask's cache, but is right for a batch of one alone. With the
+    types of numbers: True equals 1, and is refused.
+    """
+    scale, softcap, config, split = options
+    numbers = scale, type(scale), softcap, type(softcap), split, type(split)
+    return array_key, numbers, config, cache.epoch, isinstance(mask, (list, tuple))
 
 
 def _kept(key: Any, mask: Any) -> Plan | None:

@@ -18,12 +18,14 @@ from omnicupy.gpu.backward_planning import Layouts, new_plan
 from omnicupy.gpu.mask_cache import cache_for, existing_cache
 from omnicupy.gpu.plan import ALIGN_MASK
 from omnicupy.gpu.planning import contiguous_strides
+from omnicupy.gpu.ranges import byte_range
 from omnicupy.gpu.streams import is_capturing, on_device
 from omnicupy.jit import cache
 from omnicupy.masks.mask import Mask
 
 _NO_TARGETS = (None, None, None)
 _LSE_BYTES = 4  # of an element of lse, dlse and sink_logits
+_reach = lru_cache(maxsize=1024)(byte_range)
 _unmasked: dict[Any, BackwardPlan] = {}  # plans of calls without a mask; their keys hold the shapes
 
 
@@ -106,7 +108,7 @@ def _key(given: tuple[Any, ...], mask: Any, options: dict[str, Any]) -> Any:
     wanted, deterministic = options.get("wanted", GRADIENTS), options.get("deterministic", True)
     if not isinstance(wanted, (list, tuple)) or type(deterministic) is not bool:
         return None
-    sinks = options.get(SINK)
+    sinks, scale, softcap = options.get(SINK), options.get("scale"), options.get("softcap")
     if sinks is None and SINK in wanted:
         return None
     try:
@@ -116,7 +118,8 @@ def _key(given: tuple[Any, ...], mask: Any, options: dict[str, Any]) -> Any:
             _targets_key(given[1:4], options.get("out_grads")),
             not given[0].data.ptr & ALIGN_MASK,
             tuple(wanted),
-            (options.get("scale"), options.get("softcap"), deterministic, options.get("config"), cache.epoch),
+            # With the types of numbers: True equals 1, and is refused.
+            (scale, type(scale), softcap, type(softcap), deterministic, options.get("config"), cache.epoch),
             None if sinks is None else (sinks.shape, sinks.strides, sinks.dtype, sinks.data.device_id),
             isinstance(mask, (list, tuple)),
         )
@@ -198,15 +201,8 @@ def _are_apart(read: list[Any], targets: Any, options: dict[str, Any]) -> bool:
 
 def _range_of(array: Any) -> tuple[int, int]:
     """The address of an array's first byte and the one past its last."""
-    first, stop = _reach(array.shape, array.strides, array.dtype.itemsize)
+    first, stop = _reach((array.shape, array.strides), array.dtype.itemsize)
     return array.data.ptr + first, array.data.ptr + stop
-
-
-@lru_cache(maxsize=1024)
-def _reach(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[int, int]:
-    """The same, counted from the array's address."""
-    steps = [stride * (length - 1) for length, stride in zip(shape, strides, strict=True)]
-    return sum(step for step in steps if step < 0), sum(step for step in steps if step > 0) + itemsize
 
 
 def _layouts(given: tuple[Any, ...], options: dict[str, Any]) -> Layouts:

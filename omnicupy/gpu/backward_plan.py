@@ -11,7 +11,8 @@ import cupy
 
 from omnicupy.gpu import stream_memory
 from omnicupy.gpu.device_blocks import DeviceBlocks
-from omnicupy.gpu.plan import MAX_BOUND, MAX_MAPS, Bound, Layout
+from omnicupy.gpu.plan import MAX_BOUND, MAX_MAPS, Bound
+from omnicupy.gpu.ranges import Layout
 from omnicupy.gpu.stream_memory import StreamMemory
 from omnicupy.gpu.tensor_maps import tensor_map
 from omnicupy.gpu.workspace import Need

@@ -15,8 +15,9 @@ from omnicupy.gpu.device import DeviceInfo, device_info
 from omnicupy.gpu.device_blocks import DeviceBlocks
 from omnicupy.gpu.mask_cache import device_blocks
 from omnicupy.gpu.modules import kernel, launcher_behind, together
-from omnicupy.gpu.plan import ITEM_BYTES, Layout
+from omnicupy.gpu.plan import ITEM_BYTES
 from omnicupy.gpu.planning import check_runs, contiguous_strides, score_fields
+from omnicupy.gpu.ranges import Layout
 from omnicupy.gpu.tensor_maps import can_map
 from omnicupy.jit import archs
 from omnicupy.jit.backward_kernel import MAKES_ALL, BackwardKernel

@@ -13,12 +13,11 @@ import cupy
 import numpy as np
 
 from omnicupy.call import check_cached
-from omnicupy.gpu import pages
 from omnicupy.gpu.cached_plan import CachedPlan, MadeLists
 from omnicupy.gpu.cached_planning import new_plan
 from omnicupy.gpu.streams import on_device
 from omnicupy.jit import cache
-from omnicupy.serving.caches import AnyKV, pools_of
+from omnicupy.serving.caches import AnyKV, pools_of, scale_addresses, scales_key
 from omnicupy.serving.rule import CachedRule
 from omnicupy.serving.step import CachedStep
 
@@ -111,20 +110,21 @@ def plan_of(
             v is None,
             None if table is None else _key_of(table),
             None if sink_logits is None else _key_of(sink_logits),
-            pages.scales_key(kv),
-            None if rows is None else (*_key_of(rows), max_rows),
+            scales_key(kv, _key_of),
+            None if rows is None else (*_key_of(rows), max_rows, type(max_rows)),
         )
         addresses = (
             *(x.ptr, y.ptr, z.ptr, None if target is None else target.ptr, w.ptr | _address(rows)),
             None if table is None else table.data.ptr,
         )
         sinks = None if sink_logits is None else sink_logits.data.ptr
+        scales = scale_addresses(kv, _address)
     except AttributeError:  # not CuPy arrays: the checks say so
         pass
     else:
         found = None
         if (rows is None) == (max_rows is None):  # one alone is refused
-            found = find_plan(array_key, addresses, rule, options, sinks)
+            found = find_plan(array_key, addresses, rule, options, sinks, scales)
         if found is not None:
             return found
     ragged = {} if rows is None and max_rows is None else {"rows": rows, "max_rows": max_rows}
@@ -137,16 +137,21 @@ def find_plan(
     rule: Any,
     options: tuple[Any, Any, Any, Any],
     sinks: int | None,
+    scales: tuple[int, int],
 ) -> CachedPlan | None:
     """The plan that `make_plan` kept for such arguments; None where it has to look at them.
 
     array_key: all that a plan depends on of q, the caches, lengths, `out` and sink_logits; equals no other library's
     for other arrays.  addresses: of q, k, v, `out` or None, lengths (with the bits of rows'), and the table of pages or
     None.  options: scale,
-    softcap, config and split.  sinks: address of sink_logits, or None.
+    softcap, config and split.  sinks: address of sink_logits, or None.  scales: addresses of those of keys and values,
+    0 for numbers.
     """
     plan = _kept(array_key, rule, options)
     if plan is None or not plan.fits_addresses(*addresses):
+        return None
+    k_scale, v_scale = scales
+    if (k_scale or v_scale) and not plan.fits_scales(k_scale, v_scale, addresses[3]):
         return None
     return plan if sinks is None or plan.kernel.fits_sink(sinks, addresses[3]) else None
 
@@ -176,7 +181,7 @@ def make_plan(
         if array_key is not None:
             while len(_plans) >= MAX_PLANS:
                 _plans.pop(next(iter(_plans)), None)
-            _plans[array_key, rule, options, cache.epoch] = plan
+            _plans[_key(array_key, rule, options)] = plan
     return plan
 
 
@@ -207,11 +212,18 @@ def _key_of(array: Any) -> Any:
     return array.shape, array.strides, array.dtype, array.data.device_id
 
 
+def _key(array_key: Any, rule: CachedRule, options: tuple[Any, Any, Any, Any]) -> Any:
+    """What a plan is kept under. With the types of numbers: True equals 1, and is refused."""
+    scale, softcap, config, split = options
+    numbers = scale, type(scale), softcap, type(softcap), split, type(split)
+    return array_key, rule, numbers, config, cache.epoch
+
+
 def _kept(array_key: Any, rule: Any, options: tuple[Any, Any, Any, Any]) -> CachedPlan | None:
     if not isinstance(rule, CachedRule):
         return None
     try:
-        return _plans.get((array_key, rule, options, cache.epoch))
+        return _plans.get(_key(array_key, rule, options))
     except TypeError:  # no scale, softcap, config or split: the checks say so
         return None
 
@@ -235,7 +247,7 @@ def _launched(
         "page_table": _address(table),
         "sink_logits": _address(sink_logits),
         "row_starts": _address(rows),
-        "scales": pages.scale_addresses(kv),
+        "scales": scale_addresses(kv, _address),
     }
     plan.launch(addresses, kv.lengths.data.ptr, stream, made, **others)
     return out, lse

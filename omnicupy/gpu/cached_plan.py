@@ -9,6 +9,7 @@ from typing import Any
 from omnicupy.gpu import stream_memory
 from omnicupy.gpu.device_blocks import DeviceCopy
 from omnicupy.gpu.plan import Plan
+from omnicupy.gpu.ranges import Range
 from omnicupy.gpu.stream_memory import StreamMemory
 from omnicupy.gpu.workspace import Need
 from omnicupy.jit.params import PARAMS, PLAN_PARAMS, RAGGED_PLAN_PARAMS
@@ -52,20 +53,38 @@ class CachedPlan:
     """Launches of calls with one layout, rule and kernel, ready but for addresses.
 
     kernel: the plan of the forward kernel.  planner: what is launched ahead of it.  need: memory that both share with
-    other launches of a stream, parts of split rows first.  partial_bytes: where the lists begin there.  out_shape,
-    lse_shape: of what it writes.
+    other launches of a stream, parts of split rows first.  partial_bytes: where the lists begin there.  near_scales:
+    between which distances from `out` the scales of keys and of values meet it, as in ranges.meeting; None for numbers
+    and for no `out`.  out_shape, lse_shape: of what it writes.
     """
 
     __slots__ = (
-        *("_need", "_partial_bytes", "_places", "_planner_template", "_scales_at", "_table_at", "_written"),
+        *(
+            "_near_scales",
+            "_need",
+            "_partial_bytes",
+            "_places",
+            "_planner_template",
+            "_scales_at",
+            "_table_at",
+        ),
+        "_written",
         *("kernel", "lse_shape", "out_shape", "planner"),
     )
 
-    def __init__(self, kernel: Plan, planner: Planner, need: Need, partial_bytes: int) -> None:
+    def __init__(
+        self,
+        kernel: Plan,
+        planner: Planner,
+        need: Need,
+        partial_bytes: int,
+        near_scales: tuple[Range | None, Range | None] = (None, None),
+    ) -> None:
         self.kernel = kernel
         self.planner = planner
         self._need = need
         self._partial_bytes = partial_bytes
+        self._near_scales = near_scales
         self._planner_template = planner.template()
         fields = PARAMS[kernel.spec.params].fields
         assert fields is not None
@@ -91,6 +110,16 @@ class CachedPlan:
     ) -> bool:
         """What an equal key leaves open of these addresses; False: check all."""
         return (lengths | (table or 0)) % 4 == 0 and self.kernel.fits_addresses(q, k, v, out)
+
+    def fits_scales(self, k: int, v: int, out: int | None) -> bool:
+        """The same of the addresses of scales, 0 for numbers. False: check all."""
+        if (k | v) % 4:
+            return False
+        if out is None:
+            return True
+        of_k, of_v = self._near_scales
+        k, v = k - out, v - out
+        return not ((of_k and of_k[0] < k < of_k[1]) or (of_v and of_v[0] < v < of_v[1]))
 
     def launch(
         self,

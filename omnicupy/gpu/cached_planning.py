@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,8 @@ from omnicupy.gpu.device_blocks import DeviceCopy
 from omnicupy.gpu.modules import kernel
 from omnicupy.gpu.plan import PLANS, KernelCall
 from omnicupy.gpu.planning import check_runs, check_strides, contiguous_strides, score_fields, struct_of
+from omnicupy.gpu.ranges import Range, byte_range, meeting
+from omnicupy.gpu.streams import using
 from omnicupy.gpu.tensor_maps import can_map
 from omnicupy.gpu.workspace import Need
 from omnicupy.jit import archs
@@ -66,7 +67,16 @@ def new_plan(
     fields = _fields_of(grid, lists) | pages.fields_of(kv) | pages.scale_fields(kv)
     template = struct_of(grid, score_fields(call.scale, call.softcap), fields, (q, k, v, out_like))
     of_kernel = PLANS[spec.kernel](spec, problem, NoBlocks(device), template, launched)  # type: ignore[arg-type]
-    return CachedPlan(of_kernel, planner, need, partials)
+    return CachedPlan(of_kernel, planner, need, partials, _near_scales(kv, out))
+
+
+def _near_scales(kv: AnyKV, out: Any) -> tuple[Range | None, Range | None]:
+    """As CachedPlan takes it."""
+    if out is None:
+        return None, None
+    written = byte_range((out.shape, out.strides), out.dtype.itemsize)
+    k, v = (None if one is None else meeting(one, written) for one in pages.scale_ranges(kv))
+    return k, v
 
 
 def _of_all_rows(q: Any, k: Any, v: Any, out: Any) -> tuple[Any, Any, Any, Any]:
@@ -190,6 +200,6 @@ def _planner_of(lists: CachedLists, device: int, info: DeviceInfo, stream: Any) 
     buffer = np.zeros(size, np.uint8)
     for name, array in arrays.items():
         buffer[offsets[name] : offsets[name] + array.nbytes] = array.view(np.uint8).reshape(-1)
-    with stream or nullcontext():
+    with using(stream):
         tail = DeviceCopy(buffer, device)
     return Planner(function, lists, spec.threads, spec.smem_bytes, tail, offsets)

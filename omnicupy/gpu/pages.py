@@ -7,6 +7,7 @@ from typing import Any
 
 from omnicupy.call import check_fp8
 from omnicupy.call.arrays import DeviceArray
+from omnicupy.gpu.ranges import Range, byte_range
 from omnicupy.jit.cached_spec import CachedSpec
 from omnicupy.jit.fp8_spec import Fp8Spec
 from omnicupy.jit.paged_spec import PagedSpec
@@ -63,32 +64,18 @@ def scale_fields(kv: AnyKV) -> dict[str, Any]:
     return found
 
 
+def scale_ranges(kv: AnyKV) -> tuple[Range | None, Range | None]:
+    """The bytes of the scales of keys and of values, counted from their addresses; None for numbers."""
+    k, v = (
+        None if scale is None or isinstance(scale, Real) else byte_range((scale.shape, scale.strides), 4)
+        for scale in (kv.k_scale, kv.v_scale)
+    )
+    return k, v
+
+
 def _scale_steps(scale: Any) -> tuple[int, ...]:
     """In elements. Kernels know scales of tokens by a stride above 0, which an axis of length 1 need not have."""
     steps = tuple(step // 4 for step in scale.strides)
     if len(steps) == 3:
         return tuple(1 if length == 1 else step for step, length in zip(steps, scale.shape, strict=True))
     return steps
-
-
-def scale_addresses(kv: AnyKV) -> tuple[int, int]:
-    """Where the scales of keys and of values lie, 0 for numbers."""
-    if kv.k_scale is None and kv.v_scale is None:
-        return 0, 0
-    k, v = (
-        0 if scale is None or isinstance(scale, Real) else scale.data.ptr
-        for scale in (kv.k_scale, kv.v_scale)
-    )
-    return k, v
-
-
-def scales_key(kv: AnyKV) -> Any:
-    """What plans and launches depend on of scales, but for where they lie. Raises AttributeError for what is none."""
-    if kv.k_scale is None and kv.v_scale is None:
-        return None
-    return tuple(
-        (type(scale), scale)  # True equals 1
-        if scale is None or isinstance(scale, Real)
-        else (scale.shape, scale.strides, scale.dtype, scale.data.device_id)
-        for scale in (kv.k_scale, kv.v_scale)
-    )

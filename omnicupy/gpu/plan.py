@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -12,6 +12,7 @@ from omnicupy.call.arrays import DTYPE_NAMES
 from omnicupy.call.problem import Problem
 from omnicupy.gpu import stream_memory
 from omnicupy.gpu.device_blocks import DeviceBlocks
+from omnicupy.gpu.ranges import Layout, Range, byte_range, meeting
 from omnicupy.gpu.stream_memory import StreamMemory
 from omnicupy.gpu.tensor_maps import packed_map, tensor_map
 from omnicupy.gpu.workspace import Need
@@ -29,7 +30,6 @@ _ADDRESS = struct.Struct("<Q")
 MAX_BOUND = 32  # streams whose structs a plan keeps
 _SINK_BYTES = 4  # of an element of sink_logits
 _WORK = struct.Struct("<3Q")  # counter, partials, arrivals: neighbours there
-Layout: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]  # shape, strides in bytes
 Addresses: TypeAlias = tuple[int, int, int]  # of q, k and v
 Bound: TypeAlias = tuple[bytearray, Callable[[], None]]  # a launch's struct, and what launches with it
 
@@ -72,10 +72,13 @@ class Plan:
         self.template = template
         self._offset = PARAMS[spec.params].fields["q"][1]  # type: ignore[index]
         self._sink_at = PARAMS[spec.params].fields["sink_logits"][1]  # type: ignore[index]
-        self._out = (0, 0) if launched.out is None else _byte_range(launched.out)
+        self._out = (0, 0) if launched.out is None else byte_range(launched.out, ITEM_BYTES)
         self.shape = (problem.batch, problem.q_heads, problem.q_len, problem.value_dim)
         self.dtype = next(dtype for dtype, name in DTYPE_NAMES.items() if name == problem.dtype)
-        self._near = () if launched.out is None else _forbidden_distances(launched.layouts, launched.out)
+        self._near: tuple[Range, ...] = ()
+        if launched.out is not None:
+            ranges = (byte_range(layout, ITEM_BYTES) for layout in launched.layouts)
+            self._near = tuple(meeting(one, self._out) for one in ranges)
 
     def fits_addresses(self, q: int, k: int, v: int, out: int | None) -> bool:
         """What an equal key leaves open of these addresses: aligned, `out` apart from the inputs. False: check all."""
@@ -205,16 +208,3 @@ class Sm90Plan(Plan):
 
 
 PLANS: dict[str, type[Plan]] = {"naive": Plan, "sm80": Plan, "sm90": Sm90Plan}
-
-
-def _forbidden_distances(inputs: Sequence[Layout], out: Layout) -> Sequence[tuple[int, int]]:
-    """Of each input, between which distances from `out` its address range meets that of `out`; exclusive both."""
-    first, stop = _byte_range(out)
-    return tuple((first - end, stop - begin) for begin, end in map(_byte_range, inputs))
-
-
-def _byte_range(layout: Layout) -> tuple[int, int]:
-    """The first byte of an array and the one past its last, counted from its address."""
-    steps = [stride * (length - 1) for length, stride in zip(*layout, strict=True)]
-    last = sum(step for step in steps if step > 0) + ITEM_BYTES
-    return sum(step for step in steps if step < 0), last

@@ -18,7 +18,14 @@ import numpy as np
 from omnicupy.gpu import bindings
 from omnicupy.gpu.device_blocks import DeviceCopy
 from omnicupy.gpu.graph_end import GraphEnd
-from omnicupy.gpu.streams import LEGACY_STREAM, allowing_unsafe_calls, is_unusable, key_in_capture, number_of
+from omnicupy.gpu.streams import (
+    LEGACY_STREAM,
+    allowing_unsafe_calls,
+    is_unusable,
+    key_in_capture,
+    number_of,
+    using,
+)
 from omnicupy.gpu.workspace import Need, Pool, Workspace, zeroed
 
 MAX_STREAMS = 32  # of a device; another one takes over what the one that came first had
@@ -67,7 +74,7 @@ class StreamMemory:
 
     def own(self, size: int, stream: Any) -> Any:
         """`size` bytes, uninitialised, for what is to outlive a launch: freed, they go to what `stream` does next."""
-        with stream, allowing_unsafe_calls():  # another one may be captured
+        with using(stream), allowing_unsafe_calls():  # another one may be captured
             return cupy.empty(size, np.uint8)
 
     def keep(self, lists: Any) -> None:

@@ -40,8 +40,39 @@ def external_stream(device: int, handle: int) -> Any:
     if found is None:
         if len(_external) >= MAX_EXTERNAL:
             _external.clear()
-        found = _external[device, handle] = foreign_stream(handle)
+        found = _external[device, handle] = on_device(device, foreign_stream, handle)
     return found
+
+
+class using:  # noqa: N801 - reads as a statement
+    """Makes `stream`, of the current device, CuPy's current one in this thread, and at the end the one that was.
+
+    CuPy's own `with stream:` ends otherwise: with the stream of the with statement around it, so that it forgets what
+    stream.use() chose. A stream that is current already, by its handle, costs no change. None changes nothing. For one
+    with statement at a time.
+    """
+
+    __slots__ = ("_before", "_device", "_stream")
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._before: Any = None  # where another one was current
+        self._device = -1
+
+    def __enter__(self) -> Any:
+        stream = self._stream
+        if stream is not None:
+            self._device = _runtime.getDevice()
+            before = cupy.cuda.get_current_stream(self._device)
+            if before.ptr != stream.ptr:
+                stream.use()
+                self._before = before
+        return stream
+
+    def __exit__(self, *_: object) -> None:
+        before, self._before = self._before, None
+        if before is not None:
+            on_device(self._device, before.use)
 
 
 def number_of(device: int, stream: Any) -> int:
@@ -116,7 +147,9 @@ class _Handle:
 
 
 def foreign_stream(handle: int) -> Any:
-    """CuPy's stream for the handle of one that somebody else owns; of the device that is current where it is used."""
+    """CuPy's stream for the handle of one that somebody else owns, of the current device: later versions of CuPy than
+    14 take note of it.
+    """
     return cupy.cuda.Stream.from_external(_Handle(handle))
 
 

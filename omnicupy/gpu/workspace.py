@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import cupy
 import numpy as np
 
-from omnicupy.gpu.streams import allowing_unsafe_calls
+from omnicupy.gpu.streams import allowing_unsafe_calls, using
 from omnicupy.jit.spec import round_up
 
 COUNTER_BYTES = 16  # of one set of counters
@@ -169,7 +169,7 @@ def zeroed(size: int, zeros: int) -> Any:
 
     Waits for these zeros alone: what streams were given may run on. No capture sees it.
     """
-    with allowing_unsafe_calls(), _own_stream() as stream:
+    with allowing_unsafe_calls(), using(_own_stream()) as stream:
         found = cupy.empty(size, np.uint8)
         found.data.memset_async(0, zeros, stream)
         stream.synchronize()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,8 @@ from omnicupy.parallel.check import Shared
 from omnicupy.parallel.plan import Plan
 
 MOST_AGREED = 1 << 12  # digests kept
-MOST_SAID = 512  # bytes of a call's description
+DIGEST_BYTES = 32  # of a call's description
+MOST_SAID = 512  # bytes of a call's description that an error can show; all of it is compared
 
 
 class NcclGroup:
@@ -66,12 +68,16 @@ class NcclGroup:
             return
         import cupy
 
-        said = str(call).encode()[:MOST_SAID].ljust(MOST_SAID)
-        mine, size = cupy.asarray(np.frombuffer(plan.digest + said, np.uint8)), len(plan.digest)
-        every = cupy.empty((self.size, size + MOST_SAID), np.uint8)
+        said = str(call).encode()
+        whole = hashlib.sha256(said).digest()
+        mine = plan.digest + whole + said[:MOST_SAID].ljust(MOST_SAID)
+        given, every = (
+            cupy.asarray(np.frombuffer(mine, np.uint8)),
+            cupy.empty((self.size, len(mine)), np.uint8),
+        )
         stream = cupy.cuda.get_current_stream()
         kind = cupy.cuda.nccl.NCCL_UINT8
-        self.communicator.allGather(mine.data.ptr, every.data.ptr, size + MOST_SAID, kind, stream.ptr)
+        self.communicator.allGather(given.data.ptr, every.data.ptr, len(mine), kind, stream.ptr)
         done = stream.record()
         end = time.monotonic() + limit
         while not done.done:
@@ -83,9 +89,17 @@ class NcclGroup:
             time.sleep(1e-4)
         found = [one.tobytes() for one in cupy.asnumpy(every)]
         if any(one != found[0] for one in found):
-            raise ValueError(
-                check.difference([(one[:size].hex(), one[size:].decode().strip()) for one in found])
-            )
+            raise ValueError(check.difference([_said(one) for one in found]))
         self._agreed[key] = None
         if len(self._agreed) > MOST_AGREED:
             del self._agreed[next(iter(self._agreed))]
+
+
+def _said(gathered: bytes) -> tuple[str, str]:
+    """The plan and the call of a rank, as an error names them: the call by its words, and where there are more than are
+    shown, by the digest of them all as well.
+    """
+    rest, shown = gathered[:-MOST_SAID], gathered[-MOST_SAID:]
+    plan, call = rest[:-DIGEST_BYTES], rest[-DIGEST_BYTES:]
+    words = shown.decode(errors="replace").rstrip()
+    return plan.hex(), words if len(words) < MOST_SAID else f"{words}... (SHA-256 {call.hex()})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from omnicupy.call.problem import Problem
 from omnicupy.errors import UnsupportedError
@@ -38,10 +38,10 @@ class BackwardGrid:
             return Workers(heads // self.masks, self.sm_count)
         # Only the Hopper kernel may split blocks of keys, as far as the merge may use memory.
         slots = MOST_PARTIAL_BYTES // (heads * self._slot_bytes) if self.kernel.kernel == "sm90" else 0
-        side_by_side = self._heads_in_l2 if self.kernel.part == "ordered" else 0
-        return Workers(
-            heads // self.masks, self.sm_count, slots, self.problem.group, side_by_side=side_by_side
-        )
+        found = Workers(heads // self.masks, self.sm_count, slots, self.problem.group)
+        if self.kernel.part != "ordered":
+            return found
+        return replace(found, ordered_sums=True, side_by_side=self._heads_in_l2)
 
     @property
     def _heads_in_l2(self) -> int:

@@ -50,7 +50,8 @@ class Workers:
     split_slots: parts of split rows a head that the merge has memory for; 0 where rows may not be split.
     repeats: how often an entry is worked on in a row: by each query head of a group, where parts are of keys.
     leave: what a part of a split row leaves for the merge, in FULL tiles.  split_tiles: tiles of each part but the last
-    one of a row, whoever works; 0 where the parts are free.  side_by_side: heads that share the L2 cache (ordered_lists
+    one of a row, whoever works; 0 where the parts are free.  ordered_sums: what parts add to the same rows is added in
+    one order, so that a part waits for those ahead of it.  side_by_side: heads that share the L2 cache (ordered_lists
     alone needs it).
     """
 
@@ -60,6 +61,7 @@ class Workers:
     repeats: int = 1
     leave: float = LEAVE
     split_tiles: int = 0
+    ordered_sums: bool = False
     side_by_side: int = 0
 
 
@@ -114,7 +116,7 @@ def schedule(
     bounds = before[offsets]
     counts = np.diff(bounds)
     parts = _parts_of_rows(of_row, counts, workers)
-    if workers.side_by_side:
+    if workers.ordered_sums:
         parts = _few_long_cut(parts, of_row, counts, workers)
     rows = np.repeat(np.arange(len(counts), dtype=np.int32), parts)
     number = number_in_run(parts)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from numbers import Real
+from types import NoneType
 from typing import Any, TypeAlias
 
 MOST_PAGE = 256  # keys of a page
@@ -94,6 +97,7 @@ class PagedKV:
 
 AnyKV: TypeAlias = CachedKV | PagedKV
 CACHES = (CachedKV, PagedKV)
+_number_types: dict[type, bool] = {NoneType: True}  # which types of scales are numbers
 
 
 def pools_of(kv: AnyKV) -> tuple[Any, Any, Any]:
@@ -133,6 +137,36 @@ def with_lengths(kv: AnyKV, lengths: Any) -> AnyKV:
     """The same caches with other lengths."""
     k, v, table = pools_of(kv)
     return with_arrays(kv, (k, v), table, lengths, (kv.k_scale, kv.v_scale))
+
+
+def scales_key(kv: AnyKV, key_of: Callable[[Any], Any]) -> Any:
+    """What plans and launches depend on of scales, but for where they lie. key_of: the same of an array."""
+    if kv.k_scale is None and kv.v_scale is None:
+        return None
+    return tuple(
+        (type(scale), scale) if _is_number(scale) else key_of(scale)  # True equals 1
+        for scale in (kv.k_scale, kv.v_scale)
+    )
+
+
+def scale_addresses(kv: AnyKV, address_of: Callable[[Any], int]) -> tuple[int, int]:
+    """Where the scales of keys and of values lie, 0 for numbers. address_of: where an array does."""
+    k, v = kv.k_scale, kv.v_scale
+    if k is None and v is None:
+        return 0, 0
+    return (
+        0 if _is_number(k) else address_of(k),
+        0 if _is_number(v) else address_of(v),
+    )
+
+
+def _is_number(scale: Any) -> bool:
+    """A number, or None. Each call asks, and isinstance takes more than twice as long."""
+    kind = type(scale)
+    found = _number_types.get(kind)
+    if found is None:
+        found = _number_types[kind] = issubclass(kind, Real)
+    return found
 
 
 def _written(kv: AnyKV, names: tuple[str, ...]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from omnicupy import caches
+from omnicupy import serving_api
 from omnicupy.errors import UnsupportedError
 from omnicupy.serving.caches import CACHES, AnyKV, pools_of
 from omnicupy.torch import eager, pools, state, tensors
@@ -18,7 +18,7 @@ def append(kv: AnyKV, k_new: Any, v_new: Any, slots: Any = None) -> None:
     stream of their device. Raises UnsupportedError inside torch.compile and its like, and where a gradient is needed.
     """
     if not isinstance(kv, CACHES):
-        caches.append(kv, k_new, v_new, slots)
+        serving_api.append(kv, k_new, v_new, slots)
     k, v, table = pools_of(kv)
     given = {
         "k": k,
@@ -61,7 +61,7 @@ def append(kv: AnyKV, k_new: Any, v_new: Any, slots: Any = None) -> None:
         stream = external_stream(index, eager.raw_stream(index))
         gpu_append.append(pools.mapped(kv, pools.on_device), *_new(held, pools.on_device), stream)
     else:
-        caches.append(pools.mapped(kv, pools.on_host), *_new(held, pools.on_host))
+        serving_api.append(pools.mapped(kv, pools.on_host), *_new(held, pools.on_host))
     of_tokens = [held[name] for name in ("k_scale", "v_scale") if name in held and held[name].dim() == 3]
     for written in (k, v, *of_tokens):
         torch.autograd.graph.increment_version(written)

@@ -108,7 +108,7 @@ def _prepared(inputs: tuple[Any, Any, Any], mask: Any, scores: Scores, sink_logi
         "sink_logits": None if sink_logits is None else _view(_SINK, sink_logits),
         "softcap": scores[1],
     }
-    with stream:
+    with _gpu.using(stream):
         _gpu.prepare_backward(*arrays, mask, scale=scores[0], config=None, **changes)
 
 
@@ -172,7 +172,7 @@ def _new_plan(key: Any, given: tuple[Any, ...], mask: Any, how: How, stream: Any
     arrays = [None if one is None else _view(name, one) for name, one in zip(_GIVEN, given, strict=True)]
     *read, dlse, sinks = arrays
     rest = {"config": None, "dlse": dlse, _SINK: sinks}
-    with stream:
+    with _gpu.using(stream):
         return _gpu.make_plan(key, tuple(read), mask, _options(how) | rest)
 
 
@@ -204,6 +204,7 @@ def _load_gpu() -> Any:
         cache=cache,
         external_stream=streams.external_stream,
         on_device=streams.on_device,
+        using=streams.using,
         cupy=cupy,
     )
     return _gpu

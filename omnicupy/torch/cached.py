@@ -12,7 +12,7 @@ from omnicupy import api
 from omnicupy.call import check_cached
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.spec import AttnSpec
-from omnicupy.serving.caches import AnyKV, pools_of, with_lengths
+from omnicupy.serving.caches import AnyKV, pools_of, scale_addresses, scales_key, with_lengths
 from omnicupy.serving.rule import CachedRule
 from omnicupy.serving.step import CachedStep
 from omnicupy.torch import eager, pools, state, tensors
@@ -53,7 +53,7 @@ def attention(q: Any, kv: Any, v: Any, mask: Any, *, return_lse: bool, **options
         0 if lse is None else lse.data_ptr(),
     )
     others: dict[str, Any] = {"page_table": _address(table), "sink_logits": _address(options["sink_logits"])}
-    others["scales"] = pools.scale_addresses(kv)
+    others["scales"] = scale_addresses(kv, pools.address_of)
     launch = partial(plan.launch, row_starts=_address(rows), **others)
     gpu.on_device(index, launch, addresses, kv.lengths.data_ptr(), stream, made)
     if out is not None:
@@ -216,7 +216,7 @@ def _plan_of(
 ) -> Any:
     """The plan for tensors of CUDA device `index`: found by what torch tells of them, or a new one."""
     (k, values, table), lengths = pools_of(kv), kv.lengths
-    out, sinks, rows = options["out"], options["sink_logits"], options["rows"]
+    out, sinks, rows, most = (options[name] for name in ("out", "sink_logits", "rows", "max_rows"))
     key = (
         (
             q.shape,
@@ -235,17 +235,18 @@ def _plan_of(
         v is None,
         None if table is None else (table.shape, table.stride()),
         None if sinks is None else (sinks.shape, sinks.stride(), sinks.dtype),
-        pools.scales_key(kv),
-        None if rows is None else (rows.shape, rows.stride(), options["max_rows"]),
+        scales_key(kv, pools.key_of),
+        None if rows is None else (rows.shape, rows.stride(), most, type(most)),
     )
     of_out = None if out is None else out.data_ptr()
     of_table = None if table is None else table.data_ptr()
     numbers = lengths.data_ptr() | _address(rows)
     addresses = (q.data_ptr(), k.data_ptr(), values.data_ptr(), of_out, numbers, of_table)
     how = options["scale"], options["softcap"], options["config"], options["split"]
-    ragged, found = _ragged(rows, options["max_rows"]), None
-    if (rows is None) == (options["max_rows"] is None):  # one alone is refused
-        found = _gpu.find_plan(key, addresses, rule, how, None if sinks is None else sinks.data_ptr())
+    ragged, found = _ragged(rows, most), None
+    if (rows is None) == (most is None):  # one alone is refused
+        of_sinks = None if sinks is None else sinks.data_ptr()
+        found = _gpu.find_plan(key, addresses, rule, how, of_sinks, scale_addresses(kv, pools.address_of))
     if found is None:
         array, caches, target, logits = _arrays(q, kv, out, sinks)
         given = (array, caches, v, target, logits)

@@ -66,21 +66,13 @@ def scales_of(kv: AnyKV, device: Any) -> dict[str, Any]:
     return held
 
 
-def scales_key(kv: AnyKV) -> Any:
-    """What plans and launches depend on of scales, but for where they lie."""
-    if kv.k_scale is None and kv.v_scale is None:
-        return None
-    return tuple(
-        (scale.shape, scale.stride(), scale.dtype)
-        if isinstance(scale, torch.Tensor)
-        else (type(scale), scale)
-        for scale in (kv.k_scale, kv.v_scale)
-    )
+def key_of(scale: Any) -> Any:
+    """What plans and launches depend on of an array of scales, but for where it lies."""
+    if isinstance(scale, torch.Tensor):
+        return scale.shape, scale.stride(), scale.dtype
+    return type(scale), scale  # which the checks refuse
 
 
-def scale_addresses(kv: AnyKV) -> tuple[int, int]:
-    """Where the scales of keys and values lie, 0 for numbers."""
-    if kv.k_scale is None and kv.v_scale is None:
-        return 0, 0
-    k, v = (scale.data_ptr() if isinstance(scale, torch.Tensor) else 0 for scale in (kv.k_scale, kv.v_scale))
-    return k, v
+def address_of(scale: Any) -> int:
+    """Where an array of scales lies."""
+    return int(scale.data_ptr()) if isinstance(scale, torch.Tensor) else 0

@@ -10,6 +10,7 @@ import pytest
 from fake_device import BF16, ndarray
 
 import omnicupy as oc
+from omnicupy.gpu import append as gpu_append
 from omnicupy.jit.append_spec import AppendSpec
 
 INT32 = np.dtype(np.int32)
@@ -70,6 +71,35 @@ def test_values_of_another_width(device: fake_device.Device, widths: tuple[int, 
     assert (int(params["head_dim"]), int(params["value_dim"])) == widths
     assert params["v_strides"].tolist() == [200 * widths[1], 100 * widths[1], widths[1]]
     assert launched["grid"] == (-(-3 * 2 * 5 * max(widths) // 8 // 256), 1, 1)
+
+
+def test_keys_and_values_of_one_array_are_checked_once(
+    device: fake_device.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose bytes lie between each other's; what is new may lie elsewhere each time."""
+    both = ndarray((50, 32, 2, 2, 64), BF16)
+    _, _, kv_step, *_ = both.strides
+    pools = [ndarray((50, 32, 2, 64), BF16, strides=(*both.strides[:2], *both.strides[3:])) for _ in "kv"]
+    numbers = ndarray((3, 20), INT32), ndarray((3,), INT32)
+    for layer in range(3):
+        pools[0].data.ptr = both.data.ptr + layer * both.nbytes
+        pools[1].data.ptr = pools[0].data.ptr + kv_step
+        oc.append(oc.PagedKV(*pools, *numbers), *_new(3, 2, 1, 64))
+        monkeypatch.setattr(gpu_append.check_append, "call", None)
+    assert len(device.launches) == 3
+
+
+def test_numbers_start_on_multiples_of_their_size(device: fake_device.Device) -> None:
+    kv = _paged()
+    kv.lengths.data.ptr += 2
+    with pytest.raises(ValueError, match="lengths must start on a multiple of 4 bytes"):
+        oc.append(kv, *_new(3, 2, 1, 64))
+    for dtype, size in ((np.int32, 4), (np.int64, 8)):
+        slots = ndarray((70,), np.dtype(dtype))
+        slots.data.ptr += size // 2
+        with pytest.raises(ValueError, match=f"slots must start on a multiple of {size} bytes"):
+            oc.append(_paged(), *_new(70, 2, 64), slots)
+    assert device.launches == []
 
 
 def test_what_is_refused(device: fake_device.Device) -> None:

@@ -115,7 +115,7 @@ def test_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = [fake_tensor.cuda(torch.zeros(shape, dtype=torch.bfloat16)) for shape in shapes]
     assert oc.torch.prepare(*tensors, mask) is None
     assert (fake.launches, fake.empties, len(fake.uploads)) == ([], [], 1)
-    assert fake.made[0].entered == 1  # the copy was given to torch's stream
+    assert fake.made[0].used  # the copy was given to torch's stream
     monkeypatch.setattr(gpu_attention, "new_plan", None)
     oc.torch.attention(*tensors, mask)
     assert len(fake.launches) == 1

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from fake_driver import RELAXED, Driver, Function
+from fake_streams import CurrentStreams, Stream
 
 from omnicupy.choose import pick, table
 from omnicupy.gpu import append as gpu_append
@@ -67,28 +68,6 @@ def inputs(batch: int = 2, heads: int = 4, q_len: int = 300, k_len: int = 300, *
         ndarray((batch, kv_heads, k_len, head_dim), BF16, at),
         ndarray((batch, kv_heads, k_len, head_dim), BF16, at),
     ]
-
-
-class Stream:
-    """driver: that of the newest fake; it knows who is captured."""
-
-    driver: Driver
-
-    def __init__(self, ptr: int = 0) -> None:
-        self.ptr = ptr
-        self.waited: list[Any] = []
-
-    def is_capturing(self) -> bool:
-        return self.ptr in self.driver.captured
-
-    def wait_event(self, event: Any) -> None:
-        self.waited.append(event)
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 class CUDARuntimeError(RuntimeError):
@@ -153,7 +132,8 @@ class Device:
 class Allocating:
     """What workspace.py uses of CuPy: buffers full of ones; `waited`: the streams that it waited for, in turn.
 
-    There is no current stream: waiting for it would be waiting for a user's work. nbytes: of the buffers that live.
+    Its module says nothing of the current stream: waiting for it would be waiting for a user's work.
+    nbytes: of the buffers that live.
     """
 
     def __init__(self, fake: Device) -> None:
@@ -162,23 +142,16 @@ class Allocating:
         self.waited: list[Any] = []
         allocating = self
 
-        class Own:
+        class Own(Stream):
             def __init__(self, *, non_blocking: bool) -> None:
                 assert non_blocking
-
-            def __enter__(self) -> Own:
-                allocating.entered = self
-                return self
-
-            def __exit__(self, *_: object) -> None:
-                allocating.entered = None
+                super().__init__(next(addresses), fake.current)
 
             def synchronize(self) -> None:
                 assert fake.driver.mode == RELAXED, "a wait that a capture forbids"
                 allocating.waited.append(self)
 
-        self.entered: Any = None
-        self.driver = fake.driver
+        self.fake, self.own = fake, Own
         self.cuda = SimpleNamespace(Stream=Own, runtime=SimpleNamespace(getDevice=lambda: fake.current))
 
     @property
@@ -186,8 +159,8 @@ class Allocating:
         return sum(buffer.nbytes for buffer in self.buffers.values())
 
     def empty(self, size: int, dtype: Any) -> Any:
-        assert self.entered
-        assert self.driver.mode == RELAXED, "an allocation that a capture forbids"
+        assert isinstance(self.fake.streams[self.fake.current], self.own)
+        assert self.fake.driver.mode == RELAXED, "an allocation that a capture forbids"
         buffer = np.ones(size, dtype).view(_Buffer)
         buffer.address = next(addresses)
         for _ in range(size >> 20):
@@ -211,7 +184,7 @@ class _Buffer(np.ndarray):
 def _tensor_map(pointer: int, shape: Any, strides: Any, dtype: str, box: tuple[int, int]) -> bytes:
     """Tells what it was made of, in the 128 bytes of a map."""
     assert len(shape) == len(strides) == 4
-    return np.array([pointer, *shape, *strides, *box] + [0] * 5, np.uint64).tobytes()
+    return np.array([pointer, *shape, *strides, *box] + [0] * 5, np.int64).tobytes()
 
 
 def _packed_map(
@@ -219,7 +192,7 @@ def _packed_map(
 ) -> bytes:
     """The same of a packed map, with the heads of a group behind the box."""
     assert len(shape) == len(strides) == 4
-    return np.array([pointer, *shape, *strides, *box, group] + [0] * 4, np.uint64).tobytes()
+    return np.array([pointer, *shape, *strides, *box, group] + [0] * 4, np.int64).tobytes()
 
 
 def _cupy(fake: Device) -> Any:
@@ -249,8 +222,8 @@ def _cupy(fake: Device) -> Any:
     cuda = SimpleNamespace(
         Device=Current,
         Event=Event,
-        Stream=SimpleNamespace(from_external=lambda owner: Stream(owner.__cuda_stream__()[1])),
-        get_current_stream=lambda device: fake.streams[device],
+        Stream=SimpleNamespace(from_external=lambda owner: Stream(owner.__cuda_stream__()[1], fake.current)),
+        get_current_stream=lambda device=-1: fake.streams[fake.current if device == -1 else device],
         runtime=runtime,
     )
     return SimpleNamespace(
@@ -267,7 +240,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Device:
     infos = {0: DeviceInfo(9, 0, 132, 50 << 20), 1: DeviceInfo(8, 6, 20, 4 << 20)}
     cupy = _cupy(fake)
     Event.done, Event.made, Event.synchronized = False, [], []
-    Stream.driver = fake.driver
+    Stream.current = CurrentStreams(fake, fake.streams)
     for module in (gpu_attention, gpu_cached, gpu_append, device_blocks, streams, stream_memory):
         monkeypatch.setattr(module, "cupy", cupy)
     monkeypatch.setattr(bindings, "driver", lambda: fake.driver)

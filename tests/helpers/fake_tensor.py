@@ -50,34 +50,17 @@ def cuda(like: torch.Tensor, index: int = 0) -> Any:
     return tensor
 
 
-class Stream(fake_device.Stream):
-    """The CuPy stream of a handle: makes itself current."""
-
-    def __init__(self, fake: fake_device.Device, ptr: int) -> None:
-        super().__init__(ptr)
-        self.fake, self.device, self.entered = fake, -1, 0
-
-    def __enter__(self) -> Stream:
-        self.entered += 1
-        self.device = self.fake.current
-        self.before, self.fake.streams[self.device] = self.fake.streams[self.device], self
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.fake.streams[self.device] = self.before
-
-
 def install(monkeypatch: pytest.MonkeyPatch) -> Any:
     """fake_device's fake; `fake.torch_streams` holds the handle of torch's current stream of each device."""
     fake: Any = fake_device.install(monkeypatch)
     fake.torch_streams = {0: 7, 1: 9}
-    made: list[Stream] = []
+    made: list[fake_device.Stream] = []
     fake.made = made
     fake.empties = []
     monkeypatch.setattr(Cuda, "empties", fake.empties)
 
-    def external(handle: int) -> Stream:
-        made.append(Stream(fake, handle))
+    def external(handle: int) -> fake_device.Stream:
+        made.append(fake_device.Stream(handle, fake.current))
         return made[-1]
 
     def empty_like(like: Any, *, memory_format: torch.memory_format) -> Any:

@@ -237,6 +237,10 @@ def test_nccl_ranks_compare_their_plans_once(cupy: Any) -> None:
             ValueError, match="call differs between ranks: rank 1 came with mask 0, 2, batch 3, 8 and"
         ):
             group.agree(same, call._replace(masks=(0, 2) if rank else (1,)), 1)
+        many = tuple(range(1000))  # masks: more words than an error shows
+        group.agree(same, call._replace(masks=many), 1)
+        with pytest.raises(ValueError, match=r"rank 1 came with mask 0, 1, .*\.\.\. \(SHA-256 \w+\); rank 0"):
+            group.agree(same, call._replace(masks=many, batch=4 if rank else 5), 1)
         return "done"
 
     assert _in_threads(2, work) == ["done"] * 2

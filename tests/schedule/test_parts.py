@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -183,3 +184,11 @@ def test_one_row_of_heads_that_do_not_divide_the_device_is_cut_to_fill_it_once()
     assert parts_of_one_row(64.0, 64, Workers(8, 132, 999, leave=1.0)) == 16
     assert parts_of_one_row(1024.0, 1024, Workers(4, 132, 999, leave=1.0)) == 33
     assert parts_of_one_row(64.0, 64, Workers(512, 132, 999, leave=1.0)) == 1
+
+
+def test_long_rows_are_cut_further_where_sums_have_an_order() -> None:
+    """What waits for such a row would wait long. How many heads the L2 cache holds says nothing of that."""
+    counts, workers = [2000, *[2] * 5], Workers(1, 132, 2000)
+    plain, ordered = (_made(counts, replace(workers, ordered_sums=waits)) for waits in (False, True))
+    assert (plain.n_slots, ordered.n_slots) == (64, 1000)
+    assert _made(counts, replace(workers, side_by_side=4)).n_slots == plain.n_slots

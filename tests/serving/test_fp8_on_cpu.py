@@ -254,8 +254,19 @@ def test_what_append_refuses() -> None:
     with pytest.raises(ValueError, match="k_scale must be writeable, as append writes scales of tokens"):
         oc.append(kv, new, new)
     kv.k_scale = kv.v_scale
-    with pytest.raises(ValueError, match="v_scale must not overlap keys, values or other scales"):
-        oc.append(kv, new, new)
+    written = kv.v_scale[0, :2, 0]
+    kv.v[...] = 0x3C  # so that its bytes are numbers that a scale may be
+    for scales in (
+        {},
+        {"v_scale": written},
+        {"k_scale": written},
+        {"v_scale": kv.v.reshape(-1)[:8].view(np.float32)},
+    ):
+        mine = oc.CachedKV(
+            **{name: getattr(kv, name) for name in ("k", "v", "lengths", "k_scale", "v_scale")} | scales
+        )
+        with pytest.raises(ValueError, match="must not overlap"):
+            oc.append(mine, new.copy(), new.copy())
 
 
 def test_repr() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
 
+import fake_device  # noqa: E402
 import fake_tensor  # noqa: E402 - needs torch
 from fake_tensor import cuda  # noqa: E402
 
@@ -96,6 +97,19 @@ def test_a_tail_is_uploaded_on_torch_s_stream(device: Any) -> None:
     assert device.launches == []
     with pytest.raises(ValueError, match="max_length must be from 1 to the capacity 60, got 61"):
         oc.torch.prepare(q, kv, mask=oc.cached(), max_length=CAPACITY + 1)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_cupy_s_stream_stays_what_it_was(device: Any, index: int) -> None:
+    """While a tail is uploaded and lists get memory, both on torch's stream."""
+    used = device.streams[index] = fake_device.Stream(48, index)
+    q, kv = _cuda_inputs(index)
+    rule = oc.cached(tail=oc.full(1))
+    oc.torch.attention(q, kv, mask=oc.torch.plan(q, kv, rule))
+    oc.torch.attention(q, kv, mask=rule)
+    assert device.streams[index] is used
+    assert device.current == 0
+    assert {launched["stream"].ptr for launched in device.launches} == {device.torch_streams[index]}
 
 
 def test_what_is_refused_by_name() -> None:

@@ -126,3 +126,35 @@ def test_tensors_of_a_device(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     launched = device.launches[-1]
     assert launched["spec"] == Fp8AppendSpec(arch="sm_90", dtype="bfloat16")
     assert int(launched["params"]["k_scale"]) == kv.k_scale.data_ptr()
+
+
+def test_a_warm_call_looks_at_where_scales_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = fake_tensor.install(monkeypatch)
+    q, out = (cuda(torch.zeros(3, 8, 1, 64, dtype=torch.bfloat16), 0) for _ in range(2))
+    pools = [cuda(torch.zeros(3, 2, 48, 64).to(torch.float8_e4m3fn), 0) for _ in "kv"]
+    scales = {"k_scale": cuda(torch.ones(3, 48, 2), 0), "v_scale": cuda(torch.ones(2), 0)}
+    kv = oc.CachedKV(*pools, cuda(torch.zeros(3, dtype=torch.int32), 0), **scales)
+    new = [cuda(torch.zeros(3, 2, 1, 64, dtype=torch.bfloat16), 0) for _ in "kv"]
+    oc.torch.attention(q, kv, mask=oc.cached(), out=out)
+    oc.torch.append(kv, *new)
+    launches = len(device.launches)
+    for name, scale in scales.items():
+        at = scale.address
+        scale.address = at + 2
+        with pytest.raises(ValueError, match=f"{name} must lie on multiples of 4 bytes"):
+            oc.torch.attention(q, kv, mask=oc.cached(), out=out)
+        with pytest.raises(ValueError, match=f"{name} must lie on multiples of 4 bytes"):
+            oc.torch.append(kv, *new)
+        scale.address = out.address
+        with pytest.raises(ValueError, match=f"out must not overlap {name}"):
+            oc.torch.attention(q, kv, mask=oc.cached(), out=out)
+        scale.address = pools[1].address
+        with pytest.raises(ValueError, match=f"{name} must not overlap keys, values or other scales"):
+            oc.torch.append(kv, *new)
+        scale.address = at
+    for place, message in ((new, "k_new must not overlap the caches"), (pools, "v must not overlap k")):
+        at, place[0].address = place[0].address, pools[1].address
+        with pytest.raises(ValueError, match=message):
+            oc.torch.append(kv, *new)
+        place[0].address = at
+    assert len(device.launches) == launches

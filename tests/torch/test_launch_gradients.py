@@ -10,6 +10,7 @@ import pytest
 torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
 pytest.importorskip("cupy", reason="CuPy is not installed")
 
+import fake_device  # noqa: E402
 import fake_tensor  # noqa: E402 - needs torch
 from fake_tensor import cuda  # noqa: E402
 
@@ -53,7 +54,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def make_plan(key: Any, given: Any, mask: Any, options: Any) -> Plan:
         names = ("dout", "q", "k", "v", "out", "lse")
-        fake.planned.append(dict(zip(names, given, strict=True)) | options | {"mask": mask})
+        at = fake.streams[fake.current].ptr
+        fake.planned.append(dict(zip(names, given, strict=True)) | options | {"mask": mask, "stream": at})
         return plans.setdefault((key, mask), Plan(fake))
 
     gpu = SimpleNamespace(
@@ -63,6 +65,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Any:
         cache=SimpleNamespace(epoch=0),
         external_stream=streams.external_stream,
         on_device=streams.on_device,
+        using=streams.using,
         cupy=cupy,
     )
     monkeypatch.setattr(backward, "_gpu", gpu)
@@ -229,3 +232,16 @@ def test_prepare_prepares_the_gradients_as_well(device: Any) -> None:
     *arrays, last = call["arrays"]
     assert [array.data.ptr for array in arrays] == [x.data_ptr() for x in inputs]
     assert (last, call["scale"], call["config"]) == (mask, 0.5, None)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_plans_are_made_on_torch_s_stream_and_cupy_s_stays(device: Any, index: int) -> None:
+    """The one that use() made current."""
+    used = device.streams[index] = fake_device.Stream(48, index)
+    given, mask = _tensors(index), oc.causal(300)
+    _gradients(given, mask=mask)
+    oc.torch.prepare(*(given[name] for name in "qkv"), mask, gradients=True)
+    assert [plan["stream"] for plan in device.planned] == [device.torch_streams[index]]
+    assert len(device.prepared) == 1
+    assert device.streams[index] is used
+    assert device.current == 0

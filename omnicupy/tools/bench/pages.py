@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from omnicupy.api import attention
-from omnicupy.caches import plan
 from omnicupy.choose import variants
 from omnicupy.jit.paged_spec import PagedSpec
 from omnicupy.masks.mask import Mask
 from omnicupy.reference import checked_rows
 from omnicupy.serving.caches import AnyKV, CachedKV, PagedKV
 from omnicupy.serving.rule import cached
+from omnicupy.serving_api import plan
 from omnicupy.tools.bench import decoding
 from omnicupy.tools.bench.measure import Session, make_inputs, reason, rounded
 from omnicupy.tools.bench.records import OURS

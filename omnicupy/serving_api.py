@@ -1,4 +1,6 @@
-"""append(): new keys and values go into caches; plan(): what a step of decoding needs of their lengths."""
+"""What api.py has for calls on caches alone. append(): new keys and values go into caches; plan(): what a step of
+decoding needs of their lengths.
+"""
 
 from __future__ import annotations
 
