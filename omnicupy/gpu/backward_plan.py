@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import cupy
 
 from omnicupy.gpu import stream_memory
 from omnicupy.gpu.device_blocks import DeviceBlocks
-from omnicupy.gpu.plan import MAX_BOUND, MAX_MAPS, Bound
+from omnicupy.gpu.plan import MAX_BOUND, MAX_MAPS
 from omnicupy.gpu.ranges import Layout
 from omnicupy.gpu.stream_memory import StreamMemory
 from omnicupy.gpu.tensor_maps import tensor_map
@@ -26,6 +26,7 @@ _WORK = struct.Struct("<5Q")  # counter, dq_sums, partials, arrivals, turns: nei
 _ADDRESS = struct.Struct("<Q")
 _SINKS = struct.Struct("<2Q")  # sink_sums, dsink_logits: neighbours in BackwardParams
 _MAPS_BYTES = 4 * MAP_BYTES  # of q, dout, k and v: the first fields of BackwardParamsSm90
+_MAPS = slice(0, _MAPS_BYTES)
 _READ_SINKS = ("prepare", "sinks")  # kernels that know of sinks
 _COUNTERS = 4  # integers of the kernel of dQ, zero before and after a launch; then come arrivals
 OWN_BYTES = 1 << 20  # work memory up to this stays with the stream: allocating it would cost more
@@ -101,11 +102,12 @@ class Launch:
         self.gradients = slice(at["dout"], at["dout"] + _GRADIENTS.size)
         self._work_at = at.get("counter", at.get("dq_sums", 0))
 
-    def bind(self, stream: Any) -> Bound:
+    def bind(self, stream: Any) -> _BoundLaunch:
         """A struct for launches on `stream`, and what launches with it."""
         argument, kernel = bytearray(self.template), self.kernel
         block = kernel.threads, 1, 1
-        return argument, self.function.bind(self.grid, block, argument, kernel.smem_bytes, stream)
+        start = self.function.bind(self.grid, block, argument, kernel.smem_bytes, stream)
+        return argument, self.inputs, self.gradients, self.maps if self.layouts else None, self, start
 
     def place(self, argument: bytearray, counters: int, work: tuple[int, int, int, int]) -> None:
         """Write into its struct where work memory lies: work counters, and sums of dQ, partials, arrivals and how many
@@ -130,18 +132,24 @@ class Launch:
         return maps
 
 
+# The struct of a launch on one stream, where inputs and gradients lie in it, tensor maps that are kept (None where it
+# needs none), the launch itself, and what launches: side by side, for a thread that finds them in no cache.
+_BoundLaunch: TypeAlias = tuple[
+    bytearray, slice, slice, dict[tuple[int, ...], bytes] | None, Launch, Callable[[], None]
+]
+
+
 @dataclass(slots=True)
 class _Bound:
-    """The launches of a plan on one stream, each with its struct and with what launches it.
+    """The launches of a plan on one stream.
 
-    held: the number of a workspace, which holds this need.  places: of the memory that the structs name: work memory,
-    arrivals beside it, work counters.  rows: lse2 and delta there.
+    named: of the memory that the structs name: the number of the workspace, which holds what the plan needs, and the
+    addresses of what the caller brought (0 for nothing) and of work counters.  rows: lse2 and delta there.
     sinks: their sums there, 0 for none.  copies: those of q, dout, k and v, 0 for none.
     """
 
-    launches: tuple[tuple[Launch, *Bound], ...]
-    held: tuple[int, Need | None] = (0, None)
-    places: tuple[int, int, int] = (0, 0, 0)
+    launches: tuple[_BoundLaunch, ...]
+    named: tuple[int, int, int] | None = None
     rows: tuple[int, int] = (0, 0)
     sinks: int = 0
     copies: tuple[int, ...] = _NO_COPIES
@@ -164,6 +172,8 @@ class BackwardPlan:
         self._space = space
         self._copies = space.q, space.dout, space.k, space.v
         self._copies_any = max(self._copies) >= 0
+        size = space.partials - space.sums
+        self._zeroed = (space.sums, size) if space.sums >= 0 else None
         # Beside the arrays: with memory that the caller brings, and with the stream's own.
         self._beside, self.need = (Need(size, _COUNTERS + space.arrivals) for size in (0, space.size))
         stream_memory.prepare(device, self.need)
@@ -195,34 +205,28 @@ class BackwardPlan:
             return
 
     def _run(self, work: tuple[int, ...], memory: StreamMemory, stream: Any, scratch: int) -> None:
-        space = self._space
-        bound = self._bound.get(memory.user) or self._bind(memory, stream)
-        need, kept = self._beside if scratch else self.need, memory.latest
-        if kept is None or bound.held != (kept.number, need):  # else it is known to hold that need
-            kept = memory.workspace(need)
-            bound.held = kept.number, need
-        places = scratch or kept.partials, kept.arrivals, memory.counters
-        if bound.places != places:
-            self._place(bound, *places)
-        base = places[0]
-        if space.sums >= 0:
-            size = space.partials - space.sums
-            cupy.cuda.runtime.memsetAsync(base + space.sums, 0, size, stream.ptr)
+        bound, kept = self._bound.get(memory.user) or self._bind(memory, stream), memory.latest
+        if kept is None or bound.named != (kept.number, scratch, memory.counters):
+            self._place(bound, memory, scratch)
+        if self._zeroed:
+            first, size = self._zeroed
+            base = scratch or memory.latest.partials  # type: ignore[union-attr]
+            cupy.cuda.runtime.memsetAsync(base + first, 0, size, stream.ptr)
         q, k, v, out, lse, dout, dlse, dq, dk, dv, sink_logits, dsinks = work
         made = (dlse, *bound.rows, dq, dk, dv, *bound.copies)
         inputs, gradients = _INPUTS.pack(q, k, v, out, lse), _GRADIENTS.pack(dout, *made)
         at: tuple[int, ...] = (q, dout, k, v)
         copies_left = self._copies_any
-        for one, argument, start in bound.launches:
+        for argument, of_inputs, of_gradients, maps, one, start in bound.launches:
             if copies_left and one.reads_copies:  # the kernel before has made them, for this one and the rest
                 copies_left = False
                 pairs = zip(bound.copies, at, strict=True)
                 q, dout, k, v = at = tuple(copy or array for copy, array in pairs)
                 inputs, gradients = _INPUTS.pack(q, k, v, out, lse), _GRADIENTS.pack(dout, *made)
-            argument[one.inputs] = inputs
-            argument[one.gradients] = gradients
-            if one.layouts:
-                argument[:_MAPS_BYTES] = one.maps.get(at) or one.new_maps(at)
+            argument[of_inputs] = inputs
+            argument[of_gradients] = gradients
+            if maps is not None:
+                argument[_MAPS] = maps.get(at) or one.new_maps(at)
             if one.sinks_at:
                 of_logits, of_sums = one.sinks_at
                 _ADDRESS.pack_into(argument, of_logits, sink_logits)
@@ -231,21 +235,23 @@ class BackwardPlan:
 
     def _bind(self, memory: StreamMemory, stream: Any) -> _Bound:
         """Structs for launches on `stream`, kept but for a capture: that has no number, and few launches."""
-        made = _Bound(tuple((one, *one.bind(stream)) for one in self._launches))
+        made = _Bound(tuple(one.bind(stream) for one in self._launches))
         if memory.user is not None:
             if len(self._bound) >= MAX_BOUND:
                 self._bound.clear()
             self._bound[memory.user] = made
         return made
 
-    def _place(self, bound: _Bound, base: int, arrivals: int, counters: int) -> None:
-        """Let structs name such memory."""
-        space = self._space
+    def _place(self, bound: _Bound, memory: StreamMemory, scratch: int) -> None:
+        """Let structs name `memory`, and `scratch` where that is not 0."""
+        space, counters = self._space, memory.counters
+        kept = memory.workspace(self._beside if scratch else self.need)
+        base, arrivals = scratch or kept.partials, kept.arrivals
         rest = base + space.sums, base + space.partials, arrivals + 4 * _COUNTERS, base + space.turns
-        for one, argument, _ in bound.launches:
+        for argument, *_, one, _ in bound.launches:
             one.place(argument, arrivals if one.own_counters else counters, rest)
         bound.rows = base + space.lse2, base + space.delta
         bound.sinks = 0 if space.sinks < 0 else base + space.sinks
         if self._copies_any:
             bound.copies = tuple(0 if place < 0 else base + place for place in self._copies)
-        bound.places = base, arrivals, counters
+        bound.named = kept.number, scratch, counters

@@ -32,8 +32,10 @@ class Attention(torch.autograd.Function):  # type: ignore[misc]  # no types wher
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Any, k: Any, v: Any, sink_logits: Any, *options: Any) -> Any:
-        """options: mask, (scale, softcap, return_lse, config, split, deterministic) and tokens_first."""
+    def forward(ctx: Any, q: Any, k: Any, v: Any, sink_logits: Any, options: tuple[Any, ...]) -> Any:
+        """options: mask, (scale, softcap, return_lse, config, split, deterministic) and tokens_first; one argument,
+        since torch looks at each, on the way there and back.
+        """
         mask, (scale, softcap, return_lse, config, split, deterministic), tokens_first = options
         target = new_out(q, v, True) if tokens_first else None
         out, lse = run_eagerly(
@@ -51,18 +53,18 @@ class Attention(torch.autograd.Function):  # type: ignore[misc]  # no types wher
         )
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(q, k, v, out, lse, sink_logits)
-        ctx.mask = tuple(mask) if isinstance(mask, list) else mask  # which the caller may drop or change
-        ctx.options = (scale, softcap), deterministic
+        mask = tuple(mask) if isinstance(mask, list) else mask  # which the caller may drop or change
+        ctx.options = mask, (scale, softcap), deterministic
         return (out, lse) if return_lse else out
 
     @staticmethod
     def backward(ctx: Any, dout: Any, dlse: Any = None) -> Any:
         """The gradients of q, k, v and sink_logits that are asked for."""
-        scores, deterministic = ctx.options
+        mask, scores, deterministic = ctx.options
         call = gradients_of(dout, dlse)
         wanted = ctx.needs_input_grad[:4]
-        found = call((dout, dlse), ctx.saved_tensors, ctx.mask, scores, wanted, deterministic)
-        return *found, None, None, None
+        found = call((dout, dlse), ctx.saved_tensors, mask, scores, wanted, deterministic)
+        return *found, None
 
 
 # Function.apply without its part in Python, a quarter of a node: that asks for transforms of torch.func, which
@@ -74,7 +76,7 @@ _unwrapped = torch._C._functorch.unwrap_if_dead  # what a transform that has end
 def as_node(q: Any, k: Any, v: Any, sink_logits: Any, *options: Any) -> Any:
     """Attention.apply, where no transform of torch.func is at work. options: as of Attention.forward."""
     sinks = None if sink_logits is None else _unwrapped(sink_logits)
-    return _apply(_unwrapped(q), _unwrapped(k), _unwrapped(v), sinks, *options)
+    return _apply(_unwrapped(q), _unwrapped(k), _unwrapped(v), sinks, options)
 
 
 def gradients_of(dout: Any, dlse: Any) -> Any:

@@ -8,14 +8,13 @@ from typing import Any, TypeAlias
 import torch
 
 from omnicupy import api
-from omnicupy.torch import eager, tensors
+from omnicupy.torch import eager, memory, tensors
 
 _NAMES = ("q", "k", "v")
 _SINK = "sink_logits"
 Scores: TypeAlias = tuple[Any, Any]  # scale and softcap
 How: TypeAlias = tuple[Scores, tuple[bool, ...], bool]  # scores, wanted and deterministic, as in `gradients`
 _GIVEN = ("dout", "q", "k", "v", "out", "lse", "dlse", _SINK)
-_CONTIGUOUS = torch.contiguous_format
 _ALIGN = 16  # bytes: rows that kernels read in one go
 _gpu: Any = None  # what gradients need of omnicupy.gpu and CuPy, imported at the first CUDA tensor
 
@@ -45,26 +44,18 @@ def gradients(
     if dlse is not None and (dlse.is_neg() or dlse._is_zerotensor()):
         dlse = _in_memory(dlse)
     given = (dout, q, k, v, out, lse, dlse, sink_logits)
-    of_q, of_k, of_v, of_sinks = wanted
-    made = (
-        torch.empty_like(q, memory_format=_CONTIGUOUS) if of_q else None,
-        torch.empty_like(k, memory_format=_CONTIGUOUS) if of_k else None,
-        torch.empty_like(v, memory_format=_CONTIGUOUS) if of_v else None,
-        torch.empty_like(sink_logits, memory_format=_CONTIGUOUS) if of_sinks else None,
-    )
     how = (scores, tuple(wanted), deterministic or torch.are_deterministic_algorithms_enabled())
     try:
         index = tensors.cuda_index(q, k, v, out)
         if index is None:
-            _gradients_on_cpu(given, made, mask, how)
-        else:
-            gpu = _gpu or _load_gpu()
-            stream = gpu.external_stream(index, eager.raw_stream(index))
-            gpu.on_device(index, _launched, given, made, mask, how, stream)
+            return _gradients_on_cpu(given, mask, how)
+        gpu = _gpu or _load_gpu()
+        stream = gpu.external_stream(index, eager.raw_stream(index))
+        # The tensors are named in this frame, so they outlive the launches.
+        return gpu.on_device(index, _launched, given, mask, how, stream)  # type: ignore[no-any-return]
     except (RuntimeError, TypeError):  # of torch, which says nothing of which tensor it is
         tensors.check_storage(**dict(zip(_GIVEN, given, strict=True)))
         raise
-    return made
 
 
 def _in_memory(grad: Any) -> Any:
@@ -79,18 +70,24 @@ def _options(how: How) -> dict[str, Any]:
     return {"scale": scale, "softcap": softcap, "wanted": names, "deterministic": deterministic}
 
 
-def _gradients_on_cpu(given: tuple[Any, ...], made: tuple[Any, ...], mask: Any, how: How) -> None:
+def _gradients_on_cpu(given: tuple[Any, ...], mask: Any, how: How) -> tuple[Any, Any, Any, Any]:
     arrays: dict[str, Any] = {
         name: None if one is None else tensors.on_host(name, one)
         for name, one in zip(_GIVEN, given, strict=True)
     }
+    like = (*given[1:4], given[7])
+    dq, dk, dv, dsinks = (
+        torch.empty_like(one, memory_format=torch.contiguous_format) if asked else None
+        for one, asked in zip(like, how[1], strict=True)
+    )
     into = tuple(
         None if one is None else tensors.on_host(f"d{name}", one)
-        for name, one in zip(_NAMES, made[:3], strict=True)
+        for name, one in zip(_NAMES, (dq, dk, dv), strict=True)
     )
     found = api.attention_backward(**arrays, mask=mask, out_grads=into, **_options(how))
-    if made[3] is not None:
-        made[3].copy_(torch.from_numpy(found[3]))
+    if dsinks is not None:
+        dsinks.copy_(torch.from_numpy(found[3]))
+    return dq, dk, dv, dsinks
 
 
 def prepare_on_gpu(inputs: tuple[Any, Any, Any], mask: Any, scores: Scores, sink_logits: Any) -> None:
@@ -112,10 +109,10 @@ def _prepared(inputs: tuple[Any, Any, Any], mask: Any, scores: Scores, sink_logi
         _gpu.prepare_backward(*arrays, mask, scale=scores[0], config=None, **changes)
 
 
-def _launched(given: tuple[Any, ...], made: tuple[Any, ...], mask: Any, how: How, stream: Any) -> None:
-    """Gradients of CUDA tensors into `made`, on `stream`; does not wait for it. Their device is current.
+def _launched(given: tuple[Any, ...], mask: Any, how: How, stream: Any) -> tuple[Any, Any, Any, Any]:
+    """Gradients of CUDA tensors, from launches on `stream`; does not wait for them. Their device is current.
 
-    given: dout, q, k, v, out, lse, dlse and sink_logits (these two or None).  made: dq, dk, dv and dsink_logits.
+    given: dout, q, k, v, out, lse, dlse and sink_logits (these two or None).
     Called from autograd's thread of the device, too: device and stream are those of torch in the calling thread.
     The tensors belong to torch's allocator and are named by the caller until every kernel has been launched, so their
     memory is used again only behind these kernels.
@@ -125,12 +122,13 @@ def _launched(given: tuple[Any, ...], made: tuple[Any, ...], mask: Any, how: How
     lse, dlse = lse.contiguous(), None if dlse is None else dlse.contiguous()
     at_q, at_k, at_v, at_out = q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr()
     at_lse, at_dout = lse.data_ptr(), dout.data_ptr()
-    # A plan is determined by these and by the mask; `made`, lse and dlse are contiguous.
+    # A plan is determined by these and by the mask; gradients, lse and dlse are contiguous.
+    of_q, of_k, of_v, dtype = q.shape, k.shape, v.shape, q.dtype
     key = (
         *("torch", q.get_device(), how, gpu.cache.epoch, isinstance(mask, (list, tuple))),
-        *(q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(), out.shape, out.stride()),
+        *(of_q, q.stride(), of_k, k.stride(), of_v, v.stride(), out.shape, out.stride()),
         *(dout.shape, dout.stride(), at_dout % _ALIGN == 0, lse.shape),
-        *(q.dtype, k.dtype, v.dtype, out.dtype, dout.dtype, lse.dtype),
+        *(dtype, k.dtype, v.dtype, out.dtype, dout.dtype, lse.dtype),
         None if dlse is None else (dlse.shape, dlse.dtype),
         None if sinks is None else (sinks.shape, sinks.stride(), sinks.dtype),
     )
@@ -147,9 +145,13 @@ def _launched(given: tuple[Any, ...], made: tuple[Any, ...], mask: Any, how: How
         plan = gpu.find_plan(key, mask)
     if plan is None:
         plan = _new_plan(key, (dout, q, k, v, out, lse, dlse, sinks), mask, how, stream)
+    asks_q, asks_k, asks_v, asks_sinks = how[1]
+    dq = memory.new(of_q, dtype) if asks_q else None
+    dk = memory.new(of_k, dtype) if asks_k else None
+    dv = memory.new(of_v, dtype) if asks_v else None
+    dsinks = memory.new(sinks.shape, sinks.dtype) if asks_sinks else None
     size = plan.scratch_bytes
-    scratch = torch.empty(size, dtype=torch.uint8, device=q.device) if size else None
-    dq, dk, dv, dsinks = made
+    scratch = memory.new((size,), torch.uint8) if size else None
     at = (  # backward_plan.Addresses, but for the time that its names take
         at_q,
         at_k,
@@ -165,6 +167,7 @@ def _launched(given: tuple[Any, ...], made: tuple[Any, ...], mask: Any, how: How
         0 if dsinks is None else dsinks.data_ptr(),
     )
     plan.launch(at, stream, 0 if scratch is None else scratch.data_ptr())
+    return dq, dk, dv, dsinks
 
 
 def _new_plan(key: Any, given: tuple[Any, ...], mask: Any, how: How, stream: Any) -> Any:

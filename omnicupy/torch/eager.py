@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import torch
 
 from omnicupy import api
-from omnicupy.torch import tensors
+from omnicupy.torch import memory, tensors
 
 Named: TypeAlias = tuple[Any, Any, Any, Any]  # q, k, v and `out` or None
 Options: TypeAlias = tuple[Any, Any, Any, Any]  # scale, softcap, config and split, as in omnicupy.attention
@@ -47,21 +47,31 @@ def run_eagerly(
     else:
         at, plan, stream = _planned((q, k, v, out), mask, options, index, sink_logits)
         # The tensors are named in this frame, so they outlive the launch.
-        # torch reads the numbers of a shape in half the time of a tuple.
-        to = torch.empty(*plan.shape, dtype=q.dtype, device=q.device) if out is None else out
-        lse, at_lse = None, 0
-        if return_lse:
-            batch, heads, rows, _ = plan.shape
-            lse = torch.empty(batch, heads, rows, dtype=torch.float32, device=q.device)
-            at_lse = lse.data_ptr()
-        launch = plan.launch
-        if sink_logits is not None:
-            launch = partial(launch, sink_logits=sink_logits.data_ptr())
-        _gpu.on_device(index, launch, at[0], at[1], at[2], to.data_ptr(), at_lse, stream)
-        found = (to, lse) if return_lse else to
+        found = _gpu.on_device(
+            index, _launched, plan, (*at[:3], q.dtype, sink_logits), out, return_lse, stream
+        )
     if out is not None:
         torch.autograd.graph.increment_version(out)
     return found
+
+
+def _launched(plan: Any, given: tuple[Any, ...], out: Any, return_lse: bool, stream: Any) -> Any:
+    """`out` or a new output, and lse where it is wanted, of a launch on `stream`, whose device is current.
+
+    given: addresses of q, k and v, their dtype, and sink_logits or None.
+    """
+    q, k, v, dtype, sink_logits = given
+    shape = plan.shape
+    to = memory.new(shape, dtype) if out is None else out
+    lse, at_lse = None, 0
+    if return_lse:
+        lse = memory.new(shape[:3], torch.float32)
+        at_lse = lse.data_ptr()
+    if sink_logits is None:
+        plan.launch(q, k, v, to.data_ptr(), at_lse, stream)
+    else:
+        plan.launch(q, k, v, to.data_ptr(), at_lse, stream, sink_logits=sink_logits.data_ptr())
+    return (to, lse) if return_lse else to
 
 
 @cache

@@ -224,3 +224,19 @@ def test_small_work_memory_stays_with_the_stream(
     assert {int(p["delta"]) for p in kept} == {own.partials + size // 2}
     assert size <= own.need.partial_bytes
     assert int(device.launches[-1]["params"]["lse2"]) == device.scratch[-1].data.ptr
+
+
+def test_structs_follow_counters_that_moved(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of the default stream do, whose number stays, where another stream took over what it had."""
+    monkeypatch.setattr(backward_plan, "OWN_BYTES", 1 << 20)
+    call, mask = Call(), _causal()
+    memory = memory_of(0, device.streams[0])
+    before = memory.counters
+    for counters in (before, before + 16, before):
+        memory.counters = counters
+        first = len(device.launches)
+        oc.attention_backward(*call.arrays, mask)
+        launched = [one["params"] for one in device.launches[first:]]
+        named = {int(p["counter"]) for p in launched if "counter" in p.dtype.names}
+        assert counters in named
+        assert named - {counters} <= {memory.workspace(Need(1, 0)).arrivals}

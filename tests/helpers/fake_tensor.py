@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from omnicupy.gpu import streams
-from omnicupy.torch import cached, eager, state
+from omnicupy.torch import cached, eager, memory, state
 
 
 class Cuda(torch.Tensor):
@@ -76,7 +76,14 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Any:
         fake.empties.append((tuple(tensor.shape), tensor.dtype, tensor.device))
         return tensor
 
+    def new(shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) -> Any:
+        assert type(shape) is type(strides) is tuple  # torch's own looks no further
+        tensor = cuda(torch.empty_strided(shape, strides, dtype=dtype), fake.current)
+        fake.empties.append((shape, dtype, tensor.device))
+        return tensor
+
     monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(memory, "_empty_strided", new)
     monkeypatch.setattr(streams, "_external", {})
     monkeypatch.setattr(streams, "foreign_stream", external)
     monkeypatch.setattr(eager, "_gpu", None)

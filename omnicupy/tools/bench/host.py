@@ -12,7 +12,6 @@ import time
 import tracemalloc
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,8 @@ import numpy as np
 from omnicupy.api import attention
 from omnicupy.cpu.blas import BLAS
 from omnicupy.masks.block_mask import BlockMask
-from omnicupy.masks.mask import Mask
 from omnicupy.masks.segment_masks import segments
-from omnicupy.tools.bench import timing
+from omnicupy.tools.bench import host_torch
 from omnicupy.tools.bench.records import Record
 from omnicupy.tools.random_arrays import normals
 from omnicupy.tools.workloads import model_masks
@@ -54,42 +52,15 @@ def warm_calls(record: Record, say: Say) -> None:
         "mask, lse": lambda: attention(q, k, v, mask, return_lse=True),
         "mask, out": lambda: attention(q, k, v, mask, out=out),
     }
-    calls |= _torch_calls(q.shape, mask)
+    ways = {name: host_torch.Way(call) for name, call in calls.items()} | host_torch.ways(q.shape, mask, say)
     synchronize = cupy.cuda.Device().synchronize
     rounds = [
-        {name: timing.host_us(call, synchronize, HOST_CALLS) for name, call in calls.items()}
-        for _ in range(HOST_ROUNDS)
+        {name: way.host_us(synchronize, HOST_CALLS) for name, way in ways.items()} for _ in range(HOST_ROUNDS)
     ]
     figures = {
-        f"host_us, {name}": round(statistics.median(found[name] for found in rounds), 2) for name in calls
+        f"host_us, {name}": round(statistics.median(found[name] for found in rounds), 2) for name in ways
     }
     add(record, say, "warm call", figures)
-
-
-def _torch_calls(shape: tuple[int, ...], mask: Mask) -> dict[str, Callable[[], Any]]:
-    """Calls with a mask on torch tensors, where torch and a GPU that it finds are there."""
-    if find_spec("torch") is None:
-        return {}
-    import torch
-
-    if not torch.cuda.is_available():
-        return {}
-    from omnicupy.torch import attention as on_tensors
-
-    q, k, v, dout = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(4))
-    x, y, z = (tensor.clone().requires_grad_() for tensor in (q, k, v))
-    trained = (x, y, z)
-
-    def sdpa() -> Any:
-        return torch.nn.functional.scaled_dot_product_attention(x, y, z, is_causal=True)
-
-    return {
-        "torch, mask": lambda: on_tensors(q, k, v, mask),
-        "torch, mask, forward and backward": lambda: torch.autograd.grad(
-            on_tensors(x, y, z, mask), trained, dout
-        ),
-        "torch's own, causal, forward and backward": lambda: torch.autograd.grad(sdpa(), trained, dout),
-    }
 
 
 def first_calls(record: Record, say: Say) -> None:

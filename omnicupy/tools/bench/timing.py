@@ -18,6 +18,9 @@ FLUSH_BYTES = 256 * 2**20  # several times any L2 cache
 FLUSH_WRITES = 6
 SAMPLES = 30
 TURNS, IN_A_ROW, ALONE = 7, 100, 200  # of whole calls
+BETWEEN = (
+    50  # calls between waits for the device, before its launch queue is full, which would count as host time
+)
 REST_S = 0.05
 SYSTEM_BUDGET_S = 4.0  # most time that the samples of one system may take
 
@@ -80,15 +83,18 @@ class Clock:
         return {name: summarize(of_system) for name, of_system in found.items()}
 
 
-def host_us(call: Call, synchronize: Call, calls: int = 200) -> float:
-    """Median host time of a warm call in microseconds: what it keeps the CPU busy, the device apart."""
+def host_us(call: Call, synchronize: Call, calls: int = 200, between: int = BETWEEN) -> float:
+    """Median host time of a warm call in microseconds: what it keeps the CPU busy, the device apart.
+
+    between: calls after which the device is waited for, outside of what is timed.
+    """
     _warm(call, synchronize)
     took = []
     for turn in range(calls):
         begin = time.perf_counter_ns()
         call()
         took.append(time.perf_counter_ns() - begin)
-        if turn % 50 == 49:  # before the launch queue is full, which would be counted as host time
+        if turn % between == between - 1:
             synchronize()
     synchronize()
     return statistics.median(took) / 1e3

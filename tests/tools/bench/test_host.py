@@ -1,0 +1,186 @@
+"""bench host: ways of calling attention on torch tensors, on the CPU's as if they were CUDA's, and what is recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import numpy_gpu
+import pytest
+
+torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+from omnicupy.masks.constructors import causal  # noqa: E402
+from omnicupy.tools.bench import host, host_torch, timing  # noqa: E402
+from omnicupy.tools.bench.records import Record  # noqa: E402
+
+SHAPE = (1, 2, 16, 8)
+BOTH = "forward and backward"
+FORWARDS = ("torch, mask", "torch's own, causal", "a node that does nothing")
+NAMES = {
+    "torch, mask",
+    "torch's own, causal",
+    *(f"{name}, {BOTH}{more}" for name in FORWARDS for more in ("", ", calling thread", ", each of 4")),
+    f"torch, mask, {BOTH}, captured",
+    f"torch's own, flash, causal, {BOTH}",
+}
+
+
+class Graph:
+    """A CUDA graph: counts its launches, and what ran while it was captured."""
+
+    def __init__(self) -> None:
+        self.replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """torch on the CPU as if it had a GPU whose cuDNN kernels are missing. `captures`: graphs that were captured.
+    `backends`: chosen kernels, in order. `threads`: of each backward pass of ours, may autograd take its own?
+    """
+    fake = SimpleNamespace(captures=[], backends=[], threads=[], passes=0)
+    real = torch.randn
+
+    def randn(*shape: Any, device: str, **options: Any) -> Any:
+        assert device == "cuda"
+        return real(*shape, **options)
+
+    @contextmanager
+    def graph(captured: Graph) -> Iterator[None]:
+        before = fake.passes
+        yield
+        fake.captures.append((captured, fake.passes - before))
+
+    @contextmanager
+    def sdpa_kernel(backend: Any) -> Iterator[None]:
+        fake.backends.append(backend)
+        if backend == torch.nn.attention.SDPBackend.CUDNN_ATTENTION:
+            raise RuntimeError("No available kernel")
+        yield
+
+    grad = torch.autograd.grad
+
+    def counted(*arguments: Any) -> Any:
+        fake.passes += 1
+        fake.threads.append(torch._C._is_multithreading_enabled())
+        return grad(*arguments)
+
+    monkeypatch.setattr(torch, "randn", randn)
+    monkeypatch.setattr(torch.autograd, "grad", counted)
+    monkeypatch.setattr(torch.nn.attention, "sdpa_kernel", sdpa_kernel)
+    for name, stand_in in {
+        "is_available": lambda: True,
+        "synchronize": lambda: None,
+        "Stream": lambda: None,
+        "stream": lambda stream: nullcontext(),
+        "CUDAGraph": Graph,
+        "graph": graph,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(host_torch, "IN_A_PASS", 4)
+    return fake
+
+
+def _ways(said: list[str]) -> dict[str, host_torch.Way]:
+    return host_torch.ways(SHAPE, causal(SHAPE[2]), said.append)
+
+
+def test_each_way_makes_what_its_name_says(cuda: Any) -> None:
+    said: list[str] = []
+    ways = _ways(said)
+    assert set(ways) == NAMES
+    assert said == ["warm call: torch's cuDNN kernels are left out: No available kernel"]
+    assert ways["torch, mask"].call().shape == SHAPE
+    found = {name: ways[f"{name}, {BOTH}"].call() for name in FORWARDS}
+    for ours, own in zip(found["torch, mask"], found["torch's own, causal"], strict=True):
+        assert (ours.float() - own.float()).abs().max() < 0.05
+        assert ours.float().abs().max() > 0.1
+    assert [one.shape for one in found["a node that does nothing"]] == [SHAPE] * 3
+    many = ways[f"torch, mask, {BOTH}, each of 4"]
+    assert many.calls == 4
+    gradients = many.call()
+    assert len(gradients) == 3 * 4
+    for i, one in enumerate(gradients):
+        assert torch.equal(one, found["torch, mask"][i % 3])
+
+
+def test_a_captured_call_is_launched_alone(cuda: Any) -> None:
+    ways = _ways([])
+    ((graph, passes),) = cuda.captures
+    assert passes == 1
+    before = cuda.passes
+    ways[f"torch, mask, {BOTH}, captured"].host_us(lambda: None, 10)
+    assert graph.replays == 10 + 5  # those that warm up
+    assert cuda.passes == before
+
+
+@pytest.mark.parametrize(("more", "own"), [("", True), (", calling thread", False), (", each of 4", True)])
+def test_where_gradients_are_made_is_said_around_the_calls(cuda: Any, more: str, own: bool) -> None:
+    way = _ways([])[f"torch, mask, {BOTH}{more}"]
+    cuda.threads.clear()
+    assert way.host_us(lambda: None, 20) > 0
+    assert cuda.threads == [own] * (5 + 20 // way.calls)
+    assert torch._C._is_multithreading_enabled()
+
+
+def test_a_kernel_of_torch_is_chosen_around_the_calls(cuda: Any) -> None:
+    way = _ways([])[f"torch's own, flash, causal, {BOTH}"]
+    cuda.backends.clear()
+    way.host_us(lambda: None, 10)
+    assert cuda.backends == [torch.nn.attention.SDPBackend.FLASH_ATTENTION]
+
+
+def test_time_is_that_of_one_call_and_the_launch_queue_stays_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def host_us(call: Callable[[], Any], synchronize: Any, calls: int, between: int) -> float:
+        asked.append((calls, between))
+        return 64.0
+
+    monkeypatch.setattr(timing, "host_us", host_us)
+    assert host_torch.Way(lambda: None).host_us(lambda: None, 100) == 64
+    assert host_torch.Way(lambda: None, 32).host_us(lambda: None, 100) == 2
+    assert asked == [(100, timing.BETWEEN), (host_torch.LEAST_CALLS, 1)]
+
+
+def test_the_device_is_waited_for_as_often_as_is_said() -> None:
+    order: list[str] = []
+    timing.host_us(lambda: order.append("c"), lambda: order.append("s"), 5, 2)
+    assert "".join(order) == "cccccs" + "ccsccs" + "cs"
+
+
+def test_the_record_has_a_median_for_each_way(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    numpy_gpu.install(monkeypatch)
+    monkeypatch.setattr(host, "HOST_CALLS", 2)
+    monkeypatch.setattr(host, "HOST_ROUNDS", 2)
+    asked: list[Any] = []
+
+    def ways(shape: Any, mask: Any, say: Any) -> Any:  # of a smaller problem
+        asked.append((shape, mask.shape))
+        return real(SHAPE, causal(SHAPE[2]), say)
+
+    real = host_torch.ways
+    monkeypatch.setattr(host_torch, "ways", ways)
+    monkeypatch.setattr(host, "attention", lambda *arrays, **options: asked.append(options))
+    record, said = Record(None, {}), []
+    host.warm_calls(record, said.append)
+    (row,) = record.rows
+    assert (row["workload"], row["system"], row["pass"]) == ("warm call", "omnicupy", "forward")
+    of_arrays = {"mask", "no mask", "mask, lse", "mask, out"}
+    assert set(row["figures"]) == {f"host_us, {name}" for name in NAMES | of_arrays}
+    assert all(value > 0 for value in row["figures"].values())
+    assert len(said) == 2
+    assert asked[0] == ((1, 8, 256, 64), (256, 256))
+    assert [options for options in asked[1:] if options.get("return_lse")]
+
+
+def test_without_a_gpu_of_torch_s_there_is_no_such_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert _ways([]) == {}
+    monkeypatch.setattr(host_torch, "find_spec", lambda name: None)
+    assert _ways([]) == {}
