@@ -7,7 +7,9 @@ They are made on the host, and moved as raw bits.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -18,9 +20,9 @@ from omnicupy.masks.constructors import intervals
 from omnicupy.masks.mask import Mask
 from omnicupy.serving.caches import AnyKV, CachedKV, PagedKV
 from omnicupy.serving.rule import CachedRule
-from omnicupy.tools.random_arrays import DTYPES, unsigned
+from omnicupy.tools.random_arrays import DTYPES, random_bits, unsigned
 from omnicupy.tools.verify import inputs
-from omnicupy.tools.verify.cases import BSHD, POISON, Case
+from omnicupy.tools.verify.cases import BSHD, Case
 from omnicupy.tools.verify.serving_kinds import Kind
 
 Array = NDArray[Any]
@@ -28,6 +30,7 @@ SPARE = 3  # pages of a pool that no table names
 LEFT = 2  # rows of q that are no sequence's, behind all others and, in every other case, ahead of them
 NO_PAGE = (2**31 - 1, -1, -(2**31))
 NAN_BYTES = (0x7F, 0xFF)  # of e4m3
+DRAWN = 1_000_003  # random numbers, drawn once; a prime, so that no two rows begin at the same one
 _ORDERS = {True: (0, 2, 1, 3), False: (0, 1, 2, 3)}  # of axes in memory: tokens ahead of heads, or not
 
 
@@ -106,7 +109,9 @@ def _table(
     entries = np.arange(most)
     for b, (keys, rows) in enumerate(zip(*of_sequences, strict=True)):
         sink, first = rule.seen_keys(int(keys), int(rows))
-        read = ((entries * size < sink) | ((entries + 1) * size > first)) & (entries * size < keys) & (rows > 0)
+        read = (
+            ((entries * size < sink) | ((entries + 1) * size > first)) & (entries * size < keys) & (rows > 0)
+        )
         if kind.holes:
             gone = read & (rng.random(most) < 0.2)
             open_keys[b] = ~np.repeat(gone, size)
@@ -122,17 +127,11 @@ def _shared(case: Case, kind: Kind) -> int:
 
 def served(case: Case, kind: Kind, of: Sequences, lengths: Any, xp: Any) -> Served:
     """The arrays of a case. lengths: the array that the caches hold."""
-    plain_case = replace(case, options=tuple(set(case.options) - {POISON, BSHD}))
-    made = inputs.inputs_of(plain_case, of.masks, np)
     rng = case.generator("elements")
     own, scales, numbers = [], [], []
-    for array in (made.k, made.v):
-        scale = _scale(case, kind, rng)
-        if kind.scales:
-            elements = rng.integers(0, 256, array.shape, dtype=np.uint8)
-            elements[np.isin(elements, NAN_BYTES)] = 0x38
-        else:
-            elements = array.view(unsigned(case.dtype))
+    for width in (case.head_dim, case.value_columns):
+        shape, scale = (case.batch, case.kv_heads, case.k_len, width), _scale(case, kind, rng)
+        elements = _some(_bytes() if kind.scales else _normal_bits(case.dtype, 1), shape, rng)
         repeated = _shared(case, kind) * kind.page_size
         elements[:, :, :repeated] = elements[:1, :, :repeated]
         if np.ndim(scale) == 3:
@@ -152,10 +151,30 @@ def served(case: Case, kind: Kind, of: Sequences, lengths: Any, xp: Any) -> Serv
         pools = (_moved(case, _poisoned(one, of.live, NAN_BYTES), np.dtype(np.uint8), xp) for one in own)
         k_scale, v_scale = (_moved_scale(scale, of.live, xp) for scale in scales)
         kv = CachedKV(*pools, lengths, k_scale=k_scale, v_scale=v_scale)
-    bits = made.q.view(unsigned(case.dtype))
+    bits = _some(
+        _normal_bits(case.dtype, case.factor), (case.batch, case.q_heads, case.q_len, case.head_dim), rng
+    )
     padded_q = _moved(case, bits, DTYPES[case.dtype], xp)
     q, starts = _rows_of_all(case, of.rows, bits, xp) if kind.rows else (padded_q, None)
     return Served(q, padded_q, kv, None if kv is plain or kind.holes else plain, (plain.k, plain.v), starts)
+
+
+@cache
+def _normal_bits(dtype: str, factor: int) -> Array:
+    found: Array = random_bits((DRAWN,), 1, dtype, float(factor), np)
+    return found
+
+
+@cache
+def _bytes() -> NDArray[np.uint8]:
+    """e4m3 of many magnitudes, none of them NaN."""
+    drawn = np.random.default_rng(2).integers(0, 256, DRAWN, dtype=np.uint8)
+    return np.where(np.isin(drawn, NAN_BYTES), np.uint8(0x38), drawn)
+
+
+def _some(drawn: Array, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """Elements of a shape, one behind the other from anywhere on."""
+    return np.resize(np.roll(drawn, int(rng.integers(DRAWN))), prod(shape)).reshape(shape)
 
 
 def _patterns(dtype: str) -> tuple[int, int]:
