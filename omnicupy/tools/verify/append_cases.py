@@ -137,11 +137,11 @@ def _problem(case: Case, xp: Any) -> str:
         kv, pools, scales = _moved(case, kind, made, xp)
         by_slots = made.slots is not None
         order = (0, 1, 2) if by_slots else (0, 2, 1, 3) if BSHD in case.options else (0, 1, 2, 3)
-        new = (
+        k_new, v_new = (
             xp.asarray(np.ascontiguousarray(one.transpose(order))).view(DTYPES[case.dtype]).transpose(order)
             for one in made.new
         )
-        append(kv, *new, None if made.slots is None else xp.asarray(made.slots))
+        append(kv, k_new, v_new, None if made.slots is None else xp.asarray(made.slots))
         wanted = _wanted(case, kind, made)
         for name, found, pool, scale, of_scale in zip("kv", pools, wanted[0], scales, wanted[1], strict=True):
             if problem := _differing(_on_host(found), pool, bool(kind.scales)):
@@ -230,8 +230,8 @@ def _scale(case: Case, kind: Kind, tokens: tuple[int, int], rng: np.random.Gener
 def _new(case: Case, kind: Kind, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     """Bits of new keys or values: of 16 bits any at all; of e4m3 normal numbers, zero rows, rows with NaN, infinity."""
     if not kind.scales:
-        return rng.integers(0, 1 << 16, shape).astype(np.uint16)
-    bits = random_bits(shape, int(rng.integers(1 << 30)), case.dtype, 1.0, np)
+        return rng.integers(0, 1 << 16, shape, dtype=np.uint16)
+    bits: Array = random_bits(shape, int(rng.integers(1 << 30)), case.dtype, 1.0, np)
     rows = bits.reshape(-1, shape[-1])
     for pattern in (0, inputs.NAN_BITS[case.dtype], inputs.INF_BITS[case.dtype]):
         some = rng.random(len(rows)) < 0.1
@@ -247,12 +247,12 @@ def _moved(case: Case, kind: Kind, made: _Made, xp: Any) -> tuple[AnyKV, list[An
     # Copies: on the host, too, what is written must not be what is compared.
     pools = [xp.array(np.ascontiguousarray(pool.transpose(order))) for pool in made.pools]
     scales = [xp.array(scale) if isinstance(scale, np.ndarray) else scale for scale in made.scales]
-    tokens_first = [pool.view(dtype).transpose(order) for pool in pools]
-    lengths, named = xp.asarray(made.lengths), {"k_scale": scales[0], "v_scale": scales[1]}
     bits = [pool.transpose(order) for pool in pools]
+    k, v = (pool.view(dtype) for pool in bits)
+    lengths, named = xp.asarray(made.lengths), {"k_scale": scales[0], "v_scale": scales[1]}
     if made.table is not None:
-        return PagedKV(*tokens_first, xp.asarray(made.table), lengths, **named), bits, scales
-    return CachedKV(*(pool.transpose(0, 2, 1, 3) for pool in tokens_first), lengths, **named), bits, scales
+        return PagedKV(k, v, xp.asarray(made.table), lengths, **named), bits, scales
+    return CachedKV(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), lengths, **named), bits, scales
 
 
 def _wanted(case: Case, kind: Kind, made: _Made) -> tuple[list[Array], list[Any]]:
@@ -294,4 +294,5 @@ def nearest(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     tie = (byte < len(middles)) & (size == middles[np.minimum(byte, len(middles) - 1)])
     byte = byte + (tie & (byte % 2 == 1))
     byte = np.where(np.isnan(values), NAN_BYTE, byte)
-    return (byte | (np.signbit(values) << 7)).astype(np.uint8)
+    found: NDArray[np.uint8] = (byte | (np.signbit(values) << 7)).astype(np.uint8)
+    return found

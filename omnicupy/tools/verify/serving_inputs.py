@@ -6,7 +6,6 @@ They are made on the host, and moved as raw bits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import prod
@@ -102,8 +101,8 @@ def _table(
     """
     size = kind.page_size
     most = case.k_len // size
-    table = rng.permutation(case.batch * most + SPARE)[: case.batch * most].reshape(case.batch, most)
-    table = table.astype(np.int32)
+    numbers = rng.permutation(case.batch * most + SPARE)[: case.batch * most]
+    table: NDArray[np.int32] = numbers.reshape(case.batch, most).astype(np.int32)
     if kind.shared:
         table[:, : _shared(case, kind)] = table[0, : _shared(case, kind)]
     entries = np.arange(most)
@@ -142,15 +141,15 @@ def served(case: Case, kind: Kind, of: Sequences, lengths: Any, xp: Any) -> Serv
         numbers.append(_poisoned(number, of.live, _patterns(case.dtype)))
         own.append(elements)
         scales.append(scale)
-    moved = tuple(_moved(case, number, DTYPES[case.dtype], xp) for number in numbers)
-    plain = CachedKV(*moved, lengths)
+    k, v = (_moved(case, number, DTYPES[case.dtype], xp) for number in numbers)
+    plain = CachedKV(k, v, lengths)
     kv: AnyKV = plain
     if kind.page_size:
         kv = _in_pages(case, kind, of, (own, scales), lengths, xp)
     elif kind.scales:
-        pools = (_moved(case, _poisoned(one, of.live, NAN_BYTES), np.dtype(np.uint8), xp) for one in own)
+        k, v = (_moved(case, _poisoned(one, of.live, NAN_BYTES), np.dtype(np.uint8), xp) for one in own)
         k_scale, v_scale = (_moved_scale(scale, of.live, xp) for scale in scales)
-        kv = CachedKV(*pools, lengths, k_scale=k_scale, v_scale=v_scale)
+        kv = CachedKV(k, v, lengths, k_scale=k_scale, v_scale=v_scale)
     bits = _some(
         _normal_bits(case.dtype, case.factor), (case.batch, case.q_heads, case.q_len, case.head_dim), rng
     )
@@ -235,7 +234,8 @@ def _in_pages(
             scales.append(xp.asarray(of_pages))
         else:
             scales.append(_moved_scale(scale, of.live, xp))
-    return PagedKV(*pools, xp.asarray(of.table), lengths, k_scale=scales[0], v_scale=scales[1])
+    k, v = pools
+    return PagedKV(k, v, xp.asarray(of.table), lengths, k_scale=scales[0], v_scale=scales[1])
 
 
 def _moved_scale(scale: Any, live: NDArray[np.bool_], xp: Any) -> Any:
@@ -250,7 +250,7 @@ def _moved(case: Case, bits: Array, dtype: Any, xp: Any) -> Any:
     return xp.asarray(np.ascontiguousarray(bits.transpose(order))).view(dtype).transpose(order)
 
 
-def _rows_of_all(case: Case, rows: Sequence[int], bits: Array, xp: Any) -> tuple[Any, list[int]]:
+def _rows_of_all(case: Case, rows: Array, bits: Array, xp: Any) -> tuple[Any, list[int]]:
     """q of rows of their own, NaN in rows of no sequence, and where sequences begin."""
     first = LEFT * (len(case.id) % 2)
     starts = [first, *(first + np.cumsum(rows)).tolist()]

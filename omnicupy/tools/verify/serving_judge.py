@@ -122,13 +122,14 @@ class Judge:
         if starts is None:
             return found
         shape = (case.batch, case.q_heads, case.q_len)
-        out = self._xp.zeros((*shape, case.value_columns), unsigned(case.dtype)).view(found[0].dtype)
+        bits = found[0].view(unsigned(case.dtype))
+        out = self._xp.zeros((*shape, case.value_columns), bits.dtype)
         lse = self._xp.full(shape, -np.inf, np.float32)
         for b, (first, stop) in enumerate(pairwise(starts)):
             if first < stop:
-                out[b, :, first - stop :] = found[0][first:stop].transpose(1, 0, 2)
+                out[b, :, first - stop :] = bits[first:stop].transpose(1, 0, 2)
                 lse[b, :, first - stop :] = found[1][:, first:stop]
-        return out, lse
+        return out.view(DTYPES[case.dtype]), lse
 
     def _owned(self, one: _Set, found: tuple[Any, Any]) -> tuple[Any, Any]:
         """Of out and lse what is any sequence's."""

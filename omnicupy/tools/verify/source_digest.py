@@ -82,8 +82,8 @@ def _sources() -> dict[str, Source]:
         if kernel != "naive"
     }
     for launch in (PLANNING, APPENDING, APPENDING_FP8):
-        spec = launch.ahead[0]
-        found[spec.source] = Source(spec.kernel, spec.params, launch)
+        first = launch.ahead[0]
+        found[first.source] = Source(first.kernel, first.params, launch)
     plain = backward_table.naive("sm_90", "bfloat16", 64)
     for spec in (plain, *backward_table.rows()):
         for kernel in spec.kernels().values():
