@@ -57,8 +57,12 @@ def _turn(case: str) -> int:
 
 @cache
 def _turns() -> dict[str, int]:
-    """The turn of each case of caches, those of a group one behind the other in the order of a random number."""
-    ordered = sorted(ON_CACHES, key=lambda case: (case.group, zlib.crc32(case.id.encode())))
+    """The turn of each case of caches: those of a group, with e4m3 and without, one behind the other in the order of a
+    random number.
+    """
+    ordered = sorted(
+        ON_CACHES, key=lambda case: (case.group, "e4m3" in case.tag, zlib.crc32(case.id.encode()))
+    )
     return {case.id: turn for turn, case in enumerate(ordered)}
 
 

@@ -21,7 +21,7 @@ PLANNER, APPEND, APPEND_FP8 = BESIDE = ("attention_plan_cached.cu", "cache_appen
         ("gpu.append", {APPEND, APPEND_FP8, *FORWARD_SOURCES}),
         ("gpu.pages", {*BESIDE, *FORWARD_SOURCES}),
         ("schedule.cached_lists", {PLANNER, *FORWARD_SOURCES}),
-        ("gpu.attention", set(FORWARD_SOURCES)),
+        ("gpu.cached", {PLANNER, *FORWARD_SOURCES}),
     ],
 )
 def test_kernels_beside_attention_count_what_they_use(
