@@ -66,8 +66,8 @@ def _case(kind: Kind, turn: int) -> Case:
         case, k_len=round_up(CAPACITY, kind.page_size or 1), head_dim=head_dim, value_dim=value_dim
     )
     heads = (2, 1, 8, 3)[turn % 4]
-    options = (BSHD,) * (turn % 2)
-    return replace(case, q_heads=heads, kv_heads=heads, dtype=BOTH[turn % 2], options=options)
+    options = (BSHD,) * (turn // 3 % 2)
+    return replace(case, q_heads=heads, kv_heads=heads, dtype=BOTH[turn // 2 % 2], options=options)
 
 
 def _cases() -> Iterator[tuple[Kind, Case]]:

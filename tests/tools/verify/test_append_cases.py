@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import fp8_caches
@@ -14,7 +15,7 @@ from omnicupy.jit.append_spec import Fp8AppendSpec
 from omnicupy.serving.caches import pools_of
 from omnicupy.tools.verify import append_cases, on_cpu, on_gpu
 from omnicupy.tools.verify.append_cases import CASES, KINDS, ON_THE_HOST
-from omnicupy.tools.verify.cases import Case
+from omnicupy.tools.verify.cases import BSHD, Case
 from omnicupy.tools.verify.serving_cases import PAGE_SIZES
 from omnicupy.tools.verify.serving_kinds import SCALES
 
@@ -56,7 +57,11 @@ def test_cases_are_what_they_promise() -> None:
         assert {kind.slots for kind in kinds if bool(kind.scales) == scaled} == {0, 32, 64}
         assert any(kind.lost and bool(kind.scales) == scaled for kind in kinds)
     assert {kind.scales for kind in kinds} == {"", *SCALES}
-    assert {case.dtype for case in CASES if KINDS[case.tag].scales} == {"float16", "bfloat16"}
+    for scaled in (False, True):
+        cases = [case for case in CASES if bool(KINDS[case.tag].scales) == scaled]
+        assert {(case.dtype, case.options) for case in cases} == set(
+            product(("float16", "bfloat16"), ((), (BSHD,)))
+        )
     specs = TARGET.specs(CASES)
     assert len(specs) == 3
     assert {one.dtype for one in specs if isinstance(one, Fp8AppendSpec)} == {"float16", "bfloat16"}
@@ -105,7 +110,8 @@ def test_places_that_do_not_exist_are_left_out(case: Case, gpu: Any, monkeypatch
 @pytest.mark.parametrize(
     ("tag", "change", "said"),
     [
-        ("append-pages16", "a bit", "elements differ of k"),
+        ("append", "a bit", "elements differ of k"),
+        ("append-pages2", "a bit", "elements differ of k"),
         ("append-pages16-e4m3-token", "a sign", "elements differ of k"),
         ("append-pages16-e4m3-token", "a scale", "scales of v differ"),
         ("append-pages3", "nothing written", "elements differ of k"),
@@ -128,6 +134,7 @@ def test_faults_are_found(
 
     monkeypatch.setattr(append_cases, "append", wrong)
     assert said in _verdict(next(case for case in CASES if case.tag == tag))
+    assert {case.options for case in CASES if case.tag in ("append", "append-pages2")} == {(), (BSHD,)}
 
 
 def test_the_caches_of_a_case_hold_something() -> None:
