@@ -581,7 +581,46 @@ RANKS = [
     ),
 ]
 
-FAULTS = CALLS + MEMORY + FILES + GRADIENTS + RANKS
+VERIFYING = [
+    Fault(
+        "tools/verify/serving_judge.py",
+        "problem = problem or self._as_plain(one, found, config)",
+        "problem = problem or str()",
+        "tests/tools/verify/test_serving_cases.py",
+    ),
+    Fault(
+        "tools/verify/serving_judge.py",
+        "problem or self._left_alone(one, found[0]) or",
+        "problem or",
+        "tests/tools/verify/test_serving_cases.py",
+    ),
+    Fault(
+        "tools/verify/serving_kernels.py",
+        "        return paged.for_e4m3(spec)",
+        "        return spec",
+        "tests/tools/verify/test_serving_cases.py",
+    ),
+    Fault(
+        "tools/verify/append_cases.py",
+        "pools = [xp.array(",
+        "pools = [xp.asarray(",
+        "tests/tools/verify/test_append_cases.py",
+    ),
+    Fault(
+        "tools/verify/append_cases.py",
+        "byte = byte + (tie & (byte % 2 == 1))",
+        "byte = byte + (tie & (byte % 2 == 0))",
+        "tests/tools/verify/test_append_cases.py",
+    ),
+    Fault(
+        "tools/verify/plan.py",
+        "return on_caches | {case.id for case in CACHED_CASES}",
+        "return on_caches",
+        "tests/tools/verify/test_attestation.py",
+    ),
+]
+
+FAULTS = CALLS + MEMORY + FILES + GRADIENTS + RANKS + VERIFYING
 
 
 def text_with(fault: Fault, root: Path = ROOT) -> str:

@@ -101,6 +101,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Put the module in CuPy's place, on a machine that says it has an H100."""
     fake = ModuleType("cupy")
     for name in (
+        "array",
         "asarray",
         "ascontiguousarray",
         "broadcast_to",
@@ -167,9 +168,11 @@ def plan(q: Any, kv: AnyKV, mask: Any, *, config: Any = None, **options: Any) ->
 
 
 def _plain(kv: AnyKV) -> AnyKV:
+    scales = {"k_scale": kv.k_scale, "v_scale": kv.v_scale}
     if isinstance(kv, PagedKV):
-        return PagedKV(*(np.asarray(one) for one in (kv.k_pages, kv.v_pages, kv.page_table, kv.lengths)))
-    return CachedKV(*(np.asarray(one) for one in (kv.k, kv.v, kv.lengths)))
+        arrays = (kv.k_pages, kv.v_pages, kv.page_table, kv.lengths)
+        return PagedKV(*(np.asarray(one) for one in arrays), **scales)
+    return CachedKV(*(np.asarray(one) for one in (kv.k, kv.v, kv.lengths)), **scales)
 
 
 def attention_backward(*arrays: Any, config: Any = None, **options: Any) -> Any:

@@ -11,6 +11,7 @@ from omnicupy.call.problem import Problem
 from omnicupy.choose import backward_table, pick, table
 from omnicupy.choose.capped import capped, capped_backward
 from omnicupy.jit import archs
+from omnicupy.jit.append_spec import AppendSpec, Fp8AppendSpec
 from omnicupy.jit.backward_kernel import FUSED_PARTS, ORDERED_PARTS, SINK_PARTS, TileShape
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.cached_spec import CachedSpec
@@ -33,20 +34,22 @@ class Variant:
 
     spec: what runs; the default variant's is what the table has for it.  explicit: pass the spec as `config`, else
     leave the choice to the call.  parts: of a backward pass, those that the case runs.  deterministic: asked for of
-    one.
+    one.  compiled: its kernels, where they are others than `spec`: those of calls on caches.
     """
 
     name: str
-    spec: AttnSpec | BackwardSpec
+    spec: AttnSpec | BackwardSpec | AppendSpec
     explicit: bool = True
     parts: tuple[str, ...] = ()
     deterministic: bool = True
+    compiled: tuple[KernelSpec, ...] = ()
 
     @property
     def kernels(self) -> tuple[KernelSpec, ...]:
         """Its compiled kernels."""
         spec = self.spec
-        return tuple(map(spec.part, self.parts)) if isinstance(spec, BackwardSpec) else (spec,)
+        of_spec = tuple(map(spec.part, self.parts)) if isinstance(spec, BackwardSpec) else (spec,)
+        return self.compiled or of_spec
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -100,9 +103,7 @@ def variants(case: Case, masks: Sequence[Mask], arch: str, sm_count: int) -> lis
             spec = fitted(row.spec(arch, case.dtype, *widths))
             if problem.group % spec.heads:
                 continue
-            name = f"{spec.kernel} {spec.br}x{spec.bc} stages {spec.stages} warps {spec.warps}"
-            name += " packed" if spec.pack else ""
-            found.setdefault(spec, Variant(name, spec))
+            found.setdefault(spec, Variant(tile_name(spec), spec))
     if case.tag == ONE_TILE:
         return _one_of_each_kind(list(found.values()), case)
     mappable = serves("sm90", case)
@@ -119,6 +120,12 @@ def _one_of_each_kind(found: Sequence[Variant], case: Case) -> list[Variant]:
         kinds.setdefault((variant.spec.kernel, variant.spec.pack), []).append(variant)
     turn = (case.head_dim + case.value_columns) // 8
     return [of_kind[turn % len(of_kind)] for of_kind in kinds.values()]
+
+
+def tile_name(spec: AttnSpec) -> str:
+    """What the report calls the kernel of a row of the table."""
+    name = f"{spec.kernel} {spec.br}x{spec.bc} stages {spec.stages} warps {spec.warps}"
+    return f"{name} packed" if spec.pack else name
 
 
 def _as_it_is(spec: Spec) -> Spec:
@@ -179,9 +186,12 @@ def table_kernels(every: bool) -> list[KernelSpec]:
         forward += [*map(capped, forward)]
         backward += [*map(capped_backward, backward)]
     parts = (kernel for spec in backward for kernel in spec.kernels().values())
-    planners: list[KernelSpec] = [PlanSpec(arch=arch) for arch in archs.ARCHES]
+    beside: list[KernelSpec] = []
+    for arch in archs.ARCHES:
+        beside += [PlanSpec(arch=arch), PlanSpec(arch=arch, ragged=True), AppendSpec(arch=arch)]
+        beside += [Fp8AppendSpec(arch=arch, dtype=dtype) for dtype in DTYPES]
     on_caches = [CachedSpec.of(spec) for spec in forward]
-    return list(dict.fromkeys([*forward, *on_caches, *planners, *parts]))
+    return list(dict.fromkeys([*forward, *on_caches, *beside, *parts]))
 
 
 def ladder(case: Case, arch: str) -> list[tuple[str, AttnSpec]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from omnicupy.api import attention, attention_backward
@@ -13,7 +13,7 @@ from omnicupy.jit.build import Track, silent
 from omnicupy.jit.spec import KernelSpec
 from omnicupy.masks.mask import Mask
 from omnicupy.reference import budget
-from omnicupy.tools.verify import inputs
+from omnicupy.tools.verify import append_cases, inputs, serving_judge, serving_kernels
 from omnicupy.tools.verify.backward_cases import BackwardCase
 from omnicupy.tools.verify.backward_judges import GradientJudge
 from omnicupy.tools.verify.backward_special import SPECIAL as BACKWARD_SPECIAL
@@ -22,6 +22,7 @@ from omnicupy.tools.verify.case_kernels import Variant, variants
 from omnicupy.tools.verify.cases import Case
 from omnicupy.tools.verify.changed_bits import ChangedBits
 from omnicupy.tools.verify.outcome import BrokenDeviceError, Outcome
+from omnicupy.tools.verify.serving_cases import KINDS
 from omnicupy.tools.verify.special_cases import SPECIAL
 from omnicupy.tools.watchdog import Watchdog
 
@@ -69,8 +70,8 @@ class Target:
 
         A kernel that no row of the table selects on any architecture runs only where `kernels` or `sources` names it.
         """
-        selected = {row.kernel for row in table.TABLE} | {"naive", "sm80"}
-        found = variants(case, masks, self.arch, self.sm_count)
+        selected = {row.kernel for row in table.TABLE} | {"naive", "sm80", "append"}
+        found = self._every(case, masks)
         if self.sources:
             found = [variant for variant in found if set(self.sources) & set(variant.sources)]
         if self.kernels:
@@ -78,15 +79,23 @@ class Target:
             return [variant for variant in found if any(part in variant.name.lower() for part in parts)]
         return [variant for variant in found if self.sources or variant.spec.kernel in selected]
 
+    def _every(self, case: Case, masks: Sequence[Mask]) -> list[Variant]:
+        if case.tag in append_cases.KINDS:
+            return append_cases.variants(case, self.arch)
+        if case.tag in KINDS:
+            return serving_kernels.variants(case, self.arch, self.sm_count)
+        found = variants(case, masks, self.arch, self.sm_count)
+        if case.tag in CACHED:
+            return [replace(one, compiled=kernels_on_caches(one, self.arch)) for one in found]
+        return found
+
     def specs(self, chosen: Iterable[Case]) -> list[KernelSpec]:
         """Every distinct kernel that the cases run through."""
         found = {
             kernel: None
             for case in chosen
             for variant in self.variants(case, case.masks())
-            for kernel in (
-                variant.kernels if case.tag not in CACHED else kernels_on_caches(variant, self.arch)
-            )
+            for kernel in variant.kernels
         }
         return list(found)
 
@@ -188,8 +197,11 @@ def _judge_of(case: Case, masks: Sequence[Mask], target: Target) -> Judge:
     if isinstance(case, BackwardCase):
         of_backward = BACKWARD_SPECIAL.get(case.tag)
         return of_backward(case, masks) if of_backward else _gradients(case, masks, target)
-    special = SPECIAL.get(case.tag) or CACHED.get(case.tag)
-    return special(case, masks) if special else _numeric(case, masks, target)
+    if special := SPECIAL.get(case.tag) or CACHED.get(case.tag):
+        return special(case, masks)
+    if case.tag in append_cases.KINDS:
+        return append_cases.on_a_gpu(case, masks)
+    return serving_judge.on_a_gpu(case, masks) if case.tag in KINDS else _numeric(case, masks, target)
 
 
 def _gradients(case: BackwardCase, masks: Sequence[Mask], target: Target) -> Judge:

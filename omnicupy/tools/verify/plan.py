@@ -8,19 +8,25 @@ from dataclasses import dataclass
 from functools import cache
 
 from omnicupy.choose import pick
+from omnicupy.tools.verify import append_cases, serving_cases, serving_kernels
 from omnicupy.tools.verify.backward_cases import BACKWARD_FIXED, BackwardCase, backward_sweep
 from omnicupy.tools.verify.backward_special import CASES as BACKWARD_SPECIAL
 from omnicupy.tools.verify.cached_cases import CASES as CACHED_CASES
 from omnicupy.tools.verify.case_kernels import backward_variants, serves
 from omnicupy.tools.verify.cases import FIXED, Case
 from omnicupy.tools.verify.random_cases import DEFAULT, sweep
-from omnicupy.tools.verify.source_digest import BACKWARD, SOURCES
+from omnicupy.tools.verify.source_digest import BACKWARD, FORWARD, PLANNING, SOURCES
 from omnicupy.tools.verify.special_cases import CASES as SPECIAL_CASES
+
+ON_CACHES: tuple[Case, ...] = (*serving_cases.CASES, *append_cases.CASES)
 
 
 @dataclass(frozen=True)
 class Part:
-    """Part `number` (from 1) of `count`: cases are dealt out by their ids, so that the parts take about as long."""
+    """Part `number` (from 1) of `count`: cases are dealt out by their ids, so that the parts take about as long.
+
+    Those of caches run on more kernels than others and are few, so they are dealt out in turn.
+    """
 
     number: int
     count: int
@@ -35,7 +41,7 @@ class Part:
 
     def __contains__(self, case: str) -> bool:
         """True for the id of a case of this part."""
-        return zlib.crc32(case.encode()) % self.count == self.number - 1
+        return _turn(case) % self.count == self.number - 1
 
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"
@@ -44,12 +50,28 @@ class Part:
 WHOLE = Part(1, 1)
 
 
+def _turn(case: str) -> int:
+    found = _turns().get(case)
+    return zlib.crc32(case.encode()) if found is None else found
+
+
+@cache
+def _turns() -> dict[str, int]:
+    """The turn of each case of caches: those of a group, with e4m3 and without, one behind the other in the order of a
+    random number.
+    """
+    ordered = sorted(
+        ON_CACHES, key=lambda case: (case.group, "e4m3" in case.tag, zlib.crc32(case.id.encode()))
+    )
+    return {case.id: turn for turn, case in enumerate(ordered)}
+
+
 @cache
 def every_case(random: int = DEFAULT) -> tuple[Case, ...]:
     """The cases of a run on a GPU, in the order in which it takes them; a complete one has `DEFAULT` random ones of
-    each pass.
+    each pass. Those of caches are first, as each runs on many kernels: a short run is then worth most.
     """
-    forward = (*FIXED, *SPECIAL_CASES, *CACHED_CASES, *sweep(random))
+    forward = (*ON_CACHES, *FIXED, *SPECIAL_CASES, *CACHED_CASES, *sweep(random))
     return (*forward, *BACKWARD_FIXED, *BACKWARD_SPECIAL, *backward_sweep(random))
 
 
@@ -58,8 +80,18 @@ def planned(source: str) -> set[str]:
     of = SOURCES[source]
     if of.launch is BACKWARD:
         return set(_backward_plan().get(source, ()))
-    forward = (case for case in every_case() if not isinstance(case, BackwardCase))
-    return {case.id for case in forward if serves(of.kernel, case)}
+    if of.launch not in (FORWARD, PLANNING):
+        appending = (case for case in append_cases.CASES if source in _sources_of_append(case))
+        return {case.id for case in appending}
+    on_caches = {case.id for case in serving_cases.CASES if serving_kernels.counts_for(of.kernel, case)}
+    if of.launch is PLANNING:
+        return on_caches | {case.id for case in CACHED_CASES}
+    others = (case for case in every_case()[len(ON_CACHES) :] if not isinstance(case, BackwardCase))
+    return on_caches | {case.id for case in others if serves(of.kernel, case)}
+
+
+def _sources_of_append(case: Case) -> set[str]:
+    return {source for variant in append_cases.variants(case, "sm_90") for source in variant.sources}
 
 
 @cache

@@ -48,15 +48,20 @@ class Launch:
     ahead: tuple[KernelSpec, ...] = ()
 
 
+_APPENDS = tuple(AppendSpec(arch=arch) for arch in archs.ARCHES)
+_FP8_APPENDS = tuple(Fp8AppendSpec(arch=arch, dtype=dtype) for arch in archs.ARCHES for dtype in DTYPES)
+_PLANNERS, _RAGGED_PLANNERS = (
+    tuple(PlanSpec(arch=arch, ragged=ragged) for arch in archs.ARCHES) for ragged in (False, True)
+)
 FORWARD = Launch(
     doors=("gpu.attention", "gpu.cached", "gpu.append", "masks.cut"),
-    ahead=(
-        *(kind(arch=arch) for kind in (PlanSpec, AppendSpec) for arch in archs.ARCHES),
-        *(Fp8AppendSpec(arch=arch, dtype=dtype) for arch in archs.ARCHES for dtype in DTYPES),
-        *(PlanSpec(arch=arch, ragged=True) for arch in archs.ARCHES),
-    ),
+    ahead=(*_PLANNERS, *_APPENDS, *_FP8_APPENDS, *_RAGGED_PLANNERS),
 )
 BACKWARD = Launch(doors=("gpu.backward", "masks.cut"))
+# Of kernels that no row of the table names: they are what is launched.
+PLANNING = Launch(doors=("gpu.cached",), ahead=(*_PLANNERS, *_RAGGED_PLANNERS))
+APPENDING = Launch(doors=("gpu.append",), ahead=_APPENDS)
+APPENDING_FP8 = Launch(doors=("gpu.append",), ahead=_FP8_APPENDS)
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,9 @@ def _sources() -> dict[str, Source]:
         for kernel in KERNELS
         if kernel != "naive"
     }
+    for launch in (PLANNING, APPENDING, APPENDING_FP8):
+        first = launch.ahead[0]
+        found[first.source] = Source(first.kernel, first.params, launch)
     plain = backward_table.naive("sm_90", "bfloat16", 64)
     for spec in (plain, *backward_table.rows()):
         for kernel in spec.kernels().values():
@@ -100,10 +108,11 @@ def rows() -> dict[str, list[KernelSpec]]:
 
 
 def selected() -> set[str]:
-    """Sources of the kernels that calls without `config` may get."""
+    """Sources of the kernels that calls without `config` may get, and of those that run beside them on caches."""
     forward = {spec.source for spec in table.rows() if spec.kernel in pick.SERVED}
     served = (spec for spec in backward_table.rows() if spec.kernel in backward_table.SERVED)
-    return forward | {kernel.source for spec in served for kernel in spec.kernels().values()}
+    beside = {spec.source for launch in (PLANNING, APPENDING, APPENDING_FP8) for spec in launch.ahead}
+    return forward | beside | {kernel.source for spec in served for kernel in spec.kernels().values()}
 
 
 def digest(name: str) -> str:

@@ -11,8 +11,9 @@ import pytest
 
 from omnicupy.choose import pick
 from omnicupy.jit import nvrtc
-from omnicupy.tools.verify import attestation, source_digest
+from omnicupy.tools.verify import append_cases, attestation, attesting, on_gpu, plan, source_digest
 from omnicupy.tools.verify.attestation import Record, Run
+from omnicupy.tools.verify.cached_cases import CASES as CACHED_CASES
 from omnicupy.tools.verify.outcome import Outcome
 from omnicupy.tools.verify.plan import Part, planned
 
@@ -252,4 +253,43 @@ def test_parts_share_out_the_cases_of_every_source(count: int) -> None:
         parts = [{case for case in ids if case in Part(number, count)} for number in range(1, count + 1)]
         assert sum(map(len, parts)) == len(ids)
         assert set().union(*parts) == ids
-        assert max(map(len, parts)) <= 1.2 * min(map(len, parts))
+        assert max(map(len, parts)) <= 1.2 * min(map(len, parts)) + 2
+
+
+@pytest.mark.parametrize("count", [2, 5, 14])
+def test_parts_share_out_the_cases_of_caches_evenly(count: int) -> None:
+    for group in {case.group for case in plan.ON_CACHES}:
+        ids = [case.id for case in plan.ON_CACHES if case.group == group]
+        sizes = [sum(case in Part(number, count) for case in ids) for number in range(1, count + 1)]
+        assert sum(sizes) == len(ids)
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_cases_of_caches_are_planned_for_what_they_run_and_come_first() -> None:
+    first = plan.every_case()[: len(plan.ON_CACHES)]
+    assert first == plan.ON_CACHES
+    target = on_gpu.Target("sm_90", 132)
+    of_caches = {*plan.ON_CACHES, *CACHED_CASES}
+    ids = {case.id for case in of_caches}
+    ran: dict[str, set[str]] = {}
+    for case in of_caches:
+        for name in {name for one in target.variants(case, case.masks()) for name in one.sources}:
+            ran.setdefault(name, set()).add(case.id)
+    assert ran == {name: planned(name) & ids for name in source_digest.SOURCES if "_bwd_" not in name}
+    assert ran["attention_plan_cached.cu"] == planned("attention_plan_cached.cu")
+    assert planned("cache_append.cu") | planned("cache_append_fp8.cu") == {
+        case.id for case in append_cases.CASES
+    }
+
+
+def test_a_run_takes_cases_of_caches_first_that_a_file_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "attestation.json"
+    lacking = {case.id for case in plan.ON_CACHES[::9]}
+    record = Record(path, Run("13.0", HEADER), (SM90,))
+    record.add(_outcome(case, SM90) for case in planned(SM90) - lacking)
+    record.write()
+    again = Record(path, Run("13.0", HEADER), (SM90,), resume=True)
+    found = attesting.left(plan.every_case(), again, (SM90,))
+    assert [case.id for case in found] == [
+        case.id for case in plan.ON_CACHES if case.id in lacking & planned(SM90)
+    ]

@@ -178,7 +178,7 @@ def test_a_broken_device_ends_the_run(gpu: Any, monkeypatch: pytest.MonkeyPatch)
         raise RuntimeError("illegal memory access")
 
     monkeypatch.setattr(on_gpu, "attention", breaking)
-    found = verify_run.verify(Settings(sweep=0, timing=True))
+    found = verify_run.verify(Settings(sweep=0, timing=True, cases=(SMALL,)))
     assert len(found.outcomes) == 1
     assert "the device is unusable" in found.failures[0]
 

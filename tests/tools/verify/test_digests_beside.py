@@ -1,0 +1,53 @@
+"""What the digests of the kernels that run beside attention on caches cover: the planner and append."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from omnicupy.jit import source
+from omnicupy.tools.verify import source_digest
+from omnicupy.tools.verify.source_digest import SOURCES
+
+FORWARD_SOURCES = ("attention_naive.cu", "attention_fwd_sm80.cu", "attention_fwd_sm90.cu")
+PLANNER, APPEND, APPEND_FP8 = BESIDE = ("attention_plan_cached.cu", "cache_append.cu", "cache_append_fp8.cu")
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        ("gpu.append", {APPEND, APPEND_FP8, *FORWARD_SOURCES}),
+        ("gpu.pages", {*BESIDE, *FORWARD_SOURCES}),
+        ("schedule.cached_lists", {PLANNER, *FORWARD_SOURCES}),
+        ("gpu.cached", {PLANNER, *FORWARD_SOURCES}),
+    ],
+)
+def test_kernels_beside_attention_count_what_they_use(
+    module: str, expected: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {name: source_digest.digest(name) for name in SOURCES}
+    changed = tmp_path / "changed.py"
+    changed.write_text(source_digest.modules()[module].read_text() + "\nmore = 1\n")
+    monkeypatch.setitem(source_digest.modules(), module, changed)
+    assert {name for name in SOURCES if source_digest.digest(name) != before[name]} == expected
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_the_digest_of_a_kernel_beside_attention_holds_its_text_and_variants(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {one: source_digest.digest(one) for one in BESIDE}
+    load = source.load
+
+    def changed(one: str) -> source.Source:
+        found = load(one)
+        return replace(found, text=found.text + b"int more;") if one == name else found
+
+    monkeypatch.setattr(source_digest.source, "load", changed)
+    assert {one for one in BESIDE if source_digest.digest(one) != before[one]} == {name}
+    monkeypatch.undo()
+    kind = type(SOURCES[name].launch.ahead[0])
+    monkeypatch.setattr(kind, "defines", lambda self: {"OMNI_THREADS": 1})
+    assert source_digest.digest(name) != before[name]
