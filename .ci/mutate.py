@@ -1,18 +1,23 @@
-"""Faults put into the code on purpose, each of which a test must find: `python .ci/mutate.py [word]`
+"""Faults put into the code on purpose, each of which a test must find: `python .ci/mutate.py [word [jobs]]`
 
 Run by hand, after larger changes. Each fault of the list below is put into a copy of the tree, and the tests that are
-named beside it must fail there. word: only faults whose file or text has it. The exit status is the number of faults
-that no test found. No GPU is needed.
+named beside it must fail there. word: only faults whose file or text has it. jobs: how many are tried at once, each in
+a copy of its own; as many as there are cores unless given. The exit status is the number of faults that no test found.
+No GPU is needed.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("omnicupy", "tests", "kernels", "pyproject.toml", "cli.py")
@@ -642,7 +647,7 @@ def is_found(fault: Fault, copy: Path) -> bool:
         path.write_text(before)
 
 
-def _failed(copy: Path, tests: list[str]) -> bool:
+def _failed(copy: Path, tests: Sequence[str]) -> bool:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-n", "0", *tests]
     try:
         done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=LIMIT_S, check=False)
@@ -655,25 +660,53 @@ def _failed(copy: Path, tests: list[str]) -> bool:
     return done.returncode == 1
 
 
-def main(word: str = "") -> int:
-    """Try all faults whose file or text has the word; returns how many were not found."""
-    chosen = [fault for fault in FAULTS if word in f"{fault.file}\n{fault.old}"]
+def copy_of_tree(copy: Path) -> Path:
+    """What the tests need, in a new folder."""
+    copy.mkdir()
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, copy / name)
+    return copy
+
+
+def survivors_of(faults: Sequence[Fault], folder: Path, jobs: int) -> int:
+    """Try faults, `jobs` at once, and print a line for each, in their order; returns how many were not found.
+
+    Raises RuntimeError where a test fails without any fault.
+    """
+    copies: SimpleQueue[Path] = SimpleQueue()
+    for number in range(jobs):
+        copies.put(copy_of_tree(folder / str(number)))
+
+    def in_a_copy(call: Callable[[Path], bool]) -> bool:
+        copy = copies.get()  # there are as many as threads
+        try:
+            return call(copy)
+        finally:
+            copies.put(copy)
+
+    tests = sorted({test for fault in faults for test in fault.tests.split()})
+    shares = [tests[number::jobs] for number in range(min(jobs, len(tests)))]
     survivors = 0
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder)
-        for name in COPIED:
-            source = ROOT / name
-            if source.is_dir():
-                shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy(source, copy / name)
-        if _failed(copy, sorted({test for fault in chosen for test in fault.tests.split()})):
+    with ThreadPoolExecutor(jobs) as pool:
+        if any(pool.map(lambda share: in_a_copy(lambda copy: _failed(copy, share)), shares)):
             raise RuntimeError("the tests fail already without any fault")
-        for fault in chosen:
-            found = is_found(fault, copy)
+        results = pool.map(lambda fault: in_a_copy(lambda copy: is_found(fault, copy)), faults)
+        for fault, found in zip(faults, results, strict=True):
             survivors += not found
             line = fault.old.strip().splitlines()[0]
             print(f"{'found' if found else 'SURVIVES':9} {fault.file:24} {line}", flush=True)
+    return survivors
+
+
+def main(word: str = "", jobs: str = "") -> int:
+    """Try all faults whose file or text has the word; returns how many were not found."""
+    chosen = [fault for fault in FAULTS if word in f"{fault.file}\n{fault.old}"]
+    with tempfile.TemporaryDirectory() as folder:
+        survivors = survivors_of(chosen, Path(folder), int(jobs or os.cpu_count() or 1))
     print(f"{len(chosen) - survivors} of {len(chosen)} faults were found")
     return survivors
 

@@ -11,7 +11,7 @@ from omnicupy.call.problem import Problem
 from omnicupy.choose import backward_table, pick, table, variants
 from omnicupy.choose.capped import capped, capped_backward
 from omnicupy.choose.classes import class_of
-from omnicupy.jit import nvrtc, source
+from omnicupy.jit import cache, nvrtc
 from omnicupy.jit.backward_kernel import TileShape
 from omnicupy.jit.spec import KernelSpec
 
@@ -33,7 +33,7 @@ def test_no_capped_kernel_spills(spec: KernelSpec) -> None:
         nvrtc.version()
     except oc.UnsupportedError as error:
         pytest.skip(str(error))
-    found = nvrtc.compile(spec, source.load(spec.source))
+    found = cache.entry(spec)
     assert (found.spill_bytes, found.warnings) == (0, ())
 
 

@@ -37,10 +37,10 @@ def library(files: Mapping[str, str], macros: Mapping[str, object]) -> Path:
             path.write_text(text)
         includes = [f"-I{of}" for of in (header.parent, HOST, folder)]
         defined = [f"-D{name}={value}" for name, value in macros.items()]
-        sources = [str(folder / "main.cpp"), str(threads)]
+        sources = [str(folder / "main.cpp"), *map(str, parts)]
         _compile("-shared", *includes, *defined, *sources, "-o", str(target))
 
-    header, threads = _header(), _threads()
+    header, parts = _header(), [_part("threads", "-O2"), _part("products", "-O3", *_vectors())]
     return _once("kernel.so", [dict(files), dict(macros)], make)
 
 
@@ -53,13 +53,21 @@ def _header() -> Path:
     return _once("cuda.h.gch", ["header"], make)
 
 
-def _threads() -> Path:
-    """threads.cpp, which is the same for every kernel."""
+def _part(name: str, *options: str) -> Path:
+    """What is the same for every kernel, of a file of HOST."""
 
     def make(_: Path, target: Path) -> None:
-        _compile("-O2", "-c", str(HOST / "threads.cpp"), "-o", str(target))
+        _compile(*options, "-c", str(HOST / f"{name}.cpp"), "-o", str(target))
 
-    return _once("threads.o", ["threads"], make)
+    return _once(f"{name}.o", [name, *options], make)
+
+
+@functools.cache
+def _vectors() -> tuple[str, ...]:
+    """Instructions that this processor has for products; their sums are the same without them, and take longer."""
+    flags = Path("/proc/cpuinfo")
+    has = set(flags.read_text().split()) if flags.exists() else set()
+    return ("-ffp-contract=off", *(f"-m{name}" for name in ("avx2", "f16c") if {"avx2", "f16c"} <= has))
 
 
 def _compile(*options: str) -> None:
@@ -72,7 +80,7 @@ def _compiler() -> list[str]:
     version = subprocess.run(
         ["g++", "-v"], check=True, capture_output=True, text=True, timeout=LIMIT_S
     ).stderr
-    return [version, *FLAGS, *(path.read_text() for path in sorted(HOST.iterdir()))]
+    return [version, *FLAGS, *_vectors(), *(path.read_text() for path in sorted(HOST.iterdir()))]
 
 
 def _once(name: str, of: list[object], make: Callable[[Path, Path], None]) -> Path:

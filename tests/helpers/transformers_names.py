@@ -8,6 +8,7 @@ TypedDicts of the keyword arguments. Prints each name with one place that passes
 from __future__ import annotations
 
 import ast
+import gc
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -37,8 +38,12 @@ def names() -> dict[str, str]:
     """Every name that can reach an attention function, with one place that passes it."""
     reached: dict[str, str] = {}
     typed = _typed()
-    for path in sorted(ROOT.glob("models/**/modeling_*.py")):
-        reached = _of_file(path, typed) | reached
+    gc.disable()  # syntax trees are millions of objects, none of them in a circle
+    try:
+        for path in sorted(ROOT.glob("models/**/modeling_*.py")):
+            reached = _of_file(path, typed) | reached
+    finally:
+        gc.enable()
     return {name: place for name, place in sorted(reached.items()) if name not in OWN}
 
 
@@ -86,22 +91,25 @@ def _of_file(path: Path, typed: dict[str, str]) -> dict[str, str]:
     for method in open_methods.values():
         method.found.update({name: place for name, place in typed.items() if name not in method.parameters})
     reached: dict[str, str] = {}
-    kinds = {name: _attributes(name, classes) for name in classes}
+    calls = {
+        name: list(_passed(method, _attributes(name, classes), path.stem))
+        for name, method in open_methods.items()
+    }
     changed = True
     while changed:
         changed = False
         for name, method in open_methods.items():
-            for callees, passed in _passed(method, kinds[name], path.stem):
+            for callees, named, passes_on in calls[name]:
+                passed = named | method.found if passes_on else named
                 for callee in callees:
-                    target = reached if callee is None else None
-                    if callee is not None and callee in open_methods:
-                        target = open_methods[callee].found
-                        passed_on = {
-                            k: v for k, v in passed.items() if k not in open_methods[callee].parameters
-                        }
-                    else:
-                        passed_on = passed
-                    if target is not None and not passed_on.keys() <= target.keys():
+                    target, passed_on = reached, passed
+                    if callee is not None:
+                        if callee not in open_methods:
+                            continue
+                        of = open_methods[callee]
+                        target = of.found
+                        passed_on = {k: v for k, v in passed.items() if k not in of.parameters}
+                    if not passed_on.keys() <= target.keys():
                         target.update({k: v for k, v in passed_on.items() if k not in target})
                         changed = True
     return reached
@@ -109,22 +117,23 @@ def _of_file(path: Path, typed: dict[str, str]) -> dict[str, str]:
 
 def _passed(
     method: Method, kinds: dict[str, set[str]], stem: str
-) -> Iterator[tuple[list[str | None], dict[str, str]]]:
-    """The calls of a method: classes that are called (None: an attention function) and the names they get."""
+) -> Iterator[tuple[list[str | None], dict[str, str], bool]]:
+    """The calls of a method: classes that are called (None: an attention function), the names that the call gives
+    them, and whether it passes on what the method got.
+    """
     here = f"{stem}.{method.owner}"
     local = _locals(method.node, kinds)
     assert method.node.args.kwarg is not None
     own = method.node.args.kwarg.arg
     for call in _calls(method.node):
-        passed = {keyword.arg: here for keyword in call.keywords if keyword.arg}
-        if any(keyword.arg is None and _names(keyword.value, own) for keyword in call.keywords):
-            passed |= method.found
+        named = {keyword.arg: here for keyword in call.keywords if keyword.arg}
+        passes_on = any(keyword.arg is None and _names(keyword.value, own) for keyword in call.keywords)
         if isinstance(call.func, ast.Name) and call.func.id in INTERFACES:
-            yield [None], passed
+            yield [None], named, passes_on
         elif isinstance(call.func, ast.Name) and call.func.id in local:
-            yield list(local[call.func.id]), passed
+            yield list(local[call.func.id]), named, passes_on
         elif (attribute := _self_attribute(call.func)) in kinds:
-            yield list(kinds[attribute]), passed
+            yield list(kinds[attribute]), named, passes_on
 
 
 def _names(value: ast.expr, name: str) -> bool:

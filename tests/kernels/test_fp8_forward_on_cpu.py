@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import cycle
 from typing import Any
 
 import cuda_on_cpu
@@ -147,8 +148,7 @@ def test_windows_chunks_and_copies_at_once(name: str, library: Any, planner: Any
     _compare(name, library, planner, kind="head", rule=rule, q_len=1, page_size=None, group=3)
 
 
-@pytest.mark.parametrize("page_size", [None, 17])
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize(("name", "page_size"), list(zip(SPECS, cycle([None, 17]), strict=False)))
 def test_rows_of_their_own(name: str, page_size: int | None, library: Any) -> None:
     """Sequences with numbers of rows of their own: none, one, and more than a tile has; rows of none are NaN."""
     counts, spec = [1, 0, 5, 70, 3, 64], SPECS[name]

@@ -73,6 +73,16 @@ struct Warp {
   unsigned round = 0;
   uint32_t in[32][12];
   uint32_t out[32][4];
+  float* sums[32];  // what each lane has of a product of a warpgroup
+};
+
+// A product of a warpgroup, d (+)= a b: a is 64 x 16, b is 16 x n; addresses are of shared memory.
+struct Product {
+  int n;
+  bool bf16, accumulate;
+  bool a_in_registers;    // else at a, in rows of 128 bytes
+  bool rows_are_columns;  // b lies in rows of 128 bytes, one a column; else one a row, in panels of 64 columns
+  uint32_t a, b, b_leading;
 };
 
 extern Thread* thread;  // whose turn it is
@@ -88,6 +98,12 @@ void fail(char const* why);
 void check_source(void const* source, int bytes);
 void check_target(void const* target, int bytes);
 inline int lane() { return thread->index.x % 32; }
+
+// products.cpp, of what all lanes have put into warp.in
+void load_matrices(Warp& warp, bool transposed);
+void multiply_16(Warp& warp, bool bf16);
+void multiply_8(Warp& warp, bool bf16);
+void multiply_group(Warp& warp, Product const& of);
 
 // What a reduction adds to global memory. Threads take turns, so nothing comes in between.
 inline void add(float* target, float const* x, int count) {

@@ -83,12 +83,14 @@ inline void tma_load(u32 s_target, void const* map, u32 barrier, int rank, int c
       inside = inside && at >= 0 && at < static_cast<i64>(lengths[axis]);
       offset += at * static_cast<i64>(strides[axis - 1]);
     }
-    for (int column = 0; column < 64; ++column) {
-      unsigned short value = 0;
-      if (inside && start[0] + column < static_cast<int>(lengths[0])) {
-        memcpy(&value, reinterpret_cast<char const*>(words[0]) + offset + 2 * (start[0] + column), 2);
+    for (int column = 0; column < 64; column += 8) {
+      unsigned short values[8] = {};
+      int const left = static_cast<int>(lengths[0]) - start[0] - column;
+      if (inside && left > 0) {
+        char const* const source = reinterpret_cast<char const*>(words[0]) + offset + 2 * (start[0] + column);
+        memcpy(values, source, 2 * min(left, 8));
       }
-      memcpy(shared_memory + swizzled(s_target + 128 * row + 2 * column), &value, 2);
+      memcpy(shared_memory + swizzled(s_target + 128 * row + 2 * column), values, 16);
     }
   }
   copied(barrier, 128 * rows);
