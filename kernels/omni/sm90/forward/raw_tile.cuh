@@ -1,43 +1,59 @@
-// Tiles of e4m3 in shared memory, as converter.cuh copies them and before they become numbers of 16 bits.
+// How warps share out a tile of e4m3, and what they are told about it. Its elements go from memory to registers, and
+// to shared memory as numbers of 16 bits.
 #pragma once
 
 #include "omni/sm90/forward/smem.cuh"
 
 namespace omni {
 
-// What a warp copies of a tile in one instruction: 64 bytes of each of 8 rows, 16 bytes a lane. kPanels: of the tensor.
-// Unit i of a warp is number warp + 4 * i; those of 8 rows follow each other, panel by panel.
+// What a warp loads of a tile in one instruction: 64 bytes of each of 8 rows, 16 bytes a lane. kPanels: of the tensor.
+// Unit i of a warp is number warp + kWarps * i; those of 8 rows follow each other, panel by panel.
 template <class Cfg, int kPanels>
 struct RawUnits {
-  static constexpr int kCount = Cfg::kBc / 8 * kPanels / 4;  // of a warp
-  static_assert(Cfg::kBc % 32 == 0, "warps share out a tile evenly");
+  static constexpr int kWarps = Cfg::kConverterWarps;
+  static constexpr int kUnits = Cfg::kBc / 8 * kPanels;
+  static constexpr int kCount = (kUnits + kWarps - 1) / kWarps;  // of a warp, the last one perhaps beyond the tile
+  static constexpr bool kInStep = kWarps % kPanels == 0;         // a warp keeps its panel
 
-  static constexpr bool kInStep = 4 % kPanels == 0;  // a warp keeps its panel
+  __device__ __forceinline__ static bool exists(int warp, int i) {
+    return (kUnits % kWarps == 0 && i < kCount) || warp + kWarps * i < kUnits;
+  }
 
-  __device__ __forceinline__ static int panel(int warp, int i) { return (kInStep ? warp : warp + 4 * i) % kPanels; }
+  __device__ __forceinline__ static int panel(int warp, int i) {
+    return (kInStep ? warp : warp + kWarps * i) % kPanels;
+  }
 
-  // The lane's row of the tile; the eight rows of a unit are among the 32 that begin at 32 * word(i).
+  // The lane's row of the tile.
   __device__ __forceinline__ static int row(int warp, int i) {
-    int const eight = kInStep ? warp / kPanels + i * (4 / kPanels) : (warp + 4 * i) / kPanels;
+    int const eight = kInStep ? warp / kPanels + i * (kWarps / kPanels) : (warp + kWarps * i) / kPanels;
     return eight * 8 + lane_id() / 4;
   }
-  __device__ __forceinline__ static constexpr int word(int i) { return i / kPanels; }
 };
 
-// A tile of e4m3 keys and values, on its way or waiting to be converted. Elements lie as the threads that copy them
-// have them, 16 bytes each; scales are there where each token has its own, once for each warp that converts.
+// Where the keys of a tile are, what they are multiplied by, and what consumers are told about the tile.
 template <class Cfg>
-struct RawTile {
-  alignas(16) unsigned char k[Cfg::kKBytes / 2];
-  alignas(16) unsigned char v[Cfg::kVBytes / 2];
-  float k_scales[4][Cfg::kBc], v_scales[4][Cfg::kBc];
+struct FoundTile {
+  i64 k_offsets[Cfg::kBc], v_offsets[Cfg::kBc];  // bytes from the pool's first one to the head's row; -1: zeros
+  float k_scales[Cfg::kBc], v_scales[Cfg::kBc];
   Tile tile;
-  u32 hidden[Cfg::kBc / 32];  // keys of no page
+  int hidden[Cfg::kBc / 32];  // keys of no page
+  int is_end;                 // of all tiles: nothing else is there
 };
 
 template <class Cfg>
 struct Fp8Smem : ForwardSmem<Cfg> {
-  RawTile<Cfg> raw[Cfg::kRawSlots];
+  static constexpr int kFound = 4;
+  FoundTile<Cfg> found[kFound];
+  u64 found_full[kFound], found_empty[kFound];
+
+  __device__ __forceinline__ void init_barriers() {
+    ForwardSmem<Cfg>::init_barriers();
+    for (int i = 0; i < kFound; ++i) {
+      mbarrier_init(smem_address(&found_full[i]), 33);  // lanes that copy scales, and who says what the tile is
+      mbarrier_init(smem_address(&found_empty[i]), Cfg::kConverterWarps);
+    }
+    fence_mbarrier_init();
+  }
 };
 
 template <class Cfg, bool kFp8 = Cfg::kFp8>
