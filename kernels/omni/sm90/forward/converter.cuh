@@ -3,8 +3,8 @@
 // registers, one or two tiles ahead. Another warp says where the keys of each tile are (tile_finder.cuh). Who waits for
 // whom:
 //
-//  converter warp: found_full, on which the finder arrives when it knows the tile, and its scales are there; k_empty and
-//    v_empty, on which consumers arrive, before it writes a tile of 16 bits; its threads for their own loads.
+//  converter warp: found_full, on which the finder arrives when it knows the tile and its scales are there; k_empty
+//    and v_empty, on which consumers arrive, before it writes a tile of 16 bits; its threads for their own loads.
 //  consumers: k_full, v_full, on which each converter warp arrives behind a fence that shows its ordinary writes to the
 //    asynchronous proxy, by which wgmma reads.
 //  finder: found_empty, on which converter warps arrive when they have converted the tile.
@@ -20,8 +20,8 @@ template <class Cfg>
 struct Converter {
   using Smem = Fp8Smem<Cfg>;
   using Found = FoundTile<Cfg>;
-  using KeyUnits = RawUnits<Cfg, Cfg::kPanels>;
-  using ValueUnits = RawUnits<Cfg, Cfg::kValuePanels>;
+  using KeyUnits = E4m3Units<Cfg, Cfg::kPanels>;
+  using ValueUnits = E4m3Units<Cfg, Cfg::kValuePanels>;
   // Tiles in registers, a unit in four of them: two where there is room.
   static constexpr int kHeld = KeyUnits::kCount + ValueUnits::kCount <= 64 / Cfg::kConverterWarps ? 2 : 1;
   static_assert(kHeld < Smem::kFound, "a tile is found while others are in registers");

@@ -1,10 +1,11 @@
-// Where the keys of tiles of e4m3 caches are: a warp beside the producer walks the tiles of work items, asks the table of
-// pages and tells the warps that load and convert (converter.cuh), a few tiles ahead of them. So latency of the table
-// keeps nobody waiting, and offsets are worked out once.
+// Where the keys of tiles of e4m3 caches are: a warp beside the producer walks the tiles of work items, asks the table
+// of pages, and tells the warps that load and convert (converter.cuh), a few tiles ahead of them. So the latency of the
+// table keeps nobody waiting, and offsets are worked out once. Who waits for whom: this warp for work_full, on which the
+// scheduler arrives, and for found_empty; the scheduler for work_empty and work_wanted, on which this warp arrives.
 #pragma once
 
+#include "omni/sm90/forward/found_tile.cuh"
 #include "omni/sm90/forward/producer.cuh"
-#include "omni/sm90/forward/raw_tile.cuh"
 
 namespace omni {
 

@@ -9,7 +9,7 @@ namespace omni {
 // What a warp loads of a tile in one instruction: 64 bytes of each of 8 rows, 16 bytes a lane. kPanels: of the tensor.
 // Unit i of a warp is number warp + kWarps * i; those of 8 rows follow each other, panel by panel.
 template <class Cfg, int kPanels>
-struct RawUnits {
+struct E4m3Units {
   static constexpr int kWarps = Cfg::kConverterWarps;
   static constexpr int kUnits = Cfg::kBc / 8 * kPanels;
   static constexpr int kCount = (kUnits + kWarps - 1) / kWarps;  // of a warp, the last one perhaps beyond the tile
