@@ -1,13 +1,13 @@
 // Caches of e4m3 on Hopper: one or two warpgroups beside the producer's and the consumers' load keys and values and
 // convert them, so that consumers find the tiles of 16 bits that the copy engine brings else. Elements wait in
-// registers, one or two tiles ahead. Another warp says where the keys of each tile are (tile_finder.cuh). Who waits for
+// registers, one or two tiles ahead. Other warps say where the keys of each tile are (tile_finder.cuh). Who waits for
 // whom:
 //
-//  converter warp: found_full, on which the finder arrives when it knows the tile and its scales are there; k_empty
+//  converter warp: found_full, on which a finder arrives when it knows the tile and its scales are there; k_empty
 //    and v_empty, on which consumers arrive, before it writes a tile of 16 bits; its threads for their own loads.
 //  consumers: k_full, v_full, on which each converter warp arrives behind a fence that shows its ordinary writes to the
 //    asynchronous proxy, by which wgmma reads.
-//  finder: found_empty, on which converter warps arrive when they have converted the tile.
+//  finders: found_empty, on which converter warps arrive when they have converted the tile.
 #pragma once
 
 #include "omni/sm90/forward/tile_finder.cuh"
@@ -43,7 +43,7 @@ struct Converter {
       : args(params), smem(memory), warp(threadIdx.x / 32 - 4 * (1 + Cfg::kConsumers)) {}
 
   // Is the next tile known? Where tiles are yet to be converted nobody waits for it: the consumers, and through them
-  // the scheduler and the finder, may wait for these.
+  // the scheduler and the finders, may wait for these.
   __device__ __forceinline__ bool has_next(bool may_wait) {
     u32 const full = smem_address(&smem.found_full[loaded.stage()]);
     if (no_more) return false;
@@ -164,7 +164,7 @@ template <class Cfg, class Smem>
 __device__ __forceinline__ void run_finder(ForwardParamsSm90 const& args, Smem& smem) {
   using Finder = TileFinder<Cfg>;
   if constexpr (Cfg::kFp8) {
-    if (threadIdx.x / 32 == Finder::kFirstThread / 32) Finder(args, smem).run();
+    if (threadIdx.x / 32 >= Finder::kFirstWarp) Finder(args, smem).run();
   }
 }
 

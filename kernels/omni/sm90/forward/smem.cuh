@@ -60,7 +60,7 @@ struct ForwardSmem {
     constexpr int kConsumerWarps = 4 * Cfg::kConsumers;
     // Of a tile: warps that convert; lanes that copy and who says what the tile is; or who asks the copy engine.
     constexpr int kFillers = Cfg::kFp8 ? Cfg::kConverterWarps : Cfg::kKeyByKey ? 33 : 1;
-    constexpr int kReaders = kConsumerWarps + (Cfg::kFp8 ? 2 : 0);  // of an item: they, and who loads Q and finds keys
+    constexpr int kReaders = kConsumerWarps + (Cfg::kFp8 ? 3 : 0);  // of an item: they, and who loads Q and finds keys
     for (int i = 0; i < Cfg::kQSlots; ++i) {
       mbarrier_init(smem_address(&q_full[i]), 1);
       mbarrier_init(smem_address(&q_empty[i]), kConsumerWarps);

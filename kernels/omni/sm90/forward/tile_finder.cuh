@@ -1,7 +1,8 @@
-// Where the keys of tiles of e4m3 caches are: a warp beside the producer walks the tiles of work items, asks the table
-// of pages, and tells the warps that load and convert (converter.cuh), a few tiles ahead of them. So the latency of the
-// table keeps nobody waiting, and offsets are worked out once. Who waits for whom: this warp for work_full, on which the
-// scheduler arrives, and for found_empty; the scheduler for work_empty and work_wanted, on which this warp arrives.
+// Where the keys of tiles of e4m3 caches are: two warps beside the producer walk the tiles of work items, find every
+// other one each, and tell the warps that load and convert (converter.cuh), a few tiles ahead of them. So the latency
+// of a table of pages keeps nobody waiting, and offsets are worked out once. Who waits for whom: these warps for
+// work_full, on which the scheduler arrives, and for found_empty; the scheduler for work_empty and work_wanted, on which
+// they arrive.
 #pragma once
 
 #include "omni/sm90/forward/found_tile.cuh"
@@ -14,14 +15,17 @@ struct TileFinder {
   using Smem = Fp8Smem<Cfg>;
   using Slot = typename Smem::Slot;
   using Found = FoundTile<Cfg>;
-  static constexpr int kFirstThread = 64;  // behind who loads Q and the scheduler
+  static constexpr int kFirstWarp = 2;  // of the two, behind who loads Q and the scheduler
   static constexpr int kWords = Cfg::kBc / 32;
 
   ForwardParamsSm90 const& args;
   Smem& smem;
+  bool const leads;  // the two warps, and finds the first tile
+  bool has_turn;
   RingIndex<Smem::kFound> ring;
 
-  __device__ __forceinline__ TileFinder(ForwardParamsSm90 const& params, Smem& memory) : args(params), smem(memory) {}
+  __device__ __forceinline__ TileFinder(ForwardParamsSm90 const& params, Smem& memory)
+      : args(params), smem(memory), leads(threadIdx.x / 32 == kFirstWarp), has_turn(leads) {}
 
   __device__ __forceinline__ PageTable const& table() const { return static_cast<Fp8ParamsSm90 const&>(args).pages; }
   __device__ __forceinline__ KvScales const& scales() const { return static_cast<Fp8ParamsSm90 const&>(args).scales; }
@@ -98,7 +102,6 @@ struct TileFinder {
     __syncwarp();
     if (lane_id() == 0) mbarrier_arrive(full);
     mbarrier_arrive_when_copied(full);
-    ring.next();
   }
 
   __device__ __forceinline__ void find_item(Slot slot) {
@@ -110,7 +113,10 @@ struct TileFinder {
     auto walk = smem.walks[slot.stage()];
 #pragma unroll 1
     for (int left = work.tiles; left > 0; --left) {
-      find(walk.take(args.p.lists), work.mask, keys, values, k_all, v_all);
+      Tile const tile = walk.take(args.p.lists);
+      if (has_turn) find(tile, work.mask, keys, values, k_all, v_all);
+      has_turn = !has_turn;
+      ring.next();
     }
   }
 
@@ -124,9 +130,10 @@ struct TileFinder {
       if (smem.work[slot.stage()].head < 0) break;
       find_item(slot);
       release(smem.work_empty[slot.stage()]);
-      if (lane_id() == 0) mbarrier_arrive(smem_address(&smem.work_wanted));
+      if (leads && lane_id() == 0) mbarrier_arrive(smem_address(&smem.work_wanted));
       slot.next();
     }
+    if (!has_turn) return;
     mbarrier_wait(smem_address(&smem.found_empty[ring.stage()]), ring.parity() ^ 1);
     hand_over(Tile{}, true);
   }
