@@ -1,8 +1,8 @@
 // Where the keys of tiles of e4m3 caches are: two warps beside the producer walk the tiles of work items, find every
 // other one each, and tell the warps that load and convert (converter.cuh), a few tiles ahead of them. So the latency
 // of a table of pages keeps nobody waiting, and offsets are worked out once. Who waits for whom: these warps for
-// work_full, on which the scheduler arrives, and for found_empty; the scheduler for work_empty and work_wanted, on which
-// they arrive.
+// work_full, on which the scheduler arrives, and for found_empty; the scheduler for work_empty and work_wanted, on
+// which they arrive.
 #pragma once
 
 #include "omni/sm90/forward/found_tile.cuh"
