@@ -230,15 +230,10 @@ __device__ __forceinline__ float2 load_past_l1(float2 const* g_source) {
 __device__ __forceinline__ uint4 load_16_or_zeros(void const* g_source, bool exists) {
   uint4 v;
   asm volatile(
-      "{\n"
-      ".reg .pred exists;\n"
+      "{ .reg .pred exists;\n"
       "setp.ne.s32 exists, %5, 0;\n"
-      "mov.b32 %0, 0;\n"
-      "mov.b32 %1, 0;\n"
-      "mov.b32 %2, 0;\n"
-      "mov.b32 %3, 0;\n"
-      "@exists ld.global.cg.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];\n"
-      "}"
+      "mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;\n"
+      "@exists ld.global.cg.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4]; }"
       : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
       : "l"(g_source), "r"(static_cast<int>(exists)));
   return v;
