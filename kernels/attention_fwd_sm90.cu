@@ -7,7 +7,7 @@
 
 using Cfg = omni::Sm90Config<
     OMNI_HEAD_DIM, OMNI_VALUE_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_Q_SLOTS, OMNI_PING_PONG, OMNI_PACK,
-    OMNI_BF16, OMNI_SOFTCAP, OMNI_CACHED, OMNI_PAGE, OMNI_RAGGED, OMNI_RAW_SLOTS,
+    OMNI_BF16, OMNI_SOFTCAP, OMNI_CACHED, OMNI_PAGE, OMNI_RAGGED, OMNI_CONVERTERS,
     omni::WgmmaAtom<OMNI_SCORES_ATOM_N, OMNI_SUMS_ATOM_N>>;
 using Params = omni::ForwardParamsSm90Of<Cfg::kPaged, Cfg::kRagged, Cfg::kFp8>::Type;
 static_assert(sizeof(Params) == OMNI_PARAMS_BYTES, "params.py and sm90/forward/config.cuh disagree");
@@ -26,6 +26,7 @@ extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1) attention_fwd_sm9
     omni::setmaxnreg_dec<Cfg::kProducerRegisters>();
     if constexpr (Cfg::kFp8) {
       if (threadIdx.x == 0) omni::Producer<Cfg>(args, smem).run_for_queries();
+      omni::run_finder<Cfg>(args, smem);
     } else {
       bool const produces = Cfg::kPaged ? threadIdx.x < 32 : threadIdx.x == 0;
       if (produces) omni::Producer<Cfg>(args, smem).run();
@@ -37,7 +38,11 @@ extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1) attention_fwd_sm9
       if (threadIdx.x == 32) omni::Scheduler<Smem>(args, smem).run();
     }
   } else if (Cfg::kFp8 && warpgroup > Cfg::kConsumers) {
-    omni::setmaxnreg_dec<Cfg::kConverterRegisters>();
+    if constexpr (Cfg::kConverterWarps == 4) {
+      omni::setmaxnreg_inc<Cfg::kConverterRegisters>();
+    } else {
+      omni::setmaxnreg_dec<Cfg::kConverterRegisters>();
+    }
     omni::run_converter<Cfg>(args, smem);
   } else {
     omni::setmaxnreg_inc<Cfg::kConsumerRegisters>();

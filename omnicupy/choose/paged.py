@@ -19,7 +19,7 @@ def kind_of(page_size: int | None) -> str:
 
 def for_e4m3(spec: AttnSpec) -> AttnSpec:
     """The variant that takes a row's place where keys and values are e4m3: of "sm90" one with 64 rows, the only ones
-    beside which a warpgroup converts.
+    beside which warps convert.
     """
     if not converts(spec):
         bc = 128 if max(spec.head_dim, spec.value_dim) <= 128 else 64

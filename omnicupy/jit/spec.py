@@ -291,7 +291,7 @@ class AttnSpec:
             "OMNI_PAGE": 0,
             "OMNI_RAGGED": 0,
             "OMNI_FP8": 0,
-            "OMNI_RAW_SLOTS": 0,
+            "OMNI_CONVERTERS": 0,
             **SHIPPED.defines(),
         }
 

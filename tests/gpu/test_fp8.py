@@ -58,8 +58,8 @@ def test_which_kernel_reads_e4m3(
         packed,
         int(page_size is not None),
     )
-    assert (spec.raw_slots, spec.stages) == (2, 2)
-    assert launched["block"] == (384, 1, 1)
+    assert (spec.converters, spec.stages) == (8, 2)
+    assert launched["block"] == (512, 1, 1)
 
 
 def test_other_kernels(device: fake_device.Device) -> None:

@@ -192,8 +192,9 @@ def _more_arrays(kv: Any, options: dict[str, Any]) -> dict[str, Array]:
 
 
 def _scales_and_keys(kv: Any, keys: Sequence[Array]) -> list[Array]:
-    """What a kernel copies of a cache of e4m3."""
-    return [*keys, *(scale for scale in (kv.k_scale, kv.v_scale) if isinstance(scale, np.ndarray))]
+    """What a kernel copies or loads of a cache of e4m3: of one in pages also the table."""
+    others = (getattr(kv, name, None) for name in ("k_scale", "v_scale", "page_table"))
+    return [*keys, *(array for array in others if isinstance(array, np.ndarray))]
 
 
 def same_bits(a: Run, b: Run) -> bool:

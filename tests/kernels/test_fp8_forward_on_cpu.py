@@ -49,6 +49,8 @@ SPECS = {
     "sm90-packed": _sm90(pack=True),
     "sm90-wide": _sm90(128, bc=128, pack=True),
     "sm90-narrow": _sm90(80, bc=96, stages=3, pack=True),
+    "sm90-uneven": _sm90(64, bc=96, pack=True),  # some converting warps have no share of a tile's end
+    "sm90-long": _sm90(128, bc=256, stages=1, pack=True),  # one tile in registers, four warps that convert
     "sm90-three-panels": _sm90(192, pack=True),
     "sm90-four-panels": _sm90(256, pack=True),
 }

@@ -109,6 +109,12 @@ __device__ __forceinline__ float2 load_shared_pair(float const* s_pair) {
   return pair;
 }
 
+__device__ __forceinline__ i64 load_shared_i64(i64 const* s_source) {
+  i64 v;
+  asm volatile("ld.shared.s64 %0, [%1];" : "=l"(v) : "r"(smem_address(s_source)) : "memory");
+  return v;
+}
+
 // `bytes` contiguous bytes, a multiple of 16, to shared memory; completes on the barrier.
 __device__ __forceinline__ void bulk_load(u32 s_target, void const* g_source, int bytes, u32 s_barrier) {
   asm volatile(
@@ -154,7 +160,6 @@ __device__ __forceinline__ void stmatrix_x4_trans(u32 s_row, u32 const* pairs) {
                : "memory");
 }
 
-// Makes this thread's ordinary writes to shared memory visible to the tensor cores and the copy engine.
 // The four e4m3 of a word, lowest first, as float32: cvt.rn.f16x2.e4m3x2 and cvt.f32.f16, both exact.
 __device__ __forceinline__ float4 cvt_f32x4_e4m3x4(u32 four) {
   float4 x;
@@ -176,6 +181,7 @@ __device__ __forceinline__ float4 cvt_f32x4_e4m3x4(u32 four) {
   return x;
 }
 
+// Makes this thread's ordinary writes to shared memory visible to the tensor cores and the copy engine.
 __device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // The same for what lies in global memory, both ways: the copy engine's writes that were waited for come before this
@@ -217,6 +223,19 @@ __device__ __forceinline__ float4 load_past_l1(float4 const* g_source) {
 __device__ __forceinline__ float2 load_past_l1(float2 const* g_source) {
   float2 v;
   asm volatile("ld.global.cg.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "l"(g_source) : "memory");
+  return v;
+}
+
+// 16 bytes that no thread of the kernel writes, past L1, or zeros where there are none: nothing is read then.
+__device__ __forceinline__ uint4 load_16_or_zeros(void const* g_source, bool exists) {
+  uint4 v;
+  asm volatile(
+      "{ .reg .pred exists;\n"
+      "setp.ne.s32 exists, %5, 0;\n"
+      "mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;\n"
+      "@exists ld.global.cg.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+      : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
+      : "l"(g_source), "r"(static_cast<int>(exists)));
   return v;
 }
 

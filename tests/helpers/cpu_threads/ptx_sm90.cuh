@@ -152,6 +152,7 @@ inline void stmatrix_x4_trans(u32 row, u32 const* pairs) {
 }
 
 inline float2 load_shared_pair(float const* pair) { return {pair[0], pair[1]}; }
+inline i64 load_shared_i64(i64 const* source) { return *source; }
 inline void fence_proxy_async() {}
 
 inline float4 cvt_f32x4_e4m3x4(u32 four) {
@@ -165,6 +166,12 @@ inline float4 cvt_f32x4_e4m3x4(u32 four) {
 }
 inline float4 load_past_l1(float4 const* source) { return *source; }
 inline float2 load_past_l1(float2 const* source) { return *source; }
+inline uint4 load_16_or_zeros(void const* source, bool exists) {
+  if (!exists) return {};
+  if (reinterpret_cast<uintptr_t>(source) % 16) cpu::fail("ld: address");
+  cpu::check_source(source, 16);
+  return *static_cast<uint4 const*>(source);
+}
 inline void wgmma_fence() {}
 inline void wgmma_commit() {}
 template <int kPending>

@@ -1,5 +1,5 @@
 // What the Hopper forward kernel is launched with, and its compile-time shape: one producer warpgroup, kConsumers
-// consumer warpgroups of 64 query rows, and for caches of e4m3 one more, which converts.
+// consumer warpgroups of 64 query rows, and for caches of e4m3 one or two more, which convert.
 #pragma once
 
 #include "omni/mma_atom.cuh"
@@ -21,7 +21,7 @@ struct ForwardParamsSm90 {
 
 template <
     int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, int QSlots, bool PingPong, bool Pack, bool Bf16,
-    bool Softcap, bool Cached, int Page, bool Ragged, int RawSlots, class Atom>
+    bool Softcap, bool Cached, int Page, bool Ragged, int Converters, class Atom>
 struct Sm90Config : Atom {
   static constexpr int kHeadDim = HeadDim;    // columns of Q and K
   static constexpr int kValueDim = ValueDim;  // columns of V and O
@@ -34,10 +34,10 @@ struct Sm90Config : Atom {
   static constexpr int kQRows = 64 * kConsumers;
   // Query heads of one group that lie in a tile one below the other, each a warpgroup's: they read K and V once.
   static constexpr int kHeads = kQRows / Br;
-  // K and V are e4m3: a warpgroup behind the consumers' converts them, and holds so many raw tiles (converter.cuh).
-  static constexpr bool kFp8 = RawSlots != 0;
-  static constexpr int kRawSlots = RawSlots;
-  static constexpr int kThreads = 32 * Warps + (kFp8 ? 128 : 0);
+  // K and V are e4m3: so many warps behind the consumers' bring and convert them (converter.cuh).
+  static constexpr bool kFp8 = Converters != 0;
+  static constexpr int kConverterWarps = Converters;
+  static constexpr int kThreads = 32 * (Warps + kConverterWarps);
   static constexpr bool kSplitWeights = ValueDim <= kSplitWeightsDim;
   // Two where shared memory has room: the next item's Q is loaded while this one is worked on.
   static constexpr int kQSlots = QSlots;
@@ -64,9 +64,16 @@ struct Sm90Config : Atom {
   static constexpr int kVBytes = kValuePanels * kKvPanelBytes;
 
   // Registers a thread: what the block got at entry, shared out anew.
-  static constexpr int kProducerRegisters = kKeyByKey ? (kConsumers == 1 ? 120 : 64) : kConsumers == 3 ? 32 : 40;
-  static constexpr int kConverterRegisters = 160;
-  static constexpr int kConsumerRegisters = kConsumers == 1 ? 248 : kConsumers == 3 ? 160 : kKeyByKey ? 224 : 232;
+  static constexpr int kProducerRegisters = kFp8              ? 64
+                                            : kKeyByKey       ? (kConsumers == 1 ? 120 : 64)
+                                            : kConsumers == 3 ? 32
+                                                              : 40;
+  static constexpr int kConverterRegisters = Converters == 8 ? 112 : 192;
+  static constexpr int kConsumerRegisters = Converters == 8   ? 224
+                                            : kConsumers == 1 ? 248
+                                            : kConsumers == 3 ? 160
+                                            : kKeyByKey       ? 224
+                                                              : 232;
 
   static_assert(!kKeyByKey || kConsumers < 3, "registers for a producer that copies");
   static_assert(kConsumers >= 1 && kConsumers <= 3, "64 query rows a consumer warpgroup");
@@ -74,7 +81,8 @@ struct Sm90Config : Atom {
   static_assert(
       !kPaged || kFp8 || (Cached && Bc % Page == 0 && (kKeyByKey || Page % 8 == 0) && Page <= 64),
       "boxes fill tiles and pages");
-  static_assert(!kFp8 || (Cached && kConsumers == 1), "registers for a warpgroup more");
+  static_assert(!kFp8 || (Cached && kConsumers == 1), "registers for warps that convert");
+  static_assert(Converters % 4 == 0 && Converters <= 8, "warpgroups that convert");
   static_assert(!Ragged || Cached, "the planner finds out where rows are");
   static_assert(!Pack || kConsumers == 1, "packed tiles have 64 rows");
   static_assert(HeadDim % 16 == 0 && HeadDim <= 256, "columns of Q and K");

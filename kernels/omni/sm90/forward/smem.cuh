@@ -30,7 +30,7 @@ struct ForwardSmem {
   u64 dead_zeroed;  // all consumers meet there: dead V rows are zeroed
   u64 work_wanted;  // who loads keys asks the scheduler for the next item
 
-  // Of the items in the slots, for who loads keys: the producer, of e4m3 the warps that convert.
+  // Of the items in the slots, for who loads keys, or finds those of e4m3.
   Walk walks[Cfg::kScheduler ? kSlots : 1];
 
   // Where an item's Q lies, and the parity that its barriers are waited for with.
@@ -59,8 +59,8 @@ struct ForwardSmem {
   __device__ __forceinline__ void init_barriers() {
     constexpr int kConsumerWarps = 4 * Cfg::kConsumers;
     // Of a tile: warps that convert; lanes that copy and who says what the tile is; or who asks the copy engine.
-    constexpr int kFillers = Cfg::kFp8 ? 4 : Cfg::kKeyByKey ? 33 : 1;
-    constexpr int kReaders = kConsumerWarps + (Cfg::kFp8 ? 4 + 1 : 0);  // of an item: they and who loads Q count too
+    constexpr int kFillers = Cfg::kFp8 ? Cfg::kConverterWarps : Cfg::kKeyByKey ? 33 : 1;
+    constexpr int kReaders = kConsumerWarps + (Cfg::kFp8 ? 3 : 0);  // of an item: they, and who loads Q and finds keys
     for (int i = 0; i < Cfg::kQSlots; ++i) {
       mbarrier_init(smem_address(&q_full[i]), 1);
       mbarrier_init(smem_address(&q_empty[i]), kConsumerWarps);
