@@ -46,11 +46,6 @@ struct TileFinder {
     return page >= 0 && (!Cfg::kPaged || page != table().pages);
   }
 
-  // The warps that load have room for hardly more than memory needs to answer, so rows come to L2 ahead of them.
-  __device__ __forceinline__ static void prefetch(unsigned char const* g_row, int columns) {
-    for (int column = 0; column < columns; column += 128) prefetch_to_l2(g_row + column);
-  }
-
   // A tile of an item's. k_all, v_all: the scales of all keys of the head, where tokens have none.
   __device__ __forceinline__ void find(
       Tile tile, int sequence, E4m3Rows const& keys, E4m3Rows const& values, float k_all, float v_all) {
@@ -63,12 +58,6 @@ struct TileFinder {
       page[w] = -1;
       row[w] = 0;
       if (key < length) find_key<Cfg::kPaged>(table(), sequence, tile.first + key, page[w], row[w]);
-    }
-#pragma unroll
-    for (int w = 0; w < kWords; ++w) {
-      if (!exists(page[w])) continue;
-      prefetch(keys.row(page[w], row[w]), args.p.head_dim);
-      prefetch(values.row(page[w], row[w]), value_columns<Cfg>(args.p));
     }
     mbarrier_wait(smem_address(&smem.found_empty[ring.stage()]), ring.parity() ^ 1);
     u32 any_hidden = 0;
