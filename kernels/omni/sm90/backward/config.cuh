@@ -56,6 +56,9 @@ struct BackwardConfig : Atom {
   static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 40;
   static constexpr int kConsumerRegisters = kConsumers == 1 ? 248 : kConsumers == 2 ? 232 : 160;
 
+  static_assert(
+      kProducerRegisters + kConsumers * kConsumerRegisters <= kThreads / 128 * (65'536 / kThreads / 8 * 8),
+      "who asks for more registers than the block got at entry waits for ever");
   static_assert(kConsumers >= 1 && kConsumers <= 3, "one to three consumer warpgroups");
   static_assert(HeadDim % 16 == 0 && HeadDim <= 256 && ValueDim % 16 == 0 && ValueDim <= 256, "widths of wgmma");
   static_assert(Br % 32 == 0 && Br <= 256 && Bc % 32 == 0 && Bc <= 256, "widths of wgmma");
