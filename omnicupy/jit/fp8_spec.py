@@ -8,7 +8,6 @@ from omnicupy.errors import UnsupportedError
 from omnicupy.jit.paged_spec import PagedSpec
 from omnicupy.jit.spec import AttnSpec
 
-CONVERTER_THREADS = 128  # of kernel "sm90": a warpgroup more
 MOST_RAW_SLOTS = 4
 _SCALE_BYTES = 4 * 4 * 2  # of a key: those of its key and its value, for each warp that converts
 
@@ -53,9 +52,9 @@ class Fp8Spec(PagedSpec):
         return f"{self.kernel}_fp8"
 
     @property
-    def threads(self) -> int:
-        """Threads of one thread block."""
-        return super().threads + (CONVERTER_THREADS if self.kernel == "sm90" else 0)
+    def _fills(self) -> bool:
+        """Does a warpgroup of its own bring keys and values?"""
+        return True
 
     @property
     def q_slots(self) -> int:

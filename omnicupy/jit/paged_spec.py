@@ -11,11 +11,12 @@ from omnicupy.jit.spec import AttnSpec
 
 # Keys of a box of the copy engine. A box costs it as much as one of 8 keys; larger ones than these bring none.
 LEAST_BOX, MOST_BOX = 8, 64
-MOST_WARPS = 12  # where one of them copies key by key
+MOST_WARPS = 12  # beside a warpgroup that copies key by key
+FILLING_THREADS = 128  # of kernel "sm90": a warpgroup more, where keys are copied one by one or converted
 
 
 def by_boxes(page_size: int) -> bool:
-    """Do boxes fill such pages? Where not, a warp of kernel "sm90" copies them key by key."""
+    """Do boxes fill such pages? Where not, four warps of kernel "sm90" copy them key by key."""
     return page_size % LEAST_BOX == 0
 
 
@@ -48,6 +49,16 @@ class PagedSpec(CachedSpec):
                 f"of br=128, warps={MOST_WARPS}"
             )
         return cls(**asdict(spec))
+
+    @property
+    def threads(self) -> int:
+        """Threads of one thread block."""
+        return super().threads + (FILLING_THREADS if self.kernel == "sm90" and self._fills else 0)
+
+    @property
+    def _fills(self) -> bool:
+        """Does a warpgroup of its own bring keys and values?"""
+        return self.page != 0 and self.warps == 8
 
     @property
     def params(self) -> str:

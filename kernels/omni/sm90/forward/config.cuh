@@ -1,5 +1,5 @@
 // What the Hopper forward kernel is launched with, and its compile-time shape: one producer warpgroup, kConsumers
-// consumer warpgroups of 64 query rows, and for caches of e4m3 one more, which converts.
+// consumer warpgroups of 64 query rows, and for some caches one more, which brings keys and values.
 #pragma once
 
 #include "omni/mma_atom.cuh"
@@ -37,7 +37,6 @@ struct Sm90Config : Atom {
   // K and V are e4m3: a warpgroup behind the consumers' converts them, and holds so many raw tiles (converter.cuh).
   static constexpr bool kFp8 = RawSlots != 0;
   static constexpr int kRawSlots = RawSlots;
-  static constexpr int kThreads = 32 * Warps + (kFp8 ? 128 : 0);
   static constexpr bool kSplitWeights = ValueDim <= kSplitWeightsDim;
   // Two where shared memory has room: the next item's Q is loaded while this one is worked on.
   static constexpr int kQSlots = QSlots;
@@ -49,11 +48,17 @@ struct Sm90Config : Atom {
   // Keys of a box, where K and V are pools of pages, of e4m3 1; 0 where they are not. A warp produces then.
   static constexpr int kPage = Page;
   static constexpr bool kPaged = Page != 0;
-  static constexpr bool kKeyByKey = Page == 1 && !kFp8;  // by the lanes of that warp rather than the copy engine
+  static constexpr bool kKeyByKey = Page == 1 && !kFp8;  // by threads rather than the copy engine
   // Sequences have numbers of rows of their own.
   static constexpr bool kRagged = Ragged;
   // A thread beside the producer takes the work items; beside three warpgroups it lacks the registers.
   static constexpr bool kScheduler = kConsumers < 3;
+  // A warpgroup behind the consumers' brings K and V: it converts or loads pages.
+  static constexpr bool kApart = kFp8 || (kPaged && kConsumers == 1);
+  // Warps that load pages (page_loader.cuh): of that warpgroup, or those beside the scheduler's.
+  static constexpr int kLoaders = !kPaged || kFp8 || !kScheduler ? 0 : kApart ? 4 : 3;
+  static constexpr int kWalkers = kFp8 ? 4 : kLoaders != 0 ? kLoaders : 1;  // warps that read where an item's tiles are
+  static constexpr int kThreads = 32 * Warps + (kApart ? 128 : 0);
 
   static constexpr int kPanels = (HeadDim + kPanelColumns - 1) / kPanelColumns;  // of Q and K
   static constexpr int kValuePanels = (ValueDim + kPanelColumns - 1) / kPanelColumns;
@@ -64,11 +69,12 @@ struct Sm90Config : Atom {
   static constexpr int kVBytes = kValuePanels * kKvPanelBytes;
 
   // Registers a thread: what the block got at entry, shared out anew.
-  static constexpr int kProducerRegisters = kKeyByKey ? (kConsumers == 1 ? 120 : 64) : kConsumers == 3 ? 32 : 40;
-  static constexpr int kConverterRegisters = 160;
-  static constexpr int kConsumerRegisters = kConsumers == 1 ? 248 : kConsumers == 3 ? 160 : kKeyByKey ? 224 : 232;
+  static constexpr int kProducerRegisters =
+      kConsumers == 3 ? 32 : kLoaders == 0 || kApart ? 40 : kConsumers == 1 ? 120 : 80;
+  static constexpr int kApartRegisters = 160;
+  static constexpr int kConsumerRegisters = kConsumers == 1 ? 248 : kConsumers == 3 ? 160 : kLoaders != 0 ? 216 : 232;
 
-  static_assert(!kKeyByKey || kConsumers < 3, "registers for a producer that copies");
+  static_assert(!kKeyByKey || kConsumers < 3, "registers for threads that copy");
   static_assert(kConsumers >= 1 && kConsumers <= 3, "64 query rows a consumer warpgroup");
   static_assert(Br == kQRows || Br == 64, "one head in a tile, or one a warpgroup");
   static_assert(
