@@ -158,9 +158,9 @@ struct PageLoader {
     } else {
       PageBox const box{found[0] ? places.entry[0] : pages().pages, found[0] ? places.row[0] : 0};
       mbarrier_wait(smem_address(empty), ring.parity() ^ 1);
+      __syncwarp();  // no lane waits still when the buffer goes round once more
       if constexpr (kOfKeys) describe(stage, places.tile, none);
       if (lane_id() == 0) mbarrier_expect_tx(smem_address(full), units * Cfg::kPage * kPanelRowBytes * kPanels);
-      __syncwarp();
       load_boxes<Cfg, kPanels>(s_rows, kOfKeys ? &args.k_map : &args.v_map, full, kv_head, box, units);
     }
     ring.next();
