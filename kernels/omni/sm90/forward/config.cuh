@@ -69,8 +69,10 @@ struct Sm90Config : Atom {
   static constexpr int kVBytes = kValuePanels * kKvPanelBytes;
 
   // Registers a thread: what the block got at entry, shared out anew.
-  static constexpr int kProducerRegisters =
-      kConsumers == 3 ? 32 : kLoaders == 0 || kApart ? 40 : kConsumers == 1 ? 120 : 80;
+  static constexpr int kProducerRegisters = kConsumers == 3           ? 32
+                                            : kLoaders == 0 || kApart ? 40
+                                            : kConsumers == 1         ? 120
+                                                                      : 80;
   static constexpr int kApartRegisters = 160;
   static constexpr int kConsumerRegisters = kConsumers == 1 ? 248 : kConsumers == 3 ? 160 : kLoaders != 0 ? 216 : 232;
 

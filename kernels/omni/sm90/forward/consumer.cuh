@@ -60,13 +60,7 @@ struct Consumer {
     mbarrier_wait(smem_address(&smem.k_full[state.ring.stage()]), state.ring.parity());
     show_to_wgmma();
     int const stage = state.ring.stage(), packed = smem.tiles[stage].packed;
-    if constexpr (Cfg::kLoaders != 0) {
-      u32 const* const s_none = smem.units_of_no_page(stage);
-      u32 any = 0;
-#pragma unroll
-      for (int i = 0; i < Cfg::kLoaders * PageShare<Cfg>::kWords; ++i) any |= s_none[i];
-      if (any != 0) return packed | kNoPageFlag;
-    }
+    if (PageShare<Cfg>::any(smem.units_of_no_page(stage))) return packed | kNoPageFlag;
     return packed;
   }
 
@@ -191,7 +185,7 @@ struct Consumer {
         constexpr int kWords = Cfg::kPage == 1 ? Cfg::kBc / 32 : 1;  // a bit for each kPage keys
         u32 hidden[kWords];
         if constexpr (Cfg::kLoaders != 0) {
-          units_of_no_page(hidden);
+          PageShare<Cfg>::gather(hidden, smem.units_of_no_page(state.ring.stage()));
         } else {
 #pragma unroll
           for (int w = 0; w < kWords; ++w) hidden[w] = static_cast<u32>(smem.spans[state.ring.stage()][0][w].x);
@@ -269,21 +263,6 @@ struct Consumer {
   }
 
  private:
-  // Those of the tile at hand, as the loading warps wrote them, one behind the other.
-  template <int kWords>
-  __device__ __forceinline__ void units_of_no_page(u32 (&none)[kWords]) const {
-    using Share = PageShare<Cfg>;
-    u32 const* const s_none = smem.units_of_no_page(state.ring.stage());
-#pragma unroll
-    for (int w = 0; w < kWords; ++w) none[w] = 0;
-#pragma unroll
-    for (int i = 0; i < Cfg::kLoaders * Share::kWords; ++i) {
-      int const first = i / Share::kWords * Share::kUnits + i % Share::kWords * 32, shift = first % 32;
-      if (first / 32 < kWords) none[first / 32] |= s_none[i] << shift;
-      if (shift != 0 && first / 32 + 1 < kWords) none[first / 32 + 1] |= s_none[i] >> (32 - shift);
-    }
-  }
-
   __device__ __forceinline__ int stop_of(WorkSlot const& work) const {
     return row_stop<Cfg, RaggedParamsSm90>(args, p.q_len, work.mask);
   }

@@ -1,11 +1,11 @@
-// Warps that bring keys and values in pages, a share of each tile a warp. Boxes of the copy engine bring what pages of 8
-// keys and more hold; other pages are copied key by key, 16 bytes a thread at once, to where the copy engine would put
-// them. Who waits for whom:
+// Warps that bring keys and values in pages, a share of each tile a warp. Boxes of the copy engine bring what pages of
+// 8 keys and more hold; other pages are copied key by key, 16 bytes a thread at once, to where the copy engine would
+// put them. Who waits for whom:
 //
 //  loading warps: k_empty, v_empty, on which consumers arrive, before they write to a tile.
 //  consumers: k_full, v_full, on which each loading warp arrives, with the bytes that its boxes bring; key by key each
-//    thread arrives when its copies are there, and on k_full each warp once more, which releases what it wrote about the
-//    keys. A fence of the consumers' shows copies of threads to wgmma.
+//    thread arrives when its copies are there, and on k_full each warp once more, which releases what it wrote about
+//    the keys. A fence of the consumers' shows copies of threads to wgmma.
 //  scheduler: work_empty, on which the loading warps arrive beside the consumers.
 #pragma once
 

@@ -1,7 +1,7 @@
-// Keys and values in pages that boxes of 8 keys and more fill, brought by the copy engine: a tile is several boxes, each
-// inside of one page, and each asked for by a lane of the producer's warp. Boxes without a page, or past a sequence's
-// end, are aimed behind the pool: they read as zeros, and the bytes that a barrier awaits stay the same. Other pages are
-// copied key by key (copier.cuh).
+// Keys and values in pages that boxes of 8 keys and more fill, brought by the copy engine: a tile is several boxes,
+// each inside of one page, and each asked for by a lane. Boxes without a page, or past a sequence's end, are aimed
+// behind the pool: they read as zeros, and the bytes that a barrier awaits stay the same. Other pages are copied key by
+// key (page_loader.cuh).
 #pragma once
 
 #include "omni/fp8.cuh"
@@ -50,8 +50,9 @@ struct PageBox {
 };
 
 // What each of the loading warps brings of a tile: units of kPage keys, which are boxes or keys. Eight rows, in which
-// the swizzle goes round, are one warp's.
-template <class Cfg>
+// the swizzle goes round, are one warp's. Each warp leaves kWords words for the consumers: which of its units have no
+// page.
+template <class Cfg, bool kShared = Cfg::kLoaders != 0>
 struct PageShare {
   static constexpr int kStep = Cfg::kPage < 8 ? 8 : Cfg::kPage;
   static constexpr int kKeys = (Cfg::kBc / kStep + Cfg::kLoaders - 1) / Cfg::kLoaders * kStep;
@@ -63,6 +64,32 @@ struct PageShare {
   __device__ __forceinline__ static int units(int warp) {
     return kEven ? kUnits : min(max(Cfg::kBc / Cfg::kPage - warp * kUnits, 0), kUnits);
   }
+
+  // Has any unit no page?
+  __device__ __forceinline__ static bool any(u32 const* s_none) {
+    u32 found = 0;
+#pragma unroll
+    for (int i = 0; i < Cfg::kLoaders * kWords; ++i) found |= s_none[i];
+    return found != 0;
+  }
+
+  // The bits of all warps, one behind the other.
+  template <int kAll>
+  __device__ __forceinline__ static void gather(u32 (&none)[kAll], u32 const* s_none) {
+#pragma unroll
+    for (int w = 0; w < kAll; ++w) none[w] = 0;
+#pragma unroll
+    for (int i = 0; i < Cfg::kLoaders * kWords; ++i) {
+      int const first = i / kWords * kUnits + i % kWords * 32, shift = first % 32;
+      if (first / 32 < kAll) none[first / 32] |= s_none[i] << shift;
+      if (shift != 0 && first / 32 + 1 < kAll) none[first / 32 + 1] |= s_none[i] >> (32 - shift);
+    }
+  }
+};
+
+template <class Cfg>
+struct PageShare<Cfg, false> {
+  __device__ __forceinline__ static bool any(u32 const*) { return false; }
 };
 
 // Lanes without a box, and those whose box begins past the tile's last key, get one behind the pool. none: the box has

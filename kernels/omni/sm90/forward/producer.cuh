@@ -61,7 +61,8 @@ struct Producer {
     mbarrier_wait(smem_address(&smem.v_empty[stage]), v_ring.parity() ^ 1);
     if (leads()) mbarrier_expect_tx(smem_address(&smem.v_full[stage]), Cfg::kVBytes);
     meet();
-    load_boxes<Cfg, Cfg::kValuePanels>(smem.v[stage], &args.v_map, &smem.v_full[stage], kv_head, box, Cfg::kBc / Cfg::kPage);
+    load_boxes<Cfg, Cfg::kValuePanels>(
+        smem.v[stage], &args.v_map, &smem.v_full[stage], kv_head, box, Cfg::kBc / Cfg::kPage);
     v_ring.next();
   }
 

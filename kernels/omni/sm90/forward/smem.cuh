@@ -62,7 +62,8 @@ struct ForwardSmem {
   // By one thread, before the block's first __syncthreads. Consumers arrive once a warp.
   __device__ __forceinline__ void init_barriers() {
     constexpr int kConsumerWarps = 4 * Cfg::kConsumers;
-    // Of a tile: warps that convert or load, or who asks the copy engine; threads that copy, and of keys warps once more.
+    // Of a tile: warps that convert or load, or who asks the copy engine; threads that copy, and for keys their warps
+    // once more.
     constexpr int kValueArrivals = Cfg::kKeyByKey ? 32 * Cfg::kWalkers : Cfg::kWalkers;
     constexpr int kKeyArrivals = Cfg::kKeyByKey ? 33 * Cfg::kWalkers : Cfg::kWalkers;
     // Of an item: warps that convert or load, and who loads Q apart from them, count too.
