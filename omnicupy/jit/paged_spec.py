@@ -11,12 +11,12 @@ from omnicupy.jit.spec import AttnSpec
 
 # Keys of a box of the copy engine. A box costs it as much as one of 8 keys; larger ones than these bring none.
 LEAST_BOX, MOST_BOX = 8, 64
-MOST_WARPS = 12  # beside a warpgroup that copies key by key
-FILLING_THREADS = 128  # of kernel "sm90": a warpgroup more, where keys are copied one by one or converted
+MOST_WARPS = 12  # where keys are copied one by one
+FILLING_THREADS = 128  # of kernel "sm90" with one consumer warpgroup: one more, which loads pages or converts
 
 
 def by_boxes(page_size: int) -> bool:
-    """Do boxes fill such pages? Where not, four warps of kernel "sm90" copy them key by key."""
+    """Do boxes fill such pages? Where not, warps of kernel "sm90" copy them key by key."""
     return page_size % LEAST_BOX == 0
 
 
