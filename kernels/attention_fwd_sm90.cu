@@ -3,6 +3,7 @@
 #include "omni/sm90/forward/converter.cuh"
 #include "omni/sm90/forward/first_tile.cuh"
 #include "omni/sm90/forward/loop.cuh"
+#include "omni/sm90/forward/page_loader.cuh"
 #include "omni/sm90/forward/producer.cuh"
 
 using Cfg = omni::Sm90Config<
@@ -24,9 +25,11 @@ extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1) attention_fwd_sm9
   int const warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
     omni::setmaxnreg_dec<Cfg::kProducerRegisters>();
-    if constexpr (Cfg::kFp8) {
+    if constexpr (Cfg::kApart) {
       if (threadIdx.x == 0) omni::Producer<Cfg>(args, smem).run_for_queries();
       omni::run_finder<Cfg>(args, smem);
+    } else if constexpr (Cfg::kLoaders != 0) {
+      omni::run_page_loader<Cfg>(args, smem);
     } else {
       bool const produces = Cfg::kPaged ? threadIdx.x < 32 : threadIdx.x == 0;
       if (produces) omni::Producer<Cfg>(args, smem).run();
@@ -37,12 +40,13 @@ extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1) attention_fwd_sm9
       }
       if (threadIdx.x == 32) omni::Scheduler<Smem>(args, smem).run();
     }
-  } else if (Cfg::kFp8 && warpgroup > Cfg::kConsumers) {
-    if constexpr (Cfg::kConverterWarps == 4) {
-      omni::setmaxnreg_inc<Cfg::kConverterRegisters>();
+  } else if (Cfg::kApart && warpgroup > Cfg::kConsumers) {
+    if constexpr (Cfg::kApartRegisters > Cfg::kEntryRegisters) {
+      omni::setmaxnreg_inc<Cfg::kApartRegisters>();
     } else {
-      omni::setmaxnreg_dec<Cfg::kConverterRegisters>();
+      omni::setmaxnreg_dec<Cfg::kApartRegisters>();
     }
+    omni::run_page_loader<Cfg>(args, smem);
     omni::run_converter<Cfg>(args, smem);
   } else {
     omni::setmaxnreg_inc<Cfg::kConsumerRegisters>();

@@ -15,12 +15,19 @@ struct PageTable {
   int pages;           // in a pool; an entry that names none of them hides its keys, and nothing is read for it
   int size;            // keys of a page
 
-  // The page that holds a key of a sequence, `pages` where there is none, and the key's row there.
-  __device__ __forceinline__ int page_of(int sequence, int key, int& row) const {
+  // The entry of a key of a sequence, and the key's row in that page.
+  __device__ __forceinline__ int entry_of(int sequence, int key, int& row) const {
     int const index = static_cast<int>(static_cast<u32>(key) / static_cast<u32>(size));
     row = key - index * size;
-    int const page = entries[static_cast<i64>(sequence) * next + index];
-    return static_cast<u32>(page) < static_cast<u32>(pages) ? page : pages;
+    return entries[static_cast<i64>(sequence) * next + index];
+  }
+
+  __device__ __forceinline__ bool has(int entry) const { return static_cast<u32>(entry) < static_cast<u32>(pages); }
+
+  // The page that holds a key of a sequence, `pages` where there is none, and the key's row there.
+  __device__ __forceinline__ int page_of(int sequence, int key, int& row) const {
+    int const page = entry_of(sequence, key, row);
+    return has(page) ? page : pages;
   }
 };
 

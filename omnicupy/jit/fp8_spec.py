@@ -48,13 +48,8 @@ class Fp8Spec(PagedSpec):
         return f"{self.kernel}_fp8"
 
     @property
-    def threads(self) -> int:
-        """Threads of one thread block."""
-        return super().threads + 32 * self.converters
-
-    @property
-    def converters(self) -> int:
-        """Warps of kernel "sm90" that bring and convert keys and values."""
+    def apart_warps(self) -> int:
+        """Warps of kernel "sm90" behind the consumers', which bring and convert keys and values."""
         if self.kernel != "sm90":
             return 0
         return 4 if max(self.bc, self.value_dim) > _MOST_COLUMNS else 8
@@ -70,7 +65,7 @@ class Fp8Spec(PagedSpec):
 
     def defines(self) -> dict[str, int]:
         """The macros that the source file reads."""
-        of_e4m3 = {"OMNI_FP8": 1, "OMNI_CONVERTERS": self.converters, "OMNI_RAGGED": int(self.ragged)}
+        of_e4m3 = {"OMNI_FP8": 1, "OMNI_CONVERTERS": self.apart_warps, "OMNI_RAGGED": int(self.ragged)}
         return {**super().defines(), **of_e4m3}
 
 

@@ -11,11 +11,11 @@ from omnicupy.jit.spec import AttnSpec
 
 # Keys of a box of the copy engine. A box costs it as much as one of 8 keys; larger ones than these bring none.
 LEAST_BOX, MOST_BOX = 8, 64
-MOST_WARPS = 12  # where one of them copies key by key
+MOST_WARPS = 12  # where keys are copied one by one
 
 
 def by_boxes(page_size: int) -> bool:
-    """Do boxes fill such pages? Where not, a warp of kernel "sm90" copies them key by key."""
+    """Do boxes fill such pages? Where not, warps of kernel "sm90" copy them key by key."""
     return page_size % LEAST_BOX == 0
 
 
@@ -48,6 +48,16 @@ class PagedSpec(CachedSpec):
                 f"of br=128, warps={MOST_WARPS}"
             )
         return cls(**asdict(spec))
+
+    @property
+    def threads(self) -> int:
+        """Threads of one thread block."""
+        return super().threads + 32 * self.apart_warps
+
+    @property
+    def apart_warps(self) -> int:
+        """Warps of kernel "sm90" behind one warpgroup of consumers, which bring keys and values."""
+        return 4 if self.kernel == "sm90" and self.page != 0 and self.warps == 8 else 0
 
     @property
     def params(self) -> str:

@@ -58,7 +58,7 @@ def test_which_kernel_reads_e4m3(
         packed,
         int(page_size is not None),
     )
-    assert (spec.converters, spec.stages) == (8, 2)
+    assert (spec.apart_warps, spec.stages) == (8, 2)
     assert launched["block"] == (512, 1, 1)
 
 

@@ -36,7 +36,7 @@ def test_wide_instructions_leave_one_warpgroup_that_converts() -> None:
         ({"head_dim": 64, "bc": 256}, 4),
     ):
         spec = Fp8Spec.of_e4m3(_sm90(**fields), in_pages=False)
-        assert (spec.converters, spec.threads) == (converters, 256 + 32 * converters)
+        assert (spec.apart_warps, spec.threads) == (converters, 256 + 32 * converters)
         assert spec.defines()["OMNI_CONVERTERS"] == converters
     sm80 = AttnSpec(arch="sm_80", kernel="sm80", dtype="bfloat16", head_dim=64, br=64, bc=64)
     assert Fp8Spec.of_e4m3(sm80, in_pages=False).threads == sm80.threads

@@ -107,7 +107,7 @@ CASES: dict[str, tuple[int, list[int], Callable[[], oc.CachedRule]]] = {
     "chunk": (70, [200, 69, 70, 0, 133], lambda: oc.cached()),
 }
 SIZES = {"one-row": (1, 64), "window-and-sink": (17,), "tree": (5,), "chunk": (16, 240)}
-BOXES = {"one-row": (1, 16, 240), "window-and-sink": (6, 48), "tree": (4, 80), "chunk": (8, 16)}
+BOXES = {"one-row": (1, 16, 64, 240), "window-and-sink": (6, 48), "tree": (4, 80), "chunk": (8, 16)}
 
 
 def _pairs(sizes: dict[str, tuple[int, ...]]) -> list[tuple[str, int]]:

@@ -101,7 +101,8 @@ struct Scheduler {
 #pragma unroll 1
     for (int parity = 0; index < list.work_items(); parity ^= 1) {
       WorkItem const item = list.item(index);
-      if constexpr (Smem::Config::kFp8) list.wait_until_empty(slot);  // several warps read the walk, some of them late
+      if constexpr (Smem::Config::kWalkers > 1)
+        list.wait_until_empty(slot);  // several warps read the walk, some of them late
       list.smem.walks[slot.stage()] = typename Smem::Walk(list.args.p.lists, item.first, item.tiles);
       list.announce_item(slot, item);
       slot.next();

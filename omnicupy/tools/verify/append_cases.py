@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from omnicupy.caches import append
 from omnicupy.jit.append_spec import AppendSpec, Fp8AppendSpec
 from omnicupy.jit.spec import round_up
 from omnicupy.masks.mask import Mask
 from omnicupy.serving.caches import AnyKV, CachedKV, PagedKV
+from omnicupy.serving_api import append
 from omnicupy.tools.random_arrays import DTYPES, random_bits, unsigned
 from omnicupy.tools.verify import inputs
 from omnicupy.tools.verify.case_kernels import Variant

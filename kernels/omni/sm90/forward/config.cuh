@@ -1,5 +1,5 @@
 // What the Hopper forward kernel is launched with, and its compile-time shape: one producer warpgroup, kConsumers
-// consumer warpgroups of 64 query rows, and for caches of e4m3 one or two more, which convert.
+// consumer warpgroups of 64 query rows, and for some caches one or two more, which bring keys and values.
 #pragma once
 
 #include "omni/mma_atom.cuh"
@@ -36,8 +36,6 @@ struct Sm90Config : Atom {
   static constexpr int kHeads = kQRows / Br;
   // K and V are e4m3: so many warps behind the consumers' bring and convert them (converter.cuh).
   static constexpr bool kFp8 = Converters != 0;
-  static constexpr int kConverterWarps = Converters;
-  static constexpr int kThreads = 32 * (Warps + kConverterWarps);
   static constexpr bool kSplitWeights = ValueDim <= kSplitWeightsDim;
   // Two where shared memory has room: the next item's Q is loaded while this one is worked on.
   static constexpr int kQSlots = QSlots;
@@ -49,11 +47,19 @@ struct Sm90Config : Atom {
   // Keys of a box, where K and V are pools of pages, of e4m3 1; 0 where they are not. A warp produces then.
   static constexpr int kPage = Page;
   static constexpr bool kPaged = Page != 0;
-  static constexpr bool kKeyByKey = Page == 1 && !kFp8;  // by the lanes of that warp rather than the copy engine
+  static constexpr bool kKeyByKey = Page == 1 && !kFp8;  // by threads rather than the copy engine
   // Sequences have numbers of rows of their own.
   static constexpr bool kRagged = Ragged;
   // A thread beside the producer takes the work items; beside three warpgroups it lacks the registers.
   static constexpr bool kScheduler = kConsumers < 3;
+  // Warps behind the consumers' that bring K and V: they convert, or load pages.
+  static constexpr int kApartWarps = kFp8 ? Converters : kPaged && kConsumers == 1 ? 4 : 0;
+  static constexpr bool kApart = kApartWarps != 0;
+  // Warps that load pages (page_loader.cuh): those, or the ones beside the scheduler's.
+  static constexpr int kLoaders = !kPaged || kFp8 || !kScheduler ? 0 : kApart ? kApartWarps : 3;
+  static constexpr int kFillers = kFp8 ? Converters : kLoaders != 0 ? kLoaders : 1;  // warps that bring a tile
+  static constexpr int kWalkers = kFp8 ? 2 : kFillers;  // warps that read where an item's tiles are
+  static constexpr int kThreads = 32 * (Warps + kApartWarps);
 
   static constexpr int kPanels = (HeadDim + kPanelColumns - 1) / kPanelColumns;  // of Q and K
   static constexpr int kValuePanels = (ValueDim + kPanelColumns - 1) / kPanelColumns;
@@ -64,18 +70,16 @@ struct Sm90Config : Atom {
   static constexpr int kVBytes = kValuePanels * kKvPanelBytes;
 
   // Registers a thread: what the block got at entry, shared out anew.
-  static constexpr int kProducerRegisters = kFp8              ? 64
-                                            : kKeyByKey       ? (kConsumers == 1 ? 120 : 64)
-                                            : kConsumers == 3 ? 32
-                                                              : 40;
-  static constexpr int kConverterRegisters = Converters == 8 ? 112 : 192;
-  static constexpr int kConsumerRegisters = Converters == 8   ? 224
+  static constexpr int kEntryRegisters = 65536 / kThreads / 8 * 8;
+  static constexpr int kProducerRegisters = kFp8 ? 64 : kConsumers == 3 ? 32 : kLoaders == 0 || kApart ? 40 : 80;
+  static constexpr int kApartRegisters = kApartWarps == 8 ? 112 : kFp8 ? 192 : 160;
+  static constexpr int kConsumerRegisters = kApartWarps == 8  ? 224
                                             : kConsumers == 1 ? 248
                                             : kConsumers == 3 ? 160
-                                            : kKeyByKey       ? 224
+                                            : kLoaders != 0   ? 216
                                                               : 232;
 
-  static_assert(!kKeyByKey || kConsumers < 3, "registers for a producer that copies");
+  static_assert(!kKeyByKey || kConsumers < 3, "registers for threads that copy");
   static_assert(kConsumers >= 1 && kConsumers <= 3, "64 query rows a consumer warpgroup");
   static_assert(Br == kQRows || Br == 64, "one head in a tile, or one a warpgroup");
   static_assert(

@@ -59,7 +59,9 @@ struct Consumer {
   __device__ __forceinline__ int wait_for_keys() {
     mbarrier_wait(smem_address(&smem.k_full[state.ring.stage()]), state.ring.parity());
     show_to_wgmma();
-    return smem.tiles[state.ring.stage()].packed;
+    int const stage = state.ring.stage(), packed = smem.tiles[stage].packed;
+    if (PageShare<Cfg>::any(smem.units_of_no_page(stage))) return packed | kNoPageFlag;
+    return packed;
   }
 
   __device__ __forceinline__ void wait_for_values() {
@@ -182,8 +184,12 @@ struct Consumer {
       if (packed & kNoPageFlag) {
         constexpr int kWords = Cfg::kPage == 1 ? Cfg::kBc / 32 : 1;  // a bit for each kPage keys
         u32 hidden[kWords];
+        if constexpr (Cfg::kLoaders != 0) {
+          PageShare<Cfg>::gather(hidden, smem.units_of_no_page(state.ring.stage()));
+        } else {
 #pragma unroll
-        for (int w = 0; w < kWords; ++w) hidden[w] = static_cast<u32>(smem.spans[state.ring.stage()][0][w].x);
+          for (int w = 0; w < kWords; ++w) hidden[w] = static_cast<u32>(smem.spans[state.ring.stage()][0][w].x);
+        }
         hide_columns<Cfg::kPage>(scores, hidden);
       }
     }

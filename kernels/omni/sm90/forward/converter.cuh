@@ -23,7 +23,7 @@ struct Converter {
   using KeyUnits = E4m3Units<Cfg, Cfg::kPanels>;
   using ValueUnits = E4m3Units<Cfg, Cfg::kValuePanels>;
   // Tiles in registers, a unit in four of them: two where there is room.
-  static constexpr int kHeld = KeyUnits::kCount + ValueUnits::kCount <= 64 / Cfg::kConverterWarps ? 2 : 1;
+  static constexpr int kHeld = KeyUnits::kCount + ValueUnits::kCount <= 64 / Cfg::kApartWarps ? 2 : 1;
   static_assert(kHeld < Smem::kFound, "a tile is found while others are in registers");
 
   // A thread's share of a tile that is on its way, or waits to be converted.

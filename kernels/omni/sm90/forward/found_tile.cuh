@@ -10,7 +10,7 @@ namespace omni {
 // Unit i of a warp is number warp + kWarps * i; those of 8 rows follow each other, panel by panel.
 template <class Cfg, int kPanels>
 struct E4m3Units {
-  static constexpr int kWarps = Cfg::kConverterWarps;
+  static constexpr int kWarps = Cfg::kApartWarps;
   static constexpr int kUnits = Cfg::kBc / 8 * kPanels;
   static constexpr int kCount = (kUnits + kWarps - 1) / kWarps;  // of a warp, the last one perhaps beyond the tile
   static constexpr bool kInStep = kWarps % kPanels == 0;         // a warp keeps its panel
@@ -50,7 +50,7 @@ struct Fp8Smem : ForwardSmem<Cfg> {
     ForwardSmem<Cfg>::init_barriers();
     for (int i = 0; i < kFound; ++i) {
       mbarrier_init(smem_address(&found_full[i]), 33);  // lanes that copy scales, and who says what the tile is
-      mbarrier_init(smem_address(&found_empty[i]), Cfg::kConverterWarps);
+      mbarrier_init(smem_address(&found_empty[i]), Cfg::kApartWarps);
     }
     fence_mbarrier_init();
   }

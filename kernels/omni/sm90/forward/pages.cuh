@@ -1,11 +1,10 @@
-// Keys and values in pages, brought by the producer's warp. Where boxes of 8 keys and more fill the pages, by the copy
-// engine: a tile is several boxes, each inside of one page, and each asked for by a lane. Boxes without a page, or past
-// a sequence's end, are aimed behind the pool: they read as zeros, and the bytes that a barrier awaits stay the same.
-// Else key by key, by copies of the lanes' own.
+// Keys and values in pages that boxes of 8 keys and more fill, brought by the copy engine: a tile is several boxes,
+// each inside of one page, and each asked for by a lane. Boxes without a page, or past a sequence's end, are aimed
+// behind the pool: they read as zeros, and the bytes that a barrier awaits stay the same. Other pages are copied key by
+// key (page_loader.cuh).
 #pragma once
 
 #include "omni/fp8.cuh"
-#include "omni/sm80/ptx.cuh"
 #include "omni/sm90/forward/smem.cuh"
 
 namespace omni {
@@ -50,6 +49,49 @@ struct PageBox {
   int page, row;
 };
 
+// What each of the loading warps brings of a tile: units of kPage keys, which are boxes or keys. Eight rows, in which
+// the swizzle goes round, are one warp's. Each warp leaves kWords words for the consumers: which of its units have no
+// page.
+template <class Cfg, bool kShared = Cfg::kLoaders != 0>
+struct PageShare {
+  static constexpr int kStep = Cfg::kPage < 8 ? 8 : Cfg::kPage;
+  static constexpr int kKeys = (Cfg::kBc / kStep + Cfg::kLoaders - 1) / Cfg::kLoaders * kStep;
+  static constexpr bool kEven = kKeys * Cfg::kLoaders == Cfg::kBc;
+  static constexpr int kUnits = kKeys / Cfg::kPage;
+  static constexpr int kWords = (kUnits + 31) / 32;
+
+  // Those of a warp: the last ones may have fewer, or none.
+  __device__ __forceinline__ static int units(int warp) {
+    return kEven ? kUnits : min(max(Cfg::kBc / Cfg::kPage - warp * kUnits, 0), kUnits);
+  }
+
+  // Has any unit no page?
+  __device__ __forceinline__ static bool any(u32 const* s_none) {
+    u32 found = 0;
+#pragma unroll
+    for (int i = 0; i < Cfg::kLoaders * kWords; ++i) found |= s_none[i];
+    return found != 0;
+  }
+
+  // The bits of all warps, one behind the other.
+  template <int kAll>
+  __device__ __forceinline__ static void gather(u32 (&none)[kAll], u32 const* s_none) {
+#pragma unroll
+    for (int w = 0; w < kAll; ++w) none[w] = 0;
+#pragma unroll
+    for (int i = 0; i < Cfg::kLoaders * kWords; ++i) {
+      int const first = i / kWords * kUnits + i % kWords * 32, shift = first % 32;
+      if (first / 32 < kAll) none[first / 32] |= s_none[i] << shift;
+      if (shift != 0 && first / 32 + 1 < kAll) none[first / 32 + 1] |= s_none[i] >> (32 - shift);
+    }
+  }
+};
+
+template <class Cfg>
+struct PageShare<Cfg, false> {
+  __device__ __forceinline__ static bool any(u32 const*) { return false; }
+};
+
 // Lanes without a box, and those whose box begins past the tile's last key, get one behind the pool. none: the box has
 // keys, and no page.
 template <class Cfg>
@@ -62,45 +104,18 @@ __device__ __forceinline__ PageBox page_box(PageTable const& table, int sequence
   return box;
 }
 
-// Starts the copies of a tile's boxes, the lane's own one, kPanels panels of it; the warp has said what the barrier
-// awaits.
+// Starts the copies of a warp's boxes of a tile, the lane's own one, kPanels panels of it; the warp has said what the
+// barrier awaits. s_rows: of the first box.
 template <class Cfg, int kPanels>
 __device__ __forceinline__ void load_boxes(
-    unsigned char* s_tile, TensorMap const* map, u64* full, int kv_head, PageBox const& box) {
+    unsigned char* s_rows, TensorMap const* map, u64* full, int kv_head, PageBox const& box, int boxes) {
   int const lane = lane_id();
-  if (lane >= Cfg::kBc / Cfg::kPage) return;
-  u32 const s_box = smem_address(s_tile) + lane * Cfg::kPage * kPanelRowBytes;
+  if (lane >= boxes) return;
+  u32 const s_box = smem_address(s_rows) + lane * Cfg::kPage * kPanelRowBytes;
 #pragma unroll
   for (int panel = 0; panel < kPanels; ++panel) {
     tma_load_4d(
         s_box + panel * Cfg::kKvPanelBytes, map, smem_address(full), kPanelColumns * panel, box.row, kv_head, box.page);
-  }
-}
-
-// Key by key: where a key of a tile begins in the pool's first head, in elements, or why it is nowhere.
-constexpr i64 kNoKey = -1, kNoPage = -2;
-
-__device__ __forceinline__ i64
-key_offset(PageTable const& table, Strides const& strides, int sequence, Tile const& tile, int key) {
-  if (key >= tile.length()) return kNoKey;
-  int row;
-  int const page = table.page_of(sequence, tile.first + key, row);
-  return page == table.pages ? kNoPage : paged_offset(strides, page, row);
-}
-
-// Copies 32 rows of kColumns, a lane's own one each, 16 bytes a lane at once, to where the copy engine's swizzle would
-// put them. Rows of no key, and columns that tensors lack, become zeros. s_rows: of the first one.
-template <class Cfg, int kColumns>
-__device__ __forceinline__ void copy_rows(u32 s_rows, unsigned char const* g_head, int columns, i64 own) {
-  constexpr int kChunks = kColumns / 8;                  // of a row
-  constexpr int kAtOnce = Cfg::kConsumers == 1 ? 8 : 4;  // as registers allow
-#pragma unroll kAtOnce
-  for (int i = 0; i < kChunks; ++i) {
-    int const row = (32 * i + lane_id()) / kChunks, chunk = (32 * i + lane_id()) % kChunks;
-    i64 const at = __shfl_sync(0xffffffffu, own, row);
-    bool const exists = at >= 0 && 8 * chunk < columns;
-    u32 const s_row = s_rows + chunk / 8 * Cfg::kKvPanelBytes + row * kPanelRowBytes;
-    cp_async_16(s_row + (chunk % 8 ^ row % 8) * 16, g_head + (exists ? 2 * at + 16 * chunk : 0), exists ? 16 : 0);
   }
 }
 

@@ -1,5 +1,6 @@
 // The producer: one thread that walks the tiles of work items and asks the copy engine for Q, K and V. Where K and V
-// are in pages a warp walks, and its first lane does what one thread has to.
+// are in pages and there is no scheduler a warp walks, and its first lane does what one thread has to. Where others
+// bring K and V (page_loader.cuh, converter.cuh) it loads Q alone.
 #pragma once
 
 #include "omni/sm90/forward/pages.cuh"
@@ -49,7 +50,7 @@ struct Producer {
       mbarrier_expect_tx(smem_address(&smem.k_full[stage]), Cfg::kKBytes);
     }
     meet();
-    load_boxes<Cfg, Cfg::kPanels>(smem.k[stage], &args.k_map, &smem.k_full[stage], kv_head, box);
+    load_boxes<Cfg, Cfg::kPanels>(smem.k[stage], &args.k_map, &smem.k_full[stage], kv_head, box, Cfg::kBc / Cfg::kPage);
     k_ring.next();
   }
 
@@ -60,44 +61,12 @@ struct Producer {
     mbarrier_wait(smem_address(&smem.v_empty[stage]), v_ring.parity() ^ 1);
     if (leads()) mbarrier_expect_tx(smem_address(&smem.v_full[stage]), Cfg::kVBytes);
     meet();
-    load_boxes<Cfg, Cfg::kValuePanels>(smem.v[stage], &args.v_map, &smem.v_full[stage], kv_head, box);
+    load_boxes<Cfg, Cfg::kValuePanels>(
+        smem.v[stage], &args.v_map, &smem.v_full[stage], kv_head, box, Cfg::kBc / Cfg::kPage);
     v_ring.next();
   }
 
-  // A tile of K or V. Its barrier awaits the copies of each lane, and the first lane, which has said what the tile is.
-  template <bool kOfKeys>
-  __device__ __forceinline__ void load_key_by_key(Slot at, Tile tile) {
-    constexpr int kColumns = kOfKeys ? Cfg::kHeadDim : Cfg::kValueDim, kWords = Cfg::kBc / 32;
-    RingIndex<Cfg::kStages>& ring = kOfKeys ? k_ring : v_ring;
-    int const stage = ring.stage(), sequence = work(at).mask;
-    Tensor const pool = kOfKeys ? args.p.key() : args.p.value();
-    int const columns = kOfKeys ? args.p.head_dim : value_columns<Cfg>(args.p);
-    u32 const full = smem_address(kOfKeys ? &smem.k_full[stage] : &smem.v_full[stage]);
-    i64 own[kWords];  // the table is read ahead of the wait
-#pragma unroll
-    for (int w = 0; w < kWords; ++w) own[w] = key_offset(pages(), pool.strides, sequence, tile, 32 * w + lane_id());
-    mbarrier_wait(smem_address(kOfKeys ? &smem.k_empty[stage] : &smem.v_empty[stage]), ring.parity() ^ 1);
-    u32 const s_tile = smem_address(kOfKeys ? smem.k[stage] : smem.v[stage]);
-    unsigned char const* const g_head = pool.rows(0, work(at).kv_head);
-#pragma unroll
-    for (int w = 0; w < kWords; ++w) {
-      if constexpr (kOfKeys) {
-        u32 const hidden = __ballot_sync(0xffffffffu, own[w] == kNoPage);
-        if (hidden != 0) tile.packed |= kNoPageFlag;
-        if (leads()) smem.spans[stage][0][w].x = static_cast<int>(hidden);  // no spans travel
-      }
-      copy_rows<Cfg, kColumns>(s_tile + 32 * w * kPanelRowBytes, g_head, columns, own[w]);
-    }
-    if (leads()) {
-      if constexpr (kOfKeys) smem.tiles[stage] = tile;
-      mbarrier_arrive(full);
-    }
-    mbarrier_arrive_when_copied(full);
-    ring.next();
-  }
-
   __device__ __forceinline__ void load_k(Slot at, Tile const& tile) {
-    if constexpr (Cfg::kKeyByKey) return load_key_by_key<true>(at, tile);
     if constexpr (Cfg::kPaged) return load_k_in_boxes(at, tile);
     mbarrier_wait(smem_address(&smem.k_empty[k_ring.stage()]), k_ring.parity() ^ 1);
     smem.tiles[k_ring.stage()] = tile;  // released to the consumers by the arrival below
@@ -116,7 +85,6 @@ struct Producer {
   }
 
   __device__ __forceinline__ void load_v(Slot at, Tile const& tile) {
-    if constexpr (Cfg::kKeyByKey) return load_key_by_key<false>(at, tile);
     if constexpr (Cfg::kPaged) return load_v_in_boxes(at, tile);
     mbarrier_wait(smem_address(&smem.v_empty[v_ring.stage()]), v_ring.parity() ^ 1);
     TileOrigin const origin{tile.first, work(at).kv_head, work(at).batch};
@@ -232,7 +200,7 @@ struct Producer {
     let_next_kernel_come();
   }
 
-  // Beside warps that bring K and V, which e4m3 has: one thread that loads Q of item after item.
+  // Beside warps that bring K and V: one thread that loads Q of item after item.
   __device__ __forceinline__ void run_for_queries() {
     prefetch_tensormap(&args.q_map);
     wait_for_kernel_ahead();

@@ -33,6 +33,10 @@ struct ForwardSmem {
   // Of the items in the slots, for who loads keys, or finds those of e4m3.
   Walk walks[Cfg::kScheduler ? kSlots : 1];
 
+  // Of the tile in a stage, where warps load pages and no spans travel: a bit for each unit of a loading warp that has
+  // no page, PageShare::kWords words a warp.
+  __device__ __forceinline__ u32* units_of_no_page(int stage) { return reinterpret_cast<u32*>(spans[stage][0]); }
+
   // Where an item's Q lies, and the parity that its barriers are waited for with.
   __device__ __forceinline__ static int q_slot(Slot slot) { return Cfg::kQSlots == kSlots ? slot.stage() : 0; }
   __device__ __forceinline__ static int q_parity(Slot slot) {
@@ -58,16 +62,19 @@ struct ForwardSmem {
   // By one thread, before the block's first __syncthreads. Consumers arrive once a warp.
   __device__ __forceinline__ void init_barriers() {
     constexpr int kConsumerWarps = 4 * Cfg::kConsumers;
-    // Of a tile: warps that convert; lanes that copy and who says what the tile is; or who asks the copy engine.
-    constexpr int kFillers = Cfg::kFp8 ? Cfg::kConverterWarps : Cfg::kKeyByKey ? 33 : 1;
-    constexpr int kReaders = kConsumerWarps + (Cfg::kFp8 ? 3 : 0);  // of an item: they, and who loads Q and finds keys
+    // Of a tile: warps that convert or load, or who asks the copy engine; threads that copy, and for keys their warps
+    // once more.
+    constexpr int kValueArrivals = Cfg::kKeyByKey ? 32 * Cfg::kFillers : Cfg::kFillers;
+    constexpr int kKeyArrivals = Cfg::kKeyByKey ? 33 * Cfg::kFillers : Cfg::kFillers;
+    // Of an item: several warps that load or find keys, and who loads Q apart from them, count too.
+    constexpr int kReaders = kConsumerWarps + (Cfg::kWalkers > 1 ? Cfg::kWalkers : 0) + (Cfg::kApart ? 1 : 0);
     for (int i = 0; i < Cfg::kQSlots; ++i) {
       mbarrier_init(smem_address(&q_full[i]), 1);
       mbarrier_init(smem_address(&q_empty[i]), kConsumerWarps);
     }
     for (int i = 0; i < Cfg::kStages; ++i) {
-      mbarrier_init(smem_address(&k_full[i]), kFillers);
-      mbarrier_init(smem_address(&v_full[i]), kFillers);
+      mbarrier_init(smem_address(&k_full[i]), kKeyArrivals);
+      mbarrier_init(smem_address(&v_full[i]), kValueArrivals);
       mbarrier_init(smem_address(&k_empty[i]), kConsumerWarps);
       mbarrier_init(smem_address(&v_empty[i]), kConsumerWarps);
     }

@@ -5,6 +5,7 @@
 // which they arrive.
 #pragma once
 
+#include "omni/sm80/ptx.cuh"
 #include "omni/sm90/forward/found_tile.cuh"
 #include "omni/sm90/forward/producer.cuh"
 
