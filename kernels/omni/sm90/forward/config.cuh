@@ -68,14 +68,23 @@ struct Sm90Config : Atom {
   static constexpr int kKBytes = kPanels * kKvPanelBytes;
   static constexpr int kVBytes = kValuePanels * kKvPanelBytes;
 
-  // Registers a thread: what the block got at entry, shared out anew.
+  // Registers a thread: what the block got at entry, shared out anew. Of two consumers beside warps that load pages:
+  static constexpr int kLoadingConsumers = HeadDim > 128 || ValueDim > 128 ? 216 : 208;
   static constexpr int kProducerRegisters = kConsumers == 3           ? 32
                                             : kLoaders == 0 || kApart ? 40
                                             : kConsumers == 1         ? 120
-                                                                      : 80;
+                                                                      : 504 - 2 * kLoadingConsumers;
   static constexpr int kApartRegisters = 160;
-  static constexpr int kConsumerRegisters = kConsumers == 1 ? 248 : kConsumers == 3 ? 160 : kLoaders != 0 ? 216 : 232;
+  static constexpr int kRegisters = 65'536;  // of a multiprocessor
+  static constexpr int kConsumerRegisters = kConsumers == 1   ? 248
+                                            : kConsumers == 3 ? 160
+                                            : kLoaders != 0   ? kLoadingConsumers
+                                                              : 232;
 
+  static_assert(
+      kProducerRegisters + kConsumers * kConsumerRegisters + (kApart ? kApartRegisters : 0) <=
+          kThreads / 128 * (kRegisters / kThreads / 8 * 8),
+      "who asks for more registers than the block got at entry waits for ever");
   static_assert(!kKeyByKey || kConsumers < 3, "registers for threads that copy");
   static_assert(kConsumers >= 1 && kConsumers <= 3, "64 query rows a consumer warpgroup");
   static_assert(Br == kQRows || Br == 64, "one head in a tile, or one a warpgroup");
