@@ -54,8 +54,8 @@ _PLANNERS, _RAGGED_PLANNERS = (
     tuple(PlanSpec(arch=arch, ragged=ragged) for arch in archs.ARCHES) for ragged in (False, True)
 )
 FORWARD = Launch(
-    doors=("gpu.attention", "gpu.cached", "gpu.append", "masks.cut"),
-    ahead=(*_PLANNERS, *_APPENDS, *_FP8_APPENDS, *_RAGGED_PLANNERS),
+    doors=("gpu.attention", "gpu.cached", "masks.cut"),
+    ahead=(*_PLANNERS, *_RAGGED_PLANNERS),
 )
 BACKWARD = Launch(doors=("gpu.backward", "masks.cut"))
 # Of kernels that no row of the table names: they are what is launched.
