@@ -100,8 +100,8 @@ class _Worker:
 
 
 class Play:
-    """A launch that is played. items: as items_of.  warpgroups: as waited_share.  item: what an item takes beside its tiles.  addition: from its
-    beginning until the next one to the same sum may begin; None where sums have no order.
+    """A launch that is played. items: as items_of.  item: what an item takes beside its tiles.  addition: from its
+    beginning until the next one to the same sum may begin; None where sums have no order.  warpgroups: as waited_share.
     """
 
     def __init__(

@@ -30,4 +30,6 @@ def capped(spec: AttnSpec) -> AttnSpec:
 def capped_backward(spec: BackwardSpec) -> BackwardSpec:
     """The kernels that take a row's place in a backward pass with a soft cap."""
     make_all = {name: getattr(spec, name) for name in MAKES_ALL}
-    return replace(spec, softcap=True, **{name: _SMALLER_FUSED.get(one, one) for name, one in make_all.items()})
+    return replace(
+        spec, softcap=True, **{name: _SMALLER_FUSED.get(one, one) for name, one in make_all.items()}
+    )

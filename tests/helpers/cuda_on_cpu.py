@@ -69,7 +69,9 @@ _INSTEAD: dict[str, list[tuple[Any, ...]]] = {
     "omni/softcap.cuh": [(r"float share;\n    asm\(.*?;\n", "float const share = 1.f / sum;\n")],
     "omni/tile.cuh": [(r"int index;\n  asm volatile\(.*?return index;", "return threadIdx.x;")],
     "omni/sm90/wgmma.cuh": [(r'asm volatile\("" : "\+[fr]"\(x\[i\]\)::"memory"\);', ";", 2)],
-    "omni/sm90/backward/key_producer.cuh": [(r"int blocks;\n    asm volatile\(.*?;\"[^;]*;", "int const blocks = gridDim.x;")],
+    "omni/sm90/backward/key_producer.cuh": [
+        (r"int blocks;\n    asm volatile\(.*?;\"[^;]*;", "int const blocks = gridDim.x;")
+    ],
     "omni/work.cuh": [(r"int index;\n  asm volatile\(.*?return index;", "return blockIdx.x;")],
     "omni/mask/rule.cuh": [
         (r"u32 rows;\n  asm\(.*?return rows;", "return first >= 32 ? 0u : 0xffffffffu << max(first, 0);")

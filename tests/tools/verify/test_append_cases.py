@@ -10,7 +10,7 @@ import numpy as np
 import numpy_gpu
 import pytest
 
-from omnicupy import caches
+from omnicupy import serving_api
 from omnicupy.jit.append_spec import Fp8AppendSpec
 from omnicupy.serving.caches import pools_of
 from omnicupy.tools.verify import append_cases, on_cpu, on_gpu
@@ -27,7 +27,7 @@ def _plain(kv: Any) -> Any:
 
 
 def _append(kv: Any, k_new: Any, v_new: Any, slots: Any = None) -> None:
-    caches.append(_plain(kv), np.asarray(k_new), np.asarray(v_new), slots)
+    serving_api.append(_plain(kv), np.asarray(k_new), np.asarray(v_new), slots)
 
 
 @pytest.fixture
