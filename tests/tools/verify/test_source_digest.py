@@ -7,17 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fake_backward
 import fake_device
-import fake_driver
 import numpy as np
 import pytest
 
 from omnicupy.choose import backward_table, table
-from omnicupy.gpu import attention as gpu_attention
-from omnicupy.gpu import backward, backward_plan, backward_planning
+from omnicupy.gpu import backward
 from omnicupy.gpu.attention import attention
-from omnicupy.gpu.device import DeviceInfo
-from omnicupy.gpu.modules import Kernel
 from omnicupy.jit import source
 from omnicupy.jit.cached_spec import CachedSpec
 from omnicupy.jit.source import kernels_dir
@@ -195,16 +192,7 @@ def test_all_code_that_a_call_runs_is_covered(kernel: str, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("kernel", ["naive", "sm80", "sm90"])
 def test_all_code_that_a_backward_pass_runs_is_covered(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_device.install(monkeypatch)
-    monkeypatch.setattr(backward, "cupy", gpu_attention.cupy)
-    monkeypatch.setattr(backward_planning, "cupy", gpu_attention.cupy, raising=False)
-    monkeypatch.setattr(backward_planning, "device_info", lambda device: DeviceInfo(9, 0, 132, 50 << 20))
-    monkeypatch.setattr(
-        backward_planning,
-        "kernel",
-        lambda spec, device: Kernel(None, fake_driver.Function(lambda *arguments: None)),
-    )
-    monkeypatch.setattr(backward_plan, "tensor_map", lambda *arguments: bytes(128))
+    fake_backward.install(monkeypatch)
     masks = _masks()
     specs = (backward_table.naive("sm_90", "bfloat16", 64), *backward_table.rows())
     spec = next(
@@ -221,7 +209,9 @@ def test_all_code_that_a_backward_pass_runs_is_covered(kernel: str, monkeypatch:
             lse = fake_device.ndarray(
                 q.shape[:3], np.float32, strides=np.empty(q.shape[:3], np.float32).strides
             )
-            backward.attention_backward(dout, q, k, v, out, lse, mask=mask, config=spec)
+            for ordered in {None, spec.fused if kernel == "sm90" else None}:
+                config = replace(spec, ordered=ordered)
+                backward.attention_backward(dout, q, k, v, out, lse, mask=mask, config=config)
 
     ran = _modules_that_run(call)
     assert {"gpu.backward_plan", "masks.transpose", "masks.cut_tiles", "schedule.key_lists"} <= ran
