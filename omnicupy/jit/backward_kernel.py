@@ -239,10 +239,9 @@ class BackwardKernel:
             return (of_keys + of_values) * self.br + slots + spans + 1024
         tiles = (of_keys + of_values) * (self.bc + self.stages * self.br) + 8 * self.stages * self.br
         tiles += (1 if self.part in MAKES_ALL and self.warps == 12 else 2) * 8 * self.bc  # spans
-        if self.part in MAKES_ALL:
-            score_gradients = (3 if self.warpgroups == 3 else 2) * 128 * self.br * self.warpgroups
-            sums = 4 * self.br * self.head_dim * self.warpgroups if self.is_staged else 0
-            return tiles + score_gradients + sums + 1024
+        if self.part in MAKES_ALL:  # which hold dQ on its way, and gradients of scores
+            tiles += self.is_staged * 4 * self.br * self.head_dim * self.warpgroups
+            return tiles + (3 if self.warpgroups == 3 else 2) * 128 * self.br * self.warpgroups + 1024
         return tiles + (4 * self.br * self.bc if self.widest > WIDE_HEAD_DIM else 0) + 1024
 
     def _sm80_bytes(self) -> int:

@@ -40,8 +40,8 @@ struct KeySmem {
   alignas(128) float lse2[Cfg::kStages][Cfg::kBr];  // these three with Q
   alignas(128) float delta[Cfg::kStages][Cfg::kBr];
   Tile tiles[Cfg::kStages];
-  alignas(16) int2 spans[kSpans][Cfg::kBc];     // with K
-  int2 additions[Cfg::kStages];                 // to sums of dQ, where the kernel makes all gradients
+  alignas(16) int2 spans[kSpans][Cfg::kBc];  // with K
+  int2 additions[Cfg::kStages];              // to sums of dQ, where the kernel makes all gradients
   WorkSlot work[kSlots];
   u64 kv_full, kv_empty;
   u64 q_full[Cfg::kStages], q_empty[Cfg::kStages];
@@ -50,7 +50,7 @@ struct KeySmem {
   u64 work_full[kSlots], work_empty[kSlots];
   u64 ds_full[kRing], ds_empty[kRing];
   u64 sums_full[kBuffers], sums_empty[kBuffers];
-  int2 staged[2][kBuffers];  // the additions of each warpgroup's last two tiles of dQ
+  int2 staged[2][kBuffers];                   // the additions of each warpgroup's last two tiles of dQ
   int granted[Cfg::kOrdered ? kBuffers : 1];  // additions to sums of dQ whose turn has come, of all items
 
   // The parity with which the barriers of K and V are waited for: items take turns at the slots.
