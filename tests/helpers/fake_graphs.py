@@ -46,16 +46,26 @@ class Graph:
 
 
 class Recording(TorchDispatchMode):
-    """Runs operators and has them in `graph`."""
+    """Runs operators and has them in `graph`. A capture runs nothing, so `restore` undoes what they wrote."""
 
     def __init__(self, graph: Graph) -> None:
         super().__init__()
         self.graph = graph
+        self._before: dict[int, tuple[Any, Any]] = {}
+
+    def restore(self) -> None:
+        """Memory as it was: a step that is done twice reads its own keys from a window's ring."""
+        for storage, before in self._before.values():
+            storage.copy_(before)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if function.overloadpacket in READS:
             raise HostRead(str(function))
+        for one, given in zip(function._schema.arguments, args, strict=False):
+            if one.alias_info is not None and one.alias_info.is_write:
+                storage = given.untyped_storage()
+                self._before.setdefault(storage.data_ptr(), (storage, storage.clone()))
         found = function(*args, **kwargs)
 
         def again() -> None:
@@ -139,11 +149,11 @@ class Player:
             forward(*args)
             graph = self._graph = Graph()
             try:
-                with Recording(graph):
+                with Recording(graph) as recording:
                     forward(*args)
             finally:
                 self._graph = None
-            graph.replay()  # a capture itself runs nothing
+            recording.restore()
             self.made.append(graph)
             runner.inputs_and_outputs.set_graph(graph)
 
