@@ -108,7 +108,9 @@ def _check_graphs(options: Mapping[str, Any]) -> None:
         raise ValueError(
             f"continuous: max_requests_per_batch must be at most {MOST_SEQUENCES} with use_cuda_graph, got {most}"
         )
-    compiled = next((name for name in ("varlen_compile_config", "default_compile_level") if options.get(name)), None)
+    compiled = next(
+        (name for name in ("varlen_compile_config", "default_compile_level") if options.get(name)), None
+    )
     if compiled is not None:
         raise UnsupportedError(
             f"continuous: use_cuda_graph with {compiled}={options[compiled]!r} is not supported, since attention runs "

@@ -36,14 +36,15 @@ def mask_maker(ignored: Collection[str] = ()) -> Callable[..., Any]:
     make = one_graph.mask_maker(ignored)
 
     def made(*sizes: Any, **given: Any) -> Any:
-        return None if not torch.compiler.is_compiling() and captures() else make(*sizes, **given)
+        is_captured = not torch.compiler.is_compiling() and captures(given.get("device", "cpu"))
+        return None if is_captured else make(*sizes, **given)
 
     return made
 
 
-def captures() -> bool:
-    """Whether torch's current stream is captured into a graph."""
-    return bool(torch.cuda.is_current_stream_capturing())
+def captures(device: Any) -> bool:
+    """Whether torch's current stream is captured into a graph. device: of the tensors at hand."""
+    return torch.device(device).type == "cuda" and bool(torch.cuda.is_current_stream_capturing())
 
 
 def attention(
@@ -62,7 +63,7 @@ def attention(
     Raises UnsupportedError for what `batching.attention` refuses, and in a capture for calls that are no such step.
     """
     if options.get("write_index") is None:
-        if not torch.compiler.is_compiling() and captures():
+        if not torch.compiler.is_compiling() and captures(query.device):
             raise UnsupportedError(
                 f"{type(module).__name__} is captured into a CUDA graph without the bounds of continuous batching, by "
                 f"the name of attention that is for these alone ({GRAPHS!r}); set the model's attention to that of "
@@ -93,7 +94,8 @@ def _attend(module: Any, inputs: tuple[Any, Any, Any], dropout: float, options: 
     most = keys if longest is None else min(keys, int(longest) + rows)
     step = _pass_of(bounds[0], getattr(module, "layer_idx", None)).step(bounds, rows, most, window)
     q = query[0].transpose(0, 1)
-    kv = PagedKV(*(one[0].transpose(0, 1)[:, None] for one in (key, value)), step.table, step.lengths)
+    k_pages, v_pages = (one[0].transpose(0, 1)[:, None] for one in (key, value))
+    kv = PagedKV(k_pages, v_pages, step.table, step.lengths)
     # Rows past the last sequence are nobody's: the kernel leaves them as they are.
     out = q.new_zeros((*q.shape[:2], value.shape[3]))
     given = {"scale": scale, "sink_logits": sinks, "softcap": softcap, "out": out}
@@ -106,7 +108,9 @@ def _checked(name: str, bounds: Any) -> Any:
     if not isinstance(bounds, torch.Tensor) or bounds.ndim != 1 or len(bounds) < 2:
         raise TypeError(f"{name} must be a tensor of bounds (sequences + 1,), got {bounds!r}; pass one")
     if bounds.dtype != torch.int32:
-        raise TypeError(f"{name} must be int32 where CUDA graphs may be captured, got {bounds.dtype}; cast it")
+        raise TypeError(
+            f"{name} must be int32 where CUDA graphs may be captured, got {bounds.dtype}; cast it"
+        )
     return bounds
 
 
@@ -169,7 +173,7 @@ def _pass_of(bounds: Any, layer: int | None) -> _Pass:
     is captured.
     """
     found: _Pass | None = _passes.get(bounds)
-    captured = captures()
+    captured = captures(bounds.device)
     if found is None or layer is None or layer <= found.layer or captured != found.captured:
         found = _passes[bounds] = _Pass(-1, captured)
     found.layer = -1 if layer is None else layer

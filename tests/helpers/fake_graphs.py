@@ -14,18 +14,23 @@ from typing import Any
 
 import pytest
 import torch
-import transformers.generation.continuous_batching as package
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from transformers.generation.continuous_batching import initialization, model_runner
 
 from omnicupy.transformers import graphs
 
 _aten = torch.ops.aten
-READS = (_aten._local_scalar_dense, _aten.nonzero, _aten.masked_select, _aten.unique_consecutive, _aten._unique2)
+READS = (
+    _aten._local_scalar_dense,
+    _aten.nonzero,
+    _aten.masked_select,
+    _aten.unique_consecutive,
+    _aten._unique2,
+)
 READERS = ("item", "tolist", "numpy", "cpu", "__array__", "__bool__", "__int__", "__float__", "__index__")
 
 
-class HostRead(RuntimeError):
+class HostReadError(RuntimeError):
     """A number went from a tensor to the host while a graph was captured."""
 
 
@@ -61,7 +66,7 @@ class Recording(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if function.overloadpacket in READS:
-            raise HostRead(str(function))
+            raise HostReadError(str(function))
         for one, given in zip(function._schema.arguments, args, strict=False):
             if one.alias_info is not None and one.alias_info.is_write:
                 storage = given.untyped_storage()
@@ -86,14 +91,18 @@ def _write(old: Any, new: Any) -> None:
 
 
 class Player:
-    """Records steps of transformers' runner. made: the graphs so far.  planned: calls of `plan` in recordings."""
+    """Records steps of transformers' runner. made: the graphs so far.  plans, calls: how many of each are in them.
+    replayed: rows and keys of the sequences of each plan that was made again.
+    """
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.made: list[Graph] = []
-        self.planned = 0
+        self.plans = self.calls = 0
+        self.replayed: list[tuple[list[int], list[int]]] = []
         self._graph: Graph | None = None
-        self._calls = {name: getattr(graphs.front, name) for name in ("attention", "plan")}
+        self._real = {name: getattr(graphs.front, name) for name in ("attention", "plan")}
         patch.setattr(graphs, "front", self)
+        patch.setattr(graphs, "captures", lambda _: self._graph is not None)
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self._graph is not None)
         for name in READERS:
             patch.setattr(torch.Tensor, name, self._refusing(getattr(torch.Tensor, name)))
@@ -117,10 +126,11 @@ class Player:
 
         def call() -> None:
             with self._plain():
-                self._calls["attention"](*args, **options)
+                self._real["attention"](*args, **options)
 
         call()
         if self._graph is not None:
+            self.calls += 1
             self._graph.steps.append(call)
 
     def plan(self, *args: Any, **options: Any) -> Any:
@@ -128,18 +138,23 @@ class Player:
 
         def call() -> Any:
             with self._plain():
-                return self._calls["plan"](*args, **options)
+                return self._real["plan"](*args, **options)
 
         step = call()
+
+        def again() -> None:
+            step.lists = call().lists
+            self.replayed.append((step.rows.diff().tolist(), step.lengths.tolist()))
+
         if self._graph is not None:
-            self.planned += 1
-            self._graph.steps.append(lambda: setattr(step, "lists", call().lists))
+            self.plans += 1
+            self._graph.steps.append(again)
         return step
 
     def _refusing(self, reader: Any) -> Any:
         def read(tensor: Any, *args: Any, **options: Any) -> Any:
             if self._graph is not None:
-                raise HostRead(reader.__name__)
+                raise HostReadError(reader.__name__)
             return reader(tensor, *args, **options)
 
         return read
