@@ -503,7 +503,41 @@ RANKS = [
     ),
 ]
 
-FAULTS = CALLS + MEMORY + FILES + GRADIENTS + RANKS
+# Steps of continuous batching that are replayed.
+STEPS = [
+    Fault(
+        "transformers/graphs.py",
+        "layer <= found.layer",
+        "layer < found.layer",
+        "tests/transformers/test_graphs.py",
+    ),
+    Fault(
+        "transformers/graphs.py",
+        "min(keys, int(longest) + rows)",
+        "min(keys, int(longest) - rows)",
+        "tests/transformers/test_graphs.py",
+    ),
+    Fault(
+        "transformers/graphs.py",
+        "of_rows.clone()",
+        "of_rows",
+        "tests/transformers/test_graphs.py",
+    ),
+    Fault(
+        "transformers/graphs.py",
+        "cached(window=window)",
+        "cached()",
+        "tests/transformers/test_graphs.py",
+    ),
+    Fault(
+        "transformers/graphs.py",
+        "return None if is_captured else make(*sizes, **given)",
+        "return make(*sizes, **given)",
+        "tests/transformers/test_graphs.py",
+    ),
+]
+
+FAULTS = CALLS + MEMORY + FILES + GRADIENTS + RANKS + STEPS
 
 
 def text_with(fault: Fault, root: Path = ROOT) -> str:
