@@ -509,31 +509,25 @@ STEPS = [
         "transformers/graphs.py",
         "layer <= found.layer",
         "layer < found.layer",
-        "tests/transformers/test_graphs.py",
+        "tests/transformers/test_graph_steps.py",
     ),
     Fault(
         "transformers/graphs.py",
         "min(keys, int(longest) + rows)",
         "min(keys, int(longest) - rows)",
-        "tests/transformers/test_graphs.py",
+        "tests/transformers/test_graph_steps.py",
     ),
     Fault(
         "transformers/graphs.py",
         "of_rows.clone()",
         "of_rows",
-        "tests/transformers/test_graphs.py",
+        "tests/transformers/test_graph_steps.py",
     ),
     Fault(
         "transformers/graphs.py",
         "cached(window=window)",
         "cached()",
-        "tests/transformers/test_graphs.py",
-    ),
-    Fault(
-        "transformers/graphs.py",
-        "return None if is_captured else make(*sizes, **given)",
-        "return make(*sizes, **given)",
-        "tests/transformers/test_graphs.py",
+        "tests/transformers/test_graph_steps.py",
     ),
 ]
 
