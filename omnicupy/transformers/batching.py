@@ -58,8 +58,8 @@ def continuous(model: Any, **options: Any) -> Any:
 
     Sets the name of the model's attention to that which transformers accepts there ("omnicupy_flash_varlen"), in the
     parts of the model that have omnicupy; `generate` goes on as before. options: further fields of the configuration,
-    such as page_size or max_batch_tokens. use_cuda_graph: False, unless it is given, since a step that runs once is
-    served faster where the host may read how long its sequences are. True sets another name
+    such as page_size or max_batch_tokens. use_cuda_graph: False, unless it is given: steps whose mask the
+    host makes, of lengths that it reads. True sets another name
     ("omnicupy_graphs_flash_varlen"), of attention that reads nothing on the host, and lets transformers capture its
     steps. auto_switch_to_flash is False: transformers would otherwise take another attention where it finds one.
     Raises ValueError for a model that was not loaded with omnicupy and, with graphs, for more than 1,024 requests a
