@@ -625,7 +625,35 @@ VERIFYING = [
     ),
 ]
 
-FAULTS = CALLS + MEMORY + FILES + GRADIENTS + RANKS + VERIFYING
+# Steps of continuous batching that are replayed.
+STEPS = [
+    Fault(
+        "transformers/graphs.py",
+        "layer <= found.layer",
+        "layer < found.layer",
+        "tests/transformers/test_graph_steps.py",
+    ),
+    Fault(
+        "transformers/graphs.py",
+        "min(keys, int(longest) + rows)",
+        "min(keys, int(longest) - rows)",
+        "tests/transformers/test_graph_steps.py",
+    ),
+    Fault(
+        "transformers/graphs.py",
+        "of_rows.clone()",
+        "of_rows",
+        "tests/transformers/test_graph_steps.py",
+    ),
+    Fault(
+        "transformers/graphs.py",
+        "cached(window=window)",
+        "cached()",
+        "tests/transformers/test_graph_steps.py",
+    ),
+]
+
+FAULTS = CALLS + MEMORY + FILES + GRADIENTS + RANKS + VERIFYING + STEPS
 
 
 def text_with(fault: Fault, root: Path = ROOT) -> str:

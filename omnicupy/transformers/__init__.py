@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from functools import partial
+from typing import Any
 
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from omnicupy.transformers import graphs
 from omnicupy.transformers.batching import attention as steps_too
 from omnicupy.transformers.batching import continuous
 from omnicupy.transformers.batching import names as packed_names
@@ -61,10 +63,11 @@ def register(name: str = "omnicupy", *, ignore: Collection[str] = ()) -> str:
             f"{name!r}; take 'omnicupy'"
         )
     ignored = check_ignored(ignore)
-    others = packed_names(name)
-    for one in (name, *others):
-        function = steps_too if one in others else attention
+    functions: dict[str, tuple[Any, Any]] = {name: (attention, mask_maker)}
+    functions |= dict.fromkeys(packed_names(name), (steps_too, mask_maker))
+    functions |= dict.fromkeys(graphs.names(name), (graphs.attention, graphs.mask_maker))
+    for one, (function, maker) in functions.items():
         AttentionInterface.register(one, partial(function, ignored=ignored) if ignored else function)
-        AttentionMaskInterface.register(one, mask_maker(ignored))
-    watch(name, *others)
+        AttentionMaskInterface.register(one, maker(ignored))
+    watch(*functions)
     return name

@@ -27,11 +27,13 @@ from omnicupy.transformers.options import REFUSED, refuse
 from omnicupy.transformers.sequences import of_bounds
 
 VARLEN = "_flash_varlen"  # transformers asks only names with "flash" for packed sequences
+GRAPHS = "_graphs"  # ahead of it, in the names of `graphs.attention`
+MOST_SEQUENCES = 1024  # that one call takes where lengths are on the device
 # Versions whose continuous batching takes names with this prefix alone, and call cache.update(read_index=).
 PAGED = "paged|" if "paged|sdpa" in AttentionInterface().valid_keys() else ""
 
-# What a step says to engines and not to attention; "cache" is in `_written`.
-_OF_STEPS = (
+# What a step says to engines and not to attention; "cache" is in `written`.
+OF_STEPS = (
     "read_index",
     "write_index",
     "logits_indices",
@@ -56,10 +58,12 @@ def continuous(model: Any, **options: Any) -> Any:
 
     Sets the name of the model's attention to that which transformers accepts there ("omnicupy_flash_varlen"), in the
     parts of the model that have omnicupy; `generate` goes on as before. options: further fields of the configuration,
-    such as page_size or max_batch_tokens. use_cuda_graph and auto_switch_to_flash are False: the host reads how long
-    sequences are at every step, which a replayed graph would not, and transformers would otherwise take another
-    attention where it finds one.
-    Raises ValueError for a model that was not loaded with omnicupy, UnsupportedError for use_cuda_graph.
+    such as page_size or max_batch_tokens. use_cuda_graph: False, unless it is given: steps whose mask the
+    host makes, of lengths that it reads. True sets another name
+    ("omnicupy_graphs_flash_varlen"), of attention that reads nothing on the host, and lets transformers capture its
+    steps. auto_switch_to_flash is False: transformers would otherwise take another attention where it finds one.
+    Raises ValueError for a model that was not loaded with omnicupy and, with graphs, for more than 1,024 requests a
+    batch; UnsupportedError for graphs of steps that torch.compile has compiled.
     """
     from transformers import ContinuousBatchingConfig  # not every version has one
 
@@ -73,25 +77,45 @@ def continuous(model: Any, **options: Any) -> Any:
             "with attn_implementation=omnicupy.transformers.register()"
         )
     graphs = options.pop("use_cuda_graph", None)
-    if any(graphs) if isinstance(graphs, (tuple, list)) else graphs:
+    if isinstance(graphs, (tuple, list)) and any(graphs) and not graphs[0]:
         raise UnsupportedError(
-            f"continuous: use_cuda_graph={graphs!r} is not supported, since a replayed graph would not see how long "
-            "its sequences are; leave it out"
+            f"continuous: use_cuda_graph={graphs!r} asks for graphs of steps by block tables alone, which omnicupy "
+            "does not compute; pass True"
         )
+    if with_graphs := any(graphs) if isinstance(graphs, (tuple, list)) else bool(graphs):
+        _check_graphs(options)
     if options.get("auto_switch_to_flash"):
         raise ValueError(
             "continuous: auto_switch_to_flash must be False, got True, which takes another attention; leave it out"
         )
     if "auto_switch_to_flash" in inspect.signature(ContinuousBatchingConfig).parameters:
         options["auto_switch_to_flash"] = False
-    made = ContinuousBatchingConfig(use_cuda_graph=False, **options)
-    name = PAGED + found.removeprefix("paged|").removesuffix(VARLEN) + VARLEN
+    made = ContinuousBatchingConfig(use_cuda_graph=with_graphs and (True, False), **options)
+    plain = found.removeprefix("paged|").removesuffix(VARLEN).removesuffix(GRAPHS)
+    name = names(plain + GRAPHS if with_graphs else plain)[-1]
     config._attn_implementation = {"": name} | dict.fromkeys(ours, name)
     return made
 
 
 def _is_ours(name: Any) -> bool:
     return name in loading.names()
+
+
+def _check_graphs(options: Mapping[str, Any]) -> None:
+    """Raises ValueError or UnsupportedError for fields of a configuration that do not go with graphs."""
+    most = options.get("max_requests_per_batch")
+    if most is not None and most > MOST_SEQUENCES:
+        raise ValueError(
+            f"continuous: max_requests_per_batch must be at most {MOST_SEQUENCES} with use_cuda_graph, got {most}"
+        )
+    compiled = next(
+        (name for name in ("varlen_compile_config", "default_compile_level") if options.get(name)), None
+    )
+    if compiled is not None:
+        raise UnsupportedError(
+            f"continuous: use_cuda_graph with {compiled}={options[compiled]!r} is not supported, since attention runs "
+            "between the graphs of torch.compile; leave one of them out"
+        )
 
 
 def attention(
@@ -110,31 +134,36 @@ def attention(
     """
     if options.get("write_index") is None:
         return forward.attention(module, query, key, value, attention_mask, dropout, **options)
-    if (table := options.get("block_table")) is not None:
-        refuse(module, REFUSED["block_table"], "block_table", table)
-    # A MaskTensor is made by versions before 5.24, of the rows alone.
-    if attention_mask is not None and not isinstance(attention_mask, MaskTensor):
-        refuse(module, "a mask beside the bounds of continuous batching", "attention_mask", attention_mask)
+    check_step(module, attention_mask, options)
     key, value, attention_mask, options = _step(module, query, key, value, options)
     options["is_causal"] = False  # the mask says it
     return forward.attention(module, query, key, value, attention_mask, dropout, **options)
 
 
+def check_step(module: Any, attention_mask: Any, options: Mapping[str, Any]) -> None:
+    """Raises UnsupportedError for block tables, and for a mask tensor beside the bounds."""
+    if (table := options.get("block_table")) is not None:
+        refuse(module, REFUSED["block_table"], "block_table", table)
+    # A MaskTensor is made by versions before 5.24, of the rows alone.
+    if attention_mask is not None and not isinstance(attention_mask, MaskTensor):
+        refuse(module, "a mask beside the bounds of continuous batching", "attention_mask", attention_mask)
+
+
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # the host reads bounds
 def _step(module: Any, query: Any, key: Any, value: Any, options: dict[str, Any]) -> tuple[Any, ...]:
     """Keys and values with those of the cache, the mask of the step, and the options that are left."""
-    key, value, options = _written(module, key, value, options)
+    key, value, options = written(module, key, value, options)
     window = options.get("sliding_window") or getattr(module, "sliding_window", None)
     of_rows = _numbers("cu_seq_lens_q", options.pop("cu_seq_lens_q", None))
     of_keys = _numbers("cu_seq_lens_k", options.pop("cu_seq_lens_k", None))
     _check(of_rows, of_keys, query.shape[2], key.shape[2])
-    for name in _OF_STEPS:
+    for name in OF_STEPS:
         options.pop(name, None)
     mask = _mask(of_rows, of_keys, query.shape[2], key.shape[2], window, query.device)
     return key, value, mask, options
 
 
-def _written(module: Any, key: Any, value: Any, options: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+def written(module: Any, key: Any, value: Any, options: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
     """Keys and values that the rows see: where the layer has not done it, the cache takes the new ones first."""
     cache = options.pop("cache", None)
     if cache is None:
@@ -145,9 +174,9 @@ def _written(module: Any, key: Any, value: Any, options: dict[str, Any]) -> tupl
         return key, value, options
     places = {name: options[name] for name in ("read_index", "write_index")}
     key, value = cache.update(key_states=key, value_states=value, **index, **places)
-    if isinstance(options["cu_seq_lens_k"], Mapping):
-        kind = "sliding_attention" if getattr(module, "sliding_window", None) else "full_attention"
-        options = options | {"cu_seq_lens_k": options["cu_seq_lens_k"][kind]}
+    kind = "sliding_attention" if getattr(module, "sliding_window", None) else "full_attention"
+    of_kinds = {name: options.get(name) for name in ("cu_seq_lens_k", "max_seqlen_k")}
+    options |= {name: of[kind] for name, of in of_kinds.items() if isinstance(of, Mapping)}
     key, value = (one.transpose(0, 1)[None] for one in (key, value))  # from (keys, heads, head_dim)
     return key, value, options
 
@@ -170,7 +199,7 @@ def _numbers(name: str, bounds: Any) -> Numbers:
     if bounds.is_cuda and torch.cuda.is_current_stream_capturing():
         raise UnsupportedError(
             f"{name} cannot be read while a CUDA graph is captured, since a replay would not see what it holds then; "
-            "pass the configuration of omnicupy.transformers.continuous, which captures none"
+            "pass the configuration of omnicupy.transformers.continuous(model, use_cuda_graph=True)"
         )
     version = None if bounds.is_inference() else bounds._version
     found = _read.get(bounds)

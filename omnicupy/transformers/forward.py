@@ -43,12 +43,12 @@ def attention(
     Raises UnsupportedError for what the result would depend on and omnicupy does not compute.
     """
     query, key, value = tensors.autocast(query, key, value)
-    _check(module, (query, key, value), dropout, options, ignored)
+    check(module, (query, key, value), dropout, options, ignored)
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
     read = {name: options.get(name) for name in ("cu_seq_lens_q", "cu_seq_lens_k", "sliding_window")}
     read["is_causal"] = bool(is_causal)
-    inputs = query, key, value, _sinks(module, options.get("s_aux"), query)
+    inputs = query, key, value, sinks_of(module, options.get("s_aux"), query)
     scores = scaling, options.get("softcap")
     masks, tensor = _given(attention_mask, query.shape[0])
     if torch.compiler.is_compiling() and (masks is None or bounded(read)):
@@ -71,7 +71,7 @@ def _run(inputs: tuple[Any, Any, Any, Any], masks: Masks, scores: tuple[Any, Any
     return out
 
 
-def _sinks(module: Any, logits: Any, query: Any) -> Any:
+def sinks_of(module: Any, logits: Any, query: Any) -> Any:
     """s_aux in the dtype of attention's sink_logits, through which gradients reach it."""
     if logits is None:
         return None
@@ -92,7 +92,7 @@ def _given(mask: Any, batch: int) -> tuple[Masks, Any]:
     return (mask.held.masks, None) if mask.held.dense is None else (None, mask.held.dense)
 
 
-def _check(
+def check(
     module: Any,
     inputs: tuple[Any, Any, Any],
     dropout: float,

@@ -76,13 +76,17 @@ def test_what_takes_no_part_may_hold_nan(kernel: str) -> None:
 @pytest.mark.parametrize("wanted", [("q",), ("k",), ("v",), ("k", "v"), ("q", "v")])
 def test_every_element_of_what_is_wanted_is_written(wanted: tuple[str, ...]) -> None:
     call = Gradients(cp, [_mask(), _holes()], SHAPE, kv_heads=2)
-    whole = call.run()
+    whole, right = call.run(), call.run(wanted=wanted)
+    call.check(whole)
     targets = tuple(to if name in wanted else None for name, to in zip("qkv", call.targets(), strict=True))
     made = call.run(wanted=wanted, out_grads=targets)
-    for name, array, right in zip("qkv", made, whole, strict=True):
-        assert (array is None) == (name not in wanted)
+    for name, array, same, near in zip("qkv", made, right, whole, strict=True):
+        assert (array is None) == (same is None) == (name not in wanted)
         if array is not None:
-            assert bits(cp, [array]) == bits(cp, [right])
+            assert bits(cp, [array]) == bits(cp, [same])
+            # Other kernels may make it: the bits are those of calls that want the same.
+            off = cp.linalg.norm((array.astype(np.float32) - near.astype(np.float32)).ravel())
+            assert float(off) < 2e-3 * float(cp.linalg.norm(near.astype(np.float32).ravel()))
 
 
 def _layouts() -> dict[str, Callable[[Any], Any]]:

@@ -7,6 +7,7 @@ or arrays (CuPy arrays and its NCCL).
 from __future__ import annotations
 
 import ctypes
+import pickle
 import sys
 import time
 from collections.abc import Iterator
@@ -213,13 +214,13 @@ def _unique_id(rank: int, folder: Path) -> Any:
     file = folder / "nccl"
     if rank == 0:
         new = file.with_suffix(".new")
-        new.write_text(" ".join(str(one) for one in nccl.get_unique_id()))
+        new.write_bytes(pickle.dumps(nccl.get_unique_id()))  # a tuple or bytes, as CuPy's version has it
         new.rename(file)
     end = time.monotonic() + TIMEOUT
     while not file.exists():
         assert time.monotonic() < end, "rank 0 wrote no NCCL id"
         time.sleep(0.05)
-    return tuple(int(one) for one in file.read_text().split())
+    return pickle.loads(file.read_bytes())
 
 
 JOBS = {"tensors": tensors, "arrays": arrays}

@@ -13,6 +13,7 @@ torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
 transformers: Any = pytest.importorskip("transformers", reason="transformers is not installed")
 
 import tiny_models as tiny  # noqa: E402 - after what it needs
+from batched import MODELS, NEW, SIZES, batched, generated, give_room, how, prompts, watch  # noqa: E402
 from transformers.generation.continuous_batching import cache as of_batches  # noqa: E402
 
 import omnicupy as oc  # noqa: E402
@@ -20,65 +21,26 @@ import omnicupy.transformers  # noqa: E402
 from omnicupy.transformers import batching, forward  # noqa: E402
 
 NAME = oc.transformers.register()
-MODELS = ["llama", "mistral", "gemma3", *tiny.SCORES]  # full, windows, windows among full ones, sinks
-PAGE = {"page_size" if hasattr(transformers.ContinuousBatchingConfig, "page_size") else "block_size": 16}
-SIZES = {"num_blocks": 64, "max_batch_tokens": 48} | PAGE
-NEW = 18
 
 
 @pytest.fixture(autouse=True)
 def _room(monkeypatch: pytest.MonkeyPatch) -> Any:
-    if hasattr(of_batches, "PagedAttentionMemoryHandler"):  # 5.17 asks a package that need not be there
-        monkeypatch.setattr(of_batches.PagedAttentionMemoryHandler, "get_available_memory", lambda _: 1 << 28)
+    give_room(monkeypatch)
     with torch.no_grad():
         yield
 
 
-def _prompts() -> list[list[int]]:
-    """The first fills a step, and the next two begin with its tokens; the last is longer than a step."""
-    generator = torch.Generator().manual_seed(5)
-    some = torch.randint(2, 85, (110,), generator=generator).tolist()
-    return [some[:48], [*some[:40], 9], some[:33], [5, 6, 7], some[40:]]
-
-
-def _how(**changes: Any) -> dict[str, Any]:
-    return {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": -1, "pad_token_id": 0} | changes
-
-
-def _generated(model: Any, prompt: list[int], **changes: Any) -> list[int]:
-    done = model.generate(torch.tensor([prompt]), **_how(**changes))
-    return done[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
-
-
-def _batched(model: Any, prompts: list[list[int]], **changes: Any) -> list[list[int]]:
-    config = oc.transformers.continuous(model, **SIZES)
-    how = transformers.GenerationConfig(**_how(**changes))
-    done = model.generate_batch(prompts, generation_config=how, continuous_batching_config=config)
-    assert [done[f"req_{i}"].error for i in range(len(prompts))] == [None] * len(prompts)
-    return [done[f"req_{i}"].generated_tokens for i in range(len(prompts))]
-
-
-def _watch(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[tuple[Any, Any]]:
-    """Arguments and results of a function from now on."""
-    seen: list[tuple[Any, Any]] = []
-    function = getattr(owner, name)
-
-    def watched(*args: Any, **options: Any) -> Any:
-        found = function(*args, **options)
-        seen.append((args, found))
-        return found
-
-    monkeypatch.setattr(owner, name, watched)
-    return seen
+def _batched(model: Any, given: list[list[int]], **changes: Any) -> list[list[int]]:
+    return batched(model, given, oc.transformers.continuous(model, **SIZES), **changes)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_tokens_are_those_of_generate(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     eager, ours = tiny.model(name, "eager"), tiny.model(name, NAME)
-    wanted = [_generated(eager, prompt) for prompt in _prompts()]
-    shared = _watch(monkeypatch, of_batches.PagedAttentionCache, "search_prefix_match")
-    masks = _watch(monkeypatch, batching, "_mask")
-    assert _batched(ours, _prompts()) == wanted
+    wanted = [generated(eager, prompt) for prompt in prompts()]
+    shared = watch(monkeypatch, of_batches.PagedAttentionCache, "search_prefix_match")
+    masks = watch(monkeypatch, batching, "_mask")
+    assert _batched(ours, prompts()) == wanted
     assert len({token for row in wanted for token in row}) > 10  # no model that repeats itself
     steps = [[(stop - first) for first, stop in pairwise(args[0])] for args, _ in masks]
     assert any(max(rows) > 1 and len(rows) > 1 for rows in steps)  # prompts beside sequences that go on
@@ -90,20 +52,19 @@ def test_tokens_are_those_of_generate(name: str, monkeypatch: pytest.MonkeyPatch
 
 def test_a_sequence_that_ends_early_leaves_the_others_alone() -> None:
     eager, ours = tiny.model("gpt_oss", "eager"), tiny.model("gpt_oss", NAME)
-    prompts = _prompts()
-    end = _generated(eager, prompts[0])[6]
-    wanted = [_generated(eager, prompt, eos_token_id=end) for prompt in prompts]
+    end = generated(eager, prompts()[0])[6]
+    wanted = [generated(eager, prompt, eos_token_id=end) for prompt in prompts()]
     assert len({len(row) for row in wanted}) > 1
-    assert _batched(ours, prompts, eos_token_id=end) == wanted
+    assert _batched(ours, prompts(), eos_token_id=end) == wanted
 
 
 def test_a_step_reads_its_bounds_once_and_makes_a_mask_for_each_kind_of_layer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ours = tiny.model("gpt_oss", NAME)
-    reads = _watch(monkeypatch, batching, "array")
-    calls = _watch(monkeypatch, batching.forward, "attention")
-    _batched(ours, _prompts()[:2])
+    reads = watch(monkeypatch, batching, "array")
+    calls = watch(monkeypatch, batching.forward, "attention")
+    _batched(ours, prompts()[:2])
     layers = ours.config.num_hidden_layers
     assert len(calls) % layers == 0
     steps = len(calls) // layers
@@ -121,19 +82,19 @@ def test_generate_goes_on_as_before() -> None:
     inputs = tiny.MODELS["mistral"].inputs("left")
     oc.transformers.continuous(ours)
     assert ours.config._attn_implementation.endswith("omnicupy_flash_varlen")
-    how = {"max_new_tokens": 12, "do_sample": False}
-    assert torch.equal(ours.generate(**inputs, **how), eager.generate(**inputs, **how))
+    options = {"max_new_tokens": 12, "do_sample": False}
+    assert torch.equal(ours.generate(**inputs, **options), eager.generate(**inputs, **options))
 
 
 def test_a_manager_that_takes_requests_as_they_come() -> None:
     """What a server does: requests one by one, tokens as they are made."""
     eager, ours = tiny.model("gemma2", "eager"), tiny.model("gemma2", NAME)
     config = oc.transformers.continuous(ours, **SIZES)
-    how = transformers.GenerationConfig(**_how())
-    manager = ours.init_continuous_batching(generation_config=how, continuous_batching_config=config)
+    options = transformers.GenerationConfig(**how())
+    manager = ours.init_continuous_batching(generation_config=options, continuous_batching_config=config)
     manager.start()
     try:
-        names = [manager.add_request(prompt, max_new_tokens=NEW) for prompt in _prompts()]
+        names = [manager.add_request(prompt, max_new_tokens=NEW) for prompt in prompts()]
         found: dict[str, list[int]] = {}
         while len(found) < len(names):
             result = manager.get_result(timeout=60)
@@ -142,7 +103,7 @@ def test_a_manager_that_takes_requests_as_they_come() -> None:
                 found[result.request_id] = result.generated_tokens
     finally:
         manager.stop(block=True)
-    assert [found[name] for name in names] == [_generated(eager, prompt) for prompt in _prompts()]
+    assert [found[name] for name in names] == [generated(eager, prompt) for prompt in prompts()]
 
 
 def test_the_serve_command_takes_names_of_its_own_alone() -> None:
@@ -218,12 +179,6 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "continuous: the model must have been loaded with omnicupy, got attn_implementation='sdpa'; load it with "
         "attn_implementation=omnicupy.transformers.register()",
     ),
-    "graphs": (
-        lambda: oc.transformers.continuous(tiny.model("llama", NAME), use_cuda_graph=(False, True)),
-        oc.UnsupportedError,
-        "continuous: use_cuda_graph=(False, True) is not supported, since a replayed graph would not see how long its "
-        "sequences are; leave it out",
-    ),
     "another attention": (
         lambda: oc.transformers.continuous(tiny.model("llama", NAME), auto_switch_to_flash=True),
         ValueError,
@@ -261,7 +216,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         _captured,
         oc.UnsupportedError,
         "cu_seq_lens_q cannot be read while a CUDA graph is captured, since a replay would not see what it holds then; "
-        "pass the configuration of omnicupy.transformers.continuous, which captures none",
+        "pass the configuration of omnicupy.transformers.continuous(model, use_cuda_graph=True)",
     ),
 }
 

@@ -18,7 +18,7 @@ from typing import Any
 from omnicupy.jit import nvrtc, trust
 from omnicupy.jit.files import replace_file
 from omnicupy.tools.verify.outcome import Outcome
-from omnicupy.tools.verify.plan import WHOLE, Part, planned
+from omnicupy.tools.verify.plan import BIG_IDS, WHOLE, Part, planned
 from omnicupy.tools.verify.source_digest import BACKWARD, SOURCES, digest
 
 SCHEMA = 2
@@ -196,13 +196,18 @@ def unserved(path: str | Path) -> dict[str, str]:
     """Kernel source -> why no row of the table may select it.
 
     A source of the backward pass may be selected before it is attested whole, once BEGUN cases of this very digest
-    passed, with any NVRTC.
+    passed, with any NVRTC. Any other one before the cases passed that need most of a GPU's memory and so a GPU of their
+    own (plan.BIG_IDS).
     """
     content, _ = _read(Path(path))
     found = stale(path)
     for name in list(found):
         entry = content["sources"].get(name) if content else None
-        if entry is None or SOURCES[name].launch is not BACKWARD or entry["digest"] != digest(name):
+        if entry is None or entry["digest"] != digest(name):
+            continue
+        if SOURCES[name].launch is not BACKWARD:
+            if not _problem_of(name, content, planned(name) - BIG_IDS):
+                del found[name]
             continue
         passed = [max(ratios.values()) for case, ratios in entry["cases"].items() if case in planned(name)]
         if len(passed) >= BEGUN and max(passed) <= 1:
@@ -210,8 +215,8 @@ def unserved(path: str | Path) -> dict[str, str]:
     return found
 
 
-def _problem_of(name: str, content: Content | None) -> str:
-    """Why a source is not attested; "" where it is."""
+def _problem_of(name: str, content: Content | None, needed: set[str] | None = None) -> str:
+    """Why a source is not attested; "" where it is. needed: the cases that must have passed, None for all."""
     entry = content["sources"].get(name) if content else None
     if entry is None:
         return "no entry"
@@ -220,7 +225,8 @@ def _problem_of(name: str, content: Content | None) -> str:
     ids = planned(name)
     if unknown := len(set(entry["cases"]) - ids):
         return f"{unknown} of its cases are unknown"
-    missing = [said for version in nvrtc.ATTESTED if (said := missing_parts(entry, ids, version))]
+    needed = ids if needed is None else needed
+    missing = [said for version in nvrtc.ATTESTED if (said := missing_parts(entry, needed, version))]
     if missing:
         return "; ".join(missing)
     if any(ratio > 1 for ratios in entry["cases"].values() for ratio in ratios.values()):

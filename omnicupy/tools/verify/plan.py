@@ -16,9 +16,11 @@ from omnicupy.tools.verify.case_kernels import backward_variants, serves
 from omnicupy.tools.verify.cases import FIXED, Case
 from omnicupy.tools.verify.random_cases import DEFAULT, sweep
 from omnicupy.tools.verify.source_digest import BACKWARD, FORWARD, PLANNING, SOURCES
+from omnicupy.tools.verify.special_cases import BIG
 from omnicupy.tools.verify.special_cases import CASES as SPECIAL_CASES
 
 ON_CACHES: tuple[Case, ...] = (*serving_cases.CASES, *append_cases.CASES)
+BIG_IDS = frozenset(case.id for case in SPECIAL_CASES if case.tag in BIG)
 
 
 @dataclass(frozen=True)
