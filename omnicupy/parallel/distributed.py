@@ -120,8 +120,6 @@ def _forward(call: _Call, q: Any, k: Any, v: Any, sink_logits: Any) -> tuple[Any
     widths = widths_of((k, v))
     # Own keys are copied before the first launch, beside the exchange.
     came = [way.trip.there((k, v), heads, way.kept, call.limit) for heads in way.groups]
-    if came and way.is_early:
-        came[0][1].let_begin()
     out = q.new_empty((*q.shape[:3], v.shape[3]))
     found = _alone(call, (q, k, v, sink_logits), out)
     parts = []
@@ -225,7 +223,6 @@ class _Backward:
             mine = [grads[side] for side in travelling]
             returned, pending = trip.back(mine, late, call.limit)
             if late:
-                pending.let_begin()
                 grads[::3] = self._of(keys, (True, False, False, self.wanted[3]))[::3]
             pending.wait()
             for grad, part in zip(mine, parts_of(returned, widths_of(mine)), strict=True):

@@ -9,7 +9,6 @@ from datetime import timedelta
 from itertools import count
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from omnicupy.parallel import check
@@ -18,7 +17,6 @@ from omnicupy.parallel.plan import Plan
 
 GRACE_S = 2.0  # after a time limit, until all who waited have said so
 MOST_AGREED = 1 << 12  # digests kept
-HEAD_START = 20_000  # cycles, about 10 us: until a kernel on another stream has begun behind an event
 
 
 @dataclass
@@ -137,14 +135,6 @@ class Pending:
     work: Any = None
     limit: float | None = None
     tensors: tuple[Any, ...] = ()
-
-    def let_begin(self) -> None:
-        """Hold the current stream until the exchange, on a stream of its own, has its multiprocessors: a launch that
-        takes all of them would have it wait for its end, and with it all ranks.
-        """
-        if self.work is not None and self.limit is None:
-            with torch.cuda.device(self.tensors[0].device):
-                torch.cuda._sleep(HEAD_START)
 
     def wait(self) -> None:
         """Until what came may be read, on the current stream; once."""

@@ -36,11 +36,6 @@ class Way:
     overlaps: bool
 
     @property
-    def is_early(self) -> bool:
-        """Whether a launch needs no other rank."""
-        return bool(self.steps.pieces) and not self.steps.pieces[0].waits
-
-    @property
     def kept(self) -> tuple[int, int]:
         return (self.behind.low, self.behind.high) if self.behind else (0, 0)
 
