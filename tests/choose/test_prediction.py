@@ -259,8 +259,10 @@ def test_the_library_has_ceilings_and_names_their_records() -> None:
     assert {one.kernel for ceilings in found for one in ceilings.of} == {"sm80", "sm90"}
     root = Path(__file__).parents[2] / "docs" / "results"
     for ceilings in found:
-        assert ceilings.sources
-        for source in ceilings.sources:
+        of_gradients = ceilings.backward.sources if ceilings.backward else ()
+        assert bool(ceilings.sources) == bool(ceilings.of)
+        assert ceilings.sources or of_gradients
+        for source in (*ceilings.sources, *of_gradients):
             assert json.loads((root / source).read_text())["device"] == ceilings.device.name
 
 

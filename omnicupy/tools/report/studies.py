@@ -145,7 +145,7 @@ def ceilings(library: Library) -> str:
 def predictions(library: Library) -> str:
     """How well the model predicts: records that it was fitted on, the same held out, and records that it never saw."""
     rows = [*PREDICTIONS]
-    for of in choose_ceilings.load():
+    for of in (one for one in choose_ceilings.load() if one.of):
         known = [name for name in of.sources if name in library.of]
         for name, content in library.of.items():
             if content.get("device") == of.device.name and content.get("gemm_tflops"):

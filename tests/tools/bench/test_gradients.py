@@ -179,7 +179,8 @@ def test_choices_of_the_backward_pass(gpu: Any, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(tiles, "compile_all", compile_all)
     said: list[str] = []
     session: Any = SimpleNamespace(arch="sm_90", dtype="bfloat16", say=said.append)
-    for head_dim, forms in {64: ("", ":any-order"), 128: ("", ":any-order", ":split"), 256: ("",)}.items():
+    every = ("", ":any-order", ":split")
+    for head_dim, forms in {64: every, 128: every, 256: ("",)}.items():
         found = tiles.likely_gradients(session, Workload("x", 1, (2, 1, head_dim), lambda: MASK, ""))
         assert found[: len(forms)] == [f"omnicupy{form}" for form in forms]
         assert len(set(found)) == len(found)

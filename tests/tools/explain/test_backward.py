@@ -29,7 +29,7 @@ BWD = ("--pass", "bwd")
 @pytest.fixture(autouse=True)
 def _known(monkeypatch: pytest.MonkeyPatch) -> None:
     load = ceilings.load
-    known = [replace(load()[0], backward=BACKWARD)]
+    known = [replace(next(one for one in load() if one.of), backward=BACKWARD)]  # of both passes
     monkeypatch.setattr(ceilings, "load", lambda *path: load(*path) if path else known)
     monkeypatch.setattr(environment, "has_gpu", lambda: False)
 
@@ -83,19 +83,21 @@ def test_two_kernels_are_told_apart() -> None:
 
 
 def test_any_order_is_another_kernel() -> None:
-    sizes = ("--heads", "8", "--head-dim", "64")
-    assert "kernels    sm90 dkdv" in _run("--mask", LAYOUT, *sizes, *BWD)
-    text = _run("--mask", LAYOUT, *sizes, *BWD, "--any-order")
-    assert "kernels    sm90 fused" in text
-    assert "pass       backward, sums in any order" in text
+    for head_dim, default, free in (("64", "ordered", "fused"), ("256", "dkdv", "dkdv")):
+        sizes = ("--heads", "8", "--head-dim", head_dim)
+        assert f"kernels    sm90 {default} " in _run("--mask", LAYOUT, *sizes, *BWD)
+        text = _run("--mask", LAYOUT, *sizes, *BWD, "--any-order")
+        assert f"kernels    sm90 {free} " in text
+        assert "pass       backward, sums in any order" in text
 
 
-def test_parts_add_up_to_the_prediction() -> None:
+@pytest.mark.parametrize(("head_dim", "parts"), [("64", ["ordered"]), ("256", ["dkdv", "dq"])])
+def test_parts_add_up_to_the_prediction(head_dim: str, parts: list[str]) -> None:
     content = json.loads(
-        _run("--mask", LAYOUT, "--heads", "8", "--kv-heads", "2", "--head-dim", "64", *BWD, "--json")
+        _run("--mask", LAYOUT, "--heads", "8", "--kv-heads", "2", "--head-dim", head_dim, *BWD, "--json")
     )
     assert sum(content["parts_us"].values()) == pytest.approx(1e3 * content["predicted_ms"])
-    assert [one["kernel"].split()[1] for one in content["kernels"]] == ["dkdv", "dq"]
+    assert [one["kernel"].split()[1] for one in content["kernels"]] == parts
     assert (content["pass"], content["deterministic"], content["measured"]) == ("backward", True, None)
     assert 0 < content["balance"] <= 1
     assert content["bound_ms"] <= content["predicted_ms"]

@@ -142,14 +142,29 @@ def test_a_file_keeps_what_it_has_of_the_other_pass(content: dict[str, Any], tmp
     assert (alone.of, alone.backward) == ((), saved.backward)
 
 
-def test_masks_outside_of_the_fit_are_predicted() -> None:
-    """With the library's own ceilings: most of what was measured on an H100 within 15%."""
-    content = records.load(ROOT / "h100-explain-backward.json")
-    device = fitting.device_of(content)
+@pytest.mark.parametrize(
+    ("names", "least", "changed"),
+    [
+        (("h200-explain-backward.json", "h200-explain-backward-64.json"), 58, ""),
+        # Its record is older than the ranks of short sections.
+        (("h100-explain-backward.json",), 26, "ordered"),
+    ],
+    ids=["H200", "H100"],
+)
+def test_masks_outside_of_the_fit_are_predicted(names: tuple[str, ...], least: int, changed: str) -> None:
+    """With the library's own ceilings: most of what was measured within 15%.
+
+    changed: a kernel that walks other lists now than when it was measured, which is held to the wider bound alone.
+    """
+    contents = [records.load(ROOT / name) for name in names]
+    (device,) = {fitting.device_of(content) for content in contents}
     of = next(one.backward for one in choose_ceilings.load() if one.device.name == device.name)
     assert of is not None
-    assert "h100-explain-backward.json" not in of.sources
-    errors = backward_fitting.known_residuals(of, backward_fitting.points(content, device))
-    assert len(errors) >= 26
-    assert np.mean([abs(one.error) <= 0.15 for one in errors]) >= 0.85
+    assert not set(names) & set(of.sources)
+    measured = [point for content in contents for point in backward_fitting.points(content, device)]
+    errors = backward_fitting.known_residuals(of, measured)
+    assert len(errors) >= least
     assert max(abs(one.error) for one in errors) < 0.25
+    same = [one for one in errors if one.point.work.kernels[0].kernel.part != changed]
+    assert len(same) >= least // 2
+    assert np.mean([abs(one.error) <= 0.15 for one in same]) >= 0.85

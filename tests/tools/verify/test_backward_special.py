@@ -97,4 +97,4 @@ def test_a_gpu_run_names_backward_kernels_in_lines_of_their_own(gpu: Any) -> Non
     assert usable
     assert all(one.passed for one in found), [str(one) for one in found]
     assert {one.case.group for one in found} == {"x"}
-    assert len({one.kernel for one in found}) == 6
+    assert len({one.kernel for one in found}) == 7
