@@ -192,10 +192,15 @@ def _parameters(function: Callable[..., Any]) -> frozenset[str]:
 _read: Any = WeakIdKeyDictionary()
 
 
-def _numbers(name: str, bounds: Any) -> Numbers:
-    """The bounds as numbers; the first layer of a step waits for the device."""
+def check_bounds(name: str, bounds: Any) -> None:
+    """Raises TypeError unless these are bounds of sequences."""
     if not isinstance(bounds, torch.Tensor) or bounds.ndim != 1 or len(bounds) < 2:
         raise TypeError(f"{name} must be a tensor of bounds (sequences + 1,), got {bounds!r}; pass one")
+
+
+def _numbers(name: str, bounds: Any) -> Numbers:
+    """The bounds as numbers; the first layer of a step waits for the device."""
+    check_bounds(name, bounds)
     if bounds.is_cuda and torch.cuda.is_current_stream_capturing():
         raise UnsupportedError(
             f"{name} cannot be read while a CUDA graph is captured, since a replay would not see what it holds then; "

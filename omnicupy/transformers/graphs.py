@@ -105,8 +105,7 @@ def _attend(module: Any, inputs: tuple[Any, Any, Any], dropout: float, options: 
 
 def _checked(name: str, bounds: Any) -> Any:
     """Bounds that the device can read: the host looks at their shape and dtype."""
-    if not isinstance(bounds, torch.Tensor) or bounds.ndim != 1 or len(bounds) < 2:
-        raise TypeError(f"{name} must be a tensor of bounds (sequences + 1,), got {bounds!r}; pass one")
+    batching.check_bounds(name, bounds)
     if bounds.dtype != torch.int32:
         raise TypeError(
             f"{name} must be int32 where CUDA graphs may be captured, got {bounds.dtype}; cast it"
