@@ -143,28 +143,22 @@ def test_a_file_keeps_what_it_has_of_the_other_pass(content: dict[str, Any], tmp
 
 
 @pytest.mark.parametrize(
-    ("names", "least", "changed"),
+    ("names", "rows", "close"),
     [
-        (("h200-explain-backward.json", "h200-explain-backward-64.json"), 58, ""),
-        # Its record is older than the ranks of short sections.
-        (("h100-explain-backward.json",), 26, "ordered"),
+        (("h200-explain-backward.json", "h200-explain-backward-64.json"), 58, 57),
+        (("h100-explain-backward.json",), 26, 22),  # it is older than the ranks of short sections
     ],
     ids=["H200", "H100"],
 )
-def test_masks_outside_of_the_fit_are_predicted(names: tuple[str, ...], least: int, changed: str) -> None:
-    """With the library's own ceilings: most of what was measured within 15%.
-
-    changed: a kernel that walks other lists now than when it was measured, which is held to the wider bound alone.
-    """
+def test_masks_outside_of_the_fit_are_predicted(names: tuple[str, ...], rows: int, close: int) -> None:
+    """With the library's own ceilings: so many of what was measured within 15%."""
     contents = [records.load(ROOT / name) for name in names]
     (device,) = {fitting.device_of(content) for content in contents}
     of = next(one.backward for one in choose_ceilings.load() if one.device.name == device.name)
     assert of is not None
     assert not set(names) & set(of.sources)
     measured = [point for content in contents for point in backward_fitting.points(content, device)]
-    errors = backward_fitting.known_residuals(of, measured)
-    assert len(errors) >= least
-    assert max(abs(one.error) for one in errors) < 0.25
-    same = [one for one in errors if one.point.work.kernels[0].kernel.part != changed]
-    assert len(same) >= least // 2
-    assert np.mean([abs(one.error) <= 0.15 for one in same]) >= 0.85
+    errors = [abs(one.error) for one in backward_fitting.known_residuals(of, measured)]
+    assert len(errors) >= rows
+    assert sum(error <= 0.15 for error in errors) >= close
+    assert max(errors) < 0.25
