@@ -14,7 +14,17 @@ from pathlib import Path
 from omnicupy.jit.build import Track, silent
 from omnicupy.jit.files import replace_file
 from omnicupy.masks.picture import figure_class
-from omnicupy.tools.report import accuracy, atoms, backward, gradients, pictures, studies, tables, targets
+from omnicupy.tools.report import (
+    accuracy,
+    atoms,
+    backward,
+    gradient_targets,
+    gradients,
+    pictures,
+    studies,
+    tables,
+    targets,
+)
 from omnicupy.tools.report.library import Library
 
 BLOCK = re.compile(r"<!-- generated: (?P<name>[^>]*?) -->\n.*?<!-- end -->", re.DOTALL)
@@ -26,6 +36,7 @@ BLOCKS: dict[str, Callable[[Library], str]] = {
     "records": tables.records_used,
     "hopper targets": targets.hopper,
     "portable targets": targets.portable,
+    "gradient targets": gradient_targets.gradients,
     "dense": tables.dense,
     "models": tables.models,
     "sparsity lines": studies.lines,

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from omnicupy.tools.bench.gradients import PASSES
 from omnicupy.tools.bench.records import OURS, Row, table
 from omnicupy.tools.bench.suites import PORTABLE_TILES, SHORT_RANDOM, SPARSE_MASKS
 from omnicupy.tools.report import style as plot_style
@@ -66,18 +67,18 @@ def _full_and_causal() -> Iterator[Target]:
 
 def _masks() -> Iterator[Target]:
     for name in MODELS:
-        yield Target(_model_label(name), ("vlm",), (name,), ("cudnn-flex",), 0.95)
-        yield Target(_model_label(name), ("vlm",), (name,), ("flex",), 1.4)
+        yield Target(model_label(name), ("vlm",), (name,), ("cudnn-flex",), 0.95)
+        yield Target(model_label(name), ("vlm",), (name,), ("flex",), 1.4)
     yield Target("W1 to W13, geometric mean", ("vlm",), MODELS, ("cudnn-flex",), 1.0, 1.15, mean=True)
     for name in LONG_RANDOM:
-        yield Target(_random_label(name), ("random",), (name,), ("cudnn-flex",), None, 1.2)
-        yield Target(_random_label(name), ("random",), (name,), ("flex",), 2.0)
+        yield Target(random_label(name), ("random",), (name,), ("cudnn-flex",), None, 1.2)
+        yield Target(random_label(name), ("random",), (name,), ("flex",), 2.0)
 
 
 def _whole_calls() -> Iterator[Target]:
     for name in ("W15", *SHORT_RANDOM):
         for figure, how in ((IN_A_ROW, "in a row"), (ALONE, "alone")):
-            label = f"{_model_label(name) if name in NAMED else _random_label(name)}, {how}"
+            label = f"{model_label(name) if name in NAMED else random_label(name)}, {how}"
             yield Target(label, ("latency",), (name,), ("flex",), 2.0, figure=figure)
             yield Target(label, ("latency",), (name,), ("flex", "cudnn-flex"), None, 3.0, figure=figure)
 
@@ -90,16 +91,18 @@ def _portable() -> Iterator[Target]:
                 label, name = f"D {head_dim}, S {length}, {kind}", f"{kind}-d{head_dim}-s{length}"
                 yield Target(label, ("dense",), (name,), ("sdpa-flash",), 0.95, ours=ours)
     for name in ("W1", "W4", "W5", "W11", "W12"):
-        yield Target(_model_label(name), ("masks",), (name,), ("flex",), 0.75, ours=narrow)
+        yield Target(model_label(name), ("masks",), (name,), ("flex",), 0.75, ours=narrow)
     for name in ("random-d64-s1024-seed0", "random-d64-s16384-seed0"):
-        yield Target(_random_label(name), ("random",), (name,), ("flex",), 1.2, ours=wide)
+        yield Target(random_label(name), ("random",), (name,), ("flex",), 1.2, ours=wide)
 
 
-def _model_label(name: str) -> str:
+def model_label(name: str) -> str:
+    """How tables name the mask of a model."""
     return f"{name}: {NAMED[name].note}"
 
 
-def _random_label(name: str) -> str:
+def random_label(name: str) -> str:
+    """How tables name a random mask."""
     _, head_dim, length, _, *sizes = name.split("-")
     heads = f", {sizes[0][1:]} heads of {sizes[1][1:]}, batch {sizes[2][1:]}" if sizes else ""
     return f"random, D {head_dim[1:]}, S {length[1:]}{heads}"
@@ -115,45 +118,61 @@ HOPPER = {
 }
 PORTABLE = {RATES: tuple(_portable())}
 README = tuple(Target(NAMED[name].note, ("vlm",), (name,), SPARSE_MASKS, some=True) for name in NAMED)
+README_GRADIENTS = {
+    name: Target(NAMED[name].note, (f"vlm {PASSES['bwd'].name}",), (name,), ("cudnn-flex",))
+    for name in README_MODELS
+}
 
 
 def best_others(library: Library) -> str:
     """The table of README.md: some masks of models, ours beside the fastest other library, and the span of all."""
     parts = library.every("vlm")
     measured = [(target, _compared(target, parts)) for target in README]
+    rival = _label(README_GRADIENTS["W1"].rivals[0])
     lines = [["mask", "allowed pairs", "omnicupy", "fastest other library", "speed-up"]]
-    lines.append(["---", "---:", "---:", "---", "---:"])
+    lines[0] += ["gradients, the default", f"speed-up over {rival}"]
+    lines.append(["---", "---:", "---:", "---", "---:", "---:", "---:"])
+    of_gradients: list[Compared] = []
     for target, one in measured:
         if target.workloads[0] not in README_MODELS:
             continue
+        wanted = README_GRADIENTS[target.workloads[0]]
+        both = _compared(wanted, library.every(*wanted.suites))
+        last = [both.ours, f"{both.ratio:.2f}"] if both else ["", ""]
+        of_gradients += [both] if both else []
         if one is None:
-            lines.append([target.label, *[""] * 3, "not measured"])
+            lines.append([target.label, *[""] * 3, "not measured", *last])
             continue
         density = next(row["density"] for row in one.parts[0].rows if row["workload"] in target.workloads)
         theirs = f"{one.theirs}, {_label(one.rival)}"
-        lines.append([target.label, f"{density:.1%}", one.ours, theirs, f"{one.ratio:.2f}"])
+        lines.append([target.label, f"{density:.1%}", one.ours, theirs, f"{one.ratio:.2f}", *last])
     known = [one for _, one in measured if one]
     if not known:
         return f"{table(lines)}\n\nNo record yet."
-    devices = ", ".join(sorted({str(part.content.get("device")) for one in known for part in one.parts}))
     least, most = min(one.ratio for one in known), max(one.ratio for one in known)
+    where = f"Measured on one {_devices(known)}"
+    if of_gradients:
+        where = f"{where}, gradients on one {_devices(of_gradients)}"
     return (
-        f"{table(lines)}\n\nMeasured on one {devices}. Over all {len(known)} masks of models the speed-up is between "
-        f"{least:.2f} and {most:.2f}."
+        f"{table(lines)}\n\n{where}. Over all {len(known)} masks the speed-up is {least:.2f} to {most:.2f}."
     )
+
+
+def _devices(compared: Sequence[Compared]) -> str:
+    return ", ".join(sorted({str(part.content.get("device")) for one in compared for part in one.parts}))
 
 
 def hopper(library: Library) -> str:
     """The Hopper kernel beside its rivals."""
-    return _tables(library, HOPPER)
+    return tables(library, HOPPER)
 
 
 def portable(library: Library) -> str:
     """The mma.sync kernel on the same GPU."""
-    return _tables(library, PORTABLE)
+    return tables(library, PORTABLE)
 
 
-def _tables(library: Library, groups: Mapping[str, Sequence[Target]]) -> str:
+def tables(library: Library, groups: Mapping[str, Sequence[Target]]) -> str:
     """A table for each group. Targets without a measurement are shown as such: none is left out."""
     used: dict[str, FromRecord] = {}
     parts = ["Brackets hold our goal: the minimum, and what we aim at. A missed minimum is bold."]

@@ -117,17 +117,31 @@ def test_the_readme_has_the_fastest_other_library_and_the_span_of_all() -> None:
     of["W7", "cudnn-flex"]["correct"] = False  # the fastest of those that are right counts
     del of["W7", "flex-flash"]["tflops"]  # a library that cannot do a mask has a row without a time
     text = targets.best_others(Library({"x.json": content}))
-    assert "| BAGEL pre-training pack | 25.0% | 600 | 625, cuDNN flex_attention | 0.96 |" in text
-    assert "| Gemma 3 4B, local layer | 25.0% | 600 | 300, FlexAttention (Triton) | 2.00 |" in text
-    assert "| Show-o2, mixed modalities |  |  |  | not measured |" in text
+    assert "| BAGEL pre-training pack | 25.0% | 600 | 625, cuDNN flex_attention | 0.96 |  |  |" in text
+    assert "| Gemma 3 4B, local layer | 25.0% | 600 | 300, FlexAttention (Triton) | 2.00 |  |  |" in text
+    assert "| Show-o2, mixed modalities |  |  |  | not measured |  |  |" in text
     assert "BAGEL fine-tuning pack" not in text
     assert text.count("\n| ") == 1 + len(targets.README_MODELS)  # the rule below the head, and a line each
-    assert "on one Made H100. Over all 3 masks of models" in text
-    assert "between 0.80 and 2.00" in text
+    assert "on one Made H100. Over all 3 masks the speed-up" in text
+    assert "the speed-up is 0.80 to 2.00" in text
     of["W1", "omnicupy"]["correct"] = False
     text = targets.best_others(Library({"x.json": content}))
-    assert "| BAGEL pre-training pack |  |  |  | not measured |" in text
+    assert "| BAGEL pre-training pack |  |  |  | not measured |  |  |" in text
     assert targets.best_others(Library({"x.json": {**content, "rows": []}})).endswith("No record yet.")
+
+
+def test_the_readme_has_gradients_where_they_were_measured() -> None:
+    content = _models("W1", "W4")
+    passes = {"suite": "vlm", "workload": "W1", "pass": "backward", "correct": True}
+    rows = [
+        {**passes, "system": name, "tflops": rate}
+        for name, rate in (("omnicupy", 500.0), ("cudnn-flex", 400.0))
+    ]
+    backward = {**made_records.HEADER, "suites": ["vlm"], "rows": rows, "device": "Made H200"}
+    text = targets.best_others(Library({"x.json": content, "y.json": backward}))
+    assert "| BAGEL pre-training pack | 25.0% | 600 | 625, cuDNN flex_attention | 0.96 | 500 | 1.25 |" in text
+    assert "| Show-o2, mixed modalities | 25.0% | 600 | 625, cuDNN flex_attention | 0.96 |  |  |" in text
+    assert "Measured on one Made H100, gradients on one Made H200." in text
 
 
 def test_a_record_that_did_not_try_every_library_is_not_taken_for_the_readme() -> None:
@@ -135,5 +149,5 @@ def test_a_record_that_did_not_try_every_library_is_not_taken_for_the_readme() -
     newer = _models("W1", started="2026-01-01")
     newer["rows"] = [row for row in newer["rows"] if row["system"] != "cudnn-flex"]
     text = targets.best_others(Library({"whole.json": whole, "newer.json": newer}))
-    assert "| BAGEL pre-training pack | 25.0% | 600 | 625, cuDNN flex_attention | 0.96 |" in text
+    assert "| BAGEL pre-training pack | 25.0% | 600 | 625, cuDNN flex_attention | 0.96 |  |  |" in text
     assert "not measured |" in targets.best_others(Library({"newer.json": newer})).splitlines()[2]

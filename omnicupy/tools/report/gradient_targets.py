@@ -1,0 +1,81 @@
+"""The goals of the backward pass beside what was measured, in the tables of targets.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from omnicupy.tools.bench.gradients import ANY_ORDER, PASSES
+from omnicupy.tools.bench.records import OURS
+from omnicupy.tools.bench.suites import SHORT_RANDOM
+from omnicupy.tools.report import targets
+from omnicupy.tools.report.library import Library
+from omnicupy.tools.report.targets import IN_A_ROW, Target
+
+_BACKWARD, _BOTH = PASSES["bwd"].name, PASSES["fwd+bwd"].name
+IN_ANY_ORDER = f"{OURS}:{ANY_ORDER}"
+MODELS = (*(f"W{number}" for number in range(1, 8)), "W7g", "W8f", *(f"W{number}" for number in range(9, 14)))
+DENSE_RIVALS = ("sdpa-cudnn", "fa4", "cudnn-flex")
+FLEX = "cudnn-flex"
+# Times as fast as cuDNN's flex_attention: at least, and if possible.
+GOALS_OF = {"W7": (1.35, 1.7), "W7g": (1.35, 1.7), "W9": (1.1, 1.3), "W13": (1.1, 1.3)}
+GOALS = (0.95, 1.12)
+
+
+def _dense() -> Iterator[Target]:
+    suites = (f"dense {_BACKWARD}",)
+    for head_dim, kind, least, aim in (
+        *((128, kind, 0.97, 1.05) for kind in ("full", "causal")),
+        *((64, kind, 1.0, 1.06) for kind in ("full", "causal")),
+        (256, "full", 1.15, 1.3),
+        (256, "causal", 1.1, 1.3),
+    ):
+        label, names = f"D {head_dim}, S 16384, {kind}", (f"{kind}-d{head_dim}-s16384",)
+        rivals = DENSE_RIVALS if head_dim <= 128 else DENSE_RIVALS[:1]
+        yield Target(label, suites, names, rivals, least, aim, ours=IN_ANY_ORDER)  # the fastest counts
+        for rival in rivals:
+            yield Target(label, suites, names, (rival,), ours=IN_ANY_ORDER)
+
+
+def _masks() -> Iterator[Target]:
+    suites = (f"vlm {_BACKWARD}",)
+    for name in MODELS:
+        wanted = GOALS_OF.get(name, GOALS)
+        yield Target(targets.model_label(name), suites, (name,), (FLEX,), *wanted, ours=IN_ANY_ORDER)
+    mean = "all of them, geometric mean"
+    yield Target(mean, suites, MODELS, (FLEX,), 1.05, 1.15, ours=IN_ANY_ORDER, mean=True)
+    for name, least, aim in (
+        ("random-d64-s8192-seed0", 1.05, 1.2),
+        ("random-d128-s16384-seed0", 1.05, 1.15),
+        ("random-d256-s8192-seed0", 1.4, 2.0),
+    ):
+        label = targets.random_label(name)
+        yield Target(label, (f"random {_BACKWARD}",), (name,), (FLEX,), least, aim, ours=IN_ANY_ORDER)
+
+
+def _in_one_order() -> Iterator[Target]:
+    suites, rivals = (f"vlm {_BACKWARD}",), (IN_ANY_ORDER,)
+    yield Target("geometric mean", suites, MODELS, rivals, 1 / 1.08, 1 / 1.03, mean=True)
+    yield Target("the worst", suites, MODELS, rivals, 1 / 1.2, 1 / 1.1)
+
+
+def _whole_calls() -> Iterator[Target]:
+    suites, rivals = (f"latency {_BOTH}",), ("flex", FLEX)
+    for name, least, aim in zip(SHORT_RANDOM[:2], (2.0, 1.5), (3.0, 1.8), strict=True):
+        label = f"{targets.random_label(name)}, in a row"
+        yield Target(label, suites, (name,), rivals, least, aim, figure=IN_A_ROW)
+
+
+GROUPS = {
+    f"Gradients in any order, full and causal. {targets.RATES}": tuple(_dense()),
+    f"Gradients in any order, masks. {targets.RATES}": tuple(_masks()),
+    "Gradients in one order, the default, over those in any order, on the masks of models above. Each cell shows the "
+    "rate in any order and the share of it that the default reaches.": tuple(_in_one_order()),
+    "Both passes by whole calls. Each cell shows the other library's microseconds and our speed-up over it.": tuple(
+        _whole_calls()
+    ),
+}
+
+
+def gradients(library: Library) -> str:
+    """The backward pass on Hopper beside its rivals."""
+    return targets.tables(library, GROUPS)

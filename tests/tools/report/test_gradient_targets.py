@@ -1,0 +1,66 @@
+"""The goals of the backward pass, from made records."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omnicupy.tools.bench.suites import GPU_SUITES
+from omnicupy.tools.report import gradient_targets
+from omnicupy.tools.report.library import Library
+
+
+def _row(workload: str, system: str, tflops: float, **more: Any) -> dict[str, Any]:
+    return {
+        "workload": workload,
+        "system": system,
+        "pass": "backward",
+        "correct": True,
+        "tflops": tflops,
+        **more,
+    }
+
+
+def _library(suite: str, rows: list[dict[str, Any]]) -> Library:
+    record = {"suites": [suite], "device": "H100", "started": "2026", "gemm_tflops": 800.0, "rows": rows}
+    return Library({f"{suite}.json": record})
+
+
+def _line(text: str, label: str) -> str:
+    return next(line for line in text.splitlines() if line.startswith(f"| {label} |"))
+
+
+def test_the_goal_of_dense_attention_is_held_against_the_fastest_other_library() -> None:
+    rates = {"omnicupy:any-order": 560, "sdpa-cudnn": 500, "fa4": 600, "cudnn-flex": 530}
+    rows = [_row("full-d128-s16384", system, rate) for system, rate in rates.items()]
+    line = _line(gradient_targets.gradients(_library("dense", rows)), "D 128, S 16384, full")
+    assert line == (
+        "| D 128, S 16384, full | 560 | 500: 1.120 | 600: **0.933** (at least 0.97, aim 1.05) | 530: 1.057 |"
+    )
+
+
+def test_the_default_is_held_against_any_order() -> None:
+    rows = [_row(name, "omnicupy:any-order", 500) for name in gradient_targets.MODELS]
+    rows += [_row(name, "omnicupy", 400 if name == "W13" else 480) for name in gradient_targets.MODELS]
+    text = gradient_targets.gradients(_library("vlm", rows))
+    assert _line(text, "the worst") == "| the worst | 400 | 500: **0.800** (at least 0.83, aim 0.91) |"
+    mean = (0.96 ** (len(gradient_targets.MODELS) - 1) * 0.8) ** (1 / len(gradient_targets.MODELS))
+    assert f"{mean:.3f} (at least 0.93, aim 0.97)" in _line(text, "geometric mean")
+
+
+def test_rows_that_are_wrong_do_not_count() -> None:
+    rows = [_row("W1", "omnicupy:any-order", 600, correct=False), _row("W1", "cudnn-flex", 400)]
+    text = gradient_targets.gradients(_library("vlm", rows))
+    assert "not measured" in _line(text, "W1: BAGEL pre-training pack")
+
+
+def test_every_workload_of_a_goal_is_one_of_its_suite() -> None:
+    for goals in gradient_targets.GROUPS.values():
+        for goal in goals:
+            for name in goal.suites:
+                assert set(goal.workloads) <= _workloads(name.split(" ")[0]), goal
+
+
+def _workloads(suite: str) -> set[str]:
+    """Of the suite, and random masks of other sizes, which `--workload` adds to the suite of random masks."""
+    more = {"random-d128-s16384-seed0", "random-d256-s8192-seed0"} if suite == "random" else set()
+    return {*GPU_SUITES[suite].workloads, *more}
