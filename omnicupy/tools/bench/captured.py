@@ -153,7 +153,9 @@ def _median_ms(graph: Any) -> float:
         graph.replay()
         event.record()
     torch.cuda.synchronize()
-    took = [a.elapsed_time(b) for a, b in zip(events[WARM_UP:-1], events[WARM_UP + 1 :], strict=True)]
+    took: list[float] = [
+        a.elapsed_time(b) for a, b in zip(events[WARM_UP:-1], events[WARM_UP + 1 :], strict=True)
+    ]
     return statistics.median(took)
 
 

@@ -24,7 +24,7 @@ from omnicupy.tools.bench.step_stacks import STACKS
 MODULE = "omnicupy.tools.bench.step_process"
 TOTAL_S, PROCESS_S = 112.0, 55.0  # of a suite, and of one of its processes at the most
 LEAST_S = 8.0  # in which no process is done
-CLOSE = 0.05  # relative difference of rounded results after some layers
+CLOSE = 0.1  # relative difference of results in bfloat16 after some layers; of another mask it is about 1
 RATIOS = {
     "tokens a second": "tokens a second over FlexAttention",
     "peak_bytes": "peak memory over FlexAttention",

@@ -25,6 +25,7 @@ ALONE = 5  # samples of attention alone
 SAMPLE_ROWS, SAMPLE_COLUMNS = 64, 32
 SEED = 1000  # of the first row that is timed
 RATE = 1e-3  # of learning
+SHARP = 1.8  # of the numbers that attention's weights make: a mask that is wrong shows in the results
 
 Say = Callable[[str], None]
 Figures = dict[str, Any]
@@ -129,7 +130,11 @@ def _model(stack: Stack, system: str, device: str, dtype: Any) -> Any:
     torch.manual_seed(0)
     with torch.device(device):
         kind = getattr(transformers, f"{stack.family}Model")
-        return kind._from_config(config, attn_implementation=system, dtype=dtype).train()
+        model = kind._from_config(config, attn_implementation=system, dtype=dtype).train()
+    for name, one in model.named_parameters():
+        if "self_attn" in name and one.ndim > 1:
+            one.data.normal_(0, SHARP / stack.sizes["hidden_size"] ** 0.5)
+    return model
 
 
 def measure(stack: Stack, system: str, say: Say) -> Iterator[Figures]:
