@@ -98,10 +98,12 @@ class Training:
         torch, sizes = library("torch"), self.stack.sizes
         heads = (sizes["num_attention_heads"], *[sizes["num_key_value_heads"]] * 2)
         tokens, head_dim = self.stack.tokens, sizes["head_dim"]
-        arrays = [
-            torch.randn((1, count, tokens, head_dim), device=self.device).to(self.dtype).requires_grad_()
+        arrays = [  # as the model's are, tokens first in memory: for others FlexAttention would be compiled anew
+            torch.randn((1, tokens, count, head_dim), device=self.device).to(self.dtype).transpose(1, 2)
             for count in heads
         ]
+        for array in arrays:
+            array.requires_grad_()
         module = self.model.layers[layer].self_attn
         call = ALL_ATTENTION_FUNCTIONS[self.system]
         dout = torch.randn((1, tokens, heads[0], head_dim), device=self.device).to(self.dtype)
