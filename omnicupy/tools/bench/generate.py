@@ -121,8 +121,7 @@ def _seconds(model: Any, inputs: dict[str, Any], new: int, cache: str | None) ->
         "do_sample": False,
         "disable_compile": True,
     }
-    how |= {"eos_token_id": -1, "pad_token_id": 0}
-    how |= {} if cache is None else {"cache_implementation": cache}
+    how |= {"pad_token_id": 0} | ({} if cache is None else {"cache_implementation": cache})
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     wait()
     begin = time.perf_counter()
