@@ -22,7 +22,7 @@ from omnicupy.tools.bench.step_masks import FLEX, SYSTEMS
 from omnicupy.tools.bench.step_stacks import STACKS
 
 MODULE = "omnicupy.tools.bench.step_process"
-TOTAL_S, PROCESS_S = 112.0, 55.0  # of a suite, and of one of its processes at the most
+TOTAL_S, PROCESS_S = 108.0, 60.0  # of a suite, and of one of its processes at the most
 LEAST_S = 8.0  # in which no process is done
 CLOSE = 0.1  # relative difference of results in bfloat16 after some layers; of another mask it is about 1
 RATIOS = {

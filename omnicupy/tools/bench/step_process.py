@@ -19,8 +19,8 @@ from omnicupy.tools.bench.step_masks import FLEX, maker
 from omnicupy.tools.bench.step_stacks import FULL, STACKS, Packs, Stack
 from omnicupy.tools.bench.torch_inputs import library
 
-STEPS, BUDGET_S = 6, 9.0  # of a kind of rows: at most so many steps, and about so long
-LATEST_S = 14.0  # after the first step: later no other kind of rows is begun
+STEPS, BUDGET_S = 5, 8.0  # of a kind of rows: at most so many steps, and about so long
+LATEST_S = 18.0  # after the first step: later no other kind of rows is begun
 ALONE = 5  # samples of attention alone
 SAMPLE_ROWS, SAMPLE_COLUMNS = 64, 32
 SEED = 1000  # of the first row that is timed
