@@ -84,6 +84,23 @@ def test_a_training_process_prints_its_figures(capsys: Any, monkeypatch: pytest.
     assert 0 < row["attention alone, ms"] < row["a step, ms"]
 
 
+def test_timed_steps_have_samples_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    training, seeds = Training(TINY[0], "omnicupy", "cpu"), []
+    monkeypatch.setattr(training, "step", lambda packs, seed: seeds.append(seed))
+    figures = step_process._timed(training, TINY[0].packs[0])
+    assert seeds == [SEED - 1, *range(SEED, SEED + step_process.STEPS)]
+    assert figures["steps"] == step_process.STEPS
+    found = [TINY[0].masks(TINY[0].packs[0], seed)[FULL].pairs for seed in seeds[1:]]
+    assert figures["allowed pairs"] == pytest.approx(sum(found) / len(found) / TINY[0].tokens ** 2, abs=1e-4)
+
+
+def test_a_training_process_that_fails_ends_with_the_reason(capsys: Any) -> None:
+    with pytest.raises(SystemExit, match="bench step: the systems are") as found:
+        step_process.main("tiny-llama", "eager")
+    assert "\n" not in str(found.value)
+    assert "Traceback" in capsys.readouterr().out
+
+
 def test_weights_move_and_each_step_has_other_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_process, "RATE", 10.0)
     stack = TINY[0]

@@ -83,7 +83,7 @@ def _workloads(stack: str) -> list[str]:
 def _process(stack: str, system: str, deadline: float, say: Say) -> dict[str, Any]:
     """What a process of the system measured; its other lines are said. Rows that it did not come to say why.
 
-    Raises RuntimeError with the end of what it printed where it measured nothing, or where no time was left.
+    Raises RuntimeError with the last line that it printed where it measured nothing, or where no time was left.
     """
     limit = min(PROCESS_S, deadline - time.monotonic())
     if limit < LEAST_S:
@@ -112,9 +112,9 @@ def _process(stack: str, system: str, deadline: float, say: Say) -> dict[str, An
         late.cancel()
         running.kill()
     figures = [line for line in lines if line.startswith("{")]
-    why = "" if not status else f"over {limit:.0f} s" if status < 0 else " ".join(lines[-3:])[-400:]
+    why = "" if not status else f"over {limit:.0f} s" if status < 0 else "".join(lines[-1:])[-300:]
     if not figures:
-        raise RuntimeError(f"a process of {system} failed: {why or 'it printed no figures'}")
+        raise RuntimeError(why or "its process printed no figures")
     found: dict[str, Any] = json.loads(figures[-1])
     for workload in _workloads(stack):
         found["rows"].setdefault(workload, {"problem": why or "no time was left"})

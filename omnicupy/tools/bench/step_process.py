@@ -10,10 +10,12 @@ import json
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from omnicupy.choose import pick
+from omnicupy.tools.bench.measure import reason
 from omnicupy.tools.bench.records import OURS
 from omnicupy.tools.bench.step_masks import FLEX, maker
 from omnicupy.tools.bench.step_stacks import FULL, STACKS, Packs, Stack
@@ -209,13 +211,20 @@ def _now(device: str) -> float:
 
 @pick.serve_every_kernel()
 def main(stack: str, system: str) -> None:
-    """Print how far it is, and after each kind of rows the figures so far as one line of JSON."""
+    """Print how far it is, and after each kind of rows the figures so far as one line of JSON.
+
+    Ends the process with the reason, in one line, where something fails.
+    """
 
     def say(line: str) -> None:
         print(line, flush=True)
 
-    for figures in measure(STACKS[stack], system, say):
-        say(json.dumps(figures))
+    try:
+        for figures in measure(STACKS[stack], system, say):
+            say(json.dumps(figures))
+    except Exception as error:  # of a compiler or an allocator: anything
+        say(traceback.format_exc())
+        sys.exit(reason(error))
 
 
 if __name__ == "__main__":
