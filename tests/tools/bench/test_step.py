@@ -86,7 +86,8 @@ def test_rows_stand_beside_flex_attention() -> None:
     assert wrong[0]["figures"]["correct"] is False
     alone = step.rows("sdpa", {"sample": [2.0], "rows": {"a": {"tokens a second": 50}}}, {})
     assert alone[0]["figures"] == {"tokens a second": 50}
-    assert step.difference([float("nan")], [1.0]) == float("inf")
+    (broken,) = step.rows("sdpa", {"sample": [float("nan"), 2.0], "rows": {"a": {}}}, first)
+    assert broken["figures"] == {"correct": False}
 
 
 def _processes(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> tuple[list[Any], list[str]]:
