@@ -653,7 +653,59 @@ STEPS = [
     ),
 ]
 
-FAULTS = CALLS + MEMORY + FILES + GRADIENTS + RANKS + VERIFYING + STEPS
+# Suites that compare a training step: other masks, other samples or another ratio.
+BENCHES = [
+    Fault(
+        "tools/bench/step_stacks.py",
+        "left=reach, right=self.tokens)",
+        "left=reach + 1, right=self.tokens)",
+        "tests/tools/bench/test_step.py",
+    ),
+    Fault(
+        "tools/bench/step_stacks.py",
+        "size = min(left, int(rng.integers(self.longest // 4,",
+        "size = min(left, int(rng.integers(self.longest // 8,",
+        "tests/tools/bench/test_step.py",
+    ),
+    Fault(
+        "tools/bench/step.py",
+        "round(figures[name] / theirs[name], 3)",
+        "round(theirs[name] / figures[name], 3)",
+        "tests/tools/bench/test_step.py",
+    ),
+    Fault(
+        "tools/bench/step.py",
+        "off <= CLOSE",
+        "off <= 100",
+        "tests/tools/bench/test_step.py",
+    ),
+    Fault(
+        "tools/bench/step_masks.py",
+        "found &= rows < bounds.stop",
+        "found &= rows <= bounds.stop",
+        "tests/transformers/test_benches.py",
+    ),
+    Fault(
+        "tools/bench/step_masks.py",
+        "return (q >= start[k]) & (q < stop[k])",
+        "return (q >= start[k]) & (q <= stop[k])",
+        "tests/transformers/test_benches.py",
+    ),
+    Fault(
+        "tools/bench/step_process.py",
+        "training.step(packs, SEED + i)",
+        "training.step(packs, SEED)",
+        "tests/transformers/test_benches.py",
+    ),
+    Fault(
+        "tools/bench/captured.py",
+        "self.lengths += 1",
+        "self.lengths += 0",
+        "tests/transformers/test_benches.py",
+    ),
+]
+
+FAULTS = CALLS + MEMORY + FILES + GRADIENTS + RANKS + VERIFYING + STEPS + BENCHES
 
 
 def text_with(fault: Fault, root: Path = ROOT) -> str:

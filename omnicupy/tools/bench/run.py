@@ -15,7 +15,9 @@ from omnicupy.tools.bench import (
     accuracy,
     accuracy_cases,
     atoms,
+    captured,
     gathered_flex,
+    generate,
     host,
     mask_build,
     memory,
@@ -24,6 +26,7 @@ from omnicupy.tools.bench import (
     ranks,
     scaling,
     sharing,
+    step,
     tiles,
     timing,
 )
@@ -37,8 +40,14 @@ from omnicupy.tools.workloads.workload import Workload, by_name
 Kind = Callable[[Session, Workload, Sequence[str]], None]
 
 ACCURACY = "accuracy"
-GPU_HOST = {"host": host.warm_calls, "cold": host.first_calls, atoms.SUITE: atoms.atoms}
+GPU_HOST: dict[str, Callable[[Record, host.Say], None]] = {
+    "host": host.warm_calls,
+    "cold": host.first_calls,
+    atoms.SUITE: atoms.atoms,
+}
 GPU_HOST |= {gathered_flex.SUITE: gathered_flex.flex}
+GPU_HOST |= {"step": step.suite("llama"), "step-gemma": step.suite("gemma")}
+GPU_HOST |= {generate.SUITE: generate.generate, captured.SUITE: captured.captured}
 CPU_HOST = {
     "build": host.mask_building,
     "presets": preset_build.building,

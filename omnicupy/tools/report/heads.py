@@ -38,6 +38,8 @@ HEADS = {
     "kept_bytes": "kept by the mask, MiB",
     "taken_bytes": "taken from the device, MiB",
     "plan_ms": "plan made, ms",
+    "peak_bytes": "torch's memory at the most, MiB",
+    "outside_bytes": "memory outside of torch's allocator, MiB",
     "problem": "why not measured",
 }
 
