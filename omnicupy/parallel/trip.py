@@ -9,23 +9,21 @@ is looked up, and pieces of tensors are views made in one step each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 
 from omnicupy.parallel.exchange import Exchange
+from omnicupy.parallel.places import Places
 from omnicupy.parallel.plan import Plan
 from omnicupy.parallel.ranks import Pending, Ranks
-from omnicupy.parallel.seen import Whole
 
 WIDE = 8  # bytes of a word, which a copy moves at once where it can
 MOST_PACKINGS = 64  # kept of one trip
 
 Heads: TypeAlias = slice
-Places: TypeAlias = Any  # slice or index tensor
 EVERY = slice(None)
 
 
@@ -90,7 +88,7 @@ class Trip:
 
     def __init__(self, plan: Plan, ranks: Ranks, mask: int | Sequence[int], hides: bool = True) -> None:
         self.exchange: Exchange = plan.exchange(ranks.rank, mask)
-        self.ranks, self.hides, self._found = ranks, hides, plan._found
+        self.ranks, self.hides, self._places = ranks, hides, Places(self.exchange, plan._found)
         self.own, self.coming = self.exchange.own, sum(self.exchange.received)
         self.received, self.sent = list(self.exchange.received), list(self.exchange.sent)
         self._packings: dict[Any, _Packing] = {}
@@ -137,14 +135,14 @@ class Trip:
         if not returned.shape[0]:
             return
         total, parts = grad.permute(2, 0, 1, 3), returned
-        if self._apart():  # each place comes once, and one addition in the dtype of k rounds once, too
-            places = self._places(grad.device)
+        if self._places.are_apart():  # each place comes once, and one addition in the dtype of k rounds once, too
+            places = self._places.sent(grad.device)
             if isinstance(places, slice):
                 total[places].add_(parts)
             else:
                 total.index_copy_(0, places, total.index_select(0, places).add_(parts))
             return
-        every, *of_ranks = self._touched(grad.device)
+        every, *of_ranks = self._places.touched(grad.device)
         sums = total.index_select(0, every).to(torch.promote_types(grad.dtype, torch.float32))
         for part, places in zip(parts.split(self.sent), of_ranks, strict=True):
             if len(places):
@@ -167,7 +165,7 @@ class Trip:
             pieces = [_pieces(arrays, heads, bounds, ratio) for bounds in ((0, self.own), own)]
             places = None
             if there:
-                places = self._places(first.device)
+                places = self._places.sent(first.device)
                 if isinstance(places, slice):
                     pieces[0] = _pieces(arrays, heads, (places.start, places.stop), ratio)
                     places = None
@@ -183,46 +181,6 @@ class Trip:
                 self._packings.clear()
             self._packings[key] = found
         return found
-
-    def _apart(self) -> bool:
-        """Whether no key is sent to two ranks."""
-        key = ("apart", id(self.exchange))
-        if key not in self._found:
-            every = np.concatenate(self.exchange.send)
-            self._found[key] = len(np.unique(every)) == len(every)
-        return bool(self._found[key])
-
-    def _places(self, device: Any) -> Places:
-        """The places of the keys that are sent, by target: a slice where they are one run, else on this device."""
-
-        def made() -> Places:
-            every = np.concatenate(self.exchange.send)
-            if not len(every):
-                return slice(0, 0)
-            if (np.diff(every) == 1).all():
-                return slice(int(every[0]), int(every[-1]) + 1)
-            return _on(device, every)
-
-        return self._kept("places", device, made)
-
-    def _touched(self, device: Any) -> tuple[Any, ...]:
-        """The places of the keys that any rank is sent, ascending; then for each rank where among them its own are."""
-
-        def made() -> tuple[Any, ...]:
-            every = np.unique(np.concatenate(self.exchange.send))
-            return tuple(
-                _on(device, one)
-                for one in (every, *(np.searchsorted(every, one) for one in self.exchange.send))
-            )
-
-        found: tuple[Any, ...] = self._kept("touched", device, made)
-        return found
-
-    def _kept(self, name: str, device: Any, made: Callable[[], Any]) -> Any:
-        key = (name, id(self.exchange), device)
-        if key not in self._found:
-            self._found[key] = made()
-        return self._found[key]
 
     def _moved(
         self, out: Any, given: Any, received: list[int], sent: list[int], hides: bool, limit: float
@@ -294,7 +252,3 @@ def _copy(out: Any, given: Any) -> None:
     if _ratio((out, given)):
         out, given = out.view(torch.int64), given.view(torch.int64)
     out.copy_(given)
-
-
-def _on(device: Any, places: Whole) -> Any:
-    return torch.from_numpy(places).to(device)
