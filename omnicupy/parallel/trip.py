@@ -135,7 +135,9 @@ class Trip:
         if not returned.shape[0]:
             return
         total, parts = grad.permute(2, 0, 1, 3), returned
-        if self._places.are_apart():  # each place comes once, and one addition in the dtype of k rounds once, too
+        if (
+            self._places.are_apart()
+        ):  # each place comes once, and one addition in the dtype of k rounds once, too
             places = self._places.sent(grad.device)
             if isinstance(places, slice):
                 total[places].add_(parts)
