@@ -229,7 +229,7 @@ class _Backward:
                 grads[::3] = self._of(keys, (True, False, False, self.wanted[3]))[::3]
             pending.wait()
             for grad, part in zip(mine, parts_of(returned, widths_of(mine)), strict=True):
-                trip.add(grad[:, :, : trip.own], part)
+                trip.add(grad, part)
         for side in travelling:
             grads[side] = grads[side][:, :, : trip.own]
         return grads

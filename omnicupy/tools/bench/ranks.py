@@ -207,7 +207,7 @@ class Problem:
                 returned, pending = trip.back(found, False, LIMIT_S)
                 pending.wait()
                 for one, part in zip(found, parts_of(returned, widths_of(found)), strict=True):
-                    trip.add(one[:, :, : trip.own], part)
+                    trip.add(one, part)
 
         keys, values = exchanged(k, v)
         run = forward_and_backward if backward else forward
