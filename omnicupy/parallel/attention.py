@@ -62,10 +62,9 @@ def attention(
     unless `deterministic=False`. That of sink_logits is of this rank's rows: add those of all ranks.
 
     Every rank makes the same calls in the same order, with gradients of the same tensors wanted, also a rank without
-    rows: its `out` must reach its loss. Keys received live until the backward pass; with activation checkpointing they
-    travel again. torch.compile breaks its graph at the call; fullgraph=True raises. At the first of equal calls ranks
-    compare plan, sizes, dtype and overlap. CUDA graphs may capture later ones of tensors, on all ranks; replays wait
-    without limit.
+    rows: its `out` must reach its loss. Keys received live until the backward pass; activation checkpointing sends them
+    again. torch.compile breaks its graph here; fullgraph=True raises. At the first of equal calls ranks compare plan,
+    sizes, dtype and overlap. CUDA graphs may capture later ones of tensors, on all ranks; replays wait without limit.
 
     Raises ValueError where plan, group and shards do not belong together or ranks make different calls; RuntimeError
     where ranks are late; UnsupportedError for what one device does not serve, and in a capture for first calls and CuPy
