@@ -57,7 +57,10 @@ def captured(problem: Timed, call: Call) -> Captured | str:
     try:
         made = Captured(call)
     except Exception as error:
-        why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+        cause: BaseException = error
+        while cause.__context__ is not None:  # the end of a capture that failed raises, too
+            cause = cause.__context__
+        why = f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0][:200]}"
     if problem.slowest(1.0 if why else 0.0):
         return why or "another rank could not capture it"
     assert made is not None

@@ -61,7 +61,10 @@ def test_calls_are_timed_as_they_are_and_captured(monkeypatch: pytest.MonkeyPatc
     assert set(found) == {f"{name}, in a row, ms" for name in names}
 
     def fails(call: Any) -> Any:
-        raise RuntimeError("no\nstream")
+        try:
+            raise RuntimeError("no\nstream")
+        finally:
+            raise ValueError("the capture failed")  # as its end does
 
     monkeypatch.setattr(captured, "Captured", fails)
     found = captured.figures(_problem(), _own(), forward, CALLS, lambda: None)
