@@ -133,7 +133,7 @@ def _part(module: str) -> str:
 
 
 TORCH = {one for one in MODULES if _part(one) in ("torch", "transformers")}  # which need it
-TORCH |= {"parallel.distributed", "parallel.ranks", "parallel.trip", "parallel.way"}
+TORCH |= {"parallel.distributed", "parallel.places", "parallel.ranks", "parallel.trip", "parallel.way"}
 
 
 def _loaded(imported: str) -> str:

@@ -50,25 +50,25 @@ def attention(
     overlap: of tensors, whether launches run beside the exchange, the same on every rank: False, None where the plan's
         speeds predict that it pays, never on a CPU, or True where it can be. "rows" has rows that need not wait first;
         a tuple names heads of keys in each of several exchanges, as (2, 6) of 8.
-    time_limit: seconds to wait for other ranks at a first call, and at each exchange on the CPU. On CUDA the exchange
-        waits on the device, under the time limit of the process group; an NcclGroup has none there.
+    time_limit: seconds to wait for other ranks, which are then named, at a first call and each exchange on the CPU. On
+        CUDA the exchange waits on the device, under the process group's limit; an NcclGroup has none there.
     scale, softcap, return_lse, config: as in `omnicupy.attention`.  deterministic: of tensors, as there.
 
-    Keys and values that rows of other ranks see travel. With overlap, rows that see none of other ranks are computed
-    meanwhile, or heads travel in groups, each while the one before is computed; that may change last bits of a result,
-    but never from call to call. Returns this rank's `out`, or (out, lse). Of tensors, gradients reach q, k, v and
-    sink_logits; of arrays, `attention_backward` makes them. Those of keys that travelled go back to their owner, each
-    rank's part in the dtype of k and v, and are added in float32, its own, then the others by rank: the same call gives
-    the same bits, unless `deterministic=False`. That of sink_logits is of this rank's rows: add those of all ranks.
+    Keys and values that rows of other ranks see travel. With overlap, rows that see none of others are computed
+    meanwhile, or heads travel in groups, each while the one before is computed; that may change last bits, but never
+    from call to call. Returns this rank's `out`, or (out, lse). Of tensors, gradients reach q, k, v and sink_logits; of
+    arrays, `attention_backward` makes them. Those of keys that travelled go back to their owner, each rank's part in
+    the dtype of k and v, and are added in float32, its own, then the others by rank: the same call gives the same bits,
+    unless `deterministic=False`. That of sink_logits is of this rank's rows: add those of all ranks.
 
-    Every rank makes the same calls in the same order, with gradients of the same tensors wanted, also a rank whose plan
-    gives it no rows: its `out` has none, and must reach its loss. Keys received live until the backward pass;
-    activation checkpointing frees them and has them travel again. Inside torch.compile the call breaks the graph, so
-    fullgraph=True raises. At the first of equal calls ranks compare the plan, sizes, dtype and overlap.
+    Every rank makes the same calls in the same order, with gradients of the same tensors wanted, also a rank without
+    rows: its `out` must reach its loss. Keys received live until the backward pass; activation checkpointing sends them
+    again. torch.compile breaks its graph here; fullgraph=True raises. At the first of equal calls ranks compare plan,
+    sizes, dtype and overlap. CUDA graphs may capture later ones of tensors, on all ranks; replays wait without limit.
 
     Raises ValueError where plan, group and shards do not belong together or ranks make different calls; RuntimeError
-    where ranks do not take part in time (of tensors it names them); UnsupportedError for what the call on one device
-    does not serve; TypeError for other arrays and groups.
+    where ranks are late; UnsupportedError for what one device does not serve, and in a capture for first calls and CuPy
+    arrays; TypeError for other arrays and groups.
     """
     options: dict[str, Any] = {"scale": scale, "softcap": softcap, "config": config}
     options["return_lse"] = flag("attention", "return_lse", return_lse)

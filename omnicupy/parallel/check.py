@@ -39,6 +39,11 @@ def shared(arrays: tuple[Any, Any], mask: int | Sequence[int], groups: Sequence[
     return Shared(which, int(k.shape[0]), (int(k.shape[3]), int(v.shape[3])), dtype, sizes)
 
 
+def said(plan: Plan, call: Shared) -> str:
+    """What ranks compare: the plan's digest, then the call."""
+    return f"{plan.digest.hex()} {call}"
+
+
 def named(ranks: Sequence[int]) -> str:
     """Ranks in a message, the first ones of many."""
     shown = ", ".join(str(one) for one in ranks[:SHOWN]) + (", ..." if len(ranks) > SHOWN else "")

@@ -13,6 +13,7 @@ from omnicupy.choose import backward_table
 from omnicupy.jit import archs
 from omnicupy.parallel import check
 from omnicupy.parallel.overlap import Overlap, Piece
+from omnicupy.parallel.places import check_captured
 from omnicupy.parallel.plan import Plan
 from omnicupy.parallel.ranks import ranks_of
 from omnicupy.parallel.trip import joined, parts_of, sides, widths_of
@@ -59,11 +60,13 @@ def attention(
         q.device,
     )
     way: Way | None = plan._found.get(key)
-    if way is None:
-        check.of_rank(plan, ranks.rank, (q, k, v), mask)
-        way = way_of(plan, ranks, mask, (q, k, v), overlap)
-    ranks.agree(plan, way.shared, limit)
-    plan._found[key] = way
+    if way is None or way.said not in ranks.agreed:
+        check_captured(q.device)
+        if way is None:
+            check.of_rank(plan, ranks.rank, (q, k, v), mask)
+            way = way_of(plan, ranks, mask, (q, k, v), overlap)
+        ranks.agree(way.said, limit)
+        plan._found[key] = way
     if way.masks and not way.travels:
         return attention_of_tensors(q, k, v, _given(way.masks), sink_logits=sink_logits, **options)
     call = _Call(way, limit, options)
@@ -226,7 +229,7 @@ class _Backward:
                 grads[::3] = self._of(keys, (True, False, False, self.wanted[3]))[::3]
             pending.wait()
             for grad, part in zip(mine, parts_of(returned, widths_of(mine)), strict=True):
-                trip.add(grad[:, :, : trip.own], part)
+                trip.add(grad, part)
         for side in travelling:
             grads[side] = grads[side][:, :, : trip.own]
         return grads

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from omnicupy.errors import UnsupportedError
 from omnicupy.parallel import check
 from omnicupy.parallel.check import Shared
 from omnicupy.parallel.plan import Plan
 
 MOST_AGREED = 1 << 12  # digests kept
 DIGEST_BYTES = 32  # of a call's description
+LEGACY_STREAM = 1  # its handle, or 0: never captured
 MOST_SAID = 512  # bytes of a call's description that an error can show; all of it is compared
 
 
@@ -61,13 +63,20 @@ class NcclGroup:
         """Compare the plan's digest, and what decides the exchanges of a call, with those of the other ranks; once for
         equal ones, which waits for the device.
 
-        Raises ValueError where they differ, RuntimeError where some rank does not come within `limit` seconds.
+        Raises ValueError where they differ, RuntimeError where some rank does not come within `limit` seconds,
+        UnsupportedError in every call while CuPy's current stream is captured.
         """
+        import cupy
+
+        stream = cupy.cuda.get_current_stream()
+        if stream.ptr > LEGACY_STREAM and stream.is_capturing():
+            raise UnsupportedError(
+                "attention of several ranks on CuPy arrays cannot be captured into a CUDA graph, since what travels "
+                "lies in memory that CuPy's pool gives to others after the call; pass torch tensors"
+            )
         key = (plan.digest, call)
         if key in self._agreed:
             return
-        import cupy
-
         said = str(call).encode()
         whole = hashlib.sha256(said).digest()
         mine = plan.digest + whole + said[:MOST_SAID].ljust(MOST_SAID)
@@ -75,7 +84,6 @@ class NcclGroup:
             cupy.asarray(np.frombuffer(mine, np.uint8)),
             cupy.empty((self.size, len(mine)), np.uint8),
         )
-        stream = cupy.cuda.get_current_stream()
         kind = cupy.cuda.nccl.NCCL_UINT8
         self.communicator.allGather(given.data.ptr, every.data.ptr, len(mine), kind, stream.ptr)
         done = stream.record()

@@ -12,8 +12,6 @@ from typing import Any
 import torch.distributed as dist
 
 from omnicupy.parallel import check
-from omnicupy.parallel.check import Shared
-from omnicupy.parallel.plan import Plan
 
 GRACE_S = 2.0  # after a time limit, until all who waited have said so
 MOST_AGREED = 1 << 12  # digests kept
@@ -32,7 +30,7 @@ class Ranks:
     size: int
     plans: int = 0
     exchanges: int = 0
-    agreed: dict[tuple[bytes, Shared], None] = field(default_factory=dict)
+    agreed: dict[str, None] = field(default_factory=dict)
     number: int = field(default_factory=count(1).__next__)
 
     def exchange(
@@ -60,25 +58,22 @@ class Ranks:
         # On a device the current stream waits, not this thread.
         return Pending(self, self.exchanges, work, None if given.is_cuda else limit, (out, given))
 
-    def agree(self, plan: Plan, call: Shared, limit: float) -> None:
-        """Compare the plan's digest, and what decides the exchanges of a call, with those of the other ranks; once for
-        equal ones.
+    def agree(self, said: str, limit: float) -> None:
+        """Compare what `check.said` gives of a plan and a call with what the other ranks have; once for equal ones.
 
         Through the store of the group, so that no device is waited for. Raises ValueError on every rank where they
         differ, RuntimeError that names the ranks which do not come within `limit` seconds.
         """
-        key = (plan.digest, call)
-        if key in self.agreed:
+        if said in self.agreed:
             return
         self.plans += 1
         store, prefix = self._store(f"plan {self.plans}")
-        mine = f"{plan.digest.hex()} {call}"
-        store.set(f"{prefix}/at/{self.rank}", mine)
+        store.set(f"{prefix}/at/{self.rank}", said)
         if self.rank == 0:
-            store.set(f"{prefix}/digest", mine)
+            store.set(f"{prefix}/digest", said)
         try:
             store.wait([f"{prefix}/digest"], timedelta(seconds=limit))
-            if store.get(f"{prefix}/digest").decode() != mine:
+            if store.get(f"{prefix}/digest").decode() != said:
                 store.add(f"{prefix}/others", 1)
             if store.add(f"{prefix}/arrived", 1) == self.size:
                 store.set(f"{prefix}/done", str(store.add(f"{prefix}/others", 0)))
@@ -88,7 +83,7 @@ class Ranks:
         if store.get(f"{prefix}/done") != b"0":
             every = [store.get(f"{prefix}/at/{one}").decode() for one in range(self.size)]
             raise ValueError(check.difference([one.split(" ", 1) for one in every]))
-        self.agreed[key] = None
+        self.agreed[said] = None
         if len(self.agreed) > MOST_AGREED:
             del self.agreed[next(iter(self.agreed))]
         self._forget(store, f"plan {self.plans - 1}")
@@ -164,12 +159,13 @@ def ranks_of(group: Any) -> Ranks:
             "attention_of_ranks, which needs one process"
         )
     found = _process_group(group)
-    if found not in _known:
+    known = _known.get(found)
+    if known is None:
         rank = dist.get_rank(found)
         if rank < 0:
             raise ValueError("group: this process is no rank of it; call attention on its ranks alone")
-        _known[found] = Ranks(found, rank, dist.get_world_size(found))
-    return _known[found]
+        known = _known[found] = Ranks(found, rank, dist.get_world_size(found))
+    return known
 
 
 def _process_group(group: Any) -> Any:

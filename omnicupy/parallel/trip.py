@@ -9,23 +9,21 @@ is looked up, and pieces of tensors are views made in one step each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 
 from omnicupy.parallel.exchange import Exchange
+from omnicupy.parallel.places import Places, Run
 from omnicupy.parallel.plan import Plan
 from omnicupy.parallel.ranks import Pending, Ranks
-from omnicupy.parallel.seen import Whole
 
 WIDE = 8  # bytes of a word, which a copy moves at once where it can
 MOST_PACKINGS = 64  # kept of one trip
 
 Heads: TypeAlias = slice
-Places: TypeAlias = Any  # slice or index tensor
 EVERY = slice(None)
 
 
@@ -50,7 +48,8 @@ class _Packing:
     that elements are moved.
 
     given: pieces that are packed, or of which `places` are.  own: pieces copied in front of what comes.
-    widths: columns of each array.  sent, buffer: shapes; both in words.
+    widths: columns of each array.  sent, buffer: shapes; both in words.  within: where among the keys copied in front
+    those lie that are sent, which are taken from there; None where they are packed on their own.
     """
 
     ratio: int
@@ -60,6 +59,7 @@ class _Packing:
     own: tuple[_Piece, ...]
     sent: tuple[int, int, int, int]
     buffer: tuple[int, int, int, int]
+    within: Run | None = None
 
     def words(self, arrays: Sequence[Any]) -> Sequence[Any]:
         return [one.view(torch.int64) for one in arrays] if self.ratio else arrays
@@ -67,6 +67,12 @@ class _Packing:
     def empty(self, shape: Sequence[int], like: Any) -> Any:
         dtype = torch.int64 if self.ratio else like.dtype
         return torch.empty(shape, dtype=dtype, device=like.device)
+
+    def copy_own(self, words: Sequence[Any], to: Any) -> None:
+        """Own keys. to: where they go, the front of a buffer."""
+        parts = to.split_with_sizes(self.widths, 3)
+        for part, one, piece in zip(parts, words, self.own, strict=True):
+            part.copy_(piece.of(one))
 
     def packed(self, words: Sequence[Any], like: Any) -> Any:
         """A buffer with what is sent."""
@@ -90,7 +96,7 @@ class Trip:
 
     def __init__(self, plan: Plan, ranks: Ranks, mask: int | Sequence[int], hides: bool = True) -> None:
         self.exchange: Exchange = plan.exchange(ranks.rank, mask)
-        self.ranks, self.hides, self._found = ranks, hides, plan._found
+        self.ranks, self.hides, self._places = ranks, hides, Places(self.exchange, plan._found)
         self.own, self.coming = self.exchange.own, sum(self.exchange.received)
         self.received, self.sent = list(self.exchange.received), list(self.exchange.sent)
         self._packings: dict[Any, _Packing] = {}
@@ -105,15 +111,17 @@ class Trip:
         """
         k = arrays[0]
         packing = self._packing("there", arrays, heads, own)
-        words = packing.words(arrays)
-        given = packing.packed(words, k)
+        words, within, count = packing.words(arrays), packing.within, own[1] - own[0]
         buffer = packing.empty(packing.buffer, k)
-        count = own[1] - own[0]
-        pending = self._moved(buffer[count:], given, self.received, self.sent, self.hides, limit)
-        if count:
-            parts = buffer[:count].split_with_sizes(packing.widths, 3)
-            for part, one, piece in zip(parts, words, packing.own, strict=True):
-                part.copy_(piece.of(one))
+        front, behind = buffer.split_with_sizes((count, self.coming))
+        if within is None:
+            given = packing.packed(words, k)
+        else:
+            packing.copy_own(words, front)
+            given = front[within] if isinstance(within, slice) else front.index_select(0, within)
+        pending = self._moved(behind, given, self.received, self.sent, self.hides, limit)
+        if count and within is None:
+            packing.copy_own(words, front)
         return (buffer.view(k.dtype) if packing.ratio else buffer), pending
 
     def back(self, grads: Sequence[Any], hides: bool, limit: float) -> tuple[Any, Pending]:
@@ -130,21 +138,23 @@ class Trip:
         return (buffer.view(first.dtype) if packing.ratio else buffer), pending
 
     def add(self, grad: Any, returned: Any) -> None:
-        """In place: the parts of other ranks, in their order. returned: (keys that came back, batch, heads, columns).
+        """In place: the parts of other ranks, in their order. grad: of own keys, and received ones behind them.
+        returned: (keys that came back, batch, heads, columns).
 
         Sums are float32, and rounded once.
         """
         if not returned.shape[0]:
             return
         total, parts = grad.permute(2, 0, 1, 3), returned
-        if self._apart():  # each place comes once, and one addition in the dtype of k rounds once, too
-            places = self._places(grad.device)
+        # Each place comes once, and one addition in the dtype of k rounds once, too.
+        if self._places.are_apart():
+            places = self._places.sent(grad.device)
             if isinstance(places, slice):
                 total[places].add_(parts)
             else:
                 total.index_copy_(0, places, total.index_select(0, places).add_(parts))
             return
-        every, *of_ranks = self._touched(grad.device)
+        every, *of_ranks = self._places.touched(grad.device)
         sums = total.index_select(0, every).to(torch.promote_types(grad.dtype, torch.float32))
         for part, places in zip(parts.split(self.sent), of_ranks, strict=True):
             if len(places):
@@ -165,9 +175,11 @@ class Trip:
             ratio = _ratio(arrays)
             there = what == "there"
             pieces = [_pieces(arrays, heads, bounds, ratio) for bounds in ((0, self.own), own)]
-            places = None
+            places = within = None
             if there:
-                places = self._places(first.device)
+                places = self._places.sent(first.device)
+                # One copy less, of what is sent; but the exchange begins behind that of all own keys.
+                within = places if own == (0, self.own) and not self.hides else None
                 if isinstance(places, slice):
                     pieces[0] = _pieces(arrays, heads, (places.start, places.stop), ratio)
                     places = None
@@ -178,51 +190,11 @@ class Trip:
             leaving, coming = sum(self.sent), self.coming
             shapes = (leaving, own[1] - own[0] + coming) if there else (coming, leaving)
             buffers = [(count, *rest) for count in shapes]
-            found = _Packing(ratio, widths, pieces[0], places, pieces[1], buffers[0], buffers[1])
+            found = _Packing(ratio, widths, pieces[0], places, pieces[1], buffers[0], buffers[1], within)
             if len(self._packings) == MOST_PACKINGS:
                 self._packings.clear()
             self._packings[key] = found
         return found
-
-    def _apart(self) -> bool:
-        """Whether no key is sent to two ranks."""
-        key = ("apart", id(self.exchange))
-        if key not in self._found:
-            every = np.concatenate(self.exchange.send)
-            self._found[key] = len(np.unique(every)) == len(every)
-        return bool(self._found[key])
-
-    def _places(self, device: Any) -> Places:
-        """The places of the keys that are sent, by target: a slice where they are one run, else on this device."""
-
-        def made() -> Places:
-            every = np.concatenate(self.exchange.send)
-            if not len(every):
-                return slice(0, 0)
-            if (np.diff(every) == 1).all():
-                return slice(int(every[0]), int(every[-1]) + 1)
-            return _on(device, every)
-
-        return self._kept("places", device, made)
-
-    def _touched(self, device: Any) -> tuple[Any, ...]:
-        """The places of the keys that any rank is sent, ascending; then for each rank where among them its own are."""
-
-        def made() -> tuple[Any, ...]:
-            every = np.unique(np.concatenate(self.exchange.send))
-            return tuple(
-                _on(device, one)
-                for one in (every, *(np.searchsorted(every, one) for one in self.exchange.send))
-            )
-
-        found: tuple[Any, ...] = self._kept("touched", device, made)
-        return found
-
-    def _kept(self, name: str, device: Any, made: Callable[[], Any]) -> Any:
-        key = (name, id(self.exchange), device)
-        if key not in self._found:
-            self._found[key] = made()
-        return self._found[key]
 
     def _moved(
         self, out: Any, given: Any, received: list[int], sent: list[int], hides: bool, limit: float
@@ -294,7 +266,3 @@ def _copy(out: Any, given: Any) -> None:
     if _ratio((out, given)):
         out, given = out.view(torch.int64), given.view(torch.int64)
     out.copy_(given)
-
-
-def _on(device: Any, places: Whole) -> Any:
-    return torch.from_numpy(places).to(device)

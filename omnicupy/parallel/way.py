@@ -23,7 +23,7 @@ class Way:
     """What calls of one shape share: steps, and what travels how; kept with the plan.
 
     masks: of all rows.  behind: the launch that waits.  groups: heads of keys in each exchange; () where nothing
-    travels.  shared: what ranks compare.  kept: own keys that buffers begin with, those of `behind`.
+    travels.  said: what ranks compare.  kept: own keys that buffers begin with, those of `behind`.
     """
 
     masks: tuple[Mask, ...]
@@ -31,7 +31,7 @@ class Way:
     steps: Steps
     behind: Piece | None
     groups: tuple[slice, ...]
-    shared: check.Shared
+    said: str
     trip: Trip
     overlaps: bool
 
@@ -49,8 +49,8 @@ def way_of(plan: Plan, ranks: Ranks, mask: Which, arrays: tuple[Any, Any, Any], 
     groups = tuple(_groups(steps.groups)) if travels else ()
     hides = overlap is not False or _copies_long(plan, k, v)
     trip = Trip(plan, ranks, mask, hides=hides)
-    masks, shared = plan.locals(ranks.rank, mask), check.shared((k, v), mask, steps.groups)
-    return Way(masks, travels, steps, behind, groups, shared, trip, overlap is not False)
+    masks, said = plan.locals(ranks.rank, mask), check.said(plan, check.shared((k, v), mask, steps.groups))
+    return Way(masks, travels, steps, behind, groups, said, trip, overlap is not False)
 
 
 def _copies_long(plan: Plan, k: Any, v: Any) -> bool:

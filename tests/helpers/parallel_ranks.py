@@ -158,18 +158,20 @@ def wanted(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
     return found
 
 
+def message(call: Callable[[], Any]) -> str:
+    """What the call raises."""
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing was raised"
+
+
 def refused(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
     """The messages of calls that are refused."""
     mask = oc.causal(SIZE)
     made = plan(mask, ranks)
     q, k, v = (made.shard(one, rank) for one in whole(mask, torch.float32)[2:])
-
-    def message(call: Callable[[], Any]) -> str:
-        try:
-            call()
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
-        return "nothing was raised"
 
     other = plan(oc.full(SIZE) if rank == 1 else mask, ranks, rows="contiguous")
     mine = [other.shard(one, rank) for one in whole(oc.full(SIZE), torch.float32)[2:]]

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -134,23 +135,45 @@ def tensors(rank: int, ranks: int, folder: Path, count: int) -> dict[str, list[A
         *bits, dlse = case.shards(rank)
         dout, *given = (_tensor(one, case.dtype, device) for one in bits)
         dlse = torch.from_numpy(np.ascontiguousarray(dlse)).to(device)
-        for said, way in (("", False), (OVERLAPPED, _way(number, given[1].shape[1]))):
-            turns = []
-            for _ in range(2):
-                leaves = [one.clone().requires_grad_() for one in given]
-                out, lse = oc.parallel.attention(
-                    *leaves, case.made, return_lse=True, overlap=way, time_limit=TIMEOUT
-                )
-                grads = torch.autograd.grad([out, lse], leaves, [dout, dlse])
-                turns.append([_bits(one) for one in (out, lse, *grads)])
+        for at, (said, way) in enumerate((("", False), (OVERLAPPED, _way(number, given[1].shape[1])))):
+            both = partial(_both, case.made, way)
+            turns = [[_bits(one) for one in both(given, dout, dlse)] for _ in range(2)]
             for name, a, b in zip(NAMES, *turns, strict=True):
                 assert np.array_equal(a, b), (
                     f"{case.name}{said}: rank {rank}: {name} has other bits the second time"
                 )
             found[case.name + said] = turns[0]
+            if on_gpu and at == number % 2:
+                _check_replays(both, (given, dout, dlse), f"{case.name}{said}: rank {rank}")
     dist.barrier()
     dist.destroy_process_group()
     return found
+
+
+def _both(made: Plan, way: Any, given: list[Any], dout: Any, dlse: Any) -> list[Any]:
+    """out, lse, dq, dk and dv."""
+    leaves = [one.detach().requires_grad_() for one in given]
+    out, lse = oc.parallel.attention(*leaves, made, return_lse=True, overlap=way, time_limit=TIMEOUT)
+    return [out.detach(), lse.detach(), *torch.autograd.grad([out, lse], leaves, [dout, dlse])]
+
+
+def _check_replays(both: Any, inputs: tuple[list[Any], Any, Any], said: str) -> None:
+    """Asserts that a captured call gives the bits of an eager one, on its inputs and then on others in their memory."""
+    given, dout, dlse = [one.clone() for one in inputs[0]], inputs[1].clone(), inputs[2].clone()
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # NCCL's threads look at events
+        kept = both(given, dout, dlse)
+    for turn in range(2):
+        expected = [_bits(one) for one in both(given, dout, dlse)]
+        for one in kept:
+            one.fill_(torch.nan)
+        graph.replay()
+        for name, a, b in zip(NAMES, expected, kept, strict=True):
+            assert np.array_equal(a, _bits(b)), f"{said}: {name} has other bits in replay {turn}"
+        for one in (*given, dout, dlse):
+            one.copy_(one.flip(0))  # elements of the batch, whose NaN stand in the same places
+    torch.cuda.synchronize()
 
 
 def _tensor(bits: Any, dtype: str, device: Any) -> Any:

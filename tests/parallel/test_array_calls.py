@@ -184,10 +184,12 @@ class OnDevice:
 
 @pytest.fixture
 def cupy(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What NcclGroup asks of CuPy. late: whether a recorded event never comes."""
-    fake = SimpleNamespace(late=False)
+    """What NcclGroup asks of CuPy. late: whether a recorded event never comes.  captured: whether the stream is."""
+    fake = SimpleNamespace(late=False, captured=False)
     event = SimpleNamespace
-    stream = SimpleNamespace(ptr=7, record=lambda: event(done=not fake.late))
+    stream = SimpleNamespace(
+        ptr=7, record=lambda: event(done=not fake.late), is_capturing=lambda: fake.captured
+    )
     nccl = SimpleNamespace(groupStart=_start, groupEnd=_end, NCCL_UINT8=1)
     fake.cuda = SimpleNamespace(nccl=nccl, get_current_stream=lambda: stream)
     fake.asarray = lambda x: OnDevice(np.array(x))
@@ -241,10 +243,13 @@ def test_nccl_ranks_compare_their_plans_once(cupy: Any) -> None:
         group.agree(same, call._replace(masks=many), 1)
         with pytest.raises(ValueError, match=r"rank 1 came with mask 0, 1, .*\.\.\. \(SHA-256 \w+\); rank 0"):
             group.agree(same, call._replace(masks=many, batch=4 if rank else 5), 1)
+        cupy.captured = True
+        with pytest.raises(UnsupportedError, match="CuPy arrays cannot be captured into a CUDA graph"):
+            group.agree(same, call, 1)  # which they have compared
         return "done"
 
     assert _in_threads(2, work) == ["done"] * 2
-    cupy.late = True
+    cupy.captured, cupy.late = False, True
     with pytest.raises(
         RuntimeError, match=r"not every rank came to compare plans within 0\.01 s \(rank 0 waited\)"
     ):

@@ -23,7 +23,7 @@ from omnicupy import parallel as several
 from omnicupy.parallel import Plan, plan
 from omnicupy.parallel.make import NAMES
 from omnicupy.parallel.overlap import Overlap
-from omnicupy.tools.bench import overlap_ways
+from omnicupy.tools.bench import captured_ranks, overlap_ways
 from omnicupy.tools.bench.overlap_ways import BEHIND, DEFAULT, ON_CPU, ON_GPU, PREDICTED
 from omnicupy.tools.bench.records import Record
 from omnicupy.tools.bench.timing import FLUSH_BYTES
@@ -108,9 +108,8 @@ class Problem:
         self.dout, *self.arrays = (
             torch.randn(one, generator=generator, device=device).to(dtype) for one in shapes
         )
-        self._flush = torch.empty(
-            FLUSH_BYTES if device.type == "cuda" else 0, dtype=torch.uint8, device=device
-        )
+        size = FLUSH_BYTES if device.type == "cuda" else 0
+        self._flush = torch.empty(size, dtype=torch.uint8, device=device)
         self._signal = torch.zeros(1, device=device)
         self._found: dict[Callable[..., Any], float] = {}
 
@@ -124,20 +123,22 @@ class Problem:
             if rows == chosen.name:
                 continue
             ways = overlap_ways.ways(made, self.workload, on_gpu=on_gpu, every=rows is None)
-            checked = self._checked(made, ways)
-            for timed in ("forward", "forward+backward"):
+            own = self._own(made)
+            calls = {name: partial(_calls()[0], plan=made, overlap=way) for name, way in ways.items()}
+            checked = self._checked(made, ways) | captured_ranks.checked(self, own, calls)
+            for timed, run in (("forward", forward), ("forward+backward", forward_and_backward)):
                 figures = self._shown(made, self._figures(made, timed == "forward+backward", ways)) | checked
+                alone = run(ours_alone(self), self.arrays, self.dout)
+                figures |= captured_ranks.figures(self, own, run, calls, alone)
                 workload = f"{self.workload.name}{f', {rows}' if rows else ''}, {self.ranks} ranks, {timed}"
                 record.add(workload=workload, system="omnicupy", figures=figures, **{"pass": "forward"})
                 if is_first():
-                    say(f"{workload}: {', '.join(f'{name} {value}' for name, value in figures.items())}")
+                    say(f"{workload}: " + ", ".join(f"{name} {value}" for name, value in figures.items()))
 
     def _shown(self, made: Plan, found: _Figures) -> dict[str, Any]:
         """A row's figures. "all ranks" is the call as it is by default."""
         whole = found.whole.get(PREDICTED if DEFAULT is None else BEHIND, found.whole[BEHIND])
-        figures = {
-            "ranks": self.ranks,
-            "assignment": made.name,
+        figures = {"ranks": self.ranks, "assignment": made.name} | {
             "one device, ms": round(found.alone, 4),
             "all ranks, ms": round(whole, 4),
             "efficiency": round(found.alone / whole / self.ranks, 3),
@@ -175,12 +176,10 @@ class Problem:
             for at, (mine, whole) in enumerate(zip(turns[0], alone, strict=True)):
                 expected = made.shard(whole, self.rank, keys=at > 1)
                 if mine.numel():
-                    found = float(
-                        (mine.double() - expected.double()).abs().max() / whole.double().abs().max()
-                    )
-                    far = max(
-                        far, found if math.isfinite(found) else math.inf
-                    )  # NaN is larger than no number
+                    gap = (mine.double() - expected.double()).abs().max()
+                    found = float(gap / whole.double().abs().max())
+                    # NaN is larger than no number.
+                    far = max(far, found if math.isfinite(found) else math.inf)
             same = same and all(torch.equal(a, b) for a, b in zip(*turns, strict=True))
         worst, differs = self.slowest(far), self.slowest(0.0 if same else 1.0)
         shown = round(worst, 6) if math.isfinite(worst) else None
@@ -208,7 +207,7 @@ class Problem:
                 returned, pending = trip.back(found, False, LIMIT_S)
                 pending.wait()
                 for one, part in zip(found, parts_of(returned, widths_of(found)), strict=True):
-                    trip.add(one[:, :, : trip.own], part)
+                    trip.add(one, part)
 
         keys, values = exchanged(k, v)
         run = forward_and_backward if backward else forward
