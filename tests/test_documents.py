@@ -1,4 +1,4 @@
-"""The documents name files that exist."""
+"""The documents name files that exist, and all folders."""
 
 from __future__ import annotations
 
@@ -22,6 +22,17 @@ def test_files_that_a_document_names_exist(name: str) -> None:
     }
     missing = [one for one in named if not _exists(one) and not ("/" not in one and one in every)]
     assert not missing, f"{name} names {', '.join(sorted(missing))}, which do not exist"
+
+
+def test_contributors_are_told_of_every_folder() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "omnicupy").rglob("__init__.py")}
+    missing = [
+        f"{one}/" for one in sorted(folders) if f"`{one}/`" not in text and str(one) != "omnicupy/tools"
+    ]
+    assert missing == []
+    files = sorted(path.name for path in (ROOT / "omnicupy").glob("*.py"))
+    assert [name for name in files if f"`omnicupy/{name}`" not in text] == ["__main__.py"]
 
 
 def _files(base: str) -> list[Path]:
