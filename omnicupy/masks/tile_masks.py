@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,14 @@ from omnicupy.masks.tiles import Tiles, even_bounds
 PADDING = -1  # in arrays of lists: no block
 
 
+@overload
+def from_tiles(lists: Sequence[Sequence[int]], q_len: int, k_len: int, br: int, bc: int) -> Mask: ...
+@overload
+def from_tiles(
+    lists: Sequence[Sequence[Sequence[int]]], q_len: int, k_len: int, br: int, bc: int
+) -> list[Mask]: ...
+@overload
+def from_tiles(lists: Any, q_len: int, k_len: int, br: int, bc: int) -> Mask | list[Mask]: ...
 def from_tiles(lists: Any, q_len: int, k_len: int, br: int, bc: int) -> Mask | list[Mask]:
     """The mask in which rows of block i see all keys of the blocks lists[i] (STA, VSA, NABLA, MiniMax).
 
