@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass
 
+from omnicupy.jit.archs import SMEM_LIMIT_BYTES
 from omnicupy.jit.backward_kernel import (
     CAPPED_PARTS,
     FUSED_PARTS,
@@ -43,6 +44,8 @@ class BackwardSpec:
     ordered: TileShape | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.arch, str):
+            raise ValueError(f"config: arch must be one of {', '.join(SMEM_LIMIT_BYTES)}, got {self.arch!r}")
         object.__setattr__(self, "head_dim", _integer("head_dim", self.head_dim))
         width = self.head_dim if self.value_dim is None else _integer("value_dim", self.value_dim)
         object.__setattr__(self, "value_dim", width)
