@@ -69,7 +69,6 @@ class AttnSpec:
     groups above 64 heads take several tiles.  softcap: scores are capped.  value_dim: columns of V and O in the
     kernel, a multiple of 16; None: as wide as keys, and value_dim is head_dim then. Another width than head_dim needs
     both up to 256. Which widths tensors need: kernel_widths (widths.py).
-
     Raises TypeError for fields of other types, ValueError when the tile is illegal or does not fit the architecture's
     shared memory.
     """
