@@ -32,6 +32,11 @@ def test_contributors_are_told_of_every_folder() -> None:
     missing = [
         f"{one}/" for one in sorted(folders) if f"`{one}/`" not in text and str(one) != "omnicupy/tools"
     ]
+    missing += [
+        f"kernels/omni/{path.name}/"
+        for path in (ROOT / "kernels/omni").iterdir()
+        if path.is_dir() and f"`kernels/omni/{path.name}/`" not in text
+    ]
     assert missing == []
     files = sorted(path.name for path in (ROOT / "omnicupy").glob("*.py"))
     assert [name for name in files if f"`omnicupy/{name}`" not in text] == ["__main__.py"]
