@@ -24,7 +24,8 @@ TABLE: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
         call,
         {"k": Tensor()},
         TypeError,
-        "k must be a CuPy or NumPy array, got torch.Tensor; pass tensors to omnicupy.torch, which has gradients by autograd",
+        "k must be a CuPy or NumPy array, got torch.Tensor; pass tensors to omnicupy.torch, "
+        "which has gradients by autograd",
     ),
     (
         call,

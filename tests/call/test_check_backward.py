@@ -46,7 +46,8 @@ TABLE: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
         call,
         {"out": Tensor()},
         TypeError,
-        "out must be a CuPy or NumPy array, got torch.Tensor; pass tensors to omnicupy.torch, which has gradients by autograd",
+        "out must be a CuPy or NumPy array, got torch.Tensor; pass tensors to omnicupy.torch, "
+        "which has gradients by autograd",
     ),
     (call, {"dout": ndarray()}, TypeError, "dout must be a NumPy array like q, got a CuPy array"),
     (gpu, {"out": host()}, TypeError, "out must be a CuPy array like q, got a NumPy array"),
