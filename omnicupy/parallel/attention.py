@@ -162,7 +162,7 @@ def _of_arrays(arrays: tuple[Any, Any, Any], group: Any) -> bool:
                 f"{name} must be a tensor or a CuPy array, got {type(array).__name__}; attention_of_ranks takes lists "
                 "with a NumPy array for each rank"
             )
-        if not hasattr(array, "device"):
+        if not is_cupy(array) and not hasattr(array, "device"):
             raise TypeError(
                 f"{name} must be a tensor or a CuPy array, got {type(array).__name__}; make it one"
             )
