@@ -162,10 +162,6 @@ def _of_arrays(arrays: tuple[Any, Any, Any], group: Any) -> bool:
                 f"{name} must be a tensor or a CuPy array, got {type(array).__name__}; attention_of_ranks takes lists "
                 "with a NumPy array for each rank"
             )
-        if not is_cupy(array) and not hasattr(array, "device"):
-            raise TypeError(
-                f"{name} must be a tensor or a CuPy array, got {type(array).__name__}; make it one"
-            )
         if is_cupy(array) != of_cupy:
             raise TypeError(
                 f"q, k and v must all be tensors or all CuPy arrays, got {name} of another kind than q"

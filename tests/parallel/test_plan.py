@@ -11,7 +11,7 @@ import pytest
 
 import omnicupy as oc
 import omnicupy.parallel
-from omnicupy.parallel import Plan, Speeds, attention, plan
+from omnicupy.parallel import Plan, Speeds, plan
 from omnicupy.tools.workloads.workload import by_name
 
 CASES = 12  # of each kind of mask
@@ -242,11 +242,6 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "keys": (lambda: plan(MASK, 2, keys="best"), ValueError, "'rows' or 'contiguous'"),
     "keys as rows": (lambda: plan(oc.full(4, 5), 2, keys="rows"), ValueError, "as many keys as rows"),
     "speeds": (lambda: plan(MASK, 2, speeds=3), TypeError, "speeds must be a Speeds"),
-    "no arrays": (
-        lambda: attention(1, 2, 3, plan(MASK, 2)),
-        TypeError,
-        "q must be a tensor or a CuPy array, got int",
-    ),
     "no speed": (lambda: Speeds(near=0), ValueError, "Speeds: near must be positive and finite, got 0"),
     "seconds": (lambda: Speeds(far_s=-1), ValueError, "Speeds: far_s must be 0 or more and finite, got -1"),
     "words": (lambda: Speeds(flops="fast"), TypeError, "Speeds: flops must be a number, got str 'fast'"),
