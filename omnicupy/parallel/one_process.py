@@ -76,6 +76,7 @@ def attention_backward_of_ranks(
     Returns lists of dq, dk and dv, None for what is not in `wanted`. Each rank's part of dk and dv has the dtype of k
     and v; the owner of a key adds them in float32 (float64 for float64 arrays): its own, then the others by rank. Where
     `wanted` names sink_logits, a list of dsink_logits comes fourth: of each rank's rows, to be added.
+    Raises TypeError or ValueError for lists that are not the plan's, and what `omnicupy.attention_backward` raises.
     """
     _checked(plan, (q, k, v), mask)
     dq: list[Array] = []

@@ -59,6 +59,7 @@ def attention(
     that nobody asks for are not computed. For them the call keeps q, k, v, out, lse and the mask, of which
     `omnicupy.attention_backward` may copy some. No second derivative, no forward mode; torch.func.grad, vjp, jacrev and
     vmap work. deterministic: False permits any order of sums, unless torch.use_deterministic_algorithms forbids it.
+    scale, softcap, return_lse, config, split, rows, max_rows: as in `omnicupy.attention`.
 
     Returns `out`, or (out, lse) with lse (batch, q_heads, q_len), float32, for float64 tensors float64.
     Raises what `omnicupy.attention` raises; UnsupportedError for `out` where a gradient is needed, for tensors that
@@ -200,7 +201,7 @@ def prepare(
     launch, on torch's current stream. On CPU tensors it checks the arguments and does nothing else.
 
     return_lse: with and without, the same is made, and serves both.  gradients: also what the first backward pass does
-    before its launches, as in `omnicupy.prepare`.  max_length: of a CachedKV, as there.
+    before its launches, as in `omnicupy.prepare`.  max_length: of a CachedKV, as there.  The others: as in `attention`.
     Raises what `attention` raises, but for what concerns gradients: none are lost here.
     """
     if type(return_lse) is not bool:
