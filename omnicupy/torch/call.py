@@ -42,7 +42,7 @@ def attention(
     max_rows: int | None = None,
     deterministic: bool = True,
 ) -> Any:
-    """`omnicupy.attention` on torch tensors: same meaning, shapes, promises and errors.
+    """`omnicupy.attention` on torch tensors: same arguments, shapes, promises and errors; what is added or differs:
 
     q: (batch, q_heads, q_len, head_dim). k: (batch, kv_heads, k_len, head_dim). v: as k, or with value_dim columns.
     out: as q with the width of v, or None for a new C-contiguous tensor. sink_logits: (q_heads,), float32, for float64
@@ -59,7 +59,6 @@ def attention(
     that nobody asks for are not computed. For them the call keeps q, k, v, out, lse and the mask, of which
     `omnicupy.attention_backward` may copy some. No second derivative, no forward mode; torch.func.grad, vjp, jacrev and
     vmap work. deterministic: False permits any order of sums, unless torch.use_deterministic_algorithms forbids it.
-    scale, softcap, return_lse, config, split, rows, max_rows: as in `omnicupy.attention`.
 
     Returns `out`, or (out, lse) with lse (batch, q_heads, q_len), float32, for float64 tensors float64.
     Raises what `omnicupy.attention` raises; UnsupportedError for `out` where a gradient is needed, for tensors that
