@@ -157,7 +157,7 @@ def test_the_support_table_is_tune_s() -> None:
 
 @pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md"])
 def test_the_gradients_that_are_verified_are_counted_as_they_are(name: str) -> None:
-    """A run on a GPU adds to the attestation: the documents that count its cases follow."""
+    """A run on a GPU adds to the attestation: where a document counts its cases, it follows."""
     held = json.loads((ROOT / "tests/attestation.json").read_text())["sources"]
     sources = [name for name, source in SOURCES.items() if source.launch is BACKWARD]
     cases = {case for source in sources for case in planned(source)}
@@ -168,7 +168,7 @@ def test_the_gradients_that_are_verified_are_counted_as_they_are(name: str) -> N
         if set(held[source]["cases"].get(case, ())) != set(ATTESTED)
     }
     said = re.findall(r"([\d,]+)\s+of\s+([\d,]+)\s+cases", (ROOT / name).read_text())
-    assert said == ([(f"{len(cases - missing):,}", f"{len(cases):,}")] if missing else [])
+    assert said in ([], [(f"{len(cases - missing):,}", f"{len(cases):,}")] if missing else [])
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCUMENTS])
