@@ -1,8 +1,9 @@
 """Training steps of a small model on packed sequences that several ranks share (context parallelism).
 
 Run: python examples/context_parallel.py [--ranks 2], which starts gloo processes on the CPU, or on GPUs
-torchrun --nproc-per-node 8 examples/context_parallel.py. Each step has a new layout, so a new mask and a new plan; a
-data loader would make both. Rank 0 also computes the first step's loss alone, to compare.
+torchrun --nproc-per-node 8 examples/context_parallel.py. Needs torch: pip install '.[torch]' in the checkout. Each step
+has a new layout, so a new mask and a new plan; a data loader would make both. Rank 0 also computes the first step's
+loss alone, to compare.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Attention on JAX arrays, on the CPU: alone, inside jax.jit and under jax.grad, on JAX's own memory without a copy.
 
-Run: python examples/jax_arrays.py [--tokens 200]. On a GPU, put cupy.from_dlpack in place of np.asarray and
-jnp.from_dlpack in place of jnp.asarray: both order the streams of the two libraries. Hand the result to JAX before
-you drop its inputs. The use of jax.pure_callback below is for the CPU.
+Run: python examples/jax_arrays.py [--tokens 200]. Needs jax: pip install jax. On a GPU, put cupy.from_dlpack
+in place of np.asarray and jnp.from_dlpack in place of jnp.asarray: both order the streams of the two libraries. Hand
+the result to JAX before you drop its inputs. The use of jax.pure_callback below is for the CPU.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """A compiled attention layer whose mask changes every step: one graph for all masks.
 
-Run: python examples/torch_compile.py [--tokens 2048] [--steps 20]. Uses the GPU where torch finds one.
+Run: python examples/torch_compile.py [--tokens 2048] [--steps 20]. Needs torch: pip install '.[torch]' in
+the checkout. Uses the GPU where torch finds one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Training steps of a small unified vision-language model: text is causal, the patches of an image see each other, and
 rows hold several samples. Each step has a new layout, so a new mask.
 
-Run: python examples/train_vlm.py [--steps 8] [--compile]. Uses the GPU where torch finds one.
+Run: python examples/train_vlm.py [--steps 8] [--compile]. Needs torch: pip install '.[torch]' in the checkout. Uses
+the GPU where torch finds one.
 """
 
 from __future__ import annotations

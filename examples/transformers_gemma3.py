@@ -1,8 +1,8 @@
 """Gemma 3 of Hugging Face transformers, unchanged, with omnicupy's attention and with eager: the same tokens.
 
-Run: python examples/transformers_gemma3.py [--tokens 20]. The model is a small one with random weights; a real
-one is AutoModelForImageTextToText.from_pretrained(NAME, attn_implementation="omnicupy"). Uses the GPU where
-torch finds one.
+Run: python examples/transformers_gemma3.py [--tokens 20]. Needs transformers: pip install '.[transformers]' in the
+checkout. The model is a small one with random weights; a real one is
+AutoModelForImageTextToText.from_pretrained(NAME, attn_implementation="omnicupy"). Uses the GPU where torch finds one.
 """
 
 from __future__ import annotations

@@ -52,6 +52,11 @@ def test_every_example_is_run() -> None:
     assert sorted(path.name for path in (ROOT / "examples").glob("*.py")) == sorted(EXAMPLES)
 
 
+@pytest.mark.parametrize("name", [name for name, (_, library, _) in EXAMPLES.items() if library])
+def test_it_says_what_it_needs(name: str) -> None:
+    assert f"Needs {EXAMPLES[name][1]}: pip install" in (ROOT / "examples" / name).read_text()
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_it_runs(name: str, tmp_path: Path) -> None:
     arguments, library, printed = EXAMPLES[name]

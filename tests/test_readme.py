@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
@@ -17,7 +18,10 @@ import omnicupy as oc
 from omnicupy.call.problem import Problem
 from omnicupy.choose import pick
 from omnicupy.jit import archs
+from omnicupy.jit.nvrtc import ATTESTED
 from omnicupy.tools.cli.main import main
+from omnicupy.tools.verify.plan import planned
+from omnicupy.tools.verify.source_digest import BACKWARD, SOURCES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -149,6 +153,22 @@ def test_the_support_table_is_tune_s() -> None:
         for head_dim, kernel in covered.items():
             problem = Problem(1, 64, 64, 8192, 8192, head_dim, "bfloat16")
             assert pick.pick(arch, problem, (oc.full(1),), 132).kernel == kernel, (arch, head_dim)
+
+
+@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md"])
+def test_the_gradients_that_are_verified_are_counted_as_they_are(name: str) -> None:
+    """A run on a GPU adds to the attestation: where a document counts its cases, it follows."""
+    held = json.loads((ROOT / "tests/attestation.json").read_text())["sources"]
+    sources = [name for name, source in SOURCES.items() if source.launch is BACKWARD]
+    cases = {case for source in sources for case in planned(source)}
+    missing = {
+        case
+        for source in sources
+        for case in planned(source)
+        if set(held[source]["cases"].get(case, ())) != set(ATTESTED)
+    }
+    said = re.findall(r"([\d,]+)\s+of\s+([\d,]+)\s+cases", (ROOT / name).read_text())
+    assert said in ([], [(f"{len(cases - missing):,}", f"{len(cases):,}")] if missing else [])
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCUMENTS])

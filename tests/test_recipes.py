@@ -247,7 +247,26 @@ def test_every_row_has_a_recipe() -> None:
         if "JAX" in what:  # of arrays, not of a mask: tests/test_dlpack.py and tests/test_examples.py
             assert "examples/jax_arrays.py" in how
             continue
+        if "score_mod" in what:  # of scores, not of a mask: the test below
+            assert all(code in how for code in ("softcap=", "sink_logits=", "scale=", "1 / sqrt(head_dim)"))
+            continue
         assert any(re.search(recipe.words, what) for recipe in RECIPES), what
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": 0.3, "softcap": 2.0, "sink_logits": True}], ids=str)
+def test_what_changes_scores_is_an_option(options: dict[str, Any]) -> None:
+    """Of more query heads than key heads: a score_mod of a soft cap, and a logit more in each row's softmax."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((2, heads, 12, 8)) for heads in (4, 2, 2))
+    sinks = rng.standard_normal(4) if options else np.full(4, -np.inf)
+    mask = oc.segments([("text", 3), ("image", 6), ("text", 3)])
+    scores = options.get("scale", 8**-0.5) * q @ np.repeat(k, 2, axis=1).swapaxes(2, 3)
+    if options:
+        scores = 2.0 * np.tanh(scores / 2.0)
+        options = options | {"sink_logits": sinks}
+    weights = np.where(mask.to_dense(), np.exp(scores), 0)
+    wanted = weights / (weights.sum(-1) + np.exp(sinks)[:, None])[..., None] @ np.repeat(v, 2, axis=1)
+    np.testing.assert_allclose(oc.attention(q, k, v, mask, **options), wanted, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.pairs.__name__)

@@ -270,10 +270,12 @@ def _check_config(config: AttnSpec, found: Problem, on_gpu: bool) -> None:
 
 
 def refuse_non_array(name: str, value: object) -> NoReturn:
-    how = "cupy.asarray or numpy.asarray"
-    if hasattr(value, "__dlpack__"):
-        how = "numpy.asarray on the CPU, with cupy.from_dlpack on a GPU"
-    raise TypeError(f"{name} must be a CuPy or NumPy array, got {type_name(value)}; convert it with {how}")
+    how = "convert it with cupy.asarray or numpy.asarray"
+    if type_name(value).startswith("torch."):
+        how = "pass tensors to omnicupy.torch, which has gradients by autograd"
+    elif hasattr(value, "__dlpack__"):
+        how = "convert it with numpy.asarray on the CPU, with cupy.from_dlpack on a GPU"
+    raise TypeError(f"{name} must be a CuPy or NumPy array, got {type_name(value)}; {how}")
 
 
 def _refuse_device(name: str, array: Any, device: int) -> NoReturn:

@@ -34,7 +34,7 @@ WIDE_HEAD_DIM = 128  # where either is wider, dK and dV of a key block lie in tw
 
 
 class TileShape(NamedTuple):
-    """br: queries of a tile.  bc: keys of a tile.  stages: tiles in flight.  warps: of a thread block."""
+    """A tile of a BackwardSpec. br: its queries.  bc: its keys.  stages: tiles in flight.  warps: of a thread block."""
 
     br: int
     bc: int

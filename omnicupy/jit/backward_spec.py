@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 
+from omnicupy.jit.archs import SMEM_LIMIT_BYTES
 from omnicupy.jit.backward_kernel import (
     CAPPED_PARTS,
     FUSED_PARTS,
@@ -15,6 +15,7 @@ from omnicupy.jit.backward_kernel import (
     BackwardKernel,
     TileShape,
 )
+from omnicupy.jit.field_types import make_flags, make_numbers, number
 from omnicupy.jit.spec import round_up
 
 
@@ -43,13 +44,16 @@ class BackwardSpec:
     ordered: TileShape | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "head_dim", _integer("head_dim", self.head_dim))
-        width = self.head_dim if self.value_dim is None else _integer("value_dim", self.value_dim)
-        object.__setattr__(self, "value_dim", width)
+        if not isinstance(self.arch, str):
+            raise ValueError(f"config: arch must be one of {', '.join(SMEM_LIMIT_BYTES)}, got {self.arch!r}")
+        make_numbers(self, ("head_dim",))
+        if self.value_dim is None:
+            object.__setattr__(self, "value_dim", self.head_dim)
+        make_numbers(self, ("value_dim",))
         for name in ("dkdv", "dq", "fused", "ordered"):
             if getattr(self, name) is not None or name in ("dkdv", "dq"):
                 object.__setattr__(self, name, _shape(name, getattr(self, name)))
-        object.__setattr__(self, "softcap", _flag("softcap", self.softcap))
+        make_flags(self, ("softcap",))
         self.kernels()  # raises for an illegal one
 
     def part(self, part: str) -> BackwardKernel:
@@ -97,24 +101,4 @@ def _shape(name: str, value: object) -> TileShape:
     if not isinstance(value, tuple) or not 2 <= len(value) <= 4:
         raise TypeError(f"config: {name} must be a TileShape (br, bc, stages, warps), got {value!r}")
     fields = zip(TileShape._fields, value, strict=False)
-    return TileShape(*(_integer(f"{name}.{field}", number) for field, number in fields))
-
-
-def _flag(name: str, value: object) -> bool:
-    if type(value).__name__ not in ("bool", "bool_"):
-        raise TypeError(
-            f"config: {name} must be True or False, got {type(value).__name__} {value!r}; pass a bool"
-        )
-    return bool(value)
-
-
-def _integer(name: str, value: object) -> int:
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool):
-        raise TypeError(
-            f"config: {name} must be an integer, got {type(value).__name__} {value!r}; pass a whole number"
-        )
-    return number
+    return TileShape(*(number(f"{name}.{field}", given) for field, given in fields))

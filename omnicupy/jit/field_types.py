@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 
 def make_numbers(spec: object, names: Sequence[str]) -> None:
     """Make fields of a frozen dataclass int. Raises TypeError for what is no whole number."""
     for name in names:
-        value = getattr(spec, name)
-        try:
-            number = operator.index(value)
-        except TypeError:
-            number = None
-        if number is None or isinstance(value, bool):
-            raise TypeError(
-                f"config: {name} must be an integer, got {type(value).__name__} {value!r}; pass a whole number"
-            )
-        object.__setattr__(spec, name, number)
+        object.__setattr__(spec, name, number(name, getattr(spec, name)))
+
+
+def number(name: str, value: Any) -> int:
+    """A field as an int. Raises TypeError for what is no whole number."""
+    try:
+        found = operator.index(value)
+    except TypeError:
+        found = None
+    if found is None or isinstance(value, bool):
+        raise TypeError(
+            f"config: {name} must be an integer, got {type(value).__name__} {value!r}; pass a whole number"
+        )
+    return found
 
 
 def make_flags(spec: object, names: Sequence[str]) -> None:

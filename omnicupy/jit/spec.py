@@ -53,22 +53,22 @@ class KernelSpec(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class AttnSpec:
-    """One compiled variant. Equal specs are the same cubin; every field is part of the cache key.
+    """One compiled variant: `config` of attention. Equal specs are the same cubin; every field is in the cache key.
+
+    Commands print sm90-128x128-s2-w12 for AttnSpec(arch="sm_90a", kernel="sm90", dtype="bfloat16", head_dim=128,
+    br=128, bc=128, stages=2, warps=12); `omnicupy explain` names the variant that a call gets.
 
     arch: the CUDA target ("sm_80", ...).  kernel: "naive", "sm80" (mma.sync) or "sm90" (wgmma).  dtype: "float16"
-    or "bfloat16".
-    head_dim: columns of Q and K in the kernel, a multiple of 16 (the tensors' head_dim rounded up).
-    br, bc: tile height (queries of one head) and width (keys), in tokens.  stages: K/V tiles in flight.
-    warps: warps a block; sm90 with br=64 and 12 or 16 of them has two or three heads of a group in a tile (three are in
-    no row of the table and unverified).
-    share_kv: one buffer holds K, then V (stages = 1 only).  swizzle: XOR-swizzled shared memory (False: plain
-    rows, for the bank-conflict study).  ping_pong: the consumer warpgroups of sm90 take turns at the tensor cores.
-    pack: all query heads of a group are packed into the rows of a tile (kernel sm90 with br=64, warps=8): row r is
-    token r // heads and head r % heads, as many tokens as fit 64 rows; groups above 64 heads take several tiles.
-    softcap: scores are capped.
-    value_dim: columns of V and O in the kernel, a multiple of 16; None: as wide as keys, and value_dim is head_dim
-    then. Another width than head_dim needs both up to 256. Which widths tensors need: kernel_widths (widths.py).
-
+    or "bfloat16".  head_dim: columns of Q and K in the kernel, a multiple of 16 (the tensors' head_dim rounded
+    up).  br, bc: tile height (queries of one head) and width (keys), in tokens.  stages: K/V tiles in flight.
+    warps: warps a block; sm90 with br=64 and 12 or 16 of them has two or three heads of a group in a tile (three are
+    in no row of the table and unverified).  share_kv: one buffer holds K, then V (stages = 1 only).  swizzle:
+    XOR-swizzled shared memory (False: plain rows, for the bank-conflict study).  ping_pong: the consumer warpgroups
+    of sm90 take turns at the tensor cores.  pack: all query heads of a group are packed into the rows of a tile
+    (kernel sm90 with br=64, warps=8): row r is token r // heads and head r % heads, as many tokens as fit 64 rows;
+    groups above 64 heads take several tiles.  softcap: scores are capped.  value_dim: columns of V and O in the
+    kernel, a multiple of 16; None: as wide as keys, and value_dim is head_dim then. Another width than head_dim needs
+    both up to 256. Which widths tensors need: kernel_widths (widths.py).
     Raises TypeError for fields of other types, ValueError when the tile is illegal or does not fit the architecture's
     shared memory.
     """

@@ -28,7 +28,8 @@ class Mask(PairSet):
 
     Immutable; equal and hashed by content; combined by `&`, `|` and `~`; pickles and copies without its
     caches. Build one with `full`, `causal`, `segments`, `documents`, `sliding_window`, `sink`, `prefix`,
-    `ranges`, `intervals`, `from_dense`, `from_predicate`, `from_tiles` or `random`. `print(mask)` draws it.
+    `ranges`, `intervals`, `from_dense`, `from_predicate`, `from_tiles` or `random`. `print(mask)` draws it, `shape`
+    is (q_len, k_len), `pairs` how many are allowed, and `to_dense()` makes booleans (q_len, k_len) of them.
     """
 
     __slots__ = ("_blocks", "_device", "handle")

@@ -35,11 +35,11 @@ def segments(documents: Document | Sequence[Document]) -> Mask:
     return _mask(found._replace(counts=found.counts[found.counts > 0]))
 
 
-def documents(lengths: Sequence[int], causal: bool = True) -> Mask:
+def documents(lengths: Sequence[int] | NDArray[np.integer], causal: bool = True) -> Mask:
     """Packed documents of these lengths, in tokens; each sees itself alone, causally or (causal=False) whole.
 
-    Those of length 0 are skipped. Raises TypeError or ValueError for other types, lengths below 0 and no token
-    at all.
+    lengths: a list, or an integer array (n,). Those of length 0 are skipped. Raises TypeError or ValueError for other
+    types, lengths below 0 and no token at all.
     """
     kind = TEXT if flag("documents", "causal", causal) else IMAGE
     given = plain("documents", "lengths", lengths)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,14 @@ from omnicupy.masks.tiles import Tiles, even_bounds
 PADDING = -1  # in arrays of lists: no block
 
 
+@overload
+def from_tiles(lists: Sequence[Sequence[int]], q_len: int, k_len: int, br: int, bc: int) -> Mask: ...
+@overload
+def from_tiles(
+    lists: Sequence[Sequence[Sequence[int]]], q_len: int, k_len: int, br: int, bc: int
+) -> list[Mask]: ...
+@overload
+def from_tiles(lists: Any, q_len: int, k_len: int, br: int, bc: int) -> Mask | list[Mask]: ...
 def from_tiles(lists: Any, q_len: int, k_len: int, br: int, bc: int) -> Mask | list[Mask]:
     """The mask in which rows of block i see all keys of the blocks lists[i] (STA, VSA, NABLA, MiniMax).
 
@@ -23,8 +31,8 @@ def from_tiles(lists: Any, q_len: int, k_len: int, br: int, bc: int) -> Mask | l
     lists: for each block of br rows a list of key blocks, or an integer array (row blocks, n), as top-k gives it,
     with -1 for none, or a boolean array (row blocks, key blocks). Blocks come in any order; one that comes twice
     counts once. One more axis in front, or a list of such arrays or lists, is one mask for each batch element and
-    gives a list of masks. br, bc: rows and keys of a block, at least 1, independent of the tiles of a kernel; the
-    last blocks may be short.
+    gives a list of masks. q_len, k_len: rows and keys. br, bc: rows and keys of a block, at least 1, independent of the
+    tiles of a kernel; the last blocks may be short.
 
     The lists are kept as they are, since scattered tiles have no short intervals: `&` with any mask (causal, for
     one) and parts (`rows`, slices) keep them, too. `|` and `~` keep whole tiles of one size; with other masks

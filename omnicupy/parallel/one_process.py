@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from omnicupy import api
 from omnicupy.call.arrays import narrow, widen
+from omnicupy.masks.arguments import flag
 from omnicupy.parallel import check
 from omnicupy.parallel.plan import Plan
 
@@ -39,6 +40,7 @@ def attention_of_ranks(
     `omnicupy.attention` promises holds for all ranks together, NaN that nobody sees included.
     Raises TypeError or ValueError for lists that are not the plan's, and what `omnicupy.attention` raises.
     """
+    return_lse = flag("attention_of_ranks", "return_lse", return_lse)
     _checked(plan, (q, k, v), mask)
     outs, lses = [], []
     for rank in range(plan.ranks):
@@ -76,8 +78,9 @@ def attention_backward_of_ranks(
     Returns lists of dq, dk and dv, None for what is not in `wanted`. Each rank's part of dk and dv has the dtype of k
     and v; the owner of a key adds them in float32 (float64 for float64 arrays): its own, then the others by rank. Where
     `wanted` names sink_logits, a list of dsink_logits comes fourth: of each rank's rows, to be added.
+    Raises TypeError or ValueError for lists that are not the plan's, and what `omnicupy.attention_backward` raises.
     """
-    _checked(plan, (q, k, v), mask)
+    _checked(plan, (q, k, v), mask, dout=dout, out=out, lse=lse, dlse=dlse)
     dq: list[Array] = []
     parts: list[list[Array | None]] = []
     sinks: list[Array] = []
@@ -112,16 +115,26 @@ def attention_backward_of_ranks(
     return (*found, sinks) if "sink_logits" in wanted else found
 
 
-def _checked(plan: Plan, arrays: tuple[Arrays, Arrays, Arrays], mask: int | Sequence[int]) -> None:
+def _checked(
+    plan: Plan, arrays: tuple[Arrays, Arrays, Arrays], mask: int | Sequence[int], **others: Arrays | None
+) -> None:
+    """Raises for what is not the plan's. others: lists or None, of which only the number of arrays is checked here."""
     check.of_group(plan, 0, getattr(plan, "ranks", 0))
-    for name, given in zip(NAMES, arrays, strict=True):
-        if len(given) != plan.ranks:
-            raise ValueError(
-                f"{name} must be a list with an array for each of {plan.ranks} ranks, got {len(given)}; a plan for "
-                "other ranks is another plan"
-            )
+    for name, given in (*zip(NAMES, arrays, strict=True), *others.items()):
+        if given is not None or name != "dlse":
+            _of_each_rank(plan, name, given)
     for rank in range(len(arrays[0])):
         check.of_rank(plan, rank, (arrays[0][rank], arrays[1][rank], arrays[2][rank]), mask)
+
+
+def _of_each_rank(plan: Plan, name: str, given: Arrays | None) -> None:
+    if not isinstance(given, (list, tuple)):
+        raise TypeError(f"{name} must be a list with an array for each rank, got {type(given).__name__}")
+    if len(given) != plan.ranks:
+        raise ValueError(
+            f"{name} must be a list with an array for each of {plan.ranks} ranks, got {len(given)}; a plan for "
+            "other ranks is another plan"
+        )
 
 
 def _given(masks: tuple[Any, ...]) -> Any:

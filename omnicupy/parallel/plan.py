@@ -29,7 +29,8 @@ class Plan:
     """Which of `ranks` ranks owns which rows and which keys of a mask, or of several with the same rows and keys.
 
     Made by `plan`, the same on every rank without communication; NumPy alone; pickles without its caches, so that a
-    data loader may make it. Equal plans have equal `digest`s.
+    data loader may make it. Equal plans have equal `digest`s. Methods raise TypeError or ValueError for a rank or a
+    mask that the plan does not have, and for arrays of other types.
 
     masks: one for each kind of layer.  weights: layers of each kind.  rows, keys: their owners.  documents: their
     bounds as the masks show them (places that no pair crosses).  name: of the assignment.  setting: ranks, nodes, heads

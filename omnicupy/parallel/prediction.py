@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import numbers
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,8 @@ class Speeds:
     near and near_s fit the exchange alone of `bench parallel` on two H200 GPUs of one host (NCCL; packing and copies
     included): 0.067 ms for 0.1 MB, 0.117 ms for 10 MB, 0.434 ms for 67 MB, 0.617 ms for 101 MB. Two GPUs do not tell of
     networks: far is their nominal speed, and far_s is near_s and 20 us more.
+
+    Raises TypeError for what is no number, ValueError for speeds that are not positive and seconds below 0.
     """
 
     flops: float = 600e12
@@ -34,6 +38,15 @@ class Speeds:
     launch_s: float = 5e-6
     split_s: float = 10e-6
     copied: float = 3e12
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
+                raise TypeError(f"Speeds: {name} must be a number, got {type(value).__name__} {value!r}")
+            of_time = name.endswith("_s")
+            if not (0 <= float(value) < math.inf and (of_time or value)):
+                least = "0 or more" if of_time else "positive"
+                raise ValueError(f"Speeds: {name} must be {least} and finite, got {value}")
 
 
 @dataclass(frozen=True)

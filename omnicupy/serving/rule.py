@@ -69,7 +69,7 @@ class CachedRule:
         where = "cached().mask"
         held = count(where, "keys", keys, hint="give the sequence's length")
         rows = length(where, "q_len", q_len)
-        columns = max(1, held) if k_len is None else length(where, "k_len", k_len)
+        columns = length(where, *(("keys", max(1, held)) if k_len is None else ("k_len", k_len)))
         if held > columns:
             raise ValueError(
                 f"{where}: keys must be at most k_len ({columns}), got {held}; give the capacity as k_len"

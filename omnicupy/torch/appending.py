@@ -14,7 +14,7 @@ from omnicupy.torch import eager, pools, state, tensors
 
 
 def append(kv: AnyKV, k_new: Any, v_new: Any, slots: Any = None) -> None:
-    """`omnicupy.append` on torch tensors: same meaning, shapes, promises and errors; on CUDA tensors on torch's current
+    """`omnicupy.append` on torch tensors: same arguments, shapes, promises and errors; CUDA tensors on torch's current
     stream of their device. Raises UnsupportedError inside torch.compile and its like, and where a gradient is needed.
     """
     if not isinstance(kv, CACHES):

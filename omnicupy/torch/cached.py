@@ -74,6 +74,8 @@ def plan(
 ) -> CachedStep:
     """`omnicupy.plan` on torch tensors, on torch's current stream: pass what it returns as `mask` to each layer.
 
+    All arguments mean what they mean there; arrays are tensors on one device.
+
     Raises what `attention` raises.
     """
     q = _checked(q, kv, None, None, rows)

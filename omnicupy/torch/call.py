@@ -42,7 +42,7 @@ def attention(
     max_rows: int | None = None,
     deterministic: bool = True,
 ) -> Any:
-    """`omnicupy.attention` on torch tensors: same meaning, shapes, promises and errors.
+    """`omnicupy.attention` on torch tensors: same arguments, shapes, promises and errors; what is added or differs:
 
     q: (batch, q_heads, q_len, head_dim). k: (batch, kv_heads, k_len, head_dim). v: as k, or with value_dim columns.
     out: as q with the width of v, or None for a new C-contiguous tensor. sink_logits: (q_heads,), float32, for float64
@@ -200,7 +200,7 @@ def prepare(
     launch, on torch's current stream. On CPU tensors it checks the arguments and does nothing else.
 
     return_lse: with and without, the same is made, and serves both.  gradients: also what the first backward pass does
-    before its launches, as in `omnicupy.prepare`.  max_length: of a CachedKV, as there.
+    before its launches, as in `omnicupy.prepare`.  max_length: of a CachedKV, as there.  The others: as in `attention`.
     Raises what `attention` raises, but for what concerns gradients: none are lost here.
     """
     if type(return_lse) is not bool:

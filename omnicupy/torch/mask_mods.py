@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -44,6 +44,26 @@ class _Unread(torch.Tensor):  # type: ignore[misc]  # no types where torch is mi
         raise UnsupportedError(f"from_mask_mod: {found[0].reason if found else 'mask_mod reads an index'}")
 
 
+@overload
+def from_mask_mod(
+    mask_mod: MaskMod,
+    q_len: int,
+    k_len: int | None = None,
+    *,
+    batch: None = None,
+    heads: int | None = None,
+    device: Any = "cpu",
+) -> Mask: ...
+@overload
+def from_mask_mod(
+    mask_mod: MaskMod,
+    q_len: int,
+    k_len: int | None = None,
+    *,
+    batch: int,
+    heads: int | None = None,
+    device: Any = "cpu",
+) -> Mask | list[Mask]: ...
 def from_mask_mod(
     mask_mod: MaskMod,
     q_len: int,

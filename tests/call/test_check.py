@@ -24,8 +24,8 @@ TABLE: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
         call,
         {"k": Tensor()},
         TypeError,
-        "k must be a CuPy or NumPy array, got torch.Tensor; convert it with numpy.asarray on the CPU, "
-        "with cupy.from_dlpack on a GPU",
+        "k must be a CuPy or NumPy array, got torch.Tensor; pass tensors to omnicupy.torch, "
+        "which has gradients by autograd",
     ),
     (
         call,

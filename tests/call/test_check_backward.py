@@ -46,8 +46,8 @@ TABLE: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
         call,
         {"out": Tensor()},
         TypeError,
-        "out must be a CuPy or NumPy array, got torch.Tensor; convert it with numpy.asarray on the CPU, with "
-        "cupy.from_dlpack on a GPU",
+        "out must be a CuPy or NumPy array, got torch.Tensor; pass tensors to omnicupy.torch, "
+        "which has gradients by autograd",
     ),
     (call, {"dout": ndarray()}, TypeError, "dout must be a NumPy array like q, got a CuPy array"),
     (gpu, {"out": host()}, TypeError, "out must be a CuPy array like q, got a NumPy array"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import backward_specs
 import fake_backward
 import fake_device
 import numpy as np
@@ -19,17 +20,10 @@ from omnicupy.errors import UnsupportedError
 from omnicupy.gpu import backward_plan
 from omnicupy.gpu.stream_memory import memory_of
 from omnicupy.gpu.workspace import Need
-from omnicupy.jit.backward_kernel import PARTS, TileShape
+from omnicupy.jit.backward_kernel import PARTS
 from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
 
-SM80 = BackwardSpec(
-    arch="sm_90",
-    kernel="sm80",
-    dtype="bfloat16",
-    head_dim=64,
-    dkdv=TileShape(64, 128, 2, 4),
-    dq=TileShape(128, 64, 2, 4),
-)
+SM80 = BackwardSpec(**backward_specs.SM80)
 NAIVE = backward_table.naive("sm_90", "bfloat16", 64)
 
 

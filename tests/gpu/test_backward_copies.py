@@ -6,6 +6,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+import backward_specs
 import fake_backward
 import fake_device
 import pytest
@@ -17,18 +18,10 @@ from omnicupy.choose import backward_table
 from omnicupy.gpu import backward_plan
 from omnicupy.gpu.stream_memory import memory_of
 from omnicupy.gpu.workspace import Need
-from omnicupy.jit.backward_kernel import TileShape
 from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
 
 NAIVE = backward_table.naive("sm_90", "bfloat16", 64)
-SM80 = BackwardSpec(
-    arch="sm_90",
-    kernel="sm80",
-    dtype="bfloat16",
-    head_dim=64,
-    dkdv=TileShape(64, 128, 2, 4),
-    dq=TileShape(128, 64, 2, 4),
-)
+SM80 = BackwardSpec(**backward_specs.SM80)
 CONFIGS = {"sm90": None, "sm80": SM80, "naive": NAIVE}
 COPIES = ("q", "dout", "k", "v")
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
+from omnicupy.jit import cache
+from omnicupy.jit.spec import KernelSpec
+
 SECTION = struct.Struct(
     "<IIQQQQ"
 )  # name, type, flags, address, offset, size: an ELF section header begins so
 NO_BYTES = 8  # type of a section that takes room on the device, none in the file
 INSTRUCTION_BYTES = 16  # of Volta and later
+REGISTERS_A_MULTIPROCESSOR = 65536
 WARPSYNC = frozenset({0x348, 0x948})  # .COLLECTIVE and .ALL
 
 
@@ -33,3 +37,14 @@ def opcodes(image: bytes, entry: str) -> Iterator[int]:
                 yield int.from_bytes(code[at : at + 2], "little") & 0xFFF
             return
     raise ValueError(f"the cubin holds no code of {entry!r}")
+
+
+def compiled_without_a_spill(kernel: KernelSpec) -> cache.Entry:
+    """The compiled kernel, without a spill or a warning of ptxas, with registers that a multiprocessor has."""
+    found = cache.entry(kernel)
+    assert found.registers > 0, found.log
+    assert found.spill_bytes == 0, found.log
+    assert found.warnings == (), found.log
+    assert found.registers * kernel.threads <= REGISTERS_A_MULTIPROCESSOR, found.log
+    assert f"'{kernel.entry}'" in found.log
+    return found

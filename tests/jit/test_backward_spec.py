@@ -119,6 +119,15 @@ ILLEGAL = [
         "config: the dq tile needs 336896 B of shared memory, sm_90a has 232448 B a block; "
         "lower br=128, bc=128 or stages=8",
     ),
+    *(
+        (
+            SM80,
+            {"arch": value},
+            "config: arch must be one of sm_80, sm_86, sm_89, sm_90, sm_90a, sm_100, sm_120, got "
+            + repr(value),
+        )
+        for value in (None, 80, ["sm_80"])
+    ),
 ]
 
 

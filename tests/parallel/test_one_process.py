@@ -196,6 +196,20 @@ def test_errors() -> None:
         _call(made, plan=3)
     with pytest.raises(ValueError, match="q must be a list with an array for each of 2 ranks, got 1"):
         _call(made, q=[np.zeros((1, 2, 4, 8), np.float32)])
+    with pytest.raises(TypeError, match="attention_of_ranks: return_lse must be True or False"):
+        _call(made, return_lse=1)
+    rows = [np.zeros((1, 2, 4, 8), np.float32)] * 2
+    keys, lse = [one[:, :1] for one in rows], [one[..., 0] for one in rows]
+    given = {"dout": rows, "out": rows, "lse": lse, "dlse": lse}
+    for name in given:
+        with pytest.raises(
+            ValueError, match=f"{name} must be a list with an array for each of 2 ranks, got 1"
+        ):
+            attention_backward_of_ranks(q=rows, k=keys, v=keys, plan=made, **given | {name: given[name][:1]})
+        with pytest.raises(
+            TypeError, match=f"{name} must be a list with an array for each rank, got ndarray"
+        ):
+            attention_backward_of_ranks(q=rows, k=keys, v=keys, plan=made, **given | {name: rows[0]})
     with pytest.raises(ValueError, match="q must have the 4 rows of rank 1 under this plan"):
         _call(made, q=[np.zeros((1, 2, 4, 8), np.float32), np.zeros((1, 2, 5, 8), np.float32)])
     with pytest.raises(ValueError, match="k must have the 4 keys of rank 0"):

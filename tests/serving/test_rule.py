@@ -92,6 +92,11 @@ BAD = [
     ),
     (lambda: oc.cached().mask(-1, 2), ValueError, r"cached\(\).mask: keys must be at least 0, got -1"),
     (
+        lambda: oc.cached().mask(2**40, 2),
+        ValueError,
+        r"cached\(\).mask: keys must be from 1 to \d+ tokens, got",
+    ),
+    (
         lambda: oc.cached(tail=oc.full(3)).mask(5, 2),
         ValueError,
         r"tail must have the shape .* \(2, 2\), got \(3, 3\)",

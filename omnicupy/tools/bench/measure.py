@@ -191,7 +191,7 @@ def _prepared(session: Session, workload: Workload, mask: Mask, systems: Sequenc
             system.known["correct"] = bool(error <= checked_rows.TOLERANCE)
             ready[name] = system
         except Exception as error:  # whatever a library raises is its result here
-            _row(session, workload, mask, name, {"problem": reason(error)})
+            add_row(session, workload, mask, name, {"problem": reason(error)})
     return ready
 
 
@@ -246,7 +246,7 @@ def _timed(session: Session, workload: Workload, mask: Mask, ready: dict[str, _S
         times = session.clock.interleaved({name: of.call for name, of in ready.items()}, session.samples)
     except Exception as error:  # one broke the device or its own state: nothing after it can be trusted
         for name in ready:
-            _row(session, workload, mask, name, {"problem": reason(error)})
+            add_row(session, workload, mask, name, {"problem": reason(error)})
         return
     flops = session.timed.flops * workload.flops(mask.pairs)
     content = session.record.content
@@ -268,15 +268,17 @@ def _timed(session: Session, workload: Workload, mask: Mask, ready: dict[str, _S
         if session.host:
             synchronize = cupy.cuda.Device().synchronize
             figures["host_us"] = timing.host_us(system.call, synchronize, 20 if took.median_ms > 5 else 60)
-        _row(session, workload, mask, name, {**figures, **system.known})
+        add_row(session, workload, mask, name, figures | system.known, f"{figures['tflops']:.0f} TFLOP/s")
 
 
-def _row(session: Session, workload: Workload, mask: Mask, name: str, figures: dict[str, Any]) -> None:
-    q_len, k_len = mask.shape
-    shape = [workload.batch, workload.q_heads, workload.kv_heads, q_len, k_len, workload.head_dim]
+def add_row(
+    session: Session, workload: Workload, mask: Mask, name: str, figures: dict[str, Any], rate: str = ""
+) -> None:
+    """Add a row to the record, and show its problem, or its time and rate. name: of the system."""
+    shape = [workload.batch, workload.q_heads, workload.kv_heads, *mask.shape, workload.head_dim]
     known = {"workload": workload.name, "system": name, "pass": session.timed.name, "shape": shape}
-    session.record.add(**known, density=mask.pairs / (q_len * k_len), **rounded(figures))
-    shown = figures.get("problem") or f"{figures['ms']:.3f} ms, {figures['tflops']:.0f} TFLOP/s"
+    session.record.add(**known, density=float(mask.pairs / np.prod(mask.shape)), **rounded(figures))
+    shown = figures.get("problem") or f"{figures['ms']:.3f} ms, {rate}"
     session.say(f"{workload.name}: {name}: {shown}")
 
 

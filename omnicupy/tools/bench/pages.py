@@ -16,7 +16,7 @@ from omnicupy.serving.caches import AnyKV, CachedKV, PagedKV
 from omnicupy.serving.rule import cached
 from omnicupy.serving_api import plan
 from omnicupy.tools.bench import decoding
-from omnicupy.tools.bench.measure import Session, make_inputs, reason, rounded
+from omnicupy.tools.bench.measure import Session, add_row, make_inputs, reason, rounded
 from omnicupy.tools.bench.records import OURS
 from omnicupy.tools.workloads.workload import Workload, by_name
 
@@ -66,13 +66,13 @@ def measure(session: Session, workload: Workload, systems: Sequence[str]) -> Non
             }
         except Exception as error:  # what cannot run is its row's result
             calls.pop(name, None)
-            _row(session, workload, mask, name, {"problem": reason(error)})
+            add_row(session, workload, mask, name, {"problem": reason(error)})
     times = session.clock.interleaved(calls, session.samples)
     whole = times[WHOLE].median_ms if WHOLE in times else None
     for name in calls:
-        _row(
-            session, workload, mask, name, known[name] | _figures(session, workload, mask, times[name], whole)
-        )
+        figures = known[name] | _figures(session, workload, mask, times[name], whole)
+        rate = f"{figures.get('copy_share', 0):.2f} of the copy"
+        add_row(session, workload, mask, name, figures, rate)
     del calls
     cupy.get_default_memory_pool().free_all_blocks()
 
@@ -130,14 +130,3 @@ def _figures(
     if whole is not None:
         found["figures"] = rounded({"time over contiguous": took.median_ms / whole})
     return found
-
-
-def _row(session: Session, workload: Workload, mask: Mask, name: str, figures: dict[str, Any]) -> None:
-    q_len, k_len = mask.shape
-    shape = [workload.batch, workload.q_heads, workload.kv_heads, q_len, k_len, workload.head_dim]
-    known = {"workload": workload.name, "system": name, "pass": session.timed.name, "shape": shape}
-    session.record.add(**known, density=mask.pairs / (q_len * k_len), **rounded(figures))
-    shown = (
-        figures.get("problem") or f"{figures['ms']:.3f} ms, {figures.get('copy_share', 0):.2f} of the copy"
-    )
-    session.say(f"{workload.name}: {name}: {shown}")

@@ -25,10 +25,10 @@ SIZES = tuple(words.Sizes.__dataclass_fields__)
 def sizes(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that give a problem's sizes; a workload as the mask brings its own."""
     helps = {
-        "--heads": "Query heads.",
+        "--heads": "Query heads; a workload brings its own sizes.",
         "--kv-heads": "Heads of keys (default: as many as query heads).",
         "--head-dim": "Columns of a head.",
-        "--length": "Query rows, in tokens.",
+        "--length": "Query rows, in tokens; segments bring their own.",
         "--kv-length": "Keys, in tokens (default: the length).",
         "--batch": "Batch elements (default: 1).",
     }

@@ -20,15 +20,16 @@ from omnicupy.reference import checked_rows
 from omnicupy.tools import environment
 from omnicupy.tools.bench import measure, timing
 from omnicupy.tools.bench.gradients import PASSES, Asked, Gradients
-from omnicupy.tools.explain.run import Measured, check_items, device_at_hand
+from omnicupy.tools.explain.explained import INDENT, Explained, Measured, mask_lines
+from omnicupy.tools.explain.run import check_items, device_at_hand
 from omnicupy.tools.explain.waste import Waste, waste_lines, wastes
 from omnicupy.tools.workloads.workload import Workload
 
 
 @dataclass(frozen=True)
-class BackwardExplanation:
+class BackwardExplanation(Explained):
     """One backward pass explained. deterministic: of the call.  kernels: those that walk tiles, in the order of their
-    launches, beside their speeds and the figures of the mask cut for each. note: as in run.Explanation.
+    launches, beside their speeds and the figures of the mask cut for each. The rest: as in Explained.
     """
 
     workload: Workload
@@ -44,19 +45,9 @@ class BackwardExplanation:
     measured: Measured | None = None
 
     @property
-    def predicted_ms(self) -> float:
-        """The predicted time."""
-        return self.prediction.us / 1e3
-
-    @property
     def flops(self) -> float:
         """Useful operations of the pass, as `bench --pass bwd` counts them."""
         return PASSES["bwd"].flops * self.workload.flops(self.stats[0].pairs)
-
-    @property
-    def error(self) -> float | None:
-        """Predicted over measured, less one; None where nothing was measured."""
-        return None if self.measured is None else self.predicted_ms / self.measured.ms - 1
 
     @property
     def named(self) -> list[str]:
@@ -86,13 +77,7 @@ class BackwardExplanation:
             "note": self.note,
             "predicted_ms": self.predicted_ms,
             "bound_ms": self.prediction.bound_us / 1e3,
-            "parts_us": self.prediction.parts_us,
-            "balance": self.prediction.balance,
-            "work_items": self.prediction.items,
-            "slots": self.prediction.slots,
-            "measured": None if self.measured is None else asdict(self.measured),
-            "error": self.error,
-            "wastes": [asdict(one) for one in self.wastes],
+            **self._json(),
         }
 
     def __str__(self) -> str:
@@ -100,30 +85,22 @@ class BackwardExplanation:
         return "\n".join((*self._sizes(), *self._time(), *waste_lines(self.wastes, executed)))
 
     def _sizes(self) -> list[str]:
-        of = self.problem
         order = "in one order" if self.deterministic else "in any order"
         lines = [
-            f"problem    {self.workload.name}: {of.dtype}, batch {of.batch}, {of.q_heads} query heads on "
-            f"{of.kv_heads}, head_dim {of.head_dim}",
+            self._problem(),
             f"pass       backward, sums {order}",
             f"kernels    {', '.join(self.named)} for {self.kernels[0].kernel.arch}",
         ]
         for number, stats in enumerate(self.stats):
-            shown = str(stats).splitlines()[2 if number else 0 :]  # the mask and its pairs are the same ones
-            lines += [line.replace("  ", "   ", 1) if line[0] != " " else f" {line}" for line in shown]
+            lines += mask_lines(stats)[2 if number else 0 :]  # the mask and its pairs are the same ones
         return lines
 
     def _time(self) -> list[str]:
         of = self.prediction
-        shares = ", ".join(f"{name} {us / of.us:.1%}" for name, us in of.parts_us.items() if us)
-        lines = [
-            f"work       {of.items:,} items on {of.slots} places; balance {of.balance:.1%}",
-            f"predicted  {self.predicted_ms:.4f} ms, {self.flops / of.us / 1e6:.0f} TFLOP/s useful",
-            f"           {shares}",
-        ]
+        lines = self._predicted()
         if len(self.kernels) > 1:
             each = ", ".join(f"{name} {us / of.us:.1%}" for name, us in of.kernels_us.items())
-            lines.append(f"           by kernels: {each}")
+            lines.append(f"{INDENT}by kernels: {each}")
         lines.append(
             f"bound      {of.bound_us / 1e3:.4f} ms with the allowed pairs alone, as FULL tiles; the prediction is "
             f"{of.us / of.bound_us:.2f} x that"
@@ -136,15 +113,8 @@ class BackwardExplanation:
                 f"{work.kernel.br} x {work.kernel.bc}; a pair of a partial tile {one.partial_ps / one.pair_ps:+.0%}, "
                 f"of a causal one {one.causal_ps / one.pair_ps:+.0%}{skipped}"
             )
-            start = " " * 11
-        if self.note:
-            lines.append(f"           {self.note}")
-        if self.measured is not None and self.error is not None:
-            lines.append(
-                f"measured   {self.measured.ms:.4f} ms, {self.flops / self.measured.ms / 1e9:.0f} TFLOP/s useful; "
-                f"the prediction is {abs(self.error):.1%} too {'long' if self.error > 0 else 'short'}"
-            )
-        return lines
+            start = INDENT
+        return [*lines, *self._measured()]
 
 
 def run(workload: Workload, dtype: str, *, deterministic: bool = True) -> BackwardExplanation:

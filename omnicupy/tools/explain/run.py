@@ -19,6 +19,7 @@ from omnicupy.masks.stats import MaskStats
 from omnicupy.reference import checked_rows
 from omnicupy.tools import environment
 from omnicupy.tools.bench import measure, timing
+from omnicupy.tools.explain.explained import INDENT, Explained, Measured, mask_lines
 from omnicupy.tools.explain.waste import Waste, waste_lines, wastes
 from omnicupy.tools.workloads.workload import Workload
 
@@ -27,17 +28,9 @@ DEFAULT_ARCH = "sm_90"  # without a GPU: that of the ceilings that ship with the
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A variant's time on the GPU at hand. error: of checked rows, over the same-precision reference's."""
-
-    ms: float
-    error: float
-
-
-@dataclass(frozen=True)
-class Explanation:
+class Explanation(Explained):
     """One call explained. backward: the kernels of its backward pass in words, and those where sums may have any order.
-    note: whose ceilings they are where they are not of the device at hand, else "".
+    The rest: as in Explained.
     """
 
     workload: Workload
@@ -53,19 +46,9 @@ class Explanation:
     measured: Measured | None = None
 
     @property
-    def predicted_ms(self) -> float:
-        """The predicted time."""
-        return self.prediction.us / 1e3
-
-    @property
     def flops(self) -> float:
         """Useful operations of the call."""
         return self.workload.flops(self.stats.pairs)
-
-    @property
-    def error(self) -> float | None:
-        """Predicted over measured, less one; None where nothing was measured."""
-        return None if self.measured is None else self.predicted_ms / self.measured.ms - 1
 
     def as_json(self) -> dict[str, Any]:
         """All figures, for programs."""
@@ -78,13 +61,7 @@ class Explanation:
             "stats": {name: getattr(self.stats, name) for name in names},
             "ceilings": {**asdict(self.ceiling), "device": self.ceilings.device.name, "note": self.note},
             "predicted_ms": self.predicted_ms,
-            "parts_us": self.prediction.parts_us,
-            "balance": self.prediction.balance,
-            "work_items": self.prediction.items,
-            "slots": self.prediction.slots,
-            "measured": None if self.measured is None else asdict(self.measured),
-            "error": self.error,
-            "wastes": [asdict(one) for one in self.wastes],
+            **self._json(),
         }
 
     def __str__(self) -> str:
@@ -93,40 +70,24 @@ class Explanation:
         )
 
     def _sizes(self) -> list[str]:
-        of, stats = self.problem, self.stats
         return [
-            f"problem    {self.workload.name}: {of.dtype}, batch {of.batch}, {of.q_heads} query heads on "
-            f"{of.kv_heads}, head_dim {of.head_dim}",
+            self._problem(),
             f"variant    {variants.word(self.spec)} for {self.spec.arch}",
             f"gradients  {self.backward[0]}",
-            f"           with deterministic=False: {self.backward[1]}",
-            *(
-                line.replace("  ", "   ", 1) if line[0] != " " else f" {line}"
-                for line in str(stats).splitlines()
-            ),
+            f"{INDENT}with deterministic=False: {self.backward[1]}",
+            *mask_lines(self.stats),
         ]
 
     def _time(self) -> list[str]:
-        of = self.prediction
         rate = self.ceiling.full_tflops(self.ceilings.device.sm_count)
-        shares = ", ".join(f"{name} {us / of.us:.1%}" for name, us in of.parts_us.items() if us)
-        lines = [
-            f"work       {of.items:,} items on {of.slots} places; balance {of.balance:.1%}",
-            f"predicted  {self.predicted_ms:.4f} ms, {self.flops / of.us / 1e6:.0f} TFLOP/s useful",
-            f"           {shares}",
+        return [
+            *self._predicted(),
             f"ceilings   {self.ceilings.device.name}: {rate:.0f} TFLOP/s over full tiles; a pair of a partial tile "
             f"{self.ceiling.partial_ps / self.ceiling.pair_ps:+.0%}, of a causal one "
             f"{self.ceiling.causal_ps / self.ceiling.pair_ps:+.0%}, a skipped one "
             f"{self.ceiling.skipped_ps / self.ceiling.pair_ps:.0%}",
+            *self._measured(),
         ]
-        if self.note:
-            lines.append(f"           {self.note}")
-        if self.measured is not None and self.error is not None:
-            lines.append(
-                f"measured   {self.measured.ms:.4f} ms, {self.flops / self.measured.ms / 1e9:.0f} TFLOP/s useful; "
-                f"the prediction is {abs(self.error):.1%} too {'long' if self.error > 0 else 'short'}"
-            )
-        return lines
 
 
 def run(workload: Workload, dtype: str, variant: str | None = None) -> Explanation:
