@@ -179,6 +179,32 @@ def test_shift_stays_inside_documents() -> None:
     assert labels[0, 0] == 10
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_documents_of_masks_without_intervals_end_at_any_row(seed: int) -> None:
+    """Rows of bits and tiles are counted in strips; a label must not come from behind the end of a document."""
+    rng, size = np.random.default_rng(seed), int(np.random.default_rng(seed).integers(900, 1600))
+    ends = np.sort(rng.choice(np.arange(1, size), rng.integers(1, 40), replace=False))
+    lengths = np.diff([0, *ends, size]).tolist()
+    inside = oc.documents(lengths, causal=False)
+    lists = [np.unique(rng.integers(0, size // 8, 20)).tolist() for _ in range(-(-size // 8))]
+    tiles = oc.from_tiles(lists, size, size, 8, 8) & inside
+    bits = oc.from_dense(rng.random((size, size)) < 0.2) & inside
+    assert tiles.tiles is not None
+    assert bits.bits is not None
+    empty = oc.from_dense(np.zeros((size, size), bool))
+    for masks in ([tiles], [bits], [bits, tiles], [oc.documents(lengths), bits], [tiles, empty]):
+        seen = np.any([mask.to_dense() for mask in masks], axis=0)
+        rows, keys = np.nonzero(seen)
+        crossed = np.zeros(size + 1, int)
+        np.add.at(crossed, np.minimum(rows, keys) + 1, 1)
+        np.add.at(crossed, np.maximum(rows, keys) + 1, -1)
+        places = np.flatnonzero(np.cumsum(crossed)[:-1] == 0)
+        made = plan(masks, 3)
+        assert made.documents.tolist() == sorted({0, *places.tolist(), size})
+        labels = made.shift(np.arange(size)[None], fill=-100)
+        assert (labels[0, made.documents[1:] - 1] == -100).all()
+
+
 def test_digests_tell_plans_apart() -> None:
     mask = oc.random(64, 0)
     same = [plan(oc.random(64, 0), 4), pickle.loads(pickle.dumps(plan(mask, 4)))]
