@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from omnicupy.masks.arguments import integer
+from omnicupy.masks.arguments import flag, integer
 from omnicupy.masks.mask import Mask
 from omnicupy.parallel import arrays, picture
 from omnicupy.parallel.exchange import Exchange, Needs, exchange_of, needs_of
@@ -99,23 +99,29 @@ class Plan:
         where rows and keys have owners of their own.
         Raises ValueError where the axis has another length than the plan.
         """
-        owners, what = (self.keys, "keys") if keys else (self.rows, "rows")
-        arrays.check_tokens("shard", "x", x, axis, (owners.tokens, what))
+        owners, what = self._owners("shard", keys)
+        axis = arrays.check_tokens("shard", "x", x, axis, (owners.tokens, what))
         return arrays.take(x, owners.of(self._rank("shard", rank)), axis)
 
     def unshard(self, parts: Sequence[Any], axis: int = -2, *, keys: bool = False) -> Any:
         """The whole array again from the shards of all ranks, in their order.
 
-        Raises ValueError where there are more or fewer parts than ranks, or one has another length than its shard.
+        Raises TypeError or ValueError where there are more or fewer parts than ranks, or one has another length than
+        its shard, another dtype than the others or other axes.
         """
-        owners, what = (self.keys, "keys") if keys else (self.rows, "rows")
+        owners, what = self._owners("unshard", keys)
+        if not isinstance(parts, (list, tuple)) and not arrays.shape_of(parts):
+            raise TypeError(
+                f"unshard: parts must be a list with an array for each rank, got {type(parts).__name__}"
+            )
         if len(parts) != self.ranks:
             raise ValueError(
                 f"unshard: expected the parts of {self.ranks} ranks, got {len(parts)}; gather them all"
             )
         for rank, part in enumerate(parts):
             tokens = (int(owners.counts[rank]), f"{what} of rank {rank}")
-            arrays.check_tokens("unshard", f"parts[{rank}]", part, axis, tokens)
+            axis = arrays.check_tokens("unshard", f"parts[{rank}]", part, axis, tokens)
+        arrays.check_alike("unshard", parts, axis)
         order = np.argsort(np.concatenate([owners.of(rank) for rank in range(self.ranks)]), kind="stable")
         return arrays.take(arrays.joined(parts, axis), order, axis)
 
@@ -123,10 +129,13 @@ class Plan:
         """A whole array whose token i holds what token i + by held, inside each document; others hold `fill`.
 
         For labels of the next token, and of later ones for multi-token prediction: shift first, then `shard`.
-        axis: that of the tokens; -1 for (batch, tokens).  fill: such as -100, which losses ignore.
+        axis: that of the tokens; -1 for (batch, tokens).  fill: a number that x's dtype holds, such as -100, which
+        losses ignore.
         """
-        arrays.check_tokens("shift", "x", x, axis, (self.rows.tokens, "rows"))
-        size, step = self.rows.tokens, integer("shift", "by", by)
+        axis = arrays.check_tokens("shift", "x", x, axis, (self.rows.tokens, "rows"))
+        arrays.check_fill("shift", x, fill)
+        size = self.rows.tokens
+        step = max(-size, min(integer("shift", "by", by), size))
         place = np.arange(size) + step
         document = np.searchsorted(self.documents, np.arange(size), "right")
         inside = (place >= 0) & (place < size)
@@ -208,6 +217,9 @@ class Plan:
 
     def __str__(self) -> str:
         return f"{self!r}\n{self.stats()}"
+
+    def _owners(self, where: str, keys: object) -> tuple[Owners, str]:
+        return (self.keys, "keys") if flag(where, "keys", keys) else (self.rows, "rows")
 
     def _rank(self, where: str, rank: object) -> int:
         number = integer(where, "rank", rank)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
+from omnicupy.parallel import check_numbers
 from omnicupy.parallel.owners import Owners
 from omnicupy.parallel.seen import Real, Whole
 
@@ -34,6 +35,14 @@ class Speeds:
     launch_s: float = 5e-6
     split_s: float = 10e-6
     copied: float = 3e12
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value = check_numbers.number("Speeds", one.name, getattr(self, one.name))
+            if not (value >= 0 if one.name.endswith("_s") else value > 0):  # not for NaN
+                raise ValueError(
+                    f"Speeds: {one.name} must be above 0 (a time 0 or more), got {value}; leave it out for the default"
+                )
 
 
 @dataclass(frozen=True)

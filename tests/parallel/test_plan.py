@@ -249,42 +249,6 @@ def test_a_picture(tmp_path: Any) -> None:
         plan(oc.causal(8), 2).plot(tmp_path / "plan.nothing")
 
 
-MASK = oc.causal(8)
-BAD: dict[str, tuple[Any, type[Exception], str]] = {
-    "no mask": (lambda: plan(3, 2), TypeError, "masks must be a Mask or a list of masks, got int"),
-    "no masks": (lambda: plan([], 2), ValueError, "at least one mask"),
-    "shapes": (lambda: plan([MASK, oc.full(9)], 2), ValueError, r"\(8, 8\) and \(9, 9\)"),
-    "ranks": (lambda: plan(MASK, 0), ValueError, "ranks must be at least 1, got 0"),
-    "float ranks": (lambda: plan(MASK, 2.0), TypeError, "ranks must be an integer"),
-    "node": (lambda: plan(MASK, 2, node=0), ValueError, "node must be at least 1"),
-    "too many": (lambda: plan(MASK, 10**6), oc.UnsupportedError, "at most 16,384 ranks"),
-    "heads": (lambda: plan(MASK, 2, heads=8), TypeError, r"heads must be \(q_heads, kv_heads, head_dim\)"),
-    "groups": (lambda: plan(MASK, 2, heads=(6, 4, 8)), ValueError, "multiple of kv_heads"),
-    "weights": (lambda: plan(MASK, 2, weights=[1, 2]), ValueError, "a positive number for each of 1 masks"),
-    "rows": (lambda: plan(MASK, 2, rows="striped"), ValueError, "one of contiguous, zigzag, two_ended"),
-    "owners": (lambda: plan(MASK, 2, rows=[0, 1]), ValueError, r"rows must have shape \(8,\)"),
-    "owner": (lambda: plan(MASK, 2, keys=[2] * 8), ValueError, "ranks from 0 to 1, got 2"),
-    "float owners": (lambda: plan(MASK, 2, rows=[0.0] * 8), TypeError, "rows must hold integers"),
-    "keys": (lambda: plan(MASK, 2, keys="best"), ValueError, "'rows' or 'contiguous'"),
-    "keys as rows": (lambda: plan(oc.full(4, 5), 2, keys="rows"), ValueError, "as many keys as rows"),
-    "speeds": (lambda: plan(MASK, 2, speeds=3), TypeError, "speeds must be a Speeds"),
-    "rank": (lambda: plan(MASK, 2).local(2), ValueError, "local: rank must be from 0 to 1, got 2"),
-    "mask": (lambda: plan(MASK, 2).local(0, 1), ValueError, "mask must name masks of the plan, from 0 to 0"),
-    "shard": (lambda: plan(MASK, 2).shard(np.zeros(9), 0, 0), ValueError, "plan's 8 rows along axis 0"),
-    "axis": (lambda: plan(MASK, 2).shard(np.zeros(8), 0), ValueError, "axis must be an axis of x"),
-    "no array": (lambda: plan(MASK, 2).shard([1], 0), TypeError, "x must be an array"),
-    "parts": (lambda: plan(MASK, 2).unshard([np.zeros(8)], 0), ValueError, "parts of 2 ranks, got 1"),
-    "part": (lambda: plan(MASK, 2).unshard([np.zeros(8)] * 2, 0), ValueError, "4 rows of rank 0"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_errors(name: str) -> None:
-    call, kind, message = BAD[name]
-    with pytest.raises(kind, match=message):
-        call()
-
-
 def test_importing_the_library_does_not_import_this() -> None:
     assert omnicupy.parallel.__all__
     assert "parallel" not in oc.__all__
