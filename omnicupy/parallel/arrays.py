@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from numbers import Number
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,11 @@ def shape_of(x: Any) -> tuple[int, ...] | None:
     """The shape of an array or tensor, None of what is none."""
     shape = getattr(x, "shape", None)
     return tuple(shape) if isinstance(shape, tuple) else None
+
+
+def is_list(given: Any) -> bool:
+    """Whether it holds an array for each rank: a list, or one array with an axis of ranks."""
+    return isinstance(given, (list, tuple)) or bool(shape_of(given) and hasattr(given, "__len__"))
 
 
 def check_tokens(where: str, name: str, x: Any, axis: Any, expected: tuple[int, str]) -> int:
@@ -59,13 +64,14 @@ def check_alike(where: str, parts: Sequence[Any], axis: int) -> None:
 
 def check_fill(where: str, x: Any, fill: Any) -> None:
     """Raises TypeError for what is no number, ValueError for one that the dtype of x does not hold."""
-    if not isinstance(fill, (Number, np.bool_)):
+    if not isinstance(fill, (Real, np.bool_)):
         raise TypeError(f"{where}: fill must be a number, got {type(fill).__name__} {fill!r}")
     torch = _torch_of(x)
     try:
-        held = torch.full((), fill, dtype=x.dtype).item() if torch else np.full((), fill, x.dtype)[()]
-        whole = x.dtype.is_floating_point or x.dtype.is_complex if torch else x.dtype.kind not in "iub"
-        right = whole or held == fill
+        with np.errstate(all="ignore"):
+            held = torch.full((), fill, dtype=x.dtype).item() if torch else np.full((), fill, x.dtype)[()]
+        rounds = x.dtype.is_floating_point or x.dtype.is_complex if torch else x.dtype.kind not in "iub"
+        right = rounds or held == fill
     except (OverflowError, ValueError, TypeError, RuntimeError):
         right = False
     if not right:

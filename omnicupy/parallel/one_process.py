@@ -136,7 +136,7 @@ def _checked(plan: Plan, arrays: tuple[Arrays, Arrays, Arrays], mask: int | Sequ
 
 
 def _check_list(plan: Plan, name: str, given: Any) -> None:
-    if not isinstance(given, (list, tuple)) and not arrays_of_ranks.shape_of(given):
+    if not arrays_of_ranks.is_list(given):
         raise TypeError(
             f"{name} must be a list with an array for each of {plan.ranks} ranks, got {type(given).__name__}"
         )

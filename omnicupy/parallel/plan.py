@@ -110,7 +110,7 @@ class Plan:
         its shard, another dtype than the others or other axes.
         """
         owners, what = self._owners("unshard", keys)
-        if not isinstance(parts, (list, tuple)) and not arrays.shape_of(parts):
+        if not arrays.is_list(parts):
             raise TypeError(
                 f"unshard: parts must be a list with an array for each rank, got {type(parts).__name__}"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import odd_values
 import pytest
 
 import omnicupy as oc
@@ -182,3 +183,41 @@ def test_bad_arguments_of_gradients_are_named_also_where_no_rank_computes(name: 
         attention_backward_of_ranks(**every)
         with pytest.raises(kind, match=message):
             attention_backward_of_ranks(**every | changes)
+
+
+def test_odd_values_never_fail_inside() -> None:
+    made, x = plan(MASK, 2), np.zeros((1, 1, 8, 4))
+    shards = [made.shard(x, rank) for rank in range(2)]
+    outs, lses = attention_of_ranks(shards, shards, shards, made, return_lse=True)
+    of_call: dict[str, Any] = {"q": shards, "k": shards, "v": shards, "plan": made, "mask": 0, "scale": None}
+    of_call |= {"sink_logits": None, "softcap": None}
+    of_plan = {
+        "masks": MASK,
+        "ranks": 2,
+        "node": 8,
+        "heads": None,
+        "weights": None,
+        "rows": None,
+        "keys": None,
+    }
+    results = {"dout": outs, "out": outs, "lse": lses, "dlse": None, "wanted": ("q", "k")}
+    calls: list[tuple[Any, dict[str, Any]]] = [
+        (plan, of_plan | {"speeds": None}),
+        (
+            Speeds,
+            dict.fromkeys(("flops", "near", "far", "near_s", "far_s", "launch_s", "split_s", "copied"), 1.0),
+        ),
+        (made.shard, {"x": x, "rank": 0, "axis": -2, "keys": False}),
+        (made.unshard, {"parts": shards, "axis": -2, "keys": False}),
+        (made.shift, {"x": x, "by": 1, "axis": -2, "fill": 0}),
+        *((one, {"rank": 0, "mask": 0}) for one in (made.local, made.locals, made.exchange)),
+        *((one, {"rank": 0}) for one in (made.positions, made.key_positions)),
+        (made.travels, {"mask": 0}),
+        (attention_of_ranks, of_call | {"return_lse": False}),
+        (attention_backward_of_ranks, of_call | results),
+    ]
+    found = []
+    for call, good in calls:
+        call(**good)
+        found += odd_values.raw_errors(call, good)
+    assert not found
