@@ -98,11 +98,19 @@ def raw_error(call: Callable[..., Any], given: dict[str, Any]) -> str | None:
     return None
 
 
-def raw_errors(call: Callable[..., Any], good: dict[str, Any]) -> list[str]:
+def in_lists() -> Iterator[Any]:
+    """Odd values, also as an item of a list, and of a pair or of four numbers in a list."""
+    for value in odd():
+        yield from (value, [value], [(value, 1)], [(1, value)], [(0, 1, value, 1)])
+
+
+def raw_errors(
+    call: Callable[..., Any], good: dict[str, Any], values: Callable[[], Iterator[Any]] = odd
+) -> list[str]:
     """What comes from inside of a call, for each argument in turn with each odd value."""
     found = []
     for name in good:
-        for value in odd():
+        for value in values():
             error = raw_error(call, good | {name: value})
             if error is not None:
                 found.append(f"{name}={value!r:.60}: {error}")
