@@ -579,6 +579,42 @@ RANKS = [
         "tests/parallel/test_one_process.py",
     ),
     Fault(
+        "parallel/seen.py",
+        "(until[here - a - 1] <= here) & (since[here - a] >= here)",
+        "until[here - a - 1] <= here",
+        "tests/parallel/test_plan.py",
+    ),
+    Fault(
+        "parallel/seen.py",
+        "first[new], latest[new] = a, b - 1",
+        "first[new], latest[new] = a, a",
+        "tests/parallel/test_plan.py",
+    ),
+    Fault(
+        "parallel/one_process.py",
+        '_check_results(plan, q, v, {"dout": dout, "out": out, "lse": lse, "dlse": dlse})',
+        '_check_results(plan, q, v, {"out": out, "lse": lse, "dlse": dlse})',
+        "tests/parallel/test_errors.py",
+    ),
+    Fault(
+        "serving/rule.py",
+        "return (None, 0) if rule.window is None or rule.window >= keys else",
+        "return (None, 0) if rule.window is None else",
+        "tests/serving/test_rule.py",
+    ),
+    Fault(
+        "call/check_cached.py",
+        '"page_table": pools_of(kv)[2],',
+        '"page_table": None,',
+        "tests/serving/test_errors.py",
+    ),
+    Fault(
+        "call/check_append.py",
+        '"page_table": pools_of(kv)[2]} if slots is None else {"slots": slots}',
+        '"page_table": pools_of(kv)[2]} if slots is None else {}',
+        "tests/serving/test_errors.py",
+    ),
+    Fault(
         "parallel/assign.py",
         "line.stop[chunk] - skipped - kept, line.first[chunk] + skipped",
         "line.first[chunk] + skipped, line.first[chunk] + skipped",
