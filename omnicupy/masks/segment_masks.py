@@ -132,4 +132,4 @@ def from_codes(code: NDArray[np.int8], sizes: NDArray[np.int64], counts: NDArray
 def _mask(listed: Segments) -> Mask:
     pairs, described = segment_lists.spans(listed)
     total = pairs[0].shape[1]
-    return Mask((total, total), intervals=pairs, segments=described, growing=True)
+    return Mask((total, total), intervals=pairs, segments=described, growing=bool(described))
