@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass
 
+from omnicupy.jit.archs import SMEM_LIMIT_BYTES
 from omnicupy.jit.backward_kernel import (
     CAPPED_PARTS,
     FUSED_PARTS,
@@ -15,7 +16,7 @@ from omnicupy.jit.backward_kernel import (
     BackwardKernel,
     TileShape,
 )
-from omnicupy.jit.spec import round_up
+from omnicupy.jit.spec import DTYPES, KERNELS, round_up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,10 @@ class BackwardSpec:
     ordered: TileShape | None = None
 
     def __post_init__(self) -> None:
+        for name, known in (("arch", tuple(SMEM_LIMIT_BYTES)), ("kernel", KERNELS), ("dtype", DTYPES)):
+            value: object = getattr(self, name)
+            if not isinstance(value, str):
+                raise ValueError(f"config: {name} must be one of {', '.join(known)}, got {value!r}")
         object.__setattr__(self, "head_dim", _integer("head_dim", self.head_dim))
         width = self.head_dim if self.value_dim is None else _integer("value_dim", self.value_dim)
         object.__setattr__(self, "value_dim", width)
