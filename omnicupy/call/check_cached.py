@@ -128,7 +128,9 @@ def fits_step(q: Any, kv: AnyKV, step: CachedStep, rows: Any = None, max_rows: A
     """Raises ValueError unless a layer's arrays are like those that the step was made for, and its lengths the same.
     rows, max_rows: those of the layer, None where it leaves them to the step.
     """
-    most = step.shapes[2] if max_rows is None else at_least_one("attention", "max_rows", max_rows)
+    most = step.shapes[2] if max_rows is None else max_rows
+    if max_rows is not None and type(max_rows) is not int:
+        most = at_least_one("attention", "max_rows", max_rows)
     try:
         shapes = step_shapes(q, kv, most)
     except (AttributeError, TypeError, ValueError, IndexError):  # no arrays: the other checks say so
