@@ -621,6 +621,12 @@ RANKS = [
         "tests/masks/test_extend.py",
     ),
     Fault(
+        "parallel/plan.py",
+        "fill, self._documents_of(one))",
+        "fill, self.documents)",
+        "tests/parallel/test_plan.py",
+    ),
+    Fault(
         "parallel/assign.py",
         "line.stop[chunk] - skipped - kept, line.first[chunk] + skipped",
         "line.first[chunk] + skipped, line.first[chunk] + skipped",

@@ -78,6 +78,16 @@ def check_fill(where: str, x: Any, fill: Any) -> None:
         raise ValueError(f"{where}: fill must be a number that {x.dtype} holds, got {fill!r}; cast x first")
 
 
+def shifted(x: Any, step: int, axis: int, fill: Any, documents: NDArray[np.int64]) -> Any:
+    """x whose token i holds what token i + step held, `fill` where that is in another document. documents: bounds."""
+    size = int(documents[-1])
+    place = np.arange(size) + step
+    document = np.searchsorted(documents, np.arange(size), "right")
+    inside = (place >= 0) & (place < size)
+    inside[inside] &= document[place[inside]] == document[inside]
+    return filled(take(x, np.where(inside, place, 0), axis), ~inside, fill, axis)
+
+
 def take(x: Any, places: NDArray[np.int64], axis: int) -> Any:
     """x at these places of an axis, a copy."""
     torch = _torch_of(x)

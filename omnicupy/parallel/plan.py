@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from omnicupy.masks.arguments import flag, integer
 from omnicupy.masks.mask import Mask
-from omnicupy.parallel import arrays, picture
+from omnicupy.parallel import arrays, picture, seen
 from omnicupy.parallel.exchange import Exchange, Needs, exchange_of, needs_of
 from omnicupy.parallel.local import local_mask
 from omnicupy.parallel.owners import Owners
@@ -125,22 +125,52 @@ class Plan:
         order = np.argsort(np.concatenate([owners.of(rank) for rank in range(self.ranks)]), kind="stable")
         return arrays.take(arrays.joined(parts, axis), order, axis)
 
-    def shift(self, x: Any, by: int = 1, axis: int = -1, *, fill: Any = 0) -> Any:
+    def shift(
+        self,
+        x: Any,
+        by: int = 1,
+        axis: int = -1,
+        *,
+        fill: Any = 0,
+        mask: int | Sequence[int] | None = None,
+    ) -> Any:
         """A whole array whose token i holds what token i + by held, inside each document; others hold `fill`.
 
         For labels of the next token, and of later ones for multi-token prediction: shift first, then `shard`.
         axis: that of the tokens; -1 for (batch, tokens).  fill: a number that x's dtype holds, such as -100, which
-        losses ignore.
+        losses ignore.  mask: whose documents these are. None: of all masks of the plan, as of the layers of a model, so
+        that a document ends where it does under all of them; else a place in the plan's masks, or a list of one for
+        each batch element, x's first axis.
         """
         axis = arrays.check_tokens("shift", "x", x, axis, (self.rows.tokens, "rows"))
         arrays.check_fill("shift", x, fill)
         size = self.rows.tokens
         step = max(-size, min(integer("shift", "by", by), size))
-        place = np.arange(size) + step
-        document = np.searchsorted(self.documents, np.arange(size), "right")
-        inside = (place >= 0) & (place < size)
-        inside[inside] &= document[place[inside]] == document[inside]
-        return arrays.filled(arrays.take(x, np.where(inside, place, 0), axis), ~inside, fill, axis)
+        if mask is None:
+            return arrays.shifted(x, step, axis, fill, self.documents)
+        elements = self._which(mask)
+        if not isinstance(mask, (list, tuple)):
+            return arrays.shifted(x, step, axis, fill, self._documents_of(elements[0]))
+        if axis % len(x.shape) == 0 or len(elements) != x.shape[0]:
+            raise ValueError(
+                f"shift: mask must name one mask for each batch element, x's first axis, got {len(elements)} for shape "
+                f"{tuple(x.shape)} with the tokens on axis {axis}; pass a place in the plan's masks for all of them"
+            )
+        parts = [
+            arrays.shifted(x[b : b + 1], step, axis, fill, self._documents_of(one))
+            for b, one in enumerate(elements)
+        ]
+        return arrays.joined(parts, 0)
+
+    def _documents_of(self, mask: int) -> NDArray[np.int64]:
+        """`documents` of one mask."""
+        key = ("documents", mask)
+        if key not in self._found:
+            q_len, k_len = self.shape
+            bounds = seen.documents([self.masks[mask]]) if q_len == k_len else np.array([0, q_len])
+            self._found[key] = bounds
+        found: NDArray[np.int64] = self._found[key]
+        return found
 
     def local(self, rank: int, mask: int | Sequence[int] = 0) -> Mask | None:
         """The rank's rows against its own keys, then those that it is sent: an ordinary Mask, one object for all calls.

@@ -209,7 +209,7 @@ def test_odd_values_never_fail_inside() -> None:
         ),
         (made.shard, {"x": x, "rank": 0, "axis": -2, "keys": False}),
         (made.unshard, {"parts": shards, "axis": -2, "keys": False}),
-        (made.shift, {"x": x, "by": 1, "axis": -2, "fill": 0}),
+        (made.shift, {"x": x, "by": 1, "axis": -2, "fill": 0, "mask": None}),
         *((one, {"rank": 0, "mask": 0}) for one in (made.local, made.locals, made.exchange)),
         *((one, {"rank": 0}) for one in (made.positions, made.key_positions)),
         (made.travels, {"mask": 0}),

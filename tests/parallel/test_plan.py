@@ -205,6 +205,28 @@ def test_documents_of_masks_without_intervals_end_at_any_row(seed: int) -> None:
         assert (labels[0, made.documents[1:] - 1] == -100).all()
 
 
+def test_shift_takes_the_documents_of_a_mask_or_of_each_batch_element() -> None:
+    masks = [oc.documents([3, 5]), oc.documents([6, 2]), oc.causal(8)]
+    made, words = plan(masks, 2), np.arange(10, 34).reshape(3, 8)
+    assert made.documents.tolist() == [0, 8]  # under all masks
+    ends: dict[Any, list[list[int]]] = {0: [[2, 7]] * 3, 1: [[5, 7]] * 3, 2: [[7]] * 3, None: [[7]] * 3}
+    for which, rows in ends.items():
+        labels = made.shift(words, fill=-1, mask=which)
+        assert [np.flatnonzero(row < 0).tolist() for row in labels] == rows
+    labels = made.shift(words, fill=-1, mask=[1, 2, 0])
+    assert [np.flatnonzero(row < 0).tolist() for row in labels] == [[5, 7], [7], [2, 7]]
+    assert (labels[labels >= 0] == words[labels >= 0] + 1).all()
+    assert (
+        pickle.loads(pickle.dumps(made)).shift(words, mask=(1, 2, 0)).tolist()
+        == made.shift(words, mask=[1, 2, 0]).tolist()
+    )
+    for wrong in ([0, 1], [0, 1, 2, 0]):
+        with pytest.raises(ValueError, match="shift: mask must name one mask for each batch element"):
+            made.shift(words, mask=wrong)
+    with pytest.raises(ValueError, match="with the tokens on axis 0"):
+        made.shift(words.T, axis=0, mask=[0] * 8)
+
+
 def test_digests_tell_plans_apart() -> None:
     mask = oc.random(64, 0)
     same = [plan(oc.random(64, 0), 4), pickle.loads(pickle.dumps(plan(mask, 4)))]
