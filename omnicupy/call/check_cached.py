@@ -77,13 +77,7 @@ def call(
         _refuse_rule(rule)
     _check_lengths(q, kv.lengths, problem)
     if out is not None:
-        beside = {
-            "lengths": kv.lengths,
-            "page_table": pools_of(kv)[2],
-            "rows": rows,
-            "sink_logits": sink_logits,
-        }
-        check.check_apart("out", out, beside, f"{check.READ_WHILE_WRITTEN}; pass another array")
+        _check_out_apart(out, kv, rows, sink_logits)
     if rule.tail is not None:
         rule.check_tail("mask", problem.q_len)
         if len(rule.tail) not in (1, problem.batch):
@@ -96,6 +90,16 @@ def call(
     if isinstance(kv, PagedKV) and isinstance(q, np.ndarray):
         check_paged.check_entries(kv, rule, counts_of(rows, problem))
     return CachedCall(problem, rule, factor, cap, split_of(split), q.shape[0] if ragged else None)
+
+
+def _check_out_apart(out: Any, kv: AnyKV, rows: Any, sink_logits: Any) -> None:
+    """What says which keys and rows there are is read while `out` is written. Of a device's arrays that is looked at by
+    no warm call, so by no first one.
+    """
+    beside = {"sink_logits": sink_logits}
+    if isinstance(out, np.ndarray):
+        beside |= {"lengths": kv.lengths, "page_table": pools_of(kv)[2], "rows": rows}
+    check.check_apart("out", out, beside, f"{check.READ_WHILE_WRITTEN}; pass another array")
 
 
 def counts_of(rows: Any, problem: Problem) -> list[int]:
