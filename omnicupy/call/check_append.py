@@ -55,9 +55,7 @@ def call(kv: AnyKV, k_new: Any, v_new: Any, slots: Any) -> AppendCall:
         check_fp8.check_scales(kv, pools_of(kv)[0])
         _check_written_scales(kv, k_new, v_new)
         call = replace(call, fp8=True)
-    if isinstance(
-        k_new, np.ndarray
-    ):  # of a device's arrays no warm call looks at these, so no first one does
+    if isinstance(k_new, np.ndarray):  # on a device no warm call looks at these
         _check_apart(kv, slots)
     if slots is not None:
         _check_slots(slots, call)
