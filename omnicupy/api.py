@@ -144,7 +144,7 @@ def attention_backward(
     q, k, v, mask, scale, sink_logits, softcap: what `attention` was called with.
     out, lse: what attention(..., return_lse=True) gave; lse float32, for float64 arrays float64. Where q, k and v
         are a part of a larger attention (some of its keys, say), out and lse of the whole give this part's share of
-        the gradients.
+        dq, dk and dv. dsink_logits is no such share: it counts each row that sees a key of the part, once in each.
     dlse: the gradient of lse, of its shape and dtype; None is zero.
     wanted: which gradients to compute, a list or tuple of "q", "k", "v" and "sink_logits"; other ones are None.
     out_grads: None, or (dq, dk, dv) with an array to write or None for each: of the shape and dtype of q, k or v,

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import odd_values
 import pytest
 from bad_gradient_values import BACKWARD_CONFIG, LSE, OUT, OUT_GRADS, WANTED
 from bad_score_values import sink_logits, softcap
@@ -217,6 +219,14 @@ def test_bad_values_are_refused_by_name(name: str) -> None:
             case.argument,
             repr(case.value),
         )
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_odd_values_never_fail_inside(name: str) -> None:
+    of_user = ("fn", "progress", "xp")  # code that is called, whose errors are its own
+    good = {argument: good for argument, (_, good) in ARGUMENTS[name].items() if argument not in of_user}
+    rest = {argument: good for argument, (_, good) in ARGUMENTS[name].items() if argument in of_user}
+    assert not odd_values.raw_errors(partial(function(name), **rest), good, odd_values.in_lists)
 
 
 @pytest.mark.parametrize("other", [np.ones((4, 4), bool), np.float64(1), np.ones((4, 4)).view(np.matrix)])

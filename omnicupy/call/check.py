@@ -139,11 +139,7 @@ def _check_dtypes(q: Any, k: Any, v: Any, on_gpu: bool) -> str:
 
 def _check_shapes(q: Any, k: Any, v: Any, dtype: str) -> Problem:
     for name, array in (("q", q), ("k", k), ("v", v)):
-        if len(array.shape) != 4:
-            raise ValueError(
-                f"{name} must have 4 axes (batch, heads, tokens, head_dim), got shape {array.shape}; "
-                "add missing axes with None"
-            )
+        check_axes(name, array)
         if 0 in array.shape:
             raise ValueError(
                 f"{name} must have no empty axis, got shape {array.shape}; skip the call when it is empty"
@@ -166,6 +162,15 @@ def _check_shapes(q: Any, k: Any, v: Any, dtype: str) -> Problem:
             "key head h // (q heads / k heads)"
         )
     return Problem(batch, q_heads, kv_heads, q_len, k_len, head_dim, dtype, value_dim=v.shape[3])
+
+
+def check_axes(name: str, array: Any) -> None:
+    """Raises ValueError unless an array has the four axes of q, k and v."""
+    if len(array.shape) != 4:
+        raise ValueError(
+            f"{name} must have 4 axes (batch, heads, tokens, head_dim), got shape {array.shape}; "
+            "add missing axes with None"
+        )
 
 
 def check_layout(name: str, array: Any, axes: Sequence[str] = AXES) -> None:
@@ -237,9 +242,14 @@ def check_target(
             f"{name} must not repeat elements, got strides {target.strides} for shape {target.shape}; "
             "pass a full array"
         )
-    for other, array in read:
-        if overlap(target, array):
-            raise ValueError(f"{name} must not overlap {other}: {why}; pass another array")
+    check_apart(name, target, dict(read), f"{why}; pass another array")
+
+
+def check_apart(name: str, written: Any, read: dict[str, Any], why: str) -> None:
+    """Raises ValueError where an array that is written shares memory with one of those that are read; None is none."""
+    for other, array in read.items():
+        if array is not None and overlap(written, array):
+            raise ValueError(f"{name} must not overlap {other}: {why}")
 
 
 def check_shape(name: str, array: Any, like: tuple[str, Any], shape: tuple[int, ...]) -> None:

@@ -55,6 +55,8 @@ def call(kv: AnyKV, k_new: Any, v_new: Any, slots: Any) -> AppendCall:
         check_fp8.check_scales(kv, pools_of(kv)[0])
         _check_written_scales(kv, k_new, v_new)
         call = replace(call, fp8=True)
+    if isinstance(k_new, np.ndarray):  # on a device no warm call looks at these
+        _check_apart(kv, slots)
     if slots is not None:
         _check_slots(slots, call)
     elif isinstance(kv.lengths, np.ndarray):
@@ -163,6 +165,16 @@ def _check_written_scales(kv: AnyKV, k_new: Any, v_new: Any) -> None:
             raise ValueError(
                 f"{name} must not overlap keys, values or other scales: append writes these, of scales those of tokens"
             )
+
+
+def _check_apart(kv: AnyKV, slots: Any) -> None:
+    """What says where tokens go is read while keys, values and scales of tokens are written."""
+    read = {"lengths": kv.lengths, "page_table": pools_of(kv)[2]} if slots is None else {"slots": slots}
+    written = dict(zip(names_of(kv), pools_of(kv)[:2], strict=True))
+    scales = {name: getattr(kv, name) for name in ("k_scale", "v_scale")}
+    written |= {name: scale for name, scale in scales.items() if check_fp8.has_token_scales(scale)}
+    for name, array in written.items():
+        check.check_apart(name, array, read, "it is read while the caches are written; pass a copy")
 
 
 def _check_new(kv: AnyKV, k_new: Any, v_new: Any, has_slots: bool, found: tuple[int, int, int]) -> AppendCall:

@@ -73,7 +73,7 @@ def call(
     found = check.call(q, k, v, mask, scale=scale, sink_logits=sink_logits, softcap=softcap)
     if type(deterministic) is not bool:
         flag("attention_backward", "deterministic", deterministic)
-    chosen, sink_wanted = _wanted(wanted, sink_logits)
+    chosen, sink_wanted = wanted_of(wanted, sink_logits)
     shape = out_shape(found.problem)
     _check_read("dout", dout, q, shape)
     _check_read("out", out, q, shape)
@@ -97,7 +97,8 @@ def call(
     )
 
 
-def _wanted(wanted: Any, sink_logits: Any) -> tuple[tuple[bool, bool, bool], bool]:
+def wanted_of(wanted: Any, sink_logits: Any) -> tuple[tuple[bool, bool, bool], bool]:
+    """Whether dq, dk and dv are wanted, and whether dsink_logits is. Raises TypeError or ValueError for other names."""
     names = (*GRADIENTS, SINK)
     if not isinstance(wanted, (list, tuple)):
         raise TypeError(

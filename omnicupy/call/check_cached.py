@@ -14,8 +14,8 @@ from omnicupy.call import check, check_fp8, check_paged, check_ragged
 from omnicupy.call.arrays import on_gpu as is_on_gpu
 from omnicupy.call.problem import Problem, split_of, type_name
 from omnicupy.jit.spec import AttnSpec
-from omnicupy.masks.arguments import integer, plain_array
-from omnicupy.serving.caches import CACHES, AnyKV, PagedKV, sizes_of
+from omnicupy.masks.arguments import at_least_one, integer, plain_array
+from omnicupy.serving.caches import CACHES, AnyKV, PagedKV, pools_of, sizes_of
 from omnicupy.serving.rule import CachedRule
 from omnicupy.serving.step import CachedStep
 
@@ -76,6 +76,8 @@ def call(
     if not isinstance(rule, CachedRule):
         _refuse_rule(rule)
     _check_lengths(q, kv.lengths, problem)
+    if out is not None:
+        _check_out_apart(out, kv, rows, sink_logits)
     if rule.tail is not None:
         rule.check_tail("mask", problem.q_len)
         if len(rule.tail) not in (1, problem.batch):
@@ -88,6 +90,16 @@ def call(
     if isinstance(kv, PagedKV) and isinstance(q, np.ndarray):
         check_paged.check_entries(kv, rule, counts_of(rows, problem))
     return CachedCall(problem, rule, factor, cap, split_of(split), q.shape[0] if ragged else None)
+
+
+def _check_out_apart(out: Any, kv: AnyKV, rows: Any, sink_logits: Any) -> None:
+    """What says which keys and rows there are is read while `out` is written. Of a device's arrays that is looked at by
+    no warm call, so by no first one.
+    """
+    beside = {"sink_logits": sink_logits}
+    if isinstance(out, np.ndarray):
+        beside |= {"lengths": kv.lengths, "page_table": pools_of(kv)[2], "rows": rows}
+    check.check_apart("out", out, beside, f"{check.READ_WHILE_WRITTEN}; pass another array")
 
 
 def counts_of(rows: Any, problem: Problem) -> list[int]:
@@ -121,6 +133,8 @@ def fits_step(q: Any, kv: AnyKV, step: CachedStep, rows: Any = None, max_rows: A
     rows, max_rows: those of the layer, None where it leaves them to the step.
     """
     most = step.shapes[2] if max_rows is None else max_rows
+    if max_rows is not None and type(max_rows) is not int:
+        most = at_least_one("attention", "max_rows", max_rows)
     try:
         shapes = step_shapes(q, kv, most)
     except (AttributeError, TypeError, ValueError, IndexError):  # no arrays: the other checks say so
@@ -137,6 +151,8 @@ def fits_step(q: Any, kv: AnyKV, step: CachedStep, rows: Any = None, max_rows: A
     for name, mine, other in (("lengths", kv.lengths, step.lengths), ("rows", rows, step.rows)):
         if mine is other or (name == "rows" and mine is None):
             continue
+        if not isinstance(mine, np.ndarray) and not hasattr(mine, "data_ptr"):
+            check_paged.check_array(name, mine)
         if other is None or address_of(mine) != address_of(other):
             raise ValueError(
                 f"mask: the step was made of another array of {name}; pass the same one to every layer"

@@ -87,7 +87,7 @@ def check_scales(kv: AnyKV, like: Any) -> None:
         if scale is None:
             continue
         if isinstance(scale, Real) and not isinstance(scale, (bool, np.bool_)):
-            _check_value(name, float(scale))
+            _check_value(name, _as_float(scale))
         elif isinstance(scale, np.ndarray) or is_on_gpu(scale):
             _check_array(name, scale, kv, like)
         else:
@@ -122,6 +122,14 @@ def _check_value(name: str, value: float) -> None:
         held = float(np.float32(value))
     if not 0 < held < math.inf:  # not for NaN
         raise ValueError(f"{name} must be finite and above 0 in float32, got {value}")
+
+
+def _as_float(number: Real) -> float:
+    """Infinity for an integer beyond any float."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
 
 
 def _refuse(name: str, kind: str) -> NoReturn:

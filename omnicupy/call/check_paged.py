@@ -26,9 +26,10 @@ def arrays_of(q: Any, kv: AnyKV, out: Any) -> tuple[Any, Any]:
     if not isinstance(kv, PagedKV):
         return _e4m3_of(q, kv, out) if fp8 else (kv.k, kv.v)
     check_array("q", q)
+    check.check_axes("q", q)
     check_pages(q, kv)
     check_table(q, kv.page_table)
-    if len(q.shape) == 4 and kv.k_pages.shape[3] != q.shape[3]:
+    if kv.k_pages.shape[3] != q.shape[3]:
         raise ValueError(
             f"k_pages must have the head_dim of q ({q.shape[3]}), got {kv.k_pages.shape[3]}; its shape is "
             f"{kv.k_pages.shape}; v_pages alone may have another"
@@ -111,8 +112,9 @@ def check_table(like: Any, table: Any) -> None:
         raise TypeError(f"page_table must be int32, got {table.dtype}; cast it")
     shape, item = tuple(table.shape), TABLE_DTYPE.itemsize
     if len(shape) != 2 or shape[0] != like.shape[0] or shape[1] == 0:
+        rows = like.shape[0] if like.shape else "batch"
         raise ValueError(
-            f"page_table must have a row of pages for each sequence, shape ({like.shape[0]}, max_pages), got {shape}"
+            f"page_table must have a row of pages for each sequence, shape ({rows}, max_pages), got {shape}"
         )
     row, step = table.strides
     if (shape[1] > 1 and step != item) or (shape[0] > 1 and not 0 <= row < 1 << 31) or row % item:

@@ -60,9 +60,12 @@ def split_of(split: object) -> int | None:
     """
     if split is None:
         return None
-    if isinstance(split, (bool, np.bool_)) or not hasattr(split, "__index__"):
+    try:
+        keys = operator.index(split)  # type: ignore[arg-type]
+    except TypeError:
+        keys = None
+    if keys is None or isinstance(split, (bool, np.bool_)):
         raise TypeError(f"split must be a number of keys or None, got {type_name(split)}; pass int(split)")
-    keys = operator.index(split)
     if keys <= 0 or keys % LEAST_SPLIT:
         raise ValueError(
             f"split must be a multiple of {LEAST_SPLIT} keys (on a GPU of its kernel's tile), got {keys}; "

@@ -36,9 +36,11 @@ def quantised(values: NDArray[Any], scale: Any) -> NDArray[np.uint8]:
 
 
 def scales_of_rows(rows: NDArray[Any]) -> NDArray[np.float32]:
-    """The scale of each row of the last axis that makes its largest magnitude 448; 1 where all is zero."""
-    largest = np.fmax.reduce(np.abs(as_float32(rows)), axis=-1)
-    found: NDArray[np.float32] = np.where(largest > 0, largest / np.float32(LARGEST), np.float32(1))
+    """The scale of each row of the last axis that makes its largest magnitude 448; 1 where that would be zero."""
+    scale = np.fmax.reduce(np.abs(as_float32(rows)), axis=-1) / np.float32(LARGEST)
+    found: NDArray[np.float32] = np.where(
+        scale > 0, scale, np.float32(1)
+    )  # 1 for NaN, of rows that hold nothing else
     return found
 
 

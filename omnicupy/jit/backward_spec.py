@@ -16,7 +16,7 @@ from omnicupy.jit.backward_kernel import (
     TileShape,
 )
 from omnicupy.jit.field_types import make_flags, make_numbers, number
-from omnicupy.jit.spec import round_up
+from omnicupy.jit.spec import DTYPES, KERNELS, round_up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +44,10 @@ class BackwardSpec:
     ordered: TileShape | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.arch, str):
-            raise ValueError(f"config: arch must be one of {', '.join(SMEM_LIMIT_BYTES)}, got {self.arch!r}")
+        for name, known in (("arch", tuple(SMEM_LIMIT_BYTES)), ("kernel", KERNELS), ("dtype", DTYPES)):
+            value: object = getattr(self, name)
+            if not isinstance(value, str):
+                raise ValueError(f"config: {name} must be one of {', '.join(known)}, got {value!r}")
         make_numbers(self, ("head_dim",))
         if self.value_dim is None:
             object.__setattr__(self, "value_dim", self.head_dim)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from omnicupy.masks import bits, predicates
 from omnicupy.masks import intervals as masks_intervals
-from omnicupy.masks.arguments import at_least_one, count, length, plain_array, shape
+from omnicupy.masks.arguments import MAX_LENGTH, at_least_one, count, length, plain_array, shape
 from omnicupy.masks.intervals import BoolArray, IntArray
 from omnicupy.masks.mask import Mask
 from omnicupy.masks.rectangles import checked as checked_rectangles
@@ -224,6 +224,8 @@ def from_predicate(
             )
         return mask_of(fn)
     elements = 1 if batch is None else at_least_one("from_predicate", "batch", batch)
+    if elements > MAX_LENGTH:
+        raise ValueError(f"from_predicate: batch must be at most {MAX_LENGTH}, got {elements}")
     return predicates.of_batch(fn, mask_of, elements, as_list=batch is not None)
 
 

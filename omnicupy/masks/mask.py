@@ -225,7 +225,8 @@ class Mask(PairSet):
             )
         pairs, described = segment_lists.spans(segment_lists.joined(old, new, new_document))
         total = pairs[0].shape[1]
-        return Mask((total, total), intervals=pairs, diagonal=self.diagonal, segments=described, growing=True)
+        notes: dict[str, Any] = {"segments": described, "growing": bool(described)}
+        return Mask((total, total), intervals=pairs, diagonal=self.diagonal, **notes)
 
     def _with_rows(self, rows: Mask, new_document: bool) -> Mask:
         q_len, k_len = self.shape

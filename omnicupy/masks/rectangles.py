@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +37,15 @@ def checked(
     return bounds[(bounds[:, 0] < bounds[:, 1]) & (bounds[:, 2] < bounds[:, 3])]
 
 
+def holds(given: object, count: int) -> TypeGuard[Sequence[Any]]:
+    """Whether it is a list or an array of so many, and no text."""
+    if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray):
+        return False
+    return (not isinstance(given, np.ndarray) or given.ndim > 0) and len(given) == count
+
+
 def _checked_one(where: str, rectangle: object, q_len: int, k_len: int) -> list[int]:
-    if not isinstance(rectangle, Sequence | np.ndarray) or isinstance(rectangle, str) or len(rectangle) != 4:
+    if not holds(rectangle, 4):
         raise ValueError(
             f"{where} must be (q_start, q_stop, k_start, k_stop), got {rectangle!r}; give four numbers"
         )

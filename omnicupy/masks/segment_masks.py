@@ -74,7 +74,7 @@ def random(
     Raises TypeError or ValueError for arguments out of range.
     """
     _check_random(length, text, image, noise, documents)
-    count("random", "seed", seed)
+    seed = count("random", "seed", seed)
     rng = np.random.default_rng(seed)
     cuts = np.sort(rng.choice(length - 1, documents - 1, replace=False) + 1) if documents else np.array([])
     kinds: list[str] = []
@@ -132,4 +132,4 @@ def from_codes(code: NDArray[np.int8], sizes: NDArray[np.int64], counts: NDArray
 def _mask(listed: Segments) -> Mask:
     pairs, described = segment_lists.spans(listed)
     total = pairs[0].shape[1]
-    return Mask((total, total), intervals=pairs, segments=described, growing=True)
+    return Mask((total, total), intervals=pairs, segments=described, growing=bool(described))

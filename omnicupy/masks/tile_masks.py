@@ -42,7 +42,8 @@ def from_tiles(lists: Any, q_len: int, k_len: int, br: int, bc: int) -> Mask | l
     an axis for heads: a mask is shared by all heads of a call.
     """
     shape = length("from_tiles", "q_len", q_len), length("from_tiles", "k_len", k_len)
-    size = at_least_one("from_tiles", "br", br), at_least_one("from_tiles", "bc", bc)
+    br, bc = at_least_one("from_tiles", "br", br), at_least_one("from_tiles", "bc", bc)
+    size = min(br, shape[0]), min(bc, shape[1])  # one block of all, however large its size
     grid = -(-shape[0] // size[0]), -(-shape[1] // size[1])
     given = _plain("lists", lists)
     depth = _depth(given)

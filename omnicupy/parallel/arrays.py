@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from omnicupy.masks.arguments import integer
 
-def check_tokens(where: str, name: str, x: Any, axis: int, expected: tuple[int, str]) -> None:
-    """Raises TypeError for what is no array, ValueError where `axis` has not as many tokens as expected.
+
+def shape_of(x: Any) -> tuple[int, ...] | None:
+    """The shape of an array or tensor, None of what is none."""
+    shape = getattr(x, "shape", None)
+    return tuple(shape) if isinstance(shape, tuple) else None
+
+
+def is_list(given: Any) -> bool:
+    """Whether it holds an array for each rank: a list, or one array with an axis of ranks."""
+    return isinstance(given, (list, tuple)) or bool(shape_of(given) and hasattr(given, "__len__"))
+
+
+def check_tokens(where: str, name: str, x: Any, axis: Any, expected: tuple[int, str]) -> int:
+    """`axis` as an int. Raises TypeError for what is no array or axis, ValueError where the axis has not as many tokens
+    as expected.
 
     expected: how many, and of what.
     """
-    if not hasattr(x, "shape"):
+    shape, (tokens, what) = shape_of(x), expected
+    if shape is None:
         raise TypeError(f"{where}: {name} must be an array or a tensor, got {type(x).__name__}; convert it")
-    shape, (tokens, what) = tuple(x.shape), expected
+    axis = integer(where, "axis", axis)
     if not -len(shape) <= axis < len(shape):
         raise ValueError(f"{where}: axis must be an axis of {name}, of shape {shape}, got {axis}")
     if shape[axis] != tokens:
@@ -25,6 +41,51 @@ def check_tokens(where: str, name: str, x: Any, axis: int, expected: tuple[int, 
             f"{where}: {name} must have the plan's {tokens} {what} along axis {axis}, got shape {shape}; make the plan "
             "for these tokens, or name their axis"
         )
+    return int(axis)
+
+
+def check_alike(where: str, parts: Sequence[Any], axis: int) -> None:
+    """Raises TypeError or ValueError where parts that are to be joined along an axis differ in dtype or other axes."""
+    first, *others = parts
+    for i, part in enumerate(others, 1):
+        if part.dtype != first.dtype:
+            raise TypeError(
+                f"{where}: parts[{i}] must have the dtype of parts[0] ({first.dtype}), got {part.dtype}; cast it"
+            )
+        wanted, found = list(first.shape), list(part.shape)
+        if len(wanted) == len(found):
+            wanted[axis] = found[axis]
+        if wanted != found:
+            raise ValueError(
+                f"{where}: parts[{i}] must have the shape of parts[0] {tuple(first.shape)}, but for axis {axis}, got "
+                f"{tuple(found)}"
+            )
+
+
+def check_fill(where: str, x: Any, fill: Any) -> None:
+    """Raises TypeError for what is no number, ValueError for one that the dtype of x does not hold."""
+    if not isinstance(fill, (Real, np.bool_)):
+        raise TypeError(f"{where}: fill must be a number, got {type(fill).__name__} {fill!r}")
+    torch = _torch_of(x)
+    try:
+        with np.errstate(all="ignore"):
+            held = torch.full((), fill, dtype=x.dtype).item() if torch else np.full((), fill, x.dtype)[()]
+        rounds = x.dtype.is_floating_point or x.dtype.is_complex if torch else x.dtype.kind not in "iub"
+        right = rounds or held == fill
+    except (OverflowError, ValueError, TypeError, RuntimeError):
+        right = False
+    if not right:
+        raise ValueError(f"{where}: fill must be a number that {x.dtype} holds, got {fill!r}; cast x first")
+
+
+def shifted(x: Any, step: int, axis: int, fill: Any, documents: NDArray[np.int64]) -> Any:
+    """x whose token i holds what token i + step held, `fill` where that is in another document. documents: bounds."""
+    size = int(documents[-1])
+    place = np.arange(size) + step
+    document = np.searchsorted(documents, np.arange(size), "right")
+    inside = (place >= 0) & (place < size)
+    inside[inside] &= document[place[inside]] == document[inside]
+    return filled(take(x, np.where(inside, place, 0), axis), ~inside, fill, axis)
 
 
 def take(x: Any, places: NDArray[np.int64], axis: int) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from omnicupy.call.arrays import is_cupy
 from omnicupy.errors import UnsupportedError
 from omnicupy.masks.arguments import flag, integer
-from omnicupy.parallel import array_calls
+from omnicupy.parallel import array_calls, check_numbers
 from omnicupy.parallel.nccl import NcclGroup
 from omnicupy.parallel.overlap import ROWS, Overlap
 from omnicupy.parallel.plan import Plan
@@ -149,7 +149,7 @@ def _overlap_of(overlap: object, q: Any) -> Overlap:
 
 
 def _check_limit(time_limit: float) -> None:
-    if not 0 < time_limit < 1e9:
+    if not 0 < check_numbers.number("attention", "time_limit", time_limit) < 1e9:
         raise ValueError(f"time_limit must be a positive number of seconds, got {time_limit}")
 
 

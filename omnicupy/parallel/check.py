@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from omnicupy.parallel import arrays as arrays_of_ranks
 from omnicupy.parallel.plan import Plan
 
 SHOWN = 8  # ranks that a message names
@@ -84,8 +85,8 @@ def of_rank(plan: Plan, rank: int, arrays: tuple[Any, Any, Any], mask: int | Seq
     Which dtypes, devices and layouts are served the call says that runs on them.
     """
     for name, array in zip("qkv", arrays, strict=True):
-        if not hasattr(array, "shape") or len(array.shape) != 4:
-            shape = tuple(array.shape) if hasattr(array, "shape") else type(array).__name__
+        if len(arrays_of_ranks.shape_of(array) or ()) != 4:
+            shape = arrays_of_ranks.shape_of(array) or type(array).__name__
             raise ValueError(
                 f"{name} must have shape (batch, heads, tokens of this rank, head_dim), got {shape} on rank {rank}"
             )

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnicupy.errors import UnsupportedError
-from omnicupy.masks.arguments import at_least_one, integer
+from omnicupy.masks.arguments import at_least_one, integer, plain
 from omnicupy.masks.mask import Mask
-from omnicupy.parallel import assign, nodes, seen
+from omnicupy.parallel import assign, check_numbers, nodes, seen
 from omnicupy.parallel.exchange import expected_traffic
 from omnicupy.parallel.owners import Owners
 from omnicupy.parallel.plan import Plan
@@ -98,16 +98,16 @@ def _setting(ranks: int, node: int, heads: Any, speeds: Speeds | None) -> Settin
     if heads is not None:
         if not isinstance(heads, (list, tuple)) or len(heads) != 3:
             raise TypeError(f"plan: heads must be (q_heads, kv_heads, head_dim), got {heads!r}")
-        found = Heads(*(at_least_one("plan", "heads", one) for one in heads))
+        found = Heads(*(check_numbers.size("plan", "heads", one) for one in heads))
         if found.q_heads % found.kv_heads:
             raise ValueError(f"plan: q_heads must be a multiple of kv_heads, got heads {heads}")
-    return Setting(count, at_least_one("plan", "node", node), found, speeds or Speeds())
+    return Setting(count, check_numbers.size("plan", "node", node), found, speeds or Speeds())
 
 
 def _weights(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
     if weights is None:
         return (1.0,) * count
-    found = tuple(float(one) for one in weights)
+    found = check_numbers.numbers("plan", "weights", weights)
     if len(found) != count or not all(0 < one < np.inf for one in found):
         raise ValueError(
             f"plan: weights must be a positive number for each of {count} masks, got {weights!r}; leave out masks that "
@@ -173,7 +173,7 @@ def _keys(keys: Any, rows: Owners, k_len: int) -> Owners:
 
 
 def _owners(name: str, given: Any, tokens: int, ranks: int) -> Owners:
-    owner = np.asarray(given)
+    owner = np.asarray(plain("plan", name, given))
     if owner.dtype.kind not in "iu":
         raise TypeError(f"plan: {name} must hold integers, the owner of each token, got {owner.dtype}")
     if owner.shape != (tokens,):

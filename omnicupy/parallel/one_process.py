@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnicupy import api
+from omnicupy.call import check_backward
 from omnicupy.call.arrays import narrow, widen
 from omnicupy.masks.arguments import flag
+from omnicupy.parallel import arrays as arrays_of_ranks
 from omnicupy.parallel import check
 from omnicupy.parallel.plan import Plan
 
@@ -80,7 +82,9 @@ def attention_backward_of_ranks(
     `wanted` names sink_logits, a list of dsink_logits comes fourth: of each rank's rows, to be added.
     Raises TypeError or ValueError for lists that are not the plan's, and what `omnicupy.attention_backward` raises.
     """
-    _checked(plan, (q, k, v), mask, dout=dout, out=out, lse=lse, dlse=dlse)
+    _checked(plan, (q, k, v), mask)
+    _check_results(plan, q, v, {"dout": dout, "out": out, "lse": lse, "dlse": dlse})
+    check_backward.wanted_of(wanted, sink_logits)
     dq: list[Array] = []
     parts: list[list[Array | None]] = []
     sinks: list[Array] = []
@@ -115,26 +119,49 @@ def attention_backward_of_ranks(
     return (*found, sinks) if "sink_logits" in wanted else found
 
 
-def _checked(
-    plan: Plan, arrays: tuple[Arrays, Arrays, Arrays], mask: int | Sequence[int], **others: Arrays | None
-) -> None:
-    """Raises for what is not the plan's. others: lists or None, of which only the number of arrays is checked here."""
+def _checked(plan: Plan, arrays: tuple[Arrays, Arrays, Arrays], mask: int | Sequence[int]) -> None:
     check.of_group(plan, 0, getattr(plan, "ranks", 0))
-    for name, given in (*zip(NAMES, arrays, strict=True), *others.items()):
-        if given is not None or name != "dlse":
-            _of_each_rank(plan, name, given)
-    for rank in range(len(arrays[0])):
-        check.of_rank(plan, rank, (arrays[0][rank], arrays[1][rank], arrays[2][rank]), mask)
+    for name, given in zip(NAMES, arrays, strict=True):
+        _check_list(plan, name, given)
+    first = [one[0] for one in arrays]
+    for rank in range(plan.ranks):
+        mine = [one[rank] for one in arrays]
+        check.of_rank(plan, rank, (mine[0], mine[1], mine[2]), mask)
+        for name, array, like in zip(NAMES, mine, first, strict=True):
+            found, wanted = ((*one.shape[:2], one.shape[3], one.dtype) for one in (array, like))
+            if found != wanted:
+                raise ValueError(
+                    f"{name} must have one batch, one number of heads, one width and one dtype on all ranks, got "
+                    f"{like.dtype} {like.shape} on rank 0 and {array.dtype} {array.shape} on rank {rank}"
+                )
 
 
-def _of_each_rank(plan: Plan, name: str, given: Arrays | None) -> None:
-    if not isinstance(given, (list, tuple)):
-        raise TypeError(f"{name} must be a list with an array for each rank, got {type(given).__name__}")
+def _check_list(plan: Plan, name: str, given: Any) -> None:
+    if not arrays_of_ranks.is_list(given):
+        raise TypeError(
+            f"{name} must be a list with an array for each of {plan.ranks} ranks, got {type(given).__name__}"
+        )
     if len(given) != plan.ranks:
         raise ValueError(
             f"{name} must be a list with an array for each of {plan.ranks} ranks, got {len(given)}; a plan for "
             "other ranks is another plan"
         )
+
+
+def _check_results(plan: Plan, q: Arrays, v: Arrays, given: dict[str, Any]) -> None:
+    """dout, out, lse and dlse are lists of arrays of each rank's rows."""
+    for name, arrays in given.items():
+        if name == "dlse" and arrays is None:
+            continue
+        _check_list(plan, name, arrays)
+        for rank in range(plan.ranks):
+            wanted = q[rank].shape[:3] if name in ("lse", "dlse") else (*q[rank].shape[:3], v[rank].shape[3])
+            found = arrays_of_ranks.shape_of(arrays[rank])
+            if found != wanted:
+                raise ValueError(
+                    f"{name} must have the shape {wanted} on rank {rank}, that of its rows, got "
+                    f"{found or type(arrays[rank]).__name__}"
+                )
 
 
 def _given(masks: tuple[Any, ...]) -> Any:

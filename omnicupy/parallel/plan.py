@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from omnicupy.masks.arguments import integer
+from omnicupy.masks.arguments import flag, integer
 from omnicupy.masks.mask import Mask
-from omnicupy.parallel import arrays, picture
+from omnicupy.parallel import arrays, picture, seen
 from omnicupy.parallel.exchange import Exchange, Needs, exchange_of, needs_of
 from omnicupy.parallel.local import local_mask
 from omnicupy.parallel.owners import Owners
@@ -100,39 +100,78 @@ class Plan:
         where rows and keys have owners of their own.
         Raises ValueError where the axis has another length than the plan.
         """
-        owners, what = (self.keys, "keys") if keys else (self.rows, "rows")
-        arrays.check_tokens("shard", "x", x, axis, (owners.tokens, what))
+        owners, what = self._owners("shard", keys)
+        axis = arrays.check_tokens("shard", "x", x, axis, (owners.tokens, what))
         return arrays.take(x, owners.of(self._rank("shard", rank)), axis)
 
     def unshard(self, parts: Sequence[Any], axis: int = -2, *, keys: bool = False) -> Any:
         """The whole array again from the shards of all ranks, in their order.
 
-        Raises ValueError where there are more or fewer parts than ranks, or one has another length than its shard.
+        Raises TypeError or ValueError where there are more or fewer parts than ranks, or one has another length than
+        its shard, another dtype than the others or other axes.
         """
-        owners, what = (self.keys, "keys") if keys else (self.rows, "rows")
+        owners, what = self._owners("unshard", keys)
+        if not arrays.is_list(parts):
+            raise TypeError(
+                f"unshard: parts must be a list with an array for each rank, got {type(parts).__name__}"
+            )
         if len(parts) != self.ranks:
             raise ValueError(
                 f"unshard: expected the parts of {self.ranks} ranks, got {len(parts)}; gather them all"
             )
         for rank, part in enumerate(parts):
             tokens = (int(owners.counts[rank]), f"{what} of rank {rank}")
-            arrays.check_tokens("unshard", f"parts[{rank}]", part, axis, tokens)
+            axis = arrays.check_tokens("unshard", f"parts[{rank}]", part, axis, tokens)
+        arrays.check_alike("unshard", parts, axis)
         order = np.argsort(np.concatenate([owners.of(rank) for rank in range(self.ranks)]), kind="stable")
         return arrays.take(arrays.joined(parts, axis), order, axis)
 
-    def shift(self, x: Any, by: int = 1, axis: int = -1, *, fill: Any = 0) -> Any:
+    def shift(
+        self,
+        x: Any,
+        by: int = 1,
+        axis: int = -1,
+        *,
+        fill: Any = 0,
+        mask: int | Sequence[int] | None = None,
+    ) -> Any:
         """A whole array whose token i holds what token i + by held, inside each document; others hold `fill`.
 
         For labels of the next token, and of later ones for multi-token prediction: shift first, then `shard`.
-        axis: that of the tokens; -1 for (batch, tokens).  fill: such as -100, which losses ignore.
+        axis: that of the tokens; -1 for (batch, tokens).  fill: a number that x's dtype holds, such as -100, which
+        losses ignore.  mask: whose documents these are. None: of all masks of the plan, as of the layers of a model, so
+        that a document ends where it does under all of them; else a place in the plan's masks, or a list of one for
+        each batch element, x's first axis.
         """
-        arrays.check_tokens("shift", "x", x, axis, (self.rows.tokens, "rows"))
-        size, step = self.rows.tokens, integer("shift", "by", by)
-        place = np.arange(size) + step
-        document = np.searchsorted(self.documents, np.arange(size), "right")
-        inside = (place >= 0) & (place < size)
-        inside[inside] &= document[place[inside]] == document[inside]
-        return arrays.filled(arrays.take(x, np.where(inside, place, 0), axis), ~inside, fill, axis)
+        axis = arrays.check_tokens("shift", "x", x, axis, (self.rows.tokens, "rows"))
+        arrays.check_fill("shift", x, fill)
+        size = self.rows.tokens
+        step = max(-size, min(integer("shift", "by", by), size))
+        if mask is None:
+            return arrays.shifted(x, step, axis, fill, self.documents)
+        elements = self._which(mask)
+        if not isinstance(mask, (list, tuple)):
+            return arrays.shifted(x, step, axis, fill, self._documents_of(elements[0]))
+        if axis % len(x.shape) == 0 or len(elements) != x.shape[0]:
+            raise ValueError(
+                f"shift: mask must name one mask for each batch element, x's first axis, got {len(elements)} for shape "
+                f"{tuple(x.shape)} with the tokens on axis {axis}; pass a place in the plan's masks for all of them"
+            )
+        parts = [
+            arrays.shifted(x[b : b + 1], step, axis, fill, self._documents_of(one))
+            for b, one in enumerate(elements)
+        ]
+        return arrays.joined(parts, 0)
+
+    def _documents_of(self, mask: int) -> NDArray[np.int64]:
+        """`documents` of one mask."""
+        key = ("documents", mask)
+        if key not in self._found:
+            q_len, k_len = self.shape
+            bounds = seen.documents([self.masks[mask]]) if q_len == k_len else np.array([0, q_len])
+            self._found[key] = bounds
+        found: NDArray[np.int64] = self._found[key]
+        return found
 
     def local(self, rank: int, mask: int | Sequence[int] = 0) -> Mask | None:
         """The rank's rows against its own keys, then those that it is sent: an ordinary Mask, one object for all calls.
@@ -209,6 +248,9 @@ class Plan:
 
     def __str__(self) -> str:
         return f"{self!r}\n{self.stats()}"
+
+    def _owners(self, where: str, keys: object) -> tuple[Owners, str]:
+        return (self.keys, "keys") if flag(where, "keys", keys) else (self.rows, "rows")
 
     def _rank(self, where: str, rank: object) -> int:
         number = integer(where, "rank", rank)

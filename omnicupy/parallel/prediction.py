@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import numbers
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
+from omnicupy.parallel import check_numbers
 from omnicupy.parallel.owners import Owners
 from omnicupy.parallel.seen import Real, Whole
 
@@ -40,13 +39,12 @@ class Speeds:
     copied: float = 3e12
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if isinstance(value, bool) or not isinstance(value, numbers.Real):
-                raise TypeError(f"Speeds: {name} must be a number, got {type(value).__name__} {value!r}")
-            of_time = name.endswith("_s")
-            if not (0 <= float(value) < math.inf and (of_time or value)):
-                least = "0 or more" if of_time else "positive"
-                raise ValueError(f"Speeds: {name} must be {least} and finite, got {value}")
+        for one in fields(self):
+            value = check_numbers.number("Speeds", one.name, getattr(self, one.name))
+            if not (value >= 0 if one.name.endswith("_s") else value > 0):  # not for NaN
+                raise ValueError(
+                    f"Speeds: {one.name} must be above 0 (a time 0 or more), got {value}; leave it out for the default"
+                )
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ MOST_SHOWN = 16  # ranks in print(stats)
 class PlanStats:
     """A plan in numbers; of several masks the sums, each as often as it has layers.
 
-    tokens: rows of each rank.  pairs: allowed pairs of its rows.  received, sent: bytes of K and V of other ranks, in
-    16-bit numbers; far_received: of them, from other nodes.  rank_s: predicted seconds of each rank: exchange, then one
+    tokens: rows of each rank.  pairs: allowed pairs of its rows; of a mask kept as bits or tiles each row counts as the
+    mean of its strip, of which there are about 512.  received, sent: bytes of K and V of other ranks, in 16-bit
+    numbers; far_received: of them, from other nodes.  rank_s: predicted seconds of each rank: exchange, then one
     launch.  alone_s: of one rank with everything.  slowest_s: of the slowest rank, mask by mask.
     """
 

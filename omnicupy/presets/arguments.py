@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnicupy.masks.arguments import MAX_LENGTH, integer, plain
+from omnicupy.masks.rectangles import holds
 
 Whole = NDArray[np.int64]
 Lengths = Sequence[int] | NDArray[np.integer]
@@ -49,7 +50,7 @@ def pairs(where: str, name: str, values: object, parts: str) -> list[tuple[int, 
     given = plain(where, name, values)
     found = []
     for i, pair in enumerate(given.tolist() if isinstance(given, np.ndarray) else given):
-        if not isinstance(pair, Sequence | np.ndarray) or isinstance(pair, str) or len(pair) != 2:
+        if not holds(pair, 2):
             raise TypeError(f"{where}: {name}[{i}] must be a pair ({parts}), got {pair!r}; give two integers")
         first, second = (integer(where, f"{name}[{i}]", part) for part in pair)
         found.append((first, second))

@@ -48,7 +48,7 @@ def slices(
     rows, keys = shape("slices", q_len, k_len)
     bounds, types = [], []
     for i, one in enumerate(plain("slices", "given", given)):
-        if not isinstance(one, Sequence | np.ndarray) or isinstance(one, str) or len(one) != 5:
+        if not rectangles.holds(one, 5):
             raise ValueError(
                 f"slices: given[{i}] must be (q0, q1, k0, k1, type), got {one!r}; give four numbers and a type"
             )

@@ -181,4 +181,4 @@ def _shown(array: Any) -> str:
     if isinstance(array, (int, float)):
         return repr(array)
     shape, dtype = getattr(array, "shape", None), getattr(array, "dtype", None)
-    return type(array).__name__ if shape is None else f"{dtype}{tuple(shape)}"
+    return f"{dtype}{tuple(shape)}" if isinstance(shape, tuple) else type(array).__name__

@@ -42,6 +42,9 @@ class CachedRule:
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"{name} cannot be set: rules are immutable; call cached anew")
 
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{name} cannot be deleted: rules are immutable; call cached anew")
+
     def __reduce__(self) -> tuple[Any, ...]:
         return CachedRule, (self.window, self.sink, self.tail)
 
@@ -178,6 +181,11 @@ def _plain(window: int | None, sink: int) -> CachedRule:
     return _PLAIN.setdefault((window, sink), CachedRule(window, sink, None))
 
 
+def _within(rule: CachedRule, keys: int) -> tuple[int | None, int]:
+    """Window and sink, None and 0 where the window hides none of so many keys: however large, they fit int64 then."""
+    return (None, 0) if rule.window is None or rule.window >= keys else (rule.window, min(rule.sink, keys))
+
+
 def _mask_at(rule: CachedRule, tail: Mask | None, rows: int, keys: int, positions: Positions) -> Mask:
     """The mask of `rows` rows against the keys at these positions, ascending, of a sequence of `keys` keys."""
     history = keys - rows
@@ -190,9 +198,10 @@ def _mask_at(rule: CachedRule, tail: Mask | None, rows: int, keys: int, position
         return from_bits(masks_bits.from_rows(dense, *shape), shape)
     start = np.full(shape[1], max(0, -history), np.int64)  # rows before have no token
     stop = np.full(shape[1], rows, np.int64)
-    if rule.window is not None:
-        inside = np.minimum(positions - history + rule.window, rows)
-        stop = np.where(positions < rule.sink, rows, inside)
+    window, sink = _within(rule, keys)
+    if window is not None:
+        inside = np.minimum(positions - history + window, rows)
+        stop = np.where(positions < sink, rows, inside)
     if tail is None:
         start = np.maximum(start, positions - history)
     start, stop = start[None], stop[None]
@@ -217,8 +226,9 @@ def _dense(rule: CachedRule, tail: Mask, keys: int, positions: Positions, rows: 
     history = keys - tail.shape[0]
     at = (history + rows)[:, None]
     seen = np.repeat((positions < history)[None], len(rows), axis=0)
-    if rule.window is not None:
-        seen &= (positions > at - rule.window) | (positions < rule.sink)
+    window, sink = _within(rule, keys)
+    if window is not None:
+        seen &= (positions > at - window) | (positions < sink)
     own = np.flatnonzero((positions >= history) & (positions < keys))
     if len(own):
         of_tail = tail.dense(int(rows[0]), int(rows[-1]) + 1, 0, tail.shape[1])

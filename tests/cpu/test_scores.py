@@ -174,3 +174,29 @@ def test_out_must_not_overlap_sink_logits() -> None:
     q = np.zeros((1, 4, 1, 8), np.float32)
     with pytest.raises(ValueError, match="out must not overlap sink_logits"):
         oc.attention(q, q, q, sink_logits=(out := np.zeros_like(q)).ravel()[:4], out=out)
+
+
+def test_parts_of_the_keys_share_all_gradients_but_those_of_sinks() -> None:
+    rng = np.random.default_rng(0)
+    dout, q, k, v = rng.standard_normal((4, 1, 2, 40, 8))
+    mask, sinks = oc.causal(40), np.array([0.3, 1.0])
+    out, lse = oc.attention(q, k, v, mask, sink_logits=sinks, return_lse=True)
+    how: dict[str, Any] = {"sink_logits": sinks, "wanted": ("q", "k", "v", "sink_logits")}
+    whole = oc.attention_backward(dout, q, k, v, out, lse, mask, **how)
+    parts = [
+        oc.attention_backward(dout, q, k[:, :, keys], v[:, :, keys], out, lse, mask[:, keys], **how)
+        for keys in (slice(0, 20), slice(20, 40))
+    ]
+    assert np.allclose(parts[0][0] + parts[1][0], whole[0], atol=1e-13)
+    for name in (1, 2):
+        assert np.allclose(np.concatenate([part[name] for part in parts], 2), whole[name], atol=1e-13)
+    assert np.allclose(parts[0][3], whole[3])  # every row sees one of its keys
+    assert np.abs(parts[0][3] + parts[1][3] - whole[3]).max() > 0.05
+    rows = [
+        oc.attention_backward(
+            *(one[:, :, a:b] for one in (dout, q)), k, v, out[:, :, a:b], lse[:, :, a:b], mask[a:b, :], **how
+        )
+        for a, b in ((0, 20), (20, 40))
+    ]
+    for name in (1, 2, 3):
+        assert np.allclose(rows[0][name] + rows[1][name], whole[name], atol=1e-13)

@@ -51,7 +51,7 @@ def pairs(parts: str) -> list[Bad]:
     message = "{where}: {name}[0] must be a pair (" + parts + "), got {got}; give two integers"
     wrong = [
         (v, TypeError, message.replace("{got}", repr(v[0])))
-        for v in ([3], ["12"], [(1,)], [(1, 2, 3)], [None])
+        for v in ([3], ["12"], [(1,)], [(1, 2, 3)], [None], [np.array(1)])
     ]
     entry = "{where}: {name}[0] must be an integer, got float 1.0; pass a whole number"
     floats = "{where}: {name} must hold integers, got an array of float64; convert it"

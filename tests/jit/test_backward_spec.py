@@ -41,6 +41,17 @@ ILLEGAL = [
     (SM80, {"arch": "sm_75"}, f"config: arch must be one of {', '.join(SMEM_LIMIT_BYTES)}, got 'sm_75'"),
     (SM80, {"kernel": "sm75"}, "config: kernel must be one of naive, sm80, sm90, got 'sm75'"),
     (SM80, {"dtype": "float32"}, "config: dtype must be one of float16, bfloat16, got 'float32'"),
+    (SM80, {"arch": None}, f"config: arch must be one of {', '.join(SMEM_LIMIT_BYTES)}, got None"),
+    (
+        SM80,
+        {"kernel": np.zeros(0)},
+        "config: kernel must be one of naive, sm80, sm90, got array([], dtype=float64)",
+    ),
+    (
+        SM80,
+        {"dtype": np.zeros(0)},
+        "config: dtype must be one of float16, bfloat16, got array([], dtype=float64)",
+    ),
     (SM80, {"head_dim": 72}, "config: head_dim must be a multiple of 16 from 16 to 1024, got 72"),
     (SM80, {"head_dim": 0}, "config: head_dim must be a multiple of 16 from 16 to 1024, got 0"),
     (SM80, {"head_dim": 1040}, "config: head_dim must be a multiple of 16 from 16 to 1024, got 1040"),

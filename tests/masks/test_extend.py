@@ -163,3 +163,19 @@ def test_bad_calls_say_what_to_do(call: Callable[[], object], kind: type[Excepti
 def test_one_more_segment_than_is_described_still_extends_by_rows() -> None:
     whole = segment_masks.documents([1] * (segment_lists.MAX_DRAWN + 2))
     assert MANY.extend(whole.rows(len(MANY.to_dense()), whole.shape[0])) == whole
+
+
+def test_what_only_looks_causal_is_not_continued_as_text() -> None:
+    """More segments than are described: a noise token at the end sees and is seen as text, but not by further rows."""
+    longest = [("text", 1)] * segment_lists.MAX_DRAWN + [("noise", 1)]
+    last, first = segment_masks.segments(longest), segment_masks.segments(longest[::-1])[:1, :1]
+    grown = constructors.causal(segment_lists.MAX_DRAWN).extend([("text", 1)] * segment_lists.MAX_DRAWN)
+    for mask in (last, first, last.rows(0, 9, 9), grown.extend([])):
+        assert mask == constructors.causal(mask.shape[0])
+    for mask in (last, first):
+        with pytest.raises(
+            ValueError, match=r"^extend: segments continue only a mask made of at most 2048 segments"
+        ):
+            mask.extend([("text", 2)])
+    few = segment_masks.segments([("text", 3), ("noise", 1)])
+    assert few.extend(TEXT).to_dense()[4].tolist() == [True, True, True, False, True]

@@ -196,6 +196,12 @@ def test_one_mask_for_each_batch_element(number: int) -> None:
     assert masks == [oc.from_dense(eye), oc.from_dense(~eye)]
 
 
+def test_blocks_of_any_size_beyond_the_mask_are_one_block() -> None:
+    for size in (9, 2**31, 10**40):
+        assert oc.from_tiles([[0]], 7, 5, size, size) == oc.full(7, 5)
+        assert oc.from_tiles([[]], 7, 5, size, size).pairs == 0
+
+
 def test_a_long_list_costs_what_it_holds() -> None:
     """262,144 tokens, 64 of 4,096 blocks for each: the pairs are counted, cut and joined without looking at them."""
     rng = np.random.default_rng(5)

@@ -207,9 +207,9 @@ def test_errors() -> None:
         ):
             attention_backward_of_ranks(q=rows, k=keys, v=keys, plan=made, **given | {name: given[name][:1]})
         with pytest.raises(
-            TypeError, match=f"{name} must be a list with an array for each rank, got ndarray"
+            TypeError, match=f"{name} must be a list with an array for each of 2 ranks, got int"
         ):
-            attention_backward_of_ranks(q=rows, k=keys, v=keys, plan=made, **given | {name: rows[0]})
+            attention_backward_of_ranks(q=rows, k=keys, v=keys, plan=made, **given | {name: 3})
     with pytest.raises(ValueError, match="q must have the 4 rows of rank 1 under this plan"):
         _call(made, q=[np.zeros((1, 2, 4, 8), np.float32), np.zeros((1, 2, 5, 8), np.float32)])
     with pytest.raises(ValueError, match="k must have the 4 keys of rank 0"):

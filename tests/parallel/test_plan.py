@@ -179,6 +179,54 @@ def test_shift_stays_inside_documents() -> None:
     assert labels[0, 0] == 10
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_documents_of_masks_without_intervals_end_at_any_row(seed: int) -> None:
+    """Rows of bits and tiles are counted in strips; a label must not come from behind the end of a document."""
+    rng, size = np.random.default_rng(seed), int(np.random.default_rng(seed).integers(900, 1600))
+    ends = np.sort(rng.choice(np.arange(1, size), rng.integers(1, 40), replace=False))
+    lengths = np.diff([0, *ends, size]).tolist()
+    inside = oc.documents(lengths, causal=False)
+    lists = [np.unique(rng.integers(0, size // 8, 20)).tolist() for _ in range(-(-size // 8))]
+    tiles = oc.from_tiles(lists, size, size, 8, 8) & inside
+    bits = oc.from_dense(rng.random((size, size)) < 0.2) & inside
+    assert tiles.tiles is not None
+    assert bits.bits is not None
+    empty = oc.from_dense(np.zeros((size, size), bool))
+    for masks in ([tiles], [bits], [bits, tiles], [oc.documents(lengths), bits], [tiles, empty]):
+        seen = np.any([mask.to_dense() for mask in masks], axis=0)
+        rows, keys = np.nonzero(seen)
+        crossed = np.zeros(size + 1, int)
+        np.add.at(crossed, np.minimum(rows, keys) + 1, 1)
+        np.add.at(crossed, np.maximum(rows, keys) + 1, -1)
+        places = np.flatnonzero(np.cumsum(crossed)[:-1] == 0)
+        made = plan(masks, 3)
+        assert made.documents.tolist() == sorted({0, *places.tolist(), size})
+        labels = made.shift(np.arange(size)[None], fill=-100)
+        assert (labels[0, made.documents[1:] - 1] == -100).all()
+
+
+def test_shift_takes_the_documents_of_a_mask_or_of_each_batch_element() -> None:
+    masks = [oc.documents([3, 5]), oc.documents([6, 2]), oc.causal(8)]
+    made, words = plan(masks, 2), np.arange(10, 34).reshape(3, 8)
+    assert made.documents.tolist() == [0, 8]  # under all masks
+    ends: dict[Any, list[list[int]]] = {0: [[2, 7]] * 3, 1: [[5, 7]] * 3, 2: [[7]] * 3, None: [[7]] * 3}
+    for which, rows in ends.items():
+        labels = made.shift(words, fill=-1, mask=which)
+        assert [np.flatnonzero(row < 0).tolist() for row in labels] == rows
+    labels = made.shift(words, fill=-1, mask=[1, 2, 0])
+    assert [np.flatnonzero(row < 0).tolist() for row in labels] == [[5, 7], [7], [2, 7]]
+    assert (labels[labels >= 0] == words[labels >= 0] + 1).all()
+    assert (
+        pickle.loads(pickle.dumps(made)).shift(words, mask=(1, 2, 0)).tolist()
+        == made.shift(words, mask=[1, 2, 0]).tolist()
+    )
+    for wrong in ([0, 1], [0, 1, 2, 0]):
+        with pytest.raises(ValueError, match="shift: mask must name one mask for each batch element"):
+            made.shift(words, mask=wrong)
+    with pytest.raises(ValueError, match="with the tokens on axis 0"):
+        made.shift(words.T, axis=0, mask=[0] * 8)
+
+
 def test_digests_tell_plans_apart() -> None:
     mask = oc.random(64, 0)
     same = [plan(oc.random(64, 0), 4), pickle.loads(pickle.dumps(plan(mask, 4)))]
@@ -221,45 +269,6 @@ def test_a_picture(tmp_path: Any) -> None:
     assert (tmp_path / "plan.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(ValueError, match="plot: expected a suffix"):
         plan(oc.causal(8), 2).plot(tmp_path / "plan.nothing")
-
-
-MASK = oc.causal(8)
-BAD: dict[str, tuple[Any, type[Exception], str]] = {
-    "no mask": (lambda: plan(3, 2), TypeError, "masks must be a Mask or a list of masks, got int"),
-    "no masks": (lambda: plan([], 2), ValueError, "at least one mask"),
-    "shapes": (lambda: plan([MASK, oc.full(9)], 2), ValueError, r"\(8, 8\) and \(9, 9\)"),
-    "ranks": (lambda: plan(MASK, 0), ValueError, "ranks must be at least 1, got 0"),
-    "float ranks": (lambda: plan(MASK, 2.0), TypeError, "ranks must be an integer"),
-    "node": (lambda: plan(MASK, 2, node=0), ValueError, "node must be at least 1"),
-    "too many": (lambda: plan(MASK, 10**6), oc.UnsupportedError, "at most 16,384 ranks"),
-    "heads": (lambda: plan(MASK, 2, heads=8), TypeError, r"heads must be \(q_heads, kv_heads, head_dim\)"),
-    "groups": (lambda: plan(MASK, 2, heads=(6, 4, 8)), ValueError, "multiple of kv_heads"),
-    "weights": (lambda: plan(MASK, 2, weights=[1, 2]), ValueError, "a positive number for each of 1 masks"),
-    "rows": (lambda: plan(MASK, 2, rows="striped"), ValueError, "one of contiguous, zigzag, two_ended"),
-    "owners": (lambda: plan(MASK, 2, rows=[0, 1]), ValueError, r"rows must have shape \(8,\)"),
-    "owner": (lambda: plan(MASK, 2, keys=[2] * 8), ValueError, "ranks from 0 to 1, got 2"),
-    "float owners": (lambda: plan(MASK, 2, rows=[0.0] * 8), TypeError, "rows must hold integers"),
-    "keys": (lambda: plan(MASK, 2, keys="best"), ValueError, "'rows' or 'contiguous'"),
-    "keys as rows": (lambda: plan(oc.full(4, 5), 2, keys="rows"), ValueError, "as many keys as rows"),
-    "speeds": (lambda: plan(MASK, 2, speeds=3), TypeError, "speeds must be a Speeds"),
-    "no speed": (lambda: Speeds(near=0), ValueError, "Speeds: near must be positive and finite, got 0"),
-    "seconds": (lambda: Speeds(far_s=-1), ValueError, "Speeds: far_s must be 0 or more and finite, got -1"),
-    "words": (lambda: Speeds(flops="fast"), TypeError, "Speeds: flops must be a number, got str 'fast'"),
-    "rank": (lambda: plan(MASK, 2).local(2), ValueError, "local: rank must be from 0 to 1, got 2"),
-    "mask": (lambda: plan(MASK, 2).local(0, 1), ValueError, "mask must name masks of the plan, from 0 to 0"),
-    "shard": (lambda: plan(MASK, 2).shard(np.zeros(9), 0, 0), ValueError, "plan's 8 rows along axis 0"),
-    "axis": (lambda: plan(MASK, 2).shard(np.zeros(8), 0), ValueError, "axis must be an axis of x"),
-    "no array": (lambda: plan(MASK, 2).shard([1], 0), TypeError, "x must be an array"),
-    "parts": (lambda: plan(MASK, 2).unshard([np.zeros(8)], 0), ValueError, "parts of 2 ranks, got 1"),
-    "part": (lambda: plan(MASK, 2).unshard([np.zeros(8)] * 2, 0), ValueError, "4 rows of rank 0"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_errors(name: str) -> None:
-    call, kind, message = BAD[name]
-    with pytest.raises(kind, match=message):
-        call()
 
 
 def test_importing_the_library_does_not_import_this() -> None:

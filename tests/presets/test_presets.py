@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from preset_cases import CASES
@@ -65,3 +67,28 @@ def test_empty_samples_are_skipped_wherever_they_stand() -> None:
     wanted = presets.bagel([100, 50], [60, 40, 50], ["causal", "full", "noise"])
     for lengths in ([0, 100, 50], [0, 0, 100, 0, 50, 0]):
         assert presets.bagel(lengths, [60, 40, 50], ["causal", "full", "noise"]) == wanted
+
+
+@pytest.mark.parametrize("wide", [2**31, 2**62, sys.maxsize, 2**64, 10**30])
+def test_a_reach_beyond_the_sequence_is_all_of_it(wide: int) -> None:
+    spans, causal = [(2, 3)], oc.causal(12)
+    assert (
+        oc.sliding_window(12, left=wide)
+        == presets.streaming(12, 1, wide)
+        == presets.streaming(12, wide, 1)
+        == causal
+    )
+    assert oc.sliding_window(5, 12, left=wide, right=wide) == oc.full(5, 12)
+    for compose in ("window_over_all", "window_over_causal"):
+        assert presets.gemma3(12, spans, window=wide, compose=compose) == presets.gemma3(12, spans)
+    assert presets.gemma4(12, spans, window=wide) == presets.gemma3(12, spans)
+    assert presets.chunks(12, 3, wide) == presets.chunks(12, 3)
+    assert (
+        presets.chunks(12, wide)
+        == presets.block_causal(12, wide)
+        == presets.self_forcing(4, 3, wide)
+        == oc.full(12)
+    )
+    assert presets.bd3lm(12, wide) == presets.bd3lm(12, 12)
+    assert presets.magi(4, 3, wide) == presets.magi(4, 3, 4)
+    assert presets.self_forcing(4, 3, 2, local_frames=wide) == presets.self_forcing(4, 3, 2)

@@ -121,6 +121,18 @@ def test_append(kind: str, page_size: int | None) -> None:
         assert (pool[~nan] == expected[~nan]).all()
 
 
+@pytest.mark.parametrize("tiny", [1e-45, 1e-44, 6e-43, 1e-42, 1e-38, 0.0])
+def test_rows_whose_scale_would_vanish_are_zeros(tiny: float) -> None:
+    """A scale of 0 would make NaN of the zeros beside a subnormal number."""
+    k, scale = np.zeros((1, 1, 4, 4), np.uint8), np.ones((1, 4, 1), np.float32)
+    kv = oc.CachedKV(k, k.copy(), np.array([1], np.int32), k_scale=scale, v_scale=scale.copy())
+    new = np.array([[[[tiny, 0.0, -tiny, 0.0]]]], np.float32)
+    oc.append(kv, new, new)
+    assert scale[0, 0] > 0
+    out = oc.attention(np.ones((1, 1, 1, 4), np.float32), kv, mask=oc.cached())
+    assert np.allclose(out, new, rtol=0.1, atol=1e-42)
+
+
 def test_append_at_slots_of_the_dtype_of_ml_dtypes() -> None:
     kv, _ = fp8_caches.pair([5], kind="head", capacity=32)
     kv.k, kv.v = kv.k.view(E4M3), kv.v.view(E4M3)

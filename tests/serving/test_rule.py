@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 
 import cached_cases
 import numpy as np
@@ -33,6 +34,26 @@ def test_without_a_tail_it_is_an_ordinary_sliding_window() -> None:
     rule = oc.cached(window=5, sink=2)
     assert rule.mask(40, 7) == (oc.sliding_window(7, 40, left=4) | oc.sink(7, 2, 40)) & oc.causal(7, 40)
     assert oc.cached().mask(40, 7) == oc.causal(7, 40)
+
+
+@pytest.mark.parametrize("wide", [20, 2**31, 2**62, sys.maxsize - 5, sys.maxsize, 2**63, 2**64, 10**30])
+@pytest.mark.parametrize("tail", [None, oc.causal(4), oc.from_tiles([[0], [0, 1]], 4, 4, br=2, bc=2)])
+def test_a_window_beyond_any_key_is_none(wide: int, tail: oc.Mask | None) -> None:
+    """sys.maxsize stands for no window in many a configuration; sums with it leave int64."""
+    rng = np.random.default_rng(0)
+    q, k = rng.standard_normal((1, 1, 4, 8)), rng.standard_normal((1, 1, 32, 8))
+    kv, none = oc.CachedKV(k, k, np.array([20], np.int32)), oc.cached(tail=tail)
+    for rule in (oc.cached(window=wide, tail=tail), oc.cached(window=1, sink=wide, tail=tail)):
+        assert rule.mask(20, 4, 32) == none.mask(20, 4, 32)
+        assert oc.attention(q, kv, mask=rule).tobytes() == oc.attention(q, kv, mask=none).tobytes()
+
+
+def test_rules_are_immutable() -> None:
+    rule = oc.cached(window=3)
+    for change in (lambda: setattr(rule, "window", 4), lambda: delattr(rule, "window")):
+        with pytest.raises(AttributeError, match=r"window cannot be .* rules are immutable"):
+            change()
+    assert rule.window == 3
 
 
 def test_a_tail_of_tiles() -> None:

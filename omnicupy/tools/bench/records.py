@@ -67,6 +67,12 @@ def load(path: str | Path) -> dict[str, Any]:
         content = trust.parsed_json(Path(path).read_bytes())
         if content["schema"] != SCHEMA or not isinstance(content["rows"], list):
             raise ValueError(f"schema {content['schema']}, expected {SCHEMA}")
+        for i, row in enumerate(content["rows"]):
+            if not isinstance(row, dict) or not isinstance(row.get("workload"), str):
+                raise ValueError(f"row {i} names no workload")
+        suites = content.get("suites") or []
+        if not isinstance(suites, list) or not all(isinstance(one, str) for one in suites):
+            raise ValueError("suites must be a list of names")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"table: {path} is not a benchmark record ({error}); make it with: bench --out"

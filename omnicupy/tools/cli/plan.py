@@ -30,7 +30,7 @@ def plan(text: str, ranks: int, node: int, png: str | None, as_json: bool, **opt
 
     Shows each assignment and the one that is predicted fastest, without overlap; and what overlaps. Needs no GPU.
     """
-    picture = checked_file(png) if png else None
+    picture = None if png is None else checked_file(png)
     workload = problem_options(text, options)
     mask, heads = workload.mask(), (workload.q_heads, workload.kv_heads, workload.head_dim)
     chosen = make_plan(mask, ranks, node=node, heads=heads)

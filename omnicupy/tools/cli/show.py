@@ -30,7 +30,7 @@ from omnicupy.tools.workloads import words
 @JSON
 def show(br: int, bc: int, png: str | None, as_json: bool, **chosen: Any) -> None:
     """Draw a mask as text, with its statistics at a tile size."""
-    picture = checked_file(png) if png else None
+    picture = None if png is None else checked_file(png)
     mask = _mask(br, bc, **chosen)
     stats = mask.stats(br, bc)
     if as_json:

@@ -16,6 +16,7 @@ from omnicupy.tools.workloads.workload import NAMED, Workload, by_name
 FORMS = 'full, causal, random:SEED, a workload such as W4, or segments such as "text:120,image:729"'
 TILE = 128  # rows and keys of the tiles that a mask's size is counted in
 MOST_TILES = 2**26  # of a square of 1,048,576 tokens: seconds and gigabytes in the worst case
+MOST = 2**30  # heads and batch elements
 _NAMES = {name.lower(): name for name in NAMED}
 
 
@@ -34,10 +35,12 @@ class Sizes:
     batch: int | None = None
 
     def check(self) -> None:
-        """Raises ValueError for a size below 1."""
+        """Raises ValueError for a size below 1, and for heads or a batch above MOST."""
         for option, value in vars(self).items():
             if value is not None and value < 1:
                 raise ValueError(f"--{option.replace('_', '-')}: expected at least 1, got {value}")
+            if value is not None and value > MOST and not option.endswith("length"):  # masks say so
+                raise ValueError(f"--{option.replace('_', '-')}: expected at most {MOST}, got {value}")
 
 
 @dataclass(frozen=True)

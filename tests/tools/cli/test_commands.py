@@ -112,6 +112,8 @@ def test_what_cannot_be_is_said_in_a_line(tmp_path: Path) -> None:
         (["bench", "build", "--workload", "W4"], "bench: workloads need a GPU, and there is none here"),
         (["bench", "presets", "--plot", "x.png"], "got presets without one; leave --plot out"),
         (["bench", "build", "--plot", "x.png"], "got build without one; leave --plot out"),
+        (["show", "--mask", "text:5", "--png", ""], "plot: expected a file, got the folder ''"),
+        (["plan", "--mask", "W4", "--ranks", "2", "--png", ""], "plot: expected a file, got the folder ''"),
         (["bench", "build", "--out", str(tmp_path)], "--out: expected a file, got the folder"),
         (["show", "--segments", f"text:{2**62},text:{2**62}"], "length must be at most 1073741824 tokens"),
         (["show", "--segments", "text:\u00b2"], "--segments: expected kind:length"),

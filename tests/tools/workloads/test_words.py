@@ -55,6 +55,8 @@ def test_a_workload_brings_its_sizes() -> None:
         ("full", Sizes(heads=8, length=9), "--head-dim: expected a number, got none"),
         ("full", Sizes(8, 3, 64, 9), "--kv-heads: expected a divisor of --heads 8, got 3"),
         ("full", Sizes(8, 0, 64, 9), "--kv-heads: expected at least 1, got 0"),
+        ("full", Sizes(8, 8, 64, 9, batch=2**30 + 1), "--batch: expected at most 1073741824, got 1073741825"),
+        ("full", Sizes(10**30, 8, 64, 9), "--heads: expected at most 1073741824, got 1000000"),
         ("random:x", SHAPE, "--mask: expected random:SEED, as in random:3, got 'random:x'"),
         ("random:1", Sizes(8, 8, 64, 300, 400), "--kv-length: the mask 'random:1' has 300, got 400"),
         ("text:9", SHAPE, "--length: the mask 'text:9' has 9, got 300; leave --length out"),
