@@ -74,14 +74,14 @@ def attention(
     options["return_lse"] = flag("attention", "return_lse", return_lse)
     of_tensors: dict[str, Any] = {"deterministic": flag("attention", "deterministic", deterministic)}
     of_tensors["overlap"] = _overlap_of(overlap, q)
-    _check_limit(time_limit)
+    limit = _seconds(time_limit)
     if _of_arrays((q, k, v), group):
         options["sink_logits"] = sink_logits
         with q.device:  # whose current stream the exchange and the launch take
-            return array_calls.attention((q, k, v), plan, group, mask, time_limit, options)
+            return array_calls.attention((q, k, v), plan, group, mask, limit, options)
     from omnicupy.parallel import distributed
 
-    return distributed.attention((q, k, v, sink_logits), plan, group, mask, time_limit, options | of_tensors)
+    return distributed.attention((q, k, v, sink_logits), plan, group, mask, limit, options | of_tensors)
 
 
 def attention_backward(
@@ -113,7 +113,7 @@ def attention_backward(
     (dq, dk, dv, dsink_logits), the last the part of this rank's rows.
     Raises what `attention` and `omnicupy.attention_backward` raise.
     """
-    _check_limit(time_limit)
+    limit = _seconds(time_limit)
     if not _of_arrays((q, k, v), group):
         raise TypeError(
             "q must be a CuPy array, got a tensor; attention has gradients of tensors by autograd"
@@ -123,7 +123,7 @@ def attention_backward(
     options["deterministic"] = flag("attention_backward", "deterministic", deterministic)
     with q.device:
         return array_calls.attention_backward(
-            (q, k, v), (dout, out, lse), plan, group, mask, limit=time_limit, options=options
+            (q, k, v), (dout, out, lse), plan, group, mask, limit=limit, options=options
         )
 
 
@@ -148,9 +148,11 @@ def _overlap_of(overlap: object, q: Any) -> Overlap:
     return found
 
 
-def _check_limit(time_limit: float) -> None:
-    if not 0 < check_numbers.number("attention", "time_limit", time_limit) < 1e9:
+def _seconds(time_limit: object) -> float:
+    seconds = check_numbers.number("attention", "time_limit", time_limit)
+    if not 0 < seconds < 1e9:
         raise ValueError(f"time_limit must be a positive number of seconds, got {time_limit}")
+    return seconds
 
 
 def _of_arrays(arrays: tuple[Any, Any, Any], group: Any) -> bool:

@@ -7,9 +7,9 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from omnicupy.choose import backward_table
+from omnicupy.errors import UnsupportedError
 from omnicupy.jit import archs
 from omnicupy.parallel import check
 from omnicupy.parallel.overlap import Overlap, Piece
@@ -21,6 +21,7 @@ from omnicupy.parallel.way import Way, way_of
 from omnicupy.torch import state, tensors
 from omnicupy.torch.autograd import gradients_of
 from omnicupy.torch.call import attention as attention_of_tensors
+from omnicupy.torch.operator import refuse_second
 
 Which = int | Sequence[int]
 
@@ -45,11 +46,13 @@ def attention(
     if state.any_autocast():
         q, k, v = tensors.autocast(q, k, v)
     overlap: Overlap = options.pop("overlap")
-    which = mask if type(mask) is int else plan._which(mask)
+    if type(mask) is not int:
+        which = plan._which(mask)
+        mask = list(which) if isinstance(mask, (list, tuple)) else which[0]
     key = (
         "call",
         ranks.number,
-        which,
+        mask if type(mask) is int else which,
         overlap,
         q.shape,
         k.shape,
@@ -69,12 +72,24 @@ def attention(
         plan._found[key] = way
     if way.masks and not way.travels:
         return attention_of_tensors(q, k, v, _given(way.masks), sink_logits=sink_logits, **options)
+    _refuse_transforms(q, k, v)
+    if state.has_tangents():
+        tensors.check_tangents(q=q, k=k, v=v, sink_logits=sink_logits)
     call = _Call(way, limit, options)
     if _is_seen(q, k, v, sink_logits):
         out, lse = _Shared.apply(q, k, v, sink_logits, call)
     else:
         out, lse, _ = _forward(call, q, k, v, sink_logits)
     return (out, lse) if options["return_lse"] else out
+
+
+def _refuse_transforms(*given: Any) -> None:
+    wrapped = any(one is not None and not torch._C._has_storage(one) for one in given)  # by batched gradients
+    if wrapped or state.transform() is not None:
+        raise UnsupportedError(
+            "attention of several ranks is served without transforms; call it, and backward, outside of torch.func, "
+            "torch.vmap and is_grads_batched"
+        )
 
 
 def _is_seen(*given: Any) -> bool:
@@ -163,10 +178,25 @@ class _Shared(torch.autograd.Function):  # type: ignore[misc]  # no types where 
         return out, lse
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
     def backward(ctx: Any, dout: Any, dlse: Any) -> Any:
         """Gradients of q, own k and v, and sink_logits."""
-        return *_Backward(ctx, dout, dlse).run(), None
+        _refuse_transforms(dout, dlse)
+        with torch.no_grad():
+            back = _Backward(ctx, dout, dlse)
+            found = back.run()
+        if torch.is_grad_enabled():  # create_graph=True; `out` leads to all inputs
+            found = _Once.apply(back.out, back.dout, back.dlse, *found)
+        return *found, None
+
+
+class _Once(torch.autograd.Function):  # type: ignore[misc]
+    """Gradients, whose own derivative raises. inputs: what they follow from, three of them, then the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        return inputs[3:]
+
+    backward = staticmethod(refuse_second)
 
 
 def _alone(call: _Call, arrays: tuple[Any, Any, Any, Any], out: Any) -> dict[int, Any]:
@@ -211,6 +241,8 @@ class _Backward:
         self.kept = high - low  # own keys in the buffers
         self.widths = ctx.widths  # of k and v
         self.q, self.k, self.v, self.out, self.lse, self.sink_logits, *self.buffers = ctx.saved_tensors
+        if dout is None and dlse is None:  # other ranks wait for what is due to their keys, be it zeros
+            dout = torch.zeros_like(self.out)
         self.dout, self.dlse, self.wanted = dout, dlse, ctx.needs_input_grad[:4]
         self.gradients = gradients_of(dout, dlse)
 

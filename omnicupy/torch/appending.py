@@ -12,6 +12,8 @@ from omnicupy.errors import UnsupportedError
 from omnicupy.serving.caches import CACHES, AnyKV, pools_of
 from omnicupy.torch import eager, pools, state, tensors
 
+_OPTIONAL = ("page_table", "slots")
+
 
 def append(kv: AnyKV, k_new: Any, v_new: Any, slots: Any = None) -> None:
     """`omnicupy.append` on torch tensors: same arguments, shapes, promises and errors; CUDA tensors on torch's current
@@ -32,7 +34,7 @@ def append(kv: AnyKV, k_new: Any, v_new: Any, slots: Any = None) -> None:
     given |= {
         name: scale for name in ("k_scale", "v_scale") if isinstance(scale := getattr(kv, name), torch.Tensor)
     }
-    held = {name: one for name, one in given.items() if one is not None}
+    held = {name: one for name, one in given.items() if one is not None or name not in _OPTIONAL}
     for name, one in held.items():
         if not isinstance(one, torch.Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(one).__name__}")

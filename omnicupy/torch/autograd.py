@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from omnicupy.errors import UnsupportedError
 from omnicupy.torch import state
 from omnicupy.torch.backward import gradients
 from omnicupy.torch.eager import run_eagerly, untraced
@@ -93,6 +94,11 @@ def gradients_of(dout: Any, dlse: Any) -> Any:
 
 def through_transforms(q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any:
     """The call where torch.func wraps the tensors; options as in `through_operator`."""
+    if options["out"] is not None and state.is_rewritten():
+        raise UnsupportedError(
+            "out must be None inside of torch.vmap and torch.func.functionalize, which see no tensor being written; "
+            "leave it out, and take what attention returns"
+        )
     top = torch._C._functorch.peek_interpreter_stack()
     if (
         not torch.is_grad_enabled()

@@ -44,7 +44,7 @@ def on_device(name: str, tensor: Any) -> DeviceArray:
     """The same of a CUDA tensor."""
     dtype = _EIGHT.get(tensor.dtype)
     if dtype is None and _is_integer(tensor):
-        dtype = torch.empty(0, dtype=tensor.dtype).numpy().dtype
+        dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
     return tensors.on_device(name, tensor, dtype)
 
 

@@ -76,7 +76,8 @@ def _visible(tensor: Any) -> Any:
         return _of_integers(tensor)
     floating = tensor if tensor.is_floating_point() else tensor.double()
     shown = floating == 0
-    hidden = floating <= torch.tensor(HIDDEN, dtype=floating.dtype)  # as this dtype rounds it
+    # As this dtype rounds it. A number on the CPU goes with a tensor of any device.
+    hidden = floating <= torch.tensor(HIDDEN, dtype=floating.dtype, device="cpu")
     if not (shown | hidden).all():
         raise UnsupportedError(
             f"attention_mask: biases are not supported, only 0 (visible) and -1e4 or less (hidden); {_REST}"

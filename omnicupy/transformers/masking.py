@@ -67,7 +67,8 @@ def make_mask(
 
     Row i stands at q_offset + i, key j at kv_offset + j; attention_mask: boolean (batch, positions), False
     for padding. The mask is what mask_function and the padding allow, exactly. ignored: names of further options
-    that change nothing. Raises UnsupportedError for an option that is not known.
+    that change nothing. Raises UnsupportedError for an option that is not known, ValueError for an attention_mask of
+    other axes, or of fewer elements than the batch.
     """
     options.check_mask_options(rest, ignored)
     if is_exporting():
@@ -80,6 +81,11 @@ def make_mask(
     rule = reader.rule(mask_function)
     if attention_mask is not None:
         visible = array(attention_mask, np.bool_)
+        if visible.ndim != 2 or len(visible) < batch_size:
+            raise ValueError(
+                f"attention_mask must have shape (batch, tokens) or 4 axes (batch, heads, rows, keys), for a batch of "
+                f"{int(batch_size)}, got shape {visible.shape}; add the axes and elements that are missing"
+            )
         keys = visible[:, view.k0 : view.k0 + view.k_len]
         if keys.shape[1] < view.k_len or not keys.all():
             rule = rules.both(rule, Keys(visible))

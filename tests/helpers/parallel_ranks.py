@@ -207,11 +207,70 @@ def refused(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
     return found
 
 
+class Ends(torch.autograd.Function):
+    """Hands no gradient on."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any) -> Any:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> None:
+        return None
+
+
+def derivatives(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
+    """Gradients where rank 0 hands none back; messages of derivatives that there are not, and of other masks."""
+    mask = oc.causal(SIZE)
+    made = plan(mask, ranks)
+    q, k, v = (made.shard(one, rank) for one in whole(mask, torch.float32)[2:])
+    call = partial(oc.parallel.attention, plan=made, time_limit=TIMEOUT)
+
+    def once(names: str, squared: bool = False, **how: Any) -> None:
+        q, k, v = (one.clone().requires_grad_(name in names) for name, one in zip("qkv", shards, strict=True))
+        out = call(q, k, v, **how)
+        needed = [one for one in (q, k, v) if one.requires_grad]
+        grads = torch.autograd.grad(out.square().sum() if squared else out.sum(), needed, create_graph=True)
+        sum((grad * one).sum() for grad, one in zip(grads, needed, strict=True)).backward()
+
+    def dual() -> None:
+        with torch.autograd.forward_ad.dual_level():
+            call(torch.autograd.forward_ad.make_dual(q, q), k, v)
+
+    def batched() -> None:
+        x = q.clone().requires_grad_()
+        out = call(x, k, v)
+        torch.autograd.grad(out, x, torch.stack([out, out]).detach(), is_grads_batched=True)
+
+    shards = [q, k, v]
+    leaves = [one.clone().requires_grad_() for one in shards]
+    out = call(*leaves)
+    ((Ends.apply(out) if rank == 0 else out).sum() + 0 * leaves[0].sum()).backward()
+    found: dict[str, Any] = {"ends": [one.grad for one in leaves]}
+    call(q, k, v, mask=np.int64(0))
+    found |= {
+        f"second {names} {squared} {how}": message(partial(once, names, squared, overlap=how))
+        for names in ("qkv", "q", "k", "v")
+        for squared in (False, True)
+        for how in (False, "rows", (1, 1))
+    }
+    return found | {
+        "dual": message(dual),
+        "batched": message(batched),
+        "grad": message(lambda: torch.func.grad(lambda x: call(x, k, v).sum())(q)),
+        "vmap": message(lambda: torch.vmap(lambda x: call(x, k, v))(q[None])),
+        "masks": message(lambda: call(q, k, v, mask=[0])),
+        **{f"limit {one!r}": message(lambda one=one: call(q, k, v, time_limit=one)) for one in LIMITS},
+    }
+
+
+LIMITS = (None, "5", timedelta(seconds=5), True)
 JOBS: dict[str, Callable[[int, int, Path], dict[str, Any]]] = {
     "results": results,
     "wanted": wanted,
     "overlapped": overlapped,
     "refused": refused,
+    "derivatives": derivatives,
 }
 
 

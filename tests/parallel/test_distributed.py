@@ -173,6 +173,34 @@ def test_what_is_refused_and_who_is_late(tmp_path: Path) -> None:
             assert LATE.format(what="exchange 2", rank=rank) in messages["late exchange"]
 
 
+DERIVATIVES = {
+    "second": "UnsupportedError: attention has no second derivative: a gradient of its gradient is asked for",
+    "dual": "UnsupportedError: q carries a tangent, but attention has no derivative in forward mode",
+    "batched": "UnsupportedError: attention of several ranks is served without transforms",
+    "grad": "UnsupportedError: attention of several ranks is served without transforms",
+    "vmap": "UnsupportedError: attention of several ranks is served without transforms",
+    "masks": "ValueError: mask must be a place in the plan's masks, or one for each of 2 batch elements, got 1",
+    "limit": "TypeError: attention: time_limit must be a number, got ",
+}
+
+
+def test_derivatives_that_there_are_not_raise_and_a_rank_that_hands_none_back_holds_nobody_up(
+    tmp_path: Path,
+) -> None:
+    found = _of_processes("derivatives", 2, tmp_path)
+    mask = oc.causal(parallel_ranks.SIZE)
+    made = plan(mask, 2)
+    leaves = [one.requires_grad_() for one in parallel_ranks.whole(mask, torch.float32)[2:]]
+    rows = torch.from_numpy(made.positions(1))
+    oc.torch.attention(*leaves, mask)[:, :, rows].sum().backward()
+    for rank, messages in enumerate(found):
+        for leaf, grad in zip(leaves, messages.pop("ends"), strict=True):
+            assert torch.allclose(grad, made.shard(leaf.grad, rank), atol=1e-5)
+        assert {one.split()[0] for one in messages} == set(DERIVATIVES)
+        for what, message in messages.items():
+            assert message.startswith(DERIVATIVES[what.split()[0]]), what
+
+
 def test_without_a_process_group() -> None:
     made = plan(oc.causal(8), 2)
     q = torch.zeros(1, 1, 4, 8)

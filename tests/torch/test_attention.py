@@ -291,3 +291,10 @@ def test_prepare_refuses_what_attention_refuses() -> None:
             oc.torch.prepare(q, q, q, **{name: 1})
     with pytest.raises(TypeError, match=r"^attention: deterministic must be"):
         oc.torch.attention(q, q, q, deterministic=None)
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_a_tensor_that_is_missing_is_named(name: str) -> None:
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad), pytest.raises(TypeError, match=f"^{name} must be a torch"):
+            _call(**{name: None})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -218,3 +219,13 @@ def test_score_changes_and_splits_reach_a_device(device: Any) -> None:
         oc.torch.attention(q, kv, mask=step, split=768)
     with pytest.raises(TypeError, match="sink_logits must be float32 where q is bfloat16"):
         oc.torch.attention(q, kv, mask=oc.cached(), sink_logits=cuda(_zeros(8, dtype=torch.bfloat16), 0))
+
+
+@pytest.mark.parametrize("name", ["k", "v", "lengths", "k_new", "v_new"])
+def test_append_names_what_is_no_tensor(name: str) -> None:
+    for wrong, kind in ((None, "NoneType"), (np.zeros(2), "ndarray")):
+        given = {one: torch.zeros(2, 1, 4, 8) for one in ("k", "v", "k_new", "v_new")}
+        given |= {"lengths": torch.tensor([4, 4], dtype=torch.int32), name: wrong}
+        new = given.pop("k_new"), given.pop("v_new")
+        with pytest.raises(TypeError, match=f"^{name} must be a torch.Tensor, got {kind}$"):
+            oc.torch.append(oc.CachedKV(**given), *new)

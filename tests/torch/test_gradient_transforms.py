@@ -191,6 +191,23 @@ def test_transforms_that_cannot_be_right_raise(what: str) -> None:
         transform(_ours)
 
 
+def _written(q: Any) -> Any:
+    return oc.torch.attention(q, K, V, out=torch.empty_like(q))
+
+
+OUT = {
+    "vmap": lambda: torch.vmap(_written)(Q[None]),
+    "functionalize": lambda: torch.func.functionalize(_written)(Q),
+    "grad in vmap": lambda: torch.vmap(torch.func.grad(lambda k: _written(Q).sum() * k.sum()))(K[None]),
+}
+
+
+@pytest.mark.parametrize("what", OUT)
+def test_an_out_that_transforms_would_not_see_raises(what: str) -> None:
+    with pytest.raises(oc.UnsupportedError, match=r"^out must be None inside of torch\.vmap"):
+        OUT[what]()
+
+
 def test_a_tangent_that_reaches_the_backward_pass_alone_raises() -> None:
     q, k, v = _needed()
     out = _ours(q, k, v)

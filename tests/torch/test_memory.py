@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import omnicupy
+
 torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-from omnicupy.torch import memory  # noqa: E402 - needs torch
+from omnicupy.torch import memory, pools  # noqa: E402 - needs torch
+
+MAKERS = {
+    "tensor",
+    "as_tensor",
+    "scalar_tensor",
+    "arange",
+    "eye",
+    "linspace",
+    "full",
+    "ones",
+    "zeros",
+    "rand",
+}
+MAKERS |= {"randn", "randint", "randperm", "empty", "empty_strided"}
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5, 64), (1, 1, 1, 1), (2, 0, 3, 64), (0,), (7,), (4, 1, 9)])
@@ -37,6 +55,28 @@ def test_it_is_no_part_of_inference_unless_asked(monkeypatch: pytest.MonkeyPatch
     assert not memory.new((2, 3), torch.float32).is_inference()
     with torch.inference_mode():
         assert memory.new((2, 3), torch.float32).is_inference()
+
+
+def test_no_tensor_is_made_on_the_default_device() -> None:
+    """Users set it to a GPU; what the library makes lies where its tensors do, or on the CPU, and says so."""
+    found = []
+    for path in sorted(Path(omnicupy.__file__).parent.glob("*/*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in MAKERS
+            ):
+                of_torch = isinstance(node.func.value, ast.Name) and node.func.value.id == "torch"
+                if of_torch and "device" not in {one.arg for one in node.keywords}:
+                    found.append(f"{path.name}:{node.lineno}")
+    assert not found
+
+
+def test_another_default_device_changes_no_dtype() -> None:
+    numbers = torch.arange(3, dtype=torch.int32)
+    with torch.device("meta"):
+        assert pools.on_device("lengths", numbers).dtype == "int32"
 
 
 @pytest.mark.gpu

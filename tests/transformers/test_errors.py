@@ -108,6 +108,17 @@ def test_models(what: str) -> None:
     assert str(raised.value) == message
 
 
+@pytest.mark.parametrize("shape", [(10,), (1, 10), (2, 10, 10), (2, 1, 1, 10, 10)])
+def test_a_mask_of_other_axes_is_named(shape: tuple[int, ...]) -> None:
+    mask = torch.ones(shape)
+    mask[..., 0] = 0
+    with (
+        torch.no_grad(),
+        pytest.raises(ValueError, match=r"^attention_mask must have shape \(batch, tokens\)"),
+    ):
+        _made("Llama").eval()(IDS.expand(2, -1), attention_mask=mask)
+
+
 def test_other_names_can_be_registered() -> None:
     assert oc.transformers.register("another") == "another"
     model = _made("Llama").eval()

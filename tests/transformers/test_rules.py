@@ -13,7 +13,7 @@ torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
 library: Any = pytest.importorskip("transformers.masking_utils", reason="transformers is not installed")
 
 import omnicupy as oc  # noqa: E402 - after what it needs
-from omnicupy.transformers import closures, masking, one_row, rules  # noqa: E402
+from omnicupy.transformers import closures, dense, masking, one_row, rules  # noqa: E402
 from omnicupy.transformers.masking import make_mask  # noqa: E402
 
 
@@ -232,3 +232,14 @@ def test_a_single_row_is_read_for_all_elements_at_once(
         assert mask.intervals is not None
     assert all(a is b for a in found for b in found if a == b)
     assert all(a is b for a, b in zip(one_row.masks_of(rule, at, 4), found, strict=True))
+
+
+@pytest.mark.usefixtures("_fresh_table")
+def test_another_default_device_changes_nothing() -> None:
+    """The device that users set for their models: here one on which nothing can be read."""
+    hidden = torch.full((1, 1, 4, 4), -1e9).triu(1)
+    names = {known.name for known in closures.known().values()}
+    closures.known.cache_clear()
+    with torch.device("meta"):
+        assert {known.name for known in closures.known().values()} == names
+        assert dense.from_tensor(hidden, (1, 2, 4, 4)) == (oc.causal(4),)
