@@ -624,6 +624,24 @@ VERIFYING = [
         "tests/tools/verify/test_build.py",
     ),
     Fault(
+        "reference/budget.py",
+        "xp.maximum(out_error, _of_rounded_weights(name, keys, spread))",
+        "out_error",
+        "tests/reference/test_attention.py",
+    ),
+    Fault(
+        "reference/attention.py",
+        "xp.where(total[..., 0] < 1 + OUTWEIGHED, 0.0, found)",
+        "found",
+        "tests/reference/test_attention.py",
+    ),
+    Fault(
+        "reference/budget.py",
+        "keys > EXACT_KEYS",
+        "keys > 0",
+        "tests/reference/test_attention.py",
+    ),
+    Fault(
         "tools/verify/append_cases.py",
         "pools = [xp.array(",
         "pools = [xp.asarray(",
