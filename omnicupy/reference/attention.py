@@ -21,6 +21,9 @@ from omnicupy.masks.mask import Mask
 from omnicupy.reference.visible import counts, visible
 
 CHUNK_CPU, CHUNK_GPU = 1 << 21, 1 << 25  # scores held at a time
+OUTWEIGHED = (
+    0.249  # a quarter, less what sums round: below it row_max is raised (kGrowthLimit, omni/softmax.cuh)
+)
 Array = Any  # NumPy or CuPy
 
 
@@ -91,16 +94,43 @@ def attention_emulated(
     inputs are computed in float64 throughout. Returns out in the inputs' dtype, lse in float32 or (float64
     inputs) float64.
     """
-    dtype = q.dtype
-    wide = np.dtype(np.float64 if dtype == np.float64 else np.float32)
-    xp = module_of(q)
+    return _emulated((q, k, v), mask, scale, ScoreChanges(sink_logits, softcap))
+
+
+def emulated_with_spread(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Mask | Sequence[Mask],
+    scale: float | None = None,
+    *,
+    sink_logits: Array | None = None,
+    softcap: float | None = None,
+) -> tuple[Array, Array, Array]:
+    """The same, and the spread of each row (B, Hq, Sq): what its output would be off, as a root mean square of its
+    worst column, if each weight were off by as much as itself, in either direction: sqrt(max of sum of (P v)^2). 0
+    where one key outweighs all others four times: in every kernel its weight is exactly 1.
+    """
+    spread = module_of(q).empty(q.shape[:3], np.float64)
+    out, lse = _emulated((q, k, v), mask, scale, ScoreChanges(sink_logits, softcap), spread)
+    return out, lse, spread
+
+
+def _emulated(
+    inputs: tuple[Array, Array, Array],
+    mask: Mask | Sequence[Mask],
+    scale: float | None,
+    changes: ScoreChanges,
+    spread: Array | None = None,
+) -> tuple[Array, Array]:
+    q, xp = inputs[0], module_of(inputs[0])
+    wide = np.dtype(np.float64 if q.dtype == np.float64 else np.float32)
 
     def rounding(weights: Array) -> Array:
-        return widen(narrow(weights, dtype), wide, xp)
+        return widen(narrow(weights, q.dtype), wide, xp)
 
-    changes = ScoreChanges(sink_logits, softcap)
-    out, lse = _attention(q, k, v, mask, scale, changes, dtype=wide, rounding=rounding)
-    return narrow(out, dtype), lse
+    out, lse = _attention(*inputs, mask, scale, changes, dtype=wide, rounding=rounding, spread=spread)
+    return narrow(out, q.dtype), lse
 
 
 def _attention(
@@ -113,7 +143,9 @@ def _attention(
     *,
     dtype: np.dtype[Any],
     rounding: Callable[[Array], Array],
+    spread: Array | None = None,
 ) -> tuple[Array, Array]:
+    """spread: filled with that of each row."""
     xp = module_of(q)
     factor = scale_of(scale, q.shape[3], DTYPE_NAMES[np.dtype(q.dtype)])
     out = xp.empty((*q.shape[:3], v.shape[3]), dtype)
@@ -133,11 +165,24 @@ def _attention(
                 scores *= dtype.type(factor)
                 scores = changes.capped(scores)
                 weights, total, lse[b, heads, q0:q1] = _softmax(scores, shown, xp)
+                empty = (total == 0)[..., None]
+                total = xp.where(empty, dtype.type(1), total[..., None])
+                share = changes.share(lse[b, heads, q0:q1], heads)[..., None]
                 product = rounding(weights) @ values[kv]
-                product /= xp.where(total == 0, dtype.type(1), total)[..., None]
-                product *= changes.share(lse[b, heads, q0:q1], heads)[..., None]
-                out[b, heads, q0:q1] = xp.where((total == 0)[..., None], dtype.type(0), product)
+                product /= total
+                product *= share
+                out[b, heads, q0:q1] = xp.where(empty, dtype.type(0), product)
+                if spread is not None:
+                    found = _spread(weights / total * share, values[kv], xp)
+                    spread[b, heads, q0:q1] = xp.where(total[..., 0] < 1 + OUTWEIGHED, 0.0, found)
     return out, lse
+
+
+def _spread(weights: Array, values: Array, xp: Any) -> Array:
+    """That of rows, (.., rows). values: (keys, columns), divided by the largest so that their squares are numbers."""
+    largest = xp.abs(values).max()
+    squares = (values / xp.where(largest == 0, values.dtype.type(1), largest)) ** 2
+    return largest * xp.sqrt((weights**2 @ squares).max(axis=-1))
 
 
 def _softmax(scores: Array, shown: Array, xp: Any) -> tuple[Array, Array, Array]:

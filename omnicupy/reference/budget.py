@@ -15,7 +15,7 @@ from omnicupy.reference.attention import (
     Array,
     ScoreChanges,
     attention64,
-    attention_emulated,
+    emulated_with_spread,
     keys_of_rows,
     masks_of,
 )
@@ -23,6 +23,7 @@ from omnicupy.reference.attention import (
 # Unit roundoff (half the distance from 1 to the next number), and half the smallest number.
 ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
 TANH = 4  # what a soft cap's tanh may be off, in units of roundoff of 1
+EXACT_KEYS = 64  # of a row, whose greatest weight is exactly 1 in every kernel (docs/design.md, Numbers)
 UNDERFLOW = {"float16": 2.0**-25, "bfloat16": 2.0**-134, "float32": 2.0**-150, "float64": 0.0}
 
 
@@ -75,9 +76,9 @@ def budget(
     With u the unit roundoff of the inputs' dtype, w that of the arithmetic (float32, or float64 for float64
     inputs), n the keys that the row sees, and c = scale * |q| * max |k|, which bounds its scores:
 
-    - out, largest absolute error of a row: 2 * (that of attention_emulated) + u * max |out| (one rounding of
-      the output) + 2 * w * (1 + c) * max |v| (what one rounding of each score and weight can move)
-      + 8 * sqrt(n) * w * max |out| (the floor below).
+    - out, largest absolute error of a row: 2 * (that of attention_emulated, at least _of_rounded_weights) + u *
+      max |out| (one rounding of the output) + 2 * w * (1 + c) * max |v| (what one rounding of each score and
+      weight can move) + 8 * sqrt(n) * w * max |out| (the floor below).
     - lse: 2 * (the largest error of attention_emulated over the rows of the head) + w * |lse| (one rounding to
       the dtype of lse; 4 times as much in float64, in which engines also convert to base 2 and back) + w * (1 + c)
       + 4 * sqrt(n) * w (the floor) + w * (D / 16 + 1) * (|lse| + log(n)) (what tensor cores cut off, below). A row
@@ -105,15 +106,15 @@ def budget(
     name = DTYPE_NAMES[np.dtype(q.dtype)]
     sink_logits, softcap = changes.get("sink_logits"), changes.get("softcap")
     out, lse = attention64(q, k, v, mask, scale, **changes)
-    emulated_out, emulated_lse = attention_emulated(q, k, v, mask, scale, **changes)
+    emulated_out, emulated_lse, spread = emulated_with_spread(q, k, v, mask, scale, **changes)
+    keys = keys_of_rows(mask, len(q), xp)[:, None]
     out_error = xp.abs(widen(emulated_out, np.float64, xp) - out).max(axis=3)
+    out_error = xp.maximum(out_error, _of_rounded_weights(name, keys, spread))
     empty = lse == -np.inf
     lse_error = xp.abs(xp.where(empty, 0.0, widen(emulated_lse, np.float64, xp)) - xp.where(empty, 0.0, lse))
     score, value = _sizes(q, k, v, mask, scale)
     unit = ROUNDOFF[_arithmetic(name)]
-    noise = unit * (1 + score + TANH * (softcap or 0))
-    keys = keys_of_rows(mask, len(q), xp)[:, None]
-    floor = unit * xp.sqrt(keys)
+    noise, floor = unit * (1 + score + TANH * (softcap or 0)), unit * xp.sqrt(keys)
     size = xp.abs(out).max(axis=3)
     share, of_sink = 1.0, 0.0
     if sink_logits is not None:
@@ -127,6 +128,16 @@ def budget(
     lse_allowed = 2 * lse_error.max(axis=2, keepdims=True) + unit * lse_size + noise + 4 * floor
     lse_allowed = lse_allowed + _cut_off(name, q.shape[3]) * (lse_size + xp.log(xp.maximum(keys, 1)))
     return Budget(out, lse, xp.where(empty, 0.0, allowed), xp.where(empty, 0.0, lse_allowed))
+
+
+def _of_rounded_weights(name: str, keys: Array, spread: Array) -> Array:
+    """What rounding its weights to 16 bits takes a row's output off, u / 2 * spread, a root mean square.
+
+    The emulation may be off by less by luck, as its greatest weight is exactly 1. A kernel's need not be: what it takes
+    off the scores of more than EXACT_KEYS keys need not be their maximum. All weights are rounded at other places then.
+    """
+    rounded = ROUNDOFF[name] / 2 if name in ("float16", "bfloat16") else 0.0
+    return module_of(keys).where(keys > EXACT_KEYS, rounded * spread, 0.0)
 
 
 def _arithmetic(name: str) -> str:

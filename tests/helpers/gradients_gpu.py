@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,17 @@ def config_of(cupy: Any, kernel: str, head_dim: int) -> BackwardSpec | None:
         if row.kernel == kernel and row.serves(arch, padded):
             return row.spec(arch, "float16", padded)
     return None
+
+
+def one_or_two_kernels(cupy: Any, count: int, head_dim: int) -> BackwardSpec | None:
+    """What makes all gradients on the current device: one kernel in one order (None without one), or two, one for dQ
+    and one for dK and dV.
+    """
+    config = config_of(cupy, "sm90", head_dim) or config_of(cupy, "sm80", head_dim)
+    assert config is not None
+    if count == 2:
+        return replace(config, ordered=None)
+    return config if config.ordered is not None else None
 
 
 def counters_of(cupy: Any, stream: Any) -> list[int]:

@@ -18,8 +18,10 @@ from omnicupy.reference import budget
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 
 
-def inputs(q_len: int, k_len: int, dtype: Any = np.float16, head_dim: int = 8) -> list[np.ndarray]:
-    rng = np.random.default_rng(q_len)
+def inputs(
+    q_len: int, k_len: int, dtype: Any = np.float16, head_dim: int = 8, seed: int | None = None
+) -> list[np.ndarray]:
+    rng = np.random.default_rng(q_len if seed is None else seed)
     q = rng.standard_normal((2, 4, q_len, head_dim))
     k, v = rng.standard_normal((2, 2, 2, k_len, head_dim))
     return [x.astype(dtype) for x in (q, k, v)]
@@ -77,8 +79,13 @@ def test_dead_keys_do_not_matter() -> None:
         assert np.array_equal(getattr(before, name), getattr(after, name))
 
 
-def online(arrays: list[np.ndarray], mask: Mask, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """As a kernel computes: tile by tile in float32, weights rounded against the running maximum."""
+def online(
+    arrays: list[np.ndarray], mask: Mask, width: int, *, lazy: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """As a kernel computes: tile by tile in float32, weights rounded against the running maximum.
+
+    lazy: behind 64 keys that stays as it is while a tile weighs no more than four times what came before.
+    """
     dtype, scale = arrays[0].dtype, np.float32(arrays[0].shape[3] ** -0.5 * math.log2(math.e))
     q, k, v = (widen(x, np.float32) for x in arrays)
     k, v = (np.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
@@ -91,6 +98,10 @@ def online(arrays: list[np.ndarray], mask: Mask, width: int) -> tuple[np.ndarray
     for k0 in range(0, k.shape[2], width):
         tile = scores[..., k0 : k0 + width]
         raised = np.maximum(level, tile.max(axis=3))
+        if lazy and k0 >= 64:
+            with np.errstate(invalid="ignore", over="ignore"):
+                stays = np.exp2(tile - level[..., None]).sum(axis=3) <= 4 * total
+            raised = np.where(stays, level, raised)
         shift = np.where(raised == -np.inf, np.float32(0), raised)
         weights, keep = np.exp2(tile - shift[..., None]), np.exp2(level - shift)
         total = total * keep + weights.sum(axis=3)
@@ -116,6 +127,43 @@ def test_budget_accepts_a_correct_tiled_result(dtype: Any) -> None:
             arrays = inputs(length, length, dtype)
             worst = budget.compare(*online(arrays, mask, 16), budget.budget(*arrays, mask))
             assert worst.ok, worst
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_budget_accepts_weights_that_are_rounded_at_other_places(
+    dtype: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows with a few large weights, whose greatest is exactly 1 in the emulation and is not in a kernel that leaves
+    row_max as it is. Without a word for that in the budget some of these are outside of it.
+    """
+
+    def worst(exact_keys: int) -> float:
+        monkeypatch.setattr(budget, "EXACT_KEYS", exact_keys)
+        return max(budget.compare(*one, budget.budget(*arrays, mask)).ratio for arrays, one in made)
+
+    mask, made = constructors.causal(300, 300), []
+    for seed in range(8):
+        arrays = inputs(300, 300, dtype, 16, seed)
+        arrays[0] = arrays[0] * dtype(3)
+        made.append((arrays, online(arrays, mask, 64, lazy=True)))
+    assert worst(64) < 0.95
+    assert worst(1 << 20) > 1
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_the_budget_of_rows_of_few_keys_and_of_one_key_s_is_as_tight_as_it_was(
+    dtype: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The greatest weight of these is exactly 1 in every kernel."""
+    mask = constructors.sliding_window(300, left=63)
+    for factor, one in ((1, mask), (400, constructors.causal(300))):
+        arrays = inputs(300, 300, dtype, 16)
+        arrays[0] = arrays[0] * dtype(factor)
+        allowed = []
+        for exact_keys in (64, 1 << 20):
+            monkeypatch.setattr(budget, "EXACT_KEYS", exact_keys)
+            allowed.append(budget.budget(*arrays, one).out_allowed)
+        assert (allowed[0] == allowed[1]).mean() > (0.9 if factor > 1 else 0.9999)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

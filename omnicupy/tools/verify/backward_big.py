@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from omnicupy.api import attention, attention_backward
+from omnicupy.api import attention_backward
 from omnicupy.masks.mask import Mask
 from omnicupy.reference import gradient_budget
 from omnicupy.reference.gradient_budget import GradientBudget
 from omnicupy.tools.verify.backward_cases import BackwardCase
 from omnicupy.tools.verify.backward_inputs import BackwardInputs, given_of
-from omnicupy.tools.verify.backward_judges import different_bits
+from omnicupy.tools.verify.backward_judges import Forward, different_bits
 from omnicupy.tools.verify.case_kernels import Variant
 from omnicupy.tools.verify.special_cases import filled
 
@@ -27,7 +27,9 @@ def worst(found: Sequence[tuple[float, str]]) -> tuple[float, str]:
     return max(found, key=lambda one: (bool(one[1]), one[0]))
 
 
-def beyond_2_31_elements(case: BackwardCase, masks: Sequence[Mask]) -> Callable[[Variant], tuple[float, str]]:
+def beyond_2_31_elements(
+    case: BackwardCase, masks: Sequence[Mask], forward: Forward
+) -> Callable[[Variant], tuple[float, str]]:
     """Tensors beyond 2**31 elements: every gradient is right everywhere, and the same twice."""
     import cupy
 
@@ -36,7 +38,7 @@ def beyond_2_31_elements(case: BackwardCase, masks: Sequence[Mask]) -> Callable[
     q_shape = (case.batch, case.q_heads, case.q_len, case.head_dim)
     kv_shape = (case.batch, case.kv_heads, case.k_len, case.head_dim)
     q, k, v, dout = filled(q_shape, 1), filled(kv_shape, 1000), filled(kv_shape, 2000), filled(q_shape, 3000)
-    out, lse = attention(q, k, v, masks[0], return_lse=True)
+    out, lse = forward(q, k, v, masks[0], return_lse=True)
     made = BackwardInputs(dout, q, k, v, out, lse, None)
 
     @cache  # so that heads and kernels share what is made of a part

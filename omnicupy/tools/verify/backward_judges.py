@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from omnicupy.api import attention, attention_backward
@@ -12,6 +12,8 @@ from omnicupy.reference import gradient_budget
 from omnicupy.tools.verify import backward_inputs
 from omnicupy.tools.verify.backward_cases import ALL, BackwardCase
 from omnicupy.tools.verify.changed_bits import ChangedBits
+
+Forward = Callable[..., Any]  # what makes out and lse: attention, or attention with one kernel
 
 FREE_REPEATS = 4  # where each call is compared with the reference
 
@@ -29,7 +31,7 @@ class GradientJudge:
         xp: Any,
         *,
         call: Any = attention_backward,
-        forward: Any = attention,
+        forward: Forward = attention,
     ) -> None:
         self.case, self.xp, self._call = case, xp, call
         self.mask = masks[0] if len(masks) == 1 else list(masks)

@@ -1,7 +1,8 @@
 """Backward cases that are more than one call: tensors of more than 2**31 elements, streams, addresses, dropped masks,
 gradients of gradients, captured graphs, memory that holds no zeros.
 
-Each function prepares its inputs and returns a judge: variant -> (error over budget, problem or "").
+Each function prepares its inputs and returns a judge: variant -> (error over budget, problem or ""). forward: makes out
+and lse, as attention does.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from omnicupy.api import attention, attention_backward
+from omnicupy.api import attention_backward
 from omnicupy.call.arrays import module_of, widen
 from omnicupy.masks.mask import Mask
 from omnicupy.tools.verify.backward_big import beyond_2_31_elements, worst
 from omnicupy.tools.verify.backward_cases import BackwardCase, backward_of
 from omnicupy.tools.verify.backward_inputs import bits_of, given_of
-from omnicupy.tools.verify.backward_judges import GradientJudge, different_bits
+from omnicupy.tools.verify.backward_judges import Forward, GradientJudge, different_bits
 from omnicupy.tools.verify.case_kernels import Variant
 from omnicupy.tools.verify.cases import BASE
 from omnicupy.tools.verify.special_cases import BIG_ROWS, CHAIN
@@ -48,10 +49,10 @@ CASES = (
 )
 
 
-def _judge_of(case: BackwardCase, masks: Sequence[Mask]) -> GradientJudge:
+def _judge_of(case: BackwardCase, masks: Sequence[Mask], forward: Forward) -> GradientJudge:
     import cupy
 
-    return GradientJudge(case, masks, cupy, call=attention_backward, forward=attention)
+    return GradientJudge(case, masks, cupy, call=attention_backward, forward=forward)
 
 
 def _busy(stream: Any) -> None:
@@ -73,11 +74,11 @@ def _differ(these: Sequence[Any], those: Sequence[Any], variant: Variant) -> boo
     return any(float(((a - b) ** 2).sum()) > NEAR**2 * float((b**2).sum()) for a, b in pairs)
 
 
-def _streams(case: BackwardCase, masks: Sequence[Mask]) -> Compare:
+def _streams(case: BackwardCase, masks: Sequence[Mask], forward: Forward) -> Compare:
     """A mask uploaded behind slow work on one stream is right at once on a second one."""
     import cupy
 
-    of_case = _judge_of(case, masks)
+    of_case = _judge_of(case, masks, forward)
 
     def judge(variant: Variant) -> tuple[float, str]:
         mask = case.masks()[0]  # a new object: nothing of it is on the device yet
@@ -94,9 +95,9 @@ def _streams(case: BackwardCase, masks: Sequence[Mask]) -> Compare:
     return judge
 
 
-def _addresses(case: BackwardCase, masks: Sequence[Mask]) -> Compare:
+def _addresses(case: BackwardCase, masks: Sequence[Mask], forward: Forward) -> Compare:
     """Tensors of one shape at other addresses, same mask object: each call reads its own."""
-    sets = [_judge_of(replace(case, seed=seed), masks) for seed in (1, 2, 3)]
+    sets = [_judge_of(replace(case, seed=seed), masks, forward) for seed in (1, 2, 3)]
 
     def judge(variant: Variant) -> tuple[float, str]:
         results = [one.gradients(variant.options) for one in sets]
@@ -105,11 +106,11 @@ def _addresses(case: BackwardCase, masks: Sequence[Mask]) -> Compare:
     return judge
 
 
-def _dropped_mask(case: BackwardCase, masks: Sequence[Mask]) -> Compare:
+def _dropped_mask(case: BackwardCase, masks: Sequence[Mask], forward: Forward) -> Compare:
     """A mask dropped while the kernels have yet to read it, its memory free for others to write."""
     import cupy
 
-    of_case = _judge_of(case, masks)
+    of_case = _judge_of(case, masks, forward)
 
     def judge(variant: Variant) -> tuple[float, str]:
         mask = case.masks()[0]
@@ -129,13 +130,13 @@ def _dropped_mask(case: BackwardCase, masks: Sequence[Mask]) -> Compare:
     return judge
 
 
-def _chained(case: BackwardCase, masks: Sequence[Mask]) -> Compare:
+def _chained(case: BackwardCase, masks: Sequence[Mask], forward: Forward) -> Compare:
     """The dq of each call is the dout of the next one, nothing waits in between: no kernel of a call may read or write
     before what it needs is there.
     """
     import cupy
 
-    of_case = _judge_of(case, masks)
+    of_case = _judge_of(case, masks, forward)
     _, q, k, v, out, lse = of_case.made.arrays
 
     def judge(variant: Variant) -> tuple[float, str]:
@@ -168,11 +169,11 @@ def _chained(case: BackwardCase, masks: Sequence[Mask]) -> Compare:
     return judge
 
 
-def _graph(case: BackwardCase, masks: Sequence[Mask]) -> Compare:
+def _graph(case: BackwardCase, masks: Sequence[Mask], forward: Forward) -> Compare:
     """Forward and backward captured into one graph, which is replayed on other inputs in the same memory."""
     import cupy
 
-    sets = [_judge_of(replace(case, seed=seed), masks) for seed in (1, 2, 3)]
+    sets = [_judge_of(replace(case, seed=seed), masks, forward) for seed in (1, 2, 3)]
 
     def judge(variant: Variant) -> tuple[float, str]:
         made = sets[0].made
@@ -180,7 +181,7 @@ def _graph(case: BackwardCase, masks: Sequence[Mask]) -> Compare:
         dlse, grads = made.dlse.copy(), given_of(case, made, cupy)
 
         def both() -> Any:
-            _, lse = attention(q, k, v, masks[0], return_lse=True, out=out)
+            _, lse = forward(q, k, v, masks[0], return_lse=True, out=out)
             attention_backward(
                 dout, q, k, v, out, lse, masks[0], dlse=dlse, out_grads=grads, **variant.options
             )
@@ -212,11 +213,11 @@ def _graph(case: BackwardCase, masks: Sequence[Mask]) -> Compare:
     return judge
 
 
-def _no_zeros(case: BackwardCase, masks: Sequence[Mask]) -> Compare:
+def _no_zeros(case: BackwardCase, masks: Sequence[Mask], forward: Forward) -> Compare:
     """All memory that a call takes, on a new stream and for a new mask, holds bytes of 0xFF."""
     import cupy
 
-    of_case = _judge_of(case, masks)
+    of_case = _judge_of(case, masks, forward)
 
     def full_of_ones(size: int) -> Any:
         memory = cupy.get_default_memory_pool().malloc(size)
@@ -238,7 +239,7 @@ def _no_zeros(case: BackwardCase, masks: Sequence[Mask]) -> Compare:
     return judge
 
 
-SPECIAL: dict[str, Callable[[BackwardCase, Sequence[Mask]], Compare]] = {
+SPECIAL: dict[str, Callable[[BackwardCase, Sequence[Mask], Forward], Compare]] = {
     "big-q": beyond_2_31_elements,
     "big-kv": beyond_2_31_elements,
     "streams": _streams,

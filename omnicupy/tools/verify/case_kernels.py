@@ -26,6 +26,7 @@ from omnicupy.tools.verify.width_cases import ONE_TILE
 Spec = TypeVar("Spec", AttnSpec, BackwardSpec)
 DEFAULT = "chosen by the table"
 BACKWARD_DEFAULT = "bwd chosen by the table"
+H100_SM_COUNT = 132
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,14 @@ def serves(kernel: str, case: Case) -> bool:
     copies = isinstance(case, BackwardCase)
     strides = copies or not {BROADCAST, REVERSED} & set(case.options)
     return round_up(case.head_dim, 16) <= MAX_ONE_PIECE and strides
+
+
+def forward_spec(case: BackwardCase, masks: Sequence[Mask], arch: str) -> AttnSpec:
+    """The kernel that makes out and lse of a backward case: what a call on an H100 chooses, on devices of any size, so
+    that it can be compiled elsewhere.
+    """
+    mappable = not {BROADCAST, REVERSED} & set(case.options)
+    return pick.pick(arch, problem_of(case), masks, H100_SM_COUNT, mappable=mappable)
 
 
 def variants(case: Case, masks: Sequence[Mask], arch: str, sm_count: int) -> list[Variant]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from omnicupy.api import attention, attention_backward
@@ -15,10 +16,10 @@ from omnicupy.masks.mask import Mask
 from omnicupy.reference import budget
 from omnicupy.tools.verify import append_cases, inputs, serving_judge, serving_kernels
 from omnicupy.tools.verify.backward_cases import BackwardCase
-from omnicupy.tools.verify.backward_judges import GradientJudge
+from omnicupy.tools.verify.backward_judges import Forward, GradientJudge
 from omnicupy.tools.verify.backward_special import SPECIAL as BACKWARD_SPECIAL
 from omnicupy.tools.verify.cached_cases import CACHED, kernels_on_caches
-from omnicupy.tools.verify.case_kernels import Variant, variants
+from omnicupy.tools.verify.case_kernels import Variant, forward_spec, variants
 from omnicupy.tools.verify.cases import Case
 from omnicupy.tools.verify.changed_bits import ChangedBits
 from omnicupy.tools.verify.outcome import BrokenDeviceError, Outcome
@@ -42,7 +43,8 @@ KEPT_BYTES = 4 << 30  # of free memory that a process keeps to itself, others ma
 class Target:
     """The current device, and which kernels to verify there. kernels: parts of their names, () for all.
 
-    sources: files in `kernels/`; only kernels that are compiled of one of them, () for all.
+    sources: files in `kernels/`; only kernels that are compiled of one of them, () for all.  any_size: stands for
+    devices of any number of multiprocessors, which decides what a call chooses.
     """
 
     arch: str
@@ -50,6 +52,7 @@ class Target:
     kernels: tuple[str, ...] = ()
     repeats: int = REPEATS
     sources: tuple[str, ...] = ()
+    any_size: bool = False
 
     @classmethod
     def current(
@@ -70,14 +73,16 @@ class Target:
 
         A kernel that no row of the table selects on any architecture runs only where `kernels` or `sources` names it.
         """
-        selected = {row.kernel for row in table.TABLE} | {"naive", "sm80", "append"}
-        found = self._every(case, masks)
-        if self.sources:
-            found = [variant for variant in found if set(self.sources) & set(variant.sources)]
+        found = self._of_sources(case, masks)
         if self.kernels:
             parts = [part.lower() for part in self.kernels]
             return [variant for variant in found if any(part in variant.name.lower() for part in parts)]
+        selected = {row.kernel for row in table.TABLE} | {"naive", "sm80", "append"}
         return [variant for variant in found if self.sources or variant.spec.kernel in selected]
+
+    def _of_sources(self, case: Case, masks: Sequence[Mask]) -> list[Variant]:
+        found = self._every(case, masks)
+        return [one for one in found if not self.sources or set(self.sources) & set(one.sources)]
 
     def _every(self, case: Case, masks: Sequence[Mask]) -> list[Variant]:
         if case.tag in append_cases.KINDS:
@@ -90,14 +95,19 @@ class Target:
         return found
 
     def specs(self, chosen: Iterable[Case]) -> list[KernelSpec]:
-        """Every distinct kernel that the cases run through."""
-        found = {
-            kernel: None
-            for case in chosen
-            for variant in self.variants(case, case.masks())
-            for kernel in variant.kernels
-        }
-        return list(found)
+        """Every distinct kernel that the cases run, those that make inputs among them."""
+        return list(dict.fromkeys(kernel for case in chosen for kernel in self._kernels(case)))
+
+    def _kernels(self, case: Case) -> Iterator[KernelSpec]:
+        masks = case.masks()
+        found = self.variants(case, masks)
+        if found and isinstance(case, BackwardCase):
+            yield forward_spec(case, masks, self.arch)
+        if self.any_size and not all(variant.explicit for variant in found):
+            # What a call chooses elsewhere is a row of the table, which `kernels` may have left out.
+            found += self._of_sources(case, masks)
+        for variant in found:
+            yield from variant.kernels
 
 
 @dataclass(frozen=True)
@@ -195,8 +205,9 @@ def _failed(case: Case, variant: Variant, error: Exception) -> Outcome:
 
 def _judge_of(case: Case, masks: Sequence[Mask], target: Target) -> Judge:
     if isinstance(case, BackwardCase):
+        forward = partial(attention, config=forward_spec(case, masks, target.arch))
         of_backward = BACKWARD_SPECIAL.get(case.tag)
-        return of_backward(case, masks) if of_backward else _gradients(case, masks, target)
+        return of_backward(case, masks, forward) if of_backward else _gradients(case, masks, target, forward)
     if special := SPECIAL.get(case.tag) or CACHED.get(case.tag):
         return special(case, masks)
     if case.tag in append_cases.KINDS:
@@ -204,11 +215,11 @@ def _judge_of(case: Case, masks: Sequence[Mask], target: Target) -> Judge:
     return serving_judge.on_a_gpu(case, masks) if case.tag in KINDS else _numeric(case, masks, target)
 
 
-def _gradients(case: BackwardCase, masks: Sequence[Mask], target: Target) -> Judge:
+def _gradients(case: BackwardCase, masks: Sequence[Mask], target: Target, forward: Forward) -> Judge:
     """Gradients within the budget, no more than was wanted, and the same bits at every repetition."""
     import cupy
 
-    of_case = GradientJudge(case, masks, cupy, call=attention_backward, forward=attention)
+    of_case = GradientJudge(case, masks, cupy, call=attention_backward, forward=forward)
 
     def judge(variant: Variant) -> tuple[float, str]:
         first = of_case.gradients(variant.options)

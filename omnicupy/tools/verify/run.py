@@ -136,16 +136,16 @@ def verify(settings: Settings, track: Track = silent) -> Report:
     return found
 
 
-def chosen_cases(settings: Settings, listed: Sequence[Case]) -> list[Case]:
+def chosen_cases(settings: Settings, listed: Sequence[Case], timed: Sequence[Workload] = ()) -> list[Case]:
     """The listed cases whose id or group holds one of the settings' parts, in any case; all without parts.
 
-    Raises ValueError when none is left, unless a timed problem is.
+    Raises ValueError when none is left, unless a `timed` problem is.
     """
     parts = [part.lower() for part in settings.cases]
     found = [
         case for case in listed if not parts or any(part in case.id or part in case.group for part in parts)
     ]
-    if not found and not timed(settings):
+    if not found and not timed:
         raise ValueError(
             f"verify: no case's id or group holds {' or '.join(settings.cases)}; widen --case, `verify --list` has all"
         )
@@ -153,8 +153,13 @@ def chosen_cases(settings: Settings, listed: Sequence[Case]) -> list[Case]:
 
 
 def timed(settings: Settings) -> list[Workload]:
-    """The problems of the speed part, which only a GPU run has, whose name holds one of the settings' parts."""
-    return speed.chosen(settings.cases) if settings.timing and environment.has_gpu() else []
+    """The problems of the speed part on this machine, which only a GPU run has."""
+    return _timed_on_gpu(settings) if environment.has_gpu() else []
+
+
+def _timed_on_gpu(settings: Settings) -> list[Workload]:
+    """The problems whose name holds one of the settings' parts."""
+    return speed.chosen(settings.cases) if settings.timing else []
 
 
 def listed(settings: Settings) -> list[Case]:
@@ -184,7 +189,8 @@ def gpu_cases(settings: Settings) -> list[Case]:
     """The cases of a GPU run: fixed ones, special ones, random ones."""
     every = every_case(DEFAULT if settings.sweep is None else settings.sweep)
     every = tuple(case for case in every if not (settings.beside and case.tag in BIG))
-    return chosen_cases(settings, [case for case in every if case.id in (settings.part or WHOLE)])
+    of_part = [case for case in every if case.id in (settings.part or WHOLE)]
+    return chosen_cases(settings, of_part, _timed_on_gpu(settings))
 
 
 def _on_gpu(settings: Settings, track: Track) -> Report:
@@ -268,14 +274,15 @@ def _attested(
         found.outcomes, _ = on_gpu.run(cases, target, track, turns)
 
 
+@pick.serve_every_kernel()
 def build_cubins(folder: Path, arch: str, settings: Settings, track: Track = silent) -> int:
     """Compile what a GPU run with these settings needs on `arch` into a folder for its --cubins; returns how many.
 
     Raises CompileError, UnsupportedError without NVRTC.
     """
-    # The device's multiprocessors decide which row of the table a case gets; every row is among the variants.
-    target = on_gpu.Target(arch, 1, settings.kernels, sources=settings.sources)
+    target = on_gpu.Target(arch, 1, settings.kernels, sources=settings.sources, any_size=True)
     cases = gpu_cases(settings)
+    cases += [speed.case_of(one, one.mask()) for one in _timed_on_gpu(settings)]
     specs: list[KernelSpec] = target.specs(track(cases, "masks", len(cases)))
     compile_all(specs, track)
     return cache.export(specs, folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from omnicupy.api import attention
@@ -13,7 +13,7 @@ from omnicupy.masks.mask import Mask
 from omnicupy.masks.segment_masks import random
 from omnicupy.reference import checked_rows
 from omnicupy.tools.bench import measure, peers, timing, torch_inputs
-from omnicupy.tools.verify.cases import BASE
+from omnicupy.tools.verify.cases import BASE, Case
 from omnicupy.tools.verify.on_gpu import Target
 from omnicupy.tools.workloads.workload import Workload
 
@@ -63,6 +63,14 @@ def chosen(parts: Sequence[str]) -> list[Workload]:
     return [one for one in WORKLOADS if not parts or any(part.lower() in one.name.lower() for part in parts)]
 
 
+def case_of(workload: Workload, mask: Mask) -> Case:
+    """A case with the sizes of a workload, which the same kernels serve."""
+    q_len, k_len = mask.shape
+    case = replace(BASE, group="timed", mask="full", dtype="bfloat16", head_dim=workload.head_dim)
+    case = replace(case, batch=workload.batch)
+    return replace(case, q_len=q_len, k_len=k_len, q_heads=workload.q_heads, kv_heads=workload.kv_heads)
+
+
 def run(
     target: Target, workloads: Sequence[Workload], track: Track = silent, *, with_flex: bool = True
 ) -> list[Timed]:
@@ -77,18 +85,7 @@ def _run_one(workload: Workload, target: Target, with_flex: bool) -> list[Timed]
     import cupy
 
     mask = workload.mask()
-    q_len, k_len = mask.shape
-    case = BASE.__class__(
-        group="timed",
-        mask="full",
-        dtype="bfloat16",
-        head_dim=workload.head_dim,
-        q_len=q_len,
-        k_len=k_len,
-        q_heads=workload.q_heads,
-        kv_heads=workload.kv_heads,
-        batch=workload.batch,
-    )
+    case = case_of(workload, mask)
     arrays = measure.make_inputs(workload, mask, "bfloat16")
     judge = checked_rows.CheckedRows(arrays, mask)
     calls: dict[str, Callable[[], Any]] = {}
