@@ -205,7 +205,8 @@ def _on_gpu(settings: Settings, track: Track) -> Report:
         specs = target.specs(track(cases, "masks", len(cases)))
         if cases and not specs:
             raise ValueError(_no_kernel(settings, target))
-        version = nvrtc.version_text(cache.entry(specs[0]).nvrtc if specs else None)
+        taken = attesting.version_text(cache.current())  # where no case is left to say it
+        version = nvrtc.version_text(cache.entry(specs[0]).nvrtc) if specs else taken
         found = Report(f"GPU kernels for {target.arch}", header(version, commit))
         if not settings.cubins:
             selected = set(table_kernels(every=True))

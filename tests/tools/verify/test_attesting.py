@@ -230,6 +230,19 @@ def test_a_fault_of_one_version_is_that_version_s(path: Path, monkeypatch: pytes
     assert SM80 not in attestation.stale(path)
 
 
+def test_a_run_that_finds_nothing_left_compares_the_folders_not_the_compiler_of_this_machine(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _two_versions(monkeypatch)
+    assert _verify(path, sources=(SM80,), also_cubins=Path("folder")).passed
+    first = cache.Kernels(SimpleNamespace(nvrtc=(13, 0)), 1)
+    monkeypatch.setattr(cache, "current", lambda: first)
+    monkeypatch.setattr(nvrtc, "version", lambda: (12, 9))
+    found = _verify(path, sources=(SM80,), also_cubins=Path("folder"), resume=True)
+    assert found.passed
+    assert found.nothing_left
+
+
 def test_two_versions_must_be_two(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _two_versions(monkeypatch, ("12.9", "12.9"))
     with pytest.raises(ValueError, match=r"expected kernels of another NVRTC than 12\.9, got the same"):
