@@ -113,6 +113,8 @@ def _cached(q: Any, kv: Any, v: Any, mask: Any, return_lse: bool, given: dict[st
         return load_cached(q, kv).attention(q, kv, v, mask, return_lse=return_lse, **given)
     if isinstance(mask, CachedStep):
         check_cached.fits_step(q, kv, mask, given["rows"], given["max_rows"])
+        if isinstance(given["out"], np.ndarray):  # the step has copies of these
+            check_cached.check_out_apart(given["out"], kv, mask.rows, None)
         given = check_cached.behind_step(mask, given) | {"rows": mask.lists.rows}
         kv, mask = with_lengths(kv, mask.lists.lengths), mask.rule
     call = check_cached.call(q, kv, v, mask, **given)

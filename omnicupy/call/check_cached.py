@@ -77,7 +77,7 @@ def call(
         _refuse_rule(rule)
     _check_lengths(q, kv.lengths, problem)
     if out is not None:
-        _check_out_apart(out, kv, rows, sink_logits)
+        check_out_apart(out, kv, rows, sink_logits)
     if rule.tail is not None:
         rule.check_tail("mask", problem.q_len)
         if len(rule.tail) not in (1, problem.batch):
@@ -92,7 +92,7 @@ def call(
     return CachedCall(problem, rule, factor, cap, split_of(split), q.shape[0] if ragged else None)
 
 
-def _check_out_apart(out: Any, kv: AnyKV, rows: Any, sink_logits: Any) -> None:
+def check_out_apart(out: Any, kv: AnyKV, rows: Any, sink_logits: Any) -> None:
     """What says which keys and rows there are is read while `out` is written. Of a device's arrays that is looked at by
     no warm call, so by no first one.
     """

@@ -21,7 +21,9 @@ def shape_of(x: Any) -> tuple[int, ...] | None:
 
 def is_list(given: Any) -> bool:
     """Whether it holds an array for each rank: a list, or one array with an axis of ranks."""
-    return isinstance(given, (list, tuple)) or bool(shape_of(given) and hasattr(given, "__len__"))
+    if isinstance(given, Sequence):
+        return not isinstance(given, (str, bytes))
+    return bool(shape_of(given) and hasattr(given, "__len__"))
 
 
 def check_tokens(where: str, name: str, x: Any, axis: Any, expected: tuple[int, str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
@@ -26,9 +27,9 @@ def number(where: str, name: str, value: Any) -> float:
 
 
 def numbers(where: str, name: str, values: Any) -> tuple[float, ...]:
-    """`values`, a list, tuple or array of real numbers, as floats. Raises TypeError for anything else."""
+    """`values`, a sequence or array of real numbers, as floats. Raises TypeError for anything else."""
     given = values.tolist() if isinstance(values, np.ndarray) else values
-    if not isinstance(given, (list, tuple)):
+    if not isinstance(given, Sequence) or isinstance(given, (str, bytes)):
         raise TypeError(f"{where}: {name} must be a list of numbers, got {type(values).__name__} {values!r}")
     return tuple(number(where, f"{name}[{i}]", one) for i, one in enumerate(given))
 

@@ -101,7 +101,10 @@ def _setting(ranks: int, node: int, heads: Any, speeds: Speeds | None) -> Settin
         found = Heads(*(check_numbers.size("plan", "heads", one) for one in heads))
         if found.q_heads % found.kv_heads:
             raise ValueError(f"plan: q_heads must be a multiple of kv_heads, got heads {heads}")
-    return Setting(count, check_numbers.size("plan", "node", node), found, speeds or Speeds())
+    of_node = min(
+        at_least_one("plan", "node", node), check_numbers.MOST
+    )  # one node of all ranks, however large
+    return Setting(count, of_node, found, speeds or Speeds())
 
 
 def _weights(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:

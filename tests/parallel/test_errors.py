@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,6 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
         "weights must be a list of numbers",
     ),
     "a huge weight": (lambda: plan(MASK, 2, weights=[10**400]), ValueError, "a positive number for each"),
-    "a huge node": (lambda: plan(MASK, 2, node=10**30), ValueError, "node must be at most 2147483647"),
     "huge heads": (
         lambda: plan(MASK, 2, heads=(10**400, 1, 8)),
         ValueError,
@@ -183,6 +183,14 @@ def test_bad_arguments_of_gradients_are_named_also_where_no_rank_computes(name: 
         attention_backward_of_ranks(**every)
         with pytest.raises(kind, match=message):
             attention_backward_of_ranks(**every | changes)
+
+
+def test_a_node_may_be_larger_than_all_ranks() -> None:
+    wanted = plan(MASK, 4, node=4)
+    for node in (5, sys.maxsize, 10**30):
+        made = plan(MASK, 4, node=node)
+        assert (made.name, made.positions(1).tolist()) == (wanted.name, wanted.positions(1).tolist())
+        assert made.stats().far_received.sum() == 0
 
 
 def test_odd_values_never_fail_inside() -> None:

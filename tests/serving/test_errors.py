@@ -113,8 +113,10 @@ def test_out_may_not_overlap_what_is_read(name: str, ragged: bool) -> None:
     of[name] = memory[: like.size].view(like.dtype).reshape(like.shape)
     of[name][...] = like
     out = memory[: given["q"].size].reshape(given["q"].shape)
-    with pytest.raises(ValueError, match=f"^out must not overlap {name}"):
-        oc.attention(given.pop("q"), oc.PagedKV(**caches), mask=oc.cached(), out=out, **given)
+    q, kv, sinks = given.pop("q"), oc.PagedKV(**caches), given.pop("sink_logits")
+    for mask in (oc.cached(), oc.plan(q, kv, oc.cached(), **given)):
+        with pytest.raises(ValueError, match=f"^out must not overlap {name}"):
+            oc.attention(q, kv, mask=mask, out=out, sink_logits=sinks, **given)
 
 
 @pytest.mark.parametrize("name", ["lengths", "page_table", "slots"])
