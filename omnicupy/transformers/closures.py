@@ -142,12 +142,9 @@ def _agrees(example: Callable[[], MaskFunction], one: Known, table: Mapping[Code
 
 
 def _table() -> tuple[Known, ...]:
-    def tensor(numbers: Any) -> Any:
-        return torch.tensor(numbers, device="cpu")  # whatever torch's default device is
-
-    ids = tensor([[-1, 0, 0, 1, 1, -1, -1, 0, 2, 2, 2, -1], [0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1]])
-    documents, places = tensor([[0] * 5 + [1] * 7] * 2), tensor([[*range(5), *range(7)]] * 2)
-    left, visible = tensor([0, 5]), tensor([range(12)]) >= tensor([[0], [5]])
+    ids = _tensor([[-1, 0, 0, 1, 1, -1, -1, 0, 2, 2, 2, -1], [0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1]])
+    documents, places = _tensor([[0] * 5 + [1] * 7] * 2), _tensor([[*range(5), *range(7)]] * 2)
+    left, visible = _tensor([0, 5]), _tensor([range(12)]) >= _tensor([[0], [5]])
     causal = library.causal_mask_function
     window = library.sliding_window_overlay
     both_sides = library.sliding_window_bidirectional_overlay
@@ -204,6 +201,10 @@ def _table() -> tuple[Known, ...]:
             ),
         ),
     )
+
+
+def _tensor(numbers: Any) -> Any:
+    return torch.tensor(numbers, device="cpu")  # whatever torch's default device is
 
 
 def _size(cells: Cells) -> int:
