@@ -10,5 +10,8 @@ from omnicupy.torch.appending import append
 from omnicupy.torch.cached import plan
 from omnicupy.torch.call import attention, prepare
 from omnicupy.torch.mask_mods import from_mask_mod
+from omnicupy.torch.masks_apart import keep_apart
+
+keep_apart()
 
 __all__ = ["append", "attention", "from_mask_mod", "plan", "prepare"]

@@ -52,8 +52,8 @@ def attention(
     CUDA tensors (float16, bfloat16) run on torch's current stream of their device, without a synchronisation;
     torch allocates the outputs. CPU tensors (float16, bfloat16, float32, float64) run on NumPy and BLAS.
     Inside torch.compile the call is one operator of the graph, and masks are inputs of it: pass them as arguments,
-    and a new mask of the same shape recompiles nothing (the second one does, once). Ahead of a CUDA graph's capture
-    call `prepare` or this once. A CachedKV or PagedKV of tensors may stand for k and v, eagerly, without gradients.
+    and a new mask of the same shape recompiles nothing (the second one does, once); making one there breaks the graph.
+    Ahead of a CUDA graph's capture call `prepare` or this once. A CachedKV or PagedKV of tensors may be k, eagerly.
 
     Gradients of out and lse reach q, k, v and sink_logits, in their dtypes, on the stream of the forward pass; those
     that nobody asks for are not computed. For them the call keeps q, k, v, out, lse and the mask, of which

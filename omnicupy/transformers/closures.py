@@ -141,24 +141,18 @@ def _agrees(example: Callable[[], MaskFunction], one: Known, table: Mapping[Code
     return True
 
 
-def _tensor(numbers: Any) -> Any:
-    return torch.tensor(numbers, device="cpu")  # whatever torch's default device is
-
-
-def _remapped(function: MaskFunction, positions: Any) -> MaskFunction:
-    made: MaskFunction = library.remap_positions_for_packed_sequence(function, positions)
-    return made
-
-
 def _table() -> tuple[Known, ...]:
-    tensor, remapped = _tensor, _remapped
-    ids = tensor([[-1, 0, 0, 1, 1, -1, -1, 0, 2, 2, 2, -1], [0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1]])
-    documents, places = tensor([[0] * 5 + [1] * 7] * 2), tensor([[*range(5), *range(7)]] * 2)
-    left, visible = tensor([0, 5]), tensor([range(12)]) >= tensor([[0], [5]])
+    ids = _tensor([[-1, 0, 0, 1, 1, -1, -1, 0, 2, 2, 2, -1], [0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1]])
+    documents, places = _tensor([[0] * 5 + [1] * 7] * 2), _tensor([[*range(5), *range(7)]] * 2)
+    left, visible = _tensor([0, 5]), _tensor([range(12)]) >= _tensor([[0], [5]])
     causal = library.causal_mask_function
     window = library.sliding_window_overlay
     both_sides = library.sliding_window_bidirectional_overlay
     packed, together = library.packed_sequence_mask_function, library.and_masks
+
+    def remapped(function: MaskFunction, positions: Any) -> MaskFunction:
+        made: MaskFunction = library.remap_positions_for_packed_sequence(function, positions)
+        return made
 
     return (
         Known("causal", lambda *_: Band(low=0), (lambda: causal,)),
@@ -207,6 +201,10 @@ def _table() -> tuple[Known, ...]:
             ),
         ),
     )
+
+
+def _tensor(numbers: Any) -> Any:
+    return torch.tensor(numbers, device="cpu")  # whatever torch's default device is
 
 
 def _size(cells: Cells) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -204,3 +204,33 @@ def test_a_graph_outlives_its_mask_with_an_error() -> None:
     handle = oc.causal(40).handle
     with pytest.raises(ValueError, match=f"mask: no mask with handle {handle} is left"):
         torch.ops.omnicupy.attention(*_inputs(), [handle], None, False)
+
+
+MADE_INSIDE: dict[str, Callable[[int], Any]] = {
+    "a constructor": lambda n: oc.causal(n),
+    "documents": lambda n: oc.documents([3, n - 3]),
+    "a predicate": lambda n: oc.from_predicate(lambda q, k: q >= k, n),
+    "a preset": lambda n: oc.presets.gemma3(n, [(2, 3)], window=4),
+    "a part": lambda n: LONG[0:n, 0:n],
+    "rows": lambda n: LONG[0:n, 0:n].rows(0, n),
+    "joined": lambda n: LONG[0:n, 0:n] & ~oc.full(n, n),
+    "a mask_mod": lambda n: oc.torch.from_mask_mod(lambda b, h, q, k: q >= k, n),
+}
+LONG = oc.random(64, 1)
+
+
+@pytest.mark.parametrize("what", MADE_INSIDE)
+def test_masks_that_are_made_inside_are_left_to_python(what: str) -> None:
+    """The graph breaks there; as one graph it says why it cannot."""
+
+    def layer(x: Any) -> Any:
+        return oc.torch.attention(x, x, x, MADE_INSIDE[what](x.shape[2])).sin()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, backend="aot_eager")
+    for tokens in (12, 12, 14, 17, 20, 12):
+        x = torch.randn(1, 2, tokens, 8)
+        torch.testing.assert_close(compiled(x), layer(x))
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="make it outside of what is compiled"):
+        torch.compile(layer, backend="aot_eager", fullgraph=True)(x)
