@@ -50,5 +50,5 @@ def test_every_reader_survives(tmp_path: Path, reader: str, content: bytes) -> N
 def test_json_is_parsed_in_one_place() -> None:
     package = Path(trust.__file__).parents[1]
     found = [path for path in package.rglob("*.py") if "json.load" in path.read_text()]
-    # The other one reads what a process of its own printed.
-    assert {path.name for path in found} == {"trust.py", "host.py"}
+    # The others read what a process of their own printed, where a result may be NaN.
+    assert {path.name for path in found} == {"trust.py", "host.py", "step.py"}
