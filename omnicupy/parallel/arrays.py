@@ -71,7 +71,11 @@ def check_fill(where: str, x: Any, fill: Any) -> None:
     torch = _torch_of(x)
     try:
         with np.errstate(all="ignore"):
-            held = torch.full((), fill, dtype=x.dtype).item() if torch else np.full((), fill, x.dtype)[()]
+            held = (
+                torch.full((), fill, dtype=x.dtype, device="cpu").item()
+                if torch
+                else np.full((), fill, x.dtype)[()]
+            )
         rounds = x.dtype.is_floating_point or x.dtype.is_complex if torch else x.dtype.kind not in "iub"
         right = rounds or held == fill
     except (OverflowError, ValueError, TypeError, RuntimeError):
