@@ -11,7 +11,7 @@ import numpy as np
 from omnicupy.call import check
 from omnicupy.call.arrays import DTYPE_NAMES, E4M3, DeviceArray, overlap
 from omnicupy.call.arrays import on_gpu as is_on_gpu
-from omnicupy.call.problem import type_name
+from omnicupy.call.problem import as_float, type_name
 from omnicupy.errors import UnsupportedError
 from omnicupy.serving.caches import AnyKV, PagedKV, names_of, pools_of, sizes_of
 
@@ -87,7 +87,7 @@ def check_scales(kv: AnyKV, like: Any) -> None:
         if scale is None:
             continue
         if isinstance(scale, Real) and not isinstance(scale, (bool, np.bool_)):
-            _check_value(name, _as_float(scale))
+            _check_value(name, as_float(scale))
         elif isinstance(scale, np.ndarray) or is_on_gpu(scale):
             _check_array(name, scale, kv, like)
         else:
@@ -122,14 +122,6 @@ def _check_value(name: str, value: float) -> None:
         held = float(np.float32(value))
     if not 0 < held < math.inf:  # not for NaN
         raise ValueError(f"{name} must be finite and above 0 in float32, got {value}")
-
-
-def _as_float(number: Real) -> float:
-    """Infinity for an integer beyond any float."""
-    try:
-        return float(number)
-    except OverflowError:
-        return math.inf
 
 
 def _refuse(name: str, kind: str) -> NoReturn:

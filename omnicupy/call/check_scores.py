@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from omnicupy.call.arrays import on_gpu as is_on_gpu
-from omnicupy.call.problem import LOG2_E, Problem, type_name
+from omnicupy.call.problem import LOG2_E, Problem, as_float, type_name
 
 
 def softcap_of(softcap: Any, scale: float, dtype: str) -> float | None:
@@ -25,10 +25,7 @@ def softcap_of(softcap: Any, scale: float, dtype: str) -> float | None:
         )
     limits = np.finfo(np.float64 if dtype == "float64" else np.float32)
     least, most = float(limits.tiny), float(limits.max) / LOG2_E
-    try:
-        cap = float(softcap)
-    except OverflowError:  # an integer beyond any float
-        cap = float("inf")
+    cap = as_float(softcap)
     if not least <= cap <= most or not least <= scale / cap <= most:  # not for NaN
         raise ValueError(
             f"softcap must be finite and above 0 in {limits.dtype}, and scale / softcap too, got {softcap} with scale "

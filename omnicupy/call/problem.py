@@ -83,6 +83,14 @@ def type_name(value: object) -> str:
 LOG2_E = math.log2(math.e)
 
 
+def as_float(number: Real) -> float:
+    """`number` as a float, an infinity for an integer beyond any."""
+    try:
+        return float(number)
+    except OverflowError:
+        return -math.inf if number < 0 else math.inf
+
+
 def checked_scale(scale: Real, dtype: str) -> float:
     """`scale` as a float. dtype: that of the inputs; all but float64 are computed in float32.
 
@@ -90,10 +98,7 @@ def checked_scale(scale: Real, dtype: str) -> float:
     number there: an infinite factor makes every score NaN, one that vanishes makes every key count alike.
     """
     limits = np.finfo(np.float64 if dtype == "float64" else np.float32)
-    try:
-        factor = float(scale)
-    except OverflowError:  # an integer beyond any float
-        factor = math.inf
+    factor = as_float(scale)
     if not float(limits.tiny) <= factor <= float(limits.max) / LOG2_E:  # not for NaN
         raise ValueError(
             f"scale must be finite and above 0 in {limits.dtype}, got {scale}; pass None for 1/sqrt(head_dim)"

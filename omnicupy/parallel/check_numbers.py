@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
+from omnicupy.call.problem import as_float
 from omnicupy.masks.arguments import at_least_one
 
 MOST = 2**31 - 1
@@ -20,10 +20,7 @@ def number(where: str, name: str, value: Any) -> float:
         raise TypeError(
             f"{where}: {name} must be a number, got {type(value).__name__} {value!r}; pass a float"
         )
-    try:
-        return float(value)
-    except OverflowError:
-        return -math.inf if value < 0 else math.inf
+    return as_float(value)
 
 
 def numbers(where: str, name: str, values: Any) -> tuple[float, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 import parallel_ranks
 import processes
 import torch
-from parallel_ranks import CAP, TIMEOUT, WIDE, sinks, whole
+from parallel_ranks import TIMEOUT, WIDE, both, sinks, whole
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import omnicupy as oc
@@ -83,21 +83,6 @@ def _shards(made: Plan, rank: int, seed: int) -> list[Any]:
     return [*own, *(made.shard(one, rank, keys=True) for one in (k, v)), sinks() + seed]
 
 
-def _both(made: Plan, given: list[Any], way: Any) -> list[Any]:
-    """out, lse and all gradients."""
-    dout, dlse, *leaves = given
-    leaves = [one.detach().requires_grad_() for one in leaves]
-    out, lse = oc.parallel.attention(
-        *(*leaves[:3], made),
-        sink_logits=leaves[3],
-        softcap=CAP,
-        return_lse=True,
-        overlap=way,
-        time_limit=TIMEOUT,
-    )
-    return [out.detach(), lse.detach(), *torch.autograd.grad([out, lse], leaves, [dout, dlse])]
-
-
 def replayed(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
     """For each mask and way pairs of results: of a call on other inputs, and of a replay on them."""
     found: dict[str, Any] = {}
@@ -105,13 +90,13 @@ def replayed(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
         made = plan(mask, ranks, rows=rows)
         for how, way in WAYS.items():
             given, others = _shards(made, rank, 0), _shards(made, rank, 1)
-            _both(made, given, way)  # the first of its kind
+            both(made, given, way)  # the first of its kind
             with Recording() as graph:
-                kept = _both(made, given, way)
+                kept = both(made, given, way)
             for one, other in zip(given, others, strict=True):
                 one.copy_(other)
             graph.replay()
-            found[f"{name} {how}"] = [*_both(made, others, way), *kept]
+            found[f"{name} {how}"] = [*both(made, others, way), *kept]
     return found
 
 
@@ -141,8 +126,8 @@ def refused(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
     out = forward()
     found["forward"] = [out, capture(forward)]
     # The forward pass is known, and where the gradients of keys go is not.
-    both = _shards(plan(made.masks[0], ranks, rows="zigzag"), rank, 0)
-    trained = [one.requires_grad_() for one in both[2:5]]
+    again = _shards(plan(made.masks[0], ranks, rows="zigzag"), rank, 0)
+    trained = [one.requires_grad_() for one in again[2:5]]
 
     def backward() -> Any:
         out = oc.parallel.attention(*trained, made, time_limit=TIMEOUT)

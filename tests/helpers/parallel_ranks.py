@@ -20,7 +20,7 @@ import omnicupy as oc
 import omnicupy.parallel
 import omnicupy.torch
 from omnicupy.masks.mask import Mask
-from omnicupy.parallel import overlap, plan
+from omnicupy.parallel import Plan, overlap, plan
 from omnicupy.parallel.prediction import Heads
 
 SIZE = 48
@@ -105,21 +105,27 @@ def overlapped(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
             dout, dlse, q, k, v = whole(mask, dtype, columns=WIDE)
             q, dout, dlse = (made.shard(one, rank, 2) for one in (q, dout, dlse))
             k, v = (made.shard(one, rank, keys=True) for one in (k, v))
-            leaves = [one.requires_grad_() for one in (q, k, v, sinks())]
             for how, way in WAYS.items():
-                out, lse = oc.parallel.attention(
-                    *(*leaves[:3], made),
-                    sink_logits=leaves[3],
-                    softcap=CAP,
-                    return_lse=True,
-                    overlap=way,
-                    time_limit=TIMEOUT,
-                )
-                grads = torch.autograd.grad([out, lse], leaves, [dout, dlse])
-                found[f"{name} {dtype} {how}"] = [one.detach() for one in (out, lse, *grads)]
+                found[f"{name} {dtype} {how}"] = both(made, [dout, dlse, q, k, v, sinks()], way)
         steps = overlap.steps_of(made, rank, 0, 2, Heads(4, 2, 8), True)
         found[name] = (len(steps.groups), len(steps.pieces))
     return found
+
+
+def both(made: Plan, given: list[Any], way: Any) -> list[Any]:
+    """out, lse and all gradients. given: dout, dlse, q, k, v and sinks of a rank.  way: of overlap."""
+    dout, dlse, *leaves = given
+    leaves = [one.detach().requires_grad_() for one in leaves]
+    out, lse = oc.parallel.attention(
+        *leaves[:3],
+        made,
+        sink_logits=leaves[3],
+        softcap=CAP,
+        return_lse=True,
+        overlap=way,
+        time_limit=TIMEOUT,
+    )
+    return [out.detach(), lse.detach(), *torch.autograd.grad([out, lse], leaves, [dout, dlse])]
 
 
 def _compiled(shards: list[Any], dout: Any, made: Any) -> list[Any]:

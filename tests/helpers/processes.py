@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,6 +20,14 @@ ROOT = Path(__file__).parents[2]
 OF_GLOO = ("connectFullMesh failed", "terminate called without an active exception")
 ATTEMPTS = 3
 STILL_RUNNING = "still running when the time was over"
+
+
+def results(script: str, what: str, ranks: int, folder: Path, limit: float) -> list[dict[str, Any]]:
+    """What each rank found. script: is given what, rank and ranks, and saves it as WHATRANK.pt.  limit: as of run."""
+    import torch
+
+    place = run(script, [[what, str(rank), str(ranks)] for rank in range(ranks)], folder, limit)
+    return [torch.load(place / f"{what}{rank}.pt") for rank in range(ranks)]
 
 
 def run(

@@ -17,9 +17,7 @@ import parallel_ranks  # noqa: E402
 
 
 def _of_processes(what: str, ranks: int, folder: Path) -> list[dict[str, Any]]:
-    arguments = [[what, str(rank), str(ranks)] for rank in range(ranks)]
-    folder = processes.run(captured_ranks.__file__, arguments, folder, 2 * parallel_ranks.TIMEOUT)
-    return [torch.load(folder / f"{what}{rank}.pt") for rank in range(ranks)]
+    return processes.results(captured_ranks.__file__, what, ranks, folder, 2 * parallel_ranks.TIMEOUT)
 
 
 def test_a_replay_on_other_inputs_gives_the_bits_of_a_call(tmp_path: Path) -> None:

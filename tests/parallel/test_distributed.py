@@ -25,9 +25,7 @@ from omnicupy.torch.tensors import on_host  # noqa: E402
 
 
 def _of_processes(what: str, ranks: int, folder: Path) -> list[dict[str, Any]]:
-    arguments = [[what, str(rank), str(ranks)] for rank in range(ranks)]
-    folder = processes.run(parallel_ranks.__file__, arguments, folder, 2 * parallel_ranks.TIMEOUT)
-    return [torch.load(folder / f"{what}{rank}.pt") for rank in range(ranks)]
+    return processes.results(parallel_ranks.__file__, what, ranks, folder, 2 * parallel_ranks.TIMEOUT)
 
 
 def _host(tensor: Any) -> Any:

@@ -16,13 +16,12 @@ from omnicupy.reference.backward import gradients64
 from omnicupy.tools.bench import accuracy_table, torch_inputs
 from omnicupy.tools.bench.accuracy_cases import DTYPE_NAMES, OVERFLOW, Case, cases
 from omnicupy.tools.bench.accuracy_table import NAMES
-from omnicupy.tools.bench.gradients import ANY_ORDER, PASSES
+from omnicupy.tools.bench.gradients import IN_ANY_ORDER, PASSES
 from omnicupy.tools.bench.measure import reason, rounded
 from omnicupy.tools.bench.peers import COMPILE_LIMIT_S, missing, prepare
 from omnicupy.tools.bench.records import OURS, Record
 from omnicupy.tools.bench.torch_inputs import Shared, as_cupy
 
-IN_ANY_ORDER = f"{OURS}:{ANY_ORDER}"
 SYSTEMS = (OURS, IN_ANY_ORDER, "sdpa-flash", "sdpa-cudnn", "sdpa-efficient", "flex", "fa4", "cudnn-flex")
 OF_TORCH = ("sdpa-flash", "sdpa-cudnn", "sdpa-efficient")
 # From here on a value rounds to Inf.

@@ -15,10 +15,12 @@ from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.spec import round_up
 from omnicupy.masks.mask import Mask
 from omnicupy.reference.checked_gradients import CheckedGradients
+from omnicupy.tools.bench.records import OURS
 from omnicupy.tools.random_arrays import DTYPES, random_bits
 from omnicupy.tools.workloads.workload import Workload
 
 ANY_ORDER = "any-order"  # of our systems: deterministic=False
+IN_ANY_ORDER = f"{OURS}:{ANY_ORDER}"
 SPLIT = "split"
 ALONE_PARTS = ("dkdv", "dq")
 ALONE = {"dkdv-alone": ("k", "v"), "dq-alone": ("q",)}

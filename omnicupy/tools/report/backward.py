@@ -7,14 +7,13 @@ import numpy as np
 from omnicupy.choose import ceilings as choose_ceilings
 from omnicupy.choose.backward_ceilings import BackwardCeilings
 from omnicupy.choose.ceilings import Device
-from omnicupy.tools.bench.gradients import ANY_ORDER, PASSES
+from omnicupy.tools.bench.gradients import IN_ANY_ORDER, PASSES
 from omnicupy.tools.bench.records import OURS, table
 from omnicupy.tools.explain import backward_fitting
 from omnicupy.tools.explain.backward_fitting import BackwardResidual
 from omnicupy.tools.report.library import Library
 from omnicupy.tools.report.tables import NONE, PREDICTIONS
 
-IN_ANY_ORDER = f"{OURS}:{ANY_ORDER}"
 ALLOWED = 0.15  # error of a prediction of a workload outside of the fit
 UNSEEN = f"unseen {PASSES['bwd'].name}"
 

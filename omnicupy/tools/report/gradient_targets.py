@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from omnicupy.tools.bench.gradients import ANY_ORDER, PASSES
-from omnicupy.tools.bench.records import OURS
+from omnicupy.tools.bench.gradients import IN_ANY_ORDER, PASSES
 from omnicupy.tools.bench.suites import SHORT_RANDOM
 from omnicupy.tools.report import targets
 from omnicupy.tools.report.library import Library
 from omnicupy.tools.report.targets import IN_A_ROW, Target
 
 _BACKWARD, _BOTH = PASSES["bwd"].name, PASSES["fwd+bwd"].name
-IN_ANY_ORDER = f"{OURS}:{ANY_ORDER}"
 MODELS = (*(f"W{number}" for number in range(1, 8)), "W7g", "W8f", *(f"W{number}" for number in range(9, 14)))
 DENSE_RIVALS = ("sdpa-cudnn", "fa4", "cudnn-flex")
 FLEX = "cudnn-flex"

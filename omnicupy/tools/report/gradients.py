@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from omnicupy.tools.bench.gradients import ANY_ORDER, PASSES
+from omnicupy.tools.bench.gradients import IN_ANY_ORDER, PASSES
 from omnicupy.tools.bench.records import OURS, Row, table
 from omnicupy.tools.report import style as plot_style
 from omnicupy.tools.report.library import Found, Library
 from omnicupy.tools.report.tables import NONE, dense_table
 from omnicupy.tools.workloads.workload import by_name
 
-IN_ANY_ORDER = f"{OURS}:{ANY_ORDER}"
 _BACKWARD = PASSES["bwd"].name
 
 
