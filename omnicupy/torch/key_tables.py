@@ -1,13 +1,13 @@
 """Calls of one row a sequence whose keys are named by a table on the device: a step of decoding with padding.
 
-Each key head of each sequence is a sequence of its own here, and each key a page of one token, so that neither strides
-nor lengths of a growing cache are part of a plan: one plan serves the steps and layers of a whole generation. The host
+Each key is a page of one token, and each key head of a sequence is a sequence of its own here, so that neither strides
+nor lengths of a growing cache are part of a plan: one plan serves the steps and layers of a whole generation. Sinks, a
+logit a head, keep heads together: then strides between heads count, those of a growing cache in every step. The host
 reads nothing and makes no mask.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -15,93 +15,19 @@ from typing import Any
 import torch
 
 from omnicupy.call.arrays import DeviceArray
+from omnicupy.errors import UnsupportedError
 from omnicupy.serving.caches import PagedKV
 from omnicupy.serving.rule import cached
 from omnicupy.torch import eager, memory, pools, state, tensors
+from omnicupy.torch.key_layout import ELEMENTS, Layout, layout_of
 
-CAPACITY = (
-    256  # keys that a table has room for are a multiple of it, so that few lengths need a plan of their own
-)
-POOL = 1 << 20  # and so are the pages of a pool, of which a table names those that are there
-MOST_PAGES = (1 << 31) - POOL
-_ELEMENTS, _ALIGN = 8, 16  # elements of 16 bits, and bytes: what kernels read in one go
+_ALIGN = 16  # bytes: what kernels read in one go
 _RULE = cached()
+_MISSING: Any = object()
 _gpu: Any = None  # what a launch needs of omnicupy.gpu, imported at the first call
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where the keys of a call lie. batch, heads, keys: of k.  steps: from one to the next of each of these, in pages.
-    k_page, v_page: elements from page to page.
-    """
-
-    batch: int
-    heads: int
-    keys: int
-    steps: tuple[int, int, int]
-    k_page: int
-    v_page: int
-
-    @property
-    def sequences(self) -> int:
-        """Key heads of all sequences."""
-        return self.batch * self.heads
-
-    @property
-    def capacity(self) -> int:
-        """Keys that a table has room for."""
-        return -(-self.keys // CAPACITY) * CAPACITY
-
-    @property
-    def pages(self) -> int:
-        """More than any page that a table names."""
-        last = sum(
-            (n - 1) * step for n, step in zip((self.batch, self.heads, self.keys), self.steps, strict=True)
-        )
-        return (last // POOL + 1) * POOL
-
-    def places(self, keys: int, device: Any) -> Any:
-        """The pages of the first `keys` keys, int32, (batch, heads, keys) or what broadcasts to it."""
-        dense = self.heads * self.keys, self.keys, 1
-        lengths = self.batch, self.heads, self.keys
-        if self.steps == tuple(step if n > 1 else 0 for n, step in zip(lengths, dense, strict=True)):
-            every = torch.arange(self.sequences * self.keys, dtype=torch.int32, device=device)
-            return every.view(self.batch, self.heads, self.keys)[..., :keys]
-        axes = (self.batch, 1, 1), (self.heads, 1), (keys,)
-        of_batch, of_heads, of_keys = (
-            torch.arange(shape[0], dtype=torch.int32, device=device).view(shape) * step
-            for shape, step in zip(axes, self.steps, strict=True)
-        )
-        return of_batch + of_heads + of_keys
-
-
-def layout_of(k: Any, v: Any) -> Layout | None:
-    """The layout of k and v (batch, heads, keys, columns); None where no pages of one token name all keys."""
-    if k.dim() != 4 or k.shape[:3] != v.shape[:3] or 0 in k.shape or 0 in v.shape:
-        return None
-    (of_k, k_page), (of_v, v_page) = _in_pages(k), _in_pages(v)
-    if (
-        of_k != of_v
-        or k.stride(3) != 1
-        or v.stride(3) != 1
-        or k_page % _ELEMENTS
-        or v_page % _ELEMENTS
-        or not k_page
-    ):
-        return None
-    found = Layout(*k.shape[:3], of_k, k_page, v_page)
-    return found if found.pages <= MOST_PAGES else None
-
-
-def _in_pages(array: Any) -> tuple[tuple[int, int, int], int]:
-    """Steps of the first three axes in pages, and the elements from page to page."""
-    strides = [0 if n == 1 else step for n, step in zip(array.shape[:3], array.stride()[:3], strict=True)]
-    page = math.gcd(*strides) or array.shape[3]
-    a, b, c = (step // page for step in strides)
-    return (a, b, c), page
-
-
-class Keys:
+class SeenKeys:
     """Which keys one row of each sequence sees, and what calls made of it: tables, lists of blocks, for all layers.
 
     seen: boolean (1 or batch, keys), on a device; it may be changed later. keys: of a call, of which `seen` may leave
@@ -120,9 +46,9 @@ class Keys:
         """Where these are."""
         return self._order.device
 
-    def to(self, device: Any) -> Keys:
+    def to(self, device: Any) -> SeenKeys:
         """The same on another device."""
-        made = object.__new__(Keys)
+        made = object.__new__(SeenKeys)
         made.keys, made._calls = self.keys, {}
         made._lengths, made._order = (one.to(device) for one in (self._lengths, self._order))
         return made
@@ -132,44 +58,52 @@ class Keys:
         seen = self._order.cpu() > 0
         return torch.nn.functional.pad(seen, (0, self.keys - seen.shape[1])).numpy()
 
+    def fit(self, layout: Layout) -> bool:
+        """Whether they are those of a call."""
+        return self.keys == layout.keys and len(self._order) in (1, layout.batch)
+
     def table(self, layout: Layout) -> tuple[Any, Any]:
         """(table, lengths) of a PagedKV, int32: the pages of the seen keys in order, and how many these are.
 
         Entries past them are -1, which names no page.
         """
-        shape = layout.batch, layout.heads, layout.capacity + 1
+        shape = *layout.sequences, layout.capacity + 1
         table = torch.full(shape, -1, dtype=torch.int32, device=self.device)
         some = (*shape[:2], self._order.shape[1])
         # Hidden keys all go to entry 0, which is no part of the table.
         table.scatter_(2, self._order[:, None].expand(some), layout.places(some[2], self.device).expand(some))
         lengths = torch.empty(shape[:2], dtype=torch.int32, device=self.device).copy_(self._lengths)
-        return table.view(layout.sequences, shape[2])[:, 1:], lengths.view(-1)
+        return table.view(-1, shape[2])[:, 1:], lengths.view(-1)
 
-    def attention(self, q: Any, k: Any, v: Any, scale: Any, softcap: Any) -> Any:
+    def attention(self, q: Any, k: Any, v: Any, sinks: Any, scores: tuple[Any, Any]) -> Any:
         """softmax over the seen keys, (batch, 1, heads, columns of v) C-contiguous; None where calls on masks serve it.
 
-        q: (batch, heads, 1, head_dim); k, v: (batch, kv_heads, keys, columns), all on the device of these keys.
+        q: (batch, heads, 1, head_dim); k, v: (batch, kv_heads, keys, columns), all on the device of these keys, for
+        which `serves` is true.  sinks: sink_logits of attention, or None.  scores: scale and softcap.
         """
         index = q.get_device()
         handle = eager.raw_stream(index)
+        scale, softcap = scores
         key = (
             *(q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(), q.dtype, k.dtype, v.dtype),
-            *(index, handle, scale, type(scale), softcap, type(softcap)),
+            *(index, handle, scale, type(scale), softcap, type(softcap), sinks is None),
         )
-        call = self._calls.get(key, self)
-        if call is self:
-            call = self._calls[key] = _new_call(self, (q, k, v), (scale, softcap), handle)
+        call = self._calls.get(key, _MISSING)
+        if call is _MISSING:
+            call = self._calls[key] = _new_call(self, (q, k, v, sinks), scores, handle)
         if call is None or q.is_neg() or k.is_neg() or v.is_neg():
             return None
         at = q.data_ptr(), k.data_ptr(), v.data_ptr()
+        to_sinks = 0 if sinks is None else sinks.data_ptr()
         if 0 in at or not call.plan.kernel.fits_addresses(*at, None):
             return None
-        return _gpu.on_device(index, call.launch, at)
+        # sinks are named in this frame, so they outlive the launch.
+        return _gpu.on_device(index, call.launch, at, to_sinks)
 
 
 def serves(*given: Any) -> bool:
-    """Whether `Keys.attention` may be asked about these tensors: plain CUDA tensors of 16 bits, that nothing wraps,
-    traces or captures, and of which nobody asks for gradients.
+    """Whether `SeenKeys.attention` may be asked about q, k, v and sinks or None: plain CUDA tensors, the first three of
+    16 bits, that nothing wraps, traces or captures, and of which nobody asks for gradients.
     """
     if (
         not state.are_plain(*given)
@@ -180,9 +114,11 @@ def serves(*given: Any) -> bool:
         or state.tracer() is not None
     ):
         return False
-    q, k, v = given
+    q, k, v, sinks = given
     same = q.dtype is k.dtype is v.dtype and (q.dtype is torch.bfloat16 or q.dtype is torch.float16)
-    if not (same and q.is_cuda and k.is_cuda and v.is_cuda) or tensors.need_gradients(q, k, v):
+    if sinks is not None and not (sinks.dtype is torch.float32 and sinks.is_contiguous() and sinks.is_cuda):
+        return False
+    if not (same and q.is_cuda and k.is_cuda and v.is_cuda) or tensors.need_gradients(*given):
         return False
     return not torch.cuda.is_current_stream_capturing()
 
@@ -200,83 +136,94 @@ class _Call:
     stream: Any
     out: tuple[int, ...]
     dtype: Any
-    others: dict[str, int]
 
-    def launch(self, at: tuple[int, int, int]) -> Any:
-        """The output for q, k and v at these addresses; their device is current."""
+    def launch(self, at: tuple[int, int, int], sinks: int) -> Any:
+        """The output for q, k, v and sinks, 0 for none, at these addresses; their device is current."""
         out = memory.new(self.out, self.dtype)
         self.plan.launch(
-            (*at, out.data_ptr(), 0), self.lengths.data_ptr(), self.stream, self.made, **self.others
+            (*at, out.data_ptr(), 0),
+            self.lengths.data_ptr(),
+            self.stream,
+            self.made,
+            page_table=self.table.data_ptr(),
+            sink_logits=sinks,
         )
         return out
 
 
-def _new_call(keys: Keys, given: tuple[Any, Any, Any], scores: tuple[Any, Any], handle: int) -> _Call | None:
-    """None for what a call on masks serves, better or at all."""
-    q, k, v = given
-    layout = layout_of(k, v)
-    if (
-        layout is None
-        or q.dim() != 4
-        or q.shape[::2] != (layout.batch, 1)
-        or q.shape[1] % layout.heads
-        or q.stride(3) != 1
-        or (layout.batch > 1 and q.stride(0) != q.shape[1] * q.stride(1))
-        or keys.keys != layout.keys
-        or len(keys._order) not in (1, layout.batch)
-        or q.stride(1) % _ELEMENTS
-        or (q.data_ptr() | k.data_ptr() | v.data_ptr()) % _ALIGN
-    ):
+def _new_call(
+    keys: SeenKeys, given: tuple[Any, Any, Any, Any], scores: tuple[Any, Any], handle: int
+) -> _Call | None:
+    """given: q, k, v and sinks or None. None for what a call on masks serves, better or at all."""
+    q, k, v, sinks = given
+    layout = layout_of(k, v, apart=sinks is None)
+    if layout is None or not keys.fit(layout) or not _fits(q, layout):
+        return None
+    if (q.data_ptr() | k.data_ptr() | v.data_ptr()) % _ALIGN:
         return None
     gpu = _gpu or _load_gpu()
     index = q.get_device()
     stream = gpu.external_stream(index, handle)
     table, lengths = keys.table(layout)
     arrays = _arrays(q, (k, v), layout, (table, lengths))
-    plan = _plan_of(arrays, scores, index, stream)
+    try:
+        plan = _plan_of(arrays, sinks, scores, stream)
+    except UnsupportedError:  # maybe of pages alone
+        return None
     # Other kernels copy keys one by one for each head, which costs more than a mask saves.
     if plan.kernel.spec.kernel != "sm90":
         return None
     made = gpu.on_device(index, plan.make_lists, lengths.data_ptr(), stream)
-    out = layout.batch, 1, q.shape[1], v.shape[3]
-    return _Call(plan, made, table, lengths, stream, out, q.dtype, {"page_table": table.data_ptr()})
+    return _Call(plan, made, table, lengths, stream, (layout.batch, 1, q.shape[1], v.shape[3]), q.dtype)
+
+
+def _fits(q: Any, layout: Layout) -> bool:
+    """Whether q has one row for each sequence, which can be taken apart by heads without a copy."""
+    return (
+        q.dim() == 4
+        and q.shape[::2] == (layout.batch, 1)
+        and q.shape[1] % layout.heads == 0
+        and q.stride(3) == 1
+        and q.stride(1) % ELEMENTS == 0
+        and (layout.batch == 1 or q.stride(0) == q.shape[1] * q.stride(1))
+    )
 
 
 def _arrays(
     q: Any, pair: tuple[Any, Any], layout: Layout, numbers: tuple[Any, Any]
 ) -> tuple[DeviceArray, PagedKV]:
     """q and the caches as kernels have them. The pools have pages that are not there, and that no table names."""
-    queries = tensors.on_device("q", q)
-    step, size = queries.strides[1], queries.dtype.itemsize
-    group = q.shape[1] // layout.heads
-    shape = layout.sequences, group, 1, q.shape[3]
-    queries = DeviceArray(
-        queries.dtype, q.data_ptr(), q.get_device(), shape, (group * step, step, group * step, size)
-    )
+    at = tensors.on_device("q", q)
+    size, step = at.dtype.itemsize, at.strides[1]
+    batch, apart = layout.sequences
+    heads, group = layout.heads // apart, q.shape[1] // apart
+    shape = batch * apart, group, 1, q.shape[3]
+    queries = DeviceArray(at.dtype, at.ptr, at.device_id, shape, (group * step, step, group * step, size))
 
     def pool(array: Any, page: int) -> DeviceArray:
-        steps = size * page, size * page, size * page, size
-        shape = layout.pages, 1, 1, array.shape[3]
-        return DeviceArray(queries.dtype, array.data_ptr(), array.get_device(), shape, steps)
+        steps = size * page, size * page, size * page * (1 if heads == 1 else layout.steps[1]), size
+        shape = layout.pages, 1, heads, array.shape[3]
+        return DeviceArray(at.dtype, array.data_ptr(), at.device_id, shape, steps)
 
-    k, v = pair
-    table, lengths = numbers
+    (k, v), (table, lengths) = pair, numbers
     caches = pool(k, layout.k_page), pool(v, layout.v_page)
     return queries, PagedKV(
         *caches, pools.on_device("page_table", table), pools.on_device("lengths", lengths)
     )
 
 
-def _plan_of(arrays: tuple[DeviceArray, PagedKV], scores: tuple[Any, Any], index: int, stream: Any) -> Any:
+def _plan_of(arrays: tuple[DeviceArray, PagedKV], sinks: Any, scores: tuple[Any, Any], stream: Any) -> Any:
+    """The plan that serves such calls: one that was made, or a new one."""
     q, kv = arrays
-    given = q, kv.k_pages, kv.v_pages, kv.page_table, kv.lengths
-    array_key = ("keys by table", index, *((one.shape, one.strides, one.dtype) for one in given))
+    given = [q, kv.k_pages, kv.v_pages, kv.page_table, kv.lengths]
+    logits = None if sinks is None else tensors.on_device("sink_logits", sinks)
+    given += [] if logits is None else [logits]
+    key = ("keys by table", q.device_id, *((one.shape, one.strides, one.dtype) for one in given))
     options = (*scores, None, None)
-    at = tuple(one.data.ptr for one in given[:3])
-    found = _gpu.find_plan(
-        array_key, (*at, None, kv.lengths.data.ptr, kv.page_table.data.ptr), _RULE, options, None, (0, 0)
-    )
-    return found or _gpu.make_plan(array_key, (q, kv, None, None, None), _RULE, options, stream=stream)
+    at = q.ptr, kv.k_pages.ptr, kv.v_pages.ptr, None, kv.lengths.ptr, kv.page_table.ptr
+    to_sinks = None if logits is None else logits.ptr
+    found = _gpu.find_plan(key, at, _RULE, options, to_sinks, (0, 0))
+    return found or _gpu.make_plan(key, (q, kv, None, None, logits), _RULE, options, stream=stream)
 
 
 def _load_gpu() -> Any:

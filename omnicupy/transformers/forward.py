@@ -64,11 +64,10 @@ def attention(
 
 def _by_table(mask: MaskTensor, inputs: tuple[Any, Any, Any, Any], scores: tuple[Any, Any]) -> Any:
     """The output for one row each, whose keys a table names; None where masks serve the call."""
-    *given, sinks = inputs
-    held, batch = mask.held, given[0].shape[0]
-    if held.keys is None or held.dense is not None or sinks is not None or mask.shape[0] not in (1, batch):
+    held = mask.held
+    if held.keys is None or held.dense is not None or mask.shape[0] not in (1, inputs[0].shape[0]):
         return None
-    return held.keys.attention(*given, *scores) if key_tables.serves(*given) else None
+    return held.keys.attention(*inputs, scores) if key_tables.serves(*inputs) else None
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # the host reads which keys a row sees

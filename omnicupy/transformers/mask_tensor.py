@@ -12,7 +12,7 @@ from torch.utils import _pytree
 
 from omnicupy.errors import UnsupportedError
 from omnicupy.masks.mask import Mask
-from omnicupy.torch.key_tables import Keys
+from omnicupy.torch.key_tables import SeenKeys
 from omnicupy.transformers import one_row
 from omnicupy.transformers.dense import from_tensor
 
@@ -30,7 +30,7 @@ class Held:
 
     made: tuple[Mask, ...] | None
     dense: Any = None
-    keys: Keys | None = None
+    keys: SeenKeys | None = None
 
     @property
     def masks(self) -> tuple[Mask, ...]:
@@ -61,7 +61,7 @@ class MaskTensor(torch.Tensor):  # type: ignore[misc]  # no types where torch is
         return cls._with(Held(tuple(masks)), batch, device)
 
     @classmethod
-    def of_keys(cls, keys: Keys, batch: int) -> MaskTensor:
+    def of_keys(cls, keys: SeenKeys, batch: int) -> MaskTensor:
         """That of one row, on the device of its keys."""
         return cls._with(Held(None, keys=keys), batch, keys.device)
 

@@ -78,9 +78,9 @@ def make_mask(
     if q_length == 1 and on_device.serves(device):
         sizes, offsets = (q_length, kv_length), (q_offset, kv_offset)
         how = {"device": device, "use_vmap": use_vmap}
-        keys = on_device.keys_of(batch_size, sizes, offsets, mask_function, attention_mask, **how)
-        if keys is not None:
-            return MaskTensor.of_keys(keys, int(batch_size))
+        seen = on_device.keys_of(batch_size, sizes, offsets, mask_function, attention_mask, **how)
+        if seen is not None:
+            return MaskTensor.of_keys(seen, int(batch_size))
     view = View(int(q_offset), int(q_length), int(kv_offset), int(kv_length))
     reader = Reader(view, known(), device, use_vmap)
     rule = reader.rule(mask_function)

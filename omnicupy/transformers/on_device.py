@@ -11,7 +11,7 @@ import torch
 from transformers.masking_utils import sdpa_mask
 
 from omnicupy.torch import state
-from omnicupy.torch.key_tables import Keys
+from omnicupy.torch.key_tables import SeenKeys
 from omnicupy.transformers.closures import cells_of, code_of, known
 
 _has_compiled = False
@@ -57,7 +57,7 @@ def keys_of(
     mask_function: Callable[..., Any],
     attention_mask: Any,
     **how: Any,
-) -> Keys | None:
+) -> SeenKeys | None:
     """The keys that the row at offsets[0] sees of sizes[1] ones from offsets[1] on. sizes: rows, 1, and keys.
 
     attention_mask: (batch, positions), or None.  how: device and use_vmap, as of `sdpa_mask`.
@@ -82,7 +82,7 @@ def keys_of(
         )
         seen = found[:, 0, 0]
         seen = seen[:1] if seen.stride(0) == 0 else seen
-    return Keys(seen, int(sizes[1])) if seen.shape[1] else None
+    return SeenKeys(seen, int(sizes[1])) if seen.shape[1] else None
 
 
 def _is_served(function: Any, batch: int) -> bool:
@@ -98,7 +98,7 @@ def _is_served(function: Any, batch: int) -> bool:
 
 
 def _of_padding(keys: int, offsets: tuple[Any, Any], mask_function: Any, padding: Any) -> Any:
-    """`seen` of Keys for a causal mask function or one that hides nothing, beside padding; None elsewhere."""
+    """`seen` of SeenKeys for a causal mask function or one that hides nothing, beside padding; None elsewhere."""
     name, (row, first) = known()[code_of(mask_function)].name, offsets
     if name not in ("causal", "all") or padding is None or not isinstance(first, int):
         return None

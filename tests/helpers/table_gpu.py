@@ -36,52 +36,62 @@ class Plan:
         self.fake.lists += 1
         return _memory(lengths, self.q.shape[0], np.int32).copy()
 
-    def launch(self, at: Any, lengths: int, stream: Any, made: np.ndarray, *, page_table: int) -> None:
+    def launch(
+        self, at: Any, lengths: int, stream: Any, made: np.ndarray, *, page_table: int, sink_logits: int
+    ) -> None:
         self.fake.launches += 1
         q_at, k_at, v_at, out_at, lse = at
         assert lse == 0
-        batch, group, rows, head_dim = self.q.shape
+        batch, heads, rows, head_dim = self.q.shape
         assert rows == 1
-        item, dtype = self.q.dtype.itemsize, self.q.dtype
+        dtype, kv_heads = self.q.dtype, self.kv.k_pages.shape[2]
         columns = self.kv.v_pages.shape[3]
         _, capacity = self.kv.page_table.shape
-        out = _memory(out_at, batch * group * columns, dtype).reshape(batch, group, columns)
-        scale, softcap = self.scores
+        out = _memory(out_at, batch * heads * columns, dtype).reshape(batch, heads, columns)
+        sinks = _memory(sink_logits, heads, np.float32) if sink_logits else np.full(heads, -np.inf)
         for sequence in range(batch):
-            # One entry past the length, where the table has one: kernels may look at it, and must find no page.
-            row = self.kv.page_table.strides[0] * sequence
             count = int(made[sequence])
             assert 0 <= count <= capacity
-            table = _memory(page_table + row, capacity, np.int32)
+            table = _memory(page_table + self.kv.page_table.strides[0] * sequence, capacity, np.int32)
+            # Kernels may look at entries past the length, and must find no page.
             assert (table[count:] == -1).all()
             assert (table[:count] >= 0).all()
             assert (table[:count] < self.kv.k_pages.shape[0]).all()
-            if count == 0:
-                out[sequence] = 0
-                continue
-            of_q, of_head, *_ = self.q.strides
-            q = np.stack(
-                [_memory(q_at + of_q * sequence + of_head * head, head_dim, dtype) for head in range(group)]
-            )
-            k, v = (
-                np.stack([_memory(first + int(page) * step, width, dtype) for page in table[:count]])
-                for first, step, width in (
-                    (k_at, self.kv.k_pages.strides[0], head_dim),
-                    (v_at, self.kv.v_pages.strides[0], columns),
+            for head in range(heads):
+                of_kv = head * kv_heads // heads
+                at_q = q_at + self.q.strides[0] * sequence + self.q.strides[1] * head
+                q = _memory(at_q, head_dim, dtype).astype(np.float64)
+                k, v = (
+                    np.array(
+                        [
+                            _memory(at + pool.strides[0] * int(page) + pool.strides[2] * of_kv, width, dtype)
+                            for page in table[:count]
+                        ],
+                        np.float64,
+                    ).reshape(count, width)
+                    for at, pool, width in (
+                        (k_at, self.kv.k_pages, head_dim),
+                        (v_at, self.kv.v_pages, columns),
+                    )
                 )
-            )
-            assert item == k.dtype.itemsize
-            s = q.astype(np.float64) @ k.astype(np.float64).T * (head_dim**-0.5 if scale is None else scale)
-            s = s if softcap is None else softcap * np.tanh(s / softcap)
-            weights = np.exp(s - s.max(axis=1, keepdims=True))
-            out[sequence] = weights / weights.sum(axis=1, keepdims=True) @ v.astype(np.float64)
+                out[sequence, head] = self._row(q, k, v, sinks[head])
+
+    def _row(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, sink: float) -> np.ndarray:
+        scale, softcap = self.scores
+        s = k @ q * (len(q) ** -0.5 if scale is None else scale)
+        s = s if softcap is None else softcap * np.tanh(s / softcap)
+        if not len(s):
+            return np.zeros(v.shape[1])
+        most = max(s.max(), sink)
+        weights = np.exp(s - most)
+        return weights / (weights.sum() + np.exp(sink - most)) @ v
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Serve masks of one row by tables on the CPU. Returns what counts launches, lists and plans."""
     fake = SimpleNamespace(launches=0, lists=0, plans={}, kernel="sm90", refused=0)
 
-    def plan_of(arrays: Any, scores: Any, index: int, stream: Any) -> Plan:
+    def plan_of(arrays: Any, sinks: Any, scores: Any, stream: Any) -> Plan:
         q, kv = arrays
         of = (q, kv.k_pages, kv.v_pages, kv.page_table, kv.lengths)
         key = (*((one.shape, one.strides, one.dtype) for one in of), scores)

@@ -60,7 +60,7 @@ def test_a_generation_has_one_plan_and_reads_nothing(
 ) -> None:
     """Of twelve steps and three layers: lists are made once a step."""
     ours, inputs = tiny.model("llama", NAME), tiny.text_rows("left", 7, 30)
-    monkeypatch.setattr(key_tables.Keys, "on_host", None)
+    monkeypatch.setattr(key_tables.SeenKeys, "on_host", None)
     ours.generate(**inputs, max_new_tokens=13, do_sample=False, cache_implementation=cache)
     assert (fake.launches, fake.lists, len(fake.plans)) == (36, 12, 1)
 
@@ -104,7 +104,8 @@ def test_random_functions(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("strides", ["plain", "tokens first", "a part", "one head", "one sequence", "widths"])
 @pytest.mark.parametrize("keys", [1, 9, 300])
-def test_layouts(strides: str, keys: int, fake: Any) -> None:
+@pytest.mark.parametrize("has_sinks", [False, True])
+def test_layouts(strides: str, keys: int, has_sinks: bool, fake: Any) -> None:
     generator = torch.Generator().manual_seed(keys)
     heads, batch = (1 if strides == "one head" else 2), (1 if strides == "one sequence" else 3)
     width = 16 if strides == "widths" else 8
@@ -116,10 +117,11 @@ def test_layouts(strides: str, keys: int, fake: Any) -> None:
     q = torch.randn(batch, 4 * heads, 1, 8, generator=generator)
     seen = torch.rand(batch, keys, generator=generator) < 0.6
     seen[:, -1], seen[0] = True, False
-    found = key_tables.Keys(seen, keys).attention(q, k, v, None, 3.0)
+    sinks = torch.randn(4 * heads, generator=generator) if has_sinks else None
+    found = key_tables.SeenKeys(seen, keys).attention(q, k, v, sinks, (None, 3.0))
     mask = oc.transformers.attention_mask([oc.from_dense(one[None].numpy()) for one in seen], batch)
     layer = torch.nn.Module()
-    wanted = oc.transformers.forward.attention(layer, q, k, v, mask, softcap=3.0)[0]
+    wanted = oc.transformers.forward.attention(layer, q, k, v, mask, softcap=3.0, s_aux=sinks)[0]
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
     assert found.is_contiguous()
 
