@@ -99,6 +99,7 @@ def test_one_plan_serves_the_steps_of_a_static_cache(fake: Any) -> None:
         "wide steps",
         "negative",
         "other kernel",
+        "no kernel",
     ],
 )
 def test_what_masks_serve(change: str, fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:

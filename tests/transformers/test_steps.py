@@ -203,3 +203,19 @@ def test_functions_whose_tensors_may_be_too_short_are_looked_at_by_the_host(fake
     labels = torch.zeros(2, 3, dtype=torch.int64)
     with pytest.raises(ValueError, match="labels for 5 positions are needed"):
         masking.make_mask(2, 1, 5, q_offset=4, mask_function=library.packed_sequence_mask_function(labels))
+
+
+def test_a_mask_that_reaches_a_compiled_call(fake: Any) -> None:
+    padding = torch.tensor([[False, True, True, True], [True, True, True, True]])
+    mask = masking.make_mask(2, 1, 4, q_offset=3, attention_mask=padding)
+    generator = torch.Generator().manual_seed(2)
+    q, k = torch.randn(2, 2, 1, 8, generator=generator), torch.randn(2, 2, 4, 8, generator=generator)
+    layer = torch.nn.Module()
+
+    def call(q: Any, k: Any, mask: Any) -> Any:
+        return oc.transformers.forward.attention(layer, q, k, k, mask)[0] * 2
+
+    wanted = call(q, k, mask)
+    assert fake.launches == 1
+    torch.testing.assert_close(torch.compile(call, backend="eager")(q, k, mask), wanted)
+    assert fake.launches == 1
