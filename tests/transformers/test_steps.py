@@ -91,7 +91,7 @@ def test_random_functions(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
         "q_offset": (row, torch.tensor(row))[rng.integers(2)],
         "kv_offset": first,
         "mask_function": _random_function(rng),
-        "attention_mask": (None, padding, padding.long())[rng.integers(3)],
+        "attention_mask": (None, padding, 2 * padding.long())[rng.integers(3)],
     }
     wanted = masking.make_mask(3, 1, keys, **call)
     table_gpu.install(monkeypatch)
@@ -124,6 +124,23 @@ def test_layouts(strides: str, keys: int, has_sinks: bool, fake: Any) -> None:
     wanted = oc.transformers.forward.attention(layer, q, k, v, mask, softcap=3.0, s_aux=sinks)[0]
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
     assert found.is_contiguous()
+
+
+@pytest.mark.parametrize("function", [library.causal_mask_function, library.bidirectional_mask_function])
+@pytest.mark.parametrize("make", [int, torch.tensor])
+def test_rows_at_all_places(function: Any, make: Any, fake: Any) -> None:
+    """A padding that ends before the keys, or behind them."""
+    for length in (5, 7, 12):
+        padding = torch.ones(2, length, dtype=torch.bool)
+        padding[0, 3] = False
+        for row in range(11):
+            call = {"kv_offset": 2, "mask_function": function, "attention_mask": 2 * padding.long()}
+            found = masking.make_mask(2, 1, 7, q_offset=make(row), **call)
+            wanted = library.sdpa_mask(
+                2, 1, 7, q_offset=row, allow_is_causal_skip=False, **call | {"attention_mask": padding}
+            )
+            assert found.held.keys is not None
+            assert torch.equal(found.dense(), wanted)
 
 
 def test_padding_that_is_written_later_changes_nothing(fake: Any) -> None:
