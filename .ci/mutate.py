@@ -749,6 +749,58 @@ STEPS = [
     ),
 ]
 
+# Steps of decoding whose keys a table names: hidden keys, other sequences, plans and masks that are made in vain.
+TABLES = [
+    Fault(
+        "torch/key_tables.py",
+        "self._order = counts * seen",
+        "self._order = counts * 1",
+        "tests/transformers/test_steps.py",
+    ),
+    Fault(
+        "torch/key_tables.py",
+        "table.view(-1, shape[2])[:, 1:]",
+        "table.view(-1, shape[2])[:, :-1]",
+        "tests/torch/test_key_tables.py",
+    ),
+    Fault(
+        "torch/key_tables.py",
+        "torch.full(shape, -1,",
+        "torch.full(shape, 0,",
+        "tests/torch/test_key_tables.py",
+    ),
+    Fault(
+        "torch/key_tables.py",
+        "apart=sinks is None",
+        "apart=True",
+        "tests/torch/test_key_tables.py",
+    ),
+    Fault(
+        "torch/key_layout.py",
+        "self.steps == dense",
+        "True",
+        "tests/transformers/test_steps.py",
+    ),
+    Fault(
+        "torch/key_layout.py",
+        "(last // POOL + 1) * POOL",
+        "last + 1",
+        "tests/torch/test_key_tables.py",
+    ),
+    Fault(
+        "transformers/on_device.py",
+        "row >= stop - 1",
+        "row >= stop - 2",
+        "tests/transformers/test_steps.py",
+    ),
+    Fault(
+        "transformers/on_device.py",
+        "dtype=torch.bool)",
+        "dtype=torch.int64)",
+        "tests/transformers/test_steps.py",
+    ),
+]
+
 # Suites that compare a training step: other masks, other samples or another ratio.
 BENCHES = [
     Fault(
@@ -801,7 +853,7 @@ BENCHES = [
     ),
 ]
 
-FAULTS = CALLS + MEMORY + FILES + GRADIENTS + RANKS + VERIFYING + STEPS + BENCHES
+FAULTS = CALLS + MEMORY + FILES + GRADIENTS + RANKS + VERIFYING + STEPS + TABLES + BENCHES
 
 
 def text_with(fault: Fault, root: Path = ROOT) -> str:

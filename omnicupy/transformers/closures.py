@@ -54,8 +54,8 @@ class Reader:
 
     def rule(self, function: MaskFunction) -> Rule:
         """The rule of a function (batch, head, row, key) -> bool: Evaluated where it is not known."""
-        known = self.table.get(_code(function))
-        found = None if known is None else known.read(self, _cells(function))
+        known = self.table.get(code_of(function))
+        found = None if known is None else known.read(self, cells_of(function))
         return self.evaluated(function) if found is None else found
 
     def joined(self, cells: Cells, join: Callable[[Any, Any], Any]) -> Rule:
@@ -64,9 +64,9 @@ class Reader:
         reader = self
         if join is operator.and_:
             for function in functions:
-                known = self.table.get(_code(function))
+                known = self.table.get(code_of(function))
                 if known is not None and known.name == "packed":
-                    reader = replace(self, labels=array(_cells(function)["packed_sequence_mask"]))
+                    reader = replace(self, labels=array(cells_of(function)["packed_sequence_mask"]))
         return Joined([reader.rule(function) for function in functions], join)
 
     def documents(self, cells: Cells) -> Rule | None:
@@ -112,7 +112,7 @@ def known() -> Mapping[CodeType, Known]:
     for one in _table():
         for example in one.examples:
             with suppress(AttributeError):  # no version has all of them
-                found.setdefault(_code(example()), one)
+                found.setdefault(code_of(example()), one)
     for code, one in list(found.items()):
         if not all(_agrees(example, one, found) for example in one.examples):
             del found[code]
@@ -133,7 +133,7 @@ def _agrees(example: Callable[[], MaskFunction], one: Known, table: Mapping[Code
         reader = Reader(view, table)
         asked = reader.evaluated(function)
         try:
-            read = one.read(reader, _cells(function)) or asked
+            read = one.read(reader, cells_of(function)) or asked
         except (KeyError, TypeError):  # another closure
             return False
         if any(read.mask(view, element) != asked.mask(view, element) for element in (0, 1)):
@@ -211,7 +211,8 @@ def _size(cells: Cells) -> int:
     return operator.index(cells["sliding_window"])
 
 
-def _code(function: MaskFunction) -> CodeType:
+def code_of(function: MaskFunction) -> CodeType:
+    """The code of a function, that of nothing for callables without one."""
     code: CodeType = getattr(function, "__code__", _NO_CODE)
     return code
 
@@ -219,9 +220,10 @@ def _code(function: MaskFunction) -> CodeType:
 _NO_CODE = (lambda: None).__code__  # of callables without code
 
 
-def _cells(function: MaskFunction) -> Cells:
+def cells_of(function: MaskFunction) -> Cells:
+    """What a function closes over, by name."""
     values = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
-    return dict(zip(_code(function).co_freevars, values, strict=True))
+    return dict(zip(code_of(function).co_freevars, values, strict=True))
 
 
 def _asks(rule: Rule) -> bool:

@@ -9,7 +9,7 @@ import torch
 
 from omnicupy import torch as front
 from omnicupy.call.check_widths import fits_gpu
-from omnicupy.torch import tensors
+from omnicupy.torch import key_tables, tensors
 from omnicupy.torch.call import with_gradients
 from omnicupy.transformers import options as transformers_options
 from omnicupy.transformers.call_masks import Masks, bounded, masks_for, one_or_all
@@ -50,11 +50,30 @@ def attention(
     read["is_causal"] = bool(is_causal)
     inputs = query, key, value, sinks_of(module, options.get("s_aux"), query)
     scores = scaling, options.get("softcap")
+    if isinstance(attention_mask, MaskTensor) and attention_mask.held.keys is not None:
+        if torch.compiler.is_compiling():
+            _make_masks(attention_mask)
+        elif not bounded(read) and (out := _by_table(attention_mask, inputs, scores)) is not None:
+            return out, None
     masks, tensor = _given(attention_mask, query.shape[0])
     if torch.compiler.is_compiling() and (masks is None or bounded(read)):
         return through_operator(inputs, masks, tensor, scores, read), None
     masks = masks_for((*query.shape[:3], key.shape[2]), masks, tensor, read)
     return _run(inputs, masks, scores), None
+
+
+def _by_table(mask: MaskTensor, inputs: tuple[Any, Any, Any, Any], scores: tuple[Any, Any]) -> Any:
+    """The output for one row each, whose keys a table names; None where masks serve the call."""
+    held = mask.held
+    if held.keys is None or held.dense is not None or mask.shape[0] not in (1, inputs[0].shape[0]):
+        return None
+    return held.keys.attention(*inputs, scores) if key_tables.serves(*inputs) else None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # the host reads which keys a row sees
+def _make_masks(mask: MaskTensor) -> None:
+    """Make the masks of a MaskTensor that was made ahead of the first torch.compile of this process."""
+    _ = mask.held.masks
 
 
 def _run(inputs: tuple[Any, Any, Any, Any], masks: Masks, scores: tuple[Any, Any]) -> Any:

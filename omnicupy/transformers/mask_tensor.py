@@ -12,6 +12,8 @@ from torch.utils import _pytree
 
 from omnicupy.errors import UnsupportedError
 from omnicupy.masks.mask import Mask
+from omnicupy.torch.key_tables import SeenKeys
+from omnicupy.transformers import one_row
 from omnicupy.transformers.dense import from_tensor
 
 _aten = torch.ops.aten
@@ -22,12 +24,26 @@ _COPIES = {_aten.clone.default, _aten._to_copy.default}
 
 @dataclass
 class Held:
-    """What a MaskTensor and its aliases hold. dense: its elements, once something has asked for them: from then on
-    they count, since they may be written.
+    """What a MaskTensor and its aliases hold: masks, or the keys of one row, of which masks are made once something has
+    asked for them. dense: its elements, likewise: from then on they count, since they may be written.
     """
 
-    masks: tuple[Mask, ...]
+    made: tuple[Mask, ...] | None
     dense: Any = None
+    keys: SeenKeys | None = None
+
+    @property
+    def masks(self) -> tuple[Mask, ...]:
+        """One mask for all batch elements, or one for each."""
+        if self.made is None:
+            assert self.keys is not None
+            self.made = one_row.of_seen(self.keys.on_host(), self.keys.keys - 1)
+        return self.made
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and keys."""
+        return self.masks[0].shape if self.keys is None else (1, self.keys.keys)
 
 
 class MaskTensor(torch.Tensor):  # type: ignore[misc]  # no types where torch is missing
@@ -45,8 +61,13 @@ class MaskTensor(torch.Tensor):  # type: ignore[misc]  # no types where torch is
         return cls._with(Held(tuple(masks)), batch, device)
 
     @classmethod
+    def of_keys(cls, keys: SeenKeys, batch: int) -> MaskTensor:
+        """That of one row, on the device of its keys."""
+        return cls._with(Held(None, keys=keys), batch, keys.device)
+
+    @classmethod
     def _with(cls, held: Held, batch: int, device: Any) -> MaskTensor:
-        shape = (batch, 1, *held.masks[0].shape)
+        shape = (batch, 1, *held.shape)
         made: MaskTensor = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=torch.bool, device=device)
         made.held = held
         return made
@@ -74,7 +95,7 @@ class MaskTensor(torch.Tensor):  # type: ignore[misc]  # no types where torch is
             if func in _ALIASES:
                 return cls._with(first.held, first.shape[0], first.device)
             if func in _COPIES and options.get("dtype") in (None, torch.bool):
-                return cls(first.held.masks, first.shape[0], options.get("device") or first.device)
+                return _copied(first, options.get("device") or first.device)
         return _on_elements(func, args, options)
 
     def numpy(self, *, force: bool = False) -> Any:
@@ -97,6 +118,13 @@ class MaskTensor(torch.Tensor):  # type: ignore[misc]  # no types where torch is
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         masks = ", ".join(map(repr, self.held.masks)) if self.held.dense is None else "elements"
         return f"MaskTensor({masks}, batch={self.shape[0]}, device={str(self.device)!r})"
+
+
+def _copied(mask: MaskTensor, device: Any) -> MaskTensor:
+    keys = mask.held.keys
+    if keys is None or torch.device(device).type != keys.device.type:
+        return MaskTensor(mask.held.masks, mask.shape[0], device)
+    return MaskTensor.of_keys(keys.to(device), mask.shape[0])
 
 
 def _on_elements(func: Any, args: Any, options: Any) -> Any:

@@ -12,7 +12,7 @@ from omnicupy.errors import UnsupportedError
 from omnicupy.masks.arguments import at_least_one
 from omnicupy.masks.mask import Mask
 from omnicupy.torch.state import is_exporting
-from omnicupy.transformers import one_row, options, rules
+from omnicupy.transformers import on_device, one_row, options, rules
 from omnicupy.transformers.closures import Reader, array, known
 from omnicupy.transformers.mask_tensor import MaskTensor
 from omnicupy.transformers.rules import Keys, View
@@ -76,6 +76,12 @@ def make_mask(
             "torch.export cannot store a mask that is made while the model runs; load the "
             "model with attn_implementation='sdpa'"
         )
+    if q_length == 1 and on_device.serves(device):
+        sizes, offsets = (q_length, kv_length), (q_offset, kv_offset)
+        how = {"device": device, "use_vmap": use_vmap}
+        seen = on_device.keys_of(batch_size, sizes, offsets, mask_function, attention_mask, **how)
+        if seen is not None:
+            return MaskTensor.of_keys(seen, int(batch_size))
     view = View(int(q_offset), int(q_length), int(kv_offset), int(kv_length))
     reader = Reader(view, known(), device, use_vmap)
     rule = reader.rule(mask_function)

@@ -21,10 +21,15 @@ def masks_of(rule: Rule, view: View, batch: int) -> tuple[Mask, ...]:
     seen = _seen(rule, view, batch) if view.q_len == 1 else None
     if seen is None:
         return tuple(kept(mask) for mask in rules.masks_of(rule, view, batch))
+    return of_seen(seen, view.q0 - view.k0)
+
+
+def of_seen(seen: BoolArray, diagonal: int) -> tuple[Mask, ...]:
+    """Masks of the rows (1 or batch, keys): one for all batch elements where they are equal. diagonal: as of a Mask."""
     if len(seen) > 1 and (seen == seen[0]).all():
         seen = seen[:1]
     rows = list(map(bytes, seen))
-    made = {row: _mask(row, view.q0 - view.k0) for row in rows}
+    made = {row: _mask(row, diagonal) for row in rows}
     return tuple(made[row] for row in rows)
 
 

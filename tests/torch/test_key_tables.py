@@ -1,0 +1,138 @@
+"""Launches of one row a sequence by tables of keys, over fake_device: what kernels are given, and how few plans."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from typing import Any
+
+import fake_device
+import numpy as np
+import pytest
+
+torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+from omnicupy.gpu import cached as gpu_cached  # noqa: E402 - after what it needs
+from omnicupy.gpu import cached_planning, streams  # noqa: E402
+from omnicupy.gpu.device import DeviceInfo  # noqa: E402
+from omnicupy.torch import eager, key_layout, key_tables, memory  # noqa: E402
+
+HEADS, DIM = 8, 64
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    fake = fake_device.install(monkeypatch)
+    monkeypatch.setattr(eager, "raw_stream", lambda _: 7)
+    monkeypatch.setattr(streams, "_external", {})
+    monkeypatch.setattr(key_tables, "_gpu", None)
+    monkeypatch.setattr(memory, "_empty_strided", lambda *of: torch.empty_strided(*of[:2], dtype=of[2]))
+    monkeypatch.setattr(torch.Tensor, "get_device", lambda _: 0, raising=False)
+    with torch.no_grad():
+        yield fake
+
+
+def _inputs(keys: int, batch: int = 3, kv_heads: int = 2) -> list[Any]:
+    q = torch.zeros(batch, HEADS, 1, DIM, dtype=torch.bfloat16)
+    return [q, *(torch.zeros(batch, kv_heads, keys, DIM, dtype=torch.bfloat16) for _ in range(2))]
+
+
+def _numbers(address: int, count: int) -> list[int]:
+    return np.frombuffer((ctypes.c_char * (4 * count)).from_address(address), np.int32).tolist()
+
+
+@pytest.mark.parametrize("has_sinks", [False, True])
+def test_a_growing_cache(has_sinks: bool, fake: Any) -> None:
+    """Two steps of three layers: the lists are made once a step; strides between heads alone ask for new plans."""
+    sinks = torch.zeros(HEADS) if has_sinks else None
+    for keys in (300, 301):
+        seen = torch.ones(3, keys, dtype=torch.bool)
+        seen[0, :17], seen[2] = False, False
+        held = key_tables.SeenKeys(seen, keys)
+        for _ in range(3):
+            q, k, v = _inputs(keys)
+            assert held.attention(q, k, v, sinks, (0.5, None)).shape == (3, 1, HEADS, DIM)
+            params = fake.launches[-1]["params"]
+            assert int(params["q"]) == q.data_ptr()
+            assert (int(params["k"]), int(params["v"])) == (k.data_ptr(), v.data_ptr())
+            assert bool(params["sink_logits"]) == has_sinks
+            assert fake.launches[-1]["spec"].kernel == "sm90"
+            assert (int(params["page_size"]), int(params["k_len"])) == (1, 512)
+            assert int(params["k_strides"][0]) == DIM
+            apart = 1 if has_sinks else 2
+            assert (int(params["batch"]), int(params["q_heads"])) == (3 * apart, HEADS // apart)
+            assert int(params["group"]) == HEADS // 2
+            table, step = int(params["page_table"]), 4 * int(params["page_next"])
+            first = 17
+            assert _numbers(table, 2) == [first, first + 1]
+            assert _numbers(table + 4 * (keys - 18), 2) == [keys - 1, -1]
+            of_second = keys if apart == 2 else 2 * keys
+            assert _numbers(table + step, 1) == [of_second + (first if apart == 2 else 0)]
+            assert _numbers(table + step * (3 * apart - 1), 1) == [-1]
+            if has_sinks:
+                assert int(params["k_strides"][1]) == keys * DIM
+        planner = fake.launches[-4]
+        apart = 1 if has_sinks else 2
+        wanted = [keys - 17] * apart + [keys] * apart + [0] * apart
+        assert _numbers(int(planner["params"]["lengths"]), 3 * apart) == wanted
+    assert len(fake.launches) == 8
+    assert len(gpu_cached._plans) == (2 if has_sinks else 1)
+
+
+def test_one_plan_serves_the_steps_of_a_static_cache(fake: Any) -> None:
+    q, k, v = _inputs(2048)
+    for row in (7, 8, 300):
+        held = key_tables.SeenKeys(torch.ones(1, row, dtype=torch.bool), 2048)
+        held.attention(q, k, v, torch.zeros(HEADS), (None, None))
+    assert len(gpu_cached._plans) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "rows",
+        "keys",
+        "batch",
+        "q apart",
+        "v elsewhere",
+        "misaligned",
+        "wide steps",
+        "negative",
+        "other kernel",
+        "no kernel",
+    ],
+)
+def test_what_masks_serve(change: str, fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = _inputs(20)
+    held = key_tables.SeenKeys(torch.ones(3, 20, dtype=torch.bool), 20)
+    if change == "rows":
+        q = q.expand(3, HEADS, 2, DIM)
+    elif change == "keys":
+        k, v = k[:, :, :19], v[:, :, :19]
+    elif change == "batch":
+        q, k, v = _inputs(20, batch=2)
+    elif change == "q apart":
+        q = torch.zeros(3, HEADS + 1, 1, DIM, dtype=q.dtype)[:, :HEADS]
+    elif change == "v elsewhere":
+        v = torch.zeros(3, 2, 21, DIM, dtype=q.dtype)[:, :, :20]
+    elif change == "misaligned":
+        q = torch.zeros(q.numel() + 1, dtype=q.dtype)[1:].view(q.shape)
+    elif change == "wide steps":
+        k, v = (one.transpose(2, 3).contiguous().transpose(2, 3) for one in (k, v))
+    elif change == "negative":
+        q = torch._neg_view(q)
+    elif change == "other kernel":
+        monkeypatch.setattr(cached_planning, "device_info", lambda _: DeviceInfo(8, 6, 20, 4 << 20))
+    else:
+        monkeypatch.setattr(fake_device.pick, "SERVED", frozenset())
+    assert held.attention(q, k, v, None, (None, None)) is None
+    assert not any("page_table" in (one["params"].dtype.names or ()) for one in fake.launches)
+
+
+def test_layouts_of_pools() -> None:
+    """More pages than 31 bits count are no layout."""
+    one = torch.zeros(1, 1, 1, 8).expand(1 << 12, 1 << 10, 1 << 10, 8)
+    assert key_layout.layout_of(one, one, apart=True) is not None  # all at one place
+    far = torch.empty(1, device="meta").as_strided((1 << 12, 1 << 10, 1 << 10, 8), (1 << 23, 1 << 13, 8, 1))
+    assert key_layout.layout_of(far, far, apart=True) is None
+    assert key_layout.layout_of(far, far, apart=False) is None
