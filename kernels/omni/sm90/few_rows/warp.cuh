@@ -1,0 +1,220 @@
+// A warp of the kernel for few query rows: S = Q K^T, softmax and O += P V of every kWarps-th tile of an item, with a
+// row_max, a sum and an O of its own. Scores are queries by keys in a register tile, as everywhere, so mask and softmax
+// are those of all kernels. A warp waits for its own copies alone.
+#pragma once
+
+#include "omni/mask/keep.cuh"
+#include "omni/sm90/few_rows/fragments.cuh"
+#include "omni/sm90/few_rows/loader.cuh"
+#include "omni/sm90/forward/weights.cuh"
+#include "omni/softcap.cuh"
+
+namespace omni {
+
+template <class Cfg>
+struct FewRowsWarp {
+  using Smem = FewRowsSmem<Cfg>;
+  using Scores = RegTile<1, Cfg::kBc>;
+  using Loader = FewRowsLoader<Cfg>;
+  static constexpr int kLazyTiles = 64 / Cfg::kBc;  // FULL ones behind which rescaling may be lazy
+
+  ForwardParams const& p;
+  Smem& smem;
+  int const warp;
+  RegTile<1, Cfg::kValueDim> out;  // column n of block j is column kValueDim / 8 * n + j of O
+  OnlineSoftmax<1, Cfg::kBf16> softmax;
+
+  __device__ __forceinline__ FewRowsWarp(ForwardParams const& params, Smem& memory)
+      : p(params), smem(memory), warp(threadIdx.x / 32) {
+    out.fill(0.f);
+    softmax.init();
+  }
+
+  __device__ __forceinline__ void compute_scores(
+      Scores& scores, WarpBuffer<Cfg> const& from, Loader const& loader) const {
+    scores.fill(0.f);
+    auto const* const s_keys = reinterpret_cast<uint4 const*>(from.elements) + lane_id();
+    float scales[Scores::kBlocks];
+#pragma unroll
+    for (int i = 0; i < Scores::kBlocks; ++i) {
+      scales[i] = loader.keys.has_scales_of_tokens() ? from.scales[8 * i + lane_id() / 4] : loader.keys.all;
+    }
+#pragma unroll
+    for (int half = 0; half < Loader::kHalves; ++half) {
+      uint4 share[Scores::kBlocks][Cfg::kElement];
+#pragma unroll
+      for (int i = 0; i < Scores::kBlocks; ++i) {
+#pragma unroll
+        for (int n = 0; n < Cfg::kElement; ++n) {
+          share[i][n] = s_keys[32 * ((i * Loader::kHalves + half) * Cfg::kElement + n)];
+        }
+      }
+#pragma unroll
+      for (int step = 0; step < 4; ++step) {
+        uint4 const four = smem.q[4 * half + step][lane_id()];
+        u32 const a[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+        for (int i = 0; i < Scores::kBlocks; ++i) {
+          BFragment const b = key_fragment<Cfg>(share[i], step, scales[i]);
+          mma_m16n8k16<Cfg::kBf16>(&scores.x[0][4 * i], a, b.low, b.high);
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void add_values(
+      Weights<Cfg> const& weights, WarpBuffer<Cfg> const& from, Loader const& loader) {
+    constexpr int kWords = Loader::kValueBytes / 4, kColumns = 4 / Cfg::kElement;  // of a lane; of a word
+    unsigned char const* const s_values = from.elements + Loader::kCopy * lane_id();
+    float2 const* const s_scales = reinterpret_cast<float2 const*>(from.scales) + lane_id() % 4;
+#pragma unroll
+    for (int t = 0; t < Cfg::kBc / 16; ++t) {
+      u32 const a[4] = {weights.pairs[4 * t], weights.pairs[4 * t + 1], weights.pairs[4 * t + 2],
+                        weights.pairs[4 * t + 3]};
+      u32 words[4][kWords];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+#pragma unroll
+        for (int n = 0; n < Loader::kValueParts; ++n) {
+          unsigned char const* const s_part = s_values + 32 * Loader::kCopy * ((4 * t + i) * Loader::kValueParts + n);
+          if constexpr (Loader::kCopy == 16) {
+            uint4 const four = *reinterpret_cast<uint4 const*>(s_part);
+            words[i][4 * n] = four.x;
+            words[i][4 * n + 1] = four.y;
+            words[i][4 * n + 2] = four.z;
+            words[i][4 * n + 3] = four.w;
+          } else {
+            uint2 const two = *reinterpret_cast<uint2 const*>(s_part);
+            words[i][0] = two.x;
+            words[i][1] = two.y;
+          }
+        }
+      }
+      float2 near = make_float2(loader.values.all, loader.values.all), far = near;
+      if (loader.values.has_scales_of_tokens()) {
+        near = s_scales[8 * t];
+        far = s_scales[8 * t + 4];
+      }
+#pragma unroll
+      for (int w = 0; w < kWords; ++w) {
+        u32 low[kColumns], high[kColumns];
+        value_halves<Cfg>(low, words[0][w], words[1][w], near);
+        value_halves<Cfg>(high, words[2][w], words[3][w], far);
+#pragma unroll
+        for (int n = 0; n < kColumns; ++n) {
+          mma_m16n8k16<Cfg::kBf16>(&out.x[0][4 * (kColumns * w + n)], a, low[n], high[n]);
+        }
+      }
+    }
+  }
+
+  // Weighs a tile against a new row_max, in the rows where the one that is there does not hold.
+  __device__ __forceinline__ void weigh_anew(Weights<Cfg>& weights, Scores& scores, bool const (&kept)[2]) {
+    float offset[1][2], sums[1][2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float const top = kept[h] ? softmax.row_max[0][h] : softmax.highest(scores, 0, h);
+      float const correction = softmax.raise_max(top, 0, h, p.scale_log2);
+      rescale_row(out, 0, h, correction);
+      offset[0][h] = softmax.raised_offset(0, h, p.scale_log2);
+    }
+    softmax.take_off(scores, offset);
+    weights.weigh(scores, sums, offset[0], p.scale_log2);
+    softmax.add(sums);
+  }
+
+  // As consumers of packed tiles do it: row by row, so that the bits of a row do not depend on its neighbours.
+  __device__ __forceinline__ void weigh(Weights<Cfg>& weights, Scores& scores, bool allow_lazy) {
+    bool kept[2] = {false, false};
+    if (allow_lazy) {
+      float const offset[1][2] = {{softmax.offset(0, 0, p.scale_log2), softmax.offset(0, 1, p.scale_log2)}};
+      float sums[1][2];
+      weights.weigh(scores, sums, offset[0], p.scale_log2);
+      if (softmax.holds(sums, offset)) {
+        softmax.add(sums);
+        return;
+      }
+      kept[0] = softmax.row_holds(sums[0][0], offset[0][0], 0, 0);
+      kept[1] = softmax.row_holds(sums[0][1], offset[0][1], 0, 1);
+    }
+    weigh_anew(weights, scores, kept);
+  }
+
+  __device__ __forceinline__ void mask(Scores& scores, Tile const& tile, u32 no_page, WorkSlot const& work) const {
+    if constexpr (Cfg::kPaged) {
+      u32 const hidden[1] = {no_page};
+      if (no_page != 0) hide_columns<1>(scores, hidden);
+    }
+    if (tile.kind() == kFull) return;
+    MaskView const view{p, work.mask};
+    mask_tile<0>(scores, WarpTile{view, tile, work.q0 * p.pack_heads, 0, nullptr, p.pack_heads, p.pack_tokens});
+  }
+
+  // All of the warp's tiles. A buffer is filled anew as soon as it is read.
+  __device__ __forceinline__ void run(Loader& loader, WorkSlot const& work) {
+    constexpr bool kEven = Cfg::kBuffers % 2 == 0;  // keys follow keys in a buffer
+#pragma unroll
+    for (int i = 0; i < Cfg::kBuffers; ++i) load<true>(loader, i % 2 == 0);
+    int full = 0, slot = 0, buffer = 0;
+#pragma unroll 1
+    while (true) {
+      WarpBuffer<Cfg> const& of_keys = take_buffer(buffer);
+      Tile const tile = smem.tiles[warp][slot];
+      u32 const no_page = Cfg::kPaged ? smem.hidden[warp][slot] : 0;
+      if (tile.packed == 0) break;
+      Scores scores;
+      compute_scores(scores, of_keys, loader);
+      __syncwarp();  // all have read the buffer, and what the tile is
+      load<kEven>(loader, true);
+      if constexpr (Cfg::kSoftcap) cap_scores(scores, p.tanh_scale);
+      mask(scores, tile, no_page, work);
+      Weights<Cfg> weights;
+      weigh(weights, scores, full >= kLazyTiles);
+      full += tile.kind() == kFull ? 1 : 0;
+      add_values(weights, take_buffer(buffer), loader);
+      __syncwarp();
+      load<kEven>(loader, false);
+      slot = slot == Cfg::kTiles - 1 ? 0 : slot + 1;
+    }
+    cp_async_wait<0>();
+    __syncwarp();  // the ring is read
+  }
+
+  // The oldest buffer, which is there for all lanes: scales are copied by other ones, and one says what a tile is.
+  __device__ __forceinline__ WarpBuffer<Cfg> const& take_buffer(int& buffer) const {
+    cp_async_wait<Cfg::kBuffers - 1>();
+    __syncwarp();
+    WarpBuffer<Cfg> const& found = smem.rings[warp].buffers[buffer];
+    buffer = buffer == Cfg::kBuffers - 1 ? 0 : buffer + 1;
+    return found;
+  }
+
+  // kSame: loads keys where `keys` says so, else values.
+  template <bool kSame>
+  __device__ __forceinline__ static void load(Loader& loader, bool keys) {
+    if (keys == kSame) {
+      loader.load_keys();
+    } else {
+      loader.load_values();
+    }
+  }
+
+  // O, row_max and sums, where all warps of the block find them. Rows from `live` on are left out.
+  __device__ __forceinline__ void leave(int live) {
+    softmax.finish();
+    float* const s_out = smem.rings[warp].out;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      int const row = 8 * h + lane_id() / 4;
+      if (row >= live) continue;
+#pragma unroll
+      for (int j = 0; j < Cfg::kValueDim / 8; ++j) {
+        float* const s_pair = s_out + row * Smem::kPitch + Smem::at_column(8 * j) + 2 * (lane_id() % 4);
+        *reinterpret_cast<float2*>(s_pair) = make_float2(out.x[0][4 * j + 2 * h], out.x[0][4 * j + 2 * h + 1]);
+      }
+      if (lane_id() % 4 == 0) smem.sums[warp][row] = make_float2(softmax.row_max[0][h], softmax.row_sum[0][h]);
+    }
+  }
+};
+
+}  // namespace omni
