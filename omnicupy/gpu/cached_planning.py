@@ -23,14 +23,17 @@ from omnicupy.gpu.streams import using
 from omnicupy.gpu.tensor_maps import can_map
 from omnicupy.gpu.workspace import Need
 from omnicupy.jit import archs
+from omnicupy.jit.few_rows_spec import FewRowsSpec
 from omnicupy.jit.plan_spec import PlanSpec
 from omnicupy.jit.spec import AttnSpec, round_up
 from omnicupy.schedule.cached_lists import MOST_BYTES, CachedLists, tail_arrays
 from omnicupy.schedule.grid import MOST_PARTIAL_BYTES, Grid, part_bytes
+from omnicupy.schedule.parts import ITEM
 from omnicupy.serving.caches import AnyKV
 from omnicupy.serving.rule import CachedRule
 
 _ALIGN = 256
+FEW_ROWS_ITEM = 6.0  # what a part costs beside its tiles, in tiles of 32 keys: a ring of all warps filled, their merge
 _SLOTS_OF_ALL = 3  # parts of split rows a multiprocessor, of all heads: more are hardly worth what they cost
 
 
@@ -128,6 +131,7 @@ def lists_of(grid: Grid, rule: CachedRule, total_rows: int | None = None) -> Cac
         heads=grid.tile_heads,
         sm_count=grid.workers.sm_count,
         leave=grid.workers.leave,
+        item=FEW_ROWS_ITEM if isinstance(spec, FewRowsSpec) else ITEM,
         split_slots=slots,
         split_tiles=grid.workers.split_tiles,
         in_order=spec.kernel == "naive",

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
+from omnicupy.call.problem import Problem
 from omnicupy.errors import UnsupportedError
+from omnicupy.jit.archs import SMEM_LIMIT_BYTES
 from omnicupy.jit.fp8_spec import Fp8Spec
 from omnicupy.jit.spec import PACKED_ROWS, AttnSpec, round_up
 
 ROWS = 16  # of heads and tokens
 HEAD_DIMS = (64, 128)
 STEP = 32  # keys of a warp's step
+_BUFFERS = 4  # of a warp, at most
+_RESERVED_BYTES = 1024  # of shared memory, a thread block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,43 +22,49 @@ class FewRowsSpec(Fp8Spec):
     """A variant of that kernel. To schedules it is a packed one of kernel "sm90", whose tiles have 64 rows.
 
     e4m3: keys and values are, else they have 16 bits.  compute_warps: of a thread block.  blocks: thread blocks a
-    multiprocessor.  stages: buffers in the ring of a warp, each
-    for keys or values of a tile.
+    multiprocessor.  stages: buffers in the ring of a warp, each for keys or values of a tile.
     """
 
     e4m3: bool = True
-    compute_warps: int = 8
+    compute_warps: int = 6
     blocks: int = 2
 
     @classmethod
-    def of(
-        cls, spec: AttnSpec, *, e4m3: bool, in_pages: bool, ragged: bool = False, rows: int
-    ) -> FewRowsSpec:
-        """That of a call of kernel "sm90". rows: of heads and tokens that read a key head, at most.
+    def of(cls, spec: AttnSpec, **fields: int) -> FewRowsSpec:
+        """That of kernel "sm90" with packed heads. fields: others than the default.
 
         Raises UnsupportedError where it has none.
         """
-        if not serves(spec, rows):
+        if spec.arch != "sm_90a" or spec.head_dim not in HEAD_DIMS or spec.value_dim != spec.head_dim:
             raise UnsupportedError(
-                f"config: the kernel for few rows serves at most {ROWS} rows of heads and tokens a key head, and keys "
-                f"and values of {' or '.join(map(str, HEAD_DIMS))} columns, on compute capability 9.0, got {rows} rows "
-                f"and {spec}"
+                f"config: the kernel for few rows serves keys and values of {' or '.join(map(str, HEAD_DIMS))} columns "
+                f"on compute capability 9.0, got {spec}"
             )
-        return cls(
-            arch=spec.arch,
-            kernel="sm90",
-            dtype=spec.dtype,
-            head_dim=spec.head_dim,
-            br=PACKED_ROWS,
-            bc=STEP,
-            stages=3 if e4m3 else 2,
-            warps=8,
-            pack=True,
-            softcap=spec.softcap,
-            page=int(in_pages),
-            ragged=ragged,
-            e4m3=e4m3,
+        same = {"kernel": "sm90", "br": PACKED_ROWS, "bc": STEP, "stages": 2, "warps": 8, "pack": True}
+        warps = 6 if spec.head_dim > 64 else 8
+        made = {name: value for name, value in asdict(spec).items() if name in AttnSpec.__dataclass_fields__}
+        return cls(**{**made, **same, "compute_warps": warps, **fields}).for_caches(
+            e4m3=True, in_pages=False, ragged=False
         )
+
+    def for_caches(self, *, e4m3: bool, in_pages: bool, ragged: bool) -> FewRowsSpec:
+        """The same for such caches, with as many buffers as shared memory holds."""
+        found = replace(self, e4m3=e4m3, page=int(in_pages), ragged=ragged, stages=2)
+        limit = (SMEM_LIMIT_BYTES[self.arch] + _RESERVED_BYTES) // (self.blocks if e4m3 else 1) - _RESERVED_BYTES
+        for stages in range(_BUFFERS, 2, -1):
+            more = replace(found, stages=stages) if e4m3 else found
+            if more.smem_bytes <= limit:
+                return more
+        return found
+
+    def check(self, problem: Problem) -> None:
+        """Raises UnsupportedError for more rows than a tile has."""
+        if (rows := problem.group * problem.q_len) > ROWS or problem.head_dim != self.head_dim:
+            raise UnsupportedError(
+                f"config: the kernel for few rows serves at most {ROWS} rows of heads and tokens a key head, of "
+                f"{self.head_dim} columns, got {rows} ({problem.group} heads of {problem.q_len} tokens) of "
+                f"{problem.head_dim} columns; leave config out"
+            )
 
     @property
     def threads(self) -> int:
@@ -69,11 +79,6 @@ class FewRowsSpec(Fp8Spec):
         ring = max(self.stages * (tile + 128), round_up(out, 128))  # scales behind elements
         of_warp = ring + 8 * ROWS + 20 * (self.stages // 2 + 1)  # sums, and what tiles are
         return round_up(self.compute_warps * of_warp + 32 * self.head_dim + 128, 128)  # q, and work items
-
-    @property
-    def params(self) -> str:
-        """Which parameter struct it takes: a key of params.PARAMS."""
-        return "sm90_fp8"
 
     @property
     def source(self) -> str:
@@ -95,9 +100,3 @@ class FewRowsSpec(Fp8Spec):
             "OMNI_FP8": int(self.e4m3),
             "OMNI_SMEM_BYTES": self.smem_bytes,
         }
-
-
-def serves(spec: AttnSpec, rows: int) -> bool:
-    """Has a call of a kernel such a variant?"""
-    same = spec.head_dim == spec.value_dim
-    return spec.arch == "sm_90a" and same and spec.head_dim in HEAD_DIMS and 0 < rows <= ROWS
