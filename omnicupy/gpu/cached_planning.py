@@ -33,7 +33,9 @@ from omnicupy.serving.caches import AnyKV
 from omnicupy.serving.rule import CachedRule
 
 _ALIGN = 256
-FEW_ROWS_ITEM = 6.0  # what a part costs beside its tiles, in tiles of 32 keys: a ring of all warps filled, their merge
+FEW_ROWS_ITEM = (
+    6.0  # what a part costs beside its tiles, in tiles of 32 keys: a ring of all warps filled, their merge
+)
 _SLOTS_OF_ALL = 3  # parts of split rows a multiprocessor, of all heads: more are hardly worth what they cost
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
-from omnicupy.call.problem import Problem
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.archs import SMEM_LIMIT_BYTES
 from omnicupy.jit.fp8_spec import Fp8Spec
@@ -50,20 +49,22 @@ class FewRowsSpec(Fp8Spec):
     def for_caches(self, *, e4m3: bool, in_pages: bool, ragged: bool) -> FewRowsSpec:
         """The same for such caches, with as many buffers as shared memory holds."""
         found = replace(self, e4m3=e4m3, page=int(in_pages), ragged=ragged, stages=2)
-        limit = (SMEM_LIMIT_BYTES[self.arch] + _RESERVED_BYTES) // (self.blocks if e4m3 else 1) - _RESERVED_BYTES
+        limit = (SMEM_LIMIT_BYTES[self.arch] + _RESERVED_BYTES) // (
+            self.blocks if e4m3 else 1
+        ) - _RESERVED_BYTES
         for stages in range(_BUFFERS, 2, -1):
             more = replace(found, stages=stages) if e4m3 else found
             if more.smem_bytes <= limit:
                 return more
         return found
 
-    def check(self, problem: Problem) -> None:
-        """Raises UnsupportedError for more rows than a tile has."""
-        if (rows := problem.group * problem.q_len) > ROWS or problem.head_dim != self.head_dim:
+    def check(self, heads: int, tokens: int, head_dim: int) -> None:
+        """Raises UnsupportedError for more rows than a tile has. heads: of a group.  tokens: of a sequence, at most."""
+        if heads * tokens > ROWS or head_dim != self.head_dim:
             raise UnsupportedError(
                 f"config: the kernel for few rows serves at most {ROWS} rows of heads and tokens a key head, of "
-                f"{self.head_dim} columns, got {rows} ({problem.group} heads of {problem.q_len} tokens) of "
-                f"{problem.head_dim} columns; leave config out"
+                f"{self.head_dim} columns, got {heads} heads of {tokens} tokens, of {head_dim} columns; leave config "
+                "out"
             )
 
     @property

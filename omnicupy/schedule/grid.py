@@ -56,7 +56,7 @@ class Grid:
                 f"and v of {problem.value_dim}, got {spec.head_dim} and {spec.value_dim}"
             )
         if isinstance(spec, FewRowsSpec):
-            spec.check(problem)
+            spec.check(problem.group, problem.q_len, problem.head_dim)
             sm_count *= spec.blocks
         if split is not None and split % spec.bc:
             raise ValueError(

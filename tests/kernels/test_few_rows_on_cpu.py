@@ -1,5 +1,5 @@
-"""The kernel for few query rows, run on the CPU: e4m3 beside the 16-bit numbers that it stands for, to the bit, and both
-against float64.
+"""The kernel for few query rows, run on the CPU: e4m3 beside the 16-bit numbers that it stands for, to the bit, and
+both against float64.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ Array = NDArray[Any]
 
 
 def _spec(head_dim: int, dtype: str = "bfloat16", *, softcap: bool = False, **fields: int) -> FewRowsSpec:
-    of = AttnSpec(arch="sm_90a", kernel="sm90", dtype=dtype, head_dim=head_dim, br=64, bc=64, warps=8, softcap=softcap)
+    of = AttnSpec(
+        arch="sm_90a", kernel="sm90", dtype=dtype, head_dim=head_dim, br=64, bc=64, warps=8, softcap=softcap
+    )
     return FewRowsSpec.of(of, **fields)
 
 
@@ -74,9 +76,15 @@ def _compare(
     kv, numbers = fp8_caches.pair(lengths, kind=kind, capacity=capacity, head_dim=head_dim, dtype=of)
     q = _queries(len(lengths), 2 * group, q_len, head_dim, of)
     rule = rule or oc.cached()
-    caches = (kv, numbers) if page_size is None else (fp8_caches.in_pages(kv, page_size), paged_calls.paged(numbers, page_size))
+    caches = (
+        (kv, numbers)
+        if page_size is None
+        else (fp8_caches.in_pages(kv, page_size), paged_calls.paged(numbers, page_size))
+    )
     with np.errstate(all="ignore"):
-        found, wanted = (paged_calls.run(spec, rule, q, one, library, planner, late=True, **how) for one in caches)
+        found, wanted = (
+            paged_calls.run(spec, rule, q, one, library, planner, late=True, **how) for one in caches
+        )
         masks = [
             oc.from_dense(cached_cases.dense(rule, n, q_len, capacity, b)) for b, n in enumerate(lengths)
         ]
@@ -91,7 +99,9 @@ def _compare(
 @pytest.mark.parametrize("page_size", [None, 1, 16, 17])
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_pages_of_any_size(dtype: str, head_dim: int, page_size: int | None, library: Any, planner: Any) -> None:
+def test_pages_of_any_size(
+    dtype: str, head_dim: int, page_size: int | None, library: Any, planner: Any
+) -> None:
     _compare(library, planner, head_dim=head_dim, dtype=dtype, page_size=page_size)
 
 
@@ -114,7 +124,9 @@ def test_a_tree_of_tokens(library: Any, planner: Any) -> None:
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("split", [None, 512])
-def test_splits_score_changes_and_many_items(split: int | None, softcap: float | None, library: Any, planner: Any) -> None:
+def test_splits_score_changes_and_many_items(
+    split: int | None, softcap: float | None, library: Any, planner: Any
+) -> None:
     """Few multiprocessors, so that a thread block goes from item to item: long, short and empty ones."""
     sinks = aligned(8, np.float32)
     sinks[...] = (-np.inf, 0.0, 3.0, 1e4, 1.0, 2.0, -3.0, 30.0)
@@ -130,7 +142,9 @@ def test_parts_that_the_planner_cuts(library: Any, planner: Any) -> None:
         assert _compare(library, planner, head_dim=64, lengths=lengths, sm_count=132).parts > 1
 
 
-@pytest.mark.parametrize("fields", [{"compute_warps": 2, "blocks": 1}, {"compute_warps": 5}, {"compute_warps": 8}])
+@pytest.mark.parametrize(
+    "fields", [{"compute_warps": 2, "blocks": 1}, {"compute_warps": 5}, {"compute_warps": 8}]
+)
 def test_other_numbers_of_warps(fields: dict[str, int], library: Any, planner: Any) -> None:
     _compare(library, planner, fields=fields, page_size=16)
 
@@ -145,7 +159,11 @@ def test_rows_of_their_own(page_size: int | None, library: Any) -> None:
     q = aligned((sum(counts) + 3, 4, 128), DTYPES["bfloat16"])
     q[...] = np.random.default_rng(5).standard_normal(q.shape)
     q[starts[-1] :] = np.nan
-    caches = (kv, numbers) if page_size is None else (fp8_caches.in_pages(kv, page_size), paged_calls.paged(numbers, page_size))
+    caches = (
+        (kv, numbers)
+        if page_size is None
+        else (fp8_caches.in_pages(kv, page_size), paged_calls.paged(numbers, page_size))
+    )
     rule, how = oc.cached(window=120, sink=4), {"rows": starts, "max_rows": max(counts)}
     made = planned.build(ragged=True)
     with np.errstate(all="ignore"):
@@ -154,7 +172,9 @@ def test_rows_of_their_own(page_size: int | None, library: Any) -> None:
         plain = paged_calls.run(other, rule, q, numbers, library, made, **how)
     assert paged_calls.same_bits(found, wanted)
     live = (0, slice(None), slice(0, starts[-1]))
-    np.testing.assert_allclose(found.out[live].astype(np.float32), plain.out[live].astype(np.float32), atol=2e-2)
+    np.testing.assert_allclose(
+        found.out[live].astype(np.float32), plain.out[live].astype(np.float32), atol=2e-2
+    )
     assert np.isnan(found.out[0, :, starts[-1] :].astype(np.float32)).all()
 
 
@@ -168,7 +188,9 @@ def test_keys_of_no_page_are_not_seen(library: Any, planner: Any) -> None:
             in_pages.page_table[at] = page
     other = AttnSpec(arch="sm_80", kernel="naive", dtype="bfloat16", head_dim=128, br=32, bc=64)
     with np.errstate(all="ignore"):
-        found, wanted = (paged_calls.run(spec, oc.cached(), q, one, library, planner) for one in (caches, plain))
+        found, wanted = (
+            paged_calls.run(spec, oc.cached(), q, one, library, planner) for one in (caches, plain)
+        )
         by_plain = paged_calls.run(other, oc.cached(), q, plain, library, planner)
     assert paged_calls.same_bits(found, wanted)
     np.testing.assert_allclose(found.out.astype(np.float32), by_plain.out.astype(np.float32), atol=2e-2)

@@ -21,8 +21,9 @@ template <class Cfg>
 __device__ __forceinline__ BFragment key_fragment(uint4 const (&share)[Cfg::kElement], int step, float scale) {
   if constexpr (Cfg::kE4m3) {
     float4 const four = cvt_f32x4_e4m3x4(word_of(share[0], step));
-    return {scaled_pair<Cfg::kBf16>(make_float2(four.x, four.y), scale),
-            scaled_pair<Cfg::kBf16>(make_float2(four.z, four.w), scale)};
+    return {
+        scaled_pair<Cfg::kBf16>(make_float2(four.x, four.y), scale),
+        scaled_pair<Cfg::kBf16>(make_float2(four.z, four.w), scale)};
   } else {
     return {word_of(share[step / 2], step % 2 * 2), word_of(share[step / 2], step % 2 * 2 + 1)};
   }

@@ -1,8 +1,8 @@
-// A warp's keys and values on their way to its ring, by cp.async: every kWarps-th tile of an item. A lane copies what it
-// reads itself:
+// A warp's keys and values on their way to its ring, by cp.async: every kWarps-th tile of an item. A lane copies what
+// it reads itself:
 //
-//  keys:   of key 8 * i + lane / 4 the columns 64 * h + 16 * (lane % 4) to + 15, for all i and h. They are the k index of
-//          four steps of Q K^T, four columns each, and Q lies in the same order.
+//  keys:   of key 8 * i + lane / 4 the columns 64 * h + 16 * (lane % 4) to + 15, for all i and h. They are the k index
+//          of four steps of Q K^T, four columns each, and Q lies in the same order.
 //  values: of keys 16 * t + 2 * (lane % 4) + {0, 1, 8, 9}, the k index of step t of P V, the columns
 //          kHeadDim / 8 * (lane / 4) and those behind it, one for each block of eight columns of O.
 #pragma once
@@ -46,7 +46,8 @@ struct StrideWalk {
   int index;
   Tile next;  // packed is 0 behind the last one
 
-  __device__ __forceinline__ StrideWalk(BlockLists const& lists, int first, int tiles, int start) : index(first), next{} {
+  __device__ __forceinline__ StrideWalk(BlockLists const& lists, int first, int tiles, int start)
+      : index(first), next{} {
     if (tiles == 0) return;
     fetch(lists);
     advance(lists, start);
@@ -74,6 +75,19 @@ struct StrideWalk {
   __device__ __forceinline__ void fetch(BlockLists const& lists) {
     int4 const entry = lists.entries[index];
     next = Tile{entry.x, entry.y, entry.z};
+  }
+};
+
+// Where rows of a tile begin that follow each other in steps known to the compiler.
+template <class Cfg>
+struct TileRows {
+  unsigned char const* g_first;  // of the lane's first row; in pages of the head
+  i64 step;                      // in pages how far the lane's own key is from there
+  int first;                     // key of the tile
+
+  __device__ __forceinline__ unsigned char const* at(int key) const {
+    if constexpr (Cfg::kPaged) return g_first + __shfl_sync(0xffffffffu, step, key + first);
+    return g_first + key * step;
   }
 };
 
@@ -125,7 +139,7 @@ struct FewRowsLoader {
       }
       if (tile.has_dead()) exists &= ~*MaskView{args.p, sequence}.dead_words(tile.first);
       u32 const s_keys = smem_address(target.elements) + 16 * lane_id();
-      auto const sources = sources_of(keys, lane_id() / 4, 16 * Cfg::kElement * (lane_id() % 4));
+      TileRows<Cfg> const sources = sources_of(keys, lane_id() / 4, 16 * Cfg::kElement * (lane_id() % 4));
 #pragma unroll
       for (int i = 0; i < Cfg::kBc / 8; ++i) {
         unsigned char const* const g_key = sources.at(8 * i);
@@ -147,7 +161,7 @@ struct FewRowsLoader {
     slot = slot == Cfg::kTiles - 1 ? 0 : slot + 1;
     if (walk.next.packed != 0) {
       u32 const s_values = smem_address(target.elements) + kCopy * lane_id();
-      auto const sources = sources_of(values, 2 * (lane_id() % 4), kValueBytes * (lane_id() / 4));
+      TileRows<Cfg> const sources = sources_of(values, 2 * (lane_id() % 4), kValueBytes * (lane_id() / 4));
 #pragma unroll
       for (int i = 0; i < Cfg::kBc / 4; ++i) {
         int const key = i / 4 * 16 + i % 2 + i % 4 / 2 * 8;
@@ -171,24 +185,13 @@ struct FewRowsLoader {
   }
 
  private:
-  // Where rows of the tile at the cursor begin that follow each other in steps known to the compiler.
-  struct Sources {
-    unsigned char const* g_first;  // of the lane's first row; in pages of the head
-    i64 step;                      // in pages what the lane's own key is away
-    int first;
-
-    __device__ __forceinline__ unsigned char const* at(int key) const {
-      if constexpr (Cfg::kPaged) return g_first + __shfl_sync(0xffffffffu, step, key + first);
-      return g_first + key * step;
-    }
-  };
-
   // first: the lane's first key of the tile.  bytes: where in a row it begins.
-  __device__ __forceinline__ Sources sources_of(HeadRows<Cfg> const& rows, int first, int bytes) const {
+  __device__ __forceinline__ TileRows<Cfg> sources_of(HeadRows<Cfg> const& rows, int first, int bytes) const {
     if constexpr (Cfg::kPaged) {
-      return Sources{rows.g_head + bytes, page == args.pages.pages ? 0 : rows.offset(page, row), first};
+      return TileRows<Cfg>{rows.g_head + bytes, page == args.pages.pages ? 0 : rows.offset(page, row), first};
     }
-    return Sources{rows.g_head + rows.offset(sequence, walk.next.first + first) + bytes, rows.token_bytes(), first};
+    return TileRows<Cfg>{
+        rows.g_head + rows.offset(sequence, walk.next.first + first) + bytes, rows.token_bytes(), first};
   }
 
   // Where the lane's key of the tile at the cursor is: asked for long before it is used.

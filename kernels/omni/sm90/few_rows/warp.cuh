@@ -69,8 +69,8 @@ struct FewRowsWarp {
     float2 const* const s_scales = reinterpret_cast<float2 const*>(from.scales) + lane_id() % 4;
 #pragma unroll
     for (int t = 0; t < Cfg::kBc / 16; ++t) {
-      u32 const a[4] = {weights.pairs[4 * t], weights.pairs[4 * t + 1], weights.pairs[4 * t + 2],
-                        weights.pairs[4 * t + 3]};
+      u32 const a[4] = {
+          weights.pairs[4 * t], weights.pairs[4 * t + 1], weights.pairs[4 * t + 2], weights.pairs[4 * t + 3]};
       u32 words[4][kWords];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
