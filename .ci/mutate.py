@@ -179,6 +179,24 @@ CALLS = [
         '{"diagonal": 0, "segments": rows.segments or self.segments}',
         "tests/masks/test_extend_blocks.py",
     ),
+    Fault(
+        "jit/few_rows_spec.py",
+        "if heads * tokens > ROWS or head_dim",
+        "if head_dim",
+        "tests/jit/test_few_rows_spec.py",
+    ),
+    Fault(
+        "jit/few_rows_spec.py",
+        "ring = max(self.stages * (tile + 128), round_up(out, 128))",
+        "ring = self.stages * tile",
+        "tests/jit/test_compile.py",
+    ),
+    Fault(
+        "schedule/grid.py",
+        "sm_count *= spec.blocks",
+        "pass",
+        "tests/jit/test_few_rows_spec.py",
+    ),
 ]
 
 MEMORY = [

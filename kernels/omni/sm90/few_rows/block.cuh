@@ -27,7 +27,7 @@ struct FewRowsBlock {
     if (threadIdx.x == 0) look_up(0, blockIdx.x);
     __syncthreads();
 #pragma unroll 1
-    for (int slot = 0; smem.work[slot].head >= 0; slot ^= 1) {
+    for (int slot = 0; uniform(smem.work[slot].head) >= 0; slot ^= 1) {
       run_item(smem.work[slot], slot ^ 1);
     }
     let_next_kernel_come();
@@ -55,7 +55,7 @@ struct FewRowsBlock {
   __device__ __forceinline__ void run_item(WorkSlot const& work, int next_slot) {
     int next = 0;
     if (threadIdx.x == 0) next = list.take();
-    int const warp = threadIdx.x / 32;
+    int const warp = uniform(threadIdx.x / 32);
     PackedRows<Cfg> const rows(p, work, row_stop<Cfg, RaggedParamsSm90>(args, p.q_len, work.mask));
     load_q(work, rows.live);
     {
@@ -70,9 +70,9 @@ struct FewRowsBlock {
     int4 const split = args.n_split_rows == 0 ? make_int4(-1, 0, 0, 0) : args.splits[work.part];
     Merge const merge{args, rows, split};
     add_up(merge);
-    if (split.x < 0 || !is_last(merge)) return;
+    if (uniform(split.x) < 0 || !is_last(merge)) return;
 #pragma unroll 1
-    for (int row = warp; row < rows.live; row += Cfg::kWarps) merge.merge_row(row);
+    for (int row = warp; row < uniform(rows.live); row += Cfg::kWarps) merge.merge_row(row);
   }
 
   // Rows of no token are zeros.
@@ -141,7 +141,7 @@ struct FewRowsBlock {
       __threadfence();  // the arrivals seen, before the others' rows
     }
     __syncthreads();
-    return smem.is_last != 0;
+    return uniform(smem.is_last) != 0;
   }
 };
 

@@ -40,6 +40,9 @@ struct HeadRows {
   __device__ __forceinline__ bool has_scales_of_tokens() const { return Cfg::kE4m3 && g_scales != nullptr; }
 };
 
+// What all lanes have, as the compiler knows then: where warps may diverge it makes them meet before each shuffle.
+__device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
+
 // Walks the tiles of a part in strides.
 template <int kStep>
 struct StrideWalk {
@@ -48,7 +51,7 @@ struct StrideWalk {
 
   __device__ __forceinline__ StrideWalk(BlockLists const& lists, int first, int tiles, int start)
       : index(first), next{} {
-    if (tiles == 0) return;
+    if (uniform(tiles) == 0) return;
     fetch(lists);
     advance(lists, start);
   }
@@ -74,7 +77,7 @@ struct StrideWalk {
  private:
   __device__ __forceinline__ void fetch(BlockLists const& lists) {
     int4 const entry = lists.entries[index];
-    next = Tile{entry.x, entry.y, entry.z};
+    next = Tile{uniform(entry.x), entry.y, entry.z};
   }
 };
 

@@ -25,7 +25,7 @@ struct FewRowsWarp {
   OnlineSoftmax<1, Cfg::kBf16> softmax;
 
   __device__ __forceinline__ FewRowsWarp(ForwardParams const& params, Smem& memory)
-      : p(params), smem(memory), warp(threadIdx.x / 32) {
+      : p(params), smem(memory), warp(uniform(threadIdx.x / 32)) {
     out.fill(0.f);
     softmax.init();
   }
@@ -159,9 +159,10 @@ struct FewRowsWarp {
 #pragma unroll 1
     while (true) {
       WarpBuffer<Cfg> const& of_keys = take_buffer(buffer);
-      Tile const tile = smem.tiles[warp][slot];
-      u32 const no_page = Cfg::kPaged ? smem.hidden[warp][slot] : 0;
+      Tile tile = smem.tiles[warp][slot];
+      tile.packed = uniform(tile.packed);
       if (tile.packed == 0) break;
+      u32 const no_page = Cfg::kPaged ? static_cast<u32>(uniform(smem.hidden[warp][slot])) : 0;
       Scores scores;
       compute_scores(scores, of_keys, loader);
       __syncwarp();  // all have read the buffer, and what the tile is
