@@ -79,7 +79,8 @@ class FewRowsSpec(Fp8Spec):
         out = 4 * ROWS * (self.head_dim + self.head_dim // 32 * 8 + 8)
         ring = max(self.stages * (tile + 128), round_up(out, 128))  # scales behind elements
         of_warp = ring + 8 * ROWS + 20 * (self.stages // 2 + 1)  # sums, and what tiles are
-        return round_up(self.compute_warps * of_warp + 32 * self.head_dim + 128, 128)  # q, and work items
+        scales = 2 * (256 + 8)
+        return round_up(self.compute_warps * of_warp + 32 * self.head_dim + scales + 192, 128)  # q, work items
 
     @property
     def source(self) -> str:

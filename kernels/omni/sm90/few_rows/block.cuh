@@ -41,7 +41,11 @@ struct FewRowsBlock {
     work.head = -1;
     if (index >= list.work_items()) return;
     WorkItem const item = list.item(index);
-    work = WorkSlot{item.q0, item.mask, item.batch, item.head, item.head / p.group, item.tiles, item.first, item.part};
+    int const kv_head = item.head / p.group;
+    work = WorkSlot{item.q0, item.mask, item.batch, item.head, kv_head, item.tiles, item.first, item.part};
+    KvScales const& scales = args.scales;
+    smem.places[slot][0] = place_of<Cfg>(p.k, p.k_strides, scales.k, scales.k_strides, kv_head);
+    smem.places[slot][1] = place_of<Cfg>(p.v, p.v_strides, scales.v, scales.v_strides, kv_head);
   }
 
   // Behind the last item: counters are left as they were found.
@@ -56,27 +60,52 @@ struct FewRowsBlock {
     int next = 0;
     if (threadIdx.x == 0) next = list.take();
     int const warp = uniform(threadIdx.x / 32);
-    PackedRows<Cfg> const rows(p, work, row_stop<Cfg, RaggedParamsSm90>(args, p.q_len, work.mask));
-    load_q(work, rows.live);
     {
-      FewRowsLoader<Cfg> loader(args, smem, work, warp);
-      __syncthreads();  // Q is there, and all rings are read
+      FewRowsLoader<Cfg> loader(args, smem, work, smem.places[next_slot ^ 1], warp);
+      Warp::fill(loader);
+      if constexpr (Cfg::kE4m3) write_scales(work.kv_head, smem.places[next_slot ^ 1], warp);
+      load_q(work);
+      __syncthreads();  // Q and scales are there
       Warp one(p, smem);
       one.run(loader, work);
-      one.leave(rows.live);
+      one.leave(rows_of(work).live);
     }
     if (threadIdx.x == 0) look_up(next_slot, next);
     __syncthreads();  // all have left theirs
+    PackedRows<Cfg> const rows = rows_of(work);
     int4 const split = args.n_split_rows == 0 ? make_int4(-1, 0, 0, 0) : args.splits[work.part];
     Merge const merge{args, rows, split};
     add_up(merge);
-    if (uniform(split.x) < 0 || !is_last(merge)) return;
+    if (uniform(split.x) < 0) {
+      __syncthreads();  // all rings are read
+      return;
+    }
+    if (!is_last(merge)) return;
 #pragma unroll 1
     for (int row = warp; row < uniform(rows.live); row += Cfg::kWarps) merge.merge_row(row);
   }
 
+  __device__ __forceinline__ PackedRows<Cfg> rows_of(WorkSlot const& work) const {
+    return PackedRows<Cfg>(p, work, row_stop<Cfg, RaggedParamsSm90>(args, p.q_len, work.mask));
+  }
+
+  // A warp for keys, another one for values.
+  __device__ __forceinline__ void write_scales(int kv_head, HeadPlace const (&places)[2], int warp) const {
+#pragma unroll 1
+    for (int i = warp; i < 2; i += Cfg::kWarps) {
+      KvScales const& all = args.scales;
+      float const* const g_scales = i == 0 ? all.k : all.v;
+      Strides const& strides = i == 0 ? all.k_strides : all.v_strides;
+      bool const of_tokens = places[i].g_scales != nullptr;
+      float scale = i == 0 ? all.k_factor : all.v_factor;
+      if (g_scales != nullptr) scale = of_tokens ? 1.f : g_scales[kv_head * strides.head];
+      write_scale<Cfg::kBf16>(smem.scales[i], scale, of_tokens);
+    }
+  }
+
   // Rows of no token are zeros.
-  __device__ __forceinline__ void load_q(WorkSlot const& work, int live) {
+  __device__ __forceinline__ void load_q(WorkSlot const& work) {
+    int const live = rows_of(work).live;
     int const batch = query_batch<Cfg>(work.batch);
 #pragma unroll 1
     for (int i = threadIdx.x; i < 32 * Cfg::kSteps; i += Cfg::kThreads) {

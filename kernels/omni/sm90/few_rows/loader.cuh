@@ -13,32 +13,29 @@
 
 namespace omni {
 
-// Keys or values of one head. Strides are read from the parameters where they are used: registers are dearer.
+// Keys or values of one head. Strides are read from the parameters where they are used, and places from shared memory:
+// registers are dearer.
 template <class Cfg>
 struct HeadRows {
-  unsigned char const* const g_head;
+  HeadPlace const place;
   Strides const& strides;
-  float const* const g_scales;  // of tokens, else null
   Strides const& scale_strides;
-  float const all;  // the scale, where tokens have none
 
-  __device__ __forceinline__ HeadRows(
-      void const* data, Strides const& of_data, float const* scales, Strides const& of_scales, float factor, int head)
-      : g_head(static_cast<unsigned char const*>(data) + Cfg::kElement * head * of_data.head),
-        strides(of_data),
-        g_scales(
-            Cfg::kE4m3 && scales != nullptr && (of_scales.batch | of_scales.token) != 0 ? scales + head * of_scales.head
-                                                                                        : nullptr),
-        scale_strides(of_scales),
-        all(Cfg::kE4m3 && scales != nullptr && g_scales == nullptr ? scales[head * of_scales.head] : factor) {}
-
-  // Bytes from one token to the next, and to a row of a page.
   __device__ __forceinline__ i64 token_bytes() const { return Cfg::kElement * strides.token; }
   __device__ __forceinline__ i64 offset(int page, int row) const {
     return Cfg::kElement * paged_offset(strides, page, row);
   }
-  __device__ __forceinline__ bool has_scales_of_tokens() const { return Cfg::kE4m3 && g_scales != nullptr; }
 };
+
+// Where they lie. scales: null where the head has one scale.
+template <class Cfg>
+__device__ __forceinline__ HeadPlace place_of(
+    void const* data, Strides const& strides, float const* scales, Strides const& of_scales, int head) {
+  bool const of_tokens = Cfg::kE4m3 && scales != nullptr && (of_scales.batch | of_scales.token) != 0;
+  return HeadPlace{
+      static_cast<unsigned char const*>(data) + Cfg::kElement * head * strides.head,
+      of_tokens ? scales + head * of_scales.head : nullptr};
+}
 
 // What all lanes have, as the compiler knows then: where warps may diverge it makes them meet before each shuffle.
 __device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
@@ -81,16 +78,19 @@ struct StrideWalk {
   }
 };
 
-// Where rows of a tile begin that follow each other in steps known to the compiler.
+// Where rows of a tile begin that follow each other in steps of eight keys.
 template <class Cfg>
 struct TileRows {
-  unsigned char const* g_first;  // of the lane's first row; in pages of the head
-  i64 step;                      // in pages how far the lane's own key is from there
-  int first;                     // key of the tile
+  unsigned char const* g_row;  // the lane's row; in pages of the head
+  i64 step;                    // in pages how far the lane's own key is from there
+  int key;                     // of the tile
 
-  __device__ __forceinline__ unsigned char const* at(int key) const {
-    if constexpr (Cfg::kPaged) return g_first + __shfl_sync(0xffffffffu, step, key + first);
-    return g_first + key * step;
+  // The row at the cursor; moves on by eight keys. Multiples of a stride would be held in registers from tile to tile.
+  __device__ __forceinline__ unsigned char const* take() {
+    unsigned char const* const g_found = Cfg::kPaged ? g_row + __shfl_sync(0xffffffffu, step, key) : g_row;
+    if constexpr (!Cfg::kPaged) g_row += 8 * step;
+    key += 8;
+    return g_found;
   }
 };
 
@@ -105,7 +105,7 @@ struct FewRowsLoader {
 
   Fp8ParamsSm90 const& args;
   Smem& smem;
-  HeadRows<Cfg> const keys, values;
+  HeadPlace const (&places)[2];  // of keys, of values
   int const sequence, warp;
   StrideWalk<Cfg::kBc> walk;
   int page = 0, row = 0;  // of the lane's key of the tile at the cursor
@@ -113,15 +113,11 @@ struct FewRowsLoader {
   int buffer = 0;         // to be filled next
   int slot = 0;           // of the tile at the cursor
 
-  __device__ __forceinline__ FewRowsLoader(Fp8ParamsSm90 const& params, Smem& memory, WorkSlot const& work, int of_warp)
+  __device__ __forceinline__ FewRowsLoader(
+      Fp8ParamsSm90 const& params, Smem& memory, WorkSlot const& work, HeadPlace const (&of_head)[2], int of_warp)
       : args(params),
         smem(memory),
-        keys(
-            params.p.k, params.p.k_strides, params.scales.k, params.scales.k_strides, params.scales.k_factor,
-            work.kv_head),
-        values(
-            params.p.v, params.p.v_strides, params.scales.v, params.scales.v_strides, params.scales.v_factor,
-            work.kv_head),
+        places(of_head),
         sequence(work.mask),
         warp(of_warp),
         walk(params.p.lists, work.unskipped, work.tiles, of_warp) {
@@ -131,22 +127,24 @@ struct FewRowsLoader {
   // Starts to load the keys of the tile at the cursor, and says what the tile is.
   __device__ __forceinline__ void load_keys() {
     Tile const tile = walk.next;
+    int const lane = hidden_lane();
     WarpBuffer<Cfg>& target = next_buffer();
-    if (lane_id() == 0) smem.tiles[warp][slot] = tile;
+    if (lane == 0) smem.tiles[warp][slot] = tile;
     if (tile.packed != 0) {
-      bool const inside = lane_id() < tile.length(), has_page = !Cfg::kPaged || page != args.pages.pages;
+      bool const inside = lane < tile.length(), has_page = !Cfg::kPaged || page != args.pages.pages;
       exists = __ballot_sync(0xffffffffu, inside && has_page);
       if constexpr (Cfg::kPaged) {
         u32 const hidden = __ballot_sync(0xffffffffu, inside && !has_page);
-        if (lane_id() == 0) smem.hidden[warp][slot] = hidden;
+        if (lane == 0) smem.hidden[warp][slot] = hidden;
       }
       if (tile.has_dead()) exists &= ~*MaskView{args.p, sequence}.dead_words(tile.first);
-      u32 const s_keys = smem_address(target.elements) + 16 * lane_id();
-      TileRows<Cfg> const sources = sources_of(keys, lane_id() / 4, 16 * Cfg::kElement * (lane_id() % 4));
+      u32 const s_keys = smem_address(target.elements) + 16 * lane;
+      HeadRows<Cfg> const keys{places[0], args.p.k_strides, args.scales.k_strides};
+      TileRows<Cfg> sources = sources_of(keys, lane / 4, 16 * Cfg::kElement * (lane % 4));
 #pragma unroll
       for (int i = 0; i < Cfg::kBc / 8; ++i) {
-        unsigned char const* const g_key = sources.at(8 * i);
-        int const bytes = exists >> (8 * i + lane_id() / 4) & 1 ? 16 : 0;
+        unsigned char const* const g_key = sources.take();
+        int const bytes = exists >> (8 * i + lane / 4) & 1 ? 16 : 0;
 #pragma unroll
         for (int n = 0; n < kHalves * kParts; ++n) {
           int const at = n / kParts * 64 * Cfg::kElement + n % kParts * 16;
@@ -163,13 +161,16 @@ struct FewRowsLoader {
     WarpBuffer<Cfg>& target = next_buffer();
     slot = slot == Cfg::kTiles - 1 ? 0 : slot + 1;
     if (walk.next.packed != 0) {
-      u32 const s_values = smem_address(target.elements) + kCopy * lane_id();
-      TileRows<Cfg> const sources = sources_of(values, 2 * (lane_id() % 4), kValueBytes * (lane_id() / 4));
+      int const lane = hidden_lane();
+      u32 const s_values = smem_address(target.elements) + kCopy * lane;
+      HeadRows<Cfg> const values{places[1], args.p.v_strides, args.scales.v_strides};
+      TileRows<Cfg> even = sources_of(values, 2 * (lane % 4), kValueBytes * (lane / 4));
+      TileRows<Cfg> odd{Cfg::kPaged ? even.g_row : even.g_row + even.step, even.step, even.key + 1};
 #pragma unroll
       for (int i = 0; i < Cfg::kBc / 4; ++i) {
-        int const key = i / 4 * 16 + i % 2 + i % 4 / 2 * 8;
-        unsigned char const* const g_value = sources.at(key);
-        bool const is_there = exists >> (key + 2 * (lane_id() % 4)) & 1;
+        int const key = i / 2 * 8 + i % 2;
+        unsigned char const* const g_value = i % 2 == 0 ? even.take() : odd.take();
+        bool const is_there = exists >> (key + 2 * (lane % 4)) & 1;
 #pragma unroll
         for (int n = 0; n < kValueParts; ++n) {
           u32 const s_target = s_values + 32 * kCopy * (i * kValueParts + n);
@@ -188,13 +189,16 @@ struct FewRowsLoader {
   }
 
  private:
+  // What follows from it is worked out for each tile: in registers it would be dearer.
+  __device__ __forceinline__ static int hidden_lane() { return thread_index() % 32; }
+
   // first: the lane's first key of the tile.  bytes: where in a row it begins.
   __device__ __forceinline__ TileRows<Cfg> sources_of(HeadRows<Cfg> const& rows, int first, int bytes) const {
     if constexpr (Cfg::kPaged) {
-      return TileRows<Cfg>{rows.g_head + bytes, page == args.pages.pages ? 0 : rows.offset(page, row), first};
+      return TileRows<Cfg>{rows.place.g_head + bytes, page == args.pages.pages ? 0 : rows.offset(page, row), first};
     }
     return TileRows<Cfg>{
-        rows.g_head + rows.offset(sequence, walk.next.first + first) + bytes, rows.token_bytes(), first};
+        rows.place.g_head + rows.offset(sequence, walk.next.first + first) + bytes, rows.token_bytes(), first};
   }
 
   // Where the lane's key of the tile at the cursor is: asked for long before it is used.
@@ -214,9 +218,9 @@ struct FewRowsLoader {
   }
 
   __device__ __forceinline__ void load_scale(float* s_scales, HeadRows<Cfg> const& rows) const {
-    if (!rows.has_scales_of_tokens()) return;
+    if (!Cfg::kE4m3 || rows.place.g_scales == nullptr) return;
     bool const is_there = exists >> lane_id() & 1;
-    float const* const g_scale = rows.g_scales + (is_there ? paged_offset(rows.scale_strides, page, row) : 0);
+    float const* const g_scale = rows.place.g_scales + (is_there ? paged_offset(rows.scale_strides, page, row) : 0);
     cp_async_4(smem_address(s_scales + lane_id()), g_scale, is_there ? 4 : 0);
   }
 };

@@ -3,9 +3,16 @@
 #pragma once
 
 #include "omni/sm90/few_rows/config.cuh"
+#include "omni/sm90/few_rows/head_scale.cuh"
 #include "omni/sm90/work_list.cuh"
 
 namespace omni {
+
+// Where the keys or the values of a head lie, and their scales where each token has one, else null.
+struct HeadPlace {
+  unsigned char const* g_head;
+  float const* g_scales;
+};
 
 // Keys or values of one tile.
 template <class Cfg>
@@ -31,10 +38,12 @@ struct FewRowsSmem {
 
   Ring rings[Cfg::kWarps];
   uint4 q[Cfg::kSteps][32];              // A fragments
+  HeadScale scales[2];                   // of keys, of values
   float2 sums[Cfg::kWarps][Cfg::kRows];  // row_max and row_sum of each warp
   Tile tiles[Cfg::kWarps][Cfg::kTiles];  // whose keys are in the ring
   u32 hidden[Cfg::kWarps][Cfg::kTiles];  // keys of them that have no page
   WorkSlot work[2];                      // this item, and the next one
+  HeadPlace places[2][2];                // of their keys and values
   int is_last;
 
   __device__ __forceinline__ static int at_column(int column) { return column + column / 32 * 8; }

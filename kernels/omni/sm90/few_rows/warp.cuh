@@ -21,6 +21,7 @@ struct FewRowsWarp {
   ForwardParams const& p;
   Smem& smem;
   int const warp;
+  int fits = 0;  // bits 0 and 1: the scales of keys and of values; 2 and 3: each token has one
   RegTile<1, Cfg::kValueDim> out;  // column n of block j is column kValueDim / 8 * n + j of O
   OnlineSoftmax<1, Cfg::kBf16> softmax;
 
@@ -30,14 +31,21 @@ struct FewRowsWarp {
     softmax.init();
   }
 
-  __device__ __forceinline__ void compute_scores(
-      Scores& scores, WarpBuffer<Cfg> const& from, Loader const& loader) const {
-    scores.fill(0.f);
+  template <bool kFits>
+  __device__ __forceinline__ static Diagonal<Cfg::kBf16> diagonal_of(HeadScale const& scale) {
+    if constexpr (!kFits) return Diagonal<Cfg::kBf16>{};
+    return Diagonal<Cfg::kBf16>{scale.diagonals[lane_id()], scale.power()};
+  }
+
+  template <bool kFits>
+  __device__ __forceinline__ void multiply_keys(
+      Scores& scores, WarpBuffer<Cfg> const& from) const {
     auto const* const s_keys = reinterpret_cast<uint4 const*>(from.elements) + lane_id();
+    Diagonal<Cfg::kBf16> const of_head = diagonal_of<kFits>(smem.scales[0]);
     float scales[Scores::kBlocks];
 #pragma unroll
     for (int i = 0; i < Scores::kBlocks; ++i) {
-      scales[i] = loader.keys.has_scales_of_tokens() ? from.scales[8 * i + lane_id() / 4] : loader.keys.all;
+      scales[i] = (fits & 4) != 0 ? from.scales[8 * i + lane_id() / 4] : smem.scales[0].scale;
     }
 #pragma unroll
     for (int half = 0; half < Loader::kHalves; ++half) {
@@ -55,18 +63,43 @@ struct FewRowsWarp {
         u32 const a[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
         for (int i = 0; i < Scores::kBlocks; ++i) {
-          BFragment const b = key_fragment<Cfg>(share[i], step, scales[i]);
+          BFragment const b = key_fragment<Cfg, kFits>(share[i], step, of_head, scales[i]);
           mma_m16n8k16<Cfg::kBf16>(&scores.x[0][4 * i], a, b.low, b.high);
         }
       }
     }
   }
 
+  __device__ __forceinline__ void compute_scores(
+      Scores& scores, WarpBuffer<Cfg> const& from) const {
+    scores.fill(0.f);
+    if (Cfg::kE4m3 && (fits & 1) != 0) {
+      multiply_keys<Cfg::kE4m3>(scores, from);
+      float const more = smem.scales[0].power();
+#pragma unroll
+      for (int i = 0; i < 4 * Scores::kBlocks; ++i) scores.x[0][i] *= Cfg::kBf16 ? more : 1.f;
+    } else {
+      multiply_keys<false>(scores, from);
+    }
+  }
+
   __device__ __forceinline__ void add_values(
-      Weights<Cfg> const& weights, WarpBuffer<Cfg> const& from, Loader const& loader) {
+      Weights<Cfg> const& weights, WarpBuffer<Cfg> const& from) {
+    if (Cfg::kE4m3 && (fits & 2) != 0) {
+      multiply_values<Cfg::kE4m3>(weights, from);
+    } else {
+      multiply_values<false>(weights, from);
+    }
+  }
+
+  template <bool kFits>
+  __device__ __forceinline__ void multiply_values(
+      Weights<Cfg> const& weights, WarpBuffer<Cfg> const& from) {
     constexpr int kWords = Loader::kValueBytes / 4, kColumns = 4 / Cfg::kElement;  // of a lane; of a word
     unsigned char const* const s_values = from.elements + Loader::kCopy * lane_id();
     float2 const* const s_scales = reinterpret_cast<float2 const*>(from.scales) + lane_id() % 4;
+    Diagonal<Cfg::kBf16> const of_head = diagonal_of<kFits>(smem.scales[1]);
+    float const of_all = smem.scales[1].scale;
 #pragma unroll
     for (int t = 0; t < Cfg::kBc / 16; ++t) {
       u32 const a[4] = {
@@ -90,16 +123,16 @@ struct FewRowsWarp {
           }
         }
       }
-      float2 near = make_float2(loader.values.all, loader.values.all), far = near;
-      if (loader.values.has_scales_of_tokens()) {
+      float2 near = make_float2(of_all, of_all), far = near;
+      if ((fits & 8) != 0) {
         near = s_scales[8 * t];
         far = s_scales[8 * t + 4];
       }
 #pragma unroll
       for (int w = 0; w < kWords; ++w) {
         u32 low[kColumns], high[kColumns];
-        value_halves<Cfg>(low, words[0][w], words[1][w], near);
-        value_halves<Cfg>(high, words[2][w], words[3][w], far);
+        value_halves<Cfg, kFits>(low, words[0][w], words[1][w], of_head, near);
+        value_halves<Cfg, kFits>(high, words[2][w], words[3][w], of_head, far);
 #pragma unroll
         for (int n = 0; n < kColumns; ++n) {
           mma_m16n8k16<Cfg::kBf16>(&out.x[0][4 * (kColumns * w + n)], a, low[n], high[n]);
@@ -150,11 +183,16 @@ struct FewRowsWarp {
     mask_tile<0>(scores, WarpTile{view, tile, work.q0 * p.pack_heads, 0, nullptr, p.pack_heads, p.pack_tokens});
   }
 
+  // Starts to fill the ring.
+  __device__ __forceinline__ static void fill(Loader& loader) {
+#pragma unroll
+    for (int i = 0; i < Cfg::kBuffers; ++i) load<true>(loader, i % 2 == 0);
+  }
+
   // All of the warp's tiles. A buffer is filled anew as soon as it is read.
   __device__ __forceinline__ void run(Loader& loader, WorkSlot const& work) {
     constexpr bool kEven = Cfg::kBuffers % 2 == 0;  // keys follow keys in a buffer
-#pragma unroll
-    for (int i = 0; i < Cfg::kBuffers; ++i) load<true>(loader, i % 2 == 0);
+    if constexpr (Cfg::kE4m3) fits = uniform(smem.scales[0].fits | smem.scales[1].fits << 1);
     int full = 0, slot = 0, buffer = 0;
 #pragma unroll 1
     while (true) {
@@ -164,7 +202,7 @@ struct FewRowsWarp {
       if (tile.packed == 0) break;
       u32 const no_page = Cfg::kPaged ? static_cast<u32>(uniform(smem.hidden[warp][slot])) : 0;
       Scores scores;
-      compute_scores(scores, of_keys, loader);
+      compute_scores(scores, of_keys);
       __syncwarp();  // all have read the buffer, and what the tile is
       load<kEven>(loader, true);
       if constexpr (Cfg::kSoftcap) cap_scores(scores, p.tanh_scale);
@@ -172,7 +210,7 @@ struct FewRowsWarp {
       Weights<Cfg> weights;
       weigh(weights, scores, full >= kLazyTiles);
       full += tile.kind() == kFull ? 1 : 0;
-      add_values(weights, take_buffer(buffer), loader);
+      add_values(weights, take_buffer(buffer));
       __syncwarp();
       load<kEven>(loader, false);
       slot = slot == Cfg::kTiles - 1 ? 0 : slot + 1;
@@ -204,6 +242,7 @@ struct FewRowsWarp {
   __device__ __forceinline__ void leave(int live) {
     softmax.finish();
     float* const s_out = smem.rings[warp].out;
+    float const more = Cfg::kBf16 && (fits & 2) != 0 ? smem.scales[1].power() : 1.f;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       int const row = 8 * h + lane_id() / 4;
@@ -211,7 +250,8 @@ struct FewRowsWarp {
 #pragma unroll
       for (int j = 0; j < Cfg::kValueDim / 8; ++j) {
         float* const s_pair = s_out + row * Smem::kPitch + Smem::at_column(8 * j) + 2 * (lane_id() % 4);
-        *reinterpret_cast<float2*>(s_pair) = make_float2(out.x[0][4 * j + 2 * h], out.x[0][4 * j + 2 * h + 1]);
+        float const low = out.x[0][4 * j + 2 * h], high = out.x[0][4 * j + 2 * h + 1];
+        *reinterpret_cast<float2*>(s_pair) = make_float2(low * more, high * more);
       }
       if (lane_id() % 4 == 0) smem.sums[warp][row] = make_float2(softmax.row_max[0][h], softmax.row_sum[0][h]);
     }
