@@ -57,20 +57,21 @@ struct FewRowsBlock {
   }
 
   __device__ __forceinline__ void run_item(WorkSlot const& work, int next_slot) {
-    int next = 0;
-    if (threadIdx.x == 0) next = list.take();
+    int taken = 0;
+    if (threadIdx.x == 0) taken = list.take();
     int const warp = uniform(threadIdx.x / 32);
     {
       FewRowsLoader<Cfg> loader(args, smem, work, smem.places[next_slot ^ 1], warp);
       Warp::fill(loader);
       if constexpr (Cfg::kE4m3) write_scales(work.kv_head, smem.places[next_slot ^ 1], warp);
       load_q(work);
+      if (threadIdx.x == 0) smem.next_item = taken;
       __syncthreads();  // Q and scales are there
       Warp one(p, smem);
       one.run(loader, work);
       one.leave(rows_of(work).live);
     }
-    if (threadIdx.x == 0) look_up(next_slot, next);
+    if (threadIdx.x == 0) look_up(next_slot, smem.next_item);
     __syncthreads();  // all have left theirs
     PackedRows<Cfg> const rows = rows_of(work);
     int4 const split = args.n_split_rows == 0 ? make_int4(-1, 0, 0, 0) : args.splits[work.part];
@@ -82,7 +83,7 @@ struct FewRowsBlock {
     }
     if (!is_last(merge)) return;
 #pragma unroll 1
-    for (int row = warp; row < uniform(rows.live); row += Cfg::kWarps) merge.merge_row(row);
+    for (int row = warp; row < uniform(rows.live); row += Cfg::kWarps) merge_row(merge, row);
   }
 
   __device__ __forceinline__ PackedRows<Cfg> rows_of(WorkSlot const& work) const {
@@ -156,6 +157,55 @@ struct FewRowsBlock {
       }
       if (lane_id() == 0) merge.sums(merge.split.y)[row] = make_float2(row_max, row_sum);
     }
+  }
+
+  // As PackedMerge does it, in the same order, by a pointer that goes from part to part.
+  __device__ __forceinline__ void merge_row(Merge const& merge, int row) const {
+    constexpr int kAtOnce = 16;
+    int const parts = uniform(merge.split.z);
+    bool const has_columns = 4 * lane_id() < Cfg::kValueDim;
+    i64 const step = p.part_rows * (Cfg::kValueDim + 2);
+    float const* g_row = merge.part(0) + row * Cfg::kValueDim + (has_columns ? 4 * lane_id() : 0);
+    float row_max = neg_inf(), row_sum = 0.f;
+    float2 found = make_float2(neg_inf(), 0.f);
+#pragma unroll 1
+    for (int base = 0; base < parts; base += 32) {
+      if (base + lane_id() < parts) found = load_past_l1(merge.sums(base + lane_id()) + row);
+      row_max = fmaxf(row_max, found.x);
+    }
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2) {
+      row_max = fmaxf(row_max, __shfl_xor_sync(0xffffffffu, row_max, lanes));
+    }
+    float out[1][4] = {};
+#pragma unroll 1
+    for (int base = 0; base < parts; base += 32) {
+      bool const is_there = base + lane_id() < parts;
+      if (parts > 32 && is_there) found = load_past_l1(merge.sums(base + lane_id()) + row);
+      float const weight = is_there ? merge.share(found.x, row_max) : 0.f;
+      row_sum = fmaf(weight, is_there ? found.y : 0.f, row_sum);
+#pragma unroll 1
+      for (int i = base; i < min(base + 32, parts); i += kAtOnce) {
+        float4 more[kAtOnce];
+#pragma unroll
+        for (int n = 0; n < kAtOnce; ++n) {
+          more[n] = make_float4(0.f, 0.f, 0.f, 0.f);
+          if (i + n < parts) more[n] = load_past_l1(reinterpret_cast<float4 const*>(g_row));
+          g_row += step;
+        }
+#pragma unroll
+        for (int n = 0; n < kAtOnce; ++n) {
+          float const factor = __shfl_sync(0xffffffffu, weight, i - base + n);
+          out[0][0] = fmaf(factor, more[n].x, out[0][0]);
+          out[0][1] = fmaf(factor, more[n].y, out[0][1]);
+          out[0][2] = fmaf(factor, more[n].z, out[0][2]);
+          out[0][3] = fmaf(factor, more[n].w, out[0][3]);
+        }
+      }
+    }
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2) row_sum += __shfl_xor_sync(0xffffffffu, row_sum, lanes);
+    merge.store(out, row, row_max, row_sum);
   }
 
   // Counts the arrival of the block. The last one puts the counter back to zero, for the next launch.

@@ -44,6 +44,7 @@ struct FewRowsSmem {
   u32 hidden[Cfg::kWarps][Cfg::kTiles];  // keys of them that have no page
   WorkSlot work[2];                      // this item, and the next one
   HeadPlace places[2][2];                // of their keys and values
+  int next_item;
   int is_last;
 
   __device__ __forceinline__ static int at_column(int column) { return column + column / 32 * 8; }

@@ -47,7 +47,7 @@ struct FewRowsWarp {
     for (int i = 0; i < Scores::kBlocks; ++i) {
       scales[i] = (fits & 4) != 0 ? from.scales[8 * i + lane_id() / 4] : smem.scales[0].scale;
     }
-#pragma unroll
+#pragma unroll 1
     for (int half = 0; half < Loader::kHalves; ++half) {
       uint4 share[Scores::kBlocks][Cfg::kElement];
 #pragma unroll
@@ -183,20 +183,24 @@ struct FewRowsWarp {
     mask_tile<0>(scores, WarpTile{view, tile, work.q0 * p.pack_heads, 0, nullptr, p.pack_heads, p.pack_tokens});
   }
 
-  // Starts to fill the ring.
+  // Starts to fill the ring. Not unrolled: a cold start waits for instructions, too.
   __device__ __forceinline__ static void fill(Loader& loader) {
-#pragma unroll
-    for (int i = 0; i < Cfg::kBuffers; ++i) load<true>(loader, i % 2 == 0);
+#pragma unroll 1
+    for (int i = 0; i < Cfg::kBuffers / 2; ++i) {
+      loader.load_keys();
+      loader.load_values();
+    }
+    if constexpr (Cfg::kBuffers % 2 != 0) loader.load_keys();
   }
 
   // All of the warp's tiles. A buffer is filled anew as soon as it is read.
   __device__ __forceinline__ void run(Loader& loader, WorkSlot const& work) {
     constexpr bool kEven = Cfg::kBuffers % 2 == 0;  // keys follow keys in a buffer
     if constexpr (Cfg::kE4m3) fits = uniform(smem.scales[0].fits | smem.scales[1].fits << 1);
-    int full = 0, slot = 0, buffer = 0;
+    int full = 0, slot = 0;
 #pragma unroll 1
     while (true) {
-      WarpBuffer<Cfg> const& of_keys = take_buffer(buffer);
+      WarpBuffer<Cfg> const& of_keys = take_buffer(loader);
       Tile tile = smem.tiles[warp][slot];
       tile.packed = uniform(tile.packed);
       if (tile.packed == 0) break;
@@ -210,7 +214,7 @@ struct FewRowsWarp {
       Weights<Cfg> weights;
       weigh(weights, scores, full >= kLazyTiles);
       full += tile.kind() == kFull ? 1 : 0;
-      add_values(weights, take_buffer(buffer));
+      add_values(weights, take_buffer(loader));
       __syncwarp();
       load<kEven>(loader, false);
       slot = slot == Cfg::kTiles - 1 ? 0 : slot + 1;
@@ -219,13 +223,12 @@ struct FewRowsWarp {
     __syncwarp();  // the ring is read
   }
 
-  // The oldest buffer, which is there for all lanes: scales are copied by other ones, and one says what a tile is.
-  __device__ __forceinline__ WarpBuffer<Cfg> const& take_buffer(int& buffer) const {
+  // The oldest buffer, which is the next one to be filled. It is there for all lanes: scales are copied by other ones,
+  // and one says what a tile is.
+  __device__ __forceinline__ WarpBuffer<Cfg> const& take_buffer(Loader const& loader) const {
     cp_async_wait<Cfg::kBuffers - 1>();
     __syncwarp();
-    WarpBuffer<Cfg> const& found = smem.rings[warp].buffers[buffer];
-    buffer = buffer == Cfg::kBuffers - 1 ? 0 : buffer + 1;
-    return found;
+    return smem.rings[warp].buffers[loader.buffer];
   }
 
   // kSame: loads keys where `keys` says so, else values.
