@@ -80,7 +80,9 @@ class FewRowsSpec(Fp8Spec):
         ring = max(self.stages * (tile + 128), round_up(out, 128))  # scales behind elements
         of_warp = ring + 8 * ROWS + 20 * (self.stages // 2 + 1)  # sums, and what tiles are
         scales = 2 * (256 + 8)
-        return round_up(self.compute_warps * of_warp + 32 * self.head_dim + scales + 192, 128)  # q, work items
+        return round_up(
+            self.compute_warps * of_warp + 32 * self.head_dim + scales + 192, 128
+        )  # q, work items
 
     @property
     def source(self) -> str:

@@ -47,6 +47,7 @@ class CachedLists:
     in tokens.
     heads: of a sequence that work on each part; those that share a tile count as one.  sm_count: multiprocessors.
     item: what a part costs beside its tiles, in tiles.  leave: what one of a split row costs besides.
+    most_cuts: parts of a row, at most.
     split_slots: parts of split rows that the merge has memory for; 0: rows are not split.  split_tiles: tiles of each
     part but the last one of a row, whatever else there is to do; 0: the planner cuts as it sees fit.  in_order: parts
     are whole rows, in their order, as the plain kernel takes them.  total_rows: of all sequences, where each has a
@@ -64,6 +65,7 @@ class CachedLists:
     sm_count: int
     leave: float = LEAVE
     item: float = ITEM
+    most_cuts: int = MOST_PARTS
     split_slots: int = 0
     split_tiles: int = 0
     in_order: bool = False
@@ -212,7 +214,6 @@ class CachedLists:
             "tail_words": tail_words(self.q_len),
             "in_order": self.keeps_order,
             "split_slots": self.slots,
-            "most_cuts": MOST_PARTS,
             "least_tiles": LEAST_TILES,
             "total": self.total_rows,
         }

@@ -32,8 +32,14 @@ def variants(case: Case, arch: str, sm_count: int) -> list[Variant]:
             spec = _fitted(capped(spec) if problem.softcap else spec, kind)
             if problem.group % spec.heads == 0:
                 specs.setdefault(spec, tile_name(spec))
+            for few in paged.few_rows(row.spec(arch, case.dtype, naive.head_dim, naive.value_dim), problem):
+                if kind.scales:
+                    few = capped(few) if problem.softcap else few
+                    specs.setdefault(few, f"few rows {few.compute_warps}x{few.blocks}")
     found = [Variant(name, spec, compiled=_compiled(spec, case, arch)) for spec, name in specs.items()]
-    chosen = _fitted(pick.pick(arch, problem, case.masks(), sm_count, split=case.split or None), kind)
+    split = case.split or None
+    chosen = pick.pick(arch, problem, case.masks(), sm_count, split=split)
+    chosen = paged.for_e4m3(chosen, problem, sm_count, split) if kind.scales else _fitted(chosen, kind)
     found.append(Variant(DEFAULT, chosen, explicit=False, compiled=_compiled(chosen, case, arch)))
     ordered = sorted(found, key=lambda one: (one.name != "naive", not one.explicit, one.name))
     return [one for one in ordered if isinstance(one.spec, AttnSpec) and _serves(one.spec, case)]
