@@ -100,10 +100,13 @@ struct FewRowsWarp {
     float2 const* const s_scales = reinterpret_cast<float2 const*>(from.scales) + lane_id() % 4;
     Diagonal<Cfg::kBf16> const of_head = diagonal_of<kFits>(smem.scales[1]);
     float const of_all = smem.scales[1].scale;
+    static_assert(Cfg::kBc == 32, "two steps of 16 keys");
+    // Not unrolled, as registers and a cold start's instructions are dear.
+#pragma unroll 1
+    for (int t = 0; t < 2; ++t) {
+      u32 a[4];
 #pragma unroll
-    for (int t = 0; t < Cfg::kBc / 16; ++t) {
-      u32 const a[4] = {
-          weights.pairs[4 * t], weights.pairs[4 * t + 1], weights.pairs[4 * t + 2], weights.pairs[4 * t + 3]};
+      for (int i = 0; i < 4; ++i) a[i] = t == 0 ? weights.pairs[i] : weights.pairs[4 + i];
       u32 words[4][kWords];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
