@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.archs import SMEM_LIMIT_BYTES
@@ -41,7 +41,7 @@ class FewRowsSpec(Fp8Spec):
             )
         same = {"kernel": "sm90", "br": PACKED_ROWS, "bc": STEP, "stages": 2, "warps": 8, "pack": True}
         warps = 6 if spec.head_dim > 64 else 8
-        made = {name: value for name, value in asdict(spec).items() if name in AttnSpec.__dataclass_fields__}
+        made = {name: getattr(spec, name) for name in ("arch", "dtype", "head_dim", "softcap")}
         return cls(**{**made, **same, "compute_warps": warps, **fields}).for_caches(
             e4m3=True, in_pages=False, ragged=False
         )
@@ -53,9 +53,8 @@ class FewRowsSpec(Fp8Spec):
             self.blocks if e4m3 else 1
         ) - _RESERVED_BYTES
         for stages in range(_BUFFERS, 2, -1):
-            more = replace(found, stages=stages) if e4m3 else found
-            if more.smem_bytes <= limit:
-                return more
+            if e4m3 and found.bytes_with(stages) <= limit:
+                return replace(found, stages=stages)
         return found
 
     def check(self, heads: int, tokens: int, head_dim: int) -> None:
@@ -75,10 +74,14 @@ class FewRowsSpec(Fp8Spec):
     @property
     def smem_bytes(self) -> int:
         """Dynamic shared memory of one thread block, in bytes."""
+        return self.bytes_with(self.stages)
+
+    def bytes_with(self, stages: int) -> int:
+        """The same with so many buffers a warp."""
         tile = STEP * self.head_dim * (1 if self.e4m3 else 2)
         out = 4 * ROWS * (self.head_dim + self.head_dim // 32 * 8 + 8)
-        ring = max(self.stages * (tile + 128), round_up(out, 128))  # scales behind elements
-        of_warp = ring + 8 * ROWS + 20 * (self.stages // 2 + 1)  # sums, and what tiles are
+        ring = max(stages * (tile + 128), round_up(out, 128))  # scales behind elements
+        of_warp = ring + 8 * ROWS + 20 * (stages // 2 + 1)  # sums, and what tiles are
         scales = 2 * (256 + 8)
         return round_up(
             self.compute_warps * of_warp + 32 * self.head_dim + scales + 192, 128

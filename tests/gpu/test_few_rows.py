@@ -59,8 +59,14 @@ def test_calls_of_few_rows_choose_it(
 
 @pytest.mark.parametrize(
     ("q_heads", "q_len", "head_dim", "split"),
-    [(2, 17, 128, None), (8, 5, 64, None), (34, 1, 128, None), (8, 1, 96, None), (8, 1, 112, None)]
-    + [(8, 1, 128, 512)],
+    [
+        (2, 17, 128, None),
+        (8, 5, 64, None),
+        (34, 1, 128, None),
+        (8, 1, 96, None),
+        (8, 1, 112, None),
+        (8, 1, 128, 512),
+    ],
 )
 def test_others_do_not_choose_it(
     device: fake_device.Device, q_heads: int, q_len: int, head_dim: int, split: int | None

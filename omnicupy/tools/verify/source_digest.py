@@ -62,6 +62,7 @@ FORWARD = Launch(
 )
 BACKWARD = Launch(doors=("gpu.backward", "masks.cut"))
 # Of kernels that no row of the table names: they are what is launched.
+FEW_ROWS = "attention_fwd_few_rows.cu"  # a variant takes a row's place on caches of e4m3
 PLANNING = Launch(doors=("gpu.cached",), ahead=(*_PLANNERS, *_RAGGED_PLANNERS))
 APPENDING = Launch(doors=("gpu.append",), ahead=_APPENDS)
 APPENDING_FP8 = Launch(doors=("gpu.append",), ahead=_FP8_APPENDS)
@@ -84,7 +85,7 @@ def _sources() -> dict[str, Source]:
         for kernel in KERNELS
         if kernel != "naive"
     }
-    found["attention_fwd_few_rows.cu"] = Source("sm90", "sm90_fp8", FORWARD)
+    found[FEW_ROWS] = Source("sm90", "sm90_fp8", FORWARD)
     for launch in (PLANNING, APPENDING, APPENDING_FP8):
         first = launch.ahead[0]
         found[first.source] = Source(first.kernel, first.params, launch)
