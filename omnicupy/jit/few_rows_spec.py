@@ -40,11 +40,8 @@ class FewRowsSpec(Fp8Spec):
                 f"on compute capability 9.0, got {spec}"
             )
         same = {"kernel": "sm90", "br": PACKED_ROWS, "bc": STEP, "stages": 2, "warps": 8, "pack": True}
-        warps = 6 if spec.head_dim > 64 else 8
         made = {name: getattr(spec, name) for name in ("arch", "dtype", "head_dim", "softcap")}
-        return cls(**{**made, **same, "compute_warps": warps, **fields}).for_caches(
-            e4m3=True, in_pages=False, ragged=False
-        )
+        return cls(**{**made, **same, **fields}).for_caches(e4m3=True, in_pages=False, ragged=False)
 
     def for_caches(self, *, e4m3: bool, in_pages: bool, ragged: bool) -> FewRowsSpec:
         """The same for such caches, with as many buffers as shared memory holds."""

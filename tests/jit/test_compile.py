@@ -104,12 +104,14 @@ FP8 = [
     for way in [_WAYS[i % 3], _WAYS[(i + 1) % 3]][: 2 if spec.kernel == "sm90" else 1]
 ]
 
-# Of few rows each width, of e4m3 and of 16 bits, in pages or not, with the dtypes in turn.
+# Of few rows each width, of e4m3 and of 16 bits, in pages or not, with the dtypes in turn; of e4m3 each shape.
 FEW_ROWS = [
     FewRowsSpec.of(
-        AttnSpec(arch="sm_90a", kernel="sm90", dtype=DTYPES[i % 2], head_dim=head_dim, br=64, bc=64, warps=8)
+        AttnSpec(arch="sm_90a", kernel="sm90", dtype=DTYPES[i % 2], head_dim=head_dim, br=64, bc=64, warps=8),
+        **shape,
     ).for_caches(e4m3=e4m3, in_pages=in_pages, ragged=in_pages)
     for i, (head_dim, e4m3, in_pages) in enumerate(product((64, 128), (True, False), (False, True)))
+    for shape in ({}, {"compute_warps": 12, "blocks": 1})[: 1 + e4m3]
 ]
 
 

@@ -31,6 +31,7 @@ def test_a_ring_has_as_many_buffers_as_shared_memory_holds() -> None:
         (128, {"compute_warps": 12, "blocks": 1}, True, 4),
         (128, {}, False, 2),
         (64, {}, True, 4),
+        (128, {"compute_warps": 16, "blocks": 1}, True, 3),
     ):
         spec = FewRowsSpec.of(_plain(head_dim), **fields)
         spec = spec.for_caches(e4m3=e4m3, in_pages=False, ragged=False)

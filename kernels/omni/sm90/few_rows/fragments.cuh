@@ -18,8 +18,8 @@ __device__ __forceinline__ u32 word_of(uint4 const& four, int i) {
 
 // Of keys: step `step` of four, by what the lane has of 16 columns of a key. kFits: the head's scale does.
 template <class Cfg, bool kFits>
-__device__ __forceinline__ BFragment key_fragment(
-    uint4 const (&share)[Cfg::kElement], int step, Diagonal<Cfg::kBf16> const& of_head, float scale) {
+__device__ __forceinline__ BFragment
+key_fragment(uint4 const (&share)[Cfg::kElement], int step, Diagonal<Cfg::kBf16> const& of_head, float scale) {
   if constexpr (kFits) {
     u32 pairs[2];
     of_head.apply(pairs, word_of(share[0], step));

@@ -51,8 +51,7 @@ struct Diagonal {
       u32 pairs[2];
       apply(pairs, four);
       float4 const x = cvt_f32x4_e4m3x4(four);
-      u32 const wanted[2] = {
-          pack_pair<kBf16>(x.x * scale, x.y * scale), pack_pair<kBf16>(x.z * scale, x.w * scale)};
+      u32 const wanted[2] = {pack_pair<kBf16>(x.x * scale, x.y * scale), pack_pair<kBf16>(x.z * scale, x.w * scale)};
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         float const more = kBf16 ? power : 1.f;

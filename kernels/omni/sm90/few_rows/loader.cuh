@@ -29,8 +29,8 @@ struct HeadRows {
 
 // Where they lie. scales: null where the head has one scale.
 template <class Cfg>
-__device__ __forceinline__ HeadPlace place_of(
-    void const* data, Strides const& strides, float const* scales, Strides const& of_scales, int head) {
+__device__ __forceinline__ HeadPlace
+place_of(void const* data, Strides const& strides, float const* scales, Strides const& of_scales, int head) {
   bool const of_tokens = Cfg::kE4m3 && scales != nullptr && (of_scales.batch | of_scales.token) != 0;
   return HeadPlace{
       static_cast<unsigned char const*>(data) + Cfg::kElement * head * strides.head,
@@ -43,13 +43,11 @@ __device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xfffffff
 // Walks the tiles of a part in strides.
 template <int kStep>
 struct StrideWalk {
-  int index;
-  Tile next;  // packed is 0 behind the last one
+  Tile next;  // packed is 0 behind the last one; payload is the index of the entry, whose own is read where it counts
 
-  __device__ __forceinline__ StrideWalk(BlockLists const& lists, int first, int tiles, int start)
-      : index(first), next{} {
+  __device__ __forceinline__ StrideWalk(BlockLists const& lists, int first, int tiles, int start) : next{} {
     if (uniform(tiles) == 0) return;
-    fetch(lists);
+    fetch(lists, first);
     advance(lists, start);
   }
 
@@ -65,16 +63,15 @@ struct StrideWalk {
       if (next.packed & kLastFlag) {
         next.packed = 0;
       } else {
-        ++index;
-        fetch(lists);
+        fetch(lists, next.payload + 1);
       }
     }
   }
 
  private:
-  __device__ __forceinline__ void fetch(BlockLists const& lists) {
+  __device__ __forceinline__ void fetch(BlockLists const& lists, int index) {
     int4 const entry = lists.entries[index];
-    next = Tile{uniform(entry.x), entry.y, entry.z};
+    next = Tile{uniform(entry.x), index, entry.z};
   }
 };
 

@@ -21,7 +21,7 @@ struct FewRowsWarp {
   ForwardParams const& p;
   Smem& smem;
   int const warp;
-  int fits = 0;  // bits 0 and 1: the scales of keys and of values; 2 and 3: each token has one
+  int fits = 0;                    // bits 0 and 1: the scales of keys and of values; 2 and 3: each token has one
   RegTile<1, Cfg::kValueDim> out;  // column n of block j is column kValueDim / 8 * n + j of O
   OnlineSoftmax<1, Cfg::kBf16> softmax;
 
@@ -38,8 +38,7 @@ struct FewRowsWarp {
   }
 
   template <bool kFits>
-  __device__ __forceinline__ void multiply_keys(
-      Scores& scores, WarpBuffer<Cfg> const& from) const {
+  __device__ __forceinline__ void multiply_keys(Scores& scores, WarpBuffer<Cfg> const& from) const {
     auto const* const s_keys = reinterpret_cast<uint4 const*>(from.elements) + lane_id();
     Diagonal<Cfg::kBf16> const of_head = diagonal_of<kFits>(smem.scales[0]);
     float scales[Scores::kBlocks];
@@ -70,8 +69,7 @@ struct FewRowsWarp {
     }
   }
 
-  __device__ __forceinline__ void compute_scores(
-      Scores& scores, WarpBuffer<Cfg> const& from) const {
+  __device__ __forceinline__ void compute_scores(Scores& scores, WarpBuffer<Cfg> const& from) const {
     scores.fill(0.f);
     if (Cfg::kE4m3 && (fits & 1) != 0) {
       multiply_keys<Cfg::kE4m3>(scores, from);
@@ -83,8 +81,7 @@ struct FewRowsWarp {
     }
   }
 
-  __device__ __forceinline__ void add_values(
-      Weights<Cfg> const& weights, WarpBuffer<Cfg> const& from) {
+  __device__ __forceinline__ void add_values(Weights<Cfg> const& weights, WarpBuffer<Cfg> const& from) {
     if (Cfg::kE4m3 && (fits & 2) != 0) {
       multiply_values<Cfg::kE4m3>(weights, from);
     } else {
@@ -93,16 +90,15 @@ struct FewRowsWarp {
   }
 
   template <bool kFits>
-  __device__ __forceinline__ void multiply_values(
-      Weights<Cfg> const& weights, WarpBuffer<Cfg> const& from) {
+  __device__ __forceinline__ void multiply_values(Weights<Cfg> const& weights, WarpBuffer<Cfg> const& from) {
     constexpr int kWords = Loader::kValueBytes / 4, kColumns = 4 / Cfg::kElement;  // of a lane; of a word
     unsigned char const* const s_values = from.elements + Loader::kCopy * lane_id();
     float2 const* const s_scales = reinterpret_cast<float2 const*>(from.scales) + lane_id() % 4;
     Diagonal<Cfg::kBf16> const of_head = diagonal_of<kFits>(smem.scales[1]);
     float const of_all = smem.scales[1].scale;
     static_assert(Cfg::kBc == 32, "two steps of 16 keys");
-    // Not unrolled, as registers and a cold start's instructions are dear.
-#pragma unroll 1
+    // One by one where O takes many registers.
+#pragma unroll(Cfg::kHeadDim == 64 ? 2 : 1)
     for (int t = 0; t < 2; ++t) {
       u32 a[4];
 #pragma unroll
@@ -144,38 +140,6 @@ struct FewRowsWarp {
     }
   }
 
-  // Weighs a tile against a new row_max, in the rows where the one that is there does not hold.
-  __device__ __forceinline__ void weigh_anew(Weights<Cfg>& weights, Scores& scores, bool const (&kept)[2]) {
-    float offset[1][2], sums[1][2];
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      float const top = kept[h] ? softmax.row_max[0][h] : softmax.highest(scores, 0, h);
-      float const correction = softmax.raise_max(top, 0, h, p.scale_log2);
-      rescale_row(out, 0, h, correction);
-      offset[0][h] = softmax.raised_offset(0, h, p.scale_log2);
-    }
-    softmax.take_off(scores, offset);
-    weights.weigh(scores, sums, offset[0], p.scale_log2);
-    softmax.add(sums);
-  }
-
-  // As consumers of packed tiles do it: row by row, so that the bits of a row do not depend on its neighbours.
-  __device__ __forceinline__ void weigh(Weights<Cfg>& weights, Scores& scores, bool allow_lazy) {
-    bool kept[2] = {false, false};
-    if (allow_lazy) {
-      float const offset[1][2] = {{softmax.offset(0, 0, p.scale_log2), softmax.offset(0, 1, p.scale_log2)}};
-      float sums[1][2];
-      weights.weigh(scores, sums, offset[0], p.scale_log2);
-      if (softmax.holds(sums, offset)) {
-        softmax.add(sums);
-        return;
-      }
-      kept[0] = softmax.row_holds(sums[0][0], offset[0][0], 0, 0);
-      kept[1] = softmax.row_holds(sums[0][1], offset[0][1], 0, 1);
-    }
-    weigh_anew(weights, scores, kept);
-  }
-
   __device__ __forceinline__ void mask(Scores& scores, Tile const& tile, u32 no_page, WorkSlot const& work) const {
     if constexpr (Cfg::kPaged) {
       u32 const hidden[1] = {no_page};
@@ -183,7 +147,8 @@ struct FewRowsWarp {
     }
     if (tile.kind() == kFull) return;
     MaskView const view{p, work.mask};
-    mask_tile<0>(scores, WarpTile{view, tile, work.q0 * p.pack_heads, 0, nullptr, p.pack_heads, p.pack_tokens});
+    Tile const whole{tile.packed, p.lists.entries[tile.payload].y, tile.first};
+    mask_tile<0>(scores, WarpTile{view, whole, work.q0 * p.pack_heads, 0, nullptr, p.pack_heads, p.pack_tokens});
   }
 
   // Starts to fill the ring. Not unrolled: a cold start waits for instructions, too.
@@ -200,10 +165,11 @@ struct FewRowsWarp {
   __device__ __forceinline__ void run(Loader& loader, WorkSlot const& work) {
     constexpr bool kEven = Cfg::kBuffers % 2 == 0;  // keys follow keys in a buffer
     if constexpr (Cfg::kE4m3) fits = uniform(smem.scales[0].fits | smem.scales[1].fits << 1);
-    int full = 0, slot = 0;
+    int full = 0;
 #pragma unroll 1
     while (true) {
       WarpBuffer<Cfg> const& of_keys = take_buffer(loader);
+      int const slot = loader.slot == Cfg::kTiles - 1 ? 0 : loader.slot + 1;  // the oldest one
       Tile tile = smem.tiles[warp][slot];
       tile.packed = uniform(tile.packed);
       if (tile.packed == 0) break;
@@ -215,12 +181,11 @@ struct FewRowsWarp {
       if constexpr (Cfg::kSoftcap) cap_scores(scores, p.tanh_scale);
       mask(scores, tile, no_page, work);
       Weights<Cfg> weights;
-      weigh(weights, scores, full >= kLazyTiles);
+      weigh(weights, softmax, out, scores, full >= kLazyTiles, p.scale_log2);  // row by row, as packed tiles
       full += tile.kind() == kFull ? 1 : 0;
       add_values(weights, take_buffer(loader));
       __syncwarp();
       load<kEven>(loader, false);
-      slot = slot == Cfg::kTiles - 1 ? 0 : slot + 1;
     }
     cp_async_wait<0>();
     __syncwarp();  // the ring is read
