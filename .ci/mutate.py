@@ -207,7 +207,7 @@ CALLS = [
         "jit/few_rows_spec.py",
         "ring = max(stages * (tile + 128), round_up(out, 128))",
         "ring = stages * tile",
-        "tests/jit/test_compile.py::test_few_rows_compile_without_a_spill_and_are_known_to_be_uniform",
+        "tests/jit/test_compile_few_rows.py",
     ),
     Fault(
         "schedule/grid.py",

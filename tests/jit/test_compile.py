@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, replace
-from itertools import product
 
 import pytest
 from cubin_code import WARPSYNC, opcodes
@@ -16,7 +15,6 @@ from omnicupy.choose import paged, table
 from omnicupy.jit import archs, cache
 from omnicupy.jit.append_spec import AppendSpec, Fp8AppendSpec
 from omnicupy.jit.cached_spec import CachedSpec
-from omnicupy.jit.few_rows_spec import FewRowsSpec
 from omnicupy.jit.fp8_spec import Fp8Spec
 from omnicupy.jit.paged_spec import PagedSpec
 from omnicupy.jit.plan_spec import PlanSpec
@@ -103,23 +101,6 @@ FP8 = [
     for i, spec in enumerate((*_ONE_OF.values(), NAIVE[0]))
     for way in [_WAYS[i % 3], _WAYS[(i + 1) % 3]][: 2 if spec.kernel == "sm90" else 1]
 ]
-
-# Of few rows each width, of e4m3 and of 16 bits, in pages or not, with the dtypes in turn; of e4m3 each shape.
-FEW_ROWS = [
-    FewRowsSpec.of(
-        AttnSpec(arch="sm_90a", kernel="sm90", dtype=DTYPES[i % 2], head_dim=head_dim, br=64, bc=64, warps=8),
-        **shape,
-    ).for_caches(e4m3=e4m3, in_pages=in_pages, ragged=in_pages)
-    for i, (head_dim, e4m3, in_pages) in enumerate(product((64, 128), (True, False), (False, True)))
-    for shape in ({}, {"compute_warps": 12, "blocks": 1})[: 1 + e4m3]
-]
-
-
-@pytest.mark.parametrize("spec", FEW_ROWS, ids=str)
-def test_few_rows_compile_without_a_spill_and_are_known_to_be_uniform(spec: FewRowsSpec) -> None:
-    _check(spec)
-    assert cache.entry(spec).registers * spec.threads * spec.blocks <= REGISTERS_A_MULTIPROCESSOR
-    assert not set(opcodes(cache.cubin(spec).read_bytes(), spec.entry)) & WARPSYNC
 
 
 @pytest.mark.parametrize(

@@ -181,18 +181,6 @@ __device__ __forceinline__ float4 cvt_f32x4_e4m3x4(u32 four) {
   return x;
 }
 
-// The same as float16, two a register.
-__device__ __forceinline__ void cvt_f16x4_e4m3x4(u32 four, u32& low, u32& high) {
-  asm("{\n"
-      ".reg .b16 a, b;\n"
-      "mov.b32 {a, b}, %2;\n"
-      "cvt.rn.f16x2.e4m3x2 %0, a;\n"
-      "cvt.rn.f16x2.e4m3x2 %1, b;\n"
-      "}"
-      : "=r"(low), "=r"(high)
-      : "r"(four));
-}
-
 // Makes this thread's ordinary writes to shared memory visible to the tensor cores and the copy engine.
 __device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

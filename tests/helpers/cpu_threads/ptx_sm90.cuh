@@ -164,11 +164,6 @@ inline float4 cvt_f32x4_e4m3x4(u32 four) {
   }
   return {x[0], x[1], x[2], x[3]};
 }
-inline void cvt_f16x4_e4m3x4(u32 four, u32& low, u32& high) {
-  float4 const x = cvt_f32x4_e4m3x4(four);
-  low = pack_pair<false>(x.x, x.y);
-  high = pack_pair<false>(x.z, x.w);
-}
 inline float4 load_past_l1(float4 const* source) { return *source; }
 inline float2 load_past_l1(float2 const* source) { return *source; }
 inline uint4 load_16_or_zeros(void const* source, bool exists) {
