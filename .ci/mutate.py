@@ -179,6 +179,42 @@ CALLS = [
         '{"diagonal": 0, "segments": rows.segments or self.segments}',
         "tests/masks/test_extend_blocks.py",
     ),
+    Fault(
+        "choose/paged.py",
+        "and split is None and (of_few",
+        "and (of_few",
+        "tests/gpu/test_few_rows.py",
+    ),
+    Fault(
+        "choose/paged.py",
+        "problem.batch * problem.kv_heads < sm_count]",
+        "problem.batch < sm_count]",
+        "tests/gpu/test_few_rows.py",
+    ),
+    Fault(
+        "choose/paged.py",
+        "or problem.group * problem.q_len > few_rows_spec.ROWS",
+        "or problem.q_len > few_rows_spec.ROWS",
+        "tests/gpu/test_few_rows.py",
+    ),
+    Fault(
+        "jit/few_rows_spec.py",
+        "if heads * tokens > ROWS or head_dim",
+        "if head_dim",
+        "tests/jit/test_few_rows_spec.py",
+    ),
+    Fault(
+        "jit/few_rows_spec.py",
+        "ring = max(stages * (tile + 128), round_up(out, 128))",
+        "ring = stages * tile",
+        "tests/jit/test_compile_few_rows.py",
+    ),
+    Fault(
+        "schedule/grid.py",
+        "sm_count *= spec.blocks",
+        "pass",
+        "tests/jit/test_few_rows_spec.py",
+    ),
 ]
 
 MEMORY = [

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from omnicupy.call.problem import Problem
 from omnicupy.choose.classes import OTHER_PAGES, PAGES, WHOLE
+from omnicupy.jit import few_rows_spec
+from omnicupy.jit.few_rows_spec import FewRowsSpec
 from omnicupy.jit.fp8_spec import converts
 from omnicupy.jit.paged_spec import MOST_WARPS, by_boxes
 from omnicupy.jit.spec import AttnSpec
@@ -17,10 +20,32 @@ def kind_of(page_size: int | None) -> str:
     return PAGES if by_boxes(page_size) else OTHER_PAGES
 
 
-def for_e4m3(spec: AttnSpec) -> AttnSpec:
-    """The variant that takes a row's place where keys and values are e4m3: of "sm90" one with 64 rows, the only ones
-    beside which warps convert.
+def few_rows(spec: AttnSpec, problem: Problem) -> tuple[FewRowsSpec, ...]:
+    """The variants of the kernel for few rows that take a row's place where a call on e4m3 has few: first that for many
+    sequences, then that for few. Empty where none serves.
     """
+    widths = {spec.head_dim, spec.value_dim, problem.head_dim, problem.value_dim}
+    if (
+        spec.kernel != "sm90"
+        or len(widths) > 1
+        or spec.head_dim not in few_rows_spec.HEAD_DIMS
+        or problem.group * problem.q_len > few_rows_spec.ROWS
+    ):
+        return ()
+    return FewRowsSpec.of(spec), FewRowsSpec.of(spec, compute_warps=12, blocks=1)
+
+
+def for_e4m3(
+    spec: AttnSpec, problem: Problem | None = None, sm_count: int = 1, split: int | None = None
+) -> AttnSpec:
+    """The variant that takes a row's place where keys and values are e4m3: where heads and tokens of a key head are few
+    rows, that of the kernel for them. Else of "sm90" one with 64 rows, the only ones beside which warps convert.
+
+    problem: the call's, None for any with more rows.  split: the call's; with one the kernel may not depend on how many
+    rows or sequences there are.
+    """
+    if problem is not None and split is None and (of_few := few_rows(spec, problem)):
+        return of_few[problem.batch * problem.kv_heads < sm_count]
     if not converts(spec):
         bc = 128 if max(spec.head_dim, spec.value_dim) <= 128 else 64
         spec = replace(spec, br=64, bc=bc, stages=2, warps=8)

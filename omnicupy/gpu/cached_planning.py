@@ -23,6 +23,7 @@ from omnicupy.gpu.streams import using
 from omnicupy.gpu.tensor_maps import can_map
 from omnicupy.gpu.workspace import Need
 from omnicupy.jit import archs
+from omnicupy.jit.few_rows_spec import FewRowsSpec
 from omnicupy.jit.plan_spec import PlanSpec
 from omnicupy.jit.spec import AttnSpec, round_up
 from omnicupy.schedule.cached_lists import MOST_BYTES, CachedLists, tail_arrays
@@ -31,6 +32,7 @@ from omnicupy.serving.caches import AnyKV
 from omnicupy.serving.rule import CachedRule
 
 _ALIGN = 256
+FEW_ROWS_PARTS = 32  # of a row that the kernel for few rows works on: a lane each, where they are merged
 _SLOTS_OF_ALL = 3  # parts of split rows a multiprocessor, of all heads: more are hardly worth what they cost
 
 
@@ -128,6 +130,7 @@ def lists_of(grid: Grid, rule: CachedRule, total_rows: int | None = None) -> Cac
         heads=grid.tile_heads,
         sm_count=grid.workers.sm_count,
         leave=grid.workers.leave,
+        **_costs_of(spec),
         split_slots=slots,
         split_tiles=grid.workers.split_tiles,
         in_order=spec.kernel == "naive",
@@ -139,6 +142,15 @@ def lists_of(grid: Grid, rule: CachedRule, total_rows: int | None = None) -> Cac
             f"{problem.k_len} may need {size} bytes, more than {MOST_BYTES}; take a larger split"
         )
     return lists
+
+
+def _costs_of(spec: AttnSpec) -> dict[str, Any]:
+    """What a part costs beside its tiles, and how many a row may have, where the kernel differs from others: all warps
+    fill their rings and merge what they have, in about the time of a tile each.
+    """
+    if not isinstance(spec, FewRowsSpec):
+        return {}
+    return {"item": float(spec.compute_warps), "most_cuts": FEW_ROWS_PARTS}
 
 
 def _spec_of(call: CachedCall, arrays: tuple[Any, Any, Any, Any], info: DeviceInfo, kv: AnyKV) -> AttnSpec:
@@ -158,7 +170,7 @@ def _spec_of(call: CachedCall, arrays: tuple[Any, Any, Any, Any], info: DeviceIn
         cache=paged.kind_of(page_size),
     )
     if fp8:
-        return paged.for_e4m3(spec)
+        return paged.for_e4m3(spec, problem, info.sm_count, call.split)
     return spec if page_size is None else paged.fitted(spec, page_size)
 
 

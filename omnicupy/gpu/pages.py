@@ -9,6 +9,7 @@ from omnicupy.call import check_fp8
 from omnicupy.call.arrays import DeviceArray
 from omnicupy.gpu.ranges import Range, byte_range
 from omnicupy.jit.cached_spec import CachedSpec
+from omnicupy.jit.few_rows_spec import FewRowsSpec
 from omnicupy.jit.fp8_spec import Fp8Spec
 from omnicupy.jit.paged_spec import PagedSpec
 from omnicupy.jit.ragged_spec import RaggedSpec
@@ -39,6 +40,8 @@ def spec_of(spec: AttnSpec, kv: AnyKV, *, ragged: bool = False) -> AttnSpec:
     ragged: sequences have numbers of rows of their own.
     """
     size = size_of(kv)
+    if isinstance(spec, FewRowsSpec):
+        return spec.for_caches(e4m3=check_fp8.is_fp8(kv), in_pages=size is not None, ragged=ragged)
     if check_fp8.is_fp8(kv):
         return Fp8Spec.of_e4m3(spec, in_pages=size is not None, ragged=ragged)
     found = CachedSpec.of(spec) if size is None else PagedSpec.with_pages(spec, size)

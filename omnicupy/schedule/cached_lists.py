@@ -46,7 +46,8 @@ class CachedLists:
     rule: which keys rows see.  batch, q_len, capacity: sequences, rows and keys of each.  br, bc: the kernel's tile,
     in tokens.
     heads: of a sequence that work on each part; those that share a tile count as one.  sm_count: multiprocessors.
-    leave: what a part of a split row costs beside its tiles, in tiles.
+    item: what a part costs beside its tiles, in tiles.  leave: what one of a split row costs besides.
+    most_cuts: parts of a row, at most.
     split_slots: parts of split rows that the merge has memory for; 0: rows are not split.  split_tiles: tiles of each
     part but the last one of a row, whatever else there is to do; 0: the planner cuts as it sees fit.  in_order: parts
     are whole rows, in their order, as the plain kernel takes them.  total_rows: of all sequences, where each has a
@@ -63,6 +64,8 @@ class CachedLists:
     heads: int
     sm_count: int
     leave: float = LEAVE
+    item: float = ITEM
+    most_cuts: int = MOST_PARTS
     split_slots: int = 0
     split_tiles: int = 0
     in_order: bool = False
@@ -203,7 +206,6 @@ class CachedLists:
         tail = self.rule.tail
         record = np.zeros(1, PLAN_PARAMS if self.total_rows is None else RAGGED_PLAN_PARAMS)
         values = {
-            "item": ITEM,
             "leave": self.leave,
             "of_key": 1 / self.bc,
             "window": self.window,
@@ -212,7 +214,6 @@ class CachedLists:
             "tail_words": tail_words(self.q_len),
             "in_order": self.keeps_order,
             "split_slots": self.slots,
-            "most_cuts": MOST_PARTS,
             "least_tiles": LEAST_TILES,
             "total": self.total_rows,
         }

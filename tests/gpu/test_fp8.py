@@ -39,11 +39,11 @@ def _inputs(
 
 
 @pytest.mark.parametrize("page_size", [None, 1, 8, 16, 100])
-@pytest.mark.parametrize(("q_len", "q_heads", "packed"), [(1, 8, True), (1, 2, False), (3000, 8, False)])
+@pytest.mark.parametrize(("q_len", "q_heads", "packed"), [(5, 8, True), (17, 2, False), (3000, 8, False)])
 def test_which_kernel_reads_e4m3(
     device: fake_device.Device, page_size: int | None, q_len: int, q_heads: int, packed: bool
 ) -> None:
-    """Hopper's, whatever the pages, with 64 rows."""
+    """Hopper's, whatever the pages, with 64 rows where there are more than 16."""
     q, kv = _inputs(page_size, q_len, q_heads=q_heads)
     step = oc.plan(q, kv, oc.cached())
     oc.attention(q, kv, mask=step)

@@ -15,7 +15,7 @@ from omnicupy.tools.verify.cached_cases import CASES as CACHED_CASES
 from omnicupy.tools.verify.case_kernels import backward_variants, serves
 from omnicupy.tools.verify.cases import FIXED, Case
 from omnicupy.tools.verify.random_cases import DEFAULT, sweep
-from omnicupy.tools.verify.source_digest import BACKWARD, FORWARD, PLANNING, SOURCES
+from omnicupy.tools.verify.source_digest import BACKWARD, FEW_ROWS, FORWARD, PLANNING, SOURCES
 from omnicupy.tools.verify.special_cases import BIG
 from omnicupy.tools.verify.special_cases import CASES as SPECIAL_CASES
 
@@ -85,6 +85,8 @@ def planned(source: str) -> set[str]:
     if of.launch not in (FORWARD, PLANNING):
         appending = (case for case in append_cases.CASES if source in _sources_of_append(case))
         return {case.id for case in appending}
+    if source == FEW_ROWS:
+        return {case.id for case in serving_cases.CASES if serving_kernels.few_rows(case, "sm_90")}
     on_caches = {case.id for case in serving_cases.CASES if serving_kernels.counts_for(of.kernel, case)}
     if of.launch is PLANNING:
         return on_caches | {case.id for case in CACHED_CASES}

@@ -12,16 +12,19 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from omnicupy.call.problem import Problem
 from omnicupy.choose import backward_table, paged, pick, table
 from omnicupy.choose.capped import capped, capped_backward
 from omnicupy.jit import archs, nvrtc, source
 from omnicupy.jit.append_spec import AppendSpec, Fp8AppendSpec
 from omnicupy.jit.cached_spec import CachedSpec
+from omnicupy.jit.few_rows_spec import FewRowsSpec
 from omnicupy.jit.fp8_spec import Fp8Spec
 from omnicupy.jit.paged_spec import LEAST_BOX, PagedSpec
 from omnicupy.jit.params import PARAMS
@@ -59,6 +62,7 @@ FORWARD = Launch(
 )
 BACKWARD = Launch(doors=("gpu.backward", "masks.cut"))
 # Of kernels that no row of the table names: they are what is launched.
+FEW_ROWS = "attention_fwd_few_rows.cu"  # a variant takes a row's place on caches of e4m3
 PLANNING = Launch(doors=("gpu.cached",), ahead=(*_PLANNERS, *_RAGGED_PLANNERS))
 APPENDING = Launch(doors=("gpu.append",), ahead=_APPENDS)
 APPENDING_FP8 = Launch(doors=("gpu.append",), ahead=_FP8_APPENDS)
@@ -81,6 +85,7 @@ def _sources() -> dict[str, Source]:
         for kernel in KERNELS
         if kernel != "naive"
     }
+    found[FEW_ROWS] = Source("sm90", "sm90_fp8", FORWARD)
     for launch in (PLANNING, APPENDING, APPENDING_FP8):
         first = launch.ahead[0]
         found[first.source] = Source(first.kernel, first.params, launch)
@@ -100,16 +105,29 @@ def rows() -> dict[str, list[KernelSpec]]:
     """
     backward = [*backward_table.rows(), *map(capped_backward, backward_table.rows())]
     of_backward = (kernel for spec in backward for kernel in spec.kernels().values())
-    every: list[KernelSpec] = [*table.rows(), *map(capped, table.rows()), *of_backward]
+    forward = [*table.rows(), *map(capped, table.rows())]
+    every: list[KernelSpec] = [*forward, *_few_rows(forward), *of_backward]
     found: dict[str, dict[KernelSpec, None]] = {}
     for spec in every:
         found.setdefault(spec.source, {})[spec] = None
     return {name: list(specs) for name, specs in found.items()}
 
 
+def _few_rows(forward: list[AttnSpec]) -> list[FewRowsSpec]:
+    """What takes a row's place where a call on e4m3 has few rows of queries."""
+    return [
+        few
+        for spec in forward
+        for few in paged.few_rows(
+            spec, Problem(1, 1, 1, 1, 1, spec.head_dim, spec.dtype, value_dim=spec.value_dim)
+        )
+    ]
+
+
 def selected() -> set[str]:
     """Sources of the kernels that calls without `config` may get, and of those that run beside them on caches."""
-    forward = {spec.source for spec in table.rows() if spec.kernel in pick.SERVED}
+    rows = [spec for spec in table.rows() if spec.kernel in pick.SERVED]
+    forward = {spec.source for spec in (*rows, *_few_rows(rows))}
     served = (spec for spec in backward_table.rows() if spec.kernel in backward_table.SERVED)
     beside = {spec.source for launch in (PLANNING, APPENDING, APPENDING_FP8) for spec in launch.ahead}
     return forward | beside | {kernel.source for spec in served for kernel in spec.kernels().values()}
@@ -138,7 +156,10 @@ def _variants(spec: KernelSpec) -> Iterator[KernelSpec]:
     e4m3, and on all of these where sequences have numbers of rows of their own.
     """
     yield spec
-    if isinstance(spec, AttnSpec):
+    if isinstance(spec, FewRowsSpec):
+        for ways in product((True, False), repeat=3):
+            yield spec.for_caches(**dict(zip(("e4m3", "in_pages", "ragged"), ways, strict=True)))
+    elif isinstance(spec, AttnSpec):
         if (of_caches := CachedSpec.of(spec)) != spec:
             yield of_caches
         for size in (1, LEAST_BOX):

@@ -224,6 +224,11 @@ inline float __int_as_float(unsigned bits) {
   return value;
 }
 
+inline float __uint_as_float(unsigned bits) {
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
+}
 inline unsigned __float_as_uint(float value) {
   unsigned bits;
   memcpy(&bits, &value, 4);

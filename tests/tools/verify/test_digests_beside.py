@@ -11,7 +11,12 @@ from omnicupy.jit import source
 from omnicupy.tools.verify import source_digest
 from omnicupy.tools.verify.source_digest import SOURCES
 
-FORWARD_SOURCES = ("attention_naive.cu", "attention_fwd_sm80.cu", "attention_fwd_sm90.cu")
+FORWARD_SOURCES = (
+    "attention_naive.cu",
+    "attention_fwd_sm80.cu",
+    "attention_fwd_sm90.cu",
+    "attention_fwd_few_rows.cu",
+)
 PLANNER, APPEND, APPEND_FP8 = BESIDE = ("attention_plan_cached.cu", "cache_append.cu", "cache_append_fp8.cu")
 
 

@@ -207,43 +207,14 @@ struct Consumer {
     release(smem.k_empty[state.ring.stage()]);
   }
 
-  // Weighs a whole tile against a new row_max. O and the weights are at rest. kRescale: O holds something. kept: rows
-  // whose row_max stays as it is.
-  template <bool kRescale = true>
-  __device__ __forceinline__ void weigh_anew(Scores& scores, bool const (&kept)[2] = {false, false}) {
-    OnlineSoftmax<1, Cfg::kBf16>& softmax = state.softmax;
-    float offset[1][2], sums[1][2];
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      float const top = kept[h] ? softmax.row_max[0][h] : softmax.highest(scores, 0, h);
-      float const correction = softmax.raise_max(top, 0, h, p.scale_log2);
-      if constexpr (kRescale) rescale_row(state.out, 0, h, correction);
-      offset[0][h] = softmax.raised_offset(0, h, p.scale_log2);
-    }
-    softmax.take_off(scores, offset);
-    state.weights.weigh(scores, sums, offset[0], p.scale_log2);
-    softmax.add(sums);
+  // The first tile of an item: O holds nothing.
+  __device__ __forceinline__ void weigh_first(Scores& scores) {
+    bool const kept[2] = {false, false};
+    weigh_anew<false>(state.weights, state.softmax, state.out, scores, kept, p.scale_log2);
   }
 
-  // Weighs a tile against row_max as it is, where lazy rescaling is allowed and row_max holds. O and the weights are
-  // at rest.
   __device__ __forceinline__ void weigh(Scores& scores, bool allow_lazy) {
-    OnlineSoftmax<1, Cfg::kBf16>& softmax = state.softmax;
-    bool kept[2] = {false, false};
-    if (allow_lazy) {
-      float const offset[1][2] = {{softmax.offset(0, 0, p.scale_log2), softmax.offset(0, 1, p.scale_log2)}};
-      float sums[1][2];
-      state.weights.weigh(scores, sums, offset[0], p.scale_log2);
-      if (softmax.holds(sums, offset)) {
-        softmax.add(sums);
-        return;
-      }
-      if constexpr (Cfg::kPack) {  // rows of a warp stand for heads that other calls have elsewhere: each on its own
-        kept[0] = softmax.row_holds(sums[0][0], offset[0][0], 0, 0);
-        kept[1] = softmax.row_holds(sums[0][1], offset[0][1], 0, 1);
-      }
-    }
-    weigh_anew(scores, kept);
+    omni::weigh(state.weights, state.softmax, state.out, scores, allow_lazy, p.scale_log2);
   }
 
   __device__ __forceinline__ void begin_rows() {

@@ -75,7 +75,7 @@ struct ForwardLoop {
     consumer.hide_keys_of_no_page(scores, packed);
     consumer.begin_rows();
     consumer.mask_scores(scores, keep, mask_work, work);
-    consumer.template weigh_anew<false>(scores);
+    consumer.weigh_first(scores);
     consumer.state.step();
   }
 

@@ -112,9 +112,7 @@ struct PackedMerge {
     for (; row < live; row += 4) merge_row(row);
   }
 
- private:
-  static constexpr int kMergeBarrier = 1;  // packed kernels have one warpgroup, which waits for no turn
-
+  // What a part leaves.
   __device__ __forceinline__ float* part(int index) const {
     i64 const slot = static_cast<i64>(rows.tile) * args.n_slots + split.w + index;
     return reinterpret_cast<float*>(args.partials) + slot * args.p.part_rows * (Cfg::kValueDim + 2);
@@ -128,12 +126,6 @@ struct PackedMerge {
   // nothing.
   __device__ __forceinline__ float share(float from, float to) const {
     return from == neg_inf() ? 0.f : exp2_approx((from - to) * args.p.scale_log2);
-  }
-
-  // row_max and row_sum of a row in the lane's part of 32 from `base` on.
-  __device__ __forceinline__ float2 load_sums(int row, int base) const {
-    int const index = base + lane_id();
-    return index < split.z ? load_past_l1(sums(index) + row) : make_float2(neg_inf(), 0.f);
   }
 
   // First what all parts weigh, a part a lane; then their rows, a few columns a lane.
@@ -160,6 +152,34 @@ struct PackedMerge {
     store(out, row, row_max, row_sum);
   }
 
+  // A row that is whole, a few columns a lane.
+  __device__ __forceinline__ void store(float const (&out)[kEach][4], int row, float row_max, float row_sum) const {
+    ForwardParams const& p = args.p;
+    OnlineSoftmax<1, Cfg::kBf16> whole;
+    whole.row_max[0][0] = row_max;
+    whole.row_sum[0][0] = row_sum;
+    float const factor = rows.inverse(whole, 0, row);
+    unsigned char* const g_row = rows.output(row);
+#pragma unroll
+    for (int e = 0; e < kEach; ++e) {
+      int const vector = lane_id() + 32 * e;
+      if (4 * vector >= value_columns<Cfg>(p)) continue;
+      u32 const low = pack_pair<Cfg::kBf16>(out[e][0] * factor, out[e][1] * factor);
+      u32 const high = pack_pair<Cfg::kBf16>(out[e][2] * factor, out[e][3] * factor);
+      *reinterpret_cast<uint2*>(g_row + 8 * vector) = make_uint2(low, high);
+    }
+    if (p.lse != nullptr && lane_id() == 0) rows.lse(row) = whole.lse(0, 0, p.scale, p.scale_log2);
+  }
+
+ private:
+  static constexpr int kMergeBarrier = 1;  // packed kernels have one warpgroup, which waits for no turn
+
+  // row_max and row_sum of a row in the lane's part of 32 from `base` on.
+  __device__ __forceinline__ float2 load_sums(int row, int base) const {
+    int const index = base + lane_id();
+    return index < split.z ? load_past_l1(sums(index) + row) : make_float2(neg_inf(), 0.f);
+  }
+
   // kAtOnce parts from `index` on. weight: of the lane's part; lane0: whose part `index` is.
   __device__ __forceinline__ void add_parts(float (&out)[kEach][4], int row, int index, int lane0, float weight) const {
     float4 more[kAtOnce][kEach];
@@ -184,24 +204,6 @@ struct PackedMerge {
         out[e][3] = fmaf(factor, more[n][e].w, out[e][3]);
       }
     }
-  }
-
-  __device__ __forceinline__ void store(float const (&out)[kEach][4], int row, float row_max, float row_sum) const {
-    ForwardParams const& p = args.p;
-    OnlineSoftmax<1, Cfg::kBf16> whole;
-    whole.row_max[0][0] = row_max;
-    whole.row_sum[0][0] = row_sum;
-    float const factor = rows.inverse(whole, 0, row);
-    unsigned char* const g_row = rows.output(row);
-#pragma unroll
-    for (int e = 0; e < kEach; ++e) {
-      int const vector = lane_id() + 32 * e;
-      if (4 * vector >= value_columns<Cfg>(p)) continue;
-      u32 const low = pack_pair<Cfg::kBf16>(out[e][0] * factor, out[e][1] * factor);
-      u32 const high = pack_pair<Cfg::kBf16>(out[e][2] * factor, out[e][3] * factor);
-      *reinterpret_cast<uint2*>(g_row + 8 * vector) = make_uint2(low, high);
-    }
-    if (p.lse != nullptr && lane_id() == 0) rows.lse(row) = whole.lse(0, 0, p.scale, p.scale_log2);
   }
 };
 

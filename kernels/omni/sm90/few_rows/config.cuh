@@ -1,0 +1,44 @@
+// The compile-time shape of the kernel for few query rows: at most 16 rows of heads and tokens, which all warps of a
+// thread block share, over caches of 16 bits or of e4m3. The additions are the same for both, in the same order.
+#pragma once
+
+#include "omni/sm90/forward/pages.cuh"
+
+namespace omni {
+
+template <
+    int HeadDim, int Bc, int Buffers, int Warps, int Blocks, bool Bf16, bool Softcap, bool Paged, bool Ragged,
+    bool E4m3>
+struct FewRowsConfig {
+  static constexpr int kHeadDim = HeadDim;
+  static constexpr int kValueDim = HeadDim;
+  static constexpr int kBc = Bc;                  // keys of a step of a warp, and of a tile of the block lists
+  static constexpr int kBuffers = Buffers;        // of a warp's ring, each for keys or values of a tile
+  static constexpr int kTiles = Buffers / 2 + 1;  // whose keys are there or on their way, at most
+  static constexpr int kWarps = Warps;
+  static constexpr int kThreads = 32 * Warps;
+  static constexpr int kBlocks = Blocks;  // thread blocks a multiprocessor
+  static constexpr bool kBf16 = Bf16;
+  static constexpr bool kSoftcap = Softcap;
+  static constexpr bool kPaged = Paged;
+  static constexpr bool kRagged = Ragged;
+  static constexpr bool kE4m3 = E4m3;
+  // As the parts that all Hopper kernels share name them.
+  static constexpr bool kPack = true;
+  static constexpr bool kCached = true;
+  static constexpr bool kScheduler = false;
+  static constexpr bool kSplitWeights = false;
+  static constexpr int kHeads = 1;
+
+  static constexpr int kRows = 16;               // of a tile of queries: what mma.sync takes
+  static constexpr int kSteps = HeadDim / 16;    // of Q K^T
+  static constexpr int kElement = E4m3 ? 1 : 2;  // bytes
+  static constexpr int kTileBytes = Bc * HeadDim * kElement;
+
+  static_assert(
+      HeadDim == 64 || HeadDim == 128, "a quad reads 64 columns of a key, eight lanes all columns of a value");
+  static_assert(Buffers >= 2, "one for keys, one for values");
+  static_assert(Bc == 32, "a lane looks up one key, and bit tiles have one word a row");
+};
+
+}  // namespace omni

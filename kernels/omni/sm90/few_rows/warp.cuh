@@ -1,0 +1,232 @@
+// A warp of the kernel for few query rows: S = Q K^T, softmax and O += P V of every kWarps-th tile of an item, with a
+// row_max, a sum and an O of its own. Scores are queries by keys in a register tile, as everywhere, so mask and softmax
+// are those of all kernels. A warp waits for its own copies alone.
+#pragma once
+
+#include "omni/mask/keep.cuh"
+#include "omni/sm90/few_rows/fragments.cuh"
+#include "omni/sm90/few_rows/loader.cuh"
+#include "omni/sm90/forward/weights.cuh"
+#include "omni/softcap.cuh"
+
+namespace omni {
+
+template <class Cfg>
+struct FewRowsWarp {
+  using Smem = FewRowsSmem<Cfg>;
+  using Scores = RegTile<1, Cfg::kBc>;
+  using Loader = FewRowsLoader<Cfg>;
+  static constexpr int kLazyTiles = 64 / Cfg::kBc;  // FULL ones behind which rescaling may be lazy
+
+  ForwardParams const& p;
+  Smem& smem;
+  int const warp;
+  int fits = 0;                    // bits 0 and 1: the scales of keys and of values; 2 and 3: each token has one
+  RegTile<1, Cfg::kValueDim> out;  // column n of block j is column kValueDim / 8 * n + j of O
+  OnlineSoftmax<1, Cfg::kBf16> softmax;
+
+  __device__ __forceinline__ FewRowsWarp(ForwardParams const& params, Smem& memory)
+      : p(params), smem(memory), warp(uniform(threadIdx.x / 32)) {
+    out.fill(0.f);
+    softmax.init();
+  }
+
+  template <bool kFits>
+  __device__ __forceinline__ static Diagonal<Cfg::kBf16> diagonal_of(HeadScale const& scale) {
+    if constexpr (!kFits) return Diagonal<Cfg::kBf16>{};
+    return Diagonal<Cfg::kBf16>{scale.diagonals[lane_id()], scale.power()};
+  }
+
+  template <bool kFits>
+  __device__ __forceinline__ void multiply_keys(Scores& scores, WarpBuffer<Cfg> const& from) const {
+    auto const* const s_keys = reinterpret_cast<uint4 const*>(from.elements) + lane_id();
+    Diagonal<Cfg::kBf16> const of_head = diagonal_of<kFits>(smem.scales[0]);
+    float scales[Scores::kBlocks];
+#pragma unroll
+    for (int i = 0; i < Scores::kBlocks; ++i) {
+      scales[i] = (fits & 4) != 0 ? from.scales[8 * i + lane_id() / 4] : smem.scales[0].scale;
+    }
+#pragma unroll 1
+    for (int half = 0; half < Loader::kHalves; ++half) {
+      uint4 share[Scores::kBlocks][Cfg::kElement];
+#pragma unroll
+      for (int i = 0; i < Scores::kBlocks; ++i) {
+#pragma unroll
+        for (int n = 0; n < Cfg::kElement; ++n) {
+          share[i][n] = s_keys[32 * ((i * Loader::kHalves + half) * Cfg::kElement + n)];
+        }
+      }
+#pragma unroll
+      for (int step = 0; step < 4; ++step) {
+        uint4 const four = smem.q[4 * half + step][lane_id()];
+        u32 const a[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+        for (int i = 0; i < Scores::kBlocks; ++i) {
+          BFragment const b = key_fragment<Cfg, kFits>(share[i], step, of_head, scales[i]);
+          mma_m16n8k16<Cfg::kBf16>(&scores.x[0][4 * i], a, b.low, b.high);
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void compute_scores(Scores& scores, WarpBuffer<Cfg> const& from) const {
+    scores.fill(0.f);
+    if (Cfg::kE4m3 && (fits & 1) != 0) {
+      multiply_keys<Cfg::kE4m3>(scores, from);
+      float const more = smem.scales[0].power();
+#pragma unroll
+      for (int i = 0; i < 4 * Scores::kBlocks; ++i) scores.x[0][i] *= Cfg::kBf16 ? more : 1.f;
+    } else {
+      multiply_keys<false>(scores, from);
+    }
+  }
+
+  __device__ __forceinline__ void add_values(Weights<Cfg> const& weights, WarpBuffer<Cfg> const& from) {
+    if (Cfg::kE4m3 && (fits & 2) != 0) {
+      multiply_values<Cfg::kE4m3>(weights, from);
+    } else {
+      multiply_values<false>(weights, from);
+    }
+  }
+
+  template <bool kFits>
+  __device__ __forceinline__ void multiply_values(Weights<Cfg> const& weights, WarpBuffer<Cfg> const& from) {
+    constexpr int kWords = Loader::kValueBytes / 4, kColumns = 4 / Cfg::kElement;  // of a lane; of a word
+    unsigned char const* const s_values = from.elements + Loader::kCopy * lane_id();
+    float2 const* const s_scales = reinterpret_cast<float2 const*>(from.scales) + lane_id() % 4;
+    Diagonal<Cfg::kBf16> const of_head = diagonal_of<kFits>(smem.scales[1]);
+    float const of_all = smem.scales[1].scale;
+    static_assert(Cfg::kBc == 32, "two steps of 16 keys");
+    // One by one where O takes many registers.
+#pragma unroll(Cfg::kHeadDim == 64 ? 2 : 1)
+    for (int t = 0; t < 2; ++t) {
+      u32 a[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a[i] = t == 0 ? weights.pairs[i] : weights.pairs[4 + i];
+      u32 words[4][kWords];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+#pragma unroll
+        for (int n = 0; n < Loader::kValueParts; ++n) {
+          unsigned char const* const s_part = s_values + 32 * Loader::kCopy * ((4 * t + i) * Loader::kValueParts + n);
+          if constexpr (Loader::kCopy == 16) {
+            uint4 const four = *reinterpret_cast<uint4 const*>(s_part);
+            words[i][4 * n] = four.x;
+            words[i][4 * n + 1] = four.y;
+            words[i][4 * n + 2] = four.z;
+            words[i][4 * n + 3] = four.w;
+          } else {
+            uint2 const two = *reinterpret_cast<uint2 const*>(s_part);
+            words[i][0] = two.x;
+            words[i][1] = two.y;
+          }
+        }
+      }
+      float2 near = make_float2(of_all, of_all), far = near;
+      if ((fits & 8) != 0) {
+        near = s_scales[8 * t];
+        far = s_scales[8 * t + 4];
+      }
+#pragma unroll
+      for (int w = 0; w < kWords; ++w) {
+        u32 low[kColumns], high[kColumns];
+        value_halves<Cfg, kFits>(low, words[0][w], words[1][w], of_head, near);
+        value_halves<Cfg, kFits>(high, words[2][w], words[3][w], of_head, far);
+#pragma unroll
+        for (int n = 0; n < kColumns; ++n) {
+          mma_m16n8k16<Cfg::kBf16>(&out.x[0][4 * (kColumns * w + n)], a, low[n], high[n]);
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void mask(Scores& scores, Tile const& tile, u32 no_page, WorkSlot const& work) const {
+    if constexpr (Cfg::kPaged) {
+      u32 const hidden[1] = {no_page};
+      if (no_page != 0) hide_columns<1>(scores, hidden);
+    }
+    if (tile.kind() == kFull) return;
+    MaskView const view{p, work.mask};
+    Tile const whole{tile.packed, p.lists.entries[tile.payload].y, tile.first};
+    mask_tile<0>(scores, WarpTile{view, whole, work.q0 * p.pack_heads, 0, nullptr, p.pack_heads, p.pack_tokens});
+  }
+
+  // Starts to fill the ring. Not unrolled: a cold start waits for instructions, too.
+  __device__ __forceinline__ static void fill(Loader& loader) {
+#pragma unroll 1
+    for (int i = 0; i < Cfg::kBuffers / 2; ++i) {
+      loader.load_keys();
+      loader.load_values();
+    }
+    if constexpr (Cfg::kBuffers % 2 != 0) loader.load_keys();
+  }
+
+  // All of the warp's tiles. A buffer is filled anew as soon as it is read.
+  __device__ __forceinline__ void run(Loader& loader, WorkSlot const& work) {
+    constexpr bool kEven = Cfg::kBuffers % 2 == 0;  // keys follow keys in a buffer
+    if constexpr (Cfg::kE4m3) fits = uniform(smem.scales[0].fits | smem.scales[1].fits << 1);
+    int full = 0;
+#pragma unroll 1
+    while (true) {
+      WarpBuffer<Cfg> const& of_keys = take_buffer(loader);
+      int const slot = loader.slot == Cfg::kTiles - 1 ? 0 : loader.slot + 1;  // the oldest one
+      Tile tile = smem.tiles[warp][slot];
+      tile.packed = uniform(tile.packed);
+      if (tile.packed == 0) break;
+      u32 const no_page = Cfg::kPaged ? static_cast<u32>(uniform(smem.hidden[warp][slot])) : 0;
+      Scores scores;
+      compute_scores(scores, of_keys);
+      __syncwarp();  // all have read the buffer, and what the tile is
+      load<kEven>(loader, true);
+      if constexpr (Cfg::kSoftcap) cap_scores(scores, p.tanh_scale);
+      mask(scores, tile, no_page, work);
+      Weights<Cfg> weights;
+      weigh(weights, softmax, out, scores, full >= kLazyTiles, p.scale_log2);  // row by row, as packed tiles
+      full += tile.kind() == kFull ? 1 : 0;
+      add_values(weights, take_buffer(loader));
+      __syncwarp();
+      load<kEven>(loader, false);
+    }
+    cp_async_wait<0>();
+    __syncwarp();  // the ring is read
+  }
+
+  // The oldest buffer, which is the next one to be filled. It is there for all lanes: scales are copied by other ones,
+  // and one says what a tile is.
+  __device__ __forceinline__ WarpBuffer<Cfg> const& take_buffer(Loader const& loader) const {
+    cp_async_wait<Cfg::kBuffers - 1>();
+    __syncwarp();
+    return smem.rings[warp].buffers[loader.buffer];
+  }
+
+  // kSame: loads keys where `keys` says so, else values.
+  template <bool kSame>
+  __device__ __forceinline__ static void load(Loader& loader, bool keys) {
+    if (keys == kSame) {
+      loader.load_keys();
+    } else {
+      loader.load_values();
+    }
+  }
+
+  // O, row_max and sums, where all warps of the block find them. Rows from `live` on are left out.
+  __device__ __forceinline__ void leave(int live) {
+    softmax.finish();
+    float* const s_out = smem.rings[warp].out;
+    float const more = Cfg::kBf16 && (fits & 2) != 0 ? smem.scales[1].power() : 1.f;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      int const row = 8 * h + lane_id() / 4;
+      if (row >= live) continue;
+#pragma unroll
+      for (int j = 0; j < Cfg::kValueDim / 8; ++j) {
+        float* const s_pair = s_out + row * Smem::kPitch + Smem::at_column(8 * j) + 2 * (lane_id() % 4);
+        float const low = out.x[0][4 * j + 2 * h], high = out.x[0][4 * j + 2 * h + 1];
+        *reinterpret_cast<float2*>(s_pair) = make_float2(low * more, high * more);
+      }
+      if (lane_id() % 4 == 0) smem.sums[warp][row] = make_float2(softmax.row_max[0][h], softmax.row_sum[0][h]);
+    }
+  }
+};
+
+}  // namespace omni

@@ -1,0 +1,106 @@
+"""The kernel for caches that at most 16 rows of heads and tokens read: attention_fwd_few_rows.cu."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from omnicupy.errors import UnsupportedError
+from omnicupy.jit.archs import SMEM_LIMIT_BYTES
+from omnicupy.jit.fp8_spec import Fp8Spec
+from omnicupy.jit.spec import PACKED_ROWS, AttnSpec, round_up
+
+ROWS = 16  # of heads and tokens
+HEAD_DIMS = (64, 128)
+STEP = 32  # keys of a warp's step
+_BUFFERS = 4  # of a warp, at most
+_RESERVED_BYTES = 1024  # of shared memory, a thread block
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewRowsSpec(Fp8Spec):
+    """A variant of that kernel. To schedules it is a packed one of kernel "sm90", whose tiles have 64 rows.
+
+    e4m3: keys and values are, else they have 16 bits.  compute_warps: of a thread block.  blocks: thread blocks a
+    multiprocessor.  stages: buffers in the ring of a warp, each for keys or values of a tile.
+    """
+
+    e4m3: bool = True
+    compute_warps: int = 6
+    blocks: int = 2
+
+    @classmethod
+    def of(cls, spec: AttnSpec, **fields: int) -> FewRowsSpec:
+        """That of kernel "sm90" with packed heads. fields: others than the default.
+
+        Raises UnsupportedError where it has none.
+        """
+        if spec.arch != "sm_90a" or spec.head_dim not in HEAD_DIMS or spec.value_dim != spec.head_dim:
+            raise UnsupportedError(
+                f"config: the kernel for few rows serves keys and values of {' or '.join(map(str, HEAD_DIMS))} columns "
+                f"on compute capability 9.0, got {spec}"
+            )
+        same = {"kernel": "sm90", "br": PACKED_ROWS, "bc": STEP, "stages": 2, "warps": 8, "pack": True}
+        made = {name: getattr(spec, name) for name in ("arch", "dtype", "head_dim", "softcap")}
+        return cls(**{**made, **same, **fields}).for_caches(e4m3=True, in_pages=False, ragged=False)
+
+    def for_caches(self, *, e4m3: bool, in_pages: bool, ragged: bool) -> FewRowsSpec:
+        """The same for such caches, with as many buffers as shared memory holds."""
+        found = replace(self, e4m3=e4m3, page=int(in_pages), ragged=ragged, stages=2)
+        limit = (SMEM_LIMIT_BYTES[self.arch] + _RESERVED_BYTES) // (
+            self.blocks if e4m3 else 1
+        ) - _RESERVED_BYTES
+        for stages in range(_BUFFERS, 2, -1):
+            if e4m3 and found.bytes_with(stages) <= limit:
+                return replace(found, stages=stages)
+        return found
+
+    def check(self, heads: int, tokens: int, head_dim: int) -> None:
+        """Raises UnsupportedError for more rows than a tile has. heads: of a group.  tokens: of a sequence, at most."""
+        if heads * tokens > ROWS or head_dim != self.head_dim:
+            raise UnsupportedError(
+                f"config: the kernel for few rows serves at most {ROWS} rows of heads and tokens a key head, of "
+                f"{self.head_dim} columns, got {heads} heads of {tokens} tokens, of {head_dim} columns; leave config "
+                "out"
+            )
+
+    @property
+    def threads(self) -> int:
+        """Threads of one thread block."""
+        return 32 * self.compute_warps
+
+    @property
+    def smem_bytes(self) -> int:
+        """Dynamic shared memory of one thread block, in bytes."""
+        return self.bytes_with(self.stages)
+
+    def bytes_with(self, stages: int) -> int:
+        """The same with so many buffers a warp."""
+        tile = STEP * self.head_dim * (1 if self.e4m3 else 2)
+        out = 4 * ROWS * (self.head_dim + self.head_dim // 32 * 8 + 8)
+        ring = max(stages * (tile + 128), round_up(out, 128))  # scales behind elements
+        of_warp = ring + 8 * ROWS + 20 * (stages // 2 + 1)  # sums, and what tiles are
+        scales = 2 * (256 + 8)
+        return round_up(
+            self.compute_warps * of_warp + 32 * self.head_dim + scales + 192, 128
+        )  # q, work items
+
+    @property
+    def source(self) -> str:
+        """Name of the kernel's source file in `kernels/`."""
+        return "attention_fwd_few_rows.cu"
+
+    def defines(self) -> dict[str, int]:
+        """The macros that the source file reads."""
+        return {
+            "OMNI_HEAD_DIM": self.head_dim,
+            "OMNI_BC": self.bc,
+            "OMNI_STAGES": self.stages,
+            "OMNI_WARPS": self.compute_warps,
+            "OMNI_BLOCKS": self.blocks,
+            "OMNI_BF16": int(self.dtype == "bfloat16"),
+            "OMNI_SOFTCAP": int(self.softcap),
+            "OMNI_PAGE": self.page,
+            "OMNI_RAGGED": int(self.ragged),
+            "OMNI_FP8": int(self.e4m3),
+            "OMNI_SMEM_BYTES": self.smem_bytes,
+        }

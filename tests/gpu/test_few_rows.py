@@ -1,0 +1,107 @@
+"""The kernel for few query rows, asked for by `config` and chosen: what is launched, on a fake device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fake_device
+import ml_dtypes
+import numpy as np
+import pytest
+from fake_device import BF16, ndarray
+
+import omnicupy as oc
+from omnicupy.errors import UnsupportedError
+from omnicupy.jit.few_rows_spec import FewRowsSpec
+from omnicupy.jit.fp8_spec import Fp8Spec
+from omnicupy.jit.spec import AttnSpec
+
+BATCH = 3
+E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
+CONFIG = FewRowsSpec.of(
+    AttnSpec(arch="sm_90a", kernel="sm90", dtype="bfloat16", head_dim=128, br=64, bc=64, warps=8)
+)
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> fake_device.Device:
+    return fake_device.install(monkeypatch)
+
+
+def _e4m3(
+    batch: int, q_heads: int, q_len: int, head_dim: int = 128, in_pages: bool = False
+) -> tuple[Any, Any]:
+    """q and a cache of two key heads."""
+    q, lengths = ndarray((batch, q_heads, q_len, head_dim), BF16), ndarray((batch,), np.dtype(np.int32))
+    scales = {"k_scale": 0.5, "v_scale": 0.25}
+    if in_pages:
+        pools = [ndarray((50, 17, 2, head_dim), E4M3) for _ in "kv"]
+        return q, oc.PagedKV(*pools, ndarray((batch, 20), np.dtype(np.int32)), lengths, **scales)
+    return q, oc.CachedKV(*(ndarray((batch, 2, 9000, head_dim), E4M3) for _ in "kv"), lengths, **scales)
+
+
+@pytest.mark.parametrize("in_pages", [False, True])
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize(("q_heads", "q_len"), [(2, 1), (2, 16), (8, 4), (32, 1)])
+def test_calls_of_few_rows_choose_it(
+    device: fake_device.Device, q_heads: int, q_len: int, head_dim: int, in_pages: bool
+) -> None:
+    """Two thread blocks a multiprocessor where sequences are many, else one of more warps."""
+    for batch, shape in ((1, (12, 1)), (65, (12, 1)), (66, (6, 2))):
+        q, kv = _e4m3(batch, q_heads, q_len, head_dim, in_pages)
+        oc.attention(q, kv, mask=oc.cached(), softcap=3.0)
+        spec = device.launches[-1]["spec"]
+        assert isinstance(spec, FewRowsSpec)
+        assert (spec.compute_warps, spec.blocks) == shape
+        assert (spec.e4m3, spec.page, spec.softcap) == (True, int(in_pages), True)
+        assert device.launches[-1]["block"] == (32 * shape[0], 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("q_heads", "q_len", "head_dim", "split"),
+    [
+        (2, 17, 128, None),
+        (8, 5, 64, None),
+        (34, 1, 128, None),
+        (8, 1, 96, None),
+        (8, 1, 112, None),
+        (8, 1, 128, 512),
+    ],
+)
+def test_others_do_not_choose_it(
+    device: fake_device.Device, q_heads: int, q_len: int, head_dim: int, split: int | None
+) -> None:
+    """With split the kernel may not depend on how many rows or sequences there are."""
+    oc.attention(*_e4m3(3, q_heads, q_len, head_dim), mask=oc.cached(), split=split)
+    assert type(device.launches[-1]["spec"]) is Fp8Spec
+
+
+def test_parts_of_a_row_are_as_many_as_lanes(device: fake_device.Device) -> None:
+    q, kv = _e4m3(1, 8, 1)
+    oc.attention(q, kv, mask=oc.cached())
+    params = next(one["params"] for one in device.launches if "most_cuts" in one["params"].dtype.names)
+    assert (int(params["most_cuts"]), float(params["item"])) == (32, 12.0)
+
+
+@pytest.mark.parametrize("in_pages", [False, True])
+@pytest.mark.parametrize("e4m3", [False, True])
+def test_the_variant_for_a_cache_is_launched(device: fake_device.Device, e4m3: bool, in_pages: bool) -> None:
+    q, lengths = ndarray((BATCH, 8, 2, 128), BF16), ndarray((BATCH,), np.dtype(np.int32))
+    scales = {"k_scale": 0.5, "v_scale": 0.25} if e4m3 else {}
+    shape = (50, 17, 2, 128) if in_pages else (BATCH, 2, 9000, 128)
+    pools = [ndarray(shape, E4M3 if e4m3 else BF16) for _ in "kv"]
+    table = [ndarray((BATCH, 20), np.dtype(np.int32))] if in_pages else []
+    kv = (oc.PagedKV if in_pages else oc.CachedKV)(*pools, *table, lengths, **scales)  # type: ignore[operator]
+    step = oc.plan(q, kv, oc.cached(), config=CONFIG)
+    oc.attention(q, kv, mask=step)
+    launched = device.launches[-1]
+    assert step.kernel == launched["spec"] == CONFIG.for_caches(e4m3=e4m3, in_pages=in_pages, ragged=False)
+    assert launched["spec"].entry == "attention_fwd_few_rows"
+
+
+def test_more_rows_are_refused(device: fake_device.Device) -> None:
+    q, lengths = ndarray((BATCH, 8, 5, 128), BF16), ndarray((BATCH,), np.dtype(np.int32))
+    kv = oc.CachedKV(*(ndarray((BATCH, 2, 90, 128), BF16) for _ in "kv"), lengths)
+    with pytest.raises(UnsupportedError, match="config: the kernel for few rows serves at most 16 rows"):
+        oc.attention(q, kv, mask=oc.cached(), config=CONFIG)
+    assert device.launches == []

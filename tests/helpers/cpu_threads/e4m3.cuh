@@ -1,0 +1,15 @@
+// kernels/omni/sm90/few_rows/e4m3.cuh for the host.
+#pragma once
+
+#include "omni/numbers.cuh"
+#include "omni/sm90/ptx.cuh"
+
+namespace omni {
+
+inline void cvt_f16x4_e4m3x4(u32 four, u32& low, u32& high) {
+  float4 const x = cvt_f32x4_e4m3x4(four);
+  low = pack_pair<false>(x.x, x.y);
+  high = pack_pair<false>(x.z, x.w);
+}
+
+}  // namespace omni
