@@ -10,8 +10,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 from omnicupy.tools.bench import peer_masks, torch_inputs
@@ -44,6 +44,7 @@ class Peer:
     inputs: tuple[Any, Any, Any] | None = None
     tokens_first: bool = False
     forward: Callable[[], Any] | None = None
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 def _sdpa(shared: Shared, backend: str) -> Peer:
@@ -89,14 +90,26 @@ def _sdpa_dense(shared: Shared) -> Peer:
     return Peer(call, call, build)
 
 
-def _flash4(shared: Shared) -> Peer:
+@contextmanager
+def _same_bits() -> Iterator[None]:
+    """What torch does in the body gives the same bits each time."""
+    torch = torch_inputs.library("torch")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _flash4(shared: Shared, *, deterministic: bool = False) -> Peer:
     if shared.kind == "other":
         raise MissingError("no interleaved masks through this call")
     run = torch_inputs.library("flash_attn.cute").flash_attn_func
     q, k, v = shared.bshd
 
     def call() -> Any:
-        found = run(q, k, v, causal=shared.kind == "causal")
+        found = run(q, k, v, causal=shared.kind == "causal", deterministic=deterministic)
         return found[0] if isinstance(found, tuple) else found
 
     return Peer(call, lambda: call().transpose(1, 2), inputs=(q, k, v), tokens_first=True)
@@ -129,11 +142,17 @@ SYSTEMS: dict[str, Callable[[Shared], Peer]] = {
     "flex-flash": lambda shared: _flex(shared, "FLASH"),
     "fa4": _flash4,
     "cudnn-flex": _cudnn_flex,
+    "sdpa-flash-deterministic": lambda shared: replace(_sdpa(shared, "FLASH_ATTENTION"), within=_same_bits),
+    "fa4-deterministic": lambda shared: _flash4(shared, deterministic=True),
 }
+# Their gradients have the same bits each time; suites leave them out unless they are named. FlexAttention's have them
+# by default; cuDNN's are refused by torch in that mode, and its flex_attention has none.
+SAME_BITS = ("sdpa-flash-deterministic", "fa4-deterministic")
 NEEDS = {  # modules beside torch
     "flex": ("torch.nn.attention.flex_attention",),
     "flex-flash": ("torch.nn.attention.flex_attention", "flash_attn.cute"),
     "fa4": ("flash_attn.cute",),
+    "fa4-deterministic": ("flash_attn.cute",),
     "cudnn-flex": ("cudnn.flex_attention",),
 }
 
@@ -189,13 +208,15 @@ def _with_gradients(forward: Peer, shared: Shared, timed: Pass) -> Peer:
     if timed.has_forward:
 
         def call() -> Any:
-            return torch.autograd.grad(forward.call(), inputs, dout)
+            with forward.within():
+                return torch.autograd.grad(forward.call(), inputs, dout)
 
     else:
         out = forward.call()
 
         def call() -> Any:
-            return torch.autograd.grad(out, inputs, dout, retain_graph=True)
+            with forward.within():
+                return torch.autograd.grad(out, inputs, dout, retain_graph=True)
 
     def output() -> Any:
         found = call()

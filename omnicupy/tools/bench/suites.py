@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from omnicupy.tools.bench import decoding, pages
-from omnicupy.tools.bench.peers import SYSTEMS
+from omnicupy.tools.bench.peers import SAME_BITS, SYSTEMS
 from omnicupy.tools.bench.records import OURS
 from omnicupy.tools.workloads.workload import NAMED
 
-EVERY = (OURS, *SYSTEMS)
+EVERY = (OURS, *(name for name in SYSTEMS if name not in SAME_BITS))
 PORTABLE_TILES = (
     f"{OURS}:sm80-128x64-s1-w4",
     f"{OURS}:sm80-128x96-s2-w4",

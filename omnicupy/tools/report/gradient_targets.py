@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from omnicupy.tools.bench import peers
 from omnicupy.tools.bench.gradients import IN_ANY_ORDER, PASSES
 from omnicupy.tools.bench.suites import SHORT_RANDOM
 from omnicupy.tools.report import targets
@@ -14,6 +15,7 @@ _BACKWARD, _BOTH = PASSES["bwd"].name, PASSES["fwd+bwd"].name
 MODELS = (*(f"W{number}" for number in range(1, 8)), "W7g", "W8f", *(f"W{number}" for number in range(9, 14)))
 DENSE_RIVALS = ("sdpa-cudnn", "fa4", "cudnn-flex")
 FLEX = "cudnn-flex"
+SAME_BITS = (*peers.SAME_BITS, "flex")
 # Times as fast as cuDNN's flex_attention: at least, and if possible.
 GOALS_OF = {"W7": (1.35, 1.7), "W7g": (1.35, 1.7), "W9": (1.1, 1.3), "W13": (1.1, 1.3)}
 GOALS = (0.95, 1.12)
@@ -56,6 +58,17 @@ def _in_one_order() -> Iterator[Target]:
     yield Target("the worst", suites, MODELS, rivals, 1 / 1.2, 1 / 1.1)
 
 
+def _beside_rivals_in_one_order() -> Iterator[Target]:
+    names = tuple(f"{kind}-d{head_dim}-s16384" for head_dim in (64, 128) for kind in ("full", "causal"))
+    suites = (f"dense {_BACKWARD}",)
+    for head_dim in (64, 128):
+        for kind in ("full", "causal"):
+            for rival in SAME_BITS:
+                label, name = f"D {head_dim}, S 16384, {kind}", f"{kind}-d{head_dim}-s16384"
+                yield Target(label, suites, (name,), (rival,))
+    yield Target("geometric mean", suites, names, SAME_BITS, 1.1, 1.3, mean=True)  # over the fastest
+
+
 def _whole_calls() -> Iterator[Target]:
     for name, least, aim in zip(SHORT_RANDOM, (2.0, 1.5) * 2, (3.0, 1.8) * 2, strict=True):
         label = f"{targets.random_label(name)}, in a row"
@@ -69,6 +82,8 @@ GROUPS = {
     f"Gradients in any order, masks. {targets.RATES}": tuple(_masks()),
     "Gradients in one order, the default, over those in any order, on the masks of models above. Each cell shows the "
     "rate in any order and the share of it that the default reaches.": tuple(_in_one_order()),
+    "Gradients in one order, the default, full and causal, over those of other libraries that give the same bits each "
+    f"time. {targets.RATES}": tuple(_beside_rivals_in_one_order()),
     "Both passes by whole calls. Each cell shows the other library's microseconds and our speed-up over it.": tuple(
         _whole_calls()
     ),

@@ -57,6 +57,13 @@ STYLES = {
     "flex-flash": Style("FlexAttention (FLASH)", "#8fd0a8", "v", (0, (3, 1, 1, 1))),  # type: ignore[arg-type]
     "fa4": Style("FlashAttention-4", "#f08a5d", "p", (0, (7, 2, 1, 2))),  # type: ignore[arg-type]
     "cudnn-flex": Style("cuDNN flex_attention", "#6d597a", "*", (0, (4, 2, 1, 2, 1, 2))),  # type: ignore[arg-type]
+    "sdpa-flash-deterministic": Style(
+        "FlashAttention-2, same bits",
+        "#edae49",
+        "<",
+        (0, (2, 1)),  # type: ignore[arg-type]
+    ),
+    "fa4-deterministic": Style("FlashAttention-4, same bits", "#f08a5d", ">", (0, (2, 2, 1, 2))),  # type: ignore[arg-type]
 }
 
 
