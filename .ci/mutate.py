@@ -210,7 +210,7 @@ CALLS = [
         "tests/jit/test_compile_few_rows.py",
     ),
     Fault(
-        "schedule/grid.py",
+        "schedule/cached_lists.py",
         "sm_count *= spec.blocks",
         "pass",
         "tests/jit/test_few_rows_spec.py",

@@ -26,7 +26,7 @@ from omnicupy.jit import archs
 from omnicupy.jit.few_rows_spec import FewRowsSpec
 from omnicupy.jit.plan_spec import PlanSpec
 from omnicupy.jit.spec import AttnSpec, round_up
-from omnicupy.schedule.cached_lists import MOST_BYTES, CachedLists, tail_arrays
+from omnicupy.schedule.cached_lists import MOST_BYTES, CachedLists, grid_of, tail_arrays
 from omnicupy.schedule.grid import MOST_PARTIAL_BYTES, Grid, part_bytes
 from omnicupy.serving.caches import AnyKV
 from omnicupy.serving.rule import CachedRule
@@ -54,8 +54,7 @@ def new_plan(
     spec = pages.spec_of(spec, kv, ragged=total is not None)
     if total is not None:
         _check_split(spec, call.split)
-    sizes = {"sm_count": info.sm_count, "l2_bytes": info.l2_bytes}
-    grid = Grid.of(spec, problem, problem.batch, **sizes, split=call.split)
+    grid = grid_of(spec, problem, sm_count=info.sm_count, l2_bytes=info.l2_bytes, split=call.split)
     lists = lists_of(grid, call.rule, total)
     need, partials = _need_of(grid, lists)
     layouts = ((q.shape, q.strides), (k.shape, k.strides), (v.shape, v.strides))

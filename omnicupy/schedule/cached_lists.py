@@ -13,12 +13,15 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from omnicupy.call.problem import Problem
 from omnicupy.errors import UnsupportedError
+from omnicupy.jit.few_rows_spec import FewRowsSpec
 from omnicupy.jit.params import PLAN_PARAMS, RAGGED_PLAN_PARAMS
 from omnicupy.jit.plan_spec import MOST_ROWS, THREADS
-from omnicupy.jit.spec import round_up
+from omnicupy.jit.spec import AttnSpec, round_up
 from omnicupy.masks.mask import Mask
 from omnicupy.schedule.block_lists import ALIGN_BYTES, KEY_PAD
+from omnicupy.schedule.grid import Grid
 from omnicupy.schedule.parts import ITEM, LEAST_TILES, LEAVE, MOST_PARTS
 from omnicupy.schedule.pieces import MOST_KEYS
 from omnicupy.serving.rule import CachedRule
@@ -37,6 +40,19 @@ _BYTES = {
     "row_ranges": 8,
     "n_parts": 16,
 }
+
+
+def grid_of(
+    spec: AttnSpec, problem: Problem, *, sm_count: int, l2_bytes: int, split: int | None = None
+) -> Grid:
+    """The grid of a call on caches, each sequence with a mask of its own; arguments and errors as of `Grid.of`.
+
+    Raises UnsupportedError where the kernel for few rows is given more.
+    """
+    if isinstance(spec, FewRowsSpec):
+        spec.check(problem.group, problem.q_len, problem.head_dim)
+        sm_count *= spec.blocks
+    return Grid.of(spec, problem, problem.batch, sm_count=sm_count, l2_bytes=l2_bytes, split=split)
 
 
 @dataclass(frozen=True)

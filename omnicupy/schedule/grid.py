@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 from omnicupy.call.problem import Problem
 from omnicupy.errors import UnsupportedError
-from omnicupy.jit.few_rows_spec import FewRowsSpec
 from omnicupy.jit.spec import AttnSpec, round_up
 from omnicupy.jit.widths import kernel_widths
 from omnicupy.schedule.parts import LEAVE, PACKED_LEAVE, PACKED_UNIT, Workers
@@ -55,9 +54,6 @@ class Grid:
                 f"config must have head_dim {wanted[0]} and value_dim {wanted[1]} for q of {problem.head_dim} columns "
                 f"and v of {problem.value_dim}, got {spec.head_dim} and {spec.value_dim}"
             )
-        if isinstance(spec, FewRowsSpec):
-            spec.check(problem.group, problem.q_len, problem.head_dim)
-            sm_count *= spec.blocks
         if split is not None and split % spec.bc:
             raise ValueError(
                 f"split must be a multiple of {spec.bc}, the keys of a tile of the kernel that runs ({spec}), "

@@ -11,6 +11,7 @@ from omnicupy.errors import UnsupportedError
 from omnicupy.jit.archs import SMEM_LIMIT_BYTES
 from omnicupy.jit.few_rows_spec import FewRowsSpec
 from omnicupy.jit.spec import AttnSpec
+from omnicupy.schedule.cached_lists import grid_of
 from omnicupy.schedule.grid import Grid
 
 
@@ -21,7 +22,7 @@ def _plain(head_dim: int = 128, **fields: Any) -> AttnSpec:
 
 def _grid(spec: AttnSpec, q_heads: int, q_len: int, head_dim: int = 128) -> Grid:
     problem = Problem(3, q_heads, 2, q_len, 1000, head_dim, "bfloat16")
-    return Grid.of(spec, problem, 3, sm_count=132, l2_bytes=50 << 20)
+    return grid_of(spec, problem, sm_count=132, l2_bytes=50 << 20)
 
 
 def test_a_ring_has_as_many_buffers_as_shared_memory_holds() -> None:

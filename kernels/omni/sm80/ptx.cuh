@@ -11,12 +11,7 @@ __device__ __forceinline__ void cp_async_16(u32 s_target, void const* g_source, 
                : "memory");
 }
 
-// cp.async.ca: 8 bytes, or 4.
-__device__ __forceinline__ void cp_async_8(u32 s_target, void const* g_source, int bytes) {
-  asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], 8, %2;" ::"r"(s_target), "l"(g_source), "r"(bytes)
-               : "memory");
-}
-
+// cp.async.ca: 4 bytes.
 __device__ __forceinline__ void cp_async_4(u32 s_target, void const* g_source, int bytes) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(s_target), "l"(g_source), "r"(bytes) : "memory");
 }

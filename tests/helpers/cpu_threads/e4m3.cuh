@@ -2,6 +2,7 @@
 #pragma once
 
 #include "omni/numbers.cuh"
+#include "omni/sm80/ptx.cuh"
 #include "omni/sm90/ptx.cuh"
 
 namespace omni {
@@ -11,5 +12,7 @@ inline void cvt_f16x4_e4m3x4(u32 four, u32& low, u32& high) {
   low = pack_pair<false>(x.x, x.y);
   high = pack_pair<false>(x.z, x.w);
 }
+
+inline void cp_async_8(u32 s_target, void const* g_source, int bytes) { copy_async(s_target, g_source, bytes, 8); }
 
 }  // namespace omni

@@ -15,7 +15,6 @@ inline void copy_async(u32 s_target, void const* g_source, int bytes, int size) 
 }
 
 inline void cp_async_16(u32 s_target, void const* g_source, int bytes) { copy_async(s_target, g_source, bytes, 16); }
-inline void cp_async_8(u32 s_target, void const* g_source, int bytes) { copy_async(s_target, g_source, bytes, 8); }
 inline void cp_async_4(u32 s_target, void const* g_source, int bytes) { copy_async(s_target, g_source, bytes, 4); }
 
 inline void cp_async_commit() {

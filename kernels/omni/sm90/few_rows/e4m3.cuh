@@ -1,4 +1,4 @@
-// Elements of e4m3 as float16. Hosts have another file in place of this one.
+// Elements of e4m3 as float16, and copies of eight of them. Hosts have another file in place of this one.
 #pragma once
 
 #include "omni/params.cuh"
@@ -15,6 +15,12 @@ __device__ __forceinline__ void cvt_f16x4_e4m3x4(u32 four, u32& low, u32& high) 
       "}"
       : "=r"(low), "=r"(high)
       : "r"(four));
+}
+
+// cp.async.ca: 8 bytes.
+__device__ __forceinline__ void cp_async_8(u32 s_target, void const* g_source, int bytes) {
+  asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], 8, %2;" ::"r"(s_target), "l"(g_source), "r"(bytes)
+               : "memory");
 }
 
 }  // namespace omni

@@ -9,6 +9,7 @@
 
 #include "omni/mask/rule.cuh"
 #include "omni/sm80/ptx.cuh"
+#include "omni/sm90/few_rows/e4m3.cuh"
 #include "omni/sm90/few_rows/smem.cuh"
 
 namespace omni {
