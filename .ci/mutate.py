@@ -830,6 +830,30 @@ TABLES = [
         "tests/transformers/test_steps.py",
     ),
     Fault(
+        "torch/key_tables.py",
+        "if index != self._index:",
+        "if index is None:",
+        "tests/torch/test_key_tables.py",
+    ),
+    Fault(
+        "torch/key_tables.py",
+        "k.get_device() == index == v.get_device()",
+        "k.is_cuda and v.is_cuda",
+        "tests/torch/test_key_tables.py",
+    ),
+    Fault(
+        "transformers/mask_tensor.py",
+        "keys=keys, source=held)",
+        "keys=keys)",
+        "tests/transformers/test_steps.py",
+    ),
+    Fault(
+        "transformers/on_device.py",
+        "attention_mask.ndim != 2 or ",
+        "",
+        "tests/transformers/test_steps.py",
+    ),
+    Fault(
         "transformers/on_device.py",
         "dtype=torch.bool)",
         "dtype=torch.int64)",

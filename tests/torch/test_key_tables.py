@@ -12,7 +12,9 @@ import pytest
 
 torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-from omnicupy.gpu import cached as gpu_cached  # noqa: E402 - after what it needs
+import fake_tensor  # noqa: E402 - after what it needs
+
+from omnicupy.gpu import cached as gpu_cached  # noqa: E402
 from omnicupy.gpu import cached_planning, streams  # noqa: E402
 from omnicupy.gpu.device import DeviceInfo  # noqa: E402
 from omnicupy.torch import eager, key_layout, key_tables, memory  # noqa: E402
@@ -127,6 +129,92 @@ def test_what_masks_serve(change: str, fake: Any, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(fake_device.pick, "SERVED", frozenset())
     assert held.attention(q, k, v, None, (None, None)) is None
     assert not any("page_table" in (one["params"].dtype.names or ()) for one in fake.launches)
+
+
+@pytest.mark.parametrize("bad", ["negative", "no memory"])
+def test_sinks_that_masks_serve(bad: str, fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = _inputs(20)
+    held = key_tables.SeenKeys(torch.ones(3, 20, dtype=torch.bool), 20)
+    sinks = torch.zeros(HEADS)
+    assert held.attention(q, k, v, sinks, (None, None)) is not None
+    launches = len(fake.launches)
+    if bad == "negative":
+        sinks = torch._neg_view(sinks)
+    else:
+        sinks.data_ptr = lambda: 0
+    assert held.attention(q, k, v, sinks, (None, None)) is None
+    assert len(fake.launches) == launches
+
+
+def test_keys_of_another_device(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are copied there once, for the layers of a stream."""
+    held = key_tables.SeenKeys(torch.ones(3, 20, dtype=torch.bool), 20)
+    monkeypatch.setattr(eager, "raw_stream", lambda index: stream)
+    stream = 7
+    there = held.on("meta")
+    assert there._order.is_meta
+    assert there._lengths.is_meta
+    assert there.keys == 20
+    assert held.on(torch.device("meta")) is there
+    stream = 8
+    assert held.on("meta") is not there
+    assert held.on("cpu") is held
+    there = key_tables.SeenKeys(torch.ones(3, 20, dtype=torch.bool), 20)
+    held._index = 1
+    monkeypatch.setattr(key_tables.SeenKeys, "on", lambda *_: there)
+    assert held.attention(*_inputs(20), None, (None, None)) is not None
+    assert not held._calls
+    (call,) = there._calls.values()
+    assert int(fake.launches[-1]["params"]["page_table"]) == call.table.data_ptr()
+
+
+def _given(change: str) -> list[Any]:
+    """q, k, v and sinks or None, on a device but for what `change` says."""
+    dtypes = {"float32": [torch.float32] * 3, "two dtypes": [torch.float16, torch.bfloat16, torch.bfloat16]}
+    of = dtypes.get(change, [torch.bfloat16] * 3)
+    q, k, v = (
+        fake_tensor.cuda(torch.zeros(3, 2, 4, DIM, dtype=dtype), int(change == f"{name} elsewhere"))
+        for name, dtype in zip("qkv", of, strict=True)
+    )
+    if change == "gradients":
+        k.requires_grad_(True)
+    if change == "host":
+        q = torch.zeros(q.shape, dtype=q.dtype)
+    if "sinks" not in change:
+        return [q, k, v, None]
+    sinks = torch.zeros(4, dtype=torch.float64 if "float64" in change else torch.float32)
+    sinks = sinks[::2] if "apart" in change else sinks
+    return [q, k, v, fake_tensor.cuda(sinks, int("elsewhere" in change))]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(
+            None,
+            "sinks",
+            "host",
+            "float32",
+            "two dtypes",
+            "q elsewhere",
+            "k elsewhere",
+            "v elsewhere",
+            "gradients",
+        ),
+        *("float64 sinks", "sinks apart", "sinks elsewhere", "captured", "a mode", "a transform", "a trace"),
+    ],
+)
+def test_serves(change: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_tensor.install(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: change == "captured")
+    changed = {"a mode": ("modes", 1), "a transform": ("transform", 0), "a trace": ("tracer", print)}
+    if change in changed:
+        name, value = changed[change]
+        monkeypatch.setattr(key_tables.state, name, lambda: value)
+    assert key_tables.serves(*_given(change or "")) == (change in (None, "sinks"))
+    if change == "gradients":
+        with torch.no_grad():
+            assert key_tables.serves(*_given(change))
 
 
 def test_layouts_of_pools() -> None:
