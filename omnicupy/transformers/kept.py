@@ -12,6 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from omnicupy.errors import UnsupportedError
 from omnicupy.masks.mask import Mask
+from omnicupy.torch.state import captures
 
 MAX_KEPT = 32  # masks that stay for calls with equal ones, with their block lists and device copies
 MAX_READINGS = 8  # of one tensor: parts of it that are read, and what is made of a part
@@ -64,7 +65,7 @@ def derived(tensor: Any, what: object, make: Callable[[Any], Any], instead: str)
 
 def check_readable(device: Any, instead: str) -> None:
     """Raises UnsupportedError where a CUDA graph is captured of this device. instead: as of `derived`."""
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if captures(device):
         raise UnsupportedError(
             "a tensor cannot be read for its mask while a CUDA graph is captured, since a replay would not see what it "
             f"holds then; pass {instead}"
