@@ -58,9 +58,10 @@ class Held:
 class MaskTensor(torch.Tensor):  # type: ignore[misc]  # no types where torch is missing
     """A boolean tensor (batch, 1, rows, keys), True where a row sees a key, that holds masks instead of elements.
 
-    masks: one for all batch elements, or one for each. Moving and copying it costs nothing. Whatever else is done to
-    it (slices, repetitions, reading, writing) makes its elements first, batch * rows * keys bytes, and is done to them.
-    Adding it to numbers raises UnsupportedError.
+    masks: one for all batch elements, or one for each. Moving and copying it costs nothing, but that the keys of one
+    row are copied once to each further device. Whatever else is done to it (slices, repetitions, reading, writing)
+    makes its elements first, batch * rows * keys bytes, and is done to them. Adding it to numbers raises
+    UnsupportedError.
     """
 
     held: Held
