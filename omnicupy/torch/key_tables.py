@@ -95,6 +95,10 @@ class SeenKeys:
         index = q.get_device()
         if index != self._index:
             return self.on(q.device).attention(q, k, v, sinks, scores)
+        if len(q) > 1 and q.stride(0) != q.shape[1] * q.stride(
+            1
+        ):  # of a fused projection: heads lie apart by batch
+            q = q.contiguous()
         handle = eager.raw_stream(index)
         scale, softcap = scores
         key = (
@@ -112,7 +116,7 @@ class SeenKeys:
             return None
         if 0 in at or not call.plan.kernel.fits_addresses(*at, None):
             return None
-        # sinks are named in this frame, so they outlive the launch.
+        # q and sinks are named in this frame, so they outlive the launch.
         return _gpu.on_device(index, call.launch, at, to_sinks)
 
 
@@ -198,14 +202,13 @@ def _new_call(
 
 
 def _fits(q: Any, layout: Layout) -> bool:
-    """Whether q has one row for each sequence, which can be taken apart by heads without a copy."""
+    """Whether q has one row for each sequence, and heads that kernels read."""
     return (
         q.dim() == 4
         and q.shape[::2] == (layout.batch, 1)
         and q.shape[1] % layout.heads == 0
         and q.stride(3) == 1
         and q.stride(1) % ELEMENTS == 0
-        and (layout.batch == 1 or q.stride(0) == q.shape[1] * q.stride(1))
     )
 
 

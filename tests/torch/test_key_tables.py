@@ -43,6 +43,11 @@ def _numbers(address: int, count: int) -> list[int]:
     return np.frombuffer((ctypes.c_char * (4 * count)).from_address(address), np.int32).tolist()
 
 
+def _by_table(fake: Any) -> int:
+    """Launches of attention by tables."""
+    return sum("page_table" in (one["params"].dtype.names or ()) for one in fake.launches)
+
+
 @pytest.mark.parametrize("has_sinks", [False, True])
 def test_a_growing_cache(has_sinks: bool, fake: Any) -> None:
     """Two steps of three layers: the lists are made once a step; strides between heads alone ask for new plans."""
@@ -95,7 +100,6 @@ def test_one_plan_serves_the_steps_of_a_static_cache(fake: Any) -> None:
         "rows",
         "keys",
         "batch",
-        "q apart",
         "v elsewhere",
         "misaligned",
         "wide steps",
@@ -113,8 +117,6 @@ def test_what_masks_serve(change: str, fake: Any, monkeypatch: pytest.MonkeyPatc
         k, v = k[:, :, :19], v[:, :, :19]
     elif change == "batch":
         q, k, v = _inputs(20, batch=2)
-    elif change == "q apart":
-        q = torch.zeros(3, HEADS + 1, 1, DIM, dtype=q.dtype)[:, :HEADS]
     elif change == "v elsewhere":
         v = torch.zeros(3, 2, 21, DIM, dtype=q.dtype)[:, :, :20]
     elif change == "misaligned":
@@ -128,22 +130,42 @@ def test_what_masks_serve(change: str, fake: Any, monkeypatch: pytest.MonkeyPatc
     else:
         monkeypatch.setattr(fake_device.pick, "SERVED", frozenset())
     assert held.attention(q, k, v, None, (None, None)) is None
-    assert not any("page_table" in (one["params"].dtype.names or ()) for one in fake.launches)
+    assert not _by_table(fake)
 
 
+@pytest.mark.parametrize("has_sinks", [False, True])
+def test_heads_of_a_fused_projection_are_copied(has_sinks: bool, fake: Any) -> None:
+    """Those of one element are neighbours, those of the next element begin behind its keys and values."""
+    _, k, v = _inputs(20)
+    fused = torch.zeros(3, 1, 3 * HEADS * DIM, dtype=k.dtype)
+    q = fused[..., : HEADS * DIM].view(3, 1, HEADS, DIM).transpose(1, 2)
+    sinks = torch.zeros(HEADS) if has_sinks else None
+    held = key_tables.SeenKeys(torch.ones(3, 20, dtype=torch.bool), 20)
+    assert held.attention(q, k, v, sinks, (None, None)) is not None
+    params = fake.launches[-1]["params"]
+    assert int(params["q"]) != q.data_ptr()
+    assert params["q_strides"].tolist()[:2] == [HEADS * DIM if has_sinks else HEADS // 2 * DIM, DIM]
+    one = [array[:1] for array in (q, k, v)]
+    held = key_tables.SeenKeys(torch.ones(1, 20, dtype=torch.bool), 20)
+    assert held.attention(*one, sinks, (None, None)) is not None
+    assert int(fake.launches[-1]["params"]["q"]) == q.data_ptr()
+
+
+@pytest.mark.parametrize("is_warm", [False, True])
 @pytest.mark.parametrize("bad", ["negative", "no memory"])
-def test_sinks_that_masks_serve(bad: str, fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sinks_that_masks_serve(bad: str, is_warm: bool, fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = _inputs(20)
     held = key_tables.SeenKeys(torch.ones(3, 20, dtype=torch.bool), 20)
     sinks = torch.zeros(HEADS)
-    assert held.attention(q, k, v, sinks, (None, None)) is not None
-    launches = len(fake.launches)
+    if is_warm:
+        assert held.attention(q, k, v, sinks, (None, None)) is not None
+    launches = _by_table(fake)
     if bad == "negative":
         sinks = torch._neg_view(sinks)
     else:
         sinks.data_ptr = lambda: 0
     assert held.attention(q, k, v, sinks, (None, None)) is None
-    assert len(fake.launches) == launches
+    assert _by_table(fake) == launches == int(is_warm)
 
 
 def test_keys_of_another_device(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:

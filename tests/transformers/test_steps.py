@@ -102,7 +102,9 @@ def test_random_functions(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(found.held.keys.on_host() & np.ones((3, 1), bool), wanted.dense()[:, 0, 0])
 
 
-@pytest.mark.parametrize("strides", ["plain", "tokens first", "a part", "one head", "one sequence", "widths"])
+@pytest.mark.parametrize(
+    "strides", ["plain", "tokens first", "a part", "one head", "one sequence", "widths", "fused"]
+)
 @pytest.mark.parametrize("keys", [1, 9, 300])
 @pytest.mark.parametrize("has_sinks", [False, True])
 def test_layouts(strides: str, keys: int, has_sinks: bool, fake: Any) -> None:
@@ -115,6 +117,8 @@ def test_layouts(strides: str, keys: int, has_sinks: bool, fake: Any) -> None:
     if strides == "a part":
         k, v = (torch.cat([one, one], 2)[:, :, :keys] for one in (k, v))
     q = torch.randn(batch, 4 * heads, 1, 8, generator=generator)
+    if strides == "fused":
+        q = torch.cat([q, q], 1)[:, : 4 * heads]
     seen = torch.rand(batch, keys, generator=generator) < 0.6
     seen[:, -1], seen[0] = True, False
     sinks = torch.randn(4 * heads, generator=generator) if has_sinks else None
