@@ -203,7 +203,7 @@ def _new_call(
 
 def _fits(q: Any, layout: Layout) -> bool:
     """Whether q has one row for each sequence, and heads that kernels read."""
-    return (
+    return bool(
         q.dim() == 4
         and q.shape[::2] == (layout.batch, 1)
         and q.shape[1] % layout.heads == 0
