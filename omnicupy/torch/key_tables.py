@@ -95,9 +95,8 @@ class SeenKeys:
         index = q.get_device()
         if index != self._index:
             return self.on(q.device).attention(q, k, v, sinks, scores)
-        if len(q) > 1 and q.stride(0) != q.shape[1] * q.stride(
-            1
-        ):  # of a fused projection: heads lie apart by batch
+        # Heads of one element are neighbours in a fused projection, those of the next element are none.
+        if len(q) > 1 and q.stride(0) != q.shape[1] * q.stride(1):
             q = q.contiguous()
         handle = eager.raw_stream(index)
         scale, softcap = scores
