@@ -789,8 +789,8 @@ STEPS = [
 TABLES = [
     Fault(
         "torch/key_tables.py",
-        "self._order = counts * seen",
-        "self._order = counts * 1",
+        "counts[:, -1:], counts * seen)",
+        "counts[:, -1:], counts * 1)",
         "tests/transformers/test_steps.py",
     ),
     Fault(
@@ -827,6 +827,36 @@ TABLES = [
         "transformers/on_device.py",
         "row >= stop - 1",
         "row >= stop - 2",
+        "tests/transformers/test_steps.py",
+    ),
+    Fault(
+        "torch/key_tables.py",
+        "q.stride(0) != q.shape[1] * q.stride(1)",
+        "q.stride(0) == 0",
+        "tests/torch/test_key_tables.py",
+    ),
+    Fault(
+        "torch/key_tables.py",
+        "if index != self._index:",
+        "if index is None:",
+        "tests/torch/test_key_tables.py",
+    ),
+    Fault(
+        "torch/key_tables.py",
+        "k.get_device() == index == v.get_device()",
+        "k.is_cuda and v.is_cuda",
+        "tests/torch/test_key_tables.py",
+    ),
+    Fault(
+        "transformers/mask_tensor.py",
+        "keys=keys, source=held)",
+        "keys=keys)",
+        "tests/transformers/test_steps.py",
+    ),
+    Fault(
+        "transformers/on_device.py",
+        "attention_mask.ndim != 2 or ",
+        "",
         "tests/transformers/test_steps.py",
     ),
     Fault(

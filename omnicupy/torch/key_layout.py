@@ -68,14 +68,7 @@ def layout_of(k: Any, v: Any, *, apart: bool) -> Layout | None:
         return None
     batch, heads, keys = k.shape[:3]
     (of_k, k_page), (of_v, v_page) = _in_pages(k), _in_pages(v)
-    if (
-        of_k != of_v
-        or k.stride(3) != 1
-        or v.stride(3) != 1
-        or k_page % ELEMENTS
-        or v_page % ELEMENTS
-        or not k_page
-    ):
+    if of_k != of_v or k.stride(3) != 1 or v.stride(3) != 1 or k_page % ELEMENTS or v_page % ELEMENTS:
         return None
     found = Layout(batch, heads, keys, of_k, k_page, v_page, apart)
     return found if found.pages <= MOST_PAGES else None

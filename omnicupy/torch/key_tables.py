@@ -36,21 +36,32 @@ class SeenKeys:
 
     def __init__(self, seen: Any, keys: int) -> None:
         counts = seen.cumsum(1)
-        self.keys = keys
-        self._lengths = counts[:, -1:]
-        self._order = counts * seen  # the how manieth key it is, from 1; 0 where it is hidden
+        # Which of the seen keys a key is, from 1 on; 0 where it is hidden.
+        self._hold(keys, counts[:, -1:], counts * seen)
+
+    def _hold(self, keys: int, lengths: Any, order: Any) -> None:
+        self.keys, self._lengths, self._order = keys, lengths, order
+        self._index = order.get_device()
         self._calls: dict[Any, _Call | None] = {}
+        self._elsewhere: dict[Any, SeenKeys] = {}
 
     @property
     def device(self) -> Any:
         """Where these are."""
         return self._order.device
 
-    def to(self, device: Any) -> SeenKeys:
-        """The same on another device."""
-        made = object.__new__(SeenKeys)
-        made.keys, made._calls = self.keys, {}
-        made._lengths, made._order = (one.to(device) for one in (self._lengths, self._order))
+    def on(self, device: Any) -> SeenKeys:
+        """The same on another device: one copy, and what is made of it, for all layers of its current stream."""
+        where = torch.device(device)
+        if where.type == "cuda" and where.index is None:
+            where = torch.device("cuda", torch.cuda.current_device())
+        if where == self.device:
+            return self
+        key = where, eager.raw_stream(where.index)
+        made = self._elsewhere.get(key)
+        if made is None:
+            made = self._elsewhere[key] = object.__new__(SeenKeys)
+            made._hold(self.keys, self._lengths.to(where), self._order.to(where))
         return made
 
     def on_host(self) -> Any:
@@ -78,10 +89,15 @@ class SeenKeys:
     def attention(self, q: Any, k: Any, v: Any, sinks: Any, scores: tuple[Any, Any]) -> Any:
         """softmax over the seen keys, (batch, 1, heads, columns of v) C-contiguous; None where calls on masks serve it.
 
-        q: (batch, heads, 1, head_dim); k, v: (batch, kv_heads, keys, columns), all on the device of these keys, for
-        which `serves` is true.  sinks: sink_logits of attention, or None.  scores: scale and softcap.
+        q: (batch, heads, 1, head_dim); k, v: (batch, kv_heads, keys, columns), for which `serves` is true, on whatever
+        device.  sinks: sink_logits of attention, or None.  scores: scale and softcap.
         """
         index = q.get_device()
+        if index != self._index:
+            return self.on(q.device).attention(q, k, v, sinks, scores)
+        # Heads of one element are neighbours in a fused projection, those of the next element are none.
+        if len(q) > 1 and q.stride(0) != q.shape[1] * q.stride(1):
+            q = q.contiguous()
         handle = eager.raw_stream(index)
         scale, softcap = scores
         key = (
@@ -94,16 +110,18 @@ class SeenKeys:
         if call is None or q.is_neg() or k.is_neg() or v.is_neg():
             return None
         at = q.data_ptr(), k.data_ptr(), v.data_ptr()
-        to_sinks = 0 if sinks is None else sinks.data_ptr()
+        to_sinks = 0
+        if sinks is not None and (sinks.is_neg() or not (to_sinks := sinks.data_ptr())):
+            return None
         if 0 in at or not call.plan.kernel.fits_addresses(*at, None):
             return None
-        # sinks are named in this frame, so they outlive the launch.
+        # q and sinks are named in this frame, so they outlive the launch.
         return _gpu.on_device(index, call.launch, at, to_sinks)
 
 
 def serves(*given: Any) -> bool:
-    """Whether `SeenKeys.attention` may be asked about q, k, v and sinks or None: plain CUDA tensors, the first three of
-    16 bits, that nothing wraps, traces or captures, and of which nobody asks for gradients.
+    """Whether `SeenKeys.attention` may be asked about q, k, v and sinks or None: plain tensors of one CUDA device, the
+    first three of 16 bits, that nothing wraps, traces or captures, and of which nobody asks for gradients.
     """
     if (
         not state.are_plain(*given)
@@ -116,9 +134,14 @@ def serves(*given: Any) -> bool:
         return False
     q, k, v, sinks = given
     same = q.dtype is k.dtype is v.dtype and (q.dtype is torch.bfloat16 or q.dtype is torch.float16)
-    if sinks is not None and not (sinks.dtype is torch.float32 and sinks.is_contiguous() and sinks.is_cuda):
+    index = q.get_device()
+    if sinks is not None and not (
+        sinks.dtype is torch.float32 and sinks.is_contiguous() and sinks.get_device() == index
+    ):
         return False
-    if not (same and q.is_cuda and k.is_cuda and v.is_cuda) or tensors.need_gradients(*given):
+    if not (same and q.is_cuda and k.get_device() == index == v.get_device()):
+        return False
+    if tensors.need_gradients(*given):
         return False
     return not torch.cuda.is_current_stream_capturing()
 
@@ -178,14 +201,13 @@ def _new_call(
 
 
 def _fits(q: Any, layout: Layout) -> bool:
-    """Whether q has one row for each sequence, which can be taken apart by heads without a copy."""
-    return (
+    """Whether q has one row for each sequence, and heads that kernels read."""
+    return bool(
         q.dim() == 4
         and q.shape[::2] == (layout.batch, 1)
         and q.shape[1] % layout.heads == 0
         and q.stride(3) == 1
         and q.stride(1) % ELEMENTS == 0
-        and (layout.batch == 1 or q.stride(0) == q.shape[1] * q.stride(1))
     )
 
 

@@ -53,6 +53,11 @@ def is_watched() -> bool:
     return bool(modes()) or transform() is not None or getattr(forward_ad, "_current_level", -1) >= 0
 
 
+def captures(device: Any) -> bool:
+    """Whether torch's current stream is captured into a graph. device: of the tensors at hand."""
+    return torch.device(device).type == "cuda" and bool(torch.cuda.is_current_stream_capturing())
+
+
 def is_exporting() -> bool:
     """True in torch.export. `torch.compiler.is_exporting` is also true in torch.compile, up to 2.12."""
     return bool(getattr(torch.compiler, "_is_exporting_flag", False))

@@ -19,6 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AttentionInterface
 
 from omnicupy.errors import UnsupportedError
+from omnicupy.torch.state import captures
 from omnicupy.transformers import forward, loading
 from omnicupy.transformers.closures import array
 from omnicupy.transformers.kept import MAX_KEPT
@@ -201,7 +202,7 @@ def check_bounds(name: str, bounds: Any) -> None:
 def _numbers(name: str, bounds: Any) -> Numbers:
     """The bounds as numbers; the first layer of a step waits for the device."""
     check_bounds(name, bounds)
-    if bounds.is_cuda and torch.cuda.is_current_stream_capturing():
+    if captures(bounds.device):
         raise UnsupportedError(
             f"{name} cannot be read while a CUDA graph is captured, since a replay would not see what it holds then; "
             "pass the configuration of omnicupy.transformers.continuous(model, use_cuda_graph=True)"

@@ -17,6 +17,7 @@ from omnicupy.transformers.rules import Keys, View
 
 HIDDEN = -1e4  # an additive mask hides by this or less: exp(-1e4) is zero in every dtype
 
+INSTEAD = "a mask made by omnicupy.transformers.attention_mask"  # of a tensor, where none can be read
 _REST = "load the model with attn_implementation='eager'"
 
 
@@ -43,7 +44,7 @@ def from_tensor(tensor: Any, shape: tuple[int, int, int, int]) -> tuple[Mask, ..
         tensor,
         ("dense", rows, keys),
         lambda one: _masks_of(one, rows, keys),
-        "a mask made by omnicupy.transformers.attention_mask",
+        INSTEAD,
     )
     return masks
 

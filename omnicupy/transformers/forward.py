@@ -39,7 +39,8 @@ def attention(
     where there is one. s_aux: a logit a head, (heads,), in any dtype, the sink_logits of attention. softcap: as there.
     ignored: names of further options that change nothing.
     Returns (out, None), out (batch, rows, heads, value_dim), contiguous. No tensor is copied, but under torch.autocast,
-    where query, key and value are cast as those of scaled_dot_product_attention are.
+    where query, key and value are cast as those of scaled_dot_product_attention are, and single rows of query whose
+    heads are not neighbours.
     Raises UnsupportedError for what the result would depend on and omnicupy does not compute.
     """
     query, key, value = tensors.autocast(query, key, value)

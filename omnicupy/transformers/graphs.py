@@ -20,6 +20,7 @@ from omnicupy.errors import UnsupportedError
 from omnicupy.serving.caches import PagedKV
 from omnicupy.serving.rule import cached
 from omnicupy.torch import tensors
+from omnicupy.torch.state import captures
 from omnicupy.transformers import batching, forward, one_graph
 from omnicupy.transformers.batching import GRAPHS
 
@@ -40,11 +41,6 @@ def mask_maker(ignored: Collection[str] = ()) -> Callable[..., Any]:
         return None if is_captured else make(*sizes, **given)
 
     return made
-
-
-def captures(device: Any) -> bool:
-    """Whether torch's current stream is captured into a graph. device: of the tensors at hand."""
-    return torch.device(device).type == "cuda" and bool(torch.cuda.is_current_stream_capturing())
 
 
 def attention(

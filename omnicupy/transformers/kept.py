@@ -12,6 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from omnicupy.errors import UnsupportedError
 from omnicupy.masks.mask import Mask
+from omnicupy.torch.state import captures
 
 MAX_KEPT = 32  # masks that stay for calls with equal ones, with their block lists and device copies
 MAX_READINGS = 8  # of one tensor: parts of it that are read, and what is made of a part
@@ -47,11 +48,7 @@ def derived(tensor: Any, what: object, make: Callable[[Any], Any], instead: str)
     A call compares the tensor with the copy: one pass over it and, on a GPU, one synchronisation.
     Raises UnsupportedError while a CUDA graph is captured, in which nothing can be read.
     """
-    if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
-        raise UnsupportedError(
-            "a tensor cannot be read for its mask while a CUDA graph is captured, since a replay would not see what it "
-            f"holds then; pass {instead}"
-        )
+    check_readable(tensor.device, instead)
     owner = tensor._base if tensor._is_view() and tensor._base is not None else tensor
     parts = _readings.setdefault(owner, {})
     part = (tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype, tensor.device)
@@ -64,6 +61,15 @@ def derived(tensor: Any, what: object, make: Callable[[Any], Any], instead: str)
         _drop_oldest(reading.made)
         reading.made[what] = make(reading.copy)
     return reading.made[what]
+
+
+def check_readable(device: Any, instead: str) -> None:
+    """Raises UnsupportedError where a CUDA graph is captured of this device. instead: as of `derived`."""
+    if captures(device):
+        raise UnsupportedError(
+            "a tensor cannot be read for its mask while a CUDA graph is captured, since a replay would not see what it "
+            f"holds then; pass {instead}"
+        )
 
 
 def _distinct(tensor: Any) -> Any:

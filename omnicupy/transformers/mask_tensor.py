@@ -14,7 +14,8 @@ from omnicupy.errors import UnsupportedError
 from omnicupy.masks.mask import Mask
 from omnicupy.torch.key_tables import SeenKeys
 from omnicupy.transformers import one_row
-from omnicupy.transformers.dense import from_tensor
+from omnicupy.transformers.dense import INSTEAD, from_tensor
+from omnicupy.transformers.kept import check_readable
 
 _aten = torch.ops.aten
 _ALIASES = {_aten.detach.default, _aten.alias.default}
@@ -25,20 +26,28 @@ _COPIES = {_aten.clone.default, _aten._to_copy.default}
 @dataclass
 class Held:
     """What a MaskTensor and its aliases hold: masks, or the keys of one row, of which masks are made once something has
-    asked for them. dense: its elements, likewise: from then on they count, since they may be written.
+    asked for them. dense: its elements, likewise: from then on they count, since they may be written.  source: what
+    this is a copy of, whose masks are the same.
     """
 
     made: tuple[Mask, ...] | None
     dense: Any = None
     keys: SeenKeys | None = None
+    source: Held | None = None
 
     @property
     def masks(self) -> tuple[Mask, ...]:
-        """One mask for all batch elements, or one for each."""
+        """One mask for all batch elements, or one for each. Raises UnsupportedError where they are not made and a CUDA
+        graph is captured.
+        """
         if self.made is None:
-            assert self.keys is not None
-            self.made = one_row.of_seen(self.keys.on_host(), self.keys.keys - 1)
+            self.made = self._of_keys() if self.source is None else self.source.masks
         return self.made
+
+    def _of_keys(self) -> tuple[Mask, ...]:
+        assert self.keys is not None
+        check_readable(self.keys.device, INSTEAD)
+        return one_row.of_seen(self.keys.on_host(), self.keys.keys - 1)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -49,9 +58,10 @@ class Held:
 class MaskTensor(torch.Tensor):  # type: ignore[misc]  # no types where torch is missing
     """A boolean tensor (batch, 1, rows, keys), True where a row sees a key, that holds masks instead of elements.
 
-    masks: one for all batch elements, or one for each. Moving and copying it costs nothing. Whatever else is done to
-    it (slices, repetitions, reading, writing) makes its elements first, batch * rows * keys bytes, and is done to them.
-    Adding it to numbers raises UnsupportedError.
+    masks: one for all batch elements, or one for each. Moving and copying it costs nothing, but that the keys of one
+    row are copied once to each further device. Whatever else is done to it (slices, repetitions, reading, writing)
+    makes its elements first, batch * rows * keys bytes, and is done to them. Adding it to numbers raises
+    UnsupportedError.
     """
 
     held: Held
@@ -121,10 +131,11 @@ class MaskTensor(torch.Tensor):  # type: ignore[misc]  # no types where torch is
 
 
 def _copied(mask: MaskTensor, device: Any) -> MaskTensor:
-    keys = mask.held.keys
-    if keys is None or torch.device(device).type != keys.device.type:
-        return MaskTensor(mask.held.masks, mask.shape[0], device)
-    return MaskTensor.of_keys(keys.to(device), mask.shape[0])
+    held = mask.held
+    if held.keys is None or torch.device(device).type != held.keys.device.type:
+        return MaskTensor(held.masks, mask.shape[0], device)
+    keys = held.keys.on(device)
+    return MaskTensor._with(Held(held.made, keys=keys, source=held), mask.shape[0], keys.device)
 
 
 def _on_elements(func: Any, args: Any, options: Any) -> Any:

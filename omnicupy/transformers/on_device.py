@@ -61,11 +61,14 @@ def keys_of(
     """The keys that the row at offsets[0] sees of sizes[1] ones from offsets[1] on. sizes: rows, 1, and keys.
 
     attention_mask: (batch, positions), or None.  how: device and use_vmap, as of `sdpa_mask`.
-    None for functions that may look for elements that there are not, which the host has to find out.
+    None for functions that may look for elements that there are not, which the host has to find out, and for an
+    attention_mask of another shape.
     """
-    if not _is_served(mask_function, batch) or (attention_mask is not None and len(attention_mask) != batch):
+    if not _is_served(mask_function, batch):
         return None
     if attention_mask is not None:
+        if attention_mask.ndim != 2 or len(attention_mask) != batch:
+            return None
         attention_mask = attention_mask.to(device=how["device"], dtype=torch.bool)
     seen = _of_padding(sizes[1], offsets, mask_function, attention_mask)
     if seen is None:

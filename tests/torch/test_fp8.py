@@ -15,6 +15,7 @@ from fake_tensor import cuda  # noqa: E402
 import omnicupy as oc  # noqa: E402
 import omnicupy.torch  # noqa: E402
 from omnicupy.jit.append_spec import Fp8AppendSpec  # noqa: E402
+from omnicupy.jit.few_rows_spec import FewRowsSpec  # noqa: E402
 from omnicupy.jit.fp8_spec import Fp8Spec  # noqa: E402
 
 LENGTHS = [40, 3, 0]
@@ -97,10 +98,11 @@ def test_what_is_refused() -> None:
         oc.torch.attention(*(k[:, :, :2].to(torch.float8_e4m3fn) for _ in range(3)), oc.full(2, 2))
 
 
+@pytest.mark.parametrize(("rows", "kind"), [(4, FewRowsSpec), (5, Fp8Spec)])
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.uint8])
-def test_tensors_of_a_device(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_of_a_device(dtype: Any, rows: int, kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
     device = fake_tensor.install(monkeypatch)
-    q = cuda(torch.zeros(3, 8, 1, 64, dtype=torch.bfloat16), 0)
+    q = cuda(torch.zeros(3, 8, rows, 64, dtype=torch.bfloat16), 0)
     pools = [cuda(torch.zeros(12, 8, 2, 64).to(dtype), 0) for _ in "kv"]
     table, lengths = (cuda(torch.zeros(shape, dtype=torch.int32), 0) for shape in ((3, 4), 3))
     scale = cuda(torch.ones(12, 8, 2), 0)
@@ -108,7 +110,7 @@ def test_tensors_of_a_device(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     for mask in (oc.cached(), oc.torch.plan(q, kv, oc.cached())):
         oc.torch.attention(q, kv, mask=mask)
         spec, params = device.launches[-1]["spec"], device.launches[-1]["params"]
-        assert (type(spec), spec.kernel) == (Fp8Spec, "sm90")
+        assert (type(spec), spec.kernel) == (kind, "sm90")
         assert [int(params[name]) for name in ("k", "v", "k_scale", "v_scale")] == [
             *(one.data_ptr() for one in (*pools, scale)),
             0,

@@ -12,7 +12,9 @@ import pytest
 
 torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-from omnicupy.gpu import cached as gpu_cached  # noqa: E402 - after what it needs
+import fake_tensor  # noqa: E402 - after what it needs
+
+from omnicupy.gpu import cached as gpu_cached  # noqa: E402
 from omnicupy.gpu import cached_planning, streams  # noqa: E402
 from omnicupy.gpu.device import DeviceInfo  # noqa: E402
 from omnicupy.torch import eager, key_layout, key_tables, memory  # noqa: E402
@@ -39,6 +41,11 @@ def _inputs(keys: int, batch: int = 3, kv_heads: int = 2) -> list[Any]:
 
 def _numbers(address: int, count: int) -> list[int]:
     return np.frombuffer((ctypes.c_char * (4 * count)).from_address(address), np.int32).tolist()
+
+
+def _by_table(fake: Any) -> int:
+    """Launches of attention by tables."""
+    return sum("page_table" in (one["params"].dtype.names or ()) for one in fake.launches)
 
 
 @pytest.mark.parametrize("has_sinks", [False, True])
@@ -93,7 +100,6 @@ def test_one_plan_serves_the_steps_of_a_static_cache(fake: Any) -> None:
         "rows",
         "keys",
         "batch",
-        "q apart",
         "v elsewhere",
         "misaligned",
         "wide steps",
@@ -111,8 +117,6 @@ def test_what_masks_serve(change: str, fake: Any, monkeypatch: pytest.MonkeyPatc
         k, v = k[:, :, :19], v[:, :, :19]
     elif change == "batch":
         q, k, v = _inputs(20, batch=2)
-    elif change == "q apart":
-        q = torch.zeros(3, HEADS + 1, 1, DIM, dtype=q.dtype)[:, :HEADS]
     elif change == "v elsewhere":
         v = torch.zeros(3, 2, 21, DIM, dtype=q.dtype)[:, :, :20]
     elif change == "misaligned":
@@ -126,7 +130,113 @@ def test_what_masks_serve(change: str, fake: Any, monkeypatch: pytest.MonkeyPatc
     else:
         monkeypatch.setattr(fake_device.pick, "SERVED", frozenset())
     assert held.attention(q, k, v, None, (None, None)) is None
-    assert not any("page_table" in (one["params"].dtype.names or ()) for one in fake.launches)
+    assert not _by_table(fake)
+
+
+@pytest.mark.parametrize("has_sinks", [False, True])
+def test_heads_of_a_fused_projection_are_copied(has_sinks: bool, fake: Any) -> None:
+    """Those of one element are neighbours, those of the next element begin behind its keys and values."""
+    _, k, v = _inputs(20)
+    fused = torch.zeros(3, 1, 3 * HEADS * DIM, dtype=k.dtype)
+    q = fused[..., : HEADS * DIM].view(3, 1, HEADS, DIM).transpose(1, 2)
+    sinks = torch.zeros(HEADS) if has_sinks else None
+    held = key_tables.SeenKeys(torch.ones(3, 20, dtype=torch.bool), 20)
+    assert held.attention(q, k, v, sinks, (None, None)) is not None
+    params = fake.launches[-1]["params"]
+    assert int(params["q"]) != q.data_ptr()
+    assert params["q_strides"].tolist()[:2] == [HEADS * DIM if has_sinks else HEADS // 2 * DIM, DIM]
+    one = [array[:1] for array in (q, k, v)]
+    held = key_tables.SeenKeys(torch.ones(1, 20, dtype=torch.bool), 20)
+    assert held.attention(*one, sinks, (None, None)) is not None
+    assert int(fake.launches[-1]["params"]["q"]) == q.data_ptr()
+
+
+@pytest.mark.parametrize("is_warm", [False, True])
+@pytest.mark.parametrize("bad", ["negative", "no memory"])
+def test_sinks_that_masks_serve(bad: str, is_warm: bool, fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = _inputs(20)
+    held = key_tables.SeenKeys(torch.ones(3, 20, dtype=torch.bool), 20)
+    sinks = torch.zeros(HEADS)
+    if is_warm:
+        assert held.attention(q, k, v, sinks, (None, None)) is not None
+    launches = _by_table(fake)
+    if bad == "negative":
+        sinks = torch._neg_view(sinks)
+    else:
+        sinks.data_ptr = lambda: 0
+    assert held.attention(q, k, v, sinks, (None, None)) is None
+    assert _by_table(fake) == launches == int(is_warm)
+
+
+def test_keys_of_another_device(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are copied there once, for the layers of a stream."""
+    held = key_tables.SeenKeys(torch.ones(3, 20, dtype=torch.bool), 20)
+    monkeypatch.setattr(eager, "raw_stream", lambda index: stream)
+    stream = 7
+    there = held.on("meta")
+    assert there._order.is_meta
+    assert there._lengths.is_meta
+    assert there.keys == 20
+    assert held.on(torch.device("meta")) is there
+    stream = 8
+    assert held.on("meta") is not there
+    assert held.on("cpu") is held
+    there = key_tables.SeenKeys(torch.ones(3, 20, dtype=torch.bool), 20)
+    held._index = 1
+    monkeypatch.setattr(key_tables.SeenKeys, "on", lambda *_: there)
+    assert held.attention(*_inputs(20), None, (None, None)) is not None
+    assert not held._calls
+    (call,) = there._calls.values()
+    assert int(fake.launches[-1]["params"]["page_table"]) == call.table.data_ptr()
+
+
+def _given(change: str) -> list[Any]:
+    """q, k, v and sinks or None, on a device but for what `change` says."""
+    dtypes = {"float32": [torch.float32] * 3, "two dtypes": [torch.float16, torch.bfloat16, torch.bfloat16]}
+    of = dtypes.get(change, [torch.bfloat16] * 3)
+    q, k, v = (
+        fake_tensor.cuda(torch.zeros(3, 2, 4, DIM, dtype=dtype), int(change == f"{name} elsewhere"))
+        for name, dtype in zip("qkv", of, strict=True)
+    )
+    if change == "gradients":
+        k.requires_grad_(True)
+    if change == "host":
+        q = torch.zeros(q.shape, dtype=q.dtype)
+    if "sinks" not in change:
+        return [q, k, v, None]
+    sinks = torch.zeros(4, dtype=torch.float64 if "float64" in change else torch.float32)
+    sinks = sinks[::2] if "apart" in change else sinks
+    return [q, k, v, fake_tensor.cuda(sinks, int("elsewhere" in change))]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(
+            None,
+            "sinks",
+            "host",
+            "float32",
+            "two dtypes",
+            "q elsewhere",
+            "k elsewhere",
+            "v elsewhere",
+            "gradients",
+        ),
+        *("float64 sinks", "sinks apart", "sinks elsewhere", "captured", "a mode", "a transform", "a trace"),
+    ],
+)
+def test_serves(change: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_tensor.install(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: change == "captured")
+    changed = {"a mode": ("modes", 1), "a transform": ("transform", 0), "a trace": ("tracer", print)}
+    if change in changed:
+        name, value = changed[change]
+        monkeypatch.setattr(key_tables.state, name, lambda: value)
+    assert key_tables.serves(*_given(change or "")) == (change in (None, "sinks"))
+    if change == "gradients":
+        with torch.no_grad():
+            assert key_tables.serves(*_given(change))
 
 
 def test_layouts_of_pools() -> None:

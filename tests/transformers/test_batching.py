@@ -161,7 +161,7 @@ def test_bounds_that_are_written_again_are_read_again() -> None:
 
 
 class OnDevice(torch.Tensor):  # type: ignore[misc]  # no types where torch is missing
-    is_cuda = True
+    device = torch.device("cuda", 0)
 
 
 def _captured() -> Any:

@@ -13,6 +13,7 @@ import tiny_models as tiny  # noqa: E402 - after what it needs
 
 import omnicupy as oc  # noqa: E402
 import omnicupy.transformers  # noqa: E402
+from omnicupy.transformers import masking, on_device  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 NAME = oc.transformers.register()
@@ -113,3 +114,46 @@ def test_autocast_of_float32_weights(dtype: Any) -> None:
             for how in (NAME, "sdpa")
         ]
     assert errors[0] <= 1.5 * errors[1]
+
+
+@pytest.fixture
+def step(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A mask of one row whose keys a table names, q, k and v, and a call of a layer."""
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("the host makes masks of one row but for Hopper GPUs")
+    monkeypatch.setattr(on_device, "compiles", lambda: False)  # other tests do
+    padding = torch.ones(2, 300, dtype=torch.bool, device="cuda")
+    padding[1, :40] = False
+    mask = masking.make_mask(2, 1, 300, q_offset=299, attention_mask=padding, device=padding.device)
+    assert mask.held.keys is not None
+    inputs = [torch.randn(2, 4, rows, 64, device="cuda").bfloat16() for rows in (1, 300, 300)]
+    return mask, inputs, lambda mask, inputs: oc.transformers.forward.attention(None, *inputs, mask)[0]
+
+
+def test_keys_of_a_step_are_not_read_in_a_capture(step: Any) -> None:
+    mask, inputs, call = step
+    with (
+        pytest.raises(oc.UnsupportedError, match="a tensor cannot be read for its mask while a CUDA graph"),
+        torch.cuda.graph(torch.cuda.CUDAGraph()),
+    ):
+        call(mask, inputs)
+    wanted = call(mask, inputs)
+    # From here on the host has the masks, and a plan for them.
+    torch.testing.assert_close(
+        call(oc.transformers.MaskTensor(mask.masks, 2, "cuda"), inputs), wanted, rtol=0, atol=2e-2
+    )
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = call(mask, inputs)
+    graph.replay()
+    torch.testing.assert_close(found, wanted, rtol=0, atol=2e-2)
+
+
+def test_a_step_on_another_device_than_its_mask(step: Any) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    mask, inputs, call = step
+    wanted, there = call(mask, inputs), [one.to("cuda:1") for one in inputs]
+    for one in (mask, mask.to("cuda:1"), mask):
+        assert torch.equal(call(one, there).to("cuda:0"), wanted)
+    assert len(mask.held.keys._elsewhere) == 1

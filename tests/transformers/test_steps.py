@@ -102,7 +102,9 @@ def test_random_functions(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(found.held.keys.on_host() & np.ones((3, 1), bool), wanted.dense()[:, 0, 0])
 
 
-@pytest.mark.parametrize("strides", ["plain", "tokens first", "a part", "one head", "one sequence", "widths"])
+@pytest.mark.parametrize(
+    "strides", ["plain", "tokens first", "a part", "one head", "one sequence", "widths", "fused"]
+)
 @pytest.mark.parametrize("keys", [1, 9, 300])
 @pytest.mark.parametrize("has_sinks", [False, True])
 def test_layouts(strides: str, keys: int, has_sinks: bool, fake: Any) -> None:
@@ -115,6 +117,8 @@ def test_layouts(strides: str, keys: int, has_sinks: bool, fake: Any) -> None:
     if strides == "a part":
         k, v = (torch.cat([one, one], 2)[:, :, :keys] for one in (k, v))
     q = torch.randn(batch, 4 * heads, 1, 8, generator=generator)
+    if strides == "fused":
+        q = torch.cat([q, q], 1)[:, : 4 * heads]
     seen = torch.rand(batch, keys, generator=generator) < 0.6
     seen[:, -1], seen[0] = True, False
     sinks = torch.randn(4 * heads, generator=generator) if has_sinks else None
@@ -220,6 +224,42 @@ def test_functions_whose_tensors_may_be_too_short_are_looked_at_by_the_host(fake
     labels = torch.zeros(2, 3, dtype=torch.int64)
     with pytest.raises(ValueError, match="labels for 5 positions are needed"):
         masking.make_mask(2, 1, 5, q_offset=4, mask_function=library.packed_sequence_mask_function(labels))
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (5,), (1, 5), (2, 1, 5), (2, 5, 5)])
+@pytest.mark.parametrize("batch", [2, 5])
+def test_a_padding_of_other_axes_is_named(batch: int, shape: tuple[int, ...], fake: Any) -> None:
+    with pytest.raises(ValueError, match=r"^attention_mask must have shape \(batch, tokens\)"):
+        masking.make_mask(batch, 1, 5, q_offset=4, attention_mask=torch.ones(shape))
+
+
+def test_copies_share_keys_and_masks(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hooks of models on several devices copy the mask for each layer."""
+    mask = masking.make_mask(2, 1, 4, q_offset=3, attention_mask=torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]]))
+    copies = [mask.clone(), mask.clone()]
+    assert all(copy.held.keys is mask.held.keys for copy in copies)
+    monkeypatch.setattr(key_tables.SeenKeys, "on", lambda keys, _: there[keys])
+    there = {mask.held.keys: key_tables.SeenKeys(torch.zeros(2, 4, dtype=torch.bool), 4)}
+    copies.append(mask.clone())  # as if on another device
+    assert copies[-1].held.keys in there.values()
+    reads = []
+    on_host = key_tables.SeenKeys.on_host
+    monkeypatch.setattr(key_tables.SeenKeys, "on_host", lambda keys: reads.append(keys) or on_host(keys))
+    assert all(copy.masks is copies[0].masks for copy in copies)
+    assert reads == [mask.held.keys]
+    copies[0][:] = False
+    assert not copies[0].dense().any()
+    assert mask.dense().sum() == copies[1].dense().sum() == copies[2].dense().sum() == 7
+
+
+def test_keys_are_not_read_while_a_graph_is_captured(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = [masking.make_mask(1, 1, 4, q_offset=3) for _ in range(2)]
+    made = masks[0].masks
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(key_tables.SeenKeys, "device", torch.device("cuda", 0))
+    assert masks[0].masks is made
+    with pytest.raises(oc.UnsupportedError, match="a tensor cannot be read for its mask while a CUDA graph"):
+        _ = masks[1].masks
 
 
 def test_a_mask_that_reaches_a_compiled_call(fake: Any) -> None:
