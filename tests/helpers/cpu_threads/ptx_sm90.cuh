@@ -62,6 +62,7 @@ inline void copied(u32 at, int bytes) {
 inline void prefetch_tensormap(void const*) {}
 inline void count_round(int* counter, int last) { *counter = *counter >= last ? 0 : *counter + 1; }
 inline void prefetch_to_l2(void const*) {}
+inline void touch_three(void const*, void const*, void const*, u32) {}
 
 // The 128-byte swizzle: chunks of 16 bytes change places by the number of their row.
 inline u32 swizzled(u32 at) { return at ^ (at >> 3 & 0x70); }
@@ -166,6 +167,8 @@ inline float4 cvt_f32x4_e4m3x4(u32 four) {
 }
 inline float4 load_past_l1(float4 const* source) { return *source; }
 inline float2 load_past_l1(float2 const* source) { return *source; }
+inline float4 load_past_l1_or_zeros(float4 const* source, bool exists) { return exists ? *source : float4{0, 0, 0, 0}; }
+inline u32 count_arrival(u32* counter) { return atomicAdd(counter, 1u); }
 inline uint4 load_16_or_zeros(void const* source, bool exists) {
   if (!exists) return {};
   if (reinterpret_cast<uintptr_t>(source) % 16) cpu::fail("ld: address");
