@@ -51,7 +51,7 @@ struct WorkList {
 
   // The part that a thread block works on first, where all heads of a part are worked on side by side; else some part.
   __device__ __forceinline__ int first_part() const {
-    return min(static_cast<int>(blockIdx.x) / args.p.section, args.p.tiers[kTiers - 1] - 1);
+    return max(min(static_cast<int>(blockIdx.x) / args.p.section, args.p.tiers[kTiers - 1] - 1), 0);
   }
 
   // By the second and third warp, ahead of all else: what the first item looks up one after the other, and what is
@@ -71,7 +71,7 @@ struct WorkList {
     int const part = first_part(), counter = 32 * (lane - 4);  // of a line
     void const* g_line = kCached ? static_cast<void const*>(args.n_parts) : args.counter;
     if (lane == 1) g_line = args.p.lists.parts + part;
-    if (lane == 2) g_line = args.splits + part;
+    if (lane == 2 && args.n_split_rows != 0) g_line = args.splits + part;
     if (lane == 3 && kCached) g_line = args.p.lists.entries + static_cast<i64>(part) * args.most_entries;
     if (lane >= 4) g_line = args.arrivals + counter;
     if (lane < 4 || counter < heads() * args.p.batch * args.n_split_rows) prefetch_to_l2(g_line);
