@@ -11,22 +11,6 @@ __device__ __forceinline__ void count_round(int* g_counter, int last) {
   asm volatile("red.relaxed.gpu.global.inc.u32 [%0], %1;" ::"l"(g_counter), "r"(last) : "memory");
 }
 
-// Brings three lines to L1 at once. The first one begins with a number that is not negative, so that nothing is stored:
-// loads that nobody could need would be dropped.
-__device__ __forceinline__ void touch_three(void const* g_count, void const* g_second, void const* g_third, u32 s_any) {
-  asm volatile(
-      "{ .reg .s32 a, b, c;\n"
-      ".reg .pred never;\n"
-      "ld.global.ca.s32 a, [%0];\n"
-      "ld.global.ca.s32 b, [%1];\n"
-      "ld.global.ca.s32 c, [%2];\n"
-      "and.b32 b, b, c;\n"
-      "setp.lt.s32 never, a, 0;\n"
-      "@never st.shared.s32 [%3], b; }" ::"l"(g_count),
-      "l"(g_second), "l"(g_third), "r"(s_any)
-      : "memory");
-}
-
 __device__ __forceinline__ void prefetch_to_l2(void const* g_line) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(g_line));
 }

@@ -77,15 +77,6 @@ struct WorkList {
     if (lane < 4 || counter < heads() * args.p.batch * args.n_split_rows) prefetch_to_l2(g_line);
   }
 
-  // By the scheduler, when all is written: the same lists on their way to L1 at once.
-  __device__ __forceinline__ void touch_first() const {
-    if constexpr (Smem::Config::kCached && Smem::Config::kPack) {
-      int const part = first_part();
-      int4 const* const g_entry = args.p.lists.entries + static_cast<i64>(part) * args.most_entries;
-      touch_three(args.n_parts, args.p.lists.parts + part, g_entry, smem_address(&smem.work[1].part));
-    }
-  }
-
   // Parts times the heads that work on each.
   __device__ __forceinline__ int work_items() const {
     if constexpr (Smem::Config::kCached) return *args.n_parts * heads() * (args.p.batch / args.p.mask_batch);
@@ -135,7 +126,6 @@ struct Scheduler {
   __device__ __forceinline__ void run() {
     int index = blockIdx.x;
     list.wait_for_lists();
-    list.touch_first();
 #pragma unroll 1
     for (int parity = 0; index < list.work_items(); parity ^= 1) {
       WorkItem const item = list.item(index);

@@ -62,7 +62,6 @@ inline void copied(u32 at, int bytes) {
 inline void prefetch_tensormap(void const*) {}
 inline void count_round(int* counter, int last) { *counter = *counter >= last ? 0 : *counter + 1; }
 inline void prefetch_to_l2(void const*) {}
-inline void touch_three(void const*, void const*, void const*, u32) {}
 
 // The 128-byte swizzle: chunks of 16 bytes change places by the number of their row.
 inline u32 swizzled(u32 at) { return at ^ (at >> 3 & 0x70); }
