@@ -72,6 +72,18 @@ CALLS = [
         "tests/gpu/test_warm_calls.py",
     ),
     Fault(
+        "gpu/cached_planning.py",
+        '"most_entries": lists.most_entries',
+        '"most_entries": lists.most_partial',
+        "tests/gpu/test_cached.py",
+    ),
+    Fault(
+        "gpu/cached_planning.py",
+        "grid.tile_heads if side_by_side else grid.section(lists.rows)",
+        "grid.section(lists.most_parts)",
+        "tests/gpu/test_cached.py",
+    ),
+    Fault(
         "gpu/cached.py",
         "numbers = scale, type(scale), softcap, type(softcap), split, type(split)",
         "numbers = scale, softcap, split",

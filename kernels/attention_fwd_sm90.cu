@@ -18,6 +18,7 @@ static_assert(sizeof(Smem) <= OMNI_SMEM_BYTES, "spec.py and sm90/forward/smem.cu
 extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1) attention_fwd_sm90(const __grid_constant__ Params args) {
   extern __shared__ __align__(1024) unsigned char s_memory[];
   auto& smem = *reinterpret_cast<Smem*>(s_memory);
+  if constexpr (Cfg::kPack) omni::WorkList<Smem>{args, smem}.prefetch_first();
   if (threadIdx.x == 0) smem.init_barriers();
   if constexpr (Cfg::kPack) smem.zero_rows_of_no_token(args.p);
   __syncthreads();

@@ -182,18 +182,24 @@ def _need_of(grid: Grid, lists: CachedLists) -> tuple[Need, int]:
 
 
 def _fields_of(grid: Grid, lists: CachedLists) -> dict[str, Any]:
-    """What the kernel's struct takes of block lists, but for their addresses. Parts of all rows are one tier."""
+    """What the kernel's struct takes of block lists, but for their addresses. Parts of all rows are one tier.
+
+    Where a head has one block of rows, nothing is read twice, and the heads of a part go side by side: a thread block
+    knows which part it works on first without the number of parts (WorkList::prefetch_first).
+    """
+    side_by_side = grid.spec.pack and lists.q_blocks == 1
     return {
         "q_blocks": lists.q_blocks,
         "mask_batch": lists.batch,
         "diagonal": 0,
         "n_spans": 0,
         "k_padded": lists.k_padded,
-        "tiers": (lists.rows,) * 4,
+        "tiers": (lists.most_parts,) * 4,
         "n_slots": lists.slots,
+        "most_entries": lists.most_entries,
         "n_split_rows": lists.q_blocks if lists.slots else 0,
         "work_items": grid.work_items(lists.rows),
-        "section": grid.section(lists.rows),
+        "section": grid.tile_heads if side_by_side else grid.section(lists.rows),
         "q_len": grid.problem.q_len if lists.total_rows is None else lists.total_rows,
     }
 

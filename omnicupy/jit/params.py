@@ -149,7 +149,7 @@ def _with_maps(
 
 
 _WORK = [(name, "<u8") for name in ("counter", "partials", "arrivals", "splits")]
-_WORK += [(name, "<i4") for name in ("work_items", "n_slots", "n_split_rows")]
+_WORK += [(name, "<i4") for name in ("work_items", "n_slots", "n_split_rows", "most_entries")]
 _WORK += [("n_parts", "<u8")]
 _BACKWARD_WORK = [(name, "<u8") for name in ("counter", "dq_sums", "partials", "arrivals", "turns", "splits")]
 _BACKWARD_WORK += [(name, "<i4") for name in ("work_items", "n_slots", "n_split_rows")]

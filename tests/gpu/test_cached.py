@@ -74,7 +74,9 @@ def test_a_call_is_two_launches(device: fake_device.Device) -> None:
         3,
         0,
     ]
-    assert (of_kernel["tiers"] == 3).all()
+    # Where a thread block finds its first part, and that one's first entry, without the number of parts.
+    assert (of_kernel["tiers"] == 3 + p["split_slots"]).all()
+    assert (of_kernel["section"], of_kernel["most_entries"]) == (p["heads"], p["most_entries"])
     assert of_kernel["k_padded"] == p["k_padded"] == 1024
     assert of_kernel["n_slots"] == p["split_slots"] > 0
     assert of_kernel["partials"] < p["row_offsets"], "lists lie behind the parts of split rows"

@@ -93,6 +93,8 @@ def test_merged_parts_are_the_whole(q_len: int, rule: str, leave: float) -> None
         lists = CachedLists(made, len(some), q_len, CAPACITY, BR, BC, **sizes)
         found = planned.run(library, lists, lengths)
         split += len(found.parts) > lists.rows
+        # By which thread blocks ask for the first entry of their first part ahead (WorkList::prefetch_first).
+        np.testing.assert_array_equal(found.parts[:, 2], lists.most_entries * np.arange(len(found.parts)))
         q = rng.standard_normal((len(some), q_len, HEAD_DIM))
         k, v = (rng.standard_normal((len(some), CAPACITY, HEAD_DIM)) for _ in "kv")
         dense = [cached_cases.dense(made, keys, q_len, CAPACITY, b) for b, keys in enumerate(some)]

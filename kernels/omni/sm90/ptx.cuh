@@ -1,7 +1,7 @@
 // One function, one instruction, named after it (PTX ISA 8.x: mbarrier, cp.async.bulk.tensor, wgmma, setmaxnreg).
 #pragma once
 
-#include "omni/address.cuh"
+#include "omni/sm90/global.cuh"
 
 namespace omni {
 
@@ -71,15 +71,6 @@ __device__ __forceinline__ bool mbarrier_has_ended(u32 s_barrier, int parity) {
 
 __device__ __forceinline__ void prefetch_tensormap(void const* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
-}
-
-// Counts to `last`, then from 0 again. Nobody waits for it.
-__device__ __forceinline__ void count_round(int* g_counter, int last) {
-  asm volatile("red.relaxed.gpu.global.inc.u32 [%0], %1;" ::"l"(g_counter), "r"(last) : "memory");
-}
-
-__device__ __forceinline__ void prefetch_to_l2(void const* g_line) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(g_line));
 }
 
 // One box of a (column, token, head, batch) tensor to shared memory, by its tensor map; completes on the barrier.
@@ -188,17 +179,6 @@ __device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.
 // thread's ordinary ones behind the fence, and what it has seen before what the copy engine does then.
 __device__ __forceinline__ void fence_proxy_async_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
 
-// A number that other thread blocks add to, and what they wrote before they did.
-__device__ __forceinline__ int load_acquire(int const* g_source) {
-  int v;
-  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(v) : "l"(g_source) : "memory");
-  return v;
-}
-
-__device__ __forceinline__ void add_release(int* g_target, int x) {
-  asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(g_target), "r"(x) : "memory");
-}
-
 // Numbers of shared memory that another thread of the block changes meanwhile.
 __device__ __forceinline__ int load_shared_volatile(u32 s_source) {
   int v;
@@ -208,35 +188,6 @@ __device__ __forceinline__ int load_shared_volatile(u32 s_source) {
 
 __device__ __forceinline__ void store_shared_volatile(u32 s_target, int x) {
   asm volatile("st.volatile.shared.s32 [%0], %1;" ::"r"(s_target), "r"(x) : "memory");
-}
-
-// A vector that other multiprocessors wrote: not from this one's cache.
-__device__ __forceinline__ float4 load_past_l1(float4 const* g_source) {
-  float4 v;
-  asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-               : "l"(g_source)
-               : "memory");
-  return v;
-}
-
-__device__ __forceinline__ float2 load_past_l1(float2 const* g_source) {
-  float2 v;
-  asm volatile("ld.global.cg.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "l"(g_source) : "memory");
-  return v;
-}
-
-// 16 bytes that no thread of the kernel writes, past L1, or zeros where there are none: nothing is read then.
-__device__ __forceinline__ uint4 load_16_or_zeros(void const* g_source, bool exists) {
-  uint4 v;
-  asm volatile(
-      "{ .reg .pred exists;\n"
-      "setp.ne.s32 exists, %5, 0;\n"
-      "mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;\n"
-      "@exists ld.global.cg.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4]; }"
-      : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
-      : "l"(g_source), "r"(static_cast<int>(exists)));
-  return v;
 }
 
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }

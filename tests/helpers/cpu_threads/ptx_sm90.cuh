@@ -166,6 +166,8 @@ inline float4 cvt_f32x4_e4m3x4(u32 four) {
 }
 inline float4 load_past_l1(float4 const* source) { return *source; }
 inline float2 load_past_l1(float2 const* source) { return *source; }
+inline float4 load_past_l1_or_zeros(float4 const* source, bool exists) { return exists ? *source : float4{0, 0, 0, 0}; }
+inline u32 count_arrival(u32* counter) { return atomicAdd(counter, 1u); }
 inline uint4 load_16_or_zeros(void const* source, bool exists) {
   if (!exists) return {};
   if (reinterpret_cast<uintptr_t>(source) % 16) cpu::fail("ld: address");

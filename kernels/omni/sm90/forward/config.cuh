@@ -16,6 +16,7 @@ struct ForwardParamsSm90 {
   u32* arrivals;       // (all heads, n_split_rows, warps): zero at launch, left zero; of packed tiles one for all warps
   int4 const* splits;  // of each part: {row among the split ones or -1, its number, parts of the row, first slot}
   int work_items, n_slots, n_split_rows;
+  int most_entries;    // of calls on caches: entries that each part has room for, so that its first one is known ahead
   int const* n_parts;  // of calls on caches: how many parts the planner made; null for others
 };
 

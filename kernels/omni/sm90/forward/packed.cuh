@@ -66,7 +66,8 @@ template <class Cfg>
 struct PackedMerge {
   static constexpr int kVectors = Cfg::kValueDim / 4;  // of four numbers of O a row
   static constexpr int kEach = (kVectors + 31) / 32;   // of them a lane
-  static constexpr int kAtOnce = 16 / kEach;           // parts whose loads are under way together
+  // Parts whose loads are under way together: their weights are those of the lanes, or of half of them.
+  static constexpr int kAtOnce = kEach == 1 ? 32 : 16;
 
   ForwardParamsSm90 const& args;
   PackedRows<Cfg> const& rows;
@@ -96,10 +97,8 @@ struct PackedMerge {
     bool last = false;
     if (threadIdx.x % 128 == 0) {
       u32* const arrivals = args.arrivals + static_cast<i64>(rows.tile) * args.n_split_rows + split.x;
-      __threadfence();
-      last = static_cast<int>(atomicAdd(arrivals, 1u)) == split.z - 1;
+      last = static_cast<int>(count_arrival(arrivals)) == split.z - 1;
       if (last) *arrivals = 0;
-      __threadfence();  // the arrivals seen, before the others' rows
     }
     return __shfl_sync(0xffffffffu, static_cast<int>(bar_any<128>(kMergeBarrier, last)), 0);
   }
@@ -128,24 +127,24 @@ struct PackedMerge {
     return from == neg_inf() ? 0.f : exp2_approx((from - to) * args.p.scale_log2);
   }
 
-  // First what all parts weigh, a part a lane; then their rows, a few columns a lane.
+  // What parts weigh, a part a lane, and what they hold of the row, a few columns a lane, are asked for together.
   __device__ __forceinline__ void merge_row(int row) const {
     int const parts = __shfl_sync(0xffffffffu, split.z, 0);
     float2 const first = load_sums(row, 0);
-    float row_max = first.x;
-#pragma unroll 1
-    for (int base = 32; base < parts; base += 32) row_max = fmaxf(row_max, load_sums(row, base).x);
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) row_max = fmaxf(row_max, __shfl_xor_sync(0xffffffffu, row_max, step));
-    float row_sum = 0.f;
+    float const* const g_row = part(0) + row * Cfg::kValueDim + 4 * lane_id();
+    float row_max = first.x, row_sum = 0.f, weight = 0.f;
     float out[kEach][4] = {};
 #pragma unroll 1
-    for (int base = 0; base < parts; base += 32) {
-      float2 const found = base == 0 ? first : load_sums(row, base);
-      float const weight = share(found.x, row_max);
-      row_sum = fmaf(weight, found.y, row_sum);
-#pragma unroll 1
-      for (int i = 0; i < 32 && base + i < parts; i += kAtOnce) add_parts(out, row, base + i, i, weight);
+    for (int index = 0; index < parts; index += kAtOnce) {
+      float4 more[kAtOnce][kEach];
+      load_parts(more, g_row + index * each(), parts - index);
+      if (index == 0) row_max = max_of_all(row, first.x, parts);
+      if (index % 32 == 0) {
+        float2 const found = index == 0 ? first : load_sums(row, index);
+        weight = share(found.x, row_max);
+        row_sum = fmaf(weight, found.y, row_sum);
+      }
+      add_parts(out, more, index % 32, weight);
     }
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) row_sum += __shfl_xor_sync(0xffffffffu, row_sum, step);
@@ -180,19 +179,34 @@ struct PackedMerge {
     return index < split.z ? load_past_l1(sums(index) + row) : make_float2(neg_inf(), 0.f);
   }
 
-  // kAtOnce parts from `index` on. weight: of the lane's part; lane0: whose part `index` is.
-  __device__ __forceinline__ void add_parts(float (&out)[kEach][4], int row, int index, int lane0, float weight) const {
-    float4 more[kAtOnce][kEach];
+  // Floats from a part to the next one.
+  __device__ __forceinline__ i64 each() const { return args.p.part_rows * (Cfg::kValueDim + 2); }
+
+  // row_max of all parts. own: of the lane's one among the first 32.
+  __device__ __forceinline__ float max_of_all(int row, float own, int parts) const {
+#pragma unroll 1
+    for (int base = 32; base < parts; base += 32) own = fmaxf(own, load_sums(row, base).x);
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) own = fmaxf(own, __shfl_xor_sync(0xffffffffu, own, step));
+    return own;
+  }
+
+  // The lane's columns of a row, of as many of kAtOnce parts as there are; zeros of the others.
+  __device__ __forceinline__ void load_parts(float4 (&more)[kAtOnce][kEach], float const* g_row, int there) const {
 #pragma unroll
     for (int n = 0; n < kAtOnce; ++n) {
-      float4 const* const g_row = reinterpret_cast<float4 const*>(part(index + n) + row * Cfg::kValueDim);
 #pragma unroll
       for (int e = 0; e < kEach; ++e) {
-        int const vector = lane_id() + 32 * e;
-        bool const there = index + n < split.z && vector < kVectors;
-        more[n][e] = there ? load_past_l1(g_row + vector) : make_float4(0.f, 0.f, 0.f, 0.f);
+        bool const exists = n < there && lane_id() + 32 * e < kVectors;
+        more[n][e] = load_past_l1_or_zeros(reinterpret_cast<float4 const*>(g_row + 128 * e), exists);
       }
+      g_row += each();
     }
+  }
+
+  // weight: of the lane's part; lane0: whose part the first of them is.
+  __device__ __forceinline__ static void add_parts(
+      float (&out)[kEach][4], float4 const (&more)[kAtOnce][kEach], int lane0, float weight) {
 #pragma unroll
     for (int n = 0; n < kAtOnce; ++n) {
       float const factor = __shfl_sync(0xffffffffu, weight, lane0 + n);
