@@ -11,6 +11,7 @@ from omnicupy.call.arrays import is_cupy
 from omnicupy.errors import UnsupportedError
 from omnicupy.masks.arguments import flag, integer
 from omnicupy.parallel import array_calls, check_numbers
+from omnicupy.parallel.check import AUTO, EXCHANGES, PEER
 from omnicupy.parallel.nccl import NcclGroup
 from omnicupy.parallel.overlap import ROWS, Overlap
 from omnicupy.parallel.plan import Plan
@@ -37,6 +38,7 @@ def attention(
     config: AttnSpec | None = None,
     deterministic: bool = True,
     overlap: bool | str | Sequence[int] | None = False,
+    exchange: str = AUTO,
     time_limit: float = TIME_LIMIT_S,
 ) -> Any:
     """This rank's rows of an attention call that all ranks of a process group share; torch tensors or CuPy arrays.
@@ -50,6 +52,8 @@ def attention(
     overlap: of tensors, whether launches run beside the exchange, the same on every rank: False, None where the plan's
         speeds predict that it pays, never on a CPU, or True where it can be. "rows" has rows that need not wait first;
         a tuple names heads of keys in each of several exchanges, as (2, 6) of 8.
+    exchange: of tensors, how they travel: "group" by the process group, "peer" by a kernel that writes to the other GPUs
+        of the host, "auto" by that where each rank can, else by the group.
     time_limit: seconds to wait for other ranks, which are then named, at a first call and each exchange on the CPU. On
         CUDA the exchange waits on the device, under the process group's limit; an NcclGroup has none there.
     scale, softcap, return_lse, config: as in `omnicupy.attention`.  deterministic: of tensors, as there.
@@ -74,6 +78,7 @@ def attention(
     options["return_lse"] = flag("attention", "return_lse", return_lse)
     of_tensors: dict[str, Any] = {"deterministic": flag("attention", "deterministic", deterministic)}
     of_tensors["overlap"] = _overlap_of(overlap, q)
+    of_tensors["exchange"] = _exchange_of(exchange, q)
     limit = _seconds(time_limit)
     if _of_arrays((q, k, v), group):
         options["sink_logits"] = sink_logits
@@ -146,6 +151,19 @@ def _overlap_of(overlap: object, q: Any) -> Overlap:
             "pass torch tensors"
         )
     return found
+
+
+def _exchange_of(exchange: object, q: Any) -> str:
+    if not isinstance(exchange, str):
+        raise TypeError(f"attention: exchange must be one of {EXCHANGES}, got {exchange!r}; pass one of these")
+    if exchange not in EXCHANGES:
+        raise ValueError(f"attention: exchange must be one of {EXCHANGES}, got {exchange!r}; pass one of these")
+    if exchange == PEER and is_cupy(q):
+        raise UnsupportedError(
+            'exchange="peer" serves torch tensors, whose group tells ranks of each other\'s memory; leave it out for '
+            "CuPy arrays, which travel by NCCL"
+        )
+    return exchange
 
 
 def _seconds(time_limit: object) -> float:

@@ -1,0 +1,194 @@
+"""The exchange of a call by a kernel that writes to other GPUs of the host: what is launched, and where it goes.
+
+kernels/exchange_keys.cu is the kernel. Own keys are copied in the same launch, and nothing is packed or unpacked.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from omnicupy.jit.exchange_spec import CHANNELS, CHUNK, MOST_PARTS
+from omnicupy.jit.params import EXCHANGE_PARAMS
+from omnicupy.parallel.peer_memory import PeerMemory
+from omnicupy.parallel.places import Places
+from omnicupy.parallel.ranks import Ranks
+from omnicupy.torch.eager import raw_stream
+
+MOST_TEMPLATES = 64  # kept of one trip
+OWN_BYTES = 1 << 16  # of own keys, at least, that a thread block copies
+_GIVEN = struct.Struct("<2Q")  # the first fields of EXCHANGE_PARAMS
+_OUT = struct.Struct("<Q")
+_OUT_AT = EXCHANGE_PARAMS.fields["out"][1]  # type: ignore[index]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How the kernel runs. blocks: that run channels, alone and beside other work.  beside: all blocks beside it.
+
+    part_bytes: that are sent before the next flag.
+    """
+
+    blocks: int = CHANNELS
+    beside: int = 16
+    pulls: bool = False
+    early: bool = True
+    part_bytes: int = 1 << 18
+
+
+TUNING = Tuning()
+
+
+class PeerPending:
+    """An exchange that runs on a stream of its own, or on the current one. tensors: kept until it is waited for."""
+
+    def __init__(self, memory: PeerMemory, event: Any = None, tensors: tuple[Any, ...] = ()) -> None:
+        self._memory, self._event, self._tensors = memory, event, tensors
+
+    def wait(self) -> None:
+        """Until what came may be read, on the current stream; once. The host does not wait."""
+        event, self._event, self._tensors = self._event, None, ()
+        if event is not None:
+            event.wait()
+
+
+class PeerTrip:
+    """What the exchanges of calls under one plan need. traffic: keys from each rank (first axis) to each other one."""
+
+    def __init__(self, ranks: Ranks, memory: PeerMemory, places: Places, traffic: Any) -> None:
+        self._ranks, self._memory, self._places = ranks, memory, places
+        self._traffic = np.asarray(traffic, np.int64)
+        self._templates: dict[Any, tuple[bytes, int]] = {}
+        self._indices: dict[Any, Any] = {}
+        self._stream: Any = None
+
+    def there(
+        self, arrays: Sequence[Any], heads: slice, own: tuple[int, int], hides: bool, limit: float
+    ) -> tuple[Any, PeerPending]:
+        """As `Trip.there`, on the current stream or, where it hides, beside what that does next."""
+        every = arrays[0].shape[1]
+        first, stop, _ = heads.indices(every)
+        if stop - first != every:
+            arrays = [one[:, first:stop] for one in arrays]
+        places = self._places.sent(arrays[0].device)
+        return self._moved(arrays, places, own, (self._traffic, hides, limit))
+
+    def back(self, grads: Sequence[Any], own: int, hides: bool, limit: float) -> tuple[Any, PeerPending]:
+        """As `Trip.back`. own: keys in front of those that are sent."""
+        coming = int(self._traffic[:, self._ranks.rank].sum())
+        return self._moved(grads, slice(own, own + coming), (0, 0), (self._traffic.T, hides, limit))
+
+    def _moved(
+        self, arrays: Sequence[Any], places: Any, own: tuple[int, int], how: tuple[Any, bool, float]
+    ) -> tuple[Any, PeerPending]:
+        self._memory.check()
+        traffic, hides, limit = how
+        arrays = [one if _is_aligned(one) else one.contiguous() for one in arrays]
+        first = arrays[0]
+        count = own[1] - own[0] + int(traffic[:, self._ranks.rank].sum())
+        columns = sum(one.shape[3] for one in arrays)
+        out = first.new_empty((count, first.shape[0], first.shape[1], columns))
+        params, blocks = self._params(arrays, places, own, how)
+        given = [one.data_ptr() for one in arrays]
+        _GIVEN.pack_into(params, 0, given[0], given[-1])
+        _OUT.pack_into(params, _OUT_AT, out.data_ptr())
+        device = self._memory.device
+        if not (hides and first.is_cuda):
+            device.launch(params, blocks, raw_stream(first.device.index) if first.is_cuda else 0)
+            return out, PeerPending(self._memory)
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(first.device, priority=-1)
+        stream = self._stream
+        stream.wait_stream(torch.cuda.current_stream(first.device))
+        device.launch(params, blocks, stream.cuda_stream)
+        return out, PeerPending(self._memory, stream.record_event(), (*arrays, out))
+
+    def _params(
+        self, arrays: Sequence[Any], places: Any, own: tuple[int, int], how: tuple[Any, bool, float]
+    ) -> tuple[bytearray, int]:
+        """All that stays of a launch, and its thread blocks."""
+        traffic, hides, limit = how
+        layout = tuple((one.shape, one.stride()) for one in arrays)
+        first = arrays[0]
+        addresses = self._memory.addresses
+        key = (layout, first.dtype, first.device, own, traffic is self._traffic, hides, limit, addresses, TUNING)
+        found = self._templates.get(key)
+        if found is None:
+            found = self._template(arrays, places, own, how)
+            if len(self._templates) >= MOST_TEMPLATES:
+                self._templates.clear()
+            self._templates[key] = found
+        return bytearray(found[0]), found[1]
+
+    def _template(
+        self, arrays: Sequence[Any], places: Any, own: tuple[int, int], how: tuple[Any, bool, float]
+    ) -> tuple[bytes, int]:
+        traffic, hides, limit = how
+        rank, ranks, memory = self._ranks.rank, self._ranks.size, self._memory
+        size = arrays[0].element_size()
+        batch, heads = arrays[0].shape[:2]
+        columns = [one.shape[3] * size // CHUNK for one in arrays]
+        row_bytes = batch * heads * sum(columns) * CHUNK
+        record = np.zeros(1, EXCHANGE_PARAMS)[0]
+        for name, one in zip(("first_strides", "second_strides"), arrays, strict=False):
+            record[name] = [step * size // CHUNK for step in one.stride()[:3]]
+        if isinstance(places, slice):
+            record["first_row"] = places.start
+        else:
+            record["places"] = self._index(places).data_ptr()
+        record["memory"][:ranks] = memory.addresses
+        record["slot_bytes"], record["late"] = memory.slot_bytes, memory.device.late_address
+        record["limit_ns"] = int(limit * 1e9)
+        record["chunks"][: len(columns)] = columns
+        record["batch"], record["heads"] = batch, heads
+        record["own_first"], record["own_rows"] = own[0], own[1] - own[0]
+        record["sent"][:ranks], record["received"][:ranks] = traffic[rank], traffic[:, rank]
+        before = traffic[rank, :] * 0
+        for peer in range(ranks):
+            before[peer] = traffic[peer, :rank].sum() if TUNING.pulls else traffic[:rank, peer].sum()
+        record["there"][:ranks] = before
+        record["rank"], record["ranks"] = rank, ranks
+        share = -(-int(traffic.max()) // CHANNELS)
+        record["part_rows"] = max(1, TUNING.part_bytes // max(1, row_bytes), -(-share // MOST_PARTS))
+        record["pulls"], record["early"] = TUNING.pulls, TUNING.early and not hides
+        record["blocks"] = blocks = TUNING.beside // 2 if hides else TUNING.blocks
+        most = TUNING.beside - blocks if hides else 2 * memory.device.sm_count - blocks
+        copies = min(max(1, most), -(-int(record["own_rows"]) * row_bytes // OWN_BYTES))
+        return record.tobytes(), blocks + copies
+
+    def _index(self, places: Any) -> Any:
+        """As the kernel reads them; kept."""
+        key = places.device
+        if key not in self._indices:
+            self._indices[key] = places.to(torch.int32)
+            if places.is_cuda:
+                torch.cuda.current_stream(key).synchronize()  # calls on other streams read them, too
+        return self._indices[key]
+
+
+def slot_bytes(traffic: Any, row_bytes: int) -> int:
+    """That the fullest slot of any rank takes, there or back."""
+    sums = np.asarray(traffic, np.int64)
+    return int(max(sums.sum(axis=0).max(), sums.sum(axis=1).max())) * row_bytes
+
+
+def why_not(k: Any, v: Any) -> str:
+    """Why the kernel does not move rows of such arrays; "" where it does. The same on every rank."""
+    for name, one in (("k", k), ("v", v)):
+        if one.shape[3] * one.element_size() % CHUNK:
+            return f"rows of {name} have {one.shape[3] * one.element_size()} bytes, no multiple of {CHUNK}"
+    return ""
+
+
+def _is_aligned(one: Any) -> bool:
+    size = one.element_size()
+    *steps, last = one.stride()
+    odd = one.data_ptr()
+    for step in steps:
+        odd |= step * size
+    return last == 1 and odd % CHUNK == 0
