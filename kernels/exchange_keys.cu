@@ -106,6 +106,7 @@ class Channel {
       int const wanted = parts_of(peer);
       if (wanted > 0 && !comes(peer, call * kMostParts + wanted)) {
         s_late_[peer] = 1;
+        store_flag(&header(p_.rank)->late[peer], 1);
         store_flag(p_.late, peer + 1);
       }
     }
@@ -116,10 +117,11 @@ class Channel {
     u32 const* const g_flag = &header(p_.rank)->flags[peer][channel_];
     auto const is_there = [&] { return static_cast<int>(load_acquire(g_flag) - wanted) >= 0; };
     if (is_there()) return true;
+    u32 const* const g_late = &header(p_.rank)->late[peer];  // other channels have waited for it, too
     u64 const begin = nanoseconds();
     do {
       if (is_there()) return true;
-    } while (nanoseconds() - begin < p_.limit_ns);
+    } while (load_acquire(g_late) == 0 && nanoseconds() - begin < p_.limit_ns);
     return false;
   }
 

@@ -80,10 +80,10 @@ class Device:
         """The reverse of `map`."""
         on_device(self.index, _runtime.ipcCloseMemHandle, address)
 
-    def load(self) -> None:
-        """Compile and load the kernel. Raises what modules.kernel raises."""
+    def load(self, **options: int) -> None:
+        """Compile and load the kernel. options: of ExchangeSpec. Raises what modules.kernel raises."""
         info = device_info(self.index)
-        spec = ExchangeSpec(arch=archs.arch_of(info.major, info.minor))
+        spec = ExchangeSpec(arch=archs.arch_of(info.major, info.minor), **options)
         self._function = on_device(self.index, kernel, spec, self.index).function
         self._threads, self._smem = spec.threads, spec.smem_bytes
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 THREADS = 512
+AT_ONCE, AT_ONCE_OF_SM_90 = 2, 4  # loads of a thread that registers hold
 MOST_RANKS, CHANNELS, MOST_PARTS = 16, 64, 64  # as omni/exchange/params.cuh has them
 HEADER_BYTES = 8192
 CHUNK = 16  # bytes that a thread moves at once
@@ -12,10 +13,13 @@ CHUNK = 16  # bytes that a thread moves at once
 
 @dataclass(frozen=True, kw_only=True)
 class ExchangeSpec:
-    """Equal specs are the same cubin. arch: the CUDA target.  threads: of one thread block."""
+    """Equal specs are the same cubin. arch: the CUDA target.  threads: of one thread block.  at_once: loads of a thread
+    that are on their way, 0 for as many as registers hold.
+    """
 
     arch: str
     threads: int = THREADS
+    at_once: int = 0
 
     @property
     def kernel(self) -> str:
@@ -44,4 +48,5 @@ class ExchangeSpec:
 
     def defines(self) -> dict[str, int]:
         """The macros that the source file reads."""
-        return {"OMNI_THREADS": self.threads}
+        usual = AT_ONCE_OF_SM_90 if self.arch.startswith("sm_90") else AT_ONCE
+        return {"OMNI_THREADS": self.threads, "OMNI_AT_ONCE": self.at_once or usual}

@@ -155,9 +155,13 @@ def _overlap_of(overlap: object, q: Any) -> Overlap:
 
 def _exchange_of(exchange: object, q: Any) -> str:
     if not isinstance(exchange, str):
-        raise TypeError(f"attention: exchange must be one of {EXCHANGES}, got {exchange!r}; pass one of these")
+        raise TypeError(
+            f"attention: exchange must be one of {EXCHANGES}, got {exchange!r}; pass one of these"
+        )
     if exchange not in EXCHANGES:
-        raise ValueError(f"attention: exchange must be one of {EXCHANGES}, got {exchange!r}; pass one of these")
+        raise ValueError(
+            f"attention: exchange must be one of {EXCHANGES}, got {exchange!r}; pass one of these"
+        )
     if exchange == PEER and is_cupy(q):
         raise UnsupportedError(
             'exchange="peer" serves torch tensors, whose group tells ranks of each other\'s memory; leave it out for '

@@ -36,7 +36,12 @@ class PeerMemory:
     """Of one rank. device: this rank's.  addresses: of each rank's memory, as this one maps it; () before `hold`.
 
     slot_bytes: what travels at once.  why_not: why peers do not map each other's memory; "" where they do.
+    stream: of exchanges that run beside other work.  last, last_handle: the stream of the exchange before, its handle.
     """
+
+    stream: Any = None
+    last: Any = None
+    last_handle: int = -1
 
     def __init__(self, ranks: Ranks, device: Device, host: str) -> None:
         self.device, self.slot_bytes, self.why_not = device, 0, ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -42,13 +42,15 @@ class Tuning:
 
 
 TUNING = Tuning()
+# Keys from each rank to each other one, whether on a stream of its own, whether by few thread blocks, and the limit.
+How: TypeAlias = tuple[Any, bool, bool, float]
 
 
 class PeerPending:
     """An exchange that runs on a stream of its own, or on the current one. tensors: kept until it is waited for."""
 
-    def __init__(self, memory: PeerMemory, event: Any = None, tensors: tuple[Any, ...] = ()) -> None:
-        self._memory, self._event, self._tensors = memory, event, tensors
+    def __init__(self, event: Any = None, tensors: tuple[Any, ...] = ()) -> None:
+        self._event, self._tensors = event, tensors
 
     def wait(self) -> None:
         """Until what came may be read, on the current stream; once. The host does not wait."""
@@ -65,7 +67,6 @@ class PeerTrip:
         self._traffic = np.asarray(traffic, np.int64)
         self._templates: dict[Any, tuple[bytes, int]] = {}
         self._indices: dict[Any, Any] = {}
-        self._stream: Any = None
 
     def there(
         self, arrays: Sequence[Any], heads: slice, own: tuple[int, int], hides: bool, limit: float
@@ -76,18 +77,20 @@ class PeerTrip:
         if stop - first != every:
             arrays = [one[:, first:stop] for one in arrays]
         places = self._places.sent(arrays[0].device)
-        return self._moved(arrays, places, own, (self._traffic, hides, limit))
+        # Beside the first of several groups of heads nothing runs.
+        few = hides and (first > 0 or stop == every)
+        return self._moved(arrays, places, own, (self._traffic, hides, few, limit))
 
     def back(self, grads: Sequence[Any], own: int, hides: bool, limit: float) -> tuple[Any, PeerPending]:
         """As `Trip.back`. own: keys in front of those that are sent."""
         coming = int(self._traffic[:, self._ranks.rank].sum())
-        return self._moved(grads, slice(own, own + coming), (0, 0), (self._traffic.T, hides, limit))
+        return self._moved(grads, slice(own, own + coming), (0, 0), (self._traffic.T, hides, hides, limit))
 
     def _moved(
-        self, arrays: Sequence[Any], places: Any, own: tuple[int, int], how: tuple[Any, bool, float]
+        self, arrays: Sequence[Any], places: Any, own: tuple[int, int], how: How
     ) -> tuple[Any, PeerPending]:
         self._memory.check()
-        traffic, hides, limit = how
+        traffic, hides, *_ = how
         arrays = [one if _is_aligned(one) else one.contiguous() for one in arrays]
         first = arrays[0]
         count = own[1] - own[0] + int(traffic[:, self._ranks.rank].sum())
@@ -97,26 +100,33 @@ class PeerTrip:
         given = [one.data_ptr() for one in arrays]
         _GIVEN.pack_into(params, 0, given[0], given[-1])
         _OUT.pack_into(params, _OUT_AT, out.data_ptr())
-        device = self._memory.device
-        if not (hides and first.is_cuda):
-            device.launch(params, blocks, raw_stream(first.device.index) if first.is_cuda else 0)
-            return out, PeerPending(self._memory)
-        if self._stream is None:
-            self._stream = torch.cuda.Stream(first.device, priority=-1)
-        stream = self._stream
+        memory = self._memory
+        if not first.is_cuda:
+            memory.device.launch(params, blocks, 0)
+            return out, PeerPending()
+        if not hides:
+            handle = raw_stream(first.device.index)
+            if handle != memory.last_handle:
+                _order(memory, torch.cuda.current_stream(first.device))
+            memory.device.launch(params, blocks, handle)
+            return out, PeerPending()
+        if memory.stream is None:
+            memory.stream = torch.cuda.Stream(first.device, priority=-1)
+        stream = memory.stream
         stream.wait_stream(torch.cuda.current_stream(first.device))
-        device.launch(params, blocks, stream.cuda_stream)
-        return out, PeerPending(self._memory, stream.record_event(), (*arrays, out))
+        _order(memory, stream)
+        memory.device.launch(params, blocks, stream.cuda_stream)
+        return out, PeerPending(stream.record_event(), (*arrays, out))
 
     def _params(
-        self, arrays: Sequence[Any], places: Any, own: tuple[int, int], how: tuple[Any, bool, float]
+        self, arrays: Sequence[Any], places: Any, own: tuple[int, int], how: How
     ) -> tuple[bytearray, int]:
         """All that stays of a launch, and its thread blocks."""
-        traffic, hides, limit = how
+        traffic, *rest = how
         layout = tuple((one.shape, one.stride()) for one in arrays)
         first = arrays[0]
         addresses = self._memory.addresses
-        key = (layout, first.dtype, first.device, own, traffic is self._traffic, hides, limit, addresses, TUNING)
+        key = (layout, first.dtype, first.device, own, traffic is self._traffic, *rest, addresses, TUNING)
         found = self._templates.get(key)
         if found is None:
             found = self._template(arrays, places, own, how)
@@ -126,9 +136,9 @@ class PeerTrip:
         return bytearray(found[0]), found[1]
 
     def _template(
-        self, arrays: Sequence[Any], places: Any, own: tuple[int, int], how: tuple[Any, bool, float]
+        self, arrays: Sequence[Any], places: Any, own: tuple[int, int], how: How
     ) -> tuple[bytes, int]:
-        traffic, hides, limit = how
+        traffic, hides, few, limit = how
         rank, ranks, memory = self._ranks.rank, self._ranks.size, self._memory
         size = arrays[0].element_size()
         batch, heads = arrays[0].shape[:2]
@@ -156,8 +166,8 @@ class PeerTrip:
         share = -(-int(traffic.max()) // CHANNELS)
         record["part_rows"] = max(1, TUNING.part_bytes // max(1, row_bytes), -(-share // MOST_PARTS))
         record["pulls"], record["early"] = TUNING.pulls, TUNING.early and not hides
-        record["blocks"] = blocks = TUNING.beside // 2 if hides else TUNING.blocks
-        most = TUNING.beside - blocks if hides else 2 * memory.device.sm_count - blocks
+        record["blocks"] = blocks = TUNING.beside // 2 if few else TUNING.blocks
+        most = TUNING.beside - blocks if few else 2 * memory.device.sm_count - blocks
         copies = min(max(1, most), -(-int(record["own_rows"]) * row_bytes // OWN_BYTES))
         return record.tobytes(), blocks + copies
 
@@ -169,6 +179,14 @@ class PeerTrip:
             if places.is_cuda:
                 torch.cuda.current_stream(key).synchronize()  # calls on other streams read them, too
         return self._indices[key]
+
+
+def _order(memory: PeerMemory, stream: Any) -> None:
+    """Exchanges of a rank follow each other, on whichever stream they are. A capture orders its own."""
+    last, memory.last = memory.last, stream
+    memory.last_handle = stream.cuda_stream
+    if last is not None and last != stream and not torch.cuda.is_current_stream_capturing():
+        stream.wait_stream(last)
 
 
 def slot_bytes(traffic: Any, row_bytes: int) -> int:

@@ -15,7 +15,6 @@ from omnicupy.parallel.ranks import Ranks
 from omnicupy.parallel.trip import Trip
 
 
-
 def connect(
     trip: Trip, plan: Plan, mask: int | Sequence[int], arrays: tuple[Any, Any], asked: str, limit: float
 ) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from omnicupy.jit.exchange_spec import CHANNELS, HEADER_BYTES, MOST_PARTS
+from omnicupy.jit.exchange_spec import CHANNELS, HEADER_BYTES
 from omnicupy.jit.params import EXCHANGE_PARAMS
 
 pytestmark = pytest.mark.skipif(
@@ -128,8 +127,6 @@ def _keys(rng: Any, keys: int, width: int, tokens_first: bool) -> NDArray[Any]:
 
 def _rows(given: list[NDArray[Any]], places: Any) -> NDArray[Any]:
     return np.concatenate([one[:, :, places].transpose(2, 0, 1, 3) for one in given], axis=3)
-
-
 
 
 @pytest.mark.parametrize("pulls", [0, 1])

@@ -7,7 +7,7 @@
 namespace omni {
 
 constexpr int kThreads = OMNI_THREADS;
-constexpr int kAtOnce = 4;  // loads of a thread that are on their way
+constexpr int kAtOnce = OMNI_AT_ONCE;  // loads of a thread that are on their way
 
 // Chunks of 16 bytes of a row: keys of all batch elements and heads, the columns of both arrays side by side.
 __device__ __forceinline__ int row_chunks(ExchangeParams const& p) {
