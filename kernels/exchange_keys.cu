@@ -1,14 +1,16 @@
 // Keys and values between the GPUs of one host, which map each other's memory: each rank sends rows of its own to every
 // other one, and gets theirs behind its own in one array. Gradients go back the same way.
 //
-// Thread block `channel` of a rank works with thread block `channel` of each peer, and with no other one. Rows go through
-// one of two slots by turns, either of the peer's memory (pushed) or of this rank's (pulled). A flag says how many parts
-// of them are there, of all calls. Call n writes to the slot of call n - 2 when each peer has begun call n - 1: then all
-// of its call n - 2 has ended, since calls of a rank follow each other in its stream. Calls are counted by the kernel
-// itself, so that replays of a CUDA graph count, too.
+// A channel of a rank works with the same channel of each peer, and with no other one. Rows go through one of two slots
+// by turns, of the peer's memory (pushed) or of this rank's (pulled). A flag says how many parts of them are there, of
+// all calls. Call n writes to the slot of call n - 2 when each peer has begun call n - 1: then all of its call n - 2 has
+// ended, since calls of a rank follow each other in its stream. The kernel itself counts calls, so that replays of a
+// CUDA graph count, too.
 #include "omni/exchange/copies.cuh"
 
 namespace omni {
+
+constexpr int kThreads = OMNI_THREADS, kAtOnce = OMNI_AT_ONCE;
 
 class Channel {
  public:
@@ -69,9 +71,9 @@ class Channel {
       uint4* const to = p_.pulls ? slot_row(p_.rank, before + rows.first) : slot_row(peer, p_.there[peer] + rows.first);
       int const first = before + rows.first;
       if (p_.places == nullptr) {
-        copy_keys(p_, rows.count, to, [&](int row) { return p_.first_row + first + row; });
+        copy_keys<kThreads, kAtOnce>(p_, rows.count, to, [&](int row) { return p_.first_row + first + row; });
       } else {
-        copy_keys(p_, rows.count, to, [&](int row) { return p_.places[first + row]; });
+        copy_keys<kThreads, kAtOnce>(p_, rows.count, to, [&](int row) { return p_.places[first + row]; });
       }
     }
     __syncthreads();
@@ -90,10 +92,10 @@ class Channel {
       uint4* const to = static_cast<uint4*>(p_.out) + static_cast<i64>(p_.own_rows + before + rows.first) * wide_;
       i64 const count = static_cast<i64>(rows.count) * wide_;
       if (s_late_[peer]) {
-        fill_with_nan(to, count);
+        fill_with_nan<kThreads>(to, count);
       } else {
         int const row = (p_.pulls ? p_.there[peer] : before) + rows.first;
-        copy_arrived(slot_row(p_.pulls ? peer : p_.rank, row), to, count);
+        copy_arrived<kThreads, kAtOnce>(slot_row(p_.pulls ? peer : p_.rank, row), to, count);
       }
     }
   }
@@ -141,7 +143,7 @@ __device__ __forceinline__ void exchange(ExchangeParams const& p, unsigned char*
     int const first = static_cast<int>(p.own_rows * other / others);
     int const stop = static_cast<int>(p.own_rows * (other + 1) / others);
     uint4* const to = static_cast<uint4*>(p.out) + static_cast<i64>(first) * row_chunks(p);
-    return copy_keys(p, stop - first, to, [&](int row) { return p.own_first + first + row; });
+    return copy_keys<kThreads, kAtOnce>(p, stop - first, to, [&](int row) { return p.own_first + first + row; });
   }
   int* const s_late = reinterpret_cast<int*>(s_memory);
   if (threadIdx.x < kMostRanks) s_late[threadIdx.x] = 0;

@@ -33,10 +33,9 @@ class Device:
 
     def __init__(self, index: int) -> None:
         self.index, self.sm_count = index, device_info(index).sm_count
-        self._word = cupy.cuda.alloc_pinned_memory(4)
-        self._late = np.frombuffer(self._word, np.int32, 1)
+        self._pinned, self._late = _pinned_word()
         self._late[...] = 0
-        self.late_address = int(self._word.ptr)
+        self.late_address = int(self._pinned.ptr)
         self._function: Any = None
 
     def late(self) -> int:
@@ -98,3 +97,9 @@ class Device:
             self._smem,
             external_stream(self.index, stream),
         )
+
+
+def _pinned_word() -> tuple[Any, Any]:
+    """A word of the host that kernels write, and how the host reads it."""
+    memory = cupy.cuda.alloc_pinned_memory(4)
+    return memory, np.frombuffer(memory, np.int32, 1)

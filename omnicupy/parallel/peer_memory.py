@@ -1,4 +1,4 @@
-"""Memory of the ranks of one host, which map each other's: agreed on by all of them, or refused by all for one reason."""
+"""Memory that the ranks of one host map of each other: all of them have it, or none for one reason."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class PeerMemory:
         weakref.finalize(self, _unmap, device.unmap, self._mapped).atexit = False
 
     def hold(self, slot_bytes: int, limit: float) -> str:
-        """Make slots at least so large, on all ranks: each asks for the same sizes in the same order. Returns `why_not`.
+        """Make slots at least so large; all ranks ask for the same sizes in the same order. Returns why that is not so.
 
         What there was before stays: CUDA graphs may use it. Raises RuntimeError that names ranks which do not come
         within `limit` seconds.
@@ -77,9 +77,9 @@ class PeerMemory:
         if late:
             raise RuntimeError(
                 f"attention of {self._ranks.size} ranks: {check.named([late - 1])} did not take part in an exchange "
-                f"before this call within its time limit (rank {self._ranks.rank} waited); what would have come is NaN, "
-                "and so are results since; every rank must make the same calls in the same order, in a new group from "
-                "here on"
+                f"before this call within its time limit (rank {self._ranks.rank} waited); NaN stands for what would "
+                "have come, also in results since; every rank must make the same calls in the same order; go on with a "
+                "new group"
             )
 
     def _share(self, size: int, limit: float) -> str:
@@ -131,7 +131,7 @@ def _why(call: Callable[[], Any]) -> str:
     """What went wrong, in a line; "" for nothing. Other ranks wait for an answer, whatever it is."""
     try:
         call()
-    except (RuntimeError, OSError, MemoryError, ImportError) as error:
+    except Exception as error:
         return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     return ""
 

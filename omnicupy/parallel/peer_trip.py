@@ -96,6 +96,8 @@ class PeerTrip:
         count = own[1] - own[0] + int(traffic[:, self._ranks.rank].sum())
         columns = sum(one.shape[3] for one in arrays)
         out = first.new_empty((count, first.shape[0], first.shape[1], columns))
+        if not first.shape[0] * first.shape[1] * columns:
+            return out, PeerPending()
         params, blocks = self._params(arrays, places, own, how)
         given = [one.data_ptr() for one in arrays]
         _GIVEN.pack_into(params, 0, given[0], given[-1])
@@ -209,4 +211,4 @@ def _is_aligned(one: Any) -> bool:
     odd = one.data_ptr()
     for step in steps:
         odd |= step * size
-    return last == 1 and odd % CHUNK == 0
+    return bool(last == 1 and odd % CHUNK == 0)

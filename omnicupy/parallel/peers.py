@@ -1,4 +1,4 @@
-"""How keys and values travel: by the process group's own exchange, or by a kernel that writes to GPUs of the same host."""
+"""How keys and values travel: by the process group, or by a kernel that writes to other GPUs of the host."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def _connected(
 
 def _memory(ranks: Ranks, device: Any) -> PeerMemory | None:
     """That of a rank on a device; None where its devices have none to share."""
-    found = ranks.memory.get(device)
+    found: PeerMemory | None = ranks.memory.get(device)
     if found is None:
         opened = device_of(device)
         if opened is None:
             return None
         found = ranks.memory[device] = PeerMemory(ranks, *opened)
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def device_of(device: Any) -> tuple[Device, str] | None:

@@ -25,7 +25,7 @@ _lock = threading.Lock()
 
 
 class Device:
-    """What omnicupy.gpu.peers.Device is. folder: of all ranks.  apart: a copy of the library, whose threads are its own."""
+    """What omnicupy.gpu.peers.Device is. folder: of all ranks.  apart: for a thread of its own."""
 
     sm_count = 4
 

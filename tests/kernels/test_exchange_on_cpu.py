@@ -1,4 +1,4 @@
-"""The kernel that moves rows between GPUs of a host, its own source run on the CPU: each rank is a thread of its own."""
+"""The kernel that moves rows between GPUs of a host, its own source run on the CPU: each rank is a thread."""
 
 from __future__ import annotations
 

@@ -6,16 +6,14 @@
 
 namespace omni {
 
-constexpr int kThreads = OMNI_THREADS;
-constexpr int kAtOnce = OMNI_AT_ONCE;  // loads of a thread that are on their way
-
 // Chunks of 16 bytes of a row: keys of all batch elements and heads, the columns of both arrays side by side.
 __device__ __forceinline__ int row_chunks(ExchangeParams const& p) {
   return p.batch * p.heads * (p.chunks[0] + p.chunks[1]);
 }
 
-// Keys key_of(0), ..., key_of(count - 1), as rows from `to` on. A thread keeps to its columns.
-template <class KeyOf>
+// Keys key_of(0), ..., key_of(count - 1), as rows from `to` on. A thread keeps to its columns, and has kAtOnce loads on
+// their way.
+template <int kThreads, int kAtOnce, class KeyOf>
 __device__ __forceinline__ void copy_keys(ExchangeParams const& p, int count, uint4* to, KeyOf const& key_of) {
   int const wide = row_chunks(p), columns = p.chunks[0] + p.chunks[1];
   int const rows = max(kThreads / wide, 1);  // that the thread block copies at once
@@ -43,6 +41,7 @@ __device__ __forceinline__ void copy_keys(ExchangeParams const& p, int count, ui
 }
 
 // What others wrote, as it lies.
+template <int kThreads, int kAtOnce>
 __device__ __forceinline__ void copy_arrived(uint4 const* from, uint4* to, i64 count) {
   for (i64 at = threadIdx.x; at < count; at += kAtOnce * kThreads) {
     uint4 x[kAtOnce];
@@ -58,6 +57,7 @@ __device__ __forceinline__ void copy_arrived(uint4 const* from, uint4* to, i64 c
 }
 
 // In place of what did not come: NaN in every floating dtype.
+template <int kThreads>
 __device__ __forceinline__ void fill_with_nan(uint4* to, i64 count) {
   u32 const ones = 0xffffffffu;
   for (i64 at = threadIdx.x; at < count; at += kThreads) to[at] = make_uint4(ones, ones, ones, ones);

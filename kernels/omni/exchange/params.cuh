@@ -36,8 +36,8 @@ struct ExchangeParams {
 
 // Memory of a rank begins with this; two slots follow.
 struct ExchangeHeader {
-  u32 calls[kChannels];  // that this rank has made
-  u32 late[kChannels];   // by rank: 1 once it did not come in time; then it is not waited for again
+  u32 calls[kChannels];              // that this rank has made
+  u32 late[kChannels];               // by rank: 1 once it did not come in time; then it is not waited for again
   u32 flags[kMostRanks][kChannels];  // of each rank, written by it: parts that are there to be read, of all calls
 };
 
