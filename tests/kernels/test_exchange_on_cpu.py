@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from omnicupy.jit.exchange_spec import CHANNELS, HEADER_BYTES
+from omnicupy.jit.exchange_spec import CHANNELS, HEADER_BYTES, MOST_PARTS
 from omnicupy.jit.params import EXCHANGE_PARAMS
 
 pytestmark = pytest.mark.skipif(
@@ -81,10 +82,10 @@ class Ranks:
 class Call:
     """Random keys of each rank, which of them travel, and what must come of it."""
 
-    def __init__(self, count: int, seed: int, most: int, as_runs: bool = False) -> None:
+    def __init__(self, count: int, seed: int, most: int, least: int = 0, as_runs: bool = False) -> None:
         rng = np.random.default_rng(seed)
         self.as_runs = as_runs
-        self.traffic = rng.integers(0, most + 1, (count, count))
+        self.traffic = rng.integers(least, most + 1, (count, count))
         np.fill_diagonal(self.traffic, 0)
         if seed % 3 == 1:
             self.traffic[rng.integers(count)] = 0  # a rank that sends nothing
@@ -148,3 +149,97 @@ def test_rows_arrive_in_their_places_call_after_call(count: int, pulls: int, tmp
     ranks.every(job)
     assert (ranks.flags(0)[:CHANNELS] == len(calls)).all()
     assert all(not one.late() for one in ranks.devices)
+
+
+@pytest.mark.parametrize("pulls", [0, 1])
+def test_a_rank_may_be_ahead_by_no_more_than_the_slots(pulls: int, tmp_path: Path) -> None:
+    """Rank 0 runs on while rank 1 sleeps: it ends the first call, whose rows are there, and waits in the second."""
+    calls = [Call(2, seed, 40) for seed in (0, 2, 3)]
+    for call in calls:
+        call.traffic[1] = 0  # rank 0 waits for no row
+    calls = [_again(call) for call in calls]
+    ranks, ended = Ranks(tmp_path, 2, 200), []
+
+    def first() -> None:
+        for call in calls:
+            ranks.run(0, call, pulls=pulls)
+            ended.append(time.monotonic())
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    time.sleep(1.0)
+    assert len(ended) == 2  # a third one would write to a slot that is not read yet
+    for call in calls:
+        ranks.run(1, call, pulls=pulls)
+        call.check(1)
+    thread.join()
+    for call in calls:
+        call.check(0)
+
+
+def _again(call: Call) -> Call:
+    """With what must come of its traffic."""
+    for rank in range(2):
+        call.places[rank] = call.places[rank][: int(call.traffic[rank].sum())]
+        rows = [_rows(call.given[rank], np.arange(*call.own[rank]))]
+        if call.traffic[1 - rank, rank]:
+            rows.append(_rows(call.given[1 - rank], call.places[1 - rank]))
+        call.expected[rank] = np.concatenate(rows)
+        call.out[rank] = call.out[rank][: len(call.expected[rank]) + 1]
+    return call
+
+
+@pytest.mark.parametrize("pulls", [0, 1])
+def test_a_rank_that_never_comes_is_told_in_time(pulls: int, tmp_path: Path) -> None:
+    """The others get what each other sends; NaN stands for its rows, and the host reads which rank it is."""
+    call = Call(3, 2, 90, CHANNELS)
+    ranks = Ranks(tmp_path, 3, 200)
+    begin = time.monotonic()
+
+    def job(rank: int) -> None:
+        if rank != 1:
+            ranks.run(rank, call, limit=0.5, pulls=pulls, part_rows=4)
+
+    ranks.every(job)
+    assert 0.5 < time.monotonic() - begin < 20
+    for rank in (0, 2):
+        assert ranks.devices[rank].late() == 2
+        own, received = call.own[rank][1] - call.own[rank][0], call.traffic[:, rank]
+        begins = own + np.append(0, np.cumsum(received))
+        for peer in range(3):
+            rows = slice(begins[peer], begins[peer + 1])
+            expected = 0xFFFF if peer == 1 else call.expected[rank][rows]
+            assert (call.out[rank][rows] == expected).all()
+        assert (call.out[rank][:own] == call.expected[rank][:own]).all()
+    assert ranks.devices[1].late() == 0
+
+
+def test_gradients_of_one_array_alone(tmp_path: Path) -> None:
+    """One side, as where no gradient of v is wanted: rows are as wide as it."""
+    call = Call(2, 0, 30)
+    ranks = Ranks(tmp_path, 2, 60)
+
+    def job(rank: int) -> None:
+        ranks.run(rank, call, chunks=[WIDTHS[0] // 8, 0])
+
+    ranks.every(job)
+    for rank in range(2):
+        count = len(call.expected[rank])
+        found = call.out[rank].reshape(-1)[: count * BATCH * HEADS * WIDTHS[0]]
+        assert (found == call.expected[rank][..., : WIDTHS[0]].reshape(-1)).all()
+
+
+def test_counts_go_round(tmp_path: Path) -> None:
+    """Flags are counted in 32 bits, and calls do not end with them."""
+    ranks = Ranks(tmp_path, 2, 100)
+    near = (1 << 32) // MOST_PARTS - 2
+    for rank in range(2):
+        header = ranks.flags(rank)
+        header[:CHANNELS] = near
+        header[2 * CHANNELS :].reshape(-1)[: 16 * CHANNELS] = ((near - 1) * MOST_PARTS + 1) % (1 << 32)
+    for seed in range(5):
+        call = Call(2, seed, 40)
+        ranks.every(lambda rank, call=call: ranks.run(rank, call))
+        for rank in range(2):
+            call.check(rank)
+    assert not any(one.late() for one in ranks.devices)
