@@ -46,7 +46,7 @@ class PeerMemory:
     def __init__(self, ranks: Ranks, device: Device, host: str) -> None:
         self.device, self.slot_bytes, self.why_not = device, 0, ""
         self.addresses: tuple[int, ...] = ()
-        self._ranks, self._host, self._times = ranks, host, 0
+        self._ranks, self._host = ranks, host
         self._mapped: list[int] = []
         # At the end of the process CUDA ends by itself.
         weakref.finalize(self, _unmap, device.unmap, self._mapped).atexit = False
@@ -67,7 +67,7 @@ class PeerMemory:
         elif size > MOST_SLOT_BYTES:
             return f"{slot_bytes} bytes travel at once, and memory for {MOST_SLOT_BYTES} is shared"
         else:
-            self._times += 1
+            self._ranks.memories += 1
             self.why_not = self._share(size, limit)
         return self.why_not
 
@@ -93,7 +93,7 @@ class PeerMemory:
             mine.update(name=self.device.name(), handle=handle.hex())
 
         mine["why"] = _why(allocated)
-        every = self._said(f"memory {self._times}", mine, limit)
+        every = self._said(f"memory {self._ranks.memories}", mine, limit)
         if why := self._refusal(every):
             return why
         found: list[int] = []
@@ -108,7 +108,7 @@ class PeerMemory:
                 found.append(self.device.map(bytes.fromhex(one["handle"])))
                 self._mapped.append(found[-1])
 
-        every = self._said(f"mapped {self._times}", {"host": self._host, "why": _why(mapped)}, limit)
+        every = self._said(f"mapped {self._ranks.memories}", {"host": self._host, "why": _why(mapped)}, limit)
         if why := self._refusal(every):
             return why
         self.addresses, self.slot_bytes = tuple(found), size

@@ -21,8 +21,8 @@ MOST_AGREED = 1 << 12  # digests kept
 class Ranks:
     """A process group of `size` ranks, seen from `rank`.
 
-    plans, exchanges: how many there have been; every rank counts the same ones.  agreed: what was compared last.
-    number: of no other one in this process.  memory: PeerMemory by device.
+    plans, exchanges, memories: how many there have been; every rank counts the same ones.  agreed: what was compared
+    last.  number: of no other one in this process.  memory: PeerMemory by device.
     """
 
     group: Any
@@ -30,6 +30,7 @@ class Ranks:
     size: int
     plans: int = 0
     exchanges: int = 0
+    memories: int = 0
     agreed: dict[str, None] = field(default_factory=dict)
     number: int = field(default_factory=count(1).__next__)
     memory: dict[Any, Any] = field(default_factory=dict)
