@@ -1,9 +1,9 @@
 // Keys and values between the GPUs of one host, which map each other's memory: each rank sends rows of its own to every
 // other one, and gets theirs behind its own in one array. Gradients go back the same way.
 //
-// A channel of a rank works with the same channel of each peer, and with no other one. Rows go through one of two slots
-// by turns, of the peer's memory (pushed) or of this rank's (pulled). A flag says how many parts of them are there, of
-// all calls. Call n writes to the slot of call n - 2 when each peer has begun call n - 1: then all of its call n - 2 has
+// A channel of a rank works with the same channel of each peer, and with no other one. Rows are put into one of two
+// slots of the peer's memory, by turns, and move from there. A flag says how many parts of them are there, of all calls.
+// Call n writes to the slot of call n - 2 when each peer has begun call n - 1: then all of its call n - 2 has
 // ended, since calls of a rank follow each other in its stream. The kernel itself counts calls, so that replays of a
 // CUDA graph count, too.
 #include "omni/exchange/copies.cuh"
@@ -68,7 +68,7 @@ class Channel {
     for (int peer = 0; peer < p_.ranks; before += p_.sent[peer++]) {
       Part const rows = part(p_.sent[peer], step);
       if (rows.count <= 0 || peer == p_.rank) continue;
-      uint4* const to = p_.pulls ? slot_row(p_.rank, before + rows.first) : slot_row(peer, p_.there[peer] + rows.first);
+      uint4* const to = slot_row(peer, p_.there[peer] + rows.first);
       int const first = before + rows.first;
       if (p_.places == nullptr) {
         copy_keys<kThreads, kAtOnce>(p_, rows.count, to, [&](int row) { return p_.first_row + first + row; });
@@ -94,8 +94,7 @@ class Channel {
       if (s_late_[peer]) {
         fill_with_nan<kThreads>(to, count);
       } else {
-        int const row = (p_.pulls ? p_.there[peer] : before) + rows.first;
-        copy_arrived<kThreads, kAtOnce>(slot_row(p_.pulls ? peer : p_.rank, row), to, count);
+        copy_arrived<kThreads, kAtOnce>(slot_row(p_.rank, before + rows.first), to, count);
       }
     }
   }
@@ -136,7 +135,7 @@ class Channel {
 };
 
 __device__ __forceinline__ void exchange(ExchangeParams const& p, unsigned char* s_memory) {
-  if (p.early) let_next_kernel_come_up();
+  let_next_kernel_come_up();  // it waits for the end of this one
   int const block = blockIdx.x;
   if (block >= p.blocks) {
     i64 const others = gridDim.x - p.blocks, other = block - p.blocks;

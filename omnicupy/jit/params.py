@@ -201,7 +201,7 @@ EXCHANGE_PARAMS = np.dtype(  # ExchangeParams
         ("chunks", "<i4", (2,)),
         *((name, "<i4") for name in ("batch", "heads", "first_row", "own_first", "own_rows")),
         *((name, "<i4", (MOST_RANKS,)) for name in ("sent", "received", "there")),
-        *((name, "<i4") for name in ("rank", "ranks", "part_rows", "pulls", "blocks", "early")),
+        *((name, "<i4") for name in ("rank", "ranks", "part_rows", "blocks")),
     ],
     align=True,
 )

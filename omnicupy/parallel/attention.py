@@ -52,7 +52,7 @@ def attention(
         speeds predict that it pays, never on a CPU, or True where it can be. "rows" has rows that need not wait first;
         a tuple names heads of keys in each of several exchanges, as (2, 6) of 8.
     exchange: of tensors: "group" for the process group's, "peer" for a kernel that writes to other GPUs of the host,
-        "auto" for that where each rank can, else the group's.
+        "auto" for that where each rank can and `overlap` is False, else the group's.
     time_limit: seconds to wait for other ranks, which are then named: at a first call, in exchanges on the CPU, and in
         those by "peer", where NaN stands for what did not come and the next call raises. NCCL has its group's limit.
     scale, softcap, return_lse, config: as in `omnicupy.attention`.  deterministic: of tensors, as there.

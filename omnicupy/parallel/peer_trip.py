@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,27 +20,14 @@ from omnicupy.parallel.ranks import Ranks
 from omnicupy.torch.eager import raw_stream
 
 MOST_TEMPLATES = 64  # kept of one trip
+BESIDE = 64  # thread blocks of an exchange beside other work
+PART_BYTES = 1 << 18  # that a channel sends before its next flag
 OWN_BYTES = 1 << 16  # of own keys, at least, that a thread block copies
 _GIVEN = struct.Struct("<2Q")  # the first fields of EXCHANGE_PARAMS
 _OUT = struct.Struct("<Q")
 _OUT_AT = EXCHANGE_PARAMS.fields["out"][1]  # type: ignore[index]
 
 
-@dataclass(frozen=True)
-class Tuning:
-    """How the kernel runs. blocks: that run channels, alone and beside other work.  beside: all blocks beside it.
-
-    part_bytes: that are sent before the next flag.
-    """
-
-    blocks: int = CHANNELS
-    beside: int = 16
-    pulls: bool = False
-    early: bool = True
-    part_bytes: int = 1 << 18
-
-
-TUNING = Tuning()
 # Keys from each rank to each other one, whether on a stream of its own, whether by few thread blocks, and the limit.
 How: TypeAlias = tuple[Any, bool, bool, float]
 
@@ -128,7 +114,7 @@ class PeerTrip:
         layout = tuple((one.shape, one.stride()) for one in arrays)
         first = arrays[0]
         addresses = self._memory.addresses
-        key = (layout, first.dtype, first.device, own, traffic is self._traffic, *rest, addresses, TUNING)
+        key = (layout, first.dtype, first.device, own, traffic is self._traffic, *rest, addresses)
         found = self._templates.get(key)
         if found is None:
             found = self._template(arrays, places, own, how)
@@ -140,7 +126,7 @@ class PeerTrip:
     def _template(
         self, arrays: Sequence[Any], places: Any, own: tuple[int, int], how: How
     ) -> tuple[bytes, int]:
-        traffic, hides, few, limit = how
+        traffic, _, few, limit = how
         rank, ranks, memory = self._ranks.rank, self._ranks.size, self._memory
         size = arrays[0].element_size()
         batch, heads = arrays[0].shape[:2]
@@ -160,16 +146,12 @@ class PeerTrip:
         record["batch"], record["heads"] = batch, heads
         record["own_first"], record["own_rows"] = own[0], own[1] - own[0]
         record["sent"][:ranks], record["received"][:ranks] = traffic[rank], traffic[:, rank]
-        before = traffic[rank, :] * 0
-        for peer in range(ranks):
-            before[peer] = traffic[peer, :rank].sum() if TUNING.pulls else traffic[:rank, peer].sum()
-        record["there"][:ranks] = before
+        record["there"][:ranks] = traffic[:rank].sum(axis=0)
         record["rank"], record["ranks"] = rank, ranks
         share = -(-int(traffic.max()) // CHANNELS)
-        record["part_rows"] = max(1, TUNING.part_bytes // max(1, row_bytes), -(-share // MOST_PARTS))
-        record["pulls"], record["early"] = TUNING.pulls, TUNING.early and not hides
-        record["blocks"] = blocks = TUNING.beside // 2 if few else TUNING.blocks
-        most = TUNING.beside - blocks if few else 2 * memory.device.sm_count - blocks
+        record["part_rows"] = max(1, PART_BYTES // row_bytes, -(-share // MOST_PARTS))
+        record["blocks"] = blocks = BESIDE // 2 if few else CHANNELS
+        most = (BESIDE if few else 2 * memory.device.sm_count) - blocks
         copies = min(max(1, most), -(-int(record["own_rows"]) * row_bytes // OWN_BYTES))
         return record.tobytes(), blocks + copies
 

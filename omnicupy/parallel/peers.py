@@ -7,7 +7,7 @@ from typing import Any
 
 from omnicupy.errors import UnsupportedError
 from omnicupy.parallel import peer_trip
-from omnicupy.parallel.check import GROUP, PEER
+from omnicupy.parallel.check import AUTO, GROUP, PEER
 from omnicupy.parallel.peer_memory import Device, PeerMemory
 from omnicupy.parallel.places import Places
 from omnicupy.parallel.plan import Plan
@@ -18,12 +18,13 @@ from omnicupy.parallel.trip import Trip
 def connect(
     trip: Trip, plan: Plan, mask: int | Sequence[int], arrays: tuple[Any, Any], asked: str, limit: float
 ) -> None:
-    """Have a trip's rows moved by the kernel, where that is asked for; or left to it, and every rank can. arrays: k, v.
+    """Have a trip's rows moved by the kernel, where that is asked for; or left open, nothing runs beside the exchange,
+    for which NCCL leaves more of the device, and every rank can. arrays: k, v.
 
     Ranks must have agreed before that they make this call. Raises UnsupportedError, on all ranks, where they cannot and
     `asked` is PEER; RuntimeError that names ranks which do not come within `limit` seconds.
     """
-    if asked == GROUP or not plan.travels(mask):
+    if asked == GROUP or (asked == AUTO and trip.overlaps) or not plan.travels(mask):
         return
     why = _connected(trip, plan, mask, arrays, limit)
     if why and asked == PEER:

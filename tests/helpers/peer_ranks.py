@@ -55,12 +55,12 @@ def same(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
             q, dout, dlse = (made.shard(one, rank, 2) for one in (q, dout, dlse))
             k, v = (made.shard(one, rank, keys=True) for one in (k, v))
             for how, way in WAYS.items():
-                for pulls in (False, True):
-                    peer_trip.TUNING = peer_trip.Tuning(pulls=pulls, part_bytes=1 << 10)
+                for part in (1 << 10, 1 << 18):
+                    peer_trip.PART_BYTES = part
                     before = device.launches
                     given = [dout, dlse, q, *parallel_ranks._other_layouts(q, k, v)[1:]]
                     pair = [_both(made, given, way, one) for one in ("group", "peer")]
-                    found[f"{name} {dtype} {how} {pulls}"] = [
+                    found[f"{name} {dtype} {how} {part}"] = [
                         *zip(*pair, strict=True),
                         device.launches - before,
                         made.travels(),

@@ -151,12 +151,12 @@ def tensors(rank: int, ranks: int, folder: Path, count: int) -> dict[str, list[A
     return found
 
 
-def _both(
-    made: Plan, way: Any, given: list[Any], dout: Any, dlse: Any, exchange: str = "auto"
-) -> list[Any]:
+def _both(made: Plan, way: Any, given: list[Any], dout: Any, dlse: Any, exchange: str = "auto") -> list[Any]:
     """out, lse, dq, dk and dv."""
     leaves = [one.detach().requires_grad_() for one in given]
-    out, lse = oc.parallel.attention(*leaves, made, return_lse=True, overlap=way, exchange=exchange, time_limit=TIMEOUT)
+    out, lse = oc.parallel.attention(
+        *leaves, made, return_lse=True, overlap=way, exchange=exchange, time_limit=TIMEOUT
+    )
     return [out.detach(), lse.detach(), *torch.autograd.grad([out, lse], leaves, [dout, dlse])]
 
 

@@ -61,9 +61,7 @@ class Ranks:
         record["chunks"], record["batch"], record["heads"] = [one // 8 for one in WIDTHS], BATCH, HEADS
         record["own_first"], record["own_rows"] = call.own[rank][0], call.own[rank][1] - call.own[rank][0]
         record["sent"][: self.count], record["received"][: self.count] = traffic[rank], traffic[:, rank]
-        pulls = options.get("pulls", 0)
-        for peer in range(self.count):
-            record["there"][peer] = traffic[peer, :rank].sum() if pulls else traffic[:rank, peer].sum()
+        record["there"][: self.count] = traffic[:rank].sum(axis=0)
         record["rank"], record["ranks"] = rank, self.count
         record["part_rows"], record["blocks"] = 1, CHANNELS
         for name, value in options.items():
@@ -130,9 +128,8 @@ def _rows(given: list[NDArray[Any]], places: Any) -> NDArray[Any]:
     return np.concatenate([one[:, :, places].transpose(2, 0, 1, 3) for one in given], axis=3)
 
 
-@pytest.mark.parametrize("pulls", [0, 1])
 @pytest.mark.parametrize("count", [2, 3])
-def test_rows_arrive_in_their_places_call_after_call(count: int, pulls: int, tmp_path: Path) -> None:
+def test_rows_arrive_in_their_places_call_after_call(count: int, tmp_path: Path) -> None:
     """Other sizes at each call, in both slots, in one part and in several; ranks that come late; a rank alone that is
     ahead of the others by as much as the slots allow.
     """
@@ -143,7 +140,7 @@ def test_rows_arrive_in_their_places_call_after_call(count: int, pulls: int, tmp
         for number, call in enumerate(calls):
             if number % count == rank:
                 time.sleep(0.05)
-            ranks.run(rank, call, pulls=pulls, blocks=(CHANNELS, 5)[(number + rank) % 2])
+            ranks.run(rank, call, blocks=(CHANNELS, 5)[(number + rank) % 2])
             call.check(rank)
 
     ranks.every(job)
@@ -151,8 +148,7 @@ def test_rows_arrive_in_their_places_call_after_call(count: int, pulls: int, tmp
     assert all(not one.late() for one in ranks.devices)
 
 
-@pytest.mark.parametrize("pulls", [0, 1])
-def test_a_rank_may_be_ahead_by_no_more_than_the_slots(pulls: int, tmp_path: Path) -> None:
+def test_a_rank_may_be_ahead_by_no_more_than_the_slots(tmp_path: Path) -> None:
     """Rank 0 runs on while rank 1 sleeps: it ends the first call, whose rows are there, and waits in the second."""
     calls = [Call(2, seed, 40) for seed in (0, 2, 3)]
     for call in calls:
@@ -162,7 +158,7 @@ def test_a_rank_may_be_ahead_by_no_more_than_the_slots(pulls: int, tmp_path: Pat
 
     def first() -> None:
         for call in calls:
-            ranks.run(0, call, pulls=pulls)
+            ranks.run(0, call)
             ended.append(time.monotonic())
 
     thread = threading.Thread(target=first)
@@ -170,7 +166,7 @@ def test_a_rank_may_be_ahead_by_no_more_than_the_slots(pulls: int, tmp_path: Pat
     time.sleep(1.0)
     assert len(ended) == 2  # a third one would write to a slot that is not read yet
     for call in calls:
-        ranks.run(1, call, pulls=pulls)
+        ranks.run(1, call)
         call.check(1)
     thread.join()
     for call in calls:
@@ -189,8 +185,7 @@ def _again(call: Call) -> Call:
     return call
 
 
-@pytest.mark.parametrize("pulls", [0, 1])
-def test_a_rank_that_never_comes_is_told_in_time(pulls: int, tmp_path: Path) -> None:
+def test_a_rank_that_never_comes_is_told_in_time(tmp_path: Path) -> None:
     """The others get what each other sends; NaN stands for its rows, and the host reads which rank it is."""
     call = Call(3, 2, 90, CHANNELS)
     ranks = Ranks(tmp_path, 3, 200)
@@ -198,7 +193,7 @@ def test_a_rank_that_never_comes_is_told_in_time(pulls: int, tmp_path: Path) -> 
 
     def job(rank: int) -> None:
         if rank != 1:
-            ranks.run(rank, call, limit=0.5, pulls=pulls, part_rows=4)
+            ranks.run(rank, call, limit=0.5, part_rows=4)
 
     ranks.every(job)
     assert 0.5 < time.monotonic() - begin < 20

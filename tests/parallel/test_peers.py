@@ -28,7 +28,7 @@ def _of_processes(what: str, ranks: int, folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_results_have_the_bits_of_the_groups_exchange(ranks: int, tmp_path: Path) -> None:
-    """Every form of mask, way of overlap and layout; also where rows go through the sender's memory."""
+    """Every form of mask, way of overlap and layout; rows that are sent in one part, and in several."""
     found = _of_processes("same", ranks, tmp_path)
     for parts in found:
         for name, (*pairs, launches, travels) in parts.items():

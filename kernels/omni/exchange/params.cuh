@@ -26,12 +26,10 @@ struct ExchangeParams {
   int first_row;
   int own_first, own_rows;                     // keys that are copied to the front of `out`
   int sent[kMostRanks], received[kMostRanks];  // rows to and from each rank
-  int there[kMostRanks];  // pushed: the row of each peer's slot where those of this rank begin; pulled: those for it
+  int there[kMostRanks];                       // the row of each peer's slot where those of this rank begin
   int rank, ranks;
   int part_rows;  // of a share, but for the last part
-  int pulls;      // rows are put into this rank's memory and fetched from there, else they are put into the peer's
   int blocks;     // that run channels; the others copy own rows
-  int early;      // let the next kernel come up beside this one
 };
 
 // Memory of a rank begins with this; two slots follow.
