@@ -65,6 +65,17 @@ def same(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
                         device.launches - before,
                         made.travels(),
                     ]
+    return {"pairs": found, "left open": _left_open(rank, ranks, device)}
+
+
+def _left_open(rank: int, ranks: int, device: host_peers.Device) -> dict[str, int]:
+    """How often the kernel runs by way of overlap, where it is not said how keys travel."""
+    made = plan(oc.causal(parallel_ranks.SIZE), ranks)
+    given, found = _shards(made, rank), {}
+    for how, way in WAYS.items():
+        before = device.launches
+        oc.parallel.attention(*given, made, overlap=way, time_limit=TIMEOUT)
+        found[how] = device.launches - before
     return found
 
 
