@@ -2,10 +2,10 @@
 // other one, and gets theirs behind its own in one array. Gradients go back the same way.
 //
 // A channel of a rank works with the same channel of each peer, and with no other one. Rows are put into one of two
-// slots of the peer's memory, by turns, and move from there. A flag says how many parts of them are there, counted over
-// all calls. Call n writes to the slot of call n - 2 when each peer has begun call n - 1: then all of its call n - 2 has
-// ended, since calls of a rank follow each other in its stream. The kernel itself counts calls, so that replays of a
-// CUDA graph count, too.
+// slots of the peer's memory, by turns, and move on from there. A flag says how many parts of them are there, counted
+// over all calls. Call n writes to the slot of call n - 2 when each peer has begun call n - 1: then all of its call
+// n - 2 has ended, since calls of a rank follow each other in its stream. The kernel itself counts calls, so that
+// replays of a CUDA graph count, too.
 #include "omni/exchange/copies.cuh"
 
 namespace omni {
