@@ -32,7 +32,9 @@ MUTATE = _loaded()
 def test_a_fault_is_a_change_of_the_code_that_stands_there_once(fault: Any) -> None:
     changed = MUTATE.text_with(fault)
     before = (ROOT / "omnicupy" / fault.file).read_text()
-    assert ast.dump(ast.parse(changed)) != ast.dump(ast.parse(before))
+    if fault.file.endswith(".py"):
+        assert ast.dump(ast.parse(changed)) != ast.dump(ast.parse(before))
+    assert changed != before
     assert all((ROOT / test).is_file() for test in fault.tests.split())
 
 

@@ -134,6 +134,7 @@ def _part(module: str) -> str:
 
 TORCH = {one for one in MODULES if _part(one) in ("torch", "transformers")}  # which need it
 TORCH |= {"parallel.distributed", "parallel.places", "parallel.ranks", "parallel.trip", "parallel.way"}
+TORCH |= {"parallel.peer_memory", "parallel.peer_trip", "parallel.peers"}
 
 
 def _loaded(imported: str) -> str:

@@ -1,5 +1,5 @@
 """The launch ABI: each kernel's parameter struct as a NumPy dtype, field by field as omni/params.cuh,
-omni/backward_params.cuh and omni/cached/params.cuh have them.
+omni/backward_params.cuh, omni/cached/params.cuh and omni/exchange/params.cuh have them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from omnicupy.jit.exchange_spec import MOST_RANKS
 from omnicupy.jit.spec import round_up
 
 _POINTERS = (
@@ -190,6 +191,21 @@ APPEND_PARAMS = np.dtype(  # AppendParams
     align=True,
 )
 
+EXCHANGE_PARAMS = np.dtype(  # ExchangeParams
+    [
+        ("given", "<u8", (2,)),
+        *((f"{name}_strides", "<i8", (3,)) for name in ("first", "second")),
+        *((name, "<u8") for name in ("places", "out")),
+        ("memory", "<u8", (MOST_RANKS,)),
+        *((name, "<u8") for name in ("slot_bytes", "limit_ns", "late")),
+        ("chunks", "<i4", (2,)),
+        *((name, "<i4") for name in ("batch", "heads", "first_row", "own_first", "own_rows")),
+        *((name, "<i4", (MOST_RANKS,)) for name in ("sent", "received", "there")),
+        *((name, "<i4") for name in ("rank", "ranks", "part_rows", "blocks")),
+    ],
+    align=True,
+)
+
 # The struct that each kernel kind takes, by value, as its only argument.
 PARAMS: dict[str, np.dtype[np.void]] = {
     "naive": ATTN_PARAMS,
@@ -210,6 +226,7 @@ PARAMS: dict[str, np.dtype[np.void]] = {
     "plan_ragged": RAGGED_PLAN_PARAMS,
     "append": APPEND_PARAMS,
     "append_fp8": _with_scales(APPEND_PARAMS),  # Fp8AppendParams
+    "exchange": EXCHANGE_PARAMS,
     "bwd_sums": np.dtype([*_backward_fields(), ("dq_sums", "<u8", ())], align=True),
 }
 

@@ -11,6 +11,7 @@ from omnicupy.call.arrays import is_cupy
 from omnicupy.errors import UnsupportedError
 from omnicupy.masks.arguments import flag, integer
 from omnicupy.parallel import array_calls, check_numbers
+from omnicupy.parallel.check import AUTO, EXCHANGES, PEER
 from omnicupy.parallel.nccl import NcclGroup
 from omnicupy.parallel.overlap import ROWS, Overlap
 from omnicupy.parallel.plan import Plan
@@ -37,46 +38,46 @@ def attention(
     config: AttnSpec | None = None,
     deterministic: bool = True,
     overlap: bool | str | Sequence[int] | None = False,
+    exchange: str = AUTO,
     time_limit: float = TIME_LIMIT_S,
 ) -> Any:
     """This rank's rows of an attention call that all ranks of a process group share; torch tensors or CuPy arrays.
 
     q: (batch, q_heads, rows of this rank, head_dim).  k, v: (batch, kv_heads, keys of this rank, head_dim), v as wide
         as `omnicupy.attention` allows; shards, as `plan.shard` cuts them.  sink_logits: (q_heads,), on every rank.
-    plan: the same on every rank, for the ranks of the group.  mask: which of its masks; a list names one for each batch
-        element.
+    plan: the same on every rank, for the group's ranks.  mask: which of its masks; a list names one for each element.
     group: of tensors a ProcessGroup, a DeviceMesh of one axis, (DeviceMesh, axis name), or None for the default group:
         gloo for the CPU, NCCL for CUDA. Of CuPy arrays an `NcclGroup`.
     overlap: of tensors, whether launches run beside the exchange, the same on every rank: False, None where the plan's
         speeds predict that it pays, never on a CPU, or True where it can be. "rows" has rows that need not wait first;
         a tuple names heads of keys in each of several exchanges, as (2, 6) of 8.
-    time_limit: seconds to wait for other ranks, which are then named, at a first call and each exchange on the CPU. On
-        CUDA the exchange waits on the device, under the process group's limit; an NcclGroup has none there.
+    exchange: of tensors: "group" for the process group's, "peer" for a kernel that writes to other GPUs of the host,
+        "auto" for that where each rank can and `overlap` is False, else the group's.
+    time_limit: seconds to wait for other ranks, which are then named: at a first call, in exchanges on the CPU, and in
+        those by "peer", where NaN stands for what did not come and the next call raises. NCCL has its group's limit.
     scale, softcap, return_lse, config: as in `omnicupy.attention`.  deterministic: of tensors, as there.
 
     Keys and values that rows of other ranks see travel. With overlap, rows that see none of others are computed
-    meanwhile, or heads travel in groups, each while the one before is computed; that may change last bits, but never
-    from call to call. Returns this rank's `out`, or (out, lse). Of tensors, gradients reach q, k, v and sink_logits; of
-    arrays, `attention_backward` makes them. Those of keys that travelled go back to their owner, each rank's part in
-    the dtype of k and v, and are added in float32, its own, then the others by rank: the same call gives the same bits,
-    unless `deterministic=False`. That of sink_logits is of this rank's rows: add those of all ranks.
+    meanwhile, or heads travel in groups, each while the one before is computed; last bits may change, but never from
+    call to call. Of tensors, gradients reach q, k, v and sink_logits; of arrays, `attention_backward` makes them. Those
+    of keys that travelled go back to their owner, each rank's part in the dtype of k and v, and are added in float32,
+    its own, then the others by rank: the same call gives the same bits, unless `deterministic=False`. That of
+    sink_logits is of this rank's rows: add those of all ranks. Returns this rank's `out`, or (out, lse).
 
     Every rank makes the same calls in the same order, with gradients of the same tensors wanted, also a rank without
     rows: its `out` must reach its loss. Keys received live until the backward pass; activation checkpointing sends them
-    again. torch.compile breaks its graph here; fullgraph=True raises. At the first of equal calls ranks compare plan,
-    sizes, dtype and overlap. CUDA graphs may capture later ones of tensors, on all ranks; replays wait without limit.
+    again. torch.compile breaks its graph here; fullgraph=True raises. At the first of equal calls ranks compare what
+    must be equal. CUDA graphs may capture later ones of tensors, on all ranks; by NCCL replays wait without limit.
 
-    Raises ValueError where plan, group and shards do not belong together or ranks make different calls; RuntimeError
-    where ranks are late; UnsupportedError for what one device does not serve, and in a capture for first calls and CuPy
-    arrays; TypeError for other arrays and groups.
+    Raises ValueError where plan, group, shards or the ranks' calls do not fit each other; RuntimeError where ranks are
+    late; TypeError for others; UnsupportedError for what one device, or "peer", does not serve, and in a capture.
     """
     options: dict[str, Any] = {"scale": scale, "softcap": softcap, "config": config}
     options["return_lse"] = flag("attention", "return_lse", return_lse)
-    of_tensors: dict[str, Any] = {"deterministic": flag("attention", "deterministic", deterministic)}
-    of_tensors["overlap"] = _overlap_of(overlap, q)
+    of_tensors = _of_tensors(deterministic, overlap, exchange, q)
     limit = _seconds(time_limit)
     if _of_arrays((q, k, v), group):
-        options["sink_logits"] = sink_logits
+        options |= {"sink_logits": sink_logits}
         with q.device:  # whose current stream the exchange and the launch take
             return array_calls.attention((q, k, v), plan, group, mask, limit, options)
     from omnicupy.parallel import distributed
@@ -127,6 +128,15 @@ def attention_backward(
         )
 
 
+def _of_tensors(deterministic: object, overlap: object, exchange: object, q: Any) -> dict[str, Any]:
+    """What calls on tensors alone take."""
+    return {
+        "deterministic": flag("attention", "deterministic", deterministic),
+        "overlap": _overlap_of(overlap, q),
+        "exchange": _exchange_of(exchange, q),
+    }
+
+
 def _overlap_of(overlap: object, q: Any) -> Overlap:
     found: Overlap
     if overlap is None or (isinstance(overlap, str) and overlap == ROWS):
@@ -146,6 +156,23 @@ def _overlap_of(overlap: object, q: Any) -> Overlap:
             "pass torch tensors"
         )
     return found
+
+
+def _exchange_of(exchange: object, q: Any) -> str:
+    if not isinstance(exchange, str):
+        raise TypeError(
+            f"attention: exchange must be one of {EXCHANGES}, got {exchange!r}; pass one of these"
+        )
+    if exchange not in EXCHANGES:
+        raise ValueError(
+            f"attention: exchange must be one of {EXCHANGES}, got {exchange!r}; pass one of these"
+        )
+    if exchange == PEER and is_cupy(q):
+        raise UnsupportedError(
+            'exchange="peer" serves torch tensors, whose group tells ranks of each other\'s memory; leave it out for '
+            "CuPy arrays, which travel by NCCL"
+        )
+    return exchange
 
 
 def _seconds(time_limit: object) -> float:

@@ -9,13 +9,14 @@ from omnicupy.parallel import arrays as arrays_of_ranks
 from omnicupy.parallel.plan import Plan
 
 SHOWN = 8  # ranks that a message names
+AUTO, GROUP, PEER = EXCHANGES = ("auto", "group", "peer")  # how keys travel, as `attention` takes it
 
 
 class Shared(NamedTuple):
     """What decides the exchanges of a call beside the plan, so it is the same on every rank.
 
     masks: of the plan, each once.  columns: of k and v.  groups: heads of keys in each exchange of the forward
-    pass.
+    pass.  exchange: which one was asked for.
     """
 
     masks: tuple[int, ...]
@@ -23,11 +24,13 @@ class Shared(NamedTuple):
     columns: tuple[int, int]
     dtype: str
     groups: tuple[int, ...]
+    exchange: str = AUTO
 
     def __str__(self) -> str:
+        asked = "" if self.exchange == AUTO else f', exchange="{self.exchange}"'
         return (
             f"mask {', '.join(map(str, self.masks))}, batch {self.batch}, {self.columns[0]} and {self.columns[1]} "
-            f"columns of {self.dtype}, heads {'+'.join(map(str, self.groups))}"
+            f"columns of {self.dtype}, heads {'+'.join(map(str, self.groups))}{asked}"
         )
 
 

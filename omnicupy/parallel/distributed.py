@@ -11,7 +11,7 @@ import torch
 from omnicupy.choose import backward_table
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit import archs
-from omnicupy.parallel import check
+from omnicupy.parallel import check, peers
 from omnicupy.parallel.overlap import Overlap, Piece
 from omnicupy.parallel.places import check_captured
 from omnicupy.parallel.plan import Plan
@@ -46,6 +46,7 @@ def attention(
     if state.any_autocast():
         q, k, v = tensors.autocast(q, k, v)
     overlap: Overlap = options.pop("overlap")
+    exchange: str = options.pop("exchange")
     if type(mask) is not int:
         which = plan._which(mask)
         mask = list(which) if isinstance(mask, (list, tuple)) else which[0]
@@ -53,7 +54,7 @@ def attention(
         "call",
         ranks.number,
         mask if type(mask) is int else which,
-        overlap,
+        (overlap, exchange),
         q.shape,
         k.shape,
         v.shape,
@@ -67,8 +68,9 @@ def attention(
         check_captured(q.device)
         if way is None:
             check.of_rank(plan, ranks.rank, (q, k, v), mask)
-            way = way_of(plan, ranks, mask, (q, k, v), overlap)
+            way = way_of(plan, ranks, mask, (q, k, v), overlap, exchange)
         ranks.agree(way.said, limit)
+        peers.connect(way.trip, plan, mask, (k, v), exchange, limit)
         plan._found[key] = way
     if way.masks and not way.travels:
         return attention_of_tensors(q, k, v, _given(way.masks), sink_logits=sink_logits, **options)

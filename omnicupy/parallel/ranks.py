@@ -21,8 +21,8 @@ MOST_AGREED = 1 << 12  # digests kept
 class Ranks:
     """A process group of `size` ranks, seen from `rank`.
 
-    plans, exchanges: how many there have been; every rank counts the same ones.  agreed: what was compared last.
-    number: of no other one in this process.
+    plans, exchanges, memories: how many there have been; every rank counts the same ones.  agreed: what was compared
+    last.  number: of no other one in this process.  memory: PeerMemory by device.
     """
 
     group: Any
@@ -30,8 +30,10 @@ class Ranks:
     size: int
     plans: int = 0
     exchanges: int = 0
+    memories: int = 0
     agreed: dict[str, None] = field(default_factory=dict)
     number: int = field(default_factory=count(1).__next__)
+    memory: dict[Any, Any] = field(default_factory=dict)
 
     def exchange(
         self,
@@ -87,6 +89,20 @@ class Ranks:
         if len(self.agreed) > MOST_AGREED:
             del self.agreed[next(iter(self.agreed))]
         self._forget(store, f"plan {self.plans - 1}")
+
+    def gathered(self, what: str, said: str, limit: float) -> list[str]:
+        """What each rank says, through the store of the group. what: of no other call.
+
+        Raises RuntimeError that names the ranks which do not come within `limit` seconds.
+        """
+        store, prefix = self._store(what)
+        names = [f"{prefix}/{rank}" for rank in range(self.size)]
+        store.set(names[self.rank], said)
+        try:
+            store.wait(names, timedelta(seconds=limit))
+        except RuntimeError as error:
+            raise RuntimeError(self._missing(store, prefix, what, limit)) from error
+        return [store.get(name).decode() for name in names]
 
     def _forget(self, store: Any, what: str) -> None:
         """Take away what the comparison before left: all have read it that came to this one."""

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import torch
 
 from omnicupy.parallel.exchange import Exchange
+from omnicupy.parallel.peer_trip import PeerPending, PeerTrip
 from omnicupy.parallel.places import Places, Run
 from omnicupy.parallel.plan import Plan
 from omnicupy.parallel.ranks import Pending, Ranks
@@ -24,6 +25,7 @@ WIDE = 8  # bytes of a word, which a copy moves at once where it can
 MOST_PACKINGS = 64  # kept of one trip
 
 Heads: TypeAlias = slice
+Waits: TypeAlias = Pending | PeerPending
 EVERY = slice(None)
 
 
@@ -92,9 +94,20 @@ class Trip:
     """What the exchanges of calls need of their plan. Kept with the plan, whatever the tensors.
 
     hides: enqueue on a stream of the collectives' own, so that the exchange runs beside what follows.
+    peers: what moves rows in place of the group, where that is so.  overlaps: whether anything runs beside it then.
     """
 
-    def __init__(self, plan: Plan, ranks: Ranks, mask: int | Sequence[int], hides: bool = True) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        ranks: Ranks,
+        mask: int | Sequence[int],
+        *,
+        hides: bool = True,
+        overlaps: bool = False,
+    ) -> None:
+        self.peers: PeerTrip | None = None
+        self.overlaps = overlaps
         self.exchange: Exchange = plan.exchange(ranks.rank, mask)
         self.ranks, self.hides, self._places = ranks, hides, Places(self.exchange, plan._found)
         self.own, self.coming = self.exchange.own, sum(self.exchange.received)
@@ -103,12 +116,14 @@ class Trip:
 
     def there(
         self, arrays: Sequence[Any], heads: Heads, own: tuple[int, int], limit: float
-    ) -> tuple[Any, Pending]:
+    ) -> tuple[Any, Waits]:
         """Enqueue the exchange of these heads of k and v. own: the own keys [low, high) that are copied in front.
 
         Returns the buffer, (own + keys that come, batch, heads, columns of both), and what to wait for before it is
         read.
         """
+        if self.peers is not None:
+            return self.peers.there(arrays, heads, own, self.overlaps, limit)
         k = arrays[0]
         packing = self._packing("there", arrays, heads, own)
         words, within, count = packing.words(arrays), packing.within, own[1] - own[0]
@@ -124,12 +139,14 @@ class Trip:
             packing.copy_own(words, front)
         return (buffer.view(k.dtype) if packing.ratio else buffer), pending
 
-    def back(self, grads: Sequence[Any], hides: bool, limit: float) -> tuple[Any, Pending]:
+    def back(self, grads: Sequence[Any], hides: bool, limit: float) -> tuple[Any, Waits]:
         """Enqueue the way back of gradients of received keys, which lie behind the own ones. hides: beside what
         follows, where anything does.
 
         Returns the buffer of what comes back of own keys, by who had them, and what to wait for before it is read.
         """
+        if self.peers is not None:
+            return self.peers.back(grads, self.own, hides, limit)
         first = grads[0]
         packing = self._packing("back", grads, EVERY, (0, 0))
         given = packing.packed(packing.words(grads), first)

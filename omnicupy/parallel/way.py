@@ -40,16 +40,21 @@ class Way:
         return (self.behind.low, self.behind.high) if self.behind else (0, 0)
 
 
-def way_of(plan: Plan, ranks: Ranks, mask: Which, arrays: tuple[Any, Any, Any], overlap: Overlap) -> Way:
-    """arrays: q, k and v of the rank, which are its shards under the plan. overlap: as `steps_of` takes it."""
+def way_of(
+    plan: Plan, ranks: Ranks, mask: Which, arrays: tuple[Any, Any, Any], overlap: Overlap, exchange: str
+) -> Way:
+    """arrays: q, k and v of the rank, which are its shards under the plan. overlap: as `steps_of` takes it.
+    exchange: as `attention` takes it.
+    """
     _, k, v = arrays
     steps = _steps(plan, ranks.rank, mask, arrays, overlap)
     travels = plan.travels(mask)
     behind = steps.pieces[-1] if steps.pieces and steps.pieces[-1].waits else None
     groups = tuple(_groups(steps.groups)) if travels else ()
     hides = overlap is not False or _copies_long(plan, k, v)
-    trip = Trip(plan, ranks, mask, hides=hides)
-    masks, said = plan.locals(ranks.rank, mask), check.said(plan, check.shared((k, v), mask, steps.groups))
+    trip = Trip(plan, ranks, mask, hides=hides, overlaps=overlap is not False)
+    said = check.said(plan, check.shared((k, v), mask, steps.groups)._replace(exchange=exchange))
+    masks = plan.locals(ranks.rank, mask)
     return Way(masks, travels, steps, behind, groups, said, trip, overlap is not False)
 
 

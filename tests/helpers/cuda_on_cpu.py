@@ -39,10 +39,12 @@ STRUCTS = {  # of params.PARAMS
     "plan_ragged": "RaggedPlanParams",
     "append": "AppendParams",
     "append_fp8": "Fp8AppendParams",
+    "exchange": "ExchangeParams",
 }
 
 # Headers that are nothing but PTX.
 _WHOLE = {
+    "omni/exchange/ptx.cuh": "exchange.cuh",
     "omni/sm80/ptx.cuh": "ptx.cuh",
     "omni/sm90/few_rows/e4m3.cuh": "e4m3.cuh",
     "omni/sm90/ptx.cuh": "ptx_sm90.cuh",

@@ -15,6 +15,7 @@ from omnicupy.choose import paged, table
 from omnicupy.jit import archs, cache
 from omnicupy.jit.append_spec import AppendSpec, Fp8AppendSpec
 from omnicupy.jit.cached_spec import CachedSpec
+from omnicupy.jit.exchange_spec import ExchangeSpec
 from omnicupy.jit.fp8_spec import Fp8Spec
 from omnicupy.jit.paged_spec import PagedSpec
 from omnicupy.jit.plan_spec import PlanSpec
@@ -116,6 +117,7 @@ def test_the_kernels_of_caches_compile_without_a_spill(arch: str) -> None:
     assert compiled_without_a_spill(PlanSpec(arch=arch))
     assert compiled_without_a_spill(PlanSpec(arch=arch, ragged=True))
     assert compiled_without_a_spill(AppendSpec(arch=arch))
+    assert compiled_without_a_spill(ExchangeSpec(arch=arch))
     for dtype in ("float16", "bfloat16"):
         assert compiled_without_a_spill(Fp8AppendSpec(arch=arch, dtype=dtype))
 

@@ -186,12 +186,14 @@ class Problem:
         return {"largest difference": shown, "right": worst <= CLOSE, "same bits": differs == 0}
 
     def _figures(self, made: Plan, backward: bool, ways: dict[str, Overlap]) -> _Figures:
+        from omnicupy.parallel import check, peers
         from omnicupy.parallel.ranks import ranks_of
         from omnicupy.parallel.trip import Trip, parts_of, sides, widths_of
 
         shared, on_one = _calls()
         dout, q, k, v = self._own(made)
         trip = Trip(made, ranks_of(None), 0, hides=False)
+        peers.connect(trip, made, 0, (k, v), check.AUTO, LIMIT_S)
         local = made.local(self.rank)
 
         def exchanged(k: Any, v: Any) -> Any:
@@ -295,5 +297,4 @@ def _calls() -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 def ours_alone(problem: Problem) -> Callable[..., Any]:
     """The call of one device, with everything."""
-    on_one = _calls()[1]
-    return lambda *x: on_one(*x, problem.mask)
+    return lambda *x: _calls()[1](*x, problem.mask)

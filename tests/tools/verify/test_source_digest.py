@@ -17,6 +17,7 @@ from omnicupy.gpu import backward
 from omnicupy.gpu.attention import attention
 from omnicupy.jit import source
 from omnicupy.jit.cached_spec import CachedSpec
+from omnicupy.jit.exchange_spec import ExchangeSpec
 from omnicupy.jit.source import kernels_dir
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.constructors import causal, from_dense, full
@@ -234,7 +235,9 @@ def test_the_backward_pass_does_not_count_for_the_forward(
 
 
 def test_a_source_has_the_struct_and_the_variants_of_its_kernels() -> None:
-    assert {name.name for name in kernels_dir().glob("*.cu")} == set(SOURCES)
+    # It moves bytes alone: tests on two GPUs compare what arrives with what NCCL brings.
+    moves = {ExchangeSpec(arch="sm_90").source}
+    assert {name.name for name in kernels_dir().glob("*.cu")} == set(SOURCES) | moves
     for name, specs in source_digest.rows().items():
         assert {spec.params for spec in specs} == {SOURCES[name].params}
     assert set(source_digest.rows()) == {

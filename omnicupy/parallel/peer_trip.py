@@ -1,0 +1,196 @@
+"""The exchange of a call by a kernel that writes to other GPUs of the host: what is launched, and where it goes.
+
+kernels/exchange_keys.cu is the kernel. Own keys are copied in the same launch, and nothing is packed or unpacked.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from omnicupy.jit.exchange_spec import CHANNELS, CHUNK, MOST_PARTS
+from omnicupy.jit.params import EXCHANGE_PARAMS
+from omnicupy.parallel.peer_memory import PeerMemory
+from omnicupy.parallel.places import Places
+from omnicupy.parallel.ranks import Ranks
+from omnicupy.torch.eager import raw_stream
+
+MOST_TEMPLATES = 64  # kept of one trip
+BESIDE = 64  # thread blocks of an exchange beside other work
+PART_BYTES = 1 << 18  # that a channel sends before its next flag
+OWN_BYTES = 1 << 16  # of own keys, at least, that a thread block copies
+_GIVEN = struct.Struct("<2Q")  # the first fields of EXCHANGE_PARAMS
+_OUT = struct.Struct("<Q")
+_OUT_AT = EXCHANGE_PARAMS.fields["out"][1]  # type: ignore[index]
+
+
+# Keys from each rank to each other one, whether on a stream of its own, whether by few thread blocks, and the limit.
+How: TypeAlias = tuple[Any, bool, bool, float]
+
+
+class PeerPending:
+    """An exchange that runs on a stream of its own, or on the current one. tensors: kept until it is waited for."""
+
+    def __init__(self, event: Any = None, tensors: tuple[Any, ...] = ()) -> None:
+        self._event, self._tensors = event, tensors
+
+    def wait(self) -> None:
+        """Until what came may be read, on the current stream; once. The host does not wait."""
+        event, self._event, self._tensors = self._event, None, ()
+        if event is not None:
+            event.wait()
+
+
+class PeerTrip:
+    """What the exchanges of calls under one plan need. traffic: keys from each rank (first axis) to each other one."""
+
+    def __init__(self, ranks: Ranks, memory: PeerMemory, places: Places, traffic: Any) -> None:
+        self._ranks, self._memory, self._places = ranks, memory, places
+        self._traffic = np.asarray(traffic, np.int64)
+        self._templates: dict[Any, tuple[bytes, int]] = {}
+        self._indices: dict[Any, Any] = {}
+
+    def there(
+        self, arrays: Sequence[Any], heads: slice, own: tuple[int, int], hides: bool, limit: float
+    ) -> tuple[Any, PeerPending]:
+        """As `Trip.there`, on the current stream or, where it hides, beside what that does next."""
+        every = arrays[0].shape[1]
+        first, stop, _ = heads.indices(every)
+        if stop - first != every:
+            arrays = [one[:, first:stop] for one in arrays]
+        places = self._places.sent(arrays[0].device)
+        # Beside the first of several groups of heads nothing runs.
+        few = hides and (first > 0 or stop == every)
+        return self._moved(arrays, places, own, (self._traffic, hides, few, limit))
+
+    def back(self, grads: Sequence[Any], own: int, hides: bool, limit: float) -> tuple[Any, PeerPending]:
+        """As `Trip.back`. own: keys in front of those that are sent."""
+        coming = int(self._traffic[:, self._ranks.rank].sum())
+        return self._moved(grads, slice(own, own + coming), (0, 0), (self._traffic.T, hides, hides, limit))
+
+    def _moved(
+        self, arrays: Sequence[Any], places: Any, own: tuple[int, int], how: How
+    ) -> tuple[Any, PeerPending]:
+        self._memory.check()
+        traffic, hides, *_ = how
+        arrays = [one if _is_aligned(one) else one.contiguous() for one in arrays]
+        first = arrays[0]
+        count = own[1] - own[0] + int(traffic[:, self._ranks.rank].sum())
+        columns = sum(one.shape[3] for one in arrays)
+        out = first.new_empty((count, first.shape[0], first.shape[1], columns))
+        if not first.shape[0] * first.shape[1] * columns:
+            return out, PeerPending()
+        params, blocks = self._params(arrays, places, own, how)
+        given = [one.data_ptr() for one in arrays]
+        _GIVEN.pack_into(params, 0, given[0], given[-1])
+        _OUT.pack_into(params, _OUT_AT, out.data_ptr())
+        memory = self._memory
+        if not first.is_cuda:
+            memory.device.launch(params, blocks, 0)
+            return out, PeerPending()
+        if not hides:
+            handle = raw_stream(first.device.index)
+            if handle != memory.last_handle:
+                _order(memory, torch.cuda.current_stream(first.device))
+            memory.device.launch(params, blocks, handle)
+            return out, PeerPending()
+        if memory.stream is None:
+            memory.stream = torch.cuda.Stream(first.device, priority=-1)
+        stream = memory.stream
+        stream.wait_stream(torch.cuda.current_stream(first.device))
+        _order(memory, stream)
+        memory.device.launch(params, blocks, stream.cuda_stream)
+        return out, PeerPending(stream.record_event(), (*arrays, out))
+
+    def _params(
+        self, arrays: Sequence[Any], places: Any, own: tuple[int, int], how: How
+    ) -> tuple[bytearray, int]:
+        """All that stays of a launch, and its thread blocks."""
+        traffic, *rest = how
+        layout = tuple((one.shape, one.stride()) for one in arrays)
+        first = arrays[0]
+        addresses = self._memory.addresses
+        key = (layout, first.dtype, first.device, own, traffic is self._traffic, *rest, addresses)
+        found = self._templates.get(key)
+        if found is None:
+            found = self._template(arrays, places, own, how)
+            if len(self._templates) >= MOST_TEMPLATES:
+                self._templates.clear()
+            self._templates[key] = found
+        return bytearray(found[0]), found[1]
+
+    def _template(
+        self, arrays: Sequence[Any], places: Any, own: tuple[int, int], how: How
+    ) -> tuple[bytes, int]:
+        traffic, _, few, limit = how
+        rank, ranks, memory = self._ranks.rank, self._ranks.size, self._memory
+        size = arrays[0].element_size()
+        batch, heads = arrays[0].shape[:2]
+        columns = [one.shape[3] * size // CHUNK for one in arrays]
+        row_bytes = batch * heads * sum(columns) * CHUNK
+        record = np.zeros(1, EXCHANGE_PARAMS)[0]
+        for name, one in zip(("first_strides", "second_strides"), arrays, strict=False):
+            record[name] = [step * size // CHUNK for step in one.stride()[:3]]
+        if isinstance(places, slice):
+            record["first_row"] = places.start
+        else:
+            record["places"] = self._index(places).data_ptr()
+        record["memory"][:ranks] = memory.addresses
+        record["slot_bytes"], record["late"] = memory.slot_bytes, memory.device.late_address
+        record["limit_ns"] = int(limit * 1e9)
+        record["chunks"][: len(columns)] = columns
+        record["batch"], record["heads"] = batch, heads
+        record["own_first"], record["own_rows"] = own[0], own[1] - own[0]
+        record["sent"][:ranks], record["received"][:ranks] = traffic[rank], traffic[:, rank]
+        record["there"][:ranks] = traffic[:rank].sum(axis=0)
+        record["rank"], record["ranks"] = rank, ranks
+        share = -(-int(traffic.max()) // CHANNELS)
+        record["part_rows"] = max(1, PART_BYTES // row_bytes, -(-share // MOST_PARTS))
+        record["blocks"] = blocks = BESIDE // 2 if few else CHANNELS
+        most = (BESIDE if few else 2 * memory.device.sm_count) - blocks
+        copies = min(max(1, most), -(-int(record["own_rows"]) * row_bytes // OWN_BYTES))
+        return record.tobytes(), blocks + copies
+
+    def _index(self, places: Any) -> Any:
+        """As the kernel reads them; kept."""
+        key = places.device
+        if key not in self._indices:
+            self._indices[key] = places.to(torch.int32)
+            if places.is_cuda:
+                torch.cuda.current_stream(key).synchronize()  # calls on other streams read them, too
+        return self._indices[key]
+
+
+def _order(memory: PeerMemory, stream: Any) -> None:
+    """Exchanges of a rank follow each other, on whichever stream they are. A capture orders its own."""
+    last, memory.last = memory.last, stream
+    memory.last_handle = stream.cuda_stream
+    if last is not None and last != stream and not torch.cuda.is_current_stream_capturing():
+        stream.wait_stream(last)
+
+
+def slot_bytes(traffic: Any, row_bytes: int) -> int:
+    """That the fullest slot of any rank takes, there or back."""
+    sums = np.asarray(traffic, np.int64)
+    return int(max(sums.sum(axis=0).max(), sums.sum(axis=1).max())) * row_bytes
+
+
+def why_not(k: Any, v: Any) -> str:
+    """Why the kernel does not move rows of such arrays; "" where it does. The same on every rank."""
+    for name, one in (("k", k), ("v", v)):
+        if one.shape[3] * one.element_size() % CHUNK:
+            return f"rows of {name} have {one.shape[3] * one.element_size()} bytes, no multiple of {CHUNK}"
+    return ""
+
+
+def _is_aligned(one: Any) -> bool:
+    size = one.element_size()
+    *steps, last = one.stride()
+    odd = one.data_ptr()
+    for step in steps:
+        odd |= step * size
+    return bool(last == 1 and odd % CHUNK == 0)
