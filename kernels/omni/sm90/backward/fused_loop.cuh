@@ -38,6 +38,21 @@ __device__ __forceinline__ void add_tiles(BackwardParamsSm90 const& args, KeySme
   bulk_wait();
 }
 
+// dS^T of a warpgroup's 64 keys to the ring, transposed; its stage is empty.
+template <class Cfg, class Pairs>
+__device__ __forceinline__ void hand_over(
+    KeySmem<Cfg>& smem, RingIndex<KeySmem<Cfg>::kRing> const& ring, Pairs const& score_gradients) {
+  int const warp = thread_index() / 32 % 4, l = thread_index() % 32;
+  u32 const base = smem_address(smem.ds[ring.stage()]) + KeyLoop<Cfg>::group() * Cfg::kQPanelBytes +
+                   ((l & 7) + 8 * (l >> 4)) * kPanelRowBytes + (((2 * warp + (l >> 3 & 1)) ^ (l & 7)) << 4);
+#pragma unroll
+  for (int j = 0; j < Cfg::kBr / 16; ++j) {
+    stmatrix_x4_trans(base + j * 16 * kPanelRowBytes, score_gradients + 4 * j);
+  }
+  fence_proxy_async();
+  release(smem.ds_full[ring.stage()]);
+}
+
 template <class Cfg>
 struct FusedLoop {
   using Smem = KeySmem<Cfg>;
@@ -58,6 +73,7 @@ struct FusedLoop {
       : smem(memory), keys(args, memory) {}
 
   __device__ __forceinline__ void init() { keys.init(); }
+  __device__ __forceinline__ void keys_came() const {}
 
   __device__ __forceinline__ void tile(WorkSlot const& work, int done) {
     if constexpr (!Smem::kStaged) {
@@ -66,7 +82,8 @@ struct FusedLoop {
     }
     keys.step(work, [&](Pairs const& score_gradients) {
       note_place();
-      hand_over(score_gradients);
+      mbarrier_wait(smem_address(&smem.ds_empty[ring.stage()]), ring.parity() ^ 1);
+      hand_over(smem, ring, score_gradients);
     });
     ring.next();
     if (done >= kLag) make_query_gradient(kLag + 1);
@@ -85,8 +102,6 @@ struct FusedLoop {
   }
 
  private:
-  __device__ __forceinline__ static int lane() { return thread_index() % 32; }
-
   // The tile `late` tiles ago: whose it is, and the parity of how often that warpgroup's turn came. The ring of dS is
   // as long as there are warpgroups, so that its index says both.
   static_assert(Cfg::kConsumers == 1 || Cfg::kConsumers == Smem::kRing, "a place in the ring of dS for each");
@@ -103,20 +118,6 @@ struct FusedLoop {
     } else {
       places[0] = uniform(addition.x);
     }
-  }
-
-  // dS^T to the ring, transposed.
-  __device__ __forceinline__ void hand_over(Pairs const& score_gradients) const {
-    mbarrier_wait(smem_address(&smem.ds_empty[ring.stage()]), ring.parity() ^ 1);
-    int const warp = thread_index() / 32 % 4, l = lane();
-    u32 const base = smem_address(smem.ds[ring.stage()]) + keys.group() * Cfg::kQPanelBytes +
-                     ((l & 7) + 8 * (l >> 4)) * kPanelRowBytes + (((2 * warp + (l >> 3 & 1)) ^ (l & 7)) << 4);
-#pragma unroll
-    for (int j = 0; j < Cfg::kBr / 16; ++j) {
-      stmatrix_x4_trans(base + j * 16 * kPanelRowBytes, score_gradients + 4 * j);
-    }
-    fence_proxy_async();
-    release(smem.ds_full[ring.stage()]);
   }
 
   __device__ __forceinline__ RingIndex<Smem::kRing> before(int late) const {
