@@ -16,7 +16,7 @@ RING, BUFFERS = 3, 2  # of dS, and of dQ on its way
 
 
 class ApartShared(FusedShared):
-    """As with warpgroups that take turns at dQ, but for the places of dS and of dQ on its way, and what comes with dS."""
+    """As where warpgroups take turns at dQ, but for the places of dS and of dQ on its way, and what comes with dS."""
 
     def __init__(self, launch: Launch, number: int) -> None:
         super().__init__(launch, number)
