@@ -24,8 +24,8 @@ def _sm80_tile(part: str, br: int, bc: int, warps: int) -> str:
 
 def _apart_tile(part: str, widest: int, softcap: bool) -> str:
     return (
-        f"config: the {part} kernel with 16 warps for 128 keys has head_dim and value_dim up to 64 and no soft cap, got "
-        f"{widest} and softcap={softcap}; take 12 warps"
+        f"config: the {part} kernel with 16 warps for 128 keys has head_dim and value_dim up to 64 and no soft cap, "
+        f"got {widest} and softcap={softcap}; take 12 warps"
     )
 
 
