@@ -12,8 +12,7 @@ static_assert(sizeof(Smem) <= OMNI_SMEM_BYTES, "backward_spec.py and sm90/backwa
 static_assert(!Smem::kRoles && Cfg::kBc == 64 * Cfg::kConsumers, "64 keys a consumer warpgroup");
 
 template <class Cfg>
-__device__ __forceinline__ void consume(
-    omni::BackwardParamsSm90 const& args, omni::KeySmem<Cfg>& smem, int warpgroup) {
+__device__ __forceinline__ void consume(omni::BackwardParamsSm90 const& args, omni::KeySmem<Cfg>& smem, int warpgroup) {
   if constexpr (Cfg::kApart) {
     if (warpgroup > Cfg::kConsumers) {
       omni::setmaxnreg_dec<Cfg::kApartRegisters>();

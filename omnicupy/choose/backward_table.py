@@ -76,7 +76,7 @@ TABLE = (
         dkdv=TileShape(64, 192, 4, 16),
         dq=TileShape(192, 64, 6, 16),
         fused=TileShape(64, 128, 4, 16),  # a warpgroup of its own makes dQ
-        ordered=TileShape(64, 128, 4, 16),
+        ordered=TileShape(64, 192, 3, 16),
         archs=HOPPER,
     ),
     BackwardRow(

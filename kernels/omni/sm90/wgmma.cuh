@@ -83,8 +83,8 @@ __device__ __forceinline__ void start_ss_kn(D& d, u32 a, u32 b) {
   }
 }
 
-// d = a b^T over kInner columns, started, between the caller's fence and commit. a: pairs in the order of A fragments, as
-// below; b: as in start_ss_kk.
+// d = a b^T over kInner columns, started, between the caller's fence and commit. a: as in start_rs_n; b: as in
+// start_ss_kk.
 template <int kInner, int kBPanelBytes, bool kBf16, int kMostN, class D>
 __device__ __forceinline__ void start_rs_k(D& d, u32 const (&a)[kInner / 4], u32 b) {
   constexpr int kN = atom_columns<D::kCols, kMostN>();

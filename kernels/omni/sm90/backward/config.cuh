@@ -56,10 +56,7 @@ struct BackwardConfig : Atom {
   // Registers a thread: what the block got at entry, shared out anew.
   static constexpr int kProducerRegisters = Warps == 16 ? 32 : 40;
   static constexpr int kApartRegisters = kApart ? 96 : 0;
-  static constexpr int kConsumerRegisters = kApart            ? 192
-                                            : kConsumers == 1 ? 248
-                                            : kConsumers == 2 ? 232
-                                                              : 160;
+  static constexpr int kConsumerRegisters = kApart ? 192 : kConsumers == 1 ? 248 : kConsumers == 2 ? 232 : 160;
 
   static_assert(
       kProducerRegisters + kApartRegisters + kConsumers * kConsumerRegisters <=

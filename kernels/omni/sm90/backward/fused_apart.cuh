@@ -1,8 +1,7 @@
-// All three gradients in one pass over the tiles, dQ by a warpgroup of its own. Two warpgroups make dK and dV of 64 keys
-// each. K and V lie in their registers as A operands of S^T and dP^T, and dS^T leaves them through shared memory. The
-// third makes dQ^T = K^T dS^T, with K^T in its registers, and leaves it to the threads that add it to the sums
-// (fused_loop.cuh). What is shared by all is bandwidth of shared memory: an operand in registers is not read from there
-// for every tile.
+// All three gradients in one pass over the tiles, dQ by a warpgroup of its own. Two warpgroups make dK and dV of 64
+// keys each, and hand dS^T on through shared memory. The third makes dQ^T = K^T dS^T and leaves it to the threads that
+// add it to the sums (fused_loop.cuh). What stays for an item lies in registers, as A operands: K, V and K^T. Read from
+// shared memory for every tile they would share its bandwidth with all else.
 #pragma once
 
 #include "omni/sm80/ptx.cuh"
@@ -73,10 +72,13 @@ struct ScoreLoop {
         work, [&](Scores& scores) { start<Cfg::kHeadDim>(scores, k, keys.consumer.q_low()); },
         [&](Scores& gradients) { start<Cfg::kValueDim>(gradients, v, keys.consumer.dout_low()); },
         [&](Pairs const& score_gradients) {
-          int const stage = ring.stage();
-          mbarrier_wait(smem_address(&smem.ds_empty[stage]), ring.parity() ^ 1);
-          if (thread_index() == 128) smem.ds_additions[stage] = smem.additions[keys.consumer.ring.stage()];
-          hand_over(smem, ring, score_gradients);
+          mbarrier_wait(smem_address(&smem.ds_empty[ring.stage()]), ring.parity() ^ 1);
+          if (thread_index() == 128) smem.ds_additions[ring.stage()] = smem.additions[keys.consumer.ring.stage()];
+          put_score_gradients<Cfg>(*this, score_gradients);
+        },
+        [&] {  // the fence waits until dS^T is there, and both products run meanwhile
+          fence_proxy_async();
+          release(smem.ds_full[ring.stage()]);
           ring.next();
         });
   }
@@ -161,8 +163,8 @@ struct QueryGradientLoop {
   __device__ __forceinline__ void put(Sums const& sums) const {
     int const row = lane_id() / 4, lane = lane_id() % 4;
     bool const odd = lane & 1, upper = lane & 2;
-    u32 const s_first = smem_address(smem.sums[buffers.stage()]) +
-                        4 * (128 * 8 * warp() + 32 * lane + 4 * (row / 2) + row % 2);
+    u32 const s_first =
+        smem_address(smem.sums[buffers.stage()]) + 4 * (128 * 8 * warp() + 32 * lane + 4 * (row / 2) + row % 2);
     u32 s_target[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {

@@ -38,19 +38,14 @@ __device__ __forceinline__ void add_tiles(BackwardParamsSm90 const& args, KeySme
   bulk_wait();
 }
 
-// dS^T of a warpgroup's 64 keys to the ring, transposed; its stage is empty.
-template <class Cfg, class Pairs>
-__device__ __forceinline__ void hand_over(
-    KeySmem<Cfg>& smem, RingIndex<KeySmem<Cfg>::kRing> const& ring, Pairs const& score_gradients) {
+// dS^T of the warpgroup's 64 keys to its panel of the loop's place in the ring, transposed.
+template <class Cfg, class Loop>
+__device__ __forceinline__ void put_score_gradients(Loop const& loop, typename KeyConsumer<Cfg>::Pairs const& pairs) {
   int const warp = thread_index() / 32 % 4, l = thread_index() % 32;
-  u32 const base = smem_address(smem.ds[ring.stage()]) + KeyLoop<Cfg>::group() * Cfg::kQPanelBytes +
+  u32 const base = smem_address(loop.smem.ds[loop.ring.stage()]) + loop.keys.group() * Cfg::kQPanelBytes +
                    ((l & 7) + 8 * (l >> 4)) * kPanelRowBytes + (((2 * warp + (l >> 3 & 1)) ^ (l & 7)) << 4);
 #pragma unroll
-  for (int j = 0; j < Cfg::kBr / 16; ++j) {
-    stmatrix_x4_trans(base + j * 16 * kPanelRowBytes, score_gradients + 4 * j);
-  }
-  fence_proxy_async();
-  release(smem.ds_full[ring.stage()]);
+  for (int j = 0; j < Cfg::kBr / 16; ++j) stmatrix_x4_trans(base + j * 16 * kPanelRowBytes, pairs + 4 * j);
 }
 
 template <class Cfg>
@@ -82,8 +77,7 @@ struct FusedLoop {
     }
     keys.step(work, [&](Pairs const& score_gradients) {
       note_place();
-      mbarrier_wait(smem_address(&smem.ds_empty[ring.stage()]), ring.parity() ^ 1);
-      hand_over(smem, ring, score_gradients);
+      hand_over(score_gradients);
     });
     ring.next();
     if (done >= kLag) make_query_gradient(kLag + 1);
@@ -120,6 +114,13 @@ struct FusedLoop {
     }
   }
 
+  // dS^T to the ring, transposed.
+  __device__ __forceinline__ void hand_over(Pairs const& score_gradients) const {
+    mbarrier_wait(smem_address(&smem.ds_empty[ring.stage()]), ring.parity() ^ 1);
+    put_score_gradients<Cfg>(*this, score_gradients);
+    fence_proxy_async();
+    release(smem.ds_full[ring.stage()]);
+  }
   __device__ __forceinline__ RingIndex<Smem::kRing> before(int late) const {
     RingIndex<Smem::kRing> found = ring;
 #pragma unroll

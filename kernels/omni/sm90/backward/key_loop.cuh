@@ -58,15 +58,15 @@ struct KeyLoop {
   __device__ __forceinline__ void step(WorkSlot const& work, HandOver const& hand_over) {
     step(
         work, [&](Scores& scores) { consumer.start_scores(scores, group()); },
-        [&](Scores& gradients) { consumer.start_weight_gradients(gradients, group()); }, hand_over);
+        [&](Scores& gradients) { consumer.start_weight_gradients(gradients, group()); }, hand_over, [] {});
   }
 
   // start_scores(S^T), start_gradients(dP^T): once Q, or dO, is there.  hand_over(dS^T): after dV's product is started,
-  // before dK's.
-  template <class StartScores, class StartGradients, class HandOver>
+  // before dK's.  follow(): after both.
+  template <class StartScores, class StartGradients, class HandOver, class Follow>
   __device__ __forceinline__ void step(
       WorkSlot const& work, StartScores const& start_scores, StartGradients const& start_gradients,
-      HandOver const& hand_over) {
+      HandOver const& hand_over, Follow const& follow) {
     KeySmem<Cfg>& smem = consumer.smem;
     Scores scores, gradients;
     Pairs weights, score_gradients;
@@ -100,6 +100,7 @@ struct KeyLoop {
     pin_registers(dk.x[0]);
     pin_registers(score_gradients);
     consumer.start_sum(dk, score_gradients, smem.q[consumer.ring.stage()]);
+    follow();
     wgmma_wait<1>();
     pin_registers(dv.x[0]);
     pin_registers(weights);
