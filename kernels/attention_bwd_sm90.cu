@@ -1,6 +1,6 @@
 // All gradients in one kernel for compute capability 9.0, a block of keys a work item. dK and dV are sums in one order;
 // dQ is added by whichever thread block comes first, or as part "ordered" in one order, too.
-#include "omni/sm90/backward/fused_loop.cuh"
+#include "omni/sm90/backward/fused_apart.cuh"
 #include "omni/sm90/backward/key_producer.cuh"
 
 using Cfg = omni::BackwardConfig<
@@ -10,6 +10,18 @@ static_assert(sizeof(omni::BackwardParamsSm90) == OMNI_PARAMS_BYTES, "params.py 
 using Smem = omni::KeySmem<Cfg>;
 static_assert(sizeof(Smem) <= OMNI_SMEM_BYTES, "backward_spec.py and sm90/backward/key_smem.cuh disagree");
 static_assert(!Smem::kRoles && Cfg::kBc == 64 * Cfg::kConsumers, "64 keys a consumer warpgroup");
+
+template <class Cfg>
+__device__ __forceinline__ void consume(omni::BackwardParamsSm90 const& args, omni::KeySmem<Cfg>& smem, int warpgroup) {
+  if constexpr (Cfg::kApart) {
+    if (warpgroup > Cfg::kConsumers) {
+      omni::setmaxnreg_dec<Cfg::kApartRegisters>();
+      return omni::QueryGradientLoop<Cfg>(smem).run();
+    }
+  }
+  omni::setmaxnreg_inc<Cfg::kConsumerRegisters>();
+  omni::ConsumerOf<Cfg>(args, smem).run();
+}
 
 extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
     attention_bwd_sm90(const __grid_constant__ omni::BackwardParamsSm90 args) {
@@ -28,7 +40,6 @@ extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
       if (is_first && buffer >= 0 && buffer < Smem::kBuffers) omni::add_tiles<Cfg>(args, smem, buffer);
     }
   } else {
-    omni::setmaxnreg_inc<Cfg::kConsumerRegisters>();
-    omni::FusedLoop<Cfg>(args, smem).run();
+    consume<Cfg>(args, smem, warpgroup);
   }
 }

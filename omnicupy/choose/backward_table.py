@@ -63,10 +63,19 @@ HOPPER = ("sm_90",)
 TABLE = (
     BackwardRow(
         kernel="sm90",
-        head_dims=(16, 64),
+        head_dims=(16, 48),
         dkdv=TileShape(64, 192, 4, 16),
         dq=TileShape(192, 64, 6, 16),
         fused=TileShape(64, 192, 3, 16),
+        ordered=TileShape(64, 192, 3, 16),
+        archs=HOPPER,
+    ),
+    BackwardRow(
+        kernel="sm90",
+        head_dims=(64, 64),
+        dkdv=TileShape(64, 192, 4, 16),
+        dq=TileShape(192, 64, 6, 16),
+        fused=TileShape(64, 128, 4, 16),  # a warpgroup of its own makes dQ
         ordered=TileShape(64, 192, 3, 16),
         archs=HOPPER,
     ),

@@ -18,7 +18,9 @@ _SMALLER: dict[tuple[str, int, int, int], tuple[int, dict[str, Any]]] = {
     ("sm80", 128, 96, 4): (16, {"warps": 8}),
     ("sm80", 64, 64, 4): (272, {"bc": 32}),
 }
-_SMALLER_FUSED = {TileShape(64, 192, 3, 16): TileShape(64, 128, 4, 12)}
+_SMALLER_FUSED = dict.fromkeys(
+    (TileShape(64, 192, 3, 16), TileShape(64, 128, 4, 16)), TileShape(64, 128, 4, 12)
+)
 
 
 def capped(spec: AttnSpec) -> AttnSpec:

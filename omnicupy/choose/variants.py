@@ -10,7 +10,8 @@ from dataclasses import replace
 from itertools import product
 from typing import Any, TypeAlias
 
-from omnicupy.jit.backward_kernel import MAKES_ALL, WIDE_HEAD_DIM, TileShape
+from omnicupy.jit.backward_kernel import MAKES_ALL, TileShape
+from omnicupy.jit.backward_smem import WIDE_HEAD_DIM
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.spec import MAX_ONE_PIECE, AttnSpec
 from omnicupy.jit.widths import kernel_widths
@@ -190,7 +191,9 @@ def _backward_warps(base: BackwardSpec, part: str, owned: int) -> Sequence[int]:
     if base.kernel != "sm90":
         return (4, 8)
     widest = max(base.head_dim, base.value_dim)
-    return (12,) if part == "dkdv" and widest > WIDE_HEAD_DIM else (4 + owned // 16,)
+    if part == "dkdv" and widest > WIDE_HEAD_DIM:
+        return (12,)
+    return (12, 16) if part in MAKES_ALL and owned == 128 else (4 + owned // 16,)
 
 
 def _shapes(

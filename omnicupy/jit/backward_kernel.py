@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from omnicupy.jit.archs import SMEM_LIMIT_BYTES
 from omnicupy.jit.atom import SHIPPED
+from omnicupy.jit.backward_smem import SLICE, WIDE_HEAD_DIM, hopper_bytes, sm80_bytes
 from omnicupy.jit.spec import DTYPES, KERNELS, MAX_HEAD_DIM, MAX_ONE_PIECE, round_up
 
 PARTS = ("prepare", "dkdv", "dq")  # of a backward pass, in the order in which they are launched
@@ -26,11 +27,7 @@ _SOURCES = {
     "sinks": "attention_bwd_delta.cu",
 }
 NAIVE_THREADS = 128
-SLICE = 64  # columns at a time where kernel "sm80" cuts the head dimension
-SM80_WORK_BYTES = (
-    16 + 2 * 128
-)  # of shared memory: what a block of kernel "sm80" works on, and where it stands
-WIDE_HEAD_DIM = 128  # where either is wider, dK and dV of a key block lie in two warpgroups of kernel "sm90"
+APART_HEAD_DIM = 64  # up to which a warpgroup of its own may make dQ
 
 
 class TileShape(NamedTuple):
@@ -120,7 +117,7 @@ class BackwardKernel:
         if (
             owned % step
             or warpgroups not in (1, 2, 3)
-            or self.warps != 4 + 4 * warpgroups
+            or self.warps != 4 + 4 * warpgroups + 4 * self.has_dq_apart
             or (wide and owned != 64)
         ):
             raise ValueError(
@@ -141,6 +138,11 @@ class BackwardKernel:
             raise ValueError(
                 f"config: the {self.part} kernel has tiles of 64 queries, head_dim and value_dim up to "
                 f"{WIDE_HEAD_DIM}, got br={self.br} and {self.widest}; leave {self.part} out"
+            )
+        if self.has_dq_apart and (self.widest > APART_HEAD_DIM or self.softcap):
+            raise ValueError(
+                f"config: the {self.part} kernel with 16 warps for 128 keys has head_dim and value_dim up to "
+                f"{APART_HEAD_DIM} and no soft cap, got {self.widest} and softcap={self.softcap}; take 12 warps"
             )
         if self.part == "ordered" and not (self.kernel == "sm90" and self.is_staged):
             raise ValueError(
@@ -165,13 +167,21 @@ class BackwardKernel:
 
     @property
     def warpgroups(self) -> int:
-        """Of kernel "sm90", but for the one that loads."""
-        return self.warps // 4 - 1
+        """Of kernel "sm90" that own tokens, 64 each."""
+        return self.warps // 4 - 1 - self.has_dq_apart
+
+    @property
+    def has_dq_apart(self) -> bool:
+        """Does a warpgroup of its own make dQ (part "fused" or "ordered" of kernel "sm90")? There are 16 warps for 128
+        keys then.
+        """
+        return self.kernel == "sm90" and self.part in MAKES_ALL and (self.bc, self.warps) == (128, 16)
 
     @property
     def is_staged(self) -> bool:
         """Does dQ go through shared memory to its sums (part "fused" or "ordered" of kernel "sm90")?"""
-        return self.part in MAKES_ALL and (self.warps == 12 or (self.warps == 16 and self.stages < 4))
+        fits = self.warps == 12 or (self.warps == 16 and self.stages < 4) or self.has_dq_apart
+        return self.part in MAKES_ALL and fits
 
     @property
     def widest(self) -> int:
@@ -227,32 +237,7 @@ class BackwardKernel:
             return 0 if self.part == "convert" else 4 * PREPARE_THREADS // 32  # a number of each warp
         if self.kernel == "naive":
             return 4 * (self.head_dim + self.value_dim + 4 * max(self.br, self.bc) + NAIVE_THREADS)
-        # A struct whose tiles lie on multiples of a KiB is a multiple of it, too.
-        return round_up(self._sm90_bytes(), 1024) if self.kernel == "sm90" else self._sm80_bytes()
-
-    def _sm90_bytes(self) -> int:
-        # Panels of 64 columns; work slots, tiles and barriers in the last KiB.
-        of_keys, of_values = (128 * -(-width // 64) for width in (self.head_dim, self.value_dim))
-        if self.part == "dq":
-            spans = 2 * 8 * self.bc * ((self.stages + 1) // 2)  # of the tiles whose keys are in flight
-            slots = max(of_keys, of_values) * self.stages * self.bc  # of K and V in turn
-            return (of_keys + of_values) * self.br + slots + spans + 1024
-        tiles = (of_keys + of_values) * (self.bc + self.stages * self.br) + 8 * self.stages * self.br
-        tiles += (1 if self.part in MAKES_ALL and self.warps == 12 else 2) * 8 * self.bc  # spans
-        if self.part in MAKES_ALL:  # which hold dQ on its way, and gradients of scores
-            tiles += self.is_staged * 4 * self.br * self.head_dim * self.warpgroups
-            return tiles + (3 if self.warpgroups == 3 else 2) * 128 * self.br * self.warpgroups + 1024
-        return tiles + (4 * self.br * self.bc if self.widest > WIDE_HEAD_DIM else 0) + 1024
-
-    def _sm80_bytes(self) -> int:
-        statistics = 2 * 4 * self.br  # lse2 and delta
-        if self.head_dim > MAX_ONE_PIECE:
-            return 2 * 2 * SLICE * (self.br + self.bc) + statistics + SM80_WORK_BYTES
-        columns = self.head_dim + self.value_dim
-        queries, keys = 2 * columns * self.br + statistics, 2 * columns * self.bc
-        owned, walked = (queries, keys) if self.part == "dq" else (keys, queries)
-        score_gradients = 2 * self.br * self.bc if self.part == "fused" else 0  # dS^T
-        return owned + self.stages * (walked + score_gradients) + SM80_WORK_BYTES
+        return hopper_bytes(self) if self.kernel == "sm90" else sm80_bytes(self)
 
     @property
     def columns(self) -> int:

@@ -21,7 +21,8 @@ HEADER = """\
 namespace omni {
 
 // m64 n{kN} k16, float32 accumulators, 16-bit inputs. ss_kk: A and B from shared memory, both K-major. ss_kn: the same
-// with B N-major. rs_n: A from registers, B from shared memory, N-major. accumulate = 0: d = a b, else d += a b.
+// with B N-major. rs_n: A from registers, B from shared memory, N-major. rs_k: the same with B K-major. accumulate = 0:
+// d = a b, else d += a b.
 template <int kN, bool kBf16>
 struct Wgmma;
 """
@@ -49,6 +50,13 @@ struct Wgmma<{n}, {flag}> {{
         : {outs}
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
   }}
+  __device__ __forceinline__ static void rs_k(float (&d)[{regs}], u32 const* a, u64 b, int accumulate) {{
+    asm volatile(
+        "{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{p_rs}, 0;\\n"
+        "wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{type}.{type} {{{list}}}, {{%{a0}, %{a1}, %{a2}, %{a3}}}, %{b_rs}, p, 1, 1, 0;\\n}}"
+        : {outs}
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
+  }}
 }};
 """
 
@@ -71,6 +79,7 @@ def struct(n: int, bf16: bool) -> str:
         a2=regs + 2,
         a3=regs + 3,
         b_rs=regs + 4,
+        p_rs=regs + 5,
     )
 
 

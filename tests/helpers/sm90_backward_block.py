@@ -24,9 +24,10 @@ class Shared:
     def __init__(self, launch: Launch, number: int) -> None:
         self.launch, self.number = launch, number
         self.readers = launch.groups * WARPS
+        self.item_readers = self.readers + launch.more_groups * WARPS
         self.work = [-1, -1]
         self.work_full = [self.barrier("work_full", 1) for _ in range(2)]
-        self.work_empty = [self.barrier("work_empty", self.readers) for _ in range(2)]
+        self.work_empty = [self.barrier("work_empty", self.item_readers) for _ in range(2)]
         self.copies: list[Steps] = []  # under way, finished in any order
 
     def barrier(self, name: str, count: int) -> Barrier:
@@ -75,7 +76,7 @@ class KeyShared(Shared):
     def __init__(self, launch: Launch, number: int) -> None:
         super().__init__(launch, number)
         n = launch.stages
-        self.kv_full, self.kv_empty = self.barrier("kv_full", 2), self.barrier("kv_empty", self.readers)
+        self.kv_full, self.kv_empty = self.barrier("kv_full", 2), self.barrier("kv_empty", self.item_readers)
         self.q_full, self.q_empty = (
             self.ring("q_full", 2),
             self.ring("q_empty", self.readers),
@@ -131,6 +132,11 @@ class Launch:
     events: int = 0
     counter: list[int] = field(default_factory=lambda: [0, 0])
     seen: dict[tuple[int, int, int], list[Name]] = field(default_factory=dict)  # by block, group, warp
+
+    @property
+    def more_groups(self) -> int:
+        """Warpgroups that work on the items, and own no keys or queries."""
+        return int(self.form == "apart")
 
     def shared(self) -> list[Shared]:
         return [SHARED[self.form](self, number) for number in range(self.blocks)]

@@ -224,7 +224,7 @@ CONSUMERS: dict[str, Any] = {
 def _processes(shared: Shared) -> dict[str, Steps]:
     launch = shared.launch
     made = {f"{shared.number} producer": PRODUCERS[launch.form](shared).run()}
-    for group in range(launch.groups):
+    for group in range(launch.groups + launch.more_groups):
         for warp in range(WARPS):
             consumer = CONSUMERS[launch.form](group)(shared, group, warp)
             made[f"{shared.number} group {group} warp {warp}"] = consumer.run()

@@ -22,6 +22,13 @@ def _sm80_tile(part: str, br: int, bc: int, warps: int) -> str:
     )
 
 
+def _apart_tile(part: str, widest: int, softcap: bool) -> str:
+    return (
+        f"config: the {part} kernel with 16 warps for 128 keys has head_dim and value_dim up to 64 and no soft cap, "
+        f"got {widest} and softcap={softcap}; take 12 warps"
+    )
+
+
 def _sm90_tile(part: str, br: int, bc: int, warps: int) -> str:
     return (
         "config: kernel 'sm90' has 4 producer warps and 4 warps for each 64 tokens that a block owns, keys (bc) for "
@@ -90,7 +97,14 @@ ILLEGAL = [
         {"fused": TileShape(64, 64, 1, 4)},
         "config: kernel 'naive' has no fused kernel; leave fused out",
     ),
-    (SM90, {"fused": TileShape(64, 128, 2, 16)}, _sm90_tile("fused", 64, 128, 16)),
+    (SM90, {"fused": TileShape(64, 128, 2, 8)}, _sm90_tile("fused", 64, 128, 8)),
+    (SM90, {"fused": TileShape(64, 128, 2, 16)}, _apart_tile("fused", 128, False)),
+    (SM90, {"ordered": TileShape(64, 128, 2, 16)}, _apart_tile("ordered", 128, False)),
+    (
+        SM90 | {"head_dim": 64},
+        {"fused": TileShape(64, 128, 4, 16), "softcap": True},
+        _apart_tile("fused", 64, True),
+    ),
     (SM90, {"fused": TileShape(64, 64, 1, 8)}, "config: stages of fused must be from 2 to 4, got 1"),
     (SM80, {"dkdv": TileShape(64, 64, 3, 4)}, "config: stages of dkdv must be 1 or 2, got 3"),
     (
@@ -184,6 +198,16 @@ def test_shapes_are_tuples(name: str, value: Any) -> None:
     with pytest.raises(TypeError) as caught:
         BackwardSpec(**SM80 | {name: value})
     assert str(caught.value) == (f"config: {name} must be a TileShape (br, bc, stages, warps), got {value!r}")
+
+
+@pytest.mark.parametrize("part", ["fused", "ordered"])
+def test_a_warpgroup_of_its_own_makes_dq(part: str) -> None:
+    """With 16 warps for 128 keys; 12 for as many, or 16 for 192, take turns."""
+    given = SM90 | {"head_dim": 64}
+    for tile, apart, owning in (((128, 4, 16), True, 2), ((128, 4, 12), False, 2), ((192, 3, 16), False, 3)):
+        kernel = BackwardSpec(**given | {part: TileShape(64, *tile)}).part(part)
+        assert (kernel.has_dq_apart, kernel.warpgroups, kernel.is_staged) == (apart, owning, True)
+    assert not BackwardSpec(**given | {"dkdv": TileShape(64, 192, 4, 16)}).part("dkdv").has_dq_apart
 
 
 def test_a_plain_tuple_is_a_shape_and_numpy_integers_are_integers() -> None:

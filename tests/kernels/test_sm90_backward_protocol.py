@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 import pytest
+import sm90_apart_model  # noqa: F401 - adds the form "apart"
 import sm90_backward_model as model
 import sm90_fused_model  # noqa: F401 - adds the form "fused"
 from sm90_backward_block import WARPS, Launch
@@ -14,6 +15,7 @@ from sm90_block import Item, Place, Tile
 
 FORMS = [("keys", 1), ("keys", 2), ("keys", 3), ("roles", 2), ("dq", 1), ("dq", 2), ("dq", 3)]
 FORMS += [("fused", groups) for groups in (1, 2, 3)]
+FORMS += [("apart", 2)]
 
 
 def _items(draw: random.Random, form: str, groups: int) -> list[Item]:
@@ -42,13 +44,13 @@ def test_any_schedule_ends_and_keeps_buffers_until_they_are_read(form: str, grou
         launch = _launch(form, groups, 100 * stages + seed, stages=stages)
         blocks = play(launch)
         assert launch.counter == [0, 0]  # as the launch found them
-        if form == "fused":  # dQ of every tile, once
+        if form in ("fused", "apart"):  # dQ of every tile, once
             added = [one for block in blocks for one in block.added]  # type: ignore[attr-defined]
             names = [
                 (number, tile) for number, item in enumerate(launch.items) for tile in range(len(item.tiles))
             ]
             assert sorted(added) == [(name, warp) for name in names for warp in range(WARPS)]
-        for group in range(groups):
+        for group in range(groups + launch.more_groups):
             wanted = [
                 (number, tile)
                 for number, item in enumerate(launch.items)
@@ -69,7 +71,11 @@ LOSSES = [
     *(("keys", barrier) for barrier in OF_KEYS),
     *(("roles", barrier) for barrier in (*OF_KEYS, "weights_full", "weights_empty")),
     *(("dq", barrier) for barrier in (*COMMON, "q_full", "q_empty", "kv_full", "kv_empty")),
-    *(("fused", barrier) for barrier in (*OF_KEYS, "ds_full", "ds_empty", "sums_full", "sums_empty")),
+    *(
+        (form, barrier)
+        for form in ("fused", "apart")
+        for barrier in (*OF_KEYS, "ds_full", "ds_empty", "sums_full", "sums_empty")
+    ),
 ]
 
 
@@ -98,7 +104,11 @@ def test_the_model_sees_a_lost_arrival(
             for barrier in ("q_empty", "dout_empty", "owned", "work_empty", "weights_empty")
         ),
         *(("dq", barrier) for barrier in ("keys", "owned", "work_empty")),
-        *(("fused", barrier) for barrier in ("q_empty", "owned", "work_empty", "ds_empty")),
+        *(
+            (form, barrier)
+            for form in ("fused", "apart")
+            for barrier in ("q_empty", "owned", "work_empty", "ds_empty")
+        ),
     ],
 )
 @pytest.mark.parametrize("stages", [2, 3])

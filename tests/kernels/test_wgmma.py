@@ -30,11 +30,12 @@ def test_every_width_of_the_tile_table_is_there(spec: AttnSpec) -> None:
 
 @pytest.mark.parametrize("width", make_wgmma.WIDTHS)
 def test_operands_are_counted_right(width: int) -> None:
-    """Of m64nNk16: N / 2 accumulators a thread, then 3 operands (A and B in shared memory) or 5."""
+    """Of m64nNk16: N / 2 accumulators a thread, then 3 operands (A and B in shared memory), 5 or 6."""
     text = make_wgmma.struct(width, True)
-    assert text.count('"+f"') == 3 * (width // 2)
+    assert text.count('"+f"') == 4 * (width // 2)
     assert text.count(f"p, %{width // 2 + 2}, 0;") == 2
     assert f"%{width // 2 + 4}, 1, 1, 1, 1;" in text
+    assert text.count(f"p, %{width // 2 + 5}, 0;") == text.count(f"%{width // 2 + 4}, p, 1, 1, 0;") == 1
 
 
 def test_the_script_writes_only_when_told() -> None:

@@ -83,6 +83,21 @@ __device__ __forceinline__ void start_ss_kn(D& d, u32 a, u32 b) {
   }
 }
 
+// d = a b^T over kInner columns, started, between the caller's fence and commit. a: as in start_rs_n; b: as in
+// start_ss_kk.
+template <int kInner, int kBPanelBytes, bool kBf16, int kMostN, class D>
+__device__ __forceinline__ void start_rs_k(D& d, u32 const (&a)[kInner / 4], u32 b) {
+  constexpr int kN = atom_columns<D::kCols, kMostN>();
+#pragma unroll
+  for (int step = 0; step < kInner / 16; ++step) {
+#pragma unroll
+    for (int n = 0; n < D::kCols; n += kN) {
+      u64 const b_step = descriptor(b, step % 4 * 32 + step / 4 * kBPanelBytes + n * kPanelRowBytes);
+      Wgmma<kN, kBf16>::rs_k(columns_of<kN>(d, n), a + 4 * step, b_step, step != 0);
+    }
+  }
+}
+
 // d += a b over kInner rows of b, started, between the caller's fence and commit. a: pairs of 16-bit values in the
 // order of A fragments, which is that of a register tile's columns; b: the descriptor's low word of the operand,
 // whose rows follow each other in its panels.

@@ -29,6 +29,11 @@ struct Wgmma {
     memcpy(cpu::warp().in[cpu::lane()], a, 16);
     multiply(d, {kN, kBf16, true, true, false, 0, start(b), leading(b)});
   }
+
+  static void rs_k(float (&d)[kN / 2], u32 const* a, u64 b, int accumulate) {
+    memcpy(cpu::warp().in[cpu::lane()], a, 16);
+    multiply(d, {kN, kBf16, accumulate != 0, true, true, 0, start(b), 0});
+  }
 };
 
 }  // namespace omni

@@ -41,7 +41,8 @@ struct BackwardConfig : Atom {
   static constexpr int kStages = Stages;
   static constexpr bool kBf16 = Bf16;
   static constexpr bool kSoftcap = Softcap;
-  static constexpr int kConsumers = Warps / 4 - 1;
+  static constexpr bool kApart = Fused && Bc == 128 && Warps == 16;  // a warpgroup of its own makes dQ
+  static constexpr int kConsumers = Warps / 4 - 1 - kApart;
   static constexpr int kThreads = 32 * Warps;
   static constexpr bool kFused = Fused;      // one kernel for all gradients
   static constexpr bool kOrdered = Ordered;  // which adds to each sum of dQ in one order
@@ -53,11 +54,13 @@ struct BackwardConfig : Atom {
   static constexpr int kKvPanelBytes = Bc * kPanelRowBytes;
 
   // Registers a thread: what the block got at entry, shared out anew.
-  static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 40;
-  static constexpr int kConsumerRegisters = kConsumers == 1 ? 248 : kConsumers == 2 ? 232 : 160;
+  static constexpr int kProducerRegisters = Warps == 16 ? 32 : 40;
+  static constexpr int kApartRegisters = kApart ? 96 : 0;
+  static constexpr int kConsumerRegisters = kApart ? 192 : kConsumers == 1 ? 248 : kConsumers == 2 ? 232 : 160;
 
   static_assert(
-      kProducerRegisters + kConsumers * kConsumerRegisters <= kThreads / 128 * (65'536 / kThreads / 8 * 8),
+      kProducerRegisters + kApartRegisters + kConsumers * kConsumerRegisters <=
+          kThreads / 128 * (65'536 / kThreads / 8 * 8),
       "who asks for more registers than the block got at entry waits for ever");
   static_assert(kConsumers >= 1 && kConsumers <= 3, "one to three consumer warpgroups");
   static_assert(HeadDim % 16 == 0 && HeadDim <= 256 && ValueDim % 16 == 0 && ValueDim <= 256, "widths of wgmma");

@@ -38,6 +38,16 @@ __device__ __forceinline__ void add_tiles(BackwardParamsSm90 const& args, KeySme
   bulk_wait();
 }
 
+// dS^T of the warpgroup's 64 keys to its panel of the loop's place in the ring, transposed.
+template <class Cfg, class Loop>
+__device__ __forceinline__ void put_score_gradients(Loop const& loop, typename KeyConsumer<Cfg>::Pairs const& pairs) {
+  int const warp = thread_index() / 32 % 4, l = thread_index() % 32;
+  u32 const base = smem_address(loop.smem.ds[loop.ring.stage()]) + loop.keys.group() * Cfg::kQPanelBytes +
+                   ((l & 7) + 8 * (l >> 4)) * kPanelRowBytes + (((2 * warp + (l >> 3 & 1)) ^ (l & 7)) << 4);
+#pragma unroll
+  for (int j = 0; j < Cfg::kBr / 16; ++j) stmatrix_x4_trans(base + j * 16 * kPanelRowBytes, pairs + 4 * j);
+}
+
 template <class Cfg>
 struct FusedLoop {
   using Smem = KeySmem<Cfg>;
@@ -58,6 +68,7 @@ struct FusedLoop {
       : smem(memory), keys(args, memory) {}
 
   __device__ __forceinline__ void init() { keys.init(); }
+  __device__ __forceinline__ void keys_came() const {}
 
   __device__ __forceinline__ void tile(WorkSlot const& work, int done) {
     if constexpr (!Smem::kStaged) {
@@ -85,8 +96,6 @@ struct FusedLoop {
   }
 
  private:
-  __device__ __forceinline__ static int lane() { return thread_index() % 32; }
-
   // The tile `late` tiles ago: whose it is, and the parity of how often that warpgroup's turn came. The ring of dS is
   // as long as there are warpgroups, so that its index says both.
   static_assert(Cfg::kConsumers == 1 || Cfg::kConsumers == Smem::kRing, "a place in the ring of dS for each");
@@ -108,17 +117,10 @@ struct FusedLoop {
   // dS^T to the ring, transposed.
   __device__ __forceinline__ void hand_over(Pairs const& score_gradients) const {
     mbarrier_wait(smem_address(&smem.ds_empty[ring.stage()]), ring.parity() ^ 1);
-    int const warp = thread_index() / 32 % 4, l = lane();
-    u32 const base = smem_address(smem.ds[ring.stage()]) + keys.group() * Cfg::kQPanelBytes +
-                     ((l & 7) + 8 * (l >> 4)) * kPanelRowBytes + (((2 * warp + (l >> 3 & 1)) ^ (l & 7)) << 4);
-#pragma unroll
-    for (int j = 0; j < Cfg::kBr / 16; ++j) {
-      stmatrix_x4_trans(base + j * 16 * kPanelRowBytes, score_gradients + 4 * j);
-    }
+    put_score_gradients<Cfg>(*this, score_gradients);
     fence_proxy_async();
     release(smem.ds_full[ring.stage()]);
   }
-
   __device__ __forceinline__ RingIndex<Smem::kRing> before(int late) const {
     RingIndex<Smem::kRing> found = ring;
 #pragma unroll

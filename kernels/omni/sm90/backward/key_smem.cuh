@@ -22,11 +22,11 @@ struct KeySmem {
   // Of the kernel for all gradients. dQ is made kLag tiles late; the ring of dS holds one tile more than excludes a
   // deadlock, which keeps warpgroups apart. Where there is room, dQ goes through shared memory.
   static constexpr int kLag = Cfg::kConsumers == 3 ? 1 : 0;
-  static constexpr int kRing = kLag + 2;
+  static constexpr int kRing = Cfg::kApart ? 3 : kLag + 2;
   static constexpr bool kStaged = Cfg::kFused && (Cfg::kConsumers == 2 || (Cfg::kConsumers == 3 && Cfg::kStages < 4));
   static constexpr int kBuffers = kStaged ? Cfg::kConsumers : 1;
   // Spans a key that lie here; masks with more of them are read from global memory.
-  static constexpr int kSpans = kStaged && Cfg::kConsumers == 2 ? 1 : kSmemSpans;
+  static constexpr int kSpans = kStaged && Cfg::kConsumers == 2 && !Cfg::kApart ? 1 : kSmemSpans;
 
   alignas(1024) unsigned char k[Cfg::kHeadPanels * Cfg::kKvPanelBytes];
   alignas(1024) unsigned char v[Cfg::kValuePanels * Cfg::kKvPanelBytes];
@@ -50,8 +50,9 @@ struct KeySmem {
   u64 work_full[kSlots], work_empty[kSlots];
   u64 ds_full[kRing], ds_empty[kRing];
   u64 sums_full[kBuffers], sums_empty[kBuffers];
-  int2 staged[2][kBuffers];                   // the additions of each warpgroup's last two tiles of dQ
-  int granted[Cfg::kOrdered ? kBuffers : 1];  // additions to sums of dQ whose turn has come, of all items
+  int2 staged[2][kBuffers];                    // the additions of each warpgroup's last two tiles of dQ
+  int granted[Cfg::kOrdered ? kBuffers : 1];   // additions to sums of dQ whose turn has come, of all items
+  int2 ds_additions[Cfg::kApart ? kRing : 1];  // with dS, where a warpgroup of its own makes dQ
 
   // The parity with which the barriers of K and V are waited for: items take turns at the slots.
   __device__ __forceinline__ static int kv_parity(Slot slot) { return slot.stage(); }
@@ -59,8 +60,9 @@ struct KeySmem {
   // By one thread, before the block's first __syncthreads. Consumers arrive once a warp.
   __device__ __forceinline__ void init_barriers() {
     constexpr int kConsumerWarps = 4 * Cfg::kConsumers;
-    mbarrier_init(smem_address(&kv_full), 2);  // K and V
-    mbarrier_init(smem_address(&kv_empty), kConsumerWarps);
+    constexpr int kItemWarps = kConsumerWarps + 4 * Cfg::kApart;  // that read K and what is worked on
+    mbarrier_init(smem_address(&kv_full), 2);                     // K and V
+    mbarrier_init(smem_address(&kv_empty), kItemWarps);
     for (int i = 0; i < Cfg::kStages; ++i) {
       mbarrier_init(smem_address(&q_full[i]), 1);
       mbarrier_init(smem_address(&q_empty[i]), kConsumerWarps);
@@ -71,7 +73,7 @@ struct KeySmem {
     mbarrier_init(smem_address(&weights_empty), 4);
     for (int i = 0; i < kSlots; ++i) {
       mbarrier_init(smem_address(&work_full[i]), 1);
-      mbarrier_init(smem_address(&work_empty[i]), kConsumerWarps);
+      mbarrier_init(smem_address(&work_empty[i]), kItemWarps);
     }
     for (int i = 0; i < kRing; ++i) {
       mbarrier_init(smem_address(&ds_full[i]), kConsumerWarps);
