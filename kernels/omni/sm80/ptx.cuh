@@ -37,10 +37,6 @@ __device__ __forceinline__ void ldmatrix_x4_trans(u32 (&r)[4], u32 s_row) {
                : "r"(s_row));
 }
 
-__device__ __forceinline__ void store_shared(u32 s_target, float x) {
-  asm volatile("st.shared.f32 [%0], %1;" ::"r"(s_target), "f"(x) : "memory");
-}
-
 // mma.sync m16n8k16, float32 accumulators: d += a b.
 template <bool kBf16>
 __device__ __forceinline__ void mma_m16n8k16(float* d, u32 const (&a)[4], u32 b0, u32 b1) {

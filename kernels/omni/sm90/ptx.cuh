@@ -139,6 +139,10 @@ __device__ __forceinline__ void red_add4(float* g_target, float const* x) {
                : "memory");
 }
 
+__device__ __forceinline__ void store_shared(u32 s_target, float x) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(s_target), "f"(x) : "memory");
+}
+
 __device__ __forceinline__ void store_shared4(u32 s_target, float const* x) {
   asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(s_target), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3])
                : "memory");

@@ -42,11 +42,6 @@ void load_matrices(u32 (&r)[4], u32 s_row) {
 inline void ldmatrix_x4(u32 (&r)[4], u32 s_row) { load_matrices<false>(r, s_row); }
 inline void ldmatrix_x4_trans(u32 (&r)[4], u32 s_row) { load_matrices<true>(r, s_row); }
 
-inline void store_shared(u32 s_target, float x) {
-  if (s_target % 4 || s_target + 4 > static_cast<u32>(cpu::smem_bytes)) cpu::fail("st: address");
-  memcpy(shared_memory + s_target, &x, 4);
-}
-
 template <bool kBf16>
 void mma_m16n8k16(float* d, u32 const (&a)[4], u32 b0, u32 b1) {
   u32* const in = cpu::warp().in[cpu::lane()];

@@ -110,6 +110,11 @@ inline void bulk_load(u32 s_target, void const* source, int bytes, u32 barrier) 
   copied(barrier, bytes);
 }
 
+inline void store_shared(u32 s_target, float x) {
+  if (s_target % 4 || s_target + 4 > static_cast<u32>(cpu::smem_bytes)) cpu::fail("st: address");
+  memcpy(shared_memory + s_target, &x, 4);
+}
+
 inline void bulk_add(float* target, u32 source, int bytes) {
   for (int i = 0; i < bytes / 16; ++i) {
     cpu::add(target + 4 * i, reinterpret_cast<float const*>(shared_memory + source) + 4 * i, 4);
