@@ -13,7 +13,7 @@ from omnicupy.parallel import check
 from omnicupy.parallel.ranks import Ranks
 
 LEAST_SLOT_BYTES = 1 << 21
-MOST_SLOT_BYTES = 1 << 30
+MOST_SLOT_BYTES = 1 << 28  # of two slots
 
 
 class Device(Protocol):
