@@ -54,27 +54,20 @@ struct WorkList {
     return max(min(static_cast<int>(blockIdx.x) / args.p.section, args.p.tiers[kTiers - 1] - 1), 0);
   }
 
-  // By the second and third warp, ahead of all else: what the first item looks up one after the other, and what is
-  // counted at its end, comes to L2 at once. A kernel ahead may still write it there.
+  // By a few threads, ahead of all else: what the first item looks up one after the other, and what is counted at its
+  // end, comes to L2 at once. A kernel ahead may still write it there.
   __device__ __forceinline__ void prefetch_first() const {
-    using Cfg = typename Smem::Config;
-    constexpr bool kCached = Cfg::kCached;
-    int const warp = threadIdx.x / 32, lane = lane_id();
-    if (threadIdx.x == 64) {
-      prefetch_tensormap(&args.q_map);
-      if constexpr (!Cfg::kFp8 && !Cfg::kKeyByKey) {  // the copy engine brings keys
-        prefetch_tensormap(&args.k_map);
-        prefetch_tensormap(&args.v_map);
-      }
-    }
-    if (warp != 1) return;
-    int const part = first_part(), counter = 32 * (lane - 4);  // of a line
-    void const* g_line = kCached ? static_cast<void const*>(args.n_parts) : args.counter;
-    if (lane == 1) g_line = args.p.lists.parts + part;
-    if (lane == 2 && args.n_split_rows != 0) g_line = args.splits + part;
-    if (lane == 3 && kCached) g_line = args.p.lists.entries + static_cast<i64>(part) * args.most_entries;
-    if (lane >= 4) g_line = args.arrivals + counter;
-    if (lane < 4 || counter < heads() * args.p.batch * args.n_split_rows) prefetch_to_l2(g_line);
+    constexpr bool kCached = Smem::Config::kCached;
+    int const line = static_cast<int>(threadIdx.x) - 32;
+    if (line < 0 || line >= 6) return;
+    int const part = first_part();
+    void const* g_line = args.counter;
+    if (line == 1) g_line = args.p.lists.parts + part;
+    if (args.n_split_rows != 0 && line == 2) g_line = args.splits + part;
+    if (args.n_split_rows != 0 && line == 3) g_line = args.arrivals;
+    if (kCached && line == 4) g_line = args.n_parts;
+    if (kCached && line == 5) g_line = args.p.lists.entries + static_cast<i64>(part) * args.most_entries;
+    prefetch_to_l2(g_line);
   }
 
   // Parts times the heads that work on each.
