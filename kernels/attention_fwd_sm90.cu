@@ -8,14 +8,14 @@
 
 using Cfg = omni::Sm90Config<
     OMNI_HEAD_DIM, OMNI_VALUE_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_Q_SLOTS, OMNI_PING_PONG, OMNI_PACK,
-    OMNI_BF16, OMNI_SOFTCAP, OMNI_CACHED, OMNI_PAGE, OMNI_RAGGED, OMNI_CONVERTERS,
+    OMNI_BF16, OMNI_SOFTCAP, OMNI_CACHED, OMNI_PAGE, OMNI_RAGGED, OMNI_CONVERTERS, OMNI_BLOCKS,
     omni::WgmmaAtom<OMNI_SCORES_ATOM_N, OMNI_SUMS_ATOM_N>>;
 using Params = omni::ForwardParamsSm90Of<Cfg::kPaged, Cfg::kRagged, Cfg::kFp8>::Type;
 static_assert(sizeof(Params) == OMNI_PARAMS_BYTES, "params.py and sm90/forward/config.cuh disagree");
 using Smem = omni::ForwardSmemOf<Cfg>::Type;
 static_assert(sizeof(Smem) <= OMNI_SMEM_BYTES, "spec.py and sm90/forward/smem.cuh disagree");
 
-extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1) attention_fwd_sm90(const __grid_constant__ Params args) {
+extern "C" __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kBlocks) attention_fwd_sm90(const __grid_constant__ Params args) {
   extern __shared__ __align__(1024) unsigned char s_memory[];
   auto& smem = *reinterpret_cast<Smem*>(s_memory);
   if (threadIdx.x == 0) smem.init_barriers();

@@ -35,6 +35,7 @@ class Row:
     competes: bool = False
     ping_pong: bool = True
     pack: bool = False
+    blocks: int = 1
     value_dim: int | None = None
     archs: tuple[str, ...] = ARCHES
     dtypes: tuple[str, ...] = DTYPES
@@ -55,6 +56,7 @@ class Row:
             share_kv=self.share_kv,
             ping_pong=self.ping_pong,
             pack=self.pack,
+            blocks=self.blocks,
             value_dim=value_dim or self.value_dim or head_dim,
         )
 

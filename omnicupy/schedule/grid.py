@@ -57,7 +57,7 @@ class Grid:
             )
         if isinstance(spec, FewRowsSpec):
             spec.check(problem.group, problem.q_len, problem.head_dim)
-            sm_count *= spec.blocks
+        sm_count *= spec.blocks
         if split is not None and split % spec.bc:
             raise ValueError(
                 f"split must be a multiple of {spec.bc}, the keys of a tile of the kernel that runs ({spec}), "

@@ -21,7 +21,7 @@ struct ForwardParamsSm90 {
 
 template <
     int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, int QSlots, bool PingPong, bool Pack, bool Bf16,
-    bool Softcap, bool Cached, int Page, bool Ragged, int Converters, class Atom>
+    bool Softcap, bool Cached, int Page, bool Ragged, int Converters, int Blocks, class Atom>
 struct Sm90Config : Atom {
   static constexpr int kHeadDim = HeadDim;    // columns of Q and K
   static constexpr int kValueDim = ValueDim;  // columns of V and O
@@ -30,6 +30,8 @@ struct Sm90Config : Atom {
   static constexpr int kStages = Stages;
   static constexpr bool kBf16 = Bf16;
   static constexpr bool kSoftcap = Softcap;
+  // Thread blocks a multiprocessor, each with its own items: what one waits for, another computes beside.
+  static constexpr int kBlocks = Blocks;
   static constexpr int kConsumers = Warps / 4 - 1;
   static constexpr int kQRows = 64 * kConsumers;
   // Query heads of one group that lie in a tile one below the other, each a warpgroup's: they read K and V once.
@@ -71,13 +73,16 @@ struct Sm90Config : Atom {
 
   // Registers a thread: what the block got at entry, shared out anew. Of two consumers beside warps that load pages:
   static constexpr int kLoadingConsumers = HeadDim > 128 || ValueDim > 128 ? 216 : 208;
-  static constexpr int kEntryRegisters = 65536 / kThreads / 8 * 8;
-  static constexpr int kProducerRegisters = kFp8                      ? 64
+  static constexpr int kEntryRegisters = 65536 / (kThreads * kBlocks) / 8 * 8;
+  static constexpr int kSharedProducer = kConsumers == 2 || kBlocks == 4 ? 32 : 40;  // beside other thread blocks
+  static constexpr int kProducerRegisters = kBlocks > 1               ? kSharedProducer
+                                            : kFp8                    ? 64
                                             : kConsumers == 3         ? 32
                                             : kLoaders == 0 || kApart ? 40
                                                                       : 504 - 2 * kLoadingConsumers;
   static constexpr int kApartRegisters = kApartWarps == 8 ? 112 : kFp8 ? 192 : 160;
-  static constexpr int kConsumerRegisters = kApartWarps == 8  ? 224
+  static constexpr int kConsumerRegisters = kBlocks > 1 ? (kThreads / 128 * kEntryRegisters - kSharedProducer) / kConsumers / 8 * 8
+                                            : kApartWarps == 8  ? 224
                                             : kConsumers == 1 ? 248
                                             : kConsumers == 3 ? 160
                                             : kLoaders != 0   ? kLoadingConsumers
