@@ -1,5 +1,5 @@
 // Forward attention for compute capability 9.0: TMA, mbarrier rings, warp specialisation, wgmma. Persistent: a thread
-// block a multiprocessor, work items handed out longest first.
+// block a multiprocessor, or a few, work items handed out longest first.
 #include "omni/sm90/forward/converter.cuh"
 #include "omni/sm90/forward/first_tile.cuh"
 #include "omni/sm90/forward/loop.cuh"
@@ -15,7 +15,8 @@ static_assert(sizeof(Params) == OMNI_PARAMS_BYTES, "params.py and sm90/forward/c
 using Smem = omni::ForwardSmemOf<Cfg>::Type;
 static_assert(sizeof(Smem) <= OMNI_SMEM_BYTES, "spec.py and sm90/forward/smem.cuh disagree");
 
-extern "C" __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kBlocks) attention_fwd_sm90(const __grid_constant__ Params args) {
+extern "C" __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kBlocks)
+    attention_fwd_sm90(const __grid_constant__ Params args) {
   extern __shared__ __align__(1024) unsigned char s_memory[];
   auto& smem = *reinterpret_cast<Smem*>(s_memory);
   if (threadIdx.x == 0) smem.init_barriers();

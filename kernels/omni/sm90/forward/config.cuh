@@ -74,24 +74,25 @@ struct Sm90Config : Atom {
   // Registers a thread: what the block got at entry, shared out anew. Of two consumers beside warps that load pages:
   static constexpr int kLoadingConsumers = HeadDim > 128 || ValueDim > 128 ? 216 : 208;
   static constexpr int kEntryRegisters = 65536 / (kThreads * kBlocks) / 8 * 8;
-  static constexpr int kSharedProducer = kConsumers == 2 || kBlocks == 4 ? 32 : 40;  // beside other thread blocks
-  static constexpr int kProducerRegisters = kBlocks > 1               ? kSharedProducer
+  static constexpr int kProducerRegisters = kBlocks > 1               ? (kConsumers == 2 ? 32 : 40)
                                             : kFp8                    ? 64
                                             : kConsumers == 3         ? 32
                                             : kLoaders == 0 || kApart ? 40
                                                                       : 504 - 2 * kLoadingConsumers;
   static constexpr int kApartRegisters = kApartWarps == 8 ? 112 : kFp8 ? 192 : 160;
-  static constexpr int kConsumerRegisters = kBlocks > 1 ? (kThreads / 128 * kEntryRegisters - kSharedProducer) / kConsumers / 8 * 8
-                                            : kApartWarps == 8  ? 224
-                                            : kConsumers == 1 ? 248
-                                            : kConsumers == 3 ? 160
-                                            : kLoaders != 0   ? kLoadingConsumers
-                                                              : 232;
+  static constexpr int kRestRegisters = kThreads / 128 * kEntryRegisters - kProducerRegisters;
+  static constexpr int kConsumerRegisters = kBlocks > 1        ? kRestRegisters / kConsumers / 8 * 8
+                                            : kApartWarps == 8 ? 224
+                                            : kConsumers == 1  ? 248
+                                            : kConsumers == 3  ? 160
+                                            : kLoaders != 0    ? kLoadingConsumers
+                                                               : 232;
 
   static_assert(
       kProducerRegisters + kConsumers * kConsumerRegisters + kApartWarps / 4 * kApartRegisters <=
           kThreads / 128 * kEntryRegisters,
       "who asks for more registers than the block got at entry waits for ever");
+  static_assert(kBlocks == 1 || (!kCached && !kPack && kConsumers < 3), "registers beside other thread blocks");
   static_assert(!kKeyByKey || kConsumers < 3, "registers for threads that copy");
   static_assert(kConsumers >= 1 && kConsumers <= 3, "64 query rows a consumer warpgroup");
   static_assert(Br == kQRows || Br == 64, "one head in a tile, or one a warpgroup");
