@@ -73,7 +73,8 @@ TABLE = [
     (
         SM80,
         {"blocks": 2},
-        "config: blocks=2 needs kernel='sm90' with warps=8 or 12 and pack=False, got kernel='sm80', warps=4, pack=False",
+        "config: blocks=2 needs kernel='sm90' with warps=8 or 12 and pack=False, got kernel='sm80', warps=4, "
+        "pack=False",
     ),
     (
         SM90,
@@ -89,7 +90,8 @@ TABLE = [
     (
         SM90,
         {"br": 64, "warps": 8, "head_dim": 128, "bc": 128, "value_dim": None, "blocks": 2},
-        "config: the tile needs 152576 B of shared memory, sm_90a has 115712 B a block; lower br=64, bc=128 or stages=2",
+        "config: the tile needs 152576 B of shared memory, sm_90a has 115712 B a block; lower br=64, bc=128 or "
+        "stages=2",
     ),
     (
         SM80,
