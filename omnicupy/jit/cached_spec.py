@@ -18,10 +18,10 @@ class CachedSpec(AttnSpec):
         return cls(**asdict(spec)) if spec.kernel == "sm90" else spec
 
     def _check_blocks(self) -> None:
-        if self.blocks != 1:
+        if not self.serves_caches:
             raise UnsupportedError(
-                f"config: calls on caches have one thread block a multiprocessor, got blocks={self.blocks}; leave "
-                "config out, or pass blocks=1"
+                "config: calls on caches run kernels with blocks=1 and scheduler=False, got "
+                f"blocks={self.blocks}, scheduler={self.scheduler}; leave config out, or pass these"
             )
 
     def defines(self) -> dict[str, int]:

@@ -71,7 +71,8 @@ class AttnSpec:
     groups above 64 heads take several tiles.  softcap: scores are capped.  value_dim: columns of V and O in the
     kernel, a multiple of 16; None: as wide as keys, and value_dim is head_dim then. Another width than head_dim needs
     both up to 256. Which widths tensors need: kernel_widths (widths.py).  blocks: thread blocks a multiprocessor of
-    kernel sm90, 1 to 3, each with work items of its own; more than one in calls that are not on caches.
+    kernel sm90, 1 to 3, each with work items of its own.  scheduler: beside three consumer warpgroups, too, a thread
+    does nothing but take work items, as it does beside fewer. Calls on caches have blocks=1 and scheduler=False.
     Raises TypeError for fields of other types, ValueError when the tile is illegal or does not fit the architecture's
     shared memory.
     """
@@ -91,12 +92,13 @@ class AttnSpec:
     softcap: bool = False
     value_dim: int = None  # type: ignore[assignment]
     blocks: int = 1
+    scheduler: bool = False
 
     def __post_init__(self) -> None:
         if self.value_dim is None:
             object.__setattr__(self, "value_dim", self.head_dim)
         make_numbers(self, ("head_dim", "br", "bc", "stages", "warps", "value_dim", "blocks"))
-        make_flags(self, ("share_kv", "swizzle", "ping_pong", "pack", "softcap"))
+        make_flags(self, ("share_kv", "swizzle", "ping_pong", "pack", "softcap", "scheduler"))
         self._check_names()
         self._check_tile()
         if self.smem_bytes > (limit := self.smem_limit):
@@ -147,6 +149,11 @@ class AttnSpec:
                 f"config: value_dim must be head_dim, or both multiples of 16 from 16 to {MAX_ONE_PIECE}, got "
                 f"head_dim={self.head_dim} and value_dim={self.value_dim}"
             )
+
+    @property
+    def serves_caches(self) -> bool:
+        """Has it a variant for calls on caches?"""
+        return self.blocks == 1 and not self.scheduler
 
     @property
     def tiled(self) -> bool:
@@ -269,13 +276,15 @@ class AttnSpec:
             "OMNI_FP8": 0,
             "OMNI_CONVERTERS": 0,
             "OMNI_BLOCKS": self.blocks,
+            "OMNI_SCHEDULER": int(self.scheduler),
             **SHIPPED.defines(),
         }
 
     def __str__(self) -> str:
+        usual = {"blocks": 1, "scheduler": False}
         others = (
             f"{k}={v}"
             for k, v in asdict(self).items()
-            if k not in ("kernel", "arch") and (k, v) != ("blocks", 1)
+            if k not in ("kernel", "arch") and (k, v) not in usual.items()
         )
         return " ".join([self.kernel, self.arch, *others])

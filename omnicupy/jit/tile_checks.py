@@ -40,6 +40,8 @@ class Tile(Protocol):
     def pack(self) -> bool: ...
     @property
     def blocks(self) -> int: ...
+    @property
+    def scheduler(self) -> bool: ...
 
 
 def check_sm80(spec: Tile, most_columns: int) -> None:
@@ -83,8 +85,14 @@ def check_sm90(spec: Tile, most_columns: int) -> None:
 
 def check_blocks(spec: Tile) -> None:
     """Raises ValueError where a multiprocessor does not hold so many thread blocks, or the kernel has no such variant:
-    their threads begin with an even share of the registers, which has to hold one instruction.
+    their threads begin with an even share of the registers, which has to hold one instruction. And for a scheduler
+    where there is no choice.
     """
+    if spec.scheduler and (spec.kernel, spec.warps) != ("sm90", 16):
+        raise ValueError(
+            f"config: scheduler=True needs kernel='sm90' with warps=16, got kernel={spec.kernel!r}, "
+            f"warps={spec.warps}; with fewer warps there is one anyway"
+        )
     if spec.blocks not in BLOCKS:
         raise ValueError(f"config: blocks must be 1, 2 or 3, got {spec.blocks}")
     if spec.blocks == 1:

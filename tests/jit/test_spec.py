@@ -69,6 +69,12 @@ TABLE = [
         {"pack": True},
         "config: pack=True needs kernel='sm90' with br=64 and warps=8, got kernel='sm90', br=128, warps=12",
     ),
+    (
+        SM90,
+        {"scheduler": True},
+        "config: scheduler=True needs kernel='sm90' with warps=16, got kernel='sm90', warps=12; with fewer warps there "
+        "is one anyway",
+    ),
     (SM90, {"blocks": 4}, "config: blocks must be 1, 2 or 3, got 4"),
     (
         SM80,
@@ -132,15 +138,19 @@ def test_thread_blocks_of_a_multiprocessor_share_its_memory() -> None:
     assert "blocks" not in str(replace(spec, blocks=1))
 
 
-def test_calls_on_caches_have_one_thread_block() -> None:
-    spec = AttnSpec(**SM90 | {"br": 64, "warps": 8, "blocks": 2})
+@pytest.mark.parametrize("change", [{"blocks": 2}, {"br": 192, "warps": 16, "scheduler": True}])
+def test_calls_on_caches_have_other_variants(change: dict[str, Any]) -> None:
+    spec = AttnSpec(**SM90 | {"br": 64, "warps": 8} | change)
+    others = f"blocks={spec.blocks}, scheduler={spec.scheduler}"
+    assert not spec.serves_caches
+    assert str(spec).endswith(" scheduler=True" if spec.scheduler else " blocks=2")
     for made in (CachedSpec.of, partial(PagedSpec.with_pages, page_size=16), RaggedSpec.of):
         with pytest.raises(
-            UnsupportedError, match=r"^config: calls on caches .* got blocks=2; leave config out"
+            UnsupportedError, match=rf"^config: calls on caches .* got {others}; leave config out"
         ):
             made(spec)
-        assert made(replace(spec, blocks=1)).blocks == 1
-    with pytest.raises(UnsupportedError, match="got blocks=2"):
+        assert made(replace(spec, blocks=1, scheduler=False)).serves_caches
+    with pytest.raises(UnsupportedError, match="got " + ("warps=16" if spec.warps == 16 else others)):
         Fp8Spec.of_e4m3(spec, in_pages=False)
 
 
@@ -154,7 +164,7 @@ def test_numbers_are_integers(name: str, value: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["share_kv", "swizzle", "ping_pong"])
+@pytest.mark.parametrize("name", ["share_kv", "swizzle", "ping_pong", "scheduler"])
 @pytest.mark.parametrize("value", [1, 0, None, "no", 1.0, [True]])
 def test_flags_are_bools(name: str, value: Any) -> None:
     with pytest.raises(TypeError) as caught:

@@ -21,7 +21,7 @@ struct ForwardParamsSm90 {
 
 template <
     int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, int QSlots, bool PingPong, bool Pack, bool Bf16,
-    bool Softcap, bool Cached, int Page, bool Ragged, int Converters, int Blocks, class Atom>
+    bool Softcap, bool Cached, int Page, bool Ragged, int Converters, int Blocks, bool Scheduler, class Atom>
 struct Sm90Config : Atom {
   static constexpr int kHeadDim = HeadDim;    // columns of Q and K
   static constexpr int kValueDim = ValueDim;  // columns of V and O
@@ -52,8 +52,9 @@ struct Sm90Config : Atom {
   static constexpr bool kKeyByKey = Page == 1 && !kFp8;  // by threads rather than the copy engine
   // Sequences have numbers of rows of their own.
   static constexpr bool kRagged = Ragged;
-  // A thread beside the producer takes the work items; beside three warpgroups it lacks the registers.
-  static constexpr bool kScheduler = kConsumers < 3;
+  // A thread beside the producer takes the work items; beside three warpgroups, where registers are lacking, only if
+  // items are so short that it pays.
+  static constexpr bool kScheduler = kConsumers < 3 || Scheduler;
   // Warps behind the consumers' that bring K and V: they convert, or load pages.
   static constexpr int kApartWarps = kFp8 ? Converters : kPaged && kConsumers == 1 ? 4 : 0;
   static constexpr bool kApart = kApartWarps != 0;
@@ -93,6 +94,7 @@ struct Sm90Config : Atom {
           kThreads / 128 * kEntryRegisters,
       "who asks for more registers than the block got at entry waits for ever");
   static_assert(kBlocks == 1 || (!kCached && !kPack && kConsumers < 3), "registers beside other thread blocks");
+  static_assert(!kScheduler || kConsumers < 3 || !kCached, "registers of a scheduler beside three warpgroups");
   static_assert(!kKeyByKey || kConsumers < 3, "registers for threads that copy");
   static_assert(kConsumers >= 1 && kConsumers <= 3, "64 query rows a consumer warpgroup");
   static_assert(Br == kQRows || Br == 64, "one head in a tile, or one a warpgroup");
