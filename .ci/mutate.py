@@ -224,7 +224,7 @@ CALLS = [
         "tests/jit/test_compile_few_rows.py",
     ),
     Fault(
-        "schedule/cached_lists.py",
+        "schedule/grid.py",
         "sm_count *= spec.blocks",
         "pass",
         "tests/jit/test_few_rows_spec.py",

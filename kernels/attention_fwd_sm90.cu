@@ -1,5 +1,5 @@
 // Forward attention for compute capability 9.0: TMA, mbarrier rings, warp specialisation, wgmma. Persistent: a thread
-// block a multiprocessor, work items handed out longest first.
+// block a multiprocessor, or a few, work items handed out longest first.
 #include "omni/sm90/forward/converter.cuh"
 #include "omni/sm90/forward/first_tile.cuh"
 #include "omni/sm90/forward/loop.cuh"
@@ -8,14 +8,15 @@
 
 using Cfg = omni::Sm90Config<
     OMNI_HEAD_DIM, OMNI_VALUE_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_Q_SLOTS, OMNI_PING_PONG, OMNI_PACK,
-    OMNI_BF16, OMNI_SOFTCAP, OMNI_CACHED, OMNI_PAGE, OMNI_RAGGED, OMNI_CONVERTERS,
+    OMNI_BF16, OMNI_SOFTCAP, OMNI_CACHED, OMNI_PAGE, OMNI_RAGGED, OMNI_CONVERTERS, OMNI_BLOCKS, OMNI_SCHEDULER,
     omni::WgmmaAtom<OMNI_SCORES_ATOM_N, OMNI_SUMS_ATOM_N>>;
 using Params = omni::ForwardParamsSm90Of<Cfg::kPaged, Cfg::kRagged, Cfg::kFp8>::Type;
 static_assert(sizeof(Params) == OMNI_PARAMS_BYTES, "params.py and sm90/forward/config.cuh disagree");
 using Smem = omni::ForwardSmemOf<Cfg>::Type;
 static_assert(sizeof(Smem) <= OMNI_SMEM_BYTES, "spec.py and sm90/forward/smem.cuh disagree");
 
-extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1) attention_fwd_sm90(const __grid_constant__ Params args) {
+extern "C" __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kBlocks)
+    attention_fwd_sm90(const __grid_constant__ Params args) {
   extern __shared__ __align__(1024) unsigned char s_memory[];
   auto& smem = *reinterpret_cast<Smem*>(s_memory);
   if constexpr (Cfg::kPack) omni::WorkList<Smem>{args, smem}.prefetch_first();

@@ -4,6 +4,7 @@ user's choice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
@@ -21,6 +22,9 @@ from omnicupy.masks.mask import Mask
 FEW_ROWS = 64  # query rows that a small tile holds
 # Key tiles from which the Hopper kernel fills the device by splitting rows rather than by small tiles.
 SPLIT_TILES = 16
+ENOUGH_ROWS = (
+    4  # block rows a multiprocessor from which on those for short ones were measured (docs/tries.md)
+)
 WORTH_A_CUT = 0.05  # of a call's time: cutting the mask for another tile must promise to save as much
 # Kernels that calls without `config` may get. A kernel is served only while tests/attestation.json covers it as it
 # stands (a test compares them); until then it is reached by an explicit config.
@@ -35,16 +39,20 @@ def pick(
     *,
     mappable: bool = True,
     split: int | None = None,
+    cached: bool = False,
 ) -> AttnSpec:
     """The variant for a call: `masks` as in check.Call, `sm_count` multiprocessors on the device.
 
     mappable: a tensor map can hold q, k and v, as kernel sm90 needs; where not, kernel sm80 serves.  split: keys of a
     part; unless it is None, neither the batch nor the device's size nor the masks decide, and rows have one choice.
+    cached: keys are in a cache.
 
     Raises UnsupportedError when no row serves the architecture, dtype and widths.
     """
     spec = _pick(arch, problem, masks, sm_count, mappable, split)
-    return capped(spec) if problem.softcap else spec
+    if problem.softcap:
+        return capped(spec)
+    return spec if cached or split is not None else _short(arch, spec, problem, masks, sm_count)
 
 
 def _pick(
@@ -109,6 +117,31 @@ def _cheapest(rows: Sequence[Row], columns: int, masks: Sequence[Mask], share: f
     return best
 
 
+def _short(arch: str, spec: AttnSpec, problem: Problem, masks: Sequence[Mask], sm_count: int) -> AttnSpec:
+    """The variant of a row for short block rows that takes the place of `spec`, where one does, and multiprocessors
+    have several block rows each.
+    """
+    if spec.kernel != "sm90" or _block_rows(problem, spec) < ENOUGH_ROWS * sm_count:
+        return spec
+    widths = (spec.head_dim, spec.value_dim)
+    share = sum(mask.pairs for mask in masks) / max(1, sum(math.prod(mask.shape) for mask in masks))
+    for row in table.TABLE:
+        if (
+            row.shape == "short"
+            and row.instead_of == (spec.br, spec.bc)
+            and row.serves(arch, problem.dtype, *widths)
+            and problem.k_len <= (row.most_keys or problem.k_len)
+            and share <= row.most_density
+        ):
+            return row.spec(arch, problem.dtype, *widths)
+    return spec
+
+
+def _block_rows(problem: Problem, spec: AttnSpec) -> int:
+    """Of all heads."""
+    return problem.batch * problem.q_heads * -(-problem.q_len // spec.br)
+
+
 def _fewer_rows(packed: AttnSpec, other: AttnSpec, problem: Problem) -> bool:
     """Are the heads of a group in fewer tile rows when they are packed, or all in one tile? A lone head never: there is
     nothing to share (16 heads of D 64 on 131,072 keys each took 226 us packed, 188 us as they are).
@@ -121,7 +154,7 @@ def _fewer_rows(packed: AttnSpec, other: AttnSpec, problem: Problem) -> bool:
 
 def _is_small(problem: Problem, spec: AttnSpec, sm_count: int) -> bool:
     """Would `spec` leave multiprocessors without work?"""
-    blocks = problem.batch * problem.q_heads * -(-problem.q_len // spec.br) * spec.value_pieces
+    blocks = _block_rows(problem, spec) * spec.value_pieces
     splits = spec.kernel == "sm90" and problem.k_len >= SPLIT_TILES * spec.bc
     return blocks < sm_count and not splits
 
@@ -151,7 +184,7 @@ def select(
         and problem.group % chosen.heads == 0
     ):
         return chosen
-    spec = pick(arch, problem, masks, sm_count, mappable=mappable, split=split)
+    spec = pick(arch, problem, masks, sm_count, mappable=mappable, split=split, cached=bool(cache))
     if spec.kernel not in SERVED:
         raise UnsupportedError(
             f"kernel {spec.kernel!r} would serve this call, but no attestation covers it as it stands; verify it on "

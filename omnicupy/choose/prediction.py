@@ -157,9 +157,9 @@ def predict(work: Work, ceiling: Ceiling) -> Prediction:
 
 
 def _resident(spec: AttnSpec) -> int:
-    """Thread blocks of a variant that one multiprocessor holds; the persistent kernel has one."""
+    """Thread blocks of a variant that one multiprocessor holds."""
     if spec.kernel == "sm90":
-        return 1
+        return spec.blocks
     shared = (SMEM_LIMIT_BYTES[spec.arch] + 1024) // (spec.smem_bytes + 1024)  # each block reserves 1 KiB
     return max(1, min(shared, REGISTERS // (REGISTERS_A_THREAD * spec.threads)))
 

@@ -20,8 +20,10 @@ class Row:
     keys, and for others by the wider of both: what fits that fits the narrower, too.  shape: "any", or "small" for few
     query rows and for problems whose "any" row would leave multiprocessors without work, or "shared" for few query rows
     of groups whose heads fill tiles, or "packed" for few query rows where packing a group's heads into tiles leaves
-    fewer of them.  competes: neighbours that do compete for the same calls, and the mask decides by what the tiles cost
-    (ceilings.tile_cost).  The rest: as in AttnSpec.
+    fewer of them, or "short" for calls whose "any" row has the tile `instead_of` (br, bc), at most `most_keys` keys,
+    and masks that allow at most the share `most_density` of all pairs; not for calls on caches.  competes: neighbours
+    that do compete for the same calls, and the mask decides by what the tiles cost (ceilings.tile_cost).  The rest: as
+    in AttnSpec.
     """
 
     head_dims: tuple[int, int]
@@ -35,6 +37,11 @@ class Row:
     competes: bool = False
     ping_pong: bool = True
     pack: bool = False
+    blocks: int = 1
+    scheduler: bool = False
+    instead_of: tuple[int, int] | None = None
+    most_keys: int | None = None
+    most_density: float = 1.0
     value_dim: int | None = None
     archs: tuple[str, ...] = ARCHES
     dtypes: tuple[str, ...] = DTYPES
@@ -55,6 +62,8 @@ class Row:
             share_kv=self.share_kv,
             ping_pong=self.ping_pong,
             pack=self.pack,
+            blocks=self.blocks,
+            scheduler=self.scheduler,
             value_dim=value_dim or self.value_dim or head_dim,
         )
 
@@ -144,6 +153,45 @@ TABLE = (
     Row(kernel="sm90", head_dims=(192, 192), value_dim=128, br=128, bc=128, stages=2, warps=12, archs=HOPPER),
     Row(kernel="sm90", head_dims=(144, 192), br=128, bc=96, stages=2, warps=12, archs=HOPPER),
     Row(kernel="sm90", head_dims=(208, 256), br=128, bc=64, stages=2, warps=12, archs=HOPPER),
+    Row(
+        kernel="sm90",
+        head_dims=(48, 64),
+        shape="short",
+        instead_of=(192, 128),
+        most_keys=512,
+        most_density=0.55,
+        br=64,
+        bc=64,
+        stages=3,
+        warps=8,
+        blocks=3,
+        archs=HOPPER,
+    ),
+    Row(
+        kernel="sm90",
+        head_dims=(80, 96),
+        shape="short",
+        instead_of=(128, 64),
+        br=128,
+        bc=32,
+        stages=4,
+        warps=12,
+        blocks=2,
+        archs=HOPPER,
+    ),
+    Row(
+        kernel="sm90",
+        head_dims=(112, 128),
+        shape="short",
+        instead_of=(192, 64),
+        most_keys=512,
+        br=192,
+        bc=64,
+        stages=3,
+        warps=16,
+        scheduler=True,
+        archs=HOPPER,
+    ),
     Row(head_dims=(16, 128), shape="small", br=64, bc=64),
     Row(head_dims=(16, 64), br=128, bc=96, stages=2, archs=HOPPER),
     Row(head_dims=(16, 64), br=128, bc=64),

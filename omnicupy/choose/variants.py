@@ -1,5 +1,6 @@
 """Kernel variants as words: "sm80-128x64-s2-w4", "sm80-64x64-s1-w4-shared", "...-plain" (no swizzle),
-"...-softcap", "naive", "naive-softcap". Those of a backward pass: "sm90 dkdv 64x128-s4-w12, dq 128x128-s4-w12".
+"sm90-64x64-s2-w8-b2" (two thread blocks a multiprocessor), "sm90-192x64-s3-w16-scheduler", "...-softcap", "naive",
+"naive-softcap". Those of a backward pass: "sm90 dkdv 64x128-s4-w12, dq 128x128-s4-w12".
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from omnicupy.jit.backward_kernel import MAKES_ALL, TileShape
 from omnicupy.jit.backward_smem import WIDE_HEAD_DIM
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.spec import MAX_ONE_PIECE, AttnSpec
+from omnicupy.jit.tile_checks import BLOCKS
 from omnicupy.jit.widths import kernel_widths
 
 _WORDS = re.compile(
@@ -49,10 +51,15 @@ def parse(text: str, arch: str, dtype: str, head_dim: int, value_dim: int | None
         )
     found = _WORDS.fullmatch(text)
     flags = set(found["flags"].split("-")[1:]) if found else set()
-    if found is None or flags - {"shared", "plain", "solo", "packed", "softcap"}:
+    blocks = {f"b{number}": number for number in BLOCKS if number > 1}
+    if (
+        found is None
+        or flags - {"shared", "plain", "solo", "packed", "softcap", "scheduler", *blocks}
+        or len(flags & set(blocks)) > 1
+    ):
         raise ValueError(
             "config: expected naive or a name such as sm80-128x64-s2-w4 (rows x keys, stages, warps), maybe "
-            f"with -shared, -plain, -solo, -packed or -softcap, got {text!r}"
+            f"with -shared, -plain, -solo, -packed, -b2, -b3, -scheduler or -softcap, got {text!r}"
         )
     return AttnSpec(
         arch=_target(arch, found["kernel"]),
@@ -69,6 +76,8 @@ def parse(text: str, arch: str, dtype: str, head_dim: int, value_dim: int | None
         pack="packed" in flags,
         softcap="softcap" in flags,
         value_dim=of_values,
+        blocks=next((blocks[flag] for flag in flags if flag in blocks), 1),
+        scheduler="scheduler" in flags,
     )
 
 
@@ -82,7 +91,10 @@ def word(spec: Variant) -> str:
     if spec.kernel == "naive":
         return f"naive{softcap}"
     flags = ("-shared" if spec.share_kv else "") + ("" if spec.swizzle else "-plain")
-    flags += ("" if spec.ping_pong else "-solo") + ("-packed" if spec.pack else "") + softcap
+    flags += ("" if spec.ping_pong else "-solo") + ("-packed" if spec.pack else "")
+    flags += (
+        (f"-b{spec.blocks}" if spec.blocks > 1 else "") + ("-scheduler" if spec.scheduler else "") + softcap
+    )
     return f"{spec.kernel}-{spec.br}x{spec.bc}-s{spec.stages}-w{spec.warps}{flags}"
 
 

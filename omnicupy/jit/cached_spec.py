@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from omnicupy.errors import UnsupportedError
 from omnicupy.jit.spec import AttnSpec
 
 
@@ -15,6 +16,13 @@ class CachedSpec(AttnSpec):
     def of(cls, spec: AttnSpec) -> AttnSpec:
         """That of a kernel; kernels that read no counts from the device serve as they are."""
         return cls(**asdict(spec)) if spec.kernel == "sm90" else spec
+
+    def _check_blocks(self) -> None:
+        if not self.serves_caches:
+            raise UnsupportedError(
+                "config: calls on caches run kernels with blocks=1 and scheduler=False, got "
+                f"blocks={self.blocks}, scheduler={self.scheduler}; leave config out, or pass these"
+            )
 
     def defines(self) -> dict[str, int]:
         """The macros that the source file reads."""

@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.archs import SMEM_LIMIT_BYTES
 from omnicupy.jit.fp8_spec import Fp8Spec
-from omnicupy.jit.spec import PACKED_ROWS, AttnSpec, round_up
+from omnicupy.jit.spec import PACKED_ROWS, RESERVED_BYTES, AttnSpec, round_up
 
 ROWS = 16  # of heads and tokens
 HEAD_DIMS = (64, 128)
 STEP = 32  # keys of a warp's step
 _BUFFERS = 4  # of a warp, at most
-_RESERVED_BYTES = 1024  # of shared memory, a thread block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +45,9 @@ class FewRowsSpec(Fp8Spec):
     def for_caches(self, *, e4m3: bool, in_pages: bool, ragged: bool) -> FewRowsSpec:
         """The same for such caches, with as many buffers as shared memory holds."""
         found = replace(self, e4m3=e4m3, page=int(in_pages), ragged=ragged, stages=2)
-        limit = (SMEM_LIMIT_BYTES[self.arch] + _RESERVED_BYTES) // (
+        limit = (SMEM_LIMIT_BYTES[self.arch] + RESERVED_BYTES) // (
             self.blocks if e4m3 else 1
-        ) - _RESERVED_BYTES
+        ) - RESERVED_BYTES
         for stages in range(_BUFFERS, 2, -1):
             if e4m3 and found.bytes_with(stages) <= limit:
                 return replace(found, stages=stages)
@@ -62,6 +61,14 @@ class FewRowsSpec(Fp8Spec):
                 f"{self.head_dim} columns, got {heads} heads of {tokens} tokens, of {head_dim} columns; leave config "
                 "out"
             )
+
+    def _check_blocks(self) -> None:
+        """Any number of them, which for_caches fits where elements are of e4m3."""
+
+    @property
+    def smem_limit(self) -> int:
+        """Shared memory that one thread block may use, in bytes, alone on a multiprocessor."""
+        return SMEM_LIMIT_BYTES[self.arch]
 
     @property
     def threads(self) -> int:

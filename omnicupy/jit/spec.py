@@ -8,6 +8,7 @@ from typing import Protocol
 from omnicupy.jit.archs import SMEM_LIMIT_BYTES
 from omnicupy.jit.atom import SHIPPED
 from omnicupy.jit.field_types import make_flags, make_numbers
+from omnicupy.jit.tile_checks import check_blocks, check_sm80, check_sm90
 
 KERNELS = ("naive", "sm80", "sm90")
 DTYPES = ("float16", "bfloat16")
@@ -16,6 +17,7 @@ MAX_ONE_PIECE = 256  # above it the head dimension is tiled: O no longer fits th
 CHUNK = 64  # columns of Q and K streamed at a time when the head dimension is tiled
 NAIVE_THREADS = 128
 PACKED_ROWS = 64  # of a tile into which the heads of a group are packed
+RESERVED_BYTES = 1024  # of shared memory, for each thread block
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -68,7 +70,9 @@ class AttnSpec:
     (kernel sm90 with br=64, warps=8): row r is token r // heads and head r % heads, as many tokens as fit 64 rows;
     groups above 64 heads take several tiles.  softcap: scores are capped.  value_dim: columns of V and O in the
     kernel, a multiple of 16; None: as wide as keys, and value_dim is head_dim then. Another width than head_dim needs
-    both up to 256. Which widths tensors need: kernel_widths (widths.py).
+    both up to 256. Which widths tensors need: kernel_widths (widths.py).  blocks: thread blocks a multiprocessor of
+    kernel sm90, 1 to 3, each with work items of its own.  scheduler: beside three consumer warpgroups, too, a thread
+    does nothing but take work items, as it does beside fewer. Calls on caches have blocks=1 and scheduler=False.
     Raises TypeError for fields of other types, ValueError when the tile is illegal or does not fit the architecture's
     shared memory.
     """
@@ -87,15 +91,17 @@ class AttnSpec:
     pack: bool = False
     softcap: bool = False
     value_dim: int = None  # type: ignore[assignment]
+    blocks: int = 1
+    scheduler: bool = False
 
     def __post_init__(self) -> None:
         if self.value_dim is None:
             object.__setattr__(self, "value_dim", self.head_dim)
-        make_numbers(self, ("head_dim", "br", "bc", "stages", "warps", "value_dim"))
-        make_flags(self, ("share_kv", "swizzle", "ping_pong", "pack", "softcap"))
+        make_numbers(self, ("head_dim", "br", "bc", "stages", "warps", "value_dim", "blocks"))
+        make_flags(self, ("share_kv", "swizzle", "ping_pong", "pack", "softcap", "scheduler"))
         self._check_names()
         self._check_tile()
-        if self.smem_bytes > (limit := SMEM_LIMIT_BYTES[self.arch]):
+        if self.smem_bytes > (limit := self.smem_limit):
             rows = f"br={self.br}" if self.heads == 1 else f"warps={self.warps}"
             raise ValueError(
                 f"config: the tile needs {self.smem_bytes} B of shared memory, {self.arch} has {limit} B a block; "
@@ -122,9 +128,10 @@ class AttnSpec:
         if self.bc % 32 or not 32 <= self.bc <= 256:
             raise ValueError(f"config: bc must be a multiple of 32 from 32 to 256, got {self.bc}")
         if self.kernel == "sm80":
-            self._check_sm80()
+            check_sm80(self, MAX_ONE_PIECE)
         if self.kernel == "sm90":
-            self._check_sm90()
+            check_sm90(self, MAX_ONE_PIECE)
+        self._check_blocks()
         if self.pack and (self.kernel, self.br, self.warps) != ("sm90", PACKED_ROWS, 8):
             raise ValueError(
                 f"config: pack=True needs kernel='sm90' with br={PACKED_ROWS} and warps=8, got "
@@ -133,6 +140,9 @@ class AttnSpec:
         if self.stages not in (1, 2, 3, 4):
             raise ValueError(f"config: stages must be 1, 2, 3 or 4, got {self.stages}")
 
+    def _check_blocks(self) -> None:
+        check_blocks(self)
+
     def _check_value_dim(self) -> None:
         if self.value_dim % 16 or self.value_dim < 16 or max(self.head_dim, self.value_dim) > MAX_ONE_PIECE:
             raise ValueError(
@@ -140,42 +150,10 @@ class AttnSpec:
                 f"head_dim={self.head_dim} and value_dim={self.value_dim}"
             )
 
-    def _check_sm80(self) -> None:
-        if self.warps not in (1, 2, 4, 8):
-            raise ValueError(f"config: warps must be 1, 2, 4 or 8, got {self.warps}")
-        if self.br not in (16 * self.warps, 32 * self.warps):
-            raise ValueError(
-                f"config: br must be 16 or 32 rows a warp ({16 * self.warps} or {32 * self.warps} with "
-                f"{self.warps} warps), got {self.br}"
-            )
-        if self.share_kv and self.stages != 1:
-            raise ValueError(
-                f"config: share_kv needs stages=1 (one buffer for K and V), got stages={self.stages}"
-            )
-        if self.stages == 4:
-            raise ValueError(
-                "config: kernel 'sm80' has 1, 2 or 3 stages, got 4; take stages=3 or kernel='sm90'"
-            )
-        if self.tiled and (self.share_kv or self.br != 16 * self.warps):
-            raise ValueError(
-                f"config: head_dim {self.head_dim} is tiled (above {MAX_ONE_PIECE}): it needs share_kv=False and "
-                f"br={16 * self.warps} with {self.warps} warps, got share_kv={self.share_kv}, br={self.br}"
-            )
-
-    def _check_sm90(self) -> None:
-        if self.arch != "sm_90a":
-            raise ValueError(f"config: kernel 'sm90' needs arch='sm_90a' (wgmma), got {self.arch!r}")
-        if self.warps not in (8, 12, 16) or self.br not in (64, 16 * (self.warps - 4)):
-            raise ValueError(
-                "config: kernel 'sm90' has 4 producer warps and 4 warps for each 64 query rows: br=64, 128 or 192 "
-                "with warps=8, 12 or 16, or br=64 for 2 or 3 heads with warps=12 or 16, got "
-                f"br={self.br}, warps={self.warps}"
-            )
-        if self.head_dim > MAX_ONE_PIECE or self.share_kv or not self.swizzle:
-            raise ValueError(
-                f"config: kernel 'sm90' serves head_dim up to {MAX_ONE_PIECE}, share_kv=False and swizzle=True, got "
-                f"head_dim={self.head_dim}, share_kv={self.share_kv}, swizzle={self.swizzle}; take kernel='sm80'"
-            )
+    @property
+    def serves_caches(self) -> bool:
+        """Has it a variant for calls on caches?"""
+        return self.blocks == 1 and not self.scheduler
 
     @property
     def tiled(self) -> bool:
@@ -241,7 +219,12 @@ class AttnSpec:
     @property
     def q_slots(self) -> int:
         """Query blocks that kernel "sm90" holds in shared memory: two where they fit, so that one is loaded early."""
-        return 2 if self._sm90_bytes(2) <= SMEM_LIMIT_BYTES[self.arch] else 1
+        return 2 if self._sm90_bytes(2) <= self.smem_limit else 1
+
+    @property
+    def smem_limit(self) -> int:
+        """Shared memory that one of `blocks` thread blocks may use, in bytes."""
+        return (SMEM_LIMIT_BYTES[self.arch] + RESERVED_BYTES) // self.blocks - RESERVED_BYTES
 
     def _sm90_bytes(self, q_slots: int) -> int:
         # Panels of 64 columns; tile and work slots, walks and barriers in the last KiB.
@@ -292,9 +275,16 @@ class AttnSpec:
             "OMNI_RAGGED": 0,
             "OMNI_FP8": 0,
             "OMNI_CONVERTERS": 0,
+            "OMNI_BLOCKS": self.blocks,
+            "OMNI_SCHEDULER": int(self.scheduler),
             **SHIPPED.defines(),
         }
 
     def __str__(self) -> str:
-        others = (f"{k}={v}" for k, v in asdict(self).items() if k not in ("kernel", "arch"))
+        usual = {"blocks": 1, "scheduler": False}
+        others = (
+            f"{k}={v}"
+            for k, v in asdict(self).items()
+            if k not in ("kernel", "arch") and (k, v) not in usual.items()
+        )
         return " ".join([self.kernel, self.arch, *others])

@@ -51,7 +51,6 @@ def grid_of(
     """
     if isinstance(spec, FewRowsSpec):
         spec.check(problem.group, problem.q_len, problem.head_dim)
-        sm_count *= spec.blocks
     return Grid.of(spec, problem, problem.batch, sm_count=sm_count, l2_bytes=l2_bytes, split=split)
 
 

@@ -54,6 +54,7 @@ class Grid:
                 f"config must have head_dim {wanted[0]} and value_dim {wanted[1]} for q of {problem.head_dim} columns "
                 f"and v of {problem.value_dim}, got {spec.head_dim} and {spec.value_dim}"
             )
+        sm_count *= spec.blocks
         if split is not None and split % spec.bc:
             raise ValueError(
                 f"split must be a multiple of {spec.bc}, the keys of a tile of the kernel that runs ({spec}), "

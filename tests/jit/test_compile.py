@@ -32,6 +32,7 @@ NAIVE = [
 def _name(spec: AttnSpec) -> str:
     dtype = {"float16": "f16", "bfloat16": "bf16"}[spec.dtype]
     tile = f"{spec.br}x{spec.bc}-s{spec.stages}-w{spec.warps}{'-packed' * spec.pack}"
+    tile += f"-b{spec.blocks}" * (spec.blocks > 1) + "-scheduler" * spec.scheduler
     tile += "-cached" * isinstance(spec, CachedSpec)
     tile += f"-page{spec.page}" if isinstance(spec, PagedSpec) else ""
     tile += "-e4m3" * isinstance(spec, Fp8Spec)
@@ -49,7 +50,7 @@ def _each_tile_once(specs: Iterable[AttnSpec]) -> list[AttnSpec]:
 
 
 # Of calls on caches: the Hopper kernels once more.
-HOPPER = _each_tile_once(table.rows())
+HOPPER = _each_tile_once(spec for spec in table.rows() if spec.serves_caches)
 CACHED = [CachedSpec.of(spec) for spec in HOPPER]
 
 
@@ -87,6 +88,7 @@ PAGED = [
 _ONE_OF = {
     (one.kernel, one.head_dim, one.value_dim, one.br, one.bc, one.warps, one.pack): one
     for one in table.rows()
+    if one.serves_caches
 }
 RAGGED = [
     RaggedSpec.of(spec if i % 2 else PagedSpec.with_pages(paged.fitted(spec, 16), 16))

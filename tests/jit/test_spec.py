@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
-from omnicupy.jit.spec import AttnSpec
+from omnicupy.errors import UnsupportedError
+from omnicupy.jit.archs import SMEM_LIMIT_BYTES
+from omnicupy.jit.cached_spec import CachedSpec
+from omnicupy.jit.fp8_spec import Fp8Spec
+from omnicupy.jit.paged_spec import PagedSpec
+from omnicupy.jit.ragged_spec import RaggedSpec
+from omnicupy.jit.spec import RESERVED_BYTES, AttnSpec
 
 SM80: dict[str, Any] = {
     "arch": "sm_90",
@@ -63,6 +70,36 @@ TABLE = [
         "config: pack=True needs kernel='sm90' with br=64 and warps=8, got kernel='sm90', br=128, warps=12",
     ),
     (
+        SM90,
+        {"scheduler": True},
+        "config: scheduler=True needs kernel='sm90' with warps=16, got kernel='sm90', warps=12; with fewer warps there "
+        "is one anyway",
+    ),
+    (SM90, {"blocks": 4}, "config: blocks must be 1, 2 or 3, got 4"),
+    (
+        SM80,
+        {"blocks": 2},
+        "config: blocks=2 needs kernel='sm90' with warps=8 or 12 and pack=False, got kernel='sm80', warps=4, "
+        "pack=False",
+    ),
+    (
+        SM90,
+        {"br": 64, "warps": 8, "pack": True, "blocks": 2},
+        "config: blocks=2 needs kernel='sm90' with warps=8 or 12 and pack=False, got kernel='sm90', warps=8, pack=True",
+    ),
+    (
+        SM90,
+        {"bc": 128, "blocks": 2},
+        "config: blocks=2 with warps=12 leaves registers for bc and value_dim up to 100, got bc=128 and value_dim=64; "
+        "lower blocks",
+    ),
+    (
+        SM90,
+        {"br": 64, "warps": 8, "head_dim": 128, "bc": 128, "value_dim": None, "blocks": 2},
+        "config: the tile needs 152576 B of shared memory, sm_90a has 115712 B a block; lower br=64, bc=128 or "
+        "stages=2",
+    ),
+    (
         SM80,
         {"pack": True},
         "config: pack=True needs kernel='sm90' with br=64 and warps=8, got kernel='sm80', br=128, warps=4",
@@ -92,7 +129,32 @@ def test_heads_that_share_a_tile_take_the_memory_of_its_rows() -> None:
         replace(shared, bc=160, head_dim=256, value_dim=None)
 
 
-@pytest.mark.parametrize("name", ["head_dim", "br", "bc", "stages", "warps"])
+def test_thread_blocks_of_a_multiprocessor_share_its_memory() -> None:
+    spec = AttnSpec(**SM90 | {"br": 64, "warps": 8, "head_dim": 80, "bc": 32, "blocks": 3})
+    assert 3 * (spec.smem_bytes + RESERVED_BYTES) <= SMEM_LIMIT_BYTES["sm_90a"] + RESERVED_BYTES
+    assert spec.q_slots == 2
+    assert spec.defines()["OMNI_BLOCKS"] == 3
+    assert str(spec).endswith(" blocks=3")
+    assert "blocks" not in str(replace(spec, blocks=1))
+
+
+@pytest.mark.parametrize("change", [{"blocks": 2}, {"br": 192, "warps": 16, "scheduler": True}])
+def test_calls_on_caches_have_other_variants(change: dict[str, Any]) -> None:
+    spec = AttnSpec(**SM90 | {"br": 64, "warps": 8} | change)
+    others = f"blocks={spec.blocks}, scheduler={spec.scheduler}"
+    assert not spec.serves_caches
+    assert str(spec).endswith(" scheduler=True" if spec.scheduler else " blocks=2")
+    for made in (CachedSpec.of, partial(PagedSpec.with_pages, page_size=16), RaggedSpec.of):
+        with pytest.raises(
+            UnsupportedError, match=rf"^config: calls on caches .* got {others}; leave config out"
+        ):
+            made(spec)
+        assert made(replace(spec, blocks=1, scheduler=False)).serves_caches
+    with pytest.raises(UnsupportedError, match="got " + ("warps=16" if spec.warps == 16 else others)):
+        Fp8Spec.of_e4m3(spec, in_pages=False)
+
+
+@pytest.mark.parametrize("name", ["head_dim", "br", "bc", "stages", "warps", "blocks"])
 @pytest.mark.parametrize("value", [2.0, 64.0, "64", None, True, np.float32(64), [64], np.array([64, 64])])
 def test_numbers_are_integers(name: str, value: Any) -> None:
     with pytest.raises(TypeError) as caught:
@@ -102,7 +164,7 @@ def test_numbers_are_integers(name: str, value: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["share_kv", "swizzle", "ping_pong"])
+@pytest.mark.parametrize("name", ["share_kv", "swizzle", "ping_pong", "scheduler"])
 @pytest.mark.parametrize("value", [1, 0, None, "no", 1.0, [True]])
 def test_flags_are_bools(name: str, value: Any) -> None:
     with pytest.raises(TypeError) as caught:

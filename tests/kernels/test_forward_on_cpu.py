@@ -31,6 +31,9 @@ SPECS = [
     ("sm80-64x64-s1-w4-shared", "float16", 32),
     ("sm80-64x64-s2-w4", "bfloat16", 264),
     ("sm90-64x64-s2-w8", "bfloat16", 64),
+    ("sm90-64x64-s3-w8-b3", "bfloat16", 64),
+    ("sm90-128x32-s4-w12-b2", "float16", 80),
+    ("sm90-192x64-s3-w16-scheduler", "bfloat16", 128),
     ("sm90-64x64-s2-w8-packed", "float16", 56),
 ]
 # softcap, factor of q, sinks: caps far above scores take the polynomial alone, the others both ways.

@@ -47,7 +47,7 @@ class Cache:
 
     def builtin(self, arch: str, problem: Problem, mask: Mask, sm_count: int) -> AttnSpec:
         """The table's choice."""
-        found = pick.pick(arch, problem, (mask,), sm_count)
+        found = pick.pick(arch, problem, (mask,), sm_count, cached=True)
         return found if self.page is None else paged.fitted(found, self.page)
 
     def serves(self, spec: AttnSpec) -> bool:

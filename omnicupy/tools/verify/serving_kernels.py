@@ -30,7 +30,7 @@ def variants(case: Case, arch: str, sm_count: int) -> list[Variant]:
     naive = next(spec for name, spec in ladder(case, arch) if name == "naive")
     specs = {_fitted(capped(naive) if problem.softcap else naive, kind): "naive"}
     for row in table.TABLE:
-        if row.serves(arch, case.dtype, naive.head_dim, naive.value_dim):
+        if row.shape != "short" and row.serves(arch, case.dtype, naive.head_dim, naive.value_dim):
             spec = row.spec(arch, case.dtype, naive.head_dim, naive.value_dim)
             spec = _fitted(capped(spec) if problem.softcap else spec, kind)
             if problem.group % spec.heads == 0:
@@ -38,7 +38,7 @@ def variants(case: Case, arch: str, sm_count: int) -> list[Variant]:
     specs |= {few: f"few rows {few.compute_warps}x{few.blocks}" for few in few_rows(case, arch)}
     found = [Variant(name, spec, compiled=_compiled(spec, case, arch)) for spec, name in specs.items()]
     split = case.split or None
-    chosen = pick.pick(arch, problem, case.masks(), sm_count, split=split)
+    chosen = pick.pick(arch, problem, case.masks(), sm_count, split=split, cached=True)
     chosen = paged.for_e4m3(chosen, problem, sm_count, split) if kind.scales else _fitted(chosen, kind)
     found.append(Variant(DEFAULT, chosen, explicit=False, compiled=_compiled(chosen, case, arch)))
     ordered = sorted(found, key=lambda one: (one.name != "naive", not one.explicit, one.name))

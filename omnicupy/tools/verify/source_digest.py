@@ -159,7 +159,7 @@ def _variants(spec: KernelSpec) -> Iterator[KernelSpec]:
     if isinstance(spec, FewRowsSpec):
         for ways in product((True, False), repeat=3):
             yield spec.for_caches(**dict(zip(("e4m3", "in_pages", "ragged"), ways, strict=True)))
-    elif isinstance(spec, AttnSpec):
+    elif isinstance(spec, AttnSpec) and spec.serves_caches:
         if (of_caches := CachedSpec.of(spec)) != spec:
             yield of_caches
         for size in (1, LEAST_BOX):

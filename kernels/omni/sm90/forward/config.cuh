@@ -22,7 +22,7 @@ struct ForwardParamsSm90 {
 
 template <
     int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, int QSlots, bool PingPong, bool Pack, bool Bf16,
-    bool Softcap, bool Cached, int Page, bool Ragged, int Converters, class Atom>
+    bool Softcap, bool Cached, int Page, bool Ragged, int Converters, int Blocks, bool Scheduler, class Atom>
 struct Sm90Config : Atom {
   static constexpr int kHeadDim = HeadDim;    // columns of Q and K
   static constexpr int kValueDim = ValueDim;  // columns of V and O
@@ -31,6 +31,8 @@ struct Sm90Config : Atom {
   static constexpr int kStages = Stages;
   static constexpr bool kBf16 = Bf16;
   static constexpr bool kSoftcap = Softcap;
+  // Thread blocks a multiprocessor, each with its own items: what one waits for, another computes beside.
+  static constexpr int kBlocks = Blocks;
   static constexpr int kConsumers = Warps / 4 - 1;
   static constexpr int kQRows = 64 * kConsumers;
   // Query heads of one group that lie in a tile one below the other, each a warpgroup's: they read K and V once.
@@ -51,8 +53,9 @@ struct Sm90Config : Atom {
   static constexpr bool kKeyByKey = Page == 1 && !kFp8;  // by threads rather than the copy engine
   // Sequences have numbers of rows of their own.
   static constexpr bool kRagged = Ragged;
-  // A thread beside the producer takes the work items; beside three warpgroups it lacks the registers.
-  static constexpr bool kScheduler = kConsumers < 3;
+  // A thread beside the producer takes the work items; beside three warpgroups, where registers are lacking, only if
+  // items are so short that it pays.
+  static constexpr bool kScheduler = kConsumers < 3 || Scheduler;
   // Warps behind the consumers' that bring K and V: they convert, or load pages.
   static constexpr int kApartWarps = kFp8 ? Converters : kPaged && kConsumers == 1 ? 4 : 0;
   static constexpr bool kApart = kApartWarps != 0;
@@ -72,22 +75,27 @@ struct Sm90Config : Atom {
 
   // Registers a thread: what the block got at entry, shared out anew. Of two consumers beside warps that load pages:
   static constexpr int kLoadingConsumers = HeadDim > 128 || ValueDim > 128 ? 216 : 208;
-  static constexpr int kEntryRegisters = 65536 / kThreads / 8 * 8;
-  static constexpr int kProducerRegisters = kFp8                      ? 64
+  static constexpr int kEntryRegisters = 65536 / (kThreads * kBlocks) / 8 * 8;
+  static constexpr int kProducerRegisters = kBlocks > 1               ? (kConsumers == 2 ? 32 : 40)
+                                            : kFp8                    ? 64
                                             : kConsumers == 3         ? 32
                                             : kLoaders == 0 || kApart ? 40
                                                                       : 504 - 2 * kLoadingConsumers;
   static constexpr int kApartRegisters = kApartWarps == 8 ? 112 : kFp8 ? 192 : 160;
-  static constexpr int kConsumerRegisters = kApartWarps == 8  ? 224
-                                            : kConsumers == 1 ? 248
-                                            : kConsumers == 3 ? 160
-                                            : kLoaders != 0   ? kLoadingConsumers
-                                                              : 232;
+  static constexpr int kRestRegisters = kThreads / 128 * kEntryRegisters - kProducerRegisters;
+  static constexpr int kConsumerRegisters = kBlocks > 1        ? kRestRegisters / kConsumers / 8 * 8
+                                            : kApartWarps == 8 ? 224
+                                            : kConsumers == 1  ? 248
+                                            : kConsumers == 3  ? 160
+                                            : kLoaders != 0    ? kLoadingConsumers
+                                                               : 232;
 
   static_assert(
       kProducerRegisters + kConsumers * kConsumerRegisters + kApartWarps / 4 * kApartRegisters <=
           kThreads / 128 * kEntryRegisters,
       "who asks for more registers than the block got at entry waits for ever");
+  static_assert(kBlocks == 1 || (!kCached && !kPack && kConsumers < 3), "registers beside other thread blocks");
+  static_assert(!kScheduler || kConsumers < 3 || !kCached, "registers of a scheduler beside three warpgroups");
   static_assert(!kKeyByKey || kConsumers < 3, "registers for threads that copy");
   static_assert(kConsumers >= 1 && kConsumers <= 3, "64 query rows a consumer warpgroup");
   static_assert(Br == kQRows || Br == 64, "one head in a tile, or one a warpgroup");

@@ -1,0 +1,55 @@
+"""choose/pick.py: calls whose block rows are short get rows of the table of their own, where these were measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import omnicupy as oc
+from omnicupy.call.problem import Problem
+from omnicupy.choose import pick, variants
+from omnicupy.choose.capped import capped
+from omnicupy.jit.spec import AttnSpec
+from omnicupy.tools.workloads.workload import by_name
+
+H100_SMS = 132
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "on_a_cache"),
+    [
+        ("W8", "sm90-128x32-s4-w12-b2", "sm90-128x64-s3-w12"),
+        ("W8f", "sm90-192x96-s3-w16", "sm90-192x96-s3-w16"),
+        ("full-d128-s512", "sm90-192x64-s3-w16-scheduler", "sm90-192x64-s3-w16"),
+        ("causal-d128-s512", "sm90-192x64-s3-w16-scheduler", "sm90-192x64-s3-w16"),
+        ("full-d128-s1024", "sm90-192x64-s3-w16", "sm90-192x64-s3-w16"),
+        ("causal-d64-s512", "sm90-64x64-s3-w8-b3", "sm90-192x128-s3-w16"),
+        ("full-d64-s512", "sm90-192x128-s3-w16", "sm90-192x128-s3-w16"),
+        ("causal-d64-s1024", "sm90-192x128-s3-w16", "sm90-192x128-s3-w16"),
+    ],
+)
+def test_short_block_rows_have_rows_of_their_own(name: str, word: str, on_a_cache: str) -> None:
+    workload = by_name(name)
+    mask = workload.mask()
+    problem = workload.problem(mask, "bfloat16")
+
+    def picked(of: Problem = problem, **how: Any) -> AttnSpec:
+        return pick.pick("sm_90", of, (mask,), H100_SMS, **how)
+
+    assert variants.word(picked()) == word
+    assert variants.parse(word, "sm_90", "bfloat16", workload.head_dim) == picked()
+    assert variants.word(picked(cached=True)) == on_a_cache
+    assert picked(split=384).serves_caches
+    assert picked(replace(problem, softcap=True)) == capped(picked(cached=True))
+    # Few block rows a multiprocessor: nobody measured that.
+    few = replace(problem, batch=1, q_heads=2, kv_heads=2)
+    assert picked(few).serves_caches
+    assert pick.pick("sm_90", problem, (mask,), 10**6).serves_caches
+
+
+def test_masks_of_a_batch_decide_together_whether_block_rows_are_short() -> None:
+    problem, masks = Problem(2, 512, 512, 512, 512, 64, "bfloat16"), (oc.causal(512), oc.full(512))
+    assert pick.pick("sm_90", problem, masks[:1], H100_SMS).blocks == 3
+    assert pick.pick("sm_90", problem, masks, H100_SMS).blocks == 1
