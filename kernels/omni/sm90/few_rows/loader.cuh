@@ -1,5 +1,6 @@
-// A warp's keys and values on their way to its ring, by cp.async: every kWarps-th tile of an item. A lane copies what
-// it reads itself:
+// A warp's keys and values on their way to its ring, by cp.async: every kWarps-th tile of an item. Eight lanes copy a
+// line of 128 bytes together, so that each is asked for once; elements lie where the lane that needs them reads 16
+// bytes, and in an order in which neither who writes nor who reads meets another in a bank:
 //
 //  keys:   of key 8 * i + lane / 4 the columns 64 * h + 16 * (lane % 4) to + 15, for all i and h. They are the k index
 //          of four steps of Q K^T, four columns each, and Q lies in the same order.
@@ -75,18 +76,55 @@ struct StrideWalk {
   }
 };
 
-// Where rows of a tile begin that follow each other in steps of eight keys.
+// How a warp copies rows: a lane 16 bytes of one at a time, all lanes kKeys whole rows.
+template <class Cfg>
+struct RowCopies {
+  static constexpr int kChunks = Cfg::kHeadDim * Cfg::kElement / 16;  // of a row
+  static constexpr int kKeys = 32 / kChunks;
+  static constexpr int kCount = Cfg::kBc / kKeys;
+  static constexpr int kHalves = Cfg::kHeadDim / 64;
+  static_assert(kChunks >= 4 && kChunks <= 16, "a row has 64 to 256 bytes");
+
+  // Of keys: where the lane's share of the first copy goes, and how far from there that of copy j does.
+  __device__ __forceinline__ static u32 first_key(int lane) {
+    int const chunk = lane % kChunks, half = chunk / (4 * Cfg::kElement);
+    int const quarter = chunk % (4 * Cfg::kElement) / Cfg::kElement, part = chunk % Cfg::kElement;
+    return 512 * (half * Cfg::kElement + part) + 16 * ((4 * (lane / kChunks) + quarter) ^ 4 * odd(half, part));
+  }
+
+  __device__ __forceinline__ static u32 key_step(int j) {
+    return 512 * kHalves * Cfg::kElement * (kKeys * j / 8) + 64 * (kKeys * j % 8);
+  }
+
+  // Where lanes change places, so that both halves of a row, or both parts of 16 columns, go to other banks.
+  __device__ __forceinline__ static int odd(int half, int part) { return Cfg::kElement == 1 ? half : part; }
+
+  // Of values: units of 16 bytes, four keys of a chunk side by side. Chunks turn them.
+  __device__ __forceinline__ static u32 unit(int chunk, int pair, int odd_key) {
+    return 16 * (4 * chunk + (pair ^ chunk / 2 % 4 ^ (kChunks == 4 ? 2 * odd_key : 0)));
+  }
+
+  static constexpr int kValueBlock = 64 * kChunks;  // bytes of these four keys
+
+  __device__ __forceinline__ static u32 value(int lane, int j) {
+    int const key = lane / kChunks;
+    u32 const first = kValueBlock * (key % 2) + unit(lane % kChunks, key / 2, key % 2);
+    return (first ^ 16 * (kKeys * j % 8 / 2)) + 2 * kValueBlock * (kKeys * j / 8);
+  }
+};
+
+// Where rows of a tile begin that follow each other in steps of as many keys as a warp copies at once.
 template <class Cfg>
 struct TileRows {
   unsigned char const* g_row;  // the lane's row; in pages of the head
   i64 step;                    // in pages how far the lane's own key is from there
   int key;                     // of the tile
 
-  // The row at the cursor; moves on by eight keys. Multiples of a stride would be held in registers from tile to tile.
+  // The row at the cursor; moves on. Multiples of a stride would be held in registers from tile to tile.
   __device__ __forceinline__ unsigned char const* take() {
     unsigned char const* const g_found = Cfg::kPaged ? g_row + __shfl_sync(0xffffffffu, step, key) : g_row;
-    if constexpr (!Cfg::kPaged) g_row += 8 * step;
-    key += 8;
+    if constexpr (!Cfg::kPaged) g_row += RowCopies<Cfg>::kKeys * step;
+    key += RowCopies<Cfg>::kKeys;
     return g_found;
   }
 };
@@ -94,11 +132,7 @@ struct TileRows {
 template <class Cfg>
 struct FewRowsLoader {
   using Smem = FewRowsSmem<Cfg>;
-  static constexpr int kParts = Cfg::kElement;  // copies of 16 bytes for 16 columns of a key
-  static constexpr int kHalves = Cfg::kHeadDim / 64;
-  static constexpr int kValueBytes = Cfg::kHeadDim / 8 * Cfg::kElement;  // that a lane has of a value
-  static constexpr int kValueParts = kValueBytes > 16 ? 2 : 1;
-  static constexpr int kCopy = kValueBytes / kValueParts;  // 8 or 16
+  using Copies = RowCopies<Cfg>;
 
   Fp8ParamsSm90 const& args;
   Smem& smem;
@@ -135,19 +169,11 @@ struct FewRowsLoader {
         if (lane == 0) smem.hidden[warp][slot] = hidden;
       }
       if (tile.has_dead()) exists &= ~*MaskView{args.p, sequence}.dead_words(tile.first);
-      u32 const s_keys = smem_address(target.elements) + 16 * lane;
       HeadRows<Cfg> const keys{places[0], args.p.k_strides, args.scales.k_strides};
-      TileRows<Cfg> sources = sources_of(keys, lane / 4, 16 * Cfg::kElement * (lane % 4));
+      TileRows<Cfg> sources = sources_of(keys, lane);
+      u32 const s_keys = smem_address(target.elements) + Copies::first_key(lane);
 #pragma unroll
-      for (int i = 0; i < Cfg::kBc / 8; ++i) {
-        unsigned char const* const g_key = sources.take();
-        int const bytes = exists >> (8 * i + lane / 4) & 1 ? 16 : 0;
-#pragma unroll
-        for (int n = 0; n < kHalves * kParts; ++n) {
-          int const at = n / kParts * 64 * Cfg::kElement + n % kParts * 16;
-          cp_async_16(s_keys + 512 * (i * kHalves * kParts + n), g_key + at, bytes);
-        }
-      }
+      for (int j = 0; j < Copies::kCount; ++j) copy(s_keys + Copies::key_step(j), sources, lane, j);
       load_scale(target.scales, keys);
     }
     cp_async_commit();
@@ -159,25 +185,11 @@ struct FewRowsLoader {
     slot = slot == Cfg::kTiles - 1 ? 0 : slot + 1;
     if (walk.next.packed != 0) {
       int const lane = hidden_lane();
-      u32 const s_values = smem_address(target.elements) + kCopy * lane;
       HeadRows<Cfg> const values{places[1], args.p.v_strides, args.scales.v_strides};
-      TileRows<Cfg> even = sources_of(values, 2 * (lane % 4), kValueBytes * (lane / 4));
-      TileRows<Cfg> odd{Cfg::kPaged ? even.g_row : even.g_row + even.step, even.step, even.key + 1};
+      TileRows<Cfg> sources = sources_of(values, lane);
+      u32 const s_values = smem_address(target.elements);
 #pragma unroll
-      for (int i = 0; i < Cfg::kBc / 4; ++i) {
-        int const key = i / 2 * 8 + i % 2;
-        unsigned char const* const g_value = i % 2 == 0 ? even.take() : odd.take();
-        bool const is_there = exists >> (key + 2 * (lane % 4)) & 1;
-#pragma unroll
-        for (int n = 0; n < kValueParts; ++n) {
-          u32 const s_target = s_values + 32 * kCopy * (i * kValueParts + n);
-          if constexpr (kCopy == 16) {
-            cp_async_16(s_target, g_value + 16 * n, is_there ? 16 : 0);
-          } else {
-            cp_async_8(s_target, g_value, is_there ? 8 : 0);
-          }
-        }
-      }
+      for (int j = 0; j < Copies::kCount; ++j) copy(s_values + Copies::value(lane, j), sources, lane, j);
       load_scale(target.scales, values);
       walk.advance(args.p.lists, Cfg::kWarps);
       look_up();
@@ -189,13 +201,21 @@ struct FewRowsLoader {
   // What follows from it is worked out for each tile: in registers it would be dearer.
   __device__ __forceinline__ static int hidden_lane() { return thread_index() % 32; }
 
-  // first: the lane's first key of the tile.  bytes: where in a row it begins.
-  __device__ __forceinline__ TileRows<Cfg> sources_of(HeadRows<Cfg> const& rows, int first, int bytes) const {
+  // The lane's rows of a tile, from its own 16 bytes on.
+  __device__ __forceinline__ TileRows<Cfg> sources_of(HeadRows<Cfg> const& rows, int lane) const {
+    int const first = lane / Copies::kChunks, bytes = 16 * (lane % Copies::kChunks);
     if constexpr (Cfg::kPaged) {
       return TileRows<Cfg>{rows.place.g_head + bytes, page == args.pages.pages ? 0 : rows.offset(page, row), first};
     }
     return TileRows<Cfg>{
         rows.place.g_head + rows.offset(sequence, walk.next.first + first) + bytes, rows.token_bytes(), first};
+  }
+
+  // Copy j of a tile. Keys that are not read become zeros.
+  __device__ __forceinline__ void copy(u32 s_target, TileRows<Cfg>& sources, int lane, int j) const {
+    unsigned char const* const g_row = sources.take();
+    bool const is_there = exists >> (Copies::kKeys * j + lane / Copies::kChunks) & 1;
+    cp_async_16_once(s_target, g_row, is_there ? 16 : 0);
   }
 
   // Where the lane's key of the tile at the cursor is: asked for long before it is used.

@@ -16,6 +16,7 @@ struct FewRowsWarp {
   using Smem = FewRowsSmem<Cfg>;
   using Scores = RegTile<1, Cfg::kBc>;
   using Loader = FewRowsLoader<Cfg>;
+  using Copies = RowCopies<Cfg>;
   static constexpr int kLazyTiles = 64 / Cfg::kBc;  // FULL ones behind which rescaling may be lazy
 
   ForwardParams const& p;
@@ -39,7 +40,7 @@ struct FewRowsWarp {
 
   template <bool kFits>
   __device__ __forceinline__ void multiply_keys(Scores& scores, WarpBuffer<Cfg> const& from) const {
-    auto const* const s_keys = reinterpret_cast<uint4 const*>(from.elements) + lane_id();
+    auto const* const s_keys = reinterpret_cast<uint4 const*>(from.elements);
     Diagonal<Cfg::kBf16> const of_head = diagonal_of<kFits>(smem.scales[0]);
     float scales[Scores::kBlocks];
 #pragma unroll
@@ -47,13 +48,14 @@ struct FewRowsWarp {
       scales[i] = (fits & 4) != 0 ? from.scales[8 * i + lane_id() / 4] : smem.scales[0].scale;
     }
 #pragma unroll 1
-    for (int half = 0; half < Loader::kHalves; ++half) {
+    for (int half = 0; half < Copies::kHalves; ++half) {
       uint4 share[Scores::kBlocks][Cfg::kElement];
 #pragma unroll
       for (int i = 0; i < Scores::kBlocks; ++i) {
 #pragma unroll
         for (int n = 0; n < Cfg::kElement; ++n) {
-          share[i][n] = s_keys[32 * ((i * Loader::kHalves + half) * Cfg::kElement + n)];
+          int const at = 32 * ((i * Copies::kHalves + half) * Cfg::kElement + n);
+          share[i][n] = s_keys[at + (lane_id() ^ 4 * Copies::odd(half, n))];
         }
       }
 #pragma unroll
@@ -91,8 +93,9 @@ struct FewRowsWarp {
 
   template <bool kFits>
   __device__ __forceinline__ void multiply_values(Weights<Cfg> const& weights, WarpBuffer<Cfg> const& from) {
-    constexpr int kWords = Loader::kValueBytes / 4, kColumns = 4 / Cfg::kElement;  // of a lane; of a word
-    unsigned char const* const s_values = from.elements + Loader::kCopy * lane_id();
+    constexpr int kBytes = Cfg::kHeadDim / 8 * Cfg::kElement, kParts = kBytes > 16 ? 2 : 1;  // of a lane
+    constexpr int kWords = kBytes / 4, kColumns = 4 / Cfg::kElement;                         // of a lane; of a word
+    int const column = kBytes * (lane_id() / 4);
     float2 const* const s_scales = reinterpret_cast<float2 const*>(from.scales) + lane_id() % 4;
     Diagonal<Cfg::kBf16> const of_head = diagonal_of<kFits>(smem.scales[1]);
     float const of_all = smem.scales[1].scale;
@@ -107,9 +110,10 @@ struct FewRowsWarp {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
 #pragma unroll
-        for (int n = 0; n < Loader::kValueParts; ++n) {
-          unsigned char const* const s_part = s_values + 32 * Loader::kCopy * ((4 * t + i) * Loader::kValueParts + n);
-          if constexpr (Loader::kCopy == 16) {
+        for (int n = 0; n < kParts; ++n) {
+          unsigned char const* const s_part = from.elements + Copies::kValueBlock * (4 * t + i) +
+                                              Copies::unit(column / 16 + n, lane_id() % 4, i % 2) + column % 16;
+          if constexpr (kBytes >= 16) {
             uint4 const four = *reinterpret_cast<uint4 const*>(s_part);
             words[i][4 * n] = four.x;
             words[i][4 * n + 1] = four.y;
