@@ -46,9 +46,9 @@ template <int kStep>
 struct StrideWalk {
   Tile next;  // packed is 0 behind the last one; payload is the index of the entry, whose own is read where it counts
 
-  __device__ __forceinline__ StrideWalk(BlockLists const& lists, int first, int tiles, int start) : next{} {
-    if (uniform(tiles) == 0) return;
-    fetch(lists, first);
+  // first: the index of its first entry.
+  __device__ __forceinline__ void begin(BlockLists const& lists, int first, int4 const& first_entry, int start) {
+    take(first, first_entry);
     advance(lists, start);
   }
 
@@ -64,16 +64,13 @@ struct StrideWalk {
       if (next.packed & kLastFlag) {
         next.packed = 0;
       } else {
-        fetch(lists, next.payload + 1);
+        take(next.payload + 1, lists.entries[next.payload + 1]);
       }
     }
   }
 
  private:
-  __device__ __forceinline__ void fetch(BlockLists const& lists, int index) {
-    int4 const entry = lists.entries[index];
-    next = Tile{uniform(entry.x), index, entry.z};
-  }
+  __device__ __forceinline__ void take(int index, int4 const& entry) { next = Tile{uniform(entry.x), index, entry.z}; }
 };
 
 // How a warp copies rows: a lane 16 bytes of one at a time, all lanes kKeys whole rows.
@@ -136,27 +133,29 @@ struct FewRowsLoader {
 
   Fp8ParamsSm90 const& args;
   Smem& smem;
-  HeadPlace const (&places)[2];  // of keys, of values
-  int const sequence, warp;
+  int const warp;
+  int item = 0, worked_on = -1;  // of the block: where the cursor is, and what the warp works on
+  int sequence;
   StrideWalk<Cfg::kBc> walk;
   int page = 0, row = 0;  // of the lane's key of the tile at the cursor
   u32 exists = 0;         // keys of it that are read
   int buffer = 0;         // to be filled next
   int slot = 0;           // of the tile at the cursor
 
-  __device__ __forceinline__ FewRowsLoader(
-      Fp8ParamsSm90 const& params, Smem& memory, WorkSlot const& work, HeadPlace const (&of_head)[2], int of_warp)
-      : args(params),
-        smem(memory),
-        places(of_head),
-        sequence(work.mask),
-        warp(of_warp),
-        walk(params.p.lists, work.unskipped, work.tiles, of_warp) {
-    look_up();
+  __device__ __forceinline__ FewRowsLoader(Fp8ParamsSm90 const& params, Smem& memory, int of_warp)
+      : args(params), smem(memory), warp(of_warp) {
+    enter();
+  }
+
+  // The warp works on the next item.
+  __device__ __forceinline__ void go_on() {
+    ++worked_on;
+    leave_items();
   }
 
   // Starts to load the keys of the tile at the cursor, and says what the tile is.
   __device__ __forceinline__ void load_keys() {
+    leave_items();
     Tile const tile = walk.next;
     int const lane = hidden_lane();
     WarpBuffer<Cfg>& target = next_buffer();
@@ -169,7 +168,7 @@ struct FewRowsLoader {
         if (lane == 0) smem.hidden[warp][slot] = hidden;
       }
       if (tile.has_dead()) exists &= ~*MaskView{args.p, sequence}.dead_words(tile.first);
-      HeadRows<Cfg> const keys{places[0], args.p.k_strides, args.scales.k_strides};
+      HeadRows<Cfg> const keys{smem.places[item % 2][0], args.p.k_strides, args.scales.k_strides};
       TileRows<Cfg> sources = sources_of(keys, lane);
       u32 const s_keys = smem_address(target.elements) + Copies::first_key(lane);
 #pragma unroll
@@ -185,7 +184,7 @@ struct FewRowsLoader {
     slot = slot == Cfg::kTiles - 1 ? 0 : slot + 1;
     if (walk.next.packed != 0) {
       int const lane = hidden_lane();
-      HeadRows<Cfg> const values{places[1], args.p.v_strides, args.scales.v_strides};
+      HeadRows<Cfg> const values{smem.places[item % 2][1], args.p.v_strides, args.scales.v_strides};
       TileRows<Cfg> sources = sources_of(values, lane);
       u32 const s_values = smem_address(target.elements);
 #pragma unroll
@@ -193,11 +192,31 @@ struct FewRowsLoader {
       load_scale(target.scales, values);
       walk.advance(args.p.lists, Cfg::kWarps);
       look_up();
+      leave_items();
     }
     cp_async_commit();
   }
 
  private:
+  // The item's tiles for this warp; none behind the last item.
+  __device__ __forceinline__ void enter() {
+    WorkSlot const& work = smem.work[item % 2];
+    sequence = work.mask;
+    walk.next.packed = 0;
+    if (uniform(work.tiles) > 0) walk.begin(args.p.lists, work.unskipped, smem.entries[item % 2], warp);
+    look_up();
+  }
+
+  // To the next item that has tiles for this warp, if it is known yet, but not beyond the one behind that which the
+  // warp works on: its slot is still in use. Meanwhile buffers are left empty.
+  __device__ __forceinline__ void leave_items() {
+#pragma unroll 1
+    while (walk.next.packed == 0 && item <= worked_on && smem.has_item(item + 1)) {
+      ++item;
+      enter();
+    }
+  }
+
   // What follows from it is worked out for each tile: in registers it would be dearer.
   __device__ __forceinline__ static int hidden_lane() { return thread_index() % 32; }
 
