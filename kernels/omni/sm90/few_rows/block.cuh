@@ -71,14 +71,14 @@ struct FewRowsBlock {
     load_q<Cfg::kThreads>(0, threadIdx.x);
     __syncthreads();  // Q and scales are there
     if (warp == kLast) prepare(1);
-    int item = 0;
+    int& item = loader.worked_on;
 #pragma unroll 1
     while (true) {
-      loader.go_on();
-      WorkSlot const& work = smem.work[item % 2];
+      ++item;
       Warp one(p, smem, warp, item);
-      one.run(loader, work);
+      one.run(loader, smem.work[item % 2]);
       smem.wait_for_item(item + 1);
+      WorkSlot const& work = smem.work[item % 2];
       if (uniform(smem.work[(item + 1) % 2].head) < 0) {
         one.leave(rows_of(work).live);
         break;
@@ -89,7 +89,6 @@ struct FewRowsBlock {
         prepare(item + 2);
       }
       if (lane_id() == 0) mbarrier_arrive(smem_address(&smem.turn[warp == kLast ? 0 : warp + 1]));
-      ++item;
     }
     __syncthreads();  // all have left theirs
     end_item(smem.work[item % 2]);

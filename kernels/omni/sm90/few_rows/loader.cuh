@@ -147,15 +147,8 @@ struct FewRowsLoader {
     enter();
   }
 
-  // The warp works on the next item.
-  __device__ __forceinline__ void go_on() {
-    ++worked_on;
-    leave_items();
-  }
-
   // Starts to load the keys of the tile at the cursor, and says what the tile is.
   __device__ __forceinline__ void load_keys() {
-    leave_items();
     Tile const tile = walk.next;
     int const lane = hidden_lane();
     WarpBuffer<Cfg>& target = next_buffer();
@@ -192,9 +185,9 @@ struct FewRowsLoader {
       load_scale(target.scales, values);
       walk.advance(args.p.lists, Cfg::kWarps);
       look_up();
-      leave_items();
     }
     cp_async_commit();
+    leave_items();
   }
 
  private:
@@ -208,11 +201,18 @@ struct FewRowsLoader {
   }
 
   // To the next item that has tiles for this warp, if it is known yet, but not beyond the one behind that which the
-  // warp works on: its slot is still in use. Meanwhile buffers are left empty.
+  // warp works on: its slot is still in use. Meanwhile buffers are left empty. Not between the keys and the values of a
+  // tile.
   __device__ __forceinline__ void leave_items() {
 #pragma unroll 1
-    while (walk.next.packed == 0 && item <= worked_on && smem.has_item(item + 1)) {
-      ++item;
+    while (walk.next.packed == 0) {
+      if (item < worked_on) {
+        item = worked_on;  // those before it had no tile for this warp
+      } else if (item == worked_on && smem.has_item(item + 1)) {
+        ++item;
+      } else {
+        return;
+      }
       enter();
     }
   }
