@@ -135,7 +135,6 @@ struct FewRowsLoader {
   Smem& smem;
   int const warp;
   int item = 0, worked_on = -1;  // of the block: where the cursor is, and what the warp works on
-  int sequence;
   StrideWalk<Cfg::kBc> walk;
   int page = 0, row = 0;  // of the lane's key of the tile at the cursor
   u32 exists = 0;         // keys of it that are read
@@ -160,7 +159,7 @@ struct FewRowsLoader {
         u32 const hidden = __ballot_sync(0xffffffffu, inside && !has_page);
         if (lane == 0) smem.hidden[warp][slot] = hidden;
       }
-      if (tile.has_dead()) exists &= ~*MaskView{args.p, sequence}.dead_words(tile.first);
+      if (tile.has_dead()) exists &= ~*MaskView{args.p, sequence()}.dead_words(tile.first);
       HeadRows<Cfg> const keys{smem.places[item % 2][0], args.p.k_strides, args.scales.k_strides};
       TileRows<Cfg> sources = sources_of(keys, lane);
       u32 const s_keys = smem_address(target.elements) + Copies::first_key(lane);
@@ -194,7 +193,6 @@ struct FewRowsLoader {
   // The item's tiles for this warp; none behind the last item.
   __device__ __forceinline__ void enter() {
     WorkSlot const& work = smem.work[item % 2];
-    sequence = work.mask;
     walk.next.packed = 0;
     if (uniform(work.tiles) > 0) walk.begin(args.p.lists, work.unskipped, smem.entries[item % 2], warp);
     look_up();
@@ -217,6 +215,8 @@ struct FewRowsLoader {
     }
   }
 
+  __device__ __forceinline__ int sequence() const { return smem.work[item % 2].mask; }
+
   // What follows from it is worked out for each tile: in registers it would be dearer.
   __device__ __forceinline__ static int hidden_lane() { return thread_index() % 32; }
 
@@ -227,7 +227,7 @@ struct FewRowsLoader {
       return TileRows<Cfg>{rows.place.g_head + bytes, page == args.pages.pages ? 0 : rows.offset(page, row), first};
     }
     return TileRows<Cfg>{
-        rows.place.g_head + rows.offset(sequence, walk.next.first + first) + bytes, rows.token_bytes(), first};
+        rows.place.g_head + rows.offset(sequence(), walk.next.first + first) + bytes, rows.token_bytes(), first};
   }
 
   // Copy j of a tile. Keys that are not read become zeros.
@@ -239,11 +239,11 @@ struct FewRowsLoader {
 
   // Where the lane's key of the tile at the cursor is: asked for long before it is used.
   __device__ __forceinline__ void look_up() {
-    page = sequence;
+    page = sequence();
     row = walk.next.first + lane_id();
     if constexpr (Cfg::kPaged) {
       page = args.pages.pages;
-      if (lane_id() < walk.next.length()) page = args.pages.page_of(sequence, row, row);
+      if (lane_id() < walk.next.length()) page = args.pages.page_of(sequence(), row, row);
     }
   }
 
