@@ -68,13 +68,13 @@ struct FewRowsBlock {
     FewRowsLoader<Cfg> loader(args, smem, warp);
     Warp::fill(loader);
     if constexpr (Cfg::kE4m3) write_scales<Cfg::kWarps>(0, warp);
-    load_q<Cfg::kThreads>(0, threadIdx.x);
+    load_q<Cfg::kWarps>(0, warp);
     __syncthreads();  // Q and scales are there
-    if (warp == kLast) prepare(1);
     int& item = loader.worked_on;
 #pragma unroll 1
     while (true) {
       ++item;
+      if (warp == kLast) prepare(item + 1);
       Warp one(p, smem, warp, item);
       one.run(loader, smem.work[item % 2]);
       smem.wait_for_item(item + 1);
@@ -84,10 +84,7 @@ struct FewRowsBlock {
         break;
       }
       one.template add_to_chain<WarpSum>(item, rows_of(work).live);
-      if (warp == kLast) {
-        leave_chain(work);
-        prepare(item + 2);
-      }
+      if (warp == kLast) leave_chain(work);
       if (lane_id() == 0) mbarrier_arrive(smem_address(&smem.turn[warp == kLast ? 0 : warp + 1]));
     }
     __syncthreads();  // all have left theirs
@@ -100,7 +97,7 @@ struct FewRowsBlock {
     if (lane_id() == 0) look_up(slot, list.take());
     __syncwarp();
     if (uniform(smem.work[slot].head) >= 0) {
-      load_q<32>(slot, lane_id());
+      load_q<1>(slot, 0);
       if constexpr (Cfg::kE4m3) write_scales<1>(slot, 0);
     }
     __syncwarp();
@@ -169,27 +166,31 @@ struct FewRowsBlock {
     }
   }
 
-  // Rows of no token are zeros. By so many threads, of which this is `index`.
+  // Rows of no token are zeros. By kOf warps, of which this is `index`: a step each at a time.
   template <int kOf>
   __device__ __forceinline__ void load_q(int slot, int index) {
-    constexpr int kCopies = 32 * Cfg::kSteps;
     WorkSlot const& work = smem.work[slot];
-    int const live = rows_of(work).live;
-    int const batch = query_batch<Cfg>(work.batch);
-#pragma unroll(kOf == 32 ? kCopies / 32 : 1)
-    for (int i = index; i < kCopies; i += kOf) {
-      int const step = i / 32, column = step / 4 * 64 + i % 4 * 16 + step % 4 * 4;
+    int const live = rows_of(work).live, lane = lane_id();
+    unsigned char const* g_rows[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      int const row = 8 * h + lane / 4, token = row / p.pack_heads;
+      g_rows[h] = nullptr;
+      if (row < live) {
+        g_rows[h] = p.query().row(
+            query_batch<Cfg>(work.batch), work.head + row - token * p.pack_heads, work.q0 + token);
+      }
+    }
+#pragma unroll(kOf == 1 ? Cfg::kSteps : 1)
+    for (int step = index; step < Cfg::kSteps; step += kOf) {
+      int const column = step / 4 * 64 + lane % 4 * 16 + step % 4 * 4;
       uint2 found[2];
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        int const row = 8 * h + i % 32 / 4, token = row / p.pack_heads;
         found[h] = make_uint2(0, 0);
-        if (row >= live) continue;
-        unsigned char const* const g_row =
-            p.query().row(batch, work.head + row - token * p.pack_heads, work.q0 + token);
-        found[h] = *reinterpret_cast<uint2 const*>(g_row + 2 * column);
+        if (g_rows[h] != nullptr) found[h] = *reinterpret_cast<uint2 const*>(g_rows[h] + 2 * column);
       }
-      smem.q[slot][step][i % 32] = make_uint4(found[0].x, found[1].x, found[0].y, found[1].y);
+      smem.q[slot][step][lane] = make_uint4(found[0].x, found[1].x, found[0].y, found[1].y);
     }
   }
 
