@@ -239,15 +239,6 @@ __device__ __forceinline__ uint4 load_16_or_zeros(void const* g_source, bool exi
   return v;
 }
 
-// 16 bytes that nobody reads again to shared memory, past L1, and first to leave L2: what others left there stays.
-// bytes = 0 writes zeros and reads nothing.
-__device__ __forceinline__ void cp_async_16_once(u32 s_target, void const* g_source, int bytes) {
-  constexpr unsigned long long kEvictFirst = 0x12f0000000000000ull;  // as createpolicy.fractional.L2::evict_first makes
-  asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;" ::"r"(s_target),
-               "l"(g_source), "r"(bytes), "l"(kEvictFirst)
-               : "memory");
-}
-
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }

@@ -3,7 +3,6 @@
 #pragma once
 
 #include "omni/address.cuh"
-#include "omni/sm80/ptx.cuh"
 
 namespace omni {
 
@@ -173,7 +172,6 @@ inline uint4 load_16_or_zeros(void const* source, bool exists) {
   cpu::check_source(source, 16);
   return *static_cast<uint4 const*>(source);
 }
-inline void cp_async_16_once(u32 target, void const* source, int bytes) { copy_async(target, source, bytes, 16); }
 inline void wgmma_fence() {}
 inline void wgmma_commit() {}
 template <int kPending>

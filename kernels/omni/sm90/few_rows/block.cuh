@@ -6,7 +6,6 @@
 #pragma once
 
 #include "omni/sm90/few_rows/warp.cuh"
-#include "omni/sm90/forward/packed.cuh"
 
 namespace omni {
 
@@ -14,7 +13,6 @@ template <class Cfg>
 struct FewRowsBlock {
   using Smem = FewRowsSmem<Cfg>;
   using Warp = FewRowsWarp<Cfg>;
-  using Merge = PackedMerge<Cfg>;
 
   Fp8ParamsSm90 const& args;
   ForwardParams const& p;
@@ -83,9 +81,10 @@ struct FewRowsBlock {
         one.leave(rows_of(work).live);
         break;
       }
-      one.template add_to_chain<WarpSum>(item, rows_of(work).live);
+      one.add_to_chain(item, rows_of(work).live);
       if (warp == kLast) leave_chain(work);
       if (lane_id() == 0) mbarrier_arrive(smem_address(&smem.turn[warp == kLast ? 0 : warp + 1]));
+      __syncwarp();  // else the compiler takes lanes for apart from here on, and lets them meet before each product
     }
     __syncthreads();  // all have left theirs
     end_item(smem.work[item % 2]);
@@ -104,42 +103,32 @@ struct FewRowsBlock {
     if (lane_id() == 0) mbarrier_arrive(smem_address(&smem.item_full[slot]));
   }
 
-  // By the last warp: rows of the chain leave, as rows that are whole or as those of a part.
+  // By the last warp: rows of the chain leave.
   __device__ __forceinline__ void leave_chain(WorkSlot const& work) {
     PackedRows<Cfg> const rows = rows_of(work);
-    int4 const split = split_of(work);
-    Merge const merge{args, rows, split};
-#pragma unroll 1
-    for (int row = 0; row < uniform(rows.live); ++row) {
-      float out[1][4] = {};
-#pragma unroll
-      for (int e = 0; e < 4; ++e) out[0][e] = element(smem.chain, row, first_column() + e);
-      leave_row(merge, row, out, smem.chain_sums[row]);
-    }
-    if (uniform(split.x) < 0) return;
+    PackedMerge<Cfg> const merge{args, rows, split_of(work)};
+    ItemSums<Cfg> const sums{args, smem, merge};
+    sums.leave_chain();
+    if (uniform(merge.split.x) < 0) return;
     __threadfence();
     __syncwarp();  // all rows, before their arrival
     int last = 0;
-    if (lane_id() == 0) last = arrives_last(merge);
-    if (uniform(last) == 0) return;
-#pragma unroll 1
-    for (int row = 0; row < uniform(rows.live); ++row) merge_row(merge, row);
+    if (lane_id() == 0) last = sums.arrives_last();
+    if (uniform(last) != 0) sums.merge_rows(0, 1);
   }
 
   // The block's last item, whose rows all warps have left in their rings.
   __device__ __forceinline__ void end_item(WorkSlot const& work) {
     PackedRows<Cfg> const rows = rows_of(work);
-    int4 const split = split_of(work);
-    Merge const merge{args, rows, split};
-    add_up(merge);
-    if (uniform(split.x) < 0) return;
+    PackedMerge<Cfg> const merge{args, rows, split_of(work)};
+    ItemSums<Cfg> const sums{args, smem, merge};
+    sums.add_up(warp);
+    if (uniform(merge.split.x) < 0) return;
     __threadfence();
     __syncthreads();  // the rows of all warps, before their arrival
-    if (threadIdx.x == 0) smem.is_last = arrives_last(merge);
+    if (threadIdx.x == 0) smem.is_last = sums.arrives_last();
     __syncthreads();
-    if (uniform(smem.is_last) == 0) return;
-#pragma unroll 1
-    for (int row = warp; row < uniform(rows.live); row += Cfg::kWarps) merge_row(merge, row);
+    if (uniform(smem.is_last) != 0) sums.merge_rows(warp, Cfg::kWarps);
   }
 
   __device__ __forceinline__ int4 split_of(WorkSlot const& work) const {
@@ -177,8 +166,8 @@ struct FewRowsBlock {
       int const row = 8 * h + lane / 4, token = row / p.pack_heads;
       g_rows[h] = nullptr;
       if (row < live) {
-        g_rows[h] = p.query().row(
-            query_batch<Cfg>(work.batch), work.head + row - token * p.pack_heads, work.q0 + token);
+        g_rows[h] =
+            p.query().row(query_batch<Cfg>(work.batch), work.head + row - token * p.pack_heads, work.q0 + token);
       }
     }
 #pragma unroll(kOf == 1 ? Cfg::kSteps : 1)
@@ -192,127 +181,6 @@ struct FewRowsBlock {
       }
       smem.q[slot][step][lane] = make_uint4(found[0].x, found[1].x, found[0].y, found[1].y);
     }
-  }
-
-  // What warps have of a row, one after the other.
-  struct WarpSum {
-    float2 of = make_float2(neg_inf(), 0.f);  // row_max and row_sum so far
-    float old_share, new_share;
-
-    __device__ __forceinline__ void add(float2 const& next, float scale_log2) {
-      float const top = fmaxf(of.x, next.x);
-      old_share = share(of.x, top, scale_log2);
-      new_share = share(next.x, top, scale_log2);
-      of = make_float2(top, plus(of.y, next.y));
-    }
-
-    // Of O or of sums.
-    __device__ __forceinline__ float plus(float before, float next) const {
-      return fmaf(new_share, next, old_share * before);
-    }
-
-   private:
-    __device__ __forceinline__ static float share(float from, float to, float scale_log2) {
-      return from == neg_inf() ? 0.f : exp2_approx((from - to) * scale_log2);
-    }
-  };
-
-  // Of the four that a lane has of a row; lanes of none read those of lane 0.
-  __device__ __forceinline__ static bool has_columns() { return 4 * lane_id() < Cfg::kValueDim; }
-  __device__ __forceinline__ static int first_column() { return has_columns() ? 4 * lane_id() : 0; }
-
-  __device__ __forceinline__ static float element(float const* s_out, int row, int column) {
-    int const block = column % (Cfg::kValueDim / 8), n = column / (Cfg::kValueDim / 8);
-    return s_out[row * Smem::kPitch + Smem::at_column(8 * block) + n];
-  }
-
-  // A row a warp: O of all warps, added in their order, leaves as a row that is whole or as that of a part.
-  __device__ __forceinline__ void add_up(Merge const& merge) const {
-#pragma unroll 1
-    for (int row = warp; row < merge.rows.live; row += Cfg::kWarps) {
-      WarpSum sum;
-      float out[1][4] = {};
-#pragma unroll
-      for (int w = 0; w < Cfg::kWarps; ++w) {
-        sum.add(smem.sums[w][row], p.scale_log2);
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          out[0][e] = sum.plus(out[0][e], element(smem.rings[w].out, row, first_column() + e));
-        }
-      }
-      leave_row(merge, row, out, sum.of);
-    }
-  }
-
-  // sums: row_max and row_sum.
-  __device__ __forceinline__ void leave_row(
-      Merge const& merge, int row, float const (&out)[1][4], float2 const& sums) const {
-    if (merge.split.x < 0) {
-      merge.store(out, row, sums.x, sums.y);
-      return;
-    }
-    if (has_columns()) {
-      float* const g_row = merge.part(merge.split.y) + row * Cfg::kValueDim + first_column();
-      *reinterpret_cast<float4*>(g_row) = make_float4(out[0][0], out[0][1], out[0][2], out[0][3]);
-    }
-    if (lane_id() == 0) merge.sums(merge.split.y)[row] = sums;
-  }
-
-  // As PackedMerge does it, in the same order, by a pointer that goes from part to part.
-  __device__ __forceinline__ void merge_row(Merge const& merge, int row) const {
-    constexpr int kAtOnce = 16;
-    int const parts = uniform(merge.split.z);
-    i64 const step = p.part_rows * (Cfg::kValueDim + 2);
-    float const* g_row = merge.part(0) + row * Cfg::kValueDim + first_column();
-    float row_max = neg_inf(), row_sum = 0.f;
-    float2 found = make_float2(neg_inf(), 0.f);
-#pragma unroll 1
-    for (int base = 0; base < parts; base += 32) {
-      if (base + lane_id() < parts) found = load_past_l1(merge.sums(base + lane_id()) + row);
-      row_max = fmaxf(row_max, found.x);
-    }
-#pragma unroll
-    for (int lanes = 16; lanes > 0; lanes /= 2) {
-      row_max = fmaxf(row_max, __shfl_xor_sync(0xffffffffu, row_max, lanes));
-    }
-    float out[1][4] = {};
-#pragma unroll 1
-    for (int base = 0; base < parts; base += 32) {
-      bool const is_there = base + lane_id() < parts;
-      if (parts > 32 && is_there) found = load_past_l1(merge.sums(base + lane_id()) + row);
-      float const weight = is_there ? merge.share(found.x, row_max) : 0.f;
-      row_sum = fmaf(weight, is_there ? found.y : 0.f, row_sum);
-#pragma unroll 1
-      for (int i = base; i < min(base + 32, parts); i += kAtOnce) {
-        float4 more[kAtOnce];
-#pragma unroll
-        for (int n = 0; n < kAtOnce; ++n) {
-          more[n] = make_float4(0.f, 0.f, 0.f, 0.f);
-          if (i + n < parts) more[n] = load_past_l1(reinterpret_cast<float4 const*>(g_row));
-          g_row += step;
-        }
-#pragma unroll
-        for (int n = 0; n < kAtOnce; ++n) {
-          float const factor = __shfl_sync(0xffffffffu, weight, i - base + n);
-          out[0][0] = fmaf(factor, more[n].x, out[0][0]);
-          out[0][1] = fmaf(factor, more[n].y, out[0][1]);
-          out[0][2] = fmaf(factor, more[n].z, out[0][2]);
-          out[0][3] = fmaf(factor, more[n].w, out[0][3]);
-        }
-      }
-    }
-#pragma unroll
-    for (int lanes = 16; lanes > 0; lanes /= 2) row_sum += __shfl_xor_sync(0xffffffffu, row_sum, lanes);
-    merge.store(out, row, row_max, row_sum);
-  }
-
-  // Counts the arrival of a part, by one thread. The last one puts the counter back to zero, for the next launch.
-  __device__ __forceinline__ bool arrives_last(Merge const& merge) {
-    u32* const arrivals = args.arrivals + static_cast<i64>(merge.rows.tile) * args.n_split_rows + merge.split.x;
-    bool const last = static_cast<int>(atomicAdd(arrivals, 1u)) == merge.split.z - 1;
-    if (last) *arrivals = 0;
-    __threadfence();  // the arrivals seen, before the others' rows
-    return last;
   }
 };
 

@@ -1,15 +1,11 @@
-// A warp's keys and values on their way to its ring, by cp.async: every kWarps-th tile of an item. Eight lanes copy a
-// line of 128 bytes together, so that each is asked for once; elements lie where the lane that needs them reads 16
-// bytes, and in an order in which neither who writes nor who reads meets another in a bank:
-//
-//  keys:   of key 8 * i + lane / 4 the columns 64 * h + 16 * (lane % 4) to + 15, for all i and h. They are the k index
-//          of four steps of Q K^T, four columns each, and Q lies in the same order.
-//  values: of keys 16 * t + 2 * (lane % 4) + {0, 1, 8, 9}, the k index of step t of P V, the columns
-//          kHeadDim / 8 * (lane / 4) and those behind it, one for each block of eight columns of O.
+// A warp's keys and values on their way to its ring: every kWarps-th tile of an item, then of the next one. A tile whose
+// keys follow each other without a gap is one copy of the copy engine, which a lane asks for. Others, in pages and of
+// fewer keys, come by cp.async (row_copies.cuh).
 #pragma once
 
 #include "omni/mask/rule.cuh"
 #include "omni/sm80/ptx.cuh"
+#include "omni/sm90/few_rows/row_copies.cuh"
 #include "omni/sm90/few_rows/smem.cuh"
 
 namespace omni {
@@ -37,9 +33,6 @@ place_of(void const* data, Strides const& strides, float const* scales, Strides 
       static_cast<unsigned char const*>(data) + Cfg::kElement * head * strides.head,
       of_tokens ? scales + head * of_scales.head : nullptr};
 }
-
-// What all lanes have, as the compiler knows then: where warps may diverge it makes them meet before each shuffle.
-__device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
 // Walks the tiles of a part in strides.
 template <int kStep>
@@ -73,43 +66,6 @@ struct StrideWalk {
   __device__ __forceinline__ void take(int index, int4 const& entry) { next = Tile{uniform(entry.x), index, entry.z}; }
 };
 
-// How a warp copies rows: a lane 16 bytes of one at a time, all lanes kKeys whole rows.
-template <class Cfg>
-struct RowCopies {
-  static constexpr int kChunks = Cfg::kHeadDim * Cfg::kElement / 16;  // of a row
-  static constexpr int kKeys = 32 / kChunks;
-  static constexpr int kCount = Cfg::kBc / kKeys;
-  static constexpr int kHalves = Cfg::kHeadDim / 64;
-  static_assert(kChunks >= 4 && kChunks <= 16, "a row has 64 to 256 bytes");
-
-  // Of keys: where the lane's share of the first copy goes, and how far from there that of copy j does.
-  __device__ __forceinline__ static u32 first_key(int lane) {
-    int const chunk = lane % kChunks, half = chunk / (4 * Cfg::kElement);
-    int const quarter = chunk % (4 * Cfg::kElement) / Cfg::kElement, part = chunk % Cfg::kElement;
-    return 512 * (half * Cfg::kElement + part) + 16 * ((4 * (lane / kChunks) + quarter) ^ 4 * odd(half, part));
-  }
-
-  __device__ __forceinline__ static u32 key_step(int j) {
-    return 512 * kHalves * Cfg::kElement * (kKeys * j / 8) + 64 * (kKeys * j % 8);
-  }
-
-  // Where lanes change places, so that both halves of a row, or both parts of 16 columns, go to other banks.
-  __device__ __forceinline__ static int odd(int half, int part) { return Cfg::kElement == 1 ? half : part; }
-
-  // Of values: units of 16 bytes, four keys of a chunk side by side. Chunks turn them.
-  __device__ __forceinline__ static u32 unit(int chunk, int pair, int odd_key) {
-    return 16 * (4 * chunk + (pair ^ chunk / 2 % 4 ^ (kChunks == 4 ? 2 * odd_key : 0)));
-  }
-
-  static constexpr int kValueBlock = 64 * kChunks;  // bytes of these four keys
-
-  __device__ __forceinline__ static u32 value(int lane, int j) {
-    int const key = lane / kChunks;
-    u32 const first = kValueBlock * (key % 2) + unit(lane % kChunks, key / 2, key % 2);
-    return (first ^ 16 * (kKeys * j % 8 / 2)) + 2 * kValueBlock * (kKeys * j / 8);
-  }
-};
-
 // Where rows of a tile begin that follow each other in steps of as many keys as a warp copies at once.
 template <class Cfg>
 struct TileRows {
@@ -138,7 +94,7 @@ struct FewRowsLoader {
   StrideWalk<Cfg::kBc> walk;
   int page = 0, row = 0;  // of the lane's key of the tile at the cursor
   u32 exists = 0;         // keys of it that are read
-  int buffer = 0;         // to be filled next
+  int buffer = 0;         // to be filled next, in two rounds
   int slot = 0;           // of the tile at the cursor
 
   __device__ __forceinline__ FewRowsLoader(Fp8ParamsSm90 const& params, Smem& memory, int of_warp)
@@ -161,10 +117,12 @@ struct FewRowsLoader {
       }
       if (tile.has_dead()) exists &= ~*MaskView{args.p, sequence()}.dead_words(tile.first);
       HeadRows<Cfg> const keys{smem.places[item % 2][0], args.p.k_strides, args.scales.k_strides};
-      TileRows<Cfg> sources = sources_of(keys, lane);
-      u32 const s_keys = smem_address(target.elements) + Copies::first_key(lane);
+      if (!load_at_once(target, keys)) {
+        TileRows<Cfg> sources = sources_of(keys, lane);
+        u32 const s_keys = smem_address(target.elements) + Copies::key_target(lane);
 #pragma unroll
-      for (int j = 0; j < Copies::kCount; ++j) copy(s_keys + Copies::key_step(j), sources, lane, j);
+        for (int j = 0; j < Copies::kCount; ++j) copy(s_keys + Copies::key_step(j), sources, lane, j);
+      }
       load_scale(target.scales, keys);
     }
     cp_async_commit();
@@ -177,10 +135,12 @@ struct FewRowsLoader {
     if (walk.next.packed != 0) {
       int const lane = hidden_lane();
       HeadRows<Cfg> const values{smem.places[item % 2][1], args.p.v_strides, args.scales.v_strides};
-      TileRows<Cfg> sources = sources_of(values, lane);
-      u32 const s_values = smem_address(target.elements);
+      if (!load_at_once(target, values)) {
+        TileRows<Cfg> sources = sources_of(values, lane);
+        u32 const s_values = smem_address(target.elements);
 #pragma unroll
-      for (int j = 0; j < Copies::kCount; ++j) copy(s_values + Copies::value(lane, j), sources, lane, j);
+        for (int j = 0; j < Copies::kCount; ++j) copy(s_values + Copies::value_target(lane, j), sources, lane, j);
+      }
       load_scale(target.scales, values);
       walk.advance(args.p.lists, Cfg::kWarps);
       look_up();
@@ -220,6 +180,26 @@ struct FewRowsLoader {
   // What follows from it is worked out for each tile: in registers it would be dearer.
   __device__ __forceinline__ static int hidden_lane() { return thread_index() % 32; }
 
+  // The rows of the tile at the cursor, where they can come by one copy; else says that they cannot. Either way the
+  // buffer's barrier has its arrival.
+  __device__ __forceinline__ bool load_at_once(WarpBuffer<Cfg>& target, HeadRows<Cfg> const& rows) {
+    if constexpr (!Copies::kAtOnce) return false;
+    bool const can = exists == 0xffffffffu && rows.strides.token == Cfg::kHeadDim;
+    u64* const s_full = &smem.full[warp][(buffer + Cfg::kBuffers - 1) % Cfg::kBuffers];  // the buffer before
+    if (lane_id() == 0) {
+      if (can) {
+        fence_proxy_async();  // what this warp has read, and what it has copied there otherwise
+        mbarrier_expect_tx(smem_address(s_full), Cfg::kTileBytes);
+        bulk_load_once(
+            smem_address(target.elements), rows.place.g_head + rows.offset(sequence(), walk.next.first),
+            Cfg::kTileBytes, smem_address(s_full));
+      } else {
+        mbarrier_arrive(smem_address(s_full));
+      }
+    }
+    return can;
+  }
+
   // The lane's rows of a tile, from its own 16 bytes on.
   __device__ __forceinline__ TileRows<Cfg> sources_of(HeadRows<Cfg> const& rows, int lane) const {
     int const first = lane / Copies::kChunks, bytes = 16 * (lane % Copies::kChunks);
@@ -248,8 +228,12 @@ struct FewRowsLoader {
   }
 
   __device__ __forceinline__ WarpBuffer<Cfg>& next_buffer() {
-    WarpBuffer<Cfg>& found = smem.rings[warp].buffers[buffer];
-    buffer = buffer == Cfg::kBuffers - 1 ? 0 : buffer + 1;
+    int const index = buffer % Cfg::kBuffers;
+    WarpBuffer<Cfg>& found = smem.rings[warp].buffers[index];
+    if constexpr (Copies::kAtOnce) {
+      if (walk.next.packed == 0 && lane_id() == 0) mbarrier_arrive(smem_address(&smem.full[warp][index]));
+    }
+    buffer = buffer == 2 * Cfg::kBuffers - 1 ? 0 : buffer + 1;
     return found;
   }
 

@@ -8,6 +8,9 @@
 
 namespace omni {
 
+// What all lanes have, as the compiler knows then: where warps may diverge it makes them meet before each shuffle.
+__device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
+
 // Where the keys or the values of a head lie, and their scales where each token has one, else null.
 struct HeadPlace {
   unsigned char const* g_head;
@@ -48,6 +51,7 @@ struct FewRowsSmem {
   int4 entries[2];                       // their first ones
   HeadPlace places[2][2];                // of their keys and values
   u64 item_full[2];                      // what is said of them is there, with Q and scales
+  u64 full[Cfg::kWarps][Cfg::kBuffers];  // copies of the copy engine are there
   u64 turn[Cfg::kWarps];                 // the warp before has added what it has of an item; of the first the last one
   int is_last;
 
@@ -55,6 +59,7 @@ struct FewRowsSmem {
   __device__ __forceinline__ void init() {
     for (int i = 0; i < 2; ++i) mbarrier_init(smem_address(&item_full[i]), 1);
     for (int i = 0; i < Cfg::kWarps; ++i) mbarrier_init(smem_address(&turn[i]), 1);
+    for (int i = 0; i < Cfg::kWarps * Cfg::kBuffers; ++i) mbarrier_init(smem_address(&full[0][0] + i), 1);
     fence_mbarrier_init();
   }
 

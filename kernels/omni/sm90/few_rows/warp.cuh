@@ -5,6 +5,7 @@
 
 #include "omni/mask/keep.cuh"
 #include "omni/sm90/few_rows/fragments.cuh"
+#include "omni/sm90/few_rows/item_sums.cuh"
 #include "omni/sm90/few_rows/loader.cuh"
 #include "omni/sm90/forward/weights.cuh"
 #include "omni/softcap.cuh"
@@ -40,7 +41,6 @@ struct FewRowsWarp {
 
   template <bool kFits>
   __device__ __forceinline__ void multiply_keys(Scores& scores, WarpBuffer<Cfg> const& from) const {
-    auto const* const s_keys = reinterpret_cast<uint4 const*>(from.elements);
     Diagonal<Cfg::kBf16> const of_head = diagonal_of<kFits>(smem.scales[parity][0]);
     float scales[Scores::kBlocks];
 #pragma unroll
@@ -54,8 +54,8 @@ struct FewRowsWarp {
       for (int i = 0; i < Scores::kBlocks; ++i) {
 #pragma unroll
         for (int n = 0; n < Cfg::kElement; ++n) {
-          int const at = 32 * ((i * Copies::kHalves + half) * Cfg::kElement + n);
-          share[i][n] = s_keys[at + (lane_id() ^ 4 * Copies::odd(half, n))];
+          u32 const at = Copies::key_at(lane_id(), i, half, n);
+          share[i][n] = *reinterpret_cast<uint4 const*>(from.elements + at);
         }
       }
 #pragma unroll
@@ -111,8 +111,7 @@ struct FewRowsWarp {
       for (int i = 0; i < 4; ++i) {
 #pragma unroll
         for (int n = 0; n < kParts; ++n) {
-          unsigned char const* const s_part = from.elements + Copies::kValueBlock * (4 * t + i) +
-                                              Copies::unit(column / 16 + n, lane_id() % 4, i % 2) + column % 16;
+          unsigned char const* const s_part = from.elements + Copies::value_at(lane_id(), t, i, column + 16 * n);
           if constexpr (kBytes >= 16) {
             uint4 const four = *reinterpret_cast<uint4 const*>(s_part);
             words[i][4 * n] = four.x;
@@ -202,9 +201,13 @@ struct FewRowsWarp {
   // The oldest buffer, which is the next one to be filled. It is there for all lanes: scales are copied by other ones,
   // and one says what a tile is.
   __device__ __forceinline__ WarpBuffer<Cfg> const& take_buffer(Loader const& loader) const {
+    int const index = loader.buffer % Cfg::kBuffers;
     cp_async_wait<Cfg::kBuffers - 1>();
+    if constexpr (Copies::kAtOnce) {  // filled in the round before
+      mbarrier_wait(smem_address(&smem.full[warp][index]), loader.buffer / Cfg::kBuffers ^ 1);
+    }
     __syncwarp();
-    return smem.rings[warp].buffers[loader.buffer];
+    return smem.rings[warp].buffers[index];
   }
 
   // kSame: loads keys where `keys` says so, else values.
@@ -239,16 +242,14 @@ struct FewRowsWarp {
 
   // The same of another item, added to what the warps before it had: the additions are those that are made of what
   // all warps have left.
-  template <class Sum>
   __device__ __forceinline__ void add_to_chain(int item, int live) {
     softmax.finish();
     mbarrier_wait(smem_address(&smem.turn[warp]), (item + (warp == 0)) % 2);
     float const more = left_to_out();
-    Sum sums[2];
+    WarpSum sums[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       int const row = 8 * h + lane_id() / 4;
-      sums[h] = Sum{make_float2(neg_inf(), 0.f)};
       if (warp != 0 && row < live) sums[h].of = smem.chain_sums[row];
     }
     __syncwarp();  // all have read them
