@@ -95,7 +95,6 @@ struct FewRowsLoader {
   int page = 0, row = 0;  // of the lane's key of the tile at the cursor
   u32 exists = 0;         // keys of it that are read
   int buffer = 0;         // to be filled next, in two rounds
-  int slot = 0;           // of the tile at the cursor
 
   __device__ __forceinline__ FewRowsLoader(Fp8ParamsSm90 const& params, Smem& memory, int of_warp)
       : args(params), smem(memory), warp(of_warp) {
@@ -105,7 +104,7 @@ struct FewRowsLoader {
   // Starts to load the keys of the tile at the cursor, and says what the tile is.
   __device__ __forceinline__ void load_keys() {
     Tile const tile = walk.next;
-    int const lane = hidden_lane();
+    int const lane = hidden_lane(), slot = buffer / 2;
     WarpBuffer<Cfg>& target = next_buffer();
     if (lane == 0) smem.tiles[warp][slot] = tile;
     if (tile.packed != 0) {
@@ -131,7 +130,6 @@ struct FewRowsLoader {
   // The same of values; moves on to the warp's next tile.
   __device__ __forceinline__ void load_values() {
     WarpBuffer<Cfg>& target = next_buffer();
-    slot = slot == Cfg::kTiles - 1 ? 0 : slot + 1;
     if (walk.next.packed != 0) {
       int const lane = hidden_lane();
       HeadRows<Cfg> const values{smem.places[item % 2][1], args.p.v_strides, args.scales.v_strides};
@@ -197,6 +195,7 @@ struct FewRowsLoader {
         mbarrier_arrive(smem_address(s_full));
       }
     }
+    __syncwarp();
     return can;
   }
 

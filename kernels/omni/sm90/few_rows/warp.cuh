@@ -172,7 +172,7 @@ struct FewRowsWarp {
 #pragma unroll 1
     while (left > 0) {
       WarpBuffer<Cfg> const& of_keys = take_buffer(loader);
-      int const slot = loader.slot == Cfg::kTiles - 1 ? 0 : loader.slot + 1;  // the oldest one
+      int const slot = (loader.buffer + Cfg::kBuffers) % (2 * Cfg::kBuffers) / 2;  // of a round before
       Tile tile = smem.tiles[warp][slot];
       tile.packed = uniform(tile.packed);
       if (tile.packed == 0) {  // left empty
