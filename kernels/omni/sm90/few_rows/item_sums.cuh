@@ -30,6 +30,7 @@ struct WarpSum {
   }
 };
 
+// Of the rows of one item.
 template <class Cfg>
 struct ItemSums {
   using Smem = FewRowsSmem<Cfg>;

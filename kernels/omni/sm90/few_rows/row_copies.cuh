@@ -6,8 +6,9 @@
 //          kHeadDim / 8 * (lane / 4) and those behind it, one for each block of eight columns of O.
 //
 // Where the copy engine may bring a tile at once, rows lie one behind the other, and some lanes meet others in a bank
-// when they read. Rows in pages come by cp.async alone, and lie in the order of the lanes that read them, turned so that
-// neither who writes nor who reads meets another in a bank. Either way lanes side by side copy whole lines of 128 bytes.
+// when they read. Rows in pages come by cp.async alone. They lie in the order of the lanes that read them, turned so
+// that neither who writes nor who reads meets another in a bank. Either way lanes side by side copy whole lines of 128
+// bytes.
 #pragma once
 
 #include "omni/sm90/few_rows/config.cuh"

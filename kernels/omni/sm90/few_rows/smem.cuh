@@ -1,5 +1,5 @@
-// Shared memory of the kernel for few query rows. Each warp has a ring of its own, in which a lane finds what it copied
-// itself, so that a warp waits for nobody until all keys of an item are behind.
+// Shared memory of the kernel for few query rows. Each warp has a ring of its own, which it fills itself, so that it
+// waits for nobody until all keys of an item are behind.
 #pragma once
 
 #include "omni/sm90/few_rows/config.cuh"
