@@ -1,8 +1,8 @@
 // A thread block of the kernel for few query rows: item after item. All warps share the 16 rows and divide the tiles
 // among them; at the end of an item they add up what each has, in the order of the warps. Rings go on from item to
 // item: the keys of the next one are on their way before this one ends. Who waits for whom: a warp at the end of an
-// item for the one before it (a chain, in which each adds to what was there), and the last one, which says what the next
-// item is, for all. Only behind a block's last item all warps meet.
+// item for the one before it (a chain, in which each adds to what was there), and the last one, which says what the
+// next item is, for all. Only behind a block's last item all warps meet.
 #pragma once
 
 #include "omni/sm90/few_rows/warp.cuh"

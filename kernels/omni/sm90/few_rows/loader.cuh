@@ -1,6 +1,6 @@
 // A warp's keys and values on their way to its ring: every kWarps-th tile of an item, then of the next one. A tile
-// whose keys follow each other without a gap is one copy of the copy engine, which a lane asks for. Others, in pages and
-// of fewer keys, come by cp.async (row_copies.cuh).
+// whose keys follow each other without a gap is one copy of the copy engine, which a lane asks for. Others, in pages
+// and of fewer keys, come by cp.async (row_copies.cuh).
 #pragma once
 
 #include "omni/mask/rule.cuh"
