@@ -1,5 +1,5 @@
 // Forward attention on caches, of at most 16 rows of heads and tokens, for compute capability 9.0: mma.sync, operands
-// straight from what a lane copied by cp.async. Keys and values of 16 bits, or of e4m3.
+// straight from the warp's own ring. Keys and values of 16 bits, or of e4m3.
 #include "omni/sm90/few_rows/block.cuh"
 
 using Cfg = omni::FewRowsConfig<

@@ -85,11 +85,10 @@ class FewRowsSpec(Fp8Spec):
         tile = STEP * self.head_dim * (1 if self.e4m3 else 2)
         out = 4 * ROWS * (self.head_dim + self.head_dim // 32 * 8 + 8)
         ring = max(stages * (tile + 128), round_up(out, 128))  # scales behind elements
-        of_warp = ring + 8 * ROWS + 20 * (stages // 2 + 1)  # sums, and what tiles are
-        scales = 2 * (256 + 8)
-        return round_up(
-            self.compute_warps * of_warp + 32 * self.head_dim + scales + 192, 128
-        )  # q, work items
+        of_warp = ring + 8 * ROWS + 20 * stages  # sums, and what tiles are
+        of_item = 32 * self.head_dim + 2 * (256 + 8) + 96  # q, scales, what it is
+        of_block = out + 8 * ROWS + 2 * of_item + 8 * self.compute_warps * (stages + 1) + 64
+        return round_up(self.compute_warps * of_warp + of_block, 128)
 
     @property
     def source(self) -> str:

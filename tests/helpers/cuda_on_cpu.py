@@ -46,7 +46,7 @@ STRUCTS = {  # of params.PARAMS
 _WHOLE = {
     "omni/exchange/ptx.cuh": "exchange.cuh",
     "omni/sm80/ptx.cuh": "ptx.cuh",
-    "omni/sm90/few_rows/e4m3.cuh": "e4m3.cuh",
+    "omni/sm90/few_rows/ptx.cuh": "ptx_few_rows.cuh",
     "omni/sm90/ptx.cuh": "ptx_sm90.cuh",
     "omni/sm90/wgmma_table.cuh": "wgmma.cuh",
 }

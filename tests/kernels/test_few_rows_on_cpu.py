@@ -55,6 +55,17 @@ def _queries(batch: int, heads: int, q_len: int, head_dim: int, dtype: Any) -> A
     return q
 
 
+def _with_gaps(kv: oc.CachedKV) -> oc.CachedKV:
+    """The same, tokens first in memory."""
+    pools = []
+    for pool in (kv.k, kv.v):
+        batch, heads, capacity, columns = pool.shape
+        found = aligned((batch, capacity, heads, columns), pool.dtype).transpose(0, 2, 1, 3)
+        found[...] = pool
+        pools.append(found)
+    return oc.CachedKV(*pools, kv.lengths, k_scale=kv.k_scale, v_scale=kv.v_scale)
+
+
 def _compare(
     library: Any,
     planner: Any,
@@ -67,13 +78,19 @@ def _compare(
     group: int = 4,
     rule: oc.CachedRule | None = None,
     lengths: list[int] = LENGTHS,
+    gaps: bool = False,
     **how: Any,
 ) -> paged_calls.Run:
-    """e4m3 has the bits of 16 bits, and these are within the budget of float64; caches past lengths are NaN."""
+    """e4m3 has the bits of 16 bits, and these are within the budget of float64; caches past lengths are NaN.
+
+    gaps: between keys of a head lie those of others.
+    """
     fields = how.pop("fields", {})
     spec, of = _spec(head_dim, dtype, softcap="softcap" in how, **fields), DTYPES[dtype]
     capacity = max(lengths)
     kv, numbers = fp8_caches.pair(lengths, kind=kind, capacity=capacity, head_dim=head_dim, dtype=of)
+    if gaps:
+        kv, numbers = _with_gaps(kv), _with_gaps(numbers)
     q = _queries(len(lengths), 2 * group, q_len, head_dim, of)
     rule = rule or oc.cached()
     caches = (
@@ -117,6 +134,13 @@ def test_groups_and_tokens(group: int, q_len: int, library: Any, planner: Any) -
         _compare(library, planner, head_dim=64, group=group, q_len=q_len, rule=rule, page_size=16)
 
 
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("kind", ["head", "token"])
+def test_keys_with_gaps_between_them(kind: str, head_dim: int, library: Any, planner: Any) -> None:
+    """Tiles that no single copy brings."""
+    _compare(library, planner, head_dim=head_dim, kind=kind, gaps=True)
+
+
 def test_a_tree_of_tokens(library: Any, planner: Any) -> None:
     rule = oc.cached(window=90, tail=cached_cases.TAILS["random"](4))
     _compare(library, planner, q_len=4, rule=rule, lengths=[200, 4, 5, 133])
@@ -147,6 +171,39 @@ def test_parts_that_the_planner_cuts(library: Any, planner: Any) -> None:
 )
 def test_other_numbers_of_warps(fields: dict[str, int], library: Any, planner: Any) -> None:
     _compare(library, planner, fields=fields, page_size=16)
+
+
+@pytest.mark.parametrize("page_size", [None, 16])
+@pytest.mark.parametrize("fields", [{}, {"compute_warps": 3}], ids=["odd", "even"])
+def test_rings_go_on_from_item_to_item(
+    fields: dict[str, int], page_size: int | None, library: Any, planner: Any
+) -> None:
+    """One multiprocessor, and items of which many have no tile for some warps: an odd and an even number of buffers."""
+    lengths = np.random.default_rng(7).integers(0, 300, 40).tolist()
+    lengths[5:12] = [0, 1, 0, 33, 0, 0, 2]
+    assert _spec(128, **fields).for_caches(e4m3=True, in_pages=False, ragged=False).stages == 4 - (not fields)
+    _compare(library, planner, lengths=lengths, sm_count=1, fields=fields, page_size=page_size)
+
+
+@pytest.mark.parametrize("group", [4, 7])
+def test_bits_do_not_depend_on_which_item_is_the_last_of_its_block(
+    group: int, library: Any, planner: Any
+) -> None:
+    """A block's last item is added up by all warps, others by one after the other: the same parts, on devices of one
+    multiprocessor and of many.
+    """
+    spec = _spec(128, compute_warps=5)
+    kv, _ = fp8_caches.pair(
+        [1500, 65, 700, 0, 1], kind="head", capacity=1500, head_dim=128, dtype=DTYPES["bfloat16"]
+    )
+    q = _queries(5, 2 * group, 1, 128, DTYPES["bfloat16"])
+    with np.errstate(all="ignore"):
+        few, many = (
+            paged_calls.run(spec, oc.cached(), q, kv, library, planner, split=512, sm_count=count)
+            for count in (1, 64)
+        )
+    assert few.parts > 1
+    assert paged_calls.same_bits(few, many)
 
 
 @pytest.mark.parametrize("page_size", [None, 17])

@@ -12,9 +12,9 @@ template <
 struct FewRowsConfig {
   static constexpr int kHeadDim = HeadDim;
   static constexpr int kValueDim = HeadDim;
-  static constexpr int kBc = Bc;                  // keys of a step of a warp, and of a tile of the block lists
-  static constexpr int kBuffers = Buffers;        // of a warp's ring, each for keys or values of a tile
-  static constexpr int kTiles = Buffers / 2 + 1;  // whose keys are there or on their way, at most
+  static constexpr int kBc = Bc;            // keys of a step of a warp, and of a tile of the block lists
+  static constexpr int kBuffers = Buffers;  // of a warp's ring, each for keys or values of a tile
+  static constexpr int kTiles = Buffers;    // whose keys are there or on their way, and as many before them
   static constexpr int kWarps = Warps;
   static constexpr int kThreads = 32 * Warps;
   static constexpr int kBlocks = Blocks;  // thread blocks a multiprocessor

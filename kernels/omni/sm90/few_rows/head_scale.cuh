@@ -7,7 +7,7 @@
 
 #include "omni/sm80/ptx.cuh"
 #include "omni/sm90/few_rows/config.cuh"
-#include "omni/sm90/few_rows/e4m3.cuh"
+#include "omni/sm90/few_rows/ptx.cuh"
 #include "omni/sm90/ptx.cuh"
 
 namespace omni {

@@ -1,15 +1,11 @@
-// A warp's keys and values on their way to its ring, by cp.async: every kWarps-th tile of an item. A lane copies what
-// it reads itself:
-//
-//  keys:   of key 8 * i + lane / 4 the columns 64 * h + 16 * (lane % 4) to + 15, for all i and h. They are the k index
-//          of four steps of Q K^T, four columns each, and Q lies in the same order.
-//  values: of keys 16 * t + 2 * (lane % 4) + {0, 1, 8, 9}, the k index of step t of P V, the columns
-//          kHeadDim / 8 * (lane / 4) and those behind it, one for each block of eight columns of O.
+// A warp's keys and values on their way to its ring: every kWarps-th tile of an item, then of the next one. A tile
+// whose keys follow each other without a gap is one copy of the copy engine, which a lane asks for. Others, in pages
+// and of fewer keys, come by cp.async (row_copies.cuh).
 #pragma once
 
 #include "omni/mask/rule.cuh"
 #include "omni/sm80/ptx.cuh"
-#include "omni/sm90/few_rows/e4m3.cuh"
+#include "omni/sm90/few_rows/row_copies.cuh"
 #include "omni/sm90/few_rows/smem.cuh"
 
 namespace omni {
@@ -38,17 +34,14 @@ place_of(void const* data, Strides const& strides, float const* scales, Strides 
       of_tokens ? scales + head * of_scales.head : nullptr};
 }
 
-// What all lanes have, as the compiler knows then: where warps may diverge it makes them meet before each shuffle.
-__device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
-
 // Walks the tiles of a part in strides.
 template <int kStep>
 struct StrideWalk {
   Tile next;  // packed is 0 behind the last one; payload is the index of the entry, whose own is read where it counts
 
-  __device__ __forceinline__ StrideWalk(BlockLists const& lists, int first, int tiles, int start) : next{} {
-    if (uniform(tiles) == 0) return;
-    fetch(lists, first);
+  // first: the index of its first entry.
+  __device__ __forceinline__ void begin(BlockLists const& lists, int first, int4 const& first_entry, int start) {
+    take(first, first_entry);
     advance(lists, start);
   }
 
@@ -64,30 +57,27 @@ struct StrideWalk {
       if (next.packed & kLastFlag) {
         next.packed = 0;
       } else {
-        fetch(lists, next.payload + 1);
+        take(next.payload + 1, lists.entries[next.payload + 1]);
       }
     }
   }
 
  private:
-  __device__ __forceinline__ void fetch(BlockLists const& lists, int index) {
-    int4 const entry = lists.entries[index];
-    next = Tile{uniform(entry.x), index, entry.z};
-  }
+  __device__ __forceinline__ void take(int index, int4 const& entry) { next = Tile{uniform(entry.x), index, entry.z}; }
 };
 
-// Where rows of a tile begin that follow each other in steps of eight keys.
+// Where rows of a tile begin that follow each other in steps of as many keys as a warp copies at once.
 template <class Cfg>
 struct TileRows {
   unsigned char const* g_row;  // the lane's row; in pages of the head
   i64 step;                    // in pages how far the lane's own key is from there
   int key;                     // of the tile
 
-  // The row at the cursor; moves on by eight keys. Multiples of a stride would be held in registers from tile to tile.
+  // The row at the cursor; moves on. Multiples of a stride would be held in registers from tile to tile.
   __device__ __forceinline__ unsigned char const* take() {
     unsigned char const* const g_found = Cfg::kPaged ? g_row + __shfl_sync(0xffffffffu, step, key) : g_row;
-    if constexpr (!Cfg::kPaged) g_row += 8 * step;
-    key += 8;
+    if constexpr (!Cfg::kPaged) g_row += RowCopies<Cfg>::kKeys * step;
+    key += RowCopies<Cfg>::kKeys;
     return g_found;
   }
 };
@@ -95,37 +85,26 @@ struct TileRows {
 template <class Cfg>
 struct FewRowsLoader {
   using Smem = FewRowsSmem<Cfg>;
-  static constexpr int kParts = Cfg::kElement;  // copies of 16 bytes for 16 columns of a key
-  static constexpr int kHalves = Cfg::kHeadDim / 64;
-  static constexpr int kValueBytes = Cfg::kHeadDim / 8 * Cfg::kElement;  // that a lane has of a value
-  static constexpr int kValueParts = kValueBytes > 16 ? 2 : 1;
-  static constexpr int kCopy = kValueBytes / kValueParts;  // 8 or 16
+  using Copies = RowCopies<Cfg>;
 
   Fp8ParamsSm90 const& args;
   Smem& smem;
-  HeadPlace const (&places)[2];  // of keys, of values
-  int const sequence, warp;
+  int const warp;
+  int item = 0, worked_on = -1;  // of the block: where the cursor is, and what the warp works on
   StrideWalk<Cfg::kBc> walk;
   int page = 0, row = 0;  // of the lane's key of the tile at the cursor
   u32 exists = 0;         // keys of it that are read
-  int buffer = 0;         // to be filled next
-  int slot = 0;           // of the tile at the cursor
+  int buffer = 0;         // to be filled next, in two rounds
 
-  __device__ __forceinline__ FewRowsLoader(
-      Fp8ParamsSm90 const& params, Smem& memory, WorkSlot const& work, HeadPlace const (&of_head)[2], int of_warp)
-      : args(params),
-        smem(memory),
-        places(of_head),
-        sequence(work.mask),
-        warp(of_warp),
-        walk(params.p.lists, work.unskipped, work.tiles, of_warp) {
-    look_up();
+  __device__ __forceinline__ FewRowsLoader(Fp8ParamsSm90 const& params, Smem& memory, int of_warp)
+      : args(params), smem(memory), warp(of_warp) {
+    enter();
   }
 
   // Starts to load the keys of the tile at the cursor, and says what the tile is.
   __device__ __forceinline__ void load_keys() {
     Tile const tile = walk.next;
-    int const lane = hidden_lane();
+    int const lane = hidden_lane(), slot = buffer / 2;
     WarpBuffer<Cfg>& target = next_buffer();
     if (lane == 0) smem.tiles[warp][slot] = tile;
     if (tile.packed != 0) {
@@ -135,19 +114,13 @@ struct FewRowsLoader {
         u32 const hidden = __ballot_sync(0xffffffffu, inside && !has_page);
         if (lane == 0) smem.hidden[warp][slot] = hidden;
       }
-      if (tile.has_dead()) exists &= ~*MaskView{args.p, sequence}.dead_words(tile.first);
-      u32 const s_keys = smem_address(target.elements) + 16 * lane;
-      HeadRows<Cfg> const keys{places[0], args.p.k_strides, args.scales.k_strides};
-      TileRows<Cfg> sources = sources_of(keys, lane / 4, 16 * Cfg::kElement * (lane % 4));
+      if (tile.has_dead()) exists &= ~*MaskView{args.p, sequence()}.dead_words(tile.first);
+      HeadRows<Cfg> const keys{smem.places[item % 2][0], args.p.k_strides, args.scales.k_strides};
+      if (!load_at_once(target, keys)) {
+        TileRows<Cfg> sources = sources_of(keys, lane);
+        u32 const s_keys = smem_address(target.elements) + Copies::key_target(lane);
 #pragma unroll
-      for (int i = 0; i < Cfg::kBc / 8; ++i) {
-        unsigned char const* const g_key = sources.take();
-        int const bytes = exists >> (8 * i + lane / 4) & 1 ? 16 : 0;
-#pragma unroll
-        for (int n = 0; n < kHalves * kParts; ++n) {
-          int const at = n / kParts * 64 * Cfg::kElement + n % kParts * 16;
-          cp_async_16(s_keys + 512 * (i * kHalves * kParts + n), g_key + at, bytes);
-        }
+        for (int j = 0; j < Copies::kCount; ++j) copy(s_keys + Copies::key_step(j), sources, lane, j);
       }
       load_scale(target.scales, keys);
     }
@@ -157,61 +130,109 @@ struct FewRowsLoader {
   // The same of values; moves on to the warp's next tile.
   __device__ __forceinline__ void load_values() {
     WarpBuffer<Cfg>& target = next_buffer();
-    slot = slot == Cfg::kTiles - 1 ? 0 : slot + 1;
     if (walk.next.packed != 0) {
       int const lane = hidden_lane();
-      u32 const s_values = smem_address(target.elements) + kCopy * lane;
-      HeadRows<Cfg> const values{places[1], args.p.v_strides, args.scales.v_strides};
-      TileRows<Cfg> even = sources_of(values, 2 * (lane % 4), kValueBytes * (lane / 4));
-      TileRows<Cfg> odd{Cfg::kPaged ? even.g_row : even.g_row + even.step, even.step, even.key + 1};
+      HeadRows<Cfg> const values{smem.places[item % 2][1], args.p.v_strides, args.scales.v_strides};
+      if (!load_at_once(target, values)) {
+        TileRows<Cfg> sources = sources_of(values, lane);
+        u32 const s_values = smem_address(target.elements);
 #pragma unroll
-      for (int i = 0; i < Cfg::kBc / 4; ++i) {
-        int const key = i / 2 * 8 + i % 2;
-        unsigned char const* const g_value = i % 2 == 0 ? even.take() : odd.take();
-        bool const is_there = exists >> (key + 2 * (lane % 4)) & 1;
-#pragma unroll
-        for (int n = 0; n < kValueParts; ++n) {
-          u32 const s_target = s_values + 32 * kCopy * (i * kValueParts + n);
-          if constexpr (kCopy == 16) {
-            cp_async_16(s_target, g_value + 16 * n, is_there ? 16 : 0);
-          } else {
-            cp_async_8(s_target, g_value, is_there ? 8 : 0);
-          }
-        }
+        for (int j = 0; j < Copies::kCount; ++j) copy(s_values + Copies::value_target(lane, j), sources, lane, j);
       }
       load_scale(target.scales, values);
       walk.advance(args.p.lists, Cfg::kWarps);
       look_up();
     }
     cp_async_commit();
+    leave_items();
   }
 
  private:
+  // The item's tiles for this warp; none behind the last item.
+  __device__ __forceinline__ void enter() {
+    WorkSlot const& work = smem.work[item % 2];
+    walk.next.packed = 0;
+    if (uniform(work.tiles) > 0) walk.begin(args.p.lists, work.unskipped, smem.entries[item % 2], warp);
+    look_up();
+  }
+
+  // To the next item that has tiles for this warp, if it is known yet, but not beyond the one behind that which the
+  // warp works on: its slot is still in use. Meanwhile buffers are left empty. Not between the keys and the values of a
+  // tile.
+  __device__ __forceinline__ void leave_items() {
+#pragma unroll 1
+    while (walk.next.packed == 0) {
+      if (item < worked_on) {
+        item = worked_on;  // those before it had no tile for this warp
+      } else if (item == worked_on && smem.has_item(item + 1)) {
+        ++item;
+      } else {
+        return;
+      }
+      enter();
+    }
+  }
+
+  __device__ __forceinline__ int sequence() const { return smem.work[item % 2].mask; }
+
   // What follows from it is worked out for each tile: in registers it would be dearer.
   __device__ __forceinline__ static int hidden_lane() { return thread_index() % 32; }
 
-  // first: the lane's first key of the tile.  bytes: where in a row it begins.
-  __device__ __forceinline__ TileRows<Cfg> sources_of(HeadRows<Cfg> const& rows, int first, int bytes) const {
+  // The rows of the tile at the cursor, where they can come by one copy; else says that they cannot. Either way the
+  // buffer's barrier has its arrival.
+  __device__ __forceinline__ bool load_at_once(WarpBuffer<Cfg>& target, HeadRows<Cfg> const& rows) {
+    if constexpr (!Copies::kAtOnce) return false;
+    bool const can = exists == 0xffffffffu && rows.strides.token == Cfg::kHeadDim;
+    u64* const s_full = &smem.full[warp][(buffer + Cfg::kBuffers - 1) % Cfg::kBuffers];  // the buffer before
+    if (lane_id() == 0) {
+      if (can) {
+        fence_proxy_async();  // what this warp has read, and what it has copied there otherwise
+        mbarrier_expect_tx(smem_address(s_full), Cfg::kTileBytes);
+        bulk_load_once(
+            smem_address(target.elements), rows.place.g_head + rows.offset(sequence(), walk.next.first),
+            Cfg::kTileBytes, smem_address(s_full));
+      } else {
+        mbarrier_arrive(smem_address(s_full));
+      }
+    }
+    if constexpr (!Cfg::kE4m3) __syncwarp();  // else the compiler takes lanes for apart, of 16 bits alone
+    return can;
+  }
+
+  // The lane's rows of a tile, from its own 16 bytes on.
+  __device__ __forceinline__ TileRows<Cfg> sources_of(HeadRows<Cfg> const& rows, int lane) const {
+    int const first = lane / Copies::kChunks, bytes = 16 * (lane % Copies::kChunks);
     if constexpr (Cfg::kPaged) {
       return TileRows<Cfg>{rows.place.g_head + bytes, page == args.pages.pages ? 0 : rows.offset(page, row), first};
     }
     return TileRows<Cfg>{
-        rows.place.g_head + rows.offset(sequence, walk.next.first + first) + bytes, rows.token_bytes(), first};
+        rows.place.g_head + rows.offset(sequence(), walk.next.first + first) + bytes, rows.token_bytes(), first};
+  }
+
+  // Copy j of a tile. Keys that are not read become zeros.
+  __device__ __forceinline__ void copy(u32 s_target, TileRows<Cfg>& sources, int lane, int j) const {
+    unsigned char const* const g_row = sources.take();
+    bool const is_there = exists >> (Copies::kKeys * j + lane / Copies::kChunks) & 1;
+    cp_async_16_once(s_target, g_row, is_there ? 16 : 0);
   }
 
   // Where the lane's key of the tile at the cursor is: asked for long before it is used.
   __device__ __forceinline__ void look_up() {
-    page = sequence;
+    page = sequence();
     row = walk.next.first + lane_id();
     if constexpr (Cfg::kPaged) {
       page = args.pages.pages;
-      if (lane_id() < walk.next.length()) page = args.pages.page_of(sequence, row, row);
+      if (lane_id() < walk.next.length()) page = args.pages.page_of(sequence(), row, row);
     }
   }
 
   __device__ __forceinline__ WarpBuffer<Cfg>& next_buffer() {
-    WarpBuffer<Cfg>& found = smem.rings[warp].buffers[buffer];
-    buffer = buffer == Cfg::kBuffers - 1 ? 0 : buffer + 1;
+    int const index = buffer % Cfg::kBuffers;
+    WarpBuffer<Cfg>& found = smem.rings[warp].buffers[index];
+    if constexpr (Copies::kAtOnce) {
+      if (walk.next.packed == 0 && lane_id() == 0) mbarrier_arrive(smem_address(&smem.full[warp][index]));
+    }
+    buffer = buffer == 2 * Cfg::kBuffers - 1 ? 0 : buffer + 1;
     return found;
   }
 

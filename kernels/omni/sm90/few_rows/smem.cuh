@@ -1,5 +1,5 @@
-// Shared memory of the kernel for few query rows. Each warp has a ring of its own, in which a lane finds what it copied
-// itself, so that a warp waits for nobody until all keys of an item are behind.
+// Shared memory of the kernel for few query rows. Each warp has a ring of its own, which it fills itself, so that it
+// waits for nobody until all keys of an item are behind.
 #pragma once
 
 #include "omni/sm90/few_rows/config.cuh"
@@ -7,6 +7,9 @@
 #include "omni/sm90/work_list.cuh"
 
 namespace omni {
+
+// What all lanes have, as the compiler knows then: where warps may diverge it makes them meet before each shuffle.
+__device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
 // Where the keys or the values of a head lie, and their scales where each token has one, else null.
 struct HeadPlace {
@@ -37,15 +40,37 @@ struct FewRowsSmem {
   };
 
   Ring rings[Cfg::kWarps];
-  uint4 q[Cfg::kSteps][32];              // A fragments
-  HeadScale scales[2];                   // of keys, of values
-  float2 sums[Cfg::kWarps][Cfg::kRows];  // row_max and row_sum of each warp
+  float chain[Cfg::kRows * kPitch];      // O of the warps so far
+  uint4 q[2][Cfg::kSteps][32];           // A fragments, of this item and of the next one
+  HeadScale scales[2][2];                // theirs, of keys and of values
+  float2 chain_sums[Cfg::kRows];         // row_max and row_sum of the warps so far
+  float2 sums[Cfg::kWarps][Cfg::kRows];  // of each warp
   Tile tiles[Cfg::kWarps][Cfg::kTiles];  // whose keys are in the ring
   u32 hidden[Cfg::kWarps][Cfg::kTiles];  // keys of them that have no page
   WorkSlot work[2];                      // this item, and the next one
+  int4 entries[2];                       // their first ones
   HeadPlace places[2][2];                // of their keys and values
-  int next_item;
+  u64 item_full[2];                      // what is said of them is there, with Q and scales
+  u64 full[Cfg::kWarps][Cfg::kBuffers];  // copies of the copy engine are there
+  u64 turn[Cfg::kWarps];                 // the warp before has added what it has of an item; of the first the last one
   int is_last;
+
+  // By one thread; others wait for it at a barrier of all.
+  __device__ __forceinline__ void init() {
+    for (int i = 0; i < 2; ++i) mbarrier_init(smem_address(&item_full[i]), 1);
+    for (int i = 0; i < Cfg::kWarps; ++i) mbarrier_init(smem_address(&turn[i]), 1);
+    for (int i = 0; i < Cfg::kWarps * Cfg::kBuffers; ++i) mbarrier_init(smem_address(&full[0][0] + i), 1);
+    fence_mbarrier_init();
+  }
+
+  // By whole warps. The first one is there from the start.
+  __device__ __forceinline__ bool has_item(int item) {
+    return __all_sync(0xffffffffu, mbarrier_has_ended(smem_address(&item_full[item % 2]), (item - 1) / 2 % 2)) != 0;
+  }
+
+  __device__ __forceinline__ void wait_for_item(int item) {
+    mbarrier_wait(smem_address(&item_full[item % 2]), (item - 1) / 2 % 2);
+  }
 
   __device__ __forceinline__ static int at_column(int column) { return column + column / 32 * 8; }
 };

@@ -5,6 +5,7 @@
 
 #include "omni/mask/keep.cuh"
 #include "omni/sm90/few_rows/fragments.cuh"
+#include "omni/sm90/few_rows/item_sums.cuh"
 #include "omni/sm90/few_rows/loader.cuh"
 #include "omni/sm90/forward/weights.cuh"
 #include "omni/softcap.cuh"
@@ -16,17 +17,18 @@ struct FewRowsWarp {
   using Smem = FewRowsSmem<Cfg>;
   using Scores = RegTile<1, Cfg::kBc>;
   using Loader = FewRowsLoader<Cfg>;
+  using Copies = RowCopies<Cfg>;
   static constexpr int kLazyTiles = 64 / Cfg::kBc;  // FULL ones behind which rescaling may be lazy
 
   ForwardParams const& p;
   Smem& smem;
-  int const warp;
+  int const warp, parity;          // of the item
   int fits = 0;                    // bits 0 and 1: the scales of keys and of values; 2 and 3: each token has one
   RegTile<1, Cfg::kValueDim> out;  // column n of block j is column kValueDim / 8 * n + j of O
   OnlineSoftmax<1, Cfg::kBf16> softmax;
 
-  __device__ __forceinline__ FewRowsWarp(ForwardParams const& params, Smem& memory)
-      : p(params), smem(memory), warp(uniform(threadIdx.x / 32)) {
+  __device__ __forceinline__ FewRowsWarp(ForwardParams const& params, Smem& memory, int of_warp, int item)
+      : p(params), smem(memory), warp(of_warp), parity(item % 2) {
     out.fill(0.f);
     softmax.init();
   }
@@ -39,26 +41,26 @@ struct FewRowsWarp {
 
   template <bool kFits>
   __device__ __forceinline__ void multiply_keys(Scores& scores, WarpBuffer<Cfg> const& from) const {
-    auto const* const s_keys = reinterpret_cast<uint4 const*>(from.elements) + lane_id();
-    Diagonal<Cfg::kBf16> const of_head = diagonal_of<kFits>(smem.scales[0]);
+    Diagonal<Cfg::kBf16> const of_head = diagonal_of<kFits>(smem.scales[parity][0]);
     float scales[Scores::kBlocks];
 #pragma unroll
     for (int i = 0; i < Scores::kBlocks; ++i) {
-      scales[i] = (fits & 4) != 0 ? from.scales[8 * i + lane_id() / 4] : smem.scales[0].scale;
+      scales[i] = (fits & 4) != 0 ? from.scales[8 * i + lane_id() / 4] : smem.scales[parity][0].scale;
     }
 #pragma unroll 1
-    for (int half = 0; half < Loader::kHalves; ++half) {
+    for (int half = 0; half < Copies::kHalves; ++half) {
       uint4 share[Scores::kBlocks][Cfg::kElement];
 #pragma unroll
       for (int i = 0; i < Scores::kBlocks; ++i) {
 #pragma unroll
         for (int n = 0; n < Cfg::kElement; ++n) {
-          share[i][n] = s_keys[32 * ((i * Loader::kHalves + half) * Cfg::kElement + n)];
+          u32 const at = Copies::key_at(lane_id(), i, half, n);
+          share[i][n] = *reinterpret_cast<uint4 const*>(from.elements + at);
         }
       }
 #pragma unroll
       for (int step = 0; step < 4; ++step) {
-        uint4 const four = smem.q[4 * half + step][lane_id()];
+        uint4 const four = smem.q[parity][4 * half + step][lane_id()];
         u32 const a[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
         for (int i = 0; i < Scores::kBlocks; ++i) {
@@ -73,7 +75,7 @@ struct FewRowsWarp {
     scores.fill(0.f);
     if (Cfg::kE4m3 && (fits & 1) != 0) {
       multiply_keys<Cfg::kE4m3>(scores, from);
-      float const more = smem.scales[0].power();
+      float const more = smem.scales[parity][0].power();
 #pragma unroll
       for (int i = 0; i < 4 * Scores::kBlocks; ++i) scores.x[0][i] *= Cfg::kBf16 ? more : 1.f;
     } else {
@@ -91,11 +93,12 @@ struct FewRowsWarp {
 
   template <bool kFits>
   __device__ __forceinline__ void multiply_values(Weights<Cfg> const& weights, WarpBuffer<Cfg> const& from) {
-    constexpr int kWords = Loader::kValueBytes / 4, kColumns = 4 / Cfg::kElement;  // of a lane; of a word
-    unsigned char const* const s_values = from.elements + Loader::kCopy * lane_id();
+    constexpr int kBytes = Cfg::kHeadDim / 8 * Cfg::kElement, kParts = kBytes > 16 ? 2 : 1;  // of a lane
+    constexpr int kWords = kBytes / 4, kColumns = 4 / Cfg::kElement;                         // of a lane; of a word
+    int const column = kBytes * (lane_id() / 4);
     float2 const* const s_scales = reinterpret_cast<float2 const*>(from.scales) + lane_id() % 4;
-    Diagonal<Cfg::kBf16> const of_head = diagonal_of<kFits>(smem.scales[1]);
-    float const of_all = smem.scales[1].scale;
+    Diagonal<Cfg::kBf16> const of_head = diagonal_of<kFits>(smem.scales[parity][1]);
+    float const of_all = smem.scales[parity][1].scale;
     static_assert(Cfg::kBc == 32, "two steps of 16 keys");
     // One by one where O takes many registers.
 #pragma unroll(Cfg::kHeadDim == 64 ? 2 : 1)
@@ -107,9 +110,9 @@ struct FewRowsWarp {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
 #pragma unroll
-        for (int n = 0; n < Loader::kValueParts; ++n) {
-          unsigned char const* const s_part = s_values + 32 * Loader::kCopy * ((4 * t + i) * Loader::kValueParts + n);
-          if constexpr (Loader::kCopy == 16) {
+        for (int n = 0; n < kParts; ++n) {
+          unsigned char const* const s_part = from.elements + Copies::value_at(lane_id(), t, i, column + 16 * n);
+          if constexpr (kBytes >= 16) {
             uint4 const four = *reinterpret_cast<uint4 const*>(s_part);
             words[i][4 * n] = four.x;
             words[i][4 * n + 1] = four.y;
@@ -161,18 +164,24 @@ struct FewRowsWarp {
     if constexpr (Cfg::kBuffers % 2 != 0) loader.load_keys();
   }
 
-  // All of the warp's tiles. A buffer is filled anew as soon as it is read.
+  // All of the warp's tiles of an item. A buffer is filled anew as soon as it is read.
   __device__ __forceinline__ void run(Loader& loader, WorkSlot const& work) {
     constexpr bool kEven = Cfg::kBuffers % 2 == 0;  // keys follow keys in a buffer
-    if constexpr (Cfg::kE4m3) fits = uniform(smem.scales[0].fits | smem.scales[1].fits << 1);
-    int full = 0;
+    if constexpr (Cfg::kE4m3) fits = uniform(smem.scales[parity][0].fits | smem.scales[parity][1].fits << 1);
+    int full = 0, left = (uniform(work.tiles) + Cfg::kWarps - 1 - warp) / Cfg::kWarps;
 #pragma unroll 1
-    while (true) {
+    while (left > 0) {
       WarpBuffer<Cfg> const& of_keys = take_buffer(loader);
-      int const slot = loader.slot == Cfg::kTiles - 1 ? 0 : loader.slot + 1;  // the oldest one
+      int const slot = (loader.buffer + Cfg::kBuffers) % (2 * Cfg::kBuffers) / 2;  // of a round before
       Tile tile = smem.tiles[warp][slot];
       tile.packed = uniform(tile.packed);
-      if (tile.packed == 0) break;
+      if (tile.packed == 0) {  // left empty
+        load<kEven>(loader, true);
+        take_buffer(loader);
+        load<kEven>(loader, false);
+        continue;
+      }
+      --left;
       u32 const no_page = Cfg::kPaged ? static_cast<u32>(uniform(smem.hidden[warp][slot])) : 0;
       Scores scores;
       compute_scores(scores, of_keys);
@@ -187,16 +196,18 @@ struct FewRowsWarp {
       __syncwarp();
       load<kEven>(loader, false);
     }
-    cp_async_wait<0>();
-    __syncwarp();  // the ring is read
   }
 
   // The oldest buffer, which is the next one to be filled. It is there for all lanes: scales are copied by other ones,
   // and one says what a tile is.
   __device__ __forceinline__ WarpBuffer<Cfg> const& take_buffer(Loader const& loader) const {
+    int const index = loader.buffer % Cfg::kBuffers;
     cp_async_wait<Cfg::kBuffers - 1>();
+    if constexpr (Copies::kAtOnce) {  // filled in the round before
+      mbarrier_wait(smem_address(&smem.full[warp][index]), loader.buffer / Cfg::kBuffers ^ 1);
+    }
     __syncwarp();
-    return smem.rings[warp].buffers[loader.buffer];
+    return smem.rings[warp].buffers[index];
   }
 
   // kSame: loads keys where `keys` says so, else values.
@@ -209,23 +220,65 @@ struct FewRowsWarp {
     }
   }
 
-  // O, row_max and sums, where all warps of the block find them. Rows from `live` on are left out.
+  // O, row_max and sums of the block's last item, where all warps find them. Rows from `live` on are left out.
   __device__ __forceinline__ void leave(int live) {
+    cp_async_wait<0>();
+    __syncwarp();  // the ring is read
     softmax.finish();
     float* const s_out = smem.rings[warp].out;
-    float const more = Cfg::kBf16 && (fits & 2) != 0 ? smem.scales[1].power() : 1.f;
+    float const more = left_to_out();
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       int const row = 8 * h + lane_id() / 4;
       if (row >= live) continue;
 #pragma unroll
       for (int j = 0; j < Cfg::kValueDim / 8; ++j) {
-        float* const s_pair = s_out + row * Smem::kPitch + Smem::at_column(8 * j) + 2 * (lane_id() % 4);
         float const low = out.x[0][4 * j + 2 * h], high = out.x[0][4 * j + 2 * h + 1];
-        *reinterpret_cast<float2*>(s_pair) = make_float2(low * more, high * more);
+        pair_of(s_out, row, j) = make_float2(low * more, high * more);
       }
       if (lane_id() % 4 == 0) smem.sums[warp][row] = make_float2(softmax.row_max[0][h], softmax.row_sum[0][h]);
     }
+  }
+
+  // The same of another item, added to what the warps before it had: the additions are those that are made of what
+  // all warps have left.
+  __device__ __forceinline__ void add_to_chain(int item, int live) {
+    softmax.finish();
+    mbarrier_wait(smem_address(&smem.turn[warp]), (item + (warp == 0)) % 2);
+    float const more = left_to_out();
+    WarpSum sums[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      int const row = 8 * h + lane_id() / 4;
+      if (warp != 0 && row < live) sums[h].of = smem.chain_sums[row];
+    }
+    __syncwarp();  // all have read them
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      int const row = 8 * h + lane_id() / 4;
+      if (row >= live) continue;
+      sums[h].add(make_float2(softmax.row_max[0][h], softmax.row_sum[0][h]), p.scale_log2);
+#pragma unroll
+      for (int j = 0; j < Cfg::kValueDim / 8; ++j) {
+        float2& s_pair = pair_of(smem.chain, row, j);
+        float2 const before = warp == 0 ? make_float2(0.f, 0.f) : s_pair;
+        float const low = out.x[0][4 * j + 2 * h] * more, high = out.x[0][4 * j + 2 * h + 1] * more;
+        s_pair = make_float2(sums[h].plus(before.x, low), sums[h].plus(before.y, high));
+      }
+      if (lane_id() % 4 == 0) smem.chain_sums[row] = sums[h].of;
+    }
+    __syncwarp();
+  }
+
+ private:
+  __device__ __forceinline__ float left_to_out() const {
+    return Cfg::kBf16 && (fits & 2) != 0 ? smem.scales[parity][1].power() : 1.f;
+  }
+
+  // The lane's columns of block j.
+  __device__ __forceinline__ static float2& pair_of(float* s_out, int row, int j) {
+    float* const s_block = s_out + row * Smem::kPitch + Smem::at_column(8 * j);
+    return *reinterpret_cast<float2*>(s_block + 2 * (lane_id() % 4));
   }
 };
 
