@@ -224,6 +224,12 @@ CALLS = [
         "tests/jit/test_compile_few_rows.py",
     ),
     Fault(
+        "jit/few_rows_spec.py",
+        "2 * of_item",
+        "of_item",
+        "tests/jit/test_compile_few_rows.py",
+    ),
+    Fault(
         "schedule/grid.py",
         "sm_count *= spec.blocks",
         "pass",
