@@ -93,12 +93,15 @@ def forward_spec(case: BackwardCase, masks: Sequence[Mask], arch: str) -> AttnSp
     return pick.pick(arch, problem_of(case), masks, H100_SM_COUNT, mappable=mappable)
 
 
-def variants(case: Case, masks: Sequence[Mask], arch: str, sm_count: int) -> list[Variant]:
+def variants(
+    case: Case, masks: Sequence[Mask], arch: str, sm_count: int, *, cached: bool = False
+) -> list[Variant]:
     """Every kernel for the case: naive, the fixed ladder, every row of the table that serves it, and the
     default.
 
     Of a case tagged ONE_TILE one of each kind of kernel, and no default, which may be another tile on another device. A
-    tile that the architecture's shared memory cannot hold is not a kernel there, so it is left out.
+    tile that the architecture's shared memory cannot hold is not a kernel there, so it is left out. cached: the case's
+    keys are in a cache.
     """
     if isinstance(case, BackwardCase):
         return backward_variants(case, arch)
@@ -110,13 +113,14 @@ def variants(case: Case, masks: Sequence[Mask], arch: str, sm_count: int) -> lis
     for row in table.TABLE:
         if row.serves(arch, case.dtype, *widths) and serves(row.kernel, case):
             spec = fitted(row.spec(arch, case.dtype, *widths))
-            if problem.group % spec.heads:
+            if problem.group % spec.heads or (cached and not spec.serves_caches):
                 continue
             found.setdefault(spec, Variant(tile_name(spec), spec))
     if case.tag == ONE_TILE:
         return _one_of_each_kind(list(found.values()), case)
     mappable = serves("sm90", case)
-    picked = pick.pick(arch, problem, masks, sm_count, mappable=mappable, split=case.split or None)
+    how: dict[str, Any] = {"mappable": mappable, "split": case.split or None, "cached": cached}
+    picked = pick.pick(arch, problem, masks, sm_count, **how)
     ordered = sorted(found.values(), key=lambda variant: (variant.name != "naive", variant.name))
     return [*ordered, Variant(DEFAULT, picked, explicit=False)]
 
@@ -134,7 +138,8 @@ def _one_of_each_kind(found: Sequence[Variant], case: Case) -> list[Variant]:
 def tile_name(spec: AttnSpec) -> str:
     """What the report calls the kernel of a row of the table."""
     name = f"{spec.kernel} {spec.br}x{spec.bc} stages {spec.stages} warps {spec.warps}"
-    return f"{name} packed" if spec.pack else name
+    others = {"packed": spec.pack, f"blocks {spec.blocks}": spec.blocks > 1, "scheduler": spec.scheduler}
+    return " ".join([name, *(word for word, holds in others.items() if holds)])
 
 
 def _as_it_is(spec: Spec) -> Spec:
@@ -199,7 +204,7 @@ def table_kernels(every: bool) -> list[KernelSpec]:
     for arch in archs.ARCHES:
         beside += [PlanSpec(arch=arch), PlanSpec(arch=arch, ragged=True), AppendSpec(arch=arch)]
         beside += [Fp8AppendSpec(arch=arch, dtype=dtype) for dtype in DTYPES]
-    on_caches = [CachedSpec.of(spec) for spec in forward]
+    on_caches = [CachedSpec.of(spec) for spec in forward if spec.serves_caches]
     return list(dict.fromkeys([*forward, *on_caches, *beside, *parts]))
 
 

@@ -89,7 +89,7 @@ class Target:
             return append_cases.variants(case, self.arch)
         if case.tag in KINDS:
             return serving_kernels.variants(case, self.arch, self.sm_count)
-        found = variants(case, masks, self.arch, self.sm_count)
+        found = variants(case, masks, self.arch, self.sm_count, cached=case.tag in CACHED)
         if case.tag in CACHED:
             return [replace(one, compiled=kernels_on_caches(one, self.arch)) for one in found]
         return found
