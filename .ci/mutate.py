@@ -614,6 +614,24 @@ GRADIENTS = [
         "tests/gpu/test_paged.py",
     ),
     Fault(
+        "choose/pick.py",
+        "and share <= row.most_density",
+        "",
+        "tests/choose/test_pick_short.py",
+    ),
+    Fault(
+        "choose/pick.py",
+        "_block_rows(problem, spec) < ENOUGH_ROWS * sm_count",
+        "not problem.k_len",
+        "tests/choose/test_pick_short.py",
+    ),
+    Fault(
+        "jit/cached_spec.py",
+        "if not self.serves_caches:",
+        "if self.blocks != 1:",
+        "tests/jit/test_spec.py",
+    ),
+    Fault(
         "choose/paged.py",
         "not by_boxes(page_size) and spec.warps > MOST_WARPS",
         "not by_boxes(page_size) and False",

@@ -50,7 +50,8 @@ def name(spec: AttnSpec) -> str:
     """A variant in a word, such as sm90-128x128-s2-w12-sm_90a-float16-d64."""
     tile = f"{spec.br}x{spec.bc}-s{spec.stages}-w{spec.warps}"
     flags = ("-shared" if spec.share_kv else "") + ("" if spec.ping_pong else "-solo")
-    flags += "-packed" if spec.pack else ""
+    flags += ("-packed" if spec.pack else "") + (f"-b{spec.blocks}" if spec.blocks > 1 else "")
+    flags += "-scheduler" if spec.scheduler else ""
     width = "" if spec.value_dim == spec.head_dim else f"v{spec.value_dim}"
     return f"{spec.kernel}-{tile}{flags}-{spec.arch}-{spec.dtype}-d{spec.head_dim}{width}"
 

@@ -11,7 +11,9 @@ import cupy
 from omnicupy.gpu.launcher import COOPERATIVE, LEAST_DRIVER, OVERLAPPING, Launcher
 from omnicupy.gpu.streams import allowing_unsafe_calls
 from omnicupy.jit import cache
-from omnicupy.jit.spec import KernelSpec
+from omnicupy.jit.spec import AttnSpec, KernelSpec
+
+WHOLE = 100  # percent of the memory that shared memory and L1 have together
 
 _kernels: dict[tuple[KernelSpec, int, int], Kernel] = {}
 _kernels_lock = threading.Lock()
@@ -42,6 +44,8 @@ def kernel(spec: KernelSpec, device: int) -> Kernel:
                 ):  # a plan may be made, and its kernel loaded, while a stream is captured
                     raw = cupy.RawModule(path=path).get_function(spec.entry)
                     raw.max_dynamic_shared_size_bytes = spec.smem_bytes
+                    if type(spec) is AttnSpec and spec.blocks > 1:  # or L1 might take what the others need
+                        raw.preferred_shared_memory_carveout = WHOLE
                 found = _kernels[key] = Kernel(raw, _launcher(spec, raw.kernel))
     return found
 

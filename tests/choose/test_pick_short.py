@@ -12,6 +12,7 @@ from omnicupy.call.problem import Problem
 from omnicupy.choose import pick, variants
 from omnicupy.choose.capped import capped
 from omnicupy.jit.spec import AttnSpec
+from omnicupy.schedule.grid import Grid
 from omnicupy.tools.workloads.workload import by_name
 
 H100_SMS = 132
@@ -39,7 +40,10 @@ def test_short_block_rows_have_rows_of_their_own(name: str, word: str, on_a_cach
         return pick.pick("sm_90", of, (mask,), H100_SMS, **how)
 
     assert variants.word(picked()) == word
-    assert variants.parse(word, "sm_90", "bfloat16", workload.head_dim) == picked()
+    spec = picked()
+    assert variants.parse(word, "sm_90", "bfloat16", workload.head_dim) == spec
+    grid = Grid.of(spec, problem, 1, sm_count=H100_SMS, l2_bytes=50 << 20)
+    assert grid.thread_blocks(1000) == (spec.blocks * H100_SMS, 1, 1)
     assert variants.word(picked(cached=True)) == on_a_cache
     assert picked(split=384).serves_caches
     assert picked(replace(problem, softcap=True)) == capped(picked(cached=True))

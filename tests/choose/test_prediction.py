@@ -172,6 +172,10 @@ def test_resident_blocks_share_a_multiprocessor() -> None:
     assert prediction.predict(work, ceiling).us == pytest.approx(8 / 2 * (4 * 64 * 64 * 70e-6 + 2.0) + 10.0)
     big = replace(sm80, bc=128, stages=2)
     assert prediction._resident(big) == (166912 + 1024) // (big.smem_bytes + 1024)
+    short = AttnSpec(
+        **{**vars(sm80), "arch": "sm_90a", "kernel": "sm90", "warps": 8, "stages": 2, "blocks": 3}
+    )
+    assert _work(oc.full(256), heads=2, spec=short, device=replace(DEVICE, sm_count=2)).slots == 6
     tiled = replace(sm80, head_dim=512, value_dim=None, arch="sm_90")
     assert len(_work(oc.full(256), heads=2, spec=tiled).order) == 2 * 4 * tiled.value_pieces
 

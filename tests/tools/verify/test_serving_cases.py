@@ -91,7 +91,9 @@ def test_every_row_of_the_table_is_compiled_for_every_kind_of_cache(widths: tupl
             kind = (isinstance(spec, Fp8Spec), ragged, spec.page)
             made.setdefault(kind, set()).add((spec.br, spec.bc, spec.warps, spec.pack))
     rows = [
-        row for row in table.TABLE if row.kernel == "sm90" and row.serves("sm_90", "float16", *kernel(widths))
+        row
+        for row in table.TABLE
+        if row.kernel == "sm90" and row.shape != "short" and row.serves("sm_90", "float16", *kernel(widths))
     ]
     of_rows = {(row.br, row.bc, row.warps, row.pack) for row in rows}
     for boxes in (8, 16, 64):
