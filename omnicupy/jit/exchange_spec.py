@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 THREADS = 512
-AT_ONCE, AT_ONCE_OF_SM_90 = 2, 4  # loads of a thread that registers hold
+AT_ONCE, AT_ONCE_OF_SM_90 = 1, 4  # loads of a thread that registers hold
 MOST_RANKS, CHANNELS, MOST_PARTS = 16, 64, 64  # as omni/exchange/params.cuh has them
 HEADER_BYTES = 8192
 CHUNK = 16  # bytes that a thread moves at once

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.exchange_spec import HEADER_BYTES, MOST_RANKS
+from omnicupy.jit.trust import parsed_json
 from omnicupy.parallel import check
 from omnicupy.parallel.ranks import Ranks
 
@@ -115,7 +116,7 @@ class PeerMemory:
         return ""
 
     def _said(self, what: str, mine: dict[str, str], limit: float) -> list[dict[str, str]]:
-        return [json.loads(one) for one in self._ranks.gathered(what, json.dumps(mine), limit)]
+        return [parsed_json(one.encode()) for one in self._ranks.gathered(what, json.dumps(mine), limit)]
 
     def _refusal(self, every: Sequence[dict[str, str]]) -> str:
         """The same on every rank."""
