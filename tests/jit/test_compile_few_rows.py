@@ -13,8 +13,7 @@ from omnicupy.jit.spec import DTYPES, AttnSpec
 
 REGISTERS_A_MULTIPROCESSOR = 65536
 
-# Of few rows each width, of e4m3 and of 16 bits, in pages or not, with the dtypes in turn; of e4m3 each shape, and of
-# 128 columns, which take most registers, both dtypes.
+# Of few rows each width, of e4m3 and of 16 bits, in pages or not, with the dtypes in turn; of e4m3 each shape.
 SPECS = [
     FewRowsSpec.of(
         AttnSpec(arch="sm_90a", kernel="sm90", dtype=dtype, head_dim=head_dim, br=64, bc=64, warps=8),
@@ -22,7 +21,7 @@ SPECS = [
     ).for_caches(e4m3=e4m3, in_pages=in_pages, ragged=in_pages)
     for i, (head_dim, e4m3, in_pages) in enumerate(product((64, 128), (True, False), (False, True)))
     for shape in ({}, {"compute_warps": 12, "blocks": 1})[: 1 + e4m3]
-    for dtype in (DTYPES if e4m3 and head_dim == 128 else [DTYPES[i % 2]])
+    for dtype in [DTYPES[(i + len(shape) // 2) % 2]]
 ]
 
 
