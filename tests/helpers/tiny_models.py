@@ -267,3 +267,13 @@ def _granite_swa() -> tuple[Any, Any]:
 SCORES = {"gemma2": Tiny(_gemma2, _text_inputs), "gpt_oss": Tiny(_gpt_oss, _text_inputs)}
 if hasattr(transformers, "GraniteSWAForCausalLM"):  # not in 5.17
     SCORES["granite_swa"] = Tiny(_granite_swa, _text_inputs)
+
+LATER = tuple(int(part) for part in transformers.__version__.split(".")[:2]) >= (5, 23)
+# Each of MODELS with a cache that grows and a static one. 5.17 cannot make chunked masks for a static cache, whatever
+# the attention.
+CACHES = [
+    (name, cache)
+    for name in MODELS
+    for cache in (None, "static")
+    if LATER or (name, cache) != ("llama4", "static")
+]

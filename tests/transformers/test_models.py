@@ -18,10 +18,6 @@ import omnicupy.transformers  # noqa: E402
 from omnicupy.transformers import forward  # noqa: E402
 
 NAME = oc.transformers.register()
-LATER = tuple(int(part) for part in transformers.__version__.split(".")[:2]) >= (5, 23)
-# 5.17 cannot make chunked masks for a static cache, whatever the attention.
-CACHES = [(name, cache) for name in tiny.MODELS for cache in (None, "static")]
-CACHES = [(name, cache) for name, cache in CACHES if LATER or (name, cache) != ("llama4", "static")]
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +84,7 @@ def test_rows_that_see_nothing_give_zeros(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize(("name", "cache"), CACHES)
+@pytest.mark.parametrize(("name", "cache"), tiny.CACHES)
 def test_generated_tokens(name: str, cache: str | None, side: str) -> None:
     inputs = tiny.MODELS[name].inputs(side)
     wanted, found = (
@@ -124,7 +120,7 @@ def test_packed_sequences(name: str) -> None:
     positions = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in lengths])
     found = ours(ids, position_ids=positions, use_cache=False).logits
     _same(found, eager(ids, position_ids=positions, use_cache=False).logits)
-    if name == "llama4" and not LATER:
+    if name == "llama4" and not tiny.LATER:
         return  # chunks were those of the row, not of the sequence
     for row, sizes in enumerate(lengths):
         for first, size in zip(np.cumsum([0, *sizes]), sizes, strict=False):

@@ -20,9 +20,6 @@ from omnicupy.torch import key_tables  # noqa: E402
 from omnicupy.transformers import masking, on_device  # noqa: E402
 
 NAME = oc.transformers.register()
-LATER = tuple(int(part) for part in transformers.__version__.split(".")[:2]) >= (5, 23)
-CACHES = [(name, cache) for name in tiny.MODELS for cache in (None, "static")]
-CACHES = [(name, cache) for name, cache in CACHES if LATER or (name, cache) != ("llama4", "static")]
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +44,7 @@ def _generated(models: tuple[Any, Any], inputs: dict[str, Any], **how: Any) -> N
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize(("name", "cache"), CACHES)
+@pytest.mark.parametrize(("name", "cache"), tiny.CACHES)
 def test_generated_tokens(name: str, cache: str | None, side: str, fake: Any) -> None:
     _generated(_pair(name), tiny.MODELS[name].inputs(side), cache_implementation=cache)
     # Masks of images are the host's: with a static cache their functions are asked in steps, too.
