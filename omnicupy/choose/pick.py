@@ -22,9 +22,8 @@ from omnicupy.masks.mask import Mask
 FEW_ROWS = 64  # query rows that a small tile holds
 # Key tiles from which the Hopper kernel fills the device by splitting rows rather than by small tiles.
 SPLIT_TILES = 16
-ENOUGH_ROWS = (
-    4  # block rows a multiprocessor from which on those for short ones were measured (docs/tries.md)
-)
+# Block rows a multiprocessor from which on variants for short ones were measured (docs/tries.md).
+ENOUGH_ROWS = 4
 WORTH_A_CUT = 0.05  # of a call's time: cutting the mask for another tile must promise to save as much
 # Kernels that calls without `config` may get. A kernel is served only while tests/attestation.json covers it as it
 # stands (a test compares them); until then it is reached by an explicit config.

@@ -28,7 +28,7 @@ def serves(device: Any) -> bool:
         and _is_hopper(torch.cuda.current_device() if where.index is None else where.index)
         and not (state.modes() or state.jit_traces() or state.transform() is not None or state.has_tangents())
         and not compiles()
-        and not torch.cuda.is_current_stream_capturing()
+        and not state.captures(where)
     )
 
 
