@@ -127,3 +127,10 @@ def in_pages(kv: oc.CachedKV, page_size: int, seed: int = 0) -> oc.PagedKV:
     for b, keys in enumerate(np.clip(kv.lengths, 0, capacity).tolist()):
         table[b, -(-keys // page_size) :] = (2**31 - 1, -1)[b % 2]
     return oc.PagedKV(*pools, table, kv.lengths, k_scale=k_scale, v_scale=v_scale)
+
+
+def queries(batch: int, heads: int, q_len: int, head_dim: int, dtype: Any) -> Array:
+    """Random normal ones, tokens first in memory."""
+    q = aligned((batch, q_len, heads, head_dim), dtype).transpose(0, 2, 1, 3)
+    q[...] = np.random.default_rng(5).standard_normal(q.shape)
+    return q

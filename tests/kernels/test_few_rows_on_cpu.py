@@ -49,12 +49,6 @@ def planner() -> Any:
     return planned.build()
 
 
-def _queries(batch: int, heads: int, q_len: int, head_dim: int, dtype: Any) -> Array:
-    q = aligned((batch, q_len, heads, head_dim), dtype).transpose(0, 2, 1, 3)
-    q[...] = np.random.default_rng(5).standard_normal(q.shape)
-    return q
-
-
 def _with_gaps(kv: oc.CachedKV) -> oc.CachedKV:
     """The same, tokens first in memory."""
     pools = []
@@ -91,7 +85,7 @@ def _compare(
     kv, numbers = fp8_caches.pair(lengths, kind=kind, capacity=capacity, head_dim=head_dim, dtype=of)
     if gaps:
         kv, numbers = _with_gaps(kv), _with_gaps(numbers)
-    q = _queries(len(lengths), 2 * group, q_len, head_dim, of)
+    q = fp8_caches.queries(len(lengths), 2 * group, q_len, head_dim, of)
     rule = rule or oc.cached()
     caches = (
         (kv, numbers)
@@ -195,7 +189,7 @@ def test_bits_do_not_depend_on_which_item_is_the_last_of_its_block(
     kv, _ = fp8_caches.pair(
         [1500, 65, 700, 0, 1], kind="head", capacity=1500, head_dim=128, dtype=DTYPES["bfloat16"]
     )
-    q = _queries(5, 2 * group, 1, 128, DTYPES["bfloat16"])
+    q = fp8_caches.queries(5, 2 * group, 1, 128, DTYPES["bfloat16"])
     with np.errstate(all="ignore"):
         few, many = (
             paged_calls.run(spec, oc.cached(), q, kv, library, planner, split=512, sm_count=count)
@@ -237,7 +231,7 @@ def test_rows_of_their_own(page_size: int | None, library: Any) -> None:
 def test_keys_of_no_page_are_not_seen(library: Any, planner: Any) -> None:
     spec = _spec(128)
     kv, numbers = fp8_caches.pair([240, 240, 130], kind="token", head_dim=128, dtype=DTYPES["bfloat16"])
-    q = _queries(3, 8, 1, 128, DTYPES["bfloat16"])
+    q = fp8_caches.queries(3, 8, 1, 128, DTYPES["bfloat16"])
     caches, plain = fp8_caches.in_pages(kv, 16), paged_calls.paged(numbers, 16)
     for in_pages in (caches, plain):
         for at, page in (((0, 0), -1), ((1, 1), 2**31 - 1), ((1, 14), -1), ((2, 8), len(in_pages.k_pages))):
@@ -261,7 +255,7 @@ def test_every_byte_is_read_as_the_cpu_reads_it(dtype: str, library: Any, planne
         keys, lengths = aligned(values.shape, np.uint8), aligned(4, np.int32)
         keys[...], lengths[...] = 0x38, 1
         kv = oc.CachedKV(keys, values, lengths, k_scale=1.0, v_scale=scale)
-        q = _queries(4, 2, 1, 64, DTYPES[dtype])
+        q = fp8_caches.queries(4, 2, 1, 64, DTYPES[dtype])
         with np.errstate(all="ignore"):
             found = paged_calls.run(_spec(64, dtype), oc.cached(), q, kv, library, planner)
             wanted = fp8_caches.meant(values[:, :, :1], scale, DTYPES[dtype]).astype(np.float32)

@@ -67,12 +67,6 @@ def planner() -> Any:
     return planned.build()
 
 
-def _queries(batch: int, q_len: int, heads: int, head_dim: int, dtype: Any) -> Array:
-    q = aligned((batch, q_len, heads, head_dim), dtype).transpose(0, 2, 1, 3)
-    q[...] = np.random.default_rng(5).standard_normal(q.shape)
-    return q
-
-
 def _compare(
     name: str,
     library: Any,
@@ -96,7 +90,7 @@ def _compare(
     kv, numbers = fp8_caches.pair(
         lengths, kind=kind, capacity=capacity, head_dim=head_dim, value_dim=value_dim, dtype=DTYPES[dtype]
     )
-    q = _queries(len(lengths), q_len, 2 * group, head_dim, DTYPES[dtype])
+    q = fp8_caches.queries(len(lengths), 2 * group, q_len, head_dim, DTYPES[dtype])
     caches = kv if page_size is None else fp8_caches.in_pages(kv, page_size)
     rule, late = rule or oc.cached(), how.pop("late", True)
     with np.errstate(all="ignore"):
@@ -136,7 +130,7 @@ def test_scales_that_repeat(name: str, library: Any, planner: Any) -> None:
     numbers = oc.CachedKV(*(aligned(kv.k.shape, DTYPES["bfloat16"]) for _ in "kv"), kv.lengths)
     for array, values in zip((numbers.k, numbers.v), meant, strict=True):
         array[...] = values
-    q = _queries(len(LENGTHS), 2, 4, spec.head_dim, DTYPES["bfloat16"])
+    q = fp8_caches.queries(len(LENGTHS), 4, 2, spec.head_dim, DTYPES["bfloat16"])
     with np.errstate(all="ignore"):
         wanted = paged_calls.run(spec, oc.cached(), q, numbers, library, planner)
         found = paged_calls.run(spec, oc.cached(), q, kv, library, planner)
@@ -203,7 +197,7 @@ def test_keys_of_no_page_are_not_seen(name: str, library: Any, planner: Any) -> 
     kv, numbers = fp8_caches.pair(
         [240, 240, 130], kind="token", head_dim=spec.head_dim, dtype=DTYPES["bfloat16"]
     )
-    q = _queries(3, 2, 4, spec.head_dim, DTYPES["bfloat16"])
+    q = fp8_caches.queries(3, 4, 2, spec.head_dim, DTYPES["bfloat16"])
     caches, plain = fp8_caches.in_pages(kv, 16), paged_calls.paged(numbers, 16)
     for in_pages in (caches, plain):
         for at, page in (((0, 0), -1), ((1, 1), 2**31 - 1), ((1, 14), -1), ((2, 8), len(in_pages.k_pages))):
@@ -226,7 +220,7 @@ def test_every_byte_is_read_as_the_cpu_reads_it(name: str, library: Any, planner
             keys, lengths = aligned(values.shape, np.uint8), aligned(4, np.int32)
             keys[...], lengths[...] = 0x38, 1
             kv = oc.CachedKV(keys, values, lengths, k_scale=1.0, v_scale=scale)
-            q = _queries(4, 1, 2, 64, DTYPES[dtype])
+            q = fp8_caches.queries(4, 2, 1, 64, DTYPES[dtype])
             with np.errstate(all="ignore"):
                 found = paged_calls.run(replace(spec, dtype=dtype), oc.cached(), q, kv, library, planner)
                 wanted = fp8_caches.meant(values[:, :, :1], scale, DTYPES[dtype]).astype(np.float32)
