@@ -11,6 +11,7 @@ import torch
 from omnicupy.errors import UnsupportedError
 from omnicupy.parallel.exchange import Exchange
 from omnicupy.parallel.seen import Whole
+from omnicupy.torch.state import captures
 
 Run: TypeAlias = Any  # slice or index tensor
 
@@ -61,11 +62,6 @@ class Places:
         if key not in self._found:
             self._found[key] = made()
         return self._found[key]
-
-
-def captures(device: Any) -> bool:
-    """Whether torch's current stream is captured into a CUDA graph. device: of the tensors at hand."""
-    return device.type == "cuda" and bool(torch.cuda.is_current_stream_capturing())
 
 
 def check_captured(device: Any) -> None:
