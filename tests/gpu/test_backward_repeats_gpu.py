@@ -1,7 +1,8 @@
-"""Gradients of the default form, a hundred times, beside a stream that is busy: the same bits each time."""
+"""Gradients of the default form beside other work, a hundred times and with half of the device: the same bits."""
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from busy_gpu import HalfHeld
 
 import omnicupy as oc
 from omnicupy.choose import pick
@@ -19,6 +21,9 @@ from omnicupy.tools.verify.changed_bits import ChangedBits
 REPEATS = 100
 THREADS = 8  # in which kernels are compiled
 AHEAD = 6  # matrix products that wait or run
+LONGEST_S = (
+    20.0  # of gradients that take under a millisecond, behind what holds the device for a quarter of a second
+)
 # Masks of packed samples, windows, sinks, bits; groups of 1, 2, 3, 4 and 8; widths of values; sinks; soft caps; few
 # keys, whose blocks several thread blocks make; lengths that no tile divides; the usual head_dims.
 NAMES = (
@@ -129,6 +134,27 @@ def test_a_hundred_calls_beside_a_busy_stream_give_the_same_bits(
             busy += noise.busy
         assert again.problem(REPEATS) == ""
     assert busy > REPEATS // 2, "the other stream was not busy"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_end_while_half_of_the_device_is_taken(name: str, repeated: dict[str, Repeated]) -> None:
+    """Kernels whose thread blocks wait for each other start together or wait; the same bits come out."""
+    case = repeated[name]
+    held, holder, stream = HalfHeld(case.xp), *(case.xp.cuda.Stream(non_blocking=True) for _ in range(2))
+    case.xp.cuda.Device().synchronize()
+    with holder:
+        held()
+        taken = holder.record()
+    with stream:
+        again = ChangedBits(case.first)
+        again.add(case.gradients())
+        assert not taken.done, "half of the device was free again before the call was there"
+        until = time.monotonic() + LONGEST_S
+        while not stream.done:
+            assert time.monotonic() < until, "gradients hang"
+            time.sleep(0.001)
+        assert again.problem(1) == ""
 
 
 def test_the_cases_are_twenty_of_verify_and_cover_what_they_are_for() -> None:
