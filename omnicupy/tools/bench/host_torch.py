@@ -16,12 +16,16 @@ from typing import Any
 from omnicupy.masks.mask import Mask
 from omnicupy.tools.bench import timing
 from omnicupy.tools.bench.measure import reason
+from omnicupy.tools.bench.records import OURS
 from omnicupy.tools.bench.timing import Call
 
 LAYERS = 32  # calls whose gradients one backward pass makes
 LEAST_CALLS = 5
 PASSES = 3  # calls ahead of a capture
-BACKENDS = {"flash": "FLASH_ATTENTION", "cuDNN": "CUDNN_ATTENTION"}
+BACKENDS = {"sdpa-flash": "FLASH_ATTENTION", "sdpa-cudnn": "CUDNN_ATTENTION"}
+NODE = "a node that does nothing"
+MASK, BOTH = "torch, mask", "torch, forward and backward"
+LAYER = f"{BOTH}, a layer of {LAYERS}"
 Forward = Callable[[Any, Any, Any], Any]
 Around = Callable[[], AbstractContextManager[Any]]
 
@@ -42,8 +46,9 @@ class Way:
             return timing.host_us(self.call, synchronize, times, between) / self.calls
 
 
-def ways(shape: tuple[int, ...], mask: Mask, say: Callable[[str], None]) -> dict[str, Way]:
-    """Those with a mask, which is causal, where torch and a GPU that it finds are there; {} elsewhere.
+def ways(shape: tuple[int, ...], mask: Mask, say: Callable[[str], None]) -> dict[tuple[str, str], Way]:
+    """By system and what is timed, those with a mask, which is causal, where torch and a GPU that it finds are there;
+    {} elsewhere.
 
     Both passes with `torch.autograd.grad`: in autograd's thread, as torch does it, and in the calling thread
     (`torch.autograd.set_multithreading_enabled(False)`). A layer is a call as a model has it: one of a stack whose
@@ -68,19 +73,14 @@ def ways(shape: tuple[int, ...], mask: Mask, say: Callable[[str], None]) -> dict
     def torch_s(q: Any, k: Any, v: Any) -> Any:
         return own(q, k, v, is_causal=True)
 
-    forwards = {"torch, mask": ours, "torch's own, causal": torch_s, "a node that does nothing": _node()}
-    made = {
-        "torch, mask": Way(lambda: ours(q, k, v)),
-        "torch's own, causal": Way(lambda: torch_s(q, k, v)),
-    }
+    made = {(OURS, MASK): Way(lambda: ours(q, k, v)), ("sdpa", MASK): Way(lambda: torch_s(q, k, v))}
+    forwards: dict[str, Forward] = {OURS: ours, "sdpa": torch_s, NODE: _node()}
     for name, forward in forwards.items():
-        both = f"{name}, forward and backward"
-        made[both] = Way(problem.both(forward))
-        made[f"{both}, calling thread"] = Way(problem.both(forward), around=_calling_thread)
-        made[f"{both}, a layer of {LAYERS}"] = Way(problem.stack(forward), LAYERS)
-    made["torch, mask, forward and backward, captured"] = Way(problem.captured(ours))
+        made[name, BOTH] = Way(problem.both(forward))
+        made[name, f"{BOTH}, calling thread"] = Way(problem.both(forward), around=_calling_thread)
+        made[name, LAYER] = Way(problem.stack(forward), LAYERS)
+    made[OURS, f"{BOTH}, captured"] = Way(problem.captured(ours))
     for name, make, around in _rivals(torch_s, shape[2]):
-        both = f"{name}, forward and backward"
         try:
             forward = make()
             way = Way(problem.both(forward), around=around)
@@ -89,8 +89,8 @@ def ways(shape: tuple[int, ...], mask: Mask, say: Callable[[str], None]) -> dict
         except Exception as error:  # whatever a library raises is its result here
             say(f"warm call: {name}: left out: {reason(error)}")
         else:
-            made[both] = way
-            made[f"{both}, a layer of {LAYERS}"] = Way(problem.stack(forward), LAYERS, around)
+            made[name, BOTH] = way
+            made[name, LAYER] = Way(problem.stack(forward), LAYERS, around)
     return made
 
 
@@ -100,8 +100,8 @@ def _rivals(torch_s: Forward, length: int) -> Iterator[tuple[str, Callable[[], F
 
     for name, backend in BACKENDS.items():
         around = partial(nn.sdpa_kernel, getattr(nn.SDPBackend, backend))
-        yield f"torch's own, {name}, causal", lambda: torch_s, around
-    yield "FlexAttention, causal", partial(_flex, length), nullcontext
+        yield name, lambda: torch_s, around
+    yield "flex", partial(_flex, length), nullcontext
 
 
 def _flex(length: int) -> Forward:
