@@ -14,7 +14,7 @@ from omnicupy.masks.mask import Mask
 from omnicupy.reference.attention import attention64
 from omnicupy.reference.backward import gradients64
 from omnicupy.tools.bench import accuracy_table, torch_inputs
-from omnicupy.tools.bench.accuracy_cases import DTYPE_NAMES, OVERFLOW, Case, cases
+from omnicupy.tools.bench.accuracy_cases import DTYPE_NAMES, OVERFLOW, Case, cases, share
 from omnicupy.tools.bench.accuracy_table import NAMES
 from omnicupy.tools.bench.gradients import IN_ANY_ORDER, PASSES
 from omnicupy.tools.bench.measure import reason, rounded
@@ -39,10 +39,11 @@ def measure(
     systems: Sequence[str] = (),
     dtypes: Sequence[str] = DTYPE_NAMES,
     limit_s: float = COMPILE_LIMIT_S,
+    part: tuple[int, int] = (1, 1),
 ) -> None:
     """Add a row a case and system to the record. What cannot run gets a row that says why.
 
-    systems: () for SYSTEMS.  limit_s: seconds that a rival may take to be ready.
+    systems: () for SYSTEMS.  limit_s: seconds that a rival may take to be ready.  part: as `share` takes it.
     """
     import cupy
 
@@ -51,7 +52,7 @@ def measure(
         record.set(missing=absent)
     present = [name for name in systems or SYSTEMS if name not in absent]
     before = len(record.rows)
-    for case in cases(dtypes):
+    for case in share(tuple(cases(dtypes)), *part):
         for row in _rows(case, case.arrays(cupy), present, limit_s):
             record.add(**row)
             say(f"{case.name}: {row['system']}: {row.get('problem') or row['rms']}")
@@ -83,7 +84,7 @@ def _rows(
         except Exception as error:  # whatever a library raises is its result here
             rows[name] = {"problem": reason(error)}
     _compare(rows, broken, judge.holdable)
-    shape = [1, q.shape[1], k.shape[1], *mask.shape, case.head_dim]
+    shape = [q.shape[0], q.shape[1], k.shape[1], *mask.shape, case.head_dim]
     known = {
         "workload": case.name,
         "input": case.input,

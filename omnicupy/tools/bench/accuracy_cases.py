@@ -17,6 +17,7 @@ from omnicupy.tools.random_arrays import DTYPES, normals, random_bits
 from omnicupy.tools.workloads.workload import Workload
 
 HEADS, HEAD_DIMS = 8, (64, 128, 256)
+DRAWS = 8  # of inputs whose errors a few rows decide, where two keys have nearly all the weight
 DTYPE_NAMES = ("bfloat16", "float16")
 SHORT, MIDDLE, LONG = 1024, 2048, 4096
 LONE_ROWS = 64  # of "few": one row of so many sees itself alone
@@ -43,7 +44,7 @@ MASKS: dict[str, Callable[[int], Mask]] = {"full": full, "causal": causal, "diag
 @dataclass(frozen=True)
 class Input:
     """How normal inputs are scaled. note: what it is.  cases: (mask, length).  q, k, dout: factors.  dtypes: it is
-    for.
+    for.  batch: of its calls.
     """
 
     note: str
@@ -52,13 +53,14 @@ class Input:
     k: float = 1.0
     dout: float = 1.0
     dtypes: tuple[str, ...] = DTYPE_NAMES
+    batch: int = 1
 
 
 INPUTS = {
     "normal": Input("random normal", (("causal", SHORT), ("full", SHORT), ("causal", MIDDLE))),
     "peaky": Input("q x 8: few keys have all the weight", (("causal", SHORT), ("full", SHORT)), q=8.0),
     "ones": Input("weights of exactly 1: rows that see one key", (("diagonal", SHORT), ("few", SHORT))),
-    "scores": Input("scores of 1e4", (("causal", SHORT), ("full", SHORT)), q=50.0, k=50.0),
+    "scores": Input("scores of 1e4", (("causal", SHORT), ("full", SHORT)), q=50.0, k=50.0, batch=DRAWS),
     "large": Input("dout x 1e3", (("causal", SHORT),), dout=1e3, dtypes=("float16",)),
     "overflow": Input("gradients that float16 cannot hold", (("causal", SHORT),), dtypes=("float16",)),
     "long": Input("random normal, long", (("causal", LONG),)),
@@ -78,17 +80,21 @@ class Case:
 
     @property
     def name(self) -> str:
-        """As a record's workload: "normal-causal-d64-s1024-float16"."""
-        return f"{self.input}-{self.mask}-d{self.head_dim}-s{self.length}-{self.dtype}"
+        """As a record's workload: "normal-causal-d64-s1024-float16", "scores-full-d64-s1024-b8-float16"."""
+        batch = INPUTS[self.input].batch
+        sizes = f"d{self.head_dim}-s{self.length}" + (f"-b{batch}" if batch > 1 else "")
+        return f"{self.input}-{self.mask}-{sizes}-{self.dtype}"
 
     def workload(self) -> Workload:
         """Its sizes and mask as a benchmark's workload."""
         sizes = (HEADS, HEADS, self.head_dim)
-        return Workload(self.name, 1, sizes, lambda: MASKS[self.mask](self.length), INPUTS[self.input].note)
+        of = INPUTS[self.input]
+        return Workload(self.name, of.batch, sizes, lambda: MASKS[self.mask](self.length), of.note)
 
     def arrays(self, xp: Any) -> tuple[Any, Any, Any, Any]:
-        """dout, q, k and v, (1, HEADS, length, head_dim) of the dtype, in the module xp."""
-        of, shape = INPUTS[self.input], (1, HEADS, self.length, self.head_dim)
+        """dout, q, k and v, (batch, HEADS, length, head_dim) of the dtype, in the module xp."""
+        of = INPUTS[self.input]
+        shape = (of.batch, HEADS, self.length, self.head_dim)
         factors = (of.dout, of.q, of.k, 1.0)
         dout, q, k, v = (
             random_bits(shape, seed, self.dtype, factor, xp).view(DTYPES[self.dtype])
@@ -111,3 +117,17 @@ def cases(dtypes: Sequence[str] = DTYPE_NAMES) -> Iterator[Case]:
                     for kind, length in of.cases:
                         if kind == mask:
                             yield Case(name, mask, length, head_dim, dtype)
+
+
+def share(found: Sequence[Case], part: int, parts: int) -> list[Case]:
+    """Share `part`, 1 to `parts`, of cases, in their order, for processes that run side by side. Cases of one mask and
+    shape stay together; the shares are about as long.
+    """
+    groups: dict[tuple[object, ...], list[Case]] = {}
+    for case in found:
+        groups.setdefault((case.dtype, case.head_dim, case.mask, case.length), []).append(case)
+    shares: list[list[Case]] = [[] for _ in range(parts)]
+    for group in sorted(groups.values(), key=len, reverse=True):
+        min(shares, key=len).extend(group)
+    mine = set(shares[part - 1])
+    return [case for case in found if case in mine]

@@ -22,7 +22,7 @@ from omnicupy.cpu.blas import BLAS
 from omnicupy.masks.block_mask import BlockMask
 from omnicupy.masks.segment_masks import segments
 from omnicupy.tools.bench import host_torch
-from omnicupy.tools.bench.records import Record
+from omnicupy.tools.bench.records import OURS, Record
 from omnicupy.tools.random_arrays import normals
 from omnicupy.tools.workloads import model_masks
 
@@ -52,15 +52,18 @@ def warm_calls(record: Record, say: Say) -> None:
         "mask, lse": lambda: attention(q, k, v, mask, return_lse=True),
         "mask, out": lambda: attention(q, k, v, mask, out=out),
     }
-    ways = {name: host_torch.Way(call) for name, call in calls.items()} | host_torch.ways(q.shape, mask, say)
+    ways = {(OURS, name): host_torch.Way(call) for name, call in calls.items()}
+    ways |= host_torch.ways(q.shape, mask, say)
     synchronize = cupy.cuda.Device().synchronize
     rounds = [
         {name: way.host_us(synchronize, HOST_CALLS) for name, way in ways.items()} for _ in range(HOST_ROUNDS)
     ]
-    figures = {
-        f"host_us, {name}": round(statistics.median(found[name] for found in rounds), 2) for name in ways
-    }
-    add(record, say, "warm call", figures)
+    of: dict[str, dict[str, float]] = {}
+    for system, timed in ways:
+        took = statistics.median(found[system, timed] for found in rounds)
+        of.setdefault(system, {})[f"host_us, {timed}"] = round(took, 2)
+    for system, figures in of.items():
+        add(record, say, "warm call", figures, system)
 
 
 def first_calls(record: Record, say: Say) -> None:
@@ -181,7 +184,8 @@ def _best(call: Callable[[], Any], turns: int = 7) -> float:
     return statistics.median(took)
 
 
-def add(record: Record, say: Say, workload: str, figures: dict[str, Any]) -> None:
-    """A row of figures of ours."""
-    record.add(workload=workload, system="omnicupy", figures=figures, **{"pass": "forward"})
-    say(f"{workload}: {', '.join(f'{name} {value}' for name, value in figures.items())}")
+def add(record: Record, say: Say, workload: str, figures: dict[str, Any], system: str = OURS) -> None:
+    """A row of figures."""
+    record.add(workload=workload, system=system, figures=figures, **{"pass": "forward"})
+    beside = "" if system == OURS else f", {system}"
+    say(f"{workload}{beside}: {', '.join(f'{name} {value}' for name, value in figures.items())}")

@@ -17,6 +17,7 @@ Row = dict[str, Any]
 SCHEMA = 1
 OURS = "omnicupy"
 FORWARD = "forward"
+_OF_A_RUN = {"started", "rows"}  # what records of one thing differ in
 # How the workloads of host suites begin: rows of older records do not name their suite.
 _BEGINNINGS = {"warm call": "host", "first call": "cold", "mask build": "build", "CPU engine": "cpu"}
 
@@ -79,6 +80,31 @@ def load(path: str | Path) -> dict[str, Any]:
         ) from error
     found: dict[str, Any] = content
     return found
+
+
+def joined(parts: Sequence[dict[str, Any]], order: Sequence[str] = ()) -> dict[str, Any]:
+    """The record of runs that measured a share each. order: of workloads; others come behind, as they are.
+
+    Raises ValueError where the runs are not of one device, library and so on, and for a row that two of them have.
+    """
+    head = {key: value for key, value in parts[0].items() if key not in _OF_A_RUN}
+    for part in parts[1:]:
+        for key in {*head, *part} - _OF_A_RUN:
+            if part.get(key) != head.get(key):
+                raise ValueError(
+                    f"records to join: expected one {key}, got {head.get(key)!r} and {part.get(key)!r}"
+                )
+    rows: dict[tuple[Any, ...], Row] = {}
+    for row in (row for part in parts for row in part["rows"]):
+        name = tuple(row.get(of) for of in ("suite", "workload", "system", "pass"))
+        if name in rows:
+            raise ValueError(
+                f"records to join: {row['workload']}, {row['system']} is in two of them; leave one out"
+            )
+        rows[name] = row
+    place = {workload: number for number, workload in enumerate(order)}
+    in_order = sorted(rows.values(), key=lambda row: place.get(row["workload"], len(place)))
+    return {**head, "started": min(str(part["started"]) for part in parts), "rows": in_order}
 
 
 def suite_of(row: Row, content: dict[str, Any]) -> str:

@@ -68,7 +68,8 @@ GRADIENT_KINDS = (
 @dataclass(frozen=True)
 class Options:
     """What to run. workloads, by name or as they are, and systems: instead of the suites' own.  seeds: of masks.
-    limit: seconds to compile, of a rival.  timed: a key of PASSES.  out: the record.  accuracy_dtypes: of that suite.
+    limit: seconds to compile, of a rival.  timed: a key of PASSES.  out: the record.  accuracy_dtypes, part: of that
+    suite; the share K of N of its cases.
     """
 
     suites: tuple[str, ...] = ()
@@ -81,6 +82,7 @@ class Options:
     timed: str = "fwd"
     out: Path | None = None
     accuracy_dtypes: tuple[str, ...] = accuracy_cases.DTYPE_NAMES
+    part: tuple[int, int] = (1, 1)
 
 
 def catalogue() -> dict[str, Any]:
@@ -155,7 +157,7 @@ def run(options: Options, say: host.Say) -> dict[str, Any]:
     if ACCURACY in options.suites:
         record.suite = ACCURACY
         given: dict[str, Any] = {"systems": options.systems, "dtypes": options.accuracy_dtypes}
-        accuracy.measure(record, say, limit_s=options.limit, **given)
+        accuracy.measure(record, say, limit_s=options.limit, part=options.part, **given)
     return record.content
 
 

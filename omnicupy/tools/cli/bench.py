@@ -52,6 +52,7 @@ MEASURING = (
     "--seeds", type=click.IntRange(1, 8), default=8, show_default=True, help="Random masks per shape."
 )
 @click.option("--limit", type=float, default=120.0, show_default=True, help="Seconds a rival may compile.")
+@click.option("--part", metavar="I/N", help="Only share I of N of the problems of accuracy.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the JSON record here, row by row.")
 @click.option(
     "--table", "record", type=click.Path(path_type=Path), help="Print the tables of a record, and stop."
@@ -97,6 +98,7 @@ def bench(record: Path | None, picture: Path | None, as_json: bool, **chosen: An
 def _options(chosen: dict[str, Any]) -> Any:
     """The run that the options describe."""
     from omnicupy.tools.bench import run as bench_run
+    from omnicupy.tools.verify.plan import WHOLE, Part
 
     given = take_sizes(chosen)
     texts, names = chosen.pop("texts"), chosen.pop("workloads")
@@ -104,6 +106,8 @@ def _options(chosen: dict[str, Any]) -> Any:
     systems = tuple(name.lower() for name in chosen.pop("systems"))
     if not texts:
         refuse_unused("without --mask", drop=SIZES)
+    if bench_run.ACCURACY not in suites:
+        refuse_unused("without accuracy", drop=("part",))
     if texts or names:
         refuse_unused("with --mask", drop=("seeds",))
     elif bench_run.ACCURACY in suites and not bench_run.measures(suites):
@@ -111,6 +115,8 @@ def _options(chosen: dict[str, Any]) -> Any:
     elif not bench_run.measures(suites):
         refuse_unused(f"with {', '.join(suites)} here, which measure the host alone", drop=MEASURING)
     workloads = (*(words.problem_of(text, given) for text in texts), *(words.named(name) for name in names))
+    part = Part.parse(chosen.pop("part") or str(WHOLE))
+    chosen["part"] = part.number, part.count
     if any(one.name == "dtype" for one in cli_options.given()):
         chosen["accuracy_dtypes"] = (chosen["dtype"],)
     return bench_run.Options(suites, workloads, systems, **chosen)

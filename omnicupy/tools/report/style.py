@@ -52,6 +52,7 @@ STYLES = {
     f"{OURS}:page1": Style("pages of 1", "#7a7a7a", "x", ":"),
     "sdpa-cudnn": Style("cuDNN (SDPA)", "#d1495b", "s", "--"),
     "sdpa-flash": Style("FlashAttention-2 (SDPA)", "#edae49", "^", "-."),
+    "sdpa": Style("SDPA, torch's choice", "#8a8f98", "P", "--"),
     "sdpa-efficient": Style("SDPA, dense mask", "#b8a9c9", "P", (0, (1, 1))),  # type: ignore[arg-type]
     "flex": Style("FlexAttention (Triton)", "#2a9d62", "D", (0, (5, 1))),  # type: ignore[arg-type]
     "flex-flash": Style("FlexAttention (FLASH)", "#8fd0a8", "v", (0, (3, 1, 1, 1))),  # type: ignore[arg-type]

@@ -51,6 +51,31 @@ def test_the_cases_cover_every_input_dtype_and_head_dim() -> None:
         assert of == ({"float16"} if name in ("large", "overflow") else {"float16", "bfloat16"})
     assert {one.dtype for one in cases(("bfloat16",))} == {"bfloat16"}
     assert found[0].name == "normal-full-d64-s1024-bfloat16"
+    assert found[2].name == "scores-full-d64-s1024-b8-bfloat16"
+    assert [one.shape[0] for one in (found[2].arrays(np)[1], found[0].arrays(np)[1])] == [8, 1]
+    assert (found[2].workload().batch, found[0].workload().batch) == (8, 1)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 7, 16, 100])
+def test_shares_hold_every_case_once_and_what_is_compiled_together(parts: int) -> None:
+    every = list(cases())
+    shares = [accuracy_cases.share(every, part, parts) for part in range(1, parts + 1)]
+    found = [case for share in shares for case in share]
+    assert sorted(found, key=every.index) == every
+    assert all(sorted(share, key=every.index) == share for share in shares)
+    groups = [{(one.dtype, one.head_dim, one.mask, one.length) for one in share} for share in shares]
+    assert sum(map(len, groups)) == len(set().union(*groups))
+    if parts <= 16:
+        assert max(map(len, shares)) - min(map(len, shares)) <= 2
+
+
+def test_a_run_measures_its_share(gpu: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu += [ONES]
+    rows = []
+    for part in (1, 2):
+        options = bench_run.Options(("accuracy",), systems=("omnicupy",), part=(part, 2))
+        rows += bench_run.run(options, lambda text: None)["rows"]
+    assert [row["workload"] for row in rows] == [NORMAL.name, ONES.name]
 
 
 def test_masks_have_rows_that_see_one_key() -> None:
@@ -227,6 +252,10 @@ def test_the_command_takes_what_the_suite_reads(
     assert [row["system"] for row in json.loads(out.read_text())["rows"]] == ["omnicupy"]
     CliRunner().invoke(main, ["bench", "accuracy", "--dtype", "float16", "--system", "omnicupy"])
     assert asked == [("bfloat16", "float16"), ("float16",)]
+    done = CliRunner().invoke(main, ["bench", "accuracy", "--part", "2/2", "--out", str(out)])
+    assert (done.exit_code, json.loads(out.read_text())["rows"]) == (0, [])
+    done = CliRunner().invoke(main, ["bench", "accuracy", "--part", "3/2"])
+    assert '--part: expected i/n, from "1/n" to "n/n", got \'3/2\'' in done.output
     for option in (["--samples", "5"], ["--seeds", "2"], ["--pass", "bwd"]):
         done = CliRunner().invoke(main, ["bench", "accuracy", *option])
         assert "does nothing with accuracy" in done.output

@@ -17,14 +17,14 @@ from omnicupy.tools.bench import host, host_torch, timing  # noqa: E402
 from omnicupy.tools.bench.records import Record  # noqa: E402
 
 SHAPE = (1, 2, 16, 8)
-BOTH = "forward and backward"
-FORWARDS = ("torch, mask", "torch's own, causal", "a node that does nothing")
+OURS, NODE = "omnicupy", "a node that does nothing"
+MASK, BOTH = "torch, mask", "torch, forward and backward"
+FORWARDS = (OURS, "sdpa", NODE)
 NAMES = {
-    "torch, mask",
-    "torch's own, causal",
-    *(f"{name}, {BOTH}{more}" for name in FORWARDS for more in ("", ", calling thread", ", each of 4")),
-    f"torch, mask, {BOTH}, captured",
-    f"torch's own, flash, causal, {BOTH}",
+    *((name, MASK) for name in FORWARDS[:2]),
+    *((name, f"{BOTH}{more}") for name in FORWARDS for more in ("", ", calling thread", ", a layer of 4")),
+    (OURS, f"{BOTH}, captured"),
+    *((name, f"{BOTH}{more}") for name in ("sdpa-flash", "flex") for more in ("", ", a layer of 4")),
 }
 
 
@@ -42,8 +42,9 @@ class Graph:
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Any:
     """torch on the CPU as if it had a GPU whose cuDNN kernels are missing. `captures`: graphs that were captured.
     `backends`: chosen kernels, in order. `threads`: of each backward pass of ours, may autograd take its own?
+    `no_flex`: FlexAttention cannot be compiled.
     """
-    fake = SimpleNamespace(captures=[], backends=[], threads=[], passes=0)
+    fake = SimpleNamespace(captures=[], backends=[], threads=[], passes=0, no_flex=False)
     real = torch.randn
 
     def randn(*shape: Any, device: str, **options: Any) -> Any:
@@ -63,15 +64,24 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Any:
             raise RuntimeError("No available kernel")
         yield
 
-    grad = torch.autograd.grad
+    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            fake.passes += 1
+            fake.threads.append(torch._C._is_multithreading_enabled())
+            return real(*arguments)
 
-    def counted(*arguments: Any) -> Any:
-        fake.passes += 1
-        fake.threads.append(torch._C._is_multithreading_enabled())
-        return grad(*arguments)
+        return call
+
+    def flex(length: int) -> Any:
+        assert length == SHAPE[2]
+        if fake.no_flex:
+            raise TypeError("no Triton")
+        return lambda q, k, v: torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
 
     monkeypatch.setattr(torch, "randn", randn)
-    monkeypatch.setattr(torch.autograd, "grad", counted)
+    monkeypatch.setattr(torch.autograd, "grad", counted(torch.autograd.grad))
+    monkeypatch.setattr(torch.Tensor, "backward", counted(torch.Tensor.backward))
+    monkeypatch.setattr(host_torch, "_flex", flex)
     monkeypatch.setattr(torch.nn.attention, "sdpa_kernel", sdpa_kernel)
     for name, stand_in in {
         "is_available": lambda: True,
@@ -82,11 +92,12 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Any:
         "graph": graph,
     }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
-    monkeypatch.setattr(host_torch, "IN_A_PASS", 4)
+    monkeypatch.setattr(host_torch, "LAYERS", 4)
+    monkeypatch.setattr(host_torch, "LAYER", f"{BOTH}, a layer of 4")
     return fake
 
 
-def _ways(said: list[str]) -> dict[str, host_torch.Way]:
+def _ways(said: list[str]) -> dict[tuple[str, str], host_torch.Way]:
     return host_torch.ways(SHAPE, causal(SHAPE[2]), said.append)
 
 
@@ -94,19 +105,44 @@ def test_each_way_makes_what_its_name_says(cuda: Any) -> None:
     said: list[str] = []
     ways = _ways(said)
     assert set(ways) == NAMES
-    assert said == ["warm call: torch's cuDNN kernels are left out: No available kernel"]
-    assert ways["torch, mask"].call().shape == SHAPE
-    found = {name: ways[f"{name}, {BOTH}"].call() for name in FORWARDS}
-    for ours, own in zip(found["torch, mask"], found["torch's own, causal"], strict=True):
+    assert said == ["warm call: sdpa-cudnn: left out: RuntimeError: No available kernel"]
+    assert ways[OURS, MASK].call().shape == SHAPE
+    found = {name: ways[name, BOTH].call() for name in FORWARDS}
+    for ours, own in zip(found[OURS], found["sdpa"], strict=True):
         assert (ours.float() - own.float()).abs().max() < 0.05
         assert ours.float().abs().max() > 0.1
-    assert [one.shape for one in found["a node that does nothing"]] == [SHAPE] * 3
-    many = ways[f"torch, mask, {BOTH}, each of 4"]
-    assert many.calls == 4
-    gradients = many.call()
-    assert len(gradients) == 3 * 4
-    for i, one in enumerate(gradients):
-        assert torch.equal(one, found["torch, mask"][i % 3])
+    assert [one.shape for one in found[NODE]] == [SHAPE] * 3
+
+
+def test_a_stack_has_one_backward_pass_and_gradients_of_its_own(cuda: Any) -> None:
+    way = _ways([])[OURS, f"{BOTH}, a layer of 4"]
+    assert way.calls == 4
+    before = cuda.passes
+    trained = way.call()
+    assert (len(trained), cuda.passes) == (1 + 2 * 4, before + 1)
+    first = [one.grad.clone() for one in trained]
+    assert all(torch.equal(one.grad, grad) for one, grad in zip(way.call(), first, strict=True))
+
+
+def test_each_layer_of_a_stack_reads_the_one_before(cuda: Any) -> None:
+    def causally(q: Any, k: Any, v: Any) -> Any:
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    problem = host_torch._Problem(SHAPE)
+    trained = problem.stack(causally)()
+    exact = [one.detach().double().requires_grad_() for one in trained]
+    out, rest = exact[0], iter(exact[1:])
+    for k in rest:
+        out = causally(out, k, next(rest))
+    for one, own in zip(trained, torch.autograd.grad(out, exact, problem.dout.double()), strict=True):
+        assert (one.grad.double() - own).abs().max() < 0.05 * own.abs().max()
+
+
+def test_what_cannot_be_compiled_is_left_out(cuda: Any) -> None:
+    cuda.no_flex = True
+    said: list[str] = []
+    assert set(_ways(said)) == {name for name in NAMES if name[0] != "flex"}
+    assert said[-1] == "warm call: flex: left out: TypeError: no Triton"
 
 
 def test_a_captured_call_is_launched_alone(cuda: Any) -> None:
@@ -114,14 +150,14 @@ def test_a_captured_call_is_launched_alone(cuda: Any) -> None:
     ((graph, passes),) = cuda.captures
     assert passes == 1
     before = cuda.passes
-    ways[f"torch, mask, {BOTH}, captured"].host_us(lambda: None, 10)
+    ways[OURS, f"{BOTH}, captured"].host_us(lambda: None, 10)
     assert graph.replays == 10 + 5  # those that warm up
     assert cuda.passes == before
 
 
-@pytest.mark.parametrize(("more", "own"), [("", True), (", calling thread", False), (", each of 4", True)])
+@pytest.mark.parametrize(("more", "own"), [("", True), (", calling thread", False), (", a layer of 4", True)])
 def test_where_gradients_are_made_is_said_around_the_calls(cuda: Any, more: str, own: bool) -> None:
-    way = _ways([])[f"torch, mask, {BOTH}{more}"]
+    way = _ways([])[OURS, f"{BOTH}{more}"]
     cuda.threads.clear()
     assert way.host_us(lambda: None, 20) > 0
     assert cuda.threads == [own] * (5 + 20 // way.calls)
@@ -129,7 +165,7 @@ def test_where_gradients_are_made_is_said_around_the_calls(cuda: Any, more: str,
 
 
 def test_a_kernel_of_torch_is_chosen_around_the_calls(cuda: Any) -> None:
-    way = _ways([])[f"torch's own, flash, causal, {BOTH}"]
+    way = _ways([])["sdpa-flash", BOTH]
     cuda.backends.clear()
     way.host_us(lambda: None, 10)
     assert cuda.backends == [torch.nn.attention.SDPBackend.FLASH_ATTENTION]
@@ -169,12 +205,14 @@ def test_the_record_has_a_median_for_each_way(cuda: Any, monkeypatch: pytest.Mon
     monkeypatch.setattr(host, "attention", lambda *arrays, **options: asked.append(options))
     record, said = Record(None, {}), []
     host.warm_calls(record, said.append)
-    (row,) = record.rows
-    assert (row["workload"], row["system"], row["pass"]) == ("warm call", "omnicupy", "forward")
-    of_arrays = {"mask", "no mask", "mask, lse", "mask, out"}
-    assert set(row["figures"]) == {f"host_us, {name}" for name in NAMES | of_arrays}
-    assert all(value > 0 for value in row["figures"].values())
-    assert len(said) == 2
+    rows = record.rows
+    assert {(row["workload"], row["pass"]) for row in rows} == {("warm call", "forward")}
+    assert [row["system"] for row in rows] == [*FORWARDS, "sdpa-flash", "flex"]
+    of_arrays = {(OURS, name) for name in ("mask", "no mask", "mask, lse", "mask, out")}
+    found = {(row["system"], name.removeprefix("host_us, ")) for row in rows for name in row["figures"]}
+    assert found == NAMES | of_arrays
+    assert all(value > 0 for row in rows for value in row["figures"].values())
+    assert [line.partition(": host_us")[0] for line in said[1:3]] == ["warm call", "warm call, sdpa"]
     assert asked[0] == ((1, 8, 256, 64), (256, 256))
     assert [options for options in asked[1:] if options.get("return_lse")]
 

@@ -127,6 +127,7 @@ def test_what_a_row_of_a_record_names_is_found_again() -> None:
         ("bench --table x.json --samples 9", "--samples does nothing with --table"),
         ("bench vlm --table x.json", "SUITES does nothing with --table"),
         ("bench cpu --samples 9", "--samples does nothing with cpu here"),
+        ("bench cpu --part 1/2", "--part does nothing without accuracy"),
         ("bench presets cpu --dtype float16", "--dtype does nothing with presets, cpu here"),
         ("bench vlm --heads 4", "--heads does nothing without --mask"),
         ("bench vlm --workload W4 --length 9", "--length does nothing without --mask"),
