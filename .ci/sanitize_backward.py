@@ -1,9 +1,11 @@
 """Small backward passes for compute-sanitizer, which runs `python .ci/sanitize_backward.py sm90`, for one.
 
-Arguments: kernels (naive, sm80, sm90), and head_dims that they are limited to. Each row of the table runs documents,
-windows, rows and keys that see nothing and hold NaN, grouped heads, ragged lengths, blocks of keys that are split, a
-dout of no strides, each subset of gradients that has kernels of its own, sums in any order and in one order where there
-are kernels for them, the two kernels in their place, and passes that read what the one before wrote.
+Arguments: kernels (naive, sm80, sm90), head_dims that they are limited to, and forms (default, any-order) where not all
+are wanted. Each row of the table runs documents, windows, rows and keys that see nothing and hold NaN, grouped heads,
+ragged lengths, blocks of keys that are split, a dout of no strides, each subset of gradients that has kernels of its
+own, sums in any order and in one order where there are kernels for them, the two kernels in their place, and passes
+that read what the one before wrote. A form that is named runs all gradients by its kernel alone, twice, with dlse and
+without; any-order is of rows that have one.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from omnicupy.tools.random_arrays import DTYPES, random_bits
 from omnicupy.tools.verify.backward_inputs import ONE_BITS
 
 KERNELS = ("naive", "sm80", "sm90")
+FORMS: dict[str, dict[str, Any]] = {"default": {}, "any-order": {"deterministic": False}}
 
 
 def backward_masks() -> Iterator[tuple[str, Mask]]:
@@ -50,7 +53,22 @@ def normal(shape: tuple[int, ...], seed: int) -> Any:
     return random_bits(shape, seed, "bfloat16", 1.0, cupy).view(DTYPES["bfloat16"])
 
 
-def call(spec: BackwardSpec, mask: Mask) -> int:
+def passes_of(spec: BackwardSpec, forms: list[str], dlse: Any) -> list[dict[str, Any]]:
+    """Options of each pass."""
+    if forms:
+        return [
+            FORMS[form] | more
+            for form in forms
+            if form == "default" or spec.fused is not None
+            for more in ({}, {"dlse": dlse})
+        ]
+    found: list[dict[str, Any]] = [{}, {"dlse": dlse}, {"wanted": ("q",)}, {"wanted": ("k", "v")}]
+    found += [FORMS["any-order"]] * (spec.fused is not None)
+    found += [{"config": replace(spec, ordered=None)}] * (spec.ordered is not None)
+    return found
+
+
+def call(spec: BackwardSpec, mask: Mask, forms: list[str]) -> int:
     """Some passes; the second one reads what the first one wrote. Returns how many."""
     heads, kv_heads = (2, 1) if spec.head_dim <= 256 else (1, 1)
     (q_len, k_len), d = mask.shape, spec.head_dim
@@ -66,15 +84,15 @@ def call(spec: BackwardSpec, mask: Mask) -> int:
     for array in (q, dout, out, lse, dlse):
         array[:, :, unseen] = np.nan
     one = cupy.broadcast_to(cupy.full((1, 1, 1, 1), ONE_BITS["bfloat16"], np.uint16).view(q.dtype), q.shape)
-    passes: list[dict[str, Any]] = [{}, {"dlse": dlse}, {"wanted": ("q",)}, {"wanted": ("k", "v")}]
-    passes += [{"deterministic": False}] * (spec.fused is not None)
-    passes += [{"config": replace(spec, ordered=None)}] * (spec.ordered is not None)
+    passes = passes_of(spec, forms, dlse)
+    if not passes:
+        return 0
     found = []
     for options in passes:
         found += oc.attention_backward(dout, q, k, v, out, lse, mask, **{"config": spec} | options)
         if found[-3] is not None:
             dout = found[-3]  # dq of one pass is dout of the next
-    found += oc.attention_backward(one, q, k, v, out, lse, mask, config=spec)
+    found += oc.attention_backward(one, q, k, v, out, lse, mask, **{"config": spec} | passes[0])
     cupy.cuda.Device().synchronize()
     for array in found:
         finite = array is None or bool(cupy.isfinite(array.astype(np.float32)).all())
@@ -83,15 +101,18 @@ def call(spec: BackwardSpec, mask: Mask) -> int:
 
 
 def main(words: list[str]) -> None:
-    kernels = [word for word in words if not word.isdigit()] or list(KERNELS)
+    forms = [word for word in words if word in FORMS]
+    kernels = [word for word in words if not word.isdigit() and word not in FORMS] or list(KERNELS)
     count = 0
     for kernel in kernels:
         for spec in specs(kernel, {int(word) for word in words if word.isdigit()}):
             for name, mask in backward_masks():
                 print(f"{spec} {name}", flush=True)
-                count += call(spec, mask)
+                count += call(spec, mask, forms)
     if not count:
-        raise SystemExit(f"no row of the table is asked for by {words}: kernels are {', '.join(KERNELS)}")
+        raise SystemExit(
+            f"no row of the table is asked for by {words}: kernels are {', '.join(KERNELS)}, forms {', '.join(FORMS)}"
+        )
     print(f"{count} passes")
 
 

@@ -19,6 +19,15 @@ from omnicupy.choose import backward_table
 CI = Path(__file__).parent.parent / ".ci"
 
 
+def _module(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, CI / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     fake = numpy_gpu.install(monkeypatch)
@@ -26,12 +35,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         setattr(fake, name, getattr(np, name))
     monkeypatch.syspath_prepend(str(CI))
     numpy_gpu.serve(monkeypatch, oc)
-    spec = importlib.util.spec_from_file_location("sanitize_backward", CI / "sanitize_backward.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
+    yield _module("sanitize_backward")
     sys.modules.pop("sanitize", None)
 
 
@@ -70,3 +74,50 @@ def test_nan_that_comes_through_is_found(script: ModuleType, monkeypatch: pytest
     monkeypatch.setattr(oc, "attention_backward", leaking)
     with pytest.raises(AssertionError, match="NaN from rows or keys that see nothing"):
         script.main(["naive"])
+
+
+def test_forms_are_chosen_by_name(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[bool, bool]] = []
+
+    def seen(*arguments: Any, **options: Any) -> Any:
+        asked.append((options.get("deterministic", True), options["config"].ordered is None))
+        return numpy_gpu.attention_backward(*arguments, **options)
+
+    _short(script, monkeypatch)
+    monkeypatch.setattr(oc, "attention_backward", seen)
+    for words, wanted in (
+        (["any-order"], {(False, False)}),
+        (["default"], {(True, False)}),
+        (["any-order", "default"], {(False, False), (True, False)}),
+    ):
+        asked.clear()
+        script.main(["sm90", "64", *words])
+        assert set(asked) == wanted
+    with pytest.raises(SystemExit, match="no row of the table is asked for"):
+        script.main(["sm90", "256", "any-order"])
+
+
+def test_calls_of_few_rows_are_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against the CPU, which has all keys that a row sees, and finds NaN where it reads past lengths."""
+    fake = numpy_gpu.install(monkeypatch)
+    for name in ("isfinite", "ascontiguousarray"):
+        monkeypatch.setattr(fake, name, getattr(np, name), raising=False)
+    script = _module("sanitize_few_rows")
+    asked: list[Any] = []
+
+    def attention(q: Any, kv: Any, *, mask: Any, config: Any) -> Any:
+        keys = kv.k if isinstance(kv, oc.CachedKV) else kv.k_pages
+        asked.append((config.head_dim, type(kv).__name__, keys.dtype.itemsize))
+        return q
+
+    monkeypatch.setattr(oc, "attention", attention)
+    script.main(["64"])
+    assert "36 calls" in capsys.readouterr().out
+    assert set(asked) == {(64, name, size) for name in ("CachedKV", "PagedKV") for size in (1, 2)}
+    with pytest.raises(SystemExit, match="the kernel for few rows has no head_dim of"):
+        script.main(["96"])
+    monkeypatch.setattr(oc, "attention", lambda q, *_, **__: np.full(q.shape, np.nan, np.float32))
+    with pytest.raises(AssertionError, match="NaN past a length"):
+        script.main(["64"])

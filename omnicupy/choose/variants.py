@@ -144,14 +144,37 @@ def every(
     plain: bool = False,
     group: int | None = None,
     value_dim: int | None = None,
+    short: bool = False,
 ) -> Iterator[AttnSpec]:
     """All variants of a kernel that a tile search tries: legal ones that fit the architecture.
 
     group: query heads a head of keys; where given, also tiles that two or three of them share or all are packed into.
     plain: also those without swizzle, for the study of bank conflicts.  value_dim: columns of v, None for head_dim.
+    short: also those for short block rows, with several thread blocks a multiprocessor or a scheduler beside three
+    consumer warpgroups, which calls on caches do not have.
     """
-    columns, of_values = kernel_widths(head_dim, value_dim or head_dim)
-    tiles, switches = _shapes(kernel, head_dim, plain, group)
+    for spec in _every(arch, dtype, (head_dim, value_dim or head_dim), kernel, plain, group):
+        yield spec
+        if short and spec.kernel == "sm90" and spec.ping_pong and spec.heads == 1:
+            yield from _for_short_rows(spec)
+
+
+def _for_short_rows(spec: AttnSpec) -> Iterator[AttnSpec]:
+    """The same tile with other numbers of thread blocks, as far as they are legal, or with a scheduler."""
+    changes: list[dict[str, Any]] = [{"blocks": blocks} for blocks in BLOCKS if blocks != spec.blocks]
+    for change in [*changes, {"scheduler": True}]:
+        try:
+            yield replace(spec, **change)
+        except ValueError:
+            continue
+
+
+def _every(
+    arch: str, dtype: str, widths: tuple[int, int], kernel: str, plain: bool, group: int | None
+) -> Iterator[AttnSpec]:
+    """Those of one thread block a multiprocessor. widths: of keys and of values."""
+    columns, of_values = kernel_widths(*widths)
+    tiles, switches = _shapes(kernel, widths[0], plain, group)
     for (br, warps), bc, stages in product(tiles, WIDTHS, STAGES):
         for share_kv, swizzle, ping_pong, pack in switches:
             if pack and warps != 8:

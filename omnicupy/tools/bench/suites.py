@@ -5,6 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from omnicupy.tools.bench import decoding, pages
+from omnicupy.tools.bench.fit_masks import (
+    FIT_D64,
+    FIT_D80,
+    FIT_D128,
+    FIT_D192,
+    FIT_D256,
+    FORMS,
+    UNSEEN,
+    dense,
+)
 from omnicupy.tools.bench.peers import SAME_BITS, SYSTEMS
 from omnicupy.tools.bench.records import OURS
 from omnicupy.tools.workloads.workload import NAMED
@@ -58,15 +68,6 @@ class Suite:
         return tuple(dict.fromkeys(name for part in self.parts for name in part.systems))
 
 
-def _dense(head_dims: tuple[int, ...], lengths: tuple[int, ...]) -> tuple[str, ...]:
-    return tuple(
-        f"{kind}-d{head_dim}-s{length}"
-        for head_dim in head_dims
-        for length in lengths
-        for kind in ("full", "causal")
-    )
-
-
 def _random(seeds: int) -> tuple[str, ...]:
     return tuple(f"random-d64-s{length}-seed{seed}" for length in RANDOM_LENGTHS for seed in range(seeds))
 
@@ -78,53 +79,6 @@ def _sparse(head_dim: int, sizes: str, seed: int = 0) -> tuple[str, ...]:
     )
 
 
-# The forms of our backward pass, each of which the cost model describes.
-FORMS = tuple(f"{OURS}{word}" for word in ("", ":any-order", ":split", ":dkdv-alone", ":dq-alone"))
-# Masks of several densities, lengths, groups and batches; none of them is one that the model is judged by.
-_FIT_D128 = (
-    *_dense((128,), (1024, 4096, 16384)),
-    *("full-d128-s512-h16-k16-b2", "causal-d128-s2048-h28-k4-b1", "causal-d128-s8192-h32-k8-b2"),
-    *("causal-d128-s32768-h28-k4-b1", "full-d128-s6144-h12-k12-b1", "decode-d128-s8192-q2048-h32-k8-b1"),
-    *(f"sparse-d128-s16384-p{share}-seed0-h28-k4-b1" for share in (500, 250, 100, 50, 20)),
-    *("sparse-d128-s32768-p100-seed1-h32-k8-b1", "sparse-d128-s4096-p600-seed1-h32-k32-b4"),
-    *("sparse-d128-s8192-p150-seed2-h32-k32-b1", "random-d128-s16384-seed40-h16-k16-b1"),
-    *("random-d128-s2048-seed41-h28-k4-b8", "random-d128-s4096-seed42-h32-k8-b2"),
-)
-_FIT_D256 = (
-    *_dense((256,), (1024, 4096, 16384)),
-    *("causal-d256-s8192-h8-k4-b1", "full-d256-s2048-h8-k1-b1", "random-d256-s8192-seed40-h8-k4-b1"),
-    *(f"sparse-d256-s16384-p{share}-seed0-h8-k4-b1" for share in (500, 200, 60, 20)),
-    "random-d256-s2048-seed41-h8-k8-b4",
-)
-_FIT_D64 = (
-    *_dense((64,), (1024, 4096, 16384)),
-    *("causal-d64-s8192-h32-k8-b1", "random-d64-s8192-seed40", "random-d64-s2048-seed41-h16-k16-b2"),
-    *(f"sparse-d64-s16384-p{share}-seed0" for share in (500, 200, 60, 20)),
-)
-_FIT_D80 = (
-    *("full-d80-s4096-h16-k16-b4", "causal-d80-s16384-h16-k16-b1", "sparse-d80-s16384-p200-seed0-h16-k16-b1"),
-    *("sparse-d80-s32768-p20-seed0-h16-k16-b1", "random-d80-s4096-seed40-h16-k16-b2"),
-)
-_FIT_D192 = (
-    *("full-d192-s4096-h8-k8-b4", "causal-d192-s16384-h8-k8-b1", "random-d192-s4096-seed40-h8-k4-b2"),
-    "sparse-d192-s16384-p200-seed0-h8-k4-b1",
-)
-# What the model is judged by: W1 to W13, and random masks of other seeds than any other suite's.
-_UNSEEN = (
-    *(name for name in NAMED if name not in ("W14", "W15")),
-    *(f"random-d64-s{rest}" for rest in ("8192-seed100", "16384-seed101", "1024-seed102")),
-    *(
-        "random-d128-s16384-seed103",
-        "random-d128-s8192-seed104-h28-k4-b1",
-        "random-d128-s2048-seed105-h28-k4-b8",
-    ),
-    *(
-        "random-d128-s32768-seed106-h32-k8-b1",
-        "random-d256-s8192-seed107",
-        "random-d256-s4096-seed108-h8-k4-b2",
-    ),
-    "random-d80-s8192-seed109-h16-k16-b1",
-)
 _FULL_OBJECTS = tuple(f"{OURS}:{word}" for word in ("nomask", "image", "ones"))
 _LATENCY = (
     "s1024-seed0-h28-k4-b4",
@@ -133,10 +87,23 @@ _LATENCY = (
     "s2048-seed0-h16-k16-b8",
 )
 SHORT_RANDOM = tuple(f"random-d128-{rest}" for rest in _LATENCY)
+# Masks of models whose gradients are compared with those of other libraries.
+GRADIENT_MODELS = (
+    *(f"W{number}" for number in range(1, 8)),
+    "W7g",
+    "W8f",
+    *(f"W{number}" for number in range(9, 14)),
+)
+WIDE_RANDOM = tuple(f"random-d256-s8192-seed{seed}" for seed in range(8))
+_SHORT_ROWS = (
+    *dense((64, 128, 256), (512, 1024, 2048)),
+    *dense((80,), (512, 1024)),
+    *("W8", "W8f", "W15", "random-d64-s1024-seed0", *SHORT_RANDOM),
+)
 
 GPU_SUITES = {
     "shapes": Suite(
-        "D 64, 128, 256 by S 512 to 32768, full and causal", (Part(_dense((64, 128, 256), LENGTHS), EVERY),)
+        "D 64, 128, 256 by S 512 to 32768, full and causal", (Part(dense((64, 128, 256), LENGTHS), EVERY),)
     ),
     "vlm": Suite("the masks of real models, W1 to W15", (Part(tuple(NAMED), (OURS, *SPARSE_MASKS)),)),
     "sparsity": Suite(
@@ -155,15 +122,13 @@ GPU_SUITES = {
     "fit": Suite(
         "what the cost model of the backward pass is fitted on: each of its kernels, dense and random masks",
         (
-            Part((*_FIT_D128, *_FIT_D80, *_FIT_D64), FORMS, "forms"),
-            Part(
-                (*_FIT_D256, *_FIT_D192), (OURS, *FORMS[3:]), "forms"
-            ),  # where no kernel makes all gradients
+            Part((*FIT_D128, *FIT_D80, *FIT_D64), FORMS, "forms"),
+            Part((*FIT_D256, *FIT_D192), (OURS, *FORMS[3:]), "forms"),  # where no kernel makes all gradients
         ),
     ),
     "unseen": Suite(
         "what that model is judged by: the masks of real models, W1 to W13, and ten random ones",
-        (Part(_UNSEEN, FORMS[:2], "forms"),),
+        (Part(UNSEEN, FORMS[:2], "forms"),),
     ),
     "tiles": Suite(
         "every tile of the mma.sync kernel, with and without swizzle and a shared K/V buffer",
@@ -178,8 +143,8 @@ GPU_SUITES = {
         (
             Part(
                 (
-                    *_dense((64, 128, 256), LENGTHS),
-                    *_dense((80,), (4096, 16384)),
+                    *dense((64, 128, 256), LENGTHS),
+                    *dense((80,), (4096, 16384)),
                     *NAMED,
                     *_random(1),
                     *SHORT_RANDOM,
@@ -188,6 +153,21 @@ GPU_SUITES = {
                 "choices",
             ),
         ),
+    ),
+    "blocks": Suite(
+        "choices of calls with short block rows: among them are several thread blocks a multiprocessor",
+        (Part(_SHORT_ROWS, (), "choices"),),
+    ),
+    "behind": Suite(
+        "calls on which another library was once ahead: dense S 512, D 256 under random masks, W3m, W9",
+        (
+            Part(dense((64, 128, 256), (512,)), (OURS, "sdpa-cudnn", "cudnn-flex")),
+            Part((*WIDE_RANDOM, "W3m", "W9"), (OURS, "cudnn-flex")),
+        ),
+    ),
+    "same-bits": Suite(
+        "gradients with the same bits each time, on masks of models: the default, and FlexAttention",
+        (Part(GRADIENT_MODELS, (OURS, "flex"), "forms"),),
     ),
     "short": Suite(
         "whole calls from Python, 128 to 4096 tokens",
@@ -229,10 +209,10 @@ GPU_SUITES = {
         "full and causal, D 64, 128 and 256: a short form of shapes, and the mma.sync kernel",
         (
             Part(
-                _dense((64, 128), (4096, 16384)),
+                dense((64, 128), (4096, 16384)),
                 (OURS, *PORTABLE_TILES, "sdpa-flash", "sdpa-cudnn", "flex", "fa4", "cudnn-flex"),
             ),
-            Part(_dense((256,), (16384,)), (OURS, "sdpa-flash", "sdpa-cudnn", "fa4")),
+            Part(dense((256,), (16384,)), (OURS, "sdpa-flash", "sdpa-cudnn", "fa4")),
         ),
     ),
     "masks": Suite(

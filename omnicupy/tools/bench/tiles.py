@@ -51,15 +51,23 @@ def every_tile(session: Session, head_dim: int, kernel: str) -> list[str]:
 
 def likely_tiles(session: Session, workload: Workload) -> list[str]:
     """What a call of a workload gets, and the tiles of the wgmma kernel that have won anywhere: warpgroups that take
-    turns, 64 keys up to twice the rows, the deepest ring of up to three stages.
+    turns, 64 keys up to twice the rows, the deepest ring of up to three stages; with several thread blocks a
+    multiprocessor 32 keys and four stages, too.
     """
     mask = workload.mask()
     picked = pick.pick(session.arch, workload.problem(mask, session.dtype), (mask,), session.sm_count)
-    every = variants.every(session.arch, session.dtype, workload.head_dim, "sm90")
+    every = variants.every(session.arch, session.dtype, workload.head_dim, "sm90", short=True)
     likely = [
-        spec for spec in every if spec.ping_pong and 64 <= spec.bc <= 2 * spec.br and spec.stages in (2, 3)
+        spec
+        for spec in every
+        if spec.ping_pong
+        and (32 if spec.blocks > 1 else 64) <= spec.bc <= 2 * spec.br
+        and 2 <= spec.stages <= (4 if spec.blocks > 1 else 3)
     ]
-    deepest = {(spec.br, spec.bc): spec for spec in sorted(likely, key=lambda one: one.stages)}
+    deepest = {
+        (spec.br, spec.bc, spec.blocks, spec.scheduler): spec
+        for spec in sorted(likely, key=lambda one: one.stages)
+    }
     others = [spec for spec in deepest.values() if spec != picked]
     return [OURS, *_compiled(session, others)]
 
@@ -96,13 +104,19 @@ def _deepest(table: BackwardSpec, part: str) -> Iterator[BackwardSpec]:
     if own is None:
         return
     legal: list[Any] = [spec for spec in variants.every_tile(table, part) if getattr(spec, part) is not None]
-    deepest: dict[tuple[int, int], BackwardSpec] = {}
+    deepest: dict[Any, BackwardSpec] = {}
     for spec in sorted(legal, key=lambda one: int(getattr(one, part).stages)):
         tile: TileShape = getattr(spec, part)
         walked = tile.bc if part == "dq" else tile.br
-        if LEAST_WALKED <= walked <= MOST_WALKED and tile[:2] != own[:2]:
-            deepest[tile.br, tile.bc] = spec
+        if LEAST_WALKED <= walked <= MOST_WALKED and _kind(spec, part) != _kind(table, part):
+            deepest[_kind(spec, part)] = spec
     yield from deepest.values()
+
+
+def _kind(spec: BackwardSpec, part: str) -> tuple[int, int, int, bool]:
+    """What tiles of one kernel differ in but for the depth of their ring: rows, keys, warps, and the way of dQ."""
+    tile: TileShape = getattr(spec, part)
+    return tile.br, tile.bc, tile.warps, spec.part(part).is_staged
 
 
 def _compiled(session: Session, specs: Sequence[AttnSpec]) -> list[str]:

@@ -80,7 +80,7 @@ def choices(library: Library) -> str:
     """What the table chooses beside the best tile that the search of all found."""
     parts = []
     head = ["workload", "chosen", "TFLOP/s", "best tile", "TFLOP/s", "best over chosen"]
-    for suite in ("choices", "tiles90", "tiles"):
+    for suite in ("choices", "blocks", "tiles90", "tiles"):
         found = library.newest(suite)
         if not found:
             continue

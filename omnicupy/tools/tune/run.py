@@ -157,7 +157,7 @@ def _forward(
     sm_count: int,
 ) -> Found:
     """The search of a forward pass. how, what: as below."""
-    sizes = {"group": problem.group, "value_dim": problem.value_dim}
+    sizes: dict[str, Any] = {"group": problem.group, "value_dim": problem.value_dim, "short": cache is None}
     kinds = kernels or ("sm90", "sm80")
     specs = search.candidates(arch, problem.dtype, problem.head_dim, problem.q_len, kinds, **sizes)
     if cache is None:

@@ -104,15 +104,18 @@ def candidates(
     *,
     group: int = 1,
     value_dim: int | None = None,
+    short: bool = False,
 ) -> list[AttnSpec]:
     """The legal variants of `kernels` that are worth compiling for a problem of `q_len` rows and `group` query heads a
-    head of keys. value_dim: columns of v, None for head_dim.
+    head of keys. value_dim: columns of v, None for head_dim.  short: also those for short block rows, for calls that
+    are on no cache.
     """
+    more: dict[str, Any] = {"group": group, "value_dim": value_dim, "short": short}
     found = [
         spec
         for kernel in kernels
         if kernel != "sm90" or arch == "sm_90"
-        for spec in variants.every(arch, dtype, head_dim, kernel, group=group, value_dim=value_dim)
+        for spec in variants.every(arch, dtype, head_dim, kernel, **more)
     ]
     return [
         spec

@@ -239,6 +239,26 @@ def test_tile_studies_hold_every_switch(gpu: Any, monkeypatch: pytest.MonkeyPatc
     assert (row["spec"], row["suite"]) == (variants.word(compiled[0]), "tiles")
 
 
+@pytest.mark.parametrize("name", ["causal-d64-s512", "W8", "full-d128-s512", "full-d256-s512"])
+def test_choices_have_variants_for_short_block_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile_all(specs: Any) -> list[Compiled]:
+        return [Compiled(spec, 9, "") for spec in specs]
+
+    monkeypatch.setattr(tiles, "compile_all", compile_all)
+    workload = by_name(name)
+    session: Any = SimpleNamespace(arch="sm_90", dtype="bfloat16", sm_count=132, say=lambda line: None)
+    first, *others = tiles.likely_tiles(session, workload)
+    assert first == "omnicupy"
+    found = [variants.parse(one.partition(":")[2], "sm_90", "bfloat16", workload.head_dim) for one in others]
+    kinds = [(spec.br, spec.bc, spec.blocks, spec.scheduler) for spec in found]
+    assert len(kinds) == len(set(kinds))
+    assert {spec.blocks for spec in found} == {64: {1, 2, 3}, 80: {1, 2, 3}, 128: {1, 2}, 256: {1}}[
+        workload.head_dim
+    ]
+    assert any(spec.scheduler for spec in found)
+    assert {spec.bc for spec in found if spec.blocks == 1} <= {64, 96, 128, 160, 192, 224, 256}
+
+
 def test_missing_libraries_are_named_with_their_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = []
 

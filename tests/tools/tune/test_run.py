@@ -82,6 +82,22 @@ def test_tune_keeps_a_winner_that_later_calls_get(gpu: Any) -> None:
     assert pick.select("sm_90", PROBLEM, (mask,), 132) == builtin
 
 
+@pytest.mark.parametrize("word", ["sm90-192x64-s3-w16-scheduler", "sm90-64x64-s2-w8-b2"])
+def test_tune_finds_variants_for_short_block_rows(gpu: Any, word: str) -> None:
+    mask = random(4096, 3)
+    better = variants.parse(word, "sm_90", "bfloat16", 128)
+    gpu({pick.pick("sm_90", PROBLEM, (mask,), 132): 1.2, better: 1.0})
+    done = CliRunner().invoke(main, [*ARGUMENTS, "--export", "--kernel", "sm90"])
+    assert done.exit_code == 0, done.output
+    assert f"Kept {word} (" in done.output
+    assert pick.select("sm_90", PROBLEM, (mask,), 132) == better
+    saved.forget()
+    assert pick.select("sm_90", PROBLEM, (mask,), 132) == better
+    (line,) = (line for line in done.output.splitlines() if line.startswith("Row("))
+    row = eval(line.rstrip(","), {"Row": table.Row})
+    assert row.spec("sm_90", "bfloat16", 128) == better
+
+
 def test_tune_prints_json_and_keeps_nothing_in_a_dry_run(gpu: Any) -> None:
     builtin = pick.pick("sm_90", PROBLEM, (random(4096, 3),), 132)
     better = replace(builtin, ping_pong=False)

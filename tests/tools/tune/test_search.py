@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from noisy_gpu import BUILTIN, SPECS, Noisy, clean
 
+from omnicupy.choose import table
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.build import Compiled
 from omnicupy.jit.spec import AttnSpec
@@ -132,6 +133,28 @@ def test_candidates_are_those_of_the_problem() -> None:
         "sm80"
     }
     assert all(spec.swizzle for spec in both)
+
+
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+def test_variants_for_short_block_rows_are_searched_but_for_caches(head_dim: int) -> None:
+    plain, short = (
+        search.candidates("sm_90", "bfloat16", head_dim, 4096, ("sm90", "sm80"), short=one)
+        for one in (False, True)
+    )
+    assert all(spec.serves_caches for spec in plain)
+    assert [spec for spec in short if spec.serves_caches] == plain
+    more = [spec for spec in short if not spec.serves_caches]
+    assert len(more) == len(set(more))
+    assert all(spec.kernel == "sm90" and spec.ping_pong and spec.heads == 1 for spec in more)
+    blocks = {64: {1, 2, 3}, 96: {1, 2, 3}, 128: {1, 2}, 256: {1}}[head_dim]
+    assert {spec.blocks for spec in more} == blocks
+    assert {spec.warps for spec in more if spec.scheduler} == {16}
+    of_table = {
+        row.spec("sm_90", "bfloat16", head_dim)
+        for row in table.TABLE
+        if row.shape == "short" and row.serves("sm_90", "bfloat16", head_dim)
+    }
+    assert of_table <= set(more)
 
 
 def test_heads_share_tiles_in_the_search_where_they_fill_them() -> None:
