@@ -16,7 +16,7 @@ import numpy as np
 
 from omnicupy.masks.block_mask import FULL, KIND
 from omnicupy.schedule.block_lists import BlockLists
-from omnicupy.schedule.ordered_lists import PLAYED_ITEM
+from omnicupy.schedule.ordered_lists import PLAYED_ITEM, OrderedLists
 from omnicupy.schedule.parts import MASKED, Workers, number_in_run
 
 ADDITION = (
@@ -63,7 +63,8 @@ def items_of(lists: BlockLists, heads: int, repeats: int) -> list[list[Step]]:
         tiles[entry] - 1 - number_in_run(tiles.astype(np.int64))
     )  # an entry is walked from its last tile on
     query = (entries[entry, 2] // lists.br + ahead).tolist()
-    rank = ranks[entries[entry, 3] + ahead].tolist()
+    apart = lists.head_ranks if isinstance(lists, OrderedLists) else 0  # head by head where it is not 0
+    rank = [ranks[entries[entry, 3] + ahead + i * apart].tolist() for i in range(repeats)]
     cost = np.where(entries[entry, 0] & KIND == FULL, 1.0, MASKED).tolist()
     first = before[np.minimum(parts[:, 2], len(entries))].tolist()
     queries = max(query, default=0) + 1
@@ -72,7 +73,11 @@ def items_of(lists: BlockLists, heads: int, repeats: int) -> list[list[Step]]:
     for part, head in taken(lists, heads):
         sums = [(head * repeats + i) * queries for i in range(repeats)]
         walked = range(first[part], first[part] + counts[part])
-        found.append([(of + query[at], rank[at], cost[at]) for at in walked for of in sums])
+        steps = [
+            [(of + query[at], ranks[at], cost[at]) for at in walked]
+            for of, ranks in zip(sums, rank, strict=True)
+        ]
+        found.append([step for group in (steps if apart else zip(*steps, strict=True)) for step in group])
     return found
 
 

@@ -153,7 +153,7 @@ _WORK = [(name, "<u8") for name in ("counter", "partials", "arrivals", "splits")
 _WORK += [(name, "<i4") for name in ("work_items", "n_slots", "n_split_rows", "most_entries")]
 _WORK += [("n_parts", "<u8")]
 _BACKWARD_WORK = [(name, "<u8") for name in ("counter", "dq_sums", "partials", "arrivals", "turns", "splits")]
-_BACKWARD_WORK += [(name, "<i4") for name in ("work_items", "n_slots", "n_split_rows")]
+_BACKWARD_WORK += [(name, "<i4") for name in ("work_items", "n_slots", "n_split_rows", "head_ranks")]
 _BACKWARD_WORK += [(name, "<u8") for name in ("ranks",)]
 
 _PLAN_POINTERS = (

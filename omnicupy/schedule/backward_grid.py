@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from omnicupy.call.problem import Problem
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.backward_kernel import BackwardKernel
 from omnicupy.jit.backward_spec import padded_rows
 from omnicupy.schedule.grid import MAX_GRID_X, MOST_PARTIAL_BYTES
+from omnicupy.schedule.ordered_lists import OrderedWorkers
 from omnicupy.schedule.parts import Workers
 
 
@@ -41,7 +42,8 @@ class BackwardGrid:
         found = Workers(heads // self.masks, self.sm_count, slots, self.problem.group)
         if self.kernel.part != "ordered":
             return found
-        return replace(found, ordered_sums=True, side_by_side=self._heads_in_l2)
+        ordered = {"ordered_sums": True, "side_by_side": self._heads_in_l2, "kept": self._kept}
+        return OrderedWorkers(**vars(found) | ordered)
 
     @property
     def _heads_in_l2(self) -> int:
@@ -49,6 +51,15 @@ class BackwardGrid:
         problem = self.problem
         head_bytes = 2 * (problem.head_dim + problem.value_dim) * problem.q_len * problem.group
         return max(1, self.l2_bytes // 2 // (self.masks * head_bytes))
+
+    @property
+    def _kept(self) -> int:
+        """Tiles of Q, dO and sums of dQ that fit half of the L2 cache; 0 where the kernel cannot go head by head."""
+        if self.kernel.warps != 12:
+            return 0
+        problem = self.problem
+        row_bytes = 4 * self.kernel.head_dim + 2 * (problem.head_dim + problem.value_dim)
+        return self.l2_bytes // 2 // (self.kernel.br * row_bytes)
 
     @property
     def _slot_bytes(self) -> int:

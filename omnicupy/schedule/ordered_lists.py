@@ -14,29 +14,61 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from omnicupy.masks.block_mask import BlockMask
-from omnicupy.schedule.block_lists import BlockLists
+from omnicupy.schedule.block_lists import BlockLists, places
 from omnicupy.schedule.key_lists import key_lists
 from omnicupy.schedule.order import LAST
 from omnicupy.schedule.parts import LONG_SHARE, Workers, number_in_run
 
 MOST_RANKS = 2**22  # of a mask, a tile each: 16 MiB; longer masks are worked on by kernels that need none
+FAR_SHARE = 0.5  # of additions that find their sum in the L2 cache only head by head
 PLAYED_ITEM = 2.0  # what a part takes beside its tiles, in tiles
 # Below so many parts a worker, sections of heads run into each other: the ranks are those of the fourth section then.
 OVERLAPPING, PLAYED_SECTIONS = 1.75, 4
 
 
-def ordered_lists(blocks: Sequence[BlockMask], workers: Workers) -> BlockLists:
+@dataclass(frozen=True)
+class OrderedWorkers(Workers):
+    """kept: tiles of Q, dO and sums that the L2 cache holds, 0 where the kernel cannot go head by head."""
+
+    kept: int = 0
+
+
+@dataclass(frozen=True)
+class OrderedLists(BlockLists):
+    """head_ranks: how far behind those of one query head of a group the ranks of the next one are; 0: the same ones."""
+
+    head_ranks: int = 0
+
+    @property
+    def struct_fields(self) -> dict[str, Any]:
+        """As BlockLists."""
+        return super().struct_fields | {"head_ranks": self.head_ranks}
+
+    def with_ranks_of_heads(self, count: int) -> OrderedLists:
+        """The same arrays with room for the ranks of so many heads, which are the last of them."""
+        apart = self.shapes["ranks"][0]
+        shapes = self.shapes | {"ranks": (count * apart,)}
+        buffer, offsets = places(shapes)
+        rest = offsets["ranks"]
+        buffer[:rest] = self.buffer[:rest]
+        return replace(self, buffer=buffer, offsets=offsets, shapes=shapes, head_ranks=apart)
+
+
+def ordered_lists(blocks: Sequence[BlockMask], workers: Workers) -> OrderedLists:
     """As key_lists, but the tiles of a part are walked from the last query to the first, the entries stand in that
     order, and an entry's fourth word is the place in `ranks` of its first tile, that of its least query.
 
-    ranks: (tiles,) int32, a meaningless one where there are no tiles. `section` is the number of heads that the ranks
-    want side by side.
+    ranks: (tiles,) int32, a meaningless one where there are no tiles, for all query heads of a group alike, which
+    follow each other in a tile. Where their sums would leave the L2 cache meanwhile, a part goes head by head, and
+    there are ranks for each, `head_ranks` further on than those of the head before; else that is 0. `section` is the
+    number of heads that the ranks want side by side.
     workers: `side_by_side` says how many heads may be.
     """
     lists = key_lists(blocks, workers, n_ranks=max(1, sum(map(_tiles_of, blocks))))
@@ -57,8 +89,16 @@ def ordered_lists(blocks: Sequence[BlockMask], workers: Workers) -> BlockLists:
         starts = starts[section - 1 :: section]
     else:
         starts = _starts(costs, tiers, max(1, workers.sm_count // section))
-    _fill_ranks(lists, _turned(lists), starts, workers.repeats)
-    return replace(lists, tiers=tiers, section=section)
+    walk = _walk(lists, _turned(lists))
+    lists = OrderedLists(**vars(lists) | {"tiers": tiers, "section": section})
+    if walk.is_head_by_head(starts, workers, section):
+        lists = lists.with_ranks_of_heads(workers.repeats)
+        of_head = lists.array("parts")[walk.part, 3]  # tiles of the part
+        for head, ranks in enumerate(lists.array("ranks").reshape(workers.repeats, -1)):
+            ranks[...] = walk.ranks(walk.times(starts, 1) + head * of_head)
+    elif len(walk.query):
+        lists.array("ranks")[...] = walk.ranks(walk.times(starts, workers.repeats))
+    return lists
 
 
 def _tiles_of(block: BlockMask) -> int:
@@ -98,8 +138,50 @@ def _starts(
     return starts
 
 
-def _fill_ranks(lists: BlockLists, part: NDArray[np.intp], starts: NDArray[np.float64], repeats: int) -> None:
-    """The ranks, and in each entry where its own begin. part: of each entry.  repeats: a tile is worked on so often."""
+class Walk(NamedTuple):
+    """The tiles in the order of entries, of each from the first query to the last. part: whose.  query: which sum it
+    adds to, those of one mask after those of another.  before: tiles of its part that are walked before it.
+    """
+
+    part: NDArray[np.intp]
+    query: NDArray[np.int64]
+    before: NDArray[np.int64]
+
+    def times(self, starts: NDArray[np.float64], repeats: int) -> NDArray[np.float64]:
+        """When each is played. starts: of parts.  repeats: heads that are worked on in each tile."""
+        return starts[self.part] + repeats * (self.before + 1.0)
+
+    def ranks(self, times: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Of each addition among those to its sum."""
+        order = np.lexsort((times, self.query))
+        found = np.empty(len(order), np.int64)
+        same = np.flatnonzero(np.diff(self.query[order], prepend=-1))
+        found[order] = number_in_run(np.diff(same, append=len(order)))
+        return found
+
+    def is_head_by_head(self, starts: NDArray[np.float64], workers: Workers, section: int) -> bool:
+        """Do parts go so, that what they add to stays in the L2 cache? section: heads of keys side by side."""
+        repeats = workers.repeats
+        if not isinstance(workers, OrderedWorkers) or not workers.kept or repeats == 1:
+            return False
+        if not 1 < len(self.query) * repeats <= MOST_RANKS:
+            return False
+        if len(np.unique(self.query)) * repeats * section < 2 * workers.kept:  # whatever the walk
+            return False
+        apart, innermost = (self._far(self.times(starts, every), workers) for every in (1, repeats))
+        return innermost - apart > FAR_SHARE
+
+    def _far(self, times: NDArray[np.float64], workers: OrderedWorkers) -> float:
+        """The share of additions before which so many others come, since the one before to their sum, that the L2 cache
+        does not hold it any more.
+        """
+        order = np.lexsort((times, self.query))
+        gaps = np.diff(times[order]) * workers.sm_count
+        return float(np.mean((gaps > workers.kept) & (np.diff(self.query[order]) == 0)))
+
+
+def _walk(lists: BlockLists, part: NDArray[np.intp]) -> Walk:
+    """The walk, and in each entry where its own ranks begin. part: of each entry."""
     entries = lists.array("entries")
     tiles = -(-(entries[:, 0] >> 8) // np.int32(lists.br))
     before = np.cumsum(tiles) - tiles
@@ -109,9 +191,6 @@ def _fill_ranks(lists: BlockLists, part: NDArray[np.intp], starts: NDArray[np.fl
     first = np.full(len(lists.array("parts")), len(number))
     np.minimum.at(first, part, before)  # tiles before each part
     walked = before[own] - first[part[own]] + tiles[own] - 1 - number
-    time = starts[part[own]] + repeats * (walked + 1.0)
     mask = lists.array("parts")[part, 1]
     query = mask[own] * np.int64(2**32) + entries[own, 2] // lists.br + number
-    order = np.lexsort((time, query))
-    same = np.flatnonzero(np.diff(query[order], prepend=-1))
-    lists.array("ranks")[order] = number_in_run(np.diff(same, append=len(order)))
+    return Walk(part[own], query, walked)

@@ -282,7 +282,7 @@ def run(
     cuda_on_cpu.run(library, part, params, grid, [*inputs.values()], late, sums=sums.get("dq_sums"))
     assert held
     if part.part == "ordered":
-        assert more["turns"].sum() == lists.array("ranks").size * Q_HEADS * BATCH // len(problem.masks)
+        assert more["turns"].sum() == lists.array("parts")[:, 3].sum() * Q_HEADS * BATCH // len(problem.masks)
     assert not any(more[name].any() for name in more.keys() & {"counter", "arrivals"})  # as they were found
     return gradients | sums
 

@@ -14,6 +14,7 @@ from kernel_calls import MASKS, Problem, assert_right, prepared, run, spec_of
 
 from omnicupy.jit.backward_kernel import BackwardKernel
 from omnicupy.jit.backward_spec import BackwardSpec
+from omnicupy.schedule import ordered_lists
 
 pytestmark = pytest.mark.skipif(
     cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
@@ -84,12 +85,17 @@ def test_all_gradients_by_one_kernel(
         assert_right(problem, name, gradient)
 
 
-@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize(("head_dim", "head_by_head"), [(64, False), (128, False), (128, True)])
 @pytest.mark.parametrize("masks", ["causal", "one-a-batch-element"])
 def test_all_gradients_in_one_order(
-    masks: str, head_dim: int, libraries: Callable[[BackwardKernel], Any]
+    masks: str,
+    head_dim: int,
+    head_by_head: bool,
+    libraries: Callable[[BackwardKernel], Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One thread block takes item after item, each when all additions of the one before have their turn."""
+    monkeypatch.setattr(ordered_lists.Walk, "is_head_by_head", lambda *_: head_by_head)
     problem = Problem("bfloat16", head_dim, MASKS[masks]())
     spec = spec_of("sm90", "sm_90", "bfloat16", head_dim)
     made = _poisoned(problem, spec, libraries)

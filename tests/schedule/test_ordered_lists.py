@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from dataclasses import replace
 from heapq import heappop, heappush
 
 import numpy as np
@@ -14,15 +15,18 @@ from omnicupy.masks.mask import Mask
 from omnicupy.schedule.block_lists import BlockLists
 from omnicupy.schedule.key_lists import key_lists
 from omnicupy.schedule.order import LAST
-from omnicupy.schedule.ordered_lists import ordered_lists
+from omnicupy.schedule.ordered_lists import OrderedLists, OrderedWorkers, ordered_lists
 from omnicupy.schedule.parts import Workers
 
 BR, BC = 64, 128
 Walk = list[tuple[int, int]]  # of a part: tile of queries and rank, in the order in which they are walked
 
 
-def _walks(lists: BlockLists) -> list[Walk]:
-    """As the producer of the kernel walks them: entry after entry, of each the tiles from the last to the first."""
+def _walks(lists: OrderedLists, head: int = 0) -> list[Walk]:
+    """As the producer of the kernel walks them: entry after entry, of each the tiles from the last to the first.
+
+    head: of a group.
+    """
     entries, ranks = lists.array("entries").tolist(), lists.array("ranks").tolist()
     found = []
     for _, _, entry, tiles in lists.array("parts").tolist():
@@ -30,6 +34,7 @@ def _walks(lists: BlockLists) -> list[Walk]:
         while tiles:
             flags, _, query, first_rank = entries[entry]
             count = -(-(flags >> 8) // BR)
+            first_rank += head * lists.head_ranks
             walk += [(query // BR + i, ranks[first_rank + i]) for i in reversed(range(count))]
             entry += 1
             if flags & LAST:
@@ -53,13 +58,14 @@ def _tiles(lists: BlockLists) -> list[list[int]]:
     return found
 
 
-def _play(lists: BlockLists, workers: Workers, seed: int, ahead: int = 0) -> int:
+def _play(lists: OrderedLists, workers: Workers, seed: int, ahead: int = 0) -> int:
     """Additions that are made by thread blocks that take random times; fewer than all if they wait for each other.
 
     ahead: additions of an item that are still to come when its thread block takes the next one.
     """
     rng = random.Random(seed)
-    walks, masks = _walks(lists), lists.array("parts")[:, 1].tolist()
+    of_heads = [_walks(lists, head) for head in range(workers.repeats)]
+    walks, masks = of_heads[0], lists.array("parts")[:, 1].tolist()
     items, begin = [], 0
     for end in lists.tiers:
         for first in range(0, workers.heads, lists.section):
@@ -82,7 +88,9 @@ def _play(lists: BlockLists, workers: Workers, seed: int, ahead: int = 0) -> int
     def turn(block: int) -> tuple[tuple[int, ...], int]:
         part, head, done = at[block]
         step, repeat = divmod(done, workers.repeats)
-        tile, rank = walks[part][step]
+        if lists.head_ranks:
+            repeat, step = divmod(done, len(walks[part]))
+        tile, rank = of_heads[repeat][part][step]
         return (masks[part], head, repeat, tile), rank
 
     for block in range(workers.sm_count):
@@ -143,6 +151,25 @@ def test_each_sum_has_each_rank_once_and_nobody_waits_for_ever(seed: int) -> Non
     assert all(sorted(of) == list(range(len(of))) for of in ranks.values())
     total = sum(len(walk) for walk in _walks(lists)) * heads * repeats
     assert [_play(lists, workers, again) for again in range(3)] == [total] * 3
+
+
+@pytest.mark.parametrize("repeats", [2, 4])
+def test_a_window_of_grouped_heads_goes_head_by_head_where_else_sums_would_leave_the_cache(
+    repeats: int,
+) -> None:
+    blocks = [oc.sliding_window(12000, 12000, left=1500).blocks(BR, BC)]
+    workers = OrderedWorkers(3, 32, 0, repeats, side_by_side=1, ordered_sums=True)
+    plain = ordered_lists(blocks, workers)
+    assert plain.head_ranks == 0
+    # Neighbouring blocks of keys are two tiles apart.
+    lists = ordered_lists(blocks, replace(workers, kept=3 * 32))
+    assert lists.head_ranks == plain.array("ranks").size
+    assert lists.array("ranks").size == repeats * lists.head_ranks
+    for name in ("entries", "parts", "spans"):
+        assert np.array_equal(lists.array(name), plain.array(name))
+    total = 3 * lists.array("ranks").size
+    assert [_play(lists, workers, seed) for seed in range(5)] == [total] * 5
+    assert ordered_lists(blocks, replace(workers, kept=1000)).head_ranks == 0  # all stays there
 
 
 def test_items_that_are_taken_early_may_wait_for_ever() -> None:

@@ -20,7 +20,9 @@ struct BackwardParamsSm90 {
   int4 const* splits;  // of each part: {block among the split ones or -1, its number, parts of the block, first slot}
   int work_items, n_slots, n_split_rows;
   // Where sums of dQ have an order: of each tile that is walked, how many are added to its sum before. An entry's
-  // fourth word is the place of its first tile.
+  // fourth word is the place of its first tile. head_ranks: 0 where the query heads of a group are innermost and have
+  // the same ranks; where a part goes head by head, how far behind those of one head the next one's are.
+  int head_ranks;
   int const* ranks;
 };
 

@@ -38,9 +38,10 @@ __device__ __forceinline__ void add_tiles(BackwardParamsSm90 const& args, KeySme
   bulk_wait();
 }
 
-// dS^T of the warpgroup's 64 keys to its panel of the loop's place in the ring, transposed.
+// dS^T of the warpgroup's 64 keys to its panel of the loop's place in the ring, transposed, once that is empty.
 template <class Cfg, class Loop>
 __device__ __forceinline__ void put_score_gradients(Loop const& loop, typename KeyConsumer<Cfg>::Pairs const& pairs) {
+  mbarrier_wait(smem_address(&loop.smem.ds_empty[loop.ring.stage()]), loop.ring.parity() ^ 1);
   int const warp = thread_index() / 32 % 4, l = thread_index() % 32;
   u32 const base = smem_address(loop.smem.ds[loop.ring.stage()]) + loop.keys.group() * Cfg::kQPanelBytes +
                    ((l & 7) + 8 * (l >> 4)) * kPanelRowBytes + (((2 * warp + (l >> 3 & 1)) ^ (l & 7)) << 4);
@@ -48,9 +49,19 @@ __device__ __forceinline__ void put_score_gradients(Loop const& loop, typename K
   for (int j = 0; j < Cfg::kBr / 16; ++j) stmatrix_x4_trans(base + j * 16 * kPanelRowBytes, pairs + 4 * j);
 }
 
+// What was put there may be read by the product of dQ. The fence waits until it has arrived; dK's product, which has
+// dS^T in registers, is under way meanwhile.
+template <class Loop>
+__device__ __forceinline__ void hand_over_score_gradients(Loop& loop) {
+  fence_proxy_async();
+  release(loop.smem.ds_full[loop.ring.stage()]);
+  loop.ring.next();
+}
+
 template <class Cfg>
 struct FusedLoop {
   using Smem = KeySmem<Cfg>;
+  using Scores = typename KeyConsumer<Cfg>::Scores;
   using Pairs = typename KeyConsumer<Cfg>::Pairs;
   static constexpr int kLag = Smem::kLag;
   // dQ in two products of half of its columns: the first is taken while the second is under way.
@@ -75,11 +86,15 @@ struct FusedLoop {
 #pragma unroll
       for (int i = kLag; i > 0; --i) places[i] = places[i - 1];
     }
-    keys.step(work, [&](Pairs const& score_gradients) {
-      note_place();
-      hand_over(score_gradients);
-    });
-    ring.next();
+    auto& consumer = keys.consumer;
+    keys.step(
+        work, [&](Scores& scores) { consumer.start_scores(scores, keys.group()); },
+        [&](Scores& gradients) { consumer.start_weight_gradients(gradients, keys.group()); },
+        [&](Pairs const& score_gradients) {
+          note_place();
+          put_score_gradients<Cfg>(*this, score_gradients);
+        },
+        [&] { hand_over_score_gradients(*this); });
     if (done >= kLag) make_query_gradient(kLag + 1);
   }
 
@@ -114,13 +129,6 @@ struct FusedLoop {
     }
   }
 
-  // dS^T to the ring, transposed.
-  __device__ __forceinline__ void hand_over(Pairs const& score_gradients) const {
-    mbarrier_wait(smem_address(&smem.ds_empty[ring.stage()]), ring.parity() ^ 1);
-    put_score_gradients<Cfg>(*this, score_gradients);
-    fence_proxy_async();
-    release(smem.ds_full[ring.stage()]);
-  }
   __device__ __forceinline__ RingIndex<Smem::kRing> before(int late) const {
     RingIndex<Smem::kRing> found = ring;
 #pragma unroll

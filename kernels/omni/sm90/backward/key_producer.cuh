@@ -65,7 +65,10 @@ struct KeyProducer {
   __device__ __forceinline__ void load_tile(int entry, int done, int head_in_group) {
     int4 const e = args.b.p.lists.entries[entry];
     int rank = 0;
-    if constexpr (Cfg::kOrdered) rank = args.ranks[e.w + done / Cfg::kBr];
+    if constexpr (Cfg::kOrdered) {
+      int const of_head = Smem::kEitherWalk ? head_in_group * args.head_ranks : 0;
+      rank = args.ranks[of_head + e.w + done / Cfg::kBr];
+    }
     load_queries(Tile{e.x, e.y, e.z + done}, rank, work().kv_head * args.b.p.group + head_in_group);
     if (--before_keys == 0) load_keys();
   }
@@ -90,6 +93,19 @@ struct KeyProducer {
     }
     if (packed & kLastFlag) return false;
     done = first_of(++entry);
+    return true;
+  }
+
+  // As above, where either walk is possible: heads of a group innermost, or head by head. The part is read once more.
+  __device__ __forceinline__ bool advance_either(int& entry, int& done, int& head) const {
+    if (args.head_ranks == 0) {
+      if (++head < args.b.p.group) return true;
+      head = 0;
+    }
+    if (advance(entry, done)) return true;
+    if (args.head_ranks == 0 || ++head == args.b.p.group) return false;
+    entry = args.b.p.lists.parts[work().part].z;
+    done = first_of(entry);
     return true;
   }
 
@@ -132,6 +148,11 @@ struct KeyProducer {
       before_keys = Cfg::kStages - 1;
       if (item.tiles == 0) {
         // Nothing sees these keys: their gradients are zeros.
+      } else if constexpr (Smem::kEitherWalk) {
+        int entry = item.first, done = first_of(entry), head = 0;
+#pragma unroll 1
+        do load_tile(entry, done, head);
+        while (advance_either(entry, done, head));
       } else if constexpr (Smem::kHeadByHead) {
 #pragma unroll 1
         for (int i = 0; i < group; ++i) {

@@ -19,6 +19,9 @@ struct KeySmem {
   // group. Else the outer loop is that over tiles. In order it has to be: blocks of keys with more tiles than others
   // would fall behind them with each head, and all that wait for them.
   static constexpr bool kHeadByHead = Cfg::kFused && !Cfg::kOrdered;
+  // ... unless the ranks are made for it (head_ranks): in masks such as windows, where no two blocks of keys add to the
+  // same queries at the same time. The producer of larger thread blocks has no registers for it.
+  static constexpr bool kEitherWalk = Cfg::kOrdered && Cfg::kThreads == 384;
   // Of the kernel for all gradients. dQ is made kLag tiles late; the ring of dS holds one tile more than excludes a
   // deadlock, which keeps warpgroups apart. Where there is room, dQ goes through shared memory.
   static constexpr int kLag = Cfg::kConsumers == 3 ? 1 : 0;
