@@ -35,7 +35,8 @@ def tensor_map(
     """The map of a (batch, head, token, column) tensor, for boxes of `width` columns by box = (tokens, heads).
 
     pointer: device address, a multiple of 16.  strides: in bytes, such that `can_map` holds.  dtype: "float16" or
-    "bfloat16".  box: 1 to 256 each.  width: of a panel, 64, 32 or 16, whose rows are swizzled as a whole.  Columns and tokens past the tensor's end read as zeros. Returns 128 bytes.
+    "bfloat16".  box: 1 to 256 each.  width: of a panel, 64, 32 or 16, whose rows are swizzled as a whole.  Columns and
+    tokens past the tensor's end read as zeros. Returns 128 bytes.
     Raises UnsupportedError where cuda-bindings or the driver cannot make one.
     """
     batch, heads, tokens, columns = shape

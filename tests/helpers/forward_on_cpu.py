@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import omnicupy as oc
 from omnicupy.call.problem import Problem
 from omnicupy.gpu import tensor_maps
-from omnicupy.gpu.planning import score_fields
+from omnicupy.gpu.planning import lists_of, score_fields
 from omnicupy.jit.fp8_spec import Fp8Spec
 from omnicupy.jit.paged_spec import box_keys
 from omnicupy.jit.panels import tail_columns
@@ -24,7 +24,7 @@ from omnicupy.jit.params import PARAMS
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.jit.widths import kernel_widths
 from omnicupy.reference import budget
-from omnicupy.schedule.block_lists import SPAN_BYTES, BlockLists, block_lists
+from omnicupy.schedule.block_lists import SPAN_BYTES, BlockLists
 from omnicupy.schedule.grid import Grid
 
 Array = NDArray[Any]
@@ -114,7 +114,8 @@ class Forward:
         """out and lse of the kernel, NaN where it wrote nothing, and how the work was laid out."""
         p = self.problem
         grid = Grid.of(spec, p, len(self.masks), sm_count=self.sm_count, l2_bytes=50 << 20, split=self.split)
-        lists = block_lists([mask.blocks(grid.tokens, spec.bc) for mask in self.masks], grid.workers)
+        blocks = [mask.blocks(grid.tokens, spec.bc) for mask in self.masks]
+        lists = lists_of(spec)(blocks, grid.workers)
         params, held = _params(self, spec, grid, lists)
         reads = () if spec.kernel == "sm90" else [held[name] for name in ("q", "k", "v", "spans")]
         cuda_on_cpu.run(library(spec), spec, params, grid.thread_blocks(lists.n_parts)[:2], reads, late=False)

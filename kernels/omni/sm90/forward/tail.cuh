@@ -1,5 +1,5 @@
-// The last columns of Q, K and V, where they are few: a narrow panel of their own, swizzled as far as its rows reach, in
-// place of one of 64 columns. Stages take less shared memory, and less of it is written.
+// The last columns of Q, K and V, where they are few: a narrow panel of their own, swizzled as far as its rows reach,
+// in place of one of 64 columns. Stages take less shared memory, and less of it is written.
 #pragma once
 
 #include "omni/sm90/wgmma.cuh"
