@@ -18,6 +18,7 @@ from omnicupy.gpu.tensor_maps import packed_map, tensor_map
 from omnicupy.gpu.workspace import Need
 from omnicupy.jit.fp8_spec import Fp8Spec
 from omnicupy.jit.paged_spec import box_keys
+from omnicupy.jit.panels import tail_columns
 from omnicupy.jit.params import MAP_BYTES, PARAMS
 from omnicupy.jit.spec import AttnSpec
 
@@ -25,12 +26,13 @@ ITEM_BYTES = 2  # of float16 and bfloat16
 MAX_MAPS = 64  # address triples whose tensor maps a plan keeps
 ALIGN_MASK = check.ALIGN_BYTES - 1
 _POINTERS = struct.Struct("<5Q")  # q, k, v, out, lse: the first fields of ForwardParams
-_MAPS_BYTES = 3 * MAP_BYTES  # of q, k and v: the first fields of ForwardParamsSm90
+_MAPS_BYTES = 3 * MAP_BYTES  # of q, k and v: first in ForwardParamsSm90, last in TailParamsSm90
 _ADDRESS = struct.Struct("<Q")
 MAX_BOUND = 32  # streams whose structs a plan keeps
 _SINK_BYTES = 4  # of an element of sink_logits
 _WORK = struct.Struct("<3Q")  # counter, partials, arrivals: neighbours there
 Addresses: TypeAlias = tuple[int, int, int]  # of q, k and v
+Placed: TypeAlias = tuple[int, Layout]  # an array's address, and how it lies there
 Bound: TypeAlias = tuple[bytearray, Callable[[], None]]  # a launch's struct, and what launches with it
 
 
@@ -186,7 +188,9 @@ class Sm90Plan(Plan):
             if len(self._maps) >= MAX_MAPS:
                 self._maps.clear()
             self._maps[addresses] = maps
-        argument[:_MAPS_BYTES] = maps
+        argument[:_MAPS_BYTES] = maps[:_MAPS_BYTES]
+        if self.spec.narrow:
+            argument[-_MAPS_BYTES:] = maps[_MAPS_BYTES:]
         partials = arrivals = 0
         if self._need is not None:
             space = memory.workspace(self._need)
@@ -203,8 +207,18 @@ class Sm90Plan(Plan):
             first = tensor_map(q, *of_q, spec.dtype, (spec.br, spec.heads))
         if isinstance(spec, Fp8Spec):  # whose keys do not come by the copy engine
             return first + bytes(2 * MAP_BYTES)
-        made = zip(keys, of_keys, strict=True)
-        return b"".join([first, *(tensor_map(at, *of, spec.dtype, (box_keys(spec), 1)) for at, of in made)])
+        made = list(zip(keys, of_keys, strict=True))
+        maps = [first, *(tensor_map(at, *of, spec.dtype, (box_keys(spec), 1)) for at, of in made)]
+        return b"".join(maps + self._tail_maps((q, of_q), made)) if spec.narrow else b"".join(maps)
+
+    def _tail_maps(self, query: Placed, keys: list[Placed]) -> list[bytes]:
+        """Those of the narrow panels of q, k and v, zeros where one has none."""
+        spec, found = self.spec, []
+        boxes = ((spec.br, spec.heads), (spec.bc, 1), (spec.bc, 1))
+        widths = map(tail_columns, (spec.head_dim, spec.head_dim, spec.value_dim))
+        for (at, of), box, width in zip([query, *keys], boxes, widths, strict=True):
+            found.append(tensor_map(at, *of, spec.dtype, box, width) if width else bytes(MAP_BYTES))
+        return found
 
 
 PLANS: dict[str, type[Plan]] = {"naive": Plan, "sm80": Plan, "sm90": Sm90Plan}

@@ -12,7 +12,7 @@ from omnicupy.call.check import Call
 from omnicupy.choose import pick
 from omnicupy.errors import UnsupportedError
 from omnicupy.gpu.device import DeviceInfo, device_info
-from omnicupy.gpu.mask_cache import device_blocks
+from omnicupy.gpu.mask_cache import Pack, device_blocks
 from omnicupy.gpu.modules import kernel
 from omnicupy.gpu.plan import PLANS, KernelCall, Plan
 from omnicupy.gpu.tensor_maps import can_map
@@ -21,7 +21,9 @@ from omnicupy.jit import archs
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.params import PARAMS
 from omnicupy.jit.spec import AttnSpec
+from omnicupy.schedule.block_lists import block_lists
 from omnicupy.schedule.grid import Grid
+from omnicupy.schedule.moved import moved_lists
 
 LOG2E = math.log2(math.e)
 
@@ -47,7 +49,7 @@ def new_plan(call: Call, arrays: tuple[Any, Any, Any, Any], config: AttnSpec | N
         spec, call.problem, len(masks), sm_count=info.sm_count, l2_bytes=info.l2_bytes, split=call.split
     )
     function = kernel(spec, device).function
-    blocks = device_blocks(masks, (grid.tokens, spec.bc), grid.workers, device)
+    blocks = device_blocks(masks, (grid.tokens, spec.bc), grid.workers, device, lists_of(spec))
     sizes = blocks.sizes
     need = Need(*grid.partials(sizes.n_slots, sizes.n_split_rows)) if sizes.n_split_rows else None
     layouts = ((q.shape, q.strides), (k.shape, k.strides), (v.shape, v.strides))
@@ -57,6 +59,11 @@ def new_plan(call: Call, arrays: tuple[Any, Any, Any, Any], config: AttnSpec | N
     lists |= {"work_items": grid.work_items(sizes.n_parts), "section": grid.section(sizes.n_parts)}
     template = struct_of(grid, score_fields(call.scale, call.softcap), lists, arrays)
     return PLANS[spec.kernel](spec, call.problem, blocks, template, launched)
+
+
+def lists_of(spec: AttnSpec) -> Pack:
+    """What packs the block lists of a variant. Those for short block rows have tiles where the rows' keys begin."""
+    return moved_lists if spec.blocks > 1 else block_lists
 
 
 def score_fields(scale: float, softcap: float | None) -> dict[str, float]:

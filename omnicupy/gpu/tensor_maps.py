@@ -7,8 +7,8 @@ from functools import lru_cache
 
 from omnicupy.errors import UnsupportedError
 from omnicupy.gpu import bindings
+from omnicupy.jit.panels import PANEL
 
-PANEL = 64  # columns of one box: 128 bytes, the span of the 128-byte swizzle
 _STRIDE_LIMIT = 2**40  # of a tensor map, in bytes
 
 
@@ -25,16 +25,22 @@ def can_map(shape: Sequence[int], strides: Sequence[int]) -> bool:
 
 @lru_cache(maxsize=1024)
 def tensor_map(
-    pointer: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str, box: tuple[int, int]
+    pointer: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    dtype: str,
+    box: tuple[int, int],
+    width: int = PANEL,
 ) -> bytes:
-    """The map of a (batch, head, token, column) tensor, for boxes of 64 columns by box = (tokens, heads).
+    """The map of a (batch, head, token, column) tensor, for boxes of `width` columns by box = (tokens, heads).
 
     pointer: device address, a multiple of 16.  strides: in bytes, such that `can_map` holds.  dtype: "float16" or
-    "bfloat16".  box: 1 to 256 each.  Columns and tokens past the tensor's end read as zeros. Returns 128 bytes.
+    "bfloat16".  box: 1 to 256 each.  width: of a panel, 64, 32 or 16, whose rows are swizzled as a whole.  Columns and
+    tokens past the tensor's end read as zeros. Returns 128 bytes.
     Raises UnsupportedError where cuda-bindings or the driver cannot make one.
     """
     batch, heads, tokens, columns = shape
-    return _encoded(pointer, (columns, tokens, heads, batch), strides[2::-1], dtype, (PANEL, *box, 1))
+    return _encoded(pointer, (columns, tokens, heads, batch), strides[2::-1], dtype, (width, *box, 1))
 
 
 @lru_cache(maxsize=1024)
@@ -66,6 +72,12 @@ def _encoded(
 ) -> bytes:
     """The map of a tensor, axes from the columns on. strides: of all axes but that of the columns."""
     driver = bindings.driver()
+    swizzles = driver.CUtensorMapSwizzle
+    swizzle = {
+        PANEL: swizzles.CU_TENSOR_MAP_SWIZZLE_128B,
+        32: swizzles.CU_TENSOR_MAP_SWIZZLE_64B,
+        16: swizzles.CU_TENSOR_MAP_SWIZZLE_32B,
+    }[box[0]]
     kinds = driver.CUtensorMapDataType
     kind = (
         kinds.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
@@ -84,7 +96,7 @@ def _encoded(
         [u32(length) for length in box],
         [u32(1)] * len(lengths),
         driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-        driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+        swizzle,
         driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
         driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
     )

@@ -83,6 +83,12 @@ def _with_pages(base: np.dtype[np.void]) -> np.dtype[np.void]:
     return _behind(base, base.itemsize, table)
 
 
+def _with_tails(base: np.dtype[np.void]) -> np.dtype[np.void]:
+    """A Hopper kernel's struct, and behind it the maps of narrow panels: TailMaps."""
+    maps = [(name, "<u8", (MAP_BYTES // 8,)) for name in ("q_tail_map", "k_tail_map", "v_tail_map")]
+    return _behind(base, base.itemsize, maps)
+
+
 def _with_scales(base: np.dtype[np.void]) -> np.dtype[np.void]:
     """A struct with pages, and behind it KvScales. C++ begins there, before the padding of a struct that has a base."""
     end = max(offset + of.itemsize for of, offset, *_ in (base.fields or {}).values())
@@ -211,6 +217,7 @@ PARAMS: dict[str, np.dtype[np.void]] = {
     "naive": ATTN_PARAMS,
     "sm80": ATTN_PARAMS,
     "sm90": ATTN_PARAMS_SM90,
+    "sm90_narrow": _with_tails(ATTN_PARAMS_SM90),  # TailParamsSm90
     "naive_paged": (ATTN_PARAMS_PAGED := _with_pages(ATTN_PARAMS)),  # PagedParams
     "sm80_paged": ATTN_PARAMS_PAGED,
     "sm90_paged": (ATTN_PARAMS_SM90_PAGED := _with_pages(ATTN_PARAMS_SM90)),  # PagedParamsSm90

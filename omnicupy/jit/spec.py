@@ -8,6 +8,7 @@ from typing import Protocol
 from omnicupy.jit.archs import SMEM_LIMIT_BYTES
 from omnicupy.jit.atom import SHIPPED
 from omnicupy.jit.field_types import make_flags, make_numbers
+from omnicupy.jit.panels import row_bytes, tail_columns
 from omnicupy.jit.tile_checks import check_blocks, check_sm80, check_sm90
 
 KERNELS = ("naive", "sm80", "sm90")
@@ -217,6 +218,11 @@ class AttnSpec:
         return 2 * (self.head_dim * self.br + kv_columns * self.bc) + (self.stages + 1) * self._span_bytes
 
     @property
+    def narrow(self) -> bool:
+        """Does a last panel of Q, K or V have but the columns that there are (panels.py)?"""
+        return self.blocks > 1 and max(map(tail_columns, (self.head_dim, self.value_dim))) > 0
+
+    @property
     def q_slots(self) -> int:
         """Query blocks that kernel "sm90" holds in shared memory: two where they fit, so that one is loaded early."""
         return 2 if self._sm90_bytes(2) <= self.smem_limit else 1
@@ -227,9 +233,9 @@ class AttnSpec:
         return (SMEM_LIMIT_BYTES[self.arch] + RESERVED_BYTES) // self.blocks - RESERVED_BYTES
 
     def _sm90_bytes(self, q_slots: int) -> int:
-        # Panels of 64 columns; tile and work slots, walks and barriers in the last KiB.
-        panels, value_panels = -(-self.head_dim // 64), -(-self.value_dim // 64)
-        tiles = 128 * (panels * q_slots * self.rows + (panels + value_panels) * self.stages * self.bc)
+        # Tile and work slots, walks and barriers are in the last KiB.
+        of_keys, of_values = (row_bytes(n, narrow=self.narrow) for n in (self.head_dim, self.value_dim))
+        tiles = of_keys * q_slots * self.rows + (of_keys + of_values) * self.stages * self.bc
         return tiles + self.stages * self._span_bytes + 1024
 
     @property
@@ -245,7 +251,7 @@ class AttnSpec:
     @property
     def params(self) -> str:
         """Which parameter struct it takes: a key of params.PARAMS."""
-        return self.kernel
+        return f"{self.kernel}_narrow" if self.narrow else self.kernel
 
     @property
     def entry(self) -> str:
@@ -277,6 +283,7 @@ class AttnSpec:
             "OMNI_CONVERTERS": 0,
             "OMNI_BLOCKS": self.blocks,
             "OMNI_SCHEDULER": int(self.scheduler),
+            "OMNI_NARROW": int(self.narrow),
             **SHIPPED.defines(),
         }
 

@@ -114,7 +114,7 @@ def block_lists(blocks: Sequence[BlockMask], workers: Workers) -> BlockLists:
     placed = [_Placed.of(block) for block in blocks]
     first = blocks[0]
     batch, q_blocks = len(blocks), first.q_blocks
-    k_first, k_padded = _key_range(blocks)
+    k_first, k_padded = key_range(blocks)
     n_spans = max(0 if b.mask.intervals is None else len(b.mask.intervals[0]) for b in blocks)
     rows = offsets_of_all([b.row_offsets for b in blocks])
     flags = joined([one.arrangement.flags for one in placed])
@@ -224,7 +224,7 @@ def fill_parts(lists: BlockLists, work: Schedule, cut: Pieces, owned: int) -> No
     lists.array("splits")[...] = work.splits
 
 
-def _key_range(blocks: Sequence[BlockMask]) -> tuple[int, int]:
+def key_range(blocks: Sequence[BlockMask]) -> tuple[int, int]:
     """First key and number of keys of the per-key arrays: those of all listed tiles, in whole units of KEY_PAD."""
     bc = blocks[0].bc
     first = min(block.mask.live[0] for block in blocks) // bc * bc // KEY_PAD * KEY_PAD

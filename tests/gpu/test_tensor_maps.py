@@ -95,6 +95,14 @@ def test_what_a_map_is_made_of(driver: Driver, dtype: str, kind: str) -> None:
     ]
 
 
+@pytest.mark.parametrize(("width", "span"), [(64, 128), (32, 64), (16, 32)])
+def test_rows_of_a_panel_are_swizzled_as_a_whole(driver: Driver, width: int, span: int) -> None:
+    tensor_maps.tensor_map(4096, SHAPE, STRIDES, "float16", (64, 1), width)
+    (asked,) = driver.asked
+    assert _numbers(asked[5]) == [width, 64, 1, 1]
+    assert asked[8].name.endswith(f"SWIZZLE_{span}B")
+
+
 def test_an_axis_of_length_one_gets_a_legal_stride(driver: Driver) -> None:
     tensor_maps.tensor_map(4096, (1, 1, 300, 128), (0, -256, 256, 2), "float16", (64, 1))
     assert _numbers(driver.asked[0][4]) == [256, 16, 16]

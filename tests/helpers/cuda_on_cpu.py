@@ -23,6 +23,7 @@ STRUCTS = {  # of params.PARAMS
     "naive": "ForwardParams",
     "sm80": "ForwardParams",
     "sm90": "ForwardParamsSm90",
+    "sm90_narrow": "TailParamsSm90",
     "naive_paged": "PagedParams",
     "sm80_paged": "PagedParams",
     "sm90_paged": "PagedParamsSm90",

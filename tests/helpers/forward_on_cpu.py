@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 import omnicupy as oc
 from omnicupy.call.problem import Problem
 from omnicupy.gpu import tensor_maps
-from omnicupy.gpu.planning import score_fields
+from omnicupy.gpu.planning import lists_of, score_fields
 from omnicupy.jit.fp8_spec import Fp8Spec
 from omnicupy.jit.paged_spec import box_keys
+from omnicupy.jit.panels import tail_columns
 from omnicupy.jit.params import PARAMS
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.jit.widths import kernel_widths
 from omnicupy.reference import budget
-from omnicupy.schedule.block_lists import SPAN_BYTES, BlockLists, block_lists
+from omnicupy.schedule.block_lists import SPAN_BYTES, BlockLists
 from omnicupy.schedule.grid import Grid
 
 Array = NDArray[Any]
@@ -113,7 +114,8 @@ class Forward:
         """out and lse of the kernel, NaN where it wrote nothing, and how the work was laid out."""
         p = self.problem
         grid = Grid.of(spec, p, len(self.masks), sm_count=self.sm_count, l2_bytes=50 << 20, split=self.split)
-        lists = block_lists([mask.blocks(grid.tokens, spec.bc) for mask in self.masks], grid.workers)
+        blocks = [mask.blocks(grid.tokens, spec.bc) for mask in self.masks]
+        lists = lists_of(spec)(blocks, grid.workers)
         params, held = _params(self, spec, grid, lists)
         reads = () if spec.kernel == "sm90" else [held[name] for name in ("q", "k", "v", "spans")]
         cuda_on_cpu.run(library(spec), spec, params, grid.thread_blocks(lists.n_parts)[:2], reads, late=False)
@@ -127,7 +129,7 @@ def _params(
     call: Forward, spec: AttnSpec, grid: Grid, lists: BlockLists
 ) -> tuple[NDArray[np.void], dict[str, Array]]:
     """The struct, and what it points to."""
-    params, p = np.zeros((), PARAMS[spec.kernel]), call.problem
+    params, p = np.zeros((), PARAMS[spec.params]), call.problem
     call.arrays["out"].fill(np.nan)
     held: dict[str, Array] = {**call.arrays, "lse": aligned((p.batch, p.q_heads, p.q_len), np.float32)}
     partial_bytes, arrivals = grid.partials(lists.n_slots, lists.n_split_rows)
@@ -174,6 +176,10 @@ def fill_maps(params: NDArray[np.void], call: Forward, spec: AttnSpec) -> None:
                 rows = (spec.br, spec.heads) if name == "q" else (box_keys(spec), 1)
                 made = tensor_maps.tensor_map.__wrapped__(*at, rows)
             params[f"{name}_map"] = np.frombuffer(made, np.uint64)
+            width = tail_columns(spec.value_dim if name == "v" else spec.head_dim) if spec.narrow else 0
+            if width:
+                made = tensor_maps.tensor_map.__wrapped__(*at, rows, width)
+                params[f"{name}_tail_map"] = np.frombuffer(made, np.uint64)
 
 
 def scattered(q_len: int, k_len: int) -> oc.Mask:

@@ -30,6 +30,7 @@ HEADERS = {
     "PageTable": "omni/pages.cuh",
     "AppendParams": "omni/append.cuh",
     "KvScales": "omni/fp8.cuh",
+    "TailMaps": "omni/sm90/forward/tail.cuh",
 }
 # Size and alignment of what a field may be, besides a pointer or a struct of HEADERS.
 SIZES = {"float": (4, 4), "int": (4, 4), "u32": (4, 4), "i64": (8, 8), "u64": (8, 8), "TensorMap": (128, 64)}
@@ -111,6 +112,17 @@ def test_pages_stand_behind_a_forward_struct(kernel: str) -> None:
     ]
     align = 64 if kernel == "sm90" else 8
     assert mine.itemsize == -(-(base.itemsize + 20) // align) * align
+
+
+def test_maps_of_narrow_panels_stand_behind_the_struct() -> None:
+    base, mine = PARAMS["sm90"], PARAMS["sm90_narrow"]
+    fields, size, _ = _struct("TailMaps")
+    assert _mine(mine)[: len(base.names or ())] == _mine(base)
+    added = _mine(mine)[len(base.names or ()) :]
+    assert [(name.partition("_")[0], offset, held) for name, offset, held in added] == [
+        (name, base.itemsize + offset, held) for name, offset, held in fields
+    ]
+    assert mine.itemsize == base.itemsize + size
 
 
 @pytest.mark.parametrize("kernel", [*KERNELS, "append"])

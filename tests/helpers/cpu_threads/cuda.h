@@ -80,9 +80,10 @@ struct Warp {
 struct Product {
   int n;
   bool bf16, accumulate;
-  bool a_in_registers;    // else at a, in rows of 128 bytes
-  bool rows_are_columns;  // b lies in rows of 128 bytes, one a column; else one a row, in panels of 64 columns
+  bool a_in_registers;    // else at a
+  bool rows_are_columns;  // b lies in rows, one a column; else one a row, in panels
   uint32_t a, b, b_leading;
+  uint32_t a_row, b_row;  // bytes of a row, which the swizzle spans: 128, 64 or 32
 };
 
 extern Thread* thread;  // whose turn it is

@@ -1,5 +1,5 @@
 // What tensor cores do, for a warp at once: the layouts are those of the PTX ISA, "Matrix fragments for mma.m16n8k16",
-// "ldmatrix", and "Register fragments and shared memory matrix layouts" of wgmma, with the swizzle of 128 bytes.
+// "ldmatrix", and "Register fragments and shared memory matrix layouts" of wgmma, with swizzles of 32, 64 and 128 bytes.
 // Compiled once for all kernels, with what this processor has: sums run over k in its order, without fused additions,
 // so that the instructions that are used for them change no bit.
 #ifdef __F16C__
@@ -97,9 +97,9 @@ void mma8(Warp& warp) {
   }
 }
 
-// Eight numbers of shared memory: chunks of 16 bytes change places by the number of their row.
-uint16_t const* chunk(uint32_t at) {
-  return reinterpret_cast<uint16_t const*>(shared_memory + (at ^ (at >> 3 & 0x70)));
+// Eight numbers of shared memory: chunks of 16 bytes change places by bits 7 to 9 of their address, inside of a row.
+uint16_t const* chunk(uint32_t at, uint32_t row_bytes) {
+  return reinterpret_cast<uint16_t const*>(shared_memory + (at ^ (at >> 3 & (row_bytes - 16))));
 }
 
 template <bool kBf16>
@@ -115,7 +115,7 @@ void wgmma(Warp& warp, Product const& of, int first_row) {
   } else {
     for (int row = 0; row < 16; ++row) {
       for (int k = 0; k < 16; k += 8) {
-        Eight const found = floats<kBf16>(chunk(of.a + 128 * (first_row + row) + 2 * k));
+        Eight const found = floats<kBf16>(chunk(of.a + of.a_row * (first_row + row) + 2 * k, of.a_row));
         memcpy(&a[row][k], &found, 32);
       }
     }
@@ -125,13 +125,14 @@ void wgmma(Warp& warp, Product const& of, int first_row) {
     if (of.rows_are_columns) {
       for (int column = 0; column < 8; ++column) {
         for (int k = 0; k < 16; k += 8) {
-          Eight const found = floats<kBf16>(chunk(of.b + 128 * (n + column) + 2 * k));
+          Eight const found = floats<kBf16>(chunk(of.b + of.b_row * (n + column) + 2 * k, of.b_row));
           for (int i = 0; i < 8; ++i) b[k + i][column] = found[i];
         }
       }
     } else {
-      uint32_t const panel = of.b + of.b_leading * (n / 64) + 2 * (n % 64);
-      for (int k = 0; k < 16; ++k) b[k] = floats<kBf16>(chunk(panel + 128 * k));
+      int const columns = of.b_row / 2;
+      uint32_t const panel = of.b + of.b_leading * (n / columns) + 2 * (n % columns);
+      for (int k = 0; k < 16; ++k) b[k] = floats<kBf16>(chunk(panel + of.b_row * k, of.b_row));
     }
     multiply(sums, a, b);
     for (int lane = 0; lane < 32; ++lane) {

@@ -63,8 +63,8 @@ inline void prefetch_tensormap(void const*) {}
 inline void count_round(int* counter, int last) { *counter = *counter >= last ? 0 : *counter + 1; }
 inline void prefetch_to_l2(void const*) {}
 
-// The 128-byte swizzle: chunks of 16 bytes change places by the number of their row.
-inline u32 swizzled(u32 at) { return at ^ (at >> 3 & 0x70); }
+// The swizzle of a row's bytes, 128, 64 or 32: chunks of 16 bytes change places by bits 7 to 9 of their address.
+inline u32 swizzled(u32 at, u32 row_bytes) { return at ^ (at >> 3 & (row_bytes - 16)); }
 
 inline void tma_load(u32 s_target, void const* map, u32 barrier, int rank, int const (&start)[5]) {
   u64 const* const words = static_cast<u64 const*>(map);
@@ -72,7 +72,9 @@ inline void tma_load(u32 s_target, void const* map, u32 barrier, int rank, int c
   u64 const* const lengths = words + 2;
   u64 const* const strides = words + 7;
   u64 const* const box = words + 11;
-  if (box[0] != 64 || s_target % 128) cpu::fail("TMA: the box or its place");
+  u32 const row_bytes = 2 * static_cast<u32>(box[0]);
+  bool const is_span = row_bytes == 128 || row_bytes == 64 || row_bytes == 32;
+  if (!is_span || s_target % (8 * row_bytes)) cpu::fail("TMA: the box or its place");
   int rows = 1;
   for (int axis = 1; axis < rank; ++axis) rows *= box[axis];
   for (int row = 0; row < rows; ++row) {
@@ -83,17 +85,17 @@ inline void tma_load(u32 s_target, void const* map, u32 barrier, int rank, int c
       inside = inside && at >= 0 && at < static_cast<i64>(lengths[axis]);
       offset += at * static_cast<i64>(strides[axis - 1]);
     }
-    for (int column = 0; column < 64; column += 8) {
+    for (int column = 0; column < static_cast<int>(box[0]); column += 8) {
       unsigned short values[8] = {};
       int const left = static_cast<int>(lengths[0]) - start[0] - column;
       if (inside && left > 0) {
         char const* const source = reinterpret_cast<char const*>(words[0]) + offset + 2 * (start[0] + column);
         memcpy(values, source, 2 * min(left, 8));
       }
-      memcpy(shared_memory + swizzled(s_target + 128 * row + 2 * column), values, 16);
+      memcpy(shared_memory + swizzled(s_target + row_bytes * row + 2 * column, row_bytes), values, 16);
     }
   }
-  copied(barrier, 128 * rows);
+  copied(barrier, static_cast<int>(row_bytes) * rows);
 }
 
 inline void tma_load_4d(u32 s_target, void const* map, u32 barrier, int column, int token, int head, int batch) {

@@ -4,7 +4,7 @@
 
 #include "omni/mma_atom.cuh"
 #include "omni/numbers.cuh"
-#include "omni/sm90/tma.cuh"
+#include "omni/sm90/forward/tail.cuh"
 
 namespace omni {
 
@@ -22,7 +22,8 @@ struct ForwardParamsSm90 {
 
 template <
     int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, int QSlots, bool PingPong, bool Pack, bool Bf16,
-    bool Softcap, bool Cached, int Page, bool Ragged, int Converters, int Blocks, bool Scheduler, class Atom>
+    bool Softcap, bool Cached, int Page, bool Ragged, int Converters, int Blocks, bool Scheduler, bool Narrow,
+    class Atom>
 struct Sm90Config : Atom {
   static constexpr int kHeadDim = HeadDim;    // columns of Q and K
   static constexpr int kValueDim = ValueDim;  // columns of V and O
@@ -65,13 +66,17 @@ struct Sm90Config : Atom {
   static constexpr int kWalkers = kFp8 ? 2 : kFillers;  // warps that read where an item's tiles are
   static constexpr int kThreads = 32 * (Warps + kApartWarps);
 
-  static constexpr int kPanels = (HeadDim + kPanelColumns - 1) / kPanelColumns;  // of Q and K
-  static constexpr int kValuePanels = (ValueDim + kPanelColumns - 1) / kPanelColumns;
+  // Columns in narrow panels (tail.cuh), of Q and K, and of V.
+  static constexpr int kTail = Narrow ? tail_columns(HeadDim) : 0;
+  static constexpr int kValueTail = Narrow ? tail_columns(ValueDim) : 0;
+  static constexpr bool kTails = kTail != 0 || kValueTail != 0;
+  static constexpr int kPanels = (HeadDim - kTail + kPanelColumns - 1) / kPanelColumns;  // of Q and K, of 64 columns
+  static constexpr int kValuePanels = (ValueDim - kValueTail + kPanelColumns - 1) / kPanelColumns;
   static constexpr int kQPanelBytes = kQRows * kPanelRowBytes;
   static constexpr int kKvPanelBytes = Bc * kPanelRowBytes;
-  static constexpr int kQBytes = kPanels * kQPanelBytes;
-  static constexpr int kKBytes = kPanels * kKvPanelBytes;
-  static constexpr int kVBytes = kValuePanels * kKvPanelBytes;
+  static constexpr int kQBytes = kPanels * kQPanelBytes + kQRows * 2 * kTail;
+  static constexpr int kKBytes = kPanels * kKvPanelBytes + Bc * 2 * kTail;
+  static constexpr int kVBytes = kValuePanels * kKvPanelBytes + Bc * 2 * kValueTail;
 
   // Registers a thread: what the block got at entry, shared out anew. Of two consumers beside warps that load pages:
   static constexpr int kLoadingConsumers = HeadDim > 128 || ValueDim > 128 ? 216 : 208;
@@ -106,6 +111,7 @@ struct Sm90Config : Atom {
   static_assert(Converters % 4 == 0 && Converters <= 8, "warpgroups that convert");
   static_assert(!Ragged || Cached, "the planner finds out where rows are");
   static_assert(!Pack || kConsumers == 1, "packed tiles have 64 rows");
+  static_assert(!kTails || (!kCached && !kPack), "who else loads knows no narrow panels");
   static_assert(HeadDim % 16 == 0 && HeadDim <= 256, "columns of Q and K");
   static_assert(ValueDim % 16 == 0 && ValueDim <= 256 && Bc % 32 == 0 && Bc <= 256, "widths of wgmma");
 };

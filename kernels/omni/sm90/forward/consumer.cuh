@@ -104,7 +104,7 @@ struct Consumer {
   }
 
   // V rows of keys that no row sees may hold NaN, and 0 * NaN = NaN. All consumers share the work and meet before any
-  // of them multiplies; none holds the turn here. The 128-byte swizzle moves 16-byte chunks inside their row only.
+  // of them multiplies; none holds the turn here. Swizzles move 16-byte chunks inside their row only.
   __device__ __forceinline__ void zero_dead_values(WorkSlot const& work) {
     constexpr int kChunks = kPanelRowBytes / 16;
     constexpr int kRowStep = 128 * Cfg::kConsumers / kChunks;
@@ -120,6 +120,7 @@ struct Consumer {
         s_v[(panel * Cfg::kBc + row) * kChunks + thread % kChunks] = make_uint4(0, 0, 0, 0);
       }
     }
+    if constexpr (Cfg::kValueTail != 0) zero_dead_tails(s_v + Cfg::kValuePanels * Cfg::kBc * kChunks, g_dead);
     fence_proxy_async();
     mbarrier_meet(smem_address(&smem.dead_zeroed));
   }
@@ -127,8 +128,14 @@ struct Consumer {
   // S = Q K^T, started. k: descriptor_low of the K tile, worked out ahead of the wait for it.
   __device__ __forceinline__ void start_scores(Scores& scores, u32 k) {
     wgmma_fence();
-    start_ss_kk<Cfg::kHeadDim, Cfg::kQPanelBytes, Cfg::kKvPanelBytes, Cfg::kBf16, Cfg::kScoresAtomN>(
+    start_ss_kk<Cfg::kHeadDim - Cfg::kTail, Cfg::kQPanelBytes, Cfg::kKvPanelBytes, Cfg::kBf16, Cfg::kScoresAtomN>(
         scores, q_descriptor_low, k);
+    if constexpr (Cfg::kTail != 0) {
+      // Behind the whole panels of all warpgroups' rows; the warpgroups before this one have shorter rows there.
+      int const q_bytes = Cfg::kPanels * Cfg::kQPanelBytes - group * 64 * (kPanelRowBytes - 2 * Cfg::kTail);
+      start_tail_ss_kk<Cfg::kTail, Cfg::kBf16, Cfg::kScoresAtomN>(
+          scores, q_descriptor_low + (q_bytes >> 4), k + (Cfg::kPanels * Cfg::kKvPanelBytes >> 4));
+    }
     wgmma_commit();
   }
 
@@ -140,7 +147,12 @@ struct Consumer {
     if constexpr (Cfg::kSplitWeights) {
       start_rs_n<Cfg::kBc, Cfg::kBf16, Cfg::kSumsAtomN>(state.out, state.weights.rests, v);
     }
-    start_rs_n<Cfg::kBc, Cfg::kBf16, Cfg::kSumsAtomN>(state.out, state.weights.pairs, v);
+    if constexpr (Cfg::kValueTail != 0) {
+      start_rs_n_and_tail<Cfg::kBc, Cfg::kValueDim - Cfg::kValueTail, Cfg::kBf16, Cfg::kSumsAtomN>(
+          state.out, state.weights.pairs, v, v + (Cfg::kValuePanels * Cfg::kKvPanelBytes >> 4));
+    } else {
+      start_rs_n<Cfg::kBc, Cfg::kBf16, Cfg::kSumsAtomN>(state.out, state.weights.pairs, v);
+    }
     wgmma_commit();
   }
 
@@ -234,6 +246,16 @@ struct Consumer {
   }
 
  private:
+  // The same rows of the narrow panel.
+  __device__ __forceinline__ static void zero_dead_tails(uint4* s_tail, u32 const* g_dead) {
+    constexpr int kChunks = 2 * Cfg::kValueTail / 16;
+#pragma unroll 4
+    for (int i = thread_index() - 128; i < Cfg::kBc * kChunks; i += 128 * Cfg::kConsumers) {
+      int const row = i / kChunks;
+      if (g_dead[row / 32] >> (row % 32) & 1) s_tail[i] = make_uint4(0, 0, 0, 0);
+    }
+  }
+
   __device__ __forceinline__ int stop_of(WorkSlot const& work) const {
     return row_stop<Cfg, RaggedParamsSm90>(args, p.q_len, work.mask);
   }

@@ -9,6 +9,10 @@
 
 namespace omni {
 
+struct TailParamsSm90 : ForwardParamsSm90 {
+  TailMaps tails;
+};
+
 struct PagedParamsSm90 : ForwardParamsSm90 {
   PageTable pages;
 };
@@ -21,9 +25,14 @@ struct Fp8ParamsSm90 : RaggedParamsSm90 {
   KvScales scales;
 };
 
-template <bool kPaged, bool kRagged = false, bool kFp8 = false>
+template <bool kPaged, bool kRagged = false, bool kFp8 = false, bool kTails = false>
 struct ForwardParamsSm90Of {
   using Type = ForwardParamsSm90;
+};
+
+template <>
+struct ForwardParamsSm90Of<false, false, false, true> {
+  using Type = TailParamsSm90;
 };
 
 template <>

@@ -36,6 +36,8 @@ struct Producer {
 
   __device__ __forceinline__ PageTable const& pages() const { return static_cast<PagedParamsSm90 const&>(args).pages; }
 
+  __device__ __forceinline__ TailMaps const& tails() const { return static_cast<TailParamsSm90 const&>(args).tails; }
+
   // The table is read ahead of the wait for a buffer, which is where a producer's time goes.
   __device__ __forceinline__ void load_k_in_boxes(Slot at, Tile tile) {
     bool none;
@@ -73,7 +75,8 @@ struct Producer {
     int const span_bytes = spans_travel(args.p, tile) ? Cfg::kBc * static_cast<int>(sizeof(int2)) : 0;
     u64* const full = &smem.k_full[k_ring.stage()];
     TileOrigin const origin{tile.first, work(at).kv_head, work(at).batch};
-    load_panels<Cfg::kBc, Cfg::kPanels>(smem.k[k_ring.stage()], &args.k_map, full, origin, args.p.n_spans * span_bytes);
+    load_panels_and_tail<Cfg::kBc, Cfg::kPanels, Cfg::kTail>(
+        smem.k[k_ring.stage()], &args.k_map, &tails().k, full, origin, args.p.n_spans * span_bytes);
     if (span_bytes != 0) {
 #pragma unroll 1
       for (int i = 0; i < args.p.n_spans; ++i) {
@@ -88,7 +91,8 @@ struct Producer {
     if constexpr (Cfg::kPaged) return load_v_in_boxes(at, tile);
     mbarrier_wait(smem_address(&smem.v_empty[v_ring.stage()]), v_ring.parity() ^ 1);
     TileOrigin const origin{tile.first, work(at).kv_head, work(at).batch};
-    load_panels<Cfg::kBc, Cfg::kValuePanels>(smem.v[v_ring.stage()], &args.v_map, &smem.v_full[v_ring.stage()], origin);
+    load_panels_and_tail<Cfg::kBc, Cfg::kValuePanels, Cfg::kValueTail>(
+        smem.v[v_ring.stage()], &args.v_map, &tails().v, &smem.v_full[v_ring.stage()], origin);
     v_ring.next();
   }
 
@@ -101,7 +105,8 @@ struct Producer {
     } else {
       int const only = 0;
       TileOrigin const origin{work(at).q0, work(at).head, Cfg::kRagged ? only : work(at).batch};
-      load_panels<Cfg::kQRows, Cfg::kPanels>(smem.q[i], &args.q_map, &smem.q_full[i], origin);
+      load_panels_and_tail<Cfg::kQRows, Cfg::kPanels, Cfg::kTail>(
+          smem.q[i], &args.q_map, &tails().q, &smem.q_full[i], origin);
     }
   }
 
@@ -218,6 +223,11 @@ struct Producer {
     prefetch_tensormap(&args.q_map);
     prefetch_tensormap(&args.k_map);
     prefetch_tensormap(&args.v_map);
+    if constexpr (Cfg::kTail != 0) {
+      prefetch_tensormap(&tails().q);
+      prefetch_tensormap(&tails().k);
+    }
+    if constexpr (Cfg::kValueTail != 0) prefetch_tensormap(&tails().v);
     if constexpr (Cfg::kScheduler) {
       run_behind();
     } else {
