@@ -992,6 +992,30 @@ BENCHES = [
         "tests/transformers/test_benches.py",
     ),
     Fault(
+        "tools/bench/decode_steps.py",
+        "= best / took.median_ms",
+        "= took.median_ms / best",
+        "tests/tools/bench/test_decode_steps.py",
+    ),
+    Fault(
+        "tools/bench/decode_steps.py",
+        'if steps[name].known["correct"]}',
+        "if name}",
+        "tests/tools/bench/test_decode_steps.py",
+    ),
+    Fault(
+        "tools/bench/layer_steps.py",
+        "shared.q, shared.k, shared.v = q, k, v",
+        "shared.q, shared.k, shared.v = q, k, k",
+        "tests/transformers/test_benches.py",
+    ),
+    Fault(
+        "tools/report/steps.py",
+        "goal.value(row) if _right(row) else None",
+        "goal.value(row)",
+        "tests/tools/report/test_steps.py",
+    ),
+    Fault(
         "tools/bench/captured.py",
         "self.lengths += 1",
         "self.lengths += 0",

@@ -127,13 +127,28 @@ def _short(arch: str, spec: AttnSpec, problem: Problem, masks: Sequence[Mask], s
     for row in table.TABLE:
         if (
             row.shape == "short"
-            and row.instead_of == (spec.br, spec.bc)
+            and (spec.br, spec.bc) in row.instead_of
             and row.serves(arch, problem.dtype, *widths)
             and problem.k_len <= (row.most_keys or problem.k_len)
             and share <= row.most_density
+            and (row.most_row_keys is None or _see_at_most(row.most_row_keys, masks))
         ):
             return row.spec(arch, problem.dtype, *widths)
     return spec
+
+
+def _see_at_most(keys: int, masks: Sequence[Mask]) -> bool:
+    """Do rows see at most so many keys in the mean, also where many rows see none? Known of masks of intervals.
+
+    The mean is over rows, and over pairs: a few long rows beside many short ones decide the time. Rows that see a key
+    stand for keys that a row sees, which masks do not count.
+    """
+    if sum(mask.pairs for mask in masks) > keys * sum(mask.shape[0] for mask in masks):
+        return False
+    if any(mask.intervals is None for mask in masks):
+        return False
+    counts = [mask.key_counts() for mask in masks]
+    return sum(int((of * of).sum()) for of in counts) <= keys * sum(int(of.sum()) for of in counts)
 
 
 def _block_rows(problem: Problem, spec: AttnSpec) -> int:

@@ -20,8 +20,9 @@ class Row:
     keys, and for others by the wider of both: what fits that fits the narrower, too.  shape: "any", or "small" for few
     query rows and for problems whose "any" row would leave multiprocessors without work, or "shared" for few query rows
     of groups whose heads fill tiles, or "packed" for few query rows where packing a group's heads into tiles leaves
-    fewer of them, or "short" for calls whose "any" row has the tile `instead_of` (br, bc), at most `most_keys` keys,
-    and masks that allow at most the share `most_density` of all pairs; not for calls on caches.  competes: neighbours
+    fewer of them, or "short" for calls whose "any" row has one of the tiles `instead_of` (br, bc), at most `most_keys`
+    keys, and masks that allow at most the share `most_density` of all pairs and whose rows see at most `most_row_keys`
+    keys each in the mean; not for calls on caches.  competes: neighbours
     that do compete for the same calls, and the mask decides by what the tiles cost (ceilings.tile_cost).  The rest: as
     in AttnSpec.
     """
@@ -39,9 +40,10 @@ class Row:
     pack: bool = False
     blocks: int = 1
     scheduler: bool = False
-    instead_of: tuple[int, int] | None = None
+    instead_of: tuple[tuple[int, int], ...] = ()
     most_keys: int | None = None
     most_density: float = 1.0
+    most_row_keys: int | None = None
     value_dim: int | None = None
     archs: tuple[str, ...] = ARCHES
     dtypes: tuple[str, ...] = DTYPES
@@ -82,6 +84,25 @@ class Row:
         if self.value_dim is None:
             yield from ((each, each) for each in range(least if every else greatest, greatest + 1, 16))
         yield from (pair for pair in PAIRS if self.serves(self.archs[0], self.dtypes[0], *pair))
+
+
+def _windows(
+    head_dims: tuple[int, int], most_row_keys: int, *instead_of: tuple[int, int], stages: int, blocks: int
+) -> Row:
+    """A row for masks whose rows see few keys: tiles of 64 x 64, which begin where a row's keys do."""
+    return Row(
+        kernel="sm90",
+        head_dims=head_dims,
+        shape="short",
+        instead_of=instead_of,
+        most_row_keys=most_row_keys,
+        br=64,
+        bc=64,
+        stages=stages,
+        warps=8,
+        blocks=blocks,
+        archs=HOPPER,
+    )
 
 
 def _packed(head_dims: tuple[int, int], bc: int, stages: int) -> Row:
@@ -153,11 +174,15 @@ TABLE = (
     Row(kernel="sm90", head_dims=(192, 192), value_dim=128, br=128, bc=128, stages=2, warps=12, archs=HOPPER),
     Row(kernel="sm90", head_dims=(144, 192), br=128, bc=96, stages=2, warps=12, archs=HOPPER),
     Row(kernel="sm90", head_dims=(208, 256), br=128, bc=64, stages=2, warps=12, archs=HOPPER),
+    _windows((48, 64), 64, (192, 128), stages=3, blocks=3),
+    _windows((80, 80), 512, (192, 96), (128, 64), stages=2, blocks=3),
+    _windows((96, 96), 64, (192, 96), (128, 64), stages=2, blocks=2),
+    _windows((112, 128), 64, (192, 64), (128, 128), stages=2, blocks=2),
     Row(
         kernel="sm90",
         head_dims=(48, 64),
         shape="short",
-        instead_of=(192, 128),
+        instead_of=((192, 128),),
         most_keys=512,
         most_density=0.55,
         br=64,
@@ -169,22 +194,9 @@ TABLE = (
     ),
     Row(
         kernel="sm90",
-        head_dims=(80, 80),
-        shape="short",
-        instead_of=(128, 64),
-        most_density=0.05,
-        br=64,
-        bc=64,
-        stages=2,
-        warps=8,
-        blocks=3,
-        archs=HOPPER,
-    ),
-    Row(
-        kernel="sm90",
         head_dims=(80, 96),
         shape="short",
-        instead_of=(128, 64),
+        instead_of=((128, 64),),
         br=128,
         bc=32,
         stages=4,
@@ -196,7 +208,7 @@ TABLE = (
         kernel="sm90",
         head_dims=(112, 128),
         shape="short",
-        instead_of=(192, 64),
+        instead_of=((192, 64),),
         most_keys=512,
         br=192,
         bc=64,

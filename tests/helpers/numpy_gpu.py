@@ -48,6 +48,7 @@ class Graph:
 
 class Stream:
     captured: Graph | None = None  # of all streams: one is captured at a time
+    null: Stream
 
     def __init__(self, non_blocking: bool = False) -> None:
         pass
@@ -67,6 +68,9 @@ class Stream:
 
     def __exit__(self, *_: object) -> None:
         pass
+
+
+Stream.null = Stream()
 
 
 class MemoryHook:
@@ -111,6 +115,8 @@ def install(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         "flatnonzero",
         "matmul",
         "copyto",
+        "invert",
+        "from_dlpack",
     ):
         setattr(fake, name, getattr(np, name))
     fake.uint8 = np.uint8  # type: ignore[attr-defined]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
+import numpy_gpu
 import pytest
 
 torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -13,11 +16,13 @@ transformers: Any = pytest.importorskip("transformers", reason="transformers is 
 from torch.nn.attention.flex_attention import flex_attention  # noqa: E402
 from transformers.integrations import flex_attention as of_transformers  # noqa: E402
 
-from omnicupy.tools.bench import captured, generate, step, step_process  # noqa: E402
+from omnicupy.masks.constructors import causal  # noqa: E402
+from omnicupy.tools.bench import captured, generate, layer_steps, peers, step, step_process  # noqa: E402
 from omnicupy.tools.bench.records import Record  # noqa: E402
 from omnicupy.tools.bench.step_masks import SYSTEMS, maker  # noqa: E402
 from omnicupy.tools.bench.step_process import SEED, Training  # noqa: E402
 from omnicupy.tools.bench.step_stacks import FULL, STACKS, Stack  # noqa: E402
+from omnicupy.tools.workloads.workload import Workload  # noqa: E402
 
 TINY = [STACKS["tiny-llama"], STACKS["tiny-gemma"]]
 SIZES = {
@@ -144,7 +149,7 @@ def test_a_captured_step_grows_and_stands_over_its_kernels(monkeypatch: pytest.M
             lengths.append(made.lengths.tolist())
         return float(len(lengths))
 
-    monkeypatch.setattr(captured, "_graph", _Graph)
+    monkeypatch.setattr(captured, "torch_graph", _Graph)
     monkeypatch.setattr(captured, "_median_ms", median)
     monkeypatch.setattr(captured, "_kernels_ms", lambda graph: 2.0)
     figures = captured.measure(made)
@@ -157,6 +162,34 @@ def test_a_captured_step_grows_and_stands_over_its_kernels(monkeypatch: pytest.M
         "kernels alone, ms": 2.0,
         "time over kernels alone": 1.5,
     }
+
+
+def test_a_rival_s_step_takes_each_layer_s_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    numpy_gpu.install(monkeypatch)
+    monkeypatch.setattr(
+        layer_steps.peers, "prepare", lambda name, shared, limit_s: peers.SYSTEMS[name](shared)
+    )
+    graphs: list[_Graph] = []
+
+    def torch_graph(call: Callable[[], None]) -> _Graph:
+        call()
+        graphs.append(_Graph(call))
+        return graphs[-1]
+
+    monkeypatch.setattr(captured, "torch_graph", torch_graph)
+    session: Any = SimpleNamespace(dtype="bfloat16", limit_s=1.0)
+    workload = Workload("tiny", 2, (4, 2, 16), lambda: causal(1, 96), "")
+    stack = layer_steps.Stack(session, workload, lambda size: 3)
+    made = layer_steps.theirs(stack, "sdpa-flash")
+    assert [out.shape for out in made.outs] == [(2, 4, 1, 16)] * 3
+    assert stack.error(made) < 4
+    made.outs.reverse()
+    assert stack.error(made) > 50
+    with pytest.raises(peers.MissingError, match="no interleaved masks"):
+        layer_steps.theirs(
+            layer_steps.Stack(session, replace(workload, mask=lambda: causal(4, 96)), lambda size: 2),
+            "sdpa-cudnn",
+        )
 
 
 def test_a_step_is_the_calls_that_it_is_compared_with() -> None:

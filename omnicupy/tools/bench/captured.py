@@ -113,13 +113,13 @@ def captured(record: Record, say: Say) -> None:
 @pick.serve_every_kernel()
 def measure(step: Step) -> dict[str, Any]:
     """Milliseconds of a replay, and over those of its kernels, at about the same lengths."""
-    graph = _graph(step.longer)
+    graph = torch_graph(step.longer)
     step.restart()
     whole = _median_ms(graph)
     middle = [length + WARM_UP + REPLAYS // 2 for length in step.problem.lengths]
     step.restart(WARM_UP + (REPLAYS - PROFILED) // 2)
     kernels = _kernels_ms(graph)
-    alone = _median_ms(_graph(step.alone(middle)))
+    alone = _median_ms(torch_graph(step.alone(middle)))
     found: dict[str, Any] = {"a replay, ms": round(whole, 4), "calls alone, ms": round(alone, 4)}
     found["time over calls alone"] = round(whole / alone, 4)
     if kernels is not None:
@@ -130,7 +130,7 @@ def measure(step: Step) -> dict[str, Any]:
     return found
 
 
-def _graph(call: Callable[[], None]) -> Any:
+def torch_graph(call: Callable[[], None]) -> Any:
     """A call as a CUDA graph of torch's, after one that loads its kernels."""
     torch = library("torch")
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()

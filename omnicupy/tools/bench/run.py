@@ -16,6 +16,7 @@ from omnicupy.tools.bench import (
     accuracy_cases,
     atoms,
     captured,
+    decode_steps,
     gathered_flex,
     generate,
     host,
@@ -257,4 +258,5 @@ KINDS: dict[str, Kind] = {
     "build": mask_build.measure,
     "memory": memory.measure,
     "paged": pages.measure,
+    "steps": decode_steps.measure,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from omnicupy.tools.bench import decoding, pages
+from omnicupy.tools.bench import decode_steps, decoding, pages
 from omnicupy.tools.bench.fit_masks import (
     FIT_D64,
     FIT_D80,
@@ -186,6 +186,10 @@ GPU_SUITES = {
     "decode": Suite(
         "one query row or a few against caches of 17 MB to 1.1 GB: shares of what a copy moves",
         (Part(decoding.workloads(), (OURS, "sdpa-flash", "sdpa-cudnn", "flex")),),
+    ),
+    decode_steps.SUITE: Suite(
+        "the same workloads as layers of captured steps, beside copies of as many bytes",
+        tuple(Part(*of, "steps") for of in decode_steps.parts()),
     ),
     "paged": Suite(
         "decoding from pages of 128 to 1 tokens, beside the same keys in one piece",

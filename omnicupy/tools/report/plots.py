@@ -171,6 +171,7 @@ DRAWN: dict[str, Callable[[Sequence[Row], Content], Figure]] = {
     "variants": row_plots.variants,
     "short": short,
     "decode": row_plots.decoding,
+    "decode-steps": row_plots.steps,
     "paged": row_plots.pages,
     "build": row_plots.building,
     "memory": row_plots.memory,

@@ -54,6 +54,11 @@ def pages(rows: Sequence[Row], content: Content) -> Figure:
     return decoding(rows, content, "Decoding from pages: share of a copy's speed")
 
 
+def steps(rows: Sequence[Row], content: Content) -> Figure:
+    """The same of layers of captured steps; of e4m3 by the bytes of its own caches."""
+    return decoding(rows, content, "Captured steps of decoding: share of a copy's speed")
+
+
 def decoding(
     rows: Sequence[Row], content: Content, title: str = "Decoding: share of a copy's speed"
 ) -> Figure:
