@@ -15,12 +15,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--require-gpu", action="store_true", help="tests marked gpu fail where there is no CUDA device"
     )
+    parser.addoption(
+        "--every-kernel", action="store_true", help="compile the kernels that take turns otherwise, too"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """One thread a worker (-n): threads of several workers would wait for each other on the same cores."""
     if config.getoption("numprocesses", None):
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers are started later and inherit it
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--every-kernel"):
+        return
+    others = [item for item in items if item.get_closest_marker("every_kernel")]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if not item.get_closest_marker("every_kernel")]
 
 
 @functools.cache
