@@ -10,6 +10,7 @@ import torch
 
 from omnicupy import torch as front
 from omnicupy.serving.caches import PagedKV
+from omnicupy.torch.cached import plan_for
 from omnicupy.vllm.batch import Batch, Part
 
 
@@ -37,10 +38,16 @@ def attend(
     query, out = query[: batch.num_actual_tokens], out[: batch.num_actual_tokens]
     for part in batch.parts(layer.window, layer.clamped):
         kv = _pages_of(batch, part, pools)
-        q, to, ragged = _rows_of(batch, part, query, out)
-        step = _step(batch, part, layer, q, kv, ragged)
-        changes = {"scale": layer.scale, "softcap": layer.softcap, "sink_logits": sinks}
-        front.attention(q, kv, None, step, out=to, **changes, **ragged)
+        q, to, rows = _rows_of(batch, part, query, out)
+        options = {
+            "scale": layer.scale,
+            "softcap": layer.softcap,
+            "sink_logits": sinks,
+            "out": to,
+            "rows": rows,
+        }
+        options |= {"max_rows": None if part.images else part.rows, "config": None, "split": None}
+        front.attention(q, kv, None, _step(batch, part, q, kv, options), **options)
 
 
 def append(pools: tuple[Any, Any], key: Any, value: Any, slots: Any) -> None:
@@ -66,27 +73,25 @@ def _pages_of(batch: Batch, part: Part, pools: tuple[Any, Any]) -> PagedKV:
     return PagedKV(*pools, batch.block_table[requests, :width], batch.seq_lens[requests])
 
 
-def _rows_of(batch: Batch, part: Part, query: Any, out: Any) -> tuple[Any, Any, dict[str, Any]]:
-    """q and out of a part, and where its requests begin in them, if they have numbers of rows of their own."""
+def _rows_of(batch: Batch, part: Part, query: Any, out: Any) -> tuple[Any, Any, Any]:
+    """q and out of a part, and where its requests begin in them, None where each has equally many rows."""
     if not part.images:
-        rows = batch.query_start_loc[part.first : part.stop + 1]
-        return query, out, {"rows": rows, "max_rows": part.rows}
+        return query, out, batch.query_start_loc[part.first : part.stop + 1]
     sizes = part.stop - part.first, part.rows
-    found = (
+    q, to = (
         one[part.begin : part.begin + sizes[0] * sizes[1]].unflatten(0, sizes).transpose(1, 2)
         for one in (query, out)
     )
-    return *found, {}
+    return q, to, None
 
 
-def _step(batch: Batch, part: Part, layer: Layer, q: Any, kv: PagedKV, ragged: dict[str, Any]) -> Any:
-    """The part's plan, which layers that read the same lengths in the same shapes share."""
-    k, v = kv.k_pages, kv.v_pages
-    kind = (q.shape, q.stride(), q.dtype, k.shape, k.stride(), v.shape, v.stride(), layer.softcap)
-    key = part.first, part.stop, part.rule, kind
+def _step(batch: Batch, part: Part, q: Any, kv: PagedKV, options: dict[str, Any]) -> Any:
+    """The part's lists, which layers that read the same lengths in the same shapes share."""
+    shapes = ((one.shape, one.stride(), one.dtype) for one in (q, options["out"], kv.k_pages, kv.v_pages))
+    key = part.first, part.stop, part.rule, options["softcap"], *shapes
     step = batch.steps.get(key)
     if step is None:
-        step = batch.steps[key] = front.plan(q, kv, part.rule, softcap=layer.softcap, **ragged)
+        step = batch.steps[key] = plan_for(q, kv, part.rule, options)
     return step
 
 

@@ -82,6 +82,10 @@ def test_an_image_longer_than_the_window() -> None:
     step = [Request(40, 40, ((5, 30),)), Request(1, 9)]
     check(Step(step), attend.Layer(0.25, 8))
     check(Step(step), attend.Layer(0.25, 8, clamped=True))
+    cut = [Request(20, 40, ((5, 30),))]  # its first keys were in the prefix
+    check(Step(cut), attend.Layer(0.25, 8, clamped=True))
+    with pytest.raises(oc.UnsupportedError, match="longer than the window"):
+        run(Step(cut), attend.Layer(0.25, 8))
 
 
 def test_random_steps() -> None:
@@ -139,8 +143,8 @@ def test_queries_that_are_part_of_a_wider_projection() -> None:
 
 
 def test_layers_share_the_plans_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, plan = [], attend.front.plan
-    monkeypatch.setattr(attend.front, "plan", lambda *a, **k: made.append(1) or plan(*a, **k))
+    made, plan = [], attend.plan_for
+    monkeypatch.setattr(attend, "plan_for", lambda *a, **k: made.append(1) or plan(*a, **k))
     step = Step(MIXED)
     batch, pools = ready(step)
     for _ in range(3):
@@ -165,4 +169,3 @@ def test_what_attention_refuses_is_refused() -> None:
     step.output = step.output.float()
     with pytest.raises(TypeError, match="out must have the dtype"):
         run(step, attend.Layer(0.25))
-    assert issubclass(oc.UnsupportedError, RuntimeError)
