@@ -93,9 +93,9 @@ def plan_for(q: Any, kv: AnyKV, mask: CachedRule, options: dict[str, Any]) -> Ca
     index = _index(q, kv, options["out"], rows)
     shapes = check_cached.step_shapes(q, kv, max_rows)
     if index is None:
-        ragged: dict[str, Any] = {"rows": _numbers_on_host(rows), "max_rows": max_rows}
-        given = {name: options[name] for name in ("softcap", "config", "split")}
-        made = api.plan(*_host(q, kv), mask, **given, **ragged)
+        given: dict[str, Any] = {name: options[name] for name in ("softcap", "config", "split")}
+        given |= {"rows": _numbers_on_host(rows), "max_rows": max_rows}
+        made = api.plan(*_host(q, kv), mask, **given)
         return CachedStep(mask, kv.lengths, shapes, made.lists, split=split, rows=rows)
     gpu = _gpu or _load_gpu()
     stream = gpu.external_stream(index, eager.raw_stream(index))

@@ -67,9 +67,9 @@ class Step:
         size, rng = self.block_size, np.random.default_rng(self.seed)
         needed = [-(-max(one.keys, 1) // size) for one in self.requests]
         shape = (sum(needed) + SPARE, self.heads[1], size, 2 * self.head_size)
-        inverse = [self.order.index(axis) for axis in range(4)]
+        self._inverse = [self.order.index(axis) for axis in range(4)]
         memory = torch.full([shape[axis] for axis in self.order], float("nan"), dtype=self.dtype)
-        self.kv_cache = memory.permute(inverse)
+        self.kv_cache = memory.permute(self._inverse)
         pages = rng.permutation(shape[0]).tolist()
         width = max(needed) + 2
         self.block_table = torch.full(
@@ -88,6 +88,14 @@ class Step:
                 self.kv_cache[page, :, at, self.head_size :] = self.values[i][position]
         self.slots = torch.tensor(slots, dtype=torch.int64)
 
+    def to(self, device: str) -> None:
+        """Move what a layer of that device is given; the cache keeps its order in memory."""
+        self.kv_cache = self.kv_cache.permute(self.order).to(device).permute(self._inverse)
+        for name in ("query", "output", "new_keys", "new_values", "slots"):
+            setattr(self, name, getattr(self, name).to(device))
+        for name in ("query_start_loc", "seq_lens", "block_table"):
+            setattr(self, name, getattr(self, name).to(device))
+
     def wanted(
         self,
         window: int | None = None,
@@ -101,7 +109,7 @@ class Step:
         """Attention of the rows that count, in float64, by a mask of all pairs."""
         group, found = self.heads[0] // self.heads[1], []
         for i, one in enumerate(self.requests):
-            q = self.query[self.starts[i] : self.starts[i + 1]].double().transpose(0, 1)
+            q = self.query[self.starts[i] : self.starts[i + 1]].cpu().double().transpose(0, 1)
             k, v = (
                 held[i].double().transpose(0, 1).repeat_interleave(group, 0)
                 for held in (self.keys, self.values)
