@@ -3,7 +3,8 @@
     vllm serve google/gemma-3-12b-it --attention-backend OMNICUPY
 
 vLLM finds `register` through the entry point group "vllm.general_plugins", in each of its processes. What it costs
-where another backend serves is one name in a table: vLLM imports `omnicupy.vllm.backend` where OMNICUPY is asked for.
+where another backend serves is `import omnicupy`, which needs no GPU, and one name in a table: vLLM imports
+`omnicupy.vllm.backend` where OMNICUPY is asked for.
 docs/serving.md says what is served. `import omnicupy` imports neither PyTorch nor vLLM, nor does this package.
 """
 
