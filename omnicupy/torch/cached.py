@@ -78,20 +78,30 @@ def plan(
 
     Raises what `attention` raises.
     """
-    q = _checked(q, kv, None, None, rows)
-    index = _index(q, kv, None, rows)
+    options: dict[str, Any] = {"scale": None, "sink_logits": None, "out": None}
+    options |= {"softcap": softcap, "config": config, "split": split, "rows": rows, "max_rows": max_rows}
+    return plan_for(q, kv, mask, options)
+
+
+def plan_for(q: Any, kv: AnyKV, mask: CachedRule, options: dict[str, Any]) -> CachedStep:
+    """`plan` for a layer whose options are known. options: those of attention but return_lse, all of them.
+
+    On a device the layer's call then finds the plan that was made for its step, and makes none of its own.
+    """
+    rows, max_rows, split = (options[name] for name in ("rows", "max_rows", "split"))
+    q = _checked(q, kv, options["out"], options["sink_logits"], rows)
+    index = _index(q, kv, options["out"], rows)
     shapes = check_cached.step_shapes(q, kv, max_rows)
     if index is None:
-        ragged: dict[str, Any] = {"rows": _numbers_on_host(rows), "max_rows": max_rows}
-        made = api.plan(*_host(q, kv), mask, softcap=softcap, config=config, split=split, **ragged)
+        given: dict[str, Any] = {name: options[name] for name in ("softcap", "config", "split")}
+        given |= {"rows": _numbers_on_host(rows), "max_rows": max_rows}
+        made = api.plan(*_host(q, kv), mask, **given)
         return CachedStep(mask, kv.lengths, shapes, made.lists, split=split, rows=rows)
     gpu = _gpu or _load_gpu()
     stream = gpu.external_stream(index, eager.raw_stream(index))
-    options: dict[str, Any] = {"scale": None, "sink_logits": None, "out": None}
-    options |= {"softcap": softcap, "config": config, "split": split, "rows": rows, "max_rows": max_rows}
     found = _plan_of(q, kv, None, mask, index=index, stream=stream, options=options)
     lists = gpu.on_device(index, found.make_lists, kv.lengths.data_ptr(), stream, _address(rows))
-    return CachedStep(mask, kv.lengths, shapes, lists, config=config, split=split, rows=rows)
+    return CachedStep(mask, kv.lengths, shapes, lists, config=options["config"], split=split, rows=rows)
 
 
 def prepare(q: Any, kv: Any, v: Any, mask: Any, *, gradients: bool, max_length: Any, **options: Any) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from kernel_turns import in_turn
 
 import omnicupy as oc
 from omnicupy.call.problem import Problem
@@ -16,17 +18,36 @@ from omnicupy.jit.backward_kernel import TileShape
 from omnicupy.jit.spec import KernelSpec
 
 PROBLEM = Problem(2, 32, 8, 4096, 4096, 128, "bfloat16")
+
+
 # A row at its greatest head_dim, on the first architecture that it serves: soft caps need registers, which all have
-# alike.
-KERNELS: dict[KernelSpec, None] = {}
-# Variants for short block rows serve no soft caps. Of kernel "sm80" every second row: the GPU run has all.
-_PORTABLE = [row for row in table.TABLE if row.kernel == "sm80"]
-for _row in (row for row in table.TABLE if row.shape != "short" and row not in _PORTABLE[1::2]):
-    for _widths in _row.widths(every=False):
-        KERNELS[capped(_row.spec(_row.archs[0], "bfloat16", *_widths))] = None
-for _of_backward in backward_table.TABLE:
-    _spec = capped_backward(_of_backward.spec(_of_backward.archs[0], "bfloat16", _of_backward.head_dims[1]))
-    KERNELS |= {kernel: None for kernel in _spec.kernels().values() if kernel.softcap}
+# alike. Variants for short block rows serve no soft caps.
+def _forward(kernel: str, period: int) -> list[Any]:
+    """One of `period` has its turn, and each tile that takes another's place."""
+    plain = [
+        row.spec(row.archs[0], "bfloat16", *widths)
+        for row in table.TABLE
+        if row.kernel == kernel and row.shape != "short"
+        for widths in row.widths(every=False)
+    ]
+    others = {capped(spec) for spec in plain if capped(spec) != replace(spec, softcap=True)}
+    return in_turn(map(capped, plain), lambda i, spec: i % period == 0 or spec in others)
+
+
+def _backward(kernel: str, has_turn: slice) -> list[Any]:
+    """The rows of a slice have their turn."""
+    rows = [row for row in backward_table.TABLE if row.kernel == kernel]
+    specs = [capped_backward(row.spec(row.archs[0], "bfloat16", row.head_dims[1])) for row in rows]
+    with_turn = {part for spec in specs[has_turn] for part in spec.kernels().values()}
+    kernels = [part for spec in specs for part in spec.kernels().values() if part.softcap]
+    return in_turn(kernels, lambda _, part: part in with_turn)
+
+
+# Of the backward pass every second portable row, and of Hopper's two of equal tiles the wider.
+KERNELS = [
+    *(*_forward("sm90", 2), *_forward("sm80", 4)),
+    *(*_backward("sm90", slice(1, None)), *_backward("sm80", slice(1, None, 2))),
+]
 
 
 @pytest.mark.parametrize("spec", KERNELS, ids=str)

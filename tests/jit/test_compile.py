@@ -1,15 +1,18 @@
 """Every row of the table compiles for every architecture it names: no spill, no warning, registers that fit.
 
-Where a tile compiles in several ways they take turns here: `cli.py verify` compiles every row in both dtypes.
+Where a tile compiles in several ways they take turns here: `cli.py verify` compiles every row in both dtypes, and
+--every-kernel those that are left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 from cubin_code import WARPSYNC, compiled_without_a_spill, opcodes
+from kernel_turns import in_turn, with_turn
 
 from omnicupy.choose import paged, table
 from omnicupy.jit import archs, cache
@@ -49,12 +52,11 @@ def _each_tile_once(specs: Iterable[AttnSpec]) -> list[AttnSpec]:
     return [of_tile[i % len(of_tile)] for i, of_tile in enumerate(tiles.values())]
 
 
-# Of calls on caches: the Hopper kernels once more.
+# Those that serve calls on caches.
 HOPPER = _each_tile_once(spec for spec in table.rows() if spec.serves_caches)
-CACHED = [CachedSpec.of(spec) for spec in HOPPER]
 
 
-def _in_turn(specs: list[AttnSpec]) -> list[AttnSpec]:
+def _archs_in_turn(specs: list[AttnSpec]) -> list[AttnSpec]:
     """Of kernel "sm80" each tile for every architecture it is for, with the dtypes in turn where these are several:
     dtypes differ in how numbers are rounded alone.
     """
@@ -73,46 +75,73 @@ def _in_turn(specs: list[AttnSpec]) -> list[AttnSpec]:
     return [spec for spec in specs if spec.kernel != "sm80" or has_its_turn(spec)]
 
 
-ROWS = [*_in_turn([spec for spec in table.rows() if spec.kernel != "sm90"]), *_each_tile_once(table.rows())]
-PORTABLE = [spec for spec in ROWS if spec.kernel != "sm90"]
-# Of keys in pages: kernels key by key and with the most boxes, in turn, and Hopper's all key by key.
-PAGED = [
-    PagedSpec.with_pages(paged.fitted(spec, size), size)
-    for size, specs in (
-        (1, [*PORTABLE[::2], *HOPPER, *NAIVE[::2]]),
-        (8, [*PORTABLE[1::2], *HOPPER[::2], *NAIVE[1::2]]),
-    )
-    for spec in specs
+ROWS = [
+    *_archs_in_turn([spec for spec in table.rows() if spec.kernel != "sm90"]),
+    *_each_tile_once(table.rows()),
 ]
+PORTABLE = [spec for spec in ROWS if spec.kernel != "sm90"]
 
-# Of sequences with numbers of rows of their own: each tile once, with and without pages in turn.
+
+# Of keys in pages: kernels key by key and with the most boxes, in turn, and Hopper's both. One in two or three has its
+# turn, and of Hopper's those that have none without pages.
+def _paged(size: int, turn: int) -> list[Any]:
+    def of(specs: list[AttnSpec], period: int) -> list[Any]:
+        pages = (PagedSpec.with_pages(paged.fitted(spec, size), size) for spec in specs)
+        return in_turn(pages, lambda i, _: i % period == (turn + period // 3) % period)
+
+    return [*of(PORTABLE[turn::2], 2), *of(HOPPER, 3), *of(NAIVE[turn::2], 1)]
+
+
+CACHED = in_turn(map(CachedSpec.of, HOPPER), lambda i, _: i % 3 == 0)
+PAGED = [*_paged(1, 0), *_paged(8, 1)]
+
+# Of sequences with numbers of rows of their own: each tile once, with and without pages in turn; of Hopper's every
+# second has its turn.
 _ONE_OF = {
     (one.kernel, one.head_dim, one.value_dim, one.br, one.bc, one.warps, one.pack): one
     for one in table.rows()
     if one.serves_caches
 }
-RAGGED = [
-    RaggedSpec.of(spec if i % 2 else PagedSpec.with_pages(paged.fitted(spec, 16), 16))
-    for i, spec in enumerate((*_ONE_OF.values(), NAIVE[0]))
-]
-
-# Of e4m3 each tile once, in pages or not, or with rows of their own, in turn; Hopper's in two of the three ways.
-# Converting takes the same instructions on all architectures.
-_WAYS = [{"in_pages": False}, {"in_pages": True}, {"in_pages": True, "ragged": True}]
-FP8 = [
-    Fp8Spec.of_e4m3(paged.for_e4m3(spec), **way)
-    for i, spec in enumerate((*_ONE_OF.values(), NAIVE[0]))
-    for way in [_WAYS[i % 3], _WAYS[(i + 1) % 3]][: 2 if spec.kernel == "sm90" else 1]
-]
-
-
-@pytest.mark.parametrize(
-    "spec",
-    [*ROWS, *NAIVE, *CACHED, *dict.fromkeys(PAGED), *dict.fromkeys(RAGGED), *dict.fromkeys(FP8)],
-    ids=_name,
+RAGGED = in_turn(
+    (
+        RaggedSpec.of(spec if i % 2 else PagedSpec.with_pages(paged.fitted(spec, 16), 16))
+        for i, spec in enumerate((*_ONE_OF.values(), NAIVE[0]))
+    ),
+    lambda i, spec: spec.kernel != "sm90" or i % 4 in (0, 3),
 )
+
+
+# Of e4m3 each tile once, in pages or not, or with rows of their own, in turn; Hopper's in two of the three ways, of
+# which one has its turn. Converting takes the same instructions on all architectures.
+def _e4m3() -> list[Any]:
+    ways = [{"in_pages": False}, {"in_pages": True}, {"in_pages": True, "ragged": True}]
+    one_of: dict[AttnSpec, Fp8Spec] = {}
+    specs = []
+    for i, spec in enumerate((*_ONE_OF.values(), NAIVE[0])):
+        tile = paged.for_e4m3(spec)
+        for way in [ways[i % 3], ways[(i + 1) % 3]][: 2 if spec.kernel == "sm90" else 1]:
+            specs.append(Fp8Spec.of_e4m3(tile, **way))
+            one_of.setdefault(tile, specs[-1])
+    first = set(one_of.values())
+    return in_turn(specs, lambda _, spec: spec in first)
+
+
+FP8 = _e4m3()
+
+
+@pytest.mark.parametrize("spec", [*ROWS, *NAIVE, *CACHED, *PAGED, *RAGGED, *FP8], ids=_name)
 def test_compiles_without_a_spill(spec: KernelSpec) -> None:
     assert compiled_without_a_spill(spec)
+
+
+def test_each_run_compiles_some_of_each_way() -> None:
+    """Each of Hopper's tiles in one of three ways of caches; each way with the kernels and dtypes that it has."""
+    for way in (CACHED, PAGED, RAGGED, FP8):
+        every = {(one.values[0].kernel, one.values[0].dtype) for one in way}
+        assert {(spec.kernel, spec.dtype) for spec in with_turn(way)} == every
+    of_caches = [spec for spec in with_turn([*CACHED, *PAGED]) if spec.kernel == "sm90"]
+    assert len(of_caches) == len(HOPPER)
+    assert {(spec.page, spec.ragged) for spec in with_turn(FP8)} >= {(0, False), (1, False), (1, True)}
 
 
 @pytest.mark.parametrize("arch", archs.ARCHES)

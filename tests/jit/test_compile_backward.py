@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 from cubin_code import WARPSYNC, compiled_without_a_spill, opcodes
+from kernel_turns import in_turn
 
 from omnicupy.choose import backward_table
 from omnicupy.jit import cache
 from omnicupy.jit.backward_kernel import FUSED_PARTS, BackwardKernel
+from omnicupy.jit.spec import DTYPES
 
 # Values of another width: a role a warpgroup for wide keys or wide values, a warpgroup with keys of its own, and one
 # kernel for all gradients by two and three warpgroups. Three stages: statistics of no whole KiB.
@@ -19,14 +21,29 @@ PAIRS = [
     for head_dim, value_dim in ((192, 128), (128, 192), (16, 256), (128, 64), (64, 128), (64, 32))
 ]
 PAIRS.append(replace(PAIRS[0], dkdv=PAIRS[0].dkdv._replace(stages=3)))
-HOPPER = list(
-    dict.fromkeys(
-        kernel
-        for spec in (*backward_table.rows(), *PAIRS)
-        for kernel in spec.kernels().values()
-        if kernel.kernel == "sm90"
-    )
+KERNELS = dict.fromkeys(
+    kernel
+    for spec in (*backward_table.rows(), *PAIRS)
+    for kernel in spec.kernels().values()
+    if kernel.kernel == "sm90"
 )
+
+
+def _turns() -> set[BackwardKernel]:
+    """Each in one of its dtypes, and every second that caps scores: test_capped.py has those of the rows."""
+    alike: dict[BackwardKernel, list[BackwardKernel]] = {}
+    for kernel in KERNELS:
+        alike.setdefault(replace(kernel, dtype=DTYPES[0]), []).append(kernel)
+    capped = [one for one in alike if one.softcap]
+    return {
+        of_kernel[i % len(of_kernel)]
+        for i, (one, of_kernel) in enumerate(alike.items())
+        if one not in capped[1::2]
+    }
+
+
+TURNS = _turns()
+HOPPER = in_turn(KERNELS, lambda _, kernel: kernel in TURNS)
 
 
 def _name(kernel: BackwardKernel) -> str:
@@ -43,7 +60,8 @@ def test_compiles_without_a_spill(kernel: BackwardKernel) -> None:
 
 
 def test_hopper_has_rows() -> None:
-    assert {kernel.part for kernel in HOPPER} == {"dkdv", "dq", "ordered", *FUSED_PARTS}
+    assert {kernel.part for kernel in TURNS} == {"dkdv", "dq", "ordered", *FUSED_PARTS}
+    assert {(kernel.dtype, kernel.softcap) for kernel in TURNS} == {(k.dtype, k.softcap) for k in KERNELS}
 
 
 @pytest.mark.parametrize("kernel", HOPPER, ids=_name)

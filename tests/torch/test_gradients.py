@@ -82,8 +82,7 @@ def test_gradcheck(name: str) -> None:
         out, lse = oc.torch.attention(q, k, v, masks[name], return_lse=True)
         return out, torch.where(lse.isinf(), 0, lse)
 
-    assert torch.autograd.gradcheck(call, inputs)
-    assert torch.autograd.gradcheck(lambda q, k, v: call(q, k, v)[1], inputs)
+    assert torch.autograd.gradcheck(call, inputs)  # each output alone, too
 
 
 @pytest.mark.parametrize("needed", SUBSETS, ids="".join)
