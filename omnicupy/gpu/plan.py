@@ -23,7 +23,7 @@ from omnicupy.jit.params import MAP_BYTES, PARAMS
 from omnicupy.jit.spec import AttnSpec
 
 ITEM_BYTES = 2  # of float16 and bfloat16
-MAX_MAPS = 64  # address triples whose tensor maps a plan keeps
+MAX_MAPS = 1024  # address triples whose tensor maps a plan keeps: a model has as many layers at most
 ALIGN_MASK = check.ALIGN_BYTES - 1
 _POINTERS = struct.Struct("<5Q")  # q, k, v, out, lse: the first fields of ForwardParams
 _MAPS_BYTES = 3 * MAP_BYTES  # of q, k and v: first in ForwardParamsSm90, last in TailParamsSm90
