@@ -10,6 +10,7 @@ torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
 transformers: Any = pytest.importorskip("transformers", reason="transformers is not installed")
 
 import tiny_models as tiny  # noqa: E402 - after what it needs
+from batched import MODELS, NEW, SIZES, batched, give_room, prompts, watch  # noqa: E402
 
 import omnicupy as oc  # noqa: E402
 import omnicupy.transformers  # noqa: E402
@@ -18,6 +19,7 @@ from omnicupy.transformers import masking, on_device  # noqa: E402
 pytestmark = pytest.mark.gpu
 NAME = oc.transformers.register()
 NEW_TOKENS = 6
+NEAR = 0.05  # of the highest logit: what bfloat16 leaves of two that are as likely
 
 
 @pytest.fixture(autouse=True)
@@ -157,3 +159,21 @@ def test_a_step_on_another_device_than_its_mask(step: Any) -> None:
     for one in (mask, mask.to("cuda:1"), mask):
         assert torch.equal(call(one, there).to("cuda:0"), wanted)
     assert len(mask.held.keys._elsewhere) == 1
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_tokens_of_continuous_batching(name: str, graphs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens may part from those of generate where two are as likely: each has about the highest logit of `eager`."""
+    give_room(monkeypatch)
+    replayed = watch(monkeypatch, torch.cuda.CUDAGraph, "replay")
+    eager, ours = (tiny.model(name, how).cuda().bfloat16() for how in ("eager", NAME))
+    config = oc.transformers.continuous(ours, use_cuda_graph=graphs, **SIZES)
+    found = batched(ours, prompts(), config)
+    assert bool(replayed) == graphs
+    for prompt, tokens in zip(prompts(), found, strict=True):
+        assert len(tokens) == NEW
+        whole = torch.tensor([[*prompt, *tokens]], device="cuda")
+        logits = eager(whole[:, :-1]).logits[0, len(prompt) - 1 :].float()
+        chosen = logits.gather(1, whole[0, len(prompt) :, None])[:, 0]
+        assert float((logits.max(dim=1).values - chosen).max()) <= NEAR * float(logits.abs().max())
