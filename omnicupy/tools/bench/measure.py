@@ -37,7 +37,7 @@ FULL_OBJECTS: dict[str, Callable[[int, int], Mask | None]] = {
 
 @dataclass
 class Session:
-    """A benchmark run on the current device. timed: what of attention.  host: also host time.  say: shows a line."""
+    """A run on a device. timed: what of attention.  host: its time, too.  flush: a key of Clock.  say: shows a line."""
 
     record: Record
     arch: str
@@ -47,6 +47,7 @@ class Session:
     samples: int = timing.SAMPLES
     limit_s: float = COMPILE_LIMIT_S
     host: bool = True
+    flush: str = timing.FLUSHES[0]
     say: Callable[[str], None] = field(default=lambda line: None)
     clock: Any = None
 
@@ -59,9 +60,9 @@ class Session:
 
         info = device_info(cupy.cuda.Device().id)
         session = cls(record, archs.arch_of(info.major, info.minor), info.sm_count, **options)
-        session.clock = timing.Clock(cupy)
+        session.clock = timing.Clock(cupy, flush=session.flush)
         record.set(arch=session.arch, dtype=session.dtype, clocks_before=timing.clocks())
-        record.set(multiprocessors=info.sm_count, l2_bytes=info.l2_bytes)
+        record.set(multiprocessors=info.sm_count, l2_bytes=info.l2_bytes, flush=session.flush)
         name, tflops = gemm_tflops(session.clock)
         copy = copy_tbps(session.clock)
         record.set(gemm_tflops=round(tflops, 1), gemm=name, copy_tbps=round(copy, 3))
@@ -166,9 +167,8 @@ def latency(session: Session, workload: Workload, systems: Sequence[str]) -> Non
         together, alone = times[name]
         host = timing.host_us(system.call, synchronize)
         figures = {"us_of_100_in_a_row": together, "us_alone": alone, "host_us": host, **system.known}
-        session.record.add(
-            workload=workload.name, system=name, figures=rounded(figures), **{"pass": session.timed.name}
-        )
+        known = {"workload": workload.name, "system": name, "pass": session.timed.name}
+        session.record.add(**known, figures=rounded(figures))
         session.say(f"{workload.name}: {name}: {together:.1f} us in a row, {alone:.1f} us alone")
 
 
@@ -222,9 +222,8 @@ def _ours(
         return attention(*given, passed, config=config)
 
     executed = mask.stats(spec.tokens(problem.group), spec.bc).executed
-    return _System(
-        call, {"spec": variants.word(spec), "useful": mask.pairs / max(1, executed)}, executed
-    ), call
+    known = {"spec": variants.word(spec), "useful": mask.pairs / max(1, executed)}
+    return _System(call, known, executed), call
 
 
 def _theirs(peer: Peer) -> tuple[_System, Callable[[], Any]]:

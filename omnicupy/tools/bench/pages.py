@@ -1,10 +1,11 @@
-"""What pages cost: decoding from keys and values in pages, beside the same ones in one piece."""
+"""What pages and e4m3 cost: attention to caches of them, beside the same keys and values in one piece of 16 bits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from omnicupy.api import attention
@@ -23,8 +24,21 @@ from omnicupy.tools.workloads.workload import Workload, by_name
 SIZES = (128, 64, 32, 16, 8, 1)  # keys of a page
 WHOLE = f"{OURS}:contiguous"
 SYSTEMS = (WHOLE, *(f"{OURS}:page{size}" for size in SIZES))
+E4M3 = f"{OURS}:e4m3"
+E4M3_SYSTEMS = (WHOLE, E4M3, f"{E4M3}-page16")
+E4M3_SCALE = 0.0134  # of keys and of values: what brings random normal numbers near the ends of e4m3
 LEAST_BATCH, LEAST_BYTES = 8, 256e6
 LONG = ("decode-d128-s131072-h32-k8-b1", "decode-d128-s131072-h28-k4-b1")
+# Rows behind a history, a whole prompt, and several short ones.
+PROMPTS = (
+    "decode-d128-s8192-q2048-h32-k8-b1",
+    "decode-d128-s8192-q8192-h32-k8-b1",
+    "decode-d128-s2048-q2048-h28-k4-b8",
+)
+OF_E4M3 = (
+    *("decode-d128-s4096-h32-k8-b64", "decode-d128-s8192-h28-k4-b16", LONG[0], "decode-d128-s8192-h28-k4-b1"),
+    *("decode-d128-s8192-h32-k8-b1", "decode-d128-s2048-h32-k8-b128", "decode-d64-s4096-h16-k16-b64"),
+)
 
 
 def workloads() -> tuple[str, ...]:
@@ -42,12 +56,16 @@ def _is_large(name: str) -> bool:
 def measure(session: Session, workload: Workload, systems: Sequence[str]) -> None:
     """Add a row per system to the record: time of a layer's call, the planner's work done before, as once a step.
 
-    systems: of SYSTEMS. What cannot run or is wrong gets a row that says why.
+    systems: of SYSTEMS or of E4M3_SYSTEMS. What cannot run or is wrong gets a row that says why.
     """
     import cupy
 
     mask = workload.mask()
     q, k, v = make_inputs(workload, mask, session.dtype)
+    codes = None
+    if any(name.startswith(E4M3) for name in systems):
+        (of_k, k), (of_v, v) = in_e4m3(k), in_e4m3(v)
+        codes = of_k, of_v
     judge = checked_rows.CheckedRows((q, k, v), mask)
     lengths = cupy.full(workload.batch, mask.shape[1], np.int32)
     calls: dict[str, Callable[[], Any]] = {}
@@ -55,7 +73,7 @@ def measure(session: Session, workload: Workload, systems: Sequence[str]) -> Non
     for name in systems:
         session.say(f"{workload.name}: {name}")
         try:
-            kv = _caches(name, k, v, lengths)
+            kv = _caches(name, (k, v), codes, lengths)
             step = plan(q, kv, cached())
             calls[name] = _call(q, kv, step)
             wrong = judge.error(calls[name]())
@@ -71,6 +89,8 @@ def measure(session: Session, workload: Workload, systems: Sequence[str]) -> Non
     whole = times[WHOLE].median_ms if WHOLE in times else None
     for name in calls:
         figures = known[name] | _figures(session, workload, mask, times[name], whole)
+        if name.startswith(E4M3) and "copy_share" in figures:
+            figures["copy_share"] /= decoding.ELEMENT_BYTES  # of its own bytes
         rate = f"{figures.get('copy_share', 0):.2f} of the copy"
         add_row(session, workload, mask, name, figures, rate)
     del calls
@@ -81,17 +101,40 @@ def _call(q: Any, kv: AnyKV, step: Any) -> Callable[[], Any]:
     return lambda: attention(q, kv, mask=step)
 
 
-def _caches(name: str, k: Any, v: Any, lengths: Any) -> AnyKV:
-    """Keys and values as a system has them. Raises ValueError for another name."""
-    if name not in SYSTEMS:
-        raise ValueError(f"{name}: the suite has {', '.join(SYSTEMS)}")
-    if name == WHOLE:
-        return CachedKV(k, v, lengths)
-    return in_pages(k, v, lengths, int(name.removeprefix(f"{OURS}:page")))
+def _caches(name: str, numbers: tuple[Any, Any], codes: tuple[Any, Any] | None, lengths: Any) -> AnyKV:
+    """Keys and values as a system has them. numbers: of 16 bits.  codes: of e4m3, where they are made.
+
+    Raises ValueError for another name.
+    """
+    known = SYSTEMS if codes is None else E4M3_SYSTEMS
+    if name not in known:
+        raise ValueError(f"{name}: the suite has {', '.join(known)}")
+    scales: dict[str, Any] = {}
+    if codes is not None and name != WHOLE:
+        numbers, scales = codes, {"k_scale": E4M3_SCALE, "v_scale": E4M3_SCALE}
+    _, of_pages, size = name.rpartition("page")
+    return (
+        in_pages(*numbers, lengths, int(size), **scales)
+        if of_pages
+        else CachedKV(*numbers, lengths, **scales)
+    )
 
 
-def in_pages(k: Any, v: Any, lengths: Any, page_size: int) -> PagedKV:
-    """The same keys in pages in random order: pools (pages, page_size, kv_heads, head_dim).
+def in_e4m3(array: Any) -> tuple[Any, Any]:
+    """Of an array of 16 bits the bytes of e4m3 under E4M3_SCALE, and the 16-bit numbers that they stand for."""
+    import cupy
+
+    every = np.arange(1 << 16, dtype=np.uint16).view(array.dtype).astype(np.float32)
+    with np.errstate(all="ignore"):
+        codes = np.clip(every / np.float32(E4M3_SCALE), -448, 448).astype(ml_dtypes.float8_e4m3fn)
+        numbers = (codes.astype(np.float32) * np.float32(E4M3_SCALE)).astype(array.dtype)
+    bits = array.view(np.uint16)
+    found = cupy.asarray(numbers.view(np.uint16))[bits]
+    return cupy.asarray(codes.view(np.uint8))[bits], found.view(array.dtype)
+
+
+def in_pages(k: Any, v: Any, lengths: Any, page_size: int, **scales: Any) -> PagedKV:
+    """The same keys in pages in random order: pools (pages, page_size, kv_heads, head_dim). scales: as of PagedKV.
 
     Raises ValueError where pages do not divide the keys of a sequence.
     """
@@ -105,12 +148,13 @@ def in_pages(k: Any, v: Any, lengths: Any, page_size: int) -> PagedKV:
     taken = cupy.asarray(np.argsort(order))  # page p holds the keys of place taken[p]
 
     def pool(array: Any) -> Any:
-        bits = array.view(np.uint16).transpose(0, 2, 1, 3)  # libraries take no bfloat16
+        kind = np.uint16 if array.dtype.itemsize == 2 else np.uint8  # libraries take no bfloat16
+        bits = array.view(kind).transpose(0, 2, 1, 3)
         pages = cupy.ascontiguousarray(bits).reshape(batch * most, page_size, heads, head_dim)[taken]
         return pages.view(array.dtype)
 
     table = cupy.asarray(order.reshape(batch, most))
-    return PagedKV(pool(k), pool(v), table, lengths)
+    return PagedKV(pool(k), pool(v), table, lengths, **scales)
 
 
 def _word(spec: Any) -> str:

@@ -35,7 +35,8 @@ from omnicupy.tools.bench.gradients import PASSES, WORDS
 from omnicupy.tools.bench.measure import Session, check_memory, latency, measure
 from omnicupy.tools.bench.peers import SYSTEMS, missing
 from omnicupy.tools.bench.records import OURS, Record
-from omnicupy.tools.bench.suites import GPU_SUITES, OTHER_SUITES, Part, Suite
+from omnicupy.tools.bench.suite import Part, Suite
+from omnicupy.tools.bench.suites import GPU_SUITES, OTHER_SUITES
 from omnicupy.tools.workloads.workload import Workload, by_name
 
 Kind = Callable[[Session, Workload, Sequence[str]], None]
@@ -69,8 +70,8 @@ GRADIENT_KINDS = (
 @dataclass(frozen=True)
 class Options:
     """What to run. workloads, by name or as they are, and systems: instead of the suites' own.  seeds: of masks.
-    limit: seconds to compile, of a rival.  timed: a key of PASSES.  out: the record.  accuracy_dtypes, part: of that
-    suite; the share K of N of its cases.
+    limit: seconds to compile, of a rival.  timed: a key of PASSES.  flush: of timing.FLUSHES.  out: the record.
+    accuracy_dtypes, part: of that suite; the share K of N of its cases.
     """
 
     suites: tuple[str, ...] = ()
@@ -81,6 +82,7 @@ class Options:
     seeds: int = 8
     limit: float = 120.0
     timed: str = "fwd"
+    flush: str = timing.FLUSHES[0]
     out: Path | None = None
     accuracy_dtypes: tuple[str, ...] = accuracy_cases.DTYPE_NAMES
     part: tuple[int, int] = (1, 1)
@@ -145,7 +147,7 @@ def run(options: Options, say: host.Say) -> dict[str, Any]:
     names = [name for name in options.suites if name in GPU_SUITES] if gpu else []
     if names or options.workloads:
         settings = {"samples": options.samples, "limit_s": options.limit, "dtype": options.dtype, "say": say}
-        settings["timed"] = PASSES[options.timed]
+        settings |= {"timed": PASSES[options.timed], "flush": options.flush}
         session = Session.start(record, **settings)
         for name in names or [""]:
             record.suite = name

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from omnicupy.tools.bench import decode_steps, decoding, pages
+from omnicupy.tools.bench import serving_suites
 from omnicupy.tools.bench.fit_masks import (
     FIT_D64,
     FIT_D80,
@@ -17,6 +15,7 @@ from omnicupy.tools.bench.fit_masks import (
 )
 from omnicupy.tools.bench.peers import SAME_BITS, SYSTEMS
 from omnicupy.tools.bench.records import OURS
+from omnicupy.tools.bench.suite import Part, Suite
 from omnicupy.tools.workloads.workload import NAMED
 
 EVERY = (OURS, *(name for name in SYSTEMS if name not in SAME_BITS))
@@ -39,33 +38,6 @@ WHOLE_SIZES = "h28-k4-b1"  # of the whole-call suite
 # Where the naive kernel is measured too. With 16 heads some multiprocessors have two block rows, others one, and time
 # does not follow the pairs; with 64 the tile is another one from a density of 0.75 on.
 SMALL = "s2048-{}h32-k32-b1"
-
-
-@dataclass(frozen=True)
-class Part:
-    """Workloads on systems. kind: what is done with each workload, a key of suites.KINDS."""
-
-    workloads: tuple[str, ...]
-    systems: tuple[str, ...]
-    kind: str = "measure"
-
-
-@dataclass(frozen=True)
-class Suite:
-    """Parts that go into one record. note: what it is for."""
-
-    note: str
-    parts: tuple[Part, ...]
-
-    @property
-    def workloads(self) -> tuple[str, ...]:
-        """The workloads of all parts."""
-        return tuple(name for part in self.parts for name in part.workloads)
-
-    @property
-    def systems(self) -> tuple[str, ...]:
-        """The systems of all parts."""
-        return tuple(dict.fromkeys(name for part in self.parts for name in part.systems))
 
 
 def _random(seeds: int) -> tuple[str, ...]:
@@ -183,18 +155,7 @@ GPU_SUITES = {
             ),
         ),
     ),
-    "decode": Suite(
-        "one query row or a few against caches of 17 MB to 1.1 GB: shares of what a copy moves",
-        (Part(decoding.workloads(), (OURS, "sdpa-flash", "sdpa-cudnn", "flex")),),
-    ),
-    decode_steps.SUITE: Suite(
-        "the same workloads as layers of captured steps, beside copies of as many bytes",
-        tuple(Part(*of, "steps") for of in decode_steps.parts()),
-    ),
-    "paged": Suite(
-        "decoding from pages of 128 to 1 tokens, beside the same keys in one piece",
-        (Part(pages.workloads(), pages.SYSTEMS, "paged"),),
-    ),
+    **serving_suites.SUITES,
     "build": Suite(
         "what a new mask costs before the first result",
         (

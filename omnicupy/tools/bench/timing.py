@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,8 @@ FLUSH_BYTES = 256 * 2**20  # several times any L2 cache
 # Writes of the flush buffer before each sample. Together they last longer than any Python call takes to
 # launch, so the device never waits for the host inside a sample.
 FLUSH_WRITES = 6
+FLUSHES = ("write", "read")
+_OUTPUTS = 8192  # of what is read: as many thread blocks
 SAMPLES = 30
 TURNS, IN_A_ROW, ALONE = 7, 100, 200  # of whole calls
 BETWEEN = (
@@ -47,11 +50,22 @@ def summarize(samples: Sequence[float]) -> Timing:
 
 
 class Clock:
-    """Times calls on CuPy's current stream with device events. xp: the cupy module."""
+    """Times calls on CuPy's current stream with device events. xp: the cupy module.
 
-    def __init__(self, xp: Any, flush_bytes: int = FLUSH_BYTES) -> None:
+    flush: "write" leaves lines in the L2 cache that have to go back to memory while a call runs, as a layer that writes
+    much would. "read" reads a buffer of the same size behind that, so that the cache is full of lines that are dropped,
+    as behind a layer that reads its weights.
+    """
+
+    def __init__(self, xp: Any, flush_bytes: int = FLUSH_BYTES, flush: str = FLUSHES[0]) -> None:
+        if flush not in FLUSHES:
+            raise ValueError(f"flush: expected one of {', '.join(FLUSHES)}, got {flush!r}")
         self._xp = xp
         self._flush = xp.empty(flush_bytes, xp.uint8)
+        self._read: Any = None
+        if flush == "read":
+            words = xp.zeros(flush_bytes, xp.uint8).view("u4")
+            self._read = words.reshape(math.gcd(words.size, _OUTPUTS), -1)
 
     def sample(self, call: Call, *, flush: bool = True) -> float:
         """Milliseconds of one call, from a cold L2 cache."""
@@ -59,6 +73,8 @@ class Clock:
         if flush:
             for _ in range(FLUSH_WRITES):
                 self._flush.data.memset_async(0, self._flush.nbytes)
+            if self._read is not None:
+                self._read.max(axis=1)
         start.record()
         call()
         stop.record()

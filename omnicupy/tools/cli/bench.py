@@ -21,6 +21,7 @@ MEASURING = (
     "samples",
     "seeds",
     "limit",
+    "flush",
 )  # parameters that suites of the host alone do not read
 
 
@@ -50,6 +51,13 @@ MEASURING = (
 )
 @click.option(
     "--seeds", type=click.IntRange(1, 8), default=8, show_default=True, help="Random masks per shape."
+)
+@click.option(
+    "--flush",
+    type=click.Choice(["write", "read"], case_sensitive=False),
+    default="write",
+    show_default=True,
+    help="What empties the L2 cache before a sample last: writes, or reads of what nobody writes.",
 )
 @click.option("--limit", type=float, default=120.0, show_default=True, help="Seconds a rival may compile.")
 @click.option("--part", metavar="I/N", help="Only share I of N of the problems of accuracy.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy_gpu
 import pytest
@@ -26,10 +27,12 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     return fake
 
 
-def _run(monkeypatch: pytest.MonkeyPatch, keys: int, *systems: str) -> dict[str, Any]:
-    workload = Workload("tiny", 2, (4, 2, 16), lambda: causal(1, keys), "")
+def _run(
+    monkeypatch: pytest.MonkeyPatch, keys: int, *systems: str, suite: str = "paged", rows: int = 1
+) -> dict[str, Any]:
+    workload = Workload("tiny", 2, (4, 2, 16), lambda: causal(rows, keys), "")
     monkeypatch.setattr(bench_run, "by_name", lambda name: workload)
-    options = bench_run.Options(("paged",), (GPU_SUITES["paged"].workloads[0],), systems, samples=3)
+    options = bench_run.Options((suite,), (GPU_SUITES[suite].workloads[0],), systems, samples=3)
     found: dict[str, Any] = bench_run.run(options, lambda line: None)
     return found
 
@@ -68,6 +71,35 @@ def test_each_size_is_held_to_the_reference_and_to_no_pages(
     labels = [line.get_label() for line in panel.lines]
     assert len(set(labels)) == len(pages.SYSTEMS)
     assert "pages of 16" in labels
+
+
+def test_prompts_have_as_many_rows_as_keys_or_fewer(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = [by_name(name).mask().shape for name in GPU_SUITES["prompts"].workloads]
+    assert all(64 < rows <= keys and keys % 128 == 0 for rows, keys in shapes)
+    assert {rows == keys for rows, keys in shapes} == {False, True}
+    for row in _run(monkeypatch, 256, suite="prompts", rows=100)["rows"]:
+        assert row["correct"] is True
+        assert "copy_share" not in row
+        assert row["figures"]["time over contiguous"] > 0
+
+
+def test_e4m3_is_held_to_the_numbers_that_it_stands_for(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = _run(monkeypatch, 256, suite="e4m3")
+    rows = content["rows"]
+    assert [(row["system"], row["correct"]) for row in rows] == [(name, True) for name in pages.E4M3_SYSTEMS]
+    for row in rows:
+        read = decoding.kv_bytes(2, 2, 256, 16) / (1 if row["system"] == pages.WHOLE else 2)
+        assert row["copy_share"] == pytest.approx(read / row["ms"] / 1e9 / content["copy_tbps"], rel=0.5)
+
+
+def test_bytes_of_e4m3_and_their_numbers(gpu: Any) -> None:
+    k = np.linspace(-7, 7, 999).astype(np.float16)
+    codes, numbers = pages.in_e4m3(k)
+    meant = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32) * np.float32(pages.E4M3_SCALE)
+    assert numbers.dtype == k.dtype
+    np.testing.assert_array_equal(numbers, meant.astype(np.float16))
+    np.testing.assert_allclose(numbers[abs(k) < 6], k[abs(k) < 6], rtol=1 / 15, atol=1e-4)
+    assert abs(numbers).max() == np.float16(448 * pages.E4M3_SCALE)
 
 
 def test_what_cannot_run_is_said(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
