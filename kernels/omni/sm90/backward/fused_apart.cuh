@@ -72,8 +72,9 @@ struct ScoreLoop {
         work, [&](Scores& scores) { start<Cfg::kHeadDim>(scores, k, keys.consumer.q_low()); },
         [&](Scores& gradients) { start<Cfg::kValueDim>(gradients, v, keys.consumer.dout_low()); },
         [&](Pairs const& score_gradients) {
-          put_score_gradients<Cfg>(*this, score_gradients);
+          mbarrier_wait(smem_address(&smem.ds_empty[ring.stage()]), ring.parity() ^ 1);
           if (thread_index() == 128) smem.ds_additions[ring.stage()] = smem.additions[keys.consumer.ring.stage()];
+          put_score_gradients<Cfg>(*this, score_gradients);
         },
         [&] { hand_over_score_gradients(*this); });
   }

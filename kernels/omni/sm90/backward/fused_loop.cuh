@@ -38,10 +38,9 @@ __device__ __forceinline__ void add_tiles(BackwardParamsSm90 const& args, KeySme
   bulk_wait();
 }
 
-// dS^T of the warpgroup's 64 keys to its panel of the loop's place in the ring, transposed, once that is empty.
+// dS^T of the warpgroup's 64 keys to its panel of the loop's place in the ring, transposed. The place is empty.
 template <class Cfg, class Loop>
 __device__ __forceinline__ void put_score_gradients(Loop const& loop, typename KeyConsumer<Cfg>::Pairs const& pairs) {
-  mbarrier_wait(smem_address(&loop.smem.ds_empty[loop.ring.stage()]), loop.ring.parity() ^ 1);
   int const warp = thread_index() / 32 % 4, l = thread_index() % 32;
   u32 const base = smem_address(loop.smem.ds[loop.ring.stage()]) + loop.keys.group() * Cfg::kQPanelBytes +
                    ((l & 7) + 8 * (l >> 4)) * kPanelRowBytes + (((2 * warp + (l >> 3 & 1)) ^ (l & 7)) << 4);
@@ -92,6 +91,7 @@ struct FusedLoop {
         [&](Scores& gradients) { consumer.start_weight_gradients(gradients, keys.group()); },
         [&](Pairs const& score_gradients) {
           note_place();
+          mbarrier_wait(smem_address(&smem.ds_empty[ring.stage()]), ring.parity() ^ 1);
           put_score_gradients<Cfg>(*this, score_gradients);
         },
         [&] { hand_over_score_gradients(*this); });
