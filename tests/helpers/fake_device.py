@@ -29,6 +29,7 @@ from omnicupy.gpu import (
 from omnicupy.gpu import cached as gpu_cached
 from omnicupy.gpu.device import DeviceInfo
 from omnicupy.gpu.modules import Kernel
+from omnicupy.jit.panels import PANEL
 from omnicupy.jit.params import PARAMS
 from omnicupy.jit.spec import AttnSpec
 
@@ -181,10 +182,12 @@ class _Buffer(np.ndarray):
         return SimpleNamespace(ptr=self.address, memset_async=memset_async)
 
 
-def _tensor_map(pointer: int, shape: Any, strides: Any, dtype: str, box: tuple[int, int]) -> bytes:
+def _tensor_map(
+    pointer: int, shape: Any, strides: Any, dtype: str, box: tuple[int, int], width: int = PANEL
+) -> bytes:
     """Tells what it was made of, in the 128 bytes of a map."""
     assert len(shape) == len(strides) == 4
-    return np.array([pointer, *shape, *strides, *box] + [0] * 5, np.int64).tobytes()
+    return np.array([pointer, *shape, *strides, *box] + [0] * 4 + [width], np.int64).tobytes()
 
 
 def _packed_map(
