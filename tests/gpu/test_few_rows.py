@@ -83,8 +83,18 @@ def test_parts_of_a_row_are_as_many_as_lanes(device: fake_device.Device) -> None
     assert (int(params["most_cuts"]), float(params["item"])) == (32, 12.0)
 
 
-@pytest.mark.parametrize("in_pages", [False, True])
-@pytest.mark.parametrize("e4m3", [False, True])
+def test_pages_of_16_bits_are_refused(device: fake_device.Device) -> None:
+    q, lengths = ndarray((BATCH, 8, 2, 128), BF16), ndarray((BATCH,), np.dtype(np.int32))
+    pools, table = [ndarray((50, 17, 2, 128), BF16) for _ in "kv"], ndarray((BATCH, 20), np.dtype(np.int32))
+    kv = oc.PagedKV(*pools, table, lengths)  # type: ignore[arg-type]
+    with pytest.raises(
+        UnsupportedError, match="config: the kernel for few rows reads pages of e4m3, got pages of 16"
+    ):
+        oc.attention(q, kv, mask=oc.cached(), config=CONFIG)
+    assert not device.launches
+
+
+@pytest.mark.parametrize(("e4m3", "in_pages"), [(False, False), (True, False), (True, True)])
 def test_the_variant_for_a_cache_is_launched(device: fake_device.Device, e4m3: bool, in_pages: bool) -> None:
     q, lengths = ndarray((BATCH, 8, 2, 128), BF16), ndarray((BATCH,), np.dtype(np.int32))
     scales = {"k_scale": 0.5, "v_scale": 0.25} if e4m3 else {}
