@@ -33,6 +33,8 @@ OTHERS = 3  # numbers of a pass: a launch, a megabyte ahead and behind, a megaby
 # Kernels of one source, which handle masks and items alike: they differ in the time of a pair alone.
 LIKE = {"ordered": "fused"}
 
+REPEATED = ("choices", "same-bits")  # suites
+
 Class = tuple[str, str, int, int]  # kernel, part, mean width, tokens owned
 
 
@@ -133,7 +135,9 @@ def points(content: dict[str, Any], device: Device) -> list[BackwardPoint]:
 
 
 def usable(row: Row) -> bool:
-    """True for a right result of our backward pass alone."""
+    """True for a right result of our backward pass alone, but in suites that measure again what others do."""
+    if row.get("suite") in REPEATED:
+        return False
     ours = row["system"].startswith(OURS) and row.get("pass") == PASSES["bwd"].name
     return bool(ours and row.get("ms") and row.get("correct") and str(row.get("spec")).startswith("bwd "))
 

@@ -104,6 +104,7 @@ def test_only_right_results_of_the_hopper_kernels_are_fitted(content: dict[str, 
     others = [
         {**good, "system": "cudnn-flex"},
         {**good, "correct": False},
+        *({**good, "suite": suite} for suite in ("choices", "same-bits")),  # other tiles, and what is known
         {**good, "ms": None, "problem": "x"},
         {**good, "pass": "forward+backward"},
         {**good, "pass": "forward", "spec": "sm90-128x128-s2-w12"},
