@@ -119,7 +119,7 @@ def library() -> Library:
     made: dict[str, dict[str, Any]] = {}
     for suite in GPU_SUITES:
         made[f"{suite}.json"] = made_records.record(suite, only=FEW, device=DEVICE)
-    for suite in ("dense", "vlm"):
+    for suite in ("dense", "vlm", "choices"):
         record = made_records.record(suite, only=FEW, device=DEVICE)
         rows = [row | {"pass": "backward"} for row in record["rows"]]
         made[f"{suite}-gradients.json"] = record | {"rows": rows}
