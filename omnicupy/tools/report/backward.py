@@ -7,15 +7,16 @@ import numpy as np
 from omnicupy.choose import ceilings as choose_ceilings
 from omnicupy.choose.backward_ceilings import BackwardCeilings
 from omnicupy.choose.ceilings import Device
-from omnicupy.tools.bench.gradients import IN_ANY_ORDER, PASSES
-from omnicupy.tools.bench.records import OURS, table
+from omnicupy.tools.bench.gradients import IN_ANY_ORDER, PASSES, asked
+from omnicupy.tools.bench.records import OURS, Row, table
 from omnicupy.tools.explain import backward_fitting
 from omnicupy.tools.explain.backward_fitting import BackwardResidual
 from omnicupy.tools.report.library import Library
 from omnicupy.tools.report.tables import NONE, PREDICTIONS
 
 ALLOWED = 0.15  # error of a prediction of a workload outside of the fit
-UNSEEN = f"unseen {PASSES['bwd'].name}"
+UNSEEN, CHOICES = (f"{suite} {PASSES['bwd'].name}" for suite in ("unseen", "choices"))
+CLOSE = 0.05  # by which the best form or tile may be faster than what a call gets
 
 
 def _known() -> list[tuple[Device, BackwardCeilings]]:
@@ -115,3 +116,46 @@ def _cells(one: BackwardResidual | None) -> list[str]:
 
 def _order(system: str) -> str:
     return "any order" if system == IN_ANY_ORDER else "default"
+
+
+def choices(library: Library) -> str:
+    """What calls get beside the fastest form or tile of those that may take its place, in one order and in any."""
+    found = library.newest(CHOICES)
+    if not found:
+        return NONE
+    head = ["workload", "default, TFLOP/s", "fastest", "TFLOP/s", "over the default"]
+    head += ["in any order, TFLOP/s", "fastest", "TFLOP/s", "over it"]
+    rows, ratios = [head, ["---", *["---:", "---", "---:", "---:"] * 2]], []
+    for name in dict.fromkeys(row["workload"] for row in found.rows):
+        of = {
+            row["system"]: row
+            for row in found.rows
+            if row["workload"] == name and row.get("ms") and row.get("correct")
+        }
+        cells = [name]
+        for form in (OURS, IN_ANY_ORDER):
+            best = max(
+                (row for row in of.values() if form == IN_ANY_ORDER or not _free(row)),
+                key=lambda row: float(row["tflops"]),
+                default=None,
+            )
+            mine = of.get(form)
+            if mine is None or best is None:
+                cells += [""] * 4
+                continue
+            ratios.append(best["tflops"] / mine["tflops"])
+            cells += [f"{mine['tflops']:.0f}", _word(best), f"{best['tflops']:.0f}", f"{ratios[-1]:.3f}"]
+        rows.append(cells)
+    close = sum(ratio <= 1 + CLOSE for ratio in ratios)
+    return (
+        f"{found.source}\n\n{table(rows)}\n\n{close} of {len(ratios)} are within {CLOSE:.0%} of the fastest."
+    )
+
+
+def _free(row: Row) -> bool:
+    """May its sums have any order?"""
+    return asked(row["system"].partition(":")[2]).free
+
+
+def _word(row: Row) -> str:
+    return row["system"].partition(":")[2] or "the default"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from omnicupy.tools.bench import peers
 from omnicupy.tools.bench.gradients import IN_ANY_ORDER, PASSES
-from omnicupy.tools.bench.suites import GRADIENT_MODELS, SHORT_RANDOM
+from omnicupy.tools.bench.suites import GRADIENT_MODELS, SHORT_RANDOM, WIDE_RANDOM
 from omnicupy.tools.report import targets
 from omnicupy.tools.report.library import Library
 from omnicupy.tools.report.targets import IN_A_ROW, Target
@@ -43,13 +43,14 @@ def _masks() -> Iterator[Target]:
         yield Target(targets.model_label(name), suites, (name,), (FLEX,), *wanted, ours=IN_ANY_ORDER)
     mean = "all of them, geometric mean"
     yield Target(mean, suites, MODELS, (FLEX,), 1.05, 1.15, ours=IN_ANY_ORDER, mean=True)
-    for name, least, aim in (
-        ("random-d64-s8192-seed0", 1.05, 1.2),
-        ("random-d128-s16384-seed0", 1.05, 1.15),
-        ("random-d256-s8192-seed0", 1.4, 2.0),
-    ):
-        label = targets.random_label(name)
-        yield Target(label, (f"random {_BACKWARD}",), (name,), (FLEX,), least, aim, ours=IN_ANY_ORDER)
+    suites = (f"random {_BACKWARD}",)
+    for name, least, aim in (("random-d64-s8192-seed0", 1.05, 1.2), ("random-d128-s16384-seed0", 1.05, 1.15)):
+        yield Target(targets.random_label(name), suites, (name,), (FLEX,), least, aim, ours=IN_ANY_ORDER)
+    label = targets.random_label(WIDE_RANDOM[0])
+    yield Target(label, suites, WIDE_RANDOM[:1], (FLEX,), ours=IN_ANY_ORDER)
+    yield Target(
+        f"{label}, {targets.ALL_SEEDS}", suites, WIDE_RANDOM, (FLEX,), 1.4, 2.0, ours=IN_ANY_ORDER, mean=True
+    )
 
 
 def _in_one_order() -> Iterator[Target]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from omnicupy.tools.bench.suites import GPU_SUITES
+from omnicupy.tools.bench.suites import GPU_SUITES, WIDE_RANDOM
 from omnicupy.tools.report import gradient_targets
 from omnicupy.tools.report.library import Library
 
@@ -62,5 +62,27 @@ def test_every_workload_of_a_goal_is_one_of_its_suite() -> None:
 
 def _workloads(suite: str) -> set[str]:
     """Of the suite, and random masks of other sizes, which `--workload` adds to the suite of random masks."""
-    more = {"random-d128-s16384-seed0", "random-d256-s8192-seed0"} if suite == "random" else set()
+    more = {"random-d128-s16384-seed0", *WIDE_RANDOM} if suite == "random" else set()
     return {*GPU_SUITES[suite].workloads, *more}
+
+
+def test_random_masks_at_head_dim_256_count_by_all_seeds() -> None:
+    rows = [_row(name, "omnicupy:any-order", 300) for name in WIDE_RANDOM]
+    rows += [_row(name, "cudnn-flex", 150 if name == WIDE_RANDOM[0] else 200) for name in WIDE_RANDOM]
+    text = gradient_targets.gradients(_library("random", rows))
+    assert _line(text, "random, D 256, S 8192") == "| random, D 256, S 8192 | 300 | 150: 2.000 |"
+    line = _line(text, "random, D 256, S 8192, seeds 0 to 7, geometric mean")
+    assert f"{2 ** (1 / 8) * 1.5 ** (7 / 8):.3f} (at least 1.40, aim 2.00)" in line
+    text = gradient_targets.gradients(
+        _library("random", [row for row in rows if "seed7" not in row["workload"]])
+    )
+    assert "not measured" in _line(text, "random, D 256, S 8192, seeds 0 to 7, geometric mean")
+
+
+def test_same_bits_have_a_suite_of_their_own() -> None:
+    """Its rows do not take the place of those with other libraries in the tables of the models."""
+    rates = {"omnicupy": 500, "flex": 250}
+    rows = [_row(name, system, rate) for name in gradient_targets.MODELS for system, rate in rates.items()]
+    text = gradient_targets.gradients(_library("same-bits", rows))
+    assert "2.000 (at least 1.10, aim 1.30)" in _line(text, "the models, geometric mean")
+    assert text.count("| 250: 2.000 |") == len(gradient_targets.MODELS)

@@ -120,7 +120,7 @@ def library() -> Library:
     for suite in GPU_SUITES:
         made[f"{suite}.json"] = made_records.record(suite, only=FEW, device=DEVICE)
     made["decode-steps.json"] = made_records.record("decode-steps", only=("b16",), device=DEVICE)
-    for suite in ("dense", "vlm"):
+    for suite in ("dense", "vlm", "choices"):
         record = made_records.record(suite, only=FEW, device=DEVICE)
         rows = [row | {"pass": "backward"} for row in record["rows"]]
         made[f"{suite}-gradients.json"] = record | {"rows": rows}

@@ -7,7 +7,7 @@ from typing import Any
 import made_records
 
 from omnicupy.tools.bench.suites import GPU_SUITES
-from omnicupy.tools.report import targets
+from omnicupy.tools.report import behind_targets, targets
 from omnicupy.tools.report.library import Library
 
 NAME = "W15: PaliGemma, prefix-LM"
@@ -37,6 +37,7 @@ def test_targets_are_held_against_the_records() -> None:
 
 def test_suites_measure_every_target() -> None:
     groups = [*targets.HOPPER.values(), *targets.PORTABLE.values(), targets.README]
+    groups += behind_targets.GROUPS.values()
     for target in (target for group in groups for target in group):
         measured = {
             (workload, system)
@@ -47,6 +48,18 @@ def test_suites_measure_every_target() -> None:
         }
         systems = {target.ours, *target.rivals} - {targets.MATRIX_PRODUCT}
         assert {(name, system) for name in target.workloads for system in systems} <= measured, target
+
+
+def test_short_dense_calls_are_held_against_the_fastest_other_library() -> None:
+    rates = {"omnicupy": 500.0, "sdpa-cudnn": 520.0, "cudnn-flex": 480.0}
+    rows = [
+        {"suite": "behind", "workload": "full-d128-s512", "system": name, "tflops": rate, "correct": True}
+        for name, rate in rates.items()
+    ]
+    content = {**made_records.HEADER, "suites": ["behind"], "rows": rows}
+    text = behind_targets.behind(Library({"x.json": content}))
+    assert "| D 128, S 512, full | 500 | 520: **0.962** (at least 1.00, aim 1.05) |  |" in text
+    assert "| W9: Llama 3.2 Vision, cross-attention |  |  | not measured (at least 1.00, aim 1.05) |" in text
 
 
 def test_the_matrix_product_is_that_of_the_rows_record() -> None:
