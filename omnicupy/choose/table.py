@@ -105,6 +105,23 @@ def _windows(
     )
 
 
+def _short_keys(head_dims: tuple[int, int], *instead_of: tuple[int, int]) -> Row:
+    """A row for sequences of at most 512 keys: narrow tiles, two thread blocks a multiprocessor."""
+    return Row(
+        kernel="sm90",
+        head_dims=head_dims,
+        shape="short",
+        instead_of=instead_of,
+        most_keys=512,
+        br=128,
+        bc=32,
+        stages=4,
+        warps=12,
+        blocks=2,
+        archs=HOPPER,
+    )
+
+
 def _packed(head_dims: tuple[int, int], bc: int, stages: int) -> Row:
     """A row of packed tiles."""
     return Row(
@@ -176,34 +193,10 @@ TABLE = (
     Row(kernel="sm90", head_dims=(208, 256), br=128, bc=64, stages=2, warps=12, archs=HOPPER),
     _windows((48, 64), 64, (192, 128), stages=3, blocks=3),
     _windows((80, 80), 256, (192, 96), (128, 64), stages=2, blocks=3),
-    Row(
-        kernel="sm90",
-        head_dims=(80, 80),
-        shape="short",
-        instead_of=((192, 96), (128, 64)),
-        most_keys=512,
-        br=128,
-        bc=32,
-        stages=4,
-        warps=12,
-        blocks=2,
-        archs=HOPPER,
-    ),
+    _short_keys((80, 80), (192, 96), (128, 64)),
     _windows((80, 80), 512, (192, 96), (128, 64), stages=2, blocks=3),
     _windows((96, 96), 64, (192, 96), (128, 64), stages=2, blocks=2),
-    Row(
-        kernel="sm90",
-        head_dims=(96, 96),
-        shape="short",
-        instead_of=((128, 64),),
-        most_keys=512,
-        br=128,
-        bc=32,
-        stages=4,
-        warps=12,
-        blocks=2,
-        archs=HOPPER,
-    ),
+    _short_keys((96, 96), (128, 64)),
     _windows((112, 128), 64, (192, 64), (128, 128), stages=2, blocks=2),
     Row(
         kernel="sm90",
