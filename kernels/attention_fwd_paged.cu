@@ -3,6 +3,7 @@
 #include "omni/sm90/forward/loop.cuh"
 #include "omni/sm90/forward/page_loader.cuh"
 #include "omni/sm90/paged/config.cuh"
+#include "omni/sm90/paged/page_warps.cuh"
 
 static_assert(OMNI_CACHED && !OMNI_PACK && !OMNI_FP8 && !OMNI_NARROW && OMNI_BLOCKS == 1, "what PagedSpec has");
 using Cfg = omni::PagedTriple<omni::Sm90Config<
@@ -25,7 +26,11 @@ extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
   int const warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
     omni::setmaxnreg_dec<Cfg::kProducerRegisters>();
-    omni::run_page_loader<Cfg>(args, smem);
+    if constexpr (Cfg::kKeyByKey) {
+      omni::run_page_loader<Cfg>(args, smem);
+    } else {
+      omni::PageWarps<Cfg>(args, smem).run(__shfl_sync(0xffffffffu, threadIdx.x / 32, 0));
+    }
     if (threadIdx.x == 32) omni::Scheduler<Smem>(args, smem).run();
   } else {
     omni::setmaxnreg_inc<Cfg::kConsumerRegisters>();

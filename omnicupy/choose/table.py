@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from omnicupy.jit.archs import ARCHES
-from omnicupy.jit.spec import DTYPES, MAX_HEAD_DIM, PACKED_ROWS, AttnSpec
+from omnicupy.jit.spec import DTYPES, MAX_HEAD_DIM, PACKED_PAIR, PACKED_ROWS, AttnSpec
 
 HOPPER = ("sm_90",)
 
@@ -20,7 +20,7 @@ class Row:
     keys, and for others by the wider of both: what fits that fits the narrower, too.  shape: "any", or "small" for few
     query rows and for problems whose "any" row would leave multiprocessors without work, or "shared" for few query rows
     of groups whose heads fill tiles, or "packed" for few query rows where packing a group's heads into tiles leaves
-    fewer of them, or "short" for calls whose "any" row has one of the tiles `instead_of` (br, bc), at most `most_keys`
+    fewer of them, or "pair" for those of them that need several such tiles, or "short" for calls whose "any" row has one of the tiles `instead_of` (br, bc), at most `most_keys`
     keys, and masks that allow at most the share `most_density` of all pairs and whose rows see at most `most_row_keys`
     keys each in the mean; not for calls on caches.  competes: neighbours
     that do compete for the same calls, and the mask decides by what the tiles cost (ceilings.tile_cost).  The rest: as
@@ -122,16 +122,16 @@ def _short_keys(head_dims: tuple[int, int], *instead_of: tuple[int, int]) -> Row
     )
 
 
-def _packed(head_dims: tuple[int, int], bc: int, stages: int) -> Row:
+def _packed(head_dims: tuple[int, int], bc: int, stages: int, rows: int = PACKED_ROWS) -> Row:
     """A row of packed tiles."""
     return Row(
         kernel="sm90",
         head_dims=head_dims,
-        shape="packed",
-        br=PACKED_ROWS,
+        shape="packed" if rows == PACKED_ROWS else "pair",
+        br=rows,
         bc=bc,
         stages=stages,
-        warps=8,
+        warps=4 + rows // 16,
         pack=True,
         archs=HOPPER,
     )
@@ -142,6 +142,8 @@ TABLE = (
     _packed((80, 128), bc=128, stages=2),
     _packed((144, 192), bc=64, stages=3),
     _packed((208, 256), bc=64, stages=2),
+    _packed((16, 64), bc=128, stages=4, rows=PACKED_PAIR),
+    _packed((80, 128), bc=128, stages=2, rows=PACKED_PAIR),
     Row(kernel="sm90", head_dims=(16, 128), shape="shared", br=64, bc=128, stages=2, warps=12, archs=HOPPER),
     Row(kernel="sm90", head_dims=(144, 256), shape="shared", br=64, bc=64, stages=2, warps=12, archs=HOPPER),
     Row(kernel="sm90", head_dims=(16, 128), shape="small", br=64, bc=128, stages=2, warps=8, archs=HOPPER),
