@@ -6,10 +6,11 @@
 #include "omni/sm90/paged/page_warps.cuh"
 
 static_assert(OMNI_CACHED && !OMNI_PACK && !OMNI_FP8 && !OMNI_NARROW && OMNI_BLOCKS == 1, "what PagedSpec has");
-using Cfg = omni::PagedTriple<omni::Sm90Config<
-    OMNI_HEAD_DIM, OMNI_VALUE_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_Q_SLOTS, OMNI_PING_PONG, OMNI_PACK,
-    OMNI_BF16, OMNI_SOFTCAP, OMNI_CACHED, 8, OMNI_RAGGED, OMNI_CONVERTERS, OMNI_BLOCKS, OMNI_SCHEDULER,
-    OMNI_NARROW, omni::WgmmaAtom<OMNI_SCORES_ATOM_N, OMNI_SUMS_ATOM_N>>,
+using Cfg = omni::PagedTriple<
+    omni::Sm90Config<
+        OMNI_HEAD_DIM, OMNI_VALUE_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_Q_SLOTS, OMNI_PING_PONG,
+        OMNI_PACK, OMNI_BF16, OMNI_SOFTCAP, OMNI_CACHED, 8, OMNI_RAGGED, OMNI_CONVERTERS, OMNI_BLOCKS, OMNI_SCHEDULER,
+        OMNI_NARROW, omni::WgmmaAtom<OMNI_SCORES_ATOM_N, OMNI_SUMS_ATOM_N>>,
     OMNI_PAGE>;
 using Params = omni::ForwardParamsSm90Of<true, Cfg::kRagged>::Type;
 static_assert(sizeof(Params) == OMNI_PARAMS_BYTES, "params.py and sm90/forward/pages.cuh disagree");

@@ -20,11 +20,11 @@ class Row:
     keys, and for others by the wider of both: what fits that fits the narrower, too.  shape: "any", or "small" for few
     query rows and for problems whose "any" row would leave multiprocessors without work, or "shared" for few query rows
     of groups whose heads fill tiles, or "packed" for few query rows where packing a group's heads into tiles leaves
-    fewer of them, or "pair" for those of them that need several such tiles, or "short" for calls whose "any" row has one of the tiles `instead_of` (br, bc), at most `most_keys`
-    keys, and masks that allow at most the share `most_density` of all pairs and whose rows see at most `most_row_keys`
-    keys each in the mean; not for calls on caches.  competes: neighbours
-    that do compete for the same calls, and the mask decides by what the tiles cost (ceilings.tile_cost).  The rest: as
-    in AttnSpec.
+    fewer of them, or "pair" for those of them that need several such tiles, or "short" for calls whose "any" row has
+    one of the tiles `instead_of` (br, bc), at most `most_keys` keys, and masks that allow at most the share
+    `most_density` of all pairs and whose rows see at most `most_row_keys` keys each in the mean; not for calls on
+    caches.  competes: neighbours that do compete for the same calls, and the mask decides by what the tiles cost
+    (ceilings.tile_cost).  The rest: as in AttnSpec.
     """
 
     head_dims: tuple[int, int]

@@ -9,7 +9,7 @@ from omnicupy.jit.archs import SMEM_LIMIT_BYTES
 from omnicupy.jit.atom import SHIPPED
 from omnicupy.jit.field_types import make_flags, make_numbers
 from omnicupy.jit.panels import row_bytes, tail_columns
-from omnicupy.jit.tile_checks import check_blocks, check_sm80, check_sm90
+from omnicupy.jit.tile_checks import check_blocks, check_pack, check_sm80, check_sm90
 
 KERNELS = ("naive", "sm80", "sm90")
 DTYPES = ("float16", "bfloat16")
@@ -19,7 +19,6 @@ CHUNK = 64  # columns of Q and K streamed at a time when the head dimension is t
 NAIVE_THREADS = 128
 PACKED_ROWS = 64  # of a tile into which the heads of a group are packed
 PACKED_PAIR = 128  # of one that two warpgroups share (attention_fwd_packed.cu)
-_PACKED_TILES = (("sm90", PACKED_ROWS, 8), ("sm90", PACKED_PAIR, 12))  # kernel, br, warps
 RESERVED_BYTES = 1024  # of shared memory, for each thread block
 
 
@@ -71,11 +70,13 @@ class AttnSpec:
     XOR-swizzled shared memory (False: plain rows, for the bank-conflict study).  ping_pong: the consumer warpgroups
     of sm90 take turns at the tensor cores.  pack: all query heads of a group are packed into the rows of a tile
     (kernel sm90 with br=64, warps=8, or br=128, warps=12): row r is token r // heads and head r % heads, as many
-    tokens as fit br rows; groups above br heads take several tiles.  softcap: scores are capped.  value_dim: columns of V and O in the
-    kernel, a multiple of 16; None: as wide as keys, and value_dim is head_dim then. Another width than head_dim needs
-    both up to 256. Which widths tensors need: kernel_widths (widths.py).  blocks: thread blocks a multiprocessor of
-    kernel sm90, 1 to 3, each with work items of its own.  scheduler: beside three consumer warpgroups, too, a thread
-    does nothing but take work items, as it does beside fewer. Calls on caches have blocks=1 and scheduler=False.
+    tokens as fit br rows; groups above br heads take several tiles.  softcap: scores are capped.  value_dim: columns
+    of V and O in the kernel, a multiple of 16; None: as wide as keys, and value_dim is head_dim then. Another width
+    than head_dim needs both up to 256. Which widths tensors need: kernel_widths (widths.py).  blocks: thread blocks a
+    multiprocessor of kernel sm90, 1 to 3, each with work items of its own.  scheduler: beside three consumer
+    warpgroups, too, a thread does nothing but take work items, as it does beside fewer. Calls on caches have blocks=1
+    and scheduler=False.
+
     Raises TypeError for fields of other types, ValueError when the tile is illegal or does not fit the architecture's
     shared memory.
     """
@@ -135,11 +136,7 @@ class AttnSpec:
         if self.kernel == "sm90":
             check_sm90(self, MAX_ONE_PIECE)
         self._check_blocks()
-        if self.pack and (self.kernel, self.br, self.warps) not in _PACKED_TILES:
-            raise ValueError(
-                f"config: pack=True needs kernel='sm90' with br={PACKED_ROWS} and warps=8, or br={PACKED_PAIR} and "
-                f"warps=12, got kernel={self.kernel!r}, br={self.br}, warps={self.warps}"
-            )
+        check_pack(self)
         if self.stages not in (1, 2, 3, 4):
             raise ValueError(f"config: stages must be 1, 2, 3 or 4, got {self.stages}")
 
@@ -209,8 +206,9 @@ class AttnSpec:
     def smem_bytes(self) -> int:
         """Dynamic shared memory of one thread block, in bytes."""
         if self.kernel == "naive":
-            # the query row, one tile of scores, reductions
-            return 4 * (self.head_dim + self.bc + NAIVE_THREADS)
+            return 4 * (
+                self.head_dim + self.bc + NAIVE_THREADS
+            )  # the query row, a tile of scores, reductions
         if self.kernel == "sm90":
             return self._sm90_bytes(self.q_slots)
         if self.tiled:

@@ -31,6 +31,32 @@ def test_few_rows_are_packed_where_that_makes_fewer_tiles(
     assert pick.pick("sm_90", problem, (oc.full(q_len, 9000),), H100_SMS, mappable=False).kernel == "sm80"
 
 
+@pytest.mark.parametrize(
+    ("group", "q_len", "batch", "rows"),
+    [
+        *((71, 1, 64, 128), (64, 1, 64, 64), (65, 1, 64, 128), (128, 1, 64, 128), (129, 1, 64, 64)),
+        *(
+            (7, 9, 16, 64),
+            (7, 10, 16, 128),
+            (7, 16, 16, 128),
+            (7, 18, 16, 128),
+            (7, 19, 16, 64),
+            (7, 36, 16, 128),
+        ),
+        *((7, 16, 9, 128), (7, 16, 8, 64), (71, 1, 32, 64)),  # of few sequences a tile is cut into many parts
+    ],
+)
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_two_warpgroups_share_what_else_are_two_tiles(
+    head_dim: int, group: int, q_len: int, batch: int, rows: int
+) -> None:
+    kv_heads = 4 if group == 7 else 1
+    problem = Problem(batch, kv_heads * group, kv_heads, q_len, 9000, head_dim, "bfloat16")
+    spec = pick.pick("sm_90", problem, (oc.full(q_len, 9000),), H100_SMS)
+    assert (spec.pack, spec.br, spec.warps) == (True, rows, 4 + rows // 16)
+    assert pick.pick("sm_90", problem, (oc.full(q_len, 9000),), H100_SMS, split=384).br == 64
+
+
 @pytest.mark.parametrize("q_len", [1, 64, 65, 512, 5000])
 @pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
 def test_with_a_split_neither_batch_nor_device_nor_tuned_choices_decide(

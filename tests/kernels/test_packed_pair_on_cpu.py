@@ -56,7 +56,9 @@ def test_every_mask_and_length(q_len: int, name: str, library: Library) -> None:
     _compare(Forward(problem, masks, split=64), D64, library)
 
 
-@pytest.mark.parametrize(("spec", "head_dim"), [(D80, 80), (D128, 128), (D128, 120), (D256, 256), (D256, 248)])
+@pytest.mark.parametrize(
+    ("spec", "head_dim"), [(D80, 80), (D128, 128), (D128, 120), (D256, 256), (D256, 248)]
+)
 def test_other_widths(spec: AttnSpec, head_dim: int, library: Library) -> None:
     problem = Problem(1, 14, 2, 13, 520, head_dim, "bfloat16")
     for split in (None, 128):

@@ -93,7 +93,11 @@ def of_rows(case: Case, arch: str, *, cached: bool = False) -> Iterator[AttnSpec
         if row.serves(arch, case.dtype, *widths) and serves(row.kernel, case):
             spec = row.spec(arch, case.dtype, *widths)
             spec = capped(spec) if problem.softcap else spec
-            if problem.group % spec.heads == 0 and (spec.serves_caches or not cached) and takes(spec, problem):
+            if (
+                problem.group % spec.heads == 0
+                and (spec.serves_caches or not cached)
+                and takes(spec, problem)
+            ):
                 yield spec
 
 

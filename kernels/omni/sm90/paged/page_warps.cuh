@@ -1,6 +1,6 @@
 // Who brings pages beside three warpgroups of consumers: a warp the boxes of keys, another one those of values, and a
-// thread Q; the scheduler takes the work items. One warp for all of them would look a page of keys up, wait, and ask for
-// one box after the other, then the same for values: longer than consumers take for a tile. Who waits for whom:
+// thread Q; the scheduler takes the work items. One warp for all of them would look a page of keys up, wait, and ask
+// for one box after the other, then the same for values: longer than consumers take for a tile. Who waits for whom:
 //
 //  these warps: work_full, on which the scheduler arrives, k_empty, v_empty and q_empty, on which consumers arrive.
 //  consumers: k_full, v_full and q_full, on which the copy engine arrives for these warps.
