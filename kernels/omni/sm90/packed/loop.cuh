@@ -21,6 +21,7 @@ struct PackedLoop {
   __device__ __forceinline__ PackedLoop(ForwardParamsSm90 const& params, Smem& memory, int warpgroup)
       : smem(memory), consumer(params, memory, warpgroup), weighs(true) {}
 
+  // Rows are stored in both branches, as in forward/loop.cuh.
   __device__ __forceinline__ void run() {
     consumer.pass_first_turn();
     for (Slot slot{}; take(slot); slot.next()) {
@@ -29,20 +30,19 @@ struct PackedLoop {
       int const q_slot = Smem::q_slot(slot);
       mbarrier_wait(smem_address(&smem.q_full[q_slot]), Smem::q_parity(slot));
       consumer.begin_rows();
-      if (tiles == 0) {
-        release(smem.q_empty[q_slot]);
-      } else if (64 * consumer.group >= live) {
-        release(smem.q_empty[q_slot]);
-        pass_tiles(work, tiles);
-      } else {
+      if (tiles != 0 && 64 * consumer.group < live) {
         weighs = uniform(consumer.row0) < live;
         consumer.set_q(q_slot);
         first_tile(work);
         for (int i = 1; i < tiles; ++i) next_tile(work);
         release(smem.q_empty[q_slot]);
         last_values(work);
+        consumer.store_rows(work);
+      } else {
+        release(smem.q_empty[q_slot]);
+        pass_tiles(work, tiles);
+        consumer.store_rows(work);
       }
-      consumer.store_rows(work);
       release(smem.work_empty[slot.stage()]);
     }
   }
@@ -136,6 +136,7 @@ struct PackedLoop {
       if (i != 0) pass_values();
       consumer.state.step();
     }
+    if (tiles == 0) return;
     if (consumer.state.dead_tile_k0 >= 0) consumer.zero_dead_values(work);
     pass_values();
   }

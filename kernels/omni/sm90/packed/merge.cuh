@@ -69,7 +69,7 @@ struct PackedMerge<PackedPair<Base>> {
 
   // Merges and stores all rows.
   __device__ __forceinline__ void run() const {
-    if (__shfl_sync(0xffffffffu, split.z, 0) <= kFewParts) {
+    if (uniform(split.z) <= kFewParts) {
       merge<kFewRows, kFewParts>();
     } else {
       merge<1, kManyParts>();
@@ -79,23 +79,26 @@ struct PackedMerge<PackedPair<Base>> {
  private:
   static constexpr int kMergeBarrier = 3;  // behind the turns of two warpgroups
 
-  // kRows: a lane works on together.  kParts: of each, which are asked for together.
+  // kRows: a lane works on together.  kParts: of each, which are asked for together. Bounds of loops are known to be the
+  // same for a whole warp (test_compile.py).
   template <int kRows, int kParts>
   __device__ __forceinline__ void merge() const {
     constexpr int kTogether = kWarps * kSide;  // rows of all warps
     int const lane = lane_id() % kLanes;
-    int row0 = (threadIdx.x / 32 - 4) * kSide + lane_id() / kLanes;
+    int const live = uniform(rows.live), parts = uniform(split.z);
+    int row0 = uniform(threadIdx.x / 32 - 4) * kSide;
 #pragma unroll 1
-    for (; row0 < rows.live; row0 += kRows * kTogether) {
+    for (; row0 < live; row0 += kRows * kTogether) {
+      int const row = row0 + lane_id() / kLanes;
       Sum sums[kRows];
 #pragma unroll 1
-      for (int first = 0; first < split.z; first += kParts) add<kRows, kParts, kTogether>(sums, row0, first, lane);
+      for (int first = 0; first < parts; first += kParts) add<kRows, kParts, kTogether>(sums, row, first, lane);
 #pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-        if (row0 + i * kTogether < rows.live) store(sums[i], row0 + i * kTogether, lane);
-      }
+      for (int i = 0; i < kRows; ++i) store(sums[i], row + i * kTogether, lane);
     }
   }
+
+  __device__ __forceinline__ static int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
   // The parts from `first` on, of the rows row0, row0 + kTogether, ...
   template <int kRows, int kParts, int kTogether>
@@ -174,12 +177,12 @@ struct PackedMerge<PackedPair<Base>> {
 #pragma unroll
     for (int e = 0; e < kEach; ++e) {
       int const vector = lane + kLanes * e;
-      if (4 * vector >= value_columns<Cfg>(p)) continue;
+      if (row >= rows.live || 4 * vector >= value_columns<Cfg>(p)) continue;
       u32 const low = pack_pair<Cfg::kBf16>(sum.out[e][0] * factor, sum.out[e][1] * factor);
       u32 const high = pack_pair<Cfg::kBf16>(sum.out[e][2] * factor, sum.out[e][3] * factor);
       *reinterpret_cast<uint2*>(g_row + 8 * vector) = make_uint2(low, high);
     }
-    if (p.lse != nullptr && lane == 0) rows.lse(row) = whole.lse(0, 0, p.scale, p.scale_log2);
+    if (row < rows.live && p.lse != nullptr && lane == 0) rows.lse(row) = whole.lse(0, 0, p.scale, p.scale_log2);
   }
 };
 
