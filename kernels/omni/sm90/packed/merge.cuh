@@ -79,8 +79,8 @@ struct PackedMerge<PackedPair<Base>> {
  private:
   static constexpr int kMergeBarrier = 3;  // behind the turns of two warpgroups
 
-  // kRows: a lane works on together.  kParts: of each, which are asked for together. Bounds of loops are known to be the
-  // same for a whole warp (test_compile.py).
+  // kRows: a lane works on together.  kParts: of each, which are asked for together. Bounds of loops are known to be
+  // the same for a whole warp (test_compile.py).
   template <int kRows, int kParts>
   __device__ __forceinline__ void merge() const {
     constexpr int kTogether = kWarps * kSide;  // rows of all warps
