@@ -9,6 +9,7 @@ import tiny_models as tiny
 import torch
 import transformers
 from transformers.generation.continuous_batching import cache as of_batches
+from transformers.generation.continuous_batching import input_outputs
 
 MODELS = ["llama", "mistral", "gemma3", *tiny.SCORES]  # full, windows, windows among full ones, sinks
 PAGE = {"page_size" if hasattr(transformers.ContinuousBatchingConfig, "page_size") else "block_size": 16}
@@ -20,6 +21,28 @@ def give_room(patch: pytest.MonkeyPatch) -> None:
     """Memory as 5.23 and later need it: 5.17 asks a package that need not be there."""
     if hasattr(of_batches, "PagedAttentionMemoryHandler"):
         patch.setattr(of_batches.PagedAttentionMemoryHandler, "get_available_memory", lambda _: 1 << 28)
+
+
+def order_streams(patch: pytest.MonkeyPatch) -> None:
+    """Asynchronous batching that waits until its buffers on the device have been cleared.
+
+    transformers (5.17 to 5.24) clears them on the default stream and fills them on a stream of its own, which waits for
+    nothing: where the default stream is behind, zeros overwrite the first steps, and old memory is taken for tokens.
+    """
+    buffers = input_outputs.ContinuousBatchingAsyncIOs
+    make, reset = buffers.__init__, buffers.reset
+
+    def made(self: Any, *args: Any, **options: Any) -> None:
+        make(self, *args, **options)
+        torch.cuda.synchronize()
+
+    def cleared(self: Any) -> None:
+        torch.cuda.synchronize()
+        reset(self)
+        torch.cuda.synchronize()
+
+    patch.setattr(buffers, "__init__", made)
+    patch.setattr(buffers, "reset", cleared)
 
 
 def prompts() -> list[list[int]]:

@@ -10,7 +10,7 @@ torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
 transformers: Any = pytest.importorskip("transformers", reason="transformers is not installed")
 
 import tiny_models as tiny  # noqa: E402 - after what it needs
-from batched import MODELS, NEW, SIZES, batched, give_room, prompts, watch  # noqa: E402
+from batched import MODELS, NEW, SIZES, batched, give_room, order_streams, prompts, watch  # noqa: E402
 
 import omnicupy as oc  # noqa: E402
 import omnicupy.transformers  # noqa: E402
@@ -166,6 +166,7 @@ def test_a_step_on_another_device_than_its_mask(step: Any) -> None:
 def test_tokens_of_continuous_batching(name: str, graphs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens may part from those of generate where two are as likely: each has about the highest logit of `eager`."""
     give_room(monkeypatch)
+    order_streams(monkeypatch)
     replayed = watch(monkeypatch, torch.cuda.CUDAGraph, "replay")
     eager, ours = (tiny.model(name, how).cuda().bfloat16() for how in ("eager", NAME))
     config = oc.transformers.continuous(ours, use_cuda_graph=graphs, **SIZES)

@@ -146,7 +146,7 @@ def test_a_file_keeps_what_it_has_of_the_other_pass(content: dict[str, Any], tmp
 @pytest.mark.parametrize(
     ("names", "rows", "close"),
     [
-        (("h200-explain-backward.json", "h200-explain-backward-64.json"), 58, 57),
+        (("h200-explain-backward.json", "h200-explain-backward-64.json"), 60, 59),
         (("h100-explain-backward.json",), 26, 22),  # it is older than the ranks of short sections
     ],
     ids=["H200", "H100"],
