@@ -24,7 +24,9 @@ FEW_ROWS = 64  # query rows that a small tile holds
 SPLIT_TILES = 16
 # Block rows a multiprocessor from which on variants for short ones were measured (docs/tries.md).
 ENOUGH_ROWS = 4
-MOST_PAIR_PARTS = 4  # of a key head, about, up to which a tile of two warpgroups holds its rows
+# Parts that a key head is cut into, about, up to which a tile of two warpgroups pays: the thread block that comes last
+# merges the rows of all of them. Measured at 2, 8 and 33 parts (docs/tries.md).
+MOST_PAIR_PARTS = 9
 WORTH_A_CUT = 0.05  # of a call's time: cutting the mask for another tile must promise to save as much
 # Kernels that calls without `config` may get. A kernel is served only while tests/attestation.json covers it as it
 # stands (a test compares them); until then it is reached by an explicit config.
@@ -74,16 +76,10 @@ def _pick(
         if not few and (split is not None or not _is_small(problem, spec, sm_count)):
             return spec
         found = found or spec
-    packed = {
-        row.shape: row.spec(arch, problem.dtype, *widths)
-        for row in rows
-        if row.shape in ("packed", "pair") and few
-    }
-    if (single := packed.get("packed")) is None or not _fewer_rows(single, found, problem):
-        return found
-    pair = packed.get("pair")
-    shares = pair is not None and split is None and _pairs(pair, single, problem, sm_count)
-    return pair if pair is not None and shares else single
+    packed = (row.spec(arch, problem.dtype, *widths) for row in rows if row.shape == "packed" and few)
+    found = next((one for one in packed if _fewer_rows(one, found, problem)), found)
+    pairs = (row for row in rows if found.pack and split is None and _pairs(row, problem, sm_count))
+    return next((row.spec(arch, problem.dtype, *widths) for row in pairs), found)
 
 
 def _large(
@@ -169,22 +165,17 @@ def _fewer_rows(packed: AttnSpec, other: AttnSpec, problem: Problem) -> bool:
     """Are the heads of a group in fewer tile rows when they are packed, or all in one tile? A lone head never: there is
     nothing to share (16 heads of D 64 on 131,072 keys each took 226 us packed, 188 us as they are).
     """
-    group, tiles = problem.group, _packed_tiles(packed, problem)
-    others = group // other.heads * -(-problem.q_len // other.br) * other.rows
+    group, q_len = problem.group, problem.q_len
+    tiles = packed.packs(group) * -(-q_len // packed.tokens(group))
+    others = group // other.heads * -(-q_len // other.br) * other.rows
     return group > 1 and (tiles == 1 or tiles * packed.rows < others)
 
 
-def _pairs(pair: AttnSpec, single: AttnSpec, problem: Problem, sm_count: int) -> bool:
-    """Does a tile of two warpgroups hold what else are two tiles, which read the same keys? Not where a key head is cut
-    into many parts: the block that comes last merges the rows of all of them.
-    """
-    tiles, singles = (_packed_tiles(one, problem) for one in (pair, single))
-    return 2 * tiles <= singles and MOST_PAIR_PARTS * problem.batch * problem.kv_heads * tiles >= sm_count
-
-
-def _packed_tiles(packed: AttnSpec, problem: Problem) -> int:
-    """Of a key head of one batch element."""
-    return packed.packs(problem.group) * -(-problem.q_len // packed.tokens(problem.group))
+def _pairs(row: Row, problem: Problem, sm_count: int) -> bool:
+    """Does the row have tiles of two warpgroups that hold all rows of a key head of the call, and pay?"""
+    least, most = row.group_rows
+    few_parts = MOST_PAIR_PARTS * problem.batch * problem.kv_heads >= sm_count
+    return few_parts and row.shape == "pair" and least <= problem.group * problem.q_len <= most
 
 
 def _is_small(problem: Problem, spec: AttnSpec, sm_count: int) -> bool:
