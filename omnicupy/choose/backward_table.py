@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from omnicupy.call.problem import Problem
 from omnicupy.choose import saved
@@ -18,6 +18,10 @@ from omnicupy.masks.mask import Mask
 
 # Kernels that calls without `config` may get; as in pick.SERVED, those that the attestation covers.
 SERVED: frozenset[str] = frozenset({"sm80", "sm90", "naive"})
+
+# Where the default takes two kernels in place of the ordered one: from five heads of a group on, up to so many tokens,
+# measured with seven heads and blocks of 128 keys.
+CROWDED_GROUP, CROWDED_TOKENS, CROWDED_BC = 4, 2048, 128
 
 SMALL = tuple(arch for arch in ARCHES if SMEM_LIMIT_BYTES[arch] < 110_000)
 LARGE = tuple(arch for arch in ARCHES if arch not in SMALL)
@@ -188,10 +192,22 @@ def pick(
     )
 
 
+def chosen_for(arch: str, problem: Problem) -> BackwardSpec:
+    """`pick`'s kernels of a problem, without the one that adds to dQ in one order where two kernels are faster: many
+    heads of a group on few blocks of keys, whose sums do not stay in the L2 cache while parts wait for each other
+    (docs/tries.md). Raises UnsupportedError as `pick`.
+    """
+    spec = pick(arch, problem.dtype, problem.head_dim, problem.softcap, problem.value_dim)
+    if spec.ordered is None or spec.ordered.bc != CROWDED_BC:
+        return spec
+    crowded = problem.group > CROWDED_GROUP and max(problem.q_len, problem.k_len) <= CROWDED_TOKENS
+    return replace(spec, ordered=None) if crowded else spec
+
+
 def select(
     arch: str, problem: Problem, masks: Sequence[Mask], sm_count: int, *, deterministic: bool = True
 ) -> BackwardSpec:
-    """The kernels that the user's tuned choices name, else `pick`'s, held to those that are served.
+    """The kernels that the user's tuned choices name, else those of `chosen_for`, held to those that are served.
 
     masks: as in check_backward.BackwardCall.  sm_count: multiprocessors of the device.  deterministic: of the call.
     Raises UnsupportedError as `pick`.
@@ -199,7 +215,7 @@ def select(
     chosen = saved.find_backward(problem, masks, sm_count, deterministic=deterministic)
     if chosen is not None and chosen.kernel in SERVED:
         return chosen
-    return pick(arch, problem.dtype, problem.head_dim, problem.softcap, problem.value_dim)
+    return chosen_for(arch, problem)
 
 
 def rows() -> Iterator[BackwardSpec]:

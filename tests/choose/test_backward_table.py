@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from omnicupy.call.problem import Problem
 from omnicupy.choose import backward_table
 from omnicupy.choose.backward_table import LARGE, SMALL, TABLE, pick, rows
 from omnicupy.errors import UnsupportedError
@@ -80,3 +83,21 @@ def test_the_plain_kernels_serve_all(head_dim: int) -> None:
     for arch in ARCHES:
         spec = backward_table.naive(arch, "float16", head_dim)
         assert (spec.kernel, spec.arch, spec.head_dim) == ("naive", arch, -(-head_dim // 16) * 16)
+
+
+def _spec_of(heads: int, kv_heads: int, tokens: int, head_dim: int) -> tuple[bool, bool]:
+    """Has what a call gets an ordered kernel, and has that of the table?"""
+    problem = Problem(2, heads, kv_heads, tokens, tokens, head_dim, "bfloat16")
+    chosen = backward_table.chosen_for("sm_90", problem)
+    table = pick("sm_90", "bfloat16", head_dim)
+    assert chosen == (table if chosen.ordered else replace(table, ordered=None))
+    return chosen.ordered is not None, table.ordered is not None
+
+
+def test_many_heads_of_a_group_on_few_keys_take_two_kernels() -> None:
+    for heads, tokens in ((5, 2048), (7, 2048), (7, 128)):
+        assert _spec_of(4 * heads, 4, tokens, 128) == (False, True)
+        assert _spec_of(4 * heads, 4, tokens, 80) == (False, True)
+    for heads, tokens, head_dim in ((4, 2048, 128), (7, 2049, 128), (1, 512, 128), (7, 2048, 64)):
+        assert _spec_of(4 * heads, 4, tokens, head_dim) == (True, True)
+    assert _spec_of(28, 4, 2048, 256) == (False, False)

@@ -168,7 +168,9 @@ def test_tokens_of_continuous_batching(name: str, graphs: bool, monkeypatch: pyt
     give_room(monkeypatch)
     order_streams(monkeypatch)
     replayed = watch(monkeypatch, torch.cuda.CUDAGraph, "replay")
-    eager, ours = (tiny.model(name, how).cuda().bfloat16() for how in ("eager", NAME))
+    # Of one expert in two a rounding can choose the other one, and then logits jump.
+    every = {"num_experts_per_tok": 2} if name == "gpt_oss" else {}
+    eager, ours = (tiny.model(name, how, **every).cuda().bfloat16() for how in ("eager", NAME))
     config = oc.transformers.continuous(ours, use_cuda_graph=graphs, **SIZES)
     found = batched(ours, prompts(), config)
     assert bool(replayed) == graphs

@@ -139,7 +139,7 @@ def _backward(arch: str, problem: Problem, masks: tuple[Mask] | None, sm_count: 
     def kernels(deterministic: bool) -> str:
         try:
             if masks is None:
-                spec = backward_table.pick(arch, problem.dtype, problem.head_dim, value_dim=problem.value_dim)
+                spec = backward_table.chosen_for(arch, problem)
             else:
                 spec = backward_table.select(arch, problem, masks, sm_count, deterministic=deterministic)
         except UnsupportedError as error:

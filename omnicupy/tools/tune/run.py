@@ -178,7 +178,7 @@ def _backward(
     deterministic: bool,
 ) -> Found:
     """The search of a backward pass. how: settings and display.  what: the arguments of the trial."""
-    builtin = backward_table.pick(arch, problem.dtype, problem.head_dim, value_dim=problem.value_dim)
+    builtin = backward_table.chosen_for(arch, problem)
     specs = backward.candidates(arch, problem, kernels, deterministic=deterministic)
     trial = backward.GradientTrial(*what, deterministic=deterministic)
     more = backward.combined
