@@ -21,11 +21,10 @@ class Row:
     query rows and for problems whose "any" row would leave multiprocessors without work, or "shared" for few query rows
     of groups whose heads fill tiles, or "packed" for few query rows where packing a group's heads into tiles leaves
     fewer of them, or "pair" in place of a "packed" one where a key head has as many rows of heads and tokens as
-    `group_rows` says, or "short" for calls whose "any" row has one of the tiles `instead_of` (br, bc), at most `most_keys`
-    keys, and masks that allow at most the share `most_density` of all pairs and whose rows see at most `most_row_keys`
-    keys each in the mean; not for calls on caches.  competes: neighbours
-    that do compete for the same calls, and the mask decides by what the tiles cost (ceilings.tile_cost).  The rest: as
-    in AttnSpec.
+    `group_rows` says, or "short" for calls whose "any" row has one of the tiles `instead_of` (br, bc), at most
+    `most_keys` keys, and masks that allow at most the share `most_density` of all pairs and whose rows see at most
+    `most_row_keys` keys each in the mean; not for calls on caches.  competes: neighbours that do compete for the same
+    calls, and the mask decides by what the tiles cost (ceilings.tile_cost).  The rest: as in AttnSpec.
     """
 
     head_dims: tuple[int, int]
@@ -146,8 +145,8 @@ TABLE = (
     _packed((80, 128), bc=128, stages=2),
     _packed((144, 192), bc=64, stages=3),
     _packed((208, 256), bc=64, stages=2),
-    # Of narrow heads, rows that else fill two tiles, which read the same keys. Of wide ones, rows that fit one tile:
-    # two warpgroups take turns at the tensor cores and the softmax, and with more rows they get in each other's way.
+    # Of narrow heads, rows that else fill two tiles, which read the same keys. Of wide ones, rows that leave the second
+    # warpgroup idle: with 64 and 112 rows these tiles were no faster, with 28 they were (docs/tries.md).
     _packed((16, 64), bc=128, stages=4, pair=(65, 128)),
     _packed((80, 128), bc=128, stages=2, pair=(17, 48)),
     Row(kernel="sm90", head_dims=(16, 128), shape="shared", br=64, bc=128, stages=2, warps=12, archs=HOPPER),

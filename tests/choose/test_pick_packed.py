@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import omnicupy as oc
 from omnicupy.call.problem import Problem
-from omnicupy.choose import pick
+from omnicupy.choose import paged, pick
 from omnicupy.choose import table as choose_table
 
 H100_SMS = 132
@@ -32,29 +34,33 @@ def test_few_rows_are_packed_where_that_makes_fewer_tiles(
 
 
 @pytest.mark.parametrize(
-    ("group", "q_len", "batch", "rows"),
+    ("group", "q_len", "narrow", "wide"),  # rows of the tile at head_dim 64 and at 128
     [
-        *((71, 1, 64, 128), (64, 1, 64, 64), (65, 1, 64, 128), (128, 1, 64, 128), (129, 1, 64, 64)),
-        *(
-            (7, 9, 16, 64),
-            (7, 10, 16, 128),
-            (7, 16, 16, 128),
-            (7, 18, 16, 128),
-            (7, 19, 16, 64),
-            (7, 36, 16, 128),
-        ),
-        *((7, 16, 9, 128), (7, 16, 8, 64), (71, 1, 32, 64)),  # of few sequences a tile is cut into many parts
+        *((71, 1, 128, 64), (64, 1, 64, 64), (65, 1, 128, 64), (128, 1, 128, 64), (129, 1, 64, 64)),
+        *((7, 2, 64, 64), (7, 3, 64, 128), (7, 6, 64, 128), (7, 7, 64, 64), (7, 9, 64, 64), (7, 10, 128, 64)),
+        *((16, 1, 64, 64), (17, 1, 64, 128), (48, 1, 64, 128), (49, 1, 64, 64)),
+        *((7, 16, 128, 64), (7, 18, 128, 64), (7, 19, 64, 64), (7, 36, 64, 64)),
     ],
 )
+def test_two_warpgroups_share_the_rows_of_a_key_head(group: int, q_len: int, narrow: int, wide: int) -> None:
+    """Where there are as many as were measured to be faster so, and its keys are cut into few parts."""
+    for head_dim, rows in ((16, narrow), (64, narrow), (72, wide), (128, wide), (136, 64), (256, 64)):
+        problem = Problem(16, group, 1, q_len, 9000, head_dim, "bfloat16")
+        masks = (oc.full(q_len, 9000),)
+        spec = pick.pick("sm_90", problem, masks, H100_SMS)
+        assert (spec.pack, spec.br, spec.warps) == (True, rows, 4 + rows // 16)
+        for fewer in (replace(problem, batch=14), replace(problem, batch=1, kv_heads=4, q_heads=4 * group)):
+            assert pick.pick("sm_90", fewer, masks, H100_SMS).br == 64
+        assert pick.pick("sm_90", problem, masks, H100_SMS, split=384).br == 64
+
+
 @pytest.mark.parametrize("head_dim", [64, 128])
-def test_two_warpgroups_share_what_else_are_two_tiles(
-    head_dim: int, group: int, q_len: int, batch: int, rows: int
-) -> None:
-    kv_heads = 4 if group == 7 else 1
-    problem = Problem(batch, kv_heads * group, kv_heads, q_len, 9000, head_dim, "bfloat16")
-    spec = pick.pick("sm_90", problem, (oc.full(q_len, 9000),), H100_SMS)
-    assert (spec.pack, spec.br, spec.warps) == (True, rows, 4 + rows // 16)
-    assert pick.pick("sm_90", problem, (oc.full(q_len, 9000),), H100_SMS, split=384).br == 64
+def test_caches_of_e4m3_keep_packed_tiles_of_one_warpgroup(head_dim: int) -> None:
+    problem = Problem(64, 70 if head_dim == 64 else 28, 1, 1, 9000, head_dim, "bfloat16")
+    masks = (oc.full(1, 9000),)
+    pair, single = (pick.pick("sm_90", problem, masks, H100_SMS, split=split) for split in (None, 384))
+    assert (pair.br, single.br) == (128, 64)
+    assert paged.for_e4m3(pair, problem) == paged.for_e4m3(single, problem) == single
 
 
 @pytest.mark.parametrize("q_len", [1, 64, 65, 512, 5000])

@@ -5,18 +5,11 @@
 
 namespace omni {
 
-// Page: as in Sm90Config, whose three warpgroups leave no registers for threads that copy keys.
-template <class Base, int Page>
+template <class Base>
 struct PagedTriple : Base {
-  static constexpr int kPage = Page;
-  static constexpr bool kKeyByKey = Page == 1;
   static constexpr bool kScheduler = true;
-  static constexpr int kLoaders = kKeyByKey ? 3 : 0;
-  static constexpr int kFillers = kKeyByKey ? kLoaders : 1;
   static constexpr int kWalkers = 3;
-  static constexpr int kProducerRegisters = kKeyByKey ? 56 : 32;
-  static constexpr int kConsumerRegisters = kKeyByKey ? 152 : 160;
-  static_assert(Base::kConsumers == 3 && Base::kBc % Page == 0, "pages beside three warpgroups");
+  static_assert(Base::kConsumers == 3 && Base::kPaged && !Base::kKeyByKey, "boxes beside three warpgroups");
 };
 
 }  // namespace omni
