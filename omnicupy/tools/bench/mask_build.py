@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from omnicupy.api import attention
+from omnicupy.api import attention, attention_backward
 from omnicupy.choose import pick
 from omnicupy.masks.mask import Mask
 from omnicupy.tools.bench import peer_masks
@@ -16,6 +16,7 @@ from omnicupy.tools.bench.measure import Session, make_inputs, reason, rounded
 from omnicupy.tools.bench.peers import MissingError, prepare
 from omnicupy.tools.bench.records import OURS
 from omnicupy.tools.bench.torch_inputs import Shared
+from omnicupy.tools.random_arrays import DTYPES, random_bits
 from omnicupy.tools.workloads.workload import Workload
 
 TURNS = 31  # so many that a host that is busy for a while hardly moves the median
@@ -26,8 +27,9 @@ def measure(session: Session, workload: Workload, systems: Sequence[str]) -> Non
 
     Ours: mask_ms builds the mask, cut_ms cuts it at the tile of the call, new_mask_call_ms is a whole call with a
     mask that was never used (cut, upload and launch), same_mask_call_ms one with the mask of the call before; all
-    but the first with a loaded kernel. Rivals: build_ms makes the block mask or plan a second time, and
-    build_compiled_ms does so under torch.compile; first_call_s compiles.
+    but the first with a loaded kernel. Calls are those of the session's pass: a mask of both passes is cut for both.
+    Rivals: build_ms makes the block mask or plan a second time, and build_compiled_ms does so under torch.compile;
+    first_call_s compiles.
     """
     mask = workload.mask()
     arrays = make_inputs(workload, mask, session.dtype)
@@ -41,7 +43,7 @@ def measure(session: Session, workload: Workload, systems: Sequence[str]) -> Non
                 figures = _theirs(name, shared, session.limit_s)
         except Exception as error:  # whatever a library raises is its result here
             figures = {"problem": reason(error)}
-        row = {"workload": workload.name, "system": name, "pass": "forward"}
+        row = {"workload": workload.name, "system": name, "pass": session.timed.name}
         session.record.add(**row, figures=rounded(figures))
         session.say(f"{workload.name}: {name}: {', '.join(f'{k} {v}' for k, v in rounded(figures).items())}")
 
@@ -50,9 +52,14 @@ def _ours(session: Session, workload: Workload, arrays: tuple[Any, Any, Any]) ->
     import cupy
 
     synchronize = cupy.cuda.Device().synchronize
+    dout = random_bits(arrays[0].shape, 4, session.dtype, 1.0, cupy).view(DTYPES[session.dtype])
 
     def call(mask: Mask) -> None:
-        attention(*arrays, mask)
+        if session.timed.has_gradients:
+            out, lse = attention(*arrays, mask, return_lse=True)
+            attention_backward(dout, *arrays, out, lse, mask)
+        else:
+            attention(*arrays, mask)
         synchronize()
 
     first = workload.mask()

@@ -141,7 +141,7 @@ def run(options: Options, say: host.Say) -> dict[str, Any]:
         },
     )
     for name in options.suites:
-        if name in CPU_HOST:
+        if name in CPU_HOST and not (options.workloads and name in GPU_SUITES):  # these have named others
             record.suite = name
             CPU_HOST[name](record, say)
     names = [name for name in options.suites if name in GPU_SUITES] if gpu else []
@@ -176,10 +176,12 @@ def _check_pass(options: Options) -> None:
             if name in of_gradients:
                 raise ValueError(f"bench: {name} measures forms of the backward pass; add --pass bwd")
         return
+    # A new mask is timed with both passes: a backward pass alone has one that the forward pass has seen.
+    kinds = GRADIENT_KINDS + ("build",) * (PASSES[options.timed].has_forward and environment.has_gpu())
     serve = [
         name
         for name, suite in GPU_SUITES.items()
-        if all(part.kind in GRADIENT_KINDS and not _of_kernels(part) for part in suite.parts)
+        if all(part.kind in kinds and not _of_kernels(part) for part in suite.parts)
     ]
     for name in options.suites:
         if name not in serve:

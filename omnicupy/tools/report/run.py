@@ -14,6 +14,7 @@ from pathlib import Path
 from omnicupy.jit.build import Track, silent
 from omnicupy.jit.files import replace_file
 from omnicupy.masks.picture import figure_class
+from omnicupy.tools.bench.gradients import PASSES
 from omnicupy.tools.report import (
     accuracy,
     atoms,
@@ -51,6 +52,7 @@ BLOCKS: dict[str, Callable[[Library], str]] = {
     "short": tables.figures("short"),
     "latency": tables.figures("latency"),
     "build": tables.figures("build"),
+    "build both passes": tables.figures(f"build {PASSES['fwd+bwd'].name}"),
     "memory": tables.figures("memory"),
     "accuracy": accuracy.errors,
     "gradients dense": gradients.dense,

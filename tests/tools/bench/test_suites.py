@@ -32,10 +32,12 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     return fake
 
 
-def _run(monkeypatch: pytest.MonkeyPatch, mask: Any, suite: str, *systems: str) -> list[dict[str, Any]]:
+def _run(
+    monkeypatch: pytest.MonkeyPatch, mask: Any, suite: str, *systems: str, timed: str = "fwd"
+) -> list[dict[str, Any]]:
     workload = Workload("tiny", 1, (2, 1, 16), mask, "")
     monkeypatch.setattr(bench_run, "by_name", lambda name: workload)
-    options = bench_run.Options((suite,), (GPU_SUITES[suite].workloads[0],), systems, samples=3)
+    options = bench_run.Options((suite,), (GPU_SUITES[suite].workloads[0],), systems, samples=3, timed=timed)
     rows: list[dict[str, Any]] = bench_run.run(options, lambda line: None)["rows"]
     return [row for row in rows if row["workload"] == "tiny"]
 
@@ -128,6 +130,26 @@ def test_building_is_timed_step_by_step(gpu: Any, monkeypatch: pytest.MonkeyPatc
     assert len(calls) == 2 * mask_build.TURNS
     assert all(new is same for new, same in zip(calls[::2], calls[1::2], strict=True))
     assert len({id(mask) for mask in calls}) == mask_build.TURNS
+
+
+def test_building_is_timed_with_both_passes(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, list[Any]] = {"forward": [], "backward": []}
+
+    def attention(q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any:
+        seen["forward"].append(mask)
+        return numpy_gpu.attention(q, k, v, mask, **options)
+
+    def backward(dout: Any, *saved: Any) -> None:
+        *_, out, lse, mask = saved
+        assert (dout.shape, lse.shape) == (out.shape, out.shape[:3])
+        seen["backward"].append(mask)
+
+    monkeypatch.setattr(mask_build, "attention", attention)
+    monkeypatch.setattr(mask_build, "attention_backward", backward)
+    monkeypatch.setitem(bench_run.CPU_HOST, "build", lambda record, say: None)
+    (row,) = _run(monkeypatch, _mixed, "build", "omnicupy", timed="fwd+bwd")
+    assert (row["pass"], len(seen["backward"])) == ("forward+backward", 1 + 2 * mask_build.TURNS)
+    assert seen["forward"] == seen["backward"]
 
 
 def test_the_build_suite_also_runs_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
