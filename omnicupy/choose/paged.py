@@ -48,7 +48,7 @@ def for_e4m3(
         return of_few[problem.batch * problem.kv_heads < sm_count]
     if not converts(spec):
         bc = 128 if max(spec.head_dim, spec.value_dim) <= 128 else 64
-        spec = replace(spec, br=64, bc=bc, stages=2, warps=8)
+        spec = replace(spec, br=64, bc=bc, stages=spec.stages if spec.pack else 2, warps=8)
     return fitted(spec, 1)
 
 

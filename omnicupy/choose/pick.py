@@ -24,6 +24,9 @@ FEW_ROWS = 64  # query rows that a small tile holds
 SPLIT_TILES = 16
 # Block rows a multiprocessor from which on variants for short ones were measured (docs/tries.md).
 ENOUGH_ROWS = 4
+# Parts that a key head is cut into, about, up to which a tile of two warpgroups pays: the thread block that comes last
+# merges the rows of all of them. Measured at 2, 8 and 33 parts (docs/tries.md).
+MOST_PAIR_PARTS = 9
 WORTH_A_CUT = 0.05  # of a call's time: cutting the mask for another tile must promise to save as much
 # Kernels that calls without `config` may get. A kernel is served only while tests/attestation.json covers it as it
 # stands (a test compares them); until then it is reached by an explicit config.
@@ -74,7 +77,9 @@ def _pick(
             return spec
         found = found or spec
     packed = (row.spec(arch, problem.dtype, *widths) for row in rows if row.shape == "packed" and few)
-    return next((one for one in packed if _fewer_rows(one, found, problem)), found)
+    found = next((one for one in packed if _fewer_rows(one, found, problem)), found)
+    pairs = (row for row in rows if found.pack and split is None and _pairs(row, problem, sm_count))
+    return next((row.spec(arch, problem.dtype, *widths) for row in pairs), found)
 
 
 def _large(
@@ -164,6 +169,13 @@ def _fewer_rows(packed: AttnSpec, other: AttnSpec, problem: Problem) -> bool:
     tiles = packed.packs(group) * -(-q_len // packed.tokens(group))
     others = group // other.heads * -(-q_len // other.br) * other.rows
     return group > 1 and (tiles == 1 or tiles * packed.rows < others)
+
+
+def _pairs(row: Row, problem: Problem, sm_count: int) -> bool:
+    """Does the row have tiles of two warpgroups that hold all rows of a key head of the call, and pay?"""
+    least, most = row.group_rows
+    few_parts = MOST_PAIR_PARTS * problem.batch * problem.kv_heads >= sm_count
+    return few_parts and row.shape == "pair" and least <= problem.group * problem.q_len <= most
 
 
 def _is_small(problem: Problem, spec: AttnSpec, sm_count: int) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from omnicupy.jit.archs import ARCHES
-from omnicupy.jit.spec import DTYPES, MAX_HEAD_DIM, PACKED_ROWS, AttnSpec
+from omnicupy.jit.spec import DTYPES, MAX_HEAD_DIM, PACKED_PAIR, PACKED_ROWS, AttnSpec
 
 HOPPER = ("sm_90",)
 
@@ -20,11 +20,11 @@ class Row:
     keys, and for others by the wider of both: what fits that fits the narrower, too.  shape: "any", or "small" for few
     query rows and for problems whose "any" row would leave multiprocessors without work, or "shared" for few query rows
     of groups whose heads fill tiles, or "packed" for few query rows where packing a group's heads into tiles leaves
-    fewer of them, or "short" for calls whose "any" row has one of the tiles `instead_of` (br, bc), at most `most_keys`
-    keys, and masks that allow at most the share `most_density` of all pairs and whose rows see at most `most_row_keys`
-    keys each in the mean; not for calls on caches.  competes: neighbours
-    that do compete for the same calls, and the mask decides by what the tiles cost (ceilings.tile_cost).  The rest: as
-    in AttnSpec.
+    fewer of them, or "pair" in place of a "packed" one where a key head has as many rows of heads and tokens as
+    `group_rows` says, or "short" for calls whose "any" row has one of the tiles `instead_of` (br, bc), at most
+    `most_keys` keys, and masks that allow at most the share `most_density` of all pairs and whose rows see at most
+    `most_row_keys` keys each in the mean; not for calls on caches.  competes: neighbours that do compete for the same
+    calls, and the mask decides by what the tiles cost (ceilings.tile_cost).  The rest: as in AttnSpec.
     """
 
     head_dims: tuple[int, int]
@@ -40,6 +40,7 @@ class Row:
     pack: bool = False
     blocks: int = 1
     scheduler: bool = False
+    group_rows: tuple[int, int] = (0, 0)
     instead_of: tuple[tuple[int, int], ...] = ()
     most_keys: int | None = None
     most_density: float = 1.0
@@ -122,16 +123,18 @@ def _short_keys(head_dims: tuple[int, int], *instead_of: tuple[int, int]) -> Row
     )
 
 
-def _packed(head_dims: tuple[int, int], bc: int, stages: int) -> Row:
-    """A row of packed tiles."""
+def _packed(head_dims: tuple[int, int], bc: int, stages: int, pair: tuple[int, int] | None = None) -> Row:
+    """A row of packed tiles. pair: of those that two warpgroups share, the rows of a key head they are for."""
+    rows = PACKED_PAIR if pair else PACKED_ROWS
     return Row(
         kernel="sm90",
         head_dims=head_dims,
-        shape="packed",
-        br=PACKED_ROWS,
+        shape="pair" if pair else "packed",
+        group_rows=pair or (0, 0),
+        br=rows,
         bc=bc,
         stages=stages,
-        warps=8,
+        warps=4 + rows // 16,
         pack=True,
         archs=HOPPER,
     )
@@ -142,6 +145,10 @@ TABLE = (
     _packed((80, 128), bc=128, stages=2),
     _packed((144, 192), bc=64, stages=3),
     _packed((208, 256), bc=64, stages=2),
+    # Of narrow heads, rows that else fill two tiles, which read the same keys. Of wide ones, rows that leave the second
+    # warpgroup idle: with 64 and 112 rows these tiles were no faster, with 28 they were (docs/tries.md).
+    _packed((16, 64), bc=128, stages=4, pair=(65, 128)),
+    _packed((80, 128), bc=128, stages=2, pair=(17, 48)),
     Row(kernel="sm90", head_dims=(16, 128), shape="shared", br=64, bc=128, stages=2, warps=12, archs=HOPPER),
     Row(kernel="sm90", head_dims=(144, 256), shape="shared", br=64, bc=64, stages=2, warps=12, archs=HOPPER),
     Row(kernel="sm90", head_dims=(16, 128), shape="small", br=64, bc=128, stages=2, warps=8, archs=HOPPER),

@@ -60,6 +60,11 @@ class PagedSpec(CachedSpec):
         return 4 if self.kernel == "sm90" and self.page != 0 and self.warps == 8 else 0
 
     @property
+    def source(self) -> str:
+        """Name of the kernel's source file in `kernels/`."""
+        return "attention_fwd_paged.cu" if self.page > 1 and self.warps == 16 else super().source
+
+    @property
     def params(self) -> str:
         """Which parameter struct it takes: a key of params.PARAMS."""
         return f"{self.kernel}_paged"

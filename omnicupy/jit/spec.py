@@ -9,7 +9,7 @@ from omnicupy.jit.archs import SMEM_LIMIT_BYTES
 from omnicupy.jit.atom import SHIPPED
 from omnicupy.jit.field_types import make_flags, make_numbers
 from omnicupy.jit.panels import row_bytes, tail_columns
-from omnicupy.jit.tile_checks import check_blocks, check_sm80, check_sm90
+from omnicupy.jit.tile_checks import check_blocks, check_pack, check_sm80, check_sm90
 
 KERNELS = ("naive", "sm80", "sm90")
 DTYPES = ("float16", "bfloat16")
@@ -18,6 +18,7 @@ MAX_ONE_PIECE = 256  # above it the head dimension is tiled: O no longer fits th
 CHUNK = 64  # columns of Q and K streamed at a time when the head dimension is tiled
 NAIVE_THREADS = 128
 PACKED_ROWS = 64  # of a tile into which the heads of a group are packed
+PACKED_PAIR = 128  # of one that two warpgroups share (attention_fwd_packed.cu)
 RESERVED_BYTES = 1024  # of shared memory, for each thread block
 
 
@@ -68,12 +69,14 @@ class AttnSpec:
     in no row of the table and unverified).  share_kv: one buffer holds K, then V (stages = 1 only).  swizzle:
     XOR-swizzled shared memory (False: plain rows, for the bank-conflict study).  ping_pong: the consumer warpgroups
     of sm90 take turns at the tensor cores.  pack: all query heads of a group are packed into the rows of a tile
-    (kernel sm90 with br=64, warps=8): row r is token r // heads and head r % heads, as many tokens as fit 64 rows;
-    groups above 64 heads take several tiles.  softcap: scores are capped.  value_dim: columns of V and O in the
-    kernel, a multiple of 16; None: as wide as keys, and value_dim is head_dim then. Another width than head_dim needs
-    both up to 256. Which widths tensors need: kernel_widths (widths.py).  blocks: thread blocks a multiprocessor of
-    kernel sm90, 1 to 3, each with work items of its own.  scheduler: beside three consumer warpgroups, too, a thread
-    does nothing but take work items, as it does beside fewer. Calls on caches have blocks=1 and scheduler=False.
+    (kernel sm90 with br=64, warps=8, or br=128, warps=12): row r is token r // heads and head r % heads, as many
+    tokens as fit br rows; groups above br heads take several tiles.  softcap: scores are capped.  value_dim: columns
+    of V and O in the kernel, a multiple of 16; None: as wide as keys, and value_dim is head_dim then. Another width
+    than head_dim needs both up to 256. Which widths tensors need: kernel_widths (widths.py).  blocks: thread blocks a
+    multiprocessor of kernel sm90, 1 to 3, each with work items of its own.  scheduler: beside three consumer
+    warpgroups, too, a thread does nothing but take work items, as it does beside fewer. Calls on caches have blocks=1
+    and scheduler=False.
+
     Raises TypeError for fields of other types, ValueError when the tile is illegal or does not fit the architecture's
     shared memory.
     """
@@ -133,11 +136,7 @@ class AttnSpec:
         if self.kernel == "sm90":
             check_sm90(self, MAX_ONE_PIECE)
         self._check_blocks()
-        if self.pack and (self.kernel, self.br, self.warps) != ("sm90", PACKED_ROWS, 8):
-            raise ValueError(
-                f"config: pack=True needs kernel='sm90' with br={PACKED_ROWS} and warps=8, got "
-                f"kernel={self.kernel!r}, br={self.br}, warps={self.warps}"
-            )
+        check_pack(self)
         if self.stages not in (1, 2, 3, 4):
             raise ValueError(f"config: stages must be 1, 2, 3 or 4, got {self.stages}")
 
@@ -173,7 +172,7 @@ class AttnSpec:
 
     def packs(self, group: int) -> int:
         """Tiles, one beside the other, that the `group` query heads of a group are packed into; 1 without `pack`."""
-        return -(-group // PACKED_ROWS) if self.pack else 1
+        return -(-group // self.br) if self.pack else 1
 
     def pack_heads(self, group: int) -> int:
         """Query heads that a token of a packed tile has rows for; 1 without `pack`."""
@@ -207,8 +206,9 @@ class AttnSpec:
     def smem_bytes(self) -> int:
         """Dynamic shared memory of one thread block, in bytes."""
         if self.kernel == "naive":
-            # the query row, one tile of scores, reductions
-            return 4 * (self.head_dim + self.bc + NAIVE_THREADS)
+            return 4 * (
+                self.head_dim + self.bc + NAIVE_THREADS
+            )  # the query row, a tile of scores, reductions
         if self.kernel == "sm90":
             return self._sm90_bytes(self.q_slots)
         if self.tiled:
@@ -246,6 +246,8 @@ class AttnSpec:
     @property
     def source(self) -> str:
         """Name of the kernel's source file in `kernels/`."""
+        if self.pack and self.br == PACKED_PAIR:
+            return "attention_fwd_packed.cu"
         return "attention_naive.cu" if self.kernel == "naive" else f"attention_fwd_{self.kernel}.cu"
 
     @property

@@ -83,6 +83,17 @@ def check_sm90(spec: Tile, most_columns: int) -> None:
         )
 
 
+def check_pack(spec: Tile) -> None:
+    """Raises ValueError for packed heads in a tile that no kernel packs them into."""
+    tiles = ((64, 8), (128, 12))
+    if spec.pack and (spec.kernel != "sm90" or (spec.br, spec.warps) not in tiles):
+        words = ", or ".join(f"br={rows} and warps={warps}" for rows, warps in tiles)
+        raise ValueError(
+            f"config: pack=True needs kernel='sm90' with {words}, got kernel={spec.kernel!r}, br={spec.br}, "
+            f"warps={spec.warps}"
+        )
+
+
 def check_blocks(spec: Tile) -> None:
     """Raises ValueError where a multiprocessor does not hold so many thread blocks, or the kernel has no such variant:
     their threads begin with an even share of the registers, which has to hold one instruction. And for a scheduler

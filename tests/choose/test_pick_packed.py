@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import omnicupy as oc
 from omnicupy.call.problem import Problem
-from omnicupy.choose import pick
+from omnicupy.choose import paged, pick
 from omnicupy.choose import table as choose_table
 
 H100_SMS = 132
@@ -29,6 +31,36 @@ def test_few_rows_are_packed_where_that_makes_fewer_tiles(
     assert spec.pack == packed
     assert not pick.pick("sm_80", problem, (oc.full(q_len, 9000),), H100_SMS).pack
     assert pick.pick("sm_90", problem, (oc.full(q_len, 9000),), H100_SMS, mappable=False).kernel == "sm80"
+
+
+@pytest.mark.parametrize(
+    ("group", "q_len", "narrow", "wide"),  # rows of the tile at head_dim 64 and at 128
+    [
+        *((71, 1, 128, 64), (64, 1, 64, 64), (65, 1, 128, 64), (128, 1, 128, 64), (129, 1, 64, 64)),
+        *((7, 2, 64, 64), (7, 3, 64, 128), (7, 6, 64, 128), (7, 7, 64, 64), (7, 9, 64, 64), (7, 10, 128, 64)),
+        *((16, 1, 64, 64), (17, 1, 64, 128), (48, 1, 64, 128), (49, 1, 64, 64)),
+        *((7, 16, 128, 64), (7, 18, 128, 64), (7, 19, 64, 64), (7, 36, 64, 64)),
+    ],
+)
+def test_two_warpgroups_share_the_rows_of_a_key_head(group: int, q_len: int, narrow: int, wide: int) -> None:
+    """Where there are as many as were measured to be faster so, and its keys are cut into few parts."""
+    for head_dim, rows in ((16, narrow), (64, narrow), (72, wide), (128, wide), (136, 64), (256, 64)):
+        problem = Problem(16, group, 1, q_len, 9000, head_dim, "bfloat16")
+        masks = (oc.full(q_len, 9000),)
+        spec = pick.pick("sm_90", problem, masks, H100_SMS)
+        assert (spec.pack, spec.br, spec.warps) == (True, rows, 4 + rows // 16)
+        for fewer in (replace(problem, batch=14), replace(problem, batch=1, kv_heads=4, q_heads=4 * group)):
+            assert pick.pick("sm_90", fewer, masks, H100_SMS).br == 64
+        assert pick.pick("sm_90", problem, masks, H100_SMS, split=384).br == 64
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_caches_of_e4m3_keep_packed_tiles_of_one_warpgroup(head_dim: int) -> None:
+    problem = Problem(64, 70 if head_dim == 64 else 28, 1, 1, 9000, head_dim, "bfloat16")
+    masks = (oc.full(1, 9000),)
+    pair, single = (pick.pick("sm_90", problem, masks, H100_SMS, split=split) for split in (None, 384))
+    assert (pair.br, single.br) == (128, 64)
+    assert paged.for_e4m3(pair, problem) == paged.for_e4m3(single, problem) == single
 
 
 @pytest.mark.parametrize("q_len", [1, 64, 65, 512, 5000])

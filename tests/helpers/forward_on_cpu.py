@@ -40,6 +40,7 @@ def packed_spec(
     *,
     softcap: bool = False,
     value_dim: int | None = None,
+    rows: int = 64,
 ) -> AttnSpec:
     columns, of_values = kernel_widths(head_dim, value_dim or head_dim)
     return AttnSpec(
@@ -48,10 +49,10 @@ def packed_spec(
         dtype=dtype,
         head_dim=columns,
         value_dim=of_values,
-        br=64,
+        br=rows,
         bc=bc,
         stages=stages,
-        warps=8,
+        warps=4 + rows // 16,
         pack=True,
         softcap=softcap,
     )

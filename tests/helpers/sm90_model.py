@@ -253,12 +253,17 @@ class Consumer:
             self.block.events += 1
 
 
-def play(block: Block) -> None:
-    """Everybody takes steps in random order until all are done."""
-    running = {"producer": Producer(block).run()}
-    if block.scheduler:
-        running["scheduler"] = Scheduler(block).run()
-    running |= {f"group {group}": Consumer(block, group).run() for group in range(block.groups)}
+def play(
+    block: Block, producers: dict[str, Steps] | None = None, consumers: dict[str, Steps] | None = None
+) -> None:
+    """Everybody takes steps in random order until all are done. producers, consumers: others than the usual ones."""
+    if producers is None:
+        producers = {"producer": Producer(block).run()}
+        if block.scheduler:
+            producers["scheduler"] = Scheduler(block).run()
+    if consumers is None:
+        consumers = {f"group {group}": Consumer(block, group).run() for group in range(block.groups)}
+    running = producers | consumers
     quiet, events = 0, 0
     while running:
         running |= {f"copy {id(copy)}": copy for copy in block.copies}

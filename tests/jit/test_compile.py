@@ -154,7 +154,23 @@ def test_the_kernels_of_caches_compile_without_a_spill(arch: str) -> None:
         assert compiled_without_a_spill(Fp8AppendSpec(arch=arch, dtype=dtype))
 
 
-@pytest.mark.parametrize("spec", [*(spec for spec in ROWS if spec.kernel == "sm90"), *CACHED], ids=_name)
+# Pages beside three warpgroups of consumers, which leave no registers to spare.
+IN_BOXES = [
+    RaggedSpec.of(in_pages) if size in (8, 64) else in_pages
+    for spec, size in zip((one for one in HOPPER if one.warps == 16), (8, 16, 64, 128), strict=True)
+    for in_pages in [PagedSpec.with_pages(spec, size)]
+]
+
+
+@pytest.mark.parametrize("spec", IN_BOXES, ids=_name)
+def test_pages_beside_three_warpgroups_compile_without_a_spill(spec: AttnSpec) -> None:
+    assert spec.source == "attention_fwd_paged.cu"
+    assert compiled_without_a_spill(spec)
+
+
+@pytest.mark.parametrize(
+    "spec", [*(spec for spec in ROWS if spec.kernel == "sm90"), *CACHED, *IN_BOXES], ids=_name
+)
 def test_hopper_code_is_known_to_be_uniform(spec: AttnSpec) -> None:
     """ptxas sees that a consumer's warps do not diverge. Where it does not, it makes them meet again before each
     shuffle and wgmma, and keeps one value a warp in registers of every thread: the kernel is right, and 7% slower.

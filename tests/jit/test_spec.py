@@ -66,8 +66,9 @@ TABLE = [
     ),
     (
         SM90,
-        {"pack": True},
-        "config: pack=True needs kernel='sm90' with br=64 and warps=8, got kernel='sm90', br=128, warps=12",
+        {"pack": True, "br": 64},
+        "config: pack=True needs kernel='sm90' with br=64 and warps=8, or br=128 and warps=12, got kernel='sm90', "
+        "br=64, warps=12",
     ),
     (
         SM90,
@@ -102,7 +103,8 @@ TABLE = [
     (
         SM80,
         {"pack": True},
-        "config: pack=True needs kernel='sm90' with br=64 and warps=8, got kernel='sm80', br=128, warps=4",
+        "config: pack=True needs kernel='sm90' with br=64 and warps=8, or br=128 and warps=12, got kernel='sm80', "
+        "br=128, warps=4",
     ),
 ]
 

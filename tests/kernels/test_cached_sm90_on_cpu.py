@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 HEAD_DIM = 64
-WORDS = ("sm90-64x64-s2-w8", "sm90-64x64-s2-w8-packed")
+WORDS = ("sm90-64x64-s2-w8", "sm90-64x64-s2-w8-packed", "sm90-128x64-s2-w12-packed")
 WRITTEN = ("row_offsets", "entries", "parts", "splits", "bit_tiles", "dead", "n_parts")
 Array = NDArray[Any]
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from forward_on_cpu import Forward, assert_within_budget, packed_spec
 from numpy.typing import NDArray
+from packed_masks import MASKS, tree
 
 import omnicupy as oc
 from omnicupy.call.problem import Problem
@@ -34,41 +35,6 @@ def _compare(call: Forward, spec: AttnSpec, library: Callable[[AttnSpec], Any]) 
     with np.errstate(all="ignore"):
         out, lse = assert_within_budget(call, spec, library)
     return out.copy(), lse.copy()
-
-
-def _tree(q_len: int, k_len: int, seed: int) -> oc.Mask:
-    """All of a history, and some of the last tokens: held as bits."""
-    tail = np.random.default_rng(seed).random((q_len, q_len)) < 0.5
-    np.fill_diagonal(tail, True)
-    return oc.from_dense(np.concatenate([np.ones((q_len, k_len - q_len), bool), tail], axis=1))
-
-
-def _holes(q_len: int, k_len: int, seed: int) -> oc.Mask:
-    """Rows that see nothing, and runs of keys that nothing sees."""
-    seen = np.random.default_rng(seed).random((q_len, k_len)) < 0.6
-    seen[:, 70:139] = False
-    seen[q_len // 3 : q_len // 2 + 1] = False
-    return oc.from_dense(seen)
-
-
-def _lengths(q_len: int, k_len: int, seed: int) -> oc.Mask:
-    """A cache of which the end is unused: intervals."""
-    visible = k_len - 90 * seed
-    return oc.full(q_len, k_len) & oc.ranges([(0, q_len, 0, visible)], q_len, k_len)
-
-
-def _window(q_len: int, k_len: int, seed: int) -> oc.Mask:
-    return oc.causal(q_len, k_len) & oc.sliding_window(k_len, k_len, left=100).rows(k_len - q_len, k_len)
-
-
-MASKS: dict[str, Callable[[int, int, int], oc.Mask]] = {
-    "full": lambda q_len, k_len, seed: oc.full(q_len, k_len),
-    "causal": lambda q_len, k_len, seed: oc.causal(q_len, k_len),
-    "window": _window,
-    "tree": _tree,
-    "holes": _holes,
-    "lengths": _lengths,
-}
 
 
 @pytest.mark.parametrize("split", [None, 64, 128])
@@ -123,7 +89,7 @@ def test_parts_that_fill_a_device(library: Callable[[AttnSpec], Any]) -> None:
 def test_a_group_has_the_bits_of_heads_of_their_own(group: int, library: Callable[[AttnSpec], Any]) -> None:
     """Keys repeated for each query head, the same tiles and parts."""
     q_len, k_len = 5, 700
-    masks = [_tree(q_len, k_len, 3)]
+    masks = [tree(q_len, k_len, 3)]
     packed = Forward(Problem(1, 2 * group, 2, q_len, k_len, 64, "bfloat16"), masks, split=128)
     apart = Forward(Problem(1, 2 * group, 2 * group, q_len, k_len, 64, "bfloat16"), masks, split=128)
     apart.arrays["q"][...] = packed.arrays["q"]

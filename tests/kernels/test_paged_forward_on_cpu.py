@@ -55,6 +55,17 @@ SPECS = {
         warps=8,
         pack=True,
     ),
+    "sm90-pair": AttnSpec(
+        arch="sm_90a",
+        kernel="sm90",
+        dtype="bfloat16",
+        head_dim=64,
+        br=128,
+        bc=64,
+        stages=2,
+        warps=12,
+        pack=True,
+    ),
     "sm90-shared": AttnSpec(
         arch="sm_90a", kernel="sm90", dtype="bfloat16", head_dim=64, br=64, bc=96, stages=2, warps=12
     ),
@@ -64,7 +75,7 @@ SPECS = {
 }
 OF_SM90 = [name for name in SPECS if name.startswith("sm90")]
 OF_ANY = [name for name in SPECS if not name.startswith("sm90")]
-FOR_WIDTHS = ("naive", "sm80", "sm80-shared", "sm90", "sm90-packed")
+FOR_WIDTHS = ("naive", "sm80", "sm80-shared", "sm90", "sm90-packed", "sm90-pair")
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +172,7 @@ def test_groups(name: str, group: int, library: Any, planner: Any) -> None:
     _compare(name, "window-and-sink", 16, library, planner, group=group)
 
 
-@pytest.mark.parametrize("name", ["sm80", "sm90", "sm90-packed"])
+@pytest.mark.parametrize("name", ["sm80", "sm90", "sm90-packed", "sm90-pair"])
 def test_pages_that_sequences_share(name: str, library: Any, planner: Any) -> None:
     """A prefix of two pages is the same memory for three sequences."""
     spec, rng = SPECS[name], np.random.default_rng(9)
@@ -201,7 +212,7 @@ def test_keys_of_no_page_are_not_seen(name: str, page_size: int, library: Any, p
     assert np.isneginf(found.lse[3]).all()
 
 
-@pytest.mark.parametrize("name", ["sm90", "sm90-packed"])
+@pytest.mark.parametrize("name", ["sm90", "sm90-packed", "sm90-pair"])
 @pytest.mark.parametrize("page_size", [16, 64])
 def test_rows_that_are_split(page_size: int, name: str, library: Any, planner: Any) -> None:
     q, kv = _inputs([2000, 0, 65], 1, 4, 64, capacity=2048)
@@ -216,7 +227,7 @@ def test_rows_that_are_split(page_size: int, name: str, library: Any, planner: A
 SINKS = (-np.inf, 0.0, 3.0, 1e4)
 
 
-@pytest.mark.parametrize("name", ["naive", "sm80", "sm90", "sm90-packed"])
+@pytest.mark.parametrize("name", ["naive", "sm80", "sm90", "sm90-packed", "sm90-pair"])
 def test_score_changes_and_splits(name: str, library: Any, planner: Any) -> None:
     spec, sinks = replace(SPECS[name], softcap=True), aligned(4, np.float32)
     sinks[...] = SINKS

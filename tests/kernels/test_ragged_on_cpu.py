@@ -48,6 +48,7 @@ SPECS = {
     "sm80-tiled": _sm80(272, br=64, bc=32, stages=2),
     "sm90": _sm90(br=64, bc=64, warps=8),
     "sm90-packed": _sm90(br=64, bc=64, warps=8, pack=True),
+    "sm90-pair": _sm90(br=128, bc=64, warps=12, pack=True),
     "sm90-heads": _sm90(br=64, bc=96, warps=12),
     "sm90-three": _sm90(br=192, bc=64, warps=16),
 }
@@ -127,7 +128,7 @@ def test_against_float64(
 
 
 @pytest.mark.parametrize("group", [1, 3, 7])
-@pytest.mark.parametrize("name", ["sm90", "sm90-packed"])
+@pytest.mark.parametrize("name", ["sm90", "sm90-packed", "sm90-pair"])
 def test_groups_scores_and_parts(name: str, group: int, library: Any, planner: Any) -> None:
     """Sinks, soft caps, and rows whose keys are split."""
     spec, counts, lengths = replace(SPECS[name], softcap=True), [1, 7, 0, 2], [3000, 2000, 100, 0]
@@ -166,7 +167,7 @@ def test_bits_of_a_split_are_those_of_the_sequence_alone(library: Any, planner: 
             assert paged_calls.same_bits(mine, wanted)
 
 
-@pytest.mark.parametrize("name", ["naive", "sm80", "sm90", "sm90-packed"])
+@pytest.mark.parametrize("name", ["naive", "sm80", "sm90", "sm90-packed", "sm90-pair"])
 def test_bounds_that_are_none_write_nothing(name: str, library: Any, planner: Any) -> None:
     """As a device may hold them: rows that decrease, that leave q, and more of them than max_rows."""
     spec, lengths = SPECS[name], [200, 100, 50]

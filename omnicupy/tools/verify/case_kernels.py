@@ -16,7 +16,7 @@ from omnicupy.jit.backward_kernel import FUSED_PARTS, ORDERED_PARTS, SINK_PARTS,
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.cached_spec import CachedSpec
 from omnicupy.jit.plan_spec import PlanSpec
-from omnicupy.jit.spec import DTYPES, MAX_ONE_PIECE, AttnSpec, KernelSpec, round_up
+from omnicupy.jit.spec import DTYPES, MAX_ONE_PIECE, PACKED_PAIR, AttnSpec, KernelSpec, round_up
 from omnicupy.jit.widths import kernel_widths
 from omnicupy.masks.mask import Mask
 from omnicupy.tools.verify.backward_cases import BackwardCase
@@ -85,6 +85,31 @@ def serves(kernel: str, case: Case) -> bool:
     return round_up(case.head_dim, 16) <= MAX_ONE_PIECE and strides
 
 
+def of_rows(case: Case, arch: str, *, cached: bool = False) -> Iterator[AttnSpec]:
+    """The tiles of the table that serve the case, whichever of them it is verified with. cached: as in `variants`."""
+    problem = problem_of(case)
+    widths = kernel_widths(problem.head_dim, problem.value_dim)
+    for row in table.TABLE:
+        if row.serves(arch, case.dtype, *widths) and serves(row.kernel, case):
+            spec = row.spec(arch, case.dtype, *widths)
+            spec = capped(spec) if problem.softcap else spec
+            if (
+                problem.group % spec.heads == 0
+                and (spec.serves_caches or not cached)
+                and takes(spec, problem)
+            ):
+                yield spec
+
+
+def takes(spec: AttnSpec, problem: Problem) -> bool:
+    """May a call get the row's kernel? Packed tiles of two warpgroups are for few rows of several heads."""
+    return not _is_pair(spec) or (problem.group > 1 and problem.q_len <= pick.FEW_ROWS)
+
+
+def _is_pair(spec: AttnSpec) -> bool:
+    return spec.pack and spec.br == PACKED_PAIR
+
+
 def forward_spec(case: BackwardCase, masks: Sequence[Mask], arch: str) -> AttnSpec:
     """The kernel that makes out and lse of a backward case: what a call on an H100 chooses, on devices of any size, so
     that it can be compiled elsewhere.
@@ -106,16 +131,11 @@ def variants(
     if isinstance(case, BackwardCase):
         return backward_variants(case, arch)
     problem = problem_of(case)
-    widths = kernel_widths(problem.head_dim, problem.value_dim)
     fitted = capped if problem.softcap else _as_it_is
     named = [(fitted(spec), name) for name, spec in ladder(case, arch) if serves(spec.kernel, case)]
     found = {spec: Variant(name, spec) for spec, name in reversed(named)}
-    for row in table.TABLE:
-        if row.serves(arch, case.dtype, *widths) and serves(row.kernel, case):
-            spec = fitted(row.spec(arch, case.dtype, *widths))
-            if problem.group % spec.heads or (cached and not spec.serves_caches):
-                continue
-            found.setdefault(spec, Variant(tile_name(spec), spec))
+    for spec in of_rows(case, arch, cached=cached):
+        found.setdefault(spec, Variant(tile_name(spec), spec))
     if case.tag == ONE_TILE:
         return _one_of_each_kind(list(found.values()), case)
     mappable = serves("sm90", case)
@@ -130,7 +150,7 @@ def _one_of_each_kind(found: Sequence[Variant], case: Case) -> list[Variant]:
     kinds: dict[tuple[str, bool], list[Variant]] = {}
     for variant in found:
         assert isinstance(variant.spec, AttnSpec)
-        kinds.setdefault((variant.spec.kernel, variant.spec.pack), []).append(variant)
+        kinds.setdefault((variant.spec.source, variant.spec.pack), []).append(variant)
     turn = (case.head_dim + case.value_columns) // 8
     return [of_kind[turn % len(of_kind)] for of_kind in kinds.values()]
 

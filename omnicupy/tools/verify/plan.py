@@ -12,10 +12,10 @@ from omnicupy.tools.verify import append_cases, serving_cases, serving_kernels
 from omnicupy.tools.verify.backward_cases import BACKWARD_FIXED, BackwardCase, backward_sweep
 from omnicupy.tools.verify.backward_special import CASES as BACKWARD_SPECIAL
 from omnicupy.tools.verify.cached_cases import CASES as CACHED_CASES
-from omnicupy.tools.verify.case_kernels import backward_variants, serves
+from omnicupy.tools.verify.case_kernels import backward_variants, of_rows, serves
 from omnicupy.tools.verify.cases import FIXED, Case
 from omnicupy.tools.verify.random_cases import DEFAULT, sweep
-from omnicupy.tools.verify.source_digest import BACKWARD, FEW_ROWS, FORWARD, PLANNING, SOURCES
+from omnicupy.tools.verify.source_digest import BACKWARD, FEW_ROWS, FORWARD, PACKED, PAGED, PLANNING, SOURCES
 from omnicupy.tools.verify.special_cases import BIG
 from omnicupy.tools.verify.special_cases import CASES as SPECIAL_CASES
 
@@ -87,11 +87,27 @@ def planned(source: str) -> set[str]:
         return {case.id for case in appending}
     if source == FEW_ROWS:
         return {case.id for case in serving_cases.CASES if serving_kernels.few_rows(case, "sm_90")}
+    if source in (PACKED, PAGED):
+        return set(_of_rows(source))
     on_caches = {case.id for case in serving_cases.CASES if serving_kernels.counts_for(of.kernel, case)}
     if of.launch is PLANNING:
         return on_caches | {case.id for case in CACHED_CASES}
     others = (case for case in every_case()[len(ON_CACHES) :] if not isinstance(case, BackwardCase))
     return on_caches | {case.id for case in others if serves(of.kernel, case)}
+
+
+@cache
+def _of_rows(source: str) -> tuple[str, ...]:
+    """The ids of the cases that run a kernel of a source by which tiles of the table go for some of their calls."""
+    on_caches = [case.id for case in serving_cases.CASES if serving_kernels.runs(source, case)]
+    others = (case for case in every_case()[len(ON_CACHES) :] if not isinstance(case, BackwardCase))
+    cached = {case.id for case in CACHED_CASES}
+    found = (
+        case.id
+        for case in others
+        if any(spec.source == source for spec in of_rows(case, "sm_90", cached=case.id in cached))
+    )
+    return (*on_caches, *found)
 
 
 def _sources_of_append(case: Case) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 
@@ -16,7 +17,7 @@ from omnicupy.jit.spec import AttnSpec, KernelSpec
 from omnicupy.jit.widths import kernel_widths
 from omnicupy.serving.caches import AnyKV, CachedKV, PagedKV
 from omnicupy.tools.random_arrays import DTYPES
-from omnicupy.tools.verify.case_kernels import DEFAULT, Variant, ladder, problem_of, tile_name
+from omnicupy.tools.verify.case_kernels import DEFAULT, Variant, ladder, problem_of, takes, tile_name
 from omnicupy.tools.verify.cases import Case
 from omnicupy.tools.verify.serving_cases import KINDS
 from omnicupy.tools.verify.serving_kinds import Kind
@@ -29,12 +30,8 @@ def variants(case: Case, arch: str, sm_count: int) -> list[Variant]:
     problem, kind = problem_of(case), KINDS[case.tag]
     naive = next(spec for name, spec in ladder(case, arch) if name == "naive")
     specs = {_fitted(capped(naive) if problem.softcap else naive, kind): "naive"}
-    for row in table.TABLE:
-        if row.shape != "short" and row.serves(arch, case.dtype, naive.head_dim, naive.value_dim):
-            spec = row.spec(arch, case.dtype, naive.head_dim, naive.value_dim)
-            spec = _fitted(capped(spec) if problem.softcap else spec, kind)
-            if problem.group % spec.heads == 0:
-                specs.setdefault(spec, tile_name(spec))
+    for spec in _of_rows(case, arch):
+        specs.setdefault(spec, tile_name(spec))
     specs |= {few: f"few rows {few.compute_warps}x{few.blocks}" for few in few_rows(case, arch)}
     found = [Variant(name, spec, compiled=_compiled(spec, case, arch)) for spec, name in specs.items()]
     split = case.split or None
@@ -43,6 +40,24 @@ def variants(case: Case, arch: str, sm_count: int) -> list[Variant]:
     found.append(Variant(DEFAULT, chosen, explicit=False, compiled=_compiled(chosen, case, arch)))
     ordered = sorted(found, key=lambda one: (one.name != "naive", not one.explicit, one.name))
     return [one for one in ordered if isinstance(one.spec, AttnSpec) and _serves(one.spec, case)]
+
+
+def _of_rows(case: Case, arch: str) -> Iterator[AttnSpec]:
+    """The tiles of the table that serve the case, as such caches have them."""
+    problem, kind = problem_of(case), KINDS[case.tag]
+    widths = kernel_widths(problem.head_dim, problem.value_dim)
+    for row in table.TABLE:
+        if row.shape != "short" and row.serves(arch, case.dtype, *widths):
+            spec = row.spec(arch, case.dtype, *widths)
+            spec = _fitted(capped(spec) if problem.softcap else spec, kind)
+            if problem.group % spec.heads == 0 and takes(spec, problem):
+                yield spec
+
+
+def runs(source: str, case: Case) -> bool:
+    """Does a tile of the table that serves the case run a kernel of this source?"""
+    tiles = (spec for spec in _of_rows(case, "sm_90") if _serves(spec, case))
+    return any(source == one.source for spec in tiles for one in _compiled(spec, case, "sm_90"))
 
 
 def few_rows(case: Case, arch: str) -> tuple[FewRowsSpec, ...]:

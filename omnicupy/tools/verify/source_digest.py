@@ -63,6 +63,8 @@ FORWARD = Launch(
 BACKWARD = Launch(doors=("gpu.backward", "masks.cut"))
 # Of kernels that no row of the table names: they are what is launched.
 FEW_ROWS = "attention_fwd_few_rows.cu"  # a variant takes a row's place on caches of e4m3
+PAGED = "attention_fwd_paged.cu"  # the same on pages that boxes fill, of tiles of three warpgroups
+PACKED = "attention_fwd_packed.cu"
 PLANNING = Launch(doors=("gpu.cached",), ahead=(*_PLANNERS, *_RAGGED_PLANNERS))
 APPENDING = Launch(doors=("gpu.append",), ahead=_APPENDS)
 APPENDING_FP8 = Launch(doors=("gpu.append",), ahead=_FP8_APPENDS)
@@ -86,6 +88,8 @@ def _sources() -> dict[str, Source]:
         if kernel != "naive"
     }
     found[FEW_ROWS] = Source("sm90", "sm90_fp8", FORWARD)
+    found[PAGED] = Source("sm90", "sm90_paged", FORWARD)
+    found[PACKED] = Source("sm90", "sm90", FORWARD)
     for launch in (PLANNING, APPENDING, APPENDING_FP8):
         first = launch.ahead[0]
         found[first.source] = Source(first.kernel, first.params, launch)
@@ -106,7 +110,7 @@ def rows() -> dict[str, list[KernelSpec]]:
     backward = [*backward_table.rows(), *map(capped_backward, backward_table.rows())]
     of_backward = (kernel for spec in backward for kernel in spec.kernels().values())
     forward = [*table.rows(), *map(capped, table.rows())]
-    every: list[KernelSpec] = [*forward, *_few_rows(forward), *of_backward]
+    every: list[KernelSpec] = [*forward, *_few_rows(forward), *_on_pages(forward), *of_backward]
     found: dict[str, dict[KernelSpec, None]] = {}
     for spec in every:
         found.setdefault(spec.source, {})[spec] = None
@@ -124,10 +128,20 @@ def _few_rows(forward: list[AttnSpec]) -> list[FewRowsSpec]:
     ]
 
 
+def _on_pages(forward: list[AttnSpec]) -> list[PagedSpec]:
+    """What takes a row's place on pages, where that is a kernel of its own."""
+    on_pages = (
+        PagedSpec.with_pages(paged.fitted(spec, LEAST_BOX), LEAST_BOX)
+        for spec in forward
+        if spec.serves_caches
+    )
+    return [spec for spec in on_pages if spec.source == PAGED]
+
+
 def selected() -> set[str]:
     """Sources of the kernels that calls without `config` may get, and of those that run beside them on caches."""
     rows = [spec for spec in table.rows() if spec.kernel in pick.SERVED]
-    forward = {spec.source for spec in (*rows, *_few_rows(rows))}
+    forward = {spec.source for spec in (*rows, *_few_rows(rows), *_on_pages(rows))}
     served = (spec for spec in backward_table.rows() if spec.kernel in backward_table.SERVED)
     beside = {spec.source for launch in (PLANNING, APPENDING, APPENDING_FP8) for spec in launch.ahead}
     return forward | beside | {kernel.source for spec in served for kernel in spec.kernels().values()}
@@ -159,6 +173,8 @@ def _variants(spec: KernelSpec) -> Iterator[KernelSpec]:
     if isinstance(spec, FewRowsSpec):
         for ways in product((True, False), repeat=3):
             yield spec.for_caches(**dict(zip(("e4m3", "in_pages", "ragged"), ways, strict=True)))
+    elif isinstance(spec, PagedSpec):
+        yield RaggedSpec.of(spec)
     elif isinstance(spec, AttnSpec) and spec.serves_caches:
         if (of_caches := CachedSpec.of(spec)) != spec:
             yield of_caches
