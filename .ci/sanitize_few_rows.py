@@ -1,6 +1,6 @@
 """Small calls of the kernel for few query rows, for compute-sanitizer, which runs `python .ci/sanitize_few_rows.py`.
 
-Arguments: head_dims that they are limited to. Caches of e4m3 and of 16 bits, in one piece with heads or tokens first and
+Arguments: head_dims that they are limited to. Caches of e4m3 and of 16 bits, whole with heads or tokens first and
 in pages, hold NaN past their lengths and in pages that nobody has. Sequences have no key, a few and many, so that rows
 are split; rules are causal, a window with sinks, and a draft of bits.
 """
