@@ -207,6 +207,18 @@ CALLS = [
     ),
     Fault(
         "choose/paged.py",
+        "keys >= _ENOUGH_KEYS[spec.head_dim] * sm_count",
+        "keys >= _ENOUGH_KEYS[spec.head_dim]",
+        "tests/gpu/test_few_rows.py",
+    ),
+    Fault(
+        "choose/paged.py",
+        "() if split is not None else few_rows(",
+        "few_rows(",
+        "tests/gpu/test_few_rows.py",
+    ),
+    Fault(
+        "choose/paged.py",
         "or problem.group * problem.q_len > few_rows_spec.ROWS",
         "or problem.q_len > few_rows_spec.ROWS",
         "tests/gpu/test_few_rows.py",

@@ -114,7 +114,7 @@ def test_calls_of_few_rows_are_run(
 
     monkeypatch.setattr(oc, "attention", attention)
     script.main(["64"])
-    assert "36 calls" in capsys.readouterr().out
+    assert "54 calls" in capsys.readouterr().out
     assert set(asked) == {(64, name, size) for name in ("CachedKV", "PagedKV") for size in (1, 2)}
     with pytest.raises(SystemExit, match="the kernel for few rows has no head_dim of"):
         script.main(["96"])

@@ -13,8 +13,6 @@ import numpy as np
 from omnicupy.call import check, check_fp8, check_paged, check_ragged
 from omnicupy.call.arrays import on_gpu as is_on_gpu
 from omnicupy.call.problem import Problem, split_of, type_name
-from omnicupy.errors import UnsupportedError
-from omnicupy.jit.few_rows_spec import FewRowsSpec
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.arguments import at_least_one, integer, plain_array
 from omnicupy.serving.caches import CACHES, AnyKV, PagedKV, pools_of, sizes_of
@@ -90,22 +88,9 @@ def call(
             )
     if max_length is not None:
         _check_max_length(max_length, problem.k_len)
-    if isinstance(kv, PagedKV):
-        _check_few_rows(config, kv)
     if isinstance(kv, PagedKV) and isinstance(q, np.ndarray):
         check_paged.check_entries(kv, rule, counts_of(rows, problem))
     return CachedCall(problem, rule, factor, cap, split_of(split), q.shape[0] if ragged else None)
-
-
-def _check_few_rows(config: AttnSpec | None, kv: PagedKV) -> None:
-    """The kernel for few rows was verified on pages of e4m3 alone: those of 16 bits ended with an illegal instruction
-    at head_dim 128 (docs/tries.md).
-    """
-    if isinstance(config, FewRowsSpec) and not check_fp8.is_fp8(kv):
-        raise UnsupportedError(
-            "config: the kernel for few rows reads pages of e4m3, got pages of 16 bits; leave config out, or keep keys "
-            "and values in one piece (CachedKV)"
-        )
 
 
 def check_out_apart(out: Any, kv: AnyKV, rows: Any, sink_logits: Any) -> None:

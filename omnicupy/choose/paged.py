@@ -1,4 +1,4 @@
-"""Which variant of a kernel reads keys and values in pages, and which one those of e4m3."""
+"""Which variant of a kernel reads caches of few query rows, keys and values in pages, and those of e4m3."""
 
 from __future__ import annotations
 
@@ -12,6 +12,13 @@ from omnicupy.jit.fp8_spec import converts
 from omnicupy.jit.paged_spec import MOST_WARPS, by_boxes
 from omnicupy.jit.spec import AttnSpec
 
+# Warps and thread blocks a multiprocessor where few rows read e4m3 of many sequences, and of few; 16 bits by head_dim.
+_OF_E4M3 = (6, 2), (12, 1)
+_OF_16_BITS = {64: ((8, 2),), 128: ((12, 1),)}
+# Keys of all heads a multiprocessor, by head_dim, from which on few rows of 16 bits have a kernel of their own: with
+# fewer, what it adds to a captured step is more than it saves (docs/tries.md).
+_ENOUGH_KEYS = {64: 500, 128: 1500}
+
 
 def kind_of(page_size: int | None) -> str:
     """The kind of cache that has pages of so many keys, None for one without, as tuned choices have it."""
@@ -20,9 +27,9 @@ def kind_of(page_size: int | None) -> str:
     return PAGES if by_boxes(page_size) else OTHER_PAGES
 
 
-def few_rows(spec: AttnSpec, problem: Problem) -> tuple[FewRowsSpec, ...]:
-    """The variants of the kernel for few rows that take a row's place where a call on e4m3 has few: first that for many
-    sequences, then that for few. Empty where none serves.
+def few_rows(spec: AttnSpec, problem: Problem, *, e4m3: bool) -> tuple[FewRowsSpec, ...]:
+    """The variants of the kernel for few rows that take a row's place where a call on a cache has few: of e4m3 first
+    that for many sequences, then that for few. Empty where none serves. e4m3: keys and values are, else of 16 bits.
     """
     widths = {spec.head_dim, spec.value_dim, problem.head_dim, problem.value_dim}
     if (
@@ -32,7 +39,18 @@ def few_rows(spec: AttnSpec, problem: Problem) -> tuple[FewRowsSpec, ...]:
         or problem.group * problem.q_len > few_rows_spec.ROWS
     ):
         return ()
-    return FewRowsSpec.of(spec), FewRowsSpec.of(spec, compute_warps=12, blocks=1)
+    shapes = _OF_E4M3 if e4m3 else _OF_16_BITS[spec.head_dim]
+    made = (FewRowsSpec.of(spec, compute_warps=warps, blocks=blocks) for warps, blocks in shapes)
+    return tuple(one.for_caches(e4m3=e4m3, in_pages=False, ragged=False) for one in made)
+
+
+def for_16_bits(spec: AttnSpec, problem: Problem, sm_count: int, split: int | None = None) -> AttnSpec:
+    """The variant that takes a row's place on caches of 16 bits, in pages or not, where heads and tokens of a key head
+    are few rows, and the caches may hold enough keys. split: as of for_e4m3.
+    """
+    of_few = () if split is not None else few_rows(spec, problem, e4m3=False)
+    keys = problem.batch * problem.kv_heads * problem.k_len
+    return of_few[0] if of_few and keys >= _ENOUGH_KEYS[spec.head_dim] * sm_count else spec
 
 
 def for_e4m3(
@@ -44,7 +62,7 @@ def for_e4m3(
     problem: the call's, None for any with more rows.  split: the call's; with one the kernel may not depend on how many
     rows or sequences there are.
     """
-    if problem is not None and split is None and (of_few := few_rows(spec, problem)):
+    if problem is not None and split is None and (of_few := few_rows(spec, problem, e4m3=True)):
         return of_few[problem.batch * problem.kv_heads < sm_count]
     if not converts(spec):
         bc = 128 if max(spec.head_dim, spec.value_dim) <= 128 else 64

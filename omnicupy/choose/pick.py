@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from itertools import takewhile
 
 from omnicupy.call.problem import Problem
-from omnicupy.choose import backward_table, ceilings, classes, prediction, saved, table
+from omnicupy.choose import backward_table, ceilings, classes, paged, prediction, saved, table
 from omnicupy.choose.capped import capped
 from omnicupy.choose.ceilings import TileCost
 from omnicupy.choose.table import Row
@@ -195,8 +195,8 @@ def select(
     split: int | None = None,
     cache: str = classes.NONE,
 ) -> AttnSpec:
-    """The variant that the user's tuned choices name, else `pick`'s, held to the kernels that are served. cache: the
-    kind of cache that keys are in, as in classes.ProblemClass.
+    """The variant that the user's tuned choices name, else `pick`'s, held to the kernels that are served, or that for
+    few rows which takes its place. cache: the kind of cache that keys are in, as in classes.ProblemClass.
 
     A tuned choice whose kernel is not served, that needs tensor maps where none can be, or whose tiles hold more heads
     than the problem's groups fill, is left out; so is any where there is a `split`, as it depends on the batch.
@@ -216,7 +216,7 @@ def select(
             f"kernel {spec.kernel!r} would serve this call, but no attestation covers it as it stands; verify it on "
             f"this GPU (`python cli.py verify --kernel {spec.kernel}`) and ask for it: config={spec!r}"
         )
-    return spec
+    return paged.for_16_bits(spec, problem, sm_count, split) if cache else spec
 
 
 @contextmanager

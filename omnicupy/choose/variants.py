@@ -1,6 +1,7 @@
 """Kernel variants as words: "sm80-128x64-s2-w4", "sm80-64x64-s1-w4-shared", "...-plain" (no swizzle),
 "sm90-64x64-s2-w8-b2" (two thread blocks a multiprocessor), "sm90-192x64-s3-w16-scheduler", "...-softcap", "naive",
-"naive-softcap". Those of a backward pass: "sm90 dkdv 64x128-s4-w12, dq 128x128-s4-w12".
+"naive-softcap"; of the kernel for few rows, which no word asks for, "few-rows-w12-b1". Those of a backward pass: "sm90
+dkdv 64x128-s4-w12, dq 128x128-s4-w12".
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, TypeAlias
 from omnicupy.jit.backward_kernel import MAKES_ALL, TileShape
 from omnicupy.jit.backward_smem import WIDE_HEAD_DIM
 from omnicupy.jit.backward_spec import BackwardSpec
+from omnicupy.jit.few_rows_spec import FewRowsSpec
 from omnicupy.jit.spec import MAX_ONE_PIECE, AttnSpec
 from omnicupy.jit.tile_checks import BLOCKS
 from omnicupy.jit.widths import kernel_widths
@@ -88,6 +90,8 @@ def word(spec: Variant) -> str:
         named = (f"{part} {tile_word(of)}" for part, of in tiles.items() if of is not None)
         return f"{spec.kernel} {', '.join(named)}" + (", softcap" if spec.softcap else "")
     softcap = "-softcap" if spec.softcap else ""
+    if isinstance(spec, FewRowsSpec):
+        return f"few-rows-w{spec.compute_warps}-b{spec.blocks}{softcap}"
     if spec.kernel == "naive":
         return f"naive{softcap}"
     flags = ("-shared" if spec.share_kv else "") + ("" if spec.swizzle else "-plain")

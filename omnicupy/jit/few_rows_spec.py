@@ -12,7 +12,7 @@ from omnicupy.jit.spec import PACKED_ROWS, RESERVED_BYTES, AttnSpec, round_up
 ROWS = 16  # of heads and tokens
 HEAD_DIMS = (64, 128)
 STEP = 32  # keys of a warp's step
-_BUFFERS = 4  # of a warp, at most
+_BUFFERS = {True: 4, False: 2}  # of a warp, at most: of e4m3, of 16 bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +45,9 @@ class FewRowsSpec(Fp8Spec):
     def for_caches(self, *, e4m3: bool, in_pages: bool, ragged: bool) -> FewRowsSpec:
         """The same for such caches, with as many buffers as shared memory holds."""
         found = replace(self, e4m3=e4m3, page=int(in_pages), ragged=ragged, stages=2)
-        limit = (SMEM_LIMIT_BYTES[self.arch] + RESERVED_BYTES) // (
-            self.blocks if e4m3 else 1
-        ) - RESERVED_BYTES
-        for stages in range(_BUFFERS, 2, -1):
-            if e4m3 and found.bytes_with(stages) <= limit:
+        limit = (SMEM_LIMIT_BYTES[self.arch] + RESERVED_BYTES) // self.blocks - RESERVED_BYTES
+        for stages in range(_BUFFERS[e4m3], 2, -1):
+            if found.bytes_with(stages) <= limit:
                 return replace(found, stages=stages)
         return found
 

@@ -83,18 +83,68 @@ def test_parts_of_a_row_are_as_many_as_lanes(device: fake_device.Device) -> None
     assert (int(params["most_cuts"]), float(params["item"])) == (32, 12.0)
 
 
-def test_pages_of_16_bits_are_refused(device: fake_device.Device) -> None:
-    q, lengths = ndarray((BATCH, 8, 2, 128), BF16), ndarray((BATCH,), np.dtype(np.int32))
-    pools, table = [ndarray((50, 17, 2, 128), BF16) for _ in "kv"], ndarray((BATCH, 20), np.dtype(np.int32))
-    kv = oc.PagedKV(*pools, table, lengths)  # type: ignore[arg-type]
-    with pytest.raises(
-        UnsupportedError, match="config: the kernel for few rows reads pages of e4m3, got pages of 16"
+def _16_bits(batch: int, q_heads: int, q_len: int, head_dim: int, in_pages: bool) -> tuple[Any, Any]:
+    """q and a cache of two key heads, of 9,000 keys a sequence, or a few more where they are in pages."""
+    q, lengths = ndarray((batch, q_heads, q_len, head_dim), BF16), ndarray((batch,), np.dtype(np.int32))
+    if in_pages:
+        pools = [ndarray((50, 17, 2, head_dim), BF16) for _ in "kv"]
+        return q, oc.PagedKV(*pools, ndarray((batch, 530), np.dtype(np.int32)), lengths)
+    return q, oc.CachedKV(*(ndarray((batch, 2, 9000, head_dim), BF16) for _ in "kv"), lengths)
+
+
+@pytest.mark.parametrize("in_pages", [False, True])
+@pytest.mark.parametrize(("q_heads", "q_len"), [(2, 1), (2, 16), (8, 4), (32, 1)])
+def test_large_caches_of_16_bits_choose_it(
+    device: fake_device.Device, q_heads: int, q_len: int, in_pages: bool
+) -> None:
+    """By the keys that they may hold for each multiprocessor, whatever their layout."""
+    for head_dim, batch, shape in (
+        (128, 11, (12, 1)),
+        (128, 10, None),
+        (64, 4, (8, 2)),
+        (64, 66, (8, 2)),
+        (64, 3, None),
     ):
-        oc.attention(q, kv, mask=oc.cached(), config=CONFIG)
-    assert not device.launches
+        q, kv = _16_bits(batch, q_heads, q_len, head_dim, in_pages)
+        oc.attention(q, kv, mask=oc.cached(), softcap=3.0)
+        spec = device.launches[-1]["spec"]
+        assert isinstance(spec, FewRowsSpec) == (shape is not None)
+        if isinstance(spec, FewRowsSpec):
+            assert (spec.compute_warps, spec.blocks) == shape
+            assert (spec.e4m3, spec.page, spec.softcap, spec.stages) == (False, int(in_pages), True, 2)
+            assert oc.plan(q, kv, oc.cached(), softcap=3.0).kernel == spec
 
 
-@pytest.mark.parametrize(("e4m3", "in_pages"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("in_pages", [False, True])
+def test_rows_of_their_own_on_large_caches_choose_it(device: fake_device.Device, in_pages: bool) -> None:
+    _, kv = _16_bits(16, 8, 1, 128, in_pages)
+    q, rows = ndarray((20, 8, 128), BF16), ndarray((17,), np.dtype(np.int32))
+    for most in (4, 5):
+        oc.attention(q, kv, mask=oc.cached(), rows=rows, max_rows=most)
+        spec = device.launches[-1]["spec"]
+        assert isinstance(spec, FewRowsSpec) == (most == 4)
+        assert spec.defines()["OMNI_RAGGED"] == 1
+
+
+@pytest.mark.parametrize(
+    ("q_heads", "q_len", "head_dim", "split"),
+    [(2, 17, 128, None), (34, 1, 128, None), (8, 1, 96, None), (8, 1, 128, 512)],
+)
+@pytest.mark.parametrize("in_pages", [False, True])
+def test_other_calls_on_16_bits_do_not_choose_it(
+    device: fake_device.Device, in_pages: bool, q_heads: int, q_len: int, head_dim: int, split: int | None
+) -> None:
+    oc.attention(*_16_bits(66, q_heads, q_len, head_dim, in_pages), mask=oc.cached(), split=split)
+    assert not isinstance(device.launches[-1]["spec"], FewRowsSpec)
+
+
+def test_masks_that_the_host_knows_do_not_choose_it(device: fake_device.Device) -> None:
+    q, k, v = (ndarray((66, heads, length, 128), BF16) for heads, length in ((8, 1), (2, 9000), (2, 9000)))
+    oc.attention(q, k, v, oc.causal(1, 9000))
+    assert not isinstance(device.launches[-1]["spec"], FewRowsSpec)
+
+
+@pytest.mark.parametrize(("e4m3", "in_pages"), [(False, False), (False, True), (True, False), (True, True)])
 def test_the_variant_for_a_cache_is_launched(device: fake_device.Device, e4m3: bool, in_pages: bool) -> None:
     q, lengths = ndarray((BATCH, 8, 2, 128), BF16), ndarray((BATCH,), np.dtype(np.int32))
     scales = {"k_scale": 0.5, "v_scale": 0.25} if e4m3 else {}

@@ -13,16 +13,19 @@ from omnicupy.jit.spec import DTYPES, AttnSpec
 
 REGISTERS_A_MULTIPROCESSOR = 65536
 
-# Of few rows each width, of e4m3 and of 16 bits, in pages or not, with the dtypes in turn; of e4m3 each shape.
+# Each width, of e4m3 and of 16 bits, in pages or not, with the dtypes in turn, in each shape that is chosen.
+SHAPES = {True: ((6, 2), (12, 1)), 64: ((8, 2),), 128: ((12, 1),)}
 SPECS = [
     FewRowsSpec.of(
-        AttnSpec(arch="sm_90a", kernel="sm90", dtype=dtype, head_dim=head_dim, br=64, bc=64, warps=8),
-        **shape,
+        AttnSpec(arch="sm_90a", kernel="sm90", dtype=DTYPES[i % 2], head_dim=head_dim, br=64, bc=64, warps=8),
+        compute_warps=warps,
+        blocks=blocks,
     ).for_caches(e4m3=e4m3, in_pages=in_pages, ragged=in_pages)
     for i, (head_dim, e4m3, in_pages) in enumerate(product((64, 128), (True, False), (False, True)))
-    for shape in ({}, {"compute_warps": 12, "blocks": 1})[: 1 + e4m3]
-    for dtype in [DTYPES[(i + len(shape) // 2) % 2]]
+    for warps, blocks in SHAPES[e4m3 or head_dim]
 ]
+# LDGSTS, the instruction of cp.async: to an address that is a register, or a register and a uniform one.
+LDGSTS, LDGSTS_UNIFORM = 0xFAE, 0xDAE
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
@@ -31,3 +34,9 @@ def test_few_rows_compile_without_a_spill_and_are_known_to_be_uniform(spec: FewR
     assert (found.spill_bytes, found.warnings) == (0, ()), found.log
     assert found.registers * spec.threads * spec.blocks <= REGISTERS_A_MULTIPROCESSOR
     assert not set(opcodes(cache.cubin(spec).read_bytes(), spec.entry)) & WARPSYNC
+    # With a policy for L2 and a uniform register in the address, ptxas encodes no pair of registers for the policy.
+    copies = [
+        one for one in opcodes(cache.cubin(spec).read_bytes(), spec.entry) if one in (LDGSTS, LDGSTS_UNIFORM)
+    ]
+    assert copies
+    assert LDGSTS_UNIFORM not in copies

@@ -134,6 +134,20 @@ def test_keys_with_gaps_between_them(kind: str, head_dim: int, library: Any, pla
     _compare(library, planner, head_dim=head_dim, kind=kind, gaps=True)
 
 
+@pytest.mark.parametrize(
+    ("head_dim", "fields"), [(64, {"compute_warps": 8}), (128, {"compute_warps": 12, "blocks": 1})]
+)
+def test_layouts_have_the_same_bits(
+    head_dim: int, fields: dict[str, int], library: Any, planner: Any
+) -> None:
+    """Keys in one piece, heads or tokens first, and in pages, in the shapes that 16 bits choose."""
+    how: dict[str, Any] = {"head_dim": head_dim, "fields": fields, "lengths": [0, 1, 33, 517, 1200]}
+    whole = _compare(library, planner, **how)
+    assert paged_calls.same_bits(whole, _compare(library, planner, gaps=True, **how))
+    for page_size in (1, 17, 24, 64):
+        assert paged_calls.same_bits(whole, _compare(library, planner, page_size=page_size, **how))
+
+
 def test_a_tree_of_tokens(library: Any, planner: Any) -> None:
     rule = oc.cached(window=90, tail=cached_cases.TAILS["random"](4))
     _compare(library, planner, q_len=4, rule=rule, lengths=[200, 4, 5, 133])

@@ -13,6 +13,7 @@ from omnicupy.call.problem import Problem
 from omnicupy.choose import paged, pick, variants
 from omnicupy.jit.build import Compiled, Track, compile_all
 from omnicupy.jit.cached_spec import CachedSpec
+from omnicupy.jit.few_rows_spec import FewRowsSpec
 from omnicupy.jit.paged_spec import PagedSpec
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.constructors import causal
@@ -46,9 +47,10 @@ class Cache:
             raise ValueError(f"tune: pages of {self.page} tokens do not divide {mask.shape[1]} keys")
 
     def builtin(self, arch: str, problem: Problem, mask: Mask, sm_count: int) -> AttnSpec:
-        """The table's choice."""
+        """The table's choice, or what takes its place."""
         found = pick.pick(arch, problem, (mask,), sm_count, cached=True)
-        return found if self.page is None else paged.fitted(found, self.page)
+        found = found if self.page is None else paged.fitted(found, self.page)
+        return paged.for_16_bits(found, problem, sm_count)
 
     def serves(self, spec: AttnSpec) -> bool:
         """Can the variant read it?"""
@@ -60,6 +62,8 @@ class Cache:
         return [replace(one, spec=made[one.spec]) for one in compile_all(list(made), track)]
 
     def _compiled(self, spec: AttnSpec) -> AttnSpec:
+        if isinstance(spec, FewRowsSpec):
+            return spec.for_caches(e4m3=False, in_pages=self.page is not None, ragged=False)
         return CachedSpec.of(spec) if self.page is None else PagedSpec.with_pages(spec, self.page)
 
 

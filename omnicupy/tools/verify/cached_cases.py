@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from omnicupy.api import attention, plan
 from omnicupy.jit.cached_spec import CachedSpec
+from omnicupy.jit.few_rows_spec import FewRowsSpec
 from omnicupy.jit.plan_spec import PlanSpec
 from omnicupy.jit.spec import AttnSpec, KernelSpec
 from omnicupy.masks.constructors import causal, from_dense, full, prefix
@@ -77,8 +78,11 @@ def lengths_of(case: Case, rng: np.random.Generator) -> NDArray[np.int32]:
 
 def kernels_on_caches(variant: Variant, arch: str) -> tuple[KernelSpec, ...]:
     """What a variant's call on caches runs: the planner, and its kernel as it is compiled for them."""
-    assert isinstance(variant.spec, AttnSpec)
-    return PlanSpec(arch=arch), CachedSpec.of(variant.spec)
+    spec = variant.spec
+    assert isinstance(spec, AttnSpec)
+    if isinstance(spec, FewRowsSpec):
+        return PlanSpec(arch=arch), spec.for_caches(e4m3=False, in_pages=False, ragged=False)
+    return PlanSpec(arch=arch), CachedSpec.of(spec)
 
 
 def _judge(rule_name: str, case: Case, masks: Sequence[Mask]) -> Callable[[Variant], tuple[float, str]]:

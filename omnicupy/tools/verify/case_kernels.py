@@ -8,13 +8,14 @@ from typing import Any, TypeVar
 
 from omnicupy.call.check_backward import SINK
 from omnicupy.call.problem import Problem
-from omnicupy.choose import backward_table, pick, table
+from omnicupy.choose import backward_table, paged, pick, table
 from omnicupy.choose.capped import capped, capped_backward
 from omnicupy.jit import archs
 from omnicupy.jit.append_spec import AppendSpec, Fp8AppendSpec
 from omnicupy.jit.backward_kernel import FUSED_PARTS, ORDERED_PARTS, SINK_PARTS, TileShape
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.cached_spec import CachedSpec
+from omnicupy.jit.few_rows_spec import FewRowsSpec
 from omnicupy.jit.plan_spec import PlanSpec
 from omnicupy.jit.spec import DTYPES, MAX_ONE_PIECE, PACKED_PAIR, AttnSpec, KernelSpec, round_up
 from omnicupy.jit.widths import kernel_widths
@@ -138,11 +139,33 @@ def variants(
         found.setdefault(spec, Variant(tile_name(spec), spec))
     if case.tag == ONE_TILE:
         return _one_of_each_kind(list(found.values()), case)
+    if cached:
+        for few in few_rows(case, arch, e4m3=False):
+            found.setdefault(few, Variant(few_rows_name(few), few))
     mappable = serves("sm90", case)
     how: dict[str, Any] = {"mappable": mappable, "split": case.split or None, "cached": cached}
     picked = pick.pick(arch, problem, masks, sm_count, **how)
+    if cached:
+        picked = paged.for_16_bits(picked, problem, sm_count, case.split or None)
     ordered = sorted(found.values(), key=lambda variant: (variant.name != "naive", variant.name))
     return [*ordered, Variant(DEFAULT, picked, explicit=False)]
+
+
+def few_rows(case: Case, arch: str, *, e4m3: bool) -> tuple[FewRowsSpec, ...]:
+    """The variants of the kernel for few rows that serve the case, whose keys are in a cache, of e4m3 or of 16 bits."""
+    problem = problem_of(case)
+    widths = kernel_widths(problem.head_dim, problem.value_dim)
+    rows = (row for row in table.TABLE if row.kernel == "sm90" and row.serves(arch, case.dtype, *widths))
+    row = next(rows, None)
+    if row is None:
+        return ()
+    spec = replace(row.spec(arch, case.dtype, *widths), softcap=problem.softcap)
+    return tuple(dict.fromkeys(paged.few_rows(spec, problem, e4m3=e4m3)))
+
+
+def few_rows_name(spec: FewRowsSpec) -> str:
+    """What the report calls a variant of the kernel for few rows."""
+    return f"few rows {spec.compute_warps}x{spec.blocks}"
 
 
 def _one_of_each_kind(found: Sequence[Variant], case: Case) -> list[Variant]:

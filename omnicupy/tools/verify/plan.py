@@ -12,7 +12,7 @@ from omnicupy.tools.verify import append_cases, serving_cases, serving_kernels
 from omnicupy.tools.verify.backward_cases import BACKWARD_FIXED, BackwardCase, backward_sweep
 from omnicupy.tools.verify.backward_special import CASES as BACKWARD_SPECIAL
 from omnicupy.tools.verify.cached_cases import CASES as CACHED_CASES
-from omnicupy.tools.verify.case_kernels import backward_variants, of_rows, serves
+from omnicupy.tools.verify.case_kernels import backward_variants, few_rows, of_rows, serves
 from omnicupy.tools.verify.cases import FIXED, Case
 from omnicupy.tools.verify.random_cases import DEFAULT, sweep
 from omnicupy.tools.verify.source_digest import BACKWARD, FEW_ROWS, FORWARD, PACKED, PAGED, PLANNING, SOURCES
@@ -59,11 +59,13 @@ def _turn(case: str) -> int:
 
 @cache
 def _turns() -> dict[str, int]:
-    """The turn of each case of caches: those of a group, with e4m3 and without, one behind the other in the order of a
-    random number.
+    """The turn of each case of caches: those of a group, with e4m3 and without, with few rows and with more, one behind
+    the other in the order of a random number.
     """
+    few = planned(FEW_ROWS)
     ordered = sorted(
-        ON_CACHES, key=lambda case: (case.group, "e4m3" in case.tag, zlib.crc32(case.id.encode()))
+        (*ON_CACHES, *CACHED_CASES),
+        key=lambda case: (case.group, "e4m3" in case.tag, case.id in few, zlib.crc32(case.id.encode())),
     )
     return {case.id: turn for turn, case in enumerate(ordered)}
 
@@ -86,7 +88,8 @@ def planned(source: str) -> set[str]:
         appending = (case for case in append_cases.CASES if source in _sources_of_append(case))
         return {case.id for case in appending}
     if source == FEW_ROWS:
-        return {case.id for case in serving_cases.CASES if serving_kernels.few_rows(case, "sm_90")}
+        of_serving = {case.id for case in serving_cases.CASES if serving_kernels.few_rows(case, "sm_90")}
+        return of_serving | {case.id for case in CACHED_CASES if few_rows(case, "sm_90", e4m3=False)}
     if source in (PACKED, PAGED):
         return set(_of_rows(source))
     on_caches = {case.id for case in serving_cases.CASES if serving_kernels.counts_for(of.kernel, case)}

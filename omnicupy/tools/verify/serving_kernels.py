@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -17,6 +16,7 @@ from omnicupy.jit.spec import AttnSpec, KernelSpec
 from omnicupy.jit.widths import kernel_widths
 from omnicupy.serving.caches import AnyKV, CachedKV, PagedKV
 from omnicupy.tools.random_arrays import DTYPES
+from omnicupy.tools.verify import case_kernels
 from omnicupy.tools.verify.case_kernels import DEFAULT, Variant, ladder, problem_of, takes, tile_name
 from omnicupy.tools.verify.cases import Case
 from omnicupy.tools.verify.serving_cases import KINDS
@@ -32,11 +32,14 @@ def variants(case: Case, arch: str, sm_count: int) -> list[Variant]:
     specs = {_fitted(capped(naive) if problem.softcap else naive, kind): "naive"}
     for spec in _of_rows(case, arch):
         specs.setdefault(spec, tile_name(spec))
-    specs |= {few: f"few rows {few.compute_warps}x{few.blocks}" for few in few_rows(case, arch)}
+    specs |= {few: case_kernels.few_rows_name(few) for few in few_rows(case, arch)}
     found = [Variant(name, spec, compiled=_compiled(spec, case, arch)) for spec, name in specs.items()]
     split = case.split or None
     chosen = pick.pick(arch, problem, case.masks(), sm_count, split=split, cached=True)
-    chosen = paged.for_e4m3(chosen, problem, sm_count, split) if kind.scales else _fitted(chosen, kind)
+    if kind.scales:
+        chosen = paged.for_e4m3(chosen, problem, sm_count, split)
+    else:
+        chosen = paged.for_16_bits(_fitted(chosen, kind), problem, sm_count, split)
     found.append(Variant(DEFAULT, chosen, explicit=False, compiled=_compiled(chosen, case, arch)))
     ordered = sorted(found, key=lambda one: (one.name != "naive", not one.explicit, one.name))
     return [one for one in ordered if isinstance(one.spec, AttnSpec) and _serves(one.spec, case)]
@@ -61,15 +64,8 @@ def runs(source: str, case: Case) -> bool:
 
 
 def few_rows(case: Case, arch: str) -> tuple[FewRowsSpec, ...]:
-    """The variants of the kernel for few rows that serve the case: where it is of e4m3, and has so few."""
-    problem = problem_of(case)
-    widths = kernel_widths(problem.head_dim, problem.value_dim)
-    rows = (row for row in table.TABLE if row.kernel == "sm90" and row.serves(arch, case.dtype, *widths))
-    row = next(rows, None)
-    if row is None or not KINDS[case.tag].scales:
-        return ()
-    spec = row.spec(arch, case.dtype, *widths)
-    return paged.few_rows(replace(spec, softcap=problem.softcap), problem)
+    """The variants of the kernel for few rows that serve the case."""
+    return case_kernels.few_rows(case, arch, e4m3=bool(KINDS[case.tag].scales))
 
 
 def counts_for(source_kernel: str, case: Case) -> bool:

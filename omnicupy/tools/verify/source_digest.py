@@ -62,7 +62,7 @@ FORWARD = Launch(
 )
 BACKWARD = Launch(doors=("gpu.backward", "masks.cut"))
 # Of kernels that no row of the table names: they are what is launched.
-FEW_ROWS = "attention_fwd_few_rows.cu"  # a variant takes a row's place on caches of e4m3
+FEW_ROWS = "attention_fwd_few_rows.cu"  # a variant takes a row's place on caches
 PAGED = "attention_fwd_paged.cu"  # the same on pages that boxes fill, of tiles of three warpgroups
 PACKED = "attention_fwd_packed.cu"
 PLANNING = Launch(doors=("gpu.cached",), ahead=(*_PLANNERS, *_RAGGED_PLANNERS))
@@ -118,12 +118,13 @@ def rows() -> dict[str, list[KernelSpec]]:
 
 
 def _few_rows(forward: list[AttnSpec]) -> list[FewRowsSpec]:
-    """What takes a row's place where a call on e4m3 has few rows of queries."""
+    """What takes a row's place where a call on a cache has few rows of queries."""
     return [
         few
         for spec in forward
+        for e4m3 in (True, False)
         for few in paged.few_rows(
-            spec, Problem(1, 1, 1, 1, 1, spec.head_dim, spec.dtype, value_dim=spec.value_dim)
+            spec, Problem(1, 1, 1, 1, 1, spec.head_dim, spec.dtype, value_dim=spec.value_dim), e4m3=e4m3
         )
     ]
 

@@ -15,6 +15,7 @@ from omnicupy.call.problem import Problem
 from omnicupy.choose import classes, paged, pick, saved, variants
 from omnicupy.jit.build import Compiled
 from omnicupy.jit.cached_spec import CachedSpec
+from omnicupy.jit.few_rows_spec import FewRowsSpec
 from omnicupy.jit.paged_spec import PagedSpec
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.constructors import causal, full
@@ -56,8 +57,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch, isolated_cache: Path) -> Any:
 @pytest.mark.parametrize(("options", "page"), [([], None), (["--page", "64"], 64), (["--page", "4"], 4)])
 def test_a_winner_is_kept_for_its_kind_of_cache_alone(options: list[str], page: int | None, gpu: Any) -> None:
     builtin = Cache(page).builtin("sm_90", PROBLEM, MASK, 132)
-    assert builtin.kernel == "sm90"
-    better = replace(builtin, stages=3 if builtin.stages != 3 else 2)
+    assert isinstance(builtin, FewRowsSpec)
+    packed = paged.fitted(pick.pick("sm_90", PROBLEM, (MASK,), 132, cached=True), page or 64)
+    better = replace(packed, stages=3 if packed.stages != 3 else 1)
     asked = gpu({builtin: 1.2, better: 1.0})
     kind = ["--cache", "contiguous" if page is None else "pages"]
     done = CliRunner().invoke(main, [*ARGUMENTS, *kind, *options])

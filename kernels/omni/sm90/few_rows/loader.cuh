@@ -1,6 +1,6 @@
 // A warp's keys and values on their way to its ring: every kWarps-th tile of an item, then of the next one. A tile
-// whose keys follow each other without a gap is one copy of the copy engine, which a lane asks for. Others, in pages
-// and of fewer keys, come by cp.async (row_copies.cuh).
+// of e4m3 whose keys follow each other without a gap is one copy of the copy engine, which a lane asks for. Others, in
+// pages, of fewer keys and of 16 bits, come by cp.async (row_copies.cuh).
 #pragma once
 
 #include "omni/mask/rule.cuh"
@@ -116,12 +116,7 @@ struct FewRowsLoader {
       }
       if (tile.has_dead()) exists &= ~*MaskView{args.p, sequence()}.dead_words(tile.first);
       HeadRows<Cfg> const keys{smem.places[item % 2][0], args.p.k_strides, args.scales.k_strides};
-      if (!load_at_once(target, keys)) {
-        TileRows<Cfg> sources = sources_of(keys, lane);
-        u32 const s_keys = smem_address(target.elements) + Copies::key_target(lane);
-#pragma unroll
-        for (int j = 0; j < Copies::kCount; ++j) copy(s_keys + Copies::key_step(j), sources, lane, j);
-      }
+      if (!load_at_once(target, keys)) copy_rows(target, keys, lane);
       load_scale(target.scales, keys);
     }
     cp_async_commit();
@@ -133,12 +128,7 @@ struct FewRowsLoader {
     if (walk.next.packed != 0) {
       int const lane = hidden_lane();
       HeadRows<Cfg> const values{smem.places[item % 2][1], args.p.v_strides, args.scales.v_strides};
-      if (!load_at_once(target, values)) {
-        TileRows<Cfg> sources = sources_of(values, lane);
-        u32 const s_values = smem_address(target.elements);
-#pragma unroll
-        for (int j = 0; j < Copies::kCount; ++j) copy(s_values + Copies::value_target(lane, j), sources, lane, j);
-      }
+      if (!load_at_once(target, values)) copy_rows(target, values, lane);
       load_scale(target.scales, values);
       walk.advance(args.p.lists, Cfg::kWarps);
       look_up();
@@ -195,7 +185,6 @@ struct FewRowsLoader {
         mbarrier_arrive(smem_address(s_full));
       }
     }
-    if constexpr (!Cfg::kE4m3) __syncwarp();  // else the compiler takes lanes for apart, of 16 bits alone
     return can;
   }
 
@@ -209,11 +198,17 @@ struct FewRowsLoader {
         rows.place.g_head + rows.offset(sequence(), walk.next.first + first) + bytes, rows.token_bytes(), first};
   }
 
-  // Copy j of a tile. Keys that are not read become zeros.
-  __device__ __forceinline__ void copy(u32 s_target, TileRows<Cfg>& sources, int lane, int j) const {
-    unsigned char const* const g_row = sources.take();
-    bool const is_there = exists >> (Copies::kKeys * j + lane / Copies::kChunks) & 1;
-    cp_async_16_once(s_target, g_row, is_there ? 16 : 0);
+  // The rows of the tile at the cursor, key by key. Keys that are not read become zeros.
+  __device__ __forceinline__ void copy_rows(WarpBuffer<Cfg>& target, HeadRows<Cfg> const& rows, int lane) const {
+    TileRows<Cfg> sources = sources_of(rows, lane);
+    u32 const s_elements = smem_address(target.elements);
+    u32 const s_first = Copies::first_target(Copies::kAtOnce ? s_elements : uniform(s_elements), lane);
+#pragma unroll
+    for (int j = 0; j < Copies::kCount; ++j) {
+      unsigned char const* const g_row = sources.take();
+      bool const is_there = exists >> (Copies::kKeys * j + lane / Copies::kChunks) & 1;
+      cp_async_16_once(Copies::target(s_first, j), g_row, is_there ? 16 : 0);
+    }
   }
 
   // Where the lane's key of the tile at the cursor is: asked for long before it is used.
