@@ -121,6 +121,7 @@ def test_every_kernel_that_a_run_asks_for_is_compiled(
     assert len(of_inputs) > 50, "gradients need out and lse"
 
 
+@pytest.mark.in_turn(4)
 @pytest.mark.parametrize("source", source_digest.SOURCES)
 def test_every_kernel_that_a_run_of_one_source_asks_for_is_compiled(
     source: str, no_arithmetic: None, compiled: Any, monkeypatch: pytest.MonkeyPatch
