@@ -22,6 +22,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--turn", type=int, help="which of these cases run: any integer; by default the number of commits"
     )
     parser.addoption(
+        "--one-in", type=int, default=1, help="let all tests take turns: one in so many runs, by default each"
+    )
+    parser.addoption(
         "--require-vllm", action="store_true", help="fail where vLLM cannot be imported, in place of skipping"
     )
 

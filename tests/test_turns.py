@@ -27,13 +27,13 @@ def items(request: pytest.FixtureRequest) -> list[pytest.Item]:
     return request.config.stash[turns.EVERY_ITEM]
 
 
-def _letters(items: list[Any], turn: int, *named: str, every_case: bool = False) -> set[str]:
+def _letters(items: list[Any], turn: int, *named: str, **options: Any) -> set[str]:
     """The letters that a run with these options has."""
     left_out: list[Any] = []
     config: Any = SimpleNamespace(
         args=["tests/test_turns.py", *named],
         stash={},
-        getoption={"--every-case": every_case, "--turn": turn}.get,
+        getoption={"--every-case": False, "--turn": turn, "--one-in": 1, **options}.get,
         hook=SimpleNamespace(pytest_deselected=lambda items: left_out.extend(items)),
     )
     run = [item for item in items if item.originalname == "test_letters"]
@@ -65,8 +65,17 @@ def test_each_run_has_its_share(items: list[Any]) -> None:
         assert _letters(items, turn + 3 * OF) == share | {"always"}
 
 
+@pytest.mark.parametrize("one_in", [2, 3, OF, 6])
+def test_all_tests_take_turns_where_one_in_some_is_asked_for(items: list[Any], one_in: int) -> None:
+    of = max(one_in, OF)
+    shares = [_letters(items, turn, **{"--one-in": one_in}) for turn in range(math.lcm(of, one_in))]
+    assert set.union(*shares) == {*LETTERS, "always"}
+    for letter, period in {**dict.fromkeys(LETTERS, of), "always": one_in}.items():
+        assert [letter in share for share in shares].count(True) == len(shares) / period
+
+
 def test_all_run_where_they_are_asked_for(items: list[Any]) -> None:
-    assert _letters(items, 0, every_case=True) == {*LETTERS, "always"}
+    assert _letters(items, 0, **{"--every-case": True}) == {*LETTERS, "always"}
     assert _letters(items, 0, "tests/test_turns.py::test_letters[a]") == {*LETTERS, "always"}
 
 

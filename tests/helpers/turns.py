@@ -37,17 +37,20 @@ def has_turn(marks: Iterable[pytest.Mark], name: str, turn: int) -> bool:
 
     A case has the place in its turns that `at` of its mark says, or else one made from its name.
     """
-    marks = [mark for mark in marks if mark.name == "in_turn"]
-    if not marks:
-        return True
-    mark = min(marks, key=lambda one: one.args[0])
-    return (mark.kwargs.get("at", zlib.crc32(name.encode())) - turn) % mark.args[0] == 0
+    mark = min(marks, key=lambda one: one.args[0], default=None)
+    return mark is None or (mark.kwargs.get("at", zlib.crc32(name.encode())) - turn) % mark.args[0] == 0
 
 
-def runs(item: pytest.Item, turn: int) -> bool:
-    """Whether a collected test runs. Tests with the same parameters run together: they may share what is slow."""
+def runs(item: pytest.Item, turn: int, one_in: int = 1) -> bool:
+    """Whether a collected test runs: one in `one_in`, or fewer where its mark says so.
+
+    Cases of one name run together, whatever test they are of: they may share what is slow.
+    """
+    marks = list(item.iter_markers("in_turn"))
+    if one_in > min((mark.args[0] for mark in marks), default=1):
+        return (zlib.crc32(item.nodeid.encode()) - turn) % one_in == 0
     parameters = getattr(item, "callspec", None)
-    return has_turn(item.iter_markers("in_turn"), item.name if parameters is None else parameters.id, turn)
+    return has_turn(marks, item.name if parameters is None else parameters.id, turn)
 
 
 def leave_out(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -55,7 +58,8 @@ def leave_out(config: pytest.Config, items: list[pytest.Item]) -> None:
     config.stash[EVERY_ITEM] = list(items)
     if config.getoption("--every-case") or any("::" in named for named in config.args):
         return
-    run = [item for item in items if runs(item, config.getoption("--turn"))]
+    turn, one_in = config.getoption("--turn"), config.getoption("--one-in")
+    run = [item for item in items if runs(item, turn, one_in)]
     kept = set(run)
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = run

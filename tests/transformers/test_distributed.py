@@ -23,6 +23,7 @@ def _of_two_processes(kind: str, folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.in_turn(4)
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_processes_train_the_weights_of_one(kind: str, tmp_path: Path) -> None:
     alone = training.model("alone")
