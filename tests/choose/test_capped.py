@@ -37,8 +37,8 @@ def _backward() -> Iterator[KernelSpec]:
 
 
 KERNELS = [
-    *in_turn(_forward(), 6, lambda spec: spec.kernel),
-    *in_turn(_backward(), 6, lambda part: (part.kernel, part.part)),
+    *in_turn(_forward(), 10, lambda spec: spec.kernel),
+    *in_turn(_backward(), 10, lambda part: (part.kernel, part.part)),
 ]
 
 

@@ -26,7 +26,7 @@ SPECS = [
 ]
 
 
-@pytest.mark.parametrize("spec", in_turn(SPECS, 4), ids=str)
+@pytest.mark.parametrize("spec", in_turn(SPECS, 6), ids=str)
 def test_few_rows_compile_without_a_spill_and_are_known_to_be_uniform(spec: FewRowsSpec) -> None:
     found = cache.entry(spec)
     assert (found.spill_bytes, found.warnings) == (0, ()), found.log
