@@ -70,7 +70,7 @@ def test_a_static_cache_grows_in_one_graph() -> None:
     assert torch.equal(ours.generate(**inputs, **options, cache_implementation="static"), wanted)
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(5, at=3)
 def test_between_graphs_masks_stay_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
     original = one_graph.make_mask
