@@ -85,9 +85,18 @@ def _numbers(spec: AttnSpec) -> tuple[str, str]:
     return spec.kernel, spec.dtype
 
 
-# A run has one in so many tiles, and of each way of caches.
-TURNS, CACHE_TURNS = 6, 12
-TILES = in_turn([*ROWS, *NAIVE], TURNS, _numbers)
+TURNS = 10
+
+
+def _in_turn(specs: Iterable[AttnSpec], of: int = TURNS) -> list[Any]:
+    """A run has one kernel in `of`; sorted, so that it has each dtype and each way of caches."""
+    ways = sorted(
+        specs, key=lambda spec: (*_numbers(spec), getattr(spec, "page", 0), getattr(spec, "ragged", False))
+    )
+    return in_turn(ways, of, lambda spec: _numbers(spec) if spec.kernel == "naive" else spec.kernel)
+
+
+TILES = _in_turn([*ROWS, *NAIVE])
 
 
 # Of keys in pages: kernels key by key and with the most boxes, in turn, and Hopper's both.
@@ -96,8 +105,8 @@ def _paged(size: int, turn: int) -> list[AttnSpec]:
     return [PagedSpec.with_pages(paged.fitted(spec, size), size) for spec in specs]
 
 
-CACHED = in_turn(map(CachedSpec.of, HOPPER), CACHE_TURNS, _numbers)
-PAGED = in_turn([*_paged(1, 0), *_paged(8, 1)], CACHE_TURNS, _numbers)
+CACHED = _in_turn(map(CachedSpec.of, HOPPER))
+PAGED = _in_turn([*_paged(1, 0), *_paged(8, 1)])
 
 # Of sequences with numbers of rows of their own: each tile once, with and without pages in turn.
 _ONE_OF = {
@@ -105,13 +114,9 @@ _ONE_OF = {
     for one in table.rows()
     if one.serves_caches
 }
-RAGGED = in_turn(
-    (
-        RaggedSpec.of(spec if i % 2 else PagedSpec.with_pages(paged.fitted(spec, 16), 16))
-        for i, spec in enumerate((*_ONE_OF.values(), NAIVE[0]))
-    ),
-    CACHE_TURNS,
-    _numbers,
+RAGGED = _in_turn(
+    RaggedSpec.of(spec if i % 2 else PagedSpec.with_pages(paged.fitted(spec, 16), 16))
+    for i, spec in enumerate((*_ONE_OF.values(), NAIVE[0]))
 )
 
 
@@ -124,7 +129,7 @@ def _e4m3() -> Iterator[Fp8Spec]:
             yield Fp8Spec.of_e4m3(paged.for_e4m3(spec), **way)
 
 
-FP8 = in_turn(_e4m3(), CACHE_TURNS, lambda spec: (*_numbers(spec), spec.page, spec.ragged))
+FP8 = _in_turn(_e4m3(), 8)
 
 
 @pytest.mark.parametrize("spec", [*TILES, *CACHED, *PAGED, *RAGGED, *FP8], ids=_name)

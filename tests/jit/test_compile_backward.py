@@ -28,7 +28,7 @@ KERNELS = dict.fromkeys(
 )
 
 
-HOPPER = in_turn(KERNELS, 8, lambda kernel: (kernel.part, kernel.softcap))
+HOPPER = in_turn(KERNELS, 10, lambda kernel: (kernel.part, kernel.softcap))
 
 
 def _name(kernel: BackwardKernel) -> str:

@@ -81,7 +81,7 @@ def _alike(kernel: BackwardKernel) -> tuple[str, ...]:
     return ("naive", kernel.dtype) if kernel.kernel == "naive" else (kernel.arch, kernel.part)
 
 
-TURNS = in_turn(_with_dtypes_in_turn(), 8, _alike)
+TURNS = in_turn(_with_dtypes_in_turn(), 10, _alike)
 
 
 def test_each_run_compiles_each_part_for_each_architecture() -> None:

@@ -85,6 +85,7 @@ def test_gradients(
     _compare(spec, Problem(spec.dtype, which[3], MASKS[masks]()), libraries)
 
 
+@pytest.mark.in_turn(6)
 @pytest.mark.parametrize("which", [PAIRS[0], PAIRS[2]], ids=lambda which: "-".join(map(str, which)))
 def test_gradients_of_changed_scores_and_other_values(
     which: tuple[str, str, str, int, int], libraries: Callable[[BackwardKernel], Any]

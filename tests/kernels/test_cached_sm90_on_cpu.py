@@ -132,6 +132,7 @@ def test_against_float64(
     _compare(Cached(problem, rule(), lengths, 8), spec, library, planner)
 
 
+@pytest.mark.in_turn(6)
 @pytest.mark.parametrize("word", WORDS)
 @pytest.mark.parametrize("q_len", [1, 5])
 def test_split_rows(q_len: int, word: str, library: Callable[[AttnSpec], Any], planner: Any) -> None:

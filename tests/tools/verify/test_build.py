@@ -98,6 +98,7 @@ def _asked(
         yield variant, asked.take()
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize(("sm_count", "step"), [(132, 1), (20, 7)])
 def test_every_kernel_that_a_run_asks_for_is_compiled(
     sm_count: int, step: int, no_arithmetic: None, compiled: Any, monkeypatch: pytest.MonkeyPatch
@@ -139,6 +140,7 @@ def test_every_kernel_that_a_run_of_one_source_asks_for_is_compiled(
         assert "attention_fwd_sm90.cu" in {spec.source for spec in built}
 
 
+@pytest.mark.in_turn(3)
 def test_choices_of_devices_of_any_size_are_compiled(compiled: Any) -> None:
     built = compiled(sweep=0, cases=("decoding", "masks"), kernels=(DEFAULT,))
     for sm_count in (1, 20, 132, 1000):
