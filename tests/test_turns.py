@@ -98,3 +98,11 @@ def test_each_commit_has_the_next_turn(tmp_path: Path) -> None:
         command = ["git", *by, "commit", "--quiet", "--allow-empty", "--no-verify", "-m", "One"]
         subprocess.run(command, cwd=tmp_path, check=True, timeout=60)
         assert turns.of_commit(tmp_path) == turn
+
+
+def test_a_part_of_ci_that_runs_at_every_second_commit_has_every_second_turn() -> None:
+    """Its cases would be the same half each time, else."""
+    text = (turns.ROOT / ".ci" / "run").read_text()
+    assert "turn=$(git rev-list --count HEAD " in text
+    assert "if ((turn % 2)); then\n  last='vllm tests/vllm --require-vllm'\nelse\n" in text
+    assert 'last="between --turn $((turn / 2)) --one-in 4 ' in text

@@ -187,7 +187,7 @@ def _pack(seed: int, tokens: int = 48) -> oc.Mask:
     return oc.presets.bagel(sample_lens=[first, tokens - first], split_lens=splits, attn_modes=modes)
 
 
-@pytest.mark.in_turn(5, at=1)
+@pytest.mark.in_turn(8, at=1)
 def test_a_pack_with_a_new_mask_every_step_compiles_twice() -> None:
     ids = tiny.text_rows("left", 48, 48)["input_ids"][:1]
     torch._dynamo.reset()
