@@ -98,7 +98,7 @@ def _asked(
         yield variant, asked.take()
 
 
-@pytest.mark.in_turn(3)
+@pytest.mark.in_turn(6)
 @pytest.mark.parametrize(("sm_count", "step"), [(132, 1), (20, 7)])
 def test_every_kernel_that_a_run_asks_for_is_compiled(
     sm_count: int, step: int, no_arithmetic: None, compiled: Any, monkeypatch: pytest.MonkeyPatch
