@@ -1058,7 +1058,8 @@ def is_found(fault: Fault, copy: Path) -> bool:
 
 
 def _failed(copy: Path, tests: Sequence[str]) -> bool:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-n", "0", *tests]
+    options = ("-q", "-x", "-p", "no:cacheprovider", "-n", "0", "--every-case")
+    command = [sys.executable, "-m", "pytest", *options, *tests]
     try:
         done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     except subprocess.TimeoutExpired:

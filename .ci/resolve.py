@@ -75,6 +75,9 @@ def resolve(
     """
     command = [sys.executable, "-m", "uv", "pip", "compile", str(PROJECT) if extras else "-", "--quiet"]
     command += ["--no-config", "--no-header", "--no-annotate", f"--python-version={PYTHON}"]
+    command.append(
+        f"--python={sys.executable}"
+    )  # uv asks each interpreter that it finds for its version, else
     command += [f"--python-platform={platform}", *(f"--extra={name}" for name in extras)]
     for tried in (["--offline"], []) if offline else ([],):
         done = subprocess.run(

@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import turns
 from small_kernels import Compiler
 
 
@@ -16,8 +17,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--require-gpu", action="store_true", help="tests marked gpu fail where there is no CUDA device"
     )
+    parser.addoption("--every-case", action="store_true", help="run all cases that take turns otherwise")
     parser.addoption(
-        "--every-kernel", action="store_true", help="compile the kernels that take turns otherwise, too"
+        "--turn", type=int, help="which of these cases run: any integer; by default the number of commits"
+    )
+    parser.addoption(
+        "--one-in", type=int, default=1, help="let all tests take turns: one in so many runs, by default each"
     )
     parser.addoption(
         "--require-vllm", action="store_true", help="fail where vLLM cannot be imported, in place of skipping"
@@ -25,19 +30,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One thread a worker (-n): threads of several workers would wait for each other on the same cores."""
+    """One thread a worker (-n): threads of several workers would wait for each other on the same cores.
+
+    Workers inherit options, and so the turn.
+    """
     if config.getoption("numprocesses", None):
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers are started later and inherit it
+    if config.option.turn is None:
+        config.option.turn = turns.of_commit()
     if config.getoption("require_vllm"):
         import_module("vllm.v1.attention.backend")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--every-kernel"):
-        return
-    others = [item for item in items if item.get_closest_marker("every_kernel")]
-    config.hook.pytest_deselected(items=others)
-    items[:] = [item for item in items if not item.get_closest_marker("every_kernel")]
+    turns.leave_out(config, items)
 
 
 @functools.cache

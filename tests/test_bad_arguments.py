@@ -221,6 +221,7 @@ def test_bad_values_are_refused_by_name(name: str) -> None:
         )
 
 
+@pytest.mark.in_turn(4)
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_odd_values_never_fail_inside(name: str) -> None:
     of_user = ("fn", "progress", "xp")  # code that is called, whose errors are its own

@@ -7,7 +7,7 @@ import importlib.util
 import sys
 import threading
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -84,6 +84,17 @@ def test_a_test_that_fails_without_a_fault_is_an_error(
     monkeypatch.setattr(MUTATE, "_failed", lambda copy, tests: "tests/test_1.py" in tests)
     with pytest.raises(RuntimeError, match="fail already without any fault"):
         MUTATE.survivors_of([_fault(0), _fault(1)], tmp_path, 2)
+
+
+def test_cases_that_take_turns_elsewhere_all_look_for_a_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(command: list[str], **options: Any) -> Any:
+        assert command[-2:] == ["--every-case", "tests/test_1.py"]
+        return SimpleNamespace(returncode=1)
+
+    monkeypatch.setattr(MUTATE.subprocess, "run", run)
+    assert MUTATE._failed(tmp_path, ["tests/test_1.py"])
 
 
 def test_a_copy_has_what_tests_need(tmp_path: Path) -> None:

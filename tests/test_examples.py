@@ -57,6 +57,7 @@ def test_it_says_what_it_needs(name: str) -> None:
     assert f"Needs {EXAMPLES[name][1]}: pip install" in (ROOT / "examples" / name).read_text()
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_it_runs(name: str, tmp_path: Path) -> None:
     arguments, library, printed = EXAMPLES[name]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
-from kernel_turns import in_turn
+from turns import in_turn
 
 import omnicupy as oc
 from omnicupy.call.problem import Problem
@@ -22,31 +22,23 @@ PROBLEM = Problem(2, 32, 8, 4096, 4096, 128, "bfloat16")
 
 # A row at its greatest head_dim, on the first architecture that it serves: soft caps need registers, which all have
 # alike. Variants for short block rows serve no soft caps.
-def _forward(kernel: str, period: int) -> list[Any]:
-    """One of `period` has its turn, and each tile that takes another's place."""
-    plain = [
-        row.spec(row.archs[0], "bfloat16", *widths)
-        for row in table.TABLE
-        if row.kernel == kernel and row.shape != "short"
-        for widths in row.widths(every=False)
-    ]
-    others = {capped(spec) for spec in plain if capped(spec) != replace(spec, softcap=True)}
-    return in_turn(map(capped, plain), lambda i, spec: i % period == 0 or spec in others)
+def _forward() -> Iterator[KernelSpec]:
+    """Tiles that take another's place are among them."""
+    for row in table.TABLE:
+        for widths in row.widths(every=False) if row.shape != "short" and row.kernel != "naive" else ():
+            yield capped(row.spec(row.archs[0], "bfloat16", *widths))
 
 
-def _backward(kernel: str, has_turn: slice) -> list[Any]:
-    """The rows of a slice have their turn."""
-    rows = [row for row in backward_table.TABLE if row.kernel == kernel]
-    specs = [capped_backward(row.spec(row.archs[0], "bfloat16", row.head_dims[1])) for row in rows]
-    with_turn = {part for spec in specs[has_turn] for part in spec.kernels().values()}
-    kernels = [part for spec in specs for part in spec.kernels().values() if part.softcap]
-    return in_turn(kernels, lambda _, part: part in with_turn)
+def _backward() -> Iterator[KernelSpec]:
+    for row in backward_table.TABLE:
+        if row.kernel != "naive":
+            spec = capped_backward(row.spec(row.archs[0], "bfloat16", row.head_dims[1]))
+            yield from (part for part in spec.kernels().values() if part.softcap)
 
 
-# Of the backward pass every second portable row, and of Hopper's two of equal tiles the wider.
 KERNELS = [
-    *(*_forward("sm90", 2), *_forward("sm80", 4)),
-    *(*_backward("sm90", slice(1, None)), *_backward("sm80", slice(1, None, 2))),
+    *in_turn(_forward(), 10, lambda spec: spec.kernel),
+    *in_turn(_backward(), 10, lambda part: (part.kernel, part.part)),
 ]
 
 

@@ -72,6 +72,7 @@ def check(arrays: list[np.ndarray], masks: list[Mask], **options: Any) -> None:
     assert worst.ok, worst
 
 
+@pytest.mark.in_turn(4)
 @pytest.mark.parametrize("large", [1.0, LARGE])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", MASKS)

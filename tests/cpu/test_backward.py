@@ -34,6 +34,7 @@ def test_the_random_cases_are_as_many_as_they_should_be() -> None:
     assert {name.partition(",")[0] for name in NAMES} >= set(oc.presets.__all__)
 
 
+@pytest.mark.in_turn(4)
 @pytest.mark.parametrize("name", NAMES)
 def test_random_cases(name: str) -> None:
     """Every constructor and preset: sizes, heads, widths, dtypes, kinds of inputs, strides of dout, dlse, subsets,

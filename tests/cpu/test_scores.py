@@ -45,6 +45,7 @@ def forward(given: dict[str, Any], **options: Any) -> Any:
     return oc.attention(*arrays, return_lse=True, **options)
 
 
+@pytest.mark.in_turn(4)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda one: np.dtype(one).name)
 @pytest.mark.parametrize("sinks", SINKS, ids=lambda one: one.replace(" ", "-"))
 @pytest.mark.parametrize(("softcap", "factor"), [(None, 1.0), (50.0, 8.0), (20.0, 8.0), (2.0, 30.0)])

@@ -36,6 +36,7 @@ def inputs(rng: np.random.Generator, sizes: tuple[int, ...], widths: tuple[int, 
     return [rng.standard_normal((batch, *shape)).astype(dtype) for shape in shapes.values()]
 
 
+@pytest.mark.in_turn(4)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda one: np.dtype(one).name)
 @pytest.mark.parametrize("widths", PAIRS, ids=str)
 def test_both_passes_keep_their_budgets(widths: tuple[int, int], dtype: Any) -> None:

@@ -226,6 +226,7 @@ def _forget() -> None:
         plans.clear()
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("made", CALLS)
 def test_a_warm_call_does_what_a_cold_one_does(device: fake_device.Device, made: Callable[[], Call]) -> None:
     call, seen = made(), set()

@@ -1,18 +1,17 @@
 """Every row of the table compiles for every architecture it names: no spill, no warning, registers that fit.
 
-Where a tile compiles in several ways they take turns here: `cli.py verify` compiles every row in both dtypes, and
---every-kernel those that are left out.
+They take turns here: `cli.py verify` compiles every row in both dtypes, and --every-case all that are here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 from cubin_code import WARPSYNC, compiled_without_a_spill, opcodes
-from kernel_turns import in_turn, with_turn
+from turns import every_turn, in_turn, of_turn
 
 from omnicupy.choose import paged, table
 from omnicupy.jit import archs, cache
@@ -82,69 +81,76 @@ ROWS = [
 PORTABLE = [spec for spec in ROWS if spec.kernel != "sm90"]
 
 
-# Of keys in pages: kernels key by key and with the most boxes, in turn, and Hopper's both. One in two or three has its
-# turn, and of Hopper's those that have none without pages.
-def _paged(size: int, turn: int) -> list[Any]:
-    def of(specs: list[AttnSpec], period: int) -> list[Any]:
-        pages = (PagedSpec.with_pages(paged.fitted(spec, size), size) for spec in specs)
-        return in_turn(pages, lambda i, _: i % period == (turn + period // 3) % period)
-
-    return [*of(PORTABLE[turn::2], 2), *of(HOPPER, 3), *of(NAIVE[turn::2], 1)]
+def _numbers(spec: AttnSpec) -> tuple[str, str]:
+    return spec.kernel, spec.dtype
 
 
-CACHED = in_turn(map(CachedSpec.of, HOPPER), lambda i, _: i % 3 == 0)
-PAGED = [*_paged(1, 0), *_paged(8, 1)]
+TURNS = 10
 
-# Of sequences with numbers of rows of their own: each tile once, with and without pages in turn; of Hopper's every
-# second has its turn.
+
+def _in_turn(specs: Iterable[AttnSpec], of: int = TURNS) -> list[Any]:
+    """A run has one kernel in `of`; sorted, so that it has each dtype and each way of caches."""
+    ways = sorted(
+        specs, key=lambda spec: (*_numbers(spec), getattr(spec, "page", 0), getattr(spec, "ragged", False))
+    )
+    return in_turn(ways, of, lambda spec: _numbers(spec) if spec.kernel == "naive" else spec.kernel)
+
+
+TILES = _in_turn([*ROWS, *NAIVE])
+
+
+# Of keys in pages: kernels key by key and with the most boxes, in turn, and Hopper's both.
+def _paged(size: int, turn: int) -> list[AttnSpec]:
+    specs = [*PORTABLE[turn::2], *HOPPER, *NAIVE[turn::2]]
+    return [PagedSpec.with_pages(paged.fitted(spec, size), size) for spec in specs]
+
+
+CACHED = _in_turn(map(CachedSpec.of, HOPPER))
+PAGED = _in_turn([*_paged(1, 0), *_paged(8, 1)])
+
+# Of sequences with numbers of rows of their own: each tile once, with and without pages in turn.
 _ONE_OF = {
     (one.kernel, one.head_dim, one.value_dim, one.br, one.bc, one.warps, one.pack): one
     for one in table.rows()
     if one.serves_caches
 }
-RAGGED = in_turn(
-    (
-        RaggedSpec.of(spec if i % 2 else PagedSpec.with_pages(paged.fitted(spec, 16), 16))
-        for i, spec in enumerate((*_ONE_OF.values(), NAIVE[0]))
-    ),
-    lambda i, spec: spec.kernel != "sm90" or i % 4 in (0, 3),
+RAGGED = _in_turn(
+    RaggedSpec.of(spec if i % 2 else PagedSpec.with_pages(paged.fitted(spec, 16), 16))
+    for i, spec in enumerate((*_ONE_OF.values(), NAIVE[0]))
 )
 
 
-# Of e4m3 each tile once, in pages or not, or with rows of their own, in turn; Hopper's in two of the three ways, of
-# which one has its turn. Converting takes the same instructions on all architectures.
-def _e4m3() -> list[Any]:
+# Of e4m3 each tile once, in pages or not, or with rows of their own, in turn; Hopper's in two of the three ways.
+# Converting takes the same instructions on all architectures.
+def _e4m3() -> Iterator[Fp8Spec]:
     ways = [{"in_pages": False}, {"in_pages": True}, {"in_pages": True, "ragged": True}]
-    one_of: dict[AttnSpec, Fp8Spec] = {}
-    specs = []
     for i, spec in enumerate((*_ONE_OF.values(), NAIVE[0])):
-        tile = paged.for_e4m3(spec)
         for way in [ways[i % 3], ways[(i + 1) % 3]][: 2 if spec.kernel == "sm90" else 1]:
-            specs.append(Fp8Spec.of_e4m3(tile, **way))
-            one_of.setdefault(tile, specs[-1])
-    first = set(one_of.values())
-    return in_turn(specs, lambda _, spec: spec in first)
+            yield Fp8Spec.of_e4m3(paged.for_e4m3(spec), **way)
 
 
-FP8 = _e4m3()
+FP8 = _in_turn(_e4m3(), 8)
 
 
-@pytest.mark.parametrize("spec", [*ROWS, *NAIVE, *CACHED, *PAGED, *RAGGED, *FP8], ids=_name)
+@pytest.mark.parametrize("spec", [*TILES, *CACHED, *PAGED, *RAGGED, *FP8], ids=_name)
 def test_compiles_without_a_spill(spec: KernelSpec) -> None:
     assert compiled_without_a_spill(spec)
 
 
-def test_each_run_compiles_some_of_each_way() -> None:
-    """Each of Hopper's tiles in one of three ways of caches; each way with the kernels and dtypes that it has."""
-    for way in (CACHED, PAGED, RAGGED, FP8):
-        every = {(one.values[0].kernel, one.values[0].dtype) for one in way}
-        assert {(spec.kernel, spec.dtype) for spec in with_turn(way)} == every
-    of_caches = [spec for spec in with_turn([*CACHED, *PAGED]) if spec.kernel == "sm90"]
-    assert len(of_caches) == len(HOPPER)
-    assert {(spec.page, spec.ragged) for spec in with_turn(FP8)} >= {(0, False), (1, False), (1, True)}
+@pytest.mark.parametrize("way", [TILES, CACHED, PAGED, RAGGED, FP8], ids=len)
+def test_each_run_compiles_some_of_each_way(way: list[Any]) -> None:
+    """Each way with the kernels and dtypes that it has."""
+    for turn in every_turn(way):
+        assert set(map(_numbers, of_turn(way, turn))) == {_numbers(one.values[0]) for one in way}
 
 
-@pytest.mark.parametrize("arch", archs.ARCHES)
+def test_each_run_compiles_e4m3_in_all_three_ways() -> None:
+    for turn in every_turn(FP8):
+        ways = {(spec.page, spec.ragged) for spec in of_turn(FP8, turn)}
+        assert ways >= {(0, False), (1, False), (1, True)}
+
+
+@pytest.mark.parametrize("arch", in_turn(archs.ARCHES, len(archs.ARCHES)))
 def test_the_kernels_of_caches_compile_without_a_spill(arch: str) -> None:
     assert compiled_without_a_spill(PlanSpec(arch=arch))
     assert compiled_without_a_spill(PlanSpec(arch=arch, ragged=True))
@@ -155,11 +161,14 @@ def test_the_kernels_of_caches_compile_without_a_spill(arch: str) -> None:
 
 
 # Pages beside three warpgroups of consumers, which leave no registers to spare.
-IN_BOXES = [
-    RaggedSpec.of(in_pages) if size in (8, 64) else in_pages
-    for spec, size in zip((one for one in HOPPER if one.warps == 16), (8, 16, 64, 128), strict=True)
-    for in_pages in [PagedSpec.with_pages(spec, size)]
-]
+IN_BOXES = _in_turn(
+    [
+        RaggedSpec.of(in_pages) if size in (8, 64) else in_pages
+        for spec, size in zip((one for one in HOPPER if one.warps == 16), (8, 16, 64, 128), strict=True)
+        for in_pages in [PagedSpec.with_pages(spec, size)]
+    ],
+    2,
+)
 
 
 @pytest.mark.parametrize("spec", IN_BOXES, ids=_name)
@@ -169,7 +178,7 @@ def test_pages_beside_three_warpgroups_compile_without_a_spill(spec: AttnSpec) -
 
 
 @pytest.mark.parametrize(
-    "spec", [*(spec for spec in ROWS if spec.kernel == "sm90"), *CACHED, *IN_BOXES], ids=_name
+    "spec", [*(one for one in TILES if one.values[0].kernel == "sm90"), *CACHED, *IN_BOXES], ids=_name
 )
 def test_hopper_code_is_known_to_be_uniform(spec: AttnSpec) -> None:
     """ptxas sees that a consumer's warps do not diverge. Where it does not, it makes them meet again before each

@@ -6,12 +6,11 @@ from dataclasses import replace
 
 import pytest
 from cubin_code import WARPSYNC, compiled_without_a_spill, opcodes
-from kernel_turns import in_turn
+from turns import every_turn, in_turn, of_turn
 
 from omnicupy.choose import backward_table
 from omnicupy.jit import cache
 from omnicupy.jit.backward_kernel import FUSED_PARTS, BackwardKernel
-from omnicupy.jit.spec import DTYPES
 
 # Values of another width: a role a warpgroup for wide keys or wide values, a warpgroup with keys of its own, and one
 # kernel for all gradients by two and three warpgroups. Three stages: statistics of no whole KiB.
@@ -29,21 +28,7 @@ KERNELS = dict.fromkeys(
 )
 
 
-def _turns() -> set[BackwardKernel]:
-    """Each in one of its dtypes, and every second that caps scores: test_capped.py has those of the rows."""
-    alike: dict[BackwardKernel, list[BackwardKernel]] = {}
-    for kernel in KERNELS:
-        alike.setdefault(replace(kernel, dtype=DTYPES[0]), []).append(kernel)
-    capped = [one for one in alike if one.softcap]
-    return {
-        of_kernel[i % len(of_kernel)]
-        for i, (one, of_kernel) in enumerate(alike.items())
-        if one not in capped[1::2]
-    }
-
-
-TURNS = _turns()
-HOPPER = in_turn(KERNELS, lambda _, kernel: kernel in TURNS)
+HOPPER = in_turn(KERNELS, 10, lambda kernel: (kernel.part, kernel.softcap))
 
 
 def _name(kernel: BackwardKernel) -> str:
@@ -60,8 +45,11 @@ def test_compiles_without_a_spill(kernel: BackwardKernel) -> None:
 
 
 def test_hopper_has_rows() -> None:
-    assert {kernel.part for kernel in TURNS} == {"dkdv", "dq", "ordered", *FUSED_PARTS}
-    assert {(kernel.dtype, kernel.softcap) for kernel in TURNS} == {(k.dtype, k.softcap) for k in KERNELS}
+    """Each run compiles each part, and both dtypes with soft caps and without."""
+    for turn in every_turn(HOPPER):
+        run = of_turn(HOPPER, turn)
+        assert {kernel.part for kernel in run} == {"dkdv", "dq", "ordered", *FUSED_PARTS}
+        assert {(kernel.dtype, kernel.softcap) for kernel in run} == {(k.dtype, k.softcap) for k in KERNELS}
 
 
 @pytest.mark.parametrize("kernel", HOPPER, ids=_name)

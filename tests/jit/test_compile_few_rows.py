@@ -6,6 +6,7 @@ from itertools import product
 
 import pytest
 from cubin_code import WARPSYNC, opcodes
+from turns import in_turn
 
 from omnicupy.jit import cache
 from omnicupy.jit.few_rows_spec import FewRowsSpec
@@ -28,7 +29,7 @@ SPECS = [
 LDGSTS, LDGSTS_UNIFORM = 0xFAE, 0xDAE
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("spec", in_turn(SPECS, 6), ids=str)
 def test_few_rows_compile_without_a_spill_and_are_known_to_be_uniform(spec: FewRowsSpec) -> None:
     found = cache.entry(spec)
     assert (found.spill_bytes, found.warnings) == (0, ()), found.log

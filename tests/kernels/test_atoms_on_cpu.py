@@ -61,6 +61,7 @@ def backward_library() -> Callable[[BackwardKernel], Any]:
     return of
 
 
+@pytest.mark.in_turn(6)
 @pytest.mark.parametrize("which", FORWARD, ids=lambda which: "-".join(map(str, which[:3])))
 def test_forward(which: tuple[str, str, int, Atom], library: Callable[[AttnSpec], Any]) -> None:
     word, dtype, head_dim, atom = which
@@ -81,6 +82,7 @@ def test_narrow_products_add_in_the_same_order(library: Callable[[AttnSpec], Any
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.in_turn(6)
 @pytest.mark.parametrize("masks", ["causal", "one-a-batch-element"])
 @pytest.mark.parametrize("which", BACKWARD, ids=lambda which: "-".join(map(str, which[:3])))
 def test_backward(

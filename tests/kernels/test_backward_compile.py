@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from cubin_code import REGISTERS_A_MULTIPROCESSOR, compiled_without_a_spill
-from kernel_turns import in_turn
+from turns import every_turn, in_turn, of_turn
 
 from omnicupy.choose import backward_table
 from omnicupy.jit.archs import ARCHES, SMEM_LIMIT_BYTES
@@ -77,31 +77,22 @@ def _with_dtypes_in_turn() -> list[BackwardKernel]:
     return [kernel for kernel in KERNELS if kernel.kernel != "sm80" or has_its_turn(kernel)]
 
 
-def _archs_in_turn() -> set[BackwardKernel]:
-    """Of three architectures that a kernel is for two, in turn."""
-    alike: dict[BackwardKernel, list[BackwardKernel]] = {}
-    for kernel in _with_dtypes_in_turn():
-        alike.setdefault(replace(kernel, arch=ARCHES[0], dtype=DTYPES[0]), []).append(kernel)
-    return {
-        kernel
-        for i, of_archs in enumerate(alike.values())
-        for j, kernel in enumerate(of_archs)
-        if (i + j) % 3 or len(of_archs) == 1
-    }
+def _alike(kernel: BackwardKernel) -> tuple[str, ...]:
+    return ("naive", kernel.dtype) if kernel.kernel == "naive" else (kernel.arch, kernel.part)
 
 
-TURNS = _archs_in_turn()
+TURNS = in_turn(_with_dtypes_in_turn(), 10, _alike)
 
 
-def test_each_architecture_has_turns() -> None:
-    for arch in ARCHES:
-        assert {k.part for k in TURNS if k.arch == arch} == {k.part for k in KERNELS if k.arch == arch}
-    assert {(k.dtype, k.kernel) for k in TURNS} == {(k.dtype, k.kernel) for k in KERNELS}
+def test_each_run_compiles_each_part_for_each_architecture() -> None:
+    for turn in every_turn(TURNS):
+        run = of_turn(TURNS, turn)
+        for arch in ARCHES:
+            assert {k.part for k in run if k.arch == arch} == {k.part for k in KERNELS if k.arch == arch}
+        assert {(k.dtype, k.kernel) for k in run} == {(k.dtype, k.kernel) for k in KERNELS}
 
 
-@pytest.mark.parametrize(
-    "kernel", in_turn(_with_dtypes_in_turn(), lambda _, kernel: kernel in TURNS), ids=_name
-)
+@pytest.mark.parametrize("kernel", TURNS, ids=_name)
 def test_compiles_without_a_spill(kernel: BackwardKernel) -> None:
     found = compiled_without_a_spill(kernel)
     assert re.search(r"\b0 bytes stack frame", found.log), found.log

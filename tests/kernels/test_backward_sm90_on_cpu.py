@@ -47,6 +47,7 @@ WIDTHS = [("bfloat16", 128, 128), ("bfloat16", 192, 128), ("float16", 64, 128), 
 WIDTHS += [("bfloat16", 72, 40), ("float16", 64, 192)]
 
 
+@pytest.mark.in_turn(6)
 @pytest.mark.parametrize("masks", ["causal", "one-a-batch-element"])
 @pytest.mark.parametrize("which", WIDTHS, ids=lambda which: "-".join(map(str, which)))
 def test_gradients(
@@ -68,6 +69,7 @@ FUSED = [
 ]
 
 
+@pytest.mark.in_turn(6)
 @pytest.mark.parametrize("masks", ["causal", "one-a-batch-element"])
 @pytest.mark.parametrize("which", FUSED, ids=lambda which: "-".join(map(str, which)))
 def test_all_gradients_by_one_kernel(

@@ -85,6 +85,7 @@ CASES: dict[str, tuple[int, list[int], Any]] = {
 }
 
 
+@pytest.mark.in_turn(6)
 @pytest.mark.parametrize("case", CASES)
 def test_against_float64(case: str, built: tuple[AttnSpec, Any, Any]) -> None:
     spec, library, planner = built

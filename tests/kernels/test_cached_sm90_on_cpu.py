@@ -118,6 +118,7 @@ def _compare(call: Cached, spec: AttnSpec, library: Any, planner: Any) -> int:
     return parts
 
 
+@pytest.mark.in_turn(6)
 @pytest.mark.parametrize("word", WORDS)
 @pytest.mark.parametrize("group", [2, 7, 8, 71])
 @pytest.mark.parametrize("case", CASES)
@@ -131,6 +132,7 @@ def test_against_float64(
     _compare(Cached(problem, rule(), lengths, 8), spec, library, planner)
 
 
+@pytest.mark.in_turn(6)
 @pytest.mark.parametrize("word", WORDS)
 @pytest.mark.parametrize("q_len", [1, 5])
 def test_split_rows(q_len: int, word: str, library: Callable[[AttnSpec], Any], planner: Any) -> None:
@@ -144,6 +146,7 @@ def test_split_rows(q_len: int, word: str, library: Callable[[AttnSpec], Any], p
 SINKS = (-np.inf, 0.0, 30.0, 2.0, 1e4, -3.0)
 
 
+@pytest.mark.in_turn(6)
 @pytest.mark.parametrize("word", WORDS)
 @pytest.mark.parametrize(("softcap", "split"), [(None, None), (20.0, None), (20.0, 384)])
 def test_score_changes(

@@ -79,6 +79,7 @@ def _found(
     return found
 
 
+@pytest.mark.in_turn(6)
 @pytest.mark.parametrize("name", SPECS)
 def test_a_weight_of_one_is_not_rounded(name: str, libraries: Callable[[BackwardKernel], Any]) -> None:
     """dv of keys whose rows are all theirs alone has the error of one rounding; the others are right, too."""

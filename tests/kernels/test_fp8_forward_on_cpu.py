@@ -22,9 +22,12 @@ from numpy.typing import NDArray
 import omnicupy as oc
 from omnicupy.jit.spec import AttnSpec
 
-pytestmark = pytest.mark.skipif(
-    cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
-)
+pytestmark = [
+    pytest.mark.in_turn(4, at=1),
+    pytest.mark.skipif(
+        cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
+    ),
+]
 
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 Array = NDArray[Any]

@@ -16,9 +16,12 @@ from omnicupy.choose import variants
 from omnicupy.jit.panels import tail_columns
 from omnicupy.jit.spec import AttnSpec
 
-pytestmark = pytest.mark.skipif(
-    cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
-)
+pytestmark = [
+    pytest.mark.in_turn(4, at=0),
+    pytest.mark.skipif(
+        cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
+    ),
+]
 
 Q_LEN, K_LEN = 90, 150
 # Columns of tensors, keys and values: tails of 16 and 32 columns, behind one panel and behind two; of one alone.

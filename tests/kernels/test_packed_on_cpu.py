@@ -16,9 +16,12 @@ import omnicupy as oc
 from omnicupy.call.problem import Problem
 from omnicupy.jit.spec import AttnSpec
 
-pytestmark = pytest.mark.skipif(
-    cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
-)
+pytestmark = [
+    pytest.mark.in_turn(4, at=2),
+    pytest.mark.skipif(
+        cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
+    ),
+]
 Array = NDArray[Any]
 D64, D128, D256 = (packed_spec(*tile) for tile in ((64, 64, 2), (128, 128, 2), (256, 64, 2)))
 UNPACKED = AttnSpec(

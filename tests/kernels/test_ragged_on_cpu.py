@@ -23,9 +23,12 @@ import omnicupy as oc
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.reference.attention import attention64
 
-pytestmark = pytest.mark.skipif(
-    cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
-)
+pytestmark = [
+    pytest.mark.in_turn(4, at=2),
+    pytest.mark.skipif(
+        cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
+    ),
+]
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 SPARE = 3  # rows of q behind those of all sequences

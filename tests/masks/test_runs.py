@@ -41,6 +41,7 @@ def _expanded(blocks: BlockMask) -> list[list[int]]:
     ]
 
 
+@pytest.mark.in_turn(4)
 @pytest.mark.parametrize("seed", range(60))
 def test_expanded_runs_are_the_tiles(seed: int) -> None:
     rng = np.random.default_rng(seed)

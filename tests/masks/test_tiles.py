@@ -51,6 +51,7 @@ def shape_of(rng: Rng) -> tuple[int, int]:
     return int(rng.integers(1, 300)), int(rng.integers(1, 300))
 
 
+@pytest.mark.in_turn(4)
 @pytest.mark.parametrize("seed", range(60))
 def test_pairs_and_cuts(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -61,6 +62,7 @@ def test_pairs_and_cuts(seed: int) -> None:
         check_cut(case, *tile)
 
 
+@pytest.mark.in_turn(4)
 @pytest.mark.parametrize("seed", range(60))
 def test_the_algebra(seed: int) -> None:
     rng = np.random.default_rng(seed)

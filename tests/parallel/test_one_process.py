@@ -86,6 +86,7 @@ def _rows_of(mask: oc.Mask, rows: Any) -> oc.Mask:
     return oc.from_dense(mask.to_dense()[rows])
 
 
+@pytest.mark.in_turn(4)
 @pytest.mark.parametrize("kind", parallel_cases.KINDS)
 def test_random_cases(kind: str) -> None:
     """Every constructor, 2 to 16 ranks, every assignment, ranks that own nothing, all dtypes and kinds of inputs."""

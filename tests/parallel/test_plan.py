@@ -179,6 +179,7 @@ def test_shift_stays_inside_documents() -> None:
     assert labels[0, 0] == 10
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("seed", range(6))
 def test_documents_of_masks_without_intervals_end_at_any_row(seed: int) -> None:
     """Rows of bits and tiles are counted in strips; a label must not come from behind the end of a document."""

@@ -28,6 +28,7 @@ def canonical(mask: Mask) -> bool:
     return found is None or all(map(np.array_equal, mask.intervals, found))
 
 
+@pytest.mark.in_turn(4)
 @pytest.mark.parametrize("name", CASES)
 def test_random_layouts(name: str) -> None:
     rng = np.random.default_rng(list(CASES).index(name))

@@ -103,6 +103,7 @@ BUILDS = {
 }
 
 
+@pytest.mark.in_turn(4)
 @pytest.mark.parametrize(("images", "most"), [(1, 32), (4, 64), (5, 48), (1000, 48), (5000, 320)])
 @pytest.mark.parametrize("name", BUILDS)
 def test_a_million_tokens_stay_small(name: str, images: int, most: int) -> None:

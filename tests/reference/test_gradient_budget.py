@@ -36,6 +36,7 @@ def masks(length: int, seed: int) -> list[Mask]:
     ]
 
 
+@pytest.mark.in_turn(4)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_correct_tiled_results_are_accepted(dtype: Any, kind: str) -> None:
@@ -60,6 +61,7 @@ def test_correct_tiled_results_are_accepted(dtype: Any, kind: str) -> None:
     assert worst > 0.05  # a budget that nothing can exceed would accept as well
 
 
+@pytest.mark.in_turn(4)
 @pytest.mark.parametrize("kind", ["normal", "peaky", "dout of ones"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("fault", tiled_gradients.FAULTS)

@@ -44,6 +44,7 @@ def _agree(found: tuple[Any, Any], wanted: tuple[Any, Any], tolerance: float) ->
         np.testing.assert_allclose(mine.astype(np.float64), exact, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.in_turn(4)
 @pytest.mark.parametrize("tail", TAILS)
 @pytest.mark.parametrize(("window", "sink"), WINDOWS)
 @pytest.mark.parametrize("q_len", [1, 4, 33])

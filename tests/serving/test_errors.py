@@ -31,6 +31,7 @@ def _caches(paged: bool, fp8: bool) -> dict[str, Any]:
     return given | ({"k_scale": 1.0, "v_scale": 1.0} if fp8 else {})
 
 
+@pytest.mark.in_turn(4)
 @pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize("paged", [False, True])
 @pytest.mark.parametrize("ragged", [False, True])

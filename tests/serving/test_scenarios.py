@@ -32,6 +32,7 @@ def test_37_sequences_of_up_to_100_000_keys() -> None:
     scenarios.ragged(CPU, 64)
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("group", scenarios.GROUPS)
 def test_groups(group: int) -> None:
     scenarios.groups(CPU, group)
@@ -59,6 +60,7 @@ def test_images_in_chunks(window_last: bool, size: int | None) -> None:
     scores.images_in_chunks(CPU, size, window_last)
 
 
+@pytest.mark.in_turn(3)
 @KINDS
 @pytest.mark.parametrize("window", [None, 100])
 def test_rows_of_their_own(window: int | None, size: int | None) -> None:

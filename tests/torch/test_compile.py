@@ -61,6 +61,7 @@ def test_lists_of_masks_are_inputs_as_well() -> None:
     assert _graphs() == 2
 
 
+@pytest.mark.in_turn(8)
 def test_inductor() -> None:
     arrays = _inputs(torch.float32)
     layer = torch.compile(_layer, fullgraph=True)
@@ -219,6 +220,7 @@ MADE_INSIDE: dict[str, Callable[[int], Any]] = {
 LONG = oc.random(64, 1)
 
 
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("what", MADE_INSIDE)
 def test_masks_that_are_made_inside_are_left_to_python(what: str) -> None:
     """The graph breaks there; as one graph it says why it cannot."""

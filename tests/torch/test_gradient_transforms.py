@@ -184,6 +184,7 @@ RAISES: dict[str, tuple[Callable[[Call], Any], str]] = {
 }
 
 
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("what", RAISES)
 def test_transforms_that_cannot_be_right_raise(what: str) -> None:
     transform, message = RAISES[what]

@@ -68,6 +68,7 @@ def test_the_numbers_are_those_of_numpy_arrays(dtype: Any, with_lse: bool) -> No
         _same(x.grad, gradient)
 
 
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("name", ["random", "full", "batch", "empty rows and dead keys"])
 def test_gradcheck(name: str) -> None:
     masks = {

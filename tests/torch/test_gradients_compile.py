@@ -137,6 +137,7 @@ def _trained(model: Any, *, drop: bool, steps: int = 5) -> list[float]:
     return losses
 
 
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("memory", [False, True])
 def test_training_with_masks_that_are_dropped_before_the_backward_pass(memory: bool, backend: str) -> None:
@@ -148,6 +149,7 @@ def test_training_with_masks_that_are_dropped_before_the_backward_pass(memory: b
     assert not counters["graph_break"]
 
 
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("return_lse", [False, True])
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_a_mask_lives_as_long_as_what_the_graph_saved(
@@ -267,6 +269,7 @@ def test_a_stored_program_can_be_trained() -> None:
         assert torch.equal(loaded.get_parameter(name).grad, parameter.grad)
 
 
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_the_operators_keep_torch_s_contract(count: int) -> None:
     masks = [oc.random(40, seed) for seed in range(count)]

@@ -63,6 +63,7 @@ def test_results_and_gradients_are_those_of_plain_torch(changes: dict[str, Any])
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("changes", CHANGES, ids=lambda one: "-".join(one))
 def test_gradcheck_with_lse(changes: dict[str, Any]) -> None:
     inputs, sinks, mask = [one.detach()[:1, :, :7].clone() for one in _inputs()], _sinks(), oc.causal(7, 7)

@@ -65,6 +65,7 @@ def test_the_numbers_are_those_of_scaled_dot_product_attention(dtype: Any) -> No
     torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("widths", [(4, 3), (3, 5)])
 def test_gradcheck(widths: tuple[int, int]) -> None:
     inputs, sinks = _inputs(widths), _sinks()
@@ -127,6 +128,7 @@ def test_inductor(compiler: Any) -> None:
     torch.testing.assert_close(found, layer(*inputs, MASK))
 
 
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("tokens_first", [False, True])
 def test_the_operators_keep_torch_s_contract(requires_grad: bool, tokens_first: bool) -> None:

@@ -34,6 +34,7 @@ def _batched(model: Any, given: list[list[int]], **changes: Any) -> list[list[in
     return batched(model, given, oc.transformers.continuous(model, **SIZES), **changes)
 
 
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("name", MODELS)
 def test_tokens_are_those_of_generate(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     eager, ours = tiny.model(name, "eager"), tiny.model(name, NAME)

@@ -69,6 +69,7 @@ def test_a_mask_that_the_model_wrote_is_read() -> None:
     _close(ours(IDS, attention_mask=mask).logits, wanted)
 
 
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("name", tiny.OTHERS)
 def test_encoders_and_cross_attention(name: str) -> None:
     inputs = tiny.OTHERS[name].inputs("right")
@@ -80,6 +81,7 @@ def test_encoders_and_cross_attention(name: str) -> None:
     _close(found, wanted)
 
 
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_vision_tower(packed: bool) -> None:
     inputs = tiny.MODELS["qwen2_5_vl"].inputs("left")
@@ -111,6 +113,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("what", OPTIONS)
 def test_one_layer_is_one_graph_and_can_be_exported(what: str) -> None:
     layer, options = Layer(), OPTIONS[what]

@@ -23,7 +23,10 @@ def _of_two_processes(kind: str, folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=pytest.mark.in_turn(4, at=at)) for kind, at in (("ddp", 0), ("fsdp", 2))],
+)
 def test_two_processes_train_the_weights_of_one(kind: str, tmp_path: Path) -> None:
     alone = training.model("alone")
     before = {name: x.clone() for name, x in alone.state_dict().items()}

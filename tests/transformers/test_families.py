@@ -63,6 +63,7 @@ def _listed() -> dict[str, str]:
     return found
 
 
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("family", FEW)
 def test_families(family: str) -> None:
     names = dict(families.families())

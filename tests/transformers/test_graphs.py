@@ -38,6 +38,7 @@ def _config(model: Any, **changes: Any) -> Any:
     return oc.transformers.continuous(model, use_cuda_graph=True, **SIZES | BUCKETS | changes)
 
 
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("name", MODELS)
 def test_tokens_of_replays_are_those_of_generate(
     name: str, player: Player, monkeypatch: pytest.MonkeyPatch

@@ -76,6 +76,7 @@ def _dense(found: Any) -> np.ndarray:
     return np.stack([mask.to_dense() for mask in masks])
 
 
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("seed", range(300))
 def test_random_functions(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(seed)

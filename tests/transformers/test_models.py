@@ -83,6 +83,7 @@ def test_rows_that_see_nothing_give_zeros(monkeypatch: pytest.MonkeyPatch) -> No
         assert out[0].any(dim=-1).all()
 
 
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize(("name", "cache"), tiny.CACHES)
 def test_generated_tokens(name: str, cache: str | None, side: str) -> None:
@@ -185,6 +186,7 @@ def test_a_vision_tower_in_one_call_a_layer(monkeypatch: pytest.MonkeyPatch) -> 
     _same(ours(**inputs).logits, eager(**inputs).logits, inputs["attention_mask"])
 
 
+@pytest.mark.in_turn(8, at=7)
 def test_a_compiled_step_recompiles_for_no_mask() -> None:
     """Decoding with a static cache: the masks are made outside of the graph and are inputs of it."""
     inputs = tiny.MODELS["gemma3"].inputs("left")
@@ -200,6 +202,7 @@ def test_a_compiled_step_recompiles_for_no_mask() -> None:
     assert not counters["graph_break"]
 
 
+@pytest.mark.in_turn(8, at=0)
 def test_a_compiled_model_makes_its_masks_outside_of_the_graph() -> None:
     eager, ours = _pair("mistral")
     inputs = tiny.MODELS["mistral"].inputs("left")

@@ -35,6 +35,7 @@ def _result(model: Any, inputs: dict[str, Any]) -> Any:
     return values[inputs["attention_mask"].bool()]
 
 
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("name", ["llama", "gemma3", "bart"])
 def test_a_family_is_one_graph_that_reads_each_padding(name: str) -> None:
     """A causal decoder; windows and images that see themselves; an encoder, a decoder and what joins them."""
@@ -69,6 +70,7 @@ def test_a_static_cache_grows_in_one_graph() -> None:
     assert torch.equal(ours.generate(**inputs, **options, cache_implementation="static"), wanted)
 
 
+@pytest.mark.in_turn(8, at=3)
 def test_between_graphs_masks_stay_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
     original = one_graph.make_mask

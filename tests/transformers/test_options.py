@@ -32,6 +32,7 @@ def _no_gradients() -> Any:
         yield
 
 
+@pytest.mark.in_turn(8, at=6)
 def test_every_name_that_the_installed_version_passes_has_its_place() -> None:
     found = transformers_names.names()
     assert len(found) > 25

@@ -82,6 +82,7 @@ def test_the_gradient_of_every_parameter(name: str, side: str) -> None:
         assert float((ours[of] - grad).norm()) <= 3e-5 * float(grad.norm()) + floor, of
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("name", ["gemma2", "gpt_oss"])
 def test_one_compiled_graph(name: str) -> None:
     inputs = tiny.SCORES[name].inputs("right") | {"use_cache": False}

@@ -43,6 +43,7 @@ def _generated(models: tuple[Any, Any], inputs: dict[str, Any], **how: Any) -> N
     assert torch.equal(found, wanted)
 
 
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize(("name", "cache"), tiny.CACHES)
 def test_generated_tokens(name: str, cache: str | None, side: str, fake: Any) -> None:

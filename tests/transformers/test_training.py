@@ -166,6 +166,7 @@ def _losses(model: Any, given: list[dict[str, Any]], steps: int) -> list[float]:
     return losses
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("name", ["packed", "gemma3"])
 def test_fifty_steps_follow_eager_s_losses(name: str) -> None:
     given = [_inputs(name)]
@@ -186,6 +187,7 @@ def _pack(seed: int, tokens: int = 48) -> oc.Mask:
     return oc.presets.bagel(sample_lens=[first, tokens - first], split_lens=splits, attn_modes=modes)
 
 
+@pytest.mark.in_turn(8, at=1)
 def test_a_pack_with_a_new_mask_every_step_compiles_twice() -> None:
     ids = tiny.text_rows("left", 48, 48)["input_ids"][:1]
     torch._dynamo.reset()

@@ -75,6 +75,7 @@ def _same(found: list[Any], wanted: list[Any]) -> None:
     assert all(map(torch.equal, found, wanted))
 
 
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("what", OPTIONS)
 def test_a_layer_in_one_graph_and_stored(what: str) -> None:
     layer, options = Layer(), OPTIONS[what]
@@ -84,6 +85,7 @@ def test_a_layer_in_one_graph_and_stored(what: str) -> None:
     _same(_gradients(program.module(), **options), wanted)
 
 
+@pytest.mark.in_turn(8, at=5)
 def test_masks_and_bounds_in_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """The masks are dropped before the backward pass; lse's memory keeps them."""
     monkeypatch.setattr(held, "MAX_HELD", 0)
@@ -96,6 +98,7 @@ def test_masks_and_bounds_in_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
         _same(found, wanted)
 
 
+@pytest.mark.in_turn(8, at=2)
 def test_the_masks_are_read_again_where_lse_was_moved() -> None:
     layer = torch.compile(Layer(), backend="aot_eager", fullgraph=True)
     for options in OPTIONS.values():
@@ -104,6 +107,7 @@ def test_the_masks_are_read_again_where_lse_was_moved() -> None:
             _same(_gradients(layer, **options), wanted)
 
 
+@pytest.mark.in_turn(8, at=4)
 def test_a_whole_model_in_one_graph_that_makes_its_masks() -> None:
     inputs = tiny.text_rows("right", 20, 23)
     given = {**inputs, "labels": inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)}

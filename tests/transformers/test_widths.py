@@ -66,6 +66,7 @@ def test_the_families_are_there() -> None:
     assert {"DeepseekV3", "Glm4MoeLite", "KimiLinear", "MiMoV2Flash", "Mistral4"} <= set(LATENT)
 
 
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", LATENT)
 def test_logits(name: str, side: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,6 +79,7 @@ def test_logits(name: str, side: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(keys > values for keys, values in widths)
 
 
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("name", LATENT)
 def test_tokens(name: str) -> None:
     inputs = models.text_rows("left", 20, 23)
@@ -99,6 +101,7 @@ def test_tokens_of_a_static_cache(name: str) -> None:
     assert torch.equal(found, wanted)
 
 
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("name", LATENT)
 def test_the_gradient_of_every_parameter(name: str) -> None:
     inputs = models.text_rows("right", 20, 23)
@@ -127,6 +130,7 @@ def test_packed_sequences() -> None:
             _same(found[:, first:stop], alone, torch.ones(1, stop - first))
 
 
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", [name for name in ("DeepseekV3", "MiMoV2Flash") if name in LATENT])
 def test_one_compiled_graph_of_a_layer(name: str, dtype: Any) -> None:

@@ -76,6 +76,7 @@ def _code(spec: KernelSpec) -> bytes:
     return {at: held for at, _, held in cubin_code.sections(image)}[f".text.{spec.entry}"]
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize(
     ("word", "atom"), [("sm80-64x32-s1-w4", Atom(k=8)), ("sm90-64x64-s2-w8", Atom(scores=32, sums=32))]
 )

@@ -25,6 +25,7 @@ if not torch.distributed.is_available() or not torch.distributed.is_gloo_availab
     pytest.skip("this PyTorch has no gloo", allow_module_level=True)
 
 
+@pytest.mark.in_turn(8)
 def test_ranks_are_measured_beside_one_device(tmp_path: Path) -> None:
     file = tmp_path / "record.json"
     started = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

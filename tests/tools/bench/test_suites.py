@@ -205,6 +205,7 @@ class _Torch:
         self.most = max(self.most, self.now)
 
 
+@pytest.mark.in_turn(3)
 def test_memory_of_rivals_is_their_allocator_s(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = _Torch()
 

@@ -209,6 +209,7 @@ def test_wrong_gradients_are_not_timed(gpu: list[dict[str, Any]], monkeypatch: p
         backward.run(problem_of(LAYOUT, Sizes(heads=2, head_dim=16)), "bfloat16")
 
 
+@pytest.mark.in_turn(4)
 def test_ceilings_are_fitted_by_a_command(tmp_path: Path) -> None:
     out = tmp_path / "ceilings.json"
     records = Path(__file__).parents[3] / "docs" / "results"

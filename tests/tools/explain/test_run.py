@@ -161,6 +161,7 @@ def _part_of_choices(folder: Path) -> Path:
     return target
 
 
+@pytest.mark.in_turn(4)
 def test_ceilings_are_fitted_by_a_command(tmp_path: Path) -> None:
     out = tmp_path / "ceilings.json"
     arguments = ["--fit", str(RECORDS / "h100-dense.json"), "--fit", str(_part_of_choices(tmp_path))]

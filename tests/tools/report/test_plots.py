@@ -52,6 +52,7 @@ def _boxes(figure: Any) -> list[Any]:
     return parts + [legend.get_window_extent(renderer) for legend in figure.legends]
 
 
+@pytest.mark.in_turn(4)
 @pytest.mark.parametrize("suite", plots.DRAWN)
 def test_every_suite_is_drawn_without_overlap(suite: str) -> None:
     figure = _figure(suite)
@@ -73,6 +74,7 @@ def test_every_suite_is_drawn_without_overlap(suite: str) -> None:
         assert apart, f"{suite}: {one} and {other}"
 
 
+@pytest.mark.in_turn(4)
 @pytest.mark.parametrize("suite", plots.DRAWN)
 def test_panels_have_units(suite: str) -> None:
     for axes in (axes for axes in _figure(suite).axes if axes.get_visible()):

@@ -67,6 +67,7 @@ def test_gradients_are_served_once_enough_cases_of_this_digest_passed(tmp_path: 
     assert "are missing" in attestation.stale(path)[SM80] or "digest" in attestation.stale(path)[SM80]
 
 
+@pytest.mark.in_turn(3)
 def test_files_of_runs_beside_each_other_are_joined(tmp_path: Path) -> None:
     made = source_digest.digest(SM80)
 
@@ -145,6 +146,7 @@ def test_a_kernel_of_several_sources_counts_for_each_that_is_attested(
     assert set(json.loads(path.read_text())["sources"]) == {SM80}
 
 
+@pytest.mark.in_turn(3)
 def test_parts_add_up(tmp_path: Path, small_plan: None) -> None:
     path = tmp_path / "attestation.json"
     _run(path, version="12.9")
@@ -164,6 +166,7 @@ def test_parts_add_up(tmp_path: Path, small_plan: None) -> None:
     assert runs["13.0", "3/4"]["cases"] == 2
 
 
+@pytest.mark.in_turn(3)
 def test_a_run_begins_anew_unless_it_resumes(tmp_path: Path, small_plan: None) -> None:
     path = tmp_path / "attestation.json"
     _run(path, version="12.9")

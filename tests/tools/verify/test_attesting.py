@@ -29,6 +29,8 @@ from omnicupy.tools.verify.plan import Part
 from omnicupy.tools.verify.run import Settings
 from omnicupy.tools.verify.source_digest import digest
 
+pytestmark = pytest.mark.in_turn(3)
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SMALL = tuple(
     case for case in FIXED if case.group == "head dims" and case.id.startswith(("d8-", "d72-", "d80-"))

@@ -31,6 +31,7 @@ def _small(case: BackwardCase) -> BackwardCase:
     return replace(case, q_len=min(case.q_len, 140), k_len=min(case.k_len, 150), head_dim=16)
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("case", backward_special.CASES, ids=lambda case: case.id)
 def test_special_cases_pass_on_small_stand_ins(
     case: BackwardCase, gpu: Any, monkeypatch: pytest.MonkeyPatch
@@ -51,6 +52,7 @@ def test_big_cases_are_big_and_skipped_where_they_do_not_fit(
     assert outcome.skipped == "skipped: needs 40 GiB of free device memory"
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("tag", ["big-q", "big-kv", "streams", "addresses", "dropped-mask", "no-zeros"])
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_special_cases_find_a_wrong_gradient(

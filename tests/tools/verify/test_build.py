@@ -98,6 +98,7 @@ def _asked(
         yield variant, asked.take()
 
 
+@pytest.mark.in_turn(6)
 @pytest.mark.parametrize(("sm_count", "step"), [(132, 1), (20, 7)])
 def test_every_kernel_that_a_run_asks_for_is_compiled(
     sm_count: int, step: int, no_arithmetic: None, compiled: Any, monkeypatch: pytest.MonkeyPatch
@@ -121,6 +122,7 @@ def test_every_kernel_that_a_run_asks_for_is_compiled(
     assert len(of_inputs) > 50, "gradients need out and lse"
 
 
+@pytest.mark.in_turn(4)
 @pytest.mark.parametrize("source", source_digest.SOURCES)
 def test_every_kernel_that_a_run_of_one_source_asks_for_is_compiled(
     source: str, no_arithmetic: None, compiled: Any, monkeypatch: pytest.MonkeyPatch
@@ -138,6 +140,7 @@ def test_every_kernel_that_a_run_of_one_source_asks_for_is_compiled(
         assert "attention_fwd_sm90.cu" in {spec.source for spec in built}
 
 
+@pytest.mark.in_turn(3)
 def test_choices_of_devices_of_any_size_are_compiled(compiled: Any) -> None:
     built = compiled(sweep=0, cases=("decoding", "masks"), kernels=(DEFAULT,))
     for sm_count in (1, 20, 132, 1000):

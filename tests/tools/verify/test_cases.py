@@ -62,6 +62,7 @@ def test_the_sweep_is_drawn_as_documented() -> None:
     assert min(min(case.q_len, case.k_len) for case in cases) < 128
 
 
+@pytest.mark.in_turn(4)
 def test_at_least_two_hundred_random_cases_hold_dead_keys_inside_visited_tiles() -> None:
     poisoned = [case for case in sweep(DEFAULT) if POISON in case.options]
     inside = [case for case in poisoned if min(dead_tiles(case.masks(), *tile) for tile in TILES) > 0]

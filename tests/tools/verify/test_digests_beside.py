@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,12 @@ FORWARD_SOURCES = (
 PLANNER, APPEND, APPEND_FP8 = BESIDE = ("attention_plan_cached.cu", "cache_append.cu", "cache_append_fp8.cu")
 
 
+@functools.cache
+def digests() -> dict[str, str]:
+    """Of the code as it is: asked for before any is changed."""
+    return {name: source_digest.digest(name) for name in SOURCES}
+
+
 @pytest.mark.parametrize(
     ("module", "expected"),
     [
@@ -34,7 +41,7 @@ PLANNER, APPEND, APPEND_FP8 = BESIDE = ("attention_plan_cached.cu", "cache_appen
 def test_kernels_beside_attention_count_what_they_use(
     module: str, expected: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = {name: source_digest.digest(name) for name in SOURCES}
+    before = digests()
     changed = tmp_path / "changed.py"
     changed.write_text(source_digest.modules()[module].read_text() + "\nmore = 1\n")
     monkeypatch.setitem(source_digest.modules(), module, changed)

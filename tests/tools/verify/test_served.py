@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from omnicupy.jit import nvrtc
 from omnicupy.tools.verify import attestation, plan, source_digest
 from omnicupy.tools.verify.plan import planned
@@ -13,6 +15,7 @@ from omnicupy.tools.verify.plan import planned
 SM80 = "attention_fwd_sm80.cu"
 
 
+@pytest.mark.in_turn(4)
 def test_a_forward_pass_is_served_before_the_cases_that_need_a_gpu_of_their_own(tmp_path: Path) -> None:
     path, ids = tmp_path / "attestation.json", planned(SM80)
     assert len(ids & plan.BIG_IDS) == 2

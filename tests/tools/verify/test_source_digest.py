@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,12 @@ from omnicupy.tools.verify.source_digest import (
 
 SM80 = "attention_fwd_sm80.cu"
 PLANNER, *_ = BESIDE = ("attention_plan_cached.cu", "cache_append.cu", "cache_append_fp8.cu")
+
+
+@functools.cache
+def digests() -> dict[str, str]:
+    """Of the code as it is: asked for before any is changed."""
+    return {name: source_digest.digest(name) for name in SOURCES}
 
 
 def test_sources_are_those_of_the_specs() -> None:
@@ -79,7 +86,7 @@ def test_fields_have_names_types_and_offsets() -> None:
 
 
 def test_digest_follows_the_rows_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {name: source_digest.digest(name) for name in SOURCES}
+    before = digests()
     assert len(set(before.values())) == len(before)
     monkeypatch.setattr(table, "TABLE", table.TABLE[:-1])
     assert source_digest.digest(SM80) != before[SM80]
@@ -88,7 +95,7 @@ def test_digest_follows_the_rows_of_the_table(monkeypatch: pytest.MonkeyPatch) -
 
 def _changed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: str) -> set[str]:
     """The sources whose digests change with a statement more in a module."""
-    before = {name: source_digest.digest(name) for name in SOURCES}
+    before = digests()
     changed = tmp_path / "changed.py"
     changed.write_text(source_digest.modules()[module].read_text() + "\nmore = 1\n")
     monkeypatch.setitem(source_digest.modules(), module, changed)

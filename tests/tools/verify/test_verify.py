@@ -124,6 +124,7 @@ def test_gpu_run_reports_every_kernel(gpu: Any) -> None:
     json.dumps(found.as_json(), allow_nan=False)
 
 
+@pytest.mark.in_turn(4)
 def test_gpu_run_filters_kernels(gpu: Any) -> None:
     found = verify_run.verify(Settings(cases=(SMALL,), sweep=0, timing=False, kernels=("naive",)))
     assert {outcome.kernel for outcome in found.outcomes} == {"naive", "bwd naive"}
