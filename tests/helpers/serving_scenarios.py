@@ -15,6 +15,7 @@ from cached_cases import TAILS, dense
 
 import omnicupy as oc
 from omnicupy.choose import table
+from omnicupy.jit.few_rows_spec import FewRowsSpec
 from omnicupy.reference.attention import attention64
 
 DTYPE = np.dtype(np.float16)
@@ -136,6 +137,8 @@ def _twice(e: Engine, q: Any, kv: Any, mask: Any, **options: Any) -> Any:
 def _plain(e: Engine, q: Any, kv: Any, rule: oc.CachedRule) -> Any:
     """The kernel that serves a PagedKV, as it reads keys one behind the other; None on the CPU."""
     spec = oc.plan(q, kv, rule).kernel
+    if isinstance(spec, FewRowsSpec):
+        return spec.for_caches(e4m3=spec.e4m3, in_pages=False, ragged=False)
     return spec and oc.AttnSpec(**{field.name: getattr(spec, field.name) for field in fields(oc.AttnSpec)})
 
 
