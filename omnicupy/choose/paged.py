@@ -10,7 +10,8 @@ from omnicupy.jit import few_rows_spec
 from omnicupy.jit.few_rows_spec import FewRowsSpec
 from omnicupy.jit.fp8_spec import converts
 from omnicupy.jit.paged_spec import MOST_WARPS, by_boxes
-from omnicupy.jit.spec import AttnSpec
+from omnicupy.jit.spec import AttnSpec, round_up
+from omnicupy.serving.caches import MOST_PAGE
 
 # Warps and thread blocks a multiprocessor where few rows read e4m3 of many sequences, and of few; 16 bits by head_dim.
 _OF_E4M3 = (6, 2), (12, 1)
@@ -25,6 +26,13 @@ def kind_of(page_size: int | None) -> str:
     if page_size is None:
         return WHOLE
     return PAGES if by_boxes(page_size) else OTHER_PAGES
+
+
+def counted(k_len: int) -> int:
+    """The keys that a sequence may have, as choices count them: in whole pages of the largest size. A cache in pages
+    whose size divides that is served as the same keys in one piece are, which may be a few less.
+    """
+    return round_up(k_len, MOST_PAGE)
 
 
 def few_rows(spec: AttnSpec, problem: Problem, *, e4m3: bool) -> tuple[FewRowsSpec, ...]:
@@ -49,7 +57,7 @@ def for_16_bits(spec: AttnSpec, problem: Problem, sm_count: int, split: int | No
     are few rows, and the caches may hold enough keys. split: as of for_e4m3.
     """
     of_few = () if split is not None else few_rows(spec, problem, e4m3=False)
-    keys = problem.batch * problem.kv_heads * problem.k_len
+    keys = problem.batch * problem.kv_heads * counted(problem.k_len)
     return of_few[0] if of_few and keys >= _ENOUGH_KEYS[spec.head_dim] * sm_count else spec
 
 
