@@ -1,4 +1,4 @@
-"""Which kernel serves a cache does not depend on pages, whose number rounds its size up."""
+"""Which kernel serves a cache by its size, which pages round up and choices do not see rounded."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from omnicupy.call.problem import Problem
 from omnicupy.choose import paged, pick
+from omnicupy.gpu.cached_planning import FEW_ROWS_PARTS
 from omnicupy.jit.few_rows_spec import FewRowsSpec
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.constructors import causal
@@ -53,3 +54,12 @@ def test_few_rows_count_keys_of_all_heads() -> None:
     problem = Problem(1, 32, 8, 1, 24_577, 128, "bfloat16")
     assert isinstance(_chosen(problem), FewRowsSpec)
     assert not isinstance(_chosen(replace(problem, k_len=24_576)), FewRowsSpec)
+
+
+def test_few_rows_reach_the_multiprocessors() -> None:
+    """A row has at most 32 parts: with 132 multiprocessors four key heads of all sequences reach 128 of them."""
+    assert paged.MOST_PARTS == FEW_ROWS_PARTS
+    for head_dim in (64, 128):
+        for batch, kv_heads in ((1, 1), (1, 3), (3, 1), (1, 4), (2, 2), (4, 1)):
+            problem = Problem(batch, kv_heads, kv_heads, 1, 1 << 20, head_dim, "bfloat16")
+            assert isinstance(_chosen(problem), FewRowsSpec) == (batch * kv_heads == 4)
