@@ -213,6 +213,18 @@ CALLS = [
     ),
     Fault(
         "choose/paged.py",
+        "or MOST_PARTS * heads < _REACHED * sm_count",
+        "or False",
+        "tests/choose/test_cached_sizes.py",
+    ),
+    Fault(
+        "choose/paged.py",
+        "round_up(k_len, MOST_PAGE)",
+        "k_len",
+        "tests/choose/test_cached_sizes.py",
+    ),
+    Fault(
+        "choose/paged.py",
         "() if split is not None else few_rows(",
         "few_rows(",
         "tests/gpu/test_few_rows.py",

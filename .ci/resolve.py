@@ -75,9 +75,7 @@ def resolve(
     """
     command = [sys.executable, "-m", "uv", "pip", "compile", str(PROJECT) if extras else "-", "--quiet"]
     command += ["--no-config", "--no-header", "--no-annotate", f"--python-version={PYTHON}"]
-    command.append(
-        f"--python={sys.executable}"
-    )  # uv asks each interpreter that it finds for its version, else
+    command.append(f"--python={sys.executable}")  # else uv asks all that it finds for their versions
     command += [f"--python-platform={platform}", *(f"--extra={name}" for name in extras)]
     for tried in (["--offline"], []) if offline else ([],):
         done = subprocess.run(

@@ -63,7 +63,7 @@ def attention(
     return_lse: also return the natural logarithm of each row's sum of exponentials.
     out: array to write, of q's dtype and shape, as wide as v, overlapping no input; None makes a C-contiguous one.
     config: the kernel variant to run on the GPU; None takes the one that `tune` saved for such problems, else the one
-        that the table lists.
+        that the table lists, or on caches the variant that takes its place (`plan(...).kernel` names it).
     split: keys of a part: what a tile of rows visits is cut in parts of so many, worked on apart and merged. A multiple
         of the kernel's tile; multiples of 384 serve all of the table's. None: the device and the whole call decide.
         With it kernel and parts depend on a row's own keys and on q's lengths and heads alone: its bits are those that

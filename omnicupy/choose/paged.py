@@ -10,7 +10,8 @@ from omnicupy.jit import few_rows_spec
 from omnicupy.jit.few_rows_spec import FewRowsSpec
 from omnicupy.jit.fp8_spec import converts
 from omnicupy.jit.paged_spec import MOST_WARPS, by_boxes
-from omnicupy.jit.spec import AttnSpec
+from omnicupy.jit.spec import AttnSpec, round_up
+from omnicupy.serving.caches import MOST_PAGE
 
 # Warps and thread blocks a multiprocessor where few rows read e4m3 of many sequences, and of few; 16 bits by head_dim.
 _OF_E4M3 = (6, 2), (12, 1)
@@ -18,6 +19,9 @@ _OF_16_BITS = {64: ((8, 2),), 128: ((12, 1),)}
 # Keys of all heads a multiprocessor, by head_dim, from which on few rows of 16 bits have a kernel of their own: with
 # fewer, what it adds to a captured step is more than it saves (docs/tries.md).
 _ENOUGH_KEYS = {64: 500, 128: 1500}
+# Parts that the kernel for few rows cuts a row into, at most (gpu/cached_planning.py), and the share of multiprocessors
+# that those of all heads have to reach: one sequence of two key heads would leave half of an H100 idle.
+MOST_PARTS, _REACHED = 32, 0.9
 
 
 def kind_of(page_size: int | None) -> str:
@@ -25,6 +29,13 @@ def kind_of(page_size: int | None) -> str:
     if page_size is None:
         return WHOLE
     return PAGES if by_boxes(page_size) else OTHER_PAGES
+
+
+def counted(k_len: int) -> int:
+    """The keys that a sequence may have, as choices count them: in whole pages of the largest size. A cache in pages
+    whose size divides that is served as the same keys in one piece are, which may be a few less.
+    """
+    return round_up(k_len, MOST_PAGE)
 
 
 def few_rows(spec: AttnSpec, problem: Problem, *, e4m3: bool) -> tuple[FewRowsSpec, ...]:
@@ -46,11 +57,14 @@ def few_rows(spec: AttnSpec, problem: Problem, *, e4m3: bool) -> tuple[FewRowsSp
 
 def for_16_bits(spec: AttnSpec, problem: Problem, sm_count: int, split: int | None = None) -> AttnSpec:
     """The variant that takes a row's place on caches of 16 bits, in pages or not, where heads and tokens of a key head
-    are few rows, and the caches may hold enough keys. split: as of for_e4m3.
+    are few rows, the caches may hold enough keys, and parts of them reach the multiprocessors. split: as of for_e4m3.
     """
     of_few = () if split is not None else few_rows(spec, problem, e4m3=False)
-    keys = problem.batch * problem.kv_heads * problem.k_len
-    return of_few[0] if of_few and keys >= _ENOUGH_KEYS[spec.head_dim] * sm_count else spec
+    heads = problem.batch * problem.kv_heads
+    if not of_few or MOST_PARTS * heads < _REACHED * sm_count:
+        return spec
+    keys = heads * counted(problem.k_len)
+    return of_few[0] if keys >= _ENOUGH_KEYS[spec.head_dim] * sm_count else spec
 
 
 def for_e4m3(

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import takewhile
 
 from omnicupy.call.problem import Problem
@@ -51,6 +52,8 @@ def pick(
 
     Raises UnsupportedError when no row serves the architecture, dtype and widths.
     """
+    if cached:
+        problem = replace(problem, k_len=paged.counted(problem.k_len))
     spec = _pick(arch, problem, masks, sm_count, mappable, split)
     if problem.softcap:
         return capped(spec)

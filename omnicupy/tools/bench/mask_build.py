@@ -52,7 +52,8 @@ def _ours(session: Session, workload: Workload, arrays: tuple[Any, Any, Any]) ->
     import cupy
 
     synchronize = cupy.cuda.Device().synchronize
-    dout = random_bits(arrays[0].shape, 4, session.dtype, 1.0, cupy).view(DTYPES[session.dtype])
+    q, _, v = arrays
+    dout = random_bits((*q.shape[:3], v.shape[3]), 4, session.dtype, 1.0, cupy).view(DTYPES[session.dtype])
 
     def call(mask: Mask) -> None:
         if session.timed.has_gradients:

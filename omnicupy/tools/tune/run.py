@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
+from itertools import chain
 from typing import Any
 
 from omnicupy.api import attention
@@ -15,6 +16,7 @@ from omnicupy.choose.saved import Machine
 from omnicupy.jit import archs
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.build import Track, silent
+from omnicupy.jit.few_rows_spec import FewRowsSpec
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.mask import Mask
 from omnicupy.reference import checked_rows
@@ -240,6 +242,17 @@ def table(result: Tuned) -> str:
     return "\n".join(lines)
 
 
+def _origin(result: Tuned, winner: AttnSpec) -> choose_table.Row:
+    """The row that the table's choice is of. Where another variant had taken that one's place on a cache, the first row
+    of the winner's kind.
+    """
+    of = result.arch, result.problem.dtype, winner.head_dim, winner.value_dim
+    rows = [row for row in choose_table.TABLE if row.serves(*of)]
+    named = (row for row in rows if row.spec(*of) == result.found.builtin)
+    alike = (row for row in rows if (row.kernel, row.pack) == (winner.kernel, winner.pack))
+    return next(chain(named, alike))
+
+
 def proposed_row(result: Tuned) -> str:
     """The winner as a line for its pass's table, for these widths, architecture and the kind of problem it was found
     on.
@@ -247,13 +260,10 @@ def proposed_row(result: Tuned) -> str:
     found = result.found
     if isinstance(found.winner, BackwardSpec):
         return backward.proposed_row(result.arch, found.winner)
-    head_dim, dtype, value_dim = found.winner.head_dim, result.problem.dtype, found.winner.value_dim
-    widths = (head_dim, value_dim)
-    origin = next(
-        row
-        for row in choose_table.TABLE
-        if row.serves(result.arch, dtype, *widths) and row.spec(result.arch, dtype, *widths) == found.builtin
-    )
+    if isinstance(found.winner, FewRowsSpec):
+        return f"# {variants.word(found.winner)} stays: choose/paged.py names it, no row of the table does"
+    head_dim, value_dim = found.winner.head_dim, found.winner.value_dim
+    origin = _origin(result, found.winner)
     of_spec = {
         one.name: getattr(found.winner, one.name)
         for one in fields(choose_table.Row)

@@ -264,10 +264,7 @@ def test_tile_studies_hold_every_switch(gpu: Any, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("name", ["causal-d64-s512", "W8", "full-d128-s512", "full-d256-s512"])
 def test_choices_have_variants_for_short_block_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def compile_all(specs: Any) -> list[Compiled]:
-        return [Compiled(spec, 9, "") for spec in specs]
-
-    monkeypatch.setattr(tiles, "compile_all", compile_all)
+    monkeypatch.setattr(tiles, "compile_all", lambda specs: [Compiled(spec, 9, "") for spec in specs])
     workload = by_name(name)
     session: Any = SimpleNamespace(arch="sm_90", dtype="bfloat16", sm_count=132, say=lambda line: None)
     first, *others = tiles.likely_tiles(session, workload)

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from noisy_gpu import BUILTIN, Noisy, clean
 
 from omnicupy.call.problem import Problem
-from omnicupy.choose import classes, paged, pick, saved, variants
+from omnicupy.choose import classes, paged, pick, saved, table, variants
 from omnicupy.jit.build import Compiled
 from omnicupy.jit.cached_spec import CachedSpec
 from omnicupy.jit.few_rows_spec import FewRowsSpec
@@ -62,8 +62,12 @@ def test_a_winner_is_kept_for_its_kind_of_cache_alone(options: list[str], page: 
     better = replace(packed, stages=3 if packed.stages != 3 else 1)
     asked = gpu({builtin: 1.2, better: 1.0})
     kind = ["--cache", "contiguous" if page is None else "pages"]
-    done = CliRunner().invoke(main, [*ARGUMENTS, *kind, *options])
+    done = CliRunner().invoke(main, [*ARGUMENTS, *kind, *options, "--export"])
     assert done.exit_code == 0, done.output
+    (row,) = (line for line in done.output.splitlines() if line.startswith("Row("))
+    proposed = eval(row.rstrip(","), {"Row": table.Row})
+    assert proposed.shape == "packed"
+    assert proposed.spec("sm_90", "bfloat16", 128) == better
     assert f"Kept {variants.word(better)} (" in done.output
     assert f"cache: {paged.kind_of(page)}" in done.output
     assert asked == [Cache(page)]
@@ -71,8 +75,9 @@ def test_a_winner_is_kept_for_its_kind_of_cache_alone(options: list[str], page: 
         found = pick.select("sm_90", PROBLEM, (MASK,), 132, cache=kind_of)
         assert (found == better) == (kind_of == paged.kind_of(page)), kind_of
     gpu({builtin: 1.0})
-    CliRunner().invoke(main, [*ARGUMENTS, *kind, *options])
+    done = CliRunner().invoke(main, [*ARGUMENTS, *kind, *options, "--export"])
     assert saved.count() == 0
+    assert done.output.splitlines()[-1].startswith("# few-rows-w12-b1 stays: choose/paged.py names it")
 
 
 @pytest.mark.parametrize(
