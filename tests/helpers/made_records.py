@@ -147,6 +147,14 @@ TILE_WORDS = {
 }
 
 
+def of_caches(device: str) -> dict[str, dict[str, Any]]:
+    """Records of caches in pages and of e4m3, by their names: a row in one piece each."""
+    row = {"workload": "w", "system": "omnicupy:contiguous", "pass": "forward", "ms": 1.0, "correct": True}
+    suites = ("paged", "prompts", "e4m3")
+    of = {suite: {"suites": [suite], "rows": [row | {"suite": suite}]} for suite in suites}
+    return {f"{suite}.json": {**HEADER, "device": device, **content} for suite, content in of.items()}
+
+
 def _spec(system: str, sizes: tuple[int, ...]) -> AttnSpec:
     word = system.partition(":")[2]
     problem = Problem(*sizes, "bfloat16")  # type: ignore[arg-type]

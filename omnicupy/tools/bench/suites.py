@@ -190,7 +190,7 @@ GPU_SUITES = {
         ),
     ),
     "random": Suite(
-        "random interleaved masks, D 64",
+        "random interleaved masks",
         (
             Part(
                 _random(8),

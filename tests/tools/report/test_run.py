@@ -124,14 +124,14 @@ def library() -> Library:
         record = made_records.record(suite, only=FEW, device=DEVICE)
         rows = [row | {"pass": "backward"} for row in record["rows"]]
         made[f"{suite}-gradients.json"] = record | {"rows": rows}
+    made |= made_records.of_caches(DEVICE)
+    both = made_records.record("build", only=FEW, device=DEVICE)
+    made["both.json"] = both | {"rows": [row | {"pass": "forward+backward"} for row in both["rows"]]}
     made["old.json"] = made_records.record(
         "dense", only=FEW, device="Old GPU", started="2020-01-01T00:00:00Z"
     )
-    rows = [
-        {"suite": name, "workload": "w", "system": "omnicupy", "figures": {"ms": 1.5}}
-        for name in OTHER_SUITES
-        if name != "atoms"
-    ]
+    known = {"workload": "w", "system": "omnicupy", "figures": {"ms": 1.5}}
+    rows = [known | {"suite": name} for name in OTHER_SUITES if name != "atoms"]
     rows += made_records.shapes_of_instructions()
     rows += [
         _errors(system, error) for system, error in (("omnicupy", 1.2e-3), ("flex", 1e-3), ("fa4", 2e-3))
