@@ -7,17 +7,16 @@ from functools import cache
 
 import numpy as np
 
-from omnicupy.choose import paged, pick, table
+from omnicupy.choose import paged, pick
 from omnicupy.choose.capped import capped
 from omnicupy.gpu import pages
 from omnicupy.jit.few_rows_spec import FewRowsSpec
 from omnicupy.jit.plan_spec import PlanSpec
 from omnicupy.jit.spec import AttnSpec, KernelSpec
-from omnicupy.jit.widths import kernel_widths
 from omnicupy.serving.caches import AnyKV, CachedKV, PagedKV
 from omnicupy.tools.random_arrays import DTYPES
 from omnicupy.tools.verify import case_kernels
-from omnicupy.tools.verify.case_kernels import DEFAULT, Variant, ladder, problem_of, takes, tile_name
+from omnicupy.tools.verify.case_kernels import DEFAULT, Variant, ladder, problem_of, tile_name
 from omnicupy.tools.verify.cases import Case
 from omnicupy.tools.verify.serving_cases import KINDS
 from omnicupy.tools.verify.serving_kinds import Kind
@@ -47,14 +46,7 @@ def variants(case: Case, arch: str, sm_count: int) -> list[Variant]:
 
 def _of_rows(case: Case, arch: str) -> Iterator[AttnSpec]:
     """The tiles of the table that serve the case, as such caches have them."""
-    problem, kind = problem_of(case), KINDS[case.tag]
-    widths = kernel_widths(problem.head_dim, problem.value_dim)
-    for row in table.TABLE:
-        if row.shape != "short" and row.serves(arch, case.dtype, *widths):
-            spec = row.spec(arch, case.dtype, *widths)
-            spec = _fitted(capped(spec) if problem.softcap else spec, kind)
-            if problem.group % spec.heads == 0 and takes(spec, problem):
-                yield spec
+    return (_fitted(spec, KINDS[case.tag]) for spec in case_kernels.of_rows(case, arch, cached=True))
 
 
 def runs(source: str, case: Case) -> bool:
