@@ -101,7 +101,8 @@ class Gradients:
         import cupy
 
         self.arrays, self.mask, self._workload, self._dtype = arrays, mask, workload, dtype
-        self.dout = random_bits(arrays[0].shape, 4, dtype, 1.0, cupy).view(DTYPES[dtype])
+        shape = (*arrays[0].shape[:3], arrays[2].shape[3])
+        self.dout = random_bits(shape, 4, dtype, 1.0, cupy).view(DTYPES[dtype])
         self.out, self.lse = attention(*arrays, mask, return_lse=True)
 
     def judge(self) -> CheckedGradients:
