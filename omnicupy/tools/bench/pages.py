@@ -27,6 +27,7 @@ SYSTEMS = (WHOLE, *(f"{OURS}:page{size}" for size in SIZES))
 E4M3 = f"{OURS}:e4m3"
 E4M3_SYSTEMS = (WHOLE, E4M3, f"{E4M3}-page16")
 E4M3_SCALE = 0.0134  # of keys and of values: what brings random normal numbers near the ends of e4m3
+OVER = "time over contiguous"  # of figures
 LEAST_BATCH, LEAST_BYTES = 8, 256e6
 LONG = ("decode-d128-s131072-h32-k8-b1", "decode-d128-s131072-h28-k4-b1")
 # Rows behind a history, a whole prompt, and several short ones.
@@ -172,5 +173,5 @@ def _figures(
     copy = session.record.content.get("copy_tbps", 0.0)
     found |= decoding.copy_share(workload, mask.shape, took.median_ms, copy)
     if whole is not None:
-        found["figures"] = rounded({"time over contiguous": took.median_ms / whole})
+        found["figures"] = rounded({OVER: took.median_ms / whole})
     return found

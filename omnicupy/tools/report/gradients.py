@@ -6,7 +6,7 @@ from omnicupy.tools.bench.gradients import IN_ANY_ORDER, PASSES
 from omnicupy.tools.bench.records import OURS, Row, table
 from omnicupy.tools.report import style as plot_style
 from omnicupy.tools.report.library import Found, Library
-from omnicupy.tools.report.tables import NONE, dense_table
+from omnicupy.tools.report.tables import dense_table, of_newest
 from omnicupy.tools.workloads.workload import by_name
 
 _BACKWARD = PASSES["bwd"].name
@@ -14,14 +14,12 @@ _BACKWARD = PASSES["bwd"].name
 
 def dense(library: Library) -> str:
     """Full and causal attention by head_dim and length, a column a system."""
-    found = library.newest(f"dense {_BACKWARD}")
-    return f"{found.source}\n\n{dense_table(found)}" if found else NONE
+    return of_newest(library, (f"dense {_BACKWARD}",), dense_table)
 
 
 def models(library: Library) -> str:
     """The named workloads: our two forms, and the share of the best other library's time that they take."""
-    found = library.newest(f"vlm {_BACKWARD}")
-    return f"{found.source}\n\n{_models(found)}" if found else NONE
+    return of_newest(library, (f"vlm {_BACKWARD}",), _models)
 
 
 def _models(found: Found) -> str:

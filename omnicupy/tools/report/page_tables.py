@@ -4,22 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from omnicupy.tools.bench.pages import WHOLE
+from omnicupy.tools.bench.pages import OVER, WHOLE
 from omnicupy.tools.bench.records import OURS, Row, table
 from omnicupy.tools.report.library import Found, Library
-from omnicupy.tools.report.tables import NONE
-
-OVER = "time over contiguous"
+from omnicupy.tools.report.tables import of_newest
 
 
 def over_one_piece(suite: str) -> Callable[[Library], str]:
     """The table of a suite: microseconds in one piece, then times over that, in brackets the share of the copy."""
-
-    def made(library: Library) -> str:
-        found = library.newest(suite)
-        return f"{found.source}\n\n{_table(found)}" if found else NONE
-
-    return made
+    return lambda library: of_newest(library, (suite,), _table)
 
 
 def _table(found: Found) -> str:

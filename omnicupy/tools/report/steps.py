@@ -12,7 +12,7 @@ from omnicupy.tools.bench.decoding import kv_bytes
 from omnicupy.tools.bench.records import Row, table
 from omnicupy.tools.report import style as plot_style
 from omnicupy.tools.report.library import Found, Library
-from omnicupy.tools.report.tables import NONE
+from omnicupy.tools.report.tables import of_newest
 
 OURS = (PLANNED, CACHED)
 SHARE, TIMES, US = "copy_share", "as fast as the best other", "a layer, us"
@@ -22,14 +22,12 @@ LONGEST = 131_072
 
 def layers(library: Library) -> str:
     """A line a workload: microseconds of a layer by system, in brackets the share of the copy."""
-    found = library.newest(SUITE)
-    return f"{found.source}\n\n{_layers(found)}" if found else NONE
+    return of_newest(library, (SUITE,), _layers)
 
 
 def goals(library: Library) -> str:
     """What is asked of decoding, a line a goal and form of ours, and the workloads that stay short of it."""
-    found = library.newest(SUITE)
-    return f"{found.source}\n\n{_goals(found.rows)}" if found else NONE
+    return of_newest(library, (SUITE,), lambda found: _goals(found.rows))
 
 
 def _layers(found: Found) -> str:

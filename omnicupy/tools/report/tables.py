@@ -123,7 +123,7 @@ def dense_table(found: Found) -> str:
 
 def models(library: Library) -> str:
     """The named workloads: useful and executed rates, the share of the rivals' time."""
-    return _from(library, ("vlm", "masks"), _models)
+    return of_newest(library, ("vlm", "masks"), _models)
 
 
 def _models(found: Found) -> str:
@@ -156,7 +156,7 @@ def _models(found: Found) -> str:
 
 def variants(library: Library) -> str:
     """The ladder of variants, TFLOP/s by workload."""
-    return _from(library, ("variants",), _variants)
+    return of_newest(library, ("variants",), _variants)
 
 
 def _variants(found: Found) -> str:
@@ -171,7 +171,7 @@ def _variants(found: Found) -> str:
 
 def figures(*suites: str) -> Callable[[Library], str]:
     """A table of everything else that a suite measured: a line a workload and system, a column a figure."""
-    return lambda library: _from(library, suites, _figures)
+    return lambda library: of_newest(library, suites, _figures)
 
 
 def _figures(found: Found) -> str:
@@ -230,7 +230,8 @@ def _bounds(found: Found) -> str:
     return table(lines)
 
 
-def _from(library: Library, suites: Sequence[str], make: Callable[[Found], str]) -> str:
+def of_newest(library: Library, suites: Sequence[str], make: Callable[[Found], str]) -> str:
+    """What `make` says of the newest record of these suites, behind where it is from; NONE where there is none."""
     found = library.newest(*suites)
     return f"{found.source}\n\n{make(found)}" if found else NONE
 
