@@ -117,9 +117,8 @@ def dead_rows(block: BlockMask) -> BoolArray:
     """Boolean (q_len,): query rows that see no key."""
     q_len, mask = block.q_len, block.mask
     if mask.intervals is not None:
-        start, stop = (np.bincount(side.ravel(), minlength=q_len + 1) for side in mask.intervals)
-        covered = np.cumsum(start - stop)[:q_len]
-        return np.equal(covered, 0)
+        start, stop = (np.concatenate(one) for one in zip(*map(_unions, *mask.intervals), strict=True))
+        return _outside(start, stop, q_len)
     if mask.bits is not None:
         return np.logical_not(mask.bits.any(axis=1))
     rows, first, kinds = block.rows_of_entries(), block.entries[:, 2], block.kinds
@@ -138,6 +137,25 @@ def dead_rows(block: BlockMask) -> BoolArray:
         runs = np.flatnonzero(np.diff(partial, prepend=-1))
         seen[partial[runs]] |= np.logical_or.reduceat(of_entries, runs, axis=0)
     return np.logical_not(seen.ravel()[:q_len])
+
+
+def _unions(start: IntArray, stop: IntArray) -> tuple[IntArray, IntArray]:
+    """The intervals of neighbouring keys as one as long as they overlap or touch: of most masks few are left."""
+    apart = start[1:] > stop[:-1]
+    apart |= stop[1:] < start[:-1]
+    first = np.flatnonzero(np.append(len(start) > 0, apart))
+    return np.minimum.reduceat(start, first), np.maximum.reduceat(stop, first)
+
+
+def _outside(start: IntArray, stop: IntArray, length: int) -> BoolArray:
+    """Boolean (length,): what no interval covers."""
+    order = np.argsort(start, kind="stable")
+    begin = np.append(start[order], length)
+    end = np.maximum.accumulate(np.append(0, stop[order]))  # of all before
+    outside = np.zeros(length, np.bool_)
+    for gap in np.flatnonzero(begin > end).tolist():
+        outside[end[gap] : begin[gap]] = True
+    return outside
 
 
 def _turned(bit_tiles: TileArray, br: int, bc: int) -> TileArray:

@@ -15,12 +15,13 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from omnicupy.masks.block_mask import BlockMask
+from omnicupy.masks.intervals import IntArray
 from omnicupy.schedule.block_lists import BlockLists, places
 from omnicupy.schedule.key_lists import key_lists
 from omnicupy.schedule.order import LAST
@@ -28,7 +29,8 @@ from omnicupy.schedule.parts import LONG_SHARE, Workers, number_in_run
 
 MOST_RANKS = 2**22  # of a mask, a tile each: 16 MiB; longer masks are worked on by kernels that need none
 FAR_SHARE = 0.5  # of additions that find their sum in the L2 cache only head by head
-PLAYED_ITEM = 2.0  # what a part takes beside its tiles, in tiles
+ASKED = 8  # one in so many sums is asked for that
+PLAYED_ITEM = 2  # what a part takes beside its tiles, in tiles
 # Below so many parts a worker, sections of heads run into each other: the ranks are those of the fourth section then.
 OVERLAPPING, PLAYED_SECTIONS = 1.75, 4
 
@@ -89,13 +91,13 @@ def ordered_lists(blocks: Sequence[BlockMask], workers: Workers) -> OrderedLists
         starts = starts[section - 1 :: section]
     else:
         starts = _starts(costs, tiers, max(1, workers.sm_count // section))
-    walk = _walk(lists, _turned(lists))
+    walk = _walk(lists, _turned(lists), blocks[0].q_blocks)
     lists = OrderedLists(**vars(lists) | {"tiers": tiers, "section": section})
     if walk.is_head_by_head(starts, workers, section):
         lists = lists.with_ranks_of_heads(workers.repeats)
-        of_head = lists.array("parts")[walk.part, 3]  # tiles of the part
+        of_head = lists.array("parts")[:, 3].astype(np.int64)  # tiles of the part
         for head, ranks in enumerate(lists.array("ranks").reshape(workers.repeats, -1)):
-            ranks[...] = walk.ranks(walk.times(starts, 1) + head * of_head)
+            ranks[...] = walk.ranks(walk.times(starts, 1, head * of_head))
     elif len(walk.query):
         lists.array("ranks")[...] = walk.ranks(walk.times(starts, workers.repeats))
     return lists
@@ -120,77 +122,103 @@ def _turned(lists: BlockLists) -> NDArray[np.intp]:
 
 
 def _starts(
-    costs: NDArray[np.float64], tiers: Sequence[int], workers: int, sections: int = 1
-) -> NDArray[np.float64]:
+    costs: NDArray[np.int64], tiers: Sequence[int], workers: int, sections: int = 1
+) -> NDArray[np.int64]:
     """When each part begins: so many workers take the parts in their order, a tier after the other.
 
-    sections: how often a tier is taken; the last time counts, when workers become free one by one.
+    costs: of parts, in tiles.  sections: how often a tier is taken; the last time counts, when workers become free one
+    by one.
     """
-    starts = np.zeros(len(costs))
-    begin, first = 0.0, 0
+    starts, taken = np.zeros(len(costs), np.int64), costs.tolist()
+    begin, first = 0, 0
     for end in tiers:
         free = [begin] * workers
         for _ in range(sections):
-            for part, cost in enumerate(costs[first:end].tolist(), first):
-                starts[part] = free[0]
-                heapq.heapreplace(free, free[0] + cost)
+            starts[first:end] = [heapq.heapreplace(free, free[0] + cost) for cost in taken[first:end]]
         begin, first = max(free), end
     return starts
 
 
-class Walk(NamedTuple):
-    """The tiles in the order of entries, of each from the first query to the last. part: whose.  query: which sum it
-    adds to, those of one mask after those of another.  before: tiles of its part that are walked before it.
+@dataclass(frozen=True)
+class Walk:
+    """The tiles in the order of entries, of each from the first query to the last.
+
+    part: whose an entry is, (E,).  tiles: of each entry.  walked: tiles of its part that are walked before the first
+    tile of an entry, which is its last in the walk.  number: of a tile in its entry, (T,).  query: which sum it adds
+    to, those of one mask after those of another.  additions: to each sum.
     """
 
     part: NDArray[np.intp]
-    query: NDArray[np.int64]
-    before: NDArray[np.int64]
+    tiles: IntArray
+    walked: NDArray[np.int64]
+    number: NDArray[Any]
+    query: NDArray[Any]
+    additions: NDArray[np.int64]
 
-    def times(self, starts: NDArray[np.float64], repeats: int) -> NDArray[np.float64]:
-        """When each is played. starts: of parts.  repeats: heads that are worked on in each tile."""
-        return starts[self.part] + repeats * (self.before + 1.0)
+    def times(
+        self, starts: NDArray[np.int64], repeats: int, head: NDArray[np.int64] | int = 0
+    ) -> NDArray[Any]:
+        """When each tile is played. starts: of parts.  repeats: heads that are worked on in each tile.  head: of each
+        part, tiles that come before its first one.
+        """
+        first = (starts + head)[self.part] + (self.walked + 1) * repeats
+        kind = _kind(first.max(initial=0))
+        times: NDArray[Any] = np.repeat(first.astype(kind), self.tiles)
+        times -= self.number.astype(kind) * kind(repeats)
+        return times
 
-    def ranks(self, times: NDArray[np.float64]) -> NDArray[np.int64]:
+    def ranks(self, times: NDArray[Any]) -> NDArray[np.int32]:
         """Of each addition among those to its sum."""
-        order = np.lexsort((times, self.query))
-        found = np.empty(len(order), np.int64)
-        same = np.flatnonzero(np.diff(self.query[order], prepend=-1))
-        found[order] = number_in_run(np.diff(same, append=len(order)))
+        found = np.empty(len(times), np.int32)
+        found[_by_sum_and_time(self.query, times)] = number_in_run(self.additions)
         return found
 
-    def is_head_by_head(self, starts: NDArray[np.float64], workers: Workers, section: int) -> bool:
+    def is_head_by_head(self, starts: NDArray[np.int64], workers: Workers, section: int) -> bool:
         """Do parts go so, that what they add to stays in the L2 cache? section: heads of keys side by side."""
         repeats = workers.repeats
         if not isinstance(workers, OrderedWorkers) or not workers.kept or repeats == 1:
             return False
         if not 1 < len(self.query) * repeats <= MOST_RANKS:
             return False
-        if len(np.unique(self.query)) * repeats * section < 2 * workers.kept:  # whatever the walk
+        if np.count_nonzero(self.additions) * repeats * section < 2 * workers.kept:  # whatever the walk
             return False
-        apart, innermost = (self._far(self.times(starts, every), workers) for every in (1, repeats))
+        asked = np.flatnonzero(self.query % ASKED == 0)
+        apart, innermost = (self._far(asked, self.times(starts, every), workers) for every in (1, repeats))
         return innermost - apart > FAR_SHARE
 
-    def _far(self, times: NDArray[np.float64], workers: OrderedWorkers) -> float:
+    def _far(self, asked: NDArray[np.intp], times: NDArray[Any], workers: OrderedWorkers) -> float:
         """The share of additions before which so many others come, since the one before to their sum, that the L2 cache
-        does not hold it any more.
+        does not hold it any more. asked: the tiles that are looked at.
         """
-        order = np.lexsort((times, self.query))
-        gaps = np.diff(times[order]) * workers.sm_count
-        return float(np.mean((gaps > workers.kept) & (np.diff(self.query[order]) == 0)))
+        query, times = self.query[asked], times[asked]
+        order = _by_sum_and_time(query, times)
+        gaps = np.diff(times[order])  # of 16 bits: means nothing from sum to sum
+        return float(np.mean((gaps > workers.kept // workers.sm_count) & (np.diff(query[order]) == 0)))
 
 
-def _walk(lists: BlockLists, part: NDArray[np.intp]) -> Walk:
-    """The walk, and in each entry where its own ranks begin. part: of each entry."""
-    entries = lists.array("entries")
+def _by_sum_and_time(query: NDArray[Any], times: NDArray[Any]) -> NDArray[np.intp]:
+    """The order by sum, of one sum by time, of one time as they are: numpy.lexsort's."""
+    by_time = np.argsort(times, kind="stable")
+    return by_time[np.argsort(query[by_time], kind="stable")]
+
+
+def _kind(most: int) -> type[Any]:
+    """Of numbers from 0 to `most`. NumPy sorts 16 bits several times as fast, by radix."""
+    return np.uint16 if most < 2**16 else np.int64
+
+
+def _walk(lists: BlockLists, part: NDArray[np.intp], q_blocks: int) -> Walk:
+    """The walk, and in each entry where its own ranks begin. part: of each entry.  q_blocks: of a mask."""
+    entries, parts = lists.array("entries"), lists.array("parts")
     tiles = -(-(entries[:, 0] >> 8) // np.int32(lists.br))
     before = np.cumsum(tiles) - tiles
     entries[:, 3] = before
-    own = np.repeat(np.arange(len(entries)), tiles)  # the entry of each tile
-    number = number_in_run(tiles)
-    first = np.full(len(lists.array("parts")), len(number))
+    first = np.full(len(parts), before.max(initial=0) + 1)
     np.minimum.at(first, part, before)  # tiles before each part
-    walked = before[own] - first[part[own]] + tiles[own] - 1 - number
-    mask = lists.array("parts")[part, 1]
-    query = mask[own] * np.int64(2**32) + entries[own, 2] // lists.br + number
-    return Walk(part[own], query, walked)
+    query = parts[part, 1] * np.int64(q_blocks) + entries[:, 2] // np.int32(lists.br)
+    sums = lists.mask_batch * q_blocks
+    begin, end = (np.bincount(one, minlength=sums + 1) for one in (query, query + tiles))
+    number = number_in_run(tiles).astype(_kind(q_blocks))
+    of_tiles = np.repeat(query.astype(_kind(sums)), tiles) + number
+    walked = before - first[part] + tiles - 1
+    return Walk(part, tiles, walked, number, of_tiles, np.cumsum(begin - end)[:sums])
