@@ -106,23 +106,6 @@ def _windows(
     )
 
 
-def _short_keys(head_dims: tuple[int, int], *instead_of: tuple[int, int]) -> Row:
-    """A row for sequences of at most 512 keys: narrow tiles, two thread blocks a multiprocessor."""
-    return Row(
-        kernel="sm90",
-        head_dims=head_dims,
-        shape="short",
-        instead_of=instead_of,
-        most_keys=512,
-        br=128,
-        bc=32,
-        stages=4,
-        warps=12,
-        blocks=2,
-        archs=HOPPER,
-    )
-
-
 def _packed(head_dims: tuple[int, int], bc: int, stages: int, pair: tuple[int, int] | None = None) -> Row:
     """A row of packed tiles. pair: of those that two warpgroups share, the rows of a key head they are for."""
     rows = PACKED_PAIR if pair else PACKED_ROWS
@@ -200,10 +183,7 @@ TABLE = (
     Row(kernel="sm90", head_dims=(208, 256), br=128, bc=64, stages=2, warps=12, archs=HOPPER),
     _windows((48, 64), 64, (192, 128), stages=3, blocks=3),
     _windows((80, 80), 256, (192, 96), (128, 64), stages=2, blocks=3),
-    _short_keys((80, 80), (192, 96), (128, 64)),
-    _windows((80, 80), 512, (192, 96), (128, 64), stages=2, blocks=3),
     _windows((96, 96), 64, (192, 96), (128, 64), stages=2, blocks=2),
-    _short_keys((96, 96), (128, 64)),
     _windows((112, 128), 64, (192, 64), (128, 128), stages=2, blocks=2),
     Row(
         kernel="sm90",
@@ -221,9 +201,9 @@ TABLE = (
     ),
     Row(
         kernel="sm90",
-        head_dims=(112, 128),
+        head_dims=(80, 128),
         shape="short",
-        instead_of=((192, 64),),
+        instead_of=((192, 64), (192, 96), (128, 64)),
         most_keys=512,
         br=192,
         bc=64,
@@ -232,6 +212,7 @@ TABLE = (
         scheduler=True,
         archs=HOPPER,
     ),
+    _windows((80, 80), 512, (192, 96), (128, 64), stages=2, blocks=3),
     Row(head_dims=(16, 128), shape="small", br=64, bc=64),
     Row(head_dims=(16, 64), br=128, bc=96, stages=2, archs=HOPPER),
     Row(head_dims=(16, 64), br=128, bc=64),

@@ -170,7 +170,7 @@ class Walk:
     def ranks(self, times: NDArray[Any]) -> NDArray[np.int32]:
         """Of each addition among those to its sum."""
         found = np.empty(len(times), np.int32)
-        found[_by_sum_and_time(self.query, times)] = number_in_run(self.additions)
+        found[np.lexsort((times, self.query))] = number_in_run(self.additions)
         return found
 
     def is_head_by_head(self, starts: NDArray[np.int64], workers: Workers, section: int) -> bool:
@@ -191,15 +191,9 @@ class Walk:
         does not hold it any more. asked: the tiles that are looked at.
         """
         query, times = self.query[asked], times[asked]
-        order = _by_sum_and_time(query, times)
+        order = np.lexsort((times, query))
         gaps = np.diff(times[order])  # of 16 bits: means nothing from sum to sum
         return float(np.mean((gaps > workers.kept // workers.sm_count) & (np.diff(query[order]) == 0)))
-
-
-def _by_sum_and_time(query: NDArray[Any], times: NDArray[Any]) -> NDArray[np.intp]:
-    """The order by sum, of one sum by time, of one time as they are: numpy.lexsort's."""
-    by_time = np.argsort(times, kind="stable")
-    return by_time[np.argsort(query[by_time], kind="stable")]
 
 
 def _kind(most: int) -> type[Any]:

@@ -23,8 +23,8 @@ H100_SMS = 132
     ("name", "word", "on_a_cache"),
     [
         ("W8", "sm90-64x64-s2-w8-b3", "sm90-128x64-s3-w12"),
-        ("causal-d80-s512-h16-b32", "sm90-128x32-s4-w12-b2", "sm90-128x64-s3-w12"),
-        ("full-d80-s512-h16-b32", "sm90-128x32-s4-w12-b2", "sm90-128x64-s3-w12"),
+        ("causal-d80-s512-h16-b32", "sm90-192x64-s3-w16-scheduler", "sm90-128x64-s3-w12"),
+        ("full-d80-s512-h16-b32", "sm90-192x64-s3-w16-scheduler", "sm90-128x64-s3-w12"),
         ("W8f", "sm90-192x96-s3-w16", "sm90-192x96-s3-w16"),
         ("full-d128-s512", "sm90-192x64-s3-w16-scheduler", "sm90-192x64-s3-w16"),
         ("causal-d128-s512", "sm90-192x64-s3-w16-scheduler", "sm90-192x64-s3-w16"),

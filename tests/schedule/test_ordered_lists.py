@@ -12,10 +12,12 @@ import pytest
 
 import omnicupy as oc
 from omnicupy.masks.mask import Mask
+from omnicupy.schedule import ordered_lists as module
 from omnicupy.schedule.block_lists import BlockLists
 from omnicupy.schedule.key_lists import key_lists
 from omnicupy.schedule.order import LAST
 from omnicupy.schedule.ordered_lists import OrderedLists, OrderedWorkers, ordered_lists
+from omnicupy.schedule.ordered_lists import Walk as Walked
 from omnicupy.schedule.parts import Workers
 
 BR, BC = 64, 128
@@ -227,3 +229,18 @@ def test_masks_that_hide_all_have_parts_and_no_tiles(masks: int) -> None:
     assert len(lists.array("parts")) == masks * 2
     assert not lists.array("parts")[:, 3].any()
     assert len(lists.array("ranks")) == 1
+
+
+@pytest.mark.parametrize("head_by_head", [False, True])
+def test_ranks_are_the_same_whatever_numbers_they_are_made_with(
+    head_by_head: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few tiles are sorted by numbers of 16 bits, many by ones of 64."""
+    mask = oc.random(3000, 5, documents=3)
+    workers = OrderedWorkers(4, 7, 64, repeats=3, ordered_sums=True, side_by_side=2, kept=1)
+    monkeypatch.setattr(Walked, "is_head_by_head", lambda *_: head_by_head)
+    short = ordered_lists([mask.blocks(BR, BC)], workers)
+    monkeypatch.setattr(module, "_kind", lambda _: np.int64)
+    long = ordered_lists([mask.blocks(BR, BC)], workers)
+    assert bool(short.head_ranks) == head_by_head
+    assert short.buffer.tobytes() == long.buffer.tobytes()

@@ -27,6 +27,7 @@ FIT_D128 = (
     *("sparse-d128-s32768-p100-seed1-h32-k8-b1", "sparse-d128-s4096-p600-seed1-h32-k32-b4"),
     *("sparse-d128-s8192-p150-seed2-h32-k32-b1", "random-d128-s16384-seed40-h16-k16-b1"),
     *("random-d128-s2048-seed41-h28-k4-b8", "random-d128-s4096-seed42-h32-k8-b2"),
+    "sparse-d128-s32768-p2-seed0-h16-k16-b1",
 )
 FIT_D256 = (
     *dense((256,), (1024, 4096, 16384)),
@@ -38,10 +39,12 @@ FIT_D64 = (
     *dense((64,), (1024, 4096, 16384)),
     *("causal-d64-s8192-h32-k8-b1", "random-d64-s8192-seed40", "random-d64-s2048-seed41-h16-k16-b2"),
     *(f"sparse-d64-s16384-p{share}-seed0" for share in (500, 200, 60, 20)),
+    "sparse-d64-s32768-p2-seed0-h16-k16-b1",
 )
 FIT_D80 = (
     *("full-d80-s4096-h16-k16-b4", "causal-d80-s16384-h16-k16-b1", "sparse-d80-s16384-p200-seed0-h16-k16-b1"),
     *("sparse-d80-s32768-p20-seed0-h16-k16-b1", "random-d80-s4096-seed40-h16-k16-b2"),
+    "sparse-d80-s32768-p2-seed0-h16-k16-b1",
 )
 FIT_D192 = (
     *("full-d192-s4096-h8-k8-b4", "causal-d192-s16384-h8-k8-b1", "random-d192-s4096-seed40-h8-k4-b2"),
