@@ -25,6 +25,7 @@ from omnicupy.tools.report import (
     page_tables,
     pictures,
     score_tables,
+    serving_targets,
     steps,
     studies,
     tables,
@@ -37,6 +38,7 @@ OPENING = "<!-- generated:"
 
 BLOCKS: dict[str, Callable[[Library], str]] = {
     "results": targets.best_others,
+    "serving": serving_targets.serving,
     "every record": tables.every_record,
     "records": tables.records_used,
     "hopper targets": targets.hopper,
