@@ -155,11 +155,16 @@ def measure(session: Session, workload: Workload, systems: Sequence[str]) -> Non
     cupy.get_default_memory_pool().free_all_blocks()
 
 
-def prepared(session: Session, workload: Workload, mask: Mask, systems: Sequence[str]) -> dict[str, System]:
-    """The systems that run and have been held against the reference; the others get their row at once."""
+def prepared(
+    session: Session, workload: Workload, mask: Mask, systems: Sequence[str], batch: int | None = None
+) -> dict[str, System]:
+    """The systems that run and have been held against the reference; the others get their row at once.
+
+    batch: how many elements gradients are held against it in, None for all.
+    """
     arrays = make_inputs(workload, mask, session.dtype)
     gradients = Gradients(workload, mask, arrays, session.dtype) if session.timed.has_gradients else None
-    judge = gradients.judge() if gradients else checked_rows.CheckedRows(arrays, mask)
+    judge = gradients.judge(batch) if gradients else checked_rows.CheckedRows(arrays, mask)
     shared = None
     ready: dict[str, System] = {}
     for name in systems:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from omnicupy.tools.bench.peers import SYSTEMS, missing
 from omnicupy.tools.bench.records import OURS, Record
 from omnicupy.tools.bench.suite import Part, Suite
 from omnicupy.tools.bench.suites import GPU_SUITES, OTHER_SUITES, PORTABLE_TILES
-from omnicupy.tools.bench.whole_calls import latency
+from omnicupy.tools.bench.whole_calls import latency, of_seeds
 from omnicupy.tools.workloads.workload import Workload, by_name
 
 Kind = Callable[[Session, Workload, Sequence[str]], None]
@@ -259,7 +258,7 @@ def _with_seeds(names: Sequence[str], seeds: int) -> list[str]:
 KINDS: dict[str, Kind] = {
     "measure": measure,
     "latency": latency,
-    "calls": partial(latency, turns=3, alone=30),
+    "calls": of_seeds,
     "tiles": tiles.measure_tiles("sm80"),
     "tiles90": tiles.measure_tiles("sm90"),
     "choices": tiles.measure_choice,

@@ -9,18 +9,29 @@ from omnicupy.tools.bench.measure import Session, prepared, rounded
 from omnicupy.tools.workloads.workload import Workload
 
 
-def latency(
+def latency(session: Session, workload: Workload, systems: Sequence[str]) -> None:
+    """Add each system's time of a whole call, nothing flushed, to the record."""
+    _add(session, workload, systems)
+
+
+def of_seeds(session: Session, workload: Workload, systems: Sequence[str]) -> None:
+    """The same in less time, for workloads of which the mean counts: one batch element is checked."""
+    _add(session, workload, systems, turns=3, alone=30, batch=1)
+
+
+def _add(
     session: Session,
     workload: Workload,
     systems: Sequence[str],
     turns: int = timing.TURNS,
     alone: int = timing.ALONE,
+    batch: int | None = None,
 ) -> None:
-    """Add each system's time of a whole call, nothing flushed, to the record. turns, alone: of timing.latencies_us."""
+    """turns, alone: of timing.latencies_us.  batch: as in `prepared`."""
     import cupy
 
     synchronize = cupy.cuda.Device().synchronize
-    ready = prepared(session, workload, workload.mask(), systems)
+    ready = prepared(session, workload, workload.mask(), systems, batch)
     calls = {name: system.call for name, system in ready.items()}
     times = timing.latencies_us(calls, synchronize, turns, alone)
     for name, system in ready.items():
