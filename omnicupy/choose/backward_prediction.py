@@ -29,11 +29,10 @@ from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
 from omnicupy.masks.block_mask import CAUSAL, KIND, PARTIAL
 from omnicupy.masks.mask import Mask
 from omnicupy.masks.transpose import dead_rows
-from omnicupy.schedule.backward_grid import BackwardGrid
-from omnicupy.schedule.block_lists import BlockLists, block_lists
-from omnicupy.schedule.key_lists import key_lists
+from omnicupy.schedule.backward_grid import BackwardGrid, lists_of
+from omnicupy.schedule.block_lists import BlockLists
 from omnicupy.schedule.order import GROUP_ROWS, SKIP_SHIFT
-from omnicupy.schedule.ordered_lists import MOST_RANKS, ordered_lists
+from omnicupy.schedule.ordered_lists import MOST_RANKS
 
 # What a work item is charged for, in this order: pairs of all tiles, of PARTIAL ones, of CAUSAL ones, those that a
 # warpgroup skips, itself, and itself where it is a part of a split block.
@@ -186,8 +185,7 @@ def _operand_bytes(problem: Problem, wanted: Sequence[str], keys: str) -> int:
 def _kernel_work(kernel: BackwardKernel, problem: Problem, mask: Mask, device: Device) -> KernelWork:
     """The work items of one kernel, from the lists that it walks."""
     grid = BackwardGrid(kernel, problem, 1, device.sm_count, device.l2_bytes)
-    pack = {"dq": block_lists, "ordered": ordered_lists}.get(kernel.part, key_lists)
-    lists = pack([mask.blocks(kernel.br, kernel.bc)], grid.workers)
+    lists = lists_of(kernel.part)([mask.blocks(kernel.br, kernel.bc)], grid.workers)
     section = lists.section or grid.section(lists.n_parts)
     tiers = np.split(np.arange(lists.n_parts), lists.tiers[:-1])
     order = np.concatenate([in_sections(tier, grid.workers.heads, section) for tier in tiers if len(tier)])

@@ -25,10 +25,8 @@ from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
 from omnicupy.jit.params import PARAMS
 from omnicupy.jit.spec import round_up
 from omnicupy.masks.mask import Mask
-from omnicupy.schedule.backward_grid import BackwardGrid
-from omnicupy.schedule.block_lists import block_lists
-from omnicupy.schedule.key_lists import key_lists
-from omnicupy.schedule.ordered_lists import MOST_RANKS, ordered_lists
+from omnicupy.schedule.backward_grid import BackwardGrid, lists_of
+from omnicupy.schedule.ordered_lists import MOST_RANKS
 
 _ROW_BYTES = 16  # rows are read in pieces of it
 _COPY_ALIGN = 256
@@ -65,8 +63,8 @@ class _Setting:
         return BackwardGrid(part, self.call.problem, len(self.masks), self.info.sm_count, self.info.l2_bytes)
 
     def blocks(self, part: BackwardKernel) -> DeviceBlocks:
-        pack = {"dq": block_lists, "ordered": ordered_lists}.get(part.part, key_lists)
-        return device_blocks(self.masks, (part.br, part.bc), self.grid(part).workers, self.device, pack)
+        tile, workers = (part.br, part.bc), self.grid(part).workers
+        return device_blocks(self.masks, tile, workers, self.device, lists_of(part.part))
 
 
 def new_plan(

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from omnicupy.call.problem import Problem
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.backward_kernel import BackwardKernel
 from omnicupy.jit.backward_spec import padded_rows
+from omnicupy.masks.block_mask import BlockMask
+from omnicupy.schedule.block_lists import BlockLists, block_lists
 from omnicupy.schedule.grid import MAX_GRID_X, MOST_PARTIAL_BYTES
-from omnicupy.schedule.ordered_lists import OrderedWorkers
+from omnicupy.schedule.key_lists import key_lists
+from omnicupy.schedule.ordered_lists import OrderedWorkers, ordered_lists
 from omnicupy.schedule.parts import Workers
+
+
+def lists_of(part: str) -> Callable[[Sequence[BlockMask], Workers], BlockLists]:
+    """What packs the lists that a kernel of this part walks."""
+    return {"dq": block_lists, "ordered": ordered_lists}.get(part, key_lists)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,11 @@ from functools import partial
 from typing import Any
 
 from omnicupy.api import attention, attention_backward
-from omnicupy.choose import pick
+from omnicupy.call.problem import Problem
+from omnicupy.choose import backward_prediction, backward_table, pick
+from omnicupy.jit.backward_kernel import MAKES_ALL
 from omnicupy.masks.mask import Mask
+from omnicupy.schedule.backward_grid import BackwardGrid, lists_of
 from omnicupy.tools.bench import peer_masks
 from omnicupy.tools.bench.measure import Session, make_inputs, reason, rounded
 from omnicupy.tools.bench.peers import MissingError, prepare
@@ -28,6 +31,7 @@ def measure(session: Session, workload: Workload, systems: Sequence[str]) -> Non
     Ours: mask_ms builds the mask, cut_ms cuts it at the tile of the call, new_mask_call_ms is a whole call with a
     mask that was never used (cut, upload and launch), same_mask_call_ms one with the mask of the call before; all
     but the first with a loaded kernel. Calls are those of the session's pass: a mask of both passes is cut for both.
+    Of passes with gradients gradient_lists_ms cuts the mask for their default kernels, and orders and packs the lists.
     Rivals: build_ms makes the block mask or plan a second time, and build_compiled_ms does so under torch.compile;
     first_call_s compiles.
     """
@@ -67,6 +71,7 @@ def _ours(session: Session, workload: Workload, arrays: tuple[Any, Any, Any]) ->
     call(first)  # loads the kernel
     problem = workload.problem(first, session.dtype)
     spec = pick.pick(session.arch, problem, (first,), session.sm_count)
+    of_gradients = _of_gradients(session, problem, first) if session.timed.has_gradients else {}
     steps: dict[str, list[float]] = {}
     for _ in range(TURNS):
         mask, took = timed(workload.mask)
@@ -74,11 +79,26 @@ def _ours(session: Session, workload: Workload, arrays: tuple[Any, Any, Any]) ->
         for name, ms in (
             ("mask_ms", took),
             ("cut_ms", timed(partial(fresh.blocks, spec.tokens(problem.group), spec.bc))[1]),
+            *((name, timed(partial(make, fresh))[1]) for name, make in of_gradients.items()),
             ("new_mask_call_ms", timed(partial(call, mask))[1]),
             ("same_mask_call_ms", timed(partial(call, mask))[1]),
         ):
             steps.setdefault(name, []).append(ms)
     return {name: statistics.median(values) for name, values in steps.items()}
+
+
+def _of_gradients(session: Session, problem: Problem, mask: Mask) -> dict[str, Callable[[Mask], None]]:
+    """What makes the lists of the default kernels of gradients, by its name in the record. mask: one like those."""
+    spec = backward_table.select(session.arch, problem, (mask,), session.sm_count)
+    keys = backward_prediction.keys_part(spec, (mask,), deterministic=True)
+    parts = [spec.part(part) for part in (keys, *(() if keys in MAKES_ALL else ("dq",)))]
+    grids = [BackwardGrid(one, problem, 1, session.sm_count, session.l2_bytes) for one in parts]
+
+    def make(fresh: Mask) -> None:
+        for part, grid in zip(parts, grids, strict=True):
+            lists_of(part.part)([fresh.blocks(part.br, part.bc)], grid.workers)
+
+    return {"gradient_lists_ms": make}
 
 
 def _theirs(name: str, shared: Shared, limit_s: float) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class Session:
     record: Record
     arch: str
     sm_count: int
+    l2_bytes: int
     dtype: str = "bfloat16"
     timed: Pass = PASSES["fwd"]
     samples: int = timing.SAMPLES
@@ -59,7 +60,7 @@ class Session:
         from omnicupy.gpu.device import device_info
 
         info = device_info(cupy.cuda.Device().id)
-        session = cls(record, archs.arch_of(info.major, info.minor), info.sm_count, **options)
+        session = cls(record, archs.arch_of(info.major, info.minor), info.sm_count, info.l2_bytes, **options)
         session.clock = timing.Clock(cupy, flush=session.flush)
         record.set(arch=session.arch, dtype=session.dtype, clocks_before=timing.clocks())
         record.set(multiprocessors=info.sm_count, l2_bytes=info.l2_bytes, flush=session.flush)

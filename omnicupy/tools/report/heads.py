@@ -22,6 +22,7 @@ HEADS = {
     "tiles": "tiles",
     "mask_ms": "mask built, ms",
     "cut_ms": "mask cut, ms",
+    "gradient_lists_ms": "lists of gradients made, ms",
     "new_mask_call_ms": "call with a new mask, ms",
     "same_mask_call_ms": "call with the same mask, ms",
     "intervals": "intervals of a key",

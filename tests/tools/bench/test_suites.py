@@ -150,6 +150,7 @@ def test_building_is_timed_with_both_passes(gpu: Any, monkeypatch: pytest.Monkey
     (row,) = _run(monkeypatch, _mixed, "build", "omnicupy", timed="fwd+bwd")
     assert (row["pass"], len(seen["backward"])) == ("forward+backward", 1 + 2 * mask_build.TURNS)
     assert seen["forward"] == seen["backward"]
+    assert row["figures"]["gradient_lists_ms"] > 0
 
 
 def test_the_build_suite_also_runs_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
