@@ -24,6 +24,8 @@ from omnicupy.tools.report import (
     gradients,
     page_tables,
     pictures,
+    score_tables,
+    serving_targets,
     steps,
     studies,
     tables,
@@ -36,6 +38,7 @@ OPENING = "<!-- generated:"
 
 BLOCKS: dict[str, Callable[[Library], str]] = {
     "results": targets.best_others,
+    "serving": serving_targets.serving,
     "every record": tables.every_record,
     "records": tables.records_used,
     "hopper targets": targets.hopper,
@@ -63,6 +66,9 @@ BLOCKS: dict[str, Callable[[Library], str]] = {
     "generate": tables.figures("generate"),
     "captured": tables.figures("captured"),
     **{name: page_tables.over_one_piece(name) for name in ("paged", "prompts", "e4m3")},
+    "growing": tables.figures("growing"),
+    "padded": tables.figures("padded"),
+    "scores": score_tables.over_none,
     "decode-steps": steps.layers,
     "decode-steps goals": steps.goals,
     "host": tables.figures("host"),

@@ -24,7 +24,7 @@ from omnicupy.tools.report.library import Library
 
 # made_records has none of them.
 OTHER_SUITES = ["host", "cold", "cpu", "presets", "counters", "scaling", "sharing", "parallel"]
-OTHER_SUITES += ["step", "step-gemma", "generate", "captured"]
+OTHER_SUITES += ["step", "step-gemma", "generate", "captured", "growing", "padded"]
 DOCS = Path(__file__).parents[3] / "docs"
 TEXT = (DOCS / "report.md").read_text()
 README = (DOCS.parent / "README.md").read_text()
