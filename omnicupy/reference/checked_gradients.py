@@ -16,14 +16,15 @@ NAMES = ("dq", "dk", "dv")
 
 
 class CheckedGradients:
-    """The reference of a few runs of rows and of keys, all heads and batches.
+    """The reference of a few runs of rows and of keys, all heads and batch elements of the inputs.
 
-    inputs: dout, q, k, v.  out, lse: of the forward pass, which the reference takes as they are.
+    inputs: dout, q, k, v; gradients may have more batch elements behind those.  out, lse: of the forward pass, which
+    the reference takes as they are.
     """
 
     def __init__(self, inputs: tuple[Any, Any, Any, Any], mask: Mask, out: Any, lse: Any) -> None:
         dout, q, k, v = inputs
-        self._xp = module_of(q)
+        self._xp, self._batch = module_of(q), q.shape[0]
         self._parts: list[tuple[int, slice, Any]] = []  # which gradient, where, and what it is there
         self._units = [0.0, 0.0, 0.0]
         for first, stop in runs(mask.shape[0]):
@@ -53,7 +54,9 @@ class CheckedGradients:
         for number, at, exact in self._parts:
             if gradients[number] is None:
                 continue
-            error = float(xp.abs(widen(gradients[number][:, :, at], np.float64, xp) - exact).max())
+            error = float(
+                xp.abs(widen(gradients[number][: self._batch, :, at], np.float64, xp) - exact).max()
+            )
             unit = self._units[number] or float(np.finfo(np.float32).eps)
             found = max(found, error / unit if np.isfinite(error) else float("inf"))
         return found

@@ -105,9 +105,10 @@ class Gradients:
         self.dout = random_bits(shape, 4, dtype, 1.0, cupy).view(DTYPES[dtype])
         self.out, self.lse = attention(*arrays, mask, return_lse=True)
 
-    def judge(self) -> CheckedGradients:
-        """What gradients (dq, dk, dv) are held against."""
-        return CheckedGradients((self.dout, *self.arrays), self.mask, self.out, self.lse)
+    def judge(self, batch: int | None = None) -> CheckedGradients:
+        """What gradients (dq, dk, dv) are held against: of the first `batch` elements, of all for None."""
+        dout, q, k, v, out, lse = (one[:batch] for one in (self.dout, *self.arrays, self.out, self.lse))
+        return CheckedGradients((dout, q, k, v), self.mask, out, lse)
 
     def spec(self, arch: str, asked: Asked) -> BackwardSpec:
         """The kernels of our call. Raises ValueError for a kernel that the table does not have, or an illegal tile."""

@@ -19,7 +19,7 @@ from omnicupy.reference import checked_rows
 from omnicupy.tools.bench import timing, torch_inputs
 from omnicupy.tools.bench.decoding import copy_share
 from omnicupy.tools.bench.gradients import PASSES, Gradients, Pass, asked
-from omnicupy.tools.bench.peers import COMPILE_LIMIT_S, Peer, prepare
+from omnicupy.tools.bench.peers import COMPILE_LIMIT_S, SYSTEMS, Peer, prepare
 from omnicupy.tools.bench.records import OURS, Record
 from omnicupy.tools.bench.torch_inputs import Shared, as_cupy
 from omnicupy.tools.random_arrays import DTYPES, random_bits
@@ -72,7 +72,7 @@ class Session:
 
 
 @dataclass
-class _System:
+class System:
     """A system of one workload: what to time, and the figures that are known before."""
 
     call: Callable[[], Any]
@@ -150,40 +150,28 @@ def measure(session: Session, workload: Workload, systems: Sequence[str]) -> Non
     import cupy
 
     mask = workload.mask()
-    ready = _prepared(session, workload, mask, systems)
+    ready = prepared(session, workload, mask, systems)
     _timed(session, workload, mask, ready)
     del ready
     cupy.get_default_memory_pool().free_all_blocks()
 
 
-def latency(session: Session, workload: Workload, systems: Sequence[str]) -> None:
-    """Add each system's time of a whole call from Python, nothing flushed, to the record."""
-    import cupy
+def prepared(
+    session: Session, workload: Workload, mask: Mask, systems: Sequence[str], batch: int | None = None
+) -> dict[str, System]:
+    """The systems that run and have been held against the reference; the others get their row at once.
 
-    mask = workload.mask()
-    synchronize = cupy.cuda.Device().synchronize
-    ready = _prepared(session, workload, mask, systems)
-    times = timing.latencies_us({name: system.call for name, system in ready.items()}, synchronize)
-    for name, system in ready.items():
-        together, alone = times[name]
-        host = timing.host_us(system.call, synchronize)
-        figures = {"us_of_100_in_a_row": together, "us_alone": alone, "host_us": host, **system.known}
-        known = {"workload": workload.name, "system": name, "pass": session.timed.name}
-        session.record.add(**known, figures=rounded(figures))
-        session.say(f"{workload.name}: {name}: {together:.1f} us in a row, {alone:.1f} us alone")
-
-
-def _prepared(session: Session, workload: Workload, mask: Mask, systems: Sequence[str]) -> dict[str, _System]:
-    """The systems that run and have been held against the reference; the others get their row at once."""
+    batch: how many elements gradients are held against it in, None for all.
+    """
     arrays = make_inputs(workload, mask, session.dtype)
     gradients = Gradients(workload, mask, arrays, session.dtype) if session.timed.has_gradients else None
-    judge = gradients.judge() if gradients else checked_rows.CheckedRows(arrays, mask)
+    judge = gradients.judge(batch) if gradients else checked_rows.CheckedRows(arrays, mask)
     shared = None
-    ready: dict[str, _System] = {}
+    ready: dict[str, System] = {}
     for name in systems:
         session.say(f"{workload.name}: {name}")
         try:
-            if name.partition(":")[0] == OURS:
+            if name.partition(":")[0] == OURS and name not in SYSTEMS:
                 system, output = _ours(session, workload, gradients or arrays, mask, name)
             else:
                 shared = shared or Shared(workload, mask, arrays, gradients.dout if gradients else None)
@@ -198,7 +186,7 @@ def _prepared(session: Session, workload: Workload, mask: Mask, systems: Sequenc
 
 def _ours(
     session: Session, workload: Workload, given: tuple[Any, Any, Any] | Gradients, mask: Mask, name: str
-) -> tuple[_System, Callable[[], Any]]:
+) -> tuple[System, Callable[[], Any]]:
     """given: q, k, v, or what the backward pass takes."""
     words = name.partition(":")[2]
     config: AttnSpec | None = None
@@ -213,7 +201,7 @@ def _ours(
         wanted = asked(words)
         chosen = given.spec(session.arch, wanted)
         gradients = given.call(session.timed, passed, chosen if wanted.needs_config else None, wanted)
-        return _System(gradients, {"spec": str(chosen)}), gradients
+        return System(gradients, {"spec": str(chosen)}), gradients
     if words:
         config = variants.parse(words, session.arch, session.dtype, workload.head_dim)
     problem = workload.problem(mask, session.dtype)
@@ -224,10 +212,10 @@ def _ours(
 
     executed = mask.stats(spec.tokens(problem.group), spec.bc).executed
     known = {"spec": variants.word(spec), "useful": mask.pairs / max(1, executed)}
-    return _System(call, known, executed), call
+    return System(call, known, executed), call
 
 
-def _theirs(peer: Peer) -> tuple[_System, Callable[[], Any]]:
+def _theirs(peer: Peer) -> tuple[System, Callable[[], Any]]:
     known: dict[str, Any] = {"first_call_s": round(peer.first_call_s, 3)}
     if peer.build_ms is not None:
         known["build_ms"] = round(peer.build_ms, 3)
@@ -236,10 +224,10 @@ def _theirs(peer: Peer) -> tuple[_System, Callable[[], Any]]:
         found = peer.output()
         return tuple(map(as_cupy, found)) if isinstance(found, tuple) else as_cupy(found)
 
-    return _System(peer.call, known), output
+    return System(peer.call, known), output
 
 
-def _timed(session: Session, workload: Workload, mask: Mask, ready: dict[str, _System]) -> None:
+def _timed(session: Session, workload: Workload, mask: Mask, ready: dict[str, System]) -> None:
     import cupy
 
     try:

@@ -16,6 +16,7 @@ from typing import Any
 
 from omnicupy.tools.bench import peer_masks, torch_inputs
 from omnicupy.tools.bench.gradients import PASSES, Pass
+from omnicupy.tools.bench.records import OURS
 from omnicupy.tools.bench.torch_inputs import Shared
 
 COMPILE_LIMIT_S = 120.0
@@ -134,6 +135,16 @@ def _flex(shared: Shared, backend: str) -> Peer:
     return Peer(call, call, build)
 
 
+def _ours(shared: Shared) -> Peer:
+    run = torch_inputs.library("omnicupy.torch").attention
+
+    def call() -> Any:
+        return run(shared.q, shared.k, shared.v, shared.mask)
+
+    return Peer(call, call)
+
+
+BY_TORCH = f"{OURS}:torch"  # ours as torch runs it, on tensors and by autograd
 SYSTEMS: dict[str, Callable[[Shared], Peer]] = {
     "sdpa-cudnn": lambda shared: _sdpa(shared, "CUDNN_ATTENTION"),
     "sdpa-flash": lambda shared: _sdpa(shared, "FLASH_ATTENTION"),
@@ -144,6 +155,7 @@ SYSTEMS: dict[str, Callable[[Shared], Peer]] = {
     "cudnn-flex": _cudnn_flex,
     "sdpa-flash-deterministic": lambda shared: replace(_sdpa(shared, "FLASH_ATTENTION"), within=_same_bits),
     "fa4-deterministic": lambda shared: _flash4(shared, deterministic=True),
+    BY_TORCH: _ours,
 }
 # Their gradients have the same bits each time; suites leave them out unless they are named. FlexAttention's have them
 # by default; cuDNN's are refused by torch in that mode, and its flex_attention has none.

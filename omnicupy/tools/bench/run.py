@@ -35,11 +35,12 @@ from omnicupy.tools.bench import (
     timing,
 )
 from omnicupy.tools.bench.gradients import PASSES, WORDS
-from omnicupy.tools.bench.measure import Session, check_memory, latency, measure
+from omnicupy.tools.bench.measure import Session, check_memory, measure
 from omnicupy.tools.bench.peers import SYSTEMS, missing
 from omnicupy.tools.bench.records import OURS, Record
 from omnicupy.tools.bench.suite import Part, Suite
-from omnicupy.tools.bench.suites import GPU_SUITES, OTHER_SUITES
+from omnicupy.tools.bench.suites import GPU_SUITES, OTHER_SUITES, PORTABLE_TILES
+from omnicupy.tools.bench.whole_calls import latency, of_seeds
 from omnicupy.tools.workloads.workload import Workload, by_name
 
 Kind = Callable[[Session, Workload, Sequence[str]], None]
@@ -51,7 +52,8 @@ GPU_HOST: dict[str, Callable[[Record, host.Say], None]] = {
     atoms.SUITE: atoms.atoms,
 }
 GPU_HOST |= {gathered_flex.SUITE: gathered_flex.flex}
-GPU_HOST |= {"step": step.suite("llama"), "step-gemma": step.suite("gemma")}
+GPU_HOST |= {"step": step.suite("llama"), "step-short": step.suite("llama-short")}
+GPU_HOST |= {"step-gemma": step.suite("gemma")}
 GPU_HOST |= {generate.SUITE: generate.generate, captured.SUITE: captured.captured}
 GPU_HOST |= {growing.SUITE: growing.growing}
 CPU_HOST = {
@@ -66,6 +68,7 @@ CPU_HOST = {
 GRADIENT_KINDS = (
     "measure",
     "latency",
+    "calls",
     "memory",
     "choices",
     "forms",
@@ -248,7 +251,7 @@ def _for_pass(systems: Sequence[str], timed: str) -> tuple[str, ...]:
     portable = f"{OURS}:sm80"
     if timed == "fwd":
         return tuple(systems)
-    return tuple(dict.fromkeys(portable if one.startswith(f"{portable}-") else one for one in systems))
+    return tuple(dict.fromkeys(portable if one in PORTABLE_TILES else one for one in systems))
 
 
 def _with_seeds(names: Sequence[str], seeds: int) -> list[str]:
@@ -260,6 +263,7 @@ def _with_seeds(names: Sequence[str], seeds: int) -> list[str]:
 KINDS: dict[str, Kind] = {
     "measure": measure,
     "latency": latency,
+    "calls": of_seeds,
     "tiles": tiles.measure_tiles("sm80"),
     "tiles90": tiles.measure_tiles("sm90"),
     "choices": tiles.measure_choice,

@@ -121,6 +121,8 @@ _TINY_PACKS = (Packs(128, (2, 20), (10, 60)),)
 _GEMMA_IMAGES: dict[str, Any] = {"image": (256, 256), "noise": 0.0}
 STACKS = {
     "llama": Stack("Llama 3 8B", "Llama", _LLAMA, 32768, (Packs(8192), Packs(32768))),
+    # Rows so short that SDPA with a dense mask ends in time.
+    "llama-short": Stack("Llama 3 8B", "Llama", _LLAMA, 16384, (Packs(8192),)),
     "gemma": Stack(
         "Gemma 3 4B",
         "Gemma3Text",

@@ -13,12 +13,13 @@ from omnicupy.tools.bench.fit_masks import (
     UNSEEN,
     dense,
 )
-from omnicupy.tools.bench.peers import SAME_BITS, SYSTEMS
+from omnicupy.tools.bench.gradients import ANY_ORDER
+from omnicupy.tools.bench.peers import BY_TORCH, SAME_BITS, SYSTEMS
 from omnicupy.tools.bench.records import OURS
 from omnicupy.tools.bench.suite import Part, Suite
 from omnicupy.tools.workloads.workload import NAMED
 
-EVERY = (OURS, *(name for name in SYSTEMS if name not in SAME_BITS))
+EVERY = (OURS, *(name for name in SYSTEMS if name not in (*SAME_BITS, BY_TORCH)))
 PORTABLE_TILES = (
     f"{OURS}:sm80-128x64-s1-w4",
     f"{OURS}:sm80-128x96-s2-w4",
@@ -66,7 +67,14 @@ GRADIENT_MODELS = (
     "W8f",
     *(f"W{number}" for number in range(9, 14)),
 )
-WIDE_RANDOM = tuple(f"random-d256-s8192-seed{seed}" for seed in range(8))
+# Masks of which the mean of all seeds counts: of gradients, and of whole calls of both passes.
+NARROW_RANDOM, MIDDLE_RANDOM, WIDE_RANDOM = (
+    tuple(f"random-{sizes}-seed{seed}" for seed in range(8))
+    for sizes in ("d64-s8192", "d128-s16384", "d256-s8192")
+)
+CALL_SEEDS = tuple(
+    tuple(f"random-d128-{rest.replace('seed0', f'seed{seed}')}" for seed in range(8)) for rest in _LATENCY[2:]
+)
 _SHORT_ROWS = (
     *dense((64, 128, 256), (512, 1024, 2048)),
     *dense((80,), (512, 1024)),
@@ -141,6 +149,16 @@ GPU_SUITES = {
         "gradients with the same bits each time, on masks of models: the default, and FlexAttention",
         (Part(GRADIENT_MODELS, (OURS, "flex"), "forms"),),
     ),
+    "portable": Suite(
+        "gradients by the mma.sync kernels, in one order and in any, beside FlashAttention-2",
+        (
+            Part(
+                dense((64, 128), (4096, 16384)),
+                (f"{OURS}:sm80", f"{OURS}:sm80-{ANY_ORDER}", "sdpa-flash"),
+                "forms",
+            ),
+        ),
+    ),
     "short": Suite(
         "whole calls from Python, 128 to 4096 tokens",
         (
@@ -208,6 +226,10 @@ GPU_SUITES = {
             ),
         ),
     ),
+    "seeds": Suite(
+        "whole calls of small batches as torch makes them, random masks of seeds 0 to 7; with --pass fwd+bwd",
+        (Part((*CALL_SEEDS[0], *CALL_SEEDS[1]), (OURS, BY_TORCH, "flex", "cudnn-flex"), "calls"),),
+    ),
     "variants": Suite(
         "stages, shared K/V buffer, swizzle",
         (
@@ -225,7 +247,8 @@ OTHER_SUITES = {
     "cold": "first calls in fresh processes",
     "atoms": "shapes of tensor-core instructions: K of mma.sync, N and M of wgmma",
     "step": "training steps of layers of Llama 3 8B, a new mask each",
-    "step-gemma": "the same of Gemma 3 4B, local layers and a global one",
+    "step-short": "the same with rows of 16,384 tokens, where SDPA with a dense mask ends in time",
+    "step-gemma": "training steps of layers of Gemma 3 4B, local layers and a global one",
     "generate": "a token of transformers' generate, prompts padded on the left",
     "captured": "a captured step of 32 layers, longer at each replay",
     "growing": "host time of eager steps of 32 layers, longer each",

@@ -116,17 +116,19 @@ def host_us(call: Call, synchronize: Call, calls: int = 200, between: int = BETW
     return statistics.median(took) / 1e3
 
 
-def latencies_us(systems: Mapping[str, Call], synchronize: Call) -> dict[str, tuple[float, float]]:
+def latencies_us(
+    systems: Mapping[str, Call], synchronize: Call, turns: int = TURNS, calls_alone: int = ALONE
+) -> dict[str, tuple[float, float]]:
     """Time of a whole call, host included, nothing flushed: per call of a hundred in a row, and of one alone, the
-    median of two hundred.
+    median of `calls_alone`.
 
     The systems take turns, so that a host that is busy for a while reaches all alike; of the turns the median. The
-    hundred and the two hundred start from a rest each: what ran before may have brought the chip to its power limit,
+    hundred and those alone start from a rest each: what ran before may have brought the chip to its power limit,
     some systems sooner than others.
     """
     together: dict[str, list[float]] = {name: [] for name in systems}
     alone: dict[str, list[float]] = {name: [] for name in systems}
-    for _ in range(TURNS):
+    for _ in range(turns):
         for name, call in systems.items():
             _rest(call, synchronize)
             begin = time.perf_counter_ns()
@@ -136,7 +138,7 @@ def latencies_us(systems: Mapping[str, Call], synchronize: Call) -> dict[str, tu
             together[name].append((time.perf_counter_ns() - begin) / IN_A_ROW / 1e3)
             _rest(call, synchronize)
             took = []
-            for _ in range(ALONE):
+            for _ in range(calls_alone):
                 begin = time.perf_counter_ns()
                 call()
                 synchronize()
