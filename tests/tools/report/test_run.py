@@ -104,7 +104,7 @@ def test_a_folder_without_records_raises(tmp_path: Path) -> None:
 
 
 DEVICE = ceilings.load()[0].device.name
-FEW = ("d128-s16384", "full-d128-s4096", "W4", "W5", "W12", "s1024")
+FEW = ("d128-s16384", "full-d128-s4096", "W4", "W5", "W12", "s1024", "h32-k8-b16")
 
 
 def _errors(system: str, error: float) -> dict[str, Any]:
@@ -119,8 +119,6 @@ def library() -> Library:
     made: dict[str, dict[str, Any]] = {}
     for suite in GPU_SUITES:
         made[f"{suite}.json"] = made_records.record(suite, only=FEW, device=DEVICE)
-    for suite in ("decode", "decode-steps"):
-        made[f"{suite}.json"] = made_records.record(suite, only=("b16",), device=DEVICE)
     for suite in ("dense", "vlm", "choices"):
         record = made_records.record(suite, only=FEW, device=DEVICE)
         rows = [row | {"pass": "backward"} for row in record["rows"]]
