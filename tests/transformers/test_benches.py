@@ -211,20 +211,34 @@ def test_a_step_is_the_calls_that_it_is_compared_with() -> None:
 
 
 def test_growing_steps_agree_and_are_a_key_longer_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(growing, "STEPS", 3)
-    monkeypatch.setattr(growing, "WARM_UP", 1)
+    monkeypatch.setattr(growing, "TURNS", 2)
+    monkeypatch.setattr(growing, "IN_A_ROW", 3)
     made = growing.Step(captured.Problem("tiny", (40, 40), (4, 2, 16), 2), "cpu")
     found = growing.measure(made)
-    assert made.lengths.tolist() == [44, 44]
-    assert list(found) == [growing.CACHED, growing.MASKS, growing.SDPA]
+    assert list(found) == [growing.CACHED, growing.MASKS, growing.FLASH, growing.SDPA]
     for figures in found.values():
         assert figures["correct"]
         assert 0 < figures["least, ms"] <= figures["a step, ms"]
         assert figures["a layer, us"] == pytest.approx(500 * figures["a step, ms"], abs=0.06)
-    assert found[growing.SDPA]["time over SDPA"] == 1
+    assert found[growing.FLASH]["time over FlashAttention's"] == 1
+    for name, (way, _) in made.ways().items():
+        made.restart(5)
+        assert made.lengths.tolist() == [45, 45]
+        for _ in range(2):
+            way()
+        assert (made.lengths.tolist() == [47, 47]) == (name == growing.CACHED)
+        assert (made.keys == 47) == (name != growing.CACHED)
     made.rule = captured.cached(window=4)
-    assert [of["correct"] for of in growing.measure(made).values()] == [False, True, True]
-    assert growing.STEPS + growing.WARM_UP < captured.SPARE
+    assert [of["correct"] for of in growing.measure(made).values()] == [False, True, True, True]
+
+
+def test_rows_of_growing_steps_stay_inside_of_their_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert growing.TURNS * growing.IN_A_ROW < captured.SPARE
+    calls: list[int] = []
+    took, first = growing._row(lambda: calls.append(1) or len(calls), False)
+    assert (len(took), len(calls), first) == (growing.IN_A_ROW - 1, growing.IN_A_ROW, 1)
+    monkeypatch.setattr(growing, "ROW_MS", 0.0)  # as where a step takes longer than a row may
+    assert len(growing._row(lambda: None, False)[0]) == 1
 
 
 def test_growing_steps_need_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
