@@ -24,7 +24,7 @@ from omnicupy.tools.report.library import Library
 
 # made_records has none of them.
 OTHER_SUITES = ["host", "cold", "cpu", "presets", "counters", "scaling", "sharing", "parallel"]
-OTHER_SUITES += ["step", "step-gemma", "generate", "captured"]
+OTHER_SUITES += ["step", "step-short", "step-gemma", "generate", "captured"]
 DOCS = Path(__file__).parents[3] / "docs"
 TEXT = (DOCS / "report.md").read_text()
 README = (DOCS.parent / "README.md").read_text()
@@ -125,13 +125,17 @@ def library() -> Library:
         rows = [row | {"pass": "backward"} for row in record["rows"]]
         made[f"{suite}-gradients.json"] = record | {"rows": rows}
     made |= made_records.of_caches(DEVICE)
-    both = made_records.record("build", only=FEW, device=DEVICE)
-    made["both.json"] = both | {"rows": [row | {"pass": "forward+backward"} for row in both["rows"]]}
+    for suite in ("build", "seeds"):
+        both = made_records.record(suite, only=("seed0", *FEW), device=DEVICE)
+        made[f"both-{suite}.json"] = both | {
+            "rows": [row | {"pass": "forward+backward"} for row in both["rows"]]
+        }
     made["old.json"] = made_records.record(
         "dense", only=FEW, device="Old GPU", started="2020-01-01T00:00:00Z"
     )
     known = {"workload": "w", "system": "omnicupy", "figures": {"ms": 1.5}}
     rows = [known | {"suite": name} for name in OTHER_SUITES if name != "atoms"]
+    rows.append(known | {"suite": "counters", "pass": "backward"})
     rows += made_records.shapes_of_instructions()
     rows += [
         _errors(system, error) for system, error in (("omnicupy", 1.2e-3), ("flex", 1e-3), ("fa4", 2e-3))
