@@ -1047,7 +1047,64 @@ BENCHES = [
     ),
 ]
 
-FAULTS = CALLS + MEMORY + FILES + GRADIENTS + RANKS + VERIFYING + STEPS + TABLES + BENCHES
+# Packed tiles that two warpgroups share: parts of other rows, of none and of earlier ones, and keys that nobody sees.
+PACKED = [
+    Fault(
+        "../kernels/omni/sm90/packed/merge.cuh",
+        "bool const exists = first + n < split.z && row < rows.live;",
+        "bool const exists = row < rows.live;",
+        "tests/kernels/test_packed_pair_on_cpu.py",
+    ),
+    Fault(
+        "../kernels/omni/sm90/packed/merge.cuh",
+        "      scale(sums[i], share(sums[i].row_max, top));\n",
+        "",
+        "tests/kernels/test_packed_pair_on_cpu.py",
+    ),
+    Fault(
+        "../kernels/omni/sm90/packed/merge.cuh",
+        "      if (last) *arrivals = 0;\n",
+        "",
+        "tests/kernels/test_packed_pair_on_cpu.py",
+    ),
+    Fault(
+        "../kernels/omni/sm90/packed/loop.cuh",
+        "void last_values(WorkSlot const& work) {\n"
+        "    if (consumer.state.dead_tile_k0 >= 0) consumer.zero_dead_values(work);\n",
+        "void last_values(WorkSlot const& work) {\n",
+        "tests/kernels/test_packed_pair_on_cpu.py",
+    ),
+    Fault(
+        "../kernels/omni/sm90/packed/loop.cuh",
+        "weighs = uniform(consumer.row0) < live;",
+        "weighs = uniform(consumer.row0) + 16 < live;",
+        "tests/kernels/test_packed_pair_on_cpu.py",
+    ),
+]
+
+# Prompts on caches in pages: lists of another item, and keys and values of another page.
+PAGES = [
+    Fault(
+        "../kernels/omni/sm90/paged/page_warps.cuh",
+        "this->smem.walks[this->slot.stage()]",
+        "this->smem.walks[0]",
+        "tests/kernels/test_ragged_on_cpu.py",
+    ),
+    Fault(
+        "../kernels/omni/sm90/forward/producer.cuh",
+        "smem.v[stage], &args.v_map, &smem.v_full[stage], kv_head, box, Cfg::kBc / Cfg::kPage);",
+        "smem.v[stage], &args.k_map, &smem.v_full[stage], kv_head, box, Cfg::kBc / Cfg::kPage);",
+        "tests/kernels/test_ragged_on_cpu.py",
+    ),
+    Fault(
+        "../kernels/omni/sm90/forward/pages.cuh",
+        "box.page = table.page_of(sequence, tile.first + key, box.row);",
+        "box.page = table.page_of(sequence, tile.first, box.row);",
+        "tests/kernels/test_ragged_on_cpu.py",
+    ),
+]
+
+FAULTS = CALLS + MEMORY + FILES + GRADIENTS + RANKS + VERIFYING + STEPS + TABLES + BENCHES + PACKED + PAGES
 
 
 def text_with(fault: Fault, root: Path = ROOT) -> str:

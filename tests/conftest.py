@@ -25,6 +25,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--one-in", type=int, default=1, help="let all tests take turns: one in so many runs, by default each"
     )
     parser.addoption(
+        "--files-one-in", type=int, default=1, help="let all test files take turns: one in so many runs"
+    )
+    parser.addoption(
         "--require-vllm", action="store_true", help="fail where vLLM cannot be imported, in place of skipping"
     )
 

@@ -121,3 +121,59 @@ def test_calls_of_few_rows_are_run(
     monkeypatch.setattr(oc, "attention", lambda q, *_, **__: np.full(q.shape, np.nan, np.float32))
     with pytest.raises(AssertionError, match="NaN past a length"):
         script.main(["64"])
+
+
+@pytest.fixture
+def packed_paged(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    fake = numpy_gpu.install(monkeypatch)
+    for name, of in (("isfinite", np.isfinite), ("asnumpy", np.asarray)):
+        monkeypatch.setattr(fake, name, of, raising=False)
+    return _module("sanitize_packed_paged")
+
+
+def test_packed_tiles_and_prompts_in_pages_are_run(
+    packed_paged: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_cpu, asked = oc.attention, []
+
+    def attention(*arrays: Any, config: Any = None, **options: Any) -> Any:
+        if config is None:
+            return on_cpu(*arrays, **options)
+        asked.append((config.source, config.head_dim, type(arrays[1]).__name__, "rows" in options))
+        if isinstance(arrays[1], oc.PagedKV):  # entries of no page are errors on the host
+            table = arrays[1].page_table
+            table[-1, 1::3] = np.where(table[-1, 1::3] == packed_paged.NO_PAGE, table[-1, 0], table[-1, 1::3])
+        return on_cpu(*arrays, **options)
+
+    monkeypatch.setattr(oc, "attention", attention)
+    packed_paged.main(["64"])
+    assert "43 calls" in capsys.readouterr().out
+    assert {one[1] for one in asked} == {64}
+    kinds = {(one[0], *one[2:]) for one in asked}
+    of_pages = [
+        (source, "PagedKV", ragged)
+        for source in ("attention_fwd_packed.cu", "attention_fwd_sm90.cu")
+        for ragged in (False, True)
+    ]
+    assert kinds == {
+        *of_pages,
+        ("attention_fwd_packed.cu", "CachedKV", False),
+        ("attention_fwd_packed.cu", "ndarray", False),
+    }
+    with pytest.raises(SystemExit, match="no row of the table is asked for"):
+        packed_paged.main(["paged", "65"])
+
+
+@pytest.mark.parametrize("kernel", ["packed", "paged"])
+def test_packed_and_paged_results_are_compared(
+    kernel: str, packed_paged: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_cpu = oc.attention
+
+    def off(*arrays: Any, config: Any = None, **options: Any) -> Any:
+        out, lse = on_cpu(*arrays, **options)
+        return (out if config is None else out + out.dtype.type(0.1)), lse
+
+    monkeypatch.setattr(oc, "attention", off)
+    with pytest.raises(AssertionError, match="out is not that of the CPU"):
+        packed_paged.main([kernel, "64"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import re
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +12,12 @@ from typing import Any
 
 import pytest
 import turns
+from each_source import CASES
+
+from omnicupy.jit.source import kernels_dir
 
 LETTERS, OF = "abcdefghijklmnopqrstuvwxyz", 4
+FILES = 3  # test files of which .ci/run lets one have its turn
 
 
 @pytest.mark.in_turn(OF)
@@ -33,7 +38,7 @@ def _letters(items: list[Any], turn: int, *named: str, **options: Any) -> set[st
     config: Any = SimpleNamespace(
         args=["tests/test_turns.py", *named],
         stash={},
-        getoption={"--every-case": False, "--turn": turn, "--one-in": 1, **options}.get,
+        getoption={"--every-case": False, "--turn": turn, "--one-in": 1, "--files-one-in": 1, **options}.get,
         hook=SimpleNamespace(pytest_deselected=lambda items: left_out.extend(items)),
     )
     run = [item for item in items if item.originalname == "test_letters"]
@@ -49,10 +54,14 @@ def test_every_case_that_was_collected_has_a_turn(items: list[Any]) -> None:
     marked = [item for item in items if item.get_closest_marker("in_turn")]
     periods = {mark.args[0] for item in marked for mark in item.iter_markers("in_turn")}
     assert all(isinstance(period, int) and period >= 1 for period in periods)
-    left = set(marked)
-    for turn in range(math.lcm(*periods)):
-        left = {item for item in left if not turns.runs(item, turn)}
-    assert not left
+    for files in (1, FILES):
+        left, every = set(marked), {item.path for item in items}
+        for turn in range(files * math.lcm(*periods)):
+            if not left:
+                break
+            here = turns.files_of_turn(every, turn, files)
+            left = {item for item in left if item.path not in here or not turns.runs(item, turn // files)}
+        assert not left
     assert all(turns.runs(item, 0) for item in set(items) - set(marked))
 
 
@@ -100,9 +109,84 @@ def test_each_commit_has_the_next_turn(tmp_path: Path) -> None:
         assert turns.of_commit(tmp_path) == turn
 
 
-def test_a_part_of_ci_that_runs_at_every_second_commit_has_every_second_turn() -> None:
-    """Its cases would be the same half each time, else."""
+def test_files_take_turns(items: list[Any]) -> None:
+    """Each third run has a file, and with it the next turn of its cases; -1 as Python counts."""
+    files = [Path(f"test_{i}.py") for i in range(7)]
+    for turn in range(-FILES, FILES):
+        here = [turns.files_of_turn(files, turn + i, FILES) for i in range(FILES)]
+        assert sorted(path for of_turn in here for path in of_turn) == files
+        assert {len(of_turn) for of_turn in here} == {2, 3}
+    shares = [_letters(items, turn, **{"--files-one-in": FILES}) for turn in range(FILES * OF)]
+    run = [share for share in shares if share]
+    assert run == [_letters(items, turn) for turn in range(OF)]
+    assert [bool(share) for share in shares] == [turn % FILES == 0 for turn in range(FILES * OF)]
+
+
+def test_each_source_of_a_kernel_has_a_case_in_every_run(
+    items: list[Any], pytestconfig: pytest.Config
+) -> None:
+    """tests/kernels/conftest.py sees that the case runs it."""
+    assert set(CASES) == {path.name for path in kernels_dir().glob("*.cu")}
+    collected = {item.nodeid: item for item in items}
+    files = {item.nodeid.split("::")[0] for item in items}
+    for case in set(CASES.values()):
+        if case in collected:
+            assert all(turns.runs(collected[case], turn) for turn in range(8))
+        elif not any("::" in named for named in pytestconfig.args):
+            assert case.split("::")[0] not in files
+
+
+@pytest.fixture
+def kernels_of_a_file(request: pytest.FixtureRequest) -> list[Any]:
+    """Stand-ins for cases of four kernels, with two values of another parameter."""
+    mark = pytest.mark.in_turn(3, by=("name",)).mark
+    return [
+        SimpleNamespace(
+            name=f"test[{name}-{size}]",
+            nodeid=f"tests/test_one.py::test[{name}-{size}]",
+            path=Path("test_one.py"),
+            callspec=SimpleNamespace(params={"size": size, "name": name}, id=f"{name}-{size}"),
+            stash={},
+            iter_markers=lambda _: iter([mark]),
+        )
+        for size in (1, 2)
+        for name in "abcd"
+    ]
+
+
+def test_cases_of_one_kernel_run_together(kernels_of_a_file: list[Any]) -> None:
+    turns.give_places(kernels_of_a_file)
+    found = []
+    for turn in range(3):
+        run = [one.callspec.id for one in kernels_of_a_file if turns.runs(one, turn)]
+        found.append({name for name, _, _ in run})
+        assert sorted(run) == sorted(f"{name}-{size}" for name in found[-1] for size in (1, 2))
+    assert sorted(map(sorted, found)) == [["a", "d"], ["b"], ["c"]]
+
+
+def _lists_of_ci(turn: int) -> tuple[str, str]:
+    """What .ci/run installs beside the newest libraries, and its last part, at a commit with this turn."""
+    text = (turns.ROOT / ".ci" / "run").read_text()
+    of_turn = [
+        found.group(0) for found in re.finditer(r"^ *case .*?^ *esac$", text, re.DOTALL | re.MULTILINE)
+    ]
+    script = f"turn={turn}\nextend() {{ echo $2; }}\n" + "\n".join(of_turn) + '\necho "$last"\n'
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=turns.ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    installed, last = done.stdout.splitlines()
+    return installed, last
+
+
+def test_a_part_of_ci_that_runs_at_every_third_commit_has_every_third_turn() -> None:
+    """Its cases would be the same third each time, else; and it has the environment that was made for it."""
     text = (turns.ROOT / ".ci" / "run").read_text()
     assert "turn=$(git rev-list --count HEAD " in text
-    assert "if ((turn % 2)); then\n  last='vllm tests/vllm --require-vllm'\nelse\n" in text
-    assert 'last="between --turn $((turn / 2)) --one-in 4 ' in text
+    assert f"\nnewest --files-one-in {FILES} tests/transformers\n" in text
+    names = []
+    for turn in range(1170, 1173):
+        installed, last = _lists_of_ci(turn)
+        name, option, of_part = last.split()[:3]
+        assert (installed, option, of_part) == (name, "--turn", str(turn // FILES))
+        names.append(name)
+    assert sorted(names) == ["between", "oldest", "vllm"]

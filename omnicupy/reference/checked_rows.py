@@ -20,18 +20,19 @@ TOLERANCE = 4.0
 
 class CheckedRows:
     """The reference of a few runs of rows: the first, the last, and seeded random ones, all heads and
-    batches.
+    batches. options: sink_logits and softcap, as of attention.
     """
 
-    def __init__(self, arrays: tuple[Any, Any, Any], mask: Mask) -> None:
+    def __init__(self, arrays: tuple[Any, Any, Any], mask: Mask, **options: Any) -> None:
         q, k, v = arrays
         self._xp = module_of(q)
         self._parts = []
         scale = scale_of(None, q.shape[3])
         for q0, q1 in runs(mask.shape[0]):
             rows = mask.rows(q0, q1)
-            exact = reference_attention.attention64(q[:, :, q0:q1], k, v, [rows], scale)[0]
-            near = reference_attention.attention_emulated(q[:, :, q0:q1], k, v, [rows], scale)[0]
+            given = q[:, :, q0:q1], k, v, [rows], scale
+            exact = reference_attention.attention64(*given, **options)[0]
+            near = reference_attention.attention_emulated(*given, **options)[0]
             scale_of_errors = float(self._xp.abs(widen(near, np.float64, self._xp) - exact).max())
             self._parts.append((q0, q1, exact, scale_of_errors))
 

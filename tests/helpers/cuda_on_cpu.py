@@ -19,6 +19,7 @@ from omnicupy.jit.params import params_bytes
 from omnicupy.jit.spec import KernelSpec
 
 SMEM_MOST = 1 << 18
+RAN: set[str] = set()  # sources, since a test began
 STRUCTS = {  # of params.PARAMS
     "naive": "ForwardParams",
     "sm80": "ForwardParams",
@@ -137,6 +138,7 @@ def run(
     argument = aligned(params.itemsize, np.uint8)
     argument[...] = np.frombuffer(params.tobytes(), np.uint8)
     assert kernel.smem_bytes < SMEM_MOST
+    RAN.add(kernel.source)
     library.run_on_cpu(
         *(ctypes.c_void_p(array.ctypes.data) for array in (argument, ranges)),
         len(ranges),

@@ -148,10 +148,11 @@ TILE_WORDS = {
 
 
 def of_caches(device: str) -> dict[str, dict[str, Any]]:
-    """Records of caches in pages and of e4m3, by their names: a row in one piece each."""
+    """Records of caches in pages and of e4m3, and of changed scores, by their names: a row without these each."""
     row = {"workload": "w", "system": "omnicupy:contiguous", "pass": "forward", "ms": 1.0, "correct": True}
     suites = ("paged", "prompts", "e4m3")
     of = {suite: {"suites": [suite], "rows": [row | {"suite": suite}]} for suite in suites}
+    of["scores"] = {"suites": ["scores"], "rows": [row | {"suite": "scores", "system": "omnicupy:none"}]}
     return {f"{suite}.json": {**HEADER, "device": device, **content} for suite, content in of.items()}
 
 

@@ -21,9 +21,12 @@ from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.tools.bench.atom_specs import backward_with_atom, with_atom
 
-pytestmark = pytest.mark.skipif(
-    cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
-)
+pytestmark = [
+    pytest.mark.in_turn(8, by=("which",)),
+    pytest.mark.skipif(
+        cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
+    ),
+]
 
 K8 = Atom(k=8)
 # (variant, dtype, head_dim of the tensors, atom): halves of scores, of sums and of both, inside a panel of 64 columns
@@ -61,7 +64,6 @@ def backward_library() -> Callable[[BackwardKernel], Any]:
     return of
 
 
-@pytest.mark.in_turn(6)
 @pytest.mark.parametrize("which", FORWARD, ids=lambda which: "-".join(map(str, which[:3])))
 def test_forward(which: tuple[str, str, int, Atom], library: Callable[[AttnSpec], Any]) -> None:
     word, dtype, head_dim, atom = which
@@ -82,7 +84,6 @@ def test_narrow_products_add_in_the_same_order(library: Callable[[AttnSpec], Any
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.in_turn(6)
 @pytest.mark.parametrize("masks", ["causal", "one-a-batch-element"])
 @pytest.mark.parametrize("which", BACKWARD, ids=lambda which: "-".join(map(str, which[:3])))
 def test_backward(

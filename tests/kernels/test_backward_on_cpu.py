@@ -14,9 +14,12 @@ from kernel_calls import MASKS, Q_LEN, Problem, assert_right, prepared, run, spe
 from omnicupy.jit.backward_kernel import BackwardKernel, TileShape
 from omnicupy.jit.backward_spec import BackwardSpec
 
-pytestmark = pytest.mark.skipif(
-    cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
-)
+pytestmark = [
+    pytest.mark.in_turn(8, by=("which",)),
+    pytest.mark.skipif(
+        cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
+    ),
+]
 
 # (kernel, arch, dtype, head_dim of the tensors)
 SPECS = [
@@ -60,7 +63,6 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.in_turn(6)
 @pytest.mark.parametrize(
     ("which", "changes"),
     [*((SPECS[i], changes) for i in (0, 1, 2) for changes in CHANGES), (SPECS[6], "both")],
@@ -75,7 +77,6 @@ def test_gradients_of_changed_scores(
     )
 
 
-@pytest.mark.in_turn(6)
 @pytest.mark.parametrize("masks", MASKS)
 @pytest.mark.parametrize("which", SPECS, ids=lambda which: "-".join(map(str, which)))
 def test_gradients(
@@ -85,7 +86,6 @@ def test_gradients(
     _compare(spec, Problem(spec.dtype, which[3], MASKS[masks]()), libraries)
 
 
-@pytest.mark.in_turn(6)
 @pytest.mark.parametrize("which", [PAIRS[0], PAIRS[2]], ids=lambda which: "-".join(map(str, which)))
 def test_gradients_of_changed_scores_and_other_values(
     which: tuple[str, str, str, int, int], libraries: Callable[[BackwardKernel], Any]
@@ -95,7 +95,6 @@ def test_gradients_of_changed_scores_and_other_values(
     _compare(spec, Problem(spec.dtype, which[3], masks, value_dim=which[4], **both), libraries)
 
 
-@pytest.mark.in_turn(6)
 @pytest.mark.parametrize("masks", MASKS)
 @pytest.mark.parametrize("which", PAIRS, ids=lambda which: "-".join(map(str, which)))
 def test_gradients_of_values_of_another_width(
@@ -133,7 +132,6 @@ FUSED = [
 ]
 
 
-@pytest.mark.in_turn(6)
 @pytest.mark.parametrize("masks", MASKS)
 @pytest.mark.parametrize("which", FUSED, ids=lambda which: "-".join(map(str, (*which[:3], *which[3]))))
 def test_all_gradients_by_one_kernel(
@@ -142,7 +140,6 @@ def test_all_gradients_by_one_kernel(
     _compare_fused(which, Problem(*which[1:3], MASKS[masks]()), libraries)
 
 
-@pytest.mark.in_turn(6)
 @pytest.mark.parametrize("changes", ["cap", "both"])
 @pytest.mark.parametrize(
     "which", [FUSED[0], FUSED[3]], ids=lambda which: "-".join(map(str, (*which[:3], *which[3])))
@@ -153,7 +150,6 @@ def test_all_gradients_of_changed_scores(
     _compare_fused(which, Problem(*which[1:3], MASKS["one-a-batch-element"](), **CHANGES[changes]), libraries)
 
 
-@pytest.mark.in_turn(6)
 @pytest.mark.parametrize("masks", MASKS)
 @pytest.mark.parametrize(
     ("which", "value_dim"), [(FUSED[3], 64), (FUSED[1], 128), (FUSED[4], 72), (FUSED[2], 24)], ids=str

@@ -16,9 +16,12 @@ from omnicupy.jit.backward_kernel import BackwardKernel
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.schedule import ordered_lists
 
-pytestmark = pytest.mark.skipif(
-    cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
-)
+pytestmark = [
+    pytest.mark.in_turn(8, by=("which",)),
+    pytest.mark.skipif(
+        cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,6 @@ WIDTHS = [("bfloat16", 128, 128), ("bfloat16", 192, 128), ("float16", 64, 128), 
 WIDTHS += [("bfloat16", 72, 40), ("float16", 64, 192)]
 
 
-@pytest.mark.in_turn(6)
 @pytest.mark.parametrize("masks", ["causal", "one-a-batch-element"])
 @pytest.mark.parametrize("which", WIDTHS, ids=lambda which: "-".join(map(str, which)))
 def test_gradients(
@@ -69,7 +71,6 @@ FUSED = [
 ]
 
 
-@pytest.mark.in_turn(6)
 @pytest.mark.parametrize("masks", ["causal", "one-a-batch-element"])
 @pytest.mark.parametrize("which", FUSED, ids=lambda which: "-".join(map(str, which)))
 def test_all_gradients_by_one_kernel(

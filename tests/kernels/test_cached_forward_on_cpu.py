@@ -21,9 +21,12 @@ from omnicupy.jit.spec import AttnSpec
 from omnicupy.reference.attention import attention64
 from omnicupy.schedule.cached_lists import CachedLists
 
-pytestmark = pytest.mark.skipif(
-    cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
-)
+pytestmark = [
+    pytest.mark.in_turn(8, by=("built",)),
+    pytest.mark.skipif(
+        cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
+    ),
+]
 
 Q_HEADS, KV_HEADS, HEAD_DIM = 4, 2, 40
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -85,7 +88,6 @@ CASES: dict[str, tuple[int, list[int], Any]] = {
 }
 
 
-@pytest.mark.in_turn(6)
 @pytest.mark.parametrize("case", CASES)
 def test_against_float64(case: str, built: tuple[AttnSpec, Any, Any]) -> None:
     spec, library, planner = built

@@ -28,9 +28,12 @@ from omnicupy.jit.spec import AttnSpec
 from omnicupy.reference import budget
 from omnicupy.schedule.grid import Grid
 
-pytestmark = pytest.mark.skipif(
-    cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
-)
+pytestmark = [
+    pytest.mark.in_turn(8),
+    pytest.mark.skipif(
+        cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
+    ),
+]
 
 HEAD_DIM = 64
 WORDS = ("sm90-64x64-s2-w8", "sm90-64x64-s2-w8-packed", "sm90-128x64-s2-w12-packed")
@@ -118,7 +121,6 @@ def _compare(call: Cached, spec: AttnSpec, library: Any, planner: Any) -> int:
     return parts
 
 
-@pytest.mark.in_turn(6)
 @pytest.mark.parametrize("word", WORDS)
 @pytest.mark.parametrize("group", [2, 7, 8, 71])
 @pytest.mark.parametrize("case", CASES)
@@ -132,7 +134,6 @@ def test_against_float64(
     _compare(Cached(problem, rule(), lengths, 8), spec, library, planner)
 
 
-@pytest.mark.in_turn(6)
 @pytest.mark.parametrize("word", WORDS)
 @pytest.mark.parametrize("q_len", [1, 5])
 def test_split_rows(q_len: int, word: str, library: Callable[[AttnSpec], Any], planner: Any) -> None:
@@ -146,7 +147,6 @@ def test_split_rows(q_len: int, word: str, library: Callable[[AttnSpec], Any], p
 SINKS = (-np.inf, 0.0, 30.0, 2.0, 1e4, -3.0)
 
 
-@pytest.mark.in_turn(6)
 @pytest.mark.parametrize("word", WORDS)
 @pytest.mark.parametrize(("softcap", "split"), [(None, None), (20.0, None), (20.0, 384)])
 def test_score_changes(

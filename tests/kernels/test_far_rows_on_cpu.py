@@ -15,9 +15,12 @@ import omnicupy as oc
 from omnicupy.jit.backward_kernel import BackwardKernel, TileShape
 from omnicupy.jit.backward_spec import BackwardSpec
 
-pytestmark = pytest.mark.skipif(
-    cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
-)
+pytestmark = [
+    pytest.mark.in_turn(8, by=("name",)),
+    pytest.mark.skipif(
+        cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
+    ),
+]
 
 # Of head dimensions whose root is a power of 2, so that lse is exact.
 SPECS: dict[str, tuple[BackwardSpec, tuple[str, ...]]] = {
@@ -79,7 +82,6 @@ def _found(
     return found
 
 
-@pytest.mark.in_turn(6)
 @pytest.mark.parametrize("name", SPECS)
 def test_a_weight_of_one_is_not_rounded(name: str, libraries: Callable[[BackwardKernel], Any]) -> None:
     """dv of keys whose rows are all theirs alone has the error of one rounding; the others are right, too."""

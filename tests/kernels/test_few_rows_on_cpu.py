@@ -23,9 +23,12 @@ from omnicupy.jit.few_rows_spec import FewRowsSpec
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.reference import budget
 
-pytestmark = pytest.mark.skipif(
-    cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
-)
+pytestmark = [
+    pytest.mark.in_turn(8),
+    pytest.mark.skipif(
+        cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
+    ),
+]
 
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 LENGTHS = [0, 1, 17, 32, 65, 400]
@@ -107,7 +110,6 @@ def _compare(
     return found
 
 
-@pytest.mark.in_turn(6)
 @pytest.mark.parametrize("page_size", [None, 1, 16, 17])
 @pytest.mark.parametrize(("dtype", "head_dim"), zip(DTYPES, (64, 128), strict=True))
 def test_pages_of_any_size(
@@ -116,7 +118,6 @@ def test_pages_of_any_size(
     _compare(library, planner, head_dim=head_dim, dtype=dtype, page_size=page_size)
 
 
-@pytest.mark.in_turn(6)
 @pytest.mark.parametrize("kind", fp8_caches.SCALES)
 @pytest.mark.parametrize("page_size", [None, 16])
 def test_scales(page_size: int | None, kind: str, library: Any, planner: Any) -> None:
@@ -155,7 +156,6 @@ def test_a_tree_of_tokens(library: Any, planner: Any) -> None:
     _compare(library, planner, q_len=4, rule=rule, lengths=[200, 4, 5, 133])
 
 
-@pytest.mark.in_turn(6)
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("split", [None, 512])
 def test_splits_score_changes_and_many_items(

@@ -18,7 +18,7 @@ from omnicupy.jit.spec import AttnSpec
 from omnicupy.reference import budget
 
 pytestmark = [
-    pytest.mark.in_turn(4, at=3),
+    pytest.mark.in_turn(8, by=("which", "word")),
     pytest.mark.skipif(
         cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
     ),

@@ -19,7 +19,7 @@ from omnicupy.jit.params import PARAMS
 from omnicupy.serving.caches import pools_of, sizes_of, with_arrays
 
 pytestmark = [
-    pytest.mark.in_turn(4, at=3),
+    pytest.mark.in_turn(8),
     pytest.mark.skipif(
         cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
     ),

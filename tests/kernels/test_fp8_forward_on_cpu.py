@@ -23,7 +23,7 @@ import omnicupy as oc
 from omnicupy.jit.spec import AttnSpec
 
 pytestmark = [
-    pytest.mark.in_turn(4, at=1),
+    pytest.mark.in_turn(8, by=("name",)),
     pytest.mark.skipif(
         cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
     ),

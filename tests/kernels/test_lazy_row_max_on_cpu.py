@@ -19,7 +19,7 @@ from omnicupy.reference import budget
 from omnicupy.tools.verify import serving_cases, serving_judge
 
 pytestmark = [
-    pytest.mark.in_turn(4, at=0),
+    pytest.mark.in_turn(8),
     pytest.mark.skipif(
         cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
     ),

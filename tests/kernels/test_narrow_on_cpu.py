@@ -17,7 +17,7 @@ from omnicupy.jit.panels import tail_columns
 from omnicupy.jit.spec import AttnSpec
 
 pytestmark = [
-    pytest.mark.in_turn(4, at=0),
+    pytest.mark.in_turn(8, by=("word", "widths")),
     pytest.mark.skipif(
         cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
     ),

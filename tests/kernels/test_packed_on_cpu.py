@@ -17,7 +17,7 @@ from omnicupy.call.problem import Problem
 from omnicupy.jit.spec import AttnSpec
 
 pytestmark = [
-    pytest.mark.in_turn(4, at=2),
+    pytest.mark.in_turn(8),
     pytest.mark.skipif(
         cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
     ),

@@ -15,9 +15,12 @@ import omnicupy as oc
 from omnicupy.call.problem import Problem
 from omnicupy.jit.spec import AttnSpec
 
-pytestmark = pytest.mark.skipif(
-    cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
-)
+pytestmark = [
+    pytest.mark.in_turn(8),
+    pytest.mark.skipif(
+        cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
+    ),
+]
 D64, D80, D128, D256 = (
     packed_spec(*tile, rows=128) for tile in ((64, 64, 2), (80, 64, 2), (128, 128, 2), (256, 64, 2))
 )

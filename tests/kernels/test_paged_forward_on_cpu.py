@@ -24,7 +24,7 @@ from omnicupy.jit.spec import AttnSpec
 from omnicupy.reference.attention import attention64
 
 pytestmark = [
-    pytest.mark.in_turn(4, at=0),
+    pytest.mark.in_turn(8, by=("name",)),
     pytest.mark.skipif(
         cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
     ),

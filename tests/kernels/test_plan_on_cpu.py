@@ -94,6 +94,7 @@ def _random(rng: np.random.Generator, leave: float) -> tuple[CachedLists, NDArra
     return CachedLists(rule, batch, q_len, capacity, **sizes), lengths
 
 
+@pytest.mark.in_turn(4)
 @pytest.mark.parametrize("seed", range(8))
 def test_random_lengths_and_rules(seed: int, library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(seed)

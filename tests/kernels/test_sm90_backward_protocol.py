@@ -37,6 +37,7 @@ def _launch(form: str, groups: int, seed: int, items: Any = None, **more: Any) -
     return Launch(form, groups, items=made, draw=draw, **sizes)
 
 
+@pytest.mark.in_turn(4)
 @pytest.mark.parametrize("stages", [2, 3, 4, 5, 6])
 @pytest.mark.parametrize(("form", "groups"), FORMS)
 def test_any_schedule_ends_and_keeps_buffers_until_they_are_read(form: str, groups: int, stages: int) -> None:

@@ -25,6 +25,7 @@ def _items(draw: random.Random, groups: int) -> list[Item]:
     return items
 
 
+@pytest.mark.in_turn(4)
 @pytest.mark.parametrize("scheduler", [False, True])
 @pytest.mark.parametrize("q_slots", [1, 2])
 @pytest.mark.parametrize("stages", [1, 2, 3, 4])

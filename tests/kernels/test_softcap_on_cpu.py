@@ -18,7 +18,7 @@ from omnicupy.jit.spec import AttnSpec
 from omnicupy.reference.budget import ROUNDOFF, TANH
 
 pytestmark = [
-    pytest.mark.in_turn(4, at=1),
+    pytest.mark.in_turn(8),
     pytest.mark.skipif(
         cuda_on_cpu.missing() is not None, reason=f"no kernels on this CPU: {cuda_on_cpu.missing()}"
     ),

@@ -17,7 +17,16 @@ from torch.nn.attention.flex_attention import flex_attention  # noqa: E402
 from transformers.integrations import flex_attention as of_transformers  # noqa: E402
 
 from omnicupy.masks.constructors import causal  # noqa: E402
-from omnicupy.tools.bench import captured, generate, layer_steps, peers, step, step_process  # noqa: E402
+from omnicupy.tools.bench import (  # noqa: E402
+    captured,
+    generate,
+    growing,
+    layer_steps,
+    padded,
+    peers,
+    step,
+    step_process,
+)
 from omnicupy.tools.bench.records import Record  # noqa: E402
 from omnicupy.tools.bench.step_masks import SYSTEMS, maker  # noqa: E402
 from omnicupy.tools.bench.step_process import SEED, Training  # noqa: E402
@@ -199,3 +208,45 @@ def test_a_step_is_the_calls_that_it_is_compared_with() -> None:
     made.alone(made.lengths.tolist())()
     assert (made.out - wanted).abs().max() < 1e-5
     assert wanted.abs().max() > 0.1
+
+
+def test_growing_steps_agree_and_are_a_key_longer_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growing, "STEPS", 3)
+    monkeypatch.setattr(growing, "WARM_UP", 1)
+    made = growing.Step(captured.Problem("tiny", (40, 40), (4, 2, 16), 2), "cpu")
+    found = growing.measure(made)
+    assert made.lengths.tolist() == [44, 44]
+    assert list(found) == [growing.CACHED, growing.MASKS, growing.SDPA]
+    for figures in found.values():
+        assert figures["correct"]
+        assert 0 < figures["least, ms"] <= figures["a step, ms"]
+        assert figures["a layer, us"] == pytest.approx(500 * figures["a step, ms"], abs=0.06)
+    assert found[growing.SDPA]["time over SDPA"] == 1
+    made.rule = captured.cached(window=4)
+    assert [of["correct"] for of in growing.measure(made).values()] == [False, True, True]
+    assert growing.STEPS + growing.WARM_UP < captured.SPARE
+
+
+def test_growing_steps_need_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="bench growing: expected a GPU that torch finds, found none"):
+        growing.growing(Record(None, {}), lambda line: None)
+
+
+@pytest.mark.parametrize("room", [None, 40])
+def test_masks_of_padded_batches_are_those_of_sdpa(room: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = padded.Batch(24, room, (0, 5, 3))
+    ways, given = padded._ways("cpu"), padded._given(batch, 2, "cpu")
+    ours, theirs = (ways[name](given) for name in (padded.MASKS, padded.SDPA))
+    assert torch.equal(ours.dense(), theirs)
+    assert theirs.shape == (3, 1, 1, room or 27)
+    assert theirs.sum(3).flatten().tolist() == [27, 22, 24]
+    monkeypatch.setattr(padded, "STEPS", 3)
+    monkeypatch.setattr(padded, "BATCHES", (batch,))
+    record = Record(None, {})
+    padded.padded(record, lambda line: None)
+    assert [row["system"] for row in record.rows] == [padded.MASKS, padded.SDPA]
+    mine, own = (row["figures"] for row in record.rows)
+    assert own["time over SDPA's mask"] == own["memory over SDPA's mask"] == 1
+    assert mine["KB kept"] > 3 * 4 * (room or 28) / 1e3  # an int32 a key and sequence at least
+    assert own["KB kept"] > 3 * (room or 28) / 1e3

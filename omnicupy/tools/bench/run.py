@@ -19,13 +19,16 @@ from omnicupy.tools.bench import (
     decode_steps,
     gathered_flex,
     generate,
+    growing,
     host,
     mask_build,
     memory,
+    padded,
     pages,
     preset_build,
     ranks,
     scaling,
+    scores,
     sharing,
     step,
     tiles,
@@ -52,12 +55,14 @@ GPU_HOST |= {gathered_flex.SUITE: gathered_flex.flex}
 GPU_HOST |= {"step": step.suite("llama"), "step-short": step.suite("llama-short")}
 GPU_HOST |= {"step-gemma": step.suite("gemma")}
 GPU_HOST |= {generate.SUITE: generate.generate, captured.SUITE: captured.captured}
+GPU_HOST |= {growing.SUITE: growing.growing}
 CPU_HOST = {
     "build": host.mask_building,
     "presets": preset_build.building,
     "scaling": scaling.scaling,
     "sharing": sharing.sharing,
     "parallel": ranks.parallel,
+    padded.SUITE: padded.padded,
     "cpu": host.cpu_engine,
 }
 GRADIENT_KINDS = (
@@ -266,5 +271,6 @@ KINDS: dict[str, Kind] = {
     "build": mask_build.measure,
     "memory": memory.measure,
     "paged": pages.measure,
+    "scores": scores.measure,
     "steps": decode_steps.measure,
 }

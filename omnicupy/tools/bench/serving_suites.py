@@ -1,8 +1,8 @@
-"""The suites of those who serve: decoding, and keys in pages and of e4m3."""
+"""The suites of those who serve: decoding, keys in pages and of e4m3, sinks and soft caps."""
 
 from __future__ import annotations
 
-from omnicupy.tools.bench import decode_steps, decoding, pages
+from omnicupy.tools.bench import decode_steps, decoding, pages, scores
 from omnicupy.tools.bench.records import OURS
 from omnicupy.tools.bench.suite import Part, Suite
 
@@ -26,5 +26,9 @@ SUITES = {
     "e4m3": Suite(
         "decoding from caches of e4m3, in one piece and in pages, beside the 16-bit numbers that they stand for",
         (Part(pages.OF_E4M3, pages.E4M3_SYSTEMS, "paged"),),
+    ),
+    scores.SUITE: Suite(
+        "a sink logit a head and a soft cap of scores, beside the same call without",
+        (Part(scores.WORKLOADS, scores.SYSTEMS, "scores"),),
     ),
 }

@@ -251,6 +251,8 @@ OTHER_SUITES = {
     "step-gemma": "training steps of layers of Gemma 3 4B, local layers and a global one",
     "generate": "a token of transformers' generate, prompts padded on the left",
     "captured": "a captured step of 32 layers, longer at each replay",
+    "growing": "host time of eager steps of 32 layers, longer each",
+    "padded": "masks of steps of a padded batch, beside those for SDPA",
     "accuracy": "errors of results and gradients against float64",
     "presets": "presets at 36,864 tokens",
     "scaling": "masks of a million tokens",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from omnicupy.masks.picture import checked_file
 from omnicupy.tools.bench.records import OURS, Row, caption, suite_of
-from omnicupy.tools.report import row_plots, sparsity
+from omnicupy.tools.report import decode_plots, row_plots, sparsity
 from omnicupy.tools.report import style as plot_style
 from omnicupy.tools.report.row_plots import RATE, Content, timed
 
@@ -170,9 +170,9 @@ DRAWN: dict[str, Callable[[Sequence[Row], Content], Figure]] = {
     "choices": row_plots.choices,
     "variants": row_plots.variants,
     "short": short,
-    "decode": row_plots.decoding,
-    "decode-steps": row_plots.steps,
-    "paged": row_plots.pages,
+    "decode": decode_plots.decoding,
+    "decode-steps": decode_plots.steps,
+    "paged": decode_plots.pages,
     "build": row_plots.building,
     "memory": row_plots.memory,
 }

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from omnicupy.tools.bench.decoding import kv_bytes
 from omnicupy.tools.bench.records import OURS, Row, caption
 from omnicupy.tools.report import style as plot_style
 
@@ -47,51 +46,6 @@ def workloads(rows: Sequence[Row], content: Content) -> Figure:
     plot_style.label(axes[0, 0], "", f"{RATE} (hollow: executed ones)", "")
     plot_style.legend(made, axes.flat)
     return made
-
-
-def pages(rows: Sequence[Row], content: Content) -> Figure:
-    """The same of keys in pages, a line for each size."""
-    return decoding(rows, content, "Decoding from pages: share of a copy's speed")
-
-
-def steps(rows: Sequence[Row], content: Content) -> Figure:
-    """The same of layers of captured steps; of e4m3 by the bytes of its own caches."""
-    return decoding(rows, content, "Captured steps of decoding: share of a copy's speed")
-
-
-def decoding(
-    rows: Sequence[Row], content: Content, title: str = "Decoding: share of a copy's speed"
-) -> Figure:
-    """Share of a copy's speed against megabytes of K and V, a panel for each number of heads and head_dim."""
-    rows = [row for row in timed(rows) if row.get("copy_share") and row["shape"][3] == 1]
-    panels = list(dict.fromkeys((*row["shape"][1:3], row["shape"][5]) for row in rows))
-    columns = min(4, max(1, len(panels)))
-    lines = max(1, -(-len(panels) // columns))
-    made, axes = plot_style.figure(
-        title,
-        caption(content),
-        (3.6 * columns, 3.1 * lines + 1.2),
-        (lines, columns),
-    )
-    for panel, (heads, kv_heads, head_dim) in zip(axes.flat, panels, strict=False):
-        of = [row for row in rows if (*row["shape"][1:3], row["shape"][5]) == (heads, kv_heads, head_dim)]
-        for place, system in enumerate(plot_style.ordered(row["system"] for row in of)):
-            points = sorted((_cache_mb(row), row["copy_share"]) for row in of if row["system"] == system)
-            plot_style.draw(panel, system, *zip(*points, strict=True), place=place)
-        plot_style.label(
-            panel, f"{heads} on {kv_heads} heads of {head_dim}", "MB of K and V", "share of the copy"
-        )
-        plot_style.logarithmic(panel, "x")
-        panel.set_ylim(0, 1.05)
-    for panel in axes.flat[len(panels) :]:
-        panel.set_visible(False)
-    plot_style.legend(made, axes.flat)
-    return made
-
-
-def _cache_mb(row: Row) -> float:
-    batch, _, kv_heads, _, keys, head_dim = row["shape"]
-    return kv_bytes(batch, kv_heads, keys, head_dim) / 1e6
 
 
 def tiles(rows: Sequence[Row], content: Content) -> Figure:

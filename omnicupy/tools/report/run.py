@@ -25,6 +25,8 @@ from omnicupy.tools.report import (
     gradients,
     page_tables,
     pictures,
+    score_tables,
+    serving_targets,
     steps,
     studies,
     tables,
@@ -36,7 +38,8 @@ BLOCK = re.compile(r"<!-- generated: (?P<name>[^>]*?) -->\n.*?<!-- end -->", re.
 OPENING = "<!-- generated:"
 
 BLOCKS: dict[str, Callable[[Library], str]] = {
-    "results": lambda library: f"{targets.best_others(library)}\n\n{gradient_goals.best(library)}",
+    "results": lambda library: f"{targets.best_others(library)}\n{gradient_goals.best(library)}",
+    "serving": serving_targets.serving,
     "every record": tables.every_record,
     "records": tables.records_used,
     "hopper targets": targets.hopper,
@@ -67,6 +70,9 @@ BLOCKS: dict[str, Callable[[Library], str]] = {
     "generate": tables.figures("generate"),
     "captured": tables.figures("captured"),
     **{name: page_tables.over_one_piece(name) for name in ("paged", "prompts", "e4m3")},
+    "growing": tables.figures("growing"),
+    "padded": tables.figures("padded"),
+    "scores": score_tables.over_none,
     "decode-steps": steps.layers,
     "decode-steps goals": steps.goals,
     "host": tables.figures("host"),

@@ -47,6 +47,7 @@ STYLES = {
     f"{OURS}:contiguous": Style("omnicupy, no pages", "#0b3c6f", "o", "-"),
     f"{OURS}:planned": Style("omnicupy, planned ahead", "#0b3c6f", "o", "-"),
     f"{OURS}:cached": Style("omnicupy, device lengths", "#4f86c6", "h", "-"),
+    f"{OURS}:masks": Style("omnicupy, masks of the host", "#5c5c5c", "d", "--"),
     f"{OURS}:e4m3": Style("omnicupy, e4m3", "#7a7a7a", "x", ":"),
     f"{OURS}:page128": Style("pages of 128", "#d1495b", "s", "--"),
     f"{OURS}:page64": Style("pages of 64", "#edae49", "^", "-."),

@@ -17,7 +17,7 @@ from omnicupy.tools.workloads.workload import NAMED
 MATRIX_PRODUCT = "8192^3 matrix product"
 IN_A_ROW, ALONE = "us_of_100_in_a_row", "us_alone"
 MODELS = ("W1", "W2", "W3", "W4", "W5", "W6", "W7", "W8f", "W9", "W10", "W11", "W12", "W13")
-README_MODELS = ("W1", "W4", "W5", "W6", "W7", "W9", "W10", "W14")
+README_MODELS = ("W1", "W4", "W6", "W7", "W10")
 ALL_SEEDS = "seeds 0 to 7, geometric mean"
 LONG_RANDOM = ("random-d64-s8192-seed0", "random-d64-s16384-seed0")
 

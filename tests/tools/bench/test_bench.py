@@ -252,7 +252,7 @@ def test_bad_options_raise_before_any_work(monkeypatch: pytest.MonkeyPatch) -> N
         (
             bench_run.Options(("dense", "cpu")),
             "these suites need a GPU, and there is none here; run build or presets or scaling or sharing or parallel "
-            "or cpu",
+            "or padded or cpu",
         ),
     )
     for options, message in cases:

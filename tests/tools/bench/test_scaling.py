@@ -8,7 +8,7 @@ from omnicupy.tools.bench import run as bench_run
 from omnicupy.tools.bench import scaling
 
 
-@pytest.mark.in_turn(4)
+@pytest.mark.in_turn(8, at=0)
 def test_masks_of_a_million_tokens_are_timed_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scaling, "TOKENS", 1 << 14)
     monkeypatch.setattr(scaling, "TURNS", 1)

@@ -139,6 +139,6 @@ def test_a_process_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_the_suites_are_listed() -> None:
-    for name in ("step", "step-gemma", "generate", "captured"):
+    for name in ("step", "step-gemma", "generate", "captured", "growing"):
         assert name in bench_run.GPU_HOST
         assert OTHER_SUITES[name] in bench_run.listing()

@@ -69,7 +69,7 @@ def measured(content: dict[str, Any]) -> list[backward_fitting.BackwardPoint]:
     return backward_fitting.points(content, DEVICE)
 
 
-@pytest.mark.in_turn(4)
+@pytest.mark.in_turn(8)
 def test_known_ceilings_are_found_again(measured: list[backward_fitting.BackwardPoint]) -> None:
     found = backward_fitting.fit(measured, ("made.json",))
     assert {(one.part, one.head_dim) for one in found.of} == {
@@ -86,7 +86,7 @@ def test_known_ceilings_are_found_again(measured: list[backward_fitting.Backward
     assert found.sources == ("made.json",)
 
 
-@pytest.mark.in_turn(4)
+@pytest.mark.in_turn(8)
 def test_workloads_that_were_not_fitted_are_predicted() -> None:
     noisy = backward_fitting.fit(backward_fitting.points(_record(noise=0.01), DEVICE))
     fresh = backward_fitting.points(_record(FRESH), DEVICE)
@@ -127,7 +127,7 @@ def test_forms_of_older_records_are_told_by_their_kernels() -> None:
     assert len(of) == 16
 
 
-@pytest.mark.in_turn(4)
+@pytest.mark.in_turn(8)
 def test_a_file_keeps_what_it_has_of_the_other_pass(content: dict[str, Any], tmp_path: Path) -> None:
     paths = [tmp_path / f"{name}.json" for name in ("record", "out", "other")]
     paths[0].write_text(json.dumps({"schema": 1, **content}))
@@ -146,7 +146,7 @@ def test_a_file_keeps_what_it_has_of_the_other_pass(content: dict[str, Any], tmp
     assert (alone.of, alone.backward) == ((), saved.backward)
 
 
-@pytest.mark.in_turn(4)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize(
     ("names", "rows", "close"),
     [

@@ -190,7 +190,7 @@ def test_kernels_without_ceilings_have_no_residuals() -> None:
     assert {one.point.spec.kernel for one in fitting.residuals(without, measured)} == {"sm90"}
 
 
-@pytest.mark.in_turn(4)
+@pytest.mark.in_turn(8)
 def test_models_and_random_masks_outside_of_the_fit_are_predicted() -> None:
     (h100,) = (one for one in choose_ceilings.load() if "H100" in one.device.name)
     measured = [point for source in h100.sources for point in fitting.points(records.load(ROOT / source))]

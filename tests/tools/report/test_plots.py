@@ -132,16 +132,30 @@ def test_tables_of_tiles_show_the_best_of_each() -> None:
     assert [text.splitlines()[0] for text in bold] == [f"{best:.0f}"]
 
 
-def test_decoding_shows_shares_of_the_copy() -> None:
-    content = made_records.record("decode")
-    figure = plots.DRAWN["decode"](content["rows"], content)
-    panels = [axes for axes in figure.axes if axes.get_visible()]
-    assert "28 on 4 heads of 128" in [axes.get_title() for axes in panels]
-    drawn = {line.get_label(): line for line in panels[0].lines}
-    rows = [row for row in content["rows"] if row["system"] == "omnicupy" and row["shape"][1:4] == [32, 8, 1]]
-    line = drawn[plot_style.style("omnicupy").label]
-    assert sorted(line.get_ydata().tolist()) == sorted(row["copy_share"] for row in rows)
+@pytest.mark.parametrize("suite", ["decode", "paged"])
+def test_decoding_shows_shares_of_the_copy(suite: str) -> None:
+    content = made_records.record(suite, only=("h32-k8", "h28-k4", "h24"))
+    figure = plots.DRAWN[suite](content["rows"], content)
+    several, _, one_size = [axes for axes in figure.axes if axes.get_visible()]
+    assert several.get_title() == "32 on 8 heads of 128\nhollow: one sequence of 131,072 keys"
+    assert one_size.get_title() == "caches of one size, 537 MB of K and V"
+    (label,) = (one.get_text() for one in one_size.get_xticklabels())
+    assert label == "24 on 8\nheads of 128"
+    system = content["rows"][0]["system"]
+    rows = [row for row in content["rows"] if row["system"] == system and row["shape"][1:4] == [32, 8, 1]]
+    line, hollow = several.lines[:2]
+    assert line.get_label() == plot_style.style(system).label
+    shares: dict[int, list[float]] = {}
+    for row in rows:
+        if row["shape"][0] > 1 or row["shape"][4] < 131072:
+            shares.setdefault(row["shape"][0] * row["shape"][4], []).append(row["copy_share"])
+    means = [sum(of) / len(of) for _, of in sorted(shares.items())]
+    assert line.get_ydata().tolist() == pytest.approx(means)
     assert line.get_xdata().tolist() == sorted(line.get_xdata().tolist())
+    assert list(hollow.get_ydata()) == [row["copy_share"] for row in rows if row["shape"][4] == 131072]
+    low, high = several.get_ylim()
+    assert high > max(row["copy_share"] for row in rows)
+    assert (low == 0) == (suite == "decode" or min(row["copy_share"] for row in rows) < 0.12)
 
 
 def test_a_path_without_a_suffix_is_a_png(tmp_path: Path) -> None:
@@ -175,5 +189,5 @@ def test_records_of_the_repository_are_drawn(tmp_path: Path, name: str, suite: s
 
 def test_drawable_suites_are_suites() -> None:
     assert set(plots.DRAWN) <= set(GPU_SUITES)
-    tables_alone = {"latency", "fit", "unseen", "same-bits", "behind", "blocks", "e4m3", "prompts"}
+    tables_alone = {"latency", "fit", "unseen", "same-bits", "behind", "blocks", "e4m3", "prompts", "scores"}
     assert set(GPU_SUITES) - set(plots.DRAWN) == tables_alone

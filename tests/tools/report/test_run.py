@@ -24,7 +24,7 @@ from omnicupy.tools.report.library import Library
 
 # made_records has none of them.
 OTHER_SUITES = ["host", "cold", "cpu", "presets", "counters", "scaling", "sharing", "parallel"]
-OTHER_SUITES += ["step", "step-short", "step-gemma", "generate", "captured"]
+OTHER_SUITES += ["step", "step-short", "step-gemma", "generate", "captured", "growing", "padded"]
 DOCS = Path(__file__).parents[3] / "docs"
 TEXT = (DOCS / "report.md").read_text()
 README = (DOCS.parent / "README.md").read_text()
@@ -120,16 +120,11 @@ def library() -> Library:
     for suite in GPU_SUITES:
         made[f"{suite}.json"] = made_records.record(suite, only=FEW, device=DEVICE)
     made["decode-steps.json"] = made_records.record("decode-steps", only=("b16",), device=DEVICE)
-    for suite in ("dense", "vlm", "choices"):
-        record = made_records.record(suite, only=FEW, device=DEVICE)
-        rows = [row | {"pass": "backward"} for row in record["rows"]]
-        made[f"{suite}-gradients.json"] = record | {"rows": rows}
+    passes = {"backward": ("dense", "vlm", "choices"), "forward+backward": ("build", "seeds")}
+    for name, suite in ((name, suite) for name, suites in passes.items() for suite in suites):
+        record = made_records.record(suite, only=(*FEW, "s2048-seed0"), device=DEVICE)
+        made[f"{suite}-{name}.json"] = record | {"rows": [row | {"pass": name} for row in record["rows"]]}
     made |= made_records.of_caches(DEVICE)
-    for suite in ("build", "seeds"):
-        both = made_records.record(suite, only=("seed0", *FEW), device=DEVICE)
-        made[f"both-{suite}.json"] = both | {
-            "rows": [row | {"pass": "forward+backward"} for row in both["rows"]]
-        }
     made["old.json"] = made_records.record(
         "dense", only=FEW, device="Old GPU", started="2020-01-01T00:00:00Z"
     )

@@ -98,8 +98,13 @@ def _asked(
         yield variant, asked.take()
 
 
-@pytest.mark.in_turn(6)
-@pytest.mark.parametrize(("sm_count", "step"), [(132, 1), (20, 7)])
+@pytest.mark.parametrize(
+    ("sm_count", "step"),
+    [
+        pytest.param(132, 1, marks=pytest.mark.in_turn(8, at=2)),
+        pytest.param(20, 7, marks=pytest.mark.in_turn(8, at=4)),
+    ],
+)
 def test_every_kernel_that_a_run_asks_for_is_compiled(
     sm_count: int, step: int, no_arithmetic: None, compiled: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

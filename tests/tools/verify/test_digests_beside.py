@@ -29,6 +29,7 @@ def digests() -> dict[str, str]:
     return {name: source_digest.digest(name) for name in SOURCES}
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize(
     ("module", "expected"),
     [

@@ -102,6 +102,7 @@ def _changed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: str) -> se
     return {name for name in SOURCES if source_digest.digest(name) != before[name]}
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("module", ["gpu.plan", "masks.cut_tiles", "masks.pairs", "schedule.order"])
 def test_shared_code_counts_for_every_source_of_attention(
     module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -109,6 +110,7 @@ def test_shared_code_counts_for_every_source_of_attention(
     assert _changed(monkeypatch, tmp_path, module) - {PLANNER} == set(SOURCES) - set(BESIDE)
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("module", ["masks.picture", "masks.mask", "choose.prediction", "cpu.attention"])
 def test_code_that_launches_nothing_does_not_count(
     module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
