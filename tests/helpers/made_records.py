@@ -162,6 +162,7 @@ def _spec(system: str, sizes: tuple[int, ...]) -> AttnSpec:
     if word in (
         "",
         "torch",
+        "torch-any-order",
         "nomask",
         "image",
         "ones",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from omnicupy.tools.bench.gradients import PASSES
@@ -29,7 +29,7 @@ class Target:
     suites: looked at in this order, for the newest record that has all systems.  workloads: the worst of them counts.
     rivals: systems, of which the fastest counts, or MATRIX_PRODUCT.  ours: our system.  figure: of rows that hold no
     rate: the name of a time.  mean: the geometric mean instead of the worst.  some: rivals that cannot do a workload
-    are left out of the comparison; else it needs all of them.  or_else: rivals instead, where no record has all those.
+    are left out of the comparison; else it needs all of them.  or_else: what counts where that was not measured.
     """
 
     label: str
@@ -42,7 +42,7 @@ class Target:
     figure: str = ""
     mean: bool = False
     some: bool = False
-    or_else: tuple[str, ...] = ()
+    or_else: Target | None = None
 
 
 def _dense(label: str, name: str, rival: str, least: float | None, aim: float | None = None) -> Target:
@@ -258,7 +258,7 @@ def by_workload(target: Target, library: Library) -> dict[str, Compared]:
     known = {name: one for name, one in each.items() if one}
     if len(known) == len(each):
         return known
-    return by_workload(replace(target, rivals=target.or_else, or_else=()), library) if target.or_else else {}
+    return by_workload(target.or_else, library) if target.or_else else {}
 
 
 def _on(workload: str, target: Target, parts: Sequence[FromRecord]) -> Compared | None:

@@ -82,15 +82,18 @@ def test_gradients_may_be_checked_in_the_first_batch_elements() -> None:
     assert judge.error(found) > checked_rows.TOLERANCE
 
 
+@pytest.mark.parametrize("system", [peers.BY_TORCH, peers.BY_TORCH_FREE])
 @pytest.mark.parametrize("timed", ["bwd", "fwd+bwd"])
-def test_ours_by_torch_stands_beside_the_others(timed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ours_by_torch_stands_beside_the_others(
+    timed: str, system: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch_inputs, "as_torch", torch.from_numpy)
     rng, mask = np.random.default_rng(0), segments([("text", 20), ("image", 30)])
     q, k, v, dout = (rng.standard_normal((1, 2, 50, 16)).astype(np.float32) for _ in range(4))
     shared = torch_inputs.Shared(Workload("tiny", 1, (2, 2, 16), lambda: mask, ""), mask, (q, k, v), dout)
-    found = peers.prepare(peers.BY_TORCH, shared, timed=PASSES[timed]).output()
+    found = peers.prepare(system, shared, timed=PASSES[timed]).output()
     out, lse = attention(q, k, v, mask, return_lse=True)
     for mine, theirs in zip(attention_backward(dout, q, k, v, out, lse, mask), found, strict=True):
         assert np.allclose(mine, theirs.numpy(), atol=1e-4)
