@@ -101,7 +101,7 @@ def _add(made: Record, name: str, systems: tuple[str, ...], kind: str) -> None:
             continue
         ms = _our_ms(spec, sizes, mask) if spec else _their_ms(system, workload, mask, density)
         ms *= 1 + 0.01 * abs(draw.standard_normal())
-        if kind in ("build", "memory", "latency"):
+        if kind in ("build", "memory", "latency", "calls"):
             made.add(
                 workload=name,
                 system=system,
@@ -159,9 +159,18 @@ def of_caches(device: str) -> dict[str, dict[str, Any]]:
 def _spec(system: str, sizes: tuple[int, ...]) -> AttnSpec:
     word = system.partition(":")[2]
     problem = Problem(*sizes, "bfloat16")  # type: ignore[arg-type]
-    if word in ("", "nomask", "image", "ones", "contiguous", "planned", "cached", "e4m3") or word.startswith(
-        "page"
-    ):
+    if word in (
+        "",
+        "torch",
+        "torch-any-order",
+        "nomask",
+        "image",
+        "ones",
+        "contiguous",
+        "planned",
+        "cached",
+        "e4m3",
+    ) or word.startswith("page"):
         from omnicupy.choose import pick
         from omnicupy.masks.constructors import full
 
@@ -200,7 +209,7 @@ def _layer_figures(ms: float, *, ours: bool) -> dict[str, float]:
 
 
 def _figures(kind: str, ms: float, sizes: tuple[int, ...], ours: bool, draw: Any) -> dict[str, float]:
-    if kind == "latency":
+    if kind in ("latency", "calls"):
         us = 1e3 * ms
         return {
             "us_of_100_in_a_row": us + 5,

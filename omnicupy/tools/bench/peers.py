@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from omnicupy.tools.bench import peer_masks, torch_inputs
-from omnicupy.tools.bench.gradients import PASSES, Pass
+from omnicupy.tools.bench.gradients import ANY_ORDER, PASSES, Pass
 from omnicupy.tools.bench.records import OURS
 from omnicupy.tools.bench.torch_inputs import Shared
 
@@ -135,16 +135,17 @@ def _flex(shared: Shared, backend: str) -> Peer:
     return Peer(call, call, build)
 
 
-def _ours(shared: Shared) -> Peer:
+def _ours(shared: Shared, *, deterministic: bool = True) -> Peer:
     run = torch_inputs.library("omnicupy.torch").attention
 
     def call() -> Any:
-        return run(shared.q, shared.k, shared.v, shared.mask)
+        return run(shared.q, shared.k, shared.v, shared.mask, deterministic=deterministic)
 
     return Peer(call, call)
 
 
-BY_TORCH = f"{OURS}:torch"  # ours as torch runs it, on tensors and by autograd
+# Ours as torch runs it, on tensors and by autograd: in one order of sums, and in any.
+BY_TORCH, BY_TORCH_FREE = f"{OURS}:torch", f"{OURS}:torch-{ANY_ORDER}"
 SYSTEMS: dict[str, Callable[[Shared], Peer]] = {
     "sdpa-cudnn": lambda shared: _sdpa(shared, "CUDNN_ATTENTION"),
     "sdpa-flash": lambda shared: _sdpa(shared, "FLASH_ATTENTION"),
@@ -156,6 +157,7 @@ SYSTEMS: dict[str, Callable[[Shared], Peer]] = {
     "sdpa-flash-deterministic": lambda shared: replace(_sdpa(shared, "FLASH_ATTENTION"), within=_same_bits),
     "fa4-deterministic": lambda shared: _flash4(shared, deterministic=True),
     BY_TORCH: _ours,
+    BY_TORCH_FREE: lambda shared: _ours(shared, deterministic=False),
 }
 # Their gradients have the same bits each time; suites leave them out unless they are named. FlexAttention's have them
 # by default; cuDNN's are refused by torch in that mode, and its flex_attention has none.

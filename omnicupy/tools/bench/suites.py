@@ -14,12 +14,12 @@ from omnicupy.tools.bench.fit_masks import (
     dense,
 )
 from omnicupy.tools.bench.gradients import ANY_ORDER
-from omnicupy.tools.bench.peers import BY_TORCH, SAME_BITS, SYSTEMS
+from omnicupy.tools.bench.peers import BY_TORCH, BY_TORCH_FREE, SAME_BITS, SYSTEMS
 from omnicupy.tools.bench.records import OURS
 from omnicupy.tools.bench.suite import Part, Suite
 from omnicupy.tools.workloads.workload import NAMED
 
-EVERY = (OURS, *(name for name in SYSTEMS if name not in (*SAME_BITS, BY_TORCH)))
+EVERY = (OURS, *(name for name in SYSTEMS if name not in (*SAME_BITS, BY_TORCH, BY_TORCH_FREE)))
 PORTABLE_TILES = (
     f"{OURS}:sm80-128x64-s1-w4",
     f"{OURS}:sm80-128x96-s2-w4",
@@ -228,7 +228,13 @@ GPU_SUITES = {
     ),
     "seeds": Suite(
         "whole calls of small batches as torch makes them, random masks of seeds 0 to 7; with --pass fwd+bwd",
-        (Part((*CALL_SEEDS[0], *CALL_SEEDS[1]), (OURS, BY_TORCH, "flex", "cudnn-flex"), "calls"),),
+        (
+            Part(
+                (*CALL_SEEDS[0], *CALL_SEEDS[1]),
+                (OURS, BY_TORCH, BY_TORCH_FREE, "flex", "cudnn-flex"),
+                "calls",
+            ),
+        ),
     ),
     "variants": Suite(
         "stages, shared K/V buffer, swizzle",

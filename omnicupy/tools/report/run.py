@@ -20,6 +20,7 @@ from omnicupy.tools.report import (
     atoms,
     backward,
     behind_targets,
+    gradient_goals,
     gradient_targets,
     gradients,
     page_tables,
@@ -37,7 +38,7 @@ BLOCK = re.compile(r"<!-- generated: (?P<name>[^>]*?) -->\n.*?<!-- end -->", re.
 OPENING = "<!-- generated:"
 
 BLOCKS: dict[str, Callable[[Library], str]] = {
-    "results": targets.best_others,
+    "results": lambda library: f"{targets.best_others(library)}\n{gradient_goals.best(library)}",
     "serving": serving_targets.serving,
     "every record": tables.every_record,
     "records": tables.records_used,
@@ -45,6 +46,7 @@ BLOCKS: dict[str, Callable[[Library], str]] = {
     "behind targets": behind_targets.behind,
     "portable targets": targets.portable,
     "gradient targets": gradient_targets.gradients,
+    "gradient goals": gradient_goals.goals,
     "dense": tables.dense,
     "models": tables.models,
     "sparsity lines": studies.lines,
@@ -55,6 +57,7 @@ BLOCKS: dict[str, Callable[[Library], str]] = {
     **{f"atoms {name}": atoms.study(name) for name in atoms.STUDIES},
     "short": tables.figures("short"),
     "latency": tables.figures("latency"),
+    "seeds": tables.figures(f"seeds {PASSES['fwd+bwd'].name}"),
     "build": tables.figures("build"),
     "build both passes": tables.figures(f"build {PASSES['fwd+bwd'].name}"),
     "memory": tables.figures("memory"),
@@ -62,6 +65,7 @@ BLOCKS: dict[str, Callable[[Library], str]] = {
     "gradients dense": gradients.dense,
     "gradients models": gradients.models,
     "step": tables.figures("step"),
+    "step short": tables.figures("step-short"),
     "step gemma": tables.figures("step-gemma"),
     "generate": tables.figures("generate"),
     "captured": tables.figures("captured"),
@@ -79,6 +83,7 @@ BLOCKS: dict[str, Callable[[Library], str]] = {
     "sharing": tables.sharing,
     "parallel": tables.figures("parallel", "parallel-flex"),
     "counters": tables.figures("counters"),
+    "counters backward": tables.figures(f"counters {PASSES['bwd'].name}"),
     "bounds": tables.bounds,
     "ceilings": studies.ceilings,
     "predictions": studies.predictions,

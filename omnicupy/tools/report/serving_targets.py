@@ -112,13 +112,18 @@ ROWS: dict[str, tuple[Asked, ...]] = {
 
 
 def serving(library: Library) -> str:
-    """A line a row of ROWS: what is asked, the worst figure, and how many workloads reach it; missed ones are bold."""
+    """A line a row of ROWS: what is asked, the worst figure, and how many workloads reach it; missed ones are bold, and
+    rows of which nothing was measured are left out.
+    """
     suites = dict.fromkeys(asked.suite for parts in ROWS.values() for asked in parts)
     found = {suite: of for suite in suites if (of := library.newest(suite))}
     lines = [["decoding and serving", "asked", "worst", "reach it"], ["---", "---:", "---:", "---:"]]
     for label, parts in ROWS.items():
         rows = [found[asked.suite].rows if asked.suite in found else () for asked in parts]
-        cells = [_cells(asked, asked.measured(of)) for asked, of in zip(parts, rows, strict=True)]
+        measured = [asked.measured(of) for asked, of in zip(parts, rows, strict=True)]
+        if not any(measured):
+            continue
+        cells = [_cells(*one) for one in zip(parts, measured, strict=True)]
         lines.append([label, *(" / ".join(column) for column in zip(*cells, strict=True))])
     devices = ", ".join(sorted({str(of.content.get("device")) for of in found.values()}))
     where = f"one {devices}" if devices else "no device yet"

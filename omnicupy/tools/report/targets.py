@@ -29,7 +29,7 @@ class Target:
     suites: looked at in this order, for the newest record that has all systems.  workloads: the worst of them counts.
     rivals: systems, of which the fastest counts, or MATRIX_PRODUCT.  ours: our system.  figure: of rows that hold no
     rate: the name of a time.  mean: the geometric mean instead of the worst.  some: rivals that cannot do a workload
-    are left out of the comparison; else it needs all of them.
+    are left out of the comparison; else it needs all of them.  or_else: what counts where that was not measured.
     """
 
     label: str
@@ -42,6 +42,7 @@ class Target:
     figure: str = ""
     mean: bool = False
     some: bool = False
+    or_else: Target | None = None
 
 
 def _dense(label: str, name: str, rival: str, least: float | None, aim: float | None = None) -> Target:
@@ -127,8 +128,7 @@ README_GRADIENTS = {
 
 def best_others(library: Library) -> str:
     """The table of README.md: some masks of models, ours beside the fastest other library, and the span of all."""
-    parts = library.every("vlm")
-    measured = [(target, _compared(target, parts)) for target in README]
+    measured = [(target, compared(target, library)) for target in README]
     rival = _label(README_GRADIENTS["W1"].rivals[0])
     lines = [["mask", "allowed pairs", "omnicupy", "fastest other library", "speed-up"]]
     lines[0] += ["gradients, the default", f"speed-up over {rival}"]
@@ -138,7 +138,7 @@ def best_others(library: Library) -> str:
         if target.workloads[0] not in README_MODELS:
             continue
         wanted = README_GRADIENTS[target.workloads[0]]
-        both = _compared(wanted, library.every(*wanted.suites))
+        both = compared(wanted, library)
         last = [both.ours, f"{both.ratio:.2f}"] if both else ["", ""]
         of_gradients += [both] if both else []
         if one is None:
@@ -159,8 +159,8 @@ def best_others(library: Library) -> str:
     )
 
 
-def _devices(compared: Sequence[Compared]) -> str:
-    return ", ".join(sorted({str(part.content.get("device")) for one in compared for part in one.parts}))
+def _devices(known: Sequence[Compared]) -> str:
+    return ", ".join(sorted({str(part.content.get("device")) for one in known for part in one.parts}))
 
 
 def hopper(library: Library) -> str:
@@ -198,14 +198,14 @@ def _table(library: Library, targets: Sequence[Target], used: dict[str, FromReco
         ours = ""
         cells: dict[str, Cell] = {}
         for target in (one for one in targets if one.label == label):
-            compared = _compared(target, library.every(*target.suites))
-            rival = compared.rival if compared else target.rivals[-1]
-            cell = cells.setdefault(rival, Cell(compared))
+            found = compared(target, library)
+            rival = found.rival if found else target.rivals[-1]
+            cell = cells.setdefault(rival, Cell(found))
             cell.least = cell.least or target.least
             cell.aim = cell.aim or target.aim
-            if compared:
-                ours = compared.ours
-                used |= {part.name: part for part in compared.parts}
+            if found:
+                ours = found.ours
+                used |= {part.name: part for part in found.parts}
         lines.append([label, ours, *(str(cells.get(rival, "")) for rival in rivals)])
     return table(lines)
 
@@ -242,16 +242,23 @@ class Compared:
     parts: tuple[FromRecord, ...]
 
 
-def _compared(target: Target, parts: Sequence[FromRecord]) -> Compared | None:
+def compared(target: Target, library: Library) -> Compared | None:
     """None where a row is missing or wrong."""
-    each = [_on(name, target, parts) for name in target.workloads]
-    known = [one for one in each if one]
-    if len(known) < len(each):
-        return None
-    if target.mean:
-        mean = math.exp(sum(math.log(one.ratio) for one in known) / len(known))
-        return Compared(known[0].rival, "", "", mean, tuple(part for one in known for part in one.parts))
-    return min(known, key=lambda one: one.ratio)
+    known = list(by_workload(target, library).values())
+    if not known or not target.mean:
+        return min(known, key=lambda one: one.ratio, default=None)
+    mean = math.exp(sum(math.log(one.ratio) for one in known) / len(known))
+    return Compared(known[0].rival, "", "", mean, tuple(part for one in known for part in one.parts))
+
+
+def by_workload(target: Target, library: Library) -> dict[str, Compared]:
+    """The comparison on each workload, {} where a row is missing or wrong."""
+    parts = library.every(*target.suites)
+    each = {name: _on(name, target, parts) for name in target.workloads}
+    known = {name: one for name, one in each.items() if one}
+    if len(known) == len(each):
+        return known
+    return by_workload(target.or_else, library) if target.or_else else {}
 
 
 def _on(workload: str, target: Target, parts: Sequence[FromRecord]) -> Compared | None:

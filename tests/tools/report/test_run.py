@@ -24,7 +24,7 @@ from omnicupy.tools.report.library import Library
 
 # made_records has none of them.
 OTHER_SUITES = ["host", "cold", "cpu", "presets", "counters", "scaling", "sharing", "parallel"]
-OTHER_SUITES += ["step", "step-gemma", "generate", "captured", "growing", "padded"]
+OTHER_SUITES += ["step", "step-short", "step-gemma", "generate", "captured", "growing", "padded"]
 DOCS = Path(__file__).parents[3] / "docs"
 TEXT = (DOCS / "report.md").read_text()
 README = (DOCS.parent / "README.md").read_text()
@@ -119,18 +119,19 @@ def library() -> Library:
     made: dict[str, dict[str, Any]] = {}
     for suite in GPU_SUITES:
         made[f"{suite}.json"] = made_records.record(suite, only=FEW, device=DEVICE)
-    for suite in ("dense", "vlm", "choices"):
-        record = made_records.record(suite, only=FEW, device=DEVICE)
-        rows = [row | {"pass": "backward"} for row in record["rows"]]
-        made[f"{suite}-gradients.json"] = record | {"rows": rows}
+    for suite in ("decode", "decode-steps"):
+        made[f"{suite}.json"] = made_records.record(suite, only=("b16",), device=DEVICE)
+    passes = {"backward": ("dense", "vlm", "choices"), "forward+backward": ("build", "seeds")}
+    for name, suite in ((name, suite) for name, suites in passes.items() for suite in suites):
+        record = made_records.record(suite, only=(*FEW, "s2048-seed0"), device=DEVICE)
+        made[f"{suite}-{name}.json"] = record | {"rows": [row | {"pass": name} for row in record["rows"]]}
     made |= made_records.of_caches(DEVICE)
-    both = made_records.record("build", only=FEW, device=DEVICE)
-    made["both.json"] = both | {"rows": [row | {"pass": "forward+backward"} for row in both["rows"]]}
     made["old.json"] = made_records.record(
         "dense", only=FEW, device="Old GPU", started="2020-01-01T00:00:00Z"
     )
     known = {"workload": "w", "system": "omnicupy", "figures": {"ms": 1.5}}
     rows = [known | {"suite": name} for name in OTHER_SUITES if name != "atoms"]
+    rows.append(known | {"suite": "counters", "pass": "backward"})
     rows += made_records.shapes_of_instructions()
     rows += [
         _errors(system, error) for system, error in (("omnicupy", 1.2e-3), ("flex", 1e-3), ("fa4", 2e-3))
