@@ -43,7 +43,7 @@ STYLES = {
     f"{OURS}:nomask": Style("omnicupy, mask=None", "#4f86c6", "h", "-"),
     f"{OURS}:image": Style("omnicupy, one image", "#4f86c6", "<", "-"),
     f"{OURS}:ones": Style("omnicupy, from_dense of ones", "#4f86c6", ">", "-"),
-    f"{OURS}:torch": Style("omnicupy, by torch", "#4f86c6", "h", "-"),
+    f"{OURS}:torch": Style("omnicupy, by torch", "#4f86c6", "h", (0, (9, 1))),  # type: ignore[arg-type]
     f"{OURS}:torch-any-order": Style("omnicupy, by torch, in any order", "#4f86c6", "+", ":"),
     f"{OURS}:contiguous": Style("omnicupy, no pages", "#0b3c6f", "o", "-"),
     f"{OURS}:planned": Style("omnicupy, planned ahead", "#0b3c6f", "o", "-"),
