@@ -17,6 +17,9 @@ import pytest
 from omnicupy import api
 from omnicupy.serving.caches import CACHES, AnyKV, CachedKV, PagedKV
 from omnicupy.tools import environment
+from omnicupy.tools.bench import measure
+from omnicupy.tools.bench import run as bench_run
+from omnicupy.tools.workloads.workload import Workload
 
 
 class Array(np.ndarray):
@@ -157,6 +160,19 @@ def serve(monkeypatch: pytest.MonkeyPatch, *modules: ModuleType) -> None:
         for function in (attention, attention_backward, plan):
             if hasattr(module, function.__name__):
                 monkeypatch.setattr(module, function.__name__, function)
+
+
+def tiny_bench(monkeypatch: pytest.MonkeyPatch, workload: Workload, *modules: ModuleType) -> ModuleType:
+    """The module in CuPy's place, without torch, for a `bench` whose every workload is this one. modules: those that
+    call, as `serve` takes them.
+    """
+    fake = install(monkeypatch)
+    serve(monkeypatch, measure, *modules)
+    monkeypatch.setattr(measure, "gemm_tflops", lambda clock: ("fake", 778.0))
+    monkeypatch.setattr(measure, "COPY_BYTES", 1000)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(bench_run, "by_name", lambda name: workload)
+    return fake
 
 
 def attention(q: Any, k: Any, v: Any = None, mask: Any = None, *, config: Any = None, **options: Any) -> Any:

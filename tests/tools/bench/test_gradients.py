@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +17,7 @@ from omnicupy.masks.constructors import causal
 from omnicupy.masks.segment_masks import segments
 from omnicupy.reference import checked_rows
 from omnicupy.reference.checked_gradients import CheckedGradients
-from omnicupy.tools.bench import gradients, measure, memory, peers, records, suites, tiles, torch_inputs
+from omnicupy.tools.bench import gradients, memory, peers, records, suites, tiles, torch_inputs
 from omnicupy.tools.bench import run as bench_run
 from omnicupy.tools.bench.gradients import PASSES
 from omnicupy.tools.explain import fitting
@@ -53,14 +52,8 @@ def test_checked_gradients_tell_right_from_wrong() -> None:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
-    fake = numpy_gpu.install(monkeypatch)
-    numpy_gpu.serve(monkeypatch, measure, gradients, memory)
-    monkeypatch.setattr(measure, "gemm_tflops", lambda clock: ("fake", 778.0))
-    monkeypatch.setattr(measure, "COPY_BYTES", 1000)
-    monkeypatch.setitem(sys.modules, "torch", None)
     workload = Workload("tiny", 1, (2, 1, 16), lambda: segments([("text", 30), ("image", 50)]), "")
-    monkeypatch.setattr(bench_run, "by_name", lambda name: workload)
-    return fake
+    return numpy_gpu.tiny_bench(monkeypatch, workload, gradients, memory)
 
 
 def _run(suite: str, *systems: str, timed: str = "bwd") -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from omnicupy.masks.constructors import causal
 from omnicupy.masks.segment_masks import segments
 from omnicupy.reference import checked_rows
 from omnicupy.reference.checked_gradients import CheckedGradients
-from omnicupy.tools.bench import gradients, measure, memory, peers, timing, torch_inputs
+from omnicupy.tools.bench import gradients, memory, peers, timing, torch_inputs
 from omnicupy.tools.bench import run as bench_run
 from omnicupy.tools.bench.gradients import PASSES
 from omnicupy.tools.bench.suites import CALL_SEEDS, GPU_SUITES
@@ -23,14 +22,8 @@ from omnicupy.tools.workloads.workload import Workload, by_name
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
-    fake = numpy_gpu.install(monkeypatch)
-    numpy_gpu.serve(monkeypatch, measure, gradients, memory)
-    monkeypatch.setattr(measure, "gemm_tflops", lambda clock: ("fake", 778.0))
-    monkeypatch.setattr(measure, "COPY_BYTES", 1000)
-    monkeypatch.setitem(sys.modules, "torch", None)
     workload = Workload("tiny", 2, (2, 1, 16), lambda: segments([("text", 30), ("image", 50)]), "")
-    monkeypatch.setattr(bench_run, "by_name", lambda name: workload)
-    return fake
+    return numpy_gpu.tiny_bench(monkeypatch, workload, gradients, memory)
 
 
 @pytest.mark.parametrize(
