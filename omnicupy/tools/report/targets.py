@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -247,8 +247,8 @@ def compared(target: Target, library: Library) -> Compared | None:
     known = list(by_workload(target, library).values())
     if not known or not target.mean:
         return min(known, key=lambda one: one.ratio, default=None)
-    mean = math.exp(sum(math.log(one.ratio) for one in known) / len(known))
-    return Compared(known[0].rival, "", "", mean, tuple(part for one in known for part in one.parts))
+    ratio = statistics.geometric_mean(one.ratio for one in known)
+    return Compared(known[0].rival, "", "", ratio, tuple(part for one in known for part in one.parts))
 
 
 def by_workload(target: Target, library: Library) -> dict[str, Compared]:
