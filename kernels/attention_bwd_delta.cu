@@ -1,5 +1,6 @@
 // What the kernels of a backward pass need first: lse2 and delta of every row, and compact copies of q, dO, k and v in
-// which rows and keys that take no part hold zeros. Memory sets its pace. A second kernel (part 5) adds up what the
+// which rows and keys that take no part hold zeros. Rows of dq that take no part become zeros here where no kernel that
+// follows comes to them. Memory sets its pace. A second kernel (part 5) adds up what the
 // blocks of this one leave of the gradients of sink logits, in one order.
 //
 // A group of kLanes lanes has a row: as many as the row has pieces of 8 columns (the greater of head_dim and value_dim,
@@ -86,6 +87,16 @@ __device__ __forceinline__ void copy_row(void* copy, i64 index, Row const& from,
   }
 }
 
+// The gradient of a row of q.
+__device__ __forceinline__ void zero_gradient(BackwardParams const& params, int batch, int head, int row) {
+  Strides const& of = params.dq_strides;
+  unsigned char* const g_row =
+      static_cast<unsigned char*>(params.dq) + 2 * (batch * of.batch + head * of.head + row * of.token);
+  for (int piece = threadIdx.x % kLanes; piece < params.p.head_dim / 8; piece += kLanes) {
+    reinterpret_cast<uint4*>(g_row)[piece] = make_uint4(0, 0, 0, 0);
+  }
+}
+
 // Which head, and which of its rows: block `index` of those that have `rows` rows a head.
 struct Place {
   int batch, head, row;
@@ -156,6 +167,7 @@ __device__ __forceinline__ void prepare_query(BackwardParams const& params, Plac
   if (!exists) return;
   copy_row(params.q_copy, index, Row{p.query().row(at.batch, at.head, at.row), 1}, dead, p.head_dim);
   copy_row(params.dout_copy, index, dout, dead, value_columns(p));
+  if (dead && params.zeroes_dead_rows) zero_gradient(params, at.batch, at.head, at.row);
 }
 
 __device__ __forceinline__ void prepare_key(BackwardParams const& params, Place const& at) {

@@ -38,6 +38,9 @@ extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
       int const buffer = omni::thread_index() / 32 - 1;  // read anew: kept, it would be a register of the producer's
       bool const is_first = omni::thread_index() % 32 == 0;
       if (is_first && buffer >= 0 && buffer < Smem::kBuffers) omni::add_tiles<Cfg>(args, smem, buffer);
+      if constexpr (Smem::kFinishes) {
+        if (buffer == Smem::kBuffers) omni::finish_sums<Cfg>(args, smem);
+      }
     }
   } else {
     consume<Cfg>(args, smem, warpgroup);

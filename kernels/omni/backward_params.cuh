@@ -40,6 +40,7 @@ struct BackwardParams {
 
   float* sink_sums;     // of each block of the kernel that prepares, what its rows add to - dsink_logits; null for none
   float* dsink_logits;  // (q_heads,)
+  int zeroes_dead_rows;  // does the kernel that prepares write zeros to dq where dead_rows says so?
 
   __device__ __forceinline__ Tensor gradient_of_out() const { return Tensor{dout, dout_strides}; }
 

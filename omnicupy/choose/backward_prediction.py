@@ -150,7 +150,7 @@ def work_of(
     rows = problem.batch * problem.q_heads * problem.q_len
     prepared, converted = 2 * ELEMENT_BYTES * rows * problem.value_dim + 3 * STATISTICS_BYTES * rows, 0
     prepared += _copied_bytes(problem, mask)
-    if keys in MAKES_ALL:  # zeros are written, sums are read, dQ is written
+    if keys in MAKES_ALL and not spec.part(keys).finishes:  # zeros are written, sums are read, dQ is written
         padded = problem.batch * problem.q_heads * padded_rows(problem.q_len)
         prepared += STATISTICS_BYTES * padded * spec.head_dim
         converted = (STATISTICS_BYTES + ELEMENT_BYTES) * rows * spec.head_dim

@@ -16,7 +16,7 @@ import numpy as np
 
 from omnicupy.masks.block_mask import FULL, KIND
 from omnicupy.schedule.block_lists import BlockLists
-from omnicupy.schedule.ordered_lists import PLAYED_ITEM, OrderedLists
+from omnicupy.schedule.ordered_lists import LAST_ADDITION, PLAYED_ITEM, OrderedLists
 from omnicupy.schedule.parts import MASKED, Workers, number_in_run
 
 ADDITION = (
@@ -64,7 +64,8 @@ def items_of(lists: BlockLists, heads: int, repeats: int) -> list[list[Step]]:
     )  # an entry is walked from its last tile on
     query = (entries[entry, 2] // lists.br + ahead).tolist()
     apart = lists.head_ranks if isinstance(lists, OrderedLists) else 0  # head by head where it is not 0
-    rank = [ranks[entries[entry, 3] + ahead + i * apart].tolist() for i in range(repeats)]
+    own = entries[entry, 3] + ahead
+    rank = [(ranks[own + i * apart] & ~LAST_ADDITION).tolist() for i in range(repeats)]
     cost = np.where(entries[entry, 0] & KIND == FULL, 1.0, MASKED).tolist()
     first = before[np.minimum(parts[:, 2], len(entries))].tolist()
     queries = max(query, default=0) + 1

@@ -84,10 +84,12 @@ def new_plan(
     of_keys = on.blocks(keys)
     space = _space(call, layouts, on.grid(keys), of_keys)
     read = _read_layouts(layouts, space)
-    launches = [_launch(on, parts["prepare"], layouts, of_keys, space)]
+    launches = [_launch(on, parts["prepare"], layouts, of_keys, space, ahead_of=keys)]
     if call.wanted[1] or call.wanted[2]:
         launches.append(_launch(on, keys, read, of_keys, space, comes_early=keys.kernel == "sm90"))
-    if keys.part in MAKES_ALL:
+    if keys.finishes:
+        pass
+    elif keys.part in MAKES_ALL:
         launches.append(_launch(on, parts["convert"], read, of_keys, space))
     elif call.wanted[0]:
         # For Hopper it takes the places that the kernel of dK and dV leaves. That one waited for the one that prepares.
@@ -147,9 +149,10 @@ def _space(call: BackwardCall, layouts: Layouts, grid: BackwardGrid, keys: Devic
         blocks = padded_rows(problem.q_len) // part.prepared_rows + 1  # of a head, that prepare
         sinks = size
         size += round_up(4 * problem.batch * problem.q_heads * blocks, _COPY_ALIGN)
-    turns = -1
+    turns = zeroed = -1
     if part.part in MAKES_ALL:
         sums, size = size, size + 4 * rows * part.head_dim
+        zeroed = size if part.finishes else sums
     if part.part == "ordered":
         turns, size = size, size + round_up(4 * rows // part.br, _COPY_ALIGN)
     partials, (partial_bytes, arrivals) = size, grid.partials(keys.sizes.n_slots, keys.sizes.n_split_rows)
@@ -157,6 +160,7 @@ def _space(call: BackwardCall, layouts: Layouts, grid: BackwardGrid, keys: Devic
         "sinks": sinks,
         "sums": sums,
         "turns": turns,
+        "zeroed": zeroed,
         "partials": partials,
         "size": size + partial_bytes,
         "arrivals": arrivals,
@@ -183,10 +187,13 @@ def _launch(
     space: Space,
     *,
     comes_early: bool = False,
+    ahead_of: BackwardKernel | None = None,
 ) -> Launch:
-    """comes_early: its thread blocks may come up while the kernel ahead runs; they wait for what they need of it."""
+    """comes_early: its thread blocks may come up while the kernel ahead runs; they wait for what they need of it.
+    ahead_of: of the launch that prepares, the kernel of dK and dV.
+    """
     grid = on.grid(part)
-    template = _struct_of(grid, on.call, layouts, blocks)
+    template = _struct_of(grid, on.call, layouts, blocks, ahead_of)
     shape = grid.thread_blocks(blocks.sizes.n_parts, space.k >= 0 or space.v >= 0)
     maps = (layouts.q, layouts.dout, layouts.k, layouts.v) if part.params == "bwd_sm90" else ()
     loaded = kernel(part, on.device)
@@ -196,8 +203,14 @@ def _launch(
     return Launch(part, function, shape, template, blocks, maps)
 
 
-def _struct_of(grid: BackwardGrid, call: BackwardCall, layouts: Layouts, blocks: DeviceBlocks) -> bytes:
-    """The parameter struct of a launch, without the addresses of arrays."""
+def _struct_of(
+    grid: BackwardGrid,
+    call: BackwardCall,
+    layouts: Layouts,
+    blocks: DeviceBlocks,
+    ahead_of: BackwardKernel | None,
+) -> bytes:
+    """The parameter struct of a launch, without the addresses of arrays. ahead_of: as of _launch."""
     sizes, problem = blocks.sizes, call.problem
     values: dict[str, Any] = {
         **blocks.pointers,
@@ -213,6 +226,7 @@ def _struct_of(grid: BackwardGrid, call: BackwardCall, layouts: Layouts, blocks:
         "section": sizes.section or grid.section(sizes.n_parts),
         "q_padded": padded_rows(problem.q_len),
         "dout_column": layouts.dout[1][3] // ITEM_BYTES,
+        "zeroes_dead_rows": ahead_of is not None and ahead_of.finishes,
     }
     for name in ("dead", "dead_rows"):
         if not sizes.shapes.get(name, (0,))[0]:

@@ -184,6 +184,13 @@ class BackwardKernel:
         return self.part in MAKES_ALL and fits
 
     @property
+    def finishes(self) -> bool:
+        """Does it make dQ itself of the sums (part "ordered" of kernel "sm90", if a warp is left for it)? The sums need
+        not be zeros before then.
+        """
+        return self.part == "ordered" and self.warpgroups < 3
+
+    @property
     def widest(self) -> int:
         """The greater of the two widths."""
         return max(self.head_dim, self.value_dim)

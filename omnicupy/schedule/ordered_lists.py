@@ -28,6 +28,8 @@ from omnicupy.schedule.order import LAST
 from omnicupy.schedule.parts import LONG_SHARE, Workers, number_in_run
 
 MOST_RANKS = 2**22  # of a mask, a tile each: 16 MiB; longer masks are worked on by kernels that need none
+# In a rank: no addition to its sum comes later. kernels/omni/sm90/backward/finish.cuh has the same one.
+LAST_ADDITION = 1 << 30
 FAR_SHARE = 0.5  # of additions that find their sum in the L2 cache only head by head
 ASKED = 8  # one in so many sums is asked for that
 PLAYED_ITEM = 2  # what a part takes beside its tiles, in tiles
@@ -67,7 +69,7 @@ def ordered_lists(blocks: Sequence[BlockMask], workers: Workers) -> OrderedLists
     """As key_lists, but the tiles of a part are walked from the last query to the first, the entries stand in that
     order, and an entry's fourth word is the place in `ranks` of its first tile, that of its least query.
 
-    ranks: (tiles,) int32, a meaningless one where there are no tiles, for all query heads of a group alike, which
+    ranks: (tiles,) int32, with LAST_ADDITION the last ones of their sums, a meaningless one where there are no tiles, for all query heads of a group alike, which
     follow each other in a tile. Where their sums would leave the L2 cache meanwhile, a part goes head by head, and
     there are ranks for each, `head_ranks` further on than those of the head before; else that is 0. `section` is the
     number of heads that the ranks want side by side.
@@ -168,9 +170,11 @@ class Walk:
         return times
 
     def ranks(self, times: NDArray[Any]) -> NDArray[np.int32]:
-        """Of each addition among those to its sum."""
+        """Of each addition among those to its sum, the last one flagged."""
+        ranks = number_in_run(self.additions)
+        ranks[np.cumsum(self.additions[self.additions > 0]) - 1] |= LAST_ADDITION
         found = np.empty(len(times), np.int32)
-        found[np.lexsort((times, self.query))] = number_in_run(self.additions)
+        found[np.lexsort((times, self.query))] = ranks
         return found
 
     def is_head_by_head(self, starts: NDArray[np.int64], workers: Workers, section: int) -> bool:

@@ -254,13 +254,15 @@ def run(
     inputs = {name: made[f"{name}_copy"] for name in ("q", "k", "v", "dout")}
     inputs |= {name: made[name] for name in ("lse2", "delta")}
     names = ("dk", "dv") if part.part in ("dkdv", *MAKE_ALL) else ("dq",)
+    if part.finishes:
+        names = ("dq", "dk", "dv")
     gradients = {name: aligned(problem.gradients[name].shape, DTYPES[problem.dtype]) for name in names}
     for array in gradients.values():
         array.fill(np.nan)
     sums = {}
     if part.part in MAKE_ALL:
         sums["dq_sums"] = aligned((BATCH, Q_HEADS, padded_rows(Q_LEN) * part.head_dim), np.float32)
-        sums["dq_sums"].fill(0)
+        sums["dq_sums"].fill(np.nan if part.finishes else 0)
     elif part.part == "convert":
         inputs["dq_sums"] = made["dq_sums"]
     is_hopper = part.params == "bwd_sm90"
@@ -269,7 +271,7 @@ def run(
         more["turns"] = aligned((BATCH * Q_HEADS * padded_rows(Q_LEN) // part.br,), np.int32)
         more["turns"].fill(0)
     params, held = _params(problem, lists, {**inputs, **gradients, **sums, **more}, part.params)
-    tokens, heads = (K_LEN, KV_HEADS) if names == ("dk", "dv") else (Q_LEN, Q_HEADS)
+    tokens, heads = (K_LEN, KV_HEADS) if "dk" in names else (Q_LEN, Q_HEADS)
     items = BATCH * heads * tokens
     if part.part == "convert":
         items = BATCH * heads * -(-tokens // part.br)

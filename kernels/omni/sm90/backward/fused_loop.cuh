@@ -3,9 +3,12 @@
 // added to sums in float32, in the order of accumulators (attention_bwd_convert.cu turns them into the result): from
 // registers, or where shared memory has room from there, by a thread of the producer's warpgroup. Sums of several
 // thread blocks have no order, or where the kernel is compiled for it (kOrdered) that of ranks, which the host worked
-// out: who adds waits until as many have added before. All thread blocks must run at the same time then.
+// out: who adds waits until as many have added before. All thread blocks must run at the same time then. There the
+// first addition to a sum stores, and behind the last one a warp of the producer's warpgroup turns the sum into the
+// result, where it has one left (finish.cuh).
 #pragma once
 
+#include "omni/sm90/backward/finish.cuh"
 #include "omni/sm90/backward/key_loop.cuh"
 #include "omni/sm90/backward/turns.cuh"
 
@@ -14,7 +17,11 @@ namespace omni {
 // Adds one warpgroup's tiles of dQ to the sums.
 template <class Cfg>
 __device__ __forceinline__ void add_tiles(BackwardParamsSm90 const& args, KeySmem<Cfg>& smem, int buffer) {
-  Turns turns(args.turns);
+  using Smem = KeySmem<Cfg>;
+  auto const finish = [&](int sum) {
+    if constexpr (Smem::kFinishes) hand_to_finisher(smem, sum);
+  };
+  Turns<decltype(finish)> turns(args.turns, finish);
   int granted = 0;
   for (int parity = 0;; parity ^= 1) {
     if constexpr (Cfg::kOrdered) {
@@ -23,12 +30,18 @@ __device__ __forceinline__ void add_tiles(BackwardParamsSm90 const& args, KeySme
     mbarrier_wait(smem_address(&smem.sums_full[buffer]), parity);
     int2 const addition = smem.staged[parity][buffer];
     if (addition.x < 0) break;
+    int const rank = addition.y & ~kLastAddition;
     if constexpr (Cfg::kOrdered) {
-      turns.wait(addition.x, addition.y);
+      turns.wait(addition.x, rank, addition.y & kLastAddition);
       store_shared_volatile(smem_address(&smem.granted[buffer]), ++granted);
     }
-    i64 const at = static_cast<i64>(addition.x) * (Cfg::kBr * Cfg::kHeadDim);
-    bulk_add(args.dq_sums + at, smem_address(smem.sums[buffer]), Cfg::kBr * Cfg::kHeadDim * 4);
+    float* const g_sum = args.dq_sums + static_cast<i64>(addition.x) * (Cfg::kBr * Cfg::kHeadDim);
+    u32 const s_tile = smem_address(smem.sums[buffer]);
+    if (Smem::kFinishes && rank == 0) {
+      bulk_store(g_sum, s_tile, Cfg::kBr * Cfg::kHeadDim * 4);
+    } else {
+      bulk_add(g_sum, s_tile, Cfg::kBr * Cfg::kHeadDim * 4);
+    }
     bulk_commit();
     if constexpr (Cfg::kOrdered) turns.pass_but_newest();
     bulk_wait_read();
@@ -36,6 +49,7 @@ __device__ __forceinline__ void add_tiles(BackwardParamsSm90 const& args, KeySme
   }
   if constexpr (Cfg::kOrdered) turns.pass();
   bulk_wait();
+  if constexpr (Smem::kFinishes) hand_to_finisher(smem, -1);
 }
 
 // dS^T of the warpgroup's 64 keys to its panel of the loop's place in the ring, transposed. The place is empty.

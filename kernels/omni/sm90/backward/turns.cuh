@@ -1,20 +1,27 @@
 // The order of additions to sums that several thread blocks add to: whose turn it is, of each sum. A thread that adds
 // by the copy engine passes its turn when the addition has landed. The next addition may be under way by then, but the
-// thread never waits for anything before it has passed its turn.
+// thread never waits for anything before it has passed its turn. Behind the last addition to a sum nobody waits: it is
+// finished.
 #pragma once
 
 #include "omni/sm90/ptx.cuh"
 
 namespace omni {
 
+// Finish: called with a sum that is finished, by the thread that was the last to add to it.
+template <class Finish>
 struct Turns {
-  int* turns;               // of each sum, how many were added
-  int* g_passed = nullptr;  // of the newest addition, where its turn is still to be passed
+  static constexpr int kNone = -1;
 
-  __device__ __forceinline__ explicit Turns(int* of_sums) : turns(of_sums) {}
+  int* turns;  // of each sum, how many were added
+  Finish finish;
+  int passed = kNone;  // of the newest addition, the sum whose turn is still to be passed
+
+  __device__ __forceinline__ Turns(int* of_sums, Finish const& when_finished)
+      : turns(of_sums), finish(when_finished) {}
 
   // Returns when so many have added to a sum; what they wrote is there for the copy engine then.
-  __device__ __forceinline__ void wait(i64 sum, int rank) {
+  __device__ __forceinline__ void wait(int sum, int rank, bool last) {
     int* const g_turn = turns + sum;
     if (load_acquire(g_turn) != rank) {
       pass();
@@ -22,31 +29,35 @@ struct Turns {
       }
     }
     fence_proxy_async_global();
-    g_before = g_passed;
-    g_passed = g_turn;
+    before = passed;
+    was_last = is_last;
+    passed = sum;
+    is_last = last;
   }
 
   // Behind the next addition's start: the one before it has landed, or nearly.
   __device__ __forceinline__ void pass_but_newest() {
-    if (g_before == nullptr) return;
+    if (before == kNone) return;
     bulk_wait<1>();
-    pass_on(g_before);
+    pass_on(before, was_last);
   }
 
   __device__ __forceinline__ void pass() {
-    if (g_passed == nullptr) return;
+    if (passed == kNone) return;
     bulk_wait();
-    pass_on(g_passed);
+    pass_on(passed, is_last);
   }
 
  private:
-  int* g_before = nullptr;  // of the one before it
+  int before = kNone;  // of the one before it
+  bool is_last = false, was_last = false;
 
   // The next may add: what the copy engine added for this thread is there.
-  __device__ __forceinline__ static void pass_on(int*& g_turn) {
+  __device__ __forceinline__ void pass_on(int& sum, bool last) {
     fence_proxy_async_global();
-    add_release(g_turn, 1);
-    g_turn = nullptr;
+    add_release(turns + sum, 1);
+    if (last) finish(sum);
+    sum = kNone;
   }
 };
 
