@@ -26,7 +26,7 @@ from omnicupy.jit.params import PARAMS
 from omnicupy.jit.spec import round_up
 from omnicupy.masks.mask import Mask
 from omnicupy.schedule.backward_grid import BackwardGrid, lists_of
-from omnicupy.schedule.ordered_lists import MOST_RANKS
+from omnicupy.schedule.ordered_lists import MOST_RANKS, OrderedLists
 
 _ROW_BYTES = 16  # rows are read in pieces of it
 _COPY_ALIGN = 256
@@ -150,11 +150,14 @@ def _space(call: BackwardCall, layouts: Layouts, grid: BackwardGrid, keys: Devic
         sinks = size
         size += round_up(4 * problem.batch * problem.q_heads * blocks, _COPY_ALIGN)
     turns = zeroed = -1
+    count = problem.batch * problem.q_heads * grid.head_sums
+    if isinstance(keys.sizes, OrderedLists):
+        count = keys.sizes.places or count
     if part.part in MAKES_ALL:
-        sums, size = size, size + 4 * rows * part.head_dim
+        sums, size = size, size + 4 * count * part.br * part.head_dim
         zeroed = size if part.finishes else sums
     if part.part == "ordered":
-        turns, size = size, size + round_up(4 * rows // part.br, _COPY_ALIGN)
+        turns, size = size, size + round_up(4 * count, _COPY_ALIGN)
     partials, (partial_bytes, arrivals) = size, grid.partials(keys.sizes.n_slots, keys.sizes.n_split_rows)
     places |= {
         "sinks": sinks,
@@ -226,6 +229,7 @@ def _struct_of(
         "section": sizes.section or grid.section(sizes.n_parts),
         "q_padded": padded_rows(problem.q_len),
         "dout_column": layouts.dout[1][3] // ITEM_BYTES,
+        "head_sums": grid.head_sums,
         "zeroes_dead_rows": ahead_of is not None and ahead_of.finishes,
     }
     for name in ("dead", "dead_rows"):

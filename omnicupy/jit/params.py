@@ -161,7 +161,8 @@ _WORK += [(name, "<i4") for name in ("work_items", "n_slots", "n_split_rows", "m
 _WORK += [("n_parts", "<u8")]
 _BACKWARD_WORK = [(name, "<u8") for name in ("counter", "dq_sums", "partials", "arrivals", "turns", "splits")]
 _BACKWARD_WORK += [(name, "<i4") for name in ("work_items", "n_slots", "n_split_rows", "head_ranks")]
-_BACKWARD_WORK += [(name, "<u8") for name in ("ranks",)]
+_BACKWARD_WORK += [("ranks", "<u8")]
+_BACKWARD_WORK += [(name, "<i4") for name in ("head_sums", "sums_mask", "sums_shift")]
 
 _PLAN_POINTERS = (
     *("lengths", "tail", "tail_any", "tail_all"),

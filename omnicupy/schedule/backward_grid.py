@@ -17,6 +17,9 @@ from omnicupy.schedule.ordered_lists import OrderedWorkers, ordered_lists
 from omnicupy.schedule.parts import Workers
 
 
+MOST_SUMS_BYTES = 128 << 20  # of sums of dQ in float32
+
+
 def lists_of(part: str) -> Callable[[Sequence[BlockMask], Workers], BlockLists]:
     """What packs the lists that a kernel of this part walks."""
     return {"dq": block_lists, "ordered": ordered_lists}.get(part, key_lists)
@@ -52,7 +55,7 @@ class BackwardGrid:
         if self.kernel.part != "ordered":
             return found
         ordered = {"ordered_sums": True, "side_by_side": self._heads_in_l2, "kept": self._kept}
-        return OrderedWorkers(**vars(found) | ordered)
+        return OrderedWorkers(**vars(found) | ordered, places=self._places)
 
     @property
     def _heads_in_l2(self) -> int:
@@ -69,6 +72,20 @@ class BackwardGrid:
         problem = self.problem
         row_bytes = 4 * self.kernel.head_dim + 2 * (problem.head_dim + problem.value_dim)
         return self.l2_bytes // 2 // (self.kernel.br * row_bytes)
+
+    @property
+    def head_sums(self) -> int:
+        """Sums of dQ of a head of queries."""
+        q_len = self.problem.q_len
+        return -(-q_len // self.kernel.br) if self.kernel.finishes else padded_rows(q_len) // self.kernel.br
+
+    @property
+    def _places(self) -> int:
+        """Of sums of dQ, as many as memory is meant for them; 0 where none is used by several sums."""
+        if not self.kernel.finishes:
+            return 0
+        most: int = MOST_SUMS_BYTES // (4 * self.kernel.br * self.kernel.head_dim)
+        return 1 << most.bit_length() - 1
 
     @property
     def _slot_bytes(self) -> int:

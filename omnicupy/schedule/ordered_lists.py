@@ -39,21 +39,32 @@ OVERLAPPING, PLAYED_SECTIONS = 1.75, 4
 
 @dataclass(frozen=True)
 class OrderedWorkers(Workers):
-    """kept: tiles of Q, dO and sums that the L2 cache holds, 0 where the kernel cannot go head by head."""
+    """kept: tiles of Q, dO and sums that the L2 cache holds, 0 where the kernel cannot go head by head.  places: of
+    sums, a power of two, which several sums may have one after the other; 0: each has its own.
+    """
 
     kept: int = 0
+    places: int = 0
 
 
 @dataclass(frozen=True)
 class OrderedLists(BlockLists):
-    """head_ranks: how far behind those of one query head of a group the ranks of the next one are; 0: the same ones."""
+    """head_ranks: how far behind those of one query head of a group the ranks of the next one are; 0: the same ones.
+    places: of sums, a power of two; 0: each sum has its own.
+    """
 
     head_ranks: int = 0
+    places: int = 0
 
     @property
     def struct_fields(self) -> dict[str, Any]:
         """As BlockLists."""
-        return super().struct_fields | {"head_ranks": self.head_ranks}
+        mask, shift = (self.places - 1, self.places.bit_length() - 1) if self.places else (2**31 - 1, 31)
+        return super().struct_fields | {
+            "head_ranks": self.head_ranks,
+            "sums_mask": mask,
+            "sums_shift": shift,
+        }
 
     def with_ranks_of_heads(self, count: int) -> OrderedLists:
         """The same arrays with room for the ranks of so many heads, which are the last of them."""
@@ -69,11 +80,13 @@ def ordered_lists(blocks: Sequence[BlockMask], workers: Workers) -> OrderedLists
     """As key_lists, but the tiles of a part are walked from the last query to the first, the entries stand in that
     order, and an entry's fourth word is the place in `ranks` of its first tile, that of its least query.
 
-    ranks: (tiles,) int32, with LAST_ADDITION the last ones of their sums, a meaningless one where there are no tiles, for all query heads of a group alike, which
-    follow each other in a tile. Where their sums would leave the L2 cache meanwhile, a part goes head by head, and
-    there are ranks for each, `head_ranks` further on than those of the head before; else that is 0. `section` is the
-    number of heads that the ranks want side by side.
-    workers: `side_by_side` says how many heads may be.
+    ranks: (tiles,) int32, the last ones of their sums with LAST_ADDITION, a meaningless one where there are no tiles,
+    for all query heads of a group alike, which follow each other in a tile. Where their sums would leave the L2 cache
+    meanwhile, a part goes head by head, and there are ranks for each, `head_ranks` further on than those of the head
+    before; else that is 0. `section` is the number of heads that the ranks want side by side.
+    workers: `side_by_side` says how many heads may be. Where sums have fewer `places` than there are, heads are worked
+    on section by section, and the sums of a section have places of their own: a sum waits for the one of an earlier
+    section that had its place before. Where not even one head's have, all sums have places of their own.
     """
     lists = key_lists(blocks, workers, n_ranks=max(1, sum(map(_tiles_of, blocks))))
     parts = lists.array("parts")
@@ -85,6 +98,10 @@ def ordered_lists(blocks: Sequence[BlockMask], workers: Workers) -> OrderedLists
     else:
         section = min(heads, max(1, round(workers.sm_count / len(parts))), workers.side_by_side)
         tiers = lists.tiers
+    kept_places = _places_of_sums(lists, blocks, workers)
+    if kept_places:
+        section = min(section, kept_places // _sums_of_head(blocks[0], workers))
+        tiers = (len(parts),) * len(lists.tiers)
     sections = min(-(-heads // section), PLAYED_SECTIONS)
     if section * len(parts) < OVERLAPPING * workers.sm_count and sections > 1:
         starts = _starts(
@@ -94,7 +111,7 @@ def ordered_lists(blocks: Sequence[BlockMask], workers: Workers) -> OrderedLists
     else:
         starts = _starts(costs, tiers, max(1, workers.sm_count // section))
     walk = _walk(lists, _turned(lists), blocks[0].q_blocks)
-    lists = OrderedLists(**vars(lists) | {"tiers": tiers, "section": section})
+    lists = OrderedLists(**vars(lists) | {"tiers": tiers, "section": section}, places=kept_places)
     if walk.is_head_by_head(starts, workers, section):
         lists = lists.with_ranks_of_heads(workers.repeats)
         of_head = lists.array("parts")[:, 3].astype(np.int64)  # tiles of the part
@@ -103,6 +120,25 @@ def ordered_lists(blocks: Sequence[BlockMask], workers: Workers) -> OrderedLists
     elif len(walk.query):
         lists.array("ranks")[...] = walk.ranks(walk.times(starts, workers.repeats))
     return lists
+
+
+def _places_of_sums(lists: BlockLists, blocks: Sequence[BlockMask], workers: Workers) -> int:
+    """The places that sums share, 0 where each has its own: sums that fit, of heads too long, of several masks, whose
+    heads are not worked on one after the other, or where nothing is added to some of them, so that they never end.
+    """
+    if not isinstance(workers, OrderedWorkers) or not workers.places or len(blocks) > 1:
+        return 0
+    of_head = _sums_of_head(blocks[0], workers)
+    fits = of_head * workers.heads <= workers.places
+    # A place counts additions and sums in 16 bits each.
+    counts = max(lists.q_blocks, of_head * workers.heads // workers.places) < 2**15
+    all_end = bool(np.all(np.diff(blocks[0].row_offsets)))
+    return workers.places if of_head <= workers.places and all_end and counts and not fits else 0
+
+
+def _sums_of_head(block: BlockMask, workers: Workers) -> int:
+    """Sums of the query heads of one head of keys."""
+    return workers.repeats * block.q_blocks
 
 
 def _tiles_of(block: BlockMask) -> int:

@@ -25,7 +25,7 @@ from omnicupy.jit.widths import kernel_widths
 from omnicupy.schedule.backward_grid import BackwardGrid
 from omnicupy.schedule.block_lists import BlockLists, block_lists
 from omnicupy.schedule.key_lists import key_lists
-from omnicupy.schedule.ordered_lists import ordered_lists
+from omnicupy.schedule.ordered_lists import OrderedLists, ordered_lists
 from omnicupy.schedule.parts import Workers
 
 BATCH, Q_HEADS, KV_HEADS, Q_LEN, K_LEN = 2, 4, 2, 150, 203
@@ -171,7 +171,11 @@ def _lists(problem: Problem, part: BackwardKernel) -> BlockLists:
 
 
 def _params(
-    problem: Problem, lists: BlockLists, arrays: dict[str, Array], struct: str = "bwd"
+    problem: Problem,
+    lists: BlockLists,
+    arrays: dict[str, Array],
+    struct: str = "bwd",
+    part: BackwardKernel | None = None,
 ) -> tuple[NDArray[np.void], Any]:
     """The struct, and what it points to. arrays: those that it names, and strides of theirs that it has."""
     params = np.zeros((), PARAMS[struct])
@@ -203,6 +207,11 @@ def _params(
     for name, value in sizes.items():
         params[name] = value
     params["tiers"] = lists.tiers
+    if "head_sums" in fields and part is not None:
+        params["head_sums"] = problem.grid(part).head_sums
+    if "ranks" in lists.shapes and "ranks" in fields:
+        for name in ("head_ranks", "sums_mask", "sums_shift"):
+            params[name] = lists.struct_fields[name]
     return params, places
 
 
@@ -261,16 +270,19 @@ def run(
         array.fill(np.nan)
     sums = {}
     if part.part in MAKE_ALL:
-        sums["dq_sums"] = aligned((BATCH, Q_HEADS, padded_rows(Q_LEN) * part.head_dim), np.float32)
+        count = BATCH * Q_HEADS * problem.grid(part).head_sums
+        if isinstance(lists, OrderedLists):
+            count = lists.places or count
+        sums["dq_sums"] = aligned((count * part.br * part.head_dim,), np.float32)
         sums["dq_sums"].fill(np.nan if part.finishes else 0)
     elif part.part == "convert":
         inputs["dq_sums"] = made["dq_sums"]
     is_hopper = part.params == "bwd_sm90"
     more = hopper_calls.memory(problem.grid(part), lists) if is_hopper else {}
     if part.part == "ordered":
-        more["turns"] = aligned((BATCH * Q_HEADS * padded_rows(Q_LEN) // part.br,), np.int32)
+        more["turns"] = aligned((count,), np.int32)
         more["turns"].fill(0)
-    params, held = _params(problem, lists, {**inputs, **gradients, **sums, **more}, part.params)
+    params, held = _params(problem, lists, {**inputs, **gradients, **sums, **more}, part.params, part)
     tokens, heads = (K_LEN, KV_HEADS) if "dk" in names else (Q_LEN, Q_HEADS)
     items = BATCH * heads * tokens
     if part.part == "convert":
@@ -284,9 +296,18 @@ def run(
     cuda_on_cpu.run(library, part, params, grid, [*inputs.values()], late, sums=sums.get("dq_sums"))
     assert held
     if part.part == "ordered":
-        assert more["turns"].sum() == lists.array("parts")[:, 3].sum() * Q_HEADS * BATCH // len(problem.masks)
+        _check_turns(more["turns"], lists, part, Q_HEADS * BATCH // len(problem.masks))
     assert not any(more[name].any() for name in more.keys() & {"counter", "arrivals"})  # as they were found
     return gradients | sums
+
+
+def _check_turns(turns: Array, lists: BlockLists, part: BackwardKernel, heads: int) -> None:
+    """All additions had their turn; where the kernel finishes sums, all of these are."""
+    if part.finishes:
+        assert not (turns & 0xFFFF).any()
+        assert (turns >> 16).any()
+    else:
+        assert turns.sum() == lists.array("parts")[:, 3].sum() * heads
 
 
 def assert_right(problem: Problem, name: str, found: Array) -> None:

@@ -14,7 +14,7 @@ from kernel_calls import MASKS, Problem, assert_right, prepared, run, spec_of
 
 from omnicupy.jit.backward_kernel import BackwardKernel
 from omnicupy.jit.backward_spec import BackwardSpec
-from omnicupy.schedule import ordered_lists
+from omnicupy.schedule import backward_grid, ordered_lists
 
 pytestmark = [
     pytest.mark.in_turn(8, by=("which",)),
@@ -107,6 +107,29 @@ def test_all_gradients_in_one_order(
     sums = {"dq_sums": found.pop("dq_sums")}
     if not kernels["ordered"].finishes:
         found |= run(problem, kernels["convert"], made | sums, libraries(kernels["convert"]))
+    for name, gradient in found.items():
+        assert_right(problem, name, gradient)
+
+
+@pytest.mark.parametrize("head_by_head", [False, True])
+@pytest.mark.parametrize("head_dim", [80, 128])
+def test_sums_share_places(
+    head_dim: int,
+    head_by_head: bool,
+    libraries: Callable[[BackwardKernel], Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As many as two heads of queries, a head of keys, have: each is used four times."""
+    monkeypatch.setattr(ordered_lists.Walk, "is_head_by_head", lambda *_: head_by_head)
+    problem = Problem("bfloat16", head_dim, MASKS["causal"]())
+    spec = spec_of("sm90", "sm_90", "bfloat16", head_dim)
+    ordered = spec.part("ordered")
+    monkeypatch.setattr(backward_grid, "MOST_SUMS_BYTES", 8 * 4 * ordered.br * ordered.head_dim)
+    lists = kernel_calls._lists(problem, ordered)
+    assert (lists.places, lists.section) == (8, 1)
+    made = _poisoned(problem, spec, libraries)
+    found = run(problem, ordered, made, libraries(ordered))
+    del found["dq_sums"]
     for name, gradient in found.items():
         assert_right(problem, name, gradient)
 

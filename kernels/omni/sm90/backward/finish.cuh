@@ -3,6 +3,7 @@
 #pragma once
 
 #include "omni/sm90/backward/key_smem.cuh"
+#include "omni/sm90/backward/turns.cuh"
 #include "omni/store.cuh"
 
 namespace omni {
@@ -14,6 +15,10 @@ constexpr int kLastAddition = 1 << 30;
 __device__ __forceinline__ void bulk_store(float* g_target, u32 s_source, int bytes) {
   asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(g_target), "r"(s_source), "r"(bytes)
                : "memory");
+}
+
+__device__ __forceinline__ void store_release(int* g_target, int x) {
+  asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(g_target), "r"(x) : "memory");
 }
 
 // By a thread that saw all additions to the sum, -1: no more sums come from it. It waits where as many as the ring holds
@@ -55,9 +60,8 @@ __device__ __forceinline__ void finish_sum(BackwardParamsSm90 const& args, int s
   constexpr int kBlocks = Cfg::kHeadDim / 8;
   BackwardParams const& b = args.b;
   ForwardParams const& p = b.p;
-  int const tiles = b.q_padded / Cfg::kBr;
-  int const head = sum / tiles, q0 = (sum - head * tiles) * Cfg::kBr;
-  float const* const g_sum = args.dq_sums + static_cast<i64>(sum) * (Cfg::kBr * Cfg::kHeadDim);
+  int const head = sum / args.head_sums, q0 = (sum - head * args.head_sums) * Cfg::kBr;
+  float const* const g_sum = args.dq_sums + static_cast<i64>(sum & args.sums_mask) * (Cfg::kBr * Cfg::kHeadDim);
   i64 const row_bytes = 2 * b.dq_strides.token;
   unsigned char* const g_tile =
       static_cast<unsigned char*>(b.dq) +
@@ -72,6 +76,13 @@ __device__ __forceinline__ void finish_sum(BackwardParamsSm90 const& args, int s
       finish_columns<Cfg, kBlocks % 4>(p, g_sum, g_row, row_bytes, m, kBlocks / 4 * 4, rows);
     }
   }
+}
+
+// The sum was read: its place is the next one's that has it.
+__device__ __forceinline__ void give_back(BackwardParamsSm90 const& args, int sum) {
+  __syncwarp();
+  int const next = (sum >> args.sums_shift) + 1;
+  if (lane_id() == 0) store_release(args.turns + (sum & args.sums_mask), next << kGenerationShift);
 }
 
 // The warp that does so, until no more sums come. What was added to a sum is there: whose addition was the last one saw
@@ -89,6 +100,7 @@ __device__ __forceinline__ void finish_sums(BackwardParamsSm90 const& args, KeyS
       --adding;
     } else {
       finish_sum<Cfg>(args, sum);
+      give_back(args, sum);
     }
   }
 }

@@ -21,7 +21,7 @@ __device__ __forceinline__ void add_tiles(BackwardParamsSm90 const& args, KeySme
   auto const finish = [&](int sum) {
     if constexpr (Smem::kFinishes) hand_to_finisher(smem, sum);
   };
-  Turns<decltype(finish)> turns(args.turns, finish);
+  Turns<decltype(finish)> turns(args, finish);
   int granted = 0;
   for (int parity = 0;; parity ^= 1) {
     if constexpr (Cfg::kOrdered) {
@@ -35,7 +35,8 @@ __device__ __forceinline__ void add_tiles(BackwardParamsSm90 const& args, KeySme
       turns.wait(addition.x, rank, addition.y & kLastAddition);
       store_shared_volatile(smem_address(&smem.granted[buffer]), ++granted);
     }
-    float* const g_sum = args.dq_sums + static_cast<i64>(addition.x) * (Cfg::kBr * Cfg::kHeadDim);
+    int const place = Cfg::kOrdered ? addition.x & args.sums_mask : addition.x;
+    float* const g_sum = args.dq_sums + static_cast<i64>(place) * (Cfg::kBr * Cfg::kHeadDim);
     u32 const s_tile = smem_address(smem.sums[buffer]);
     if (Smem::kFinishes && rank == 0) {
       bulk_store(g_sum, s_tile, Cfg::kBr * Cfg::kHeadDim * 4);

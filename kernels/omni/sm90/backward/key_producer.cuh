@@ -47,7 +47,7 @@ struct KeyProducer {
     smem.tiles[stage] = tile;  // released, as the two below, to the consumers by the arrival
     if constexpr (Cfg::kFused) {
       int const heads_before = work().batch * args.b.p.q_heads + head;
-      smem.additions[stage] = make_int2(heads_before * (args.b.q_padded / Cfg::kBr) + q0 / Cfg::kBr, rank);
+      smem.additions[stage] = make_int2(heads_before * args.head_sums + q0 / Cfg::kBr, rank);
     }
     u64* const full = &smem.q_full[stage];
     load_panels<Cfg::kBr, Cfg::kHeadPanels>(

@@ -4,28 +4,33 @@
 // finished.
 #pragma once
 
+#include "omni/sm90/backward/config.cuh"
 #include "omni/sm90/ptx.cuh"
 
 namespace omni {
+
+// A place is one sum's after another's: its turns count on from (generation, 0), which who finishes a sum leaves there.
+constexpr int kGenerationShift = 16;
 
 // Finish: called with a sum that is finished, by the thread that was the last to add to it.
 template <class Finish>
 struct Turns {
   static constexpr int kNone = -1;
 
-  int* turns;  // of each sum, how many were added
+  BackwardParamsSm90 const& args;
   Finish finish;
   int passed = kNone;  // of the newest addition, the sum whose turn is still to be passed
 
-  __device__ __forceinline__ Turns(int* of_sums, Finish const& when_finished)
-      : turns(of_sums), finish(when_finished) {}
+  __device__ __forceinline__ Turns(BackwardParamsSm90 const& params, Finish const& when_finished)
+      : args(params), finish(when_finished) {}
 
   // Returns when so many have added to a sum; what they wrote is there for the copy engine then.
   __device__ __forceinline__ void wait(int sum, int rank, bool last) {
-    int* const g_turn = turns + sum;
-    if (load_acquire(g_turn) != rank) {
+    int* const g_turn = args.turns + (sum & args.sums_mask);
+    int const turn = (sum >> args.sums_shift << kGenerationShift) + rank;
+    if (load_acquire(g_turn) != turn) {
       pass();
-      while (load_acquire(g_turn) != rank) {
+      while (load_acquire(g_turn) != turn) {
       }
     }
     fence_proxy_async_global();
@@ -55,7 +60,7 @@ struct Turns {
   // The next may add: what the copy engine added for this thread is there.
   __device__ __forceinline__ void pass_on(int& sum, bool last) {
     fence_proxy_async_global();
-    add_release(turns + sum, 1);
+    add_release(args.turns + (sum & args.sums_mask), 1);
     if (last) finish(sum);
     sum = kNone;
   }
