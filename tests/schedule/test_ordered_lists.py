@@ -16,7 +16,7 @@ from omnicupy.schedule import ordered_lists as module
 from omnicupy.schedule.block_lists import BlockLists
 from omnicupy.schedule.key_lists import key_lists
 from omnicupy.schedule.order import LAST
-from omnicupy.schedule.ordered_lists import OrderedLists, OrderedWorkers, ordered_lists
+from omnicupy.schedule.ordered_lists import LAST_ADDITION, OrderedLists, OrderedWorkers, ordered_lists
 from omnicupy.schedule.ordered_lists import Walk as Walked
 from omnicupy.schedule.parts import Workers
 
@@ -29,7 +29,7 @@ def _walks(lists: OrderedLists, head: int = 0) -> list[Walk]:
 
     head: of a group.
     """
-    entries, ranks = lists.array("entries").tolist(), lists.array("ranks").tolist()
+    entries, ranks = lists.array("entries").tolist(), (lists.array("ranks") & ~LAST_ADDITION).tolist()
     found = []
     for _, _, entry, tiles in lists.array("parts").tolist():
         walk: Walk = []
