@@ -99,6 +99,7 @@ __device__ __forceinline__ void finish_sums(BackwardParamsSm90 const& args, KeyS
     if (sum < 0) {
       --adding;
     } else {
+      fence_proxy_async_global();  // the copy engine wrote it
       finish_sum<Cfg>(args, sum);
       give_back(args, sum);
     }
