@@ -29,10 +29,9 @@ from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
 from omnicupy.masks.block_mask import CAUSAL, KIND, PARTIAL
 from omnicupy.masks.mask import Mask
 from omnicupy.masks.transpose import dead_rows
-from omnicupy.schedule.backward_grid import BackwardGrid, lists_of
+from omnicupy.schedule.backward_grid import BackwardGrid, lists_of, may_be_ordered
 from omnicupy.schedule.block_lists import BlockLists
 from omnicupy.schedule.order import GROUP_ROWS, SKIP_SHIFT
-from omnicupy.schedule.ordered_lists import MOST_RANKS
 
 # What a work item is charged for, in this order: pairs of all tiles, of PARTIAL ones, of CAUSAL ones, those that a
 # warpgroup skips, itself, and itself where it is a part of a split block.
@@ -109,17 +108,18 @@ class PassPrediction:
 
 
 def keys_part(
-    spec: BackwardSpec, masks: Sequence[Mask], *, deterministic: bool, wanted: Sequence[str] = GRADIENTS
+    spec: BackwardSpec,
+    problem: Problem,
+    masks: Sequence[Mask],
+    *,
+    deterministic: bool,
+    wanted: Sequence[str] = GRADIENTS,
 ) -> str:
     """Which kernel of `spec` makes dK and dV, and dQ too where it makes all: as gpu/backward_planning.py chooses."""
     name = "ordered" if deterministic else "fused"
     if getattr(spec, name) is None or not ("q" in wanted and ("k" in wanted or "v" in wanted)):
         return "dkdv"
-    part = spec.part(name)
-    if (
-        name == "ordered"
-        and sum(int(mask.blocks(part.br, part.bc).tiles.sum()) for mask in masks) > MOST_RANKS
-    ):
+    if name == "ordered" and not may_be_ordered(spec.part(name), problem, masks):
         return "dkdv"
     return name
 
@@ -142,7 +142,7 @@ def work_of(
             f"the cost model of the backward pass describes kernel 'sm90', got {spec.kernel!r}; measure it with "
             "`bench --pass bwd`"
         )
-    keys = keys_part(spec, (mask,), deterministic=deterministic, wanted=wanted)
+    keys = keys_part(spec, problem, (mask,), deterministic=deterministic, wanted=wanted)
     parts = [keys] if keys in MAKES_ALL or "k" in wanted or "v" in wanted else []
     if keys not in MAKES_ALL and "q" in wanted:
         parts.append("dq")

@@ -25,8 +25,7 @@ from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
 from omnicupy.jit.params import PARAMS
 from omnicupy.jit.spec import round_up
 from omnicupy.masks.mask import Mask
-from omnicupy.schedule.backward_grid import BackwardGrid, lists_of
-from omnicupy.schedule.ordered_lists import MOST_RANKS, OrderedLists
+from omnicupy.schedule.backward_grid import BackwardGrid, lists_of, may_be_ordered
 
 _ROW_BYTES = 16  # rows are read in pieces of it
 _COPY_ALIGN = 256
@@ -84,7 +83,8 @@ def new_plan(
     of_keys = on.blocks(keys)
     space = _space(call, layouts, on.grid(keys), of_keys)
     read = _read_layouts(layouts, space)
-    launches = [_launch(on, parts["prepare"], layouts, of_keys, space, ahead_of=keys)]
+    n_cleared = on.grid(keys).sum_fields(of_keys.sizes)["places"] if keys.finishes else 0
+    launches = [_launch(on, parts["prepare"], layouts, of_keys, space, n_cleared=n_cleared)]
     if call.wanted[1] or call.wanted[2]:
         launches.append(_launch(on, keys, read, of_keys, space, comes_early=keys.kernel == "sm90"))
     if keys.finishes:
@@ -107,11 +107,7 @@ def _keys_part(on: _Setting, parts: dict[str, BackwardKernel], *, deterministic:
     # One gradient alone is made faster by its own kernel.
     if name not in parts or not (wanted[0] and (wanted[1] or wanted[2])):
         return "dkdv"
-    part = parts[name]
-    if (
-        name == "ordered"
-        and sum(int(mask.blocks(part.br, part.bc).tiles.sum()) for mask in on.masks) > MOST_RANKS
-    ):
+    if name == "ordered" and not may_be_ordered(parts[name], on.call.problem, on.masks):
         return "dkdv"
     return name
 
@@ -149,21 +145,17 @@ def _space(call: BackwardCall, layouts: Layouts, grid: BackwardGrid, keys: Devic
         blocks = padded_rows(problem.q_len) // part.prepared_rows + 1  # of a head, that prepare
         sinks = size
         size += round_up(4 * problem.batch * problem.q_heads * blocks, _COPY_ALIGN)
-    turns = zeroed = -1
-    count = problem.batch * problem.q_heads * grid.head_sums
-    if isinstance(keys.sizes, OrderedLists):
-        count = keys.sizes.places or count
+    turns = -1
+    sum_places = grid.sum_fields(keys.sizes)["places"]
     if part.part in MAKES_ALL:
-        sums, size = size, size + 4 * count * part.br * part.head_dim
-        zeroed = size if part.finishes else sums
-    if part.part == "ordered":
-        turns, size = size, size + round_up(4 * count, _COPY_ALIGN)
+        sums, size = size, size + sum_places * part.sum_bytes
+    if part.finishes:
+        turns, size = size, size + round_up(4 * sum_places, _COPY_ALIGN)
     partials, (partial_bytes, arrivals) = size, grid.partials(keys.sizes.n_slots, keys.sizes.n_split_rows)
     places |= {
         "sinks": sinks,
         "sums": sums,
         "turns": turns,
-        "zeroed": zeroed,
         "partials": partials,
         "size": size + partial_bytes,
         "arrivals": arrivals,
@@ -190,13 +182,13 @@ def _launch(
     space: Space,
     *,
     comes_early: bool = False,
-    ahead_of: BackwardKernel | None = None,
+    n_cleared: int = 0,
 ) -> Launch:
     """comes_early: its thread blocks may come up while the kernel ahead runs; they wait for what they need of it.
-    ahead_of: of the launch that prepares, the kernel of dK and dV.
+    n_cleared: turns of sums of dQ that the launch that prepares sets to zero.
     """
     grid = on.grid(part)
-    template = _struct_of(grid, on.call, layouts, blocks, ahead_of)
+    template = _struct_of(grid, on.call, layouts, blocks, n_cleared)
     shape = grid.thread_blocks(blocks.sizes.n_parts, space.k >= 0 or space.v >= 0)
     maps = (layouts.q, layouts.dout, layouts.k, layouts.v) if part.params == "bwd_sm90" else ()
     loaded = kernel(part, on.device)
@@ -211,9 +203,9 @@ def _struct_of(
     call: BackwardCall,
     layouts: Layouts,
     blocks: DeviceBlocks,
-    ahead_of: BackwardKernel | None,
+    n_cleared: int,
 ) -> bytes:
-    """The parameter struct of a launch, without the addresses of arrays. ahead_of: as of _launch."""
+    """The parameter struct of a launch, without the addresses of arrays. n_cleared: as of _launch."""
     sizes, problem = blocks.sizes, call.problem
     values: dict[str, Any] = {
         **blocks.pointers,
@@ -229,8 +221,8 @@ def _struct_of(
         "section": sizes.section or grid.section(sizes.n_parts),
         "q_padded": padded_rows(problem.q_len),
         "dout_column": layouts.dout[1][3] // ITEM_BYTES,
-        "head_sums": grid.head_sums,
-        "zeroes_dead_rows": ahead_of is not None and ahead_of.finishes,
+        **grid.sum_fields(sizes),
+        "n_cleared": n_cleared,
     }
     for name in ("dead", "dead_rows"):
         if not sizes.shapes.get(name, (0,))[0]:

@@ -185,10 +185,13 @@ class BackwardKernel:
 
     @property
     def finishes(self) -> bool:
-        """Does it make dQ itself of the sums (part "ordered" of kernel "sm90", if a warp is left for it)? The sums need
-        not be zeros before then.
-        """
-        return self.part == "ordered" and self.warpgroups < 3
+        """Does it make dQ itself of the sums, which need not be zeros before then (part "ordered")?"""
+        return self.part == "ordered"
+
+    @property
+    def sum_bytes(self) -> int:
+        """Of a sum of dQ in float32: that of the `br` queries of a tile."""
+        return 4 * self.br * self.head_dim
 
     @property
     def widest(self) -> int:

@@ -10,19 +10,40 @@ from omnicupy.errors import UnsupportedError
 from omnicupy.jit.backward_kernel import BackwardKernel
 from omnicupy.jit.backward_spec import padded_rows
 from omnicupy.masks.block_mask import BlockMask
+from omnicupy.masks.mask import Mask
 from omnicupy.schedule.block_lists import BlockLists, block_lists
 from omnicupy.schedule.grid import MAX_GRID_X, MOST_PARTIAL_BYTES
 from omnicupy.schedule.key_lists import key_lists
-from omnicupy.schedule.ordered_lists import OrderedWorkers, ordered_lists
+from omnicupy.schedule.ordered_lists import (
+    MOST_RANKS,
+    MOST_SHARERS,
+    OrderedLists,
+    OrderedWorkers,
+    ordered_lists,
+)
 from omnicupy.schedule.parts import Workers
 
-
-MOST_SUMS_BYTES = 128 << 20  # of sums of dQ in float32
+MOST_SUMS_BYTES = 128 << 20  # of sums of dQ in float32 that are added to in one order
 
 
 def lists_of(part: str) -> Callable[[Sequence[BlockMask], Workers], BlockLists]:
     """What packs the lists that a kernel of this part walks."""
     return {"dq": block_lists, "ordered": ordered_lists}.get(part, key_lists)
+
+
+def may_be_ordered(part: BackwardKernel, problem: Problem, masks: Sequence[Mask]) -> bool:
+    """May the kernel that adds to each sum of dQ in one order make these gradients? Two kernels do where the mask has
+    so many tiles that their ranks would fill memory, or the sums of the query heads of one head of keys would.
+
+    masks: the distinct ones.
+    """
+    of_head = problem.group * len(masks) * -(-problem.q_len // part.br)
+    if of_head * part.sum_bytes > MOST_SUMS_BYTES:
+        return False
+    heads = problem.kv_heads * problem.batch // len(masks)
+    if -(-heads // (MOST_SUMS_BYTES // (of_head * part.sum_bytes))) > MOST_SHARERS:
+        return False
+    return sum(int(mask.blocks(part.br, part.bc).tiles.sum()) for mask in masks) <= MOST_RANKS
 
 
 @dataclass(frozen=True)
@@ -55,7 +76,7 @@ class BackwardGrid:
         if self.kernel.part != "ordered":
             return found
         ordered = {"ordered_sums": True, "side_by_side": self._heads_in_l2, "kept": self._kept}
-        return OrderedWorkers(**vars(found) | ordered, places=self._places)
+        return OrderedWorkers(**vars(found) | ordered, places=MOST_SUMS_BYTES // self.kernel.sum_bytes)
 
     @property
     def _heads_in_l2(self) -> int:
@@ -73,19 +94,27 @@ class BackwardGrid:
         row_bytes = 4 * self.kernel.head_dim + 2 * (problem.head_dim + problem.value_dim)
         return self.l2_bytes // 2 // (self.kernel.br * row_bytes)
 
-    @property
-    def head_sums(self) -> int:
-        """Sums of dQ of a head of queries."""
-        q_len = self.problem.q_len
-        return -(-q_len // self.kernel.br) if self.kernel.finishes else padded_rows(q_len) // self.kernel.br
+    def sum_fields(self, lists: BlockLists) -> dict[str, int]:
+        """Fields of the struct of the kernel that makes all gradients: which number each sum of dQ has, and how many
+        places of sums there are.
 
-    @property
-    def _places(self) -> int:
-        """Of sums of dQ, as many as memory is meant for them; 0 where none is used by several sums."""
-        if not self.kernel.finishes:
-            return 0
-        most: int = MOST_SUMS_BYTES // (4 * self.kernel.br * self.kernel.head_dim)
-        return 1 << most.bit_length() - 1
+        The heads of a section have numbers that follow each other. So where each batch element has a mask of its own,
+        and the section holds heads of all of them, its number counts less than that of the head.
+        """
+        problem, finishes = self.problem, self.kernel.finishes
+        rows = problem.q_len if finishes else padded_rows(problem.q_len)
+        of_head = -(-rows // self.kernel.br)
+        of_group = of_head * problem.group
+        kv_sums, batch_sums = of_group, of_group * problem.kv_heads
+        if finishes and self.masks > 1:
+            kv_sums, batch_sums = of_group * self.masks, of_group
+        places = lists.places if isinstance(lists, OrderedLists) else 0
+        return {
+            "head_sums": of_head,
+            "kv_sums": kv_sums,
+            "batch_sums": batch_sums,
+            "places": places or of_group * problem.kv_heads * problem.batch,
+        }
 
     @property
     def _slot_bytes(self) -> int:

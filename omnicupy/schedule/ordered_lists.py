@@ -30,6 +30,7 @@ from omnicupy.schedule.parts import LONG_SHARE, Workers, number_in_run
 MOST_RANKS = 2**22  # of a mask, a tile each: 16 MiB; longer masks are worked on by kernels that need none
 # In a rank: no addition to its sum comes later. kernels/omni/sm90/backward/finish.cuh has the same one.
 LAST_ADDITION = 1 << 30
+MOST_SHARERS = 2**9  # of a place, one after the other: turns.cuh counts them beside ranks
 FAR_SHARE = 0.5  # of additions that find their sum in the L2 cache only head by head
 ASKED = 8  # one in so many sums is asked for that
 PLAYED_ITEM = 2  # what a part takes beside its tiles, in tiles
@@ -39,8 +40,8 @@ OVERLAPPING, PLAYED_SECTIONS = 1.75, 4
 
 @dataclass(frozen=True)
 class OrderedWorkers(Workers):
-    """kept: tiles of Q, dO and sums that the L2 cache holds, 0 where the kernel cannot go head by head.  places: of
-    sums, a power of two, which several sums may have one after the other; 0: each has its own.
+    """kept: tiles of Q, dO and sums that the L2 cache holds, 0 where the kernel cannot go head by head.  places: most
+    sums of dQ that memory is meant for; 0 for all.
     """
 
     kept: int = 0
@@ -50,7 +51,7 @@ class OrderedWorkers(Workers):
 @dataclass(frozen=True)
 class OrderedLists(BlockLists):
     """head_ranks: how far behind those of one query head of a group the ranks of the next one are; 0: the same ones.
-    places: of sums, a power of two; 0: each sum has its own.
+    places: of sums of dQ, those of some heads of keys, one or more sections; 0: each sum has its own.
     """
 
     head_ranks: int = 0
@@ -59,12 +60,7 @@ class OrderedLists(BlockLists):
     @property
     def struct_fields(self) -> dict[str, Any]:
         """As BlockLists."""
-        mask, shift = (self.places - 1, self.places.bit_length() - 1) if self.places else (2**31 - 1, 31)
-        return super().struct_fields | {
-            "head_ranks": self.head_ranks,
-            "sums_mask": mask,
-            "sums_shift": shift,
-        }
+        return super().struct_fields | {"head_ranks": self.head_ranks}
 
     def with_ranks_of_heads(self, count: int) -> OrderedLists:
         """The same arrays with room for the ranks of so many heads, which are the last of them."""
@@ -84,9 +80,9 @@ def ordered_lists(blocks: Sequence[BlockMask], workers: Workers) -> OrderedLists
     for all query heads of a group alike, which follow each other in a tile. Where their sums would leave the L2 cache
     meanwhile, a part goes head by head, and there are ranks for each, `head_ranks` further on than those of the head
     before; else that is 0. `section` is the number of heads that the ranks want side by side.
-    workers: `side_by_side` says how many heads may be. Where sums have fewer `places` than there are, heads are worked
-    on section by section, and the sums of a section have places of their own: a sum waits for the one of an earlier
-    section that had its place before. Where not even one head's have, all sums have places of their own.
+    workers: `side_by_side` says how many heads may be. Where there are more sums than `places`, a section has no more
+    heads than these serve, and sums take the places of those of earlier sections. Where one head has more, all sums
+    have places of their own.
     """
     lists = key_lists(blocks, workers, n_ranks=max(1, sum(map(_tiles_of, blocks))))
     parts = lists.array("parts")
@@ -98,10 +94,9 @@ def ordered_lists(blocks: Sequence[BlockMask], workers: Workers) -> OrderedLists
     else:
         section = min(heads, max(1, round(workers.sm_count / len(parts))), workers.side_by_side)
         tiers = lists.tiers
-    kept_places = _places_of_sums(lists, blocks, workers)
-    if kept_places:
-        section = min(section, kept_places // _sums_of_head(blocks[0], workers))
-        tiers = (len(parts),) * len(lists.tiers)
+    heads_with_places = _heads_with_places(blocks, workers)
+    if heads_with_places:  # the heads whose places others have must come first, and no tier of theirs later
+        section, tiers = min(section, heads_with_places), (len(parts),) * len(lists.tiers)
     sections = min(-(-heads // section), PLAYED_SECTIONS)
     if section * len(parts) < OVERLAPPING * workers.sm_count and sections > 1:
         starts = _starts(
@@ -111,7 +106,8 @@ def ordered_lists(blocks: Sequence[BlockMask], workers: Workers) -> OrderedLists
     else:
         starts = _starts(costs, tiers, max(1, workers.sm_count // section))
     walk = _walk(lists, _turned(lists), blocks[0].q_blocks)
-    lists = OrderedLists(**vars(lists) | {"tiers": tiers, "section": section}, places=kept_places)
+    made = {"tiers": tiers, "section": section, "places": heads_with_places * _sums_of_head(blocks, workers)}
+    lists = OrderedLists(**vars(lists) | made)
     if walk.is_head_by_head(starts, workers, section):
         lists = lists.with_ranks_of_heads(workers.repeats)
         of_head = lists.array("parts")[:, 3].astype(np.int64)  # tiles of the part
@@ -122,23 +118,16 @@ def ordered_lists(blocks: Sequence[BlockMask], workers: Workers) -> OrderedLists
     return lists
 
 
-def _places_of_sums(lists: BlockLists, blocks: Sequence[BlockMask], workers: Workers) -> int:
-    """The places that sums share, 0 where each has its own: sums that fit, of heads too long, of several masks, whose
-    heads are not worked on one after the other, or where nothing is added to some of them, so that they never end.
-    """
-    if not isinstance(workers, OrderedWorkers) or not workers.places or len(blocks) > 1:
-        return 0
-    of_head = _sums_of_head(blocks[0], workers)
-    fits = of_head * workers.heads <= workers.places
-    # A place counts additions and sums in 16 bits each.
-    counts = max(lists.q_blocks, of_head * workers.heads // workers.places) < 2**15
-    all_end = bool(np.all(np.diff(blocks[0].row_offsets)))
-    return workers.places if of_head <= workers.places and all_end and counts and not fits else 0
+def _sums_of_head(blocks: Sequence[BlockMask], workers: Workers) -> int:
+    """Of the query heads of one head of keys, under all masks."""
+    return workers.repeats * sum(block.q_blocks for block in blocks)
 
 
-def _sums_of_head(block: BlockMask, workers: Workers) -> int:
-    """Sums of the query heads of one head of keys."""
-    return workers.repeats * block.q_blocks
+def _heads_with_places(blocks: Sequence[BlockMask], workers: Workers) -> int:
+    """For how many heads of keys there are places of sums at a time; 0 where each sum has its own."""
+    most = workers.places if isinstance(workers, OrderedWorkers) else 0
+    of_head = _sums_of_head(blocks, workers)
+    return most // of_head if of_head <= most < of_head * workers.heads else 0
 
 
 def _tiles_of(block: BlockMask) -> int:

@@ -78,8 +78,10 @@ _INSTEAD: dict[str, list[tuple[Any, ...]]] = {
         (r"int blocks;\n    asm volatile\(.*?;\"[^;]*;", "int const blocks = gridDim.x;")
     ],
     "omni/sm90/backward/finish.cuh": [
-        (r'asm volatile\("cp\.async\.bulk\.global.*?"memory"\);', "memcpy(g_target, shared_memory + s_source, bytes);"),
-        (r'asm volatile\("st\.release.*?"memory"\);', "__atomic_store_n(g_target, x, __ATOMIC_RELEASE);"),
+        (r'asm volatile\("cp\.async\.bulk\.global.*?"memory"\);', "memcpy(g_target, shared_memory + s_source, bytes);")
+    ],
+    "omni/sm90/backward/turns.cuh": [
+        (r'asm volatile\("st\.release.*?"memory"\);', "__atomic_store_n(g_target, x, __ATOMIC_RELEASE);")
     ],
     "omni/work.cuh": [(r"int index;\n  asm volatile\(.*?return index;", "return blockIdx.x;")],
     "omni/mask/rule.cuh": [

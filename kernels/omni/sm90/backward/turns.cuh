@@ -1,7 +1,6 @@
 // The order of additions to sums that several thread blocks add to: whose turn it is, of each sum. A thread that adds
 // by the copy engine passes its turn when the addition has landed. The next addition may be under way by then, but the
-// thread never waits for anything before it has passed its turn. Behind the last addition to a sum nobody waits: it is
-// finished.
+// thread never waits for anything before it has passed its turn.
 #pragma once
 
 #include "omni/sm90/backward/config.cuh"
@@ -9,60 +8,73 @@
 
 namespace omni {
 
-// A place is one sum's after another's: its turns count on from (generation, 0), which who finishes a sum leaves there.
-constexpr int kGenerationShift = 16;
+// A place is one sum's after another's: its turns count on from (sums that had it before, 0), which who ends a sum leaves
+// there. As many bits as ranks have, and as many as the sums of a launch need; ordered_lists.py has the same numbers.
+constexpr int kGenerationShift = 22;
 
-// Finish: called with a sum that is finished, by the thread that was the last to add to it.
-template <class Finish>
+__device__ __forceinline__ void store_release(int* g_target, int x) {
+  asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(g_target), "r"(x) : "memory");
+}
+
+struct PlaceOfSum {
+  int before;  // sums that had it before
+  int place;
+
+  __device__ __forceinline__ PlaceOfSum(BackwardParamsSm90 const& args, int sum)
+      : before(static_cast<u32>(sum) / static_cast<u32>(args.places)), place(sum - before * args.places) {}
+};
+
 struct Turns {
   static constexpr int kNone = -1;
 
   BackwardParamsSm90 const& args;
-  Finish finish;
-  int passed = kNone;  // of the newest addition, the sum whose turn is still to be passed
+  int newest = kNone;  // of the last addition, the sum whose turn is still to be passed
 
-  __device__ __forceinline__ Turns(BackwardParamsSm90 const& params, Finish const& when_finished)
-      : args(params), finish(when_finished) {}
+  __device__ __forceinline__ explicit Turns(BackwardParamsSm90 const& params) : args(params) {}
 
-  // Returns when so many have added to a sum; what they wrote is there for the copy engine then.
-  __device__ __forceinline__ void wait(int sum, int rank, bool last) {
-    int* const g_turn = args.turns + (sum & args.sums_mask);
-    int const turn = (sum >> args.sums_shift << kGenerationShift) + rank;
-    if (load_acquire(g_turn) != turn) {
+  // Returns when so many have added to a sum; what they wrote is there for the copy engine then. Returned is the sum of
+  // the addition before.
+  __device__ __forceinline__ int wait(int sum, int rank) {
+    PlaceOfSum const at(args, sum);
+    int const turn = (at.before << kGenerationShift) + rank;
+    if (load_acquire(args.turns + at.place) != turn) {
       pass();
-      while (load_acquire(g_turn) != turn) {
+      while (load_acquire(args.turns + at.place) != turn) {
       }
     }
     fence_proxy_async_global();
-    before = passed;
-    was_last = is_last;
-    passed = sum;
-    is_last = last;
+    int const before = newest;
+    newest = sum;
+    return before;
   }
 
   // Behind the next addition's start: the one before it has landed, or nearly.
-  __device__ __forceinline__ void pass_but_newest() {
+  __device__ __forceinline__ void pass_but_newest(int before) const {
     if (before == kNone) return;
     bulk_wait<1>();
-    pass_on(before, was_last);
+    pass_on(before);
   }
 
   __device__ __forceinline__ void pass() {
-    if (passed == kNone) return;
+    if (newest == kNone) return;
     bulk_wait();
-    pass_on(passed, is_last);
+    pass_on(newest);
+    newest = kNone;
+  }
+
+  // The newest addition was its sum's last one, and the sum was read: its place is the next one's.
+  __device__ __forceinline__ void end(int sum) {
+    PlaceOfSum const at(args, sum);
+    newest = kNone;
+    fence_proxy_async_global();
+    store_release(args.turns + at.place, (at.before + 1) << kGenerationShift);
   }
 
  private:
-  int before = kNone;  // of the one before it
-  bool is_last = false, was_last = false;
-
   // The next may add: what the copy engine added for this thread is there.
-  __device__ __forceinline__ void pass_on(int& sum, bool last) {
+  __device__ __forceinline__ void pass_on(int sum) const {
     fence_proxy_async_global();
-    add_release(args.turns + (sum & args.sums_mask), 1);
-    if (last) finish(sum);
-    sum = kNone;
+    add_release(args.turns + PlaceOfSum(args, sum).place, 1);
   }
 };
 
