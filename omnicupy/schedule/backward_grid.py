@@ -108,12 +108,12 @@ class BackwardGrid:
         kv_sums, batch_sums = of_group, of_group * problem.kv_heads
         if finishes and self.masks > 1:
             kv_sums, batch_sums = of_group * self.masks, of_group
-        places = lists.places if isinstance(lists, OrderedLists) else 0
+        turn_heads = lists.turn_heads if isinstance(lists, OrderedLists) else self.workers.heads
         return {
             "head_sums": of_head,
             "kv_sums": kv_sums,
             "batch_sums": batch_sums,
-            "places": places or of_group * problem.kv_heads * problem.batch,
+            "places": of_group * self.masks * turn_heads,
         }
 
     @property

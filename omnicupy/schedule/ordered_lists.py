@@ -30,7 +30,7 @@ from omnicupy.schedule.parts import LONG_SHARE, Workers, number_in_run
 MOST_RANKS = 2**22  # of a mask, a tile each: 16 MiB; longer masks are worked on by kernels that need none
 # In a rank: no addition to its sum comes later. kernels/omni/sm90/backward/finish.cuh has the same one.
 LAST_ADDITION = 1 << 30
-MOST_SHARERS = 2**9  # of a place, one after the other: turns.cuh counts them beside ranks
+MOST_SHARERS = 2**10  # of a place, one after the other: turns.cuh counts them beside ranks
 FAR_SHARE = 0.5  # of additions that find their sum in the L2 cache only head by head
 ASKED = 8  # one in so many sums is asked for that
 PLAYED_ITEM = 2  # what a part takes beside its tiles, in tiles
@@ -51,16 +51,17 @@ class OrderedWorkers(Workers):
 @dataclass(frozen=True)
 class OrderedLists(BlockLists):
     """head_ranks: how far behind those of one query head of a group the ranks of the next one are; 0: the same ones.
-    places: of sums of dQ, those of some heads of keys, one or more sections; 0: each sum has its own.
+    turn_heads: heads of keys whose sums of dQ have places at a time, which others' have behind them; all heads, where
+    each sum has its own.
     """
 
     head_ranks: int = 0
-    places: int = 0
+    turn_heads: int = 1
 
     @property
     def struct_fields(self) -> dict[str, Any]:
         """As BlockLists."""
-        return super().struct_fields | {"head_ranks": self.head_ranks}
+        return super().struct_fields | {"head_ranks": self.head_ranks, "turn_heads": self.turn_heads}
 
     def with_ranks_of_heads(self, count: int) -> OrderedLists:
         """The same arrays with room for the ranks of so many heads, which are the last of them."""
@@ -80,8 +81,8 @@ def ordered_lists(blocks: Sequence[BlockMask], workers: Workers) -> OrderedLists
     for all query heads of a group alike, which follow each other in a tile. Where their sums would leave the L2 cache
     meanwhile, a part goes head by head, and there are ranks for each, `head_ranks` further on than those of the head
     before; else that is 0. `section` is the number of heads that the ranks want side by side.
-    workers: `side_by_side` says how many heads may be. Where there are more sums than `places`, a section has no more
-    heads than these serve, and sums take the places of those of earlier sections. Where one head has more, all sums
+    workers: `side_by_side` says how many heads may be. Where there are more sums than `places`, heads take turns: as many
+    at a time as these serve, and all their work comes before any of the next turn. Where one head has more, all sums
     have places of their own.
     """
     lists = key_lists(blocks, workers, n_ranks=max(1, sum(map(_tiles_of, blocks))))
@@ -94,9 +95,8 @@ def ordered_lists(blocks: Sequence[BlockMask], workers: Workers) -> OrderedLists
     else:
         section = min(heads, max(1, round(workers.sm_count / len(parts))), workers.side_by_side)
         tiers = lists.tiers
-    heads_with_places = _heads_with_places(blocks, workers)
-    if heads_with_places:  # the heads whose places others have must come first, and no tier of theirs later
-        section, tiers = min(section, heads_with_places), (len(parts),) * len(lists.tiers)
+    turn_heads = _turn_heads(blocks, workers)
+    section = min(section, turn_heads)
     sections = min(-(-heads // section), PLAYED_SECTIONS)
     if section * len(parts) < OVERLAPPING * workers.sm_count and sections > 1:
         starts = _starts(
@@ -106,8 +106,7 @@ def ordered_lists(blocks: Sequence[BlockMask], workers: Workers) -> OrderedLists
     else:
         starts = _starts(costs, tiers, max(1, workers.sm_count // section))
     walk = _walk(lists, _turned(lists), blocks[0].q_blocks)
-    made = {"tiers": tiers, "section": section, "places": heads_with_places * _sums_of_head(blocks, workers)}
-    lists = OrderedLists(**vars(lists) | made)
+    lists = OrderedLists(**vars(lists) | {"tiers": tiers, "section": section, "turn_heads": turn_heads})
     if walk.is_head_by_head(starts, workers, section):
         lists = lists.with_ranks_of_heads(workers.repeats)
         of_head = lists.array("parts")[:, 3].astype(np.int64)  # tiles of the part
@@ -118,16 +117,11 @@ def ordered_lists(blocks: Sequence[BlockMask], workers: Workers) -> OrderedLists
     return lists
 
 
-def _sums_of_head(blocks: Sequence[BlockMask], workers: Workers) -> int:
-    """Of the query heads of one head of keys, under all masks."""
-    return workers.repeats * sum(block.q_blocks for block in blocks)
-
-
-def _heads_with_places(blocks: Sequence[BlockMask], workers: Workers) -> int:
-    """For how many heads of keys there are places of sums at a time; 0 where each sum has its own."""
+def _turn_heads(blocks: Sequence[BlockMask], workers: Workers) -> int:
+    """For how many heads of keys there are places of sums of dQ at a time."""
     most = workers.places if isinstance(workers, OrderedWorkers) else 0
-    of_head = _sums_of_head(blocks, workers)
-    return most // of_head if of_head <= most < of_head * workers.heads else 0
+    of_head = workers.repeats * sum(block.q_blocks for block in blocks)  # sums, under all masks
+    return min(workers.heads, most // of_head or workers.heads)
 
 
 def _tiles_of(block: BlockMask) -> int:

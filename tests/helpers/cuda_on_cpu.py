@@ -78,7 +78,10 @@ _INSTEAD: dict[str, list[tuple[Any, ...]]] = {
         (r"int blocks;\n    asm volatile\(.*?;\"[^;]*;", "int const blocks = gridDim.x;")
     ],
     "omni/sm90/backward/finish.cuh": [
-        (r'asm volatile\("cp\.async\.bulk\.global.*?"memory"\);', "memcpy(g_target, shared_memory + s_source, bytes);")
+        (
+            r'asm volatile\("cp\.async\.bulk\.global.*?"memory"\);',
+            "memcpy(g_target, shared_memory + s_source, bytes);",
+        )
     ],
     "omni/sm90/backward/turns.cuh": [
         (r'asm volatile\("st\.release.*?"memory"\);', "__atomic_store_n(g_target, x, __ATOMIC_RELEASE);")

@@ -211,7 +211,8 @@ def _params(
         for name, value in problem.grid(part).sum_fields(lists).items():
             params[name] = value
     if "ranks" in lists.shapes and "ranks" in fields:
-        params["head_ranks"] = lists.struct_fields["head_ranks"]
+        for name in ("head_ranks", "turn_heads"):
+            params[name] = lists.struct_fields[name]
     return params, places
 
 
@@ -237,7 +238,10 @@ def prepared(
     if spec.ordered is not None:
         ordered = spec.part("ordered")
         count = problem.grid(ordered).sum_fields(_lists(problem, ordered))["places"]
-        made |= {"dq": aligned(problem.arrays["q"].shape, DTYPES[problem.dtype]), "cleared": aligned((count,), np.int32)}
+        made |= {
+            "dq": aligned(problem.arrays["q"].shape, DTYPES[problem.dtype]),
+            "cleared": aligned((count,), np.int32),
+        }
         made["dq"].fill(np.nan)
         made["cleared"].fill(-1)
     params, held = _params(problem, lists, {**arrays, **made})

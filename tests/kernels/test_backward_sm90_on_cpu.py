@@ -130,7 +130,7 @@ def test_sums_share_places(
     places = 3 * len(problem.masks) * Q_HEADS // KV_HEADS
     monkeypatch.setattr(backward_grid, "MOST_SUMS_BYTES", (places + 1) * ordered.sum_bytes)
     lists = kernel_calls._lists(problem, ordered)
-    assert (lists.places, lists.section) == (places, 1)
+    assert (lists.turn_heads, lists.section) == (1, 1)
     _compare_ordered(problem, spec, libraries)
 
 

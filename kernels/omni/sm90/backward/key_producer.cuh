@@ -3,6 +3,7 @@
 #pragma once
 
 #include "omni/sm90/backward/key_smem.cuh"
+#include "omni/sm90/backward/work_in_turn.cuh"
 
 namespace omni {
 
@@ -142,7 +143,12 @@ struct KeyProducer {
     let_next_kernel_come();
 #pragma unroll 1
     for (; index < args.work_items; index = take()) {
-      WorkItem const item = work_item_among(args.b.p, args.b.kv_heads, index);
+      WorkItem item;
+      if constexpr (Cfg::kOrdered) {
+        item = work_item_in_turn(args, index);
+      } else {
+        item = work_item_among(args.b.p, args.b.kv_heads, index);
+      }
       list.announce(
           slot, WorkSlot{item.q0, item.mask, item.batch, item.head, item.head, item.tiles * group, 0, item.part});
       if constexpr (Cfg::kFused) smem.first_sum = item.batch * args.batch_sums + item.head * args.kv_sums;

@@ -17,11 +17,19 @@ __device__ __forceinline__ void store_release(int* g_target, int x) {
 }
 
 struct PlaceOfSum {
-  int before;  // sums that had it before
+  u32 before;  // sums that had it before
   int place;
 
   __device__ __forceinline__ PlaceOfSum(BackwardParamsSm90 const& args, int sum)
-      : before(static_cast<u32>(sum) / static_cast<u32>(args.places)), place(sum - before * args.places) {}
+      : before(static_cast<u32>(sum) / static_cast<u32>(args.places)), place(sum - static_cast<int>(before) * args.places) {}
+
+  // After so many additions.
+  __device__ __forceinline__ int turn(int additions) const {
+    return static_cast<int>((before << kGenerationShift) + additions);
+  }
+
+  // Of the next sum, before any addition.
+  __device__ __forceinline__ int next_turn() const { return static_cast<int>((before + 1) << kGenerationShift); }
 };
 
 struct Turns {
@@ -36,10 +44,9 @@ struct Turns {
   // the addition before.
   __device__ __forceinline__ int wait(int sum, int rank) {
     PlaceOfSum const at(args, sum);
-    int const turn = (at.before << kGenerationShift) + rank;
-    if (load_acquire(args.turns + at.place) != turn) {
+    if (load_acquire(args.turns + at.place) != at.turn(rank)) {
       pass();
-      while (load_acquire(args.turns + at.place) != turn) {
+      while (load_acquire(args.turns + at.place) != at.turn(rank)) {
       }
     }
     fence_proxy_async_global();
@@ -67,7 +74,7 @@ struct Turns {
     PlaceOfSum const at(args, sum);
     newest = kNone;
     fence_proxy_async_global();
-    store_release(args.turns + at.place, (at.before + 1) << kGenerationShift);
+    store_release(args.turns + at.place, at.next_turn());
   }
 
  private:
