@@ -112,8 +112,8 @@ class Launch:
         return argument, self.inputs, self.gradients, self.maps if self.layouts else None, self, start
 
     def place(self, argument: bytearray, counters: int, work: tuple[int, int, int, int]) -> None:
-        """Write into its struct where work memory lies: work counters, and sums of dQ, partials, arrivals and turns, how
-        many were added to each sum.
+        """Write into its struct where work memory lies: work counters, and sums of dQ, partials, arrivals and turns:
+        how many were added to each sum.
         """
         if self.layouts:
             _WORK.pack_into(argument, self._work_at, counters, *work)

@@ -81,9 +81,9 @@ def ordered_lists(blocks: Sequence[BlockMask], workers: Workers) -> OrderedLists
     for all query heads of a group alike, which follow each other in a tile. Where their sums would leave the L2 cache
     meanwhile, a part goes head by head, and there are ranks for each, `head_ranks` further on than those of the head
     before; else that is 0. `section` is the number of heads that the ranks want side by side.
-    workers: `side_by_side` says how many heads may be. Where there are more sums than `places`, heads take turns: as many
-    at a time as these serve, and all their work comes before any of the next turn. Where one head has more, all sums
-    have places of their own.
+    workers: `side_by_side` says how many heads may be. Where there are more sums than `places`, heads take turns: as
+    many at a time as these serve, and all their work comes before any of the next turn. Where one head has more, all
+    sums have places of their own.
     """
     lists = key_lists(blocks, workers, n_ranks=max(1, sum(map(_tiles_of, blocks))))
     parts = lists.array("parts")

@@ -15,7 +15,6 @@ from omnicupy.masks.mask import Mask
 from omnicupy.schedule.backward_grid import BackwardGrid
 from omnicupy.schedule.block_lists import BlockLists
 from omnicupy.schedule.ordered_lists import OrderedLists, OrderedWorkers, ordered_lists
-
 from omnicupy.tools.workloads.workload import by_name
 
 ORDERED = backward_table.pick("sm_90", "bfloat16", 128).part("ordered")

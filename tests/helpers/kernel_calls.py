@@ -12,6 +12,7 @@ import hopper_calls
 import ml_dtypes
 import numpy as np
 from cuda_on_cpu import aligned
+from kernel_masks import K_LEN, Q_LEN
 from numpy.typing import NDArray
 
 import omnicupy as oc
@@ -28,7 +29,7 @@ from omnicupy.schedule.key_lists import key_lists
 from omnicupy.schedule.ordered_lists import LAST_ADDITION, ordered_lists
 from omnicupy.schedule.parts import Workers
 
-BATCH, Q_HEADS, KV_HEADS, Q_LEN, K_LEN = 2, 4, 2, 150, 203
+BATCH, Q_HEADS, KV_HEADS = 2, 4, 2
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 # Relative error of a gradient, and of its worst row: what rounding P, dS and the result leaves, and half of it more.
 ERROR = {"float16": (4.5e-4, 1.2e-3), "bfloat16": (3.5e-3, 9e-3)}
@@ -44,29 +45,6 @@ def spec_of(kernel: str, arch: str, dtype: str, head_dim: int, value_dim: int | 
     widths = kernel_widths(head_dim, head_dim if value_dim is None else value_dim)
     row = next(r for r in backward_table.TABLE if r.kernel == kernel and r.serves(arch, max(widths)))
     return row.spec(arch, dtype, *widths)
-
-
-def _scattered(seed: int) -> oc.Mask:
-    """Bits; rows 40 to 99 see nothing, and nothing sees keys 70 to 139."""
-    visible = np.random.default_rng(seed).random((Q_LEN, K_LEN)) < 0.3
-    visible[40:100] = False
-    visible[:, 70:140] = False
-    return oc.from_dense(visible)
-
-
-def _documents() -> oc.Mask:
-    """Runs of rows, and keys from 180 on that nothing sees."""
-    visible = np.zeros((Q_LEN, K_LEN), bool)
-    visible[:64, :100] = True
-    visible[70:, 90:180] = True
-    return oc.from_dense(visible)
-
-
-MASKS: dict[str, Callable[[], list[oc.Mask]]] = {
-    "causal": lambda: [oc.causal(Q_LEN, K_LEN)],
-    "one-a-batch-element": lambda: [_scattered(1), _documents()],
-    "full": lambda: [oc.full(Q_LEN, K_LEN)],
-}
 
 
 @dataclass(frozen=True)
@@ -219,8 +197,8 @@ def _params(
 def prepared(
     problem: Problem, spec: BackwardSpec, library: Callable[[BackwardKernel], Any]
 ) -> dict[str, Array]:
-    """lse2, delta and compact copies of all four arrays, every byte poisoned before; where a kernel finishes sums of dQ,
-    dQ with rows of zeros and turns that are zeros, too.
+    """lse2, delta and compact copies of all four arrays, every byte poisoned before; where a kernel finishes sums of
+    dQ, dQ with rows of zeros and turns that are zeros, too.
     """
     part = spec.part("prepare")
     lists = _lists(problem, spec.part("dkdv"))

@@ -52,9 +52,11 @@ def test_hopper_has_rows() -> None:
         assert {(kernel.dtype, kernel.softcap) for kernel in run} == {(k.dtype, k.softcap) for k in KERNELS}
 
 
-@pytest.mark.parametrize("kernel", HOPPER, ids=_name)
+@pytest.mark.parametrize("kernel", [one for one in HOPPER if one.part != "ordered"], ids=_name)
 def test_hopper_code_is_known_to_be_uniform(kernel: BackwardKernel) -> None:
-    """ptxas sees that a consumer's warps do not diverge, as in the forward kernel."""
+    """ptxas sees that a consumer's warps do not diverge, as in the forward kernel. Of part "ordered" those warps do
+    that add; there, too, it would warn of a consumer's.
+    """
     found = set(opcodes(cache.cubin(kernel).read_bytes(), kernel.entry))
     assert 0x947 in found, "no branch: these are no opcodes"
     assert not found & WARPSYNC

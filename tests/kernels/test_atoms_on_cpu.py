@@ -10,8 +10,9 @@ import cuda_on_cpu
 import numpy as np
 import pytest
 from forward_on_cpu import Forward, assert_within_budget, scattered
-from kernel_calls import MASKS, assert_right, prepared, run, spec_of
 from kernel_calls import Problem as BackwardProblem
+from kernel_calls import assert_right, prepared, run, spec_of
+from kernel_masks import MASKS
 
 from omnicupy.call.problem import Problem
 from omnicupy.choose import variants

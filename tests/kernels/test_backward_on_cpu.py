@@ -9,7 +9,8 @@ from typing import Any
 import cuda_on_cpu
 import numpy as np
 import pytest
-from kernel_calls import MASKS, Q_LEN, Problem, assert_right, prepared, run, spec_of
+from kernel_calls import Problem, assert_right, prepared, run, spec_of
+from kernel_masks import MASKS, Q_LEN
 
 from omnicupy.jit.backward_kernel import BackwardKernel, TileShape
 from omnicupy.jit.backward_spec import BackwardSpec

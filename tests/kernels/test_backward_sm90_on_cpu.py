@@ -10,7 +10,8 @@ import cuda_on_cpu
 import kernel_calls
 import numpy as np
 import pytest
-from kernel_calls import KV_HEADS, MASKS, Q_HEADS, Problem, assert_right, prepared, run, spec_of
+from kernel_calls import KV_HEADS, Q_HEADS, Problem, assert_right, prepared, run, spec_of
+from kernel_masks import MASKS
 
 from omnicupy.jit.backward_kernel import BackwardKernel
 from omnicupy.jit.backward_spec import BackwardSpec
@@ -100,7 +101,6 @@ def test_all_gradients_in_one_order(
     """One thread block takes item after item, each when all additions of the one before have their turn."""
     monkeypatch.setattr(ordered_lists.Walk, "is_head_by_head", lambda *_: head_by_head)
     problem = Problem("bfloat16", head_dim, MASKS[masks]())
-    spec = spec_of("sm90", "sm_90", "bfloat16", head_dim)
     _compare_ordered(problem, spec_of("sm90", "sm_90", "bfloat16", head_dim), libraries)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import cuda_on_cpu
 import numpy as np
 import pytest
-from kernel_calls import KV_HEADS, MASKS, Q_HEADS, Problem, assert_right, prepared, run, spec_of
+from kernel_calls import KV_HEADS, Q_HEADS, Problem, assert_right, prepared, run, spec_of
+from kernel_masks import MASKS
 
 import omnicupy as oc
 from omnicupy.jit.backward_kernel import BackwardKernel, TileShape

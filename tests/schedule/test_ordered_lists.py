@@ -69,14 +69,8 @@ def _tiles(lists: BlockLists) -> list[list[int]]:
     return found
 
 
-def _play(lists: OrderedLists, workers: Workers, seed: int, ahead: int = 0) -> int:
-    """Additions that are made by thread blocks that take random times; fewer than all if they wait for each other.
-
-    ahead: additions of an item that are still to come when its thread block takes the next one.
-    """
-    rng = random.Random(seed)
-    of_heads = [_walks(lists, head) for head in range(workers.repeats)]
-    walks, masks = of_heads[0], lists.array("parts")[:, 1].tolist()
+def _items(lists: OrderedLists, workers: Workers) -> list[tuple[int, int]]:
+    """Part and head of each item, in the order in which they are handed out."""
     items = []
     for turn in range(0, workers.heads, lists.turn_heads):
         begin, stop = 0, min(workers.heads, turn + lists.turn_heads)
@@ -85,12 +79,23 @@ def _play(lists: OrderedLists, workers: Workers, seed: int, ahead: int = 0) -> i
                 heads = range(first, min(stop, first + lists.section))
                 items += [(part, head) for part in range(begin, end) for head in heads]
             begin = end
+    return items
+
+
+def _play(lists: OrderedLists, workers: Workers, seed: int, ahead: int = 0) -> int:
+    """Additions that are made by thread blocks that take random times; fewer than all if they wait for each other.
+
+    ahead: additions of an item that are still to come when its thread block takes the next one.
+    """
+    rng = random.Random(seed)
+    of_heads = [_walks(lists, head) for head in range(workers.repeats)]
+    walks, masks = of_heads[0], lists.array("parts")[:, 1].tolist()
     additions = Counter((mask, tile) for mask, walk in zip(masks, walks, strict=True) for tile, _ in walk)
     waiting: dict[tuple[int, ...], int] = {}
     added: dict[tuple[int, ...], int] = defaultdict(int)
     clock: list[tuple[float, int]] = []
     at: dict[int, tuple[int, int, int]] = {}  # of each thread block: part, head, additions so far
-    made, taken = 0, iter([item for item in items if walks[item[0]]])
+    made, taken = 0, iter([item for item in _items(lists, workers) if walks[item[0]]])
     behind: dict[int, tuple[int, int]] = {}  # the item that a thread block has taken beside the one at hand
 
     def take(block: int, now: float) -> None:

@@ -26,8 +26,8 @@ struct BackwardParamsSm90 {
   int const* ranks;
   // Sums of dQ have numbers: those of a head of queries follow each other, then those of the next head of the group.
   // head_sums: how many a head has. kv_sums, batch_sums: from one head of keys, or batch element, to the next. places:
-  // of sums; sum s has place s % places, as one after s / places others. turn_heads: heads of keys whose sums have places
-  // at a time.
+  // of sums; sum s has place s % places, as one after s / places others. turn_heads: heads of keys whose sums have
+  // places at a time.
   int head_sums, kv_sums, batch_sums, places, turn_heads;
 };
 

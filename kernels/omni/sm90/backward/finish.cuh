@@ -1,9 +1,10 @@
-// A sum of dQ that has had all its additions becomes the result. The warp whose addition was the last one fetches the sum
-// to where it had the addition, scales and rounds it, and stores it.
+// Additions to sums of dQ in one order. A sum that has had all of them becomes the result: the warp whose addition was
+// the last one fetches the sum to where it had the addition, scales and rounds it, and stores it.
 #pragma once
 
 #include "omni/sm90/backward/key_smem.cuh"
 #include "omni/sm90/backward/turns.cuh"
+#include "omni/sm90/backward/uniform.cuh"
 #include "omni/store.cuh"
 
 namespace omni {
@@ -70,7 +71,8 @@ __device__ __forceinline__ void finish_sum(BackwardParamsSm90 const& args, float
 }
 
 // A warp that adds one warpgroup's tiles of dQ to the sums in their order. Its first lane waits and has the copy engine
-// work. Little is kept: there are few registers.
+// work; the others wait for it at each tile: who missed two of them would wait for ever. Little is kept: there are few
+// registers.
 template <class Cfg>
 struct OrderedAdder {
   using Smem = KeySmem<Cfg>;
@@ -121,27 +123,32 @@ struct OrderedAdder {
   __device__ __forceinline__ void run() {
 #pragma unroll 1
     for (int parity = 0;; parity ^= 1) {
-      if (lane_id() == 0 && !mbarrier_has_ended(smem_address(&smem.sums_full[buffer()]), parity)) turns.pass();
-      mbarrier_wait(smem_address(&smem.sums_full[buffer()]), parity);
-      int2 const addition = smem.staged[parity][buffer()];
-      if (addition.x < 0) break;
-      bool const is_last = addition.y & kLastAddition, is_alone = addition.y == kLastAddition;
+      u32 const full = smem_address(&smem.sums_full[buffer()]);
+      if (lane_id() == 0) {
+        if (!mbarrier_has_ended(full, parity)) turns.pass();
+        mbarrier_wait(full, parity);
+      }
+      __syncwarp();
+      mbarrier_wait(full, parity);  // no lane spins for what another one has to do first
+      int const sum = uniform(smem.staged[parity][buffer()].x), rank = uniform(smem.staged[parity][buffer()].y);
+      if (sum < 0) break;
+      bool const is_last = rank & kLastAddition, is_alone = rank == kLastAddition;
       if (lane_id() == 0) {
         if (is_alone) {
           grant();
           turns.pass();
         } else {
-          add(addition.x, addition.y & ~kLastAddition);
-          if (is_last) fetch(addition.x);
+          add(sum, rank & ~kLastAddition);
+          if (is_last) fetch(sum);
         }
       }
+      __syncwarp();
       if (is_last) {
-        __syncwarp();
         if (!is_alone) {
           mbarrier_wait(smem_address(&smem.sum_loaded[buffer()]), sums_fetched);
           sums_fetched ^= 1;
         }
-        finish_sum<Cfg>(args, smem.sums[buffer()], addition.x);
+        finish_sum<Cfg>(args, smem.sums[buffer()], sum);
         __syncwarp();
       }
       if (lane_id() == 0) {

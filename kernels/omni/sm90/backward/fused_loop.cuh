@@ -1,10 +1,10 @@
 // All three gradients in one pass over the tiles: dK and dV as in key_loop.cuh, and dQ, whose product dS K the
 // warpgroups make in turn, a tile each, kLag tiles late, so that none waits for another at a barrier of all. dQ is
-// added to sums in float32, in the order of accumulators (attention_bwd_convert.cu turns them into the result): from
-// registers, or where shared memory has room from there, by threads of the producer's warpgroup. Sums of several
-// thread blocks have no order, or where the kernel is compiled for it (kOrdered) that of ranks, which the host worked
-// out: who adds waits until as many have added before, and whose addition is the last one makes the result (finish.cuh).
-// All thread blocks must run at the same time then.
+// added to sums in float32, in the order of accumulators: from registers, or where shared memory has room from there,
+// by warps of the producer's warpgroup. Sums of several thread blocks have no order, and attention_bwd_convert.cu turns
+// them into the result; or where the kernel is compiled for it (kOrdered) that of ranks, which the host worked out. Who
+// adds waits until as many have added before then, and whose addition is the last one makes the result (finish.cuh).
+// All thread blocks must run at the same time for that.
 #pragma once
 
 #include "omni/sm90/backward/finish.cuh"

@@ -8,8 +8,8 @@
 
 namespace omni {
 
-// A place is one sum's after another's: its turns count on from (sums that had it before, 0), which who ends a sum leaves
-// there. As many bits as ranks have, and as many as the sums of a launch need; ordered_lists.py has the same numbers.
+// A place is one sum's after another's: its turns count on from (sums that had it before, 0), which who ends a sum
+// leaves there. As many bits as ranks have, and as many as the sums of a launch need; ordered_lists.py has the same.
 constexpr int kGenerationShift = 22;
 
 __device__ __forceinline__ void store_release(int* g_target, int x) {
@@ -21,7 +21,8 @@ struct PlaceOfSum {
   int place;
 
   __device__ __forceinline__ PlaceOfSum(BackwardParamsSm90 const& args, int sum)
-      : before(static_cast<u32>(sum) / static_cast<u32>(args.places)), place(sum - static_cast<int>(before) * args.places) {}
+      : before(static_cast<u32>(sum) / static_cast<u32>(args.places)),
+        place(sum - static_cast<int>(before) * args.places) {}
 
   // After so many additions.
   __device__ __forceinline__ int turn(int additions) const {
