@@ -176,8 +176,8 @@ class BackwardPlan:
         self._space = space
         self._copies = space.q, space.dout, space.k, space.v
         self._copies_any = max(self._copies) >= 0
-        in_any_order = space.sums >= 0 > space.turns
-        self._zeroed = (space.sums, space.partials - space.sums) if in_any_order else None
+        first = space.turns if space.turns >= 0 else space.sums
+        self._zeroed = (first, space.partials - first) if first >= 0 else None
         # Beside the arrays: with memory that the caller brings, and with the stream's own.
         self._beside, self.need = (Need(size, _COUNTERS + space.arrivals) for size in (0, space.size))
         stream_memory.prepare(device, self.need)

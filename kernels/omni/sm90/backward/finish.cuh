@@ -70,9 +70,16 @@ __device__ __forceinline__ void finish_sum(BackwardParamsSm90 const& args, float
   }
 }
 
-// A warp that adds one warpgroup's tiles of dQ to the sums in their order. Its first lane waits and has the copy engine
-// work; the others wait for it at each tile: who missed two of them would wait for ever. Little is kept: there are few
-// registers.
+// By a thread that adds: a sum that lies in a buffer has had all its additions. -1: no more come from the thread.
+template <class Smem>
+__device__ __forceinline__ void hand_over(Smem& smem, int sum, int buffer) {
+  int const number = atomicAdd(&smem.finishing, 1), place = number % Smem::kFinished;
+  mbarrier_wait(smem_address(&smem.finished_empty[place]), (number / Smem::kFinished & 1) ^ 1);
+  smem.finished[place] = make_int2(sum, buffer);
+  mbarrier_arrive(smem_address(&smem.finished_full[place]));
+}
+
+// A thread that adds one warpgroup's tiles of dQ to the sums in their order. Little is kept: there are few registers.
 template <class Cfg>
 struct OrderedAdder {
   using Smem = KeySmem<Cfg>;
@@ -117,6 +124,7 @@ struct OrderedAdder {
     mbarrier_expect_tx(loaded, kBytes);
     bulk_load(tile(), args.dq_sums + static_cast<i64>(PlaceOfSum(args, sum).place) * kFloats, kBytes, loaded);
     mbarrier_wait(loaded, sums_fetched);
+    sums_fetched ^= 1;
     turns.end(sum);
   }
 
@@ -124,40 +132,47 @@ struct OrderedAdder {
 #pragma unroll 1
     for (int parity = 0;; parity ^= 1) {
       u32 const full = smem_address(&smem.sums_full[buffer()]);
-      if (lane_id() == 0) {
-        if (!mbarrier_has_ended(full, parity)) turns.pass();
-        mbarrier_wait(full, parity);
+      if (!mbarrier_has_ended(full, parity)) turns.pass();
+      mbarrier_wait(full, parity);
+      int2 const addition = smem.staged[parity][buffer()];
+      if (addition.x < 0) break;
+      if (addition.y == kLastAddition) {
+        grant();
+        turns.pass();
+      } else {
+        add(addition.x, addition.y & ~kLastAddition);
+        if (addition.y & kLastAddition) fetch(addition.x);
       }
-      __syncwarp();
-      mbarrier_wait(full, parity);  // no lane spins for what another one has to do first
-      int const sum = uniform(smem.staged[parity][buffer()].x), rank = uniform(smem.staged[parity][buffer()].y);
-      if (sum < 0) break;
-      bool const is_last = rank & kLastAddition, is_alone = rank == kLastAddition;
-      if (lane_id() == 0) {
-        if (is_alone) {
-          grant();
-          turns.pass();
-        } else {
-          add(sum, rank & ~kLastAddition);
-          if (is_last) fetch(sum);
-        }
-      }
-      __syncwarp();
-      if (is_last) {
-        if (!is_alone) {
-          mbarrier_wait(smem_address(&smem.sum_loaded[buffer()]), sums_fetched);
-          sums_fetched ^= 1;
-        }
-        finish_sum<Cfg>(args, smem.sums[buffer()], sum);
-        __syncwarp();
-      }
-      if (lane_id() == 0) {
+      if (addition.y & kLastAddition) {
+        hand_over(smem, addition.x, buffer());
+      } else {
         bulk_wait_read();
         mbarrier_arrive(smem_address(&smem.sums_empty[buffer()]));
       }
     }
-    if (lane_id() == 0) turns.pass();
+    turns.pass();
+    hand_over(smem, -1, 0);
   }
 };
+
+// The warp that stores what has had all its additions, until no more comes.
+template <class Cfg>
+__device__ __forceinline__ void finish_sums(BackwardParamsSm90 const& args, KeySmem<Cfg>& smem) {
+  using Smem = KeySmem<Cfg>;
+  int adding = Smem::kBuffers;
+#pragma unroll 1
+  for (RingIndex<Smem::kFinished> ring; adding > 0; ring.next()) {
+    mbarrier_wait(smem_address(&smem.finished_full[ring.stage()]), ring.parity());
+    int const sum = uniform(smem.finished[ring.stage()].x), buffer = uniform(smem.finished[ring.stage()].y);
+    if (lane_id() == 0) mbarrier_arrive(smem_address(&smem.finished_empty[ring.stage()]));
+    __syncwarp();
+    if (sum < 0) {
+      --adding;
+    } else {
+      finish_sum<Cfg>(args, smem.sums[buffer], sum);
+      release(smem.sums_empty[buffer]);
+    }
+  }
+}
 
 }  // namespace omni

@@ -28,6 +28,7 @@ struct KeySmem {
   static constexpr int kRing = Cfg::kApart ? 3 : kLag + 2;
   static constexpr bool kStaged = Cfg::kFused && (Cfg::kConsumers == 2 || (Cfg::kConsumers == 3 && Cfg::kStages < 4));
   static constexpr int kBuffers = kStaged ? Cfg::kConsumers : 1;
+  static constexpr int kFinished = Cfg::kOrdered ? 4 : 1;  // sums that wait for the warp that stores them
   // Spans a key that lie here; masks with more of them are read from global memory.
   static constexpr int kSpans = kStaged && Cfg::kConsumers == 2 && !Cfg::kApart ? 1 : kSmemSpans;
 
@@ -54,8 +55,11 @@ struct KeySmem {
   u64 work_full[kSlots], work_empty[kSlots];
   u64 ds_full[kRing], ds_empty[kRing];
   u64 sums_full[kBuffers], sums_empty[kBuffers];
+  u64 finished_full[kFinished], finished_empty[kFinished];
   u64 sum_loaded[kBuffers];                    // a sum of dQ that has had its last addition
   int2 staged[2][kBuffers];                    // the additions of each warpgroup's last two tiles of dQ
+  int2 finished[kFinished];
+  int finishing;
   int granted[kBuffers];                       // additions to sums of dQ whose turn has come, of all items
   int2 ds_additions[Cfg::kApart ? kRing : 1];  // with dS, where a warpgroup of its own makes dQ
 
@@ -90,6 +94,11 @@ struct KeySmem {
       mbarrier_init(smem_address(&sum_loaded[i]), 1);
       granted[i] = 0;
     }
+    for (int i = 0; i < kFinished; ++i) {
+      mbarrier_init(smem_address(&finished_full[i]), 1);
+      mbarrier_init(smem_address(&finished_empty[i]), 1);
+    }
+    finishing = 0;
     fence_mbarrier_init();
   }
 };
