@@ -34,14 +34,13 @@ extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
   if (warpgroup == 0) {
     omni::setmaxnreg_dec<Cfg::kProducerRegisters>();
     if constexpr (Cfg::kOrdered) {  // first here: behind the producer it would take registers that there are not
-      if (omni::uniform(omni::thread_index() / 32) == 3) return omni::finish_sums<Cfg>(args, smem);
+      if (omni::uniform(omni::thread_index() / 32) == 1 + Smem::kAdders) return omni::finish_sums<Cfg>(args, smem);
     }
     if (omni::thread_index() == 0) omni::KeyProducer<Cfg>(args, smem).run();
     if constexpr (Cfg::kOrdered) {
-      static_assert(Smem::kBuffers == 2, "a warp is left to store");
-      int const buffer = omni::thread_index() / 32 - 1;
+      int const adder = omni::OrderedAdder<Cfg>::number();
       bool const is_first = omni::thread_index() % 32 == 0;
-      if (is_first && buffer >= 0 && buffer < Smem::kBuffers) omni::OrderedAdder<Cfg>(args, smem).run();
+      if (is_first && adder >= 0 && adder < Smem::kAdders) omni::OrderedAdder<Cfg>(args, smem).run();
     }
     if constexpr (Smem::kStaged && !Cfg::kOrdered) {
       int const buffer = omni::thread_index() / 32 - 1;  // read anew: kept, it would be a register of the producer's

@@ -79,7 +79,7 @@ __device__ __forceinline__ void hand_over(Smem& smem, int sum, int buffer) {
   mbarrier_arrive(smem_address(&smem.finished_full[place]));
 }
 
-// A thread that adds one warpgroup's tiles of dQ to the sums in their order. Little is kept: there are few registers.
+// A thread that adds every kAdders-th tile of dQ to its sum, in the order of sums. Little is kept: there are few registers.
 template <class Cfg>
 struct OrderedAdder {
   using Smem = KeySmem<Cfg>;
@@ -88,18 +88,21 @@ struct OrderedAdder {
   BackwardParamsSm90 const& args;
   Smem& smem;
   Turns turns;
+  RingIndex<Smem::kBuffers> ring;
   int sums_fetched = 0;  // parity
 
   __device__ __forceinline__ OrderedAdder(BackwardParamsSm90 const& params, Smem& memory)
-      : args(params), smem(memory), turns(params) {}
+      : args(params), smem(memory), turns(params), ring{number()} {}
 
   // Read anew rather than kept.
-  __device__ __forceinline__ static int buffer() { return thread_index() / 32 - 1; }
+  __device__ __forceinline__ static int number() { return thread_index() / 32 - 1; }
+
+  __device__ __forceinline__ int buffer() const { return ring.stage(); }
 
   __device__ __forceinline__ u32 tile() const { return smem_address(smem.sums[buffer()]); }
 
   __device__ __forceinline__ void grant() const {
-    u32 const granted = smem_address(&smem.granted[buffer()]);
+    u32 const granted = smem_address(&smem.granted[number()]);
     store_shared_volatile(granted, load_shared_volatile(granted) + 1);
   }
 
@@ -118,7 +121,7 @@ struct OrderedAdder {
 
   // After the last addition: the sum takes the addition's place here, and the next sum its place there.
   __device__ __forceinline__ void fetch(int sum) {
-    u32 const loaded = smem_address(&smem.sum_loaded[buffer()]);
+    u32 const loaded = smem_address(&smem.sum_loaded[number()]);
     bulk_wait();
     fence_proxy_async_global();
     mbarrier_expect_tx(loaded, kBytes);
@@ -128,13 +131,19 @@ struct OrderedAdder {
     turns.end(sum);
   }
 
+  __device__ __forceinline__ void wait_for(int parity) {
+    u32 const full = smem_address(&smem.sums_full[buffer()]);
+    if (!mbarrier_has_ended(full, parity)) turns.pass();
+    mbarrier_wait(full, parity);
+  }
+
   __device__ __forceinline__ void run() {
 #pragma unroll 1
-    for (int parity = 0;; parity ^= 1) {
-      u32 const full = smem_address(&smem.sums_full[buffer()]);
-      if (!mbarrier_has_ended(full, parity)) turns.pass();
-      mbarrier_wait(full, parity);
-      int2 const addition = smem.staged[parity][buffer()];
+    for (;;) {
+      // The buffer's tile before was another thread's: who does not wait for that, too, takes it for its own.
+      if constexpr (Smem::kBuffers > Smem::kAdders) wait_for(ring.parity() ^ 1);
+      wait_for(ring.parity());
+      int2 const addition = smem.staged[ring.parity()][buffer()];
       if (addition.x < 0) break;
       if (addition.y == kLastAddition) {
         grant();
@@ -149,6 +158,8 @@ struct OrderedAdder {
         bulk_wait_read();
         mbarrier_arrive(smem_address(&smem.sums_empty[buffer()]));
       }
+#pragma unroll
+      for (int i = 0; i < Smem::kAdders; ++i) ring.next();
     }
     turns.pass();
     hand_over(smem, -1, 0);
@@ -159,7 +170,7 @@ struct OrderedAdder {
 template <class Cfg>
 __device__ __forceinline__ void finish_sums(BackwardParamsSm90 const& args, KeySmem<Cfg>& smem) {
   using Smem = KeySmem<Cfg>;
-  int adding = Smem::kBuffers;
+  int adding = Smem::kAdders;
 #pragma unroll 1
   for (RingIndex<Smem::kFinished> ring; adding > 0; ring.next()) {
     mbarrier_wait(smem_address(&smem.finished_full[ring.stage()]), ring.parity());

@@ -117,7 +117,7 @@ struct KeyProducer {
     do {
       granted = 0;
 #pragma unroll
-      for (int i = 0; i < Smem::kBuffers; ++i) granted += load_shared_volatile(smem_address(&smem.granted[i]));
+      for (int i = 0; i < Smem::kAdders; ++i) granted += load_shared_volatile(smem_address(&smem.granted[i]));
     } while (granted != additions);
   }
 

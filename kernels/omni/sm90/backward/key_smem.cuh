@@ -28,6 +28,7 @@ struct KeySmem {
   static constexpr int kRing = Cfg::kApart ? 3 : kLag + 2;
   static constexpr bool kStaged = Cfg::kFused && (Cfg::kConsumers == 2 || (Cfg::kConsumers == 3 && Cfg::kStages < 4));
   static constexpr int kBuffers = kStaged ? Cfg::kConsumers : 1;
+  static constexpr int kAdders = Cfg::kOrdered ? 2 : 1;  // threads that add in order; they leave a warp
   static constexpr int kFinished = Cfg::kOrdered ? 4 : 1;  // sums that wait for the warp that stores them
   // Spans a key that lie here; masks with more of them are read from global memory.
   static constexpr int kSpans = kStaged && Cfg::kConsumers == 2 && !Cfg::kApart ? 1 : kSmemSpans;
@@ -56,11 +57,11 @@ struct KeySmem {
   u64 ds_full[kRing], ds_empty[kRing];
   u64 sums_full[kBuffers], sums_empty[kBuffers];
   u64 finished_full[kFinished], finished_empty[kFinished];
-  u64 sum_loaded[kBuffers];                    // a sum of dQ that has had its last addition
+  u64 sum_loaded[kAdders];                    // a sum of dQ that has had its last addition
   int2 staged[2][kBuffers];                    // the additions of each warpgroup's last two tiles of dQ
   int2 finished[kFinished];
   int finishing;
-  int granted[kBuffers];                       // additions to sums of dQ whose turn has come, of all items
+  int granted[kAdders];                       // additions to sums of dQ whose turn has come, of all items
   int2 ds_additions[Cfg::kApart ? kRing : 1];  // with dS, where a warpgroup of its own makes dQ
 
   // The parity with which the barriers of K and V are waited for: items take turns at the slots.
@@ -91,6 +92,8 @@ struct KeySmem {
     for (int i = 0; i < kBuffers; ++i) {
       mbarrier_init(smem_address(&sums_full[i]), 4);
       mbarrier_init(smem_address(&sums_empty[i]), 1);
+    }
+    for (int i = 0; i < kAdders; ++i) {
       mbarrier_init(smem_address(&sum_loaded[i]), 1);
       granted[i] = 0;
     }
