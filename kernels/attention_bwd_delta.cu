@@ -1,7 +1,7 @@
 // What the kernels of a backward pass need first: lse2 and delta of every row, and compact copies of q, dO, k and v in
-// which rows and keys that take no part hold zeros. Where a kernel that follows makes dQ in one order, the turns of its
-// sums are zeros then, and so are rows of dQ that take no part: nobody may come to them. Memory sets its pace. A second
-// kernel (part 5) adds up what the blocks of this one leave of the gradients of sink logits, in one order.
+// which rows and keys that take no part hold zeros. So do rows of dQ that take no part where the kernel that follows
+// comes to no others. Memory sets its pace. A second kernel (part 5) adds up what the blocks of this one leave of the
+// gradients of sink logits, in one order.
 //
 // A group of kLanes lanes has a row: as many as the row has pieces of 8 columns (the greater of head_dim and value_dim,
 // rounded up to 16, over 8), rounded up to a power of 2, at most 32. A thread block has 256 / kLanes rows of one head,
@@ -167,7 +167,7 @@ __device__ __forceinline__ void prepare_query(BackwardParams const& params, Plac
   if (!exists) return;
   copy_row(params.q_copy, index, Row{p.query().row(at.batch, at.head, at.row), 1}, dead, p.head_dim);
   copy_row(params.dout_copy, index, dout, dead, value_columns(p));
-  if (dead && params.n_cleared > 0) zero_gradient(params, at.batch, at.head, at.row);
+  if (dead && params.zeroes_dead_rows) zero_gradient(params, at.batch, at.head, at.row);
 }
 
 __device__ __forceinline__ void prepare_key(BackwardParams const& params, Place const& at) {
@@ -181,8 +181,7 @@ __device__ __forceinline__ void prepare_key(BackwardParams const& params, Place 
 }
 
 __device__ __forceinline__ void prepare(BackwardParams const& params, float* s_sums) {
-  int const index = blockIdx.x, threads = gridDim.x * kThreads;
-  for (int i = index * kThreads + threadIdx.x; i < params.n_cleared; i += threads) params.cleared[i] = 0;
+  int const index = blockIdx.x;
   int const of_queries = params.p.batch * params.p.q_heads * ((params.q_padded + kRows - 1) / kRows);
   if (index < of_queries) {
     prepare_query(params, place_of(index, params.p.q_heads, params.q_padded), s_sums);

@@ -54,8 +54,8 @@ class Space(NamedTuple):
     """Where things lie in work memory: bytes from its start, -1 for what is not there.
 
     sinks: what blocks that prepare leave of the gradients of sinks.  sums: of dQ.  turns: how many were added to
-    each, where they have an order; else they have to be zeros.  partials: of dK and dV of split blocks of keys.  size:
-    of all.  arrivals: counters beside it.
+    each, zeros before a launch; without them sums are.  partials: of dK and dV of split blocks of keys.  size: of all.
+    arrivals: counters beside it.
     """
 
     lse2: int
@@ -97,7 +97,6 @@ class Launch:
         assert fields is not None
         at = {name: fields[name][1] for name in fields}
         self._sums_alone = "counter" not in at and "dq_sums" in at
-        self._cleared_at = at["cleared"] if kernel.part == "prepare" else None
         self.sinks_at = (at["sink_logits"], at["sink_sums"]) if kernel.part in _READ_SINKS else None
         assert at["q"] == (_MAPS_BYTES if self.layouts else 0)
         self.inputs = slice(at["q"], at["q"] + _INPUTS.size)  # where they lie in the struct
@@ -119,8 +118,6 @@ class Launch:
             _WORK.pack_into(argument, self._work_at, counters, *work)
         elif self._sums_alone:
             _ADDRESS.pack_into(argument, self._work_at, work[0])
-        elif self._cleared_at is not None:
-            _ADDRESS.pack_into(argument, self._cleared_at, work[3])
 
     def new_maps(self, addresses: tuple[int, ...]) -> bytes:
         """The tensor maps of q, dout, k and v at these addresses."""

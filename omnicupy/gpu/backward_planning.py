@@ -83,8 +83,7 @@ def new_plan(
     of_keys = on.blocks(keys)
     space = _space(call, layouts, on.grid(keys), of_keys)
     read = _read_layouts(layouts, space)
-    n_cleared = on.grid(keys).sum_fields(of_keys.sizes)["places"] if keys.finishes else 0
-    launches = [_launch(on, parts["prepare"], layouts, of_keys, space, n_cleared=n_cleared)]
+    launches = [_launch(on, parts["prepare"], layouts, of_keys, space, ahead_of=keys)]
     if call.wanted[1] or call.wanted[2]:
         launches.append(_launch(on, keys, read, of_keys, space, comes_early=keys.kernel == "sm90"))
     if keys.finishes:
@@ -182,13 +181,13 @@ def _launch(
     space: Space,
     *,
     comes_early: bool = False,
-    n_cleared: int = 0,
+    ahead_of: BackwardKernel | None = None,
 ) -> Launch:
     """comes_early: its thread blocks may come up while the kernel ahead runs; they wait for what they need of it.
-    n_cleared: turns of sums of dQ that the launch that prepares sets to zero.
+    ahead_of: of the launch that prepares, the kernel of dK and dV.
     """
     grid = on.grid(part)
-    template = _struct_of(grid, on.call, layouts, blocks, n_cleared)
+    template = _struct_of(grid, on.call, layouts, blocks, ahead_of)
     shape = grid.thread_blocks(blocks.sizes.n_parts, space.k >= 0 or space.v >= 0)
     maps = (layouts.q, layouts.dout, layouts.k, layouts.v) if part.params == "bwd_sm90" else ()
     loaded = kernel(part, on.device)
@@ -203,9 +202,9 @@ def _struct_of(
     call: BackwardCall,
     layouts: Layouts,
     blocks: DeviceBlocks,
-    n_cleared: int,
+    ahead_of: BackwardKernel | None,
 ) -> bytes:
-    """The parameter struct of a launch, without the addresses of arrays. n_cleared: as of _launch."""
+    """The parameter struct of a launch, without the addresses of arrays. ahead_of: as of _launch."""
     sizes, problem = blocks.sizes, call.problem
     values: dict[str, Any] = {
         **blocks.pointers,
@@ -222,7 +221,7 @@ def _struct_of(
         "q_padded": padded_rows(problem.q_len),
         "dout_column": layouts.dout[1][3] // ITEM_BYTES,
         **grid.sum_fields(sizes),
-        "n_cleared": n_cleared,
+        "zeroes_dead_rows": ahead_of is not None and ahead_of.finishes,
     }
     for name in ("dead", "dead_rows"):
         if not sizes.shapes.get(name, (0,))[0]:

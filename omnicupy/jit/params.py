@@ -74,8 +74,7 @@ def _backward_fields() -> list[tuple[str, str, tuple[int, ...]]]:
         ("kv_heads", "<i4", ()),
         ("sink_sums", "<u8", ()),
         ("dsink_logits", "<u8", ()),
-        ("cleared", "<u8", ()),
-        ("n_cleared", "<i4", ()),
+        ("zeroes_dead_rows", "<i4", ()),
     ]
 
 

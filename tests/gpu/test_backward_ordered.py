@@ -88,22 +88,27 @@ def test_its_thread_blocks_begin_together_and_no_later_than_the_gpu_holds_them(d
     assert ordered["grid"] == (132, 1, 1)
 
 
-def test_the_launch_that_prepares_zeroes_turns(device: Any) -> None:
+def test_turns_are_zeroed_before_the_first_launch(device: Any) -> None:
     """Sums need no zeros: the first addition to one stores."""
     mask = oc.causal(300)
     _run(_call(), mask)
     device.streams[0] = fake_device.Stream(48)
     _run(_call(), mask)
-    assert device.zeroed == []
-    for prepare, ordered in (device.launches[:2], device.launches[2:]):
-        assert prepare["params"]["cleared"] == ordered["params"]["turns"]
-        assert prepare["params"]["n_cleared"] == ordered["params"]["places"] == SUMS
+    first, second = (launched["params"] for launched in device.launches if launched["spec"] == ORDERED)
+    assert device.zeroed == [
+        (int(first["turns"]), TURNS_BYTES, 7, 0),
+        (int(second["turns"]), TURNS_BYTES, 48, 2),
+    ]
 
 
-@pytest.mark.parametrize("options", [{"deterministic": False}, {"wanted": ("k", "v")}])
-def test_nothing_is_cleared_where_no_kernel_finishes_dq(device: Any, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("options", "zeroes"), [({}, True), ({"deterministic": False}, False), ({"wanted": ("k", "v")}, False)]
+)
+def test_who_prepares_zeroes_rows_of_dq_that_nobody_comes_to(
+    device: Any, options: dict[str, Any], zeroes: bool
+) -> None:
     _run(_call(), oc.causal(300), **options)
-    assert not device.launches[0]["params"]["n_cleared"]
+    assert bool(device.launches[0]["params"]["zeroes_dead_rows"]) == zeroes
 
 
 def _sums(p: Any, heads: Iterable[tuple[int, int]]) -> list[int]:
@@ -123,8 +128,8 @@ def test_sums_share_places_where_they_would_take_too_much_memory(
     monkeypatch.setattr(backward_grid, "MOST_SUMS_BYTES", (most + 1) * ORDERED.sum_bytes)
     made = [oc.causal(300), oc.full(300)][:masks]
     _run(_call(), made if masks == 2 else made[0])
-    prepare, ordered = (launched["params"] for launched in device.launches)
-    assert ordered["places"] == prepare["n_cleared"] == most
+    _, ordered = (launched["params"] for launched in device.launches)
+    assert ordered["places"] == most
     assert ordered["section"] == ordered["turn_heads"] == 1
     assert (int(ordered["turns"]) - int(ordered["dq_sums"])) == most * ORDERED.sum_bytes
     order = heads if masks == 1 else [(batch, head) for head in range(2) for batch in range(2)]
@@ -212,7 +217,7 @@ def test_ranks_and_the_section_come_from_the_lists(device: Any) -> None:
 def test_it_makes_dq_and_one_more_or_nothing(device: Any, wanted: Any, launched: list[str]) -> None:
     _run(_call(), oc.causal(300), wanted=wanted)
     assert parts(device.launches) == launched
-    assert device.zeroed == []
+    assert bool(device.zeroed) == ("ordered" in launched)
 
 
 def test_gradients_of_sinks_are_added_up_behind_it(device: Any) -> None:
@@ -274,5 +279,7 @@ def test_the_call_after_prepare_can_be_captured(device: Any, monkeypatch: pytest
     assert parts(device.launches) == ["prepare", "ordered"]
     assert device.launches[1]["together"]
     assert all(launched["stream"] is device.streams[0] for launched in device.launches)
+    # Every replay begins with turns of zero: they are zeroed in the graph.
+    assert device.zeroed == [(int(device.launches[1]["params"]["turns"]), TURNS_BYTES, 7, 0)]
     assert (len(device.uploads), device.allocating.made) == (uploads, allocated)
     graph.end()

@@ -198,7 +198,7 @@ def prepared(
     problem: Problem, spec: BackwardSpec, library: Callable[[BackwardKernel], Any]
 ) -> dict[str, Array]:
     """lse2, delta and compact copies of all four arrays, every byte poisoned before; where a kernel finishes sums of
-    dQ, dQ with rows of zeros and turns that are zeros, too.
+    dQ, dQ with rows of zeros, too.
     """
     part = spec.part("prepare")
     lists = _lists(problem, spec.part("dkdv"))
@@ -214,16 +214,10 @@ def prepared(
     for array in made.values():
         array.fill(np.nan)
     if spec.ordered is not None:
-        ordered = spec.part("ordered")
-        count = problem.grid(ordered).sum_fields(_lists(problem, ordered))["places"]
-        made |= {
-            "dq": aligned(problem.arrays["q"].shape, DTYPES[problem.dtype]),
-            "cleared": aligned((count,), np.int32),
-        }
+        made["dq"] = aligned(problem.arrays["q"].shape, DTYPES[problem.dtype])
         made["dq"].fill(np.nan)
-        made["cleared"].fill(-1)
     params, held = _params(problem, lists, {**arrays, **made})
-    params["n_cleared"] = made["cleared"].size if "cleared" in made else 0
+    params["zeroes_dead_rows"] = "dq" in made
     blocks = of_queries + BATCH * KV_HEADS * -(-K_LEN // rows)
     cuda_on_cpu.run(library(part), part, params, (blocks, 1), (), late=False)
     assert held
@@ -271,8 +265,7 @@ def run(
     is_hopper = part.params == "bwd_sm90"
     more = hopper_calls.memory(problem.grid(part), lists) if is_hopper else {}
     if part.finishes:
-        more["turns"] = made["cleared"].copy()
-        assert not more["turns"].any()
+        more["turns"] = np.zeros(count, np.int32)
     params, held = _params(problem, lists, {**inputs, **gradients, **sums, **more}, part.params, part)
     tokens, heads = (K_LEN, KV_HEADS) if "dk" in names else (Q_LEN, Q_HEADS)
     items = BATCH * heads * tokens
