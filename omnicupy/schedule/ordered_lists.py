@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from omnicupy.masks.block_mask import BlockMask
 from omnicupy.masks.intervals import IntArray
+from omnicupy.masks.transpose import KeyBlocks
 from omnicupy.schedule.block_lists import BlockLists, places
 from omnicupy.schedule.key_lists import key_lists
 from omnicupy.schedule.order import LAST
@@ -63,7 +63,7 @@ class OrderedLists(BlockLists):
         return replace(self, buffer=buffer, offsets=offsets, shapes=shapes, head_ranks=apart)
 
 
-def ordered_lists(blocks: Sequence[BlockMask], workers: Workers) -> OrderedLists:
+def ordered_lists(blocks: Sequence[KeyBlocks], workers: Workers) -> OrderedLists:
     """As key_lists, but the tiles of a part are walked from the last query to the first, the entries stand in that
     order, and an entry's fourth word is the place in `ranks` of its first tile, that of its least query.
 
@@ -104,7 +104,7 @@ def ordered_lists(blocks: Sequence[BlockMask], workers: Workers) -> OrderedLists
     return lists
 
 
-def _tiles_of(block: BlockMask) -> int:
+def _tiles_of(block: KeyBlocks) -> int:
     return int(block.tiles.sum())
 
 
@@ -249,9 +249,7 @@ def _walk(lists: BlockLists, q_blocks: int) -> Walk:
     before = ends - tiles
     entries[:, 3] = before
     of_part = before.take(counts.cumsum() - counts)  # tiles before each part
-    query: NDArray[Any] = parts[:, 1].take(part) * np.int64(q_blocks) + entries[:, 2] // np.int32(
-        lists.br
-    )
+    query: NDArray[Any] = parts[:, 1].take(part) * np.int64(q_blocks) + entries[:, 2] // np.int32(lists.br)
     sums = lists.mask_batch * q_blocks
     begin, end = (np.bincount(one, minlength=sums + 1) for one in (query, query + tiles))
     additions = np.cumsum(begin - end)[:sums]
