@@ -22,8 +22,8 @@ from omnicupy.schedule.block_lists import (
     on_one_diagonal,
     places,
 )
-from omnicupy.schedule.parts import Schedule, Workers, costs_of, schedule
-from omnicupy.schedule.pieces import Pieces, pieces
+from omnicupy.schedule.parts import Schedule, Workers, costs_of, schedule, tiles_before
+from omnicupy.schedule.pieces import MOST_KEYS, Pieces, pieces
 
 
 def key_lists(turned: Sequence[KeyBlocks], workers: Workers, *, n_ranks: int = 0) -> BlockLists:
@@ -42,12 +42,12 @@ def key_lists(turned: Sequence[KeyBlocks], workers: Workers, *, n_ranks: int = 0
     tiles = joined([one.tiles for one in turned])
     kinds = entries[:, 0] & KIND
     work = schedule(offsets, costs_of(entries[:, 3], kinds, first.br) * workers.repeats, workers, tiles)
-    cut = pieces(entries[:, 0], tiles, work.first, first.br, lazy_keys=0)
+    cut = _pieces(entries[:, 0], tiles, work, first.br)
     dead = {
         "dead": [one.mask.dead_keys() for one in turned],
         "dead_rows": [one.dead_rows for one in turned],
     }
-    has = {name: any(map(np.any, of)) for name, of in dead.items()}
+    has = {name: any(one.any() for one in of) for name, of in dead.items()}
     lists = _empty_lists(turned, (len(cut.entry), _bit_tiles(turned), n_ranks), work, diagonal, has)
     lists.array("row_offsets")[...] = np.searchsorted(cut.entry, offsets)
     _fill_entries(lists, turned, entries, cut)
@@ -58,6 +58,14 @@ def key_lists(turned: Sequence[KeyBlocks], workers: Workers, *, n_ranks: int = 0
             bits = np.packbits(of_mask, bitorder="little")
             words.view(np.uint8)[: len(bits)] = bits
     return lists
+
+
+def _pieces(flags: IntArray, tiles: IntArray, work: Schedule, br: int) -> Pieces:
+    """Entries cut where parts begin: whole ones, where all parts are whole rows."""
+    if work.n_split_rows or tiles.max(initial=0) > MOST_KEYS // br:
+        return pieces(flags, tiles, work.first, br, lazy_keys=0)
+    nothing = np.zeros_like(tiles)
+    return Pieces(np.arange(len(tiles)), tiles, nothing, nothing > 0, tiles_before(tiles)[:-1])
 
 
 def _on_one_diagonal(turned: Sequence[KeyBlocks]) -> tuple[Sequence[KeyBlocks], int]:
