@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnicupy.masks.block_mask import CAUSAL, DEAD, FULL, PARTIAL
-from omnicupy.masks.cut import _causal_tiles, _live_blocks, cut
+from omnicupy.masks.cut import CHUNK_KEYS, _causal_tiles, _live_blocks, _see_causally, cut
 from omnicupy.masks.intervals import BoolArray
 from omnicupy.masks.pairs import PairSet
 from omnicupy.masks.stretches import KeyArray, Stretches, stretches
@@ -172,8 +172,16 @@ def _causal(
     are = lowest.take(block) >= np.minimum(row * br + br, q_len)
     rest = (~are).nonzero()[0]
     if len(rest):
-        are[rest] = _causal_tiles(mask.intervals, row.take(rest), block.take(rest), mask, br, bc)
+        are[rest] = _tested(mask, row.take(rest), block.take(rest), br, bc)
     return some[are]
+
+
+def _tested(mask: PairSet, row: KeyArray, block: KeyArray, br: int, bc: int) -> BoolArray:
+    """Which of these tiles are CAUSAL, key by key."""
+    assert mask.intervals is not None
+    if len(row) * bc > CHUNK_KEYS:  # their last keys first: most fail there
+        return _causal_tiles(mask.intervals, row, block, mask, br, bc)
+    return _see_causally(mask.intervals, row, block, mask, (br, bc), slice(None))
 
 
 def _spread(first: KeyArray, lengths: KeyArray) -> KeyArray:

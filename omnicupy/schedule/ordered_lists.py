@@ -28,6 +28,7 @@ from omnicupy.schedule.order import LAST
 from omnicupy.schedule.parts import LONG_SHARE, Workers
 
 MOST_RANKS = 2**22  # of a mask, a tile each: 16 MiB; longer masks are worked on by kernels that need none
+CHUNK = 1 << 13  # ranks that are stored together: new memory costs more than the work
 FAR_SHARE = 0.5  # of additions that find their sum in the L2 cache only head by head
 ASKED = 8  # one in so many sums is asked for that
 PLAYED_ITEM = 2  # what a part takes beside its tiles, in tiles
@@ -173,11 +174,16 @@ class Walk:
 
     def ranks(self, turns: NDArray[np.int64], by_sum: IntArray) -> IntArray:
         """Of each addition among those to its sum. by_sum: of all additions, one sum's after the other's."""
-        order, ahead = _order(turns), self.before
-        _, of_sums = _tiles_in_order(order, self.query, self.tiles, len(self.additions))
-        place = _spread(ahead.take(order), self.tiles.take(order), np.int32)
+        order = _order(turns)
+        tiles = self.tiles.take(order)
+        both, bits = _by_sum(self.query.take(order), tiles, len(self.additions))
+        both &= both.dtype.type((1 << bits) - 1)
+        place = _spread(self.before.take(order), tiles, np.int32)
         found = np.empty(len(place), np.int32)
-        found[place.take(of_sums)] = by_sum
+        for first in range(0, len(place), CHUNK):
+            some = slice(first, first + CHUNK)
+            at = place.take(both[some]).astype(np.intp)  # far faster than what an assignment does with others
+            found[at] = by_sum[some]
         return found
 
     @property
@@ -194,20 +200,22 @@ class Walk:
             return False
         if np.count_nonzero(self.additions) * repeats * section < 2 * workers.kept:  # whatever the walk
             return False
-        apart, innermost = (self._far(self.turns(starts, every), workers) for every in (1, repeats))
-        return innermost - apart > FAR_SHARE
+        innermost = self._far(self.turns(starts, repeats), workers)
+        return innermost > FAR_SHARE and innermost - self._far(self.turns(starts, 1), workers) > FAR_SHARE
 
     def _far(self, turns: NDArray[np.int64], workers: OrderedWorkers) -> float:
         """The share of additions before which so many others come, since the one before to their sum, that the L2 cache
         does not hold it any more. One in ASKED sums is looked at.
         """
-        first, stop = -(-self.query // ASKED), -(-(self.query + self.tiles) // ASKED)
         order = _order(turns)
-        query, of_sums = _tiles_in_order(order, first, stop - first, -(-len(self.additions) // ASKED))
-        query = query.take(of_sums)
-        times = np.repeat(turns.take(order), (stop - first).take(order)).take(of_sums)
+        query, tiles = self.query.take(order), self.tiles.take(order)
+        first = (query + (ASKED - 1)) // ASKED
+        count = (query + tiles + (ASKED - 1)) // ASKED - first
+        both, bits = _by_sum(first, count, len(self.additions))
+        times = np.repeat(turns.take(order), count).take(both & both.dtype.type((1 << bits) - 1))
         far = times[1:] - times[:-1] > workers.kept // workers.sm_count
-        far &= query[1:] == query[:-1]
+        both >>= both.dtype.type(bits)
+        far &= both[1:] == both[:-1]
         return np.count_nonzero(far) / max(1, len(far))
 
 
@@ -216,14 +224,19 @@ def _order(turns: NDArray[np.int64]) -> NDArray[np.intp]:
     return turns.astype(_kind(turns.max(initial=0))).argsort(kind="stable")
 
 
-def _tiles_in_order(
-    order: NDArray[np.intp], query: NDArray[np.int64], tiles: NDArray[np.int64], sums: int
-) -> tuple[NDArray[Any], NDArray[np.intp]]:
-    """The sums that entries add to, entry after entry in this order, and where each sum's stand, sum after sum. query:
-    the first sum of each entry.  tiles: of each.  sums: of all.
+def _by_sum(first: NDArray[np.int64], counts: NDArray[np.int64], sums: int) -> tuple[NDArray[Any], int]:
+    """All additions, sum after sum and else as they stand: of each the sum, and in as many lower bits as are returned
+    which of them all it is. first: the first sum that each entry adds to.  counts: to so many it adds.  sums: a bound.
     """
-    found = _spread(query.take(order), tiles.take(order), _kind(sums))
-    return found, found.argsort(kind="stable")
+    ahead = counts.cumsum()
+    ahead -= counts
+    bits = int(counts.sum()).bit_length()
+    kind: type[Any] = np.uint32 if sums << bits <= 2**32 else np.uint64
+    # Plain numbers are what NumPy sorts fastest. What wraps below 0 wraps back.
+    found = np.repeat((first - ahead << bits).astype(kind), counts)
+    found += np.arange(len(found), dtype=kind) * kind((1 << bits) + 1)
+    found.sort()
+    return found, bits
 
 
 def _spread(first: NDArray[np.int64], lengths: NDArray[np.int64], kind: type[Any]) -> NDArray[Any]:
