@@ -52,7 +52,8 @@ def cut_by_keys(mask: PairSet, br: int, bc: int) -> KeyBlocks:
     entries = np.empty((len(which), 4), np.int32)
     entries[:, 1] = -1
     np.multiply(row, br, out=entries[:, 2], casting="unsafe")
-    np.multiply(np.where(found.full, found.length, 1).take(which), br, out=entries[:, 3], casting="unsafe")
+    tiles = np.where(found.full, found.length, 1).astype(np.int32).take(which)
+    np.multiply(tiles, np.int32(br), out=entries[:, 3])
     if q_len % br:
         np.minimum(entries[:, 3], q_len - entries[:, 2], out=entries[:, 3])
     kind = np.where(full, FULL, PARTIAL)
@@ -64,11 +65,11 @@ def cut_by_keys(mask: PairSet, br: int, bc: int) -> KeyBlocks:
         kind |= np.where(full, 0, dead.take(block))
     entries[:, 0] = kind
     offsets = block.searchsorted(np.arange(-(-k_len // bc) + 1)).astype(np.int32)
-    tiles = np.zeros((0, bc, br // 32), np.uint32)
-    for array in (offsets, entries, tiles):
+    bit_tiles = np.zeros((0, bc, br // 32), np.uint32)
+    for array in (offsets, entries, tiles, bit_tiles):
         array.setflags(write=False)
     dead_rows = outside(used.start, used.stop + used.grows * (used.keys - 1), q_len)
-    return KeyBlocks(mask, br, bc, offsets, entries, tiles, dead_rows)
+    return KeyBlocks(mask, br, bc, offsets, entries, tiles, bit_tiles, dead_rows)
 
 
 def _used(every: Stretches, q_len: int, br: int) -> Stretches:

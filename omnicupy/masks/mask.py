@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any, NoReturn
 
@@ -34,16 +34,15 @@ class Mask(PairSet):
     is (q_len, k_len), `pairs` how many are allowed, and `to_dense()` makes booleans (q_len, k_len) of them.
     """
 
-    __slots__ = ("_blocks", "_device", "_key_blocks", "handle")
+    __slots__ = ("_blocks", "_device", "handle")
 
     handle: int  # names this object where only numbers pass; a copy has another, and none is used twice
-    _blocks: dict[tuple[int, int], BlockMask]
-    _key_blocks: dict[tuple[int, int], KeyBlocks]
+    _blocks: dict[tuple[Any, int, int], Any]  # by what cuts and the tile
     _device: dict[Any, Any]  # device copies, kept by omnicupy.gpu and freed with the mask
 
     def __init__(self, shape: tuple[int, int], **content: Any) -> None:
         super().__init__(shape, **content)
-        self._store(_blocks={}, _key_blocks={}, _device={}, handle=handle_for(self))
+        self._store(_blocks={}, _device={}, handle=handle_for(self))
 
     def __bool__(self) -> NoReturn:
         raise ValueError(
@@ -259,27 +258,23 @@ class Mask(PairSet):
 
         Raises ValueError for other tile sizes.
         """
-        found = self._blocks.get((br, bc)) if type(br) is type(bc) is int else None
-        if found is None:
-            br, bc = tile("br", br, 1, "query rows"), tile("bc", bc, 32, "keys")
-            found = self._blocks.setdefault((br, bc), cut(self._bare(), br, bc))
+        found: BlockMask = self._cut(cut, br, bc)
         return found
 
     def key_blocks(self, br: int, bc: int) -> KeyBlocks:
-        """The same tiles by their blocks of keys, as the backward pass walks them; br is a multiple of 32, too; cached.
-
-        Raises ValueError for other tile sizes.
-        """
-        found = self._key_blocks.get((br, bc)) if type(br) is type(bc) is int else None
-        if found is None:
-            br, bc = tile("br", br, 1, "query rows"), tile("bc", bc, 32, "keys")
-            found = self._key_blocks.setdefault((br, bc), cut_by_keys(self._bare(), br, bc))
+        """The same tiles by their blocks of keys, as gradients walk them; br is a multiple of 32, too; cached."""
+        found: KeyBlocks = self._cut(cut_by_keys, br, bc)
         return found
 
-    def _bare(self) -> PairSet:
-        """The pairs alone, for cuts to hold: no cycle, so the caches die with the mask."""
-        notes: dict[str, Any] = {"diagonal": self.diagonal, "live": self.live}
-        return PairSet(self.shape, intervals=self.intervals, bits=self.bits, tiles=self.tiles, **notes)
+    def _cut(self, how: Callable[[PairSet, int, int], Any], br: int, bc: int) -> Any:
+        found = self._blocks.get((how, br, bc)) if type(br) is type(bc) is int else None
+        if found is None:
+            br, bc = tile("br", br, 1, "query rows"), tile("bc", bc, 32, "keys")
+            # the block mask holds the pairs, not this object: no cycle, so the caches die with the mask
+            notes: dict[str, Any] = {"diagonal": self.diagonal, "live": self.live}
+            pairs = PairSet(self.shape, intervals=self.intervals, bits=self.bits, tiles=self.tiles, **notes)
+            found = self._blocks.setdefault((how, br, bc), how(pairs, br, bc))
+        return found
 
     def stats(self, br: int = 128, bc: int = 128) -> MaskStats:
         """Pairs, density, tiles by kind and waste of the mask cut at (br, bc); print it."""

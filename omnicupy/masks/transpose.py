@@ -24,6 +24,7 @@ class KeyBlocks:
     entries: (E, 4) of kind | DEAD, payload, first query, queries (never past q_len), in the order of the queries. An
         entry is a tile of br queries, or of FULL ones a run of neighbours, as long as it goes on. They hold exactly the
         pairs of the BlockMask that they were made of.
+    tiles: of each entry, (E,): one, or those of a run.
     bit_tiles: uint32 (T, bc, br / 32), bit b of word w of row r is query offset 32 * w + b of the key at offset r.
     dead_rows: boolean (q_len,), query rows that see no key.
     """
@@ -33,6 +34,7 @@ class KeyBlocks:
     bc: int
     offsets: IntArray
     entries: IntArray
+    tiles: IntArray
     bit_tiles: TileArray
     dead_rows: BoolArray
 
@@ -51,12 +53,6 @@ class KeyBlocks:
         """Kind of each entry without the DEAD flag, (E,)."""
         kinds: IntArray = self.entries[:, 0] & KIND
         return kinds
-
-    @property
-    def tiles(self) -> IntArray:
-        """Tiles of each entry, (E,): one, or those of a run."""
-        tiles: IntArray = -(-self.entries[:, 3] // np.int32(self.br))
-        return tiles
 
 
 def by_key_blocks(block: BlockMask) -> KeyBlocks:
@@ -83,10 +79,11 @@ def by_key_blocks(block: BlockMask) -> KeyBlocks:
     turned = turned.take(order, axis=0)  # whole entries: far faster than some of their columns
     offsets = np.zeros(k_blocks + 1, np.int32)
     np.cumsum(np.bincount(columns, minlength=k_blocks), out=offsets[1:])
-    tiles = _turned(block.bit_tiles, block.br, block.bc)
-    for array in (offsets, turned, tiles):
+    tiles = -(-turned[:, 3] // np.int32(block.br))
+    bit_tiles = _turned(block.bit_tiles, block.br, block.bc)
+    for array in (offsets, turned, tiles, bit_tiles):
         array.setflags(write=False)
-    return KeyBlocks(block.mask, block.br, block.bc, offsets, turned, tiles, dead_rows(block))
+    return KeyBlocks(block.mask, block.br, block.bc, offsets, turned, tiles, bit_tiles, dead_rows(block))
 
 
 def _runs_of_full(block: BlockMask) -> tuple[IntArray, IntArray, IntArray]:

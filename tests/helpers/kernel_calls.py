@@ -162,10 +162,9 @@ class Problem:
 
 
 def _lists(problem: Problem, part: BackwardKernel) -> BlockLists:
-    heads = Q_HEADS if part.part == "dq" else KV_HEADS
-    cut = oc.Mask.blocks if part.part == "dq" else oc.Mask.key_blocks
-    blocks: Any = [cut(mask, part.br, part.bc) for mask in problem.masks]
-    make: Any = {"dq": block_lists, "ordered": ordered_lists}.get(part.part, key_lists)
+    heads, cut = (Q_HEADS, "blocks") if part.part == "dq" else (KV_HEADS, "key_blocks")
+    blocks = [getattr(mask, cut)(part.br, part.bc) for mask in problem.masks]
+    make = {"dq": block_lists, "ordered": ordered_lists}.get(part.part, key_lists)
     if part.params == "bwd_sm90":
         return make(blocks, hopper_calls.workers(problem.grid(part)))
     return make(blocks, Workers(heads * BATCH // len(blocks), 132))
