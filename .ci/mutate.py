@@ -641,7 +641,7 @@ GRADIENTS = [
         "schedule/ordered_lists.py",
         "n_ranks=max(1, sum(map(_tiles_of, blocks)))",
         "n_ranks=sum(map(_tiles_of, blocks))",
-        "tests/gpu/test_backward_plans.py",
+        "tests/schedule/test_ordered_lists.py",
     ),
     Fault(
         "schedule/ordered_lists.py",
