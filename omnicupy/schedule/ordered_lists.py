@@ -135,15 +135,16 @@ def _starts(
     starts, taken = np.zeros(len(costs), np.int64), costs.tolist()
     begin, first = 0, 0
     for end in tiers:
-        at_once = taken[first : min(end, first + workers)]  # by workers that are all free
-        free = [begin + cost for cost in at_once] + [begin] * (workers - len(at_once))
-        heapq.heapify(free)
+        late = min(end, first + workers)  # those before it begin at once, as all workers are free
+        free = [begin + cost for cost in taken[first:late]]
         starts[first:end] = begin
-        late = first + len(at_once)
-        for _ in range(sections):
+        if late < end or sections > 1:
+            free += [begin] * (workers - len(free))
+            heapq.heapify(free)
             starts[late:end] = [heapq.heapreplace(free, free[0] + cost) for cost in taken[late:end]]
-            late = first
-        begin, first = max(free), end
+        for _ in range(1, sections):
+            starts[first:end] = [heapq.heapreplace(free, free[0] + cost) for cost in taken[first:end]]
+        begin, first = max(free, default=begin), end
     return starts
 
 
