@@ -1,6 +1,7 @@
 // What the kernels of a backward pass need first: lse2 and delta of every row, and compact copies of q, dO, k and v in
-// which rows and keys that take no part hold zeros. Memory sets its pace. A second kernel (part 5) adds up what the
-// blocks of this one leave of the gradients of sink logits, in one order.
+// which rows and keys that take no part hold zeros. Where a kernel that follows makes dQ in one order, the turns of its
+// sums are zeros then, and so are rows of dQ that take no part: nobody may come to them. Memory sets its pace. A second
+// kernel (part 5) adds up what the blocks of this one leave of the gradients of sink logits, in one order.
 //
 // A group of kLanes lanes has a row: as many as the row has pieces of 8 columns (the greater of head_dim and value_dim,
 // rounded up to 16, over 8), rounded up to a power of 2, at most 32. A thread block has 256 / kLanes rows of one head,
@@ -86,6 +87,16 @@ __device__ __forceinline__ void copy_row(void* copy, i64 index, Row const& from,
   }
 }
 
+// The gradient of a row of q.
+__device__ __forceinline__ void zero_gradient(BackwardParams const& params, int batch, int head, int row) {
+  Strides const& of = params.dq_strides;
+  unsigned char* const g_row =
+      static_cast<unsigned char*>(params.dq) + 2 * (batch * of.batch + head * of.head + row * of.token);
+  for (int piece = threadIdx.x % kLanes; piece < params.p.head_dim / 8; piece += kLanes) {
+    reinterpret_cast<uint4*>(g_row)[piece] = make_uint4(0, 0, 0, 0);
+  }
+}
+
 // Which head, and which of its rows: block `index` of those that have `rows` rows a head.
 struct Place {
   int batch, head, row;
@@ -156,6 +167,7 @@ __device__ __forceinline__ void prepare_query(BackwardParams const& params, Plac
   if (!exists) return;
   copy_row(params.q_copy, index, Row{p.query().row(at.batch, at.head, at.row), 1}, dead, p.head_dim);
   copy_row(params.dout_copy, index, dout, dead, value_columns(p));
+  if (dead && params.n_cleared > 0) zero_gradient(params, at.batch, at.head, at.row);
 }
 
 __device__ __forceinline__ void prepare_key(BackwardParams const& params, Place const& at) {
@@ -169,7 +181,8 @@ __device__ __forceinline__ void prepare_key(BackwardParams const& params, Place 
 }
 
 __device__ __forceinline__ void prepare(BackwardParams const& params, float* s_sums) {
-  int const index = blockIdx.x;
+  int const index = blockIdx.x, threads = gridDim.x * kThreads;
+  for (int i = index * kThreads + threadIdx.x; i < params.n_cleared; i += threads) params.cleared[i] = 0;
   int const of_queries = params.p.batch * params.p.q_heads * ((params.q_padded + kRows - 1) / kRows);
   if (index < of_queries) {
     prepare_query(params, place_of(index, params.p.q_heads, params.q_padded), s_sums);

@@ -33,8 +33,12 @@ extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
   int const warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
     omni::setmaxnreg_dec<Cfg::kProducerRegisters>();
+    if constexpr (Cfg::kOrdered) {  // first here: behind the producer it would take registers that there are not
+      int const buffer = omni::uniform(omni::OrderedAdder<Cfg>::buffer());
+      if (buffer >= 0 && buffer < Smem::kBuffers) return omni::OrderedAdder<Cfg>(args, smem).run();
+    }
     if (omni::thread_index() == 0) omni::KeyProducer<Cfg>(args, smem).run();
-    if constexpr (Smem::kStaged) {
+    if constexpr (Smem::kStaged && !Cfg::kOrdered) {
       int const buffer = omni::thread_index() / 32 - 1;  // read anew: kept, it would be a register of the producer's
       bool const is_first = omni::thread_index() % 32 == 0;
       if (is_first && buffer >= 0 && buffer < Smem::kBuffers) omni::add_tiles<Cfg>(args, smem, buffer);

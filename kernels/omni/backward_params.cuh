@@ -41,6 +41,11 @@ struct BackwardParams {
   float* sink_sums;     // of each block of the kernel that prepares, what its rows add to - dsink_logits; null for none
   float* dsink_logits;  // (q_heads,)
 
+  // Where the kernel of all gradients finishes dq, the one that prepares writes zeros for it: to the turns of sums, and to
+  // rows of dq that dead_rows names. n_cleared: turns; 0 elsewhere.
+  int* cleared;
+  int n_cleared;
+
   __device__ __forceinline__ Tensor gradient_of_out() const { return Tensor{dout, dout_strides}; }
 
   // Where the statistics of a head begin.

@@ -29,10 +29,10 @@ from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
 from omnicupy.masks.block_mask import CAUSAL, KIND, PARTIAL
 from omnicupy.masks.mask import Mask
 from omnicupy.masks.transpose import dead_rows
-from omnicupy.schedule.backward_grid import BackwardGrid, lists_of
+from omnicupy.schedule.backward_grid import BackwardGrid, lists_of, may_be_ordered
 from omnicupy.schedule.block_lists import BlockLists
 from omnicupy.schedule.order import GROUP_ROWS, SKIP_SHIFT
-from omnicupy.schedule.ordered_lists import MOST_RANKS
+from omnicupy.schedule.ordered_lists import OrderedLists
 
 # What a work item is charged for, in this order: pairs of all tiles, of PARTIAL ones, of CAUSAL ones, those that a
 # warpgroup skips, itself, and itself where it is a part of a split block.
@@ -109,17 +109,18 @@ class PassPrediction:
 
 
 def keys_part(
-    spec: BackwardSpec, masks: Sequence[Mask], *, deterministic: bool, wanted: Sequence[str] = GRADIENTS
+    spec: BackwardSpec,
+    problem: Problem,
+    masks: Sequence[Mask],
+    *,
+    deterministic: bool,
+    wanted: Sequence[str] = GRADIENTS,
 ) -> str:
     """Which kernel of `spec` makes dK and dV, and dQ too where it makes all: as gpu/backward_planning.py chooses."""
     name = "ordered" if deterministic else "fused"
     if getattr(spec, name) is None or not ("q" in wanted and ("k" in wanted or "v" in wanted)):
         return "dkdv"
-    part = spec.part(name)
-    if (
-        name == "ordered"
-        and sum(int(mask.key_blocks(part.br, part.bc).tiles.sum()) for mask in masks) > MOST_RANKS
-    ):
+    if name == "ordered" and not may_be_ordered(spec.part(name), problem, masks):
         return "dkdv"
     return name
 
@@ -142,7 +143,7 @@ def work_of(
             f"the cost model of the backward pass describes kernel 'sm90', got {spec.kernel!r}; measure it with "
             "`bench --pass bwd`"
         )
-    keys = keys_part(spec, (mask,), deterministic=deterministic, wanted=wanted)
+    keys = keys_part(spec, problem, (mask,), deterministic=deterministic, wanted=wanted)
     parts = [keys] if keys in MAKES_ALL or "k" in wanted or "v" in wanted else []
     if keys not in MAKES_ALL and "q" in wanted:
         parts.append("dq")
@@ -150,7 +151,7 @@ def work_of(
     rows = problem.batch * problem.q_heads * problem.q_len
     prepared, converted = 2 * ELEMENT_BYTES * rows * problem.value_dim + 3 * STATISTICS_BYTES * rows, 0
     prepared += _copied_bytes(problem, mask)
-    if keys in MAKES_ALL:  # zeros are written, sums are read, dQ is written
+    if keys == "fused":  # zeros are written, sums are read, dQ is written
         padded = problem.batch * problem.q_heads * padded_rows(problem.q_len)
         prepared += STATISTICS_BYTES * padded * spec.head_dim
         converted = (STATISTICS_BYTES + ELEMENT_BYTES) * rows * spec.head_dim
@@ -175,9 +176,9 @@ def _operand_bytes(problem: Problem, wanted: Sequence[str], keys: str) -> int:
     """Of q, dO, k and v, of the gradients that the kernels store, and of sums of dQ, which are fetched and stored."""
     q_rows, k_rows = problem.q_heads * problem.q_len, problem.kv_heads * problem.k_len
     width = problem.head_dim + problem.value_dim
-    stored = q_rows * problem.head_dim if "q" in wanted else 0
-    if keys in MAKES_ALL:
-        stored *= 2 * STATISTICS_BYTES // ELEMENT_BYTES
+    of_sums = 2 * STATISTICS_BYTES // ELEMENT_BYTES
+    each = {"fused": of_sums, "ordered": of_sums + 1}.get(keys, 1)  # the latter stores dQ, too
+    stored = each * q_rows * problem.head_dim if "q" in wanted else 0
     stored += k_rows * (problem.head_dim * ("k" in wanted) + problem.value_dim * ("v" in wanted))
     return ELEMENT_BYTES * problem.batch * ((q_rows + k_rows) * width + stored)
 
@@ -186,9 +187,11 @@ def _kernel_work(kernel: BackwardKernel, problem: Problem, mask: Mask, device: D
     """The work items of one kernel, from the lists that it walks."""
     grid = BackwardGrid(kernel, problem, 1, device.sm_count, device.l2_bytes)
     lists = lists_of(kernel.part, (mask,), (kernel.br, kernel.bc), grid.workers)
-    section = lists.section or grid.section(lists.n_parts)
-    tiers = np.split(np.arange(lists.n_parts), lists.tiers[:-1])
-    order = np.concatenate([in_sections(tier, grid.workers.heads, section) for tier in tiers if len(tier)])
+    section, heads = lists.section or grid.section(lists.n_parts), grid.workers.heads
+    tiers = [tier for tier in np.split(np.arange(lists.n_parts), lists.tiers[:-1]) if len(tier)]
+    turn = lists.turn_heads if isinstance(lists, OrderedLists) else heads
+    turns = [min(turn, heads - first) for first in range(0, heads, turn)]
+    order = np.concatenate([in_sections(tier, width, section) for width in turns for tier in tiers])
     charges = _charges(lists, kernel, grid.workers.repeats)
     waits = kernel.part == "ordered"
     return KernelWork(

@@ -16,7 +16,7 @@ import numpy as np
 
 from omnicupy.masks.block_mask import FULL, KIND
 from omnicupy.schedule.block_lists import BlockLists
-from omnicupy.schedule.ordered_lists import PLAYED_ITEM, OrderedLists
+from omnicupy.schedule.ordered_lists import LAST_ADDITION, PLAYED_ITEM, OrderedLists
 from omnicupy.schedule.parts import MASKED, Workers, number_in_run
 
 ADDITION = (
@@ -64,17 +64,21 @@ def items_of(lists: BlockLists, heads: int, repeats: int) -> list[list[Step]]:
     )  # an entry is walked from its last tile on
     query = (entries[entry, 2] // lists.br + ahead).tolist()
     apart = lists.head_ranks if isinstance(lists, OrderedLists) else 0  # head by head where it is not 0
-    rank = [ranks[entries[entry, 3] + ahead + i * apart].tolist() for i in range(repeats)]
+    own = entries[entry, 3] + ahead
+    rank = [(ranks[own + i * apart] & ~LAST_ADDITION).tolist() for i in range(repeats)]
     cost = np.where(entries[entry, 0] & KIND == FULL, 1.0, MASKED).tolist()
     first = before[np.minimum(parts[:, 2], len(entries))].tolist()
     queries = max(query, default=0) + 1
     counts = parts[:, 3].tolist()
     found = []
+    additions = np.bincount(query, minlength=queries).tolist()  # to each sum of a head
+    turn_heads = lists.turn_heads if isinstance(lists, OrderedLists) else heads
     for part, head in taken(lists, heads):
-        sums = [(head * repeats + i) * queries for i in range(repeats)]
+        turn, place = divmod(head, turn_heads)  # a sum has its place behind those of the turns before
+        sums = [(place * repeats + i) * queries for i in range(repeats)]
         walked = range(first[part], first[part] + counts[part])
         steps = [
-            [(of + query[at], ranks[at], cost[at]) for at in walked]
+            [(of + query[at], turn * additions[query[at]] + ranks[at], cost[at]) for at in walked]
             for of, ranks in zip(sums, rank, strict=True)
         ]
         found.append([step for group in (steps if apart else zip(*steps, strict=True)) for step in group])
@@ -82,13 +86,15 @@ def items_of(lists: BlockLists, heads: int, repeats: int) -> list[list[Step]]:
 
 
 def taken(lists: BlockLists, heads: int) -> Iterator[tuple[int, int]]:
-    """Part and head of each work item, in the order in which items are taken: kernels/omni/work.cuh."""
-    first = 0
-    for end in lists.tiers:
-        for section in range(0, heads, lists.section):
-            for part in range(first, end):
-                yield from ((part, head) for head in range(section, min(section + lists.section, heads)))
-        first = end
+    """Part and head of each work item, in the order in which items are taken: work_in_turn.cuh."""
+    turn_heads = lists.turn_heads if isinstance(lists, OrderedLists) else heads
+    for turn in range(0, heads, turn_heads):
+        first, stop = 0, min(turn + turn_heads, heads)
+        for end in lists.tiers:
+            for section in range(turn, stop, lists.section):
+                for part in range(first, end):
+                    yield from ((part, head) for head in range(section, min(section + lists.section, stop)))
+            first = end
 
 
 @dataclass

@@ -54,7 +54,8 @@ class Space(NamedTuple):
     """Where things lie in work memory: bytes from its start, -1 for what is not there.
 
     sinks: what blocks that prepare leave of the gradients of sinks.  sums: of dQ.  turns: how many were added to
-    each.  partials: of dK and dV of split blocks of keys.  size: of all.  arrivals: counters beside it.
+    each, where they have an order; else they have to be zeros.  partials: of dK and dV of split blocks of keys.  size:
+    of all.  arrivals: counters beside it.
     """
 
     lse2: int
@@ -96,6 +97,7 @@ class Launch:
         assert fields is not None
         at = {name: fields[name][1] for name in fields}
         self._sums_alone = "counter" not in at and "dq_sums" in at
+        self._cleared_at = at["cleared"] if kernel.part == "prepare" else None
         self.sinks_at = (at["sink_logits"], at["sink_sums"]) if kernel.part in _READ_SINKS else None
         assert at["q"] == (_MAPS_BYTES if self.layouts else 0)
         self.inputs = slice(at["q"], at["q"] + _INPUTS.size)  # where they lie in the struct
@@ -110,13 +112,15 @@ class Launch:
         return argument, self.inputs, self.gradients, self.maps if self.layouts else None, self, start
 
     def place(self, argument: bytearray, counters: int, work: tuple[int, int, int, int]) -> None:
-        """Write into its struct where work memory lies: work counters, and sums of dQ, partials, arrivals and how many
-        were added to each sum.
+        """Write into its struct where work memory lies: work counters, and sums of dQ, partials, arrivals and turns, how
+        many were added to each sum.
         """
         if self.layouts:
             _WORK.pack_into(argument, self._work_at, counters, *work)
         elif self._sums_alone:
             _ADDRESS.pack_into(argument, self._work_at, work[0])
+        elif self._cleared_at is not None:
+            _ADDRESS.pack_into(argument, self._cleared_at, work[3])
 
     def new_maps(self, addresses: tuple[int, ...]) -> bytes:
         """The tensor maps of q, dout, k and v at these addresses."""
@@ -172,8 +176,8 @@ class BackwardPlan:
         self._space = space
         self._copies = space.q, space.dout, space.k, space.v
         self._copies_any = max(self._copies) >= 0
-        size = space.partials - space.sums
-        self._zeroed = (space.sums, size) if space.sums >= 0 else None
+        in_any_order = space.sums >= 0 > space.turns
+        self._zeroed = (space.sums, space.partials - space.sums) if in_any_order else None
         # Beside the arrays: with memory that the caller brings, and with the stream's own.
         self._beside, self.need = (Need(size, _COUNTERS + space.arrivals) for size in (0, space.size))
         stream_memory.prepare(device, self.need)

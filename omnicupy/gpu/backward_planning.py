@@ -26,8 +26,7 @@ from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
 from omnicupy.jit.params import PARAMS
 from omnicupy.jit.spec import round_up
 from omnicupy.masks.mask import Mask
-from omnicupy.schedule.backward_grid import BackwardGrid, key_lists_of
-from omnicupy.schedule.ordered_lists import MOST_RANKS
+from omnicupy.schedule.backward_grid import BackwardGrid, key_lists_of, may_be_ordered
 
 _ROW_BYTES = 16  # rows are read in pieces of it
 _COPY_ALIGN = 256
@@ -87,10 +86,13 @@ def new_plan(
     of_keys = on.blocks(keys)
     space = _space(call, layouts, on.grid(keys), of_keys)
     read = _read_layouts(layouts, space)
-    launches = [_launch(on, parts["prepare"], layouts, of_keys, space)]
+    n_cleared = on.grid(keys).sum_fields(of_keys.sizes)["places"] if keys.finishes else 0
+    launches = [_launch(on, parts["prepare"], layouts, of_keys, space, n_cleared=n_cleared)]
     if call.wanted[1] or call.wanted[2]:
         launches.append(_launch(on, keys, read, of_keys, space, comes_early=keys.kernel == "sm90"))
-    if keys.part in MAKES_ALL:
+    if keys.finishes:
+        pass
+    elif keys.part in MAKES_ALL:
         launches.append(_launch(on, parts["convert"], read, of_keys, space))
     elif call.wanted[0]:
         # For Hopper it takes the places that the kernel of dK and dV leaves. That one waited for the one that prepares.
@@ -108,11 +110,7 @@ def _keys_part(on: _Setting, parts: dict[str, BackwardKernel], *, deterministic:
     # One gradient alone is made faster by its own kernel.
     if name not in parts or not (wanted[0] and (wanted[1] or wanted[2])):
         return "dkdv"
-    part = parts[name]
-    if (
-        name == "ordered"
-        and sum(int(mask.key_blocks(part.br, part.bc).tiles.sum()) for mask in on.masks) > MOST_RANKS
-    ):
+    if name == "ordered" and not may_be_ordered(parts[name], on.call.problem, on.masks):
         return "dkdv"
     return name
 
@@ -151,10 +149,11 @@ def _space(call: BackwardCall, layouts: Layouts, grid: BackwardGrid, keys: Devic
         sinks = size
         size += round_up(4 * problem.batch * problem.q_heads * blocks, _COPY_ALIGN)
     turns = -1
+    sum_places = grid.sum_fields(keys.sizes)["places"]
     if part.part in MAKES_ALL:
-        sums, size = size, size + 4 * rows * part.head_dim
-    if part.part == "ordered":
-        turns, size = size, size + round_up(4 * rows // part.br, _COPY_ALIGN)
+        sums, size = size, size + sum_places * part.sum_bytes
+    if part.finishes:
+        turns, size = size, size + round_up(4 * sum_places, _COPY_ALIGN)
     partials, (partial_bytes, arrivals) = size, grid.partials(keys.sizes.n_slots, keys.sizes.n_split_rows)
     places |= {
         "sinks": sinks,
@@ -186,10 +185,13 @@ def _launch(
     space: Space,
     *,
     comes_early: bool = False,
+    n_cleared: int = 0,
 ) -> Launch:
-    """comes_early: its thread blocks may come up while the kernel ahead runs; they wait for what they need of it."""
+    """comes_early: its thread blocks may come up while the kernel ahead runs; they wait for what they need of it.
+    n_cleared: turns of sums of dQ that the launch that prepares sets to zero.
+    """
     grid = on.grid(part)
-    template = _struct_of(grid, on.call, layouts, blocks)
+    template = _struct_of(grid, on.call, layouts, blocks, n_cleared)
     shape = grid.thread_blocks(blocks.sizes.n_parts, space.k >= 0 or space.v >= 0)
     maps = (layouts.q, layouts.dout, layouts.k, layouts.v) if part.params == "bwd_sm90" else ()
     loaded = kernel(part, on.device)
@@ -199,8 +201,14 @@ def _launch(
     return Launch(part, function, shape, template, blocks, maps)
 
 
-def _struct_of(grid: BackwardGrid, call: BackwardCall, layouts: Layouts, blocks: DeviceBlocks) -> bytes:
-    """The parameter struct of a launch, without the addresses of arrays."""
+def _struct_of(
+    grid: BackwardGrid,
+    call: BackwardCall,
+    layouts: Layouts,
+    blocks: DeviceBlocks,
+    n_cleared: int,
+) -> bytes:
+    """The parameter struct of a launch, without the addresses of arrays. n_cleared: as of _launch."""
     sizes, problem = blocks.sizes, call.problem
     values: dict[str, Any] = {
         **blocks.pointers,
@@ -216,6 +224,8 @@ def _struct_of(grid: BackwardGrid, call: BackwardCall, layouts: Layouts, blocks:
         "section": sizes.section or grid.section(sizes.n_parts),
         "q_padded": padded_rows(problem.q_len),
         "dout_column": layouts.dout[1][3] // ITEM_BYTES,
+        **grid.sum_fields(sizes),
+        "n_cleared": n_cleared,
     }
     for name in ("dead", "dead_rows"):
         if not sizes.shapes.get(name, (0,))[0]:

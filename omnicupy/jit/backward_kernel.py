@@ -184,6 +184,16 @@ class BackwardKernel:
         return self.part in MAKES_ALL and fits
 
     @property
+    def finishes(self) -> bool:
+        """Does it make dQ itself of the sums, which need not be zeros before then (part "ordered")?"""
+        return self.part == "ordered"
+
+    @property
+    def sum_bytes(self) -> int:
+        """Of a sum of dQ in float32: that of the `br` queries of a tile."""
+        return 4 * self.br * self.head_dim
+
+    @property
     def widest(self) -> int:
         """The greater of the two widths."""
         return max(self.head_dim, self.value_dim)

@@ -74,6 +74,8 @@ def _backward_fields() -> list[tuple[str, str, tuple[int, ...]]]:
         ("kv_heads", "<i4", ()),
         ("sink_sums", "<u8", ()),
         ("dsink_logits", "<u8", ()),
+        ("cleared", "<u8", ()),
+        ("n_cleared", "<i4", ()),
     ]
 
 
@@ -160,7 +162,8 @@ _WORK += [(name, "<i4") for name in ("work_items", "n_slots", "n_split_rows", "m
 _WORK += [("n_parts", "<u8")]
 _BACKWARD_WORK = [(name, "<u8") for name in ("counter", "dq_sums", "partials", "arrivals", "turns", "splits")]
 _BACKWARD_WORK += [(name, "<i4") for name in ("work_items", "n_slots", "n_split_rows", "head_ranks")]
-_BACKWARD_WORK += [(name, "<u8") for name in ("ranks",)]
+_BACKWARD_WORK += [("ranks", "<u8")]
+_BACKWARD_WORK += [(name, "<i4") for name in ("head_sums", "kv_sums", "batch_sums", "places", "turn_heads")]
 
 _PLAN_POINTERS = (
     *("lengths", "tail", "tail_any", "tail_all"),

@@ -14,8 +14,16 @@ from omnicupy.masks.transpose import KeyBlocks
 from omnicupy.schedule.block_lists import BlockLists, block_lists
 from omnicupy.schedule.grid import MAX_GRID_X, MOST_PARTIAL_BYTES
 from omnicupy.schedule.key_lists import key_lists
-from omnicupy.schedule.ordered_lists import OrderedWorkers, ordered_lists
+from omnicupy.schedule.ordered_lists import (
+    MOST_RANKS,
+    MOST_SHARERS,
+    OrderedLists,
+    OrderedWorkers,
+    ordered_lists,
+)
 from omnicupy.schedule.parts import Workers
+
+MOST_SUMS_BYTES = 128 << 20  # of sums of dQ in float32 that are added to in one order
 
 
 def key_lists_of(part: str) -> Callable[[Sequence[KeyBlocks], Workers], BlockLists]:
@@ -28,6 +36,21 @@ def lists_of(part: str, masks: Sequence[Mask], tile: tuple[int, int], workers: W
     if part == "dq":
         return block_lists([mask.blocks(*tile) for mask in masks], workers)
     return key_lists_of(part)([mask.key_blocks(*tile) for mask in masks], workers)
+
+
+def may_be_ordered(part: BackwardKernel, problem: Problem, masks: Sequence[Mask]) -> bool:
+    """May the kernel that adds to each sum of dQ in one order make these gradients? Two kernels do where the mask has
+    so many tiles that their ranks would fill memory, or the sums of the query heads of one head of keys would.
+
+    masks: the distinct ones.
+    """
+    of_head = problem.group * len(masks) * -(-problem.q_len // part.br)
+    if of_head * part.sum_bytes > MOST_SUMS_BYTES:
+        return False
+    heads = problem.kv_heads * problem.batch // len(masks)
+    if -(-heads // (MOST_SUMS_BYTES // (of_head * part.sum_bytes))) > MOST_SHARERS:
+        return False
+    return sum(int(mask.key_blocks(part.br, part.bc).tiles.sum()) for mask in masks) <= MOST_RANKS
 
 
 @dataclass(frozen=True)
@@ -60,7 +83,7 @@ class BackwardGrid:
         if self.kernel.part != "ordered":
             return found
         ordered = {"ordered_sums": True, "side_by_side": self._heads_in_l2, "kept": self._kept}
-        return OrderedWorkers(**vars(found) | ordered)
+        return OrderedWorkers(**vars(found) | ordered, places=MOST_SUMS_BYTES // self.kernel.sum_bytes)
 
     @property
     def _heads_in_l2(self) -> int:
@@ -77,6 +100,28 @@ class BackwardGrid:
         problem = self.problem
         row_bytes = 4 * self.kernel.head_dim + 2 * (problem.head_dim + problem.value_dim)
         return self.l2_bytes // 2 // (self.kernel.br * row_bytes)
+
+    def sum_fields(self, lists: BlockLists) -> dict[str, int]:
+        """Fields of the struct of the kernel that makes all gradients: which number each sum of dQ has, and how many
+        places of sums there are.
+
+        The heads of a section have numbers that follow each other. So where each batch element has a mask of its own,
+        and the section holds heads of all of them, its number counts less than that of the head.
+        """
+        problem, finishes = self.problem, self.kernel.finishes
+        rows = problem.q_len if finishes else padded_rows(problem.q_len)
+        of_head = -(-rows // self.kernel.br)
+        of_group = of_head * problem.group
+        kv_sums, batch_sums = of_group, of_group * problem.kv_heads
+        if finishes and self.masks > 1:
+            kv_sums, batch_sums = of_group * self.masks, of_group
+        turn_heads = lists.turn_heads if isinstance(lists, OrderedLists) else self.workers.heads
+        return {
+            "head_sums": of_head,
+            "kv_sums": kv_sums,
+            "batch_sums": batch_sums,
+            "places": of_group * self.masks * turn_heads,
+        }
 
     @property
     def _slot_bytes(self) -> int:

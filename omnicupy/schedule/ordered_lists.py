@@ -28,6 +28,9 @@ from omnicupy.schedule.order import LAST
 from omnicupy.schedule.parts import LONG_SHARE, Workers
 
 MOST_RANKS = 2**22  # of a mask, a tile each: 16 MiB; longer masks are worked on by kernels that need none
+# In a rank: no addition to its sum comes later. kernels/omni/sm90/backward/finish.cuh has the same one.
+LAST_ADDITION = 1 << 30
+MOST_SHARERS = 2**10  # of a place, one after the other: turns.cuh counts them beside ranks
 CHUNK = 1 << 13  # ranks that are stored together: new memory costs more than the work
 FAR_SHARE = 0.5  # of additions that find their sum in the L2 cache only head by head
 ASKED = 8  # one in so many sums is asked for that
@@ -38,21 +41,28 @@ OVERLAPPING, PLAYED_SECTIONS = 1.75, 4
 
 @dataclass(frozen=True)
 class OrderedWorkers(Workers):
-    """kept: tiles of Q, dO and sums that the L2 cache holds, 0 where the kernel cannot go head by head."""
+    """kept: tiles of Q, dO and sums that the L2 cache holds, 0 where the kernel cannot go head by head.  places: most
+    sums of dQ that memory is meant for; 0 for all.
+    """
 
     kept: int = 0
+    places: int = 0
 
 
 @dataclass(frozen=True)
 class OrderedLists(BlockLists):
-    """head_ranks: how far behind those of one query head of a group the ranks of the next one are; 0: the same ones."""
+    """head_ranks: how far behind those of one query head of a group the ranks of the next one are; 0: the same ones.
+    turn_heads: heads of keys whose sums of dQ have places at a time, which others' have behind them; all heads, where
+    each sum has its own.
+    """
 
     head_ranks: int = 0
+    turn_heads: int = 1
 
     @property
     def struct_fields(self) -> dict[str, Any]:
         """As BlockLists."""
-        return super().struct_fields | {"head_ranks": self.head_ranks}
+        return super().struct_fields | {"head_ranks": self.head_ranks, "turn_heads": self.turn_heads}
 
     def with_ranks_of_heads(self, count: int) -> OrderedLists:
         """The same arrays with room for the ranks of so many heads, which are the last of them."""
@@ -68,11 +78,13 @@ def ordered_lists(blocks: Sequence[KeyBlocks], workers: Workers) -> OrderedLists
     """As key_lists, but the tiles of a part are walked from the last query to the first, the entries stand in that
     order, and an entry's fourth word is the place in `ranks` of its first tile, that of its least query.
 
-    ranks: (tiles,) int32, a meaningless one where there are no tiles, for all query heads of a group alike, which
-    follow each other in a tile. Where their sums would leave the L2 cache meanwhile, a part goes head by head, and
-    there are ranks for each, `head_ranks` further on than those of the head before; else that is 0. `section` is the
-    number of heads that the ranks want side by side.
-    workers: `side_by_side` says how many heads may be.
+    ranks: (tiles,) int32, the last ones of their sums with LAST_ADDITION, a meaningless one where there are no tiles,
+    for all query heads of a group alike, which follow each other in a tile. Where their sums would leave the L2 cache
+    meanwhile, a part goes head by head, and there are ranks for each, `head_ranks` further on than those of the head
+    before; else that is 0. `section` is the number of heads that the ranks want side by side.
+    workers: `side_by_side` says how many heads may be. Where there are more sums than `places`, heads take turns: as many
+    at a time as these serve, and all their work comes before any of the next turn. Where one head has more, all sums
+    have places of their own.
     """
     lists = key_lists(blocks, workers, n_ranks=max(1, sum(map(_tiles_of, blocks))))
     parts = lists.array("parts")
@@ -84,6 +96,8 @@ def ordered_lists(blocks: Sequence[KeyBlocks], workers: Workers) -> OrderedLists
     else:
         section = min(heads, max(1, round(workers.sm_count / len(parts))), workers.side_by_side)
         tiers = lists.tiers
+    turn_heads = _turn_heads(blocks, workers)
+    section = min(section, turn_heads)
     sections = min(-(-heads // section), PLAYED_SECTIONS)
     if section * len(parts) < OVERLAPPING * workers.sm_count and sections > 1:
         starts = _starts(
@@ -93,7 +107,7 @@ def ordered_lists(blocks: Sequence[KeyBlocks], workers: Workers) -> OrderedLists
     else:
         starts = _starts(costs, tiers, max(1, workers.sm_count // section))
     walk = _walk(lists, blocks[0].q_blocks)
-    lists = OrderedLists(**vars(lists) | {"tiers": tiers, "section": section})
+    lists = OrderedLists(**vars(lists) | {"tiers": tiers, "section": section, "turn_heads": turn_heads})
     if walk.is_head_by_head(starts, workers, section):
         lists = lists.with_ranks_of_heads(workers.repeats)
         of_head = lists.array("parts")[:, 3].astype(np.int64)  # tiles of the part
@@ -103,6 +117,13 @@ def ordered_lists(blocks: Sequence[KeyBlocks], workers: Workers) -> OrderedLists
     elif len(walk.query):
         lists.array("ranks")[...] = walk.ranks(walk.turns(starts, workers.repeats), walk.ranks_by_sum)
     return lists
+
+
+def _turn_heads(blocks: Sequence[KeyBlocks], workers: Workers) -> int:
+    """For how many heads of keys there are places of sums of dQ at a time."""
+    most = workers.places if isinstance(workers, OrderedWorkers) else 0
+    of_head = workers.repeats * sum(block.q_blocks for block in blocks)  # sums, under all masks
+    return min(workers.heads, most // of_head or workers.heads)
 
 
 def _tiles_of(block: KeyBlocks) -> int:
@@ -189,8 +210,10 @@ class Walk:
 
     @property
     def ranks_by_sum(self) -> IntArray:
-        """Of all additions, one sum's after the other's."""
-        return _spread(np.zeros_like(self.additions), self.additions, np.int32)
+        """Of all additions, one sum's after the other's, the last one of each flagged."""
+        found = _spread(np.zeros_like(self.additions), self.additions, np.int32)
+        found[np.cumsum(self.additions[self.additions > 0]) - 1] |= LAST_ADDITION
+        return found
 
     def is_head_by_head(self, starts: NDArray[np.int64], workers: Workers, section: int) -> bool:
         """Do parts go so, that what they add to stays in the L2 cache? section: heads of keys side by side."""

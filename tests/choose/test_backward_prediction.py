@@ -18,6 +18,7 @@ from omnicupy.choose.ceilings import Device
 from omnicupy.errors import UnsupportedError
 from omnicupy.masks.block_mask import CAUSAL, PARTIAL
 from omnicupy.masks.mask import Mask
+from omnicupy.schedule import backward_grid
 from omnicupy.schedule.order import ordered, shares
 
 DEVICE = Device("Fake", 4, 50 << 20)
@@ -59,9 +60,19 @@ def test_each_form_has_its_kernels() -> None:
 
 
 def test_masks_of_too_many_tiles_have_no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backward_prediction, "MOST_RANKS", int(MIXED.blocks(64, 128).tiles.sum()))
+    monkeypatch.setattr(backward_grid, "MOST_RANKS", int(MIXED.blocks(64, 128).tiles.sum()))
     assert _parts(_work(MIXED)) == ["ordered"]
-    monkeypatch.setattr(backward_prediction, "MOST_RANKS", int(MIXED.blocks(64, 128).tiles.sum()) - 1)
+    monkeypatch.setattr(backward_grid, "MOST_RANKS", int(MIXED.blocks(64, 128).tiles.sum()) - 1)
+    assert _parts(_work(MIXED)) == ["dkdv", "dq"]
+    assert _parts(_work(MIXED, deterministic=False)) == ["fused"]
+
+
+def test_heads_whose_sums_would_fill_memory_have_two_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four query heads and two of keys: two heads have their sums at the same time."""
+    most = 2 * -(-MIXED.shape[0] // 64) * 64 * 4 * 128
+    monkeypatch.setattr(backward_grid, "MOST_SUMS_BYTES", most)
+    assert _parts(_work(MIXED)) == ["ordered"]
+    monkeypatch.setattr(backward_grid, "MOST_SUMS_BYTES", most - 1)
     assert _parts(_work(MIXED)) == ["dkdv", "dq"]
     assert _parts(_work(MIXED, deterministic=False)) == ["fused"]
 
@@ -113,7 +124,7 @@ def test_megabytes_of_the_launches_ahead_and_behind() -> None:
     rows = 4 * 256  # of all query heads
     padded = 4 * -(-(256 + 255) // 64) * 64
     for head_dim in (64, 128):
-        one = _work(mask, head_dim)
+        one = _work(mask, head_dim, deterministic=False)
         assert one.prepared == pytest.approx(
             (2 * 2 * rows * head_dim + 12 * rows + 4 * head_dim * padded) / 1e6
         )
@@ -121,6 +132,10 @@ def test_megabytes_of_the_launches_ahead_and_behind() -> None:
         operands = 2 * (rows + 2 * 256) * 2 * head_dim
         sums = 4 * head_dim * padded  # of dQ, which each addition reads and writes in L2
         assert one.megabytes == pytest.approx((operands + 2 * 2 * 256 * 2 * head_dim + sums) / 1e6)
+        in_order = _work(mask, head_dim)
+        assert in_order.converted == 0
+        assert in_order.prepared == pytest.approx(one.prepared - 4 * head_dim * padded / 1e6)
+        assert in_order.megabytes == pytest.approx(one.megabytes + 2 * rows * head_dim / 1e6)
     two = _work(mask, 256)
     assert two.converted == 0
     assert two.prepared == pytest.approx((2 * 2 * rows * 256 + 12 * rows) / 1e6)

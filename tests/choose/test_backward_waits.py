@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -12,16 +14,22 @@ from omnicupy.choose.backward_waits import Play
 from omnicupy.masks.mask import Mask
 from omnicupy.schedule.backward_grid import BackwardGrid
 from omnicupy.schedule.block_lists import BlockLists
-from omnicupy.schedule.ordered_lists import ordered_lists
-from omnicupy.schedule.parts import Workers
+from omnicupy.schedule.ordered_lists import OrderedLists, OrderedWorkers, ordered_lists
+
 from omnicupy.tools.workloads.workload import by_name
 
 ORDERED = backward_table.pick("sm_90", "bfloat16", 128).part("ordered")
 
 
-def _lists(mask: Mask, heads: tuple[int, int] = (4, 2), sm_count: int = 6) -> tuple[BlockLists, Workers]:
+def _lists(
+    mask: Mask, heads: tuple[int, int] = (4, 2), sm_count: int = 6, places: int | None = None
+) -> tuple[OrderedLists, OrderedWorkers]:
+    """places: of sums of dQ, None for one a sum."""
     problem = Problem(1, *heads, *mask.shape, 128, "bfloat16")
     workers = BackwardGrid(ORDERED, problem, 1, sm_count, 50 << 20).workers
+    assert isinstance(workers, OrderedWorkers)
+    if places is not None:
+        workers = replace(workers, places=places)
     return ordered_lists([mask.key_blocks(ORDERED.br, ORDERED.bc)], workers), workers
 
 
@@ -82,6 +90,23 @@ def test_every_wait_ends_and_no_order_is_faster_than_none(name: str, heads: tupl
 
 
 @pytest.mark.parametrize("name", MASKS)
+def test_sums_of_a_turn_have_the_places_of_those_before(name: str) -> None:
+    """Their ranks count on, and every wait ends."""
+    of_head = -(-MASKS[name].shape[0] // ORDERED.br)
+    lists, workers = _lists(MASKS[name], (8, 8), places=2 * of_head)
+    alone, _ = _lists(MASKS[name], (8, 8))
+    assert (lists.turn_heads, alone.turn_heads) == (2, 8)
+    items = backward_waits.items_of(lists, 8, 1)
+    additions = sorted((place, rank) for item in items for place, rank, _ in item)
+    assert len(additions) == len(set(additions)) == sum(map(len, backward_waits.items_of(alone, 8, 1)))
+    assert len({place for place, _ in additions}) <= 2 * of_head
+    of_place = [rank for place, rank in additions if place == additions[0][0]]
+    assert of_place == list(range(len(of_place)))
+    free = Play(items, workers.sm_count, 2.0, None).end()
+    assert Play(items, workers.sm_count, 2.0, 0.6).end() >= free * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("name", MASKS)
 def test_each_sum_has_every_rank_once(name: str) -> None:
     lists, workers = _lists(MASKS[name])
     ranks: dict[int, list[int]] = {}
@@ -91,6 +116,17 @@ def test_each_sum_has_every_rank_once(name: str) -> None:
     counts = np.bincount([len(of) for of in ranks.values()])
     assert all(sorted(of) == list(range(len(of))) for of in ranks.values())
     assert counts.sum() == len(ranks)
+
+
+def test_items_of_a_turn_are_taken_before_those_of_the_next() -> None:
+    plain = _lists(oc.causal(1500), (8, 8), 132)[0]
+    lists = _lists(oc.causal(1500), (8, 8), 132, places=4 * 24)[0]
+    taken = list(backward_waits.taken(lists, 8))
+    assert len(taken) == len(set(taken)) == 8 * len(lists.array("parts"))
+    assert [
+        head // 3 for _, head in list(backward_waits.taken(replace(lists, turn_heads=3, section=2), 8))
+    ] == [turn for turn, heads in enumerate((3, 3, 2)) for _ in range(heads * len(lists.array("parts")))]
+    assert (lists.turn_heads, plain.turn_heads) == (4, 8)
 
 
 def test_items_are_taken_section_by_section_in_each_tier() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from itertools import product
 from typing import Any
 
@@ -18,6 +19,7 @@ from omnicupy.choose.backward_prediction import KernelWork
 from omnicupy.choose.ceilings import Device
 from omnicupy.gpu import backward_planning
 from omnicupy.masks.mask import Mask
+from omnicupy.schedule import backward_grid
 
 TIERS = 4
 MASKS = {
@@ -51,12 +53,15 @@ def _work(mask: Mask, head_dim: int, **how: Any) -> tuple[KernelWork, ...]:
 
 
 def _taken(launched: Any, n_parts: int) -> list[int]:
-    """The part of each work item as kernels/omni/work.cuh finds it."""
+    """The part of each work item as kernels/omni/work.cuh finds it, or sm90/backward/work_in_turn.cuh."""
     params = launched["params"]
-    heads = int(params["work_items"]) // n_parts
+    of_all = int(params["work_items"]) // n_parts
+    turn = int(params["turn_heads"]) if launched["spec"].part == "ordered" else of_all
     tiers, section = [int(end) for end in params["tiers"]], int(params["section"])
     found = []
-    for index in range(int(params["work_items"])):
+    for item in range(int(params["work_items"])):
+        before, index = item // (turn * n_parts) * turn, item % (turn * n_parts)
+        heads = min(turn, of_all - before)
         first, end = 0, tiers[0]
         for i in range(TIERS - 1):
             if index >= heads * tiers[i]:
@@ -70,11 +75,17 @@ def _taken(launched: Any, n_parts: int) -> list[int]:
 
 @pytest.mark.parametrize("name", MASKS)
 @pytest.mark.parametrize(("head_dim", "deterministic"), [*product((64, 128), (True, False)), (256, True)])
+@pytest.mark.parametrize("sharing", [False, True])
 def test_items_are_those_of_the_launch_in_its_order(
-    device: Any, name: str, head_dim: int, deterministic: bool
+    device: Any, name: str, head_dim: int, deterministic: bool, sharing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launches = _launched(device, MASKS[name], head_dim, deterministic=deterministic)
-    work = _work(MASKS[name], head_dim, deterministic=deterministic)
+    """sharing: sums have places for the heads of a group."""
+    mask = pickle.loads(pickle.dumps(MASKS[name]))  # without a plan
+    if sharing:
+        of_head = -(-mask.shape[0] // 64) * 64 * 4 * head_dim
+        monkeypatch.setattr(backward_grid, "MOST_SUMS_BYTES", 3 * of_head)
+    launches = _launched(device, mask, head_dim, deterministic=deterministic)
+    work = _work(mask, head_dim, deterministic=deterministic)
     assert [one.kernel for one in work] == [launched["spec"] for launched in launches]
     for one, launched in zip(work, launches, strict=True):
         assert len(one.order) == int(launched["params"]["work_items"])

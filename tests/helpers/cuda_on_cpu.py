@@ -77,6 +77,15 @@ _INSTEAD: dict[str, list[tuple[Any, ...]]] = {
     "omni/sm90/backward/key_producer.cuh": [
         (r"int blocks;\n    asm volatile\(.*?;\"[^;]*;", "int const blocks = gridDim.x;")
     ],
+    "omni/sm90/backward/finish.cuh": [
+        (
+            r'asm volatile\("cp\.async\.bulk\.global.*?"memory"\);',
+            "memcpy(g_target, shared_memory + s_source, bytes);",
+        )
+    ],
+    "omni/sm90/backward/turns.cuh": [
+        (r'asm volatile\("st\.release.*?"memory"\);', "__atomic_store_n(g_target, x, __ATOMIC_RELEASE);")
+    ],
     "omni/work.cuh": [(r"int index;\n  asm volatile\(.*?return index;", "return blockIdx.x;")],
     "omni/mask/rule.cuh": [
         (r"u32 rows;\n  asm\(.*?return rows;", "return first >= 32 ? 0u : 0xffffffffu << max(first, 0);")

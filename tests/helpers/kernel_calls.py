@@ -25,7 +25,7 @@ from omnicupy.jit.widths import kernel_widths
 from omnicupy.schedule.backward_grid import BackwardGrid
 from omnicupy.schedule.block_lists import BlockLists, block_lists
 from omnicupy.schedule.key_lists import key_lists
-from omnicupy.schedule.ordered_lists import ordered_lists
+from omnicupy.schedule.ordered_lists import LAST_ADDITION, ordered_lists
 from omnicupy.schedule.parts import Workers
 
 BATCH, Q_HEADS, KV_HEADS, Q_LEN, K_LEN = 2, 4, 2, 150, 203
@@ -171,7 +171,11 @@ def _lists(problem: Problem, part: BackwardKernel) -> BlockLists:
 
 
 def _params(
-    problem: Problem, lists: BlockLists, arrays: dict[str, Array], struct: str = "bwd"
+    problem: Problem,
+    lists: BlockLists,
+    arrays: dict[str, Array],
+    struct: str = "bwd",
+    part: BackwardKernel | None = None,
 ) -> tuple[NDArray[np.void], Any]:
     """The struct, and what it points to. arrays: those that it names, and strides of theirs that it has."""
     params = np.zeros((), PARAMS[struct])
@@ -203,13 +207,21 @@ def _params(
     for name, value in sizes.items():
         params[name] = value
     params["tiers"] = lists.tiers
+    if "head_sums" in fields and part is not None:
+        for name, value in problem.grid(part).sum_fields(lists).items():
+            params[name] = value
+    if "ranks" in lists.shapes and "ranks" in fields:
+        for name in ("head_ranks", "turn_heads"):
+            params[name] = lists.struct_fields[name]
     return params, places
 
 
 def prepared(
     problem: Problem, spec: BackwardSpec, library: Callable[[BackwardKernel], Any]
 ) -> dict[str, Array]:
-    """lse2, delta and compact copies of all four arrays, every byte poisoned before."""
+    """lse2, delta and compact copies of all four arrays, every byte poisoned before; where a kernel finishes sums of dQ,
+    dQ with rows of zeros and turns that are zeros, too.
+    """
     part = spec.part("prepare")
     lists = _lists(problem, spec.part("dkdv"))
     made = {name: aligned((BATCH, Q_HEADS, padded_rows(Q_LEN)), np.float32) for name in ("lse2", "delta")}
@@ -223,7 +235,17 @@ def prepared(
         made["sink_sums"] = aligned((of_queries,), np.float32)
     for array in made.values():
         array.fill(np.nan)
+    if spec.ordered is not None:
+        ordered = spec.part("ordered")
+        count = problem.grid(ordered).sum_fields(_lists(problem, ordered))["places"]
+        made |= {
+            "dq": aligned(problem.arrays["q"].shape, DTYPES[problem.dtype]),
+            "cleared": aligned((count,), np.int32),
+        }
+        made["dq"].fill(np.nan)
+        made["cleared"].fill(-1)
     params, held = _params(problem, lists, {**arrays, **made})
+    params["n_cleared"] = made["cleared"].size if "cleared" in made else 0
     blocks = of_queries + BATCH * KV_HEADS * -(-K_LEN // rows)
     cuda_on_cpu.run(library(part), part, params, (blocks, 1), (), late=False)
     assert held
@@ -254,22 +276,27 @@ def run(
     inputs = {name: made[f"{name}_copy"] for name in ("q", "k", "v", "dout")}
     inputs |= {name: made[name] for name in ("lse2", "delta")}
     names = ("dk", "dv") if part.part in ("dkdv", *MAKE_ALL) else ("dq",)
+    if part.finishes:
+        names = ("dq", "dk", "dv")
     gradients = {name: aligned(problem.gradients[name].shape, DTYPES[problem.dtype]) for name in names}
     for array in gradients.values():
         array.fill(np.nan)
+    if part.finishes:
+        gradients["dq"][...] = made["dq"]
     sums = {}
     if part.part in MAKE_ALL:
-        sums["dq_sums"] = aligned((BATCH, Q_HEADS, padded_rows(Q_LEN) * part.head_dim), np.float32)
-        sums["dq_sums"].fill(0)
+        count = problem.grid(part).sum_fields(lists)["places"]
+        sums["dq_sums"] = aligned((count * part.sum_bytes // 4,), np.float32)
+        sums["dq_sums"].fill(np.nan if part.finishes else 0)
     elif part.part == "convert":
         inputs["dq_sums"] = made["dq_sums"]
     is_hopper = part.params == "bwd_sm90"
     more = hopper_calls.memory(problem.grid(part), lists) if is_hopper else {}
-    if part.part == "ordered":
-        more["turns"] = aligned((BATCH * Q_HEADS * padded_rows(Q_LEN) // part.br,), np.int32)
-        more["turns"].fill(0)
-    params, held = _params(problem, lists, {**inputs, **gradients, **sums, **more}, part.params)
-    tokens, heads = (K_LEN, KV_HEADS) if names == ("dk", "dv") else (Q_LEN, Q_HEADS)
+    if part.finishes:
+        more["turns"] = made["cleared"].copy()
+        assert not more["turns"].any()
+    params, held = _params(problem, lists, {**inputs, **gradients, **sums, **more}, part.params, part)
+    tokens, heads = (K_LEN, KV_HEADS) if "dk" in names else (Q_LEN, Q_HEADS)
     items = BATCH * heads * tokens
     if part.part == "convert":
         items = BATCH * heads * -(-tokens // part.br)
@@ -281,10 +308,17 @@ def run(
         grid = hopper_calls.fill(params, problem.grid(part), lists, inputs)
     cuda_on_cpu.run(library, part, params, grid, [*inputs.values()], late, sums=sums.get("dq_sums"))
     assert held
-    if part.part == "ordered":
-        assert more["turns"].sum() == lists.array("parts")[:, 3].sum() * Q_HEADS * BATCH // len(problem.masks)
+    if part.finishes:
+        _check_turns(more["turns"], lists)
     assert not any(more[name].any() for name in more.keys() & {"counter", "arrivals"})  # as they were found
     return gradients | sums
+
+
+def _check_turns(turns: Array, lists: BlockLists) -> None:
+    """All sums of more than one addition are finished, one after the other where they share a place."""
+    assert not (turns & (1 << 22) - 1).any()
+    heads = (KV_HEADS if lists.struct_fields["head_ranks"] else Q_HEADS) * BATCH // lists.mask_batch
+    assert (turns >> 22).sum() == np.count_nonzero(lists.array("ranks") > LAST_ADDITION) * heads
 
 
 def assert_right(problem: Problem, name: str, found: Array) -> None:

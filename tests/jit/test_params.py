@@ -165,10 +165,10 @@ def test_a_tensor_map_is_what_the_header_says() -> None:
 def test_the_structs_have_c_sizes() -> None:
     assert ATTN_PARAMS.itemsize == 288  # 272 + 8 + 4, rounded up to 8
     assert ATTN_PARAMS_SM90.itemsize == 768  # 3 * 128 + 288 + 4 * 8 + 3 * 4 + 4 + 8 = 728, rounded up to 64
-    assert BACKWARD_PARAMS.itemsize == 512  # 288 + 12 * 8 + 4 * 24 + 8 + 2 * 4 + 2 * 8
-    # 4 * 128 + 512 + 6 * 8 + 3 * 4 + 4 + 8 = 1096, rounded up to 64
+    assert BACKWARD_PARAMS.itemsize == 528  # 288 + 12 * 8 + 4 * 24 + 8 + 2 * 4 + 3 * 8 + 4, rounded up to 8
+    # 4 * 128 + 528 + 6 * 8 + 4 * 4 + 8 + 5 * 4 = 1132, rounded up to 64
     assert BACKWARD_PARAMS_SM90.itemsize == 1152
-    assert params_bytes("bwd_sums") == 520  # 512 + 8
+    assert params_bytes("bwd_sums") == 536  # 528 + 8
 
 
 def test_the_maps_come_before_the_same_fields() -> None:

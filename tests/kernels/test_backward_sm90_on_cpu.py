@@ -10,11 +10,11 @@ import cuda_on_cpu
 import kernel_calls
 import numpy as np
 import pytest
-from kernel_calls import MASKS, Problem, assert_right, prepared, run, spec_of
+from kernel_calls import KV_HEADS, MASKS, Q_HEADS, Problem, assert_right, prepared, run, spec_of
 
 from omnicupy.jit.backward_kernel import BackwardKernel
 from omnicupy.jit.backward_spec import BackwardSpec
-from omnicupy.schedule import ordered_lists
+from omnicupy.schedule import backward_grid, ordered_lists
 
 pytestmark = [
     pytest.mark.in_turn(8, by=("which",)),
@@ -101,13 +101,37 @@ def test_all_gradients_in_one_order(
     monkeypatch.setattr(ordered_lists.Walk, "is_head_by_head", lambda *_: head_by_head)
     problem = Problem("bfloat16", head_dim, MASKS[masks]())
     spec = spec_of("sm90", "sm_90", "bfloat16", head_dim)
-    made = _poisoned(problem, spec, libraries)
-    kernels = {part: spec.part(part) for part in ("ordered", "convert")}
-    found = run(problem, kernels["ordered"], made, libraries(kernels["ordered"]))
-    sums = {"dq_sums": found.pop("dq_sums")}
-    found |= run(problem, kernels["convert"], made | sums, libraries(kernels["convert"]))
-    for name, gradient in found.items():
-        assert_right(problem, name, gradient)
+    _compare_ordered(problem, spec_of("sm90", "sm_90", "bfloat16", head_dim), libraries)
+
+
+def _compare_ordered(
+    problem: Problem, spec: BackwardSpec, libraries: Callable[[BackwardKernel], Any]
+) -> None:
+    made, kernel = _poisoned(problem, spec, libraries), spec.part("ordered")
+    found = run(problem, kernel, made, libraries(kernel))
+    for name in ("dq", "dk", "dv"):
+        assert_right(problem, name, found[name])
+
+
+@pytest.mark.parametrize("masks", ["causal", "one-a-batch-element"])
+@pytest.mark.parametrize(("head_dim", "head_by_head"), [(64, False), (80, False), (128, False), (128, True)])
+def test_sums_share_places(
+    masks: str,
+    head_dim: int,
+    head_by_head: bool,
+    libraries: Callable[[BackwardKernel], Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As many as the query heads of one head of keys have, so that each is used by all heads of keys in turn."""
+    monkeypatch.setattr(ordered_lists.Walk, "is_head_by_head", lambda *_: head_by_head)
+    problem = Problem("bfloat16", head_dim, MASKS[masks]())
+    spec = spec_of("sm90", "sm_90", "bfloat16", head_dim)
+    ordered = spec.part("ordered")
+    places = 3 * len(problem.masks) * Q_HEADS // KV_HEADS
+    monkeypatch.setattr(backward_grid, "MOST_SUMS_BYTES", (places + 1) * ordered.sum_bytes)
+    lists = kernel_calls._lists(problem, ordered)
+    assert (lists.turn_heads, lists.section) == (1, 1)
+    _compare_ordered(problem, spec, libraries)
 
 
 def test_capped_scores_with_sinks(libraries: Callable[[BackwardKernel], Any]) -> None:

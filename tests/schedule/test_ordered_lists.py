@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import replace
 from heapq import heappop, heappush
 
@@ -16,7 +16,7 @@ from omnicupy.schedule import ordered_lists as module
 from omnicupy.schedule.block_lists import BlockLists
 from omnicupy.schedule.key_lists import key_lists
 from omnicupy.schedule.order import LAST
-from omnicupy.schedule.ordered_lists import OrderedLists, OrderedWorkers, ordered_lists
+from omnicupy.schedule.ordered_lists import LAST_ADDITION, OrderedLists, OrderedWorkers, ordered_lists
 from omnicupy.schedule.ordered_lists import Walk as Walked
 from omnicupy.schedule.parts import Workers
 
@@ -29,7 +29,7 @@ def _walks(lists: OrderedLists, head: int = 0) -> list[Walk]:
 
     head: of a group.
     """
-    entries, ranks = lists.array("entries").tolist(), lists.array("ranks").tolist()
+    entries, ranks = lists.array("entries").tolist(), (lists.array("ranks") & ~LAST_ADDITION).tolist()
     found = []
     for _, _, entry, tiles in lists.array("parts").tolist():
         walk: Walk = []
@@ -44,6 +44,15 @@ def _walks(lists: OrderedLists, head: int = 0) -> list[Walk]:
         assert len(walk) == tiles
         found.append(walk)
     return found
+
+
+def _ranks_of_sums(lists: OrderedLists) -> dict[tuple[int, int], list[int]]:
+    """Of each mask and tile of queries, those of all additions."""
+    ranks: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for mask, walk in zip(lists.array("parts")[:, 1].tolist(), _walks(lists), strict=True):
+        for tile, rank in walk:
+            ranks[mask, tile].append(rank)
+    return ranks
 
 
 def _tiles(lists: BlockLists) -> list[list[int]]:
@@ -68,12 +77,15 @@ def _play(lists: OrderedLists, workers: Workers, seed: int, ahead: int = 0) -> i
     rng = random.Random(seed)
     of_heads = [_walks(lists, head) for head in range(workers.repeats)]
     walks, masks = of_heads[0], lists.array("parts")[:, 1].tolist()
-    items, begin = [], 0
-    for end in lists.tiers:
-        for first in range(0, workers.heads, lists.section):
-            heads = range(first, min(workers.heads, first + lists.section))
-            items += [(part, head) for part in range(begin, end) for head in heads]
-        begin = end
+    items = []
+    for turn in range(0, workers.heads, lists.turn_heads):
+        begin, stop = 0, min(workers.heads, turn + lists.turn_heads)
+        for end in lists.tiers:
+            for first in range(turn, stop, lists.section):
+                heads = range(first, min(stop, first + lists.section))
+                items += [(part, head) for part in range(begin, end) for head in heads]
+            begin = end
+    additions = Counter((mask, tile) for mask, walk in zip(masks, walks, strict=True) for tile, _ in walk)
     waiting: dict[tuple[int, ...], int] = {}
     added: dict[tuple[int, ...], int] = defaultdict(int)
     clock: list[tuple[float, int]] = []
@@ -93,7 +105,8 @@ def _play(lists: OrderedLists, workers: Workers, seed: int, ahead: int = 0) -> i
         if lists.head_ranks:
             repeat, step = divmod(done, len(walks[part]))
         tile, rank = of_heads[repeat][part][step]
-        return (masks[part], head, repeat, tile), rank
+        turn, place = divmod(head, lists.turn_heads)  # a sum has its place behind those of the turns before
+        return (masks[part], place, repeat, tile), turn * additions[masks[part], tile] + rank
 
     for block in range(workers.sm_count):
         take(block, 0.0)
@@ -142,17 +155,37 @@ def test_each_sum_has_each_rank_once_and_nobody_waits_for_ever(seed: int) -> Non
     rng = np.random.default_rng(100 + seed)
     heads, sm_count = int(rng.integers(1, 9)), int(rng.choice([1, 2, 5, 16, 40]))
     split_slots, repeats, side_by_side = (int(rng.integers(1, top)) for top in (20, 4, 9))
-    workers = Workers(heads, sm_count, split_slots, repeats, side_by_side=side_by_side, ordered_sums=True)
     blocks = [mask.key_blocks(BR, BC) for mask in _masks(seed)]
+    of_head = repeats * sum(one.q_blocks for one in blocks)  # sums
+    turn_heads = int(rng.integers(1, heads + 1))
+    workers = OrderedWorkers(
+        *(heads, sm_count, split_slots, repeats),
+        side_by_side=side_by_side,
+        ordered_sums=True,
+        places=turn_heads * of_head + int(rng.integers(of_head)),
+    )
     lists = ordered_lists(blocks, workers)
-    masks = lists.array("parts")[:, 1].tolist()
-    ranks: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for mask, walk in zip(masks, _walks(lists), strict=True):
-        for tile, rank in walk:
-            ranks[mask, tile].append(rank)
-    assert all(sorted(of) == list(range(len(of))) for of in ranks.values())
+    assert lists.turn_heads == turn_heads
+    assert all(sorted(of) == list(range(len(of))) for of in _ranks_of_sums(lists).values())
     total = sum(len(walk) for walk in _walks(lists)) * heads * repeats
     assert [_play(lists, workers, again) for again in range(3)] == [total] * 3
+
+
+@pytest.mark.parametrize(("places", "turn_heads"), [(0, 6), (23, 6), (24, 1), (71, 2), (143, 5), (144, 6)])
+def test_heads_take_turns_where_there_are_more_sums_than_places(places: int, turn_heads: int) -> None:
+    """24 sums a head of keys: of two query heads, under two masks. Fewer places than those are none."""
+    blocks = [mask.key_blocks(BR, BC) for mask in (oc.causal(384), oc.full(384))]
+    workers = OrderedWorkers(6, 4, 0, 2, side_by_side=6, ordered_sums=True, places=places)
+    lists = ordered_lists(blocks, workers)
+    assert lists.turn_heads == lists.struct_fields["turn_heads"] == turn_heads
+    assert lists.section <= turn_heads
+
+
+def test_the_last_addition_to_each_sum_is_flagged() -> None:
+    blocks = [oc.causal(1500).key_blocks(BR, BC)]
+    lists = ordered_lists(blocks, Workers(2, 7, side_by_side=1, ordered_sums=True))
+    flagged = lists.array("ranks")[lists.array("ranks") >= LAST_ADDITION] & ~LAST_ADDITION
+    assert sorted(flagged.tolist()) == sorted(len(of) - 1 for of in _ranks_of_sums(lists).values())
 
 
 @pytest.mark.parametrize("repeats", [2, 4])

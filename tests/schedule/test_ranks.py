@@ -55,7 +55,8 @@ def _expected(lists: OrderedLists, workers: OrderedWorkers, q_blocks: int) -> li
                 entry, left = entry + 1, left - count
         for additions in played.values():
             for rank, (_, place) in enumerate(sorted(additions)):
-                ranks[head * apart + place] = rank
+                last = module.LAST_ADDITION if rank == len(additions) - 1 else 0
+                ranks[head * apart + place] = rank | last
     return ranks.tolist()
 
 

@@ -90,7 +90,7 @@ def _ours(session: Session, workload: Workload, arrays: tuple[Any, Any, Any]) ->
 def _of_gradients(session: Session, problem: Problem, mask: Mask) -> dict[str, Callable[[Mask], None]]:
     """What makes the lists of the default kernels of gradients, by its name in the record. mask: one like those."""
     spec = backward_table.select(session.arch, problem, (mask,), session.sm_count)
-    keys = backward_prediction.keys_part(spec, (mask,), deterministic=True)
+    keys = backward_prediction.keys_part(spec, problem, (mask,), deterministic=True)
     parts = [spec.part(part) for part in (keys, *(() if keys in MAKES_ALL else ("dq",)))]
     grids = [BackwardGrid(one, problem, 1, session.sm_count, session.l2_bytes) for one in parts]
 

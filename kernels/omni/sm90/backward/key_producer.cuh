@@ -3,6 +3,7 @@
 #pragma once
 
 #include "omni/sm90/backward/key_smem.cuh"
+#include "omni/sm90/backward/work_in_turn.cuh"
 
 namespace omni {
 
@@ -40,14 +41,14 @@ struct KeyProducer {
   }
 
   // Q with lse2 and delta, and dO on a barrier of its own: its buffer is given back earlier.
-  __device__ __forceinline__ void load_queries(Tile const& tile, int rank, int head) {
+  __device__ __forceinline__ void load_queries(Tile const& tile, int rank, int head_in_group) {
     constexpr int kBytes = Cfg::kBr * static_cast<int>(sizeof(float));
-    int const stage = ring.stage(), q0 = tile.first;
+    int const stage = ring.stage(), q0 = tile.first, head = work().kv_head * args.b.p.group + head_in_group;
     mbarrier_wait(smem_address(&smem.q_empty[stage]), ring.parity() ^ 1);
     smem.tiles[stage] = tile;  // released, as the two below, to the consumers by the arrival
     if constexpr (Cfg::kFused) {
-      int const heads_before = work().batch * args.b.p.q_heads + head;
-      smem.additions[stage] = make_int2(heads_before * (args.b.q_padded / Cfg::kBr) + q0 / Cfg::kBr, rank);
+      int const sum = smem.first_sum + head_in_group * args.head_sums + q0 / Cfg::kBr;
+      smem.additions[stage] = make_int2(sum, rank);
     }
     u64* const full = &smem.q_full[stage];
     load_panels<Cfg::kBr, Cfg::kHeadPanels>(
@@ -69,7 +70,7 @@ struct KeyProducer {
       int const of_head = Smem::kEitherWalk ? head_in_group * args.head_ranks : 0;
       rank = args.ranks[of_head + e.w + done / Cfg::kBr];
     }
-    load_queries(Tile{e.x, e.y, e.z + done}, rank, work().kv_head * args.b.p.group + head_in_group);
+    load_queries(Tile{e.x, e.y, e.z + done}, rank, head_in_group);
     if (--before_keys == 0) load_keys();
   }
 
@@ -142,9 +143,15 @@ struct KeyProducer {
     let_next_kernel_come();
 #pragma unroll 1
     for (; index < args.work_items; index = take()) {
-      WorkItem const item = work_item_among(args.b.p, args.b.kv_heads, index);
+      WorkItem item;
+      if constexpr (Cfg::kOrdered) {
+        item = work_item_in_turn(args, index);
+      } else {
+        item = work_item_among(args.b.p, args.b.kv_heads, index);
+      }
       list.announce(
           slot, WorkSlot{item.q0, item.mask, item.batch, item.head, item.head, item.tiles * group, 0, item.part});
+      if constexpr (Cfg::kFused) smem.first_sum = item.batch * args.batch_sums + item.head * args.kv_sums;
       before_keys = Cfg::kStages - 1;
       if (item.tiles == 0) {
         // Nothing sees these keys: their gradients are zeros.
@@ -172,11 +179,9 @@ struct KeyProducer {
       }
       asm volatile("" : "+r"(slot.packed));  // its stage is worked out anew rather than kept
       if (before_keys > 0) load_keys();
+      if constexpr (Cfg::kOrdered) additions += work().tiles;
       slot.next();
-      if constexpr (Cfg::kOrdered) {
-        additions += item.tiles * group;
-        wait_for_turns();
-      }
+      if constexpr (Cfg::kOrdered) wait_for_turns();
     }
     list.end(slot);
   }

@@ -45,6 +45,7 @@ struct KeySmem {
   Tile tiles[Cfg::kStages];
   alignas(16) int2 spans[kSpans][Cfg::kBc];  // with K
   int2 additions[Cfg::kStages];              // to sums of dQ, where the kernel makes all gradients
+  int first_sum;                             // of the item that is loaded
   WorkSlot work[kSlots];
   u64 kv_full, kv_empty;
   u64 q_full[Cfg::kStages], q_empty[Cfg::kStages];
@@ -53,8 +54,9 @@ struct KeySmem {
   u64 work_full[kSlots], work_empty[kSlots];
   u64 ds_full[kRing], ds_empty[kRing];
   u64 sums_full[kBuffers], sums_empty[kBuffers];
+  u64 sum_loaded[kBuffers];                    // a sum of dQ that has had its last addition
   int2 staged[2][kBuffers];                    // the additions of each warpgroup's last two tiles of dQ
-  int granted[Cfg::kOrdered ? kBuffers : 1];   // additions to sums of dQ whose turn has come, of all items
+  int granted[kBuffers];                       // additions to sums of dQ whose turn has come, of all items
   int2 ds_additions[Cfg::kApart ? kRing : 1];  // with dS, where a warpgroup of its own makes dQ
 
   // The parity with which the barriers of K and V are waited for: items take turns at the slots.
@@ -85,7 +87,8 @@ struct KeySmem {
     for (int i = 0; i < kBuffers; ++i) {
       mbarrier_init(smem_address(&sums_full[i]), 4);
       mbarrier_init(smem_address(&sums_empty[i]), 1);
-      if constexpr (Cfg::kOrdered) granted[i] = 0;
+      mbarrier_init(smem_address(&sum_loaded[i]), 1);
+      granted[i] = 0;
     }
     fence_mbarrier_init();
   }

@@ -1,0 +1,156 @@
+// A sum of dQ that has had all its additions becomes the result. The warp whose addition was the last one fetches the sum
+// to where it had the addition, scales and rounds it, and stores it.
+#pragma once
+
+#include "omni/sm90/backward/key_smem.cuh"
+#include "omni/sm90/backward/turns.cuh"
+#include "omni/store.cuh"
+
+namespace omni {
+
+// In a rank: no addition to the sum comes later.
+constexpr int kLastAddition = 1 << 30;
+
+// As bulk_add, but in place of what lies there.
+__device__ __forceinline__ void bulk_store(float* g_target, u32 s_source, int bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(g_target), "r"(s_source), "r"(bytes)
+               : "memory");
+}
+
+// What a sum belongs to.
+struct HeadOfSum {
+  int batch, head, tile;
+
+  __device__ __forceinline__ HeadOfSum(BackwardParamsSm90 const& args, int sum) {
+    int const group = args.b.p.group, of_head = sum / args.head_sums, of_group = of_head / group;
+    bool const batch_first = args.kv_sums > args.batch_sums;
+    int const inner = batch_first ? args.b.p.batch : args.b.kv_heads, outer = of_group / inner;
+    int const rest = of_group - outer * inner;
+    batch = batch_first ? rest : outer;
+    head = (batch_first ? outer : rest) * group + of_head - of_group * group;
+    tile = sum - of_head * args.head_sums;
+  }
+};
+
+// By a warp. s_sum: the sum, in the order that omni/dq_sums.cuh names. A lane has two rows of each 16.
+template <class Cfg>
+__device__ __forceinline__ void finish_sum(BackwardParamsSm90 const& args, float4 const* s_sum, int sum) {
+  constexpr int kBlocks = Cfg::kHeadDim / 8, kRowBlocks = Cfg::kBr / 16;  // 16 rows x 8 columns each
+  BackwardParams const& b = args.b;
+  ForwardParams const& p = b.p;
+  HeadOfSum const of(args, sum);
+  int const column = 8 * (lane_id() % 4), q = of.tile * Cfg::kBr + lane_id() / 4;
+  i64 const row_bytes = 2 * b.dq_strides.token;
+  unsigned char* g_row = static_cast<unsigned char*>(b.dq) + q * row_bytes + 2 * column +
+                         2 * (of.batch * b.dq_strides.batch + of.head * b.dq_strides.head);
+  int rows = p.q_len - q;
+#pragma unroll 1
+  for (int m = 0; m < kRowBlocks; ++m) {
+#pragma unroll 1
+    for (int j = 0; j < kBlocks; j += 4) {
+      u32 upper[4], lower[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float4 const four = s_sum[32 * (kRowBlocks * min(j + i, kBlocks - 1) + m) + lane_id()];
+        upper[i] = pack_pair<Cfg::kBf16>(four.x * p.scale, four.y * p.scale);
+        lower[i] = pack_pair<Cfg::kBf16>(four.z * p.scale, four.w * p.scale);
+      }
+      quad_transpose(upper);
+      quad_transpose(lower);
+      bool const exists = 8 * j + column < p.head_dim;
+      uint4* const g_piece = reinterpret_cast<uint4*>(g_row + 16 * j);
+      if (exists && rows > 0) *g_piece = make_uint4(upper[0], upper[1], upper[2], upper[3]);
+      if (exists && rows > 8) {
+        *reinterpret_cast<uint4*>(g_row + 16 * j + 8 * row_bytes) = make_uint4(lower[0], lower[1], lower[2], lower[3]);
+      }
+    }
+    g_row += 16 * row_bytes;
+    rows -= 16;
+  }
+}
+
+// A warp that adds one warpgroup's tiles of dQ to the sums in their order. Its first lane waits and has the copy engine
+// work. Little is kept: there are few registers.
+template <class Cfg>
+struct OrderedAdder {
+  using Smem = KeySmem<Cfg>;
+  static constexpr int kFloats = Cfg::kBr * Cfg::kHeadDim, kBytes = 4 * kFloats;
+
+  BackwardParamsSm90 const& args;
+  Smem& smem;
+  Turns turns;
+  int sums_fetched = 0;  // parity
+
+  __device__ __forceinline__ OrderedAdder(BackwardParamsSm90 const& params, Smem& memory)
+      : args(params), smem(memory), turns(params) {}
+
+  // Read anew rather than kept.
+  __device__ __forceinline__ static int buffer() { return thread_index() / 32 - 1; }
+
+  __device__ __forceinline__ u32 tile() const { return smem_address(smem.sums[buffer()]); }
+
+  __device__ __forceinline__ void grant() const {
+    u32 const granted = smem_address(&smem.granted[buffer()]);
+    store_shared_volatile(granted, load_shared_volatile(granted) + 1);
+  }
+
+  __device__ __forceinline__ void add(int sum, int rank) {
+    int const before = turns.wait(sum, rank);
+    grant();
+    float* const g_sum = args.dq_sums + static_cast<i64>(PlaceOfSum(args, sum).place) * kFloats;
+    if (rank == 0) {
+      bulk_store(g_sum, tile(), kBytes);
+    } else {
+      bulk_add(g_sum, tile(), kBytes);
+    }
+    bulk_commit();
+    turns.pass_but_newest(before);
+  }
+
+  // After the last addition: the sum takes the addition's place here, and the next sum its place there.
+  __device__ __forceinline__ void fetch(int sum) {
+    u32 const loaded = smem_address(&smem.sum_loaded[buffer()]);
+    bulk_wait();
+    fence_proxy_async_global();
+    mbarrier_expect_tx(loaded, kBytes);
+    bulk_load(tile(), args.dq_sums + static_cast<i64>(PlaceOfSum(args, sum).place) * kFloats, kBytes, loaded);
+    mbarrier_wait(loaded, sums_fetched);
+    turns.end(sum);
+  }
+
+  __device__ __forceinline__ void run() {
+#pragma unroll 1
+    for (int parity = 0;; parity ^= 1) {
+      if (lane_id() == 0 && !mbarrier_has_ended(smem_address(&smem.sums_full[buffer()]), parity)) turns.pass();
+      mbarrier_wait(smem_address(&smem.sums_full[buffer()]), parity);
+      int2 const addition = smem.staged[parity][buffer()];
+      if (addition.x < 0) break;
+      bool const is_last = addition.y & kLastAddition, is_alone = addition.y == kLastAddition;
+      if (lane_id() == 0) {
+        if (is_alone) {
+          grant();
+          turns.pass();
+        } else {
+          add(addition.x, addition.y & ~kLastAddition);
+          if (is_last) fetch(addition.x);
+        }
+      }
+      if (is_last) {
+        __syncwarp();
+        if (!is_alone) {
+          mbarrier_wait(smem_address(&smem.sum_loaded[buffer()]), sums_fetched);
+          sums_fetched ^= 1;
+        }
+        finish_sum<Cfg>(args, smem.sums[buffer()], addition.x);
+        __syncwarp();
+      }
+      if (lane_id() == 0) {
+        bulk_wait_read();
+        mbarrier_arrive(smem_address(&smem.sums_empty[buffer()]));
+      }
+    }
+    if (lane_id() == 0) turns.pass();
+  }
+};
+
+}  // namespace omni
