@@ -186,7 +186,7 @@ def _operand_bytes(problem: Problem, wanted: Sequence[str], keys: str) -> int:
 def _kernel_work(kernel: BackwardKernel, problem: Problem, mask: Mask, device: Device) -> KernelWork:
     """The work items of one kernel, from the lists that it walks."""
     grid = BackwardGrid(kernel, problem, 1, device.sm_count, device.l2_bytes)
-    lists = lists_of(kernel.part)([mask.blocks(kernel.br, kernel.bc)], grid.workers)
+    lists = lists_of(kernel.part, (mask,), (kernel.br, kernel.bc), grid.workers)
     section, heads = lists.section or grid.section(lists.n_parts), grid.workers.heads
     tiers = [tier for tier in np.split(np.arange(lists.n_parts), lists.tiers[:-1]) if len(tier)]
     turn = lists.turn_heads if isinstance(lists, OrderedLists) else heads

@@ -29,7 +29,7 @@ def _lists(
     assert isinstance(workers, OrderedWorkers)
     if places is not None:
         workers = replace(workers, places=places)
-    return ordered_lists([mask.blocks(ORDERED.br, ORDERED.bc)], workers), workers
+    return ordered_lists([mask.key_blocks(ORDERED.br, ORDERED.bc)], workers), workers
 
 
 MASKS = {
@@ -178,7 +178,7 @@ def test_sections_that_run_into_each_other_wait_little(name: str) -> None:
     workload = by_name(name)
     mask = workload.mask()
     workers = BackwardGrid(ORDERED, workload.problem(mask, "bfloat16"), 1, 132, 50 << 20).workers
-    lists = ordered_lists([mask.blocks(ORDERED.br, ORDERED.bc)], workers)
+    lists = ordered_lists([mask.key_blocks(ORDERED.br, ORDERED.bc)], workers)
     assert backward_waits.waited_share(lists, workers) < 0.1
 
 

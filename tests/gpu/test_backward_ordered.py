@@ -60,7 +60,7 @@ def _grid(q_len: int) -> BackwardGrid:
 
 def _lists(mask: Mask) -> BlockLists:
     """Those of a call with this mask alone."""
-    return ordered_lists([mask.blocks(ORDERED.br, ORDERED.bc)], _grid(mask.shape[0]).workers)
+    return ordered_lists([mask.key_blocks(ORDERED.br, ORDERED.bc)], _grid(mask.shape[0]).workers)
 
 
 def test_one_kernel_makes_all_in_one_order_behind_the_one_that_prepares(device: Any) -> None:
@@ -162,7 +162,7 @@ def test_sums_never_take_more_than_128_mib(
         assert heads // kv_heads * -(-length // 64) * part.sum_bytes > 128 << 20
         return
     grid = BackwardGrid(part, problem, 1, 132, 50 << 20)
-    lists = ordered_lists([mask.blocks(part.br, part.bc)], grid.workers)
+    lists = ordered_lists([mask.key_blocks(part.br, part.bc)], grid.workers)
     assert grid.sum_fields(lists)["places"] * part.sum_bytes <= 128 << 20
 
 
