@@ -470,6 +470,30 @@ GRADIENTS = [
         "tests/masks/test_transpose.py",
     ),
     Fault(
+        "masks/key_cut.py",
+        "np.where(row == q_len, 2 * q_blocks, stop)",
+        "stop",
+        "tests/masks/test_key_cut.py",
+    ),
+    Fault(
+        "masks/key_cut.py",
+        "lowest.take(block) >= np.minimum(row * br + br, q_len)",
+        "lowest.take(block) >= 0",
+        "tests/masks/test_key_cut.py",
+    ),
+    Fault(
+        "masks/stretches.py",
+        "goes_on[:, 1:] &= used[:, 1:] == used[:, :-1]",
+        "goes_on[:, :1] = False",
+        "tests/masks/test_key_cut.py",
+    ),
+    Fault(
+        "schedule/ordered_lists.py",
+        "(self.walked + self.query) * repeats",
+        "self.walked * repeats",
+        "tests/schedule/test_ranks.py",
+    ),
+    Fault(
         "schedule/key_lists.py",
         "np.where(entries[:, 1] >= 0, entries[:, 1] + first, entries[:, 1])",
         "entries[:, 1]",
@@ -489,8 +513,8 @@ GRADIENTS = [
     ),
     Fault(
         "schedule/key_lists.py",
-        "[dead_rows(block) for block in blocks]",
-        "[dead_rows(first) for block in blocks]",
+        "[one.dead_rows for one in turned]",
+        "[first.dead_rows for one in turned]",
         "tests/schedule/test_key_lists.py",
     ),
     Fault(
@@ -617,7 +641,7 @@ GRADIENTS = [
         "schedule/ordered_lists.py",
         "n_ranks=max(1, sum(map(_tiles_of, blocks)))",
         "n_ranks=sum(map(_tiles_of, blocks))",
-        "tests/gpu/test_backward_plans.py",
+        "tests/schedule/test_ordered_lists.py",
     ),
     Fault(
         "schedule/ordered_lists.py",

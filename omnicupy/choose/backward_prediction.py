@@ -118,7 +118,7 @@ def keys_part(
     part = spec.part(name)
     if (
         name == "ordered"
-        and sum(int(mask.blocks(part.br, part.bc).tiles.sum()) for mask in masks) > MOST_RANKS
+        and sum(int(mask.key_blocks(part.br, part.bc).tiles.sum()) for mask in masks) > MOST_RANKS
     ):
         return "dkdv"
     return name
@@ -185,7 +185,7 @@ def _operand_bytes(problem: Problem, wanted: Sequence[str], keys: str) -> int:
 def _kernel_work(kernel: BackwardKernel, problem: Problem, mask: Mask, device: Device) -> KernelWork:
     """The work items of one kernel, from the lists that it walks."""
     grid = BackwardGrid(kernel, problem, 1, device.sm_count, device.l2_bytes)
-    lists = lists_of(kernel.part)([mask.blocks(kernel.br, kernel.bc)], grid.workers)
+    lists = lists_of(kernel.part, (mask,), (kernel.br, kernel.bc), grid.workers)
     section = lists.section or grid.section(lists.n_parts)
     tiers = np.split(np.arange(lists.n_parts), lists.tiers[:-1])
     order = np.concatenate([in_sections(tier, grid.workers.heads, section) for tier in tiers if len(tier)])

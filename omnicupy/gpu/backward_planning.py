@@ -13,6 +13,7 @@ from omnicupy.choose import backward_table
 from omnicupy.gpu.backward_plan import BackwardPlan, Launch, Space
 from omnicupy.gpu.device import DeviceInfo, device_info
 from omnicupy.gpu.device_blocks import DeviceBlocks
+from omnicupy.gpu.key_cache import device_key_blocks
 from omnicupy.gpu.mask_cache import device_blocks
 from omnicupy.gpu.modules import kernel, launcher_behind, together
 from omnicupy.gpu.plan import ITEM_BYTES
@@ -25,7 +26,7 @@ from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
 from omnicupy.jit.params import PARAMS
 from omnicupy.jit.spec import round_up
 from omnicupy.masks.mask import Mask
-from omnicupy.schedule.backward_grid import BackwardGrid, lists_of
+from omnicupy.schedule.backward_grid import BackwardGrid, key_lists_of
 from omnicupy.schedule.ordered_lists import MOST_RANKS
 
 _ROW_BYTES = 16  # rows are read in pieces of it
@@ -64,7 +65,9 @@ class _Setting:
 
     def blocks(self, part: BackwardKernel) -> DeviceBlocks:
         tile, workers = (part.br, part.bc), self.grid(part).workers
-        return device_blocks(self.masks, tile, workers, self.device, lists_of(part.part))
+        if part.part == "dq":
+            return device_blocks(self.masks, tile, workers, self.device)
+        return device_key_blocks(self.masks, tile, workers, self.device, key_lists_of(part.part))
 
 
 def new_plan(
@@ -108,7 +111,7 @@ def _keys_part(on: _Setting, parts: dict[str, BackwardKernel], *, deterministic:
     part = parts[name]
     if (
         name == "ordered"
-        and sum(int(mask.blocks(part.br, part.bc).tiles.sum()) for mask in on.masks) > MOST_RANKS
+        and sum(int(mask.key_blocks(part.br, part.bc).tiles.sum()) for mask in on.masks) > MOST_RANKS
     ):
         return "dkdv"
     return name

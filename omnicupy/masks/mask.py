@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any, NoReturn
 
@@ -17,10 +17,12 @@ from omnicupy.masks.bits import ByteArray
 from omnicupy.masks.block_mask import BlockMask
 from omnicupy.masks.cut import cut
 from omnicupy.masks.handles import handle_for
+from omnicupy.masks.key_cut import cut_by_keys
 from omnicupy.masks.pairs import PairSet, Segment
 from omnicupy.masks.picture import checked_file, plot
 from omnicupy.masks.segments import Document
 from omnicupy.masks.stats import MaskStats, stats_of
+from omnicupy.masks.transpose import KeyBlocks
 
 
 class Mask(PairSet):
@@ -35,7 +37,7 @@ class Mask(PairSet):
     __slots__ = ("_blocks", "_device", "handle")
 
     handle: int  # names this object where only numbers pass; a copy has another, and none is used twice
-    _blocks: dict[tuple[int, int], BlockMask]
+    _blocks: dict[tuple[Any, int, int], Any]  # by what cuts and the tile
     _device: dict[Any, Any]  # device copies, kept by omnicupy.gpu and freed with the mask
 
     def __init__(self, shape: tuple[int, int], **content: Any) -> None:
@@ -256,13 +258,22 @@ class Mask(PairSet):
 
         Raises ValueError for other tile sizes.
         """
-        found = self._blocks.get((br, bc)) if type(br) is type(bc) is int else None
+        found: BlockMask = self._cut(cut, br, bc)
+        return found
+
+    def key_blocks(self, br: int, bc: int) -> KeyBlocks:
+        """The same tiles by their blocks of keys, as gradients walk them; br is a multiple of 32, too; cached."""
+        found: KeyBlocks = self._cut(cut_by_keys, br, bc)
+        return found
+
+    def _cut(self, how: Callable[[PairSet, int, int], Any], br: int, bc: int) -> Any:
+        found = self._blocks.get((how, br, bc)) if type(br) is type(bc) is int else None
         if found is None:
             br, bc = tile("br", br, 1, "query rows"), tile("bc", bc, 32, "keys")
             # the block mask holds the pairs, not this object: no cycle, so the caches die with the mask
             notes: dict[str, Any] = {"diagonal": self.diagonal, "live": self.live}
             pairs = PairSet(self.shape, intervals=self.intervals, bits=self.bits, tiles=self.tiles, **notes)
-            found = self._blocks.setdefault((br, bc), cut(pairs, br, bc))
+            found = self._blocks.setdefault((how, br, bc), how(pairs, br, bc))
         return found
 
     def stats(self, br: int = 128, bc: int = 128) -> MaskStats:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from omnicupy.masks.block_mask import CAUSAL, FULL, KIND, PARTIAL, BlockMask, TileArray
 from omnicupy.masks.columns import IntArray
@@ -23,7 +24,9 @@ class KeyBlocks:
     entries: (E, 4) of kind | DEAD, payload, first query, queries (never past q_len), in the order of the queries. An
         entry is a tile of br queries, or of FULL ones a run of neighbours, as long as it goes on. They hold exactly the
         pairs of the BlockMask that they were made of.
+    tiles: of each entry, (E,): one, or those of a run.
     bit_tiles: uint32 (T, bc, br / 32), bit b of word w of row r is query offset 32 * w + b of the key at offset r.
+    dead_rows: boolean (q_len,), query rows that see no key.
     """
 
     mask: PairSet
@@ -31,19 +34,25 @@ class KeyBlocks:
     bc: int
     offsets: IntArray
     entries: IntArray
+    tiles: IntArray
     bit_tiles: TileArray
+    dead_rows: BoolArray
+
+    @property
+    def q_blocks(self) -> int:
+        """Blocks of query rows, the last one maybe short."""
+        return -(-self.mask.shape[0] // self.br)
+
+    @property
+    def k_blocks(self) -> int:
+        """Blocks of keys, the last one maybe short."""
+        return len(self.offsets) - 1
 
     @property
     def kinds(self) -> IntArray:
         """Kind of each entry without the DEAD flag, (E,)."""
         kinds: IntArray = self.entries[:, 0] & KIND
         return kinds
-
-    @property
-    def tiles(self) -> IntArray:
-        """Tiles of each entry, (E,): one, or those of a run."""
-        tiles: IntArray = -(-self.entries[:, 3] // np.int32(self.br))
-        return tiles
 
 
 def by_key_blocks(block: BlockMask) -> KeyBlocks:
@@ -70,10 +79,11 @@ def by_key_blocks(block: BlockMask) -> KeyBlocks:
     turned = turned.take(order, axis=0)  # whole entries: far faster than some of their columns
     offsets = np.zeros(k_blocks + 1, np.int32)
     np.cumsum(np.bincount(columns, minlength=k_blocks), out=offsets[1:])
-    tiles = _turned(block.bit_tiles, block.br, block.bc)
-    for array in (offsets, turned, tiles):
+    tiles = -(-turned[:, 3] // np.int32(block.br))
+    bit_tiles = _turned(block.bit_tiles, block.br, block.bc)
+    for array in (offsets, turned, tiles, bit_tiles):
         array.setflags(write=False)
-    return KeyBlocks(block.mask, block.br, block.bc, offsets, turned, tiles)
+    return KeyBlocks(block.mask, block.br, block.bc, offsets, turned, tiles, bit_tiles, dead_rows(block))
 
 
 def _runs_of_full(block: BlockMask) -> tuple[IntArray, IntArray, IntArray]:
@@ -118,7 +128,7 @@ def dead_rows(block: BlockMask) -> BoolArray:
     q_len, mask = block.q_len, block.mask
     if mask.intervals is not None:
         start, stop = (np.concatenate(one) for one in zip(*map(_unions, *mask.intervals), strict=True))
-        return _outside(start, stop, q_len)
+        return outside(start, stop, q_len)
     if mask.bits is not None:
         return np.logical_not(mask.bits.any(axis=1))
     rows, first, kinds = block.rows_of_entries(), block.entries[:, 2], block.kinds
@@ -147,7 +157,7 @@ def _unions(start: IntArray, stop: IntArray) -> tuple[IntArray, IntArray]:
     return np.minimum.reduceat(start, first), np.maximum.reduceat(stop, first)
 
 
-def _outside(start: IntArray, stop: IntArray, length: int) -> BoolArray:
+def outside(start: NDArray[Any], stop: NDArray[Any], length: int) -> BoolArray:
     """Boolean (length,): what no interval covers."""
     order = np.argsort(start, kind="stable")
     begin = np.append(start[order], length)

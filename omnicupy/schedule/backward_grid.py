@@ -9,7 +9,8 @@ from omnicupy.call.problem import Problem
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.backward_kernel import BackwardKernel
 from omnicupy.jit.backward_spec import padded_rows
-from omnicupy.masks.block_mask import BlockMask
+from omnicupy.masks.mask import Mask
+from omnicupy.masks.transpose import KeyBlocks
 from omnicupy.schedule.block_lists import BlockLists, block_lists
 from omnicupy.schedule.grid import MAX_GRID_X, MOST_PARTIAL_BYTES
 from omnicupy.schedule.key_lists import key_lists
@@ -17,9 +18,16 @@ from omnicupy.schedule.ordered_lists import OrderedWorkers, ordered_lists
 from omnicupy.schedule.parts import Workers
 
 
-def lists_of(part: str) -> Callable[[Sequence[BlockMask], Workers], BlockLists]:
-    """What packs the lists that a kernel of this part walks."""
-    return {"dq": block_lists, "ordered": ordered_lists}.get(part, key_lists)
+def key_lists_of(part: str) -> Callable[[Sequence[KeyBlocks], Workers], BlockLists]:
+    """What packs the lists that a kernel of this part walks, which is not "dq"."""
+    return ordered_lists if part == "ordered" else key_lists
+
+
+def lists_of(part: str, masks: Sequence[Mask], tile: tuple[int, int], workers: Workers) -> BlockLists:
+    """The lists that a kernel of this part walks, of masks cut at `tile`."""
+    if part == "dq":
+        return block_lists([mask.blocks(*tile) for mask in masks], workers)
+    return key_lists_of(part)([mask.key_blocks(*tile) for mask in masks], workers)
 
 
 @dataclass(frozen=True)

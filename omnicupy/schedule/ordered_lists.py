@@ -20,14 +20,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from omnicupy.masks.block_mask import BlockMask
 from omnicupy.masks.intervals import IntArray
+from omnicupy.masks.transpose import KeyBlocks
 from omnicupy.schedule.block_lists import BlockLists, places
 from omnicupy.schedule.key_lists import key_lists
 from omnicupy.schedule.order import LAST
-from omnicupy.schedule.parts import LONG_SHARE, Workers, number_in_run
+from omnicupy.schedule.parts import LONG_SHARE, Workers
 
 MOST_RANKS = 2**22  # of a mask, a tile each: 16 MiB; longer masks are worked on by kernels that need none
+CHUNK = 1 << 13  # ranks that are stored together: new memory costs more than the work
 FAR_SHARE = 0.5  # of additions that find their sum in the L2 cache only head by head
 ASKED = 8  # one in so many sums is asked for that
 PLAYED_ITEM = 2  # what a part takes beside its tiles, in tiles
@@ -63,7 +64,7 @@ class OrderedLists(BlockLists):
         return replace(self, buffer=buffer, offsets=offsets, shapes=shapes, head_ranks=apart)
 
 
-def ordered_lists(blocks: Sequence[BlockMask], workers: Workers) -> OrderedLists:
+def ordered_lists(blocks: Sequence[KeyBlocks], workers: Workers) -> OrderedLists:
     """As key_lists, but the tiles of a part are walked from the last query to the first, the entries stand in that
     order, and an entry's fourth word is the place in `ranks` of its first tile, that of its least query.
 
@@ -91,34 +92,36 @@ def ordered_lists(blocks: Sequence[BlockMask], workers: Workers) -> OrderedLists
         starts = starts[section - 1 :: section]
     else:
         starts = _starts(costs, tiers, max(1, workers.sm_count // section))
-    walk = _walk(lists, _turned(lists), blocks[0].q_blocks)
+    walk = _walk(lists, blocks[0].q_blocks)
     lists = OrderedLists(**vars(lists) | {"tiers": tiers, "section": section})
     if walk.is_head_by_head(starts, workers, section):
         lists = lists.with_ranks_of_heads(workers.repeats)
         of_head = lists.array("parts")[:, 3].astype(np.int64)  # tiles of the part
+        by_sum = walk.ranks_by_sum
         for head, ranks in enumerate(lists.array("ranks").reshape(workers.repeats, -1)):
-            ranks[...] = walk.ranks(walk.times(starts, 1, head * of_head))
+            ranks[...] = walk.ranks(walk.turns(starts, 1, head * of_head), by_sum)
     elif len(walk.query):
-        lists.array("ranks")[...] = walk.ranks(walk.times(starts, workers.repeats))
+        lists.array("ranks")[...] = walk.ranks(walk.turns(starts, workers.repeats), walk.ranks_by_sum)
     return lists
 
 
-def _tiles_of(block: BlockMask) -> int:
+def _tiles_of(block: KeyBlocks) -> int:
     return int(block.tiles.sum())
 
 
-def _turned(lists: BlockLists) -> NDArray[np.intp]:
-    """Turn the entries of each part round; the part that each entry is of."""
+def _turned(lists: BlockLists) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+    """Turn the entries of each part round. Returns the parts in the order of their entries, and how many each has."""
     entries, parts = lists.array("entries"), lists.array("parts")
     with_tiles = np.flatnonzero(parts[:, 3])
-    order = with_tiles[np.argsort(parts[with_tiles, 2])]
-    first = parts[order, 2]
-    counts = np.diff(first, append=np.int32(len(entries)))
-    ends = np.repeat(first + counts, counts)
+    first = parts[:, 2].take(with_tiles).astype(np.int64)
+    by_entry = first.argsort()
+    order, first = with_tiles.take(by_entry), first.take(by_entry)
+    ends = np.append(first, len(entries))[1:]
+    counts = ends - first
     entries[:, 0] &= ~LAST
-    entries[...] = entries.take(ends - 1 - number_in_run(counts), axis=0)
-    entries[first + counts - 1, 0] |= LAST
-    return np.repeat(order, counts)
+    entries[...] = entries.take(np.repeat(first + ends - 1, counts) - np.arange(len(entries)), axis=0)
+    entries[ends - 1, 0] |= LAST
+    return order, counts
 
 
 def _starts(
@@ -132,68 +135,117 @@ def _starts(
     starts, taken = np.zeros(len(costs), np.int64), costs.tolist()
     begin, first = 0, 0
     for end in tiers:
-        free = [begin] * workers
-        for _ in range(sections):
+        late = min(end, first + workers)  # those before it begin at once, as all workers are free
+        free = [begin + cost for cost in taken[first:late]]
+        starts[first:end] = begin
+        if late < end or sections > 1:
+            free += [begin] * (workers - len(free))
+            heapq.heapify(free)
+            starts[late:end] = [heapq.heapreplace(free, free[0] + cost) for cost in taken[late:end]]
+        for _ in range(1, sections):
             starts[first:end] = [heapq.heapreplace(free, free[0] + cost) for cost in taken[first:end]]
-        begin, first = max(free), end
+        begin, first = max(free, default=begin), end
     return starts
 
 
 @dataclass(frozen=True)
 class Walk:
-    """The tiles in the order of entries, of each from the first query to the last.
+    """The entries as they are walked, each from its last tile to its first one.
 
-    part: whose an entry is, (E,).  tiles: of each entry.  walked: tiles of its part that are walked before the first
-    tile of an entry, which is its last in the walk.  number: of a tile in its entry, (T,).  query: which sum it adds
-    to, those of one mask after those of another.  additions: to each sum.
+    part: whose an entry is, (E,).  tiles: of each entry.  before: tiles of the entries before it.  walked: tiles of its
+    part that are walked up to its first one, that one too.  query: which sum its first tile adds to, those of one mask
+    after those of another.  additions: to each sum.
     """
 
     part: NDArray[np.intp]
-    tiles: IntArray
+    tiles: NDArray[np.int64]
+    before: NDArray[np.int64]
     walked: NDArray[np.int64]
-    number: NDArray[Any]
-    query: NDArray[Any]
+    query: NDArray[np.int64]
     additions: NDArray[np.int64]
 
-    def times(
+    def turns(
         self, starts: NDArray[np.int64], repeats: int, head: NDArray[np.int64] | int = 0
-    ) -> NDArray[Any]:
-        """When each tile is played. starts: of parts.  repeats: heads that are worked on in each tile.  head: of each
-        part, tiles that come before its first one.
+    ) -> NDArray[np.int64]:
+        """When each entry would be played at query 0, if it were so long: all walks are as fast, so two entries play
+        what they add to one sum in the order of these times, and as far apart. starts: of parts.  repeats: heads that
+        are worked on in each tile.  head: of each part, tiles that come before its first one.
         """
-        first = (starts + head)[self.part] + (self.walked + 1) * repeats
-        kind = _kind(first.max(initial=0))
-        times: NDArray[Any] = np.repeat(first.astype(kind), self.tiles)
-        times -= self.number.astype(kind) * kind(repeats)
-        return times
+        return (starts + head).take(self.part) + (self.walked + self.query) * repeats
 
-    def ranks(self, times: NDArray[Any]) -> NDArray[np.int32]:
-        """Of each addition among those to its sum."""
-        found = np.empty(len(times), np.int32)
-        found[np.lexsort((times, self.query))] = number_in_run(self.additions)
+    def ranks(self, turns: NDArray[np.int64], by_sum: IntArray) -> IntArray:
+        """Of each addition among those to its sum. by_sum: of all additions, one sum's after the other's."""
+        order = _order(turns)
+        tiles = self.tiles.take(order)
+        both, bits = _by_sum(self.query.take(order), tiles, len(self.additions))
+        both &= both.dtype.type((1 << bits) - 1)
+        place = _spread(self.before.take(order), tiles, np.int32)
+        found = np.empty(len(place), np.int32)
+        for first in range(0, len(place), CHUNK):
+            some = slice(first, first + CHUNK)
+            at = place.take(both[some]).astype(np.intp)  # far faster than what an assignment does with others
+            found[at] = by_sum[some]
         return found
+
+    @property
+    def ranks_by_sum(self) -> IntArray:
+        """Of all additions, one sum's after the other's."""
+        return _spread(np.zeros_like(self.additions), self.additions, np.int32)
 
     def is_head_by_head(self, starts: NDArray[np.int64], workers: Workers, section: int) -> bool:
         """Do parts go so, that what they add to stays in the L2 cache? section: heads of keys side by side."""
         repeats = workers.repeats
         if not isinstance(workers, OrderedWorkers) or not workers.kept or repeats == 1:
             return False
-        if not 1 < len(self.query) * repeats <= MOST_RANKS:
+        if not 1 < int(self.tiles.sum()) * repeats <= MOST_RANKS:
             return False
         if np.count_nonzero(self.additions) * repeats * section < 2 * workers.kept:  # whatever the walk
             return False
-        asked = np.flatnonzero(self.query % ASKED == 0)
-        apart, innermost = (self._far(asked, self.times(starts, every), workers) for every in (1, repeats))
-        return innermost - apart > FAR_SHARE
+        innermost = self._far(self.turns(starts, repeats), workers)
+        return innermost > FAR_SHARE and innermost - self._far(self.turns(starts, 1), workers) > FAR_SHARE
 
-    def _far(self, asked: NDArray[np.intp], times: NDArray[Any], workers: OrderedWorkers) -> float:
+    def _far(self, turns: NDArray[np.int64], workers: OrderedWorkers) -> float:
         """The share of additions before which so many others come, since the one before to their sum, that the L2 cache
-        does not hold it any more. asked: the tiles that are looked at.
+        does not hold it any more. One in ASKED sums is looked at.
         """
-        query, times = self.query[asked], times[asked]
-        order = np.lexsort((times, query))
-        gaps = np.diff(times[order])  # of 16 bits: means nothing from sum to sum
-        return float(np.mean((gaps > workers.kept // workers.sm_count) & (np.diff(query[order]) == 0)))
+        order = _order(turns)
+        query, tiles = self.query.take(order), self.tiles.take(order)
+        first = (query + (ASKED - 1)) // ASKED
+        count = (query + tiles + (ASKED - 1)) // ASKED - first
+        both, bits = _by_sum(first, count, len(self.additions))
+        times = np.repeat(turns.take(order), count).take(both & both.dtype.type((1 << bits) - 1))
+        far = times[1:] - times[:-1] > workers.kept // workers.sm_count
+        both >>= both.dtype.type(bits)
+        far &= both[1:] == both[:-1]
+        return np.count_nonzero(far) / max(1, len(far))
+
+
+def _order(turns: NDArray[np.int64]) -> NDArray[np.intp]:
+    """The entries by their turns, equal ones as they stand."""
+    return turns.astype(_kind(turns.max(initial=0))).argsort(kind="stable")
+
+
+def _by_sum(first: NDArray[np.int64], counts: NDArray[np.int64], sums: int) -> tuple[NDArray[Any], int]:
+    """All additions, sum after sum and else as they stand: of each the sum, and in as many lower bits as are returned
+    which of them all it is. first: the first sum that each entry adds to.  counts: to so many it adds.  sums: a bound.
+    """
+    ahead = counts.cumsum()
+    ahead -= counts
+    bits = int(counts.sum()).bit_length()
+    kind: type[Any] = np.uint32 if sums << bits <= 2**32 else np.uint64
+    # Plain numbers are what NumPy sorts fastest. What wraps below 0 wraps back.
+    found = np.repeat((first - ahead << bits).astype(kind), counts)
+    found += np.arange(len(found), dtype=kind) * kind((1 << bits) + 1)
+    found.sort()
+    return found, bits
+
+
+def _spread(first: NDArray[np.int64], lengths: NDArray[np.int64], kind: type[Any]) -> NDArray[Any]:
+    """Each of these numbers, and those that follow it, so many in all."""
+    ends = lengths.cumsum()
+    found: NDArray[Any] = np.repeat((first - ends + lengths).astype(kind), lengths)  # wraps below 0, and back
+    found += np.arange(len(found), dtype=kind)
+    return found
 
 
 def _kind(most: int) -> type[Any]:
@@ -201,18 +253,18 @@ def _kind(most: int) -> type[Any]:
     return np.uint16 if most < 2**16 else np.int64
 
 
-def _walk(lists: BlockLists, part: NDArray[np.intp], q_blocks: int) -> Walk:
-    """The walk, and in each entry where its own ranks begin. part: of each entry.  q_blocks: of a mask."""
+def _walk(lists: BlockLists, q_blocks: int) -> Walk:
+    """The walk of entries that are turned round, and in each entry where its own ranks begin. q_blocks: of a mask."""
     entries, parts = lists.array("entries"), lists.array("parts")
-    tiles = -(-(entries[:, 0] >> 8) // np.int32(lists.br))
-    before = np.cumsum(tiles) - tiles
+    order, counts = _turned(lists)
+    part = np.repeat(order, counts)
+    tiles = (-(-(entries[:, 0] >> 8) // np.int32(lists.br))).astype(np.int64)
+    ends = tiles.cumsum()
+    before = ends - tiles
     entries[:, 3] = before
-    first = np.full(len(parts), before.max(initial=0) + 1)
-    np.minimum.at(first, part, before)  # tiles before each part
-    query = parts[part, 1] * np.int64(q_blocks) + entries[:, 2] // np.int32(lists.br)
+    of_part = before.take(counts.cumsum() - counts)  # tiles before each part
+    query: NDArray[Any] = parts[:, 1].take(part) * np.int64(q_blocks) + entries[:, 2] // np.int32(lists.br)
     sums = lists.mask_batch * q_blocks
     begin, end = (np.bincount(one, minlength=sums + 1) for one in (query, query + tiles))
-    number = number_in_run(tiles).astype(_kind(q_blocks))
-    of_tiles = np.repeat(query.astype(_kind(sums)), tiles) + number
-    walked = before - first[part] + tiles - 1
-    return Walk(part, tiles, walked, number, of_tiles, np.cumsum(begin - end)[:sums])
+    additions = np.cumsum(begin - end)[:sums]
+    return Walk(part, tiles, before, ends - np.repeat(of_part, counts), query, additions)

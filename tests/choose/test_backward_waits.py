@@ -22,7 +22,7 @@ ORDERED = backward_table.pick("sm_90", "bfloat16", 128).part("ordered")
 def _lists(mask: Mask, heads: tuple[int, int] = (4, 2), sm_count: int = 6) -> tuple[BlockLists, Workers]:
     problem = Problem(1, *heads, *mask.shape, 128, "bfloat16")
     workers = BackwardGrid(ORDERED, problem, 1, sm_count, 50 << 20).workers
-    return ordered_lists([mask.blocks(ORDERED.br, ORDERED.bc)], workers), workers
+    return ordered_lists([mask.key_blocks(ORDERED.br, ORDERED.bc)], workers), workers
 
 
 MASKS = {
@@ -143,7 +143,7 @@ def test_sections_that_run_into_each_other_wait_little(name: str) -> None:
     workload = by_name(name)
     mask = workload.mask()
     workers = BackwardGrid(ORDERED, workload.problem(mask, "bfloat16"), 1, 132, 50 << 20).workers
-    lists = ordered_lists([mask.blocks(ORDERED.br, ORDERED.bc)], workers)
+    lists = ordered_lists([mask.key_blocks(ORDERED.br, ORDERED.bc)], workers)
     assert backward_waits.waited_share(lists, workers) < 0.1
 
 

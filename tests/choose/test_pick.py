@@ -192,7 +192,7 @@ def test_a_mask_is_cut_again_only_where_that_may_pay(monkeypatch: pytest.MonkeyP
         (oc.documents([100] * 40), {(256, 64), (128, 128)}),
     ):
         _taken(monkeypatch, mask)
-        assert set(mask._blocks) == sizes
+        assert {(br, bc) for _, br, bc in mask._blocks} == sizes
 
 
 def test_every_row_that_competes_has_a_cost() -> None:

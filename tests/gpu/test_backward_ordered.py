@@ -57,7 +57,7 @@ def _grid(q_len: int) -> BackwardGrid:
 
 def _lists(mask: Mask) -> BlockLists:
     """Those of a call with this mask alone."""
-    return ordered_lists([mask.blocks(ORDERED.br, ORDERED.bc)], _grid(mask.shape[0]).workers)
+    return ordered_lists([mask.key_blocks(ORDERED.br, ORDERED.bc)], _grid(mask.shape[0]).workers)
 
 
 def test_one_kernel_makes_all_in_one_order_and_one_converts(device: Any) -> None:

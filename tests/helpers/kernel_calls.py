@@ -162,8 +162,8 @@ class Problem:
 
 
 def _lists(problem: Problem, part: BackwardKernel) -> BlockLists:
-    heads = Q_HEADS if part.part == "dq" else KV_HEADS
-    blocks = [mask.blocks(part.br, part.bc) for mask in problem.masks]
+    heads, cut = (Q_HEADS, "blocks") if part.part == "dq" else (KV_HEADS, "key_blocks")
+    blocks = [getattr(mask, cut)(part.br, part.bc) for mask in problem.masks]
     make = {"dq": block_lists, "ordered": ordered_lists}.get(part.part, key_lists)
     if part.params == "bwd_sm90":
         return make(blocks, hopper_calls.workers(problem.grid(part)))

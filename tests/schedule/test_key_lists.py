@@ -104,7 +104,7 @@ def _check(
     masks: list[Mask], tile: tuple[int, int], workers: Workers = WORKERS, label: str = ""
 ) -> BlockLists:
     q_len, k_len = masks[0].shape
-    lists = key_lists([mask.blocks(*tile) for mask in masks], workers)
+    lists = key_lists([mask.key_blocks(*tile) for mask in masks], workers)
     wanted = np.stack([mask.to_dense() for mask in masks]).astype(np.int64)
     np.testing.assert_array_equal(_counts(lists, q_len, k_len), wanted, err_msg=f"{label} at {tile}")
     _check_parts(lists, k_len)
@@ -185,7 +185,7 @@ def test_random_batches(seed: int) -> None:
 @pytest.mark.parametrize("name", MASKS)
 def test_layout(name: str) -> None:
     masks = MASKS[name]()
-    lists = key_lists([mask.blocks(*TILE) for mask in masks], WORKERS)
+    lists = key_lists([mask.key_blocks(*TILE) for mask in masks], WORKERS)
     assert (lists.mask_batch, lists.k_padded, lists.br, lists.bc) == (len(masks), 512, *TILE)
     assert lists.n_spans == max(0 if m.intervals is None else len(m.intervals[0]) for m in masks)
     assert lists.array("spans").shape == (len(masks), lists.n_spans, 512, 2)
@@ -212,7 +212,7 @@ def test_long_blocks_of_keys_are_split(repeats: int) -> None:
 
 def test_heads_that_repeat_a_block_make_splits_worth_it() -> None:
     """A part costs as much for one head as for a group: the more heads, the more its tiles count."""
-    block = oc.full(512, 192).blocks(64, 64)
+    block = oc.full(512, 192).key_blocks(64, 64)
     found = [
         key_lists([block], Workers(heads=1, sm_count=132, split_slots=100, repeats=repeats)).n_parts
         for repeats in (1, 8)
@@ -221,7 +221,7 @@ def test_heads_that_repeat_a_block_make_splits_worth_it() -> None:
 
 
 def test_causal_entries_have_one_diagonal() -> None:
-    lists = key_lists([mask.blocks(*TILE) for mask in MASKS["bits with another diagonal"]()], WORKERS)
+    lists = key_lists([mask.key_blocks(*TILE) for mask in MASKS["bits with another diagonal"]()], WORKERS)
     causal = (lists.array("entries")[:, 0] & KIND) == CAUSAL
     of_first = int(lists.array("row_offsets")[lists.q_blocks])
     assert lists.diagonal == K_LEN - Q_LEN
@@ -235,32 +235,32 @@ def test_causal_entries_have_one_diagonal() -> None:
 
 def test_the_longest_blocks_of_keys_come_first() -> None:
     """Under a causal mask those are the first keys."""
-    lists = key_lists([oc.causal(4096).blocks(64, 64)], Workers(heads=1, sm_count=8))
+    lists = key_lists([oc.causal(4096).key_blocks(64, 64)], Workers(heads=1, sm_count=8))
     assert lists.array("parts")[:, 0].tolist() == list(range(0, 4096, 64))
     assert list(lists.tiers) == sorted(lists.tiers)
 
 
 def test_without_dead_rows_and_keys_there_are_no_bits() -> None:
-    lists = key_lists([oc.causal(300).blocks(64, 64)], WORKERS)
+    lists = key_lists([oc.causal(300).key_blocks(64, 64)], WORKERS)
     assert lists.shapes["dead"][0] == lists.shapes["dead_rows"][0] == 0
-    lists = key_lists([oc.causal(300, 200).blocks(64, 64)], WORKERS)  # 100 rows see no key
+    lists = key_lists([oc.causal(300, 200).key_blocks(64, 64)], WORKERS)  # 100 rows see no key
     assert (lists.shapes["dead"][0], lists.shapes["dead_rows"][0]) == (0, 1)
-    lists = key_lists([oc.sliding_window(100, 300, left=20).blocks(64, 64)], WORKERS)
+    lists = key_lists([oc.sliding_window(100, 300, left=20).key_blocks(64, 64)], WORKERS)
     assert (lists.shapes["dead"][0], lists.shapes["dead_rows"][0]) == (1, 0)
 
 
 def test_neighbouring_full_tiles_are_one_entry() -> None:
     """As many entries as runs begin and end; of tiles a causal mask of 65,536 tokens has half a million."""
-    lists = key_lists([oc.causal(65536).blocks(64, 128)], Workers(heads=8, sm_count=132))
+    lists = key_lists([oc.causal(65536).key_blocks(64, 128)], Workers(heads=8, sm_count=132))
     assert (
         len(lists.array("entries")) == 3 * 512 - 1
     )  # two CAUSAL tiles a block of keys, and below them a run
     assert int(lists.array("parts")[:, 3].sum()) == sum(range(2, 1025, 2))
-    cut = key_lists([oc.full(4096, 128).blocks(64, 128)], Workers(1, 132, split_slots=64))
+    cut = key_lists([oc.full(4096, 128).key_blocks(64, 128)], Workers(1, 132, split_slots=64))
     assert cut.n_split_rows == 1
     assert len(cut.array("entries")) == cut.n_parts  # a run is cut where parts begin, and nowhere else
 
 
 def test_rows_in_no_whole_words_are_refused() -> None:
     with pytest.raises(ValueError, match="by_key_blocks: br must be a multiple of 32, got 48"):
-        key_lists([oc.causal(100).blocks(48, 32)], WORKERS)
+        key_lists([oc.causal(100).key_blocks(48, 32)], WORKERS)

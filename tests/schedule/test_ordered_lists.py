@@ -143,7 +143,7 @@ def test_each_sum_has_each_rank_once_and_nobody_waits_for_ever(seed: int) -> Non
     heads, sm_count = int(rng.integers(1, 9)), int(rng.choice([1, 2, 5, 16, 40]))
     split_slots, repeats, side_by_side = (int(rng.integers(1, top)) for top in (20, 4, 9))
     workers = Workers(heads, sm_count, split_slots, repeats, side_by_side=side_by_side, ordered_sums=True)
-    blocks = [mask.blocks(BR, BC) for mask in _masks(seed)]
+    blocks = [mask.key_blocks(BR, BC) for mask in _masks(seed)]
     lists = ordered_lists(blocks, workers)
     masks = lists.array("parts")[:, 1].tolist()
     ranks: dict[tuple[int, int], list[int]] = defaultdict(list)
@@ -159,7 +159,7 @@ def test_each_sum_has_each_rank_once_and_nobody_waits_for_ever(seed: int) -> Non
 def test_a_window_of_grouped_heads_goes_head_by_head_where_else_sums_would_leave_the_cache(
     repeats: int,
 ) -> None:
-    blocks = [oc.sliding_window(12000, 12000, left=1500).blocks(BR, BC)]
+    blocks = [oc.sliding_window(12000, 12000, left=1500).key_blocks(BR, BC)]
     workers = OrderedWorkers(3, 32, 0, repeats, side_by_side=1, ordered_sums=True)
     plain = ordered_lists(blocks, workers)
     assert plain.head_ranks == 0
@@ -182,14 +182,14 @@ def test_items_that_are_taken_early_may_wait_for_ever() -> None:
         tiles = rng.random((int(rng.integers(6, 14)), int(rng.integers(3, 9)))) < 0.5
         mask = oc.from_dense(np.kron(tiles, np.ones((BR, BC), bool)))
         workers = Workers(2, 3, side_by_side=1, ordered_sums=True)
-        lists = ordered_lists([mask.blocks(BR, BC)], workers)
+        lists = ordered_lists([mask.key_blocks(BR, BC)], workers)
         assert _play(lists, workers, seed) == 2 * tiles.sum()
         stuck += _play(lists, workers, seed, ahead=4) < 2 * tiles.sum()
     assert stuck
 
 
 def test_parts_hold_the_tiles_of_lists_without_ranks_the_last_ones_first() -> None:
-    blocks = [oc.causal(4000, 4000).blocks(BR, BC)]
+    blocks = [oc.causal(4000, 4000).key_blocks(BR, BC)]
     workers = Workers(2, 132, 40, 2, side_by_side=2, ordered_sums=True)
     lists = ordered_lists(blocks, workers)
     plain = key_lists(blocks, workers)
@@ -201,19 +201,19 @@ def test_few_rows_that_are_far_longer_than_others_are_cut() -> None:
     """One block of keys that all queries see, which 8 heads would work on until long after all else has ended."""
     mask = oc.sliding_window(16384, 16384, left=256) | oc.sink(16384, 100, 16384)
     workers = Workers(8, 132, 64, 4, side_by_side=1, ordered_sums=True)
-    lists = ordered_lists([mask.blocks(BR, BC)], workers)
+    lists = ordered_lists([mask.key_blocks(BR, BC)], workers)
     tiles = lists.array("parts")[:, 3]
     assert tiles.max() <= 64
     assert (
         tiles.sum()
-        == ordered_lists([mask.blocks(BR, BC)], Workers(1, 1, 0, 1, side_by_side=1, ordered_sums=True))
+        == ordered_lists([mask.key_blocks(BR, BC)], Workers(1, 1, 0, 1, side_by_side=1, ordered_sums=True))
         .array("ranks")
         .size
     )
 
 
 def test_long_parts_of_all_heads_are_side_by_side() -> None:
-    blocks = [oc.causal(2048, 2048).blocks(BR, BC)]
+    blocks = [oc.causal(2048, 2048).key_blocks(BR, BC)]
     lists = ordered_lists(blocks, Workers(8, 132, 0, 1, side_by_side=1, ordered_sums=True))
     assert lists.section == 8
     assert set(lists.tiers) == {lists.n_parts}
@@ -224,7 +224,7 @@ def test_masks_that_hide_all_have_parts_and_no_tiles(masks: int) -> None:
     """Gradients of zero have to be written all the same."""
     hidden = oc.from_dense(np.zeros((300, 200), bool))
     lists = ordered_lists(
-        [hidden.blocks(64, 128)] * masks, Workers(132, 4, 2, side_by_side=4, ordered_sums=True)
+        [hidden.key_blocks(64, 128)] * masks, Workers(132, 4, 2, side_by_side=4, ordered_sums=True)
     )
     assert len(lists.array("parts")) == masks * 2
     assert not lists.array("parts")[:, 3].any()
@@ -239,8 +239,8 @@ def test_ranks_are_the_same_whatever_numbers_they_are_made_with(
     mask = oc.random(3000, 5, documents=3)
     workers = OrderedWorkers(4, 7, 64, repeats=3, ordered_sums=True, side_by_side=2, kept=1)
     monkeypatch.setattr(Walked, "is_head_by_head", lambda *_: head_by_head)
-    short = ordered_lists([mask.blocks(BR, BC)], workers)
+    short = ordered_lists([mask.key_blocks(BR, BC)], workers)
     monkeypatch.setattr(module, "_kind", lambda _: np.int64)
-    long = ordered_lists([mask.blocks(BR, BC)], workers)
+    long = ordered_lists([mask.key_blocks(BR, BC)], workers)
     assert bool(short.head_ranks) == head_by_head
     assert short.buffer.tobytes() == long.buffer.tobytes()

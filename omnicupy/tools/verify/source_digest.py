@@ -60,7 +60,7 @@ FORWARD = Launch(
     doors=("gpu.attention", "gpu.cached", "masks.cut"),
     ahead=(*_PLANNERS, *_RAGGED_PLANNERS),
 )
-BACKWARD = Launch(doors=("gpu.backward", "masks.cut"))
+BACKWARD = Launch(doors=("gpu.backward", "masks.cut", "masks.key_cut"))
 # Of kernels that no row of the table names: they are what is launched.
 FEW_ROWS = "attention_fwd_few_rows.cu"  # a variant takes a row's place on caches
 PAGED = "attention_fwd_paged.cu"  # the same on pages that boxes fill, of tiles of three warpgroups
