@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from omnicupy.tools.bench import (
     padded,
     pages,
     preset_build,
+    process_group,
     ranks,
     scaling,
     scores,
@@ -46,7 +48,7 @@ from omnicupy.tools.workloads.workload import Workload, by_name
 Kind = Callable[[Session, Workload, Sequence[str]], None]
 
 ACCURACY = "accuracy"
-GPU_HOST: dict[str, Callable[[Record, host.Say], None]] = {
+GPU_HOST: dict[str, Callable[..., None]] = {
     "host": host.warm_calls,
     "cold": host.first_calls,
     atoms.SUITE: atoms.atoms,
@@ -56,7 +58,7 @@ GPU_HOST |= {"step": step.suite("llama"), "step-short": step.suite("llama-short"
 GPU_HOST |= {"step-gemma": step.suite("gemma")}
 GPU_HOST |= {generate.SUITE: generate.generate, captured.SUITE: captured.captured}
 GPU_HOST |= {growing.SUITE: growing.growing}
-CPU_HOST = {
+CPU_HOST: dict[str, Callable[..., None]] = {
     "build": host.mask_building,
     "presets": preset_build.building,
     "scaling": scaling.scaling,
@@ -65,6 +67,7 @@ CPU_HOST = {
     padded.SUITE: padded.padded,
     "cpu": host.cpu_engine,
 }
+SHARED = ("parallel", gathered_flex.SUITE)  # by processes that torchrun has started
 GRADIENT_KINDS = (
     "measure",
     "latency",
@@ -137,7 +140,7 @@ def run(options: Options, say: host.Say) -> dict[str, Any]:
     gpu = environment.has_gpu()
     described = environment.device() if gpu else {}
     record = Record(
-        options.out if ranks.is_first() else None,
+        options.out if process_group.is_first() else None,
         {
             "device": described.get("name"),
             "driver": described.get("driver"),
@@ -148,12 +151,20 @@ def run(options: Options, say: host.Say) -> dict[str, Any]:
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         },
     )
+    with ExitStack() as stack:
+        if set(SHARED) <= set(options.suites):  # beside each other, with the same processes
+            stack.enter_context(process_group.process_group(" ".join(SHARED)))
+        _run_suites(options, record, say, gpu=gpu)
+    return record.content
+
+
+def _run_suites(options: Options, record: Record, say: host.Say, *, gpu: bool) -> None:
     for name in options.suites:
         if name in CPU_HOST and not (options.workloads and name in GPU_SUITES):  # these have named others
             record.suite = name
-            CPU_HOST[name](record, say)
+            CPU_HOST[name](record, say, **_asked(name, options))
     names = [name for name in options.suites if name in GPU_SUITES] if gpu else []
-    if names or options.workloads:
+    if names or (options.workloads and not set(SHARED) & set(options.suites)):
         settings = {"samples": options.samples, "limit_s": options.limit, "dtype": options.dtype, "say": say}
         settings |= {"timed": PASSES[options.timed], "flush": options.flush}
         session = Session.start(record, **settings)
@@ -164,12 +175,18 @@ def run(options: Options, say: host.Say) -> dict[str, Any]:
     for name in options.suites:
         if name in GPU_HOST:
             record.suite = name
-            GPU_HOST[name](record, say)
+            GPU_HOST[name](record, say, **_asked(name, options))
     if ACCURACY in options.suites:
         record.suite = ACCURACY
         given: dict[str, Any] = {"systems": options.systems, "dtypes": options.accuracy_dtypes}
         accuracy.measure(record, say, limit_s=options.limit, part=options.part, **given)
-    return record.content
+
+
+def _asked(name: str, options: Options) -> dict[str, Any]:
+    """Workloads for a suite of several processes, where they are given instead of its own."""
+    if name not in SHARED or not options.workloads:
+        return {}
+    return {"workloads": [by_name(one) if isinstance(one, str) else one for one in options.workloads]}
 
 
 def _check_pass(options: Options) -> None:

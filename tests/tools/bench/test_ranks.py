@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 import omnicupy
 import omnicupy.parallel
-from omnicupy.tools.bench import gathered_flex, overlap_ways, ranks
+from omnicupy.tools.bench import gathered_flex, overlap_ways, process_group, ranks
 from omnicupy.tools.bench import run as bench_run
 from omnicupy.tools.bench.records import Record
 from omnicupy.tools.workloads.workload import by_name
@@ -71,6 +72,49 @@ def test_it_says_how_to_start_it(monkeypatch: pytest.MonkeyPatch) -> None:
         bench_run.run(bench_run.Options(("parallel",)), lambda line: None)
     with pytest.raises(ValueError, match="-m omnicupy bench parallel-flex --out"):
         gathered_flex.flex(Record(None, {}), lambda line: None)
+
+
+def test_one_group_serves_several_suites(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`bench parallel parallel-flex` is one run of the same processes, which can join a group once."""
+    alone = {
+        "LOCAL_RANK": "0",
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+    }
+    for name, value in alone.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    started = torch.distributed.is_initialized
+    with process_group.process_group("parallel") as device:
+        for suite in ("parallel", gathered_flex.SUITE):
+            with process_group.process_group(suite) as again:
+                assert again == device
+            assert started()
+    assert not started()
+
+
+def test_workloads_instead_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both suites measure the masks that are asked for, and no other suite measures them, too."""
+    asked: dict[str, list[str]] = {}
+    for name, suites in (("parallel", bench_run.CPU_HOST), (gathered_flex.SUITE, bench_run.GPU_HOST)):
+        monkeypatch.setitem(
+            suites,
+            name,
+            lambda record, say, workloads=(), name=name: asked.update(
+                {name: [one.name for one in workloads]}
+            ),
+        )
+    monkeypatch.setattr(bench_run.process_group, "process_group", lambda suite: nullcontext())
+    options = bench_run.Options(bench_run.SHARED, workloads=("W7", by_name("W1")))
+    bench_run._run_suites(options, Record(None, {}), print, gpu=True)
+    assert asked == {name: ["W7", "W1"] for name in bench_run.SHARED}
+    bench_run._run_suites(bench_run.Options(bench_run.SHARED), Record(None, {}), print, gpu=True)
+    assert asked == {name: [] for name in bench_run.SHARED}
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
