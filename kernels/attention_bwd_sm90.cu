@@ -1,11 +1,13 @@
 // All gradients in one kernel for compute capability 9.0, a block of keys a work item. dK and dV are sums in one order;
-// dQ is added by whichever thread block comes first, or as part "ordered" in one order, too.
+// dQ is added by whichever thread block comes first, or as part "ordered" in one order, too; then a variant makes dQ of
+// the sums itself.
+#include "omni/sm90/backward/finish.cuh"
 #include "omni/sm90/backward/fused_apart.cuh"
 #include "omni/sm90/backward/key_producer.cuh"
 
 using Cfg = omni::BackwardConfig<
     OMNI_HEAD_DIM, OMNI_VALUE_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_BF16, OMNI_SOFTCAP, true,
-    OMNI_ORDERED, omni::WgmmaAtom<OMNI_SCORES_ATOM_N, OMNI_SUMS_ATOM_N>>;
+    OMNI_ORDERED, omni::WgmmaAtom<OMNI_SCORES_ATOM_N, OMNI_SUMS_ATOM_N>, OMNI_FINISHES>;
 static_assert(sizeof(omni::BackwardParamsSm90) == OMNI_PARAMS_BYTES, "params.py and sm90/backward/config.cuh disagree");
 using Smem = omni::KeySmem<Cfg>;
 static_assert(sizeof(Smem) <= OMNI_SMEM_BYTES, "backward_spec.py and sm90/backward/key_smem.cuh disagree");
@@ -33,19 +35,20 @@ extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
   int const warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
     omni::setmaxnreg_dec<Cfg::kProducerRegisters>();
-    if constexpr (Cfg::kOrdered) {  // first here: behind the producer it would take registers that there are not
-      if (omni::uniform(omni::thread_index() / 32) == 1 + Smem::kAdders) return omni::finish_sums<Cfg>(args, smem);
+    if constexpr (Cfg::kFinishes) {  // first here: behind the producer it would take registers that there are not
+      if (omni::uniform(omni::thread_index() / 32) == 1 + Smem::kBuffers) return omni::finish_sums<Cfg>(args, smem);
     }
     if (omni::thread_index() == 0) omni::KeyProducer<Cfg>(args, smem).run();
-    if constexpr (Cfg::kOrdered) {
-      int const adder = omni::OrderedAdder<Cfg>::number();
-      bool const is_first = omni::thread_index() % 32 == 0;
-      if (is_first && adder >= 0 && adder < Smem::kAdders) omni::OrderedAdder<Cfg>(args, smem).run();
-    }
-    if constexpr (Smem::kStaged && !Cfg::kOrdered) {
+    if constexpr (Smem::kStaged) {
       int const buffer = omni::thread_index() / 32 - 1;  // read anew: kept, it would be a register of the producer's
       bool const is_first = omni::thread_index() % 32 == 0;
-      if (is_first && buffer >= 0 && buffer < Smem::kBuffers) omni::add_tiles<Cfg>(args, smem, buffer);
+      if (is_first && buffer >= 0 && buffer < Smem::kBuffers) {
+        if constexpr (Cfg::kFinishes) {
+          omni::OrderedAdder<Cfg>(args, smem).run();
+        } else {
+          omni::add_tiles<Cfg>(args, smem, buffer);
+        }
+      }
     }
   } else {
     consume<Cfg>(args, smem, warpgroup);

@@ -29,7 +29,7 @@ from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
 from omnicupy.masks.block_mask import CAUSAL, KIND, PARTIAL
 from omnicupy.masks.mask import Mask
 from omnicupy.masks.transpose import dead_rows
-from omnicupy.schedule.backward_grid import BackwardGrid, lists_of, may_be_ordered
+from omnicupy.schedule.backward_grid import BackwardGrid, lists_of, ordered_part
 from omnicupy.schedule.block_lists import BlockLists
 from omnicupy.schedule.order import GROUP_ROWS, SKIP_SHIFT
 from omnicupy.schedule.ordered_lists import OrderedLists
@@ -120,9 +120,7 @@ def keys_part(
     name = "ordered" if deterministic else "fused"
     if getattr(spec, name) is None or not ("q" in wanted and ("k" in wanted or "v" in wanted)):
         return "dkdv"
-    if name == "ordered" and not may_be_ordered(spec.part(name), problem, masks):
-        return "dkdv"
-    return name
+    return ordered_part(spec.part(name), problem, masks) if deterministic else name
 
 
 def work_of(
@@ -144,14 +142,15 @@ def work_of(
             "`bench --pass bwd`"
         )
     keys = keys_part(spec, problem, (mask,), deterministic=deterministic, wanted=wanted)
-    parts = [keys] if keys in MAKES_ALL or "k" in wanted or "v" in wanted else []
-    if keys not in MAKES_ALL and "q" in wanted:
+    makes_all = spec.part(keys).part in MAKES_ALL
+    parts = [keys] if makes_all or "k" in wanted or "v" in wanted else []
+    if not makes_all and "q" in wanted:
         parts.append("dq")
     kernels = tuple(_kernel_work(spec.part(part), problem, mask, device) for part in parts)
     rows = problem.batch * problem.q_heads * problem.q_len
     prepared, converted = 2 * ELEMENT_BYTES * rows * problem.value_dim + 3 * STATISTICS_BYTES * rows, 0
     prepared += _copied_bytes(problem, mask)
-    if keys == "fused":  # zeros are written, sums are read, dQ is written
+    if makes_all and not spec.part(keys).finishes:  # zeros are written, sums are read, dQ is written
         padded = problem.batch * problem.q_heads * padded_rows(problem.q_len)
         prepared += STATISTICS_BYTES * padded * spec.head_dim
         converted = (STATISTICS_BYTES + ELEMENT_BYTES) * rows * spec.head_dim
@@ -177,7 +176,9 @@ def _operand_bytes(problem: Problem, wanted: Sequence[str], keys: str) -> int:
     q_rows, k_rows = problem.q_heads * problem.q_len, problem.kv_heads * problem.k_len
     width = problem.head_dim + problem.value_dim
     of_sums = 2 * STATISTICS_BYTES // ELEMENT_BYTES
-    each = {"fused": of_sums, "ordered": of_sums + 1}.get(keys, 1)  # the latter stores dQ, too
+    each = {"fused": of_sums, "ordered": of_sums, "finishing": of_sums + 1}.get(
+        keys, 1
+    )  # the last stores dQ, too
     stored = each * q_rows * problem.head_dim if "q" in wanted else 0
     stored += k_rows * (problem.head_dim * ("k" in wanted) + problem.value_dim * ("v" in wanted))
     return ELEMENT_BYTES * problem.batch * ((q_rows + k_rows) * width + stored)

@@ -54,8 +54,8 @@ class Space(NamedTuple):
     """Where things lie in work memory: bytes from its start, -1 for what is not there.
 
     sinks: what blocks that prepare leave of the gradients of sinks.  sums: of dQ.  turns: how many were added to
-    each, zeros before a launch; without them sums are.  partials: of dK and dV of split blocks of keys.  size: of all.
-    arrivals: counters beside it.
+    each.  zeroed: from here to partials there must be zeros.  partials: of dK and dV of split blocks of keys.  size: of
+    all.  arrivals: counters beside it.
     """
 
     lse2: int
@@ -67,6 +67,7 @@ class Space(NamedTuple):
     sinks: int
     sums: int
     turns: int
+    zeroed: int
     partials: int
     size: int
     arrivals: int
@@ -173,8 +174,7 @@ class BackwardPlan:
         self._space = space
         self._copies = space.q, space.dout, space.k, space.v
         self._copies_any = max(self._copies) >= 0
-        first = space.turns if space.turns >= 0 else space.sums
-        self._zeroed = (first, space.partials - first) if first >= 0 else None
+        self._zeroed = (space.zeroed, space.partials - space.zeroed) if space.zeroed >= 0 else None
         # Beside the arrays: with memory that the caller brings, and with the stream's own.
         self._beside, self.need = (Need(size, _COUNTERS + space.arrivals) for size in (0, space.size))
         stream_memory.prepare(device, self.need)

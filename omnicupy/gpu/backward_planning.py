@@ -26,7 +26,7 @@ from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
 from omnicupy.jit.params import PARAMS
 from omnicupy.jit.spec import round_up
 from omnicupy.masks.mask import Mask
-from omnicupy.schedule.backward_grid import BackwardGrid, key_lists_of, may_be_ordered
+from omnicupy.schedule.backward_grid import BackwardGrid, key_lists_of, ordered_part
 
 _ROW_BYTES = 16  # rows are read in pieces of it
 _COPY_ALIGN = 256
@@ -109,9 +109,7 @@ def _keys_part(on: _Setting, parts: dict[str, BackwardKernel], *, deterministic:
     # One gradient alone is made faster by its own kernel.
     if name not in parts or not (wanted[0] and (wanted[1] or wanted[2])):
         return "dkdv"
-    if name == "ordered" and not may_be_ordered(parts[name], on.call.problem, on.masks):
-        return "dkdv"
-    return name
+    return ordered_part(parts[name], on.call.problem, on.masks) if deterministic else name
 
 
 def _space(call: BackwardCall, layouts: Layouts, grid: BackwardGrid, keys: DeviceBlocks) -> Space:
@@ -147,17 +145,19 @@ def _space(call: BackwardCall, layouts: Layouts, grid: BackwardGrid, keys: Devic
         blocks = padded_rows(problem.q_len) // part.prepared_rows + 1  # of a head, that prepare
         sinks = size
         size += round_up(4 * problem.batch * problem.q_heads * blocks, _COPY_ALIGN)
-    turns = -1
+    turns = zeroed = -1
     sum_places = grid.sum_fields(keys.sizes)["places"]
     if part.part in MAKES_ALL:
         sums, size = size, size + sum_places * part.sum_bytes
-    if part.finishes:
+        zeroed = size if part.finishes else sums
+    if part.part == "ordered":
         turns, size = size, size + round_up(4 * sum_places, _COPY_ALIGN)
     partials, (partial_bytes, arrivals) = size, grid.partials(keys.sizes.n_slots, keys.sizes.n_split_rows)
     places |= {
         "sinks": sinks,
         "sums": sums,
         "turns": turns,
+        "zeroed": zeroed,
         "partials": partials,
         "size": size + partial_bytes,
         "arrivals": arrivals,

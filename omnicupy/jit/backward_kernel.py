@@ -15,6 +15,9 @@ PARTS = ("prepare", "dkdv", "dq")  # of a backward pass, in the order in which t
 # In place of the last two: the first where sums may have any order, the second where they have one.
 FUSED_PARTS = ("fused", "convert")
 ORDERED_PARTS = ("ordered", "convert")
+FINISHING_PARTS = (
+    "finishing",
+)  # the second one, which makes dQ of the sums itself; its part is "ordered", too
 SINK_PARTS = ("sinks",)  # last, where the gradient of sink_logits is wanted
 MAKES_ALL = ("fused", "ordered")  # gradients in one kernel, but for the conversion of dQ
 CAPPED_PARTS = ("dkdv", "dq", *MAKES_ALL)  # whose code a soft cap changes
@@ -48,7 +51,8 @@ class BackwardKernel:
     owns `br` queries and walks tiles of `bc` keys), "fused" (as dkdv, and adds dQ to sums in float32), "ordered" (the
     same, and adds to each sum in one order), "convert" (these sums to dQ) or "sinks" (adds up the gradients of
     sink_logits that prepare left). dtype, head_dim: as in AttnSpec. value_dim: columns of V and O. br, bc, stages,
-    warps: as in TileShape. softcap: scores are capped.
+    warps: as in TileShape. softcap: scores are capped. finishes: it makes dQ of the sums itself, which need not be
+    zeros before then (part "ordered" with two warpgroups that own keys).
 
     Raises ValueError when the tile is illegal or does not fit the architecture's shared memory.
     """
@@ -64,6 +68,7 @@ class BackwardKernel:
     stages: int
     warps: int
     softcap: bool = False
+    finishes: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -144,6 +149,11 @@ class BackwardKernel:
                 f"config: the {self.part} kernel with 16 warps for 128 keys has head_dim and value_dim up to "
                 f"{APART_HEAD_DIM} and no soft cap, got {self.widest} and softcap={self.softcap}; take 12 warps"
             )
+        if self.finishes and not self.may_finish:
+            raise ValueError(
+                "config: dQ is made of sums by the ordered kernel with two warpgroups that own keys, got "
+                f"{self.part} with {self.warpgroups}; leave finishes out"
+            )
         if self.part == "ordered" and not (self.kernel == "sm90" and self.is_staged):
             raise ValueError(
                 "config: the ordered kernel is of kernel 'sm90' with 12 warps, or 16 and at most 3 stages, got "
@@ -184,9 +194,9 @@ class BackwardKernel:
         return self.part in MAKES_ALL and fits
 
     @property
-    def finishes(self) -> bool:
-        """Does it make dQ itself of the sums, which need not be zeros before then (part "ordered")?"""
-        return self.part == "ordered"
+    def may_finish(self) -> bool:
+        """Has it a variant that makes dQ of the sums itself: does it leave a warp for that (part "ordered")?"""
+        return self.part == "ordered" and self.warpgroups == 2
 
     @property
     def sum_bytes(self) -> int:
@@ -284,6 +294,7 @@ class BackwardKernel:
             "OMNI_WARPS": self.warps,
             "OMNI_PART": (*PARTS, *FUSED_PARTS, *SINK_PARTS, "ordered").index(self.part),
             "OMNI_ORDERED": int(self.part == "ordered"),
+            "OMNI_FINISHES": int(self.finishes),
             "OMNI_BF16": int(self.dtype == "bfloat16"),
             "OMNI_SMEM_BYTES": self.smem_bytes,
             "OMNI_SOFTCAP": int(self.softcap),
@@ -291,5 +302,7 @@ class BackwardKernel:
         }
 
     def __str__(self) -> str:
-        others = (f"{k}={v}" for k, v in asdict(self).items() if k not in ("kernel", "arch", "part"))
-        return " ".join([f"bwd-{self.part}", self.kernel, self.arch, *others])
+        named = ("kernel", "arch", "part", "finishes")
+        others = (f"{k}={v}" for k, v in asdict(self).items() if k not in named)
+        words = [f"bwd-{self.part}", self.kernel, self.arch, *others]
+        return " ".join([*words, *["finishes"] * self.finishes])

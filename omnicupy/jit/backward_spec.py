@@ -8,6 +8,7 @@ from functools import lru_cache
 from omnicupy.jit.archs import SMEM_LIMIT_BYTES
 from omnicupy.jit.backward_kernel import (
     CAPPED_PARTS,
+    FINISHING_PARTS,
     FUSED_PARTS,
     ORDERED_PARTS,
     PARTS,
@@ -60,7 +61,9 @@ class BackwardSpec:
         self.kernels()  # raises for an illegal one
 
     def part(self, part: str) -> BackwardKernel:
-        """The kernel of one of PARTS or SINK_PARTS, or of FUSED_PARTS and ORDERED_PARTS where there is such a tile."""
+        """The kernel of one of PARTS or SINK_PARTS, or where there is such a tile of FUSED_PARTS and ORDERED_PARTS, and of
+        FINISHING_PARTS for two warpgroups that own keys.
+        """
         return _part(self, part)
 
     def kernels(self) -> dict[str, BackwardKernel]:
@@ -78,6 +81,7 @@ class BackwardSpec:
 # Plans of new masks ask for the same kernels again and again, and making one takes longer than a look-up.
 @lru_cache(maxsize=256)
 def _part(spec: BackwardSpec, part: str) -> BackwardKernel:
+    finishes, part = part in FINISHING_PARTS, "ordered" if part in FINISHING_PARTS else part
     shapes = {"dkdv": spec.dkdv, "dq": spec.dq, "fused": spec.fused, "ordered": spec.ordered}
     shape = shapes.get(part) or TileShape(64, 64, 1, WITHOUT_TILES[part] // 32)
     # The kernels that prepare and that add up sinks are the same ones for all.
@@ -96,6 +100,7 @@ def _part(spec: BackwardSpec, part: str) -> BackwardKernel:
         stages=shape.stages,
         warps=shape.warps,
         softcap=spec.softcap and part in CAPPED_PARTS,
+        finishes=finishes,
     )
 
 
@@ -103,6 +108,8 @@ def _part(spec: BackwardSpec, part: str) -> BackwardKernel:
 def _kernels(spec: BackwardSpec) -> dict[str, BackwardKernel]:
     fused = FUSED_PARTS if spec.fused is not None else ()
     ordered = ORDERED_PARTS if spec.ordered is not None else ()
+    if spec.ordered is not None and _part(spec, "ordered").may_finish:
+        ordered += FINISHING_PARTS
     return {part: _part(spec, part) for part in (*PARTS, *fused, *ordered, *SINK_PARTS)}
 
 

@@ -23,7 +23,10 @@ from omnicupy.schedule.ordered_lists import (
 )
 from omnicupy.schedule.parts import Workers
 
-MOST_SUMS_BYTES = 128 << 20  # of sums of dQ in float32 that are added to in one order
+# Sums of dQ in float32 that are added to in one order. More than the first take too much memory: the kernel makes dQ of
+# them itself, and they share places in the second. It does so, too, where a mean sum has up to so many additions, so
+# that zeroing and converting it would take long beside them (docs/tries.md).
+MOST_UNSHARED_BYTES, MOST_SUMS_BYTES, FEW_ADDITIONS = 1 << 30, 128 << 20, 7
 
 
 def key_lists_of(part: str) -> Callable[[Sequence[KeyBlocks], Workers], BlockLists]:
@@ -38,19 +41,27 @@ def lists_of(part: str, masks: Sequence[Mask], tile: tuple[int, int], workers: W
     return key_lists_of(part)([mask.key_blocks(*tile) for mask in masks], workers)
 
 
-def may_be_ordered(part: BackwardKernel, problem: Problem, masks: Sequence[Mask]) -> bool:
-    """May the kernel that adds to each sum of dQ in one order make these gradients? Two kernels do where the mask has
-    so many tiles that their ranks would fill memory, or the sums of the query heads of one head of keys would.
+def ordered_part(part: BackwardKernel, problem: Problem, masks: Sequence[Mask]) -> str:
+    """Which kernel makes all gradients in one order: "ordered", or "finishing", which makes dQ of the sums, too. "dkdv"
+    for two kernels: where a mask has so many tiles that their ranks would fill memory, or where sums have to share
+    places and those of the query heads of one head of keys alone would fill memory.
 
-    masks: the distinct ones.
+    part: "ordered".  masks: the distinct ones.
     """
-    of_head = problem.group * len(masks) * -(-problem.q_len // part.br)
-    if of_head * part.sum_bytes > MOST_SUMS_BYTES:
-        return False
+    tiles = sum(int(mask.key_blocks(part.br, part.bc).tiles.sum()) for mask in masks)
+    if tiles > MOST_RANKS:
+        return "dkdv"
+    if not part.may_finish:
+        return "ordered"
+    of_mask = -(-problem.q_len // part.br)
+    of_head = problem.group * len(masks) * of_mask  # sums
     heads = problem.kv_heads * problem.batch // len(masks)
-    if -(-heads // (MOST_SUMS_BYTES // (of_head * part.sum_bytes))) > MOST_SHARERS:
-        return False
-    return sum(int(mask.key_blocks(part.br, part.bc).tiles.sum()) for mask in masks) <= MOST_RANKS
+    at_a_time = MOST_SUMS_BYTES // (of_head * part.sum_bytes)  # heads
+    may_share = at_a_time > 0 and -(-heads // at_a_time) <= MOST_SHARERS
+    if heads * of_head * part.sum_bytes > MOST_UNSHARED_BYTES:
+        return "finishing" if may_share else "dkdv"
+    few = tiles <= FEW_ADDITIONS * of_mask * len(masks)
+    return "finishing" if few and may_share else "ordered"
 
 
 @dataclass(frozen=True)
@@ -83,7 +94,8 @@ class BackwardGrid:
         if self.kernel.part != "ordered":
             return found
         ordered = {"ordered_sums": True, "side_by_side": self._heads_in_l2, "kept": self._kept}
-        return OrderedWorkers(**vars(found) | ordered, places=MOST_SUMS_BYTES // self.kernel.sum_bytes)
+        places = MOST_SUMS_BYTES // self.kernel.sum_bytes if self.kernel.finishes else 0
+        return OrderedWorkers(**vars(found) | ordered, places=places)
 
     @property
     def _heads_in_l2(self) -> int:
@@ -102,8 +114,8 @@ class BackwardGrid:
         return self.l2_bytes // 2 // (self.kernel.br * row_bytes)
 
     def sum_fields(self, lists: BlockLists) -> dict[str, int]:
-        """Fields of the struct of the kernel that makes all gradients: which number each sum of dQ has, and how many
-        places of sums there are.
+        """Fields of the struct of the kernel that makes dQ of sums: which number each sum has, and how many places of
+        sums there are; `places` of any that makes all gradients.
 
         The heads of a section have numbers that follow each other. So where each batch element has a mask of its own,
         and the section holds heads of all of them, its number counts less than that of the head.
@@ -115,7 +127,7 @@ class BackwardGrid:
         kv_sums, batch_sums = of_group, of_group * problem.kv_heads
         if finishes and self.masks > 1:
             kv_sums, batch_sums = of_group * self.masks, of_group
-        turn_heads = lists.turn_heads if isinstance(lists, OrderedLists) else self.workers.heads
+        turn_heads = lists.turn_heads if isinstance(lists, OrderedLists) and finishes else self.workers.heads
         return {
             "head_sums": of_head,
             "kv_sums": kv_sums,

@@ -41,8 +41,8 @@ OVERLAPPING, PLAYED_SECTIONS = 1.75, 4
 
 @dataclass(frozen=True)
 class OrderedWorkers(Workers):
-    """kept: tiles of Q, dO and sums that the L2 cache holds, 0 where the kernel cannot go head by head.  places: most
-    sums of dQ that memory is meant for; 0 for all.
+    """kept: tiles of Q, dO and sums that the L2 cache holds, 0 where the kernel cannot go head by head.  places: where
+    the kernel makes dQ of sums, most of these that memory is meant for; else 0.
     """
 
     kept: int = 0
@@ -78,13 +78,13 @@ def ordered_lists(blocks: Sequence[KeyBlocks], workers: Workers) -> OrderedLists
     """As key_lists, but the tiles of a part are walked from the last query to the first, the entries stand in that
     order, and an entry's fourth word is the place in `ranks` of its first tile, that of its least query.
 
-    ranks: (tiles,) int32, the last ones of their sums with LAST_ADDITION, a meaningless one where there are no tiles,
-    for all query heads of a group alike, which follow each other in a tile. Where their sums would leave the L2 cache
-    meanwhile, a part goes head by head, and there are ranks for each, `head_ranks` further on than those of the head
-    before; else that is 0. `section` is the number of heads that the ranks want side by side.
-    workers: `side_by_side` says how many heads may be. Where there are more sums than `places`, heads take turns: as
-    many at a time as these serve, and all their work comes before any of the next turn. Where one head has more, all
-    sums have places of their own.
+    ranks: (tiles,) int32, a meaningless one where there are no tiles, for all query heads of a group alike, which
+    follow each other in a tile. Where their sums would leave the L2 cache meanwhile, a part goes head by head, and
+    there are ranks for each, `head_ranks` further on than those of the head before; else that is 0. `section` is the
+    number of heads that the ranks want side by side.
+    workers: `side_by_side` says how many heads may be. With `places` the last rank of each sum has LAST_ADDITION. Where
+    there are more sums, heads take turns: as many at a time as places serve, and all their work comes before any of the
+    next turn. Where one head has more, all sums have places of their own.
     """
     lists = key_lists(blocks, workers, n_ranks=max(1, sum(map(_tiles_of, blocks))))
     parts = lists.array("parts")
@@ -108,14 +108,16 @@ def ordered_lists(blocks: Sequence[KeyBlocks], workers: Workers) -> OrderedLists
         starts = _starts(costs, tiers, max(1, workers.sm_count // section))
     walk = _walk(lists, blocks[0].q_blocks)
     lists = OrderedLists(**vars(lists) | {"tiers": tiers, "section": section, "turn_heads": turn_heads})
+    flagged = isinstance(workers, OrderedWorkers) and workers.places > 0
     if walk.is_head_by_head(starts, workers, section):
         lists = lists.with_ranks_of_heads(workers.repeats)
         of_head = lists.array("parts")[:, 3].astype(np.int64)  # tiles of the part
-        by_sum = walk.ranks_by_sum
+        by_sum = walk.ranks_by_sum(flagged)
         for head, ranks in enumerate(lists.array("ranks").reshape(workers.repeats, -1)):
             ranks[...] = walk.ranks(walk.turns(starts, 1, head * of_head), by_sum)
     elif len(walk.query):
-        lists.array("ranks")[...] = walk.ranks(walk.turns(starts, workers.repeats), walk.ranks_by_sum)
+        by_sum = walk.ranks_by_sum(flagged)
+        lists.array("ranks")[...] = walk.ranks(walk.turns(starts, workers.repeats), by_sum)
     return lists
 
 
@@ -208,11 +210,11 @@ class Walk:
             found[at] = by_sum[some]
         return found
 
-    @property
-    def ranks_by_sum(self) -> IntArray:
-        """Of all additions, one sum's after the other's, the last one of each flagged."""
+    def ranks_by_sum(self, flagged: bool) -> IntArray:
+        """Of all additions, one sum's after the other's. flagged: with LAST_ADDITION the last one of each."""
         found = _spread(np.zeros_like(self.additions), self.additions, np.int32)
-        found[np.cumsum(self.additions[self.additions > 0]) - 1] |= LAST_ADDITION
+        if flagged:
+            found[np.cumsum(self.additions[self.additions > 0]) - 1] |= LAST_ADDITION
         return found
 
     def is_head_by_head(self, starts: NDArray[np.int64], workers: Workers, section: int) -> bool:

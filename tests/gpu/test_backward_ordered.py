@@ -28,7 +28,7 @@ from omnicupy.schedule.block_lists import BlockLists
 from omnicupy.schedule.ordered_lists import ordered_lists
 
 SPEC = backward_table.pick("sm_90", "bfloat16", 128)
-ORDERED = SPEC.part("ordered")
+ORDERED, FINISHING = SPEC.part("ordered"), SPEC.part("finishing")
 ROWS = 2 * 4 * padded_rows(300)
 SUMS = 2 * 4 * -(-300 // ORDERED.br)
 SUMS_BYTES = SUMS * 4 * ORDERED.br * 128

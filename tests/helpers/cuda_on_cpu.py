@@ -83,7 +83,7 @@ _INSTEAD: dict[str, list[tuple[Any, ...]]] = {
             "memcpy(g_target, shared_memory + s_source, bytes);",
         )
     ],
-    "omni/sm90/backward/turns.cuh": [
+    "omni/sm90/backward/place_turns.cuh": [
         (r'asm volatile\("st\.release.*?"memory"\);', "__atomic_store_n(g_target, x, __ATOMIC_RELEASE);")
     ],
     "omni/work.cuh": [(r"int index;\n  asm volatile\(.*?return index;", "return blockIdx.x;")],

@@ -264,7 +264,7 @@ def run(
         inputs["dq_sums"] = made["dq_sums"]
     is_hopper = part.params == "bwd_sm90"
     more = hopper_calls.memory(problem.grid(part), lists) if is_hopper else {}
-    if part.finishes:
+    if part.part == "ordered":
         more["turns"] = np.zeros(count, np.int32)
     params, held = _params(problem, lists, {**inputs, **gradients, **sums, **more}, part.params, part)
     tokens, heads = (K_LEN, KV_HEADS) if "dk" in names else (Q_LEN, Q_HEADS)
@@ -279,16 +279,21 @@ def run(
         grid = hopper_calls.fill(params, problem.grid(part), lists, inputs)
     cuda_on_cpu.run(library, part, params, grid, [*inputs.values()], late, sums=sums.get("dq_sums"))
     assert held
-    if part.finishes:
-        _check_turns(more["turns"], lists)
+    if part.part == "ordered":
+        _check_turns(more["turns"], lists, part)
     assert not any(more[name].any() for name in more.keys() & {"counter", "arrivals"})  # as they were found
     return gradients | sums
 
 
-def _check_turns(turns: Array, lists: BlockLists) -> None:
-    """All sums of more than one addition are finished, one after the other where they share a place."""
-    assert not (turns & (1 << 22) - 1).any()
+def _check_turns(turns: Array, lists: BlockLists, part: BackwardKernel) -> None:
+    """All additions had their turn. Where the kernel makes dQ of sums, all sums of more than one addition have ended,
+    one after the other where they share a place.
+    """
     heads = (KV_HEADS if lists.struct_fields["head_ranks"] else Q_HEADS) * BATCH // lists.mask_batch
+    if not part.finishes:
+        assert turns.sum() == lists.array("parts")[:, 3].sum() * Q_HEADS * BATCH // lists.mask_batch
+        return
+    assert not (turns & (1 << 22) - 1).any()
     assert (turns >> 22).sum() == np.count_nonzero(lists.array("ranks") > LAST_ADDITION) * heads
 
 

@@ -101,37 +101,39 @@ def test_all_gradients_in_one_order(
     """One thread block takes item after item, each when all additions of the one before have their turn."""
     monkeypatch.setattr(ordered_lists.Walk, "is_head_by_head", lambda *_: head_by_head)
     problem = Problem("bfloat16", head_dim, MASKS[masks]())
-    _compare_ordered(problem, spec_of("sm90", "sm_90", "bfloat16", head_dim), libraries)
+    spec = spec_of("sm90", "sm_90", "bfloat16", head_dim)
+    made = _poisoned(problem, spec, libraries)
+    kernels = {part: spec.part(part) for part in ("ordered", "convert")}
+    found = run(problem, kernels["ordered"], made, libraries(kernels["ordered"]))
+    sums = {"dq_sums": found.pop("dq_sums")}
+    found |= run(problem, kernels["convert"], made | sums, libraries(kernels["convert"]))
+    for name, gradient in found.items():
+        assert_right(problem, name, gradient)
 
 
-def _compare_ordered(
-    problem: Problem, spec: BackwardSpec, libraries: Callable[[BackwardKernel], Any]
-) -> None:
-    made, kernel = _poisoned(problem, spec, libraries), spec.part("ordered")
-    found = run(problem, kernel, made, libraries(kernel))
-    for name in ("dq", "dk", "dv"):
-        assert_right(problem, name, found[name])
-
-
+@pytest.mark.parametrize("places", [None, 1])
 @pytest.mark.parametrize("masks", ["causal", "one-a-batch-element"])
-@pytest.mark.parametrize(("head_dim", "head_by_head"), [(64, False), (80, False), (128, False), (128, True)])
-def test_sums_share_places(
+@pytest.mark.parametrize(("head_dim", "head_by_head"), [(80, False), (128, False), (128, True)])
+def test_sums_become_dq(
     masks: str,
     head_dim: int,
     head_by_head: bool,
+    places: int | None,
     libraries: Callable[[BackwardKernel], Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As many as the query heads of one head of keys have, so that each is used by all heads of keys in turn."""
+    """places: for the sums of so many heads of keys, so that each is used by one after the other; None for all."""
     monkeypatch.setattr(ordered_lists.Walk, "is_head_by_head", lambda *_: head_by_head)
     problem = Problem("bfloat16", head_dim, MASKS[masks]())
     spec = spec_of("sm90", "sm_90", "bfloat16", head_dim)
-    ordered = spec.part("ordered")
-    places = 3 * len(problem.masks) * Q_HEADS // KV_HEADS
-    monkeypatch.setattr(backward_grid, "MOST_SUMS_BYTES", (places + 1) * ordered.sum_bytes)
-    lists = kernel_calls._lists(problem, ordered)
-    assert (lists.turn_heads, lists.section) == (1, 1)
-    _compare_ordered(problem, spec, libraries)
+    kernel = spec.part("finishing")
+    if places is not None:
+        of_head = 3 * len(problem.masks) * Q_HEADS // KV_HEADS
+        monkeypatch.setattr(backward_grid, "MOST_SUMS_BYTES", (places * of_head + 1) * kernel.sum_bytes)
+        assert getattr(kernel_calls._lists(problem, kernel), "turn_heads", None) == places
+    found = run(problem, kernel, _poisoned(problem, spec, libraries), libraries(kernel))
+    for name in ("dq", "dk", "dv"):
+        assert_right(problem, name, found[name])
 
 
 def test_capped_scores_with_sinks(libraries: Callable[[BackwardKernel], Any]) -> None:

@@ -91,7 +91,7 @@ def _of_gradients(session: Session, problem: Problem, mask: Mask) -> dict[str, C
     """What makes the lists of the default kernels of gradients, by its name in the record. mask: one like those."""
     spec = backward_table.select(session.arch, problem, (mask,), session.sm_count)
     keys = backward_prediction.keys_part(spec, problem, (mask,), deterministic=True)
-    parts = [spec.part(part) for part in (keys, *(() if keys in MAKES_ALL else ("dq",)))]
+    parts = [spec.part(part) for part in (keys, *(() if spec.part(keys).part in MAKES_ALL else ("dq",)))]
     grids = [BackwardGrid(one, problem, 1, session.sm_count, session.l2_bytes) for one in parts]
 
     def make(fresh: Mask) -> None:

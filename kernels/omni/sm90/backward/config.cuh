@@ -13,10 +13,10 @@ struct BackwardParamsSm90 {
   TensorMap q_map, dout_map, k_map, v_map;
   BackwardParams b;
   int* counter;      // {next work item, thread blocks that handed out all, that ended}: zero at launch, left zero
-  float* dq_sums;    // (sums, kBr * kHeadDim): of the kernel that makes all gradients
+  float* dq_sums;    // (batch, q_heads, q_padded / kBr, kBr * kHeadDim): of the kernel that makes all gradients
   float4* partials;  // (all heads of keys, n_slots, 2, warps): what parts of split key blocks leave; see key_merge.cuh
   u32* arrivals;     // (all heads of keys, n_split_rows, 2, warps): zero at launch, left zero
-  int* turns;        // of each place, how many were added to its sum, and how many sums had it before; zero at launch
+  int* turns;        // of each sum, (batch, q_heads, q_padded / kBr), how many were added; zero at launch
   int4 const* splits;  // of each part: {block among the split ones or -1, its number, parts of the block, first slot}
   int work_items, n_slots, n_split_rows;
   // Where sums of dQ have an order: of each tile that is walked, how many are added to its sum before. An entry's
@@ -24,10 +24,10 @@ struct BackwardParamsSm90 {
   // the same ranks; where a part goes head by head, how far behind those of one head the next one's are.
   int head_ranks;
   int const* ranks;
-  // Sums of dQ have numbers: those of a head of queries follow each other, then those of the next head of the group.
-  // head_sums: how many a head has. kv_sums, batch_sums: from one head of keys, or batch element, to the next. places:
-  // of sums; sum s has place s % places, as one after s / places others. turn_heads: heads of keys whose sums have
-  // places at a time.
+  // Of a kernel that makes dQ of the sums. Sums have numbers: those of a head of queries follow each other, then those of
+  // the next head of the group. head_sums: how many a head has. kv_sums, batch_sums: from one head of keys, or batch
+  // element, to the next. places: of sums; sum s has place s % places, as one after s / places others. turn_heads: heads
+  // of keys whose sums have places at a time.
   int head_sums, kv_sums, batch_sums, places, turn_heads;
 };
 
@@ -39,7 +39,7 @@ constexpr int kWideHeadDim = 128;
 
 template <
     int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, bool Bf16, bool Softcap, bool Fused, bool Ordered,
-    class Atom>
+    class Atom, bool Finishes = false>
 struct BackwardConfig : Atom {
   static constexpr int kHeadDim = HeadDim;
   static constexpr int kValueDim = ValueDim;
@@ -53,6 +53,7 @@ struct BackwardConfig : Atom {
   static constexpr int kThreads = 32 * Warps;
   static constexpr bool kFused = Fused;      // one kernel for all gradients
   static constexpr bool kOrdered = Ordered;  // which adds to each sum of dQ in one order
+  static constexpr bool kFinishes = Finishes;  // and makes dQ of the sums
   static constexpr bool kScheduler = false;  // the producer takes the work items
 
   static constexpr int kHeadPanels = panels_of(HeadDim);

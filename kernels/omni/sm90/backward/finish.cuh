@@ -1,9 +1,10 @@
-// Additions to sums of dQ in one order. A sum that has had all of them becomes the result: the warp whose addition was
-// the last one fetches the sum to where it had the addition, scales and rounds it, and stores it.
+// Additions to sums of dQ in one order, by a kernel that makes the result of them. The thread whose addition to a sum was
+// the last one has the copy engine fetch the sum to where the addition lay. A warp that is left of the producer's
+// warpgroup scales, rounds and stores it from there.
 #pragma once
 
 #include "omni/sm90/backward/key_smem.cuh"
-#include "omni/sm90/backward/turns.cuh"
+#include "omni/sm90/backward/place_turns.cuh"
 #include "omni/sm90/backward/uniform.cuh"
 #include "omni/store.cuh"
 
@@ -79,7 +80,7 @@ __device__ __forceinline__ void hand_over(Smem& smem, int sum, int buffer) {
   mbarrier_arrive(smem_address(&smem.finished_full[place]));
 }
 
-// A thread that adds every kAdders-th tile of dQ to its sum, in the order of sums. Little is kept: there are few registers.
+// A thread that adds one warpgroup's tiles of dQ to the sums in their order. Little is kept: there are few registers.
 template <class Cfg>
 struct OrderedAdder {
   using Smem = KeySmem<Cfg>;
@@ -87,22 +88,19 @@ struct OrderedAdder {
 
   BackwardParamsSm90 const& args;
   Smem& smem;
-  Turns turns;
-  RingIndex<Smem::kBuffers> ring;
+  PlaceTurns turns;
   int sums_fetched = 0;  // parity
 
   __device__ __forceinline__ OrderedAdder(BackwardParamsSm90 const& params, Smem& memory)
-      : args(params), smem(memory), turns(params), ring{number()} {}
+      : args(params), smem(memory), turns(params) {}
 
   // Read anew rather than kept.
-  __device__ __forceinline__ static int number() { return thread_index() / 32 - 1; }
-
-  __device__ __forceinline__ int buffer() const { return ring.stage(); }
+  __device__ __forceinline__ static int buffer() { return thread_index() / 32 - 1; }
 
   __device__ __forceinline__ u32 tile() const { return smem_address(smem.sums[buffer()]); }
 
   __device__ __forceinline__ void grant() const {
-    u32 const granted = smem_address(&smem.granted[number()]);
+    u32 const granted = smem_address(&smem.granted[buffer()]);
     store_shared_volatile(granted, load_shared_volatile(granted) + 1);
   }
 
@@ -121,7 +119,7 @@ struct OrderedAdder {
 
   // After the last addition: the sum takes the addition's place here, and the next sum its place there.
   __device__ __forceinline__ void fetch(int sum) {
-    u32 const loaded = smem_address(&smem.sum_loaded[number()]);
+    u32 const loaded = smem_address(&smem.sum_loaded[buffer()]);
     bulk_wait();
     fence_proxy_async_global();
     mbarrier_expect_tx(loaded, kBytes);
@@ -131,19 +129,13 @@ struct OrderedAdder {
     turns.end(sum);
   }
 
-  __device__ __forceinline__ void wait_for(int parity) {
-    u32 const full = smem_address(&smem.sums_full[buffer()]);
-    if (!mbarrier_has_ended(full, parity)) turns.pass();
-    mbarrier_wait(full, parity);
-  }
-
   __device__ __forceinline__ void run() {
 #pragma unroll 1
-    for (;;) {
-      // The buffer's tile before was another thread's: who does not wait for that, too, takes it for its own.
-      if constexpr (Smem::kBuffers > Smem::kAdders) wait_for(ring.parity() ^ 1);
-      wait_for(ring.parity());
-      int2 const addition = smem.staged[ring.parity()][buffer()];
+    for (int parity = 0;; parity ^= 1) {
+      u32 const full = smem_address(&smem.sums_full[buffer()]);
+      if (!mbarrier_has_ended(full, parity)) turns.pass();
+      mbarrier_wait(full, parity);
+      int2 const addition = smem.staged[parity][buffer()];
       if (addition.x < 0) break;
       if (addition.y == kLastAddition) {
         grant();
@@ -158,8 +150,6 @@ struct OrderedAdder {
         bulk_wait_read();
         mbarrier_arrive(smem_address(&smem.sums_empty[buffer()]));
       }
-#pragma unroll
-      for (int i = 0; i < Smem::kAdders; ++i) ring.next();
     }
     turns.pass();
     hand_over(smem, -1, 0);
@@ -170,7 +160,7 @@ struct OrderedAdder {
 template <class Cfg>
 __device__ __forceinline__ void finish_sums(BackwardParamsSm90 const& args, KeySmem<Cfg>& smem) {
   using Smem = KeySmem<Cfg>;
-  int adding = Smem::kAdders;
+  int adding = Smem::kBuffers;
 #pragma unroll 1
   for (RingIndex<Smem::kFinished> ring; adding > 0; ring.next()) {
     mbarrier_wait(smem_address(&smem.finished_full[ring.stage()]), ring.parity());

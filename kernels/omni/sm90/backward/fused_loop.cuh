@@ -1,31 +1,40 @@
 // All three gradients in one pass over the tiles: dK and dV as in key_loop.cuh, and dQ, whose product dS K the
 // warpgroups make in turn, a tile each, kLag tiles late, so that none waits for another at a barrier of all. dQ is
-// added to sums in float32, in the order of accumulators: from registers, or where shared memory has room from there,
-// by warps of the producer's warpgroup. Sums of several thread blocks have no order, and attention_bwd_convert.cu turns
-// them into the result; or where the kernel is compiled for it (kOrdered) that of ranks, which the host worked out. Who
-// adds waits until as many have added before then, and whose addition is the last one makes the result (finish.cuh).
-// All thread blocks must run at the same time for that.
+// added to sums in float32, in the order of accumulators (attention_bwd_convert.cu turns them into the result): from
+// registers, or where shared memory has room from there, by a thread of the producer's warpgroup. Sums of several
+// thread blocks have no order, or where the kernel is compiled for it (kOrdered) that of ranks, which the host worked
+// out: who adds waits until as many have added before. All thread blocks must run at the same time then.
 #pragma once
 
-#include "omni/sm90/backward/finish.cuh"
 #include "omni/sm90/backward/key_loop.cuh"
 #include "omni/sm90/backward/turns.cuh"
 
 namespace omni {
 
-// Adds one warpgroup's tiles of dQ to the sums, in any order.
+// Adds one warpgroup's tiles of dQ to the sums.
 template <class Cfg>
 __device__ __forceinline__ void add_tiles(BackwardParamsSm90 const& args, KeySmem<Cfg>& smem, int buffer) {
+  Turns turns(args.turns);
+  int granted = 0;
   for (int parity = 0;; parity ^= 1) {
+    if constexpr (Cfg::kOrdered) {
+      if (!mbarrier_has_ended(smem_address(&smem.sums_full[buffer]), parity)) turns.pass();
+    }
     mbarrier_wait(smem_address(&smem.sums_full[buffer]), parity);
     int2 const addition = smem.staged[parity][buffer];
     if (addition.x < 0) break;
+    if constexpr (Cfg::kOrdered) {
+      turns.wait(addition.x, addition.y);
+      store_shared_volatile(smem_address(&smem.granted[buffer]), ++granted);
+    }
     i64 const at = static_cast<i64>(addition.x) * (Cfg::kBr * Cfg::kHeadDim);
     bulk_add(args.dq_sums + at, smem_address(smem.sums[buffer]), Cfg::kBr * Cfg::kHeadDim * 4);
     bulk_commit();
+    if constexpr (Cfg::kOrdered) turns.pass_but_newest();
     bulk_wait_read();
     mbarrier_arrive(smem_address(&smem.sums_empty[buffer]));
   }
+  if constexpr (Cfg::kOrdered) turns.pass();
   bulk_wait();
 }
 
@@ -176,7 +185,7 @@ struct FusedLoop {
     }
   }
 
-  // Tells who adds this warpgroup's tiles that no more come.
+  // Tells the thread that adds this warpgroup's tiles that no more come.
   __device__ __forceinline__ void end() {
     int const buffer = keys.group();
     int const parity = turn(0) > buffer ? round(0) ^ 1 : round(0);

@@ -41,13 +41,18 @@ struct KeyProducer {
   }
 
   // Q with lse2 and delta, and dO on a barrier of its own: its buffer is given back earlier.
-  __device__ __forceinline__ void load_queries(Tile const& tile, int rank, int head_in_group) {
+  __device__ __forceinline__ void load_queries(Tile const& tile, int rank, int head) {
     constexpr int kBytes = Cfg::kBr * static_cast<int>(sizeof(float));
-    int const stage = ring.stage(), q0 = tile.first, head = work().kv_head * args.b.p.group + head_in_group;
+    int const stage = ring.stage(), q0 = tile.first;
     mbarrier_wait(smem_address(&smem.q_empty[stage]), ring.parity() ^ 1);
     smem.tiles[stage] = tile;  // released, as the two below, to the consumers by the arrival
     if constexpr (Cfg::kFused) {
-      int const sum = smem.first_sum + head_in_group * args.head_sums + q0 / Cfg::kBr;
+      int sum;
+      if constexpr (Cfg::kFinishes) {
+        sum = smem.first_sum + (head - work().kv_head * args.b.p.group) * args.head_sums + q0 / Cfg::kBr;
+      } else {
+        sum = (work().batch * args.b.p.q_heads + head) * (args.b.q_padded / Cfg::kBr) + q0 / Cfg::kBr;
+      }
       smem.additions[stage] = make_int2(sum, rank);
     }
     u64* const full = &smem.q_full[stage];
@@ -70,7 +75,7 @@ struct KeyProducer {
       int const of_head = Smem::kEitherWalk ? head_in_group * args.head_ranks : 0;
       rank = args.ranks[of_head + e.w + done / Cfg::kBr];
     }
-    load_queries(Tile{e.x, e.y, e.z + done}, rank, head_in_group);
+    load_queries(Tile{e.x, e.y, e.z + done}, rank, work().kv_head * args.b.p.group + head_in_group);
     if (--before_keys == 0) load_keys();
   }
 
@@ -117,7 +122,7 @@ struct KeyProducer {
     do {
       granted = 0;
 #pragma unroll
-      for (int i = 0; i < Smem::kAdders; ++i) granted += load_shared_volatile(smem_address(&smem.granted[i]));
+      for (int i = 0; i < Smem::kBuffers; ++i) granted += load_shared_volatile(smem_address(&smem.granted[i]));
     } while (granted != additions);
   }
 
@@ -126,6 +131,11 @@ struct KeyProducer {
     int blocks;
     asm volatile("mov.u32 %0, %%nctaid.x;" : "=r"(blocks));
     return atomicAdd(args.counter, 1) + blocks;
+  }
+
+  __device__ __forceinline__ WorkItem take_item(int index) const {
+    if constexpr (Cfg::kFinishes) return work_item_in_turn(args, index);
+    return work_item_among(args.b.p, args.b.kv_heads, index);
   }
 
   // The block mask was there before the kernel ahead began; what else is read or written, by the consumers too, comes
@@ -143,15 +153,10 @@ struct KeyProducer {
     let_next_kernel_come();
 #pragma unroll 1
     for (; index < args.work_items; index = take()) {
-      WorkItem item;
-      if constexpr (Cfg::kOrdered) {
-        item = work_item_in_turn(args, index);
-      } else {
-        item = work_item_among(args.b.p, args.b.kv_heads, index);
-      }
+      WorkItem const item = take_item(index);
+      if constexpr (Cfg::kFinishes) smem.first_sum = item.batch * args.batch_sums + item.head * args.kv_sums;
       list.announce(
           slot, WorkSlot{item.q0, item.mask, item.batch, item.head, item.head, item.tiles * group, 0, item.part});
-      if constexpr (Cfg::kFused) smem.first_sum = item.batch * args.batch_sums + item.head * args.kv_sums;
       before_keys = Cfg::kStages - 1;
       if (item.tiles == 0) {
         // Nothing sees these keys: their gradients are zeros.
@@ -179,9 +184,11 @@ struct KeyProducer {
       }
       asm volatile("" : "+r"(slot.packed));  // its stage is worked out anew rather than kept
       if (before_keys > 0) load_keys();
-      if constexpr (Cfg::kOrdered) additions += work().tiles;
       slot.next();
-      if constexpr (Cfg::kOrdered) wait_for_turns();
+      if constexpr (Cfg::kOrdered) {
+        additions += item.tiles * group;
+        wait_for_turns();
+      }
     }
     list.end(slot);
   }

@@ -28,8 +28,9 @@ struct KeySmem {
   static constexpr int kRing = Cfg::kApart ? 3 : kLag + 2;
   static constexpr bool kStaged = Cfg::kFused && (Cfg::kConsumers == 2 || (Cfg::kConsumers == 3 && Cfg::kStages < 4));
   static constexpr int kBuffers = kStaged ? Cfg::kConsumers : 1;
-  static constexpr int kAdders = Cfg::kOrdered ? 2 : 1;  // threads that add in order; they leave a warp
-  static constexpr int kFinished = Cfg::kOrdered ? 4 : 1;  // sums that wait for the warp that stores them
+  // Sums of dQ that wait for the warp that stores them: at most one a buffer, and an end for each thread that adds.
+  static constexpr int kFinished = Cfg::kFinishes ? 4 : 1;
+  static_assert(!Cfg::kFinishes || (Cfg::kOrdered && kBuffers == 2), "a warp has to be left that stores");
   // Spans a key that lie here; masks with more of them are read from global memory.
   static constexpr int kSpans = kStaged && Cfg::kConsumers == 2 && !Cfg::kApart ? 1 : kSmemSpans;
 
@@ -47,7 +48,6 @@ struct KeySmem {
   Tile tiles[Cfg::kStages];
   alignas(16) int2 spans[kSpans][Cfg::kBc];  // with K
   int2 additions[Cfg::kStages];              // to sums of dQ, where the kernel makes all gradients
-  int first_sum;                             // of the item that is loaded
   WorkSlot work[kSlots];
   u64 kv_full, kv_empty;
   u64 q_full[Cfg::kStages], q_empty[Cfg::kStages];
@@ -56,12 +56,13 @@ struct KeySmem {
   u64 work_full[kSlots], work_empty[kSlots];
   u64 ds_full[kRing], ds_empty[kRing];
   u64 sums_full[kBuffers], sums_empty[kBuffers];
-  u64 finished_full[kFinished], finished_empty[kFinished];
-  u64 sum_loaded[kAdders];                    // a sum of dQ that has had its last addition
   int2 staged[2][kBuffers];                    // the additions of each warpgroup's last two tiles of dQ
-  int2 finished[kFinished];
-  int finishing;
-  int granted[kAdders];                       // additions to sums of dQ whose turn has come, of all items
+  int granted[Cfg::kOrdered ? kBuffers : 1];   // additions to sums of dQ whose turn has come, of all items
+  u64 finished_full[kFinished], finished_empty[kFinished];
+  u64 sum_loaded[kBuffers];  // a sum of dQ that has had its last addition
+  int2 finished[kFinished];  // {its number, its buffer}
+  int finishing;             // how many were put there
+  int first_sum;             // of the item that is loaded
   int2 ds_additions[Cfg::kApart ? kRing : 1];  // with dS, where a warpgroup of its own makes dQ
 
   // The parity with which the barriers of K and V are waited for: items take turns at the slots.
@@ -92,16 +93,16 @@ struct KeySmem {
     for (int i = 0; i < kBuffers; ++i) {
       mbarrier_init(smem_address(&sums_full[i]), 4);
       mbarrier_init(smem_address(&sums_empty[i]), 1);
+      if constexpr (Cfg::kOrdered) granted[i] = 0;
     }
-    for (int i = 0; i < kAdders; ++i) {
-      mbarrier_init(smem_address(&sum_loaded[i]), 1);
-      granted[i] = 0;
+    if constexpr (Cfg::kFinishes) {
+      for (int i = 0; i < kBuffers; ++i) mbarrier_init(smem_address(&sum_loaded[i]), 1);
+      for (int i = 0; i < kFinished; ++i) {
+        mbarrier_init(smem_address(&finished_full[i]), 1);
+        mbarrier_init(smem_address(&finished_empty[i]), 1);
+      }
+      finishing = 0;
     }
-    for (int i = 0; i < kFinished; ++i) {
-      mbarrier_init(smem_address(&finished_full[i]), 1);
-      mbarrier_init(smem_address(&finished_empty[i]), 1);
-    }
-    finishing = 0;
     fence_mbarrier_init();
   }
 };
