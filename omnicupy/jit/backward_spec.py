@@ -61,8 +61,8 @@ class BackwardSpec:
         self.kernels()  # raises for an illegal one
 
     def part(self, part: str) -> BackwardKernel:
-        """The kernel of one of PARTS or SINK_PARTS, or where there is such a tile of FUSED_PARTS and ORDERED_PARTS, and of
-        FINISHING_PARTS for two warpgroups that own keys.
+        """The kernel of one of PARTS or SINK_PARTS, or where there is such a tile of FUSED_PARTS and ORDERED_PARTS; of
+        FINISHING_PARTS, too, where two warpgroups own keys.
         """
         return _part(self, part)
 
