@@ -12,7 +12,7 @@ from omnicupy.choose import backward_table, paged, pick, table
 from omnicupy.choose.capped import capped, capped_backward
 from omnicupy.jit import archs
 from omnicupy.jit.append_spec import AppendSpec, Fp8AppendSpec
-from omnicupy.jit.backward_kernel import FUSED_PARTS, ORDERED_PARTS, SINK_PARTS, TileShape
+from omnicupy.jit.backward_kernel import FINISHING_PARTS, FUSED_PARTS, ORDERED_PARTS, SINK_PARTS, TileShape
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.cached_spec import CachedSpec
 from omnicupy.jit.few_rows_spec import FewRowsSpec
@@ -209,7 +209,7 @@ def backward_variants(case: BackwardCase, arch: str) -> list[Variant]:
         found.append(
             Variant(f"bwd {spec.kernel} {' '.join(tiles)}", replace(spec, ordered=None), parts=parts)
         )
-        for part, others in ((spec.fused, FUSED_PARTS), (spec.ordered, ORDERED_PARTS)):
+        for part, others in ((spec.fused, FUSED_PARTS), (spec.ordered, _ordered_parts(spec))):
             if part is not None and of_keys and "q" in case.wanted:
                 name = f"bwd {spec.kernel} {others[0]} {_word(part)}"
                 free = others is FUSED_PARTS
@@ -217,8 +217,13 @@ def backward_variants(case: BackwardCase, arch: str) -> list[Variant]:
                 found.append(Variant(name, spec, parts=all_parts, deterministic=not free))
     picked = backward_table.pick(arch, case.dtype, case.head_dim, has_cap, case.value_columns)
     if picked.ordered is not None and of_keys and "q" in case.wanted:
-        parts = ("prepare", *ORDERED_PARTS, *sinks)
+        parts = ("prepare", *_ordered_parts(picked), *sinks)
     return [*found, Variant(BACKWARD_DEFAULT, picked, explicit=False, parts=parts)]
+
+
+def _ordered_parts(spec: BackwardSpec) -> tuple[str, ...]:
+    """Which of them a call runs is up to its mask."""
+    return tuple(part for part in (*ORDERED_PARTS, *FINISHING_PARTS) if part in spec.kernels())
 
 
 def _word(shape: TileShape) -> str:
