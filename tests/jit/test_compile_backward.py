@@ -28,13 +28,13 @@ KERNELS = dict.fromkeys(
 )
 
 
-HOPPER = in_turn(KERNELS, 10, lambda kernel: (kernel.part, kernel.softcap))
+HOPPER = in_turn(KERNELS, 10, lambda kernel: (kernel.part, kernel.softcap, kernel.finishes))
 
 
 def _name(kernel: BackwardKernel) -> str:
     dtype = {"float16": "f16", "bfloat16": "bf16"}[kernel.dtype]
     tile = f"{kernel.br}x{kernel.bc}-s{kernel.stages}-w{kernel.warps}"
-    tile += "-softcap" * kernel.softcap
+    tile += "-softcap" * kernel.softcap + "-finishes" * kernel.finishes
     widths = f"d{kernel.head_dim}v{kernel.value_dim}"
     return f"{kernel.part}-{kernel.kernel}-{kernel.arch}-{dtype}-{widths}-{tile}"
 
@@ -52,11 +52,9 @@ def test_hopper_has_rows() -> None:
         assert {(kernel.dtype, kernel.softcap) for kernel in run} == {(k.dtype, k.softcap) for k in KERNELS}
 
 
-@pytest.mark.parametrize("kernel", [one for one in HOPPER if one.part != "ordered"], ids=_name)
+@pytest.mark.parametrize("kernel", HOPPER, ids=_name)
 def test_hopper_code_is_known_to_be_uniform(kernel: BackwardKernel) -> None:
-    """ptxas sees that a consumer's warps do not diverge, as in the forward kernel. Of part "ordered" those warps do
-    that add; there, too, it would warn of a consumer's.
-    """
+    """ptxas sees that a consumer's warps do not diverge, as in the forward kernel."""
     found = set(opcodes(cache.cubin(kernel).read_bytes(), kernel.entry))
     assert 0x947 in found, "no branch: these are no opcodes"
     assert not found & WARPSYNC

@@ -188,7 +188,7 @@ def test_heads_take_turns_where_there_are_more_sums_than_places(places: int, tur
 
 def test_the_last_addition_to_each_sum_is_flagged() -> None:
     blocks = [oc.causal(1500).key_blocks(BR, BC)]
-    lists = ordered_lists(blocks, Workers(2, 7, side_by_side=1, ordered_sums=True))
+    lists = ordered_lists(blocks, OrderedWorkers(2, 7, side_by_side=1, ordered_sums=True, places=1))
     flagged = lists.array("ranks")[lists.array("ranks") >= LAST_ADDITION] & ~LAST_ADDITION
     assert sorted(flagged.tolist()) == sorted(len(of) - 1 for of in _ranks_of_sums(lists).values())
 
