@@ -119,12 +119,8 @@ class BackwardKernel:
                 f"config: kernel 'sm90' needs arch='sm_90a' and head_dim up to {MAX_ONE_PIECE}, got {self.arch!r} and "
                 f"{self.head_dim}; take kernel='sm80'"
             )
-        if (
-            owned % step
-            or warpgroups not in (1, 2, 3)
-            or self.warps != 4 + 4 * warpgroups + 4 * self.has_dq_apart
-            or (wide and owned != 64)
-        ):
+        illegal = owned % step or warpgroups not in (1, 2, 3) or (wide and owned != 64)
+        if illegal or self.warps != 4 + 4 * warpgroups + 4 * self.has_dq_apart:
             raise ValueError(
                 "config: kernel 'sm90' has 4 producer warps and 4 warps for each 64 tokens that a block owns, keys "
                 f"(bc) for dkdv, queries (br) for dq; dkdv above {WIDE_HEAD_DIM} columns has 64 keys and 12 warps; "
@@ -151,8 +147,7 @@ class BackwardKernel:
             )
         if self.finishes and not self.may_finish:
             raise ValueError(
-                "config: dQ is made of sums by the ordered kernel with two warpgroups that own keys, got "
-                f"{self.part} with {self.warpgroups}; leave finishes out"
+                f"config: {self.part} of {self.warpgroups} warpgroups leaves no warp to make dQ of sums"
             )
         if self.part == "ordered" and not (self.kernel == "sm90" and self.is_staged):
             raise ValueError(
@@ -195,7 +190,7 @@ class BackwardKernel:
 
     @property
     def may_finish(self) -> bool:
-        """Has it a variant that makes dQ of the sums itself: does it leave a warp for that (part "ordered")?"""
+        """Does it leave a warp for a variant that makes dQ of the sums itself?"""
         return self.part == "ordered" and self.warpgroups == 2
 
     @property
@@ -216,9 +211,7 @@ class BackwardKernel:
     @property
     def prepared_rows(self) -> int:
         """Rows of one head that a thread block of part "prepare" works on: some lanes for each, 8 columns a lane."""
-        lanes = 1
-        while lanes < self.widest // 8 and lanes < 32:
-            lanes *= 2
+        lanes = min(32, 1 << (self.widest // 8 - 1).bit_length())
         return PREPARE_THREADS // lanes
 
     @property
@@ -304,5 +297,4 @@ class BackwardKernel:
     def __str__(self) -> str:
         named = ("kernel", "arch", "part", "finishes")
         others = (f"{k}={v}" for k, v in asdict(self).items() if k not in named)
-        words = [f"bwd-{self.part}", self.kernel, self.arch, *others]
-        return " ".join([*words, *["finishes"] * self.finishes])
+        return " ".join([f"bwd-{self.part}", self.kernel, self.arch, *others, *["finishes"] * self.finishes])

@@ -107,7 +107,7 @@ def _part(spec: BackwardSpec, part: str) -> BackwardKernel:
 @lru_cache(maxsize=64)
 def _kernels(spec: BackwardSpec) -> dict[str, BackwardKernel]:
     fused = FUSED_PARTS if spec.fused is not None else ()
-    ordered = ORDERED_PARTS if spec.ordered is not None else ()
+    ordered: tuple[str, ...] = ORDERED_PARTS if spec.ordered is not None else ()
     if spec.ordered is not None and _part(spec, "ordered").may_finish:
         ordered += FINISHING_PARTS
     return {part: _part(spec, part) for part in (*PARTS, *fused, *ordered, *SINK_PARTS)}

@@ -21,7 +21,6 @@ from gradients_gpu import (
 
 import omnicupy as oc
 from omnicupy.gpu.mask_cache import existing_cache
-from omnicupy.schedule import backward_grid
 
 pytestmark = pytest.mark.gpu
 cp: Any = pytest.importorskip("cupy")
@@ -175,29 +174,6 @@ def test_sums_in_any_order_are_near_and_dk_and_dv_the_same(head_dim: int) -> Non
             made = call.run(deterministic=False, out_grads=call.targets())
             assert bits(cp, made[1:]) == wanted
             call.check(made)
-
-
-@pytest.mark.parametrize("masks", [1, 2])
-@pytest.mark.parametrize(("head_dim", "kv_heads"), [(128, 2), (128, 8), (80, 8)])
-def test_heads_take_turns_at_the_places_of_sums(
-    head_dim: int, kv_heads: int, masks: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As if their sums filled memory: places for those of one head of keys."""
-    if config_of(cp, "sm90", head_dim) is None:
-        pytest.skip("no kernel makes dQ of sums on this device")
-    of_head = 8 // kv_heads * masks * -(-700 // 64) * 64 * 4 * head_dim
-    monkeypatch.setattr(backward_grid, "MOST_UNSHARED_BYTES", 0)
-    monkeypatch.setattr(backward_grid, "MOST_SUMS_BYTES", of_head)
-    call = Gradients(
-        cp, [_mask(), _holes()][:masks] if masks == 2 else _holes(), (2, 8, 700, head_dim), kv_heads
-    )
-    stream = _stream()
-    with stream:
-        first = call.run()
-        call.check(first)
-        for _ in range(30):
-            poison_work_memory(cp, call.mask)
-            assert bits(cp, call.run(out_grads=call.targets())) == bits(cp, first)
 
 
 @pytest.mark.parametrize("deterministic", [True, False])

@@ -11,8 +11,10 @@ from host_maps import encoded_for_the_host
 from numpy.typing import NDArray
 
 from omnicupy.gpu import tensor_maps
+from omnicupy.jit.backward_kernel import BackwardKernel
 from omnicupy.schedule.backward_grid import BackwardGrid
 from omnicupy.schedule.block_lists import BlockLists
+from omnicupy.schedule.ordered_lists import LAST_ADDITION
 from omnicupy.schedule.parts import Workers
 
 Array = NDArray[Any]
@@ -53,3 +55,15 @@ def fill(
             at = (array.ctypes.data, array.shape, array.strides, part.dtype, (rows, 1))
             params[f"{name}_map"] = np.frombuffer(tensor_maps.tensor_map.__wrapped__(*at), np.uint64)
     return grid.thread_blocks(lists.n_parts)[:2]
+
+
+def check_turns(turns: Array, lists: BlockLists, part: BackwardKernel, q_heads: int, kv_heads: int) -> None:
+    """All additions had their turn. Where the kernel makes dQ of sums, all sums of more than one addition have ended,
+    one after the other where they share a place. q_heads, kv_heads: of the whole batch.
+    """
+    if not part.finishes:
+        assert turns.sum() == lists.array("parts")[:, 3].sum() * q_heads // lists.mask_batch
+        return
+    heads = (kv_heads if lists.struct_fields["head_ranks"] else q_heads) // lists.mask_batch
+    assert not (turns & (1 << 22) - 1).any()
+    assert (turns >> 22).sum() == np.count_nonzero(lists.array("ranks") > LAST_ADDITION) * heads

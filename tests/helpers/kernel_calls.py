@@ -26,7 +26,7 @@ from omnicupy.jit.widths import kernel_widths
 from omnicupy.schedule.backward_grid import BackwardGrid
 from omnicupy.schedule.block_lists import BlockLists, block_lists
 from omnicupy.schedule.key_lists import key_lists
-from omnicupy.schedule.ordered_lists import LAST_ADDITION, ordered_lists
+from omnicupy.schedule.ordered_lists import ordered_lists
 from omnicupy.schedule.parts import Workers
 
 BATCH, Q_HEADS, KV_HEADS = 2, 4, 2
@@ -280,21 +280,9 @@ def run(
     cuda_on_cpu.run(library, part, params, grid, [*inputs.values()], late, sums=sums.get("dq_sums"))
     assert held
     if part.part == "ordered":
-        _check_turns(more["turns"], lists, part)
+        hopper_calls.check_turns(more["turns"], lists, part, Q_HEADS * BATCH, KV_HEADS * BATCH)
     assert not any(more[name].any() for name in more.keys() & {"counter", "arrivals"})  # as they were found
     return gradients | sums
-
-
-def _check_turns(turns: Array, lists: BlockLists, part: BackwardKernel) -> None:
-    """All additions had their turn. Where the kernel makes dQ of sums, all sums of more than one addition have ended,
-    one after the other where they share a place.
-    """
-    heads = (KV_HEADS if lists.struct_fields["head_ranks"] else Q_HEADS) * BATCH // lists.mask_batch
-    if not part.finishes:
-        assert turns.sum() == lists.array("parts")[:, 3].sum() * Q_HEADS * BATCH // lists.mask_batch
-        return
-    assert not (turns & (1 << 22) - 1).any()
-    assert (turns >> 22).sum() == np.count_nonzero(lists.array("ranks") > LAST_ADDITION) * heads
 
 
 def assert_right(problem: Problem, name: str, found: Array) -> None:

@@ -24,10 +24,10 @@ struct BackwardParamsSm90 {
   // the same ranks; where a part goes head by head, how far behind those of one head the next one's are.
   int head_ranks;
   int const* ranks;
-  // Of a kernel that makes dQ of the sums. Sums have numbers: those of a head of queries follow each other, then those of
-  // the next head of the group. head_sums: how many a head has. kv_sums, batch_sums: from one head of keys, or batch
-  // element, to the next. places: of sums; sum s has place s % places, as one after s / places others. turn_heads: heads
-  // of keys whose sums have places at a time.
+  // Of a kernel that makes dQ of the sums. Sums have numbers: those of a head of queries follow each other, then those
+  // of the next head of the group. head_sums: how many a head has. kv_sums, batch_sums: from one head of keys, or batch
+  // element, to the next. places: of sums; sum s has place s % places, as one after s / places others. turn_heads:
+  // heads of keys whose sums have places at a time.
   int head_sums, kv_sums, batch_sums, places, turn_heads;
 };
 
@@ -51,10 +51,10 @@ struct BackwardConfig : Atom {
   static constexpr bool kApart = Fused && Bc == 128 && Warps == 16;  // a warpgroup of its own makes dQ
   static constexpr int kConsumers = Warps / 4 - 1 - kApart;
   static constexpr int kThreads = 32 * Warps;
-  static constexpr bool kFused = Fused;      // one kernel for all gradients
-  static constexpr bool kOrdered = Ordered;  // which adds to each sum of dQ in one order
+  static constexpr bool kFused = Fused;        // one kernel for all gradients
+  static constexpr bool kOrdered = Ordered;    // which adds to each sum of dQ in one order
   static constexpr bool kFinishes = Finishes;  // and makes dQ of the sums
-  static constexpr bool kScheduler = false;  // the producer takes the work items
+  static constexpr bool kScheduler = false;    // the producer takes the work items
 
   static constexpr int kHeadPanels = panels_of(HeadDim);
   static constexpr int kValuePanels = panels_of(ValueDim);

@@ -1,5 +1,5 @@
-// Additions to sums of dQ in one order, by a kernel that makes the result of them. The thread whose addition to a sum was
-// the last one has the copy engine fetch the sum to where the addition lay. A warp that is left of the producer's
+// Additions to sums of dQ in one order, by a kernel that makes the result of them. The thread whose addition to a sum
+// was the last one has the copy engine fetch the sum to where the addition lay. A warp that is left of the producer's
 // warpgroup scales, rounds and stores it from there.
 #pragma once
 

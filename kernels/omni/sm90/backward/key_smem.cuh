@@ -56,13 +56,13 @@ struct KeySmem {
   u64 work_full[kSlots], work_empty[kSlots];
   u64 ds_full[kRing], ds_empty[kRing];
   u64 sums_full[kBuffers], sums_empty[kBuffers];
-  int2 staged[2][kBuffers];                    // the additions of each warpgroup's last two tiles of dQ
-  int granted[Cfg::kOrdered ? kBuffers : 1];   // additions to sums of dQ whose turn has come, of all items
+  int2 staged[2][kBuffers];                   // the additions of each warpgroup's last two tiles of dQ
+  int granted[Cfg::kOrdered ? kBuffers : 1];  // additions to sums of dQ whose turn has come, of all items
   u64 finished_full[kFinished], finished_empty[kFinished];
-  u64 sum_loaded[kBuffers];  // a sum of dQ that has had its last addition
-  int2 finished[kFinished];  // {its number, its buffer}
-  int finishing;             // how many were put there
-  int first_sum;             // of the item that is loaded
+  u64 sum_loaded[kBuffers];                    // a sum of dQ that has had its last addition
+  int2 finished[kFinished];                    // {its number, its buffer}
+  int finishing;                               // how many were put there
+  int first_sum;                               // of the item that is loaded
   int2 ds_additions[Cfg::kApart ? kRing : 1];  // with dS, where a warpgroup of its own makes dQ
 
   // The parity with which the barriers of K and V are waited for: items take turns at the slots.
