@@ -13,14 +13,15 @@ template <class Cfg>
 struct FewRowsBlock {
   using Smem = FewRowsSmem<Cfg>;
   using Warp = FewRowsWarp<Cfg>;
+  using Params = typename Cfg::Params;
 
-  Fp8ParamsSm90 const& args;
+  Params const& args;
   ForwardParams const& p;
   Smem& smem;
   WorkList<Smem> list;
   int const warp;
 
-  __device__ __forceinline__ FewRowsBlock(Fp8ParamsSm90 const& params, Smem& memory)
+  __device__ __forceinline__ FewRowsBlock(Params const& params, Smem& memory)
       : args(params), p(params.p), smem(memory), list{params, memory}, warp(uniform(threadIdx.x / 32)) {}
 
   __device__ __forceinline__ void run() {
@@ -48,9 +49,8 @@ struct FewRowsBlock {
     int const kv_head = item.head / p.group;
     work = WorkSlot{item.q0, item.mask, item.batch, item.head, kv_head, item.tiles, item.first, item.part};
     if (item.tiles > 0) smem.entries[slot] = p.lists.entries[item.first];
-    KvScales const& scales = args.scales;
-    smem.places[slot][0] = place_of<Cfg>(p.k, p.k_strides, scales.k, scales.k_strides, kv_head);
-    smem.places[slot][1] = place_of<Cfg>(p.v, p.v_strides, scales.v, scales.v_strides, kv_head);
+    smem.places[slot][0] = place_of<Cfg>(args, false, kv_head);
+    smem.places[slot][1] = place_of<Cfg>(args, true, kv_head);
   }
 
   // Behind the last item: counters are left as they were found.

@@ -36,7 +36,7 @@ struct ItemSums {
   using Smem = FewRowsSmem<Cfg>;
   using Merge = PackedMerge<Cfg>;
 
-  Fp8ParamsSm90 const& args;
+  ForwardParamsSm90 const& args;
   Smem const& smem;
   Merge const& merge;
 

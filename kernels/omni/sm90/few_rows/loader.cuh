@@ -24,14 +24,25 @@ struct HeadRows {
   }
 };
 
-// Where they lie. scales: null where the head has one scale.
+// Strides of the scales of values, else of keys. Those of 16 bits have none, and nobody asks.
 template <class Cfg>
-__device__ __forceinline__ HeadPlace
-place_of(void const* data, Strides const& strides, float const* scales, Strides const& of_scales, int head) {
-  bool const of_tokens = Cfg::kE4m3 && scales != nullptr && (of_scales.batch | of_scales.token) != 0;
-  return HeadPlace{
-      static_cast<unsigned char const*>(data) + Cfg::kElement * head * strides.head,
-      of_tokens ? scales + head * of_scales.head : nullptr};
+__device__ __forceinline__ Strides const& scale_strides(typename Cfg::Params const& args, bool values) {
+  if constexpr (Cfg::kE4m3) return values ? args.scales.v_strides : args.scales.k_strides;
+  return args.p.k_strides;
+}
+
+// Where values of a head lie, else its keys. Scales are null where the head has one.
+template <class Cfg>
+__device__ __forceinline__ HeadPlace place_of(typename Cfg::Params const& args, bool values, int head) {
+  void const* const data = values ? args.p.v : args.p.k;
+  Strides const& strides = values ? args.p.v_strides : args.p.k_strides;
+  HeadPlace found{static_cast<unsigned char const*>(data) + Cfg::kElement * head * strides.head, nullptr};
+  if constexpr (Cfg::kE4m3) {
+    float const* const scales = values ? args.scales.v : args.scales.k;
+    Strides const& steps = scale_strides<Cfg>(args, values);
+    if (scales != nullptr && (steps.batch | steps.token) != 0) found.g_scales = scales + head * steps.head;
+  }
+  return found;
 }
 
 // Walks the tiles of a part in strides.
@@ -87,7 +98,7 @@ struct FewRowsLoader {
   using Smem = FewRowsSmem<Cfg>;
   using Copies = RowCopies<Cfg>;
 
-  Fp8ParamsSm90 const& args;
+  typename Cfg::Params const& args;
   Smem& smem;
   int const warp;
   int item = 0, worked_on = -1;  // of the block: where the cursor is, and what the warp works on
@@ -96,7 +107,7 @@ struct FewRowsLoader {
   u32 exists = 0;         // keys of it that are read
   int buffer = 0;         // to be filled next, in two rounds
 
-  __device__ __forceinline__ FewRowsLoader(Fp8ParamsSm90 const& params, Smem& memory, int of_warp)
+  __device__ __forceinline__ FewRowsLoader(typename Cfg::Params const& params, Smem& memory, int of_warp)
       : args(params), smem(memory), warp(of_warp) {
     enter();
   }
@@ -108,14 +119,15 @@ struct FewRowsLoader {
     WarpBuffer<Cfg>& target = next_buffer();
     if (lane == 0) smem.tiles[warp][slot] = tile;
     if (tile.packed != 0) {
-      bool const inside = lane < tile.length(), has_page = !Cfg::kPaged || page != args.pages.pages;
-      exists = __ballot_sync(0xffffffffu, inside && has_page);
+      bool const inside = lane < tile.length();
+      exists = __ballot_sync(0xffffffffu, inside);
       if constexpr (Cfg::kPaged) {
-        u32 const hidden = __ballot_sync(0xffffffffu, inside && !has_page);
+        u32 const hidden = __ballot_sync(0xffffffffu, inside && page == args.pages.pages);
+        exists &= ~hidden;
         if (lane == 0) smem.hidden[warp][slot] = hidden;
       }
-      if (tile.has_dead()) exists &= ~*MaskView{args.p, sequence()}.dead_words(tile.first);
-      HeadRows<Cfg> const keys{smem.places[item % 2][0], args.p.k_strides, args.scales.k_strides};
+      if (tile.has_dead()) exists &= ~*MaskView{args.p, smem.work[item % 2].mask}.dead_words(tile.first);
+      HeadRows<Cfg> const keys{smem.places[item % 2][0], args.p.k_strides, scale_strides<Cfg>(args, false)};
       if (!load_at_once(target, keys)) copy_rows(target, keys, lane);
       load_scale(target.scales, keys);
     }
@@ -127,7 +139,7 @@ struct FewRowsLoader {
     WarpBuffer<Cfg>& target = next_buffer();
     if (walk.next.packed != 0) {
       int const lane = hidden_lane();
-      HeadRows<Cfg> const values{smem.places[item % 2][1], args.p.v_strides, args.scales.v_strides};
+      HeadRows<Cfg> const values{smem.places[item % 2][1], args.p.v_strides, scale_strides<Cfg>(args, true)};
       if (!load_at_once(target, values)) copy_rows(target, values, lane);
       load_scale(target.scales, values);
       walk.advance(args.p.lists, Cfg::kWarps);
@@ -163,7 +175,7 @@ struct FewRowsLoader {
     }
   }
 
-  __device__ __forceinline__ int sequence() const { return smem.work[item % 2].mask; }
+  __device__ __forceinline__ int sequence() const { return smem.work[item % 2].batch; }
 
   // What follows from it is worked out for each tile: in registers it would be dearer.
   __device__ __forceinline__ static int hidden_lane() { return thread_index() % 32; }
