@@ -24,9 +24,10 @@ _ENOUGH_KEYS = {64: 500, 128: 1500}
 # Parts that the kernel for few rows cuts a row into, at most (gpu/cached_planning.py), and the share of multiprocessors
 # that those of all heads have to reach: one sequence of two key heads would leave half of an H100 idle.
 MOST_PARTS, _REACHED = 32, 0.9
-# Sequences times key heads from which on few rows have that kernel under masks that the host knows: it cuts fewer into
-# more parts than this kernel merges well (docs/tries.md).
-_ENOUGH_HEADS = 32
+# The same as _ENOUGH_KEYS where the host knows the masks, of the widths that were measured so (docs/tries.md), and
+# sequences times key heads from which on: of fewer, rows are cut into more parts than were measured.
+_ENOUGH_SEEN = {128: 2100}
+_ENOUGH_HEADS = 4
 
 
 def kind_of(page_size: int | None) -> str:
@@ -78,10 +79,10 @@ def for_masks(
     """The same of a row's place where the host knows the masks: these say how many keys rows see."""
     of_few = () if split is not None else few_rows(spec, problem, e4m3=False)
     heads = problem.batch * problem.kv_heads
-    if not of_few or heads < _ENOUGH_HEADS:
+    if not of_few or spec.head_dim not in _ENOUGH_SEEN or heads < _ENOUGH_HEADS:
         return spec
-    seen = sum(mask.pairs for mask in masks) / (len(masks) * max(1, problem.q_len))
-    return of_few[0].for_masks() if heads * seen >= _ENOUGH_KEYS[spec.head_dim] * sm_count else spec
+    seen = sum(mask.pairs / max(1, mask.shape[0]) for mask in masks) / len(masks)
+    return of_few[0].for_masks() if heads * seen >= _ENOUGH_SEEN[spec.head_dim] * sm_count else spec
 
 
 def for_e4m3(

@@ -146,13 +146,16 @@ def test_other_calls_on_16_bits_do_not_choose_it(
         (66, 8, oc.sliding_window(1, 9000, left=8), None, False),  # few keys
         (66, 8, oc.causal(1, 9000), 512, False),
         (66, 34, oc.causal(1, 9000), None, False),  # 17 rows
-        (15, 8, oc.causal(1, 9000), None, False),  # few heads, in many parts
+        (15, 8, oc.causal(1, 9000), None, False),
+        (1, 8, oc.causal(1, 200_000), None, False),  # two key heads, in many parts
+        (2, 8, oc.causal(1, 100_000), None, True),
     ],
 )
 def test_masks_that_the_host_knows(
     device: fake_device.Device, batch: int, q_heads: int, mask: oc.Mask, split: int | None, chosen: bool
 ) -> None:
-    q, k, v = (ndarray((batch, heads, n, 128), BF16) for heads, n in ((q_heads, 1), (2, 9000), (2, 9000)))
+    keys = mask.shape[1]
+    q, k, v = (ndarray((batch, heads, n, 128), BF16) for heads, n in ((q_heads, 1), (2, keys), (2, keys)))
     oc.attention(q, k, v, mask, split=split)
     launched = device.launches[-1]
     assert isinstance(launched["spec"], FewRowsSpec) == chosen

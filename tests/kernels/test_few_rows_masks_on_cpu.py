@@ -61,6 +61,13 @@ def test_parts_that_fill_a_device(dtype: str, library: Callable[[AttnSpec], Any]
     np.testing.assert_array_equal(lse, first[1])
 
 
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_several_split_rows_a_thread_block(head_dim: int, library: Callable[[AttnSpec], Any]) -> None:
+    """Of those whose last part arrives in a thread block, one is merged at its end, the others at once."""
+    call = Forward(Problem(1, 16, 8, 1, 3000, head_dim, "bfloat16"), [oc.full(1, 3000)], sm_count=5)
+    _compare(call, _spec(head_dim), library)
+
+
 def test_a_row_has_the_bits_of_a_cache_s_by_the_same_parts(library: Callable[[AttnSpec], Any]) -> None:
     """Sequences are worked on one after the other, and each leaves what it has on its own."""
     problem = Problem(3, 14, 2, 1, 700, 128, "bfloat16")

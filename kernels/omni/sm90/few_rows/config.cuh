@@ -35,6 +35,9 @@ struct FewRowsConfig {
   static constexpr bool kMore = E4m3 || Paged || Ragged;
   using Params = typename ForwardParamsSm90Of<kMore && Paged, kMore && Ragged, kMore>::Type;
 
+  // Of split rows that are whole when a thread block leaves an item, one is left for its end, where all warps merge it.
+  static constexpr bool kMergesLate = !kMore;
+
   static constexpr int kRows = 16;               // of a tile of queries: what mma.sync takes
   static constexpr int kSteps = HeadDim / 16;    // of Q K^T
   static constexpr int kElement = E4m3 ? 1 : 2;  // bytes

@@ -114,6 +114,7 @@ struct FewRowsLoader {
 
   // Starts to load the keys of the tile at the cursor, and says what the tile is.
   __device__ __forceinline__ void load_keys() {
+    if (load_plain<0>()) return;
     Tile const tile = walk.next;
     int const lane = hidden_lane(), slot = buffer / 2;
     WarpBuffer<Cfg>& target = next_buffer();
@@ -136,20 +137,61 @@ struct FewRowsLoader {
 
   // The same of values; moves on to the warp's next tile.
   __device__ __forceinline__ void load_values() {
+    if (load_plain<1>()) {
+      move_on();
+      leave_items();
+      return;
+    }
     WarpBuffer<Cfg>& target = next_buffer();
     if (walk.next.packed != 0) {
       int const lane = hidden_lane();
       HeadRows<Cfg> const values{smem.places[item % 2][1], args.p.v_strides, scale_strides<Cfg>(args, true)};
       if (!load_at_once(target, values)) copy_rows(target, values, lane);
       load_scale(target.scales, values);
-      walk.advance(args.p.lists, Cfg::kWarps);
-      look_up();
+      move_on();
     }
     cp_async_commit();
     leave_items();
   }
 
  private:
+  // Loads a tile all of whose keys are there, one behind the other, and whose head has one scale: nothing is asked key
+  // by key. kValues: 0 for keys, 1 for values. Says whether it is such a tile.
+  template <int kValues>
+  __device__ __forceinline__ bool load_plain() {
+    if constexpr (!Copies::kAtOnce) return false;
+    Tile const tile = walk.next;
+    HeadPlace const place = smem.places[item % 2][kValues];
+    Strides const& strides = kValues != 0 ? args.p.v_strides : args.p.k_strides;
+    bool const is_plain = tile.packed != 0 && tile.length() >= Cfg::kBc && !tile.has_dead() &&
+                          place.g_scales == nullptr && strides.token == Cfg::kHeadDim;
+    if (!is_plain) return false;
+    int const index = buffer % Cfg::kBuffers;
+    if (elect_one()) {
+      if constexpr (kValues == 0) smem.tiles[warp][buffer / 2] = tile;
+      ask_for(smem.rings[warp].buffers[index], index, place.g_head + paged_offset(strides, sequence(), tile.first));
+    }
+    exists = 0xffffffffu;
+    count_buffer();
+    cp_async_commit();
+    return true;
+  }
+
+  // By one lane: a whole tile by the copy engine.
+  __device__ __forceinline__ void ask_for(WarpBuffer<Cfg>& target, int index, unsigned char const* g_source) {
+    u32 const s_full = smem_address(&smem.full[warp][index]);
+    fence_proxy_async();  // what this warp has read, and what it has copied there otherwise
+    mbarrier_expect_tx(s_full, Cfg::kTileBytes);
+    bulk_load_once(smem_address(target.elements), g_source, Cfg::kTileBytes, s_full);
+  }
+
+  __device__ __forceinline__ void move_on() {
+    walk.advance(args.p.lists, Cfg::kWarps);
+    look_up();
+  }
+
+  __device__ __forceinline__ void count_buffer() { buffer = buffer == 2 * Cfg::kBuffers - 1 ? 0 : buffer + 1; }
+
   // The item's tiles for this warp; none behind the last item.
   __device__ __forceinline__ void enter() {
     WorkSlot const& work = smem.work[item % 2];
@@ -185,16 +227,12 @@ struct FewRowsLoader {
   __device__ __forceinline__ bool load_at_once(WarpBuffer<Cfg>& target, HeadRows<Cfg> const& rows) {
     if constexpr (!Copies::kAtOnce) return false;
     bool const can = exists == 0xffffffffu && rows.strides.token == Cfg::kHeadDim;
-    u64* const s_full = &smem.full[warp][(buffer + Cfg::kBuffers - 1) % Cfg::kBuffers];  // the buffer before
+    int const index = (buffer + Cfg::kBuffers - 1) % Cfg::kBuffers;  // the buffer before
     if (lane_id() == 0) {
       if (can) {
-        fence_proxy_async();  // what this warp has read, and what it has copied there otherwise
-        mbarrier_expect_tx(smem_address(s_full), Cfg::kTileBytes);
-        bulk_load_once(
-            smem_address(target.elements), rows.place.g_head + rows.offset(sequence(), walk.next.first),
-            Cfg::kTileBytes, smem_address(s_full));
+        ask_for(target, index, rows.place.g_head + rows.offset(sequence(), walk.next.first));
       } else {
-        mbarrier_arrive(smem_address(s_full));
+        mbarrier_arrive(smem_address(&smem.full[warp][index]));
       }
     }
     return can;
@@ -239,7 +277,7 @@ struct FewRowsLoader {
     if constexpr (Copies::kAtOnce) {
       if (walk.next.packed == 0 && lane_id() == 0) mbarrier_arrive(smem_address(&smem.full[warp][index]));
     }
-    buffer = buffer == 2 * Cfg::kBuffers - 1 ? 0 : buffer + 1;
+    count_buffer();
     return found;
   }
 
