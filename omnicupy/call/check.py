@@ -15,7 +15,7 @@ import numpy as np
 from omnicupy.call import check_scores
 from omnicupy.call.arrays import DTYPE_NAMES, overlap, overlaps_itself
 from omnicupy.call.arrays import on_gpu as is_on_gpu
-from omnicupy.call.check_masks import masks_of
+from omnicupy.call.check_masks import check_reads_masks, masks_of
 from omnicupy.call.check_widths import check_gpu_widths, out_shape
 from omnicupy.call.problem import Problem, scale_of, split_of, type_name
 from omnicupy.jit.spec import AttnSpec, round_up
@@ -66,6 +66,7 @@ def call(
     problem, factor, cap = arrays(
         q, k, v, scale=scale, sink_logits=sink_logits, softcap=softcap, out=out, config=config
     )
+    check_reads_masks(config, problem)
     return Call(problem, masks_of(mask, problem), factor, cap, split_of(split))
 
 

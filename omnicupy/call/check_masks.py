@@ -7,8 +7,16 @@ from functools import lru_cache
 from typing import NoReturn
 
 from omnicupy.call.problem import Problem, type_name
+from omnicupy.jit.few_rows_spec import FewRowsSpec
+from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.constructors import full
 from omnicupy.masks.mask import Mask
+
+
+def check_reads_masks(config: AttnSpec | None, found: Problem) -> None:
+    """Raises UnsupportedError for a variant that takes no keys under masks, or fewer rows than the call has."""
+    if isinstance(config, FewRowsSpec):
+        config.check_masks(found.group, found.q_len, found.head_dim)
 
 
 def masks_of(mask: Mask | Sequence[Mask] | None, found: Problem) -> tuple[Mask, ...]:

@@ -1,7 +1,8 @@
-"""Which variant of a kernel reads caches of few query rows, keys and values in pages, and those of e4m3."""
+"""Which variant of a kernel reads keys of few query rows, keys and values in pages, and those of e4m3."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from omnicupy.call.problem import Problem
@@ -11,6 +12,7 @@ from omnicupy.jit.few_rows_spec import FewRowsSpec
 from omnicupy.jit.fp8_spec import converts
 from omnicupy.jit.paged_spec import MOST_WARPS, by_boxes
 from omnicupy.jit.spec import AttnSpec, round_up
+from omnicupy.masks.mask import Mask
 from omnicupy.serving.caches import MOST_PAGE
 
 # Warps and thread blocks a multiprocessor where few rows read e4m3 of many sequences, and of few; 16 bits by head_dim.
@@ -22,6 +24,10 @@ _ENOUGH_KEYS = {64: 500, 128: 1500}
 # Parts that the kernel for few rows cuts a row into, at most (gpu/cached_planning.py), and the share of multiprocessors
 # that those of all heads have to reach: one sequence of two key heads would leave half of an H100 idle.
 MOST_PARTS, _REACHED = 32, 0.9
+# The same as _ENOUGH_KEYS where the host knows the masks, of the widths that were measured so (docs/tries.md), and
+# sequences times key heads from which on: of fewer, rows are cut into more parts than were measured.
+_ENOUGH_SEEN = {128: 2100}
+_ENOUGH_HEADS = 4
 
 
 def kind_of(page_size: int | None) -> str:
@@ -65,6 +71,18 @@ def for_16_bits(spec: AttnSpec, problem: Problem, sm_count: int, split: int | No
         return spec
     keys = heads * counted(problem.k_len)
     return of_few[0] if keys >= _ENOUGH_KEYS[spec.head_dim] * sm_count else spec
+
+
+def for_masks(
+    spec: AttnSpec, problem: Problem, masks: Sequence[Mask], sm_count: int, split: int | None = None
+) -> AttnSpec:
+    """The same of a row's place where the host knows the masks: these say how many keys rows see."""
+    of_few = () if split is not None else few_rows(spec, problem, e4m3=False)
+    heads = problem.batch * problem.kv_heads
+    if not of_few or spec.head_dim not in _ENOUGH_SEEN or heads < _ENOUGH_HEADS:
+        return spec
+    seen = sum(mask.pairs / max(1, mask.shape[0]) for mask in masks) / len(masks)
+    return of_few[0].for_masks() if heads * seen >= _ENOUGH_SEEN[spec.head_dim] * sm_count else spec
 
 
 def for_e4m3(

@@ -56,8 +56,10 @@ def pick(
         problem = replace(problem, k_len=paged.counted(problem.k_len))
     spec = _pick(arch, problem, masks, sm_count, mappable, split)
     if problem.softcap:
-        return capped(spec)
-    return spec if cached or split is not None else _short(arch, spec, problem, masks, sm_count)
+        spec = capped(spec)
+    elif not cached and split is None:
+        spec = _short(arch, spec, problem, masks, sm_count)
+    return spec if cached else paged.for_masks(spec, problem, masks, sm_count, split)
 
 
 def _pick(

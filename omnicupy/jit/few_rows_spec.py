@@ -1,4 +1,4 @@
-"""The kernel for caches that at most 16 rows of heads and tokens read: attention_fwd_few_rows.cu."""
+"""The kernel for keys that at most 16 rows of heads and tokens read: attention_fwd_few_rows.cu."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ _BUFFERS = {True: 4, False: 2}  # of a warp, at most: of e4m3, of 16 bits
 class FewRowsSpec(Fp8Spec):
     """A variant of that kernel. To schedules it is a packed one of kernel "sm90", whose tiles have 64 rows.
 
-    e4m3: keys and values are, else they have 16 bits.  compute_warps: of a thread block.  blocks: thread blocks a
-    multiprocessor.  stages: buffers in the ring of a warp, each for keys or values of a tile.
+    e4m3: keys and values are, else they have 16 bits.  cached: keys are in a cache, and a planner writes the block
+    lists; else the host does, and keys have 16 bits and are in one piece.  compute_warps: of a thread block.  blocks:
+    thread blocks a multiprocessor.  stages: buffers in the ring of a warp, each for keys or values of a tile.
     """
 
     e4m3: bool = True
+    cached: bool = True
     compute_warps: int = 6
     blocks: int = 2
 
@@ -44,12 +46,16 @@ class FewRowsSpec(Fp8Spec):
 
     def for_caches(self, *, e4m3: bool, in_pages: bool, ragged: bool) -> FewRowsSpec:
         """The same for such caches, with as many buffers as shared memory holds."""
-        found = replace(self, e4m3=e4m3, page=int(in_pages), ragged=ragged, stages=2)
+        found = replace(self, e4m3=e4m3, page=int(in_pages), ragged=ragged, stages=2, cached=True)
         limit = (SMEM_LIMIT_BYTES[self.arch] + RESERVED_BYTES) // self.blocks - RESERVED_BYTES
         for stages in range(_BUFFERS[e4m3], 2, -1):
             if found.bytes_with(stages) <= limit:
                 return replace(found, stages=stages)
         return found
+
+    def for_masks(self) -> FewRowsSpec:
+        """The same for keys of 16 bits under masks that the host knows."""
+        return replace(self.for_caches(e4m3=False, in_pages=False, ragged=False), cached=False)
 
     def check(self, heads: int, tokens: int, head_dim: int) -> None:
         """Raises UnsupportedError for more rows than a tile has. heads: of a group.  tokens: of a sequence, at most."""
@@ -59,6 +65,15 @@ class FewRowsSpec(Fp8Spec):
                 f"{self.head_dim} columns, got {heads} heads of {tokens} tokens, of {head_dim} columns; leave config "
                 "out"
             )
+
+    def check_masks(self, heads: int, tokens: int, head_dim: int) -> None:
+        """The same for a call under masks that the host knows; also raises it for a variant that reads caches."""
+        if self.cached:
+            raise UnsupportedError(
+                "config: this variant of the kernel for few rows reads caches; pass config=config.for_masks(), or a "
+                f"CachedKV as k, got {self}"
+            )
+        self.check(heads, tokens, head_dim)
 
     def _check_blocks(self) -> None:
         """Any number of them, which for_caches fits where elements are of e4m3."""
@@ -89,6 +104,13 @@ class FewRowsSpec(Fp8Spec):
         return round_up(self.compute_warps * of_warp + of_block, 128)
 
     @property
+    def params(self) -> str:
+        """Which parameter struct it takes: a key of params.PARAMS. What has no pages, rows of its own or scales is
+        launched as any kernel of 16 bits, and so may come up while the kernel ahead still runs.
+        """
+        return super().params if self.e4m3 or self.page or self.ragged else self.kernel
+
+    @property
     def source(self) -> str:
         """Name of the kernel's source file in `kernels/`."""
         return "attention_fwd_few_rows.cu"
@@ -106,5 +128,6 @@ class FewRowsSpec(Fp8Spec):
             "OMNI_PAGE": self.page,
             "OMNI_RAGGED": int(self.ragged),
             "OMNI_FP8": int(self.e4m3),
+            "OMNI_CACHED": int(self.cached),
             "OMNI_SMEM_BYTES": self.smem_bytes,
         }

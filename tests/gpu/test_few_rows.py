@@ -14,6 +14,7 @@ import omnicupy as oc
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.few_rows_spec import FewRowsSpec
 from omnicupy.jit.fp8_spec import Fp8Spec
+from omnicupy.jit.params import PARAMS
 from omnicupy.jit.spec import AttnSpec
 
 BATCH = 3
@@ -138,10 +139,40 @@ def test_other_calls_on_16_bits_do_not_choose_it(
     assert not isinstance(device.launches[-1]["spec"], FewRowsSpec)
 
 
-def test_masks_that_the_host_knows_do_not_choose_it(device: fake_device.Device) -> None:
-    q, k, v = (ndarray((66, heads, length, 128), BF16) for heads, length in ((8, 1), (2, 9000), (2, 9000)))
-    oc.attention(q, k, v, oc.causal(1, 9000))
-    assert not isinstance(device.launches[-1]["spec"], FewRowsSpec)
+@pytest.mark.parametrize(
+    ("batch", "q_heads", "mask", "split", "chosen"),
+    [
+        (66, 8, oc.causal(1, 9000), None, True),
+        (66, 8, oc.sliding_window(1, 9000, left=8), None, False),  # few keys
+        (66, 8, oc.causal(1, 9000), 512, False),
+        (66, 34, oc.causal(1, 9000), None, False),  # 17 rows
+        (15, 8, oc.causal(1, 9000), None, False),
+        (1, 8, oc.causal(1, 200_000), None, False),  # two key heads, in many parts
+        (2, 8, oc.causal(1, 100_000), None, True),
+    ],
+)
+def test_masks_that_the_host_knows(
+    device: fake_device.Device, batch: int, q_heads: int, mask: oc.Mask, split: int | None, chosen: bool
+) -> None:
+    keys = mask.shape[1]
+    q, k, v = (ndarray((batch, heads, n, 128), BF16) for heads, n in ((q_heads, 1), (2, keys), (2, keys)))
+    oc.attention(q, k, v, mask, split=split)
+    launched = device.launches[-1]
+    assert isinstance(launched["spec"], FewRowsSpec) == chosen
+    if chosen:
+        assert launched["spec"].defines()["OMNI_CACHED"] == 0
+        assert launched["params"].dtype == PARAMS["sm90"]
+
+
+def test_a_variant_for_masks_is_asked_for(device: fake_device.Device) -> None:
+    q, k, v = (ndarray((1, heads, n, 128), BF16) for heads, n in ((8, 1), (2, 900), (2, 900)))
+    with pytest.raises(UnsupportedError, match=r"config: .* reads caches; pass config=config.for_masks\(\)"):
+        oc.attention(q, k, v, config=CONFIG)
+    oc.attention(q, k, v, config=CONFIG.for_masks())
+    assert device.launches[-1]["spec"] == CONFIG.for_masks()
+    q = ndarray((1, 8, 5, 128), BF16)
+    with pytest.raises(UnsupportedError, match="config: the kernel for few rows serves at most 16 rows"):
+        oc.attention(q, k, v, config=CONFIG.for_masks())
 
 
 @pytest.mark.parametrize(("e4m3", "in_pages"), [(False, False), (False, True), (True, False), (True, True)])

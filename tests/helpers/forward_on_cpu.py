@@ -17,6 +17,7 @@ import omnicupy as oc
 from omnicupy.call.problem import Problem
 from omnicupy.gpu import tensor_maps
 from omnicupy.gpu.planning import lists_of, score_fields
+from omnicupy.jit.few_rows_spec import FewRowsSpec
 from omnicupy.jit.fp8_spec import Fp8Spec
 from omnicupy.jit.paged_spec import box_keys
 from omnicupy.jit.panels import tail_columns
@@ -118,7 +119,9 @@ class Forward:
         blocks = [mask.blocks(grid.tokens, spec.bc) for mask in self.masks]
         lists = lists_of(spec)(blocks, grid.workers)
         params, held = _params(self, spec, grid, lists)
-        reads = () if spec.kernel == "sm90" else [held[name] for name in ("q", "k", "v", "spans")]
+        reads = [held[name] for name in ("q", "k", "v", "spans")]
+        if spec.kernel == "sm90" and not isinstance(spec, FewRowsSpec):
+            reads = []  # by tensor maps
         cuda_on_cpu.run(library(spec), spec, params, grid.thread_blocks(lists.n_parts)[:2], reads, late=False)
         # Zero for the next launch, but for the count of blocks that ended.
         assert not held["counter"][:2].any()

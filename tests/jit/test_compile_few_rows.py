@@ -14,7 +14,8 @@ from omnicupy.jit.spec import DTYPES, AttnSpec
 
 REGISTERS_A_MULTIPROCESSOR = 65536
 
-# Each width, of e4m3 and of 16 bits, in pages or not, with the dtypes in turn, in each shape that is chosen.
+# Each width, of e4m3 and of 16 bits, in pages or not, and under masks, with the dtypes in turn, in each shape that is
+# chosen.
 SHAPES = {True: ((6, 2), (12, 1)), 64: ((8, 2),), 128: ((12, 1),)}
 SPECS = [
     FewRowsSpec.of(
@@ -25,6 +26,7 @@ SPECS = [
     for i, (head_dim, e4m3, in_pages) in enumerate(product((64, 128), (True, False), (False, True)))
     for warps, blocks in SHAPES[e4m3 or head_dim]
 ]
+SPECS += [spec.for_masks() for spec in SPECS if not spec.e4m3 and not spec.page]
 # LDGSTS, the instruction of cp.async: to an address that is a register, or a register and a uniform one.
 LDGSTS, LDGSTS_UNIFORM = 0xFAE, 0xDAE
 

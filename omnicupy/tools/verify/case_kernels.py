@@ -139,9 +139,8 @@ def variants(
         found.setdefault(spec, Variant(tile_name(spec), spec))
     if case.tag == ONE_TILE:
         return _one_of_each_kind(list(found.values()), case)
-    if cached:
-        for few in few_rows(case, arch, e4m3=False):
-            found.setdefault(few, Variant(few_rows_name(few), few))
+    for few in few_rows(case, arch, e4m3=False) if cached else few_rows_of_masks(case, arch):
+        found.setdefault(few, Variant(few_rows_name(few), few))
     mappable = serves("sm90", case)
     how: dict[str, Any] = {"mappable": mappable, "split": case.split or None, "cached": cached}
     picked = pick.pick(arch, problem, masks, sm_count, **how)
@@ -161,6 +160,13 @@ def few_rows(case: Case, arch: str, *, e4m3: bool) -> tuple[FewRowsSpec, ...]:
         return ()
     spec = replace(row.spec(arch, case.dtype, *widths), softcap=problem.softcap)
     return tuple(dict.fromkeys(paged.few_rows(spec, problem, e4m3=e4m3)))
+
+
+def few_rows_of_masks(case: Case, arch: str) -> tuple[FewRowsSpec, ...]:
+    """The same where the host knows the masks."""
+    if case.split or case.tag == ONE_TILE or not serves("sm90", case):
+        return ()
+    return tuple(few.for_masks() for few in few_rows(case, arch, e4m3=False))
 
 
 def few_rows_name(spec: FewRowsSpec) -> str:

@@ -12,7 +12,7 @@ from omnicupy.tools.verify import append_cases, serving_cases, serving_kernels
 from omnicupy.tools.verify.backward_cases import BACKWARD_FIXED, BackwardCase, backward_sweep
 from omnicupy.tools.verify.backward_special import CASES as BACKWARD_SPECIAL
 from omnicupy.tools.verify.cached_cases import CASES as CACHED_CASES
-from omnicupy.tools.verify.case_kernels import backward_variants, few_rows, of_rows, serves
+from omnicupy.tools.verify.case_kernels import backward_variants, few_rows, few_rows_of_masks, of_rows, serves
 from omnicupy.tools.verify.cases import FIXED, Case
 from omnicupy.tools.verify.random_cases import DEFAULT, sweep
 from omnicupy.tools.verify.source_digest import BACKWARD, FEW_ROWS, FORWARD, PACKED, PAGED, PLANNING, SOURCES
@@ -59,12 +59,12 @@ def _turn(case: str) -> int:
 
 @cache
 def _turns() -> dict[str, int]:
-    """The turn of each case of caches: those of a group, with e4m3 and without, with few rows and with more, one behind
-    the other in the order of a random number.
+    """The turn of each case of caches, and of those whose masks the kernel for few rows reads: those of a group, with
+    e4m3 and without, with few rows and with more, one behind the other in the order of a random number.
     """
     few = planned(FEW_ROWS)
     ordered = sorted(
-        (*ON_CACHES, *CACHED_CASES),
+        (*ON_CACHES, *CACHED_CASES, *(case for case in _by_masks() if case.id in few)),
         key=lambda case: (case.group, "e4m3" in case.tag, case.id in few, zlib.crc32(case.id.encode())),
     )
     return {case.id: turn for turn, case in enumerate(ordered)}
@@ -89,7 +89,8 @@ def planned(source: str) -> set[str]:
         return {case.id for case in appending}
     if source == FEW_ROWS:
         of_serving = {case.id for case in serving_cases.CASES if serving_kernels.few_rows(case, "sm_90")}
-        return of_serving | {case.id for case in CACHED_CASES if few_rows(case, "sm_90", e4m3=False)}
+        on_caches = of_serving | {case.id for case in CACHED_CASES if few_rows(case, "sm_90", e4m3=False)}
+        return on_caches | {case.id for case in _by_masks() if few_rows_of_masks(case, "sm_90")}
     if source in (PACKED, PAGED):
         return set(_of_rows(source))
     on_caches = {case.id for case in serving_cases.CASES if serving_kernels.counts_for(of.kernel, case)}
@@ -97,6 +98,13 @@ def planned(source: str) -> set[str]:
         return on_caches | {case.id for case in CACHED_CASES}
     others = (case for case in every_case()[len(ON_CACHES) :] if not isinstance(case, BackwardCase))
     return on_caches | {case.id for case in others if serves(of.kernel, case)}
+
+
+def _by_masks() -> list[Case]:
+    """The cases of the forward pass whose masks the host knows."""
+    cached = {case.id for case in CACHED_CASES}
+    others = (case for case in every_case()[len(ON_CACHES) :] if case.id not in cached)
+    return [case for case in others if not isinstance(case, BackwardCase)]
 
 
 @cache

@@ -174,6 +174,7 @@ def _variants(spec: KernelSpec) -> Iterator[KernelSpec]:
     if isinstance(spec, FewRowsSpec):
         for ways in product((True, False), repeat=3):
             yield spec.for_caches(**dict(zip(("e4m3", "in_pages", "ragged"), ways, strict=True)))
+        yield spec.for_masks()
     elif isinstance(spec, PagedSpec):
         yield RaggedSpec.of(spec)
     elif isinstance(spec, AttnSpec) and spec.serves_caches:

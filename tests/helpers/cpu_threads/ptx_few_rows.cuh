@@ -22,4 +22,6 @@ inline void bulk_load_once(u32 target, void const* source, int bytes, u32 barrie
   bulk_load(target, source, bytes, barrier);
 }
 
+inline bool elect_one() { return lane_id() == 0; }
+
 }  // namespace omni

@@ -13,22 +13,21 @@ template <class Cfg>
 struct FewRowsBlock {
   using Smem = FewRowsSmem<Cfg>;
   using Warp = FewRowsWarp<Cfg>;
+  using Params = typename Cfg::Params;
 
-  Fp8ParamsSm90 const& args;
+  Params const& args;
   ForwardParams const& p;
   Smem& smem;
   WorkList<Smem> list;
   int const warp;
 
-  __device__ __forceinline__ FewRowsBlock(Fp8ParamsSm90 const& params, Smem& memory)
+  __device__ __forceinline__ FewRowsBlock(Params const& params, Smem& memory)
       : args(params), p(params.p), smem(memory), list{params, memory}, warp(uniform(threadIdx.x / 32)) {}
 
   __device__ __forceinline__ void run() {
+    if (threadIdx.x == 0) smem.init();
     wait_for_kernel_ahead();
-    if (threadIdx.x == 0) {
-      smem.init();
-      look_up(0, blockIdx.x);
-    }
+    if (threadIdx.x == 0) look_up(0, blockIdx.x);
     __syncthreads();
     if (uniform(smem.work[0].head) >= 0) run_items();
     let_next_kernel_come();
@@ -48,9 +47,8 @@ struct FewRowsBlock {
     int const kv_head = item.head / p.group;
     work = WorkSlot{item.q0, item.mask, item.batch, item.head, kv_head, item.tiles, item.first, item.part};
     if (item.tiles > 0) smem.entries[slot] = p.lists.entries[item.first];
-    KvScales const& scales = args.scales;
-    smem.places[slot][0] = place_of<Cfg>(p.k, p.k_strides, scales.k, scales.k_strides, kv_head);
-    smem.places[slot][1] = place_of<Cfg>(p.v, p.v_strides, scales.v, scales.v_strides, kv_head);
+    smem.places[slot][0] = place_of<Cfg>(args, false, kv_head);
+    smem.places[slot][1] = place_of<Cfg>(args, true, kv_head);
   }
 
   // Behind the last item: counters are left as they were found.
@@ -102,7 +100,7 @@ struct FewRowsBlock {
     if (lane_id() == 0) mbarrier_arrive(smem_address(&smem.item_full[slot]));
   }
 
-  // By the last warp: rows of the chain leave.
+  // By the last warp: rows of the chain leave. One warp that merges them alone keeps the others waiting.
   __device__ __forceinline__ void leave_chain(WorkSlot const& work) {
     PackedRows<Cfg> const rows = rows_of(work);
     PackedMerge<Cfg> const merge{args, rows, split_of(work)};
@@ -113,7 +111,14 @@ struct FewRowsBlock {
     __syncwarp();  // all rows, before their arrival
     int last = 0;
     if (lane_id() == 0) last = sums.arrives_last();
-    if (uniform(last) != 0) sums.merge_rows(0, 1);
+    if (uniform(last) == 0) return;
+    if constexpr (Cfg::kMergesLate) {
+      if (uniform(smem.late.head) < 0) {
+        if (lane_id() == 0) smem.late = work;
+        return;
+      }
+    }
+    sums.template merge_rows<Cfg::kMergesLate ? 8 : 16>(0, 1);
   }
 
   // The block's last item, whose rows all warps have left in their rings.
@@ -122,12 +127,28 @@ struct FewRowsBlock {
     PackedMerge<Cfg> const merge{args, rows, split_of(work)};
     ItemSums<Cfg> const sums{args, smem, merge};
     sums.add_up(warp);
-    if (uniform(merge.split.x) < 0) return;
-    __threadfence();
-    __syncthreads();  // the rows of all warps, before their arrival
-    if (threadIdx.x == 0) smem.is_last = sums.arrives_last();
-    __syncthreads();
-    if (uniform(smem.is_last) != 0) sums.merge_rows(warp, Cfg::kWarps);
+    bool is_last = uniform(merge.split.x) >= 0;
+    if (is_last) {
+      __threadfence();
+      __syncthreads();  // the rows of all warps, before their arrival
+      if (threadIdx.x == 0) smem.is_last = sums.arrives_last();
+      __syncthreads();
+      is_last = uniform(smem.is_last) != 0;
+    }
+    if constexpr (Cfg::kMergesLate) {
+      int const stop = uniform(smem.late.head) >= 0 ? 2 : 1;
+#pragma unroll 1
+      for (int i = is_last ? 0 : 1; i < stop; ++i) merge_parts(i == 0 ? work : smem.late);
+    } else if (is_last) {
+      sums.template merge_rows<16>(warp, Cfg::kWarps);
+    }
+  }
+
+  // By all warps.
+  __device__ __forceinline__ void merge_parts(WorkSlot const& work) const {
+    PackedRows<Cfg> const rows = rows_of(work);
+    PackedMerge<Cfg> const merge{args, rows, split_of(work)};
+    ItemSums<Cfg>{args, smem, merge}.template merge_rows<32>(warp, Cfg::kWarps);
   }
 
   __device__ __forceinline__ int4 split_of(WorkSlot const& work) const {

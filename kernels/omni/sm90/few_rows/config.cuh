@@ -1,5 +1,6 @@
 // The compile-time shape of the kernel for few query rows: at most 16 rows of heads and tokens, which all warps of a
-// thread block share, over caches of 16 bits or of e4m3. The additions are the same for both, in the same order.
+// thread block share, over keys and values of 16 bits or of e4m3. The additions are the same for both, in the same
+// order.
 #pragma once
 
 #include "omni/sm90/forward/pages.cuh"
@@ -8,7 +9,7 @@ namespace omni {
 
 template <
     int HeadDim, int Bc, int Buffers, int Warps, int Blocks, bool Bf16, bool Softcap, bool Paged, bool Ragged,
-    bool E4m3>
+    bool E4m3, bool Cached>
 struct FewRowsConfig {
   static constexpr int kHeadDim = HeadDim;
   static constexpr int kValueDim = HeadDim;
@@ -25,16 +26,24 @@ struct FewRowsConfig {
   static constexpr bool kE4m3 = E4m3;
   // As the parts that all Hopper kernels share name them.
   static constexpr bool kPack = true;
-  static constexpr bool kCached = true;
+  static constexpr bool kCached = Cached;  // does a planner write the block lists on the device?
   static constexpr bool kScheduler = false;
   static constexpr bool kSplitWeights = false;
   static constexpr int kHeads = 1;
+
+  // What it is launched with: of keys of 16 bits in one piece what all Hopper kernels are.
+  static constexpr bool kMore = E4m3 || Paged || Ragged;
+  using Params = typename ForwardParamsSm90Of<kMore && Paged, kMore && Ragged, kMore>::Type;
+
+  // Of split rows that are whole when a thread block leaves an item, one is left for its end, where all warps merge it.
+  static constexpr bool kMergesLate = !kMore;
 
   static constexpr int kRows = 16;               // of a tile of queries: what mma.sync takes
   static constexpr int kSteps = HeadDim / 16;    // of Q K^T
   static constexpr int kElement = E4m3 ? 1 : 2;  // bytes
   static constexpr int kTileBytes = Bc * HeadDim * kElement;
 
+  static_assert(Cached || !kMore, "lists of the host go with keys of 16 bits in one piece");
   static_assert(
       HeadDim == 64 || HeadDim == 128, "a quad reads 64 columns of a key, eight lanes all columns of a value");
   static_assert(Buffers >= 2, "one for keys, one for values");

@@ -36,7 +36,7 @@ struct ItemSums {
   using Smem = FewRowsSmem<Cfg>;
   using Merge = PackedMerge<Cfg>;
 
-  Fp8ParamsSm90 const& args;
+  ForwardParamsSm90 const& args;
   Smem const& smem;
   Merge const& merge;
 
@@ -69,10 +69,11 @@ struct ItemSums {
     }
   }
 
-  // Every `step`-th row from `first` on, by a warp.
+  // Every `step`-th row from `first` on, by a warp. kAtOnce: parts that are asked for together.
+  template <int kAtOnce>
   __device__ __forceinline__ void merge_rows(int first, int step) const {
 #pragma unroll 1
-    for (int row = first; row < uniform(merge.rows.live); row += step) merge_row(row);
+    for (int row = first; row < uniform(merge.rows.live); row += step) merge_row<kAtOnce>(row);
   }
 
   // Counts the arrival of a part, by one thread. The last one puts the counter back to zero, for the next launch.
@@ -108,8 +109,8 @@ struct ItemSums {
   }
 
   // As PackedMerge does it, in the same order, by a pointer that goes from part to part.
+  template <int kAtOnce>
   __device__ __forceinline__ void merge_row(int row) const {
-    constexpr int kAtOnce = 16;
     int const parts = uniform(merge.split.z);
     i64 const step = args.p.part_rows * (Cfg::kValueDim + 2);
     float const* g_row = merge.part(0) + row * Cfg::kValueDim + first_column();

@@ -24,14 +24,25 @@ struct HeadRows {
   }
 };
 
-// Where they lie. scales: null where the head has one scale.
+// Strides of the scales of values, else of keys. Those of 16 bits have none, and nobody asks.
 template <class Cfg>
-__device__ __forceinline__ HeadPlace
-place_of(void const* data, Strides const& strides, float const* scales, Strides const& of_scales, int head) {
-  bool const of_tokens = Cfg::kE4m3 && scales != nullptr && (of_scales.batch | of_scales.token) != 0;
-  return HeadPlace{
-      static_cast<unsigned char const*>(data) + Cfg::kElement * head * strides.head,
-      of_tokens ? scales + head * of_scales.head : nullptr};
+__device__ __forceinline__ Strides const& scale_strides(typename Cfg::Params const& args, bool values) {
+  if constexpr (Cfg::kE4m3) return values ? args.scales.v_strides : args.scales.k_strides;
+  return args.p.k_strides;
+}
+
+// Where values of a head lie, else its keys. Scales are null where the head has one.
+template <class Cfg>
+__device__ __forceinline__ HeadPlace place_of(typename Cfg::Params const& args, bool values, int head) {
+  void const* const data = values ? args.p.v : args.p.k;
+  Strides const& strides = values ? args.p.v_strides : args.p.k_strides;
+  HeadPlace found{static_cast<unsigned char const*>(data) + Cfg::kElement * head * strides.head, nullptr};
+  if constexpr (Cfg::kE4m3) {
+    float const* const scales = values ? args.scales.v : args.scales.k;
+    Strides const& steps = scale_strides<Cfg>(args, values);
+    if (scales != nullptr && (steps.batch | steps.token) != 0) found.g_scales = scales + head * steps.head;
+  }
+  return found;
 }
 
 // Walks the tiles of a part in strides.
@@ -87,7 +98,7 @@ struct FewRowsLoader {
   using Smem = FewRowsSmem<Cfg>;
   using Copies = RowCopies<Cfg>;
 
-  Fp8ParamsSm90 const& args;
+  typename Cfg::Params const& args;
   Smem& smem;
   int const warp;
   int item = 0, worked_on = -1;  // of the block: where the cursor is, and what the warp works on
@@ -96,26 +107,28 @@ struct FewRowsLoader {
   u32 exists = 0;         // keys of it that are read
   int buffer = 0;         // to be filled next, in two rounds
 
-  __device__ __forceinline__ FewRowsLoader(Fp8ParamsSm90 const& params, Smem& memory, int of_warp)
+  __device__ __forceinline__ FewRowsLoader(typename Cfg::Params const& params, Smem& memory, int of_warp)
       : args(params), smem(memory), warp(of_warp) {
     enter();
   }
 
   // Starts to load the keys of the tile at the cursor, and says what the tile is.
   __device__ __forceinline__ void load_keys() {
+    if (load_plain<0>()) return;
     Tile const tile = walk.next;
     int const lane = hidden_lane(), slot = buffer / 2;
     WarpBuffer<Cfg>& target = next_buffer();
     if (lane == 0) smem.tiles[warp][slot] = tile;
     if (tile.packed != 0) {
-      bool const inside = lane < tile.length(), has_page = !Cfg::kPaged || page != args.pages.pages;
-      exists = __ballot_sync(0xffffffffu, inside && has_page);
+      bool const inside = lane < tile.length();
+      exists = __ballot_sync(0xffffffffu, inside);
       if constexpr (Cfg::kPaged) {
-        u32 const hidden = __ballot_sync(0xffffffffu, inside && !has_page);
+        u32 const hidden = __ballot_sync(0xffffffffu, inside && page == args.pages.pages);
+        exists &= ~hidden;
         if (lane == 0) smem.hidden[warp][slot] = hidden;
       }
-      if (tile.has_dead()) exists &= ~*MaskView{args.p, sequence()}.dead_words(tile.first);
-      HeadRows<Cfg> const keys{smem.places[item % 2][0], args.p.k_strides, args.scales.k_strides};
+      if (tile.has_dead()) exists &= ~*MaskView{args.p, smem.work[item % 2].mask}.dead_words(tile.first);
+      HeadRows<Cfg> const keys{smem.places[item % 2][0], args.p.k_strides, scale_strides<Cfg>(args, false)};
       if (!load_at_once(target, keys)) copy_rows(target, keys, lane);
       load_scale(target.scales, keys);
     }
@@ -124,20 +137,61 @@ struct FewRowsLoader {
 
   // The same of values; moves on to the warp's next tile.
   __device__ __forceinline__ void load_values() {
+    if (load_plain<1>()) {
+      move_on();
+      leave_items();
+      return;
+    }
     WarpBuffer<Cfg>& target = next_buffer();
     if (walk.next.packed != 0) {
       int const lane = hidden_lane();
-      HeadRows<Cfg> const values{smem.places[item % 2][1], args.p.v_strides, args.scales.v_strides};
+      HeadRows<Cfg> const values{smem.places[item % 2][1], args.p.v_strides, scale_strides<Cfg>(args, true)};
       if (!load_at_once(target, values)) copy_rows(target, values, lane);
       load_scale(target.scales, values);
-      walk.advance(args.p.lists, Cfg::kWarps);
-      look_up();
+      move_on();
     }
     cp_async_commit();
     leave_items();
   }
 
  private:
+  // Loads a tile all of whose keys are there, one behind the other, and whose head has one scale: nothing is asked key
+  // by key. kValues: 0 for keys, 1 for values. Says whether it is such a tile.
+  template <int kValues>
+  __device__ __forceinline__ bool load_plain() {
+    if constexpr (!Copies::kAtOnce) return false;
+    Tile const tile = walk.next;
+    HeadPlace const place = smem.places[item % 2][kValues];
+    Strides const& strides = kValues != 0 ? args.p.v_strides : args.p.k_strides;
+    bool const is_plain = tile.packed != 0 && tile.length() >= Cfg::kBc && !tile.has_dead() &&
+                          place.g_scales == nullptr && strides.token == Cfg::kHeadDim;
+    if (!is_plain) return false;
+    int const index = buffer % Cfg::kBuffers;
+    if (elect_one()) {
+      if constexpr (kValues == 0) smem.tiles[warp][buffer / 2] = tile;
+      ask_for(smem.rings[warp].buffers[index], index, place.g_head + paged_offset(strides, sequence(), tile.first));
+    }
+    exists = 0xffffffffu;
+    count_buffer();
+    cp_async_commit();
+    return true;
+  }
+
+  // By one lane: a whole tile by the copy engine.
+  __device__ __forceinline__ void ask_for(WarpBuffer<Cfg>& target, int index, unsigned char const* g_source) {
+    u32 const s_full = smem_address(&smem.full[warp][index]);
+    fence_proxy_async();  // what this warp has read, and what it has copied there otherwise
+    mbarrier_expect_tx(s_full, Cfg::kTileBytes);
+    bulk_load_once(smem_address(target.elements), g_source, Cfg::kTileBytes, s_full);
+  }
+
+  __device__ __forceinline__ void move_on() {
+    walk.advance(args.p.lists, Cfg::kWarps);
+    look_up();
+  }
+
+  __device__ __forceinline__ void count_buffer() { buffer = buffer == 2 * Cfg::kBuffers - 1 ? 0 : buffer + 1; }
+
   // The item's tiles for this warp; none behind the last item.
   __device__ __forceinline__ void enter() {
     WorkSlot const& work = smem.work[item % 2];
@@ -163,7 +217,7 @@ struct FewRowsLoader {
     }
   }
 
-  __device__ __forceinline__ int sequence() const { return smem.work[item % 2].mask; }
+  __device__ __forceinline__ int sequence() const { return smem.work[item % 2].batch; }
 
   // What follows from it is worked out for each tile: in registers it would be dearer.
   __device__ __forceinline__ static int hidden_lane() { return thread_index() % 32; }
@@ -173,16 +227,12 @@ struct FewRowsLoader {
   __device__ __forceinline__ bool load_at_once(WarpBuffer<Cfg>& target, HeadRows<Cfg> const& rows) {
     if constexpr (!Copies::kAtOnce) return false;
     bool const can = exists == 0xffffffffu && rows.strides.token == Cfg::kHeadDim;
-    u64* const s_full = &smem.full[warp][(buffer + Cfg::kBuffers - 1) % Cfg::kBuffers];  // the buffer before
+    int const index = (buffer + Cfg::kBuffers - 1) % Cfg::kBuffers;  // the buffer before
     if (lane_id() == 0) {
       if (can) {
-        fence_proxy_async();  // what this warp has read, and what it has copied there otherwise
-        mbarrier_expect_tx(smem_address(s_full), Cfg::kTileBytes);
-        bulk_load_once(
-            smem_address(target.elements), rows.place.g_head + rows.offset(sequence(), walk.next.first),
-            Cfg::kTileBytes, smem_address(s_full));
+        ask_for(target, index, rows.place.g_head + rows.offset(sequence(), walk.next.first));
       } else {
-        mbarrier_arrive(smem_address(s_full));
+        mbarrier_arrive(smem_address(&smem.full[warp][index]));
       }
     }
     return can;
@@ -227,7 +277,7 @@ struct FewRowsLoader {
     if constexpr (Copies::kAtOnce) {
       if (walk.next.packed == 0 && lane_id() == 0) mbarrier_arrive(smem_address(&smem.full[warp][index]));
     }
-    buffer = buffer == 2 * Cfg::kBuffers - 1 ? 0 : buffer + 1;
+    count_buffer();
     return found;
   }
 

@@ -37,4 +37,11 @@ __device__ __forceinline__ void bulk_load_once(u32 s_target, void const* g_sourc
       : "memory");
 }
 
+// True in one lane of a whole warp, as ptxas knows: operands that have to be uniform need no loop over lanes then.
+__device__ __forceinline__ bool elect_one() {
+  u32 mine;
+  asm volatile("{\n.reg .pred mine;\nelect.sync _|mine, 0xffffffff;\nselp.u32 %0, 1, 0, mine;\n}" : "=r"(mine));
+  return mine != 0;
+}
+
 }  // namespace omni

@@ -48,6 +48,7 @@ struct FewRowsSmem {
   Tile tiles[Cfg::kWarps][Cfg::kTiles];  // whose keys are in the ring
   u32 hidden[Cfg::kWarps][Cfg::kTiles];  // keys of them that have no page
   WorkSlot work[2];                      // this item, and the next one
+  WorkSlot late;                         // an item before them whose parts are merged at the end; head -1: none
   int4 entries[2];                       // their first ones
   HeadPlace places[2][2];                // of their keys and values
   u64 item_full[2];                      // what is said of them is there, with Q and scales
@@ -57,6 +58,7 @@ struct FewRowsSmem {
 
   // By one thread; others wait for it at a barrier of all.
   __device__ __forceinline__ void init() {
+    late.head = -1;
     for (int i = 0; i < 2; ++i) mbarrier_init(smem_address(&item_full[i]), 1);
     for (int i = 0; i < Cfg::kWarps; ++i) mbarrier_init(smem_address(&turn[i]), 1);
     for (int i = 0; i < Cfg::kWarps * Cfg::kBuffers; ++i) mbarrier_init(smem_address(&full[0][0] + i), 1);
