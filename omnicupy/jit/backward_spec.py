@@ -110,7 +110,7 @@ def _kernels(spec: BackwardSpec) -> dict[str, BackwardKernel]:
     ordered: tuple[str, ...] = ORDERED_PARTS if spec.ordered is not None else ()
     if spec.ordered is not None and _part(spec, "ordered").may_finish:
         ordered += FINISHING_PARTS
-    return {part: _part(spec, part) for part in (*PARTS, *fused, *ordered, *SINK_PARTS)}
+    return {part: spec.part(part) for part in (*PARTS, *fused, *ordered, *SINK_PARTS)}
 
 
 def padded_rows(q_len: int) -> int:
