@@ -227,8 +227,8 @@ CALLS = [
         "choose/paged.py",
         "of_few = () if split is not None else few_rows(spec, problem, e4m3=False)\n    heads = problem.batch * "
         "problem.kv_heads\n    if not of_few or MOST_PARTS",
-        "of_few = few_rows(spec, problem, e4m3=False)\n    heads = problem.batch * problem.kv_heads\n    if not of_few or "
-        "MOST_PARTS",
+        "of_few = few_rows(spec, problem, e4m3=False)\n    heads = problem.batch * problem.kv_heads\n    if not of_few "
+        "or MOST_PARTS",
         "tests/gpu/test_few_rows.py",
     ),
     Fault(
