@@ -21,7 +21,7 @@ struct PackedLoop {
   __device__ __forceinline__ PackedLoop(ForwardParamsSm90 const& params, Smem& memory, int warpgroup)
       : smem(memory), consumer(params, memory, warpgroup), weighs(true) {}
 
-  // Rows are stored in both branches, as in forward/loop.cuh.
+  // Rows are stored behind both branches: all threads come to the barrier of the merge from one place.
   __device__ __forceinline__ void run() {
     consumer.pass_first_turn();
     for (Slot slot{}; take(slot); slot.next()) {
@@ -37,12 +37,11 @@ struct PackedLoop {
         for (int i = 1; i < tiles; ++i) next_tile(work);
         release(smem.q_empty[q_slot]);
         last_values(work);
-        consumer.store_rows(work);
       } else {
         release(smem.q_empty[q_slot]);
         pass_tiles(work, tiles);
-        consumer.store_rows(work);
       }
+      consumer.store_rows(work);
       release(smem.work_empty[slot.stage()]);
     }
   }
