@@ -1,6 +1,8 @@
 // The loop of a consumer warpgroup over packed tiles of 128 rows. It is that of forward/loop.cuh, but rows of no head
 // and token cost little: a warp that has no others weighs nothing, a warpgroup that has no others multiplies nothing
-// either. Lists of packed tiles skip none.
+// either. Lists of packed tiles skip none. What warps take turns at is weighing, not products, which take less time
+// here: two warps that share a quarter of the multiprocessor and weigh at once take as long as one after the other, and
+// then wait for their products at once.
 #pragma once
 
 #include "omni/sm90/forward/loop.cuh"
@@ -16,14 +18,14 @@ struct PackedLoop {
 
   Smem& smem;
   Consumer<Cfg> consumer;
-  bool weighs;  // the warp has rows of a head and a token in the item at hand
+  int weighing;  // of the item at hand: warps that have rows, of this one and its partner; 0 where this one has none
 
   __device__ __forceinline__ PackedLoop(ForwardParamsSm90 const& params, Smem& memory, int warpgroup)
-      : smem(memory), consumer(params, memory, warpgroup), weighs(true) {}
+      : smem(memory), consumer(params, memory, warpgroup), weighing(1) {}
 
-  // Rows are stored in both branches, as in forward/loop.cuh.
+  // Rows are stored behind both branches: all threads come to the barrier of the merge from one place.
   __device__ __forceinline__ void run() {
-    consumer.pass_first_turn();
+    if (Cfg::kPingPong && consumer.group == 1) bar_arrive<64>(turn_barrier(0));
     for (Slot slot{}; take(slot); slot.next()) {
       WorkSlot const& work = smem.work[slot.stage()];
       int const tiles = uniform(work.tiles), live = uniform(live_rows(work));
@@ -31,18 +33,17 @@ struct PackedLoop {
       mbarrier_wait(smem_address(&smem.q_full[q_slot]), Smem::q_parity(slot));
       consumer.begin_rows();
       if (tiles != 0 && 64 * consumer.group < live) {
-        weighs = uniform(consumer.row0) < live;
+        weighing = uniform(consumer.row0) >= live ? 0 : uniform(64 + first_row()) < live ? 2 : 1;
         consumer.set_q(q_slot);
         first_tile(work);
         for (int i = 1; i < tiles; ++i) next_tile(work);
         release(smem.q_empty[q_slot]);
         last_values(work);
-        consumer.store_rows(work);
       } else {
         release(smem.q_empty[q_slot]);
         pass_tiles(work, tiles);
-        consumer.store_rows(work);
       }
+      consumer.store_rows(work);
       release(smem.work_empty[slot.stage()]);
     }
   }
@@ -50,6 +51,20 @@ struct PackedLoop {
  private:
   // The bounds of loops must be known to be uniform: wgmma in a path that could diverge is serialised (C7520).
   __device__ __forceinline__ static int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
+
+  // Of the warp, among those of its warpgroup.
+  __device__ __forceinline__ int first_row() const { return consumer.row0 % 64; }
+
+  // Of the warp and the one of the other warpgroup on the same quarter of the multiprocessor.
+  __device__ __forceinline__ int turn_barrier(int group) const { return kTurnBarrier + first_row() / 8 + group; }
+
+  __device__ __forceinline__ void wait_turn() const {
+    if (Cfg::kPingPong && weighing == 2) bar_sync<64>(turn_barrier(consumer.group));
+  }
+
+  __device__ __forceinline__ void pass_turn() const {
+    if (Cfg::kPingPong && weighing == 2) bar_arrive<64>(turn_barrier(1 - consumer.group));
+  }
 
   __device__ __forceinline__ bool take(Slot slot) {
     mbarrier_wait(smem_address(&smem.work_full[slot.stage()]), slot.parity());
@@ -72,8 +87,10 @@ struct PackedLoop {
     wgmma_wait<0>();
     pin_registers(scores.x[0]);
     mask(scores, keep, packed, mask_work, work);
-    if (weighs) {
+    if (weighing != 0) {
+      wait_turn();
       consumer.weigh_first(scores);
+      pass_turn();
     } else {
       set_no_weights();
     }
@@ -85,19 +102,21 @@ struct PackedLoop {
     if (consumer.state.dead_tile_k0 >= 0) consumer.zero_dead_values(work);
     u32 const k = consumer.k_descriptor_low();
     int const packed = consumer.wait_for_keys();
-    consumer.wait_turn();
     pin_registers(scores.x[0]);
     consumer.state.pin();
     consumer.start_scores(scores, k);
     consumer.start_values();
-    consumer.pass_turn();
     KeepBits<Scores> keep;
     MaskWork const mask_work = consumer.look_at_mask(keep, packed, work);
     wgmma_wait<1>();
     pin_registers(scores.x[0]);
     mask(scores, keep, packed, mask_work, work);
     consumer.finish_values();
-    if (weighs) consumer.weigh(scores, packed & kLazyFlag);
+    if (weighing != 0) {
+      wait_turn();
+      consumer.weigh(scores, packed & kLazyFlag);
+      pass_turn();
+    }
     consumer.state.step();
   }
 
@@ -126,10 +145,6 @@ struct PackedLoop {
     for (int i = 0; i < tiles; ++i) {
       if (i != 0 && consumer.state.dead_tile_k0 >= 0) consumer.zero_dead_values(work);
       int const packed = consumer.wait_for_keys();
-      if (i != 0) {
-        consumer.wait_turn();
-        consumer.pass_turn();
-      }
       Tile const tile = smem.tiles[consumer.state.ring.stage()];
       consumer.state.dead_tile_k0 = (packed & kKindMask) != kFull && tile.has_dead() ? tile.first : -1;
       release(smem.k_empty[consumer.state.ring.stage()]);

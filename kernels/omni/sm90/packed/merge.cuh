@@ -24,6 +24,7 @@ struct PackedMerge<PackedPair<Base>> {
   static constexpr int kWarps = 4 * Cfg::kConsumers;
   static constexpr int kFewParts = 4;
   static constexpr int kFewRows = kEach == 1 ? 4 : 2;
+  static constexpr int kRowsOfTwo = Cfg::kConsumerRegisters < 232 ? kFewRows : 2 * kFewRows;  // of two parts
   static constexpr int kManyParts = kEach == 1 ? 16 : 8;
 
   // A row as it is added up: against its row_max.
@@ -69,7 +70,9 @@ struct PackedMerge<PackedPair<Base>> {
 
   // Merges and stores all rows.
   __device__ __forceinline__ void run() const {
-    if (uniform(split.z) <= kFewParts) {
+    if (uniform(split.z) <= 2) {
+      merge<kRowsOfTwo, 2>();
+    } else if (uniform(split.z) <= kFewParts) {
       merge<kFewRows, kFewParts>();
     } else {
       merge<1, kManyParts>();
@@ -77,7 +80,7 @@ struct PackedMerge<PackedPair<Base>> {
   }
 
  private:
-  static constexpr int kMergeBarrier = 3;  // behind the turns of two warpgroups
+  static constexpr int kMergeBarrier = 9;  // behind the turns of four pairs of warps
 
   // kRows: a lane works on together.  kParts: of each, which are asked for together. Bounds of loops are known to be
   // the same for a whole warp (test_compile.py).
