@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnicupy.parallel.seen import row_work
-from omnicupy.tools.bench import peer_masks, ranks, torch_passes
+from omnicupy.tools.bench import peer_masks, process_group, ranks, torch_passes
 from omnicupy.tools.bench.peers import time_limit
 from omnicupy.tools.bench.records import Record
 from omnicupy.tools.bench.torch_inputs import library
@@ -44,10 +44,10 @@ def dealt(work: NDArray[Any], count: int) -> list[NDArray[np.int64]]:
 
 
 def flex(record: Record, say: ranks.Say) -> None:
-    """A row for each workload and pass. Raises what `ranks.process_group` raises, ValueError without GPUs."""
+    """A row for each workload and pass. Raises what `process_group.process_group` raises, ValueError without GPUs."""
     import torch.distributed as dist
 
-    with ranks.process_group(SUITE) as device:
+    with process_group.process_group(SUITE) as device:
         if device.type != "cuda":
             raise ValueError(f"bench {SUITE}: expected a GPU for each rank, found none; run bench parallel")
         record.set(ranks=dist.get_world_size(), samples=ranks.SAMPLES)
@@ -58,7 +58,7 @@ def flex(record: Record, say: ranks.Say) -> None:
                 record.add(
                     workload=workload, system="all-gather and flex", figures=figures, **{"pass": "forward"}
                 )
-                if ranks.is_first():
+                if process_group.is_first():
                     say(f"{workload}: {figures}")
 
 

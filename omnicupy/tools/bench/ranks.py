@@ -9,13 +9,10 @@ The first rank writes the record.
 from __future__ import annotations
 
 import math
-import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -25,6 +22,7 @@ from omnicupy.parallel.make import NAMES
 from omnicupy.parallel.overlap import Overlap
 from omnicupy.tools.bench import captured_ranks, overlap_ways
 from omnicupy.tools.bench.overlap_ways import BEHIND, DEFAULT, ON_CPU, ON_GPU, PREDICTED
+from omnicupy.tools.bench.process_group import is_first, process_group
 from omnicupy.tools.bench.records import Record
 from omnicupy.tools.bench.timing import FLUSH_BYTES
 from omnicupy.tools.bench.torch_passes import forward, forward_and_backward, gradients
@@ -36,38 +34,6 @@ FLUSH_WRITES = 40  # of the flush buffer: a backward pass takes Python longer to
 CLOSE = 0.02  # of the largest element: what 16-bit results of other tiles may differ by
 SEED = 0
 LIMIT_S = 60.0  # of an exchange on the CPU
-TIME_LIMIT = timedelta(seconds=120)  # of NCCL and gloo: a rank that failed must not hold the others for long
-
-
-def is_first() -> bool:
-    """Whether this process writes: the only one, or the first of those that torchrun has started."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-@contextmanager
-def process_group(suite: str) -> Iterator[Any]:
-    """The default process group, whose ranks torchrun has started; gives this rank's device.
-
-    Raises ValueError for a process that torchrun has not started, ImportError without torch.
-    """
-    import torch
-    import torch.distributed as dist
-
-    if "LOCAL_RANK" not in os.environ:
-        raise ValueError(
-            f"bench {suite}: expected a process that torchrun has started; run torchrun --nproc-per-node 2 -m omnicupy "
-            f"bench {suite} --out FILE"
-        )
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
-    if on_gpu:
-        torch.cuda.set_device(device)
-    bound = {"device_id": device} if on_gpu else {}
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIME_LIMIT, **bound)
-    try:
-        yield device
-    finally:
-        dist.destroy_process_group()
 
 
 def parallel(record: Record, say: Say) -> None:

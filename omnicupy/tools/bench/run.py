@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from omnicupy.tools.bench import (
     padded,
     pages,
     preset_build,
+    process_group,
     ranks,
     scaling,
     scores,
@@ -65,6 +67,7 @@ CPU_HOST = {
     padded.SUITE: padded.padded,
     "cpu": host.cpu_engine,
 }
+SHARED = ("parallel", gathered_flex.SUITE)  # by processes that torchrun has started
 GRADIENT_KINDS = (
     "measure",
     "latency",
@@ -137,7 +140,7 @@ def run(options: Options, say: host.Say) -> dict[str, Any]:
     gpu = environment.has_gpu()
     described = environment.device() if gpu else {}
     record = Record(
-        options.out if ranks.is_first() else None,
+        options.out if process_group.is_first() else None,
         {
             "device": described.get("name"),
             "driver": described.get("driver"),
@@ -148,6 +151,14 @@ def run(options: Options, say: host.Say) -> dict[str, Any]:
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         },
     )
+    with ExitStack() as stack:
+        if set(SHARED) <= set(options.suites):  # beside each other, with the same processes
+            stack.enter_context(process_group.process_group(" ".join(SHARED)))
+        _run_suites(options, record, say, gpu=gpu)
+    return record.content
+
+
+def _run_suites(options: Options, record: Record, say: host.Say, *, gpu: bool) -> None:
     for name in options.suites:
         if name in CPU_HOST and not (options.workloads and name in GPU_SUITES):  # these have named others
             record.suite = name
@@ -169,7 +180,6 @@ def run(options: Options, say: host.Say) -> dict[str, Any]:
         record.suite = ACCURACY
         given: dict[str, Any] = {"systems": options.systems, "dtypes": options.accuracy_dtypes}
         accuracy.measure(record, say, limit_s=options.limit, part=options.part, **given)
-    return record.content
 
 
 def _check_pass(options: Options) -> None:

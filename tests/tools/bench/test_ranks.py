@@ -14,7 +14,7 @@ import pytest
 
 import omnicupy
 import omnicupy.parallel
-from omnicupy.tools.bench import gathered_flex, overlap_ways, ranks
+from omnicupy.tools.bench import gathered_flex, overlap_ways, process_group, ranks
 from omnicupy.tools.bench import run as bench_run
 from omnicupy.tools.bench.records import Record
 from omnicupy.tools.workloads.workload import by_name
@@ -71,6 +71,27 @@ def test_it_says_how_to_start_it(monkeypatch: pytest.MonkeyPatch) -> None:
         bench_run.run(bench_run.Options(("parallel",)), lambda line: None)
     with pytest.raises(ValueError, match="-m omnicupy bench parallel-flex --out"):
         gathered_flex.flex(Record(None, {}), lambda line: None)
+
+
+def test_one_group_serves_several_suites(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`bench parallel parallel-flex` is one run of the same processes, which can join a group once."""
+    alone = {
+        "LOCAL_RANK": "0",
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+    }
+    for name, value in alone.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    started = torch.distributed.is_initialized
+    with process_group.process_group("parallel") as device:
+        for suite in ("parallel", gathered_flex.SUITE):
+            with process_group.process_group(suite) as again:
+                assert again == device
+            assert started()
+    assert not started()
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
