@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -36,15 +36,15 @@ SEED = 0
 LIMIT_S = 60.0  # of an exchange on the CPU
 
 
-def parallel(record: Record, say: Say) -> None:
-    """Raises what `process_group` raises."""
+def parallel(record: Record, say: Say, workloads: Sequence[Workload] = ()) -> None:
+    """workloads: instead of the suite's own. Raises what `process_group` raises."""
     import torch.distributed as dist
 
     with process_group("parallel") as device:
         record.set(ranks=dist.get_world_size(), samples=SAMPLES)
         on_gpu = device.type == "cuda"
-        workloads = [by_name(name) for name in (ON_GPU if on_gpu else ON_CPU)]
-        for one in [*workloads, *(overlap_ways.grown(dist.get_world_size()) if on_gpu else [])]:
+        own = [by_name(name) for name in (ON_GPU if on_gpu else ON_CPU)]
+        for one in workloads or [*own, *(overlap_ways.grown(dist.get_world_size()) if on_gpu else [])]:
             Problem(one, device).measure(record, say)
 
 

@@ -48,7 +48,7 @@ from omnicupy.tools.workloads.workload import Workload, by_name
 Kind = Callable[[Session, Workload, Sequence[str]], None]
 
 ACCURACY = "accuracy"
-GPU_HOST: dict[str, Callable[[Record, host.Say], None]] = {
+GPU_HOST: dict[str, Callable[..., None]] = {
     "host": host.warm_calls,
     "cold": host.first_calls,
     atoms.SUITE: atoms.atoms,
@@ -58,7 +58,7 @@ GPU_HOST |= {"step": step.suite("llama"), "step-short": step.suite("llama-short"
 GPU_HOST |= {"step-gemma": step.suite("gemma")}
 GPU_HOST |= {generate.SUITE: generate.generate, captured.SUITE: captured.captured}
 GPU_HOST |= {growing.SUITE: growing.growing}
-CPU_HOST = {
+CPU_HOST: dict[str, Callable[..., None]] = {
     "build": host.mask_building,
     "presets": preset_build.building,
     "scaling": scaling.scaling,
@@ -162,9 +162,9 @@ def _run_suites(options: Options, record: Record, say: host.Say, *, gpu: bool) -
     for name in options.suites:
         if name in CPU_HOST and not (options.workloads and name in GPU_SUITES):  # these have named others
             record.suite = name
-            CPU_HOST[name](record, say)
+            CPU_HOST[name](record, say, **_asked(name, options))
     names = [name for name in options.suites if name in GPU_SUITES] if gpu else []
-    if names or options.workloads:
+    if names or (options.workloads and not set(SHARED) & set(options.suites)):
         settings = {"samples": options.samples, "limit_s": options.limit, "dtype": options.dtype, "say": say}
         settings |= {"timed": PASSES[options.timed], "flush": options.flush}
         session = Session.start(record, **settings)
@@ -175,11 +175,18 @@ def _run_suites(options: Options, record: Record, say: host.Say, *, gpu: bool) -
     for name in options.suites:
         if name in GPU_HOST:
             record.suite = name
-            GPU_HOST[name](record, say)
+            GPU_HOST[name](record, say, **_asked(name, options))
     if ACCURACY in options.suites:
         record.suite = ACCURACY
         given: dict[str, Any] = {"systems": options.systems, "dtypes": options.accuracy_dtypes}
         accuracy.measure(record, say, limit_s=options.limit, part=options.part, **given)
+
+
+def _asked(name: str, options: Options) -> dict[str, Any]:
+    """Workloads for a suite of several processes, where they are given instead of its own."""
+    if name not in SHARED or not options.workloads:
+        return {}
+    return {"workloads": [by_name(one) if isinstance(one, str) else one for one in options.workloads]}
 
 
 def _check_pass(options: Options) -> None:

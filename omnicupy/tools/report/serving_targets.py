@@ -89,7 +89,6 @@ ROWS: dict[str, tuple[Asked, ...]] = {
     "Share of a copy's speed: 256 MB and more / 64 to 256 MB / one of 131,072 keys / e4m3": (
         *(_LARGE, _SMALL, _LONG, _OF_E4M3),
     ),
-    "One sequence of 8,192 keys, a layer, us": (_ALONE,),
     "Speed over the fastest other library's: each / mean": (_EACH, _MEAN),
     "Pages of 32 and more / 16 / 8 / 1, time over one piece": tuple(
         Asked(most, "paged", _over_one_piece(*sizes))
@@ -104,7 +103,8 @@ ROWS: dict[str, tuple[Asked, ...]] = {
         Asked(most, scores.SUITE, _figure(scores.OVER, system))
         for system, (_, _, most, _) in OF_SCORES.items()
     ),
-    "Host: eager step of 32 layers, longer each, ms / masks of a padded step over SDPA's": (
+    "One sequence of 8,192 keys, a layer, us / host: eager step of 32 layers, ms / a padded step's masks over SDPA's": (
+        _ALONE,
         Asked(1.0, growing.SUITE, _figure("a step, ms", growing.CACHED)),
         Asked(8.0, padded.SUITE, _figure("time over SDPA's mask", padded.MASKS)),
     ),

@@ -175,8 +175,15 @@ def figures(*suites: str) -> Callable[[Library], str]:
 
 
 def _figures(found: Found) -> str:
+    return chosen_figures(found, None)
+
+
+def chosen_figures(found: Found, shown: Sequence[str] | None) -> str:
+    """The same table of some figures alone. shown: their names in order; None for all."""
     rows = [row for row in found.rows if row.get("figures")]
     names = list(dict.fromkeys(name for row in rows for name in row["figures"]))
+    if shown is not None:
+        names = [name for name in shown if name in names]
     lines = [["workload", "system", *map(head, names)], ["---", "---", *["---:"] * len(names)]]
     for row in rows:
         system = plot_style.style(row["system"]).label

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,28 @@ def test_one_group_serves_several_suites(monkeypatch: pytest.MonkeyPatch) -> Non
                 assert again == device
             assert started()
     assert not started()
+
+
+def test_workloads_instead_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both suites measure the masks that are asked for, and no other suite measures them, too."""
+    asked: dict[str, list[str]] = {}
+    for name, suites in (("parallel", bench_run.CPU_HOST), (gathered_flex.SUITE, bench_run.GPU_HOST)):
+        monkeypatch.setitem(
+            suites,
+            name,
+            lambda record, say, workloads=(), name=name: asked.update(
+                {name: [one.name for one in workloads]}
+            ),
+        )
+    monkeypatch.setattr(bench_run.process_group, "process_group", lambda suite: nullcontext())
+    options = bench_run.Options(bench_run.SHARED, workloads=("W7", by_name("W1")))
+    bench_run._run_suites(options, Record(None, {}), print, gpu=True)
+    assert asked == {name: ["W7", "W1"] for name in bench_run.SHARED}
+    bench_run._run_suites(bench_run.Options(bench_run.SHARED), Record(None, {}), print, gpu=True)
+    assert asked == {name: [] for name in bench_run.SHARED}
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])

@@ -79,11 +79,11 @@ def test_captured_steps_are_those_of_device_lengths() -> None:
         ("scores", "Time over none", 1, (_row(scores.CAP, **{scores.OVER: 1.5}),)),
         (
             "growing",
-            "Host",
-            0,
+            "One sequence",
+            1,
             (_row(growing.CACHED, **{"a step, ms": 1.5}), _row("sdpa", **{"a step, ms": 9})),
         ),
-        ("padded", "Host", 1, (_row(padded.MASKS, **{"time over SDPA's mask": 1.5}), _row("sdpa"))),
+        ("padded", "One sequence", 2, (_row(padded.MASKS, **{"time over SDPA's mask": 1.5}), _row("sdpa"))),
     ],
 )
 def test_each_suite_has_its_place(suite: str, word: str, place: int, rows: tuple[Row, ...]) -> None:
@@ -98,5 +98,5 @@ def test_a_figure_that_is_missing_reaches_nothing() -> None:
     value = serving_targets._figure("a step, ms", growing.CACHED)
     assert value(_row(growing.CACHED)) == math.inf
     assert value(_row("sdpa")) is None
-    _, worst, reach = _line(_table("growing", _row(growing.CACHED)), "Host")
-    assert (worst[0], reach[0]) == ("-", "0 of 1")
+    _, worst, reach = _line(_table("growing", _row(growing.CACHED)), "One sequence")
+    assert (worst[1], reach[1]) == ("-", "0 of 1")
