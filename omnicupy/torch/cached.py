@@ -15,7 +15,7 @@ from omnicupy.jit.spec import AttnSpec
 from omnicupy.serving.caches import AnyKV, pools_of, scale_addresses, scales_key, with_lengths
 from omnicupy.serving.rule import CachedRule
 from omnicupy.serving.step import CachedStep
-from omnicupy.torch import eager, pools, state, tensors
+from omnicupy.torch import eager, next_layers, pools, state, tensors
 
 _gpu: Any = None  # what a launch needs of omnicupy.gpu, imported at the first CUDA tensor
 EAGER = (
@@ -29,7 +29,7 @@ def attention(q: Any, kv: Any, v: Any, mask: Any, *, return_lse: bool, **options
     options = {"sink_logits": None, "softcap": None, "rows": None, "max_rows": None} | options
     q = _checked(q, kv, options["out"], options["sink_logits"], options["rows"])
     step = mask if isinstance(mask, CachedStep) else None
-    rule = mask
+    rule, given = mask, options
     if step is not None:
         check_cached.fits_step(q, kv, step, options["rows"], options["max_rows"])
         rule, options = step.rule, check_cached.behind_step(step, options)
@@ -38,7 +38,8 @@ def attention(q: Any, kv: Any, v: Any, mask: Any, *, return_lse: bool, **options
     if index is None:
         return _on_cpu(q, kv, v, mask, return_lse, options)
     gpu = _gpu or _load_gpu()
-    stream = gpu.external_stream(index, eager.raw_stream(index))
+    handle = eager.raw_stream(index)
+    stream = gpu.external_stream(index, handle)
     plan = _plan_of(q, kv, v, rule, index=index, stream=stream, options=options)
     made = None if step is None else gpu.lists_of(step, plan)
     out = options["out"]
@@ -56,6 +57,8 @@ def attention(q: Any, kv: Any, v: Any, mask: Any, *, return_lse: bool, **options
     others["scales"] = scale_addresses(kv, pools.address_of)
     launch = partial(plan.launch, row_starts=_address(rows), **others)
     gpu.on_device(index, launch, addresses, kv.lengths.data_ptr(), stream, made)
+    if step is not None and step.layer is None:
+        next_layers.keep(step, (q, kv), given, gpu, (index, stream, handle), (plan, made))
     if out is not None:
         torch.autograd.graph.increment_version(out)
     return (to, lse) if return_lse else to

@@ -17,7 +17,7 @@ from omnicupy.masks.mask import Mask
 from omnicupy.serving.caches import CACHES
 from omnicupy.serving.rule import CachedRule
 from omnicupy.serving.step import CachedStep
-from omnicupy.torch import backward, cached, state, tensors
+from omnicupy.torch import backward, cached, next_layers, state, tensors
 from omnicupy.torch.autograd import as_node, through_transforms
 from omnicupy.torch.eager import prepare_eagerly, run_eagerly, untraced
 from omnicupy.torch.operator import through_operator
@@ -70,7 +70,7 @@ def attention(
     if isinstance(k, CACHES) or isinstance(mask, (CachedRule, CachedStep)):
         how = {"return_lse": return_lse, "out": out, "config": config, "split": split, "rows": rows}
         how |= {"max_rows": max_rows, "scale": scale, "sink_logits": sink_logits, "softcap": softcap}
-        return _on_caches()(q, k, v, mask, **how)
+        return _on_caches(q, k, v, mask, how)
     if rows is not None or max_rows is not None:
         check_ragged.refuse_without_caches()
     plain = state.are_plain(q, k, v, out, sink_logits)
@@ -123,11 +123,15 @@ def _without_gradients(given: tuple[Any, ...], mask: Any, options: tuple[Any, ..
         raise
 
 
-def _on_caches() -> Any:
-    """What runs calls on caches. Raises UnsupportedError where torch.compile traces one."""
+def _on_caches(q: Any, k: Any, v: Any, mask: Any, how: dict[str, Any]) -> Any:
+    """A call on caches. how: its options. Raises UnsupportedError where torch.compile traces one."""
     if torch.compiler.is_compiling():
         raise UnsupportedError(cached.EAGER)
-    return cached.attention if state.tracer() is None else untraced(cached.attention)
+    found = next_layers.again(mask, q, k, v, how) if isinstance(mask, CachedStep) else None
+    if found is not None:
+        return found
+    run = cached.attention if state.tracer() is None else untraced(cached.attention)
+    return run(q, k, v, mask, **how)
 
 
 def _seen_by_torch(plain: bool, deterministic: bool) -> Any:
