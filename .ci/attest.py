@@ -1,4 +1,4 @@
-"""Attests on a GPU by several processes at once: `python .ci/attest.py FILE JOBS SECONDS [--mps] -- VERIFY-OPTIONS`
+"""Attests on GPUs by several processes at once: `python .ci/attest.py FILE JOBS SECONDS [--gpus N] [--mps] -- OPTIONS`
 
 Verifying is bound by Python, so that a dozen processes on one GPU are faster than one. First all kernels are compiled,
 on all cores. Then each process takes a part of the cases that FILE lacks and writes a file of its own; these are joined
@@ -7,7 +7,8 @@ GPU's memory. All of it ends within SECONDS. Every half a minute a line says how
 
 The options behind `--` go to `cli.py verify`: `--commit SHA`, `--cubins FOLDER`, `--also-cubins FOLDER`, `--source
 NAME`. With `--mps` the processes share the GPU through NVIDIA's Multi-Process Service, where its programs are
-installed, so that kernels run side by side, not in turns; one that breaks the device then ends all of them.
+installed, so that kernels run side by side, not in turns; one that breaks the device then ends all of them. With
+`--gpus N` they are dealt out to N GPUs.
 
 CuPy compiles what the references are made of once for each machine, into CUPY_CACHE_DIR: a folder that an earlier run
 filled saves each process that time.
@@ -114,12 +115,12 @@ def multi_process_service(wanted: bool, folder: Path) -> Iterator[None]:
             del os.environ[name]
 
 
-def main(file: str, jobs: str, seconds: str, *options: str) -> int:
+def main(file: str, jobs: str, seconds: str, *given: str) -> int:
     """Attest by `jobs` processes, then by one. The exit status of the last; 1 where the time was over before."""
     target, count = Path(file).resolve(), int(jobs)
     until = time.monotonic() + float(seconds) - RESERVE_S
-    mps = "--mps" in options
-    options = tuple(one for one in options if one not in ("--", "--mps"))
+    own, options = given[: given.index("--")], given[given.index("--") + 1 :]
+    mps, gpus = "--mps" in own, int(own[own.index("--gpus") + 1]) if "--gpus" in own else 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if line := compiling(folder, options):
@@ -128,7 +129,7 @@ def main(file: str, jobs: str, seconds: str, *options: str) -> int:
             took = time.monotonic() - begin
             print(f"compiling: exit status {status} in {took:.0f} s: {_last_line(log)}", flush=True)
         with multi_process_service(mps, folder / "mps"):
-            _parts(target, folder, count, options, until)
+            _parts(target, folder, (count, gpus), options, until)
         left = until - time.monotonic()
         if left < LEAST_ALONE_S:
             print(f"{left:.0f} s are left: what needs the GPU alone is not run")
@@ -139,14 +140,23 @@ def main(file: str, jobs: str, seconds: str, *options: str) -> int:
     return status
 
 
-def _parts(target: Path, folder: Path, count: int, options: Sequence[str], until: float) -> None:
-    """Processes beside each other, whose files are joined."""
+def on_gpu(line: list[str], number: int, gpus: int) -> list[str]:
+    """A command line for one of so many GPUs, 0: for whichever is there. number: of the process, from 1."""
+    return [*("env", f"CUDA_VISIBLE_DEVICES={(number - 1) % gpus}"), *line] if gpus else line
+
+
+def _parts(target: Path, folder: Path, counts: tuple[int, int], options: Sequence[str], until: float) -> None:
+    """Processes beside each other, whose files are joined. counts: of processes, and of GPUs or 0."""
+    count, gpus = counts
     parts = [folder / f"{number}.json" for number in range(1, count + 1)]
     for part in parts:
         if target.exists():
             shutil.copyfile(target, part)
     commands = [
-        (part.with_suffix(".txt"), command(part, ["--part", f"{number}/{count}", "--beside", *options]))
+        (
+            part.with_suffix(".txt"),
+            on_gpu(command(part, ["--part", f"{number}/{count}", "--beside", *options]), number, gpus),
+        )
         for number, part in enumerate(parts, 1)
     ]
     for (log, _), status in zip(commands, run(commands, until), strict=True):

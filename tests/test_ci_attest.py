@@ -70,6 +70,21 @@ def test_parts_are_joined_and_the_rest_runs_alone(
     assert re.search(r"compiling: exit status 0 in \d+ s: 802 kernels", said)
 
 
+def test_processes_are_dealt_out_to_gpus(
+    tmp_path: Path, attest: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: dict[str, str] = {}
+    say = [sys.executable, "-c", "import os; print(os.environ.get('CUDA_VISIBLE_DEVICES'))"]
+    monkeypatch.setattr(attest, "command", lambda target, options: say)
+    monkeypatch.setattr(attest, "_last_line", lambda log: ran.setdefault(log.stem, log.read_text().strip()))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    target = _target(tmp_path)
+    for gpus, expected in (((), ["7"] * 3), (("--gpus", "2"), ["0", "1", "0"])):
+        ran.clear()
+        assert attest.main(str(target), "3", "50", *gpus, "--", "--cubins", "x") == 0
+        assert [ran[name] for name in "123"] == expected
+
+
 def test_what_parts_wrote_is_kept_when_the_time_is_over(
     tmp_path: Path, attest: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
