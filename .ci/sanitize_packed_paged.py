@@ -63,10 +63,14 @@ def calls(kernel: str) -> Iterator[Caches]:
     """Those on caches."""
     window = oc.cached(window=100, sink=5)
     if kernel == "paged":
-        for page_size, group, rows in ((8, 1, 200), (64, 2, 192), (16, 2, 7), (128, 1, 400)):
+        for page_size, group, rows in (
+            *((8, 1, 200), (64, 2, 192), (16, 2, 7), (128, 1, 400)),
+            *((1, 2, 200), (7, 1, 70)),
+        ):
             yield Caches(page_size, group, (rows,) * len(LENGTHS), window if page_size == 64 else oc.cached())
         yield Caches(16, 2, (0, 1, 200, 77), oc.cached())
         yield Caches(64, 1, (3, 193, 0, 390), window)
+        yield Caches(1, 1, (3, 193, 0, 390), window)
         return
     tree = oc.cached(tail=oc.from_dense(np.random.default_rng(0).random((4, 4)) < 0.5))
     for page_size in (None, 16, 7):

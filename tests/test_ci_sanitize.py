@@ -147,7 +147,7 @@ def test_packed_tiles_and_prompts_in_pages_are_run(
 
     monkeypatch.setattr(oc, "attention", attention)
     packed_paged.main(["64"])
-    assert "43 calls" in capsys.readouterr().out
+    assert "49 calls" in capsys.readouterr().out
     assert {one[1] for one in asked} == {64}
     kinds = {(one[0], *one[2:]) for one in asked}
     of_pages = [

@@ -9,7 +9,7 @@ from omnicupy.choose.classes import OTHER_PAGES, PAGES, WHOLE
 from omnicupy.jit import few_rows_spec
 from omnicupy.jit.few_rows_spec import FewRowsSpec
 from omnicupy.jit.fp8_spec import converts
-from omnicupy.jit.paged_spec import MOST_WARPS, by_boxes
+from omnicupy.jit.paged_spec import by_boxes
 from omnicupy.jit.spec import AttnSpec, round_up
 from omnicupy.serving.caches import MOST_PAGE
 
@@ -86,10 +86,8 @@ def for_e4m3(
 
 def fitted(spec: AttnSpec, page_size: int) -> AttnSpec:
     """The variant that takes a row's place where it reads pages of so many keys: more warps where looking up pages
-    takes registers that the tile does not leave, fewer rows where copying key by key does.
+    takes registers that the tile does not leave.
     """
     if spec.kernel == "sm80" and (spec.br, spec.bc, spec.warps) == (128, 64, 4) and spec.head_dim >= 80:
         return replace(spec, warps=8)
-    if spec.kernel == "sm90" and not by_boxes(page_size) and spec.warps > MOST_WARPS:
-        return replace(spec, br=128, warps=MOST_WARPS)
     return spec

@@ -11,7 +11,6 @@ from omnicupy.jit.spec import AttnSpec
 
 # Keys of a box of the copy engine. A box costs it as much as one of 8 keys; larger ones than these bring none.
 LEAST_BOX, MOST_BOX = 8, 64
-MOST_WARPS = 12  # where keys are copied one by one
 
 
 def by_boxes(page_size: int) -> bool:
@@ -36,16 +35,16 @@ class PagedSpec(CachedSpec):
 
     @classmethod
     def with_pages(cls, spec: AttnSpec, page_size: int) -> PagedSpec:
-        """That of a kernel, for pages of so many keys. Raises UnsupportedError where its tile leaves no registers."""
+        """That of a kernel, for pages of so many keys. Raises UnsupportedError where its tile has no room for them."""
         if spec.kernel != "sm90":
             return cls(**asdict(spec))
         if by_boxes(page_size):
             return cls(**{**asdict(spec), "page": math.gcd(page_size, spec.bc, MOST_BOX)})
-        if spec.warps > MOST_WARPS:
+        if spec.warps == 16 and spec.stages == 1:
             raise UnsupportedError(
-                f"k_pages: kernel 'sm90' reads pages that are no multiple of {LEAST_BOX} tokens by at most "
-                f"{MOST_WARPS} warps, got pages of {page_size} and {spec.warps} warps; leave config out, or pass one "
-                f"of br=128, warps={MOST_WARPS}"
+                f"k_pages: kernel 'sm90' reads pages that are no multiple of {LEAST_BOX} tokens by tiles with stages=2 "
+                f"and more, got pages of {page_size}, stages={spec.stages} and br={spec.br}; leave config out, or pass "
+                "one with stages=2"
             )
         return cls(**asdict(spec))
 
@@ -62,7 +61,8 @@ class PagedSpec(CachedSpec):
     @property
     def source(self) -> str:
         """Name of the kernel's source file in `kernels/`."""
-        return "attention_fwd_paged.cu" if self.page > 1 and self.warps == 16 else super().source
+        in_pages = self.kernel == "sm90" and self.page != 0
+        return "attention_fwd_paged.cu" if in_pages and self.warps == 16 else super().source
 
     @property
     def params(self) -> str:

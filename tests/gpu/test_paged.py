@@ -72,12 +72,11 @@ def test_what_the_kernel_is_given(device: fake_device.Device) -> None:
 
 
 @pytest.mark.parametrize(("page_size", "head_dim"), [(7, 64), (7, 128), (8, 128)])
-def test_a_tile_that_looks_up_pages_has_registers_for_it(
-    device: fake_device.Device, page_size: int, head_dim: int
-) -> None:
+def test_prompts_keep_their_tile_on_pages(device: fake_device.Device, page_size: int, head_dim: int) -> None:
     oc.attention(*_inputs(page_size, q_len=3000, head_dim=head_dim), mask=oc.cached())
     spec = device.launches[-1]["spec"]
-    assert (spec.kernel, spec.br, spec.warps) == (("sm90", 192, 16) if page_size == 8 else ("sm90", 128, 12))
+    assert (spec.kernel, spec.br, spec.warps, spec.source) == ("sm90", 192, 16, "attention_fwd_paged.cu")
+    assert spec.page == (8 if page_size == 8 else 1)
 
 
 def test_a_tile_of_the_portable_kernel_that_looks_up_pages_has_registers_for_it() -> None:
@@ -144,11 +143,15 @@ def test_a_config_that_cannot_read_the_pages_is_refused(device: fake_device.Devi
         oc.attention(*_inputs(page_size), mask=oc.cached(), config=SM90)
         assert device.launches[-1]["spec"].page == box
     many = replace(SM90, br=192, warps=16)
-    oc.attention(*_inputs(8), mask=oc.cached(), config=many)
+    for page_size, box in ((8, 8), (6, 1)):
+        oc.attention(*_inputs(page_size), mask=oc.cached(), config=many)
+        launched = device.launches[-1]["spec"]
+        assert (launched.page, launched.source) == (box, "attention_fwd_paged.cu")
     with pytest.raises(
-        oc.UnsupportedError, match="at most 12 warps, got pages of 6 and 16 warps; leave config out"
+        oc.UnsupportedError, match=r"stages=2 and more, got pages of 6, stages=1 and br=192; leave"
     ):
-        oc.attention(*_inputs(6), mask=oc.cached(), config=many)
+        oc.attention(*_inputs(6), mask=oc.cached(), config=replace(many, stages=1))
+    oc.attention(*_inputs(6), mask=oc.cached(), config=replace(SM90, stages=1))
 
 
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [

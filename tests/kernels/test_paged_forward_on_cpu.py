@@ -19,7 +19,6 @@ from cuda_on_cpu import aligned
 from numpy.typing import NDArray
 
 import omnicupy as oc
-from omnicupy.jit.paged_spec import MOST_WARPS, by_boxes
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.reference.attention import attention64
 
@@ -156,12 +155,7 @@ def test_layouts_of_engines(name: str, layout: str, library: Any, planner: Any) 
 
 @pytest.mark.parametrize(
     ("name", "case", "page_size"),
-    [
-        (name, *pair)
-        for name in OF_SM90
-        for pair in _pairs(BOXES)
-        if by_boxes(pair[1]) or SPECS[name].warps <= MOST_WARPS
-    ],
+    [(name, *pair) for name in OF_SM90 for pair in _pairs(BOXES)],
 )
 def test_pages_by_boxes_and_key_by_key(
     name: str, case: str, page_size: int, library: Any, planner: Any

@@ -139,7 +139,7 @@ def test_which_variants_serve() -> None:
     sm80 = AttnSpec(arch="sm_90", kernel="sm80", dtype="bfloat16", head_dim=128, br=64, bc=64)
     many = replace(BUILTIN, br=192, warps=16, pack=False)
     assert all(Cache(page).serves(BUILTIN) for page in (None, 16, 8, 4))
-    assert [Cache(page).serves(many) for page in (None, 16, 8, 4)] == [True, True, True, False]
+    assert all(Cache(page).serves(many) for page in (None, 16, 8, 4))
     assert all(Cache(page).serves(sm80) for page in (None, 16, 8))
     with pytest.raises(ValueError, match="--cache is for the last rows"):
         Cache().check(Workload("x", 1, (1, 1, 8), lambda: full(4), ""), full(4))
