@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from omnicupy.call.problem import Problem
 from omnicupy.choose import saved
@@ -45,22 +46,26 @@ class BackwardRow:
 
     def spec(self, arch: str, dtype: str, head_dim: int, value_dim: int | None = None) -> BackwardSpec:
         """The kernels for an architecture, dtype and widths of kernels. Raises ValueError if they are illegal."""
-        target = "sm_90a" if self.kernel == "sm90" else arch
-        return BackwardSpec(
-            arch=target,
-            kernel=self.kernel,
-            dtype=dtype,
-            head_dim=head_dim,
-            dkdv=self.dkdv,
-            dq=self.dq,
-            fused=self.fused,
-            value_dim=head_dim if value_dim is None else value_dim,
-            ordered=self.ordered,
-        )
+        return _spec(self, arch, dtype, head_dim, head_dim if value_dim is None else value_dim)
 
     def serves(self, arch: str, widest: int) -> bool:
         """True when the row is for this architecture and the wider of the kernels' head_dim and value_dim."""
         return self.head_dims[0] <= widest <= self.head_dims[1] and arch in self.archs
+
+
+@lru_cache(maxsize=256)
+def _spec(row: BackwardRow, arch: str, dtype: str, head_dim: int, value_dim: int) -> BackwardSpec:
+    return BackwardSpec(
+        arch="sm_90a" if row.kernel == "sm90" else arch,
+        kernel=row.kernel,
+        dtype=dtype,
+        head_dim=head_dim,
+        dkdv=row.dkdv,
+        dq=row.dq,
+        fused=row.fused,
+        value_dim=value_dim,
+        ordered=row.ordered,
+    )
 
 
 HOPPER = ("sm_90",)

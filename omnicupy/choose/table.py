@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 from omnicupy.jit.archs import ARCHES
@@ -53,22 +54,7 @@ class Row:
         """The variant for an architecture, dtype and kernel widths, value_dim None for the row's, or else for values as
         wide as keys. Raises ValueError if it is illegal.
         """
-        return AttnSpec(
-            arch="sm_90a" if self.kernel == "sm90" else arch,
-            kernel=self.kernel,
-            dtype=dtype,
-            head_dim=head_dim,
-            br=self.br,
-            bc=self.bc,
-            stages=self.stages,
-            warps=self.warps,
-            share_kv=self.share_kv,
-            ping_pong=self.ping_pong,
-            pack=self.pack,
-            blocks=self.blocks,
-            scheduler=self.scheduler,
-            value_dim=value_dim or self.value_dim or head_dim,
-        )
+        return _spec(self, arch, dtype, head_dim, value_dim or self.value_dim or head_dim)
 
     def serves(self, arch: str, dtype: str, head_dim: int, value_dim: int | None = None) -> bool:
         """True when the row is for this architecture, dtype and kernel widths, None for values as wide as keys."""
@@ -85,6 +71,26 @@ class Row:
         if self.value_dim is None:
             yield from ((each, each) for each in range(least if every else greatest, greatest + 1, 16))
         yield from (pair for pair in PAIRS if self.serves(self.archs[0], self.dtypes[0], *pair))
+
+
+@lru_cache(maxsize=1024)
+def _spec(row: Row, arch: str, dtype: str, head_dim: int, value_dim: int) -> AttnSpec:
+    return AttnSpec(
+        arch="sm_90a" if row.kernel == "sm90" else arch,
+        kernel=row.kernel,
+        dtype=dtype,
+        head_dim=head_dim,
+        br=row.br,
+        bc=row.bc,
+        stages=row.stages,
+        warps=row.warps,
+        share_kv=row.share_kv,
+        ping_pong=row.ping_pong,
+        pack=row.pack,
+        blocks=row.blocks,
+        scheduler=row.scheduler,
+        value_dim=value_dim,
+    )
 
 
 def _windows(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from omnicupy.jit.archs import SMEM_LIMIT_BYTES
 from omnicupy.jit.backward_kernel import (
@@ -60,31 +61,11 @@ class BackwardSpec:
 
     def part(self, part: str) -> BackwardKernel:
         """The kernel of one of PARTS or SINK_PARTS, or of FUSED_PARTS and ORDERED_PARTS where there is such a tile."""
-        shapes = {"dkdv": self.dkdv, "dq": self.dq, "fused": self.fused, "ordered": self.ordered}
-        shape = shapes.get(part) or TileShape(64, 64, 1, WITHOUT_TILES[part] // 32)
-        # The kernels that prepare and that add up sinks are the same ones for all.
-        for_all = part in ("prepare", *SINK_PARTS)
-        kernel = "sm80" if for_all else self.kernel
-        arch = self.arch.rstrip("a") if for_all else self.arch
-        return BackwardKernel(
-            arch=arch,
-            kernel=kernel,
-            part=part,
-            dtype=self.dtype,
-            head_dim=self.head_dim,
-            value_dim=self.value_dim,
-            br=shape.br,
-            bc=shape.bc,
-            stages=shape.stages,
-            warps=shape.warps,
-            softcap=self.softcap and part in CAPPED_PARTS,
-        )
+        return _part(self, part)
 
     def kernels(self) -> dict[str, BackwardKernel]:
         """The kernel of each part."""
-        fused = FUSED_PARTS if self.fused is not None else ()
-        ordered = ORDERED_PARTS if self.ordered is not None else ()
-        return {part: self.part(part) for part in (*PARTS, *fused, *ordered, *SINK_PARTS)}
+        return _kernels(self).copy()
 
     def __str__(self) -> str:
         named = {"dkdv": self.dkdv, "dq": self.dq, "fused": self.fused, "ordered": self.ordered}
@@ -92,6 +73,37 @@ class BackwardSpec:
         words = ["bwd", self.kernel, self.arch, self.dtype, f"head_dim={self.head_dim}"]
         words += [f"value_dim={self.value_dim}"] * (self.value_dim != self.head_dim)
         return " ".join([*words, *shapes] + ["softcap"] * self.softcap)
+
+
+# Plans of new masks ask for the same kernels again and again, and making one takes longer than a look-up.
+@lru_cache(maxsize=256)
+def _part(spec: BackwardSpec, part: str) -> BackwardKernel:
+    shapes = {"dkdv": spec.dkdv, "dq": spec.dq, "fused": spec.fused, "ordered": spec.ordered}
+    shape = shapes.get(part) or TileShape(64, 64, 1, WITHOUT_TILES[part] // 32)
+    # The kernels that prepare and that add up sinks are the same ones for all.
+    for_all = part in ("prepare", *SINK_PARTS)
+    kernel = "sm80" if for_all else spec.kernel
+    arch = spec.arch.rstrip("a") if for_all else spec.arch
+    return BackwardKernel(
+        arch=arch,
+        kernel=kernel,
+        part=part,
+        dtype=spec.dtype,
+        head_dim=spec.head_dim,
+        value_dim=spec.value_dim,
+        br=shape.br,
+        bc=shape.bc,
+        stages=shape.stages,
+        warps=shape.warps,
+        softcap=spec.softcap and part in CAPPED_PARTS,
+    )
+
+
+@lru_cache(maxsize=64)
+def _kernels(spec: BackwardSpec) -> dict[str, BackwardKernel]:
+    fused = FUSED_PARTS if spec.fused is not None else ()
+    ordered = ORDERED_PARTS if spec.ordered is not None else ()
+    return {part: spec.part(part) for part in (*PARTS, *fused, *ordered, *SINK_PARTS)}
 
 
 def padded_rows(q_len: int) -> int:
