@@ -23,15 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from omnicupy.errors import UnsupportedError
-from omnicupy.jit import nvrtc, trust
+from omnicupy.jit import exported, nvrtc, trust
+from omnicupy.jit.exported import SCHEMA, Exported
 from omnicupy.jit.files import held, own_directory, replace_file
 from omnicupy.jit.nvrtc import Cubin
 from omnicupy.jit.source import Source, load
 from omnicupy.jit.spec import KernelSpec
 
-SCHEMA = 1  # of keys and records; a new number leaves all old entries unread
 LOCK_TIMEOUT_S = 60.0  # compiling takes about a second: a longer wait means that the holder hangs
-MANIFEST = "manifest.json"
 
 Build = Callable[[KernelSpec, Source], Cubin]
 
@@ -50,23 +49,14 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class _Override:
-    """Cubins built elsewhere: they alone are used while it is set."""
-
-    folder: Path
-    nvrtc: tuple[int, int]
-    keys: frozenset[str]
-
-
-@dataclass(frozen=True)
 class Kernels:
     """Where kernels are taken from: a folder of cubins, or the cache. epoch: names launch plans made with them."""
 
-    override: _Override | None
+    override: Exported | None
     epoch: int
 
 
-_override: _Override | None = None
+_override: Exported | None = None
 epoch = 0  # of the kernels that are taken: launch plans made with others are not used
 _newest = 0
 _private_lock = threading.Lock()
@@ -127,7 +117,7 @@ def compiled_elsewhere(folder: str | Path | None) -> None:
 def kernels_of(folder: str | Path | None) -> Kernels:
     """The kernels of a folder that export() made, or of the cache (None), for take(). Raises as compiled_elsewhere."""
     global _newest
-    found = None if folder is None else _read_manifest(Path(folder))
+    found = None if folder is None else exported.read(Path(folder))
     _newest += 1
     return Kernels(found, _newest)
 
@@ -151,24 +141,21 @@ def uses_compiled_elsewhere() -> bool:
 def export(specs: Iterable[KernelSpec], folder: str | Path, build: Build = nvrtc.compile) -> int:
     """Put the cubins of `specs`, compiled by this machine's NVRTC, into `folder` for use_cubins() elsewhere.
 
-    Returns their number. The manifest is written last: a folder without one is unfinished.
-    Raises RuntimeError while use_cubins is on, and what entry() raises.
+    Returns their number. What an earlier export put there stays, if the same NVRTC made it. The manifest is written
+    last: a folder without one is unfinished.
+    Raises RuntimeError while use_cubins is on, ValueError for a folder of another NVRTC, and what entry() raises.
     """
     if _override is not None:
         raise RuntimeError("export compiles with this machine's NVRTC: call use_cubins(None) first")
     target = Path(folder)
+    exported.check(target, nvrtc.version())
     target.mkdir(parents=True, exist_ok=True)
     specs = list(dict.fromkeys(specs))
     entries = {(made := entry(spec, build)).key: (made, spec) for spec in specs}
     for key, (made, _) in entries.items():
         for suffix in (".cubin", ".json"):
             replace_file(target / f"{key}{suffix}", trust.read_trusted(made.path.with_suffix(suffix)))
-    manifest = {
-        "schema": SCHEMA,
-        "nvrtc": nvrtc.version(),
-        "cubins": {key: str(spec) for key, (_, spec) in entries.items()},
-    }
-    replace_file(target / MANIFEST, json.dumps(manifest, indent=1).encode())
+    exported.add(target, nvrtc.version(), {key: str(spec) for key, (_, spec) in entries.items()})
     return len(entries)
 
 
@@ -247,23 +234,7 @@ def _find(folder: Path, key: str, *, from_anyone: bool = False) -> Entry | None:
         return None
 
 
-def _read_manifest(folder: Path) -> _Override:
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise FileNotFoundError(f"cubins: expected the file {path}; make the folder with cache.export")
-    try:
-        manifest = trust.parsed_json(trust.read_trusted(path, from_anyone=True))
-        if manifest["schema"] != SCHEMA:
-            raise ValueError(f"schema {manifest['schema']}, expected {SCHEMA}")
-        major, minor = manifest["nvrtc"]
-        return _Override(folder, (int(major), int(minor)), frozenset(manifest["cubins"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"cubins: {path} is not a manifest of cache.export ({error}); make the folder anew"
-        ) from error
-
-
-def _find_override(override: _Override, spec: KernelSpec, source: Source) -> Entry:
+def _find_override(override: Exported, spec: KernelSpec, source: Source) -> Entry:
     key = key_of(spec, source.digest, override.nvrtc)
     found = _find(override.folder, key, from_anyone=True) if key in override.keys else None
     if found is None:

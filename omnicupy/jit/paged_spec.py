@@ -36,7 +36,7 @@ class PagedSpec(CachedSpec):
 
     @classmethod
     def with_pages(cls, spec: AttnSpec, page_size: int) -> PagedSpec:
-        """That of a kernel, for pages of so many keys. Raises UnsupportedError where its tile leaves no room for them."""
+        """That of a kernel, for pages of so many keys. Raises UnsupportedError where its tile has no room for them."""
         if spec.kernel != "sm90":
             return cls(**asdict(spec))
         if by_boxes(page_size):

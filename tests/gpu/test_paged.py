@@ -72,9 +72,7 @@ def test_what_the_kernel_is_given(device: fake_device.Device) -> None:
 
 
 @pytest.mark.parametrize(("page_size", "head_dim"), [(7, 64), (7, 128), (8, 128)])
-def test_prompts_keep_their_tile_on_pages(
-    device: fake_device.Device, page_size: int, head_dim: int
-) -> None:
+def test_prompts_keep_their_tile_on_pages(device: fake_device.Device, page_size: int, head_dim: int) -> None:
     oc.attention(*_inputs(page_size, q_len=3000, head_dim=head_dim), mask=oc.cached())
     spec = device.launches[-1]["spec"]
     assert (spec.kernel, spec.br, spec.warps, spec.source) == ("sm90", 192, 16, "attention_fwd_paged.cu")
@@ -149,7 +147,9 @@ def test_a_config_that_cannot_read_the_pages_is_refused(device: fake_device.Devi
         oc.attention(*_inputs(page_size), mask=oc.cached(), config=many)
         launched = device.launches[-1]["spec"]
         assert (launched.page, launched.source) == (box, "attention_fwd_paged.cu")
-    with pytest.raises(oc.UnsupportedError, match=r"stages=2 and more, got pages of 6, stages=1 and br=192; leave"):
+    with pytest.raises(
+        oc.UnsupportedError, match=r"stages=2 and more, got pages of 6, stages=1 and br=192; leave"
+    ):
         oc.attention(*_inputs(6), mask=oc.cached(), config=replace(many, stages=1))
     oc.attention(*_inputs(6), mask=oc.cached(), config=replace(SM90, stages=1))
 

@@ -38,6 +38,24 @@ def test_exported_cubins_are_used_under_another_nvrtc(
 
 
 @pytest.mark.usefixtures("isolated_cache")
+def test_an_export_adds_to_what_the_folder_holds(
+    compiler: kernels.Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels of other sources are exported one after the other; a folder is of one NVRTC."""
+    folder, other = tmp_path / "cubins", replace(SPEC, bc=128)
+    assert cache.export([SPEC], folder, compiler) == cache.export([other], folder, compiler) == 1
+    version = nvrtc.version()
+    with monkeypatch.context() as patched:
+        patched.setattr(nvrtc, "version", lambda: (11, 8))
+        with pytest.raises(
+            ValueError, match=rf"holds those of NVRTC {version[0]}.{version[1]}, got 11.8; name another"
+        ):
+            cache.export([SPEC], folder, compiler)
+    cache.compiled_elsewhere(folder)
+    assert {cache.entry(spec, _never).path.parent for spec in (SPEC, other)} == {folder}
+
+
+@pytest.mark.usefixtures("isolated_cache")
 def test_a_cubin_that_is_missing_or_corrupt_is_refused(compiler: kernels.Compiler, tmp_path: Path) -> None:
     folder = tmp_path / "cubins"
     cache.export([SPEC], folder, compiler)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from omnicupy.choose import ceilings, saved
-from omnicupy.jit import cache, trust
+from omnicupy.jit import exported, trust
 from omnicupy.tools.bench import records
 from omnicupy.tools.verify import attestation
 
@@ -30,14 +30,14 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "bench": records.load,
     "tuned": lambda path: saved._read(path).problem or pytest.fail("it was taken"),
     "attestation": lambda path: attestation._read(path)[0] and pytest.fail("it was taken"),
-    "manifest": lambda path: cache._read_manifest(path.parent),
+    "manifest": lambda path: exported.read(path.parent),
 }
 
 
 @pytest.mark.parametrize("content", [DEEP, *INFINITE, b"[]", b"3", b'{"schema": 1e999}'], ids=range(8))
 @pytest.mark.parametrize("reader", READERS)
 def test_every_reader_survives(tmp_path: Path, reader: str, content: bytes) -> None:
-    path = tmp_path / cache.MANIFEST
+    path = tmp_path / exported.MANIFEST
     path.write_bytes(content)
     path.chmod(0o600)
     if reader in ("tuned", "attestation"):
