@@ -60,7 +60,7 @@ def keep(
 
 def again(step: CachedStep, q: Any, kv: Any, v: Any, options: dict[str, Any]) -> Any:
     """What attention returns for a layer that is as the one that was kept, but for where its arrays lie; None where it
-    is not. options: of attention.
+    is not. options: of attention. Nothing looks at the frames of this thread to compile them.
     """
     kept: Layer | None = step.layer
     if kept is None or not isinstance(kv, kept.kind) or kv.lengths is not step.lengths:
@@ -114,7 +114,7 @@ def _is_watched(q: Any, k: Any, v: Any, out: Any, sinks: Any) -> bool:
         return True
     if state.any_autocast() or state.modes() or state.jit_traces() or state.transform() is not None:
         return True
-    if state.has_tangents() or state.tracer() is not None:
+    if state.has_tangents():
         return True
     if not torch.is_grad_enabled():
         return False

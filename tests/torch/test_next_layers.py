@@ -17,7 +17,7 @@ from fake_tensor import cuda  # noqa: E402
 import omnicupy as oc  # noqa: E402
 import omnicupy.torch  # noqa: E402
 from omnicupy.jit import cache  # noqa: E402
-from omnicupy.torch import state  # noqa: E402
+from omnicupy.torch import next_layers, state  # noqa: E402
 
 _zeros = torch.zeros
 
@@ -121,6 +121,16 @@ def test_calls_that_torch_looks_at_go_the_whole_way(
         with watched:
             step()
     assert not step.taken[1]
+
+
+def test_frames_that_are_compiled_never_come_here(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile would make code of them, with guards on what the step keeps."""
+    step = Step(monkeypatch)
+    step()
+    monkeypatch.setattr(next_layers, "again", lambda *given: pytest.fail("it was called"))
+    monkeypatch.setattr(state, "tracer", lambda: True)
+    step()
+    assert len(device.launches) == 3
 
 
 def test_other_kernels_go_the_whole_way(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
