@@ -110,15 +110,11 @@ def _layout(given: tuple[Any, ...]) -> list[Any]:
 
 def _is_watched(q: Any, k: Any, v: Any, out: Any, sinks: Any) -> bool:
     """Is more to be looked at than these tensors' layouts: are they of subclasses, or does torch look at calls?"""
-    if not state.are_plain(q, k, v, out, sinks):
+    if not state.are_plain(q, k, v, out, sinks) or state.any_autocast():
         return True
-    if state.any_autocast() or state.modes() or state.jit_traces() or state.transform() is not None:
+    if state.is_watched() or state.jit_traces():
         return True
-    if state.has_tangents():
-        return True
-    if not torch.is_grad_enabled():
-        return False
-    return any(map(tensors.needs_gradient, (q, k, v, out, sinks)))
+    return tensors.need_gradients(q, k, v, sinks) or tensors.needs_gradient(out)
 
 
 def _launched(
