@@ -116,9 +116,14 @@ def multi_process_service(wanted: bool, folder: Path) -> Iterator[None]:
 
 
 def main(file: str, jobs: str, seconds: str, *given: str) -> int:
-    """Attest by `jobs` processes, then by one. The exit status of the last; 1 where the time was over before."""
+    """Attest by `jobs` processes, then by one. The exit status of the last; 1 where the time was over before.
+
+    Raises ValueError without `--`.
+    """
     target, count = Path(file).resolve(), int(jobs)
     until = time.monotonic() + float(seconds) - RESERVE_S
+    if "--" not in given:
+        raise ValueError(f"attest.py: expected -- ahead of verify's options, got {' '.join(given)!r}; add it")
     own, options = given[: given.index("--")], given[given.index("--") + 1 :]
     mps, gpus = "--mps" in own, int(own[own.index("--gpus") + 1]) if "--gpus" in own else 0
     with tempfile.TemporaryDirectory() as name:

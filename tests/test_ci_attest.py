@@ -85,6 +85,12 @@ def test_processes_are_dealt_out_to_gpus(
         assert [ran[name] for name in "123"] == expected
 
 
+def test_options_of_verify_stand_behind_two_dashes(tmp_path: Path, attest: ModuleType) -> None:
+    said = "expected -- ahead of verify's options, got '--mps --cubins x'"
+    with pytest.raises(ValueError, match=said):
+        attest.main(str(_target(tmp_path)), "3", "50", "--mps", "--cubins", "x")
+
+
 def test_what_parts_wrote_is_kept_when_the_time_is_over(
     tmp_path: Path, attest: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

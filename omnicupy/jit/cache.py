@@ -148,7 +148,7 @@ def export(specs: Iterable[KernelSpec], folder: str | Path, build: Build = nvrtc
     if _override is not None:
         raise RuntimeError("export compiles with this machine's NVRTC: call use_cubins(None) first")
     target = Path(folder)
-    exported.check(target, nvrtc.version())
+    exported.cubins_of(target, nvrtc.version())  # raises before anything is compiled
     target.mkdir(parents=True, exist_ok=True)
     specs = list(dict.fromkeys(specs))
     entries = {(made := entry(spec, build)).key: (made, spec) for spec in specs}

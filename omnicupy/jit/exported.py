@@ -29,20 +29,25 @@ def read(folder: Path) -> Exported:
     return Exported(folder, version, frozenset(cubins))
 
 
-def check(folder: Path, version: tuple[int, int]) -> None:
-    """Raises ValueError for a folder that cubins of this NVRTC cannot be added to: it holds another one's."""
-    if (folder / MANIFEST).is_file() and (found := _parsed(folder)[0]) != version:
+def cubins_of(folder: Path, version: tuple[int, int]) -> dict[str, str]:
+    """What a folder holds that cubins of this NVRTC are to be added to, key -> spec, in words; nothing of a new one.
+
+    Raises ValueError for a folder of another NVRTC, and for an unreadable manifest.
+    """
+    if not (folder / MANIFEST).is_file():
+        return {}
+    found, cubins = _parsed(folder)
+    if found != version:
         raise ValueError(
             f"cubins: {folder} holds those of NVRTC {found[0]}.{found[1]}, got {version[0]}.{version[1]}; name another "
             "folder"
         )
+    return cubins
 
 
 def add(folder: Path, version: tuple[int, int], cubins: dict[str, str]) -> None:
-    """Add entries that lie in the folder to its manifest. cubins: key -> spec, in words. Raises as check."""
-    check(folder, version)
-    before = _parsed(folder)[1] if (folder / MANIFEST).is_file() else {}
-    content = {"schema": SCHEMA, "nvrtc": version, "cubins": before | cubins}
+    """Add entries that lie in the folder to its manifest. cubins, errors: as of cubins_of."""
+    content = {"schema": SCHEMA, "nvrtc": version, "cubins": cubins_of(folder, version) | cubins}
     replace_file(folder / MANIFEST, json.dumps(content, indent=1).encode())
 
 

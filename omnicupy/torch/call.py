@@ -127,11 +127,10 @@ def _on_caches(q: Any, k: Any, v: Any, mask: Any, how: dict[str, Any]) -> Any:
     """A call on caches. how: its options. Raises UnsupportedError where torch.compile traces one."""
     if torch.compiler.is_compiling():
         raise UnsupportedError(cached.EAGER)
+    if state.tracer() is not None:
+        return untraced(cached.attention)(q, k, v, mask, **how)
     found = next_layers.again(mask, q, k, v, how) if isinstance(mask, CachedStep) else None
-    if found is not None:
-        return found
-    run = cached.attention if state.tracer() is None else untraced(cached.attention)
-    return run(q, k, v, mask, **how)
+    return cached.attention(q, k, v, mask, **how) if found is None else found
 
 
 def _seen_by_torch(plain: bool, deterministic: bool) -> Any:

@@ -60,15 +60,15 @@ def keep(
 
 def again(step: CachedStep, q: Any, kv: Any, v: Any, options: dict[str, Any]) -> Any:
     """What attention returns for a layer that is as the one that was kept, but for where its arrays lie; None where it
-    is not. options: of attention.
+    is not. options: of attention. Nothing looks at the frames of this thread to compile them.
     """
     kept: Layer | None = step.layer
     if kept is None or not isinstance(kv, kept.kind) or kv.lengths is not step.lengths:
         return None
     if kv.k_scale is not None or kv.v_scale is not None or kept.epoch != cache.epoch:
         return None
-    if v is not None:
-        return None
+    if v is not None or (step.rows is not None and torch.are_deterministic_algorithms_enabled()):
+        return None  # torch fills new tensors then, and the kernel writes no row that is of no sequence
     for name in LEFT:  # no any(), which takes three times as long
         if options[name] is not None:
             return None
@@ -110,15 +110,11 @@ def _layout(given: tuple[Any, ...]) -> list[Any]:
 
 def _is_watched(q: Any, k: Any, v: Any, out: Any, sinks: Any) -> bool:
     """Is more to be looked at than these tensors' layouts: are they of subclasses, or does torch look at calls?"""
-    if not state.are_plain(q, k, v, out, sinks):
+    if not state.are_plain(q, k, v, out, sinks) or state.any_autocast():
         return True
-    if state.any_autocast() or state.modes() or state.jit_traces() or state.transform() is not None:
+    if state.is_watched() or state.jit_traces():
         return True
-    if state.has_tangents() or state.tracer() is not None:
-        return True
-    if not torch.is_grad_enabled():
-        return False
-    return any(map(tensors.needs_gradient, (q, k, v, out, sinks)))
+    return tensors.need_gradients(q, k, v, sinks) or tensors.needs_gradient(out)
 
 
 def _launched(
