@@ -24,9 +24,11 @@ from omnicupy.schedule.ordered_lists import (
 from omnicupy.schedule.parts import Workers
 
 # Sums of dQ in float32 that are added to in one order. More than the first take too much memory: the kernel makes dQ of
-# them itself, and they share places in the second. It does so, too, where a mean sum has up to so many additions, so
-# that zeroing and converting it would take long beside them (docs/tries.md).
-MOST_UNSHARED_BYTES, MOST_SUMS_BYTES, FEW_ADDITIONS = 1 << 30, 128 << 20, 7
+# them itself, and they share places in the second.
+MOST_UNSHARED_BYTES, MOST_SUMS_BYTES = 1 << 30, 128 << 20
+# It does so, too, where a mean sum has up to so many additions that zeroing and converting it would take long beside
+# them: more of these where sums, as large as this, are not in the L2 cache when they are converted (docs/tries.md).
+FEW_ADDITIONS, LARGE_SUMS_BYTES, FEW_ADDITIONS_TO_LARGE = 7, 96 << 20, 20
 
 
 def key_lists_of(part: str) -> Callable[[Sequence[KeyBlocks], Workers], BlockLists]:
@@ -44,7 +46,8 @@ def lists_of(part: str, masks: Sequence[Mask], tile: tuple[int, int], workers: W
 def ordered_part(part: BackwardKernel, problem: Problem, masks: Sequence[Mask]) -> str:
     """Which kernel makes all gradients in one order: "ordered", or "finishing", which makes dQ of the sums, too. "dkdv"
     for two kernels: where a mask has so many tiles that their ranks would fill memory, or where sums have to share
-    places and those of the query heads of one head of keys alone would fill memory.
+    places and those of the query heads of one head of keys alone would fill memory, or too many would share one. A
+    kernel without a warp for that is "ordered" whatever its sums take.
 
     part: "ordered".  masks: the distinct ones.
     """
@@ -58,9 +61,11 @@ def ordered_part(part: BackwardKernel, problem: Problem, masks: Sequence[Mask]) 
     heads = problem.kv_heads * problem.batch // len(masks)
     at_a_time = MOST_SUMS_BYTES // (of_head * part.sum_bytes)  # heads
     may_share = at_a_time > 0 and -(-heads // at_a_time) <= MOST_SHARERS
-    if heads * of_head * part.sum_bytes > MOST_UNSHARED_BYTES:
+    unshared = problem.batch * problem.q_heads * padded_rows(problem.q_len) // part.br * part.sum_bytes
+    if unshared > MOST_UNSHARED_BYTES:
         return "finishing" if may_share else "dkdv"
-    few = tiles <= FEW_ADDITIONS * of_mask * len(masks)
+    additions = FEW_ADDITIONS if unshared < LARGE_SUMS_BYTES else FEW_ADDITIONS_TO_LARGE
+    few = tiles <= additions * of_mask * len(masks)
     return "finishing" if few and may_share else "ordered"
 
 
