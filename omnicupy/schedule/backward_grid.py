@@ -24,11 +24,9 @@ from omnicupy.schedule.ordered_lists import (
 from omnicupy.schedule.parts import Workers
 
 # Sums of dQ in float32 that are added to in one order. More than the first take too much memory: the kernel makes dQ of
-# them itself, and they share places in the second.
-MOST_UNSHARED_BYTES, MOST_SUMS_BYTES = 1 << 30, 128 << 20
-# It does so, too, where a mean sum has up to so many additions that zeroing and converting it would take long beside
-# them: more of these where sums, as large as this, are not in the L2 cache when they are converted (docs/tries.md).
-FEW_ADDITIONS, LARGE_SUMS_BYTES, FEW_ADDITIONS_TO_LARGE = 7, 96 << 20, 20
+# them itself, and they share places in the second. It does so, too, where a mean sum has up to so many additions, so
+# that zeroing and converting it would take long beside them (docs/tries.md).
+MOST_UNSHARED_BYTES, MOST_SUMS_BYTES, FEW_ADDITIONS = 1 << 30, 128 << 20, 7
 
 
 def key_lists_of(part: str) -> Callable[[Sequence[KeyBlocks], Workers], BlockLists]:
@@ -64,8 +62,7 @@ def ordered_part(part: BackwardKernel, problem: Problem, masks: Sequence[Mask]) 
     unshared = problem.batch * problem.q_heads * padded_rows(problem.q_len) // part.br * part.sum_bytes
     if unshared > MOST_UNSHARED_BYTES:
         return "finishing" if may_share else "dkdv"
-    additions = FEW_ADDITIONS if unshared < LARGE_SUMS_BYTES else FEW_ADDITIONS_TO_LARGE
-    few = tiles <= additions * of_mask * len(masks)
+    few = tiles <= FEW_ADDITIONS * of_mask * len(masks)
     return "finishing" if few and may_share else "ordered"
 
 

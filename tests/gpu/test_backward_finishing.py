@@ -159,13 +159,6 @@ def test_no_other_kernel_makes_dq_of_sums(part: str) -> None:
         replace(spec.kernels()[part], finishes=True)
 
 
-def test_it_serves_large_sums_of_more_additions() -> None:
-    """From 96 MiB on, which the L2 cache does not hold when they are converted."""
-    assert _part(oc.full(2048, 20 * 128), (16, 16), 6) == "finishing"
-    assert _part(oc.full(2048, 20 * 128), (16, 16), 5) == "ordered"
-    assert _part(oc.full(2048, 21 * 128), (16, 16), 6) == "ordered"
-
-
 @pytest.mark.parametrize("head_dim", [80, 128])
 def test_it_serves_sums_that_would_take_too_much_memory(head_dim: int) -> None:
     """More than 1 GiB, in places of 128 MiB; where one head of keys has more, two kernels take its place."""
