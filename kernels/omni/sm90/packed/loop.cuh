@@ -32,13 +32,12 @@ struct PackedLoop {
       WorkSlot const& work = smem.work[slot.stage()];
       int const tiles = uniform(work.tiles), live = uniform(rows_of(work).live);
       int const q_slot = Smem::q_slot(slot);
-      int4 split = make_int4(-1, 0, 0, 0);  // read ahead of its need
-      if (consumer.args.n_split_rows != 0) split = consumer.args.splits[work.part];
+      int4 split = kReadsAhead ? split_of(work) : make_int4(-1, 0, 0, 0);
       mbarrier_wait(smem_address(&smem.q_full[q_slot]), Smem::q_parity(slot));
       consumer.begin_rows();
       if (tiles != 0 && 64 * consumer.group < live) {
         weighing = uniform(consumer.row0) >= live ? 0 : uniform(64 + first_row()) < live ? 2 : 1;
-        few = uniform(consumer.row0) + 8 >= live;
+        few = kHalves && uniform(consumer.row0) + 8 >= live;
         if (few) set_no_weights();
         consumer.set_q(q_slot);
         first_tile(work);
@@ -49,12 +48,18 @@ struct PackedLoop {
         release(smem.q_empty[q_slot]);
         pass_tiles(work, tiles);
       }
+      if constexpr (!kReadsAhead) split = split_of(work);
       store_rows(work, split);
       release(smem.work_empty[slot.stage()]);
     }
   }
 
  private:
+  // Registers for a part's place among the others while its tiles are worked on, and for eight rows of a warp alone,
+  // which pays where two warps of a quarter of the multiprocessor weigh.
+  static constexpr bool kReadsAhead = Cfg::kConsumerRegisters >= 232;
+  static constexpr bool kHalves = Cfg::kValueDim <= 64;
+
   // The bounds of loops must be known to be uniform: wgmma in a path that could diverge is serialised (C7520).
   __device__ __forceinline__ static int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
@@ -77,7 +82,7 @@ struct PackedLoop {
   }
 
   __device__ __forceinline__ void weigh_first(Scores& scores) {
-    if (few) {
+    if (kHalves && few) {
       eight_rows().weigh_first(scores, consumer.state.out);
     } else {
       consumer.weigh_first(scores);
@@ -85,7 +90,7 @@ struct PackedLoop {
   }
 
   __device__ __forceinline__ void weigh(Scores& scores, bool allow_lazy) {
-    if (few) {
+    if (kHalves && few) {
       eight_rows().weigh(scores, consumer.state.out, allow_lazy);
     } else {
       consumer.weigh(scores, allow_lazy);
@@ -95,6 +100,10 @@ struct PackedLoop {
   __device__ __forceinline__ bool take(Slot slot) {
     mbarrier_wait(smem_address(&smem.work_full[slot.stage()]), slot.parity());
     return uniform(smem.work[slot.stage()].head) >= 0;
+  }
+
+  __device__ __forceinline__ int4 split_of(WorkSlot const& work) const {
+    return consumer.args.n_split_rows == 0 ? make_int4(-1, 0, 0, 0) : consumer.args.splits[work.part];
   }
 
   __device__ __forceinline__ PackedRows<Cfg> rows_of(WorkSlot const& work) const {
