@@ -1130,6 +1130,24 @@ PACKED = [
         "weighing = uniform(consumer.row0) + 16 >= live",
         "tests/kernels/test_packed_pair_on_cpu.py",
     ),
+    Fault(
+        "../kernels/omni/sm90/packed/loop.cuh",
+        "few = kHalves && uniform(consumer.row0) + 8 >= live",
+        "few = kHalves && uniform(consumer.row0) + 16 >= live",
+        "tests/kernels/test_packed_pair_on_cpu.py",
+    ),
+    Fault(
+        "../kernels/omni/sm90/packed/merge.cuh",
+        "      if (before & one) atomicAdd(arrivals, 0u - 2 * one);\n",
+        "",
+        "tests/kernels/test_packed_pair_on_cpu.py",
+    ),
+    Fault(
+        "../kernels/omni/sm90/packed/merge.cuh",
+        "float const* const g_out = part(1 - split.y);",
+        "float const* const g_out = part(split.y);",
+        "tests/kernels/test_packed_pair_on_cpu.py",
+    ),
 ]
 
 # Prompts on caches in pages: lists of another item, and keys and values of another page.
