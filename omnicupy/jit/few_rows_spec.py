@@ -64,8 +64,8 @@ class FewRowsSpec(Fp8Spec):
         """Raises UnsupportedError for more rows than a tile has. heads: of a group.  tokens: of a sequence, at most."""
         if heads * tokens > self.most_rows or head_dim != self.head_dim:
             raise UnsupportedError(
-                f"config: the kernel for few rows serves at most {self.most_rows} rows of heads and tokens a key head, of "
-                f"{self.head_dim} columns, got {heads} heads of {tokens} tokens, of {head_dim} columns; leave config "
+                f"config: the kernel for few rows serves at most {self.most_rows} rows of heads and tokens a key head, "
+                f"of {self.head_dim} columns, got {heads} heads of {tokens} tokens, of {head_dim} columns; leave config "
                 "out"
             )
 

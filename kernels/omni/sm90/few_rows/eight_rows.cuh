@@ -13,6 +13,16 @@ namespace omni {
 // Row sums and maxima of the lane's two queries; eight lanes have keys of each.
 template <bool kBf16>
 struct EightRowsSoftmax : OnlineSoftmax<1, kBf16> {
+  template <class Scores>
+  __device__ __forceinline__ static float highest(Scores const& scores, int h) {
+    float top = fmaxf(scores.x[0][2 * h], scores.x[0][2 * h + 1]);
+#pragma unroll
+    for (int j = 1; j < Scores::kBlocks; ++j) {
+      top = fmaxf(top, fmaxf(scores.x[0][4 * j + 2 * h], scores.x[0][4 * j + 2 * h + 1]));
+    }
+    return top;
+  }
+
   __device__ __forceinline__ float raise_max(float top, int h, float scale_log2) {
     top = fmaxf(top, this->row_max[0][h]);
 #pragma unroll
@@ -135,7 +145,7 @@ struct EightRows {
     }
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      float const top = kept[h] ? softmax.row_max[0][h] : softmax.highest(scores, 0, h);
+      float const top = kept[h] ? softmax.row_max[0][h] : softmax.highest(scores, h);
       rescale_row(out, 0, h, softmax.raise_max(top, h, scale_log2));
       offset[0][h] = softmax.raised_offset(0, h, scale_log2);
     }
