@@ -65,8 +65,8 @@ class FewRowsSpec(Fp8Spec):
         if heads * tokens > self.most_rows or head_dim != self.head_dim:
             raise UnsupportedError(
                 f"config: the kernel for few rows serves at most {self.most_rows} rows of heads and tokens a key head, "
-                f"of {self.head_dim} columns, got {heads} heads of {tokens} tokens, of {head_dim} columns; leave config "
-                "out"
+                f"of {self.head_dim} columns, got {heads} heads of {tokens} tokens, of {head_dim} columns; leave "
+                "config out"
             )
 
     def check_masks(self, heads: int, tokens: int, head_dim: int) -> None:

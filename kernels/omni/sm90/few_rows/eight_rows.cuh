@@ -51,8 +51,8 @@ struct EightRowsSoftmax : OnlineSoftmax<1, kBf16> {
 
 template <class Cfg>
 struct EightRows {
-  using Scores = RegTile<1, Cfg::kBc / 2>;       // x[0][4 j + 2 h + e]: of query h and key 16 j + 8 e + lane / 4
-  using Out = RegTile<1, Cfg::kValueDim / 2>;    // x[0][4 j + 2 h + e]: of query h, and column 2 j + e of the lane's
+  using Scores = RegTile<1, Cfg::kBc / 2>;     // x[0][4 j + 2 h + e]: of query h and key 16 j + 8 e + lane / 4
+  using Out = RegTile<1, Cfg::kValueDim / 2>;  // x[0][4 j + 2 h + e]: of query h, and column 2 j + e of the lane's
   using Softmax = EightRowsSoftmax<Cfg::kBf16>;
 
   struct Operand {
@@ -157,17 +157,17 @@ struct EightRows {
   __device__ __forceinline__ static float2 pair(Out const& out, int h, int j) {
     return make_float2(out.x[0][4 * j + 2 * h], out.x[0][4 * j + 2 * h + 1]);
   }
-  __device__ __forceinline__ static float2 load_pair(float const* s_row, int j) {
-    return make_float2(s_row[place(2 * j)], s_row[place(2 * j + 1)]);
+  __device__ __forceinline__ static float2 load_pair(float* s_out, int row, int j) {
+    return make_float2(place(s_out, row, 2 * j), place(s_out, row, 2 * j + 1));
   }
-  __device__ __forceinline__ static void store_pair(float* s_row, int j, float2 const& two) {
-    s_row[place(2 * j)] = two.x;
-    s_row[place(2 * j + 1)] = two.y;
+  __device__ __forceinline__ static void store_pair(float* s_out, int row, int j, float2 const& two) {
+    place(s_out, row, 2 * j) = two.x;
+    place(s_out, row, 2 * j + 1) = two.y;
   }
 
  private:
-  __device__ __forceinline__ static int place(int block) {
-    return FewRowsSmem<Cfg>::at_column(8 * block) + lane_id() / 4;
+  __device__ __forceinline__ static float& place(float* s_out, int row, int block) {
+    return s_out[row * FewRowsSmem<Cfg>::kPitch + FewRowsSmem<Cfg>::at_column(8 * block) + lane_id() / 4];
   }
 
   // near, far: rows lane / 4 and lane / 4 + 8 of the product.

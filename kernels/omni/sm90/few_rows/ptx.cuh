@@ -17,8 +17,7 @@ __device__ __forceinline__ void cvt_f16x4_e4m3x4(u32 four, u32& low, u32& high) 
       : "r"(four));
 }
 
-// Transposes an 8 x 8 matrix of 16-bit numbers over the lanes, of which lane 4 * r + c has columns 2 c and 2 c + 1 of row
-// r.
+// Transposes an 8 x 8 matrix of 16-bit numbers over the lanes: lane 4 * r + c has columns 2 c and 2 c + 1 of row r.
 __device__ __forceinline__ u32 transpose_8x8(u32 pair) {
   u32 found;
   asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(found) : "r"(pair));

@@ -1,5 +1,5 @@
-// The products of a warp on up to 16 rows: S = Q K^T and O += P V, queries as the rows of register tiles, as everywhere,
-// so mask and softmax are those of all kernels.
+// The products of a warp on up to 16 rows: S = Q K^T and O += P V, queries as the rows of register tiles, as
+// everywhere, so mask and softmax are those of all kernels.
 #pragma once
 
 #include "omni/mask/keep.cuh"
@@ -66,20 +66,19 @@ struct SixteenRows {
     weigh<Cfg>(weights, softmax, out, scores, allow_lazy, scale_log2);
   }
 
-  // Neighbouring numbers j of row h, in a row of O in shared memory.
+  // Neighbouring numbers j of the lane's row h, and where they lie in shared memory.
   __device__ __forceinline__ static float2 pair(Out const& out, int h, int j) {
     return make_float2(out.x[0][4 * j + 2 * h], out.x[0][4 * j + 2 * h + 1]);
   }
-  __device__ __forceinline__ static float2 load_pair(float const* s_row, int j) {
-    return *reinterpret_cast<float2 const*>(s_row + place(j));
-  }
-  __device__ __forceinline__ static void store_pair(float* s_row, int j, float2 const& two) {
-    *reinterpret_cast<float2*>(s_row + place(j)) = two;
+  __device__ __forceinline__ static float2 load_pair(float* s_out, int row, int j) { return place(s_out, row, j); }
+  __device__ __forceinline__ static void store_pair(float* s_out, int row, int j, float2 const& two) {
+    place(s_out, row, j) = two;
   }
 
  private:
-  __device__ __forceinline__ static int place(int j) {
-    return FewRowsSmem<Cfg>::at_column(8 * j) + 2 * (lane_id() % 4);
+  __device__ __forceinline__ static float2& place(float* s_out, int row, int j) {
+    float* const s_block = s_out + row * FewRowsSmem<Cfg>::kPitch + FewRowsSmem<Cfg>::at_column(8 * j);
+    return *reinterpret_cast<float2*>(s_block + 2 * (lane_id() % 4));
   }
 };
 

@@ -30,13 +30,13 @@ struct FewRowsWarp {
   using Weighed = typename Rows::Weighed;
   using Loader = FewRowsLoader<Cfg>;
   using Copies = RowCopies<Cfg>;
-  static constexpr int kKeyBlocks = Cfg::kBc / 8;    // of a tile
+  static constexpr int kKeyBlocks = Cfg::kBc / 8;   // of a tile
   static constexpr int kLazyTiles = 64 / Cfg::kBc;  // FULL ones behind which rescaling may be lazy
 
   ForwardParams const& p;
   Smem& smem;
-  int const warp, parity;          // of the item
-  int fits = 0;                    // bits 0 and 1: the scales of keys and of values; 2 and 3: each token has one
+  int const warp, parity;  // of the item
+  int fits = 0;            // bits 0 and 1: the scales of keys and of values; 2 and 3: each token has one
   Out out;
   typename Rows::Softmax softmax;
 
@@ -237,7 +237,7 @@ struct FewRowsWarp {
 #pragma unroll
       for (int j = 0; j < Out::kBlocks; ++j) {
         float2 const two = Rows::pair(out, h, j);
-        Rows::store_pair(s_out + row * Smem::kPitch, j, make_float2(two.x * more, two.y * more));
+        Rows::store_pair(s_out, row, j, make_float2(two.x * more, two.y * more));
       }
       if (Rows::is_first()) smem.sums[warp][row] = make_float2(softmax.row_max[0][h], softmax.row_sum[0][h]);
     }
@@ -261,13 +261,12 @@ struct FewRowsWarp {
       int const row = Rows::row(h);
       if (row >= live) continue;
       sums[h].add(make_float2(softmax.row_max[0][h], softmax.row_sum[0][h]), p.scale_log2);
-      float* const s_row = smem.chain + row * Smem::kPitch;
 #pragma unroll
       for (int j = 0; j < Out::kBlocks; ++j) {
-        float2 const before = warp == 0 ? make_float2(0.f, 0.f) : Rows::load_pair(s_row, j);
+        float2 const before = warp == 0 ? make_float2(0.f, 0.f) : Rows::load_pair(smem.chain, row, j);
         float2 const two = Rows::pair(out, h, j);
         float const low = two.x * more, high = two.y * more;
-        Rows::store_pair(s_row, j, make_float2(sums[h].plus(before.x, low), sums[h].plus(before.y, high)));
+        Rows::store_pair(smem.chain, row, j, make_float2(sums[h].plus(before.x, low), sums[h].plus(before.y, high)));
       }
       if (Rows::is_first()) smem.chain_sums[row] = sums[h].of;
     }
