@@ -15,9 +15,8 @@ PARTS = ("prepare", "dkdv", "dq")  # of a backward pass, in the order in which t
 # In place of the last two: the first where sums may have any order, the second where they have one.
 FUSED_PARTS = ("fused", "convert")
 ORDERED_PARTS = ("ordered", "convert")
-FINISHING_PARTS = (
-    "finishing",
-)  # the second one, which makes dQ of the sums itself; its part is "ordered", too
+# The second one, where it makes dQ of the sums itself; its part is "ordered", too.
+FINISHING_PARTS = ("finishing",)
 SINK_PARTS = ("sinks",)  # last, where the gradient of sink_logits is wanted
 MAKES_ALL = ("fused", "ordered")  # gradients in one kernel, but for the conversion of dQ
 CAPPED_PARTS = ("dkdv", "dq", *MAKES_ALL)  # whose code a soft cap changes
@@ -92,6 +91,11 @@ class BackwardKernel:
             )
         if self.part not in WITHOUT_TILES:
             self._check_tile()
+        if self.finishes and not self.may_finish:
+            raise ValueError(
+                "config: finishes needs part='ordered' with two warpgroups that own keys and make dQ, 128 keys and 12 "
+                f"warps, got part={self.part!r}, bc={self.bc} and warps={self.warps}; leave finishes out"
+            )
         if self.smem_bytes > (limit := SMEM_LIMIT_BYTES[self.arch]):
             raise ValueError(
                 f"config: the {self.part} tile needs {self.smem_bytes} B of shared memory, {self.arch} has {limit} B a "
@@ -145,10 +149,6 @@ class BackwardKernel:
                 f"config: the {self.part} kernel with 16 warps for 128 keys has head_dim and value_dim up to "
                 f"{APART_HEAD_DIM} and no soft cap, got {self.widest} and softcap={self.softcap}; take 12 warps"
             )
-        if self.finishes and not self.may_finish:
-            raise ValueError(
-                f"config: {self.part} of {self.warpgroups} warpgroups leaves no warp to make dQ of sums"
-            )
         if self.part == "ordered" and not (self.kernel == "sm90" and self.is_staged):
             raise ValueError(
                 "config: the ordered kernel is of kernel 'sm90' with 12 warps, or 16 and at most 3 stages, got "
@@ -191,7 +191,7 @@ class BackwardKernel:
     @property
     def may_finish(self) -> bool:
         """Does it leave a warp for a variant that makes dQ of the sums itself?"""
-        return self.part == "ordered" and self.warpgroups == 2
+        return self.part == "ordered" and self.warpgroups == 2 and not self.has_dq_apart
 
     @property
     def sum_bytes(self) -> int:

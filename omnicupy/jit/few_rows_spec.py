@@ -32,6 +32,14 @@ class FewRowsSpec(Fp8Spec):
     blocks: int = 2
     most_rows: int = ROWS
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.cached and (self.e4m3 or self.page or self.ragged):
+            raise ValueError(
+                "config: cached=False is for keys of 16 bits in one piece, got "
+                f"e4m3={self.e4m3}, page={self.page}, ragged={self.ragged}; take FewRowsSpec.of(...).for_masks()"
+            )
+
     @classmethod
     def of(cls, spec: AttnSpec, **fields: int) -> FewRowsSpec:
         """That of kernel "sm90" with packed heads. fields: others than the default.

@@ -15,7 +15,7 @@ from omnicupy.masks.block_mask import CAUSAL, DEAD, FULL, PARTIAL
 from omnicupy.masks.cut import CHUNK_KEYS, _causal_tiles, _live_blocks, _see_causally, cut
 from omnicupy.masks.intervals import BoolArray
 from omnicupy.masks.pairs import PairSet
-from omnicupy.masks.stretches import KeyArray, Stretches, stretches
+from omnicupy.masks.stretches import KeyArray, Stretches, spread, stretches
 from omnicupy.masks.transpose import KeyBlocks, by_key_blocks, outside
 
 FEW_KEYS = 8  # a stretch: where it has fewer on average, keys are looked at one by one
@@ -48,7 +48,7 @@ def cut_by_keys(mask: PairSet, br: int, bc: int) -> KeyBlocks:
     number = np.where(found.full, 1, found.length)
     which = np.repeat(np.arange(len(number)), number)
     block, full = found.block.take(which), found.full.take(which)
-    row = _spread(found.row, number)
+    row = spread(found.row, number)
     entries = np.empty((len(which), 4), np.int32)
     entries[:, 1] = -1
     np.multiply(row, br, out=entries[:, 2], casting="unsafe")
@@ -139,7 +139,7 @@ def _by_code(
     code = row // br + -(-row // br)
     number = last // br + -(-last // br) - code + 1
     of = np.repeat(np.arange(len(row)), number)
-    codes = _spread(code, number)
+    codes = spread(code, number)
     ahead = np.maximum((codes >> 1) * br + (codes & 1) - row.take(of), 0)
     counts = np.empty_like(ahead)
     counts[:-1] = ahead[1:]
@@ -183,11 +183,3 @@ def _tested(mask: PairSet, row: KeyArray, block: KeyArray, br: int, bc: int) -> 
     if len(row) * bc > CHUNK_KEYS:  # their last keys first: most fail there
         return _causal_tiles(mask.intervals, row, block, mask, br, bc)
     return _see_causally(mask.intervals, row, block, mask, (br, bc), slice(None))
-
-
-def _spread(first: KeyArray, lengths: KeyArray) -> KeyArray:
-    """Each of these numbers, and those that follow it, so many in all."""
-    ends = lengths.cumsum()
-    found: KeyArray = np.repeat(first - ends + lengths, lengths)
-    found += np.arange(len(found))
-    return found

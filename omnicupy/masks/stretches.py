@@ -7,15 +7,23 @@ at each key.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from omnicupy.masks.cut import CHUNK_KEYS
 from omnicupy.masks.intervals import Intervals
 
 KeyArray = NDArray[np.int64]
 
-CHUNK_KEYS = 1 << 14  # bounds looked at together: their arrays stay in the nearest caches
+
+def spread(first: KeyArray, lengths: KeyArray, kind: type[Any] = np.int64) -> NDArray[Any]:
+    """Each of these numbers, and those that follow it, so many in all."""
+    ends = lengths.cumsum()
+    found: NDArray[Any] = np.repeat((first - ends + lengths).astype(kind), lengths)  # wraps below 0, and back
+    found += np.arange(len(found), dtype=kind)
+    return found
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,8 @@ def lists_of(part: str, masks: Sequence[Mask], tile: tuple[int, int], workers: W
 def ordered_part(part: BackwardKernel, problem: Problem, masks: Sequence[Mask]) -> str:
     """Which kernel makes all gradients in one order: "ordered", or "finishing", which makes dQ of the sums, too. "dkdv"
     for two kernels: where a mask has so many tiles that their ranks would fill memory, or where sums have to share
-    places and those of the query heads of one head of keys alone would fill memory.
+    places and those of the query heads of one head of keys alone would fill memory, or too many would share one. A
+    kernel without a warp for that is "ordered" whatever its sums take.
 
     part: "ordered".  masks: the distinct ones.
     """
@@ -58,7 +59,8 @@ def ordered_part(part: BackwardKernel, problem: Problem, masks: Sequence[Mask]) 
     heads = problem.kv_heads * problem.batch // len(masks)
     at_a_time = MOST_SUMS_BYTES // (of_head * part.sum_bytes)  # heads
     may_share = at_a_time > 0 and -(-heads // at_a_time) <= MOST_SHARERS
-    if heads * of_head * part.sum_bytes > MOST_UNSHARED_BYTES:
+    unshared = problem.batch * problem.q_heads * padded_rows(problem.q_len) // part.br * part.sum_bytes
+    if unshared > MOST_UNSHARED_BYTES:
         return "finishing" if may_share else "dkdv"
     few = tiles <= FEW_ADDITIONS * of_mask * len(masks)
     return "finishing" if few and may_share else "ordered"

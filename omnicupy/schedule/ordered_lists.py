@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnicupy.masks.intervals import IntArray
+from omnicupy.masks.stretches import spread
 from omnicupy.masks.transpose import KeyBlocks
 from omnicupy.schedule.block_lists import BlockLists, places
 from omnicupy.schedule.key_lists import key_lists
@@ -30,7 +31,7 @@ from omnicupy.schedule.parts import LONG_SHARE, Workers
 MOST_RANKS = 2**22  # of a mask, a tile each: 16 MiB; longer masks are worked on by kernels that need none
 # In a rank: no addition to its sum comes later. kernels/omni/sm90/backward/finish.cuh has the same one.
 LAST_ADDITION = 1 << 30
-MOST_SHARERS = 2**10  # of a place, one after the other: turns.cuh counts them beside ranks
+MOST_SHARERS = 2**10  # of a place, one after the other: place_turns.cuh counts them beside ranks
 CHUNK = 1 << 13  # ranks that are stored together: new memory costs more than the work
 FAR_SHARE = 0.5  # of additions that find their sum in the L2 cache only head by head
 ASKED = 8  # one in so many sums is asked for that
@@ -53,11 +54,11 @@ class OrderedWorkers(Workers):
 class OrderedLists(BlockLists):
     """head_ranks: how far behind those of one query head of a group the ranks of the next one are; 0: the same ones.
     turn_heads: heads of keys whose sums of dQ have places at a time, which others' have behind them; all heads, where
-    each sum has its own.
+    each sum has its own; 0 before it is known.
     """
 
     head_ranks: int = 0
-    turn_heads: int = 1
+    turn_heads: int = 0
 
     @property
     def struct_fields(self) -> dict[str, Any]:
@@ -87,6 +88,8 @@ def ordered_lists(blocks: Sequence[KeyBlocks], workers: Workers) -> OrderedLists
     next turn. Where one head has more, all sums have places of their own.
     """
     lists = key_lists(blocks, workers, n_ranks=max(1, sum(map(_tiles_of, blocks))))
+    if not isinstance(workers, OrderedWorkers):
+        workers = OrderedWorkers(**vars(workers))
     parts = lists.array("parts")
     heads = workers.heads
     costs = parts[:, 3] * workers.repeats + PLAYED_ITEM
@@ -108,24 +111,21 @@ def ordered_lists(blocks: Sequence[KeyBlocks], workers: Workers) -> OrderedLists
         starts = _starts(costs, tiers, max(1, workers.sm_count // section))
     walk = _walk(lists, blocks[0].q_blocks)
     lists = OrderedLists(**vars(lists) | {"tiers": tiers, "section": section, "turn_heads": turn_heads})
-    flagged = isinstance(workers, OrderedWorkers) and workers.places > 0
+    by_sum = walk.ranks_by_sum(workers.places > 0)
     if walk.is_head_by_head(starts, workers, section):
         lists = lists.with_ranks_of_heads(workers.repeats)
         of_head = lists.array("parts")[:, 3].astype(np.int64)  # tiles of the part
-        by_sum = walk.ranks_by_sum(flagged)
         for head, ranks in enumerate(lists.array("ranks").reshape(workers.repeats, -1)):
-            ranks[...] = walk.ranks(walk.turns(starts, 1, head * of_head), by_sum)
+            ranks[...] = walk.ranks(walk.times(starts, 1, head * of_head), by_sum)
     elif len(walk.query):
-        by_sum = walk.ranks_by_sum(flagged)
-        lists.array("ranks")[...] = walk.ranks(walk.turns(starts, workers.repeats), by_sum)
+        lists.array("ranks")[...] = walk.ranks(walk.times(starts, workers.repeats), by_sum)
     return lists
 
 
-def _turn_heads(blocks: Sequence[KeyBlocks], workers: Workers) -> int:
+def _turn_heads(blocks: Sequence[KeyBlocks], workers: OrderedWorkers) -> int:
     """For how many heads of keys there are places of sums of dQ at a time."""
-    most = workers.places if isinstance(workers, OrderedWorkers) else 0
     of_head = workers.repeats * sum(block.q_blocks for block in blocks)  # sums, under all masks
-    return min(workers.heads, most // of_head or workers.heads)
+    return min(workers.heads, workers.places // of_head or workers.heads)
 
 
 def _tiles_of(block: KeyBlocks) -> int:
@@ -187,7 +187,7 @@ class Walk:
     query: NDArray[np.int64]
     additions: NDArray[np.int64]
 
-    def turns(
+    def times(
         self, starts: NDArray[np.int64], repeats: int, head: NDArray[np.int64] | int = 0
     ) -> NDArray[np.int64]:
         """When each entry would be played at query 0, if it were so long: all walks are as fast, so two entries play
@@ -196,13 +196,15 @@ class Walk:
         """
         return (starts + head).take(self.part) + (self.walked + self.query) * repeats
 
-    def ranks(self, turns: NDArray[np.int64], by_sum: IntArray) -> IntArray:
-        """Of each addition among those to its sum. by_sum: of all additions, one sum's after the other's."""
-        order = _order(turns)
+    def ranks(self, times: NDArray[np.int64], by_sum: IntArray) -> IntArray:
+        """Of each addition among those to its sum. times: of entries.  by_sum: of all additions, one sum's after the
+        other's.
+        """
+        order = _order(times)
         tiles = self.tiles.take(order)
         both, bits = _by_sum(self.query.take(order), tiles, len(self.additions))
         both &= both.dtype.type((1 << bits) - 1)
-        place = _spread(self.before.take(order), tiles, np.int32)
+        place = spread(self.before.take(order), tiles, np.int32)
         found = np.empty(len(place), np.int32)
         for first in range(0, len(place), CHUNK):
             some = slice(first, first + CHUNK)
@@ -212,42 +214,42 @@ class Walk:
 
     def ranks_by_sum(self, flagged: bool) -> IntArray:
         """Of all additions, one sum's after the other's. flagged: with LAST_ADDITION the last one of each."""
-        found = _spread(np.zeros_like(self.additions), self.additions, np.int32)
+        found = spread(np.zeros_like(self.additions), self.additions, np.int32)
         if flagged:
             found[np.cumsum(self.additions[self.additions > 0]) - 1] |= LAST_ADDITION
         return found
 
-    def is_head_by_head(self, starts: NDArray[np.int64], workers: Workers, section: int) -> bool:
+    def is_head_by_head(self, starts: NDArray[np.int64], workers: OrderedWorkers, section: int) -> bool:
         """Do parts go so, that what they add to stays in the L2 cache? section: heads of keys side by side."""
         repeats = workers.repeats
-        if not isinstance(workers, OrderedWorkers) or not workers.kept or repeats == 1:
+        if not workers.kept or repeats == 1:
             return False
         if not 1 < int(self.tiles.sum()) * repeats <= MOST_RANKS:
             return False
         if np.count_nonzero(self.additions) * repeats * section < 2 * workers.kept:  # whatever the walk
             return False
-        innermost = self._far(self.turns(starts, repeats), workers)
-        return innermost > FAR_SHARE and innermost - self._far(self.turns(starts, 1), workers) > FAR_SHARE
+        innermost = self._far(self.times(starts, repeats), workers)
+        return innermost > FAR_SHARE and innermost - self._far(self.times(starts, 1), workers) > FAR_SHARE
 
-    def _far(self, turns: NDArray[np.int64], workers: OrderedWorkers) -> float:
+    def _far(self, times: NDArray[np.int64], workers: OrderedWorkers) -> float:
         """The share of additions before which so many others come, since the one before to their sum, that the L2 cache
         does not hold it any more. One in ASKED sums is looked at.
         """
-        order = _order(turns)
+        order = _order(times)
         query, tiles = self.query.take(order), self.tiles.take(order)
         first = (query + (ASKED - 1)) // ASKED
         count = (query + tiles + (ASKED - 1)) // ASKED - first
         both, bits = _by_sum(first, count, len(self.additions))
-        times = np.repeat(turns.take(order), count).take(both & both.dtype.type((1 << bits) - 1))
-        far = times[1:] - times[:-1] > workers.kept // workers.sm_count
+        played = np.repeat(times.take(order), count).take(both & both.dtype.type((1 << bits) - 1))
+        far = played[1:] - played[:-1] > workers.kept // workers.sm_count
         both >>= both.dtype.type(bits)
         far &= both[1:] == both[:-1]
         return np.count_nonzero(far) / max(1, len(far))
 
 
-def _order(turns: NDArray[np.int64]) -> NDArray[np.intp]:
-    """The entries by their turns, equal ones as they stand."""
-    return turns.astype(_kind(turns.max(initial=0))).argsort(kind="stable")
+def _order(times: NDArray[np.int64]) -> NDArray[np.intp]:
+    """The entries by their times, equal ones as they stand."""
+    return times.astype(_kind(times.max(initial=0))).argsort(kind="stable")
 
 
 def _by_sum(first: NDArray[np.int64], counts: NDArray[np.int64], sums: int) -> tuple[NDArray[Any], int]:
@@ -263,14 +265,6 @@ def _by_sum(first: NDArray[np.int64], counts: NDArray[np.int64], sums: int) -> t
     found += np.arange(len(found), dtype=kind) * kind((1 << bits) + 1)
     found.sort()
     return found, bits
-
-
-def _spread(first: NDArray[np.int64], lengths: NDArray[np.int64], kind: type[Any]) -> NDArray[Any]:
-    """Each of these numbers, and those that follow it, so many in all."""
-    ends = lengths.cumsum()
-    found: NDArray[Any] = np.repeat((first - ends + lengths).astype(kind), lengths)  # wraps below 0, and back
-    found += np.arange(len(found), dtype=kind)
-    return found
 
 
 def _kind(most: int) -> type[Any]:

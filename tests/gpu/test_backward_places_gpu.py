@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from gradients_gpu import Gradients, bits, config_of, poison_work_memory
 
 import omnicupy as oc
+from omnicupy.gpu.mask_cache import existing_cache
+from omnicupy.jit.params import PARAMS
 from omnicupy.schedule import backward_grid
 
 pytestmark = pytest.mark.gpu
@@ -21,6 +24,20 @@ def _mask() -> Any:
 def _holes() -> Any:
     """Rows that see no key, a whole tile of them, too."""
     return oc.ranges([(30, 250, 0, 200), (400, 660, 410, 690)], 700, 700)
+
+
+def _turn_heads(call: Gradients) -> list[int]:
+    """Of the kernels that made dQ of sums, for how many heads of keys there were places at a time."""
+    from omnicupy.gpu.backward_plan import Launch
+
+    cache = existing_cache(call.mask)
+    assert cache is not None
+    launches = [launch for plan in cache.plans.values() for launch in getattr(plan, "_launches", ())]
+    return [
+        int(np.frombuffer(launch.template, PARAMS[launch.kernel.params])["turn_heads"][0])
+        for launch in launches
+        if isinstance(launch, Launch) and launch.kernel.finishes
+    ]
 
 
 @pytest.mark.parametrize("masks", [1, 2])
@@ -39,6 +56,7 @@ def test_heads_take_turns_at_the_places_of_sums(
     with stream:
         first = call.run()
         call.check(first)
+        assert _turn_heads(call) == [1]
         for _ in range(30):
             poison_work_memory(cp, call.mask)
             assert bits(cp, call.run(out_grads=call.targets())) == bits(cp, first)

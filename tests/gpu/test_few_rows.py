@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import fake_device
@@ -199,3 +200,13 @@ def test_more_rows_are_refused(device: fake_device.Device) -> None:
     with pytest.raises(UnsupportedError, match="config: the kernel for few rows serves at most 16 rows"):
         oc.attention(q, kv, mask=oc.cached(), config=CONFIG)
     assert device.launches == []
+
+
+@pytest.mark.parametrize(
+    "fields", [{"e4m3": True}, {"e4m3": False, "page": 1}, {"e4m3": False, "ragged": True}]
+)
+def test_a_variant_for_masks_has_keys_of_16_bits_in_one_piece(fields: dict[str, int]) -> None:
+    with pytest.raises(
+        ValueError, match=r"config: cached=False is for keys of 16 bits in one piece, got .*for_masks"
+    ):
+        replace(CONFIG, cached=False, **fields)

@@ -14,7 +14,7 @@ from omnicupy.gpu import tensor_maps
 from omnicupy.jit.backward_kernel import BackwardKernel
 from omnicupy.schedule.backward_grid import BackwardGrid
 from omnicupy.schedule.block_lists import BlockLists
-from omnicupy.schedule.ordered_lists import LAST_ADDITION
+from omnicupy.schedule.ordered_lists import LAST_ADDITION, MOST_RANKS
 from omnicupy.schedule.parts import Workers
 
 Array = NDArray[Any]
@@ -65,5 +65,5 @@ def check_turns(turns: Array, lists: BlockLists, part: BackwardKernel, q_heads: 
         assert turns.sum() == lists.array("parts")[:, 3].sum() * q_heads // lists.mask_batch
         return
     heads = (kv_heads if lists.struct_fields["head_ranks"] else q_heads) // lists.mask_batch
-    assert not (turns & (1 << 22) - 1).any()
-    assert (turns >> 22).sum() == np.count_nonzero(lists.array("ranks") > LAST_ADDITION) * heads
+    assert not (turns & MOST_RANKS - 1).any()
+    assert (turns // MOST_RANKS).sum() == np.count_nonzero(lists.array("ranks") > LAST_ADDITION) * heads

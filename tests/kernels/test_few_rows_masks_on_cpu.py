@@ -71,7 +71,7 @@ def test_several_split_rows_a_thread_block(head_dim: int, library: Callable[[Att
     _compare(call, _spec(head_dim), library)
 
 
-def test_a_row_has_the_bits_of_a_cache_s_by_the_same_parts(library: Callable[[AttnSpec], Any]) -> None:
+def test_a_sequence_has_the_same_bits_alone_and_in_a_batch(library: Callable[[AttnSpec], Any]) -> None:
     """Sequences are worked on one after the other, and each leaves what it has on its own."""
     problem = Problem(3, 14, 2, 1, 700, 128, "bfloat16")
     together = Forward(problem, [MASKS["lengths"](1, 700, i) for i in range(3)], sm_count=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter, defaultdict
 from dataclasses import replace
 from heapq import heappop, heappush
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import omnicupy as oc
+from omnicupy.jit.source import kernels_dir
 from omnicupy.masks.mask import Mask
 from omnicupy.schedule import ordered_lists as module
 from omnicupy.schedule.block_lists import BlockLists
@@ -282,3 +284,15 @@ def test_ranks_are_the_same_whatever_numbers_they_are_made_with(
     long = ordered_lists([mask.key_blocks(BR, BC)], workers)
     assert bool(short.head_ranks) == head_by_head
     assert short.buffer.tobytes() == long.buffer.tobytes()
+
+
+def test_kernels_have_the_same_constants() -> None:
+    """A place counts the sums that had it in the bits above those that ranks need."""
+    folder = kernels_dir() / "omni" / "sm90" / "backward"
+    last = re.search(r"constexpr int kLastAddition = 1 << (\d+);", (folder / "finish.cuh").read_text())
+    shift = re.search(r"constexpr int kGenerationShift = (\d+);", (folder / "place_turns.cuh").read_text())
+    assert last
+    assert shift
+    assert 1 << int(last[1]) == LAST_ADDITION
+    assert 1 << int(shift[1]) == module.MOST_RANKS
+    assert 1 << 32 - int(shift[1]) >= module.MOST_SHARERS

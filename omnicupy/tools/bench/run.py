@@ -160,7 +160,9 @@ def run(options: Options, say: host.Say) -> dict[str, Any]:
 
 def _run_suites(options: Options, record: Record, say: host.Say, *, gpu: bool) -> None:
     for name in options.suites:
-        if name in CPU_HOST and not (options.workloads and name in GPU_SUITES):  # these have named others
+        # Its masks alone go with calls of its own workloads and of the forward pass.
+        alone = not options.workloads and options.timed == "fwd"
+        if name in CPU_HOST and (alone or name not in GPU_SUITES):
             record.suite = name
             CPU_HOST[name](record, say, **_asked(name, options))
     names = [name for name in options.suites if name in GPU_SUITES] if gpu else []

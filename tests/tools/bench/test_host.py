@@ -14,6 +14,7 @@ torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from omnicupy.masks.constructors import causal  # noqa: E402
 from omnicupy.tools.bench import host, host_torch, timing  # noqa: E402
+from omnicupy.tools.bench import run as bench_run  # noqa: E402
 from omnicupy.tools.bench.records import Record  # noqa: E402
 
 SHAPE = (1, 2, 16, 8)
@@ -222,3 +223,17 @@ def test_without_a_gpu_of_torch_s_there_is_no_such_way(monkeypatch: pytest.Monke
     assert _ways([]) == {}
     monkeypatch.setattr(host_torch, "find_spec", lambda name: None)
     assert _ways([]) == {}
+
+
+@pytest.mark.parametrize(("timed", "count"), [("fwd", 1), ("fwd+bwd", 0)])
+def test_masks_alone_are_built_beside_calls_of_the_forward_pass(
+    timed: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[str] = []
+    monkeypatch.setitem(bench_run.CPU_HOST, "build", lambda record, say: built.append(record.suite))
+    monkeypatch.setattr(bench_run, "_run_suite", lambda session, suite, options: None)
+    monkeypatch.setattr(bench_run.Session, "start", lambda record, **settings: SimpleNamespace(record=record))
+    bench_run._run_suites(
+        bench_run.Options(("build",), timed=timed), Record(None, {}), lambda line: None, gpu=True
+    )
+    assert len(built) == count

@@ -105,7 +105,7 @@ struct OrderedAdder {
   }
 
   __device__ __forceinline__ void add(int sum, int rank) {
-    int const before = turns.wait(sum, rank);
+    int const sum_before = turns.wait(sum, rank);
     grant();
     float* const g_sum = args.dq_sums + static_cast<i64>(PlaceOfSum(args, sum).place) * kFloats;
     if (rank == 0) {
@@ -114,7 +114,7 @@ struct OrderedAdder {
       bulk_add(g_sum, tile(), kBytes);
     }
     bulk_commit();
-    turns.pass_but_newest(before);
+    turns.pass_but_newest(sum_before);
   }
 
   // After the last addition: the sum takes the addition's place here, and the next sum its place there.
@@ -165,8 +165,7 @@ __device__ __forceinline__ void finish_sums(BackwardParamsSm90 const& args, KeyS
   for (RingIndex<Smem::kFinished> ring; adding > 0; ring.next()) {
     mbarrier_wait(smem_address(&smem.finished_full[ring.stage()]), ring.parity());
     int const sum = uniform(smem.finished[ring.stage()].x), buffer = uniform(smem.finished[ring.stage()].y);
-    if (lane_id() == 0) mbarrier_arrive(smem_address(&smem.finished_empty[ring.stage()]));
-    __syncwarp();
+    release(smem.finished_empty[ring.stage()]);
     if (sum < 0) {
       --adding;
     } else {

@@ -1,4 +1,5 @@
-// As turns.cuh, of sums that share places and end: whoever adds last to a sum gives its place to the next one.
+// As turns.cuh, of sums that share places and end: whoever adds last to a sum gives its place to the next one. A sum of
+// one addition never comes to its place, so the sums of one place must have as many additions each.
 #pragma once
 
 #include "omni/sm90/backward/config.cuh"
@@ -15,20 +16,20 @@ __device__ __forceinline__ void store_release(int* g_target, int x) {
 }
 
 struct PlaceOfSum {
-  u32 before;  // sums that had it before
+  u32 generation;  // sums that had it before
   int place;
 
   __device__ __forceinline__ PlaceOfSum(BackwardParamsSm90 const& args, int sum)
-      : before(static_cast<u32>(sum) / static_cast<u32>(args.places)),
-        place(sum - static_cast<int>(before) * args.places) {}
+      : generation(static_cast<u32>(sum) / static_cast<u32>(args.places)),
+        place(sum - static_cast<int>(generation) * args.places) {}
 
   // After so many additions.
   __device__ __forceinline__ int turn(int additions) const {
-    return static_cast<int>((before << kGenerationShift) + additions);
+    return static_cast<int>((generation << kGenerationShift) + additions);
   }
 
   // Of the next sum, before any addition.
-  __device__ __forceinline__ int next_turn() const { return static_cast<int>((before + 1) << kGenerationShift); }
+  __device__ __forceinline__ int next_turn() const { return static_cast<int>((generation + 1) << kGenerationShift); }
 };
 
 struct PlaceTurns {
@@ -49,16 +50,16 @@ struct PlaceTurns {
       }
     }
     fence_proxy_async_global();
-    int const before = newest;
+    int const sum_before = newest;
     newest = sum;
-    return before;
+    return sum_before;
   }
 
   // Behind the next addition's start: the one before it has landed, or nearly.
-  __device__ __forceinline__ void pass_but_newest(int before) const {
-    if (before == kNone) return;
+  __device__ __forceinline__ void pass_but_newest(int sum_before) const {
+    if (sum_before == kNone) return;
     bulk_wait<1>();
-    pass_on(before);
+    pass_on(sum_before);
   }
 
   __device__ __forceinline__ void pass() {

@@ -10,9 +10,9 @@ namespace omni {
 // As work_item_among, of heads of keys.
 __device__ __forceinline__ WorkItem work_item_in_turn(BackwardParamsSm90 const& args, int index) {
   ForwardParams const& p = args.b.p;
-  int const parts = p.tiers[kTiers - 1], before = index / (parts * args.turn_heads) * args.turn_heads;
-  int const heads = min(args.turn_heads, args.b.kv_heads * (p.batch / p.mask_batch) - before);
-  index -= before * parts;
+  int const parts = p.tiers[kTiers - 1], heads_before = index / (parts * args.turn_heads) * args.turn_heads;
+  int const heads = min(args.turn_heads, args.b.kv_heads * (p.batch / p.mask_batch) - heads_before);
+  index -= heads_before * parts;
   int first = 0, end = p.tiers[0];
 #pragma unroll
   for (int i = 0; i < kTiers - 1; ++i) {
@@ -25,7 +25,7 @@ __device__ __forceinline__ WorkItem work_item_in_turn(BackwardParamsSm90 const& 
   int const in_front = index / ((end - first) * p.section) * p.section;  // heads of the sections in front
   int const width = min(p.section, heads - in_front);
   index -= in_front * (end - first);
-  int const rank = index / width, head = before + in_front + index - rank * width;
+  int const rank = index / width, head = heads_before + in_front + index - rank * width;
   int4 const part = p.lists.parts[first + rank];
   WorkItem work;
   work.q0 = part.x;

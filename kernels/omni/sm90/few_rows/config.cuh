@@ -33,7 +33,7 @@ struct FewRowsConfig {
 
   // What it is launched with: of keys of 16 bits in one piece what all Hopper kernels are.
   static constexpr bool kMore = E4m3 || Paged || Ragged;
-  using Params = typename ForwardParamsSm90Of<kMore && Paged, kMore && Ragged, kMore>::Type;
+  using Params = typename ForwardParamsSm90Of<Paged, Ragged, kMore>::Type;
 
   // Of split rows that are whole when a thread block leaves an item, one is left for its end, where all warps merge it.
   static constexpr bool kMergesLate = !kMore;
