@@ -34,6 +34,8 @@ class FewRowsSpec(Fp8Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.most_rows not in (FEWER_ROWS, ROWS):
+            raise ValueError(f"config: most_rows must be {FEWER_ROWS} or {ROWS}, got {self.most_rows}")
         if not self.cached and (self.e4m3 or self.page or self.ragged):
             raise ValueError(
                 "config: cached=False is for keys of 16 bits in one piece, got "

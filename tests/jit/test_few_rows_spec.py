@@ -75,3 +75,8 @@ def test_more_than_eight_rows_are_refused_where_they_are_columns_of_products() -
     _grid(spec, 8, 2)
     with pytest.raises(UnsupportedError, match="config: the kernel for few rows serves at most 8 rows"):
         _grid(spec, 6, 3)
+
+
+def test_rows_are_those_of_a_product_or_its_columns() -> None:
+    with pytest.raises(ValueError, match="config: most_rows must be 8 or 16, got 12"):
+        FewRowsSpec.of(_plain(), most_rows=12)
