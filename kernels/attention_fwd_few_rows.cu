@@ -4,7 +4,7 @@
 
 using Cfg = omni::FewRowsConfig<
     OMNI_HEAD_DIM, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_BLOCKS, OMNI_BF16, OMNI_SOFTCAP, OMNI_PAGE != 0, OMNI_RAGGED,
-    OMNI_FP8, OMNI_CACHED>;
+    OMNI_FP8, OMNI_CACHED, OMNI_ROWS>;
 using Smem = omni::FewRowsSmem<Cfg>;
 static_assert(sizeof(Cfg::Params) == OMNI_PARAMS_BYTES, "params.py and sm90/forward/pages.cuh disagree");
 static_assert(sizeof(Smem) <= OMNI_SMEM_BYTES, "few_rows_spec.py and sm90/few_rows/smem.cuh disagree");

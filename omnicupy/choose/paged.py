@@ -56,8 +56,12 @@ def few_rows(spec: AttnSpec, problem: Problem, *, e4m3: bool) -> tuple[FewRowsSp
         or problem.group * problem.q_len > few_rows_spec.ROWS
     ):
         return ()
+    rows = problem.group * problem.q_len
+    most = few_rows_spec.FEWER_ROWS if rows <= few_rows_spec.FEWER_ROWS else few_rows_spec.ROWS
     shapes = _OF_E4M3 if e4m3 else _OF_16_BITS[spec.head_dim]
-    made = (FewRowsSpec.of(spec, compute_warps=warps, blocks=blocks) for warps, blocks in shapes)
+    made = (
+        FewRowsSpec.of(spec, compute_warps=warps, blocks=blocks, most_rows=most) for warps, blocks in shapes
+    )
     return tuple(one.for_caches(e4m3=e4m3, in_pages=False, ragged=False) for one in made)
 
 

@@ -9,7 +9,8 @@ from omnicupy.jit.archs import SMEM_LIMIT_BYTES
 from omnicupy.jit.fp8_spec import Fp8Spec
 from omnicupy.jit.spec import PACKED_ROWS, RESERVED_BYTES, AttnSpec, round_up
 
-ROWS = 16  # of heads and tokens
+ROWS = 16  # of heads and tokens, at most
+FEWER_ROWS = 8  # the same of variants that take keys as rows of products, and queries as their columns
 HEAD_DIMS = (64, 128)
 STEP = 32  # keys of a warp's step
 _BUFFERS = {True: 4, False: 2}  # of a warp, at most: of e4m3, of 16 bits
@@ -22,15 +23,19 @@ class FewRowsSpec(Fp8Spec):
     e4m3: keys and values are, else they have 16 bits.  cached: keys are in a cache, and a planner writes the block
     lists; else the host does, and keys have 16 bits and are in one piece.  compute_warps: of a thread block.  blocks:
     thread blocks a multiprocessor.  stages: buffers in the ring of a warp, each for keys or values of a tile.
+    most_rows: ROWS or FEWER_ROWS.
     """
 
     e4m3: bool = True
     cached: bool = True
     compute_warps: int = 6
     blocks: int = 2
+    most_rows: int = ROWS
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.most_rows not in (FEWER_ROWS, ROWS):
+            raise ValueError(f"config: most_rows must be {FEWER_ROWS} or {ROWS}, got {self.most_rows}")
         if not self.cached and (self.e4m3 or self.page or self.ragged):
             raise ValueError(
                 "config: cached=False is for keys of 16 bits in one piece, got "
@@ -67,11 +72,11 @@ class FewRowsSpec(Fp8Spec):
 
     def check(self, heads: int, tokens: int, head_dim: int) -> None:
         """Raises UnsupportedError for more rows than a tile has. heads: of a group.  tokens: of a sequence, at most."""
-        if heads * tokens > ROWS or head_dim != self.head_dim:
+        if heads * tokens > self.most_rows or head_dim != self.head_dim:
             raise UnsupportedError(
-                f"config: the kernel for few rows serves at most {ROWS} rows of heads and tokens a key head, of "
-                f"{self.head_dim} columns, got {heads} heads of {tokens} tokens, of {head_dim} columns; leave config "
-                "out"
+                f"config: the kernel for few rows serves at most {self.most_rows} rows of heads and tokens a key head, "
+                f"of {self.head_dim} columns, got {heads} heads of {tokens} tokens, of {head_dim} columns; leave "
+                "config out"
             )
 
     def check_masks(self, heads: int, tokens: int, head_dim: int) -> None:
@@ -104,11 +109,11 @@ class FewRowsSpec(Fp8Spec):
     def bytes_with(self, stages: int) -> int:
         """The same with so many buffers a warp."""
         tile = STEP * self.head_dim * (1 if self.e4m3 else 2)
-        out = 4 * ROWS * (self.head_dim + self.head_dim // 32 * 8 + 8)
+        out = 4 * self.most_rows * (self.head_dim + self.head_dim // 32 * 8 + 8)
         ring = max(stages * (tile + 128), round_up(out, 128))  # scales behind elements
-        of_warp = ring + 8 * ROWS + 20 * stages  # sums, and what tiles are
-        of_item = 32 * self.head_dim + 2 * (256 + 8) + 96  # q, scales, what it is
-        of_block = out + 8 * ROWS + 2 * of_item + 8 * self.compute_warps * (stages + 1) + 64
+        of_warp = ring + 8 * self.most_rows + 20 * stages  # sums, and what tiles are
+        of_item = 2 * self.most_rows * self.head_dim + 2 * (256 + 8) + 96  # q, scales, what it is
+        of_block = out + 8 * self.most_rows + 2 * of_item + 8 * self.compute_warps * (stages + 1) + 64
         return round_up(self.compute_warps * of_warp + of_block, 128)
 
     @property
@@ -137,5 +142,6 @@ class FewRowsSpec(Fp8Spec):
             "OMNI_RAGGED": int(self.ragged),
             "OMNI_FP8": int(self.e4m3),
             "OMNI_CACHED": int(self.cached),
+            "OMNI_ROWS": self.most_rows,
             "OMNI_SMEM_BYTES": self.smem_bytes,
         }

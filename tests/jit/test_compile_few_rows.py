@@ -9,22 +9,24 @@ from cubin_code import WARPSYNC, opcodes
 from turns import in_turn
 
 from omnicupy.jit import cache
-from omnicupy.jit.few_rows_spec import FewRowsSpec
+from omnicupy.jit.few_rows_spec import FEWER_ROWS, ROWS, FewRowsSpec
 from omnicupy.jit.spec import DTYPES, AttnSpec
 
 REGISTERS_A_MULTIPROCESSOR = 65536
 
 # Each width, of e4m3 and of 16 bits, in pages or not, and under masks, with the dtypes in turn, in each shape that is
-# chosen.
+# chosen, for 8 rows and for 16.
 SHAPES = {True: ((6, 2), (12, 1)), 64: ((8, 2),), 128: ((12, 1),)}
 SPECS = [
     FewRowsSpec.of(
         AttnSpec(arch="sm_90a", kernel="sm90", dtype=DTYPES[i % 2], head_dim=head_dim, br=64, bc=64, warps=8),
         compute_warps=warps,
         blocks=blocks,
+        most_rows=most_rows,
     ).for_caches(e4m3=e4m3, in_pages=in_pages, ragged=in_pages)
     for i, (head_dim, e4m3, in_pages) in enumerate(product((64, 128), (True, False), (False, True)))
     for warps, blocks in SHAPES[e4m3 or head_dim]
+    for most_rows in (FEWER_ROWS, ROWS)
 ]
 SPECS += [spec.for_masks() for spec in SPECS if not spec.e4m3 and not spec.page]
 # LDGSTS, the instruction of cp.async: to an address that is a register, or a register and a uniform one.

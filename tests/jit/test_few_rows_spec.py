@@ -9,7 +9,7 @@ import pytest
 from omnicupy.call.problem import Problem
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.archs import SMEM_LIMIT_BYTES
-from omnicupy.jit.few_rows_spec import FewRowsSpec
+from omnicupy.jit.few_rows_spec import FEWER_ROWS, FewRowsSpec
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.schedule.cached_lists import grid_of
 from omnicupy.schedule.grid import Grid
@@ -33,6 +33,8 @@ def test_a_ring_has_as_many_buffers_as_shared_memory_holds() -> None:
         (128, {}, False, 2),
         (64, {}, True, 4),
         (128, {"compute_warps": 16, "blocks": 1}, True, 3),
+        (128, {"most_rows": 8}, True, 4),
+        (128, {"compute_warps": 12, "blocks": 1, "most_rows": 8}, True, 4),
     ):
         spec = FewRowsSpec.of(_plain(head_dim), **fields)
         spec = spec.for_caches(e4m3=e4m3, in_pages=False, ragged=False)
@@ -66,3 +68,15 @@ def test_more_rows_and_other_columns_are_refused(q_heads: int, q_len: int, head_
         UnsupportedError, match="config: the kernel for few rows serves at most 16 rows of heads"
     ):
         _grid(FewRowsSpec.of(_plain()), q_heads, q_len, head_dim)
+
+
+def test_more_than_eight_rows_are_refused_where_they_are_columns_of_products() -> None:
+    spec = FewRowsSpec.of(_plain(), most_rows=FEWER_ROWS)
+    _grid(spec, 8, 2)
+    with pytest.raises(UnsupportedError, match="config: the kernel for few rows serves at most 8 rows"):
+        _grid(spec, 6, 3)
+
+
+def test_rows_are_those_of_a_product_or_its_columns() -> None:
+    with pytest.raises(ValueError, match="config: most_rows must be 8 or 16, got 12"):
+        FewRowsSpec.of(_plain(), most_rows=12)

@@ -82,7 +82,7 @@ def _compare(
 
     gaps: between keys of a head lie those of others.
     """
-    fields = how.pop("fields", {})
+    fields = {"most_rows": 8 if group * q_len <= 8 else 16, **how.pop("fields", {})}
     spec, of = _spec(head_dim, dtype, softcap="softcap" in how, **fields), DTYPES[dtype]
     capacity = max(lengths)
     kv, numbers = fp8_caches.pair(lengths, kind=kind, capacity=capacity, head_dim=head_dim, dtype=of)

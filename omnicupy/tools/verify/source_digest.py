@@ -21,7 +21,7 @@ import numpy as np
 from omnicupy.call.problem import Problem
 from omnicupy.choose import backward_table, paged, pick, table
 from omnicupy.choose.capped import capped, capped_backward
-from omnicupy.jit import archs, nvrtc, source
+from omnicupy.jit import archs, few_rows_spec, nvrtc, source
 from omnicupy.jit.append_spec import AppendSpec, Fp8AppendSpec
 from omnicupy.jit.cached_spec import CachedSpec
 from omnicupy.jit.few_rows_spec import FewRowsSpec
@@ -122,9 +122,9 @@ def _few_rows(forward: list[AttnSpec]) -> list[FewRowsSpec]:
     return [
         few
         for spec in forward
-        for e4m3 in (True, False)
+        for e4m3, rows in product((True, False), (few_rows_spec.FEWER_ROWS, few_rows_spec.ROWS))
         for few in paged.few_rows(
-            spec, Problem(1, 1, 1, 1, 1, spec.head_dim, spec.dtype, value_dim=spec.value_dim), e4m3=e4m3
+            spec, Problem(1, 1, 1, rows, 1, spec.head_dim, spec.dtype, value_dim=spec.value_dim), e4m3=e4m3
         )
     ]
 

@@ -13,6 +13,18 @@ inline void cvt_f16x4_e4m3x4(u32 four, u32& low, u32& high) {
   high = pack_pair<false>(x.z, x.w);
 }
 
+inline u32 transpose_8x8(u32 pair) {
+  u32 found = 0;
+  int const lane = lane_id();
+  for (int e = 0; e < 2; ++e) {
+    for (int half = 0; half < 2; ++half) {
+      u32 const got = __shfl_sync(0xffffffffu, pair, 4 * (2 * (lane % 4) + e) + lane / 8);
+      if (half == lane / 4 % 2) found |= (got >> 16 * half & 0xffffu) << 16 * e;
+    }
+  }
+  return found;
+}
+
 inline void cp_async_16_once(u32 target, void const* source, int bytes) { cp_async_16(target, source, bytes); }
 
 inline void bulk_load_once(u32 target, void const* source, int bytes, u32 barrier) {

@@ -1,4 +1,4 @@
-// A thread block of the kernel for few query rows: item after item. All warps share the 16 rows and divide the tiles
+// A thread block of the kernel for few query rows: item after item. All warps share the rows and divide the tiles
 // among them; at the end of an item they add up what each has, in the order of the warps. Rings go on from item to
 // item: the keys of the next one are on their way before this one ends. Who waits for whom: a warp at the end of an
 // item for the one before it (a chain, in which each adds to what was there), and the last one, which says what the
@@ -180,9 +180,10 @@ struct FewRowsBlock {
   __device__ __forceinline__ void load_q(int slot, int index) {
     WorkSlot const& work = smem.work[slot];
     int const live = rows_of(work).live, lane = lane_id();
-    unsigned char const* g_rows[2];
+    constexpr int kOfLane = Cfg::kRows / 8;
+    unsigned char const* g_rows[kOfLane];
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
+    for (int h = 0; h < kOfLane; ++h) {
       int const row = 8 * h + lane / 4, token = row / p.pack_heads;
       g_rows[h] = nullptr;
       if (row < live) {
@@ -193,13 +194,17 @@ struct FewRowsBlock {
 #pragma unroll(kOf == 1 ? Cfg::kSteps : 1)
     for (int step = index; step < Cfg::kSteps; step += kOf) {
       int const column = step / 4 * 64 + lane % 4 * 16 + step % 4 * 4;
-      uint2 found[2];
+      uint2 found[kOfLane];
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
+      for (int h = 0; h < kOfLane; ++h) {
         found[h] = make_uint2(0, 0);
         if (g_rows[h] != nullptr) found[h] = *reinterpret_cast<uint2 const*>(g_rows[h] + 2 * column);
       }
-      smem.q[slot][step][lane] = make_uint4(found[0].x, found[1].x, found[0].y, found[1].y);
+      if constexpr (kOfLane == 2) {
+        smem.q[slot][step][lane] = make_uint4(found[0].x, found[1].x, found[0].y, found[1].y);
+      } else {
+        smem.q[slot][step][lane] = found[0];
+      }
     }
   }
 };

@@ -1,5 +1,5 @@
-// The compile-time shape of the kernel for few query rows: at most 16 rows of heads and tokens, which all warps of a
-// thread block share, over keys and values of 16 bits or of e4m3. The additions are the same for both, in the same
+// The compile-time shape of the kernel for few query rows: at most 8 or 16 rows of heads and tokens, which all warps of
+// a thread block share, over keys and values of 16 bits or of e4m3. The additions are the same for both, in the same
 // order.
 #pragma once
 
@@ -9,7 +9,7 @@ namespace omni {
 
 template <
     int HeadDim, int Bc, int Buffers, int Warps, int Blocks, bool Bf16, bool Softcap, bool Paged, bool Ragged,
-    bool E4m3, bool Cached>
+    bool E4m3, bool Cached, int Rows>
 struct FewRowsConfig {
   static constexpr int kHeadDim = HeadDim;
   static constexpr int kValueDim = HeadDim;
@@ -38,7 +38,7 @@ struct FewRowsConfig {
   // Of split rows that are whole when a thread block leaves an item, one is left for its end, where all warps merge it.
   static constexpr bool kMergesLate = !kMore;
 
-  static constexpr int kRows = 16;               // of a tile of queries: what mma.sync takes
+  static constexpr int kRows = Rows;             // of a tile of queries: rows of a product of mma.sync, or its columns
   static constexpr int kSteps = HeadDim / 16;    // of Q K^T
   static constexpr int kElement = E4m3 ? 1 : 2;  // bytes
   static constexpr int kTileBytes = Bc * HeadDim * kElement;
@@ -46,6 +46,7 @@ struct FewRowsConfig {
   static_assert(Cached || !kMore, "lists of the host go with keys of 16 bits in one piece");
   static_assert(
       HeadDim == 64 || HeadDim == 128, "a quad reads 64 columns of a key, eight lanes all columns of a value");
+  static_assert(Rows == 8 || Rows == 16, "columns or rows of m16n8k16");
   static_assert(Buffers >= 2, "one for keys, one for values");
   static_assert(Bc == 32, "a lane looks up one key, and bit tiles have one word a row");
 };

@@ -17,6 +17,13 @@ __device__ __forceinline__ void cvt_f16x4_e4m3x4(u32 four, u32& low, u32& high) 
       : "r"(four));
 }
 
+// Transposes an 8 x 8 matrix of 16-bit numbers over the lanes: lane 4 * r + c has columns 2 c and 2 c + 1 of row r.
+__device__ __forceinline__ u32 transpose_8x8(u32 pair) {
+  u32 found;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(found) : "r"(pair));
+  return found;
+}
+
 // What nobody reads again is first to leave L2, so that what others left there stays: a policy as
 // createpolicy.fractional.L2::evict_first makes it.
 constexpr unsigned long long kReadOnce = 0x12f0000000000000ull;

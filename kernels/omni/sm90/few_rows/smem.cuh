@@ -24,11 +24,23 @@ struct WarpBuffer {
   float scales[Cfg::kBc];  // where tokens have them
 };
 
+// What a lane has of 16 columns of the queries: of its row, or of two.
+template <int kRows>
+struct QueryShare {
+  using Type = uint4;
+};
+
+template <>
+struct QueryShare<8> {
+  using Type = uint2;
+};
+
 template <class Cfg>
 struct FewRowsSmem {
   using Config = Cfg;
   using Params = ForwardParamsSm90;
   using Slot = RingIndex<2>;
+  using Query = typename QueryShare<Cfg::kRows>::Type;
 
   // A row of O that a warp leaves for the merge, column n of block j at 8 * j + n, with gaps so that neither who writes
   // nor who reads meets another in a bank.
@@ -41,7 +53,7 @@ struct FewRowsSmem {
 
   Ring rings[Cfg::kWarps];
   float chain[Cfg::kRows * kPitch];      // O of the warps so far
-  uint4 q[2][Cfg::kSteps][32];           // A fragments, of this item and of the next one
+  Query q[2][Cfg::kSteps][32];           // operands of the products, of this item and of the next one
   HeadScale scales[2][2];                // theirs, of keys and of values
   float2 chain_sums[Cfg::kRows];         // row_max and row_sum of the warps so far
   float2 sums[Cfg::kWarps][Cfg::kRows];  // of each warp

@@ -1,31 +1,44 @@
 // A warp of the kernel for few query rows: S = Q K^T, softmax and O += P V of every kWarps-th tile of an item, with a
-// row_max, a sum and an O of its own. Scores are queries by keys in a register tile, as everywhere, so mask and softmax
-// are those of all kernels. A warp waits for its own copies alone.
+// row_max, a sum and an O of its own. How rows, keys and columns lie in its registers follows from how many rows there
+// may be (sixteen_rows.cuh, eight_rows.cuh). A warp waits for its own copies alone.
 #pragma once
 
-#include "omni/mask/keep.cuh"
-#include "omni/sm90/few_rows/fragments.cuh"
+#include "omni/sm90/few_rows/eight_rows.cuh"
 #include "omni/sm90/few_rows/item_sums.cuh"
 #include "omni/sm90/few_rows/loader.cuh"
-#include "omni/sm90/forward/weights.cuh"
+#include "omni/sm90/few_rows/sixteen_rows.cuh"
 #include "omni/softcap.cuh"
 
 namespace omni {
 
+template <class Cfg, int kRows = Cfg::kRows>
+struct RowsOf {
+  using Type = SixteenRows<Cfg>;
+};
+
+template <class Cfg>
+struct RowsOf<Cfg, 8> {
+  using Type = EightRows<Cfg>;
+};
+
 template <class Cfg>
 struct FewRowsWarp {
   using Smem = FewRowsSmem<Cfg>;
-  using Scores = RegTile<1, Cfg::kBc>;
+  using Rows = typename RowsOf<Cfg>::Type;
+  using Scores = typename Rows::Scores;
+  using Out = typename Rows::Out;
+  using Weighed = typename Rows::Weighed;
   using Loader = FewRowsLoader<Cfg>;
   using Copies = RowCopies<Cfg>;
+  static constexpr int kKeyBlocks = Cfg::kBc / 8;   // of a tile
   static constexpr int kLazyTiles = 64 / Cfg::kBc;  // FULL ones behind which rescaling may be lazy
 
   ForwardParams const& p;
   Smem& smem;
-  int const warp, parity;          // of the item
-  int fits = 0;                    // bits 0 and 1: the scales of keys and of values; 2 and 3: each token has one
-  RegTile<1, Cfg::kValueDim> out;  // column n of block j is column kValueDim / 8 * n + j of O
-  OnlineSoftmax<1, Cfg::kBf16> softmax;
+  int const warp, parity;  // of the item
+  int fits = 0;            // bits 0 and 1: the scales of keys and of values; 2 and 3: each token has one
+  Out out;
+  typename Rows::Softmax softmax;
 
   __device__ __forceinline__ FewRowsWarp(ForwardParams const& params, Smem& memory, int of_warp, int item)
       : p(params), smem(memory), warp(of_warp), parity(item % 2) {
@@ -42,16 +55,16 @@ struct FewRowsWarp {
   template <bool kFits>
   __device__ __forceinline__ void multiply_keys(Scores& scores, WarpBuffer<Cfg> const& from) const {
     Diagonal<Cfg::kBf16> const of_head = diagonal_of<kFits>(smem.scales[parity][0]);
-    float scales[Scores::kBlocks];
+    float scales[kKeyBlocks];
 #pragma unroll
-    for (int i = 0; i < Scores::kBlocks; ++i) {
+    for (int i = 0; i < kKeyBlocks; ++i) {
       scales[i] = (fits & 4) != 0 ? from.scales[8 * i + lane_id() / 4] : smem.scales[parity][0].scale;
     }
 #pragma unroll 1
     for (int half = 0; half < Copies::kHalves; ++half) {
-      uint4 share[Scores::kBlocks][Cfg::kElement];
+      uint4 share[kKeyBlocks][Cfg::kElement];
 #pragma unroll
-      for (int i = 0; i < Scores::kBlocks; ++i) {
+      for (int i = 0; i < kKeyBlocks; ++i) {
 #pragma unroll
         for (int n = 0; n < Cfg::kElement; ++n) {
           u32 const at = Copies::key_at(lane_id(), i, half, n);
@@ -60,13 +73,9 @@ struct FewRowsWarp {
       }
 #pragma unroll
       for (int step = 0; step < 4; ++step) {
-        uint4 const four = smem.q[parity][4 * half + step][lane_id()];
-        u32 const a[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-        for (int i = 0; i < Scores::kBlocks; ++i) {
-          BFragment const b = key_fragment<Cfg, kFits>(share[i], step, of_head, scales[i]);
-          mma_m16n8k16<Cfg::kBf16>(&scores.x[0][4 * i], a, b.low, b.high);
-        }
+        Rows::add_scores(scores, smem.q[parity][4 * half + step][lane_id()], [&](int i) {
+          return key_fragment<Cfg, kFits>(share[i], step, of_head, scales[i]);
+        });
       }
     }
   }
@@ -77,13 +86,13 @@ struct FewRowsWarp {
       multiply_keys<Cfg::kE4m3>(scores, from);
       float const more = smem.scales[parity][0].power();
 #pragma unroll
-      for (int i = 0; i < 4 * Scores::kBlocks; ++i) scores.x[0][i] *= Cfg::kBf16 ? more : 1.f;
+      for (int i = 0; i < Scores::kCols / 2; ++i) scores.x[0][i] *= Cfg::kBf16 ? more : 1.f;
     } else {
       multiply_keys<false>(scores, from);
     }
   }
 
-  __device__ __forceinline__ void add_values(Weights<Cfg> const& weights, WarpBuffer<Cfg> const& from) {
+  __device__ __forceinline__ void add_values(Weighed const& weights, WarpBuffer<Cfg> const& from) {
     if (Cfg::kE4m3 && (fits & 2) != 0) {
       multiply_values<Cfg::kE4m3>(weights, from);
     } else {
@@ -92,7 +101,7 @@ struct FewRowsWarp {
   }
 
   template <bool kFits>
-  __device__ __forceinline__ void multiply_values(Weights<Cfg> const& weights, WarpBuffer<Cfg> const& from) {
+  __device__ __forceinline__ void multiply_values(Weighed const& weights, WarpBuffer<Cfg> const& from) {
     constexpr int kBytes = Cfg::kHeadDim / 8 * Cfg::kElement, kParts = kBytes > 16 ? 2 : 1;  // of a lane
     constexpr int kWords = kBytes / 4, kColumns = 4 / Cfg::kElement;                         // of a lane; of a word
     int const column = kBytes * (lane_id() / 4);
@@ -103,9 +112,7 @@ struct FewRowsWarp {
     // One by one where O takes many registers.
 #pragma unroll(Cfg::kHeadDim == 64 ? 2 : 1)
     for (int t = 0; t < 2; ++t) {
-      u32 a[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) a[i] = t == 0 ? weights.pairs[i] : weights.pairs[4 + i];
+      typename Rows::Operand const operand = weights.of_step(t);
       u32 words[4][kWords];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -135,23 +142,19 @@ struct FewRowsWarp {
         u32 low[kColumns], high[kColumns];
         value_halves<Cfg, kFits>(low, words[0][w], words[1][w], of_head, near);
         value_halves<Cfg, kFits>(high, words[2][w], words[3][w], of_head, far);
-#pragma unroll
-        for (int n = 0; n < kColumns; ++n) {
-          mma_m16n8k16<Cfg::kBf16>(&out.x[0][4 * (kColumns * w + n)], a, low[n], high[n]);
-        }
+        Rows::add_values(out, operand, kColumns * w, low, high);
       }
     }
   }
 
   __device__ __forceinline__ void mask(Scores& scores, Tile const& tile, u32 no_page, WorkSlot const& work) const {
     if constexpr (Cfg::kPaged) {
-      u32 const hidden[1] = {no_page};
-      if (no_page != 0) hide_columns<1>(scores, hidden);
+      if (no_page != 0) Rows::hide_keys(scores, no_page);
     }
     if (tile.kind() == kFull) return;
     MaskView const view{p, work.mask};
     Tile const whole{tile.packed, p.lists.entries[tile.payload].y, tile.first};
-    mask_tile<0>(scores, WarpTile{view, whole, work.q0 * p.pack_heads, 0, nullptr, p.pack_heads, p.pack_tokens});
+    Rows::mask(scores, WarpTile{view, whole, work.q0 * p.pack_heads, 0, nullptr, p.pack_heads, p.pack_tokens});
   }
 
   // Starts to fill the ring. Not unrolled: a cold start waits for instructions, too.
@@ -189,8 +192,8 @@ struct FewRowsWarp {
       load<kEven>(loader, true);
       if constexpr (Cfg::kSoftcap) cap_scores(scores, p.tanh_scale);
       mask(scores, tile, no_page, work);
-      Weights<Cfg> weights;
-      weigh(weights, softmax, out, scores, full >= kLazyTiles, p.scale_log2);  // row by row, as packed tiles
+      Weighed weights;
+      Rows::weigh_tile(weights, softmax, out, scores, full >= kLazyTiles, p.scale_log2);  // row by row, as packed tiles
       full += tile.kind() == kFull ? 1 : 0;
       add_values(weights, take_buffer(loader));
       __syncwarp();
@@ -229,14 +232,14 @@ struct FewRowsWarp {
     float const more = left_to_out();
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      int const row = 8 * h + lane_id() / 4;
+      int const row = Rows::row(h);
       if (row >= live) continue;
 #pragma unroll
-      for (int j = 0; j < Cfg::kValueDim / 8; ++j) {
-        float const low = out.x[0][4 * j + 2 * h], high = out.x[0][4 * j + 2 * h + 1];
-        pair_of(s_out, row, j) = make_float2(low * more, high * more);
+      for (int j = 0; j < Out::kBlocks; ++j) {
+        float2 const two = Rows::pair(out, h, j);
+        Rows::store_pair(s_out, row, j, make_float2(two.x * more, two.y * more));
       }
-      if (lane_id() % 4 == 0) smem.sums[warp][row] = make_float2(softmax.row_max[0][h], softmax.row_sum[0][h]);
+      if (Rows::is_first()) smem.sums[warp][row] = make_float2(softmax.row_max[0][h], softmax.row_sum[0][h]);
     }
   }
 
@@ -249,23 +252,23 @@ struct FewRowsWarp {
     WarpSum sums[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      int const row = 8 * h + lane_id() / 4;
+      int const row = Rows::row(h);
       if (warp != 0 && row < live) sums[h].of = smem.chain_sums[row];
     }
     __syncwarp();  // all have read them
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      int const row = 8 * h + lane_id() / 4;
+      int const row = Rows::row(h);
       if (row >= live) continue;
       sums[h].add(make_float2(softmax.row_max[0][h], softmax.row_sum[0][h]), p.scale_log2);
 #pragma unroll
-      for (int j = 0; j < Cfg::kValueDim / 8; ++j) {
-        float2& s_pair = pair_of(smem.chain, row, j);
-        float2 const before = warp == 0 ? make_float2(0.f, 0.f) : s_pair;
-        float const low = out.x[0][4 * j + 2 * h] * more, high = out.x[0][4 * j + 2 * h + 1] * more;
-        s_pair = make_float2(sums[h].plus(before.x, low), sums[h].plus(before.y, high));
+      for (int j = 0; j < Out::kBlocks; ++j) {
+        float2 const before = warp == 0 ? make_float2(0.f, 0.f) : Rows::load_pair(smem.chain, row, j);
+        float2 const two = Rows::pair(out, h, j);
+        float const low = two.x * more, high = two.y * more;
+        Rows::store_pair(smem.chain, row, j, make_float2(sums[h].plus(before.x, low), sums[h].plus(before.y, high)));
       }
-      if (lane_id() % 4 == 0) smem.chain_sums[row] = sums[h].of;
+      if (Rows::is_first()) smem.chain_sums[row] = sums[h].of;
     }
     __syncwarp();
   }
@@ -273,12 +276,6 @@ struct FewRowsWarp {
  private:
   __device__ __forceinline__ float left_to_out() const {
     return Cfg::kBf16 && (fits & 2) != 0 ? smem.scales[parity][1].power() : 1.f;
-  }
-
-  // The lane's columns of block j.
-  __device__ __forceinline__ static float2& pair_of(float* s_out, int row, int j) {
-    float* const s_block = s_out + row * Smem::kPitch + Smem::at_column(8 * j);
-    return *reinterpret_cast<float2*>(s_block + 2 * (lane_id() % 4));
   }
 };
 
