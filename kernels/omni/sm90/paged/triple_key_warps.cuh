@@ -1,8 +1,8 @@
 // Who brings keys and values in pages that no box fills beside three warpgroups of consumers: warps with the tasks, the
 // barriers and the fences of KeyWarps (key_warps.cuh). A warp has 32 registers here, and has to be done with a tile
-// before consumers are, so it takes as few instructions as it can. The rows of a pool are counted by its pages' strides,
-// where these allow it: a number of 32 bits then says where a key is, a lane reads four of them at once, and one
-// instruction makes an address. Tiles with keys that are not anywhere, and other strides, take addresses of 64 bits.
+// before consumers are, so it takes as few instructions as it can. The rows of a pool are counted by its strides, where
+// these allow it: a number of 32 bits then says where a key is, a lane reads four of them at once, and one instruction
+// makes an address. Tiles with keys that are not anywhere, and other strides, take addresses of 64 bits.
 #pragma once
 
 #include "omni/sm80/ptx.cuh"
@@ -11,8 +11,8 @@
 
 namespace omni {
 
-// Division of numbers from 0 to 2^31 - 1 by a number from 1 to 2^31 - 1. The factor is 2^(31 + shift) / divisor, rounded
-// up by at most 1, and 2^shift at least the divisor: too large by less than what could reach the next quotient.
+// Division of numbers from 0 to 2^31 - 1 by a number from 1 to 2^31 - 1. The factor is 2^(31 + shift) / divisor, made
+// larger by at most 1, and 2^shift at least the divisor: what is too much does not reach the next quotient.
 struct ByNumber {
   u32 divisor, factor;
   int shift;
@@ -196,9 +196,28 @@ struct TripleKeyWarps : Producer<Cfg> {
     mbarrier_arrive(smem_address(&this->smem.k_full[stage]));
   }
 
+  // Starts the copies of a tile, and has its barrier await them.
+  template <bool kOfKeys>
+  __device__ __forceinline__ void copy(
+      int stage, i64 const* s_rows, i64 head, CountedRows const& counted, bool by_numbers) const {
+    constexpr int kPanels = kOfKeys ? Cfg::kPanels : Cfg::kValuePanels;
+    int const row = lane_id() / 8, chunk = lane_id() % 8;
+    int const columns = kOfKeys ? this->args.p.head_dim : value_columns<Cfg>(this->args.p);
+    int bytes[kPanels];
+#pragma unroll
+    for (int panel = 0; panel < kPanels; ++panel) bytes[panel] = kPanelColumns * panel + 8 * chunk < columns ? 16 : 0;
+    u32 const s_tile = smem_address(kOfKeys ? this->smem.k[stage] : this->smem.v[stage]);
+    u32 const s_even = s_tile + row * kPanelRowBytes + (chunk ^ row) * 16;
+    if (by_numbers) {
+      copy_counted<kPanels>(s_even, s_rows, head + 16 * chunk, counted.bytes, bytes);
+    } else {
+      copy_located<kPanels>(s_even, s_rows, bytes);
+    }
+    mbarrier_arrive_when_copied(smem_address(kOfKeys ? &this->smem.k_full[stage] : &this->smem.v_full[stage]));
+  }
+
   template <bool kOfKeys>
   __device__ __forceinline__ void run_tiles() {
-    constexpr int kPanels = kOfKeys ? Cfg::kPanels : Cfg::kValuePanels;
     Tensor const& pool = kOfKeys ? this->args.p.key() : this->args.p.value();
     CountedRows counted(pool, this->pages());
     counted.bytes = __shfl_sync(0xffffffffu, counted.bytes, 0);
@@ -232,25 +251,10 @@ struct TripleKeyWarps : Producer<Cfg> {
           next = copy_of(walk.take(this->args.p.lists));
           find(entries, next, work.mask);
         }
-        u64* const full = kOfKeys ? &this->smem.k_full[stage] : &this->smem.v_full[stage];
         mbarrier_wait(
             smem_address(kOfKeys ? &this->smem.k_empty[stage] : &this->smem.v_empty[stage]), ring.parity() ^ 1);
         if constexpr (kOfKeys) describe(stage, tile, none);
-        int const row = lane_id() / 8, chunk = lane_id() % 8;
-        int const columns = kOfKeys ? this->args.p.head_dim : value_columns<Cfg>(this->args.p);
-        int bytes[kPanels];
-#pragma unroll
-        for (int panel = 0; panel < kPanels; ++panel) {
-          bytes[panel] = kPanelColumns * panel + 8 * chunk < columns ? 16 : 0;
-        }
-        u32 const s_even = smem_address(kOfKeys ? this->smem.k[stage] : this->smem.v[stage]) + row * kPanelRowBytes +
-                           (chunk ^ row) * 16;
-        if (by_numbers) {
-          copy_counted<kPanels>(s_even, s_rows, head + 16 * chunk, counted.bytes, bytes);
-        } else {
-          copy_located<kPanels>(s_even, s_rows, bytes);
-        }
-        mbarrier_arrive_when_copied(smem_address(full));
+        copy<kOfKeys>(stage, s_rows, head, counted, by_numbers);
         ring.next();
       }
       release(this->smem.work_empty[this->slot.stage()]);
