@@ -1188,6 +1188,24 @@ PAGES = [
         "whole = whole && exists;",
         "tests/kernels/test_paged_forward_on_cpu.py",
     ),
+    Fault(
+        "../kernels/omni/sm90/paged/triple_key_warps.cuh",
+        "static_cast<u64>(rows) * row == page && ",
+        "",
+        "tests/kernels/test_paged_forward_on_cpu.py",
+    ),
+    Fault(
+        "../kernels/omni/sm90/paged/triple_key_warps.cuh",
+        "    ++factor;\n",
+        "",
+        "tests/kernels/test_paged_forward_on_cpu.py",
+    ),
+    Fault(
+        "../kernels/omni/sm90/paged/triple_key_warps.cuh",
+        "whole = whole && this->pages().has(entries[w]);",
+        "",
+        "tests/kernels/test_paged_forward_on_cpu.py",
+    ),
 ]
 
 FAULTS = CALLS + MEMORY + FILES + GRADIENTS + RANKS + VERIFYING + STEPS + TABLES + BENCHES + PACKED + PAGES
