@@ -1130,6 +1130,24 @@ PACKED = [
         "weighing = uniform(consumer.row0) + 16 >= live",
         "tests/kernels/test_packed_pair_on_cpu.py",
     ),
+    Fault(
+        "../kernels/omni/sm90/packed/loop.cuh",
+        "few = kHalves && uniform(consumer.row0) + 8 >= live",
+        "few = kHalves && uniform(consumer.row0) + 16 >= live",
+        "tests/kernels/test_packed_pair_on_cpu.py",
+    ),
+    Fault(
+        "../kernels/omni/sm90/packed/merge.cuh",
+        "      if (before & one) atomicAdd(arrivals, 0u - 2 * one);\n",
+        "",
+        "tests/kernels/test_packed_pair_on_cpu.py",
+    ),
+    Fault(
+        "../kernels/omni/sm90/packed/merge.cuh",
+        "float const* const g_out = part(1 - split.y);",
+        "float const* const g_out = part(split.y);",
+        "tests/kernels/test_packed_pair_on_cpu.py",
+    ),
 ]
 
 # Prompts on caches in pages: lists of another item, and keys and values of another page.
@@ -1168,6 +1186,24 @@ PAGES = [
         "../kernels/omni/sm90/paged/key_warps.cuh",
         "whole = whole && found;",
         "whole = whole && exists;",
+        "tests/kernels/test_paged_forward_on_cpu.py",
+    ),
+    Fault(
+        "../kernels/omni/sm90/paged/triple_key_warps.cuh",
+        "static_cast<u64>(rows) * row == page && ",
+        "",
+        "tests/kernels/test_paged_forward_on_cpu.py",
+    ),
+    Fault(
+        "../kernels/omni/sm90/paged/triple_key_warps.cuh",
+        "    ++factor;\n",
+        "",
+        "tests/kernels/test_paged_forward_on_cpu.py",
+    ),
+    Fault(
+        "../kernels/omni/sm90/paged/triple_key_warps.cuh",
+        "whole = whole && this->pages().has(entries[w]);",
+        "",
         "tests/kernels/test_paged_forward_on_cpu.py",
     ),
 ]

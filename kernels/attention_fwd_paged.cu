@@ -3,8 +3,8 @@
 // these fill pages, else key by key.
 #include "omni/sm90/forward/loop.cuh"
 #include "omni/sm90/paged/config.cuh"
-#include "omni/sm90/paged/key_warps.cuh"
 #include "omni/sm90/paged/page_warps.cuh"
+#include "omni/sm90/paged/triple_key_warps.cuh"
 
 static_assert(OMNI_CACHED && !OMNI_PACK && !OMNI_FP8 && !OMNI_NARROW && OMNI_BLOCKS == 1, "what PagedSpec has");
 constexpr bool kByKey = OMNI_PAGE == 1;
@@ -30,7 +30,7 @@ extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
     omni::setmaxnreg_dec<Cfg::kProducerRegisters>();
     int const warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
     if constexpr (kByKey) {
-      omni::KeyWarps<Cfg>(args, smem).run(warp);
+      omni::TripleKeyWarps<Cfg>(args, smem).run(warp);
     } else {
       omni::PageWarps<Cfg>(args, smem).run(warp);
     }

@@ -10,16 +10,17 @@ long that tokens and work both are its share. Each rank meets few documents and 
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 
 import numpy as np
 
-from omnicupy.parallel.owners import Owners, spread
-from omnicupy.parallel.seen import Real, Whole
+from omnicupy.parallel.owners import Owners
+from omnicupy.parallel.runs import Real, Whole, spread, sums_before
 
 EVEN = 0.0025  # of a share of the work: within it, fewer cuts count more
 
-Piece = tuple[int, int, int]  # first token, stop token, rank
+Dealt = tuple[Whole, Whole, Whole]  # first and stop tokens of pieces of chunks, and their ranks
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Chunks:
 
     def before(self) -> tuple[Whole, Real]:
         """Tokens and work before each chunk, and of all."""
-        return np.append(0, np.cumsum(self.stop - self.first)), np.append(0.0, np.cumsum(self.work))
+        return sums_before(self.stop - self.first), sums_before(self.work)
 
     def pick(self, order: Whole, ends: Whole) -> Chunks:
         """Other chunks or another order."""
@@ -51,7 +52,7 @@ class Chunks:
 def contiguous(size: int, ranks: int) -> Owners:
     """Equal runs in order."""
     edges = np.arange(ranks + 1) * size // ranks
-    kept = np.flatnonzero(np.diff(edges))
+    kept = np.flatnonzero(edges[1:] - edges[:-1])
     return Owners(np.append(edges[kept], size), kept, ranks)
 
 
@@ -60,15 +61,16 @@ def zigzag(size: int, ranks: int) -> Owners:
     shares = shares_of(size, ranks)
     low = shares // 2
     lengths = np.concatenate([low, (shares - low)[::-1]])
-    owner = np.concatenate([np.arange(ranks), np.arange(ranks)[::-1]])
+    each = np.arange(ranks)
+    owner = np.concatenate([each, each[::-1]])
     kept = np.flatnonzero(lengths)
-    return Owners.of_chunks(np.append(0, np.cumsum(lengths[kept])), owner[kept], ranks)
+    return Owners.of_chunks(sums_before(lengths[kept]), owner[kept], ranks)
 
 
 def two_ended(chunks: Chunks, ranks: int) -> Owners:
     """Dense and light documents to each rank."""
     size = int((chunks.stop - chunks.first).sum())
-    return joined(taken(chunks, shares_of(size, ranks), range(ranks)), ranks)
+    return joined([taken(chunks, shares_of(size, ranks), range(ranks))], ranks)
 
 
 def shares_of(size: int, ranks: int) -> Whole:
@@ -86,66 +88,75 @@ def _line(chunks: Chunks) -> tuple[Chunks, np.ndarray]:
     order = np.argsort(-density, kind="stable")
     first, stop, turned = first[order], stop[order], turned[order]
     lengths = stop - first
-    ends = np.append(0, np.cumsum(lengths))
+    ends = sums_before(lengths)
     places = spread(first, stop)
     flags = np.repeat(turned, lengths)
     backward = np.repeat(first + stop - 1, lengths) - places
     return chunks.pick(np.where(flags, backward, places), ends), flags
 
 
-def taken(chunks: Chunks, shares: Whole, names: range) -> list[Piece]:
+def taken(chunks: Chunks, shares: Whole, names: range) -> Dealt:
     """Each rank's run from the dense end and from the light end: its share of tokens, and of what work is left."""
     line, turned = _line(chunks)
     tokens, work = line.before()
-    low, high = 0, int(tokens[-1])
+    edges, places = tokens.tolist(), tokens.astype(np.float64)
+    low, high = 0, edges[-1]
     runs = []
-    for at, name in enumerate(names):
-        share = int(shares[at])
-        left_work = float(np.interp(high, tokens, work) - np.interp(low, tokens, work))
-        goal = left_work * share / max(1, high - low)
-        last = at == len(shares) - 1
-        take = share if last or not share else _from_dense_end(tokens, work, (low, high), share, goal)
+    for name, share in zip(names, shares.tolist(), strict=True):
+        last = name == names[-1]
+        take = share if last or not share else _from_dense_end(edges, (places, work), (low, high), share)
         runs += [(low, low + take, name), (high - (share - take), high, name)]
         low, high = low + take, high - (share - take)
-    return _pieces(line, turned, tokens, np.array(runs, np.int64))
+    return _pieces(line, turned, tokens, np.array(runs))
 
 
-def _from_dense_end(tokens: Whole, work: Real, left: tuple[int, int], share: int, goal: float) -> int:
-    """How many of `share` tokens come from the dense end so that the work is nearest to `goal`.
+def _from_dense_end(edges: list[int], line: tuple[Real, Real], left: tuple[int, int], share: int) -> int:
+    """How many of `share` tokens come from the dense end so that their part of the work that is left is nearest to
+    their part of the tokens. edges: of chunks.  line: the same places, and the work before each.
 
-    Within EVEN of the goal the place that cuts the least chunks is taken.
+    Within EVEN of that the place that cuts the least chunks is taken.
     """
-    low, high = left
-    i, p = np.searchsorted(tokens, [low, high - share], "right")
-    j, q = np.searchsorted(tokens, [low + share, high], "left")
-    places = np.concatenate([[0], tokens[i:j] - low, tokens[p:q] - (high - share), [share]])
-    places.sort()
-    at = np.interp(np.concatenate([[low, high], low + places, high - share + places]), tokens, work)
-    over = at[2 : len(places) + 2] - at[0] + at[1] - at[len(places) + 2 :] - goal
-    near = np.flatnonzero(np.abs(over) <= EVEN * goal)
+    (places, work), (low, high) = line, left
+    after = high - share  # where the light end's run begins if none comes from the dense end
+    a, b = bisect_right(edges, low), bisect_left(edges, low + share)
+    c, d = bisect_right(edges, after, a), bisect_left(edges, high, b)
+    cuts = np.empty(b - a + d - c + 2)
+    cuts[0], cuts[-1] = 0.0, share
+    np.subtract(places[a:b], low, out=cuts[1 : b - a + 1])
+    np.subtract(places[c:d], after, out=cuts[b - a + 1 : -1])
+    cuts.sort()
+    ends = np.empty((2, len(cuts)))
+    np.add(cuts, low, out=ends[0])
+    np.add(cuts, after, out=ends[1])
+    dense, light = np.interp(ends, places, work)
+    goal = float(light[-1] - dense[0]) * share / (high - low)
+    over = dense - dense[0] + light[-1] - light - goal
+    near = (np.abs(over) <= EVEN * goal).nonzero()[0]
     if len(near):
-        return int(places[near[np.argmax(np.abs(places[near] - share / 2))]])
-    cross = np.flatnonzero((over[:-1] < 0) != (over[1:] < 0))
+        return int(cuts[near[np.abs(cuts[near] - share / 2).argmax()]])
+    below = over < 0
+    cross = (below[:-1] != below[1:]).nonzero()[0]
     if not len(cross):
-        return int(places[int(np.argmin(np.abs(over)))])
+        return int(cuts[np.abs(over).argmin()])
     one = int(cross[0])
     part = over[one] / (over[one] - over[one + 1])
-    return int(places[one] + round(part * float(places[one + 1] - places[one])))
+    return int(cuts[one]) + round(float(part) * float(cuts[one + 1] - cuts[one]))
 
 
-def _pieces(line: Chunks, turned: np.ndarray, tokens: Whole, runs: Whole) -> list[Piece]:
+def _pieces(line: Chunks, turned: np.ndarray, tokens: Whole, runs: Whole) -> Dealt:
     """The tokens of runs of the line, (low, high, rank) each, as pieces of chunks."""
     runs = runs[runs[:, 0] < runs[:, 1]]
-    begin = np.searchsorted(tokens, runs[:, 0], "right") - 1
-    end = np.searchsorted(tokens, runs[:, 1], "left")
+    begin = tokens.searchsorted(runs[:, 0], "right") - 1
+    end = tokens.searchsorted(runs[:, 1])
     chunk = spread(begin, end)
-    low, high, name = (np.repeat(runs[:, side], end - begin) for side in range(3))
+    low, high, name = runs.repeat(end - begin, axis=0).T
     skipped = np.maximum(low - tokens[chunk], 0)
     kept = np.minimum(high, tokens[chunk + 1]) - tokens[chunk] - skipped
     first = np.where(turned[chunk], line.stop[chunk] - skipped - kept, line.first[chunk] + skipped)
-    return list(zip(first.tolist(), (first + kept).tolist(), name.tolist(), strict=True))
+    return first, first + kept, name
 
 
-def joined(pieces: list[Piece], ranks: int) -> Owners:
-    ordered = np.array(sorted(pieces), np.int64)
-    return Owners.of_chunks(np.append(ordered[:, 0], ordered[-1, 1]), ordered[:, 2], ranks)
+def joined(dealt: list[Dealt], ranks: int) -> Owners:
+    first, stop, name = (np.concatenate(side) for side in zip(*dealt, strict=True))
+    order = first.argsort()
+    return Owners.of_chunks(np.append(first[order], stop.max()), name[order], ranks)

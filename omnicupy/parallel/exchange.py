@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from omnicupy.masks.intervals import BoolArray, Intervals
 from omnicupy.masks.mask import Mask
-from omnicupy.parallel.owners import Owners, offsets_within, spread
-from omnicupy.parallel.seen import Rectangles, Whole
+from omnicupy.parallel.owners import Owners
+from omnicupy.parallel.prediction import Flows
+from omnicupy.parallel.runs import Whole, merged, offsets_within, spread, unique
+from omnicupy.parallel.seen import Rectangles
 
 MOST_PAIRS = 1 << 22  # of a run of keys and a run of rows, that are written out
+FEW_PAIRS = 1 << 12  # that are sorted in any case
+SPARSE = 16  # places of an array for each pair, from which on sorting pairs is faster
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +45,11 @@ class Needs:
 
     def traffic(self, ranks: int) -> Whole:
         """Keys that each rank (first axis) sends to each other one (second axis)."""
-        lengths, sent = np.diff(self.edges), np.zeros((ranks, ranks), np.int64)
-        for rank in range(ranks):
-            segments = self.foreign(rank)
-            sent[:, rank] = np.bincount(self.owner[segments], lengths[segments], ranks)
-        return sent
+        segment, target = np.divmod(np.flatnonzero(self.need), ranks)
+        every = self.owner[segment] * ranks + target
+        sent = np.bincount(every, np.diff(self.edges)[segment], ranks * ranks).reshape(ranks, ranks)
+        np.fill_diagonal(sent, 0.0)
+        return sent.astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,20 +162,27 @@ def seen_by(ranges: tuple[Whole, Whole, Whole], count: int, rows: Owners) -> Boo
     return seen
 
 
-def expected_traffic(found: Rectangles, rows: Owners, keys: Owners) -> NDArray[np.float64]:
+def expected_traffic(found: Rectangles, rows: Owners, keys: Owners) -> Flows:
     """About how many keys each rank sends to each other one, never fewer: whole runs of keys count."""
-    first = np.searchsorted(rows.edges, found.first, "right") - 1
-    last = np.searchsorted(rows.edges, found.stop, "left")
-    count = len(found.key_edges) - 1
-    seen = seen_by((found.run, first, last), count, rows)
-    edges = np.unique(np.concatenate([found.key_edges, keys.edges]))
-    owner, lengths = keys.at(edges[:-1]), np.diff(edges)
-    run, ranks = np.searchsorted(found.key_edges, edges[:-1], "right") - 1, rows.ranks
-    begins = np.append(np.searchsorted(run, np.arange(count)), len(run))  # segments of each run of keys
-    whole, rank = np.divmod(np.flatnonzero(seen), ranks)
-    segment = spread(begins[whole], begins[whole + 1])
-    target = np.repeat(rank, begins[whole + 1] - begins[whole])
-    each = np.bincount(owner[segment] * ranks + target, lengths[segment], ranks * ranks)
-    sent: NDArray[np.float64] = each.reshape(ranks, ranks).astype(np.float64)
-    np.fill_diagonal(sent, 0.0)
-    return sent
+    first = rows.edges.searchsorted(found.first, "right") - 1
+    last = rows.edges.searchsorted(found.stop)
+    count, ranks = len(found.key_edges) - 1, rows.ranks
+    whole, rank = np.divmod(_pairs_seen((found.run, first, last), count, rows), ranks)
+    edges = merged(found.key_edges, keys.edges)
+    owner, lengths = keys.at(edges[:-1]), edges[1:] - edges[:-1]
+    begins = edges.searchsorted(found.key_edges)  # segments of each run of keys
+    low, high = begins[whole], begins[whole + 1]
+    segment, target = spread(low, high), rank.repeat(high - low)
+    source, tokens = owner[segment], lengths[segment]
+    foreign = source != target
+    return Flows(source[foreign], target[foreign], tokens[foreign], ranks)
+
+
+def _pairs_seen(ranges: tuple[Whole, Whole, Whole], count: int, rows: Owners) -> Whole:
+    """What `seen_by` gives as numbers, run of keys * ranks + rank, ascending; without its array where they are few."""
+    run, first, last = ranges
+    lengths = last - first
+    pairs = int(lengths.sum())
+    if pairs > FEW_PAIRS and SPARSE * pairs > count * rows.ranks:
+        return np.flatnonzero(seen_by(ranges, count, rows))
+    return unique((run * rows.ranks).repeat(lengths) + rows.owner[spread(first, last)])

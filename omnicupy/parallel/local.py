@@ -9,7 +9,7 @@ from omnicupy.masks import intervals as masks_intervals
 from omnicupy.masks.intervals import BoolArray
 from omnicupy.masks.mask import Mask, from_bits
 from omnicupy.parallel.owners import Owners
-from omnicupy.parallel.seen import Whole
+from omnicupy.parallel.runs import Whole
 
 
 def local_mask(mask: Mask, rows: Owners, rank: int, keys: Whole) -> Mask:

@@ -16,12 +16,14 @@ from omnicupy.parallel.exchange import expected_traffic
 from omnicupy.parallel.owners import Owners
 from omnicupy.parallel.plan import Plan
 from omnicupy.parallel.prediction import Heads, Setting, Speeds, pairs_of
-from omnicupy.parallel.seen import Real, Rectangles, Whole
+from omnicupy.parallel.runs import Real, Whole, sums_before
+from omnicupy.parallel.seen import Shown
 
 MOST_RANKS = 1 << 14
 CHUNKS_A_RANK = 16  # in which work is weighed; where a rank's run ends is exact to a token
 MOST_CHUNK = 512  # tokens
 USUAL_HEADS = Heads(32, 8, 128)
+USUAL_SPEEDS = Speeds()
 NAMES = ("contiguous", "zigzag", "two_ended", "nodes_first")
 
 Given = tuple[str, Owners, Owners]  # name, owners of rows, owners of keys
@@ -61,12 +63,13 @@ def plan(
     setting = _setting(ranks, node, heads, speeds)
     shares = _weights(weights, len(given))
     q_len, k_len = given[0].shape
-    bounds = seen.documents(given) if q_len == k_len else np.array([0, q_len])
-    chunks = _chunks(given, shares, bounds, setting.ranks)
+    shown = [seen.Shown.of(mask) for mask in given]
+    bounds = seen.documents(shown) if q_len == k_len else np.array([0, q_len])
+    chunks = _chunks(shown, shares, bounds, setting.ranks)
     candidates = list(_candidates((rows, keys), (q_len, k_len), chunks, setting))
     name, own_rows, own_keys = candidates[0]
     if len(candidates) > 1:
-        name, own_rows, own_keys = _fastest(candidates, given, shares, (bounds, chunks), setting)
+        name, own_rows, own_keys = _fastest(candidates, shown, shares, chunks, setting)
     return Plan(given, shares, own_rows, own_keys, bounds, name, setting, heads is not None)
 
 
@@ -104,7 +107,7 @@ def _setting(ranks: int, node: int, heads: Any, speeds: Speeds | None) -> Settin
     of_node = min(
         at_least_one("plan", "node", node), check_numbers.MOST
     )  # one node of all ranks, however large
-    return Setting(count, of_node, found, speeds or Speeds())
+    return Setting(count, of_node, found, speeds or USUAL_SPEEDS)
 
 
 def _weights(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
@@ -119,12 +122,12 @@ def _weights(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
     return found
 
 
-def _chunks(masks: tuple[Mask, ...], weights: tuple[float, ...], bounds: Whole, ranks: int) -> assign.Chunks:
+def _chunks(shown: Sequence[Shown], weights: tuple[float, ...], bounds: Whole, ranks: int) -> assign.Chunks:
     """Chunks of rows with their weighted allowed pairs."""
-    edges = seen.chunk_edges(bounds, _chunk(masks[0].shape[0], ranks))
+    edges = seen.chunk_edges(bounds, _chunk(shown[0].mask.shape[0], ranks))
     work = np.zeros(len(edges) - 1)
-    for mask, weight in zip(masks, weights, strict=True):
-        work += weight * np.add.reduceat(seen.row_work(mask), edges[:-1])
+    for one, weight in zip(shown, weights, strict=True):
+        work += weight * seen.chunk_work(one, edges)
     return assign.Chunks.of(edges, work, bounds)
 
 
@@ -191,34 +194,34 @@ def _owners(name: str, given: Any, tokens: int, ranks: int) -> Owners:
 
 def _fastest(
     candidates: Sequence[Given],
-    masks: tuple[Mask, ...],
+    shown: Sequence[Shown],
     weights: tuple[float, ...],
-    found: tuple[Whole, assign.Chunks],
+    chunks: assign.Chunks,
     setting: Setting,
 ) -> Given:
     """The candidate whose slowest rank is predicted to be done first; the earlier one of equals."""
-    bounds, chunks = found
-    q_len, k_len = masks[0].shape
-    chunk = _chunk(k_len, setting.ranks)
-    key_edges = seen.chunk_edges(bounds if q_len == k_len else np.array([0, k_len]), chunk)
-    parts = [(seen.rectangles(mask, key_edges), weight) for mask, weight in zip(masks, weights, strict=True)]
-    before = np.append(0.0, np.cumsum(chunks.work)) / sum(weights)
-    mean = (np.append(chunks.first, q_len), before)
-    times = [_seconds(rows, keys, parts, mean, setting) for _, rows, keys in candidates]
-    return candidates[int(np.argmin(times))]
+    q_len, k_len = shown[0].mask.shape
+    edges = np.append(chunks.first, q_len)
+    key_edges = edges
+    if q_len != k_len:
+        key_edges = seen.chunk_edges(np.array([0, k_len]), _chunk(k_len, setting.ranks))
+    parts = [(seen.rectangles(one, key_edges), weight) for one, weight in zip(shown, weights, strict=True)]
+    # Of a layer in the mean: places, and the pairs before them.
+    mean = (edges.astype(np.float64), sums_before(chunks.work) / sum(weights))
+    pairs = [pairs_of(mean, rows) for _, rows, _ in candidates]
+    least = [_seconds(one, [(0.0, weight) for weight in weights], setting) for one in pairs]
+    best, found = np.inf, 0
+    for at in sorted(range(len(candidates)), key=least.__getitem__):
+        if least[at] > best:  # the work alone takes longer
+            break
+        _, rows, keys = candidates[at]
+        waits = [(setting.flows_s(expected_traffic(one, rows, keys)), weight) for one, weight in parts]
+        took = _seconds(pairs[at], waits, setting)
+        if (took, at) < (best, found):
+            best, found = took, at
+    return candidates[found]
 
 
-def _seconds(
-    rows: Owners,
-    keys: Owners,
-    parts: Sequence[tuple[Rectangles, float]],
-    mean: tuple[Whole, Real],
-    setting: Setting,
-) -> float:
-    """Of all layers. mean: places, and the pairs before them, of a layer in the mean."""
-    pairs = pairs_of(mean, rows)
-    total = 0.0
-    for found, weight in parts:
-        sent = expected_traffic(found, rows, keys)
-        total += weight * float(setting.rank_s(pairs, sent).max())
-    return total
+def _seconds(pairs: Real, waits: Sequence[tuple[Real | float, float]], setting: Setting) -> float:
+    """Of all layers: the slowest rank of each. waits: seconds of each rank's exchange, and how many layers have it."""
+    return sum(weight * float(setting.rank_s(pairs, wait).max()) for wait, weight in waits)

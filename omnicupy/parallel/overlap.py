@@ -21,7 +21,8 @@ from omnicupy.masks.intervals import BoolArray
 from omnicupy.masks.mask import Mask
 from omnicupy.parallel.plan import Plan
 from omnicupy.parallel.prediction import Heads
-from omnicupy.parallel.seen import Real, row_work
+from omnicupy.parallel.runs import Real
+from omnicupy.parallel.seen import row_work
 
 BLOCK = 128  # rows: launches are cut where block rows end
 MOST_LOOKED_AT = 1 << 25  # ranks times rows, which take 0.1 s; above it each rank looks at its own

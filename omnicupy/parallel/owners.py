@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from omnicupy.parallel.seen import Whole
+from omnicupy.parallel.runs import Whole, offsets_within, spread
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +25,9 @@ class Owners:
     @staticmethod
     def of_chunks(edges: Whole, owner: Whole, ranks: int) -> Owners:
         """Chunks and their owners, those side by side of one owner joined."""
-        first = np.append(True, owner[1:] != owner[:-1])
-        return Owners(np.append(edges[:-1][first], edges[-1]), owner[first], ranks)
+        kept = np.ones(len(edges), np.bool_)
+        np.not_equal(owner[1:], owner[:-1], out=kept[1:-1])
+        return Owners(edges[kept], owner[kept[:-1]], ranks)
 
     @staticmethod
     def of_tokens(owner: NDArray[np.integer], ranks: int) -> Owners:
@@ -70,24 +71,3 @@ class Owners:
     def offsets(self) -> Whole:
         """Where each run begins in its owner's shard, (runs,)."""
         return offsets_within(self.owner, np.diff(self.edges))
-
-
-def spread(first: Whole, stop: Whole) -> Whole:
-    """All numbers of the ranges [first, stop), one range after the other."""
-    lengths = stop - first
-    ends = np.cumsum(lengths)
-    total = int(ends[-1]) if len(ends) else 0
-    found: Whole = np.arange(total) + np.repeat(first - (ends - lengths), lengths)
-    return found
-
-
-def offsets_within(group: Whole, lengths: Whole) -> Whole:
-    """For each item the sum of the lengths of the earlier ones of its group."""
-    order = np.argsort(group, kind="stable")
-    sums = np.cumsum(lengths[order]) - lengths[order]
-    sorted_group = group[order]
-    begins = np.append(True, sorted_group[1:] != sorted_group[:-1]) if len(group) else np.zeros(0, np.bool_)
-    base = np.repeat(sums[begins], np.diff(np.append(np.flatnonzero(begins), len(group))))
-    found = np.empty_like(sums)
-    found[order] = sums - base
-    return found

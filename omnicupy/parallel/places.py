@@ -10,7 +10,7 @@ import torch
 
 from omnicupy.errors import UnsupportedError
 from omnicupy.parallel.exchange import Exchange
-from omnicupy.parallel.seen import Whole
+from omnicupy.parallel.runs import Whole
 from omnicupy.torch.state import captures
 
 Run: TypeAlias = Any  # slice or index tensor

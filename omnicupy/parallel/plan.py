@@ -167,9 +167,8 @@ class Plan:
         """`documents` of one mask."""
         key = ("documents", mask)
         if key not in self._found:
-            q_len, k_len = self.shape
-            bounds = seen.documents([self.masks[mask]]) if q_len == k_len else np.array([0, q_len])
-            self._found[key] = bounds
+            (q_len, k_len), shown = self.shape, seen.Shown.of(self.masks[mask])
+            self._found[key] = seen.documents([shown]) if q_len == k_len else np.array([0, q_len])
         found: NDArray[np.int64] = self._found[key]
         return found
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from omnicupy.parallel import check_numbers
 from omnicupy.parallel.owners import Owners
-from omnicupy.parallel.seen import Real, Whole
+from omnicupy.parallel.runs import Real, Whole
 
 ELEMENT_BYTES = 2
 
@@ -76,21 +76,53 @@ class Setting:
 
     def exchange_s(self, sent: NDArray[np.float64] | Whole) -> Real:
         """Seconds that each rank's exchange takes. sent: keys from each rank to each other one."""
-        near, far = near_and_far(sent, self.node)
+        return self._moved_s(*near_and_far(sent, self.node))
+
+    def flows_s(self, flows: Flows) -> Real:
+        """The same."""
+        return self._moved_s(*flows.near_and_far(self.node))
+
+    def _moved_s(self, near: Real, far: Real) -> Real:
         speeds = self.speeds
-        near_s = self.heads.key_bytes * near.max(axis=0) / speeds.near
-        far_s = self.heads.key_bytes * far.max(axis=0) / speeds.far
+        near_s = self.heads.key_bytes * np.maximum(*near) / speeds.near
+        far_s = self.heads.key_bytes * np.maximum(*far) / speeds.far
         wait = np.where(far_s > 0, speeds.far_s, np.where(near_s > 0, speeds.near_s, 0.0))
         found: Real = wait + np.maximum(near_s, far_s)
         return found
 
-    def rank_s(self, pairs: Real, sent: NDArray[np.float64] | Whole) -> Real:
+    def rank_s(self, pairs: Real, exchange_s: Real | float) -> Real:
         """Seconds of each rank: the exchange, then one launch on own and received keys."""
-        return self.speeds.launch_s + self.exchange_s(sent) + self.work_s(pairs)
+        return self.speeds.launch_s + exchange_s + self.work_s(pairs)
 
     def alone_s(self, pairs: float) -> float:
         """Seconds of the whole problem on one rank."""
         return self.speeds.launch_s + float(self.work_s(np.array(pairs)))
+
+
+@dataclass(frozen=True, eq=False)
+class Flows:
+    """Keys that go from one rank to another one, in any number of parts: source, target and keys of each part."""
+
+    source: Whole
+    target: Whole
+    keys: Whole
+    ranks: int
+
+    def matrix(self) -> Real:
+        """From each rank (first axis) to each other one (second axis)."""
+        each = self.source * self.ranks + self.target
+        sums = np.bincount(each, self.keys, self.ranks * self.ranks).astype(np.float64)
+        return sums.reshape(self.ranks, self.ranks)
+
+    def near_and_far(self, node: int) -> tuple[Real, Real]:
+        """As the function of this name."""
+        if self.ranks <= node:
+            return self._sums(self.keys), np.zeros((2, self.ranks))
+        near = np.where(self.source // node == self.target // node, self.keys, 0)
+        return self._sums(near), self._sums(self.keys - near)
+
+    def _sums(self, keys: Whole) -> Real:
+        return np.array([np.bincount(side, keys, self.ranks) for side in (self.source, self.target)])
 
 
 def near_and_far(sent: NDArray[np.float64] | Whole, node: int) -> tuple[Real, Real]:
@@ -101,8 +133,8 @@ def near_and_far(sent: NDArray[np.float64] | Whole, node: int) -> tuple[Real, Re
     return np.stack([near.sum(1), near.sum(0)]), np.stack([far.sum(1), far.sum(0)])
 
 
-def pairs_of(work_before: tuple[Whole, Real], rows: Owners) -> Real:
+def pairs_of(work_before: tuple[Whole | Real, Real], rows: Owners) -> Real:
     """Allowed pairs of each rank's rows. work_before: places, and the pairs of the rows before each."""
     at = np.interp(rows.edges, *work_before)
-    found: Real = np.bincount(rows.owner, np.diff(at), rows.ranks).astype(np.float64)
+    found: Real = np.bincount(rows.owner, at[1:] - at[:-1], rows.ranks).astype(np.float64)
     return found

@@ -1,7 +1,8 @@
 """What masks show of their tokens: the work of each row, where documents end, which rows runs of keys are seen by.
 
-A plan weighs chunks of tokens. Everything here is O(tokens) once, and O(chunks) after that, for masks in interval
-form; of a mask held as bits or tiles, rows are counted strip by strip. Where documents end is exact for all masks.
+A plan weighs chunks of tokens. For masks in interval form everything here is one pass over the tokens, and O(pieces and
+chunks) after that; of a mask held as bits or tiles, rows are counted strip by strip. Where documents end is exact for
+all masks.
 """
 
 from __future__ import annotations
@@ -15,14 +16,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnicupy.masks import bits
-from omnicupy.masks.intervals import Intervals
 from omnicupy.masks.mask import Mask
+from omnicupy.parallel.pieces import Pieces
+from omnicupy.parallel.runs import Whole, sums_before
 
-Whole: TypeAlias = NDArray[np.int64]
-Real: TypeAlias = NDArray[np.float64]
 Extent: TypeAlias = tuple[Any, Any]  # of each key, int32 (k_len,)
 
 MOST_STRIPS = 512  # of a mask without interval form, in which its rows are counted
+FEW = 8  # keys a piece, from which on pieces are faster than rows one by one
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """A mask, and its pieces where it is in interval form."""
+
+    mask: Mask
+    pieces: Pieces | None
+
+    @staticmethod
+    def of(mask: Mask) -> Shown:
+        return Shown(mask, None if mask.intervals is None else Pieces.of(mask.intervals, mask.shape[0]))
+
+    @property
+    def few(self) -> Pieces | None:
+        """The pieces, where they are few."""
+        pieces = self.pieces
+        return pieces if pieces is not None and FEW * len(pieces.edges) <= self.mask.shape[1] else None
 
 
 @dataclass(frozen=True)
@@ -40,11 +59,13 @@ class Rectangles:
 
 def chunk_edges(bounds: Whole, chunk: int) -> Whole:
     """Bounds of chunks of at most `chunk` tokens that end with their document. bounds: of the documents."""
-    lengths = np.diff(bounds)
+    lengths = bounds[1:] - bounds[:-1]
     counts = -(-lengths // chunk)
-    first = np.repeat(np.cumsum(counts) - counts, counts)
-    starts = np.repeat(bounds[:-1], counts) + (np.arange(int(counts.sum())) - first) * chunk
-    return np.append(starts, bounds[-1])
+    ends = counts.cumsum()
+    edges = np.arange(ends[-1] + 1) * chunk
+    edges[:-1] += (bounds[:-1] - (ends - counts) * chunk).repeat(counts)
+    edges[-1] = bounds[-1]
+    return edges
 
 
 def strips(q_len: int) -> Whole:
@@ -67,37 +88,51 @@ def row_work(mask: Mask) -> NDArray[Any]:
     return np.cumsum(change[:q_len], out=change[:q_len])
 
 
-class _Extents(NamedTuple):
-    """For each key the first row that sees it and the one after the last, (q_len, 0) where none does; int32: as wide as
-    they may be, and as narrow, which differ where rows are counted in strips.
+def chunk_work(shown: Shown, edges: Whole) -> NDArray[Any]:
+    """Keys that the rows of each chunk see. edges: bounds of the chunks, of all rows."""
+    if shown.few is not None:
+        return np.diff(shown.few.pairs_before(edges))
+    return np.add.reduceat(row_work(shown.mask), edges[:-1])
 
-    keys: of each strip the keys [k0, k1) that its rows see; () of masks in interval form.
+
+def pairs_before(mask: Mask, rows: Whole) -> NDArray[Any]:
+    """Allowed pairs of the rows before each of these; of masks without interval form by the mean of a row's strip."""
+    few = Shown.of(mask).few
+    return sums_before(row_work(mask))[rows] if few is None else few.pairs_before(rows)
+
+
+class _Extents(NamedTuple):
+    """Of a mask in strips: for each key the first row that sees it and the one after the last, (q_len, 0) where none
+    does, int32: as wide as they may be, and as narrow.
+
+    keys: of each strip the keys [k0, k1) that its rows see.
     """
 
     widest: Extent
     narrowest: Extent
-    keys: tuple[tuple[int, int], ...] = ()
+    keys: tuple[tuple[int, int], ...]
 
 
-def documents(masks: Sequence[Mask]) -> Whole:
+def documents(masks: Sequence[Shown]) -> Whole:
     """Bounds of the documents of square masks: the places that no pair of any of them crosses."""
-    size = masks[0].shape[0]
-    found = [_extents(mask) for mask in masks]
-    free = _free([one.widest for one in found])
-    if any(one.keys for one in found):
+    size = masks[0].mask.shape[0]
+    exact = [one.pieces.free() for one in masks if one.pieces is not None]
+    inside = exact[0] if len(exact) == 1 else np.logical_and.reduce([*exact, np.ones(size - 1, np.bool_)])
+    free, strips_of = inside, [(one.mask, _extents(one.mask)) for one in masks if one.pieces is None]
+    if strips_of:
         # Strips leave some places open: there the rows themselves are looked at.
-        places = np.flatnonzero(_free([one.narrowest for one in found]) & ~free) + 1
-        for mask, one in zip(masks, found, strict=True):
-            places = _uncrossed(mask, places, one.keys) if one.keys else places
+        free = np.logical_and.reduce([inside, *(_free(one.widest) for _, one in strips_of)])
+        unclear = np.logical_and.reduce([inside, ~free, *(_free(one.narrowest) for _, one in strips_of)])
+        places = np.flatnonzero(unclear) + 1
+        for mask, one in strips_of:
+            places = _uncrossed(mask, places, one.keys)
         free[places - 1] = True
-    return np.concatenate([[0], np.flatnonzero(free) + 1, [size]]).astype(np.int64)
+    return np.concatenate([[0], np.flatnonzero(free) + 1, [size]])
 
 
-def _free(extents: Sequence[Extent]) -> NDArray[np.bool_]:
-    """Whether no pair of any mask crosses place i + 1, (keys - 1,)."""
-    first, last = extents[0]
-    for also in extents[1:]:
-        first, last = np.minimum(first, also[0]), np.maximum(last, also[1])
+def _free(extent: Extent) -> NDArray[np.bool_]:
+    """Whether no pair crosses place i + 1, (keys - 1,)."""
+    first, last = extent
     last = np.maximum.accumulate(last)
     first = np.minimum.accumulate(first[::-1])[::-1]
     inner = np.arange(1, len(first), dtype=np.int32)
@@ -107,11 +142,6 @@ def _free(extents: Sequence[Extent]) -> NDArray[np.bool_]:
 
 def _extents(mask: Mask) -> _Extents:
     q_len = mask.shape[0]
-    if mask.intervals is not None:
-        start, stop = mask.intervals  # canonical: ascending, unused slots (0, 0) and last
-        last = stop[0] if len(stop) == 1 else stop.max(axis=0)
-        exact = np.where(stop[0] > 0, start[0], np.int32(q_len)), last
-        return _Extents(exact, exact)
     first, stop = np.full(mask.shape[1], q_len, np.int32), np.zeros(mask.shape[1], np.int32)
     latest, soonest, keys = first.copy(), stop.copy(), []
     for a, b in pairwise(strips(q_len).tolist()):
@@ -147,30 +177,15 @@ def _keys_of_rows(mask: Mask, rows: tuple[int, int], keys: tuple[int, int]) -> t
     return low, high
 
 
-def rectangles(mask: Mask, key_edges: Whole) -> Rectangles:
+def rectangles(shown: Shown, key_edges: Whole) -> Rectangles:
     """Which rows see keys of each run of keys, as ranges."""
-    if mask.intervals is not None:
-        return _of_intervals(mask.intervals, mask.shape[0], key_edges)
-    edges, found = strips(mask.shape[0]), []
-    for a, b in pairwise(edges.tolist()):
+    if shown.pieces is not None:
+        return Rectangles(key_edges, *shown.pieces.rows_of(key_edges))
+    mask, found = shown.mask, []
+    for a, b in pairwise(strips(mask.shape[0]).tolist()):
         counts = np.add.reduceat(mask.key_counts_of(a, b), key_edges[:-1])
         found.append((np.flatnonzero(counts), a, b))
     run = np.concatenate([one for one, _, _ in found])
     widths = [len(one) for one, _, _ in found]
     bounds = [np.repeat([one[side] for one in found], widths) for side in (1, 2)]
     return Rectangles(key_edges, run, *(one.astype(np.int64) for one in bounds))
-
-
-def _of_intervals(pairs: Intervals, q_len: int, key_edges: Whole) -> Rectangles:
-    runs, firsts, stops = [], [], []
-    for start, stop in zip(*pairs, strict=True):
-        last = np.maximum.reduceat(stop, key_edges[:-1])
-        # An unused slot holds (0, 0), which must not count as row 0; only then is a copy made.
-        unused = start >= stop
-        at = np.where(unused, q_len, start) if unused.any() else start
-        first = np.minimum.reduceat(at, key_edges[:-1])
-        run = np.flatnonzero(first < last)
-        runs.append(run)
-        firsts.append(first[run].astype(np.int64))
-        stops.append(last[run].astype(np.int64))
-    return Rectangles(key_edges, *(np.concatenate(one) for one in (runs, firsts, stops)))

@@ -12,7 +12,8 @@ from omnicupy.masks.mask import Mask
 from omnicupy.parallel.exchange import Needs
 from omnicupy.parallel.owners import Owners
 from omnicupy.parallel.prediction import Setting, near_and_far
-from omnicupy.parallel.seen import Real, row_work
+from omnicupy.parallel.runs import Real
+from omnicupy.parallel.seen import pairs_before
 
 MOST_SHOWN = 16  # ranks in print(stats)
 
@@ -75,12 +76,12 @@ def stats_of(
     moved = np.zeros((3, ranks))
     alone = slowest = 0.0
     for mask, weight, need in zip(masks, weights, needs, strict=True):
-        before = np.append(0.0, np.cumsum(row_work(mask)))
-        own: Real = np.bincount(rows.owner, np.diff(before[rows.edges]), ranks).astype(np.float64)
+        before = pairs_before(mask, rows.edges)
+        own: Real = np.bincount(rows.owner, np.diff(before), ranks).astype(np.float64)
         traffic = need.traffic(ranks)
         near, far_keys = near_and_far(traffic, setting.node)
         moved += weight * np.stack([near[1] + far_keys[1], near[0] + far_keys[0], far_keys[1]])
-        took = setting.rank_s(own, traffic)
+        took = setting.rank_s(own, setting.exchange_s(traffic))
         pairs += weight * own
         rank_s += weight * took
         alone += weight * setting.alone_s(float(before[-1]))

@@ -86,6 +86,9 @@ _INSTEAD: dict[str, list[tuple[Any, ...]]] = {
     "omni/sm90/backward/place_turns.cuh": [
         (r'asm volatile\("st\.release.*?"memory"\);', "__atomic_store_n(g_target, x, __ATOMIC_RELEASE);")
     ],
+    "omni/sm90/packed/ptx.cuh": [
+        (r"u32 before;\n  asm volatile\(.*?return before;", "return atomicAdd(g_counter, more);")
+    ],
     "omni/work.cuh": [(r"int index;\n  asm volatile\(.*?return index;", "return blockIdx.x;")],
     "omni/mask/rule.cuh": [
         (r"u32 rows;\n  asm\(.*?return rows;", "return first >= 32 ? 0u : 0xffffffffu << max(first, 0);")

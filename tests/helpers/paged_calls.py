@@ -4,6 +4,7 @@ calls of forward kernels on both, run on the CPU.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -42,8 +43,16 @@ LAYOUTS: dict[str, Callable[[tuple[int, int, int, int], Any, int], tuple[Array, 
         new((s[0], 2, s[2], s[1], s[3])).transpose(1, 0, 3, 2, 4)
     ),
     "transformers": lambda s, new, _: _both(new((s[0], 3, 2, *s[1:])).swapaxes(0, 2)[:, 1]),
+    "padded": lambda s, new, _: (_behind_each_other(s, new), _behind_each_other(s, new)),
 }
 UNEQUAL = ("tokens-first", "vllm")
+
+
+def _behind_each_other(shape: tuple[int, int, int, int], new: Any) -> Array:
+    """Pages with a gap behind each, so that from page to page is no multiple of from key to key."""
+    pages, *rest = shape
+    columns = math.prod(rest)
+    return new((pages, columns + 8))[:, :columns].reshape(shape)
 
 
 def _both(array: Array) -> tuple[Array, Array]:

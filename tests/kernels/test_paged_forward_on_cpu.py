@@ -163,6 +163,12 @@ def test_pages_by_boxes_and_key_by_key(
     _compare(name, case, page_size, library, planner)
 
 
+@pytest.mark.parametrize("layout", paged_calls.LAYOUTS)
+@pytest.mark.parametrize("page_size", [1, 6])
+def test_layouts_key_by_key(page_size: int, layout: str, library: Any, planner: Any) -> None:
+    _compare("sm90-three", "chunk", page_size, library, planner, layout=layout)
+
+
 @pytest.mark.parametrize("group", [1, 3, 8])
 @pytest.mark.parametrize("name", ["sm80", "sm90-packed"])
 def test_groups(name: str, group: int, library: Any, planner: Any) -> None:
@@ -183,7 +189,15 @@ def test_pages_that_sequences_share(name: str, library: Any, planner: Any) -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "page_size"), [*((name, 16) for name in SPECS), ("sm80", 64), ("sm90", 64), ("sm90", 2)]
+    ("name", "page_size"),
+    [
+        *((name, 16) for name in SPECS),
+        ("sm80", 64),
+        ("sm90", 64),
+        ("sm90", 2),
+        ("sm90-three", 1),
+        ("sm90-three", 2),
+    ],
 )
 def test_keys_of_no_page_are_not_seen(name: str, page_size: int, library: Any, planner: Any) -> None:
     """Entries inside of lengths that name no page: nothing is read for them, and the rest counts alone. In FULL tiles

@@ -9,7 +9,8 @@ import pytest
 
 import omnicupy as oc
 from omnicupy.parallel import exchange, plan, seen
-from omnicupy.parallel.owners import Owners, offsets_within, spread
+from omnicupy.parallel.owners import Owners
+from omnicupy.parallel.runs import offsets_within, spread
 
 
 def test_long_ranges_of_rows_are_counted_as_short_ones_are_written_out(
@@ -35,7 +36,9 @@ def test_expected_traffic_is_never_less_than_what_travels(chunk: int) -> None:
         mask = parallel_cases.case(rng, kind).mask
         made = parallel_cases.made(rng, mask)
         edges = seen.chunk_edges(np.array([0, mask.shape[1]]), chunk)
-        expected = exchange.expected_traffic(seen.rectangles(mask, edges), made.rows, made.keys)
+        expected = exchange.expected_traffic(
+            seen.rectangles(seen.Shown.of(mask), edges), made.rows, made.keys
+        ).matrix()
         exact = made.needs((0,)).traffic(made.ranks)
         assert (expected >= exact).all(), kind
         if chunk == 1 and mask.intervals is not None:
@@ -53,11 +56,11 @@ def test_work_of_rows_and_documents_are_those_of_the_pairs() -> None:
         assert np.allclose(seen.row_work(case.mask), case.dense.sum(axis=1))  # strips are single rows here
         crossed = [case.dense[:at, at:].any() or case.dense[at:, :at].any() for at in range(1, size)]
         wanted = [0, *(np.flatnonzero(~np.array(crossed)) + 1).tolist(), size]
-        assert seen.documents([case.mask]).tolist() == wanted
+        assert seen.documents([seen.Shown.of(case.mask)]).tolist() == wanted
 
 
 def test_documents_of_several_masks_are_cut_where_none_crosses() -> None:
-    masks = [oc.documents([3, 2, 4]), oc.documents([5, 4]), oc.documents([3, 6])]
+    masks = [seen.Shown.of(oc.documents(lengths)) for lengths in ([3, 2, 4], [5, 4], [3, 6])]
     assert seen.documents(masks[:2]).tolist() == [0, 5, 9]
     assert seen.documents(masks).tolist() == [0, 9]
 
@@ -77,7 +80,7 @@ def test_rows_of_masks_without_intervals_are_counted_in_strips(monkeypatch: pyte
     assert blocks.intervals is None
     for most in (3, 4, 40):  # 20 lies inside of a strip, and at the end of one
         monkeypatch.setattr(seen, "MOST_STRIPS", most)
-        assert seen.documents([blocks]).tolist() == [0, 20, 40]
+        assert seen.documents([seen.Shown.of(blocks)]).tolist() == [0, 20, 40]
 
 
 def test_owners() -> None:
@@ -104,9 +107,8 @@ def test_a_document_longer_than_a_node_is_even_on_all(ranks: int) -> None:
 
 def test_rectangles_are_the_least_rows_of_their_keys() -> None:
     """Keys that nobody sees, and slots that a key does not use, do not count as row 0."""
-    found = seen.rectangles(
-        oc.ranges([(10, 20, 5, 8), (12, 14, 0, 2), (30, 33, 6, 7)], 40, 32), np.array([0, 4, 16, 32])
-    )
+    mask = oc.ranges([(10, 20, 5, 8), (12, 14, 0, 2), (30, 33, 6, 7)], 40, 32)
+    found = seen.rectangles(seen.Shown.of(mask), np.array([0, 4, 16, 32]))
     assert sorted(zip(found.run.tolist(), found.first.tolist(), found.stop.tolist(), strict=True)) == [
         (0, 12, 14),
         (1, 10, 20),

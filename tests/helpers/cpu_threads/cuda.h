@@ -236,6 +236,8 @@ inline unsigned __float_as_uint(float value) {
   return bits;
 }
 
+inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<uint64_t>(a) * b >> 32; }
+
 inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned by) {
   return (static_cast<uint64_t>(high) << 32 | low) << by % 32 >> 32;
 }

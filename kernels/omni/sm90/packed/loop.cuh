@@ -6,6 +6,7 @@
 #pragma once
 
 #include "omni/sm90/forward/loop.cuh"
+#include "omni/sm90/packed/eight_rows.cuh"
 #include "omni/sm90/packed/merge.cuh"
 
 namespace omni {
@@ -19,21 +20,25 @@ struct PackedLoop {
   Smem& smem;
   Consumer<Cfg> consumer;
   int weighing;  // of the item at hand: warps that have rows, of this one and its partner; 0 where this one has none
+  bool few;      // of the item at hand: the warp has at most eight rows
 
   __device__ __forceinline__ PackedLoop(ForwardParamsSm90 const& params, Smem& memory, int warpgroup)
-      : smem(memory), consumer(params, memory, warpgroup), weighing(1) {}
+      : smem(memory), consumer(params, memory, warpgroup), weighing(1), few(false) {}
 
   // Rows are stored behind both branches: all threads come to the barrier of the merge from one place.
   __device__ __forceinline__ void run() {
     if (Cfg::kPingPong && consumer.group == 1) bar_arrive<64>(turn_barrier(0));
     for (Slot slot{}; take(slot); slot.next()) {
       WorkSlot const& work = smem.work[slot.stage()];
-      int const tiles = uniform(work.tiles), live = uniform(live_rows(work));
+      int const tiles = uniform(work.tiles), live = uniform(rows_of(work).live);
       int const q_slot = Smem::q_slot(slot);
+      int4 split = kReadsAhead ? split_of(work) : make_int4(-1, 0, 0, 0);
       mbarrier_wait(smem_address(&smem.q_full[q_slot]), Smem::q_parity(slot));
       consumer.begin_rows();
       if (tiles != 0 && 64 * consumer.group < live) {
         weighing = uniform(consumer.row0) >= live ? 0 : uniform(64 + first_row()) < live ? 2 : 1;
+        few = kHalves && uniform(consumer.row0) + 8 >= live;
+        if (few) set_no_weights();
         consumer.set_q(q_slot);
         first_tile(work);
         for (int i = 1; i < tiles; ++i) next_tile(work);
@@ -43,12 +48,18 @@ struct PackedLoop {
         release(smem.q_empty[q_slot]);
         pass_tiles(work, tiles);
       }
-      consumer.store_rows(work);
+      if constexpr (!kReadsAhead) split = split_of(work);
+      store_rows(work, split);
       release(smem.work_empty[slot.stage()]);
     }
   }
 
  private:
+  // Registers for a part's place among the others while its tiles are worked on, and for eight rows of a warp alone,
+  // which pays where two warps of a quarter of the multiprocessor weigh.
+  static constexpr bool kReadsAhead = Cfg::kConsumerRegisters >= 232;
+  static constexpr bool kHalves = Cfg::kValueDim <= 64;
+
   // The bounds of loops must be known to be uniform: wgmma in a path that could diverge is serialised (C7520).
   __device__ __forceinline__ static int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
@@ -66,14 +77,38 @@ struct PackedLoop {
     if (Cfg::kPingPong && weighing == 2) bar_arrive<64>(turn_barrier(1 - consumer.group));
   }
 
+  __device__ __forceinline__ EightRows<Cfg> eight_rows() {
+    return {consumer.state.weights, consumer.state.softmax, consumer.p.scale_log2};
+  }
+
+  __device__ __forceinline__ void weigh_first(Scores& scores) {
+    if (kHalves && few) {
+      eight_rows().weigh_first(scores, consumer.state.out);
+    } else {
+      consumer.weigh_first(scores);
+    }
+  }
+
+  __device__ __forceinline__ void weigh(Scores& scores, bool allow_lazy) {
+    if (kHalves && few) {
+      eight_rows().weigh(scores, consumer.state.out, allow_lazy);
+    } else {
+      consumer.weigh(scores, allow_lazy);
+    }
+  }
+
   __device__ __forceinline__ bool take(Slot slot) {
     mbarrier_wait(smem_address(&smem.work_full[slot.stage()]), slot.parity());
     return uniform(smem.work[slot.stage()].head) >= 0;
   }
 
-  __device__ __forceinline__ int live_rows(WorkSlot const& work) const {
+  __device__ __forceinline__ int4 split_of(WorkSlot const& work) const {
+    return consumer.args.n_split_rows == 0 ? make_int4(-1, 0, 0, 0) : consumer.args.splits[work.part];
+  }
+
+  __device__ __forceinline__ PackedRows<Cfg> rows_of(WorkSlot const& work) const {
     int const stop = row_stop<Cfg, RaggedParamsSm90>(consumer.args, consumer.p.q_len, work.mask);
-    return PackedRows<Cfg>(consumer.p, work, stop).live;
+    return PackedRows<Cfg>(consumer.p, work, stop);
   }
 
   __device__ __forceinline__ void first_tile(WorkSlot const& work) {
@@ -89,7 +124,7 @@ struct PackedLoop {
     mask(scores, keep, packed, mask_work, work);
     if (weighing != 0) {
       wait_turn();
-      consumer.weigh_first(scores);
+      weigh_first(scores);
       pass_turn();
     } else {
       set_no_weights();
@@ -114,7 +149,7 @@ struct PackedLoop {
     consumer.finish_values();
     if (weighing != 0) {
       wait_turn();
-      consumer.weigh(scores, packed & kLazyFlag);
+      weigh(scores, packed & kLazyFlag);
       pass_turn();
     }
     consumer.state.step();
@@ -132,6 +167,24 @@ struct PackedLoop {
     consumer.state.pin();
     consumer.start_values();
     consumer.finish_values();
+  }
+
+  // The rows are stored, or left as a part; parts are merged where they come last. split: of the part.
+  __device__ __forceinline__ void store_rows(WorkSlot const& work, int4 const& split) {
+    auto& out = consumer.state.out;
+    auto& softmax = consumer.state.softmax;
+    softmax.finish();
+    PackedRows<Cfg> const rows = rows_of(work);
+    PackedMerge<Cfg> const merge{consumer.args, rows, split};
+    if (uniform(split.x) >= 0) {
+      if (uniform(split.z) != 2) {
+        merge.leave(out, softmax, consumer.row0);
+        if (merge.is_last()) merge.run();
+        return;
+      }
+      if (uniform(consumer.row0) >= uniform(rows.live) || !merge.add_other(out, softmax, consumer.row0)) return;
+    }
+    rows.store(out, softmax, consumer.row0);
   }
 
   __device__ __forceinline__ void set_no_weights() {

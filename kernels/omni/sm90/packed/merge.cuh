@@ -3,6 +3,7 @@
 #pragma once
 
 #include "omni/sm90/forward/packed.cuh"
+#include "omni/sm90/packed/ptx.cuh"
 
 namespace omni {
 
@@ -24,7 +25,6 @@ struct PackedMerge<PackedPair<Base>> {
   static constexpr int kWarps = 4 * Cfg::kConsumers;
   static constexpr int kFewParts = 4;
   static constexpr int kFewRows = kEach == 1 ? 4 : 2;
-  static constexpr int kRowsOfTwo = Cfg::kConsumerRegisters < 232 ? kFewRows : 2 * kFewRows;  // of two parts
   static constexpr int kManyParts = kEach == 1 ? 16 : 8;
 
   // A row as it is added up: against its row_max.
@@ -68,11 +68,43 @@ struct PackedMerge<PackedPair<Base>> {
     return __shfl_sync(0xffffffffu, static_cast<int>(bar_any<kThreads>(kMergeBarrier, last)), 0);
   }
 
+  // Of two parts a warp's rows are merged without the other warps, by the warp that comes last: it has one part, and
+  // reads the other. True there; `out` and `softmax` then hold the whole. After `softmax.finish()`.
+  template <class Out>
+  __device__ __forceinline__ bool add_other(Out& out, OnlineSoftmax<1, Cfg::kBf16>& softmax, int row0) const {
+    leave(out, softmax, row0);
+    if (!is_last_warp(row0 / 16)) return false;
+    float const* const g_out = part(1 - split.y);
+    float2 const* const g_sums = reinterpret_cast<float2 const*>(g_out + args.p.part_rows * Cfg::kValueDim);
+    float2 sums[2], more[2][Out::kBlocks];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      int const row = min(row0 + Out::row(0, h), rows.live - 1);
+      float const* const g_row = g_out + row * Cfg::kValueDim + Out::col(0, 0);
+      sums[h] = load_past_l1(g_sums + row);
+#pragma unroll
+      for (int j = 0; j < Out::kBlocks; ++j) more[h][j] = load_past_l1(reinterpret_cast<float2 const*>(g_row + 8 * j));
+    }
+    bool const first = uniform(split.y) == 0;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float const top = fmaxf(softmax.row_max[0][h], sums[h].x);
+      float const mine = share(softmax.row_max[0][h], top), other = share(sums[h].x, top);
+      softmax.row_max[0][h] = top;
+      softmax.row_sum[0][h] = in_order(first, mine, softmax.row_sum[0][h], other, sums[h].y);
+#pragma unroll
+      for (int j = 0; j < Out::kBlocks; ++j) {
+        float* const x = &out.x[0][4 * j + 2 * h];
+        x[0] = in_order(first, mine, x[0], other, more[h][j].x);
+        x[1] = in_order(first, mine, x[1], other, more[h][j].y);
+      }
+    }
+    return true;
+  }
+
   // Merges and stores all rows.
   __device__ __forceinline__ void run() const {
-    if (uniform(split.z) <= 2) {
-      merge<kRowsOfTwo, 2>();
-    } else if (uniform(split.z) <= kFewParts) {
+    if (uniform(split.z) <= kFewParts) {
       merge<kFewRows, kFewParts>();
     } else {
       merge<1, kManyParts>();
@@ -81,6 +113,27 @@ struct PackedMerge<PackedPair<Base>> {
 
  private:
   static constexpr int kMergeBarrier = 9;  // behind the turns of four pairs of warps
+
+  // What two parts add up to, the first keys' first: as `take` adds them. first: `mine` are those.
+  __device__ __forceinline__ static float in_order(bool first, float mine, float x, float other, float y) {
+    return first ? fmaf(other, y, fmaf(mine, x, 0.f)) : fmaf(mine, x, fmaf(other, y, 0.f));
+  }
+
+  // Counts the arrival of a warp where there are two parts: a warp has four bits of the counter. The last one puts them
+  // back to zero, for the next launch.
+  __device__ __forceinline__ bool is_last_warp(int warp) const {
+    u32 const one = 1u << 4 * warp;
+    u32* const arrivals = args.arrivals + static_cast<i64>(rows.tile) * args.n_split_rows + split.x;
+    __syncwarp();  // the rows of all lanes, before their arrival
+    u32 before = 0;
+    if (lane_id() == 0) {
+      before = count_arrivals(arrivals, one);
+      if (before & one) atomicAdd(arrivals, 0u - 2 * one);
+    }
+    before = __shfl_sync(0xffffffffu, before, 0);
+    __syncwarp();
+    return (before & one) != 0;
+  }
 
   // kRows: a lane works on together.  kParts: of each, which are asked for together. Bounds of loops are known to be
   // the same for a whole warp (test_compile.py).

@@ -1,0 +1,53 @@
+"""Runs of numbers, by the bounds between them or as ranges."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Whole: TypeAlias = NDArray[np.int64]
+Real: TypeAlias = NDArray[np.float64]
+
+
+def spread(first: Whole, stop: Whole) -> Whole:
+    """All numbers of the ranges [first, stop), one range after the other."""
+    lengths = stop - first
+    ends = lengths.cumsum()
+    found: Whole = (stop - ends).repeat(lengths)
+    found += np.arange(len(found))
+    return found
+
+
+def merged(a: Whole, b: Whole) -> Whole:
+    """The numbers of two ascending arrays, ascending, each once."""
+    return unique(np.concatenate([a, b]), "stable")  # linear for two that ascend
+
+
+def unique(numbers: Whole, kind: Literal["quicksort", "stable"] = "quicksort") -> Whole:
+    """Ascending, each once; in place of np.unique, which hashes. numbers: changed in place."""
+    numbers.sort(kind=kind)
+    new = np.empty(len(numbers), np.bool_)
+    new[:1] = True
+    np.not_equal(numbers[1:], numbers[:-1], out=new[1:])
+    return numbers[new]
+
+
+def sums_before(amounts: NDArray[Any]) -> NDArray[Any]:
+    """The sum of the amounts before each, and of all."""
+    found = np.zeros(len(amounts) + 1, amounts.dtype)
+    amounts.cumsum(out=found[1:])
+    return found
+
+
+def offsets_within(group: Whole, lengths: Whole) -> Whole:
+    """For each item the sum of the lengths of the earlier ones of its group."""
+    order = np.argsort(group, kind="stable")
+    sums = np.cumsum(lengths[order]) - lengths[order]
+    sorted_group = group[order]
+    begins = np.append(True, sorted_group[1:] != sorted_group[:-1]) if len(group) else np.zeros(0, np.bool_)
+    base = np.repeat(sums[begins], np.diff(np.append(np.flatnonzero(begins), len(group))))
+    found = np.empty_like(sums)
+    found[order] = sums - base
+    return found
