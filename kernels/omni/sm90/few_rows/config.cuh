@@ -38,6 +38,9 @@ struct FewRowsConfig {
   // Of split rows that are whole when a thread block leaves an item, one is left for its end, where all warps merge it.
   static constexpr bool kMergesLate = !kMore;
 
+  // Are all products of a tile one straight path? Else halves of it are turns of a loop: in pages registers are few.
+  static constexpr bool kStraight = E4m3 && Rows == 8 && !Paged;
+
   static constexpr int kRows = Rows;             // of a tile of queries: rows of a product of mma.sync, or its columns
   static constexpr int kSteps = HeadDim / 16;    // of Q K^T
   static constexpr int kElement = E4m3 ? 1 : 2;  // bytes

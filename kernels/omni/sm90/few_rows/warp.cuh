@@ -60,7 +60,7 @@ struct FewRowsWarp {
     for (int i = 0; i < kKeyBlocks; ++i) {
       scales[i] = (fits & 4) != 0 ? from.scales[8 * i + lane_id() / 4] : smem.scales[parity][0].scale;
     }
-#pragma unroll 1
+#pragma unroll(Cfg::kStraight ? Copies::kHalves : 1)
     for (int half = 0; half < Copies::kHalves; ++half) {
       uint4 share[kKeyBlocks][Cfg::kElement];
 #pragma unroll
@@ -110,7 +110,7 @@ struct FewRowsWarp {
     float const of_all = smem.scales[parity][1].scale;
     static_assert(Cfg::kBc == 32, "two steps of 16 keys");
     // One by one where O takes many registers.
-#pragma unroll(Cfg::kHeadDim == 64 ? 2 : 1)
+#pragma unroll(Cfg::kStraight || Cfg::kHeadDim == 64 ? 2 : 1)
     for (int t = 0; t < 2; ++t) {
       typename Rows::Operand const operand = weights.of_step(t);
       u32 words[4][kWords];
