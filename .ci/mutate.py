@@ -1190,20 +1190,20 @@ PAGES = [
     ),
     Fault(
         "../kernels/omni/sm90/paged/triple_key_warps.cuh",
-        "static_cast<u64>(rows) * row == page && ",
-        "",
+        "pair.row[n] + 16 * chunk, bytes);",
+        "pair.row[0] + 16 * chunk, bytes);",
         "tests/kernels/test_paged_forward_on_cpu.py",
     ),
     Fault(
         "../kernels/omni/sm90/paged/triple_key_warps.cuh",
-        "    ++factor;\n",
-        "",
+        "none[w] = __ballot_sync(0xffffffffu, exists && !found);",
+        "none[w] = __ballot_sync(0xffffffffu, exists && w != 0 && !found);",
         "tests/kernels/test_paged_forward_on_cpu.py",
     ),
     Fault(
         "../kernels/omni/sm90/paged/triple_key_warps.cuh",
-        "whole = whole && this->pages().has(entries[w]);",
-        "",
+        "by_page.quotient(tile.first + min(32 * w + lane_id(), last))",
+        "by_page.quotient(tile.first + min(lane_id(), last))",
         "tests/kernels/test_paged_forward_on_cpu.py",
     ),
 ]
