@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from omnicupy.tools.bench.step_masks import FLEX, SYSTEMS
 from omnicupy.tools.bench.step_stacks import STACKS
 
 MODULE = "omnicupy.tools.bench.step_process"
-TOTAL_S, PROCESS_S = 108.0, 60.0  # of a suite, and of one of its processes at the most
+TOTAL_S, PROCESS_S = 240.0, 120.0  # of a suite, and of one of its processes at the most
 LEAST_S = 8.0  # in which no process is done
 CLOSE = 0.1  # relative difference of results in bfloat16 after some layers; of another mask it is about 1
 RATIOS = {
@@ -100,8 +102,9 @@ def _process(stack: str, system: str, deadline: float, say: Say) -> dict[str, An
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
-    late = threading.Timer(limit, running.kill)
+    late = threading.Timer(limit, _end, [running])
     late.start()
     lines: list[str] = []
     try:
@@ -113,7 +116,7 @@ def _process(stack: str, system: str, deadline: float, say: Say) -> dict[str, An
         status = running.wait()
     finally:
         late.cancel()
-        running.kill()
+        _end(running)
     figures = [line for line in lines if line.startswith("{")]
     why = "" if not status else f"over {limit:.0f} s" if status < 0 else "".join(lines[-1:])[-300:]
     if not figures:
@@ -122,3 +125,9 @@ def _process(stack: str, system: str, deadline: float, say: Say) -> dict[str, An
     for workload in _workloads(stack):
         found["rows"].setdefault(workload, {"problem": why or "no time was left"})
     return found
+
+
+def _end(running: subprocess.Popen[str]) -> None:
+    """End a process and those that it started: workers that compile would hold its output open."""
+    with suppress(ProcessLookupError):
+        os.killpg(running.pid, signal.SIGKILL)

@@ -90,9 +90,9 @@ def problem_of(text: str, sizes: Sizes) -> Workload:
             "in equal groups"
         )
     batch = sizes.batch or (of.batch if of else 1)
-    mask = mask_of(text, described, sizes)
+    mask_of(text, described, sizes)  # raises
     name, note = (of.name, of.note) if of else (text.strip().lower(), text)
-    return Workload(name, batch, (heads, kv_heads, head_dim), lambda: mask, note)
+    return Workload(name, batch, (heads, kv_heads, head_dim), described.build, note)
 
 
 def mask_of(text: str, described: Described, sizes: Sizes, br: int = TILE, bc: int = TILE) -> Mask:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,20 @@ def test_a_process_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(step, "LEAST_S", 1.0)
     rows, _ = _processes(monkeypatch, tmp_path, "")
     assert all("no time was left" in row["figures"]["problem"] for row in rows)
+
+
+def test_workers_of_a_process_that_takes_too_long_are_ended_with_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """They hold its output open, which is read to its end."""
+    monkeypatch.setattr(step, "PROCESS_S", 2.0)
+    monkeypatch.setattr(step, "LEAST_S", 0.0)
+    worker = "import time; time.sleep(60)"
+    code = f"import subprocess, sys, time\nsubprocess.Popen([sys.executable, '-c', {worker!r}])\ntime.sleep(60)\n"
+    begin = time.monotonic()
+    rows, _ = _processes(monkeypatch, tmp_path, code)
+    assert time.monotonic() - begin < 30
+    assert all("over 2 s" in row["figures"]["problem"] for row in rows)
 
 
 def test_the_suites_are_listed() -> None:
