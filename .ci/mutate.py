@@ -233,13 +233,19 @@ CALLS = [
     ),
     Fault(
         "choose/paged.py",
-        "or problem.group * problem.q_len > few_rows_spec.ROWS",
+        "or rows > few_rows_spec.ROWS",
         "or problem.q_len > few_rows_spec.ROWS",
         "tests/gpu/test_few_rows.py",
     ),
     Fault(
+        "choose/paged.py",
+        "if rows <= few_rows_spec.FEWER_ROWS",
+        "if rows < few_rows_spec.FEWER_ROWS",
+        "tests/gpu/test_few_rows.py",
+    ),
+    Fault(
         "jit/few_rows_spec.py",
-        "if heads * tokens > ROWS or head_dim",
+        "if heads * tokens > self.most_rows or head_dim",
         "if head_dim",
         "tests/jit/test_few_rows_spec.py",
     ),
@@ -691,6 +697,30 @@ GRADIENTS = [
 
 RANKS = [
     Fault(
+        "parallel/pieces.py",
+        "jumps |= step.view(np.uint32) > 1",
+        "jumps |= step > 1",
+        "tests/parallel/test_pieces.py",
+    ),
+    Fault(
+        "parallel/pieces.py",
+        "low = np.maximum(np.maximum(low, before), begin + 1)",
+        "low = np.maximum(low, begin + 1)",
+        "tests/parallel/test_pieces.py",
+    ),
+    Fault(
+        "parallel/prediction.py",
+        "return self._sums(near), self._sums(self.keys - near)",
+        "return self._sums(self.keys), self._sums(self.keys - near)",
+        "tests/parallel/test_exchange.py",
+    ),
+    Fault(
+        "parallel/make.py",
+        "if least[at] > best:",
+        "if least[at] < best:",
+        "tests/parallel/test_pieces.py",
+    ),
+    Fault(
         "parallel/local.py",
         "masks_intervals.canonical(*(before[side[:, keys]] for side in mask.intervals))",
         "tuple(before[side[:, keys]] for side in mask.intervals)",
@@ -1023,6 +1053,12 @@ TABLES = [
 
 # Suites that compare a training step: other masks, other samples or another ratio.
 BENCHES = [
+    Fault(
+        "tools/bench/step.py",
+        "os.killpg(running.pid, signal.SIGKILL)",
+        "running.kill()",
+        "tests/tools/bench/test_step.py",
+    ),
     Fault(
         "tools/bench/step_stacks.py",
         "left=reach, right=self.tokens)",
