@@ -716,8 +716,8 @@ RANKS = [
     ),
     Fault(
         "parallel/make.py",
-        "if least[at] > best:",
-        "if least[at] < best:",
+        "least = [_seconds(one, [(0.0, weight)",
+        "least = [_seconds(one, [(1.0, weight)",
         "tests/parallel/test_pieces.py",
     ),
     Fault(
@@ -1054,12 +1054,6 @@ TABLES = [
 # Suites that compare a training step: other masks, other samples or another ratio.
 BENCHES = [
     Fault(
-        "tools/bench/step.py",
-        "os.killpg(running.pid, signal.SIGKILL)",
-        "running.kill()",
-        "tests/tools/bench/test_step.py",
-    ),
-    Fault(
         "tools/bench/step_stacks.py",
         "left=reach, right=self.tokens)",
         "left=reach + 1, right=self.tokens)",
@@ -1186,6 +1180,22 @@ PACKED = [
     ),
 ]
 
+# Few rows as columns of products: masks of other keys and queries.
+FEW_ROWS = [
+    Fault(
+        "../kernels/omni/sm90/few_rows/eight_rows.cuh",
+        "seen[h] = word >> 16 * (lane_id() / 4 % 2);",
+        "seen[h] = word >> 16 * (lane_id() % 2);",
+        "tests/kernels/test_few_rows_masks_on_cpu.py",
+    ),
+    Fault(
+        "../kernels/omni/sm90/few_rows/eight_rows.cuh",
+        "found.bits[0][0], 4 * row(h) + lane_id() / 8);",
+        "found.bits[0][0], 4 * row(0) + lane_id() / 8);",
+        "tests/kernels/test_few_rows_masks_on_cpu.py",
+    ),
+]
+
 # Prompts on caches in pages: lists of another item, and keys and values of another page.
 PAGES = [
     Fault(
@@ -1244,7 +1254,20 @@ PAGES = [
     ),
 ]
 
-FAULTS = CALLS + MEMORY + FILES + GRADIENTS + RANKS + VERIFYING + STEPS + TABLES + BENCHES + PACKED + PAGES
+FAULTS = (
+    CALLS
+    + MEMORY
+    + FILES
+    + GRADIENTS
+    + RANKS
+    + VERIFYING
+    + STEPS
+    + TABLES
+    + BENCHES
+    + PACKED
+    + FEW_ROWS
+    + PAGES
+)
 
 
 def text_with(fault: Fault, root: Path = ROOT) -> str:
