@@ -233,13 +233,19 @@ CALLS = [
     ),
     Fault(
         "choose/paged.py",
-        "or problem.group * problem.q_len > few_rows_spec.ROWS",
+        "or rows > few_rows_spec.ROWS",
         "or problem.q_len > few_rows_spec.ROWS",
         "tests/gpu/test_few_rows.py",
     ),
     Fault(
+        "choose/paged.py",
+        "if rows <= few_rows_spec.FEWER_ROWS",
+        "if rows < few_rows_spec.FEWER_ROWS",
+        "tests/gpu/test_few_rows.py",
+    ),
+    Fault(
         "jit/few_rows_spec.py",
-        "if heads * tokens > ROWS or head_dim",
+        "if heads * tokens > self.most_rows or head_dim",
         "if head_dim",
         "tests/jit/test_few_rows_spec.py",
     ),
@@ -690,6 +696,30 @@ GRADIENTS = [
 ]
 
 RANKS = [
+    Fault(
+        "parallel/pieces.py",
+        "jumps |= step.view(np.uint32) > 1",
+        "jumps |= step > 1",
+        "tests/parallel/test_pieces.py",
+    ),
+    Fault(
+        "parallel/pieces.py",
+        "low = np.maximum(np.maximum(low, before), begin + 1)",
+        "low = np.maximum(low, begin + 1)",
+        "tests/parallel/test_pieces.py",
+    ),
+    Fault(
+        "parallel/prediction.py",
+        "return self._sums(near), self._sums(self.keys - near)",
+        "return self._sums(self.keys), self._sums(self.keys - near)",
+        "tests/parallel/test_exchange.py",
+    ),
+    Fault(
+        "parallel/make.py",
+        "least = [_seconds(one, [(0.0, weight)",
+        "least = [_seconds(one, [(1.0, weight)",
+        "tests/parallel/test_pieces.py",
+    ),
     Fault(
         "parallel/local.py",
         "masks_intervals.canonical(*(before[side[:, keys]] for side in mask.intervals))",
@@ -1150,6 +1180,22 @@ PACKED = [
     ),
 ]
 
+# Few rows as columns of products: masks of other keys and queries.
+FEW_ROWS = [
+    Fault(
+        "../kernels/omni/sm90/few_rows/eight_rows.cuh",
+        "seen[h] = word >> 16 * (lane_id() / 4 % 2);",
+        "seen[h] = word >> 16 * (lane_id() % 2);",
+        "tests/kernels/test_few_rows_masks_on_cpu.py",
+    ),
+    Fault(
+        "../kernels/omni/sm90/few_rows/eight_rows.cuh",
+        "found.bits[0][0], 4 * row(h) + lane_id() / 8);",
+        "found.bits[0][0], 4 * row(0) + lane_id() / 8);",
+        "tests/kernels/test_few_rows_masks_on_cpu.py",
+    ),
+]
+
 # Prompts on caches in pages: lists of another item, and keys and values of another page.
 PAGES = [
     Fault(
@@ -1208,7 +1254,20 @@ PAGES = [
     ),
 ]
 
-FAULTS = CALLS + MEMORY + FILES + GRADIENTS + RANKS + VERIFYING + STEPS + TABLES + BENCHES + PACKED + PAGES
+FAULTS = (
+    CALLS
+    + MEMORY
+    + FILES
+    + GRADIENTS
+    + RANKS
+    + VERIFYING
+    + STEPS
+    + TABLES
+    + BENCHES
+    + PACKED
+    + FEW_ROWS
+    + PAGES
+)
 
 
 def text_with(fault: Fault, root: Path = ROOT) -> str:

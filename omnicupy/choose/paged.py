@@ -49,14 +49,14 @@ def few_rows(spec: AttnSpec, problem: Problem, *, e4m3: bool) -> tuple[FewRowsSp
     that for many sequences, then that for few. Empty where none serves. e4m3: keys and values are, else of 16 bits.
     """
     widths = {spec.head_dim, spec.value_dim, problem.head_dim, problem.value_dim}
+    rows = problem.group * problem.q_len
     if (
         spec.kernel != "sm90"
         or len(widths) > 1
         or spec.head_dim not in few_rows_spec.HEAD_DIMS
-        or problem.group * problem.q_len > few_rows_spec.ROWS
+        or rows > few_rows_spec.ROWS
     ):
         return ()
-    rows = problem.group * problem.q_len
     most = few_rows_spec.FEWER_ROWS if rows <= few_rows_spec.FEWER_ROWS else few_rows_spec.ROWS
     shapes = _OF_E4M3 if e4m3 else _OF_16_BITS[spec.head_dim]
     made = (

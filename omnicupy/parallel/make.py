@@ -63,7 +63,7 @@ def plan(
     setting = _setting(ranks, node, heads, speeds)
     shares = _weights(weights, len(given))
     q_len, k_len = given[0].shape
-    shown = [seen.Shown.of(mask) for mask in given]
+    shown = [Shown.of(mask) for mask in given]
     bounds = seen.documents(shown) if q_len == k_len else np.array([0, q_len])
     chunks = _chunks(shown, shares, bounds, setting.ranks)
     candidates = list(_candidates((rows, keys), (q_len, k_len), chunks, setting))

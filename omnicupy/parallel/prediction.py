@@ -79,7 +79,7 @@ class Setting:
         return self._moved_s(*near_and_far(sent, self.node))
 
     def flows_s(self, flows: Flows) -> Real:
-        """The same."""
+        """Seconds that each rank's exchange of these keys takes."""
         return self._moved_s(*flows.near_and_far(self.node))
 
     def _moved_s(self, near: Real, far: Real) -> Real:
@@ -108,14 +108,8 @@ class Flows:
     keys: Whole
     ranks: int
 
-    def matrix(self) -> Real:
-        """From each rank (first axis) to each other one (second axis)."""
-        each = self.source * self.ranks + self.target
-        sums = np.bincount(each, self.keys, self.ranks * self.ranks).astype(np.float64)
-        return sums.reshape(self.ranks, self.ranks)
-
     def near_and_far(self, node: int) -> tuple[Real, Real]:
-        """As the function of this name."""
+        """Keys that each rank sends and receives, (2, ranks): inside its node, and across nodes."""
         if self.ranks <= node:
             return self._sums(self.keys), np.zeros((2, self.ranks))
         near = np.where(self.source // node == self.target // node, self.keys, 0)

@@ -10,6 +10,7 @@ import pytest
 import omnicupy as oc
 from omnicupy.parallel import exchange, plan, seen
 from omnicupy.parallel.owners import Owners
+from omnicupy.parallel.prediction import Flows, Heads, Setting, Speeds, near_and_far
 from omnicupy.parallel.runs import offsets_within, spread
 
 
@@ -28,6 +29,13 @@ def test_long_ranges_of_rows_are_counted_as_short_ones_are_written_out(
         assert np.array_equal(short.edges, counted.edges)
 
 
+def _matrix(flows: Flows) -> np.ndarray:
+    """Keys from each rank (first axis) to each other one (second axis)."""
+    sent = np.zeros((flows.ranks, flows.ranks))
+    np.add.at(sent, (flows.source, flows.target), flows.keys)
+    return sent
+
+
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 def test_expected_traffic_is_never_less_than_what_travels(chunk: int) -> None:
     """And exactly that where runs of keys are single keys and rows lie next to each other."""
@@ -36,14 +44,40 @@ def test_expected_traffic_is_never_less_than_what_travels(chunk: int) -> None:
         mask = parallel_cases.case(rng, kind).mask
         made = parallel_cases.made(rng, mask)
         edges = seen.chunk_edges(np.array([0, mask.shape[1]]), chunk)
-        expected = exchange.expected_traffic(
-            seen.rectangles(seen.Shown.of(mask), edges), made.rows, made.keys
-        ).matrix()
+        found = seen.rectangles(seen.Shown.of(mask), edges)
+        expected = _matrix(exchange.expected_traffic(found, made.rows, made.keys))
         exact = made.needs((0,)).traffic(made.ranks)
         assert (expected >= exact).all(), kind
         if chunk == 1 and mask.intervals is not None:
             assert np.array_equal(expected, exact)
         assert not np.diag(expected).any()
+
+
+def test_expected_traffic_is_the_same_where_pairs_are_sorted_and_where_they_are_marked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(3)
+    for kind in parallel_cases.KINDS:
+        mask = parallel_cases.case(rng, kind).mask
+        made = parallel_cases.made(rng, mask)
+        found = seen.rectangles(seen.Shown.of(mask), np.append(np.arange(0, mask.shape[1], 3), mask.shape[1]))
+        pairs = [exchange.expected_traffic(found, made.rows, made.keys)]
+        with monkeypatch.context() as patch:
+            patch.setattr(exchange, "FEW_PAIRS", -1)
+            patch.setattr(exchange, "SPARSE", 1 << 30)
+            pairs.append(exchange.expected_traffic(found, made.rows, made.keys))
+        assert np.array_equal(_matrix(pairs[0]), _matrix(pairs[1]))
+
+
+@pytest.mark.parametrize("node", [1, 3, 4, 8])
+def test_flows_take_as_long_as_the_exchange_that_they_add_up_to(node: int) -> None:
+    source, target = np.nonzero(~np.eye(8, dtype=bool))
+    keys = np.random.default_rng(node).integers(0, 3, len(source)) * 1000
+    flows = Flows(np.tile(source, 2), np.tile(target, 2), np.concatenate([keys, keys[::-1]]), 8)
+    setting = Setting(8, node, Heads(32, 8, 128), Speeds())
+    for found, wanted in zip(flows.near_and_far(node), near_and_far(_matrix(flows), node), strict=True):
+        assert np.array_equal(found, wanted)
+    assert np.array_equal(setting.flows_s(flows), setting.exchange_s(_matrix(flows)))
 
 
 def test_work_of_rows_and_documents_are_those_of_the_pairs() -> None:

@@ -1,5 +1,6 @@
 // Packed tiles of 128 rows, which two warpgroups share: their shape, and the merge of tiles whose keys were split over
-// several thread blocks, by all eight warps of the block that comes last. They are added up in the order of the keys.
+// several thread blocks, by all eight warps of the block that comes last; of two parts, by each warp that comes last.
+// They are added up in the order of the keys.
 #pragma once
 
 #include "omni/sm90/forward/packed.cuh"

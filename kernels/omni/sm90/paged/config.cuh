@@ -6,7 +6,7 @@
 
 namespace omni {
 
-// Key by key (key_warps.cuh). One warp brings all keys of a tile, and one all values.
+// Key by key (key_warps.cuh, triple_key_warps.cuh). One warp brings all keys of a tile, and one all values.
 template <class Base>
 struct KeyByKey : Base {
   static constexpr bool kScheduler = true, kKeyByKey = true;
