@@ -1194,6 +1194,12 @@ FEW_ROWS = [
         "found.bits[0][0], 4 * row(0) + lane_id() / 8);",
         "tests/kernels/test_few_rows_masks_on_cpu.py",
     ),
+    Fault(
+        "../kernels/omni/sm90/few_rows/eight_rows.cuh",
+        "return (~small & 0x11111111u << lane_id() % 4) == 0;",
+        "return true;",
+        "tests/kernels/test_few_rows_on_cpu.py",
+    ),
 ]
 
 # Prompts on caches in pages: lists of another item, and keys and values of another page.

@@ -76,11 +76,12 @@ def _compare(
     rule: oc.CachedRule | None = None,
     lengths: list[int] = LENGTHS,
     gaps: bool = False,
+    sharp: float = 1.0,
     **how: Any,
 ) -> paged_calls.Run:
     """e4m3 has the bits of 16 bits, and these are within the budget of float64; caches past lengths are NaN.
 
-    gaps: between keys of a head lie those of others.
+    gaps: between keys of a head lie those of others.  sharp: what the queries of every other head are multiplied by.
     """
     fields = {"most_rows": 8 if group * q_len <= 8 else 16, **how.pop("fields", {})}
     spec, of = _spec(head_dim, dtype, softcap="softcap" in how, **fields), DTYPES[dtype]
@@ -89,6 +90,7 @@ def _compare(
     if gaps:
         kv, numbers = _with_gaps(kv), _with_gaps(numbers)
     q = fp8_caches.queries(len(lengths), 2 * group, q_len, head_dim, of)
+    q[:, ::2] *= of.type(sharp)
     rule = rule or oc.cached()
     caches = (
         (kv, numbers)
@@ -128,6 +130,15 @@ def test_scales(page_size: int | None, kind: str, library: Any, planner: Any) ->
 def test_groups_and_tokens(group: int, q_len: int, library: Any, planner: Any) -> None:
     for rule in (oc.cached(), oc.cached(window=50, sink=4)):
         _compare(library, planner, head_dim=64, group=group, q_len=q_len, rule=rule, page_size=16)
+
+
+@pytest.mark.parametrize(("group", "q_len"), [(4, 1), (4, 4)])
+def test_weights_that_would_overflow_raise_the_maximum_of_their_row(
+    group: int, q_len: int, library: Any, planner: Any
+) -> None:
+    """Of FULL tiles weighed by the maximum so far: where float16 does not hold what a key weighs then."""
+    how: dict[str, Any] = {"head_dim": 64, "dtype": "float16", "kind": "head", "lengths": [1300] * 8}
+    _compare(library, planner, group=group, q_len=q_len, sharp=30.0, **how)
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
