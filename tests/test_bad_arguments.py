@@ -145,6 +145,7 @@ ARGUMENTS: dict[str, dict[str, tuple[list[Bad], Any]]] = {
     "Mask.rows": {"start": (NEEDED, 0), "stop": (NEEDED, 2), "keys": (INTEGER, 3)},
     "Mask.extend": {"added": ([one for one in DOCUMENTS if one[0] is not MASKED], [("text", 1)]), "new_document": (FLAG, False)},
     "Mask.blocks": {"br": (tile("query rows", 1), 8), "bc": (tile("keys", 32), 32)},
+    "Mask.key_blocks": {"br": (tile("query rows", 1), 32), "bc": (tile("keys", 32), 32)},
     "Mask.stats": {"br": (tile("query rows", 1), 8), "bc": (tile("keys", 32), 32)},
     "Mask.dense": {"q0": (BOUND, 0), "q1": (BOUND, 1), "k0": (BOUND, 0), "k1": (BOUND, 1)},
 }  # fmt: skip

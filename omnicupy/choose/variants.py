@@ -27,6 +27,7 @@ _TILE_WORDS = re.compile(r"(\d+)x(\d+)-s(\d)-w(\d+)")
 
 Variant: TypeAlias = AttnSpec | BackwardSpec  # of a forward pass, or of a backward pass
 
+FEW_ROWS = "few-rows"  # what words of that kernel begin with
 WIDTHS = tuple(range(32, 257, 32))  # keys of a tile
 STAGES = (1, 2, 3, 4)
 BACKWARD_STAGES = (*STAGES, 6, 8)  # the kernel of dQ has up to eight of few keys
@@ -91,7 +92,7 @@ def word(spec: Variant) -> str:
         return f"{spec.kernel} {', '.join(named)}" + (", softcap" if spec.softcap else "")
     softcap = "-softcap" if spec.softcap else ""
     if isinstance(spec, FewRowsSpec):
-        return f"few-rows-w{spec.compute_warps}-b{spec.blocks}{softcap}"
+        return f"{FEW_ROWS}-w{spec.compute_warps}-b{spec.blocks}{softcap}"
     if spec.kernel == "naive":
         return f"naive{softcap}"
     flags = ("-shared" if spec.share_kv else "") + ("" if spec.swizzle else "-plain")

@@ -200,7 +200,8 @@ def _by_kernel(measured: Sequence[Point]) -> list[tuple[str, list[Point]]]:
 
 def _usable(row: Row) -> bool:
     ours = row["system"].startswith(OURS) and records.is_forward(row)
-    return bool(ours and row.get("ms") and row.get("correct") and row.get("spec") not in (None, "naive"))
+    tiles = row.get("spec") not in (None, "naive") and not row["spec"].startswith(variants.FEW_ROWS)
+    return bool(ours and row.get("ms") and row.get("correct") and tiles)
 
 
 def _table(arch: str, dtype: str, head_dim: int, value_dim: int) -> set[AttnSpec]:
