@@ -262,7 +262,10 @@ class Mask(PairSet):
         return found
 
     def key_blocks(self, br: int, bc: int) -> KeyBlocks:
-        """The same tiles by their blocks of keys, as gradients walk them; br is a multiple of 32, too; cached."""
+        """The same tiles by their blocks of keys, as gradients walk them; cached. br is a multiple of 32, too.
+
+        Raises ValueError for other tile sizes.
+        """
         found: KeyBlocks = self._cut(cut_by_keys, br, bc)
         return found
 
