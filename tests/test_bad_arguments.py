@@ -77,6 +77,7 @@ LENGTH = {"length": (NEEDED, 8)}
 SHAPE = {"q_len": (NEEDED, 8), "k_len": (INTEGER, 8)}
 
 # Of each function the kind of each parameter and a value that is right.
+TILE = {"br": (tile("query rows", 1), 32), "bc": (tile("keys", 32), 32)}
 ARGUMENTS: dict[str, dict[str, tuple[list[Bad], Any]]] = {
     "attention": CALL | {"return_lse": (FLAG, False)},
     "attention_backward": QKV | {name: CALL[name] for name in ("mask", "scale")} | {
@@ -144,9 +145,7 @@ ARGUMENTS: dict[str, dict[str, tuple[list[Bad], Any]]] = {
     },
     "Mask.rows": {"start": (NEEDED, 0), "stop": (NEEDED, 2), "keys": (INTEGER, 3)},
     "Mask.extend": {"added": ([one for one in DOCUMENTS if one[0] is not MASKED], [("text", 1)]), "new_document": (FLAG, False)},
-    "Mask.blocks": {"br": (tile("query rows", 1), 8), "bc": (tile("keys", 32), 32)},
-    "Mask.key_blocks": {"br": (tile("query rows", 1), 32), "bc": (tile("keys", 32), 32)},
-    "Mask.stats": {"br": (tile("query rows", 1), 8), "bc": (tile("keys", 32), 32)},
+    "Mask.blocks": TILE, "Mask.key_blocks": TILE, "Mask.stats": TILE,
     "Mask.dense": {"q0": (BOUND, 0), "q1": (BOUND, 1), "k0": (BOUND, 0), "k1": (BOUND, 1)},
 }  # fmt: skip
 # Classes whose own tests have such tables, modules, `plot`, whose path is matplotlib's, and what drawing alone calls.

@@ -262,10 +262,7 @@ class Mask(PairSet):
         return found
 
     def key_blocks(self, br: int, bc: int) -> KeyBlocks:
-        """The same tiles by their blocks of keys, as gradients walk them; cached. br is a multiple of 32, too.
-
-        Raises ValueError for other tile sizes.
-        """
+        """As `blocks`, by blocks of keys, as gradients walk them: a ValueError unless br is a multiple of 32, too."""
         found: KeyBlocks = self._cut(cut_by_keys, br, bc)
         return found
 
