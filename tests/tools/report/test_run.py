@@ -128,7 +128,16 @@ def library() -> Library:
     return Library(made)
 
 
-@pytest.mark.parametrize("name", report_run.BLOCKS)
+SLOW = {"backward predictions": 4}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.in_turn(SLOW[name]) if name in SLOW else ())
+        for name in report_run.BLOCKS
+    ],
+)
 def test_every_block_is_made_from_records(library: Library, name: str) -> None:
     found = report_run.BLOCKS[name](library)
     assert found != tables.NONE
