@@ -10,7 +10,7 @@ import fake_backward
 import fake_device
 import numpy as np
 import pytest
-from fake_backward import Call, map_of, parts, with_strides
+from fake_backward import Call, map_of, parts, run, with_strides
 from fake_device import BF16
 
 import omnicupy as oc
@@ -33,10 +33,6 @@ def device(monkeypatch: pytest.MonkeyPatch) -> fake_device.Device:
     return fake_backward.install(monkeypatch)
 
 
-def _run(call: Call, mask: Any = None, **options: Any) -> Any:
-    return oc.attention_backward(*call.arrays, mask, **options)
-
-
 def _work(device: Any) -> int:
     """Where the work memory of the last call begins."""
     return int(device.scratch[-1].data.ptr)
@@ -44,7 +40,7 @@ def _work(device: Any) -> int:
 
 def test_three_launches_in_order(device: fake_device.Device) -> None:
     call, mask = Call(), oc.causal(300)
-    dq, dk, dv = _run(call, mask, scale=0.5)
+    dq, dk, dv = run(call, mask, scale=0.5)
     prepare, dkdv, of_q = device.launches
     assert parts(device.launches) == ["prepare", "dkdv", "dq"]
     for made, of in ((dq, call.q), (dk, call.k), (dv, call.v)):
@@ -76,7 +72,7 @@ def test_three_launches_in_order(device: fake_device.Device) -> None:
 def test_every_launch_gets_the_addresses(device: fake_device.Device, config: BackwardSpec | None) -> None:
     call = Call()
     dlse = call.dlse()
-    made = _run(call, oc.causal(300), dlse=dlse, config=config)
+    made = run(call, oc.causal(300), dlse=dlse, config=config)
     start, rows = _work(device), 2 * 4 * padded_rows(300)
     for launched in device.launches:
         p = launched["params"]
@@ -94,7 +90,7 @@ def test_every_launch_gets_the_addresses(device: fake_device.Device, config: Bac
 
 def test_tensor_maps_are_of_tiles(device: fake_device.Device) -> None:
     call = Call()
-    _run(call, oc.causal(300))
+    run(call, oc.causal(300))
     arrays = {"q_map": call.q, "dout_map": call.dout, "k_map": call.k, "v_map": call.v}
     _, *mapped = device.launches
     for launched in mapped:
@@ -115,7 +111,7 @@ def test_tensor_maps_are_of_tiles(device: fake_device.Device) -> None:
 
 def test_kernels_that_run_side_by_side_have_counters_of_their_own(device: fake_device.Device) -> None:
     """That of dQ may come up while that of dK and dV ends."""
-    _run(Call(), oc.causal(300))
+    run(Call(), oc.causal(300))
     memory = memory_of(0, device.streams[0])
     space = memory.workspace(Need(1, 0))
     _, dkdv, of_q = (launched["params"] for launched in device.launches)
@@ -139,7 +135,7 @@ def test_what_may_come_up_while_the_kernel_ahead_runs(
     device: fake_device.Device, options: dict[str, Any], early: list[str]
 ) -> None:
     """Those that wait by themselves: the first launch of a call never does."""
-    _run(Call(), oc.causal(300), **options)
+    run(Call(), oc.causal(300), **options)
     assert parts([launched for launched in device.launches if launched.get("early")]) == early
 
 
@@ -154,7 +150,7 @@ def test_maps_are_kept_by_addresses(device: fake_device.Device, monkeypatch: pyt
     monkeypatch.setattr(backward_plan, "MAX_MAPS", 3)
     mask, calls = oc.causal(300), [Call() for _ in range(5)]
     for call in (calls[0], calls[0], *calls, *calls):
-        _run(call, mask)
+        run(call, mask)
         for launched in device.launches[-2:]:
             assert map_of(launched, "dout_map")["pointer"] == call.dout.data.ptr
     assert made[:4] == [x.data.ptr for x in (calls[0].q, calls[0].dout, calls[0].k, calls[0].v)]
@@ -177,7 +173,7 @@ def test_maps_are_kept_by_addresses(device: fake_device.Device, monkeypatch: pyt
 def test_what_is_not_wanted_is_not_computed(
     device: fake_device.Device, wanted: Any, launched: list[str]
 ) -> None:
-    made = _run(Call(), oc.causal(300), wanted=wanted)
+    made = run(Call(), oc.causal(300), wanted=wanted)
     assert parts(device.launches) == launched
     for name, array in zip("qkv", made, strict=True):
         assert (array is not None) == (name in wanted)
@@ -187,9 +183,9 @@ def test_what_is_not_wanted_is_not_computed(
 
 def test_no_dlse_is_a_null_pointer_in_the_same_plan(device: fake_device.Device) -> None:
     call, mask = Call(), oc.causal(300)
-    _run(call, mask)
-    _run(call, mask, dlse=call.dlse())
-    _run(call, mask)
+    run(call, mask)
+    run(call, mask, dlse=call.dlse())
+    run(call, mask)
     assert len(device.kernels) == 3
     found = [int(launched["params"]["dlse"]) for launched in device.launches]
     assert (found[:3], found[6:]) == ([0] * 3, [0] * 3)
@@ -200,7 +196,7 @@ def test_lse_and_dlse_in_any_layout_are_made_compact(device: fake_device.Device)
     call = Call()
     with_strides(call.lse, 4, 8, 32)
     dlse = call.dlse(strides=(0, 0, 0))
-    _run(call, oc.causal(300), dlse=dlse)
+    run(call, oc.causal(300), dlse=dlse)
     (_, lse), (_, of_dlse) = device.copied  # type: ignore[attr-defined]
     assert [array for array, _ in device.copied] == [call.lse, dlse]  # type: ignore[attr-defined]
     for launched in device.launches:
@@ -218,7 +214,7 @@ def test_a_capture_refuses_to_make_them_compact(device: fake_device.Device, name
     with_strides(options.get("dlse", call.lse), 0, 0, 0)
     device.driver.begin(device.streams[0])
     with pytest.raises(UnsupportedError) as raised:
-        _run(call, mask, **options)
+        run(call, mask, **options)
     assert str(raised.value) == (
         f"{name} must be contiguous while the stream is captured, got strides (0, 0, 0) (bytes) for shape (2, 4, 300): "
         "a copy would be freed before the graph runs; copy it with cupy.ascontiguousarray"
@@ -230,7 +226,7 @@ def test_given_gradients_are_written_in_their_layout(device: fake_device.Device)
     call, mask = Call(), oc.causal(300)
     dq, dk, _ = call.targets()
     with_strides(dk, 2 * 300 * 128, 128, 2 * 128, 2)  # (batch, tokens, heads, head_dim), seen transposed
-    got = _run(call, mask, out_grads=(dq, dk, None))
+    got = run(call, mask, out_grads=(dq, dk, None))
     assert got[0] is dq
     assert got[1] is dk
     for launched in device.launches:
@@ -242,7 +238,7 @@ def test_given_gradients_are_written_in_their_layout(device: fake_device.Device)
 def test_config_for_another_architecture_is_refused(device: fake_device.Device) -> None:
     config = backward_table.naive("sm_120", "bfloat16", 64)
     with pytest.raises(ValueError) as raised:
-        _run(Call(), config=config)
+        run(Call(), config=config)
     assert str(raised.value) == (
         "config: code for sm_120 does not run on this device (compute capability 9.0); use arch='sm_90'"
     )

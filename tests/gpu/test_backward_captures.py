@@ -9,7 +9,7 @@ import fake_backward
 import fake_device
 import numpy as np
 import pytest
-from fake_backward import Call, parts, with_strides
+from fake_backward import Call, parts, run, with_strides
 from fake_device import Event
 
 import omnicupy as oc
@@ -24,10 +24,6 @@ def device(monkeypatch: pytest.MonkeyPatch) -> fake_device.Device:
     fake = fake_backward.install(monkeypatch)
     fake.streams[0] = fake_device.Stream(7)
     return fake
-
-
-def _run(call: Call, mask: Any = None, **options: Any) -> Any:
-    return oc.attention_backward(*call.arrays, mask, **options)
 
 
 def _wide_target(call: Call) -> dict[str, Any]:
@@ -63,7 +59,7 @@ def test_the_call_after_prepare_can_be_captured(
     uploads, allocated = len(device.uploads), device.allocating.made
     device.driver.begin(device.streams[0])
     monkeypatch.setattr(gpu_backward, "new_plan", None)  # nothing is planned
-    made = _run(call, mask, **options)
+    made = run(call, mask, **options)
     assert parts(device.launches) == ["prepare", "dkdv", "dq"]
     for launched in device.launches:
         assert launched["params"]["dq"] == made[0].data.ptr
@@ -85,7 +81,7 @@ def test_other_calls_after_prepare_can_be_captured_too(device: fake_device.Devic
     else:
         options = _wide_target(call)
     graph = device.driver.begin(device.streams[0])
-    _run(call, mask, **options)
+    run(call, mask, **options)
     device.driver.end(graph)
     assert len(device.uploads) == uploads
     assert device.driver.mode == 0
@@ -98,7 +94,7 @@ def test_large_work_memory_is_made_in_the_capture(device: fake_device.Device) ->
     small = device.allocating.nbytes
     assert small < workspace.MOST_SPARE_BYTES
     graph = device.driver.begin(device.streams[0])
-    _run(call, mask)
+    run(call, mask)
     device.driver.end(graph)
     assert 2 * call.q.nbytes < device.allocating.nbytes - small < 3 * call.q.nbytes
     graph.end()
@@ -109,7 +105,7 @@ def test_without_prepare_a_capture_is_refused(device: fake_device.Device) -> Non
     oc.prepare(call.q, call.k, call.v, mask)  # without gradients
     device.driver.begin(device.streams[0])
     with pytest.raises(oc.UnsupportedError, match=r"for gradients prepare\(\.\.\., gradients=True\)"):
-        _run(call, mask)
+        run(call, mask)
 
 
 def test_prepare_checks_its_arguments(device: fake_device.Device) -> None:
@@ -125,11 +121,11 @@ def test_prepare_checks_its_arguments(device: fake_device.Device) -> None:
 def test_a_captured_backward_pass_keeps_its_memory(device: fake_device.Device) -> None:
     """Work memory and block lists are the graph's own until it has ended."""
     mask, call = oc.causal(300), Call()
-    _run(call, mask)
+    run(call, mask)
     graphs = []
     for _ in range(3):
         graphs.append(device.driver.begin(device.streams[0]))
-        _run(call, mask)
+        run(call, mask)
         device.driver.end(graphs[-1])
     lse2 = [int(launched["params"]["lse2"]) for launched in device.launches if launched["spec"].part == "dq"]
     assert len(set(lse2)) == 4

@@ -9,7 +9,7 @@ from typing import Any
 import fake_backward
 import fake_device
 import pytest
-from fake_backward import Call, parts
+from fake_backward import Call, parts, run
 
 import omnicupy as oc
 from omnicupy.call import check_masks
@@ -43,13 +43,9 @@ def _call(**more: Any) -> Call:
     return Call(**{"head_dim": 128} | more)
 
 
-def _run(call: Call, mask: Any = None, **options: Any) -> Any:
-    return oc.attention_backward(*call.arrays, mask, **options)
-
-
 def test_one_kernel_makes_all_in_one_order_behind_the_one_that_prepares(device: Any) -> None:
     call, mask = _call(), oc.causal(300)
-    dq, dk, dv = _run(call, mask)
+    dq, dk, dv = run(call, mask)
     prepare, ordered = device.launches
     assert [launched["spec"] for launched in device.launches] == [SPEC.part("prepare"), FINISHING]
     (scratch,) = device.scratch
@@ -65,9 +61,9 @@ def test_one_kernel_makes_all_in_one_order_behind_the_one_that_prepares(device: 
 def test_turns_are_zeroed_before_the_first_launch(device: Any) -> None:
     """Sums need no zeros: the first addition to one stores."""
     mask = oc.causal(300)
-    _run(_call(), mask)
+    run(_call(), mask)
     device.streams[0] = fake_device.Stream(48)
-    _run(_call(), mask)
+    run(_call(), mask)
     first, second = (launched["params"] for launched in device.launches if launched["spec"] == FINISHING)
     assert device.zeroed == [
         (int(first["turns"]), TURNS_BYTES, 7, 0),
@@ -81,7 +77,7 @@ def test_turns_are_zeroed_before_the_first_launch(device: Any) -> None:
 def test_who_prepares_zeroes_rows_of_dq_that_nobody_comes_to(
     device: Any, options: dict[str, Any], zeroes: bool
 ) -> None:
-    _run(_call(), oc.causal(300), **options)
+    run(_call(), oc.causal(300), **options)
     assert bool(device.launches[0]["params"]["zeroes_dead_rows"]) == zeroes
 
 
@@ -101,7 +97,7 @@ def test_sums_share_places_where_they_would_take_too_much_memory(
     most = of_head * masks
     monkeypatch.setattr(backward_grid, "MOST_SUMS_BYTES", (most + 1) * FINISHING.sum_bytes)
     made = [oc.causal(300), oc.full(300)][:masks]
-    _run(_call(), made if masks == 2 else made[0])
+    run(_call(), made if masks == 2 else made[0])
     _, ordered = (launched["params"] for launched in device.launches)
     assert ordered["places"] == most
     assert ordered["section"] == ordered["turn_heads"] == 1
@@ -113,7 +109,7 @@ def test_sums_share_places_where_they_would_take_too_much_memory(
 def test_copies_partials_sums_and_turns_lie_apart(device: Any) -> None:
     q_len, k_len = 6000, 200
     call = _call(batch=1, heads=2, kv_heads=1, q_len=q_len, k_len=k_len)
-    _run(call, oc.ranges([(20, q_len, 0, 180)], q_len, k_len))
+    run(call, oc.ranges([(20, q_len, 0, 180)], q_len, k_len))
     p, rows = device.launches[1]["params"], 2 * padded_rows(q_len)
     assert p["places"] == 2 * -(-q_len // FINISHING.br)
     assert p["n_slots"] > 0
@@ -195,11 +191,11 @@ def test_sums_never_take_more_than_1_gib_and_shared_ones_128_mib(
 
 def test_gradients_of_sinks_are_added_up_behind_it(device: Any) -> None:
     sinks = fake_device.ndarray((4,), "float32")
-    _run(_call(), oc.causal(300), sink_logits=sinks, wanted=("q", "k", "v", "sink_logits"))
+    run(_call(), oc.causal(300), sink_logits=sinks, wanted=("q", "k", "v", "sink_logits"))
     assert parts(device.launches) == ["prepare", "ordered", "sinks"]
 
 
 def test_a_soft_cap_keeps_it(device: Any) -> None:
-    _run(_call(), oc.causal(300), softcap=20.0)
+    run(_call(), oc.causal(300), softcap=20.0)
     _, finishing = (launched["spec"] for launched in device.launches)
     assert finishing == replace(FINISHING, softcap=True)

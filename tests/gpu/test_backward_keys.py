@@ -9,7 +9,7 @@ import fake_backward
 import fake_device
 import numpy as np
 import pytest
-from fake_backward import Call, parts, with_strides
+from fake_backward import Call, parts, run, with_strides
 from fake_device import ndarray
 
 import omnicupy as oc
@@ -26,10 +26,6 @@ def device(monkeypatch: pytest.MonkeyPatch) -> fake_device.Device:
     fake = fake_backward.install(monkeypatch)
     fake.streams[0] = fake_device.Stream(7)
     return fake
-
-
-def _run(call: Call, mask: Any = None, **options: Any) -> Any:
-    return oc.attention_backward(*call.arrays, mask, **options)
 
 
 def _strided(name: str) -> Call:
@@ -87,23 +83,23 @@ def test_whatever_decides_a_launch_is_in_the_key(
     device: fake_device.Device, what: str, with_mask: bool
 ) -> None:
     mask = oc.causal(300) if with_mask else None
-    _run(Call(), mask)
+    run(Call(), mask)
     before = len(device.kernels)
     for times in (1, 1):
         call, options = OTHERS[what]()
-        _run(call, mask, **options)
+        run(call, mask, **options)
         assert before < len(device.kernels) <= before + 3 * times
         p = device.launches[-1]["params"]
         for name, array in zip(("q", "k", "v", "out"), (call.q, call.k, call.v, call.out), strict=True):
             assert list(p[f"{name}_strides"]) == [stride // 2 for stride in array.strides[:3]]
-    _run(Call(), mask)
+    run(Call(), mask)
     assert len(device.kernels) <= before + 3
 
 
 def test_a_list_of_one_mask_is_another_key(device: fake_device.Device) -> None:
     mask = oc.causal(300)
-    _run(Call(batch=1), [mask])
-    _run(Call(batch=1), mask)
+    run(Call(batch=1), [mask])
+    run(Call(batch=1), mask)
     assert len(device.kernels) == 6
     assert len(device.uploads) == 2
 
@@ -111,7 +107,7 @@ def test_a_list_of_one_mask_is_another_key(device: fake_device.Device) -> None:
 def test_a_list_that_repeats_one_mask_shares_its_copies(device: fake_device.Device) -> None:
     mask = oc.causal(300)
     for given in (mask, [mask, mask], [mask, mask]):
-        _run(Call(), given)
+        run(Call(), given)
     assert (len(device.kernels), len(device.uploads)) == (6, 2)
     assert {int(launched["params"]["mask_batch"]) for launched in device.launches} == {1}
 
@@ -120,7 +116,7 @@ def test_as_many_other_gradients_are_another_plan(device: fake_device.Device) ->
     mask = oc.causal(300)
     for wanted in (("q",), ("v",), ("k",), ("q", "v"), ("v", "k")):
         device.launches.clear()
-        made = _run(Call(), mask, wanted=wanted)
+        made = run(Call(), mask, wanted=wanted)
         assert [array is not None for array in made] == [name in wanted for name in "qkv"]
         assert ("dq" in parts(device.launches)) == ("q" in wanted)
         assert ("dkdv" in parts(device.launches)) == bool({"k", "v"} & set(wanted))
@@ -129,7 +125,7 @@ def test_as_many_other_gradients_are_another_plan(device: fake_device.Device) ->
 def test_another_order_of_sums_is_another_plan(device: fake_device.Device) -> None:
     call, mask = Call(), oc.causal(300)
     for deterministic in (True, False, False, True):
-        _run(call, mask, deterministic=deterministic)
+        run(call, mask, deterministic=deterministic)
     assert parts(device.launches[:3]) == parts(device.launches[9:]) == ["prepare", "dkdv", "dq"]
     assert parts(device.launches[3:6]) == parts(device.launches[6:9]) == ["prepare", "fused", "convert"]
     assert len(device.kernels) == 6
@@ -235,22 +231,22 @@ REFUSED: list[tuple[Any, str]] = [
 def test_a_warm_call_refuses_what_a_first_one_does(device: fake_device.Device, number: int) -> None:
     change, message = REFUSED[number]
     mask, call = oc.causal(300), Call()
-    _run(call, mask)
-    _run(call, mask, out_grads=call.targets(), dlse=call.dlse())
-    _run(call, mask, sink_logits=_sinks(call))
+    run(call, mask)
+    run(call, mask, out_grads=call.targets(), dlse=call.dlse())
+    run(call, mask, sink_logits=_sinks(call))
     device.launches.clear()
     options = change(call)
     with pytest.raises((TypeError, ValueError, oc.UnsupportedError), match=message):
-        _run(call, mask, **options)
+        run(call, mask, **options)
     assert device.launches == []
 
 
 def test_a_warm_call_refuses_gradients_that_are_not_wanted(device: fake_device.Device) -> None:
     mask, call = oc.causal(300), Call()
     dq, _, _ = call.targets()
-    _run(call, mask, wanted=("k", "v"))
+    run(call, mask, wanted=("k", "v"))
     with pytest.raises(ValueError, match=r"out_grads\[0\] must be None, got"):
-        _run(call, mask, wanted=("k", "v"), out_grads=(dq, None, None))
+        run(call, mask, wanted=("k", "v"), out_grads=(dq, None, None))
 
 
 def test_ranges_that_meet_without_an_element_in_common(
@@ -267,6 +263,6 @@ def test_ranges_that_meet_without_an_element_in_common(
             other.data.ptr += 64 << 20
     mask = oc.causal(300)
     for _ in range(2):
-        _run(call, mask, out_grads=(dq, dk, dv))
+        run(call, mask, out_grads=(dq, dk, dv))
     assert len(device.kernels) == 3
     assert device.launches[-1]["params"]["dq"] == dq.data.ptr

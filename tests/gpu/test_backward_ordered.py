@@ -9,7 +9,7 @@ import fake_backward
 import fake_device
 import numpy as np
 import pytest
-from fake_backward import Call, parts
+from fake_backward import Call, parts, run
 
 import omnicupy as oc
 from omnicupy.call import check_masks
@@ -47,10 +47,6 @@ def _call(**more: Any) -> Call:
     return Call(**{"head_dim": 128} | more)
 
 
-def _run(call: Call, mask: Any = None, **options: Any) -> Any:
-    return oc.attention_backward(*call.arrays, mask, **options)
-
-
 def _grid(q_len: int) -> BackwardGrid:
     info = backward_planning.device_info(0)
     return BackwardGrid(
@@ -65,7 +61,7 @@ def _lists(mask: Mask) -> BlockLists:
 
 def test_one_kernel_makes_all_in_one_order_and_one_converts(device: Any) -> None:
     call, mask = _call(), oc.causal(300)
-    dq, dk, dv = _run(call, mask)
+    dq, dk, dv = run(call, mask)
     _, ordered, convert = device.launches
     assert [launched["spec"] for launched in device.launches] == [
         SPEC.part(part) for part in ("prepare", "ordered", "convert")
@@ -82,7 +78,7 @@ def test_one_kernel_makes_all_in_one_order_and_one_converts(device: Any) -> None
 
 def test_its_thread_blocks_begin_together_and_no_later_than_the_gpu_holds_them(device: Any) -> None:
     """They wait for each other, so none of a launch may be left out until another has ended."""
-    _run(_call(q_len=4096, k_len=4096), oc.causal(4096))
+    run(_call(q_len=4096, k_len=4096), oc.causal(4096))
     assert [launched.get("together", False) for launched in device.launches] == [False, True, False]
     assert not any("early" in launched for launched in device.launches)
     ordered = device.launches[1]
@@ -92,9 +88,9 @@ def test_its_thread_blocks_begin_together_and_no_later_than_the_gpu_holds_them(d
 
 def test_sums_and_turns_are_zeroed_at_once_before_the_first_launch(device: Any) -> None:
     mask = oc.causal(300)
-    _run(_call(), mask)
+    run(_call(), mask)
     device.streams[0] = fake_device.Stream(48)
-    _run(_call(), mask)
+    run(_call(), mask)
     first, second = (launched["params"] for launched in device.launches if launched["spec"] == ORDERED)
     assert device.zeroed == [
         (int(first["dq_sums"]), SUMS_BYTES + TURNS_BYTES, 7, 0),
@@ -105,7 +101,7 @@ def test_sums_and_turns_are_zeroed_at_once_before_the_first_launch(device: Any) 
 def test_copies_partials_sums_and_turns_lie_apart(device: Any) -> None:
     q_len, k_len = 6000, 200
     call = _call(batch=1, heads=2, kv_heads=1, q_len=q_len, k_len=k_len)
-    _run(call, oc.ranges([(20, q_len, 0, 180)], q_len, k_len))
+    run(call, oc.ranges([(20, q_len, 0, 180)], q_len, k_len))
     p, rows = device.launches[1]["params"], 2 * padded_rows(q_len)
     assert p["n_slots"] > 0
     sizes = {
@@ -133,7 +129,7 @@ def test_copies_partials_sums_and_turns_lie_apart(device: Any) -> None:
 
 def test_ranks_and_the_section_come_from_the_lists(device: Any) -> None:
     mask = oc.causal(2048)
-    _run(_call(q_len=2048, k_len=2048), mask)
+    run(_call(q_len=2048, k_len=2048), mask)
     p, lists = device.launches[1]["params"], _lists(mask)
     (buffer,) = device.uploads
     assert np.array_equal(buffer, lists.buffer)
@@ -153,19 +149,19 @@ def test_ranks_and_the_section_come_from_the_lists(device: Any) -> None:
     ],
 )
 def test_it_makes_dq_and_one_more_or_nothing(device: Any, wanted: Any, launched: list[str]) -> None:
-    _run(_call(), oc.causal(300), wanted=wanted)
+    run(_call(), oc.causal(300), wanted=wanted)
     assert parts(device.launches) == launched
     assert bool(device.zeroed) == ("ordered" in launched)
 
 
 def test_gradients_of_sinks_are_added_up_behind_it(device: Any) -> None:
     sinks = fake_device.ndarray((4,), np.float32)
-    _run(_call(), oc.causal(300), sink_logits=sinks, wanted=("q", "k", "v", "sink_logits"))
+    run(_call(), oc.causal(300), sink_logits=sinks, wanted=("q", "k", "v", "sink_logits"))
     assert parts(device.launches) == ["prepare", "ordered", "convert", "sinks"]
 
 
 def test_sums_in_any_order_have_no_turns(device: Any) -> None:
-    _run(_call(), oc.causal(300), deterministic=False)
+    run(_call(), oc.causal(300), deterministic=False)
     assert parts(device.launches) == ["prepare", "fused", "convert"]
     assert not any(launched.get("together") for launched in device.launches)
     ((_, size, _, _),) = device.zeroed
@@ -173,8 +169,8 @@ def test_sums_in_any_order_have_no_turns(device: Any) -> None:
 
 
 def test_kernels_without_one_in_order_are_two(device: Any) -> None:
-    _run(_call(), oc.causal(300), config=replace(SPEC, ordered=None))
-    _run(_call(head_dim=64), oc.causal(300))
+    run(_call(), oc.causal(300), config=replace(SPEC, ordered=None))
+    run(_call(head_dim=64), oc.causal(300))
     assert parts(device.launches) == 2 * ["prepare", "dkdv", "dq"]
     assert device.zeroed == []
 
@@ -188,7 +184,7 @@ def test_more_tiles_than_ranks_are_left_to_two_kernels(
     tiles = sum(int(one.blocks(ORDERED.br, ORDERED.bc).tiles.sum()) for one in made[0])
     for most, of in zip((tiles, tiles - 1), made, strict=True):
         monkeypatch.setattr(backward_grid, "MOST_RANKS", most)
-        _run(_call(), of if masks == 2 else of[0])
+        run(_call(), of if masks == 2 else of[0])
     assert parts(device.launches) == ["prepare", "ordered", "convert", "prepare", "dkdv", "dq"]
     assert len(device.zeroed) == 1
 
@@ -196,14 +192,14 @@ def test_more_tiles_than_ranks_are_left_to_two_kernels(
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_a_mask_that_allows_nothing_has_a_plan(device: Any, head_dim: int, deterministic: bool) -> None:
-    dq, dk, dv = _run(_call(head_dim=head_dim), ~oc.full(300), deterministic=deterministic)
+    dq, dk, dv = run(_call(head_dim=head_dim), ~oc.full(300), deterministic=deterministic)
     finishes = deterministic and head_dim == 128  # no additions are few
     assert len(device.launches) == (2 if finishes else 3)
     assert {tuple(one.shape) for one in (dq, dk, dv)} == {(2, 4, 300, head_dim), (2, 2, 300, head_dim)}
 
 
 def test_a_soft_cap_keeps_it(device: Any) -> None:
-    _run(_call(), oc.causal(300), softcap=20.0)
+    run(_call(), oc.causal(300), softcap=20.0)
     _, ordered, convert = (launched["spec"] for launched in device.launches)
     assert ordered == replace(ORDERED, softcap=True)
     assert convert == SPEC.part("convert")
@@ -215,7 +211,7 @@ def test_the_call_after_prepare_can_be_captured(device: Any, monkeypatch: pytest
     uploads, allocated = len(device.uploads), device.allocating.made
     graph = device.driver.begin(device.streams[0])
     monkeypatch.setattr(gpu_backward, "new_plan", None)  # nothing is planned
-    _run(call, mask)
+    run(call, mask)
     device.driver.end(graph)
     assert parts(device.launches) == ["prepare", "ordered", "convert"]
     assert device.launches[1]["together"]

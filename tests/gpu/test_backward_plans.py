@@ -5,13 +5,12 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
-from typing import Any
 
 import fake_backward
 import fake_device
 import numpy as np
 import pytest
-from fake_backward import Call, map_of
+from fake_backward import Call, map_of, run
 
 import omnicupy as oc
 from omnicupy.call import check_masks
@@ -25,18 +24,14 @@ def device(monkeypatch: pytest.MonkeyPatch) -> fake_device.Device:
     return fake_backward.install(monkeypatch)
 
 
-def _run(call: Call, mask: Any = None, **options: Any) -> Any:
-    return oc.attention_backward(*call.arrays, mask, **options)
-
-
 def test_threads_have_their_own_parameters(device: fake_device.Device) -> None:
     mask, calls = oc.causal(300), [Call() for _ in range(30)]
-    made = {0: _run(calls[0], mask)}
+    made = {0: run(calls[0], mask)}
 
-    def run(i: int) -> None:
-        made[i] = _run(calls[i], mask)
+    def run_one(i: int) -> None:
+        made[i] = run(calls[i], mask)
 
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(1, len(calls))]
+    threads = [threading.Thread(target=run_one, args=(i,)) for i in range(1, len(calls))]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -55,7 +50,7 @@ def test_threads_have_their_own_parameters(device: fake_device.Device) -> None:
 
 def test_threads_that_make_the_plan_at_once(device: fake_device.Device) -> None:
     mask, calls = oc.causal(300), [Call() for _ in range(12)]
-    threads = [threading.Thread(target=_run, args=(call, mask)) for call in calls]
+    threads = [threading.Thread(target=run, args=(call, mask)) for call in calls]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -68,7 +63,7 @@ def test_threads_that_make_the_plan_at_once(device: fake_device.Device) -> None:
 
 def test_plans_and_copies_die_with_the_mask(device: fake_device.Device) -> None:
     mask = oc.causal(300)
-    _run(Call(), mask)
+    run(Call(), mask)
     (kept,) = mask._device.values()
     copies = [weakref.ref(blocks) for blocks in kept.blocks.values()]
     assert len(copies) == 2
@@ -85,7 +80,7 @@ def test_forward_and_backward_keep_their_plans_on_one_mask(device: fake_device.D
     call, mask = Call(), oc.causal(300)
     for _ in range(3):
         oc.attention(call.q, call.k, call.v, mask)
-        _run(call, mask)
+        run(call, mask)
     assert len(device.kernels) == 4
     assert len(device.launches) == 12
     (kept,) = mask._device.values()
@@ -95,20 +90,20 @@ def test_forward_and_backward_keep_their_plans_on_one_mask(device: fake_device.D
 
 def test_one_mask_for_each_batch_element(device: fake_device.Device) -> None:
     masks = [oc.causal(300), oc.sliding_window(300, left=20)]
-    _run(Call(), masks)
-    _run(Call(), tuple(masks))
+    run(Call(), masks)
+    run(Call(), tuple(masks))
     assert len(device.kernels) == 3
     assert {int(launched["params"]["mask_batch"]) for launched in device.launches} == {2}
-    _run(Call(), masks[::-1])
+    run(Call(), masks[::-1])
     assert len(device.uploads) == 4
 
 
 def test_the_device_of_the_arrays_runs_it(device: fake_device.Device) -> None:
-    _run(Call(device=1), oc.causal(300))
+    run(Call(device=1), oc.causal(300))
     assert [launched["device"] for launched in device.launches] == [1, 1, 1]
     assert {launched["spec"].arch for launched in device.launches} == {"sm_86"}
     assert device.current == 0
-    made = _run(Call(device=1), wanted=("q",))
+    made = run(Call(device=1), wanted=("q",))
     assert made[0].data.device_id == 1
 
 
@@ -116,7 +111,7 @@ def test_each_stream_has_counters_of_its_own(device: fake_device.Device) -> None
     mask = oc.causal(300)
     for handle in (16, 32, 16):
         device.streams[0] = fake_device.Stream(handle)
-        _run(Call(), mask)
+        run(Call(), mask)
     for part in ("dkdv", "dq"):
         found = [one["params"] for one in device.launches if one["spec"].part == part]
         for name in ("counter", "arrivals"):
@@ -125,9 +120,9 @@ def test_each_stream_has_counters_of_its_own(device: fake_device.Device) -> None
 
 def test_other_cubins_make_other_plans(device: fake_device.Device, monkeypatch: pytest.MonkeyPatch) -> None:
     mask = oc.causal(300)
-    _run(Call(), mask)
+    run(Call(), mask)
     monkeypatch.setattr(cache, "epoch", cache.epoch + 1)
-    _run(Call(), mask)
+    run(Call(), mask)
     assert len(device.kernels) == 6
 
 
@@ -135,23 +130,23 @@ def test_plans_are_bounded(device: fake_device.Device, monkeypatch: pytest.Monke
     monkeypatch.setattr(gpu_backward, "MAX_PLANS", 3)
     mask = oc.causal(300)
     for i in range(1, 8):
-        _run(Call(), mask, scale=float(i))
-        _run(Call(), scale=float(i))
+        run(Call(), mask, scale=float(i))
+        run(Call(), scale=float(i))
     (kept,) = mask._device.values()
     assert len(kept.plans) == len(gpu_backward._unmasked) == 3
 
 
 def test_a_warm_call_plans_nothing(device: fake_device.Device, monkeypatch: pytest.MonkeyPatch) -> None:
     mask = oc.causal(300)
-    _run(Call(), mask)
-    _run(Call())
+    run(Call(), mask)
+    run(Call())
     monkeypatch.setattr(gpu_backward, "new_plan", None)
     monkeypatch.setattr(gpu_backward.check_backward, "call", None)
     call = Call()
-    _run(call, mask)
-    _run(call, mask, out_grads=call.targets())
-    _run(call, mask, out_grads=(None, call.targets()[1], None), dlse=call.dlse())
-    _run(call)
+    run(call, mask)
+    run(call, mask, out_grads=call.targets())
+    run(call, mask, out_grads=(None, call.targets()[1], None), dlse=call.dlse())
+    run(call)
     assert device.launches[-1]["params"]["q"] == call.q.data.ptr
 
 
@@ -164,6 +159,6 @@ def test_masks_that_hide_all_are_served(
     """Their gradients are zeros, which kernels write: as many launches as for other masks."""
     hidden, seen = oc.from_dense(np.zeros((300, 300), bool)), oc.causal(300)
     call = Call(head_dim=head_dim)
-    dq, dk, dv = _run(call, hidden if masks == "all" else [hidden, seen], deterministic=deterministic)
+    dq, dk, dv = run(call, hidden if masks == "all" else [hidden, seen], deterministic=deterministic)
     assert all(made is not None for made in (dq, dk, dv))
     assert len(device.launches) >= 2

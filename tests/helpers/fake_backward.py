@@ -12,6 +12,7 @@ import pytest
 from fake_device import BF16, ndarray
 from fake_driver import Function
 
+import omnicupy as oc
 from omnicupy.choose import backward_table
 from omnicupy.gpu import attention as gpu_attention
 from omnicupy.gpu import backward, backward_plan, backward_planning, planning
@@ -101,6 +102,11 @@ class Call:
         """For out_grads."""
         dq, dk, dv = (ndarray(x.shape, x.dtype, x.data.device_id) for x in (self.q, self.k, self.v))
         return dq, dk, dv
+
+
+def run(call: Call, mask: Any = None, **options: Any) -> Any:
+    """The gradients of a call."""
+    return oc.attention_backward(*call.arrays, mask, **options)
 
 
 def with_strides(array: ndarray, *strides: int) -> ndarray:
