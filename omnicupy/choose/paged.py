@@ -103,12 +103,12 @@ def for_e4m3(
     if not converts(spec):
         bc = 128 if max(spec.head_dim, spec.value_dim) <= 128 else 64
         spec = replace(spec, br=64, bc=bc, stages=spec.stages if spec.pack else 2, warps=8)
-    return fitted(spec, 1)
+    return fitted(spec)
 
 
-def fitted(spec: AttnSpec, page_size: int) -> AttnSpec:
-    """The variant that takes a row's place where it reads pages of so many keys: more warps where looking up pages
-    takes registers that the tile does not leave.
+def fitted(spec: AttnSpec) -> AttnSpec:
+    """The variant that takes a row's place where it reads pages: more warps where looking up pages takes registers that
+    the tile does not leave.
     """
     if spec.kernel == "sm80" and (spec.br, spec.bc, spec.warps) == (128, 64, 4) and spec.head_dim >= 80:
         return replace(spec, warps=8)

@@ -223,7 +223,7 @@ def _struct_of(
         "section": sizes.section or grid.section(sizes.n_parts),
         "q_padded": padded_rows(problem.q_len),
         "dout_column": layouts.dout[1][3] // ITEM_BYTES,
-        **grid.sum_fields(sizes),
+        **(grid.sum_fields(sizes) if grid.kernel.finishes else {}),  # nobody else reads them
         "zeroes_dead_rows": ahead_of is not None and ahead_of.finishes,
     }
     for name in ("dead", "dead_rows"):

@@ -170,7 +170,7 @@ def _spec_of(call: CachedCall, arrays: tuple[Any, Any, Any, Any], info: DeviceIn
     )
     if fp8:
         return paged.for_e4m3(spec, problem, info.sm_count, call.split)
-    return spec if page_size is None else paged.fitted(spec, page_size)
+    return spec if page_size is None else paged.fitted(spec)
 
 
 def _need_of(grid: Grid, lists: CachedLists) -> tuple[Need, int]:

@@ -14,6 +14,9 @@ from omnicupy.jit import cache
 from omnicupy.jit.spec import AttnSpec, KernelSpec
 
 WHOLE = 100  # percent of the memory that shared memory and L1 have together
+# Parameter structs of forward kernels for Hopper all of which wait by themselves for the kernel ahead. Those of e4m3,
+# and of few rows in pages or with rows of their own, take the second.
+_WAITING = ("sm90", "sm90_fp8")
 
 _kernels: dict[tuple[KernelSpec, int, int], Kernel] = {}
 _kernels_lock = threading.Lock()
@@ -61,8 +64,8 @@ def together(found: Kernel) -> Any:
 
 
 def _launcher(spec: KernelSpec, function: Any) -> Any:
-    """What launches a kernel. That for Hopper waits by itself for what is ahead of it; others must be made to."""
-    overlaps = spec.kernel == spec.params == "sm90" and _can_overlap()
+    """What launches a kernel. Some for Hopper wait by themselves for what is ahead of them; others must be made to."""
+    overlaps = spec.kernel == "sm90" and spec.params in _WAITING and _can_overlap()
     return Launcher(function, (OVERLAPPING,) if overlaps else ())
 
 

@@ -118,8 +118,8 @@ class FewRowsSpec(Fp8Spec):
 
     @property
     def params(self) -> str:
-        """Which parameter struct it takes: a key of params.PARAMS. What has no pages, rows of its own or scales is
-        launched as any kernel of 16 bits, and so may come up while the kernel ahead still runs.
+        """Which parameter struct it takes: a key of params.PARAMS. What has no pages, rows of its own or scales takes
+        that of kernels of 16 bits.
         """
         return super().params if self.e4m3 or self.page or self.ragged else self.kernel
 

@@ -128,9 +128,12 @@ class Grid:
         rows; heads that share a tile count as one.
 
         More of them would ask for K and V of many heads at once, all at once from memory (docs/design.md).
-        Never more than have their K and V, under all masks, in half of the L2.  parts: as in `thread_blocks`.
+        Never more than have their K and V, under all masks, in half of the L2.  Of packed tiles that all run at once
+        one group: else those that read the same keys would be far apart in the list.  parts: as in `thread_blocks`.
         """
         problem, group = self.problem, self.tile_group
+        if self.spec.pack and self.work_items(parts) <= self.workers.sm_count:
+            return group
         heads = self.tile_heads * (problem.batch // self.masks)
         # K and V of one key head, 2 bytes an element.
         head_bytes = 2 * problem.k_len * (problem.head_dim + problem.value_dim)

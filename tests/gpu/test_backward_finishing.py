@@ -81,6 +81,19 @@ def test_who_prepares_zeroes_rows_of_dq_that_nobody_comes_to(
     assert bool(device.launches[0]["params"]["zeroes_dead_rows"]) == zeroes
 
 
+@pytest.mark.parametrize(
+    "options", [{"deterministic": False}, {"wanted": ("k", "v")}, {"wanted": ("q",)}], ids=str
+)
+def test_kernels_that_make_no_dq_of_sums_are_told_nothing_of_them(
+    device: Any, options: dict[str, Any]
+) -> None:
+    _run(_call(), oc.causal(300), **options)
+    told = [one["params"] for one in device.launches if "head_sums" in (one["params"].dtype.names or ())]
+    assert told
+    for name in ("head_sums", "kv_sums", "batch_sums", "places"):
+        assert not any(int(params[name]) for params in told)
+
+
 def _sums(p: Any, heads: Iterable[tuple[int, int]]) -> list[int]:
     """Numbers of the sums of heads of keys, (batch, head), as the producer of the kernel works them out."""
     firsts = [batch * p["batch_sums"] + head * p["kv_sums"] for batch, head in heads]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,12 @@ from cuda.bindings import driver
 
 from omnicupy.gpu import bindings, launcher, modules
 from omnicupy.gpu.launcher import COOPERATIVE, OVERLAPPING, Launcher
-from omnicupy.jit.spec import AttnSpec
+from omnicupy.jit.cached_spec import CachedSpec
+from omnicupy.jit.few_rows_spec import FewRowsSpec
+from omnicupy.jit.fp8_spec import Fp8Spec
+from omnicupy.jit.paged_spec import PagedSpec
+from omnicupy.jit.ragged_spec import RaggedSpec
+from omnicupy.jit.spec import AttnSpec, KernelSpec
 
 GRID, BLOCK, SMEM = (132, 1, 1), (384, 1, 1), 200_000
 
@@ -147,16 +153,45 @@ def test_the_drivers_error_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
         _made(asked)(GRID, BLOCK, (_argument(asked, b"x"),), SMEM, SimpleNamespace(ptr=0))
 
 
+def _attributes(monkeypatch: pytest.MonkeyPatch, spec: KernelSpec, version: int) -> tuple[str, ...]:
+    """Of a kernel's launches, by the version of the driver."""
+    runtime = SimpleNamespace(driverGetVersion=lambda: version)
+    monkeypatch.setattr(modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(runtime=runtime)))
+    found: tuple[str, ...] = modules._launcher(spec, SimpleNamespace(ptr=3))._attributes
+    return found
+
+
 @pytest.mark.parametrize(
     ("kernel", "version", "early"), [("sm90", 12030, True), ("sm90", 12020, False), ("sm80", 13000, False)]
 )
 def test_who_may_begin_early(monkeypatch: pytest.MonkeyPatch, kernel: str, version: int, early: bool) -> None:
-    runtime = SimpleNamespace(driverGetVersion=lambda: version)
-    monkeypatch.setattr(modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(runtime=runtime)))
-    function = SimpleNamespace(ptr=3)
     size = {"br": 128, "bc": 64, "warps": 12 if kernel == "sm90" else 4}
     spec = AttnSpec(
         arch="sm_90a" if kernel == "sm90" else "sm_90", kernel=kernel, dtype="float16", head_dim=64, **size
     )
-    found = modules._launcher(spec, function)
-    assert found._attributes == ((OVERLAPPING,) if early else ())
+    assert _attributes(monkeypatch, spec, version) == ((OVERLAPPING,) if early else ())
+
+
+PACKED = AttnSpec(
+    arch="sm_90a", kernel="sm90", dtype="bfloat16", head_dim=128, br=64, bc=128, warps=8, pack=True
+)
+
+
+@pytest.mark.parametrize(("in_pages", "ragged"), list(product((False, True), repeat=2)))
+def test_on_caches_of_e4m3_and_of_few_rows_any_may(
+    monkeypatch: pytest.MonkeyPatch, in_pages: bool, ragged: bool
+) -> None:
+    few = FewRowsSpec.of(PACKED)
+    specs = [few.for_caches(e4m3=e4m3, in_pages=in_pages, ragged=ragged) for e4m3 in (False, True)]
+    specs += [Fp8Spec.of_e4m3(PACKED, in_pages=in_pages, ragged=ragged)]
+    for spec in specs:
+        assert _attributes(monkeypatch, spec, 12030) == (OVERLAPPING,)
+        assert _attributes(monkeypatch, spec, 12020) == ()
+
+
+def test_on_caches_others_wait_but_those_of_16_bits_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    portable = AttnSpec(arch="sm_90", kernel="sm80", dtype="bfloat16", head_dim=64, br=64, bc=64, warps=4)
+    assert _attributes(monkeypatch, CachedSpec.of(PACKED), 12030) == (OVERLAPPING,)
+    of_e4m3 = Fp8Spec.of_e4m3(portable, in_pages=False)
+    for spec in (PagedSpec.with_pages(PACKED, 16), RaggedSpec.of(PACKED), of_e4m3):
+        assert _attributes(monkeypatch, spec, 13000) == ()

@@ -82,8 +82,8 @@ def test_prompts_keep_their_tile_on_pages(device: fake_device.Device, page_size:
 def test_a_tile_of_the_portable_kernel_that_looks_up_pages_has_registers_for_it() -> None:
     row = AttnSpec(arch="sm_80", kernel="sm80", dtype="bfloat16", head_dim=128, br=128, bc=64)
     assert row.warps == 4
-    assert paged.fitted(row, 8) == replace(row, warps=8)
-    assert paged.fitted(replace(row, head_dim=64), 8) == replace(row, head_dim=64)
+    assert paged.fitted(row) == replace(row, warps=8)
+    assert paged.fitted(replace(row, head_dim=64)) == replace(row, head_dim=64)
 
 
 @pytest.mark.parametrize(("page_size", "kernel"), [(6, "sm90"), (32, "sm90")])

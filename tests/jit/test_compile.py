@@ -102,7 +102,7 @@ TILES = _in_turn([*ROWS, *NAIVE])
 # Of keys in pages: kernels key by key and with the most boxes, in turn, and Hopper's both.
 def _paged(size: int, turn: int) -> list[AttnSpec]:
     specs = [*PORTABLE[turn::2], *HOPPER, *NAIVE[turn::2]]
-    return [PagedSpec.with_pages(paged.fitted(spec, size), size) for spec in specs]
+    return [PagedSpec.with_pages(paged.fitted(spec), size) for spec in specs]
 
 
 CACHED = _in_turn(map(CachedSpec.of, HOPPER))
@@ -115,7 +115,7 @@ _ONE_OF = {
     if one.serves_caches
 }
 RAGGED = _in_turn(
-    RaggedSpec.of(spec if i % 2 else PagedSpec.with_pages(paged.fitted(spec, 16), 16))
+    RaggedSpec.of(spec if i % 2 else PagedSpec.with_pages(paged.fitted(spec), 16))
     for i, spec in enumerate((*_ONE_OF.values(), NAIVE[0]))
 )
 

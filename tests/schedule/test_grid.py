@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from omnicupy.call.problem import Problem
@@ -77,6 +79,21 @@ def test_packed_heads_are_one_item() -> None:
     of_many = _grid(PACKED, Problem(2, 71, 1, 5, 9000, 128, "bfloat16"))
     assert (of_many.tokens, of_many.tile_heads, of_many.tile_group, of_many.workers.heads) == (1, 2, 2, 4)
     assert of_many.packed == {"pack_heads": 36, "pack_tokens": 1, "packs": 2, "part_rows": 36}
+
+
+def test_packed_tiles_that_all_run_at_once_have_one_group_a_section() -> None:
+    """Tiles of one head of keys are neighbours in the list then, wherever heads or tokens take several."""
+    of_tokens = _grid(PACKED, Problem(1, 28, 4, 16, 8192, 128, "bfloat16"))
+    assert (of_tokens.tile_group, of_tokens.work_items(33)) == (1, 132)
+    assert [of_tokens.section(parts) for parts in (0, 1, 2, 33)] == [1, 1, 1, 1]
+    assert of_tokens.section(34) == 4  # a second round, with more heads side by side
+    of_heads = _grid(PACKED, Problem(2, 142, 2, 1, 8192, 128, "bfloat16"))
+    assert (of_heads.tile_group, of_heads.work_items(16), of_heads.section(16)) == (2, 128, 2)
+    assert of_heads.section(17) == 8
+    masked = _grid(PACKED, Problem(16, 28, 4, 16, 8192, 128, "bfloat16"), masks=16)
+    assert (masked.work_items(33), masked.section(33)) == (132, 1)
+    unpacked = replace(PACKED, pack=False, br=128, warps=12)
+    assert _grid(unpacked, Problem(1, 28, 4, 16, 8192, 128, "bfloat16")).section(1) == 28
 
 
 def test_packed_rows_are_counted_in_32_bits() -> None:

@@ -49,12 +49,12 @@ class Cache:
     def builtin(self, arch: str, problem: Problem, mask: Mask, sm_count: int) -> AttnSpec:
         """The table's choice, or what takes its place."""
         found = pick.pick(arch, problem, (mask,), sm_count, cached=True)
-        found = found if self.page is None else paged.fitted(found, self.page)
+        found = found if self.page is None else paged.fitted(found)
         return paged.for_16_bits(found, problem, sm_count)
 
     def serves(self, spec: AttnSpec) -> bool:
         """Can the variant read it?"""
-        return self.page is None or paged.fitted(spec, self.page) == spec
+        return self.page is None or paged.fitted(spec) == spec
 
     def compile_specs(self, specs: Sequence[AttnSpec], track: Track) -> list[Compiled[AttnSpec]]:
         """compile_all of the kernels that calls run."""

@@ -78,7 +78,7 @@ def _fitted(spec: AttnSpec, kind: Kind) -> AttnSpec:
     """The variant that takes a row's place on such caches."""
     if kind.scales:
         return paged.for_e4m3(spec)
-    return paged.fitted(spec, kind.page_size) if kind.page_size else spec
+    return paged.fitted(spec) if kind.page_size else spec
 
 
 def _compiled(spec: AttnSpec, case: Case, arch: str) -> tuple[KernelSpec, ...]:

@@ -10,7 +10,7 @@ import ast
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -26,7 +26,7 @@ from omnicupy.jit.append_spec import AppendSpec, Fp8AppendSpec
 from omnicupy.jit.cached_spec import CachedSpec
 from omnicupy.jit.few_rows_spec import FewRowsSpec
 from omnicupy.jit.fp8_spec import Fp8Spec
-from omnicupy.jit.paged_spec import LEAST_BOX, PagedSpec, by_boxes
+from omnicupy.jit.paged_spec import LEAST_BOX, PagedSpec
 from omnicupy.jit.params import PARAMS
 from omnicupy.jit.plan_spec import PlanSpec
 from omnicupy.jit.ragged_spec import RaggedSpec
@@ -132,7 +132,7 @@ def _few_rows(forward: list[AttnSpec]) -> list[FewRowsSpec]:
 def _on_pages(forward: list[AttnSpec]) -> list[PagedSpec]:
     """What takes a row's place on pages, where that is a kernel of its own."""
     on_pages = (
-        PagedSpec.with_pages(paged.fitted(spec, size), size)
+        PagedSpec.with_pages(paged.fitted(spec), size)
         for spec in forward
         for size in (1, LEAST_BOX)
         if spec.serves_caches
@@ -182,20 +182,13 @@ def _variants(spec: KernelSpec) -> Iterator[KernelSpec]:
         if (of_caches := CachedSpec.of(spec)) != spec:
             yield of_caches
         for size in (1, LEAST_BOX):
-            yield (in_pages := PagedSpec.with_pages(_beside_boxes(paged.fitted(spec, size), size), size))
-            yield RaggedSpec.of(in_pages)
+            in_pages = PagedSpec.with_pages(paged.fitted(spec), size)
+            if in_pages.source == spec.source:  # else PAGED serves, which is a source of its own
+                yield from (in_pages, RaggedSpec.of(in_pages))
         yield RaggedSpec.of(spec)
         for has_pages in (False, True):
             for ragged in (False, True):
                 yield Fp8Spec.of_e4m3(paged.for_e4m3(spec), in_pages=has_pages, ragged=ragged)
-
-
-def _beside_boxes(spec: AttnSpec, page_size: int) -> AttnSpec:
-    """What the source of a row compiles for such pages. Key by key its kernels have at most 12 warps: with more PAGED
-    serves, which is a source of its own.
-    """
-    by_key = spec.kernel == "sm90" and not by_boxes(page_size)
-    return replace(spec, br=128, warps=12) if by_key and spec.warps > 12 else spec
 
 
 def launch_modules(launch: Launch) -> list[str]:

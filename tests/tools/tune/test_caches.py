@@ -58,7 +58,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, isolated_cache: Path) -> Any:
 def test_a_winner_is_kept_for_its_kind_of_cache_alone(options: list[str], page: int | None, gpu: Any) -> None:
     builtin = Cache(page).builtin("sm_90", PROBLEM, MASK, 132)
     assert isinstance(builtin, FewRowsSpec)
-    packed = paged.fitted(pick.pick("sm_90", PROBLEM, (MASK,), 132, cached=True), page or 64)
+    packed = paged.fitted(pick.pick("sm_90", PROBLEM, (MASK,), 132, cached=True))
     better = replace(packed, stages=3 if packed.stages != 3 else 1)
     asked = gpu({builtin: 1.2, better: 1.0})
     kind = ["--cache", "contiguous" if page is None else "pages"]

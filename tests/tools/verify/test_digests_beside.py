@@ -1,4 +1,6 @@
-"""What the digests of the kernels that run beside attention on caches cover: the planner and append."""
+"""What the digests of the kernels that run beside attention on caches cover: the planner and append; and whose digest
+holds what is compiled for pages.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from omnicupy.jit import source
+from omnicupy.jit.fp8_spec import Fp8Spec
+from omnicupy.jit.paged_spec import PagedSpec
 from omnicupy.tools.verify import source_digest
 from omnicupy.tools.verify.source_digest import SOURCES
 
@@ -66,3 +70,10 @@ def test_the_digest_of_a_kernel_beside_attention_holds_its_text_and_variants(
     kind = type(SOURCES[name].launch.ahead[0])
     monkeypatch.setattr(kind, "defines", lambda self: {"OMNI_THREADS": 1})
     assert source_digest.digest(name) != before[name]
+
+
+def test_what_another_source_compiles_for_pages_is_in_that_one_s_digest() -> None:
+    for name, specs in source_digest.rows().items():
+        variants = [variant for spec in specs for variant in source_digest._variants(spec)]
+        in_pages = [one for one in variants if isinstance(one, PagedSpec) and not isinstance(one, Fp8Spec)]
+        assert {one.source for one in in_pages} <= {name}
