@@ -34,9 +34,10 @@ struct HeadOfSum {
   }
 };
 
-// By a warp. s_sum: the sum, in the order that omni/dq_sums.cuh names. A lane has two rows of each 16.
-template <class Cfg>
-__device__ __forceinline__ void finish_sum(BackwardParamsSm90 const& args, float4 const* s_sum, int sum) {
+// By a warp. read(i): the numbers 4 * i to 4 * i + 3 of the sum, in the order that omni/dq_sums.cuh names. A lane has
+// two rows of each 16.
+template <class Cfg, class Read>
+__device__ __forceinline__ void finish_sum(BackwardParamsSm90 const& args, Read const& read, int sum) {
   constexpr int kBlocks = Cfg::kHeadDim / 8, kRowBlocks = Cfg::kBr / 16;  // 16 rows x 8 columns each
   BackwardParams const& b = args.b;
   ForwardParams const& p = b.p;
@@ -50,12 +51,14 @@ __device__ __forceinline__ void finish_sum(BackwardParamsSm90 const& args, float
   for (int m = 0; m < kRowBlocks; ++m) {
 #pragma unroll 1
     for (int j = 0; j < kBlocks; j += 4) {
+      float4 four[4];
       u32 upper[4], lower[4];
 #pragma unroll
+      for (int i = 0; i < 4; ++i) four[i] = read(32 * (kRowBlocks * min(j + i, kBlocks - 1) + m) + lane_id());
+#pragma unroll
       for (int i = 0; i < 4; ++i) {
-        float4 const four = s_sum[32 * (kRowBlocks * min(j + i, kBlocks - 1) + m) + lane_id()];
-        upper[i] = pack_pair<Cfg::kBf16>(four.x * p.scale, four.y * p.scale);
-        lower[i] = pack_pair<Cfg::kBf16>(four.z * p.scale, four.w * p.scale);
+        upper[i] = pack_pair<Cfg::kBf16>(four[i].x * p.scale, four[i].y * p.scale);
+        lower[i] = pack_pair<Cfg::kBf16>(four[i].z * p.scale, four[i].w * p.scale);
       }
       quad_transpose(upper);
       quad_transpose(lower);
@@ -80,18 +83,18 @@ __device__ __forceinline__ void hand_over(Smem& smem, int sum, int buffer) {
   mbarrier_arrive(smem_address(&smem.finished_full[place]));
 }
 
-// A thread that adds one warpgroup's tiles of dQ to the sums in their order. Little is kept: there are few registers.
-template <class Cfg>
-struct OrderedAdder {
+// A thread that adds one warpgroup's tiles of dQ to the sums in their order, the first one to a sum in place of what lies
+// there. Little is kept: there are few registers.
+template <class Cfg, class Turns>
+struct StoringAdder {
   using Smem = KeySmem<Cfg>;
   static constexpr int kFloats = Cfg::kBr * Cfg::kHeadDim, kBytes = 4 * kFloats;
 
   BackwardParamsSm90 const& args;
   Smem& smem;
-  PlaceTurns turns;
-  int sums_fetched = 0;  // parity
+  Turns turns;
 
-  __device__ __forceinline__ OrderedAdder(BackwardParamsSm90 const& params, Smem& memory)
+  __device__ __forceinline__ StoringAdder(BackwardParamsSm90 const& params, Smem& memory)
       : args(params), smem(memory), turns(params) {}
 
   // Read anew rather than kept.
@@ -107,7 +110,7 @@ struct OrderedAdder {
   __device__ __forceinline__ void add(int sum, int rank) {
     int const sum_before = turns.wait(sum, rank);
     grant();
-    float* const g_sum = args.dq_sums + static_cast<i64>(PlaceOfSum(args, sum).place) * kFloats;
+    float* const g_sum = args.dq_sums + static_cast<i64>(turns.place(sum)) * kFloats;
     if (rank == 0) {
       bulk_store(g_sum, tile(), kBytes);
     } else {
@@ -116,6 +119,32 @@ struct OrderedAdder {
     bulk_commit();
     turns.pass_but_newest(sum_before);
   }
+
+  // The next tile's addition, when it lies in the buffer.
+  __device__ __forceinline__ int2 next(int parity) {
+    u32 const full = smem_address(&smem.sums_full[buffer()]);
+    if (!mbarrier_has_ended(full, parity)) turns.pass();
+    mbarrier_wait(full, parity);
+    return smem.staged[parity][buffer()];
+  }
+
+  // The addition has read the buffer.
+  __device__ __forceinline__ void give_back() const {
+    bulk_wait_read();
+    mbarrier_arrive(smem_address(&smem.sums_empty[buffer()]));
+  }
+};
+
+// Such a thread, where it hands over the sums that it adds to last.
+template <class Cfg>
+struct OrderedAdder : StoringAdder<Cfg, PlaceTurns> {
+  using Base = StoringAdder<Cfg, PlaceTurns>;
+  using Base::args, Base::buffer, Base::kBytes, Base::kFloats, Base::smem, Base::tile, Base::turns;
+
+  int sums_fetched = 0;  // parity
+
+  __device__ __forceinline__ OrderedAdder(BackwardParamsSm90 const& params, KeySmem<Cfg>& memory)
+      : Base(params, memory) {}
 
   // After the last addition: the sum takes the addition's place here, and the next sum its place there.
   __device__ __forceinline__ void fetch(int sum) {
@@ -132,23 +161,19 @@ struct OrderedAdder {
   __device__ __forceinline__ void run() {
 #pragma unroll 1
     for (int parity = 0;; parity ^= 1) {
-      u32 const full = smem_address(&smem.sums_full[buffer()]);
-      if (!mbarrier_has_ended(full, parity)) turns.pass();
-      mbarrier_wait(full, parity);
-      int2 const addition = smem.staged[parity][buffer()];
+      int2 const addition = this->next(parity);
       if (addition.x < 0) break;
       if (addition.y == kLastAddition) {
-        grant();
+        this->grant();
         turns.pass();
       } else {
-        add(addition.x, addition.y & ~kLastAddition);
+        this->add(addition.x, addition.y & ~kLastAddition);
         if (addition.y & kLastAddition) fetch(addition.x);
       }
       if (addition.y & kLastAddition) {
         hand_over(smem, addition.x, buffer());
       } else {
-        bulk_wait_read();
-        mbarrier_arrive(smem_address(&smem.sums_empty[buffer()]));
+        this->give_back();
       }
     }
     turns.pass();
@@ -169,7 +194,8 @@ __device__ __forceinline__ void finish_sums(BackwardParamsSm90 const& args, KeyS
     if (sum < 0) {
       --adding;
     } else {
-      finish_sum<Cfg>(args, smem.sums[buffer], sum);
+      float4 const* const s_sum = smem.sums[buffer];
+      finish_sum<Cfg>(args, [s_sum](int i) { return s_sum[i]; }, sum);
       release(smem.sums_empty[buffer]);
     }
   }
