@@ -24,7 +24,10 @@ __device__ __forceinline__ void consume(omni::BackwardParamsSm90 const& args, om
   }
   omni::setmaxnreg_inc<Cfg::kConsumerRegisters>();
   omni::ConsumerOf<Cfg>(args, smem).run();
-  if constexpr (Cfg::kBackground) omni::finish_in_background<Cfg>(args, omni::thread_index() / 32 % 8 * 4);
+  if constexpr (Cfg::kBackground) {
+    constexpr int kPieces = (Cfg::kHeadDim + 31) / 32;  // there are registers for all of a row
+    omni::finish_in_background<Cfg, kPieces>(args, omni::thread_index() / 32 % 8 * 4);
+  }
 }
 
 extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
@@ -43,7 +46,7 @@ extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
     if constexpr (Cfg::kBackground) {
       if (omni::uniform(omni::thread_index() / 32) == 1 + Smem::kBuffers) {
         omni::wait_for_kernel_ahead();
-        return omni::finish_in_background<Cfg>(args, 0);
+        return omni::finish_in_background<Cfg, 1>(args, 0);
       }
     }
     if (omni::thread_index() == 0) omni::KeyProducer<Cfg>(args, smem).run();

@@ -49,9 +49,8 @@ class BackwardKernel:
     owns `br` queries and walks tiles of `bc` keys), "fused" (as dkdv, and adds dQ to sums in float32), "ordered" (the
     same, and adds to each sum in one order), "convert" (these sums to dQ) or "sinks" (adds up the gradients of
     sink_logits that prepare left). dtype, head_dim: as in AttnSpec. value_dim: columns of V and O. br, bc, stages,
-    warps: as in TileShape. softcap: scores are capped. finishes: how it makes dQ of the sums itself, which need not be
-    zeros before then: "at_once", when the last addition to one has landed, or in the "background" (part "ordered" with
-    two warpgroups that own keys); "" where it does not.
+    warps: as in TileShape. softcap: scores are capped. finishes: one of FINISHES, how it makes dQ of the sums itself
+    (part "ordered" with two warpgroups that own keys); they need not be zeros before then.
 
     Raises ValueError when the tile is illegal or does not fit the architecture's shared memory.
     """
@@ -292,13 +291,6 @@ class BackwardKernel:
 
     def __str__(self) -> str:
         named = ("kernel", "arch", "part", "finishes")
-        others = (f"{k}={v}" for k, v in asdict(self).items() if k not in named)
-        return " ".join(
-            [
-                f"bwd-{self.part}",
-                self.kernel,
-                self.arch,
-                *others,
-                *[f"finishes={self.finishes}"] * bool(self.finishes),
-            ]
-        )
+        words = [f"{k}={v}" for k, v in asdict(self).items() if k not in named]
+        words += [f"finishes={self.finishes}"] * bool(self.finishes)
+        return " ".join([f"bwd-{self.part}", self.kernel, self.arch, *words])

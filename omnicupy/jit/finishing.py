@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 # Names among the parts of a BackwardSpec, and `finishes` of a BackwardKernel: who adds last to a sum hands it over, or
-# goes on while another warp reads it.
+# goes on while another warp reads it. "": a launch behind it makes dQ of the sums.
 FINISHING_PARTS = {"finishing": "at_once", "background": "background"}
 FINISHES = ("", *FINISHING_PARTS.values())
 

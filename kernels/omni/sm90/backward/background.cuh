@@ -116,7 +116,8 @@ __device__ __forceinline__ int first_lane(u32 said, int from) {
 
 // By a warp: makes dQ of sums of the thread block's share, every so many in their order, until all of them are taken.
 // It looks at 32 at a time, a lane each. from: the lane that it prefers, so that warps do not want the same sum.
-template <class Cfg>
+// kPieces: as of finish_sum.
+template <class Cfg, int kPieces>
 __device__ __forceinline__ void finish_in_background(BackwardParamsSm90 const& args, int from) {
   constexpr u32 kAll = 0xffffffffu;
   u32 taken = 0;  // of those that are looked at
@@ -142,7 +143,7 @@ __device__ __forceinline__ void finish_in_background(BackwardParamsSm90 const& a
       fence_proxy_async_global();
       float const* const g_sum = args.dq_sums + static_cast<i64>(next) * (Cfg::kBr * Cfg::kHeadDim);
       float4 const* const g_fours = reinterpret_cast<float4 const*>(g_sum);
-      finish_sum<Cfg>(args, [g_fours](int i) { return load_past_l1(g_fours + i); }, next);
+      finish_sum<Cfg, kPieces>(args, [g_fours](int i) { return load_past_l1(g_fours + i); }, next);
     } else if (gone == 0) {
       __nanosleep(1000);
     }

@@ -35,8 +35,8 @@ struct HeadOfSum {
 };
 
 // By a warp. read(i): the numbers 4 * i to 4 * i + 3 of the sum, in the order that omni/dq_sums.cuh names. A lane has
-// two rows of each 16.
-template <class Cfg, class Read>
+// two rows of each 16. kPieces: of 32 columns, that are read before any of them is stored.
+template <class Cfg, int kPieces, class Read>
 __device__ __forceinline__ void finish_sum(BackwardParamsSm90 const& args, Read const& read, int sum) {
   constexpr int kBlocks = Cfg::kHeadDim / 8, kRowBlocks = Cfg::kBr / 16;  // 16 rows x 8 columns each
   BackwardParams const& b = args.b;
@@ -50,23 +50,31 @@ __device__ __forceinline__ void finish_sum(BackwardParamsSm90 const& args, Read 
 #pragma unroll 1
   for (int m = 0; m < kRowBlocks; ++m) {
 #pragma unroll 1
-    for (int j = 0; j < kBlocks; j += 4) {
-      float4 four[4];
-      u32 upper[4], lower[4];
+    for (int first = 0; first < kBlocks; first += 4 * kPieces) {
+      float4 fours[4 * kPieces];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) four[i] = read(32 * (kRowBlocks * min(j + i, kBlocks - 1) + m) + lane_id());
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        upper[i] = pack_pair<Cfg::kBf16>(four[i].x * p.scale, four[i].y * p.scale);
-        lower[i] = pack_pair<Cfg::kBf16>(four[i].z * p.scale, four[i].w * p.scale);
+      for (int i = 0; i < 4 * kPieces; ++i) {
+        fours[i] = read(32 * (kRowBlocks * min(first + i, kBlocks - 1) + m) + lane_id());
       }
-      quad_transpose(upper);
-      quad_transpose(lower);
-      bool const exists = 8 * j + column < p.head_dim;
-      uint4* const g_piece = reinterpret_cast<uint4*>(g_row + 16 * j);
-      if (exists && rows > 0) *g_piece = make_uint4(upper[0], upper[1], upper[2], upper[3]);
-      if (exists && rows > 8) {
-        *reinterpret_cast<uint4*>(g_row + 16 * j + 8 * row_bytes) = make_uint4(lower[0], lower[1], lower[2], lower[3]);
+#pragma unroll
+      for (int piece = 0; piece < kPieces; ++piece) {
+        int const j = first + 4 * piece;
+        u32 upper[4], lower[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          float4 const& four = fours[4 * piece + i];
+          upper[i] = pack_pair<Cfg::kBf16>(four.x * p.scale, four.y * p.scale);
+          lower[i] = pack_pair<Cfg::kBf16>(four.z * p.scale, four.w * p.scale);
+        }
+        quad_transpose(upper);
+        quad_transpose(lower);
+        bool const exists = 8 * j + column < p.head_dim;
+        uint4* const g_piece = reinterpret_cast<uint4*>(g_row + 16 * j);
+        if (exists && rows > 0) *g_piece = make_uint4(upper[0], upper[1], upper[2], upper[3]);
+        if (exists && rows > 8) {
+          *reinterpret_cast<uint4*>(g_row + 16 * j + 8 * row_bytes) =
+              make_uint4(lower[0], lower[1], lower[2], lower[3]);
+        }
       }
     }
     g_row += 16 * row_bytes;
@@ -83,8 +91,8 @@ __device__ __forceinline__ void hand_over(Smem& smem, int sum, int buffer) {
   mbarrier_arrive(smem_address(&smem.finished_full[place]));
 }
 
-// A thread that adds one warpgroup's tiles of dQ to the sums in their order, the first one to a sum in place of what lies
-// there. Little is kept: there are few registers.
+// A thread that adds one warpgroup's tiles of dQ to the sums in their order, the first one to a sum in place of what
+// lies there. Little is kept: there are few registers.
 template <class Cfg, class Turns>
 struct StoringAdder {
   using Smem = KeySmem<Cfg>;
@@ -195,7 +203,7 @@ __device__ __forceinline__ void finish_sums(BackwardParamsSm90 const& args, KeyS
       --adding;
     } else {
       float4 const* const s_sum = smem.sums[buffer];
-      finish_sum<Cfg>(args, [s_sum](int i) { return s_sum[i]; }, sum);
+      finish_sum<Cfg, 1>(args, [s_sum](int i) { return s_sum[i]; }, sum);
       release(smem.sums_empty[buffer]);
     }
   }
