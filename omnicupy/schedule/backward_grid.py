@@ -27,9 +27,9 @@ from omnicupy.schedule.parts import Workers
 # them itself, and they share places in the second. It does so, too, where a mean sum has up to so many additions, so
 # that zeroing and converting it would take long beside them (docs/tries.md).
 MOST_UNSHARED_BYTES, MOST_SUMS_BYTES, FEW_ADDITIONS = 1 << 30, 128 << 20, 7
-# From so many on a warp of each thread block makes dQ of sums in the background. One takes it as long as 4.7 tiles take
-# the others, at any head_dim, so it is through with most when the last addition has landed.
-ENOUGH_ADDITIONS = 8
+# From so many on it makes dQ of sums in the background. One takes the warp that does so as long as 4.7 tiles take the
+# others, so that with fewer more is left for the end, when all warps do.
+ENOUGH_ADDITIONS = 7
 
 
 def key_lists_of(part: str) -> Callable[[Sequence[KeyBlocks], Workers], BlockLists]:

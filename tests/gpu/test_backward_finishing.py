@@ -148,8 +148,8 @@ def test_it_serves_sums_of_few_additions() -> None:
     assert _part(oc.full(640, 7 * 128)) == "finishing"
     assert _part(oc.full(640, 8 * 128)) == "background"
     assert _part(oc.causal(512)) == "finishing"
-    assert _part(oc.causal(1920)) == "background"  # 8 a sum
-    assert _part(oc.causal(1792)) == "ordered"  # 7.5
+    assert _part(oc.causal(1792)) == "background"  # 7.5 a sum
+    assert _part(oc.causal(1664)) == "finishing"  # 7
     assert _part(oc.causal(4096)) == "background"
     assert _part(oc.full(640, 128), head_dim=64) == "ordered"  # three warpgroups leave no warp
 
