@@ -1,6 +1,7 @@
 // All gradients in one kernel for compute capability 9.0, a block of keys a work item. dK and dV are sums in one order;
-// dQ is added by whichever thread block comes first, or as part "ordered" in one order, too; then a variant makes dQ of
-// the sums itself.
+// dQ is added by whichever thread block comes first, or as part "ordered" in one order, too; then two variants make dQ
+// of the sums themselves.
+#include "omni/sm90/backward/background.cuh"
 #include "omni/sm90/backward/finish.cuh"
 #include "omni/sm90/backward/fused_apart.cuh"
 #include "omni/sm90/backward/key_producer.cuh"
@@ -23,6 +24,10 @@ __device__ __forceinline__ void consume(omni::BackwardParamsSm90 const& args, om
   }
   omni::setmaxnreg_inc<Cfg::kConsumerRegisters>();
   omni::ConsumerOf<Cfg>(args, smem).run();
+  if constexpr (Cfg::kBackground) {
+    constexpr int kPieces = (Cfg::kHeadDim + 31) / 32;  // there are registers for all of a row
+    omni::finish_in_background<Cfg, kPieces>(args, omni::thread_index() / 32 % 8 * 4);
+  }
 }
 
 extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
@@ -38,6 +43,12 @@ extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
     if constexpr (Cfg::kFinishes) {  // first here: behind the producer it would take registers that there are not
       if (omni::uniform(omni::thread_index() / 32) == 1 + Smem::kBuffers) return omni::finish_sums<Cfg>(args, smem);
     }
+    if constexpr (Cfg::kBackground) {
+      if (omni::uniform(omni::thread_index() / 32) == 1 + Smem::kBuffers) {
+        omni::wait_for_kernel_ahead();
+        return omni::finish_in_background<Cfg, 1>(args, 0);
+      }
+    }
     if (omni::thread_index() == 0) omni::KeyProducer<Cfg>(args, smem).run();
     if constexpr (Smem::kStaged) {
       int const buffer = omni::thread_index() / 32 - 1;  // read anew: kept, it would be a register of the producer's
@@ -45,6 +56,8 @@ extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
       if (is_first && buffer >= 0 && buffer < Smem::kBuffers) {
         if constexpr (Cfg::kFinishes) {
           omni::OrderedAdder<Cfg>(args, smem).run();
+        } else if constexpr (Cfg::kBackground) {
+          omni::BackgroundAdder<Cfg>(args, smem).run();
         } else {
           omni::add_tiles<Cfg>(args, smem, buffer);
         }

@@ -176,10 +176,9 @@ def _operand_bytes(problem: Problem, wanted: Sequence[str], keys: str) -> int:
     q_rows, k_rows = problem.q_heads * problem.q_len, problem.kv_heads * problem.k_len
     width = problem.head_dim + problem.value_dim
     of_sums = 2 * STATISTICS_BYTES // ELEMENT_BYTES
-    # The last one stores dQ, too.
-    of_kernel = {"fused": of_sums, "ordered": of_sums, "finishing": of_sums + 1}
-    each = of_kernel.get(keys, 1)
-    stored = each * q_rows * problem.head_dim if "q" in wanted else 0
+    # The last two store dQ, too; what the last reads of sums is in L2 still.
+    each = {"fused": of_sums, "ordered": of_sums, "finishing": of_sums + 1, "background": of_sums + 1}
+    stored = each.get(keys, 1) * q_rows * problem.head_dim if "q" in wanted else 0
     stored += k_rows * (problem.head_dim * ("k" in wanted) + problem.value_dim * ("v" in wanted))
     return ELEMENT_BYTES * problem.batch * ((q_rows + k_rows) * width + stored)
 

@@ -224,7 +224,7 @@ def _struct_of(
         "q_padded": padded_rows(problem.q_len),
         "dout_column": layouts.dout[1][3] // ITEM_BYTES,
         **(grid.sum_fields(sizes) if grid.kernel.finishes else {}),  # nobody else reads them
-        "zeroes_dead_rows": ahead_of is not None and ahead_of.finishes,
+        "zeroes_dead_rows": ahead_of is not None and bool(ahead_of.finishes),
     }
     for name in ("dead", "dead_rows"):
         if not sizes.shapes.get(name, (0,))[0]:

@@ -9,14 +9,13 @@ from typing import NamedTuple
 from omnicupy.jit.archs import SMEM_LIMIT_BYTES
 from omnicupy.jit.atom import SHIPPED
 from omnicupy.jit.backward_smem import SLICE, WIDE_HEAD_DIM, hopper_bytes, sm80_bytes
+from omnicupy.jit.finishing import FINISHES, check_finishes
 from omnicupy.jit.spec import DTYPES, KERNELS, MAX_HEAD_DIM, MAX_ONE_PIECE, round_up
 
 PARTS = ("prepare", "dkdv", "dq")  # of a backward pass, in the order in which they are launched
 # In place of the last two: the first where sums may have any order, the second where they have one.
 FUSED_PARTS = ("fused", "convert")
 ORDERED_PARTS = ("ordered", "convert")
-# The second one, where it makes dQ of the sums itself; its part is "ordered", too.
-FINISHING_PARTS = ("finishing",)
 SINK_PARTS = ("sinks",)  # last, where the gradient of sink_logits is wanted
 MAKES_ALL = ("fused", "ordered")  # gradients in one kernel, but for the conversion of dQ
 CAPPED_PARTS = ("dkdv", "dq", *MAKES_ALL)  # whose code a soft cap changes
@@ -50,8 +49,8 @@ class BackwardKernel:
     owns `br` queries and walks tiles of `bc` keys), "fused" (as dkdv, and adds dQ to sums in float32), "ordered" (the
     same, and adds to each sum in one order), "convert" (these sums to dQ) or "sinks" (adds up the gradients of
     sink_logits that prepare left). dtype, head_dim: as in AttnSpec. value_dim: columns of V and O. br, bc, stages,
-    warps: as in TileShape. softcap: scores are capped. finishes: it makes dQ of the sums itself, which need not be
-    zeros before then (part "ordered" with two warpgroups that own keys).
+    warps: as in TileShape. softcap: scores are capped. finishes: one of FINISHES, how it makes dQ of the sums itself
+    (part "ordered" with two warpgroups that own keys); they need not be zeros before then.
 
     Raises ValueError when the tile is illegal or does not fit the architecture's shared memory.
     """
@@ -67,7 +66,7 @@ class BackwardKernel:
     stages: int
     warps: int
     softcap: bool = False
-    finishes: bool = False
+    finishes: str = ""
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -91,11 +90,7 @@ class BackwardKernel:
             )
         if self.part not in WITHOUT_TILES:
             self._check_tile()
-        if self.finishes and not self.may_finish:
-            raise ValueError(
-                "config: finishes needs part='ordered' with two warpgroups that own keys and make dQ, 128 keys and 12 "
-                f"warps, got part={self.part!r}, bc={self.bc} and warps={self.warps}; leave finishes out"
-            )
+        check_finishes(self)
         if self.smem_bytes > (limit := SMEM_LIMIT_BYTES[self.arch]):
             raise ValueError(
                 f"config: the {self.part} tile needs {self.smem_bytes} B of shared memory, {self.arch} has {limit} B a "
@@ -190,7 +185,7 @@ class BackwardKernel:
 
     @property
     def may_finish(self) -> bool:
-        """Does it leave a warp for a variant that makes dQ of the sums itself?"""
+        """Does it leave a warp for variants that make dQ of the sums themselves?"""
         return self.part == "ordered" and self.warpgroups == 2 and not self.has_dq_apart
 
     @property
@@ -287,7 +282,7 @@ class BackwardKernel:
             "OMNI_WARPS": self.warps,
             "OMNI_PART": (*PARTS, *FUSED_PARTS, *SINK_PARTS, "ordered").index(self.part),
             "OMNI_ORDERED": int(self.part == "ordered"),
-            "OMNI_FINISHES": int(self.finishes),
+            "OMNI_FINISHES": FINISHES.index(self.finishes),
             "OMNI_BF16": int(self.dtype == "bfloat16"),
             "OMNI_SMEM_BYTES": self.smem_bytes,
             "OMNI_SOFTCAP": int(self.softcap),
@@ -296,5 +291,6 @@ class BackwardKernel:
 
     def __str__(self) -> str:
         named = ("kernel", "arch", "part", "finishes")
-        others = (f"{k}={v}" for k, v in asdict(self).items() if k not in named)
-        return " ".join([f"bwd-{self.part}", self.kernel, self.arch, *others, *["finishes"] * self.finishes])
+        words = [f"{k}={v}" for k, v in asdict(self).items() if k not in named]
+        words += [f"finishes={self.finishes}"] * bool(self.finishes)
+        return " ".join([f"bwd-{self.part}", self.kernel, self.arch, *words])

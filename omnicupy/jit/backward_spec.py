@@ -8,7 +8,6 @@ from functools import lru_cache
 from omnicupy.jit.archs import SMEM_LIMIT_BYTES
 from omnicupy.jit.backward_kernel import (
     CAPPED_PARTS,
-    FINISHING_PARTS,
     FUSED_PARTS,
     ORDERED_PARTS,
     PARTS,
@@ -18,6 +17,7 @@ from omnicupy.jit.backward_kernel import (
     TileShape,
 )
 from omnicupy.jit.field_types import make_flags, make_numbers, number
+from omnicupy.jit.finishing import FINISHING_PARTS
 from omnicupy.jit.spec import DTYPES, KERNELS, round_up
 
 
@@ -81,7 +81,7 @@ class BackwardSpec:
 # Plans of new masks ask for the same kernels again and again, and making one takes longer than a look-up.
 @lru_cache(maxsize=256)
 def _part(spec: BackwardSpec, part: str) -> BackwardKernel:
-    finishes, part = part in FINISHING_PARTS, "ordered" if part in FINISHING_PARTS else part
+    finishes, part = FINISHING_PARTS.get(part, ""), "ordered" if part in FINISHING_PARTS else part
     shapes = {"dkdv": spec.dkdv, "dq": spec.dq, "fused": spec.fused, "ordered": spec.ordered}
     shape = shapes.get(part) or TileShape(64, 64, 1, WITHOUT_TILES[part] // 32)
     # The kernels that prepare and that add up sinks are the same ones for all.
@@ -109,7 +109,7 @@ def _kernels(spec: BackwardSpec) -> dict[str, BackwardKernel]:
     fused = FUSED_PARTS if spec.fused is not None else ()
     ordered: tuple[str, ...] = ORDERED_PARTS if spec.ordered is not None else ()
     if spec.ordered is not None and _part(spec, "ordered").may_finish:
-        ordered += FINISHING_PARTS
+        ordered += tuple(FINISHING_PARTS)
     return {part: spec.part(part) for part in (*PARTS, *fused, *ordered, *SINK_PARTS)}
 
 

@@ -27,6 +27,9 @@ from omnicupy.schedule.parts import Workers
 # them itself, and they share places in the second. It does so, too, where a mean sum has up to so many additions, so
 # that zeroing and converting it would take long beside them (docs/tries.md).
 MOST_UNSHARED_BYTES, MOST_SUMS_BYTES, FEW_ADDITIONS = 1 << 30, 128 << 20, 7
+# From so many on it makes dQ of sums in the background. One takes the warp that does so as long as 4.7 tiles take the
+# others, so that with fewer more is left for the end, when all warps do.
+ENOUGH_ADDITIONS = 7
 
 
 def key_lists_of(part: str) -> Callable[[Sequence[KeyBlocks], Workers], BlockLists]:
@@ -42,10 +45,10 @@ def lists_of(part: str, masks: Sequence[Mask], tile: tuple[int, int], workers: W
 
 
 def ordered_part(part: BackwardKernel, problem: Problem, masks: Sequence[Mask]) -> str:
-    """Which kernel makes all gradients in one order: "ordered", or "finishing", which makes dQ of the sums, too. "dkdv"
-    for two kernels: where a mask has so many tiles that their ranks would fill memory, or where sums have to share
-    places and those of the query heads of one head of keys alone would fill memory, or too many would share one. A
-    kernel without a warp for that is "ordered" whatever its sums take.
+    """Which kernel makes all gradients in one order: "ordered", or "finishing" or "background", which make dQ of the
+    sums, too. "dkdv" for two kernels: where a mask has so many tiles that their ranks would fill memory, or where sums
+    have to share places and those of the query heads of one head of keys alone would fill memory, or too many would
+    share one. A kernel without a warp for that is "ordered" whatever its sums take.
 
     part: "ordered".  masks: the distinct ones.
     """
@@ -62,8 +65,10 @@ def ordered_part(part: BackwardKernel, problem: Problem, masks: Sequence[Mask]) 
     unshared = problem.batch * problem.q_heads * padded_rows(problem.q_len) // part.br * part.sum_bytes
     if unshared > MOST_UNSHARED_BYTES:
         return "finishing" if may_share else "dkdv"
-    few = tiles <= FEW_ADDITIONS * of_mask * len(masks)
-    return "finishing" if few and may_share else "ordered"
+    sums = of_mask * len(masks)
+    if tiles <= FEW_ADDITIONS * sums and may_share:
+        return "finishing"
+    return "background" if tiles >= ENOUGH_ADDITIONS * sums else "ordered"
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,8 @@ class BackwardGrid:
         if self.kernel.part != "ordered":
             return found
         ordered = {"ordered_sums": True, "side_by_side": self._heads_in_l2, "kept": self._kept}
-        places = MOST_SUMS_BYTES // self.kernel.sum_bytes if self.kernel.finishes else 0
+        most = {"at_once": MOST_SUMS_BYTES, "background": MOST_UNSHARED_BYTES}.get(self.kernel.finishes, 0)
+        places = most // self.kernel.sum_bytes
         return OrderedWorkers(**vars(found) | ordered, places=places)
 
     @property
@@ -122,7 +128,7 @@ class BackwardGrid:
         The heads of a section have numbers that follow each other. So where each batch element has a mask of its own,
         and the section holds heads of all of them, its number counts less than that of the head.
         """
-        problem, finishes = self.problem, self.kernel.finishes
+        problem, finishes = self.problem, bool(self.kernel.finishes)
         rows = problem.q_len if finishes else padded_rows(problem.q_len)
         of_head = -(-rows // self.kernel.br)
         of_group = of_head * problem.group

@@ -120,7 +120,7 @@ def test_an_ordered_pass_walks_the_same_tiles_and_waits() -> None:
     assert (in_order.waits > 0, free.waits) == (True, 0.0)
 
 
-def test_megabytes_of_the_launches_ahead_and_behind() -> None:
+def test_megabytes_of_the_launches_ahead_and_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = oc.causal(256)
     rows = 4 * 256  # of all query heads
     padded = 4 * -(-(256 + 255) // 64) * 64
@@ -137,6 +137,12 @@ def test_megabytes_of_the_launches_ahead_and_behind() -> None:
     assert finishing.converted == 0
     assert finishing.prepared == pytest.approx(one.prepared - 4 * 128 * padded / 1e6)
     assert finishing.megabytes == pytest.approx(one.megabytes + 2 * rows * 128 / 1e6)
+    monkeypatch.setattr(backward_grid, "FEW_ADDITIONS", 0)
+    monkeypatch.setattr(backward_grid, "ENOUGH_ADDITIONS", 0)
+    background = _work(mask, 128)
+    assert background.kernels[0].kernel.finishes == "background"
+    assert [background.converted, background.prepared] == [finishing.converted, finishing.prepared]
+    assert background.megabytes == finishing.megabytes
     two = _work(mask, 256)
     assert two.converted == 0
     assert two.prepared == pytest.approx((2 * 2 * rows * 256 + 12 * rows) / 1e6)

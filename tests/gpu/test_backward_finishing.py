@@ -155,17 +155,20 @@ def _part(mask: Mask, heads: tuple[int, int] = (4, 2), batch: int = 2, head_dim:
 def test_it_serves_sums_of_few_additions() -> None:
     """A sum of 64 queries has an addition for each block of 128 keys that they see."""
     assert _part(oc.full(640, 7 * 128)) == "finishing"
-    assert _part(oc.full(640, 8 * 128)) == "ordered"
+    assert _part(oc.full(640, 8 * 128)) == "background"
     assert _part(oc.causal(512)) == "finishing"
-    assert _part(oc.causal(4096)) == "ordered"
+    assert _part(oc.causal(1792)) == "background"  # 7.5 a sum
+    assert _part(oc.causal(1664)) == "finishing"  # 7
+    assert _part(oc.causal(4096)) == "background"
     assert _part(oc.full(640, 128), head_dim=64) == "ordered"  # three warpgroups leave no warp
 
 
+@pytest.mark.parametrize("finishes", ["at_once", "background"])
 @pytest.mark.parametrize("part", ["dkdv", "dq", "prepare", "convert"])
-def test_no_other_kernel_makes_dq_of_sums(part: str) -> None:
+def test_no_other_kernel_makes_dq_of_sums(part: str, finishes: str) -> None:
     spec = backward_table.pick("sm_90", "bfloat16", 128)
     with pytest.raises(ValueError, match="config: finishes needs part='ordered' with two warpgroups"):
-        replace(spec.kernels()[part], finishes=True)
+        replace(spec.kernels()[part], finishes=finishes)
 
 
 @pytest.mark.parametrize("head_dim", [80, 128])
@@ -174,7 +177,7 @@ def test_it_serves_sums_that_would_take_too_much_memory(head_dim: int) -> None:
     of_head = 4 * head_dim * 16384  # bytes of a query head
     most = (1 << 30) // (4 * head_dim * padded_rows(16384))  # sums that are converted are padded
     window = oc.sliding_window(16384, left=8192)
-    assert _part(window, (most, most), 1, head_dim) == "ordered"
+    assert _part(window, (most, most), 1, head_dim) == "background"
     assert _part(window, (most + 1, most + 1), 1, head_dim) == "finishing"
     of_group = (128 << 20) // of_head
     assert _part(window, (8 * of_group, 8), 2, head_dim) == "finishing"
@@ -199,7 +202,9 @@ def test_sums_never_take_more_than_1_gib_and_shared_ones_128_mib(
         return
     grid = BackwardGrid(part, problem, 1, 132, 50 << 20)
     lists = ordered_lists([mask.key_blocks(part.br, part.bc)], grid.workers)
-    assert grid.sum_fields(lists)["places"] * part.sum_bytes <= (128 << 20 if part.finishes else 1 << 30)
+    assert grid.sum_fields(lists)["places"] * part.sum_bytes <= (
+        128 << 20 if part.finishes == "at_once" else 1 << 30
+    )
 
 
 def test_gradients_of_sinks_are_added_up_behind_it(device: Any) -> None:

@@ -35,8 +35,9 @@ TURNS_BYTES = -(-4 * (ROWS // ORDERED.br) // 256) * 256
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Where no mask has so few additions that another kernel would make dQ of the sums."""
+    """Where no mask has so few additions, or so many, that another kernel would make dQ of the sums."""
     monkeypatch.setattr(backward_grid, "FEW_ADDITIONS", 0)
+    monkeypatch.setattr(backward_grid, "ENOUGH_ADDITIONS", 1 << 20)
     check_masks._full.cache_clear()
     fake = fake_backward.install(monkeypatch)
     fake.streams[0] = fake_device.Stream(7)

@@ -59,11 +59,18 @@ def fill(
 
 def check_turns(turns: Array, lists: BlockLists, part: BackwardKernel, q_heads: int, kv_heads: int) -> None:
     """All additions had their turn. Where the kernel makes dQ of sums, all sums of more than one addition have ended,
-    one after the other where they share a place. q_heads, kv_heads: of the whole batch.
+    one after the other where they share a place; or in the background, all that have additions. q_heads, kv_heads: of
+    the whole batch.
     """
-    if not part.finishes:
-        assert turns.sum() == lists.array("parts")[:, 3].sum() * q_heads // lists.mask_batch
-        return
     heads = (kv_heads if lists.struct_fields["head_ranks"] else q_heads) // lists.mask_batch
+    if part.finishes != "at_once":
+        taken = turns & LAST_ADDITION >> 1  # to make dQ of it
+        additions = turns & (LAST_ADDITION >> 1) - 1
+        assert ((taken > 0) == (turns >= LAST_ADDITION)).all()
+        assert additions.sum() == lists.array("parts")[:, 3].sum() * q_heads // lists.mask_batch
+        assert ((turns >= LAST_ADDITION) == (additions > 0)).all() or not part.finishes
+        ended = np.count_nonzero(lists.array("ranks") >= LAST_ADDITION)
+        assert np.count_nonzero(turns >= LAST_ADDITION) == ended * heads
+        return
     assert not (turns & MOST_RANKS - 1).any()
     assert (turns // MOST_RANKS).sum() == np.count_nonzero(lists.array("ranks") > LAST_ADDITION) * heads

@@ -34,7 +34,7 @@ HOPPER = in_turn(KERNELS, 10, lambda kernel: (kernel.part, kernel.softcap, kerne
 def _name(kernel: BackwardKernel) -> str:
     dtype = {"float16": "f16", "bfloat16": "bf16"}[kernel.dtype]
     tile = f"{kernel.br}x{kernel.bc}-s{kernel.stages}-w{kernel.warps}"
-    tile += "-softcap" * kernel.softcap + "-finishes" * kernel.finishes
+    tile += "-softcap" * kernel.softcap + f"-{kernel.finishes}" * bool(kernel.finishes)
     widths = f"d{kernel.head_dim}v{kernel.value_dim}"
     return f"{kernel.part}-{kernel.kernel}-{kernel.arch}-{dtype}-{widths}-{tile}"
 

@@ -136,6 +136,35 @@ def test_sums_become_dq(
         assert_right(problem, name, found[name])
 
 
+@pytest.mark.parametrize(("masks", "batch"), [("causal", 2), ("causal", 4), ("one-a-batch-element", 2)])
+@pytest.mark.parametrize(("head_dim", "head_by_head"), [(80, False), (128, False), (128, True)])
+def test_sums_become_dq_in_the_background(
+    masks: str,
+    batch: int,
+    head_dim: int,
+    head_by_head: bool,
+    libraries: Callable[[BackwardKernel], Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing but turns is zero before. The bits are those of the kernels that add to zeros and convert. batch: of four
+    elements a warp has more sums than it looks at at a time.
+    """
+    monkeypatch.setattr(ordered_lists.Walk, "is_head_by_head", lambda *_: head_by_head)
+    monkeypatch.setattr(kernel_calls, "BATCH", batch)
+    problem = Problem("bfloat16", head_dim, MASKS[masks]())
+    spec = spec_of("sm90", "sm_90", "bfloat16", head_dim)
+    kernels = {part: spec.part(part) for part in ("background", "ordered", "convert")}
+    made = _poisoned(problem, spec, libraries)
+    found = run(problem, kernels["background"], made, libraries(kernels["background"]))
+    assert len(found["dq_sums"]) == batch * Q_HEADS * 3 * kernels["background"].sum_bytes // 4
+    apart = run(problem, kernels["ordered"], made, libraries(kernels["ordered"]))
+    sums = {"dq_sums": apart.pop("dq_sums")}
+    apart |= run(problem, kernels["convert"], made | sums, libraries(kernels["convert"]))
+    for name in ("dq", "dk", "dv"):
+        assert_right(problem, name, found[name])
+        assert np.array_equal(found[name].view(np.uint16), apart[name].view(np.uint16))
+
+
 def test_capped_scores_with_sinks(libraries: Callable[[BackwardKernel], Any]) -> None:
     sinks = (-np.inf, 0.0, 2.0, 4.0)
     problem = Problem(

@@ -12,10 +12,11 @@ from omnicupy.choose import backward_table, paged, pick, table
 from omnicupy.choose.capped import capped, capped_backward
 from omnicupy.jit import archs
 from omnicupy.jit.append_spec import AppendSpec, Fp8AppendSpec
-from omnicupy.jit.backward_kernel import FINISHING_PARTS, FUSED_PARTS, ORDERED_PARTS, SINK_PARTS, TileShape
+from omnicupy.jit.backward_kernel import FUSED_PARTS, ORDERED_PARTS, SINK_PARTS, TileShape
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.cached_spec import CachedSpec
 from omnicupy.jit.few_rows_spec import FewRowsSpec
+from omnicupy.jit.finishing import FINISHING_PARTS
 from omnicupy.jit.plan_spec import PlanSpec
 from omnicupy.jit.spec import DTYPES, MAX_ONE_PIECE, PACKED_PAIR, AttnSpec, KernelSpec, round_up
 from omnicupy.jit.widths import kernel_widths

@@ -164,11 +164,18 @@ inline void __syncwarp() {
 }
 
 inline void __threadfence() { cpu::yield(); }
+inline void __nanosleep(unsigned) { cpu::yield(); }
 
 template <class T>
 T atomicAdd(T* counter, T more) {
   T const before = *counter;
   *counter += more;
+  return before;
+}
+
+inline int atomicOr(int* bits, int more) {
+  int const before = *bits;
+  *bits |= more;
   return before;
 }
 
@@ -214,6 +221,11 @@ inline int __reduce_min_sync(unsigned, int value) {
 }
 
 inline int __all_sync(unsigned mask, bool holds) { return !__any_sync(mask, !holds); }
+
+inline int __ffs(unsigned x) { return __builtin_ffs(x); }
+inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned by) {
+  return (static_cast<unsigned long long>(high) << 32 | low) >> (by & 31);
+}
 
 inline float __fmul_rn(float a, float b) { return a * b; }
 

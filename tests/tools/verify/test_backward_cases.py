@@ -11,7 +11,8 @@ import pytest
 from omnicupy.api import attention_backward
 from omnicupy.call.arrays import widen
 from omnicupy.jit import archs
-from omnicupy.jit.backward_kernel import FINISHING_PARTS, ORDERED_PARTS
+from omnicupy.jit.backward_kernel import ORDERED_PARTS
+from omnicupy.jit.finishing import FINISHING_PARTS
 from omnicupy.jit.widths import kernel_widths
 from omnicupy.tools.verify import backward_inputs, backward_special, on_cpu
 from omnicupy.tools.verify.backward_cases import (
@@ -261,7 +262,7 @@ def test_a_kernel_in_one_order_is_named_where_a_call_runs_it(
     assert [one.name.startswith("bwd sm90 ordered ") for one in in_order] == [True, False] * runs
     for one in in_order:
         assert one.deterministic
-        assert one.parts == ("prepare", *ORDERED_PARTS, *FINISHING_PARTS[: head_dim > 64])
+        assert one.parts == ("prepare", *ORDERED_PARTS, *tuple(FINISHING_PARTS) * (head_dim > 64))
     assert ("ordered" in found[-1].parts) == runs  # of the default
     for one in found:  # what runs two kernels has none that a call would take in their place
         if one.deterministic and {"dkdv", "dq"} <= set(one.parts):

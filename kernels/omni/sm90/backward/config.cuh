@@ -39,7 +39,7 @@ constexpr int kWideHeadDim = 128;
 
 template <
     int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, bool Bf16, bool Softcap, bool Fused, bool Ordered,
-    class Atom, bool Finishes = false>
+    class Atom, int Finishes = 0>
 struct BackwardConfig : Atom {
   static constexpr int kHeadDim = HeadDim;
   static constexpr int kValueDim = ValueDim;
@@ -51,10 +51,11 @@ struct BackwardConfig : Atom {
   static constexpr bool kApart = Fused && Bc == 128 && Warps == 16;  // a warpgroup of its own makes dQ
   static constexpr int kConsumers = Warps / 4 - 1 - kApart;
   static constexpr int kThreads = 32 * Warps;
-  static constexpr bool kFused = Fused;        // one kernel for all gradients
-  static constexpr bool kOrdered = Ordered;    // which adds to each sum of dQ in one order
-  static constexpr bool kFinishes = Finishes;  // and makes dQ of the sums
-  static constexpr bool kScheduler = false;    // the producer takes the work items
+  static constexpr bool kFused = Fused;               // one kernel for all gradients
+  static constexpr bool kOrdered = Ordered;           // which adds to each sum of dQ in one order
+  static constexpr bool kFinishes = Finishes == 1;    // and has who adds last hand the sum over, to make dQ of it
+  static constexpr bool kBackground = Finishes == 2;  // and makes dQ of the sums without keeping who adds
+  static constexpr bool kScheduler = false;           // the producer takes the work items
 
   static constexpr int kHeadPanels = panels_of(HeadDim);
   static constexpr int kValuePanels = panels_of(ValueDim);

@@ -34,9 +34,10 @@ struct HeadOfSum {
   }
 };
 
-// By a warp. s_sum: the sum, in the order that omni/dq_sums.cuh names. A lane has two rows of each 16.
-template <class Cfg>
-__device__ __forceinline__ void finish_sum(BackwardParamsSm90 const& args, float4 const* s_sum, int sum) {
+// By a warp. read(i): the numbers 4 * i to 4 * i + 3 of the sum, in the order that omni/dq_sums.cuh names. A lane has
+// two rows of each 16. kPieces: of 32 columns, that are read before any of them is stored.
+template <class Cfg, int kPieces, class Read>
+__device__ __forceinline__ void finish_sum(BackwardParamsSm90 const& args, Read const& read, int sum) {
   constexpr int kBlocks = Cfg::kHeadDim / 8, kRowBlocks = Cfg::kBr / 16;  // 16 rows x 8 columns each
   BackwardParams const& b = args.b;
   ForwardParams const& p = b.p;
@@ -49,21 +50,31 @@ __device__ __forceinline__ void finish_sum(BackwardParamsSm90 const& args, float
 #pragma unroll 1
   for (int m = 0; m < kRowBlocks; ++m) {
 #pragma unroll 1
-    for (int j = 0; j < kBlocks; j += 4) {
-      u32 upper[4], lower[4];
+    for (int first = 0; first < kBlocks; first += 4 * kPieces) {
+      float4 fours[4 * kPieces];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float4 const four = s_sum[32 * (kRowBlocks * min(j + i, kBlocks - 1) + m) + lane_id()];
-        upper[i] = pack_pair<Cfg::kBf16>(four.x * p.scale, four.y * p.scale);
-        lower[i] = pack_pair<Cfg::kBf16>(four.z * p.scale, four.w * p.scale);
+      for (int i = 0; i < 4 * kPieces; ++i) {
+        fours[i] = read(32 * (kRowBlocks * min(first + i, kBlocks - 1) + m) + lane_id());
       }
-      quad_transpose(upper);
-      quad_transpose(lower);
-      bool const exists = 8 * j + column < p.head_dim;
-      uint4* const g_piece = reinterpret_cast<uint4*>(g_row + 16 * j);
-      if (exists && rows > 0) *g_piece = make_uint4(upper[0], upper[1], upper[2], upper[3]);
-      if (exists && rows > 8) {
-        *reinterpret_cast<uint4*>(g_row + 16 * j + 8 * row_bytes) = make_uint4(lower[0], lower[1], lower[2], lower[3]);
+#pragma unroll
+      for (int piece = 0; piece < kPieces; ++piece) {
+        int const j = first + 4 * piece;
+        u32 upper[4], lower[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          float4 const& four = fours[4 * piece + i];
+          upper[i] = pack_pair<Cfg::kBf16>(four.x * p.scale, four.y * p.scale);
+          lower[i] = pack_pair<Cfg::kBf16>(four.z * p.scale, four.w * p.scale);
+        }
+        quad_transpose(upper);
+        quad_transpose(lower);
+        bool const exists = 8 * j + column < p.head_dim;
+        uint4* const g_piece = reinterpret_cast<uint4*>(g_row + 16 * j);
+        if (exists && rows > 0) *g_piece = make_uint4(upper[0], upper[1], upper[2], upper[3]);
+        if (exists && rows > 8) {
+          *reinterpret_cast<uint4*>(g_row + 16 * j + 8 * row_bytes) =
+              make_uint4(lower[0], lower[1], lower[2], lower[3]);
+        }
       }
     }
     g_row += 16 * row_bytes;
@@ -80,18 +91,18 @@ __device__ __forceinline__ void hand_over(Smem& smem, int sum, int buffer) {
   mbarrier_arrive(smem_address(&smem.finished_full[place]));
 }
 
-// A thread that adds one warpgroup's tiles of dQ to the sums in their order. Little is kept: there are few registers.
-template <class Cfg>
-struct OrderedAdder {
+// A thread that adds one warpgroup's tiles of dQ to the sums in their order, the first one to a sum in place of what
+// lies there. Little is kept: there are few registers.
+template <class Cfg, class Turns>
+struct StoringAdder {
   using Smem = KeySmem<Cfg>;
   static constexpr int kFloats = Cfg::kBr * Cfg::kHeadDim, kBytes = 4 * kFloats;
 
   BackwardParamsSm90 const& args;
   Smem& smem;
-  PlaceTurns turns;
-  int sums_fetched = 0;  // parity
+  Turns turns;
 
-  __device__ __forceinline__ OrderedAdder(BackwardParamsSm90 const& params, Smem& memory)
+  __device__ __forceinline__ StoringAdder(BackwardParamsSm90 const& params, Smem& memory)
       : args(params), smem(memory), turns(params) {}
 
   // Read anew rather than kept.
@@ -107,7 +118,7 @@ struct OrderedAdder {
   __device__ __forceinline__ void add(int sum, int rank) {
     int const sum_before = turns.wait(sum, rank);
     grant();
-    float* const g_sum = args.dq_sums + static_cast<i64>(PlaceOfSum(args, sum).place) * kFloats;
+    float* const g_sum = args.dq_sums + static_cast<i64>(turns.place(sum)) * kFloats;
     if (rank == 0) {
       bulk_store(g_sum, tile(), kBytes);
     } else {
@@ -116,6 +127,32 @@ struct OrderedAdder {
     bulk_commit();
     turns.pass_but_newest(sum_before);
   }
+
+  // The next tile's addition, when it lies in the buffer.
+  __device__ __forceinline__ int2 next(int parity) {
+    u32 const full = smem_address(&smem.sums_full[buffer()]);
+    if (!mbarrier_has_ended(full, parity)) turns.pass();
+    mbarrier_wait(full, parity);
+    return smem.staged[parity][buffer()];
+  }
+
+  // The addition has read the buffer.
+  __device__ __forceinline__ void give_back() const {
+    bulk_wait_read();
+    mbarrier_arrive(smem_address(&smem.sums_empty[buffer()]));
+  }
+};
+
+// Such a thread, where it hands over the sums that it adds to last.
+template <class Cfg>
+struct OrderedAdder : StoringAdder<Cfg, PlaceTurns> {
+  using Base = StoringAdder<Cfg, PlaceTurns>;
+  using Base::args, Base::buffer, Base::kBytes, Base::kFloats, Base::smem, Base::tile, Base::turns;
+
+  int sums_fetched = 0;  // parity
+
+  __device__ __forceinline__ OrderedAdder(BackwardParamsSm90 const& params, KeySmem<Cfg>& memory)
+      : Base(params, memory) {}
 
   // After the last addition: the sum takes the addition's place here, and the next sum its place there.
   __device__ __forceinline__ void fetch(int sum) {
@@ -132,23 +169,19 @@ struct OrderedAdder {
   __device__ __forceinline__ void run() {
 #pragma unroll 1
     for (int parity = 0;; parity ^= 1) {
-      u32 const full = smem_address(&smem.sums_full[buffer()]);
-      if (!mbarrier_has_ended(full, parity)) turns.pass();
-      mbarrier_wait(full, parity);
-      int2 const addition = smem.staged[parity][buffer()];
+      int2 const addition = this->next(parity);
       if (addition.x < 0) break;
       if (addition.y == kLastAddition) {
-        grant();
+        this->grant();
         turns.pass();
       } else {
-        add(addition.x, addition.y & ~kLastAddition);
+        this->add(addition.x, addition.y & ~kLastAddition);
         if (addition.y & kLastAddition) fetch(addition.x);
       }
       if (addition.y & kLastAddition) {
         hand_over(smem, addition.x, buffer());
       } else {
-        bulk_wait_read();
-        mbarrier_arrive(smem_address(&smem.sums_empty[buffer()]));
+        this->give_back();
       }
     }
     turns.pass();
@@ -169,7 +202,8 @@ __device__ __forceinline__ void finish_sums(BackwardParamsSm90 const& args, KeyS
     if (sum < 0) {
       --adding;
     } else {
-      finish_sum<Cfg>(args, smem.sums[buffer], sum);
+      float4 const* const s_sum = smem.sums[buffer];
+      finish_sum<Cfg, 1>(args, [s_sum](int i) { return s_sum[i]; }, sum);
       release(smem.sums_empty[buffer]);
     }
   }

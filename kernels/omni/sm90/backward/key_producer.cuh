@@ -48,7 +48,7 @@ struct KeyProducer {
     smem.tiles[stage] = tile;  // released, as the two below, to the consumers by the arrival
     if constexpr (Cfg::kFused) {
       int sum;
-      if constexpr (Cfg::kFinishes) {
+      if constexpr (Cfg::kFinishes || Cfg::kBackground) {
         sum = smem.first_sum + (head - work().kv_head * args.b.p.group) * args.head_sums + q0 / Cfg::kBr;
       } else {
         sum = (work().batch * args.b.p.q_heads + head) * (args.b.q_padded / Cfg::kBr) + q0 / Cfg::kBr;
@@ -154,7 +154,9 @@ struct KeyProducer {
 #pragma unroll 1
     for (; index < args.work_items; index = take()) {
       WorkItem const item = take_item(index);
-      if constexpr (Cfg::kFinishes) smem.first_sum = item.batch * args.batch_sums + item.head * args.kv_sums;
+      if constexpr (Cfg::kFinishes || Cfg::kBackground) {
+        smem.first_sum = item.batch * args.batch_sums + item.head * args.kv_sums;
+      }
       list.announce(
           slot, WorkSlot{item.q0, item.mask, item.batch, item.head, item.head, item.tiles * group, 0, item.part});
       before_keys = Cfg::kStages - 1;

@@ -40,6 +40,8 @@ struct PlaceTurns {
 
   __device__ __forceinline__ explicit PlaceTurns(BackwardParamsSm90 const& params) : args(params) {}
 
+  __device__ __forceinline__ int place(int sum) const { return PlaceOfSum(args, sum).place; }
+
   // Returns when so many have added to a sum; what they wrote is there for the copy engine then. Returned is the sum of
   // the addition before.
   __device__ __forceinline__ int wait(int sum, int rank) {

@@ -1,0 +1,38 @@
+"""How a kernel of part "ordered" makes dQ of the sums that it adds to: names of its variants, and which may be."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+# Names among the parts of a BackwardSpec, and `finishes` of a BackwardKernel: who adds last to a sum hands it over, or
+# goes on while another warp reads it. "": a launch behind it makes dQ of the sums.
+FINISHING_PARTS = {"finishing": "at_once", "background": "background"}
+FINISHES = ("", *FINISHING_PARTS.values())
+
+
+class Finishing(Protocol):
+    """What is asked of a BackwardKernel."""
+
+    @property
+    def part(self) -> str: ...
+    @property
+    def bc(self) -> int: ...
+    @property
+    def warps(self) -> int: ...
+    @property
+    def finishes(self) -> str: ...
+    @property
+    def may_finish(self) -> bool: ...
+
+
+def check_finishes(kernel: Finishing) -> None:
+    """Raise ValueError for a kernel that cannot make dQ of sums as it says."""
+    if kernel.finishes not in FINISHES:
+        raise ValueError(
+            f"config: finishes must be '' or one of {', '.join(FINISHES[1:])}, got {kernel.finishes!r}"
+        )
+    if kernel.finishes and not kernel.may_finish:
+        raise ValueError(
+            "config: finishes needs part='ordered' with two warpgroups that own keys and make dQ, 128 keys and 12 "
+            f"warps, got part={kernel.part!r}, bc={kernel.bc} and warps={kernel.warps}; leave finishes out"
+        )
