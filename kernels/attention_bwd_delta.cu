@@ -7,8 +7,7 @@
 // rounded up to 16, over 8), rounded up to a power of 2, at most 32. A thread block has 256 / kLanes rows of one head,
 // and the grid is one-dimensional: batch * q_heads * ceil(q_padded / rows) blocks, and where k_copy or v_copy is asked
 // batch * kv_heads * ceil(k_len / rows) more. backward_kernel.py has the same number of rows (prepared_rows).
-#include "omni/backward_params.cuh"
-#include "omni/lse2.cuh"
+#include "omni/delta.cuh"
 
 namespace omni {
 
@@ -19,12 +18,6 @@ constexpr bool kAddsSinks = OMNI_PART == 5;
 // How far above a row's lse, in powers of 2, a sink counts for the gradient of lse: the keys' share of the weights, its
 // inverse, and weights down to 1e-20 of the row's stay numbers. cpu/backward.py has the same limit, exp(40).
 constexpr float kSinkLimitLog2 = 40.f * kLog2E;
-
-constexpr int lanes_of(int pieces) {
-  int lanes = 1;
-  while (lanes < pieces && lanes < 32) lanes *= 2;
-  return lanes;
-}
 
 constexpr int kHeadDim = OMNI_HEAD_DIM;
 constexpr int kValueDim = OMNI_VALUE_DIM;
@@ -57,21 +50,6 @@ struct Row {
     return *reinterpret_cast<unsigned short const*>(data + 2 * d * column);
   }
 };
-
-// Eight products, added up.
-__device__ __forceinline__ float dot(uint4 const& a, uint4 const& b) {
-  u32 const left[4] = {a.x, a.y, a.z, a.w};
-  u32 const right[4] = {b.x, b.y, b.z, b.w};
-  float sum = 0.f;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    float2 const x = unpack_pair<kBf16>(left[i]);
-    float2 const y = unpack_pair<kBf16>(right[i]);
-    sum = fmaf(x.x, y.x, sum);
-    sum = fmaf(x.y, y.y, sum);
-  }
-  return sum;
-}
 
 // Bit `index` of the words of a mask; false where there are none.
 __device__ __forceinline__ bool has_bit(u32 const* words, i64 first, int index) {
@@ -138,10 +116,9 @@ __device__ __forceinline__ void prepare_query(BackwardParams const& params, Plac
   float sum = 0.f;
   if (sees) {
     int const columns = value_columns(p);
-    for (int d = 8 * (threadIdx.x % kLanes); d < columns; d += 8 * kLanes) sum += dot(dout.eight(d), out.eight(d));
+    for (int d = 8 * (threadIdx.x % kLanes); d < columns; d += 8 * kLanes) sum += dot<kBf16>(dout.eight(d), out.eight(d));
   }
-#pragma unroll
-  for (int step = kLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+  sum = sum_of_row<kLanes>(sum);
   float of_sink = 0.f;
   if (threadIdx.x % kLanes == 0 && at.row < params.q_padded) {
     i64 const target = params.statistics(at.batch, at.head) + at.row;
@@ -157,8 +134,7 @@ __device__ __forceinline__ void prepare_query(BackwardParams const& params, Plac
       lse2 += softplus2(above);
       whole = fmaf(softplus2(above), kLn2, lse);
     }
-    params.lse2[target] = sees ? lse2_of(lse2, whole, !kBf16 && p.tanh_scale == 0.f) : -neg_inf();
-    params.delta[target] = sees ? sum - of_lse : 0.f;
+    store_statistics<kBf16>(params, target, sees, lse2, whole, sum, of_lse);
   }
   if (params.sink_sums != nullptr) {
     of_sink = block_sum(of_sink, s_sums);

@@ -165,6 +165,32 @@ def test_sums_become_dq_in_the_background(
         assert np.array_equal(found[name].view(np.uint16), apart[name].view(np.uint16))
 
 
+@pytest.mark.parametrize(("masks", "batch"), [("causal", 2), ("causal", 4), ("one-a-batch-element", 2)])
+@pytest.mark.parametrize(
+    ("head_dim", "head_by_head", "softcap"), [(80, False, None), (128, False, 2.0), (128, True, None)]
+)
+def test_one_kernel_makes_delta_and_dq_too(
+    masks: str,
+    batch: int,
+    head_dim: int,
+    head_by_head: bool,
+    softcap: float | None,
+    libraries: Callable[[BackwardKernel], Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The bits are those behind a launch that prepares, with rows that see no key and gradients of lse."""
+    monkeypatch.setattr(ordered_lists.Walk, "is_head_by_head", lambda *_: head_by_head)
+    monkeypatch.setattr(kernel_calls, "BATCH", batch)
+    problem = Problem("float16", head_dim, MASKS[masks](), softcap=softcap)
+    spec = replace(spec_of("sm90", "sm_90", "float16", head_dim), softcap=softcap is not None)
+    kernels = {part: spec.part(part) for part in ("alone", "background")}
+    made = _poisoned(problem, spec, libraries)
+    found, apart = (run(problem, kernel, made, libraries(kernel)) for kernel in kernels.values())
+    for name in ("dq", "dk", "dv"):
+        assert_right(problem, name, found[name])
+        assert np.array_equal(found[name].view(np.uint16), apart[name].view(np.uint16))
+
+
 def test_capped_scores_with_sinks(libraries: Callable[[BackwardKernel], Any]) -> None:
     sinks = (-np.inf, 0.0, 2.0, 4.0)
     problem = Problem(
