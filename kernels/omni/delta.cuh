@@ -41,7 +41,7 @@ __device__ __forceinline__ float sum_of_row(float sum) {
 // lse2 and delta of a row. target: its place. sees: any key. product, whole: lse times log2(e), and lse; sum: of the
 // row's products; of_lse: the gradient of lse.
 template <bool kBf16>
-__device__ __forceinline__ void store_statistics(
+__device__ __forceinline__ void put_statistics(
     BackwardParams const& params, i64 target, bool sees, float product, float whole, float sum, float of_lse) {
   params.lse2[target] = sees ? lse2_of(product, whole, !kBf16 && params.p.tanh_scale == 0.f) : -neg_inf();
   params.delta[target] = sees ? sum - of_lse : 0.f;

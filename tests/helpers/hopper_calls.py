@@ -59,9 +59,8 @@ def fill(
 
 def check_turns(turns: Array, lists: BlockLists, part: BackwardKernel, q_heads: int, kv_heads: int) -> None:
     """All additions had their turn. Where the kernel makes dQ of sums, all sums of more than one addition have ended,
-    one after the other where they share a place; or in the background, all that have additions. Where it `prepares`, each
-    turn is one more: rows of all sums were made. q_heads, kv_heads: of
-    the whole batch.
+    one after the other where they share a place; or in the background, all that have additions. Where it
+    `prepares`, each turn is one more: rows of all sums were made. q_heads, kv_heads: of the whole batch.
     """
     heads = (kv_heads if lists.struct_fields["head_ranks"] else q_heads) // lists.mask_batch
     if part.prepares:
