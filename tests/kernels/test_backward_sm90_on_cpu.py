@@ -13,6 +13,7 @@ import pytest
 from kernel_calls import KV_HEADS, Q_HEADS, Problem, assert_right, prepared, run, spec_of
 from kernel_masks import MASKS
 
+from omnicupy.choose import backward_table
 from omnicupy.jit.backward_kernel import BackwardKernel
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.schedule import backward_grid, ordered_lists
@@ -167,7 +168,8 @@ def test_sums_become_dq_in_the_background(
 
 @pytest.mark.parametrize(("masks", "batch"), [("causal", 2), ("causal", 4), ("one-a-batch-element", 2)])
 @pytest.mark.parametrize(
-    ("head_dim", "head_by_head", "softcap"), [(80, False, None), (128, False, 2.0), (128, True, None)]
+    ("head_dim", "head_by_head", "softcap"),
+    [(64, False, 2.0), (80, False, None), (128, False, 2.0), (128, True, None)],
 )
 def test_one_kernel_makes_delta_and_dq_too(
     masks: str,
@@ -182,7 +184,7 @@ def test_one_kernel_makes_delta_and_dq_too(
     monkeypatch.setattr(ordered_lists.Walk, "is_head_by_head", lambda *_: head_by_head)
     monkeypatch.setattr(kernel_calls, "BATCH", batch)
     problem = Problem("float16", head_dim, MASKS[masks](), softcap=softcap)
-    spec = replace(spec_of("sm90", "sm_90", "float16", head_dim), softcap=softcap is not None)
+    spec = backward_table.pick("sm_90", "float16", head_dim, softcap=softcap is not None)
     kernels = {part: spec.part(part) for part in ("alone", "background")}
     made = _poisoned(problem, spec, libraries)
     found, apart = (run(problem, kernel, made, libraries(kernel)) for kernel in kernels.values())
