@@ -5,9 +5,9 @@
 //
 // A group of kLanes lanes has kTogether rows, whose loads are on their way together. It has as many lanes as a row has
 // pieces of 8 columns (the greater of head_dim and value_dim, rounded up to 16, over 8), rounded up to a power of 2, at
-// most 32. A thread block has 256 / kLanes * kTogether rows of one head, and the grid is one-dimensional: batch * q_heads
-// * ceil(q_padded / rows) blocks, and where k_copy or v_copy is asked batch * kv_heads * ceil(k_len / rows) more.
-// backward_kernel.py has the same number of rows (prepared_rows).
+// most 32. A thread block has 256 / kLanes * kTogether rows of one head, and the grid is one-dimensional:
+// batch * q_heads * ceil(q_padded / rows) blocks, and where k_copy or v_copy is asked batch * kv_heads *
+// ceil(k_len / rows) more. backward_kernel.py has the same number of rows (prepared_rows).
 #include "omni/delta.cuh"
 
 namespace omni {
@@ -157,7 +157,7 @@ __device__ __forceinline__ float store_statistics(BackwardParams const& params, 
     whole = fmaf(softplus2(above), kLn2, lse);
   }
   i64 const target = params.statistics(at.batch, at.head) + at.row;
-  put_statistics<kBf16>(params, target, sees, lse2, whole, sum, of_lse);
+  put_statistics<kBf16>(params, target, sees, RowSums{lse2, whole, sum, of_lse});
   return of_sink;
 }
 

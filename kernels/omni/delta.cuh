@@ -38,13 +38,17 @@ __device__ __forceinline__ float sum_of_row(float sum) {
   return sum;
 }
 
-// lse2 and delta of a row. target: its place. sees: any key. product, whole: lse times log2(e), and lse; sum: of the
-// row's products; of_lse: the gradient of lse.
+// Of a row that sees a key: lse times log2(e), and lse; rowsum(dO * O); and the gradient of lse.
+struct RowSums {
+  float product, lse, sum, of_lse;
+};
+
+// lse2 and delta of a row. target: its place.
 template <bool kBf16>
-__device__ __forceinline__ void put_statistics(
-    BackwardParams const& params, i64 target, bool sees, float product, float whole, float sum, float of_lse) {
-  params.lse2[target] = sees ? lse2_of(product, whole, !kBf16 && params.p.tanh_scale == 0.f) : -neg_inf();
-  params.delta[target] = sees ? sum - of_lse : 0.f;
+__device__ __forceinline__ void put_statistics(BackwardParams const& params, i64 target, bool sees, RowSums const& of) {
+  bool const may_be_far = !kBf16 && params.p.tanh_scale == 0.f;
+  params.lse2[target] = sees ? lse2_of(of.product, of.lse, may_be_far) : -neg_inf();
+  params.delta[target] = sees ? of.sum - of.of_lse : 0.f;
 }
 
 }  // namespace omni

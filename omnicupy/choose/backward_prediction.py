@@ -149,15 +149,15 @@ def work_of(
     copied = _copied_bytes(problem, mask)
     kernels = tuple(_kernel_work(spec.part(part), problem, mask, device, not copied) for part in parts)
     rows = problem.batch * problem.q_heads * problem.q_len
-    prepared, converted = 2 * ELEMENT_BYTES * rows * problem.value_dim + 3 * STATISTICS_BYTES * rows, 0
-    prepared += copied
+    prepared = copied + 2 * ELEMENT_BYTES * rows * problem.value_dim + 3 * STATISTICS_BYTES * rows
+    converted = 0
     if makes_all and not spec.part(keys).finishes:  # zeros are written, sums are read, dQ is written
         padded = problem.batch * problem.q_heads * padded_rows(problem.q_len)
         prepared += STATISTICS_BYTES * padded * spec.head_dim
         converted = (STATISTICS_BYTES + ELEMENT_BYTES) * rows * spec.head_dim
     pairs = mask.pairs * problem.q_heads * problem.batch
     operands = _operand_bytes(problem, wanted, keys)
-    if any(one.kernel.prepares for one in kernels):  # beside its work
+    if any(one.kernel.prepares for one in kernels):
         operands, prepared = operands + prepared, 0
     return PassWork(kernels, device.sm_count, pairs, prepared / 1e6, converted / 1e6, operands / 1e6)
 
@@ -200,10 +200,8 @@ def _kernel_work(
     turns = [min(turn, heads - first) for first in range(0, heads, turn)]
     order = np.concatenate([in_sections(tier, width, section) for width in turns for tier in tiers])
     charges = _charges(lists, kernel, grid.workers.repeats)
-    waits = kernel.part == "ordered"
-    return KernelWork(
-        kernel, charges, order, waited_share(lists, grid.workers, kernel.warpgroups) if waits else 0.0
-    )
+    waits = waited_share(lists, grid.workers, kernel.warpgroups) if kernel.part == "ordered" else 0.0
+    return KernelWork(kernel, charges, order, waits)
 
 
 def _charges(lists: BlockLists, kernel: BackwardKernel, repeats: int) -> FloatArray:

@@ -37,7 +37,7 @@ def test_the_bits_are_those_behind_a_launch_that_prepares(
     if config_of(cp, "sm90", head_dim) is None:
         pytest.skip("no kernel makes dQ of sums on this device")
     monkeypatch.setattr(backward_grid, "FEW_ADDITIONS", 0)
-    monkeypatch.setattr(backward_grid, "ENOUGH_ADDITIONS", 0)
+    monkeypatch.setattr(backward_grid, "MANY_ADDITIONS", 1 << 20)
     stream = cp.cuda.Stream(non_blocking=True)
     with stream:
         found = []

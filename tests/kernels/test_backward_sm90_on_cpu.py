@@ -167,20 +167,18 @@ def test_sums_become_dq_in_the_background(
 
 
 @pytest.mark.parametrize(("masks", "batch"), [("causal", 2), ("causal", 4), ("one-a-batch-element", 2)])
-@pytest.mark.parametrize(
-    ("head_dim", "head_by_head", "softcap"),
-    [(64, False, 2.0), (80, False, None), (128, False, 2.0), (128, True, None)],
-)
+@pytest.mark.parametrize("which", [(64, False, 2.0), (80, False, None), (128, False, 2.0), (128, True, None)])
 def test_one_kernel_makes_delta_and_dq_too(
     masks: str,
     batch: int,
-    head_dim: int,
-    head_by_head: bool,
-    softcap: float | None,
+    which: tuple[int, bool, float | None],
     libraries: Callable[[BackwardKernel], Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The bits are those behind a launch that prepares, with rows that see no key and gradients of lse."""
+    """The bits are those behind a launch that prepares, with rows that see no key and gradients of lse. which: head_dim, whether a part goes head by
+    head, and the soft cap.
+    """
+    head_dim, head_by_head, softcap = which
     monkeypatch.setattr(ordered_lists.Walk, "is_head_by_head", lambda *_: head_by_head)
     monkeypatch.setattr(kernel_calls, "BATCH", batch)
     problem = Problem("float16", head_dim, MASKS[masks](), softcap=softcap)

@@ -146,7 +146,8 @@ __device__ __forceinline__ void finish_in_background(BackwardParamsSm90 const& a
       takes = !(turn & kTaken);
       turn |= kTaken;
     }
-    u32 const gone = __ballot_sync(kAll, turn & kTaken || (is_left && turn == Cfg::kFirstTurn && is_dead<Cfg>(args, sum)));
+    bool const is_none = is_left && turn == Cfg::kFirstTurn && is_dead<Cfg>(args, sum);
+    u32 const gone = __ballot_sync(kAll, turn & kTaken || is_none);
     taken |= gone;
     if (__any_sync(kAll, takes)) {
       int const next = __shfl_sync(kAll, sum, lane);

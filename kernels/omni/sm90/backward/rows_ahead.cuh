@@ -93,7 +93,7 @@ __device__ __forceinline__ void make_rows(BackwardParamsSm90 const& args, int ba
   if (sees && b.dlse != nullptr) {
     of_lse = b.dlse[(static_cast<i64>(batch) * p.q_heads + head) * p.q_len + kept];
   }
-  put_statistics<Cfg::kBf16>(b, b.statistics(batch, head) + kept, sees, lse * kLog2E, lse, sum, of_lse);
+  put_statistics<Cfg::kBf16>(b, b.statistics(batch, head) + kept, sees, RowSums{lse * kLog2E, lse, sum, of_lse});
 }
 
 // So many sums, in their order, have their rows made by the warps that own keys: those of the heads that are worked on
