@@ -175,8 +175,8 @@ def test_one_kernel_makes_delta_and_dq_too(
     libraries: Callable[[BackwardKernel], Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The bits are those behind a launch that prepares, with rows that see no key and gradients of lse. which: head_dim, whether a part goes head by
-    head, and the soft cap.
+    """The bits are those behind a launch that prepares, with rows that see no key and gradients of lse. which:
+    head_dim, whether a part goes head by head, and the soft cap.
     """
     head_dim, head_by_head, softcap = which
     monkeypatch.setattr(ordered_lists.Walk, "is_head_by_head", lambda *_: head_by_head)
