@@ -15,7 +15,7 @@ from kernel_masks import MASKS
 
 from omnicupy.jit.backward_kernel import BackwardKernel
 from omnicupy.jit.backward_spec import BackwardSpec
-from omnicupy.schedule import backward_grid, ordered_lists
+from omnicupy.schedule import backward_grid, ordered_lists, parts, ranks
 
 pytestmark = [
     pytest.mark.in_turn(8, by=("which",)),
@@ -99,7 +99,7 @@ def test_all_gradients_in_one_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One thread block takes item after item, each when all additions of the one before have their turn."""
-    monkeypatch.setattr(ordered_lists.Walk, "is_head_by_head", lambda *_: head_by_head)
+    monkeypatch.setattr(ranks.Walk, "is_head_by_head", lambda *_: head_by_head)
     problem = Problem("bfloat16", head_dim, MASKS[masks]())
     spec = spec_of("sm90", "sm_90", "bfloat16", head_dim)
     made = _poisoned(problem, spec, libraries)
@@ -123,7 +123,7 @@ def test_sums_become_dq(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """places: for the sums of so many heads of keys, so that each is used by one after the other; None for all."""
-    monkeypatch.setattr(ordered_lists.Walk, "is_head_by_head", lambda *_: head_by_head)
+    monkeypatch.setattr(ranks.Walk, "is_head_by_head", lambda *_: head_by_head)
     problem = Problem("bfloat16", head_dim, MASKS[masks]())
     spec = spec_of("sm90", "sm_90", "bfloat16", head_dim)
     kernel = spec.part("finishing")
@@ -146,10 +146,11 @@ def test_sums_become_dq_in_the_background(
     libraries: Callable[[BackwardKernel], Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nothing but turns is zero before. The bits are those of the kernels that add to zeros and convert. batch: of four
-    elements a warp has more sums than it looks at at a time.
+    """Nothing but turns is zero before. The bits are those of the kernels that add to zeros and convert, where no head
+    comes before the tiers of others. batch: of four elements a warp has more sums than it looks at at a time.
     """
-    monkeypatch.setattr(ordered_lists.Walk, "is_head_by_head", lambda *_: head_by_head)
+    monkeypatch.setattr(ordered_lists, "_early_heads", lambda *_: 0)
+    monkeypatch.setattr(ranks.Walk, "is_head_by_head", lambda *_: head_by_head)
     monkeypatch.setattr(kernel_calls, "BATCH", batch)
     problem = Problem("bfloat16", head_dim, MASKS[masks]())
     spec = spec_of("sm90", "sm_90", "bfloat16", head_dim)
@@ -163,6 +164,23 @@ def test_sums_become_dq_in_the_background(
     for name in ("dq", "dk", "dv"):
         assert_right(problem, name, found[name])
         assert np.array_equal(found[name].view(np.uint16), apart[name].view(np.uint16))
+
+
+@pytest.mark.parametrize("masks", ["causal", "one-a-batch-element"])
+def test_heads_come_before_the_tiers_of_others(
+    masks: str, libraries: Callable[[BackwardKernel], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        parts, "TIER_SHARES", (1 / 10, 1 / 20, 1 / 40)
+    )  # few heads have more than one tier so
+    monkeypatch.setattr(backward_grid, "MOST_PARTIAL_BYTES", 0)
+    problem = Problem("bfloat16", 128, MASKS[masks]())
+    spec = spec_of("sm90", "sm_90", "bfloat16", 128)
+    kernel = spec.part("background")
+    assert 0 < kernel_calls._lists(problem, kernel).early_heads < KV_HEADS * kernel_calls.BATCH
+    found = run(problem, kernel, _poisoned(problem, spec, libraries), libraries(kernel))
+    for name in ("dq", "dk", "dv"):
+        assert_right(problem, name, found[name])
 
 
 def test_capped_scores_with_sinks(libraries: Callable[[BackwardKernel], Any]) -> None:
