@@ -13,8 +13,8 @@ struct HeadRange {
 };
 
 // Index among the items of parts `first` to `end` of some heads, section by section.
-__device__ __forceinline__ WorkItem item_of_heads(
-    BackwardParamsSm90 const& args, HeadRange heads, int first, int end, int index) {
+__device__ __forceinline__ WorkItem
+item_of_heads(BackwardParamsSm90 const& args, HeadRange heads, int first, int end, int index) {
   ForwardParams const& p = args.b.p;
   int const in_front = index / ((end - first) * p.section) * p.section;  // heads of the sections in front
   int const width = min(p.section, heads.count - in_front);
@@ -33,8 +33,8 @@ __device__ __forceinline__ WorkItem item_of_heads(
 }
 
 // Tier by tier, of some heads. ahead: parts ahead of these.
-__device__ __forceinline__ WorkItem item_of_tiers(
-    BackwardParamsSm90 const& args, HeadRange heads, int ahead, int index) {
+__device__ __forceinline__ WorkItem
+item_of_tiers(BackwardParamsSm90 const& args, HeadRange heads, int ahead, int index) {
   ForwardParams const& p = args.b.p;
   int first = 0, end = p.tiers[0];
 #pragma unroll
