@@ -8,8 +8,7 @@
 // most 32. A thread block has 256 / kLanes * kTogether rows of one head, and the grid is one-dimensional:
 // batch * q_heads * ceil(q_padded / rows) blocks, and where k_copy or v_copy is asked batch * kv_heads *
 // ceil(k_len / rows) more. backward_kernel.py has the same number of rows (prepared_rows).
-#include "omni/backward_params.cuh"
-#include "omni/lse2.cuh"
+#include "omni/delta.cuh"
 
 namespace omni {
 
@@ -20,12 +19,6 @@ constexpr bool kAddsSinks = OMNI_PART == 5;
 // How far above a row's lse, in powers of 2, a sink counts for the gradient of lse: the keys' share of the weights, its
 // inverse, and weights down to 1e-20 of the row's stay numbers. cpu/backward.py has the same limit, exp(40).
 constexpr float kSinkLimitLog2 = 40.f * kLog2E;
-
-constexpr int lanes_of(int pieces) {
-  int lanes = 1;
-  while (lanes < pieces && lanes < 32) lanes *= 2;
-  return lanes;
-}
 
 constexpr int kHeadDim = OMNI_HEAD_DIM;
 constexpr int kValueDim = OMNI_VALUE_DIM;
@@ -63,21 +56,6 @@ struct Row {
     return *reinterpret_cast<unsigned short const*>(data + 2 * d * column);
   }
 };
-
-// Eight products, added up.
-__device__ __forceinline__ float dot(uint4 const& a, uint4 const& b) {
-  u32 const left[4] = {a.x, a.y, a.z, a.w};
-  u32 const right[4] = {b.x, b.y, b.z, b.w};
-  float sum = 0.f;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    float2 const x = unpack_pair<kBf16>(left[i]);
-    float2 const y = unpack_pair<kBf16>(right[i]);
-    sum = fmaf(x.x, y.x, sum);
-    sum = fmaf(x.y, y.y, sum);
-  }
-  return sum;
-}
 
 // Bit `index` of the words of a mask; false where there are none.
 __device__ __forceinline__ bool has_bit(u32 const* words, i64 first, int index) {
@@ -148,7 +126,7 @@ __device__ __forceinline__ void add_products(
       right[i] = out[i].eight_at_once(d);
     }
 #pragma unroll
-    for (int i = 0; i < kTogether; ++i) sums[i] += dot(left[i], right[i]);
+    for (int i = 0; i < kTogether; ++i) sums[i] += dot<kBf16>(left[i], right[i]);
   }
 }
 
@@ -156,7 +134,7 @@ __device__ __forceinline__ void add_products(
 __device__ __forceinline__ float products(Row const& dout, Row const& out, int columns) {
   float sum = 0.f;
 #pragma unroll 1
-  for (int d = 8 * (threadIdx.x % kLanes); d < columns; d += 8 * kLanes) sum += dot(dout.eight(d), out.eight(d));
+  for (int d = 8 * (threadIdx.x % kLanes); d < columns; d += 8 * kLanes) sum += dot<kBf16>(dout.eight(d), out.eight(d));
   return sum;
 }
 
@@ -179,8 +157,7 @@ __device__ __forceinline__ float store_statistics(BackwardParams const& params, 
     whole = fmaf(softplus2(above), kLn2, lse);
   }
   i64 const target = params.statistics(at.batch, at.head) + at.row;
-  params.lse2[target] = sees ? lse2_of(lse2, whole, !kBf16 && p.tanh_scale == 0.f) : -neg_inf();
-  params.delta[target] = sees ? sum - of_lse : 0.f;
+  put_statistics<kBf16>(params, target, sees, RowSums{lse2, whole, sum, of_lse});
   return of_sink;
 }
 
@@ -212,8 +189,7 @@ __device__ __forceinline__ void prepare_queries(BackwardParams const& params, Pl
   float sum = 0.f;
 #pragma unroll
   for (int i = 0; i < kTogether; ++i) {
-#pragma unroll
-    for (int step = kLanes / 2; step > 0; step /= 2) sums[i] += __shfl_xor_sync(0xffffffffu, sums[i], step);
+    sums[i] = sum_of_row<kLanes>(sums[i]);
     if (lane == i) sum = sums[i];
   }
   float of_sink = has_row ? store_statistics(params, own, lse, sum) : 0.f;

@@ -5,10 +5,11 @@
 #include "omni/sm90/backward/finish.cuh"
 #include "omni/sm90/backward/fused_apart.cuh"
 #include "omni/sm90/backward/key_producer.cuh"
+#include "omni/sm90/backward/rows_ahead.cuh"
 
 using Cfg = omni::BackwardConfig<
     OMNI_HEAD_DIM, OMNI_VALUE_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_BF16, OMNI_SOFTCAP, true,
-    OMNI_ORDERED, omni::WgmmaAtom<OMNI_SCORES_ATOM_N, OMNI_SUMS_ATOM_N>, OMNI_FINISHES>;
+    OMNI_ORDERED, omni::WgmmaAtom<OMNI_SCORES_ATOM_N, OMNI_SUMS_ATOM_N>, OMNI_FINISHES, OMNI_PREPARES>;
 static_assert(sizeof(omni::BackwardParamsSm90) == OMNI_PARAMS_BYTES, "params.py and sm90/backward/config.cuh disagree");
 using Smem = omni::KeySmem<Cfg>;
 static_assert(sizeof(Smem) <= OMNI_SMEM_BYTES, "backward_spec.py and sm90/backward/key_smem.cuh disagree");
@@ -23,6 +24,7 @@ __device__ __forceinline__ void consume(omni::BackwardParamsSm90 const& args, om
     }
   }
   omni::setmaxnreg_inc<Cfg::kConsumerRegisters>();
+  if constexpr (Cfg::kPrepares) omni::make_first_rows<Cfg>(args, warpgroup - 1);
   omni::ConsumerOf<Cfg>(args, smem).run();
   if constexpr (Cfg::kBackground) {
     constexpr int kPieces = (Cfg::kHeadDim + 31) / 32;  // there are registers for all of a row
@@ -46,6 +48,7 @@ extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
     if constexpr (Cfg::kBackground) {
       if (omni::uniform(omni::thread_index() / 32) == 1 + Smem::kBuffers) {
         omni::wait_for_kernel_ahead();
+        if constexpr (Cfg::kPrepares) omni::make_rows_ahead<Cfg>(args);
         return omni::finish_in_background<Cfg, 1>(args, 0);
       }
     }

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,16 +146,19 @@ def work_of(
     parts = [keys] if makes_all or "k" in wanted or "v" in wanted else []
     if not makes_all and "q" in wanted:
         parts.append("dq")
-    kernels = tuple(_kernel_work(spec.part(part), problem, mask, device) for part in parts)
+    copied = _copied_bytes(problem, mask)
+    kernels = tuple(_kernel_work(spec.part(part), problem, mask, device, not copied) for part in parts)
     rows = problem.batch * problem.q_heads * problem.q_len
-    prepared, converted = 2 * ELEMENT_BYTES * rows * problem.value_dim + 3 * STATISTICS_BYTES * rows, 0
-    prepared += _copied_bytes(problem, mask)
+    prepared = copied + 2 * ELEMENT_BYTES * rows * problem.value_dim + 3 * STATISTICS_BYTES * rows
+    converted = 0
     if makes_all and not spec.part(keys).finishes:  # zeros are written, sums are read, dQ is written
         padded = problem.batch * problem.q_heads * padded_rows(problem.q_len)
         prepared += STATISTICS_BYTES * padded * spec.head_dim
         converted = (STATISTICS_BYTES + ELEMENT_BYTES) * rows * spec.head_dim
     pairs = mask.pairs * problem.q_heads * problem.batch
     operands = _operand_bytes(problem, wanted, keys)
+    if any(one.kernel.prepares for one in kernels):
+        operands, prepared = operands + prepared, 0
     return PassWork(kernels, device.sm_count, pairs, prepared / 1e6, converted / 1e6, operands / 1e6)
 
 
@@ -183,10 +186,14 @@ def _operand_bytes(problem: Problem, wanted: Sequence[str], keys: str) -> int:
     return ELEMENT_BYTES * problem.batch * ((q_rows + k_rows) * width + stored)
 
 
-def _kernel_work(kernel: BackwardKernel, problem: Problem, mask: Mask, device: Device) -> KernelWork:
-    """The work items of one kernel, from the lists that it walks."""
+def _kernel_work(
+    kernel: BackwardKernel, problem: Problem, mask: Mask, device: Device, may_prepare: bool
+) -> KernelWork:
+    """The work items of one kernel, from the lists that it walks. may_prepare: no copies are to be made."""
     grid = BackwardGrid(kernel, problem, 1, device.sm_count, device.l2_bytes)
     lists = lists_of(kernel.part, (mask,), (kernel.br, kernel.bc), grid.workers)
+    if may_prepare and kernel.finishes == "background" and grid.prepares_beside(lists):
+        kernel = replace(kernel, prepares=True)
     section, heads = lists.section or grid.section(lists.n_parts), grid.workers.heads
     parts = np.arange(lists.n_parts)
     turn, early = (lists.turn_heads, lists.early_heads) if isinstance(lists, OrderedLists) else (heads, 0)
@@ -196,10 +203,8 @@ def _kernel_work(kernel: BackwardKernel, problem: Problem, mask: Mask, device: D
     of_turns = [in_sections(tier, width, section) for width in turns for tier in tiers]
     order = np.concatenate([in_sections(parts, early, section), *of_turns] if early else of_turns)
     charges = _charges(lists, kernel, grid.workers.repeats)
-    waits = kernel.part == "ordered"
-    return KernelWork(
-        kernel, charges, order, waited_share(lists, grid.workers, kernel.warpgroups) if waits else 0.0
-    )
+    waits = waited_share(lists, grid.workers, kernel.warpgroups) if kernel.part == "ordered" else 0.0
+    return KernelWork(kernel, charges, order, waits)
 
 
 def _charges(lists: BlockLists, kernel: BackwardKernel, repeats: int) -> FloatArray:

@@ -86,7 +86,11 @@ def new_plan(
     of_keys = on.blocks(keys)
     space = _space(call, layouts, on.grid(keys), of_keys)
     read = _read_layouts(layouts, space)
-    launches = [_launch(on, parts["prepare"], layouts, of_keys, space, ahead_of=keys)]
+    launches = []
+    if _prepares(call, on.grid(keys), of_keys, space):
+        keys = parts["alone"]
+    else:
+        launches.append(_launch(on, parts["prepare"], layouts, of_keys, space, ahead_of=keys))
     if call.wanted[1] or call.wanted[2]:
         launches.append(_launch(on, keys, read, of_keys, space, comes_early=keys.kernel == "sm90"))
     if keys.finishes:
@@ -110,6 +114,13 @@ def _keys_part(on: _Setting, parts: dict[str, BackwardKernel], *, deterministic:
     if name not in parts or not (wanted[0] and (wanted[1] or wanted[2])):
         return "dkdv"
     return ordered_part(parts[name], on.call.problem, on.masks) if deterministic else name
+
+
+def _prepares(call: BackwardCall, grid: BackwardGrid, blocks: DeviceBlocks, space: Space) -> bool:
+    """Does the kernel of all gradients make lse2 and delta itself? Copies, and what sinks add, are made by a launch."""
+    copied = max(space.q, space.dout, space.k, space.v) >= 0
+    background = grid.kernel.finishes == "background"
+    return background and not copied and not call.has_sink and grid.prepares_beside(blocks.sizes)
 
 
 def _space(call: BackwardCall, layouts: Layouts, grid: BackwardGrid, keys: DeviceBlocks) -> Space:

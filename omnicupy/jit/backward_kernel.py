@@ -50,7 +50,8 @@ class BackwardKernel:
     same, and adds to each sum in one order), "convert" (these sums to dQ) or "sinks" (adds up the gradients of
     sink_logits that prepare left). dtype, head_dim: as in AttnSpec. value_dim: columns of V and O. br, bc, stages,
     warps: as in TileShape. softcap: scores are capped. finishes: one of FINISHES, how it makes dQ of the sums itself
-    (part "ordered" with two warpgroups that own keys); they need not be zeros before then.
+    (part "ordered" with two warpgroups that own keys); they need not be zeros before then. prepares: it makes lse2 and
+    delta itself, too, ahead of when it reads them (`finishes` "background").
 
     Raises ValueError when the tile is illegal or does not fit the architecture's shared memory.
     """
@@ -67,6 +68,7 @@ class BackwardKernel:
     warps: int
     softcap: bool = False
     finishes: str = ""
+    prepares: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -284,6 +286,7 @@ class BackwardKernel:
             "OMNI_PART": (*PARTS, *FUSED_PARTS, *SINK_PARTS, "ordered").index(self.part),
             "OMNI_ORDERED": int(self.part == "ordered"),
             "OMNI_FINISHES": FINISHES.index(self.finishes),
+            "OMNI_PREPARES": int(self.prepares),
             "OMNI_BF16": int(self.dtype == "bfloat16"),
             "OMNI_SMEM_BYTES": self.smem_bytes,
             "OMNI_SOFTCAP": int(self.softcap),
@@ -291,7 +294,7 @@ class BackwardKernel:
         }
 
     def __str__(self) -> str:
-        named = ("kernel", "arch", "part", "finishes")
+        named = ("kernel", "arch", "part", "finishes", "prepares")
         words = [f"{k}={v}" for k, v in asdict(self).items() if k not in named]
-        words += [f"finishes={self.finishes}"] * bool(self.finishes)
+        words += [f"finishes={self.finishes}"] * bool(self.finishes) + ["prepares"] * self.prepares
         return " ".join([f"bwd-{self.part}", self.kernel, self.arch, *words])

@@ -17,7 +17,7 @@ from omnicupy.jit.backward_kernel import (
     TileShape,
 )
 from omnicupy.jit.field_types import make_flags, make_numbers, number
-from omnicupy.jit.finishing import FINISHING_PARTS
+from omnicupy.jit.finishing import FINISHING_PARTS, PREPARING_PARTS
 from omnicupy.jit.spec import DTYPES, KERNELS, round_up
 
 
@@ -81,7 +81,8 @@ class BackwardSpec:
 # Plans of new masks ask for the same kernels again and again, and making one takes longer than a look-up.
 @lru_cache(maxsize=256)
 def _part(spec: BackwardSpec, part: str) -> BackwardKernel:
-    finishes, part = FINISHING_PARTS.get(part, ""), "ordered" if part in FINISHING_PARTS else part
+    finishes, prepares = FINISHING_PARTS.get(part, ""), part in PREPARING_PARTS
+    part = "ordered" if finishes else part
     shapes = {"dkdv": spec.dkdv, "dq": spec.dq, "fused": spec.fused, "ordered": spec.ordered}
     shape = shapes.get(part) or TileShape(64, 64, 1, WITHOUT_TILES[part] // 32)
     # The kernels that prepare and that add up sinks are the same ones for all.
@@ -101,6 +102,7 @@ def _part(spec: BackwardSpec, part: str) -> BackwardKernel:
         warps=shape.warps,
         softcap=spec.softcap and part in CAPPED_PARTS,
         finishes=finishes,
+        prepares=prepares,
     )
 
 

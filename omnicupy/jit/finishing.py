@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Protocol
 
 # Names among the parts of a BackwardSpec, and `finishes` of a BackwardKernel: who adds last to a sum hands it over, or
-# goes on while another warp reads it. "": a launch behind it makes dQ of the sums.
-FINISHING_PARTS = {"finishing": "at_once", "background": "background"}
-FINISHES = ("", *FINISHING_PARTS.values())
+# goes on while another warp reads it. "": a launch behind it makes dQ of the sums. The last one `prepares`, too.
+FINISHING_PARTS = {"finishing": "at_once", "background": "background", "alone": "background"}
+PREPARING_PARTS = ("alone",)
+FINISHES = ("", *dict.fromkeys(FINISHING_PARTS.values()))
 
 
 class Finishing(Protocol):
@@ -22,6 +23,8 @@ class Finishing(Protocol):
     @property
     def finishes(self) -> str: ...
     @property
+    def prepares(self) -> bool: ...
+    @property
     def may_finish(self) -> bool: ...
 
 
@@ -35,4 +38,8 @@ def check_finishes(kernel: Finishing) -> None:
         raise ValueError(
             "config: finishes needs part='ordered' with two warpgroups that own keys and make dQ, 128 keys and 12 "
             f"warps, got part={kernel.part!r}, bc={kernel.bc} and warps={kernel.warps}; leave finishes out"
+        )
+    if kernel.prepares and kernel.finishes != "background":
+        raise ValueError(
+            f"config: prepares needs finishes='background', got finishes={kernel.finishes!r}; leave prepares out"
         )

@@ -139,6 +139,16 @@ class BackwardGrid:
             "places": of_group * self.masks * turn_heads,
         }
 
+    def prepares_beside(self, lists: BlockLists) -> bool:
+        """Of the kernel that makes dQ in the background: is most of lse2 and delta made beside its work, if it makes
+        them? Those of the heads that are worked on first come before (rows_ahead.cuh). Where these are more than half,
+        a launch ahead is as good.
+        """
+        sums, fields = self.sum_fields(lists), lists.struct_fields
+        heads = (lists.section or self.section(lists.n_parts)) * self.masks
+        first = heads * sums["head_sums"] * (1 if fields["head_ranks"] else self.problem.group)
+        return 2 * first <= sums["places"]
+
     @property
     def _slot_bytes(self) -> int:
         """What one part of a split block of keys leaves: dK and dV in float32, either in room for the wider one."""

@@ -65,7 +65,7 @@ def test_a_soft_cap_asks_for_kernels_that_have_one(arch: str, head_dim: int) -> 
     with_cap = backward_table.pick(arch, "bfloat16", head_dim, softcap=True)
     assert with_cap == capped_backward(of_backward)
     assert {part: kernel.softcap for part, kernel in with_cap.kernels().items()} == {
-        part: part in ("dkdv", "dq", "fused", "ordered", "finishing", "background")
+        part: part in ("dkdv", "dq", "fused", "ordered", "finishing", "background", "alone")
         for part in with_cap.kernels()
     }
     assert not any(kernel.softcap for kernel in of_backward.kernels().values())

@@ -59,10 +59,13 @@ def fill(
 
 def check_turns(turns: Array, lists: BlockLists, part: BackwardKernel, q_heads: int, kv_heads: int) -> None:
     """All additions had their turn. Where the kernel makes dQ of sums, all sums of more than one addition have ended,
-    one after the other where they share a place; or in the background, all that have additions. q_heads, kv_heads: of
-    the whole batch.
+    one after the other where they share a place; or in the background, all that have additions. Where it
+    `prepares`, each turn is one more: rows of all sums were made. q_heads, kv_heads: of the whole batch.
     """
     heads = (kv_heads if lists.struct_fields["head_ranks"] else q_heads) // lists.mask_batch
+    if part.prepares:
+        assert (turns > 0).all()
+        turns = turns - 1
     if part.finishes != "at_once":
         taken = turns & LAST_ADDITION >> 1  # to make dQ of it
         additions = turns & (LAST_ADDITION >> 1) - 1

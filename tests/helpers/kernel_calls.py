@@ -247,9 +247,11 @@ def run(
     lists = _lists(problem, part)
     inputs = {name: made[f"{name}_copy"] for name in ("q", "k", "v", "dout")}
     inputs |= {name: made[name] for name in ("lse2", "delta")}
+    if part.prepares:
+        inputs |= {name: problem.arrays[name] for name in ("out", "lse", "dlse")}
+        inputs |= {name: np.full_like(made[name], np.nan) for name in ("lse2", "delta")}
     names = ("dk", "dv") if part.part in ("dkdv", *MAKE_ALL) else ("dq",)
-    if part.finishes:
-        names = ("dq", "dk", "dv")
+    names = ("dq", "dk", "dv") if part.finishes else names
     gradients = {name: aligned(problem.gradients[name].shape, DTYPES[problem.dtype]) for name in names}
     for array in gradients.values():
         array.fill(np.nan)

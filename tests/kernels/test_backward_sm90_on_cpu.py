@@ -13,6 +13,7 @@ import pytest
 from kernel_calls import KV_HEADS, Q_HEADS, Problem, assert_right, prepared, run, spec_of
 from kernel_masks import MASKS
 
+from omnicupy.choose import backward_table
 from omnicupy.jit.backward_kernel import BackwardKernel
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.schedule import backward_grid, ordered_lists, parts, ranks
@@ -170,9 +171,8 @@ def test_sums_become_dq_in_the_background(
 def test_heads_come_before_the_tiers_of_others(
     masks: str, libraries: Callable[[BackwardKernel], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        parts, "TIER_SHARES", (1 / 10, 1 / 20, 1 / 40)
-    )  # few heads have more than one tier so
+    # Few heads have more than one tier so.
+    monkeypatch.setattr(parts, "TIER_SHARES", (1 / 10, 1 / 20, 1 / 40))
     monkeypatch.setattr(backward_grid, "MOST_PARTIAL_BYTES", 0)
     problem = Problem("bfloat16", 128, MASKS[masks]())
     spec = spec_of("sm90", "sm_90", "bfloat16", 128)
@@ -181,6 +181,31 @@ def test_heads_come_before_the_tiers_of_others(
     found = run(problem, kernel, _poisoned(problem, spec, libraries), libraries(kernel))
     for name in ("dq", "dk", "dv"):
         assert_right(problem, name, found[name])
+
+
+@pytest.mark.parametrize(("masks", "batch"), [("causal", 2), ("causal", 4), ("one-a-batch-element", 2)])
+@pytest.mark.parametrize("which", [(64, False, 2.0), (80, False, None), (128, False, 2.0), (128, True, None)])
+def test_one_kernel_makes_delta_and_dq_too(
+    masks: str,
+    batch: int,
+    which: tuple[int, bool, float | None],
+    libraries: Callable[[BackwardKernel], Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The bits are those behind a launch that prepares, with rows that see no key and gradients of lse. which:
+    head_dim, whether a part goes head by head, and the soft cap.
+    """
+    head_dim, head_by_head, softcap = which
+    monkeypatch.setattr(ranks.Walk, "is_head_by_head", lambda *_: head_by_head)
+    monkeypatch.setattr(kernel_calls, "BATCH", batch)
+    problem = Problem("float16", head_dim, MASKS[masks](), softcap=softcap)
+    spec = backward_table.pick("sm_90", "float16", head_dim, softcap=softcap is not None)
+    kernels = {part: spec.part(part) for part in ("alone", "background")}
+    made = _poisoned(problem, spec, libraries)
+    found, apart = (run(problem, kernel, made, libraries(kernel)) for kernel in kernels.values())
+    for name in ("dq", "dk", "dv"):
+        assert_right(problem, name, found[name])
+        assert np.array_equal(found[name].view(np.uint16), apart[name].view(np.uint16))
 
 
 def test_capped_scores_with_sinks(libraries: Callable[[BackwardKernel], Any]) -> None:

@@ -15,6 +15,8 @@ constexpr int kTaken = 1 << 29;
 
 // As PlaceTurns, where each sum has a place of its own. A sum comes with kLastAddition where the addition is its last
 // one: its turn is that, and more, when this has landed.
+// kFirst: the turn of the first addition.
+template <int kFirst>
 struct DoneTurns {
   static constexpr int kNone = -1;
 
@@ -27,9 +29,9 @@ struct DoneTurns {
 
   __device__ __forceinline__ int wait(int sum, int rank) {
     int* const g_turn = args.turns + place(sum);
-    if (load_acquire(g_turn) != rank) {
+    if (load_acquire(g_turn) != kFirst + rank) {
       pass();
-      while (load_acquire(g_turn) != rank) {
+      while (load_acquire(g_turn) != kFirst + rank) {
       }
     }
     fence_proxy_async_global();
@@ -61,8 +63,8 @@ struct DoneTurns {
 
 // A thread that adds one warpgroup's tiles of dQ, and keeps nobody.
 template <class Cfg>
-struct BackgroundAdder : StoringAdder<Cfg, DoneTurns> {
-  using Base = StoringAdder<Cfg, DoneTurns>;
+struct BackgroundAdder : StoringAdder<Cfg, DoneTurns<Cfg::kFirstTurn>> {
+  using Base = StoringAdder<Cfg, DoneTurns<Cfg::kFirstTurn>>;
 
   __device__ __forceinline__ BackgroundAdder(BackwardParamsSm90 const& params, KeySmem<Cfg>& memory)
       : Base(params, memory) {}
@@ -79,17 +81,26 @@ struct BackgroundAdder : StoringAdder<Cfg, DoneTurns> {
   }
 };
 
-// Sums by when they have had their additions, nearly: heads that are worked on side by side before others, and of these
-// the last queries, which the walk of most parts begins with, before the first ones.
+// Sums by when they have had their additions, nearly, and by when they are wanted first: heads that are worked on side
+// by side before others, and of these the last queries, which the walk of most parts begins with, before the first
+// ones. The query heads of a group are side by side, too, or follow each other.
 __device__ __forceinline__ int sum_in_order(BackwardParamsSm90 const& args, int index) {
   ForwardParams const& p = args.b.p;
-  int const heads = args.places / args.head_sums;  // of queries, in the order of work
-  int const side_by_side = p.section * p.group * p.mask_batch;
-  int const in_front = index / (side_by_side * args.head_sums) * side_by_side;
-  int const width = min(side_by_side, heads - in_front);
-  index -= in_front * args.head_sums;
+  int const groups = args.places / (args.head_sums * p.group);  // in the order of work
+  int const side_by_side = p.section * p.mask_batch, of_group = args.head_sums * p.group;
+  int const in_front = index / (side_by_side * of_group) * side_by_side;
+  int width = min(side_by_side, groups - in_front), first = in_front * p.group, step = 1;
+  index -= in_front * of_group;
+  if (args.head_ranks == 0) {
+    width *= p.group;
+  } else {
+    int const of_heads = width * args.head_sums, member = index / of_heads;
+    first += member;
+    step = p.group;
+    index -= member * of_heads;
+  }
   int const late = index / width;
-  return (in_front + index - late * width) * args.head_sums + args.head_sums - 1 - late;
+  return (first + (index - late * width) * step) * args.head_sums + args.head_sums - 1 - late;
 }
 
 // Does no query of the sum see a key? Then nothing is added to it, and dQ has its zeros already.
@@ -135,7 +146,8 @@ __device__ __forceinline__ void finish_in_background(BackwardParamsSm90 const& a
       takes = !(turn & kTaken);
       turn |= kTaken;
     }
-    u32 const gone = __ballot_sync(kAll, turn & kTaken || (is_left && turn == 0 && is_dead<Cfg>(args, sum)));
+    bool const is_none = is_left && turn == Cfg::kFirstTurn && is_dead<Cfg>(args, sum);
+    u32 const gone = __ballot_sync(kAll, turn & kTaken || is_none);
     taken |= gone;
     if (__any_sync(kAll, takes)) {
       int const next = __shfl_sync(kAll, sum, lane);

@@ -16,7 +16,9 @@ struct BackwardParamsSm90 {
   float* dq_sums;    // (batch, q_heads, q_padded / kBr, kBr * kHeadDim): of the kernel that makes all gradients
   float4* partials;  // (all heads of keys, n_slots, 2, warps): what parts of split key blocks leave; see key_merge.cuh
   u32* arrivals;     // (all heads of keys, n_split_rows, 2, warps): zero at launch, left zero
-  int* turns;        // of each sum, (batch, q_heads, q_padded / kBr), how many were added; zero at launch
+  // Of each sum, (batch, q_heads, q_padded / kBr), how many were added, and where the kernel makes lse2 and delta one
+  // more, from when they are there; zero at launch.
+  int* turns;
   int4 const* splits;  // of each part: {block among the split ones or -1, its number, parts of the block, first slot}
   int work_items, n_slots, n_split_rows;
   // Where sums of dQ have an order: of each tile that is walked, how many are added to its sum before. An entry's
@@ -42,7 +44,7 @@ constexpr int kWideHeadDim = 128;
 
 template <
     int HeadDim, int ValueDim, int Br, int Bc, int Stages, int Warps, bool Bf16, bool Softcap, bool Fused, bool Ordered,
-    class Atom, int Finishes = 0>
+    class Atom, int Finishes = 0, bool Prepares = false>
 struct BackwardConfig : Atom {
   static constexpr int kHeadDim = HeadDim;
   static constexpr int kValueDim = ValueDim;
@@ -58,6 +60,8 @@ struct BackwardConfig : Atom {
   static constexpr bool kOrdered = Ordered;           // which adds to each sum of dQ in one order
   static constexpr bool kFinishes = Finishes == 1;    // and has who adds last hand the sum over, to make dQ of it
   static constexpr bool kBackground = Finishes == 2;  // and makes dQ of the sums without keeping who adds
+  static constexpr bool kPrepares = Prepares;         // and makes lse2 and delta, too
+  static constexpr int kFirstTurn = Prepares;         // of a sum, when lse2 and delta of its rows are there
   static constexpr bool kScheduler = false;           // the producer takes the work items
 
   static constexpr int kHeadPanels = panels_of(HeadDim);
@@ -74,6 +78,7 @@ struct BackwardConfig : Atom {
       kProducerRegisters + kApartRegisters + kConsumers * kConsumerRegisters <=
           kThreads / 128 * (65'536 / kThreads / 8 * 8),
       "who asks for more registers than the block got at entry waits for ever");
+  static_assert(!kPrepares || kBackground, "a warp has to be left that makes lse2 and delta");
   static_assert(kConsumers >= 1 && kConsumers <= 3, "one to three consumer warpgroups");
   static_assert(HeadDim % 16 == 0 && HeadDim <= 256 && ValueDim % 16 == 0 && ValueDim <= 256, "widths of wgmma");
   static_assert(Br % 32 == 0 && Br <= 256 && Bc % 32 == 0 && Bc <= 256, "widths of wgmma");

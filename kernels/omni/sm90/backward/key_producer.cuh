@@ -40,21 +40,29 @@ struct KeyProducer {
     load_panels<Cfg::kBc, Cfg::kValuePanels>(smem.v, &args.v_map, &smem.kv_full, origin);
   }
 
+  // Which sum of dQ a tile of a head adds to.
+  __device__ __forceinline__ int sum_of(int q0, int head) const {
+    if constexpr (Cfg::kFinishes || Cfg::kBackground) {
+      return smem.first_sum + (head - work().kv_head * args.b.p.group) * args.head_sums + q0 / Cfg::kBr;
+    }
+    return (work().batch * args.b.p.q_heads + head) * (args.b.q_padded / Cfg::kBr) + q0 / Cfg::kBr;
+  }
+
+  // Returns when lse2 and delta of a sum's queries are there for the copy engine (rows_ahead.cuh).
+  __device__ __forceinline__ void wait_for_rows(int sum) const {
+    while (load_acquire(args.turns + sum) < Cfg::kFirstTurn) {
+    }
+    fence_proxy_async_global();
+  }
+
   // Q with lse2 and delta, and dO on a barrier of its own: its buffer is given back earlier.
   __device__ __forceinline__ void load_queries(Tile const& tile, int rank, int head) {
     constexpr int kBytes = Cfg::kBr * static_cast<int>(sizeof(float));
     int const stage = ring.stage(), q0 = tile.first;
+    if constexpr (Cfg::kPrepares) wait_for_rows(sum_of(q0, head));
     mbarrier_wait(smem_address(&smem.q_empty[stage]), ring.parity() ^ 1);
     smem.tiles[stage] = tile;  // released, as the two below, to the consumers by the arrival
-    if constexpr (Cfg::kFused) {
-      int sum;
-      if constexpr (Cfg::kFinishes || Cfg::kBackground) {
-        sum = smem.first_sum + (head - work().kv_head * args.b.p.group) * args.head_sums + q0 / Cfg::kBr;
-      } else {
-        sum = (work().batch * args.b.p.q_heads + head) * (args.b.q_padded / Cfg::kBr) + q0 / Cfg::kBr;
-      }
-      smem.additions[stage] = make_int2(sum, rank);
-    }
+    if constexpr (Cfg::kFused) smem.additions[stage] = make_int2(sum_of(q0, head), rank);
     u64* const full = &smem.q_full[stage];
     load_panels<Cfg::kBr, Cfg::kHeadPanels>(
         smem.q[stage], &args.q_map, full, TileOrigin{q0, head, work().batch}, 2 * kBytes);
@@ -161,6 +169,12 @@ struct KeyProducer {
       list.announce(
           slot, WorkSlot{item.q0, item.mask, item.batch, item.head, item.head, item.tiles * group, 0, item.part});
       before_keys = Cfg::kStages - 1;
+      if constexpr (Cfg::kPrepares) {
+        if (index < static_cast<int>(gridDim.x)) {  // the first one, which waits for rows longest
+          load_keys();
+          before_keys = 0;
+        }
+      }
       if (item.tiles == 0) {
         // Nothing sees these keys: their gradients are zeros.
       } else if constexpr (Smem::kEitherWalk) {

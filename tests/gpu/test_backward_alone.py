@@ -1,0 +1,105 @@
+"""Gradients where one kernel makes lse2 and delta, too: when it does, and what else is launched then."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import fake_backward
+import fake_device
+import numpy as np
+import pytest
+from fake_backward import Call, parts, run, with_strides
+
+import omnicupy as oc
+from omnicupy.call import check_masks
+from omnicupy.call.problem import Problem
+from omnicupy.choose import backward_table
+from omnicupy.jit.backward_spec import padded_rows
+from omnicupy.schedule.backward_grid import BackwardGrid
+from omnicupy.schedule.ordered_lists import ordered_lists
+
+SPEC = backward_table.pick("sm_90", "bfloat16", 128)
+ALONE = SPEC.part("alone")
+LENGTH, HEADS = 2048, 32
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Any:
+    check_masks._full.cache_clear()
+    fake = fake_backward.install(monkeypatch)
+    fake.streams[0] = fake_device.Stream(7)
+    return fake
+
+
+def _call(**more: Any) -> Call:
+    return Call(
+        **{"heads": HEADS, "kv_heads": HEADS, "head_dim": 128, "q_len": LENGTH, "k_len": LENGTH} | more
+    )
+
+
+def test_one_launch_makes_all(device: Any) -> None:
+    call = _call()
+    dlse = call.dlse()
+    dq, dk, dv = run(call, oc.causal(LENGTH), dlse=dlse)
+    (launched,) = device.launches
+    assert (launched["spec"], launched["together"]) == (ALONE, True)
+    (scratch,) = device.scratch
+    rows = 4 * 2 * HEADS * padded_rows(LENGTH)
+    p = launched["params"]
+    assert (p["lse2"], p["delta"]) == (scratch.data.ptr, scratch.data.ptr + rows)
+    arrays = {"out": call.out, "lse": call.lse, "dout": call.dout, "dlse": dlse, "dq": dq, "dk": dk, "dv": dv}
+    assert {name: int(p[name]) for name in arrays} == {name: x.data.ptr for name, x in arrays.items()}
+    assert p["dout_column"] == 1
+    turns = 4 * 2 * HEADS * LENGTH // ALONE.br
+    assert device.zeroed == [(int(p["turns"]), turns, 7, 0)]
+
+
+def test_copies_are_made_by_a_launch(device: Any) -> None:
+    """Where rows see no key, where a key is seen by no row, and of dO that lies otherwise."""
+    some_rows = oc.ranges([(128, LENGTH, 0, LENGTH)], LENGTH, LENGTH)
+    some_keys = oc.ranges([(0, LENGTH, 128, LENGTH)], LENGTH, LENGTH)
+    for mask in (some_rows, some_keys):
+        device.launches.clear()
+        run(_call(), mask)
+        assert parts(device.launches) == ["prepare", "ordered"]
+        assert not device.launches[1]["spec"].prepares
+    call = _call()
+    with_strides(call.dout, None, None, None, 4)
+    device.launches.clear()
+    run(call, oc.causal(LENGTH))
+    assert parts(device.launches) == ["prepare", "ordered"]
+
+
+def test_sinks_have_a_launch(device: Any) -> None:
+    sinks = fake_device.ndarray((HEADS,), "float32")
+    run(_call(), oc.causal(LENGTH), sink_logits=sinks)
+    assert parts(device.launches) == ["prepare", "ordered"]
+
+
+def test_soft_caps_have_none(device: Any) -> None:
+    run(_call(), oc.causal(LENGTH), softcap=20.0)
+    assert [one["spec"] for one in device.launches] == [replace(ALONE, softcap=True)]
+
+
+@pytest.mark.parametrize(("kv_heads", "beside"), [(16, True), (8, True), (2, False)])
+def test_what_is_worked_on_first_is_less_than_half(kv_heads: int, beside: bool) -> None:
+    """Of query heads of large groups all may be."""
+    mask, problem = oc.causal(LENGTH), Problem(8, 16, kv_heads, LENGTH, LENGTH, 128, "bfloat16")
+    grid = BackwardGrid(ALONE, problem, 1, 132, 50 << 20)
+    lists = ordered_lists([mask.key_blocks(ALONE.br, ALONE.bc)], grid.workers)
+    assert grid.prepares_beside(lists) == beside
+
+
+@pytest.mark.parametrize("finishes", ["", "at_once"])
+def test_it_needs_a_warp_in_the_background(finishes: Any) -> None:
+    with pytest.raises(ValueError, match="prepares needs finishes='background', got"):
+        replace(ALONE, finishes=finishes)
+
+
+def test_its_name_and_macros_say_so() -> None:
+    background = SPEC.part("background")
+    assert replace(background, prepares=True) == ALONE
+    assert [one.defines()["OMNI_PREPARES"] for one in (background, ALONE)] == [0, 1]
+    assert str(ALONE) == f"{background} prepares"
+    assert np.count_nonzero([part.prepares for part in SPEC.kernels().values()]) == 1
