@@ -195,10 +195,13 @@ def _kernel_work(
     if may_prepare and kernel.finishes == "background" and grid.prepares_beside(lists):
         kernel = replace(kernel, prepares=True)
     section, heads = lists.section or grid.section(lists.n_parts), grid.workers.heads
-    tiers = [tier for tier in np.split(np.arange(lists.n_parts), lists.tiers[:-1]) if len(tier)]
-    turn = lists.turn_heads if isinstance(lists, OrderedLists) else heads
-    turns = [min(turn, heads - first) for first in range(0, heads, turn)]
-    order = np.concatenate([in_sections(tier, width, section) for width in turns for tier in tiers])
+    parts = np.arange(lists.n_parts)
+    turn, early = (lists.turn_heads, lists.early_heads) if isinstance(lists, OrderedLists) else (heads, 0)
+    behind = np.split(parts + lists.n_parts * (early > 0), lists.tiers[:-1])
+    tiers = [tier for tier in behind if len(tier)]
+    turns = [min(turn, heads - first) for first in range(early, heads, turn)]
+    of_turns = [in_sections(tier, width, section) for width in turns for tier in tiers]
+    order = np.concatenate([in_sections(parts, early, section), *of_turns] if early else of_turns)
     charges = _charges(lists, kernel, grid.workers.repeats)
     waits = waited_share(lists, grid.workers, kernel.warpgroups) if kernel.part == "ordered" else 0.0
     return KernelWork(kernel, charges, order, waits)

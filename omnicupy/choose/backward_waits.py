@@ -16,8 +16,9 @@ import numpy as np
 
 from omnicupy.masks.block_mask import FULL, KIND
 from omnicupy.schedule.block_lists import BlockLists
-from omnicupy.schedule.ordered_lists import LAST_ADDITION, PLAYED_ITEM, OrderedLists
+from omnicupy.schedule.ordered_lists import PLAYED_ITEM, OrderedLists
 from omnicupy.schedule.parts import MASKED, Workers, number_in_run
+from omnicupy.schedule.ranks import LAST_ADDITION
 
 ADDITION = (
     0.6  # from the beginning of an addition until the next one may begin, in FULL tiles (docs/kernels.md)
@@ -35,7 +36,7 @@ def waited_share(lists: BlockLists, workers: Workers, warpgroups: int = 2) -> fl
     As many whole sections of heads are played as MOST_STEPS allow, the query heads of a group as one where not even one
     section of them would be. Of masks with more tiles than that, whose waits are short beside them, nothing is played.
     """
-    tiles = int(lists.array("parts")[:, 3].sum())
+    tiles = int(lists.array("parts")[: lists.n_parts, 3].sum())
     if not tiles:
         return 0.0
     repeats = workers.repeats if tiles * lists.section * workers.repeats <= MOST_STEPS else 1
@@ -88,13 +89,22 @@ def items_of(lists: BlockLists, heads: int, repeats: int) -> list[list[Step]]:
 def taken(lists: BlockLists, heads: int) -> Iterator[tuple[int, int]]:
     """Part and head of each work item, in the order in which items are taken: work_in_turn.cuh."""
     turn_heads = lists.turn_heads if isinstance(lists, OrderedLists) else heads
-    for turn in range(0, heads, turn_heads):
-        first, stop = 0, min(turn + turn_heads, heads)
+    early = min(lists.early_heads, heads) if isinstance(lists, OrderedLists) else 0
+    yield from _of_sections(range(lists.n_parts), range(early), lists.section)
+    second_half = lists.n_parts if early else 0
+    for turn in range(early, heads, turn_heads):
+        first = 0
         for end in lists.tiers:
-            for section in range(turn, stop, lists.section):
-                for part in range(first, end):
-                    yield from ((part, head) for head in range(section, min(section + lists.section, stop)))
+            parts = range(second_half + first, second_half + end)
+            yield from _of_sections(parts, range(turn, min(turn + turn_heads, heads)), lists.section)
             first = end
+
+
+def _of_sections(parts: range, heads: range, section: int) -> Iterator[tuple[int, int]]:
+    """All of these parts for some heads side by side, then for the next ones."""
+    for first in range(0, len(heads), section):
+        for part in parts:
+            yield from ((part, head) for head in heads[first : first + section])
 
 
 @dataclass

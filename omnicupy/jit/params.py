@@ -162,7 +162,9 @@ _WORK += [("n_parts", "<u8")]
 _BACKWARD_WORK = [(name, "<u8") for name in ("counter", "dq_sums", "partials", "arrivals", "turns", "splits")]
 _BACKWARD_WORK += [(name, "<i4") for name in ("work_items", "n_slots", "n_split_rows", "head_ranks")]
 _BACKWARD_WORK += [("ranks", "<u8")]
-_BACKWARD_WORK += [(name, "<i4") for name in ("head_sums", "kv_sums", "batch_sums", "places", "turn_heads")]
+_BACKWARD_WORK += [
+    (name, "<i4") for name in ("head_sums", "kv_sums", "batch_sums", "places", "turn_heads", "early_heads")
+]
 
 _PLAN_POINTERS = (
     *("lengths", "tail", "tail_any", "tail_all"),

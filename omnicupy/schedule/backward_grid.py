@@ -14,21 +14,16 @@ from omnicupy.masks.transpose import KeyBlocks
 from omnicupy.schedule.block_lists import BlockLists, block_lists
 from omnicupy.schedule.grid import MAX_GRID_X, MOST_PARTIAL_BYTES
 from omnicupy.schedule.key_lists import key_lists
-from omnicupy.schedule.ordered_lists import (
-    MOST_RANKS,
-    MOST_SHARERS,
-    OrderedLists,
-    OrderedWorkers,
-    ordered_lists,
-)
+from omnicupy.schedule.ordered_lists import MOST_SHARERS, OrderedLists, ordered_lists
 from omnicupy.schedule.parts import Workers
+from omnicupy.schedule.ranks import MOST_RANKS, OrderedWorkers
 
 # Sums of dQ in float32 that are added to in one order. More than the first take too much memory: the kernel makes dQ of
 # them itself, and they share places in the second.
 MOST_UNSHARED_BYTES, MOST_SUMS_BYTES = 1 << 30, 128 << 20
 # Additions to a mean sum. With fewer than the first the thread that adds last waits for the sum, and a warp makes dQ of
-# it; up to the second a warp makes dQ in the background; beyond that zeroing and converting sums takes no more than that
-# warp's reads take from the others (docs/tries.md).
+# it. Up to the second a warp makes dQ in the background. Beyond that zeroing and converting sums takes no more time
+# than that warp's reads cost the others (docs/tries.md).
 FEW_ADDITIONS, MANY_ADDITIONS = 4, 40
 
 
@@ -103,7 +98,8 @@ class BackwardGrid:
         ordered = {"ordered_sums": True, "side_by_side": self._heads_in_l2, "kept": self._kept}
         most = {"at_once": MOST_SUMS_BYTES, "background": MOST_UNSHARED_BYTES}.get(self.kernel.finishes, 0)
         places = most // self.kernel.sum_bytes
-        return OrderedWorkers(**vars(found) | ordered, places=places)
+        background = self.kernel.finishes == "background"
+        return OrderedWorkers(**vars(found) | ordered, places=places, background=background)
 
     @property
     def _heads_in_l2(self) -> int:

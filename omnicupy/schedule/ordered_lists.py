@@ -8,6 +8,9 @@ Every wait ends if all thread blocks of the launch run at the same time. A part 
 ended, in the play as on the device, so among all additions that are still to come the one that was played first finds
 its part handed out and all additions before it done. The play may be slower than the device in one way: it ends a
 section of heads, and a tier of parts, before it begins the next, so that the ranks of one head are those of all.
+
+Where dQ is made in the background, most heads come before the tiers of the last ones, section by section: their sums
+have had all additions soon, and are read while they lie in the L2 cache. Either kind of head has ranks of its own.
 """
 
 from __future__ import annotations
@@ -21,33 +24,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnicupy.masks.intervals import IntArray
-from omnicupy.masks.stretches import spread
 from omnicupy.masks.transpose import KeyBlocks
 from omnicupy.schedule.block_lists import BlockLists, places
 from omnicupy.schedule.key_lists import key_lists
-from omnicupy.schedule.order import LAST
 from omnicupy.schedule.parts import LONG_SHARE, Workers
+from omnicupy.schedule.ranks import OrderedWorkers, walk_of
 
-MOST_RANKS = 2**22  # of a mask, a tile each: 16 MiB; longer masks are worked on by kernels that need none
-# In a rank: no addition to its sum comes later. kernels/omni/sm90/backward/finish.cuh has the same one.
-LAST_ADDITION = 1 << 30
 MOST_SHARERS = 2**10  # of a place, one after the other: place_turns.cuh counts them beside ranks
-CHUNK = 1 << 13  # ranks that are stored together: new memory costs more than the work
-FAR_SHARE = 0.5  # of additions that find their sum in the L2 cache only head by head
-ASKED = 8  # one in so many sums is asked for that
 PLAYED_ITEM = 2  # what a part takes beside its tiles, in tiles
 # Below so many parts a worker, sections of heads run into each other: the ranks are those of the fourth section then.
 OVERLAPPING, PLAYED_SECTIONS = 1.75, 4
-
-
-@dataclass(frozen=True)
-class OrderedWorkers(Workers):
-    """kept: tiles of Q, dO and sums that the L2 cache holds, 0 where the kernel cannot go head by head.  places: where
-    the kernel makes dQ of sums, most of these that memory is meant for; else 0.
-    """
-
-    kept: int = 0
-    places: int = 0
+# What the heads with tiers take where others come before all tiers, in longest parts: enough for even ends.
+LATE_PARTS = 3
 
 
 @dataclass(frozen=True)
@@ -55,15 +43,25 @@ class OrderedLists(BlockLists):
     """head_ranks: how far behind those of one query head of a group the ranks of the next one are; 0: the same ones.
     turn_heads: heads of keys whose sums of dQ have places at a time, which others' have behind them; all heads, where
     each sum has its own; 0 before it is known.
+    early_heads: heads of keys that come before the tiers of the others, with the first half of all parts, and the
+    others with the second half; 0: all have the same parts, and tiers.
     """
 
     head_ranks: int = 0
     turn_heads: int = 0
+    early_heads: int = 0
+
+    @property
+    def n_parts(self) -> int:
+        """As of BlockLists: each head works on one half of them, where some heads are early."""
+        return self.tiers[-1]
 
     @property
     def struct_fields(self) -> dict[str, Any]:
         """As BlockLists."""
-        return super().struct_fields | {"head_ranks": self.head_ranks, "turn_heads": self.turn_heads}
+        return super().struct_fields | {
+            name: getattr(self, name) for name in ("head_ranks", "turn_heads", "early_heads")
+        }
 
     def with_ranks_of_heads(self, count: int) -> OrderedLists:
         """The same arrays with room for the ranks of so many heads, which are the last of them."""
@@ -73,6 +71,24 @@ class OrderedLists(BlockLists):
         rest = offsets["ranks"]
         buffer[:rest] = self.buffer[:rest]
         return replace(self, buffer=buffer, offsets=offsets, shapes=shapes, head_ranks=apart)
+
+    def with_halves(self, early_heads: int, ranks: Sequence[IntArray]) -> OrderedLists:
+        """Lists whose entries, parts and ranks stand there twice: for the early heads, and for those with tiers. ranks:
+        of either.
+        """
+        twice = ("entries", "parts", "splits", "ranks")
+        shapes = self.shapes | {name: (2 * self.shapes[name][0], *self.shapes[name][1:]) for name in twice}
+        lists = replace(self, shapes=shapes, early_heads=early_heads)
+        buffer, offsets = places(shapes)
+        lists = replace(lists, buffer=buffer, offsets=offsets)
+        for name in shapes:
+            one = self.array(name)
+            lists.array(name)[...] = np.concatenate([one, one]) if name in twice else one
+        n_entries, n_ranks = self.shapes["entries"][0], self.shapes["ranks"][0]
+        lists.array("entries")[n_entries:, 3] += n_ranks
+        lists.array("parts")[self.n_parts :, 2] += n_entries
+        np.concatenate(ranks, out=lists.array("ranks"))
+        return lists
 
 
 def ordered_lists(blocks: Sequence[KeyBlocks], workers: Workers) -> OrderedLists:
@@ -101,15 +117,8 @@ def ordered_lists(blocks: Sequence[KeyBlocks], workers: Workers) -> OrderedLists
         tiers = lists.tiers
     turn_heads = _turn_heads(blocks, workers)
     section = min(section, turn_heads)
-    sections = min(-(-heads // section), PLAYED_SECTIONS)
-    if section * len(parts) < OVERLAPPING * workers.sm_count and sections > 1:
-        starts = _starts(
-            np.repeat(costs, section), [section * end for end in tiers], workers.sm_count, sections
-        )
-        starts = starts[section - 1 :: section]
-    else:
-        starts = _starts(costs, tiers, max(1, workers.sm_count // section))
-    walk = _walk(lists, blocks[0].q_blocks)
+    starts = _starts_of_heads(costs, tiers, section, heads, workers)
+    walk = walk_of(lists, blocks[0].q_blocks)
     lists = OrderedLists(**vars(lists) | {"tiers": tiers, "section": section, "turn_heads": turn_heads})
     by_sum = walk.ranks_by_sum(workers.places > 0)
     if walk.is_head_by_head(starts, workers, section):
@@ -117,9 +126,37 @@ def ordered_lists(blocks: Sequence[KeyBlocks], workers: Workers) -> OrderedLists
         of_head = lists.array("parts")[:, 3].astype(np.int64)  # tiles of the part
         for head, ranks in enumerate(lists.array("ranks").reshape(workers.repeats, -1)):
             ranks[...] = walk.ranks(walk.times(starts, 1, head * of_head), by_sum)
+    elif early := _early_heads(lists, costs, workers):
+        late = _starts_of_heads(costs, tiers, section, heads - early, workers)
+        starts = _starts_of_heads(costs, (len(parts),), section, early, workers)
+        halves = [walk.ranks(walk.times(of, workers.repeats), by_sum) for of in (starts, late)]
+        lists = lists.with_halves(early, halves)
     elif len(walk.query):
         lists.array("ranks")[...] = walk.ranks(walk.times(starts, workers.repeats), by_sum)
     return lists
+
+
+def _early_heads(lists: OrderedLists, costs: NDArray[np.int64], workers: OrderedWorkers) -> int:
+    """How many heads of keys come before the tiers of the others: whole sections. costs: of parts, in tiles."""
+    if not workers.background or lists.n_split_rows or lists.tiers[0] == lists.n_parts:  # one tier
+        return 0
+    if not len(lists.array("entries")):
+        return 0
+    late = LATE_PARTS * int(costs.max()) * workers.sm_count / int(costs.sum())
+    return max(0, int(workers.heads - late) // lists.section * lists.section)
+
+
+def _starts_of_heads(
+    costs: NDArray[np.int64], tiers: Sequence[int], section: int, heads: int, workers: Workers
+) -> NDArray[np.int64]:
+    """When each part of a head begins, of so many, where `section` are worked on side by side."""
+    sections = min(-(-heads // section), PLAYED_SECTIONS)
+    if section * len(costs) < OVERLAPPING * workers.sm_count and sections > 1:
+        starts = _starts(
+            np.repeat(costs, section), [section * end for end in tiers], workers.sm_count, sections
+        )
+        return starts[section - 1 :: section]
+    return _starts(costs, tiers, max(1, workers.sm_count // section))
 
 
 def _turn_heads(blocks: Sequence[KeyBlocks], workers: OrderedWorkers) -> int:
@@ -130,21 +167,6 @@ def _turn_heads(blocks: Sequence[KeyBlocks], workers: OrderedWorkers) -> int:
 
 def _tiles_of(block: KeyBlocks) -> int:
     return int(block.tiles.sum())
-
-
-def _turned(lists: BlockLists) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
-    """Turn the entries of each part round. Returns the parts in the order of their entries, and how many each has."""
-    entries, parts = lists.array("entries"), lists.array("parts")
-    with_tiles = np.flatnonzero(parts[:, 3])
-    first = parts[:, 2].take(with_tiles).astype(np.int64)
-    by_entry = first.argsort()
-    order, first = with_tiles.take(by_entry), first.take(by_entry)
-    ends = np.append(first, len(entries))[1:]
-    counts = ends - first
-    entries[:, 0] &= ~LAST
-    entries[...] = entries.take(np.repeat(first + ends - 1, counts) - np.arange(len(entries)), axis=0)
-    entries[ends - 1, 0] |= LAST
-    return order, counts
 
 
 def _starts(
@@ -169,121 +191,3 @@ def _starts(
             starts[first:end] = [heapq.heapreplace(free, free[0] + cost) for cost in taken[first:end]]
         begin, first = max(free, default=begin), end
     return starts
-
-
-@dataclass(frozen=True)
-class Walk:
-    """The entries as they are walked, each from its last tile to its first one.
-
-    part: whose an entry is, (E,).  tiles: of each entry.  before: tiles of the entries before it.  walked: tiles of its
-    part that are walked up to its first one, that one too.  query: which sum its first tile adds to, those of one mask
-    after those of another.  additions: to each sum.
-    """
-
-    part: NDArray[np.intp]
-    tiles: NDArray[np.int64]
-    before: NDArray[np.int64]
-    walked: NDArray[np.int64]
-    query: NDArray[np.int64]
-    additions: NDArray[np.int64]
-
-    def times(
-        self, starts: NDArray[np.int64], repeats: int, head: NDArray[np.int64] | int = 0
-    ) -> NDArray[np.int64]:
-        """When each entry would be played at query 0, if it were so long: all walks are as fast, so two entries play
-        what they add to one sum in the order of these times, and as far apart. starts: of parts.  repeats: heads that
-        are worked on in each tile.  head: of each part, tiles that come before its first one.
-        """
-        return (starts + head).take(self.part) + (self.walked + self.query) * repeats
-
-    def ranks(self, times: NDArray[np.int64], by_sum: IntArray) -> IntArray:
-        """Of each addition among those to its sum. times: of entries.  by_sum: of all additions, one sum's after the
-        other's.
-        """
-        order = _order(times)
-        tiles = self.tiles.take(order)
-        both, bits = _by_sum(self.query.take(order), tiles, len(self.additions))
-        both &= both.dtype.type((1 << bits) - 1)
-        place = spread(self.before.take(order), tiles, np.int32)
-        found = np.empty(len(place), np.int32)
-        for first in range(0, len(place), CHUNK):
-            some = slice(first, first + CHUNK)
-            at = place.take(both[some]).astype(np.intp)  # far faster than what an assignment does with others
-            found[at] = by_sum[some]
-        return found
-
-    def ranks_by_sum(self, flagged: bool) -> IntArray:
-        """Of all additions, one sum's after the other's. flagged: with LAST_ADDITION the last one of each."""
-        found = spread(np.zeros_like(self.additions), self.additions, np.int32)
-        if flagged:
-            found[np.cumsum(self.additions[self.additions > 0]) - 1] |= LAST_ADDITION
-        return found
-
-    def is_head_by_head(self, starts: NDArray[np.int64], workers: OrderedWorkers, section: int) -> bool:
-        """Do parts go so, that what they add to stays in the L2 cache? section: heads of keys side by side."""
-        repeats = workers.repeats
-        if not workers.kept or repeats == 1:
-            return False
-        if not 1 < int(self.tiles.sum()) * repeats <= MOST_RANKS:
-            return False
-        if np.count_nonzero(self.additions) * repeats * section < 2 * workers.kept:  # whatever the walk
-            return False
-        innermost = self._far(self.times(starts, repeats), workers)
-        return innermost > FAR_SHARE and innermost - self._far(self.times(starts, 1), workers) > FAR_SHARE
-
-    def _far(self, times: NDArray[np.int64], workers: OrderedWorkers) -> float:
-        """The share of additions before which so many others come, since the one before to their sum, that the L2 cache
-        does not hold it any more. One in ASKED sums is looked at.
-        """
-        order = _order(times)
-        query, tiles = self.query.take(order), self.tiles.take(order)
-        first = (query + (ASKED - 1)) // ASKED
-        count = (query + tiles + (ASKED - 1)) // ASKED - first
-        both, bits = _by_sum(first, count, len(self.additions))
-        played = np.repeat(times.take(order), count).take(both & both.dtype.type((1 << bits) - 1))
-        far = played[1:] - played[:-1] > workers.kept // workers.sm_count
-        both >>= both.dtype.type(bits)
-        far &= both[1:] == both[:-1]
-        return np.count_nonzero(far) / max(1, len(far))
-
-
-def _order(times: NDArray[np.int64]) -> NDArray[np.intp]:
-    """The entries by their times, equal ones as they stand."""
-    return times.astype(_kind(times.max(initial=0))).argsort(kind="stable")
-
-
-def _by_sum(first: NDArray[np.int64], counts: NDArray[np.int64], sums: int) -> tuple[NDArray[Any], int]:
-    """All additions, sum after sum and else as they stand: of each the sum, and in as many lower bits as are returned
-    which of them all it is. first: the first sum that each entry adds to.  counts: to so many it adds.  sums: a bound.
-    """
-    ahead = counts.cumsum()
-    ahead -= counts
-    bits = int(counts.sum()).bit_length()
-    kind: type[Any] = np.uint32 if sums << bits <= 2**32 else np.uint64
-    # Plain numbers are what NumPy sorts fastest. What wraps below 0 wraps back.
-    found = np.repeat((first - ahead << bits).astype(kind), counts)
-    found += np.arange(len(found), dtype=kind) * kind((1 << bits) + 1)
-    found.sort()
-    return found, bits
-
-
-def _kind(most: int) -> type[Any]:
-    """Of numbers from 0 to `most`. NumPy sorts 16 bits several times as fast, by radix."""
-    return np.uint16 if most < 2**16 else np.int64
-
-
-def _walk(lists: BlockLists, q_blocks: int) -> Walk:
-    """The walk of entries that are turned round, and in each entry where its own ranks begin. q_blocks: of a mask."""
-    entries, parts = lists.array("entries"), lists.array("parts")
-    order, counts = _turned(lists)
-    part = np.repeat(order, counts)
-    tiles = (-(-(entries[:, 0] >> 8) // np.int32(lists.br))).astype(np.int64)
-    ends = tiles.cumsum()
-    before = ends - tiles
-    entries[:, 3] = before
-    of_part = before.take(counts.cumsum() - counts)  # tiles before each part
-    query: NDArray[Any] = parts[:, 1].take(part) * np.int64(q_blocks) + entries[:, 2] // np.int32(lists.br)
-    sums = lists.mask_batch * q_blocks
-    begin, end = (np.bincount(one, minlength=sums + 1) for one in (query, query + tiles))
-    additions = np.cumsum(begin - end)[:sums]
-    return Walk(part, tiles, before, ends - np.repeat(of_part, counts), query, additions)

@@ -14,7 +14,8 @@ from omnicupy.choose.backward_waits import Play
 from omnicupy.masks.mask import Mask
 from omnicupy.schedule.backward_grid import BackwardGrid
 from omnicupy.schedule.block_lists import BlockLists
-from omnicupy.schedule.ordered_lists import OrderedLists, OrderedWorkers, ordered_lists
+from omnicupy.schedule.ordered_lists import OrderedLists, ordered_lists
+from omnicupy.schedule.ranks import OrderedWorkers
 from omnicupy.tools.workloads.workload import by_name
 
 ORDERED = backward_table.pick("sm_90", "bfloat16", 128).part("ordered")

@@ -19,7 +19,8 @@ from omnicupy.gpu.stream_memory import memory_of
 from omnicupy.jit.backward_spec import padded_rows
 from omnicupy.schedule import backward_grid
 from omnicupy.schedule.backward_grid import BackwardGrid
-from omnicupy.schedule.ordered_lists import LAST_ADDITION, ordered_lists
+from omnicupy.schedule.ordered_lists import ordered_lists
+from omnicupy.schedule.ranks import LAST_ADDITION
 
 SPEC = backward_table.pick("sm_90", "bfloat16", 128)
 BACKGROUND = SPEC.part("background")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from gradients_gpu import Gradients, bits, config_of, poison_work_memory
 
 import omnicupy as oc
 from omnicupy.gpu.backward_plan import BackwardPlan
 from omnicupy.gpu.mask_cache import existing_cache
+from omnicupy.jit.params import PARAMS
 from omnicupy.schedule import backward_grid
 
 pytestmark = pytest.mark.gpu
@@ -31,6 +33,19 @@ def _ways(mask: Any) -> list[str]:
     assert cache is not None
     plans = [plan for plan in cache.plans.values() if isinstance(plan, BackwardPlan)]
     return [one.kernel.finishes for plan in plans for one in plan._launches if one.kernel.part == "ordered"]
+
+
+def _early_heads(mask: Any) -> int:
+    cache = existing_cache(mask)
+    assert cache is not None
+    plans = [plan for plan in cache.plans.values() if isinstance(plan, BackwardPlan)]
+    of_kernels = [
+        np.frombuffer(one.template, PARAMS[one.kernel.params])["early_heads"][0]
+        for plan in plans
+        for one in plan._launches
+        if one.kernel.part == "ordered"
+    ]
+    return int(of_kernels[0])
 
 
 @pytest.mark.parametrize("masks", [1, 2])
@@ -57,3 +72,20 @@ def test_the_bits_are_those_of_sums_that_are_converted(
         for _ in range(30):
             poison_work_memory(cp, call.mask)
             assert bits(cp, call.run(out_grads=call.targets())) == found[1]
+
+
+@pytest.mark.parametrize(("batch", "kv_heads"), [(8, 16), (24, 4)])
+def test_heads_come_before_the_tiers_of_others(batch: int, kv_heads: int) -> None:
+    if config_of(cp, "sm90", 128) is None:
+        pytest.skip("no kernel makes dQ of sums on this device")
+    stream = cp.cuda.Stream(non_blocking=True)
+    with stream:
+        call = Gradients(cp, _mask(), (batch, 16, 1500, 128), kv_heads)
+        made = call.run()
+        assert _ways(call.mask) == ["background"]
+        assert _early_heads(call.mask) > 0
+        call.check(made)
+        first = bits(cp, made)
+        for _ in range(30):
+            poison_work_memory(cp, call.mask)
+            assert bits(cp, call.run(out_grads=call.targets())) == first

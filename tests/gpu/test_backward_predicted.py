@@ -37,29 +37,37 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Any:
     return fake
 
 
-def _launched(device: Any, mask: Mask, head_dim: int, **how: Any) -> list[Any]:
+def _launched(device: Any, mask: Mask, head_dim: int, batch: int = 2, **how: Any) -> list[Any]:
     device.launches.clear()
-    call = Call(head_dim=head_dim, q_len=mask.shape[0], k_len=mask.shape[1])
+    call = Call(head_dim=head_dim, q_len=mask.shape[0], k_len=mask.shape[1], batch=batch)
     oc.attention_backward(*call.arrays, mask, **how)
     return [launched for launched in device.launches if launched["spec"].part not in ("prepare", "convert")]
 
 
-def _work(mask: Mask, head_dim: int, **how: Any) -> tuple[KernelWork, ...]:
+def _work(mask: Mask, head_dim: int, batch: int = 2, **how: Any) -> tuple[KernelWork, ...]:
     info = backward_planning.device_info(0)
-    problem = Problem(2, 4, 2, *mask.shape, head_dim, "bfloat16")
+    problem = Problem(batch, 4, 2, *mask.shape, head_dim, "bfloat16")
     spec = backward_table.pick("sm_90", "bfloat16", head_dim)
     at = Device("Fake", info.sm_count, info.l2_bytes)
     return backward_prediction.work_of(spec, problem, mask, at, **how).kernels
 
 
-def _taken(launched: Any, n_parts: int) -> list[int]:
+def _taken(launched: Any) -> list[int]:
     """The part of each work item as kernels/omni/work.cuh finds it, or sm90/backward/work_in_turn.cuh."""
     params = launched["params"]
+    n_parts = int(params["tiers"][-1])
     of_all = int(params["work_items"]) // n_parts
+    early = int(params["early_heads"]) if launched["spec"].finishes == "background" else 0
     turn = int(params["turn_heads"]) if launched["spec"].part == "ordered" else of_all
     tiers, section = [int(end) for end in params["tiers"]], int(params["section"])
-    found = []
-    for item in range(int(params["work_items"])):
+    found = [
+        part
+        for first in range(0, early, section)
+        for part in range(n_parts)
+        for _ in range(min(section, early - first))
+    ]
+    of_all, second_half = of_all - early, n_parts if early else 0
+    for item in range(int(params["work_items"]) - len(found)):
         before, index = item // (turn * n_parts) * turn, item % (turn * n_parts)
         heads = min(turn, of_all - before)
         first, end = 0, tiers[0]
@@ -69,7 +77,7 @@ def _taken(launched: Any, n_parts: int) -> list[int]:
         rest = index - heads * first
         width = min(section, heads - rest // ((end - first) * section) * section)
         rest %= (end - first) * section
-        found.append(first + rest // width)
+        found.append(second_half + first + rest // width)
     return found
 
 
@@ -89,7 +97,16 @@ def test_items_are_those_of_the_launch_in_its_order(
     assert [one.kernel for one in work] == [launched["spec"] for launched in launches]
     for one, launched in zip(work, launches, strict=True):
         assert len(one.order) == int(launched["params"]["work_items"])
-        assert one.order.tolist() == _taken(launched, len(one.charges))
+        assert one.order.tolist() == _taken(launched)
+
+
+def test_heads_come_before_the_tiers_of_others(device: Any) -> None:
+    mask = oc.causal(1100)
+    (launched,) = _launched(device, mask, 128, batch=64)
+    (work,) = _work(mask, 128, batch=64)
+    assert launched["params"]["early_heads"] == 45
+    assert work.order.tolist() == _taken(launched)
+    assert len(work.charges) == 2 * 9
 
 
 @pytest.mark.parametrize("wanted", [("q",), ("k",), ("v",), ("k", "v"), ("q", "k"), ("q", "v")])

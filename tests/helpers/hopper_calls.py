@@ -14,8 +14,8 @@ from omnicupy.gpu import tensor_maps
 from omnicupy.jit.backward_kernel import BackwardKernel
 from omnicupy.schedule.backward_grid import BackwardGrid
 from omnicupy.schedule.block_lists import BlockLists
-from omnicupy.schedule.ordered_lists import LAST_ADDITION, MOST_RANKS
 from omnicupy.schedule.parts import Workers
+from omnicupy.schedule.ranks import LAST_ADDITION, MOST_RANKS
 
 Array = NDArray[Any]
 
@@ -70,9 +70,10 @@ def check_turns(turns: Array, lists: BlockLists, part: BackwardKernel, q_heads: 
         taken = turns & LAST_ADDITION >> 1  # to make dQ of it
         additions = turns & (LAST_ADDITION >> 1) - 1
         assert ((taken > 0) == (turns >= LAST_ADDITION)).all()
-        assert additions.sum() == lists.array("parts")[:, 3].sum() * q_heads // lists.mask_batch
+        assert additions.sum() == lists.array("parts")[: lists.n_parts, 3].sum() * q_heads // lists.mask_batch
         assert ((turns >= LAST_ADDITION) == (additions > 0)).all() or not part.finishes
         ended = np.count_nonzero(lists.array("ranks") >= LAST_ADDITION)
+        ended //= 2 if lists.struct_fields["early_heads"] else 1  # the ranks of all sums stand there twice
         assert np.count_nonzero(turns >= LAST_ADDITION) == ended * heads
         return
     assert not (turns & MOST_RANKS - 1).any()

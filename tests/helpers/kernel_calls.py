@@ -189,7 +189,7 @@ def _params(
         for name, value in problem.grid(part).sum_fields(lists).items():
             params[name] = value
     if "ranks" in lists.shapes and "ranks" in fields:
-        for name in ("head_ranks", "turn_heads"):
+        for name in ("head_ranks", "turn_heads", "early_heads"):
             params[name] = lists.struct_fields[name]
     return params, places
 

@@ -16,7 +16,7 @@ from kernel_masks import MASKS
 from omnicupy.choose import backward_table
 from omnicupy.jit.backward_kernel import BackwardKernel
 from omnicupy.jit.backward_spec import BackwardSpec
-from omnicupy.schedule import backward_grid, ordered_lists
+from omnicupy.schedule import backward_grid, ordered_lists, parts, ranks
 
 pytestmark = [
     pytest.mark.in_turn(8, by=("which",)),
@@ -100,7 +100,7 @@ def test_all_gradients_in_one_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One thread block takes item after item, each when all additions of the one before have their turn."""
-    monkeypatch.setattr(ordered_lists.Walk, "is_head_by_head", lambda *_: head_by_head)
+    monkeypatch.setattr(ranks.Walk, "is_head_by_head", lambda *_: head_by_head)
     problem = Problem("bfloat16", head_dim, MASKS[masks]())
     spec = spec_of("sm90", "sm_90", "bfloat16", head_dim)
     made = _poisoned(problem, spec, libraries)
@@ -124,7 +124,7 @@ def test_sums_become_dq(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """places: for the sums of so many heads of keys, so that each is used by one after the other; None for all."""
-    monkeypatch.setattr(ordered_lists.Walk, "is_head_by_head", lambda *_: head_by_head)
+    monkeypatch.setattr(ranks.Walk, "is_head_by_head", lambda *_: head_by_head)
     problem = Problem("bfloat16", head_dim, MASKS[masks]())
     spec = spec_of("sm90", "sm_90", "bfloat16", head_dim)
     kernel = spec.part("finishing")
@@ -147,10 +147,11 @@ def test_sums_become_dq_in_the_background(
     libraries: Callable[[BackwardKernel], Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nothing but turns is zero before. The bits are those of the kernels that add to zeros and convert. batch: of four
-    elements a warp has more sums than it looks at at a time.
+    """Nothing but turns is zero before. The bits are those of the kernels that add to zeros and convert, where no head
+    comes before the tiers of others. batch: of four elements a warp has more sums than it looks at at a time.
     """
-    monkeypatch.setattr(ordered_lists.Walk, "is_head_by_head", lambda *_: head_by_head)
+    monkeypatch.setattr(ordered_lists, "_early_heads", lambda *_: 0)
+    monkeypatch.setattr(ranks.Walk, "is_head_by_head", lambda *_: head_by_head)
     monkeypatch.setattr(kernel_calls, "BATCH", batch)
     problem = Problem("bfloat16", head_dim, MASKS[masks]())
     spec = spec_of("sm90", "sm_90", "bfloat16", head_dim)
@@ -166,6 +167,22 @@ def test_sums_become_dq_in_the_background(
         assert np.array_equal(found[name].view(np.uint16), apart[name].view(np.uint16))
 
 
+@pytest.mark.parametrize("masks", ["causal", "one-a-batch-element"])
+def test_heads_come_before_the_tiers_of_others(
+    masks: str, libraries: Callable[[BackwardKernel], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Few heads have more than one tier so.
+    monkeypatch.setattr(parts, "TIER_SHARES", (1 / 10, 1 / 20, 1 / 40))
+    monkeypatch.setattr(backward_grid, "MOST_PARTIAL_BYTES", 0)
+    problem = Problem("bfloat16", 128, MASKS[masks]())
+    spec = spec_of("sm90", "sm_90", "bfloat16", 128)
+    kernel = spec.part("background")
+    assert 0 < kernel_calls._lists(problem, kernel).early_heads < KV_HEADS * kernel_calls.BATCH
+    found = run(problem, kernel, _poisoned(problem, spec, libraries), libraries(kernel))
+    for name in ("dq", "dk", "dv"):
+        assert_right(problem, name, found[name])
+
+
 @pytest.mark.parametrize(("masks", "batch"), [("causal", 2), ("causal", 4), ("one-a-batch-element", 2)])
 @pytest.mark.parametrize("which", [(64, False, 2.0), (80, False, None), (128, False, 2.0), (128, True, None)])
 def test_one_kernel_makes_delta_and_dq_too(
@@ -179,7 +196,7 @@ def test_one_kernel_makes_delta_and_dq_too(
     head_dim, whether a part goes head by head, and the soft cap.
     """
     head_dim, head_by_head, softcap = which
-    monkeypatch.setattr(ordered_lists.Walk, "is_head_by_head", lambda *_: head_by_head)
+    monkeypatch.setattr(ranks.Walk, "is_head_by_head", lambda *_: head_by_head)
     monkeypatch.setattr(kernel_calls, "BATCH", batch)
     problem = Problem("float16", head_dim, MASKS[masks](), softcap=softcap)
     spec = backward_table.pick("sm_90", "float16", head_dim, softcap=softcap is not None)

@@ -2,59 +2,24 @@
 
 from __future__ import annotations
 
-import random
 import re
-from collections import Counter, defaultdict
 from dataclasses import replace
-from heapq import heappop, heappush
 
 import numpy as np
+import ordered_play
 import pytest
 
 import omnicupy as oc
 from omnicupy.jit.source import kernels_dir
-from omnicupy.masks.mask import Mask
 from omnicupy.schedule import ordered_lists as module
 from omnicupy.schedule.block_lists import BlockLists
 from omnicupy.schedule.key_lists import key_lists
-from omnicupy.schedule.order import LAST
-from omnicupy.schedule.ordered_lists import LAST_ADDITION, OrderedLists, OrderedWorkers, ordered_lists
-from omnicupy.schedule.ordered_lists import Walk as Walked
+from omnicupy.schedule.ordered_lists import ordered_lists
 from omnicupy.schedule.parts import Workers
+from omnicupy.schedule.ranks import LAST_ADDITION, MOST_RANKS, OrderedWorkers
+from omnicupy.schedule.ranks import Walk as Walked
 
-BR, BC = 64, 128
-Walk = list[tuple[int, int]]  # of a part: tile of queries and rank, in the order in which they are walked
-
-
-def _walks(lists: OrderedLists, head: int = 0) -> list[Walk]:
-    """As the producer of the kernel walks them: entry after entry, of each the tiles from the last to the first.
-
-    head: of a group.
-    """
-    entries, ranks = lists.array("entries").tolist(), (lists.array("ranks") & ~LAST_ADDITION).tolist()
-    found = []
-    for _, _, entry, tiles in lists.array("parts").tolist():
-        walk: Walk = []
-        while tiles:
-            flags, _, query, first_rank = entries[entry]
-            count = -(-(flags >> 8) // BR)
-            first_rank += head * lists.head_ranks
-            walk += [(query // BR + i, ranks[first_rank + i]) for i in reversed(range(count))]
-            entry += 1
-            if flags & LAST:
-                break
-        assert len(walk) == tiles
-        found.append(walk)
-    return found
-
-
-def _ranks_of_sums(lists: OrderedLists) -> dict[tuple[int, int], list[int]]:
-    """Of each mask and tile of queries, those of all additions."""
-    ranks: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for mask, walk in zip(lists.array("parts")[:, 1].tolist(), _walks(lists), strict=True):
-        for tile, rank in walk:
-            ranks[mask, tile].append(rank)
-    return ranks
+BR, BC = ordered_play.BR, ordered_play.BC
 
 
 def _tiles(lists: BlockLists) -> list[list[int]]:
@@ -71,98 +36,12 @@ def _tiles(lists: BlockLists) -> list[list[int]]:
     return found
 
 
-def _items(lists: OrderedLists, workers: Workers) -> list[tuple[int, int]]:
-    """Part and head of each item, in the order in which they are handed out."""
-    items = []
-    for turn in range(0, workers.heads, lists.turn_heads):
-        begin, stop = 0, min(workers.heads, turn + lists.turn_heads)
-        for end in lists.tiers:
-            for first in range(turn, stop, lists.section):
-                heads = range(first, min(stop, first + lists.section))
-                items += [(part, head) for part in range(begin, end) for head in heads]
-            begin = end
-    return items
-
-
-def _play(lists: OrderedLists, workers: Workers, seed: int, ahead: int = 0) -> int:
-    """Additions that are made by thread blocks that take random times; fewer than all if they wait for each other.
-
-    ahead: additions of an item that are still to come when its thread block takes the next one.
-    """
-    rng = random.Random(seed)
-    of_heads = [_walks(lists, head) for head in range(workers.repeats)]
-    walks, masks = of_heads[0], lists.array("parts")[:, 1].tolist()
-    additions = Counter((mask, tile) for mask, walk in zip(masks, walks, strict=True) for tile, _ in walk)
-    waiting: dict[tuple[int, ...], int] = {}
-    added: dict[tuple[int, ...], int] = defaultdict(int)
-    clock: list[tuple[float, int]] = []
-    at: dict[int, tuple[int, int, int]] = {}  # of each thread block: part, head, additions so far
-    made, taken = 0, iter([item for item in _items(lists, workers) if walks[item[0]]])
-    behind: dict[int, tuple[int, int]] = {}  # the item that a thread block has taken beside the one at hand
-
-    def take(block: int, now: float) -> None:
-        item = behind.pop(block, None) or next(taken, None)
-        if item is not None:
-            at[block] = (*item, 0)
-            heappush(clock, (now + rng.expovariate(1.0), block))
-
-    def turn(block: int) -> tuple[tuple[int, ...], int]:
-        part, head, done = at[block]
-        step, repeat = divmod(done, workers.repeats)
-        if lists.head_ranks:
-            repeat, step = divmod(done, len(walks[part]))
-        tile, rank = of_heads[repeat][part][step]
-        turn, place = divmod(head, lists.turn_heads)  # a sum has its place behind those of the turns before
-        return (masks[part], place, repeat, tile), turn * additions[masks[part], tile] + rank
-
-    for block in range(workers.sm_count):
-        take(block, 0.0)
-    while clock:
-        now, block = heappop(clock)
-        which, rank = turn(block)
-        if added[which] != rank:
-            waiting[(*which, rank)] = block
-            continue
-        added[which] += 1
-        made += 1
-        other = waiting.pop((*which, added[which]), None)
-        if other is not None:
-            heappush(clock, (now, other))
-        part, head, done = at[block]
-        left = len(walks[part]) * workers.repeats - done - 1
-        if 0 < left <= ahead and block not in behind and (item := next(taken, None)) is not None:
-            behind[block] = item
-        if not left:
-            take(block, now)
-        else:
-            at[block] = (part, head, done + 1)
-            heappush(clock, (now + rng.expovariate(1.0), block))
-    return made
-
-
-def _masks(seed: int) -> list[Mask]:
-    rng = np.random.default_rng(seed)
-    kind = seed % 5
-    if kind == 0:
-        return [oc.causal(1500, 1700)]
-    if kind == 1:
-        tiles = rng.random((12, 9)) < 0.4
-        return [oc.from_dense(np.kron(tiles, np.ones((BR, BC), bool))[:740, :1100]) for _ in range(2)]
-    if kind == 2:
-        return [
-            oc.segments([[("text", 300), ("image", 500), ("noise", 700), ("text", 200)], [("image", 900)]])
-        ]
-    if kind == 3:
-        return [oc.sliding_window(3000, 3000, left=300) | oc.sink(3000, 100, 3000)]
-    return [oc.full(700, 900), oc.from_dense(np.zeros((700, 900), bool))][:: (-1) ** seed]
-
-
 @pytest.mark.parametrize("seed", range(25))
 def test_each_sum_has_each_rank_once_and_nobody_waits_for_ever(seed: int) -> None:
     rng = np.random.default_rng(100 + seed)
     heads, sm_count = int(rng.integers(1, 9)), int(rng.choice([1, 2, 5, 16, 40]))
     split_slots, repeats, side_by_side = (int(rng.integers(1, top)) for top in (20, 4, 9))
-    blocks = [mask.key_blocks(BR, BC) for mask in _masks(seed)]
+    blocks = [mask.key_blocks(BR, BC) for mask in ordered_play.some_masks(seed)]
     of_head = repeats * sum(one.q_blocks for one in blocks)  # sums
     turn_heads = int(rng.integers(1, heads + 1))
     workers = OrderedWorkers(
@@ -173,9 +52,9 @@ def test_each_sum_has_each_rank_once_and_nobody_waits_for_ever(seed: int) -> Non
     )
     lists = ordered_lists(blocks, workers)
     assert lists.turn_heads == turn_heads
-    assert all(sorted(of) == list(range(len(of))) for of in _ranks_of_sums(lists).values())
-    total = sum(len(walk) for walk in _walks(lists)) * heads * repeats
-    assert [_play(lists, workers, again) for again in range(3)] == [total] * 3
+    assert all(sorted(of) == list(range(len(of))) for of in ordered_play.ranks_of_sums(lists).values())
+    total = sum(len(walk) for walk in ordered_play.walks_of(lists)) * heads * repeats
+    assert [ordered_play.play(lists, workers, again) for again in range(3)] == [total] * 3
 
 
 @pytest.mark.parametrize(("places", "turn_heads"), [(0, 6), (23, 6), (24, 1), (71, 2), (143, 5), (144, 6)])
@@ -192,7 +71,9 @@ def test_the_last_addition_to_each_sum_is_flagged() -> None:
     blocks = [oc.causal(1500).key_blocks(BR, BC)]
     lists = ordered_lists(blocks, OrderedWorkers(2, 7, side_by_side=1, ordered_sums=True, places=1))
     flagged = lists.array("ranks")[lists.array("ranks") >= LAST_ADDITION] & ~LAST_ADDITION
-    assert sorted(flagged.tolist()) == sorted(len(of) - 1 for of in _ranks_of_sums(lists).values())
+    assert sorted(flagged.tolist()) == sorted(
+        len(of) - 1 for of in ordered_play.ranks_of_sums(lists).values()
+    )
 
 
 @pytest.mark.parametrize("repeats", [2, 4])
@@ -210,7 +91,7 @@ def test_a_window_of_grouped_heads_goes_head_by_head_where_else_sums_would_leave
     for name in ("entries", "parts", "spans"):
         assert np.array_equal(lists.array(name), plain.array(name))
     total = 3 * lists.array("ranks").size
-    assert [_play(lists, workers, seed) for seed in range(5)] == [total] * 5
+    assert [ordered_play.play(lists, workers, seed) for seed in range(5)] == [total] * 5
     assert ordered_lists(blocks, replace(workers, kept=1000)).head_ranks == 0  # all stays there
 
 
@@ -223,8 +104,8 @@ def test_items_that_are_taken_early_may_wait_for_ever() -> None:
         mask = oc.from_dense(np.kron(tiles, np.ones((BR, BC), bool)))
         workers = Workers(2, 3, side_by_side=1, ordered_sums=True)
         lists = ordered_lists([mask.key_blocks(BR, BC)], workers)
-        assert _play(lists, workers, seed) == 2 * tiles.sum()
-        stuck += _play(lists, workers, seed, ahead=4) < 2 * tiles.sum()
+        assert ordered_play.play(lists, workers, seed) == 2 * tiles.sum()
+        stuck += ordered_play.play(lists, workers, seed, ahead=4) < 2 * tiles.sum()
     assert stuck
 
 
@@ -234,7 +115,9 @@ def test_parts_hold_the_tiles_of_lists_without_ranks_the_last_ones_first() -> No
     lists = ordered_lists(blocks, workers)
     plain = key_lists(blocks, workers)
     assert lists.array("parts")[:, :2].tolist() == plain.array("parts")[:, :2].tolist()
-    assert [[tile for tile, _ in walk] for walk in _walks(lists)] == [walk[::-1] for walk in _tiles(plain)]
+    assert [[tile for tile, _ in walk] for walk in ordered_play.walks_of(lists)] == [
+        walk[::-1] for walk in _tiles(plain)
+    ]
 
 
 def test_few_rows_that_are_far_longer_than_others_are_cut() -> None:
@@ -294,5 +177,5 @@ def test_kernels_have_the_same_constants() -> None:
     assert last
     assert shift
     assert 1 << int(last[1]) == LAST_ADDITION
-    assert 1 << int(shift[1]) == module.MOST_RANKS
+    assert 1 << int(shift[1]) == MOST_RANKS
     assert 1 << 32 - int(shift[1]) >= module.MOST_SHARERS

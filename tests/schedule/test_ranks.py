@@ -1,4 +1,4 @@
-"""schedule/ordered_lists.py: ranks are the order of the times at which tiles are played, counted tile by tile."""
+"""schedule/ranks.py: ranks are the order of the times at which tiles are played, counted tile by tile."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from mask_cases import random_case
 
 import omnicupy as oc
 from omnicupy.schedule import ordered_lists as module
-from omnicupy.schedule.ordered_lists import OrderedLists, OrderedWorkers, Walk, ordered_lists
+from omnicupy.schedule import ranks as ranks_module
+from omnicupy.schedule.ordered_lists import OrderedLists, ordered_lists
+from omnicupy.schedule.ranks import LAST_ADDITION, OrderedWorkers, Walk
 
 BR, BC = 64, 128
 
@@ -55,7 +57,7 @@ def _expected(lists: OrderedLists, workers: OrderedWorkers, q_blocks: int) -> li
                 entry, left = entry + 1, left - count
         for additions in played.values():
             for rank, (_, place) in enumerate(sorted(additions)):
-                last = module.LAST_ADDITION if workers.places and rank == len(additions) - 1 else 0
+                last = LAST_ADDITION if workers.places and rank == len(additions) - 1 else 0
                 ranks[head * apart + place] = rank | last
     return ranks.tolist()
 
@@ -65,7 +67,7 @@ def test_ranks_are_the_order_of_times(seed: int, monkeypatch: pytest.MonkeyPatch
     rng = np.random.default_rng(seed)
     head_by_head = seed % 3 == 0
     monkeypatch.setattr(Walk, "is_head_by_head", lambda *_: head_by_head)
-    monkeypatch.setattr(module, "CHUNK", 50)
+    monkeypatch.setattr(ranks_module, "CHUNK", 50)
     first = (
         random_case(rng).mask if seed % 2 else oc.segments([[("text", 700), ("image", 900), ("text", 90)]])
     )
@@ -88,7 +90,7 @@ def test_ranks_are_the_order_of_times(seed: int, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("sums", [5, 2**31])
 def test_additions_are_sorted_in_the_fewest_bits(sums: int) -> None:
     first, counts = np.array([3, 0, 2, 1, 4]), np.array([2, 3, 1, 0, 1])
-    found, bits = module._by_sum(first, counts, sums)
+    found, bits = ranks_module._by_sum(first, counts, sums)
     assert found.dtype == (np.uint32 if sums == 5 else np.uint64)
     added = [i for a, n in zip(first.tolist(), counts.tolist(), strict=True) for i in range(a, a + n)]
     expected = sorted((i, place) for place, i in enumerate(added))

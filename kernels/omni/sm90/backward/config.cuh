@@ -31,6 +31,9 @@ struct BackwardParamsSm90 {
   // element, to the next. places: of sums; sum s has place s % places, as one after s / places others. turn_heads:
   // heads of keys whose sums have places at a time.
   int head_sums, kv_sums, batch_sums, places, turn_heads;
+  // Heads of keys whose parts are handed out before the tiers of the others', section by section; theirs are the first
+  // half of all parts then. 0: tiers of all heads, and no halves.
+  int early_heads;
 };
 
 // Panels of 64 columns that hold so many columns.

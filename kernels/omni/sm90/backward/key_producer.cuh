@@ -143,6 +143,7 @@ struct KeyProducer {
 
   __device__ __forceinline__ WorkItem take_item(int index) const {
     if constexpr (Cfg::kFinishes) return work_item_in_turn(args, index);
+    if constexpr (Cfg::kBackground) return work_item_with_early_heads(args, index);
     return work_item_among(args.b.p, args.b.kv_heads, index);
   }
 
