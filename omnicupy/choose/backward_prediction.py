@@ -232,10 +232,8 @@ def _charges(lists: BlockLists, kernel: BackwardKernel, repeats: int) -> FloatAr
 
 def ceilings_of(work: PassWork, ceilings: BackwardCeilings) -> list[KernelCeiling]:
     """The speeds of each kernel of a pass. Raises UnsupportedError for a kernel without any."""
-    return [
-        ceilings.at(one.kernel.kernel, one.kernel.part, mean_columns(one.kernel), one.owned)
-        for one in work.kernels
-    ]
+    asked = ((one.kernel, one.owned) for one in work.kernels)
+    return [ceilings.at(kernel.kernel, kernel.part, mean_columns(kernel), owned) for kernel, owned in asked]
 
 
 def mean_columns(kernel: BackwardKernel) -> int:
