@@ -21,7 +21,7 @@ from omnicupy.torch.eager import raw_stream
 
 MOST_TEMPLATES = 64  # kept of one trip
 BESIDE = 64  # thread blocks of an exchange beside other work
-PART_BYTES = 1 << 18  # that a channel sends before its next flag
+PART_BYTES = 1 << 16  # that a channel sends before its next flag
 OWN_BYTES = 1 << 16  # of own keys, at least, that a thread block copies
 _GIVEN = struct.Struct("<2Q")  # the first fields of EXCHANGE_PARAMS
 _OUT = struct.Struct("<Q")
@@ -150,10 +150,10 @@ class PeerTrip:
         record["rank"], record["ranks"] = rank, ranks
         share = -(-int(traffic.max()) // CHANNELS)
         record["part_rows"] = max(1, PART_BYTES // row_bytes, -(-share // MOST_PARTS))
-        record["blocks"] = blocks = BESIDE // 2 if few else CHANNELS
-        most = (BESIDE if few else 2 * memory.device.sm_count) - blocks
+        record["blocks"] = blocks = BESIDE // 4 if few else CHANNELS
+        most = (BESIDE if few else 2 * memory.device.sm_count) - 2 * blocks
         copies = min(max(1, most), -(-int(record["own_rows"]) * row_bytes // OWN_BYTES))
-        return record.tobytes(), blocks + copies
+        return record.tobytes(), 2 * blocks + copies
 
     def _index(self, places: Any) -> Any:
         """As the kernel reads them; kept."""
