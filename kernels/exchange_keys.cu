@@ -83,8 +83,8 @@ class Channel {
     return most;
   }
 
-  // The peers of a rank, one a turn, and in each turn no two ranks have the same one. Channels begin at different peers:
-  // all links to and from a rank are used at once, however much each peer gets.
+  // The peers of a rank, one a turn, and in each turn no two ranks have the same one. Channels begin at different
+  // peers: all links to and from a rank are used at once, however much each peer gets.
   __device__ __forceinline__ int peer_of(int turn) const {
     return (p_.rank + 1 + (turn + channel_) % (p_.ranks - 1)) % p_.ranks;
   }

@@ -25,7 +25,9 @@ pytestmark = pytest.mark.skipif(
 BATCH, HEADS, WIDTHS = 2, 2, (8, 24)  # columns of 16 bits
 ROW = BATCH * HEADS * sum(WIDTHS)
 LIMIT_S = 60.0
-RECEIVES = (2 + MOST_RANKS) * CHANNELS  # where among the numbers of a rank those of calls that have come begin
+RECEIVES = (
+    2 + MOST_RANKS
+) * CHANNELS  # where among the numbers of a rank those of calls that have come begin
 
 
 class Ranks:
