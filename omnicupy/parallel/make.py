@@ -24,7 +24,7 @@ CHUNKS_A_RANK = 16  # in which work is weighed; where a rank's run ends is exact
 MOST_CHUNK = 512  # tokens
 USUAL_HEADS = Heads(32, 8, 128)
 USUAL_SPEEDS = Speeds()
-OF_GROUPS = {f"groups_of_{ranks}": ranks for ranks in (1, 2, 4)}
+OF_GROUPS = {f"groups_of_{ranks}": ranks for ranks in (1, 2)}
 NAMES = ("contiguous", "zigzag", "two_ended", "nodes_first", *OF_GROUPS)
 MOST_DOCUMENTS = 32  # a rank: with more of them each is little, and where it is cut
 
@@ -50,7 +50,8 @@ def plan(
     heads: (q_heads, kv_heads, head_dim); calls with others are refused. None predicts for (32, 8, 128), takes any.
     weights: how often each mask is used, such as layers of its kind; None is once each. It weighs in the prediction.
     rows: None tries assignments and keeps the one that is predicted fastest; "contiguous", "zigzag", "two_ended",
-        "nodes_first" or "groups_of_1" (2, 4) asks for one; an integer array (q_len,) gives the owner of each row.
+        "nodes_first", "groups_of_1" or "groups_of_2" asks for one; an integer array (q_len,) gives the owner of each
+        row.
     keys: None gives keys the owners of rows where there are as many keys as rows (self-attention), else contiguous
         shards. "rows" and "contiguous" ask for these; an integer array (k_len,) gives the owner of each key.
     speeds: what the prediction takes for granted.
