@@ -806,9 +806,15 @@ RANKS = [
     ),
     Fault(
         "../kernels/exchange_keys.cu",
-        "call_ % 2 * p.slot_bytes",
-        "0 * p.slot_bytes",
+        "call_ % 2 * p_.slot_bytes",
+        "0 * p_.slot_bytes",
         "tests/kernels/test_exchange_on_cpu.py",
+    ),
+    Fault(
+        "../kernels/exchange_add.cu",
+        "Eight sum(*g_sum);",
+        "Eight sum(make_uint4(0, 0, 0, 0));",
+        "tests/kernels/test_exchange_add_on_cpu.py",
     ),
     Fault(
         "../kernels/exchange_keys.cu",

@@ -1,11 +1,11 @@
 // Keys and values between the GPUs of one host, which map each other's memory: each rank sends rows of its own to every
 // other one, and gets theirs behind its own in one array. Gradients go back the same way.
 //
-// A channel of a rank works with the same channel of each peer, and with no other one. Rows are put into one of two
-// slots of the peer's memory, by turns, and move on from there. A flag says how many parts of them are there, counted
-// over all calls. Call n writes to the slot of call n - 2 when each peer has begun call n - 1: then all of its call
-// n - 2 has ended, since calls of a rank follow each other in its stream. The kernel itself counts calls, so that
-// replays of a CUDA graph count, too.
+// A channel of a rank works with the same channel of each peer, and with no other one. A thread block sends its rows,
+// and another one takes those that come, meanwhile. Rows are put into one of two slots of the peer's memory, by turns,
+// and move on from there. A flag says how many parts of them are there, counted over all calls. Call n writes to the
+// slot of call n - 2 when each peer has begun call n - 1: then all of its call n - 2 has ended, since calls of a rank
+// follow each other in its stream. The kernel itself counts calls, so that replays of a CUDA graph count, too.
 #include "omni/exchange/copies.cuh"
 
 namespace omni {
@@ -15,28 +15,42 @@ constexpr int kThreads = OMNI_THREADS, kAtOnce = OMNI_AT_ONCE;
 class Channel {
  public:
   __device__ __forceinline__ Channel(ExchangeParams const& p, int channel, int* s_late)
-      : p_(p), channel_(channel), s_late_(s_late) {
-    call_ = *reinterpret_cast<u32 volatile*>(&header(p.rank)->calls[channel]);
-    slot_ = kHeaderBytes + call_ % 2 * p.slot_bytes;
-    wide_ = row_chunks(p);
+      : p_(p), channel_(channel), s_late_(s_late), wide_(row_chunks(p)) {}
+
+  // All that this rank sends, in parts.
+  __device__ __forceinline__ void send() {
+    begin(header(p_.rank)->sends);
+    wait_for_peers(call_ - 1, [&](int) { return call_ > 1 ? 1 : 0; });
+    int const steps = most_parts(p_.sent);
+    for (int step = 0; step < steps; ++step) send(step);
+    end(header(p_.rank)->sends);
   }
 
-  __device__ __forceinline__ void run() {
-    wait_for_peers(call_ - 1, [&](int) { return call_ > 1 ? 1 : 0; });
-    int steps = 1;
-    for (int peer = 0; peer < p_.ranks; ++peer) steps = max(steps, max(parts(p_.sent[peer]), parts(p_.received[peer])));
-    for (int step = 0; step <= steps; ++step) {
-      if (step < steps) send(step);
-      if (step > 0) receive(step - 1);
+  // All that comes.
+  __device__ __forceinline__ void receive() {
+    begin(header(p_.rank)->receives);
+    int const steps = most_parts(p_.received);
+    for (int step = 0; step < steps; ++step) {
+      receive(step);
+      __syncthreads();
     }
-    __syncthreads();
-    if (threadIdx.x == 0) header(p_.rank)->calls[channel_] = call_ + 1;
+    end(header(p_.rank)->receives);
   }
 
  private:
   struct Part {
     int first, count;
   };
+
+  __device__ __forceinline__ void begin(u32 const* g_calls) {
+    call_ = *const_cast<u32 const volatile*>(&g_calls[channel_]);
+    slot_ = kHeaderBytes + call_ % 2 * p_.slot_bytes;
+  }
+
+  __device__ __forceinline__ void end(u32* g_calls) const {
+    __syncthreads();
+    if (threadIdx.x == 0) g_calls[channel_] = call_ + 1;
+  }
 
   __device__ __forceinline__ ExchangeHeader* header(int rank) const {
     return reinterpret_cast<ExchangeHeader*>(p_.memory[rank]);
@@ -63,13 +77,31 @@ class Channel {
     return max(1, (share(rows).count + p_.part_rows - 1) / p_.part_rows);
   }
 
+  __device__ __forceinline__ int most_parts(int const* rows) const {
+    int most = 1;
+    for (int peer = 0; peer < p_.ranks; ++peer) most = max(most, parts(rows[peer]));
+    return most;
+  }
+
+  // The peers of a rank, one a turn, and in each turn no two ranks have the same one. Channels begin at different
+  // peers: all links to and from a rank are used at once, however much each peer gets.
+  __device__ __forceinline__ int peer_of(int turn) const {
+    return (p_.rank + 1 + (turn + channel_) % (p_.ranks - 1)) % p_.ranks;
+  }
+
+  __device__ __forceinline__ static int before(int const* rows, int peer) {
+    int sum = 0;
+    for (int one = 0; one < peer; ++one) sum += rows[one];
+    return sum;
+  }
+
   __device__ __forceinline__ void send(int step) {
-    int before = 0;
-    for (int peer = 0; peer < p_.ranks; before += p_.sent[peer++]) {
+    for (int turn = 0; turn < p_.ranks - 1; ++turn) {
+      int const peer = peer_of(turn);
       Part const rows = part(p_.sent[peer], step);
-      if (rows.count <= 0 || peer == p_.rank) continue;
+      if (rows.count <= 0) continue;
       uint4* const to = slot_row(peer, p_.there[peer] + rows.first);
-      int const first = before + rows.first;
+      int const first = before(p_.sent, peer) + rows.first;
       if (p_.places == nullptr) {
         copy_keys<kThreads, kAtOnce>(p_, rows.count, to, [&](int row) { return p_.first_row + first + row; });
       } else {
@@ -85,16 +117,16 @@ class Channel {
 
   __device__ __forceinline__ void receive(int step) {
     wait_for_peers(call_, [&](int peer) { return part(p_.received[peer], step).count > 0 ? step + 1 : 0; });
-    int before = 0;
-    for (int peer = 0; peer < p_.ranks; before += p_.received[peer++]) {
+    for (int peer = 0; peer < p_.ranks; ++peer) {
       Part const rows = part(p_.received[peer], step);
       if (rows.count <= 0 || peer == p_.rank) continue;
-      uint4* const to = static_cast<uint4*>(p_.out) + static_cast<i64>(p_.own_rows + before + rows.first) * wide_;
+      int const first = before(p_.received, peer) + rows.first;
+      uint4* const to = static_cast<uint4*>(p_.out) + static_cast<i64>(p_.own_rows + first) * wide_;
       i64 const count = static_cast<i64>(rows.count) * wide_;
       if (s_late_[peer]) {
         fill_with_nan<kThreads>(to, count);
       } else {
-        copy_arrived<kThreads, kAtOnce>(slot_row(p_.rank, before + rows.first), to, count);
+        copy_arrived<kThreads, kAtOnce>(slot_row(p_.rank, first), to, count);
       }
     }
   }
@@ -129,26 +161,34 @@ class Channel {
   ExchangeParams const& p_;
   int const channel_;
   int* const s_late_;  // of each peer, whether it did not come
-  u32 call_;           // those before this one
+  int const wide_;
+  u32 call_;  // those before this one
   u64 slot_;
-  int wide_;
 };
 
-__device__ __forceinline__ void exchange(ExchangeParams const& p, unsigned char* s_memory) {
-  let_next_kernel_come_up();  // it waits for the end of this one
-  int const block = blockIdx.x;
-  if (block >= p.blocks) {
-    i64 const others = gridDim.x - p.blocks, other = block - p.blocks;
-    int const first = static_cast<int>(p.own_rows * other / others);
-    int const stop = static_cast<int>(p.own_rows * (other + 1) / others);
-    uint4* const to = static_cast<uint4*>(p.out) + static_cast<i64>(first) * row_chunks(p);
-    return copy_keys<kThreads, kAtOnce>(p, stop - first, to, [&](int row) { return p.own_first + first + row; });
-  }
-  int* const s_late = reinterpret_cast<int*>(s_memory);
+// A thread block's share of the channels, one after the other.
+__device__ __forceinline__ void run_channels(ExchangeParams const& p, int block, bool sends, int* s_late) {
   if (threadIdx.x < kMostRanks) s_late[threadIdx.x] = 0;
   __syncthreads();
   int const stop = kChannels * (block + 1) / p.blocks;
-  for (int channel = kChannels * block / p.blocks; channel < stop; ++channel) Channel(p, channel, s_late).run();
+  for (int at = kChannels * block / p.blocks; at < stop; ++at) {
+    Channel channel(p, at, s_late);
+    sends ? channel.send() : channel.receive();
+  }
+}
+
+__device__ __forceinline__ void exchange(ExchangeParams const& p, unsigned char* s_memory) {
+  let_next_kernel_come_up();  // it waits for the end of this one
+  int const block = blockIdx.x, copies = block - 2 * p.blocks;
+  if (copies < 0) {
+    bool const sends = block < p.blocks;  // those in front wait for no other thread block of this rank
+    return run_channels(p, sends ? block : block - p.blocks, sends, reinterpret_cast<int*>(s_memory));
+  }
+  i64 const others = gridDim.x - 2 * p.blocks;
+  int const first = static_cast<int>(p.own_rows * copies / others);
+  int const stop = static_cast<int>(p.own_rows * (copies + 1) / others);
+  uint4* const to = static_cast<uint4*>(p.out) + static_cast<i64>(first) * row_chunks(p);
+  copy_keys<kThreads, kAtOnce>(p, stop - first, to, [&](int row) { return p.own_first + first + row; });
 }
 
 }  // namespace omni

@@ -16,7 +16,7 @@ from omnicupy.gpu.device import device_info
 from omnicupy.gpu.modules import kernel
 from omnicupy.gpu.streams import external_stream, on_device
 from omnicupy.jit import archs
-from omnicupy.jit.exchange_spec import ExchangeSpec
+from omnicupy.jit.exchange_spec import ADD_THREADS, ExchangeAddSpec, ExchangeSpec
 
 BOOT = Path("/proc/sys/kernel/random/boot_id")  # of the host, the same in its containers
 
@@ -37,6 +37,7 @@ class Device:
         self._late[...] = 0
         self.late_address = int(self._pinned.ptr)
         self._function: Any = None
+        self._adds: dict[str, Any] = {}
 
     def late(self) -> int:
         """1 more than the rank that a kernel has waited for in vain; 0 for none."""
@@ -95,6 +96,25 @@ class Device:
             (self._threads, 1, 1),
             (params,),
             self._smem,
+            external_stream(self.index, stream),
+        )
+
+    def add(self, params: bytearray, blocks: int, stream: int, dtype: str) -> None:
+        """params: of EXCHANGE_ADD_PARAMS.  stream: a handle.  dtype: of the gradients. Compiles and loads the kernel at
+        the first call; raises what modules.kernel raises.
+        """
+        function = self._adds.get(dtype)
+        if function is None:
+            info = device_info(self.index)
+            spec = ExchangeAddSpec(arch=archs.arch_of(info.major, info.minor), dtype=dtype)
+            function = self._adds[dtype] = on_device(self.index, kernel, spec, self.index).function
+        on_device(
+            self.index,
+            function,
+            (blocks, 1, 1),
+            (ADD_THREADS, 1, 1),
+            (params,),
+            0,
             external_stream(self.index, stream),
         )
 

@@ -216,6 +216,17 @@ EXCHANGE_PARAMS = np.dtype(  # ExchangeParams
     align=True,
 )
 
+EXCHANGE_ADD_PARAMS = np.dtype(  # ExchangeAddParams
+    [
+        ("grads", "<u8", (2,)),
+        *((f"{name}_strides", "<i8", (3,)) for name in ("first", "second")),
+        *((name, "<u8") for name in ("returned", "keys", "begins", "rows")),
+        ("chunks", "<i4", (2,)),
+        *((name, "<i4") for name in ("batch", "heads", "count")),
+    ],
+    align=True,
+)
+
 # The struct that each kernel kind takes, by value, as its only argument.
 PARAMS: dict[str, np.dtype[np.void]] = {
     "naive": ATTN_PARAMS,
@@ -238,6 +249,7 @@ PARAMS: dict[str, np.dtype[np.void]] = {
     "append": APPEND_PARAMS,
     "append_fp8": _with_scales(APPEND_PARAMS),  # Fp8AppendParams
     "exchange": EXCHANGE_PARAMS,
+    "exchange_add": EXCHANGE_ADD_PARAMS,
     "bwd_sums": np.dtype([*_backward_fields(), ("dq_sums", "<u8", ())], align=True),
 }
 

@@ -16,7 +16,7 @@ from omnicupy.parallel.overlap import Overlap, Piece
 from omnicupy.parallel.places import check_captured
 from omnicupy.parallel.plan import Plan
 from omnicupy.parallel.ranks import ranks_of
-from omnicupy.parallel.trip import joined, parts_of, sides, widths_of
+from omnicupy.parallel.trip import joined, sides, widths_of
 from omnicupy.parallel.way import Way, way_of
 from omnicupy.torch import state, tensors
 from omnicupy.torch.autograd import gradients_of
@@ -262,8 +262,7 @@ class _Backward:
             if late:
                 grads[::3] = self._of(keys, (True, False, False, self.wanted[3]))[::3]
             pending.wait()
-            for grad, part in zip(mine, parts_of(returned, widths_of(mine)), strict=True):
-                trip.add(grad, part)
+            trip.add(mine, returned)
         for side in travelling:
             grads[side] = grads[side][:, :, : trip.own]
         return grads

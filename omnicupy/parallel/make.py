@@ -24,7 +24,9 @@ CHUNKS_A_RANK = 16  # in which work is weighed; where a rank's run ends is exact
 MOST_CHUNK = 512  # tokens
 USUAL_HEADS = Heads(32, 8, 128)
 USUAL_SPEEDS = Speeds()
-NAMES = ("contiguous", "zigzag", "two_ended", "nodes_first")
+OF_GROUPS = {f"groups_of_{ranks}": ranks for ranks in (1, 2)}
+NAMES = ("contiguous", "zigzag", "two_ended", "nodes_first", *OF_GROUPS)
+MOST_DOCUMENTS = 32  # a rank: with more of them each is little, and where it is cut
 
 Given = tuple[str, Owners, Owners]  # name, owners of rows, owners of keys
 
@@ -47,8 +49,9 @@ def plan(
     ranks: of the process group.  node: ranks that share fast links, ranks 0 to node - 1 the first ones.
     heads: (q_heads, kv_heads, head_dim); calls with others are refused. None predicts for (32, 8, 128), takes any.
     weights: how often each mask is used, such as layers of its kind; None is once each. It weighs in the prediction.
-    rows: None tries assignments and keeps the one that is predicted fastest; "contiguous", "zigzag", "two_ended" or
-        "nodes_first" asks for one; an integer array (q_len,) gives the owner of each row.
+    rows: None tries assignments and keeps the one that is predicted fastest; "contiguous", "zigzag", "two_ended",
+        "nodes_first", "groups_of_1" or "groups_of_2" asks for one; an integer array (q_len,) gives the owner of each
+        row.
     keys: None gives keys the owners of rows where there are as many keys as rows (self-attention), else contiguous
         shards. "rows" and "contiguous" ask for these; an integer array (k_len,) gives the owner of each key.
     speeds: what the prediction takes for granted.
@@ -147,18 +150,28 @@ def _candidates(
         return
     if rows is not None and rows not in NAMES:
         raise ValueError(f"plan: rows must be an array, None or one of {', '.join(NAMES)}, got {rows!r}")
-    for name in NAMES if rows is None else (rows,):
+    for name in _tried(len(chunks.ends) - 1, setting) if rows is None else (rows,):
         if name == "contiguous":
             own = assign.contiguous(q_len, ranks)
         elif name == "zigzag":
             own = assign.zigzag(q_len, ranks)
         elif name == "two_ended":
             own = assign.two_ended(chunks, ranks)
-        elif ranks > setting.node or rows is not None:
-            own = nodes.nodes_first(chunks, ranks, setting.node)
-        else:  # one node
-            continue
+        else:
+            own = nodes.nodes_first(chunks, ranks, OF_GROUPS.get(name, setting.node))
         yield name, own, _keys(keys, own, k_len)
+
+
+def _tried(documents: int, setting: Setting) -> Iterator[str]:
+    """Assignments that may be the fastest."""
+    for name in NAMES:
+        if name in OF_GROUPS:
+            tries = OF_GROUPS[name] < setting.ranks <= setting.node
+            tries = tries and 1 < documents <= MOST_DOCUMENTS * setting.ranks
+        else:
+            tries = name != "nodes_first" or setting.ranks > setting.node
+        if tries:
+            yield name
 
 
 def _keys(keys: Any, rows: Owners, k_len: int) -> Owners:

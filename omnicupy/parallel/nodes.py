@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from omnicupy.parallel.assign import Chunks, joined, shares_of, taken
+from omnicupy.parallel.assign import Chunks, Dealt, joined, shares_of, taken
 from omnicupy.parallel.owners import Owners
 from omnicupy.parallel.runs import Real, Whole, sums_before
 
@@ -38,10 +38,17 @@ def nodes_first(chunks: Chunks, ranks: int, node: int) -> Owners:
     ]  # the last nodes go without where tokens are fewer than ranks
     held = _packed(chunks, counts, node)
     dealt = [
-        taken(_merged(part), shares[one.start : one.stop], one)
+        _dealt(_merged(part), shares[one.start : one.stop], one)
         for one, part in zip(names, held, strict=False)
     ]
     return joined(dealt, ranks)
+
+
+def _dealt(chunks: Chunks, shares: Whole, names: range) -> Dealt:
+    """A node's chunks to its ranks."""
+    if len(names) > 1:
+        return taken(chunks, shares, names)
+    return chunks.first, chunks.stop, np.full(len(chunks.first), names.start)
 
 
 def _packed(chunks: Chunks, counts: list[int], node: int) -> list[list[Part]]:

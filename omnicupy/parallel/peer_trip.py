@@ -1,6 +1,7 @@
 """The exchange of a call by a kernel that writes to other GPUs of the host: what is launched, and where it goes.
 
 kernels/exchange_keys.cu is the kernel. Own keys are copied in the same launch, and nothing is packed or unpacked.
+kernels/exchange_add.cu adds gradients that come back to those of own keys, of k and v in one launch.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from omnicupy.jit.exchange_spec import CHANNELS, CHUNK, MOST_PARTS
-from omnicupy.jit.params import EXCHANGE_PARAMS
+from omnicupy.jit.exchange_spec import ADD_THREADS, CHANNELS, CHUNK, MOST_PARTS
+from omnicupy.jit.params import EXCHANGE_ADD_PARAMS, EXCHANGE_PARAMS
 from omnicupy.parallel.peer_memory import PeerMemory
 from omnicupy.parallel.places import Places
 from omnicupy.parallel.ranks import Ranks
@@ -21,11 +22,13 @@ from omnicupy.torch.eager import raw_stream
 
 MOST_TEMPLATES = 64  # kept of one trip
 BESIDE = 64  # thread blocks of an exchange beside other work
-PART_BYTES = 1 << 18  # that a channel sends before its next flag
+PART_BYTES = 1 << 16  # that a channel sends before its next flag
 OWN_BYTES = 1 << 16  # of own keys, at least, that a thread block copies
-_GIVEN = struct.Struct("<2Q")  # the first fields of EXCHANGE_PARAMS
+_GIVEN = struct.Struct("<2Q")  # the first fields of EXCHANGE_PARAMS, and of EXCHANGE_ADD_PARAMS
 _OUT = struct.Struct("<Q")
 _OUT_AT = EXCHANGE_PARAMS.fields["out"][1]  # type: ignore[index]
+_RETURNED_AT = EXCHANGE_ADD_PARAMS.fields["returned"][1]  # type: ignore[index]
+_ADDED = {torch.float16: "float16", torch.bfloat16: "bfloat16"}  # dtypes of gradients, as a spec names them
 
 
 # Keys from each rank to each other one, whether on a stream of its own, whether by few thread blocks, and the limit.
@@ -72,6 +75,34 @@ class PeerTrip:
         coming = int(self._traffic[:, self._ranks.rank].sum())
         return self._moved(grads, slice(own, own + coming), (0, 0), (self._traffic.T, hides, hides, limit))
 
+    def adds(self, grads: Sequence[Any]) -> bool:
+        """Whether `add` serves these gradients."""
+        return grads[0].dtype in _ADDED and all(_is_aligned(one) for one in grads)
+
+    def add(self, grads: Sequence[Any], returned: Any) -> None:
+        """As `Trip.add`, on the current stream. returned: what came of `back`."""
+        first = grads[0]
+        key = ("add", *((one.shape, one.stride()) for one in grads), first.dtype, first.device)
+        found = self._templates.get(key)
+        if found is None:
+            found = self._keep(key, self._sums(grads))
+        params, blocks = bytearray(found[0]), found[1]
+        _GIVEN.pack_into(params, 0, first.data_ptr(), grads[-1].data_ptr())
+        _OUT.pack_into(params, _RETURNED_AT, returned.data_ptr())
+        stream = raw_stream(first.device.index) if first.is_cuda else 0
+        self._memory.device.add(params, blocks, stream, _ADDED[first.dtype])
+
+    def _sums(self, grads: Sequence[Any]) -> tuple[bytes, int]:
+        """All that stays of a launch of `add`, and its thread blocks."""
+        keys, begins, rows = self._places.summed(grads[0].device)
+        record = np.zeros(1, EXCHANGE_ADD_PARAMS)[0]
+        columns = _set_layout(record, grads)
+        for name, one in (("keys", keys), ("begins", begins), ("rows", rows)):
+            record[name] = one.data_ptr()
+        record["count"] = len(keys)
+        chunks = len(keys) * int(record["batch"]) * int(record["heads"]) * sum(columns)
+        return record.tobytes(), -(-chunks // ADD_THREADS)
+
     def _moved(
         self, arrays: Sequence[Any], places: Any, own: tuple[int, int], how: How
     ) -> tuple[Any, PeerPending]:
@@ -117,24 +148,23 @@ class PeerTrip:
         key = (layout, first.dtype, first.device, own, traffic is self._traffic, *rest, addresses)
         found = self._templates.get(key)
         if found is None:
-            found = self._template(arrays, places, own, how)
-            if len(self._templates) >= MOST_TEMPLATES:
-                self._templates.clear()
-            self._templates[key] = found
+            found = self._keep(key, self._template(arrays, places, own, how))
         return bytearray(found[0]), found[1]
+
+    def _keep(self, key: Any, made: tuple[bytes, int]) -> tuple[bytes, int]:
+        if len(self._templates) >= MOST_TEMPLATES:
+            self._templates.clear()
+        self._templates[key] = made
+        return made
 
     def _template(
         self, arrays: Sequence[Any], places: Any, own: tuple[int, int], how: How
     ) -> tuple[bytes, int]:
         traffic, _, few, limit = how
         rank, ranks, memory = self._ranks.rank, self._ranks.size, self._memory
-        size = arrays[0].element_size()
-        batch, heads = arrays[0].shape[:2]
-        columns = [one.shape[3] * size // CHUNK for one in arrays]
-        row_bytes = batch * heads * sum(columns) * CHUNK
         record = np.zeros(1, EXCHANGE_PARAMS)[0]
-        for name, one in zip(("first_strides", "second_strides"), arrays, strict=False):
-            record[name] = [step * size // CHUNK for step in one.stride()[:3]]
+        columns = _set_layout(record, arrays)
+        row_bytes = int(record["batch"]) * int(record["heads"]) * sum(columns) * CHUNK
         if isinstance(places, slice):
             record["first_row"] = places.start
         else:
@@ -142,18 +172,16 @@ class PeerTrip:
         record["memory"][:ranks] = memory.addresses
         record["slot_bytes"], record["late"] = memory.slot_bytes, memory.device.late_address
         record["limit_ns"] = int(limit * 1e9)
-        record["chunks"][: len(columns)] = columns
-        record["batch"], record["heads"] = batch, heads
         record["own_first"], record["own_rows"] = own[0], own[1] - own[0]
         record["sent"][:ranks], record["received"][:ranks] = traffic[rank], traffic[:, rank]
         record["there"][:ranks] = traffic[:rank].sum(axis=0)
         record["rank"], record["ranks"] = rank, ranks
         share = -(-int(traffic.max()) // CHANNELS)
         record["part_rows"] = max(1, PART_BYTES // row_bytes, -(-share // MOST_PARTS))
-        record["blocks"] = blocks = BESIDE // 2 if few else CHANNELS
-        most = (BESIDE if few else 2 * memory.device.sm_count) - blocks
+        record["blocks"] = blocks = BESIDE // 4 if few else CHANNELS
+        most = (BESIDE if few else 2 * memory.device.sm_count) - 2 * blocks
         copies = min(max(1, most), -(-int(record["own_rows"]) * row_bytes // OWN_BYTES))
-        return record.tobytes(), blocks + copies
+        return record.tobytes(), 2 * blocks + copies
 
     def _index(self, places: Any) -> Any:
         """As the kernel reads them; kept."""
@@ -163,6 +191,17 @@ class PeerTrip:
             if places.is_cuda:
                 torch.cuda.current_stream(key).synchronize()  # calls on other streams read them, too
         return self._indices[key]
+
+
+def _set_layout(record: Any, arrays: Sequence[Any]) -> list[int]:
+    """How arrays (batch, heads, keys, columns) lie, as fields of either struct. Returns chunks of a row of each."""
+    size = arrays[0].element_size()
+    for name, one in zip(("first_strides", "second_strides"), arrays, strict=False):
+        record[name] = [step * size // CHUNK for step in one.stride()[:3]]
+    columns = [one.shape[3] * size // CHUNK for one in arrays]
+    record["chunks"][: len(columns)] = columns
+    record["batch"], record["heads"] = arrays[0].shape[:2]
+    return columns
 
 
 def _order(memory: PeerMemory, stream: Any) -> None:

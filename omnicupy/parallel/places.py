@@ -48,6 +48,21 @@ class Places:
         found: tuple[Any, ...] = self._kept("touched", device, made)
         return found
 
+    def summed(self, device: Any) -> tuple[Any, ...]:
+        """Of the keys that any rank is sent, ascending; for each of them where its rows begin in the third, and how
+        many there are; rows of what comes back, by key and rank. All int32.
+        """
+
+        def made() -> tuple[Any, ...]:
+            sent = np.concatenate(self._exchange.send)
+            rows = np.argsort(sent, kind="stable")
+            every, begins = np.unique(sent[rows], return_index=True)
+            found = every, np.append(begins, len(sent)), rows
+            return tuple(_on(device, one.astype(np.int32)) for one in found)
+
+        found: tuple[Any, ...] = self._kept("summed", device, made)
+        return found
+
     def are_apart(self) -> bool:
         """Whether no key is sent to two ranks."""
 

@@ -154,14 +154,22 @@ class Trip:
         pending = self._moved(buffer, given, self.sent, self.received, hides and self.hides, limit)
         return (buffer.view(first.dtype) if packing.ratio else buffer), pending
 
-    def add(self, grad: Any, returned: Any) -> None:
-        """In place: the parts of other ranks, in their order. grad: of own keys, and received ones behind them.
-        returned: (keys that came back, batch, heads, columns).
+    def add(self, grads: Sequence[Any], returned: Any) -> None:
+        """In place: the parts of other ranks, in their order. grads: of own keys, and received ones behind them.
+        returned: (keys that came back, batch, heads, columns of all).
 
         Sums are float32, and rounded once.
         """
-        if not returned.shape[0]:
+        if not returned.numel():
             return
+        if self.peers is not None and self.peers.adds(grads):
+            self.peers.add(grads, returned)
+            return
+        for grad, part in zip(grads, parts_of(returned, widths_of(grads)), strict=True):
+            self._add(grad, part)
+
+    def _add(self, grad: Any, returned: Any) -> None:
+        """The same of one of them."""
         total, parts = grad.permute(2, 0, 1, 3), returned
         # Each place comes once, and one addition in the dtype of k rounds once, too.
         if self._places.are_apart():

@@ -90,3 +90,19 @@ def test_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (spec.arch, spec.entry) == ("sm_90", "exchange_keys")
     assert given == ((70, 1, 1), (spec.threads, 1, 1), (bytearray(8),), spec.smem_bytes, (0, 5))
     assert device.late() == 0
+
+
+def test_sums_have_a_kernel_for_each_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    launched: list[Any] = []
+    device = _device(monkeypatch, Runtime())
+    found = SimpleNamespace(function=lambda *given: launched.append(given))
+    monkeypatch.setattr(peers, "kernel", lambda spec, index: asked.append(spec) or found)
+    monkeypatch.setattr(peers, "external_stream", lambda index, handle: (index, handle))
+    for dtype in ("bfloat16", "float16", "bfloat16"):
+        device.add(bytearray(8), 9, 5, dtype)
+    assert [(spec.entry, spec.dtype) for spec in asked] == [
+        ("exchange_add", "bfloat16"),
+        ("exchange_add", "float16"),
+    ]
+    assert launched == [((9, 1, 1), (asked[0].threads, 1, 1), (bytearray(8),), 0, (0, 5))] * 3

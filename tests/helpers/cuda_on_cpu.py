@@ -42,6 +42,7 @@ STRUCTS = {  # of params.PARAMS
     "append": "AppendParams",
     "append_fp8": "Fp8AppendParams",
     "exchange": "ExchangeParams",
+    "exchange_add": "ExchangeAddParams",
 }
 
 # Headers that are nothing but PTX.

@@ -23,5 +23,6 @@ CASES = {
     "attention_plan_cached.cu": _FILE.format("cached_splits", "merged_parts_are_the_whole[1-window-0.5]"),
     "cache_append.cu": _FILE.format("append", "the_last_keys[1-None]"),
     "cache_append_fp8.cu": _FILE.format("fp8_append", "the_last_keys[None-tensor-float16]"),
+    "exchange_add.cu": _FILE.format("exchange_add", "gradients_are_added_in_one_order[bfloat16]"),
     "exchange_keys.cu": _FILE.format("exchange", "rows_arrive_in_their_places_call_after_call[2]"),
 }

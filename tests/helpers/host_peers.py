@@ -15,8 +15,8 @@ from typing import Any
 import cuda_on_cpu
 import numpy as np
 
-from omnicupy.jit.exchange_spec import ExchangeSpec
-from omnicupy.jit.params import EXCHANGE_PARAMS
+from omnicupy.jit.exchange_spec import ExchangeAddSpec, ExchangeSpec
+from omnicupy.jit.params import EXCHANGE_ADD_PARAMS, EXCHANGE_PARAMS
 
 SPEC = ExchangeSpec(arch="sm_80", threads=32)  # few, since they take turns
 HOST = "this host"
@@ -35,7 +35,7 @@ class Device:
         self.late_address = self._word.ctypes.data
         self.library = _library(folder, name) if apart else cuda_on_cpu.build(SPEC)
         self.unmapped: list[int] = []
-        self.launches = 0
+        self.launches = self.sums = 0
 
     def late(self) -> int:
         return int(self._word[0])
@@ -67,6 +67,12 @@ class Device:
         self.launches += 1
         record = np.frombuffer(bytes(params), EXCHANGE_PARAMS)[0]
         cuda_on_cpu.run(self.library, SPEC, record, (blocks, 1), (), late=False)
+
+    def add(self, params: bytearray, blocks: int, stream: int, dtype: str) -> None:
+        self.sums += 1
+        spec = ExchangeAddSpec(arch="sm_80", dtype=dtype)
+        record = np.frombuffer(bytes(params), EXCHANGE_ADD_PARAMS)[0]
+        cuda_on_cpu.run(cuda_on_cpu.build(spec), spec, record, (blocks, 1), (), late=False)
 
 
 def _library(folder: Path, name: str) -> Any:

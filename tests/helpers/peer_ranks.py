@@ -57,12 +57,13 @@ def same(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
             for how, way in WAYS.items():
                 for part in (1 << 10, 1 << 18):
                     peer_trip.PART_BYTES = part
-                    before = device.launches
+                    before, sums = device.launches, device.sums
                     given = [dout, dlse, q, *parallel_ranks._other_layouts(q, k, v)[1:]]
                     pair = [_both(made, given, way, one) for one in ("group", "peer")]
                     found[f"{name} {dtype} {how} {part}"] = [
                         *zip(*pair, strict=True),
                         device.launches - before,
+                        device.sums - sums,
                         made.travels(),
                     ]
     return {"pairs": found, "left open": _left_open(rank, ranks, device)}

@@ -17,7 +17,7 @@ from omnicupy.choose import paged, table
 from omnicupy.jit import archs, cache
 from omnicupy.jit.append_spec import AppendSpec, Fp8AppendSpec
 from omnicupy.jit.cached_spec import CachedSpec
-from omnicupy.jit.exchange_spec import ExchangeSpec
+from omnicupy.jit.exchange_spec import ExchangeAddSpec, ExchangeSpec
 from omnicupy.jit.fp8_spec import Fp8Spec
 from omnicupy.jit.paged_spec import PACKED, PagedSpec
 from omnicupy.jit.plan_spec import PlanSpec
@@ -158,6 +158,7 @@ def test_the_kernels_of_caches_compile_without_a_spill(arch: str) -> None:
     assert compiled_without_a_spill(ExchangeSpec(arch=arch))
     for dtype in ("float16", "bfloat16"):
         assert compiled_without_a_spill(Fp8AppendSpec(arch=arch, dtype=dtype))
+        assert compiled_without_a_spill(ExchangeAddSpec(arch=arch, dtype=dtype))
 
 
 # Pages beside three warpgroups of consumers, which leave no registers to spare.

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from omnicupy.jit.exchange_spec import CHANNELS, HEADER_BYTES, MOST_PARTS
+from omnicupy.jit.exchange_spec import CHANNELS, HEADER_BYTES, MOST_PARTS, MOST_RANKS
 from omnicupy.jit.params import EXCHANGE_PARAMS
 
 pytestmark = pytest.mark.skipif(
@@ -25,6 +25,9 @@ pytestmark = pytest.mark.skipif(
 BATCH, HEADS, WIDTHS = 2, 2, (8, 24)  # columns of 16 bits
 ROW = BATCH * HEADS * sum(WIDTHS)
 LIMIT_S = 60.0
+RECEIVES = (
+    2 + MOST_RANKS
+) * CHANNELS  # where among the numbers of a rank those of calls that have come begin
 
 
 class Ranks:
@@ -70,7 +73,7 @@ class Ranks:
 
     def run(self, rank: int, call: Call, others: int = 2, **options: Any) -> None:
         record = self.record(rank, call, **options)
-        self.devices[rank].launch(bytearray(record.tobytes()), int(record["blocks"]) + others, 0)
+        self.devices[rank].launch(bytearray(record.tobytes()), 2 * int(record["blocks"]) + others, 0)
 
     def every(self, jobs: Callable[[int], None]) -> None:
         with ThreadPoolExecutor(self.count) as pool:
@@ -128,7 +131,7 @@ def _rows(given: list[NDArray[Any]], places: Any) -> NDArray[Any]:
     return np.concatenate([one[:, :, places].transpose(2, 0, 1, 3) for one in given], axis=3)
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [2, 3, 4])
 def test_rows_arrive_in_their_places_call_after_call(count: int, tmp_path: Path) -> None:
     """Other sizes at each call, in both slots, in one part and in several; ranks that come late; a rank alone that is
     ahead of the others by as much as the slots allow.
@@ -144,7 +147,8 @@ def test_rows_arrive_in_their_places_call_after_call(count: int, tmp_path: Path)
             call.check(rank)
 
     ranks.every(job)
-    assert (ranks.flags(0)[:CHANNELS] == len(calls)).all()
+    for first in (0, RECEIVES):
+        assert (ranks.flags(0)[first : first + CHANNELS] == len(calls)).all()
     assert all(not one.late() for one in ranks.devices)
 
 
@@ -230,7 +234,7 @@ def test_counts_go_round(tmp_path: Path) -> None:
     near = (1 << 32) // MOST_PARTS - 2
     for rank in range(2):
         header = ranks.flags(rank)
-        header[:CHANNELS] = near
+        header[:CHANNELS] = header[RECEIVES : RECEIVES + CHANNELS] = near
         header[2 * CHANNELS :].reshape(-1)[: 16 * CHANNELS] = ((near - 1) * MOST_PARTS + 1) % (1 << 32)
     for seed in range(5):
         call = Call(2, seed, 40)

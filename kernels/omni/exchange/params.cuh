@@ -29,14 +29,15 @@ struct ExchangeParams {
   int there[kMostRanks];                       // the row of each peer's slot where those of this rank begin
   int rank, ranks;
   int part_rows;  // of a share, but for the last part
-  int blocks;     // that run channels; the others copy own rows
+  int blocks;     // that send; as many behind them receive, and the others copy own rows
 };
 
 // Memory of a rank begins with this; two slots follow.
 struct ExchangeHeader {
-  u32 calls[kChannels];              // that this rank has made
+  u32 sends[kChannels];              // calls of this rank whose rows have been sent
   u32 late[kChannels];               // by rank: 1 once it did not come in time; then it is not waited for again
   u32 flags[kMostRanks][kChannels];  // of each rank, written by it: parts that are there to be read, of all calls
+  u32 receives[kChannels];           // calls of this rank whose rows have come
 };
 
 constexpr int kHeaderBytes = 8192;

@@ -154,7 +154,7 @@ class Problem:
     def _figures(self, made: Plan, backward: bool, ways: dict[str, Overlap]) -> _Figures:
         from omnicupy.parallel import check, peers
         from omnicupy.parallel.ranks import ranks_of
-        from omnicupy.parallel.trip import Trip, parts_of, sides, widths_of
+        from omnicupy.parallel.trip import Trip, sides, widths_of
 
         shared, on_one = _calls()
         dout, q, k, v = self._own(made)
@@ -174,8 +174,7 @@ class Problem:
             if backward and made.travels():
                 returned, pending = trip.back(found, False, LIMIT_S)
                 pending.wait()
-                for one, part in zip(found, parts_of(returned, widths_of(found)), strict=True):
-                    trip.add(one, part)
+                trip.add(found, returned)
 
         keys, values = exchanged(k, v)
         run = forward_and_backward if backward else forward

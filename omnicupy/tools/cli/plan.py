@@ -9,7 +9,7 @@ import click
 from omnicupy.masks.picture import checked_file
 from omnicupy.parallel import Plan
 from omnicupy.parallel import plan as make_plan
-from omnicupy.parallel.make import NAMES
+from omnicupy.parallel.make import NAMES, OF_GROUPS
 from omnicupy.parallel.overlap import steps_of
 from omnicupy.parallel.statistics import MOST_SHOWN
 from omnicupy.tools.cli.console import JSON, print_json, say
@@ -34,7 +34,8 @@ def plan(text: str, ranks: int, node: int, png: str | None, as_json: bool, **opt
     workload = problem_options(text, options)
     mask, heads = workload.mask(), (workload.q_heads, workload.kv_heads, workload.head_dim)
     chosen = make_plan(mask, ranks, node=node, heads=heads)
-    plans = {name: make_plan(mask, ranks, node=node, heads=heads, rows=name) for name in NAMES}
+    names = [name for name in NAMES if ranks <= node or name not in OF_GROUPS]
+    plans = {name: make_plan(mask, ranks, node=node, heads=heads, rows=name) for name in names}
     if as_json:
         print_json(_content(chosen, plans))
     else:

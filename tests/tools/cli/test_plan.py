@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from omnicupy.parallel import plan
+from omnicupy.parallel.make import NAMES
 from omnicupy.tools.cli.main import main
 from omnicupy.tools.workloads.workload import NAMED
 
@@ -23,12 +24,7 @@ def test_it_prints_every_assignment_and_the_plan() -> None:
     workload = NAMED["W1"]
     made = plan(workload.mask(), 8, heads=(workload.q_heads, workload.kv_heads, workload.head_dim))
     assert f"\n{made}\noverlap of rank 0, 1, 2, 3, 4, 5, 6, 7: heads " in found.stdout
-    assert [line.split()[0] for line in found.stdout.splitlines()[1:5]] == [
-        "contiguous",
-        "zigzag",
-        "two_ended",
-        "nodes_first",
-    ]
+    assert [line.split()[0] for line in found.stdout.splitlines()[1 : 1 + len(NAMES)]] == list(NAMES)
 
 
 def test_json() -> None:

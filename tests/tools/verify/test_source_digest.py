@@ -18,7 +18,7 @@ from omnicupy.gpu import backward
 from omnicupy.gpu.attention import attention
 from omnicupy.jit import source
 from omnicupy.jit.cached_spec import CachedSpec
-from omnicupy.jit.exchange_spec import ExchangeSpec
+from omnicupy.jit.exchange_spec import ExchangeAddSpec, ExchangeSpec
 from omnicupy.jit.params import PARAMS
 from omnicupy.jit.source import kernels_dir
 from omnicupy.jit.spec import AttnSpec
@@ -245,9 +245,9 @@ def test_the_backward_pass_does_not_count_for_the_forward(
 
 
 def test_a_source_has_the_struct_and_the_variants_of_its_kernels() -> None:
-    # It moves bytes alone: tests on two GPUs compare what arrives with what NCCL brings.
-    moves = {ExchangeSpec(arch="sm_90").source}
-    assert {name.name for name in kernels_dir().glob("*.cu")} == set(SOURCES) | moves
+    # They move bytes, and add what came back: tests on two GPUs compare both with what NCCL brings and torch adds.
+    shared = {ExchangeSpec(arch="sm_90").source, ExchangeAddSpec(arch="sm_90", dtype="bfloat16").source}
+    assert {name.name for name in kernels_dir().glob("*.cu")} == set(SOURCES) | shared
     for name, specs in source_digest.rows().items():
         given, own = {spec.params for spec in specs}, SOURCES[name].params
         # Maps of narrow panels stand behind the struct that counts; their size is in the options, which count too. Of
