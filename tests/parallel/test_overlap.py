@@ -63,8 +63,8 @@ def _of_workload(name: str, rows: str | None = None, **options: Any) -> list[ove
 
 def test_what_overlaps() -> None:
     """Rows where most need not wait, heads where most have to, nothing where a launch costs more than it hides."""
-    for name in ("W1", "W12", "W7"):
-        for steps in _of_workload(name):
+    for name, rows in (("W1", "two_ended"), ("W12", "two_ended"), ("W7", None)):
+        for steps in _of_workload(name, rows):
             assert len(steps.groups) == 1
             assert [piece.waits for piece in steps.pieces][-2:] == [False, True]
             assert steps.pieces[-1].first % overlap.BLOCK == 0
@@ -75,7 +75,7 @@ def test_what_overlaps() -> None:
         assert str(steps) == "heads 1+3+8"
     for name in ("W1", "W10"):
         dear = replace(Speeds(), split_s=1.0)
-        assert {str(steps) for steps in _of_workload(name, speeds=dear)} == {"none"}
+        assert {str(steps) for steps in _of_workload(name, "two_ended", speeds=dear)} == {"none"}
     assert {str(steps) for steps in _of_workload("W12", "contiguous")} == {
         "16384 rows first",
         "13056 rows first",
