@@ -5,7 +5,7 @@
 
 #include "omni/sm90/backward/key_smem.cuh"
 #include "omni/sm90/backward/place_turns.cuh"
-#include "omni/sm90/backward/uniform.cuh"
+#include "omni/sm90/uniform.cuh"
 #include "omni/store.cuh"
 
 namespace omni {
