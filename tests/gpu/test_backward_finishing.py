@@ -87,7 +87,7 @@ def test_who_prepares_zeroes_rows_of_dq_that_nobody_comes_to(
 def test_kernels_that_make_no_dq_of_sums_are_told_nothing_of_them(
     device: Any, options: dict[str, Any]
 ) -> None:
-    _run(_call(), oc.causal(300), **options)
+    run(_call(), oc.causal(300), **options)
     told = [one["params"] for one in device.launches if "head_sums" in (one["params"].dtype.names or ())]
     assert told
     for name in ("head_sums", "kv_sums", "batch_sums", "places"):
