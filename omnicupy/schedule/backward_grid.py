@@ -24,12 +24,12 @@ from omnicupy.schedule.ordered_lists import (
 from omnicupy.schedule.parts import Workers
 
 # Sums of dQ in float32 that are added to in one order. More than the first take too much memory: the kernel makes dQ of
-# them itself, and they share places in the second. It does so, too, where a mean sum has up to so many additions, so
-# that zeroing and converting it would take long beside them (docs/tries.md).
-MOST_UNSHARED_BYTES, MOST_SUMS_BYTES, FEW_ADDITIONS = 1 << 30, 128 << 20, 7
-# From so many on it makes dQ of sums in the background. One takes the warp that does so as long as 4.7 tiles take the
-# others, so that with fewer more is left for the end, when all warps do.
-ENOUGH_ADDITIONS = 7
+# them itself, and they share places in the second.
+MOST_UNSHARED_BYTES, MOST_SUMS_BYTES = 1 << 30, 128 << 20
+# Additions to a mean sum. With fewer than the first the thread that adds last waits for the sum, and a warp makes dQ of
+# it; up to the second a warp makes dQ in the background; beyond that zeroing and converting sums takes no more than that
+# warp's reads take from the others (docs/tries.md).
+FEW_ADDITIONS, MANY_ADDITIONS = 4, 40
 
 
 def key_lists_of(part: str) -> Callable[[Sequence[KeyBlocks], Workers], BlockLists]:
@@ -66,9 +66,9 @@ def ordered_part(part: BackwardKernel, problem: Problem, masks: Sequence[Mask]) 
     if unshared > MOST_UNSHARED_BYTES:
         return "finishing" if may_share else "dkdv"
     sums = of_mask * len(masks)
-    if tiles <= FEW_ADDITIONS * sums and may_share:
+    if tiles < FEW_ADDITIONS * sums and may_share:
         return "finishing"
-    return "background" if tiles >= ENOUGH_ADDITIONS * sums else "ordered"
+    return "background" if tiles < MANY_ADDITIONS * sums else "ordered"
 
 
 @dataclass(frozen=True)

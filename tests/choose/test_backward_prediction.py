@@ -138,7 +138,6 @@ def test_megabytes_of_the_launches_ahead_and_behind(monkeypatch: pytest.MonkeyPa
     assert finishing.prepared == pytest.approx(one.prepared - 4 * 128 * padded / 1e6)
     assert finishing.megabytes == pytest.approx(one.megabytes + 2 * rows * 128 / 1e6)
     monkeypatch.setattr(backward_grid, "FEW_ADDITIONS", 0)
-    monkeypatch.setattr(backward_grid, "ENOUGH_ADDITIONS", 0)
     background = _work(mask, 128)
     assert background.kernels[0].kernel.finishes == "background"
     assert [background.converted, background.prepared] == [finishing.converted, finishing.prepared]

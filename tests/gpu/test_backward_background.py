@@ -119,11 +119,11 @@ def test_ranks_are_those_of_sums_that_are_converted() -> None:
     )
 
 
-def test_enough_additions_keep_the_others_ahead_of_it(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sums_of_many_additions_are_converted(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     additions = 8.5  # of a mean sum, of causal 2,048
-    for enough, expected in ((additions, ["prepare", "ordered"]), (9, ["prepare", "ordered", "convert"])):
+    for many, expected in ((9, ["prepare", "ordered"]), (additions, ["prepare", "ordered", "convert"])):
         device.launches.clear()
-        monkeypatch.setattr(backward_grid, "ENOUGH_ADDITIONS", enough)
+        monkeypatch.setattr(backward_grid, "MANY_ADDITIONS", many)
         _run(oc.causal(LENGTH))
         assert parts(device.launches) == expected
 

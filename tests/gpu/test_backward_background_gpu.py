@@ -44,8 +44,8 @@ def test_the_bits_are_those_of_sums_that_are_converted(
     stream = cp.cuda.Stream(non_blocking=True)
     with stream:
         found = []
-        for enough, way in ((1 << 20, ""), (0, "background")):
-            monkeypatch.setattr(backward_grid, "ENOUGH_ADDITIONS", enough)
+        for most, way in ((0, ""), (1 << 20, "background")):
+            monkeypatch.setattr(backward_grid, "MANY_ADDITIONS", most)
             call = Gradients(
                 cp, [_mask(), _holes()] if masks == 2 else _holes(), (2, 8, 1500, head_dim), kv_heads
             )

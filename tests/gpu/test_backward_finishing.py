@@ -154,12 +154,12 @@ def _part(mask: Mask, heads: tuple[int, int] = (4, 2), batch: int = 2, head_dim:
 
 def test_it_serves_sums_of_few_additions() -> None:
     """A sum of 64 queries has an addition for each block of 128 keys that they see."""
-    assert _part(oc.full(640, 7 * 128)) == "finishing"
-    assert _part(oc.full(640, 8 * 128)) == "background"
-    assert _part(oc.causal(512)) == "finishing"
-    assert _part(oc.causal(1792)) == "background"  # 7.5 a sum
-    assert _part(oc.causal(1664)) == "finishing"  # 7
-    assert _part(oc.causal(4096)) == "background"
+    assert _part(oc.full(640, 3 * 128)) == "finishing"
+    assert _part(oc.full(640, 4 * 128)) == "background"
+    assert _part(oc.causal(768)) == "finishing"  # 3.5 a sum
+    assert _part(oc.causal(896)) == "background"  # 4
+    assert _part(oc.full(640, 39 * 128)) == "background"
+    assert _part(oc.full(640, 40 * 128)) == "ordered"
     assert _part(oc.full(640, 128), head_dim=64) == "ordered"  # three warpgroups leave no warp
 
 
@@ -176,14 +176,14 @@ def test_it_serves_sums_that_would_take_too_much_memory(head_dim: int) -> None:
     """More than 1 GiB, in places of 128 MiB; where one head of keys has more, two kernels take its place."""
     of_head = 4 * head_dim * 16384  # bytes of a query head
     most = (1 << 30) // (4 * head_dim * padded_rows(16384))  # sums that are converted are padded
-    window = oc.sliding_window(16384, left=8192)
+    window = oc.sliding_window(16384, left=2048)
     assert _part(window, (most, most), 1, head_dim) == "background"
     assert _part(window, (most + 1, most + 1), 1, head_dim) == "finishing"
     of_group = (128 << 20) // of_head
     assert _part(window, (8 * of_group, 8), 2, head_dim) == "finishing"
     assert _part(window, (8 * (of_group + 1), 8), 2, head_dim) == "dkdv"
     assert (
-        _part(oc.sliding_window(16384, left=8192), (1024 * of_group, 1024), 2, head_dim) == "dkdv"
+        _part(oc.sliding_window(16384, left=2048), (1024 * of_group, 1024), 2, head_dim) == "dkdv"
     )  # shared too often
 
 

@@ -120,7 +120,7 @@ def test_columns_of_either_gradient(widths: tuple[int, int], columns: tuple[int,
 
 
 @pytest.mark.parametrize(
-    ("widths", "rows"), [((192, 128), 8), ((64, 128), 16), ((128, 64), 16), ((16, 256), 8), ((16, 48), 32)]
+    ("widths", "rows"), [((192, 128), 32), ((64, 128), 64), ((128, 64), 64), ((16, 256), 32), ((16, 48), 128)]
 )
 def test_a_block_that_prepares_has_lanes_for_the_wider_row(widths: tuple[int, int], rows: int) -> None:
     spec = backward_table.pick("sm_80", "bfloat16", widths[0], value_dim=widths[1])

@@ -132,7 +132,7 @@ def test_columns_of_dk_and_dv_are_cut_where_the_swizzle_begins_anew(
 
 @pytest.mark.parametrize(
     ("head_dim", "rows"),
-    [(16, 128), (32, 64), (48, 32), (64, 32), (80, 16), (128, 16), (144, 8), (256, 8), (1024, 8)],
+    [(16, 256), (32, 256), (48, 128), (64, 128), (80, 64), (128, 64), (144, 32), (256, 32), (1024, 32)],
 )
 def test_rows_of_a_block_that_prepares(head_dim: int, rows: int) -> None:
     assert _of_width(head_dim).part("prepare").prepared_rows == rows

@@ -120,8 +120,8 @@ def test_the_launch_that_prepares_covers_every_padded_row(head_dim: int) -> None
     spec = backward_table.naive("sm_80", "bfloat16", head_dim)
     problem = Problem(3, 4, 2, 1000, 777, head_dim, "bfloat16")
     rows = spec.part("prepare").prepared_rows
-    lanes = 256 // rows
-    assert lanes == min(32, 1 << (-(-head_dim // 8) - 1).bit_length())
+    lanes = min(32, 1 << (-(-head_dim // 8) - 1).bit_length())
+    assert rows == 256 // lanes * min(4, lanes)
     of_queries = 3 * 4 * -(-padded_rows(1000) // rows)
     grid = _grid("prepare", spec, problem)
     assert grid.thread_blocks(5) == (of_queries, 1, 1)
