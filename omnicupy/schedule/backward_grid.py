@@ -27,8 +27,8 @@ from omnicupy.schedule.parts import Workers
 # them itself, and they share places in the second.
 MOST_UNSHARED_BYTES, MOST_SUMS_BYTES = 1 << 30, 128 << 20
 # Additions to a mean sum. With fewer than the first the thread that adds last waits for the sum, and a warp makes dQ of
-# it; up to the second a warp makes dQ in the background; beyond that zeroing and converting sums takes no more than that
-# warp's reads take from the others (docs/tries.md).
+# it. Up to the second a warp makes dQ in the background. Beyond that zeroing and converting sums takes no longer than
+# what that warp reads takes from the others (docs/tries.md).
 FEW_ADDITIONS, MANY_ADDITIONS = 4, 40
 
 
