@@ -13,7 +13,7 @@ from omnicupy.choose import backward_table
 from omnicupy.gpu.backward_plan import BackwardPlan, Launch, Space
 from omnicupy.gpu.device import DeviceInfo, device_info
 from omnicupy.gpu.device_blocks import DeviceBlocks
-from omnicupy.gpu.key_cache import device_key_blocks
+from omnicupy.gpu.key_blocks import device_key_blocks
 from omnicupy.gpu.mask_cache import device_blocks
 from omnicupy.gpu.modules import kernel, launcher_behind, together
 from omnicupy.gpu.plan import ITEM_BYTES

@@ -3,8 +3,9 @@ come up while the kernel ahead of them in the stream still runs, or all at the s
 
 CUDA calls the first programmatic dependent launch (CUDA C++ Programming Guide, "Programmatic Dependent Launch and
 Synchronization"). The kernel takes its work items, reads their part of the block mask, and then waits for the kernel
-ahead to end before it touches anything that others write (griddepcontrol.wait in kernels/omni/sm90/work_list.cuh and
-forward/producer.cuh). What that hides is the launch itself, which shows where calls are short.
+ahead to end before it touches anything that others write (griddepcontrol.wait, wait_for_kernel_ahead() in
+kernels/omni/sm90). On caches kernels write block masks, too, and it waits before it reads them. What that hides is the
+launch itself, which shows where calls are short.
 
 The second is a cooperative launch ("Grid Synchronization" there): it begins when all its thread blocks find a place, so
 that they may wait for each other.

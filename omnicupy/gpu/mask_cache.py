@@ -82,12 +82,12 @@ def device_blocks(
     found = blocks.get(key)
     if found is None:
         found = DeviceBlocks(pack([mask.blocks(*tile) for mask in masks], workers), device)
-        _keep_few(cache_for(masks))
+        keep_few(cache_for(masks))
         found = blocks.setdefault(key, found)
     return found
 
 
-def _keep_few(kept: DeviceCache) -> None:
+def keep_few(kept: DeviceCache) -> None:
     """Make room for a copy: without the oldest ones, and without the plans that would keep them."""
     while len(kept.blocks) >= MAX_COPIES:
         oldest = kept.blocks.pop(next(iter(kept.blocks)))

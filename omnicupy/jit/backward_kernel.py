@@ -208,7 +208,8 @@ class BackwardKernel:
     @property
     def prepared_rows(self) -> int:
         """Rows of one head that a thread block of part "prepare" works on: some lanes for each, 8 columns a lane, and
-        up to four rows a lane."""
+        up to four rows a lane.
+        """
         lanes = min(32, 1 << (self.widest // 8 - 1).bit_length())
         return PREPARE_THREADS // lanes * min(4, lanes)
 

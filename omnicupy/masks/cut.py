@@ -37,7 +37,7 @@ def cut(mask: PairSet, br: int, bc: int) -> BlockMask:
         on_diagonal = np.flatnonzero(kind == PARTIAL)
         on_diagonal = on_diagonal[_crossed(row[on_diagonal], block[on_diagonal], mask, br, bc)]
         if len(on_diagonal):
-            causal = _causal_tiles(mask.intervals, row[on_diagonal], block[on_diagonal], mask, br, bc)
+            causal = causal_tiles(mask.intervals, row[on_diagonal], block[on_diagonal], mask, br, bc)
             kind[on_diagonal[causal]] = CAUSAL
     elif mask.bits is not None:
         row, block, kind, payload, tiles = classify_bits(mask, br, bc)
@@ -103,7 +103,7 @@ def _classify(mask: PairSet, br: int, bc: int) -> tuple[KeyArray, KeyArray, KeyA
     """Query block, key block and kind (FULL or PARTIAL) of each entry, in the order of the lists, and its tiles."""
     assert mask.intervals is not None
     q_len = mask.shape[0]
-    block, start, stop, keys = _runs(mask.intervals, _live_blocks(mask, bc), q_len, br, bc)
+    block, start, stop, keys = _runs(mask.intervals, live_blocks(mask, bc), q_len, br, bc)
     stride = -(-q_len // br) + 1
     base = block * stride
     inner0, inner1 = (start + 1) >> 1, stop >> 1  # query blocks that the interval covers whole
@@ -150,7 +150,7 @@ def _run_edges(place: KeyArray, length: KeyArray, stride: int) -> tuple[KeyArray
 def _classify_one_row(mask: PairSet, bc: int) -> tuple[KeyArray, KeyArray, KeyArray, IntArray]:
     """`_classify` of one block of query rows and one interval a key, as decoding has them: key block by key block."""
     assert mask.intervals is not None
-    first, last = _live_blocks(mask, bc)
+    first, last = live_blocks(mask, bc)
     start, stop = (side[0, first:last] for side in mask.intervals)
     places = np.arange(0, last - first, bc)
     full = (np.minimum.reduceat(stop, places) == mask.shape[0]) & (np.maximum.reduceat(start, places) == 0)
@@ -169,7 +169,7 @@ def _classify_one_row(mask: PairSet, bc: int) -> tuple[KeyArray, KeyArray, KeyAr
     return np.zeros_like(block), block + first // bc, kind, count
 
 
-def _live_blocks(mask: PairSet, bc: int) -> tuple[int, int]:
+def live_blocks(mask: PairSet, bc: int) -> tuple[int, int]:
     """The keys of the key blocks from the first to the last of which some row sees a key; at least one block."""
     first, stop = mask.live
     return first // bc * bc, min(-(-max(stop, 1) // bc) * bc, mask.shape[1])
@@ -228,16 +228,16 @@ def _crossed(row: KeyArray, block: KeyArray, mask: PairSet, br: int, bc: int) ->
     return crossed
 
 
-def _causal_tiles(a: Intervals, row: KeyArray, block: KeyArray, mask: PairSet, br: int, bc: int) -> BoolArray:
+def causal_tiles(a: Intervals, row: KeyArray, block: KeyArray, mask: PairSet, br: int, bc: int) -> BoolArray:
     """Which of these tiles hold exactly the pairs k <= q + diagonal, tested key by key."""
     found = np.ones(len(row), np.bool_)
     for columns in (slice(bc - 1, None), slice(None)):  # the last keys first: most other tiles fail there
         left = np.flatnonzero(found)
-        found[left] = _see_causally(a, row[left], block[left], mask, (br, bc), columns)
+        found[left] = see_causally(a, row[left], block[left], mask, (br, bc), columns)
     return found
 
 
-def _see_causally(
+def see_causally(
     a: Intervals, row: KeyArray, block: KeyArray, mask: PairSet, tile: tuple[int, int], columns: slice
 ) -> BoolArray:
     """Of which tiles these columns hold exactly the pairs k <= q + diagonal."""
@@ -281,7 +281,7 @@ def _assemble(
     q_len, k_len = mask.shape
     q_blocks = -(-q_len // br)
     offsets = np.searchsorted(row, np.arange(q_blocks + 1, dtype=row.dtype)).astype(np.int32)
-    first, stop = _live_blocks(mask, bc)  # no tile of other keys is listed
+    first, stop = live_blocks(mask, bc)  # no tile of other keys is listed
     dead = mask.dead_keys(first, stop)
     if dead.any():
         in_block = np.zeros(-(-(stop - first) // bc) * bc, np.bool_)

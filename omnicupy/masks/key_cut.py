@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnicupy.masks.block_mask import CAUSAL, DEAD, FULL, PARTIAL
-from omnicupy.masks.cut import CHUNK_KEYS, _causal_tiles, _live_blocks, _see_causally, cut
+from omnicupy.masks.cut import CHUNK_KEYS, causal_tiles, cut, live_blocks, see_causally
 from omnicupy.masks.intervals import BoolArray
 from omnicupy.masks.pairs import PairSet
 from omnicupy.masks.stretches import KeyArray, Stretches, spread, stretches
@@ -37,7 +37,7 @@ def cut_by_keys(mask: PairSet, br: int, bc: int) -> KeyBlocks:
     """by_key_blocks(cut(mask, br, bc)), the same arrays. Raises ValueError for br that are no multiple of 32."""
     every = None
     if mask.intervals is not None and not br % 32:
-        live = _live_blocks(mask, bc)
+        live = live_blocks(mask, bc)
         every = stretches(mask.intervals, live, bc, (live[1] - live[0]) * len(mask.intervals[0]) // FEW_KEYS)
     if every is None:
         return by_key_blocks(cut(mask, br, bc))
@@ -181,5 +181,5 @@ def _tested(mask: PairSet, row: KeyArray, block: KeyArray, br: int, bc: int) -> 
     """Which of these tiles are CAUSAL, key by key."""
     assert mask.intervals is not None
     if len(row) * bc > CHUNK_KEYS:  # their last keys first: most fail there
-        return _causal_tiles(mask.intervals, row, block, mask, br, bc)
-    return _see_causally(mask.intervals, row, block, mask, (br, bc), slice(None))
+        return causal_tiles(mask.intervals, row, block, mask, br, bc)
+    return see_causally(mask.intervals, row, block, mask, (br, bc), slice(None))

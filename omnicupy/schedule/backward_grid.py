@@ -25,6 +25,9 @@ MOST_UNSHARED_BYTES, MOST_SUMS_BYTES = 1 << 30, 128 << 20
 # it. Up to the second a warp makes dQ in the background. Beyond that zeroing and converting sums takes no more time
 # than that warp's reads cost the others (docs/tries.md).
 FEW_ADDITIONS, MANY_ADDITIONS = 4, 40
+# With up to so many the kernel that makes dQ in the background makes lse2 and delta, too. Beside more additions a launch
+# ahead takes less than 3% of the time.
+PREPARING_ADDITIONS = 18
 
 
 def key_lists_of(part: str) -> Callable[[Sequence[KeyBlocks], Workers], BlockLists]:
@@ -142,9 +145,12 @@ class BackwardGrid:
     def prepares_beside(self, lists: BlockLists) -> bool:
         """Of the kernel that makes dQ in the background: is most of lse2 and delta made beside its work, if it makes
         them? Those of the heads that are worked on first come before (rows_ahead.cuh). Where these are more than half,
-        a launch ahead is as good.
+        a launch ahead is as good, and where sums have many additions.
         """
         sums, fields = self.sum_fields(lists), lists.struct_fields
+        tiles = fields["head_ranks"] or lists.shapes["ranks"][0] // (2 if fields["early_heads"] else 1)
+        if tiles > PREPARING_ADDITIONS * sums["head_sums"] * self.masks:
+            return False
         heads = (lists.section or self.section(lists.n_parts)) * self.masks
         first = heads * sums["head_sums"] * (1 if fields["head_ranks"] else self.problem.group)
         return 2 * first <= sums["places"]

@@ -78,15 +78,6 @@ _INSTEAD: dict[str, list[tuple[Any, ...]]] = {
     "omni/sm90/backward/key_producer.cuh": [
         (r"int blocks;\n    asm volatile\(.*?;\"[^;]*;", "int const blocks = gridDim.x;")
     ],
-    "omni/sm90/backward/finish.cuh": [
-        (
-            r'asm volatile\("cp\.async\.bulk\.global.*?"memory"\);',
-            "memcpy(g_target, shared_memory + s_source, bytes);",
-        )
-    ],
-    "omni/sm90/backward/place_turns.cuh": [
-        (r'asm volatile\("st\.release.*?"memory"\);', "__atomic_store_n(g_target, x, __ATOMIC_RELEASE);")
-    ],
     "omni/sm90/packed/ptx.cuh": [
         (r"u32 before;\n  asm volatile\(.*?return before;", "return atomicAdd(g_counter, more);")
     ],

@@ -27,8 +27,19 @@ def _documents() -> oc.Mask:
     return oc.from_dense(visible)
 
 
+def _without_a_tile(first: int, stop: int) -> oc.Mask:
+    """Causal, but rows `first` to `stop`, whole tiles of 64, see nothing."""
+    visible = np.tri(Q_LEN, K_LEN, K_LEN - Q_LEN, dtype=bool)
+    visible[first:stop] = False
+    return oc.from_dense(visible)
+
+
 MASKS: dict[str, Callable[[], list[oc.Mask]]] = {
     "causal": lambda: [oc.causal(Q_LEN, K_LEN)],
     "one-a-batch-element": lambda: [_scattered(1), _documents()],
     "full": lambda: [oc.full(Q_LEN, K_LEN)],
+}
+# No sum of such a tile's dQ has an addition: one inside, and the last one, which has fewer rows than a tile.
+DEAD_TILES: dict[str, Callable[[], list[oc.Mask]]] = {
+    "dead-tiles": lambda: [_without_a_tile(64, 128), _without_a_tile(128, Q_LEN)],
 }

@@ -11,7 +11,7 @@ import kernel_calls
 import numpy as np
 import pytest
 from kernel_calls import KV_HEADS, Q_HEADS, Problem, assert_right, prepared, run, spec_of
-from kernel_masks import MASKS
+from kernel_masks import DEAD_TILES, MASKS
 
 from omnicupy.choose import backward_table
 from omnicupy.jit.backward_kernel import BackwardKernel
@@ -113,7 +113,7 @@ def test_all_gradients_in_one_order(
 
 
 @pytest.mark.parametrize("places", [None, 1])
-@pytest.mark.parametrize("masks", ["causal", "one-a-batch-element"])
+@pytest.mark.parametrize("masks", ["causal", "one-a-batch-element", *DEAD_TILES])
 @pytest.mark.parametrize(("head_dim", "head_by_head"), [(80, False), (128, False), (128, True)])
 def test_sums_become_dq(
     masks: str,
@@ -125,7 +125,7 @@ def test_sums_become_dq(
 ) -> None:
     """places: for the sums of so many heads of keys, so that each is used by one after the other; None for all."""
     monkeypatch.setattr(ranks.Walk, "is_head_by_head", lambda *_: head_by_head)
-    problem = Problem("bfloat16", head_dim, MASKS[masks]())
+    problem = Problem("bfloat16", head_dim, (MASKS | DEAD_TILES)[masks]())
     spec = spec_of("sm90", "sm_90", "bfloat16", head_dim)
     kernel = spec.part("finishing")
     if places is not None:
@@ -137,7 +137,9 @@ def test_sums_become_dq(
         assert_right(problem, name, found[name])
 
 
-@pytest.mark.parametrize(("masks", "batch"), [("causal", 2), ("causal", 4), ("one-a-batch-element", 2)])
+@pytest.mark.parametrize(
+    ("masks", "batch"), [("causal", 2), ("causal", 4), ("one-a-batch-element", 2), ("dead-tiles", 2)]
+)
 @pytest.mark.parametrize(("head_dim", "head_by_head"), [(80, False), (128, False), (128, True)])
 def test_sums_become_dq_in_the_background(
     masks: str,
@@ -153,7 +155,7 @@ def test_sums_become_dq_in_the_background(
     monkeypatch.setattr(ordered_lists, "_early_heads", lambda *_: 0)
     monkeypatch.setattr(ranks.Walk, "is_head_by_head", lambda *_: head_by_head)
     monkeypatch.setattr(kernel_calls, "BATCH", batch)
-    problem = Problem("bfloat16", head_dim, MASKS[masks]())
+    problem = Problem("bfloat16", head_dim, (MASKS | DEAD_TILES)[masks]())
     spec = spec_of("sm90", "sm_90", "bfloat16", head_dim)
     kernels = {part: spec.part(part) for part in ("background", "ordered", "convert")}
     made = _poisoned(problem, spec, libraries)

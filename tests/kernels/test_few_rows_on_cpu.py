@@ -113,7 +113,7 @@ def _compare(
 
 
 @pytest.mark.parametrize("page_size", [None, 1, 16, 17])
-@pytest.mark.parametrize(("dtype", "head_dim"), zip(DTYPES, (64, 128), strict=True))
+@pytest.mark.parametrize(("dtype", "head_dim"), list(zip(DTYPES, (64, 128), strict=True)))
 def test_pages_of_any_size(
     dtype: str, head_dim: int, page_size: int | None, library: Any, planner: Any
 ) -> None:

@@ -22,6 +22,10 @@ __device__ __forceinline__ int load_acquire(int const* g_source) {
   return v;
 }
 
+__device__ __forceinline__ void store_release(int* g_target, int x) {
+  asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(g_target), "r"(x) : "memory");
+}
+
 __device__ __forceinline__ void add_release(int* g_target, int x) {
   asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(g_target), "r"(x) : "memory");
 }

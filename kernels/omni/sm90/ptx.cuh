@@ -114,11 +114,16 @@ __device__ __forceinline__ void bulk_load(u32 s_target, void const* g_source, in
       : "memory");
 }
 
-// Adds `bytes` contiguous bytes of floats, a multiple of 16, to global memory; this thread's groups of such copies are
-// committed, and waited for until shared memory was read, or until all is written.
+// Adds `bytes` contiguous bytes of floats, a multiple of 16, to global memory, or stores them there; this thread's
+// groups of such copies are committed, and waited for until shared memory was read, or until all is written.
 __device__ __forceinline__ void bulk_add(float* g_target, u32 s_source, int bytes) {
   asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(g_target),
                "r"(s_source), "r"(bytes)
+               : "memory");
+}
+
+__device__ __forceinline__ void bulk_store(float* g_target, u32 s_source, int bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(g_target), "r"(s_source), "r"(bytes)
                : "memory");
 }
 
@@ -130,13 +135,6 @@ __device__ __forceinline__ void bulk_wait_read() { asm volatile("cp.async.bulk.w
 template <int kPending = 0>
 __device__ __forceinline__ void bulk_wait() {
   asm volatile("cp.async.bulk.wait_group %0;" ::"n"(kPending) : "memory");
-}
-
-// Four floats added to global memory at once.
-__device__ __forceinline__ void red_add4(float* g_target, float const* x) {
-  asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(g_target), "f"(x[0]), "f"(x[1]),
-               "f"(x[2]), "f"(x[3])
-               : "memory");
 }
 
 __device__ __forceinline__ void store_shared(u32 s_target, float x) {

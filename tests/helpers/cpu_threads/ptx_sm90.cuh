@@ -122,6 +122,7 @@ inline void bulk_add(float* target, u32 source, int bytes) {
     cpu::add(target + 4 * i, reinterpret_cast<float const*>(shared_memory + source) + 4 * i, 4);
   }
 }
+inline void bulk_store(float* target, u32 source, int bytes) { memcpy(target, shared_memory + source, bytes); }
 inline void bulk_commit() {}
 inline void bulk_wait_read() {}
 template <int kPending = 0>
@@ -131,6 +132,7 @@ inline int load_acquire(int const* source) {
   cpu::yield();  // whoever asks again waits for another thread
   return __atomic_load_n(source, __ATOMIC_ACQUIRE);
 }
+inline void store_release(int* target, int x) { __atomic_store_n(target, x, __ATOMIC_RELEASE); }
 inline void add_release(int* target, int x) { __atomic_fetch_add(target, x, __ATOMIC_RELEASE); }
 inline int load_shared_volatile(u32 source) {
   cpu::yield();
@@ -139,7 +141,6 @@ inline int load_shared_volatile(u32 source) {
   return x;
 }
 inline void store_shared_volatile(u32 target, int x) { memcpy(shared_memory + target, &x, 4); }
-inline void red_add4(float* target, float const* x) { cpu::add(target, x, 4); }
 inline void store_shared4(u32 target, float const* x) { memcpy(shared_memory + target, x, 16); }
 
 inline void stmatrix_x4_trans(u32 row, u32 const* pairs) {

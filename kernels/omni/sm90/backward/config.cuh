@@ -12,12 +12,14 @@ namespace omni {
 struct BackwardParamsSm90 {
   TensorMap q_map, dout_map, k_map, v_map;
   BackwardParams b;
-  int* counter;      // {next work item, thread blocks that handed out all, that ended}: zero at launch, left zero
-  float* dq_sums;    // (batch, q_heads, q_padded / kBr, kBr * kHeadDim): of the kernel that makes all gradients
+  int* counter;  // {next work item, thread blocks that handed out all, that ended}: zero at launch, left zero
+  // Of a kernel that makes all gradients: (batch, q_heads, q_padded / kBr, kBr * kHeadDim); (places, kBr * kHeadDim) of
+  // one that makes dQ of the sums.
+  float* dq_sums;
   float4* partials;  // (all heads of keys, n_slots, 2, warps): what parts of split key blocks leave; see key_merge.cuh
   u32* arrivals;     // (all heads of keys, n_split_rows, 2, warps): zero at launch, left zero
-  // Of each sum, (batch, q_heads, q_padded / kBr), how many were added, and where the kernel makes lse2 and delta one
-  // more, from when they are there; zero at launch.
+  // Of each sum, or place of sums, how many were added, and where the kernel makes lse2 and delta one more, from when
+  // they are there; zero at launch.
   int* turns;
   int4 const* splits;  // of each part: {block among the split ones or -1, its number, parts of the block, first slot}
   int work_items, n_slots, n_split_rows;

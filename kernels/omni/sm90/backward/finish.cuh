@@ -5,19 +5,13 @@
 
 #include "omni/sm90/backward/key_smem.cuh"
 #include "omni/sm90/backward/place_turns.cuh"
-#include "omni/sm90/backward/uniform.cuh"
+#include "omni/sm90/uniform.cuh"
 #include "omni/store.cuh"
 
 namespace omni {
 
 // In a rank: no addition to the sum comes later.
 constexpr int kLastAddition = 1 << 30;
-
-// As bulk_add, but in place of what lies there.
-__device__ __forceinline__ void bulk_store(float* g_target, u32 s_source, int bytes) {
-  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(g_target), "r"(s_source), "r"(bytes)
-               : "memory");
-}
 
 // What a sum belongs to.
 struct HeadOfSum {

@@ -6,6 +6,7 @@
 // out: who adds waits until as many have added before. All thread blocks must run at the same time then.
 #pragma once
 
+#include "omni/reduce.cuh"
 #include "omni/sm90/backward/key_loop.cuh"
 #include "omni/sm90/backward/turns.cuh"
 

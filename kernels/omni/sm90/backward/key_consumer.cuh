@@ -6,7 +6,7 @@
 #include "omni/mask/keep_transposed.cuh"
 #include "omni/sm90/backward/key_merge.cuh"
 #include "omni/sm90/backward/key_smem.cuh"
-#include "omni/sm90/backward/uniform.cuh"
+#include "omni/sm90/uniform.cuh"
 #include "omni/sm90/wgmma.cuh"
 #include "omni/softcap.cuh"
 #include "omni/store.cuh"

@@ -11,10 +11,6 @@ namespace omni {
 // leaves there. As many bits as ranks have, and as many as the sums of a launch need; ordered_lists.py has the same.
 constexpr int kGenerationShift = 22;
 
-__device__ __forceinline__ void store_release(int* g_target, int x) {
-  asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(g_target), "r"(x) : "memory");
-}
-
 struct PlaceOfSum {
   u32 generation;  // sums that had it before
   int place;

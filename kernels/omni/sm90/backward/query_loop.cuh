@@ -5,7 +5,7 @@
 #include "omni/lse2.cuh"
 #include "omni/mask/keep.cuh"
 #include "omni/sm90/backward/query_smem.cuh"
-#include "omni/sm90/backward/uniform.cuh"
+#include "omni/sm90/uniform.cuh"
 #include "omni/sm90/wgmma.cuh"
 #include "omni/softcap.cuh"
 #include "omni/store.cuh"

@@ -4,12 +4,10 @@
 
 #include "omni/sm90/few_rows/config.cuh"
 #include "omni/sm90/few_rows/head_scale.cuh"
+#include "omni/sm90/uniform.cuh"
 #include "omni/sm90/work_list.cuh"
 
 namespace omni {
-
-// What all lanes have, as the compiler knows then: where warps may diverge it makes them meet before each shuffle.
-__device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
 // Where the keys or the values of a head lie, and their scales where each token has one, else null.
 struct HeadPlace {

@@ -8,6 +8,7 @@
 #include "omni/sm90/forward/pages.cuh"
 #include "omni/sm90/forward/smem.cuh"
 #include "omni/sm90/forward/tile_state.cuh"
+#include "omni/sm90/uniform.cuh"
 #include "omni/softcap.cuh"
 #include "omni/store.cuh"
 
@@ -95,7 +96,7 @@ struct Consumer {
     RingIndex<Cfg::kStages>& ring = state.ring;
     if (any_before && ring.stage() == state.value_stage.stage()) return false;
     mbarrier_wait(smem_address(&smem.k_full[ring.stage()]), ring.parity());
-    if (!__shfl_sync(0xffffffffu, smem.tiles[ring.stage()].is_skipped(group), 0)) return false;
+    if (!uniform(smem.tiles[ring.stage()].is_skipped(group))) return false;
     release(smem.k_empty[ring.stage()]);
     mbarrier_wait(smem_address(&smem.v_full[ring.stage()]), ring.parity());
     release(smem.v_empty[ring.stage()]);
@@ -266,7 +267,7 @@ struct Consumer {
   __device__ __forceinline__ void store_packed_rows(WorkSlot const& work) {
     PackedRows<Cfg> const rows(p, work, stop_of(work));
     int4 const split = args.n_split_rows == 0 ? make_int4(-1, 0, 0, 0) : args.splits[work.part];
-    if (__shfl_sync(0xffffffffu, split.x, 0) < 0) {
+    if (uniform(split.x) < 0) {
       rows.store(state.out, state.softmax, row0);
       return;
     }

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "omni/sm90/forward/consumer.cuh"
+#include "omni/sm90/uniform.cuh"
 
 namespace omni {
 
@@ -51,9 +52,6 @@ struct ForwardLoop {
   }
 
  private:
-  // The bounds of loops must be known to be uniform: wgmma in a path that could diverge is serialised (C7520).
-  __device__ __forceinline__ static int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
-
   // Is there an item in a slot, or is all work done?
   __device__ __forceinline__ bool take(Slot slot) {
     mbarrier_wait(smem_address(&smem.work_full[slot.stage()]), slot.parity());

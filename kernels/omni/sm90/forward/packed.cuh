@@ -5,6 +5,7 @@
 #pragma once
 
 #include "omni/sm90/forward/pages.cuh"
+#include "omni/sm90/uniform.cuh"
 #include "omni/sm90/work_list.cuh"
 #include "omni/store.cuh"
 
@@ -100,13 +101,13 @@ struct PackedMerge {
       last = static_cast<int>(count_arrival(arrivals)) == split.z - 1;
       if (last) *arrivals = 0;
     }
-    return __shfl_sync(0xffffffffu, static_cast<int>(bar_any<128>(kMergeBarrier, last)), 0);
+    return uniform(static_cast<int>(bar_any<128>(kMergeBarrier, last)));
   }
 
   // Merges and stores all rows, one a warp at a time.
   __device__ __forceinline__ void run() const {
-    int const live = __shfl_sync(0xffffffffu, rows.live, 0);
-    int row = __shfl_sync(0xffffffffu, threadIdx.x % 128 / 32, 0);
+    int const live = uniform(rows.live);
+    int row = uniform(threadIdx.x % 128 / 32);
 #pragma unroll 1
     for (; row < live; row += 4) merge_row(row);
   }
@@ -129,7 +130,7 @@ struct PackedMerge {
 
   // What parts weigh, a part a lane, and what they hold of the row, a few columns a lane, are asked for together.
   __device__ __forceinline__ void merge_row(int row) const {
-    int const parts = __shfl_sync(0xffffffffu, split.z, 0);
+    int const parts = uniform(split.z);
     float2 const first = load_sums(row, 0);
     float const* const g_row = part(0) + row * Cfg::kValueDim + 4 * lane_id();
     float row_max = first.x, row_sum = 0.f, weight = 0.f;

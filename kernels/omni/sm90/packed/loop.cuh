@@ -6,8 +6,9 @@
 #pragma once
 
 #include "omni/sm90/forward/loop.cuh"
-#include "omni/sm90/packed/eight_rows.cuh"
+#include "omni/sm90/packed/eight_row_weights.cuh"
 #include "omni/sm90/packed/merge.cuh"
+#include "omni/sm90/uniform.cuh"
 
 namespace omni {
 
@@ -60,9 +61,6 @@ struct PackedLoop {
   static constexpr bool kReadsAhead = Cfg::kConsumerRegisters >= 232;
   static constexpr bool kHalves = Cfg::kValueDim <= 64;
 
-  // The bounds of loops must be known to be uniform: wgmma in a path that could diverge is serialised (C7520).
-  __device__ __forceinline__ static int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
-
   // Of the warp, among those of its warpgroup.
   __device__ __forceinline__ int first_row() const { return consumer.row0 % 64; }
 
@@ -77,7 +75,7 @@ struct PackedLoop {
     if (Cfg::kPingPong && weighing == 2) bar_arrive<64>(turn_barrier(1 - consumer.group));
   }
 
-  __device__ __forceinline__ EightRows<Cfg> eight_rows() {
+  __device__ __forceinline__ EightRowWeights<Cfg> eight_rows() {
     return {consumer.state.weights, consumer.state.softmax, consumer.p.scale_log2};
   }
 

@@ -5,6 +5,7 @@
 
 #include "omni/sm90/forward/packed.cuh"
 #include "omni/sm90/packed/ptx.cuh"
+#include "omni/sm90/uniform.cuh"
 
 namespace omni {
 
@@ -66,7 +67,7 @@ struct PackedMerge<PackedPair<Base>> {
       last = static_cast<int>(count_arrival(arrivals)) == split.z - 1;
       if (last) *arrivals = 0;
     }
-    return __shfl_sync(0xffffffffu, static_cast<int>(bar_any<kThreads>(kMergeBarrier, last)), 0);
+    return uniform(static_cast<int>(bar_any<kThreads>(kMergeBarrier, last)));
   }
 
   // Of two parts a warp's rows are merged without the other warps, by the warp that comes last: it has one part, and
@@ -154,8 +155,6 @@ struct PackedMerge<PackedPair<Base>> {
       for (int i = 0; i < kRows; ++i) store(sums[i], row + i * kTogether, lane);
     }
   }
-
-  __device__ __forceinline__ static int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
   // The parts from `first` on, of the rows row0, row0 + kTogether, ...
   template <int kRows, int kParts, int kTogether>

@@ -1,12 +1,10 @@
-// Who brings keys and values in pages that no box fills beside three warpgroups of consumers: warps with the tasks, the
-// barriers and the fences of KeyWarps (key_warps.cuh). A warp has 32 registers here, and has to be done with a tile
-// before consumers are, so it takes as few instructions as it can. One multiplication finds the page of a key, and a
-// lane reads where two of its rows are at once, before it copies the two ahead of them.
+// Warps that bring keys and values key by key beside three warpgroups of consumers (copying_warps.cuh). A warp has 32
+// registers here, and has to be done with a tile before consumers are, so it takes as few instructions as it can. One
+// multiplication finds the page of a key, and a lane reads where two of its rows are at once, before it copies the two
+// ahead of them.
 #pragma once
 
-#include "omni/sm80/ptx.cuh"
-#include "omni/sm90/forward/producer.cuh"
-#include "omni/sm90/paged/config.cuh"
+#include "omni/sm90/paged/copying_warps.cuh"
 
 namespace omni {
 
@@ -32,15 +30,10 @@ struct ByNumber {
 };
 
 template <class Cfg>
-struct TripleKeyWarps : Producer<Cfg> {
-  using Of = Producer<Cfg>;
-  using Smem = typename Of::Smem;
-  static constexpr int kKeysWarp = 0, kValuesWarp = 2, kQueriesWarp = 3;  // the scheduler is in another one
-  static constexpr int kWords = Cfg::kBc / 32;
-  static constexpr int kRows = 4;  // that a warp copies in one instruction
+struct TripleKeyRows : CopiedRows<Cfg> {
+  using Base = CopiedRows<Cfg>;
+  using Base::kNone, Base::kRows, Base::kWords;
   static constexpr int kGroups = Cfg::kBc / kRows;
-  static constexpr int kNone = 1;  // added to addresses of rows that are not anywhere
-  static_assert(Cfg::kStages >= 2 && kSmemSpans >= 2, "room for addresses of keys and of values");
 
   // Where two rows of a lane begin, of neighbouring groups.
   struct alignas(16) Pair {
@@ -49,34 +42,10 @@ struct TripleKeyWarps : Producer<Cfg> {
 
   ByNumber const by_page;
 
-  __device__ __forceinline__ TripleKeyWarps(ForwardParamsSm90 const& params, Smem& memory)
-      : Of(params, memory), by_page(this->pages().size) {}
+  __device__ __forceinline__ TripleKeyRows(ForwardParamsSm90 const& params, typename Base::Smem& memory)
+      : Base(params, memory), by_page(this->pages().size) {}
 
-  __device__ __forceinline__ void run(int warp) {
-    if (warp == kKeysWarp) {
-      run_tiles<true>();
-    } else if (warp == kValuesWarp) {
-      run_tiles<false>();
-    } else if (warp == kQueriesWarp) {
-      if (lane_id() == 0) this->run_for_queries();
-    }
-  }
-
- private:
-  // Field by field: a Tile has padding, which else would be kept in registers.
-  __device__ __forceinline__ static Tile copy_of(Tile const& tile) {
-    return Tile{tile.packed, tile.payload, tile.first};
-  }
-
-  __device__ __forceinline__ typename Of::Walk walk_of() const {
-    typename Of::Walk const& s_walk = this->smem.walks[this->slot.stage()];
-    typename Of::Walk walk(this->args.p.lists, s_walk.index, 0);
-    walk.next = copy_of(s_walk.next);
-    return walk;
-  }
-
-  // The entries of the lane's keys of a tile, which are not looked at before they are needed, a tile later. A lane past
-  // the last key gets that one's.
+  // A lane past the last key gets that one's entry.
   __device__ __forceinline__ void find(int (&entries)[kWords], Tile const& tile, int sequence) const {
     PageTable const& table = this->pages();
     int const* const g_entries = table.entries + static_cast<i64>(sequence) * table.next;
@@ -87,8 +56,7 @@ struct TripleKeyWarps : Producer<Cfg> {
     }
   }
 
-  // Where a tile's rows begin, for all lanes: row g of each group of four behind that of group g - 1. none: keys that
-  // have no page. Returns whether each row is somewhere.
+  // Row g of each group of four lies behind that of group g - 1.
   template <bool kOfKeys>
   __device__ __forceinline__ bool locate(
       i64* s_rows, int const (&entries)[kWords], Tile const& tile, int kv_head, u32 (&none)[kWords]) const {
@@ -113,6 +81,21 @@ struct TripleKeyWarps : Producer<Cfg> {
     return __all_sync(0xffffffffu, whole);
   }
 
+  template <int kPanels>
+  __device__ __forceinline__ static void copy(u32 s_tile, i64 const* s_rows, int columns, bool whole) {
+    int const row = lane_id() / 8, chunk = lane_id() % 8;
+    u32 const s_even = s_tile + row * kPanelRowBytes + (chunk ^ row) * 16;
+    int bytes[kPanels];
+#pragma unroll
+    for (int panel = 0; panel < kPanels; ++panel) bytes[panel] = kPanelColumns * panel + 8 * chunk < columns ? 16 : 0;
+    if (whole) {
+      copy_all<kPanels>(s_even, s_rows + row * kGroups, chunk, bytes);
+    } else {
+      copy_some<kPanels>(s_even, s_rows + row * kGroups, chunk, bytes);
+    }
+  }
+
+ private:
   // The lane's 16 bytes in each panel of its row.
   template <int kPanels>
   __device__ __forceinline__ static void copy_row(u32 s_target, i64 row, int (&bytes)[kPanels]) {
@@ -153,80 +136,9 @@ struct TripleKeyWarps : Producer<Cfg> {
       copy_row<kPanels>(s_target, (at & ~i64{kNone}) + 16 * chunk, some);
     }
   }
-
-  template <int kPanels>
-  __device__ __forceinline__ static void copy(u32 s_tile, i64 const* s_rows, int columns, bool whole) {
-    int const row = lane_id() / 8, chunk = lane_id() % 8;
-    u32 const s_even = s_tile + row * kPanelRowBytes + (chunk ^ row) * 16;
-    int bytes[kPanels];
-#pragma unroll
-    for (int panel = 0; panel < kPanels; ++panel) bytes[panel] = kPanelColumns * panel + 8 * chunk < columns ? 16 : 0;
-    if (whole) {
-      copy_all<kPanels>(s_even, s_rows + row * kGroups, chunk, bytes);
-    } else {
-      copy_some<kPanels>(s_even, s_rows + row * kGroups, chunk, bytes);
-    }
-  }
-
-  // Tells consumers about the tile that comes to a stage.
-  __device__ __forceinline__ void describe(int stage, Tile const& tile, u32 const (&none)[kWords]) const {
-    if (lane_id() != 0) return;
-#pragma unroll
-    for (int w = 0; w < kWords; ++w) this->smem.units_of_no_page(stage)[w] = none[w];
-    this->smem.tiles[stage] = tile;
-    mbarrier_arrive(smem_address(&this->smem.k_full[stage]));
-  }
-
-  template <bool kOfKeys>
-  __device__ __forceinline__ void run_tiles() {
-    constexpr int kPanels = kOfKeys ? Cfg::kPanels : Cfg::kValuePanels;
-    RingIndex<Cfg::kStages> ring;
-    i64* const s_rows = reinterpret_cast<i64*>(this->smem.spans[kOfKeys ? 0 : 1][1]);
-    wait_for_kernel_ahead();
-#pragma unroll 1
-    while (true) {
-      this->wait_for_item(this->slot);
-      WorkSlot const& work = this->work(this->slot);
-      if (work.head < 0) break;
-      typename Of::Walk walk = walk_of();
-      int left = work.tiles;
-      if (kOfKeys && left < Of::kAskAt) ask();
-      Tile next{};
-      int entries[kWords];
-      if (left != 0) {
-        next = copy_of(walk.take(this->args.p.lists));
-        find(entries, next, work.mask);
-      }
-#pragma unroll 1
-      for (; left > 0; --left) {
-        if (kOfKeys && left == Of::kAskAt) ask();
-        Tile const tile = copy_of(next);
-        int const stage = ring.stage();
-        u32 none[kWords];
-        bool const whole = locate<kOfKeys>(s_rows, entries, tile, work.kv_head, none);
-        if (left > 1) {
-          next = copy_of(walk.take(this->args.p.lists));
-          find(entries, next, work.mask);
-        }
-        u64* const full = kOfKeys ? &this->smem.k_full[stage] : &this->smem.v_full[stage];
-        mbarrier_wait(
-            smem_address(kOfKeys ? &this->smem.k_empty[stage] : &this->smem.v_empty[stage]), ring.parity() ^ 1);
-        u32 const s_tile = smem_address(kOfKeys ? this->smem.k[stage] : this->smem.v[stage]);
-        int const columns = kOfKeys ? this->args.p.head_dim : value_columns<Cfg>(this->args.p);
-        copy<kPanels>(s_tile, s_rows, columns, whole);
-        mbarrier_arrive_when_copied(smem_address(full));
-        if constexpr (kOfKeys) describe(stage, tile, none);
-        ring.next();
-      }
-      release(this->smem.work_empty[this->slot.stage()]);
-      this->slot.next();
-    }
-    let_next_kernel_come();
-  }
-
-  __device__ __forceinline__ void ask() const {
-    if (this->leads()) mbarrier_arrive(smem_address(&this->smem.work_wanted));
-  }
 };
+
+template <class Cfg>
+using TripleKeyWarps = CopyingWarps<TripleKeyRows<Cfg>>;
 
 }  // namespace omni

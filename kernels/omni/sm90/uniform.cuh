@@ -5,7 +5,8 @@
 
 namespace omni {
 
-// The bounds of loops must be known to be uniform: wgmma in a path that could diverge is serialised (C7520).
+// Where warps may diverge as far as the compiler knows, wgmma is serialised (C7520), and lanes are made to meet before
+// each shuffle. So the bounds of loops and what branches ask must be known to be uniform.
 __device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
 }  // namespace omni

@@ -7,7 +7,7 @@
 namespace omni {
 
 template <class Cfg>
-struct EightRows {
+struct EightRowWeights {
   using Softmax = OnlineSoftmax<1, Cfg::kBf16>;
 
   Weights<Cfg>& weights;

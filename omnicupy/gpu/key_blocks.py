@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from omnicupy.gpu.device_blocks import DeviceBlocks
-from omnicupy.gpu.mask_cache import _keep_few, cache_for
+from omnicupy.gpu.mask_cache import cache_for, keep_few
 from omnicupy.masks.mask import Mask
 from omnicupy.masks.transpose import KeyBlocks
 from omnicupy.schedule.block_lists import BlockLists
@@ -24,6 +24,6 @@ def device_key_blocks(
     found = cache.blocks.get(key)
     if found is None:
         found = DeviceBlocks(pack([mask.key_blocks(*tile) for mask in masks], workers), device)
-        _keep_few(cache)
+        keep_few(cache)
         found = cache.blocks.setdefault(key, found)
     return found
