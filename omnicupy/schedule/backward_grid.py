@@ -25,8 +25,8 @@ MOST_UNSHARED_BYTES, MOST_SUMS_BYTES = 1 << 30, 128 << 20
 # it. Up to the second a warp makes dQ in the background. Beyond that zeroing and converting sums takes no more time
 # than that warp's reads cost the others (docs/tries.md).
 FEW_ADDITIONS, MANY_ADDITIONS = 4, 40
-# With up to so many the kernel that makes dQ in the background makes lse2 and delta, too. Beside more additions a launch
-# ahead takes less than 3% of the time.
+# With up to so many the kernel that makes dQ in the background makes lse2 and delta, too. A launch ahead of longer work
+# takes less than 3% of the time.
 PREPARING_ADDITIONS = 18
 
 

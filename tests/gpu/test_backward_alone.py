@@ -16,6 +16,8 @@ from omnicupy.call import check_masks
 from omnicupy.call.problem import Problem
 from omnicupy.choose import backward_table
 from omnicupy.jit.backward_spec import padded_rows
+from omnicupy.schedule import backward_grid
+from omnicupy.schedule import ordered_lists as ordered_lists_module
 from omnicupy.schedule.backward_grid import BackwardGrid
 from omnicupy.schedule.ordered_lists import ordered_lists
 
@@ -89,6 +91,19 @@ def test_what_is_worked_on_first_is_less_than_half(kv_heads: int, beside: bool) 
     grid = BackwardGrid(ALONE, problem, 1, 132, 50 << 20)
     lists = ordered_lists([mask.key_blocks(ALONE.br, ALONE.bc)], grid.workers)
     assert grid.prepares_beside(lists) == beside
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_longer_work_has_a_launch_ahead(early: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not early:
+        monkeypatch.setattr(ordered_lists_module, "_early_heads", lambda *_: 0)
+    mask, problem = oc.causal(LENGTH), Problem(8, 16, 16, LENGTH, LENGTH, 128, "bfloat16")
+    grid = BackwardGrid(ALONE, problem, 1, 132, 50 << 20)
+    lists = ordered_lists([mask.key_blocks(ALONE.br, ALONE.bc)], grid.workers)
+    assert (lists.early_heads > 0) == early
+    for most, beside in ((8.5, True), (8.4, False)):  # additions of a mean sum
+        monkeypatch.setattr(backward_grid, "PREPARING_ADDITIONS", most)
+        assert grid.prepares_beside(lists) == beside
 
 
 @pytest.mark.parametrize("finishes", ["", "at_once"])
