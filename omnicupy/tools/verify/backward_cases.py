@@ -113,6 +113,24 @@ def _many_items() -> Iterator[BackwardCase]:
             yield replace(backward_of(case, i), dout=PLAIN, wanted=ALL)
 
 
+def _many_heads() -> Iterator[BackwardCase]:
+    """So many heads that most are worked on when the first ones have been: sums of dQ become dQ meanwhile, statistics
+    of later rows are made meanwhile, and only the last heads have tiers.
+    """
+    shapes = ((128, 8, 16, 16, 1400), (128, 8, 24, 12, 1400), (96, 8, 16, 16, 1100), (72, 10, 12, 12, 1300))
+    for i, (head_dim, batch, q_heads, kv_heads, length) in enumerate(shapes):
+        for mask, options in (("causal", ()), ("segments", ()), ("prefix", (BSHD,)), ("holes", (POISON,))):
+            case = replace(
+                BASE, group="many heads", mask=mask, head_dim=head_dim, options=options, batch=batch
+            )
+            case = replace(case, q_heads=q_heads, kv_heads=kv_heads, q_len=length, k_len=length)
+            yield replace(backward_of(case, i), dout=PLAIN, wanted=ALL)
+    for head_dim in (64, 128):
+        case = replace(BASE, group="many heads", mask="causal", head_dim=head_dim, softcap=20.0, batch=8)
+        case = replace(case, q_heads=16, kv_heads=16, q_len=1400, k_len=1400)
+        yield replace(backward_of(case, 0), dout=PLAIN, wanted=ALL)
+
+
 def _few_keys() -> Iterator[BackwardCase]:
     """Few keys that many rows see, whose blocks are split over several work items, and few rows that see many keys."""
     for head_dim, q_heads, kv_heads in ((64, 2, 2), (128, 8, 1), (192, 2, 1), (256, 4, 2)):
@@ -164,7 +182,11 @@ def _large() -> Iterator[BackwardCase]:
 def _fixed() -> tuple[BackwardCase, ...]:
     # Those of one tile are of the forward pass: _widths has pairs of its own.
     made = [backward_of(case, number) for number, case in enumerate(FIXED) if case.tag != ONE_TILE]
-    made += [case for maker in (_douts, _wanted, _many_items, _few_keys, _large, _widths) for case in maker()]
+    made += [
+        case
+        for maker in (_douts, _wanted, _many_items, _many_heads, _few_keys, _large, _widths)
+        for case in maker()
+    ]
     return tuple(dict.fromkeys(made))
 
 

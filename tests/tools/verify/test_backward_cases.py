@@ -119,7 +119,7 @@ def test_poison_stands_in_rows_and_keys_that_see_nothing(options: tuple[str, ...
 
 def test_cpu_engine_passes_a_case_of_every_group() -> None:
     groups = {case.group: case for case in sorted(CPU_SIZED_BACKWARD, key=lambda case: -case.work)}
-    assert set(groups) == {case.group for case in BACKWARD_FIXED} - {"long", "many items"}
+    assert set(groups) == {case.group for case in BACKWARD_FIXED} - {"long", "many items", "many heads"}
     for case in groups.values():
         outcome = on_cpu.run_case(case)
         assert outcome.passed, str(outcome)
