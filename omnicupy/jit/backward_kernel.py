@@ -49,9 +49,8 @@ class BackwardKernel:
     owns `br` queries and walks tiles of `bc` keys), "fused" (as dkdv, and adds dQ to sums in float32), "ordered" (the
     same, and adds to each sum in one order), "convert" (these sums to dQ) or "sinks" (adds up the gradients of
     sink_logits that prepare left). dtype, head_dim: as in AttnSpec. value_dim: columns of V and O. br, bc, stages,
-    warps: as in TileShape. softcap: scores are capped. finishes: one of FINISHES, how it makes dQ of the sums itself
-    (part "ordered" with two warpgroups that own keys); they need not be zeros before then. prepares: it makes lse2 and
-    delta itself, too, ahead of when it reads them (`finishes` "background").
+    warps: as in TileShape. softcap: scores are capped. finishes: one of FINISHES, how it makes dQ of sums that need not
+    be zeros before (part "ordered" with two warpgroups that own keys). prepares: it makes lse2 and delta, too.
 
     Raises ValueError when the tile is illegal or does not fit the architecture's shared memory.
     """
