@@ -55,6 +55,12 @@ class Asked:
         )
         monkeypatch.setattr(backward_planning._Setting, "blocks", lambda setting, part: None)
         monkeypatch.setattr(backward_planning, "_space", lambda *_: None)
+        # Which of two forms is up to the lists, which are not made.
+        monkeypatch.setattr(
+            backward_planning,
+            "_prepares",
+            lambda call, grid, *_: grid.kernel.finishes == "background" and not call.has_sink,
+        )
         monkeypatch.setattr(backward_planning, "_read_layouts", lambda layouts, space: layouts)
         monkeypatch.setattr(backward_planning, "BackwardPlan", lambda *_: None)
 
