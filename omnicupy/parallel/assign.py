@@ -70,7 +70,7 @@ def zigzag(size: int, ranks: int) -> Owners:
 def two_ended(chunks: Chunks, ranks: int) -> Owners:
     """Dense and light documents to each rank."""
     size = int((chunks.stop - chunks.first).sum())
-    return joined([taken(chunks, shares_of(size, ranks), range(ranks))], ranks)
+    return joined(taken(chunks, [len(chunks.ends) - 1], shares_of(size, ranks), [range(ranks)]), ranks)
 
 
 def shares_of(size: int, ranks: int) -> Whole:
@@ -78,14 +78,16 @@ def shares_of(size: int, ranks: int) -> Whole:
     return size // ranks + (np.arange(ranks) < size % ranks)
 
 
-def _line(chunks: Chunks) -> tuple[Chunks, np.ndarray]:
-    """Documents by density, the dense end of each before its light end; and which chunks are turned so."""
+def _line(chunks: Chunks, nodes: Whole) -> tuple[Chunks, np.ndarray]:
+    """Documents by node and density, the dense end of each before its light end; and which chunks are turned so.
+    nodes: of the documents.
+    """
     first, stop = chunks.ends[:-1], chunks.ends[1:]
     tokens, work = chunks.before()
     half = (stop - first) // 2
     turned = work[stop] - work[stop - half] > work[first + half] - work[first]
     density = (work[stop] - work[first]) / (tokens[stop] - tokens[first])
-    order = np.argsort(-density, kind="stable")
+    order = np.lexsort((-density, nodes))
     first, stop, turned = first[order], stop[order], turned[order]
     lengths = stop - first
     ends = sums_before(lengths)
@@ -95,18 +97,25 @@ def _line(chunks: Chunks) -> tuple[Chunks, np.ndarray]:
     return chunks.pick(np.where(flags, backward, places), ends), flags
 
 
-def taken(chunks: Chunks, shares: Whole, names: range) -> Dealt:
-    """Each rank's run from the dense end and from the light end: its share of tokens, and of what work is left."""
-    line, turned = _line(chunks)
+def taken(chunks: Chunks, documents: list[int], shares: Whole, names: list[range]) -> Dealt:
+    """Each rank's run from the dense end and from the light end of its node's documents: its share of tokens, and of
+    what work is left. documents: of each node, one node's behind the other's.  shares: of all ranks.  names: of each
+    node's ranks.
+    """
+    line, turned = _line(chunks, np.arange(len(documents)).repeat(documents))
     tokens, work = line.before()
-    edges, places = tokens.tolist(), tokens.astype(np.float64)
-    low, high = 0, edges[-1]
+    edges, places, share_of = tokens.tolist(), tokens.astype(np.float64), shares.tolist()
+    high, stops = 0, tokens[line.ends[np.cumsum(documents)]].tolist()
     runs = []
-    for name, share in zip(names, shares.tolist(), strict=True):
-        last = name == names[-1]
-        take = share if last or not share else _from_dense_end(edges, (places, work), (low, high), share)
-        runs += [(low, low + take, name), (high - (share - take), high, name)]
-        low, high = low + take, high - (share - take)
+    for ranks, stop in zip(names, stops, strict=False):
+        low, high = high, stop
+        for name in ranks:
+            share = share_of[name]
+            last = name == ranks[-1]
+            take = share if last or not share else _from_dense_end(edges, (places, work), (low, high), share)
+            runs += [(low, low + take, name), (high - (share - take), high, name)]
+            low, high = low + take, high - (share - take)
+        high = stop
     return _pieces(line, turned, tokens, np.array(runs))
 
 
@@ -156,7 +165,8 @@ def _pieces(line: Chunks, turned: np.ndarray, tokens: Whole, runs: Whole) -> Dea
     return first, first + kept, name
 
 
-def joined(dealt: list[Dealt], ranks: int) -> Owners:
-    first, stop, name = (np.concatenate(side) for side in zip(*dealt, strict=True))
+def joined(dealt: Dealt, ranks: int) -> Owners:
+    """The owners of these pieces, which are all tokens."""
+    first, stop, name = dealt
     order = first.argsort()
     return Owners.of_chunks(np.append(first[order], stop.max()), name[order], ranks)
