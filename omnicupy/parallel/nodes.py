@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from typing import NamedTuple
 
 import numpy as np
 
 from omnicupy.parallel.assign import Chunks, Dealt, joined, shares_of, taken
+from omnicupy.parallel.line import Line, Ranges
 from omnicupy.parallel.owners import Owners
 from omnicupy.parallel.runs import Real, Whole, spread, sums_before
 
@@ -16,8 +16,6 @@ MOST_TRIED = 12  # documents, the shortest, of which one is cut
 FEW_NODES = 16  # of which one is found faster without NumPy
 ALIKE = 1e-9  # of what a cut costs: nearer ones differ in rounding only, and the first of them counts
 
-Ranges = list[tuple[int, int]]
-
 
 class Part(NamedTuple):
     """Of a document. ranges: of its tokens, ascending.  tokens, total: of them, and their work."""
@@ -25,34 +23,6 @@ class Part(NamedTuple):
     ranges: Ranges
     tokens: int
     total: float
-
-
-class Line(NamedTuple):
-    """All chunks as lists, which are faster than arrays for a few numbers each.
-
-    edges: bounds of chunks.  before: the work before each, and of all.  density: work a token of each chunk.
-    """
-
-    edges: list[int]
-    before: list[float]
-    density: list[float]
-
-    @staticmethod
-    def of(chunks: Chunks, before: Real) -> Line:
-        density = chunks.work / (chunks.stop - chunks.first)
-        return Line([*chunks.first.tolist(), int(chunks.stop[-1])], before.tolist(), density.tolist())
-
-    def of_ranges(self, ranges: Ranges) -> tuple[float, float]:
-        """The work of these tokens, and the greatest work a token."""
-        edges, before, density = self
-        work = most = 0.0
-        for first, stop in ranges:
-            low = bisect_right(edges, first) - 1
-            high = bisect_left(edges, stop, low)
-            cut = density[low] * (first - edges[low]) + density[high - 1] * (edges[high] - stop)
-            work += before[high] - before[low] - cut
-            most = max(most, *density[low:high])
-        return work, most
 
 
 def nodes_first(chunks: Chunks, ranks: int, node: int) -> Owners:
@@ -89,36 +59,33 @@ def _packed(chunks: Chunks, counts: list[int], node: int) -> list[list[Part]]:
     """Documents to nodes of so many tokens: the largest first, each to the node that it fills least; then runs of
     documents go from full nodes to others until the tokens are exact.
     """
-    before = chunks.before()
-    line = Line.of(chunks, before[1])
     total = np.array([max(1.0, sum(counts)), max(1e-9, float(chunks.work.sum()))])
     share = np.array(counts) / total[0]  # of a node; the last one may have fewer ranks
-    items, amounts = _items(line, before, chunks.ends, total / len(counts))
+    items, amounts = _items(chunks, total / len(counts))
     scaled = amounts / total
-    order = np.argsort(-scaled.max(axis=1), kind="stable").tolist()
+    order = (-scaled.max(axis=1)).argsort(kind="stable")
+    least = _few if len(counts) <= FEW_NODES else _many
     held: list[list[Part]] = [[] for _ in counts]
-    for item, at in zip(
-        order, (_few if len(counts) <= FEW_NODES else _many)(scaled[order], share), strict=True
-    ):
+    for item, at in zip(order.tolist(), least(scaled[order], share), strict=True):
         held[at].append(items[item])
-    _settle(held, counts, node, line)
+    _settle(held, counts, node, chunks.line)
     return held
 
 
 def _few(amounts: Real, share: Real) -> list[int]:
     """The node of each item. amounts: tokens and work over those of all, (items, 2).  share: of each node."""
-    filled, found = [(0.0, 0.0)] * len(share), []
-    for more in (amounts[:, None] / share[:, None]).tolist():
-        least, at, taken = np.inf, 0, (0.0, 0.0)
-        for node, ((a, b), (tokens, work)) in enumerate(zip(filled, more, strict=True)):
-            a += tokens
-            if a >= least:
-                continue
-            b += work
-            most = (b + UNEVEN * (b - a)) if b > a else a + UNEVEN * (a - b)
-            if most < least:
-                least, at, taken = most, node, (a, b)
-        filled[at] = taken
+    fill, load, found = [0.0] * len(share), [0.0] * len(share), []
+    for tokens, work in (amounts[:, :, None] / share).tolist():
+        least, at = np.inf, 0
+        for node, (a, b, more, of_it) in enumerate(zip(fill, load, tokens, work, strict=True)):
+            a += more
+            if a < least:
+                b += of_it
+                most = (b + UNEVEN * (b - a)) if b > a else a + UNEVEN * (a - b)
+                if most < least:
+                    least, at = most, node
+        fill[at] += tokens[at]
+        load[at] += work[at]
         found.append(at)
     return found
 
@@ -139,16 +106,16 @@ def _many(amounts: Real, share: Real) -> list[int]:
     return found
 
 
-def _items(line: Line, before: tuple[Whole, Real], ends: Whole, share: Real) -> tuple[list[Part], Real]:
+def _items(chunks: Chunks, share: Real) -> tuple[list[Part], Real]:
     """Documents, and what tokens and work they have; one that is too large for a node comes in several items of equal
-    tokens and work (its chunks in a zigzag). before: tokens and work before each chunk.  ends: of documents.
+    tokens and work (its chunks in a zigzag).
     """
-    amounts = np.array([np.diff(one[ends]) for one in before]).T
-    need = np.ceil((amounts / share).max(axis=1) - 1e-9).astype(np.int64)
-    parts = np.minimum(need, np.diff(ends)).tolist()
+    line, amounts, places = chunks.line, chunks.amounts, chunks.ends.tolist()
+    edges = line.edges
+    need = np.ceil((amounts / share).max(axis=1) - 1e-9).tolist()
     items: list[Part] = []
-    places, edges = ends.tolist(), line.edges
-    for first, stop, count, (tokens, total) in zip(places, places[1:], parts, amounts.tolist(), strict=False):
+    for first, stop, parts, (tokens, total) in zip(places, places[1:], need, amounts.tolist(), strict=False):
+        count = min(int(parts), stop - first)
         if count <= 1:
             items.append(Part([(edges[first], edges[stop])], int(tokens), total))
             continue
@@ -160,7 +127,7 @@ def _items(line: Line, before: tuple[Whole, Real], ends: Whole, share: Real) -> 
             if ranges:
                 work = sum(line.before[b] - line.before[a] for a, b in runs)
                 items.append(Part(ranges, sum(b - a for a, b in ranges), work))
-    return items, np.array([(tokens, total) for _, tokens, total in items], np.float64)
+    return items, np.array([one[1:] for one in items])
 
 
 def _settle(held: list[list[Part]], counts: list[int], node: int, line: Line) -> None:
