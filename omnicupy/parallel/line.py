@@ -18,14 +18,23 @@ class Line(NamedTuple):
     before: list[float]
     density: list[float]
 
-    def of_ranges(self, ranges: Ranges) -> tuple[float, float]:
-        """The work of these tokens, and the greatest work a token."""
+    def most(self, ranges: Ranges) -> float:
+        """The greatest work a token of these."""
+        edges, density = self.edges, self.density
+        return max(
+            [
+                max(density[bisect_right(edges, first) - 1 : bisect_left(edges, stop)])
+                for first, stop in ranges
+            ]
+        )
+
+    def work_of(self, ranges: Ranges) -> float:
+        """The work of these tokens."""
         edges, before, density = self
-        work = most = 0.0
+        work = 0.0
         for first, stop in ranges:
             low = bisect_right(edges, first) - 1
             high = bisect_left(edges, stop, low)
             cut = density[low] * (first - edges[low]) + density[high - 1] * (edges[high] - stop)
             work += before[high] - before[low] - cut
-            most = max(most, *density[low:high])
-        return work, most
+        return work

@@ -179,10 +179,12 @@ def _cheapest_cut(
     shortest = sorted(range(len(documents)), key=lambda at: documents[at].tokens)[:MOST_TRIED]
     for at in shortest:
         for from_tail in (False, True):
-            got, most = line.of_ranges(_end(documents[at].ranges, tokens, from_tail))
-            cost = max(tokens, most - tokens) / rank_tokens + abs(got - wanted) / max(total, 1.0)
-            if cost < best * (1 - ALIKE):
-                best, found = cost, (at, from_tail)
+            end = _end(documents[at].ranges, tokens, from_tail)
+            cost = max(tokens, line.most(end) - tokens) / rank_tokens
+            if cost < best:
+                cost += abs(line.work_of(end) - wanted) / max(total, 1.0)
+                if cost < best * (1 - ALIKE):
+                    best, found = cost, (at, from_tail)
     return found
 
 
@@ -199,7 +201,7 @@ def _cut(document: Part, tokens: int, from_tail: bool, line: Line) -> tuple[Part
     """A document's first or last tokens, and the others."""
     end = _end(document.ranges, tokens, from_tail)
     rest = _end(document.ranges, document.tokens - tokens, not from_tail)
-    work = line.of_ranges(end)[0]
+    work = line.work_of(end)
     return Part(sorted(end), tokens, work), Part(
         sorted(rest), document.tokens - tokens, document.total - work
     )
