@@ -12,9 +12,12 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 
+from omnicupy.parallel.line import Line
 from omnicupy.parallel.owners import Owners
 from omnicupy.parallel.runs import Real, Whole, spread, sums_before
 
@@ -40,9 +43,22 @@ class Chunks:
         """edges, work: of all chunks.  bounds: of the documents, each of which is an edge."""
         return Chunks(edges[:-1], edges[1:], work, np.searchsorted(edges, bounds))
 
+    @cached_property
     def before(self) -> tuple[Whole, Real]:
         """Tokens and work before each chunk, and of all."""
         return sums_before(self.stop - self.first), sums_before(self.work)
+
+    @cached_property
+    def amounts(self) -> Real:
+        """Tokens and work of each document, (documents, 2)."""
+        found: Real = np.array([one[self.ends] for one in self.before])
+        return (found[:, 1:] - found[:, :-1]).T
+
+    @cached_property
+    def line(self) -> Line:
+        """All chunks, which must be in their order."""
+        edges = [*self.first.tolist(), int(self.stop[-1])]
+        return Line(edges, self.before[1].tolist(), (self.work / (self.stop - self.first)).tolist())
 
     def pick(self, order: Whole, ends: Whole) -> Chunks:
         """Other chunks or another order."""
@@ -70,7 +86,7 @@ def zigzag(size: int, ranks: int) -> Owners:
 def two_ended(chunks: Chunks, ranks: int) -> Owners:
     """Dense and light documents to each rank."""
     size = int((chunks.stop - chunks.first).sum())
-    return joined([taken(chunks, shares_of(size, ranks), range(ranks))], ranks)
+    return joined(taken(chunks, [len(chunks.ends) - 1], shares_of(size, ranks), [range(ranks)]), ranks)
 
 
 def shares_of(size: int, ranks: int) -> Whole:
@@ -78,14 +94,16 @@ def shares_of(size: int, ranks: int) -> Whole:
     return size // ranks + (np.arange(ranks) < size % ranks)
 
 
-def _line(chunks: Chunks) -> tuple[Chunks, np.ndarray]:
-    """Documents by density, the dense end of each before its light end; and which chunks are turned so."""
+def _line(chunks: Chunks, nodes: Whole) -> tuple[Chunks, np.ndarray]:
+    """Documents by node and density, the dense end of each before its light end; and which chunks are turned so.
+    nodes: of the documents.
+    """
     first, stop = chunks.ends[:-1], chunks.ends[1:]
-    tokens, work = chunks.before()
+    work, amounts = chunks.before[1], chunks.amounts
     half = (stop - first) // 2
     turned = work[stop] - work[stop - half] > work[first + half] - work[first]
-    density = (work[stop] - work[first]) / (tokens[stop] - tokens[first])
-    order = np.argsort(-density, kind="stable")
+    density = amounts[:, 1] / amounts[:, 0]
+    order = np.lexsort((-density, nodes))
     first, stop, turned = first[order], stop[order], turned[order]
     lengths = stop - first
     ends = sums_before(lengths)
@@ -95,18 +113,25 @@ def _line(chunks: Chunks) -> tuple[Chunks, np.ndarray]:
     return chunks.pick(np.where(flags, backward, places), ends), flags
 
 
-def taken(chunks: Chunks, shares: Whole, names: range) -> Dealt:
-    """Each rank's run from the dense end and from the light end: its share of tokens, and of what work is left."""
-    line, turned = _line(chunks)
-    tokens, work = line.before()
-    edges, places = tokens.tolist(), tokens.astype(np.float64)
-    low, high = 0, edges[-1]
+def taken(chunks: Chunks, documents: list[int], shares: Whole, names: list[range]) -> Dealt:
+    """Each rank's run from the dense end and from the light end of its node's documents: its share of tokens, and of
+    what work is left. documents: of each node, one node's behind the other's.  shares: of all ranks.  names: of each
+    node's ranks.
+    """
+    line, turned = _line(chunks, np.arange(len(documents)).repeat(documents))
+    tokens, work = line.before
+    edges, places, share_of = tokens.tolist(), tokens.astype(np.float64), shares.tolist()
+    high, stops = 0, tokens[line.ends[list(accumulate(documents))]].tolist()
     runs = []
-    for name, share in zip(names, shares.tolist(), strict=True):
-        last = name == names[-1]
-        take = share if last or not share else _from_dense_end(edges, (places, work), (low, high), share)
-        runs += [(low, low + take, name), (high - (share - take), high, name)]
-        low, high = low + take, high - (share - take)
+    for ranks, stop in zip(names, stops, strict=False):
+        low, high = high, stop
+        for name in ranks:
+            share = share_of[name]
+            last = name == ranks[-1]
+            take = share if last or not share else _from_dense_end(edges, (places, work), (low, high), share)
+            runs += [(low, low + take, name), (high - (share - take), high, name)]
+            low, high = low + take, high - (share - take)
+        high = stop
     return _pieces(line, turned, tokens, np.array(runs))
 
 
@@ -130,7 +155,8 @@ def _from_dense_end(edges: list[int], line: tuple[Real, Real], left: tuple[int, 
     np.add(cuts, after, out=ends[1])
     dense, light = np.interp(ends, places, work)
     goal = float(light[-1] - dense[0]) * share / (high - low)
-    over = dense - dense[0] + light[-1] - light - goal
+    over = dense - light
+    over += float(light[-1] - dense[0]) - goal
     near = (np.abs(over) <= EVEN * goal).nonzero()[0]
     if len(near):
         return int(cuts[near[np.abs(cuts[near] - share / 2).argmax()]])
@@ -156,7 +182,10 @@ def _pieces(line: Chunks, turned: np.ndarray, tokens: Whole, runs: Whole) -> Dea
     return first, first + kept, name
 
 
-def joined(dealt: list[Dealt], ranks: int) -> Owners:
-    first, stop, name = (np.concatenate(side) for side in zip(*dealt, strict=True))
+def joined(dealt: Dealt, ranks: int) -> Owners:
+    """The owners of these pieces, which are all tokens."""
+    first, stop, name = dealt
     order = first.argsort()
-    return Owners.of_chunks(np.append(first[order], stop.max()), name[order], ranks)
+    edges = np.empty(len(order) + 1, np.int64)
+    edges[:-1], edges[-1] = first[order], stop[order[-1]]
+    return Owners.of_chunks(edges, name[order], ranks)

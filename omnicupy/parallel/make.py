@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from omnicupy.errors import UnsupportedError
 from omnicupy.masks.arguments import at_least_one, integer, plain
 from omnicupy.masks.mask import Mask
-from omnicupy.parallel import assign, check_numbers, nodes, seen
+from omnicupy.parallel import assign, check_numbers, nodes, seen, weigh
 from omnicupy.parallel.exchange import expected_traffic
 from omnicupy.parallel.owners import Owners
 from omnicupy.parallel.plan import Plan
@@ -221,6 +221,9 @@ def _fastest(
     parts = [(seen.rectangles(one, key_edges), weight) for one, weight in zip(shown, weights, strict=True)]
     # Of a layer in the mean: places, and the pairs before them.
     mean = (edges.astype(np.float64), sums_before(chunks.work) / sum(weights))
+    if weigh.serves(parts, len(candidates), setting):
+        _, all_rows, all_keys = zip(*candidates, strict=True)
+        return candidates[int(weigh.seconds(all_rows, all_keys, mean, parts, setting).argmin())]
     pairs = [pairs_of(mean, rows) for _, rows, _ in candidates]
     least = [_seconds(one, [(0.0, weight) for weight in weights], setting) for one in pairs]
     best, found = np.inf, 0

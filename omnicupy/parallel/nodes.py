@@ -7,48 +7,52 @@ from typing import NamedTuple
 import numpy as np
 
 from omnicupy.parallel.assign import Chunks, Dealt, joined, shares_of, taken
+from omnicupy.parallel.line import Line, Ranges
 from omnicupy.parallel.owners import Owners
-from omnicupy.parallel.runs import Real, Whole, sums_before
+from omnicupy.parallel.runs import Real, Whole, spread, sums_before
 
 UNEVEN = 0.1  # what a node's tokens and work may lie apart, against what the fuller one of them counts
 MOST_TRIED = 12  # documents, the shortest, of which one is cut
+FEW_NODES = 16  # of which one is found faster without NumPy
+ALIKE = 1e-9  # of what a cut costs: nearer ones differ in rounding only, and the first of them counts
 
 
 class Part(NamedTuple):
-    """Of a document. first, stop, work: of its chunks.  tokens, total: of them, and their work."""
+    """Of a document. ranges: of its tokens, ascending.  tokens, total: of them, and their work."""
 
-    first: Whole
-    stop: Whole
-    work: Real
+    ranges: Ranges
     tokens: int
     total: float
-
-    @staticmethod
-    def of(first: Whole, stop: Whole, work: Real) -> Part:
-        return Part(first, stop, work, int(np.add.reduce(stop - first)), float(np.add.reduce(work)))
 
 
 def nodes_first(chunks: Chunks, ranks: int, node: int) -> Owners:
     """Documents to nodes of `node` ranks by tokens and work, then `two_ended` inside each."""
-    shares = shares_of(int((chunks.stop - chunks.first).sum()), ranks)
+    shares = shares_of(int(chunks.stop[-1]), ranks)
     names = [range(first, min(first + node, ranks)) for first in range(0, ranks, node)]
     counts = [int(shares[one.start : one.stop].sum()) for one in names]
     counts = [
         count for count in counts if count
     ]  # the last nodes go without where tokens are fewer than ranks
     held = _packed(chunks, counts, node)
-    dealt = [
-        _dealt(_merged(part), shares[one.start : one.stop], one)
-        for one, part in zip(names, held, strict=False)
-    ]
-    return joined(dealt, ranks)
+    return joined(_dealt(chunks, held, shares, names), ranks)
 
 
-def _dealt(chunks: Chunks, shares: Whole, names: range) -> Dealt:
-    """A node's chunks to its ranks."""
-    if len(names) > 1:
-        return taken(chunks, shares, names)
-    return chunks.first, chunks.stop, np.full(len(chunks.first), names.start)
+def _dealt(chunks: Chunks, held: list[list[Part]], shares: Whole, names: list[range]) -> Dealt:
+    """The chunks of each node to its ranks."""
+    texts = [(node, part) for node, parts in enumerate(held) for part in parts]
+    ranges = [(*one, text, node) for text, (node, part) in enumerate(texts) for one in part.ranges]
+    first, stop, text, name = np.array(ranges).T
+    if max(map(len, names)) == 1:
+        return first, stop, name
+    begin = chunks.first.searchsorted(first, "right") - 1
+    count = chunks.first.searchsorted(stop) - begin
+    at = spread(begin, begin + count)
+    low, high = chunks.first[at], chunks.stop[at]
+    lengths = high - low
+    low, high = np.maximum(low, first.repeat(count)), np.minimum(high, stop.repeat(count))
+    ends = sums_before(np.bincount(text, count).astype(np.int64))
+    parts = Chunks(low, high, chunks.work[at] * ((high - low) / lengths), ends)
+    return taken(parts, [len(parts) for parts in held], shares, names)
 
 
 def _packed(chunks: Chunks, counts: list[int], node: int) -> list[list[Part]]:
@@ -58,54 +62,75 @@ def _packed(chunks: Chunks, counts: list[int], node: int) -> list[list[Part]]:
     total = np.array([max(1.0, sum(counts)), max(1e-9, float(chunks.work.sum()))])
     share = np.array(counts) / total[0]  # of a node; the last one may have fewer ranks
     items, amounts = _items(chunks, total / len(counts))
-    filled = np.zeros((2, len(counts)))  # tokens and work over the node's share of all
-    held: list[list[Part]] = [[] for _ in counts]
     scaled = amounts / total
-    more, uneven, most = np.empty_like(filled), np.empty(len(counts)), np.empty(len(counts))
-    for item in np.argsort(-scaled.max(axis=1), kind="stable").tolist():
-        np.divide(scaled[item][:, None], share, out=more)
+    order = (-scaled.max(axis=1)).argsort(kind="stable")
+    least = _few if len(counts) <= FEW_NODES else _many
+    held: list[list[Part]] = [[] for _ in counts]
+    for item, at in zip(order.tolist(), least(scaled[order], share), strict=True):
+        held[at].append(items[item])
+    _settle(held, counts, node, chunks.line)
+    return held
+
+
+def _few(amounts: Real, share: Real) -> list[int]:
+    """The node of each item. amounts: tokens and work over those of all, (items, 2).  share: of each node."""
+    fill, load, found = [0.0] * len(share), [0.0] * len(share), []
+    for tokens, work in (amounts[:, :, None] / share).tolist():
+        least, at = np.inf, 0
+        for node, (a, b, more, of_it) in enumerate(zip(fill, load, tokens, work, strict=True)):
+            a += more
+            if a < least:
+                b += of_it
+                most = (b + UNEVEN * (b - a)) if b > a else a + UNEVEN * (a - b)
+                if most < least:
+                    least, at = most, node
+        fill[at] += tokens[at]
+        load[at] += work[at]
+        found.append(at)
+    return found
+
+
+def _many(amounts: Real, share: Real) -> list[int]:
+    """The same with less work for each node and more for each item."""
+    filled = np.zeros((2, len(share)))
+    more, uneven, most, found = np.empty_like(filled), np.empty(len(share)), np.empty(len(share)), []
+    for item in amounts:
+        np.divide(item[:, None], share, out=more)
         np.add(filled, more, out=more)
         np.abs(np.subtract(more[0], more[1], out=uneven), out=uneven)
         np.maximum(more[0], more[1], out=most)
         np.add(most, np.multiply(uneven, UNEVEN, out=uneven), out=most)
         at = int(most.argmin())
         filled[:, at] = more[:, at]
-        held[at].append(items[item])
-    _settle(held, counts, node)
-    return held
+        found.append(at)
+    return found
 
 
 def _items(chunks: Chunks, share: Real) -> tuple[list[Part], Real]:
     """Documents, and what tokens and work they have; one that is too large for a node comes in several items of equal
     tokens and work (its chunks in a zigzag).
     """
-    tokens, work = chunks.before()
-    ends = chunks.ends
-    amounts = np.stack([np.diff(tokens[ends]).astype(np.float64), np.diff(work[ends])], axis=1)
-    need = np.ceil((amounts / share).max(axis=1) - 1e-9).astype(np.int64)
-    parts = np.minimum(need, np.diff(ends))
+    line, amounts, places = chunks.line, chunks.amounts, chunks.ends.tolist()
+    edges = line.edges
+    need = np.ceil((amounts / share).max(axis=1) - 1e-9).tolist()
     items: list[Part] = []
-    found: list[tuple[float, float]] = []
-    rows = zip(ends[:-1].tolist(), ends[1:].tolist(), parts.tolist(), amounts.tolist(), strict=True)
-    for first, stop, count, amount in rows:
+    for first, stop, parts, (tokens, total) in zip(places, places[1:], need, amounts.tolist(), strict=False):
+        count = min(int(parts), stop - first)
         if count <= 1:
-            one = chunks.work[first:stop]
-            total = float(np.add.reduce(one))
-            items.append(Part(chunks.first[first:stop], chunks.stop[first:stop], one, int(amount[0]), total))
-            found.append((amount[0], amount[1]))
+            items.append(Part([(edges[first], edges[stop])], int(tokens), total))
             continue
-        half = np.arange(stop - first) * 2 * count // (stop - first)
-        own = np.minimum(half, 2 * count - 1 - half)
+        cuts = [first + -(-half * (stop - first) // (2 * count)) for half in range(2 * count + 1)]
         for number in range(count):
-            chosen = first + np.flatnonzero(own == number)
-            if len(chosen):
-                part = Part.of(chunks.first[chosen], chunks.stop[chosen], chunks.work[chosen])
-                items.append(part)
-                found.append((part.tokens, part.total))
-    return items, np.array(found)
+            low, high, again = cuts[number], cuts[number + 1], (cuts[-2 - number], cuts[-1 - number])
+            runs = [(low, again[1])] if high == again[0] else [(low, high), again]
+            ranges = [(edges[a], edges[b]) for a, b in runs if a < b]
+            if ranges:
+                work = sum(line.before[b] - line.before[a] for a, b in runs)
+                items.append(Part(ranges, sum(b - a for a, b in ranges), work))
+    return items, np.array([one[1:] for one in items])
 
 
-def _settle(held: list[list[Part]], counts: list[int], node: int) -> None:
+def _settle(held: list[list[Part]], counts: list[int], node: int, line: Line) -> None:
     """In place: full nodes give documents and runs of them to others until each node has its tokens."""
     over = [
         sum(one.tokens for one in documents) - count for documents, count in zip(held, counts, strict=True)
@@ -114,7 +139,7 @@ def _settle(held: list[list[Part]], counts: list[int], node: int) -> None:
     while max(over) > 0:
         full, free = over.index(max(over)), over.index(min(over))
         tokens = min(over[full], -over[free])
-        moved = _moved(held[full], tokens, (work[full] - work[free]) / 2, counts[full] / node)
+        moved = _moved(held[full], tokens, (work[full] - work[free]) / 2, counts[full] / node, line)
         held[free] += moved
         amount = sum(one.total for one in moved)
         over[full] -= tokens
@@ -123,7 +148,7 @@ def _settle(held: list[list[Part]], counts: list[int], node: int) -> None:
         work[free] += amount
 
 
-def _moved(documents: list[Part], tokens: int, wanted: float, rank_tokens: float) -> list[Part]:
+def _moved(documents: list[Part], tokens: int, wanted: float, rank_tokens: float, line: Line) -> list[Part]:
     """In place: `tokens` tokens taken from a node's documents, with work near `wanted`: whole documents while they fit,
     then a run of one, chosen so that few keys are needed on both sides of the cut.
     """
@@ -134,9 +159,8 @@ def _moved(documents: list[Part], tokens: int, wanted: float, rank_tokens: float
         if fits:
             moved = documents.pop(max(fits, key=lambda at: documents[at].tokens))
         else:
-            at, from_tail = _cheapest_cut(documents, tokens, (wanted, total), rank_tokens)
-            low, high = _halves(documents[at], documents[at].tokens - tokens if from_tail else tokens)
-            documents[at], moved = (low, high) if from_tail else (high, low)
+            at, from_tail = _cheapest_cut(documents, tokens, (wanted, total), rank_tokens, line)
+            moved, documents[at] = _cut(documents[at], tokens, from_tail, line)
         found.append(moved)
         tokens -= moved.tokens
         wanted -= moved.total
@@ -144,7 +168,7 @@ def _moved(documents: list[Part], tokens: int, wanted: float, rank_tokens: float
 
 
 def _cheapest_cut(
-    documents: list[Part], tokens: int, work: tuple[float, float], rank_tokens: float
+    documents: list[Part], tokens: int, work: tuple[float, float], rank_tokens: float, line: Line
 ) -> tuple[int, bool]:
     """The document that loses `tokens` tokens of one end, and whether it is the tail. work: wanted, and of all.
 
@@ -154,40 +178,30 @@ def _cheapest_cut(
     best, found = np.inf, (0, False)
     shortest = sorted(range(len(documents)), key=lambda at: documents[at].tokens)[:MOST_TRIED]
     for at in shortest:
-        first, stop, amount, *_ = documents[at]
-        lengths = stop - first
-        before, sums, seen = sums_before(lengths), sums_before(amount), amount / lengths
-        rest = int(before[-1]) - tokens
-        last, begin = before.searchsorted(tokens), before.searchsorted(rest, "right") - 1
-        head, others = np.interp((tokens, rest), before, sums)
-        for from_tail, got, most in (
-            (False, head, seen[:last].max()),
-            (True, sums[-1] - others, seen[begin:].max()),
-        ):
-            fetched = max(float(tokens), float(most) - tokens) / rank_tokens
-            cost = fetched + abs(float(got) - wanted) / max(total, 1.0)
+        for from_tail in (False, True):
+            end = _end(documents[at].ranges, tokens, from_tail)
+            cost = max(tokens, line.most(end) - tokens) / rank_tokens
             if cost < best:
-                best, found = cost, (at, from_tail)
+                cost += abs(line.work_of(end) - wanted) / max(total, 1.0)
+                if cost < best * (1 - ALIKE):
+                    best, found = cost, (at, from_tail)
     return found
 
 
-def _halves(document: Part, place: int) -> tuple[Part, Part]:
-    """A document's chunks before and after `place` tokens, a chunk cut in two where it must be."""
-    first, stop, work, *_ = document
-    before = sums_before(stop - first)
-    at = int(np.searchsorted(before, place, "right")) - 1
-    inside = place - int(before[at])
-    if inside == 0:
-        return Part.of(first[:at], stop[:at], work[:at]), Part.of(first[at:], stop[at:], work[at:])
-    middle = int(first[at]) + inside
-    part = inside / int(stop[at] - first[at])
-    low = Part.of(first[: at + 1], np.append(stop[:at], middle), np.append(work[:at], work[at] * part))
-    high = Part.of(
-        np.append(middle, first[at + 1 :]), stop[at:], np.append(work[at] * (1 - part), work[at + 1 :])
+def _end(ranges: Ranges, tokens: int, from_tail: bool) -> Ranges:
+    """The first tokens of these, or the last ones."""
+    first, stop = ranges[-from_tail]
+    if tokens <= stop - first:
+        return [(stop - tokens, stop) if from_tail else (first, first + tokens)]
+    others = ranges[:-1] if from_tail else ranges[1:]
+    return [(first, stop), *_end(others, tokens - (stop - first), from_tail)]
+
+
+def _cut(document: Part, tokens: int, from_tail: bool, line: Line) -> tuple[Part, Part]:
+    """A document's first or last tokens, and the others."""
+    end = _end(document.ranges, tokens, from_tail)
+    rest = _end(document.ranges, document.tokens - tokens, not from_tail)
+    work = line.work_of(end)
+    return Part(sorted(end), tokens, work), Part(
+        sorted(rest), document.tokens - tokens, document.total - work
     )
-    return low, high
-
-
-def _merged(documents: list[Part]) -> Chunks:
-    first, stop, work = (np.concatenate([one[side] for one in documents]) for side in range(3))
-    return Chunks(first, stop, work, sums_before(np.array([len(one.first) for one in documents])))

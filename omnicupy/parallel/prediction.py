@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from omnicupy.parallel.owners import Owners
 from omnicupy.parallel.runs import Real, Whole
 
 ELEMENT_BYTES = 2
+
+Moved: TypeAlias = Real | tuple[Real, Real]  # sent and received
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,12 @@ class Setting:
         """Seconds that each rank's exchange of these keys takes."""
         return self._moved_s(*flows.near_and_far(self.node))
 
-    def _moved_s(self, near: Real, far: Real) -> Real:
+    def near_s(self, keys: tuple[Real, Real]) -> Real:
+        """Seconds of exchanges inside a node. keys: that ranks send, and that they receive."""
+        none = np.zeros(1)
+        return self._moved_s(keys, (none, none))
+
+    def _moved_s(self, near: Moved, far: Moved) -> Real:
         speeds = self.speeds
         near_s = self.heads.key_bytes * np.maximum(*near) / speeds.near
         far_s = self.heads.key_bytes * np.maximum(*far) / speeds.far
