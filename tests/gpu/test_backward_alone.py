@@ -12,7 +12,6 @@ import pytest
 from fake_backward import Call, parts, run, with_strides
 
 import omnicupy as oc
-from omnicupy.call import check_masks
 from omnicupy.call.problem import Problem
 from omnicupy.choose import backward_table
 from omnicupy.jit.backward_spec import padded_rows
@@ -28,10 +27,7 @@ LENGTH, HEADS = 2048, 32
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Any:
-    check_masks._full.cache_clear()
-    fake = fake_backward.install(monkeypatch)
-    fake.streams[0] = fake_device.Stream(7)
-    return fake
+    return fake_backward.device(monkeypatch)
 
 
 def _call(**more: Any) -> Call:

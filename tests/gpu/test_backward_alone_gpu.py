@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from gradients_gpu import Gradients, bits, config_of, poison_work_memory
+from gradients_gpu import Gradients, bits, config_of, launches_of, poison_work_memory
 
 import omnicupy as oc
-from omnicupy.gpu.backward_plan import BackwardPlan
-from omnicupy.gpu.mask_cache import existing_cache
 from omnicupy.schedule import backward_grid
 
 pytestmark = pytest.mark.gpu
@@ -23,10 +21,7 @@ def _mask() -> Any:
 
 def _launched(mask: Any) -> list[bool]:
     """Of the kernels that were planned: do they make lse2 and delta?"""
-    cache = existing_cache(mask)
-    assert cache is not None
-    plans = [plan for plan in cache.plans.values() if isinstance(plan, BackwardPlan)]
-    return [one.kernel.prepares for plan in plans for one in plan._launches]
+    return [launch.kernel.prepares for launch in launches_of(mask)]
 
 
 @pytest.mark.parametrize("masks", [1, 2])

@@ -12,7 +12,6 @@ import pytest
 from fake_backward import Call, parts
 
 import omnicupy as oc
-from omnicupy.call import check_masks
 from omnicupy.call.problem import Problem
 from omnicupy.choose import backward_table
 from omnicupy.gpu.stream_memory import memory_of
@@ -33,10 +32,7 @@ TURNS_BYTES = 4 * SUMS
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Any:
-    check_masks._full.cache_clear()
-    fake = fake_backward.install(monkeypatch)
-    fake.streams[0] = fake_device.Stream(7)
-    return fake
+    return fake_backward.device(monkeypatch)
 
 
 def _run(mask: Any = None, **options: Any) -> Any:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
-from gradients_gpu import Gradients, bits, config_of, poison_work_memory
+from gradients_gpu import Gradients, bits, config_of, field_of, launches_of, poison_work_memory
 
 import omnicupy as oc
-from omnicupy.gpu.backward_plan import BackwardPlan
-from omnicupy.gpu.mask_cache import existing_cache
-from omnicupy.jit.params import PARAMS
 from omnicupy.schedule import backward_grid
 
 pytestmark = pytest.mark.gpu
@@ -29,23 +25,11 @@ def _holes() -> Any:
 
 def _ways(mask: Any) -> list[str]:
     """How the kernels that were planned make dQ of sums."""
-    cache = existing_cache(mask)
-    assert cache is not None
-    plans = [plan for plan in cache.plans.values() if isinstance(plan, BackwardPlan)]
-    return [one.kernel.finishes for plan in plans for one in plan._launches if one.kernel.part == "ordered"]
+    return [launch.kernel.finishes for launch in _ordered(mask)]
 
 
-def _early_heads(mask: Any) -> int:
-    cache = existing_cache(mask)
-    assert cache is not None
-    plans = [plan for plan in cache.plans.values() if isinstance(plan, BackwardPlan)]
-    of_kernels = [
-        np.frombuffer(one.template, PARAMS[one.kernel.params])["early_heads"][0]
-        for plan in plans
-        for one in plan._launches
-        if one.kernel.part == "ordered"
-    ]
-    return int(of_kernels[0])
+def _ordered(mask: Any) -> list[Any]:
+    return [launch for launch in launches_of(mask) if launch.kernel.part == "ordered"]
 
 
 @pytest.mark.parametrize("masks", [1, 2])
@@ -83,7 +67,7 @@ def test_heads_come_before_the_tiers_of_others(batch: int, kv_heads: int) -> Non
         call = Gradients(cp, _mask(), (batch, 16, 1500, 128), kv_heads)
         made = call.run()
         assert _ways(call.mask) == ["background"]
-        assert _early_heads(call.mask) > 0
+        assert field_of(_ordered(call.mask)[0], "early_heads") > 0
         call.check(made)
         first = bits(cp, made)
         for _ in range(30):

@@ -13,17 +13,13 @@ from fake_backward import Call, parts, run, with_strides
 from fake_device import Event
 
 import omnicupy as oc
-from omnicupy.call import check_masks
 from omnicupy.gpu import backward as gpu_backward
 from omnicupy.gpu import stream_memory, workspace
 
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> fake_device.Device:
-    check_masks._full.cache_clear()
-    fake = fake_backward.install(monkeypatch)
-    fake.streams[0] = fake_device.Stream(7)
-    return fake
+    return fake_backward.device(monkeypatch)
 
 
 def _wide_target(call: Call) -> dict[str, Any]:

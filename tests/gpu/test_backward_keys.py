@@ -13,7 +13,6 @@ from fake_backward import Call, parts, run, with_strides
 from fake_device import ndarray
 
 import omnicupy as oc
-from omnicupy.call import check_masks
 from omnicupy.choose import backward_table
 
 NAIVE = backward_table.naive("sm_90", "bfloat16", 64)
@@ -22,10 +21,7 @@ WIDE = (2 * 4 * 300 * 64 * 2, 4 * 300 * 64, 128, 2)  # of q: batch elements twic
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> fake_device.Device:
-    check_masks._full.cache_clear()
-    fake = fake_backward.install(monkeypatch)
-    fake.streams[0] = fake_device.Stream(7)
-    return fake
+    return fake_backward.device(monkeypatch)
 
 
 def _strided(name: str) -> Call:

@@ -12,7 +12,6 @@ import pytest
 from fake_backward import Call, parts, run
 
 import omnicupy as oc
-from omnicupy.call import check_masks
 from omnicupy.call.problem import Problem
 from omnicupy.choose import backward_table
 from omnicupy.gpu import backward as gpu_backward
@@ -38,10 +37,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Where no mask has so few additions, or so many, that another kernel would make dQ of the sums."""
     monkeypatch.setattr(backward_grid, "FEW_ADDITIONS", 0)
     monkeypatch.setattr(backward_grid, "MANY_ADDITIONS", 0)
-    check_masks._full.cache_clear()
-    fake = fake_backward.install(monkeypatch)
-    fake.streams[0] = fake_device.Stream(7)
-    return fake
+    return fake_backward.device(monkeypatch)
 
 
 def _call(**more: Any) -> Call:

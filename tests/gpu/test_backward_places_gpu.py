@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
-from gradients_gpu import Gradients, bits, config_of, poison_work_memory
+from gradients_gpu import Gradients, bits, config_of, field_of, launches_of, poison_work_memory
 
 import omnicupy as oc
-from omnicupy.gpu.mask_cache import existing_cache
-from omnicupy.jit.params import PARAMS
 from omnicupy.schedule import backward_grid
 
 pytestmark = pytest.mark.gpu
@@ -28,16 +25,8 @@ def _holes() -> Any:
 
 def _turn_heads(call: Gradients) -> list[int]:
     """Of the kernels that made dQ of sums, for how many heads of keys there were places at a time."""
-    from omnicupy.gpu.backward_plan import Launch
-
-    cache = existing_cache(call.mask)
-    assert cache is not None
-    launches = [launch for plan in cache.plans.values() for launch in getattr(plan, "_launches", ())]
-    return [
-        int(np.frombuffer(launch.template, PARAMS[launch.kernel.params])["turn_heads"][0])
-        for launch in launches
-        if isinstance(launch, Launch) and launch.kernel.finishes
-    ]
+    finishing = [launch for launch in launches_of(call.mask) if launch.kernel.finishes]
+    return [field_of(launch, "turn_heads") for launch in finishing]
 
 
 @pytest.mark.parametrize("masks", [1, 2])

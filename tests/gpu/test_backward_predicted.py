@@ -7,12 +7,10 @@ from itertools import product
 from typing import Any
 
 import fake_backward
-import fake_device
 import pytest
 from fake_backward import Call, parts
 
 import omnicupy as oc
-from omnicupy.call import check_masks
 from omnicupy.call.problem import Problem
 from omnicupy.choose import backward_prediction, backward_table
 from omnicupy.choose.backward_prediction import KernelWork
@@ -31,10 +29,7 @@ MASKS = {
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Any:
-    check_masks._full.cache_clear()
-    fake = fake_backward.install(monkeypatch)
-    fake.streams[0] = fake_device.Stream(7)
-    return fake
+    return fake_backward.device(monkeypatch)
 
 
 def _launched(device: Any, mask: Mask, head_dim: int, batch: int = 2, **how: Any) -> list[Any]:

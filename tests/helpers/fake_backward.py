@@ -13,6 +13,7 @@ from fake_device import BF16, ndarray
 from fake_driver import Function
 
 import omnicupy as oc
+from omnicupy.call import check_masks
 from omnicupy.choose import backward_table
 from omnicupy.gpu import attention as gpu_attention
 from omnicupy.gpu import backward, backward_plan, backward_planning, planning
@@ -102,6 +103,14 @@ class Call:
         """For out_grads."""
         dq, dk, dv = (ndarray(x.shape, x.dtype, x.data.device_id) for x in (self.q, self.k, self.v))
         return dq, dk, dv
+
+
+def device(monkeypatch: pytest.MonkeyPatch) -> fake_device.Device:
+    """`install` with a stream of its own, and nothing left of masks that calls without one share."""
+    check_masks._full.cache_clear()
+    fake = install(monkeypatch)
+    fake.streams[0] = fake_device.Stream(7)
+    return fake
 
 
 def run(call: Call, mask: Any = None, **options: Any) -> Any:

@@ -10,14 +10,28 @@ import numpy as np
 import omnicupy as oc
 from omnicupy.choose import backward_table
 from omnicupy.gpu import stream_memory, workspace
-from omnicupy.gpu.backward_plan import BackwardPlan
+from omnicupy.gpu.backward_plan import BackwardPlan, Launch
 from omnicupy.gpu.mask_cache import existing_cache
 from omnicupy.gpu.workspace import Need
 from omnicupy.jit import archs
 from omnicupy.jit.backward_spec import BackwardSpec
+from omnicupy.jit.params import PARAMS
 from omnicupy.jit.spec import round_up
 
 NAN = 0x7E00  # bits of a float16
+
+
+def launches_of(mask: Any) -> list[Launch]:
+    """Those of all backward passes that were planned for a mask, and for masks that are given with it."""
+    cache = existing_cache(mask)
+    assert cache is not None
+    plans = [plan for plan in cache.plans.values() if isinstance(plan, BackwardPlan)]
+    return [launch for plan in plans for launch in plan._launches]
+
+
+def field_of(launch: Launch, name: str) -> int:
+    """A number in the parameter struct of a launch."""
+    return int(np.frombuffer(launch.template, PARAMS[launch.kernel.params])[name][0])
 
 
 class Gradients:
