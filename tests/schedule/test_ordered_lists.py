@@ -12,6 +12,7 @@ import pytest
 import omnicupy as oc
 from omnicupy.jit.source import kernels_dir
 from omnicupy.schedule import ordered_lists as module
+from omnicupy.schedule import ranks
 from omnicupy.schedule.block_lists import BlockLists
 from omnicupy.schedule.key_lists import key_lists
 from omnicupy.schedule.ordered_lists import ordered_lists
@@ -163,7 +164,7 @@ def test_ranks_are_the_same_whatever_numbers_they_are_made_with(
     workers = OrderedWorkers(4, 7, 64, repeats=3, ordered_sums=True, side_by_side=2, kept=1)
     monkeypatch.setattr(Walked, "is_head_by_head", lambda *_: head_by_head)
     short = ordered_lists([mask.key_blocks(BR, BC)], workers)
-    monkeypatch.setattr(module, "_kind", lambda _: np.int64)
+    monkeypatch.setattr(ranks, "_kind", lambda _: np.int64)
     long = ordered_lists([mask.key_blocks(BR, BC)], workers)
     assert bool(short.head_ranks) == head_by_head
     assert short.buffer.tobytes() == long.buffer.tobytes()
