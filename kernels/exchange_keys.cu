@@ -184,9 +184,9 @@ __device__ __forceinline__ void exchange(ExchangeParams const& p, unsigned char*
     bool const sends = block < p.blocks;  // those in front wait for no other thread block of this rank
     return run_channels(p, sends ? block : block - p.blocks, sends, reinterpret_cast<int*>(s_memory));
   }
-  i64 const others = gridDim.x - 2 * p.blocks;
-  int const first = static_cast<int>(p.own_rows * copies / others);
-  int const stop = static_cast<int>(p.own_rows * (copies + 1) / others);
+  i64 const others = gridDim.x - 2 * p.blocks, own_rows = p.own_rows;
+  int const first = static_cast<int>(own_rows * copies / others);
+  int const stop = static_cast<int>(own_rows * (copies + 1) / others);
   uint4* const to = static_cast<uint4*>(p.out) + static_cast<i64>(first) * row_chunks(p);
   copy_keys<kThreads, kAtOnce>(p, stop - first, to, [&](int row) { return p.own_first + first + row; });
 }

@@ -205,10 +205,14 @@ def _set_layout(record: Any, arrays: Sequence[Any]) -> list[int]:
 
 
 def _order(memory: PeerMemory, stream: Any) -> None:
-    """Exchanges of a rank follow each other, on whichever stream they are. A capture orders its own."""
-    last, memory.last = memory.last, stream
-    memory.last_handle = stream.cuda_stream
-    if last is not None and last != stream and not torch.cuda.is_current_stream_capturing():
+    """Exchanges of a rank follow each other, on whichever streams they are. A capture orders its own, which do not run
+    now: those behind it follow the ones ahead of it.
+    """
+    last = memory.last
+    if stream == last or torch.cuda.is_current_stream_capturing():
+        return
+    memory.last, memory.last_handle = stream, stream.cuda_stream
+    if last is not None:
         stream.wait_stream(last)
 
 

@@ -228,6 +228,18 @@ def test_gradients_of_one_array_alone(tmp_path: Path) -> None:
         assert (found == call.expected[rank][..., : WIDTHS[0]].reshape(-1)).all()
 
 
+def test_shares_of_own_keys_are_counted_in_64_bits(tmp_path: Path) -> None:
+    """Own keys times the thread blocks that copy them are more than 2^31, as 16 million keys on a GPU are."""
+    keys, others = 70_000, 1 << 15
+    call, rng = Call(2, 0, 0), np.random.default_rng(0)
+    call.given[0] = [_keys(rng, keys, width, True) for width in WIDTHS]
+    call.own[0], call.expected[0] = (0, keys), _rows(call.given[0], slice(None))
+    call.out[0] = cuda_on_cpu.aligned((keys + 1, *call.expected[0].shape[1:]), np.uint16)
+    call.out[0][...] = 0x7FC1
+    Ranks(tmp_path, 2, 1).run(0, call, others)
+    call.check(0)
+
+
 def test_counts_go_round(tmp_path: Path) -> None:
     """Flags are counted in 32 bits, and calls do not end with them."""
     ranks = Ranks(tmp_path, 2, 100)
