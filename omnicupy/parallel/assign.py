@@ -13,17 +13,17 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 
-from omnicupy.parallel.line import Line
+from omnicupy.parallel.line import Line, Ranges, Text
 from omnicupy.parallel.owners import Owners
-from omnicupy.parallel.runs import Real, Whole, spread, sums_before
+from omnicupy.parallel.runs import Real, Whole, sums_before
 
 EVEN = 0.0025  # of a share of the work: within it, fewer cuts count more
 
-Dealt = tuple[Whole, Whole, Whole]  # first and stop tokens of pieces of chunks, and their ranks
+Dealt = list[tuple[int, int, int]]  # first and stop tokens of pieces of documents, and their ranks
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,14 @@ class Chunks:
     def line(self) -> Line:
         """All chunks, which must be in their order."""
         edges = [*self.first.tolist(), int(self.stop[-1])]
-        return Line(edges, self.before[1].tolist(), (self.work / (self.stop - self.first)).tolist())
-
-    def pick(self, order: Whole, ends: Whole) -> Chunks:
-        """Other chunks or another order."""
-        return Chunks(self.first[order], self.stop[order], self.work[order], ends)
+        lengths = self.stop - self.first
+        return Line(
+            edges,
+            lengths.tolist(),
+            self.work.tolist(),
+            self.before[1].tolist(),
+            (self.work / lengths).tolist(),
+        )
 
 
 def contiguous(size: int, ranks: int) -> Owners:
@@ -85,8 +88,12 @@ def zigzag(size: int, ranks: int) -> Owners:
 
 def two_ended(chunks: Chunks, ranks: int) -> Owners:
     """Dense and light documents to each rank."""
-    size = int((chunks.stop - chunks.first).sum())
-    return joined(taken(chunks, [len(chunks.ends) - 1], shares_of(size, ranks), [range(ranks)]), ranks)
+    line = chunks.line
+    texts = [
+        line.text([(line.edges[first], line.edges[stop])]) for first, stop in pairwise(chunks.ends.tolist())
+    ]
+    shares = shares_of(line.edges[-1], ranks).tolist()
+    return joined(taken(texts, [len(texts)], shares, [range(ranks)]), ranks)
 
 
 def shares_of(size: int, ranks: int) -> Whole:
@@ -94,45 +101,48 @@ def shares_of(size: int, ranks: int) -> Whole:
     return size // ranks + (np.arange(ranks) < size % ranks)
 
 
-def _line(chunks: Chunks, nodes: Whole) -> tuple[Chunks, np.ndarray]:
-    """Documents by node and density, the dense end of each before its light end; and which chunks are turned so.
-    nodes: of the documents.
-    """
-    first, stop = chunks.ends[:-1], chunks.ends[1:]
-    work, amounts = chunks.before[1], chunks.amounts
-    half = (stop - first) // 2
-    turned = work[stop] - work[stop - half] > work[first + half] - work[first]
-    density = amounts[:, 1] / amounts[:, 0]
-    order = np.lexsort((-density, nodes))
-    first, stop, turned = first[order], stop[order], turned[order]
-    lengths = stop - first
-    ends = sums_before(lengths)
-    places = spread(first, stop)
-    flags = np.repeat(turned, lengths)
-    backward = np.repeat(first + stop - 1, lengths) - places
-    return chunks.pick(np.where(flags, backward, places), ends), flags
-
-
-def taken(chunks: Chunks, documents: list[int], shares: Whole, names: list[range]) -> Dealt:
+def taken(texts: list[Text], documents: list[int], shares: list[int], names: list[range]) -> Dealt:
     """Each rank's run from the dense end and from the light end of its node's documents: its share of tokens, and of
     what work is left. documents: of each node, one node's behind the other's.  shares: of all ranks.  names: of each
     node's ranks.
     """
-    line, turned = _line(chunks, np.arange(len(documents)).repeat(documents))
-    tokens, work = line.before
-    edges, places, share_of = tokens.tolist(), tokens.astype(np.float64), shares.tolist()
-    high, stops = 0, tokens[line.ends[list(accumulate(documents))]].tolist()
-    runs = []
-    for ranks, stop in zip(names, stops, strict=False):
-        low, high = high, stop
+    ends = [0, *accumulate(documents)]
+    order, turned, lengths, each = _order(texts, ends)
+    edges, work = [0, *accumulate(lengths)], np.array([0.0, *accumulate(each)])
+    begins = [0, *accumulate([sum(texts[at].lengths) for at in order])]
+    line = np.array(edges, np.float64), work
+    high, runs = 0, []
+    for ranks, end in zip(names, ends[1:], strict=False):
+        low, high = high, begins[end]
         for name in ranks:
-            share = share_of[name]
+            share = shares[name]
             last = name == ranks[-1]
-            take = share if last or not share else _from_dense_end(edges, (places, work), (low, high), share)
+            take = share if last or not share else _from_dense_end(edges, line, (low, high), share)
             runs += [(low, low + take, name), (high - (share - take), high, name)]
             low, high = low + take, high - (share - take)
-        high = stop
-    return _pieces(line, turned, tokens, np.array(runs))
+        high = begins[end]
+    return _pieces([(texts[at].ranges, turned[at]) for at in order], runs)
+
+
+def _order(texts: list[Text], ends: list[int]) -> tuple[list[int], list[bool], list[int], list[float]]:
+    """Documents of each node by density, and which of them are turned: the dense end of each comes before its light
+    end. Then tokens and work of all chunks in this order. ends: of the nodes' documents.
+    """
+    before, stop = [0.0, *accumulate([work for one in texts for work in one.work])], 0
+    turned, thin = [], []
+    for one in texts:
+        first, stop = stop, stop + len(one.work)
+        half = len(one.work) // 2
+        turned.append(before[stop] - before[stop - half] > before[first + half] - before[first])
+        thin.append(-(before[stop] - before[first]) / sum(one.lengths))
+    order = [at for first, stop in pairwise(ends) for at in sorted(range(first, stop), key=thin.__getitem__)]
+    lengths: list[int] = []
+    each: list[float] = []
+    for at in order:
+        one = texts[at]
+        lengths += reversed(one.lengths) if turned[at] else one.lengths
+        each += reversed(one.work) if turned[at] else one.work
+    return order, turned, lengths, each
 
 
 def _from_dense_end(edges: list[int], line: tuple[Real, Real], left: tuple[int, int], share: int) -> int:
@@ -169,23 +179,25 @@ def _from_dense_end(edges: list[int], line: tuple[Real, Real], left: tuple[int, 
     return int(cuts[one]) + round(float(part) * float(cuts[one + 1] - cuts[one]))
 
 
-def _pieces(line: Chunks, turned: np.ndarray, tokens: Whole, runs: Whole) -> Dealt:
-    """The tokens of runs of the line, (low, high, rank) each, as pieces of chunks."""
-    runs = runs[runs[:, 0] < runs[:, 1]]
-    begin = tokens.searchsorted(runs[:, 0], "right") - 1
-    end = tokens.searchsorted(runs[:, 1])
-    chunk = spread(begin, end)
-    low, high, name = runs.repeat(end - begin, axis=0).T
-    skipped = np.maximum(low - tokens[chunk], 0)
-    kept = np.minimum(high, tokens[chunk + 1]) - tokens[chunk] - skipped
-    first = np.where(turned[chunk], line.stop[chunk] - skipped - kept, line.first[chunk] + skipped)
-    return first, first + kept, name
+def _pieces(line: list[tuple[Ranges, bool]], runs: Dealt) -> Dealt:
+    """The tokens of runs of the line, (low, high, rank) each. line: documents, and whether they are turned."""
+    parts = [(*one, turned) for ranges, turned in line for one in (reversed(ranges) if turned else ranges)]
+    begins = [0, *accumulate([stop - first for first, stop, _ in parts])]
+    found = []
+    for low, high, name in runs:
+        at = bisect_right(begins, low) - 1
+        while low < high:
+            first, stop, turned = parts[at]
+            skipped, kept = low - begins[at], min(high, begins[at + 1]) - low
+            first = stop - skipped - kept if turned else first + skipped
+            found.append((first, first + kept, name))
+            low += kept
+            at += 1
+    return found
 
 
 def joined(dealt: Dealt, ranks: int) -> Owners:
     """The owners of these pieces, which are all tokens."""
-    first, stop, name = dealt
-    order = first.argsort()
-    edges = np.empty(len(order) + 1, np.int64)
-    edges[:-1], edges[-1] = first[order], stop[order[-1]]
-    return Owners.of_chunks(edges, name[order], ranks)
+    dealt.sort()
+    edges = np.array([*[first for first, _, _ in dealt], dealt[-1][1]])
+    return Owners.of_chunks(edges, np.array([name for _, _, name in dealt]), ranks)

@@ -8,13 +8,24 @@ from typing import NamedTuple, TypeAlias
 Ranges: TypeAlias = list[tuple[int, int]]  # of tokens
 
 
+class Text(NamedTuple):
+    """Of a document. ranges: of its tokens, ascending.  lengths, work: tokens and work of its chunks."""
+
+    ranges: Ranges
+    lengths: list[int]
+    work: list[float]
+
+
 class Line(NamedTuple):
     """All chunks as lists, which are faster than arrays for a few numbers each.
 
-    edges: bounds of chunks.  before: the work before each, and of all.  density: work a token of each chunk.
+    edges: bounds of chunks.  lengths, work: of each.  before: the work before each, and of all.  density: work a token
+    of each chunk.
     """
 
     edges: list[int]
+    lengths: list[int]
+    work: list[float]
     before: list[float]
     density: list[float]
 
@@ -30,7 +41,7 @@ class Line(NamedTuple):
 
     def work_of(self, ranges: Ranges) -> float:
         """The work of these tokens."""
-        edges, before, density = self
+        edges, before, density = self.edges, self.before, self.density
         work = 0.0
         for first, stop in ranges:
             low = bisect_right(edges, first) - 1
@@ -38,3 +49,21 @@ class Line(NamedTuple):
             cut = density[low] * (first - edges[low]) + density[high - 1] * (edges[high] - stop)
             work += before[high] - before[low] - cut
         return work
+
+    def text(self, ranges: Ranges) -> Text:
+        """These tokens of a document by chunks, the first and the last of which may be cut."""
+        edges = self.edges
+        lengths: list[int] = []
+        work: list[float] = []
+        for first, stop in ranges:
+            low = bisect_right(edges, first) - 1
+            high = bisect_left(edges, stop, low)
+            behind = len(lengths) - low
+            lengths += self.lengths[low:high]
+            work += self.work[low:high]
+            for at in (low, high - 1):
+                kept = min(stop, edges[at + 1]) - max(first, edges[at])
+                if kept < self.lengths[at]:
+                    lengths[behind + at] = kept
+                    work[behind + at] = self.work[at] * (kept / self.lengths[at])
+        return Text(ranges, lengths, work)

@@ -9,7 +9,7 @@ import numpy as np
 from omnicupy.parallel.assign import Chunks, Dealt, joined, shares_of, taken
 from omnicupy.parallel.line import Line, Ranges
 from omnicupy.parallel.owners import Owners
-from omnicupy.parallel.runs import Real, Whole, spread, sums_before
+from omnicupy.parallel.runs import Real
 
 UNEVEN = 0.1  # what a node's tokens and work may lie apart, against what the fuller one of them counts
 MOST_TRIED = 12  # documents, the shortest, of which one is cut
@@ -27,32 +27,22 @@ class Part(NamedTuple):
 
 def nodes_first(chunks: Chunks, ranks: int, node: int) -> Owners:
     """Documents to nodes of `node` ranks by tokens and work, then `two_ended` inside each."""
-    shares = shares_of(int(chunks.stop[-1]), ranks)
+    shares = shares_of(int(chunks.stop[-1]), ranks).tolist()
     names = [range(first, min(first + node, ranks)) for first in range(0, ranks, node)]
-    counts = [int(shares[one.start : one.stop].sum()) for one in names]
+    counts = [sum(shares[one.start : one.stop]) for one in names]
     counts = [
         count for count in counts if count
     ]  # the last nodes go without where tokens are fewer than ranks
     held = _packed(chunks, counts, node)
-    return joined(_dealt(chunks, held, shares, names), ranks)
+    return joined(_dealt(chunks.line, held, shares, names), ranks)
 
 
-def _dealt(chunks: Chunks, held: list[list[Part]], shares: Whole, names: list[range]) -> Dealt:
-    """The chunks of each node to its ranks."""
-    texts = [(node, part) for node, parts in enumerate(held) for part in parts]
-    ranges = [(*one, text, node) for text, (node, part) in enumerate(texts) for one in part.ranges]
-    first, stop, text, name = np.array(ranges).T
+def _dealt(line: Line, held: list[list[Part]], shares: list[int], names: list[range]) -> Dealt:
+    """The tokens of each node to its ranks."""
     if max(map(len, names)) == 1:
-        return first, stop, name
-    begin = chunks.first.searchsorted(first, "right") - 1
-    count = chunks.first.searchsorted(stop) - begin
-    at = spread(begin, begin + count)
-    low, high = chunks.first[at], chunks.stop[at]
-    lengths = high - low
-    low, high = np.maximum(low, first.repeat(count)), np.minimum(high, stop.repeat(count))
-    ends = sums_before(np.bincount(text, count).astype(np.int64))
-    parts = Chunks(low, high, chunks.work[at] * ((high - low) / lengths), ends)
-    return taken(parts, [len(parts) for parts in held], shares, names)
+        return [(*one, node) for node, parts in enumerate(held) for part in parts for one in part.ranges]
+    texts = [line.text(part.ranges) for parts in held for part in parts]
+    return taken(texts, [len(parts) for parts in held], shares, names)
 
 
 def _packed(chunks: Chunks, counts: list[int], node: int) -> list[list[Part]]:
