@@ -55,6 +55,12 @@ class Chunks:
         return (found[:, 1:] - found[:, :-1]).T
 
     @cached_property
+    def texts(self) -> list[tuple[int, int, float]]:
+        """The first token of each document, its last one + 1, and its work."""
+        bounds = self.before[0][self.ends].tolist()
+        return list(zip(bounds, bounds[1:], self.amounts[:, 1].tolist(), strict=False))
+
+    @cached_property
     def line(self) -> Line:
         """All chunks, which must be in their order."""
         edges = [*self.first.tolist(), int(self.stop[-1])]
@@ -89,9 +95,7 @@ def zigzag(size: int, ranks: int) -> Owners:
 def two_ended(chunks: Chunks, ranks: int) -> Owners:
     """Dense and light documents to each rank."""
     line = chunks.line
-    texts = [
-        line.text([(line.edges[first], line.edges[stop])]) for first, stop in pairwise(chunks.ends.tolist())
-    ]
+    texts = [line.text([(first, stop)]) for first, stop, _ in chunks.texts]
     shares = shares_of(line.edges[-1], ranks).tolist()
     return joined(taken(texts, [len(texts)], shares, [range(ranks)]), ranks)
 

@@ -31,13 +31,11 @@ class Line(NamedTuple):
 
     def most(self, ranges: Ranges) -> float:
         """The greatest work a token of these."""
-        edges, density = self.edges, self.density
-        return max(
-            [
-                max(density[bisect_right(edges, first) - 1 : bisect_left(edges, stop)])
-                for first, stop in ranges
-            ]
-        )
+        edges, density, most = self.edges, self.density, 0.0
+        for first, stop in ranges:
+            low = bisect_right(edges, first) - 1
+            most = max(most, *density[low : bisect_left(edges, stop, low)])
+        return most
 
     def work_of(self, ranges: Ranges) -> float:
         """The work of these tokens."""

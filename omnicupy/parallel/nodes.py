@@ -102,12 +102,15 @@ def _items(chunks: Chunks, share: Real) -> tuple[list[Part], Real]:
     """
     line, amounts, places = chunks.line, chunks.amounts, chunks.ends.tolist()
     edges = line.edges
-    need = np.ceil((amounts / share).max(axis=1) - 1e-9).tolist()
+    need = np.ceil((amounts / share).max(axis=1) - 1e-9)
+    whole = [Part([(first, stop)], stop - first, total) for first, stop, total in chunks.texts]
+    if need.max() <= 1:
+        return whole, amounts
     items: list[Part] = []
-    for first, stop, parts, (tokens, total) in zip(places, places[1:], need, amounts.tolist(), strict=False):
+    for first, stop, parts, one in zip(places, places[1:], need.tolist(), whole, strict=False):
         count = min(int(parts), stop - first)
         if count <= 1:
-            items.append(Part([(edges[first], edges[stop])], int(tokens), total))
+            items.append(one)
             continue
         cuts = [first + -(-half * (stop - first) // (2 * count)) for half in range(2 * count + 1)]
         for number in range(count):
@@ -145,9 +148,9 @@ def _moved(documents: list[Part], tokens: int, wanted: float, rank_tokens: float
     found: list[Part] = []
     total = sum(one.total for one in documents)
     while tokens:
-        fits = [at for at, one in enumerate(documents) if one.tokens <= tokens]
+        fits = [(one.tokens, -at) for at, one in enumerate(documents) if one.tokens <= tokens]
         if fits:
-            moved = documents.pop(max(fits, key=lambda at: documents[at].tokens))
+            moved = documents.pop(-max(fits)[1])
         else:
             at, from_tail = _cheapest_cut(documents, tokens, (wanted, total), rank_tokens, line)
             moved, documents[at] = _cut(documents[at], tokens, from_tail, line)
@@ -164,15 +167,17 @@ def _cheapest_cut(
 
     Who gets n rows that see up to w keys fetches about w - n of them; who keeps the rest up to n.
     """
-    wanted, total = work
+    wanted, total = work[0], max(work[1], 1.0)
     best, found = np.inf, (0, False)
-    shortest = sorted(range(len(documents)), key=lambda at: documents[at].tokens)[:MOST_TRIED]
-    for at in shortest:
+    shortest = sorted([(one.tokens, at) for at, one in enumerate(documents)])[:MOST_TRIED]
+    for _, at in shortest:
+        ranges = documents[at].ranges
         for from_tail in (False, True):
-            end = _end(documents[at].ranges, tokens, from_tail)
-            cost = max(tokens, line.most(end) - tokens) / rank_tokens
+            end = _end(ranges, tokens, from_tail)
+            most = line.most(end) - tokens
+            cost = (most if most > tokens else tokens) / rank_tokens
             if cost < best:
-                cost += abs(line.work_of(end) - wanted) / max(total, 1.0)
+                cost += abs(line.work_of(end) - wanted) / total
                 if cost < best * (1 - ALIKE):
                     best, found = cost, (at, from_tail)
     return found

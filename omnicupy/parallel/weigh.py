@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from omnicupy.parallel.owners import Owners
-from omnicupy.parallel.prediction import Setting, pairs_of
+from omnicupy.parallel.prediction import Setting
 from omnicupy.parallel.runs import Real, Whole, merged, spread
 from omnicupy.parallel.seen import Rectangles
 
@@ -40,12 +40,23 @@ def seconds(
     count = len(rows)
     all_rows = _behind(rows)
     all_keys = all_rows if all(a is b for a, b in zip(rows, keys, strict=True)) else _behind(keys)
-    pairs = np.array([pairs_of(work, one) for one in rows])
+    pairs = _pairs(work, rows, all_rows.owner)
     found: Real = np.zeros(count)
     for one, layers in parts:
         sent = _sent(one, all_rows, all_keys, count)
         wait = setting.near_s((sent.sum(axis=2), sent.sum(axis=1)))
         found += layers * setting.rank_s(pairs, wait).max(axis=1)
+    return found
+
+
+def _pairs(work: tuple[Real, Real], assignments: Sequence[Owners], owner: Whole) -> Real:
+    """What `pairs_of` says of each assignment, (count, ranks). owner: of the runs of all of them."""
+    count, ranks = len(assignments), assignments[0].ranks
+    at = np.interp(np.concatenate([one.edges for one in assignments]), *work)
+    # Between the end of one and the first edge of the next one lies no run.
+    kept = np.ones(len(at) - 1, np.bool_)
+    kept[np.cumsum([len(one.edges) for one in assignments[:-1]], dtype=np.int64) - 1] = False
+    found: Real = np.bincount(owner, (at[1:] - at[:-1])[kept], count * ranks).reshape(count, ranks)
     return found
 
 
