@@ -95,7 +95,11 @@ def zigzag(size: int, ranks: int) -> Owners:
 def two_ended(chunks: Chunks, ranks: int) -> Owners:
     """Dense and light documents to each rank."""
     line = chunks.line
-    texts = [line.text([(first, stop)]) for first, stop, _ in chunks.texts]
+    lengths, work, ends = line.lengths, line.work, chunks.ends.tolist()
+    texts = [
+        Text([(line.edges[first], line.edges[stop])], lengths[first:stop], work[first:stop])
+        for first, stop in pairwise(ends)
+    ]
     shares = shares_of(line.edges[-1], ranks).tolist()
     return joined(taken(texts, [len(texts)], shares, [range(ranks)]), ranks)
 
@@ -132,20 +136,18 @@ def _order(texts: list[Text], ends: list[int]) -> tuple[list[int], list[bool], l
     """Documents of each node by density, and which of them are turned: the dense end of each comes before its light
     end. Then tokens and work of all chunks in this order. ends: of the nodes' documents.
     """
-    before, stop = [0.0, *accumulate([work for one in texts for work in one.work])], 0
     turned, thin = [], []
-    for one in texts:
-        first, stop = stop, stop + len(one.work)
-        half = len(one.work) // 2
-        turned.append(before[stop] - before[stop - half] > before[first + half] - before[first])
-        thin.append(-(before[stop] - before[first]) / sum(one.lengths))
+    for _, tokens, work in texts:
+        half = len(work) // 2
+        turned.append(half > 0 and sum(work[-half:]) > sum(work[:half]))
+        thin.append(-sum(work) / sum(tokens))
     order = [at for first, stop in pairwise(ends) for at in sorted(range(first, stop), key=thin.__getitem__)]
     lengths: list[int] = []
     each: list[float] = []
     for at in order:
         one = texts[at]
-        lengths += reversed(one.lengths) if turned[at] else one.lengths
-        each += reversed(one.work) if turned[at] else one.work
+        lengths += one.lengths[::-1] if turned[at] else one.lengths
+        each += one.work[::-1] if turned[at] else one.work
     return order, turned, lengths, each
 
 

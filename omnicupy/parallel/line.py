@@ -59,6 +59,8 @@ class Line(NamedTuple):
             behind = len(lengths) - low
             lengths += self.lengths[low:high]
             work += self.work[low:high]
+            if edges[low] == first and edges[high] == stop:
+                continue
             for at in (low, high - 1):
                 kept = min(stop, edges[at + 1]) - max(first, edges[at])
                 if kept < self.lengths[at]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from omnicupy.parallel.owners import Owners
 from omnicupy.parallel.prediction import Setting
-from omnicupy.parallel.runs import Real, Whole, merged, spread
+from omnicupy.parallel.runs import Real, Whole, spread
 from omnicupy.parallel.seen import Rectangles
 
 MOST = 1 << 15  # runs of keys times ranks of all assignments
@@ -80,9 +80,13 @@ def _sent(found: Rectangles, rows: Owners, keys: Owners, count: int) -> Real:
     line = np.broadcast_to(found.run * ranks, (count, len(found.run))).ravel()
     seen.reshape(-1)[line.repeat(lengths) + rows.owner[spread(first, first + lengths)]] = 1.0
     key_edges = (found.key_edges[:-1] + again * (keys.tokens // count)).ravel()
-    edges = merged(key_edges, keys.edges)
-    run = (key_edges.searchsorted(edges[:-1], "right") - 1) % runs
-    cells = np.bincount(run * ranks + keys.at(edges[:-1]), edges[1:] - edges[:-1], seen.size)
+    # Segments between bounds of both kinds; those without keys count nothing.
+    edges = np.concatenate([key_edges, keys.edges])
+    order = edges.argsort(kind="stable")
+    edges = edges[order]
+    run = (order < len(key_edges)).cumsum()
+    owner = keys.owner[np.arange(len(run) - 1) - run[:-1]]
+    cells = np.bincount((run[:-1] - 1) % runs * ranks + owner, edges[1:] - edges[:-1], seen.size)
     tokens = cells.reshape(seen.shape)
     sent: Real = np.matmul(tokens.transpose(1, 2, 0), seen.transpose(1, 0, 2))
     each: Whole = np.arange(ranks // count)
