@@ -17,7 +17,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from omnicupy.parallel.line import Line, Ranges, Text
+from omnicupy.parallel.line import Line, Part, Ranges, Text
 from omnicupy.parallel.owners import Owners
 from omnicupy.parallel.runs import Real, Whole, sums_before
 
@@ -55,10 +55,11 @@ class Chunks:
         return (found[:, 1:] - found[:, :-1]).T
 
     @cached_property
-    def texts(self) -> list[tuple[int, int, float]]:
-        """The first token of each document, its last one + 1, and its work."""
+    def texts(self) -> list[Part]:
+        """All documents."""
         bounds = self.before[0][self.ends].tolist()
-        return list(zip(bounds, bounds[1:], self.amounts[:, 1].tolist(), strict=False))
+        work = self.amounts[:, 1].tolist()
+        return [Part([two], two[1] - two[0], one) for two, one in zip(pairwise(bounds), work, strict=True)]
 
     @cached_property
     def line(self) -> Line:
@@ -77,8 +78,8 @@ class Chunks:
 def contiguous(size: int, ranks: int) -> Owners:
     """Equal runs in order."""
     edges = np.arange(ranks + 1) * size // ranks
-    kept = np.flatnonzero(edges[1:] - edges[:-1])
-    return Owners(np.append(edges[kept], size), kept, ranks)
+    kept = (edges[1:] - edges[:-1]).nonzero()[0]
+    return Owners(np.concatenate([edges[kept], edges[-1:]]), kept, ranks)
 
 
 def zigzag(size: int, ranks: int) -> Owners:
@@ -88,7 +89,7 @@ def zigzag(size: int, ranks: int) -> Owners:
     lengths = np.concatenate([low, (shares - low)[::-1]])
     each = np.arange(ranks)
     owner = np.concatenate([each, each[::-1]])
-    kept = np.flatnonzero(lengths)
+    kept = lengths.nonzero()[0]
     return Owners.of_chunks(sums_before(lengths[kept]), owner[kept], ranks)
 
 

@@ -8,6 +8,14 @@ from typing import NamedTuple, TypeAlias
 Ranges: TypeAlias = list[tuple[int, int]]  # of tokens
 
 
+class Part(NamedTuple):
+    """Of a document. ranges: of its tokens, ascending.  tokens, total: of them, and their work."""
+
+    ranges: Ranges
+    tokens: int
+    total: float
+
+
 class Text(NamedTuple):
     """Of a document. ranges: of its tokens, ascending.  lengths, work: tokens and work of its chunks."""
 

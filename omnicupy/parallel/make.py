@@ -214,7 +214,7 @@ def _fastest(
 ) -> Given:
     """The candidate whose slowest rank is predicted to be done first; the earlier one of equals."""
     q_len, k_len = shown[0].mask.shape
-    edges = np.append(chunks.first, q_len)
+    edges = np.concatenate([chunks.first, chunks.stop[-1:]])
     key_edges = edges
     if q_len != k_len:
         key_edges = seen.chunk_edges(np.array([0, k_len]), _chunk(k_len, setting.ranks))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from omnicupy.parallel.assign import Chunks, Dealt, joined, shares_of, taken
-from omnicupy.parallel.line import Line, Ranges
+from omnicupy.parallel.line import Line, Part, Ranges
 from omnicupy.parallel.owners import Owners
 from omnicupy.parallel.runs import Real
 
@@ -15,14 +13,6 @@ UNEVEN = 0.1  # what a node's tokens and work may lie apart, against what the fu
 MOST_TRIED = 12  # documents, the shortest, of which one is cut
 FEW_NODES = 16  # of which one is found faster without NumPy
 ALIKE = 1e-9  # of what a cut costs: nearer ones differ in rounding only, and the first of them counts
-
-
-class Part(NamedTuple):
-    """Of a document. ranges: of its tokens, ascending.  tokens, total: of them, and their work."""
-
-    ranges: Ranges
-    tokens: int
-    total: float
 
 
 def nodes_first(chunks: Chunks, ranks: int, node: int) -> Owners:
@@ -53,7 +43,7 @@ def _packed(chunks: Chunks, counts: list[int], node: int) -> list[list[Part]]:
     share = np.array(counts) / total[0]  # of a node; the last one may have fewer ranks
     items, amounts = _items(chunks, total / len(counts))
     scaled = amounts / total
-    order = (-scaled.max(axis=1)).argsort(kind="stable")
+    order = (-np.maximum(*scaled.T)).argsort(kind="stable")
     least = _few if len(counts) <= FEW_NODES else _many
     held: list[list[Part]] = [[] for _ in counts]
     for item, at in zip(order.tolist(), least(scaled[order], share), strict=True):
@@ -102,12 +92,11 @@ def _items(chunks: Chunks, share: Real) -> tuple[list[Part], Real]:
     """
     line, amounts, places = chunks.line, chunks.amounts, chunks.ends.tolist()
     edges = line.edges
-    need = np.ceil((amounts / share).max(axis=1) - 1e-9)
-    whole = [Part([(first, stop)], stop - first, total) for first, stop, total in chunks.texts]
-    if need.max() <= 1:
-        return whole, amounts
+    need = np.ceil(np.maximum(*(amounts / share).T) - 1e-9).tolist()
+    if max(need) <= 1:
+        return chunks.texts, amounts
     items: list[Part] = []
-    for first, stop, parts, one in zip(places, places[1:], need.tolist(), whole, strict=False):
+    for first, stop, parts, one in zip(places, places[1:], need, chunks.texts, strict=False):
         count = min(int(parts), stop - first)
         if count <= 1:
             items.append(one)

@@ -7,6 +7,7 @@ one behind the other, as one assignment to as many times the ranks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 
@@ -54,9 +55,9 @@ def _pairs(work: tuple[Real, Real], assignments: Sequence[Owners], owner: Whole)
     count, ranks = len(assignments), assignments[0].ranks
     at = np.interp(np.concatenate([one.edges for one in assignments]), *work)
     # Between the end of one and the first edge of the next one lies no run.
-    kept = np.ones(len(at) - 1, np.bool_)
-    kept[np.cumsum([len(one.edges) for one in assignments[:-1]], dtype=np.int64) - 1] = False
-    found: Real = np.bincount(owner, (at[1:] - at[:-1])[kept], count * ranks).reshape(count, ranks)
+    kept = np.ones(len(at), np.bool_)
+    kept[list(accumulate([len(one.edges) for one in assignments[:-1]], initial=0))] = False
+    found: Real = np.bincount(owner, (at[1:] - at[:-1])[kept[1:]], count * ranks).reshape(count, ranks)
     return found
 
 
@@ -77,7 +78,7 @@ def _sent(found: Rectangles, rows: Owners, keys: Owners, count: int) -> Real:
     first = rows.edges.searchsorted(low, "right") - 1
     lengths = rows.edges.searchsorted(high) - first
     seen = np.zeros((runs, count, ranks // count))
-    line = np.broadcast_to(found.run * ranks, (count, len(found.run))).ravel()
+    line = np.concatenate([found.run * ranks] * count)
     seen.reshape(-1)[line.repeat(lengths) + rows.owner[spread(first, first + lengths)]] = 1.0
     key_edges = (found.key_edges[:-1] + again * (keys.tokens // count)).ravel()
     # Segments between bounds of both kinds; those without keys count nothing.
