@@ -84,7 +84,7 @@ def contiguous(size: int, ranks: int) -> Owners:
 
 def zigzag(size: int, ranks: int) -> Owners:
     """Rank r gets runs r and 2 * ranks - 1 - r of twice as many runs: even for one causal text."""
-    shares = shares_of(size, ranks)
+    shares = np.array(shares_of(size, ranks))
     low = shares // 2
     lengths = np.concatenate([low, (shares - low)[::-1]])
     each = np.arange(ranks)
@@ -98,16 +98,16 @@ def two_ended(chunks: Chunks, ranks: int) -> Owners:
     line = chunks.line
     lengths, work, ends = line.lengths, line.work, chunks.ends.tolist()
     texts = [
-        Text([(line.edges[first], line.edges[stop])], lengths[first:stop], work[first:stop])
-        for first, stop in pairwise(ends)
+        Text(one, lengths[first:stop], work[first:stop])
+        for one, (first, stop) in zip(chunks.texts, pairwise(ends), strict=True)
     ]
-    shares = shares_of(line.edges[-1], ranks).tolist()
-    return joined(taken(texts, [len(texts)], shares, [range(ranks)]), ranks)
+    return joined(taken(texts, [len(texts)], shares_of(line.edges[-1], ranks), [range(ranks)]), ranks)
 
 
-def shares_of(size: int, ranks: int) -> Whole:
+def shares_of(size: int, ranks: int) -> list[int]:
     """Tokens of each rank: equal, the first ones one more where that does not come out even."""
-    return size // ranks + (np.arange(ranks) < size % ranks)
+    share, more = divmod(size, ranks)
+    return [share + 1] * more + [share] * (ranks - more)
 
 
 def taken(texts: list[Text], documents: list[int], shares: list[int], names: list[range]) -> Dealt:
@@ -118,7 +118,7 @@ def taken(texts: list[Text], documents: list[int], shares: list[int], names: lis
     ends = [0, *accumulate(documents)]
     order, turned, lengths, each = _order(texts, ends)
     edges, work = [0, *accumulate(lengths)], np.array([0.0, *accumulate(each)])
-    begins = [0, *accumulate([sum(texts[at].lengths) for at in order])]
+    begins = [0, *accumulate([texts[at].part.tokens for at in order])]
     line = np.array(edges, np.float64), work
     high, runs = 0, []
     for ranks, end in zip(names, ends[1:], strict=False):
@@ -130,7 +130,7 @@ def taken(texts: list[Text], documents: list[int], shares: list[int], names: lis
             runs += [(low, low + take, name), (high - (share - take), high, name)]
             low, high = low + take, high - (share - take)
         high = begins[end]
-    return _pieces([(texts[at].ranges, turned[at]) for at in order], runs)
+    return _pieces([(texts[at].part.ranges, turned[at]) for at in order], runs)
 
 
 def _order(texts: list[Text], ends: list[int]) -> tuple[list[int], list[bool], list[int], list[float]]:
@@ -138,10 +138,10 @@ def _order(texts: list[Text], ends: list[int]) -> tuple[list[int], list[bool], l
     end. Then tokens and work of all chunks in this order. ends: of the nodes' documents.
     """
     turned, thin = [], []
-    for _, tokens, work in texts:
+    for part, _, work in texts:
         half = len(work) // 2
         turned.append(half > 0 and sum(work[-half:]) > sum(work[:half]))
-        thin.append(-sum(work) / sum(tokens))
+        thin.append(-part.total / part.tokens)
     order = [at for first, stop in pairwise(ends) for at in sorted(range(first, stop), key=thin.__getitem__)]
     lengths: list[int] = []
     each: list[float] = []
@@ -206,5 +206,10 @@ def _pieces(line: list[tuple[Ranges, bool]], runs: Dealt) -> Dealt:
 def joined(dealt: Dealt, ranks: int) -> Owners:
     """The owners of these pieces, which are all tokens."""
     dealt.sort()
-    edges = np.array([*[first for first, _, _ in dealt], dealt[-1][1]])
-    return Owners.of_chunks(edges, np.array([name for _, _, name in dealt]), ranks)
+    edges, owner = [], [-1]
+    for first, _, name in dealt:
+        if name != owner[-1]:
+            edges.append(first)
+            owner.append(name)
+    edges.append(dealt[-1][1])
+    return Owners(np.array(edges, np.int64), np.array(owner[1:], np.int64), ranks)

@@ -17,9 +17,9 @@ class Part(NamedTuple):
 
 
 class Text(NamedTuple):
-    """Of a document. ranges: of its tokens, ascending.  lengths, work: tokens and work of its chunks."""
+    """A part, and the tokens and the work of its chunks."""
 
-    ranges: Ranges
+    part: Part
     lengths: list[int]
     work: list[float]
 
@@ -56,12 +56,12 @@ class Line(NamedTuple):
             work += before[high] - before[low] - cut
         return work
 
-    def text(self, ranges: Ranges) -> Text:
-        """These tokens of a document by chunks, the first and the last of which may be cut."""
+    def text(self, part: Part) -> Text:
+        """The tokens of a document by chunks, the first and the last of which may be cut."""
         edges = self.edges
         lengths: list[int] = []
         work: list[float] = []
-        for first, stop in ranges:
+        for first, stop in part.ranges:
             low = bisect_right(edges, first) - 1
             high = bisect_left(edges, stop, low)
             behind = len(lengths) - low
@@ -74,4 +74,4 @@ class Line(NamedTuple):
                 if kept < self.lengths[at]:
                     lengths[behind + at] = kept
                     work[behind + at] = self.work[at] * (kept / self.lengths[at])
-        return Text(ranges, lengths, work)
+        return Text(part, lengths, work)

@@ -17,7 +17,7 @@ ALIKE = 1e-9  # of what a cut costs: nearer ones differ in rounding only, and th
 
 def nodes_first(chunks: Chunks, ranks: int, node: int) -> Owners:
     """Documents to nodes of `node` ranks by tokens and work, then `two_ended` inside each."""
-    shares = shares_of(int(chunks.stop[-1]), ranks).tolist()
+    shares = shares_of(int(chunks.stop[-1]), ranks)
     names = [range(first, min(first + node, ranks)) for first in range(0, ranks, node)]
     counts = [sum(shares[one.start : one.stop]) for one in names]
     counts = [
@@ -31,7 +31,7 @@ def _dealt(line: Line, held: list[list[Part]], shares: list[int], names: list[ra
     """The tokens of each node to its ranks."""
     if max(map(len, names)) == 1:
         return [(*one, node) for node, parts in enumerate(held) for part in parts for one in part.ranges]
-    texts = [line.text(part.ranges) for parts in held for part in parts]
+    texts = [line.text(part) for parts in held for part in parts]
     return taken(texts, [len(parts) for parts in held], shares, names)
 
 
@@ -115,9 +115,9 @@ def _items(chunks: Chunks, share: Real) -> tuple[list[Part], Real]:
 def _settle(held: list[list[Part]], counts: list[int], node: int, line: Line) -> None:
     """In place: full nodes give documents and runs of them to others until each node has its tokens."""
     over = [
-        sum(one.tokens for one in documents) - count for documents, count in zip(held, counts, strict=True)
+        sum([one.tokens for one in documents]) - count for documents, count in zip(held, counts, strict=True)
     ]
-    work = [sum(one.total for one in documents) for documents in held]
+    work = [sum([one.total for one in documents]) for documents in held]
     while max(over) > 0:
         full, free = over.index(max(over)), over.index(min(over))
         tokens = min(over[full], -over[free])
@@ -135,7 +135,7 @@ def _moved(documents: list[Part], tokens: int, wanted: float, rank_tokens: float
     then a run of one, chosen so that few keys are needed on both sides of the cut.
     """
     found: list[Part] = []
-    total = sum(one.total for one in documents)
+    total = sum([one.total for one in documents])
     while tokens:
         fits = [(one.tokens, -at) for at, one in enumerate(documents) if one.tokens <= tokens]
         if fits:

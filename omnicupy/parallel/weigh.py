@@ -57,8 +57,8 @@ def _pairs(work: tuple[Real, Real], assignments: Sequence[Owners], owner: Whole)
     # Between the end of one and the first edge of the next one lies no run.
     kept = np.ones(len(at), np.bool_)
     kept[list(accumulate([len(one.edges) for one in assignments[:-1]], initial=0))] = False
-    found: Real = np.bincount(owner, (at[1:] - at[:-1])[kept[1:]], count * ranks).reshape(count, ranks)
-    return found
+    found = np.bincount(owner, (at[1:] - at[:-1])[kept[1:]], count * ranks)
+    return found.reshape(count, ranks).astype(np.float64, copy=False)
 
 
 def _behind(assignments: Sequence[Owners]) -> Owners:
