@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from omnicupy.parallel.assign import Chunks, Dealt, joined, shares_of, taken
+from omnicupy.parallel import few, many
+from omnicupy.parallel.assign import FEW, shares_of
+from omnicupy.parallel.chunks import Chunks
 from omnicupy.parallel.line import Line, Part, Ranges
 from omnicupy.parallel.owners import Owners
 from omnicupy.parallel.runs import Real
@@ -24,15 +26,14 @@ def nodes_first(chunks: Chunks, ranks: int, node: int) -> Owners:
         count for count in counts if count
     ]  # the last nodes go without where tokens are fewer than ranks
     held = _packed(chunks, counts, node)
-    return joined(_dealt(chunks.line, held, shares, names), ranks)
-
-
-def _dealt(line: Line, held: list[list[Part]], shares: list[int], names: list[range]) -> Dealt:
-    """The tokens of each node to its ranks."""
-    if max(map(len, names)) == 1:
-        return [(*one, node) for node, parts in enumerate(held) for part in parts for one in part.ranges]
-    texts = [line.text(part) for parts in held for part in parts]
-    return taken(texts, [len(parts) for parts in held], shares, names)
+    if node == 1:
+        pieces = [(*one, at) for at, parts in enumerate(held) for part in parts for one in part.ranges]
+        return few.joined(pieces, ranks)
+    documents = [len(parts) for parts in held]
+    if sum(documents) > FEW:
+        return many.joined(many.dealt(chunks, held, shares, names), ranks)
+    texts = [chunks.line.text(part) for parts in held for part in parts]
+    return few.joined(few.taken(texts, documents, shares, names), ranks)
 
 
 def _packed(chunks: Chunks, counts: list[int], node: int) -> list[list[Part]]:
