@@ -138,9 +138,9 @@ def _moved(documents: list[Part], tokens: int, wanted: float, rank_tokens: float
     found: list[Part] = []
     total = sum([one.total for one in documents])
     while tokens:
-        fits = [(one.tokens, -at) for at, one in enumerate(documents) if one.tokens <= tokens]
+        fits = [at for at, one in enumerate(documents) if one.tokens <= tokens]
         if fits:
-            moved = documents.pop(-max(fits)[1])
+            moved = documents.pop(max(fits, key=lambda at: documents[at].tokens))
         else:
             at, from_tail = _cheapest_cut(documents, tokens, (wanted, total), rank_tokens, line)
             moved, documents[at] = _cut(documents[at], tokens, from_tail, line)
