@@ -12,6 +12,7 @@ from omnicupy.errors import UnsupportedError
 from omnicupy.masks.arguments import at_least_one, integer, plain
 from omnicupy.masks.mask import Mask
 from omnicupy.parallel import assign, check_numbers, nodes, seen, weigh
+from omnicupy.parallel.chunks import Chunks
 from omnicupy.parallel.exchange import expected_traffic
 from omnicupy.parallel.owners import Owners
 from omnicupy.parallel.plan import Plan
@@ -125,13 +126,13 @@ def _weights(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
     return found
 
 
-def _chunks(shown: Sequence[Shown], weights: tuple[float, ...], bounds: Whole, ranks: int) -> assign.Chunks:
+def _chunks(shown: Sequence[Shown], weights: tuple[float, ...], bounds: Whole, ranks: int) -> Chunks:
     """Chunks of rows with their weighted allowed pairs."""
     edges = seen.chunk_edges(bounds, _chunk(shown[0].mask.shape[0], ranks))
     work = np.zeros(len(edges) - 1)
     for one, weight in zip(shown, weights, strict=True):
         work += weight * seen.chunk_work(one, edges)
-    return assign.Chunks.of(edges, work, bounds)
+    return Chunks.of(edges, work, bounds)
 
 
 def _chunk(q_len: int, ranks: int) -> int:
@@ -139,7 +140,7 @@ def _chunk(q_len: int, ranks: int) -> int:
 
 
 def _candidates(
-    asked: tuple[Any, Any], shape: tuple[int, int], chunks: assign.Chunks, setting: Setting
+    asked: tuple[Any, Any], shape: tuple[int, int], chunks: Chunks, setting: Setting
 ) -> Iterator[Given]:
     """What may be the plan. asked: `rows` and `keys` as given."""
     rows, keys = asked
@@ -209,12 +210,12 @@ def _fastest(
     candidates: Sequence[Given],
     shown: Sequence[Shown],
     weights: tuple[float, ...],
-    chunks: assign.Chunks,
+    chunks: Chunks,
     setting: Setting,
 ) -> Given:
     """The candidate whose slowest rank is predicted to be done first; the earlier one of equals."""
     q_len, k_len = shown[0].mask.shape
-    edges = np.append(chunks.first, q_len)
+    edges = np.concatenate([chunks.first, chunks.stop[-1:]])
     key_edges = edges
     if q_len != k_len:
         key_edges = seen.chunk_edges(np.array([0, k_len]), _chunk(k_len, setting.ranks))

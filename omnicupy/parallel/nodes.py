@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
-from omnicupy.parallel.assign import Chunks, Dealt, joined, shares_of, taken
-from omnicupy.parallel.line import Line, Ranges
+from omnicupy.parallel import few, many
+from omnicupy.parallel.assign import FEW, shares_of
+from omnicupy.parallel.chunks import Chunks
+from omnicupy.parallel.line import Line, Part, Ranges
 from omnicupy.parallel.owners import Owners
-from omnicupy.parallel.runs import Real, Whole, spread, sums_before
+from omnicupy.parallel.runs import Real
 
 UNEVEN = 0.1  # what a node's tokens and work may lie apart, against what the fuller one of them counts
 MOST_TRIED = 12  # documents, the shortest, of which one is cut
@@ -17,42 +17,23 @@ FEW_NODES = 16  # of which one is found faster without NumPy
 ALIKE = 1e-9  # of what a cut costs: nearer ones differ in rounding only, and the first of them counts
 
 
-class Part(NamedTuple):
-    """Of a document. ranges: of its tokens, ascending.  tokens, total: of them, and their work."""
-
-    ranges: Ranges
-    tokens: int
-    total: float
-
-
 def nodes_first(chunks: Chunks, ranks: int, node: int) -> Owners:
     """Documents to nodes of `node` ranks by tokens and work, then `two_ended` inside each."""
     shares = shares_of(int(chunks.stop[-1]), ranks)
     names = [range(first, min(first + node, ranks)) for first in range(0, ranks, node)]
-    counts = [int(shares[one.start : one.stop].sum()) for one in names]
+    counts = [sum(shares[one.start : one.stop]) for one in names]
     counts = [
         count for count in counts if count
     ]  # the last nodes go without where tokens are fewer than ranks
     held = _packed(chunks, counts, node)
-    return joined(_dealt(chunks, held, shares, names), ranks)
-
-
-def _dealt(chunks: Chunks, held: list[list[Part]], shares: Whole, names: list[range]) -> Dealt:
-    """The chunks of each node to its ranks."""
-    texts = [(node, part) for node, parts in enumerate(held) for part in parts]
-    ranges = [(*one, text, node) for text, (node, part) in enumerate(texts) for one in part.ranges]
-    first, stop, text, name = np.array(ranges).T
-    if max(map(len, names)) == 1:
-        return first, stop, name
-    begin = chunks.first.searchsorted(first, "right") - 1
-    count = chunks.first.searchsorted(stop) - begin
-    at = spread(begin, begin + count)
-    low, high = chunks.first[at], chunks.stop[at]
-    lengths = high - low
-    low, high = np.maximum(low, first.repeat(count)), np.minimum(high, stop.repeat(count))
-    ends = sums_before(np.bincount(text, count).astype(np.int64))
-    parts = Chunks(low, high, chunks.work[at] * ((high - low) / lengths), ends)
-    return taken(parts, [len(parts) for parts in held], shares, names)
+    if node == 1:
+        pieces = [(*one, at) for at, parts in enumerate(held) for part in parts for one in part.ranges]
+        return few.joined(pieces, ranks)
+    documents = [len(parts) for parts in held]
+    if sum(documents) > FEW:
+        return many.joined(many.dealt(chunks, held, shares, names), ranks)
+    texts = [chunks.line.text(part) for parts in held for part in parts]
+    return few.joined(few.taken(texts, documents, shares, names), ranks)
 
 
 def _packed(chunks: Chunks, counts: list[int], node: int) -> list[list[Part]]:
@@ -63,7 +44,7 @@ def _packed(chunks: Chunks, counts: list[int], node: int) -> list[list[Part]]:
     share = np.array(counts) / total[0]  # of a node; the last one may have fewer ranks
     items, amounts = _items(chunks, total / len(counts))
     scaled = amounts / total
-    order = (-scaled.max(axis=1)).argsort(kind="stable")
+    order = (-np.maximum(*scaled.T)).argsort(kind="stable")
     least = _few if len(counts) <= FEW_NODES else _many
     held: list[list[Part]] = [[] for _ in counts]
     for item, at in zip(order.tolist(), least(scaled[order], share), strict=True):
@@ -112,12 +93,14 @@ def _items(chunks: Chunks, share: Real) -> tuple[list[Part], Real]:
     """
     line, amounts, places = chunks.line, chunks.amounts, chunks.ends.tolist()
     edges = line.edges
-    need = np.ceil((amounts / share).max(axis=1) - 1e-9).tolist()
+    need = np.ceil(np.maximum(*(amounts / share).T) - 1e-9).tolist()
+    if max(need) <= 1:
+        return chunks.texts, amounts
     items: list[Part] = []
-    for first, stop, parts, (tokens, total) in zip(places, places[1:], need, amounts.tolist(), strict=False):
+    for first, stop, parts, one in zip(places, places[1:], need, chunks.texts, strict=False):
         count = min(int(parts), stop - first)
         if count <= 1:
-            items.append(Part([(edges[first], edges[stop])], int(tokens), total))
+            items.append(one)
             continue
         cuts = [first + -(-half * (stop - first) // (2 * count)) for half in range(2 * count + 1)]
         for number in range(count):
@@ -133,9 +116,9 @@ def _items(chunks: Chunks, share: Real) -> tuple[list[Part], Real]:
 def _settle(held: list[list[Part]], counts: list[int], node: int, line: Line) -> None:
     """In place: full nodes give documents and runs of them to others until each node has its tokens."""
     over = [
-        sum(one.tokens for one in documents) - count for documents, count in zip(held, counts, strict=True)
+        sum([one.tokens for one in documents]) - count for documents, count in zip(held, counts, strict=True)
     ]
-    work = [sum(one.total for one in documents) for documents in held]
+    work = [sum([one.total for one in documents]) for documents in held]
     while max(over) > 0:
         full, free = over.index(max(over)), over.index(min(over))
         tokens = min(over[full], -over[free])
@@ -153,7 +136,7 @@ def _moved(documents: list[Part], tokens: int, wanted: float, rank_tokens: float
     then a run of one, chosen so that few keys are needed on both sides of the cut.
     """
     found: list[Part] = []
-    total = sum(one.total for one in documents)
+    total = sum([one.total for one in documents])
     while tokens:
         fits = [at for at, one in enumerate(documents) if one.tokens <= tokens]
         if fits:
@@ -174,15 +157,17 @@ def _cheapest_cut(
 
     Who gets n rows that see up to w keys fetches about w - n of them; who keeps the rest up to n.
     """
-    wanted, total = work
+    wanted, total = work[0], max(work[1], 1.0)
     best, found = np.inf, (0, False)
-    shortest = sorted(range(len(documents)), key=lambda at: documents[at].tokens)[:MOST_TRIED]
-    for at in shortest:
+    shortest = sorted([(one.tokens, at) for at, one in enumerate(documents)])[:MOST_TRIED]
+    for _, at in shortest:
+        ranges = documents[at].ranges
         for from_tail in (False, True):
-            end = _end(documents[at].ranges, tokens, from_tail)
-            cost = max(tokens, line.most(end) - tokens) / rank_tokens
+            end = _end(ranges, tokens, from_tail)
+            most = line.most(end) - tokens
+            cost = (most if most > tokens else tokens) / rank_tokens
             if cost < best:
-                cost += abs(line.work_of(end) - wanted) / max(total, 1.0)
+                cost += abs(line.work_of(end) - wanted) / total
                 if cost < best * (1 - ALIKE):
                     best, found = cost, (at, from_tail)
     return found

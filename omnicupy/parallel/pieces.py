@@ -73,8 +73,8 @@ class Pieces:
         last, latest = at_first[1].max(axis=0), at_last[1].max(axis=0)
         first = np.where(latest > 0, at_first[0, 0], size)
         # No row of the keys before a place lies at or behind it, and none of those after it before it.
-        before = np.maximum.accumulate(np.append(0, latest[:-1]))
-        after = np.minimum.accumulate(np.append(first[1:], size)[::-1])[::-1]
+        before = np.maximum.accumulate(np.concatenate([[0], latest[:-1]]))
+        after = np.minimum.accumulate(np.concatenate([first[1:], [size]])[::-1])[::-1]
         found = np.zeros(size, np.bool_)
         found[begin] = (before <= begin) & (first >= begin) & (after >= begin)
         # Those inside a piece are one range, [low, high).
@@ -83,7 +83,7 @@ class Pieces:
         moves = at_last[0, 0] != at_first[0, 0]
         high = np.where(moves, np.where(first >= begin, size, 0), first)
         high = np.minimum(np.minimum(high, after) + 1, end)
-        inside = np.flatnonzero(low < high)
+        inside = (low < high).nonzero()[0]
         found[spread(low[inside], high[inside])] = True
         return found[1:]
 
@@ -95,9 +95,9 @@ class Pieces:
         start, stop = self.pairs
         last = stop[:, cuts[1:] - 1]
         first = np.where(last > 0, start[:, cuts[:-1]], self.rows)
-        parts = np.searchsorted(cuts, keys[:-1])
+        parts = cuts.searchsorted(keys[:-1])
         first, last = np.minimum.reduceat(first, parts, axis=1), np.maximum.reduceat(last, parts, axis=1)
-        slot, run = np.nonzero(first < last)
+        slot, run = (first < last).nonzero()
         return run, first[slot, run].astype(np.int64), last[slot, run].astype(np.int64)
 
 

@@ -87,8 +87,9 @@ class Setting:
 
     def near_s(self, keys: tuple[Real, Real]) -> Real:
         """Seconds of exchanges inside a node. keys: that ranks send, and that they receive."""
-        none = np.zeros(1)
-        return self._moved_s(keys, (none, none))
+        moved = self.heads.key_bytes * np.maximum(*keys) / self.speeds.near
+        found: Real = np.where(moved > 0, self.speeds.near_s, 0.0) + moved
+        return found
 
     def _moved_s(self, near: Moved, far: Moved) -> Real:
         speeds = self.speeds

@@ -91,7 +91,8 @@ def row_work(mask: Mask) -> NDArray[Any]:
 def chunk_work(shown: Shown, edges: Whole) -> NDArray[Any]:
     """Keys that the rows of each chunk see. edges: bounds of the chunks, of all rows."""
     if shown.few is not None:
-        return np.diff(shown.few.pairs_before(edges))
+        before = shown.few.pairs_before(edges)
+        return before[1:] - before[:-1]
     return np.add.reduceat(row_work(shown.mask), edges[:-1])
 
 
@@ -127,7 +128,7 @@ def documents(masks: Sequence[Shown]) -> Whole:
         for mask, one in strips_of:
             places = _uncrossed(mask, places, one.keys)
         free[places - 1] = True
-    return np.concatenate([[0], np.flatnonzero(free) + 1, [size]])
+    return np.concatenate([[0], free.nonzero()[0] + 1, [size]])
 
 
 def _free(extent: Extent) -> NDArray[np.bool_]:

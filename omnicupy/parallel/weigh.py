@@ -7,12 +7,13 @@ one behind the other, as one assignment to as many times the ranks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 
 from omnicupy.parallel.owners import Owners
-from omnicupy.parallel.prediction import Setting, pairs_of
-from omnicupy.parallel.runs import Real, Whole, merged, spread
+from omnicupy.parallel.prediction import Setting
+from omnicupy.parallel.runs import Real, Whole, spread
 from omnicupy.parallel.seen import Rectangles
 
 MOST = 1 << 15  # runs of keys times ranks of all assignments
@@ -40,13 +41,24 @@ def seconds(
     count = len(rows)
     all_rows = _behind(rows)
     all_keys = all_rows if all(a is b for a, b in zip(rows, keys, strict=True)) else _behind(keys)
-    pairs = np.array([pairs_of(work, one) for one in rows])
+    pairs = _pairs(work, rows, all_rows.owner)
     found: Real = np.zeros(count)
     for one, layers in parts:
         sent = _sent(one, all_rows, all_keys, count)
         wait = setting.near_s((sent.sum(axis=2), sent.sum(axis=1)))
         found += layers * setting.rank_s(pairs, wait).max(axis=1)
     return found
+
+
+def _pairs(work: tuple[Real, Real], assignments: Sequence[Owners], owner: Whole) -> Real:
+    """What `pairs_of` says of each assignment, (count, ranks). owner: of the runs of all of them."""
+    count, ranks = len(assignments), assignments[0].ranks
+    at = np.interp(np.concatenate([one.edges for one in assignments]), *work)
+    # Between the end of one and the first edge of the next one lies no run.
+    kept = np.ones(len(at), np.bool_)
+    kept[list(accumulate([len(one.edges) for one in assignments[:-1]], initial=0))] = False
+    found = np.bincount(owner, (at[1:] - at[:-1])[kept[1:]], count * ranks)
+    return found.reshape(count, ranks).astype(np.float64, copy=False)
 
 
 def _behind(assignments: Sequence[Owners]) -> Owners:
@@ -66,12 +78,16 @@ def _sent(found: Rectangles, rows: Owners, keys: Owners, count: int) -> Real:
     first = rows.edges.searchsorted(low, "right") - 1
     lengths = rows.edges.searchsorted(high) - first
     seen = np.zeros((runs, count, ranks // count))
-    line = np.broadcast_to(found.run * ranks, (count, len(found.run))).ravel()
+    line = np.concatenate([found.run * ranks] * count)
     seen.reshape(-1)[line.repeat(lengths) + rows.owner[spread(first, first + lengths)]] = 1.0
     key_edges = (found.key_edges[:-1] + again * (keys.tokens // count)).ravel()
-    edges = merged(key_edges, keys.edges)
-    run = (key_edges.searchsorted(edges[:-1], "right") - 1) % runs
-    cells = np.bincount(run * ranks + keys.at(edges[:-1]), edges[1:] - edges[:-1], seen.size)
+    # Segments between bounds of both kinds; those without keys count nothing.
+    edges = np.concatenate([key_edges, keys.edges])
+    order = edges.argsort(kind="stable")
+    edges = edges[order]
+    run = (order < len(key_edges)).cumsum()
+    owner = keys.owner[np.arange(len(run) - 1) - run[:-1]]
+    cells = np.bincount((run[:-1] - 1) % runs * ranks + owner, edges[1:] - edges[:-1], seen.size)
     tokens = cells.reshape(seen.shape)
     sent: Real = np.matmul(tokens.transpose(1, 2, 0), seen.transpose(1, 0, 2))
     each: Whole = np.arange(ranks // count)

@@ -10,8 +10,8 @@ import parallel_cases
 import pytest
 
 import omnicupy as oc
-from omnicupy.parallel import nodes, plan, weigh
-from omnicupy.parallel.assign import Chunks
+from omnicupy.parallel import assign, nodes, plan, weigh
+from omnicupy.parallel.chunks import Chunks
 from omnicupy.parallel.line import Line
 from omnicupy.parallel.plan import Plan
 
@@ -73,3 +73,16 @@ def test_ends_of_a_document_in_two_ranges(from_tail: bool) -> None:
         end = sorted(nodes._end(ranges, count, from_tail))
         found = [token for a, b in end for token in range(a, b)]
         assert found == (tokens[-count:] if from_tail else tokens[:count])
+
+
+@pytest.mark.parametrize("kind", parallel_cases.KINDS)
+def test_few_and_many_documents_are_dealt_alike(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(parallel_cases.KINDS.index(kind))
+    for ranks, rows in ((3, "two_ended"), (8, "groups_of_2"), (7, "nodes_first")):
+        mask = parallel_cases.case(rng, kind, 400).mask
+        found = []
+        for most in (0, 1 << 30):
+            monkeypatch.setattr(assign, "FEW", most)
+            monkeypatch.setattr(nodes, "FEW", most)
+            found.append(plan(mask, ranks, node=4, rows=rows))
+        assert _same(*found)
