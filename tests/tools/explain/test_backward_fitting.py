@@ -15,6 +15,7 @@ from omnicupy.choose import backward_prediction, backward_table
 from omnicupy.choose import ceilings as choose_ceilings
 from omnicupy.choose.backward_ceilings import OF_KERNELS, OF_PASSES
 from omnicupy.choose.ceilings import Device
+from omnicupy.schedule import backward_grid
 from omnicupy.tools.bench import records
 from omnicupy.tools.bench.gradients import asked
 from omnicupy.tools.bench.records import Record
@@ -150,13 +151,19 @@ def test_a_file_keeps_what_it_has_of_the_other_pass(content: dict[str, Any], tmp
 @pytest.mark.parametrize(
     ("names", "rows", "close"),
     [
-        (("h200-explain-backward.json", "h200-explain-backward-64.json"), 60, 59),
+        (("h200-explain-backward.json", "h200-explain-backward-64.json"), 60, 60),
         (("h100-explain-backward.json",), 26, 22),  # it is older than the ranks of short sections
     ],
     ids=["H200", "H100"],
 )
-def test_masks_outside_of_the_fit_are_predicted(names: tuple[str, ...], rows: int, close: int) -> None:
-    """With the library's own ceilings: so many of what was measured within 15%."""
+def test_masks_outside_of_the_fit_are_predicted(
+    names: tuple[str, ...], rows: int, close: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the library's own ceilings: so many of what was measured within 15%. The records are older than kernels that
+    make dQ of sums.
+    """
+    for name in ("FEW_ADDITIONS", "MANY_ADDITIONS"):
+        monkeypatch.setattr(backward_grid, name, 0)
     contents = [records.load(ROOT / name) for name in names]
     (device,) = {fitting.device_of(content) for content in contents}
     of = next(one.backward for one in choose_ceilings.load() if one.device.name == device.name)
