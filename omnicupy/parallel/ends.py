@@ -10,8 +10,30 @@ from omnicupy.parallel.runs import Real
 
 EVEN = 0.0025  # of a share of the work: within it, fewer cuts count more
 
+Run = tuple[int, int, int]  # first and stop tokens, and their rank
 
-def from_dense_end(edges: list[int], line: tuple[Real, Real], left: tuple[int, int], share: int) -> int:
+
+def runs_of_ranks(
+    edges: list[int], line: tuple[Real, Real], stops: list[int], shares: list[int], names: list[range]
+) -> list[Run]:
+    """A run from the dense end and one from the light end of a node's documents for each of its ranks, as long as its
+    share together. edges, line: of all documents, node by node, as below.  stops: where each node's end.
+    shares: of all ranks.  names: of each node's ranks.
+    """
+    high, runs = 0, []
+    for ranks, stop in zip(names, stops, strict=False):
+        low, high = high, stop
+        for name in ranks:
+            share = shares[name]
+            last = name == ranks[-1]
+            take = share if last or not share else _from_dense_end(edges, line, (low, high), share)
+            runs += [(low, low + take, name), (high - (share - take), high, name)]
+            low, high = low + take, high - (share - take)
+        high = stop
+    return runs
+
+
+def _from_dense_end(edges: list[int], line: tuple[Real, Real], left: tuple[int, int], share: int) -> int:
     """How many of `share` tokens come from the dense end so that their part of the work that is left is nearest to
     their part of the tokens. edges: of chunks.  line: the same places, and the work before each.
 

@@ -7,11 +7,11 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from omnicupy.parallel.ends import from_dense_end
+from omnicupy.parallel.ends import Run, runs_of_ranks
 from omnicupy.parallel.line import Ranges, Text
 from omnicupy.parallel.owners import Owners
 
-Dealt = list[tuple[int, int, int]]  # first and stop tokens of pieces of documents, and their ranks
+Dealt = list[Run]  # pieces of documents
 
 
 def taken(texts: list[Text], documents: list[int], shares: list[int], names: list[range]) -> Dealt:
@@ -24,16 +24,7 @@ def taken(texts: list[Text], documents: list[int], shares: list[int], names: lis
     edges, work = [0, *accumulate(lengths)], np.array([0.0, *accumulate(each)])
     begins = [0, *accumulate([texts[at].part.tokens for at in order])]
     line = np.array(edges, np.float64), work
-    high, runs = 0, []
-    for ranks, end in zip(names, ends[1:], strict=False):
-        low, high = high, begins[end]
-        for name in ranks:
-            share = shares[name]
-            last = name == ranks[-1]
-            take = share if last or not share else from_dense_end(edges, line, (low, high), share)
-            runs += [(low, low + take, name), (high - (share - take), high, name)]
-            low, high = low + take, high - (share - take)
-        high = begins[end]
+    runs = runs_of_ranks(edges, line, [begins[end] for end in ends[1:]], shares, names)
     return _pieces([(texts[at].part.ranges, turned[at]) for at in order], runs)
 
 
@@ -56,8 +47,8 @@ def _order(texts: list[Text], ends: list[int]) -> tuple[list[int], list[bool], l
     return order, turned, lengths, each
 
 
-def _pieces(line: list[tuple[Ranges, bool]], runs: Dealt) -> Dealt:
-    """The tokens of runs of the line, (low, high, rank) each. line: documents, and whether they are turned."""
+def _pieces(line: list[tuple[Ranges, bool]], runs: list[Run]) -> Dealt:
+    """The tokens of runs of the line. line: documents, and whether they are turned."""
     parts = [(*one, turned) for ranges, turned in line for one in (reversed(ranges) if turned else ranges)]
     begins = [0, *accumulate([stop - first for first, stop, _ in parts])]
     found = []

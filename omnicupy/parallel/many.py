@@ -7,7 +7,7 @@ from itertools import accumulate
 import numpy as np
 
 from omnicupy.parallel.chunks import Chunks
-from omnicupy.parallel.ends import from_dense_end
+from omnicupy.parallel.ends import runs_of_ranks
 from omnicupy.parallel.line import Part
 from omnicupy.parallel.owners import Owners
 from omnicupy.parallel.runs import Whole, spread, sums_before
@@ -38,18 +38,8 @@ def taken(chunks: Chunks, documents: list[int], shares: list[int], names: list[r
     """
     line, turned = _line(chunks, np.arange(len(documents)).repeat(documents))
     tokens, work = line.before
-    edges, places = tokens.tolist(), tokens.astype(np.float64)
-    high, stops = 0, tokens[line.ends[list(accumulate(documents))]].tolist()
-    runs = []
-    for ranks, stop in zip(names, stops, strict=False):
-        low, high = high, stop
-        for name in ranks:
-            share = shares[name]
-            last = name == ranks[-1]
-            take = share if last or not share else from_dense_end(edges, (places, work), (low, high), share)
-            runs += [(low, low + take, name), (high - (share - take), high, name)]
-            low, high = low + take, high - (share - take)
-        high = stop
+    stops = tokens[line.ends[list(accumulate(documents))]].tolist()
+    runs = runs_of_ranks(tokens.tolist(), (tokens.astype(np.float64), work), stops, shares, names)
     return _pieces(line, turned, tokens, np.array(runs))
 
 
