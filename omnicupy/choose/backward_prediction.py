@@ -26,10 +26,11 @@ from omnicupy.choose.prediction import ELEMENT_BYTES, beside_memory, in_sections
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.backward_kernel import MAKES_ALL, BackwardKernel
 from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
+from omnicupy.jit.finishing import FINISHING_PARTS, TICKET_PARTS
 from omnicupy.masks.block_mask import CAUSAL, KIND, PARTIAL
 from omnicupy.masks.mask import Mask
 from omnicupy.masks.transpose import dead_rows
-from omnicupy.schedule.backward_grid import BackwardGrid, lists_of, ordered_part
+from omnicupy.schedule.backward_grid import BackwardGrid, any_order_part, lists_of, ordered_part
 from omnicupy.schedule.block_lists import BlockLists
 from omnicupy.schedule.order import GROUP_ROWS, SKIP_SHIFT
 from omnicupy.schedule.ordered_lists import OrderedLists
@@ -120,7 +121,8 @@ def keys_part(
     name = "ordered" if deterministic else "fused"
     if getattr(spec, name) is None or not ("q" in wanted and ("k" in wanted or "v" in wanted)):
         return "dkdv"
-    return ordered_part(spec.part(name), problem, masks) if deterministic else name
+    choose = ordered_part if deterministic else any_order_part
+    return choose(spec.part(name), problem, masks)
 
 
 def work_of(
@@ -179,8 +181,8 @@ def _operand_bytes(problem: Problem, wanted: Sequence[str], keys: str) -> int:
     q_rows, k_rows = problem.q_heads * problem.q_len, problem.kv_heads * problem.k_len
     width = problem.head_dim + problem.value_dim
     of_sums = 2 * STATISTICS_BYTES // ELEMENT_BYTES
-    # The last two store dQ, too; what the last reads of sums is in L2 still.
-    each = {"fused": of_sums, "ordered": of_sums, "finishing": of_sums + 1, "background": of_sums + 1}
+    # The others store dQ, too; what those in the background read of sums is in L2 still.
+    each = dict.fromkeys(MAKES_ALL, of_sums) | dict.fromkeys((*FINISHING_PARTS, *TICKET_PARTS), of_sums + 1)
     stored = each.get(keys, 1) * q_rows * problem.head_dim if "q" in wanted else 0
     stored += k_rows * (problem.head_dim * ("k" in wanted) + problem.value_dim * ("v" in wanted))
     return ELEMENT_BYTES * problem.batch * ((q_rows + k_rows) * width + stored)
@@ -191,7 +193,7 @@ def _kernel_work(
 ) -> KernelWork:
     """The work items of one kernel, from the lists that it walks. may_prepare: no copies are to be made."""
     grid = BackwardGrid(kernel, problem, 1, device.sm_count, device.l2_bytes)
-    lists = lists_of(kernel.part, (mask,), (kernel.br, kernel.bc), grid.workers)
+    lists = lists_of(kernel, (mask,), grid.workers)
     if may_prepare and kernel.finishes == "background" and grid.prepares_beside(lists):
         kernel = replace(kernel, prepares=True)
     section, heads = lists.section or grid.section(lists.n_parts), grid.workers.heads

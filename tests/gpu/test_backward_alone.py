@@ -92,7 +92,7 @@ def test_what_is_worked_on_first_is_less_than_half(kv_heads: int, beside: bool) 
 @pytest.mark.parametrize("early", [True, False])
 def test_longer_work_has_a_launch_ahead(early: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not early:
-        monkeypatch.setattr(ordered_lists_module, "_early_heads", lambda *_: 0)
+        monkeypatch.setattr(ordered_lists_module, "early_heads", lambda *_: 0)
     mask, problem = oc.causal(LENGTH), Problem(8, 16, 16, LENGTH, LENGTH, 128, "bfloat16")
     grid = BackwardGrid(ALONE, problem, 1, 132, 50 << 20)
     lists = ordered_lists([mask.key_blocks(ALONE.br, ALONE.bc)], grid.workers)

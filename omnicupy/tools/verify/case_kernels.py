@@ -16,7 +16,7 @@ from omnicupy.jit.backward_kernel import FUSED_PARTS, ORDERED_PARTS, SINK_PARTS,
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.cached_spec import CachedSpec
 from omnicupy.jit.few_rows_spec import FewRowsSpec
-from omnicupy.jit.finishing import FINISHING_PARTS
+from omnicupy.jit.finishing import FINISHING_PARTS, TICKET_PARTS
 from omnicupy.jit.plan_spec import PlanSpec
 from omnicupy.jit.spec import DTYPES, MAX_ONE_PIECE, PACKED_PAIR, AttnSpec, KernelSpec, round_up
 from omnicupy.jit.widths import kernel_widths
@@ -216,10 +216,11 @@ def backward_variants(case: BackwardCase, arch: str) -> list[Variant]:
         found.append(
             Variant(f"bwd {spec.kernel} {' '.join(tiles)}", replace(spec, ordered=None), parts=parts)
         )
-        for part, others in ((spec.fused, FUSED_PARTS), (spec.ordered, _ordered_parts(spec))):
+        both = _those_of(spec, (*FUSED_PARTS, *TICKET_PARTS)), _ordered_parts(spec)
+        for part, others in zip((spec.fused, spec.ordered), both, strict=True):
             if part is not None and of_keys and "q" in case.wanted:
                 name = f"bwd {spec.kernel} {others[0]} {_word(part)}"
-                free = others is FUSED_PARTS
+                free = others[0] == "fused"
                 all_parts = ("prepare", *others, *sinks)
                 found.append(Variant(name, spec, parts=all_parts, deterministic=not free))
     picked = backward_table.pick(arch, case.dtype, case.head_dim, has_cap, case.value_columns)
@@ -229,8 +230,12 @@ def backward_variants(case: BackwardCase, arch: str) -> list[Variant]:
 
 
 def _ordered_parts(spec: BackwardSpec) -> tuple[str, ...]:
-    """Which of them a call runs is up to its mask."""
-    return tuple(part for part in (*ORDERED_PARTS, *FINISHING_PARTS) if part in spec.kernels())
+    return _those_of(spec, (*ORDERED_PARTS, *FINISHING_PARTS))
+
+
+def _those_of(spec: BackwardSpec, parts: Sequence[str]) -> tuple[str, ...]:
+    """Those that there are. Which of them a call runs is up to its mask."""
+    return tuple(part for part in parts if part in spec.kernels())
 
 
 def _word(shape: TileShape) -> str:
