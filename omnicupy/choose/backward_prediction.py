@@ -26,11 +26,10 @@ from omnicupy.choose.prediction import ELEMENT_BYTES, beside_memory, in_sections
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.backward_kernel import MAKES_ALL, BackwardKernel
 from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
-from omnicupy.jit.finishing import FINISHING_PARTS, TICKET_PARTS
 from omnicupy.masks.block_mask import CAUSAL, KIND, PARTIAL
 from omnicupy.masks.mask import Mask
 from omnicupy.masks.transpose import dead_rows
-from omnicupy.schedule.backward_grid import BackwardGrid, any_order_part, lists_of, ordered_part
+from omnicupy.schedule.backward_grid import BackwardGrid, lists_of, makes_all_part
 from omnicupy.schedule.block_lists import BlockLists
 from omnicupy.schedule.order import GROUP_ROWS, SKIP_SHIFT
 from omnicupy.schedule.ordered_lists import OrderedLists
@@ -121,8 +120,7 @@ def keys_part(
     name = "ordered" if deterministic else "fused"
     if getattr(spec, name) is None or not ("q" in wanted and ("k" in wanted or "v" in wanted)):
         return "dkdv"
-    choose = ordered_part if deterministic else any_order_part
-    return choose(spec.part(name), problem, masks)
+    return makes_all_part(spec.part(name), problem, masks)
 
 
 def work_of(
@@ -158,7 +156,7 @@ def work_of(
         prepared += STATISTICS_BYTES * padded * spec.head_dim
         converted = (STATISTICS_BYTES + ELEMENT_BYTES) * rows * spec.head_dim
     pairs = mask.pairs * problem.q_heads * problem.batch
-    operands = _operand_bytes(problem, wanted, keys)
+    operands = _operand_bytes(problem, wanted, spec.part(keys))
     if any(one.kernel.prepares for one in kernels):
         operands, prepared = operands + prepared, 0
     return PassWork(kernels, device.sm_count, pairs, prepared / 1e6, converted / 1e6, operands / 1e6)
@@ -176,14 +174,14 @@ def _copied_bytes(problem: Problem, mask: Mask) -> int:
     return found
 
 
-def _operand_bytes(problem: Problem, wanted: Sequence[str], keys: str) -> int:
+def _operand_bytes(problem: Problem, wanted: Sequence[str], keys: BackwardKernel) -> int:
     """Of q, dO, k and v, of the gradients that the kernels store, and of sums of dQ, which are fetched and stored."""
     q_rows, k_rows = problem.q_heads * problem.q_len, problem.kv_heads * problem.k_len
     width = problem.head_dim + problem.value_dim
     of_sums = 2 * STATISTICS_BYTES // ELEMENT_BYTES
-    # The others store dQ, too; what those in the background read of sums is in L2 still.
-    each = dict.fromkeys(MAKES_ALL, of_sums) | dict.fromkeys((*FINISHING_PARTS, *TICKET_PARTS), of_sums + 1)
-    stored = each.get(keys, 1) * q_rows * problem.head_dim if "q" in wanted else 0
+    # Who makes dQ of them stores it, too; what is read for that is in L2 still.
+    each = of_sums + bool(keys.finishes) if keys.part in MAKES_ALL else 1
+    stored = each * q_rows * problem.head_dim if "q" in wanted else 0
     stored += k_rows * (problem.head_dim * ("k" in wanted) + problem.value_dim * ("v" in wanted))
     return ELEMENT_BYTES * problem.batch * ((q_rows + k_rows) * width + stored)
 

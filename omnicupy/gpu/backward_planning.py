@@ -26,7 +26,7 @@ from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
 from omnicupy.jit.params import PARAMS
 from omnicupy.jit.spec import round_up
 from omnicupy.masks.mask import Mask
-from omnicupy.schedule.backward_grid import BackwardGrid, any_order_part, key_lists_of, ordered_part
+from omnicupy.schedule.backward_grid import BackwardGrid, key_lists_of, makes_all_part
 
 _ROW_BYTES = 16  # rows are read in pieces of it
 _COPY_ALIGN = 256
@@ -113,8 +113,7 @@ def _keys_part(on: _Setting, parts: dict[str, BackwardKernel], *, deterministic:
     # One gradient alone is made faster by its own kernel.
     if name not in parts or not (wanted[0] and (wanted[1] or wanted[2])):
         return "dkdv"
-    choose = ordered_part if deterministic else any_order_part
-    return choose(parts[name], on.call.problem, on.masks)
+    return makes_all_part(parts[name], on.call.problem, on.masks)
 
 
 def _prepares(call: BackwardCall, grid: BackwardGrid, blocks: DeviceBlocks, space: Space) -> bool:

@@ -46,6 +46,12 @@ def lists_of(kernel: BackwardKernel, masks: Sequence[Mask], workers: Workers) ->
     return key_lists_of(kernel)([mask.key_blocks(*tile) for mask in masks], workers)
 
 
+def makes_all_part(part: BackwardKernel, problem: Problem, masks: Sequence[Mask]) -> str:
+    """Which kernel makes all gradients where `part` does or a variant of it. masks: the distinct ones."""
+    choose = ordered_part if part.part == "ordered" else any_order_part
+    return choose(part, problem, masks)
+
+
 def ordered_part(part: BackwardKernel, problem: Problem, masks: Sequence[Mask]) -> str:
     """Which kernel makes all gradients in one order: "ordered", or "finishing" or "background", which make dQ of the
     sums, too. "dkdv" for two kernels: where a mask has so many tiles that their ranks would fill memory, or where sums

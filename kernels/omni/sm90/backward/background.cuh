@@ -1,8 +1,8 @@
-// Additions to sums of dQ by a kernel that makes the result of them in the background: in one order, where who adds last
-// to a sum says so and goes on; those in any order are in tickets.cuh. Each thread block has a share of the sums. A warp that is left of its producer's warpgroup
-// takes those that have had their last addition, reads them in L2, scales, rounds and stores them. When a block has no
-// work left, the warps that own keys help it. They wait for additions alone, and nobody waits for them. Each sum has a
-// place of its own.
+// Additions to sums of dQ by a kernel that makes the result of them in the background. Here they have one order, and
+// who adds last to a sum says so and goes on; in tickets.cuh they have none. Each thread block has a share of the
+// sums. A warp that is left of its producer's warpgroup takes those that have had their last addition, reads them in
+// L2, scales, rounds and stores them. When a block has no work left, the warps that own keys help it. They wait for
+// additions alone, and nobody waits for them. Each sum has a place of its own.
 #pragma once
 
 #include "omni/sm90/backward/finish.cuh"

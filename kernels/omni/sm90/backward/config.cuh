@@ -65,9 +65,9 @@ struct BackwardConfig : Atom {
   static constexpr bool kBackground = Finishes == 2;  // makes dQ of the sums without keeping who adds
   static constexpr bool kPrepares = Prepares;         // and makes lse2 and delta, too
   static constexpr int kFirstTurn = Prepares;         // of a sum, when lse2 and delta of its rows are there
-  static constexpr bool kTickets = kBackground && !Ordered;      // in any order (tickets.cuh)
-  static constexpr bool kFromLast = Ordered || kBackground;      // tiles are walked from the last one to the first
-  static constexpr bool kScheduler = false;           // the producer takes the work items
+  static constexpr bool kTickets = kBackground && !Ordered;  // in any order (tickets.cuh)
+  static constexpr bool kFromLast = Ordered || kBackground;  // tiles are walked from the last one to the first
+  static constexpr bool kScheduler = false;                  // the producer takes the work items
 
   static constexpr int kHeadPanels = panels_of(HeadDim);
   static constexpr int kValuePanels = panels_of(ValueDim);

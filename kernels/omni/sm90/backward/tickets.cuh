@@ -1,7 +1,7 @@
-// Additions to sums of dQ in any order, by a kernel that makes the result of them in the background. No sum is zeroed:
-// who comes first to a sum stores, and the others wait until that has landed. Who stores waits for nothing, so each wait
-// ends. Then they add as they come. Each counts what has landed, and by the number that the sum is to have the turn is
-// kLastAddition when all have, whoever came last.
+// Additions to sums of dQ in any order, by a kernel that makes the result of them in the background. No sum is
+// zeroed: who comes first to a sum stores, and the others wait until that has landed. Who stores waits for nothing,
+// so each wait ends. Then they add as they come, and each counts what has landed. The first one knows how many
+// additions the sum is to have: its turn is kLastAddition when all have landed, whoever was last.
 #pragma once
 
 #include "omni/sm90/backward/background.cuh"
