@@ -30,7 +30,7 @@ from omnicupy.jit.backward_kernel import MAKES_ALL, BackwardKernel
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.masks.block_mask import CAUSAL, KIND, PARTIAL
 from omnicupy.masks.mask import Mask
-from omnicupy.schedule.backward_grid import BackwardGrid, lists_of, ordered_part
+from omnicupy.schedule.backward_grid import BackwardGrid, lists_of, makes_all_part
 from omnicupy.schedule.block_lists import BlockLists
 from omnicupy.schedule.order import GROUP_ROWS, SKIP_SHIFT
 from omnicupy.schedule.ordered_lists import OrderedLists
@@ -120,7 +120,7 @@ def keys_part(
     name = "ordered" if deterministic else "fused"
     if getattr(spec, name) is None or not ("q" in wanted and ("k" in wanted or "v" in wanted)):
         return "dkdv"
-    return ordered_part(spec.part(name), problem, masks) if deterministic else name
+    return makes_all_part(spec.part(name), problem, masks)
 
 
 def work_of(
@@ -159,7 +159,7 @@ def _kernel_work(
 ) -> KernelWork:
     """The work items of one kernel, from the lists that it walks. may_prepare: no copies are to be made."""
     grid = BackwardGrid(kernel, problem, 1, device.sm_count, device.l2_bytes)
-    lists = lists_of(kernel.part, (mask,), (kernel.br, kernel.bc), grid.workers)
+    lists = lists_of(kernel, (mask,), grid.workers)
     if may_prepare and kernel.finishes == "background" and grid.prepares_beside(lists):
         kernel = replace(kernel, prepares=True)
     section, heads = lists.section or grid.section(lists.n_parts), grid.workers.heads

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from omnicupy.call.problem import Problem
 from omnicupy.choose.prediction import ELEMENT_BYTES
-from omnicupy.jit.backward_kernel import MAKES_ALL
+from omnicupy.jit.backward_kernel import MAKES_ALL, BackwardKernel
 from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
 from omnicupy.masks.mask import Mask
 from omnicupy.masks.transpose import dead_rows
@@ -37,7 +37,7 @@ def traffic(
     converted = beside = 0
     if spec.part(keys).part in MAKES_ALL:  # sums are read, dQ is written
         converted = (STATISTICS_BYTES + ELEMENT_BYTES) * rows * spec.head_dim
-    operands = _operand_bytes(problem, wanted, keys)
+    operands = _operand_bytes(problem, wanted, spec.part(keys))
     if prepares:
         operands, beside, prepared = operands + prepared, prepared, 0
     if spec.part(keys).finishes:
@@ -60,13 +60,13 @@ def copied_bytes(problem: Problem, mask: Mask) -> int:
     return found
 
 
-def _operand_bytes(problem: Problem, wanted: Sequence[str], keys: str) -> int:
+def _operand_bytes(problem: Problem, wanted: Sequence[str], keys: BackwardKernel) -> int:
     """Of q, dO, k and v, of the gradients that the kernels store, and of sums of dQ, which are fetched and stored."""
     q_rows, k_rows = problem.q_heads * problem.q_len, problem.kv_heads * problem.k_len
     width = problem.head_dim + problem.value_dim
     of_sums = 2 * STATISTICS_BYTES // ELEMENT_BYTES
-    # The last two store dQ, too; what the last reads of sums is in L2 still.
-    each = {"fused": of_sums, "ordered": of_sums, "finishing": of_sums + 1, "background": of_sums + 1}
-    stored = each.get(keys, 1) * q_rows * problem.head_dim if "q" in wanted else 0
+    # Who makes dQ of them stores it, too; what is read for that is in L2 still.
+    each = of_sums + bool(keys.finishes) if keys.part in MAKES_ALL else 1
+    stored = each * q_rows * problem.head_dim if "q" in wanted else 0
     stored += k_rows * (problem.head_dim * ("k" in wanted) + problem.value_dim * ("v" in wanted))
     return ELEMENT_BYTES * problem.batch * ((q_rows + k_rows) * width + stored)
