@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from omnicupy.call.check_backward import GRADIENTS
 from omnicupy.call.problem import Problem
 from omnicupy.choose.backward_ceilings import BackwardCeilings, KernelCeiling
-from omnicupy.choose.backward_traffic import copied_bytes, traffic
+from omnicupy.choose.backward_traffic import may_prepare, traffic
 from omnicupy.choose.backward_waits import waited_share
 from omnicupy.choose.ceilings import Device, FloatArray
 from omnicupy.choose.prediction import beside_memory, in_sections
@@ -131,8 +131,10 @@ def work_of(
     *,
     deterministic: bool = True,
     wanted: Sequence[str] = GRADIENTS,
+    keys: str = "",
 ) -> PassWork:
-    """The work of a backward pass whose batch elements share one mask. wanted: which gradients.
+    """The work of a backward pass whose batch elements share one mask. wanted: which gradients.  keys: the name of the
+    kernel that makes dK and dV, where it is known; "" for that of keys_kernel.
 
     Raises UnsupportedError for kernels whose work items the model does not describe.
     """
@@ -141,13 +143,13 @@ def work_of(
             f"the cost model of the backward pass describes kernel 'sm90', got {spec.kernel!r}; measure it with "
             "`bench --pass bwd`"
         )
-    keys = keys_part(spec, problem, (mask,), deterministic=deterministic, wanted=wanted)
+    known = bool(keys)
+    keys = keys or keys_part(spec, problem, (mask,), deterministic=deterministic, wanted=wanted)
     makes_all = spec.part(keys).part in MAKES_ALL
     parts = [keys] if makes_all or "k" in wanted or "v" in wanted else []
     if not makes_all and "q" in wanted:
         parts.append("dq")
-    may_prepare = not copied_bytes(problem, mask)
-    kernels = tuple(_kernel_work(spec.part(part), problem, mask, device, may_prepare) for part in parts)
+    kernels = tuple(_kernel_work(spec.part(part), problem, mask, device, known) for part in parts)
     prepares = any(one.kernel.prepares for one in kernels)
     moved = traffic(spec, problem, mask, keys, prepares=prepares, wanted=wanted)
     pairs = mask.pairs * problem.q_heads * problem.batch
@@ -155,12 +157,12 @@ def work_of(
 
 
 def _kernel_work(
-    kernel: BackwardKernel, problem: Problem, mask: Mask, device: Device, may_prepare: bool
+    kernel: BackwardKernel, problem: Problem, mask: Mask, device: Device, known: bool
 ) -> KernelWork:
-    """The work items of one kernel, from the lists that it walks. may_prepare: no copies are to be made."""
+    """The work items of one kernel, from the lists that it walks. known: it is known whether it prepares."""
     grid = BackwardGrid(kernel, problem, 1, device.sm_count, device.l2_bytes)
     lists = lists_of(kernel, (mask,), grid.workers)
-    if may_prepare and kernel.finishes == "background" and grid.prepares_beside(lists):
+    if not known and may_prepare(kernel, problem, mask) and grid.prepares_beside(lists):
         kernel = replace(kernel, prepares=True)
     section, heads = lists.section or grid.section(lists.n_parts), grid.workers.heads
     parts = np.arange(lists.n_parts)

@@ -60,6 +60,11 @@ def copied_bytes(problem: Problem, mask: Mask) -> int:
     return found
 
 
+def may_prepare(kernel: BackwardKernel, problem: Problem, mask: Mask) -> bool:
+    """May this kernel make lse2 and delta? A launch makes copies, and these as well."""
+    return kernel.finishes == "background" and not copied_bytes(problem, mask)
+
+
 def _operand_bytes(problem: Problem, wanted: Sequence[str], keys: BackwardKernel) -> int:
     """Of q, dO, k and v, of the gradients that the kernels store, and of sums of dQ, which are fetched and stored."""
     q_rows, k_rows = problem.q_heads * problem.q_len, problem.kv_heads * problem.k_len

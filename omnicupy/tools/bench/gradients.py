@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from omnicupy.api import attention, attention_backward
 from omnicupy.call.check_backward import GRADIENTS
 from omnicupy.choose import backward_table
+from omnicupy.choose.ceilings import Device
+from omnicupy.choose.keys_kernel import keys_kernel
 from omnicupy.choose.variants import parsed_tile
 from omnicupy.jit.backward_kernel import MAKES_ALL, TileShape
 from omnicupy.jit.backward_spec import BackwardSpec
@@ -117,6 +119,12 @@ class Gradients:
             found = replace(found, fused=None, ordered=None)
         tile: dict[str, Any] = {asked.part: asked.tile} if asked.part else {}
         return replace(found, **tile)
+
+    def part(self, spec: BackwardSpec, asked: Asked, device: Device) -> str:
+        """The name of the kernel of `spec` that makes dK and dV of our call, or all gradients."""
+        problem = self._workload.problem(self.mask, self._dtype)
+        how: dict[str, Any] = {"deterministic": not asked.free, "wanted": asked.wanted}
+        return keys_kernel(spec, problem, self.mask, device, **how)
 
     def _of_kernel(self, arch: str, word: str) -> BackwardSpec:
         head_dim = round_up(self._workload.head_dim, 16)

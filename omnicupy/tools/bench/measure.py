@@ -10,6 +10,7 @@ import numpy as np
 
 from omnicupy.api import attention
 from omnicupy.choose import pick, variants
+from omnicupy.choose.ceilings import Device
 from omnicupy.jit import archs
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.constructors import from_dense
@@ -201,7 +202,8 @@ def _ours(
         wanted = asked(words)
         chosen = given.spec(session.arch, wanted)
         gradients = given.call(session.timed, passed, chosen if wanted.needs_config else None, wanted)
-        return System(gradients, {"spec": str(chosen)}), gradients
+        part = given.part(chosen, wanted, Device(session.arch, session.sm_count, session.l2_bytes))
+        return System(gradients, {"spec": str(chosen), "part": part}), gradients
     if words:
         config = variants.parse(words, session.arch, session.dtype, workload.head_dim)
     problem = workload.problem(mask, session.dtype)

@@ -130,9 +130,18 @@ def points(content: dict[str, Any], device: Device) -> list[BackwardPoint]:
             device,
             deterministic=not of.free,
             wanted=of.wanted,
+            keys=_keys_of(row, spec, free=of.free),
         )
         found.append(BackwardPoint(row["workload"], row["system"], spec, work, 1e3 * row["ms"]))
     return found
+
+
+def _keys_of(row: Row, spec: BackwardSpec, *, free: bool) -> str:
+    """The kernel that made dK and dV, "" where that is the one which calls get now. Older records do not name it: in
+    any order it did not make dQ in the background yet.
+    """
+    older = "fused" if free and spec.fused is not None else ""
+    return str(row.get("part") or older)
 
 
 def usable(row: Row) -> bool:
