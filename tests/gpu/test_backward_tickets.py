@@ -100,7 +100,7 @@ def _prepares(mask: Mask, heads: int, kv_heads: int, batch: int) -> bool:
 
 def test_a_launch_prepares_where_heads_begin_long_before_their_turn() -> None:
     """Long blocks of keys of all heads come first, and what they want of queries would come head by head."""
-    long_and_short = oc.ranges([(0, 2048, 0, 128), (0, 640, 128, 2048)], 2048)
+    long_and_short = oc.ranges([(0, 2048, 0, 256), (0, 512, 256, 2048)], 2048)
     assert _prepares(long_and_short, 16, 16, 8)  # heads are early
     assert not _prepares(long_and_short, 28, 4, 8)
     assert _prepares(oc.full(2048), 32, 8, 8)  # one tier
