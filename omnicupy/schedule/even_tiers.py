@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from omnicupy.schedule.parts import Workers
 
+FEW = 4  # sections, of which additions would wait about as long as multiprocessors do without
 MOST = 1.1  # of the time of even work: what ends later is late
 TRIED = (0.0, 0.02, 0.04, 0.06, 0.08)  # by how much of it a tier's longest part may end late
 
@@ -26,7 +27,7 @@ def even_tiers(
     costs: of the parts, the longest first.  section: heads that are worked on side by side.
     """
     sections = -(-workers.heads // section)
-    if sections == 1:
+    if sections <= FEW:
         return tiers
     before = np.zeros(len(costs) + 1)
     costs.cumsum(out=before[1:])

@@ -120,7 +120,7 @@ def ordered_lists(blocks: Sequence[KeyBlocks], workers: Workers) -> OrderedLists
     section = min(section, turn_heads)
     lists = OrderedLists(**vars(lists) | {"tiers": tiers, "section": section, "turn_heads": turn_heads})
     early = _early_heads(lists, costs, workers)
-    if not early and not lists.n_split_rows and turn_heads == heads:
+    if not early and turn_heads == heads:
         tiers = even_tiers(costs, tiers, section, workers)
         lists = replace(lists, tiers=tiers)
     starts = _starts_of_heads(costs, tiers, section, heads, workers)

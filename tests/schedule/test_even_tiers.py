@@ -32,7 +32,7 @@ def _end(costs: np.ndarray, tiers: Sequence[int], section: int, heads: int) -> f
     return max(free) * SMS / (float(costs.sum()) * heads)
 
 
-@pytest.mark.parametrize(("heads", "section"), [(8, 1), (7, 2), (12, 1)])
+@pytest.mark.parametrize(("heads", "section"), [(8, 1), (9, 2), (12, 1)])
 def test_the_launch_ends_evenly_where_it_ended_late(heads: int, section: int) -> None:
     parts = len(LONG)
     tiers = (parts - 10, parts - 4, parts, parts)
@@ -49,8 +49,12 @@ def test_tiers_stay_where_they_serve_or_others_do_not() -> None:
     assert even_tiers(short, tiers, 1, Workers(8, SMS)) == tiers
     alike = np.full(20, 300, np.int64)  # too few long parts for any order
     assert even_tiers(alike, (20,) * 4, 1, Workers(8, SMS)) == (20,) * 4
-    one_section = even_tiers(LONG, (len(LONG),) * 4, 8, Workers(8, SMS))
-    assert one_section == (len(LONG),) * 4
+    late = (len(LONG),) * 4
+    assert [even_tiers(LONG, late, section, Workers(8, SMS)) == late for section in (8, 2, 1)] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_lists_have_them_and_nobody_waits_for_ever() -> None:
