@@ -114,12 +114,12 @@ def ordered_lists(blocks: Sequence[KeyBlocks], workers: Workers) -> OrderedLists
     if costs.max() > LONG_SHARE * whole:  # such parts must not begin late, whatever their heads
         section, tiers = heads, (len(parts),) * len(lists.tiers)
     else:
-        section = min(heads, max(1, round(workers.sm_count / len(parts))), workers.side_by_side)
+        section = section_of(len(parts), workers)
         tiers = lists.tiers
     turn_heads = _turn_heads(blocks, workers)
     section = min(section, turn_heads)
     lists = OrderedLists(**vars(lists) | {"tiers": tiers, "section": section, "turn_heads": turn_heads})
-    early = _early_heads(lists, costs, workers)
+    early = early_heads(lists, costs, workers) if workers.background else 0
     if not early and turn_heads == heads:
         tiers = even_tiers(costs, tiers, section, workers)
         lists = replace(lists, tiers=tiers)
@@ -141,9 +141,14 @@ def ordered_lists(blocks: Sequence[KeyBlocks], workers: Workers) -> OrderedLists
     return lists
 
 
-def _early_heads(lists: OrderedLists, costs: NDArray[np.int64], workers: OrderedWorkers) -> int:
+def section_of(parts: int, workers: Workers) -> int:
+    """Heads of keys side by side: as many as give each multiprocessor a part, and no more than may be."""
+    return min(workers.heads, max(1, round(workers.sm_count / parts)), workers.side_by_side)
+
+
+def early_heads(lists: OrderedLists, costs: NDArray[np.int64], workers: Workers) -> int:
     """How many heads of keys come before the tiers of the others: whole sections. costs: of parts, in tiles."""
-    if not workers.background or lists.n_split_rows or lists.tiers[0] == lists.n_parts:  # one tier
+    if lists.n_split_rows or lists.tiers[0] == lists.n_parts:  # one tier
         return 0
     if not len(lists.array("entries")):
         return 0
