@@ -728,8 +728,8 @@ RANKS = [
     ),
     Fault(
         "parallel/make.py",
-        "least = [_seconds(one, [(0.0, weight)",
-        "least = [_seconds(one, [(1.0, weight)",
+        "still = [(0.0, weight)",
+        "still = [(1.0, weight)",
         "tests/parallel/test_pieces.py",
     ),
     Fault(
@@ -851,6 +851,24 @@ RANKS = [
         "or slot_bytes <= self.slot_bytes:",
         "or self.slot_bytes:",
         "tests/parallel/test_peers.py",
+    ),
+    Fault(
+        "parallel/peer_trip.py",
+        "last = last if of == capture else None",
+        "last = None",
+        "tests/parallel/test_peer_order.py",
+    ),
+    Fault(
+        "schedule/even_tiers.py",
+        "return found if end <= MOST else tiers",
+        "return tiers",
+        "tests/schedule/test_even_tiers.py",
+    ),
+    Fault(
+        "parallel/nodes.py",
+        "return length if light else 0",
+        "return length",
+        "tests/parallel/test_middle_pieces.py",
     ),
     Fault(
         "parallel/peer_trip.py",
