@@ -28,9 +28,8 @@ USUAL_SPEEDS = Speeds()
 MIDDLES = "middle_pieces"
 OF_GROUPS = {f"groups_of_{ranks}": ranks for ranks in (1, 2)} | {MIDDLES: 1}
 NAMES = ("contiguous", "zigzag", "two_ended", "nodes_first", *OF_GROUPS)
-MARGIN = (
-    0.99  # of what others take: more documents are cut for middle pieces, which must be predicted below it
-)
+MARGIN = 0.99  # of others' time: middle pieces cut more documents, and must be predicted below it
+MIDDLE_RANKS = 4  # with more of them a plan takes 0.4 of its time longer, and documents of two ranks are few
 MOST_DOCUMENTS = 32  # a rank: with more of them each is little, and where it is cut
 
 Given = tuple[str, Owners, Owners]  # name, owners of rows, owners of keys
@@ -175,7 +174,8 @@ def _tried(chunks: Chunks, setting: Setting) -> Iterator[str]:
         if name in OF_GROUPS:
             tries = OF_GROUPS[name] < setting.ranks <= setting.node
             tries = tries and 1 < documents <= MOST_DOCUMENTS * setting.ranks
-            tries = tries and (name != MIDDLES or nodes.cuts_middles(chunks, setting.ranks))
+            if name == MIDDLES:
+                tries = tries and setting.ranks <= MIDDLE_RANKS and nodes.cuts_middles(chunks, setting.ranks)
         else:
             tries = name != "nodes_first" or setting.ranks > setting.node
         if tries:

@@ -63,3 +63,13 @@ def test_short_documents_and_masks_without_pairs_have_no_middle() -> None:
     short = _chunks(oc.causal(100), np.array([0, 100]))
     assert nodes._middle(Part([(0, 100)], 100, 5050.0), short.line) == 0
     assert not nodes.cuts_middles(_chunks(~oc.full(600), bounds), 2)
+
+
+def test_plans_of_many_ranks_do_not_try_them() -> None:
+    lengths = [1000, *([700] * 8)]
+    whole, bounds = oc.documents(lengths), np.cumsum([0, *lengths])
+    chunks = _chunks(whole, bounds)
+    for ranks in (4, 8):
+        tried = list(make._tried(chunks, plan(whole, ranks).setting))
+        assert ("middle_pieces" in tried) == (ranks <= make.MIDDLE_RANKS and nodes.cuts_middles(chunks, ranks))
+    assert nodes.cuts_middles(chunks, 8)
