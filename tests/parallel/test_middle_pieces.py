@@ -71,5 +71,7 @@ def test_plans_of_many_ranks_do_not_try_them() -> None:
     chunks = _chunks(whole, bounds)
     for ranks in (4, 8):
         tried = list(make._tried(chunks, plan(whole, ranks).setting))
-        assert ("middle_pieces" in tried) == (ranks <= make.MIDDLE_RANKS and nodes.cuts_middles(chunks, ranks))
+        assert ("middle_pieces" in tried) == (
+            ranks <= make.MIDDLE_RANKS and nodes.cuts_middles(chunks, ranks)
+        )
     assert nodes.cuts_middles(chunks, 8)
