@@ -12,7 +12,7 @@ from omnicupy import api
 from omnicupy.call import check_cached
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.spec import AttnSpec
-from omnicupy.serving.caches import AnyKV, pools_of, scale_addresses, scales_key, with_lengths
+from omnicupy.serving.caches import AnyKV, names_of, pools_of, scale_addresses, scales_key, with_lengths
 from omnicupy.serving.rule import CachedRule
 from omnicupy.serving.step import CachedStep
 from omnicupy.torch import eager, next_layers, pools, state, tensors
@@ -148,8 +148,9 @@ def _checked(q: Any, kv: Any, out: Any, sink_logits: Any, rows: Any) -> Any:
         )
     if state.any_autocast():  # the caches stay as they are: a copy of them would cost more than the call
         q = tensors.autocast(q, q, q)[0]
-    if not tensors.lie_in_memory(q, k, v, out, sink_logits):
-        tensors.check_storage(q=q, k=k, v=v, out=out, sink_logits=sink_logits)
+    if not tensors.lie_in_memory(q, k, v, out, sink_logits, *numbers.values()):
+        pools_by_name = dict(zip(names_of(kv), (k, v), strict=True))
+        tensors.check_storage(q=q, **pools_by_name, out=out, sink_logits=sink_logits, **numbers)
     if sink_logits is not None:
         tensors.check_sink(sink_logits, q)
     return q

@@ -82,9 +82,9 @@ def from_mask_mod(
     time.
 
     Returns one mask, or, where batch elements differ, a list with one for each, as `attention` takes both.
-    Raises TypeError when mask_mod is not callable or gives no booleans, ValueError for lengths and numbers that are not
-    positive and for results with axes of their own, UnsupportedError for a mask_mod that reads b or h though `batch` or
-    `heads` is None, or by which heads see different keys.
+    Raises TypeError when mask_mod is not callable or gives no booleans, and for what is no device, ValueError for
+    lengths and numbers that are not positive and for results with axes of their own, UnsupportedError for a mask_mod
+    that reads b or h though `batch` or `heads` is None, or by which heads see different keys.
     """
     rows, keys = shape("from_mask_mod", q_len, k_len)
     if not callable(mask_mod):
@@ -92,6 +92,7 @@ def from_mask_mod(
             f"from_mask_mod: mask_mod must be a function of (b, h, q_idx, kv_idx), got {type(mask_mod).__name__}; "
             "pass a function"
         )
+    _check_device(device)
     batches = 1 if batch is None else at_least_one("from_mask_mod", "batch", batch)
     count = 1 if heads is None else at_least_one("from_mask_mod", "heads", heads)
     masks = []
@@ -108,6 +109,22 @@ def from_mask_mod(
                     "attention once for each group of heads that see the same"
                 )
     return masks[0] if all(mask == masks[0] for mask in masks) else masks
+
+
+def _check_device(device: Any) -> None:
+    """Raises TypeError for what names no device, ValueError for the one whose tensors have no elements."""
+    try:
+        found = torch.device(device)
+    except (TypeError, RuntimeError):
+        raise TypeError(
+            f"from_mask_mod: device must be a torch.device or name one, got {type(device).__name__} {device!r:.60}; "
+            "pass that of the tensors that mask_mod reads"
+        ) from None
+    if found.type == "meta":
+        raise ValueError(
+            "from_mask_mod: device must be one whose tensors have elements, got meta; pass that of the tensors that "
+            "mask_mod reads"
+        )
 
 
 def _index(value: int, reason: str, given: int | None, device: Any) -> Any:
