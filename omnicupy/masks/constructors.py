@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from omnicupy.masks import bits, predicates
 from omnicupy.masks import intervals as masks_intervals
-from omnicupy.masks.arguments import MAX_LENGTH, at_least_one, count, length, plain_array, shape
+from omnicupy.masks.arguments import MAX_LENGTH, at_least_one, count, host_array, length, plain_array, shape
 from omnicupy.masks.intervals import BoolArray, IntArray
 from omnicupy.masks.mask import Mask
 from omnicupy.masks.rectangles import checked as checked_rectangles
@@ -137,12 +137,15 @@ def intervals(start: NDArray[Any], stop: NDArray[Any], q_len: int) -> Mask:
     return Mask((rows, lo.shape[1]), intervals=masks_intervals.canonical(start32, stop32))
 
 
-def from_dense(dense: BoolArray) -> Mask:
-    """The mask of a boolean NumPy array (q_len, k_len), True where the row sees the key; copied.
+def from_dense(dense: BoolArray | Any) -> Mask:
+    """The mask of a boolean array (q_len, k_len), True where the row sees the key; copied.
 
-    Kept as intervals where no key needs more than 4, else as bits (an eighth of the array). Raises TypeError
-    for anything but a boolean NumPy array, ValueError for other ranks and empty axes.
+    dense: NumPy's, or an array or tensor of another library in the memory of the CPU. Kept as intervals where no key
+    needs more than 4, else as bits (an eighth of the array). Raises TypeError for anything else, ValueError for other
+    ranks and empty axes.
     """
+    if hasattr(dense, "__dlpack_device__") and not isinstance(dense, np.ndarray):
+        dense = host_array("from_dense", "dense", dense)
     if not isinstance(dense, np.ndarray):
         raise TypeError(f"from_dense: dense must be a NumPy array, got {type(dense).__name__}; convert it")
     plain_array("from_dense: dense", dense)

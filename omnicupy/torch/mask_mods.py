@@ -13,6 +13,7 @@ from omnicupy.errors import UnsupportedError
 from omnicupy.masks.arguments import at_least_one, shape
 from omnicupy.masks.constructors import from_predicate
 from omnicupy.masks.mask import Mask
+from omnicupy.torch import tensors
 
 MaskMod = Callable[[Any, Any, Any, Any], Any]
 
@@ -92,7 +93,7 @@ def from_mask_mod(
             f"from_mask_mod: mask_mod must be a function of (b, h, q_idx, kv_idx), got {type(mask_mod).__name__}; "
             "pass a function"
         )
-    _check_device(device)
+    tensors.check_device("from_mask_mod", device, "that of the tensors that mask_mod reads")
     batches = 1 if batch is None else at_least_one("from_mask_mod", "batch", batch)
     count = 1 if heads is None else at_least_one("from_mask_mod", "heads", heads)
     masks = []
@@ -109,22 +110,6 @@ def from_mask_mod(
                     "attention once for each group of heads that see the same"
                 )
     return masks[0] if all(mask == masks[0] for mask in masks) else masks
-
-
-def _check_device(device: Any) -> None:
-    """Raises TypeError for what names no device, ValueError for the one whose tensors have no elements."""
-    try:
-        found = torch.device(device)
-    except (TypeError, RuntimeError):
-        raise TypeError(
-            f"from_mask_mod: device must be a torch.device or name one, got {type(device).__name__} {device!r:.60}; "
-            "pass that of the tensors that mask_mod reads"
-        ) from None
-    if found.type == "meta":
-        raise ValueError(
-            "from_mask_mod: device must be one whose tensors have elements, got meta; pass that of the tensors that "
-            "mask_mod reads"
-        )
 
 
 def _index(value: int, reason: str, given: int | None, device: Any) -> Any:
