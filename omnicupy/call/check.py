@@ -21,6 +21,7 @@ from omnicupy.call.problem import Problem, scale_of, split_of, type_name
 from omnicupy.jit.spec import AttnSpec, round_up
 from omnicupy.masks.arguments import plain_array
 from omnicupy.masks.mask import Mask
+from omnicupy.serving.caches import CACHES
 
 ALIGN_BYTES = 16  # the kernels move 16 bytes per load (cp.async.cg)
 AXES = ("batch", "heads", "tokens")
@@ -179,11 +180,8 @@ def check_layout(name: str, array: Any, axes: Sequence[str] = AXES) -> None:
 
     axes: names of the others.
     """
-    strides, shape, copy_with = (
-        array.strides,
-        array.shape,
-        getattr(array, "copy_with", "cupy.ascontiguousarray"),
-    )
+    strides, shape = array.strides, array.shape
+    copy_with = getattr(array, "copy_with", "cupy.ascontiguousarray")
     if strides[-1] != array.dtype.itemsize and shape[-1] > 1:
         raise ValueError(
             f"{name} must have a contiguous last axis (a stride of {array.dtype.itemsize} bytes), "
@@ -284,6 +282,8 @@ def refuse_non_array(name: str, value: object) -> NoReturn:
     how = "convert it with cupy.asarray or numpy.asarray"
     if type_name(value).startswith("torch."):
         how = "pass tensors to omnicupy.torch, which has gradients by autograd"
+    elif isinstance(value, CACHES):
+        how = "caches have no gradients, and stand in the place of k alone: pass keys and values as arrays"
     elif hasattr(value, "__dlpack__"):
         how = "convert it with numpy.asarray on the CPU, with cupy.from_dlpack on a GPU"
     raise TypeError(f"{name} must be a CuPy or NumPy array, got {type_name(value)}; {how}")

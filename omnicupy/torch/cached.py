@@ -99,12 +99,14 @@ def plan_for(q: Any, kv: AnyKV, mask: CachedRule, options: dict[str, Any]) -> Ca
         given: dict[str, Any] = {name: options[name] for name in ("softcap", "config", "split")}
         given |= {"rows": _numbers_on_host(rows), "max_rows": max_rows}
         made = api.plan(*_host(q, kv), mask, **given)
-        return CachedStep(mask, kv.lengths, shapes, made.lists, split=split, rows=rows)
+        how = {"split": split, "rows": rows, "softcap": options["softcap"]}
+        return CachedStep(mask, kv.lengths, shapes, made.lists, **how)
     gpu = _gpu or _load_gpu()
     stream = gpu.external_stream(index, eager.raw_stream(index))
     found = _plan_of(q, kv, None, mask, index=index, stream=stream, options=options)
     lists = gpu.on_device(index, found.make_lists, kv.lengths.data_ptr(), stream, _address(rows))
-    return CachedStep(mask, kv.lengths, shapes, lists, config=options["config"], split=split, rows=rows)
+    how = {name: options[name] for name in ("config", "split", "rows", "softcap")}
+    return CachedStep(mask, kv.lengths, shapes, lists, **how)
 
 
 def prepare(q: Any, kv: Any, v: Any, mask: Any, *, gradients: bool, max_length: Any, **options: Any) -> None:
