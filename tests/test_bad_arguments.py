@@ -290,9 +290,6 @@ def test_arrays_of_a_plain_derived_class_and_tensors_of_others_pass(tmp_path: An
             return 2, 0
 
     assert presets.varlen(Tensor([0, 3, 5])) == presets.varlen([0, 3, 5])  # type: ignore[arg-type]
-    assert oc.from_dense(Tensor([[True, False], [True, True]])) == oc.causal(2)
-    with pytest.raises(TypeError, match=r"^from_dense: dense must be boolean, got float64"):
-        oc.from_dense(Tensor([[0.0]]))
     with pytest.raises(TypeError) as caught:
         presets.varlen(OnDevice([0, 3, 5]))  # type: ignore[arg-type]
     assert str(caught.value) == (
