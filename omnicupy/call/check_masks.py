@@ -33,9 +33,11 @@ def masks_of(mask: Mask | Sequence[Mask] | None, found: Problem) -> tuple[Mask, 
             _refuse_mask_shape("mask", mask, found)
         return (mask,)
     if not isinstance(mask, (list, tuple)):
-        hint = "a boolean array becomes one with from_dense"
-        if not hasattr(mask, "dtype"):
-            hint = "make one with a constructor, such as omnicupy.causal(q_len, k_len)"
+        hint = "make one with a constructor, such as omnicupy.causal(q_len, k_len)"
+        if hasattr(mask, "dtype"):
+            hint = "a boolean array becomes one with from_dense"
+        if hasattr(mask, "mask_mod"):  # FlexAttention's block mask
+            hint = "make one with omnicupy.torch.from_mask_mod(mask.mask_mod, q_len, k_len)"
         raise TypeError(
             "mask must be a Mask, a list of one Mask per batch element, or None (full), "
             f"got {type_name(mask)}; {hint}"

@@ -14,6 +14,7 @@ import fake_tensor  # noqa: E402 - needs torch
 import odd_tensors  # noqa: E402
 import odd_values  # noqa: E402
 from fake_tensor import cuda  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 import omnicupy as oc  # noqa: E402
 import omnicupy.torch  # noqa: E402
@@ -93,6 +94,44 @@ def test_tensors_whose_elements_lie_elsewhere_are_refused_by_name(name: str) -> 
         for value in (*odd_tensors.unreadable(),)[:3]:  # negated, and zeros without memory
             with torch.no_grad(), pytest.raises(oc.UnsupportedError, match=f"^{argument} (is|holds)"):
                 call(**good | {argument: value})
+
+
+class Sees(TorchDispatchMode):
+    """Sends calls through the dispatcher."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+def _seen(given: Any, how: Any) -> Any:
+    with Sees():
+        return oc.torch.attention(*given, **how)
+
+
+WAYS: dict[str, Callable[..., Any]] = {
+    "eager": oc.torch.attention,
+    "a mode": lambda *given, **how: _seen(given, how),
+    "a subclass": lambda *given, **how: oc.torch.attention(
+        *(one.as_subclass(odd_tensors.Derived) for one in given), **how
+    ),
+    "vmap": lambda *given, **how: torch.func.vmap(lambda *one: oc.torch.attention(*one, **how))(
+        *(one[None] for one in given)
+    ),
+    "torch.compile": lambda *given, **how: torch.compile(
+        lambda *one: oc.torch.attention(*one, **how), backend="eager"
+    )(*given),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["scale", "softcap"])
+def test_no_gradient_of_a_number_is_lost(name: str, way: str) -> None:
+    """The dispatcher makes a number of a tensor, and of True."""
+    q = torch.randn(odd_tensors.SHAPE, requires_grad=True)
+    for value in (torch.nn.Parameter(torch.tensor(0.5)), torch.tensor(0.5), True):
+        with pytest.raises(Exception, match=f"{name} must be a number or None"):
+            WAYS[way](q, q, q, **{name: value})
+    assert WAYS[way](q, q, q, **{name: 0.5}).requires_grad
 
 
 def test_on_a_device_no_negated_view_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
