@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from omnicupy.call.arrays import on_gpu as is_on_gpu
-from omnicupy.call.problem import LOG2_E, Problem, as_float, check_scale_kind, type_name
+from omnicupy.call.problem import LOG2_E, as_float, check_scale_kind, type_name
 
 
 def softcap_of(softcap: Any, scale: float, dtype: str) -> float | None:
@@ -66,15 +66,6 @@ def check_sink_logits(sink_logits: Any, q: Any) -> None:
         raise ValueError(
             f"sink_logits must hold numbers below infinity, got {sink_logits[~(sink_logits < np.inf)][0]}; pass -inf "
             "for a head without a sink"
-        )
-
-
-def check_config(config: Any, found: Problem) -> None:
-    """Raises ValueError unless a spec's kernels cap scores exactly where a call has a softcap."""
-    if config.softcap != found.softcap:
-        raise ValueError(
-            f"config must have softcap={found.softcap} for a call with{'' if found.softcap else 'out'} a softcap, got "
-            f"{config.softcap}; replace it with dataclasses.replace(config, softcap={found.softcap})"
         )
 
 
