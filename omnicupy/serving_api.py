@@ -89,7 +89,7 @@ def plan(
     given: dict[str, Any] = {"softcap": softcap, "config": config, "split": split}
     given |= {"rows": rows, "max_rows": max_rows}
     if not isinstance(q, np.ndarray):
-        step: CachedStep = load_cached(q, kv).plan(q, kv, mask, **given)
+        step: CachedStep = load_cached(q).plan(q, kv, mask, **given)
         step.softcap = softcap
         return step
     call = check_cached.call(q, kv, None, mask, **given)
@@ -98,7 +98,7 @@ def plan(
     return CachedStep(call.rule, kv.lengths, shapes, lists, split=split, rows=rows, softcap=softcap)
 
 
-def load_cached(q: Any, kv: AnyKV) -> Any:
+def load_cached(q: Any) -> Any:
     """The GPU path of calls on caches."""
     if not is_cupy(q):
         check_paged.check_array("q", q)  # refuses it, without importing CuPy

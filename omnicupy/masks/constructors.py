@@ -217,7 +217,7 @@ def from_predicate(
     way = predicates.way_of(threads, progress, xp)
 
     def mask_of(rule: predicates.Rule) -> Mask:
-        return _from_rows(predicates.rows_of(rule, rows, keys, xp), rows, keys, way)
+        return _from_rows(predicates.rows_of(rule, keys, xp), rows, keys, way)
 
     if not predicates.takes_batch(fn):
         if batch is not None:
