@@ -51,7 +51,10 @@ def test_any_producer() -> None:
 
 def test_a_boolean_array_of_any_producer_is_a_mask() -> None:
     assert oc.from_dense(Foreign(MASK.to_dense())) == MASK
-    with pytest.raises(TypeError, match=r"^from_dense: dense must be boolean, got float64; pass dense != 0"):
+    with pytest.raises(
+        TypeError,
+        match=r"^from_dense: dense must be boolean, got float64; pass dense == 0 of a mask that is added",
+    ):
         oc.from_dense(Foreign(np.ones((2, 2))))
     on_device = Foreign(MASK.to_dense())
     on_device.__dlpack_device__ = lambda: (2, 0)  # type: ignore[method-assign]

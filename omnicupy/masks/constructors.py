@@ -150,7 +150,10 @@ def from_dense(dense: BoolArray | Any) -> Mask:
         raise TypeError(f"from_dense: dense must be a NumPy array, got {type(dense).__name__}; convert it")
     plain_array("from_dense: dense", dense)
     if dense.dtype != np.bool_:
-        raise TypeError(f"from_dense: dense must be boolean, got {dense.dtype}; pass dense != 0")
+        how = "pass dense != 0"
+        if dense.dtype.kind not in "iu":  # of an additive mask that would show what it hides
+            how = "pass dense == 0 of a mask that is added to scores, dense != 0 where 0 hides a key"
+        raise TypeError(f"from_dense: dense must be boolean, got {dense.dtype}; {how}")
     if dense.ndim != 2 or 0 in dense.shape:
         raise ValueError(
             f"from_dense: dense must have shape (q_len, k_len), neither 0, got {dense.shape}; "
