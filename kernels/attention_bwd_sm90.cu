@@ -1,11 +1,12 @@
 // All gradients in one kernel for compute capability 9.0, a block of keys a work item. dK and dV are sums in one order;
-// dQ is added by whichever thread block comes first, or as part "ordered" in one order, too; then two variants make dQ
+// dQ is added by whichever thread block comes first, or as part "ordered" in one order, too. Variants of either make dQ
 // of the sums themselves.
 #include "omni/sm90/backward/background.cuh"
 #include "omni/sm90/backward/finish.cuh"
 #include "omni/sm90/backward/fused_apart.cuh"
 #include "omni/sm90/backward/key_producer.cuh"
 #include "omni/sm90/backward/rows_ahead.cuh"
+#include "omni/sm90/backward/tickets.cuh"
 
 using Cfg = omni::BackwardConfig<
     OMNI_HEAD_DIM, OMNI_VALUE_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_BF16, OMNI_SOFTCAP, true,
@@ -59,6 +60,8 @@ extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
       if (is_first && buffer >= 0 && buffer < Smem::kBuffers) {
         if constexpr (Cfg::kFinishes) {
           omni::OrderedAdder<Cfg>(args, smem).run();
+        } else if constexpr (Cfg::kTickets) {
+          omni::add_by_tickets<Cfg>(args, smem, buffer);
         } else if constexpr (Cfg::kBackground) {
           omni::BackgroundAdder<Cfg>(args, smem).run();
         } else {

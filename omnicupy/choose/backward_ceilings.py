@@ -16,7 +16,7 @@ FloatArray = NDArray[np.float64]
 
 OF_KERNELS = ("pair_ps", "partial_ps", "causal_ps", "skipped_ps", "item_us", "merge_us")
 PRODUCTS = {"dkdv": 4, "dq": 3, "fused": 5, "ordered": 5}  # of a tile, by the kernel's part
-OF_PASSES = ("launch_us", "megabyte_us", "memory_us")
+OF_PASSES = ("launch_us", "megabyte_us", "beside_us", "memory_us")
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,14 @@ class BackwardCeilings:
     """The speeds of the backward pass on one device. sources: the records that they were fitted on.
 
     launch_us: of each pass.  megabyte_us: of a megabyte that the launches which prepare and convert read or write.
+    beside_us: of one where a warp of the kernel between them does so beside the others; so much longer these take.
     memory_us: of one that the kernels between them fetch and store.
     """
 
     of: tuple[KernelCeiling, ...]
     launch_us: float
     megabyte_us: float
+    beside_us: float
     memory_us: float
     sources: tuple[str, ...] = ()
 

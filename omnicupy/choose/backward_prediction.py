@@ -1,7 +1,8 @@
 """The cost model of the backward pass: what its kernels should take, from the lists that they walk.
 
 A pass is a launch that prepares, the kernels that walk tiles, and a launch that converts dQ where one kernel makes all
-gradients. What the first and the last one take is what they read and write. The kernels between them take work items
+gradients. What the first and the last one take is what they read and write. Where a warp of the kernel between them
+does their work, that kernel takes longer by what this warp reads and writes. The kernels between them take work items
 (a part of a block of keys, or of queries, of one head) in the order of their lists, each multiprocessor the next one
 when it is free; the kernel of dQ takes its items behind those of dK and dV, on multiprocessors that these leave. A work
 item costs a time for each pair of its tiles, more for those of CAUSAL and PARTIAL ones, and a fixed time of its own.
@@ -20,16 +21,16 @@ from numpy.typing import NDArray
 from omnicupy.call.check_backward import GRADIENTS
 from omnicupy.call.problem import Problem
 from omnicupy.choose.backward_ceilings import BackwardCeilings, KernelCeiling
+from omnicupy.choose.backward_traffic import copied_bytes, traffic
 from omnicupy.choose.backward_waits import waited_share
 from omnicupy.choose.ceilings import Device, FloatArray
-from omnicupy.choose.prediction import ELEMENT_BYTES, beside_memory, in_sections
+from omnicupy.choose.prediction import beside_memory, in_sections
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.backward_kernel import MAKES_ALL, BackwardKernel
-from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
+from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.masks.block_mask import CAUSAL, KIND, PARTIAL
 from omnicupy.masks.mask import Mask
-from omnicupy.masks.transpose import dead_rows
-from omnicupy.schedule.backward_grid import BackwardGrid, lists_of, ordered_part
+from omnicupy.schedule.backward_grid import BackwardGrid, lists_of, makes_all_part
 from omnicupy.schedule.block_lists import BlockLists
 from omnicupy.schedule.order import GROUP_ROWS, SKIP_SHIFT
 from omnicupy.schedule.ordered_lists import OrderedLists
@@ -37,7 +38,6 @@ from omnicupy.schedule.ordered_lists import OrderedLists
 # What a work item is charged for, in this order: pairs of all tiles, of PARTIAL ones, of CAUSAL ones, those that a
 # warpgroup skips, itself, and itself where it is a part of a split block.
 TERMS = ("tiles", "partial", "causal", "skipped", "items", "merges")
-STATISTICS_BYTES = 4  # of lse, lse2 and delta, each, and of an element of the sums of dQ
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,7 @@ class PassWork:
     """What a backward pass works on. kernels: those that walk tiles, in the order of their launches.  slots:
     multiprocessors.
 
-    prepared, converted: megabytes that the launches ahead of them and behind them read and write.  megabytes: that the
-    kernels themselves must fetch from memory and store.  pairs: allowed ones, of all query heads.
+    pairs: allowed ones, of all query heads.  The rest: as of backward_traffic.Traffic.
     """
 
     kernels: tuple[KernelWork, ...]
@@ -80,6 +79,7 @@ class PassWork:
     pairs: int
     prepared: float
     converted: float
+    beside: float
     megabytes: float
 
     @property
@@ -91,8 +91,8 @@ class PassWork:
 @dataclass(frozen=True)
 class PassPrediction:
     """What a backward pass should take. parts_us: by TERMS, of the mean multiprocessor, "waits" for the order of
-    additions, "imbalance" (the last multiprocessor after the mean one), "prepare", "convert", "launch" and "memory"
-    (what it adds); they add up to it.
+    additions, "imbalance" (the last multiprocessor after the mean one), "beside" (lse2, delta and dQ made inside),
+    "prepare", "convert", "launch" and "memory" (what it adds); they add up to it.
 
     kernels_us: what each kernel keeps the mean multiprocessor busy.  balance: mean load over the greatest.
     bound_us: the longer one of two times that no schedule can beat: that of the allowed pairs alone at the rate of FULL
@@ -120,7 +120,7 @@ def keys_part(
     name = "ordered" if deterministic else "fused"
     if getattr(spec, name) is None or not ("q" in wanted and ("k" in wanted or "v" in wanted)):
         return "dkdv"
-    return ordered_part(spec.part(name), problem, masks) if deterministic else name
+    return makes_all_part(spec.part(name), problem, masks)
 
 
 def work_of(
@@ -146,44 +146,12 @@ def work_of(
     parts = [keys] if makes_all or "k" in wanted or "v" in wanted else []
     if not makes_all and "q" in wanted:
         parts.append("dq")
-    copied = _copied_bytes(problem, mask)
-    kernels = tuple(_kernel_work(spec.part(part), problem, mask, device, not copied) for part in parts)
-    rows = problem.batch * problem.q_heads * problem.q_len
-    prepared = copied + 2 * ELEMENT_BYTES * rows * problem.value_dim + 3 * STATISTICS_BYTES * rows
-    converted = 0
-    if makes_all and not spec.part(keys).finishes:  # zeros are written, sums are read, dQ is written
-        padded = problem.batch * problem.q_heads * padded_rows(problem.q_len)
-        prepared += STATISTICS_BYTES * padded * spec.head_dim
-        converted = (STATISTICS_BYTES + ELEMENT_BYTES) * rows * spec.head_dim
+    may_prepare = not copied_bytes(problem, mask)
+    kernels = tuple(_kernel_work(spec.part(part), problem, mask, device, may_prepare) for part in parts)
+    prepares = any(one.kernel.prepares for one in kernels)
+    moved = traffic(spec, problem, mask, keys, prepares=prepares, wanted=wanted)
     pairs = mask.pairs * problem.q_heads * problem.batch
-    operands = _operand_bytes(problem, wanted, keys)
-    if any(one.kernel.prepares for one in kernels):
-        operands, prepared = operands + prepared, 0
-    return PassWork(kernels, device.sm_count, pairs, prepared / 1e6, converted / 1e6, operands / 1e6)
-
-
-def _copied_bytes(problem: Problem, mask: Mask) -> int:
-    """Of the copies that the launch ahead makes: Q and dO where rows see no key, K and V where no row sees a key."""
-    width = problem.head_dim + problem.value_dim
-    blocks = mask.blocks(128, 128)
-    found = 0
-    if dead_rows(blocks).any():
-        found += 2 * ELEMENT_BYTES * problem.batch * problem.q_heads * problem.q_len * width
-    if blocks.mask.dead_keys().any():
-        found += 2 * ELEMENT_BYTES * problem.batch * problem.kv_heads * problem.k_len * width
-    return found
-
-
-def _operand_bytes(problem: Problem, wanted: Sequence[str], keys: str) -> int:
-    """Of q, dO, k and v, of the gradients that the kernels store, and of sums of dQ, which are fetched and stored."""
-    q_rows, k_rows = problem.q_heads * problem.q_len, problem.kv_heads * problem.k_len
-    width = problem.head_dim + problem.value_dim
-    of_sums = 2 * STATISTICS_BYTES // ELEMENT_BYTES
-    # The last two store dQ, too; what the last reads of sums is in L2 still.
-    each = {"fused": of_sums, "ordered": of_sums, "finishing": of_sums + 1, "background": of_sums + 1}
-    stored = each.get(keys, 1) * q_rows * problem.head_dim if "q" in wanted else 0
-    stored += k_rows * (problem.head_dim * ("k" in wanted) + problem.value_dim * ("v" in wanted))
-    return ELEMENT_BYTES * problem.batch * ((q_rows + k_rows) * width + stored)
+    return PassWork(kernels, device.sm_count, pairs, *moved)
 
 
 def _kernel_work(
@@ -191,7 +159,7 @@ def _kernel_work(
 ) -> KernelWork:
     """The work items of one kernel, from the lists that it walks. may_prepare: no copies are to be made."""
     grid = BackwardGrid(kernel, problem, 1, device.sm_count, device.l2_bytes)
-    lists = lists_of(kernel.part, (mask,), (kernel.br, kernel.bc), grid.workers)
+    lists = lists_of(kernel, (mask,), grid.workers)
     if may_prepare and kernel.finishes == "background" and grid.prepares_beside(lists):
         kernel = replace(kernel, prepares=True)
     section, heads = lists.section or grid.section(lists.n_parts), grid.workers.heads
@@ -279,10 +247,11 @@ def predict(work: PassWork, ceilings: BackwardCeilings) -> PassPrediction:
     parts = dict(zip(TERMS, of_terms.tolist(), strict=True))
     parts["waits"] = max((one.waits for one in work.kernels), default=0.0) * float(times.max())
     parts["imbalance"] = float(times.max() - times.mean())
+    parts["beside"] = work.beside * ceilings.beside_us
     parts["prepare"] = work.prepared * ceilings.megabyte_us
     parts["convert"] = work.converted * ceilings.megabyte_us
     parts["launch"] = ceilings.launch_us
-    last = float(times.max()) + parts["waits"]
+    last = float(times.max()) + parts["waits"] + parts["beside"]
     memory = work.megabytes * ceilings.memory_us
     parts["memory"] = beside_memory(last, memory) - last
     names = [one.kernel.part for one in work.kernels]

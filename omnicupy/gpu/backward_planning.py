@@ -26,7 +26,7 @@ from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
 from omnicupy.jit.params import PARAMS
 from omnicupy.jit.spec import round_up
 from omnicupy.masks.mask import Mask
-from omnicupy.schedule.backward_grid import BackwardGrid, key_lists_of, ordered_part
+from omnicupy.schedule.backward_grid import BackwardGrid, key_lists_of, makes_all_part
 
 _ROW_BYTES = 16  # rows are read in pieces of it
 _COPY_ALIGN = 256
@@ -66,7 +66,7 @@ class _Setting:
         tile, workers = (part.br, part.bc), self.grid(part).workers
         if part.part == "dq":
             return device_blocks(self.masks, tile, workers, self.device)
-        return device_key_blocks(self.masks, tile, workers, self.device, key_lists_of(part.part))
+        return device_key_blocks(self.masks, tile, workers, self.device, key_lists_of(part))
 
 
 def new_plan(
@@ -88,7 +88,7 @@ def new_plan(
     read = _read_layouts(layouts, space)
     launches = []
     if _prepares(call, on.grid(keys), of_keys, space):
-        keys = parts["alone"]
+        keys = replace(keys, prepares=True)
     else:
         launches.append(_launch(on, parts["prepare"], layouts, of_keys, space, ahead_of=keys))
     if call.wanted[1] or call.wanted[2]:
@@ -113,7 +113,7 @@ def _keys_part(on: _Setting, parts: dict[str, BackwardKernel], *, deterministic:
     # One gradient alone is made faster by its own kernel.
     if name not in parts or not (wanted[0] and (wanted[1] or wanted[2])):
         return "dkdv"
-    return ordered_part(parts[name], on.call.problem, on.masks) if deterministic else name
+    return makes_all_part(parts[name], on.call.problem, on.masks)
 
 
 def _prepares(call: BackwardCall, grid: BackwardGrid, blocks: DeviceBlocks, space: Space) -> bool:
@@ -161,7 +161,7 @@ def _space(call: BackwardCall, layouts: Layouts, grid: BackwardGrid, keys: Devic
     if part.part in MAKES_ALL:
         sums, size = size, size + sum_places * part.sum_bytes
         zeroed = size if part.finishes else sums
-    if part.part == "ordered":
+    if part.part == "ordered" or part.finishes:
         turns, size = size, size + round_up(4 * sum_places, _COPY_ALIGN)
     partials, (partial_bytes, arrivals) = size, grid.partials(keys.sizes.n_slots, keys.sizes.n_split_rows)
     places |= {
@@ -206,7 +206,7 @@ def _launch(
     maps = (layouts.q, layouts.dout, layouts.k, layouts.v) if part.params == "bwd_sm90" else ()
     loaded = kernel(part, on.device)
     function = launcher_behind(loaded) if comes_early else loaded.function
-    if part.part == "ordered":
+    if part.part == "ordered" or part.finishes:
         function = together(loaded)
     return Launch(part, function, shape, template, blocks, maps)
 

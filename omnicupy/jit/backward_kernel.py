@@ -50,7 +50,7 @@ class BackwardKernel:
     same, and adds to each sum in one order), "convert" (these sums to dQ) or "sinks" (adds up the gradients of
     sink_logits that prepare left). dtype, head_dim: as in AttnSpec. value_dim: columns of V and O. br, bc, stages,
     warps: as in TileShape. softcap: scores are capped. finishes: one of FINISHES, how it makes dQ of sums that need not
-    be zeros before (part "ordered" with two warpgroups that own keys). prepares: it makes lse2 and delta, too.
+    be zeros before (where two warpgroups own keys and make all gradients). prepares: it makes lse2 and delta, too.
 
     Raises ValueError when the tile is illegal or does not fit the architecture's shared memory.
     """
@@ -187,7 +187,7 @@ class BackwardKernel:
     @property
     def may_finish(self) -> bool:
         """Does it leave a warp for variants that make dQ of the sums themselves?"""
-        return self.part == "ordered" and self.warpgroups == 2 and not self.has_dq_apart
+        return self.kernel == "sm90" and self.part in MAKES_ALL and (self.bc, self.warps) == (128, 12)
 
     @property
     def sum_bytes(self) -> int:

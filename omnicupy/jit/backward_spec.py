@@ -17,7 +17,7 @@ from omnicupy.jit.backward_kernel import (
     TileShape,
 )
 from omnicupy.jit.field_types import make_flags, make_numbers, number
-from omnicupy.jit.finishing import FINISHING_PARTS, PREPARING_PARTS
+from omnicupy.jit.finishing import FINISHING_PARTS, PREPARING_PARTS, TICKET_PARTS
 from omnicupy.jit.spec import DTYPES, KERNELS, round_up
 
 
@@ -62,7 +62,7 @@ class BackwardSpec:
 
     def part(self, part: str) -> BackwardKernel:
         """The kernel of one of PARTS or SINK_PARTS, or where there is such a tile of FUSED_PARTS and ORDERED_PARTS; of
-        FINISHING_PARTS, too, where two warpgroups own keys.
+        TICKET_PARTS and FINISHING_PARTS, too, where two warpgroups own keys.
         """
         return _part(self, part)
 
@@ -81,8 +81,8 @@ class BackwardSpec:
 # Plans of new masks ask for the same kernels again and again, and making one takes longer than a look-up.
 @lru_cache(maxsize=256)
 def _part(spec: BackwardSpec, part: str) -> BackwardKernel:
-    finishes, prepares = FINISHING_PARTS.get(part, ""), part in PREPARING_PARTS
-    part = "ordered" if finishes else part
+    finishes, prepares = (FINISHING_PARTS | TICKET_PARTS).get(part, ""), part in PREPARING_PARTS
+    part = "ordered" if part in FINISHING_PARTS else "fused" if part in TICKET_PARTS else part
     shapes = {"dkdv": spec.dkdv, "dq": spec.dq, "fused": spec.fused, "ordered": spec.ordered}
     shape = shapes.get(part) or TileShape(64, 64, 1, WITHOUT_TILES[part] // 32)
     # The kernels that prepare and that add up sinks are the same ones for all.
@@ -108,7 +108,9 @@ def _part(spec: BackwardSpec, part: str) -> BackwardKernel:
 
 @lru_cache(maxsize=64)
 def _kernels(spec: BackwardSpec) -> dict[str, BackwardKernel]:
-    fused = FUSED_PARTS if spec.fused is not None else ()
+    fused: tuple[str, ...] = FUSED_PARTS if spec.fused is not None else ()
+    if spec.fused is not None and _part(spec, "fused").may_finish:
+        fused += tuple(TICKET_PARTS)
     ordered: tuple[str, ...] = ORDERED_PARTS if spec.ordered is not None else ()
     if spec.ordered is not None and _part(spec, "ordered").may_finish:
         ordered += tuple(FINISHING_PARTS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from omnicupy.call.problem import Problem
 from omnicupy.errors import UnsupportedError
@@ -17,6 +17,7 @@ from omnicupy.schedule.key_lists import key_lists
 from omnicupy.schedule.ordered_lists import MOST_SHARERS, OrderedLists, ordered_lists
 from omnicupy.schedule.parts import Workers
 from omnicupy.schedule.ranks import MOST_RANKS, OrderedWorkers
+from omnicupy.schedule.ticket_lists import ticket_lists
 
 # Sums of dQ in float32 that are added to in one order. More than the first take too much memory: the kernel makes dQ of
 # them itself, and they share places in the second.
@@ -30,16 +31,25 @@ FEW_ADDITIONS, MANY_ADDITIONS = 4, 40
 PREPARING_ADDITIONS = 18
 
 
-def key_lists_of(part: str) -> Callable[[Sequence[KeyBlocks], Workers], BlockLists]:
-    """What packs the lists that a kernel of this part walks, which is not "dq"."""
-    return ordered_lists if part == "ordered" else key_lists
+def key_lists_of(kernel: BackwardKernel) -> Callable[[Sequence[KeyBlocks], Workers], BlockLists]:
+    """What packs the lists that a kernel walks whose part is not "dq"."""
+    if kernel.part == "ordered":
+        return ordered_lists
+    return ticket_lists if kernel.finishes else key_lists
 
 
-def lists_of(part: str, masks: Sequence[Mask], tile: tuple[int, int], workers: Workers) -> BlockLists:
-    """The lists that a kernel of this part walks, of masks cut at `tile`."""
-    if part == "dq":
+def lists_of(kernel: BackwardKernel, masks: Sequence[Mask], workers: Workers) -> BlockLists:
+    """The lists that a kernel walks, of masks cut at its tile."""
+    tile = kernel.br, kernel.bc
+    if kernel.part == "dq":
         return block_lists([mask.blocks(*tile) for mask in masks], workers)
-    return key_lists_of(part)([mask.key_blocks(*tile) for mask in masks], workers)
+    return key_lists_of(kernel)([mask.key_blocks(*tile) for mask in masks], workers)
+
+
+def makes_all_part(part: BackwardKernel, problem: Problem, masks: Sequence[Mask]) -> str:
+    """Which kernel makes all gradients where `part` does or a variant of it. masks: the distinct ones."""
+    choose = ordered_part if part.part == "ordered" else any_order_part
+    return choose(part, problem, masks)
 
 
 def ordered_part(part: BackwardKernel, problem: Problem, masks: Sequence[Mask]) -> str:
@@ -50,7 +60,7 @@ def ordered_part(part: BackwardKernel, problem: Problem, masks: Sequence[Mask]) 
 
     part: "ordered".  masks: the distinct ones.
     """
-    tiles = sum(int(mask.key_blocks(part.br, part.bc).tiles.sum()) for mask in masks)
+    tiles = _tiles_of(part, masks)
     if tiles > MOST_RANKS:
         return "dkdv"
     if not part.may_finish:
@@ -60,13 +70,32 @@ def ordered_part(part: BackwardKernel, problem: Problem, masks: Sequence[Mask]) 
     heads = problem.kv_heads * problem.batch // len(masks)
     at_a_time = MOST_SUMS_BYTES // (of_head * part.sum_bytes)  # heads
     may_share = at_a_time > 0 and -(-heads // at_a_time) <= MOST_SHARERS
-    unshared = problem.batch * problem.q_heads * padded_rows(problem.q_len) // part.br * part.sum_bytes
-    if unshared > MOST_UNSHARED_BYTES:
+    if _unshared_bytes(part, problem) > MOST_UNSHARED_BYTES:
         return "finishing" if may_share else "dkdv"
     sums = of_mask * len(masks)
     if tiles < FEW_ADDITIONS * sums and may_share:
         return "finishing"
     return "background" if tiles < MANY_ADDITIONS * sums else "ordered"
+
+
+def any_order_part(part: BackwardKernel, problem: Problem, masks: Sequence[Mask]) -> str:
+    """Which kernel makes all gradients in any order: "fused", or "tickets", which makes dQ of the sums, too. part:
+    "fused".  masks: the distinct ones.
+    """
+    if not part.may_finish or _unshared_bytes(part, problem) > MOST_UNSHARED_BYTES:
+        return "fused"
+    tiles, sums = _tiles_of(part, masks), -(-problem.q_len // part.br) * len(masks)
+    serves = FEW_ADDITIONS * sums <= tiles < MANY_ADDITIONS * sums and tiles <= MOST_RANKS
+    return "tickets" if serves else "fused"
+
+
+def _tiles_of(part: BackwardKernel, masks: Sequence[Mask]) -> int:
+    return sum(int(mask.key_blocks(part.br, part.bc).tiles.sum()) for mask in masks)
+
+
+def _unshared_bytes(part: BackwardKernel, problem: Problem) -> int:
+    """Of sums of dQ with places of their own."""
+    return problem.batch * problem.q_heads * padded_rows(problem.q_len) // part.br * part.sum_bytes
 
 
 @dataclass(frozen=True)
@@ -97,7 +126,7 @@ class BackwardGrid:
         slots = MOST_PARTIAL_BYTES // (heads * self._slot_bytes) if self.kernel.kernel == "sm90" else 0
         found = Workers(heads // self.masks, self.sm_count, slots, self.problem.group)
         if self.kernel.part != "ordered":
-            return found
+            return replace(found, side_by_side=self._heads_in_l2) if self.kernel.finishes else found
         ordered = {"ordered_sums": True, "side_by_side": self._heads_in_l2, "kept": self._kept}
         most = {"at_once": MOST_SUMS_BYTES, "background": MOST_UNSHARED_BYTES}.get(self.kernel.finishes, 0)
         places = most // self.kernel.sum_bytes

@@ -113,7 +113,7 @@ def ordered_lists(blocks: Sequence[KeyBlocks], workers: Workers) -> OrderedLists
     if costs.max() > LONG_SHARE * whole:  # such parts must not begin late, whatever their heads
         section, tiers = heads, (len(parts),) * len(lists.tiers)
     else:
-        section = min(heads, max(1, round(workers.sm_count / len(parts))), workers.side_by_side)
+        section = section_of(len(parts), workers)
         tiers = lists.tiers
     turn_heads = _turn_heads(blocks, workers)
     section = min(section, turn_heads)
@@ -126,7 +126,7 @@ def ordered_lists(blocks: Sequence[KeyBlocks], workers: Workers) -> OrderedLists
         of_head = lists.array("parts")[:, 3].astype(np.int64)  # tiles of the part
         for head, ranks in enumerate(lists.array("ranks").reshape(workers.repeats, -1)):
             ranks[...] = walk.ranks(walk.times(starts, 1, head * of_head), by_sum)
-    elif early := _early_heads(lists, costs, workers):
+    elif workers.background and (early := early_heads(lists, costs, workers)):
         late = _starts_of_heads(costs, tiers, section, heads - early, workers)
         starts = _starts_of_heads(costs, (len(parts),), section, early, workers)
         halves = [walk.ranks(walk.times(of, workers.repeats), by_sum) for of in (starts, late)]
@@ -136,9 +136,14 @@ def ordered_lists(blocks: Sequence[KeyBlocks], workers: Workers) -> OrderedLists
     return lists
 
 
-def _early_heads(lists: OrderedLists, costs: NDArray[np.int64], workers: OrderedWorkers) -> int:
+def section_of(parts: int, workers: Workers) -> int:
+    """Heads of keys side by side: as many as give each multiprocessor a part, and no more than may be."""
+    return min(workers.heads, max(1, round(workers.sm_count / parts)), workers.side_by_side)
+
+
+def early_heads(lists: OrderedLists, costs: NDArray[np.int64], workers: Workers) -> int:
     """How many heads of keys come before the tiers of the others: whole sections. costs: of parts, in tiles."""
-    if not workers.background or lists.n_split_rows or lists.tiers[0] == lists.n_parts:  # one tier
+    if lists.n_split_rows or lists.tiers[0] == lists.n_parts:  # one tier
         return 0
     if not len(lists.array("entries")):
         return 0

@@ -82,6 +82,10 @@ class Walk:
             found[np.cumsum(self.additions[self.additions > 0]) - 1] |= LAST_ADDITION
         return found
 
+    def numbers(self) -> IntArray:
+        """Of each tile, where its rank would lie, how many additions its sum has."""
+        return self.additions.astype(np.int32).take(spread(self.query, self.tiles, np.int32))
+
     def is_head_by_head(self, starts: NDArray[np.int64], workers: OrderedWorkers, section: int) -> bool:
         """Do parts go so, that what they add to stays in the L2 cache? section: heads of keys side by side."""
         repeats = workers.repeats

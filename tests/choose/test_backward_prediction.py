@@ -120,44 +120,6 @@ def test_an_ordered_pass_walks_the_same_tiles_and_waits() -> None:
     assert (in_order.waits > 0, free.waits) == (True, 0.0)
 
 
-def test_megabytes_of_the_launches_ahead_and_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    mask = oc.causal(256)
-    rows = 4 * 256  # of all query heads
-    padded = 4 * -(-(256 + 255) // 64) * 64
-    for head_dim in (64, 128):
-        one = _work(mask, head_dim, deterministic=False)
-        assert one.prepared == pytest.approx(
-            (2 * 2 * rows * head_dim + 12 * rows + 4 * head_dim * padded) / 1e6
-        )
-        assert one.converted == pytest.approx(6 * head_dim * rows / 1e6)
-        operands = 2 * (rows + 2 * 256) * 2 * head_dim
-        sums = 4 * head_dim * padded  # of dQ, which each addition reads and writes in L2
-        assert one.megabytes == pytest.approx((operands + 2 * 2 * 256 * 2 * head_dim + sums) / 1e6)
-    finishing, one = (_work(mask, 128, deterministic=of) for of in (True, False))
-    assert finishing.converted == 0
-    assert finishing.prepared == pytest.approx(one.prepared - 4 * 128 * padded / 1e6)
-    assert finishing.megabytes == pytest.approx(one.megabytes + 2 * rows * 128 / 1e6)
-    monkeypatch.setattr(backward_grid, "FEW_ADDITIONS", 0)
-    background = _work(mask, 128)
-    assert background.kernels[0].kernel.finishes == "background"
-    assert [background.converted, background.prepared] == [finishing.converted, finishing.prepared]
-    assert background.megabytes == finishing.megabytes
-    two = _work(mask, 256)
-    assert two.converted == 0
-    assert two.prepared == pytest.approx((2 * 2 * rows * 256 + 12 * rows) / 1e6)
-    assert two.megabytes == pytest.approx((2 * (rows + 512) * 512 + 2 * (512 * 512 + rows * 256)) / 1e6)
-
-
-def test_copies_of_dead_rows_and_keys_count() -> None:
-    plain = _work(oc.full(256), 64).prepared
-    rows = oc.ranges([(0, 256, 0, 128)], 256)  # half of the keys have no row
-    keys = oc.ranges([(0, 128, 0, 256)], 256)
-    copy = 2 * 2 * 128 * 256 / 1e6  # two arrays of a head, read and written
-    of_keys, of_rows = (_work(mask, 64).prepared - plain for mask in (rows, keys))
-    assert of_keys == pytest.approx(2 * copy)  # two heads of keys
-    assert of_rows == pytest.approx(4 * copy)
-
-
 def _made(costs: list[list[float]], slots: int, waits: float = 0.0) -> PassWork:
     spec = backward_table.pick("sm_90", "bfloat16", 128)
     kernels = tuple(
@@ -169,11 +131,15 @@ def _made(costs: list[list[float]], slots: int, waits: float = 0.0) -> PassWork:
         )
         for part, of in zip(("dkdv", "dq"), costs, strict=False)
     )
-    return PassWork(kernels, slots, 0, 0.0, 0.0, 0.0)
+    return PassWork(kernels, slots, 0, 0.0, 0.0, 0.0, 0.0)
 
 
 ONE = BackwardCeilings(
-    tuple(KernelCeiling("sm90", part, 128, 128, 1.0, *[0.0] * 5) for part in ("dkdv", "dq")), 0.0, 0.0, 0.0
+    tuple(KernelCeiling("sm90", part, 128, 128, 1.0, *[0.0] * 5) for part in ("dkdv", "dq")),
+    0.0,
+    0.0,
+    0.0,
+    0.0,
 )
 
 
@@ -211,6 +177,16 @@ def test_a_prediction_adds_up() -> None:
     assert found.bound_us == pytest.approx(tiles + ends)  # all pairs of a full mask are allowed
 
 
+def test_what_a_warp_does_beside_tiles_lengthens_the_kernel() -> None:
+    work = _work(oc.causal(1024), 128, batch=8)
+    assert work.kernels[0].kernel.prepares
+    found = backward_prediction.predict(work, replace(BACKWARD, beside_us=0.5))
+    none = backward_prediction.predict(work, replace(BACKWARD, beside_us=0.0))
+    assert found.parts_us["beside"] == pytest.approx(0.5 * work.beside)
+    assert none.us < found.us < none.us + found.parts_us["beside"]  # the longer it is, the less memory adds
+    assert found.bound_us == none.bound_us
+
+
 @pytest.mark.parametrize(("head_dim", "deterministic"), FORMS)
 def test_what_is_more_takes_longer(head_dim: int, deterministic: bool) -> None:
     how = {"deterministic": deterministic, "device": replace(DEVICE, sm_count=132)}
@@ -222,8 +198,10 @@ def test_what_is_more_takes_longer(head_dim: int, deterministic: bool) -> None:
     assert base > _us(oc.sliding_window(2048, left=200), head_dim, **how)
     slower = replace(BACKWARD, of=tuple(replace(one, pair_ps=2 * one.pair_ps) for one in BACKWARD.of))
     assert base < _us(oc.causal(2048), head_dim, slower, **how) < 2 * base
-    for name in ("launch_us", "megabyte_us", "memory_us"):
+    for name in ("launch_us", "memory_us"):
         assert base < _us(oc.causal(2048), head_dim, replace(BACKWARD, **{name: 20.0}), **how)
+    many = oc.full(2560)  # additions, so that statistics have a launch of their own
+    assert _us(many, head_dim, **how) < _us(many, head_dim, replace(BACKWARD, megabyte_us=20.0), **how)
 
 
 @pytest.mark.parametrize(("head_dim", "deterministic"), FORMS)

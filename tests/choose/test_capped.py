@@ -15,6 +15,7 @@ from omnicupy.choose.capped import capped, capped_backward
 from omnicupy.choose.classes import class_of
 from omnicupy.jit import cache, nvrtc
 from omnicupy.jit.backward_kernel import TileShape
+from omnicupy.jit.finishing import FINISHING_PARTS, TICKET_PARTS
 from omnicupy.jit.spec import KernelSpec
 
 PROBLEM = Problem(2, 32, 8, 4096, 4096, 128, "bfloat16")
@@ -65,7 +66,7 @@ def test_a_soft_cap_asks_for_kernels_that_have_one(arch: str, head_dim: int) -> 
     with_cap = backward_table.pick(arch, "bfloat16", head_dim, softcap=True)
     assert with_cap == capped_backward(of_backward)
     assert {part: kernel.softcap for part, kernel in with_cap.kernels().items()} == {
-        part: part in ("dkdv", "dq", "fused", "ordered", "finishing", "background", "alone")
+        part: part in ("dkdv", "dq", "fused", "ordered", *FINISHING_PARTS, *TICKET_PARTS)
         for part in with_cap.kernels()
     }
     assert not any(kernel.softcap for kernel in of_backward.kernels().values())

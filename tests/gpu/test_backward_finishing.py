@@ -163,7 +163,7 @@ def test_it_serves_sums_of_few_additions() -> None:
 @pytest.mark.parametrize("part", ["dkdv", "dq", "prepare", "convert"])
 def test_no_other_kernel_makes_dq_of_sums(part: str, finishes: str) -> None:
     spec = backward_table.pick("sm_90", "bfloat16", 128)
-    with pytest.raises(ValueError, match="config: finishes needs part='ordered' with two warpgroups"):
+    with pytest.raises(ValueError, match=r"config: finishes needs part='ordered', or .* with two warpgroups"):
         replace(spec.kernels()[part], finishes=finishes)
 
 

@@ -78,6 +78,9 @@ _INSTEAD: dict[str, list[tuple[Any, ...]]] = {
     "omni/sm90/backward/key_producer.cuh": [
         (r"int blocks;\n    asm volatile\(.*?;\"[^;]*;", "int const blocks = gridDim.x;")
     ],
+    "omni/sm90/backward/tickets.cuh": [
+        (r"int before;\n  asm volatile\(.*?return before;", "return atomicOr(g_target, bits);")
+    ],
     "omni/sm90/packed/ptx.cuh": [
         (r"u32 before;\n  asm volatile\(.*?return before;", "return atomicAdd(g_counter, more);")
     ],

@@ -60,16 +60,22 @@ def fill(
 def check_turns(turns: Array, lists: BlockLists, part: BackwardKernel, q_heads: int, kv_heads: int) -> None:
     """All additions had their turn. Where the kernel makes dQ of sums, all sums of more than one addition have ended,
     one after the other where they share a place; or in the background, all that have additions. Where it
-    `prepares`, each turn is one more: rows of all sums were made. q_heads, kv_heads: of the whole batch.
+    `prepares`, each turn is one more: rows of all sums were made. Without an order, all sums that have additions have
+    been taken. q_heads, kv_heads: of the whole batch.
     """
     heads = (kv_heads if lists.struct_fields["head_ranks"] else q_heads) // lists.mask_batch
+    taken, turns = turns < 0, turns & 2**31 - 1  # to make dQ of it
     if part.prepares:
         assert (turns > 0).all()
         turns = turns - 1
     if part.finishes != "at_once":
-        taken = turns & LAST_ADDITION >> 1  # to make dQ of it
-        additions = turns & (LAST_ADDITION >> 1) - 1
-        assert ((taken > 0) == (turns >= LAST_ADDITION)).all()
+        if part.part == "fused":  # nothing is left of what was counted
+            assert (turns == np.where(taken, LAST_ADDITION - part.prepares, 0)).all()
+            of_head = np.sum(1 / lists.array("ranks")) / (2 if lists.struct_fields["early_heads"] else 1)
+            assert np.count_nonzero(taken) == round(of_head) * q_heads // lists.mask_batch
+            return
+        additions = turns & LAST_ADDITION - 1
+        assert (taken == (turns >= LAST_ADDITION)).all()
         assert additions.sum() == lists.array("parts")[: lists.n_parts, 3].sum() * q_heads // lists.mask_batch
         assert ((turns >= LAST_ADDITION) == (additions > 0)).all() or not part.finishes
         ended = np.count_nonzero(lists.array("ranks") >= LAST_ADDITION)

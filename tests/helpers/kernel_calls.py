@@ -23,10 +23,8 @@ from omnicupy.jit.backward_kernel import BackwardKernel
 from omnicupy.jit.backward_spec import BackwardSpec, padded_rows
 from omnicupy.jit.params import PARAMS
 from omnicupy.jit.widths import kernel_widths
-from omnicupy.schedule.backward_grid import BackwardGrid
+from omnicupy.schedule.backward_grid import BackwardGrid, key_lists_of
 from omnicupy.schedule.block_lists import BlockLists, block_lists
-from omnicupy.schedule.key_lists import key_lists
-from omnicupy.schedule.ordered_lists import ordered_lists
 from omnicupy.schedule.parts import Workers
 
 BATCH, Q_HEADS, KV_HEADS = 2, 4, 2
@@ -126,7 +124,7 @@ class Problem:
         """
         sizes = (BATCH, Q_HEADS, KV_HEADS, Q_LEN, K_LEN, self.head_dim, self.dtype)
         call = CallProblem(*sizes, value_dim=self.width("v"))
-        sm_count = 1 if part.part == "ordered" else 10
+        sm_count = 1 if part.part == "ordered" or part.finishes else 10
         return BackwardGrid(part, call, len(self.masks), sm_count=sm_count, l2_bytes=50 << 20)
 
     def poison(self) -> None:
@@ -142,7 +140,7 @@ class Problem:
 def _lists(problem: Problem, part: BackwardKernel) -> BlockLists:
     heads, cut = (Q_HEADS, "blocks") if part.part == "dq" else (KV_HEADS, "key_blocks")
     blocks = [getattr(mask, cut)(part.br, part.bc) for mask in problem.masks]
-    make = {"dq": block_lists, "ordered": ordered_lists}.get(part.part, key_lists)
+    make = block_lists if part.part == "dq" else key_lists_of(part)
     if part.params == "bwd_sm90":
         return make(blocks, hopper_calls.workers(problem.grid(part)))
     return make(blocks, Workers(heads * BATCH // len(blocks), 132))
@@ -266,7 +264,7 @@ def run(
         inputs["dq_sums"] = made["dq_sums"]
     is_hopper = part.params == "bwd_sm90"
     more = hopper_calls.memory(problem.grid(part), lists) if is_hopper else {}
-    if part.part == "ordered":
+    if part.part == "ordered" or part.finishes:
         more["turns"] = np.zeros(count, np.int32)
     params, held = _params(problem, lists, {**inputs, **gradients, **sums, **more}, part.params, part)
     tokens, heads = (K_LEN, KV_HEADS) if "dk" in names else (Q_LEN, Q_HEADS)
@@ -281,7 +279,7 @@ def run(
         grid = hopper_calls.fill(params, problem.grid(part), lists, inputs)
     cuda_on_cpu.run(library, part, params, grid, [*inputs.values()], late, sums=sums.get("dq_sums"))
     assert held
-    if part.part == "ordered":
+    if part.part == "ordered" or part.finishes:
         hopper_calls.check_turns(more["turns"], lists, part, Q_HEADS * BATCH, KV_HEADS * BATCH)
     assert not any(more[name].any() for name in more.keys() & {"counter", "arrivals"})  # as they were found
     return gradients | sums

@@ -42,6 +42,7 @@ BACKWARD = BackwardCeilings(
     ),
     launch_us=12.0,
     megabyte_us=0.4,
+    beside_us=0.2,
     memory_us=0.35,
     sources=("made.json",),
 )

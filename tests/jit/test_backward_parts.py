@@ -9,12 +9,13 @@ from backward_specs import NAIVE, SM80, SM90
 from omnicupy.jit import params
 from omnicupy.jit.backward_kernel import FUSED_PARTS, PARTS, SINK_PARTS, TileShape
 from omnicupy.jit.backward_spec import BackwardSpec
+from omnicupy.jit.finishing import TICKET_PARTS
 from omnicupy.jit.source import kernels_dir
 
 
 def test_one_kernel_for_all_gradients_comes_with_one_that_converts() -> None:
     spec = BackwardSpec(**SM90 | {"fused": (64, 128, 2, 12)})
-    assert list(spec.kernels()) == [*PARTS, *FUSED_PARTS, *SINK_PARTS]
+    assert list(spec.kernels()) == [*PARTS, *FUSED_PARTS, *TICKET_PARTS, *SINK_PARTS]
     assert str(spec).endswith(" dkdv=64x128x2x12 dq=128x128x4x12 fused=64x128x2x12")
     fused, convert = (spec.part(part) for part in FUSED_PARTS)
     assert (fused.source, fused.params, fused.step) == ("attention_bwd_sm90.cu", "bwd_sm90", 64)
@@ -66,7 +67,7 @@ def test_a_soft_cap_is_a_field_of_the_kernels_that_it_changes() -> None:
     spec = BackwardSpec(**SM90 | {"softcap": True, "fused": (64, 128, 2, 12)})
     assert str(spec).endswith(" softcap")
     capped = {part for part, kernel in spec.kernels().items() if kernel.softcap}
-    assert capped == {"dkdv", "dq", "fused"}
+    assert capped == {"dkdv", "dq", "fused", *TICKET_PARTS}
     assert {part: kernel.defines()["OMNI_SOFTCAP"] for part, kernel in spec.kernels().items()} == {
         part: int(part in capped) for part in spec.kernels()
     }

@@ -152,7 +152,7 @@ def test_sums_become_dq_in_the_background(
     """Nothing but turns is zero before. The bits are those of the kernels that add to zeros and convert, where no head
     comes before the tiers of others. batch: of four elements a warp has more sums than it looks at at a time.
     """
-    monkeypatch.setattr(ordered_lists, "_early_heads", lambda *_: 0)
+    monkeypatch.setattr(ordered_lists, "early_heads", lambda *_: 0)
     monkeypatch.setattr(ranks.Walk, "is_head_by_head", lambda *_: head_by_head)
     monkeypatch.setattr(kernel_calls, "BATCH", batch)
     problem = Problem("bfloat16", head_dim, (MASKS | DEAD_TILES)[masks]())
@@ -169,16 +169,39 @@ def test_sums_become_dq_in_the_background(
         assert np.array_equal(found[name].view(np.uint16), apart[name].view(np.uint16))
 
 
+@pytest.mark.parametrize(("masks", "batch"), [("causal", 4), ("one-a-batch-element", 2), ("dead-tiles", 2)])
+@pytest.mark.parametrize("which", [(64, 2.0), (80, None), (128, None)])
+@pytest.mark.parametrize("part", ["tickets", "tickets_alone"])
+def test_sums_of_any_order_become_dq_in_the_background(
+    masks: str,
+    batch: int,
+    which: tuple[int, float | None],
+    part: str,
+    libraries: Callable[[BackwardKernel], Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing but turns is zero before. which: head_dim and the soft cap."""
+    head_dim, softcap = which
+    monkeypatch.setattr(kernel_calls, "BATCH", batch)
+    problem = Problem("bfloat16", head_dim, (MASKS | DEAD_TILES)[masks](), softcap=softcap)
+    spec = backward_table.pick("sm_90", "bfloat16", head_dim, softcap=softcap is not None)
+    kernel = spec.part(part)
+    found = run(problem, kernel, _poisoned(problem, spec, libraries), libraries(kernel))
+    for name in ("dq", "dk", "dv"):
+        assert_right(problem, name, found[name])
+
+
+@pytest.mark.parametrize("part", ["background", "tickets"])
 @pytest.mark.parametrize("masks", ["causal", "one-a-batch-element"])
 def test_heads_come_before_the_tiers_of_others(
-    masks: str, libraries: Callable[[BackwardKernel], Any], monkeypatch: pytest.MonkeyPatch
+    masks: str, part: str, libraries: Callable[[BackwardKernel], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Few heads have more than one tier so.
     monkeypatch.setattr(parts, "TIER_SHARES", (1 / 10, 1 / 20, 1 / 40))
     monkeypatch.setattr(backward_grid, "MOST_PARTIAL_BYTES", 0)
     problem = Problem("bfloat16", 128, MASKS[masks]())
     spec = spec_of("sm90", "sm_90", "bfloat16", 128)
-    kernel = spec.part("background")
+    kernel = spec.part(part)
     assert 0 < kernel_calls._lists(problem, kernel).early_heads < KV_HEADS * kernel_calls.BATCH
     found = run(problem, kernel, _poisoned(problem, spec, libraries), libraries(kernel))
     for name in ("dq", "dk", "dv"):

@@ -112,18 +112,18 @@ class Gradients:
 
     def spec(self, arch: str, asked: Asked) -> BackwardSpec:
         """The kernels of our call. Raises ValueError for a kernel that the table does not have, or an illegal tile."""
-        head_dim = round_up(self._workload.head_dim, 16)
-        found = self._of_kernel(arch, asked.kernel, head_dim)
+        found = self._of_kernel(arch, asked.kernel)
         if asked.two:
             found = replace(found, fused=None, ordered=None)
         tile: dict[str, Any] = {asked.part: asked.tile} if asked.part else {}
         return replace(found, **tile)
 
-    def _of_kernel(self, arch: str, word: str, head_dim: int) -> BackwardSpec:
+    def _of_kernel(self, arch: str, word: str) -> BackwardSpec:
+        head_dim = round_up(self._workload.head_dim, 16)
         if word == "naive":
             return backward_table.naive(arch, self._dtype, head_dim)
         if not word:
-            return backward_table.pick(arch, self._dtype, head_dim)
+            return backward_table.chosen_for(arch, self._workload.problem(self.mask, self._dtype))
         for row in backward_table.TABLE:
             if row.kernel == word and row.serves(arch, head_dim):
                 return row.spec(arch, self._dtype, head_dim)

@@ -96,7 +96,7 @@ def _of_gradients(session: Session, problem: Problem, mask: Mask) -> dict[str, C
 
     def make(fresh: Mask) -> None:
         for part, grid in zip(parts, grids, strict=True):
-            lists_of(part.part, (fresh,), (part.br, part.bc), grid.workers)
+            lists_of(part, (fresh,), grid.workers)
 
     return {"gradient_lists_ms": make}
 

@@ -28,7 +28,7 @@ from omnicupy.tools.workloads import words
 ITEM_ELEMENTS = 128 * 128
 TURNS = 40  # of fitting and assigning anew
 SETTLED = 1e-4
-OTHERS = 3  # numbers of a pass: a launch, a megabyte ahead and behind, a megabyte of the kernels between
+OTHERS = 4  # numbers of a pass: a launch, a megabyte ahead and behind, one beside tiles, one of the kernels between
 
 # Kernels of one source, which handle masks and items alike: they differ in the time of a pair alone.
 LIKE = {"ordered": "fused"}
@@ -83,7 +83,8 @@ class BackwardFitted:
                 f"{causal:+.0%}, skipped {skipped:.0%} a pair; item {one.item_us:.2f} us, merged {one.merge_us:+.2f} us"
             )
         lines.append(
-            f"launch {of.launch_us:.1f} us; ahead and behind {of.megabyte_us:.3f} us a MB, between {of.memory_us:.3f}"
+            f"launch {of.launch_us:.1f} us; ahead and behind {of.megabyte_us:.3f} us a MB, beside {of.beside_us:.3f}, "
+            f"between {of.memory_us:.3f}"
         )
         errors = [abs(one.error) for one in self.residuals]
         worst = max(self.residuals, key=lambda one: abs(one.error))
@@ -160,7 +161,11 @@ def fit(measured: Sequence[BackwardPoint], sources: Sequence[str] = ()) -> Backw
         )
     target = np.array([point.us for point in measured])
     numbers = np.concatenate(
-        [np.full(len(classes), 2e-4), np.tile([2e-5, 1e-5, 2e-5, 2.0, 2.0], len(parts)), [15.0, 0.35, 0.35]]
+        [
+            np.full(len(classes), 2e-4),
+            np.tile([2e-5, 1e-5, 2e-5, 2.0, 2.0], len(parts)),
+            [15.0, 0.35, 0.1, 0.35],
+        ]
     )
     for _ in range(TURNS):
         rows = np.array([_design(point, classes, parts, numbers) for point in measured])
@@ -226,11 +231,14 @@ def _design(
     times = np.einsum("skt,kt->s", charged, np.array(weights))
     last = charged[int(times.argmax())]
     longer = 1 + max(one.waits for one in work.kernels)
-    us, memory = float(times.max()) * longer, work.megabytes * float(numbers[-1])
+    us = float(times.max()) * longer + work.beside * float(numbers[-2])
+    memory = work.megabytes * float(numbers[-1])
     both = beside_memory(us, memory) or 1.0
     for at, one, amounts in zip(columns, of, last, strict=True):
         row[at] += amounts * _share(one) * longer * (us / both) ** (NORM_POWER - 1)
-    row[-OTHERS:] = 1.0, work.prepared + work.converted, work.megabytes * (memory / both) ** (NORM_POWER - 1)
+    beside = work.beside * (us / both) ** (NORM_POWER - 1)
+    megabytes = work.megabytes * (memory / both) ** (NORM_POWER - 1)
+    row[-OTHERS:] = 1.0, work.prepared + work.converted, beside, megabytes
     return row
 
 
@@ -244,5 +252,5 @@ def _ceilings(
     for of in classes:
         values = numbers[_columns(of, classes, parts)] * _share(of)
         found.append(KernelCeiling(*of, *(1e6 * values[:4]).tolist(), *values[4:].tolist()))
-    launch, megabyte, memory = numbers[-OTHERS:].tolist()
-    return BackwardCeilings(tuple(found), launch, megabyte, memory, tuple(sources))
+    launch, megabyte, beside, memory = numbers[-OTHERS:].tolist()
+    return BackwardCeilings(tuple(found), launch, megabyte, beside, memory, tuple(sources))

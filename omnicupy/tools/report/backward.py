@@ -45,7 +45,8 @@ def ceilings(library: Library) -> str:
             rows.append([device.name, one.part, str(one.head_dim), str(one.owned), *cells])
         lines.append(
             f"{device.name}: {of.launch_us:.1f} us for the launches, {of.megabyte_us:.3f} us for a MB that the "
-            f"launches ahead and behind read or write, {of.memory_us:.3f} us for one that the kernels between them do. "
+            f"launches ahead and behind read or write, {of.beside_us:.3f} us where a warp does so beside tiles, "
+            f"{of.memory_us:.3f} us for one that the kernels between them fetch and store. "
             f"Fitted on {', '.join(of.sources)}."
         )
     return "\n\n".join([table(rows), *lines]) if lines else NONE

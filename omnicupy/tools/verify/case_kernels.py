@@ -16,7 +16,7 @@ from omnicupy.jit.backward_kernel import FUSED_PARTS, ORDERED_PARTS, SINK_PARTS,
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.cached_spec import CachedSpec
 from omnicupy.jit.few_rows_spec import FewRowsSpec
-from omnicupy.jit.finishing import FINISHING_PARTS
+from omnicupy.jit.finishing import FINISHING_PARTS, TICKET_PARTS
 from omnicupy.jit.plan_spec import PlanSpec
 from omnicupy.jit.spec import DTYPES, MAX_ONE_PIECE, PACKED_PAIR, AttnSpec, KernelSpec, round_up
 from omnicupy.jit.widths import kernel_widths
@@ -216,21 +216,21 @@ def backward_variants(case: BackwardCase, arch: str) -> list[Variant]:
         found.append(
             Variant(f"bwd {spec.kernel} {' '.join(tiles)}", replace(spec, ordered=None), parts=parts)
         )
-        for part, others in ((spec.fused, FUSED_PARTS), (spec.ordered, _ordered_parts(spec))):
+        for name, part in (("fused", spec.fused), ("ordered", spec.ordered)):
             if part is not None and of_keys and "q" in case.wanted:
-                name = f"bwd {spec.kernel} {others[0]} {_word(part)}"
-                free = others is FUSED_PARTS
-                all_parts = ("prepare", *others, *sinks)
-                found.append(Variant(name, spec, parts=all_parts, deterministic=not free))
+                word = f"bwd {spec.kernel} {name} {_word(part)}"
+                all_parts = ("prepare", *_those_of(spec, name), *sinks)
+                found.append(Variant(word, spec, parts=all_parts, deterministic=name == "ordered"))
     picked = backward_table.pick(arch, case.dtype, case.head_dim, has_cap, case.value_columns)
     if picked.ordered is not None and of_keys and "q" in case.wanted:
-        parts = ("prepare", *_ordered_parts(picked), *sinks)
+        parts = ("prepare", *_those_of(picked, "ordered"), *sinks)
     return [*found, Variant(BACKWARD_DEFAULT, picked, explicit=False, parts=parts)]
 
 
-def _ordered_parts(spec: BackwardSpec) -> tuple[str, ...]:
-    """Which of them a call runs is up to its mask."""
-    return tuple(part for part in (*ORDERED_PARTS, *FINISHING_PARTS) if part in spec.kernels())
+def _those_of(spec: BackwardSpec, name: str) -> tuple[str, ...]:
+    """Of "fused" or "ordered" those that there are. Which of them a call runs is up to its mask."""
+    fused, ordered = (*FUSED_PARTS, *TICKET_PARTS), (*ORDERED_PARTS, *FINISHING_PARTS)
+    return tuple(part for part in (fused if name == "fused" else ordered) if part in spec.kernels())
 
 
 def _word(shape: TileShape) -> str:

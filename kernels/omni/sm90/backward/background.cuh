@@ -1,8 +1,8 @@
-// Additions to sums of dQ in one order, by a kernel that makes the result of them in the background. Who adds last to a
-// sum says so and goes on. Each thread block has a share of the sums. A warp that is left of its producer's warpgroup
-// takes those that have had their last addition, reads them in L2, scales, rounds and stores them. When a block has no
-// work left, the warps that own keys help it. They wait for additions alone, and nobody waits for them. Each sum has a
-// place of its own.
+// Additions to sums of dQ by a kernel that makes the result of them in the background. Here they have one order, and
+// who adds last to a sum says so and goes on; in tickets.cuh they have none. Each thread block has a share of the
+// sums. A warp that is left of its producer's warpgroup takes those that have had their last addition, reads them in
+// L2, scales, rounds and stores them. When a block has no work left, the warps that own keys help it. They wait for
+// additions alone, and nobody waits for them. Each sum has a place of its own.
 #pragma once
 
 #include "omni/sm90/backward/finish.cuh"
@@ -10,8 +10,8 @@
 
 namespace omni {
 
-// In the turn of a sum that had its last addition: a warp makes dQ of it.
-constexpr int kTaken = 1 << 29;
+// In the turn of a sum that had its last addition: a warp makes dQ of it. The turn is below 0 then.
+constexpr int kTaken = static_cast<int>(1u << 31);
 
 // As PlaceTurns, where each sum has a place of its own. A sum comes with kLastAddition where the addition is its last
 // one: its turn is that, and more, when this has landed.
@@ -138,7 +138,7 @@ __device__ __forceinline__ void finish_in_background(BackwardParamsSm90 const& a
     bool const is_left = index < args.places && !(taken >> lane_id() & 1);
     int const sum = is_left ? sum_in_order(args, index) : 0;
     int turn = is_left ? load_acquire(args.turns + sum) : 0;
-    u32 const done = __ballot_sync(kAll, turn >= kLastAddition && !(turn & kTaken));
+    u32 const done = __ballot_sync(kAll, turn >= kLastAddition);
     int const lane = done == 0 ? 0 : first_lane(done, from);
     bool takes = done != 0 && lane == lane_id();
     if (takes) {

@@ -23,9 +23,10 @@ struct BackwardParamsSm90 {
   int* turns;
   int4 const* splits;  // of each part: {block among the split ones or -1, its number, parts of the block, first slot}
   int work_items, n_slots, n_split_rows;
-  // Where sums of dQ have an order: of each tile that is walked, how many are added to its sum before. An entry's
-  // fourth word is the place of its first tile. head_ranks: 0 where the query heads of a group are innermost and have
-  // the same ranks; where a part goes head by head, how far behind those of one head the next one's are.
+  // Where sums of dQ have an order: of each tile that is walked, how many are added to its sum before; where they have
+  // none, and the kernel makes dQ of them: how many are added in all. An entry's fourth word is the place of its first
+  // tile. head_ranks: 0 where the query heads of a group are innermost and have the same ranks; where a part goes head
+  // by head, how far behind those of one head the next one's are, or without an order any other number.
   int head_ranks;
   int const* ranks;
   // Of a kernel that makes dQ of the sums. Sums have numbers: those of a head of queries follow each other, then those
@@ -61,10 +62,12 @@ struct BackwardConfig : Atom {
   static constexpr bool kFused = Fused;               // one kernel for all gradients
   static constexpr bool kOrdered = Ordered;           // which adds to each sum of dQ in one order
   static constexpr bool kFinishes = Finishes == 1;    // and has who adds last hand the sum over, to make dQ of it
-  static constexpr bool kBackground = Finishes == 2;  // and makes dQ of the sums without keeping who adds
+  static constexpr bool kBackground = Finishes == 2;  // makes dQ of the sums without keeping who adds
   static constexpr bool kPrepares = Prepares;         // and makes lse2 and delta, too
   static constexpr int kFirstTurn = Prepares;         // of a sum, when lse2 and delta of its rows are there
-  static constexpr bool kScheduler = false;           // the producer takes the work items
+  static constexpr bool kTickets = kBackground && !Ordered;  // in any order (tickets.cuh)
+  static constexpr bool kFromLast = Ordered || kBackground;  // tiles are walked from the last one to the first
+  static constexpr bool kScheduler = false;                  // the producer takes the work items
 
   static constexpr int kHeadPanels = panels_of(HeadDim);
   static constexpr int kValuePanels = panels_of(ValueDim);
@@ -80,6 +83,7 @@ struct BackwardConfig : Atom {
       kProducerRegisters + kApartRegisters + kConsumers * kConsumerRegisters <=
           kThreads / 128 * (65'536 / kThreads / 8 * 8),
       "who asks for more registers than the block got at entry waits for ever");
+  static_assert(!kFinishes || kOrdered, "without an order nobody knows who adds last");
   static_assert(!kPrepares || kBackground, "a warp has to be left that makes lse2 and delta");
   static_assert(kConsumers >= 1 && kConsumers <= 3, "one to three consumer warpgroups");
   static_assert(HeadDim % 16 == 0 && HeadDim <= 256 && ValueDim % 16 == 0 && ValueDim <= 256, "widths of wgmma");

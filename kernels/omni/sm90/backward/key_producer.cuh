@@ -79,7 +79,7 @@ struct KeyProducer {
   __device__ __forceinline__ void load_tile(int entry, int done, int head_in_group) {
     int4 const e = args.b.p.lists.entries[entry];
     int rank = 0;
-    if constexpr (Cfg::kOrdered) {
+    if constexpr (Cfg::kFromLast) {
       int const of_head = Smem::kEitherWalk ? head_in_group * args.head_ranks : 0;
       rank = args.ranks[of_head + e.w + done / Cfg::kBr];
     }
@@ -87,10 +87,10 @@ struct KeyProducer {
     if (--before_keys == 0) load_keys();
   }
 
-  // Queries of an entry ahead of the tile that is walked first. In order tiles are walked from the last one to the
-  // first: in causal masks blocks of keys share their last tiles, and so follow each other.
+  // Queries of an entry ahead of the tile that is walked first. In order, and where sums become dQ, tiles are walked
+  // from the last one to the first: in causal masks blocks of keys share their last tiles, and so follow each other.
   __device__ __forceinline__ int first_of(int entry) const {
-    if constexpr (!Cfg::kOrdered) return 0;
+    if constexpr (!Cfg::kFromLast) return 0;
     return ((args.b.p.lists.entries[entry].x >> 8) - 1) / Cfg::kBr * Cfg::kBr;
   }
 
@@ -98,7 +98,7 @@ struct KeyProducer {
   // keep it in.
   __device__ __forceinline__ bool advance(int& entry, int& done) const {
     int const packed = args.b.p.lists.entries[entry].x;
-    if constexpr (Cfg::kOrdered) {
+    if constexpr (Cfg::kFromLast) {
       done -= Cfg::kBr;
       if (done >= 0) return true;
     } else {

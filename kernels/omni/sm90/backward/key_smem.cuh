@@ -30,8 +30,7 @@ struct KeySmem {
   static constexpr int kBuffers = kStaged ? Cfg::kConsumers : 1;
   // Sums of dQ that wait for the warp that stores them: at most one a buffer, and an end for each thread that adds.
   static constexpr int kFinished = Cfg::kFinishes ? 4 : 1;
-  static_assert(
-      !(Cfg::kFinishes || Cfg::kBackground) || (Cfg::kOrdered && kBuffers == 2), "a warp has to be left that stores");
+  static_assert(!(Cfg::kFinishes || Cfg::kBackground) || kBuffers == 2, "a warp has to be left that stores");
   // Spans a key that lie here; masks with more of them are read from global memory.
   static constexpr int kSpans = kStaged && Cfg::kConsumers == 2 && !Cfg::kApart ? 1 : kSmemSpans;
 

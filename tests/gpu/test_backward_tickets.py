@@ -1,0 +1,111 @@
+"""Gradients in any order where a kernel makes dQ of sums in the background: when it does, and what it is given."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import fake_backward
+import fake_device
+import numpy as np
+import pytest
+from fake_backward import Call, parts, run
+
+import omnicupy as oc
+from omnicupy.call.problem import Problem
+from omnicupy.choose import backward_table
+from omnicupy.masks.mask import Mask
+from omnicupy.schedule import backward_grid
+
+SPEC = backward_table.pick("sm_90", "bfloat16", 128)
+TICKETS, ALONE = SPEC.part("tickets"), SPEC.part("tickets_alone")
+LENGTH = 2048
+SUMS = 2 * 2 * LENGTH // TICKETS.br
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Any:
+    return fake_backward.device(monkeypatch)
+
+
+def _run(mask: Any, **options: Any) -> Any:
+    call = Call(heads=2, kv_heads=2, head_dim=128, q_len=LENGTH, k_len=LENGTH)
+    return run(call, mask, deterministic=False, **options)
+
+
+def test_one_kernel_makes_all_behind_the_one_that_prepares(device: Any) -> None:
+    _run(oc.causal(LENGTH))
+    prepare, all_three = device.launches
+    assert [launched["spec"] for launched in device.launches] == [SPEC.part("prepare"), TICKETS]
+    assert all_three["together"]  # its thread blocks wait for each other
+    p = all_three["params"]
+    assert device.zeroed == [(int(p["turns"]), 4 * SUMS, 7, 0)]  # no sum
+    assert p["turns"] == p["dq_sums"] + SUMS * TICKETS.sum_bytes
+    assert (p["places"], p["head_sums"]) == (SUMS, LENGTH // TICKETS.br)
+    assert p["ranks"] != 0
+    assert p["head_ranks"] > 0  # head by head
+    assert prepare["params"]["zeroes_dead_rows"] == 1
+
+
+def test_one_launch_makes_all(device: Any) -> None:
+    call = Call(heads=32, kv_heads=32, head_dim=128, q_len=LENGTH, k_len=LENGTH)
+    run(call, oc.causal(LENGTH), deterministic=False)
+    (launched,) = device.launches
+    assert (launched["spec"], launched["together"]) == (ALONE, True)
+
+
+def test_the_default_and_any_order_have_plans_of_their_own(device: Any) -> None:
+    call, mask = Call(heads=2, kv_heads=2, head_dim=128, q_len=LENGTH, k_len=LENGTH), oc.causal(LENGTH)
+    for deterministic, spec in ((True, SPEC.part("background")), (False, TICKETS)) * 2:
+        device.launches.clear()
+        run(call, mask, deterministic=deterministic)
+        assert device.launches[-1]["spec"] == spec
+
+
+def _part(mask: Mask, heads: int = 4, head_dim: int = 128) -> str:
+    kernel = backward_table.pick("sm_90", "bfloat16", head_dim).part("fused")
+    problem = Problem(2, heads, 2, *mask.shape, head_dim, "bfloat16")
+    return backward_grid.any_order_part(kernel, problem, [mask])
+
+
+def test_it_serves_sums_of_some_additions() -> None:
+    """A sum of 64 queries has an addition for each block of 128 keys that they see."""
+    assert _part(oc.full(640, 3 * 128)) == "fused"
+    assert _part(oc.full(640, 4 * 128)) == "tickets"
+    assert _part(oc.full(640, 39 * 128), head_dim=80) == "tickets"
+    assert _part(oc.full(640, 40 * 128)) == "fused"
+    assert _part(oc.full(640, 8 * 128), head_dim=64) == "fused"  # no warp is left
+    window = oc.sliding_window(16384, left=2048)
+    most = (1 << 30) // (2 * 4 * 128 * (16384 + 256))  # heads whose sums take 1 GiB
+    assert (_part(window, most // 2 * 2), _part(window, most // 2 * 2 + 2)) == ("tickets", "fused")
+
+
+def test_other_sums_are_converted(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backward_grid, "MANY_ADDITIONS", 8)
+    _run(oc.causal(LENGTH))
+    assert parts(device.launches) == ["prepare", "fused", "convert"]
+    assert [launched.get("together", False) for launched in device.launches] == [False] * 3
+
+
+def test_soft_caps_and_sinks_keep_it(device: Any) -> None:
+    sinks = fake_device.ndarray((2,), "float32")
+    _run(oc.causal(LENGTH), softcap=20.0, sink_logits=sinks, wanted=("q", "k", "v", "sink_logits"))
+    assert parts(device.launches) == ["prepare", "fused", "sinks"]
+    assert device.launches[1]["spec"] == replace(TICKETS, softcap=True)
+
+
+def test_who_adds_last_is_known_in_one_order_alone() -> None:
+    with pytest.raises(
+        ValueError, match=r"part='fused' in the background, .* got part='fused', finishes='at_once'"
+    ):
+        replace(TICKETS, finishes="at_once")
+    of_ampere = backward_table.pick("sm_80", "bfloat16", 128).part("fused")
+    with pytest.raises(ValueError, match="config: finishes needs part='ordered'"):
+        replace(of_ampere, finishes="background")
+
+
+def test_a_grid_is_not_larger_than_the_device(device: Any) -> None:
+    _run(oc.causal(LENGTH))
+    launched = device.launches[1]
+    assert launched["grid"] == (min(132, int(launched["params"]["work_items"])), 1, 1)
+    assert np.all(launched["params"]["tiers"] > 0)
