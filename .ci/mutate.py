@@ -1296,6 +1296,38 @@ PAGES = [
     ),
 ]
 
+ODD_TENSORS = [
+    Fault(
+        "torch/appending.py",
+        "    if not tensors.lie_in_memory(*held.values()):\n",
+        "    if not tensors.lie_in_memory(k, v):\n",
+        "tests/torch/test_odd_tensors.py",
+    ),
+    Fault(
+        "torch/cached.py",
+        "lie_in_memory(q, k, v, out, sink_logits, *numbers.values())",
+        "lie_in_memory(q, k, v, out, sink_logits)",
+        "tests/torch/test_odd_tensors.py",
+    ),
+    Fault(
+        "torch/operator.py",
+        "    check_scores.check_kinds(scale, softcap)  # of other kinds the dispatcher would make numbers\n",
+        "",
+        "tests/torch/test_odd_tensors.py",
+    ),
+    Fault(
+        "torch/autograd.py",
+        "    check_scores.check_kinds(*scores)\n",
+        "",
+        "tests/torch/test_odd_tensors.py",
+    ),
+    Fault(
+        "call/check_cached.py",
+        "if step.softcap is not None and (mine is None or",
+        "if step.softcap is not None and (",
+        "tests/serving/test_cached_on_cpu.py",
+    ),
+]
 FAULTS = (
     CALLS
     + MEMORY
@@ -1309,6 +1341,7 @@ FAULTS = (
     + PACKED
     + FEW_ROWS
     + PAGES
+    + ODD_TENSORS
 )
 
 
