@@ -728,8 +728,8 @@ RANKS = [
     ),
     Fault(
         "parallel/make.py",
-        "least = [_seconds(one, [(0.0, weight)",
-        "least = [_seconds(one, [(1.0, weight)",
+        "still = [(0.0, weight)",
+        "still = [(1.0, weight)",
         "tests/parallel/test_pieces.py",
     ),
     Fault(
@@ -851,6 +851,24 @@ RANKS = [
         "or slot_bytes <= self.slot_bytes:",
         "or self.slot_bytes:",
         "tests/parallel/test_peers.py",
+    ),
+    Fault(
+        "parallel/peer_trip.py",
+        "last = last if of == capture else None",
+        "last = None",
+        "tests/parallel/test_peer_order.py",
+    ),
+    Fault(
+        "schedule/even_tiers.py",
+        "return found if end <= MOST else tiers",
+        "return tiers",
+        "tests/schedule/test_even_tiers.py",
+    ),
+    Fault(
+        "parallel/nodes.py",
+        "return length if light else 0",
+        "return length",
+        "tests/parallel/test_middle_pieces.py",
     ),
     Fault(
         "parallel/peer_trip.py",
@@ -1278,6 +1296,38 @@ PAGES = [
     ),
 ]
 
+ODD_TENSORS = [
+    Fault(
+        "torch/appending.py",
+        "    if not tensors.lie_in_memory(*held.values()):\n",
+        "    if not tensors.lie_in_memory(k, v):\n",
+        "tests/torch/test_odd_tensors.py",
+    ),
+    Fault(
+        "torch/cached.py",
+        "lie_in_memory(q, k, v, out, sink_logits, *numbers.values())",
+        "lie_in_memory(q, k, v, out, sink_logits)",
+        "tests/torch/test_odd_tensors.py",
+    ),
+    Fault(
+        "torch/operator.py",
+        "    check_scores.check_kinds(scale, softcap)  # of other kinds the dispatcher would make numbers\n",
+        "",
+        "tests/torch/test_odd_tensors.py",
+    ),
+    Fault(
+        "torch/autograd.py",
+        "    check_scores.check_kinds(*scores)\n",
+        "",
+        "tests/torch/test_odd_tensors.py",
+    ),
+    Fault(
+        "call/check_cached.py",
+        "if step.softcap is not None and (mine is None or",
+        "if step.softcap is not None and (",
+        "tests/serving/test_cached_on_cpu.py",
+    ),
+]
 FAULTS = (
     CALLS
     + MEMORY
@@ -1291,6 +1341,7 @@ FAULTS = (
     + PACKED
     + FEW_ROWS
     + PAGES
+    + ODD_TENSORS
 )
 
 

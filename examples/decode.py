@@ -60,15 +60,12 @@ def decode(xp: Any, layers: list[Layer], x: Any, rule: Any) -> Any:
 
     Nothing here depends on lengths on the host: captured once, it is right for every length.
     """
-    lengths = layers[0].kv.lengths
-    lengths += 1
-    rows = xp.arange(len(lengths))
+    layers[0].kv.lengths[...] += 1
     step = oc.plan(_heads(x[:, None, :], HEADS), layers[0].kv, rule)  # once a token, for all layers
     for layer in layers:
         qkv = product(x, layer.to_qkv)
         q, k, v = xp.split(qkv, [WIDTH, WIDTH + KV_HEADS * HEAD_DIM], axis=1)
-        layer.kv.k[rows, :, lengths - 1] = k.reshape(-1, KV_HEADS, HEAD_DIM)
-        layer.kv.v[rows, :, lengths - 1] = v.reshape(-1, KV_HEADS, HEAD_DIM)
+        oc.append(layer.kv, _heads(k[:, None, :], KV_HEADS), _heads(v[:, None, :], KV_HEADS))
         out = oc.attention(_heads(q[:, None, :], HEADS), layer.kv, mask=step)
         x = x + product(out.transpose(0, 2, 1, 3).reshape(len(x), WIDTH), layer.to_out)
         x = x / xp.sqrt((x * x).mean(axis=1, keepdims=True))

@@ -110,7 +110,7 @@ def _cached(q: Any, kv: Any, v: Any, mask: Any, return_lse: bool, given: dict[st
     """attention on a CachedKV or PagedKV. given: as in _attention."""
     check_cached.check_is_cache(kv)
     if not isinstance(q, np.ndarray):
-        return load_cached(q, kv).attention(q, kv, v, mask, return_lse=return_lse, **given)
+        return load_cached(q).attention(q, kv, v, mask, return_lse=return_lse, **given)
     if isinstance(mask, CachedStep):
         check_cached.fits_step(q, kv, mask, given["rows"], given["max_rows"])
         if isinstance(given["out"], np.ndarray):  # the step has copies of these
@@ -252,7 +252,7 @@ def _prepare_cached(q: Any, kv: Any, v: Any, mask: Any, gradients: bool, given: 
     if isinstance(q, np.ndarray):
         check_cached.call(q, kv, v, mask, **given)
     else:
-        load_cached(q, kv).prepare(q, kv, v, mask, **given)
+        load_cached(q).prepare(q, kv, v, mask, **given)
 
 
 def _load_gpu(q: Any, k: Any, v: Any) -> Any:

@@ -77,8 +77,9 @@ def plan(
             out = oc.attention(layer.q, layer.kv, mask=step)
 
     q, kv: those of any layer; the others have q and caches of the same shapes, and the very same lengths array, else
-        `attention` raises.  mask: a rule of `cached`.  softcap: that of the layers, which must name it again: it may
-        call for another kernel.  config, split, rows, max_rows: as in `attention`; layers that name none get the same.
+        `attention` raises.  mask: a rule of `cached`.  softcap: that of the layers, which must name it again, else they
+        raise: it may call for another kernel.  config, split, rows, max_rows: as in `attention`; layers that name none
+        get the same.
 
     The step holds what the lengths were: where they change, plan anew. On a GPU that is one small launch, on CuPy's
     current stream, which the layers must run on as well; in a capture it becomes part of the graph, and a replay reads
@@ -88,15 +89,16 @@ def plan(
     given: dict[str, Any] = {"softcap": softcap, "config": config, "split": split}
     given |= {"rows": rows, "max_rows": max_rows}
     if not isinstance(q, np.ndarray):
-        step: CachedStep = load_cached(q, kv).plan(q, kv, mask, **given)
+        step: CachedStep = load_cached(q).plan(q, kv, mask, **given)
+        step.softcap = softcap
         return step
     call = check_cached.call(q, kv, None, mask, **given)
     shapes = check_cached.step_shapes(q, kv, max_rows)
     lists = HostLists(kv.lengths.copy(), None if rows is None else rows.copy())
-    return CachedStep(call.rule, kv.lengths, shapes, lists, split=split, rows=rows)
+    return CachedStep(call.rule, kv.lengths, shapes, lists, split=split, rows=rows, softcap=softcap)
 
 
-def load_cached(q: Any, kv: AnyKV) -> Any:
+def load_cached(q: Any) -> Any:
     """The GPU path of calls on caches."""
     if not is_cupy(q):
         check_paged.check_array("q", q)  # refuses it, without importing CuPy

@@ -49,6 +49,21 @@ def test_any_producer() -> None:
     )
 
 
+def test_a_boolean_array_of_any_producer_is_a_mask() -> None:
+    assert oc.from_dense(Foreign(MASK.to_dense())) == MASK
+    with pytest.raises(
+        TypeError,
+        match=r"^from_dense: dense must be boolean, got float64; pass dense == 0 of a mask that is added",
+    ):
+        oc.from_dense(Foreign(np.ones((2, 2))))
+    on_device = Foreign(MASK.to_dense())
+    on_device.__dlpack_device__ = lambda: (2, 0)  # type: ignore[method-assign]
+    with pytest.raises(
+        TypeError, match=r"^from_dense: dense must be in the memory of the CPU, got Foreign on another"
+    ):
+        oc.from_dense(on_device)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_jax(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     jax = pytest.importorskip("jax", reason="JAX is not installed")

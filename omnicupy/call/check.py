@@ -1,4 +1,4 @@
-"""Argument checks of `attention`: this module and check_masks, check_scores and check_widths word its argument errors.
+"""Argument checks of `attention`: this module and check_config, _masks, _scores and _widths word its argument errors.
 
 Works on NumPy and CuPy arrays alike through the attributes that both have, and never imports CuPy. The checks
 run on every call, so the straight path only compares; words are made where a comparison fails.
@@ -15,12 +15,14 @@ import numpy as np
 from omnicupy.call import check_scores
 from omnicupy.call.arrays import DTYPE_NAMES, overlap, overlaps_itself
 from omnicupy.call.arrays import on_gpu as is_on_gpu
+from omnicupy.call.check_config import check_config
 from omnicupy.call.check_masks import check_reads_masks, masks_of
 from omnicupy.call.check_widths import check_gpu_widths, out_shape
 from omnicupy.call.problem import Problem, scale_of, split_of, type_name
-from omnicupy.jit.spec import AttnSpec, round_up
+from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.arguments import plain_array
 from omnicupy.masks.mask import Mask
+from omnicupy.serving.caches import CACHES
 
 ALIGN_BYTES = 16  # the kernels move 16 bytes per load (cp.async.cg)
 AXES = ("batch", "heads", "tokens")
@@ -100,7 +102,7 @@ def arrays(
     if (cap := check_scores.softcap_of(softcap, factor, dtype)) is not None:
         problem = replace(problem, softcap=True)
     if config is not None:
-        _check_config(config, problem, on_gpu)
+        check_config(config, "an AttnSpec", problem, is_kind=isinstance(config, AttnSpec), on_gpu=on_gpu)
     return problem, factor, cap
 
 
@@ -179,11 +181,8 @@ def check_layout(name: str, array: Any, axes: Sequence[str] = AXES) -> None:
 
     axes: names of the others.
     """
-    strides, shape, copy_with = (
-        array.strides,
-        array.shape,
-        getattr(array, "copy_with", "cupy.ascontiguousarray"),
-    )
+    strides, shape = array.strides, array.shape
+    copy_with = getattr(array, "copy_with", "cupy.ascontiguousarray")
     if strides[-1] != array.dtype.itemsize and shape[-1] > 1:
         raise ValueError(
             f"{name} must have a contiguous last axis (a stride of {array.dtype.itemsize} bytes), "
@@ -265,25 +264,12 @@ def check_shape(name: str, array: Any, like: tuple[str, Any], shape: tuple[int, 
     )
 
 
-def _check_config(config: AttnSpec, found: Problem, on_gpu: bool) -> None:
-    if not isinstance(config, AttnSpec):
-        raise TypeError(f"config must be an AttnSpec or None (chosen by the table), got {type_name(config)}")
-    if not on_gpu:
-        raise ValueError("config must be None for NumPy arrays: it chooses a GPU kernel; pass CuPy arrays")
-    if config.dtype != found.dtype:
-        raise ValueError(f"config must have the dtype of q ({found.dtype}), got {config.dtype}")
-    if config.head_dim != (wanted := round_up(found.head_dim, 16)):
-        raise ValueError(
-            f"config must have head_dim {wanted} (that of q, {found.head_dim}, rounded up to 16), "
-            f"got {config.head_dim}"
-        )
-    check_scores.check_config(config, found)
-
-
 def refuse_non_array(name: str, value: object) -> NoReturn:
     how = "convert it with cupy.asarray or numpy.asarray"
     if type_name(value).startswith("torch."):
         how = "pass tensors to omnicupy.torch, which has gradients by autograd"
+    elif isinstance(value, CACHES):
+        how = "caches have no gradients, and stand in the place of k alone: pass keys and values as arrays"
     elif hasattr(value, "__dlpack__"):
         how = "convert it with numpy.asarray on the CPU, with cupy.from_dlpack on a GPU"
     raise TypeError(f"{name} must be a CuPy or NumPy array, got {type_name(value)}; {how}")

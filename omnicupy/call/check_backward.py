@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from omnicupy.call import check, check_scores
+from omnicupy.call import check
 from omnicupy.call.arrays import on_gpu as is_on_gpu
+from omnicupy.call.check_config import check_config
 from omnicupy.call.check_widths import out_shape
 from omnicupy.call.problem import Problem, type_name
 from omnicupy.jit.backward_spec import BackwardSpec
-from omnicupy.jit.spec import round_up
 from omnicupy.jit.widths import kernel_widths
 from omnicupy.masks.arguments import flag
 from omnicupy.masks.mask import Mask
@@ -187,22 +187,10 @@ def _check_out_grads(out_grads: Any, wanted: tuple[bool, bool, bool], inputs: li
 
 
 def _check_config(config: Any, found: Problem, on_gpu: bool) -> None:
-    if not isinstance(config, BackwardSpec):
-        raise TypeError(
-            f"config must be a BackwardSpec or None (chosen by the table), got {type_name(config)}"
-        )
-    if not on_gpu:
-        raise ValueError("config must be None for NumPy arrays: it chooses a GPU kernel; pass CuPy arrays")
-    if config.dtype != found.dtype:
-        raise ValueError(f"config must have the dtype of q ({found.dtype}), got {config.dtype}")
-    if config.head_dim != (wanted := round_up(found.head_dim, 16)):
-        raise ValueError(
-            f"config must have head_dim {wanted} (that of q, {found.head_dim}, rounded up to 16), "
-            f"got {config.head_dim}"
-        )
+    is_spec = isinstance(config, BackwardSpec)
+    check_config(config, "a BackwardSpec", found, is_kind=is_spec, on_gpu=on_gpu)
     if config.value_dim != (wanted := kernel_widths(found.head_dim, found.value_dim)[1]):
         raise ValueError(
             f"config must have value_dim {wanted} (for v of {found.value_dim} columns beside {found.head_dim} of q), "
             f"got {config.value_dim}"
         )
-    check_scores.check_config(config, found)

@@ -6,6 +6,7 @@ What q, k, v, scale, out and config must be is check.py's; here is what lengths 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NoReturn
 
 import numpy as np
@@ -123,7 +124,15 @@ def step_shapes(q: Any, kv: AnyKV, max_rows: int | None = None) -> tuple[Any, ..
 
 
 def behind_step(step: CachedStep, given: dict[str, Any]) -> dict[str, Any]:
-    """The options of a layer behind a step: where it names no config or split, those of the step; its rows."""
+    """The options of a layer behind a step: where it names no config or split, those of the step; its rows. Raises
+    ValueError where the step was made for a softcap that is not the layer's.
+    """
+    mine = given["softcap"]
+    if step.softcap is not None and (mine is None or (isinstance(mine, Real) and mine != step.softcap)):
+        raise ValueError(
+            f"softcap must be that of the step, {step.softcap}, got {mine}; name it in each layer, or leave it out of "
+            "oc.plan"
+        )
     names = [name for name in ("config", "split") if given[name] is None]
     own = {name: getattr(step, name) for name in names}
     return given | own | ({} if step.rows is None else {"rows": step.rows, "max_rows": step.shapes[2]})

@@ -30,13 +30,17 @@ def masks_of(mask: Mask | Sequence[Mask] | None, found: Problem) -> tuple[Mask, 
         return (_full(shape),)
     if isinstance(mask, Mask):
         if mask.shape != shape:
-            _refuse_mask_shape("mask", mask, shape)
+            _refuse_mask_shape("mask", mask, found)
         return (mask,)
     if not isinstance(mask, (list, tuple)):
-        hint = "; a boolean array becomes one with from_dense" if hasattr(mask, "dtype") else ""
+        hint = "make one with a constructor, such as omnicupy.causal(q_len, k_len)"
+        if hasattr(mask, "dtype"):
+            hint = "a boolean array becomes one with from_dense"
+        if hasattr(mask, "mask_mod"):  # FlexAttention's block mask
+            hint = "make one with omnicupy.torch.from_mask_mod(mask.mask_mod, q_len, k_len)"
         raise TypeError(
             "mask must be a Mask, a list of one Mask per batch element, or None (full), "
-            f"got {type_name(mask)}{hint}"
+            f"got {type_name(mask)}; {hint}"
         )
     for i, one in enumerate(mask):
         if not isinstance(one, Mask):
@@ -44,7 +48,7 @@ def masks_of(mask: Mask | Sequence[Mask] | None, found: Problem) -> tuple[Mask, 
                 f"mask[{i}] must be a Mask, got {type_name(one)}; use full(...) where all is visible"
             )
         if one.shape != shape:
-            _refuse_mask_shape(f"mask[{i}]", one, shape)
+            _refuse_mask_shape(f"mask[{i}]", one, found)
     if len(mask) != found.batch:
         raise ValueError(
             f"mask: a list must hold one Mask per batch element ({found.batch}), got {len(mask)}; "
@@ -59,8 +63,10 @@ def _full(shape: tuple[int, int]) -> Mask:
     return full(*shape)
 
 
-def _refuse_mask_shape(name: str, mask: Mask, shape: tuple[int, int]) -> NoReturn:
+def _refuse_mask_shape(name: str, mask: Mask, found: Problem) -> NoReturn:
+    hint = "build it for these lengths or cut it with mask.rows or mask[a:b, c:d]"
+    if mask.shape == (found.q_heads, found.kv_heads):
+        hint = "transpose q, k and v to (batch, heads, tokens, head_dim)"
     raise ValueError(
-        f"{name} must have the shape (q tokens, k tokens) = {shape}, got {mask.shape}; "
-        "build it for these lengths or cut it with mask.rows or mask[a:b, c:d]"
+        f"{name} must have the shape (q tokens, k tokens) = {(found.q_len, found.k_len)}, got {mask.shape}; {hint}"
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from omnicupy.call.arrays import on_gpu as is_on_gpu
-from omnicupy.call.problem import LOG2_E, Problem, as_float, type_name
+from omnicupy.call.problem import LOG2_E, as_float, check_scale_kind, type_name
 
 
 def softcap_of(softcap: Any, scale: float, dtype: str) -> float | None:
@@ -19,10 +19,7 @@ def softcap_of(softcap: Any, scale: float, dtype: str) -> float | None:
     """
     if softcap is None:
         return None
-    if isinstance(softcap, (bool, np.bool_)) or not isinstance(softcap, Real):
-        raise TypeError(
-            f"softcap must be a number or None (scores are not capped), got {type_name(softcap)}; pass float(softcap)"
-        )
+    _check_softcap_kind(softcap)
     limits = np.finfo(np.float64 if dtype == "float64" else np.float32)
     least, most = float(limits.tiny), float(limits.max) / LOG2_E
     cap = as_float(softcap)
@@ -32,6 +29,21 @@ def softcap_of(softcap: Any, scale: float, dtype: str) -> float | None:
             f"{scale}; pass None for scores that are not capped"
         )
     return cap
+
+
+def check_kinds(scale: Any, softcap: Any) -> None:
+    """Raises TypeError where one is neither None nor a real number; for callers that look at values later."""
+    if scale is not None:
+        check_scale_kind(scale)
+    if softcap is not None:
+        _check_softcap_kind(softcap)
+
+
+def _check_softcap_kind(softcap: Any) -> None:
+    if isinstance(softcap, (bool, np.bool_)) or not isinstance(softcap, Real):
+        raise TypeError(
+            f"softcap must be a number or None (scores are not capped), got {type_name(softcap)}; pass float(softcap)"
+        )
 
 
 def check_sink_logits(sink_logits: Any, q: Any) -> None:
@@ -54,15 +66,6 @@ def check_sink_logits(sink_logits: Any, q: Any) -> None:
         raise ValueError(
             f"sink_logits must hold numbers below infinity, got {sink_logits[~(sink_logits < np.inf)][0]}; pass -inf "
             "for a head without a sink"
-        )
-
-
-def check_config(config: Any, found: Problem) -> None:
-    """Raises ValueError unless a spec's kernels cap scores exactly where a call has a softcap."""
-    if config.softcap != found.softcap:
-        raise ValueError(
-            f"config must have softcap={found.softcap} for a call with{'' if found.softcap else 'out'} a softcap, got "
-            f"{config.softcap}; replace it with dataclasses.replace(config, softcap={found.softcap})"
         )
 
 

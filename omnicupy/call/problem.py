@@ -46,11 +46,16 @@ def scale_of(scale: float | None, head_dim: int, dtype: str = "float32") -> floa
     """
     if scale is None:
         return 1.0 / math.sqrt(head_dim)
+    check_scale_kind(scale)
+    return checked_scale(scale, dtype)  # type: ignore[arg-type]
+
+
+def check_scale_kind(scale: object) -> None:
+    """Raises TypeError for what is no real number, a tensor among others, whose gradient would be lost."""
     if isinstance(scale, (bool, np.bool_)) or not isinstance(scale, Real):
         raise TypeError(
             f"scale must be a number or None (1/sqrt(head_dim)), got {type_name(scale)}; pass float(scale)"
         )
-    return checked_scale(scale, dtype)
 
 
 def split_of(split: object) -> int | None:

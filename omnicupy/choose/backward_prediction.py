@@ -117,10 +117,9 @@ def keys_part(
     wanted: Sequence[str] = GRADIENTS,
 ) -> str:
     """Which kernel of `spec` makes dK and dV, and dQ too where it makes all: as gpu/backward_planning.py chooses."""
-    name = "ordered" if deterministic else "fused"
-    if getattr(spec, name) is None or not ("q" in wanted and ("k" in wanted or "v" in wanted)):
+    if not ("q" in wanted and ("k" in wanted or "v" in wanted)):
         return "dkdv"
-    return makes_all_part(spec.part(name), problem, masks)
+    return makes_all_part(spec.kernels(), problem, masks, deterministic=deterministic)
 
 
 def work_of(

@@ -22,14 +22,14 @@ def append(call: AppendCall, kv: AnyKV, k_new: Any, v_new: Any, slots: Any) -> N
         page, row = np.divmod(slots[kept], call.page_size)
     new = (k_new[kept], v_new[kept])
     for pool, array, scale in zip(pools_of(kv)[:2], new, (kv.k_scale, kv.v_scale), strict=True):
-        elements = _quantised(kv, array, scale, page, row).view(pool.dtype) if call.fp8 else array
+        elements = _quantised(array, scale, page, row).view(pool.dtype) if call.fp8 else array
         if isinstance(kv, PagedKV):
             pool[page, row] = elements
         else:
             pool[page, :, row] = elements
 
 
-def _quantised(kv: AnyKV, rows: Any, scale: Any, page: Any, row: Any) -> Any:
+def _quantised(rows: Any, scale: Any, page: Any, row: Any) -> Any:
     """Bytes of (tokens, kv_heads, columns). Scales of tokens are those of their rows, and written."""
     if check_fp8.has_token_scales(scale):
         of_rows = fp8.scales_of_rows(rows)

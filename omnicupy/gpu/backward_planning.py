@@ -109,11 +109,9 @@ def new_plan(
 def _keys_part(on: _Setting, parts: dict[str, BackwardKernel], *, deterministic: bool) -> str:
     """Which kernel makes dK and dV, and dQ too where it makes all."""
     wanted = on.call.wanted
-    name = "ordered" if deterministic else "fused"
-    # One gradient alone is made faster by its own kernel.
-    if name not in parts or not (wanted[0] and (wanted[1] or wanted[2])):
+    if not (wanted[0] and (wanted[1] or wanted[2])):  # one gradient alone is made faster by its own kernel
         return "dkdv"
-    return makes_all_part(parts[name], on.call.problem, on.masks)
+    return makes_all_part(parts, on.call.problem, on.masks, deterministic=deterministic)
 
 
 def _prepares(call: BackwardCall, grid: BackwardGrid, blocks: DeviceBlocks, space: Space) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import cupy
 import numpy as np
 
+from omnicupy.gpu import bindings
 from omnicupy.gpu.device import device_info
 from omnicupy.gpu.modules import kernel
 from omnicupy.gpu.streams import external_stream, on_device
@@ -98,6 +99,12 @@ class Device:
             self._smem,
             external_stream(self.index, stream),
         )
+
+    def capture(self, stream: int) -> int:
+        """The number of the capture that a stream, by its handle, is part of; no other one of this process has it."""
+        status, _, number = on_device(self.index, bindings.driver().cuStreamGetCaptureInfo, stream)[:3]
+        bindings.check(status)
+        return int(number)
 
     def add(self, params: bytearray, blocks: int, stream: int, dtype: str) -> None:
         """params: of EXCHANGE_ADD_PARAMS.  stream: a handle.  dtype: of the gradients. Compiles and loads the kernel at

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from omnicupy.masks import bits, predicates
 from omnicupy.masks import intervals as masks_intervals
-from omnicupy.masks.arguments import MAX_LENGTH, at_least_one, count, length, plain_array, shape
+from omnicupy.masks.arguments import MAX_LENGTH, at_least_one, count, host_array, length, plain_array, shape
 from omnicupy.masks.intervals import BoolArray, IntArray
 from omnicupy.masks.mask import Mask
 from omnicupy.masks.rectangles import checked as checked_rectangles
@@ -137,17 +137,23 @@ def intervals(start: NDArray[Any], stop: NDArray[Any], q_len: int) -> Mask:
     return Mask((rows, lo.shape[1]), intervals=masks_intervals.canonical(start32, stop32))
 
 
-def from_dense(dense: BoolArray) -> Mask:
-    """The mask of a boolean NumPy array (q_len, k_len), True where the row sees the key; copied.
+def from_dense(dense: BoolArray | Any) -> Mask:
+    """The mask of a boolean array (q_len, k_len), True where the row sees the key; copied.
 
-    Kept as intervals where no key needs more than 4, else as bits (an eighth of the array). Raises TypeError
-    for anything but a boolean NumPy array, ValueError for other ranks and empty axes.
+    dense: NumPy's, or an array or tensor of another library in the memory of the CPU. Kept as intervals where no key
+    needs more than 4, else as bits (an eighth of the array). Raises TypeError for anything else, ValueError for other
+    ranks and empty axes.
     """
+    if hasattr(dense, "__dlpack_device__") and not isinstance(dense, np.ndarray):
+        dense = host_array("from_dense", "dense", dense)
     if not isinstance(dense, np.ndarray):
         raise TypeError(f"from_dense: dense must be a NumPy array, got {type(dense).__name__}; convert it")
     plain_array("from_dense: dense", dense)
     if dense.dtype != np.bool_:
-        raise TypeError(f"from_dense: dense must be boolean, got {dense.dtype}; pass dense != 0")
+        how = "pass dense != 0"
+        if dense.dtype.kind not in "iu":  # of an additive mask that would show what it hides
+            how = "pass dense == 0 of a mask that is added to scores, dense != 0 where 0 hides a key"
+        raise TypeError(f"from_dense: dense must be boolean, got {dense.dtype}; {how}")
     if dense.ndim != 2 or 0 in dense.shape:
         raise ValueError(
             f"from_dense: dense must have shape (q_len, k_len), neither 0, got {dense.shape}; "
@@ -214,7 +220,7 @@ def from_predicate(
     way = predicates.way_of(threads, progress, xp)
 
     def mask_of(rule: predicates.Rule) -> Mask:
-        return _from_rows(predicates.rows_of(rule, rows, keys, xp), rows, keys, way)
+        return _from_rows(predicates.rows_of(rule, keys, xp), rows, keys, way)
 
     if not predicates.takes_batch(fn):
         if batch is not None:

@@ -126,7 +126,7 @@ def _called(mask_mod: Callable[..., Any], b: Any, head: Unread, q: Any, k: Any) 
         raise TypeError(str(error)) from None
 
 
-def rows_of(rule: Rule, q_len: int, k_len: int, xp: Any) -> Rows:
+def rows_of(rule: Rule, k_len: int, xp: Any) -> Rows:
     """The rows of a rule, checked where it is evaluated; xp is the module of its arrays."""
     key = xp.arange(k_len, dtype=np.int64)[None]
 

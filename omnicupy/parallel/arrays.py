@@ -15,7 +15,10 @@ from omnicupy.masks.arguments import integer
 
 def shape_of(x: Any) -> tuple[int, ...] | None:
     """The shape of an array or tensor, None of what is none."""
-    shape = getattr(x, "shape", None)
+    try:
+        shape = getattr(x, "shape", None)
+    except RuntimeError:  # torch's nested tensors have none
+        return None
     return tuple(shape) if isinstance(shape, tuple) else None
 
 
@@ -34,7 +37,9 @@ def check_tokens(where: str, name: str, x: Any, axis: Any, expected: tuple[int, 
     """
     shape, (tokens, what) = shape_of(x), expected
     if shape is None:
-        raise TypeError(f"{where}: {name} must be an array or a tensor, got {type(x).__name__}; convert it")
+        raise TypeError(
+            f"{where}: {name} must be an array or a tensor that has a shape, got {type(x).__name__}; convert it"
+        )
     axis = integer(where, "axis", axis)
     if not -len(shape) <= axis < len(shape):
         raise ValueError(f"{where}: axis must be an axis of {name}, of shape {shape}, got {axis}")

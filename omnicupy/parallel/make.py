@@ -25,8 +25,11 @@ CHUNKS_A_RANK = 16  # in which work is weighed; where a rank's run ends is exact
 MOST_CHUNK = 512  # tokens
 USUAL_HEADS = Heads(32, 8, 128)
 USUAL_SPEEDS = Speeds()
-OF_GROUPS = {f"groups_of_{ranks}": ranks for ranks in (1, 2)}
+MIDDLES = "middle_pieces"
+OF_GROUPS = {f"groups_of_{ranks}": ranks for ranks in (1, 2)} | {MIDDLES: 1}
 NAMES = ("contiguous", "zigzag", "two_ended", "nodes_first", *OF_GROUPS)
+MARGIN = 0.99  # of others' time: middle pieces cut more documents, and must be predicted below it
+MIDDLE_RANKS = 4  # with more of them a plan takes 0.4 of its time longer, and documents of two ranks are few
 MOST_DOCUMENTS = 32  # a rank: with more of them each is little, and where it is cut
 
 Given = tuple[str, Owners, Owners]  # name, owners of rows, owners of keys
@@ -51,8 +54,8 @@ def plan(
     heads: (q_heads, kv_heads, head_dim); calls with others are refused. None predicts for (32, 8, 128), takes any.
     weights: how often each mask is used, such as layers of its kind; None is once each. It weighs in the prediction.
     rows: None tries assignments and keeps the one that is predicted fastest; "contiguous", "zigzag", "two_ended",
-        "nodes_first", "groups_of_1" or "groups_of_2" asks for one; an integer array (q_len,) gives the owner of each
-        row.
+        "nodes_first", "groups_of_1", "groups_of_2" or "middle_pieces" asks for one; an integer array (q_len,) gives the
+        owner of each row.
     keys: None gives keys the owners of rows where there are as many keys as rows (self-attention), else contiguous
         shards. "rows" and "contiguous" ask for these; an integer array (k_len,) gives the owner of each key.
     speeds: what the prediction takes for granted.
@@ -151,7 +154,7 @@ def _candidates(
         return
     if rows is not None and rows not in NAMES:
         raise ValueError(f"plan: rows must be an array, None or one of {', '.join(NAMES)}, got {rows!r}")
-    for name in _tried(len(chunks.ends) - 1, setting) if rows is None else (rows,):
+    for name in _tried(chunks, setting) if rows is None else (rows,):
         if name == "contiguous":
             own = assign.contiguous(q_len, ranks)
         elif name == "zigzag":
@@ -159,16 +162,20 @@ def _candidates(
         elif name == "two_ended":
             own = assign.two_ended(chunks, ranks)
         else:
-            own = nodes.nodes_first(chunks, ranks, OF_GROUPS.get(name, setting.node))
+            node = OF_GROUPS.get(name, setting.node)
+            own = nodes.nodes_first(chunks, ranks, node, middles=name == MIDDLES)
         yield name, own, _keys(keys, own, k_len)
 
 
-def _tried(documents: int, setting: Setting) -> Iterator[str]:
+def _tried(chunks: Chunks, setting: Setting) -> Iterator[str]:
     """Assignments that may be the fastest."""
+    documents = len(chunks.ends) - 1
     for name in NAMES:
         if name in OF_GROUPS:
             tries = OF_GROUPS[name] < setting.ranks <= setting.node
             tries = tries and 1 < documents <= MOST_DOCUMENTS * setting.ranks
+            if name == MIDDLES:
+                tries = tries and setting.ranks <= MIDDLE_RANKS and nodes.cuts_middles(chunks, setting.ranks)
         else:
             tries = name != "nodes_first" or setting.ranks > setting.node
         if tries:
@@ -222,18 +229,21 @@ def _fastest(
     parts = [(seen.rectangles(one, key_edges), weight) for one, weight in zip(shown, weights, strict=True)]
     # Of a layer in the mean: places, and the pairs before them.
     mean = (edges.astype(np.float64), sums_before(chunks.work) / sum(weights))
+    margins = np.array([MARGIN if name == MIDDLES else 1.0 for name, _, _ in candidates])
     if weigh.serves(parts, len(candidates), setting):
         _, all_rows, all_keys = zip(*candidates, strict=True)
-        return candidates[int(weigh.seconds(all_rows, all_keys, mean, parts, setting).argmin())]
+        took = weigh.seconds(all_rows, all_keys, mean, parts, setting) / margins
+        return candidates[int(took.argmin())]
     pairs = [pairs_of(mean, rows) for _, rows, _ in candidates]
-    least = [_seconds(one, [(0.0, weight) for weight in weights], setting) for one in pairs]
+    still = [(0.0, weight) for weight in weights]
+    least = [_seconds(one, still, setting) / margin for one, margin in zip(pairs, margins, strict=True)]
     best, found = np.inf, 0
     for at in sorted(range(len(candidates)), key=least.__getitem__):
         if least[at] > best:  # the work alone takes longer
             break
         _, rows, keys = candidates[at]
         waits = [(setting.flows_s(expected_traffic(one, rows, keys)), weight) for one, weight in parts]
-        took = _seconds(pairs[at], waits, setting)
+        took = _seconds(pairs[at], waits, setting) / margins[at]
         if (took, at) < (best, found):
             best, found = took, at
     return candidates[found]

@@ -14,18 +14,23 @@ from omnicupy.parallel.runs import Real
 UNEVEN = 0.1  # what a node's tokens and work may lie apart, against what the fuller one of them counts
 MOST_TRIED = 12  # documents, the shortest, of which one is cut
 FEW_NODES = 16  # of which one is found faster without NumPy
+# Of a document of two nodes whose first half has less work than so much of all, as under causal masks: the length of
+# its middle piece and of its first end, keys that the two fetch of each other, and what that is a multiple of.
+LIGHT, MIDDLE, WHOLE_TILE = 0.3, 0.37, 128
 ALIKE = 1e-9  # of what a cut costs: nearer ones differ in rounding only, and the first of them counts
 
 
-def nodes_first(chunks: Chunks, ranks: int, node: int) -> Owners:
-    """Documents to nodes of `node` ranks by tokens and work, then `two_ended` inside each."""
+def nodes_first(chunks: Chunks, ranks: int, node: int, *, middles: bool = False) -> Owners:
+    """Documents to nodes of `node` ranks by tokens and work, then `two_ended` inside each. middles: where a document of
+    two nodes is light in front, one gets a middle piece of it that is as long as what lies ahead, and no longer.
+    """
     shares = shares_of(int(chunks.stop[-1]), ranks)
     names = [range(first, min(first + node, ranks)) for first in range(0, ranks, node)]
     counts = [sum(shares[one.start : one.stop]) for one in names]
     counts = [
         count for count in counts if count
     ]  # the last nodes go without where tokens are fewer than ranks
-    held = _packed(chunks, counts, node)
+    held = _packed(chunks, counts, node, middles=middles)
     if node == 1:
         pieces = [(*one, at) for at, parts in enumerate(held) for part in parts for one in part.ranges]
         return few.joined(pieces, ranks)
@@ -36,13 +41,36 @@ def nodes_first(chunks: Chunks, ranks: int, node: int) -> Owners:
     return few.joined(few.taken(texts, documents, shares, names), ranks)
 
 
-def _packed(chunks: Chunks, counts: list[int], node: int) -> list[list[Part]]:
+def cuts_middles(chunks: Chunks, ranks: int) -> bool:
+    """Whether `middles` makes a difference for nodes of one rank."""
+    need = _needed(chunks, np.array([max(1e-9, one[-1]) for one in chunks.before]) / ranks)
+    line, texts = chunks.line, chunks.texts
+    return any(count == 2 and _middle(one, line) for count, one in zip(need, texts, strict=True))
+
+
+def _needed(chunks: Chunks, share: Real) -> list[float]:
+    """How many nodes each document takes. share: tokens and work of a node."""
+    found: list[float] = np.ceil(np.maximum(*(chunks.amounts / share).T) - 1e-9).tolist()
+    return found
+
+
+def _middle(document: Part, line: Line) -> int:
+    """The length of its middle piece; 0 where the document is not light in front, or short."""
+    ((first, stop),) = document.ranges
+    length = round(MIDDLE * (stop - first) / WHOLE_TILE) * WHOLE_TILE
+    if not 0 < 2 * length < stop - first:
+        return 0
+    light = line.work_of([(first, (first + stop) // 2)]) < LIGHT * document.total
+    return length if light else 0
+
+
+def _packed(chunks: Chunks, counts: list[int], node: int, *, middles: bool) -> list[list[Part]]:
     """Documents to nodes of so many tokens: the largest first, each to the node that it fills least; then runs of
     documents go from full nodes to others until the tokens are exact.
     """
     total = np.array([max(1.0, sum(counts)), max(1e-9, float(chunks.work.sum()))])
     share = np.array(counts) / total[0]  # of a node; the last one may have fewer ranks
-    items, amounts = _items(chunks, total / len(counts))
+    items, amounts = _items(chunks, total / len(counts), middles=middles)
     scaled = amounts / total
     order = (-np.maximum(*scaled.T)).argsort(kind="stable")
     least = _few if len(counts) <= FEW_NODES else _many
@@ -87,13 +115,12 @@ def _many(amounts: Real, share: Real) -> list[int]:
     return found
 
 
-def _items(chunks: Chunks, share: Real) -> tuple[list[Part], Real]:
+def _items(chunks: Chunks, share: Real, *, middles: bool) -> tuple[list[Part], Real]:
     """Documents, and what tokens and work they have; one that is too large for a node comes in several items of equal
-    tokens and work (its chunks in a zigzag).
+    tokens and work (its chunks in a zigzag), or in a middle piece and two ends.
     """
     line, amounts, places = chunks.line, chunks.amounts, chunks.ends.tolist()
-    edges = line.edges
-    need = np.ceil(np.maximum(*(amounts / share).T) - 1e-9).tolist()
+    need = _needed(chunks, share)
     if max(need) <= 1:
         return chunks.texts, amounts
     items: list[Part] = []
@@ -101,16 +128,29 @@ def _items(chunks: Chunks, share: Real) -> tuple[list[Part], Real]:
         count = min(int(parts), stop - first)
         if count <= 1:
             items.append(one)
-            continue
-        cuts = [first + -(-half * (stop - first) // (2 * count)) for half in range(2 * count + 1)]
-        for number in range(count):
-            low, high, again = cuts[number], cuts[number + 1], (cuts[-2 - number], cuts[-1 - number])
-            runs = [(low, again[1])] if high == again[0] else [(low, high), again]
-            ranges = [(edges[a], edges[b]) for a, b in runs if a < b]
-            if ranges:
-                work = sum(line.before[b] - line.before[a] for a, b in runs)
-                items.append(Part(ranges, sum(b - a for a, b in ranges), work))
+        elif middles and count == 2 and (length := _middle(one, line)):
+            ((begin, end),) = one.ranges
+            low, high = begin + length, begin + 2 * length
+            work = line.work_of([(low, high)])
+            items.append(Part([(begin, low), (high, end)], one.tokens - length, one.total - work))
+            items.append(Part([(low, high)], length, work))
+        else:
+            items += _zigzag(line, first, stop, count)
     return items, np.array([one[1:] for one in items])
+
+
+def _zigzag(line: Line, first: int, stop: int, count: int) -> list[Part]:
+    """So many items of the chunks from first to stop."""
+    edges, items = line.edges, []
+    cuts = [first + -(-half * (stop - first) // (2 * count)) for half in range(2 * count + 1)]
+    for number in range(count):
+        low, high, again = cuts[number], cuts[number + 1], (cuts[-2 - number], cuts[-1 - number])
+        runs = [(low, again[1])] if high == again[0] else [(low, high), again]
+        ranges = [(edges[a], edges[b]) for a, b in runs if a < b]
+        if ranges:
+            work = sum(line.before[b] - line.before[a] for a, b in runs)
+            items.append(Part(ranges, sum(b - a for a, b in ranges), work))
+    return items
 
 
 def _settle(held: list[list[Part]], counts: list[int], node: int, line: Line) -> None:

@@ -51,11 +51,6 @@ class Owners:
         mine = np.flatnonzero(self.owner == rank)
         return spread(self.edges[mine], self.edges[mine + 1])
 
-    def runs_of(self, rank: int) -> list[tuple[int, int]]:
-        """The same as ranges."""
-        mine = np.flatnonzero(self.owner == rank)
-        return list(zip(self.edges[mine].tolist(), self.edges[mine + 1].tolist(), strict=True))
-
     def at(self, tokens: Whole) -> Whole:
         """The owner of each of these tokens."""
         return np.take(self.owner, np.searchsorted(self.edges, tokens, "right") - 1)

@@ -31,6 +31,7 @@ class Device(Protocol):
     def unmap(self, address: int) -> None: ...
     def load(self) -> None: ...
     def launch(self, params: bytearray, blocks: int, stream: int) -> None: ...
+    def capture(self, stream: int) -> int: ...
     def add(self, params: bytearray, blocks: int, stream: int, dtype: str) -> None: ...
 
 
@@ -39,11 +40,13 @@ class PeerMemory:
 
     slot_bytes: what travels at once.  why_not: why peers do not map each other's memory; "" where they do.
     stream: of exchanges that run beside other work.  last, last_handle: the stream of the exchange before, its handle.
+    captured: the capture of the last one that was captured, and its stream.
     """
 
     stream: Any = None
     last: Any = None
     last_handle: int = -1
+    captured: tuple[int, Any] = (0, None)
 
     def __init__(self, ranks: Ranks, device: Device, host: str) -> None:
         self.device, self.slot_bytes, self.why_not = device, 0, ""

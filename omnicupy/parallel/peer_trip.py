@@ -125,7 +125,7 @@ class PeerTrip:
             return out, PeerPending()
         if not hides:
             handle = raw_stream(first.device.index)
-            if handle != memory.last_handle:
+            if handle != memory.last_handle or torch.cuda.is_current_stream_capturing():
                 _order(memory, torch.cuda.current_stream(first.device))
             memory.device.launch(params, blocks, handle)
             return out, PeerPending()
@@ -205,14 +205,17 @@ def _set_layout(record: Any, arrays: Sequence[Any]) -> list[int]:
 
 
 def _order(memory: PeerMemory, stream: Any) -> None:
-    """Exchanges of a rank follow each other, on whichever streams they are. A capture orders its own, which do not run
-    now: those behind it follow the ones ahead of it.
+    """Exchanges of a rank follow each other, on whichever streams they are: those that are captured follow the others
+    of their capture, which do not run now, and no others.
     """
-    last = memory.last
-    if stream == last or torch.cuda.is_current_stream_capturing():
-        return
-    memory.last, memory.last_handle = stream, stream.cuda_stream
-    if last is not None:
+    if torch.cuda.is_current_stream_capturing():
+        (of, last), capture = memory.captured, memory.device.capture(stream.cuda_stream)
+        memory.captured = capture, stream
+        last = last if of == capture else None
+    else:
+        last = memory.last
+        memory.last, memory.last_handle = stream, stream.cuda_stream
+    if last is not None and last != stream:
         stream.wait_stream(last)
 
 

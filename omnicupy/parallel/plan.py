@@ -261,6 +261,11 @@ class Plan:
         if type(mask) is int and 0 <= mask < len(self.masks):  # most calls
             return (mask,)
         given = mask if isinstance(mask, (list, tuple)) else [mask]
+        if any(isinstance(one, Mask) for one in given):
+            raise TypeError(
+                "mask must name masks of the plan by their places, 0 for the first, got a Mask; make the plan of it, "
+                "and leave mask out"
+            )
         which = tuple(integer("a plan", "mask", one) for one in given)
         if not which or not all(0 <= one < len(self.masks) for one in which):
             raise ValueError(

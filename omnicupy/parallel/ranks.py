@@ -191,7 +191,13 @@ def _process_group(group: Any) -> Any:
         return group
     mesh, axis = group if isinstance(group, (list, tuple)) and len(group) == 2 else (group, None)
     if isinstance(mesh, dist.DeviceMesh) and (axis is not None or mesh.ndim == 1):
-        return mesh.get_group(axis)
+        try:
+            return mesh.get_group(axis)
+        except (AssertionError, IndexError, KeyError, RuntimeError, TypeError):
+            raise ValueError(
+                f"group must name an axis of the DeviceMesh, whose axes are {mesh.mesh_dim_names or mesh.ndim}, got "
+                f"{axis!r}; pass (mesh, name) or (mesh, number)"
+            ) from None
     if group is dist.GroupMember.NON_GROUP_MEMBER:
         raise ValueError("group: this process is no rank of it; call attention on its ranks alone")
     raise TypeError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from omnicupy.call.problem import Problem
@@ -29,6 +29,11 @@ FEW_ADDITIONS, MANY_ADDITIONS = 4, 40
 # With up to so many the kernel that makes dQ in the background makes lse2 and delta, too. A launch ahead of longer work
 # takes less than 3% of the time.
 PREPARING_ADDITIONS = 18
+# A launch does so, too, where the warp would be late by more than this share of the work with what a head wants that
+# begins at once. Making what a tile wants takes the warp as long as so many tiles take.
+LATE_ROWS_SHARE, ROWS_TILES = 1 / 8, 4
+# Tiles of queries a multiprocessor that are ready before any work begins, at least (rows_ahead.cuh).
+ROWS_FIRST = 4
 
 
 def key_lists_of(kernel: BackwardKernel) -> Callable[[Sequence[KeyBlocks], Workers], BlockLists]:
@@ -46,10 +51,14 @@ def lists_of(kernel: BackwardKernel, masks: Sequence[Mask], workers: Workers) ->
     return key_lists_of(kernel)([mask.key_blocks(*tile) for mask in masks], workers)
 
 
-def makes_all_part(part: BackwardKernel, problem: Problem, masks: Sequence[Mask]) -> str:
-    """Which kernel makes all gradients where `part` does or a variant of it. masks: the distinct ones."""
-    choose = ordered_part if part.part == "ordered" else any_order_part
-    return choose(part, problem, masks)
+def makes_all_part(
+    parts: Mapping[str, BackwardKernel], problem: Problem, masks: Sequence[Mask], *, deterministic: bool
+) -> str:
+    """Which kernel of a pass makes all gradients; "dkdv": two do. parts: its kernels.  masks: the distinct ones."""
+    fused, ordered = parts.get("fused"), parts.get("ordered")
+    if deterministic:
+        return "dkdv" if ordered is None else ordered_part(ordered, problem, masks)
+    return "dkdv" if fused is None else any_order_part(fused, problem, masks, ordered)
 
 
 def ordered_part(part: BackwardKernel, problem: Problem, masks: Sequence[Mask]) -> str:
@@ -78,15 +87,20 @@ def ordered_part(part: BackwardKernel, problem: Problem, masks: Sequence[Mask]) 
     return "background" if tiles < MANY_ADDITIONS * sums else "ordered"
 
 
-def any_order_part(part: BackwardKernel, problem: Problem, masks: Sequence[Mask]) -> str:
-    """Which kernel makes all gradients in any order: "fused", or "tickets", which makes dQ of the sums, too. part:
-    "fused".  masks: the distinct ones.
+def any_order_part(
+    part: BackwardKernel, problem: Problem, masks: Sequence[Mask], ordered: BackwardKernel | None = None
+) -> str:
+    """Which kernel makes all gradients in any order: "fused"; "tickets", which makes dQ of the sums, too; or where sums
+    have few additions "finishing": one order is an order, and no other kernel is as fast there. part: "fused".  masks:
+    the distinct ones.  ordered: the kernel of one order, where there is one.
     """
     if not part.may_finish or _unshared_bytes(part, problem) > MOST_UNSHARED_BYTES:
         return "fused"
     tiles, sums = _tiles_of(part, masks), -(-problem.q_len // part.br) * len(masks)
-    serves = FEW_ADDITIONS * sums <= tiles < MANY_ADDITIONS * sums and tiles <= MOST_RANKS
-    return "tickets" if serves else "fused"
+    if tiles < FEW_ADDITIONS * sums:
+        in_order = ordered is not None and ordered_part(ordered, problem, masks) == "finishing"
+        return "finishing" if in_order else "fused"
+    return "tickets" if tiles < MANY_ADDITIONS * sums and tiles <= MOST_RANKS else "fused"
 
 
 def _tiles_of(part: BackwardKernel, masks: Sequence[Mask]) -> int:
@@ -126,7 +140,9 @@ class BackwardGrid:
         slots = MOST_PARTIAL_BYTES // (heads * self._slot_bytes) if self.kernel.kernel == "sm90" else 0
         found = Workers(heads // self.masks, self.sm_count, slots, self.problem.group)
         if self.kernel.part != "ordered":
-            return replace(found, side_by_side=self._heads_in_l2) if self.kernel.finishes else found
+            if not self.kernel.finishes:
+                return found
+            return replace(found, side_by_side=self._heads_in_l2, ordered_sums=True)
         ordered = {"ordered_sums": True, "side_by_side": self._heads_in_l2, "kept": self._kept}
         most = {"at_once": MOST_SUMS_BYTES, "background": MOST_UNSHARED_BYTES}.get(self.kernel.finishes, 0)
         places = most // self.kernel.sum_bytes
@@ -174,15 +190,23 @@ class BackwardGrid:
     def prepares_beside(self, lists: BlockLists) -> bool:
         """Of the kernel that makes dQ in the background: is most of lse2 and delta made beside its work, if it makes
         them? Those of the heads that are worked on first come before (rows_ahead.cuh). Where these are more than half,
-        a launch ahead is as good, and where sums have many additions.
+        a launch ahead is as good, and where sums have many additions. It is better where tiers make many more heads
+        begin at once.
         """
         sums, fields = self.sum_fields(lists), lists.struct_fields
+        head_sums, group = sums["head_sums"], self.problem.group
         tiles = fields["head_ranks"] or lists.shapes["ranks"][0] // (2 if fields["early_heads"] else 1)
-        if tiles > PREPARING_ADDITIONS * sums["head_sums"] * self.masks:
+        if tiles > PREPARING_ADDITIONS * head_sums * self.masks:
             return False
-        heads = (lists.section or self.section(lists.n_parts)) * self.masks
-        first = heads * sums["head_sums"] * (1 if fields["head_ranks"] else self.problem.group)
-        return 2 * first <= sums["places"]
+        section, heads = lists.section or self.section(lists.n_parts), self.workers.heads
+        first = section * self.masks * head_sums * (1 if fields["head_ranks"] else group)
+        if 2 * first > sums["places"]:
+            return False
+        parts = lists.n_parts if fields["early_heads"] else next(filter(None, lists.tiers), 1)
+        last = min(heads, -(-self.sm_count // parts)) - 1  # of the heads that begin at once
+        before = last // section * section * self.masks * head_sums * group  # tiles of queries before its own
+        late = before - max(first, ROWS_FIRST * self.sm_count)
+        return ROWS_TILES * late <= LATE_ROWS_SHARE * tiles * group * heads
 
     @property
     def _slot_bytes(self) -> int:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from omnicupy.masks.intervals import IntArray
 from omnicupy.masks.transpose import KeyBlocks
 from omnicupy.schedule.block_lists import BlockLists, places
+from omnicupy.schedule.even_tiers import even_tiers
 from omnicupy.schedule.key_lists import key_lists
 from omnicupy.schedule.parts import LONG_SHARE, Workers
 from omnicupy.schedule.ranks import OrderedWorkers, walk_of
@@ -117,16 +118,20 @@ def ordered_lists(blocks: Sequence[KeyBlocks], workers: Workers) -> OrderedLists
         tiers = lists.tiers
     turn_heads = _turn_heads(blocks, workers)
     section = min(section, turn_heads)
+    lists = OrderedLists(**vars(lists) | {"tiers": tiers, "section": section, "turn_heads": turn_heads})
+    early = early_heads(lists, costs, workers) if workers.background else 0
+    if not early and turn_heads == heads:
+        tiers = even_tiers(costs, tiers, section, workers)
+        lists = replace(lists, tiers=tiers)
     starts = _starts_of_heads(costs, tiers, section, heads, workers)
     walk = walk_of(lists, blocks[0].q_blocks)
-    lists = OrderedLists(**vars(lists) | {"tiers": tiers, "section": section, "turn_heads": turn_heads})
     by_sum = walk.ranks_by_sum(workers.places > 0)
     if walk.is_head_by_head(starts, workers, section):
         lists = lists.with_ranks_of_heads(workers.repeats)
         of_head = lists.array("parts")[:, 3].astype(np.int64)  # tiles of the part
         for head, ranks in enumerate(lists.array("ranks").reshape(workers.repeats, -1)):
             ranks[...] = walk.ranks(walk.times(starts, 1, head * of_head), by_sum)
-    elif workers.background and (early := early_heads(lists, costs, workers)):
+    elif early:
         late = _starts_of_heads(costs, tiers, section, heads - early, workers)
         starts = _starts_of_heads(costs, (len(parts),), section, early, workers)
         halves = [walk.ranks(walk.times(of, workers.repeats), by_sum) for of in (starts, late)]

@@ -19,11 +19,12 @@ class CachedStep:
 
     rule: that of `cached`.  lengths: the array it was made of; a layer's CachedKV must hold the same one.  shapes:
     q's shape, (kv_heads, capacity) of the caches, and max_rows or None.  lists: what the engine made.
-    config, split: those of `plan`, which layers get that name none.  rows: those of `plan`, None where all sequences
-    have equally many.  layer: a layer's call, of which the next ones take over what they have in common; None before.
+    config, split: those of `plan`, which layers get that name none.  softcap: that of `plan`, which layers name again;
+    None where it had none.  rows: those of `plan`, None where all sequences have equally many.  layer: a layer's call,
+    of which the next ones take over what they have in common; None before.
     """
 
-    __slots__ = ("config", "layer", "lengths", "lists", "rows", "rule", "shapes", "split")
+    __slots__ = ("config", "layer", "lengths", "lists", "rows", "rule", "shapes", "softcap", "split")
 
     def __init__(
         self,
@@ -35,6 +36,7 @@ class CachedStep:
         config: Any = None,
         split: Any = None,
         rows: Any = None,
+        softcap: Any = None,
     ) -> None:
         self.rule = rule
         self.lengths = lengths
@@ -43,6 +45,7 @@ class CachedStep:
         self.config = config
         self.split = split
         self.rows = rows
+        self.softcap = softcap
         self.layer: Any = None
 
     def __repr__(self) -> str:

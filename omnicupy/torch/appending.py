@@ -9,7 +9,7 @@ import torch
 
 from omnicupy import serving_api
 from omnicupy.errors import UnsupportedError
-from omnicupy.serving.caches import CACHES, AnyKV, pools_of
+from omnicupy.serving.caches import CACHES, AnyKV, names_of, pools_of
 from omnicupy.torch import eager, pools, state, tensors
 
 _OPTIONAL = ("page_table", "slots")
@@ -22,15 +22,8 @@ def append(kv: AnyKV, k_new: Any, v_new: Any, slots: Any = None) -> None:
     if not isinstance(kv, CACHES):
         serving_api.append(kv, k_new, v_new, slots)
     k, v, table = pools_of(kv)
-    given = {
-        "k": k,
-        "v": v,
-        "k_new": k_new,
-        "v_new": v_new,
-        "lengths": kv.lengths,
-        "page_table": table,
-        "slots": slots,
-    }
+    given = dict(zip(names_of(kv), (k, v), strict=True))
+    given |= {"k_new": k_new, "v_new": v_new, "lengths": kv.lengths, "page_table": table, "slots": slots}
     given |= {
         name: scale for name in ("k_scale", "v_scale") if isinstance(scale := getattr(kv, name), torch.Tensor)
     }
@@ -53,6 +46,8 @@ def append(kv: AnyKV, k_new: Any, v_new: Any, slots: Any = None) -> None:
         raise UnsupportedError(
             "append is served eagerly alone, of plain tensors; call it outside of torch.compile"
         )
+    if not tensors.lie_in_memory(*held.values()):
+        tensors.check_storage(**held)
     if torch.is_grad_enabled() and any(map(tensors.needs_gradient, held.values())):
         raise UnsupportedError("append has no gradients; call under torch.no_grad()")
     if k.is_cuda:

@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from omnicupy.call import check_scores
 from omnicupy.errors import UnsupportedError
 from omnicupy.torch import state
 from omnicupy.torch.backward import gradients
@@ -109,6 +110,7 @@ def through_transforms(q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any
     ):
         return through_operator(q, k, v, mask, **options)
     scores = options["scale"], options.get("softcap")
+    check_scores.check_kinds(*scores)
     how = scores, options["deterministic"], options["tokens_first"]
     out, lse = _Transformed.apply(q, k, v, options.get("sink_logits"), handles_for(mask), how)
     return (out, lse) if options["return_lse"] else out

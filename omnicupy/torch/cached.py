@@ -12,7 +12,7 @@ from omnicupy import api
 from omnicupy.call import check_cached
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.spec import AttnSpec
-from omnicupy.serving.caches import AnyKV, pools_of, scale_addresses, scales_key, with_lengths
+from omnicupy.serving.caches import AnyKV, names_of, pools_of, scale_addresses, scales_key, with_lengths
 from omnicupy.serving.rule import CachedRule
 from omnicupy.serving.step import CachedStep
 from omnicupy.torch import eager, next_layers, pools, state, tensors
@@ -99,12 +99,14 @@ def plan_for(q: Any, kv: AnyKV, mask: CachedRule, options: dict[str, Any]) -> Ca
         given: dict[str, Any] = {name: options[name] for name in ("softcap", "config", "split")}
         given |= {"rows": _numbers_on_host(rows), "max_rows": max_rows}
         made = api.plan(*_host(q, kv), mask, **given)
-        return CachedStep(mask, kv.lengths, shapes, made.lists, split=split, rows=rows)
+        how = {"split": split, "rows": rows, "softcap": options["softcap"]}
+        return CachedStep(mask, kv.lengths, shapes, made.lists, **how)
     gpu = _gpu or _load_gpu()
     stream = gpu.external_stream(index, eager.raw_stream(index))
     found = _plan_of(q, kv, None, mask, index=index, stream=stream, options=options)
     lists = gpu.on_device(index, found.make_lists, kv.lengths.data_ptr(), stream, _address(rows))
-    return CachedStep(mask, kv.lengths, shapes, lists, config=options["config"], split=split, rows=rows)
+    how = {name: options[name] for name in ("config", "split", "rows", "softcap")}
+    return CachedStep(mask, kv.lengths, shapes, lists, **how)
 
 
 def prepare(q: Any, kv: Any, v: Any, mask: Any, *, gradients: bool, max_length: Any, **options: Any) -> None:
@@ -148,8 +150,9 @@ def _checked(q: Any, kv: Any, out: Any, sink_logits: Any, rows: Any) -> Any:
         )
     if state.any_autocast():  # the caches stay as they are: a copy of them would cost more than the call
         q = tensors.autocast(q, q, q)[0]
-    if not tensors.lie_in_memory(q, k, v, out, sink_logits):
-        tensors.check_storage(q=q, k=k, v=v, out=out, sink_logits=sink_logits)
+    if not tensors.lie_in_memory(q, k, v, out, sink_logits, *numbers.values()):
+        pools_by_name = dict(zip(names_of(kv), (k, v), strict=True))
+        tensors.check_storage(q=q, **pools_by_name, out=out, sink_logits=sink_logits, **numbers)
     if sink_logits is not None:
         tensors.check_sink(sink_logits, q)
     return q

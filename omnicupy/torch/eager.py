@@ -86,8 +86,8 @@ def prepare_eagerly(q: Any, k: Any, v: Any, mask: Any, given: dict[str, Any]) ->
     index = tensors.cuda_index(q, k, v, out)
     if sink_logits is not None:
         tensors.check_sink(sink_logits, q)
+    tensors.check_storage(q=q, k=k, v=v, out=out, sink_logits=sink_logits)
     if index is not None:
-        tensors.check_storage(q=q, k=k, v=v, out=out)
         options = given["scale"], given["softcap"], given["config"], given["split"]
         _planned((q, k, v, out), mask, options, index, sink_logits)
         return

@@ -13,6 +13,7 @@ from omnicupy.errors import UnsupportedError
 from omnicupy.masks.arguments import at_least_one, shape
 from omnicupy.masks.constructors import from_predicate
 from omnicupy.masks.mask import Mask
+from omnicupy.torch import tensors
 
 MaskMod = Callable[[Any, Any, Any, Any], Any]
 
@@ -82,9 +83,9 @@ def from_mask_mod(
     time.
 
     Returns one mask, or, where batch elements differ, a list with one for each, as `attention` takes both.
-    Raises TypeError when mask_mod is not callable or gives no booleans, ValueError for lengths and numbers that are not
-    positive and for results with axes of their own, UnsupportedError for a mask_mod that reads b or h though `batch` or
-    `heads` is None, or by which heads see different keys.
+    Raises TypeError when mask_mod is not callable or gives no booleans, and for what is no device, ValueError for
+    lengths and numbers that are not positive and for results with axes of their own, UnsupportedError for a mask_mod
+    that reads b or h though `batch` or `heads` is None, or by which heads see different keys.
     """
     rows, keys = shape("from_mask_mod", q_len, k_len)
     if not callable(mask_mod):
@@ -92,6 +93,7 @@ def from_mask_mod(
             f"from_mask_mod: mask_mod must be a function of (b, h, q_idx, kv_idx), got {type(mask_mod).__name__}; "
             "pass a function"
         )
+    tensors.check_device("from_mask_mod", device, "that of the tensors that mask_mod reads")
     batches = 1 if batch is None else at_least_one("from_mask_mod", "batch", batch)
     count = 1 if heads is None else at_least_one("from_mask_mod", "heads", heads)
     masks = []

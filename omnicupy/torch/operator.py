@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from omnicupy.call import check_scores
 from omnicupy.errors import UnsupportedError
 from omnicupy.masks.handles import of_handle
 from omnicupy.masks.mask import Mask
@@ -44,6 +45,7 @@ def through_operator(
     for name, value in (("config", config), ("split", split)):
         if value is not None:
             raise UnsupportedError(f"{name} must be None inside torch.compile; call attention outside of it")
+    check_scores.check_kinds(scale, softcap)  # of other kinds the dispatcher would make numbers
     handles = handles_for(mask)
     if out is None:
         keep_lse = return_lse or may_need_gradients(q, k, v, sink_logits)

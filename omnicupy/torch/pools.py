@@ -19,6 +19,10 @@ _EIGHT |= {
     getattr(torch, name): np.dtype(getattr(ml_dtypes, name))
     for name in ("float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
 }
+_INTEGERS = {
+    getattr(torch, name): np.dtype(name)
+    for name in ("bool", "int16", "int32", "int64", "uint16", "uint32", "uint64")
+}
 
 
 def mapped(kv: AnyKV, to: Callable[[str, Any], Any]) -> AnyKV:
@@ -35,21 +39,25 @@ def mapped(kv: AnyKV, to: Callable[[str, Any], Any]) -> AnyKV:
 
 def on_host(name: str, tensor: Any) -> Any:
     """The NumPy array of a CPU tensor's own memory: numbers, elements of a cache, or integers."""
+    dtype = _dtype_of(name, tensor)
+    if dtype is None:
+        return tensors.on_host(name, tensor)
     if tensor.dtype in _EIGHT:
-        return tensor.detach().view(torch.uint8).numpy().view(_EIGHT[tensor.dtype])
-    return tensor.detach().numpy() if _is_integer(tensor) else tensors.on_host(name, tensor)
+        return tensor.detach().view(torch.uint8).numpy().view(dtype)
+    return tensor.detach().numpy()
 
 
 def on_device(name: str, tensor: Any) -> DeviceArray:
     """The same of a CUDA tensor."""
-    dtype = _EIGHT.get(tensor.dtype)
-    if dtype is None and _is_integer(tensor):
-        dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
-    return tensors.on_device(name, tensor, dtype)
+    return tensors.on_device(name, tensor, _dtype_of(name, tensor))
 
 
-def _is_integer(tensor: Any) -> bool:
-    return not tensor.dtype.is_floating_point and not tensor.dtype.is_complex
+def _dtype_of(name: str, tensor: Any) -> np.dtype[Any] | None:
+    """NumPy's dtype of elements of eight bits and of integers, None of other numbers."""
+    found = _EIGHT.get(tensor.dtype) or _INTEGERS.get(tensor.dtype)
+    if found is None and not tensor.dtype.is_floating_point and not tensor.dtype.is_complex:
+        raise TypeError(f"{name} must have a dtype that NumPy has, too, got {tensor.dtype}; convert it")
+    return found
 
 
 def scales_of(kv: AnyKV, device: Any) -> dict[str, Any]:

@@ -133,6 +133,21 @@ def cuda_index(q: Any, k: Any, v: Any, out: Any) -> int | None:
     return None
 
 
+def check_device(where: str, device: Any, which: str) -> None:
+    """Raises TypeError for what names no device, ValueError for the one whose tensors have no elements. which: what to
+    pass.
+    """
+    try:
+        found = torch.device(device)
+    except (TypeError, RuntimeError, ValueError):  # ValueError: a number beyond any index
+        raise TypeError(
+            f"{where}: device must be a torch.device or name one, got {type(device).__name__} {device!r:.60}; pass "
+            f"{which}"
+        ) from None
+    if found.type == "meta":
+        raise ValueError(f"{where}: device must be one whose tensors have elements, got meta; pass {which}")
+
+
 def check_sink(sink_logits: Any, q: Any) -> None:
     """Raises ValueError where sink_logits, a tensor, is on another device than q."""
     if sink_logits.device != q.device:

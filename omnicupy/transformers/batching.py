@@ -63,11 +63,16 @@ def continuous(model: Any, **options: Any) -> Any:
     host makes, of lengths that it reads. True sets another name
     ("omnicupy_graphs_flash_varlen"), of attention that reads nothing on the host, and lets transformers capture its
     steps. auto_switch_to_flash is False: transformers would otherwise take another attention where it finds one.
-    Raises ValueError for a model that was not loaded with omnicupy and, with graphs, for more than 1,024 requests a
-    batch; UnsupportedError for graphs of steps that torch.compile has compiled.
+    Raises TypeError for what is no model, ValueError for one that was not loaded with omnicupy and, with graphs, for
+    more than 1,024 requests a batch; UnsupportedError for graphs of steps that torch.compile has compiled.
     """
     from transformers import ContinuousBatchingConfig  # not every version has one
 
+    if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
+        raise TypeError(
+            f"continuous: model must be a model of transformers, got {type(model).__name__}; load it with "
+            "attn_implementation=omnicupy.transformers.register()"
+        )
     config = model.config
     found = config._attn_implementation
     parts = {key: getattr(config, key, None) for key in config.sub_configs}

@@ -9,8 +9,9 @@ import numpy as np
 from transformers.masking_utils import causal_mask_function
 
 from omnicupy.errors import UnsupportedError
-from omnicupy.masks.arguments import at_least_one
+from omnicupy.masks.arguments import MAX_LENGTH, at_least_one
 from omnicupy.masks.mask import Mask
+from omnicupy.torch import tensors
 from omnicupy.torch.state import is_exporting
 from omnicupy.transformers import on_device, one_row, options, rules
 from omnicupy.transformers.closures import Reader, array, known
@@ -27,6 +28,11 @@ def attention_mask(masks: Mask | Sequence[Mask], batch: int = 1, device: Any = "
     Raises TypeError for other types, ValueError for an empty list, masks of several shapes and another `batch` than
     the list's.
     """
+    if not isinstance(masks, (Mask, list, tuple)):
+        raise TypeError(
+            f"attention_mask: masks must be a Mask or a list of masks, got {type(masks).__name__}; build it with "
+            "omnicupy"
+        )
     given = [masks] if isinstance(masks, Mask) else list(masks)
     for i, mask in enumerate(given):
         if not isinstance(mask, Mask):
@@ -41,6 +47,11 @@ def attention_mask(masks: Mask | Sequence[Mask], batch: int = 1, device: Any = "
     if not given:
         raise ValueError("attention_mask: masks must hold at least one mask, got none; pass one an element")
     elements = at_least_one("attention_mask", "batch", batch)
+    if elements > MAX_LENGTH:
+        raise ValueError(
+            f"attention_mask: batch must be at most {MAX_LENGTH}, got {elements}; pass that of the tokens"
+        )
+    tensors.check_device("attention_mask", device, "the model's")
     if not isinstance(masks, Mask) and elements not in (1, len(given)):
         raise ValueError(
             f"attention_mask: batch must be the number of masks ({len(given)}) or left out, got {batch}; pass a single "

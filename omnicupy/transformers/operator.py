@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from omnicupy.call import check_scores
 from omnicupy.masks.handles import of_handle
 from omnicupy.torch import backward, held, tensors
 from omnicupy.torch.eager import run_eagerly
@@ -41,6 +42,7 @@ def through_operator(
     keep_lse = may_need_gradients(*inputs)
     *arrays, sinks = inputs
     scale, softcap = scores
+    check_scores.check_kinds(scale, softcap)
     said = (tensor, handles, scale, *(read[name] for name in _READ))
     return _operator(*arrays, *said, keep_lse, sinks, softcap)[0]
 

@@ -126,7 +126,9 @@ def check_mask_options(options: Mapping[str, Any], ignored: Collection[str]) -> 
 
 def check_ignored(ignore: Any) -> frozenset[str]:
     """`ignore` of register as a set. Raises TypeError and ValueError for names that cannot be ignored."""
-    if isinstance(ignore, str) or not all(isinstance(name, str) for name in ignore):
+    if not isinstance(ignore, (list, tuple, set, frozenset)) or not all(
+        isinstance(one, str) for one in ignore
+    ):
         raise TypeError(f"register: ignore must be a list of names, got {ignore!r}; pass strings")
     for name in ignore:
         if name in USED or name in REFUSED:

@@ -147,7 +147,20 @@ TABLE: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
         call,
         {"mask": "causal"},
         TypeError,
-        "mask must be a Mask, a list of one Mask per batch element, or None (full), got str",
+        "mask must be a Mask, a list of one Mask per batch element, or None (full), got str; make one with a "
+        "constructor, such as omnicupy.causal(q_len, k_len)",
+    ),
+    (
+        call,
+        {
+            "q": ndarray((2, 8, 4, 64)),
+            "k": ndarray((2, 8, 2, 64)),
+            "v": ndarray((2, 8, 2, 64)),
+            "mask": constructors.full(8),
+        },
+        ValueError,
+        "mask must have the shape (q tokens, k tokens) = (4, 2), got (8, 8); transpose q, k and v to (batch, heads, "
+        "tokens, head_dim)",
     ),
     (
         call,

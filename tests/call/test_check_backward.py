@@ -11,6 +11,7 @@ from check_calls import Tensor, host, ndarray
 
 from omnicupy.call.arrays import DeviceArray
 from omnicupy.masks import constructors
+from omnicupy.serving.caches import CachedKV
 
 COPY = "copy it with cupy.ascontiguousarray"
 FORWARD = "pass what attention(..., return_lse=True) gave"
@@ -34,6 +35,13 @@ TABLE: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
         ValueError,
         "mask must have the shape (q tokens, k tokens) = (8, 8), got (9, 9); build it for these lengths or cut it with "
         "mask.rows or mask[a:b, c:d]",
+    ),
+    (
+        call,
+        {"k": CachedKV(None, None, None)},
+        TypeError,
+        "k must be a CuPy or NumPy array, got omnicupy.CachedKV; caches have no gradients, and stand in the place of k "
+        "alone: pass keys and values as arrays",
     ),
     # dout and out
     (

@@ -162,14 +162,13 @@ def test_waits_lengthen_what_multiprocessors_do() -> None:
 
 
 def test_a_prediction_adds_up() -> None:
-    work = _work(
-        oc.full(1024), 128, deterministic=False
-    )  # 8 blocks of keys, 2 heads of keys, on 4 places: four each
+    # 8 blocks of keys, 2 heads of keys, on 4 places: four each. dQ is made beside them.
+    work = _work(oc.full(1024), 128, deterministic=False)
     found = backward_prediction.predict(work, BACKWARD)
     tiles = 4 * 2 * 16 * 64 * 128 * 275e-6
     ends = 0.4 * (work.prepared + work.converted)
     memory = 0.35 * work.megabytes
-    busy = tiles + 4 * 3.0
+    busy = tiles + 4 * 3.0 + 0.2 * work.beside
     assert found.us == pytest.approx((busy**3 + memory**3) ** (1 / 3) + 12.0 + ends)
     assert sum(found.parts_us.values()) == pytest.approx(found.us)
     assert found.parts_us["tiles"] == pytest.approx(tiles)

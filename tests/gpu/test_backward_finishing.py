@@ -71,8 +71,9 @@ def test_turns_are_zeroed_before_the_first_launch(device: Any) -> None:
     ("options", "zeroes"), [({}, True), ({"deterministic": False}, False), ({"wanted": ("k", "v")}, False)]
 )
 def test_who_prepares_zeroes_rows_of_dq_that_nobody_comes_to(
-    device: Any, options: dict[str, Any], zeroes: bool
+    device: Any, options: dict[str, Any], zeroes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(backward_grid, "any_order_part", lambda *_: "fused")
     run(_call(), oc.causal(300), **options)
     assert bool(device.launches[0]["params"]["zeroes_dead_rows"]) == zeroes
 
@@ -81,8 +82,9 @@ def test_who_prepares_zeroes_rows_of_dq_that_nobody_comes_to(
     "options", [{"deterministic": False}, {"wanted": ("k", "v")}, {"wanted": ("q",)}], ids=str
 )
 def test_kernels_that_make_no_dq_of_sums_are_told_nothing_of_them(
-    device: Any, options: dict[str, Any]
+    device: Any, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(backward_grid, "any_order_part", lambda *_: "fused")
     run(_call(), oc.causal(300), **options)
     told = [one["params"] for one in device.launches if "head_sums" in (one["params"].dtype.names or ())]
     assert told

@@ -63,14 +63,14 @@ def test_the_default_and_any_order_have_plans_of_their_own(device: Any) -> None:
 
 
 def _part(mask: Mask, heads: int = 4, head_dim: int = 128) -> str:
-    kernel = backward_table.pick("sm_90", "bfloat16", head_dim).part("fused")
+    parts = backward_table.pick("sm_90", "bfloat16", head_dim).kernels()
     problem = Problem(2, heads, 2, *mask.shape, head_dim, "bfloat16")
-    return backward_grid.any_order_part(kernel, problem, [mask])
+    return backward_grid.makes_all_part(parts, problem, [mask], deterministic=False)
 
 
 def test_it_serves_sums_of_some_additions() -> None:
     """A sum of 64 queries has an addition for each block of 128 keys that they see."""
-    assert _part(oc.full(640, 3 * 128)) == "fused"
+    assert _part(oc.full(640, 3 * 128)) == "finishing"
     assert _part(oc.full(640, 4 * 128)) == "tickets"
     assert _part(oc.full(640, 39 * 128), head_dim=80) == "tickets"
     assert _part(oc.full(640, 40 * 128)) == "fused"
@@ -78,6 +78,43 @@ def test_it_serves_sums_of_some_additions() -> None:
     window = oc.sliding_window(16384, left=2048)
     most = (1 << 30) // (2 * 4 * 128 * (16384 + 256))  # heads whose sums take 1 GiB
     assert (_part(window, most // 2 * 2), _part(window, most // 2 * 2 + 2)) == ("tickets", "fused")
+
+
+def test_sums_of_few_additions_have_the_kernel_of_one_order(device: Any) -> None:
+    call, mask = Call(heads=2, kv_heads=2, head_dim=128, q_len=300, k_len=300), oc.causal(300)
+    for deterministic in (False, True):
+        run(call, mask, deterministic=deterministic)
+    assert [one["spec"] for one in device.launches] == [SPEC.part("prepare"), SPEC.part("finishing")] * 2
+    alone = replace(SPEC, ordered=None).kernels()  # of a spec without one
+    problem = Problem(1, 2, 2, 300, 300, 128, "bfloat16")
+    assert backward_grid.makes_all_part(alone, problem, [mask], deterministic=False) == "fused"
+    assert backward_grid.makes_all_part(alone, problem, [mask], deterministic=True) == "dkdv"
+
+
+def _prepares(mask: Mask, heads: int, kv_heads: int, batch: int) -> bool:
+    """Does the kernel make what it reads of queries itself?"""
+    problem = Problem(batch, heads, kv_heads, *mask.shape, 128, "bfloat16")
+    grid = backward_grid.BackwardGrid(TICKETS, problem, 1, 132, 50 << 20)
+    return grid.prepares_beside(backward_grid.lists_of(TICKETS, [mask], grid.workers))
+
+
+def test_a_launch_prepares_where_heads_begin_long_before_their_turn() -> None:
+    """Long blocks of keys of all heads come first, and what they want of queries would come head by head."""
+    long_and_short = oc.ranges([(0, 2048, 0, 256), (0, 512, 256, 2048)], 2048)
+    assert _prepares(long_and_short, 16, 16, 8)  # heads are early
+    assert not _prepares(long_and_short, 28, 4, 8)
+    assert _prepares(oc.full(2048), 32, 8, 8)  # one tier
+
+
+def test_the_only_long_block_is_cut() -> None:
+    """It would be worked on from first to last, with queries of the last heads, too."""
+    mask = oc.sliding_window(16384, left=2000) | oc.ranges([(0, 16384, 0, 4)], 16384)
+    problem = Problem(1, 32, 8, 16384, 16384, 128, "bfloat16")
+    grid = backward_grid.BackwardGrid(TICKETS, problem, 1, 132, 50 << 20)
+    lists = backward_grid.lists_of(TICKETS, [mask], grid.workers)
+    assert lists.n_split_rows == 1
+    assert lists.array("parts")[:, 3].max() < 3 * 34
+    assert grid.prepares_beside(lists)
 
 
 def test_other_sums_are_converted(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:

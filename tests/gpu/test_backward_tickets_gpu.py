@@ -73,6 +73,19 @@ def test_one_launch_makes_all(batch: int, kv_heads: int) -> None:
             _check_again(call, made)
 
 
+def test_parts_of_a_cut_block_of_keys_are_merged() -> None:
+    if config_of(cp, "sm90", 128) is None:
+        pytest.skip("no kernel makes dQ of sums on this device")
+    mask = oc.sliding_window(8192, left=600) | oc.ranges([(0, 8192, 0, 4)], 8192)  # all see the first keys
+    call = Gradients(cp, mask, (1, 8, 8192, 128), 2)
+    made = call.run(deterministic=False)
+    (launch,) = _ticketed(call.mask)
+    assert launch.blocks.sizes.n_split_rows == 1
+    call.check(made)
+    for _ in range(10):
+        _check_again(call, made)
+
+
 def test_it_ends_where_half_of_the_device_is_held() -> None:
     if config_of(cp, "sm90", 128) is None:
         pytest.skip("no kernel makes dQ of sums on this device")

@@ -53,7 +53,11 @@ def test_sinks_and_a_soft_cap_reach_the_kernel(device: fake_device.Device) -> No
     step = oc.plan(q, kv, oc.cached(), softcap=50.0)
     oc.attention(q, kv, mask=step, **scores)
     oc.attention(q, kv, mask=step, softcap=50.0)
-    oc.attention(q, kv, mask=step)
+    with pytest.raises(
+        ValueError, match=r"^softcap must be that of the step, 50.0, got None; name it in each layer"
+    ):
+        oc.attention(q, kv, mask=step)
+    oc.attention(q, kv, mask=oc.plan(q, kv, oc.cached()))
     capped, behind, alone, plain = (one for one in device.launches if not isinstance(one["spec"], PlanSpec))
     for one in (capped, behind):
         assert one["spec"] == CachedSpec.of(one["spec"])

@@ -21,7 +21,6 @@ from omnicupy.serving.caches import CACHES, pools_of, with_arrays
 LARGE = 1 << 28  # elements
 _OPTIONS = dict.fromkeys(("scale", "sink_logits", "softcap", "out", "config", "split"))
 _OF_ROWS = dict.fromkeys(("rows", "max_rows"))
-_OF_PLAN = ("softcap", "config", "split", "rows", "max_rows")
 
 
 class _AskedError(Exception):

@@ -122,12 +122,13 @@ def scale() -> list[Bad]:
 def a_mask(where: str) -> list[Bad]:
     message = "mask must be a Mask, a list of one Mask per batch element, or None (full), got {got}"
     hint = "; a boolean array becomes one with from_dense"
+    make = "; make one with a constructor, such as omnicupy.causal(q_len, k_len)"
     dense = np.ones((4, 4), bool)
     return [
         (dense, TypeError, message.replace("{got}", "numpy.ndarray") + hint),
         (np.ma.masked_array(dense, dense), TypeError, message.replace("{got}", "numpy.MaskedArray") + hint),
-        ("causal", TypeError, message.replace("{got}", "str")),
-        (True, TypeError, message.replace("{got}", "bool")),
+        ("causal", TypeError, message.replace("{got}", "str") + make),
+        (True, TypeError, message.replace("{got}", "bool") + make),
         ([dense], TypeError, "mask[0] must be a Mask, got numpy.ndarray; use full(...) where all is visible"),
         ([None], TypeError, "mask[0] must be a Mask, got NoneType; use full(...) where all is visible"),
     ]

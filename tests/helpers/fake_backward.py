@@ -18,8 +18,6 @@ from omnicupy.choose import backward_table
 from omnicupy.gpu import attention as gpu_attention
 from omnicupy.gpu import backward, backward_plan, backward_planning, planning
 
-MAPS = ("q_map", "dout_map", "k_map", "v_map")
-
 
 def install(monkeypatch: pytest.MonkeyPatch) -> fake_device.Device:
     """fake_device.install, and the same in the place of what the backward pass uses. Up to head_dim 64 calls get two

@@ -181,11 +181,14 @@ def refused(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
 
     other = plan(oc.full(SIZE) if rank == 1 else mask, ranks, rows="contiguous")
     mine = [other.shard(one, rank) for one in whole(oc.full(SIZE), torch.float32)[2:]]
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (ranks,), mesh_dim_names=("context",))
     found = {
         "ranks": message(lambda: oc.parallel.attention(q, k, v, plan(mask, ranks + 1))),
         "lengths": message(lambda: oc.parallel.attention(q[:, :, 1:], k, v, made)),
         "heads": message(lambda: oc.parallel.attention(q, k, v, plan(mask, ranks, heads=(8, 2, 8)))),
         "group": message(lambda: oc.parallel.attention(q, k, v, made, group="world")),
+        "axis": message(lambda: oc.parallel.attention(q, k, v, made, group=(mesh, "data"))),
+        "a mask": message(lambda: oc.parallel.attention(q, k, v, made, mask=mask)),
         "plans": message(lambda: oc.parallel.attention(*mine, other)),
         "groups": message(
             lambda: oc.parallel.attention(q, k, v, made, overlap=(1, 1) if rank == 1 else False)

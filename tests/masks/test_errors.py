@@ -67,7 +67,7 @@ BAD_CALLS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: constructors.intervals(np.array([0]), [1], 4), TypeError, "intervals: stop must be a NumPy array of integers, got list; convert it"),
     (lambda: constructors.intervals(np.zeros((0, 3), int), np.zeros((0, 3), int), 4), ValueError, "intervals: start must have shape (n, k_len) or (k_len,), neither 0, got (0, 3); reshape it"),
     (lambda: constructors.from_dense([[True]]), TypeError, "from_dense: dense must be a NumPy array, got list; convert it"),
-    (lambda: constructors.from_dense(np.ones((2, 2))), TypeError, "from_dense: dense must be boolean, got float64; pass dense != 0"),
+    (lambda: constructors.from_dense(np.ones((2, 2))), TypeError, "from_dense: dense must be boolean, got float64; pass dense == 0 of a mask that is added to scores, dense != 0 where 0 hides a key"),
     (lambda: constructors.from_dense(np.ones((1, 2, 2), bool)), ValueError, "from_dense: dense must have shape (q_len, k_len), neither 0, got (1, 2, 2); index or reshape it"),
     (lambda: constructors.from_predicate(3, 4), TypeError, "from_predicate: fn must be a function of (q, k), got int; pass a function"),
     (lambda: constructors.from_predicate(lambda q, k: q - k, 4), TypeError, "from_predicate: fn must return booleans, got int64; compare inside it"),

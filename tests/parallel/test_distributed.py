@@ -144,6 +144,8 @@ REFUSED = {
     "lengths": "ValueError: q must have the 16 rows of rank {rank} under this plan, got shape (2, 4, 15, 8)",
     "heads": "heads that the plan was made for, (8, 2, 8), got (4, 2, 8) on rank {rank}",
     "group": "TypeError: group must be a ProcessGroup, a DeviceMesh of one axis, (DeviceMesh, axis) or None, got str",
+    "axis": "ValueError: group must name an axis of the DeviceMesh, whose axes are ('context',), got 'data'",
+    "a mask": "TypeError: mask must name masks of the plan by their places, 0 for the first, got a Mask",
     "plans": "ValueError: plan differs between ranks: rank 1 came with another one than rank 0",
     "groups": "ValueError: the call differs between ranks: rank 1 came with mask 0, batch 2, 8 and 8 columns of "
     "float32, heads 1+1; rank 0 with mask 0, batch 2, 8 and 8 columns of float32, heads 2; every rank must",

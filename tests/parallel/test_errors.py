@@ -60,6 +60,11 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "a name of speeds": (lambda: Speeds(flops="fast"), TypeError, "Speeds: flops must be a number, got str"),
     "no speed": (lambda: Speeds(near=0), ValueError, "Speeds: near must be above 0"),
     "NaN": (lambda: Speeds(launch_s=float("nan")), ValueError, "Speeds: launch_s must be above 0"),
+    "a mask in place of its place": (
+        lambda: plan(MASK, 2).local(0, MASK),  # type: ignore[arg-type]
+        TypeError,
+        "mask must name masks of the plan by their places, 0 for the first, got a Mask; make the plan of it",
+    ),
     "axis None": (
         lambda: plan(MASK, 2).shard(np.zeros(8), 0, None),
         TypeError,

@@ -123,7 +123,6 @@ def test_owners() -> None:
     assert owners.counts.tolist() == [1, 3, 2, 0]
     assert owners.of(1).tolist() == [0, 1, 5]
     assert owners.of(3).tolist() == []
-    assert owners.runs_of(1) == [(0, 2), (5, 6)]
     assert owners.before(1).tolist() == [0, 1, 2, 2, 2, 2, 3]
     assert owners.at(np.array([0, 2, 4, 5])).tolist() == [1, 0, 2, 1]
     assert offsets_within(owners.owner, np.diff(owners.edges)).tolist() == [0, 0, 0, 2]

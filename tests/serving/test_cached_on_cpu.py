@@ -233,6 +233,12 @@ def test_score_changes_against_float64(scores: dict[str, Any], tail: str) -> Non
     assert (found[0] != oc.attention(q, kv, mask=rule)).any()
     step = oc.plan(q, kv, rule, softcap=scores.get("softcap"), split=64)
     assert step.split == 64
+    if "softcap" in scores:
+        for other in (None, 7.0):
+            with pytest.raises(
+                ValueError, match=rf"^softcap must be that of the step, 5.0, got {other}; name it in"
+            ):
+                oc.attention(q, kv, mask=step, softcap=other)
     assert (oc.attention(q, kv, mask=step, **scores) == found[0]).all()
     oc.prepare(q, kv, mask=rule, **scores)
 

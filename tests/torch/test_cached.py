@@ -207,6 +207,12 @@ def test_score_changes_and_splits_reach_a_device(device: Any) -> None:
         kernel = device.launches[-1]
         assert kernel["spec"].softcap
         assert kernel["params"]["sink_logits"] == sinks.data_ptr()
+    for other in (None, 20.0):
+        step = oc.torch.plan(q, kv, oc.cached(), softcap=50.0)
+        with pytest.raises(
+            ValueError, match=rf"^softcap must be that of the step, 50.0, got {other}; name it in"
+        ):
+            oc.torch.attention(q, kv, mask=step, softcap=other)
     made = len(device.kernels)
     oc.torch.attention(q, kv, mask=oc.cached(), **options)
     oc.torch.attention(q, kv, mask=oc.cached(), softcap=50.0)

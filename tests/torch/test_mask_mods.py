@@ -125,3 +125,13 @@ def test_errors(what: str) -> None:
     with pytest.raises(error) as raised:
         call()
     assert str(raised.value) == message
+
+
+def test_a_block_mask_of_flex_attention_says_what_makes_a_mask_of_it() -> None:
+    q = torch.zeros(1, 1, 128, 8)
+    blocks = flex.create_block_mask(lambda b, h, q, k: q >= k, None, None, 128, 128, device="cpu")
+    with pytest.raises(
+        TypeError, match=r"got torch.BlockMask; make one with omnicupy.torch.from_mask_mod\(mask.mask_mod"
+    ):
+        oc.torch.attention(q, q, q, blocks)
+    assert oc.torch.from_mask_mod(blocks.mask_mod, 128) == oc.causal(128)

@@ -13,7 +13,9 @@ import pytest
 torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
 transformers: Any = pytest.importorskip("transformers", reason="transformers is not installed")
 
-import tiny_models as tiny  # noqa: E402 - after what it needs
+import odd_tensors  # noqa: E402 - after what it needs
+import odd_values  # noqa: E402
+import tiny_models as tiny  # noqa: E402
 
 import omnicupy as oc  # noqa: E402
 import omnicupy.transformers  # noqa: E402
@@ -147,3 +149,20 @@ print("cupy" in sys.modules)
         check=False,
     )
     assert done.stdout.splitlines() == ["False False False", "False"], done.stderr
+
+
+def test_odd_values_never_fail_inside() -> None:
+    def values() -> Any:
+        yield from odd_values.odd()
+        yield from odd_tensors.odd()
+
+    mask = {"masks": oc.causal(4), "batch": 1, "device": "cpu"}
+    found = odd_values.raw_errors(oc.transformers.attention_mask, mask, values)
+    found += odd_values.raw_errors(oc.transformers.register, {"name": "omnicupy", "ignore": ()})
+    found += odd_values.raw_errors(oc.transformers.continuous, {"model": _made("Llama")})
+    assert not found
+
+
+def test_names_to_ignore_are_not_lost_in_an_iterator() -> None:
+    with pytest.raises(TypeError, match=r"^register: ignore must be a list of names, got <list_iterator"):
+        oc.transformers.register("mine", ignore=iter(["my_option"]))  # type: ignore[arg-type]

@@ -118,6 +118,8 @@ class Gradients:
         if asked.two:
             found = replace(found, fused=None, ordered=None)
         tile: dict[str, Any] = {asked.part: asked.tile} if asked.part else {}
+        if asked.part == "fused":  # sums of few additions would have the other kernel
+            tile["ordered"] = None
         return replace(found, **tile)
 
     def part(self, spec: BackwardSpec, asked: Asked, device: Device) -> str:

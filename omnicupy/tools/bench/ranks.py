@@ -44,7 +44,8 @@ def parallel(record: Record, say: Say, workloads: Sequence[Workload] = ()) -> No
         record.set(ranks=dist.get_world_size(), samples=SAMPLES)
         on_gpu = device.type == "cuda"
         own = [by_name(name) for name in (ON_GPU if on_gpu else ON_CPU)]
-        for one in workloads or [*own, *(overlap_ways.grown(dist.get_world_size()) if on_gpu else [])]:
+        # Those that no other run measures come first: a run may end early.
+        for one in workloads or [*(overlap_ways.grown(dist.get_world_size()) if on_gpu else []), *own]:
             Problem(one, device).measure(record, say)
 
 

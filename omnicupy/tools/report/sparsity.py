@@ -151,16 +151,6 @@ def crossings(group: Group) -> list[Crossing]:
     return [crossing(group, system, best[1], best[0]) for system in group.systems()]
 
 
-def speedups(group: Group, rival: str) -> list[tuple[float, float]]:
-    """(density, how many times faster ours is) on the masks that both have, by ascending density."""
-    of = {
-        system: {row["workload"]: row for row in (*group.sparse, *group.dense) if row["system"] == system}
-        for system in (OURS, rival)
-    }
-    both = [name for name in of[OURS] if name in of[rival]]
-    return sorted((of[OURS][name]["density"], of[rival][name]["ms"] / of[OURS][name]["ms"]) for name in both)
-
-
 def full_objects(group: Group) -> dict[str, float]:
     """Full masks made in several ways: time over that of no mask at all, by the words of measure.FULL_OBJECTS."""
     none = group.dense_ms(NO_MASK)

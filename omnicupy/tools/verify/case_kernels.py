@@ -220,7 +220,8 @@ def backward_variants(case: BackwardCase, arch: str) -> list[Variant]:
             if part is not None and of_keys and "q" in case.wanted:
                 word = f"bwd {spec.kernel} {name} {_word(part)}"
                 all_parts = ("prepare", *_those_of(spec, name), *sinks)
-                found.append(Variant(word, spec, parts=all_parts, deterministic=name == "ordered"))
+                of = spec if name == "ordered" else replace(spec, ordered=None)  # else it runs that one, too
+                found.append(Variant(word, of, parts=all_parts, deterministic=name == "ordered"))
     picked = backward_table.pick(arch, case.dtype, case.head_dim, has_cap, case.value_columns)
     if picked.ordered is not None and of_keys and "q" in case.wanted:
         parts = ("prepare", *_those_of(picked, "ordered"), *sinks)

@@ -108,11 +108,6 @@ class Case:
         return made
 
 
-def dead_tiles(masks: list[Mask], br: int, bc: int) -> int:
-    """Visited tiles that hold a dead key, of all masks cut at (br, bc)."""
-    return sum(mask.stats(br, bc).dead for mask in masks)
-
-
 BASE = Case(group="", mask="segments", dtype="bfloat16", head_dim=64, q_len=200, k_len=200)
 RAGGED = (1, 2, 63, 64, 65, 127, 128, 129, 255, 257, 1000)
 

@@ -91,13 +91,6 @@ def test_noise_between_masks_of_one_density_makes_no_crossing() -> None:
     assert found.always == "faster"
 
 
-def test_speedups_are_of_masks_that_both_have() -> None:
-    rows = [*_linear(4.0, 0.0), *_linear(8.0, 0.0, system="flex")[1:]]
-    (group,) = sparsity.groups(rows)
-    assert sparsity.speedups(group, "flex") == [(density, pytest.approx(2.0)) for density in DENSITIES[1:]]
-    assert sparsity.speedups(group, "fa4") == []
-
-
 def test_full_masks_are_compared_with_none() -> None:
     rows = _linear()
     rows += [

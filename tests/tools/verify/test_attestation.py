@@ -271,6 +271,8 @@ def test_parts_share_out_the_cases_of_caches_evenly(count: int) -> None:
 def test_cases_of_caches_are_planned_for_what_they_run_and_come_first() -> None:
     first = plan.every_case()[: len(plan.ON_CACHES)]
     assert first == plan.ON_CACHES
+    design = (Path(__file__).parents[3] / "docs" / "design.md").read_text()
+    assert f"{len(plan.ON_CACHES)} cases are of caches" in design
     target = on_gpu.Target("sm_90", 132)
     of_caches = {*plan.ON_CACHES, *CACHED_CASES}
     ids = {case.id for case in of_caches}
