@@ -19,6 +19,7 @@ CHUNK = 64  # columns of Q and K streamed at a time when the head dimension is t
 NAIVE_THREADS = 128
 PACKED_ROWS = 64  # of a tile into which the heads of a group are packed
 PACKED_PAIR = 128  # of one that two warpgroups share (attention_fwd_packed.cu)
+KEY_TURNS = "attention_fwd_key_turns.cu"  # tiles of 64 packed rows, whose keys two warpgroups take in turn
 RESERVED_BYTES = 1024  # of shared memory, for each thread block
 
 
@@ -69,7 +70,8 @@ class AttnSpec:
     in no row of the table and unverified).  share_kv: one buffer holds K, then V (stages = 1 only).  swizzle:
     XOR-swizzled shared memory (False: plain rows, for the bank-conflict study).  ping_pong: the consumer warpgroups
     of sm90 take turns at the tensor cores.  pack: all query heads of a group are packed into the rows of a tile
-    (kernel sm90 with br=64, warps=8, or br=128, warps=12): row r is token r // heads and head r % heads, as many
+    (kernel sm90 with br=64, warps=8, or br=128, warps=12; with br=64, warps=12 two warpgroups have all rows of a tile,
+    and take the tiles of keys in turn, which needs bc=128 or more and stages=2 or more): row r is token r // heads and head r % heads, as many
     tokens as fit br rows; groups above br heads take several tiles.  softcap: scores are capped.  value_dim: columns
     of V and O in the kernel, a multiple of 16; None: as wide as keys, and value_dim is head_dim then. Another width
     than head_dim needs both up to 256. Which widths tensors need: kernel_widths (widths.py).  blocks: thread blocks a
@@ -163,7 +165,12 @@ class AttnSpec:
     @property
     def heads(self) -> int:
         """Query heads of one group in a tile, `br` rows of each: more than one shares what is read of K and V."""
-        return 16 * (self.warps - 4) // self.br if self.kernel == "sm90" else 1
+        return 16 * (self.warps - 4) // self.br if self.kernel == "sm90" and not self.pack else 1
+
+    @property
+    def takes_key_turns(self) -> bool:
+        """Do two warpgroups have the rows of a packed tile, and take the tiles of keys in turn?"""
+        return self.pack and (self.br, self.warps) == (PACKED_ROWS, 12)
 
     @property
     def rows(self) -> int:
@@ -248,6 +255,8 @@ class AttnSpec:
         """Name of the kernel's source file in `kernels/`."""
         if self.pack and self.br == PACKED_PAIR:
             return "attention_fwd_packed.cu"
+        if self.takes_key_turns:
+            return KEY_TURNS
         return "attention_naive.cu" if self.kernel == "naive" else f"attention_fwd_{self.kernel}.cu"
 
     @property

@@ -85,12 +85,17 @@ def check_sm90(spec: Tile, most_columns: int) -> None:
 
 def check_pack(spec: Tile) -> None:
     """Raises ValueError for packed heads in a tile that no kernel packs them into."""
-    tiles = ((64, 8), (128, 12))
+    tiles = ((64, 8), (64, 12), (128, 12))
     if spec.pack and (spec.kernel != "sm90" or (spec.br, spec.warps) not in tiles):
         words = ", or ".join(f"br={rows} and warps={warps}" for rows, warps in tiles)
         raise ValueError(
             f"config: pack=True needs kernel='sm90' with {words}, got kernel={spec.kernel!r}, br={spec.br}, "
             f"warps={spec.warps}"
+        )
+    if spec.pack and (spec.br, spec.warps) == (64, 12) and (spec.bc < 128 or spec.stages < 2):
+        raise ValueError(
+            "config: pack=True with br=64 and warps=12 needs bc=128 or more and stages=2 or more, got "
+            f"bc={spec.bc}, stages={spec.stages}; take warps=8"
         )
 
 
