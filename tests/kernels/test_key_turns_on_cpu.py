@@ -40,14 +40,14 @@ def _compare(call: Forward, spec: AttnSpec, library: Library) -> tuple[Any, Any]
     return out.copy(), lse.copy()
 
 
-@pytest.mark.parametrize("split", [None, 64, 128])
+@pytest.mark.parametrize("split", [None, 128, 256])
 @pytest.mark.parametrize("group", [2, 7, 12, 71, 130])
 def test_every_group(group: int, split: int | None, library: Library) -> None:
     """Rows of one warpgroup, of both and of two tiles; parts that all warps merge."""
     for i, (q_len, name) in enumerate(((1, "full"), (4, "causal"), (16, "tree"), (37, "window"))):
         kv_heads = 1 if group > 12 else 2
-        problem = Problem(2, group * kv_heads, kv_heads, q_len, 309, 64, "bfloat16")
-        call = Forward(problem, [MASKS[name](q_len, 309, group)], split, tokens_first=i % 2 == 0, seed=group)
+        problem = Problem(2, group * kv_heads, kv_heads, q_len, 709, 64, "bfloat16")
+        call = Forward(problem, [MASKS[name](q_len, 709, group)], split, tokens_first=i % 2 == 0, seed=group)
         _compare(call, D64, library)
 
 
@@ -55,10 +55,10 @@ def test_every_group(group: int, split: int | None, library: Library) -> None:
 @pytest.mark.parametrize("q_len", [1, 16, 21, 42, 43, 64, 65])
 def test_every_mask_and_length(q_len: int, name: str, library: Library) -> None:
     """A mask a batch element; groups of three, of which 42 tokens fit a tile."""
-    problem = Problem(2, 6, 2, q_len, 300, 64, "bfloat16")
-    masks = [MASKS[name](q_len, 300, seed) for seed in (1, 2)]
+    problem = Problem(2, 6, 2, q_len, 600, 64, "bfloat16")
+    masks = [MASKS[name](q_len, 600, seed) for seed in (1, 2)]
     _compare(Forward(problem, masks, tokens_first=True), D64, library)
-    _compare(Forward(problem, masks, split=64), D64, library)
+    _compare(Forward(problem, masks, split=128), D64, library)
 
 
 @pytest.mark.parametrize(
@@ -73,11 +73,11 @@ def test_other_widths(spec: AttnSpec, head_dim: int, library: Library) -> None:
 @pytest.mark.parametrize("parts", [2, 4, 5, 17, 70])
 def test_many_parts_are_merged(parts: int, library: Library) -> None:
     """As many as are asked for at once, and more; some in which a row sees nothing."""
-    k_len = 64 * parts
+    k_len = 128 * parts
     seen = np.ones((15, k_len), bool)
     seen[3, : k_len // 2] = False
     seen[7] = False
-    call = Forward(Problem(1, 7, 1, 15, k_len, 64, "bfloat16"), [oc.from_dense(seen)], split=64)
+    call = Forward(Problem(1, 7, 1, 15, k_len, 64, "bfloat16"), [oc.from_dense(seen)], split=128)
     _compare(call, D64, library)
 
 
