@@ -1,16 +1,16 @@
 // Forward attention of up to 64 rows of heads and tokens of a key head in one tile, for compute capability 9.0: two
 // warpgroups of the Hopper kernel's consumers take the tiles of keys in turn.
 #include "omni/sm90/forward/first_tile.cuh"
-#include "omni/sm90/forward/producer.cuh"
+#include "omni/sm90/forward/page_loader.cuh"
 #include "omni/sm90/key_turns/loop.cuh"
+#include "omni/sm90/paged/key_warps.cuh"
 
-static_assert(OMNI_PACK && !OMNI_FP8 && !OMNI_PAGE && !OMNI_NARROW && OMNI_BLOCKS == 1, "what AttnSpec has of them");
+static_assert(OMNI_PACK && !OMNI_FP8 && !OMNI_NARROW && OMNI_BLOCKS == 1, "what AttnSpec has of packed tiles");
 using Base = omni::Sm90Config<
-    OMNI_HEAD_DIM, OMNI_VALUE_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, 8, OMNI_Q_SLOTS, false, OMNI_PACK, OMNI_BF16,
+    OMNI_HEAD_DIM, OMNI_VALUE_DIM, OMNI_BR, OMNI_BC, OMNI_STAGES, OMNI_WARPS, OMNI_Q_SLOTS, false, false, OMNI_BF16,
     OMNI_SOFTCAP, OMNI_CACHED, OMNI_PAGE, OMNI_RAGGED, OMNI_CONVERTERS, OMNI_BLOCKS, OMNI_SCHEDULER, OMNI_NARROW,
     omni::WgmmaAtom<OMNI_SCORES_ATOM_N, OMNI_SUMS_ATOM_N>>;
-using Cfg = omni::KeyTurns<Base>;
-static_assert(Cfg::kThreads == 32 * OMNI_WARPS, "spec.py and sm90/key_turns/config.cuh disagree");
+using Cfg = omni::KeyTurns<omni::PagedDouble<Base>::Type>;
 using Params = omni::ForwardParamsSm90Of<Cfg::kPaged, Cfg::kRagged>::Type;
 static_assert(sizeof(Params) == OMNI_PARAMS_BYTES, "params.py and sm90/forward/config.cuh disagree");
 using Smem = omni::KeyTurnsSmem<Cfg>;
@@ -28,7 +28,13 @@ extern "C" __global__ void __launch_bounds__(Cfg::kThreads, 1)
   int const warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
     omni::setmaxnreg_dec<Cfg::kProducerRegisters>();
-    if (threadIdx.x == 0) omni::Producer<Cfg>(args, smem).run();
+    if constexpr (Cfg::kKeyByKey) {
+      omni::KeyWarps<Cfg>(args, smem).run(__shfl_sync(0xffffffffu, threadIdx.x / 32, 0));
+    } else if constexpr (Cfg::kLoaders != 0) {
+      omni::run_page_loader<Cfg>(args, smem);
+    } else if (threadIdx.x == 0) {
+      omni::Producer<Cfg>(args, smem).run();
+    }
     if constexpr (!Cfg::kCached) {
       if (threadIdx.x >= omni::FirstTilePrefetch<Cfg>::kFirstThread) omni::FirstTilePrefetch<Cfg>{args}.run();
     }

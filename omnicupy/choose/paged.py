@@ -102,7 +102,8 @@ def for_e4m3(
         return of_few[problem.batch * problem.kv_heads < sm_count]
     if not converts(spec):
         bc = 128 if max(spec.head_dim, spec.value_dim) <= 128 else 64
-        spec = replace(spec, br=64, bc=bc, stages=spec.stages if spec.pack else 2, warps=8)
+        stages = spec.stages if spec.pack and not spec.takes_key_turns else 2
+        spec = replace(spec, br=64, bc=bc, stages=stages, warps=8)
     return fitted(spec)
 
 

@@ -39,11 +39,6 @@ class PagedSpec(CachedSpec):
         """That of a kernel, for pages of so many keys. Raises UnsupportedError where its tile has no room for them."""
         if spec.kernel != "sm90":
             return cls(**asdict(spec))
-        if spec.takes_key_turns:
-            raise UnsupportedError(
-                "k_pages: kernel 'sm90' reads pages by packed tiles of 64 rows with warps=8, got warps=12; leave config "
-                "out, or pass one with warps=8"
-            )
         if by_boxes(page_size):
             return cls(**{**asdict(spec), "page": math.gcd(page_size, spec.bc, MOST_BOX)})
         if spec.stages == 1 and (spec.warps == 16 or spec.source == PACKED):

@@ -7,18 +7,18 @@
 
 namespace omni {
 
-// Base: of one consumer warpgroup.
+// Base: of two warpgroups, a head each.
 template <class Base>
 struct KeyTurns : Base {
-  static constexpr int kTurns = 2;
-  static constexpr int kThreads = 128 + 128 * kTurns;
-  static constexpr int kProducerRegisters = 40;
-  static constexpr int kConsumerRegisters = 232;
+  static constexpr bool kPack = true;
+  static constexpr int kHeads = 1, kQRows = 64;
+  static constexpr int kQPanelBytes = kQRows * kPanelRowBytes;
+  static constexpr int kQBytes = Base::kPanels * kQPanelBytes;
 
-  static_assert(Base::kPack && Base::kConsumers == 1, "both warpgroups have all rows");
-  static_assert(!Base::kPaged && !Base::kFp8 && !Base::kTails && Base::kBlocks == 1, "who loads is one thread");
+  static_assert(Base::kConsumers == 2 && Base::kBr == kQRows && Base::kScheduler, "both warpgroups have all rows");
+  static_assert(!Base::kPingPong && !Base::kFp8 && !Base::kTails && Base::kBlocks == 1, "what no variant has");
   static_assert(Base::kStages >= 2, "a warpgroup's values stay until the other has what it added up");
-  static_assert(Base::kVBytes >= 64 * 4 * Base::kValueDim, "what a warpgroup added up, in place of its last values");
+  static_assert(Base::kVBytes >= kQRows * 4 * Base::kValueDim, "what a warpgroup added up, in its last values' place");
 };
 
 template <class Cfg>
@@ -27,22 +27,25 @@ struct KeyTurnsSmem : ForwardSmem<Cfg> {
 
   float2 sums[64];  // {row_max, row_sum} of the second warpgroup's rows
 
-  // By one thread, before the block's first __syncthreads. Consumers arrive once a warp.
+  // As ForwardSmem has it, but a warpgroup alone reads a tile.
   __device__ __forceinline__ void init_barriers() {
-    constexpr int kWarps = 4 * Cfg::kTurns;
+    constexpr int kWarps = 4 * Cfg::kConsumers;
+    constexpr int kValueArrivals = Cfg::kKeyByKey ? 32 * Cfg::kFillers : Cfg::kFillers;
+    constexpr int kKeyArrivals = Cfg::kKeyByKey ? 33 * Cfg::kFillers : Cfg::kFillers;
+    constexpr int kReaders = kWarps + (Cfg::kWalkers > 1 ? Cfg::kWalkers : 0);
     for (int i = 0; i < Cfg::kQSlots; ++i) {
       mbarrier_init(smem_address(&this->q_full[i]), 1);
       mbarrier_init(smem_address(&this->q_empty[i]), kWarps);
     }
     for (int i = 0; i < Cfg::kStages; ++i) {
-      mbarrier_init(smem_address(&this->k_full[i]), 1);
-      mbarrier_init(smem_address(&this->v_full[i]), 1);
+      mbarrier_init(smem_address(&this->k_full[i]), kKeyArrivals);
+      mbarrier_init(smem_address(&this->v_full[i]), kValueArrivals);
       mbarrier_init(smem_address(&this->k_empty[i]), 4);
       mbarrier_init(smem_address(&this->v_empty[i]), 4);
     }
     for (int i = 0; i < Base::kSlots; ++i) {
       mbarrier_init(smem_address(&this->work_full[i]), 1);
-      mbarrier_init(smem_address(&this->work_empty[i]), kWarps);
+      mbarrier_init(smem_address(&this->work_empty[i]), kReaders);
     }
     mbarrier_init(smem_address(&this->work_wanted), 1);
     fence_mbarrier_init();

@@ -74,6 +74,7 @@ struct KeyTurnsLoop {
     wgmma_wait<0>();
     pin_registers(scores.x[0]);
     consumer.cap(scores);
+    consumer.hide_keys_of_no_page(scores, packed);
     consumer.begin_rows();
     consumer.mask_scores(scores, keep, mask_work, work);
     consumer.weigh_first(scores);
@@ -96,6 +97,7 @@ struct KeyTurnsLoop {
     wgmma_wait<1>();
     pin_registers(scores.x[0]);
     consumer.cap(scores);
+    consumer.hide_keys_of_no_page(scores, packed);
     consumer.mask_scores(scores, keep, mask_work, work);
     consumer.finish_values();
     consumer.weigh(scores, (packed & kLazyFlag) && any_full);
