@@ -63,21 +63,20 @@ class AttnSpec:
     Commands print sm90-128x128-s2-w12 for AttnSpec(arch="sm_90a", kernel="sm90", dtype="bfloat16", head_dim=128,
     br=128, bc=128, stages=2, warps=12); `omnicupy explain` names the variant that a call gets.
 
-    arch: the CUDA target ("sm_80", ...).  kernel: "naive", "sm80" (mma.sync) or "sm90" (wgmma).  dtype: "float16"
-    or "bfloat16".  head_dim: columns of Q and K in the kernel, a multiple of 16 (the tensors' head_dim rounded
-    up).  br, bc: tile height (queries of one head) and width (keys), in tokens.  stages: K/V tiles in flight.
-    warps: warps a block; sm90 with br=64 and 12 or 16 of them has two or three heads of a group in a tile (three are
-    in no row of the table and unverified).  share_kv: one buffer holds K, then V (stages = 1 only).  swizzle:
-    XOR-swizzled shared memory (False: plain rows, for the bank-conflict study).  ping_pong: the consumer warpgroups
-    of sm90 take turns at the tensor cores.  pack: all query heads of a group are packed into the rows of a tile
-    (kernel sm90 with br=64, warps=8, or br=128, warps=12; with br=64, warps=12 two warpgroups have all rows of a tile,
-    and take the tiles of keys in turn, which needs bc=128 or more and stages=2 or more): row r is token r // heads and head r % heads, as many
-    tokens as fit br rows; groups above br heads take several tiles.  softcap: scores are capped.  value_dim: columns
-    of V and O in the kernel, a multiple of 16; None: as wide as keys, and value_dim is head_dim then. Another width
-    than head_dim needs both up to 256. Which widths tensors need: kernel_widths (widths.py).  blocks: thread blocks a
-    multiprocessor of kernel sm90, 1 to 3, each with work items of its own.  scheduler: beside three consumer
-    warpgroups, too, a thread does nothing but take work items, as it does beside fewer. Calls on caches have blocks=1
-    and scheduler=False.
+    arch: the CUDA target ("sm_80", ...). kernel: "naive", "sm80" (mma.sync) or "sm90" (wgmma). dtype: "float16" or
+    "bfloat16". head_dim: columns of Q and K in the kernel, a multiple of 16 (the tensors' head_dim rounded up). br, bc:
+    tile height (queries of one head) and width (keys), in tokens. stages: K/V tiles in flight. warps: warps a block;
+    sm90 with br=64 and 12 or 16 of them has two or three heads of a group in a tile (three are in no row of the table
+    and unverified). share_kv: one buffer holds K, then V (stages = 1 only). swizzle: XOR-swizzled shared memory (False:
+    plain rows, for the bank-conflict study). ping_pong: the consumer warpgroups of sm90 take turns at the tensor cores.
+    pack: all query heads of a group are packed into the rows of a tile (kernel sm90 with br=64, warps=8, or br=128,
+    warps=12; with br=64, warps=12 two warpgroups have all rows of a tile, and take the tiles of keys in turn, which
+    needs bc=128 or more and stages=2 or more): row r is token r // heads and head r % heads, as many tokens as fit br
+    rows; groups above br heads take several tiles. softcap: scores are capped. value_dim: columns of V and O in the
+    kernel, a multiple of 16; None: as wide as keys, and value_dim is head_dim then. Another width than head_dim needs
+    both up to 256. Which widths tensors need: kernel_widths (widths.py). blocks: thread blocks a multiprocessor of
+    kernel sm90, 1 to 3, each with work items of its own. scheduler: beside three consumer warpgroups, too, a thread
+    does nothing but take work items, as it does beside fewer. Calls on caches have blocks=1 and scheduler=False.
 
     Raises TypeError for fields of other types, ValueError when the tile is illegal or does not fit the architecture's
     shared memory.

@@ -1,4 +1,4 @@
-"""Packed tiles of 64 rows, whose tiles of keys two warpgroups take in turn: the source, run on the CPU as a GPU would get it."""
+"""Packed tiles of 64 rows, whose keys two warpgroups take in turn: the source, run on the CPU as a GPU would get it."""
 
 from __future__ import annotations
 
@@ -61,9 +61,7 @@ def test_every_mask_and_length(q_len: int, name: str, library: Library) -> None:
     _compare(Forward(problem, masks, split=128), D64, library)
 
 
-@pytest.mark.parametrize(
-    ("spec", "head_dim"), [(D80, 80), (D128, 128), (D128, 120)]
-)
+@pytest.mark.parametrize(("spec", "head_dim"), [(D80, 80), (D128, 128), (D128, 120)])
 def test_other_widths(spec: AttnSpec, head_dim: int, library: Library) -> None:
     problem = Problem(1, 14, 2, 13, 520, head_dim, "bfloat16")
     for split in (None, 128):

@@ -105,7 +105,9 @@ def of_rows(case: Case, arch: str, *, cached: bool = False) -> Iterator[AttnSpec
 
 def takes(spec: AttnSpec, problem: Problem) -> bool:
     """May a call get the row's kernel? Packed tiles of two warpgroups are for few rows of several heads."""
-    return not (_is_pair(spec) or spec.takes_key_turns) or (problem.group > 1 and problem.q_len <= pick.FEW_ROWS)
+    return not (_is_pair(spec) or spec.takes_key_turns) or (
+        problem.group > 1 and problem.q_len <= pick.FEW_ROWS
+    )
 
 
 def _is_pair(spec: AttnSpec) -> bool:

@@ -16,7 +16,7 @@ struct KeyTurns : Base {
   static constexpr int kQBytes = Base::kPanels * kQPanelBytes;
 
   static_assert(Base::kConsumers == 2 && Base::kBr == kQRows && Base::kScheduler, "both warpgroups have all rows");
-  static_assert(!Base::kPingPong && !Base::kFp8 && !Base::kTails && Base::kBlocks == 1, "what no variant has");
+  static_assert(!Base::kFp8 && !Base::kTails && Base::kBlocks == 1, "what no variant has");
   static_assert(Base::kStages >= 2, "a warpgroup's values stay until the other has what it added up");
   static_assert(Base::kVBytes >= kQRows * 4 * Base::kValueDim, "what a warpgroup added up, in its last values' place");
 };
@@ -26,6 +26,7 @@ struct KeyTurnsSmem : ForwardSmem<Cfg> {
   using Base = ForwardSmem<Cfg>;
 
   float2 sums[64];  // {row_max, row_sum} of the second warpgroup's rows
+  u64 left, taken;  // what the second warpgroup leaves, in the buffer of its last values
 
   // As ForwardSmem has it, but a warpgroup alone reads a tile.
   __device__ __forceinline__ void init_barriers() {
@@ -48,6 +49,8 @@ struct KeyTurnsSmem : ForwardSmem<Cfg> {
       mbarrier_init(smem_address(&this->work_empty[i]), kReaders);
     }
     mbarrier_init(smem_address(&this->work_wanted), 1);
+    mbarrier_init(smem_address(&left), 4);
+    mbarrier_init(smem_address(&taken), 4);
     fence_mbarrier_init();
   }
 };

@@ -1,8 +1,9 @@
 // The loop of two consumer warpgroups that have the same rows: of an item's tiles of keys the first one takes those at
 // even places, the second one the others, so one multiplies while the other weighs. Each adds up for itself; at the end
 // of an item the second one leaves what it has in shared memory, in the buffer of its last values, and the first one
-// adds that to its own and stores the rows. Who waits for whom beside ring.cuh: warp by warp, the first warpgroup for
-// what the second one left, and the second one, before it leaves more, for the first one to have read.
+// adds that to its own and stores the rows. Warps of the two that share a quarter of the multiprocessor weigh in turn,
+// in the order of the tiles (packed/loop.cuh). Who waits for whom beside ring.cuh: the first warpgroup for `left`, and
+// the second one, before it leaves more, for `taken`.
 #pragma once
 
 #include "omni/sm90/forward/consumer.cuh"
@@ -19,8 +20,9 @@ struct KeyTurnsLoop {
 
   Smem& smem;
   Consumer<Cfg> consumer;
-  int const turn;  // the warpgroup's place among the two
-  bool any_full;   // of the item at hand: the warpgroup has had a FULL tile of 64 keys
+  int const turn;        // the warpgroup's place among the two
+  bool any_full;         // of the item at hand: the warpgroup has had a FULL tile of 64 keys
+  RingIndex<1> exchange;  // of what is left and taken
 
   __device__ __forceinline__ KeyTurnsLoop(ForwardParamsSm90 const& params, Smem& memory, int warpgroup)
       : smem(memory), consumer(params, memory, 0), turn(warpgroup), any_full(false) {
@@ -29,7 +31,7 @@ struct KeyTurnsLoop {
 
   // Items end in both branches: where they do behind them, ptxas no longer knows that warps are uniform.
   __device__ __forceinline__ void run() {
-    if (turn == 0) bar_arrive<64>(taken_barrier());
+    if (turn == 1) pass_turn();
     for (Slot slot{}; take(slot); slot.next()) {
       WorkSlot const& work = smem.work[slot.stage()];
       int const tiles = uniform(work.tiles), q_slot = Smem::q_slot(slot);
@@ -53,10 +55,17 @@ struct KeyTurnsLoop {
  private:
   static constexpr int kVectors = Cfg::kValueDim / 8;  // of four numbers of O that a thread has
 
-  // 0 is __syncthreads, 1 that of merged parts.
+  // Named barriers: 0 is __syncthreads, 1 that of merged parts.
   __device__ __forceinline__ int group_barrier() const { return 2 + turn; }
-  __device__ __forceinline__ int left_barrier() const { return 4 + consumer.row0 / 16; }
-  __device__ __forceinline__ int taken_barrier() const { return 8 + consumer.row0 / 16; }
+  __device__ __forceinline__ int turn_barrier(int of) const { return 4 + consumer.row0 / 8 + of; }
+
+  __device__ __forceinline__ void wait_turn() const {
+    if constexpr (Cfg::kPingPong) bar_sync<64>(turn_barrier(turn));
+  }
+
+  __device__ __forceinline__ void pass_turn() const {
+    if constexpr (Cfg::kPingPong) bar_arrive<64>(turn_barrier(1 - turn));
+  }
 
   __device__ __forceinline__ bool take(Slot slot) {
     mbarrier_wait(smem_address(&smem.work_full[slot.stage()]), slot.parity());
@@ -77,7 +86,9 @@ struct KeyTurnsLoop {
     consumer.hide_keys_of_no_page(scores, packed);
     consumer.begin_rows();
     consumer.mask_scores(scores, keep, mask_work, work);
+    wait_turn();
     consumer.weigh_first(scores);
+    pass_turn();
     any_full = is_full(packed);
     step();
   }
@@ -100,7 +111,9 @@ struct KeyTurnsLoop {
     consumer.hide_keys_of_no_page(scores, packed);
     consumer.mask_scores(scores, keep, mask_work, work);
     consumer.finish_values();
+    wait_turn();
     consumer.weigh(scores, (packed & kLazyFlag) && any_full);
+    pass_turn();
     any_full = any_full || is_full(packed);
     step();
   }
@@ -137,6 +150,10 @@ struct KeyTurnsLoop {
     consumer.state.softmax.finish();
     if (turn == 1) {
       if (tiles > 1) leave();
+      if (tiles & 1) {  // the turn behind the last tile's
+        wait_turn();
+        pass_turn();
+      }
       return;
     }
     if (tiles > 1) add_other(tiles & 1 ? ring.before().before().stage() : ring.before().stage());
@@ -168,11 +185,11 @@ struct KeyTurnsLoop {
   }
 
   // All warps' products have read the values. What was there comes before what the copy engine brings next.
-  __device__ __forceinline__ void leave() const {
+  __device__ __forceinline__ void leave() {
     auto const& out = consumer.state.out;
     auto const& softmax = consumer.state.softmax;
     bar_sync<128>(group_barrier());
-    bar_sync<64>(taken_barrier());
+    mbarrier_wait(smem_address(&smem.taken), exchange.parity() ^ 1);
     float4* const s_left = left(consumer.state.value_stage.stage());
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
@@ -185,14 +202,15 @@ struct KeyTurnsLoop {
       }
     }
     fence_proxy_async();
-    bar_arrive<64>(left_barrier());
+    release(smem.left);
+    exchange.next();
   }
 
   // stage: of the values in whose place the second warpgroup's numbers are.
   __device__ __forceinline__ void add_other(int stage) {
     auto& out = consumer.state.out;
     auto& softmax = consumer.state.softmax;
-    bar_sync<64>(left_barrier());
+    mbarrier_wait(smem_address(&smem.left), exchange.parity());
     float mine[2], other[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -215,7 +233,8 @@ struct KeyTurnsLoop {
     }
     fence_proxy_async();
     release(smem.v_empty[stage]);
-    bar_arrive<64>(taken_barrier());
+    release(smem.taken);
+    exchange.next();
   }
 
   // What weights against a row_max are worth against another one: nothing where the row saw no key.
