@@ -17,15 +17,15 @@ HOPPER = ("sm_90",)
 class Row:
     """One line of the table: when it serves, and with which tile.
 
-    head_dims: (least, greatest) kernel head_dim, both included. value_dim: the kernel's; None for values as wide as
-    keys, and for others by the wider of both: what fits that fits the narrower, too. shape: "any", or "small" for few
+    head_dims: (least, greatest) kernel head_dim, both included.  value_dim: the kernel's; None for values as wide as
+    keys, and for others by the wider of both: what fits that fits the narrower, too.  shape: "any", or "small" for few
     query rows and for problems whose "any" row would leave multiprocessors without work, or "shared" for few query rows
     of groups whose heads fill tiles, or "packed" for few query rows where packing a group's heads into tiles leaves
     fewer of them, or "pair" in place of a "packed" one where a key head has as many rows of heads and tokens as
     `group_rows` says, or "turns" likewise, or "short" for calls whose "any" row has one of the tiles `instead_of` (br,
     bc), at most `most_keys` keys, and masks that allow at most the share `most_density` of all pairs and whose rows see
-    at most `most_row_keys` keys each in the mean; not for calls on caches. competes: neighbours that do compete for the
-    same calls, and the mask decides by what the tiles cost (ceilings.tile_cost). The rest: as in AttnSpec.
+    at most `most_row_keys` keys each in the mean; not for calls on caches.  competes: neighbours that do compete for
+    the same calls, and the mask decides by what the tiles cost (ceilings.tile_cost).  The rest: as in AttnSpec.
     """
 
     head_dims: tuple[int, int]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from omnicupy.choose import pick
-from omnicupy.jit.spec import KEY_TURNS
+from omnicupy.jit.tile_checks import KEY_TURNS
 from omnicupy.tools.verify import append_cases, serving_cases, serving_kernels
 from omnicupy.tools.verify.backward_cases import BACKWARD_FIXED, BackwardCase, backward_sweep
 from omnicupy.tools.verify.backward_special import CASES as BACKWARD_SPECIAL

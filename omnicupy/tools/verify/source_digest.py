@@ -30,7 +30,8 @@ from omnicupy.jit.paged_spec import LEAST_BOX, PagedSpec
 from omnicupy.jit.params import PARAMS
 from omnicupy.jit.plan_spec import PlanSpec
 from omnicupy.jit.ragged_spec import RaggedSpec
-from omnicupy.jit.spec import DTYPES, KERNELS, KEY_TURNS, AttnSpec, KernelSpec
+from omnicupy.jit.spec import DTYPES, KERNELS, AttnSpec, KernelSpec
+from omnicupy.jit.tile_checks import KEY_TURNS
 
 PACKAGE = Path(__file__).parents[2]
 # Imports are followed from a door through these folders alone. What other folders decide is in the digest by value (the

@@ -16,7 +16,7 @@ struct KeyTurns : Base {
   static constexpr int kQBytes = Base::kPanels * kQPanelBytes;
 
   static_assert(Base::kConsumers == 2 && Base::kBr == kQRows && Base::kScheduler, "both warpgroups have all rows");
-  static_assert(!Base::kFp8 && !Base::kTails && Base::kBlocks == 1, "what no variant has");
+  static_assert(Base::kPingPong && !Base::kFp8 && !Base::kTails && Base::kBlocks == 1, "what no variant has");
   static_assert(Base::kStages >= 2, "a warpgroup's values stay until the other has what it added up");
   static_assert(Base::kVBytes >= kQRows * 4 * Base::kValueDim, "what a warpgroup added up, in its last values' place");
 };

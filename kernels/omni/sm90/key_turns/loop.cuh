@@ -1,9 +1,13 @@
 // The loop of two consumer warpgroups that have the same rows: of an item's tiles of keys the first one takes those at
 // even places, the second one the others, so one multiplies while the other weighs. Each adds up for itself; at the end
 // of an item the second one leaves what it has in shared memory, in the buffer of its last values, and the first one
-// adds that to its own and stores the rows. Warps of the two that share a quarter of the multiprocessor weigh in turn,
-// in the order of the tiles (packed/loop.cuh). Who waits for whom beside ring.cuh: the first warpgroup for `left`, and
-// the second one, before it leaves more, for `taken`.
+// adds that to its own and stores the rows. Who waits for whom beside ring.cuh: the first warpgroup for `left`, and the
+// second one, before it leaves more, for `taken`.
+//
+// Warps of the two that share a quarter of the multiprocessor weigh in turn, in the order of the tiles: as in
+// packed/loop.cuh, and because the rings need it. A stage's tiles may go to one warpgroup and to the other, and who
+// waits for a parity must know that the tile before in that stage has come. It has: the other warpgroup waited for it
+// before a turn that came before this one's last.
 #pragma once
 
 #include "omni/sm90/forward/consumer.cuh"
@@ -20,8 +24,8 @@ struct KeyTurnsLoop {
 
   Smem& smem;
   Consumer<Cfg> consumer;
-  int const turn;        // the warpgroup's place among the two
-  bool any_full;         // of the item at hand: the warpgroup has had a FULL tile of 64 keys
+  int const turn;         // the warpgroup's place among the two
+  bool any_full;          // of the item at hand: the warpgroup has had a FULL tile of 64 keys
   RingIndex<1> exchange;  // of what is left and taken
 
   __device__ __forceinline__ KeyTurnsLoop(ForwardParamsSm90 const& params, Smem& memory, int warpgroup)
