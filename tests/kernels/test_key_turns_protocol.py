@@ -1,4 +1,4 @@
-"""The barriers of key tiles taken in turn, under random schedules: nobody waits for ever, nothing is overwritten unread."""
+"""The barriers of key tiles taken in turn, under random schedules: nobody waits for ever, no tile is lost unread."""
 
 from __future__ import annotations
 
