@@ -85,7 +85,7 @@ def test_the_tiles_of_gradients_are_those_of_the_table(row: backward_table.Backw
 def test_the_tiles_of_the_forward_pass_are_those_of_the_table(row: table.Row) -> None:
     lines = _tiles_in_the_document("| kernel | head_dim | tile |")
     words = {"packed": "packed", "shared": "few query rows", "small": "few query rows"}
-    words |= {"pair": "of two warpgroups", "short": "short block rows"}
+    words |= {"pair": "of two warpgroups", "turns": "in turn", "short": "short block rows"}
     fitting = [
         line
         for line in lines

@@ -12,6 +12,7 @@ from omnicupy.jit.few_rows_spec import FewRowsSpec
 from omnicupy.jit.fp8_spec import converts
 from omnicupy.jit.paged_spec import by_boxes
 from omnicupy.jit.spec import AttnSpec, round_up
+from omnicupy.jit.tile_checks import takes_key_turns
 from omnicupy.masks.mask import Mask
 from omnicupy.serving.caches import MOST_PAGE
 
@@ -102,7 +103,8 @@ def for_e4m3(
         return of_few[problem.batch * problem.kv_heads < sm_count]
     if not converts(spec):
         bc = 128 if max(spec.head_dim, spec.value_dim) <= 128 else 64
-        spec = replace(spec, br=64, bc=bc, stages=spec.stages if spec.pack else 2, warps=8)
+        stages = spec.stages if spec.pack and not takes_key_turns(spec) else 2
+        spec = replace(spec, br=64, bc=bc, stages=stages, warps=8)
     return fitted(spec)
 
 

@@ -177,10 +177,10 @@ def _fewer_rows(packed: AttnSpec, other: AttnSpec, problem: Problem) -> bool:
 
 
 def _pairs(row: Row, problem: Problem, sm_count: int) -> bool:
-    """Does the row have tiles of two warpgroups that hold all rows of a key head of the call, and pay?"""
+    """Does the row have packed tiles of two warpgroups, for as many rows as a key head of the call has, and pay?"""
     least, most = row.group_rows
     few_parts = MOST_PAIR_PARTS * problem.batch * problem.kv_heads >= sm_count
-    return few_parts and row.shape == "pair" and least <= problem.group * problem.q_len <= most
+    return few_parts and row.shape in ("pair", "turns") and least <= problem.group * problem.q_len <= most
 
 
 def _is_small(problem: Problem, spec: AttnSpec, sm_count: int) -> bool:

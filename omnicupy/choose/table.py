@@ -22,10 +22,10 @@ class Row:
     query rows and for problems whose "any" row would leave multiprocessors without work, or "shared" for few query rows
     of groups whose heads fill tiles, or "packed" for few query rows where packing a group's heads into tiles leaves
     fewer of them, or "pair" in place of a "packed" one where a key head has as many rows of heads and tokens as
-    `group_rows` says, or "short" for calls whose "any" row has one of the tiles `instead_of` (br, bc), at most
-    `most_keys` keys, and masks that allow at most the share `most_density` of all pairs and whose rows see at most
-    `most_row_keys` keys each in the mean; not for calls on caches.  competes: neighbours that do compete for the same
-    calls, and the mask decides by what the tiles cost (ceilings.tile_cost).  The rest: as in AttnSpec.
+    `group_rows` says, or "turns" likewise, or "short" for calls whose "any" row has one of the tiles `instead_of` (br,
+    bc), at most `most_keys` keys, and masks that allow at most the share `most_density` of all pairs and whose rows see
+    at most `most_row_keys` keys each in the mean; not for calls on caches.  competes: neighbours that do compete for
+    the same calls, and the mask decides by what the tiles cost (ceilings.tile_cost).  The rest: as in AttnSpec.
     """
 
     head_dims: tuple[int, int]
@@ -129,6 +129,22 @@ def _packed(head_dims: tuple[int, int], bc: int, stages: int, pair: tuple[int, i
     )
 
 
+def _turns(head_dims: tuple[int, int], stages: int, rows: tuple[int, int]) -> Row:
+    """A row of packed tiles whose keys two warpgroups take in turn. rows: of a key head, which they are for."""
+    return Row(
+        kernel="sm90",
+        head_dims=head_dims,
+        shape="turns",
+        group_rows=rows,
+        br=PACKED_ROWS,
+        bc=128,
+        stages=stages,
+        warps=12,
+        pack=True,
+        archs=HOPPER,
+    )
+
+
 TABLE = (
     _packed((16, 64), bc=128, stages=4),
     _packed((80, 128), bc=128, stages=2),
@@ -138,6 +154,9 @@ TABLE = (
     # warpgroup idle: with 64 and 112 rows these tiles were no faster, with 28 they were (docs/tries.md).
     _packed((16, 64), bc=128, stages=4, pair=(65, 128)),
     _packed((80, 128), bc=128, stages=2, pair=(17, 48)),
+    # More rows of wide heads take a tile's products and weights about as long as its keys: side by side in two
+    # warpgroups.
+    _turns((80, 128), stages=3, rows=(49, 128)),
     Row(kernel="sm90", head_dims=(16, 128), shape="shared", br=64, bc=128, stages=2, warps=12, archs=HOPPER),
     Row(kernel="sm90", head_dims=(144, 256), shape="shared", br=64, bc=64, stages=2, warps=12, archs=HOPPER),
     Row(kernel="sm90", head_dims=(16, 128), shape="small", br=64, bc=128, stages=2, warps=8, archs=HOPPER),

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
+from omnicupy.jit import tile_checks
 from omnicupy.jit.archs import SMEM_LIMIT_BYTES
 from omnicupy.jit.atom import SHIPPED
 from omnicupy.jit.field_types import make_flags, make_numbers
 from omnicupy.jit.panels import row_bytes, tail_columns
-from omnicupy.jit.tile_checks import check_blocks, check_pack, check_sm80, check_sm90
 
 KERNELS = ("naive", "sm80", "sm90")
 DTYPES = ("float16", "bfloat16")
@@ -62,20 +62,20 @@ class AttnSpec:
     Commands print sm90-128x128-s2-w12 for AttnSpec(arch="sm_90a", kernel="sm90", dtype="bfloat16", head_dim=128,
     br=128, bc=128, stages=2, warps=12); `omnicupy explain` names the variant that a call gets.
 
-    arch: the CUDA target ("sm_80", ...).  kernel: "naive", "sm80" (mma.sync) or "sm90" (wgmma).  dtype: "float16"
-    or "bfloat16".  head_dim: columns of Q and K in the kernel, a multiple of 16 (the tensors' head_dim rounded
-    up).  br, bc: tile height (queries of one head) and width (keys), in tokens.  stages: K/V tiles in flight.
-    warps: warps a block; sm90 with br=64 and 12 or 16 of them has two or three heads of a group in a tile (three are
-    in no row of the table and unverified).  share_kv: one buffer holds K, then V (stages = 1 only).  swizzle:
-    XOR-swizzled shared memory (False: plain rows, for the bank-conflict study).  ping_pong: the consumer warpgroups
-    of sm90 take turns at the tensor cores.  pack: all query heads of a group are packed into the rows of a tile
-    (kernel sm90 with br=64, warps=8, or br=128, warps=12): row r is token r // heads and head r % heads, as many
-    tokens as fit br rows; groups above br heads take several tiles.  softcap: scores are capped.  value_dim: columns
-    of V and O in the kernel, a multiple of 16; None: as wide as keys, and value_dim is head_dim then. Another width
-    than head_dim needs both up to 256. Which widths tensors need: kernel_widths (widths.py).  blocks: thread blocks a
-    multiprocessor of kernel sm90, 1 to 3, each with work items of its own.  scheduler: beside three consumer
-    warpgroups, too, a thread does nothing but take work items, as it does beside fewer. Calls on caches have blocks=1
-    and scheduler=False.
+    arch: the CUDA target ("sm_80", ...).  kernel: "naive", "sm80" (mma.sync) or "sm90" (wgmma).  dtype: "float16" or
+    "bfloat16".  head_dim: columns of Q and K in the kernel, a multiple of 16 (the tensors' head_dim rounded up).  br,
+    bc: tile height (queries of one head) and width (keys), in tokens.  stages: K/V tiles in flight. warps: warps a
+    block; sm90 with br=64 and 12 or 16 of them has two or three heads of a group in a tile (three are in no row of the
+    table and unverified).  share_kv: one buffer holds K, then V (stages = 1 only).  swizzle: XOR-swizzled shared memory
+    (False: plain rows, for the bank-conflict study).  ping_pong: the consumer warpgroups of sm90 take turns at the
+    tensor cores.  pack: all query heads of a group are packed into the rows of a tile (kernel sm90 with br=64, warps=8,
+    br=128, warps=12, or br=64, warps=12, where two warpgroups take the tiles of keys in turn): row r is token r //
+    heads and head r % heads, as many tokens as fit br rows; groups above br heads take several tiles.  softcap: scores
+    are capped.  value_dim: columns of V and O in the kernel, a multiple of 16; None: as wide as keys, and value_dim is
+    head_dim then. Another width than head_dim needs both up to 256. Which widths tensors need: kernel_widths
+    (widths.py).  blocks: thread blocks a multiprocessor of kernel sm90, 1 to 3, each with work items of its own.
+    scheduler: beside three consumer warpgroups, too, a thread does nothing but take work items, as it does beside
+    fewer. Calls on caches have blocks=1 and scheduler=False.
 
     Raises TypeError for fields of other types, ValueError when the tile is illegal or does not fit the architecture's
     shared memory.
@@ -132,16 +132,16 @@ class AttnSpec:
         if self.bc % 32 or not 32 <= self.bc <= 256:
             raise ValueError(f"config: bc must be a multiple of 32 from 32 to 256, got {self.bc}")
         if self.kernel == "sm80":
-            check_sm80(self, MAX_ONE_PIECE)
+            tile_checks.check_sm80(self, MAX_ONE_PIECE)
         if self.kernel == "sm90":
-            check_sm90(self, MAX_ONE_PIECE)
+            tile_checks.check_sm90(self, MAX_ONE_PIECE)
         self._check_blocks()
-        check_pack(self)
+        tile_checks.check_pack(self)
         if self.stages not in (1, 2, 3, 4):
             raise ValueError(f"config: stages must be 1, 2, 3 or 4, got {self.stages}")
 
     def _check_blocks(self) -> None:
-        check_blocks(self)
+        tile_checks.check_blocks(self)
 
     def _check_value_dim(self) -> None:
         if self.value_dim % 16 or self.value_dim < 16 or max(self.head_dim, self.value_dim) > MAX_ONE_PIECE:
@@ -163,7 +163,7 @@ class AttnSpec:
     @property
     def heads(self) -> int:
         """Query heads of one group in a tile, `br` rows of each: more than one shares what is read of K and V."""
-        return 16 * (self.warps - 4) // self.br if self.kernel == "sm90" else 1
+        return 16 * (self.warps - 4) // self.br if self.kernel == "sm90" and not self.pack else 1
 
     @property
     def rows(self) -> int:
@@ -246,8 +246,8 @@ class AttnSpec:
     @property
     def source(self) -> str:
         """Name of the kernel's source file in `kernels/`."""
-        if self.pack and self.br == PACKED_PAIR:
-            return "attention_fwd_packed.cu"
+        if self.pack and self.warps == 12:
+            return "attention_fwd_packed.cu" if self.br == PACKED_PAIR else tile_checks.KEY_TURNS
         return "attention_naive.cu" if self.kernel == "naive" else f"attention_fwd_{self.kernel}.cu"
 
     @property

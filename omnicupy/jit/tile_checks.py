@@ -9,6 +9,7 @@ REGISTERS = 65536  # of a multiprocessor
 # threads begin with fewer (C7602).
 _BESIDE = 30
 BLOCKS = (1, 2, 3)
+KEY_TURNS = "attention_fwd_key_turns.cu"  # what tiles run that `takes_key_turns` knows
 
 
 class Tile(Protocol):
@@ -42,6 +43,8 @@ class Tile(Protocol):
     def blocks(self) -> int: ...
     @property
     def scheduler(self) -> bool: ...
+    @property
+    def ping_pong(self) -> bool: ...
 
 
 def check_sm80(spec: Tile, most_columns: int) -> None:
@@ -83,14 +86,24 @@ def check_sm90(spec: Tile, most_columns: int) -> None:
         )
 
 
+def takes_key_turns(spec: Tile) -> bool:
+    """Do two warpgroups have all rows of a packed tile, and take the tiles of keys in turn?"""
+    return spec.pack and (spec.br, spec.warps) == (64, 12)
+
+
 def check_pack(spec: Tile) -> None:
     """Raises ValueError for packed heads in a tile that no kernel packs them into."""
-    tiles = ((64, 8), (128, 12))
+    tiles = ((64, 8), (64, 12), (128, 12))
     if spec.pack and (spec.kernel != "sm90" or (spec.br, spec.warps) not in tiles):
         words = ", or ".join(f"br={rows} and warps={warps}" for rows, warps in tiles)
         raise ValueError(
             f"config: pack=True needs kernel='sm90' with {words}, got kernel={spec.kernel!r}, br={spec.br}, "
             f"warps={spec.warps}"
+        )
+    if takes_key_turns(spec) and (spec.bc < 128 or spec.stages < 2 or not spec.ping_pong):
+        raise ValueError(
+            "config: pack=True with br=64 and warps=12 needs bc=128 or more, stages=2 or more and ping_pong=True, got "
+            f"bc={spec.bc}, stages={spec.stages} and ping_pong={spec.ping_pong}; take warps=8"
         )
 
 

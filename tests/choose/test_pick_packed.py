@@ -48,18 +48,20 @@ def test_two_warpgroups_share_the_rows_of_a_key_head(group: int, q_len: int, nar
         problem = Problem(16, group, 1, q_len, 9000, head_dim, "bfloat16")
         masks = (oc.full(q_len, 9000),)
         spec = pick.pick("sm_90", problem, masks, H100_SMS)
-        assert (spec.pack, spec.br, spec.warps) == (True, rows, 4 + rows // 16)
+        turns = rows == 64 and 72 <= head_dim <= 128 and 49 <= group * q_len <= 128
+        assert (spec.pack, spec.br, spec.warps) == (True, rows, 12 if turns else 4 + rows // 16)
         for fewer in (replace(problem, batch=14), replace(problem, batch=1, kv_heads=4, q_heads=4 * group)):
-            assert pick.pick("sm_90", fewer, masks, H100_SMS).br == 64
-        assert pick.pick("sm_90", problem, masks, H100_SMS, split=384).br == 64
+            assert pick.pick("sm_90", fewer, masks, H100_SMS).rows == 64
+            assert pick.pick("sm_90", fewer, masks, H100_SMS).warps == 8
+        assert pick.pick("sm_90", problem, masks, H100_SMS, split=384).warps == 8
 
 
-@pytest.mark.parametrize("head_dim", [64, 128])
-def test_caches_of_e4m3_keep_packed_tiles_of_one_warpgroup(head_dim: int) -> None:
-    problem = Problem(64, 70 if head_dim == 64 else 28, 1, 1, 9000, head_dim, "bfloat16")
+@pytest.mark.parametrize(("head_dim", "group", "br"), [(64, 70, 128), (128, 28, 128), (128, 64, 64)])
+def test_caches_of_e4m3_keep_packed_tiles_of_one_warpgroup(head_dim: int, group: int, br: int) -> None:
+    problem = Problem(64, group, 1, 1, 9000, head_dim, "bfloat16")
     masks = (oc.full(1, 9000),)
     pair, single = (pick.pick("sm_90", problem, masks, H100_SMS, split=split) for split in (None, 384))
-    assert (pair.br, single.br) == (128, 64)
+    assert (pair.br, pair.warps, single.br, single.warps) == (br, 12, 64, 8)
     assert paged.for_e4m3(pair, problem) == paged.for_e4m3(single, problem) == single
 
 

@@ -15,6 +15,7 @@ CASES = {
     "attention_bwd_sm80.cu": _BACKWARD,
     "attention_bwd_sm90.cu": _FILE.format("backward_sm90", "all_gradients_in_one_order[causal-64-False]"),
     "attention_fwd_few_rows.cu": _FILE.format("few_rows", "scales[16-token]"),
+    "attention_fwd_key_turns.cu": _FILE.format("key_turns", "many_parts_are_merged[5]"),
     "attention_fwd_packed.cu": _FILE.format("packed_pair", "many_parts_are_merged[5]"),
     "attention_fwd_paged.cu": _FILE.format("paged_forward", "keys_of_no_page_are_not_seen[sm90-three-16]"),
     "attention_fwd_sm80.cu": _FILE.format("forward", "both_results[sm80-64x64-s1-w4-bfloat16-56-both]"),

@@ -67,8 +67,8 @@ TABLE = [
     (
         SM90,
         {"pack": True, "br": 64},
-        "config: pack=True needs kernel='sm90' with br=64 and warps=8, or br=128 and warps=12, got kernel='sm90', "
-        "br=64, warps=12",
+        "config: pack=True with br=64 and warps=12 needs bc=128 or more, stages=2 or more and ping_pong=True, got "
+        "bc=64, stages=2 and ping_pong=True; take warps=8",
     ),
     (
         SM90,
@@ -103,8 +103,14 @@ TABLE = [
     (
         SM80,
         {"pack": True},
-        "config: pack=True needs kernel='sm90' with br=64 and warps=8, or br=128 and warps=12, got kernel='sm80', "
-        "br=128, warps=4",
+        "config: pack=True needs kernel='sm90' with br=64 and warps=8, or br=64 and warps=12, or br=128 and warps=12, "
+        "got kernel='sm80', br=128, warps=4",
+    ),
+    (
+        SM90,
+        {"pack": True, "br": 64, "bc": 128, "ping_pong": False},
+        "config: pack=True with br=64 and warps=12 needs bc=128 or more, stages=2 or more and ping_pong=True, got "
+        "bc=128, stages=2 and ping_pong=False; take warps=8",
     ),
 ]
 

@@ -36,7 +36,12 @@ pytestmark = [
 ]
 
 HEAD_DIM = 64
-WORDS = ("sm90-64x64-s2-w8", "sm90-64x64-s2-w8-packed", "sm90-128x64-s2-w12-packed")
+WORDS = (
+    "sm90-64x64-s2-w8",
+    "sm90-64x64-s2-w8-packed",
+    "sm90-128x64-s2-w12-packed",
+    "sm90-64x128-s3-w12-packed",
+)
 WRITTEN = ("row_offsets", "entries", "parts", "splits", "bit_tiles", "dead", "n_parts")
 Array = NDArray[Any]
 

@@ -46,6 +46,17 @@ SPECS = {
     "sm90": AttnSpec(
         arch="sm_90a", kernel="sm90", dtype="bfloat16", head_dim=64, br=64, bc=64, stages=2, warps=8
     ),
+    "sm90-turns": AttnSpec(
+        arch="sm_90a",
+        kernel="sm90",
+        dtype="bfloat16",
+        head_dim=64,
+        br=64,
+        bc=128,
+        stages=3,
+        warps=12,
+        pack=True,
+    ),
     "sm90-packed": AttnSpec(
         arch="sm_90a",
         kernel="sm90",

@@ -52,6 +52,7 @@ SPECS = {
     "sm90": _sm90(br=64, bc=64, warps=8),
     "sm90-packed": _sm90(br=64, bc=64, warps=8, pack=True),
     "sm90-pair": _sm90(br=128, bc=64, warps=12, pack=True),
+    "sm90-turns": _sm90(br=64, bc=128, warps=12, pack=True),
     "sm90-heads": _sm90(br=64, bc=96, warps=12),
     "sm90-three": _sm90(br=192, bc=64, warps=16),
 }

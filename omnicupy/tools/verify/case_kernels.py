@@ -19,6 +19,7 @@ from omnicupy.jit.few_rows_spec import FewRowsSpec
 from omnicupy.jit.finishing import FINISHING_PARTS, TICKET_PARTS
 from omnicupy.jit.plan_spec import PlanSpec
 from omnicupy.jit.spec import DTYPES, MAX_ONE_PIECE, PACKED_PAIR, AttnSpec, KernelSpec, round_up
+from omnicupy.jit.tile_checks import takes_key_turns
 from omnicupy.jit.widths import kernel_widths
 from omnicupy.masks.mask import Mask
 from omnicupy.tools.verify.backward_cases import BackwardCase
@@ -109,7 +110,7 @@ def takes(spec: AttnSpec, problem: Problem) -> bool:
 
 
 def _is_pair(spec: AttnSpec) -> bool:
-    return spec.pack and spec.br == PACKED_PAIR
+    return takes_key_turns(spec) or (spec.pack and spec.br == PACKED_PAIR)
 
 
 def forward_spec(case: BackwardCase, masks: Sequence[Mask], arch: str) -> AttnSpec:

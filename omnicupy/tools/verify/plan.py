@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from omnicupy.choose import pick
+from omnicupy.jit.tile_checks import KEY_TURNS
 from omnicupy.tools.verify import append_cases, serving_cases, serving_kernels
 from omnicupy.tools.verify.backward_cases import BACKWARD_FIXED, BackwardCase, backward_sweep
 from omnicupy.tools.verify.backward_special import CASES as BACKWARD_SPECIAL
@@ -91,7 +92,7 @@ def planned(source: str) -> set[str]:
         of_serving = {case.id for case in serving_cases.CASES if serving_kernels.few_rows(case, "sm_90")}
         on_caches = of_serving | {case.id for case in CACHED_CASES if few_rows(case, "sm_90", e4m3=False)}
         return on_caches | {case.id for case in _by_masks() if few_rows_of_masks(case, "sm_90")}
-    if source in (PACKED, PAGED):
+    if source in (KEY_TURNS, PACKED, PAGED):
         return set(_of_rows(source))
     on_caches = {case.id for case in serving_cases.CASES if serving_kernels.counts_for(of.kernel, case)}
     if of.launch is PLANNING:

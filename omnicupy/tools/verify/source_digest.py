@@ -31,6 +31,7 @@ from omnicupy.jit.params import PARAMS
 from omnicupy.jit.plan_spec import PlanSpec
 from omnicupy.jit.ragged_spec import RaggedSpec
 from omnicupy.jit.spec import DTYPES, KERNELS, AttnSpec, KernelSpec
+from omnicupy.jit.tile_checks import KEY_TURNS
 
 PACKAGE = Path(__file__).parents[2]
 # Imports are followed from a door through these folders alone. What other folders decide is in the digest by value (the
@@ -90,6 +91,7 @@ def _sources() -> dict[str, Source]:
     found[FEW_ROWS] = Source("sm90", "sm90_fp8", FORWARD)
     found[PAGED] = Source("sm90", "sm90_paged", FORWARD)
     found[PACKED] = Source("sm90", "sm90", FORWARD)
+    found[KEY_TURNS] = Source("sm90", "sm90", FORWARD)
     for launch in (PLANNING, APPENDING, APPENDING_FP8):
         first = launch.ahead[0]
         found[first.source] = Source(first.kernel, first.params, launch)

@@ -23,6 +23,7 @@ FORWARD_SOURCES = (
     "attention_fwd_few_rows.cu",
     "attention_fwd_paged.cu",
     "attention_fwd_packed.cu",
+    "attention_fwd_key_turns.cu",
 )
 PLANNER, APPEND, APPEND_FP8 = BESIDE = ("attention_plan_cached.cu", "cache_append.cu", "cache_append_fp8.cu")
 
