@@ -1,9 +1,9 @@
-"""Small calls of packed tiles of 128 rows, and of prompts on caches in pages, for compute-sanitizer, which runs
-`python .ci/sanitize_packed_paged.py`.
+"""Small calls of packed tiles of 128 rows, of packed tiles whose keys two warpgroups take in turn, and of prompts on
+caches in pages, for compute-sanitizer, which runs `python .ci/sanitize_packed_paged.py`.
 
-Arguments: packed and paged, and head_dims that they are limited to. Keys are tensors, caches in one piece and in pages;
-what no row may see is NaN, and pages past lengths are none. Sequences have no key, one, a tile or more, so that rows
-are split; some have numbers of rows of their own. Results are compared with those of the CPU.
+Arguments: packed, turns and paged, and head_dims that they are limited to. Keys are tensors, caches in one piece and in
+pages; what no row may see is NaN, and pages past lengths are none. Sequences have no key, one, a tile or more, so that
+rows are split; some have numbers of rows of their own. Results are compared with those of the CPU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.mask import Mask
 from omnicupy.tools.random_arrays import DTYPES, random_bits
 
-SOURCES = {"packed": "attention_fwd_packed.cu", "paged": "attention_fwd_paged.cu"}
+SOURCES = {
+    "packed": "attention_fwd_packed.cu",
+    "turns": "attention_fwd_key_turns.cu",
+    "paged": "attention_fwd_paged.cu",
+}
 BF16 = DTYPES["bfloat16"]
 LENGTHS = (0, 1, 130, 700)
 K_LEN, KV_HEADS, SPARE = 700, 2, 3
@@ -89,7 +93,7 @@ def specs(kernel: str, head_dims: set[int]) -> list[AttnSpec]:
         if spec.dtype == "bfloat16"
         and spec.serves_caches
         and spec.head_dim == spec.value_dim
-        and (spec.source == SOURCES["packed"] if kernel == "packed" else spec.warps == 16)
+        and (spec.warps == 16 if kernel == "paged" else spec.source == SOURCES[kernel])
         and (not head_dims or spec.head_dim in head_dims)
     ]
 
@@ -133,12 +137,12 @@ def compare(where: str, found: Any, wanted: Any) -> None:
         assert np.allclose(one, other, rtol=CLOSE, atol=CLOSE), f"{where}: {name} is not that of the CPU"
 
 
-def on_tensors(spec: AttnSpec) -> int:
+def on_tensors(kernel: str, spec: AttnSpec) -> int:
     """The calls without a cache, split and whole; how many."""
     count = 0
     for group, q_len in ((7, 15), (8, 4), (12, 16)):
         for number, (name, mask) in enumerate(masks(q_len)):
-            where = f"packed d{spec.head_dim}, {group} heads, {q_len} tokens, {name}"
+            where = f"{kernel} d{spec.head_dim}, {group} heads, {q_len} tokens, {name}"
             print(where, flush=True)
             q = bits(0, 2, KV_HEADS * group, q_len, spec.head_dim)
             k, v = (bits(seed, 2, KV_HEADS, K_LEN, spec.head_dim) for seed in (1, 2))
@@ -189,10 +193,10 @@ def main(words: list[str]) -> None:
     count = 0
     for kernel in kernels:
         for spec in specs(kernel, {int(word) for word in words if word.isdigit()}):
-            count += on_tensors(spec) if kernel == "packed" else 0
+            count += 0 if kernel == "paged" else on_tensors(kernel, spec)
             count += sum(on_caches(kernel, spec, call) for call in calls(kernel))
     if not count:
-        raise SystemExit(f"no row of the table is asked for by {words}: kernels are packed and paged")
+        raise SystemExit(f"no row of the table is asked for by {words}: kernels are packed, turns and paged")
     print(f"{count} calls")
 
 

@@ -164,6 +164,22 @@ def test_packed_tiles_and_prompts_in_pages_are_run(
         packed_paged.main(["paged", "65"])
 
 
+def test_packed_tiles_whose_keys_are_shared_out_are_run(
+    packed_paged: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_cpu, asked = oc.attention, []
+
+    def attention(*arrays: Any, config: Any = None, **options: Any) -> Any:
+        asked.extend([] if config is None else [config.source])
+        return on_cpu(*arrays, **options)
+
+    monkeypatch.setattr(oc, "attention", attention)
+    monkeypatch.setattr(packed_paged, "calls", lambda _: [])
+    packed_paged.main(["turns", "128"])
+    assert "12 calls" in capsys.readouterr().out
+    assert set(asked) == {"attention_fwd_key_turns.cu"}
+
+
 @pytest.mark.parametrize("kernel", ["packed", "paged"])
 def test_packed_and_paged_results_are_compared(
     kernel: str, packed_paged: ModuleType, monkeypatch: pytest.MonkeyPatch
