@@ -154,8 +154,8 @@ TABLE = (
     # warpgroup idle: with 64 and 112 rows these tiles were no faster, with 28 they were (docs/tries.md).
     _packed((16, 64), bc=128, stages=4, pair=(65, 128)),
     _packed((80, 128), bc=128, stages=2, pair=(17, 48)),
-    # More rows of wide heads take a tile's products and weights about as long as its keys: side by side in two
-    # warpgroups.
+    # With more rows of wide heads products and weights take as long as keys do, and run side by side so: 112 rows took
+    # 73.4 us for 79.3, 64 took 132.3 for 133.8 (docs/tries.md).
     _turns((80, 128), stages=3, rows=(49, 128)),
     Row(kernel="sm90", head_dims=(16, 128), shape="shared", br=64, bc=128, stages=2, warps=12, archs=HOPPER),
     Row(kernel="sm90", head_dims=(144, 256), shape="shared", br=64, bc=64, stages=2, warps=12, archs=HOPPER),
