@@ -11,7 +11,7 @@ from omnicupy.choose import saved
 from omnicupy.choose.capped import capped_backward
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.archs import ARCHES, SMEM_LIMIT_BYTES
-from omnicupy.jit.backward_kernel import TileShape
+from omnicupy.jit.backward_kernel import BackwardKernel, TileShape
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.spec import DTYPES, MAX_HEAD_DIM, MAX_ONE_PIECE
 from omnicupy.jit.widths import kernel_widths
@@ -23,6 +23,9 @@ SERVED: frozenset[str] = frozenset({"sm80", "sm90", "naive"})
 # Where the default takes two kernels in place of the ordered one: from five heads of a group on, up to so many tokens,
 # measured with seven heads and blocks of 128 keys.
 CROWDED_GROUP, CROWDED_TOKENS, CROWDED_BC = 4, 2048, 128
+# Additions to a mean sum of dQ from which on, and below which, two kernels are faster than one that adds to the sums,
+# whoever makes dQ of them (docs/tries.md).
+SPLIT_FROM, SPLIT_BELOW = 3.9, 5.0
 
 SMALL = tuple(arch for arch in ARCHES if SMEM_LIMIT_BYTES[arch] < 110_000)
 LARGE = tuple(arch for arch in ARCHES if arch not in SMALL)
@@ -197,16 +200,25 @@ def pick(
     )
 
 
-def chosen_for(arch: str, problem: Problem) -> BackwardSpec:
-    """`pick`'s kernels of a problem, without the one that adds to dQ in one order where two kernels are faster: many
-    heads of a group on few blocks of keys, whose sums do not stay in the L2 cache while parts wait for each other
-    (docs/tries.md). Raises UnsupportedError as `pick`.
+def chosen_for(arch: str, problem: Problem, masks: Sequence[Mask]) -> BackwardSpec:
+    """`pick`'s kernels of a problem, without those that add to dQ where two kernels are faster: in one order many heads
+    of a group on few blocks of keys, whose sums do not stay in the L2 cache while parts wait for each other; in any
+    order, too, sums of a few additions (docs/tries.md). masks: the distinct ones.  Raises UnsupportedError as `pick`.
     """
     spec = pick(arch, problem.dtype, problem.head_dim, problem.softcap, problem.value_dim)
     if spec.ordered is None or spec.ordered.bc != CROWDED_BC:
         return spec
+    part = spec.part("ordered")
+    if part.may_finish and SPLIT_FROM <= _additions(part, problem, masks) < SPLIT_BELOW:
+        return replace(spec, fused=None, ordered=None)
     crowded = problem.group > CROWDED_GROUP and max(problem.q_len, problem.k_len) <= CROWDED_TOKENS
     return replace(spec, ordered=None) if crowded else spec
+
+
+def _additions(part: BackwardKernel, problem: Problem, masks: Sequence[Mask]) -> float:
+    """To a mean sum of dQ, of the queries of a tile."""
+    sums = -(-problem.q_len // part.br) * len(masks)
+    return sum(int(one.key_blocks(part.br, part.bc).tiles.sum()) for one in masks) / max(1, sums)
 
 
 def select(
@@ -220,7 +232,7 @@ def select(
     chosen = saved.find_backward(problem, masks, sm_count, deterministic=deterministic)
     if chosen is not None and chosen.kernel in SERVED:
         return chosen
-    return chosen_for(arch, problem)
+    return chosen_for(arch, problem, masks)
 
 
 def rows() -> Iterator[BackwardSpec]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+import omnicupy as oc
 from omnicupy.call.problem import Problem
 from omnicupy.choose import backward_table
 from omnicupy.choose.backward_table import LARGE, SMALL, TABLE, pick, rows
@@ -88,7 +89,7 @@ def test_the_plain_kernels_serve_all(head_dim: int) -> None:
 def _spec_of(heads: int, kv_heads: int, tokens: int, head_dim: int) -> tuple[bool, bool]:
     """Has what a call gets an ordered kernel, and has that of the table?"""
     problem = Problem(2, heads, kv_heads, tokens, tokens, head_dim, "bfloat16")
-    chosen = backward_table.chosen_for("sm_90", problem)
+    chosen = backward_table.chosen_for("sm_90", problem, (oc.full(tokens),))
     table = pick("sm_90", "bfloat16", head_dim)
     assert chosen == (table if chosen.ordered else replace(table, ordered=None))
     return chosen.ordered is not None, table.ordered is not None
@@ -98,6 +99,28 @@ def test_many_heads_of_a_group_on_few_keys_take_two_kernels() -> None:
     for heads, tokens in ((5, 2048), (7, 2048), (7, 128)):
         assert _spec_of(4 * heads, 4, tokens, 128) == (False, True)
         assert _spec_of(4 * heads, 4, tokens, 80) == (False, True)
-    for heads, tokens, head_dim in ((4, 2048, 128), (7, 2049, 128), (1, 512, 128), (7, 2048, 64)):
+    for heads, tokens, head_dim in ((4, 2048, 128), (7, 2049, 128), (1, 1024, 128), (7, 2048, 64)):
         assert _spec_of(4 * heads, 4, tokens, head_dim) == (True, True)
     assert _spec_of(28, 4, 2048, 256) == (False, False)
+
+
+def test_sums_of_a_few_additions_take_two_kernels_in_any_order_too() -> None:
+    def parts(mask: oc.Mask, head_dim: int = 128) -> list[bool]:
+        problem = Problem(4, 16, 16, *mask.shape, head_dim, "bfloat16")
+        spec = backward_table.chosen_for("sm_90", problem, (mask,))
+        return [spec.fused is not None, spec.ordered is not None]
+
+    for mask in (oc.full(512), oc.causal(1024), oc.full(576, 512)):  # 4, 4.5 and 4 additions to a sum
+        assert parts(mask) == parts(mask, 80) == [False, False]
+        assert parts(mask, 64) == [True, True]
+    for mask in (
+        oc.full(384),
+        oc.causal(768),
+        oc.full(640),
+        oc.causal(2048),
+        oc.sliding_window(1024, left=128),
+    ):
+        assert parts(mask) == [True, True]
+    problem = Problem(2, 16, 16, 512, 512, 128, "bfloat16")
+    batch = (oc.full(512), oc.causal(512))  # 4 and 2.5
+    assert backward_table.chosen_for("sm_90", problem, batch).ordered is not None

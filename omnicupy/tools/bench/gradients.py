@@ -133,7 +133,9 @@ class Gradients:
         if word == "naive":
             return backward_table.naive(arch, self._dtype, head_dim)
         if not word:
-            return backward_table.chosen_for(arch, self._workload.problem(self.mask, self._dtype))
+            return backward_table.chosen_for(
+                arch, self._workload.problem(self.mask, self._dtype), (self.mask,)
+            )
         for row in backward_table.TABLE:
             if row.kernel == word and row.serves(arch, head_dim):
                 return row.spec(arch, self._dtype, head_dim)

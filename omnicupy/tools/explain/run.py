@@ -124,24 +124,23 @@ def run(workload: Workload, dtype: str, variant: str | None = None) -> Explanati
         ceiling,
         prediction.predict(prediction.work_of(spec, problem, blocks, device), ceiling),
         tuple(wastes(mask, blocks)),
-        _backward(arch, problem, (mask,) if gpu else None, device.sm_count),
+        _backward(arch, problem, mask, device.sm_count, tuned=gpu),
         note,
         _measure(workload, mask, spec) if gpu else None,
     )
 
 
-def _backward(arch: str, problem: Problem, masks: tuple[Mask] | None, sm_count: int) -> tuple[str, str]:
-    """The kernels of the call's backward pass, and those where sums may have any order; or why there are none.
-
-    masks: what tuned choices are looked up by, None to leave these out.
+def _backward(arch: str, problem: Problem, mask: Mask, sm_count: int, *, tuned: bool) -> tuple[str, str]:
+    """The kernels of the call's backward pass, and those where sums may have any order; or why there are none. tuned:
+    are the user's choices looked up?
     """
 
     def kernels(deterministic: bool) -> str:
         try:
-            if masks is None:
-                spec = backward_table.chosen_for(arch, problem)
+            if tuned:
+                spec = backward_table.select(arch, problem, (mask,), sm_count, deterministic=deterministic)
             else:
-                spec = backward_table.select(arch, problem, masks, sm_count, deterministic=deterministic)
+                spec = backward_table.chosen_for(arch, problem, (mask,))
         except UnsupportedError as error:
             return str(error)
         name, tile = ("ordered", spec.ordered) if deterministic else ("fused", spec.fused)
