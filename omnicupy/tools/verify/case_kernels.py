@@ -280,9 +280,8 @@ def ladder(case: Case, arch: str) -> list[tuple[str, AttnSpec]]:
         for stages in (1, 2, 3):
             spec = _first(tiles, arch=arch, kernel="sm80", stages=stages, **both)
             made.append((f"sm80 stages {stages}", spec))
-        made.append(
-            ("sm80 stages 1, shared K/V", _first(tiles, arch=arch, kernel="sm80", share_kv=True, **both))
-        )
+        shared = _first(tiles, arch=arch, kernel="sm80", share_kv=True, **both)
+        made.append(("sm80 stages 1, shared K/V", shared))
     if arch == "sm_90" and head_dim <= MAX_ONE_PIECE:
         common = {"arch": "sm_90a", "kernel": "sm90", **both}
         for rows, warps in ((64, 8), (128, 12)):
