@@ -225,7 +225,7 @@ def backward_variants(case: BackwardCase, arch: str) -> list[Variant]:
                 found.append(Variant(word, of, parts=all_parts, deterministic=name == "ordered"))
     picked = backward_table.pick(arch, case.dtype, case.head_dim, has_cap, case.value_columns)
     if picked.ordered is not None and of_keys and "q" in case.wanted:
-        parts = ("prepare", *_those_of(picked, "ordered"), *sinks)
+        parts = ("prepare", "dkdv", "dq", *_those_of(picked, "ordered"), *sinks)
     return [*found, Variant(BACKWARD_DEFAULT, picked, explicit=False, parts=parts)]
 
 

@@ -91,7 +91,7 @@ def test_variants_hold_the_ladder_every_row_and_the_default() -> None:
     assert {f"sm80 stages {n}" for n in (1, 2, 3)} | {"sm80 stages 1, shared K/V"} <= set(names)
     specs = {variant.spec for variant in found}
     rows = {row.spec("sm_90", "bfloat16", 128) for row in table.TABLE if row.serves("sm_90", "bfloat16", 128)}
-    ratio, pairs = case.q_heads // case.kv_heads, {spec for spec in rows if spec.pack and spec.br == 128}
+    ratio, pairs = case.q_heads // case.kv_heads, {spec for spec in rows if spec.pack and spec.warps == 12}
     assert {spec for spec in rows - pairs if ratio % spec.heads == 0} <= specs
     paired = replace(case, q_heads=2 * case.kv_heads)
     for one, wanted in ((paired, rows - pairs), (replace(paired, q_len=20), rows)):
