@@ -214,18 +214,18 @@ def backward_variants(case: BackwardCase, arch: str) -> list[Variant]:
             continue
         spec = fitted(row.spec(arch, case.dtype, *widths))
         tiles = (f"{name} {_word(getattr(spec, name))}" for name in ("dkdv", "dq"))
-        found.append(
-            Variant(f"bwd {spec.kernel} {' '.join(tiles)}", replace(spec, ordered=None), parts=parts)
-        )
+        rest = replace(spec, ordered=None)  # else calls run that one, too
+        found.append(Variant(f"bwd {spec.kernel} {' '.join(tiles)}", rest, parts=parts))
         for name, part in (("fused", spec.fused), ("ordered", spec.ordered)):
             if part is not None and of_keys and "q" in case.wanted:
                 word = f"bwd {spec.kernel} {name} {_word(part)}"
                 all_parts = ("prepare", *_those_of(spec, name), *sinks)
-                of = spec if name == "ordered" else replace(spec, ordered=None)  # else it runs that one, too
+                of = spec if name == "ordered" else rest
                 found.append(Variant(word, of, parts=all_parts, deterministic=name == "ordered"))
     picked = backward_table.pick(arch, case.dtype, case.head_dim, has_cap, case.value_columns)
     if picked.ordered is not None and of_keys and "q" in case.wanted:
-        parts = ("prepare", "dkdv", "dq", *_those_of(picked, "ordered"), *sinks)
+        two = ("dkdv", "dq") * picked.part("ordered").may_finish  # of sums of a few additions
+        parts = ("prepare", *two, *_those_of(picked, "ordered"), *sinks)
     return [*found, Variant(BACKWARD_DEFAULT, picked, explicit=False, parts=parts)]
 
 
