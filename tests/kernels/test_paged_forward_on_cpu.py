@@ -16,6 +16,7 @@ import paged_calls
 import planned
 import pytest
 from cuda_on_cpu import aligned
+from forward_on_cpu import packed_spec
 from numpy.typing import NDArray
 
 import omnicupy as oc
@@ -46,39 +47,9 @@ SPECS = {
     "sm90": AttnSpec(
         arch="sm_90a", kernel="sm90", dtype="bfloat16", head_dim=64, br=64, bc=64, stages=2, warps=8
     ),
-    "sm90-turns": AttnSpec(
-        arch="sm_90a",
-        kernel="sm90",
-        dtype="bfloat16",
-        head_dim=64,
-        br=64,
-        bc=128,
-        stages=3,
-        warps=12,
-        pack=True,
-    ),
-    "sm90-packed": AttnSpec(
-        arch="sm_90a",
-        kernel="sm90",
-        dtype="bfloat16",
-        head_dim=64,
-        br=64,
-        bc=64,
-        stages=2,
-        warps=8,
-        pack=True,
-    ),
-    "sm90-pair": AttnSpec(
-        arch="sm_90a",
-        kernel="sm90",
-        dtype="bfloat16",
-        head_dim=64,
-        br=128,
-        bc=64,
-        stages=2,
-        warps=12,
-        pack=True,
-    ),
+    "sm90-turns": replace(packed_spec(64, 128, 3), warps=12),
+    "sm90-packed": packed_spec(64, 64, 2),
+    "sm90-pair": packed_spec(64, 64, 2, rows=128),
     "sm90-shared": AttnSpec(
         arch="sm_90a", kernel="sm90", dtype="bfloat16", head_dim=64, br=64, bc=96, stages=2, warps=12
     ),
