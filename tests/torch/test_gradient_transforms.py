@@ -148,6 +148,19 @@ def test_transforms_that_are_right(what: str) -> None:
     torch.testing.assert_close(RIGHT[what](_ours), RIGHT[what](_plain))
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("what", ["grad", "vmap of grad"])
+def test_a_graph_of_a_transform(what: str) -> None:
+    """Before 2.14 PyTorch does not trace an operator's gradients under torch.func, and says so."""
+    torch.compiler.reset()
+    call = torch.compile(lambda: RIGHT[what](_ours), backend="aot_eager")
+    if torch.__version__ < (2, 14):
+        with pytest.raises((RuntimeError, torch._dynamo.exc.Unsupported)):
+            call()
+    else:
+        assert all(map(torch.allclose, call(), RIGHT[what](_plain)))
+
+
 def _twice(call: Call, factor: Any = 1, squared: bool = True) -> Any:
     q, k, v = _needed()
     out = call(q * factor, k, v)

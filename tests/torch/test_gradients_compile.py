@@ -224,7 +224,6 @@ def test_a_backward_pass_that_the_compiler_leaves_to_python() -> None:
 
 
 TRANSFORMS = {
-    "grad": lambda layer: torch.compile(torch.func.grad(layer), backend="aot_eager"),
     "jvp": lambda layer: torch.compile(lambda x: torch.func.jvp(layer, (x,), (x,))[1], backend="aot_eager"),
     "of a graph: grad": lambda layer: torch.func.grad(_compiled(layer)),
     "of a graph: jvp": lambda layer: lambda x: torch.func.jvp(_compiled(layer), (x,), (x,))[1],
