@@ -8,6 +8,7 @@ from typing import Any, overload
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.overrides import TorchFunctionMode
 
 from omnicupy.errors import UnsupportedError
 from omnicupy.masks.arguments import at_least_one, shape
@@ -40,8 +41,8 @@ class _Unread(torch.Tensor):  # type: ignore[misc]  # no types where torch is mi
         if func in _OF_ANY:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
-        found = [one for one in (*args, *(kwargs or {}).values()) if isinstance(one, _Unread)]
-        found += [part for one in args if isinstance(one, tuple) for part in one if isinstance(part, _Unread)]
+        parts = [part for one in args if isinstance(one, tuple | list) for part in one]
+        found = [one for one in (*args, *parts, *(kwargs or {}).values()) if isinstance(one, _Unread)]
         raise UnsupportedError(f"from_mask_mod: {found[0].reason if found else 'mask_mod reads an index'}")
 
 
@@ -121,13 +122,30 @@ def _index(value: int, reason: str, given: int | None, device: Any) -> Any:
     return unread
 
 
+class _IndexedByTensors(TorchFunctionMode):  # type: ignore[misc]
+    """Gathers from tables that tensors index, as in document[q_idx]. PyTorch before 2.11 takes such an index for a
+    number, which vmap does not allow; FlexAttention has a mode of its own for that.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.__getitem__:
+            table, index = args
+            index = [
+                torch.tensor(one, device=table.device) if type(one) is int else one
+                for one in (index if isinstance(index, tuple) else (index,))
+            ]
+            if all(isinstance(one, torch.Tensor) and one.dtype != torch.bool for one in index):
+                return torch.ops.aten.index(table, index)
+        return func(*args, **(kwargs or {}))
+
+
 def _rows(mask_mod: MaskMod, b: Any, h: Any, device: Any) -> Callable[[Any, Any], NDArray[np.bool_]]:
     """mask_mod for rows (r, 1) and keys (1, k_len) of one batch element and head."""
     over_keys = torch.vmap(lambda q, k: _pair(mask_mod(b, h, q, k)), in_dims=(None, 0))
     over_both = torch.vmap(over_keys, in_dims=(0, None))
 
     def pairs(q: NDArray[np.int64], k: NDArray[np.int64]) -> NDArray[np.bool_]:
-        with torch.no_grad():
+        with torch.no_grad(), _IndexedByTensors():
             found = over_both(torch.from_numpy(q[:, 0]).to(device), torch.from_numpy(k[0]).to(device))
         answer: NDArray[np.bool_] = found.cpu().numpy()
         return answer

@@ -29,6 +29,8 @@ def on_device(name: str, tensor: Any, dtype: np.dtype[Any] | None = None) -> Dev
 def on_host(name: str, tensor: Any) -> Any:
     """The NumPy array of a CPU tensor's own memory."""
     dtype = DTYPES.get(tensor.dtype) or _refuse_dtype(name, tensor)
+    if not lie_in_memory(tensor):  # PyTorch 2.9 makes an array of zeros without memory, too
+        check_storage(**{name: tensor})
     tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:  # NumPy knows it by ml_dtypes' name, torch does not
         return tensor.view(torch.int16).numpy().view(dtype)

@@ -62,7 +62,7 @@ def test_append_on_the_cpu(kind: str) -> None:
     assert all(one._version > before for one, before in zip((mine.k, mine.v), versions, strict=True))
     scale = mine.k_scale if kind != "token" else (new.float().abs().amax(-1) / 448)[0, :, 1]
     factor = scale[:, None] if getattr(scale, "shape", ()) else scale
-    wanted = (new[0, :, 1].float() / factor).to(torch.float8_e4m3fn)
+    wanted = (new[0, :, 1].float() / factor).clamp(-448, 448).to(torch.float8_e4m3fn)
     assert torch.equal(mine.k[0, :, 39].view(torch.uint8), wanted.view(torch.uint8))
     if kind == "token":
         assert torch.equal(mine.k_scale[0, 39], scale)

@@ -36,6 +36,10 @@ OF_BATCH: dict[str, Callable[..., Any]] = {
 }
 
 
+# FlexAttention takes no number among indices before PyTorch 2.11.
+OF_FLEX = MODS | {"a table": lambda b, h, q, k: TABLE[0][q, k]}
+
+
 def _flex(mod: Callable[..., Any], batch: int) -> np.ndarray:
     return flex.create_mask(mod, batch, 1, Q, K, device="cpu")[:, 0].numpy()
 
@@ -43,7 +47,7 @@ def _flex(mod: Callable[..., Any], batch: int) -> np.ndarray:
 @pytest.mark.parametrize("name", MODS)
 def test_the_pairs_are_flex_attention_s(name: str) -> None:
     mask = oc.torch.from_mask_mod(MODS[name], Q, K)
-    np.testing.assert_array_equal(mask.to_dense(), _flex(MODS[name], 1)[0])
+    np.testing.assert_array_equal(mask.to_dense(), _flex(OF_FLEX[name], 1)[0])
     assert oc.torch.from_mask_mod(MODS[name], Q, K, batch=3, heads=2) == mask
 
 
