@@ -13,6 +13,11 @@ import torch
 
 from omnicupy.errors import UnsupportedError
 
+try:  # the versions that collect outputs by hooks
+    from transformers.utils.output_capturing import _active_collector as _collector
+except ImportError:
+    _collector = None
+
 # Read by the attention function, beside its own parameters.
 USED = {
     "cu_seq_lens_q": "where the rows of each packed sequence end",
@@ -96,6 +101,8 @@ _CACHES = ("cache", "past_key_values", "past_key_value")
 
 def check(module: Any, options: Mapping[str, Any], ignored: Collection[str]) -> None:
     """Raises UnsupportedError for an option that attention would have to compute and for one that nobody knows."""
+    if _collects_weights():
+        refuse(module, REFUSED["output_attentions"], "output_attentions", True)
     for name, value in options.items():
         if value is None or name in USED:
             continue
@@ -111,6 +118,16 @@ def check(module: Any, options: Mapping[str, Any], ignored: Collection[str]) -> 
                 f"model with attn_implementation='eager', or, where it changes nothing of attention, call "
                 f"omnicupy.transformers.register(ignore=[{name!r}])"
             )
+
+
+def _collects_weights() -> bool:
+    """Whether hooks of transformers wait for the weights of this pass. Many models do not hand output_attentions on to
+    their layers, and would return a tuple without weights. False where torch.compile does not see that pass begin: it
+    cannot read what belongs to a context.
+    """
+    if _collector is None or (torch.compiler.is_compiling() and not _collector.compiling):
+        return False
+    return any(name.endswith("attentions") for name in _collector.get() or ())
 
 
 def check_mask_options(options: Mapping[str, Any], ignored: Collection[str]) -> None:

@@ -15,6 +15,7 @@ transformers: Any = pytest.importorskip("transformers", reason="transformers is 
 
 import odd_tensors  # noqa: E402 - after what it needs
 import odd_values  # noqa: E402
+import tiny_families  # noqa: E402
 import tiny_models as tiny  # noqa: E402
 
 import omnicupy as oc  # noqa: E402
@@ -108,6 +109,26 @@ def test_models(what: str) -> None:
     with torch.no_grad(), pytest.raises(error) as raised:
         call()
     assert str(raised.value) == message
+
+
+@pytest.mark.parametrize("kind", ["GPT2", "GPTBigCode", "Nemotron", "OPT", "Bart"])
+def test_weights_are_refused_where_layers_do_not_hear_of_them(kind: str) -> None:
+    """transformers collects them by hooks, so that many models hand no output_attentions on."""
+    config = tiny_families.tiny(getattr(transformers, f"{kind}Config"))
+    name = f"{kind}LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM"
+    model = getattr(transformers, name)._from_config(config, attn_implementation=oc.transformers.register())
+    with torch.no_grad():
+        for call in (model.eval(), model.generate):
+            with pytest.raises(
+                oc.UnsupportedError, match=r"asks for the attention weights \(output_attentions: True"
+            ):
+                call(IDS, output_attentions=True, **_of_generate(call))
+        assert len(model(IDS, output_hidden_states=True).hidden_states) > 1
+        assert model(IDS).attentions is None
+
+
+def _of_generate(call: Any) -> dict[str, Any]:
+    return {} if isinstance(call, torch.nn.Module) else {"max_new_tokens": 2, "return_dict_in_generate": True}
 
 
 @pytest.mark.parametrize("shape", [(10,), (1, 10), (2, 10, 10), (2, 1, 1, 10, 10)])
