@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from omnicupy import api
+from omnicupy.call import check_backward
 from omnicupy.call.arrays import module_of, narrow, widen
 from omnicupy.parallel import check
 from omnicupy.parallel.exchange import Exchange
@@ -63,6 +64,8 @@ def attention_backward(
     """
     check.of_group(plan, group.rank, group.size)
     check.of_rank(plan, group.rank, arrays, mask)
+    # Before anything travels, and on ranks without rows, which would wait for those that raise.
+    check_backward.wanted_of(options["wanted"], options.get("sink_logits"))
     q, k, v = arrays
     group.agree(plan, check.shared((k, v), mask), limit)
     dout, out, lse = results

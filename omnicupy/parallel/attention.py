@@ -119,7 +119,7 @@ def attention_backward(
         raise TypeError(
             "q must be a CuPy array, got a tensor; attention has gradients of tensors by autograd"
         )
-    options = {"scale": scale, "dlse": dlse, "wanted": tuple(wanted), "config": config}
+    options = {"scale": scale, "dlse": dlse, "wanted": wanted, "config": config}
     options |= {"sink_logits": sink_logits, "softcap": softcap}
     options["deterministic"] = flag("attention_backward", "deterministic", deterministic)
     with q.device:

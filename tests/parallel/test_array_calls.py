@@ -119,6 +119,17 @@ def _compare(made: Plan, given: list[list[Any]], wanted: Sequence[str], scores: 
                 assert np.array_equal(a.view(np.uint8), side[rank].view(np.uint8))
 
 
+@pytest.mark.parametrize("wanted", ["qkv", None, ("q", "x"), ("sink_logits",), ()])
+def test_wanted_is_refused_on_every_rank_before_anything_travels(wanted: Any) -> None:
+    made = plan(oc.causal(8), 2, rows=np.zeros(8, np.int64))  # rank 1 has no rows
+    x = np.zeros((1, 1, 8, 4), np.float32)
+    for rank in range(2):
+        shard, group = made.shard(x, rank, 2), Threads(rank, 2, Wire(2))
+        results, options = (shard, shard, shard[..., 0]), BACKWARD | {"dlse": None, "wanted": wanted}
+        with pytest.raises((TypeError, ValueError), match=r"^wanted"):
+            array_calls.attention_backward((shard,) * 3, results, made, group, 0, limit=1, options=options)
+
+
 class NcclCommunicator:
     """NCCL's calls as CuPy has them, on host memory: what is sent is copied at the end of the group."""
 
