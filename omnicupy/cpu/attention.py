@@ -91,10 +91,10 @@ def attention(
     lse = np.empty(q.shape[:3], dtype)
     blocks = [mask.blocks(br, bc) for mask in of_batch]
     cap = None if checked.softcap is None else checked.softcap * LOG2_E
-    sinks = None if sink_logits is None else sink_logits.astype(np.float64) * LOG2_E
-    call = _Call(q, *_prepare(k, v, of_batch, dtype), blocks, out, lse, checked.scale * LOG2_E, cap, sinks)
-    with BLAS.single() as workers:
-        _run(call, workers)
+    with np.errstate(all="ignore"), BLAS.single() as workers:  # NaN and infinity are the caller's
+        sinks = None if sink_logits is None else sink_logits.astype(np.float64) * LOG2_E
+        prepared = _prepare(k, v, of_batch, dtype)
+        _run(_Call(q, *prepared, blocks, out, lse, checked.scale * LOG2_E, cap, sinks), workers)
     return (out, lse) if return_lse else out
 
 
@@ -114,9 +114,8 @@ def _prepare(
             value[:, dead] = 0
         values.append(value)
         live = keys[b] if not dead.any() else keys[b][:, ~dead]
-        with np.errstate(all="ignore"):
-            norms = np.sqrt(np.einsum("hkd,hkd->hk", live, live).max(axis=1, initial=0))
-            small = np.abs(value).max(axis=(1, 2)) <= SAFE_VALUE
+        norms = np.sqrt(np.einsum("hkd,hkd->hk", live, live).max(axis=1, initial=0))
+        small = np.abs(value).max(axis=(1, 2)) <= SAFE_VALUE
         bounds[b] = np.where(small, norms, np.inf)
     return keys, values, bounds
 
@@ -136,7 +135,7 @@ def _run(call: _Call, workers: int) -> None:
 
     def one(task: tuple[int, int, int, int]) -> None:
         b, i, first, stop = task
-        with np.errstate(all="ignore"):  # NaN and infinity in the inputs are the caller's
+        with np.errstate(all="ignore"):  # of this thread
             _block_row(call, buffers, (b, i), range(first * group, stop * group))
 
     if workers == 1:

@@ -107,9 +107,9 @@ def attention_backward(
     cap = None if checked.softcap is None else checked.softcap * LOG2_E
     of_sinks = np.zeros(arrays.q.shape[1])
     call = _Call(arrays, dtype, blocks, dead, empty, (dq, dk, dv), checked.scale, cap, sink_logits, of_sinks)
-    with BLAS.single() as workers:
+    with np.errstate(all="ignore"), BLAS.single() as workers:  # NaN and infinity are the caller's
         _run(call, workers)
-    return (dq, dk, dv, of_sinks.astype(dtype)) if checked.sink_wanted else (dq, dk, dv)
+        return (dq, dk, dv, of_sinks.astype(dtype)) if checked.sink_wanted else (dq, dk, dv)
 
 
 def _empty_rows(mask: Mask) -> Array:
@@ -140,7 +140,7 @@ def _run(call: _Call, workers: int) -> None:
     )
 
     def one(task: tuple[int, int, range]) -> Sums:
-        with np.errstate(all="ignore"):  # NaN and infinity in the inputs are the caller's
+        with np.errstate(all="ignore"):  # of this thread
             return _Task(call, *task).run()
 
     if workers == 1 or scores < MIN_PARALLEL_SCORES:

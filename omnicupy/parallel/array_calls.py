@@ -116,9 +116,10 @@ def _returned(plan: Plan, group: Group, parts: Sequence[Any], mask: Which) -> li
     out = xp.empty((sum(trip.sent), *given.shape[1:]), given.dtype)
     group.exchange(out, given, (trip.sent, trip.received))
     total = widen(rows[: trip.own].view(dtype), np.float64 if dtype == np.float64 else np.float32, xp)
-    _add(total, out.view(dtype), _places(plan, trip, xp)[1])
-    if total.dtype != dtype:
-        total = narrow(total, dtype)
+    with np.errstate(all="ignore"):  # NaN and infinity are the caller's
+        _add(total, out.view(dtype), _places(plan, trip, xp)[1])
+        if total.dtype != dtype:
+            total = narrow(total, dtype)
     found: list[Any] = [None, None]
     first = 0
     for side in made:

@@ -181,15 +181,16 @@ def _summed(
     own = like[rank]
     total = np.zeros(own.shape, np.float64 if own.dtype == np.float64 else np.float32)
     mine = parts[rank]
-    if mine is not None:
-        total += widen(mine[:, :, : own.shape[2]], total.dtype)
-    for target, part in enumerate(parts):
-        if target != rank and part is not None:
-            trip = plan.exchange(target, mask)
-            before = trip.own + sum(trip.received[:rank])
-            slot = part[:, :, before : before + trip.received[rank]]
-            total[:, :, plan.exchange(rank, mask).send[target]] += widen(slot, total.dtype)
-    return total if total.dtype == own.dtype else narrow(total, own.dtype)
+    with np.errstate(all="ignore"):  # NaN and infinity are the caller's
+        if mine is not None:
+            total += widen(mine[:, :, : own.shape[2]], total.dtype)
+        for target, part in enumerate(parts):
+            if target != rank and part is not None:
+                trip = plan.exchange(target, mask)
+                before = trip.own + sum(trip.received[:rank])
+                slot = part[:, :, before : before + trip.received[rank]]
+                total[:, :, plan.exchange(rank, mask).send[target]] += widen(slot, total.dtype)
+        return total if total.dtype == own.dtype else narrow(total, own.dtype)
 
 
 def _of_no_keys(q: Array, columns: int) -> tuple[Array, Array]:
