@@ -118,8 +118,9 @@ class CachedRule:
         if found is None:
             positions = np.concatenate([np.arange(sink), np.arange(first, keys)])
             found = _mask_at(self, self.tail_of(which), q_len, keys, positions)
-            while len(self._kept) >= MAX_KEPT:
-                self._kept.pop(next(iter(self._kept)), None)
+            # A list at once: other threads may change the keys while an iterator over them lives.
+            for oldest in list(self._kept)[: max(0, len(self._kept) - MAX_KEPT + 1)]:
+                self._kept.pop(oldest, None)
             self._kept[key] = found
         return found
 

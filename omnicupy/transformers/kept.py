@@ -57,10 +57,11 @@ def derived(tensor: Any, what: object, make: Callable[[Any], Any], instead: str)
     if reading is None or not torch.equal(reading.copy, elements):
         _drop_oldest(parts)
         reading = parts[part] = _Reading(elements.clone())
-    if what not in reading.made:
+    made = reading.made.get(what)
+    if made is None:
         _drop_oldest(reading.made)
-        reading.made[what] = make(reading.copy)
-    return reading.made[what]
+        made = reading.made[what] = make(reading.copy)
+    return made
 
 
 def check_readable(device: Any, instead: str) -> None:
@@ -82,5 +83,6 @@ def _distinct(tensor: Any) -> Any:
 
 
 def _drop_oldest(entries: dict[Any, Any]) -> None:
-    while len(entries) >= MAX_READINGS:
-        entries.pop(next(iter(entries)), None)
+    # A list at once: other threads may change the keys while an iterator over them lives.
+    for oldest in list(entries)[: max(0, len(entries) - MAX_READINGS + 1)]:
+        entries.pop(oldest, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import cached_cases
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from cached_cases import TAILS, WINDOWS
 
 import omnicupy as oc
+from omnicupy.serving import rule as rules
 
 
 @pytest.mark.parametrize("tail", TAILS)
@@ -134,3 +136,23 @@ BAD = [
 def test_what_it_refuses(make: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make()  # type: ignore[operator]
+
+
+def test_threads_may_ask_for_many_lengths_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept has a bound, and each thread drops the oldest ones while others add theirs."""
+    monkeypatch.setattr(rules, "MAX_KEPT", 3)
+    monkeypatch.setattr(rules, "_mask_at", lambda *given: given[3])  # the work aside
+    rule = oc.cached()
+
+    def ask(first: int) -> None:
+        for keys in range(first, first + 20_000):
+            assert rule.seen_mask(keys % 997 + 3, 1, 0) == keys % 997 + 3
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(ask, range(0, 800, 200)))
+    finally:
+        sys.setswitchinterval(before)
+    assert len(rule._kept) <= rules.MAX_KEPT + 4

@@ -7,6 +7,7 @@ import gc
 import io
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -155,6 +156,19 @@ def test_views_that_each_layer_makes_are_read_once(monkeypatch: pytest.MonkeyPat
         assert dense.from_tensor(given[..., :20, :20], SHAPE) == (CAUSAL,)
         assert dense.from_tensor(given[..., 10:, 10:], SHAPE) == (CAUSAL,)
     assert len(read) == 2
+
+
+def test_threads_may_read_one_tensor_in_many_ways() -> None:
+    given = torch.zeros(2)
+
+    def read(first: int) -> None:
+        for what in range(first, first + 300):
+            assert kept.derived(given, what % 31, lambda one, what=what: (what % 31,), "a mask") == (
+                what % 31,
+            )
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(read, range(0, 28, 7)))
 
 
 def test_what_is_kept_is_bounded_and_dies_with_the_tensor() -> None:
