@@ -25,7 +25,7 @@ from omnicupy.transformers.closures import array
 from omnicupy.transformers.kept import MAX_KEPT
 from omnicupy.transformers.mask_tensor import MaskTensor
 from omnicupy.transformers.options import REFUSED, refuse
-from omnicupy.transformers.sequences import of_bounds
+from omnicupy.transformers.sequences import check_integers, of_bounds
 
 VARLEN = "_flash_varlen"  # transformers asks only names with "flash" for packed sequences
 GRAPHS = "_graphs"  # ahead of it, in the names of `graphs.attention`
@@ -199,9 +199,10 @@ _read: Any = WeakIdKeyDictionary()
 
 
 def check_bounds(name: str, bounds: Any) -> None:
-    """Raises TypeError unless these are bounds of sequences."""
+    """Raises TypeError unless these are bounds of sequences, integers."""
     if not isinstance(bounds, torch.Tensor) or bounds.ndim != 1 or len(bounds) < 2:
         raise TypeError(f"{name} must be a tensor of bounds (sequences + 1,), got {bounds!r}; pass one")
+    check_integers(name, bounds)
 
 
 def _numbers(name: str, bounds: Any) -> Numbers:

@@ -82,6 +82,11 @@ def make_mask(
     other axes, or of fewer elements than the batch.
     """
     options.check_mask_options(rest, ignored)
+    if not (batch_size and q_length and kv_length):
+        raise ValueError(
+            f"a mask is asked for with an empty axis, (batch, rows, keys) = "
+            f"{(int(batch_size), int(q_length), int(kv_length))}; skip the call when it is empty"
+        )
     if is_exporting():
         raise UnsupportedError(
             "torch.export cannot store a mask that is made while the model runs; load the "

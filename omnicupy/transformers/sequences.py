@@ -48,11 +48,11 @@ def packed(read: dict[str, Any], shape: tuple[int, int, int, int]) -> Mask:
     batch, _, rows, keys = shape
     of_rows, of_keys = read["cu_seq_lens_q"], read["cu_seq_lens_k"]
     window, is_causal = read["sliding_window"], read["is_causal"]
+    for name, bounds in (("cu_seq_lens_q", of_rows), ("cu_seq_lens_k", of_keys)):
+        if bounds is not None:
+            check_integers(name, bounds)
     if of_rows is None:
         of_rows = of_keys
-    for name, bounds in (("cu_seq_lens_q", of_rows), ("cu_seq_lens_k", of_keys)):
-        if bounds is not None and not isinstance(bounds, torch.Tensor):
-            raise TypeError(f"{name} must be a tensor of integers, got {type(bounds).__name__}; convert it")
     if batch != 1:
         raise ValueError(f"cu_seq_lens_q goes with a batch of one, got {batch}; put all sequences in one row")
     instead = "a mask made by omnicupy.transformers.attention_mask"
@@ -70,6 +70,15 @@ def packed(read: dict[str, Any], shape: tuple[int, int, int, int]) -> Mask:
     what = ("packed", rows, keys, known, is_causal, window)
     masks: tuple[Mask] = derived(of_rows, what, made, instead)
     return masks[0]
+
+
+def check_integers(name: str, bounds: Any) -> None:
+    """Raises TypeError for what is no tensor of integers, whose numbers would be cut off."""
+    if not isinstance(bounds, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor of integers, got {type(bounds).__name__}; convert it")
+    dtype = bounds.dtype
+    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool or bounds.is_quantized:
+        raise TypeError(f"{name} must be a tensor of integers, got {dtype}; cast it")
 
 
 def _numbers(name: str, bounds: Any, tokens: int) -> tuple[int, ...]:

@@ -213,6 +213,11 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "cu_seq_lens_k must be a tensor of bounds (sequences + 1,), got None; pass one",
     ),
+    "bounds between tokens": (
+        lambda: _call(6, 6, **_step([0, 6], [0, 6], cu_seq_lens_k=torch.tensor([0, 6.5]))),
+        TypeError,
+        "cu_seq_lens_k must be a tensor of integers, got torch.float32; cast it",
+    ),
     "a captured graph": (
         _captured,
         oc.UnsupportedError,

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402 - after w
 import omnicupy as oc  # noqa: E402
 import omnicupy.transformers  # noqa: E402
 from omnicupy.transformers import forward  # noqa: E402
+from omnicupy.transformers.masking import make_mask  # noqa: E402
 
 REST = ", which omnicupy does not compute; load the model with attn_implementation='eager'"
 
@@ -101,6 +102,21 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: _attention(cu_seq_lens_q=[0, 6]),
         TypeError,
         "cu_seq_lens_q must be a tensor of integers, got list; convert it",
+    ),
+    "bounds between tokens": (
+        lambda: _attention(cu_seq_lens_q=torch.tensor([0, 3.5, 6])),
+        TypeError,
+        "cu_seq_lens_q must be a tensor of integers, got torch.float32; cast it",
+    ),
+    "bounds of keys between tokens": (
+        lambda: _attention(cu_seq_lens_k=torch.tensor([0, 3.5, 6])),
+        TypeError,
+        "cu_seq_lens_k must be a tensor of integers, got torch.float32; cast it",
+    ),
+    "no element": (
+        lambda: make_mask(0, 6, 9),
+        ValueError,
+        "a mask is asked for with an empty axis, (batch, rows, keys) = (0, 6, 9); skip the call when it is empty",
     ),
     "names that change the result": (
         lambda: oc.transformers.register(ignore=["softcap"]),
