@@ -8,12 +8,12 @@ from itertools import pairwise
 
 import numpy as np
 
-from omnicupy.masks.intervals import BoolArray, Intervals
-from omnicupy.masks.mask import Mask
+from omnicupy.masks.intervals import BoolArray
 from omnicupy.parallel.owners import Owners
+from omnicupy.parallel.pieces import Pieces
 from omnicupy.parallel.prediction import Flows
-from omnicupy.parallel.runs import Whole, merged, offsets_within, spread, unique
-from omnicupy.parallel.seen import Rectangles
+from omnicupy.parallel.runs import Whole, merged, spread, sums_before, unique
+from omnicupy.parallel.seen import Rectangles, Shown
 
 MOST_PAIRS = 1 << 22  # of a run of keys and a run of rows, that are written out
 FEW_PAIRS = 1 << 12  # that are sorted in any case
@@ -76,35 +76,38 @@ class Exchange:
 def exchange_of(needs: Needs, keys: Owners, rank: int) -> Exchange:
     """What `rank` sends and receives."""
     lengths = np.diff(needs.edges)
-    none = np.zeros(0, np.int64)
     mine = np.flatnonzero(needs.owner == rank)
     need = needs.need[mine]
-    send = []
-    for target in range(keys.ranks):
-        segments = mine[need[:, target]] if target != rank else none
-        first = needs.offset[segments]
-        send.append(spread(first, first + lengths[segments]))
+    need[:, rank] = False
+    target, at = need.T.nonzero()
+    segments = mine[at]
+    first, count = needs.offset[segments], lengths[segments]
+    places = spread(first, first + count)
+    ends = sums_before(np.bincount(target, count, keys.ranks).astype(np.int64)).tolist()
+    send = tuple(places[low:high] for low, high in pairwise(ends))
     segments = needs.foreign(rank)
     received = np.bincount(needs.owner[segments], lengths[segments], keys.ranks).astype(np.int64)
     foreign = spread(needs.edges[segments], needs.edges[segments + 1])
-    return Exchange(rank, tuple(send), tuple(received.tolist()), int(keys.counts[rank]), foreign)
+    return Exchange(rank, send, tuple(received.tolist()), int(keys.counts[rank]), foreign)
 
 
-def needs_of(masks: Sequence[Mask], rows: Owners, keys: Owners) -> Needs:
+def needs_of(masks: Sequence[Shown], rows: Owners, keys: Owners) -> Needs:
     """Exactly which keys of which owner the rows of each rank see under any of the masks."""
-    found = [_segments(mask, rows) for mask in masks]
-    edges = np.unique(np.concatenate([keys.edges, *(one for one, _ in found)]))
+    found = [_segments(one, rows) for one in masks]
+    edges = unique(np.concatenate([keys.edges, *(one for one, _ in found)]), "stable")
     need = np.zeros((len(edges) - 1, rows.ranks), np.bool_)
     for own, seen in found:
-        need |= seen[np.searchsorted(own, edges[:-1], "right") - 1]
-    owner = keys.at(edges[:-1])
-    return Needs(edges, need, owner, offsets_within(owner, np.diff(edges)))
+        need |= seen[own.searchsorted(edges[:-1], "right") - 1]
+    run = keys.edges.searchsorted(edges[:-1], "right") - 1
+    offset = keys.offsets[run] + (edges[:-1] - keys.edges[run])
+    return Needs(edges, need, keys.owner[run], offset)
 
 
-def _segments(mask: Mask, rows: Owners) -> tuple[Whole, BoolArray]:
+def _segments(shown: Shown, rows: Owners) -> tuple[Whole, BoolArray]:
     """Runs of keys that rows of the same ranks see, their bounds and (runs, ranks)."""
-    if mask.intervals is not None:
-        return _of_intervals(mask.intervals, rows)
+    if shown.pieces is not None:
+        return _of_pieces(shown.pieces, rows)
+    mask = shown.mask
     seen = np.zeros((rows.ranks, mask.shape[1]), np.bool_)
     for (first, stop), owner in zip(pairwise(rows.edges.tolist()), rows.owner.tolist(), strict=True):
         seen[owner] |= mask.key_counts_of(first, stop) > 0
@@ -113,28 +116,17 @@ def _segments(mask: Mask, rows: Owners) -> tuple[Whole, BoolArray]:
     return np.append(first_keys, mask.shape[1]), np.ascontiguousarray(seen[:, first_keys].T)
 
 
-def _of_intervals(pairs: Intervals, rows: Owners) -> tuple[Whole, BoolArray]:
+def _of_pieces(pieces: Pieces, rows: Owners) -> tuple[Whole, BoolArray]:
     """An interval of rows reaches from one run of rows to another: what lies between is seen by their owners."""
-    runs = np.repeat(np.arange(len(rows.owner), dtype=np.int32), np.diff(rows.edges))
-    # run_of[x] is the run that row x lies in; one place more, so that stop - 1 = -1 of an unused slot is inside.
-    run_of = np.append(runs, np.int32(0))
-    k_len = pairs[0].shape[1]
-    changed = np.zeros(k_len, np.bool_)
-    changed[0] = True
-    bounds = []
-    for start, stop in zip(*pairs, strict=True):
-        first = run_of[start]
-        last = run_of[stop - 1] + np.int32(1)
-        last[stop == 0] = 0
-        first[stop == 0] = 0
-        for side in (first, last):
-            changed[1:] |= side[1:] != side[:-1]
-        bounds.append((first, last))
-    at = np.flatnonzero(changed)
-    count = len(at)
-    run = np.tile(np.arange(count), len(bounds))
-    first, last = (np.concatenate([one[side][at] for one in bounds]).astype(np.int64) for side in (0, 1))
-    return np.append(at, k_len), seen_by((run, first, last), count, rows)
+    at = pieces.turns(rows.edges)
+    start, stop = (side[:, at] for side in pieces.pairs)
+    ends = np.array([rows.edges.searchsorted(start, "right") - 1, rows.edges.searchsorted(stop)])
+    changed = np.ones(len(at), np.bool_)
+    (ends[..., 1:] != ends[..., :-1]).any(axis=(0, 1), out=changed[1:])
+    first, last = ends[..., changed].reshape(2, -1)
+    count = int(changed.sum())
+    run = np.tile(np.arange(count), len(start))
+    return np.append(at[changed], pieces.edges[-1]), seen_by((run, first, last), count, rows)
 
 
 def seen_by(ranges: tuple[Whole, Whole, Whole], count: int, rows: Owners) -> BoolArray:

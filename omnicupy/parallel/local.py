@@ -20,9 +20,9 @@ def local_mask(mask: Mask, rows: Owners, rank: int, keys: Whole) -> Mask:
     """
     count = int(rows.counts[rank])
     if mask.intervals is not None:
-        before = rows.before(rank)
+        bounds = [side.take(keys, axis=1) for side in mask.intervals]
         # Intervals that other ranks' rows held apart may touch now.
-        pairs = masks_intervals.canonical(*(before[side[:, keys]] for side in mask.intervals))
+        pairs = masks_intervals.canonical(*rows.below(rank, bounds))
         return Mask((count, len(keys)), intervals=pairs)
     places = rows.of(rank)
 

@@ -77,7 +77,8 @@ def plan(
     name, own_rows, own_keys = candidates[0]
     if len(candidates) > 1:
         name, own_rows, own_keys = _fastest(candidates, shown, shares, chunks, setting)
-    return Plan(given, shares, own_rows, own_keys, bounds, name, setting, heads is not None)
+    found = {("shown", at): one for at, one in enumerate(shown)}
+    return Plan(given, shares, own_rows, own_keys, bounds, name, setting, heads is not None, found)
 
 
 def _masks(masks: Mask | Sequence[Mask]) -> tuple[Mask, ...]:

@@ -17,15 +17,16 @@ from typing import TypeAlias
 import numpy as np
 
 from omnicupy.masks import intervals as masks_intervals
-from omnicupy.masks.intervals import BoolArray
 from omnicupy.masks.mask import Mask
+from omnicupy.parallel.owners import Owners
+from omnicupy.parallel.pieces import Pieces
 from omnicupy.parallel.plan import Plan
-from omnicupy.parallel.prediction import Heads
-from omnicupy.parallel.runs import Real
-from omnicupy.parallel.seen import row_work
+from omnicupy.parallel.prediction import Heads, near_and_far
+from omnicupy.parallel.runs import Real, Whole, merged, sums_before
+from omnicupy.parallel.seen import pairs_before
 
 BLOCK = 128  # rows: launches are cut where block rows end
-MOST_LOOKED_AT = 1 << 25  # ranks times rows, which take 0.1 s; above it each rank looks at its own
+MOST_LOOKED_AT = 1 << 25  # ranks times rows, which take 7 ms; above it each rank looks at its own
 FIRST_SHARES = (2, 4, 8)  # of the heads, the first group is one over these
 GROWTH = 3  # of three groups the second is so many times the first
 MARGIN = (
@@ -36,6 +37,7 @@ Sizes: TypeAlias = tuple[int, ...]
 Overlap: TypeAlias = bool | str | Sizes | None  # as `steps_of` takes it
 ROWS = "rows"
 Range: TypeAlias = tuple[int, int]
+Split: TypeAlias = tuple[float, list[Range]]  # seconds, and the rows of launches
 
 
 @dataclass(frozen=True)
@@ -102,13 +104,16 @@ def _steps(plan: Plan, rank: int, which: Sizes, batch: int, heads: Heads, overla
     if isinstance(overlap, tuple):
         groups = overlap
     elif overlap == ROWS:
-        ranges = _Model(plan, which, batch, heads).rows(rank, True)[1] if local else []
+        ranges = _Model(plan, which, batch, heads).rows([rank], True)[0][1] if local else []
     elif overlap is not False:
         assert not isinstance(overlap, str)
         model = _Model(plan, which, batch, heads)
-        groups = model.groups(overlap)
+        few = plan.ranks * plan.rows.tokens <= MOST_LOOKED_AT
+        of_rows = model.rows(range(plan.ranks) if few else [rank], overlap)
+        if few:
+            groups = model.groups(of_rows, overlap)
         if len(groups) == 1 and local:
-            ranges = model.rows(rank, overlap)[1]
+            ranges = of_rows[rank if few else 0][1]
     if not local:
         return Steps(groups, ())
     own, count = int(plan.keys.counts[rank]), int(plan.rows.counts[rank])
@@ -123,94 +128,112 @@ class _Model:
 
     def __init__(self, plan: Plan, which: Sizes, batch: int, heads: Heads) -> None:
         self.plan, self.setting = plan, replace(plan.setting, heads=heads)
-        self.masks = [plan.masks[one] for one in which]
-        traffic = plan.needs(tuple(sorted(set(which)))).traffic(plan.ranks)
-        self.sent: Real = (batch * traffic).astype(np.float64)
-        self.receives = self.sent.sum(axis=0) > 0
+        self.shown = [plan.shown(one) for one in which]
+        self.times = batch if len(which) == 1 else 1
+        sent = batch * plan.needs(tuple(sorted(set(which)))).traffic(plan.ranks)
+        self.moved = near_and_far(sent, self.setting.node)
+        self.receives = sent.sum(axis=0) > 0
         self.wait = self._come(1.0)
-        self.seen = [row_work(mask) for mask in self.masks]
-        self.pairs: Real = np.sum(self.seen, axis=0, dtype=np.float64)
-        self.pairs *= batch if len(which) == 1 else 1
+        self.before = self._pairs(plan.rows.edges)
+        self.seen = [_ranges(one.pieces, plan.keys) for one in self.shown if one.pieces is not None]
 
     def _come(self, share: float) -> Real:
         """Seconds until a share of the keys has come to each rank; none where a rank is sent none."""
-        return np.where(self.receives, self.setting.exchange_s(self.sent * share), 0.0)
+        near, far = self.moved
+        return np.where(self.receives, self.setting.moved_s(near * share, far * share), 0.0)
 
-    def work(self, rank: int) -> Real:
-        """Seconds of the rank's rows before each of them, and of all."""
-        return self.setting.work_s(np.append(0.0, np.cumsum(self.pairs[self.plan.rows.of(rank)])))
+    def _pairs(self, rows: Whole) -> Real:
+        """Allowed pairs of the rows before each of these, of all elements."""
+        found: Real = np.sum([pairs_before(one, rows) for one in self.shown], axis=0, dtype=np.float64)
+        found *= self.times
+        return found
 
-    def works(self) -> Real:
-        """Of each rank."""
-        plan = self.plan
-        before = np.append(0.0, np.cumsum(self.pairs))
-        sums = np.bincount(plan.rows.owner, np.diff(before[plan.rows.edges]), plan.ranks)
-        return self.setting.work_s(sums.astype(np.float64))
-
-    def groups(self, overlap: bool | None) -> Sizes:
-        """Groups of heads whose slowest rank is done first; one group where rows that need not wait do better."""
+    def groups(self, of_rows: Sequence[Split], overlap: bool | None) -> Sizes:
+        """Groups of heads whose slowest rank is done first; one group where rows that need not wait do better.
+        of_rows: what `rows` says of all ranks.
+        """
         heads, plan = self.setting.heads.kv_heads, self.plan
-        if plan.ranks * plan.rows.tokens > MOST_LOOKED_AT:
-            return (heads,)
-        of_rows = [self.rows(rank, overlap) for rank in range(plan.ranks)]
         best = MARGIN * max(took for took, _ in of_rows)
         found: Sizes = (heads,)
         if overlap and not any(ranges for _, ranges in of_rows):
             best = np.inf
-        works = self.works()
-        for sizes in partitions(heads):
-            took = self.in_groups(sizes, works)
+        pairs = np.bincount(plan.rows.owner, self.before[1:] - self.before[:-1], plan.ranks)
+        works = self.setting.work_s(pairs.astype(np.float64))
+        every = partitions(heads)
+        come = {size: self._come(size / heads) for sizes in every for size in sizes}
+        for sizes in every:
+            took = self.in_groups(sizes, works, come)
             if took < best:
                 best, found = took, sizes
         return found
 
-    def in_groups(self, sizes: Sizes, works: Real) -> float:
-        """A forward pass: each group's launch begins when it has come, and the launch before has ended."""
-        come, done = np.zeros(len(works)), np.zeros(len(works))
+    def in_groups(self, sizes: Sizes, works: Real, come: dict[int, Real]) -> float:
+        """A forward pass: each group's launch begins when it has come, and the launch before has ended. works: of each
+        rank.  come: seconds until so many heads have.
+        """
+        came, done = np.zeros(len(works)), np.zeros(len(works))
         for size in sizes:
-            share = size / sum(sizes)
-            come += self._come(share)
-            done = np.maximum(done, come) + works * share + self.setting.speeds.split_s
+            came += come[size]
+            done = np.maximum(done, came) + works * (size / sum(sizes)) + self.setting.speeds.split_s
         return float(done.max())
 
-    def rows(self, rank: int, overlap: bool | None) -> tuple[float, list[Range]]:
-        """Seconds of a forward pass with one exchange, and the rows of its launches; none for one launch of all rows.
-
-        Those that wait are the last range.
+    def rows(self, ranks: Sequence[int], overlap: bool | None) -> list[Split]:
+        """Of each of these ranks the seconds of a forward pass with one exchange, and the rows of its launches; none
+        for one launch of all rows. Those that wait are the last range.
         """
+        edges, owner = self.plan.rows.edges, self.plan.rows.owner
+        cuts, shifts, places = [], [], []
+        for rank in ranks:
+            held, work = (
+                sums_before(np.where(owner == rank, one[1:] - one[:-1], 0)) for one in (edges, self.before)
+            )
+            cut = np.array([0, *self._waiting(rank, held), held[-1]])
+            run = held.searchsorted(cut, "right") - 1
+            cuts.append(cut.tolist())
+            shifts.append(work[run] - self.before[run])
+            places.append(edges[run] + cut - held[run])
+        before = np.array(shifts) + self._pairs(np.concatenate(places)).reshape(len(cuts), -1)
+        seconds = self.setting.work_s(before).tolist()
+        return [self._split(*one, overlap) for one in zip(ranks, cuts, seconds, strict=True)]
+
+    def _waiting(self, rank: int, held: Whole) -> Range:
+        """Whole blocks of the rank's rows around all that see keys of other ranks; all rows where masks do not tell,
+        or no key is the rank's own. held: rows of the rank before each run of rows, and in all.
+        """
+        count = int(held[-1])
+        if not (self.receives[rank] and self.plan.keys.counts[rank]) or len(self.seen) < len(self.shown):
+            return 0, count
+        low, high = count, 0
+        for owner, ranges in self.seen:
+            first, stop = np.interp(ranges, self.plan.rows.edges, held)
+            waits = (owner != rank) & (first < stop)
+            low = int(first[waits].min(initial=low))
+            high = int(stop[waits].max(initial=high))
+        return low // BLOCK * BLOCK, min(-(-high // BLOCK) * BLOCK, count)
+
+    def _split(self, rank: int, cuts: list[int], seconds: list[float], overlap: bool | None) -> Split:
+        """One of `rows`. cuts: 0, the rows that wait, and all.  seconds: of the rank's rows before each."""
         setting, speeds = self.setting, self.setting.speeds
-        before, wait = self.work(rank), float(self.wait[rank])
-        alone = speeds.split_s + wait + float(before[-1])
-        waiting = self._waiting(rank) if self.receives[rank] else None
-        if waiting is None or waiting.all():
-            return alone, []
+        before, wait = dict(zip(cuts, seconds, strict=True)), float(self.wait[rank])
+        _, low, high, count = cuts
+        alone = speeds.split_s + wait + before[count]
         best, found = np.inf if overlap else MARGIN * alone, []
-        places, count = np.flatnonzero(waiting), len(waiting)
-        low, high = int(places[0]) // BLOCK * BLOCK, min(-(-int(places[-1] + 1) // BLOCK) * BLOCK, count)
         for first, stop in ((low, high), (low, count), (0, high)):
             free = [one for one in ((0, first), (stop, count)) if one[0] < one[1]]
-            early = sum(float(before[b] - before[a]) + speeds.split_s for a, b in free)
+            early = sum(before[b] - before[a] + speeds.split_s for a, b in free)
             # Own keys of rows that wait are copied beside those that come.
             copied = 2.0 * setting.heads.key_bytes * (stop - first) / speeds.copied
-            took = max(wait, early) + copied + float(before[stop] - before[first]) + speeds.split_s
+            took = max(wait, early) + copied + (before[stop] - before[first]) + speeds.split_s
             if free and took < best:
                 best, found = took, [*free, (first, stop)]
         return (best, found) if found else (alone, [])
 
-    def _waiting(self, rank: int) -> BoolArray | None:
-        """Which rows of the rank see keys of other ranks; None where no mask tells cheaply."""
-        mine, own = self.plan.rows.of(rank), self.plan.keys.of(rank)
-        before, count = self.plan.rows.before(rank), len(mine)
-        found = np.zeros(count, np.bool_)
-        for mask, seen in zip(self.masks, self.seen, strict=True):
-            if mask.intervals is None:
-                return None
-            change = np.zeros(count + 1, np.int64)
-            for start, stop in zip(*(before[side[:, own]] for side in mask.intervals), strict=True):
-                change += np.bincount(start, minlength=count + 1)
-                change -= np.bincount(stop, minlength=count + 1)
-            found |= np.cumsum(change[:count]) < seen[mine]
-        return found
+
+def _ranges(pieces: Pieces, keys: Owners) -> tuple[Whole, Whole]:
+    """Ranges of rows that see keys: the owner of these, and the ranges, (2, any number)."""
+    cuts = merged(pieces.edges, keys.edges)
+    run, first, stop = pieces.rows_of(cuts)
+    return keys.at(cuts[run]), np.array([first, stop])
 
 
 def partitions(heads: int) -> list[Sizes]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from omnicupy.parallel.runs import Whole, offsets_within, spread
+from omnicupy.parallel.runs import Whole, offsets_within, spread, sums_before
+
+FEW = 16  # tokens a place, from which on places are faster looked up one by one
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +64,14 @@ class Owners:
         mine = np.repeat(self.owner == rank, np.diff(self.edges))
         np.cumsum(mine, out=steps[1:])
         return steps
+
+    def below(self, rank: int, places: Sequence[NDArray[np.int32]]) -> list[NDArray[np.int32]]:
+        """How many tokens of the rank lie before each place, of each of these arrays."""
+        if FEW * sum(one.size for one in places) > self.tokens:
+            before = self.before(rank)
+            return [before.take(one) for one in places]
+        held = sums_before(np.where(self.owner == rank, np.diff(self.edges), 0))
+        return [np.interp(one, self.edges, held).astype(np.int32) for one in places]
 
     @cached_property
     def offsets(self) -> Whole:

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from omnicupy.masks.intervals import BoolArray, IntArray, Intervals
-from omnicupy.parallel.runs import Whole, merged, spread
+from omnicupy.parallel.runs import Whole, merged, spread, unique
 
 BLOCK = 1 << 17  # keys of which the steps are held at once
 
@@ -38,6 +38,10 @@ class Pieces:
         keys = np.concatenate([self.edges[:-1], self.edges[1:] - 1])
         found = np.array([side[:, keys] for side in self.pairs], np.int64)
         return found[..., : len(keys) // 2], found[..., len(keys) // 2 :]
+
+    def content(self) -> tuple[Whole, ...]:
+        """What no other intervals have: a piece follows from its first key and its last one."""
+        return (self.edges, *self._bounds)
 
     def pairs_before(self, rows: Whole) -> Whole:
         """Allowed pairs of the rows before each of these.
@@ -99,6 +103,16 @@ class Pieces:
         first, last = np.minimum.reduceat(first, parts, axis=1), np.maximum.reduceat(last, parts, axis=1)
         slot, run = (first < last).nonzero()
         return run, first[slot, run].astype(np.int64), last[slot, run].astype(np.int64)
+
+    def turns(self, rows: Whole) -> Whole:
+        """Keys, ascending from the first one on, between which no interval begins or ends in another of these runs of
+        rows. rows: bounds of the runs, from 0.
+        """
+        ahead = np.array([0, 1])[:, None, None]  # the last row of an interval lies in front of its stop
+        first, last = (one - ahead for one in self._bounds)
+        low, high = rows.searchsorted(first.ravel(), "right"), rows.searchsorted(last.ravel(), "right")
+        shift = (self.edges[:-1] - first).ravel()
+        return unique(np.concatenate([self.edges[:-1], rows[spread(low, high)] + shift.repeat(high - low)]))
 
 
 def _first_keys(pairs: Intervals, begin: int, end: int, space: IntArray) -> Whole:

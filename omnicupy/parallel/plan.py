@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 from omnicupy.masks.arguments import flag, integer
 from omnicupy.masks.mask import Mask
 from omnicupy.parallel import arrays, picture, seen
+from omnicupy.parallel.content import content_of
 from omnicupy.parallel.exchange import Exchange, Needs, exchange_of, needs_of
 from omnicupy.parallel.local import local_mask
 from omnicupy.parallel.owners import Owners
 from omnicupy.parallel.prediction import Setting
+from omnicupy.parallel.seen import Shown
 from omnicupy.parallel.statistics import PlanStats, stats_of
 
-FORMAT = b"omnicupy plan 1"
+FORMAT = b"omnicupy plan 2"
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +81,8 @@ class Plan:
         for owners in (self.rows, self.keys):
             for part in (owners.edges, owners.owner):
                 found.update(repr(part.shape).encode() + np.ascontiguousarray(part, "<i8").tobytes())
-        for mask in self.masks:
-            found.update(_content_of(mask))
+        for one in range(len(self.masks)):
+            found.update(content_of(self.shown(one)))
         return found.digest()
 
     def positions(self, rank: int) -> NDArray[np.int64]:
@@ -167,8 +169,8 @@ class Plan:
         """`documents` of one mask."""
         key = ("documents", mask)
         if key not in self._found:
-            (q_len, k_len), shown = self.shape, seen.Shown.of(self.masks[mask])
-            self._found[key] = seen.documents([shown]) if q_len == k_len else np.array([0, q_len])
+            q_len, k_len = self.shape
+            self._found[key] = seen.documents([self.shown(mask)]) if q_len == k_len else np.array([0, q_len])
         found: NDArray[np.int64] = self._found[key]
         return found
 
@@ -213,23 +215,32 @@ class Plan:
         key = ("travels", which)
         if key not in self._found:
             needs = self.needs(which)
-            lone = needs.need.sum(axis=1) - needs.need[np.arange(len(needs.owner)), needs.owner]
-            self._found[key] = bool(lone.any())
+            own = needs.need[np.arange(len(needs.owner)), needs.owner]
+            self._found[key] = np.count_nonzero(needs.need) > np.count_nonzero(own)
         return bool(self._found[key])
 
     def needs(self, which: tuple[int, ...]) -> Needs:
         """Which runs of keys the rows of each rank see under any of these masks."""
         key = ("needs", which)
         if key not in self._found:
-            self._found[key] = needs_of([self.masks[one] for one in which], self.rows, self.keys)
+            self._found[key] = needs_of([self.shown(one) for one in which], self.rows, self.keys)
         found: Needs = self._found[key]
+        return found
+
+    def shown(self, mask: int) -> Shown:
+        """What one of the masks shows of its tokens."""
+        key = ("shown", mask)
+        if key not in self._found:
+            self._found[key] = Shown.of(self.masks[mask])
+        found: Shown = self._found[key]
         return found
 
     def stats(self) -> PlanStats:
         """Tokens, allowed pairs, bytes and predicted time of each rank; print it."""
         if "stats" not in self._found:
             needs = [self.needs((one,)) for one in range(len(self.masks))]
-            found = stats_of(self.masks, self.weights, self.rows, needs, self.setting)
+            shown = [self.shown(one) for one in range(len(self.masks))]
+            found = stats_of(shown, self.weights, self.rows, needs, self.setting)
             self._found["stats"] = found
         kept: PlanStats = self._found["stats"]
         return kept
@@ -273,23 +284,3 @@ class Plan:
                 "in the list that plan was given"
             )
         return which
-
-
-def _content_of(mask: Mask) -> bytes:
-    """What two masks in one form share only if they allow the same pairs."""
-    found = hashlib.sha256(repr(mask.shape).encode())
-    if mask.intervals is not None:
-        parts = [np.ascontiguousarray(side, "<i4") for side in mask.intervals]
-    elif mask.bits is not None:
-        parts = [mask.bits]
-    else:
-        assert mask.tiles is not None
-        content = mask.tiles.content()
-        parts = [
-            np.ascontiguousarray(part) for part in (*content["bounds"], content["offsets"], content["keys"])
-        ]
-        if content["inner"] is not None:
-            found.update(_content_of(content["inner"]))
-    for part in parts:
-        found.update(repr((part.shape, part.dtype.str)).encode() + part.tobytes())
-    return found.digest()

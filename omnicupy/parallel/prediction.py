@@ -79,11 +79,11 @@ class Setting:
 
     def exchange_s(self, sent: NDArray[np.float64] | Whole) -> Real:
         """Seconds that each rank's exchange takes. sent: keys from each rank to each other one."""
-        return self._moved_s(*near_and_far(sent, self.node))
+        return self.moved_s(*near_and_far(sent, self.node))
 
     def flows_s(self, flows: Flows) -> Real:
         """Seconds that each rank's exchange of these keys takes."""
-        return self._moved_s(*flows.near_and_far(self.node))
+        return self.moved_s(*flows.near_and_far(self.node))
 
     def near_s(self, keys: tuple[Real, Real]) -> Real:
         """Seconds of exchanges inside a node. keys: that ranks send, and that they receive."""
@@ -91,7 +91,8 @@ class Setting:
         found: Real = np.where(moved > 0, self.speeds.near_s, 0.0) + moved
         return found
 
-    def _moved_s(self, near: Moved, far: Moved) -> Real:
+    def moved_s(self, near: Moved, far: Moved) -> Real:
+        """Seconds of exchanges. near, far: keys that ranks send, and that they receive, in a node and across nodes."""
         speeds = self.speeds
         near_s = self.heads.key_bytes * np.maximum(*near) / speeds.near
         far_s = self.heads.key_bytes * np.maximum(*far) / speeds.far

@@ -27,10 +27,7 @@ def merged(a: Whole, b: Whole) -> Whole:
 def unique(numbers: Whole, kind: Literal["quicksort", "stable"] = "quicksort") -> Whole:
     """Ascending, each once; in place of np.unique, which hashes. numbers: changed in place."""
     numbers.sort(kind=kind)
-    new = np.empty(len(numbers), np.bool_)
-    new[:1] = True
-    np.not_equal(numbers[1:], numbers[:-1], out=new[1:])
-    return numbers[new]
+    return numbers[is_new(numbers)]
 
 
 def sums_before(amounts: NDArray[Any]) -> NDArray[Any]:
@@ -42,11 +39,18 @@ def sums_before(amounts: NDArray[Any]) -> NDArray[Any]:
 
 def offsets_within(group: Whole, lengths: Whole) -> Whole:
     """For each item the sum of the lengths of the earlier ones of its group."""
-    order = np.argsort(group, kind="stable")
-    sums = np.cumsum(lengths[order]) - lengths[order]
-    sorted_group = group[order]
-    begins = np.append(True, sorted_group[1:] != sorted_group[:-1]) if len(group) else np.zeros(0, np.bool_)
-    base = np.repeat(sums[begins], np.diff(np.append(np.flatnonzero(begins), len(group))))
+    order = group.argsort(kind="stable")
+    group, sums = group[order], sums_before(lengths[order])[:-1]
+    # Sums ascend: of the items up to each one the latest first one of a group has the greatest.
+    base = np.maximum.accumulate(np.where(is_new(group), sums, 0))
     found = np.empty_like(sums)
     found[order] = sums - base
     return found
+
+
+def is_new(numbers: Whole) -> NDArray[np.bool_]:
+    """Whether each of these differs from the one before; the first one does."""
+    new = np.empty(len(numbers), np.bool_)
+    new[:1] = True
+    np.not_equal(numbers[1:], numbers[:-1], out=new[1:])
+    return new

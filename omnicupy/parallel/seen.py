@@ -96,10 +96,10 @@ def chunk_work(shown: Shown, edges: Whole) -> NDArray[Any]:
     return np.add.reduceat(row_work(shown.mask), edges[:-1])
 
 
-def pairs_before(mask: Mask, rows: Whole) -> NDArray[Any]:
+def pairs_before(shown: Shown, rows: Whole) -> NDArray[Any]:
     """Allowed pairs of the rows before each of these; of masks without interval form by the mean of a row's strip."""
-    few = Shown.of(mask).few
-    return sums_before(row_work(mask))[rows] if few is None else few.pairs_before(rows)
+    few = shown.few
+    return sums_before(row_work(shown.mask))[rows] if few is None else few.pairs_before(rows)
 
 
 class _Extents(NamedTuple):

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from omnicupy.masks.mask import Mask
 from omnicupy.parallel.exchange import Needs
 from omnicupy.parallel.owners import Owners
 from omnicupy.parallel.prediction import Setting, near_and_far
 from omnicupy.parallel.runs import Real
-from omnicupy.parallel.seen import pairs_before
+from omnicupy.parallel.seen import Shown, pairs_before
 
 MOST_SHOWN = 16  # ranks in print(stats)
 
@@ -68,15 +67,15 @@ class PlanStats:
 
 
 def stats_of(
-    masks: Sequence[Mask], weights: Sequence[float], rows: Owners, needs: Sequence[Needs], setting: Setting
+    shown: Sequence[Shown], weights: Sequence[float], rows: Owners, needs: Sequence[Needs], setting: Setting
 ) -> PlanStats:
     """Statistics of a plan. needs: of each mask."""
     ranks = rows.ranks
     pairs, rank_s = np.zeros(ranks), np.zeros(ranks)
     moved = np.zeros((3, ranks))
     alone = slowest = 0.0
-    for mask, weight, need in zip(masks, weights, needs, strict=True):
-        before = pairs_before(mask, rows.edges)
+    for one, weight, need in zip(shown, weights, needs, strict=True):
+        before = pairs_before(one, rows.edges)
         own: Real = np.bincount(rows.owner, np.diff(before), ranks).astype(np.float64)
         traffic = need.traffic(ranks)
         near, far_keys = near_and_far(traffic, setting.node)

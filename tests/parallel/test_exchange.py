@@ -9,6 +9,7 @@ import pytest
 
 import omnicupy as oc
 from omnicupy.parallel import exchange, plan, seen
+from omnicupy.parallel import owners as owners_of_tokens
 from omnicupy.parallel.owners import Owners
 from omnicupy.parallel.prediction import Flows, Heads, Setting, Speeds, near_and_far
 from omnicupy.parallel.runs import offsets_within, spread
@@ -21,10 +22,10 @@ def test_long_ranges_of_rows_are_counted_as_short_ones_are_written_out(
     for kind in parallel_cases.KINDS:
         mask = parallel_cases.case(rng, kind).mask
         made = parallel_cases.made(rng, mask)
-        short = exchange.needs_of([mask], made.rows, made.keys)
+        short = exchange.needs_of([seen.Shown.of(mask)], made.rows, made.keys)
         with monkeypatch.context() as patch:
             patch.setattr(exchange, "MOST_PAIRS", 0)
-            counted = exchange.needs_of([mask], made.rows, made.keys)
+            counted = exchange.needs_of([seen.Shown.of(mask)], made.rows, made.keys)
         assert np.array_equal(short.need, counted.need)
         assert np.array_equal(short.edges, counted.edges)
 
@@ -117,13 +118,18 @@ def test_rows_of_masks_without_intervals_are_counted_in_strips(monkeypatch: pyte
         assert seen.documents([seen.Shown.of(blocks)]).tolist() == [0, 20, 40]
 
 
-def test_owners() -> None:
+def test_owners(monkeypatch: pytest.MonkeyPatch) -> None:
     owners = Owners.of_tokens(np.array([1, 1, 0, 2, 2, 1]), 4)
     assert owners.edges.tolist() == [0, 2, 3, 5, 6]
     assert owners.counts.tolist() == [1, 3, 2, 0]
     assert owners.of(1).tolist() == [0, 1, 5]
     assert owners.of(3).tolist() == []
     assert owners.before(1).tolist() == [0, 1, 2, 2, 2, 2, 3]
+    for few in (0, 16):
+        monkeypatch.setattr(owners_of_tokens, "FEW", few)
+        found = owners.below(1, [np.array([6, 0], np.int32), np.array([[1], [4]], np.int32)])
+        assert [one.tolist() for one in found] == [[3, 0], [[1], [2]]]
+        assert {one.dtype for one in found} == {np.dtype(np.int32)}
     assert owners.at(np.array([0, 2, 4, 5])).tolist() == [1, 0, 2, 1]
     assert offsets_within(owners.owner, np.diff(owners.edges)).tolist() == [0, 0, 0, 2]
     assert spread(np.array([3, 9, 1]), np.array([5, 9, 4])).tolist() == [3, 4, 1, 2, 3]

@@ -106,3 +106,13 @@ def test_first_groups_are_small() -> None:
             assert sum(sizes) == heads
             assert list(sizes) == sorted(sizes)
             assert len(sizes) in (2, 3)
+
+
+@pytest.mark.parametrize("how", [True, None, "rows"])
+def test_a_rank_without_keys_has_one_launch(how: bool | str | None) -> None:
+    """Its rows that see no key of another rank see none at all."""
+    mask = oc.ranges([(0, 512, 0, 512), (768, 1024, 0, 512)], 1024)
+    made = plan(mask, 2, rows="contiguous", keys=np.zeros(1024, np.int64))
+    steps = steps_of(made, 1, 0, 1, HEADS, how)
+    assert [(piece.first, piece.stop) for piece in steps.pieces] == [(0, 512)]
+    _check(made, 1, steps)

@@ -65,7 +65,7 @@ def test_pairs_before_rows(seed: int) -> None:
         rows = np.unique(np.random.default_rng(seed).integers(0, len(dense) + 1, 9))
         wanted = np.append(0, np.cumsum(dense.sum(axis=1)))[rows].tolist()
         assert _of(mask).pairs_before(rows).tolist() == wanted
-        assert seen.pairs_before(mask, rows).tolist() == wanted
+        assert seen.pairs_before(seen.Shown.of(mask), rows).tolist() == wanted
 
 
 def test_pairs_of_many_tokens_are_exact() -> None:
@@ -114,3 +114,19 @@ def test_assignments_whose_work_alone_takes_longer_would_not_win(
 
     monkeypatch.setattr(make, "_seconds", none_at_least)
     assert [plan(mask, ranks).digest for mask in masks] == found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_bounds_stay_in_their_runs_of_rows_between_turns(seed: int) -> None:
+    for mask, dense in _masks(seed, False):
+        rng = np.random.default_rng(seed)
+        rows = np.unique(np.append(rng.integers(0, len(dense) + 1, 5), [0, len(dense)]))
+        keys = _of(mask).turns(rows)
+        assert keys[0] == 0
+        assert (np.diff(keys) > 0).all()
+        assert mask.intervals is not None
+        start, stop = mask.intervals
+        ends = np.concatenate([np.searchsorted(rows, start, "right"), np.searchsorted(rows, stop)])
+        others = np.setdiff1d(np.arange(dense.shape[1]), keys)
+        assert np.array_equal(ends[:, others], ends[:, others - 1])
+    assert _of(oc.causal(512)).turns(np.array([0, 128, 512])).tolist() == [0, 128]
