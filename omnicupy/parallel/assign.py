@@ -33,12 +33,13 @@ def contiguous(size: int, ranks: int) -> Owners:
 def zigzag(size: int, ranks: int) -> Owners:
     """Rank r gets runs r and 2 * ranks - 1 - r of twice as many runs: even for one causal text."""
     shares = np.array(shares_of(size, ranks))
-    low = shares // 2
-    lengths = np.concatenate([low, (shares - low)[::-1]])
+    low = shares[:-1] // 2
+    # The last rank's two runs lie side by side.
+    lengths = np.concatenate([low, shares[-1:], (shares[:-1] - low)[::-1]])
     each = np.arange(ranks)
-    owner = np.concatenate([each, each[::-1]])
+    owner = np.concatenate([each, each[-2::-1]])
     kept = lengths.nonzero()[0]
-    return Owners.of_chunks(sums_before(lengths[kept]), owner[kept], ranks)
+    return Owners(sums_before(lengths[kept]), owner[kept], ranks)
 
 
 def two_ended(chunks: Chunks, ranks: int) -> Owners:

@@ -43,25 +43,21 @@ def _from_dense_end(edges: list[int], line: tuple[Real, Real], left: tuple[int, 
     after = high - share  # where the light end's run begins if none comes from the dense end
     a, b = bisect_right(edges, low), bisect_left(edges, low + share)
     c, d = bisect_right(edges, after, a), bisect_left(edges, high, b)
-    cuts = np.empty(b - a + d - c + 2)
-    cuts[0], cuts[-1] = 0.0, share
-    np.subtract(places[a:b], low, out=cuts[1 : b - a + 1])
-    np.subtract(places[c:d], after, out=cuts[b - a + 1 : -1])
-    cuts.sort()
-    ends = np.empty((2, len(cuts)))
-    np.add(cuts, low, out=ends[0])
-    np.add(cuts, after, out=ends[1])
-    dense, light = np.interp(ends, places, work)
-    goal = float(light[-1] - dense[0]) * share / (high - low)
+    # Where the dense end's run may stop; the light end's begins as far behind `after` as that is behind `low`.
+    stops = np.concatenate([places[a:b], places[c:d] - (after - low), [low, low + share]])
+    stops.sort()
+    dense, light = np.interp(stops, places, work), np.interp(stops + (after - low), places, work)
+    left_work = float(light[-1] - dense[0])
+    goal = left_work * share / (high - low)
     over = dense - light
-    over += float(light[-1] - dense[0]) - goal
+    over += left_work - goal
     near = (np.abs(over) <= EVEN * goal).nonzero()[0]
     if len(near):
-        return int(cuts[near[np.abs(cuts[near] - share / 2).argmax()]])
+        return int(stops[near[np.abs(stops[near] - (low + share / 2)).argmax()]]) - low
     below = over < 0
     cross = (below[:-1] != below[1:]).nonzero()[0]
     if not len(cross):
-        return int(cuts[np.abs(over).argmin()])
+        return int(stops[np.abs(over).argmin()]) - low
     one = int(cross[0])
     part = over[one] / (over[one] - over[one + 1])
-    return int(cuts[one]) + round(float(part) * float(cuts[one + 1] - cuts[one]))
+    return int(stops[one]) - low + round(float(part) * float(stops[one + 1] - stops[one]))

@@ -141,15 +141,16 @@ def _items(chunks: Chunks, share: Real, *, middles: bool) -> tuple[list[Part], R
 
 def _zigzag(line: Line, first: int, stop: int, count: int) -> list[Part]:
     """So many items of the chunks from first to stop."""
-    edges, items = line.edges, []
+    edges, before = line.edges, line.before
+    items = []
     cuts = [first + -(-half * (stop - first) // (2 * count)) for half in range(2 * count + 1)]
     for number in range(count):
         low, high, again = cuts[number], cuts[number + 1], (cuts[-2 - number], cuts[-1 - number])
         runs = [(low, again[1])] if high == again[0] else [(low, high), again]
         ranges = [(edges[a], edges[b]) for a, b in runs if a < b]
         if ranges:
-            work = sum(line.before[b] - line.before[a] for a, b in runs)
-            items.append(Part(ranges, sum(b - a for a, b in ranges), work))
+            work = sum([before[b] - before[a] for a, b in runs])
+            items.append(Part(ranges, sum([b - a for a, b in ranges]), work))
     return items
 
 
@@ -164,7 +165,7 @@ def _settle(held: list[list[Part]], counts: list[int], node: int, line: Line) ->
         tokens = min(over[full], -over[free])
         moved = _moved(held[full], tokens, (work[full] - work[free]) / 2, counts[full] / node, line)
         held[free] += moved
-        amount = sum(one.total for one in moved)
+        amount = sum([one.total for one in moved])
         over[full] -= tokens
         over[free] += tokens
         work[full] -= amount
@@ -182,8 +183,8 @@ def _moved(documents: list[Part], tokens: int, wanted: float, rank_tokens: float
         if fits:
             moved = documents.pop(max(fits, key=lambda at: documents[at].tokens))
         else:
-            at, from_tail = _cheapest_cut(documents, tokens, (wanted, total), rank_tokens, line)
-            moved, documents[at] = _cut(documents[at], tokens, from_tail, line)
+            at, from_tail, moved = _cheapest_cut(documents, tokens, (wanted, total), rank_tokens, line)
+            documents[at] = _without(documents[at], moved, from_tail)
         found.append(moved)
         tokens -= moved.tokens
         wanted -= moved.total
@@ -192,13 +193,14 @@ def _moved(documents: list[Part], tokens: int, wanted: float, rank_tokens: float
 
 def _cheapest_cut(
     documents: list[Part], tokens: int, work: tuple[float, float], rank_tokens: float, line: Line
-) -> tuple[int, bool]:
-    """The document that loses `tokens` tokens of one end, and whether it is the tail. work: wanted, and of all.
+) -> tuple[int, bool, Part]:
+    """The document that loses `tokens` tokens of one end, whether it is the tail, and what it loses. work: wanted, and
+    of all.
 
     Who gets n rows that see up to w keys fetches about w - n of them; who keeps the rest up to n.
     """
     wanted, total = work[0], max(work[1], 1.0)
-    best, found = np.inf, (0, False)
+    best, found = np.inf, (0, False, documents[0])
     shortest = sorted([(one.tokens, at) for at, one in enumerate(documents)])[:MOST_TRIED]
     for _, at in shortest:
         ranges = documents[at].ranges
@@ -207,9 +209,10 @@ def _cheapest_cut(
             most = line.most(end) - tokens
             cost = (most if most > tokens else tokens) / rank_tokens
             if cost < best:
-                cost += abs(line.work_of(end) - wanted) / total
+                of_it = line.work_of(end)
+                cost += abs(of_it - wanted) / total
                 if cost < best * (1 - ALIKE):
-                    best, found = cost, (at, from_tail)
+                    best, found = cost, (at, from_tail, Part(sorted(end), tokens, of_it))
     return found
 
 
@@ -222,11 +225,7 @@ def _end(ranges: Ranges, tokens: int, from_tail: bool) -> Ranges:
     return [(first, stop), *_end(others, tokens - (stop - first), from_tail)]
 
 
-def _cut(document: Part, tokens: int, from_tail: bool, line: Line) -> tuple[Part, Part]:
-    """A document's first or last tokens, and the others."""
-    end = _end(document.ranges, tokens, from_tail)
-    rest = _end(document.ranges, document.tokens - tokens, not from_tail)
-    work = line.work_of(end)
-    return Part(sorted(end), tokens, work), Part(
-        sorted(rest), document.tokens - tokens, document.total - work
-    )
+def _without(document: Part, lost: Part, from_tail: bool) -> Part:
+    """A document that loses tokens of one end."""
+    tokens = document.tokens - lost.tokens
+    return Part(sorted(_end(document.ranges, tokens, not from_tail)), tokens, document.total - lost.total)
