@@ -44,7 +44,16 @@ class Pieces:
         return (self.edges, *self._bounds)
 
     def pairs_before(self, rows: Whole) -> Whole:
-        """Allowed pairs of the rows before each of these.
+        """Allowed pairs of the rows before each of these."""
+        places, sums = self._polynomials
+        square, linear, constant = sums[:, places.searchsorted(rows)]
+        found: Whole = ((square * rows + linear) * rows + constant) >> 1
+        return found
+
+    @cached_property
+    def _polynomials(self) -> tuple[Whole, Whole]:
+        """Rows, ascending, behind each of which another polynomial counts twice the pairs before a row; and those from
+        the first row on: (square, linear, constant), (3, rows + 1).
 
         The rows of a key from x on that lie before row r are max(0, r - x), summed over the keys of a piece: n (r - x)
         where x stays, (r - x)(r - x + 1) / 2 less the same of x + n where it moves. Twice that is a polynomial in r.
@@ -66,9 +75,7 @@ class Pieces:
         order = at.argsort()
         sums = np.zeros((3, len(at) + 1), np.int64)
         terms[:, order].cumsum(axis=1, out=sums[:, 1:])
-        square, linear, constant = sums[:, at[order].searchsorted(rows)]
-        found: Whole = ((square * rows + linear) * rows + constant) >> 1
-        return found
+        return at[order], sums
 
     def free(self) -> BoolArray:
         """Whether no pair of a square mask crosses place i + 1, (keys - 1,)."""

@@ -14,7 +14,7 @@ Real: TypeAlias = NDArray[np.float64]
 def spread(first: Whole, stop: Whole) -> Whole:
     """All numbers of the ranges [first, stop), one range after the other."""
     lengths = stop - first
-    found = (stop - lengths.cumsum()).repeat(lengths)
+    found: Whole = (stop - lengths.cumsum()).repeat(lengths)
     found += np.arange(len(found))
     return found
 
