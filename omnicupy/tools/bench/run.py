@@ -117,8 +117,9 @@ def catalogue() -> dict[str, Any]:
 def listing() -> str:
     """The catalogue, a line each."""
     of = catalogue()
-    lines = ["suites on a GPU:", *(f"  {name:10} {note}" for name, note in of["gpu"].items())]
-    lines += ["suites anywhere:", *(f"  {name:10} {note}" for name, note in of["anywhere"].items())]
+    width = max(map(len, (*of["gpu"], *of["anywhere"])))
+    lines = ["suites on a GPU:", *(f"  {name:{width}} {note}" for name, note in of["gpu"].items())]
+    lines += ["suites anywhere:", *(f"  {name:{width}} {note}" for name, note in of["anywhere"].items())]
     ours = f"{OURS}, {OURS}:sm80-128x64-s2-w4 (any tile)"
     lines += [f"systems: {ours}, {', '.join(SYSTEMS)}"]
     lines += [f"  for gradients also {', '.join(f'{OURS}:{word}' for word in WORDS)}"]

@@ -7,11 +7,10 @@ from typing import Any
 
 import click
 
-from omnicupy.masks.picture import checked_file
 from omnicupy.tools import environment
 from omnicupy.tools.cli import options as cli_options
 from omnicupy.tools.cli.console import JSON, print_json, say
-from omnicupy.tools.cli.options import DTYPE, MASK_HELP, SIZES, refuse_unused, sizes, take_sizes
+from omnicupy.tools.cli.options import DTYPE, MASK_HELP, SIZES, picture_file, refuse_unused, sizes, take_sizes
 from omnicupy.tools.workloads import words
 
 MEASURING = (
@@ -32,11 +31,16 @@ MEASURING = (
     "texts",
     multiple=True,
     metavar="SPEC",
-    help=f"Instead of the suite's own workloads. {MASK_HELP}",
+    help=f"Instead of the suite's own workloads; may be repeated. {MASK_HELP}",
 )
 @sizes
 @click.option("--workload", "workloads", multiple=True, hidden=True, help="As --mask.")
-@click.option("--system", "systems", multiple=True, help="These systems instead of the suite's own.")
+@click.option(
+    "--system",
+    "systems",
+    multiple=True,
+    help="This one instead of the suite's own, as `bench` alone lists them; may be repeated.",
+)
 @DTYPE
 @click.option(
     "--pass",
@@ -47,7 +51,7 @@ MEASURING = (
     help="The forward pass, the backward pass, or both as one call.",
 )
 @click.option(
-    "--samples", type=click.IntRange(min=3), default=30, show_default=True, help="Samples per system."
+    "--samples", type=click.IntRange(min=3), default=30, show_default=True, help="Timed calls of a system."
 )
 @click.option(
     "--seeds", type=click.IntRange(1, 8), default=8, show_default=True, help="Random masks per shape."
@@ -78,8 +82,7 @@ def bench(record: Path | None, picture: Path | None, as_json: bool, **chosen: An
     from omnicupy.tools.bench import run as bench_run
     from omnicupy.tools.report import plots
 
-    if picture:
-        picture = checked_file(picture)
+    picture = picture_file("--plot", picture)
     if record:
         refuse_unused("with --table", keep=("record", "picture", "as_json"))
         content = records.load(record)

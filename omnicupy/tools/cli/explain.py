@@ -17,7 +17,9 @@ from omnicupy.tools.workloads.workload import Workload
 @sizes
 @DTYPE
 @click.option(
-    "--variant", metavar="WORD", help="This variant of the forward pass, such as sm90-128x128-s2-w12."
+    "--variant",
+    metavar="WORD",
+    help="This variant of the forward pass, such as sm90-128x128-s2-w12 (default: the one that the call gets).",
 )
 @click.option(
     "--pass",
@@ -42,9 +44,9 @@ from omnicupy.tools.workloads.workload import Workload
 def explain(
     text: str, dtype: str, passed: str, records: tuple[Path, ...], out: Path | None, **options: Any
 ) -> None:
-    """Say where the time of a call goes: tiles, balance, launch, and what each waste comes from.
+    """Say where the time of a call goes, and what each waste comes from.
 
-    The time is predicted from measured ceilings; with a GPU it is measured, too.
+    The time of tiles, imbalance, launch and memory is predicted from measured ceilings; with a GPU it is measured, too.
     """
     as_json, variant, any_order = (options.pop(name) for name in ("as_json", "variant", "any_order"))
     passed = passed.lower()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
+from omnicupy.masks.picture import checked_file
 from omnicupy.tools.workloads import words
 from omnicupy.tools.workloads.workload import Workload
 
@@ -18,6 +21,10 @@ DTYPE = click.option(
     type=click.Choice(["bfloat16", "float16"], case_sensitive=False),
     default="bfloat16",
     show_default=True,
+    help="Of queries, keys and values.",
+)
+PNG = click.option(
+    "--png", type=click.Path(dir_okay=False), help="Save a picture too; the suffix names its format."
 )
 SIZES = tuple(words.Sizes.__dataclass_fields__)
 
@@ -25,12 +32,12 @@ SIZES = tuple(words.Sizes.__dataclass_fields__)
 def sizes(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that give a problem's sizes; a workload as the mask brings its own."""
     helps = {
-        "--heads": "Query heads; a workload brings its own sizes.",
-        "--kv-heads": "Heads of keys (default: as many as query heads).",
-        "--head-dim": "Columns of a head.",
-        "--length": "Query rows, in tokens; segments bring their own.",
+        "--heads": "Query heads (default: those of a workload; other masks need a number).",
+        "--kv-heads": "Heads of keys (default: those of a workload, else as many as query heads).",
+        "--head-dim": "Columns of a head (default: those of a workload; other masks need a number).",
+        "--length": "Query rows, in tokens; full, causal and random masks need it.",
         "--kv-length": "Keys, in tokens (default: the length).",
-        "--batch": "Batch elements (default: 1).",
+        "--batch": "Batch elements (default: those of a workload, else 1).",
     }
     for name, text in reversed(helps.items()):
         command = click.option(name, type=int, help=text)(command)
@@ -45,6 +52,17 @@ def take_sizes(options: dict[str, Any]) -> words.Sizes:
 def problem_options(text: str, options: dict[str, Any]) -> Workload:
     """The workload that --mask and the options of `sizes` name; takes them out of `options`."""
     return words.problem_of(text, take_sizes(options))
+
+
+def picture_file(option: str, path: str | PathLike[str] | None) -> Path | None:
+    """Where the option saves a picture, looked at before anything is done; None where it was left out.
+
+    Raises what `checked_file` raises, in the option's name.
+    """
+    try:
+        return None if path is None else checked_file(path)
+    except (ImportError, TypeError, ValueError) as error:
+        raise type(error)(f"{option}: {str(error).removeprefix('plot: ')}") from error
 
 
 def given() -> list[click.Parameter]:

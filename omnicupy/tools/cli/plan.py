@@ -6,31 +6,35 @@ from typing import Any
 
 import click
 
-from omnicupy.masks.picture import checked_file
 from omnicupy.parallel import Plan
 from omnicupy.parallel import plan as make_plan
 from omnicupy.parallel.make import NAMES, OF_GROUPS
 from omnicupy.parallel.overlap import steps_of
 from omnicupy.parallel.statistics import MOST_SHOWN
 from omnicupy.tools.cli.console import JSON, print_json, say
-from omnicupy.tools.cli.options import MASK, problem_options, sizes
+from omnicupy.tools.cli.options import MASK, PNG, picture_file, problem_options, sizes
 
 
 @click.command()
 @MASK
 @sizes
 @click.option("--ranks", type=click.IntRange(min=1), required=True, help="Ranks (GPUs) that share a call.")
-@click.option("--node", type=click.IntRange(min=1), default=8, show_default=True, help="Ranks of a node.")
 @click.option(
-    "--png", type=click.Path(dir_okay=False), help="Save a picture too; the suffix names its format."
+    "--node",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Ranks of a node, which fast links join.",
 )
+@PNG
 @JSON
 def plan(text: str, ranks: int, node: int, png: str | None, as_json: bool, **options: Any) -> None:
-    """Share a mask among ranks: who owns which rows, what travels, and what it should cost.
+    """Share a mask among ranks (GPUs): who owns what, and what it costs.
 
-    Shows each assignment and the one that is predicted fastest, without overlap; and what overlaps. Needs no GPU.
+    Shows what travels and the predicted time, for each assignment of rows to ranks and for the one that is predicted
+    fastest, without overlap; and what overlaps. Needs no GPU.
     """
-    picture = None if png is None else checked_file(png)
+    picture = picture_file("--png", png)
     workload = problem_options(text, options)
     mask, heads = workload.mask(), (workload.q_heads, workload.kv_heads, workload.head_dim)
     chosen = make_plan(mask, ranks, node=node, heads=heads)

@@ -24,7 +24,10 @@ from omnicupy.tools.cli.options import refuse_unused
 @click.option("--no-pictures", is_flag=True, help="Make the tables alone.")
 @JSON
 def report(docs: Path, check: bool, no_pictures: bool, as_json: bool) -> None:
-    """Make the tables and pictures of docs/report.md and both README.md anew from docs/results, without a GPU."""
+    """Make the documents' tables and pictures anew from docs/results.
+
+    These are the generated blocks of docs/report.md and both README.md, and docs/plots. Needs no GPU, and some minutes.
+    """
     from omnicupy.tools.report import run as report_run
 
     if not check:

@@ -7,9 +7,8 @@ from typing import Any
 import click
 
 from omnicupy.masks.mask import Mask
-from omnicupy.masks.picture import checked_file
 from omnicupy.tools.cli.console import JSON, print_json, say
-from omnicupy.tools.cli.options import MASK_HELP, refuse_unused
+from omnicupy.tools.cli.options import MASK_HELP, PNG, picture_file, refuse_unused
 from omnicupy.tools.workloads import words
 
 
@@ -17,20 +16,20 @@ from omnicupy.tools.workloads import words
 @click.option("--mask", "text", metavar="SPEC", help=MASK_HELP)
 @click.option("--length", type=int, help="Query rows, in tokens, of full, causal and random masks.")
 @click.option("--kv-length", type=int, help="Keys, in tokens (default: the length).")
-@click.option("--documents", type=click.IntRange(min=1), help="Packed samples of a random mask.")
+@click.option(
+    "--documents", type=click.IntRange(min=1), help="Packed samples of a random mask (default: one)."
+)
 @click.option("--random", "tokens", type=int, hidden=True, help="Tokens of a random mask.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, hidden=True, help="Seed of --random.")
 @click.option("--segments", "segments", hidden=True, help="Segments, as --mask takes them.")
 @click.option("--workload", hidden=True, help="A named workload.")
 @click.option("--br", type=int, default=128, show_default=True, help="Query rows of a tile.")
 @click.option("--bc", type=int, default=128, show_default=True, help="Keys of a tile.")
-@click.option(
-    "--png", type=click.Path(dir_okay=False), help="Save a picture too; the suffix names its format."
-)
+@PNG
 @JSON
 def show(br: int, bc: int, png: str | None, as_json: bool, **chosen: Any) -> None:
     """Draw a mask as text, with its statistics at a tile size."""
-    picture = None if png is None else checked_file(png)
+    picture = picture_file("--png", png)
     mask = _mask(br, bc, **chosen)
     stats = mask.stats(br, bc)
     if as_json:

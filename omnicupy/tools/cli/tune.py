@@ -38,15 +38,25 @@ from omnicupy.tools.cli.options import DTYPE, MASK, problem_options, refuse_unus
     "--page", type=click.IntRange(1, 256), help="With --cache pages: tokens of a page.  [default: 16]"
 )
 @click.option("--any-order", is_flag=True, help="With --pass bwd: for calls with deterministic=False.")
-@click.option("--samples", type=click.IntRange(min=3), default=20, show_default=True, help="Samples a round.")
 @click.option(
-    "--finalists", type=click.IntRange(min=2), default=8, show_default=True, help="Entries of rounds."
+    "--samples",
+    type=click.IntRange(min=3),
+    default=20,
+    show_default=True,
+    help="Timed calls of a variant in a round.",
+)
+@click.option(
+    "--finalists",
+    type=click.IntRange(min=2),
+    default=8,
+    show_default=True,
+    help="Variants, the quickest of all, that rounds are run with.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the ranking, keep nothing.")
 @click.option("--export", is_flag=True, help="Also print the winner as a row for the built-in table.")
 @JSON
 def tune(text: str, dtype: str, dry_run: bool, export: bool, as_json: bool, **options: Any) -> None:
-    """Search the fastest kernel variant for a problem on this GPU, and keep it for later calls.
+    """Search the fastest kernel variant for a problem, on this GPU.
 
     Every legal variant (of a backward pass: every tile of each of its kernels) is compiled, held against the reference
     and timed. One that beats the table's choice in two rounds is kept in a file beside the kernel cache; calls of the

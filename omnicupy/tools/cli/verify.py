@@ -63,8 +63,9 @@ ON_A_GPU = ("sweep", "repeats", "no_timing", "beside")  # parameters of a run th
 @click.option("--arch", default="sm_90", show_default=True, help="Architecture of --build.")
 @JSON
 def verify(build: Path | None, listing: bool, no_timing: bool, as_json: bool, **chosen: Any) -> None:
-    """Hold every kernel against the float64 reference; without a GPU the CPU engine, and compile all
-    kernels.
+    """Hold every kernel against the float64 reference, on this GPU.
+
+    Without a GPU the CPU engine is held against it, and all kernels are compiled for every architecture.
     """
     from omnicupy.tools.verify import run as verify_run
     from omnicupy.tools.verify.plan import Part

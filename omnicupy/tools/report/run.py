@@ -123,7 +123,13 @@ def update(docs: Path, track: Track = silent, *, with_pictures: bool = True) -> 
     wanted) before anything is made.
     """
     if with_pictures:
-        figure_class()
+        try:
+            figure_class()
+        except ImportError as error:
+            raise ImportError(
+                "report: pictures need matplotlib, which cannot be imported; in the checkout: pip install '.[plot]', "
+                "or --no-pictures for the tables alone"
+            ) from error
     library = Library.open(docs / "results")
     for path, text in _rendered(docs, library, track):
         replace_file(path, text.encode())

@@ -26,6 +26,8 @@ from omnicupy.tools.workloads import words
 from omnicupy.tools.workloads.workload import NAMED, Workload
 
 SIZES = ("--heads", "4", "--head-dim", "64")
+# Commands with a --length, which has no default: the mask tells whether it is needed.
+OF_SIZES = ("bench", "explain", "plan", "show", "tune")
 MASKS = (
     ("full", ("--length", "300"), oc.full(300)),
     ("Causal", ("--length", "300", "--kv-length", "400"), oc.causal(300, 400)),
@@ -227,3 +229,47 @@ def test_on_a_terminal_the_line_goes_away(monkeypatch: pytest.MonkeyPatch) -> No
             time.sleep(0.01)
     assert any(text.startswith(f"{console.CLEAR}slow: ") for text in written)
     assert written[-1] == console.CLEAR
+
+
+def test_the_list_of_commands_says_what_each_does_in_whole_sentences() -> None:
+    listed = run("--help").output.split("Commands:\n")[1]
+    assert "..." not in listed
+    assert len(listed.splitlines()) == len(main.commands)
+    assert all(line.endswith(".") for line in listed.splitlines())
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_every_option_says_what_it_does_and_what_it_is_where_it_is_left_out(name: str) -> None:
+    options = [one for one in main.commands[name].params if isinstance(one, click.Option) and not one.hidden]
+    assert [one.opts for one in options if not one.help] == []
+    numbers = [one for one in options if isinstance(one.type, click.types.IntParamType)]
+    unsaid = [
+        one for one in numbers if not (one.show_default or one.required or "default" in (one.help or ""))
+    ]
+    assert [max(one.opts, key=len) for one in unsaid] == ["--length"] * (name in OF_SIZES)
+
+
+@pytest.mark.parametrize(
+    "arguments", ["show --mask W15 --png", "plan --mask W15 --ranks 2 --png", "bench cpu --plot"]
+)
+def test_an_error_of_a_picture_names_the_option(
+    arguments: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    option = arguments.split()[-1]
+    found = run(*arguments.split(), str(tmp_path / "x.exe"))
+    assert f"Error: {option}: expected a suffix of " in found.output
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    found = run(*arguments.split(), str(tmp_path / "x.png"))
+    assert found.output == (
+        f"Error: {option}: matplotlib is needed, but cannot be imported; in the checkout: pip install '.[plot]'\n"
+    )
+
+
+def test_suites_are_listed_in_two_columns() -> None:
+    listed = bench_run.listing().split("\nsystems:")[0].splitlines()
+    names = {name for kind in ("gpu", "anywhere") for name in bench_run.catalogue()[kind]}
+    width = max(map(len, names))
+    suites = [line for line in listed if line.startswith("  ")]
+    assert {line[2 : 2 + width].rstrip() for line in suites} == names
+    assert {line[2 + width] for line in suites} == {" "}
+    assert " " not in {line[3 + width] for line in suites}
