@@ -178,4 +178,6 @@ def _last_line(log: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    from usage import words
+
+    sys.exit(main(*words(__doc__, 3)))

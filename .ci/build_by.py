@@ -118,4 +118,6 @@ def main(libraries: str, out: str, *options: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    from usage import words
+
+    main(*words(__doc__, 2))

@@ -38,6 +38,8 @@ def measured(tree: Path, arguments: list[str]) -> Figures:
 def main(other: str, rounds: str, *arguments: str) -> None:
     """Print the other tree's figures, this one's, and the first over the second, as medians over the rounds."""
     trees = (Path(other).resolve(), Path(__file__).resolve().parent.parent)
+    if not (trees[0] / "cli.py").is_file():
+        raise SystemExit(f"compare.py: expected another checkout, with a cli.py, got {other}")
     found: tuple[list[Figures], list[Figures]] = ([], [])
     for turn in range(int(rounds)):
         for place in (0, 1) if turn % 2 == 0 else (1, 0):
@@ -51,4 +53,6 @@ def main(other: str, rounds: str, *arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    from usage import words
+
+    main(*words(__doc__, 2))

@@ -217,4 +217,6 @@ def run(pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[str, list[str], str]
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    from usage import words
+
+    main(*words(__doc__, 2))

@@ -30,6 +30,6 @@ def main(out: str, *parts: str) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
-        sys.exit(str(__doc__))
-    sys.exit(main(*sys.argv[1:]))
+    from usage import words
+
+    sys.exit(main(*words(__doc__, 2)))

@@ -1429,6 +1429,10 @@ def survivors_of(faults: Sequence[Fault], folder: Path, jobs: int) -> int:
 def main(word: str = "", jobs: str = "") -> int:
     """Try all faults whose file or text has the word; returns how many were not found."""
     chosen = [fault for fault in FAULTS if word in f"{fault.file}\n{fault.old}"]
+    if not chosen:
+        raise SystemExit(
+            f"mutate.py: expected a word of a fault's file or text, got {word!r}, which none has"
+        )
     with tempfile.TemporaryDirectory() as folder:
         survivors = survivors_of(chosen, Path(folder), int(jobs or os.cpu_count() or 1))
     print(f"{len(chosen) - survivors} of {len(chosen)} faults were found")
@@ -1436,4 +1440,6 @@ def main(word: str = "", jobs: str = "") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    from usage import words
+
+    sys.exit(main(*words(__doc__)))

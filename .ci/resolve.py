@@ -6,6 +6,7 @@ WANTED says. Where no index can be reached it says so and checks nothing.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -122,5 +123,10 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    from usage import words
+
+    words(__doc__, known=())
+    if importlib.util.find_spec("uv") is None:
+        raise SystemExit("resolve.py: uv is needed, but cannot be imported; pip install uv")
     os.environ.setdefault("UV_HTTP_TIMEOUT", "60")
     sys.exit(main())

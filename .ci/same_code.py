@@ -96,6 +96,8 @@ def difference(before: Parts, now: Parts) -> str:
 
 def main(other: str, *words: str) -> int:
     """Print a line for each kernel that differs, then how many were compared; 1 if any differs, or none was."""
+    if not (Path(other) / "kernels").is_dir():
+        raise SystemExit(f"same_code.py: expected another checkout, with a folder kernels, got {other}")
     chosen = [spec for spec in kernels() if not words or any(word in name(spec) for word in words)]
 
     def compare(spec: AttnSpec) -> str:
@@ -115,4 +117,6 @@ def main(other: str, *words: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    from usage import words
+
+    sys.exit(main(*words(__doc__, 1)))

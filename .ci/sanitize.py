@@ -7,7 +7,6 @@ before wrote.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 
 import cupy
@@ -77,4 +76,6 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    from usage import words
+
+    main(words(__doc__, known=("naive", "sm80", "sm90")))

@@ -10,7 +10,6 @@ without; any-order is of rows that have one.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -117,4 +116,6 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    from usage import words
+
+    main(words(__doc__, known=(*KERNELS, *FORMS)))

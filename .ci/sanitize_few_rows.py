@@ -7,7 +7,6 @@ are split; rules are causal, a window with sinks, and a draft of bits.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from itertools import product
 from typing import Any
@@ -92,4 +91,6 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    from usage import words
+
+    main(words(__doc__, known=()))

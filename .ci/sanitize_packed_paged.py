@@ -8,7 +8,6 @@ rows are split; some have numbers of rows of their own. Results are compared wit
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -201,4 +200,6 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    from usage import words
+
+    main(words(__doc__, known=tuple(SOURCES)))
