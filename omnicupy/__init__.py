@@ -7,6 +7,9 @@
 Importing needs no GPU, reads no file and imports no CuPy.
 """
 
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
 from omnicupy import presets
 from omnicupy.api import attention, attention_backward, plan, prepare
 from omnicupy.errors import CompileError, UnsupportedError
@@ -41,6 +44,19 @@ for _public in (
     *(CompileError, Mask, PagedKV, TileShape, UnsupportedError),
 ):
     _public.__module__ = "omnicupy"
+
+_BY_NAME = ("parallel", "torch", "transformers", "vllm")  # packages that need an import of their own
+
+
+def _missing(name: str) -> NoReturn:
+    hint = f"; write import omnicupy.{name}" if name in _BY_NAME else ""
+    raise AttributeError(
+        f"module 'omnicupy' has no attribute {name!r}{hint}", name=name, obj=sys.modules[__name__]
+    )
+
+
+if not TYPE_CHECKING:
+    __getattr__ = _missing
 
 __all__ = [
     "AttnSpec",

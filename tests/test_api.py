@@ -40,6 +40,15 @@ def test_public_names() -> None:
     assert all(getattr(oc, name) is not None for name in oc.__all__)
 
 
+def test_a_name_that_is_not_there_says_what_to_import() -> None:
+    said = "module 'omnicupy' has no attribute 'torch'; write import omnicupy.torch"
+    tried = "import omnicupy\ntry:\n omnicupy.torch\nexcept AttributeError as error:\n print(error)"
+    assert _run(tried) == f"{said}\n"
+    with pytest.raises(AttributeError, match=r"^module 'omnicupy' has no attribute 'segment'$") as raised:
+        _ = oc.segment
+    assert (raised.value.name, raised.value.obj) == ("segment", oc)
+
+
 def test_the_version_is_the_project_s() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert oc.__version__ == project["project"]["version"]

@@ -45,7 +45,9 @@ def call(kv: AnyKV, k_new: Any, v_new: Any, slots: Any) -> AppendCall:
     Raises TypeError for an argument of a wrong type or dtype, ValueError for a wrong shape, value or layout.
     """
     if not isinstance(kv, CACHES):
-        raise TypeError(f"append: kv must be a CachedKV or PagedKV, got {type_name(kv)}")
+        raise TypeError(
+            f"append: kv must be a CachedKV or PagedKV, got {type_name(kv)}; make one of the caches"
+        )
     _check_places(kv, k_new=k_new, v_new=v_new, slots=slots)
     fp8 = check_fp8.is_fp8(kv)
     found = _check_caches(kv, fp8)
@@ -135,7 +137,7 @@ def _check_writable(kv: AnyKV, fp8: bool) -> None:
                 f"{name} must not repeat elements, got strides {pool.strides} for shape {pool.shape}"
             )
     if overlap(k, v):
-        raise ValueError(f"{names[1]} must not overlap {names[0]}: both are written")
+        raise ValueError(f"{names[1]} must not overlap {names[0]}: both are written; pass another array")
 
 
 def _check_dtype(name: str, array: Any) -> None:
@@ -198,7 +200,9 @@ def _check_new(kv: AnyKV, k_new: Any, v_new: Any, has_slots: bool, found: tuple[
             )
         for pool in (k, v):
             if overlap(array, pool):
-                raise ValueError(f"{name} must not overlap the caches: it is read while they are written")
+                raise ValueError(
+                    f"{name} must not overlap the caches: it is read while they are written; pass a copy"
+                )
         if is_on_gpu(array):
             check.check_layout(name, array, ("tokens", "heads") if has_slots else check.AXES)
     return AppendCall(
@@ -240,7 +244,7 @@ def _check_room(kv: AnyKV, call: AppendCall) -> None:
     if len(bad):
         raise ValueError(
             f"lengths[{bad[0]}] must be from 0 to the capacity {call.capacity}, with the new tokens counted, got "
-            f"{kv.lengths[bad[0]]}"
+            f"{kv.lengths[bad[0]]}; make the cache larger"
         )
     if not isinstance(kv, PagedKV):
         return

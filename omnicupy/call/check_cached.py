@@ -16,6 +16,7 @@ from omnicupy.call.arrays import on_gpu as is_on_gpu
 from omnicupy.call.problem import Problem, split_of, type_name
 from omnicupy.jit.spec import AttnSpec
 from omnicupy.masks.arguments import at_least_one, integer, plain_array
+from omnicupy.masks.mask import Mask
 from omnicupy.serving.caches import CACHES, AnyKV, PagedKV, pools_of, sizes_of
 from omnicupy.serving.rule import CachedRule
 from omnicupy.serving.step import CachedStep
@@ -63,8 +64,9 @@ def call(
     UnsupportedError for a config that does not read such a cache.
     """
     if v is not None:
+        advice = "pass it as mask=" if isinstance(v, (CachedRule, CachedStep, Mask)) else "leave it out"
         raise TypeError(
-            f"v must be left out where k is a CachedKV, which holds the values, got {type_name(v)}"
+            f"v must be left out where k is a {type(kv).__name__}, which holds the values, got {type_name(v)}; {advice}"
         )
     scores: dict[str, Any] = {"scale": scale, "sink_logits": sink_logits, "softcap": softcap}
     ragged = rows is not None or max_rows is not None
@@ -76,7 +78,7 @@ def call(
         check_ragged.check_out(out, q, kv, problem.value_dim)
         check_fp8.check_out(out, q, kv)
     if not isinstance(rule, CachedRule):
-        _refuse_rule(rule)
+        _refuse_rule(rule, kv)
     _check_lengths(q, kv.lengths, problem)
     if out is not None:
         check_out_apart(out, kv, rows, sink_logits)
@@ -113,8 +115,8 @@ def check_is_cache(k: object) -> None:
     """Raises TypeError for a rule of `cached` where k is no CachedKV or PagedKV."""
     if not isinstance(k, CACHES):
         raise TypeError(
-            f"k must be a CachedKV where mask is a rule of cached(), got {type_name(k)}; pass CachedKV(k, v, lengths), "
-            "or the Mask for one length, cached(...).mask(length, q_len)"
+            f"k must be a CachedKV or PagedKV where mask is a rule of cached(), got {type_name(k)}; pass "
+            "CachedKV(k, v, lengths), or the Mask for one length, cached(...).mask(length, q_len)"
         )
 
 
@@ -176,10 +178,11 @@ def address_of(array: Any) -> Any:
     return array.data_ptr() if hasattr(array, "data_ptr") else array.data.ptr
 
 
-def _refuse_rule(rule: object) -> NoReturn:
-    hint = "its lengths live in arrays, which a Mask cannot follow; " if type(rule).__name__ == "Mask" else ""
+def _refuse_rule(rule: object, kv: AnyKV) -> NoReturn:
+    hint = "its lengths live in arrays, which a Mask cannot follow; " if isinstance(rule, Mask) else ""
+    found = "None" if rule is None else type_name(rule)
     raise TypeError(
-        f"mask must be a rule of cached() where k is a CachedKV, got {type_name(rule)}; {hint}pass mask=oc.cached()"
+        f"mask must be a rule of cached() where k is a {type(kv).__name__}, got {found}; {hint}pass mask=oc.cached()"
     )
 
 

@@ -34,6 +34,11 @@ def arrays_of(q: Any, kv: AnyKV, out: Any) -> tuple[Any, Any]:
             f"k_pages must have the head_dim of q ({q.shape[3]}), got {kv.k_pages.shape[3]}; its shape is "
             f"{kv.k_pages.shape}; v_pages alone may have another"
         )
+    if q.shape[1] % kv.k_pages.shape[2]:
+        raise ValueError(
+            f"k_pages must have a number of heads that divides those of q ({q.shape[1]}), got {kv.k_pages.shape[2]}; "
+            f"its axes are {_SHAPE}: transpose pages with heads ahead of tokens"
+        )
     if fp8:
         return _e4m3_of(q, kv, out)
     for name, pages in (("k_pages", kv.k_pages), ("v_pages", kv.v_pages)):

@@ -60,7 +60,8 @@ class CachedRule:
 
     def __repr__(self) -> str:
         tail = self.tail if self.tail is None or len(self.tail) > 1 else self.tail[0]
-        return f"cached(window={self.window}, sink={self.sink}, tail={list(tail) if isinstance(tail, tuple) else tail})"
+        shown = list(tail) if isinstance(tail, tuple) else tail
+        return f"cached(window={self.window}, sink={self.sink}, tail={shown!r})"
 
     def mask(self, keys: int, q_len: int, k_len: int | None = None, *, sequence: int = 0) -> Mask:
         """The ordinary Mask (q_len, k_len) of a sequence with so many keys: for `print`, `plot`, `explain` and tests.

@@ -51,7 +51,7 @@ class CachedStep:
     def __repr__(self) -> str:
         of_q, (_, capacity), most = self.shapes
         if most is None:
-            rows = f"{of_q[0]} sequences, {of_q[2]} rows each"
+            rows = f"{of_q[0]} sequences, {of_q[2]} row{'s' * (of_q[2] != 1)} each"
         else:
             rows = f"{self.lengths.shape[0]} sequences, {of_q[0]} rows, up to {most} each"
         kernel = "" if self.kernel is None else f", kernel {self.kernel.kernel}"

@@ -92,7 +92,7 @@ def from_mask_mod(
     if not callable(mask_mod):
         raise TypeError(
             f"from_mask_mod: mask_mod must be a function of (b, h, q_idx, kv_idx), got {type(mask_mod).__name__}; "
-            "pass a function"
+            f"pass {'its mask_mod' if callable(getattr(mask_mod, 'mask_mod', None)) else 'a function'}"
         )
     tensors.check_device("from_mask_mod", device, "that of the tensors that mask_mod reads")
     batches = 1 if batch is None else at_least_one("from_mask_mod", "batch", batch)

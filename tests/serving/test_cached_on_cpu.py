@@ -123,7 +123,7 @@ def test_a_step_holds_the_lengths_it_was_planned_with() -> None:
     with pytest.raises(ValueError, match=r"the step was made for q of shape \(2, 6, 1, 16\)"):
         oc.attention(np.concatenate([q, q], axis=2), kv, mask=step)
     assert repr(step) == (
-        "<CachedStep of cached(window=4, sink=0, tail=None): 2 sequences, 1 rows each, capacity 300>"
+        "<CachedStep of cached(window=4, sink=0, tail=None): 2 sequences, 1 row each, capacity 300>"
     )
 
 
@@ -159,7 +159,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"mask": None},
         TypeError,
-        r"mask must be a rule of cached\(\) where k is a CachedKV, got NoneType; pass mask=",
+        r"mask must be a rule of cached\(\) where k is a CachedKV, got None; pass mask=",
     ),
     ({"mask": oc.full(1, 8)}, TypeError, "its lengths live in arrays, which a Mask cannot follow"),
     (
@@ -169,10 +169,11 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ),
     ({"mask": oc.cached(tail=[oc.full(1)] * 3)}, ValueError, r"one Mask per sequence \(2\), got 3"),
     ({"extra": np.zeros((2, 1, 8, 4), np.float32)}, TypeError, "v must be left out where k is a CachedKV"),
+    ({"extra": oc.cached()}, TypeError, r"which holds the values, got omnicupy.CachedRule; pass it as mask="),
     (
         {"kv": np.zeros((2, 1, 8, 4), np.float32)},
         TypeError,
-        r"k must be a CachedKV where mask is a rule of cached\(\)",
+        r"k must be a CachedKV or PagedKV where mask is a rule of cached\(\)",
     ),
     ({"config": 3}, TypeError, "config must be an AttnSpec or None"),
     ({"out": np.zeros((2, 1, 1, 4))}, TypeError, r"out must have the dtype of q \(float32\), got float64"),

@@ -195,10 +195,10 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"k_pages": _pages(5, 4, 3, 8), "v_pages": _pages(5, 4, 3, 8)},
         ValueError,
-        "q must have a multiple of the heads of k (3), got 2",
+        "k_pages must have a number of heads that divides those of q (2), got 3; its axes are (pages, page_size, kv_",
     ),
     ({"q": [[1.0]]}, TypeError, "q must be a CuPy or NumPy array, got list"),
-    ({"v": _pages(2, 1, 8, 8)}, TypeError, "v must be left out where k is a CachedKV, which holds the values"),
+    ({"v": _pages(2, 1, 8, 8)}, TypeError, "v must be left out where k is a PagedKV, which holds the values"),
     ({"out": _pages(2, 2, 1, 8, dtype=np.float64)}, TypeError, "out must have the dtype of q (float32), got float64"),
     ({"config": 3}, TypeError, "config must be an AttnSpec or None"),
 ]  # fmt: skip
@@ -218,7 +218,9 @@ def test_out_may_not_lie_in_a_page() -> None:
 
 def test_other_masks_are_refused() -> None:
     kv = paged_calls.paged(_caches([5, 7]), 16)
-    with pytest.raises(TypeError, match=r"mask must be a rule of cached\(\) where k is a CachedKV"):
+    with pytest.raises(
+        TypeError, match=r"mask must be a rule of cached\(\) where k is a PagedKV, got omnicupy.Mask"
+    ):
         oc.attention(_queries(2, 1), kv, mask=oc.full(1, 304))
 
 

@@ -107,7 +107,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"out": np.zeros((53, 6, 16))}, TypeError, "out must have the dtype of q (float32), got float64"),
     ({"mask": oc.cached(tail=oc.full(33))}, oc.UnsupportedError, "a tail goes with q of equally many rows a sequence"),
     ({"mask": oc.full(53)}, TypeError, "mask must be a rule of cached() where k is a CachedKV"),
-    ({"k": np.zeros((6, 2, 300, 16), np.float32)}, TypeError, "k must be a CachedKV where mask is a rule of cached()"),
+    ({"k": np.zeros((6, 2, 300, 16), np.float32)}, TypeError, "k must be a CachedKV or PagedKV where mask is a"),
 ]  # fmt: skip
 
 

@@ -79,6 +79,9 @@ def test_a_rule_is_a_value() -> None:
     assert rule != 4
     assert oc.cached(window=4) is oc.cached(window=4)
     assert repr(oc.cached(window=4, sink=1)) == "cached(window=4, sink=1, tail=None)"
+    shown = repr(oc.causal(3))
+    assert repr(oc.cached(tail=oc.causal(3))) == f"cached(window=None, sink=0, tail={shown})"
+    assert repr(oc.cached(tail=[oc.causal(3)] * 2)) == f"cached(window=None, sink=0, tail=[{shown}, {shown}])"
     with pytest.raises(AttributeError, match="rules are immutable"):
         rule.window = 5
 

@@ -124,7 +124,9 @@ def test_what_is_refused_by_name() -> None:
         oc.torch.attention(q, oc.CachedKV(kv.k, kv.v, [1, 2, 3]), mask=oc.cached())
     with pytest.raises(TypeError, match=r"lengths must be int32, got torch.int64"):
         oc.torch.attention(q, oc.CachedKV(kv.k, kv.v, kv.lengths.long()), mask=oc.cached())
-    with pytest.raises(TypeError, match=r"k must be a CachedKV where mask is a rule of cached\(\)"):
+    with pytest.raises(
+        TypeError, match=r"k must be a CachedKV or PagedKV where mask is a rule of cached\(\)"
+    ):
         oc.torch.attention(q, kv.k, kv.v, oc.cached())
     with pytest.raises(TypeError, match=r"mask must be a rule of cached\(\) where k is a CachedKV"):
         oc.torch.attention(q, kv, mask=oc.full(2, CAPACITY))

@@ -95,6 +95,13 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "from_mask_mod: mask_mod must be a function of (b, h, q_idx, kv_idx), got int; pass a function",
     ),
+    "a BlockMask": (
+        lambda: oc.torch.from_mask_mod(
+            flex.create_block_mask(MODS["causal"], None, None, Q, Q, device="cpu"), Q
+        ),
+        TypeError,
+        "from_mask_mod: mask_mod must be a function of (b, h, q_idx, kv_idx), got BlockMask; pass its mask_mod",
+    ),
     "a score": (
         lambda: oc.torch.from_mask_mod(lambda b, h, q, k: q - k, Q),
         TypeError,

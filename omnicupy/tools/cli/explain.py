@@ -44,9 +44,10 @@ from omnicupy.tools.workloads.workload import Workload
 def explain(
     text: str, dtype: str, passed: str, records: tuple[Path, ...], out: Path | None, **options: Any
 ) -> None:
-    """Say where the time of a call goes, and what each waste comes from.
+    """Say where the time of a call goes, and why.
 
     The time of tiles, imbalance, launch and memory is predicted from measured ceilings; with a GPU it is measured, too.
+    Waste is shown by the segments that it comes from.
     """
     as_json, variant, any_order = (options.pop(name) for name in ("as_json", "variant", "any_order"))
     passed = passed.lower()

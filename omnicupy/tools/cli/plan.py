@@ -29,7 +29,7 @@ from omnicupy.tools.cli.options import MASK, PNG, picture_file, problem_options,
 @PNG
 @JSON
 def plan(text: str, ranks: int, node: int, png: str | None, as_json: bool, **options: Any) -> None:
-    """Share a mask among ranks (GPUs): who owns what, and what it costs.
+    """Share a mask among ranks (GPUs): who owns what, at which cost.
 
     Shows what travels and the predicted time, for each assignment of rows to ranks and for the one that is predicted
     fastest, without overlap; and what overlaps. Needs no GPU.

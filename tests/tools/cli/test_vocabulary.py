@@ -232,7 +232,7 @@ def test_on_a_terminal_the_line_goes_away(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_list_of_commands_says_what_each_does_in_whole_sentences() -> None:
-    listed = run("--help").output.split("Commands:\n")[1]
+    listed = CliRunner(env={"COLUMNS": "80"}).invoke(main, ["--help"]).output.split("Commands:\n")[1]
     assert "..." not in listed
     assert len(listed.splitlines()) == len(main.commands)
     assert all(line.endswith(".") for line in listed.splitlines())
