@@ -21,6 +21,7 @@ EXPECTED = (
     *(ValueError, TypeError, OSError, ImportError, MemoryError, OverflowError),
     *(UnsupportedError, CompileError),
 )
+EXTRAS = ("torch", "transformers")  # libraries that are imported where they are used, by their extras
 
 
 class _Group(click.Group):
@@ -30,8 +31,18 @@ class _Group(click.Group):
         try:
             with signs_of_life(lambda: ctx.invoked_subcommand or "omnicupy"):
                 return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            raise click.ClickException(_missing(error)) from error
         except EXPECTED as error:
             raise click.ClickException(str(error)) from error
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    """What to install for a library that some commands need."""
+    library = (error.name or "").partition(".")[0]
+    if library not in EXTRAS:
+        return str(error)
+    return f"{library} is needed, but cannot be imported; in the checkout: pip install '.[{library}]'"
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

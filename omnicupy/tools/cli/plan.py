@@ -32,7 +32,8 @@ def plan(text: str, ranks: int, node: int, png: str | None, as_json: bool, **opt
     """Share a mask among ranks (GPUs): who owns what, at which cost.
 
     Shows what travels and the predicted time, for each assignment of rows to ranks and for the one that is predicted
-    fastest, without overlap; and what overlaps. Needs no GPU.
+    fastest, without overlap. The last lines are for calls with overlap=None: so many rows are computed first, while
+    keys travel, or heads of keys travel in groups, as 2+2 of 4, each while the one before is computed. Needs no GPU.
     """
     picture = picture_file("--png", png)
     workload = problem_options(text, options)

@@ -107,10 +107,15 @@ class BackwardExplanation(Explained):
         )
         start = f"ceilings   {self.device.name}: "
         for work, one in zip(self.kernels, self.speeds, strict=True):
-            skipped = f", a skipped one {one.skipped_ps / one.pair_ps:.0%}" if one.part == "dq" else ""
+            tile = f"{work.kernel.br} x {work.kernel.bc}"
+            skipped = (
+                f"; one that a warpgroup skips takes {one.skipped_ps / one.pair_ps:.0%} of its time"
+                if one.part == "dq"
+                else ""
+            )
             lines.append(
-                f"{start}{one.part} {one.full_tflops(self.device.sm_count):.0f} TFLOP/s over full tiles of "
-                f"{work.kernel.br} x {work.kernel.bc}; a pair of a partial tile {one.partial_ps / one.pair_ps:+.0%}, "
+                f"{start}{one.part} {one.full_tflops(self.device.sm_count):.0f} TFLOP/s over full tiles of {tile}; "
+                f"a pair of a partial tile takes {one.partial_ps / one.pair_ps:+.0%}, "
                 f"of a causal one {one.causal_ps / one.pair_ps:+.0%}{skipped}"
             )
             start = INDENT

@@ -74,7 +74,7 @@ class Explained:
         of = self.prediction
         shares = ", ".join(f"{name} {us / of.us:.1%}" for name, us in of.parts_us.items() if us)
         return [
-            f"work       {of.items:,} items on {of.slots} places; balance {of.balance:.1%}",
+            f"work       {of.items:,} work items for {of.slots} thread blocks at once; balance {of.balance:.1%}",
             f"predicted  {self.predicted_ms:.4f} ms, {self.flops / of.us / 1e6:.0f} TFLOP/s useful",
             f"{INDENT}{shares}",
         ]

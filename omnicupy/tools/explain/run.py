@@ -82,10 +82,10 @@ class Explanation(Explained):
         rate = self.ceiling.full_tflops(self.ceilings.device.sm_count)
         return [
             *self._predicted(),
-            f"ceilings   {self.ceilings.device.name}: {rate:.0f} TFLOP/s over full tiles; a pair of a partial tile "
-            f"{self.ceiling.partial_ps / self.ceiling.pair_ps:+.0%}, of a causal one "
-            f"{self.ceiling.causal_ps / self.ceiling.pair_ps:+.0%}, a skipped one "
-            f"{self.ceiling.skipped_ps / self.ceiling.pair_ps:.0%}",
+            f"ceilings   {self.ceilings.device.name}: {rate:.0f} TFLOP/s over full tiles; a pair of a partial "
+            f"tile takes {self.ceiling.partial_ps / self.ceiling.pair_ps:+.0%}, of a causal one "
+            f"{self.ceiling.causal_ps / self.ceiling.pair_ps:+.0%}; one that a warpgroup skips takes "
+            f"{self.ceiling.skipped_ps / self.ceiling.pair_ps:.0%} of its time",
             *self._measured(),
         ]
 

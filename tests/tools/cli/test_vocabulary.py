@@ -273,3 +273,18 @@ def test_suites_are_listed_in_two_columns() -> None:
     assert {line[2 : 2 + width].rstrip() for line in suites} == names
     assert {line[2 + width] for line in suites} == {" "}
     assert " " not in {line[3 + width] for line in suites}
+
+
+@pytest.mark.parametrize("name", ["torch", "transformers"])
+def test_a_library_that_is_missing_is_named_with_what_installs_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def needs(options: bench_run.Options, say: Any) -> Any:
+        raise ModuleNotFoundError(f"No module named '{name}.part'", name=f"{name}.part")
+
+    monkeypatch.setattr(bench_run, "run", needs)
+    found = run("bench", "padded")
+    assert found.output == (
+        f"Error: {name} is needed, but cannot be imported; in the checkout: pip install '.[{name}]'\n"
+    )
+    assert found.exit_code == 1
