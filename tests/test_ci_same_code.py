@@ -67,6 +67,9 @@ def test_what_differs_is_said(
 
 
 def test_nothing_to_compare_is_no_success(same_code: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="expected another checkout, with a folder kernels"):
+        same_code.main(str(tmp_path), KERNEL)
+    (tmp_path / "kernels").mkdir()
     assert same_code.main(str(tmp_path), "no such kernel") == 1
 
 

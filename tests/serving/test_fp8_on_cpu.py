@@ -222,7 +222,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"q": np.zeros((1, 3, 1, 16), np.float32)},
         ValueError,
-        "q must have a multiple of the heads of k (2), got 3",
+        "k_pages must have a number of heads that divides those of q (3), got 2",
     ),
 ]
 
