@@ -22,7 +22,7 @@ from omnicupy.parallel.owners import Owners
 from omnicupy.parallel.pieces import Pieces
 from omnicupy.parallel.plan import Plan
 from omnicupy.parallel.prediction import Heads, near_and_far
-from omnicupy.parallel.runs import Real, Whole, merged, sums_before
+from omnicupy.parallel.runs import Real, Whole, merged
 from omnicupy.parallel.seen import pairs_before
 
 BLOCK = 128  # rows: launches are cut where block rows end
@@ -181,12 +181,10 @@ class _Model:
         """Of each of these ranks the seconds of a forward pass with one exchange, and the rows of its launches; none
         for one launch of all rows. Those that wait are the last range.
         """
-        edges, owner = self.plan.rows.edges, self.plan.rows.owner
+        rows, edges = self.plan.rows, self.plan.rows.edges
         cuts, shifts, places = [], [], []
         for rank in ranks:
-            held, work = (
-                sums_before(np.where(owner == rank, one[1:] - one[:-1], 0)) for one in (edges, self.before)
-            )
+            held, work = (rows.sums_of(rank, sums) for sums in (edges, self.before))
             cut = np.array([0, *self._waiting(rank, held), held[-1]])
             run = held.searchsorted(cut, "right") - 1
             cuts.append(cut.tolist())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,8 +71,14 @@ class Owners:
         if FEW * sum(one.size for one in places) > self.tokens:
             before = self.before(rank)
             return [before.take(one) for one in places]
-        held = sums_before(np.where(self.owner == rank, np.diff(self.edges), 0))
+        held = self.sums_of(rank, self.edges)
         return [np.interp(one, self.edges, held).astype(np.int32) for one in places]
+
+    def sums_of(self, rank: int, sums: NDArray[Any]) -> NDArray[Any]:
+        """What the rank has before each run of all ranks, and in all. sums: the same of all ranks, (runs + 1,), as
+        `edges` are of tokens.
+        """
+        return sums_before(np.where(self.owner == rank, sums[1:] - sums[:-1], 0))
 
     @cached_property
     def offsets(self) -> Whole:

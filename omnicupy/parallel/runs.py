@@ -7,15 +7,15 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from omnicupy.masks import stretches
+
 Whole: TypeAlias = NDArray[np.int64]
 Real: TypeAlias = NDArray[np.float64]
 
 
 def spread(first: Whole, stop: Whole) -> Whole:
     """All numbers of the ranges [first, stop), one range after the other."""
-    lengths = stop - first
-    found: Whole = (stop - lengths.cumsum()).repeat(lengths)
-    found += np.arange(len(found))
+    found: Whole = stretches.spread(first, stop - first)
     return found
 
 
