@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -32,10 +33,11 @@ class CachedRule:
     sink: int
     tail: tuple[Mask, ...] | None
     _hash: int | None
-    _kept: dict[Any, Any]
+    _kept: OrderedDict[Any, Any]  # whose oldest entry goes in one step, whatever other threads do
 
     def __init__(self, window: int | None, sink: int, tail: tuple[Mask, ...] | None) -> None:
-        content: dict[str, Any] = {"window": window, "sink": sink, "tail": tail, "_hash": None, "_kept": {}}
+        content: dict[str, Any] = {"window": window, "sink": sink, "tail": tail, "_hash": None}
+        content["_kept"] = OrderedDict()
         for name, value in content.items():
             object.__setattr__(self, name, value)
 
@@ -119,9 +121,8 @@ class CachedRule:
         if found is None:
             positions = np.concatenate([np.arange(sink), np.arange(first, keys)])
             found = _mask_at(self, self.tail_of(which), q_len, keys, positions)
-            # A list at once: other threads may change the keys while an iterator over them lives.
-            for oldest in list(self._kept)[: max(0, len(self._kept) - MAX_KEPT + 1)]:
-                self._kept.pop(oldest, None)
+            while len(self._kept) >= MAX_KEPT:
+                self._kept.popitem(last=False)
             self._kept[key] = found
         return found
 

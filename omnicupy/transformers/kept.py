@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -30,7 +31,7 @@ class _Reading:
     """A part of a tensor as it was read, and what was made of it."""
 
     copy: Any
-    made: dict[object, Any] = field(default_factory=dict)
+    made: OrderedDict[object, Any] = field(default_factory=OrderedDict)
 
 
 # The tensor -> {part of its storage: reading}. The value is determined by the elements alone, which anybody may write
@@ -50,7 +51,7 @@ def derived(tensor: Any, what: object, make: Callable[[Any], Any], instead: str)
     """
     check_readable(tensor.device, instead)
     owner = tensor._base if tensor._is_view() and tensor._base is not None else tensor
-    parts = _readings.setdefault(owner, {})
+    parts = _readings.setdefault(owner, OrderedDict())
     part = (tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype, tensor.device)
     elements = _distinct(tensor)
     reading: _Reading | None = parts.get(part)
@@ -82,7 +83,6 @@ def _distinct(tensor: Any) -> Any:
     return tensor
 
 
-def _drop_oldest(entries: dict[Any, Any]) -> None:
-    # A list at once: other threads may change the keys while an iterator over them lives.
-    for oldest in list(entries)[: max(0, len(entries) - MAX_READINGS + 1)]:
-        entries.pop(oldest, None)
+def _drop_oldest(entries: OrderedDict[Any, Any]) -> None:
+    while len(entries) >= MAX_READINGS:
+        entries.popitem(last=False)  # in one step, whatever other threads do
