@@ -32,13 +32,15 @@ MOST_CELLS = 1024  # of the picture on each axis; larger masks show the most mas
 PIXELS = 1536  # of the picture on each axis, at least: about two on one of the screen
 
 
-def figure_class() -> type[Figure]:
-    """matplotlib's Figure, which draws without a display. Raises ImportError without matplotlib."""
+def figure_class(where: str = "plot") -> type[Figure]:
+    """matplotlib's Figure, which draws without a display. Raises ImportError without matplotlib. where: what the
+    message begins with.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            "plot: matplotlib is needed, but cannot be imported; in the checkout: pip install '.[plot]'"
+            f"{where}: matplotlib is needed, but cannot be imported; in the checkout: pip install '.[plot]'"
         ) from error
     return Figure
 
@@ -48,28 +50,33 @@ def file_of(path: str | PathLike[str]) -> Path:
     return Path(path) if Path(path).suffix else Path(f"{path}.png")
 
 
-def checked_file(path: str | PathLike[str]) -> Path:
-    """`file_of` a path that a picture can be saved at, looked at before anything is drawn; its folders are made.
+def checked_file(path: str | PathLike[str], where: str = "plot") -> Path:
+    """`file_of` a path that a picture can be saved at, looked at before anything is drawn; its folders are made. where:
+    what messages begin with.
 
     Raises TypeError for what is no path; ValueError for a folder, for a place that cannot be written, and for a format
     that matplotlib does not write; ImportError without matplotlib.
     """
     if not isinstance(path, (str, PathLike)):
-        raise TypeError(f"plot: path must be a path, got {type(path).__name__}; name a file such as mask.png")
-    figure_class()
+        raise TypeError(
+            f"{where}: path must be a path, got {type(path).__name__}; name a file such as mask.png"
+        )
+    figure_class(where)
     from matplotlib.backend_bases import FigureCanvasBase
 
     if not str(path) or Path(path).is_dir():
-        raise ValueError(f"plot: expected a file, got the folder {str(path)!r}; name a file in it")
+        raise ValueError(f"{where}: expected a file, got the folder {str(path)!r}; name a file in it")
     target = file_of(path)
     there = next(one for one in (target, *target.absolute().parents) if one.exists())
     if there != target and not there.is_dir():
-        raise ValueError(f"plot: expected a file in a folder, got {str(target)!r}, but {there} is no folder")
+        raise ValueError(
+            f"{where}: expected a file in a folder, got {str(target)!r}, but {there} is no folder"
+        )
     if not os.access(there, os.W_OK):
-        raise ValueError(f"plot: {there} cannot be written; name a file elsewhere than {str(target)!r}")
+        raise ValueError(f"{where}: {there} cannot be written; name a file elsewhere than {str(target)!r}")
     known = FigureCanvasBase.get_supported_filetypes()
     if target.suffix[1:].lower() not in known:
-        raise ValueError(f"plot: expected a suffix of {', '.join(sorted(known))}, got {target.suffix!r}")
+        raise ValueError(f"{where}: expected a suffix of {', '.join(sorted(known))}, got {target.suffix!r}")
     target.parent.mkdir(parents=True, exist_ok=True)
     return target
 

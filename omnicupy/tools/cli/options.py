@@ -59,10 +59,7 @@ def picture_file(option: str, path: str | PathLike[str] | None) -> Path | None:
 
     Raises what `checked_file` raises, in the option's name.
     """
-    try:
-        return None if path is None else checked_file(path)
-    except (ImportError, TypeError, ValueError) as error:
-        raise type(error)(f"{option}: {str(error).removeprefix('plot: ')}") from error
+    return None if path is None else checked_file(path, option)
 
 
 def given() -> list[click.Parameter]:
