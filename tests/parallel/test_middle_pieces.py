@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from preset_oracles import block_diagonal
 
 import omnicupy as oc
 from omnicupy.parallel import make, nodes, plan
@@ -39,21 +40,12 @@ def test_two_ranks_fetch_alike() -> None:
 def test_others_are_shared_as_they_were(mask: str, ranks: int) -> None:
     """Documents that are not light in front, of more ranks than two, or of one."""
     parts = [oc.full(n) if mask == "full" else oc.causal(n) for n in LENGTHS]
-    whole = oc.from_dense(_diagonal([one.to_dense() for one in parts]))
+    whole = oc.from_dense(block_diagonal([one.to_dense() for one in parts]))
     bounds = np.cumsum([0, *LENGTHS])
     assert not nodes.cuts_middles(_chunks(whole, bounds), ranks)
     assert "middle_pieces" not in make._tried(_chunks(whole, bounds), plan(whole, ranks).setting)
     found = [plan(whole, ranks, rows=rows) for rows in ("groups_of_1", "middle_pieces")]
     assert found[0].digest == found[1].digest
-
-
-def _diagonal(blocks: list[np.ndarray]) -> np.ndarray:
-    found = np.zeros((sum(map(len, blocks)),) * 2, np.bool_)
-    at = 0
-    for one in blocks:
-        found[at : at + len(one), at : at + len(one)] = one
-        at += len(one)
-    return found
 
 
 def test_short_documents_and_masks_without_pairs_have_no_middle() -> None:
