@@ -23,9 +23,13 @@ SERVED: frozenset[str] = frozenset({"sm80", "sm90", "naive"})
 # Where the default takes two kernels in place of the ordered one: from five heads of a group on, up to so many tokens,
 # measured with seven heads and blocks of 128 keys.
 CROWDED_GROUP, CROWDED_TOKENS, CROWDED_BC = 4, 2048, 128
-# Additions to a mean sum of dQ from which on, and below which, two kernels are faster than one that adds to the sums,
-# whoever makes dQ of them (docs/tries.md).
+# Additions to a mean sum of dQ from which on, and below which, two kernels are faster than one that adds to the sums
+# (docs/tries.md): whoever makes dQ of them; and at head_dim 64, where kernels convert them, in one order and in any.
 SPLIT_FROM, SPLIT_BELOW = 3.9, 5.0
+SPLIT_BELOW_64, SPLIT_BELOW_64_ANY = 4.0, 3.0
+
+# The tile of dK and dV at head_dim 64, without a soft cap.
+DKDV_64 = TileShape(128, 128, 4, 12)
 
 SMALL = tuple(arch for arch in ARCHES if SMEM_LIMIT_BYTES[arch] < 110_000)
 LARGE = tuple(arch for arch in ARCHES if arch not in SMALL)
@@ -85,8 +89,8 @@ TABLE = (
     BackwardRow(
         kernel="sm90",
         head_dims=(64, 64),
-        dkdv=TileShape(64, 192, 4, 16),
-        dq=TileShape(192, 64, 6, 16),
+        dkdv=DKDV_64,
+        dq=TileShape(192, 96, 8, 16),
         fused=TileShape(64, 128, 4, 16),  # a warpgroup of its own makes dQ
         ordered=TileShape(64, 192, 3, 16),
         archs=HOPPER,
@@ -206,9 +210,15 @@ def chosen_for(arch: str, problem: Problem, masks: Sequence[Mask]) -> BackwardSp
     order, too, sums of a few additions (docs/tries.md). masks: the distinct ones.  Raises UnsupportedError as `pick`.
     """
     spec = pick(arch, problem.dtype, problem.head_dim, problem.softcap, problem.value_dim)
-    if spec.ordered is None or spec.ordered.bc != CROWDED_BC:
+    if spec.fused is None or spec.ordered is None:
         return spec
     part = spec.part("ordered")
+    if spec.dkdv == DKDV_64:
+        few = _additions(part, problem, masks) < SPLIT_BELOW_64
+        few_any = few and _additions(spec.part("fused"), problem, masks) < SPLIT_BELOW_64_ANY
+        return replace(spec, fused=None if few_any else spec.fused, ordered=None if few else spec.ordered)
+    if spec.ordered.bc != CROWDED_BC:
+        return spec
     if part.may_finish and SPLIT_FROM <= _additions(part, problem, masks) < SPLIT_BELOW:
         return replace(spec, fused=None, ordered=None)
     crowded = problem.group > CROWDED_GROUP and max(problem.q_len, problem.k_len) <= CROWDED_TOKENS

@@ -21,6 +21,7 @@ _SMALLER: dict[tuple[str, int, int, int], tuple[int, dict[str, Any]]] = {
 _SMALLER_FUSED = dict.fromkeys(
     (TileShape(64, 192, 3, 16), TileShape(64, 128, 4, 16)), TileShape(64, 128, 4, 12)
 )
+_SMALLER_DKDV = {TileShape(128, 128, 4, 12): TileShape(64, 192, 4, 16)}
 
 
 def capped(spec: AttnSpec) -> AttnSpec:
@@ -32,6 +33,5 @@ def capped(spec: AttnSpec) -> AttnSpec:
 def capped_backward(spec: BackwardSpec) -> BackwardSpec:
     """The kernels that take a row's place in a backward pass with a soft cap."""
     make_all = {name: getattr(spec, name) for name in MAKES_ALL}
-    return replace(
-        spec, softcap=True, **{name: _SMALLER_FUSED.get(one, one) for name, one in make_all.items()}
-    )
+    tiles = {name: _SMALLER_FUSED.get(one, one) for name, one in make_all.items()}
+    return replace(spec, softcap=True, dkdv=_SMALLER_DKDV.get(spec.dkdv, spec.dkdv), **tiles)

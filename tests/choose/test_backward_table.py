@@ -112,7 +112,7 @@ def test_sums_of_a_few_additions_take_two_kernels_in_any_order_too() -> None:
 
     for mask in (oc.full(512), oc.causal(1024), oc.full(576, 512)):  # 4, 4.5 and 4 additions to a sum
         assert parts(mask) == parts(mask, 80) == [False, False]
-        assert parts(mask, 64) == [True, True]
+        assert parts(mask, 64) == [True, False]
     for mask in (
         oc.full(384),
         oc.causal(768),
@@ -124,3 +124,16 @@ def test_sums_of_a_few_additions_take_two_kernels_in_any_order_too() -> None:
     problem = Problem(2, 16, 16, 512, 512, 128, "bfloat16")
     batch = (oc.full(512), oc.causal(512))  # 4 and 2.5
     assert backward_table.chosen_for("sm_90", problem, batch).ordered is not None
+
+
+def test_at_head_dim_64_sums_of_a_few_additions_take_two_kernels_by_the_form() -> None:
+    def parts(mask: oc.Mask, softcap: bool = False) -> tuple[bool, bool]:
+        problem = Problem(4, 16, 16, *mask.shape, 64, "bfloat16", softcap=softcap)
+        spec = backward_table.chosen_for("sm_90", problem, (mask,))
+        return spec.fused is not None, spec.ordered is not None
+
+    # Additions of blocks of 192 keys in one order, of 128 in any.
+    assert parts(oc.causal(512)) == (False, False)  # 1.9 and 2.5
+    assert parts(oc.full(512)) == parts(oc.causal(1024)) == (True, False)  # 3 and 4, 3.2 and 4.5
+    assert parts(oc.full(1024)) == parts(oc.causal(2048)) == (True, True)  # 6 and 8, 5.8 and 8.5
+    assert parts(oc.causal(512), softcap=True) == (True, True)

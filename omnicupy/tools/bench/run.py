@@ -40,7 +40,7 @@ from omnicupy.tools.bench.gradients import PASSES, WORDS
 from omnicupy.tools.bench.measure import Session, check_memory, measure
 from omnicupy.tools.bench.peers import SYSTEMS, missing
 from omnicupy.tools.bench.records import OURS, Record
-from omnicupy.tools.bench.suite import Part, Suite
+from omnicupy.tools.bench.suite import Part, Suite, with_seeds
 from omnicupy.tools.bench.suites import GPU_SUITES, OTHER_SUITES, PORTABLE_TILES
 from omnicupy.tools.bench.whole_calls import latency, of_seeds
 from omnicupy.tools.workloads.workload import Workload, by_name
@@ -261,7 +261,7 @@ def _run_suite(session: Session, suite: Suite, options: Options) -> None:
 def _jobs(suite: Suite, options: Options) -> Iterator[tuple[str | Workload, tuple[str, ...], str]]:
     """(workload, systems, kind): the parts' own, or the options' workloads, each as in the part that has it."""
     parts = {name: part for part in suite.parts for name in part.workloads}
-    for given in options.workloads or _with_seeds(suite.workloads, options.seeds):
+    for given in options.workloads or with_seeds(suite.workloads, options.seeds):
         part = parts.get(given if isinstance(given, str) else given.name, suite.parts[0])
         yield given, options.systems or _for_pass(part.systems, options.timed), part.kind
 
@@ -272,12 +272,6 @@ def _for_pass(systems: Sequence[str], timed: str) -> tuple[str, ...]:
     if timed == "fwd":
         return tuple(systems)
     return tuple(dict.fromkeys(portable if one in PORTABLE_TILES else one for one in systems))
-
-
-def _with_seeds(names: Sequence[str], seeds: int) -> list[str]:
-    return [
-        name for name in names if "-seed" not in name or int(name.split("-seed")[1].split("-")[0]) < seeds
-    ]
 
 
 KINDS: dict[str, Kind] = {

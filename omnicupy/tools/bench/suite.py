@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -30,3 +33,15 @@ class Suite:
     def systems(self) -> tuple[str, ...]:
         """The systems of all parts."""
         return tuple(dict.fromkeys(name for part in self.parts for name in part.systems))
+
+
+def with_seeds(names: Sequence[str], seeds: int) -> list[str]:
+    """Of names that differ in their seeds alone the first so many."""
+    seen: Counter[str] = Counter()
+    kept = []
+    for name in names:
+        shape = re.sub(r"-seed\d+", "-seed", name)
+        seen[shape] += 1
+        if shape == name or seen[shape] <= seeds:
+            kept.append(name)
+    return kept

@@ -16,6 +16,7 @@ from omnicupy.masks.constructors import from_dense, full
 from omnicupy.masks.segment_masks import segments
 from omnicupy.tools.bench import mask_build, measure, memory, peers, suites, tiles
 from omnicupy.tools.bench import run as bench_run
+from omnicupy.tools.bench.suite import with_seeds
 from omnicupy.tools.bench.suites import GPU_SUITES
 from omnicupy.tools.workloads.workload import Workload, by_name
 
@@ -77,10 +78,12 @@ def test_the_studies_cover_what_they_are_of() -> None:
 def test_seeds_choose_random_masks() -> None:
     names = GPU_SUITES["random"].workloads
     assert len(names) == 24
-    assert len(bench_run._with_seeds(names, 2)) == 6
-    assert bench_run._with_seeds(("W1", "W4"), 1) == ["W1", "W4"]
+    assert len(with_seeds(names, 2)) == 6
+    assert with_seeds(("W1", "W4"), 1) == ["W1", "W4"]
+    for suite in ("fit", "unseen"):  # with a seed each that no other suite has
+        assert with_seeds(GPU_SUITES[suite].workloads, 1) == list(GPU_SUITES[suite].workloads)
     many = GPU_SUITES["sparsity"].workloads
-    assert len(bench_run._with_seeds(many, 1)) == len(many) - len(suites.PER_MILLE)
+    assert len(with_seeds(many, 1)) == len(many) - len(suites.PER_MILLE)
 
 
 def test_a_workload_is_measured_as_in_the_part_that_has_it() -> None:
