@@ -142,7 +142,7 @@ class BackwardGrid:
         if self.kernel.part != "ordered":
             if not self.kernel.finishes:
                 return found
-            return replace(found, side_by_side=self._heads_in_l2, ordered_sums=True)
+            return replace(found, side_by_side=self._heads_in_l2)
         ordered = {"ordered_sums": True, "side_by_side": self._heads_in_l2, "kept": self._kept}
         most = {"at_once": MOST_SUMS_BYTES, "background": MOST_UNSHARED_BYTES}.get(self.kernel.finishes, 0)
         places = most // self.kernel.sum_bytes
