@@ -2,7 +2,8 @@
 
 They are those of ordered_lists.py, and walked as those are, but nothing is played: in the place of its rank each
 addition has the number of all additions to its sum. Who adds waits for nobody but who comes first to the sum, so parts
-may be in any tier, and heads of a group follow each other.
+may be in any tier, and heads of a group follow each other. Nor do long blocks of keys keep others waiting: they are cut
+where multiprocessors would have nothing to do otherwise, as where additions wait for nobody at all (parts.py).
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ def ticket_lists(blocks: Sequence[KeyBlocks], workers: Workers) -> OrderedLists:
     lists = OrderedLists(**vars(found) | {"section": section, "turn_heads": workers.heads})
     lists.array("ranks")[:tiles] = walk.numbers()
     costs = parts[:, 3].astype(np.int64) * workers.repeats + PLAYED_ITEM
+    even = int(costs.sum()) * workers.heads / workers.sm_count
+    lists = replace(lists, longest_share=int(costs.max()) / even)
     if early := early_heads(lists, costs, workers):
         lists = lists.with_halves(early, [lists.array("ranks")] * 2)
     return replace(lists, head_ranks=max(1, tiles))
