@@ -533,12 +533,6 @@ GRADIENTS = [
     ),
     Fault(
         "schedule/backward_grid.py",
-        "lists.longest_share > LONG_PART_SHARE",
-        "lists.longest_share > 2",
-        "tests/gpu/test_backward_tickets.py",
-    ),
-    Fault(
-        "schedule/backward_grid.py",
         "if copies_keys:",
         "if not copies_keys:",
         "tests/schedule/test_backward_grid.py",

@@ -32,9 +32,6 @@ PREPARING_ADDITIONS = 18
 # A launch does so, too, where the warp would be late by more than this share of the work with what a head wants that
 # begins at once. Making what a tile wants takes the warp as long as so many tiles take.
 LATE_ROWS_SHARE, ROWS_TILES = 1 / 8, 4
-# In any order nothing may be late where a part takes more than this share of a multiprocessor's even work: it begins
-# first, of all heads, and what it waits for lengthens the launch.
-LONG_PART_SHARE = 1 / 2
 # Tiles of queries a multiprocessor that are ready before any work begins, at least (rows_ahead.cuh).
 ROWS_FIRST = 4
 
@@ -194,7 +191,7 @@ class BackwardGrid:
         """Of the kernel that makes dQ in the background: is most of lse2 and delta made beside its work, if it makes
         them? Those of the heads that are worked on first come before (rows_ahead.cuh). Where these are more than half,
         a launch ahead is as good, and where sums have many additions. It is better where tiers make many more heads
-        begin at once, and in any order where some do and a part is long.
+        begin at once.
         """
         sums, fields = self.sum_fields(lists), lists.struct_fields
         head_sums, group = sums["head_sums"], self.problem.group
@@ -209,8 +206,7 @@ class BackwardGrid:
         last = min(heads, -(-self.sm_count // parts)) - 1  # of the heads that begin at once
         before = last // section * section * self.masks * head_sums * group  # tiles of queries before its own
         late = before - max(first, ROWS_FIRST * self.sm_count)
-        has_long_part = isinstance(lists, OrderedLists) and lists.longest_share > LONG_PART_SHARE
-        return ROWS_TILES * late <= (0 if has_long_part else LATE_ROWS_SHARE * tiles * group * heads)
+        return ROWS_TILES * late <= LATE_ROWS_SHARE * tiles * group * heads
 
     @property
     def _slot_bytes(self) -> int:

@@ -46,13 +46,11 @@ class OrderedLists(BlockLists):
     each sum has its own; 0 before it is known.
     early_heads: heads of keys that come before the tiers of the others, with the first half of all parts, and the
     others with the second half; 0: all have the same parts, and tiers.
-    longest_share: of ticket_lists, what the longest part takes of a multiprocessor's even work.
     """
 
     head_ranks: int = 0
     turn_heads: int = 0
     early_heads: int = 0
-    longest_share: float = 0.0
 
     @property
     def n_parts(self) -> int:

@@ -32,8 +32,6 @@ def ticket_lists(blocks: Sequence[KeyBlocks], workers: Workers) -> OrderedLists:
     lists = OrderedLists(**vars(found) | {"section": section, "turn_heads": workers.heads})
     lists.array("ranks")[:tiles] = walk.numbers()
     costs = parts[:, 3].astype(np.int64) * workers.repeats + PLAYED_ITEM
-    even = int(costs.sum()) * workers.heads / workers.sm_count
-    lists = replace(lists, longest_share=int(costs.max()) / even)
     if early := early_heads(lists, costs, workers):
         lists = lists.with_halves(early, [lists.array("ranks")] * 2)
     return replace(lists, head_ranks=max(1, tiles))

@@ -14,9 +14,6 @@ from fake_backward import Call, parts, run
 import omnicupy as oc
 from omnicupy.call.problem import Problem
 from omnicupy.choose import backward_table
-from omnicupy.choose.backward_prediction import work_of
-from omnicupy.choose.ceilings import Device
-from omnicupy.choose.keys_kernel import keys_kernel
 from omnicupy.jit.backward_kernel import BackwardKernel
 from omnicupy.masks.mask import Mask
 from omnicupy.schedule import backward_grid
@@ -127,7 +124,6 @@ def test_a_long_block_is_cut_in_one_order_alone() -> None:
     mask = _window_and_first_keys(32768, left=2000)
     grid, lists = _lists(TICKETS, mask, 32, 8)
     assert (lists.n_split_rows, lists.tiers[0]) == (0, 1)
-    assert 0.9 < lists.longest_share < 1.0
     assert not grid.prepares_beside(lists)
     assert _lists(SPEC.part("background"), mask, 32, 8)[1].n_split_rows == 1
 
@@ -135,28 +131,6 @@ def test_a_long_block_is_cut_in_one_order_alone() -> None:
 def test_a_block_that_takes_longer_than_all_work_together_is_cut() -> None:
     _, lists = _lists(TICKETS, _window_and_first_keys(8192, left=600), 8, 2)
     assert (lists.n_split_rows, lists.n_slots) == (1, 6)
-
-
-@pytest.mark.parametrize(
-    ("length", "share", "beside"), [(4096, 0.5, False), (4096, 1.0, True), (2048, 0.5, True)]
-)
-def test_a_launch_prepares_where_a_long_part_would_wait_for_its_queries(
-    device: Any, length: int, share: float, beside: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """At 2,048 tokens all that its head wants is made before any work begins."""
-    monkeypatch.setattr(backward_grid, "LONG_PART_SHARE", share)
-    mask = oc.causal(length)
-    grid, lists = _lists(TICKETS, mask, 32, 8)
-    assert 0.5 < lists.longest_share < 1.0
-    assert grid.prepares_beside(lists) == beside
-    call = Call(heads=32, kv_heads=8, head_dim=128, q_len=length, k_len=length, batch=1)
-    run(call, mask, deterministic=False)
-    assert device.launches[-1]["spec"] == (ALONE if beside else TICKETS)
-    assert len(device.launches) == (1 if beside else 2)
-    at = Device("Fake", 132, 50 << 20)
-    named = keys_kernel(SPEC, grid.problem, mask, at, deterministic=False)
-    (predicted,) = work_of(SPEC, grid.problem, mask, at, deterministic=False).kernels
-    assert (SPEC.part(named), predicted.kernel) == (device.launches[-1]["spec"],) * 2
 
 
 def test_other_sums_are_converted(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
