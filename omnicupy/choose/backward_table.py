@@ -22,14 +22,16 @@ SERVED: frozenset[str] = frozenset({"sm80", "sm90", "naive"})
 
 # Where the default takes two kernels in place of the ordered one: from five heads of a group on, up to so many tokens,
 # measured with seven heads and blocks of 128 keys.
-CROWDED_GROUP, CROWDED_TOKENS, CROWDED_BC = 4, 2048, 128
-# Additions to a mean sum of dQ from which on, and below which, two kernels are faster than one that adds to the sums
-# (docs/tries.md): whoever makes dQ of them; and at head_dim 64, where kernels convert them, in one order and in any.
+CROWDED_GROUP, CROWDED_TOKENS = 4, 2048
+# Additions to a mean sum of dQ from which on, and below which, two kernels are faster than one that adds to the sums,
+# whoever makes dQ of them (docs/tries.md).
 SPLIT_FROM, SPLIT_BELOW = 3.9, 5.0
-SPLIT_BELOW_64, SPLIT_BELOW_64_ANY = 4.0, 3.0
-
-# The tile of dK and dV at head_dim 64, without a soft cap.
-DKDV_64 = TileShape(128, 128, 4, 12)
+# The same where blocks of 192 keys add: in one order, also where the last block pads the keys by more than that share;
+# at head_dim 64 in any order, too.
+WIDE_BELOW, WIDE_BELOW_PADDED, PADDED, WIDE_BELOW_ANY = 4.0, 7.0, 0.1, 3.0
+# Additions to a sum over tiles of a block of keys from which on they follow each other for longer than all else takes:
+# few queries on many keys.
+CHAINED = 2
 
 SMALL = tuple(arch for arch in ARCHES if SMEM_LIMIT_BYTES[arch] < 110_000)
 LARGE = tuple(arch for arch in ARCHES if arch not in SMALL)
@@ -80,8 +82,8 @@ TABLE = (
     BackwardRow(
         kernel="sm90",
         head_dims=(16, 48),
-        dkdv=TileShape(64, 192, 4, 16),
-        dq=TileShape(192, 64, 6, 16),
+        dkdv=TileShape(128, 128, 4, 12),
+        dq=TileShape(192, 96, 8, 16),
         fused=TileShape(64, 192, 3, 16),
         ordered=TileShape(64, 192, 3, 16),
         archs=HOPPER,
@@ -89,7 +91,7 @@ TABLE = (
     BackwardRow(
         kernel="sm90",
         head_dims=(64, 64),
-        dkdv=DKDV_64,
+        dkdv=TileShape(128, 128, 4, 12),
         dq=TileShape(192, 96, 8, 16),
         fused=TileShape(64, 128, 4, 16),  # a warpgroup of its own makes dQ
         ordered=TileShape(64, 192, 3, 16),
@@ -97,7 +99,16 @@ TABLE = (
     ),
     BackwardRow(
         kernel="sm90",
-        head_dims=(80, 128),
+        head_dims=(80, 80),
+        dkdv=TileShape(96, 128, 3, 12),
+        dq=TileShape(128, 128, 4, 12),
+        fused=TileShape(64, 128, 2, 12),
+        ordered=TileShape(64, 128, 2, 12),
+        archs=HOPPER,
+    ),
+    BackwardRow(
+        kernel="sm90",
+        head_dims=(96, 128),
         dkdv=TileShape(64, 128, 4, 12),
         dq=TileShape(128, 128, 4, 12),
         fused=TileShape(64, 128, 2, 12),
@@ -205,24 +216,33 @@ def pick(
 
 
 def chosen_for(arch: str, problem: Problem, masks: Sequence[Mask]) -> BackwardSpec:
-    """`pick`'s kernels of a problem, without those that add to dQ where two kernels are faster: in one order many heads
-    of a group on few blocks of keys, whose sums do not stay in the L2 cache while parts wait for each other; in any
-    order, too, sums of a few additions (docs/tries.md). masks: the distinct ones.  Raises UnsupportedError as `pick`.
+    """`pick`'s kernels of a problem, without those that add to dQ where two kernels are faster. masks: the distinct
+    ones.  Raises UnsupportedError as `pick`.
     """
     spec = pick(arch, problem.dtype, problem.head_dim, problem.softcap, problem.value_dim)
     if spec.fused is None or spec.ordered is None:
         return spec
+    in_one, in_any = _two_are_faster(spec, problem, masks)
+    return replace(spec, ordered=None if in_one else spec.ordered, fused=None if in_any else spec.fused)
+
+
+def _two_are_faster(spec: BackwardSpec, problem: Problem, masks: Sequence[Mask]) -> tuple[bool, bool]:
+    """Are two kernels, than the one that adds in one order, and than that in any? They are where sums have a few
+    additions; and in one order, where few queries see many keys, and many heads of a group few blocks of keys, whose
+    sums do not stay in the L2 cache while parts wait for each other (docs/tries.md).
+    """
     part = spec.part("ordered")
-    if spec.dkdv == DKDV_64:
-        few = _additions(part, problem, masks) < SPLIT_BELOW_64
-        few_any = few and _additions(spec.part("fused"), problem, masks) < SPLIT_BELOW_64_ANY
-        return replace(spec, fused=None if few_any else spec.fused, ordered=None if few else spec.ordered)
-    if spec.ordered.bc != CROWDED_BC:
-        return spec
-    if part.may_finish and SPLIT_FROM <= _additions(part, problem, masks) < SPLIT_BELOW:
-        return replace(spec, fused=None, ordered=None)
-    crowded = problem.group > CROWDED_GROUP and max(problem.q_len, problem.k_len) <= CROWDED_TOKENS
-    return replace(spec, ordered=None) if crowded else spec
+    additions = _additions(part, problem, masks)
+    chained = additions > CHAINED * problem.group * -(-problem.q_len // part.br)
+    if part.may_finish:
+        few = SPLIT_FROM <= additions < SPLIT_BELOW
+        crowded = problem.group > CROWDED_GROUP and max(problem.q_len, problem.k_len) <= CROWDED_TOKENS
+        return few or crowded or chained, few
+    padded = -problem.k_len % part.bc > PADDED * problem.k_len
+    few = additions < (WIDE_BELOW_PADDED if padded else WIDE_BELOW)
+    fused = spec.part("fused")
+    few_in_any = few and fused.bc < part.bc and _additions(fused, problem, masks) < WIDE_BELOW_ANY
+    return few or chained, few_in_any
 
 
 def _additions(part: BackwardKernel, problem: Problem, masks: Sequence[Mask]) -> float:

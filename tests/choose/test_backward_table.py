@@ -126,14 +126,32 @@ def test_sums_of_a_few_additions_take_two_kernels_in_any_order_too() -> None:
     assert backward_table.chosen_for("sm_90", problem, batch).ordered is not None
 
 
-def test_at_head_dim_64_sums_of_a_few_additions_take_two_kernels_by_the_form() -> None:
-    def parts(mask: oc.Mask, softcap: bool = False) -> tuple[bool, bool]:
-        problem = Problem(4, 16, 16, *mask.shape, 64, "bfloat16", softcap=softcap)
+def test_blocks_of_192_keys_leave_sums_of_a_few_additions_to_two_kernels() -> None:
+    def parts(mask: oc.Mask, head_dim: int = 64, softcap: bool = False) -> tuple[bool, bool]:
+        problem = Problem(4, 16, 16, *mask.shape, head_dim, "bfloat16", softcap=softcap)
         spec = backward_table.chosen_for("sm_90", problem, (mask,))
         return spec.fused is not None, spec.ordered is not None
 
     # Additions of blocks of 192 keys in one order, of 128 in any.
     assert parts(oc.causal(512)) == (False, False)  # 1.9 and 2.5
     assert parts(oc.full(512)) == parts(oc.causal(1024)) == (True, False)  # 3 and 4, 3.2 and 4.5
-    assert parts(oc.full(1024)) == parts(oc.causal(2048)) == (True, True)  # 6 and 8, 5.8 and 8.5
+    assert parts(oc.full(960)) == parts(oc.causal(2048)) == (True, True)  # 5 and 8, 5.8 and 8.5
+    assert parts(oc.full(1024)) == (True, False)  # 6, but its last block pads 1,024 keys by 128
+    assert parts(oc.full(1800, 1300)) == (True, True)  # 7
     assert parts(oc.causal(512), softcap=True) == (True, True)
+    for head_dim in (16, 48):  # blocks of 192 keys in any order, too
+        assert parts(oc.causal(512), head_dim) == parts(oc.full(1024), head_dim) == (True, False)
+        assert parts(oc.causal(2048), head_dim) == (True, True)
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_few_queries_on_many_keys_take_two_kernels_in_one_order(head_dim: int) -> None:
+    def parts(q_len: int, k_len: int, group: int = 4) -> tuple[bool, bool]:
+        problem = Problem(8, 8 * group, 8, q_len, k_len, head_dim, "bfloat16")
+        spec = backward_table.chosen_for("sm_90", problem, (oc.full(q_len, k_len),))
+        return spec.fused is not None, spec.ordered is not None
+
+    assert (
+        parts(64, 8256) == parts(256, 8256, 1) == (True, False)
+    )  # a draft tree: one tile of queries, 65 additions
+    assert parts(1024, 8256) == parts(512, 8256, 8) == (True, True)

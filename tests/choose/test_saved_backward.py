@@ -60,7 +60,7 @@ def test_a_kept_choice_is_found_and_selected(machine: Path) -> None:
     assert _keep() == machine
     assert saved.find_backward(PROBLEM, (MASK,), SMS, deterministic=True) == SPEC
     assert _select() == SPEC
-    assert backward_table.pick("sm_90", "bfloat16", 64) == BUILTIN
+    assert backward_table.chosen_for("sm_90", PROBLEM, (MASK,)) == BUILTIN
     assert saved.find(PROBLEM, (MASK,), SMS) is None  # the forward pass has its own
     content = json.loads(machine.read_text())
     assert content["schema"] == 2
