@@ -31,7 +31,7 @@ SPLIT_FROM, SPLIT_BELOW = 3.9, 5.0
 WIDE_BELOW, WIDE_BELOW_PADDED, PADDED, WIDE_BELOW_ANY = 4.0, 7.0, 0.1, 3.0
 # Additions to a sum over tiles of a block of keys from which on they follow each other for longer than all else takes:
 # few queries on many keys.
-CHAINED = 2
+CHAINED = 1.5
 
 SMALL = tuple(arch for arch in ARCHES if SMEM_LIMIT_BYTES[arch] < 110_000)
 LARGE = tuple(arch for arch in ARCHES if arch not in SMALL)
