@@ -37,6 +37,9 @@ PLAYED_ITEM = 2  # what a part takes beside its tiles, in tiles
 OVERLAPPING, PLAYED_SECTIONS = 1.75, 4
 # What the heads with tiers take where others come before all tiers, in longest parts: enough for even ends.
 LATE_PARTS = 3
+# Where one or two heads side by side have work for all multiprocessors, and that many heads stay in half of the L2
+# cache, so many are worked on: parts of one head that begin together wait for each other's additions.
+IN_L2, SIDE_BY_SIDE = 3, 8
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def ordered_lists(blocks: Sequence[KeyBlocks], workers: Workers) -> OrderedLists
     if costs.max() > LONG_SHARE * whole:  # such parts must not begin late, whatever their heads
         section, tiers = heads, (len(parts),) * len(lists.tiers)
     else:
-        section = section_of(len(parts), workers)
+        section = _section_in_order(len(parts), workers)
         tiers = lists.tiers
     turn_heads = _turn_heads(blocks, workers)
     section = min(section, turn_heads)
@@ -144,6 +147,14 @@ def ordered_lists(blocks: Sequence[KeyBlocks], workers: Workers) -> OrderedLists
 def section_of(parts: int, workers: Workers) -> int:
     """Heads of keys side by side: as many as give each multiprocessor a part, and no more than may be."""
     return min(workers.heads, max(1, round(workers.sm_count / parts)), workers.side_by_side)
+
+
+def _section_in_order(parts: int, workers: Workers) -> int:
+    """As section_of, for additions in one order."""
+    found = section_of(parts, workers)
+    if found > 2 or workers.side_by_side < IN_L2:
+        return found
+    return min(workers.heads, SIDE_BY_SIDE)
 
 
 def early_heads(lists: OrderedLists, costs: NDArray[np.int64], workers: Workers) -> int:

@@ -136,6 +136,24 @@ def test_few_rows_that_are_far_longer_than_others_are_cut() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("tokens", "heads", "in_l2", "section"),
+    [
+        (128 * 256, 16, 3, 8),
+        (128 * 256, 16, 2, 1),
+        (128 * 256, 6, 3, 6),
+        (128 * 66, 16, 7, 8),
+        (128 * 32, 64, 15, 4),
+    ],
+)
+def test_eight_heads_are_side_by_side_where_one_or_two_have_work_for_all_and_l2_room(
+    tokens: int, heads: int, in_l2: int, section: int
+) -> None:
+    blocks = [oc.causal(tokens).key_blocks(64, 128)]
+    lists = ordered_lists(blocks, OrderedWorkers(heads, 132, side_by_side=in_l2, ordered_sums=True))
+    assert lists.section == section
+
+
 def test_long_parts_of_all_heads_are_side_by_side() -> None:
     blocks = [oc.causal(2048, 2048).key_blocks(BR, BC)]
     lists = ordered_lists(blocks, Workers(8, 132, 0, 1, side_by_side=1, ordered_sums=True))
