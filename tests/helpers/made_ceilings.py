@@ -5,7 +5,7 @@ from __future__ import annotations
 from omnicupy.choose.backward_ceilings import BackwardCeilings, KernelCeiling
 
 PAIR_PS = {
-    ("dkdv", 64, 192): 110.0,
+    ("dkdv", 64, 128): 110.0,
     ("dkdv", 80, 128): 150.0,
     ("dkdv", 128, 128): 190.0,
     ("dkdv", 256, 64): 450.0,
