@@ -224,8 +224,8 @@ def backward_variants(case: BackwardCase, arch: str) -> list[Variant]:
                 found.append(Variant(word, of, parts=all_parts, deterministic=name == "ordered"))
     picked = backward_table.pick(arch, case.dtype, case.head_dim, has_cap, case.value_columns)
     if picked.ordered is not None and of_keys and "q" in case.wanted:
-        two = ("dkdv", "dq") * picked.part("ordered").may_finish  # of sums of a few additions
-        parts = ("prepare", *two, *_those_of(picked, "ordered"), *sinks)
+        # Two kernels serve sums of a few additions.
+        parts = ("prepare", "dkdv", "dq", *_those_of(picked, "ordered"), *sinks)
     return [*found, Variant(BACKWARD_DEFAULT, picked, explicit=False, parts=parts)]
 
 

@@ -262,7 +262,7 @@ def test_a_kernel_in_one_order_is_named_where_a_call_runs_it(
     assert [one.name.startswith("bwd sm90 ordered ") for one in in_order] == [True, False] * runs
     for one in in_order:
         assert one.deterministic
-        two = () if one.explicit or head_dim == 64 else ("dkdv", "dq")  # for sums of a few additions
+        two = () if one.explicit else ("dkdv", "dq")  # for sums of a few additions
         assert one.parts == ("prepare", *two, *ORDERED_PARTS, *tuple(FINISHING_PARTS) * (head_dim > 64))
     assert ("ordered" in found[-1].parts) == runs  # of the default
     for one in found:  # what runs two kernels has none that a call would take in their place
