@@ -20,12 +20,10 @@ from omnicupy.masks.mask import Mask
 # Kernels that calls without `config` may get; as in pick.SERVED, those that the attestation covers.
 SERVED: frozenset[str] = frozenset({"sm80", "sm90", "naive"})
 
-# Where the default takes two kernels in place of the ordered one: from five heads of a group on, up to so many tokens,
-# measured with seven heads and blocks of 128 keys.
-CROWDED_GROUP, CROWDED_TOKENS = 4, 2048
 # Additions to a mean sum of dQ from which on, and below which, two kernels are faster than one that adds to the sums,
-# whoever makes dQ of them (docs/tries.md).
-SPLIT_FROM, SPLIT_BELOW = 3.9, 5.0
+# whoever makes dQ of them (docs/tries.md). SHARED: where query heads share one of keys.  NARROW: up to so many columns.
+SPLIT_FROM, SPLIT_BELOW, SPLIT_BELOW_SHARED = 1.4, 5.0, 3.9
+NARROW, SPLIT_FROM_NARROW = 80, 3.9
 # The same where blocks of 192 keys add: in one order, also where the last block pads the keys by more than that share;
 # at head_dim 64 in any order, too.
 WIDE_BELOW, WIDE_BELOW_PADDED, PADDED, WIDE_BELOW_ANY = 4.0, 7.0, 0.1, 3.0
@@ -215,34 +213,53 @@ def pick(
     )
 
 
-def chosen_for(arch: str, problem: Problem, masks: Sequence[Mask]) -> BackwardSpec:
+def chosen_for(
+    arch: str, problem: Problem, masks: Sequence[Mask], *, deterministic: bool = True
+) -> BackwardSpec:
     """`pick`'s kernels of a problem, without those that add to dQ where two kernels are faster. masks: the distinct
-    ones.  Raises UnsupportedError as `pick`.
+    ones.  deterministic: of the call; what calls in the other order would get is not asked.  Raises UnsupportedError as
+    `pick`.
     """
     spec = pick(arch, problem.dtype, problem.head_dim, problem.softcap, problem.value_dim)
     if spec.fused is None or spec.ordered is None:
         return spec
-    in_one, in_any = _two_are_faster(spec, problem, masks)
-    return replace(spec, ordered=None if in_one else spec.ordered, fused=None if in_any else spec.fused)
+    if spec.part("ordered").may_finish:
+        return _without_one_that_finishes(spec, problem, masks)
+    if deterministic:
+        return replace(spec, ordered=None) if _few_in_order(spec, problem, masks) else spec
+    return replace(spec, fused=None) if _few_in_any_order(spec, problem, masks) else spec
 
 
-def _two_are_faster(spec: BackwardSpec, problem: Problem, masks: Sequence[Mask]) -> tuple[bool, bool]:
-    """Are two kernels, than the one that adds in one order, and than that in any? They are where sums have a few
-    additions; and in one order, where few queries see many keys, and many heads of a group few blocks of keys, whose
-    sums do not stay in the L2 cache while parts wait for each other (docs/tries.md).
+def _without_one_that_finishes(spec: BackwardSpec, problem: Problem, masks: Sequence[Mask]) -> BackwardSpec:
+    """The kernels, where those that add to sums of dQ may make dQ of them: in either order alike for few additions, and
+    where few queries see many keys, without the one that adds in one order.
     """
     part = spec.part("ordered")
     additions = _additions(part, problem, masks)
-    chained = additions > CHAINED * problem.group * -(-problem.q_len // part.br)
-    if part.may_finish:
-        few = SPLIT_FROM <= additions < SPLIT_BELOW
-        crowded = problem.group > CROWDED_GROUP and max(problem.q_len, problem.k_len) <= CROWDED_TOKENS
-        return few or crowded or chained, few
+    least = SPLIT_FROM_NARROW if spec.head_dim <= NARROW else SPLIT_FROM
+    few = least <= additions < (SPLIT_BELOW if problem.group == 1 else SPLIT_BELOW_SHARED)
+    slow = few or _is_chained(part, problem, additions)
+    return replace(spec, ordered=None if slow else spec.ordered, fused=None if few else spec.fused)
+
+
+def _few_in_order(spec: BackwardSpec, problem: Problem, masks: Sequence[Mask]) -> bool:
+    """Are two kernels faster than the one that adds in one order, by blocks of 192 keys?"""
+    part = spec.part("ordered")
+    additions = _additions(part, problem, masks)
     padded = -problem.k_len % part.bc > PADDED * problem.k_len
     few = additions < (WIDE_BELOW_PADDED if padded else WIDE_BELOW)
-    fused = spec.part("fused")
-    few_in_any = few and fused.bc < part.bc and _additions(fused, problem, masks) < WIDE_BELOW_ANY
-    return few or chained, few_in_any
+    return few or _is_chained(part, problem, additions)
+
+
+def _few_in_any_order(spec: BackwardSpec, problem: Problem, masks: Sequence[Mask]) -> bool:
+    """Are two kernels faster than the one that adds in any order, by shorter blocks than in one order?"""
+    part = spec.part("fused")
+    return part.bc < spec.part("ordered").bc and _additions(part, problem, masks) < WIDE_BELOW_ANY
+
+
+def _is_chained(part: BackwardKernel, problem: Problem, additions: float) -> bool:
+    """Do few queries see so many keys that additions to a sum follow each other for longer than all else takes?"""
+    return additions > CHAINED * problem.group * -(-problem.q_len // part.br)
 
 
 def _additions(part: BackwardKernel, problem: Problem, masks: Sequence[Mask]) -> float:
@@ -262,7 +279,7 @@ def select(
     chosen = saved.find_backward(problem, masks, sm_count, deterministic=deterministic)
     if chosen is not None and chosen.kernel in SERVED:
         return chosen
-    return chosen_for(arch, problem, masks)
+    return chosen_for(arch, problem, masks, deterministic=deterministic)
 
 
 def rows() -> Iterator[BackwardSpec]:

@@ -34,6 +34,8 @@ PREPARING_ADDITIONS = 18
 LATE_ROWS_SHARE, ROWS_TILES = 1 / 8, 4
 # Tiles of queries a multiprocessor that are ready before any work begins, at least (rows_ahead.cuh).
 ROWS_FIRST = 4
+# The warp makes those of groups of query heads where a mean sum has at least so many additions.
+GROUP_ADDITIONS = 9
 
 
 def key_lists_of(kernel: BackwardKernel) -> Callable[[Sequence[KeyBlocks], Workers], BlockLists]:
@@ -140,9 +142,8 @@ class BackwardGrid:
         slots = MOST_PARTIAL_BYTES // (heads * self._slot_bytes) if self.kernel.kernel == "sm90" else 0
         found = Workers(heads // self.masks, self.sm_count, slots, self.problem.group)
         if self.kernel.part != "ordered":
-            if not self.kernel.finishes:
-                return found
-            return replace(found, side_by_side=self._heads_in_l2)
+            makes_all = self.kernel.part == "fused" and self.kernel.kernel == "sm90"
+            return replace(found, side_by_side=self._heads_in_l2) if makes_all else found
         ordered = {"ordered_sums": True, "side_by_side": self._heads_in_l2, "kept": self._kept}
         most = {"at_once": MOST_SUMS_BYTES, "background": MOST_UNSHARED_BYTES}.get(self.kernel.finishes, 0)
         places = most // self.kernel.sum_bytes
@@ -199,6 +200,8 @@ class BackwardGrid:
         if tiles > PREPARING_ADDITIONS * head_sums * self.masks:
             return False
         section, heads = lists.section or self.section(lists.n_parts), self.workers.heads
+        if not self._keeps_up(section, tiles / (head_sums * self.masks)):
+            return False
         first = section * self.masks * head_sums * (1 if fields["head_ranks"] else group)
         if 2 * first > sums["places"]:
             return False
@@ -207,6 +210,12 @@ class BackwardGrid:
         before = last // section * section * self.masks * head_sums * group  # tiles of queries before its own
         late = before - max(first, ROWS_FIRST * self.sm_count)
         return ROWS_TILES * late <= LATE_ROWS_SHARE * tiles * group * heads
+
+    def _keeps_up(self, section: int, additions: float) -> bool:
+        """Does the warp that makes dQ keep up with lse2 and delta, too? Not where query heads share one of keys and
+        several are side by side, or sums have few additions: most rows are wanted before it comes to them.
+        """
+        return self.problem.group == 1 or (section == 1 and additions >= GROUP_ADDITIONS)
 
     @property
     def _slot_bytes(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from omnicupy.schedule.block_lists import (
 )
 from omnicupy.schedule.parts import Schedule, Workers, costs_of, schedule, tiles_before
 from omnicupy.schedule.pieces import MOST_KEYS, Pieces, pieces
+from omnicupy.schedule.sections import section_of
 
 
 def key_lists(turned: Sequence[KeyBlocks], workers: Workers, *, n_ranks: int = 0) -> BlockLists:
@@ -33,7 +35,9 @@ def key_lists(turned: Sequence[KeyBlocks], workers: Workers, *, n_ranks: int = 0
 
     dead: without masks where every key is seen.  dead_rows: (mask_batch, q_padded / 32), bit set where a row of that
     mask sees no key; without masks where every row sees one.
-    workers: who works on each block of keys; its `heads` are heads of keys.  n_ranks: room for so many (ordered_lists).
+    workers: who works on each block of keys; its `heads` are heads of keys. `section` is what their additions want,
+    where `side_by_side` says how many heads stay in half of the L2 cache; else any number.  n_ranks: room for so many
+    (ordered_lists).
     """
     turned, diagonal = _on_one_diagonal(turned)
     first = turned[0]
@@ -49,6 +53,8 @@ def key_lists(turned: Sequence[KeyBlocks], workers: Workers, *, n_ranks: int = 0
     }
     has = {name: any(one.any() for one in of) for name, of in dead.items()}
     lists = _empty_lists(turned, (len(cut.entry), _bit_tiles(turned), n_ranks), work, diagonal, has)
+    if workers.side_by_side:
+        lists = replace(lists, section=section_of(turned, len(work.rows), workers))
     lists.array("row_offsets")[...] = np.searchsorted(cut.entry, offsets)
     _fill_entries(lists, turned, entries, cut)
     fill_parts(lists, work, cut, first.bc)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,16 +31,14 @@ from omnicupy.schedule.even_tiers import even_tiers
 from omnicupy.schedule.key_lists import key_lists
 from omnicupy.schedule.parts import LONG_SHARE, Workers
 from omnicupy.schedule.ranks import OrderedWorkers, walk_of
+from omnicupy.schedule.sections import SIDE_BY_SIDE
 
 MOST_SHARERS = 2**10  # of a place, one after the other: place_turns.cuh counts them beside ranks
 PLAYED_ITEM = 2  # what a part takes beside its tiles, in tiles
-# Below so many parts a worker, sections of heads run into each other: the ranks are those of the fourth section then.
+# Where no tier has so many parts a worker, sections of heads run into each other: ranks are those of the fourth one.
 OVERLAPPING, PLAYED_SECTIONS = 1.75, 4
 # What the heads with tiers take where others come before all tiers, in longest parts: enough for even ends.
 LATE_PARTS = 3
-# Where one or two heads side by side have work for all multiprocessors, and that many heads stay in half of the L2
-# cache, so many are worked on: parts of one head that begin together wait for each other's additions.
-IN_L2, SIDE_BY_SIDE = 3, 8
 
 
 @dataclass(frozen=True)
@@ -101,9 +100,8 @@ def ordered_lists(blocks: Sequence[KeyBlocks], workers: Workers) -> OrderedLists
 
     ranks: (tiles,) int32, a meaningless one where there are no tiles, for all query heads of a group alike, which
     follow each other in a tile. Where their sums would leave the L2 cache meanwhile, a part goes head by head, and
-    there are ranks for each, `head_ranks` further on than those of the head before; else that is 0. `section` is the
-    number of heads that the ranks want side by side.
-    workers: `side_by_side` says how many heads may be. With `places` the last rank of each sum has LAST_ADDITION. Where
+    there are ranks for each, `head_ranks` further on than those of the head before; else that is 0.
+    workers: of a kernel that makes all gradients. With `places` the last rank of each sum has LAST_ADDITION. Where
     there are more sums, heads take turns: as many at a time as places serve, and all their work comes before any of the
     next turn. Where one head has more, all sums have places of their own.
     """
@@ -114,11 +112,10 @@ def ordered_lists(blocks: Sequence[KeyBlocks], workers: Workers) -> OrderedLists
     heads = workers.heads
     costs = parts[:, 3] * workers.repeats + PLAYED_ITEM
     whole = float(costs.sum()) * heads / workers.sm_count
-    if costs.max() > LONG_SHARE * whole:  # such parts must not begin late, whatever their heads
+    if heads <= 2 * SIDE_BY_SIDE and costs.max() > LONG_SHARE * whole:  # such parts must not begin late
         section, tiers = heads, (len(parts),) * len(lists.tiers)
     else:
-        section = _section_in_order(len(parts), workers)
-        tiers = lists.tiers
+        section, tiers = lists.section, lists.tiers
     turn_heads = _turn_heads(blocks, workers)
     section = min(section, turn_heads)
     lists = OrderedLists(**vars(lists) | {"tiers": tiers, "section": section, "turn_heads": turn_heads})
@@ -144,19 +141,6 @@ def ordered_lists(blocks: Sequence[KeyBlocks], workers: Workers) -> OrderedLists
     return lists
 
 
-def section_of(parts: int, workers: Workers) -> int:
-    """Heads of keys side by side: as many as give each multiprocessor a part, and no more than may be."""
-    return min(workers.heads, max(1, round(workers.sm_count / parts)), workers.side_by_side)
-
-
-def _section_in_order(parts: int, workers: Workers) -> int:
-    """As section_of, for additions in one order."""
-    found = section_of(parts, workers)
-    if found > 2 or workers.side_by_side < IN_L2:
-        return found
-    return min(workers.heads, SIDE_BY_SIDE)
-
-
 def early_heads(lists: OrderedLists, costs: NDArray[np.int64], workers: Workers) -> int:
     """How many heads of keys come before the tiers of the others: whole sections. costs: of parts, in tiles."""
     if lists.n_split_rows or lists.tiers[0] == lists.n_parts:  # one tier
@@ -172,7 +156,8 @@ def _starts_of_heads(
 ) -> NDArray[np.int64]:
     """When each part of a head begins, of so many, where `section` are worked on side by side."""
     sections = min(-(-heads // section), PLAYED_SECTIONS)
-    if section * len(costs) < OVERLAPPING * workers.sm_count and sections > 1:
+    longest_tier = max(end - first for first, end in pairwise((0, *tiers)))
+    if section * longest_tier < OVERLAPPING * workers.sm_count and sections > 1:
         starts = _starts(
             np.repeat(costs, section), [section * end for end in tiers], workers.sm_count, sections
         )

@@ -51,8 +51,8 @@ class Workers:
     repeats: how often an entry is worked on in a row: by each query head of a group, where parts are of keys.
     leave: what a part of a split row leaves for the merge, in FULL tiles.  split_tiles: tiles of each part but the last
     one of a row, whoever works; 0 where the parts are free.  ordered_sums: what parts add to the same rows is added in
-    one order, so that a part waits for those ahead of it.  side_by_side: heads that share the L2 cache (ordered_lists
-    alone needs it).
+    one order, so that a part waits for those ahead of it.  side_by_side: heads that stay in half of the L2 cache, of a
+    kernel that makes all gradients (sections.py); 0 of others.
     """
 
     heads: int

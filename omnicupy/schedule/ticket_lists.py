@@ -15,21 +15,20 @@ import numpy as np
 
 from omnicupy.masks.transpose import KeyBlocks
 from omnicupy.schedule.key_lists import key_lists
-from omnicupy.schedule.ordered_lists import PLAYED_ITEM, OrderedLists, early_heads, section_of
+from omnicupy.schedule.ordered_lists import PLAYED_ITEM, OrderedLists, early_heads
 from omnicupy.schedule.parts import Workers
 from omnicupy.schedule.ranks import walk_of
 
 
 def ticket_lists(blocks: Sequence[KeyBlocks], workers: Workers) -> OrderedLists:
     """As ordered_lists. `ranks` holds numbers of additions, alike for all heads, and `head_ranks` their number:
-    a part goes head by head. workers: `side_by_side` says how many heads may be.
+    a part goes head by head.
     """
     tiles = sum(int(block.tiles.sum()) for block in blocks)
     found = key_lists(blocks, workers, n_ranks=max(1, tiles))
     parts = found.array("parts")
     walk = walk_of(found, blocks[0].q_blocks)
-    section = section_of(len(parts), workers)
-    lists = OrderedLists(**vars(found) | {"section": section, "turn_heads": workers.heads})
+    lists = OrderedLists(**vars(found) | {"turn_heads": workers.heads})
     lists.array("ranks")[:tiles] = walk.numbers()
     costs = parts[:, 3].astype(np.int64) * workers.repeats + PLAYED_ITEM
     if early := early_heads(lists, costs, workers):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 import omnicupy as oc
@@ -86,51 +84,39 @@ def test_the_plain_kernels_serve_all(head_dim: int) -> None:
         assert (spec.kernel, spec.arch, spec.head_dim) == ("naive", arch, -(-head_dim // 16) * 16)
 
 
-def _spec_of(heads: int, kv_heads: int, tokens: int, head_dim: int) -> tuple[bool, bool]:
-    """Has what a call gets an ordered kernel, and has that of the table?"""
-    problem = Problem(2, heads, kv_heads, tokens, tokens, head_dim, "bfloat16")
-    chosen = backward_table.chosen_for("sm_90", problem, (oc.full(tokens),))
-    table = pick("sm_90", "bfloat16", head_dim)
-    assert chosen == (table if chosen.ordered else replace(table, ordered=None))
-    return chosen.ordered is not None, table.ordered is not None
-
-
-def test_many_heads_of_a_group_on_few_keys_take_two_kernels() -> None:
-    for heads, tokens in ((5, 2048), (7, 2048), (7, 128)):
-        assert _spec_of(4 * heads, 4, tokens, 128) == (False, True)
-        assert _spec_of(4 * heads, 4, tokens, 80) == (False, True)
-    for heads, tokens, head_dim in ((4, 2048, 128), (7, 2049, 128), (1, 1024, 128), (7, 2048, 64)):
-        assert _spec_of(4 * heads, 4, tokens, head_dim) == (True, True)
-    assert _spec_of(28, 4, 2048, 256) == (False, False)
+def _have_one(problem: Problem, mask: oc.Mask) -> tuple[bool, bool]:
+    """Does one kernel make all gradients of a call in any order, and of one in one order?"""
+    in_any, in_one = (
+        backward_table.chosen_for("sm_90", problem, (mask,), deterministic=order) for order in (False, True)
+    )
+    return in_any.fused is not None, in_one.ordered is not None
 
 
 def test_sums_of_a_few_additions_take_two_kernels_in_any_order_too() -> None:
-    def parts(mask: oc.Mask, head_dim: int = 128) -> list[bool]:
-        problem = Problem(4, 16, 16, *mask.shape, head_dim, "bfloat16")
-        spec = backward_table.chosen_for("sm_90", problem, (mask,))
-        return [spec.fused is not None, spec.ordered is not None]
+    def parts(mask: oc.Mask, head_dim: int = 128, group: int = 1) -> list[bool]:
+        problem = Problem(4, 4 * group, 4, *mask.shape, head_dim, "bfloat16")
+        return list(_have_one(problem, mask))
 
-    for mask in (oc.full(512), oc.causal(1024), oc.full(576, 512)):  # 4, 4.5 and 4 additions to a sum
+    few = (oc.full(512), oc.causal(1024), oc.full(576, 512))  # 4, 4.5 and 4 additions to a sum
+    fewer = (oc.full(384), oc.causal(512), oc.sliding_window(1024, left=128))  # 3, 2.5 and 2
+    for mask in few:
         assert parts(mask) == parts(mask, 80) == [False, False]
         assert parts(mask, 64) == [True, False]
-    for mask in (
-        oc.full(384),
-        oc.causal(768),
-        oc.full(640),
-        oc.causal(2048),
-        oc.sliding_window(1024, left=128),
-    ):
-        assert parts(mask) == [True, True]
-    problem = Problem(2, 16, 16, 512, 512, 128, "bfloat16")
-    batch = (oc.full(512), oc.causal(512))  # 4 and 2.5
-    assert backward_table.chosen_for("sm_90", problem, batch).ordered is not None
+        assert parts(mask, 128, 4) == parts(mask, 80, 4) == [True, True]
+    for mask in fewer:
+        assert parts(mask) == parts(mask, 96) == parts(mask, 128, 8) == [False, False]
+        assert parts(mask, 80) == parts(mask, 80, 8) == [True, True]
+    for mask in (oc.full(128), oc.full(640), oc.causal(2048)):  # 1, 5 and 8.5
+        assert parts(mask) == parts(mask, 80) == parts(mask, 128, 8) == [True, True]
+    problem = Problem(2, 16, 16, 640, 640, 128, "bfloat16")
+    batch = (oc.full(640), oc.causal(640))  # 5 and 3
+    assert backward_table.chosen_for("sm_90", problem, batch).ordered is None
 
 
 def test_blocks_of_192_keys_leave_sums_of_a_few_additions_to_two_kernels() -> None:
     def parts(mask: oc.Mask, head_dim: int = 64, softcap: bool = False) -> tuple[bool, bool]:
         problem = Problem(4, 16, 16, *mask.shape, head_dim, "bfloat16", softcap=softcap)
-        spec = backward_table.chosen_for("sm_90", problem, (mask,))
-        return spec.fused is not None, spec.ordered is not None
+        return _have_one(problem, mask)
 
     # Additions of blocks of 192 keys in one order, of 128 in any.
     assert parts(oc.causal(512)) == (False, False)  # 1.9 and 2.5
@@ -148,10 +134,25 @@ def test_blocks_of_192_keys_leave_sums_of_a_few_additions_to_two_kernels() -> No
 def test_few_queries_on_many_keys_take_two_kernels_in_one_order(head_dim: int) -> None:
     def parts(q_len: int, k_len: int, group: int = 4) -> tuple[bool, bool]:
         problem = Problem(8, 8 * group, 8, q_len, k_len, head_dim, "bfloat16")
-        spec = backward_table.chosen_for("sm_90", problem, (oc.full(q_len, k_len),))
-        return spec.fused is not None, spec.ordered is not None
+        return _have_one(problem, oc.full(q_len, k_len))
 
     assert (
         parts(64, 8256) == parts(256, 8256, 1) == (True, False)
     )  # a draft tree: one tile of queries, 65 additions
     assert parts(1024, 8256) == parts(512, 8256, 8) == (True, True)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_mask_is_cut_at_the_tiles_of_the_kernels_that_a_call_may_get_alone(
+    deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut: list[tuple[int, int]] = []
+    key_blocks = oc.Mask.key_blocks
+    monkeypatch.setattr(
+        oc.Mask, "key_blocks", lambda self, *tile: (cut.append(tile), key_blocks(self, *tile))[1]
+    )
+    for head_dim, in_one, in_any in ((64, (64, 192), (64, 128)), (128, (64, 128), (64, 128))):
+        cut.clear()
+        problem = Problem(4, 16, 16, 2048, 2048, head_dim, "bfloat16")
+        backward_table.chosen_for("sm_90", problem, (oc.causal(2048),), deterministic=deterministic)
+        assert set(cut) == {in_one if deterministic else in_any}

@@ -46,6 +46,7 @@ def test_megabytes_of_the_launches_ahead_and_behind(monkeypatch: pytest.MonkeyPa
     assert background.kernels[0].kernel.finishes == "background"
     assert [background.converted, background.prepared] == [finishing.converted, finishing.prepared]
     assert [background.megabytes, background.beside] == [finishing.megabytes, finishing.beside]
+    monkeypatch.setattr(backward_grid.BackwardGrid, "_keeps_up", lambda *_: True)
     alone = _work(mask, 128, batch=8)
     assert alone.kernels[0].kernel.prepares
     assert alone.beside == pytest.approx(8 * (background.beside + background.prepared))

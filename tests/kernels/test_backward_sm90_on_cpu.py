@@ -16,7 +16,7 @@ from kernel_masks import DEAD_TILES, MASKS
 from omnicupy.choose import backward_table
 from omnicupy.jit.backward_kernel import BackwardKernel
 from omnicupy.jit.backward_spec import BackwardSpec
-from omnicupy.schedule import backward_grid, ordered_lists, parts, ranks
+from omnicupy.schedule import backward_grid, ordered_lists, parts, ranks, sections
 
 pytestmark = [
     pytest.mark.in_turn(8, by=("which",)),
@@ -198,7 +198,7 @@ def test_heads_come_before_the_tiers_of_others(
 ) -> None:
     # Few heads have more than one tier so.
     monkeypatch.setattr(parts, "TIER_SHARES", (1 / 10, 1 / 20, 1 / 40))
-    monkeypatch.setattr(ordered_lists, "SIDE_BY_SIDE", 1)
+    monkeypatch.setattr(sections, "SIDE_BY_SIDE", 1)
     monkeypatch.setattr(backward_grid, "MOST_PARTIAL_BYTES", 0)
     problem = Problem("bfloat16", 128, MASKS[masks]())
     spec = spec_of("sm90", "sm_90", "bfloat16", 128)

@@ -103,7 +103,8 @@ def test_the_launch_that_converts_has_a_block_for_64_queries() -> None:
     problem = Problem(3, 4, 2, 1000, 777, 128, "bfloat16")
     assert _grid("convert", spec, problem).thread_blocks(5) == (3 * 4 * 16, 1, 1)
     fused = _grid("fused", spec, problem)
-    assert (fused.heads, fused.workers) == (2, _grid("dkdv", spec, problem).workers)
+    assert (fused.heads, fused.workers.side_by_side) == (2, 25)  # of half of the L2 cache
+    assert replace(fused.workers, side_by_side=0) == _grid("dkdv", spec, problem).workers
     assert fused.thread_blocks(5) == (min(132, 5 * 6), 1, 1)
     assert fused.section(5) == _grid("dkdv", spec, problem).section(5)
 

@@ -34,8 +34,8 @@ def test_each_addition_knows_how_many_its_sum_has(seed: int) -> None:
     tiles = sum(len(walk) for _, walk in whole[: lists.n_parts])
     assert lists.head_ranks == tiles
     assert (len(whole) > lists.n_parts) == (lists.early_heads > 0)
-    assert 0 < lists.section <= min(heads, workers.side_by_side)
-    assert lists.tiers == key_lists(blocks, workers).tiers
+    plain = key_lists(blocks, workers)
+    assert (lists.section, lists.tiers) == (plain.section, plain.tiers)
 
 
 def test_early_heads_are_those_of_additions_in_one_order() -> None:

@@ -114,7 +114,7 @@ class Gradients:
 
     def spec(self, arch: str, asked: Asked) -> BackwardSpec:
         """The kernels of our call. Raises ValueError for a kernel that the table does not have, or an illegal tile."""
-        found = self._of_kernel(arch, asked.kernel)
+        found = self._of_kernel(arch, asked)
         if asked.two:
             found = replace(found, fused=None, ordered=None)
         tile: dict[str, Any] = {asked.part: asked.tile} if asked.part else {}
@@ -128,14 +128,14 @@ class Gradients:
         how: dict[str, Any] = {"deterministic": not asked.free, "wanted": asked.wanted}
         return keys_kernel(spec, problem, self.mask, device, **how)
 
-    def _of_kernel(self, arch: str, word: str) -> BackwardSpec:
+    def _of_kernel(self, arch: str, asked: Asked) -> BackwardSpec:
+        word = asked.kernel
         head_dim = round_up(self._workload.head_dim, 16)
         if word == "naive":
             return backward_table.naive(arch, self._dtype, head_dim)
         if not word:
-            return backward_table.chosen_for(
-                arch, self._workload.problem(self.mask, self._dtype), (self.mask,)
-            )
+            problem = self._workload.problem(self.mask, self._dtype)
+            return backward_table.chosen_for(arch, problem, (self.mask,), deterministic=not asked.free)
         for row in backward_table.TABLE:
             if row.kernel == word and row.serves(arch, head_dim):
                 return row.spec(arch, self._dtype, head_dim)

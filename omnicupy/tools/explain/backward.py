@@ -137,7 +137,7 @@ def run(workload: Workload, dtype: str, *, deterministic: bool = True) -> Backwa
     if gpu:
         spec = backward_table.select(arch, problem, (mask,), device.sm_count, deterministic=deterministic)
     else:
-        spec = backward_table.chosen_for(arch, problem, (mask,))
+        spec = backward_table.chosen_for(arch, problem, (mask,), deterministic=deterministic)
     owned = min(spec.dkdv.bc, spec.dq.br)
     check_items(problem, -(-max(mask.shape) // owned))
     work = backward_prediction.work_of(spec, problem, mask, device, deterministic=deterministic)

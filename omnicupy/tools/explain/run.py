@@ -140,7 +140,7 @@ def _backward(arch: str, problem: Problem, mask: Mask, sm_count: int, *, tuned: 
             if tuned:
                 spec = backward_table.select(arch, problem, (mask,), sm_count, deterministic=deterministic)
             else:
-                spec = backward_table.chosen_for(arch, problem, (mask,))
+                spec = backward_table.chosen_for(arch, problem, (mask,), deterministic=deterministic)
         except UnsupportedError as error:
             return str(error)
         name, tile = ("ordered", spec.ordered) if deterministic else ("fused", spec.fused)

@@ -180,7 +180,7 @@ def _backward(
     deterministic: bool,
 ) -> Found:
     """The search of a backward pass. how: settings and display.  what: the arguments of the trial."""
-    builtin = backward_table.chosen_for(arch, problem, (what[1],))
+    builtin = backward_table.chosen_for(arch, problem, (what[1],), deterministic=deterministic)
     specs = backward.candidates(arch, problem, kernels, deterministic=deterministic)
     trial = backward.GradientTrial(*what, deterministic=deterministic)
     more = backward.combined
