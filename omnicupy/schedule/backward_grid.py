@@ -34,8 +34,9 @@ PREPARING_ADDITIONS = 18
 LATE_ROWS_SHARE, ROWS_TILES = 1 / 8, 4
 # Tiles of queries a multiprocessor that are ready before any work begins, at least (rows_ahead.cuh).
 ROWS_FIRST = 4
-# The warp makes those of groups of query heads where a mean sum has at least so many additions.
-GROUP_ADDITIONS = 9
+# The warp keeps up with them where a mean sum has at least so many additions, and with up to so many sums a
+# multiprocessor, of which the first ones are the most.
+KEPT_UP, SUMS_READY = 9, 16
 
 
 def key_lists_of(kernel: BackwardKernel) -> Callable[[Sequence[KeyBlocks], Workers], BlockLists]:
@@ -200,7 +201,7 @@ class BackwardGrid:
         if tiles > PREPARING_ADDITIONS * head_sums * self.masks:
             return False
         section, heads = lists.section or self.section(lists.n_parts), self.workers.heads
-        if not self._keeps_up(section, tiles / (head_sums * self.masks)):
+        if not self._keeps_up(section, tiles / (head_sums * self.masks), sums["places"]):
             return False
         first = section * self.masks * head_sums * (1 if fields["head_ranks"] else group)
         if 2 * first > sums["places"]:
@@ -211,11 +212,14 @@ class BackwardGrid:
         late = before - max(first, ROWS_FIRST * self.sm_count)
         return ROWS_TILES * late <= LATE_ROWS_SHARE * tiles * group * heads
 
-    def _keeps_up(self, section: int, additions: float) -> bool:
-        """Does the warp that makes dQ keep up with lse2 and delta, too? Not where query heads share one of keys and
-        several are side by side, or sums have few additions: most rows are wanted before it comes to them.
+    def _keeps_up(self, section: int, additions: float, sums: int) -> bool:
+        """Does the warp that makes dQ keep up with lse2 and delta, too? Not where sums have few additions, but for few
+        sums, of which most are ready before any work begins; nor where query heads share one of keys and several of
+        these are side by side, as most rows are wanted before the warp comes to them.
         """
-        return self.problem.group == 1 or (section == 1 and additions >= GROUP_ADDITIONS)
+        if self.problem.group == 1 and sums <= SUMS_READY * self.sm_count:
+            return True
+        return additions >= KEPT_UP and (self.problem.group == 1 or section == 1)
 
     @property
     def _slot_bytes(self) -> int:

@@ -177,7 +177,7 @@ def test_a_prediction_adds_up() -> None:
 
 
 def test_what_a_warp_does_beside_tiles_lengthens_the_kernel() -> None:
-    work = _work(oc.causal(1024), 128, heads=(4, 4), batch=8)
+    work = _work(oc.causal(2560), 128, heads=(4, 4), batch=8)
     assert work.kernels[0].kernel.prepares
     found = backward_prediction.predict(work, replace(BACKWARD, beside_us=0.5))
     none = backward_prediction.predict(work, replace(BACKWARD, beside_us=0.0))

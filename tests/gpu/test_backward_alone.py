@@ -16,7 +16,7 @@ from omnicupy.choose import backward_table
 from omnicupy.jit.backward_spec import padded_rows
 from omnicupy.schedule import backward_grid
 from omnicupy.schedule import ordered_lists as ordered_lists_module
-from omnicupy.schedule.backward_grid import BackwardGrid
+from omnicupy.schedule.backward_grid import BackwardGrid, lists_of
 from omnicupy.schedule.ordered_lists import ordered_lists
 
 SPEC = backward_table.pick("sm_90", "bfloat16", 128)
@@ -80,8 +80,11 @@ def test_soft_caps_have_none(device: Any) -> None:
 
 
 @pytest.mark.parametrize(("kv_heads", "beside"), [(16, True), (8, True), (2, False)])
-def test_what_is_worked_on_first_is_less_than_half(kv_heads: int, beside: bool) -> None:
+def test_what_is_worked_on_first_is_less_than_half(
+    kv_heads: int, beside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of query heads of large groups all may be."""
+    monkeypatch.setattr(BackwardGrid, "_keeps_up", lambda *_: True)
     mask, problem = oc.causal(LENGTH), Problem(8, 16, kv_heads, LENGTH, LENGTH, 128, "bfloat16")
     grid = BackwardGrid(ALONE, problem, 1, 132, 50 << 20)
     lists = ordered_lists([mask.key_blocks(ALONE.br, ALONE.bc)], grid.workers)
@@ -90,6 +93,7 @@ def test_what_is_worked_on_first_is_less_than_half(kv_heads: int, beside: bool) 
 
 @pytest.mark.parametrize("early", [True, False])
 def test_longer_work_has_a_launch_ahead(early: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BackwardGrid, "_keeps_up", lambda *_: True)
     if not early:
         monkeypatch.setattr(ordered_lists_module, "early_heads", lambda *_: 0)
     mask, problem = oc.causal(LENGTH), Problem(8, 16, 16, LENGTH, LENGTH, 128, "bfloat16")
@@ -99,6 +103,26 @@ def test_longer_work_has_a_launch_ahead(early: bool, monkeypatch: pytest.MonkeyP
     for most, beside in ((8.5, True), (8.4, False)):  # additions of a mean sum
         monkeypatch.setattr(backward_grid, "PREPARING_ADDITIONS", most)
         assert grid.prepares_beside(lists) == beside
+
+
+@pytest.mark.parametrize(
+    ("sizes", "mask", "beside"),
+    [
+        ((4, 16, 16), oc.causal(1024), True),  # 4.5 additions, 1,024 sums
+        ((16, 16, 16), oc.causal(1024), False),  # 4,096 of them
+        ((8, 16, 16), oc.causal(2304), True),  # 9.5 additions
+        ((8, 16, 8), oc.causal(2304), False),  # eight heads of two side by side
+        ((1, 32, 8), oc.sliding_window(16384, left=1800), True),  # one head of four, 16 additions
+        ((1, 32, 8), oc.sliding_window(16384, left=700), False),  # 7
+    ],
+)
+@pytest.mark.parametrize("part", ["alone", "tickets_alone"])
+def test_a_launch_prepares_where_the_warp_would_not_keep_up(
+    sizes: tuple[int, int, int], mask: oc.Mask, beside: bool, part: str
+) -> None:
+    kernel = SPEC.part(part)
+    grid = BackwardGrid(kernel, Problem(*sizes, *mask.shape, 128, "bfloat16"), 1, 132, 50 << 20)
+    assert grid.prepares_beside(lists_of(kernel, [mask], grid.workers)) == beside
 
 
 @pytest.mark.parametrize("finishes", ["", "at_once"])

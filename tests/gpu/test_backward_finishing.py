@@ -22,6 +22,8 @@ from omnicupy.schedule import backward_grid
 from omnicupy.schedule.backward_grid import BackwardGrid
 from omnicupy.schedule.ordered_lists import ordered_lists
 
+pytestmark = pytest.mark.usefixtures("one_kernel")
+
 SPEC = backward_table.pick("sm_90", "bfloat16", 128)
 FINISHING = SPEC.part("finishing")
 ROWS = 2 * 4 * padded_rows(300)

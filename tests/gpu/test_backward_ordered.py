@@ -25,6 +25,8 @@ from omnicupy.schedule.backward_grid import BackwardGrid
 from omnicupy.schedule.block_lists import BlockLists
 from omnicupy.schedule.ordered_lists import ordered_lists
 
+pytestmark = pytest.mark.usefixtures("one_kernel")
+
 SPEC = backward_table.pick("sm_90", "bfloat16", 128)
 ORDERED = SPEC.part("ordered")
 ROWS = 2 * 4 * padded_rows(300)

@@ -19,6 +19,8 @@ from omnicupy.gpu import backward_planning
 from omnicupy.masks.mask import Mask
 from omnicupy.schedule import backward_grid
 
+pytestmark = pytest.mark.usefixtures("one_kernel")
+
 TIERS = 4
 MASKS = {
     "causal": oc.causal(1100),

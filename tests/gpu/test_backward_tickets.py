@@ -83,6 +83,7 @@ def test_it_serves_sums_of_some_additions() -> None:
     assert (_part(window, most // 2 * 2), _part(window, most // 2 * 2 + 2)) == ("tickets", "fused")
 
 
+@pytest.mark.usefixtures("one_kernel")
 def test_sums_of_few_additions_have_the_kernel_of_one_order(device: Any) -> None:
     call, mask = Call(heads=2, kv_heads=2, head_dim=128, q_len=300, k_len=300), oc.causal(300)
     for deterministic in (False, True):
@@ -101,8 +102,9 @@ def _prepares(mask: Mask, heads: int, kv_heads: int, batch: int) -> bool:
     return grid.prepares_beside(backward_grid.lists_of(TICKETS, [mask], grid.workers))
 
 
-def test_a_launch_prepares_where_heads_begin_long_before_their_turn() -> None:
+def test_a_launch_prepares_where_heads_begin_long_before_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Long blocks of keys of all heads come first, and what they want of queries would come head by head."""
+    monkeypatch.setattr(BackwardGrid, "_keeps_up", lambda *_: True)
     long_and_short = oc.ranges([(0, 2048, 0, 256), (0, 512, 256, 2048)], 2048)
     assert _prepares(long_and_short, 16, 16, 8)  # heads are early
     assert not _prepares(long_and_short, 28, 4, 8)
