@@ -226,8 +226,8 @@ def chosen_for(
     if spec.part("ordered").may_finish:
         return _without_one_that_finishes(spec, problem, masks)
     if deterministic:
-        return replace(spec, ordered=None) if _few_in_order(spec, problem, masks) else spec
-    return replace(spec, fused=None) if _few_in_any_order(spec, problem, masks) else spec
+        return replace(spec, ordered=None) if _two_are_faster_in_order(spec, problem, masks) else spec
+    return replace(spec, fused=None) if _two_are_faster_in_any_order(spec, problem, masks) else spec
 
 
 def _without_one_that_finishes(spec: BackwardSpec, problem: Problem, masks: Sequence[Mask]) -> BackwardSpec:
@@ -242,7 +242,7 @@ def _without_one_that_finishes(spec: BackwardSpec, problem: Problem, masks: Sequ
     return replace(spec, ordered=None if slow else spec.ordered, fused=None if few else spec.fused)
 
 
-def _few_in_order(spec: BackwardSpec, problem: Problem, masks: Sequence[Mask]) -> bool:
+def _two_are_faster_in_order(spec: BackwardSpec, problem: Problem, masks: Sequence[Mask]) -> bool:
     """Are two kernels faster than the one that adds in one order, by blocks of 192 keys?"""
     part = spec.part("ordered")
     additions = _additions(part, problem, masks)
@@ -251,7 +251,7 @@ def _few_in_order(spec: BackwardSpec, problem: Problem, masks: Sequence[Mask]) -
     return few or _is_chained(part, problem, additions)
 
 
-def _few_in_any_order(spec: BackwardSpec, problem: Problem, masks: Sequence[Mask]) -> bool:
+def _two_are_faster_in_any_order(spec: BackwardSpec, problem: Problem, masks: Sequence[Mask]) -> bool:
     """Are two kernels faster than the one that adds in any order, by shorter blocks than in one order?"""
     part = spec.part("fused")
     return part.bc < spec.part("ordered").bc and _additions(part, problem, masks) < WIDE_BELOW_ANY

@@ -93,21 +93,21 @@ def _have_one(problem: Problem, mask: oc.Mask) -> tuple[bool, bool]:
 
 
 def test_sums_of_a_few_additions_take_two_kernels_in_any_order_too() -> None:
-    def parts(mask: oc.Mask, head_dim: int = 128, group: int = 1) -> list[bool]:
+    def parts(mask: oc.Mask, head_dim: int = 128, group: int = 1) -> tuple[bool, bool]:
         problem = Problem(4, 4 * group, 4, *mask.shape, head_dim, "bfloat16")
-        return list(_have_one(problem, mask))
+        return _have_one(problem, mask)
 
     few = (oc.full(512), oc.causal(1024), oc.full(576, 512))  # 4, 4.5 and 4 additions to a sum
     fewer = (oc.full(384), oc.causal(512), oc.sliding_window(1024, left=128))  # 3, 2.5 and 2
     for mask in few:
-        assert parts(mask) == parts(mask, 80) == [False, False]
-        assert parts(mask, 64) == [True, False]
-        assert parts(mask, 128, 4) == parts(mask, 80, 4) == [True, True]
+        assert parts(mask) == parts(mask, 80) == (False, False)
+        assert parts(mask, 64) == (True, False)
+        assert parts(mask, 128, 4) == parts(mask, 80, 4) == (True, True)
     for mask in fewer:
-        assert parts(mask) == parts(mask, 96) == parts(mask, 128, 8) == [False, False]
-        assert parts(mask, 80) == parts(mask, 80, 8) == [True, True]
+        assert parts(mask) == parts(mask, 96) == parts(mask, 128, 8) == (False, False)
+        assert parts(mask, 80) == parts(mask, 80, 8) == (True, True)
     for mask in (oc.full(128), oc.full(640), oc.causal(2048)):  # 1, 5 and 8.5
-        assert parts(mask) == parts(mask, 80) == parts(mask, 128, 8) == [True, True]
+        assert parts(mask) == parts(mask, 80) == parts(mask, 128, 8) == (True, True)
     problem = Problem(2, 16, 16, 640, 640, 128, "bfloat16")
     batch = (oc.full(640), oc.causal(640))  # 5 and 3
     assert backward_table.chosen_for("sm_90", problem, batch).ordered is None

@@ -10,7 +10,7 @@ from gradients_gpu import Gradients, bits, config_of, field_of, launches_of, poi
 import omnicupy as oc
 from omnicupy.schedule import backward_grid
 
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("one_kernel")]
+pytestmark = pytest.mark.gpu
 cp: Any = pytest.importorskip("cupy")
 
 

@@ -22,7 +22,7 @@ from gradients_gpu import (
 import omnicupy as oc
 from omnicupy.gpu.mask_cache import existing_cache
 
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("one_kernel")]
+pytestmark = pytest.mark.gpu
 cp: Any = pytest.importorskip("cupy")
 
 SHAPE = (2, 4, 700, 64)

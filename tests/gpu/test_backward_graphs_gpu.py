@@ -11,7 +11,7 @@ from gradients_gpu import Gradients, bits
 
 import omnicupy as oc
 
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("one_kernel")]
+pytestmark = pytest.mark.gpu
 cp: Any = pytest.importorskip("cupy")
 
 ROUNDS = 300

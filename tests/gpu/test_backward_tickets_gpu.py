@@ -11,7 +11,7 @@ from gradients_gpu import Gradients, config_of, field_of, launches_of, poison_wo
 import omnicupy as oc
 from omnicupy.schedule import backward_grid
 
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("one_kernel")]
+pytestmark = pytest.mark.gpu
 cp: Any = pytest.importorskip("cupy")
 NEAR = 1e-3  # of the norm: another order, rounded to float16
 

@@ -79,9 +79,9 @@ def test_seeds_choose_random_masks() -> None:
     assert len(names := GPU_SUITES["random"].workloads) == 24
     assert len(with_seeds(names, 2)) == 6
     assert with_seeds(("W1", "W4"), 1) == ["W1", "W4"]
-    assert "random-d64-s1024-seed102" in with_seeds(GPU_SUITES["unseen"].workloads, 1)
-    many = GPU_SUITES["sparsity"].workloads
-    assert len(with_seeds(many, 1)) == len(many) - len(suites.PER_MILLE)
+    for own in (GPU_SUITES[suite].workloads for suite in ("fit", "unseen")):
+        assert with_seeds(own, 1) == list(own)
+    assert len(with_seeds(many := GPU_SUITES["sparsity"].workloads, 1)) == len(many) - len(suites.PER_MILLE)
 
 
 def test_a_workload_is_measured_as_in_the_part_that_has_it() -> None:
