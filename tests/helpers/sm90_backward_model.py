@@ -51,6 +51,7 @@ class Consumer:
             yield from full.wait(self.launch.parity(self.slot))
             self.give_back_early("owned", empty)
             self.check_owned()
+            yield from self.owned_came()
             for tile in range(len(self.launch.items[self.number].tiles)):
                 yield from self.tile((self.number, tile))
                 self.launch.events += 1
@@ -67,6 +68,10 @@ class Consumer:
 
     def check_owned(self) -> None:
         raise NotImplementedError
+
+    def owned_came(self) -> Steps:
+        """What may begin ahead of the first tile."""
+        yield from ()
 
     def tile(self, name: Name) -> Steps:
         raise NotImplementedError
@@ -116,7 +121,7 @@ class KeyConsumer(Consumer):
 class KeyLoop(KeyConsumer):
     def tile(self, name: Name) -> Steps:
         shared, stage = self.shared, self.ring.stage
-        yield from self.wait_for_q()
+        yield from self.begin()
         yield from self.wait_for_dout()
         yield from self.reads(name, shared.q, shared.dout)
         yield from self.reads(name, shared.rows, shared.tiles)
@@ -126,6 +131,10 @@ class KeyLoop(KeyConsumer):
         yield from self.reads(name, shared.q)
         self.give_back("q_empty", shared.q_empty[stage])
         self.step(name)
+
+    def begin(self) -> Steps:
+        """S^T may be started."""
+        yield from self.wait_for_q()
 
     def hand_over(self, name: Name) -> Steps:
         """dS^T, for who needs more of it than dK."""

@@ -1,5 +1,6 @@
 """The Hopper kernel that makes all gradients (kernels/omni/sm90/backward/fused_loop.cuh), as a form of the model in
-sm90_backward_model.py: "fused". Warpgroups hand dS to each other and make dQ of the tiles in turn.
+sm90_backward_model.py: "fused". Warpgroups hand dS to each other and make dQ of the tiles in turn. "ahead" is the same
+with S^T of the next tile started ahead of that.
 """
 
 from __future__ import annotations
@@ -71,8 +72,12 @@ class FusedLoop(model.KeyLoop):
         self.places.append(name)
         yield from super().tile(name)  # counts self.tiles on
         self.ds_ring.next()
+        yield from self.begin_next(name[1] + 1)
         if len(self.places) > self.shared.lag:
             yield from self.make_query_gradient(self.shared.lag + 1)
+
+    def begin_next(self, tile: int) -> Steps:
+        yield from ()
 
     def finish(self) -> Steps:
         tiles = len(self.launch.items[self.number].tiles)
@@ -122,6 +127,19 @@ class FusedLoop(model.KeyLoop):
         return Place(size, count % size, count // size & 1)
 
 
-SHARED["fused"] = FusedShared
-model.PRODUCERS["fused"] = KeyProducer
+class AheadLoop(FusedLoop):
+    def owned_came(self) -> Steps:
+        yield from self.begin_next(0)
+
+    def begin(self) -> Steps:
+        yield from ()
+
+    def begin_next(self, tile: int) -> Steps:
+        if tile < len(self.launch.items[self.number].tiles):
+            yield from self.wait_for_q()
+
+
+SHARED["fused"] = SHARED["ahead"] = FusedShared
+model.PRODUCERS["fused"] = model.PRODUCERS["ahead"] = KeyProducer
 model.CONSUMERS["fused"] = lambda group: FusedLoop
+model.CONSUMERS["ahead"] = lambda group: AheadLoop

@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 import sm90_apart_model  # noqa: F401 - adds the form "apart"
 import sm90_backward_model as model
-import sm90_fused_model  # noqa: F401 - adds the form "fused"
+import sm90_fused_model  # noqa: F401 - adds the forms "fused" and "ahead"
 from sm90_backward_block import WARPS, Launch
 from sm90_backward_model import play
 from sm90_block import Item, Place, Tile
 
 FORMS = [("keys", 1), ("keys", 2), ("keys", 3), ("roles", 2), ("dq", 1), ("dq", 2), ("dq", 3)]
 FORMS += [("fused", groups) for groups in (1, 2, 3)]
-FORMS += [("apart", 2)]
+FORMS += [("ahead", 2), ("apart", 2)]
+OF_ALL = ("fused", "ahead", "apart")  # gradients
 
 
 def _items(draw: random.Random, form: str, groups: int) -> list[Item]:
@@ -45,7 +46,7 @@ def test_any_schedule_ends_and_keeps_buffers_until_they_are_read(form: str, grou
         launch = _launch(form, groups, 100 * stages + seed, stages=stages)
         blocks = play(launch)
         assert launch.counter == [0, 0]  # as the launch found them
-        if form in ("fused", "apart"):  # dQ of every tile, once
+        if form in OF_ALL:  # dQ of every tile, once
             added = [one for block in blocks for one in block.added]  # type: ignore[attr-defined]
             names = [
                 (number, tile) for number, item in enumerate(launch.items) for tile in range(len(item.tiles))
@@ -74,7 +75,7 @@ LOSSES = [
     *(("dq", barrier) for barrier in (*COMMON, "q_full", "q_empty", "kv_full", "kv_empty")),
     *(
         (form, barrier)
-        for form in ("fused", "apart")
+        for form in OF_ALL
         for barrier in (*OF_KEYS, "ds_full", "ds_empty", "sums_full", "sums_empty")
     ),
 ]
@@ -105,11 +106,7 @@ def test_the_model_sees_a_lost_arrival(
             for barrier in ("q_empty", "dout_empty", "owned", "work_empty", "weights_empty")
         ),
         *(("dq", barrier) for barrier in ("keys", "owned", "work_empty")),
-        *(
-            (form, barrier)
-            for form in ("fused", "apart")
-            for barrier in ("q_empty", "owned", "work_empty", "ds_empty")
-        ),
+        *((form, barrier) for form in OF_ALL for barrier in ("q_empty", "owned", "work_empty", "ds_empty")),
     ],
 )
 @pytest.mark.parametrize("stages", [2, 3])

@@ -52,7 +52,7 @@ struct ScoreLoop {
 
   __device__ __forceinline__ void init() { keys.init(); }
 
-  __device__ __forceinline__ void keys_came() {
+  __device__ __forceinline__ void keys_came(WorkSlot const&) {
     int const row0 = Consumer::row0(keys.group());
     load_rows<Cfg::kHeadDim, Cfg::kKvPanelBytes>(k, smem_address(smem.k), row0);
     load_rows<Cfg::kValueDim, Cfg::kKvPanelBytes>(v, smem_address(smem.v), row0);
@@ -68,8 +68,9 @@ struct ScoreLoop {
   }
 
   __device__ __forceinline__ void tile(WorkSlot const& work, int) {
+    Scores scores;
     keys.step(
-        work, [&](Scores& scores) { start<Cfg::kHeadDim>(scores, k, keys.consumer.q_low()); },
+        scores, work, [&](Scores& started) { start<Cfg::kHeadDim>(started, k, keys.consumer.q_low()); },
         [&](Scores& gradients) { start<Cfg::kValueDim>(gradients, v, keys.consumer.dout_low()); },
         [&](Pairs const& score_gradients) {
           mbarrier_wait(smem_address(&smem.ds_empty[ring.stage()]), ring.parity() ^ 1);
@@ -102,7 +103,9 @@ struct QueryGradientLoop {
   __device__ __forceinline__ static int warp() { return thread_index() % 128 / 32; }
 
   __device__ __forceinline__ void init() const {}
-  __device__ __forceinline__ void keys_came() { load_columns<Cfg::kBc>(k, smem_address(smem.k), 16 * warp()); }
+  __device__ __forceinline__ void keys_came(WorkSlot const&) {
+    load_columns<Cfg::kBc>(k, smem_address(smem.k), 16 * warp());
+  }
 
   __device__ __forceinline__ void tile(WorkSlot const&, int) {
     Sums sums;

@@ -64,8 +64,10 @@ struct FusedLoop {
   using Scores = typename KeyConsumer<Cfg>::Scores;
   using Pairs = typename KeyConsumer<Cfg>::Pairs;
   static constexpr int kLag = Smem::kLag;
-  // dQ in two products of half of its columns: the first is taken while the second is under way.
+  // dQ in two products of half of its columns: the first is taken while the second is under way. With S^T of the next
+  // tile started ahead of them there are registers for one at a time.
   static constexpr int kHalves = Cfg::kHeadDim == 2 * kPanelColumns && Smem::kStaged ? 2 : 1;
+  static constexpr int kHalvesAtOnce = Smem::kAhead ? 1 : kHalves;
   static_assert(Cfg::kBr == 64, "a warpgroup's rows");
   static_assert(kLag <= 1, "an item's last tile is the only one whose dQ is still to be made at its end");
   static_assert(Smem::kStaged || !Cfg::kOrdered, "consumers that waited for their turn would keep others waiting");
@@ -73,35 +75,39 @@ struct FusedLoop {
   Smem& smem;
   KeyLoop<Cfg> keys;
   RingIndex<Smem::kRing> ring;  // of dS: where the next tile's goes
+  Scores ahead;                 // kAhead: S^T of the next tile
   int places[kLag + 1];         // of the last tiles: which tile of dQ each is, where no other thread adds it
 
   __device__ __forceinline__ FusedLoop(BackwardParamsSm90 const& args, Smem& memory)
       : smem(memory), keys(args, memory) {}
 
   __device__ __forceinline__ void init() { keys.init(); }
-  __device__ __forceinline__ void keys_came() const {}
+  __device__ __forceinline__ void keys_came(WorkSlot const& work) {
+    if constexpr (Smem::kAhead) begin(uniform(work.tiles) > 0);
+  }
 
   __device__ __forceinline__ void tile(WorkSlot const& work, int done) {
     if constexpr (!Smem::kStaged) {
 #pragma unroll
       for (int i = kLag; i > 0; --i) places[i] = places[i - 1];
     }
-    auto& consumer = keys.consumer;
-    keys.step(
-        work, [&](Scores& scores) { consumer.start_scores(scores, keys.group()); },
-        [&](Scores& gradients) { consumer.start_weight_gradients(gradients, keys.group()); },
-        [&](Pairs const& score_gradients) {
-          note_place();
-          mbarrier_wait(smem_address(&smem.ds_empty[ring.stage()]), ring.parity() ^ 1);
-          put_score_gradients<Cfg>(*this, score_gradients);
-        },
-        [&] { hand_over_score_gradients(*this); });
+    if constexpr (Smem::kAhead) {
+      step(ahead, work);
+      begin(done + 1 < uniform(work.tiles));
+    } else {
+      Scores scores;
+      step(scores, work);
+    }
     if (done >= kLag) make_query_gradient(kLag + 1);
   }
 
   // The last tiles' dQ.
   __device__ __forceinline__ void finish(WorkSlot const& work) {
     if (kLag > 0 && uniform(work.tiles) > 0) make_query_gradient(kLag);
+    if constexpr (Smem::kAhead) {
+      wgmma_wait<0>();
+      pin_registers(ahead.x[0]);
+    }
   }
 
   __device__ __forceinline__ void store(WorkSlot const& work) { keys.store(work); }
@@ -112,6 +118,27 @@ struct FusedLoop {
   }
 
  private:
+  // S^T of the next tile, once its Q is there. Behind the last tile of an item it is made of whatever lies there and is
+  // not read: where the compiler does not know what is under way, it lets all products run one by one.
+  __device__ __forceinline__ void begin(bool is_there) {
+    if (is_there) keys.consumer.wait_for_q();
+    pin_registers(ahead.x[0]);
+    keys.consumer.start_scores(ahead, keys.group());
+  }
+
+  __device__ __forceinline__ void step(Scores& scores, WorkSlot const& work) {
+    auto& consumer = keys.consumer;
+    keys.template step<Smem::kAhead>(
+        scores, work, [&](Scores& started) { consumer.start_scores(started, keys.group()); },
+        [&](Scores& gradients) { consumer.start_weight_gradients(gradients, keys.group()); },
+        [&](Pairs const& score_gradients) {
+          note_place();
+          mbarrier_wait(smem_address(&smem.ds_empty[ring.stage()]), ring.parity() ^ 1);
+          put_score_gradients<Cfg>(*this, score_gradients);
+        },
+        [&] { hand_over_score_gradients(*this); });
+  }
+
   // The tile `late` tiles ago: whose it is, and the parity of how often that warpgroup's turn came. The ring of dS is
   // as long as there are warpgroups, so that its index says both.
   static_assert(Cfg::kConsumers == 1 || Cfg::kConsumers == Smem::kRing, "a place in the ring of dS for each");
@@ -146,28 +173,32 @@ struct FusedLoop {
     mbarrier_wait(smem_address(&smem.ds_full[from.stage()]), from.parity());
     u32 const k = descriptor_low(smem_address(smem.k), Cfg::kKvPanelBytes);
     u32 const ds = descriptor_low(smem_address(smem.ds[from.stage()]), 16);
-    RegTile<1, Cfg::kHeadDim / kHalves> dq[kHalves];
+    RegTile<1, Cfg::kHeadDim / kHalves> dq[kHalvesAtOnce];
 #pragma unroll
-    for (int half = 0; half < kHalves; ++half) {
-      pin_registers(dq[half].x[0]);
-      wgmma_fence();
-      start_ss_kn<Cfg::kBc, Cfg::kQPanelBytes, Cfg::kBf16, Cfg::kSumsAtomN>(
-          dq[half], ds, k + (half * Cfg::kKvPanelBytes >> 4));
-      wgmma_commit();
-    }
+    for (int half = 0; half < kHalvesAtOnce; ++half) start_half(dq[half], half, ds, k);
     if constexpr (Smem::kStaged) mbarrier_wait(smem_address(&smem.sums_empty[buffer]), round(late) ^ 1);
     if constexpr (kHalves == 2) {
-      wgmma_wait<1>();
+      wgmma_wait<kHalvesAtOnce - 1>();
       take(dq[0], 0, buffer, late);
+      if constexpr (kHalvesAtOnce == 1) start_half(dq[0], 1, ds, k);
     }
     wgmma_wait<0>();
-    pin_registers(dq[kHalves - 1].x[0]);
+    pin_registers(dq[kHalvesAtOnce - 1].x[0]);
     release(smem.ds_empty[from.stage()]);
-    take(dq[kHalves - 1], kHalves - 1, buffer, late);
+    take(dq[kHalvesAtOnce - 1], kHalves - 1, buffer, late);
     if constexpr (Smem::kStaged) {
       fence_proxy_async();
       release(smem.sums_full[buffer]);
     }
+  }
+
+  // A half of dQ's columns. ds, k: descriptors of dS and of K.
+  template <class Half>
+  __device__ __forceinline__ static void start_half(Half& dq, int half, u32 ds, u32 k) {
+    pin_registers(dq.x[0]);
+    wgmma_fence();
+    start_ss_kn<Cfg::kBc, Cfg::kQPanelBytes, Cfg::kBf16, Cfg::kSumsAtomN>(dq, ds, k + (half * Cfg::kKvPanelBytes >> 4));
+    wgmma_commit();
   }
 
   // A half's accumulators, to shared memory or added to the sums, 512 bytes a warp side by side.

@@ -6,7 +6,7 @@
 
 namespace omni {
 
-// Item after item. Loop has init(), keys_came(): K and V are there, tile(work, done): so many came before it,
+// Item after item. Loop has init(), keys_came(work): K and V are there, tile(work, done): so many came before it,
 // finish(work): what K is still needed for after the last tile, store(work).
 template <class Cfg, class Loop>
 __device__ __forceinline__ void run_items(Loop& loop, KeySmem<Cfg>& smem) {
@@ -17,7 +17,7 @@ __device__ __forceinline__ void run_items(Loop& loop, KeySmem<Cfg>& smem) {
     if (uniform(work.head) < 0) return;
     loop.init();
     mbarrier_wait(smem_address(&smem.kv_full), KeySmem<Cfg>::kv_parity(slot));
-    loop.keys_came();
+    loop.keys_came(work);
 #pragma unroll 1
     for (int done = 0; done < uniform(work.tiles); ++done) loop.tile(work, done);
     loop.finish(work);
@@ -46,7 +46,7 @@ struct KeyLoop {
     dk.fill(0.f);
     dv.fill(0.f);
   }
-  __device__ __forceinline__ void keys_came() const {}
+  __device__ __forceinline__ void keys_came(WorkSlot const&) const {}
   __device__ __forceinline__ void finish(WorkSlot const&) const {}
 
   __device__ __forceinline__ void tile(WorkSlot const& work, int) {
@@ -56,31 +56,39 @@ struct KeyLoop {
   // With K and V from shared memory.
   template <class HandOver>
   __device__ __forceinline__ void step(WorkSlot const& work, HandOver const& hand_over) {
+    Scores scores;
     step(
-        work, [&](Scores& scores) { consumer.start_scores(scores, group()); },
+        scores, work, [&](Scores& started) { consumer.start_scores(started, group()); },
         [&](Scores& gradients) { consumer.start_weight_gradients(gradients, group()); }, hand_over, [] {});
   }
 
   // start_scores(S^T), start_gradients(dP^T): once Q, or dO, is there.  hand_over(dS^T): after dV's product is started,
-  // before dK's.  follow(): after both.
-  template <class StartScores, class StartGradients, class HandOver, class Follow>
+  // before dK's.  follow(): after both.  kAhead: S^T is under way, and no other product.
+  template <bool kAhead = false, class StartScores, class StartGradients, class HandOver, class Follow>
   __device__ __forceinline__ void step(
-      WorkSlot const& work, StartScores const& start_scores, StartGradients const& start_gradients,
+      Scores& scores, WorkSlot const& work, StartScores const& start_scores, StartGradients const& start_gradients,
       HandOver const& hand_over, Follow const& follow) {
     KeySmem<Cfg>& smem = consumer.smem;
-    Scores scores, gradients;
+    Scores gradients;
     Pairs weights, score_gradients;
-    consumer.wait_for_q();
-    pin_registers(scores.x[0]);
-    start_scores(scores);
+    if constexpr (kAhead) {
+      wgmma_wait<0>();
+      pin_registers(scores.x[0]);
+    } else {
+      consumer.wait_for_q();
+      pin_registers(scores.x[0]);
+      start_scores(scores);
+    }
     consumer.wait_for_dout();
     pin_registers(gradients.x[0]);
     start_gradients(gradients);
     typename KeyConsumer<Cfg>::Keep keep;
     bool const masked = consumer.look_at_mask(keep, work, group());
     bool const far = consumer.is_far();
-    wgmma_wait<1>();
-    pin_registers(scores.x[0]);
+    if constexpr (!kAhead) {
+      wgmma_wait<1>();
+      pin_registers(scores.x[0]);
+    }
     if constexpr (Cfg::kSoftcap) {
       consumer.weigh_and_pack(scores, weights, keep, masked);
     } else {
@@ -134,7 +142,7 @@ struct ValueRole {
   __device__ __forceinline__ ValueRole(BackwardParamsSm90 const& args, KeySmem<Cfg>& smem) : consumer{args, smem} {}
 
   __device__ __forceinline__ void init() { dv.fill(0.f); }
-  __device__ __forceinline__ void keys_came() const {}
+  __device__ __forceinline__ void keys_came(WorkSlot const&) const {}
   __device__ __forceinline__ void finish(WorkSlot const&) const {}
 
   __device__ __forceinline__ void tile(WorkSlot const& work, int) {
@@ -194,7 +202,7 @@ struct KeyRole {
   __device__ __forceinline__ KeyRole(BackwardParamsSm90 const& args, KeySmem<Cfg>& smem) : consumer{args, smem} {}
 
   __device__ __forceinline__ void init() { dk.fill(0.f); }
-  __device__ __forceinline__ void keys_came() const {}
+  __device__ __forceinline__ void keys_came(WorkSlot const&) const {}
   __device__ __forceinline__ void finish(WorkSlot const&) const {}
 
   __device__ __forceinline__ void tile(WorkSlot const&, int) {

@@ -28,6 +28,11 @@ struct KeySmem {
   static constexpr int kRing = Cfg::kApart ? 3 : kLag + 2;
   static constexpr bool kStaged = Cfg::kFused && (Cfg::kConsumers == 2 || (Cfg::kConsumers == 3 && Cfg::kStages < 4));
   static constexpr int kBuffers = kStaged ? Cfg::kConsumers : 1;
+  // S^T of a tile is started ahead of dQ of the tile before (fused_loop.cuh). Not where the kernel makes dQ of the
+  // sums: at 2,048 tokens and less that gains nothing.
+  static constexpr bool kAhead = kStaged && Cfg::kConsumers == 2 && !Cfg::kApart &&
+                                 Cfg::kHeadDim == 2 * kPanelColumns && !Cfg::kSoftcap && !Cfg::kFinishes &&
+                                 !Cfg::kBackground;
   // Sums of dQ that wait for the warp that stores them: at most one a buffer, and an end for each thread that adds.
   static constexpr int kFinished = Cfg::kFinishes ? 4 : 1;
   static_assert(!(Cfg::kFinishes || Cfg::kBackground) || kBuffers == 2, "a warp has to be left that stores");
