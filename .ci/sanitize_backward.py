@@ -1,7 +1,8 @@
 """Small backward passes for compute-sanitizer, which runs `python .ci/sanitize_backward.py sm90`, for one.
 
-Arguments: kernels (naive, sm80, sm90), head_dims that they are limited to, and forms (default, any-order) where not all
-are wanted. Each row of the table runs documents, windows, rows and keys that see nothing and hold NaN, grouped heads,
+Arguments: kernels (naive, sm80, sm90), head_dims that they are limited to, forms (default, any-order) where not all
+are wanted, and `behind`: a launch behind the kernel of all gradients makes dQ of the sums, as it does of larger masks
+than these. Each row of the table runs documents, windows, rows and keys that see nothing and hold NaN, grouped heads,
 ragged lengths, blocks of keys that are split, a dout of no strides, each subset of gradients that has kernels of its
 own, sums in any order and in one order where there are kernels for them, the two kernels in their place, and passes
 that read what the one before wrote. A form that is named runs all gradients by its kernel alone, twice, with dlse and
@@ -22,11 +23,13 @@ import omnicupy as oc
 from omnicupy.choose import backward_table
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.masks.mask import Mask
+from omnicupy.schedule import backward_grid
 from omnicupy.tools.random_arrays import DTYPES, random_bits
 from omnicupy.tools.verify.backward_inputs import ONE_BITS
 
 KERNELS = ("naive", "sm80", "sm90")
 FORMS: dict[str, dict[str, Any]] = {"default": {}, "any-order": {"deterministic": False}}
+BEHIND = "behind"
 
 
 def backward_masks() -> Iterator[tuple[str, Mask]]:
@@ -101,7 +104,9 @@ def call(spec: BackwardSpec, mask: Mask, forms: list[str]) -> int:
 
 def main(words: list[str]) -> None:
     forms = [word for word in words if word in FORMS]
-    kernels = [word for word in words if not word.isdigit() and word not in FORMS] or list(KERNELS)
+    kernels = [word for word in words if word in KERNELS] or list(KERNELS)
+    if BEHIND in words:
+        backward_grid.FEW_ADDITIONS = backward_grid.MANY_ADDITIONS = 0
     count = 0
     for kernel in kernels:
         for spec in specs(kernel, {int(word) for word in words if word.isdigit()}):
@@ -118,4 +123,4 @@ def main(words: list[str]) -> None:
 if __name__ == "__main__":
     from usage import words
 
-    main(words(__doc__, known=(*KERNELS, *FORMS)))
+    main(words(__doc__, known=(*KERNELS, *FORMS, BEHIND)))

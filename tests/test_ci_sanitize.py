@@ -14,7 +14,9 @@ import numpy_gpu
 import pytest
 
 import omnicupy as oc
+from omnicupy.call.problem import Problem
 from omnicupy.choose import backward_table
+from omnicupy.schedule import backward_grid
 
 CI = Path(__file__).parent.parent / ".ci"
 
@@ -95,6 +97,29 @@ def test_forms_are_chosen_by_name(script: ModuleType, monkeypatch: pytest.Monkey
         assert set(asked) == wanted
     with pytest.raises(SystemExit, match="no row of the table is asked for"):
         script.main(["sm90", "256", "any-order"])
+
+
+@pytest.mark.parametrize("form", ["default", "any-order"])
+def test_sums_are_converted_behind_where_that_is_asked_for(
+    form: str, script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[str] = []
+
+    def seen(dout: Any, q: Any, k: Any, *arrays: Any, **options: Any) -> Any:
+        spec, problem = options["config"], Problem(1, 2, 1, q.shape[2], k.shape[2], q.shape[3], "bfloat16")
+        how = {"deterministic": options.get("deterministic", True)}
+        chosen.append(backward_grid.makes_all_part(spec.kernels(), problem, (arrays[-1],), **how))
+        return numpy_gpu.attention_backward(dout, q, k, *arrays, **options)
+
+    for name in ("FEW_ADDITIONS", "MANY_ADDITIONS"):  # which the script changes
+        monkeypatch.setattr(backward_grid, name, getattr(backward_grid, name))
+    monkeypatch.setattr(oc, "attention_backward", seen)
+    script.main(["sm90", "128", form])
+    others = set(chosen)
+    chosen.clear()
+    script.main(["sm90", "128", form, "behind"])
+    assert set(chosen) == {"ordered" if form == "default" else "fused"}
+    assert not others & set(chosen)
 
 
 def test_calls_of_few_rows_are_run(
