@@ -143,15 +143,17 @@ def make_inputs(workload: Workload, mask: Mask, dtype: str) -> tuple[Any, Any, A
     return q, k, v
 
 
-def measure(session: Session, workload: Workload, systems: Sequence[str]) -> None:
+def measure(
+    session: Session, workload: Workload, systems: Sequence[str], batch: int | None = None
+) -> None:
     """Add a row per system to the record. What cannot run or is wrong gets a row that says why.
 
-    systems: names of peers.SYSTEMS, "omnicupy", or "omnicupy:" and a word of configs.parse.
+    systems: names of peers.SYSTEMS, "omnicupy", or "omnicupy:" and a word of configs.parse.  batch: as of prepared.
     """
     import cupy
 
     mask = workload.mask()
-    ready = prepared(session, workload, mask, systems)
+    ready = prepared(session, workload, mask, systems, batch)
     _timed(session, workload, mask, ready)
     del ready
     cupy.get_default_memory_pool().free_all_blocks()

@@ -18,6 +18,7 @@ from omnicupy.tools.watchdog import Watchdog
 from omnicupy.tools.workloads.workload import Workload
 
 TILE_SAMPLES = 10  # at most, of each of hundreds of tiles
+CHECKED = 2  # batch elements whose gradients are held against the reference, of each of them
 HANG_S = 240.0  # without a word from a study of tiles, after which the process ends and names the last one
 LEAST_WALKED, MOST_WALKED = 32, 128  # tokens of a tile that a thread block of a backward pass walks over
 
@@ -139,4 +140,4 @@ def _watched(session: Session, workload: Workload, systems: Sequence[str]) -> No
             session.say(line)
 
         few = min(session.samples, TILE_SAMPLES)
-        measure(replace(session, samples=few, host=False, say=say), workload, systems)
+        measure(replace(session, samples=few, host=False, say=say), workload, systems, CHECKED)
