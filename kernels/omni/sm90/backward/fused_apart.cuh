@@ -69,9 +69,10 @@ struct ScoreLoop {
 
   __device__ __forceinline__ void tile(WorkSlot const& work, int) {
     Scores scores;
+    keys.consumer.wait_for_q();
+    start<Cfg::kHeadDim>(scores, k, keys.consumer.q_low());
     keys.step(
-        scores, work, [&](Scores& started) { start<Cfg::kHeadDim>(started, k, keys.consumer.q_low()); },
-        [&](Scores& gradients) { start<Cfg::kValueDim>(gradients, v, keys.consumer.dout_low()); },
+        scores, work, [&](Scores& gradients) { start<Cfg::kValueDim>(gradients, v, keys.consumer.dout_low()); },
         [&](Pairs const& score_gradients) {
           mbarrier_wait(smem_address(&smem.ds_empty[ring.stage()]), ring.parity() ^ 1);
           if (thread_index() == 128) smem.ds_additions[ring.stage()] = smem.additions[keys.consumer.ring.stage()];

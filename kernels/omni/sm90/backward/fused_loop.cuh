@@ -83,7 +83,7 @@ struct FusedLoop {
 
   __device__ __forceinline__ void init() { keys.init(); }
   __device__ __forceinline__ void keys_came(WorkSlot const& work) {
-    if constexpr (Smem::kAhead) begin(uniform(work.tiles) > 0);
+    if constexpr (Smem::kAhead) keys.begin(ahead, uniform(work.tiles) > 0);
   }
 
   __device__ __forceinline__ void tile(WorkSlot const& work, int done) {
@@ -93,9 +93,10 @@ struct FusedLoop {
     }
     if constexpr (Smem::kAhead) {
       step(ahead, work);
-      begin(done + 1 < uniform(work.tiles));
+      keys.begin(ahead, done + 1 < uniform(work.tiles));
     } else {
       Scores scores;
+      keys.begin(scores);
       step(scores, work);
     }
     if (done >= kLag) make_query_gradient(kLag + 1);
@@ -118,19 +119,10 @@ struct FusedLoop {
   }
 
  private:
-  // S^T of the next tile, once its Q is there. Behind the last tile of an item it is made of whatever lies there and is
-  // not read: where the compiler does not know what is under way, it lets all products run one by one.
-  __device__ __forceinline__ void begin(bool is_there) {
-    if (is_there) keys.consumer.wait_for_q();
-    pin_registers(ahead.x[0]);
-    keys.consumer.start_scores(ahead, keys.group());
-  }
-
   __device__ __forceinline__ void step(Scores& scores, WorkSlot const& work) {
     auto& consumer = keys.consumer;
     keys.template step<Smem::kAhead>(
-        scores, work, [&](Scores& started) { consumer.start_scores(started, keys.group()); },
-        [&](Scores& gradients) { consumer.start_weight_gradients(gradients, keys.group()); },
+        scores, work, [&](Scores& gradients) { consumer.start_weight_gradients(gradients, keys.group()); },
         [&](Pairs const& score_gradients) {
           note_place();
           mbarrier_wait(smem_address(&smem.ds_empty[ring.stage()]), ring.parity() ^ 1);

@@ -57,27 +57,33 @@ struct KeyLoop {
   template <class HandOver>
   __device__ __forceinline__ void step(WorkSlot const& work, HandOver const& hand_over) {
     Scores scores;
+    begin(scores);
     step(
-        scores, work, [&](Scores& started) { consumer.start_scores(started, group()); },
-        [&](Scores& gradients) { consumer.start_weight_gradients(gradients, group()); }, hand_over, [] {});
+        scores, work, [&](Scores& gradients) { consumer.start_weight_gradients(gradients, group()); }, hand_over,
+        [] {});
   }
 
-  // start_scores(S^T), start_gradients(dP^T): once Q, or dO, is there.  hand_over(dS^T): after dV's product is started,
-  // before dK's.  follow(): after both.  kAhead: S^T is under way, and no other product.
-  template <bool kAhead = false, class StartScores, class StartGradients, class HandOver, class Follow>
+  // Starts S^T of the next tile, once its Q is there; of whatever lies there where there is no such tile, and then it is
+  // not read. Where the compiler does not know what is under way, it lets all products run one by one.
+  __device__ __forceinline__ void begin(Scores& scores, bool is_there = true) {
+    if (is_there) consumer.wait_for_q();
+    pin_registers(scores.x[0]);
+    consumer.start_scores(scores, group());
+  }
+
+  // scores: S^T, which is under way, and no other product.  start_gradients(dP^T): once dO is there.  hand_over(dS^T):
+  // after dV's product is started, before dK's.  follow(): after both.  kAhead: S^T was started so far ahead that it is
+  // waited for before dP^T is started.
+  template <bool kAhead = false, class StartGradients, class HandOver, class Follow>
   __device__ __forceinline__ void step(
-      Scores& scores, WorkSlot const& work, StartScores const& start_scores, StartGradients const& start_gradients,
-      HandOver const& hand_over, Follow const& follow) {
+      Scores& scores, WorkSlot const& work, StartGradients const& start_gradients, HandOver const& hand_over,
+      Follow const& follow) {
     KeySmem<Cfg>& smem = consumer.smem;
     Scores gradients;
     Pairs weights, score_gradients;
     if constexpr (kAhead) {
       wgmma_wait<0>();
       pin_registers(scores.x[0]);
-    } else {
-      consumer.wait_for_q();
-      pin_registers(scores.x[0]);
-      start_scores(scores);
     }
     consumer.wait_for_dout();
     pin_registers(gradients.x[0]);

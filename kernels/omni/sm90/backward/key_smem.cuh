@@ -28,16 +28,17 @@ struct KeySmem {
   static constexpr int kRing = Cfg::kApart ? 3 : kLag + 2;
   static constexpr bool kStaged = Cfg::kFused && (Cfg::kConsumers == 2 || (Cfg::kConsumers == 3 && Cfg::kStages < 4));
   static constexpr int kBuffers = kStaged ? Cfg::kConsumers : 1;
+  // Two warpgroups own keys and make dQ in turn.
+  static constexpr bool kTwoInTurn = kStaged && Cfg::kConsumers == 2 && !Cfg::kApart;
   // S^T of a tile is started ahead of dQ of the tile before (fused_loop.cuh). Not where the kernel makes dQ of the
   // sums: at 2,048 tokens and less that gains nothing.
-  static constexpr bool kAhead = kStaged && Cfg::kConsumers == 2 && !Cfg::kApart &&
-                                 Cfg::kHeadDim == 2 * kPanelColumns && !Cfg::kSoftcap && !Cfg::kFinishes &&
-                                 !Cfg::kBackground;
+  static constexpr bool kAhead =
+      kTwoInTurn && Cfg::kHeadDim == 2 * kPanelColumns && !Cfg::kSoftcap && !Cfg::kFinishes && !Cfg::kBackground;
   // Sums of dQ that wait for the warp that stores them: at most one a buffer, and an end for each thread that adds.
   static constexpr int kFinished = Cfg::kFinishes ? 4 : 1;
   static_assert(!(Cfg::kFinishes || Cfg::kBackground) || kBuffers == 2, "a warp has to be left that stores");
   // Spans a key that lie here; masks with more of them are read from global memory.
-  static constexpr int kSpans = kStaged && Cfg::kConsumers == 2 && !Cfg::kApart ? 1 : kSmemSpans;
+  static constexpr int kSpans = kTwoInTurn ? 1 : kSmemSpans;
 
   alignas(1024) unsigned char k[Cfg::kHeadPanels * Cfg::kKvPanelBytes];
   alignas(1024) unsigned char v[Cfg::kValuePanels * Cfg::kKvPanelBytes];
