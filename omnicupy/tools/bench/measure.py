@@ -143,9 +143,7 @@ def make_inputs(workload: Workload, mask: Mask, dtype: str) -> tuple[Any, Any, A
     return q, k, v
 
 
-def measure(
-    session: Session, workload: Workload, systems: Sequence[str], batch: int | None = None
-) -> None:
+def measure(session: Session, workload: Workload, systems: Sequence[str], batch: int | None = None) -> None:
     """Add a row per system to the record. What cannot run or is wrong gets a row that says why.
 
     systems: names of peers.SYSTEMS, "omnicupy", or "omnicupy:" and a word of configs.parse.  batch: as of prepared.

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,16 @@ def test_summary_of_samples() -> None:
 def test_systems_are_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = numpy_gpu.install(monkeypatch)
     order: list[str] = []
-    calls = {name: (lambda name=name: order.append(name)) for name in "ab"}
-    found = timing.Clock(fake, 64).interleaved(calls, 4)
-    assert {name: one.samples for name, one in found.items()} == {"a": 4, "b": 4}
-    assert "".join(order) == "aabb" + "ab" * 4
+    calls = {name: (lambda name=name: order.append(name)) for name in "abc"}
+    found = timing.Clock(fake, 64).interleaved(calls, 10)
+    assert {name: one.samples for name, one in found.items()} == dict.fromkeys("abc", 10)
+    assert "".join(order[:6]) == "aabbcc"
+    turns = [order[first : first + 3] for first in range(6, len(order), 3)]
+    assert len(turns) == 10
+    assert all(sorted(turn) == ["a", "b", "c"] for turn in turns)
+    followed = [set(one) for one in pairwise(order[6:])]
+    for pair in ({"a", "b"}, {"a", "c"}, {"b", "c"}):  # none follows the same one always
+        assert followed.count(pair) >= 4
 
 
 def test_host_time_counts_every_call() -> None:
