@@ -12,7 +12,7 @@ import pytest
 import turns
 from small_kernels import Compiler
 
-from omnicupy.choose import backward_table
+from omnicupy.choose import backward_additions
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -120,4 +120,4 @@ def compiler() -> Compiler:
 def one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """One kernel makes all gradients, also where sums have so few additions that two are faster."""
     for name in ("SPLIT_BELOW", "SPLIT_BELOW_SHARED"):
-        monkeypatch.setattr(backward_table, name, 0.0)
+        monkeypatch.setattr(backward_additions, name, 0.0)

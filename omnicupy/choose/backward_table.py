@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import product
 
 from omnicupy.call.problem import Problem
 from omnicupy.choose import saved
+from omnicupy.choose.backward_additions import suited
 from omnicupy.choose.capped import capped_backward
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.archs import ARCHES, SMEM_LIMIT_BYTES
-from omnicupy.jit.backward_kernel import BackwardKernel, TileShape
+from omnicupy.jit.backward_kernel import TileShape
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.spec import DTYPES, MAX_HEAD_DIM, MAX_ONE_PIECE
 from omnicupy.jit.widths import kernel_widths
@@ -20,26 +22,14 @@ from omnicupy.masks.mask import Mask
 # Kernels that calls without `config` may get; as in pick.SERVED, those that the attestation covers.
 SERVED: frozenset[str] = frozenset({"sm80", "sm90", "naive"})
 
-# Additions to a mean sum of dQ from which on, and below which, two kernels are faster than one that adds to the sums,
-# whoever makes dQ of them (docs/tries.md). SHARED: where query heads share one of keys.  NARROW: up to so many columns.
-SPLIT_FROM, SPLIT_BELOW, SPLIT_BELOW_SHARED = 1.4, 5.0, 3.9
-NARROW, SPLIT_FROM_NARROW = 80, 3.9
-# The same where blocks of 192 keys add: in one order, also where the last block pads the keys by more than that share;
-# at head_dim 64 in any order, too.
-WIDE_BELOW, WIDE_BELOW_PADDED, PADDED, WIDE_BELOW_ANY = 4.0, 7.0, 0.1, 3.0
-# Additions to a sum over tiles of a block of keys from which on they follow each other for longer than all else takes:
-# few queries on many keys.
-CHAINED = 1.5
-
 SMALL = tuple(arch for arch in ARCHES if SMEM_LIMIT_BYTES[arch] < 110_000)
 LARGE = tuple(arch for arch in ARCHES if arch not in SMALL)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackwardRow:
-    """One line of the table. head_dims: (least, greatest) of the wider of the kernels' head_dim and value_dim.  The
-    rest: as in BackwardSpec.
-
+    """One line of the table. head_dims: (least, greatest) of the wider of the kernels' head_dim and value_dim.  dkdv,
+    dq, fused, ordered, kernel: as in BackwardSpec.  few: what takes fused's place where sums have few additions.
     archs: which it serves.
     """
 
@@ -48,12 +38,18 @@ class BackwardRow:
     dq: TileShape
     fused: TileShape | None = None
     ordered: TileShape | None = None
+    few: TileShape | None = None
     kernel: str = "sm80"
     archs: tuple[str, ...] = ARCHES
 
     def spec(self, arch: str, dtype: str, head_dim: int, value_dim: int | None = None) -> BackwardSpec:
         """The kernels for an architecture, dtype and widths of kernels. Raises ValueError if they are illegal."""
         return _spec(self, arch, dtype, head_dim, head_dim if value_dim is None else value_dim)
+
+    def specs(self, arch: str, dtype: str, head_dim: int, value_dim: int | None = None) -> list[BackwardSpec]:
+        """`spec`, and where `few` takes a place the kernels with it."""
+        found = self.spec(arch, dtype, head_dim, value_dim)
+        return [found] if self.few is None else [found, replace(found, fused=self.few)]
 
     def serves(self, arch: str, widest: int) -> bool:
         """True when the row is for this architecture and the wider of the kernels' head_dim and value_dim."""
@@ -93,6 +89,7 @@ TABLE = (
         dq=TileShape(192, 96, 8, 16),
         fused=TileShape(64, 128, 4, 16),  # a warpgroup of its own makes dQ
         ordered=TileShape(64, 192, 3, 16),
+        few=TileShape(64, 128, 4, 12),
         archs=HOPPER,
     ),
     BackwardRow(
@@ -202,11 +199,18 @@ def pick(
 
     Raises UnsupportedError when no row serves them.
     """
+    return _picked(arch, dtype, head_dim, softcap, value_dim)[1]
+
+
+def _picked(
+    arch: str, dtype: str, head_dim: int, softcap: bool, value_dim: int | None
+) -> tuple[BackwardRow, BackwardSpec]:
+    """The row of `pick`, and its kernels."""
     widths = kernel_widths(head_dim, head_dim if value_dim is None else value_dim)
     for row in TABLE:
         if row.kernel in SERVED and row.serves(arch, max(widths)):
             spec = row.spec(arch, dtype, *widths)
-            return capped_backward(spec) if softcap else spec
+            return row, capped_backward(spec) if softcap else spec
     raise UnsupportedError(
         f"attention_backward: no kernel serves {dtype} with head_dim {head_dim} on {arch}; "
         "pass NumPy arrays for the CPU"
@@ -216,56 +220,12 @@ def pick(
 def chosen_for(
     arch: str, problem: Problem, masks: Sequence[Mask], *, deterministic: bool = True
 ) -> BackwardSpec:
-    """`pick`'s kernels of a problem, without those that add to dQ where two kernels are faster. masks: the distinct
-    ones.  deterministic: of the call; what calls in the other order would get is not asked.  Raises UnsupportedError as
+    """`pick`'s kernels of a problem as far as they suit its masks, the distinct ones: backward_additions.suited.
+    deterministic: of the call; what calls in the other order would get is not asked.  Raises UnsupportedError as
     `pick`.
     """
-    spec = pick(arch, problem.dtype, problem.head_dim, problem.softcap, problem.value_dim)
-    if spec.fused is None or spec.ordered is None:
-        return spec
-    if spec.part("ordered").may_finish:
-        return _without_one_that_finishes(spec, problem, masks)
-    if deterministic:
-        return replace(spec, ordered=None) if _two_are_faster_in_order(spec, problem, masks) else spec
-    return replace(spec, fused=None) if _two_are_faster_in_any_order(spec, problem, masks) else spec
-
-
-def _without_one_that_finishes(spec: BackwardSpec, problem: Problem, masks: Sequence[Mask]) -> BackwardSpec:
-    """The kernels, where those that add to sums of dQ may make dQ of them: in either order alike for few additions, and
-    where few queries see many keys, without the one that adds in one order.
-    """
-    part = spec.part("ordered")
-    additions = _additions(part, problem, masks)
-    least = SPLIT_FROM_NARROW if spec.head_dim <= NARROW else SPLIT_FROM
-    few = least <= additions < (SPLIT_BELOW if problem.group == 1 else SPLIT_BELOW_SHARED)
-    slow = few or _is_chained(part, problem, additions)
-    return replace(spec, ordered=None if slow else spec.ordered, fused=None if few else spec.fused)
-
-
-def _two_are_faster_in_order(spec: BackwardSpec, problem: Problem, masks: Sequence[Mask]) -> bool:
-    """Are two kernels faster than the one that adds in one order, by blocks of 192 keys?"""
-    part = spec.part("ordered")
-    additions = _additions(part, problem, masks)
-    padded = -problem.k_len % part.bc > PADDED * problem.k_len
-    few = additions < (WIDE_BELOW_PADDED if padded else WIDE_BELOW)
-    return few or _is_chained(part, problem, additions)
-
-
-def _two_are_faster_in_any_order(spec: BackwardSpec, problem: Problem, masks: Sequence[Mask]) -> bool:
-    """Are two kernels faster than the one that adds in any order, by shorter blocks than in one order?"""
-    part = spec.part("fused")
-    return part.bc < spec.part("ordered").bc and _additions(part, problem, masks) < WIDE_BELOW_ANY
-
-
-def _is_chained(part: BackwardKernel, problem: Problem, additions: float) -> bool:
-    """Do few queries see so many keys that additions to a sum follow each other for longer than all else takes?"""
-    return additions > CHAINED * problem.group * -(-problem.q_len // part.br)
-
-
-def _additions(part: BackwardKernel, problem: Problem, masks: Sequence[Mask]) -> float:
-    """To a mean sum of dQ, of the queries of a tile."""
-    sums = -(-problem.q_len // part.br) * len(masks)
-    return sum(int(one.key_blocks(part.br, part.bc).tiles.sum()) for one in masks) / max(1, sums)
+    row, spec = _picked(arch, problem.dtype, problem.head_dim, problem.softcap, problem.value_dim)
+    return suited(spec, row.few, problem, masks, deterministic=deterministic)
 
 
 def select(
@@ -287,4 +247,12 @@ def rows() -> Iterator[BackwardSpec]:
     for row in TABLE:
         for arch in row.archs:
             for dtype in DTYPES:
-                yield row.spec(arch, dtype, row.head_dims[1])
+                yield from row.specs(arch, dtype, row.head_dims[1])
+
+
+def every_spec() -> Iterator[BackwardSpec]:
+    """The full product: each row at each head_dim, architecture and dtype that it serves."""
+    for row in TABLE:
+        least, greatest = row.head_dims
+        for head_dim, arch, dtype in product(range(least, greatest + 1, 16), row.archs, DTYPES):
+            yield from row.specs(arch, dtype, head_dim)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import omnicupy as oc
@@ -10,8 +12,10 @@ from omnicupy.choose import backward_table
 from omnicupy.choose.backward_table import LARGE, SMALL, TABLE, pick, rows
 from omnicupy.errors import UnsupportedError
 from omnicupy.jit.archs import ARCHES, SMEM_LIMIT_BYTES
-from omnicupy.jit.backward_kernel import PARTS, WIDE_HEAD_DIM
+from omnicupy.jit.backward_kernel import PARTS, WIDE_HEAD_DIM, TileShape
+from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.spec import DTYPES, MAX_HEAD_DIM, MAX_ONE_PIECE
+from omnicupy.schedule import backward_grid
 
 
 @pytest.mark.parametrize("arch", ARCHES)
@@ -35,7 +39,11 @@ def test_rows_leave_no_gap_and_list_each_combination_once() -> None:
             assert of_kernel.count("sm90") == (arch == "sm_90" and padded <= MAX_ONE_PIECE)
             assert of_kernel[0] == ("sm90" if "sm90" in of_kernel else "sm80")
     listed = list(rows())
-    assert len(listed) == len(set(listed)) == sum(len(row.archs) * len(DTYPES) for row in TABLE)
+    assert (
+        len(listed)
+        == len(set(listed))
+        == sum((1 + (row.few is not None)) * len(row.archs) * len(DTYPES) for row in TABLE)
+    )
     assert sorted((*SMALL, *LARGE)) == sorted(ARCHES)
 
 
@@ -111,6 +119,28 @@ def test_sums_of_a_few_additions_take_two_kernels_in_any_order_too() -> None:
     problem = Problem(2, 16, 16, 640, 640, 128, "bfloat16")
     batch = (oc.full(640), oc.causal(640))  # 5 and 3
     assert backward_table.chosen_for("sm_90", problem, batch).ordered is None
+
+
+def test_sums_of_few_additions_have_a_tile_of_their_own_in_any_order() -> None:
+    def chosen(
+        mask: oc.Mask, head_dim: int = 64, softcap: bool = False, *, order: bool = False
+    ) -> BackwardSpec:
+        problem = Problem(4, 16, 16, *mask.shape, head_dim, "bfloat16", softcap=softcap)
+        return backward_table.chosen_for("sm_90", problem, (mask,), deterministic=order)
+
+    usual = backward_table.pick("sm_90", "bfloat16", 64)
+    few = replace(usual, fused=TileShape(64, 128, 4, 12))
+    assert few in rows()
+    assert few in backward_table.every_spec()
+    assert few.part("fused").may_finish
+    for mask in (oc.full(512), oc.causal(1024), oc.full(640)):  # 4, 4.5 and 5 additions to a sum
+        assert chosen(mask) == few
+        problem = Problem(4, 16, 16, *mask.shape, 64, "bfloat16")
+        assert backward_grid.makes_all_part(few.kernels(), problem, (mask,), deterministic=False) == "tickets"
+        assert chosen(mask, order=True).fused == usual.fused
+        assert chosen(mask, 48) == backward_table.pick("sm_90", "bfloat16", 48)
+    for mask in (oc.causal(640), oc.full(768), oc.causal(2048)):  # 3, 6 and 8.5
+        assert chosen(mask) == usual
 
 
 def test_blocks_of_192_keys_leave_sums_of_a_few_additions_to_two_kernels() -> None:

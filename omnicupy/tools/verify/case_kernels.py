@@ -212,15 +212,20 @@ def backward_variants(case: BackwardCase, arch: str) -> list[Variant]:
     for row in backward_table.TABLE:
         if not (row.serves(arch, max(widths)) and serves(row.kernel, case)):
             continue
-        spec = fitted(row.spec(arch, case.dtype, *widths))
+        spec, *with_few = dict.fromkeys(map(fitted, row.specs(arch, case.dtype, *widths)))
         tiles = (f"{name} {_word(getattr(spec, name))}" for name in ("dkdv", "dq"))
         rest = replace(spec, ordered=None)  # else calls run that one, too
         found.append(Variant(f"bwd {spec.kernel} {' '.join(tiles)}", rest, parts=parts))
-        for name, part in (("fused", spec.fused), ("ordered", spec.ordered)):
+        make_all = [
+            ("fused", rest),
+            ("ordered", spec),
+            *(("fused", replace(of, ordered=None)) for of in with_few),
+        ]
+        for name, of in make_all:
+            part: TileShape | None = getattr(of, name)
             if part is not None and of_keys and "q" in case.wanted:
                 word = f"bwd {spec.kernel} {name} {_word(part)}"
-                all_parts = ("prepare", *_those_of(spec, name), *sinks)
-                of = spec if name == "ordered" else rest
+                all_parts = ("prepare", *_those_of(of, name), *sinks)
                 found.append(Variant(word, of, parts=all_parts, deterministic=name == "ordered"))
     picked = backward_table.pick(arch, case.dtype, case.head_dim, has_cap, case.value_columns)
     if picked.ordered is not None and of_keys and "q" in case.wanted:
@@ -239,20 +244,12 @@ def _word(shape: TileShape) -> str:
     return "x".join(map(str, shape))
 
 
-def every_backward_spec() -> Iterator[BackwardSpec]:
-    """The full product of the backward table: each row at each head_dim, architecture and dtype that it serves."""
-    for row in backward_table.TABLE:
-        least, greatest = row.head_dims
-        for head_dim in range(least, greatest + 1, 16):
-            yield from (row.spec(arch, dtype, head_dim) for arch in row.archs for dtype in DTYPES)
-
-
 def table_kernels(every: bool) -> list[KernelSpec]:
     """The kernels that the tables name, of each row at its greatest head_dim, and those that calls on caches run.
     every: of each head_dim, and those that take their places where scores are capped.
     """
     forward = list(table.every_spec() if every else table.rows())
-    backward = list(every_backward_spec() if every else backward_table.rows())
+    backward = list(backward_table.every_spec() if every else backward_table.rows())
     if every:
         forward += [*map(capped, forward)]
         backward += [*map(capped_backward, backward)]
