@@ -5,11 +5,9 @@ Says which problems no part has measured yet; the exit status is then 1.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
-from omnicupy.jit.files import replace_file
 from omnicupy.tools.bench import records
 from omnicupy.tools.bench.accuracy_cases import cases
 
@@ -18,7 +16,7 @@ def main(out: str, *parts: str) -> int:
     """Write the joined record; returns the exit status."""
     order = [case.name for case in cases()]
     content = records.joined([records.load(path) for path in parts], order)
-    replace_file(Path(out), (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    records.write(Path(out), content)
     rows = content["rows"]
     systems = {row["system"] for row in rows}
     measured = {name: {row["system"] for row in rows if row["workload"] == name} for name in order}

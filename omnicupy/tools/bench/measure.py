@@ -23,6 +23,7 @@ from omnicupy.tools.bench.gradients import PASSES, Gradients, Pass, asked
 from omnicupy.tools.bench.peers import COMPILE_LIMIT_S, SYSTEMS, Peer, prepare
 from omnicupy.tools.bench.records import OURS, Record
 from omnicupy.tools.bench.torch_inputs import Shared, as_cupy
+from omnicupy.tools.bench.turns import NOBODY_ELSE, Turns
 from omnicupy.tools.random_arrays import DTYPES, random_bits
 from omnicupy.tools.workloads.workload import Workload
 
@@ -38,7 +39,9 @@ FULL_OBJECTS: dict[str, Callable[[int, int], Mask | None]] = {
 
 @dataclass
 class Session:
-    """A run on a device. timed: what of attention.  host: its time, too.  flush: a key of Clock.  say: shows a line."""
+    """A run on a device. timed: what of attention.  host: its time, too.  flush: a key of Clock.  turns: with other
+    processes.  say: shows a line.
+    """
 
     record: Record
     arch: str
@@ -50,6 +53,7 @@ class Session:
     limit_s: float = COMPILE_LIMIT_S
     host: bool = True
     flush: str = timing.FLUSHES[0]
+    turns: Turns = NOBODY_ELSE
     say: Callable[[str], None] = field(default=lambda line: None)
     clock: Any = None
 
@@ -151,10 +155,13 @@ def measure(session: Session, workload: Workload, systems: Sequence[str], batch:
     import cupy
 
     mask = workload.mask()
-    ready = prepared(session, workload, mask, systems, batch)
-    _timed(session, workload, mask, ready)
-    del ready
-    cupy.get_default_memory_pool().free_all_blocks()
+    with session.turns.beside():
+        ready = prepared(session, workload, mask, systems, batch)
+    with session.turns.alone():
+        _timed(session, workload, mask, ready)
+    with session.turns.beside():
+        del ready
+        cupy.get_default_memory_pool().free_all_blocks()
 
 
 def prepared(
@@ -171,6 +178,7 @@ def prepared(
     ready: dict[str, System] = {}
     for name in systems:
         session.say(f"{workload.name}: {name}")
+        session.turns.give_way()
         try:
             if name.partition(":")[0] == OURS and name not in SYSTEMS:
                 system, output = _ours(session, workload, gradients or arrays, mask, name)

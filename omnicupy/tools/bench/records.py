@@ -58,8 +58,13 @@ class Record:
     def _write(self) -> None:
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(self.path, (json.dumps(self.content, indent=1, allow_nan=False) + "\n").encode())
+        write(self.path, self.content)
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """A record to its file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
 def load(path: str | Path) -> dict[str, Any]:

@@ -42,12 +42,14 @@ from omnicupy.tools.bench.peers import SYSTEMS, missing
 from omnicupy.tools.bench.records import OURS, Record
 from omnicupy.tools.bench.suite import Part, Suite, with_seeds
 from omnicupy.tools.bench.suites import GPU_SUITES, OTHER_SUITES, PORTABLE_TILES
+from omnicupy.tools.bench.turns import NOBODY_ELSE, Turns
 from omnicupy.tools.bench.whole_calls import latency, of_seeds
 from omnicupy.tools.workloads.workload import Workload, by_name
 
 Kind = Callable[[Session, Workload, Sequence[str]], None]
 
 ACCURACY = "accuracy"
+NO_SUITE = Suite("", (Part((), (OURS,)),))  # of workloads that are named
 GPU_HOST: dict[str, Callable[..., None]] = {
     "host": host.warm_calls,
     "cold": host.first_calls,
@@ -82,7 +84,7 @@ GRADIENT_KINDS = (
 class Options:
     """What to run. workloads, by name or as they are, and systems: instead of the suites' own.  seeds: of masks.
     limit: seconds to compile, of a rival.  timed: a key of PASSES.  flush: of timing.FLUSHES.  out: the record.
-    accuracy_dtypes, part: of that suite; the share K of N of its cases.
+    accuracy_dtypes, part: of that suite; the share K of N of its cases.  turns: with processes that share workloads.
     """
 
     suites: tuple[str, ...] = ()
@@ -97,6 +99,7 @@ class Options:
     out: Path | None = None
     accuracy_dtypes: tuple[str, ...] = accuracy_cases.DTYPE_NAMES
     part: tuple[int, int] = (1, 1)
+    turns: Turns = NOBODY_ELSE
 
 
 def catalogue() -> dict[str, Any]:
@@ -137,7 +140,8 @@ def run(options: Options, say: host.Say) -> dict[str, Any]:
     """Run the suites; returns the record. A suite that needs a GPU raises ValueError where there is none. A system that
     fails is a row with its reason; the others go on.
     """
-    _check(options)
+    with options.turns.beside():
+        check(options)
     gpu = environment.has_gpu()
     described = environment.device() if gpu else {}
     record = Record(
@@ -156,6 +160,7 @@ def run(options: Options, say: host.Say) -> dict[str, Any]:
         if set(SHARED) <= set(options.suites):  # beside each other, with the same processes
             stack.enter_context(process_group.process_group(" ".join(SHARED)))
         _run_suites(options, record, say, gpu=gpu)
+        options.turns.end()
     return record.content
 
 
@@ -170,10 +175,11 @@ def _run_suites(options: Options, record: Record, say: host.Say, *, gpu: bool) -
     if names or (options.workloads and not set(SHARED) & set(options.suites)):
         settings = {"samples": options.samples, "limit_s": options.limit, "dtype": options.dtype, "say": say}
         settings |= {"timed": PASSES[options.timed], "flush": options.flush}
-        session = Session.start(record, **settings)
+        with options.turns.alone():
+            session = Session.start(record, turns=options.turns, **settings)
         for name in names or [""]:
             record.suite = name
-            _run_suite(session, GPU_SUITES.get(name, Suite("", (Part((), (OURS,)),))), options)
+            _run_suite(session, GPU_SUITES.get(name, NO_SUITE), options)
         record.set(clocks_after=timing.clocks())
     for name in options.suites:
         if name in GPU_HOST:
@@ -224,7 +230,8 @@ def _of_kernels(part: Part) -> bool:
     return bool(part.systems) and all(system.startswith(f"{OURS}:") for system in part.systems)
 
 
-def _check(options: Options) -> None:
+def check(options: Options) -> None:
+    """Raises ValueError for what cannot be run, or not here."""
     _check_pass(options)
     known = list(dict.fromkeys((*GPU_SUITES, ACCURACY, *GPU_HOST, *CPU_HOST)))
     for name in options.suites:
@@ -253,12 +260,14 @@ def _run_suite(session: Session, suite: Suite, options: Options) -> None:
     absent = missing([name for name in options.systems or suite.systems if name in SYSTEMS])
     if absent:
         session.record.set(missing={**session.record.content.get("missing", {}), **absent})
-    for given, systems, kind in _jobs(suite, options):
+    for number, (given, systems, kind) in enumerate(planned(suite, options)):
+        if not options.turns.claim(f"{session.record.suite}-{number}"):
+            continue
         workload = by_name(given) if isinstance(given, str) else given
         KINDS[kind](session, workload, [system for system in systems if system not in absent])
 
 
-def _jobs(suite: Suite, options: Options) -> Iterator[tuple[str | Workload, tuple[str, ...], str]]:
+def planned(suite: Suite, options: Options) -> Iterator[tuple[str | Workload, tuple[str, ...], str]]:
     """(workload, systems, kind): the parts' own, or the options' workloads, each as in the part that has it."""
     parts = {name: part for part in suite.parts for name in part.workloads}
     for given in options.workloads or with_seeds(suite.workloads, options.seeds):

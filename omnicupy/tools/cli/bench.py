@@ -10,7 +10,16 @@ import click
 from omnicupy.tools import environment
 from omnicupy.tools.cli import options as cli_options
 from omnicupy.tools.cli.console import JSON, print_json, say
-from omnicupy.tools.cli.options import DTYPE, MASK_HELP, SIZES, picture_file, refuse_unused, sizes, take_sizes
+from omnicupy.tools.cli.options import (
+    DTYPE,
+    MASK_HELP,
+    SIZES,
+    picture_file,
+    refuse_unused,
+    sizes,
+    take_sizes,
+    words_of,
+)
 from omnicupy.tools.workloads import words
 
 MEASURING = (
@@ -64,6 +73,14 @@ MEASURING = (
     help="What empties the L2 cache before a sample last: writes, or reads of what nobody writes.",
 )
 @click.option("--limit", type=float, default=120.0, show_default=True, help="Seconds a rival may compile.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Processes that prepare workloads beside each other; what is timed has the GPU to itself.",
+)
+@click.option("--turns", type=click.Path(path_type=Path), hidden=True, help="Where these processes meet.")
 @click.option("--part", metavar="I/N", help="Only share I of N of the problems of accuracy.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the JSON record here, row by row.")
 @click.option(
@@ -76,9 +93,9 @@ MEASURING = (
     help="Save a picture of each suite (with --table: of it).",
 )
 @JSON
-def bench(record: Path | None, picture: Path | None, as_json: bool, **chosen: Any) -> None:
+def bench(record: Path | None, picture: Path | None, as_json: bool, jobs: int, **chosen: Any) -> None:
     """Measure SUITES; without one, list them."""
-    from omnicupy.tools.bench import records
+    from omnicupy.tools.bench import beside, records
     from omnicupy.tools.bench import run as bench_run
     from omnicupy.tools.report import plots
 
@@ -97,7 +114,12 @@ def bench(record: Path | None, picture: Path | None, as_json: bool, **chosen: An
         options = _options(chosen)
         if picture:
             plots.check(options.suites, gpu=environment.has_gpu())
-        content = bench_run.run(options, say)
+        if jobs > 1:
+            beside.check(options)
+            words = words_of(("jobs", "out", "picture", "as_json"))
+            content = beside.run(options, words, jobs, say)
+        else:
+            content = bench_run.run(options, say)
     if as_json:
         print_json(content)
     else:
@@ -109,6 +131,7 @@ def bench(record: Path | None, picture: Path | None, as_json: bool, **chosen: An
 def _options(chosen: dict[str, Any]) -> Any:
     """The run that the options describe."""
     from omnicupy.tools.bench import run as bench_run
+    from omnicupy.tools.bench.turns import NOBODY_ELSE, Turns
     from omnicupy.tools.verify.plan import WHOLE, Part
 
     given = take_sizes(chosen)
@@ -127,6 +150,7 @@ def _options(chosen: dict[str, Any]) -> Any:
         refuse_unused(f"with {', '.join(suites)} here, which measure the host alone", drop=MEASURING)
     workloads = (*(words.problem_of(text, given) for text in texts), *(words.named(name) for name in names))
     part = Part.parse(chosen.pop("part") or str(WHOLE))
+    chosen["turns"] = Turns(chosen["turns"]) if chosen["turns"] else NOBODY_ELSE
     chosen["part"] = part.number, part.count
     if any(one.name == "dtype" for one in cli_options.given()):
         chosen["accuracy_dtypes"] = (chosen["dtype"],)

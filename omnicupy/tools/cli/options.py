@@ -75,6 +75,23 @@ def given() -> list[click.Parameter]:
     ]
 
 
+def words_of(leave_out: Collection[str]) -> list[str]:
+    """The words of a command line that give the running command what it was given, but for these parameters."""
+    values, found, behind = click.get_current_context().params, [], []
+    for one in given():
+        value = values[one.name or ""]
+        if one.name in leave_out:
+            continue
+        if isinstance(one, click.Argument):
+            behind += list(value)
+        elif isinstance(one, click.Option) and one.is_flag:
+            found.append(one.opts[0])
+        else:
+            of = value if one.multiple else [value]
+            found += [word for each in of for word in (max(one.opts, key=len), str(each))]
+    return [*found, "--", *behind]
+
+
 def refuse_unused(why: str, *, keep: Collection[str] = (), drop: Collection[str] = ()) -> None:
     """Refuse given parameters that would do nothing. why: goes on "does nothing ...", such as "with --fit".
 

@@ -86,13 +86,13 @@ def test_seeds_choose_random_masks() -> None:
 
 def test_a_workload_is_measured_as_in_the_part_that_has_it() -> None:
     suite = GPU_SUITES["sparsity"]
-    jobs = list(bench_run._jobs(suite, bench_run.Options(seeds=8)))
+    jobs = list(bench_run.planned(suite, bench_run.Options(seeds=8)))
     assert [name for name, *_ in jobs] == list(suite.workloads)
     of = {name: systems for name, systems, _ in jobs}
     assert "omnicupy:nomask" in of["full-d128-s16384"]
     assert "omnicupy:naive" in of["sparse-d128-s2048-p500-seed0-h32-k32-b1"]
     assert "omnicupy:naive" not in of["sparse-d128-s16384-p500-seed0"]
-    chosen = bench_run._jobs(suite, bench_run.Options(workloads=("W1",), systems=("flex",)))
+    chosen = bench_run.planned(suite, bench_run.Options(workloads=("W1",), systems=("flex",)))
     assert list(chosen) == [("W1", ("flex",), "measure")]
 
 

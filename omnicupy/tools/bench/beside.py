@@ -1,0 +1,117 @@
+"""One benchmark run by several processes on one GPU, each with workloads of its own, and their records as one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from omnicupy.tools.bench import records
+from omnicupy.tools.bench import run as bench_run
+from omnicupy.tools.bench.suites import GPU_SUITES
+
+KINDS = (
+    "measure",
+    "choices",
+    "forms",
+    "tiles",
+    "tiles90",
+)  # of suites that time calls on the device, and no host alone
+MEASURED = (
+    "gemm_tflops",
+    "copy_tbps",
+    "clocks_before",
+    "clocks_after",
+)  # by each process; the first one's are kept
+POLL_S = 1.0
+
+
+def check(options: bench_run.Options) -> None:
+    """Raises ValueError for what several processes would disturb, or what one would refuse."""
+    for name in options.suites:
+        kinds = {part.kind for part in GPU_SUITES[name].parts} if name in GPU_SUITES else {""}
+        if not kinds <= set(KINDS):
+            serve = [
+                one for one, suite in GPU_SUITES.items() if {part.kind for part in suite.parts} <= set(KINDS)
+            ]
+            raise ValueError(
+                f"--jobs: expected suites that time calls on the device, {', '.join(serve)}, got {name}; leave --jobs "
+                "out"
+            )
+    bench_run.check(options)
+
+
+def command(words: Sequence[str]) -> list[str]:
+    """What runs `bench` with the given words."""
+    return [sys.executable, "-m", "omnicupy", "bench", *words]
+
+
+def run(
+    options: bench_run.Options, words: Sequence[str], jobs: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """The record of a run by `jobs` processes, which `words` give the options; written to `options.out` as rows come.
+
+    Raises ValueError where one of them fails, once the others are done: their rows are kept.
+    """
+    out, order = options.out, _order(options)
+    with tempfile.TemporaryDirectory(prefix="omnicupy-bench-") as name:
+        folder = Path(name)
+        files = [folder / f"{number}.json" for number in range(jobs)]
+        started = [
+            subprocess.Popen(
+                command([*words, "--turns", str(folder), "--out", str(file)]), stdout=subprocess.DEVNULL
+            )
+            for file in files
+        ]
+        try:
+            content = _watched(started, files, order, out)
+        finally:
+            for process in started:
+                process.kill()
+                process.wait()
+        failed = sum(process.returncode != 0 for process in started)
+        if failed:
+            kept = f", {len(content['rows'])} rows of all are in {out}" if content and out else ""
+            raise ValueError(f"--jobs: {failed} of {jobs} processes failed, as said above{kept}")
+        say(f"{len(content['rows'])} rows of {jobs} processes")
+        return content
+
+
+def _order(options: bench_run.Options) -> list[str]:
+    """The names of the workloads, as they are planned."""
+    suites = [GPU_SUITES[name] for name in options.suites] or [bench_run.NO_SUITE]
+    given = [one for suite in suites for one, _, _ in bench_run.planned(suite, options)]
+    return [one if isinstance(one, str) else one.name for one in given]
+
+
+def _watched(
+    started: Sequence[subprocess.Popen[bytes]], files: Sequence[Path], order: Sequence[str], out: Path | None
+) -> dict[str, Any]:
+    """The joined record once all processes have ended."""
+    content: dict[str, Any] = {}
+    while True:
+        running = any(process.poll() is None for process in started)
+        found = joined([records.load(file) for file in files if file.exists()], len(files), order)
+        if found != content:
+            content = found
+            if out is not None:
+                records.write(out, content)
+        if not running:
+            return content
+        time.sleep(POLL_S)
+
+
+def joined(parts: Sequence[dict[str, Any]], jobs: int, order: Sequence[str]) -> dict[str, Any]:
+    """The record of processes that measured a share each; {} for none. order: of workloads."""
+    parts = sorted(parts, key=lambda part: str(part["started"]))
+    if not parts:
+        return {}
+    kept = {name: parts[0][name] for name in MEASURED if name in parts[0]}
+    rest = [{key: value for key, value in part.items() if key not in MEASURED} | kept for part in parts]
+    found = records.joined(rest, order)
+    rows = found.pop("rows")
+    return {**found, "jobs": jobs, "rows": rows}

@@ -1,0 +1,110 @@
+"""Turns of several processes on one GPU: they prepare beside each other, and what one times has the GPU to itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
+
+# Files of locks are opened from this number on: a process that ends closes files in ascending order, those of the GPU's
+# driver before these.
+_LATE_FILE = 512
+
+
+def settle() -> None:
+    """Wait until the current device has done what this process gave it."""
+    import cupy
+
+    cupy.cuda.Device().synchronize()
+
+
+class Turns:
+    """The turns of the processes that share `folder`; None: of a process that shares the GPU with no other.
+
+    Raises ValueError where the system has no locks of files.
+    """
+
+    def __init__(self, folder: Path | None = None, settle: Callable[[], Any] = settle) -> None:
+        self._folder, self._settle, self._is_beside = folder, settle, False
+        if folder is None:
+            return
+        if fcntl is None:
+            raise ValueError("--jobs: expected a POSIX system, which has locks of files; leave it out")
+        self._gate, self._lock = (self._opened(folder / name) for name in ("gate", "lock"))
+
+    @staticmethod
+    def _opened(path: Path) -> int:
+        early = os.open(path, os.O_RDWR | os.O_CREAT)
+        try:
+            return fcntl.fcntl(early, fcntl.F_DUPFD_CLOEXEC, _LATE_FILE)
+        finally:
+            os.close(early)
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """For the body others may be beside this process, and none alone."""
+        if self._folder is None:
+            yield
+            return
+        self._take(fcntl.LOCK_SH)
+        self._is_beside = True
+        try:
+            yield
+        finally:
+            self._is_beside = False
+            self._give_back()
+
+    def give_way(self) -> None:
+        """Between steps of what is beside others: one that waits to be alone goes first."""
+        if self._is_beside:
+            self._give_back()
+            self._take(fcntl.LOCK_SH)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """For the body no other process is on the GPU."""
+        if self._folder is None:
+            yield
+            return
+        self._take(fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            self._give_back()
+
+    def end(self) -> None:
+        """Of a process that ends next: while the driver takes its memory back nobody is alone."""
+        if self._folder is not None:
+            self._take(fcntl.LOCK_SH)
+
+    def claim(self, name: str) -> bool:
+        """Is the job `name` this process's? It is if no other one has asked before."""
+        if self._folder is None:
+            return True
+        try:
+            os.close(os.open(self._folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        return True
+
+    def _take(self, kind: int) -> None:
+        """Who waits for the lock holds the gate, so that others queue behind it whatever they want."""
+        fcntl.flock(self._gate, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(self._lock, kind)
+        finally:
+            fcntl.flock(self._gate, fcntl.LOCK_UN)
+
+    def _give_back(self) -> None:
+        self._settle()
+        fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+
+NOBODY_ELSE = Turns()

@@ -1,0 +1,119 @@
+"""bench/turns.py: processes beside each other, and one alone."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from omnicupy.tools.bench import turns
+from omnicupy.tools.bench.turns import NOBODY_ELSE, Turns
+
+ROUNDS, PROCESSES = 4, 4
+
+
+def _work(folder: Path, number: int, seen: Any) -> None:
+    """Beside others, in steps, then alone; a line for each beginning and end."""
+    mine = Turns(folder, settle=lambda: None)
+    for _ in range(ROUNDS):
+        with mine.beside():
+            for _ in range(3):
+                mine.give_way()
+                seen.put(("beside", number, time.monotonic()))
+                time.sleep(0.003)
+                seen.put(("beside", number, time.monotonic()))
+        with mine.alone():
+            seen.put(("alone", number, time.monotonic()))
+            time.sleep(0.003)
+            seen.put(("alone", number, time.monotonic()))
+    mine.end()
+    seen.put(("end", number, 0.0))
+
+
+def test_nobody_else_is_there_while_one_is_alone(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    seen = context.Queue()
+    processes = [context.Process(target=_work, args=(tmp_path, number, seen)) for number in range(PROCESSES)]
+    for process in processes:
+        process.start()
+    found: dict[tuple[str, int], list[float]] = {}
+    ended = 0
+    while ended < PROCESSES:
+        kind, number, at = seen.get(timeout=60)
+        ended += kind == "end"
+        found.setdefault((kind, number), []).append(at)
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    spans = [
+        (kind, number, first, last)
+        for (kind, number), times in found.items()
+        if kind != "end"
+        for first, last in zip(times[::2], times[1::2], strict=True)
+    ]
+    lone = [one for one in spans if one[0] == "alone"]
+    assert len(lone) == ROUNDS * PROCESSES
+    for one in lone:
+        for other in spans:
+            assert other is one or other[3] <= one[2] or one[3] <= other[2]
+    beside = [one for one in spans if one[0] == "beside"]
+    assert any(a[1] != b[1] and a[2] < b[3] and b[2] < a[3] for a in beside for b in beside)
+
+
+def test_what_was_given_to_the_device_is_done_before_others_come(tmp_path: Path) -> None:
+    settled: list[str] = []
+    mine = Turns(tmp_path, settle=lambda: settled.append("settled"))
+    with mine.beside():
+        assert settled == []
+        mine.give_way()
+        assert settled == ["settled"]
+    assert len(settled) == 2
+    mine.give_way()  # beside nobody: there is nothing to give
+    assert len(settled) == 2
+    with pytest.raises(RuntimeError, match="broken"), mine.alone():
+        raise RuntimeError("broken")
+    assert len(settled) == 3
+    with mine.alone():  # which the failed one has given back
+        pass
+
+
+def test_a_job_is_of_the_process_that_asks_first(tmp_path: Path) -> None:
+    first, second = Turns(tmp_path, settle=lambda: None), Turns(tmp_path, settle=lambda: None)
+    assert [first.claim("a"), second.claim("a"), second.claim("b"), first.claim("b")] == [
+        True,
+        False,
+        True,
+        False,
+    ]
+
+
+def test_one_process_takes_no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    def settle() -> None:
+        raise AssertionError("nothing to wait for")
+
+    mine = Turns(None, settle=settle)
+    with mine.beside():
+        mine.give_way()
+    with mine.alone():
+        pass
+    mine.end()
+    assert mine.claim("a")
+    assert mine.claim("a")
+    assert NOBODY_ELSE.claim("a")
+
+
+def test_a_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "fcntl", None)
+    with pytest.raises(ValueError, match="--jobs: expected a POSIX system"):
+        Turns(tmp_path)
+    Turns(None)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks of files")
+def test_locks_are_given_back_behind_the_files_of_a_driver(tmp_path: Path) -> None:
+    mine = Turns(tmp_path, settle=lambda: None)
+    assert min(mine._gate, mine._lock) >= turns._LATE_FILE
