@@ -63,8 +63,8 @@ struct KeyLoop {
         [] {});
   }
 
-  // Starts S^T of the next tile, once its Q is there; of whatever lies there where there is no such tile, and then it is
-  // not read. Where the compiler does not know what is under way, it lets all products run one by one.
+  // Starts S^T of the next tile, once its Q is there. Where there is none, of whatever lies there, and S^T is
+  // not read: where the compiler does not know what is under way, it lets all products run one by one.
   __device__ __forceinline__ void begin(Scores& scores, bool is_there = true) {
     if (is_there) consumer.wait_for_q();
     pin_registers(scores.x[0]);
