@@ -8,7 +8,9 @@ from dataclasses import replace
 from omnicupy.call.problem import Problem
 from omnicupy.jit.backward_kernel import BackwardKernel, TileShape
 from omnicupy.jit.backward_spec import BackwardSpec
+from omnicupy.jit.finishing import TICKET_PARTS
 from omnicupy.masks.mask import Mask
+from omnicupy.schedule.backward_grid import makes_all_part
 
 # Additions to a mean sum of dQ from which on, and below which, two kernels are faster than one that adds to the sums,
 # whoever makes dQ of them (docs/tries.md). SHARED: where query heads share one of keys.  NARROW: up to so many columns.
@@ -17,7 +19,7 @@ NARROW, SPLIT_FROM_NARROW = 80, 3.9
 # The same where blocks of 192 keys add: in one order, also where the last block pads the keys by more than that share;
 # at head_dim 64 in any order, too.
 WIDE_BELOW, WIDE_BELOW_PADDED, PADDED, WIDE_BELOW_ANY = 4.0, 7.0, 0.1, 3.0
-# And where in any order a row's tile for few additions is faster than its other one, which is slower to begin.
+# And where in any order a row's tile for few additions is faster than its other one: its kernel makes dQ of the sums.
 FEW_FROM, FEW_BELOW = 4.0, 6.0
 # Additions to a sum over tiles of a block of keys from which on they follow each other for longer than all else takes:
 # few queries on many keys.
@@ -42,7 +44,13 @@ def suited(
     additions = _additions(part, problem, masks)  # by shorter blocks than in one order
     if additions < WIDE_BELOW_ANY:
         return replace(spec, fused=None)
-    return spec if few is None or not FEW_FROM <= additions < FEW_BELOW else replace(spec, fused=few)
+    if few is None or not FEW_FROM <= additions < FEW_BELOW:
+        return spec
+    found = replace(spec, fused=few)
+    makes_query_gradients = (
+        makes_all_part(found.kernels(), problem, masks, deterministic=False) in TICKET_PARTS
+    )
+    return found if makes_query_gradients else spec
 
 
 def _without_one_that_finishes(spec: BackwardSpec, problem: Problem, masks: Sequence[Mask]) -> BackwardSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -131,6 +132,13 @@ def environment() -> dict[str, Any]:
         "commit": commit() or None,
         "notes": notes(nvrtc, of["driver_cuda"] if of else "", packages),
     }
+
+
+def of_child() -> dict[str, str]:
+    """The environment of another Python process that imports this very package."""
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _first_line(command: list[str], folder: Path | None) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 EXIT_STATUS = 3
@@ -27,6 +28,7 @@ class Watchdog:
         self._end = end
         self._label = ""
         self._steps = 0
+        self._waits = False
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -34,6 +36,16 @@ class Watchdog:
         """The next step begins."""
         self._label = label
         self._steps += 1
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """For the body the step waits for others, which takes as long as it takes."""
+        self._waits = True
+        try:
+            yield
+        finally:
+            self._steps += 1  # the time before does not count either
+            self._waits = False
 
     def __enter__(self) -> Watchdog:
         self._thread.start()
@@ -48,7 +60,7 @@ class Watchdog:
     def _watch(self) -> None:
         seen = -1
         while not self._done.wait(self._limit):
-            if seen == self._steps:
+            if seen == self._steps and not self._waits:
                 self._end(
                     f"FAIL  {self._label}: still running after {self._limit:.0f} s; the process ends here"
                 )

@@ -122,10 +122,8 @@ def test_sums_of_a_few_additions_take_two_kernels_in_any_order_too() -> None:
 
 
 def test_sums_of_few_additions_have_a_tile_of_their_own_in_any_order() -> None:
-    def chosen(
-        mask: oc.Mask, head_dim: int = 64, softcap: bool = False, *, order: bool = False
-    ) -> BackwardSpec:
-        problem = Problem(4, 16, 16, *mask.shape, head_dim, "bfloat16", softcap=softcap)
+    def chosen(mask: oc.Mask, head_dim: int = 64, batch: int = 4, *, order: bool = False) -> BackwardSpec:
+        problem = Problem(batch, 16, 16, *mask.shape, head_dim, "bfloat16")
         return backward_table.chosen_for("sm_90", problem, (mask,), deterministic=order)
 
     usual = backward_table.pick("sm_90", "bfloat16", 64)
@@ -141,6 +139,9 @@ def test_sums_of_few_additions_have_a_tile_of_their_own_in_any_order() -> None:
         assert chosen(mask, 48) == backward_table.pick("sm_90", "bfloat16", 48)
     for mask in (oc.causal(640), oc.full(768), oc.causal(2048)):  # 3, 6 and 8.5
         assert chosen(mask) == usual
+    assert (
+        chosen(oc.full(512), batch=512) == chosen(oc.causal(1024), batch=256) == usual
+    )  # more than 1 GiB of sums
 
 
 def test_blocks_of_192_keys_leave_sums_of_a_few_additions_to_two_kernels() -> None:

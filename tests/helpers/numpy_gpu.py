@@ -169,7 +169,7 @@ def tiny_bench(monkeypatch: pytest.MonkeyPatch, workload: Workload, *modules: Mo
     fake = install(monkeypatch)
     serve(monkeypatch, measure, *modules)
     monkeypatch.setattr(measure, "gemm_tflops", lambda clock: ("fake", 778.0))
-    monkeypatch.setattr(measure, "COPY_BYTES", 1000)
+    monkeypatch.setattr("omnicupy.tools.bench.speeds.COPY_BYTES", 1000)
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setattr(bench_run, "by_name", lambda name: workload)
     return fake

@@ -21,6 +21,7 @@ from omnicupy.api import attention
 from omnicupy.cpu.blas import BLAS
 from omnicupy.masks.block_mask import BlockMask
 from omnicupy.masks.segment_masks import segments
+from omnicupy.tools import environment
 from omnicupy.tools.bench import host_torch
 from omnicupy.tools.bench.records import OURS, Record
 from omnicupy.tools.random_arrays import normals
@@ -84,9 +85,7 @@ def first_call(head_dim: int, cache: Path) -> dict[str, float]:
     fails.
     """
     command = [sys.executable, "-m", "omnicupy.tools.bench.first_call", str(head_dim)]
-    root = str(Path(__file__).resolve().parents[3])
-    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    surroundings = {**os.environ, "OMNICUPY_CACHE_DIR": str(cache), "PYTHONPATH": os.pathsep.join(paths)}
+    surroundings = {**environment.of_child(), "OMNICUPY_CACHE_DIR": str(cache)}
     done = subprocess.run(
         command, env=surroundings, capture_output=True, text=True, timeout=FIRST_CALL_LIMIT_S, check=False
     )

@@ -17,18 +17,17 @@ from omnicupy.masks.constructors import from_dense
 from omnicupy.masks.mask import Mask
 from omnicupy.masks.segment_masks import segments
 from omnicupy.reference import checked_rows
-from omnicupy.tools.bench import timing, torch_inputs
+from omnicupy.tools.bench import timing
 from omnicupy.tools.bench.decoding import copy_share
 from omnicupy.tools.bench.gradients import PASSES, Gradients, Pass, asked
 from omnicupy.tools.bench.peers import COMPILE_LIMIT_S, SYSTEMS, Peer, prepare
 from omnicupy.tools.bench.records import OURS, Record
+from omnicupy.tools.bench.speeds import GEMM, copy_tbps, gemm_tflops
 from omnicupy.tools.bench.torch_inputs import Shared, as_cupy
 from omnicupy.tools.bench.turns import NOBODY_ELSE, Turns
 from omnicupy.tools.random_arrays import DTYPES, random_bits
 from omnicupy.tools.workloads.workload import Workload
 
-GEMM = 8192
-COPY_BYTES = 2**30  # several times any L2 cache
 # Masks that allow everything, made in the ways in which users come to one: they are compared with no mask at all.
 FULL_OBJECTS: dict[str, Callable[[int, int], Mask | None]] = {
     "nomask": lambda q_len, k_len: None,
@@ -73,6 +72,7 @@ class Session:
         copy = copy_tbps(session.clock)
         record.set(gemm_tflops=round(tflops, 1), gemm=name, copy_tbps=round(copy, 3))
         session.say(f"{GEMM}^3 product, {name}: {tflops:.0f} TFLOP/s; copies: {copy:.2f} TB/s")
+        cupy.get_default_memory_pool().free_all_blocks()  # other processes may want it
         return session
 
 
@@ -83,41 +83,6 @@ class System:
     call: Callable[[], Any]
     known: dict[str, Any]
     executed: int | None = None
-
-
-def gemm_tflops(clock: timing.Clock) -> tuple[str, float]:
-    """Name and TFLOP/s of an 8192^3 product: bfloat16 through torch, float16 through CuPy where torch is
-    missing.
-    """
-    name, product = _gemm_of_torch() or _gemm_of_cupy()
-    found = clock.interleaved({"gemm": product}, 20)["gemm"]
-    return name, 2 * GEMM**3 / found.median_ms / 1e9
-
-
-def copy_tbps(clock: timing.Clock) -> float:
-    """Terabytes read and written a second by a copy within device memory."""
-    import cupy
-
-    source, target = cupy.zeros(COPY_BYTES, cupy.uint8), cupy.empty(COPY_BYTES, cupy.uint8)
-    found = clock.interleaved({"copy": lambda: cupy.copyto(target, source)}, 10)["copy"]
-    return 2 * COPY_BYTES / found.median_ms / 1e9
-
-
-def _gemm_of_torch() -> tuple[str, Callable[[], Any]] | None:
-    try:
-        torch = torch_inputs.library("torch")
-        a, b = (torch.randn(GEMM, GEMM, device="cuda").to(torch.bfloat16) for _ in range(2))
-        torch.mm(a, b)
-    except Exception:  # any failure of an optional library means: use the other one
-        return None
-    return "torch bfloat16", lambda: torch.mm(a, b)
-
-
-def _gemm_of_cupy() -> tuple[str, Callable[[], Any]]:
-    import cupy
-
-    a, b = (random_bits((GEMM, GEMM), seed, "float16", 1.0, cupy).view(np.float16) for seed in (1, 2))
-    return "CuPy float16", lambda: cupy.matmul(a, b)
 
 
 def check_memory(workload: Workload, mask: Mask) -> None:
@@ -178,13 +143,13 @@ def prepared(
     ready: dict[str, System] = {}
     for name in systems:
         session.say(f"{workload.name}: {name}")
-        session.turns.give_way()
         try:
+            session.turns.give_way()
             if name.partition(":")[0] == OURS and name not in SYSTEMS:
                 system, output = _ours(session, workload, gradients or arrays, mask, name)
             else:
                 shared = shared or Shared(workload, mask, arrays, gradients.dout if gradients else None)
-                system, output = _theirs(prepare(name, shared, session.limit_s, session.timed))
+                system, output = _theirs(session, prepare(name, shared, session.limit_s, session.timed))
             system.known["error"] = error = judge.error(output())
             system.known["correct"] = bool(error <= checked_rows.TOLERANCE)
             ready[name] = system
@@ -225,9 +190,10 @@ def _ours(
     return System(call, known, executed), call
 
 
-def _theirs(peer: Peer) -> tuple[System, Callable[[], Any]]:
-    known: dict[str, Any] = {"first_call_s": round(peer.first_call_s, 3)}
-    if peer.build_ms is not None:
+def _theirs(session: Session, peer: Peer) -> tuple[System, Callable[[], Any]]:
+    alone = not session.turns.is_shared  # else others kept the host busy meanwhile
+    known: dict[str, Any] = {"first_call_s": round(peer.first_call_s, 3)} if alone else {}
+    if alone and peer.build_ms is not None:
         known["build_ms"] = round(peer.build_ms, 3)
 
     def output() -> Any:
@@ -263,7 +229,7 @@ def _timed(session: Session, workload: Workload, mask: Mask, ready: dict[str, Sy
             figures |= copy_share(workload, mask.shape, took.median_ms, content.get("copy_tbps", 0.0))
         if system.executed is not None:
             figures["executed_tflops"] = workload.flops(system.executed) / took.median_ms / 1e9
-        if session.host:
+        if session.host and not session.turns.is_shared:
             synchronize = cupy.cuda.Device().synchronize
             figures["host_us"] = timing.host_us(system.call, synchronize, 20 if took.median_ms > 5 else 60)
         add_row(session, workload, mask, name, figures | system.known, f"{figures['tflops']:.0f} TFLOP/s")

@@ -14,11 +14,11 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from omnicupy.tools import environment
 from omnicupy.tools.bench.records import Record
 from omnicupy.tools.bench.step_masks import FLEX, SYSTEMS
 from omnicupy.tools.bench.step_stacks import STACKS
@@ -93,9 +93,7 @@ def _process(stack: str, system: str, deadline: float, say: Say) -> dict[str, An
     limit = min(PROCESS_S, deadline - time.monotonic())
     if limit < LEAST_S:
         raise RuntimeError(f"no time was left of {TOTAL_S:.0f} s")
-    root = str(Path(__file__).resolve().parents[3])
-    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    surroundings = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+    surroundings = {**environment.of_child(), "PYTHONUNBUFFERED": "1"}
     running = subprocess.Popen(
         [sys.executable, "-m", MODULE, stack, system],
         env=surroundings,

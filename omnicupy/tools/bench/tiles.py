@@ -76,18 +76,21 @@ def likely_tiles(session: Session, workload: Workload) -> list[str]:
 def likely_gradients(session: Session, workload: Workload) -> list[str]:
     """The forms of a workload's backward pass, in one order and in any, and other tiles of each of its kernels.
 
-    A tile is worth a look if it is not the table's and walks over LEAST_WALKED to MOST_WALKED tokens at a time, with
+    A tile is worth a look if it is not what calls get and walks over LEAST_WALKED to MOST_WALKED tokens at a time, with
     the deepest ring that fits. dK and dV are made beside the table's dQ and the other way round: which tile is the
     best of one does not depend on the other.
     """
-    head_dim = workload.problem(workload.mask(), session.dtype).head_dim
-    table = backward_table.pick(session.arch, session.dtype, head_dim)
+    mask = workload.mask()
+    problem = workload.problem(mask, session.dtype)
+    table = backward_table.pick(session.arch, session.dtype, problem.head_dim)
     forms = [
         OURS,
         *([f"{OURS}:{ANY_ORDER}"] if table.fused else []),
         *([f"{OURS}:{SPLIT}"] if table.ordered else []),
     ]
     named: dict[str, BackwardSpec] = {}
+    in_any = backward_table.chosen_for(session.arch, problem, (mask,), deterministic=False)
+    table = replace(table, fused=in_any.fused or table.fused)
     for part in ("dkdv", "dq", *MAKES_ALL):
         for spec in _deepest(table, part):
             named[f"{OURS}:{part}-{variants.tile_word(getattr(spec, part))}"] = spec
@@ -139,5 +142,7 @@ def _watched(session: Session, workload: Workload, systems: Sequence[str]) -> No
             watchdog.step(line)
             session.say(line)
 
+        if session.turns.is_shared:
+            session.turns.around_waits = watchdog.waiting
         few = min(session.samples, TILE_SAMPLES)
         measure(replace(session, samples=few, host=False, say=say), workload, systems, CHECKED)

@@ -86,8 +86,8 @@ class Clock:
         """Time several systems in turn, sample by sample, so that drifting clocks reach them alike.
 
         Each is warmed up first. Slow systems get fewer samples, at least three. Each turn has an order of its own, from
-        a seed: a chip at its power limit has a higher clock for what follows a system that needs less, by 10% where
-        calls take 40 ms, and no system follows the same one always.
+        a seed: a chip at its power limit has a higher clock for what follows a system that needs less, by up to 17%
+        where calls take 50 ms, and no system follows the same one always.
         """
         found: dict[str, list[float]] = {name: [] for name in systems}
         counts = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,13 @@ def settle() -> None:
 class Turns:
     """The turns of the processes that share `folder`; None: of a process that shares the GPU with no other.
 
-    Raises ValueError where the system has no locks of files.
+    around_waits: entered while this process waits for others.  Raises ValueError where the system has no locks of
+    files.
     """
 
     def __init__(self, folder: Path | None = None, settle: Callable[[], Any] = settle) -> None:
         self._folder, self._settle, self._is_beside = folder, settle, False
+        self.around_waits: Callable[[], AbstractContextManager[Any]] = nullcontext
         if folder is None:
             return
         if fcntl is None:
@@ -43,9 +45,16 @@ class Turns:
     def _opened(path: Path) -> int:
         early = os.open(path, os.O_RDWR | os.O_CREAT)
         try:
-            return fcntl.fcntl(early, fcntl.F_DUPFD_CLOEXEC, _LATE_FILE)
-        finally:
-            os.close(early)
+            late = fcntl.fcntl(early, fcntl.F_DUPFD_CLOEXEC, _LATE_FILE)
+        except OSError:  # a process may not open so many
+            return early
+        os.close(early)
+        return late
+
+    @property
+    def is_shared(self) -> bool:
+        """Are there other processes?"""
+        return self._folder is not None
 
     @contextmanager
     def beside(self) -> Iterator[None]:
@@ -64,8 +73,10 @@ class Turns:
     def give_way(self) -> None:
         """Between steps of what is beside others: one that waits to be alone goes first."""
         if self._is_beside:
-            self._give_back()
-            self._take(fcntl.LOCK_SH)
+            try:
+                self._give_back()
+            finally:
+                self._take(fcntl.LOCK_SH)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -96,15 +107,18 @@ class Turns:
 
     def _take(self, kind: int) -> None:
         """Who waits for the lock holds the gate, so that others queue behind it whatever they want."""
-        fcntl.flock(self._gate, fcntl.LOCK_EX)
-        try:
-            fcntl.flock(self._lock, kind)
-        finally:
-            fcntl.flock(self._gate, fcntl.LOCK_UN)
+        with self.around_waits():
+            fcntl.flock(self._gate, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(self._lock, kind)
+            finally:
+                fcntl.flock(self._gate, fcntl.LOCK_UN)
 
     def _give_back(self) -> None:
-        self._settle()
-        fcntl.flock(self._lock, fcntl.LOCK_UN)
+        try:
+            self._settle()
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
 
 
 NOBODY_ELSE = Turns()

@@ -96,7 +96,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     numpy_gpu.install(monkeypatch)
     numpy_gpu.serve(monkeypatch, measure, gradients, atoms)
     monkeypatch.setattr(measure, "gemm_tflops", lambda clock: ("fake", 778.0))
-    monkeypatch.setattr(measure, "COPY_BYTES", 1000)
+    monkeypatch.setattr("omnicupy.tools.bench.speeds.COPY_BYTES", 1000)
     monkeypatch.setattr(atoms, "ROUNDS", 3)
     monkeypatch.setitem(sys.modules, "torch", None)
     masks = {"causal": lambda: causal(40, 40), "full": lambda: full(40, 40)}

@@ -22,22 +22,37 @@ from omnicupy.tools.bench.turns import Turns
 from omnicupy.tools.cli.main import main
 from omnicupy.tools.workloads.workload import Workload
 
+# The command itself, with what measures replaced: headers come field by field, as those of sessions do.
 SCRIPT = """
 import sys, time
-from pathlib import Path
+from omnicupy.tools import environment
+from omnicupy.tools.bench import run as bench_run
 from omnicupy.tools.bench.records import Record
-from omnicupy.tools.bench.turns import Turns
-words = sys.argv[1:]
-turns = Turns(Path(words[words.index("--turns") + 1]), settle=lambda: None)
-out = Path(words[words.index("--out") + 1])
-head = {"device": "none", "started": out.stem, "suites": ["unseen"], "gemm_tflops": 700.0 + int(out.stem)}
-record = Record(out, head)
-record.suite = "unseen"
-for name in ("W1", "W2", "W3", "W4"):
-    if turns.claim(name):
-        record.add(workload=name, system="omnicupy", **{"pass": "backward"}, ms=1.0, words=" ".join(words[:-4]))
-        time.sleep(0.02)
-sys.exit(FAILS and out.stem == "1")
+from omnicupy.tools.cli.main import main
+
+def run(options, say):
+    options.turns._settle = lambda: None
+    number, = map(int, [options.out.stem])
+    record = Record(options.out, {"device": "none", "started": str(number), "suites": list(options.suites)})
+    with options.turns.alone():
+        time.sleep(0.05)
+        record.set(arch="sm_90", clocks_before={"clocks.sm": str(number)})
+        time.sleep(0.05)
+        record.set(gemm_tflops=700.0 + number)
+    record.suite = options.suites[0]
+    if number:
+        record.set(missing={"fa4": "is not there"})
+    for name in ("W1", "W2", "W3", "W4"):
+        if options.turns.claim(name):
+            if FAILS and number:
+                raise ValueError("broken")
+            known = {"pass": options.timed, "samples": options.samples, "density": 1.0}
+            record.add(workload=name, system="omnicupy", ms=1.0, tflops=1.0, **known)
+            time.sleep(0.05)
+    return record.content
+
+bench_run.run = run
+main(sys.argv[1:])
 """
 
 
@@ -50,7 +65,7 @@ def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _run_instead(monkeypatch: pytest.MonkeyPatch, *, fails: bool = False) -> None:
     def command(words: Sequence[str]) -> list[str]:
-        return [sys.executable, "-c", SCRIPT.replace("FAILS", str(fails)), *words]
+        return [sys.executable, "-c", SCRIPT.replace("FAILS", str(fails)), "bench", *words]
 
     monkeypatch.setattr(beside, "command", command)
     monkeypatch.setattr(beside, "POLL_S", 0.01)
@@ -68,7 +83,9 @@ def test_shares_of_several_processes_are_one_record(tmp_path: Path) -> None:
     assert json.loads(done.stdout) == content
     assert [row["workload"] for row in content["rows"]] == ["W1", "W2", "W3", "W4"]
     assert (content["jobs"], content["gemm_tflops"], content["started"]) == (3, 700.0, "0")
-    assert {row["words"] for row in content["rows"]} == {"--pass bwd --samples 7 -- unseen"}
+    assert content["clocks_before"] == {"clocks.sm": "0"}
+    assert content["missing"] == {"fa4": "is not there"}
+    assert {(row["pass"], row["samples"], row["suite"]) for row in content["rows"]} == {("bwd", 7, "unseen")}
 
 
 def test_rows_of_a_run_that_fails_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,8 +93,10 @@ def test_rows_of_a_run_that_fails_are_kept(tmp_path: Path, monkeypatch: pytest.M
     out = tmp_path / "all.json"
     done = _bench("unseen", "--pass", "bwd", "--jobs", "2", "--out", str(out))
     assert done.exit_code == 1
-    assert "--jobs: 1 of 2 processes failed" in done.output
-    assert len(records.load(out)["rows"]) == 4
+    rows = records.load(out)["rows"]
+    said = f"--jobs: 1 of 2 processes failed, as said above, {len(rows)} rows are in {out}; without rows: W"
+    assert said in done.output
+    assert 0 < len(rows) < 4
 
 
 @pytest.mark.parametrize(
@@ -90,6 +109,7 @@ def test_rows_of_a_run_that_fails_are_kept(tmp_path: Path, monkeypatch: pytest.M
         (["--jobs", "2"], "--jobs does nothing without SUITES"),
         (["--table", "x", "--jobs", "2"], "--jobs does nothing with --table"),
         (["unseen", "--jobs", "0"], "0 is not in the range"),
+        (["unseen", "--pass", "bwd", "--workload", "W1", "--workload", "W1", "--jobs", "2"], "got W1 again"),
     ],
 )
 def test_what_several_processes_cannot_do_is_refused(words: list[str], said: str) -> None:
@@ -158,3 +178,4 @@ def test_what_is_timed_is_alone_and_done_by_one_process(
         turns._give_back()
     assert seen == {"timed": {"nothing"}, "prepared": {"beside"}, "begun": {"nothing"}}
     assert [len(one) for one in rows] == [1, 0]
+    assert "host_us" not in rows[0][0]  # which others would have kept busy

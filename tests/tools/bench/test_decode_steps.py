@@ -32,7 +32,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(random_arrays, "POOL", 2**16)
     monkeypatch.setattr(decode_steps, "CACHES_BYTES", 1)
     monkeypatch.setattr(measure, "gemm_tflops", lambda clock: ("fake", 778.0))
-    monkeypatch.setattr(measure, "COPY_BYTES", 1000)
+    monkeypatch.setattr("omnicupy.tools.bench.speeds.COPY_BYTES", 1000)
     monkeypatch.setattr(decode_steps, "TIMES_L2", 0)
     return fake
 

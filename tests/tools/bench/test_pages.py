@@ -23,7 +23,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     fake = numpy_gpu.install(monkeypatch)
     numpy_gpu.serve(monkeypatch, pages)
     monkeypatch.setattr(measure, "gemm_tflops", lambda clock: ("fake", 778.0))
-    monkeypatch.setattr(measure, "COPY_BYTES", 1000)
+    monkeypatch.setattr("omnicupy.tools.bench.speeds.COPY_BYTES", 1000)
     return fake
 
 

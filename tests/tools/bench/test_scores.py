@@ -20,7 +20,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Options of the calls that are made."""
     numpy_gpu.install(monkeypatch)
     monkeypatch.setattr(measure, "gemm_tflops", lambda clock: ("fake", 778.0))
-    monkeypatch.setattr(measure, "COPY_BYTES", 1000)
+    monkeypatch.setattr("omnicupy.tools.bench.speeds.COPY_BYTES", 1000)
     made: list[dict[str, Any]] = []
 
     def attention(q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any:

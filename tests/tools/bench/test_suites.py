@@ -27,7 +27,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     for module in (measure, mask_build, memory):
         monkeypatch.setattr(module, "attention", numpy_gpu.attention)
     monkeypatch.setattr(measure, "gemm_tflops", lambda clock: ("fake", 778.0))
-    monkeypatch.setattr(measure, "COPY_BYTES", 1000)
+    monkeypatch.setattr("omnicupy.tools.bench.speeds.COPY_BYTES", 1000)
     monkeypatch.setattr(memory, "_kept_by", lambda mask: 4096)
     monkeypatch.setitem(sys.modules, "torch", None)
     return fake

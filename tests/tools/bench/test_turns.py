@@ -5,13 +5,19 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from omnicupy.tools.bench import turns
+from omnicupy.tools.bench import tiles, turns
+from omnicupy.tools.bench.measure import Session
+from omnicupy.tools.bench.records import Record
 from omnicupy.tools.bench.turns import NOBODY_ELSE, Turns
+from omnicupy.tools.watchdog import Watchdog
+from omnicupy.tools.workloads.workload import by_name
 
 ROUNDS, PROCESSES = 4, 4
 
@@ -79,6 +85,64 @@ def test_what_was_given_to_the_device_is_done_before_others_come(tmp_path: Path)
     assert len(settled) == 3
     with mine.alone():  # which the failed one has given back
         pass
+
+
+def test_a_device_that_is_broken_is_given_back(tmp_path: Path) -> None:
+    def settle() -> None:
+        raise RuntimeError("an illegal address")
+
+    broken, other = Turns(tmp_path, settle=settle), Turns(tmp_path, settle=lambda: None)
+    with pytest.raises(RuntimeError, match="an illegal address"), broken.alone():
+        pass
+    with other.alone():
+        pass
+    with pytest.raises(RuntimeError, match="an illegal address"), broken.beside():
+        broken.give_way()
+    with other.alone():
+        pass
+
+
+def test_waits_for_others_are_told(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    @contextmanager
+    def waiting() -> Iterator[None]:
+        said.append("waits")
+        yield
+        said.append("goes on")
+
+    mine = Turns(tmp_path, settle=lambda: None)
+    mine.around_waits = waiting
+    with mine.alone():
+        assert said == ["waits", "goes on"]
+
+
+def test_a_watchdog_leaves_waits_for_others_alone() -> None:
+    said: list[str] = []
+    with Watchdog(0.05, said.append) as watchdog:
+        watchdog.step("W1: omnicupy")
+        with watchdog.waiting():
+            time.sleep(0.3)
+        assert said == []
+        deadline = time.monotonic() + 5
+        while not said and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert said == ["FAIL  W1: omnicupy: still running after 0 s; the process ends here"]
+
+
+def test_a_study_of_tiles_tells_its_watchdog_of_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, checked = Turns(tmp_path, settle=lambda: None), []
+
+    def measure(session: Any, workload: Any, systems: Any, batch: int) -> None:
+        assert mine.around_waits.__func__ is Watchdog.waiting  # type: ignore[attr-defined]
+        checked.append(batch)
+
+    monkeypatch.setattr(tiles, "measure", measure)
+    record = Record(None, {})
+    tiles._watched(Session(record, "sm_90", 132, 1 << 25, turns=mine), by_name("W1"), ["omnicupy"])
+    assert checked == [tiles.CHECKED]
 
 
 def test_a_job_is_of_the_process_that_asks_first(tmp_path: Path) -> None:
