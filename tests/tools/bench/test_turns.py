@@ -22,19 +22,20 @@ from omnicupy.tools.workloads.workload import by_name
 ROUNDS, PROCESSES = 4, 4
 
 
-def _work(folder: Path, number: int, seen: Any) -> None:
+def _work(folder: Path, number: int, seen: Any, together: Any) -> None:
     """Beside others, in steps, then alone; a line for each beginning and end."""
     mine = Turns(folder, settle=lambda: None)
+    together.wait(60)
     for _ in range(ROUNDS):
         with mine.beside():
             for _ in range(3):
                 mine.give_way()
                 seen.put(("beside", number, time.monotonic()))
-                time.sleep(0.003)
+                time.sleep(0.01)
                 seen.put(("beside", number, time.monotonic()))
         with mine.alone():
             seen.put(("alone", number, time.monotonic()))
-            time.sleep(0.003)
+            time.sleep(0.01)
             seen.put(("alone", number, time.monotonic()))
     mine.end()
     seen.put(("end", number, 0.0))
@@ -43,7 +44,9 @@ def _work(folder: Path, number: int, seen: Any) -> None:
 def test_nobody_else_is_there_while_one_is_alone(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     seen = context.Queue()
-    processes = [context.Process(target=_work, args=(tmp_path, number, seen)) for number in range(PROCESSES)]
+    together = context.Barrier(PROCESSES)
+    given = [(tmp_path, number, seen, together) for number in range(PROCESSES)]
+    processes = [context.Process(target=_work, args=one) for one in given]
     for process in processes:
         process.start()
     found: dict[tuple[str, int], list[float]] = {}
