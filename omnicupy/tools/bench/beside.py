@@ -26,12 +26,9 @@ POLL_S = 1.0
 
 def check(options: bench_run.Options) -> None:
     """Raises ValueError for what several processes would disturb, or what one would refuse."""
+    serve = [name for name, suite in GPU_SUITES.items() if all(part.kind in KINDS for part in suite.parts)]
     for name in options.suites:
-        kinds = {part.kind for part in GPU_SUITES[name].parts} if name in GPU_SUITES else {""}
-        if not kinds <= set(KINDS):
-            serve = [
-                one for one, suite in GPU_SUITES.items() if {part.kind for part in suite.parts} <= set(KINDS)
-            ]
+        if name not in serve:
             raise ValueError(
                 f"--jobs: expected suites that time calls on the device, {', '.join(serve)}, got {name}; leave --jobs "
                 "out"
@@ -115,8 +112,9 @@ def joined(parts: Sequence[dict[str, Any]], jobs: int, order: Sequence[str]) -> 
     if not parts:
         return {}
     kept = {name: parts[0][name] for name in MEASURED if name in parts[0]}
+    if absent := {name: why for part in parts for name, why in part.get("missing", {}).items()}:
+        kept["missing"] = absent
     rest = [{key: value for key, value in part.items() if key not in MEASURED} | kept for part in parts]
-    absent = {name: why for part in parts for name, why in part.get("missing", {}).items()}
-    found = records.joined([part | ({"missing": absent} if absent else {}) for part in rest], order)
+    found = records.joined(rest, order)
     rows = found.pop("rows")
     return {**found, "jobs": jobs, "rows": rows}

@@ -56,18 +56,23 @@ class Turns:
         """Are there other processes?"""
         return self._folder is not None
 
-    @contextmanager
-    def beside(self) -> Iterator[None]:
+    def beside(self) -> AbstractContextManager[None]:
         """For the body others may be beside this process, and none alone."""
+        return self._held(shared=True)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """For the body no other process is on the GPU."""
+        return self._held(shared=False)
+
+    @contextmanager
+    def _held(self, *, shared: bool) -> Iterator[None]:
         if self._folder is None:
             yield
             return
-        self._take(fcntl.LOCK_SH)
-        self._is_beside = True
+        self._take(shared=shared)
         try:
             yield
         finally:
-            self._is_beside = False
             self._give_back()
 
     def give_way(self) -> None:
@@ -76,24 +81,12 @@ class Turns:
             try:
                 self._give_back()
             finally:
-                self._take(fcntl.LOCK_SH)
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """For the body no other process is on the GPU."""
-        if self._folder is None:
-            yield
-            return
-        self._take(fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            self._give_back()
+                self._take(shared=True)
 
     def end(self) -> None:
         """Of a process that ends next: while the driver takes its memory back nobody is alone."""
         if self._folder is not None:
-            self._take(fcntl.LOCK_SH)
+            self._take(shared=True)
 
     def claim(self, name: str) -> bool:
         """Is the job `name` this process's? It is if no other one has asked before."""
@@ -105,16 +98,18 @@ class Turns:
             return False
         return True
 
-    def _take(self, kind: int) -> None:
+    def _take(self, *, shared: bool) -> None:
         """Who waits for the lock holds the gate, so that others queue behind it whatever they want."""
         with self.around_waits():
             fcntl.flock(self._gate, fcntl.LOCK_EX)
             try:
-                fcntl.flock(self._lock, kind)
+                fcntl.flock(self._lock, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
             finally:
                 fcntl.flock(self._gate, fcntl.LOCK_UN)
+        self._is_beside = shared
 
     def _give_back(self) -> None:
+        self._is_beside = False
         try:
             self._settle()
         finally:

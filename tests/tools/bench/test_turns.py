@@ -158,7 +158,7 @@ def test_a_job_is_of_the_process_that_asks_first(tmp_path: Path) -> None:
     ]
 
 
-def test_one_process_takes_no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_takes_no_turns() -> None:
     def settle() -> None:
         raise AssertionError("nothing to wait for")
 
