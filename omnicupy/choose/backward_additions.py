@@ -21,23 +21,37 @@ NARROW, SPLIT_FROM_NARROW = 80, 3.9
 WIDE_BELOW, WIDE_BELOW_PADDED, PADDED, WIDE_BELOW_ANY = 4.0, 7.0, 0.1, 3.0
 # And where in any order a row's tile for few additions is faster than its other one: its kernel makes dQ of the sums.
 FEW_FROM, FEW_BELOW = 4.0, 6.0
+# And from which on in one order its tile for full masks, whose shorter blocks add more often. Under other masks, where
+# blocks are not alike, they wait longer for each other.
+FULL_FROM = 60.0
 # Additions to a sum over tiles of a block of keys from which on they follow each other for longer than all else takes:
 # few queries on many keys.
 CHAINED = 1.5
 
 
 def suited(
-    spec: BackwardSpec, few: TileShape | None, problem: Problem, masks: Sequence[Mask], *, deterministic: bool
+    spec: BackwardSpec,
+    others: tuple[TileShape | None, TileShape | None],
+    problem: Problem,
+    masks: Sequence[Mask],
+    *,
+    deterministic: bool,
 ) -> BackwardSpec:
-    """A row's kernels without those that add to dQ where two kernels are faster. few: the row's.  masks: the distinct
-    ones.  deterministic: of the call; what calls in the other order would get is not asked.
+    """A row's kernels without those that add to dQ where two kernels are faster. others: the row's `few` and `full`.
+    masks: the distinct ones.  deterministic: of the call; what calls in the other order would get is not asked.
     """
+    few, full = others
     if spec.fused is None or spec.ordered is None:
         return spec
     if spec.part("ordered").may_finish:
         return _without_one_that_finishes(spec, problem, masks)
     if deterministic:
-        return replace(spec, ordered=None) if _two_are_faster_in_order(spec, problem, masks) else spec
+        if _two_are_faster_in_order(spec, problem, masks):
+            return replace(spec, ordered=None)
+        if full is None or any(one.pairs < problem.q_len * problem.k_len for one in masks):
+            return spec
+        many = _additions(spec.part("fused"), problem, masks) >= FULL_FROM
+        return replace(spec, ordered=full) if many else spec
     part = spec.part("fused")
     if part.bc >= spec.part("ordered").bc:
         return spec

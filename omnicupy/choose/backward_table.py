@@ -29,8 +29,8 @@ LARGE = tuple(arch for arch in ARCHES if arch not in SMALL)
 @dataclass(frozen=True, kw_only=True)
 class BackwardRow:
     """One line of the table. head_dims: (least, greatest) of the wider of the kernels' head_dim and value_dim.  dkdv,
-    dq, fused, ordered, kernel: as in BackwardSpec.  few: what takes fused's place where sums have few additions.
-    archs: which it serves.
+    dq, fused, ordered, kernel: as in BackwardSpec.  few: what takes fused's place where sums have few additions.  full:
+    what takes ordered's under full masks whose sums have many.  archs: which it serves.
     """
 
     head_dims: tuple[int, int]
@@ -39,6 +39,7 @@ class BackwardRow:
     fused: TileShape | None = None
     ordered: TileShape | None = None
     few: TileShape | None = None
+    full: TileShape | None = None
     kernel: str = "sm80"
     archs: tuple[str, ...] = ARCHES
 
@@ -47,9 +48,10 @@ class BackwardRow:
         return _spec(self, arch, dtype, head_dim, head_dim if value_dim is None else value_dim)
 
     def specs(self, arch: str, dtype: str, head_dim: int, value_dim: int | None = None) -> list[BackwardSpec]:
-        """`spec`, and where `few` takes a place the kernels with it."""
+        """`spec`, and where `few` or `full` takes a place the kernels with it."""
         found = self.spec(arch, dtype, head_dim, value_dim)
-        return [found] if self.few is None else [found, replace(found, fused=self.few)]
+        few = [] if self.few is None else [replace(found, fused=self.few)]
+        return [found, *few, *([] if self.full is None else [replace(found, ordered=self.full)])]
 
     def serves(self, arch: str, widest: int) -> bool:
         """True when the row is for this architecture and the wider of the kernels' head_dim and value_dim."""
@@ -90,6 +92,7 @@ TABLE = (
         fused=TileShape(64, 128, 4, 16),  # a warpgroup of its own makes dQ
         ordered=TileShape(64, 192, 3, 16),
         few=TileShape(64, 128, 4, 12),
+        full=TileShape(64, 128, 4, 16),
         archs=HOPPER,
     ),
     BackwardRow(
@@ -225,7 +228,7 @@ def chosen_for(
     `pick`.
     """
     row, spec = _picked(arch, problem.dtype, problem.head_dim, problem.softcap, problem.value_dim)
-    return suited(spec, row.few, problem, masks, deterministic=deterministic)
+    return suited(spec, (row.few, row.full), problem, masks, deterministic=deterministic)
 
 
 def select(

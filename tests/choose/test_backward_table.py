@@ -42,7 +42,10 @@ def test_rows_leave_no_gap_and_list_each_combination_once() -> None:
     assert (
         len(listed)
         == len(set(listed))
-        == sum((1 + (row.few is not None)) * len(row.archs) * len(DTYPES) for row in TABLE)
+        == sum(
+            (1 + (row.few is not None) + (row.full is not None)) * len(row.archs) * len(DTYPES)
+            for row in TABLE
+        )
     )
     assert sorted((*SMALL, *LARGE)) == sorted(ARCHES)
 
@@ -142,6 +145,23 @@ def test_sums_of_few_additions_have_a_tile_of_their_own_in_any_order() -> None:
     assert (
         chosen(oc.full(512), batch=512) == chosen(oc.causal(1024), batch=256) == usual
     )  # more than 1 GiB of sums
+
+
+def test_full_masks_of_many_additions_have_a_tile_of_their_own_in_one_order() -> None:
+    def chosen(mask: oc.Mask, *masks: oc.Mask, head_dim: int = 64, order: bool = True) -> BackwardSpec:
+        problem = Problem(2, 16, 16, *mask.shape, head_dim, "bfloat16")
+        return backward_table.chosen_for("sm_90", problem, (mask, *masks), deterministic=order)
+
+    usual = backward_table.pick("sm_90", "bfloat16", 64)
+    full = replace(usual, ordered=TileShape(64, 128, 4, 16))
+    assert full in rows()
+    assert full in backward_table.every_spec()
+    assert not full.part("ordered").may_finish
+    assert chosen(oc.full(8192)) == chosen(oc.full(16384)) == full
+    assert chosen(oc.full(8192), order=False) == usual
+    assert chosen(oc.full(4096)) == chosen(oc.causal(16384)) == usual
+    assert chosen(oc.full(8192), oc.causal(8192)) == usual
+    assert chosen(oc.full(8192), head_dim=48) == backward_table.pick("sm_90", "bfloat16", 48)
 
 
 def test_blocks_of_192_keys_leave_sums_of_a_few_additions_to_two_kernels() -> None:

@@ -40,6 +40,7 @@ FIT_D64 = (
     *("causal-d64-s8192-h32-k8-b1", "random-d64-s8192-seed40", "random-d64-s2048-seed41-h16-k16-b2"),
     *(f"sparse-d64-s16384-p{share}-seed0" for share in (500, 200, 60, 20)),
     "sparse-d64-s32768-p2-seed0-h16-k16-b1",
+    *("full-d64-s8192", "full-d64-s32768"),  # a tile of their own in one order
 )
 FIT_D80 = (
     *("full-d80-s4096-h16-k16-b4", "causal-d80-s16384-h16-k16-b1", "sparse-d80-s16384-p200-seed0-h16-k16-b1"),

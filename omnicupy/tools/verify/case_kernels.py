@@ -212,15 +212,13 @@ def backward_variants(case: BackwardCase, arch: str) -> list[Variant]:
     for row in backward_table.TABLE:
         if not (row.serves(arch, max(widths)) and serves(row.kernel, case)):
             continue
-        spec, *with_few = dict.fromkeys(map(fitted, row.specs(arch, case.dtype, *widths)))
+        spec, *others = dict.fromkeys(map(fitted, row.specs(arch, case.dtype, *widths)))
         tiles = (f"{name} {_word(getattr(spec, name))}" for name in ("dkdv", "dq"))
         rest = replace(spec, ordered=None)  # else calls run that one, too
         found.append(Variant(f"bwd {spec.kernel} {' '.join(tiles)}", rest, parts=parts))
-        make_all = [
-            ("fused", rest),
-            ("ordered", spec),
-            *(("fused", replace(of, ordered=None)) for of in with_few),
-        ]
+        make_all = [("fused", rest), ("ordered", spec)]
+        make_all += [("fused", replace(of, ordered=None)) for of in others if of.fused != spec.fused]
+        make_all += [("ordered", of) for of in others if of.ordered != spec.ordered]
         for name, of in make_all:
             part: TileShape | None = getattr(of, name)
             if part is not None and of_keys and "q" in case.wanted:

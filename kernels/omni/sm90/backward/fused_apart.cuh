@@ -70,6 +70,7 @@ struct ScoreLoop {
   __device__ __forceinline__ void tile(WorkSlot const& work, int) {
     Scores scores;
     keys.consumer.wait_for_q();
+    pin_registers(scores.x[0]);
     start<Cfg::kHeadDim>(scores, k, keys.consumer.q_low());
     keys.step(
         scores, work, [&](Scores& gradients) { start<Cfg::kValueDim>(gradients, v, keys.consumer.dout_low()); },
