@@ -89,8 +89,11 @@ def likely_gradients(session: Session, workload: Workload) -> list[str]:
         *([f"{OURS}:{SPLIT}"] if table.ordered else []),
     ]
     named: dict[str, BackwardSpec] = {}
-    in_any = backward_table.chosen_for(session.arch, problem, (mask,), deterministic=False)
-    table = replace(table, fused=in_any.fused or table.fused)
+    in_any, in_one = (
+        backward_table.chosen_for(session.arch, problem, (mask,), deterministic=order)
+        for order in (False, True)
+    )
+    table = replace(table, fused=in_any.fused or table.fused, ordered=in_one.ordered or table.ordered)
     for part in ("dkdv", "dq", *MAKES_ALL):
         for spec in _deepest(table, part):
             named[f"{OURS}:{part}-{variants.tile_word(getattr(spec, part))}"] = spec

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,10 +10,6 @@ import numpy_gpu
 import pytest
 
 from omnicupy.api import attention, attention_backward
-from omnicupy.call.problem import Problem
-from omnicupy.choose import backward_table
-from omnicupy.jit.backward_kernel import MAKES_ALL, TileShape
-from omnicupy.jit.build import Compiled
 from omnicupy.masks.constructors import causal
 from omnicupy.masks.segment_masks import segments
 from omnicupy.reference import checked_rows
@@ -168,33 +163,7 @@ def test_what_the_model_is_fitted_on_is_not_what_it_is_judged_by() -> None:
     assert {by_name(name).head_dim for name in fitted} == {64, 80, 128, 192, 256}
 
 
-def test_choices_of_the_backward_pass(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def compile_all(specs: Any) -> list[Compiled]:
-        return [Compiled(spec, 9, "8 bytes of spills" if spec.warps == 8 else "") for spec in specs]
-
-    monkeypatch.setattr(tiles, "compile_all", compile_all)
-    said: list[str] = []
-    session: Any = SimpleNamespace(arch="sm_90", dtype="bfloat16", say=said.append)
-    every = ("", ":any-order", ":split")
-    for head_dim, forms in {64: every, 128: every, 256: ("",)}.items():
-        found = tiles.likely_gradients(session, Workload("x", 1, (2, 1, head_dim), lambda: MASK, ""))
-        assert found[: len(forms)] == [f"omnicupy{form}" for form in forms]
-        assert len(set(found)) == len(found)
-        problem = Problem(1, 2, 1, *MASK.shape, head_dim, "bfloat16")
-        table = backward_table.pick("sm_90", "bfloat16", head_dim)
-        in_any = backward_table.chosen_for("sm_90", problem, (MASK,), deterministic=False)
-        got = replace(table, fused=in_any.fused or table.fused)
-        for name in found[len(forms) :]:
-            asked = gradients.asked(name.partition(":")[2])
-            assert asked.tile is not None
-            assert asked.tile.warps != 8
-            own = getattr(got, asked.part)
-            assert asked.tile[:2] != own[:2] or (asked.part in MAKES_ALL and asked.tile.warps != own.warps)
-        if head_dim == 64:  # deep rings leave no memory for dQ on its way: both forms are worth a look
-            assert {f"omnicupy:fused-64x192-s{stages}-w16" for stages in (3, 4)} <= set(found)
-            assert in_any.fused == TileShape(64, 128, 4, 12)  # its sums have few additions
-            assert "omnicupy:fused-64x128-s4-w16" in found
-    assert any(line.startswith("left out: omnicupy:dq-64x64-s8-w8: 8 bytes of spills") for line in said)
+def test_choices_measure_what_is_worth_a_look(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"omnicupy:{word}" for word in ("split", "dkdv-64x64-s4-w8")]
     monkeypatch.setattr(tiles, "likely_gradients", lambda session, workload: names)
     assert [row["system"] for row in _run("choices")["rows"]] == names

@@ -1,0 +1,83 @@
+"""Which forms and tiles of the backward pass are worth a look."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from omnicupy.call.problem import Problem
+from omnicupy.choose import backward_table
+from omnicupy.jit.backward_kernel import MAKES_ALL, TileShape
+from omnicupy.jit.backward_spec import BackwardSpec
+from omnicupy.jit.build import Compiled
+from omnicupy.masks.constructors import full
+from omnicupy.masks.mask import Mask
+from omnicupy.masks.segment_masks import segments
+from omnicupy.tools.bench import gradients, tiles
+from omnicupy.tools.workloads.workload import Workload
+
+FEW, MANY = segments([("text", 300), ("image", 400)]), full(8192)  # additions to a sum of dQ
+EVERY = ("", ":any-order", ":split")
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a study says while it compiles; tiles of 8 warps spill."""
+
+    def compile_all(specs: Any) -> list[Compiled]:
+        return [Compiled(spec, 9, "8 bytes of spills" if spec.warps == 8 else "") for spec in specs]
+
+    monkeypatch.setattr(tiles, "compile_all", compile_all)
+    return []
+
+
+def _chosen(mask: Mask, head_dim: int) -> BackwardSpec:
+    """The row's kernels, and in either order the one that a call gets."""
+    problem = Problem(1, 2, 1, *mask.shape, head_dim, "bfloat16")
+    row = backward_table.pick("sm_90", "bfloat16", head_dim)
+    in_any, in_one = (
+        backward_table.chosen_for("sm_90", problem, (mask,), deterministic=order) for order in (False, True)
+    )
+    return replace(row, fused=in_any.fused or row.fused, ordered=in_one.ordered or row.ordered)
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "forms", "mask"), [(64, EVERY, FEW), (64, EVERY, MANY), (128, EVERY, FEW), (256, ("",), FEW)]
+)
+def test_other_tiles_than_calls_get(
+    head_dim: int, forms: tuple[str, ...], mask: Mask, said: list[str]
+) -> None:
+    session: Any = SimpleNamespace(arch="sm_90", dtype="bfloat16", say=said.append)
+    found = tiles.likely_gradients(session, Workload("x", 1, (2, 1, head_dim), lambda: mask, ""))
+    assert found[: len(forms)] == [f"omnicupy{form}" for form in forms]
+    assert len(set(found)) == len(found)
+    got = _chosen(mask, head_dim)
+    for name in found[len(forms) :]:
+        asked = gradients.asked(name.partition(":")[2])
+        assert asked.tile is not None
+        assert asked.tile.warps != 8
+        own = getattr(got, asked.part)
+        assert asked.tile[:2] != own[:2] or (asked.part in MAKES_ALL and asked.tile.warps != own.warps)
+    assert any(
+        line.startswith("left out: omnicupy:dq-64x64-s") and "8 bytes of spills" in line for line in said
+    )
+
+
+@pytest.mark.parametrize("mask", [FEW, MANY])
+def test_a_tile_of_the_row_is_another_one_where_calls_get_none_of_it(mask: Mask, said: list[str]) -> None:
+    session: Any = SimpleNamespace(arch="sm_90", dtype="bfloat16", say=said.append)
+    found = tiles.likely_gradients(session, Workload("x", 1, (2, 1, 64), lambda: mask, ""))
+    # Deep rings leave no memory for dQ on its way: both forms are worth a look.
+    assert {f"omnicupy:fused-64x192-s{stages}-w16" for stages in (3, 4)} <= set(found)
+    got = _chosen(mask, 64)
+    assert (
+        (got.fused == TileShape(64, 128, 4, 12)) == ("omnicupy:fused-64x128-s4-w16" in found) == (mask is FEW)
+    )
+    assert (
+        (got.ordered == TileShape(64, 128, 4, 16))
+        == ("omnicupy:ordered-64x192-s3-w16" in found)
+        == (mask is MANY)
+    )
