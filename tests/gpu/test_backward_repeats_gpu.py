@@ -13,7 +13,8 @@ import pytest
 from busy_gpu import HalfHeld
 
 import omnicupy as oc
-from omnicupy.choose import pick
+from omnicupy.call.problem import Problem
+from omnicupy.choose import backward_table, pick
 from omnicupy.tools.verify import backward_inputs
 from omnicupy.tools.verify.backward_cases import BACKWARD_FIXED, BackwardCase
 from omnicupy.tools.verify.changed_bits import ChangedBits
@@ -49,6 +50,11 @@ NAMES = (
     "bwd-d256-bf16-window-q266k330-h6g3-b2-sinks-qksink_logits",
 )
 CASES = {case.id: case for case in BACKWARD_FIXED if case.id in NAMES}
+# In one order its sums have so many additions that a tile of its own serves it.
+MANY = BackwardCase(
+    group="long", mask="full", head_dim=64, dtype="bfloat16", q_len=8192, k_len=8192, q_heads=4, kv_heads=2
+)
+EVERY = CASES | {MANY.id: MANY}
 
 
 class Repeated:
@@ -106,7 +112,7 @@ def repeated() -> dict[str, Repeated]:
         return found
 
     with pick.serve_every_kernel(), ThreadPoolExecutor(THREADS) as pool:
-        return dict(zip(CASES, pool.map(made, CASES.values()), strict=True))
+        return dict(zip(EVERY, pool.map(made, EVERY.values()), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +125,7 @@ def noise() -> Iterator[Noise]:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_a_hundred_calls_beside_a_busy_stream_give_the_same_bits(
     name: str, repeated: dict[str, Repeated], noise: Noise
 ) -> None:
@@ -137,7 +143,7 @@ def test_a_hundred_calls_beside_a_busy_stream_give_the_same_bits(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_gradients_end_while_half_of_the_device_is_taken(name: str, repeated: dict[str, Repeated]) -> None:
     """Kernels whose thread blocks wait for each other start together or wait; the same bits come out."""
     case = repeated[name]
@@ -170,6 +176,12 @@ def test_the_cases_are_twenty_of_verify_and_cover_what_they_are_for() -> None:
     assert {case.sinks for case in cases} == {case.softcap is None for case in cases} == {True, False}
     assert {case.dtype for case in cases} == {"bfloat16", "float16"}
     assert any(case.q_len % 16 and case.k_len % 16 for case in cases)
+
+
+def test_one_more_gets_the_tile_for_many_additions() -> None:
+    masks, problem = MANY.masks(), Problem(1, 4, 2, 8192, 8192, 64, "bfloat16")
+    found = backward_table.chosen_for("sm_90", problem, masks, deterministic=True)
+    assert found.ordered != backward_table.pick("sm_90", "bfloat16", 64).ordered
 
 
 def test_changes_of_a_call_are_seen() -> None:
