@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -16,6 +17,8 @@ except ImportError:  # not a POSIX system
 # Files of locks are opened from this number on: a process that ends closes files in ascending order, those of the GPU's
 # driver before these.
 _LATE_FILE = 512
+# What others ran may have brought the chip to its power limit, and it keeps a low clock for a while.
+REST_S = 0.5
 
 
 def settle() -> None:
@@ -60,9 +63,13 @@ class Turns:
         """For the body others may be beside this process, and none alone."""
         return self._held(shared=True)
 
-    def alone(self) -> AbstractContextManager[None]:
-        """For the body no other process is on the GPU."""
-        return self._held(shared=False)
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """For the body no other process is on the GPU, which has rested."""
+        with self._held(shared=False):
+            if self.is_shared:
+                time.sleep(REST_S)
+            yield
 
     @contextmanager
     def _held(self, *, shared: bool) -> Iterator[None]:

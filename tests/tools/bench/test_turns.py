@@ -24,6 +24,7 @@ ROUNDS, PROCESSES = 4, 4
 
 def _work(folder: Path, number: int, seen: Any, together: Any) -> None:
     """Beside others, in steps, then alone; a line for each beginning and end."""
+    turns.REST_S = 0.0
     mine = Turns(folder, settle=lambda: None)
     together.wait(60)
     for _ in range(ROUNDS):
@@ -88,6 +89,26 @@ def test_what_was_given_to_the_device_is_done_before_others_come(tmp_path: Path)
     assert len(settled) == 3
     with mine.alone():  # which the failed one has given back
         pass
+
+
+def test_the_chip_rests_before_what_is_alone_if_there_are_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[Any] = []
+
+    @contextmanager
+    def waiting() -> Iterator[None]:
+        done.append("waits")
+        yield
+
+    monkeypatch.setattr(turns.time, "sleep", done.append)
+    mine = Turns(tmp_path, settle=lambda: None)
+    mine.around_waits = waiting
+    with mine.alone():
+        assert done == ["waits", turns.REST_S]
+    with mine.beside(), NOBODY_ELSE.alone():
+        assert done == ["waits", turns.REST_S, "waits"]
+    assert turns.REST_S > 0
 
 
 def test_a_device_that_is_broken_is_given_back(tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def test_a_file_keeps_what_it_has_of_the_other_pass(content: dict[str, Any], tmp
 @pytest.mark.parametrize(
     ("name", "rows", "close"),
     [
-        ("h200-explain-backward-6.json", 60, 60),
+        ("h200-explain-backward-11.json", 60, 60),
         ("h100-explain-backward.json", 26, 22),  # it is older than the ranks of short sections
     ],
     ids=["H200", "H100"],
