@@ -22,7 +22,7 @@ from omnicupy.call.check_backward import GRADIENTS
 from omnicupy.call.problem import Problem
 from omnicupy.choose.backward_ceilings import BackwardCeilings, KernelCeiling
 from omnicupy.choose.backward_traffic import may_prepare, traffic
-from omnicupy.choose.backward_waits import waited_share
+from omnicupy.choose.backward_waits import Waits, waited_share
 from omnicupy.choose.ceilings import Device, FloatArray
 from omnicupy.choose.prediction import beside_memory, in_sections
 from omnicupy.errors import UnsupportedError
@@ -131,9 +131,10 @@ def work_of(
     deterministic: bool = True,
     wanted: Sequence[str] = GRADIENTS,
     keys: str = "",
+    waits: Waits = waited_share,
 ) -> PassWork:
     """The work of a backward pass whose batch elements share one mask. wanted: which gradients.  keys: the name of the
-    kernel that makes dK and dV, where it is known; "" for that of keys_kernel.
+    kernel that makes dK and dV, where it is known; "" for that of keys_kernel.  waits: plays a launch in one order.
 
     Raises UnsupportedError for kernels whose work items the model does not describe.
     """
@@ -148,7 +149,7 @@ def work_of(
     parts = [keys] if makes_all or "k" in wanted or "v" in wanted else []
     if not makes_all and "q" in wanted:
         parts.append("dq")
-    kernels = tuple(_kernel_work(spec.part(part), problem, mask, device, known) for part in parts)
+    kernels = tuple(_kernel_work(spec.part(part), problem, mask, device, known, waits) for part in parts)
     prepares = any(one.kernel.prepares for one in kernels)
     moved = traffic(spec, problem, mask, keys, prepares=prepares, wanted=wanted)
     pairs = mask.pairs * problem.q_heads * problem.batch
@@ -156,7 +157,7 @@ def work_of(
 
 
 def _kernel_work(
-    kernel: BackwardKernel, problem: Problem, mask: Mask, device: Device, known: bool
+    kernel: BackwardKernel, problem: Problem, mask: Mask, device: Device, known: bool, waits: Waits
 ) -> KernelWork:
     """The work items of one kernel, from the lists that it walks. known: it is known whether it prepares."""
     grid = BackwardGrid(kernel, problem, 1, device.sm_count, device.l2_bytes)
@@ -172,8 +173,8 @@ def _kernel_work(
     of_turns = [in_sections(tier, width, section) for width in turns for tier in tiers]
     order = np.concatenate([in_sections(parts, early, section), *of_turns] if early else of_turns)
     charges = _charges(lists, kernel, grid.workers.repeats)
-    waits = waited_share(lists, grid.workers, kernel.warpgroups) if kernel.part == "ordered" else 0.0
-    return KernelWork(kernel, charges, order, waits)
+    waited = waits(lists, grid.workers, kernel.warpgroups) if kernel.part == "ordered" else 0.0
+    return KernelWork(kernel, charges, order, waited)
 
 
 def _charges(lists: BlockLists, kernel: BackwardKernel, repeats: int) -> FloatArray:

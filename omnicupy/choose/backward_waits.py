@@ -8,8 +8,9 @@ next item is taken when all additions of the one at hand have had their turn.
 
 from __future__ import annotations
 
+import hashlib
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,6 +28,7 @@ MOST_STEPS = 600_000  # tiles that are played: a second or two
 _NEXT_ITEM = -1  # whose turn it is where no tile is done, but the next item may be taken
 
 Step = tuple[int, int, float]  # the sum that a tile adds to, how many add to it before, what the tile takes
+Waits = Callable[[BlockLists, Workers, int], float]  # waited_share, or what answers as it does
 
 
 def waited_share(lists: BlockLists, workers: Workers, warpgroups: int = 2) -> float:
@@ -49,6 +51,23 @@ def waited_share(lists: BlockLists, workers: Workers, warpgroups: int = 2) -> fl
     item, addition = PLAYED_ITEM / of_group, ADDITION / of_group
     free = Play(items, workers.sm_count, item, None, warpgroups).end()
     return Play(items, workers.sm_count, item, addition, warpgroups).end() / free - 1
+
+
+class PlayedOnce:
+    """Answers as waited_share, and keeps the answers: many records have the same calls, and playing one takes a second
+    or two.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, float] = {}
+
+    def __call__(self, lists: BlockLists, workers: Workers, warpgroups: int = 2) -> float:
+        """As waited_share. Lists are the same where all that they hold is."""
+        rest = {name: value for name, value in vars(lists).items() if name != "buffer"}
+        key = hashlib.sha256(lists.buffer).digest(), repr(rest), workers, warpgroups
+        if key not in self._known:
+            self._known[key] = waited_share(lists, workers, warpgroups)
+        return self._known[key]
 
 
 def items_of(lists: BlockLists, heads: int, repeats: int) -> list[list[Step]]:

@@ -188,3 +188,28 @@ def test_an_item_is_taken_when_all_additions_of_the_last_one_have_had_their_turn
     items = [[(0, 1, 1.0)], [(0, 0, 5.0)], [(9, 0, 1.0)]]
     assert Play(items, 2, 0.0, None).end() == pytest.approx(5.0)
     assert Play(items, 2, 0.0, 0.5).end() == pytest.approx(6.0)
+
+
+def test_what_was_played_is_not_played_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    played: list[tuple[BlockLists, object, int]] = []
+
+    def share(lists: BlockLists, workers: object, warpgroups: int = 2) -> float:
+        played.append((lists, workers, warpgroups))
+        return float(len(played))
+
+    monkeypatch.setattr(backward_waits, "waited_share", share)
+    once = backward_waits.PlayedOnce()
+    lists, workers = _lists(MASKS["mixed"])
+    again, _ = _lists(MASKS["mixed"])
+    assert once(lists, workers) == once(again, workers) == 1.0
+    changed = replace(again, buffer=again.buffer.copy())
+    changed.array("ranks")[0] += 1
+    others = [
+        (changed, workers, 2),
+        (replace(lists, section=lists.section + 1), workers, 2),
+        (lists, replace(workers, sm_count=7), 2),
+        (lists, workers, 3),
+    ]
+    assert [once(*one) for one in others] == [2.0, 3.0, 4.0, 5.0]
+    assert [once(*one) for one in others] == [2.0, 3.0, 4.0, 5.0]
+    assert backward_waits.PlayedOnce()(lists, workers) == 6.0

@@ -13,6 +13,7 @@ from omnicupy.choose import backward_prediction, variants
 from omnicupy.choose import ceilings as choose_ceilings
 from omnicupy.choose.backward_ceilings import BackwardCeilings, FloatArray, KernelCeiling
 from omnicupy.choose.backward_prediction import TERMS, PassWork
+from omnicupy.choose.backward_waits import PlayedOnce, Waits, waited_share
 from omnicupy.choose.ceilings import Ceilings, Device
 from omnicupy.choose.prediction import NORM_POWER, beside_memory
 from omnicupy.jit.backward_spec import BackwardSpec
@@ -103,7 +104,8 @@ def from_files(paths: Sequence[Path], out: Path | None = None) -> BackwardFitted
     """
     contents = [records.load(path) for path in paths]
     device = one_device(contents)
-    measured = [point for content in contents for point in points(content, device)]
+    waits = PlayedOnce()
+    measured = [point for content in contents for point in points(content, device, waits)]
     found = fit(measured, [path.name for path in paths])
     target = out or choose_ceilings.FILE
     kept = choose_ceilings.load(target) if target.exists() else []
@@ -112,8 +114,11 @@ def from_files(paths: Sequence[Path], out: Path | None = None) -> BackwardFitted
     return BackwardFitted(device, found, tuple(residuals(found, measured)))
 
 
-def points(content: dict[str, Any], device: Device) -> list[BackwardPoint]:
-    """The measurements of a record that the model describes: right results of the Hopper kernels, backward alone."""
+def points(content: dict[str, Any], device: Device, waits: Waits = waited_share) -> list[BackwardPoint]:
+    """The measurements of a record that the model describes: right results of the Hopper kernels, backward alone.
+
+    waits: as of backward_prediction.work_of.
+    """
     found = []
     for row in content["rows"]:
         if not usable(row):
@@ -131,6 +136,7 @@ def points(content: dict[str, Any], device: Device) -> list[BackwardPoint]:
             deterministic=not of.free,
             wanted=of.wanted,
             keys=_keys_of(row, spec, free=of.free),
+            waits=waits,
         )
         found.append(BackwardPoint(row["workload"], row["system"], spec, work, 1e3 * row["ms"]))
     return found

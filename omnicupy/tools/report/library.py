@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from omnicupy.choose.backward_waits import PlayedOnce
 from omnicupy.tools.bench import records
 from omnicupy.tools.bench.records import OURS, Row
 from omnicupy.tools.explain import backward_fitting
@@ -79,6 +80,7 @@ class Library:
         self.elsewhere = elsewhere or {}
         self._points: dict[str, list[Point]] = {}
         self._backward: dict[str, list[BackwardPoint]] = {}
+        self._waits = PlayedOnce()
 
     def points(self, name: str) -> list[Point]:
         """A record's measurements for the cost model; their masks are built once for all tables."""
@@ -91,7 +93,9 @@ class Library:
         if name not in self._backward:
             content = self.of[name]
             has_rows = any(backward_fitting.usable(row) for row in content["rows"])
-            self._backward[name] = backward_fitting.points(content, device_of(content)) if has_rows else []
+            self._backward[name] = (
+                backward_fitting.points(content, device_of(content), self._waits) if has_rows else []
+            )
         return self._backward[name]
 
     @classmethod
