@@ -10,7 +10,7 @@ from omnicupy.jit.backward_kernel import BackwardKernel, TileShape
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.finishing import TICKET_PARTS
 from omnicupy.masks.mask import Mask
-from omnicupy.schedule.backward_grid import makes_all_part
+from omnicupy.schedule.backward_grid import makes_all_part, ordered_part
 
 # Additions to a mean sum of dQ from which on, and below which, two kernels are faster than one that adds to the sums,
 # whoever makes dQ of them (docs/tries.md). SHARED: where query heads share one of keys.  NARROW: up to so many columns.
@@ -21,8 +21,8 @@ NARROW, SPLIT_FROM_NARROW = 80, 3.9
 WIDE_BELOW, WIDE_BELOW_PADDED, PADDED, WIDE_BELOW_ANY = 4.0, 7.0, 0.1, 3.0
 # And where in any order a row's tile for few additions is faster than its other one: its kernel makes dQ of the sums.
 FEW_FROM, FEW_BELOW = 4.0, 6.0
-# And from which on in one order its tile for full masks, whose shorter blocks add more often. Under other masks, where
-# blocks are not alike, they wait longer for each other.
+# From which on in one order a row's tile for full masks is faster, whose shorter blocks add more often. Under other
+# masks blocks are not alike, and wait longer for each other.
 FULL_FROM = 60.0
 # Additions to a sum over tiles of a block of keys from which on they follow each other for longer than all else takes:
 # few queries on many keys.
@@ -31,16 +31,17 @@ CHAINED = 1.5
 
 def suited(
     spec: BackwardSpec,
-    others: tuple[TileShape | None, TileShape | None],
     problem: Problem,
     masks: Sequence[Mask],
     *,
     deterministic: bool,
+    few: TileShape | None = None,
+    full: TileShape | None = None,
 ) -> BackwardSpec:
-    """A row's kernels without those that add to dQ where two kernels are faster. others: the row's `few` and `full`.
-    masks: the distinct ones.  deterministic: of the call; what calls in the other order would get is not asked.
+    """A row's kernels without those that add to dQ where two kernels are faster, and with another tile where that is.
+    masks: the distinct ones.  deterministic: of the call; what calls in the other order would get is not asked.  few,
+    full: the row's.
     """
-    few, full = others
     if spec.fused is None or spec.ordered is None:
         return spec
     if spec.part("ordered").may_finish:
@@ -48,10 +49,12 @@ def suited(
     if deterministic:
         if _two_are_faster_in_order(spec, problem, masks):
             return replace(spec, ordered=None)
-        if full is None or any(one.pairs < problem.q_len * problem.k_len for one in masks):
+        if full is None or not _are_full(problem, masks):
             return spec
-        many = _additions(spec.part("fused"), problem, masks) >= FULL_FROM
-        return replace(spec, ordered=full) if many else spec
+        found = replace(spec, ordered=full)
+        part = found.part("ordered")
+        many = _additions(part, problem, masks) >= FULL_FROM
+        return found if many and ordered_part(part, problem, masks) == "ordered" else spec
     part = spec.part("fused")
     if part.bc >= spec.part("ordered").bc:
         return spec
@@ -65,6 +68,12 @@ def suited(
         makes_all_part(found.kernels(), problem, masks, deterministic=False) in TICKET_PARTS
     )
     return found if makes_query_gradients else spec
+
+
+def _are_full(problem: Problem, masks: Sequence[Mask]) -> bool:
+    """Does each mask allow all pairs, of as many queries as keys or more? Fewer have not been measured."""
+    pairs = problem.q_len * problem.k_len
+    return problem.q_len >= problem.k_len and all(one.pairs == pairs for one in masks)
 
 
 def _without_one_that_finishes(spec: BackwardSpec, problem: Problem, masks: Sequence[Mask]) -> BackwardSpec:

@@ -228,7 +228,7 @@ def chosen_for(
     `pick`.
     """
     row, spec = _picked(arch, problem.dtype, problem.head_dim, problem.softcap, problem.value_dim)
-    return suited(spec, (row.few, row.full), problem, masks, deterministic=deterministic)
+    return suited(spec, problem, masks, deterministic=deterministic, few=row.few, full=row.full)
 
 
 def select(

@@ -33,7 +33,7 @@ Waits = Callable[[BlockLists, Workers, int], float]  # waited_share, or what ans
 
 def waited_share(lists: BlockLists, workers: Workers, warpgroups: int = 2) -> float:
     """The time that waits add, over the time without them. lists: of ordered_lists.  warpgroups: that take turns with
-    tiles of dQ.
+    tiles of dQ, or where one of its own makes dQ the buffers from which it is added.
 
     As many whole sections of heads are played as MOST_STEPS allow, the query heads of a group as one where not even one
     section of them would be. Of masks with more tiles than that, whose waits are short beside them, nothing is played.

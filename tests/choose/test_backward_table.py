@@ -148,8 +148,10 @@ def test_sums_of_few_additions_have_a_tile_of_their_own_in_any_order() -> None:
 
 
 def test_full_masks_of_many_additions_have_a_tile_of_their_own_in_one_order() -> None:
-    def chosen(mask: oc.Mask, *masks: oc.Mask, head_dim: int = 64, order: bool = True) -> BackwardSpec:
-        problem = Problem(2, 16, 16, *mask.shape, head_dim, "bfloat16")
+    def chosen(
+        mask: oc.Mask, *masks: oc.Mask, order: bool = True, head_dim: int = 64, softcap: bool = False
+    ) -> BackwardSpec:
+        problem = Problem(2, 16, 16, *mask.shape, head_dim, "bfloat16", softcap=softcap)
         return backward_table.chosen_for("sm_90", problem, (mask, *masks), deterministic=order)
 
     usual = backward_table.pick("sm_90", "bfloat16", 64)
@@ -157,11 +159,17 @@ def test_full_masks_of_many_additions_have_a_tile_of_their_own_in_one_order() ->
     assert full in rows()
     assert full in backward_table.every_spec()
     assert not full.part("ordered").may_finish
-    assert chosen(oc.full(8192)) == chosen(oc.full(16384)) == full
-    assert chosen(oc.full(8192), order=False) == usual
-    assert chosen(oc.full(4096)) == chosen(oc.causal(16384)) == usual
-    assert chosen(oc.full(8192), oc.causal(8192)) == usual
+    assert chosen(oc.full(7680)) == chosen(oc.full(16384)) == chosen(oc.full(16384), oc.full(16384)) == full
+    assert chosen(oc.full(7552)) == chosen(oc.full(7680), order=False) == chosen(oc.causal(16384)) == usual
+    both = oc.full(16384), oc.causal(16384)
+    assert chosen(*both) == chosen(*reversed(both)) == usual
+    assert chosen(oc.full(8192, 7680)) == full
+    assert chosen(oc.full(8064, 8192)) == usual  # fewer queries than keys
+    most = 128 * int((backward_grid.MOST_RANKS / 2) ** 0.5)  # tokens, all of whose tiles have ranks
+    assert chosen(oc.full(most)) == full
+    assert chosen(oc.full(most + 128)) == chosen(oc.full(200_000)) == usual
     assert chosen(oc.full(8192), head_dim=48) == backward_table.pick("sm_90", "bfloat16", 48)
+    assert chosen(oc.full(8192), softcap=True) == backward_table.pick("sm_90", "bfloat16", 64, True)
 
 
 def test_blocks_of_192_keys_leave_sums_of_a_few_additions_to_two_kernels() -> None:

@@ -15,6 +15,7 @@ from busy_gpu import HalfHeld
 import omnicupy as oc
 from omnicupy.call.problem import Problem
 from omnicupy.choose import backward_table, pick
+from omnicupy.jit.backward_kernel import TileShape
 from omnicupy.tools.verify import backward_inputs
 from omnicupy.tools.verify.backward_cases import BACKWARD_FIXED, BackwardCase
 from omnicupy.tools.verify.changed_bits import ChangedBits
@@ -50,7 +51,7 @@ NAMES = (
     "bwd-d256-bf16-window-q266k330-h6g3-b2-sinks-qksink_logits",
 )
 CASES = {case.id: case for case in BACKWARD_FIXED if case.id in NAMES}
-# In one order its sums have so many additions that a tile of its own serves it.
+# In one order full masks whose sums have many additions have a tile of their own.
 MANY = BackwardCase(
     group="long", mask="full", head_dim=64, dtype="bfloat16", q_len=8192, k_len=8192, q_heads=4, kv_heads=2
 )
@@ -178,9 +179,10 @@ def test_the_cases_are_twenty_of_verify_and_cover_what_they_are_for() -> None:
     assert any(case.q_len % 16 and case.k_len % 16 for case in cases)
 
 
-def test_one_more_gets_the_tile_for_many_additions() -> None:
+def test_one_more_gets_the_tile_for_full_masks() -> None:
     masks, problem = MANY.masks(), Problem(1, 4, 2, 8192, 8192, 64, "bfloat16")
     found = backward_table.chosen_for("sm_90", problem, masks, deterministic=True)
+    assert found.ordered == TileShape(64, 128, 4, 16)
     assert found.ordered != backward_table.pick("sm_90", "bfloat16", 64).ordered
 
 

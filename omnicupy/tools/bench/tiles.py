@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from omnicupy.choose import backward_table, pick, variants
-from omnicupy.jit.backward_kernel import MAKES_ALL, TileShape
+from omnicupy.jit.backward_kernel import TileShape
 from omnicupy.jit.backward_spec import BackwardSpec
 from omnicupy.jit.build import compile_all
 from omnicupy.jit.spec import AttnSpec
@@ -93,9 +93,9 @@ def likely_gradients(session: Session, workload: Workload) -> list[str]:
         backward_table.chosen_for(session.arch, problem, (mask,), deterministic=order)
         for order in (False, True)
     )
-    table = replace(table, fused=in_any.fused or table.fused, ordered=in_one.ordered or table.ordered)
-    for part in ("dkdv", "dq", *MAKES_ALL):
-        for spec in _deepest(table, part):
+    got = {"dkdv": table.dkdv, "dq": table.dq, "fused": in_any.fused, "ordered": in_one.ordered}
+    for part, own in got.items():
+        for spec in _deepest(table, part, own):
             named[f"{OURS}:{part}-{variants.tile_word(getattr(spec, part))}"] = spec
     kernels = {name: spec.part(name.partition(":")[2].partition("-")[0]) for name, spec in named.items()}
     good = {one.spec: one.problem for one in compile_all(list(dict.fromkeys(kernels.values())))}
@@ -105,17 +105,20 @@ def likely_gradients(session: Session, workload: Workload) -> list[str]:
     return [*forms, *(name for name, kernel in kernels.items() if not good[kernel])]
 
 
-def _deepest(table: BackwardSpec, part: str) -> Iterator[BackwardSpec]:
-    """The table's kernels with other tiles of one of them; none where the table has no such kernel."""
-    own: TileShape | None = getattr(table, part)
-    if own is None:
+def _deepest(table: BackwardSpec, part: str, own: TileShape | None) -> Iterator[BackwardSpec]:
+    """The table's kernels with other tiles of one of them; none where the table has no such kernel. own: what calls
+    get, None where they get no such kernel.
+    """
+    if getattr(table, part) is None:
         return
-    legal: list[Any] = [spec for spec in variants.every_tile(table, part) if getattr(spec, part) is not None]
+    others = variants.every_tile(table, part)
+    legal: list[Any] = [table, *(spec for spec in others if getattr(spec, part) is not None)]
+    left_out = [_kind(spec, part) for spec in legal if getattr(spec, part) == own]
     deepest: dict[Any, BackwardSpec] = {}
     for spec in sorted(legal, key=lambda one: int(getattr(one, part).stages)):
         tile: TileShape = getattr(spec, part)
         walked = tile.bc if part == "dq" else tile.br
-        if LEAST_WALKED <= walked <= MOST_WALKED and _kind(spec, part) != _kind(table, part):
+        if LEAST_WALKED <= walked <= MOST_WALKED and _kind(spec, part) not in left_out:
             deepest[_kind(spec, part)] = spec
     yield from deepest.values()
 

@@ -65,7 +65,7 @@ class Turns:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """For the body no other process is on the GPU, which has rested."""
+        """For the body no other process is on the GPU, which has rested where there are others."""
         with self._held(shared=False):
             if self.is_shared:
                 time.sleep(REST_S)

@@ -202,7 +202,7 @@ def best(library: Library) -> str:
         if found
     ]
     whole = "; ".join(one.replace(" ", TIED) for one in said)
-    begin = "Gradients in any order over the fastest other library"
+    begin = "Gradients in any order over the fastest other default"
     text = textwrap.fill(f"{begin}: {whole}. Both {IN_ONE}.", 120)
     return text.replace(TIED, " ") if said else NONE
 

@@ -20,6 +20,12 @@ from omnicupy.tools.watchdog import Watchdog
 from omnicupy.tools.workloads.workload import by_name
 
 ROUNDS, PROCESSES = 4, 4
+REST_S = turns.REST_S
+
+
+@pytest.fixture(autouse=True)
+def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "REST_S", 0.0)
 
 
 def _work(folder: Path, number: int, seen: Any, together: Any) -> None:
@@ -101,6 +107,7 @@ def test_the_chip_rests_before_what_is_alone_if_there_are_others(
         done.append("waits")
         yield
 
+    monkeypatch.setattr(turns, "REST_S", REST_S)
     monkeypatch.setattr(turns.time, "sleep", done.append)
     mine = Turns(tmp_path, settle=lambda: None)
     mine.around_waits = waiting
